@@ -1,0 +1,608 @@
+//! The engine: follows the walk, and turns what it hears into nodes, blocks and catalog rows.
+//!
+//! Everything that decides is here, in one thread: what is known, what goes where, when to commit. The walk,
+//! the readers and the sealers run beside it; channels between them are bounded, and the engine takes files
+//! in the order of the walk, so nothing overtakes without limit and nothing can wait in a circle.
+
+use std::collections::{HashMap, HashSet};
+use std::time::{Duration, Instant};
+
+use crossbeam_channel::{Receiver, Sender};
+use roaring::RoaringTreemap;
+
+use super::budget::Budget;
+use super::event::{Content as FileContent, End, Enter, Event, NewFile, Reused};
+use super::nodes::{Link, NodeKey, Nodes, PLACEHOLDER, Purpose};
+use super::seal::{Done, Packing, Plain};
+use super::session::Session;
+use super::store::Store;
+use super::{Error, INLINE_EXTENTS, NODE_ITEMS, Options, entry_of};
+use crate::catalog::stats::Stats;
+use crate::catalog::{BlockId, Catalog, DirectoryId, DirectoryRow, PackRow, SegmentId, SegmentRow, Stored};
+use crate::format::entry::NodeRef;
+use crate::format::index::{IndexedBlock, IndexedPack, PackKind};
+use crate::format::{Content, Digest, Entry, Extent, HardLink, Items, PackId, Segment, Subtree, Timestamp};
+use crate::monitor::{Monitor, Progress};
+use crate::source::{Owners, Stat};
+
+/// Time between commits. A run that is killed loses at most so much work.
+const COMMIT_EVERY: Duration = Duration::from_secs(60);
+/// A commit comes earlier when it would list this many chunks: its index is held in memory.
+const COMMIT_CHUNKS: usize = 100_000;
+
+/// A segment ends at about so many bytes, well before its node could be larger than a block.
+const NODE_BYTES: usize = 512 << 10;
+
+/// The engine of one run.
+pub(super) struct Engine<'a> {
+    pub(super) session: &'a Session<'a>,
+    pub(super) catalog: Catalog,
+    pub(super) options: &'a Options,
+    pub(super) monitor: &'a dyn Monitor,
+    pub(super) budget: &'a Budget,
+    pub(super) events: Receiver<Event>,
+    pub(super) plain: Sender<Plain>,
+    pub(super) packing: Sender<Packing>,
+    pub(super) done: Receiver<Done>,
+    pub(super) store: Store,
+    pub(super) nodes: Nodes,
+    pub(super) owners: Owners,
+    frames: Vec<Frame>,
+    /// Blocks of the snapshot that is being made.
+    pub(super) used: RoaringTreemap,
+    /// Packs that are being filled, and those that are stored since the last commit.
+    pub(super) packs: HashMap<PackId, Pack>,
+    pub(super) finished: Vec<IndexedPack>,
+    chunks_since_commit: usize,
+    last_commit: Instant,
+    /// Directories that were not found again; removed at the end, since they may turn up elsewhere.
+    pub(super) vanished: Vec<(DirectoryId, Vec<u8>, DirectoryId)>,
+    pub(super) progress: Progress,
+    pub(super) tally: Tally,
+    above: DirectoryId,
+}
+
+/// What the engine counted.
+#[derive(Debug, Default, Clone, Copy)]
+pub(super) struct Tally {
+    pub(super) problems: u64,
+    pub(super) read_files: u64,
+    pub(super) missing_files: u64,
+    pub(super) data_packs: u64,
+    pub(super) tree_packs: u64,
+    pub(super) data_bytes: u64,
+    pub(super) tree_bytes: u64,
+}
+
+/// A pack that is being filled.
+pub(super) struct Pack {
+    row: PackRow,
+    kind: PackKind,
+    blocks: Vec<IndexedBlock>,
+}
+
+/// What became of a directory.
+pub(super) struct Outcome {
+    /// The directory as an entry.
+    pub(super) name: Vec<u8>,
+    pub(super) stat: Stat,
+    pub(super) below: u64,
+    link: Option<Link>,
+    pub(super) id: DirectoryId,
+    /// Its node is not the one that its parent's old segment has.
+    pub(super) changed: bool,
+}
+
+/// A directory that is being walked.
+struct Frame {
+    id: DirectoryId,
+    name: Vec<u8>,
+    stat: Stat,
+    row: Option<DirectoryRow>,
+    parts: Vec<(Segment, Link)>,
+    part: Part,
+    /// Directories below it that were entered.
+    children: HashSet<DirectoryId>,
+    /// Something is different from what its row says.
+    changed: bool,
+}
+
+/// The segment at hand.
+enum Part {
+    None,
+    Old {
+        row: Box<SegmentRow>,
+        changed: Vec<Outcome>,
+    },
+    /// The node, and about how many bytes it has so far.
+    New(NodeKey, usize),
+}
+
+impl<'a> Engine<'a> {
+    #[expect(clippy::too_many_arguments, reason = "made once, of all that a run is made of")]
+    pub(super) fn new(
+        session: &'a Session<'a>,
+        catalog: Catalog,
+        options: &'a Options,
+        monitor: &'a dyn Monitor,
+        budget: &'a Budget,
+        events: Receiver<Event>,
+        (plain, packing, done): (Sender<Plain>, Sender<Packing>, Receiver<Done>),
+        above: DirectoryId,
+    ) -> Result<Self, Error> {
+        Ok(Engine {
+            session,
+            store: Store::new(catalog.next_block()?),
+            catalog,
+            options,
+            monitor,
+            budget,
+            events,
+            plain,
+            packing,
+            done,
+            nodes: Nodes::default(),
+            owners: Owners::default(),
+            frames: Vec::new(),
+            used: RoaringTreemap::new(),
+            packs: HashMap::new(),
+            finished: Vec::new(),
+            chunks_since_commit: 0,
+            last_commit: Instant::now(),
+            vanished: Vec::new(),
+            progress: Progress::default(),
+            tally: Tally::default(),
+            above,
+        })
+    }
+
+    /// Follows the walk to its end. Returns the root directory; none if the walk broke off.
+    pub(super) fn follow(&mut self) -> Result<Option<Outcome>, Error> {
+        let mut root = None;
+        while let Ok(event) = self.events.recv() {
+            match event {
+                Event::Enter(enter) => self.enter(*enter)?,
+                Event::OldSegment(row) => self.frame()?.part = Part::Old { row, changed: Vec::new() },
+                Event::NewSegment { replaces } => self.new_segment(replaces)?,
+                Event::Reused(reused) => self.reuse(*reused)?,
+                Event::File(file) => self.file(*file)?,
+                Event::Plain(plain) => {
+                    let (entry, stat) = *plain;
+                    self.add_entry(entry, &stat, false)?;
+                }
+                Event::EndSegment => self.end_segment()?,
+                Event::Leave { removed } => root = self.leave(&removed)?,
+            }
+            self.take_results()?;
+            self.commit_if_due()?;
+        }
+        Ok(root)
+    }
+
+    fn frame(&mut self) -> Result<&mut Frame, Error> {
+        self.frames.last_mut().ok_or(Error::Stopped("the walk"))
+    }
+
+    fn enter(&mut self, Enter { name, stat, row }: Enter) -> Result<(), Error> {
+        let parent = self.frames.last().map_or(self.above, |frame| frame.id);
+        let inode = (stat.dev, stat.ino);
+        let id = match &row {
+            Some(row) => row.id,
+            None => self.catalog.enter_directory(None, parent, &name, inode)?,
+        };
+        if let Some(above) = self.frames.last_mut() {
+            above.children.insert(id);
+        }
+        let changed = row.as_ref().is_none_or(|row| row.subtree.is_none());
+        let (parts, children) = (Vec::new(), HashSet::new());
+        self.frames.push(Frame { id, name, stat, row, parts, part: Part::None, children, changed });
+        Ok(())
+    }
+
+    fn new_segment(&mut self, replaces: Vec<SegmentId>) -> Result<(), Error> {
+        let directory = self.frame()?.id;
+        let purpose = Purpose::Segment { directory, replaces, stats: Stats::default(), children: Vec::new() };
+        let key = self.open_node(purpose, Items::Entries(Vec::new()));
+        let frame = self.frame()?;
+        frame.part = Part::New(key, 0);
+        frame.changed = true;
+        Ok(())
+    }
+
+    /// The new segment that takes the next entry. One that is heavy ends, and another begins.
+    fn new_part(&mut self) -> Result<NodeKey, Error> {
+        if matches!(self.frame()?.part, Part::New(_, bytes) if bytes >= NODE_BYTES) {
+            self.end_segment()?;
+            self.new_segment(Vec::new())?;
+        }
+        match &self.frame()?.part {
+            Part::New(key, _) => Ok(*key),
+            _ => Err(Error::Stopped("the walk")),
+        }
+    }
+
+    /// Adds an entry to the new segment at hand, and its identity, if that can be trusted later.
+    fn add_entry(&mut self, mut entry: Entry, stat: &Stat, untrusted: bool) -> Result<usize, Error> {
+        let Part::New(key, bytes) = &mut self.frame()?.part else { return Err(Error::Stopped("the walk")) };
+        *bytes += weight(&entry);
+        let key = *key;
+        entry.link = None;
+        if stat.nlink > 1 && stat.kind != crate::format::Kind::Directory {
+            let ctime = if self.options.identity.ctime { stat.ctime } else { Timestamp::default() };
+            let id = self.catalog.hard_link((stat.dev, stat.ino), ctime)?;
+            if id < HardLink::ID_LIMIT {
+                entry.link = Some(HardLink { id, count: stat.nlink });
+            }
+        }
+        let identity = self.options.identity;
+        if let Purpose::Segment { stats, .. } = self.node_purpose(key)? {
+            match untrusted {
+                true => stats.push_untrusted(&entry.name),
+                false => stats.push(&entry.name, stat, identity),
+            }
+        }
+        match self.node_items(key)? {
+            Items::Entries(entries) => {
+                entries.push(entry);
+                Ok(entries.len() - 1)
+            }
+            _ => Err(Error::Stopped("the walk")),
+        }
+    }
+
+    fn reuse(&mut self, Reused { mut entry, stat, blocks }: Reused) -> Result<(), Error> {
+        let key = self.new_part()?;
+        self.refer_again(key, &mut entry, &blocks)?;
+        self.progress.files += u64::from(stat.kind == crate::format::Kind::File);
+        self.progress.bytes += entry.size;
+        self.add_entry(entry, &stat, false)?;
+        Ok(())
+    }
+
+    /// Moves an entry's references over to another node's table. `blocks` are what they refer to now.
+    fn refer_again(
+        &mut self,
+        key: NodeKey,
+        entry: &mut Entry,
+        blocks: &[(BlockId, crate::format::BlockLocation)],
+    ) -> Result<(), Error> {
+        let wrong = || Error::Stopped("the catalog's references");
+        let is_nodes = matches!(entry.content, Content::Nodes { .. });
+        for chunk in entry.chunk_refs_mut() {
+            let (block, place) = *blocks.get(chunk.block as usize).ok_or_else(wrong)?;
+            let stored = Stored { digest: chunk.digest, block, start: chunk.start, length: chunk.length };
+            *chunk = self.refer_placed(key, &stored, Some(place))?;
+            if is_nodes {
+                let below = self.catalog.extent_node(&stored.digest)?.ok_or_else(wrong)?;
+                self.add_more(key, &below)?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Takes in a file's content as it arrives, and adds the file.
+    fn file(&mut self, NewFile { name, path, content, lent }: NewFile) -> Result<(), Error> {
+        let key = self.new_part()?;
+        let mut extents: Vec<(Extent, Option<Stored>)> = Vec::new();
+        let mut nodes: Vec<(u64, Link)> = Vec::new();
+        let end = loop {
+            let (extent, stored) = match content.recv() {
+                Ok(FileContent::Chunk(bytes, digest)) => {
+                    let stored = self.store_chunk(PackKind::Data, bytes.into(), digest)?;
+                    (extent_of(&stored), Some(stored))
+                }
+                Ok(FileContent::Spooled(file, digest, length)) => {
+                    let stored = self.store_spooled(file, digest, length)?;
+                    (extent_of(&stored), Some(stored))
+                }
+                Ok(FileContent::Hole(length)) => (Extent::Hole(length), None),
+                Ok(FileContent::End(end)) => break Ok(end),
+                Ok(FileContent::Failed(why)) => break Err(why),
+                Err(_) => return Err(Error::Stopped("reading files")),
+            };
+            self.progress.bytes += extent.length();
+            self.monitor.progress(self.progress);
+            extents.push((extent, stored));
+            if extents.len() >= NODE_ITEMS {
+                nodes.push(self.extents_node(&extents)?);
+                extents.clear();
+                self.commit_if_due()?;
+            }
+        };
+        self.budget.give_back(lent);
+        match end {
+            Ok(end) => self.finish_file(key, name, &path, *end, extents, nodes),
+            Err(why) => {
+                self.tally.problems += 1;
+                self.tally.missing_files += 1;
+                self.monitor.problem(&path, &why);
+                Ok(())
+            }
+        }
+    }
+
+    fn finish_file(
+        &mut self,
+        key: NodeKey,
+        name: Vec<u8>,
+        path: &std::path::Path,
+        End { stat, size, digest, changed, fresh }: End,
+        extents: Vec<(Extent, Option<Stored>)>,
+        mut nodes: Vec<(u64, Link)>,
+    ) -> Result<(), Error> {
+        self.tally.read_files += 1;
+        self.progress.files += 1;
+        self.monitor.progress(self.progress);
+        self.monitor.entry(path, "stored");
+        let mut links = Vec::new();
+        let content = match (nodes.is_empty(), extents.as_slice()) {
+            (true, []) => Content::Empty,
+            (true, [(Extent::Chunk(_), Some(stored))]) => Content::Chunk(self.refer(key, stored)?),
+            (true, few) if few.len() <= INLINE_EXTENTS => {
+                Content::Extents { digest, extents: self.place_extents(key, few)? }
+            }
+            (_, rest) => {
+                if !rest.is_empty() {
+                    nodes.push(self.extents_node(rest)?);
+                }
+                let (depth, top) = self.index_extents(nodes, INLINE_EXTENTS)?;
+                let nodes = top.iter().map(|(covers, _)| NodeRef { covers: *covers, node: PLACEHOLDER }).collect();
+                links = top;
+                Content::Nodes { digest, depth, nodes }
+            }
+        };
+        let mut entry = entry_of(name, &stat, content);
+        entry.size = size;
+        if changed {
+            entry.flags |= Entry::CHANGED;
+            self.tally.problems += 1;
+            self.monitor.problem(path, "it changed while it was read; what was read is stored and marked");
+        }
+        let item = self.add_entry(entry, &stat, changed || fresh)?;
+        for (reference, (_, link)) in links.into_iter().enumerate() {
+            self.depend(key, item, reference, link)?;
+        }
+        Ok(())
+    }
+
+    fn end_segment(&mut self) -> Result<(), Error> {
+        match std::mem::replace(&mut self.frame()?.part, Part::None) {
+            Part::None => Ok(()),
+            Part::New(key, _) => self.end_new_segment(key),
+            Part::Old { row, changed } if changed.is_empty() => {
+                self.use_blocks(&row.blocks);
+                self.use_blocks(&row.more);
+                self.use_blocks(&[row.node.block]);
+                let SegmentRow { first, entries, span, node, .. } = *row;
+                let segment = Segment { first, entries, span, node: PLACEHOLDER };
+                self.frame()?.parts.push((segment, Link::Ready(node, Vec::new())));
+                Ok(())
+            }
+            Part::Old { row, changed } => self.change_segment(&row, changed),
+        }
+    }
+
+    fn end_new_segment(&mut self, key: NodeKey) -> Result<(), Error> {
+        let Items::Entries(entries) = self.node_items(key)? else { return Ok(()) };
+        let segment = Segment {
+            first: entries.first().map(|entry| entry.name.clone()).unwrap_or_default(),
+            entries: entries.len() as u64,
+            span: entries.iter().map(Entry::span).sum(),
+            node: PLACEHOLDER,
+        };
+        if segment.entries == 0 {
+            // All of its files failed: there is nothing to write, but what it replaces must go.
+            let node = self.discard_node(key);
+            if let Some(Purpose::Segment { replaces, .. }) = node {
+                self.catalog.remove_segments(&replaces)?;
+            }
+            return Ok(());
+        }
+        let link = self.close_node(key)?;
+        self.frame()?.parts.push((segment, link));
+        Ok(())
+    }
+
+    /// Writes an old segment anew because directories in it changed further down.
+    fn change_segment(&mut self, row: &SegmentRow, changed: Vec<Outcome>) -> Result<(), Error> {
+        let old = self.catalog.segment_node(row.id)?;
+        let Items::Entries(entries) = old.node.items else { return Err(Error::Stopped("the catalog's nodes")) };
+        let directory = self.frame()?.id;
+        let children = changed.iter().map(|child| child.id).collect();
+        let purpose = Purpose::Segment { directory, replaces: vec![row.id], stats: old.stats, children };
+        let key = self.open_node(purpose, Items::Entries(Vec::new()));
+        let blocks: Vec<_> = old.blocks.iter().copied().zip(old.node.blocks.iter().copied()).collect();
+        let mut changed = changed.into_iter().peekable();
+        let mut links = Vec::new();
+        let mut items = Vec::with_capacity(entries.len());
+        for (item, mut entry) in entries.into_iter().enumerate() {
+            match changed.next_if(|child| child.name == entry.name) {
+                Some(child) => {
+                    entry.content = Content::Directory(Subtree { below: child.below, node: None });
+                    links.extend(child.link.map(|link| (item, link)));
+                }
+                None => self.refer_again(key, &mut entry, &blocks)?,
+            }
+            items.push(entry);
+        }
+        *self.node_items(key)? = Items::Entries(items);
+        for (item, link) in links {
+            self.depend(key, item, 0, link)?;
+        }
+        self.frame()?.changed = true;
+        self.end_new_segment(key)
+    }
+
+    /// Ends a directory. Returns it if it is the root; otherwise its parent gets it.
+    fn leave(&mut self, removed: &[SegmentId]) -> Result<Option<Outcome>, Error> {
+        let frame = self.frames.pop().ok_or(Error::Stopped("the walk"))?;
+        let outcome = self.outcome(frame, removed)?;
+        let Some(above) = self.frames.last_mut() else { return Ok(Some(outcome)) };
+        match &mut above.part {
+            Part::Old { changed, .. } => {
+                if outcome.changed {
+                    changed.push(outcome);
+                }
+                Ok(None)
+            }
+            Part::New(..) => {
+                let key = self.new_part()?;
+                let subtree = Subtree { below: outcome.below, node: None };
+                let entry = entry_of(outcome.name, &outcome.stat, Content::Directory(subtree));
+                let item = self.add_entry(entry, &outcome.stat, false)?;
+                if let Purpose::Segment { children, .. } = self.node_purpose(key)? {
+                    children.push(outcome.id);
+                }
+                if let Some(link) = outcome.link {
+                    self.depend(key, item, 0, link)?;
+                }
+                Ok(None)
+            }
+            Part::None => Err(Error::Stopped("the walk")),
+        }
+    }
+
+    fn outcome(&mut self, frame: Frame, removed: &[SegmentId]) -> Result<Outcome, Error> {
+        let Frame { id, name, stat, row, parts, children, changed, .. } = frame;
+        if let (false, true, Some(DirectoryRow { subtree: Some((below, node)), linked, indexes, .. })) =
+            (changed, removed.is_empty(), &row)
+        {
+            self.use_blocks(indexes);
+            let link = node.map(|node| Link::Ready(node, Vec::new()));
+            return Ok(Outcome { name, stat, below: *below, link, id, changed: !linked });
+        }
+        self.catalog.remove_segments(removed)?;
+        if row.is_some() {
+            for (name, child) in self.catalog.children(id)? {
+                if !children.contains(&child) {
+                    self.vanished.push((id, name, child));
+                }
+            }
+        }
+        let below = parts.iter().map(|(segment, _)| segment.span).sum();
+        let mut parts = self.index_segments(parts, NODE_ITEMS)?;
+        let link = match parts.len() {
+            0 => None,
+            1 => parts.pop().map(|(_, link)| link),
+            _ => Some(self.segment_index(parts)?),
+        };
+        match &link {
+            Some(link) => self.complete(link, id, below)?,
+            None => self.catalog.finish_directory(id, 0, None, &[])?,
+        }
+        Ok(Outcome { name, stat, below, link, id, changed: true })
+    }
+
+    /// Notes that the snapshot uses these blocks.
+    pub(super) fn use_blocks(&mut self, blocks: &[BlockId]) {
+        self.used.extend(blocks.iter().map(|block| block.0));
+    }
+
+    /// Handles what came back from sealing, without waiting.
+    pub(super) fn take_results(&mut self) -> Result<(), Error> {
+        while let Ok(done) = self.done.try_recv() {
+            self.take_result(done)?;
+        }
+        Ok(())
+    }
+
+    /// Waits for something to come back from sealing, and handles it.
+    pub(super) fn wait_for_result(&mut self) -> Result<(), Error> {
+        match self.done.recv() {
+            Ok(done) => self.take_result(done),
+            Err(_) => Err(Error::Stopped("sealing")),
+        }
+    }
+
+    fn take_result(&mut self, done: Done) -> Result<(), Error> {
+        match done {
+            Done::Failed(error) => Err(error),
+            Done::Block { block, kind, ordinal, at } => self.take_block(block, kind, ordinal, at),
+            Done::Pack { pack, length, digest } => self.take_pack(pack, length, digest),
+        }
+    }
+
+    fn take_block(
+        &mut self,
+        block: BlockId,
+        kind: PackKind,
+        ordinal: u32,
+        at: crate::format::BlockLocation,
+    ) -> Result<(), Error> {
+        let chunks = self.store.sealing.remove(&block).ok_or(Error::Stopped("sealing"))?;
+        let row = match self.packs.get(&at.pack) {
+            Some(pack) => pack.row,
+            None => {
+                let row = self.catalog.add_pack(at.pack, kind)?;
+                self.packs.insert(at.pack, Pack { row, kind, blocks: Vec::new() });
+                row
+            }
+        };
+        self.catalog.add_block(block, row, ordinal, at)?;
+        self.store.place(block, at);
+        self.chunks_placed(block, &chunks)?;
+        self.chunks_since_commit += chunks.len();
+        if let Some(pack) = self.packs.get_mut(&at.pack) {
+            pack.blocks.push(IndexedBlock { length: at.length, chunks });
+        }
+        self.placed(block)
+    }
+
+    fn take_pack(&mut self, id: PackId, length: u64, digest: Digest) -> Result<(), Error> {
+        let Pack { row, kind, blocks } = self.packs.remove(&id).ok_or(Error::Stopped("storing packs"))?;
+        self.catalog.finish_pack(row, length, &digest)?;
+        match kind {
+            PackKind::Data => {
+                self.tally.data_packs += 1;
+                self.tally.data_bytes += length;
+            }
+            PackKind::Tree => {
+                self.tally.tree_packs += 1;
+                self.tally.tree_bytes += length;
+            }
+        }
+        self.progress.stored_bytes += length;
+        self.monitor.progress(self.progress);
+        self.finished.push(IndexedPack { id, kind, digest, blocks });
+        Ok(())
+    }
+
+    fn commit_if_due(&mut self) -> Result<(), Error> {
+        if self.last_commit.elapsed() < COMMIT_EVERY && self.chunks_since_commit < COMMIT_CHUNKS {
+            return Ok(());
+        }
+        self.commit(None)?;
+        self.chunks_since_commit = 0;
+        self.last_commit = Instant::now();
+        Ok(())
+    }
+
+    /// The error of the stage that stopped, or that it stopped.
+    pub(super) fn why_stopped(&mut self, stage: &'static str) -> Error {
+        // A stage sends its error before it closes its channel.
+        for done in self.done.try_iter() {
+            if let Done::Failed(error) = done {
+                return error;
+            }
+        }
+        Error::Stopped(stage)
+    }
+}
+
+/// About how many bytes an entry takes in a node, rather too many than too few.
+fn weight(entry: &Entry) -> usize {
+    let content = match &entry.content {
+        Content::Target(target) => target.len(),
+        Content::Extents { extents, .. } => 50 * extents.len(),
+        Content::Nodes { nodes, .. } => 60 * nodes.len(),
+        _ => 0,
+    };
+    let xattrs: usize = entry.xattrs.iter().map(|(name, value)| name.len() + value.len() + 10).sum();
+    // A name, numbers, a digest and a block of its own in the table; owners' names.
+    300 + entry.name.len() + content + xattrs
+}
+
+fn extent_of(stored: &Stored) -> Extent {
+    let (digest, length) = (stored.digest, stored.length);
+    Extent::Chunk(crate::format::ChunkRef { digest, block: 0, start: 0, length })
+}

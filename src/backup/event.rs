@@ -1,0 +1,96 @@
+//! What the walk tells the engine, in preorder: the order in which a snapshot counts its entries.
+
+use std::fs::File;
+use std::path::PathBuf;
+
+use crossbeam_channel::Receiver;
+
+use crate::catalog::{BlockId, DirectoryRow, SegmentId, SegmentRow};
+use crate::format::{BlockLocation, Digest, Entry};
+use crate::source::Stat;
+
+/// A step of the walk. Directories nest; a directory's entries come in segments.
+pub(super) enum Event {
+    /// A directory begins. Its parent gets it as an entry when it ends.
+    Enter(Box<Enter>),
+    /// A segment whose entries all look as they did. Its directories follow, each entered and left.
+    OldSegment(Box<SegmentRow>),
+    /// A segment in which something changed. All of its entries follow.
+    NewSegment {
+        /// The segments that it takes the place of.
+        replaces: Vec<SegmentId>,
+    },
+    /// An entry that looks as it did, in a new segment.
+    Reused(Box<Reused>),
+    /// A file to be stored; its content arrives on its own channel.
+    File(Box<NewFile>),
+    /// An entry without content to store: a link or a special file.
+    Plain(Box<(Entry, Stat)>),
+    /// A segment ends.
+    EndSegment,
+    /// A directory ends.
+    Leave {
+        /// Segments whose names are all gone.
+        removed: Vec<SegmentId>,
+    },
+}
+
+/// The beginning of a directory.
+pub(super) struct Enter {
+    /// Its name; empty for the root.
+    pub(super) name: Vec<u8>,
+    /// What it looks like.
+    pub(super) stat: Stat,
+    /// What the catalog has of it.
+    pub(super) row: Option<DirectoryRow>,
+}
+
+/// An entry that the catalog has, and that did not change.
+pub(super) struct Reused {
+    /// The entry; its references count in `blocks`.
+    pub(super) entry: Entry,
+    /// What it looks like.
+    pub(super) stat: Stat,
+    /// The blocks that it refers to.
+    pub(super) blocks: Vec<(BlockId, BlockLocation)>,
+}
+
+/// A file that is new, or looks different.
+pub(super) struct NewFile {
+    /// Its name.
+    pub(super) name: Vec<u8>,
+    /// Its path, for messages.
+    pub(super) path: PathBuf,
+    /// Its content.
+    pub(super) content: Receiver<Content>,
+    /// What the budget lent for it.
+    pub(super) lent: usize,
+}
+
+/// Content of a file, in order.
+pub(super) enum Content {
+    /// A chunk.
+    Chunk(Vec<u8>, Digest),
+    /// A chunk in an unnamed file.
+    Spooled(File, Digest, u32),
+    /// Zeros that are not stored.
+    Hole(u64),
+    /// The file was read to its end.
+    End(Box<End>),
+    /// The file could not be read.
+    Failed(String),
+}
+
+/// What is known of a file once it is read.
+pub(super) struct End {
+    /// What it looked like when its first byte was read.
+    pub(super) stat: Stat,
+    /// Bytes that were delivered, holes included.
+    pub(super) size: u64,
+    /// The digest of all bytes delivered, holes left out.
+    pub(super) digest: Digest,
+    /// It looked different afterwards: two states of it may be mixed.
+    pub(super) changed: bool,
+    /// It was changed so shortly before that a later change could leave no trace.
+    pub(super) fresh: bool,
+}

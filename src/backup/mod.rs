@@ -1,0 +1,530 @@
+//! The backup engine: from a live file system to a snapshot, in flat memory.
+//!
+//! ```text
+//! walk ─► events ─────────────────────► engine ─► sealers ─► packer ─► storer ─► target
+//!   └───► jobs ─► readers ─► content ────┘  ▲                 └────────── places ─┘
+//!                                           └── catalog
+//! ```
+//!
+//! - [`session`]: the lock, and what must be as it was left before anything is written
+//! - [`walk`]: lists, compares with the catalog, asks for what changed to be read
+//! - [`event`]: what the walk tells the engine
+//! - [`read`]: many readers of small files, one of large files
+//! - [`budget`]: the loan of memory for small files that were read ahead
+//! - [`engine`]: decides, in one thread
+//! - [`store`]: chunks into blocks; what is known is not stored again
+//! - [`nodes`]: tree nodes that wait for what they refer to
+//! - [`seal`]: compression, encryption, packs
+//! - [`commit`]: the order of durability
+//!
+//! What is held at most, whatever is backed up: small files read ahead ([`READ_AHEAD`]), [`CHANNEL`] chunks
+//! of a large file and the cutter's buffer, one composite of each kind, [`CHANNEL`] + workers blocks in
+//! plain and as many sealed, zstd's window for each worker, SQLite's cache twice, the chunks and the index of
+//! one commit, and a group of entries for each directory between the root and the walk.
+
+mod budget;
+mod commit;
+mod engine;
+mod error;
+mod event;
+mod nodes;
+mod read;
+mod seal;
+mod session;
+mod store;
+mod walk;
+
+use std::collections::HashSet;
+use std::os::unix::ffi::OsStrExt;
+use std::os::unix::fs::MetadataExt;
+use std::path::{Path, PathBuf};
+use std::sync::atomic::AtomicBool;
+use std::thread;
+use std::time::{Duration, Instant};
+
+use crossbeam_channel::{bounded, unbounded};
+
+pub use error::Error;
+
+use crate::catalog::stats::Identity;
+use crate::catalog::{Catalog, DirectoryId, SnapshotRow, SourceRow};
+use crate::format::entry::{Content, Entry, Subtree};
+use crate::format::id::{SnapshotId, SourceId};
+use crate::format::name::SnapshotName;
+use crate::format::snapshot::{Snapshot, Statistics};
+use crate::format::source::{Source, is_source_name};
+use crate::format::{ChunkRef, Items, Node, Timestamp};
+use crate::monitor::Monitor;
+use crate::repository::Repository;
+use crate::source::{Cutter, Directory, Exclude, MountTable, Stat, now};
+use budget::Budget;
+use engine::{Engine, Outcome, Tally};
+use read::Reading;
+use session::Session;
+use walk::{Counts, Rules, Selection, Stop, Walk};
+
+/// Bytes of small files that may be read ahead of the engine.
+const READ_AHEAD: usize = 8 << 20;
+/// Messages in a channel between two stages.
+const CHANNEL: usize = 2;
+/// Events that the walk may be ahead of the engine.
+const EVENTS: usize = 1024;
+/// Readers of small files: on a cold disk each waits for a seek, so their number has nothing to do with cores.
+const SMALL_READERS: usize = 16;
+/// More workers than this only take memory: the walk can't feed them.
+const WORKERS: usize = 8;
+/// Stack of the walk's thread, which recurses into directories. Only what is used takes memory.
+const WALK_STACK: usize = 256 << 20;
+/// Items that an index node or a node of extents lists.
+const NODE_ITEMS: usize = 1000;
+/// Extents, or nodes of extents, that stand in an entry itself.
+const INLINE_EXTENTS: usize = 100;
+
+/// Average bytes of a chunk, unless asked otherwise.
+pub const CHUNK_SIZE: usize = 512 << 10;
+/// Files below this are gathered into composites, unless asked otherwise.
+pub const MERGE_FILES_UNDER: usize = 128 << 10;
+/// zstd's level, unless asked otherwise.
+pub const COMPRESSION: i32 = 3;
+
+/// What to back up, and how.
+#[derive(Debug, Clone)]
+pub struct Options {
+    /// The source's name; none: the last name of the path.
+    pub source: Option<String>,
+    /// What to back up. One directory is the snapshot's root; otherwise the root is `/`, with what leads to
+    /// the paths.
+    pub paths: Vec<PathBuf>,
+    /// Words to find the snapshot by.
+    pub tags: Vec<String>,
+    /// Patterns of what to leave out, as in a `.gitignore` at the snapshot's root.
+    pub exclude: Vec<String>,
+    /// Leave mounts below the paths empty.
+    pub one_file_system: bool,
+    /// Average bytes of a chunk. From 1 MiB on files are cut at fixed offsets of 1 MiB.
+    pub chunk_size: usize,
+    /// Files, and tails of files, below this are gathered into composites.
+    pub merge_files_under: usize,
+    /// One worker, and chunks wait in unnamed temporary files.
+    pub low_memory: bool,
+    /// zstd's level.
+    pub compression: i32,
+    /// Make no snapshot if nothing changed.
+    pub skip_if_unchanged: bool,
+    /// What makes a file the same as before.
+    pub identity: Identity,
+    /// Believe no identity: read every file.
+    pub reread: bool,
+}
+
+impl Default for Options {
+    fn default() -> Self {
+        Options {
+            source: None,
+            paths: Vec::new(),
+            tags: Vec::new(),
+            exclude: Vec::new(),
+            one_file_system: false,
+            chunk_size: CHUNK_SIZE,
+            merge_files_under: MERGE_FILES_UNDER,
+            low_memory: false,
+            compression: COMPRESSION,
+            skip_if_unchanged: false,
+            identity: Identity::default(),
+            reread: false,
+        }
+    }
+}
+
+/// What a backup did.
+#[derive(Debug, Clone)]
+pub struct Summary {
+    /// The snapshot; none if nothing changed and none was wanted then.
+    pub snapshot: Option<SnapshotName>,
+    /// The source's name.
+    pub source: String,
+    /// Files that were not there before.
+    pub new_files: u64,
+    /// Files that look different.
+    pub changed_files: u64,
+    /// Files that look as before, and were not opened.
+    pub unmodified_files: u64,
+    /// Files that were opened and read.
+    pub read_files: u64,
+    /// All files.
+    pub files: u64,
+    /// All directories.
+    pub directories: u64,
+    /// Links and special files.
+    pub others: u64,
+    /// Sizes of all files added up.
+    pub bytes: u64,
+    /// Packs of file content that were stored.
+    pub data_packs: u64,
+    /// Packs of tree nodes that were stored.
+    pub tree_packs: u64,
+    /// Bytes of those data packs.
+    pub data_bytes: u64,
+    /// Bytes of those tree packs.
+    pub tree_bytes: u64,
+    /// Files and directories that could not be read as they were.
+    pub problems: u64,
+    /// Time from start to end.
+    pub duration: Duration,
+}
+
+/// Makes a backup. `state` is the machine's state directory; `stop` ends the run early when set.
+pub fn run(
+    repository: &Repository,
+    state: &Path,
+    options: &Options,
+    monitor: &dyn Monitor,
+    stop: &AtomicBool,
+) -> Result<Summary, Error> {
+    let started = (now(), Instant::now());
+    let mut missing = 0;
+    let scope = Scope::of(options, |path, why| {
+        missing += 1;
+        monitor.problem(path, why);
+    })?;
+    let (session, mut catalog) = Session::open(repository, state)?;
+    let source = find_source(&session, &mut catalog, &scope.name)?;
+    let run = Run { session: &session, scope: &scope, source, options, monitor, stop, started: started.0 };
+    let mut summary = run.stages(catalog, state)?;
+    summary.problems += missing;
+    summary.duration = started.1.elapsed();
+    Ok(summary)
+}
+
+/// What is walked.
+struct Scope {
+    name: String,
+    paths: Vec<PathBuf>,
+    root: PathBuf,
+    selection: Selection,
+}
+
+impl Scope {
+    fn of(options: &Options, mut missing: impl FnMut(&Path, &str)) -> Result<Self, Error> {
+        let mut paths = Vec::new();
+        for path in &options.paths {
+            match resolve(path) {
+                Ok(path) => paths.push(path),
+                Err(e) if options.paths.len() > 1 => missing(path, &e.to_string()),
+                Err(e) => return Err(Error::Usage(format!("cannot back up {}: {e}", path.display()))),
+            }
+        }
+        let (root, selection) = match paths.as_slice() {
+            [] => return Err(Error::Usage("none of the paths to back up is there".into())),
+            [path] if path.is_dir() => (path.clone(), Selection::All),
+            several => (PathBuf::from("/"), Selection::of(several)),
+        };
+        let name = match (&options.source, paths.as_slice()) {
+            (Some(name), _) => name.clone(),
+            (None, [path]) => path.file_name().map_or("root".into(), |name| name.to_string_lossy().into_owned()),
+            (None, _) => "root".into(),
+        };
+        match is_source_name(&name) {
+            true => Ok(Scope { name, paths, root, selection }),
+            false => Err(Error::Usage(format!("{name:?} can't name a source; give another name with --source"))),
+        }
+    }
+}
+
+/// The path without symbolic links in it; a link at its end is followed only to a directory.
+fn resolve(path: &Path) -> std::io::Result<PathBuf> {
+    if path.is_dir() {
+        return path.canonicalize();
+    }
+    path.symlink_metadata()?;
+    let absolute = std::path::absolute(path)?;
+    match (absolute.parent(), absolute.file_name()) {
+        (Some(parent), Some(name)) => Ok(parent.canonicalize()?.join(name)),
+        _ => Ok(absolute),
+    }
+}
+
+fn find_source(session: &Session<'_>, catalog: &mut Catalog, name: &str) -> Result<(SourceRow, SourceId), Error> {
+    if let Some(source) = catalog.source(name)? {
+        return Ok(source);
+    }
+    let source = Source { id: SourceId::random(), name: name.to_owned() };
+    session.announce(catalog)?;
+    session.writer.put_source(&source)?;
+    let row = catalog.add_source(source.id, name)?;
+    catalog.commit()?;
+    Ok((row, source.id))
+}
+
+/// What one run is made of.
+struct Run<'a> {
+    session: &'a Session<'a>,
+    scope: &'a Scope,
+    source: (SourceRow, SourceId),
+    options: &'a Options,
+    monitor: &'a dyn Monitor,
+    stop: &'a AtomicBool,
+    started: Timestamp,
+}
+
+impl Run<'_> {
+    /// Starts all stages, follows the walk with the engine, and makes the snapshot.
+    fn stages(&self, catalog: Catalog, state: &Path) -> Result<Summary, Error> {
+        let workers = match self.options.low_memory {
+            true => 1,
+            false => thread::available_parallelism().map_or(1, usize::from).min(WORKERS),
+        };
+        let target = self.session.repository.target();
+        let sealer = self.session.writer.block_sealer();
+        let rules = self.rules(state)?;
+        let root = Directory::open_root(&self.scope.root)?;
+        let past = catalog.past()?;
+        let reading = Reading {
+            cutter: Cutter::new(self.session.trust.seed, self.options.chunk_size),
+            whole_below: rules.large,
+            spool_all: self.options.low_memory,
+        };
+        let budget = Budget::new(READ_AHEAD);
+
+        thread::scope(|threads| {
+            let (events_in, events) = bounded(EVENTS);
+            let (plain, plain_out) = bounded(CHANNEL);
+            let (packing, packing_out) = bounded(CHANNEL);
+            let (full, full_out) = bounded(1);
+            let (done_in, done) = unbounded();
+            let (small, small_out) = bounded(EVENTS);
+            let (large, large_out) = bounded(EVENTS);
+
+            for _ in 0..workers {
+                let (plain, packing, done) = (plain_out.clone(), packing.clone(), done_in.clone());
+                let (sealer, level) = (sealer.clone(), self.options.compression);
+                threads.spawn(move || seal::seal(&plain, sealer.as_ref(), level, &packing, &done));
+            }
+            let storer_done = done_in.clone();
+            threads.spawn(move || seal::store(target, &full_out, &storer_done));
+            threads.spawn(move || seal::pack(target, &packing_out, &full, &done_in));
+            let reading = &reading;
+            for _ in 0..if self.options.low_memory { 1 } else { SMALL_READERS } {
+                let jobs = small_out.clone();
+                threads.spawn(move || read::work(&jobs, reading));
+            }
+            threads.spawn(move || read::work(&large_out, reading));
+            // A channel ends when its last holder is gone; these would hold on for ever.
+            drop((plain_out, small_out));
+
+            let mut walk = Walk {
+                past,
+                rules,
+                events: events_in,
+                small,
+                large,
+                budget: &budget,
+                monitor: self.monitor,
+                stop: self.stop,
+                counts: Counts::default(),
+                root_device: 0,
+            };
+            let above = DirectoryId::above(self.source.0);
+            let walk =
+                thread::Builder::new().name("walk".into()).stack_size(WALK_STACK).spawn_scoped(threads, move || {
+                    let result = walk.root(root, above, &self.scope.selection);
+                    (walk.counts, result)
+                });
+            let walk = walk.map_err(|_| Error::Stopped("the walk could not be started"))?;
+
+            let follow = || {
+                let stages = (plain, packing, done);
+                let mut engine =
+                    Engine::new(self.session, catalog, self.options, self.monitor, &budget, events, stages, above)?;
+                let root = engine.follow()?;
+                match (walk.join().map_err(|_| Error::Stopped("the walk"))?, root) {
+                    ((counts, Ok(())), Some(root)) => self.finish(&mut engine, &root, counts),
+                    ((_, Err(Stop::Failed(Error::Interrupted))), _) => {
+                        engine.commit(None)?;
+                        Err(Error::Interrupted)
+                    }
+                    ((_, Err(Stop::Failed(error))), _) => Err(error),
+                    _ => Err(Error::Stopped("the walk")),
+                }
+            };
+            let summary = follow();
+            // The engine is gone with its channels; only a wait for memory would not notice.
+            budget.close();
+            summary
+        })
+    }
+
+    fn rules(&self, state: &Path) -> Result<Rules, Error> {
+        let identify = |path: &Path| path.metadata().ok().map(|metadata| (metadata.dev(), metadata.ino()));
+        let repository = self.session.repository.target().local_path().and_then(identify);
+        let forbidden: HashSet<_> = repository.into_iter().chain(identify(state)).collect();
+        Ok(Rules {
+            exclude: Exclude::new(&self.scope.root, &self.options.exclude)?,
+            identity: self.options.identity,
+            one_file_system: self.options.one_file_system,
+            reread: self.options.reread,
+            large: self.options.merge_files_under as u64,
+            mounts: MountTable::read()?,
+            forbidden,
+        })
+    }
+
+    /// Makes the snapshot: commits, writes it last of all, and notes that it is there.
+    fn finish(&self, engine: &mut Engine<'_>, root: &Outcome, counts: Counts) -> Result<Summary, Error> {
+        engine.settle()?;
+        let previous = engine.catalog.latest_snapshot(self.source.0)?;
+        if self.options.skip_if_unchanged && !root.changed && previous.is_some() {
+            engine.commit(None)?;
+            return Ok(self.summary(None, counts, engine.tally));
+        }
+        self.session.announce(&mut engine.catalog)?;
+        for (parent, name, id) in std::mem::take(&mut engine.vanished) {
+            engine.catalog.remove_directory(parent, &name, id)?;
+        }
+        let base = previous.map(|(row, blocks)| (row.name, blocks));
+        let time = self.name_time(base.as_ref().map(|(name, _)| name.time.as_str()));
+        let name = SnapshotName { source: self.source.1, time, id: SnapshotId::random() };
+        let previous = base.as_ref().map(|(name, _)| name.id);
+        let blocks = engine.snapshot_blocks(name.clone(), base)?;
+        let root = self.root_node(engine, root)?;
+        let row = self.row(&name, counts, engine.tally);
+        engine.catalog.add_snapshot(&row, self.source.0, &engine.used)?;
+        engine.commit(Some(blocks))?;
+        // Packs were counted as they were stored, the last of them just now.
+        let statistics = statistics(counts, engine.tally);
+        let snapshot = Snapshot {
+            name: name.clone(),
+            sequence: row.sequence,
+            source: row.source.clone(),
+            host: row.host.clone(),
+            started: self.started,
+            finished: now(),
+            paths: row.paths.clone(),
+            tags: row.tags.clone(),
+            encrypted: self.session.trust.encrypted,
+            previous,
+            statistics,
+            program: concat!("brackfs ", env!("CARGO_PKG_VERSION")).into(),
+            root,
+        };
+        self.session.writer.put_snapshot(&snapshot)?;
+        engine.catalog.set_written(name.id, Some(statistics.stored_bytes))?;
+        engine.catalog.commit()?;
+        Ok(self.summary(Some(name), counts, engine.tally))
+    }
+
+    /// The time in the snapshot's name. Names of a source's snapshots ascend, also if the clock does not.
+    fn name_time(&self, previous: Option<&str>) -> String {
+        let mut time = self.started;
+        if let Some(last) = previous.and_then(parse_utc)
+            && last >= time.seconds
+        {
+            time.seconds = last + 1;
+        }
+        utc(time)
+    }
+
+    /// The node that stands in the snapshot: the root directory's entry.
+    fn root_node(&self, engine: &mut Engine<'_>, root: &Outcome) -> Result<Node, Error> {
+        let mut blocks = Vec::new();
+        let (below, stored) = engine.catalog.subtree(root.id)?;
+        let mut node = None;
+        if let Some(stored) = stored {
+            blocks.push(engine.location(stored.block)?);
+            let (digest, start, length) = (stored.digest, stored.start, stored.length);
+            node = Some(ChunkRef { digest, block: 0, start, length });
+        }
+        engine.catalog.link_directories(&[root.id])?;
+        let content = Content::Directory(Subtree { below, node });
+        let items = Items::Entries(vec![entry_of(Vec::new(), &root.stat, content)]);
+        let mut node = Node { blocks, items, users: Default::default(), groups: Default::default() };
+        engine.name_owners(&mut node);
+        Ok(node)
+    }
+
+    fn row(&self, name: &SnapshotName, counts: Counts, tally: Tally) -> SnapshotRow {
+        let statistics = statistics(counts, tally);
+        SnapshotRow {
+            name: name.clone(),
+            sequence: self.session.generation,
+            source: self.scope.name.clone(),
+            host: rustix::system::uname().nodename().to_string_lossy().into_owned(),
+            paths: self.scope.paths.iter().map(|path| path.as_os_str().as_bytes().to_vec()).collect(),
+            tags: self.options.tags.clone(),
+            files: statistics.files,
+            bytes: statistics.bytes,
+            stored_bytes: statistics.stored_bytes,
+            written: false,
+        }
+    }
+
+    fn summary(&self, snapshot: Option<SnapshotName>, counts: Counts, tally: Tally) -> Summary {
+        let statistics = statistics(counts, tally);
+        Summary {
+            snapshot,
+            source: self.scope.name.clone(),
+            new_files: counts.new,
+            changed_files: counts.changed,
+            unmodified_files: counts.unmodified,
+            read_files: tally.read_files,
+            files: statistics.files,
+            directories: statistics.directories,
+            others: statistics.others,
+            bytes: statistics.bytes,
+            data_packs: tally.data_packs,
+            tree_packs: tally.tree_packs,
+            data_bytes: tally.data_bytes,
+            tree_bytes: tally.tree_bytes,
+            problems: counts.problems + tally.problems,
+            duration: Duration::ZERO,
+        }
+    }
+}
+
+fn statistics(counts: Counts, tally: Tally) -> Statistics {
+    Statistics {
+        files: counts.files.saturating_sub(tally.missing_files),
+        directories: counts.directories,
+        others: counts.others,
+        bytes: counts.bytes,
+        stored_bytes: tally.data_bytes + tally.tree_bytes,
+    }
+}
+
+/// A time as it stands in a snapshot's name: UTC, without colons.
+fn utc(time: Timestamp) -> String {
+    let time = jiff::Timestamp::new(time.seconds, 0).unwrap_or_default();
+    time.strftime("%Y%m%dT%H%M%SZ").to_string()
+}
+
+/// The seconds that such a time stands for.
+fn parse_utc(text: &str) -> Option<i64> {
+    let time = jiff::civil::DateTime::strptime("%Y%m%dT%H%M%SZ", text).ok()?;
+    Some(time.to_zoned(jiff::tz::TimeZone::UTC).ok()?.timestamp().as_second())
+}
+
+/// An entry with what is known from its stat.
+fn entry_of(name: Vec<u8>, stat: &Stat, content: Content) -> Entry {
+    let size = match &content {
+        Content::Target(target) => target.len() as u64,
+        _ => 0,
+    };
+    Entry {
+        name,
+        kind: stat.kind,
+        mode: stat.mode,
+        uid: stat.uid,
+        gid: stat.gid,
+        mtime: stat.mtime,
+        size,
+        content,
+        link: None,
+        xattrs: Vec::new(),
+        flags: 0,
+    }
+}
+
+/// A temporary file that failed.
+fn temporary(source: std::io::Error) -> Error {
+    Error::Temporary { folder: std::env::temp_dir().display().to_string(), source }
+}

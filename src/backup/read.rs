@@ -1,0 +1,163 @@
+//! Reading files: many small ones at once, large ones one after the other.
+//!
+//! On a cold disk a small file costs a seek, so many are asked for at once, whatever the number of cores.
+//! Each file's content goes to a channel of its own, so the engine takes files in the order of the walk
+//! however they arrive.
+
+use std::ffi::OsStr;
+use std::fs::File;
+use std::io::{self, Read, Seek, SeekFrom, Write};
+use std::os::unix::ffi::OsStrExt;
+use std::sync::Arc;
+
+use crossbeam_channel::{Receiver, Sender};
+
+use super::event::{Content, End};
+use crate::format::{BLOCK_SIZE, Digest, Kind};
+use crate::source::{self, Cutter, Directory, Piece, Stat, now};
+
+/// A file to be read.
+pub(super) struct Job {
+    pub(super) directory: Arc<Directory>,
+    pub(super) name: Vec<u8>,
+    pub(super) content: Sender<Content>,
+}
+
+/// How files are read.
+#[derive(Debug, Clone)]
+pub(super) struct Reading {
+    pub(super) cutter: Cutter,
+    /// Files below this are one chunk.
+    pub(super) whole_below: u64,
+    /// Every chunk waits in an unnamed file, not in memory.
+    pub(super) spool_all: bool,
+}
+
+/// Why a file's content ended early.
+enum Stop {
+    /// Nobody listens any more: the backup ended.
+    Gone,
+    /// The file failed.
+    Failed(String),
+}
+
+impl From<io::Error> for Stop {
+    fn from(error: io::Error) -> Self {
+        Stop::Failed(error.to_string())
+    }
+}
+
+impl From<source::Error> for Stop {
+    fn from(error: source::Error) -> Self {
+        Stop::Failed(error.to_string())
+    }
+}
+
+/// Reads files until there are no more jobs.
+pub(super) fn work(jobs: &Receiver<Job>, reading: &Reading) {
+    for job in jobs {
+        if let Err(Stop::Failed(why)) = read(&job, reading) {
+            // If nobody listens any more, nobody needs to know.
+            let _ = job.content.send(Content::Failed(why));
+        }
+    }
+}
+
+fn read(job: &Job, reading: &Reading) -> Result<(), Stop> {
+    let name = OsStr::from_bytes(&job.name);
+    let file = job.directory.open_file(name).map_err(|e| Stop::Failed(e.to_string()))?;
+    let started = now();
+    let before = Stat::of_fd(&file)?;
+    if before.kind != Kind::File {
+        return Err(Stop::Failed("it was a file and is none any more".into()));
+    }
+    let mut sink = Sink { content: &job.content, hasher: blake3::Hasher::new(), size: 0, chunks: 0, first: None };
+    if before.size < reading.whole_below && !reading.spool_all {
+        let bytes = read_whole(&file, before.size)?;
+        sink.chunk(bytes)?;
+    } else {
+        cut(&file, &before, reading, &mut sink)?;
+    }
+    let after = Stat::of_fd(&file)?;
+    let there = job.directory.stat_child(name);
+    // Renamed or deleted meanwhile is no change of what was read; another file in its place is.
+    let replaced = there.is_ok_and(|there| there.ino != before.ino || there.dev != before.dev);
+    let changed = replaced || !before.same_content_as(&after) || sink.size != before.size;
+    let digest = match sink.first {
+        Some(digest) if sink.chunks == 1 => digest,
+        _ => sink.hasher.finalize().into(),
+    };
+    let fresh = before.is_fresh(started);
+    sink.send(Content::End(Box::new(End { stat: before, size: sink.size, digest, changed, fresh })))
+}
+
+/// Reads a file of `size` bytes, and what it grew by meanwhile, up to a block.
+fn read_whole(file: &File, size: u64) -> io::Result<Vec<u8>> {
+    let mut bytes = Vec::with_capacity(size as usize + 1);
+    let limit = BLOCK_SIZE as u64;
+    file.take(limit).read_to_end(&mut bytes)?;
+    Ok(bytes)
+}
+
+fn cut(file: &File, stat: &Stat, reading: &Reading, sink: &mut Sink<'_>) -> Result<(), Stop> {
+    let sparse = stat.blocks.saturating_mul(512) < stat.size;
+    reading.cutter.cut(file, stat.size, sparse, &mut |piece| match piece {
+        Piece::Hole(length) => sink.hole(length),
+        Piece::Data(bytes) if reading.spool_all => sink.spool(&bytes),
+        Piece::Data(bytes) => sink.chunk(bytes),
+    })?;
+    Ok(())
+}
+
+/// Where a file's content goes, and what is counted on the way.
+struct Sink<'c> {
+    content: &'c Sender<Content>,
+    hasher: blake3::Hasher,
+    size: u64,
+    chunks: u64,
+    first: Option<Digest>,
+}
+
+impl Sink<'_> {
+    fn send(&self, content: Content) -> Result<(), Stop> {
+        self.content.send(content).map_err(|_| Stop::Gone)
+    }
+
+    fn chunk(&mut self, bytes: Vec<u8>) -> Result<(), Stop> {
+        if bytes.is_empty() {
+            return Ok(());
+        }
+        let digest = Digest::of(&bytes);
+        self.hasher.update(&bytes);
+        self.count(bytes.len() as u64, digest);
+        self.send(Content::Chunk(bytes, digest))
+    }
+
+    /// A chunk that waits in an unnamed temporary file instead of in memory.
+    fn spool(&mut self, bytes: &[u8]) -> Result<(), Stop> {
+        let folder = std::env::temp_dir();
+        let write = || -> io::Result<File> {
+            let mut file = tempfile::tempfile_in(&folder)?;
+            file.write_all(bytes)?;
+            file.seek(SeekFrom::Start(0))?;
+            Ok(file)
+        };
+        let file =
+            write().map_err(|e| Stop::Failed(format!("cannot use a temporary file in {}: {e}", folder.display())))?;
+        let digest = Digest::of(bytes);
+        self.hasher.update(bytes);
+        self.count(bytes.len() as u64, digest);
+        self.send(Content::Spooled(file, digest, bytes.len() as u32))
+    }
+
+    fn hole(&mut self, length: u64) -> Result<(), Stop> {
+        self.size += length;
+        self.send(Content::Hole(length))
+    }
+
+    fn count(&mut self, length: u64, digest: Digest) {
+        self.size += length;
+        self.chunks += 1;
+        self.first.get_or_insert(digest);
+    }
+}

@@ -1,0 +1,116 @@
+//! A run that may write: it holds the lock, and has found everything as it was left.
+
+use std::path::Path;
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use super::Error;
+use crate::catalog::{Catalog, Trust};
+use crate::crypt::{Certificate, Opener, SecretKey, Signer};
+use crate::format::generation::Generation;
+use crate::repository::{Access, Repository, Writer};
+use crate::state::{Lock, RepositoryState};
+use crate::target::ErrorKind;
+
+/// A run that may write to a repository.
+pub(super) struct Session<'r> {
+    pub(super) repository: &'r Repository,
+    pub(super) writer: Writer<'r>,
+    pub(super) trust: Trust,
+    /// The number of this run.
+    pub(super) generation: u64,
+    /// The target knows of this run.
+    announced: AtomicBool,
+    _lock: Lock,
+}
+
+impl<'r> Session<'r> {
+    /// Takes the lock, and compares what the target shows with what this machine trusts. Nothing is
+    /// written to the target yet.
+    pub(super) fn open(repository: &'r Repository, state: &Path) -> Result<(Self, Catalog), Error> {
+        let state = RepositoryState::new(state, repository.id());
+        let no_host = || Error::NoHostKey { path: state.folder().join("host.key").display().to_string() };
+        let key = SecretKey::parse(&state.host_key()?.ok_or_else(no_host)?)?;
+        let lock = state.lock()?;
+        let mut catalog = Catalog::open(&state.catalog_path(), repository.id())?;
+        let trust = catalog.trust().clone();
+        let host = key.certificate();
+        if host.fingerprint() != trust.host {
+            return Err(Error::HostKey { found: host.fingerprint(), expected: trust.host });
+        }
+        compare(repository, &trust)?;
+        let access = Access::new(Some(Opener::new(key.clone())?), vec![host.clone()]);
+        let generation = next_generation(repository, &access, &catalog)?;
+        settle_snapshots(repository, &mut catalog)?;
+        let writer = Writer::new(repository, Signer::new(key)?, &host, &trust.recipients)?;
+        Ok((Session { repository, writer, trust, generation, announced: AtomicBool::new(false), _lock: lock }, catalog))
+    }
+
+    /// Announces this run at the target, before it writes anything else there. Only one run can have this
+    /// number.
+    pub(super) fn announce(&self, catalog: &mut Catalog) -> Result<(), Error> {
+        if self.announced.swap(true, Ordering::Relaxed) {
+            return Ok(());
+        }
+        catalog.intend_generation(self.generation)?;
+        catalog.commit()?;
+        let generation = Generation { number: self.generation, catalog: self.trust.catalog };
+        match self.writer.put_generation(&generation) {
+            Err(crate::repository::Error::Target(e)) if e.kind == ErrorKind::AlreadyExists => {
+                Err(Error::OtherWriter { found: self.generation, known: self.generation - 1 })
+            }
+            other => other.map_err(Error::from),
+        }?;
+        Ok(catalog.set_generation(self.generation)?)
+    }
+}
+
+/// Compares what the target shows with what was fixed at init.
+fn compare(repository: &Repository, trust: &Trust) -> Result<(), Error> {
+    let word = |encrypted| if encrypted { "encrypted" } else { "not encrypted" };
+    if repository.encrypted() != trust.encrypted {
+        return Err(Error::Encryption { found: word(repository.encrypted()), expected: word(trust.encrypted) });
+    }
+    let names = |certificates: &[Certificate]| {
+        let mut names: Vec<_> = certificates.iter().map(|c| c.fingerprint().to_string()).collect();
+        names.sort();
+        match names.is_empty() {
+            true => "none".to_owned(),
+            false => names.join(", "),
+        }
+    };
+    let (found, expected) = (names(&repository.keys().recipients()?), names(&trust.recipients));
+    match found == expected {
+        true => Ok(()),
+        false => Err(Error::Recipients { found, expected }),
+    }
+}
+
+/// The number of this run: one above the last, which must be this catalog's own.
+fn next_generation(repository: &Repository, access: &Access, catalog: &Catalog) -> Result<u64, Error> {
+    let (known, intended) = catalog.generation()?;
+    let found = repository.generations()?.last().copied().unwrap_or(0);
+    if found == known {
+        return Ok(found + 1);
+    }
+    if found < known {
+        return Err(Error::SetBack { found, known });
+    }
+    // A run that was killed between writing its number and noting that it did.
+    if found == intended && access.generation(repository, found)?.catalog == catalog.trust().catalog {
+        catalog.set_generation(found)?;
+        return Ok(found + 1);
+    }
+    Err(Error::OtherWriter { found, known })
+}
+
+/// Finds out about snapshots that a killed run was about to write.
+fn settle_snapshots(repository: &Repository, catalog: &mut Catalog) -> Result<(), Error> {
+    for snapshot in catalog.snapshots()?.into_iter().filter(|snapshot| !snapshot.written) {
+        match repository.target().length(&snapshot.name.object()) {
+            Ok(_) => catalog.set_written(snapshot.name.id, None)?,
+            Err(e) if e.kind == ErrorKind::NotFound => catalog.remove_snapshot(snapshot.name.id)?,
+            Err(e) => return Err(e.into()),
+        }
+    }
+    Ok(catalog.commit()?)
+}

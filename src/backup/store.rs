@@ -1,0 +1,222 @@
+//! Chunks on their way into blocks: what is known is not stored again, what is small is gathered.
+
+use std::borrow::Cow;
+use std::collections::{HashMap, HashSet};
+use std::fs::File;
+use std::io::Read;
+
+use super::Error;
+use super::engine::Engine;
+use super::seal::Plain;
+use crate::catalog::{BlockId, Stored};
+use crate::format::index::PackKind;
+use crate::format::{BLOCK_SIZE, BlockLocation, Digest};
+
+/// Composites of tree nodes are smaller than those of files: looking up a path decodes one for each step.
+const TREE_COMPOSITE: usize = 256 << 10;
+/// Most chunks in one composite, so that what waits for it stays small however tiny files are.
+const COMPOSITE_CHUNKS: usize = 4096;
+/// New chunks that are held before they go into the catalog in order of their digests.
+const CHUNKS_HELD: usize = 1 << 15;
+
+/// What a block holds: digests and lengths.
+pub(super) type Chunks = Vec<(Digest, u32)>;
+
+/// A composite that is being filled.
+struct Gather {
+    block: BlockId,
+    bytes: Vec<u8>,
+    chunks: Chunks,
+}
+
+/// Blocks that have no place yet, and chunks that the catalog does not have yet.
+pub(super) struct Store {
+    next: BlockId,
+    data: Option<Gather>,
+    tree: Option<Gather>,
+    /// Blocks being gathered or sealed.
+    unplaced: HashSet<BlockId>,
+    /// Blocks with the sealers, and what they hold.
+    pub(super) sealing: HashMap<BlockId, Chunks>,
+    /// Chunks of this run that are not in the catalog's table.
+    held: HashMap<Digest, Stored>,
+    /// Those of them whose blocks have places.
+    ready: Vec<Stored>,
+    /// Places of recent blocks.
+    pub(super) places: HashMap<BlockId, BlockLocation>,
+}
+
+impl Store {
+    pub(super) fn new(next: BlockId) -> Self {
+        Store {
+            next,
+            data: None,
+            tree: None,
+            unplaced: HashSet::new(),
+            sealing: HashMap::new(),
+            held: HashMap::new(),
+            ready: Vec::new(),
+            places: HashMap::new(),
+        }
+    }
+
+    /// Whether nothing is being gathered or sealed.
+    pub(super) fn is_empty(&self) -> bool {
+        self.data.is_none() && self.tree.is_none() && self.sealing.is_empty()
+    }
+
+    /// Whether a block has no place yet.
+    pub(super) fn is_unplaced(&self, block: BlockId) -> bool {
+        self.unplaced.contains(&block)
+    }
+
+    fn new_block(&mut self) -> BlockId {
+        let block = self.next;
+        self.next = BlockId(block.0 + 1);
+        self.unplaced.insert(block);
+        block
+    }
+}
+
+impl Engine<'_> {
+    /// Stores a chunk of at most a block, unless it is there already.
+    pub(super) fn store_chunk(
+        &mut self,
+        kind: PackKind,
+        bytes: Cow<'_, [u8]>,
+        digest: Digest,
+    ) -> Result<Stored, Error> {
+        if let Some(known) = self.known(&digest)? {
+            return Ok(known);
+        }
+        if bytes.len() > BLOCK_SIZE {
+            return Err(Error::Stopped("a chunk is larger than a block"));
+        }
+        let gathers = match kind {
+            PackKind::Data => bytes.len() < self.options.merge_files_under,
+            PackKind::Tree => bytes.len() < TREE_COMPOSITE,
+        };
+        if gathers {
+            return self.gather(kind, &bytes, digest);
+        }
+        let block = self.store.new_block();
+        let stored = Stored { digest, block, start: 0, length: bytes.len() as u32 };
+        self.store.held.insert(digest, stored);
+        let chunks = vec![(digest, bytes.len() as u32)];
+        self.seal(block, kind, bytes.into_owned(), chunks)?;
+        Ok(stored)
+    }
+
+    /// Stores a chunk that waits in a file.
+    pub(super) fn store_spooled(&mut self, mut file: File, digest: Digest, length: u32) -> Result<Stored, Error> {
+        if let Some(known) = self.known(&digest)? {
+            return Ok(known);
+        }
+        let mut bytes = vec![0; length as usize];
+        file.read_exact(&mut bytes).map_err(super::temporary)?;
+        self.store_chunk(PackKind::Data, bytes.into(), digest)
+    }
+
+    /// A chunk that this run or an earlier one stored.
+    fn known(&mut self, digest: &Digest) -> Result<Option<Stored>, Error> {
+        match self.store.held.get(digest) {
+            Some(stored) => Ok(Some(*stored)),
+            None => Ok(self.catalog.chunk(digest)?),
+        }
+    }
+
+    fn gather(&mut self, kind: PackKind, bytes: &[u8], digest: Digest) -> Result<Stored, Error> {
+        let most = match kind {
+            PackKind::Data => BLOCK_SIZE,
+            PackKind::Tree => TREE_COMPOSITE,
+        };
+        let open = self.slot(kind).as_ref();
+        if open.is_some_and(|open| open.bytes.len() + bytes.len() > most || open.chunks.len() >= COMPOSITE_CHUNKS) {
+            self.close_composite(kind)?;
+        }
+        let mut open = match self.slot(kind).take() {
+            Some(open) => open,
+            None => {
+                let block = self.store.new_block();
+                Gather { block, bytes: Vec::with_capacity(most), chunks: Vec::new() }
+            }
+        };
+        let stored = Stored { digest, block: open.block, start: open.bytes.len() as u32, length: bytes.len() as u32 };
+        open.bytes.extend_from_slice(bytes);
+        open.chunks.push((digest, bytes.len() as u32));
+        *self.slot(kind) = Some(open);
+        self.store.held.insert(digest, stored);
+        Ok(stored)
+    }
+
+    fn slot(&mut self, kind: PackKind) -> &mut Option<Gather> {
+        match kind {
+            PackKind::Data => &mut self.store.data,
+            PackKind::Tree => &mut self.store.tree,
+        }
+    }
+
+    /// Sends a composite to the sealers, however little it holds.
+    pub(super) fn close_composite(&mut self, kind: PackKind) -> Result<(), Error> {
+        match self.slot(kind).take() {
+            Some(Gather { block, bytes, chunks }) => self.seal(block, kind, bytes, chunks),
+            None => Ok(()),
+        }
+    }
+
+    fn seal(&mut self, block: BlockId, kind: PackKind, bytes: Vec<u8>, chunks: Chunks) -> Result<(), Error> {
+        self.session.announce(&mut self.catalog)?;
+        // One chunk's length is a fingerprint; that of many together says little.
+        let pad = chunks.len() == 1;
+        self.store.sealing.insert(block, chunks);
+        if self.plain.send(Plain { block, kind, bytes, pad }).is_err() {
+            return Err(self.why_stopped("sealing"));
+        }
+        self.take_results()
+    }
+
+    /// Called when a block got its place.
+    pub(super) fn chunks_placed(&mut self, block: BlockId, chunks: &Chunks) -> Result<(), Error> {
+        self.store.unplaced.remove(&block);
+        let mut start = 0;
+        for (digest, length) in chunks {
+            self.store.ready.push(Stored { digest: *digest, block, start, length: *length });
+            start += length;
+        }
+        match self.store.ready.len() >= CHUNKS_HELD {
+            true => self.hand_over_chunks(),
+            false => Ok(()),
+        }
+    }
+
+    /// Puts chunks whose blocks have places into the catalog.
+    pub(super) fn hand_over_chunks(&mut self) -> Result<(), Error> {
+        let mut ready = std::mem::take(&mut self.store.ready);
+        ready.sort_unstable_by_key(|chunk| chunk.digest.head());
+        self.catalog.add_chunks(&ready)?;
+        for chunk in &ready {
+            self.store.held.remove(&chunk.digest);
+        }
+        Ok(())
+    }
+
+    /// Where a block lies.
+    pub(super) fn location(&mut self, block: BlockId) -> Result<BlockLocation, Error> {
+        if let Some(place) = self.store.places.get(&block) {
+            return Ok(*place);
+        }
+        let place = self.catalog.location(block)?;
+        self.store.place(block, place);
+        Ok(place)
+    }
+}
+
+impl Store {
+    /// Remembers where a block lies, for a while.
+    pub(super) fn place(&mut self, block: BlockId, place: BlockLocation) {
+        if self.places.len() >= CHUNKS_HELD {
+            self.places.clear();
+        }
+        self.places.insert(block, place);
+    }
+}

@@ -1,0 +1,472 @@
+//! The walk: lists directories, compares them with the catalog, and asks for what changed to be read.
+//!
+//! Memory holds one group of entries for each directory that is open, from the root down to where the walk
+//! is; groups are bounded. Names come sorted, so a group lines up with a segment of the
+//! catalog, and if nothing changed the two are equal as bytes.
+
+use std::collections::{BTreeMap, HashSet, VecDeque};
+use std::ffi::{OsStr, OsString};
+use std::os::unix::ffi::{OsStrExt, OsStringExt};
+use std::path::{Component, Path, PathBuf};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use crossbeam_channel::{Sender, bounded};
+
+use super::Error;
+use super::budget::Budget;
+use super::event::{Enter, Event, NewFile, Reused};
+use super::read::Job;
+use crate::catalog::stats::{Identity, Stats, StatsReader};
+use crate::catalog::{DirectoryId, DirectoryRow, Past, SegmentId, SegmentNode, SegmentRow};
+use crate::format::{Content, Entry, Kind};
+use crate::monitor::Monitor;
+use crate::source::{Directory, Exclude, MountTable, Stat};
+
+/// A new segment ends at this many entries.
+const SEGMENT: usize = 1000;
+/// A segment that was there before may grow to this many, so that one more file does not split it.
+const SEGMENT_MAX: usize = 1500;
+/// A segment that shrank below this many takes the next one in.
+const SEGMENT_MIN: usize = 300;
+/// Messages that a file's content may be ahead of the engine.
+const AHEAD: usize = 4;
+
+/// Which parts of a directory are wanted.
+#[derive(Debug, Default, Clone)]
+pub(super) enum Selection {
+    /// Everything below.
+    #[default]
+    All,
+    /// These names only: what leads to several paths that were given.
+    Only(BTreeMap<OsString, Selection>),
+}
+
+impl Selection {
+    /// What leads to `paths`, which are absolute.
+    pub(super) fn of(paths: &[PathBuf]) -> Self {
+        let mut root = Selection::Only(BTreeMap::new());
+        for path in paths {
+            let mut at = &mut root;
+            for part in path.components() {
+                let Component::Normal(part) = part else { continue };
+                match at {
+                    // A path below one that is wanted as a whole adds nothing.
+                    Selection::All => break,
+                    Selection::Only(names) => {
+                        at = names.entry(part.to_owned()).or_insert_with(|| Selection::Only(BTreeMap::new()));
+                    }
+                }
+            }
+            *at = Selection::All;
+        }
+        root
+    }
+}
+
+/// What the walk counted.
+#[derive(Debug, Default, Clone, Copy)]
+pub(super) struct Counts {
+    pub(super) files: u64,
+    pub(super) directories: u64,
+    pub(super) others: u64,
+    pub(super) bytes: u64,
+    pub(super) unmodified: u64,
+    pub(super) new: u64,
+    pub(super) changed: u64,
+    pub(super) problems: u64,
+}
+
+/// What the walk needs to know.
+pub(super) struct Rules {
+    pub(super) exclude: Exclude,
+    pub(super) identity: Identity,
+    pub(super) one_file_system: bool,
+    /// Believe no identity: read every file.
+    pub(super) reread: bool,
+    /// Files from this size on are read one after the other.
+    pub(super) large: u64,
+    pub(super) mounts: MountTable,
+    /// Directories that are never entered: the repository and this program's state, by device and inode.
+    pub(super) forbidden: HashSet<(u64, u64)>,
+}
+
+/// Walks a source and sends events, until it is done or nobody listens.
+pub(super) struct Walk<'a> {
+    pub(super) past: Past,
+    pub(super) rules: Rules,
+    pub(super) events: Sender<Event>,
+    pub(super) small: Sender<Job>,
+    pub(super) large: Sender<Job>,
+    pub(super) budget: &'a Budget,
+    pub(super) monitor: &'a dyn Monitor,
+    pub(super) stop: &'a AtomicBool,
+    pub(super) counts: Counts,
+    pub(super) root_device: u64,
+}
+
+/// Why the walk ends early.
+pub(super) enum Stop {
+    /// Nobody listens: the engine has an error of its own.
+    Gone,
+    /// The walk itself failed.
+    Failed(Error),
+}
+
+impl<E: Into<Error>> From<E> for Stop {
+    fn from(error: E) -> Self {
+        Stop::Failed(error.into())
+    }
+}
+
+/// What the catalog has of a directory that is being walked.
+#[derive(Clone)]
+struct Known {
+    row: DirectoryRow,
+    /// The directory is where it was. Otherwise its entries are good to reuse, but its rows stay behind.
+    in_place: bool,
+}
+
+/// Entries of one directory that belong together, and what the catalog has of them.
+#[derive(Default)]
+struct Group {
+    entries: Vec<(OsString, Stat)>,
+    /// The segments whose names these are, as far as they were not replaced yet.
+    old: Vec<SegmentRow>,
+    /// A part of the group went out already.
+    begun: bool,
+    /// Entries of replaced segments that were not passed yet.
+    entries_before: VecDeque<(Entry, Vec<u8>, Arc<SegmentNode>)>,
+}
+
+impl Walk<'_> {
+    /// Walks the root directory. `above` is the catalog's parent of it.
+    pub(super) fn root(&mut self, directory: Directory, above: DirectoryId, selection: &Selection) -> Result<(), Stop> {
+        let stat = directory.stat()?;
+        self.root_device = stat.dev;
+        self.counts.directories += 1;
+        let row = self.past.directory(above, b"", (stat.dev, stat.ino))?;
+        let known = row.map(|row| Known { in_place: row.in_place, row });
+        self.enter(b"", &stat, known.as_ref())?;
+        self.contents(&Arc::new(directory), known, Path::new(""), selection)
+    }
+
+    fn send(&self, event: Event) -> Result<(), Stop> {
+        self.events.send(event).map_err(|_| Stop::Gone)
+    }
+
+    fn enter(&self, name: &[u8], stat: &Stat, known: Option<&Known>) -> Result<(), Stop> {
+        let row = known.filter(|known| known.in_place).map(|known| known.row.clone());
+        self.send(Event::Enter(Box::new(Enter { name: name.to_vec(), stat: stat.clone(), row })))
+    }
+
+    fn problem(&mut self, path: &Path, why: &str) {
+        self.counts.problems += 1;
+        self.monitor.problem(path, why);
+    }
+
+    /// Everything between a directory's enter and leave, and the leave.
+    fn contents(
+        &mut self,
+        directory: &Arc<Directory>,
+        known: Option<Known>,
+        relative: &Path,
+        selection: &Selection,
+    ) -> Result<(), Stop> {
+        let segments = match &known {
+            Some(known) => self.past.segments(known.row.id)?,
+            None => Vec::new(),
+        };
+        let mut segments = VecDeque::from(segments);
+        let mut group = Group { old: Vec::from_iter(segments.pop_front()), ..Group::default() };
+        let mut removed = Vec::new();
+        let names: Box<dyn Iterator<Item = Result<OsString, crate::source::Error>>> = match selection {
+            Selection::Only(names) => Box::new(names.keys().cloned().map(Ok)),
+            Selection::All => match directory.list() {
+                Ok(listing) => Box::new(listing),
+                Err(e) => {
+                    self.problem(directory.path(), &e.to_string());
+                    Box::new(std::iter::empty())
+                }
+            },
+        };
+        let here = Here { directory, known: known.as_ref(), relative, selection };
+        for name in names {
+            if self.stop.load(Ordering::Relaxed) {
+                return Err(Stop::Failed(Error::Interrupted));
+            }
+            let name = match name {
+                Ok(name) => name,
+                Err(e) => {
+                    self.problem(directory.path(), &e.to_string());
+                    break;
+                }
+            };
+            while segments.front().is_some_and(|next| next.first.as_slice() <= name.as_bytes()) {
+                let next = segments.pop_front();
+                self.close(&here, &mut group, next, &mut removed)?;
+            }
+            let stat = match directory.stat_child(&name) {
+                Ok(stat) => stat,
+                Err(e) => {
+                    self.problem(&directory.child_path(&name), &e.to_string());
+                    continue;
+                }
+            };
+            if self.rules.exclude.excludes(&relative.join(&name), stat.kind == Kind::Directory) {
+                continue;
+            }
+            group.entries.push((name, stat));
+            let most = if group.old.is_empty() && !group.begun { SEGMENT } else { SEGMENT_MAX };
+            if group.entries.len() >= most {
+                self.flush(&here, &mut group)?;
+            }
+        }
+        loop {
+            let next = segments.pop_front();
+            let more = next.is_some();
+            self.close(&here, &mut group, next, &mut removed)?;
+            if !more {
+                break;
+            }
+        }
+        if !known.as_ref().is_some_and(|known| known.in_place) {
+            removed.clear();
+        }
+        self.send(Event::Leave { removed })
+    }
+
+    /// Ends the group at a border between segments; `next` is the segment behind it, if there is one.
+    fn close(
+        &mut self,
+        here: &Here<'_>,
+        group: &mut Group,
+        next: Option<SegmentRow>,
+        removed: &mut Vec<SegmentId>,
+    ) -> Result<(), Stop> {
+        let in_place = here.known.is_some_and(|known| known.in_place);
+        if group.entries.is_empty() {
+            removed.extend(group.old.iter().map(|row| row.id));
+        } else if in_place && !group.begun && !self.rules.reread && self.is_unchanged(group) {
+            let row = group.old.pop();
+            let entries = std::mem::take(&mut group.entries);
+            if let Some(row) = row {
+                self.unchanged(here, row, entries)?;
+            }
+        } else if group.entries.len() < SEGMENT_MIN && next.is_some() {
+            group.old.extend(next);
+            return Ok(());
+        } else {
+            self.flush(here, group)?;
+        }
+        *group = Group { old: Vec::from_iter(next), ..Group::default() };
+        Ok(())
+    }
+
+    fn is_unchanged(&self, group: &Group) -> bool {
+        let [old] = group.old.as_slice() else { return false };
+        let mut stats = Stats::default();
+        for (name, stat) in &group.entries {
+            stats.push(name.as_bytes(), stat, self.rules.identity);
+        }
+        stats == old.stats
+    }
+
+    /// A segment in which nothing changed: only its directories are looked into.
+    fn unchanged(&mut self, here: &Here<'_>, row: SegmentRow, entries: Vec<(OsString, Stat)>) -> Result<(), Stop> {
+        self.send(Event::OldSegment(Box::new(row)))?;
+        for (name, stat) in entries {
+            self.count(&stat);
+            match stat.kind {
+                Kind::Directory => self.child(here, &name, &stat)?,
+                Kind::File => self.counts.unmodified += 1,
+                _ => {}
+            }
+        }
+        self.send(Event::EndSegment)
+    }
+
+    /// Sends the group as a new segment.
+    fn flush(&mut self, here: &Here<'_>, group: &mut Group) -> Result<(), Stop> {
+        let in_place = here.known.is_some_and(|known| known.in_place);
+        let mut replaces = Vec::new();
+        for row in std::mem::take(&mut group.old) {
+            self.remember(&row, &mut group.entries_before)?;
+            replaces.push(row.id);
+        }
+        group.begun = true;
+        if !in_place {
+            replaces.clear();
+        }
+        self.send(Event::NewSegment { replaces })?;
+        for (name, stat) in std::mem::take(&mut group.entries) {
+            self.count(&stat);
+            let before = group.take_before(name.as_bytes());
+            if stat.kind == Kind::Directory {
+                self.child(here, &name, &stat)?;
+                continue;
+            }
+            let mut now = Stats::default();
+            now.push(name.as_bytes(), &stat, self.rules.identity);
+            let same = !self.rules.reread && before.as_ref().is_some_and(|(_, then, _)| now.is(then));
+            match before {
+                Some((entry, _, node)) if same => self.reuse(entry, stat, &node)?,
+                before => self.store(here, name, stat, before.is_some())?,
+            }
+        }
+        self.send(Event::EndSegment)
+    }
+
+    /// Reads the entries of a segment, to be compared one by one.
+    fn remember(
+        &self,
+        row: &SegmentRow,
+        before: &mut VecDeque<(Entry, Vec<u8>, Arc<SegmentNode>)>,
+    ) -> Result<(), Stop> {
+        let node = Arc::new(self.past.segment_node(row.id)?);
+        let crate::format::Items::Entries(entries) = &node.node.items else { return Ok(()) };
+        let mut stats = StatsReader::new(&node.stats);
+        for entry in entries {
+            let Some((name, identity)) = stats.next_entry() else { break };
+            if name == entry.name {
+                before.push_back((entry.clone(), identity.to_vec(), node.clone()));
+            }
+        }
+        Ok(())
+    }
+
+    fn reuse(&mut self, mut entry: Entry, stat: Stat, node: &SegmentNode) -> Result<(), Stop> {
+        if stat.kind == Kind::File {
+            self.counts.unmodified += 1;
+        }
+        let mut blocks = Vec::new();
+        for chunk in entry.chunk_refs_mut() {
+            let at = chunk.block as usize;
+            chunk.block = blocks.len() as u32;
+            blocks.extend(node.blocks.get(at).copied().zip(node.node.blocks.get(at).copied()));
+        }
+        self.send(Event::Reused(Box::new(Reused { entry, stat, blocks })))
+    }
+
+    /// An entry that is new or looks different.
+    fn store(&mut self, here: &Here<'_>, name: OsString, stat: Stat, existed: bool) -> Result<(), Stop> {
+        let path = here.directory.child_path(&name);
+        if stat.kind == Kind::File {
+            match existed {
+                true => self.counts.changed += 1,
+                false => self.counts.new += 1,
+            }
+        }
+        let content = match stat.kind {
+            Kind::File => return self.file(here, name, path, &stat),
+            Kind::Symlink => match here.directory.read_link(&name) {
+                Ok(target) => Content::Target(target),
+                Err(e) => {
+                    self.problem(&path, &e.to_string());
+                    return Ok(());
+                }
+            },
+            Kind::CharDevice | Kind::BlockDevice => {
+                Content::Device(rustix::fs::major(stat.rdev), rustix::fs::minor(stat.rdev))
+            }
+            Kind::Fifo | Kind::Socket | Kind::Directory => Content::Empty,
+        };
+        let entry = super::entry_of(name.into_vec(), &stat, content);
+        self.send(Event::Plain(Box::new((entry, stat))))
+    }
+
+    fn file(&mut self, here: &Here<'_>, name: OsString, path: PathBuf, stat: &Stat) -> Result<(), Stop> {
+        let large = stat.size >= self.rules.large;
+        let lent = if large { 0 } else { stat.size as usize };
+        if !self.budget.take(lent) {
+            return Err(Stop::Gone);
+        }
+        let (sender, content) = bounded(AHEAD);
+        let job = Job { directory: here.directory.clone(), name: name.as_bytes().to_vec(), content: sender };
+        let lane = if large { &self.large } else { &self.small };
+        // The event first: the engine must know of the file before a full lane can hold up the walk.
+        self.send(Event::File(Box::new(NewFile { name: name.into_vec(), path, content, lent })))?;
+        lane.send(job).map_err(|_| Stop::Gone)
+    }
+
+    /// A directory below the one at hand: entered, walked and left.
+    fn child(&mut self, here: &Here<'_>, name: &OsStr, stat: &Stat) -> Result<(), Stop> {
+        let path = here.directory.child_path(name);
+        let relative = here.relative.join(name);
+        let inode = (stat.dev, stat.ino);
+        let known = match here.known {
+            Some(known) => self.past.directory(known.row.id, name.as_bytes(), inode)?,
+            None => self.past.directory(NOWHERE, name.as_bytes(), inode)?,
+        };
+        let above_in_place = here.known.is_some_and(|known| known.in_place);
+        let known = known.map(|row| Known { in_place: row.in_place && above_in_place, row });
+        self.enter(name.as_bytes(), stat, known.as_ref())?;
+        let selection = match here.selection {
+            Selection::All => &Selection::All,
+            Selection::Only(names) => names.get(name).unwrap_or(&Selection::All),
+        };
+        if self.is_border(stat, &path) {
+            return self.send(Event::Leave { removed: self.all_segments(known.as_ref())? });
+        }
+        match here.directory.open_child(name) {
+            Ok(directory) => self.contents(&Arc::new(directory), known, &relative, selection),
+            Err(e) => {
+                self.problem(&path, &e.to_string());
+                self.send(Event::Leave { removed: self.all_segments(known.as_ref())? })
+            }
+        }
+    }
+
+    /// The segments of a directory that is not looked into now, so that nothing stays of what it held.
+    fn all_segments(&self, known: Option<&Known>) -> Result<Vec<SegmentId>, Stop> {
+        match known.filter(|known| known.in_place) {
+            Some(known) => Ok(self.past.segments(known.row.id)?.into_iter().map(|row| row.id).collect()),
+            None => Ok(Vec::new()),
+        }
+    }
+
+    /// Whether a directory stays empty in the snapshot: a mount that is not wanted, our own mount, our own
+    /// files.
+    fn is_border(&self, stat: &Stat, path: &Path) -> bool {
+        if self.rules.mounts.is_brackfs(stat.dev) || self.rules.forbidden.contains(&(stat.dev, stat.ino)) {
+            self.monitor.note(&format!("{} belongs to brackfs itself and is left empty", path.display()));
+            return true;
+        }
+        self.rules.one_file_system && stat.dev != self.root_device
+    }
+
+    fn count(&mut self, stat: &Stat) {
+        match stat.kind {
+            Kind::File => {
+                self.counts.files += 1;
+                self.counts.bytes += stat.size;
+            }
+            Kind::Directory => self.counts.directories += 1,
+            _ => self.counts.others += 1,
+        }
+    }
+}
+
+/// A parent that no directory has: finds by inode only.
+const NOWHERE: DirectoryId = DirectoryId(0);
+
+/// Where the walk is.
+struct Here<'a> {
+    directory: &'a Arc<Directory>,
+    known: Option<&'a Known>,
+    relative: &'a Path,
+    selection: &'a Selection,
+}
+
+impl Group {
+    /// The entry of this name in the segments before; those of smaller names are gone.
+    fn take_before(&mut self, name: &[u8]) -> Option<(Entry, Vec<u8>, Arc<SegmentNode>)> {
+        while self.entries_before.front().is_some_and(|(entry, ..)| entry.name.as_slice() < name) {
+            self.entries_before.pop_front();
+        }
+        match self.entries_before.front() {
+            Some((entry, ..)) if entry.name == name => self.entries_before.pop_front(),
+            _ => None,
+        }
+    }
+}

@@ -1,0 +1,412 @@
+//! Directories in segments: what each entry looked like, and where its content is stored.
+//!
+//! The host cannot read its own trees. So a segment keeps its tree node's bytes: when one file changes, its
+//! neighbours' entries come from here.
+
+use std::path::{Path, PathBuf};
+
+use rusqlite::{Connection, OptionalExtension, Row, params};
+
+use super::chunks::{BlockId, Stored};
+use super::error::Context;
+use super::numbers::{from_blocks, to_blocks};
+use super::snapshots::SourceRow;
+use super::stats::Stats;
+use super::{Catalog, Error};
+use crate::format::{Digest, Node, Timestamp};
+
+/// Names a directory in this catalog.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub struct DirectoryId(pub i64);
+
+impl DirectoryId {
+    /// The parent of a source's root directory.
+    pub fn above(source: SourceRow) -> Self {
+        DirectoryId(-source.0)
+    }
+}
+
+/// Names a segment in this catalog.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub struct SegmentId(i64);
+
+/// A directory as it was.
+#[derive(Debug, Clone)]
+pub struct DirectoryRow {
+    /// Its id.
+    pub id: DirectoryId,
+    /// Whether it was found where it is now, and not elsewhere by its inode.
+    pub in_place: bool,
+    /// Whether the parent's segment holds this row's node.
+    pub linked: bool,
+    /// Entries below it and its top node (none: empty); none if a run broke off inside of it.
+    pub subtree: Option<(u64, Option<Stored>)>,
+    /// Blocks of its index nodes.
+    pub indexes: Vec<BlockId>,
+}
+
+/// A segment as it was, without its node.
+#[derive(Debug, Clone)]
+pub struct SegmentRow {
+    /// Its id.
+    pub id: SegmentId,
+    /// Names from here on, up to the next segment's, belong to it.
+    pub first: Vec<u8>,
+    /// Entries of the directory in it.
+    pub entries: u64,
+    /// Places of a preorder walk that they take.
+    pub span: u64,
+    /// Where its node is stored.
+    pub node: Stored,
+    /// The blocks of the node's table, in its order.
+    pub blocks: Vec<BlockId>,
+    /// Blocks below extent nodes that the node refers to.
+    pub more: Vec<BlockId>,
+    /// The identities of its entries.
+    pub stats: Stats,
+}
+
+/// A segment's entries.
+#[derive(Debug, Clone)]
+pub struct SegmentNode {
+    /// The node.
+    pub node: Node,
+    /// The blocks of the node's table, in its order.
+    pub blocks: Vec<BlockId>,
+    /// The identities of its entries.
+    pub stats: Stats,
+}
+
+/// What was committed, on a connection of its own that only reads.
+#[derive(Debug)]
+pub struct Past {
+    db: Connection,
+    path: PathBuf,
+}
+
+impl Past {
+    pub(super) fn new(db: Connection, path: PathBuf) -> Self {
+        Past { db, path }
+    }
+
+    /// The directory `name` of `parent`, or if there was none, the one that had this device and inode:
+    /// then it was moved here.
+    pub fn directory(
+        &self,
+        parent: DirectoryId,
+        name: &[u8],
+        (dev, ino): (u64, u64),
+    ) -> Result<Option<DirectoryRow>, Error> {
+        let find = || {
+            let by_name = self
+                .db
+                .prepare_cached(DIRECTORY_BY_NAME)?
+                .query_row(params![parent.0, name], |row| directory_row(row, true))
+                .optional()?;
+            match by_name {
+                Some(row) => Ok(Some(row)),
+                None => self
+                    .db
+                    .prepare_cached(DIRECTORY_BY_INODE)?
+                    .query_row(params![dev as i64, ino as i64], |row| directory_row(row, false))
+                    .optional(),
+            }
+        };
+        let row = find().during("look up a directory", &self.path)?;
+        row.map(|row| row.complete(&self.path)).transpose()
+    }
+
+    /// The segments of a directory, in order.
+    pub fn segments(&self, directory: DirectoryId) -> Result<Vec<SegmentRow>, Error> {
+        let find = || {
+            self.db
+                .prepare_cached(
+                    "SELECT digest, block, start, length, id, first, entries, span, blocks, more, stats
+                     FROM segments WHERE directory = ? ORDER BY first",
+                )?
+                .query_map([directory.0], |row| {
+                    Ok((
+                        stored(row, 0)?,
+                        SegmentId(row.get(4)?),
+                        row.get(5)?,
+                        row.get::<_, i64>(6)? as u64,
+                        row.get::<_, i64>(7)? as u64,
+                        to_blocks(row.get_ref(8)?.as_blob()?),
+                        to_blocks(row.get_ref(9)?.as_blob()?),
+                        Stats(row.get(10)?),
+                    ))
+                })?
+                .collect::<rusqlite::Result<Vec<_>>>()
+        };
+        let rows = find().during("read segments", &self.path)?;
+        rows.into_iter()
+            .map(|(node, id, first, entries, span, blocks, more, stats)| match (node, blocks, more) {
+                (Some(node), Some(blocks), Some(more)) => {
+                    Ok(SegmentRow { id, first, entries, span, node, blocks, more, stats })
+                }
+                _ => Err(damaged(&self.path, "a segment holds no sense")),
+            })
+            .collect()
+    }
+
+    /// The entries of a segment.
+    pub fn segment_node(&self, segment: SegmentId) -> Result<SegmentNode, Error> {
+        segment_node(&self.db, &self.path, segment)
+    }
+}
+
+impl Catalog {
+    /// The entries of a segment.
+    pub fn segment_node(&self, segment: SegmentId) -> Result<SegmentNode, Error> {
+        segment_node(&self.db, &self.path, segment)
+    }
+
+    /// Adds a directory that is being read, or moves one (`known`) to where it is now.
+    pub fn enter_directory(
+        &self,
+        known: Option<DirectoryId>,
+        parent: DirectoryId,
+        name: &[u8],
+        (dev, ino): (u64, u64),
+    ) -> Result<DirectoryId, Error> {
+        let (dev, ino) = (dev as i64, ino as i64);
+        let enter = || -> rusqlite::Result<DirectoryId> {
+            match known {
+                Some(id) => {
+                    self.db
+                        .prepare_cached(
+                            "UPDATE OR REPLACE directories SET parent = ?, name = ?, dev = ?, ino = ?, linked = 0
+                             WHERE id = ?",
+                        )?
+                        .execute(params![parent.0, name, dev, ino, id.0])?;
+                    Ok(id)
+                }
+                None => {
+                    self.db
+                        .prepare_cached(
+                            "INSERT INTO directories (parent, name, dev, ino, linked, complete)
+                             VALUES (?, ?, ?, ?, 0, 0)",
+                        )?
+                        .execute(params![parent.0, name, dev, ino])?;
+                    Ok(DirectoryId(self.db.last_insert_rowid()))
+                }
+            }
+        };
+        enter().map_err(self.failed("enter a directory"))
+    }
+
+    /// Notes the top node of a directory whose segments are all here.
+    pub fn finish_directory(
+        &self,
+        id: DirectoryId,
+        below: u64,
+        node: Option<&Stored>,
+        indexes: &[BlockId],
+    ) -> Result<(), Error> {
+        let finish = || {
+            self.db
+                .prepare_cached(
+                    "UPDATE directories SET linked = 0, complete = 1, below = ?, digest = ?, block = ?,
+                     start = ?, length = ?, indexes = ? WHERE id = ?",
+                )?
+                .execute(params![
+                    below as i64,
+                    node.map(|node| node.digest.0),
+                    node.map(|node| node.block.0 as i64),
+                    node.map(|node| node.start),
+                    node.map(|node| node.length),
+                    from_blocks(indexes),
+                    id.0
+                ])
+        };
+        finish().map(drop).map_err(self.failed("finish a directory"))
+    }
+
+    /// Entries below a directory that is complete, and its top node.
+    pub fn subtree(&self, id: DirectoryId) -> Result<(u64, Option<Stored>), Error> {
+        let find = || {
+            self.db
+                .prepare_cached(
+                    "SELECT digest, block, start, length, below FROM directories WHERE id = ? AND complete",
+                )?
+                .query_row([id.0], |row| Ok((row.get::<_, i64>(4)? as u64, stored(row, 0)?)))
+        };
+        find().map_err(self.failed("read a directory"))
+    }
+
+    /// Notes that the parent's segments hold these directories' nodes.
+    pub fn link_directories(&self, ids: &[DirectoryId]) -> Result<(), Error> {
+        let link = || {
+            let mut statement = self.db.prepare_cached("UPDATE directories SET linked = 1 WHERE id = ?")?;
+            ids.iter().try_for_each(|id| statement.execute([id.0]).map(drop))
+        };
+        link().map_err(self.failed("link directories"))
+    }
+
+    /// Adds a segment, in the place of those that it replaces.
+    #[expect(clippy::too_many_arguments, reason = "a row has as many columns")]
+    pub fn put_segment(
+        &self,
+        directory: DirectoryId,
+        replaced: &[SegmentId],
+        first: &[u8],
+        (entries, span): (u64, u64),
+        stored: &Stored,
+        (blocks, more): (&[BlockId], &[BlockId]),
+        stats: &Stats,
+        node: &[u8],
+    ) -> Result<(), Error> {
+        let put = || -> rusqlite::Result<()> {
+            let mut delete = self.db.prepare_cached("DELETE FROM segments WHERE id = ?")?;
+            replaced.iter().try_for_each(|id| delete.execute([id.0]).map(drop))?;
+            self.db
+                .prepare_cached(
+                    "INSERT INTO segments (directory, first, entries, span, digest, block, start, length,
+                     blocks, more, stats, node) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
+                )?
+                .execute(params![
+                    directory.0,
+                    first,
+                    entries as i64,
+                    span as i64,
+                    stored.digest.0,
+                    stored.block.0 as i64,
+                    stored.start,
+                    stored.length,
+                    from_blocks(blocks),
+                    from_blocks(more),
+                    stats.0,
+                    node
+                ])?;
+            Ok(())
+        };
+        put().map_err(self.failed("write a segment"))
+    }
+
+    /// Removes segments whose names are all gone.
+    pub fn remove_segments(&self, ids: &[SegmentId]) -> Result<(), Error> {
+        let remove = || {
+            let mut statement = self.db.prepare_cached("DELETE FROM segments WHERE id = ?")?;
+            ids.iter().try_for_each(|id| statement.execute([id.0]).map(drop))
+        };
+        remove().map_err(self.failed("remove segments"))
+    }
+
+    /// Names of the directories below `parent`, with their ids, in order.
+    pub fn children(&self, parent: DirectoryId) -> Result<Vec<(Vec<u8>, DirectoryId)>, Error> {
+        let find = || {
+            self.db
+                .prepare_cached("SELECT name, id FROM directories WHERE parent = ? ORDER BY name")?
+                .query_map([parent.0], |row| Ok((row.get(0)?, DirectoryId(row.get(1)?))))?
+                .collect::<rusqlite::Result<Vec<_>>>()
+        };
+        find().map_err(self.failed("read directories"))
+    }
+
+    /// Removes the directory `id` and all below it, if it still is `name` of `parent`: it may have been
+    /// found again elsewhere.
+    pub fn remove_directory(&self, parent: DirectoryId, name: &[u8], id: DirectoryId) -> Result<(), Error> {
+        let remove = || {
+            self.db.execute_batch("CREATE TEMP TABLE IF NOT EXISTS gone (id INTEGER PRIMARY KEY)")?;
+            self.db.execute(
+                "INSERT OR IGNORE INTO gone
+                 WITH RECURSIVE below (id) AS (
+                     SELECT id FROM directories WHERE id = ?1 AND parent = ?2 AND name = ?3
+                     UNION SELECT directories.id FROM directories JOIN below ON directories.parent = below.id)
+                 SELECT id FROM below",
+                params![id.0, parent.0, name],
+            )?;
+            self.db.execute_batch(
+                "DELETE FROM segments WHERE directory IN (SELECT id FROM gone);
+                 DELETE FROM directories WHERE id IN (SELECT id FROM gone);
+                 DELETE FROM gone;",
+            )
+        };
+        remove().map_err(self.failed("remove a directory"))
+    }
+
+    /// The id that all names of the file with this device and inode share. The change time tells it from
+    /// another file that had the inode before.
+    pub fn hard_link(&self, (dev, ino): (u64, u64), ctime: Timestamp) -> Result<u64, Error> {
+        let find = || {
+            let found = self
+                .db
+                .prepare_cached("SELECT id FROM links WHERE dev = ? AND ino = ? AND seconds = ? AND nanos = ?")?
+                .query_row(params![dev as i64, ino as i64, ctime.seconds, ctime.nanos], |row| row.get::<_, i64>(0))
+                .optional()?;
+            if let Some(id) = found {
+                return Ok(id as u64);
+            }
+            self.db
+                .prepare_cached("INSERT OR REPLACE INTO links (dev, ino, seconds, nanos) VALUES (?, ?, ?, ?)")?
+                .execute(params![dev as i64, ino as i64, ctime.seconds, ctime.nanos])?;
+            Ok(self.db.last_insert_rowid() as u64)
+        };
+        find().map_err(self.failed("look up a hard link"))
+    }
+}
+
+const DIRECTORY_BY_NAME: &str = "SELECT digest, block, start, length, id, linked, complete, below, indexes
+     FROM directories WHERE parent = ? AND name = ?";
+const DIRECTORY_BY_INODE: &str = "SELECT digest, block, start, length, id, linked, complete, below, indexes
+     FROM directories WHERE dev = ? AND ino = ? LIMIT 1";
+
+/// A row as it was read, not yet checked.
+struct RawDirectory {
+    row: DirectoryRow,
+    indexes: Option<Vec<BlockId>>,
+}
+
+impl RawDirectory {
+    fn complete(mut self, path: &Path) -> Result<DirectoryRow, Error> {
+        self.row.indexes = self.indexes.ok_or_else(|| damaged(path, "a list of blocks is cut off"))?;
+        Ok(self.row)
+    }
+}
+
+fn directory_row(row: &Row<'_>, in_place: bool) -> rusqlite::Result<RawDirectory> {
+    let node = stored(row, 0)?;
+    let complete: bool = row.get(6)?;
+    let below: Option<i64> = row.get(7)?;
+    let indexes: Option<Vec<u8>> = row.get(8)?;
+    Ok(RawDirectory {
+        row: DirectoryRow {
+            id: DirectoryId(row.get(4)?),
+            in_place,
+            linked: row.get(5)?,
+            subtree: below.filter(|_| complete).map(|below| (below as u64, node)),
+            indexes: Vec::new(),
+        },
+        indexes: to_blocks(&indexes.unwrap_or_default()),
+    })
+}
+
+/// A stored chunk in the four columns from `at` on; none if they are null.
+fn stored(row: &Row<'_>, at: usize) -> rusqlite::Result<Option<Stored>> {
+    let Some(digest) = row.get_ref(at)?.as_blob_or_null()?.and_then(Digest::from_slice) else {
+        return Ok(None);
+    };
+    Ok(Some(Stored {
+        digest,
+        block: BlockId(row.get::<_, i64>(at + 1)? as u64),
+        start: row.get(at + 2)?,
+        length: row.get(at + 3)?,
+    }))
+}
+
+fn segment_node(db: &Connection, path: &Path, segment: SegmentId) -> Result<SegmentNode, Error> {
+    let find = || {
+        db.prepare_cached("SELECT blocks, stats, node FROM segments WHERE id = ?")?.query_row([segment.0], |row| {
+            Ok((to_blocks(row.get_ref(0)?.as_blob()?), Stats(row.get(1)?), Node::decode(row.get_ref(2)?.as_blob()?)))
+        })
+    };
+    match find().during("read a segment", path)? {
+        (Some(blocks), stats, Ok(node)) if blocks.len() == node.blocks.len() => Ok(SegmentNode { node, blocks, stats }),
+        (_, _, Err(e)) => Err(damaged(path, e)),
+        _ => Err(damaged(path, "a segment's blocks do not go with its node")),
+    }
+}
+
+fn damaged(path: &Path, why: impl ToString) -> Error {
+    Error::Damaged { path: path.to_owned(), why: why.to_string() }
+}

@@ -1,0 +1,60 @@
+CREATE TABLE trust (
+    repository BLOB NOT NULL, catalog BLOB NOT NULL, encrypted INTEGER NOT NULL,
+    seed INTEGER NOT NULL, host TEXT NOT NULL,
+    generation INTEGER NOT NULL,  -- number of the last run that wrote
+    intended INTEGER NOT NULL     -- number that a run was about to take
+);
+CREATE TABLE recipients (certificate BLOB NOT NULL);
+
+CREATE TABLE packs (
+    id INTEGER PRIMARY KEY, uuid BLOB NOT NULL, kind INTEGER NOT NULL,
+    length INTEGER NOT NULL, digest BLOB NOT NULL
+);
+CREATE TABLE blocks (
+    id INTEGER PRIMARY KEY, pack INTEGER NOT NULL, ordinal INTEGER NOT NULL,
+    start INTEGER NOT NULL, length INTEGER NOT NULL
+);
+-- Keyed by the digest's first eight bytes: integers make the smallest and fastest index. Of two chunks
+-- with the same head the second is not found again, which costs space and nothing else.
+CREATE TABLE chunks (
+    head INTEGER PRIMARY KEY, digest BLOB NOT NULL, block INTEGER NOT NULL,
+    start INTEGER NOT NULL, length INTEGER NOT NULL
+);
+-- All blocks below a node of a long extent list.
+CREATE TABLE extent_nodes (digest BLOB PRIMARY KEY, blocks BLOB NOT NULL) WITHOUT ROWID;
+
+CREATE TABLE directories (
+    id INTEGER PRIMARY KEY, parent INTEGER NOT NULL, name BLOB NOT NULL,
+    dev INTEGER NOT NULL, ino INTEGER NOT NULL,
+    linked INTEGER NOT NULL,      -- the parent's segment holds this row's node
+    complete INTEGER NOT NULL,    -- all segments are here, and the columns below are right
+    below INTEGER, digest BLOB, block INTEGER, start INTEGER, length INTEGER,
+    indexes BLOB,                 -- blocks of the index nodes, if there are several segments
+    UNIQUE (parent, name)
+);
+CREATE INDEX directories_by_inode ON directories (dev, ino);
+-- Columns are in the order of need: an unchanged segment is never read beyond stats.
+CREATE TABLE segments (
+    id INTEGER PRIMARY KEY, directory INTEGER NOT NULL, first BLOB NOT NULL,
+    entries INTEGER NOT NULL, span INTEGER NOT NULL,
+    digest BLOB NOT NULL, block INTEGER NOT NULL, start INTEGER NOT NULL, length INTEGER NOT NULL,
+    blocks BLOB NOT NULL,         -- the blocks of the node's table, in its order
+    more BLOB NOT NULL,           -- blocks below extent nodes
+    stats BLOB NOT NULL, node BLOB NOT NULL,
+    UNIQUE (directory, first)
+);
+-- Names of the same file share an id. The change time tells a file from another that got its inode later;
+-- AUTOINCREMENT, because an id that was given to one file must never mean another.
+CREATE TABLE links (
+    id INTEGER PRIMARY KEY AUTOINCREMENT, dev INTEGER NOT NULL, ino INTEGER NOT NULL,
+    seconds INTEGER NOT NULL, nanos INTEGER NOT NULL, UNIQUE (dev, ino)
+);
+
+CREATE TABLE sources (id INTEGER PRIMARY KEY, uuid BLOB NOT NULL UNIQUE, name TEXT NOT NULL UNIQUE);
+CREATE TABLE snapshots (
+    sequence INTEGER PRIMARY KEY, uuid BLOB NOT NULL UNIQUE, source INTEGER NOT NULL,
+    time TEXT NOT NULL, host TEXT NOT NULL, paths BLOB NOT NULL, tags TEXT NOT NULL,
+    files INTEGER NOT NULL, bytes INTEGER NOT NULL, stored INTEGER NOT NULL,
+    written INTEGER NOT NULL,     -- the object is at the target
+    blocks BLOB NOT NULL
+);

@@ -1,0 +1,188 @@
+//! Sources, snapshots, and the blocks that each snapshot uses.
+
+use roaring::RoaringTreemap;
+use rusqlite::{OptionalExtension, Row, params};
+
+use super::{Catalog, Error};
+use crate::format::id::{SnapshotId, SourceId};
+use crate::format::name::SnapshotName;
+
+/// Names a source in this catalog.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct SourceRow(pub i64);
+
+/// A snapshot, as far as the host knows it without a key.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct SnapshotRow {
+    /// Its place.
+    pub name: SnapshotName,
+    /// Its number.
+    pub sequence: u64,
+    /// Its source's name.
+    pub source: String,
+    /// The machine.
+    pub host: String,
+    /// The paths that were given.
+    pub paths: Vec<Vec<u8>>,
+    /// The tags that were given.
+    pub tags: Vec<String>,
+    /// Regular files.
+    pub files: u64,
+    /// Their sizes added up.
+    pub bytes: u64,
+    /// Bytes that it added.
+    pub stored_bytes: u64,
+    /// Whether it is known to be at the target.
+    pub written: bool,
+}
+
+impl Catalog {
+    /// The source of this name, if there is one.
+    pub fn source(&self, name: &str) -> Result<Option<(SourceRow, SourceId)>, Error> {
+        let found = self
+            .db
+            .query_row("SELECT id, uuid FROM sources WHERE name = ?", [name], |row| {
+                Ok((SourceRow(row.get(0)?), row.get::<_, Vec<u8>>(1)?))
+            })
+            .optional()
+            .map_err(self.failed("look up a source"))?;
+        found.map(|(row, uuid)| Ok((row, SourceId::from_slice(&uuid).map_err(|e| self.damaged(e))?))).transpose()
+    }
+
+    /// Adds a source.
+    pub fn add_source(&self, id: SourceId, name: &str) -> Result<SourceRow, Error> {
+        let added = self.db.execute("INSERT INTO sources (uuid, name) VALUES (?, ?)", params![id.as_bytes(), name]);
+        added.map_err(self.failed("add a source"))?;
+        Ok(SourceRow(self.db.last_insert_rowid()))
+    }
+
+    /// Adds a snapshot that is about to be written.
+    pub fn add_snapshot(
+        &self,
+        snapshot: &SnapshotRow,
+        source: SourceRow,
+        blocks: &RoaringTreemap,
+    ) -> Result<(), Error> {
+        let mut bitmap = Vec::with_capacity(blocks.serialized_size());
+        blocks.serialize_into(&mut bitmap).map_err(|e| self.damaged(e))?;
+        let paths = serde_json::to_vec(&snapshot.paths).map_err(|e| self.damaged(e))?;
+        let tags = serde_json::to_string(&snapshot.tags).map_err(|e| self.damaged(e))?;
+        let added = self.db.execute(
+            "INSERT INTO snapshots VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
+            params![
+                snapshot.sequence as i64,
+                snapshot.name.id.0,
+                source.0,
+                snapshot.name.time,
+                snapshot.host,
+                paths,
+                tags,
+                snapshot.files as i64,
+                snapshot.bytes as i64,
+                snapshot.stored_bytes as i64,
+                snapshot.written,
+                bitmap
+            ],
+        );
+        added.map(drop).map_err(self.failed("add a snapshot"))
+    }
+
+    /// Notes that a snapshot is at the target, and how many bytes it added, if that is known.
+    pub fn set_written(&self, id: SnapshotId, stored_bytes: Option<u64>) -> Result<(), Error> {
+        let set = self.db.execute(
+            "UPDATE snapshots SET written = 1, stored = coalesce(?, stored) WHERE uuid = ?",
+            params![stored_bytes.map(|bytes| bytes as i64), id.0],
+        );
+        set.map(drop).map_err(self.failed("note a snapshot"))
+    }
+
+    /// Forgets a snapshot that never reached the target.
+    pub fn remove_snapshot(&self, id: SnapshotId) -> Result<(), Error> {
+        let removed = self.db.execute("DELETE FROM snapshots WHERE uuid = ?", [id.0]);
+        removed.map(drop).map_err(self.failed("remove a snapshot"))
+    }
+
+    /// All snapshots, oldest first.
+    pub fn snapshots(&self) -> Result<Vec<SnapshotRow>, Error> {
+        let find = || {
+            self.db
+                .prepare(&format!("{SNAPSHOT} ORDER BY sequence"))?
+                .query_map([], raw_snapshot)?
+                .collect::<rusqlite::Result<Vec<_>>>()
+        };
+        let rows = find().map_err(self.failed("read snapshots"))?;
+        rows.into_iter().map(|raw| self.snapshot(raw)).collect()
+    }
+
+    /// The newest snapshot of a source that is at the target, and its blocks.
+    pub fn latest_snapshot(&self, source: SourceRow) -> Result<Option<(SnapshotRow, RoaringTreemap)>, Error> {
+        let raw = self
+            .db
+            .query_row(
+                &format!("{SNAPSHOT} WHERE source = ? AND written ORDER BY sequence DESC LIMIT 1"),
+                [source.0],
+                |row| Ok((raw_snapshot(row)?, row.get::<_, Vec<u8>>(11)?)),
+            )
+            .optional()
+            .map_err(self.failed("read the last snapshot"))?;
+        let Some((raw, bitmap)) = raw else { return Ok(None) };
+        let blocks = RoaringTreemap::deserialize_from(bitmap.as_slice()).map_err(|e| self.damaged(e))?;
+        Ok(Some((self.snapshot(raw)?, blocks)))
+    }
+
+    fn snapshot(&self, raw: RawSnapshot) -> Result<SnapshotRow, Error> {
+        let source = SourceId::from_slice(&raw.source_id).map_err(|e| self.damaged(e))?;
+        let id = SnapshotId::from_slice(&raw.id).map_err(|e| self.damaged(e))?;
+        Ok(SnapshotRow {
+            name: SnapshotName { source, time: raw.time, id },
+            sequence: raw.sequence as u64,
+            source: raw.source,
+            host: raw.host,
+            paths: serde_json::from_slice(&raw.paths).map_err(|e| self.damaged(e))?,
+            tags: serde_json::from_str(&raw.tags).map_err(|e| self.damaged(e))?,
+            files: raw.files as u64,
+            bytes: raw.bytes as u64,
+            stored_bytes: raw.stored_bytes as u64,
+            written: raw.written,
+        })
+    }
+
+    fn damaged(&self, why: impl ToString) -> Error {
+        Error::Damaged { path: self.path.clone(), why: why.to_string() }
+    }
+}
+
+const SNAPSHOT: &str = "SELECT sequence, snapshots.uuid, sources.uuid, sources.name, time, host, paths, tags, files,
+     bytes, stored, blocks, written FROM snapshots JOIN sources ON sources.id = source";
+
+struct RawSnapshot {
+    sequence: i64,
+    id: Vec<u8>,
+    source_id: Vec<u8>,
+    source: String,
+    time: String,
+    host: String,
+    paths: Vec<u8>,
+    tags: String,
+    files: i64,
+    bytes: i64,
+    stored_bytes: i64,
+    written: bool,
+}
+
+fn raw_snapshot(row: &Row<'_>) -> rusqlite::Result<RawSnapshot> {
+    Ok(RawSnapshot {
+        sequence: row.get(0)?,
+        id: row.get(1)?,
+        source_id: row.get(2)?,
+        source: row.get(3)?,
+        time: row.get(4)?,
+        host: row.get(5)?,
+        paths: row.get(6)?,
+        tags: row.get(7)?,
+        files: row.get(8)?,
+        bytes: row.get(9)?,
+        stored_bytes: row.get(10)?,
+        written: row.get(12)?,
+    })
+}

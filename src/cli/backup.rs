@@ -1,0 +1,158 @@
+//! `brackfs backup`
+
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+use anyhow::Result;
+use serde_json::json;
+
+use super::common::{Global, RepositoryArg, is_interactive, stop_on_signals};
+use super::exit::{PARTIAL, Usage};
+use super::show::{name_time, parse_size, size};
+use crate::backup::{self, COMPRESSION, Options, Summary};
+use crate::catalog::stats::Identity;
+use crate::repository::Repository;
+
+/// Back up files
+///
+/// Needs no secret key. Files that look as they did last time are not opened. What was stored before a run broke
+/// off is not stored again.
+#[derive(Debug, clap::Args)]
+#[command(after_help = "\
+Examples:
+  brackfs backup /home --repo /backup
+  brackfs backup / --repo /backup --one-file-system --exclude /tmp --exclude '*.o'
+  brackfs backup /etc /home /srv --repo /backup --source server
+
+In a crontab:
+  17 * * * *  brackfs backup /home --repo /backup")]
+pub(super) struct Args {
+    /// What to back up. Of one directory the snapshot's root is that directory, of several paths it is /
+    #[arg(required = true, value_name = "PATH")]
+    paths: Vec<PathBuf>,
+    #[command(flatten)]
+    repository: RepositoryArg,
+    /// The source's name [default: the path's last name; root for / and for several paths]
+    #[arg(long, value_name = "NAME")]
+    source: Option<String>,
+    /// Leave out what matches, as in a .gitignore at the snapshot's root; may be repeated
+    #[arg(short, long, value_name = "GLOB")]
+    exclude: Vec<String>,
+    /// Leave mounts below the paths empty
+    #[arg(short = 'x', long)]
+    one_file_system: bool,
+    /// A word to find the snapshot by; may be repeated
+    #[arg(long, value_name = "T")]
+    tag: Vec<String>,
+    /// Average bytes of a chunk; from 1M on files are cut at fixed offsets
+    #[arg(long, value_name = "SIZE", default_value = "512KiB", value_parser = parse_size)]
+    chunk_size: u64,
+    /// Gather files below this many bytes, several to a block
+    #[arg(long, value_name = "SIZE", default_value = "128KiB", value_parser = parse_size)]
+    merge_files_under: u64,
+    /// Use one worker, and let chunks wait in unnamed temporary files
+    #[arg(long)]
+    low_memory: bool,
+    /// zstd's level, 1 (fast) to 19 (small)
+    #[arg(long, value_name = "LEVEL", default_value_t = COMPRESSION, value_parser = clap::value_parser!(i32).range(1..=19))]
+    compression: i32,
+    /// Make no snapshot if nothing changed
+    #[arg(long)]
+    skip_if_unchanged: bool,
+    /// Do not take another inode number for a change (file systems that make them up)
+    #[arg(long)]
+    ignore_inode: bool,
+    /// Do not take another change time for a change
+    #[arg(long)]
+    ignore_ctime: bool,
+    /// Read all files, whatever they look like
+    #[arg(long)]
+    reread: bool,
+    /// Print the result, and problems, as JSON, one object a line
+    #[arg(long)]
+    json: bool,
+}
+
+pub(super) fn run(args: &Args, global: &Global) -> Result<ExitCode> {
+    let options = args.options()?;
+    let repository = Repository::open(&args.repository.location)?;
+    let monitor = global.monitor(args.json);
+    let stop = stop_on_signals()?;
+    let result = backup::run(&repository, &global.state()?, &options, &monitor, &stop);
+    monitor.done();
+    let summary = result?;
+    if args.json {
+        println!("{}", as_json(&summary));
+    } else if !global.quiet && (is_interactive() || global.verbose) {
+        say(&summary);
+    }
+    Ok(if summary.problems > 0 { ExitCode::from(PARTIAL) } else { ExitCode::SUCCESS })
+}
+
+impl Args {
+    fn options(&self) -> Result<Options> {
+        let within = |name: &str, value: u64, least: u64, most: u64| match (least..=most).contains(&value) {
+            true => Ok(value as usize),
+            false => Err(Usage(format!("--{name} must be from {} to {}", size(least), size(most)))),
+        };
+        Ok(Options {
+            source: self.source.clone(),
+            paths: self.paths.clone(),
+            tags: self.tag.clone(),
+            exclude: self.exclude.clone(),
+            one_file_system: self.one_file_system,
+            chunk_size: within("chunk-size", self.chunk_size, 16 << 10, 1 << 40)?,
+            merge_files_under: within("merge-files-under", self.merge_files_under, 0, 1 << 20)?,
+            low_memory: self.low_memory,
+            compression: self.compression,
+            skip_if_unchanged: self.skip_if_unchanged,
+            identity: Identity { inode: !self.ignore_inode, ctime: !self.ignore_ctime },
+            reread: self.reread,
+        })
+    }
+}
+
+fn as_json(summary: &Summary) -> serde_json::Value {
+    json!({
+        "message_type": "summary",
+        "snapshot_id": summary.snapshot.as_ref().map(|name| name.id.to_string()),
+        "time": summary.snapshot.as_ref().map(|name| name_time(&name.time)),
+        "source": summary.source,
+        "files_new": summary.new_files,
+        "files_changed": summary.changed_files,
+        "files_unmodified": summary.unmodified_files,
+        "files_read": summary.read_files,
+        "files": summary.files,
+        "directories": summary.directories,
+        "others": summary.others,
+        "bytes": summary.bytes,
+        "data_packs": summary.data_packs,
+        "data_bytes": summary.data_bytes,
+        "tree_packs": summary.tree_packs,
+        "tree_bytes": summary.tree_bytes,
+        "stored_bytes": summary.data_bytes + summary.tree_bytes,
+        "problems": summary.problems,
+        "seconds": summary.duration.as_secs_f64(),
+    })
+}
+
+fn say(summary: &Summary) {
+    let stored = summary.data_bytes + summary.tree_bytes;
+    match &summary.snapshot {
+        Some(name) => eprintln!("snapshot {} of {}", name.id.short(), summary.source),
+        None => eprintln!("nothing changed in {}, no snapshot was made", summary.source),
+    }
+    eprintln!(
+        "{} files ({} new, {} changed, {} unmodified), {} directories, {}",
+        summary.files,
+        summary.new_files,
+        summary.changed_files,
+        summary.unmodified_files,
+        summary.directories,
+        size(summary.bytes)
+    );
+    eprintln!("{} stored in {:.1} s", size(stored), summary.duration.as_secs_f64());
+    if summary.problems > 0 {
+        eprintln!("{} problems: see above", summary.problems);
+    }
+}

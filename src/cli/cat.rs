@@ -1,0 +1,55 @@
+//! `brackfs cat`
+
+use std::ffi::OsString;
+use std::io::Write;
+use std::os::unix::ffi::OsStrExt;
+use std::process::ExitCode;
+
+use anyhow::Result;
+
+use super::common::{Global, ReaderArgs};
+use super::exit::Usage;
+use crate::format::Kind;
+use crate::reader::{FileReader, Selector};
+
+/// Zeros that a hole is made of.
+static ZEROS: [u8; 64 << 10] = [0; 64 << 10];
+
+/// Write a file in a snapshot to standard output
+#[derive(Debug, clap::Args)]
+#[command(after_help = "\
+Examples:
+  brackfs cat latest:etc/fstab --repo /backup --key owner.key
+  brackfs cat home/latest:alice/notes.txt --repo /backup --key owner.key | less")]
+pub(super) struct Args {
+    #[command(flatten)]
+    reader: ReaderArgs,
+    /// The snapshot, and the path of the file in it
+    #[arg(value_name = "SNAP:PATH")]
+    what: OsString,
+}
+
+pub(super) fn run(args: &Args, global: &Global) -> Result<ExitCode> {
+    let selector = Selector::parse(args.what.as_bytes()).map_err(Usage)?;
+    let reader = args.reader.open(global, &global.monitor(false))?;
+    let snapshot = reader.select(&selector)?;
+    let listed = reader.at_path(&snapshot, &selector.path)?;
+    let shown = String::from_utf8_lossy(&selector.path).into_owned();
+    anyhow::ensure!(listed.entry().kind == Kind::File, "{shown:?} is not a file; ls shows what is there");
+    let mut out = std::io::stdout().lock();
+    FileReader::new(listed).each(&reader, |stretch| -> Result<()> {
+        match stretch {
+            Ok(bytes) => out.write_all(bytes)?,
+            Err(mut hole) => {
+                while hole > 0 {
+                    let some = hole.min(ZEROS.len() as u64);
+                    out.write_all(ZEROS.get(..some as usize).unwrap_or_default())?;
+                    hole -= some;
+                }
+            }
+        }
+        Ok(())
+    })?;
+    out.flush()?;
+    Ok(ExitCode::SUCCESS)
+}

@@ -1,0 +1,245 @@
+//! Flags that several commands share, and how a reader is opened.
+
+use std::ffi::OsString;
+use std::io::IsTerminal;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::sync::Arc;
+use std::sync::atomic::AtomicBool;
+
+use anyhow::{Context, Result};
+use clap::{ArgAction, Args};
+use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
+
+use super::exit::NoSecret;
+use super::terminal::Terminal;
+use crate::catalog;
+use crate::crypt::{Certificate, Fingerprint, Opener, Passphrase, SecretKey};
+use crate::monitor::Monitor;
+use crate::reader::Reader;
+use crate::repository::{Access, Repository};
+use crate::state::RepositoryState;
+
+/// Flags of every command.
+#[derive(Debug, Args)]
+pub(super) struct Global {
+    /// Say nothing but errors
+    #[arg(short, long, global = true, conflicts_with = "verbose")]
+    pub(super) quiet: bool,
+    /// Name every file
+    #[arg(short, long, global = true)]
+    pub(super) verbose: bool,
+    /// Where this machine keeps catalogs and its own keys [default: /var/lib/brackfs for root, else
+    /// $XDG_STATE_HOME/brackfs or ~/.local/state/brackfs]
+    #[arg(long, global = true, env = "BRACKFS_STATE_DIR", value_name = "DIR")]
+    pub(super) state_dir: Option<PathBuf>,
+}
+
+/// Which repository.
+#[derive(Debug, Args)]
+pub(super) struct RepositoryArg {
+    /// The repository: a path
+    #[arg(long = "repo", env = "BRACKFS_REPOSITORY", value_name = "REPO")]
+    pub(super) location: String,
+}
+
+/// What it takes to read.
+#[derive(Debug, Args)]
+pub(super) struct ReaderArgs {
+    #[command(flatten)]
+    pub(super) repository: RepositoryArg,
+    /// The owner's secret key [default: the one kept in the repository, else your gpg]
+    #[arg(long, env = "BRACKFS_KEY_FILE", value_name = "FILE")]
+    pub(super) key: Option<PathBuf>,
+    /// Believe snapshots that this host key signed (its fingerprint; init shows it)
+    #[arg(long, value_name = "FINGERPRINT", action = ArgAction::Append)]
+    pub(super) signer: Vec<Fingerprint>,
+    /// Bytes of decoded data to keep in memory
+    #[arg(long, value_name = "SIZE", default_value = "128MiB", value_parser = super::show::parse_size)]
+    pub(super) cache_size: u64,
+}
+
+impl Global {
+    /// The state directory.
+    pub(super) fn state(&self) -> Result<PathBuf> {
+        if let Some(given) = &self.state_dir {
+            return std::path::absolute(given).with_context(|| format!("{}", given.display()));
+        }
+        if rustix::process::geteuid().is_root() {
+            return Ok(PathBuf::from("/var/lib/brackfs"));
+        }
+        let absolute = |name: &str| std::env::var_os(name).map(PathBuf::from).filter(|path| path.is_absolute());
+        absolute("XDG_STATE_HOME")
+            .or_else(|| absolute("HOME").map(|home| home.join(".local/state")))
+            .map(|path| path.join("brackfs"))
+            .context("there is no home directory for the state; give one with --state-dir or BRACKFS_STATE_DIR")
+    }
+
+    /// What a run tells the terminal.
+    pub(super) fn monitor(&self, json: bool) -> Terminal {
+        Terminal::new(self.quiet, self.verbose, json)
+    }
+}
+
+impl ReaderArgs {
+    /// Opens a reader: finds the key, and decides whose signatures are believed.
+    pub(super) fn open(&self, global: &Global, monitor: &dyn Monitor) -> Result<Reader> {
+        let repository = Repository::open(&self.repository.location)?;
+        let opener = match repository.encrypted() {
+            true => Some(self.opener(&repository)?),
+            false => None,
+        };
+        let signers = self.signers(global, &repository, monitor)?;
+        let cache = usize::try_from(self.cache_size).context("the cache size is too large")?;
+        Ok(Reader::new(repository, Access::new(opener, signers), cache))
+    }
+
+    fn opener(&self, repository: &Repository) -> Result<Opener> {
+        let (key, what) = match &self.key {
+            Some(path) => {
+                let bytes = std::fs::read(path)
+                    .map_err(|e| NoSecret(format!("cannot read the key {}: {e}", path.display())))?;
+                let key = SecretKey::parse(&bytes).with_context(|| format!("{}", path.display()))?;
+                (key, path.display().to_string())
+            }
+            None => match repository.keys().owner()? {
+                Some(key) => (key, "the repository".to_owned()),
+                None => return Ok(Opener::gpg()),
+            },
+        };
+        let key = match key.is_locked() {
+            true => {
+                let passphrase = passphrase(&format!("Passphrase for the key in {what}: "))?;
+                key.unlock(&passphrase).with_context(|| format!("the key in {what}"))?
+            }
+            false => key,
+        };
+        Ok(Opener::new(key)?)
+    }
+
+    /// Host keys to believe: this machine's own, those it has seen before, and those that were given. If there
+    /// are none, the one that the repository shows is believed aloud, and remembered.
+    fn signers(&self, global: &Global, repository: &Repository, monitor: &dyn Monitor) -> Result<Vec<Certificate>> {
+        let state = RepositoryState::new(&global.state()?, repository.id());
+        let mut known = self.signer.clone();
+        known.extend(state.signers()?);
+        match catalog::trust_of(&state.catalog_path(), repository.id()) {
+            Ok(trust) => known.extend(trust.map(|trust| trust.host)),
+            Err(error) => monitor.note(&format!("the catalog of this machine can't be asked whom it trusts: {error}")),
+        }
+        known.sort();
+        known.dedup();
+        if !known.is_empty() {
+            return known.iter().map(|signer| Ok(repository.keys().host(signer)?)).collect();
+        }
+        let hosts = repository.keys().hosts()?;
+        let [host] = hosts.as_slice() else {
+            let found: Vec<_> = hosts.iter().map(|host| host.fingerprint().to_string()).collect();
+            let found = if found.is_empty() { "none".to_owned() } else { found.join(", ") };
+            anyhow::bail!(
+                "this machine does not know yet which host key to believe, and the repository shows {found}; name the right one with --signer"
+            );
+        };
+        let signer = host.fingerprint();
+        monitor.note(&format!(
+            "first use of this repository here: from now on snapshots signed by host key {signer} are believed; compare it with what init showed"
+        ));
+        if let Err(error) = state.remember_signer(&signer) {
+            monitor.note(&format!("it could not be remembered: {error}"));
+        }
+        Ok(hosts)
+    }
+}
+
+/// The passphrase: from the environment, or asked for at the terminal.
+pub(super) fn passphrase(prompt: &str) -> Result<Passphrase> {
+    match passphrase_given()? {
+        Some(passphrase) => Ok(passphrase),
+        None => ask(prompt),
+    }
+}
+
+/// A new passphrase: from the environment, or asked for twice.
+pub(super) fn new_passphrase(prompt: &str) -> Result<Passphrase> {
+    if let Some(passphrase) = passphrase_given()? {
+        return Ok(passphrase);
+    }
+    let first = prompt_for(prompt)?;
+    if first.is_empty() {
+        return Err(NoSecret("an empty passphrase protects nothing".into()).into());
+    }
+    match prompt_for("The same again: ")? == first {
+        true => Ok(Passphrase::from(first)),
+        false => Err(NoSecret("the two are not the same".into()).into()),
+    }
+}
+
+fn ask(prompt: &str) -> Result<Passphrase> {
+    prompt_for(prompt).map(Passphrase::from)
+}
+
+fn prompt_for(prompt: &str) -> Result<String> {
+    let missing = "there is no terminal to ask for the passphrase; set BRACKFS_PASSPHRASE, BRACKFS_PASSPHRASE_FILE \
+                   or BRACKFS_PASSPHRASE_COMMAND";
+    rpassword::prompt_password(prompt).map_err(|_| NoSecret(missing.into()).into())
+}
+
+fn passphrase_given() -> Result<Option<Passphrase>> {
+    let variable = |name: &str| std::env::var_os(name).filter(|value| !value.is_empty());
+    if let Some(value) = variable("BRACKFS_PASSPHRASE") {
+        return text(value.into_encoded_bytes(), "BRACKFS_PASSPHRASE").map(Some);
+    }
+    if let Some(path) = variable("BRACKFS_PASSPHRASE_FILE") {
+        let path = PathBuf::from(path);
+        let bytes = std::fs::read(&path)
+            .map_err(|e| NoSecret(format!("BRACKFS_PASSPHRASE_FILE: cannot read {}: {e}", path.display())))?;
+        return text(bytes, "BRACKFS_PASSPHRASE_FILE").map(Some);
+    }
+    if let Some(command) = variable("BRACKFS_PASSPHRASE_COMMAND") {
+        return from_command(&command).map(Some);
+    }
+    Ok(None)
+}
+
+fn from_command(command: &OsString) -> Result<Passphrase> {
+    let name = "BRACKFS_PASSPHRASE_COMMAND";
+    let output = Command::new("sh")
+        .arg("-c")
+        .arg(command)
+        .stderr(std::process::Stdio::inherit())
+        .output()
+        .map_err(|e| NoSecret(format!("{name}: {e}")))?;
+    match output.status.success() {
+        true => text(output.stdout, name),
+        false => Err(NoSecret(format!("{name} failed ({})", output.status)).into()),
+    }
+}
+
+/// A passphrase without the newline at its end.
+fn text(bytes: Vec<u8>, from: &str) -> Result<Passphrase> {
+    let text = String::from_utf8(bytes).map_err(|_| NoSecret(format!("{from} is not UTF-8")))?;
+    Ok(Passphrase::from(text.trim_end_matches(['\n', '\r']).to_owned()))
+}
+
+/// A flag that is set when the process is told to end; a second signal ends it at once.
+pub(super) fn stop_on_signals() -> Result<Arc<AtomicBool>> {
+    let stop = Arc::new(AtomicBool::new(false));
+    for signal in [SIGINT, SIGTERM, SIGHUP] {
+        // In this order: the first signal only sets the flag that the second one looks at.
+        signal_hook::flag::register_conditional_shutdown(signal, 130, stop.clone())
+            .and_then(|_| signal_hook::flag::register(signal, stop.clone()))
+            .context("cannot wait for signals")?;
+    }
+    Ok(stop)
+}
+
+/// Whether somebody looks at standard error.
+pub(super) fn is_interactive() -> bool {
+    std::io::stderr().is_terminal()
+}
+
+/// Reads a certificate, or the public part of a key, from a file.
+pub(super) fn read_certificate(path: &Path) -> Result<Certificate> {
+    let bytes = std::fs::read(path).with_context(|| format!("cannot read the certificate {}", path.display()))?;
+    Certificate::parse(&bytes).with_context(|| format!("{}", path.display()))
+}

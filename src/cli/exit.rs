@@ -1,0 +1,114 @@
+//! From errors to exit codes.
+
+use crate::{backup, catalog, check, crypt, init, reader, repository, restore, state};
+
+/// Something failed.
+const FAILED: u8 = 1;
+/// The command line makes no sense.
+const USAGE: u8 = 2;
+/// Done, but some files could not be read as they were.
+pub(super) const PARTIAL: u8 = 3;
+/// There is no such repository.
+const NO_REPOSITORY: u8 = 10;
+/// Another run holds the lock.
+const LOCKED: u8 = 11;
+/// The key or the passphrase is wrong, or missing.
+const KEY: u8 = 12;
+/// Interrupted.
+const INTERRUPTED: u8 = 130;
+
+/// A command line that parses, but makes no sense.
+#[derive(Debug, thiserror::Error)]
+#[error("{0}")]
+pub(super) struct Usage(pub(super) String);
+
+/// A secret that is needed, and was not given.
+#[derive(Debug, thiserror::Error)]
+#[error("{0}")]
+pub(super) struct NoSecret(pub(super) String);
+
+/// The exit code that stands for an error.
+pub(super) fn code(error: &anyhow::Error) -> u8 {
+    error.chain().find_map(known).unwrap_or(FAILED)
+}
+
+/// Whether the one who reads our output went away.
+pub(super) fn is_broken_pipe(error: &anyhow::Error) -> bool {
+    let pipe = |cause: &(dyn std::error::Error + 'static)| {
+        cause.downcast_ref::<std::io::Error>().is_some_and(|e| e.kind() == std::io::ErrorKind::BrokenPipe)
+    };
+    error.chain().any(pipe)
+}
+
+fn known(cause: &(dyn std::error::Error + 'static)) -> Option<u8> {
+    if cause.is::<Usage>() {
+        return Some(USAGE);
+    }
+    if cause.is::<NoSecret>() {
+        return Some(KEY);
+    }
+    if let Some(error) = cause.downcast_ref() {
+        return of_crypt(error);
+    }
+    if let Some(error) = cause.downcast_ref() {
+        return of_repository(error);
+    }
+    if let Some(error) = cause.downcast_ref() {
+        return of_state(error);
+    }
+    if let Some(error) = cause.downcast_ref() {
+        return of_catalog(error);
+    }
+    if let Some(error) = cause.downcast_ref() {
+        return of_reader(error);
+    }
+    match cause.downcast_ref() {
+        Some(backup::Error::Repository(error)) => return of_repository(error),
+        Some(backup::Error::State(error)) => return of_state(error),
+        Some(backup::Error::Catalog(error)) => return of_catalog(error),
+        Some(backup::Error::Usage(_)) => return Some(USAGE),
+        Some(backup::Error::Interrupted) => return Some(INTERRUPTED),
+        _ => {}
+    }
+    match cause.downcast_ref() {
+        Some(init::Error::Repository(error)) => return of_repository(error),
+        Some(init::Error::State(error)) => return of_state(error),
+        _ => {}
+    }
+    match cause.downcast_ref() {
+        Some(restore::Error::Reader(error)) => return of_reader(error),
+        Some(restore::Error::Interrupted) => return Some(INTERRUPTED),
+        _ => {}
+    }
+    match cause.downcast_ref() {
+        Some(check::Error::Reader(error)) => of_reader(error),
+        Some(check::Error::Interrupted) => Some(INTERRUPTED),
+        _ => None,
+    }
+}
+
+fn of_crypt(error: &crypt::Error) -> Option<u8> {
+    error.is_key_problem().then_some(KEY)
+}
+
+fn of_repository(error: &repository::Error) -> Option<u8> {
+    match error {
+        repository::Error::Missing { .. } => Some(NO_REPOSITORY),
+        error => error.is_key_problem().then_some(KEY),
+    }
+}
+
+fn of_state(error: &state::Error) -> Option<u8> {
+    matches!(error, state::Error::Locked { .. }).then_some(LOCKED)
+}
+
+fn of_catalog(error: &catalog::Error) -> Option<u8> {
+    matches!(error, catalog::Error::Busy { .. }).then_some(LOCKED)
+}
+
+fn of_reader(error: &reader::Error) -> Option<u8> {
+    match error {
+        reader::Error::Repository(error) => of_repository(error),
+        error => error.is_key_problem().then_some(KEY),
+    }
+}

@@ -1,0 +1,66 @@
+//! `brackfs init`
+
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+use anyhow::Result;
+use serde_json::json;
+
+use super::common::{Global, new_passphrase, read_certificate};
+use crate::init::{Made, Owner, init};
+
+/// Make a repository, with this machine as the one that writes to it
+///
+/// With --recipient, it is encrypted to keys that exist. Without, a passphrase is asked for, a key is made, and
+/// kept in the repository under the passphrase. Backups need neither; restores do.
+#[derive(Debug, clap::Args)]
+#[command(after_help = "\
+Examples:
+  brackfs init /backup --recipient owner.key.pub
+  brackfs init /backup --recipient alice.asc --recipient escrow.asc
+  brackfs init /backup                              asks for a passphrase
+  brackfs init /backup --no-encryption              signed, but readable by everyone
+
+It shows the fingerprint of this machine's own key. Note it: whoever restores can tell by it that a
+snapshot is yours.")]
+pub(super) struct Args {
+    /// Where to make it: a path that is not there yet, or an empty directory
+    #[arg(value_name = "REPO", env = "BRACKFS_REPOSITORY")]
+    repository: String,
+    /// Encrypt to this certificate (a file; of a secret key file the public part is used)
+    #[arg(short, long, value_name = "CERT", conflicts_with = "no_encryption")]
+    recipient: Vec<PathBuf>,
+    /// Do not encrypt
+    #[arg(long)]
+    no_encryption: bool,
+    /// Print the result as JSON
+    #[arg(long)]
+    json: bool,
+}
+
+pub(super) fn run(args: &Args, global: &Global) -> Result<ExitCode> {
+    let owner = match (args.no_encryption, args.recipient.as_slice()) {
+        (true, _) => Owner::Everyone,
+        (false, []) => Owner::Passphrase(new_passphrase("Passphrase for the new repository: ")?),
+        (false, paths) => Owner::Recipients(paths.iter().map(|path| read_certificate(path)).collect::<Result<_>>()?),
+    };
+    let Made { id, host, recipients } = init(&args.repository, &global.state()?, owner)?;
+    if args.json {
+        let recipients: Vec<_> = recipients.iter().map(ToString::to_string).collect();
+        let made = json!({
+            "message_type": "initialized",
+            "id": id.to_string(),
+            "host_key": host.to_string(),
+            "recipients": recipients,
+        });
+        println!("{made}");
+    } else if !global.quiet {
+        println!("repository  {id} at {}", args.repository);
+        println!("host key    {host}");
+        match recipients.is_empty() {
+            true => println!("recipients  none: it is not encrypted"),
+            false => recipients.iter().for_each(|recipient| println!("recipient   {recipient}")),
+        }
+    }
+    Ok(ExitCode::SUCCESS)
+}

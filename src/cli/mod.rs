@@ -1,0 +1,101 @@
+//! The command line: one file a command. Each has its flags, one call, and what is printed.
+//!
+//! - [`common`]: flags that several commands share, and how a reader is opened
+//! - [`exit`]: from errors to exit codes
+//! - [`terminal`]: what a run says while it goes on
+//! - [`show`]: sizes, times and modes as people read them
+
+mod backup;
+mod cat;
+mod check;
+mod common;
+mod exit;
+mod init;
+mod key;
+mod ls;
+mod mount;
+mod restore;
+mod show;
+mod snapshots;
+mod terminal;
+mod umount;
+
+use std::io::Write;
+use std::process::ExitCode;
+
+use clap::{Parser, Subcommand};
+
+/// Encrypted backup that you can mount.
+///
+/// A machine backs itself up with nothing but a public key; the owner of the secret key mounts any snapshot,
+/// browses it, and copies files out. Every byte is decrypted and verified when it is read.
+#[derive(Debug, Parser)]
+#[command(name = "brackfs", version, propagate_version = true, max_term_width = 100)]
+#[command(after_help = "\
+Examples:
+  brackfs key generate --output owner.key          the owner's key; keep it off the machine
+  brackfs init /backup --recipient owner.key.pub   a repository for it
+  brackfs backup /home --repo /backup              from cron; needs no secret
+  brackfs mount /mnt --repo /backup --key owner.key
+
+Exit codes: 0 done, 1 failed, 2 usage, 3 done but some files could not be read as they were,
+10 no such repository, 11 locked, 12 key or passphrase wrong, 130 interrupted.")]
+struct Cli {
+    #[command(subcommand)]
+    command: Command,
+    #[command(flatten)]
+    global: common::Global,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    /// Make an owner's key
+    #[command(subcommand)]
+    Key(key::KeyCommand),
+    Init(init::Args),
+    Backup(backup::Args),
+    Snapshots(snapshots::Args),
+    Ls(ls::Args),
+    Cat(cat::Args),
+    Mount(mount::Args),
+    Umount(umount::Args),
+    Restore(restore::Args),
+    Check(check::Args),
+}
+
+/// Runs the program with the process's arguments.
+pub fn main() -> ExitCode {
+    let Cli { command, global } = Cli::parse();
+    let result = match command {
+        Command::Key(command) => key::run(&command, &global),
+        Command::Init(args) => init::run(&args, &global),
+        Command::Backup(args) => backup::run(&args, &global),
+        Command::Snapshots(args) => snapshots::run(&args, &global),
+        Command::Ls(args) => ls::run(&args, &global),
+        Command::Cat(args) => cat::run(&args, &global),
+        Command::Mount(args) => mount::run(&args, &global),
+        Command::Umount(args) => umount::run(&args),
+        Command::Restore(args) => restore::run(&args, &global),
+        Command::Check(args) => check::run(&args, &global),
+    };
+    match result {
+        Ok(code) => code,
+        Err(error) if exit::is_broken_pipe(&error) => ExitCode::SUCCESS,
+        Err(error) => {
+            let code = exit::code(&error);
+            // Nothing is left to do if even this can't be said.
+            let _ = writeln!(std::io::stderr(), "brackfs: {error:#}");
+            ExitCode::from(code)
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::CommandFactory;
+
+    #[test]
+    fn the_definition_of_the_command_line_is_sound() {
+        super::Cli::command().debug_assert();
+    }
+}

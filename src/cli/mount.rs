@@ -1,0 +1,181 @@
+//! `brackfs mount`
+
+use std::ffi::OsString;
+use std::fs::OpenOptions;
+use std::io::{Read, Write};
+use std::os::unix::ffi::OsStrExt;
+use std::os::unix::fs::OpenOptionsExt;
+use std::path::{Path, PathBuf};
+use std::process::{Command, ExitCode, Stdio};
+use std::sync::Arc;
+
+use anyhow::{Context, Result};
+
+use super::common::{Global, ReaderArgs};
+use super::exit::Usage;
+use crate::format::Kind;
+use crate::monitor::{Monitor, Progress};
+use crate::mount::{FileSystem, Options, mount};
+use crate::reader::Selector;
+use crate::state::RepositoryState;
+
+/// Mount snapshots, to browse them and copy files out
+///
+/// All snapshots appear as SOURCE/TIME and SOURCE/latest; new ones by themselves. With SNAP, that snapshot is at the
+/// top. The program goes to the background once the mount answers.
+#[derive(Debug, clap::Args)]
+#[command(after_help = "\
+Examples:
+  brackfs mount /mnt --repo /backup --key owner.key
+  cp -a /mnt/home/latest/alice/notes.txt .
+  brackfs umount /mnt
+
+  brackfs mount home/latest:alice /mnt --repo /backup --key owner.key")]
+pub(super) struct Args {
+    /// A snapshot, and a directory in it, to mount instead of all; then where to mount
+    #[arg(required = true, num_args = 1..=2, value_names = ["SNAP", "MOUNTPOINT"])]
+    what: Vec<OsString>,
+    #[command(flatten)]
+    reader: ReaderArgs,
+    /// Let other users in; what they may read is decided by the permissions that were backed up
+    #[arg(long)]
+    allow_other: bool,
+    /// Stay in the foreground
+    #[arg(short, long)]
+    foreground: bool,
+    /// An option for the kernel; may be repeated
+    #[arg(short, value_name = "OPTION", value_delimiter = ',')]
+    options: Vec<String>,
+    /// The part of the program that stays in the background
+    #[arg(long, hide = true)]
+    daemon: bool,
+}
+
+/// What the part in the background says when the mount answers.
+const READY: &[u8] = b"ready\n";
+/// A log that is longer is begun anew at the next mount.
+const LOG_SIZE: u64 = 1 << 20;
+
+pub(super) fn run(args: &Args, global: &Global) -> Result<ExitCode> {
+    match args.foreground || args.daemon {
+        true => stay(args, global),
+        false => go_to_background(),
+    }
+}
+
+/// Starts the program again, to stay, and waits until its mount answers or it gives up.
+fn go_to_background() -> Result<ExitCode> {
+    let program = std::env::current_exe().context("cannot find the program itself")?;
+    let mut child = Command::new(program)
+        .args(std::env::args_os().skip(1))
+        .arg("--daemon")
+        .stdout(Stdio::piped())
+        .spawn()
+        .context("cannot start the part that stays in the background")?;
+    let mut said = Vec::new();
+    if let Some(mut out) = child.stdout.take() {
+        out.read_to_end(&mut said).context("cannot hear from the part that stays in the background")?;
+    }
+    if said == READY {
+        return Ok(ExitCode::SUCCESS);
+    }
+    // It said on standard error why.
+    let status = child.wait().context("cannot wait for the part that stays in the background")?;
+    let code = status.code().and_then(|code| u8::try_from(code).ok()).filter(|code| *code != 0);
+    Ok(ExitCode::from(code.unwrap_or(1)))
+}
+
+fn stay(args: &Args, global: &Global) -> Result<ExitCode> {
+    let (selector, mountpoint) = match args.what.as_slice() {
+        [mountpoint] => (None, mountpoint),
+        [snapshot, mountpoint] => (Some(Selector::parse(snapshot.as_bytes()).map_err(Usage)?), mountpoint),
+        _ => return Err(Usage("give a mount point".into()).into()),
+    };
+    let terminal = global.monitor(false);
+    let reader = args.reader.open(global, &terminal)?;
+    let local = reader.repository().target().local_path().map(Path::to_owned);
+    let state = RepositoryState::new(&global.state()?, reader.repository().id());
+    let monitor: Box<dyn Monitor> = match args.daemon {
+        true => Box::new(Log::open(&state)?),
+        false => Box::new(global.monitor(false)),
+    };
+    let filesystem = match selector {
+        Some(selector) => {
+            let snapshot = reader.select(&selector)?;
+            let top = reader.at_path(&snapshot, &selector.path)?;
+            let shown = String::from_utf8_lossy(&selector.path).into_owned();
+            anyhow::ensure!(top.entry().kind == Kind::Directory, "{shown:?} is not a directory");
+            FileSystem::of_one(reader, snapshot, &top, monitor)
+        }
+        None => {
+            // A wrong key should be an error now, and not in the middle of the night.
+            if let Some(newest) = reader.snapshots()?.last() {
+                reader.snapshot(newest)?;
+            }
+            FileSystem::of_all(reader, monitor)
+        }
+    };
+    let options = Options { allow_other: args.allow_other, kernel: args.options.clone() };
+    let ready = |path: &Path| match args.daemon {
+        true => detach(),
+        false => terminal.note(&format!("mounted on {}; Ctrl-C unmounts", path.display())),
+    };
+    let note = |message: &str| terminal.note(message);
+    mount(Arc::new(filesystem), &PathBuf::from(mountpoint), local.as_deref(), &options, ready, note)?;
+    Ok(ExitCode::SUCCESS)
+}
+
+/// Says that the mount answers, and lets go of the terminal.
+fn detach() {
+    // Whatever fails here, the mount is there and works.
+    let mut out = std::io::stdout();
+    let _ = out.write_all(READY).and_then(|()| out.flush());
+    let _ = rustix::process::setsid();
+    let _ = std::env::set_current_dir("/");
+    if let Ok(null) = OpenOptions::new().read(true).write(true).open("/dev/null") {
+        let _ = rustix::stdio::dup2_stdin(&null);
+        let _ = rustix::stdio::dup2_stdout(&null);
+        let _ = rustix::stdio::dup2_stderr(&null);
+    }
+}
+
+/// A log for the time in which nobody looks: `mount.log` in the repository's state.
+struct Log {
+    file: std::fs::File,
+}
+
+impl Log {
+    fn open(state: &RepositoryState) -> Result<Self> {
+        state.create()?;
+        let path = state.folder().join("mount.log");
+        let long = path.metadata().is_ok_and(|metadata| metadata.len() > LOG_SIZE);
+        let mut options = OpenOptions::new();
+        options.create(true).mode(0o600);
+        match long {
+            true => options.write(true).truncate(true),
+            false => options.append(true),
+        };
+        let file = options.open(&path).with_context(|| format!("cannot open the log {}", path.display()))?;
+        Ok(Log { file })
+    }
+
+    fn line(&self, text: &str) {
+        let now = jiff::Timestamp::now().strftime("%Y-%m-%dT%H:%M:%SZ").to_string();
+        // A full disk must not end a mount.
+        let _ = (&self.file).write_all(format!("{now} {text}\n").as_bytes());
+    }
+}
+
+impl Monitor for Log {
+    fn problem(&self, path: &Path, message: &str) {
+        self.line(&format!("{}: {message}", path.display()));
+    }
+
+    fn note(&self, message: &str) {
+        self.line(message);
+    }
+
+    fn entry(&self, _path: &Path, _what: &str) {}
+
+    fn progress(&self, _progress: Progress) {}
+}

@@ -1,0 +1,116 @@
+//! Sizes, times and modes as people read and write them.
+
+use crate::format::{Kind, Timestamp};
+
+/// A size in powers of 1024, in three digits.
+pub(super) fn size(bytes: u64) -> String {
+    let mut value = bytes as f64;
+    let units = ["B", "KiB", "MiB", "GiB", "TiB", "PiB"];
+    let mut unit = 0;
+    while value >= 1000.0 && unit + 1 < units.len() {
+        value /= 1024.0;
+        unit += 1;
+    }
+    let digits = if unit == 0 || value >= 99.95 {
+        0
+    } else if value >= 9.995 {
+        1
+    } else {
+        2
+    };
+    format!("{value:.digits$} {}", units.get(unit).unwrap_or(&""))
+}
+
+/// A size as people write it: a number and, if they like, K, M, G or T (KiB, KB and kb are the same).
+pub(super) fn parse_size(text: &str) -> Result<u64, String> {
+    let end = text.find(|c: char| !c.is_ascii_digit()).unwrap_or(text.len());
+    let (number, unit) = text.split_at(end);
+    let shift = match unit.trim().to_ascii_lowercase().as_str() {
+        "" | "b" => 0,
+        "k" | "kb" | "kib" => 10,
+        "m" | "mb" | "mib" => 20,
+        "g" | "gb" | "gib" => 30,
+        "t" | "tb" | "tib" => 40,
+        _ => return Err(format!("{unit:?} is no unit; give a number and K, M, G or T")),
+    };
+    let number: u64 = number.parse().map_err(|_| "it does not begin with a number".to_owned())?;
+    number.checked_mul(1 << shift).ok_or_else(|| "it is too large".to_owned())
+}
+
+/// A time in RFC 3339, UTC, whole seconds.
+pub(super) fn rfc3339(time: Timestamp) -> String {
+    jiff::Timestamp::new(time.seconds, 0).unwrap_or_default().to_string()
+}
+
+/// The time in a snapshot's name in RFC 3339.
+pub(super) fn name_time(name: &str) -> String {
+    let part = |from: usize, to: usize| name.get(from..to).unwrap_or_default();
+    let (year, month, day) = (part(0, 4), part(4, 6), part(6, 8));
+    format!("{year}-{month}-{day}T{}:{}:{}Z", part(9, 11), part(11, 13), part(13, 15))
+}
+
+/// Kind and permissions as `ls -l` shows them.
+pub(super) fn mode(kind: Kind, mode: u32) -> String {
+    let mut text = String::with_capacity(10);
+    text.push(match kind {
+        Kind::File => '-',
+        Kind::Directory => 'd',
+        Kind::Symlink => 'l',
+        Kind::Fifo => 'p',
+        Kind::Socket => 's',
+        Kind::CharDevice => 'c',
+        Kind::BlockDevice => 'b',
+    });
+    for (shift, special, letter) in [(6, 0o4000, 's'), (3, 0o2000, 's'), (0, 0o1000, 't')] {
+        let bits = mode >> shift;
+        text.push(if bits & 4 != 0 { 'r' } else { '-' });
+        text.push(if bits & 2 != 0 { 'w' } else { '-' });
+        text.push(match (mode & special != 0, bits & 1 != 0) {
+            (true, true) => letter,
+            (true, false) => letter.to_ascii_uppercase(),
+            (false, true) => 'x',
+            (false, false) => '-',
+        });
+    }
+    text
+}
+
+/// The word for a kind in JSON.
+pub(super) fn kind(kind: Kind) -> &'static str {
+    match kind {
+        Kind::File => "file",
+        Kind::Directory => "directory",
+        Kind::Symlink => "symlink",
+        Kind::Fifo => "fifo",
+        Kind::Socket => "socket",
+        Kind::CharDevice => "character device",
+        Kind::BlockDevice => "block device",
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn sizes() {
+        assert_eq!(
+            [0, 999, 1000, 1 << 20, 10 << 20, 1023 << 20].map(size),
+            ["0 B", "999 B", "0.98 KiB", "1.00 MiB", "10.0 MiB", "1.00 GiB"]
+        );
+        assert_eq!(parse_size("128MiB"), Ok(128 << 20));
+        assert_eq!(parse_size("4k"), Ok(4096));
+        assert_eq!(parse_size("7"), Ok(7));
+        for bad in ["", "MiB", "-1", "1x", "99999999999T"] {
+            assert!(parse_size(bad).is_err(), "{bad}");
+        }
+    }
+
+    #[test]
+    fn modes_and_times() {
+        assert_eq!(mode(Kind::File, 0o4755), "-rwsr-xr-x");
+        assert_eq!(mode(Kind::Directory, 0o1776), "drwxrwxrwT");
+        assert_eq!(name_time("20261120T145201Z"), "2026-11-20T14:52:01Z");
+        assert_eq!(rfc3339(Timestamp { seconds: -1, nanos: 0 }), "1969-12-31T23:59:59Z");
+    }
+}

@@ -1,0 +1,148 @@
+//! `brackfs snapshots`
+
+use std::io::Write;
+use std::process::ExitCode;
+
+use anyhow::Result;
+use serde_json::{Value, json};
+
+use super::common::{Global, ReaderArgs};
+use super::show::{name_time, size};
+use crate::catalog::{Catalog, SnapshotRow};
+use crate::format::snapshot::Snapshot;
+use crate::reader::Reader;
+use crate::repository::Repository;
+use crate::state::RepositoryState;
+
+/// List snapshots, oldest first
+///
+/// On the machine that is backed up no key is needed: it knows them from its catalog.
+#[derive(Debug, clap::Args)]
+#[command(after_help = "\
+Examples:
+  brackfs snapshots --repo /backup
+  brackfs snapshots --repo /backup --key owner.key --json")]
+pub(super) struct Args {
+    #[command(flatten)]
+    reader: ReaderArgs,
+    /// Show only this source's
+    #[arg(long, value_name = "NAME")]
+    source: Option<String>,
+    /// Print an array of objects
+    #[arg(long)]
+    json: bool,
+}
+
+/// A line of the list.
+struct Line {
+    id: String,
+    time: String,
+    source: String,
+    host: String,
+    paths: Vec<String>,
+    tags: Vec<String>,
+    files: u64,
+    bytes: u64,
+    stored_bytes: u64,
+}
+
+pub(super) fn run(args: &Args, global: &Global) -> Result<ExitCode> {
+    let monitor = global.monitor(args.json);
+    let repository = Repository::open(&args.reader.repository.location)?;
+    let state = RepositoryState::new(&global.state()?, repository.id());
+    let mut problems = 0;
+    let mut lines: Vec<Line> = match args.reader.key.is_none() && state.catalog_path().exists() {
+        true => {
+            let rows = Catalog::view(&state.catalog_path(), repository.id())?.snapshots()?;
+            rows.into_iter().filter(|row| row.written).map(Line::from).collect()
+        }
+        false => from_repository(&args.reader.open(global, &monitor)?, &monitor, &mut problems)?,
+    };
+    lines.retain(|line| args.source.as_ref().is_none_or(|source| *source == line.source));
+    let mut out = std::io::stdout().lock();
+    match args.json {
+        true => writeln!(out, "{}", Value::Array(lines.iter().map(Line::json).collect()))?,
+        false => lines.iter().try_for_each(|line| writeln!(out, "{}", line.text()))?,
+    }
+    Ok(if problems > 0 { ExitCode::FAILURE } else { ExitCode::SUCCESS })
+}
+
+fn from_repository(reader: &Reader, monitor: &dyn crate::monitor::Monitor, problems: &mut u64) -> Result<Vec<Line>> {
+    let mut lines = Vec::new();
+    for name in reader.snapshots()? {
+        match reader.snapshot(&name) {
+            Ok((snapshot, _)) => lines.push(Line::from(&*snapshot)),
+            Err(error) if error.is_key_problem() => return Err(error.into()),
+            Err(error) => {
+                *problems += 1;
+                monitor.problem(name.object().as_ref(), &error.to_string());
+            }
+        }
+    }
+    Ok(lines)
+}
+
+fn text(bytes: &[u8]) -> String {
+    String::from_utf8_lossy(bytes).into_owned()
+}
+
+impl From<SnapshotRow> for Line {
+    fn from(row: SnapshotRow) -> Self {
+        Line {
+            id: row.name.id.to_string(),
+            time: name_time(&row.name.time),
+            source: row.source,
+            host: row.host,
+            paths: row.paths.iter().map(|path| text(path)).collect(),
+            tags: row.tags,
+            files: row.files,
+            bytes: row.bytes,
+            stored_bytes: row.stored_bytes,
+        }
+    }
+}
+
+impl From<&Snapshot> for Line {
+    fn from(snapshot: &Snapshot) -> Self {
+        Line {
+            id: snapshot.name.id.to_string(),
+            time: name_time(&snapshot.name.time),
+            source: snapshot.source.clone(),
+            host: snapshot.host.clone(),
+            paths: snapshot.paths.iter().map(|path| text(path)).collect(),
+            tags: snapshot.tags.clone(),
+            files: snapshot.statistics.files,
+            bytes: snapshot.statistics.bytes,
+            stored_bytes: snapshot.statistics.stored_bytes,
+        }
+    }
+}
+
+impl Line {
+    fn json(&self) -> Value {
+        json!({
+            "id": self.id,
+            "time": self.time,
+            "source": self.source,
+            "host": self.host,
+            "paths": self.paths,
+            "tags": self.tags,
+            "files": self.files,
+            "bytes": self.bytes,
+            "stored_bytes": self.stored_bytes,
+        })
+    }
+
+    fn text(&self) -> String {
+        let short: String = self.id.chars().take(8).collect();
+        let tags = if self.tags.is_empty() { String::new() } else { format!("  [{}]", self.tags.join(", ")) };
+        format!(
+            "{short}  {}  {:<12}  {:>9} files  {:>9}  {}{tags}",
+            self.time,
+            self.source,
+            self.files,
+            size(self.bytes),
+            self.paths.join(" ")
+        )
+    }
+}

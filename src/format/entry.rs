@@ -1,0 +1,514 @@
+//! One entry of a tree: a file, directory, link or special file, with all that is known of it.
+
+use super::cbor::{Reader, Writer};
+use super::id::Digest;
+use super::{BLOCK_SIZE, Error};
+
+/// Most bytes of a name. Linux allows 255; other systems that are mounted on it a little more.
+const NAME_MAX: usize = 1024;
+/// Most bytes of a link target, as on Linux.
+const TARGET_MAX: usize = 4096;
+
+/// What an entry is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Kind {
+    /// A regular file.
+    File,
+    /// A directory.
+    Directory,
+    /// A symbolic link.
+    Symlink,
+    /// A named pipe.
+    Fifo,
+    /// A socket.
+    Socket,
+    /// A character device.
+    CharDevice,
+    /// A block device.
+    BlockDevice,
+}
+
+impl Kind {
+    const ALL: [Kind; 7] =
+        [Kind::File, Kind::Directory, Kind::Symlink, Kind::Fifo, Kind::Socket, Kind::CharDevice, Kind::BlockDevice];
+
+    /// The number that stands for it in the format.
+    pub fn code(self) -> u64 {
+        Kind::ALL.iter().position(|kind| *kind == self).unwrap_or_default() as u64
+    }
+
+    fn from_code(code: u64) -> Option<Self> {
+        Kind::ALL.get(usize::try_from(code).ok()?).copied()
+    }
+}
+
+/// A point in time: seconds since 1970 (before it, negative) and nanoseconds from there on.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Default)]
+pub struct Timestamp {
+    /// Whole seconds, rounded down.
+    pub seconds: i64,
+    /// Nanoseconds since then, below 1,000,000,000.
+    pub nanos: u32,
+}
+
+impl Timestamp {
+    pub(super) fn write(&self, w: &mut Writer) {
+        w.array(2).int(self.seconds).uint(self.nanos.into());
+    }
+
+    pub(super) fn read(r: &mut Reader<'_>) -> Result<Self, Error> {
+        r.array_of(2)?;
+        let (seconds, nanos) = (r.int()?, r.u32()?);
+        if nanos >= 1_000_000_000 {
+            return Err(r.wrong(format!("{nanos} nanoseconds in a time")));
+        }
+        Ok(Timestamp { seconds, nanos })
+    }
+}
+
+/// Where a chunk lies: a slice of one block.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct ChunkRef {
+    /// The digest of the chunk's bytes.
+    pub digest: Digest,
+    /// The block, as an index into the node's table of blocks.
+    pub block: u32,
+    /// Where in the block the chunk begins.
+    pub start: u32,
+    /// Bytes of the chunk.
+    pub length: u32,
+}
+
+impl ChunkRef {
+    pub(super) fn write<'w>(&self, w: &'w mut Writer) -> &'w mut Writer {
+        w.bytes(&self.digest.0).uint(self.block.into()).uint(self.start.into()).uint(self.length.into())
+    }
+
+    pub(super) fn read(r: &mut Reader<'_>, table: usize) -> Result<Self, Error> {
+        let (digest, block, start) = read_place(r)?;
+        let length = r.u32()?;
+        ChunkRef { digest, block, start, length }.checked(r, table)
+    }
+
+    /// Checks the reference against the number of blocks in the node's table.
+    fn checked(self, r: &Reader<'_>, table: usize) -> Result<Self, Error> {
+        let inside = u64::from(self.start) + u64::from(self.length) <= BLOCK_SIZE as u64;
+        if self.length == 0 || !inside || self.block as usize >= table {
+            return Err(r.wrong("a chunk outside of its block or of the table of blocks"));
+        }
+        Ok(self)
+    }
+}
+
+fn read_place(r: &mut Reader<'_>) -> Result<(Digest, u32, u32), Error> {
+    let digest = read_digest(r)?;
+    Ok((digest, r.u32()?, r.u32()?))
+}
+
+pub(super) fn read_digest(r: &mut Reader<'_>) -> Result<Digest, Error> {
+    let bytes = r.bytes()?;
+    Digest::from_slice(bytes).ok_or_else(|| r.wrong("a digest that is not 32 bytes"))
+}
+
+/// A stretch of a file.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Extent {
+    /// Bytes that are stored.
+    Chunk(ChunkRef),
+    /// Zeros that no disk block stood for.
+    Hole(u64),
+}
+
+impl Extent {
+    /// Bytes of the file that it covers.
+    pub fn length(&self) -> u64 {
+        match self {
+            Extent::Chunk(chunk) => chunk.length.into(),
+            Extent::Hole(length) => *length,
+        }
+    }
+
+    pub(super) fn write(&self, w: &mut Writer) {
+        match self {
+            Extent::Chunk(chunk) => {
+                chunk.write(w.array(4));
+            }
+            Extent::Hole(length) => {
+                w.uint(*length);
+            }
+        }
+    }
+
+    pub(super) fn read(r: &mut Reader<'_>, table: usize) -> Result<Self, Error> {
+        if r.at_integer() {
+            return match r.uint()? {
+                0 => Err(r.wrong("an empty hole")),
+                length => Ok(Extent::Hole(length)),
+            };
+        }
+        r.array_of(4)?;
+        Ok(Extent::Chunk(ChunkRef::read(r, table)?))
+    }
+}
+
+/// A node of a long extent list, and how much of the file it covers.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct NodeRef {
+    /// Bytes of the file below this node.
+    pub covers: u64,
+    /// Where the node lies.
+    pub node: ChunkRef,
+}
+
+impl NodeRef {
+    pub(super) fn write(&self, w: &mut Writer) {
+        self.node.write(w.array(5).uint(self.covers));
+    }
+
+    pub(super) fn read(r: &mut Reader<'_>, table: usize) -> Result<Self, Error> {
+        r.array_of(5)?;
+        let covers = r.uint()?;
+        if covers == 0 {
+            return Err(r.wrong("a node of extents that covers nothing"));
+        }
+        Ok(NodeRef { covers, node: ChunkRef::read(r, table)? })
+    }
+}
+
+/// What lies below a directory.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Subtree {
+    /// Entries below it at any depth; the directory itself does not count.
+    pub below: u64,
+    /// The directory's top node; none when it is empty.
+    pub node: Option<ChunkRef>,
+}
+
+/// What an entry holds.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Content {
+    /// Nothing: an empty file, or an entry that has no content.
+    Empty,
+    /// A file that is one chunk.
+    Chunk(ChunkRef),
+    /// A file of several chunks and holes, listed here.
+    Extents {
+        /// The digest of the file's bytes, those of holes left out.
+        digest: Digest,
+        /// The stretches in order; their lengths add up to the file's size.
+        extents: Vec<Extent>,
+    },
+    /// A file of more chunks than one node lists.
+    Nodes {
+        /// The digest of the file's bytes, those of holes left out.
+        digest: Digest,
+        /// How many levels of extent indexes stand above the extents; 0: these nodes hold extents.
+        depth: u8,
+        /// The nodes in order; what they cover adds up to the file's size.
+        nodes: Vec<NodeRef>,
+    },
+    /// A symbolic link's target.
+    Target(Vec<u8>),
+    /// A directory's entries.
+    Directory(Subtree),
+    /// A device's number, as (major, minor).
+    Device(u32, u32),
+}
+
+/// One of several names of the same file.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct HardLink {
+    /// The same in all entries of a snapshot that are the same file; below 2^39.
+    pub id: u64,
+    /// How many names the file had, inside or outside of the snapshot.
+    pub count: u32,
+}
+
+impl HardLink {
+    /// Ids are below this, so that they fit into inode numbers beside a snapshot's number.
+    pub const ID_LIMIT: u64 = 1 << 39;
+}
+
+/// Name and value of an extended attribute.
+pub type Xattr = (Vec<u8>, Vec<u8>);
+
+/// One entry of a directory.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Entry {
+    /// The name, any bytes but `/` and NUL.
+    pub name: Vec<u8>,
+    /// What it is.
+    pub kind: Kind,
+    /// Permission, set-id and sticky bits (07777).
+    pub mode: u32,
+    /// The owner's number.
+    pub uid: u32,
+    /// The group's number.
+    pub gid: u32,
+    /// When the content was last changed.
+    pub mtime: Timestamp,
+    /// Bytes of a file; the length of a link's target; otherwise 0.
+    pub size: u64,
+    /// What it holds.
+    pub content: Content,
+    /// Set if the file has other names.
+    pub link: Option<HardLink>,
+    /// Extended attributes, in order of their names.
+    pub xattrs: Vec<Xattr>,
+    /// Set bits of [`Entry::CHANGED`].
+    pub flags: u64,
+}
+
+impl Entry {
+    /// The file changed while it was read: what is stored may mix two states of it.
+    pub const CHANGED: u64 = 1;
+
+    /// How many places of a preorder walk the entry takes: itself and what is below it.
+    pub fn span(&self) -> u64 {
+        match &self.content {
+            Content::Directory(subtree) => subtree.below.saturating_add(1),
+            _ => 1,
+        }
+    }
+
+    /// Every reference to a chunk that stands in the entry itself.
+    pub fn chunk_refs_mut(&mut self) -> Vec<&mut ChunkRef> {
+        match &mut self.content {
+            Content::Chunk(chunk) => vec![chunk],
+            Content::Extents { extents, .. } => extents
+                .iter_mut()
+                .filter_map(|extent| match extent {
+                    Extent::Chunk(chunk) => Some(chunk),
+                    Extent::Hole(_) => None,
+                })
+                .collect(),
+            Content::Nodes { nodes, .. } => nodes.iter_mut().map(|node| &mut node.node).collect(),
+            Content::Directory(subtree) => subtree.node.iter_mut().collect(),
+            Content::Empty | Content::Target(_) | Content::Device(..) => Vec::new(),
+        }
+    }
+
+    pub(super) fn write(&self, w: &mut Writer) {
+        let content = match &self.content {
+            Content::Empty => 0,
+            _ => 1,
+        };
+        let sized = matches!(self.kind, Kind::File) && self.size > 0;
+        let optional = usize::from(sized)
+            + content
+            + usize::from(self.link.is_some())
+            + usize::from(!self.xattrs.is_empty())
+            + usize::from(self.flags != 0);
+        w.map(6 + optional);
+        w.uint(0).bytes(&self.name);
+        w.uint(1).uint(self.kind.code());
+        w.uint(2).uint(self.mode.into());
+        w.uint(3).uint(self.uid.into());
+        w.uint(4).uint(self.gid.into());
+        self.mtime.write(w.uint(5));
+        if sized {
+            w.uint(6).uint(self.size);
+        }
+        match &self.content {
+            Content::Empty => {}
+            Content::Chunk(chunk) => {
+                w.uint(7).array(3).bytes(&chunk.digest.0).uint(chunk.block.into()).uint(chunk.start.into());
+            }
+            Content::Extents { digest, extents } => {
+                w.uint(8).array(2).bytes(&digest.0).array(extents.len());
+                extents.iter().for_each(|extent| extent.write(w));
+            }
+            Content::Nodes { digest, depth, nodes } => {
+                w.uint(9).array(3).bytes(&digest.0).uint((*depth).into()).array(nodes.len());
+                nodes.iter().for_each(|node| node.write(w));
+            }
+            Content::Target(target) => {
+                w.uint(10).bytes(target);
+            }
+            Content::Directory(Subtree { below, node }) => match node {
+                Some(node) => {
+                    node.write(w.uint(11).array(5).uint(*below));
+                }
+                None => {
+                    w.uint(11).array(1).uint(*below);
+                }
+            },
+            Content::Device(major, minor) => {
+                w.uint(12).array(2).uint((*major).into()).uint((*minor).into());
+            }
+        }
+        if let Some(link) = &self.link {
+            w.uint(13).array(2).uint(link.id).uint(link.count.into());
+        }
+        if !self.xattrs.is_empty() {
+            w.uint(14).array(self.xattrs.len() * 2);
+            for (name, value) in &self.xattrs {
+                w.bytes(name).bytes(value);
+            }
+        }
+        if self.flags != 0 {
+            w.uint(15).uint(self.flags);
+        }
+    }
+
+    /// Reads an entry. `table` is the number of blocks in the node's table; `root` allows the empty name
+    /// that a snapshot's root has.
+    pub(super) fn read(r: &mut Reader<'_>, table: usize, root: bool) -> Result<Self, Error> {
+        let mut name = None;
+        let mut kind = None;
+        let (mut mode, mut uid, mut gid) = (None, None, None);
+        let mut mtime = None;
+        let mut size = 0;
+        let mut content = None;
+        let mut link = None;
+        let mut xattrs = Vec::new();
+        let mut flags = 0;
+        r.fields(|r, key| {
+            match key {
+                0 => name = Some(r.bytes()?),
+                1 => kind = Kind::from_code(r.uint()?),
+                2 => mode = Some(r.u32()?),
+                3 => uid = Some(r.u32()?),
+                4 => gid = Some(r.u32()?),
+                5 => mtime = Some(Timestamp::read(r)?),
+                6 => size = r.uint()?,
+                7..=12 if content.is_some() => return Err(r.wrong("an entry with two contents")),
+                7..=12 => content = Some(read_content(r, key, size, table)?),
+                13 => link = Some(read_link(r)?),
+                14 => xattrs = read_xattrs(r)?,
+                15 => flags = r.uint()?,
+                _ => return Ok(false),
+            }
+            Ok(true)
+        })?;
+        let kind = r.need("known kind", kind)?;
+        let content = content.unwrap_or(Content::Empty);
+        let name = r.need("name", name)?;
+        if !(is_name(name) || root && name.is_empty()) {
+            return Err(r.wrong(format!("the name {:?}", String::from_utf8_lossy(name))));
+        }
+        let mode = r.need("mode", mode)?;
+        let fits = match (&content, kind) {
+            (Content::Empty, Kind::File) => size == 0,
+            (Content::Chunk(_) | Content::Extents { .. } | Content::Nodes { .. }, Kind::File) => size > 0,
+            (Content::Target(_), Kind::Symlink)
+            | (Content::Directory(_), Kind::Directory)
+            | (Content::Device(..), Kind::CharDevice | Kind::BlockDevice)
+            | (Content::Empty, Kind::Fifo | Kind::Socket) => size == 0,
+            _ => false,
+        };
+        if !fits || mode > 0o7777 {
+            return Err(r.wrong("an entry whose kind, size, mode and content do not go together"));
+        }
+        if let Content::Target(target) = &content {
+            size = target.len() as u64;
+        }
+        Ok(Entry {
+            name: name.to_vec(),
+            kind,
+            mode,
+            uid: r.need("uid", uid)?,
+            gid: r.need("gid", gid)?,
+            mtime: r.need("mtime", mtime)?,
+            size,
+            content,
+            link,
+            xattrs,
+            flags,
+        })
+    }
+}
+
+/// Whether `name` may stand in a directory: what a hostile repository would like to hand to `open`.
+pub fn is_name(name: &[u8]) -> bool {
+    !name.is_empty()
+        && name.len() <= NAME_MAX
+        && name != b"."
+        && name != b".."
+        && !name.iter().any(|byte| matches!(byte, b'/' | 0))
+}
+
+fn read_content(r: &mut Reader<'_>, key: u64, size: u64, table: usize) -> Result<Content, Error> {
+    match key {
+        7 => {
+            r.array_of(3)?;
+            let (digest, block, start) = read_place(r)?;
+            let length = u32::try_from(size).map_err(|_| r.wrong("a chunk longer than a block"))?;
+            let chunk = ChunkRef { digest, block, start, length }.checked(r, table)?;
+            Ok(Content::Chunk(chunk))
+        }
+        8 => {
+            r.array_of(2)?;
+            let digest = read_digest(r)?;
+            let extents = (0..r.array()?).map(|_| Extent::read(r, table)).collect::<Result<Vec<_>, _>>()?;
+            check_sum(r, size, extents.iter().map(Extent::length))?;
+            Ok(Content::Extents { digest, extents })
+        }
+        9 => {
+            r.array_of(3)?;
+            let digest = read_digest(r)?;
+            let depth = r.uint()?;
+            let depth = match u8::try_from(depth) {
+                Ok(depth) if depth <= 8 => depth,
+                _ => return Err(Error::TooLarge { what: "depth of extent indexes", found: depth, limit: 8 }),
+            };
+            let nodes = (0..r.array()?).map(|_| NodeRef::read(r, table)).collect::<Result<Vec<_>, _>>()?;
+            check_sum(r, size, nodes.iter().map(|node| node.covers))?;
+            Ok(Content::Nodes { digest, depth, nodes })
+        }
+        10 => match r.bytes()? {
+            target if target.is_empty() || target.len() > TARGET_MAX || target.contains(&0) => {
+                Err(r.wrong("a link target that is empty, too long or holds a NUL"))
+            }
+            target => Ok(Content::Target(target.to_vec())),
+        },
+        11 => match r.array()? {
+            1 if r.uint()? == 0 => Ok(Content::Directory(Subtree::default())),
+            5 => {
+                let below = r.uint()?;
+                let node = ChunkRef::read(r, table)?;
+                Ok(Content::Directory(Subtree { below, node: Some(node) }))
+            }
+            _ => Err(r.wrong("a subtree of neither one nor five items")),
+        },
+        _ => {
+            r.array_of(2)?;
+            Ok(Content::Device(r.u32()?, r.u32()?))
+        }
+    }
+}
+
+/// Checks that the lengths of parts add up to the whole.
+pub(super) fn check_sum(r: &Reader<'_>, whole: u64, parts: impl Iterator<Item = u64>) -> Result<(), Error> {
+    let sum = parts.into_iter().try_fold(0u64, u64::checked_add);
+    match sum == Some(whole) {
+        true => Ok(()),
+        false => Err(r.wrong(format!("parts that do not add up to {whole}"))),
+    }
+}
+
+fn read_link(r: &mut Reader<'_>) -> Result<HardLink, Error> {
+    r.array_of(2)?;
+    let link = HardLink { id: r.uint()?, count: r.u32()? };
+    match link {
+        HardLink { id, .. } if id >= HardLink::ID_LIMIT => Err(r.wrong("a hard-link id that is too large")),
+        link => Ok(link),
+    }
+}
+
+fn read_xattrs(r: &mut Reader<'_>) -> Result<Vec<Xattr>, Error> {
+    let items = r.array()?;
+    if items % 2 != 0 {
+        return Err(r.wrong("an extended attribute without a value"));
+    }
+    let mut xattrs: Vec<Xattr> = Vec::new();
+    for _ in 0..items / 2 {
+        let (name, value) = (r.bytes()?, r.bytes()?);
+        let follows = xattrs.last().is_none_or(|(last, _)| last.as_slice() < name);
+        if name.is_empty() || name.contains(&0) || !follows {
+            return Err(r.wrong("the name of an extended attribute is empty, out of order or holds a NUL"));
+        }
+        xattrs.push((name.to_vec(), value.to_vec()));
+    }
+    Ok(xattrs)
+}

@@ -1,0 +1,112 @@
+//! Making a repository, and what this machine keeps of it.
+//!
+//! The description is written last: until then there is no repository, and `init` can be run again.
+
+use std::path::Path;
+
+use crate::catalog::{Catalog, Trust};
+use crate::crypt::{self, Certificate, Fingerprint, Passphrase, Profile, Role, SecretKey, Signer};
+use crate::format::RepositoryId;
+use crate::format::id::{CatalogId, ObjectId};
+use crate::format::secrets::Secrets;
+use crate::repository::{Repository, Writer};
+use crate::state::RepositoryState;
+use crate::{catalog, repository, state};
+
+/// Who will be able to read a new repository.
+pub enum Owner {
+    /// The holders of these certificates' secret keys.
+    Recipients(Vec<Certificate>),
+    /// Whoever knows the passphrase: a key is made, and kept in the repository under it.
+    Passphrase(Passphrase),
+    /// Everyone: blocks are not encrypted.
+    Everyone,
+}
+
+/// A new repository.
+#[derive(Debug)]
+pub struct Made {
+    /// The repository.
+    pub id: RepositoryId,
+    /// This machine's own key for it. Whoever reads the repository should compare it.
+    pub host: Fingerprint,
+    /// Whom it is encrypted to.
+    pub recipients: Vec<Fingerprint>,
+}
+
+/// Why a repository could not be made. Nothing usable is left at the target.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// A key or certificate can't be used.
+    #[error(transparent)]
+    Crypt(#[from] crypt::Error),
+    /// The repository could not be written.
+    #[error(transparent)]
+    Repository(#[from] repository::Error),
+    /// The catalog could not be made.
+    #[error(transparent)]
+    Catalog(#[from] catalog::Error),
+    /// The state directory failed.
+    #[error(transparent)]
+    State(#[from] state::Error),
+    /// The machine has no randomness.
+    #[error("cannot get random bytes: {0}")]
+    Random(getrandom::Error),
+}
+
+/// Makes a repository at `location`, with this machine as its host; `state` is the state directory.
+pub fn init(location: &str, state: &Path, owner: Owner) -> Result<Made, Error> {
+    let mut kept = None;
+    let recipients = match owner {
+        Owner::Recipients(recipients) => {
+            recipients.iter().try_for_each(Certificate::check_recipient)?;
+            recipients
+        }
+        Owner::Passphrase(passphrase) => {
+            let key = SecretKey::generate(Profile::Rfc9580, "brackfs owner", Role::Owner, Some(&passphrase))?;
+            let certificate = key.certificate();
+            kept = Some(key);
+            vec![certificate]
+        }
+        Owner::Everyone => Vec::new(),
+    };
+    let encrypted = !recipients.is_empty();
+    // Without encryption only signatures matter, and those of the older standard any gpg can check.
+    let profile = match encrypted && recipients.iter().all(Certificate::supports_aead) {
+        true => Profile::Rfc9580,
+        false => Profile::Rfc4880,
+    };
+    let repository = Repository::create(location, encrypted)?;
+    let host = SecretKey::generate(profile, "brackfs host", Role::Host, None)?;
+    let certificate = host.certificate();
+
+    let kept_here = RepositoryState::new(state, repository.id());
+    kept_here.create()?;
+    kept_here.put_host_key(&host.to_armored()?)?;
+    let trust = Trust {
+        repository: repository.id(),
+        catalog: CatalogId::random(),
+        encrypted,
+        seed: getrandom::u64().map_err(Error::Random)?,
+        host: certificate.fingerprint(),
+        recipients,
+    };
+    let mut catalog = Catalog::create(&kept_here.catalog_path(), trust.clone())?;
+    catalog.commit()?;
+
+    let keys = repository.keys();
+    trust.recipients.iter().try_for_each(|recipient| keys.put_recipient(recipient))?;
+    keys.put_host(&certificate)?;
+    if let Some(key) = kept {
+        keys.put_owner(&key)?;
+    }
+    let writer = Writer::new(&repository, Signer::new(host)?, &certificate, &trust.recipients)?;
+    let recipients = trust.recipients.iter().map(Certificate::to_bytes).collect::<Result<_, _>>()?;
+    writer.put_secrets(ObjectId::random(), &Secrets { seed: trust.seed, encrypted, recipients })?;
+    repository.finish()?;
+    Ok(Made {
+        id: trust.repository,
+        host: trust.host,
+        recipients: trust.recipients.iter().map(Certificate::fingerprint).collect(),
+    })
+}

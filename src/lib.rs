@@ -1,0 +1,46 @@
+//! Encrypted backup that you can mount: made with a public key only, in flat memory, verified on every read.
+//!
+//! Two journeys explain most of the code. A backup ([`backup`]) walks a [`source`], compares it with the
+//! [`catalog`], and writes blocks ([`format`](mod@format), [`crypt`]) into packs of a [`repository`] at a [`target`].
+//! A read ([`reader`]) goes from a snapshot through trees to blocks, verifying each; [`mount`], [`restore`] and
+//! [`check`] are on top of it. Engines tell a [`monitor`] what happens, and only [`cli`] prints.
+//!
+//! ## Who may use whom
+//!
+//! Arrows go down only; a script in `scripts/` compares this table with the code.
+//!
+//! <!-- layers -->
+//! | module | may use |
+//! | --- | --- |
+//! | `target` | – |
+//! | `crypt` | – |
+//! | `format` | – |
+//! | `monitor` | – |
+//! | `source` | `format` |
+//! | `repository` | `target` `crypt` `format` |
+//! | `state` | `crypt` `format` |
+//! | `catalog` | `crypt` `format` `source` |
+//! | `init` | `catalog` `state` `repository` `crypt` `format` |
+//! | `backup` | `source` `catalog` `state` `repository` `target` `crypt` `format` `monitor` |
+//! | `reader` | `repository` `crypt` `format` |
+//! | `mount` | `reader` `format` `monitor` |
+//! | `restore` | `reader` `format` `monitor` |
+//! | `check` | `reader` `repository` `target` `format` `monitor` |
+//! | `cli` | `backup` `catalog` `check` `crypt` `format` `init` `monitor` `mount` `reader` `repository` `restore` `state` |
+//! <!-- /layers -->
+
+pub mod backup;
+pub mod catalog;
+pub mod check;
+pub mod cli;
+pub mod crypt;
+pub mod format;
+pub mod init;
+pub mod monitor;
+pub mod mount;
+pub mod reader;
+pub mod repository;
+pub mod restore;
+pub mod source;
+pub mod state;
+pub mod target;

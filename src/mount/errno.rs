@@ -1,0 +1,20 @@
+//! The one place that knows errno.
+
+use fuser::Errno;
+
+use super::filesystem::Error;
+
+/// The number that stands for an error. Damage is EIO, never ENOENT and never ENOSYS: the kernel takes the
+/// first for an absence, and the second for a word never to ask again.
+pub(super) fn errno(error: &Error) -> Errno {
+    match error {
+        Error::NotFound => Errno::ENOENT,
+        Error::NotADirectory => Errno::ENOTDIR,
+        Error::IsADirectory => Errno::EISDIR,
+        Error::NotALink => Errno::EINVAL,
+        Error::NoAttribute => Errno::ENODATA,
+        Error::NoHandle => Errno::EBADF,
+        Error::ReadOnly => Errno::EROFS,
+        Error::Reader(_) => Errno::EIO,
+    }
+}

@@ -1,0 +1,253 @@
+//! Translates the kernel's requests into calls, and what they return into answers.
+
+use std::ffi::OsStr;
+use std::io;
+use std::os::unix::ffi::OsStrExt;
+use std::sync::Arc;
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+
+use fuser::{
+    Errno, FileAttr, FileHandle, FileType, Filesystem, FopenFlags, Generation, INodeNo, InitFlags, KernelConfig,
+    LockOwner, OpenFlags, ReplyAttr, ReplyData, ReplyDirectory, ReplyDirectoryPlus, ReplyEmpty, ReplyEntry, ReplyOpen,
+    ReplyStatfs, ReplyXattr, Request,
+};
+
+use super::errno::errno;
+use super::filesystem::{Attributes, Error, FileSystem, Item};
+use crate::format::{Kind, Timestamp};
+
+/// How long the kernel may believe what never changes.
+const FOR_EVER: Duration = Duration::from_secs(1 << 30);
+/// How long it may believe what new snapshots change.
+const FOR_NOW: Duration = Duration::ZERO;
+/// Numbers are never given to another thing, so there is one generation of them.
+const GENERATION: Generation = Generation(0);
+/// Places of `.` and `..` in a listing.
+const DOTS: u64 = 2;
+/// What programs should read at once.
+const READ_SIZE: u32 = 128 << 10;
+
+/// The shell over a file system.
+pub(super) struct Shell(pub(super) Arc<FileSystem>);
+
+impl Shell {
+    /// The number for the kernel, after damage was reported.
+    fn refuse(&self, ino: INodeNo, error: &Error) -> Errno {
+        self.0.report(ino.0, error);
+        errno(error)
+    }
+}
+
+impl Filesystem for Shell {
+    fn init(&mut self, _request: &Request, config: &mut KernelConfig) -> io::Result<()> {
+        let wanted = InitFlags::FUSE_DO_READDIRPLUS | InitFlags::FUSE_PARALLEL_DIROPS | InitFlags::FUSE_CACHE_SYMLINKS;
+        // A kernel that lacks one of them is only slower.
+        let _ = config.add_capabilities(wanted & config.capabilities());
+        Ok(())
+    }
+
+    fn lookup(&self, _request: &Request, parent: INodeNo, name: &OsStr, reply: ReplyEntry) {
+        match self.0.lookup(parent.0, name.as_bytes()) {
+            Ok(found) => reply.entry(&lifetime(&found), &attr(&found), GENERATION),
+            Err(error) => reply.error(self.refuse(parent, &error)),
+        }
+    }
+
+    fn forget(&self, _request: &Request, ino: INodeNo, times: u64) {
+        self.0.forget(ino.0, times);
+    }
+
+    fn getattr(&self, _request: &Request, ino: INodeNo, _handle: Option<FileHandle>, reply: ReplyAttr) {
+        match self.0.attributes(ino.0) {
+            Ok(found) => reply.attr(&lifetime(&found), &attr(&found)),
+            Err(error) => reply.error(self.refuse(ino, &error)),
+        }
+    }
+
+    fn readlink(&self, _request: &Request, ino: INodeNo, reply: ReplyData) {
+        match self.0.read_link(ino.0) {
+            Ok(target) => reply.data(&target),
+            Err(error) => reply.error(self.refuse(ino, &error)),
+        }
+    }
+
+    fn open(&self, _request: &Request, ino: INodeNo, flags: OpenFlags, reply: ReplyOpen) {
+        if flags.acc_mode() != fuser::OpenAccMode::O_RDONLY {
+            return reply.error(errno(&Error::ReadOnly));
+        }
+        match self.0.open(ino.0) {
+            Ok(handle) => {
+                reply.opened(FileHandle(handle), FopenFlags::FOPEN_KEEP_CACHE | FopenFlags::FOPEN_NOFLUSH);
+            }
+            Err(error) => reply.error(self.refuse(ino, &error)),
+        }
+    }
+
+    fn read(
+        &self,
+        _request: &Request,
+        ino: INodeNo,
+        handle: FileHandle,
+        offset: u64,
+        size: u32,
+        _flags: OpenFlags,
+        _lock_owner: Option<LockOwner>,
+        reply: ReplyData,
+    ) {
+        match self.0.read(handle.0, offset, size as usize) {
+            Ok(bytes) => reply.data(&bytes),
+            Err(error) => reply.error(self.refuse(ino, &error)),
+        }
+    }
+
+    fn release(
+        &self,
+        _request: &Request,
+        _ino: INodeNo,
+        handle: FileHandle,
+        _flags: OpenFlags,
+        _lock_owner: Option<LockOwner>,
+        _flush: bool,
+        reply: ReplyEmpty,
+    ) {
+        self.0.close(handle.0);
+        reply.ok();
+    }
+
+    fn opendir(&self, _request: &Request, ino: INodeNo, _flags: OpenFlags, reply: ReplyOpen) {
+        match self.0.attributes(ino.0) {
+            Ok(found) if found.kind != Kind::Directory => reply.error(errno(&Error::NotADirectory)),
+            Ok(found) => {
+                let cached = FopenFlags::FOPEN_CACHE_DIR | FopenFlags::FOPEN_KEEP_CACHE;
+                reply.opened(FileHandle(0), if found.lasting { cached } else { FopenFlags::empty() });
+            }
+            Err(error) => reply.error(self.refuse(ino, &error)),
+        }
+    }
+
+    fn readdir(&self, _request: &Request, ino: INodeNo, _handle: FileHandle, offset: u64, mut reply: ReplyDirectory) {
+        for (at, name) in [(0, "."), (1, "..")] {
+            if offset <= at && reply.add(ino, at + 1, FileType::Directory, name) {
+                return reply.ok();
+            }
+        }
+        let mut take = |item: &Item| {
+            let found = &item.attributes;
+            let name = OsStr::from_bytes(&item.name);
+            !reply.add(INodeNo(found.ino), item.next + DOTS, file_type(found.kind), name)
+        };
+        match self.0.list(ino.0, offset.saturating_sub(DOTS), false, &mut take) {
+            Ok(()) => reply.ok(),
+            Err(error) => reply.error(self.refuse(ino, &error)),
+        }
+    }
+
+    fn readdirplus(
+        &self,
+        _request: &Request,
+        ino: INodeNo,
+        _handle: FileHandle,
+        offset: u64,
+        mut reply: ReplyDirectoryPlus,
+    ) {
+        let itself = match self.0.attributes(ino.0) {
+            Ok(found) => attr(&found),
+            Err(error) => return reply.error(self.refuse(ino, &error)),
+        };
+        for (at, name) in [(0, "."), (1, "..")] {
+            // The kernel takes no attributes from these two.
+            if offset <= at && reply.add(ino, at + 1, name, &FOR_NOW, &itself, GENERATION) {
+                return reply.ok();
+            }
+        }
+        let mut take = |item: &Item| {
+            let found = &item.attributes;
+            let (name, life) = (OsStr::from_bytes(&item.name), lifetime(found));
+            !reply.add(INodeNo(found.ino), item.next + DOTS, name, &life, &attr(found), GENERATION)
+        };
+        match self.0.list(ino.0, offset.saturating_sub(DOTS), true, &mut take) {
+            Ok(()) => reply.ok(),
+            Err(error) => reply.error(self.refuse(ino, &error)),
+        }
+    }
+
+    fn statfs(&self, _request: &Request, _ino: INodeNo, reply: ReplyStatfs) {
+        let (bytes, entries) = self.0.totals();
+        reply.statfs(bytes.div_ceil(512), 0, 0, entries, 0, 512, 255, 512);
+    }
+
+    fn getxattr(&self, _request: &Request, ino: INodeNo, name: &OsStr, size: u32, reply: ReplyXattr) {
+        match self.0.xattr(ino.0, name.as_bytes()) {
+            Ok(value) => sized(reply, &value, size),
+            Err(error) => reply.error(self.refuse(ino, &error)),
+        }
+    }
+
+    fn listxattr(&self, _request: &Request, ino: INodeNo, size: u32, reply: ReplyXattr) {
+        match self.0.xattr_names(ino.0) {
+            Ok(names) => {
+                let list: Vec<u8> = names.into_iter().flat_map(|name| name.into_iter().chain([0])).collect();
+                sized(reply, &list, size);
+            }
+            Err(error) => reply.error(self.refuse(ino, &error)),
+        }
+    }
+}
+
+/// Answers with a value, or with its size if that was asked for.
+fn sized(reply: ReplyXattr, value: &[u8], size: u32) {
+    match (size, u32::try_from(value.len())) {
+        (0, Ok(length)) => reply.size(length),
+        (size, Ok(length)) if length <= size => reply.data(value),
+        _ => reply.error(Errno::ERANGE),
+    }
+}
+
+fn lifetime(found: &Attributes) -> Duration {
+    if found.lasting { FOR_EVER } else { FOR_NOW }
+}
+
+fn attr(found: &Attributes) -> FileAttr {
+    let mtime = system_time(found.mtime);
+    let (major, minor) = found.device;
+    FileAttr {
+        ino: INodeNo(found.ino),
+        size: found.size,
+        blocks: found.sectors,
+        atime: mtime,
+        mtime,
+        ctime: mtime,
+        crtime: mtime,
+        kind: file_type(found.kind),
+        perm: found.mode as u16,
+        nlink: found.nlink,
+        uid: found.uid,
+        gid: found.gid,
+        // The kernel's own 32-bit form (new_encode_dev).
+        rdev: minor & 0xff | major << 8 | (minor & !0xff) << 12,
+        blksize: READ_SIZE,
+        flags: 0,
+    }
+}
+
+fn system_time(time: Timestamp) -> SystemTime {
+    let nanos = Duration::from_nanos(time.nanos.into());
+    let whole = Duration::from_secs(time.seconds.unsigned_abs());
+    let moment = match time.seconds < 0 {
+        true => UNIX_EPOCH.checked_sub(whole),
+        false => UNIX_EPOCH.checked_add(whole),
+    };
+    moment.and_then(|moment| moment.checked_add(nanos)).unwrap_or(UNIX_EPOCH)
+}
+
+fn file_type(kind: Kind) -> FileType {
+    match kind {
+        Kind::File => FileType::RegularFile,
+        Kind::Directory => FileType::Directory,
+        Kind::Symlink => FileType::Symlink,
+        Kind::Fifo => FileType::NamedPipe,
+        Kind::Socket => FileType::Socket,
+        Kind::CharDevice => FileType::CharDevice,
+        Kind::BlockDevice => FileType::BlockDevice,
+    }
+}

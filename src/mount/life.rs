@@ -1,0 +1,310 @@
+//! The life of a mount: from the checks before it to the moment when nobody uses it any more.
+
+use std::ffi::{CString, OsString};
+use std::fs::{self, File};
+use std::io;
+use std::os::fd::AsRawFd;
+use std::os::unix::ffi::OsStringExt;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::sync::Arc;
+use std::sync::mpsc;
+use std::thread;
+
+use fuser::{Config, MountOption, Session, SessionACL};
+use rustix::mount::{MountFlags, UnmountFlags};
+use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
+use signal_hook::iterator::Signals;
+
+use super::filesystem::FileSystem;
+use super::fuse::Shell;
+
+/// The kernel's name for our mounts is `fuse.` and this.
+const SUBTYPE: &str = "brackfs";
+
+/// How to mount.
+#[derive(Debug, Clone, Default)]
+pub struct Options {
+    /// Let other users in; what they may read is decided by the permissions that were backed up.
+    pub allow_other: bool,
+    /// Options handed to the kernel as they are.
+    pub kernel: Vec<String>,
+}
+
+/// Why something is not mounted, or still is.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// The mount point can't be used.
+    #[error("cannot mount on {path}: {why}")]
+    MountPoint {
+        /// The mount point.
+        path: PathBuf,
+        /// What is wrong with it.
+        why: String,
+    },
+    /// The kernel or fusermount3 refused.
+    #[error("cannot mount on {path}: {source}{hint}")]
+    Refused {
+        /// The mount point.
+        path: PathBuf,
+        /// What it said.
+        source: io::Error,
+        /// What may help.
+        hint: &'static str,
+    },
+    /// There is no mount of ours.
+    #[error("{path} is no mount of brackfs")]
+    NotMounted {
+        /// Where one was expected.
+        path: PathBuf,
+    },
+    /// It could not be unmounted.
+    #[error("cannot unmount {path}: {why}")]
+    Unmount {
+        /// The mount point.
+        path: PathBuf,
+        /// What is wrong.
+        why: String,
+    },
+    /// The session broke.
+    #[error("the mount on {path} broke: {source}")]
+    Broken {
+        /// The mount point.
+        path: PathBuf,
+        /// What happened.
+        source: io::Error,
+    },
+    /// Signals can't be waited for.
+    #[error("cannot wait for signals: {0}")]
+    Signals(io::Error),
+}
+
+/// What ends a mount.
+enum End {
+    /// Somebody unmounted it, or the session broke.
+    Session(io::Result<()>),
+    /// The process was told to end.
+    Signal,
+}
+
+/// Mounts, calls `ready` once the mount answers, and returns when it is unmounted: by `umount`, or because
+/// the process was told to end. `repository` is the repository's directory, which must not meet the mount.
+pub fn mount(
+    filesystem: Arc<FileSystem>,
+    mountpoint: &Path,
+    repository: Option<&Path>,
+    options: &Options,
+    ready: impl FnOnce(&Path),
+    note: impl Fn(&str),
+) -> Result<(), Error> {
+    let path = check_mountpoint(mountpoint, repository)?;
+    let (ended, end) = mpsc::channel();
+    // From here on a signal is kept until it can be served.
+    let mut signals = Signals::new([SIGINT, SIGTERM, SIGHUP]).map_err(Error::Signals)?;
+    let session =
+        start(filesystem, &path, options).and_then(Session::spawn).map_err(|source| refused(&path, source, options))?;
+    ready(&path);
+
+    let told = ended.clone();
+    thread::spawn(move || {
+        for _ in signals.forever() {
+            if told.send(End::Signal).is_err() {
+                break;
+            }
+        }
+    });
+    thread::spawn(move || ended.send(End::Session(session.join())));
+    let mut asked = false;
+    loop {
+        match end.recv() {
+            Ok(End::Session(Ok(()))) | Err(mpsc::RecvError) => return Ok(()),
+            Ok(End::Session(Err(source))) => return Err(Error::Broken { path, source }),
+            // Told twice: whoever still uses it gets errors from now on.
+            Ok(End::Signal) if asked => return Ok(()),
+            Ok(End::Signal) => {
+                asked = true;
+                if unmount_now(&path, false).is_err() {
+                    note(&format!(
+                        "{} is still in use; it is detached now and goes when nobody uses it",
+                        path.display()
+                    ));
+                    unmount_now(&path, true).map_err(|why| Error::Unmount { path: path.clone(), why })?;
+                }
+            }
+        }
+    }
+}
+
+/// Unmounts a mount of ours; `lazy` detaches it even if it is in use.
+pub fn unmount(mountpoint: &Path, lazy: bool) -> Result<(), Error> {
+    // A mount whose daemon is gone can't be looked at, so the path is made absolute by words alone.
+    let absolute = std::path::absolute(mountpoint).unwrap_or_else(|_| mountpoint.to_owned());
+    let path = fs::canonicalize(&absolute).unwrap_or(absolute);
+    if !is_mounted(&path) {
+        return Err(Error::NotMounted { path });
+    }
+    unmount_now(&path, lazy).map_err(|why| Error::Unmount { path, why })
+}
+
+fn unmount_now(path: &Path, lazy: bool) -> Result<(), String> {
+    if rustix::process::geteuid().is_root() {
+        let flags = if lazy { UnmountFlags::DETACH } else { UnmountFlags::empty() };
+        return rustix::mount::unmount(path, flags | UnmountFlags::NOFOLLOW).map_err(|e| match e {
+            rustix::io::Errno::BUSY => "it is in use; leave it, or give --lazy".to_owned(),
+            other => other.to_string(),
+        });
+    }
+    let mut command = Command::new("fusermount3");
+    command.arg("-u").args(lazy.then_some("-z")).arg("--").arg(path);
+    match command.output() {
+        Ok(output) if output.status.success() => Ok(()),
+        Ok(output) => Err(String::from_utf8_lossy(&output.stderr).trim().to_owned()),
+        Err(e) => Err(format!("fusermount3: {e}")),
+    }
+}
+
+fn check_mountpoint(mountpoint: &Path, repository: Option<&Path>) -> Result<PathBuf, Error> {
+    let refuse = |path: &Path, why: &str| Error::MountPoint { path: path.to_owned(), why: why.to_owned() };
+    let path = fs::canonicalize(mountpoint).map_err(|e| match e.kind() {
+        io::ErrorKind::NotFound => refuse(mountpoint, "there is no such directory"),
+        io::ErrorKind::NotConnected => {
+            refuse(mountpoint, "a mount whose program is gone is still there; unmount it with brackfs umount")
+        }
+        _ => refuse(mountpoint, &e.to_string()),
+    })?;
+    if !path.is_dir() {
+        return Err(refuse(&path, "it is not a directory"));
+    }
+    if is_mounted(&path) {
+        return Err(refuse(&path, "something is mounted there by brackfs already; unmount it first"));
+    }
+    if let Some(repository) = repository.and_then(|repository| fs::canonicalize(repository).ok())
+        && (path.starts_with(&repository) || repository.starts_with(&path))
+    {
+        return Err(refuse(&path, "the repository lies there, and would wait for itself"));
+    }
+    let mut entries = fs::read_dir(&path).map_err(|e| refuse(&path, &e.to_string()))?;
+    match entries.next() {
+        Some(_) => Err(refuse(&path, "the directory is not empty")),
+        None => Ok(path),
+    }
+}
+
+/// Mounts: root by itself, others through fusermount3.
+fn start(filesystem: Arc<FileSystem>, path: &Path, options: &Options) -> io::Result<Session<Shell>> {
+    let config = config(options);
+    if !rustix::process::geteuid().is_root() {
+        return Session::new(Shell(filesystem), path, &config);
+    }
+    // Not left to the library, which does not tell the kernel the subtype.
+    let device = File::options().read(true).write(true).open("/dev/fuse")?;
+    let (uid, gid) = (rustix::process::getuid().as_raw(), rustix::process::getgid().as_raw());
+    let mut data = format!("fd={},rootmode=40000,user_id={uid},group_id={gid},default_permissions", device.as_raw_fd());
+    if options.allow_other {
+        data.push_str(",allow_other");
+    }
+    for option in &options.kernel {
+        data.push(',');
+        data.push_str(option);
+    }
+    let data = CString::new(data)?;
+    let flags = MountFlags::RDONLY | MountFlags::NOSUID | MountFlags::NODEV | MountFlags::NOATIME;
+    rustix::mount::mount(SUBTYPE, path, format!("fuse.{SUBTYPE}"), flags, data.as_c_str())?;
+    let started = Session::from_fd(Shell(filesystem), device.into(), config.acl, config);
+    if started.is_err() {
+        // The reason that is reported is why it did not start.
+        let _ = rustix::mount::unmount(path, UnmountFlags::DETACH);
+    }
+    started
+}
+
+fn config(options: &Options) -> Config {
+    let mut config = Config::default();
+    config.mount_options = vec![
+        MountOption::RO,
+        MountOption::NoSuid,
+        MountOption::NoDev,
+        MountOption::NoAtime,
+        MountOption::DefaultPermissions,
+        MountOption::FSName(SUBTYPE.into()),
+        MountOption::Subtype(SUBTYPE.into()),
+    ];
+    config.mount_options.extend(options.kernel.iter().cloned().map(MountOption::CUSTOM));
+    config.acl = if options.allow_other { SessionACL::All } else { SessionACL::Owner };
+    config.n_threads = Some(thread::available_parallelism().map_or(1, usize::from));
+    config.clone_fd = true;
+    config
+}
+
+fn refused(path: &Path, source: io::Error, options: &Options) -> Error {
+    let hint = match source.kind() {
+        io::ErrorKind::NotFound => "; is fuse3 installed, and is there a /dev/fuse?",
+        io::ErrorKind::PermissionDenied if options.allow_other => {
+            "; --allow-other needs root, or user_allow_other in /etc/fuse.conf"
+        }
+        _ => "",
+    };
+    Error::Refused { path: path.to_owned(), source, hint }
+}
+
+/// Whether a mount of ours is on `path`.
+fn is_mounted(path: &Path) -> bool {
+    let mounts = fs::read("/proc/self/mountinfo").unwrap_or_default();
+    mounts.split(|byte| *byte == b'\n').any(|line| {
+        let mut fields = line.split(|byte| *byte == b' ');
+        let on = fields.nth(4).map(unescape);
+        let kind = fields.skip_while(|field| *field != b"-").nth(1);
+        kind == Some(b"fuse.brackfs") && on.as_deref() == Some(path)
+    })
+}
+
+/// A path as mountinfo writes it: blanks, tabs, newlines and backslashes in octal.
+fn unescape(field: &[u8]) -> PathBuf {
+    let mut path = Vec::with_capacity(field.len());
+    let mut rest = field;
+    while let Some((byte, tail)) = rest.split_first() {
+        let octal = |digits: &[u8]| {
+            digits.iter().try_fold(0u8, |value, digit| {
+                matches!(digit, b'0'..=b'7').then(|| value.wrapping_mul(8).wrapping_add(digit - b'0'))
+            })
+        };
+        match (byte, tail.get(..3).and_then(octal)) {
+            (b'\\', Some(value)) => {
+                path.push(value);
+                rest = tail.get(3..).unwrap_or_default();
+            }
+            _ => {
+                path.push(*byte);
+                rest = tail;
+            }
+        }
+    }
+    PathBuf::from(OsString::from_vec(path))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn escaped_mount_points_are_read() {
+        assert_eq!(unescape(b"/a\\040b\\134c\\012"), Path::new("/a b\\c\n"));
+        assert_eq!(unescape(b"/a\\9"), Path::new("/a\\9"));
+    }
+
+    #[test]
+    fn a_mount_never_meets_its_repository() {
+        let dir = tempfile::tempdir().unwrap();
+        let repository = dir.path().join("repo");
+        fs::create_dir_all(repository.join("packs")).unwrap();
+        for path in [&repository, &repository.join("packs"), dir.path()] {
+            assert!(check_mountpoint(path, Some(&repository)).is_err(), "{}", path.display());
+        }
+        let beside = dir.path().join("repo-mount");
+        assert!(check_mountpoint(&beside, Some(&repository)).is_err());
+        fs::create_dir(&beside).unwrap();
+        assert!(check_mountpoint(&beside, Some(&repository)).is_ok());
+        fs::write(beside.join("file"), "").unwrap();
+        assert!(check_mountpoint(&beside, Some(&repository)).is_err());
+    }
+}

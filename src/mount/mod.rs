@@ -1,0 +1,14 @@
+//! The mount: a thin FUSE shell over a file system that knows no kernel.
+//!
+//! - [`filesystem`]: the tree that is shown: sources, snapshots, their entries; inode numbers
+//! - [`fuse`]: translates the kernel's requests and our answers
+//! - [`errno`]: the one table from errors to numbers
+//! - [`life`]: mounting, unmounting, and what must not be mounted over
+
+mod errno;
+mod filesystem;
+mod fuse;
+mod life;
+
+pub use filesystem::{Attributes, Error as FileSystemError, FileSystem, Ino, Item};
+pub use life::{Error, Options, mount, unmount};

@@ -1,0 +1,145 @@
+//! Blocks: fetched, opened, decompressed, and each slice verified before its first use.
+
+use std::collections::HashMap;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
+
+use super::cache::{Cache, Weigh};
+use super::error::BlockProblem;
+use super::{Error, Reader};
+use crate::format::block;
+use crate::format::{BlockLocation, ChunkRef, Digest, Node, SEALED_SIZE};
+
+/// Part of the cache's bytes that is for decoded tree nodes.
+const NODE_SHARE: usize = 4;
+
+/// Caches of blocks and nodes.
+pub(super) struct Blocks {
+    blocks: Cache<BlockLocation, Block, Error>,
+    pub(super) nodes: Cache<Digest, NodeValue, Error>,
+    fetched: AtomicU64,
+    fetched_bytes: AtomicU64,
+}
+
+/// What a reader fetched and decoded.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Counters {
+    /// Blocks fetched from the target and decoded.
+    pub blocks: u64,
+    /// Their bytes as stored.
+    pub bytes: u64,
+}
+
+/// A decoded block.
+pub(super) struct Block {
+    plaintext: Vec<u8>,
+    /// Slices that were verified, by where they begin.
+    verified: Mutex<HashMap<u32, (u32, Digest)>>,
+}
+
+impl Weigh for Block {
+    fn weight(&self) -> usize {
+        self.plaintext.len()
+    }
+}
+
+/// A decoded node.
+pub(super) struct NodeValue {
+    pub(super) node: Node,
+    encoded: usize,
+}
+
+impl Weigh for NodeValue {
+    fn weight(&self) -> usize {
+        // Decoded, an entry takes about three times its bytes.
+        self.encoded.saturating_mul(3)
+    }
+}
+
+impl Blocks {
+    pub(super) fn new(cache_size: usize) -> Self {
+        let nodes = cache_size / NODE_SHARE;
+        Blocks {
+            blocks: Cache::new(cache_size - nodes),
+            nodes: Cache::new(nodes),
+            fetched: AtomicU64::new(0),
+            fetched_bytes: AtomicU64::new(0),
+        }
+    }
+
+    pub(super) fn counters(&self) -> Counters {
+        Counters { blocks: self.fetched.load(Ordering::Relaxed), bytes: self.fetched_bytes.load(Ordering::Relaxed) }
+    }
+}
+
+impl Reader {
+    /// Hands the verified bytes of a chunk, which lies in the block at `location`, to `use_bytes`.
+    pub(super) fn with_chunk<T>(
+        &self,
+        location: &BlockLocation,
+        chunk: &ChunkRef,
+        use_bytes: impl FnOnce(&[u8]) -> T,
+    ) -> Result<T, Error> {
+        let block = self.block(location)?;
+        Ok(use_bytes(block.chunk(location, chunk)?))
+    }
+
+    /// Reads a chunk and verifies it.
+    pub fn verify(&self, location: &BlockLocation, chunk: &ChunkRef) -> Result<(), Error> {
+        self.with_chunk(location, chunk, |_| ())
+    }
+
+    /// A tree node, verified and decoded.
+    pub(super) fn node(&self, location: &BlockLocation, chunk: &ChunkRef) -> Result<Arc<NodeValue>, Error> {
+        let load = || {
+            let node = self.with_chunk(location, chunk, Node::decode)?;
+            let node = node.map_err(|e| Error::Tree(e.to_string()))?;
+            Ok(NodeValue { node, encoded: chunk.length as usize })
+        };
+        self.blocks.nodes.get(&chunk.digest, load, abandoned)
+    }
+
+    fn block(&self, location: &BlockLocation) -> Result<Arc<Block>, Error> {
+        self.blocks.blocks.get(location, || self.fetch(location), abandoned)
+    }
+
+    fn fetch(&self, location: &BlockLocation) -> Result<Block, Error> {
+        let failed = |why| Error::block(location, why);
+        let sealed = self.repository.read_block(location).map_err(|e| failed(BlockProblem::Read(e)))?;
+        self.blocks.fetched.fetch_add(1, Ordering::Relaxed);
+        self.blocks.fetched_bytes.fetch_add(sealed.len() as u64, Ordering::Relaxed);
+        let frame = match (self.repository.encrypted(), self.access.opener()) {
+            (true, Some(opener)) => {
+                let mut frame = Vec::new();
+                opener.open(&sealed, SEALED_SIZE, &mut frame).map_err(|e| failed(BlockProblem::Open(e)))?;
+                frame
+            }
+            (true, None) => return Err(failed(BlockProblem::NoKey)),
+            (false, _) => sealed,
+        };
+        let plaintext = block::decode(&frame).map_err(|e| failed(BlockProblem::Decode(e)))?;
+        Ok(Block { plaintext, verified: Mutex::default() })
+    }
+}
+
+impl Block {
+    /// The verified bytes of `chunk`.
+    fn chunk(&self, location: &BlockLocation, chunk: &ChunkRef) -> Result<&[u8], Error> {
+        let wrong = || Error::Chunk { pack: location.pack, offset: location.offset, start: chunk.start };
+        let start = chunk.start as usize;
+        let end = start.checked_add(chunk.length as usize).ok_or_else(wrong)?;
+        let bytes = self.plaintext.get(start..end).ok_or_else(wrong)?;
+        let mut verified = self.verified.lock().unwrap_or_else(PoisonError::into_inner);
+        if verified.get(&chunk.start) != Some(&(chunk.length, chunk.digest)) {
+            if Digest::of(bytes) != chunk.digest {
+                return Err(wrong());
+            }
+            verified.insert(chunk.start, (chunk.length, chunk.digest));
+        }
+        Ok(bytes)
+    }
+}
+
+fn abandoned() -> Error {
+    Error::Tree("reading it failed in another thread".into())
+}

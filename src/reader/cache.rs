@@ -1,0 +1,215 @@
+//! A cache that is bounded in bytes, and that loads what is missing once.
+//!
+//! Whoever asks for what is being loaded waits for the same result. A failure goes to all who wait, and is
+//! not remembered. A value larger than the whole cache is handed out and not kept.
+
+use std::collections::HashMap;
+use std::hash::Hash;
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+
+use lru::LruCache;
+
+/// A value that knows what it weighs.
+pub(super) trait Weigh {
+    /// Bytes that it takes, overhead included.
+    fn weight(&self) -> usize;
+}
+
+/// Bytes that an entry takes beside its value: list and table of the LRU, and the reference counts.
+const OVERHEAD: usize = 128;
+
+/// A cache of shared values.
+pub(super) struct Cache<K, V, E> {
+    state: Mutex<State<K, V, E>>,
+    limit: usize,
+}
+
+struct State<K, V, E> {
+    entries: LruCache<K, Arc<V>>,
+    bytes: usize,
+    loading: HashMap<K, Arc<Loading<V, E>>>,
+}
+
+/// A load that others may wait for.
+struct Loading<V, E> {
+    result: Mutex<Option<Result<Arc<V>, E>>>,
+    ready: Condvar,
+}
+
+impl<K: Hash + Eq + Clone, V: Weigh, E: Clone> Cache<K, V, E> {
+    /// A cache of at most `limit` bytes.
+    pub(super) fn new(limit: usize) -> Self {
+        let state = State { entries: LruCache::unbounded(), bytes: 0, loading: HashMap::new() };
+        Cache { state: Mutex::new(state), limit }
+    }
+
+    fn state(&self) -> MutexGuard<'_, State<K, V, E>> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// The value of `key`, made by `load` if it is not there. `abandoned` is what others get who waited for a
+    /// load that panicked.
+    pub(super) fn get(
+        &self,
+        key: &K,
+        load: impl FnOnce() -> Result<V, E>,
+        abandoned: impl Fn() -> E,
+    ) -> Result<Arc<V>, E> {
+        let loading = {
+            let mut state = self.state();
+            if let Some(value) = state.entries.get(key) {
+                return Ok(value.clone());
+            }
+            match state.loading.get(key) {
+                Some(loading) => Err(loading.clone()),
+                None => {
+                    let loading = Arc::new(Loading { result: Mutex::new(None), ready: Condvar::new() });
+                    state.loading.insert(key.clone(), loading.clone());
+                    Ok(loading)
+                }
+            }
+        };
+        match loading {
+            Ok(mine) => {
+                // Others must not wait for ever if `load` panics.
+                let finish = Finish { cache: self, key, loading: mine, abandoned: abandoned() };
+                let result = load().map(Arc::new);
+                finish.with(result)
+            }
+            Err(theirs) => {
+                let result = theirs.result.lock().unwrap_or_else(PoisonError::into_inner);
+                let waited = theirs.ready.wait_while(result, |result| result.is_none());
+                let result = waited.unwrap_or_else(PoisonError::into_inner);
+                result.clone().unwrap_or_else(|| Err(abandoned()))
+            }
+        }
+    }
+
+    fn finish(&self, key: &K, loading: &Loading<V, E>, result: &Result<Arc<V>, E>) {
+        let mut state = self.state();
+        state.loading.remove(key);
+        if let Ok(value) = result {
+            let weight = value.weight() + OVERHEAD;
+            if weight <= self.limit {
+                state.bytes += weight;
+                if let Some((_, old)) = state.entries.push(key.clone(), value.clone()) {
+                    state.bytes -= old.weight() + OVERHEAD;
+                }
+                while state.bytes > self.limit {
+                    match state.entries.pop_lru() {
+                        Some((_, old)) => state.bytes -= old.weight() + OVERHEAD,
+                        None => break,
+                    }
+                }
+            }
+        }
+        drop(state);
+        *loading.result.lock().unwrap_or_else(PoisonError::into_inner) = Some(result.clone());
+        loading.ready.notify_all();
+    }
+
+    /// Bytes held.
+    #[cfg(test)]
+    fn bytes(&self) -> usize {
+        self.state().bytes
+    }
+}
+
+/// Tells those who wait, also if the load never comes to its end.
+struct Finish<'c, K: Hash + Eq + Clone, V: Weigh, E: Clone> {
+    cache: &'c Cache<K, V, E>,
+    key: &'c K,
+    loading: Arc<Loading<V, E>>,
+    abandoned: E,
+}
+
+impl<K: Hash + Eq + Clone, V: Weigh, E: Clone> Finish<'_, K, V, E> {
+    fn with(self, result: Result<Arc<V>, E>) -> Result<Arc<V>, E> {
+        self.cache.finish(self.key, &self.loading, &result);
+        result
+    }
+}
+
+impl<K: Hash + Eq + Clone, V: Weigh, E: Clone> Drop for Finish<'_, K, V, E> {
+    fn drop(&mut self) {
+        let done = self.loading.result.lock().unwrap_or_else(PoisonError::into_inner).is_some();
+        if !done {
+            self.cache.finish(self.key, &self.loading, &Err(self.abandoned.clone()));
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::atomic::{AtomicUsize, Ordering};
+    use std::time::Duration;
+
+    use super::*;
+
+    impl Weigh for Vec<u8> {
+        fn weight(&self) -> usize {
+            self.len()
+        }
+    }
+
+    type Bytes = Cache<u32, Vec<u8>, &'static str>;
+
+    fn get(cache: &Bytes, key: u32, length: usize) -> Arc<Vec<u8>> {
+        cache.get(&key, || Ok(vec![0; length]), || "abandoned").unwrap()
+    }
+
+    #[test]
+    fn bytes_are_bounded_and_the_oldest_leave_first() {
+        let cache = Bytes::new(3 * (100 + OVERHEAD));
+        for key in 0..10 {
+            get(&cache, key, 100);
+            get(&cache, 0, 100);
+            assert!(cache.bytes() <= cache.limit);
+        }
+        let loads = AtomicUsize::new(0);
+        let probe = |key| {
+            cache
+                .get(
+                    &key,
+                    || {
+                        loads.fetch_add(1, Ordering::Relaxed);
+                        Ok(vec![])
+                    },
+                    || "abandoned",
+                )
+                .unwrap()
+        };
+        assert_eq!((probe(0).len(), probe(9).len()), (100, 100));
+        assert_eq!(loads.load(Ordering::Relaxed), 0);
+        probe(1);
+        assert_eq!(loads.load(Ordering::Relaxed), 1);
+    }
+
+    #[test]
+    fn what_is_too_large_is_handed_out_and_not_kept() {
+        let cache = Bytes::new(100);
+        assert_eq!(get(&cache, 1, 1000).len(), 1000);
+        assert_eq!(cache.bytes(), 0);
+    }
+
+    #[test]
+    fn a_miss_is_loaded_once_and_a_failure_is_not_remembered() {
+        let cache = Bytes::new(10_000);
+        let loads = AtomicUsize::new(0);
+        std::thread::scope(|threads| {
+            for _ in 0..8 {
+                threads.spawn(|| {
+                    let load = || {
+                        loads.fetch_add(1, Ordering::Relaxed);
+                        std::thread::sleep(Duration::from_millis(20));
+                        Ok(vec![7])
+                    };
+                    assert_eq!(*cache.get(&1, load, || "abandoned").unwrap(), [7]);
+                });
+            }
+        });
+        assert_eq!(loads.load(Ordering::Relaxed), 1);
+        assert_eq!(cache.get(&2, || Err("no"), || "abandoned"), Err("no"));
+        assert_eq!(get(&cache, 2, 5).len(), 5);
+    }
+}

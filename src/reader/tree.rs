@@ -1,0 +1,312 @@
+//! Directories: entries by name, by position, and by rank.
+//!
+//! An entry's rank is its place in a preorder walk of the snapshot: the root has rank 0, and a directory of
+//! rank r with n entries below it takes the ranks r to r + n. Nodes say how many ranks their parts take, so an
+//! entry is found again from its rank by descending, without any table.
+
+use std::sync::Arc;
+
+use super::blocks::NodeValue;
+use super::{Error, Reader};
+use crate::format::entry::Content;
+use crate::format::snapshot::Snapshot;
+use crate::format::{BlockLocation, ChunkRef, Entry, Items, Node, Segment};
+
+/// How deep indexes over segments may nest: 1,000 to this power is more than any directory has.
+const INDEX_DEPTH: usize = 8;
+
+/// An entry, with the node that its references count in.
+#[derive(Clone)]
+pub struct Listed {
+    home: Home,
+    at: usize,
+    /// Its place in a preorder walk of the snapshot.
+    pub rank: u64,
+}
+
+/// Where an entry stands.
+#[derive(Clone)]
+enum Home {
+    Node(Arc<NodeValue>),
+    Root(Arc<Snapshot>),
+}
+
+impl Listed {
+    /// The root directory of a snapshot.
+    pub fn root(snapshot: Arc<Snapshot>) -> Result<Self, Error> {
+        match snapshot.root_entry() {
+            Some(_) => Ok(Listed { home: Home::Root(snapshot), at: 0, rank: 0 }),
+            None => Err(Error::Tree("the snapshot has no root".into())),
+        }
+    }
+
+    pub(super) fn node(&self) -> &Node {
+        match &self.home {
+            Home::Node(value) => &value.node,
+            Home::Root(snapshot) => &snapshot.root,
+        }
+    }
+
+    /// The entry.
+    pub fn entry(&self) -> &Entry {
+        static NOTHING: std::sync::OnceLock<Entry> = std::sync::OnceLock::new();
+        match &self.node().items {
+            Items::Entries(entries) => entries.get(self.at),
+            _ => None,
+        }
+        // Made only for positions that are there.
+        .unwrap_or_else(|| NOTHING.get_or_init(nothing))
+    }
+
+    /// The owner's name, where the machine that was backed up knew it.
+    pub fn user(&self) -> Option<&str> {
+        self.node().users.get(&self.entry().uid).map(String::as_str)
+    }
+
+    /// The group's name, where the machine that was backed up knew it.
+    pub fn group(&self) -> Option<&str> {
+        self.node().groups.get(&self.entry().gid).map(String::as_str)
+    }
+
+    /// The directory, if it is one.
+    pub fn directory(&self) -> Option<Directory> {
+        let Content::Directory(subtree) = &self.entry().content else { return None };
+        let top = match &subtree.node {
+            None => Top::Empty,
+            Some(chunk) => match self.node().location(chunk) {
+                Some(location) => Top::Node(location, *chunk),
+                None => Top::Broken,
+            },
+        };
+        Some(Directory { top, rank: self.rank, below: subtree.below })
+    }
+}
+
+/// An entry for positions that are not there; never shown.
+fn nothing() -> Entry {
+    Entry {
+        name: Vec::new(),
+        kind: crate::format::Kind::File,
+        mode: 0,
+        uid: 0,
+        gid: 0,
+        mtime: Default::default(),
+        size: 0,
+        content: Content::Empty,
+        link: None,
+        xattrs: Vec::new(),
+        flags: 0,
+    }
+}
+
+/// A directory in a snapshot.
+#[derive(Clone)]
+pub struct Directory {
+    top: Top,
+    rank: u64,
+    below: u64,
+}
+
+#[derive(Clone)]
+enum Top {
+    Empty,
+    Node(BlockLocation, ChunkRef),
+    Broken,
+}
+
+impl Directory {
+    /// Its place in a preorder walk.
+    pub fn rank(&self) -> u64 {
+        self.rank
+    }
+}
+
+/// What to look for in a directory.
+#[derive(Clone, Copy)]
+enum Sought<'n> {
+    Name(&'n [u8]),
+    /// The entry at this position, counted from 0.
+    Position(u64),
+    /// The entry whose ranks include this one, counted from the directory's first entry.
+    Rank(u64),
+}
+
+/// A leaf node of a directory, with what comes before it.
+struct Leaf {
+    value: Arc<NodeValue>,
+    /// Entries of the directory before this node.
+    entries_before: u64,
+    /// Ranks taken before this node, counted from the directory's first entry.
+    ranks_before: u64,
+}
+
+impl Reader {
+    /// The entry `name` of a directory.
+    pub fn lookup(&self, directory: &Directory, name: &[u8]) -> Result<Option<Listed>, Error> {
+        let Some(leaf) = self.leaf(directory, Sought::Name(name))? else { return Ok(None) };
+        let entries = entries(&leaf.value.node)?;
+        let Ok(at) = entries.binary_search_by(|entry| entry.name.as_slice().cmp(name)) else { return Ok(None) };
+        Ok(Some(listed(directory, &leaf, entries, at)))
+    }
+
+    /// The entry that has the absolute rank `rank`, or the directory among the entries that it lies below.
+    pub fn by_rank(&self, directory: &Directory, rank: u64) -> Result<Option<Listed>, Error> {
+        let Some(within) = rank.checked_sub(directory.rank + 1) else { return Ok(None) };
+        let Some(leaf) = self.leaf(directory, Sought::Rank(within))? else { return Ok(None) };
+        let entries = entries(&leaf.value.node)?;
+        let mut first = leaf.ranks_before;
+        for (at, entry) in entries.iter().enumerate() {
+            let next = first.saturating_add(entry.span());
+            if within < next {
+                return Ok(Some(listed(directory, &leaf, entries, at)));
+            }
+            first = next;
+        }
+        Ok(None)
+    }
+
+    /// Entries from position `from` on: those of one node, so that memory stays bounded. Empty at the end.
+    pub fn list(&self, directory: &Directory, from: u64) -> Result<Vec<Listed>, Error> {
+        let Some(leaf) = self.leaf(directory, Sought::Position(from))? else { return Ok(Vec::new()) };
+        let entries = entries(&leaf.value.node)?;
+        let skip = usize::try_from(from - leaf.entries_before).unwrap_or(usize::MAX);
+        let mut rank = directory.rank.saturating_add(1).saturating_add(leaf.ranks_before);
+        let mut found = Vec::with_capacity(entries.len().saturating_sub(skip));
+        for (at, entry) in entries.iter().enumerate() {
+            if at >= skip {
+                found.push(Listed { home: Home::Node(leaf.value.clone()), at, rank });
+            }
+            rank = rank.saturating_add(entry.span());
+        }
+        Ok(found)
+    }
+
+    /// Calls `visit` with all entries of a directory, in order.
+    pub fn each<E: From<Error>>(
+        &self,
+        directory: &Directory,
+        mut visit: impl FnMut(Listed) -> Result<(), E>,
+    ) -> Result<(), E> {
+        let mut from = 0;
+        loop {
+            let some = self.list(directory, from)?;
+            if some.is_empty() {
+                return Ok(());
+            }
+            from += some.len() as u64;
+            some.into_iter().try_for_each(&mut visit)?;
+        }
+    }
+
+    /// The entry at `path` below the snapshot's root; no symbolic link is followed.
+    pub fn at_path(&self, snapshot: &Arc<Snapshot>, path: &[u8]) -> Result<Listed, Error> {
+        let mut at = Listed::root(snapshot.clone())?;
+        let mut walked = String::new();
+        for name in path.split(|byte| *byte == b'/').filter(|name| !name.is_empty() && *name != b".") {
+            let Some(directory) = at.directory() else { return Err(Error::NotADirectory(walked)) };
+            walked = format!("{walked}/{}", String::from_utf8_lossy(name));
+            let found = self.lookup(&directory, name)?;
+            at = found.ok_or_else(|| Error::NotFound(format!("no {walked} in the snapshot")))?;
+        }
+        Ok(at)
+    }
+
+    /// The entry of a snapshot that has this rank.
+    pub fn at_rank(&self, snapshot: &Arc<Snapshot>, rank: u64) -> Result<Listed, Error> {
+        let mut at = Listed::root(snapshot.clone())?;
+        while at.rank != rank {
+            let next = match at.directory() {
+                Some(directory) => self.by_rank(&directory, rank)?,
+                None => None,
+            };
+            at = next.ok_or_else(|| Error::NotFound(format!("nothing of rank {rank} in the snapshot")))?;
+        }
+        Ok(at)
+    }
+
+    /// The leaf node in which `sought` is, if it is there at all.
+    fn leaf(&self, directory: &Directory, sought: Sought<'_>) -> Result<Option<Leaf>, Error> {
+        let (location, chunk) = match &directory.top {
+            Top::Empty => return Ok(None),
+            Top::Broken => return Err(Error::Tree("a directory in no block of its node".into())),
+            Top::Node(location, chunk) => (location, chunk),
+        };
+        let (mut entries_before, mut ranks_before) = (0u64, 0u64);
+        let mut value = self.node(location, chunk)?;
+        if value.node.span() != directory.below {
+            return Err(not_as_said("ranks"));
+        }
+        // No name may reach the part behind the one at hand.
+        let mut before: Option<Vec<u8>> = None;
+        for _ in 0..INDEX_DEPTH {
+            let segments = match &value.node.items {
+                Items::Entries(entries) => {
+                    let there = match sought {
+                        Sought::Name(_) => true,
+                        Sought::Position(position) => position < entries_before + entries.len() as u64,
+                        Sought::Rank(rank) => rank < ranks_before.saturating_add(value.node.span()),
+                    };
+                    return Ok(there.then_some(Leaf { value, entries_before, ranks_before }));
+                }
+                Items::Segments(segments) => segments,
+                Items::Extents(_) | Items::ExtentIndex(_) => {
+                    return Err(Error::Tree("extents where a directory should be".into()));
+                }
+            };
+            let mut chosen: Option<&Segment> = None;
+            for segment in segments {
+                let further = match sought {
+                    Sought::Name(name) => segment.first.as_slice() <= name,
+                    Sought::Position(position) => {
+                        position >= entries_before.saturating_add(chosen.map_or(0, |s| s.entries))
+                    }
+                    Sought::Rank(rank) => rank >= ranks_before.saturating_add(chosen.map_or(0, |s| s.span)),
+                };
+                if !further {
+                    before = Some(segment.first.clone());
+                    break;
+                }
+                if let Some(passed) = chosen.replace(segment) {
+                    entries_before = entries_before.saturating_add(passed.entries);
+                    ranks_before = ranks_before.saturating_add(passed.span);
+                }
+            }
+            let Some(segment) = chosen else { return Ok(None) };
+            let location = value.node.location(&segment.node).ok_or_else(|| Error::Tree("a segment nowhere".into()))?;
+            let next = self.node(&location, &segment.node)?;
+            check_segment(&next.node, segment, before.as_deref())?;
+            value = next;
+        }
+        Err(Error::Tree("indexes that nest without end".into()))
+    }
+}
+
+/// Checks that a node is what was said of it above: otherwise two entries could share a rank or a name.
+fn check_segment(node: &Node, said: &Segment, before: Option<&[u8]>) -> Result<(), Error> {
+    let Some((first, last)) = node.names() else { return Err(not_as_said("names")) };
+    if first != said.first || before.is_some_and(|before| last >= before) {
+        return Err(not_as_said("names"));
+    }
+    match (node.span() == said.span, node.entries() == said.entries) {
+        (true, true) => Ok(()),
+        (false, _) => Err(not_as_said("ranks")),
+        (true, false) => Err(not_as_said("entries")),
+    }
+}
+
+fn not_as_said(what: &str) -> Error {
+    Error::Tree(format!("a node has other {what} than the node above it says"))
+}
+
+fn entries(node: &Node) -> Result<&[Entry], Error> {
+    match &node.items {
+        Items::Entries(entries) => Ok(entries),
+        _ => Err(Error::Tree("no entries where a directory should be".into())),
+    }
+}
+
+fn listed(directory: &Directory, leaf: &Leaf, entries: &[Entry], at: usize) -> Listed {
+    let before: u64 = entries.iter().take(at).map(Entry::span).fold(0, u64::saturating_add);
+    let rank = directory.rank.saturating_add(1).saturating_add(leaf.ranks_before).saturating_add(before);
+    Listed { home: Home::Node(leaf.value.clone()), at, rank }
+}

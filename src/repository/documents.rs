@@ -1,0 +1,178 @@
+//! Signed documents: written by one who holds the host key, read by those who know it.
+
+use super::{Error, Repository};
+use crate::crypt::{self, Certificate, Fingerprint, Opener, Sealer, Signer};
+use crate::format::generation::Generation;
+use crate::format::id::{ObjectId, SourceId};
+use crate::format::index::Index;
+use crate::format::name::{self, SnapshotName};
+use crate::format::secrets::Secrets;
+use crate::format::snapshot::Snapshot;
+use crate::format::source::Source;
+use crate::format::{self, DOCUMENT_SIZE};
+
+/// Bytes that signature and encryption may add to a document.
+const FRAMING: usize = 1 << 20;
+
+/// Signs documents, and seals them to those who should read them.
+pub struct Writer<'r> {
+    repository: &'r Repository,
+    signer: Signer,
+    /// To the host key and the recipients; none in an unencrypted repository.
+    shared: Option<Sealer>,
+    /// To the recipients alone; none in an unencrypted repository.
+    owners: Option<Sealer>,
+}
+
+impl<'r> Writer<'r> {
+    /// A writer with the host's `signer`. In an encrypted repository `recipients` must not be empty.
+    pub fn new(
+        repository: &'r Repository,
+        signer: Signer,
+        host: &Certificate,
+        recipients: &[Certificate],
+    ) -> Result<Self, Error> {
+        let seal = |audience: &[Certificate]| {
+            let sealer = Sealer::new(audience);
+            sealer.map_err(|source| Error::Crypt { object: repository.location().to_owned(), source })
+        };
+        let (mut shared, mut owners) = (None, None);
+        if repository.encrypted() {
+            let mut all = recipients.to_vec();
+            all.push(host.clone());
+            // One session key per audience: what the host can open must say nothing of what it can't.
+            shared = Some(seal(&all)?);
+            owners = Some(seal(recipients)?);
+        }
+        Ok(Writer { repository, signer, shared, owners })
+    }
+
+    /// Seals blocks to the recipients; none in an unencrypted repository.
+    pub fn block_sealer(&self) -> Option<Sealer> {
+        self.owners.clone()
+    }
+
+    /// Writes a snapshot, which only the recipients can read.
+    pub fn put_snapshot(&self, snapshot: &Snapshot) -> Result<(), Error> {
+        self.put(&snapshot.name.object(), &snapshot.encode(self.repository.id), self.owners.as_ref())
+    }
+
+    /// Writes what a commit added.
+    pub fn put_index(&self, id: ObjectId, index: &Index) -> Result<(), Error> {
+        self.put(&name::index(id), &index.encode(self.repository.id, id), self.shared.as_ref())
+    }
+
+    /// Writes the secrets.
+    pub fn put_secrets(&self, id: ObjectId, secrets: &Secrets) -> Result<(), Error> {
+        self.put(&name::secrets(id), &secrets.encode(self.repository.id, id), self.shared.as_ref())
+    }
+
+    /// Writes a generation. If there is one of this number already, it stays, and that is an error.
+    pub fn put_generation(&self, generation: &Generation) -> Result<(), Error> {
+        let bytes = generation.encode(self.repository.id);
+        self.put(&name::generation(generation.number), &bytes, self.shared.as_ref())
+    }
+
+    /// Writes a source's name.
+    pub fn put_source(&self, source: &Source) -> Result<(), Error> {
+        self.put(&name::source(source.id), &source.encode(self.repository.id), self.shared.as_ref())
+    }
+
+    /// Writes the digests of packs in the format of `b3sum --check`, as the one object that is neither
+    /// signed nor sealed: anyone who keeps the target can check it.
+    pub fn put_sums(&self, id: ObjectId, sums: &[(format::PackId, format::Digest)]) -> Result<(), Error> {
+        let lines = sums.iter().map(|(pack, digest)| format!("{digest}  {}\n", name::pack(*pack)));
+        let text: String = lines.collect();
+        Ok(self.repository.target.put(&name::sums(id), text.as_bytes())?)
+    }
+
+    fn put(&self, object: &str, document: &[u8], audience: Option<&Sealer>) -> Result<(), Error> {
+        let failed = |source| Error::Crypt { object: object.to_owned(), source };
+        let signed = self.signer.sign(document).map_err(failed)?;
+        let bytes = match audience {
+            Some(sealer) => {
+                let mut sealed = Vec::new();
+                sealer.seal_message(&signed, &mut sealed).map_err(failed)?;
+                sealed
+            }
+            None => signed,
+        };
+        Ok(self.repository.target.put(object, &bytes)?)
+    }
+}
+
+/// Opens documents and blocks with the keys at hand, and believes only the signers it was given.
+pub struct Access {
+    opener: Option<Opener>,
+    signers: Vec<Certificate>,
+}
+
+impl Access {
+    /// Access with a secret key (none: to unencrypted repositories only), believing `signers`.
+    pub fn new(opener: Option<Opener>, signers: Vec<Certificate>) -> Self {
+        Access { opener, signers }
+    }
+
+    /// The key that opens blocks and documents.
+    pub fn opener(&self) -> Option<&Opener> {
+        self.opener.as_ref()
+    }
+
+    /// Who is believed.
+    pub fn signers(&self) -> &[Certificate] {
+        &self.signers
+    }
+
+    /// A snapshot, and who signed it.
+    pub fn snapshot(&self, repository: &Repository, name: &SnapshotName) -> Result<(Snapshot, Fingerprint), Error> {
+        self.read(repository, name.object(), |bytes| Snapshot::decode(repository.id, name, bytes))
+    }
+
+    /// The name behind a source's id.
+    pub fn source(&self, repository: &Repository, id: SourceId) -> Result<Source, Error> {
+        let read = self.read(repository, name::source(id), |bytes| Source::decode(repository.id, id, bytes))?;
+        Ok(read.0)
+    }
+
+    /// What a commit added.
+    pub fn index(&self, repository: &Repository, id: ObjectId) -> Result<Index, Error> {
+        let read = self.read(repository, name::index(id), |bytes| Index::decode(repository.id, id, bytes))?;
+        Ok(read.0)
+    }
+
+    /// The secrets.
+    pub fn secrets(&self, repository: &Repository, id: ObjectId) -> Result<Secrets, Error> {
+        let read = self.read(repository, name::secrets(id), |bytes| Secrets::decode(repository.id, id, bytes))?;
+        Ok(read.0)
+    }
+
+    /// A generation.
+    pub fn generation(&self, repository: &Repository, number: u64) -> Result<Generation, Error> {
+        let object = name::generation(number);
+        let read = self.read(repository, object, |bytes| Generation::decode(repository.id, number, bytes))?;
+        Ok(read.0)
+    }
+
+    fn read<T>(
+        &self,
+        repository: &Repository,
+        object: String,
+        decode: impl FnOnce(&[u8]) -> Result<T, format::Error>,
+    ) -> Result<(T, Fingerprint), Error> {
+        let stored = repository.target.get(&object, DOCUMENT_SIZE + FRAMING)?;
+        let failed = |source| Error::Crypt { object: object.clone(), source };
+        let signed = match (repository.encrypted, &self.opener) {
+            (true, Some(opener)) => opener.open_message(&stored, DOCUMENT_SIZE + FRAMING).map_err(failed)?,
+            (true, None) => return Err(Error::NoKey { object }),
+            (false, _) => stored,
+        };
+        let (document, signer) = crypt::verify(&signed, &self.signers).map_err(|e| match e {
+            crypt::Error::UnknownSigner { signer } => Error::Stranger { object: object.clone(), signer },
+            other => failed(other),
+        })?;
+        match decode(document) {
+            Ok(value) => Ok((value, signer)),
+            Err(source) => Err(Error::Format { object, source }),
+        }
+    }
+}

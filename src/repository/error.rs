@@ -1,0 +1,96 @@
+//! What can be wrong with a repository.
+
+use crate::crypt::{self, Fingerprint};
+use crate::format::{self, RepositoryId};
+use crate::target;
+
+/// A repository that is not there, not ours, or not as it should be.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// There is no repository.
+    #[error("no repository at {location}: {why}")]
+    Missing {
+        /// Where it was looked for.
+        location: String,
+        /// What is missing.
+        why: String,
+    },
+    /// There is a repository where a new one should be made.
+    #[error("there is a repository at {location} already ({id})")]
+    Exists {
+        /// Where it is.
+        location: String,
+        /// Which it is.
+        id: RepositoryId,
+    },
+    /// The plain description does not parse.
+    #[error("the description of the repository at {location} is damaged: {why}")]
+    Description {
+        /// Where it is.
+        location: String,
+        /// What is wrong.
+        why: String,
+    },
+    /// A format that this program does not know.
+    #[error("the repository has format version {found}, and this program reads version {known} only; a newer brackfs may read it", known = format::VERSION)]
+    Version {
+        /// Its version.
+        found: u32,
+    },
+    /// The target failed.
+    #[error(transparent)]
+    Target(#[from] target::Error),
+    /// OpenPGP failed on an object.
+    #[error("{object}: {source}")]
+    Crypt {
+        /// The object.
+        object: String,
+        /// What failed.
+        source: crypt::Error,
+    },
+    /// An object's bytes are not what they should be.
+    #[error("{object}: {source}")]
+    Format {
+        /// The object.
+        object: String,
+        /// What is wrong.
+        source: format::Error,
+    },
+    /// No key was given where one is needed.
+    #[error(
+        "{object} is encrypted, and there is no secret key to open it with; give one with --key or BRACKFS_KEY_FILE"
+    )]
+    NoKey {
+        /// The object.
+        object: String,
+    },
+    /// Signed by a key that this machine does not know.
+    #[error(
+        "{object} is signed by {signer}, whom this machine does not know; if you trust that key, give --signer {signer}"
+    )]
+    Stranger {
+        /// The object.
+        object: String,
+        /// Who signed, as the signature says.
+        signer: String,
+    },
+    /// Signed, but the signer's certificate is not in the repository.
+    #[error(
+        "the certificate of the signing key {signer} is not in the repository (keys/host-{signer}.asc is missing or altered)"
+    )]
+    NoCertificate {
+        /// Who should have signed.
+        signer: Fingerprint,
+    },
+}
+
+impl Error {
+    /// Whether it is the key or passphrase that is missing or wrong.
+    pub fn is_key_problem(&self) -> bool {
+        match self {
+            Error::NoKey { .. } => true,
+            Error::Crypt { source, .. } => source.is_key_problem(),
+            _ => false,
+        }
+    }
+}

@@ -1,0 +1,193 @@
+//! What lies where at a target, and who may be believed.
+//!
+//! - [`Repository`]: a repository at a target, opened: its id, and whether its blocks are encrypted
+//! - [`keys`]: the certificates and the owner's key that lie beside the data
+//! - [`documents`]: signed documents: [`Writer`] signs and seals them, [`Access`] opens and verifies
+//!
+//! The format's bytes are [`crate::format`]'s, OpenPGP is [`crate::crypt`]'s, storage is
+//! [`crate::target`]'s; here they meet.
+
+mod documents;
+mod error;
+mod keys;
+mod readme;
+
+use serde::{Deserialize, Serialize};
+
+pub use documents::{Access, Writer};
+pub use error::Error;
+pub use keys::Keys;
+
+use crate::format::id::RepositoryId;
+use crate::format::{SEALED_SIZE, VERSION, name};
+use crate::target::{ErrorKind, ObjectInfo, Target};
+
+/// Most bytes of the plain description.
+const DESCRIPTION_SIZE: usize = 64 << 10;
+
+/// A repository at a target.
+#[derive(Debug)]
+pub struct Repository {
+    target: Target,
+    id: RepositoryId,
+    encrypted: bool,
+}
+
+/// The plain description. Nothing in it is trusted: the id stands again in every signed document, and whether
+/// blocks are encrypted in snapshots and secrets.
+#[derive(Debug, Serialize, Deserialize)]
+struct Description {
+    version: u32,
+    id: String,
+    encryption: String,
+}
+
+/// The value of `encryption` in a repository whose blocks are OpenPGP messages.
+const OPENPGP: &str = "openpgp";
+/// The value of `encryption` in a repository whose blocks are bare zstd frames.
+const NONE: &str = "none";
+
+impl Repository {
+    /// Opens the repository at `location`.
+    pub fn open(location: &str) -> Result<Self, Error> {
+        let missing = |why: String| Error::Missing { location: location.to_owned(), why };
+        let target = Target::open(location).map_err(|e| match e.kind {
+            ErrorKind::NotFound => missing(e.to_string()),
+            _ => Error::Target(e),
+        })?;
+        let bytes = target.get(name::DESCRIPTION, DESCRIPTION_SIZE).map_err(|e| match e.kind {
+            ErrorKind::NotFound => missing(format!("there is no {}", name::DESCRIPTION)),
+            _ => Error::Target(e),
+        })?;
+        let invalid = |why: String| Error::Description { location: location.to_owned(), why };
+        let text = String::from_utf8(bytes).map_err(|e| invalid(e.to_string()))?;
+        let description: Description = match toml::from_str(&text) {
+            Ok(description) => description,
+            // A newer version may have dropped the other fields.
+            Err(e) => match version_of(&text) {
+                Some(version) if version != VERSION => return Err(Error::Version { found: version }),
+                _ => return Err(invalid(e.message().to_owned())),
+            },
+        };
+        if description.version != VERSION {
+            return Err(Error::Version { found: description.version });
+        }
+        let id = description.id.parse().map_err(|e: crate::format::Error| invalid(e.to_string()))?;
+        let encrypted = match description.encryption.as_str() {
+            OPENPGP => true,
+            NONE => false,
+            other => return Err(invalid(format!("unknown encryption {other:?}"))),
+        };
+        Ok(Repository { target, id, encrypted })
+    }
+
+    /// Makes the folder of a new repository. It is none until [`Repository::finish`].
+    pub fn create(location: &str, encrypted: bool) -> Result<Self, Error> {
+        let target = Target::create(location).map_err(|e| match e.kind {
+            ErrorKind::AlreadyExists => match Repository::open(location) {
+                Ok(there) => Error::Exists { location: location.to_owned(), id: there.id },
+                Err(_) => Error::Target(e),
+            },
+            _ => Error::Target(e),
+        })?;
+        Ok(Repository { target, id: RepositoryId::random(), encrypted })
+    }
+
+    /// Writes the description, which makes a repository of what was prepared.
+    pub fn finish(&self) -> Result<(), Error> {
+        self.target.put(name::README, readme::text(self.encrypted).as_bytes())?;
+        let encryption = if self.encrypted { OPENPGP } else { NONE }.to_owned();
+        let description = Description { version: VERSION, id: self.id.to_string(), encryption };
+        let text = toml::to_string(&description)
+            .map_err(|e| Error::Description { location: self.location().to_owned(), why: e.to_string() })?;
+        let text = format!("# A brackfs repository. {} says how to get data out.\n{text}", name::README);
+        self.target.put(name::DESCRIPTION, text.as_bytes())?;
+        Ok(())
+    }
+
+    /// Names the repository.
+    pub fn id(&self) -> RepositoryId {
+        self.id
+    }
+
+    /// Whether the target says that blocks are encrypted. Pinned by hosts, signed in snapshots.
+    pub fn encrypted(&self) -> bool {
+        self.encrypted
+    }
+
+    /// Where it is, as it was given.
+    pub fn location(&self) -> &str {
+        self.target.location()
+    }
+
+    /// The target that holds it.
+    pub fn target(&self) -> &Target {
+        &self.target
+    }
+
+    /// The keys that lie in it.
+    pub fn keys(&self) -> Keys<'_> {
+        Keys::new(&self.target)
+    }
+
+    /// The stored bytes of a block.
+    pub fn read_block(&self, block: &crate::format::BlockLocation) -> Result<Vec<u8>, Error> {
+        let length = block.length as usize;
+        debug_assert!(length <= SEALED_SIZE);
+        Ok(self.target.read(&name::pack(block.pack), block.offset, length)?)
+    }
+
+    /// The numbers of all generations, ascending.
+    pub fn generations(&self) -> Result<Vec<u64>, Error> {
+        let objects = self.target.list(name::GENERATION)?;
+        Ok(objects.iter().filter_map(|object| name::parse_generation(&object.name)).collect())
+    }
+
+    /// All snapshots by name, oldest first, without opening any. Objects that are none are left out.
+    pub fn snapshots(&self) -> Result<Vec<name::SnapshotName>, Error> {
+        let mut names: Vec<_> = self
+            .target
+            .list(name::SNAPSHOTS)?
+            .iter()
+            .filter_map(|ObjectInfo { name, .. }| name::SnapshotName::parse(name).ok())
+            .collect();
+        names.sort_by(|a, b| (&a.time, a.id).cmp(&(&b.time, b.id)));
+        Ok(names)
+    }
+}
+
+/// The version in a description that does not parse otherwise.
+fn version_of(text: &str) -> Option<u32> {
+    let table: toml::Table = toml::from_str(text).ok()?;
+    table.get("version")?.as_integer()?.try_into().ok()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_repository_is_one_only_when_finished() {
+        let dir = tempfile::tempdir().unwrap();
+        let location = dir.path().join("repo").display().to_string();
+        let made = Repository::create(&location, true).unwrap();
+        assert!(matches!(Repository::open(&location), Err(Error::Missing { .. })));
+        made.finish().unwrap();
+        let opened = Repository::open(&location).unwrap();
+        assert_eq!((opened.id(), opened.encrypted()), (made.id(), true));
+        assert!(matches!(Repository::create(&location, true), Err(Error::Exists { .. })));
+    }
+
+    #[test]
+    fn other_versions_and_garbage_are_told_apart() {
+        let dir = tempfile::tempdir().unwrap();
+        let location = dir.path().display().to_string();
+        let open = |text: &str| {
+            std::fs::write(dir.path().join(name::DESCRIPTION), text).unwrap();
+            Repository::open(&location).unwrap_err()
+        };
+        assert!(matches!(open("version = 2\nnew = true\n"), Error::Version { found: 2 }));
+        assert!(matches!(open("version = 1\nid = \"x\"\nencryption = \"none\"\n"), Error::Description { .. }));
+        assert!(matches!(open("\u{0}"), Error::Description { .. }));
+    }
+}

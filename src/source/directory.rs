@@ -1,0 +1,248 @@
+//! An open directory, and the way to what is in it: one name at a time, through its handle.
+//!
+//! A name is a single component, as a [`Listing`] gives it. Nothing but the root is ever reached through a
+//! symlink.
+
+use std::ffi::OsStr;
+use std::fs::File;
+use std::os::fd::{AsFd, OwnedFd};
+use std::path::{Path, PathBuf};
+use std::sync::{Mutex, PoisonError};
+
+use rustix::fs::{CWD, Mode, OFlags, openat, readlinkat};
+use rustix::io::{Errno, retry_on_intr};
+
+use super::{Error, Listing, Stat};
+
+/// An open directory. Threads may share it.
+#[derive(Debug)]
+pub struct Directory {
+    fd: OwnedFd,
+    /// For messages only.
+    path: PathBuf,
+    /// Held while the names are read: the place that was reached belongs to the handle.
+    listing: Mutex<()>,
+}
+
+impl Directory {
+    /// Opens the directory where a walk begins. Symlinks on the way are followed: the user named them.
+    pub fn open_root(path: &Path) -> Result<Self, Error> {
+        Directory::open(CWD, path.as_os_str(), OFlags::empty(), path.to_owned())
+    }
+
+    /// Opens a directory in this one. A symlink is refused. Access times stay as they are, if we may say so.
+    pub fn open_child(&self, name: &OsStr) -> Result<Directory, Error> {
+        Directory::open(&self.fd, name, OFlags::NOFOLLOW, self.child_path(name))
+    }
+
+    fn open(above: impl AsFd, name: &OsStr, flags: OFlags, path: PathBuf) -> Result<Self, Error> {
+        match open_quietly(above, name, flags | OFlags::DIRECTORY) {
+            Ok(fd) => Ok(Directory { fd, path, listing: Mutex::new(()) }),
+            Err(e) => Err(Error::io("open the directory", &path, e)),
+        }
+    }
+
+    /// What this directory is.
+    pub fn stat(&self) -> Result<Stat, Error> {
+        Stat::of_fd(&self.fd).map_err(|e| Error::io("look at", &self.path, e))
+    }
+
+    /// What has this name here; a symlink itself, not what it leads to.
+    /// A name that is not there [is vanished](Error::is_vanished).
+    pub fn stat_child(&self, name: &OsStr) -> Result<Stat, Error> {
+        Stat::child(&self.fd, name).map_err(|e| Error::io("look at", &self.child_path(name), e))
+    }
+
+    /// Where a symlink leads, as it is written in it.
+    pub fn read_link(&self, name: &OsStr) -> Result<Vec<u8>, Error> {
+        match readlinkat(&self.fd, name, Vec::new()) {
+            Ok(target) => Ok(target.into_bytes()),
+            Err(e) => Err(Error::io("read the symlink", &self.child_path(name), e)),
+        }
+    }
+
+    /// Opens a file for reading. A symlink is refused. Access times stay as they are, if we may say so.
+    ///
+    /// It does not wait for anybody, whatever has that name by now: [`Stat::of_fd`] says what was opened.
+    pub fn open_file(&self, name: &OsStr) -> Result<File, Error> {
+        let flags = OFlags::NOFOLLOW | OFlags::NONBLOCK | OFlags::NOCTTY;
+        match open_quietly(&self.fd, name, flags) {
+            Ok(fd) => Ok(File::from(fd)),
+            Err(e) => Err(Error::io("open", &self.child_path(name), e)),
+        }
+    }
+
+    /// The directory's path as the walk came to it; for messages.
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// The path of what has this name here; for messages.
+    pub fn child_path(&self, name: &OsStr) -> PathBuf {
+        self.path.join(name)
+    }
+
+    /// The names in this directory as of now, sorted as bytes.
+    pub fn list(&self) -> Result<Listing, Error> {
+        let _alone = self.listing.lock().unwrap_or_else(PoisonError::into_inner);
+        Listing::read(self.fd.as_fd(), &self.path)
+    }
+}
+
+/// Opens for reading, without a trace in the access time if that is allowed.
+fn open_quietly(directory: impl AsFd, name: &OsStr, flags: OFlags) -> Result<OwnedFd, Errno> {
+    let flags = flags | OFlags::RDONLY | OFlags::CLOEXEC;
+    let open = |flags| retry_on_intr(|| openat(&directory, name, flags, Mode::empty()));
+    match open(flags | OFlags::NOATIME) {
+        // Only the owner and root may ask for it.
+        Err(Errno::PERM) => open(flags),
+        other => other,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::fs;
+    use std::os::unix::fs::{MetadataExt, PermissionsExt, symlink};
+    use std::os::unix::net::UnixListener;
+
+    use rustix::fs::{FileType, makedev, mkfifoat, mknodat};
+    use tempfile::TempDir;
+
+    use super::*;
+    use crate::format::Kind;
+
+    fn site() -> (TempDir, Directory) {
+        let folder = tempfile::tempdir().unwrap();
+        let directory = Directory::open_root(folder.path()).unwrap();
+        (folder, directory)
+    }
+
+    fn kind(directory: &Directory, name: &str) -> Kind {
+        directory.stat_child(OsStr::new(name)).unwrap().kind
+    }
+
+    #[test]
+    fn stat_tells_each_kind() {
+        let (folder, directory) = site();
+        let path = folder.path();
+        fs::write(path.join("file"), "12345").unwrap();
+        fs::set_permissions(path.join("file"), fs::Permissions::from_mode(0o4751)).unwrap();
+        fs::hard_link(path.join("file"), path.join("other")).unwrap();
+        fs::create_dir(path.join("directory")).unwrap();
+        symlink("no/where", path.join("symlink")).unwrap();
+        mkfifoat(CWD, path.join("fifo"), Mode::RUSR).unwrap();
+        let _socket = UnixListener::bind(path.join("socket")).unwrap();
+
+        let file = directory.stat_child(OsStr::new("file")).unwrap();
+        let truth = fs::metadata(path.join("file")).unwrap();
+        assert_eq!((file.kind, file.mode, file.size, file.nlink), (Kind::File, 0o4751, 5, 2));
+        assert_eq!((file.dev, file.ino, file.blocks), (truth.dev(), truth.ino(), truth.blocks()));
+        assert_eq!((file.uid, file.gid, file.rdev), (truth.uid(), truth.gid(), 0));
+        assert_eq!((file.mtime.seconds, i64::from(file.mtime.nanos)), (truth.mtime(), truth.mtime_nsec()));
+        assert_eq!((file.ctime.seconds, i64::from(file.ctime.nanos)), (truth.ctime(), truth.ctime_nsec()));
+        assert_eq!(kind(&directory, "directory"), Kind::Directory);
+        assert_eq!(directory.stat_child(OsStr::new("directory")).unwrap().size, 0);
+        assert_eq!(kind(&directory, "symlink"), Kind::Symlink);
+        assert_eq!(kind(&directory, "fifo"), Kind::Fifo);
+        assert_eq!(kind(&directory, "socket"), Kind::Socket);
+        assert_eq!(directory.stat().unwrap().ino, fs::metadata(path).unwrap().ino());
+    }
+
+    #[test]
+    fn stat_tells_devices() {
+        let devices = Directory::open_root(Path::new("/dev")).unwrap();
+        let null = devices.stat_child(OsStr::new("null")).unwrap();
+        assert_eq!((null.kind, null.rdev), (Kind::CharDevice, makedev(1, 3)));
+        let (folder, directory) = site();
+        let path = folder.path().join("block");
+        // Needs root, and a file system that allows devices.
+        if mknodat(CWD, &path, FileType::BlockDevice, Mode::RUSR, makedev(7, 300)).is_ok() {
+            let block = directory.stat_child(OsStr::new("block")).unwrap();
+            assert_eq!((block.kind, block.rdev), (Kind::BlockDevice, makedev(7, 300)));
+        }
+    }
+
+    #[test]
+    fn read_link_gives_the_target_as_written() {
+        let (folder, directory) = site();
+        let long = "x/".repeat(1000);
+        symlink(&long, folder.path().join("long")).unwrap();
+        assert_eq!(directory.read_link(OsStr::new("long")).unwrap(), long.as_bytes());
+        assert!(directory.read_link(OsStr::new("absent")).unwrap_err().is_vanished());
+    }
+
+    #[test]
+    fn what_is_absent_is_vanished() {
+        let (folder, directory) = site();
+        let name = OsStr::new("absent");
+        assert!(directory.stat_child(name).unwrap_err().is_vanished());
+        assert!(directory.open_file(name).unwrap_err().is_vanished());
+        let error = directory.open_child(name).unwrap_err();
+        assert!(error.is_vanished());
+        let path = folder.path().join("absent");
+        assert_eq!(
+            error.to_string(),
+            format!("cannot open the directory {}: No such file or directory (os error 2)", path.display())
+        );
+    }
+
+    #[test]
+    fn a_symlink_is_followed_at_the_root_only() {
+        let (folder, directory) = site();
+        fs::create_dir(folder.path().join("real")).unwrap();
+        fs::write(folder.path().join("real/file"), "").unwrap();
+        symlink("real", folder.path().join("to-directory")).unwrap();
+        symlink("real/file", folder.path().join("to-file")).unwrap();
+        assert!(directory.open_child(OsStr::new("real")).is_ok());
+        let error = directory.open_child(OsStr::new("to-directory")).unwrap_err();
+        assert!(!error.is_vanished());
+        assert!(directory.open_file(OsStr::new("to-file")).is_err());
+        let root = Directory::open_root(&folder.path().join("to-directory")).unwrap();
+        assert!(root.open_file(OsStr::new("file")).is_ok());
+    }
+
+    #[test]
+    fn reading_leaves_access_times_alone() {
+        let (folder, directory) = site();
+        fs::create_dir(folder.path().join("d")).unwrap();
+        fs::write(folder.path().join("d/f"), "x").unwrap();
+        let accessed = |name| fs::metadata(folder.path().join(name)).map(|stat| (stat.atime(), stat.atime_nsec()));
+        let before = (accessed("d").unwrap(), accessed("d/f").unwrap());
+        std::thread::sleep(std::time::Duration::from_millis(20));
+        let child = directory.open_child(OsStr::new("d")).unwrap();
+        assert_eq!(child.list().unwrap().count(), 1);
+        let file = child.open_file(OsStr::new("f")).unwrap();
+        assert_eq!(std::io::read_to_string(file).unwrap(), "x");
+        assert_eq!((accessed("d").unwrap(), accessed("d/f").unwrap()), before);
+    }
+
+    #[test]
+    fn what_belongs_to_others_can_be_read_too() {
+        // As root this shows nothing; as anybody else the first try is refused.
+        let root = Directory::open_root(Path::new("/")).unwrap();
+        let etc = root.open_child(OsStr::new("etc")).unwrap();
+        etc.open_file(OsStr::new("passwd")).unwrap();
+    }
+
+    #[test]
+    fn open_file_does_not_wait_for_a_fifo_writer() {
+        let (folder, directory) = site();
+        mkfifoat(CWD, folder.path().join("fifo"), Mode::RUSR).unwrap();
+        let file = directory.open_file(OsStr::new("fifo")).unwrap();
+        assert_eq!(Stat::of_fd(&file).unwrap().kind, Kind::Fifo);
+    }
+
+    #[test]
+    fn trees_may_be_deeper_than_paths_are_long() {
+        let (_folder, root) = site();
+        let name = "d".repeat(200);
+        let mut directory = root;
+        for _ in 0..30 {
+            rustix::fs::mkdirat(&directory.fd, &name, Mode::RWXU).unwrap();
+            directory = directory.open_child(OsStr::new(&name)).unwrap();
+        }
+        assert!(directory.path().as_os_str().len() > 4096);
+        assert_eq!(directory.list().unwrap().count(), 0);
+    }
+}

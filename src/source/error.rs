@@ -1,0 +1,76 @@
+//! What can go wrong with a source.
+
+use std::io;
+use std::path::{Path, PathBuf};
+
+/// Something that could not be read, or a rule that makes no sense.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// The operating system refused something.
+    #[error("cannot {action} {}: {source}", path.display())]
+    Io {
+        /// What was being done, to be read after "cannot".
+        action: &'static str,
+        /// To what.
+        path: PathBuf,
+        /// Why it failed.
+        source: io::Error,
+    },
+    /// Reading a file's content failed. Whoever opened the file knows its path.
+    #[error("cannot read the content: {0}")]
+    Content(#[source] io::Error),
+    /// A pattern that says what to exclude is none.
+    #[error("the pattern {pattern:?} is not valid: {why}")]
+    Pattern {
+        /// The pattern as it was given.
+        pattern: String,
+        /// What is wrong with it.
+        why: String,
+    },
+}
+
+impl Error {
+    pub(super) fn io(action: &'static str, path: &Path, source: impl Into<io::Error>) -> Self {
+        Error::Io { action, path: path.to_owned(), source: source.into() }
+    }
+
+    /// Whether it failed because what was named is not there (any more).
+    pub fn is_vanished(&self) -> bool {
+        let (Error::Io { source, .. } | Error::Content(source)) = self else { return false };
+        // A file that was deleted on the server is "stale" and not "not found" on a network file system.
+        matches!(source.kind(), io::ErrorKind::NotFound | io::ErrorKind::StaleNetworkFileHandle)
+    }
+}
+
+/// For those who pass content on through [`io`]: the kind stays.
+impl From<Error> for io::Error {
+    fn from(error: Error) -> Self {
+        let kind = match &error {
+            Error::Io { source, .. } | Error::Content(source) => source.kind(),
+            Error::Pattern { .. } => io::ErrorKind::InvalidInput,
+        };
+        io::Error::new(kind, error)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn message_names_deed_path_and_cause() {
+        let error = Error::io("open", Path::new("/a/b"), io::Error::from_raw_os_error(13));
+        assert_eq!(error.to_string(), "cannot open /a/b: Permission denied (os error 13)");
+        assert!(!error.is_vanished());
+        assert_eq!(io::Error::from(error).kind(), io::ErrorKind::PermissionDenied);
+    }
+
+    #[test]
+    fn what_is_not_there_is_vanished() {
+        for errno in [rustix::io::Errno::NOENT, rustix::io::Errno::STALE] {
+            assert!(Error::io("open", Path::new("x"), errno).is_vanished());
+            assert!(Error::Content(errno.into()).is_vanished());
+        }
+        assert!(!Error::Pattern { pattern: "[".into(), why: "no".into() }.is_vanished());
+    }
+}

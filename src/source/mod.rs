@@ -1,0 +1,37 @@
+//! Reading the live file system: what is there, what it is, and its bytes in pieces.
+//!
+//! Everything below the root is reached through open directories and single names, never through a path,
+//! so a tree may be deeper than paths are long, and a directory that is swapped for a symlink meanwhile
+//! leads nowhere else. Nothing here decides what a backup does about what it sees.
+//!
+//! - [`directory`]: an open directory, and the way to what is in it
+//! - [`listing`]: the names in a directory, sorted
+//! - `sort`: sorting them outside of RAM
+//! - [`stat`]: what a file is, and whether it is the one that was read before
+//! - [`exclude`]: what the user does not want
+//! - [`mounts`]: where our own mounts are
+//! - [`owners`]: names of users and groups
+//! - [`cut`]: content, cut into chunks
+//! - `holes`: where a sparse file has data
+//!
+//! Memory is bounded whatever the tree looks like: each file says by how much.
+
+pub mod cut;
+pub mod directory;
+mod error;
+pub mod exclude;
+mod holes;
+pub mod listing;
+pub mod mounts;
+pub mod owners;
+mod sort;
+pub mod stat;
+
+pub use cut::{Cutter, Piece};
+pub use directory::Directory;
+pub use error::Error;
+pub use exclude::Exclude;
+pub use listing::Listing;
+pub use mounts::MountTable;
+pub use owners::Owners;
+pub use stat::{Stat, now};

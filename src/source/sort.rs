@@ -1,0 +1,311 @@
+//! Sorting names outside of RAM.
+//!
+//! Names are gathered and sorted in runs. If one run is enough, it stays in RAM. Otherwise the runs go to an
+//! unnamed temporary file, one behind the other, and are merged as names are taken. One file whatever the
+//! number of runs: a walk has a listing open for each level of the tree, and descriptors are few.
+//!
+//! Memory: a run while names are gathered (4 MiB and 8 bytes a name), 32 KiB for each run that is merged
+//! (at most 64; more are first merged into fewer, larger ones) when they are taken.
+
+use std::cmp::Reverse;
+use std::collections::BinaryHeap;
+use std::fs::File;
+use std::io::{self, BufRead, BufReader, BufWriter, Read, Write};
+use std::os::unix::fs::FileExt;
+use std::sync::Arc;
+
+/// Bytes of the buffer for each run that is merged.
+const BUFFER: usize = 32 << 10;
+
+/// How much is in RAM at once.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Limits {
+    /// Names in a run.
+    pub(super) names: usize,
+    /// Bytes of names in a run; a single longer name is a run of its own.
+    pub(super) bytes: usize,
+    /// Runs that are merged at once, at least 2.
+    pub(super) runs: usize,
+}
+
+impl Default for Limits {
+    fn default() -> Self {
+        Limits { names: 50_000, bytes: 4 << 20, runs: 64 }
+    }
+}
+
+/// Takes names in any order.
+#[derive(Debug)]
+pub(super) struct Sorter {
+    limits: Limits,
+    run: Run,
+    spilled: Option<Spill>,
+}
+
+impl Sorter {
+    pub(super) fn new(limits: Limits) -> Self {
+        Sorter { limits, run: Run::default(), spilled: None }
+    }
+
+    pub(super) fn push(&mut self, name: &[u8]) -> io::Result<()> {
+        let full = self.run.spans.len() >= self.limits.names || self.run.bytes.len() + name.len() > self.limits.bytes;
+        if full && !self.run.spans.is_empty() {
+            self.spill()?;
+        }
+        self.run.push(name);
+        Ok(())
+    }
+
+    fn spill(&mut self) -> io::Result<()> {
+        let spill = match &mut self.spilled {
+            Some(spill) => spill,
+            none => none.insert(Spill::create()?),
+        };
+        self.run.sort();
+        for &span in &self.run.spans {
+            spill.write(self.run.name(span))?;
+        }
+        spill.end_run();
+        self.run.spans.clear();
+        self.run.bytes.clear();
+        Ok(())
+    }
+
+    /// The names that were pushed: ascending, each once.
+    pub(super) fn finish(mut self) -> io::Result<Sorted> {
+        if self.spilled.is_some() {
+            self.spill()?;
+        }
+        let Some(spill) = self.spilled else {
+            self.run.sort();
+            return Ok(Sorted::InMemory { run: self.run, taken: 0 });
+        };
+        // Its memory is not needed any more.
+        drop(self.run);
+        let mut runs = spill.finish()?;
+        while runs.len() > self.limits.runs {
+            runs = shorten(&runs, self.limits.runs)?;
+        }
+        Ok(Sorted::Merged(Merge::new(runs)?))
+    }
+}
+
+/// Merges each `at_once` runs into one.
+fn shorten(runs: &[Section], at_once: usize) -> io::Result<Vec<Section>> {
+    let mut spill = Spill::create()?;
+    for group in runs.chunks(at_once.max(2)) {
+        let mut merge = Merge::new(group.to_vec())?;
+        while let Some(name) = merge.next()? {
+            spill.write(&name)?;
+        }
+        spill.end_run();
+    }
+    spill.finish()
+}
+
+/// Names in RAM, back to back.
+#[derive(Debug, Default)]
+pub(super) struct Run {
+    bytes: Vec<u8>,
+    /// Where each name begins and ends.
+    spans: Vec<(u32, u32)>,
+}
+
+impl Run {
+    fn push(&mut self, name: &[u8]) {
+        // Within u32: the limits of a run are far below.
+        let start = self.bytes.len() as u32;
+        self.bytes.extend_from_slice(name);
+        self.spans.push((start, self.bytes.len() as u32));
+    }
+
+    fn name(&self, (start, end): (u32, u32)) -> &[u8] {
+        &self.bytes[start as usize..end as usize]
+    }
+
+    fn sort(&mut self) {
+        let mut spans = std::mem::take(&mut self.spans);
+        spans.sort_unstable_by(|a, b| self.name(*a).cmp(self.name(*b)));
+        // A directory that changes while it is read may show a name twice.
+        spans.dedup_by(|a, b| self.name(*a) == self.name(*b));
+        self.spans = spans;
+    }
+}
+
+/// Sorted names that are taken one by one.
+#[derive(Debug)]
+pub(super) enum Sorted {
+    /// One run was enough.
+    InMemory { run: Run, taken: usize },
+    /// The runs are in a temporary file.
+    Merged(Merge),
+}
+
+impl Sorted {
+    pub(super) fn next(&mut self) -> Option<io::Result<Vec<u8>>> {
+        match self {
+            Sorted::InMemory { run, taken } => {
+                let span = *run.spans.get(*taken)?;
+                *taken += 1;
+                Some(Ok(run.name(span).to_vec()))
+            }
+            Sorted::Merged(merge) => merge.next().transpose(),
+        }
+    }
+}
+
+/// Runs on their way to a temporary file. A name is its length in 4 bytes, and its bytes.
+#[derive(Debug)]
+struct Spill {
+    out: BufWriter<File>,
+    /// Bytes written.
+    length: u64,
+    /// Where each run ends.
+    ends: Vec<u64>,
+}
+
+impl Spill {
+    fn create() -> io::Result<Self> {
+        let file = tempfile::tempfile_in(std::env::temp_dir())?;
+        Ok(Spill { out: BufWriter::with_capacity(BUFFER, file), length: 0, ends: Vec::new() })
+    }
+
+    fn write(&mut self, name: &[u8]) -> io::Result<()> {
+        self.out.write_all(&(name.len() as u32).to_le_bytes())?;
+        self.out.write_all(name)?;
+        self.length += 4 + name.len() as u64;
+        Ok(())
+    }
+
+    fn end_run(&mut self) {
+        self.ends.push(self.length);
+    }
+
+    fn finish(self) -> io::Result<Vec<Section>> {
+        let file = Arc::new(self.out.into_inner()?);
+        let starts = std::iter::once(0).chain(self.ends.iter().copied());
+        Ok(starts.zip(&self.ends).map(|(at, &end)| Section { file: file.clone(), at, end }).collect())
+    }
+}
+
+/// A part of a file that many parts of are read side by side.
+#[derive(Debug, Clone)]
+struct Section {
+    file: Arc<File>,
+    at: u64,
+    end: u64,
+}
+
+impl Read for Section {
+    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        let length = buffer.len().min(usize::try_from(self.end - self.at).unwrap_or(usize::MAX));
+        let read = match buffer.get_mut(..length) {
+            Some(buffer) => self.file.read_at(buffer, self.at)?,
+            None => 0,
+        };
+        self.at += read as u64;
+        Ok(read)
+    }
+}
+
+/// Runs that are being merged.
+#[derive(Debug)]
+pub(super) struct Merge {
+    runs: Vec<BufReader<Section>>,
+    /// The first name of each run that has one, and which run it is from.
+    heads: BinaryHeap<Reverse<(Vec<u8>, usize)>>,
+}
+
+impl Merge {
+    fn new(runs: Vec<Section>) -> io::Result<Self> {
+        let runs: Vec<_> = runs.into_iter().map(|run| BufReader::with_capacity(BUFFER, run)).collect();
+        let mut merge = Merge { heads: BinaryHeap::with_capacity(runs.len()), runs };
+        for run in 0..merge.runs.len() {
+            merge.advance(run)?;
+        }
+        Ok(merge)
+    }
+
+    fn next(&mut self) -> io::Result<Option<Vec<u8>>> {
+        let Some(name) = self.pop()? else { return Ok(None) };
+        // Runs have a name once each, but several may have it.
+        while self.heads.peek().is_some_and(|Reverse((next, _))| *next == name) {
+            self.pop()?;
+        }
+        Ok(Some(name))
+    }
+
+    fn pop(&mut self) -> io::Result<Option<Vec<u8>>> {
+        let Some(Reverse((name, run))) = self.heads.pop() else { return Ok(None) };
+        self.advance(run)?;
+        Ok(Some(name))
+    }
+
+    /// Gets the next name of a run, if it has one.
+    fn advance(&mut self, run: usize) -> io::Result<()> {
+        let Some(reader) = self.runs.get_mut(run) else { return Ok(()) };
+        if reader.fill_buf()?.is_empty() {
+            return Ok(());
+        }
+        let mut length = [0; 4];
+        reader.read_exact(&mut length)?;
+        let mut name = vec![0; u32::from_le_bytes(length) as usize];
+        reader.read_exact(&mut name)?;
+        self.heads.push(Reverse((name, run)));
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn sorted(names: &[Vec<u8>], limits: Limits) -> (Vec<Vec<u8>>, Sorted) {
+        let mut sorter = Sorter::new(limits);
+        for name in names {
+            sorter.push(name).unwrap();
+        }
+        let mut sorted = sorter.finish().unwrap();
+        (std::iter::from_fn(|| sorted.next()).map(Result::unwrap).collect(), sorted)
+    }
+
+    /// Names in no order, some of them twice, of 1 to 200 bytes.
+    fn names(count: u64) -> Vec<Vec<u8>> {
+        let scatter = |n: u64| n.wrapping_mul(0x9e37_79b9_7f4a_7c15).rotate_left(29);
+        let name = |n: u64| {
+            let mut name = scatter(n % (count * 3 / 4 + 1)).to_be_bytes().to_vec();
+            name.resize(1 + name[0] as usize % 200, 0xf0);
+            name
+        };
+        (0..count).map(name).collect()
+    }
+
+    #[test]
+    fn spilled_names_come_as_from_memory() {
+        let names = names(5000);
+        let (truth, state) = sorted(&names, Limits::default());
+        assert!(matches!(state, Sorted::InMemory { .. }));
+        assert!(truth.is_sorted_by(|a, b| a < b));
+        assert!(truth.len() < names.len());
+        for (by_names, by_bytes, runs) in [(100, 1 << 20, 64), (100, 1 << 20, 3), (1 << 20, 1000, 7), (1, 1, 2)] {
+            let limits = Limits { names: by_names, bytes: by_bytes, runs };
+            let (found, state) = sorted(&names, limits);
+            assert!(found == truth, "{limits:?}");
+            let Sorted::Merged(merge) = state else { panic!("{limits:?} did not spill") };
+            assert!(merge.runs.len() <= runs, "{limits:?} left {} runs", merge.runs.len());
+        }
+    }
+
+    #[test]
+    fn nothing_and_one_name() {
+        assert!(sorted(&[], Limits::default()).0.is_empty());
+        assert_eq!(sorted(&[b"x".to_vec()], Limits::default()).0, [b"x"]);
+    }
+
+    #[test]
+    fn a_run_that_is_just_full_stays_in_memory() {
+        let limits = Limits { names: 10, bytes: 1 << 20, runs: 2 };
+        assert!(matches!(sorted(&names(10), limits).1, Sorted::InMemory { .. }));
+        assert!(matches!(sorted(&names(11), limits).1, Sorted::Merged(_)));
+    }
+}

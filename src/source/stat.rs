@@ -1,0 +1,211 @@
+//! What a file is: the stat fields that a backup keeps, or knows a file again by.
+
+use std::ffi::OsStr;
+use std::io;
+use std::os::fd::AsFd;
+
+use rustix::fs::{AtFlags, FileType, Statx, StatxFlags, StatxTimestamp, makedev, statx};
+use rustix::io::retry_on_intr;
+use rustix::time::{ClockId, Timespec, clock_getres, clock_gettime};
+
+use crate::format::{Kind, Timestamp};
+
+/// Nanoseconds in a second.
+const SECOND: i128 = 1_000_000_000;
+/// The clock's tick is taken to be at least this long, in nanoseconds: kernels with 100 ticks a second stamp
+/// files on a server whose ticks we can't ask for.
+const TICK_MIN: i128 = SECOND / 100;
+/// The coarsest stamps that are in use, those of FAT, in nanoseconds.
+const TICK_COARSE: i128 = 2 * SECOND;
+/// A stamp may be this far ahead of our clock, in nanoseconds, and still come from a write of just now by a
+/// machine whose clock is ahead. Beyond it, it was set by hand, and waiting would not make it older.
+const AHEAD: i128 = 3600 * SECOND;
+
+/// What the file system says of a file, directory or anything else that has a name.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Stat {
+    /// What it is.
+    pub kind: Kind,
+    /// Permission, set-id and sticky bits (07777).
+    pub mode: u32,
+    /// Owner.
+    pub uid: u32,
+    /// Group.
+    pub gid: u32,
+    /// Bytes in a file, holes included, or of a symlink's target; 0 for anything else.
+    pub size: u64,
+    /// When the content was last changed. It can be set at will.
+    pub mtime: Timestamp,
+    /// When anything was last changed. Only the kernel sets it.
+    pub ctime: Timestamp,
+    /// The device it is on, as `makedev` makes it.
+    pub dev: u64,
+    /// Its number on that device.
+    pub ino: u64,
+    /// How many names it has.
+    pub nlink: u32,
+    /// Which device it is, as `makedev` makes it; 0 for what is no device.
+    pub rdev: u64,
+    /// Space that it takes, in units of 512 bytes.
+    pub blocks: u64,
+}
+
+impl Stat {
+    /// What `fd` is open on.
+    pub fn of_fd(fd: impl AsFd) -> io::Result<Stat> {
+        Stat::at(fd, OsStr::new(""), AtFlags::EMPTY_PATH)
+    }
+
+    /// What has this name in an open directory; a symlink itself, not what it leads to.
+    pub(super) fn child(directory: impl AsFd, name: &OsStr) -> io::Result<Stat> {
+        Stat::at(directory, name, AtFlags::SYMLINK_NOFOLLOW)
+    }
+
+    fn at(fd: impl AsFd, name: &OsStr, flags: AtFlags) -> io::Result<Stat> {
+        // Stamps must be the server's of now: with DONT_SYNC a network file system could show us those of the
+        // last look, and a change would be missed. Elsewhere it makes no difference. A look mounts nothing.
+        let flags = flags | AtFlags::STATX_SYNC_AS_STAT | AtFlags::NO_AUTOMOUNT;
+        Stat::new(&retry_on_intr(|| statx(&fd, name, flags, StatxFlags::BASIC_STATS))?)
+    }
+
+    fn new(stat: &Statx) -> io::Result<Stat> {
+        let kind = match FileType::from_raw_mode(stat.stx_mode.into()) {
+            FileType::RegularFile => Kind::File,
+            FileType::Directory => Kind::Directory,
+            FileType::Symlink => Kind::Symlink,
+            FileType::Fifo => Kind::Fifo,
+            FileType::Socket => Kind::Socket,
+            FileType::CharacterDevice => Kind::CharDevice,
+            FileType::BlockDevice => Kind::BlockDevice,
+            FileType::Unknown => {
+                let what = format!("a file of unknown type (mode {:o})", stat.stx_mode);
+                return Err(io::Error::new(io::ErrorKind::InvalidData, what));
+            }
+        };
+        let sized = matches!(kind, Kind::File | Kind::Symlink);
+        let device = matches!(kind, Kind::CharDevice | Kind::BlockDevice);
+        Ok(Stat {
+            kind,
+            mode: u32::from(stat.stx_mode) & 0o7777,
+            uid: stat.stx_uid,
+            gid: stat.stx_gid,
+            size: if sized { stat.stx_size } else { 0 },
+            mtime: stamp(stat.stx_mtime),
+            ctime: stamp(stat.stx_ctime),
+            dev: makedev(stat.stx_dev_major, stat.stx_dev_minor),
+            ino: stat.stx_ino,
+            nlink: stat.stx_nlink,
+            rdev: if device { makedev(stat.stx_rdev_major, stat.stx_rdev_minor) } else { 0 },
+            blocks: stat.stx_blocks,
+        })
+    }
+
+    /// Whether nothing suggests that the content is another one: kind, size, both times and inode are equal.
+    pub fn same_content_as(&self, other: &Stat) -> bool {
+        self.kind == other.kind
+            && self.size == other.size
+            && self.mtime == other.mtime
+            && self.ctime == other.ctime
+            && self.ino == other.ino
+    }
+
+    /// Whether the file changed so shortly before `read_started` that one more change after it could leave
+    /// the same stamps: mtime or ctime is within the granularity of the clock that made it, or later.
+    ///
+    /// The granularity is a tick of this machine, at least 10 ms, or 2 s if both stamps are whole seconds.
+    /// A stamp more than an hour ahead of `read_started` says nothing.
+    pub fn is_fresh(&self, read_started: Timestamp) -> bool {
+        let whole_seconds = self.mtime.nanos == 0 && self.ctime.nanos == 0;
+        let tick = if whole_seconds { TICK_COARSE } else { tick() };
+        let started = nanoseconds(read_started);
+        let fresh = started - tick..=started + AHEAD;
+        fresh.contains(&nanoseconds(self.mtime)) || fresh.contains(&nanoseconds(self.ctime))
+    }
+}
+
+/// The time of day.
+pub fn now() -> Timestamp {
+    let Timespec { tv_sec, tv_nsec } = clock_gettime(ClockId::Realtime);
+    Timestamp { seconds: tv_sec, nanos: u32::try_from(tv_nsec).unwrap_or_default() }
+}
+
+/// How far apart, in nanoseconds, the times are that this kernel stamps files with.
+fn tick() -> i128 {
+    let Timespec { tv_sec, tv_nsec } = clock_getres(ClockId::RealtimeCoarse);
+    TICK_MIN.max(i128::from(tv_sec) * SECOND + i128::from(tv_nsec))
+}
+
+fn nanoseconds(time: Timestamp) -> i128 {
+    i128::from(time.seconds) * SECOND + i128::from(time.nanos)
+}
+
+fn stamp(stamp: StatxTimestamp) -> Timestamp {
+    // A user's own file system may say anything; a timestamp of ours is always valid.
+    Timestamp { seconds: stamp.tv_sec, nanos: stamp.tv_nsec.min(999_999_999) }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::fs::File;
+
+    use super::*;
+
+    fn with_stamps(mtime: (i64, u32), ctime: (i64, u32)) -> Stat {
+        let file = tempfile::tempfile().unwrap();
+        Stat {
+            mtime: Timestamp { seconds: mtime.0, nanos: mtime.1 },
+            ctime: Timestamp { seconds: ctime.0, nanos: ctime.1 },
+            ..Stat::of_fd(file).unwrap()
+        }
+    }
+
+    const STARTED: Timestamp = Timestamp { seconds: 1_000_000, nanos: 500_000_000 };
+
+    #[test]
+    fn fresh_within_a_tick_by_either_stamp() {
+        let old = (999_000, 1);
+        assert!(!with_stamps(old, old).is_fresh(STARTED));
+        for recent in [(1_000_000, 500_000_000), (1_000_000, 495_000_000), (1_000_000, 500_000_001), (1_000_007, 1)] {
+            assert!(with_stamps(recent, old).is_fresh(STARTED), "{recent:?}");
+            assert!(with_stamps(old, recent).is_fresh(STARTED), "{recent:?}");
+        }
+        assert!(!with_stamps((1_000_000, 400_000_000), old).is_fresh(STARTED));
+    }
+
+    #[test]
+    fn whole_seconds_are_fresh_for_two_seconds() {
+        assert!(with_stamps((999_999, 0), (999_999, 0)).is_fresh(STARTED));
+        assert!(!with_stamps((999_998, 0), (999_998, 0)).is_fresh(STARTED));
+        // One stamp with a fraction shows that the file system keeps fractions.
+        assert!(!with_stamps((999_999, 0), (999_999, 1)).is_fresh(STARTED));
+    }
+
+    #[test]
+    fn a_stamp_set_to_the_future_is_not_fresh() {
+        assert!(!with_stamps((2_000_000, 0), (900_000, 1)).is_fresh(STARTED));
+        assert!(!with_stamps((i64::MAX, 0), (i64::MIN, 0)).is_fresh(STARTED));
+    }
+
+    #[test]
+    fn a_file_just_written_is_fresh() {
+        let file = tempfile::tempfile().unwrap();
+        assert!(Stat::of_fd(&file).unwrap().is_fresh(now()));
+    }
+
+    #[test]
+    fn content_is_the_same_until_it_is_written() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("f");
+        std::fs::write(&path, "one").unwrap();
+        let file = File::open(&path).unwrap();
+        let before = Stat::of_fd(&file).unwrap();
+        assert_eq!((before.kind, before.size), (Kind::File, 3));
+        assert!(before.same_content_as(&Stat::of_fd(&file).unwrap()));
+        std::fs::write(&path, "four").unwrap();
+        assert!(!before.same_content_as(&Stat::of_fd(&file).unwrap()));
+        let replaced = Stat { ino: before.ino + 1, ..before.clone() };
+        assert!(!before.same_content_as(&replaced));
+        let renamed_over = Stat { mode: 0, uid: 7, nlink: 2, ..before.clone() };
+        assert!(before.same_content_as(&renamed_over));
+    }
+}

@@ -1,0 +1,243 @@
+//! Objects as files below a directory.
+//!
+//! The durable write, used for every object: a file without a name (`O_TMPFILE`) in the object's own
+//! folder, written, synced, linked to its name (which fails if the name is taken), and the folder synced.
+//! A kill at any moment leaves no trace. Where a file system knows no nameless files, a temporary named
+//! `.tmp-…` is renamed instead, without replacing.
+
+use std::fs::{self, File};
+use std::io;
+use std::os::fd::AsFd;
+use std::os::unix::fs::FileExt;
+use std::path::{Path, PathBuf};
+
+use rustix::fs::{AtFlags, CWD, Mode, OFlags, RenameFlags};
+use rustix::io::Errno;
+use uuid::Uuid;
+
+use super::{Error, ErrorKind, ObjectInfo, Spool, Storage};
+
+/// Names of temporaries begin so; no object's does.
+const TEMPORARY: &str = ".tmp-";
+
+/// A target that is a directory.
+#[derive(Debug)]
+pub(super) struct Directory {
+    root: PathBuf,
+}
+
+impl Directory {
+    pub(super) fn open(root: &Path) -> Result<Self, Error> {
+        let shown = root.display().to_string();
+        let root = fs::canonicalize(root).map_err(|e| Error::io("open", &shown, e))?;
+        match root.is_dir() {
+            true => Ok(Directory { root }),
+            false => Err(Error::new(ErrorKind::NotFound, "open", &shown, "it is not a directory")),
+        }
+    }
+
+    pub(super) fn create(root: &Path) -> Result<Self, Error> {
+        let shown = root.display().to_string();
+        match fs::create_dir(root) {
+            Err(e) if e.kind() == io::ErrorKind::AlreadyExists => {
+                let mut entries = fs::read_dir(root).map_err(|e| Error::io("create", &shown, e))?;
+                if entries.next().is_some() {
+                    let why = "the directory is not empty";
+                    return Err(Error::new(ErrorKind::AlreadyExists, "create", &shown, why));
+                }
+            }
+            other => other.map_err(|e| Error::io("create", &shown, e))?,
+        }
+        Directory::open(root)
+    }
+
+    fn path(&self, name: &str) -> PathBuf {
+        self.root.join(name)
+    }
+
+    /// The folder of an object, made if it is missing, and durable.
+    fn folder(&self, name: &str) -> Result<PathBuf, Error> {
+        let path = self.path(name);
+        let folder = path.parent().unwrap_or(&self.root).to_owned();
+        if folder.is_dir() {
+            return Ok(folder);
+        }
+        // From the top: a folder is durable once the one above it is synced.
+        let below = folder.strip_prefix(&self.root).unwrap_or(Path::new(""));
+        let mut at = self.root.clone();
+        for part in below.components() {
+            let above = at.clone();
+            at.push(part);
+            match fs::create_dir(&at) {
+                Err(e) if e.kind() == io::ErrorKind::AlreadyExists => {}
+                other => {
+                    other.and_then(|()| sync_folder(&above)).map_err(|e| Error::io("create the folder of", name, e))?;
+                }
+            }
+        }
+        Ok(folder)
+    }
+
+    fn walk(&self, folder: &Path, found: &mut dyn FnMut(ObjectInfo)) -> Result<(), Error> {
+        let failed = |e| Error::io("list", &folder.display().to_string(), e);
+        let entries = match fs::read_dir(folder) {
+            Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(()),
+            other => other.map_err(failed)?,
+        };
+        for entry in entries {
+            let entry = entry.map_err(failed)?;
+            let name = entry.file_name();
+            if name.to_str().is_none_or(|name| name.starts_with(TEMPORARY)) {
+                continue;
+            }
+            let kind = entry.file_type().map_err(failed)?;
+            if kind.is_dir() {
+                self.walk(&entry.path(), found)?;
+            } else if kind.is_file() {
+                let path = entry.path();
+                let name = path.strip_prefix(&self.root).ok().and_then(Path::to_str);
+                // An object may be deleted while it is listed.
+                if let (Some(name), Ok(metadata)) = (name, entry.metadata()) {
+                    found(ObjectInfo { name: name.to_owned(), length: metadata.len() });
+                }
+            }
+        }
+        Ok(())
+    }
+}
+
+impl Storage for Directory {
+    fn spool(&self, name: &str) -> Result<Spool, Error> {
+        let folder = self.folder(name)?;
+        let mode = Mode::from_raw_mode(0o644);
+        let flags = OFlags::RDWR | OFlags::TMPFILE | OFlags::CLOEXEC;
+        match rustix::fs::open(&folder, flags, mode) {
+            Ok(fd) => Ok(Spool { file: fd.into(), object: name.to_owned(), length: 0, named: None }),
+            Err(Errno::OPNOTSUPP | Errno::ISDIR | Errno::INVAL | Errno::NOENT) => {
+                let path = folder.join(format!("{TEMPORARY}{}", Uuid::new_v4()));
+                let file = File::options()
+                    .read(true)
+                    .write(true)
+                    .create_new(true)
+                    .open(&path)
+                    .map_err(|e| Error::io("write", name, e))?;
+                Ok(Spool { file, object: name.to_owned(), length: 0, named: Some(path) })
+            }
+            Err(e) => Err(Error::io("write", name, e.into())),
+        }
+    }
+
+    fn store(&self, name: &str, mut spool: Spool) -> Result<(), Error> {
+        let failed = |e| Error::io("store", name, e);
+        let length = spool.file.metadata().map_err(failed)?.len();
+        if length != spool.length {
+            let why = format!("{length} bytes reached the file where {} were written", spool.length);
+            return Err(Error::new(ErrorKind::Other, "store", name, why));
+        }
+        spool.file.sync_all().map_err(failed)?;
+        let path = self.path(name);
+        match &spool.named {
+            None => {
+                let link = format!("/proc/self/fd/{}", std::os::fd::AsRawFd::as_raw_fd(&spool.file.as_fd()));
+                rustix::fs::linkat(CWD, &link, CWD, &path, AtFlags::SYMLINK_FOLLOW).map_err(|e| failed(e.into()))?;
+            }
+            Some(temporary) => {
+                match rustix::fs::renameat_with(CWD, temporary, CWD, &path, RenameFlags::NOREPLACE) {
+                    // NFS and some others can't refuse to replace: link refuses everywhere.
+                    Err(Errno::INVAL | Errno::NOSYS) => {
+                        fs::hard_link(temporary, &path).map_err(failed)?;
+                        fs::remove_file(temporary).map_err(failed)?;
+                    }
+                    other => other.map_err(|e| failed(e.into()))?,
+                }
+                spool.named = None;
+            }
+        }
+        sync_folder(path.parent().unwrap_or(&self.root)).map_err(failed)
+    }
+
+    fn read(&self, name: &str, offset: u64, length: usize) -> Result<Vec<u8>, Error> {
+        let failed = |e| Error::io("read", name, e);
+        let file = File::open(self.path(name)).map_err(failed)?;
+        let mut bytes = vec![0; length];
+        file.read_exact_at(&mut bytes, offset).map_err(failed)?;
+        Ok(bytes)
+    }
+
+    fn length(&self, name: &str) -> Result<u64, Error> {
+        let metadata = fs::metadata(self.path(name)).map_err(|e| Error::io("read", name, e))?;
+        match metadata.is_file() {
+            true => Ok(metadata.len()),
+            false => Err(Error::new(ErrorKind::NotFound, "read", name, "it is not a file")),
+        }
+    }
+
+    fn list(&self, prefix: &str) -> Result<Vec<ObjectInfo>, Error> {
+        let mut objects = Vec::new();
+        self.visit(prefix, &mut |object| objects.push(object))?;
+        objects.sort_by(|a, b| a.name.cmp(&b.name));
+        Ok(objects)
+    }
+
+    fn visit(&self, prefix: &str, found: &mut dyn FnMut(ObjectInfo)) -> Result<(), Error> {
+        self.walk(&self.path(prefix), found)
+    }
+}
+
+fn sync_folder(folder: &Path) -> io::Result<()> {
+    File::open(folder)?.sync_all()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn objects_are_created_once_and_whole() {
+        let dir = tempfile::tempdir().unwrap();
+        let target = Directory::open(dir.path()).unwrap();
+        let mut spool = target.spool("packs/ab/x").unwrap();
+        spool.append(b"hello").unwrap();
+        assert!(target.list("packs/").unwrap().is_empty());
+        target.store("packs/ab/x", spool).unwrap();
+        let listed = target.list("packs/").unwrap();
+        assert_eq!(listed, [ObjectInfo { name: "packs/ab/x".into(), length: 5 }]);
+        let again = target.spool("packs/ab/x").unwrap();
+        assert_eq!(target.store("packs/ab/x", again).unwrap_err().kind, ErrorKind::AlreadyExists);
+        assert_eq!(target.read("packs/ab/x", 1, 3).unwrap(), b"ell");
+        assert_eq!(target.read("packs/ab/x", 1, 5).unwrap_err().kind, ErrorKind::Truncated);
+        assert_eq!(target.read("packs/ab/y", 0, 0).unwrap_err().kind, ErrorKind::NotFound);
+    }
+
+    #[test]
+    fn a_dropped_spool_leaves_nothing_even_with_a_name() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join(".tmp-1");
+        let file = File::create_new(&path).unwrap();
+        drop(Spool { file, object: "x".into(), length: 0, named: Some(path.clone()) });
+        assert!(!path.exists());
+    }
+
+    #[test]
+    fn named_temporaries_do_not_replace() {
+        let dir = tempfile::tempdir().unwrap();
+        let target = Directory::open(dir.path()).unwrap();
+        fs::write(dir.path().join("taken"), "old").unwrap();
+        let path = dir.path().join(".tmp-2");
+        let file = File::create_new(&path).unwrap();
+        let spool = Spool { file, object: "taken".into(), length: 0, named: Some(path) };
+        assert_eq!(target.store("taken", spool).unwrap_err().kind, ErrorKind::AlreadyExists);
+        assert_eq!(fs::read(dir.path().join("taken")).unwrap(), b"old");
+    }
+
+    #[test]
+    fn a_target_is_made_only_where_nothing_is() {
+        let dir = tempfile::tempdir().unwrap();
+        fs::write(dir.path().join("file"), "").unwrap();
+        assert_eq!(Directory::create(dir.path()).unwrap_err().kind, ErrorKind::AlreadyExists);
+        Directory::create(&dir.path().join("new")).unwrap();
+        Directory::create(&dir.path().join("new")).unwrap();
+        assert!(Directory::open(&dir.path().join("file")).is_err());
+        assert!(Directory::open(&dir.path().join("none")).is_err());
+    }
+}

@@ -1,0 +1,147 @@
+//! Targets: where bytes rest. The seam between brackfs and storage.
+//!
+//! A target holds objects, each under a name such as `packs/ab/…`. Objects are created whole or not at
+//! all, never rewritten. [`Target`] is what everyone uses; behind it stands a [`Storage`], of which there is
+//! one for directories so far.
+//!
+//! - [`directory`]: objects as files below a directory
+//! - [`spool`]: an object on its way, in a file without a name
+
+mod directory;
+mod error;
+mod spool;
+
+use std::fmt;
+use std::path::Path;
+
+pub use error::{Error, ErrorKind};
+pub use spool::Spool;
+
+use directory::Directory;
+
+/// An object in a listing.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ObjectInfo {
+    /// Its name.
+    pub name: String,
+    /// Its bytes.
+    pub length: u64,
+}
+
+/// What a kind of storage must do. All methods may be called from several threads.
+trait Storage: Send + Sync + fmt::Debug {
+    /// Opens a spool for an object that will go under `name`.
+    fn spool(&self, name: &str) -> Result<Spool, Error>;
+    /// Stores the spooled bytes under `name`: all of them, durably, or nothing. An existing object is
+    /// left as it is and is [`ErrorKind::AlreadyExists`].
+    fn store(&self, name: &str, spool: Spool) -> Result<(), Error>;
+    /// Reads `length` bytes from `offset` on. Fewer bytes there are [`ErrorKind::Truncated`].
+    fn read(&self, name: &str, offset: u64, length: usize) -> Result<Vec<u8>, Error>;
+    /// The object's bytes. An absent name is [`ErrorKind::NotFound`].
+    fn length(&self, name: &str) -> Result<u64, Error>;
+    /// Objects whose names begin with `prefix` (which ends in `/`), sorted by name. Temporary files are
+    /// not objects.
+    fn list(&self, prefix: &str) -> Result<Vec<ObjectInfo>, Error>;
+    /// Calls `found` with each object below `prefix`, in no order, so that a long listing needs no memory.
+    fn visit(&self, prefix: &str, found: &mut dyn FnMut(ObjectInfo)) -> Result<(), Error>;
+}
+
+/// An open target.
+#[derive(Debug)]
+pub struct Target {
+    storage: Box<dyn Storage>,
+    location: String,
+}
+
+impl Target {
+    /// Opens the target at `location`, a path, to read from it and to add to it.
+    /// A missing directory is [`ErrorKind::NotFound`].
+    pub fn open(location: &str) -> Result<Self, Error> {
+        let storage = Directory::open(Path::new(path_of(location)?))?;
+        Ok(Target { storage: Box::new(storage), location: location.to_owned() })
+    }
+
+    /// Makes an empty target at `location`, a path: a new directory, or one that is there and empty.
+    pub fn create(location: &str) -> Result<Self, Error> {
+        let storage = Directory::create(Path::new(path_of(location)?))?;
+        Ok(Target { storage: Box::new(storage), location: location.to_owned() })
+    }
+
+    /// Where it is, as it was given.
+    pub fn location(&self) -> &str {
+        &self.location
+    }
+
+    /// The directory of a target that is one.
+    pub fn local_path(&self) -> Option<&Path> {
+        path_of(&self.location).ok().map(Path::new)
+    }
+
+    /// Opens a spool for the object `name`, to be handed to [`Target::store`]. Dropped, it leaves nothing.
+    pub fn spool(&self, name: &str) -> Result<Spool, Error> {
+        self.storage.spool(name)
+    }
+
+    /// Stores the spooled bytes under `name`: all of them, durably, or nothing. An existing object is left
+    /// as it is and is [`ErrorKind::AlreadyExists`].
+    pub fn store(&self, name: &str, spool: Spool) -> Result<(), Error> {
+        self.storage.store(name, spool)
+    }
+
+    /// Stores `bytes` under `name`, with the promises of [`Target::store`].
+    pub fn put(&self, name: &str, bytes: &[u8]) -> Result<(), Error> {
+        let mut spool = self.spool(name)?;
+        spool.append(bytes)?;
+        self.store(name, spool)
+    }
+
+    /// Reads `length` bytes of an object from `offset` on. Fewer bytes there are
+    /// [`ErrorKind::Truncated`].
+    pub fn read(&self, name: &str, offset: u64, length: usize) -> Result<Vec<u8>, Error> {
+        self.storage.read(name, offset, length)
+    }
+
+    /// Reads a whole object of at most `limit` bytes.
+    pub fn get(&self, name: &str, limit: usize) -> Result<Vec<u8>, Error> {
+        let length = self.length(name)?;
+        match usize::try_from(length) {
+            Ok(length) if length <= limit => self.read(name, 0, length),
+            _ => Err(Error::new(
+                ErrorKind::TooLarge,
+                "read",
+                name,
+                format!("{length} bytes, more than the {limit} allowed"),
+            )),
+        }
+    }
+
+    /// The object's bytes. An absent name is [`ErrorKind::NotFound`].
+    pub fn length(&self, name: &str) -> Result<u64, Error> {
+        self.storage.length(name)
+    }
+
+    /// Objects whose names begin with `prefix` (which ends in `/`), sorted by name.
+    pub fn list(&self, prefix: &str) -> Result<Vec<ObjectInfo>, Error> {
+        self.storage.list(prefix)
+    }
+
+    /// Calls `found` with each object whose name begins with `prefix`, in no order.
+    pub fn visit(&self, prefix: &str, found: &mut dyn FnMut(ObjectInfo)) -> Result<(), Error> {
+        self.storage.visit(prefix, found)
+    }
+}
+
+/// The path that a location stands for.
+fn path_of(location: &str) -> Result<&str, Error> {
+    if let Some((scheme, rest)) = location.split_once("://") {
+        if scheme == "file" {
+            return Ok(rest);
+        }
+        let why = format!("targets of the kind {scheme}:// are not supported; give a path");
+        return Err(Error::new(ErrorKind::Unsupported, "open", location, why));
+    }
+    match location {
+        "" => Err(Error::new(ErrorKind::NotFound, "open", location, "the location is empty")),
+        path => Ok(path),
+    }
+}

@@ -1,0 +1,542 @@
+//! What the tests that drive the binary share: a place to work in, runs of brackfs, mounts, trees to compare.
+//!
+//! ```text
+//! <site>/source/   what is backed up; its backups are of a source named `source`
+//! <site>/repo/     the repository, made by `init`
+//! <site>/state/    what brackfs keeps on the machine
+//! <site>/keys/     owner and owner.pub, once made
+//! <site>/mnt/      where it is mounted
+//! ```
+
+#![allow(dead_code, reason = "each file of tests uses a part of this")]
+
+use std::collections::BTreeMap;
+use std::ffi::{OsStr, OsString};
+use std::fs::{self, File};
+use std::io::{self, Read, Seek};
+use std::os::unix::ffi::OsStrExt;
+use std::os::unix::fs::{FileTypeExt, MetadataExt, PermissionsExt};
+use std::os::unix::process::ExitStatusExt;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+use std::thread::sleep;
+use std::time::{Duration, Instant};
+
+use rustix::fs::{AtFlags, CWD, Timespec, Timestamps};
+use rustix::process::{Pid, Signal};
+use tempfile::TempDir;
+
+const BRACKFS: &str = env!("CARGO_BIN_EXE_brackfs");
+
+/// A run that takes longer hangs.
+const PATIENCE: Duration = Duration::from_secs(300);
+
+/// 2020-01-01 00:00:00 UTC: what `age` sets, long before anything could be too fresh.
+pub const AGED: i64 = 1_577_836_800;
+
+/// A directory of its own for one test; gone at the end, with all that was mounted in it.
+pub struct Site {
+    folder: TempDir,
+}
+
+impl Site {
+    /// An empty source, no repository and no key yet.
+    pub fn new() -> Site {
+        let folder = TempDir::with_prefix("brackfs-test-").expect("temporary directory");
+        for name in ["source", "state", "keys", "mnt"] {
+            fs::create_dir(folder.path().join(name)).expect("directory of the site");
+        }
+        // gpg insists on it.
+        let private = fs::Permissions::from_mode(0o700);
+        fs::set_permissions(folder.path().join("keys"), private).expect("mode of keys");
+        Site { folder }
+    }
+
+    /// A source with these files, all of them old enough to be trusted at once.
+    pub fn with_files<C: AsRef<[u8]>>(files: &[(&str, C)]) -> Site {
+        let site = Site::new();
+        for (path, content) in files {
+            site.write(path, content);
+        }
+        age(&site.source());
+        settle();
+        site
+    }
+
+    /// The directory that holds all the others.
+    pub fn path(&self) -> &Path {
+        self.folder.path()
+    }
+
+    pub fn source(&self) -> PathBuf {
+        self.path().join("source")
+    }
+
+    pub fn repo(&self) -> PathBuf {
+        self.path().join("repo")
+    }
+
+    pub fn state(&self) -> PathBuf {
+        self.path().join("state")
+    }
+
+    pub fn keys(&self) -> PathBuf {
+        self.path().join("keys")
+    }
+
+    pub fn mnt(&self) -> PathBuf {
+        self.path().join("mnt")
+    }
+
+    /// Writes a file below the source, and the directories that it needs. It is new: see [`age`] and [`settle`].
+    pub fn write(&self, path: &str, content: impl AsRef<[u8]>) -> PathBuf {
+        let path = self.source().join(path);
+        fs::create_dir_all(path.parent().expect("a parent")).expect("directory below the source");
+        fs::write(&path, content).expect("file below the source");
+        path
+    }
+
+    /// brackfs with these arguments, in the site's environment and nothing of the caller's: what is not given is
+    /// the site's repository, and the owner's secret key as long as it is in `keys/`.
+    pub fn command<A: AsRef<OsStr>>(&self, arguments: &[A]) -> Command {
+        let mut command = Command::new(BRACKFS);
+        for (name, _) in std::env::vars_os() {
+            if name.as_encoded_bytes().starts_with(b"BRACKFS_") {
+                command.env_remove(name);
+            }
+        }
+        command
+            .args(arguments)
+            .current_dir(self.path())
+            .stdin(Stdio::null());
+        command
+            .env("BRACKFS_STATE_DIR", self.state())
+            .env("BRACKFS_REPOSITORY", self.repo());
+        // The keys of whoever runs the tests are not asked for.
+        command.env("GNUPGHOME", self.keys());
+        let key = self.keys().join("owner");
+        if key.exists() {
+            command.env("BRACKFS_KEY_FILE", key);
+        }
+        command
+    }
+
+    /// Runs brackfs to its end.
+    #[must_use = "it may have failed: say .ok() or .code(n)"]
+    pub fn brackfs<A: AsRef<OsStr>>(&self, arguments: &[A]) -> Run {
+        run(self.command(arguments))
+    }
+
+    /// Makes the owner's key, `keys/owner` with `keys/owner.pub`, for a profile: `rfc9580` or `rfc4880`.
+    pub fn key(&self, profile: &str) -> PathBuf {
+        self.key_named("owner", profile)
+    }
+
+    /// Makes another key beside the owner's.
+    pub fn key_named(&self, name: &str, profile: &str) -> PathBuf {
+        let file = self.keys().join(name);
+        let words = [
+            "key",
+            "generate",
+            "--no-passphrase",
+            "--profile",
+            profile,
+            "--output",
+        ];
+        let mut arguments: Vec<OsString> = words.map(OsString::from).into();
+        arguments.push(file.clone().into());
+        self.brackfs(&arguments).ok();
+        file
+    }
+
+    /// Makes the repository, for the owner's certificate only. Makes the owner's key too, if there is none.
+    pub fn init(&self) {
+        let certificate = self.keys().join("owner.pub");
+        if !certificate.exists() {
+            self.key("rfc9580");
+        }
+        let arguments: [OsString; 4] = [
+            "init".into(),
+            self.repo().into(),
+            "--recipient".into(),
+            certificate.into(),
+        ];
+        self.brackfs(&arguments).ok();
+    }
+
+    /// Backs the source up, with `--json`. The caller says how it should end: `.ok()`, `.code(3)`.
+    #[must_use = "it may have failed: say .ok() or .code(n)"]
+    pub fn backup(&self, extra: &[&str]) -> Run {
+        let mut arguments: Vec<OsString> =
+            vec!["backup".into(), self.source().into(), "--json".into()];
+        arguments.extend(extra.iter().map(OsString::from));
+        self.brackfs(&arguments)
+    }
+
+    /// Mounts at `mnt/`; `extra` comes before the mount point, so it may begin with a snapshot.
+    #[must_use = "it is unmounted when dropped"]
+    pub fn mount(&self, extra: &[&str]) -> Mounted {
+        let mut arguments: Vec<OsString> = vec!["mount".into()];
+        arguments.extend(extra.iter().map(OsString::from));
+        arguments.push(self.mnt().into());
+        let guard = Mounted { path: self.mnt() };
+        let run = self.brackfs(&arguments).ok();
+        assert!(
+            is_mounted(&guard.path),
+            "mount was done, but nothing is mounted\n{run}"
+        );
+        guard
+    }
+}
+
+impl Drop for Site {
+    fn drop(&mut self) {
+        for path in mounts_below(self.path()) {
+            unmount(&path);
+        }
+        end_daemons(self.path());
+    }
+}
+
+/// How a run of brackfs ended.
+#[derive(Debug)]
+pub struct Run {
+    pub code: i32,
+    pub stdout: String,
+    pub stderr: String,
+    command: String,
+}
+
+impl Run {
+    /// It was done, and all of it.
+    #[track_caller]
+    pub fn ok(self) -> Run {
+        self.code(0)
+    }
+
+    /// It ended with this exit code.
+    #[track_caller]
+    pub fn code(self, code: i32) -> Run {
+        assert_eq!(self.code, code, "exit code is not as expected\n{self}");
+        self
+    }
+
+    /// What `--json` said last of type "summary".
+    #[track_caller]
+    pub fn json(&self) -> serde_json::Value {
+        let mut lines = self.stdout.lines().rev();
+        let summary = lines.find_map(|line| {
+            let value: serde_json::Value = serde_json::from_str(line).ok()?;
+            (value["message_type"] == "summary").then_some(value)
+        });
+        summary.unwrap_or_else(|| panic!("no summary\n{self}"))
+    }
+}
+
+impl std::fmt::Display for Run {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let Run {
+            code,
+            stdout,
+            stderr,
+            command,
+        } = self;
+        write!(
+            f,
+            "$ {command}\nexit code {code}\n--- stdout\n{stdout}\n--- stderr\n{stderr}\n---"
+        )
+    }
+}
+
+/// Runs a command to its end. What it prints goes to files: a daemon that it leaves would hold a pipe open.
+#[must_use = "it may have failed: say .ok() or .code(n)"]
+pub fn run(mut command: Command) -> Run {
+    let [mut stdout, mut stderr] = [(); 2].map(|()| tempfile::tempfile().expect("temporary file"));
+    command.stdout(stdout.try_clone().expect("another handle"));
+    command.stderr(stderr.try_clone().expect("another handle"));
+    let mut child = command
+        .spawn()
+        .unwrap_or_else(|e| panic!("cannot run {command:?}: {e}"));
+    let start = Instant::now();
+    let (status, hung) = loop {
+        if let Some(status) = child.try_wait().expect("waiting for a child") {
+            break (status, false);
+        }
+        if start.elapsed() > PATIENCE {
+            child.kill().expect("killing a child");
+            break (child.wait().expect("waiting for a child"), true);
+        }
+        sleep(Duration::from_millis(2));
+    };
+    let words = std::iter::once(command.get_program()).chain(command.get_args());
+    let run = Run {
+        // As a shell says it when a signal was the end.
+        code: status
+            .code()
+            .or(status.signal().map(|signal| 128 + signal))
+            .expect("a code or a signal"),
+        stdout: read_back(&mut stdout),
+        stderr: read_back(&mut stderr),
+        command: words
+            .map(|word| word.to_string_lossy())
+            .collect::<Vec<_>>()
+            .join(" "),
+    };
+    assert!(!hung, "no end after {PATIENCE:?}\n{run}");
+    run
+}
+
+fn read_back(file: &mut File) -> String {
+    let mut bytes = Vec::new();
+    file.rewind()
+        .and_then(|()| file.read_to_end(&mut bytes))
+        .expect("what was printed");
+    String::from_utf8_lossy(&bytes).into_owned()
+}
+
+/// A mount of the repository; unmounted when dropped, whatever it takes.
+pub struct Mounted {
+    path: PathBuf,
+}
+
+impl Mounted {
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// The root of the newest snapshot of the site's source (when no snapshot was named).
+    pub fn latest(&self) -> PathBuf {
+        self.path
+            .join("source/latest")
+            .canonicalize()
+            .expect("source/latest")
+    }
+
+    /// Whether it is still there.
+    pub fn is_mounted(&self) -> bool {
+        is_mounted(&self.path)
+    }
+}
+
+impl Drop for Mounted {
+    fn drop(&mut self) {
+        unmount(&self.path);
+        end_daemons(&self.path);
+    }
+}
+
+/// Whether something is mounted at this very path.
+pub fn is_mounted(path: &Path) -> bool {
+    mounts_below(path).iter().any(|mounted| mounted == path)
+}
+
+/// What is mounted at `folder` or below, the last one first.
+fn mounts_below(folder: &Path) -> Vec<PathBuf> {
+    let mounts = fs::read_to_string("/proc/self/mounts").unwrap_or_default();
+    let paths = mounts
+        .lines()
+        .filter_map(|line| line.split(' ').nth(1))
+        .map(PathBuf::from);
+    let mut paths: Vec<_> = paths.filter(|path| path.starts_with(folder)).collect();
+    paths.reverse();
+    paths
+}
+
+fn unmount(path: &Path) {
+    for option in ["-u", "-uz"] {
+        if is_mounted(path) {
+            let _ = Command::new("fusermount3")
+                .arg(option)
+                .arg(path)
+                .stderr(Stdio::null())
+                .status();
+        }
+    }
+}
+
+/// Gives the brackfs processes that name something at or below `folder` two seconds to end by themselves. No other
+/// test's processes are meant: each has a folder of its own.
+fn end_daemons(folder: &Path) {
+    let start = Instant::now();
+    loop {
+        let daemons = daemons_of(folder);
+        if daemons.is_empty() {
+            return;
+        }
+        if start.elapsed() > Duration::from_secs(2) {
+            for daemon in daemons {
+                let _ = rustix::process::kill_process(daemon, Signal::KILL);
+            }
+            return;
+        }
+        sleep(Duration::from_millis(5));
+    }
+}
+
+fn daemons_of(folder: &Path) -> Vec<Pid> {
+    let processes = fs::read_dir("/proc").into_iter().flatten().flatten();
+    let pids = processes.filter_map(|process| process.file_name().to_str()?.parse().ok());
+    let ours = pids.filter(|pid: &i32| {
+        // A zombie has no arguments, so it doesn't count.
+        let command_line = fs::read(format!("/proc/{pid}/cmdline")).unwrap_or_default();
+        let mut words = command_line
+            .split(|&byte| byte == 0)
+            .map(|word| Path::new(OsStr::from_bytes(word)));
+        let is_brackfs = words
+            .next()
+            .is_some_and(|program| program.file_name() == Path::new(BRACKFS).file_name());
+        is_brackfs && words.any(|word| word.starts_with(folder))
+    });
+    ours.filter_map(Pid::from_raw).collect()
+}
+
+/// What a backup must keep of an entry. Two trees are the same if their maps are.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Entry {
+    pub kind: Kind,
+    pub mode: u32,
+    pub uid: u32,
+    pub gid: u32,
+    /// Nanoseconds since 1970.
+    pub mtime: i128,
+    /// Bytes; 0 for a directory, whose size is its file system's affair.
+    pub size: u64,
+    /// BLAKE3 of a file's content.
+    pub content: Option<blake3::Hash>,
+    /// Where a symbolic link leads.
+    pub target: Option<PathBuf>,
+    /// For a file with several names in the tree: the first of them.
+    pub first_name: Option<PathBuf>,
+    /// Which device a device file is.
+    pub rdev: u64,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Kind {
+    File,
+    Directory,
+    Symlink,
+    Fifo,
+    Socket,
+    CharDevice,
+    BlockDevice,
+}
+
+/// Everything at and below a path, by its path from there; the root's own is empty.
+#[track_caller]
+pub fn tree(root: &Path) -> BTreeMap<PathBuf, Entry> {
+    let mut entries = BTreeMap::new();
+    let mut names_of_inode: BTreeMap<(u64, u64), Vec<PathBuf>> = BTreeMap::new();
+    for path in paths_below(root) {
+        let (entry, inode) =
+            entry(&path).unwrap_or_else(|e| panic!("cannot read {}: {e}", path.display()));
+        let name = path
+            .strip_prefix(root)
+            .expect("a path below the root")
+            .to_owned();
+        if entry.kind != Kind::Directory {
+            names_of_inode.entry(inode).or_default().push(name.clone());
+        }
+        entries.insert(name, entry);
+    }
+    for names in names_of_inode.values().filter(|names| names.len() > 1) {
+        let first = names.iter().min().expect("several names");
+        for name in names {
+            entries.get_mut(name).expect("an entry").first_name = Some(first.clone());
+        }
+    }
+    entries
+}
+
+/// An entry without its other names, and its device and inode.
+fn entry(path: &Path) -> io::Result<(Entry, (u64, u64))> {
+    let stat = fs::symlink_metadata(path)?;
+    let kind = kind(stat.file_type());
+    let is_device = matches!(kind, Kind::CharDevice | Kind::BlockDevice);
+    let entry = Entry {
+        kind,
+        mode: stat.mode() & 0o7777,
+        uid: stat.uid(),
+        gid: stat.gid(),
+        mtime: i128::from(stat.mtime()) * 1_000_000_000 + i128::from(stat.mtime_nsec()),
+        size: if kind == Kind::Directory {
+            0
+        } else {
+            stat.size()
+        },
+        content: if kind == Kind::File {
+            Some(content(path)?)
+        } else {
+            None
+        },
+        target: if kind == Kind::Symlink {
+            Some(fs::read_link(path)?)
+        } else {
+            None
+        },
+        first_name: None,
+        rdev: if is_device { stat.rdev() } else { 0 },
+    };
+    Ok((entry, (stat.dev(), stat.ino())))
+}
+
+fn kind(of: fs::FileType) -> Kind {
+    match of {
+        _ if of.is_file() => Kind::File,
+        _ if of.is_dir() => Kind::Directory,
+        _ if of.is_symlink() => Kind::Symlink,
+        _ if of.is_fifo() => Kind::Fifo,
+        _ if of.is_socket() => Kind::Socket,
+        _ if of.is_char_device() => Kind::CharDevice,
+        _ => Kind::BlockDevice,
+    }
+}
+
+/// BLAKE3 of a file, in little memory however large it is.
+pub fn content(path: &Path) -> io::Result<blake3::Hash> {
+    Ok(blake3::Hasher::new()
+        .update_reader(File::open(path)?)?
+        .finalize())
+}
+
+/// A path and all below it, directories before what they hold. Symbolic links are not followed.
+#[track_caller]
+fn paths_below(root: &Path) -> Vec<PathBuf> {
+    let mut paths = vec![root.to_owned()];
+    let mut done = 0;
+    while done < paths.len() {
+        let path = paths[done].clone();
+        done += 1;
+        let failed = |e: io::Error| -> ! { panic!("cannot list {}: {e}", path.display()) };
+        if fs::symlink_metadata(&path)
+            .unwrap_or_else(|e| failed(e))
+            .is_dir()
+        {
+            let entries = fs::read_dir(&path).unwrap_or_else(|e| failed(e));
+            paths.extend(entries.map(|entry| entry.unwrap_or_else(|e| failed(e)).path()));
+        }
+    }
+    paths
+}
+
+/// Sets the mtime of everything at and below a path to [`AGED`]. That makes the ctimes new: see [`settle`].
+#[track_caller]
+pub fn age(root: &Path) {
+    let time = Timespec {
+        tv_sec: AGED,
+        tv_nsec: 0,
+    };
+    let times = Timestamps {
+        last_access: time,
+        last_modification: time,
+    };
+    for path in paths_below(root) {
+        rustix::fs::utimensat(CWD, &path, &times, AtFlags::SYMLINK_NOFOLLOW)
+            .unwrap_or_else(|e| panic!("cannot age {}: {e}", path.display()));
+    }
+}
+
+/// Waits until a ctime of now is older than the clock's granularity.
+pub fn settle() {
+    sleep(Duration::from_millis(30));
+}
