@@ -486,10 +486,13 @@ impl<'a> Engine<'a> {
             1 => parts.pop().map(|(_, link)| link),
             _ => Some(self.segment_index(parts)?),
         };
-        match &link {
-            Some(link) => self.complete(link, id, below)?,
-            None => self.catalog.finish_directory(id, 0, None, &[])?,
-        }
+        let link = match link {
+            Some(link) => Some(self.complete(link, id, below)?),
+            None => {
+                self.catalog.finish_directory(id, 0, None, &[])?;
+                None
+            }
+        };
         Ok(Outcome { name, stat, below, link, id, changed: true })
     }
 

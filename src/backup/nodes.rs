@@ -116,6 +116,8 @@ impl Table {
 #[derive(Default)]
 pub(super) struct Nodes {
     waiting: HashMap<NodeKey, Waiting>,
+    /// Nodes that were written after a link to them was given out, and before it was used.
+    written: HashMap<NodeKey, (Stored, Vec<BlockId>)>,
     last: u64,
     /// Nodes that wait for a block to get its place.
     by_block: HashMap<BlockId, Vec<NodeKey>>,
@@ -154,23 +156,31 @@ impl Engine<'_> {
 
     /// Says that all items are there. The node is written as soon as it can be.
     pub(super) fn close_node(&mut self, key: NodeKey) -> Result<Link, Error> {
-        match self.release(key)? {
-            Some((stored, below)) => Ok(Link::Ready(stored, below)),
-            None => Ok(Link::Waiting(key)),
+        self.release(key)?;
+        Ok(self.resolve(Link::Waiting(key)))
+    }
+
+    /// The link, with the node's place if it has one by now.
+    fn resolve(&mut self, link: Link) -> Link {
+        match link {
+            Link::Waiting(key) => match self.nodes.written.remove(&key) {
+                Some((stored, below)) => Link::Ready(stored, below),
+                None => Link::Waiting(key),
+            },
+            ready => ready,
         }
     }
 
     /// Says whose top node this is, `below` being the entries below the directory.
-    pub(super) fn complete(&mut self, link: &Link, id: DirectoryId, below: u64) -> Result<(), Error> {
-        match link {
+    pub(super) fn complete(&mut self, link: Link, id: DirectoryId, below: u64) -> Result<Link, Error> {
+        let link = self.resolve(link);
+        match &link {
             Link::Ready(stored, indexes) => {
-                self.row(Row::Directory { id, below, stored: *stored, indexes: indexes.clone() })
+                self.row(Row::Directory { id, below, stored: *stored, indexes: indexes.clone() })?;
             }
-            Link::Waiting(key) => {
-                self.nodes.get(*key)?.completes = Some((id, below));
-                Ok(())
-            }
+            Link::Waiting(key) => self.nodes.get(*key)?.completes = Some((id, below)),
         }
+        Ok(link)
     }
 
     /// Drops a node that is not closed and that nothing refers to.
@@ -212,7 +222,7 @@ impl Engine<'_> {
     /// Lets item `item` of a node refer to another node, as its reference number `reference`.
     pub(super) fn depend(&mut self, key: NodeKey, item: usize, reference: usize, on: Link) -> Result<(), Error> {
         let slot = Slot { item, reference };
-        match on {
+        match self.resolve(on) {
             Link::Ready(stored, below) => self.fill(key, slot, &stored, &below),
             Link::Waiting(other) => {
                 self.nodes.get(other)?.dependents.push((key, slot));
@@ -257,12 +267,12 @@ impl Engine<'_> {
     }
 
     /// One thing less that a node waits for. If it was the last, the node is written.
-    fn release(&mut self, key: NodeKey) -> Result<Option<(Stored, Vec<BlockId>)>, Error> {
+    fn release(&mut self, key: NodeKey) -> Result<(), Error> {
         let node = self.nodes.get(key)?;
         node.missing -= 1;
         match node.missing {
-            0 => self.write(key).map(Some),
-            _ => Ok(None),
+            0 => self.write(key),
+            _ => Ok(()),
         }
     }
 
@@ -277,9 +287,8 @@ impl Engine<'_> {
         Ok(())
     }
 
-    /// Stores a node whose references all have places. Returns it, and the blocks of nodes below it that
-    /// stand in no other row.
-    fn write(&mut self, key: NodeKey) -> Result<(Stored, Vec<BlockId>), Error> {
+    /// Stores a node whose references all have places.
+    fn write(&mut self, key: NodeKey) -> Result<(), Error> {
         let Waiting { purpose, items, table, more, dependents, completes, .. } =
             self.nodes.waiting.remove(&key).ok_or(Error::Stopped("a tree node is missing"))?;
         let blocks = table.ids();
@@ -340,11 +349,14 @@ impl Engine<'_> {
             }
         }
         self.use_blocks(&[stored.block]);
+        if dependents.is_empty() {
+            self.nodes.written.insert(key, (stored, below.clone()));
+        }
         for (dependent, slot) in dependents {
             self.fill(dependent, slot, &stored, &below)?;
             self.release(dependent)?;
         }
-        Ok((stored, below))
+        Ok(())
     }
 
     /// Writes a row now, or when the block of its node has its place.

@@ -23,10 +23,10 @@ use crate::format::{Content, Entry, Kind};
 use crate::monitor::Monitor;
 use crate::source::{Directory, Exclude, MountTable, Stat};
 
-/// A new segment ends at this many entries.
-const SEGMENT: usize = 1000;
-/// A segment that was there before may grow to this many, so that one more file does not split it.
+/// Most entries of a segment: as many as were there before may come again, and be compared as a whole.
 const SEGMENT_MAX: usize = 1500;
+/// Entries of the part that is split off a segment that has grown above that.
+const SEGMENT: usize = 1000;
 /// A segment that shrank below this many takes the next one in.
 const SEGMENT_MIN: usize = 300;
 /// Messages that a file's content may be ahead of the engine.
@@ -217,9 +217,8 @@ impl Walk<'_> {
                 continue;
             }
             group.entries.push((name, stat));
-            let most = if group.old.is_empty() && !group.begun { SEGMENT } else { SEGMENT_MAX };
-            if group.entries.len() >= most {
-                self.flush(&here, &mut group)?;
+            if group.entries.len() > SEGMENT_MAX {
+                self.flush(&here, &mut group, SEGMENT)?;
             }
         }
         loop {
@@ -257,7 +256,7 @@ impl Walk<'_> {
             group.old.extend(next);
             return Ok(());
         } else {
-            self.flush(here, group)?;
+            self.flush(here, group, SEGMENT_MAX)?;
         }
         *group = Group { old: Vec::from_iter(next), ..Group::default() };
         Ok(())
@@ -286,8 +285,8 @@ impl Walk<'_> {
         self.send(Event::EndSegment)
     }
 
-    /// Sends the group as a new segment.
-    fn flush(&mut self, here: &Here<'_>, group: &mut Group) -> Result<(), Stop> {
+    /// Sends the group's first entries, at most `count`, as a new segment.
+    fn flush(&mut self, here: &Here<'_>, group: &mut Group, count: usize) -> Result<(), Stop> {
         let in_place = here.known.is_some_and(|known| known.in_place);
         let mut replaces = Vec::new();
         for row in std::mem::take(&mut group.old) {
@@ -299,7 +298,8 @@ impl Walk<'_> {
             replaces.clear();
         }
         self.send(Event::NewSegment { replaces })?;
-        for (name, stat) in std::mem::take(&mut group.entries) {
+        let rest = group.entries.split_off(count.min(group.entries.len()));
+        for (name, stat) in std::mem::replace(&mut group.entries, rest) {
             self.count(&stat);
             let before = group.take_before(name.as_bytes());
             if stat.kind == Kind::Directory {

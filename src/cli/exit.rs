@@ -32,6 +32,19 @@ pub(super) fn code(error: &anyhow::Error) -> u8 {
     error.chain().find_map(known).unwrap_or(FAILED)
 }
 
+/// What an error says: itself, and of its causes those that it does not name already.
+pub(super) fn text(error: &anyhow::Error) -> String {
+    let mut text = String::new();
+    for cause in error.chain().map(ToString::to_string) {
+        if text.is_empty() {
+            text = cause;
+        } else if !text.contains(&cause) {
+            text = format!("{text}: {cause}");
+        }
+    }
+    text
+}
+
 /// Whether the one who reads our output went away.
 pub(super) fn is_broken_pipe(error: &anyhow::Error) -> bool {
     let pipe = |cause: &(dyn std::error::Error + 'static)| {

@@ -84,7 +84,7 @@ pub fn main() -> ExitCode {
         Err(error) => {
             let code = exit::code(&error);
             // Nothing is left to do if even this can't be said.
-            let _ = writeln!(std::io::stderr(), "brackfs: {error:#}");
+            let _ = writeln!(std::io::stderr(), "brackfs: {}", exit::text(&error));
             ExitCode::from(code)
         }
     }

@@ -1,0 +1,197 @@
+//! What can go wrong with keys and messages.
+
+use std::error::Error as StdError;
+use std::io;
+
+/// A key that does not fit, or a message that is not as it was written.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// Text that is no fingerprint.
+    #[error("`{text}` is not a fingerprint; it should be 40 or 64 hexadecimal digits")]
+    Fingerprint {
+        /// The text.
+        text: String,
+    },
+    /// Text that names no profile.
+    #[error("`{text}` is not a key profile; there are rfc9580 and rfc4880")]
+    Profile {
+        /// The text.
+        text: String,
+    },
+    /// Bytes that are no key or certificate.
+    #[error("this is not an OpenPGP {expected}: {why}")]
+    NotAKey {
+        /// What was expected.
+        expected: &'static str,
+        /// What was found instead.
+        why: String,
+    },
+    /// More than one key or certificate where one is needed.
+    #[error("there are several OpenPGP keys here, and one is needed; put each into a file of its own")]
+    SeveralKeys,
+    /// A public certificate where a secret key is needed.
+    #[error("{key} holds no secret key, only the public certificate; give the file with the secret key")]
+    NoSecretKey {
+        /// Which key.
+        key: String,
+    },
+    /// A secret key that cannot decrypt.
+    #[error("{key} has no secret key for decryption; give a file that has it")]
+    NoDecryptionKey {
+        /// Which key.
+        key: String,
+    },
+    /// A secret key that cannot sign.
+    #[error("{key} has no secret key for signing that is valid today")]
+    NoSigningKey {
+        /// Which key.
+        key: String,
+    },
+    /// A secret key whose passphrase was not given yet.
+    #[error("{key} is locked; its passphrase is needed")]
+    Locked {
+        /// Which key.
+        key: String,
+    },
+    /// The passphrase does not unlock the key.
+    #[error("the passphrase is wrong for {key}")]
+    WrongPassphrase {
+        /// Which key.
+        key: String,
+    },
+    /// An audience of nobody.
+    #[error("there is no certificate to encrypt to; at least one recipient is needed")]
+    NoAudience,
+    /// A certificate that is not valid for a reason of its own.
+    #[error("cannot encrypt to {certificate}: it is not valid ({why})")]
+    Invalid {
+        /// Whose.
+        certificate: String,
+        /// What is wrong with it.
+        why: String,
+    },
+    /// A certificate, or its key for encryption, that has expired.
+    #[error("cannot encrypt to {certificate}: its {part} expired on {day}; ask its owner for a renewed one")]
+    Expired {
+        /// Whose.
+        certificate: String,
+        /// What has expired.
+        part: &'static str,
+        /// When.
+        day: String,
+    },
+    /// A certificate, or its key for encryption, that was revoked.
+    #[error("cannot encrypt to {certificate}: its {part} was revoked; ask its owner for a new one")]
+    Revoked {
+        /// Whose.
+        certificate: String,
+        /// What was revoked.
+        part: &'static str,
+    },
+    /// A certificate without a key for encryption.
+    #[error("cannot encrypt to {certificate}: it has no encryption key (is it for signing only?)")]
+    NoEncryptionKey {
+        /// Whose.
+        certificate: String,
+    },
+    /// A certificate whose keys for encryption use an algorithm that is too weak or not known here.
+    #[error("cannot encrypt to {certificate}: the algorithm of its encryption key ({algorithm}) is not supported here")]
+    UnsupportedAlgorithm {
+        /// Whose.
+        certificate: String,
+        /// The algorithm.
+        algorithm: String,
+    },
+    /// A message for others.
+    #[error(
+        "the message can't be opened with {key}: it is encrypted to {recipients}; give the secret key of one of them"
+    )]
+    NoKey {
+        /// The key at hand.
+        key: String,
+        /// The ids of the keys that it is encrypted to.
+        recipients: String,
+    },
+    /// There is no gpg.
+    #[error("cannot run gpg, which holds the secret key: {source}; install it, or give the secret key as a file")]
+    GpgMissing {
+        /// Why it cannot be run.
+        source: io::Error,
+    },
+    /// The user has cancelled the question for the passphrase.
+    #[error("gpg was not given the passphrase: the question was cancelled")]
+    GpgCancelled,
+    /// gpg failed for a reason of its own.
+    #[error("gpg could not get the session key: {why}")]
+    Gpg {
+        /// What it said.
+        why: String,
+    },
+    /// Bytes that were changed or cut off since they were written.
+    #[error("the message is damaged: {what}")]
+    Damaged {
+        /// What shows it.
+        what: &'static str,
+    },
+    /// A message of a shape that this program never writes.
+    #[error("refused to open the message: {what}, which brackfs never writes")]
+    Refused {
+        /// What is in it.
+        what: &'static str,
+    },
+    /// A message with more content than is expected here.
+    #[error("refused to open the message: {size} bytes inside, more than the {limit} allowed")]
+    TooLarge {
+        /// Bytes of content, by the message's length.
+        size: u64,
+        /// Most bytes allowed.
+        limit: u64,
+    },
+    /// Signed by a key that is not known.
+    #[error("signed by {signer}, which is not a known key")]
+    UnknownSigner {
+        /// The fingerprint or key id that the signature claims.
+        signer: String,
+    },
+    /// A signature that does not hold.
+    #[error("the signature of {signer} is bad: {why}")]
+    BadSignature {
+        /// The fingerprint or key id that the signature claims.
+        signer: String,
+        /// What is wrong with it.
+        why: String,
+    },
+    /// The machine gives no random bytes.
+    #[error("cannot get random bytes: {0}")]
+    Random(#[from] getrandom::Error),
+    /// The OpenPGP library failed.
+    #[error("cannot {action}: {source}")]
+    OpenPgp {
+        /// What was tried.
+        action: &'static str,
+        /// Why it failed.
+        source: Box<dyn StdError + Send + Sync>,
+    },
+}
+
+impl Error {
+    /// Whether it is the key or passphrase that is missing or wrong, and not the message.
+    pub fn is_key_problem(&self) -> bool {
+        matches!(
+            self,
+            Error::NoSecretKey { .. }
+                | Error::NoDecryptionKey { .. }
+                | Error::Locked { .. }
+                | Error::WrongPassphrase { .. }
+                | Error::NoKey { .. }
+                | Error::GpgMissing { .. }
+                | Error::GpgCancelled
+                | Error::Gpg { .. }
+        )
+    }
+
+    /// For `map_err`: the library failed at `action`.
+    pub(super) fn during<E: Into<Box<dyn StdError + Send + Sync>>>(action: &'static str) -> impl FnOnce(E) -> Error {
+        move |source| Error::OpenPgp { action, source: source.into() }
+    }
+}

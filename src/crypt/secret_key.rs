@@ -1,0 +1,288 @@
+//! Secret keys: made, parsed, unlocked.
+//!
+//! An owner's key opens backups, and rests under a passphrase. A host's key signs them, and rests
+//! without one, since nobody is there to type it.
+
+use std::fmt;
+use std::str::FromStr;
+use std::time::SystemTime;
+
+use sequoia_openpgp::cert::amalgamation::key::{ErasedKeyAmalgamation, PrimaryKey};
+use sequoia_openpgp::cert::{CertBuilder, CipherSuite};
+use sequoia_openpgp::crypto::{AEADAlgorithm, KeyPair, Password, S2K, SymmetricAlgorithm};
+use sequoia_openpgp::packet::Key;
+use sequoia_openpgp::packet::key::{KeyRole, PublicParts, SecretKeyMaterial, SecretParts};
+use sequoia_openpgp::policy::StandardPolicy;
+use sequoia_openpgp::serialize::MarshalInto;
+use sequoia_openpgp::types::{Features, HashAlgorithm, KeyFlags};
+use sequoia_openpgp::{Cert, Packet};
+
+use super::certificate::{name, parse_one};
+use super::{Certificate, Error, Fingerprint};
+
+/// The standard that a new key follows, and with it all that is sealed to it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Profile {
+    /// RFC 9580 of 2024: fast.
+    Rfc9580,
+    /// RFC 4880 of 2007: for programs that know nothing newer, as gpg.
+    Rfc4880,
+}
+
+impl FromStr for Profile {
+    type Err = Error;
+
+    fn from_str(text: &str) -> Result<Self, Error> {
+        match text {
+            "rfc9580" => Ok(Profile::Rfc9580),
+            "rfc4880" => Ok(Profile::Rfc4880),
+            _ => Err(Error::Profile { text: text.to_owned() }),
+        }
+    }
+}
+
+impl fmt::Display for Profile {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Profile::Rfc9580 => "rfc9580",
+            Profile::Rfc4880 => "rfc4880",
+        })
+    }
+}
+
+/// What a new key is for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Role {
+    /// Opens backups.
+    Owner,
+    /// Signs backups, and opens what their machine has to read again.
+    Host,
+}
+
+/// A passphrase, kept encrypted in memory and wiped after use.
+#[derive(Clone)]
+pub struct Passphrase(Password);
+
+impl From<String> for Passphrase {
+    fn from(text: String) -> Self {
+        Passphrase(text.into_bytes().into())
+    }
+}
+
+impl fmt::Debug for Passphrase {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("Passphrase(…)")
+    }
+}
+
+/// Most memory that unlocking a key may take: 2^21 KiB. A key from a target is not to be believed.
+const MAX_ARGON2_MEMORY: u8 = 21;
+
+/// A secret key with its certificate: locked under a passphrase, or ready for use.
+#[derive(Clone)]
+pub struct SecretKey {
+    cert: Cert,
+}
+
+impl SecretKey {
+    /// Makes a key that never expires, locked if there is a `passphrase`.
+    pub fn generate(
+        profile: Profile,
+        user_id: &str,
+        role: Role,
+        passphrase: Option<&Passphrase>,
+    ) -> Result<Self, Error> {
+        let cert = make(profile, user_id, role).map_err(Error::during("generate a key"))?;
+        let cert = match passphrase {
+            Some(passphrase) => lock(cert, profile, &passphrase.0).map_err(Error::during("lock the new key"))?,
+            None => cert,
+        };
+        Ok(SecretKey { cert })
+    }
+
+    /// Parses one secret key, armored or binary. A mere certificate is an error.
+    pub fn parse(bytes: &[u8]) -> Result<Self, Error> {
+        let key = SecretKey { cert: parse_one(bytes, "secret key")? };
+        if key.secrets().next().is_none() {
+            return Err(Error::NoSecretKey { key: key.name() });
+        }
+        Ok(key)
+    }
+
+    /// The public part.
+    pub fn certificate(&self) -> Certificate {
+        Certificate::new(self.cert.clone())
+    }
+
+    /// The fingerprint of the primary key.
+    pub fn fingerprint(&self) -> Fingerprint {
+        self.cert.fingerprint().into()
+    }
+
+    /// The secret key as text, locked as it is. Whoever gets it without a passphrase can use it.
+    pub fn to_armored(&self) -> Result<Vec<u8>, Error> {
+        self.cert.as_tsk().armored().to_vec().map_err(Error::during("write a secret key"))
+    }
+
+    /// Whether it needs a passphrase before it can decrypt (or sign, if it is for nothing else).
+    pub fn is_locked(&self) -> bool {
+        let locked = |key: SecretAmalgamation<'_>| key.key().secret().is_encrypted();
+        match self.has_encryption_secret() {
+            true => self.decryption_keys().all(locked),
+            false => self.secrets().all(locked),
+        }
+    }
+
+    /// Whether it can decrypt (once unlocked).
+    pub fn has_encryption_secret(&self) -> bool {
+        self.decryption_keys().next().is_some()
+    }
+
+    /// Unlocks it. Should its parts have passphrases of their own, those that don't open stay locked.
+    pub fn unlock(self, passphrase: &Passphrase) -> Result<Self, Error> {
+        let mut open = Vec::new();
+        for key in self.secrets() {
+            // It fails for a wrong passphrase, and for a part that is open already.
+            if let Ok(secret) = key.key().clone().decrypt_secret(&passphrase.0) {
+                open.push(match key.primary() {
+                    true => Packet::from(secret.role_into_primary()),
+                    false => Packet::from(secret.role_into_subordinate()),
+                });
+            }
+        }
+        let name = self.name();
+        let (cert, _) = self.cert.insert_packets(open).map_err(Error::during("unlock a key"))?;
+        let key = SecretKey { cert };
+        match key.is_locked() {
+            true => Err(Error::WrongPassphrase { key: name }),
+            false => Ok(key),
+        }
+    }
+
+    /// What messages call it.
+    pub(super) fn name(&self) -> String {
+        name(&self.cert)
+    }
+
+    /// All its keys that can decrypt, those that have expired or were revoked too.
+    pub(super) fn decryption_pairs(&self) -> Result<Vec<KeyPair>, Error> {
+        if !self.has_encryption_secret() {
+            return Err(Error::NoDecryptionKey { key: self.name() });
+        }
+        let open = self.decryption_keys().filter(|key| !key.key().secret().is_encrypted());
+        let pairs: Result<Vec<_>, _> = open.map(|key| key.key().clone().into_keypair()).collect();
+        let pairs = pairs.map_err(Error::during("use a secret key"))?;
+        match pairs.is_empty() {
+            true => Err(Error::Locked { key: self.name() }),
+            false => Ok(pairs),
+        }
+    }
+
+    /// Its newest key that can sign today.
+    pub(super) fn signing_pair(&self) -> Result<KeyPair, Error> {
+        let policy = StandardPolicy::new();
+        // A clock that was set back must not make the key invalid.
+        let now = SystemTime::now().max(self.cert.primary_key().key().creation_time());
+        let keys = || self.cert.keys().with_policy(&policy, now).for_signing().alive().revoked(false).supported();
+        if let Some(key) = keys().unencrypted_secret().max_by_key(|key| key.key().creation_time()) {
+            return key.key().clone().into_keypair().map_err(Error::during("use a secret key"));
+        }
+        Err(match keys().encrypted_secret().next() {
+            Some(_) => Error::Locked { key: self.name() },
+            None => Error::NoSigningKey { key: self.name() },
+        })
+    }
+
+    /// The keys whose secret is really here: not on a smart card, and not left out.
+    fn secrets(&self) -> impl Iterator<Item = SecretAmalgamation<'_>> {
+        self.cert.keys().secret().filter(|key| match key.key().secret() {
+            SecretKeyMaterial::Unencrypted(_) => true,
+            SecretKeyMaterial::Encrypted(locked) => match locked.s2k() {
+                S2K::Argon2 { m, .. } => *m <= MAX_ARGON2_MEMORY,
+                other => other.is_supported(),
+            },
+        })
+    }
+
+    fn decryption_keys(&self) -> impl Iterator<Item = SecretAmalgamation<'_>> {
+        self.secrets().filter(|key| key.key().pk_algo().for_encryption() && may_encrypt(key))
+    }
+}
+
+impl fmt::Debug for SecretKey {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "SecretKey({})", self.name())
+    }
+}
+
+type SecretAmalgamation<'a> = ErasedKeyAmalgamation<'a, SecretParts>;
+
+/// Whether the key was ever meant for encryption: RSA keys for signatures could decrypt, too. Validity
+/// does not matter, since old messages want to be read.
+fn may_encrypt(key: &SecretAmalgamation<'_>) -> bool {
+    let of_user_ids = key.cert().userids().filter(|_| key.primary()).flat_map(|user_id| user_id.self_signatures());
+    let mut flags = key.self_signatures().chain(of_user_ids).filter_map(|signature| signature.key_flags()).peekable();
+    flags.peek().is_none() || flags.any(|flags| flags.for_storage_encryption() || flags.for_transport_encryption())
+}
+
+fn make(profile: Profile, user_id: &str, role: Role) -> sequoia_openpgp::Result<Cert> {
+    let certify = KeyFlags::empty().set_certification();
+    let primary = match role {
+        Role::Owner => certify,
+        Role::Host => certify.set_signing(),
+    };
+    let (standard, features) = match profile {
+        Profile::Rfc9580 => (sequoia_openpgp::Profile::RFC9580, Features::empty().set_seipdv1().set_seipdv2()),
+        Profile::Rfc4880 => (sequoia_openpgp::Profile::RFC4880, Features::empty().set_seipdv1()),
+    };
+    let (cert, _) = CertBuilder::new()
+        .set_profile(standard)?
+        .set_features(features)?
+        .set_cipher_suite(CipherSuite::Cv25519)
+        .set_validity_period(None)
+        .set_primary_key_flags(primary)
+        .add_subkey(KeyFlags::empty().set_storage_encryption().set_transport_encryption(), None, None)
+        .add_userid(user_id)
+        .generate()?;
+    Ok(cert)
+}
+
+/// Puts all secrets of a new key under a passphrase.
+fn lock(cert: Cert, profile: Profile, password: &Password) -> sequoia_openpgp::Result<Cert> {
+    let mut packets = Vec::new();
+    for key in cert.keys().unencrypted_secret() {
+        let (public, secret) = key.key().clone().take_secret();
+        packets.push(match key.primary() {
+            true => Packet::from(add_locked(public.role_into_primary(), secret, profile, password)?),
+            false => Packet::from(add_locked(public.role_into_subordinate(), secret, profile, password)?),
+        });
+    }
+    Ok(cert.insert_packets(packets)?.0)
+}
+
+fn add_locked<R: KeyRole>(
+    public: Key<PublicParts, R>,
+    secret: SecretKeyMaterial,
+    profile: Profile,
+    password: &Password,
+) -> sequoia_openpgp::Result<Key<SecretParts, R>> {
+    let mode = match profile {
+        Profile::Rfc9580 => Some(AEADAlgorithm::OCB),
+        Profile::Rfc4880 => None,
+    };
+    let locked = secret.encrypt_with(&public, stretch(profile)?, SymmetricAlgorithm::AES256, mode, password)?;
+    Ok(public.add_secret(locked).0)
+}
+
+/// How a passphrase becomes a key. The second choice of RFC 9106 (64 MiB of memory) makes guessing
+/// dear, since the key may lie at a target; for programs that do not know it, the most that there was.
+fn stretch(profile: Profile) -> sequoia_openpgp::Result<S2K> {
+    match profile {
+        Profile::Rfc9580 => {
+            let mut salt = [0; 16];
+            getrandom::fill(&mut salt)?;
+            Ok(S2K::Argon2 { salt, t: 3, p: 4, m: 16 })
+        }
+        Profile::Rfc4880 => S2K::new_iterated(HashAlgorithm::SHA256, 0x3e0_0000),
+    }
+}

@@ -1,0 +1,266 @@
+//! Keys and certificates: fit for their use, or refused with the right words.
+
+use std::time::{Duration, SystemTime};
+
+use sequoia_openpgp::Cert;
+use sequoia_openpgp::cert::{CertBuilder, CipherSuite, SubkeyRevocationBuilder};
+use sequoia_openpgp::serialize::MarshalInto;
+use sequoia_openpgp::types::{KeyFlags, ReasonForRevocation};
+
+use super::{PROFILES, host, opened, owner, sealed_to, secret_key};
+use crate::crypt::{Certificate, Error, Opener, Passphrase, Profile, Role, Sealer, SecretKey, Signer};
+
+const DAY: Duration = Duration::from_secs(24 * 60 * 60);
+
+fn passphrase(text: &str) -> Passphrase {
+    Passphrase::from(text.to_owned())
+}
+
+/// Someone with a key of two days.
+fn alice() -> CertBuilder<'static> {
+    CertBuilder::new().add_userid("Alice").set_creation_time(SystemTime::now() - 2 * DAY)
+}
+
+fn certificate(cert: &Cert) -> Certificate {
+    Certificate::parse(&cert.to_vec().unwrap()).unwrap()
+}
+
+fn refusal(cert: &Cert) -> String {
+    let certificate = certificate(cert);
+    let error = certificate.check_recipient().unwrap_err();
+    assert_eq!(Sealer::new(&[certificate]).unwrap_err().to_string(), error.to_string());
+    error.to_string().replace(&cert.fingerprint().to_hex(), "FINGERPRINT")
+}
+
+#[test]
+fn generated_keys_are_fit_for_their_role() {
+    for (profile, digits) in PROFILES.into_iter().zip([64, 40]) {
+        for role in [Role::Owner, Role::Host] {
+            let key = SecretKey::generate(profile, "Olga <olga@example.org>", role, None).unwrap();
+            let certificate = key.certificate();
+            assert_eq!(certificate.fingerprint().to_string().len(), digits);
+            assert_eq!(certificate.user_id().as_deref(), Some("Olga <olga@example.org>"));
+            certificate.check_recipient().unwrap();
+            assert_eq!(certificate.supports_aead(), profile == Profile::Rfc9580);
+            assert!(key.has_encryption_secret() && !key.is_locked());
+            let policy = sequoia_openpgp::policy::StandardPolicy::new();
+            let valid = certificate.cert().with_policy(&policy, None).unwrap();
+            assert!(valid.keys().all(|key| key.key_expiration_time().is_none()));
+            match role {
+                Role::Owner => assert!(matches!(Signer::new(key), Err(Error::NoSigningKey { .. }))),
+                Role::Host => assert_eq!(Signer::new(key).unwrap().fingerprint(), certificate.fingerprint()),
+            }
+        }
+    }
+}
+
+#[test]
+fn keys_and_certificates_survive_being_written() {
+    for profile in PROFILES {
+        let key = owner(profile);
+        let certificate = key.certificate();
+        for bytes in [certificate.to_bytes().unwrap(), certificate.to_armored().unwrap(), key.to_armored().unwrap()] {
+            let parsed = Certificate::parse(&bytes).unwrap();
+            assert_eq!(parsed.fingerprint(), certificate.fingerprint());
+            // Of a secret key only the public part is taken.
+            assert_eq!(parsed.to_bytes().unwrap(), certificate.to_bytes().unwrap());
+        }
+        let again = SecretKey::parse(&key.to_armored().unwrap()).unwrap();
+        assert_eq!(opened(&Opener::new(again).unwrap(), &sealed_to(&[&key], b"hello")).unwrap(), b"hello");
+    }
+}
+
+#[test]
+fn locked_key_opens_with_its_passphrase_only() {
+    for profile in PROFILES {
+        let secret = passphrase("correct horse");
+        let key = SecretKey::generate(profile, "Olga", Role::Owner, Some(&secret)).unwrap();
+        let message = sealed_to(&[&key], b"hello");
+        let key = SecretKey::parse(&key.to_armored().unwrap()).unwrap();
+        assert!(key.is_locked() && key.has_encryption_secret());
+        let locked = Opener::new(key.clone()).unwrap_err();
+        assert!(matches!(locked, Error::Locked { .. }) && locked.is_key_problem());
+        let wrong = key.clone().unlock(&passphrase("battery staple")).unwrap_err();
+        assert!(matches!(wrong, Error::WrongPassphrase { .. }) && wrong.is_key_problem());
+        assert!(wrong.to_string().starts_with("the passphrase is wrong for ") && wrong.to_string().ends_with("(Olga)"));
+        let open = key.unlock(&secret).unwrap();
+        assert!(!open.is_locked());
+        assert_eq!(opened(&Opener::new(open.clone()).unwrap(), &message).unwrap(), b"hello");
+        // To unlock it again does no harm, whatever the passphrase.
+        open.unlock(&passphrase("any")).unwrap();
+    }
+}
+
+#[test]
+fn locked_host_key_does_not_sign() {
+    let secret = passphrase("correct horse");
+    let key = SecretKey::generate(Profile::Rfc9580, "host", Role::Host, Some(&secret)).unwrap();
+    assert!(matches!(Signer::new(key.clone()), Err(Error::Locked { .. })));
+    Signer::new(key.unlock(&secret).unwrap()).unwrap();
+}
+
+#[test]
+fn certificate_in_place_of_a_secret_key_is_an_error() {
+    let certificate = owner(Profile::Rfc9580).certificate();
+    let error = SecretKey::parse(&certificate.to_armored().unwrap()).unwrap_err();
+    assert!(error.is_key_problem());
+    assert_eq!(
+        error.to_string(),
+        format!(
+            "{} (Olga Owner) holds no secret key, only the public certificate; give the file with the secret key",
+            certificate.fingerprint()
+        )
+    );
+}
+
+#[test]
+fn key_that_only_signs_does_not_open() {
+    let (cert, _) = alice().add_signing_subkey().generate().unwrap();
+    let key = secret_key(&cert);
+    assert!(!key.has_encryption_secret());
+    assert!(matches!(Opener::new(key), Err(Error::NoDecryptionKey { .. })));
+    // An RSA key could, but was not meant to.
+    let (cert, _) = alice().set_cipher_suite(CipherSuite::RSA2k).add_signing_subkey().generate().unwrap();
+    assert!(!secret_key(&cert).has_encryption_secret());
+}
+
+#[test]
+fn several_keys_or_none_are_an_error() {
+    let (one, two) = (owner(Profile::Rfc9580).certificate(), owner(Profile::Rfc4880).certificate());
+    let binary = [one.to_bytes().unwrap(), two.to_bytes().unwrap()].concat();
+    let text = [one.to_armored().unwrap(), two.to_armored().unwrap()].concat();
+    for several in [binary, text] {
+        assert!(matches!(Certificate::parse(&several), Err(Error::SeveralKeys)));
+        assert!(matches!(SecretKey::parse(&several), Err(Error::SeveralKeys)));
+    }
+    let message = sealed_to(&[&owner(Profile::Rfc9580)], b"no key");
+    for none in [b"".as_slice(), b"hello", b"-----BEGIN PGP PUBLIC KEY BLOCK-----\n\nxxx", &[0x99], &message] {
+        let error = Certificate::parse(none).unwrap_err();
+        assert!(error.to_string().starts_with("this is not an OpenPGP certificate: "), "{error}");
+        assert!(matches!(SecretKey::parse(none), Err(Error::NotAKey { .. })));
+    }
+}
+
+#[test]
+fn bytes_of_a_key_may_be_anything() {
+    let bytes = owner(Profile::Rfc4880).certificate().to_bytes().unwrap();
+    for at in 0..bytes.len() {
+        let mut flipped = bytes.clone();
+        flipped[at] ^= 0x41;
+        if let Ok(certificate) = Certificate::parse(&flipped) {
+            let _ = (certificate.check_recipient(), certificate.supports_aead(), certificate.user_id());
+        }
+        let _ = Certificate::parse(&bytes[..at]).map(|certificate| certificate.check_recipient());
+    }
+}
+
+#[test]
+fn user_id_can_be_printed() {
+    let (cert, _) = CertBuilder::new().add_userid("evil\x1b[2J\n").generate().unwrap();
+    assert_eq!(certificate(&cert).user_id().unwrap(), "evil\u{FFFD}[2J\u{FFFD}");
+}
+
+#[test]
+fn expired_certificate_is_refused() {
+    let (cert, _) = alice().set_validity_period(DAY).add_storage_encryption_subkey().generate().unwrap();
+    let text = refusal(&cert);
+    let (begin, end) = text.split_once("20").unwrap();
+    assert_eq!(begin, "cannot encrypt to FINGERPRINT (Alice): its certificate expired on ");
+    assert_eq!(&end[8..], "; ask its owner for a renewed one");
+}
+
+#[test]
+fn expired_encryption_key_is_refused() {
+    let (cert, _) = alice().add_subkey(KeyFlags::empty().set_storage_encryption(), DAY, None).generate().unwrap();
+    let text = refusal(&cert);
+    assert!(text.starts_with("cannot encrypt to FINGERPRINT (Alice): its encryption key expired on 20"), "{text}");
+}
+
+#[test]
+fn revoked_certificate_is_refused_and_still_opens() {
+    let (cert, revocation) = alice().add_storage_encryption_subkey().generate().unwrap();
+    let message = sealed_to(&[&secret_key(&cert)], b"before");
+    let (cert, _) = cert.insert_packets(revocation).unwrap();
+    assert_eq!(
+        refusal(&cert),
+        "cannot encrypt to FINGERPRINT (Alice): its certificate was revoked; ask its owner for a new one"
+    );
+    assert_eq!(opened(&Opener::new(secret_key(&cert)).unwrap(), &message).unwrap(), b"before");
+}
+
+#[test]
+fn revoked_encryption_key_is_refused_and_still_opens() {
+    let (cert, _) = alice().add_storage_encryption_subkey().generate().unwrap();
+    let message = sealed_to(&[&secret_key(&cert)], b"before");
+    let mut primary = cert.primary_key().key().clone().parts_into_secret().unwrap().into_keypair().unwrap();
+    let subkey = cert.keys().subkeys().next().unwrap();
+    let revocation = SubkeyRevocationBuilder::new()
+        .set_reason_for_revocation(ReasonForRevocation::KeyCompromised, b"lost")
+        .unwrap()
+        .build(&mut primary, &cert, subkey.key(), None)
+        .unwrap();
+    let (cert, _) = cert.insert_packets(revocation).unwrap();
+    assert_eq!(
+        refusal(&cert),
+        "cannot encrypt to FINGERPRINT (Alice): its encryption key was revoked; ask its owner for a new one"
+    );
+    assert_eq!(opened(&Opener::new(secret_key(&cert)).unwrap(), &message).unwrap(), b"before");
+}
+
+#[test]
+fn certificate_for_signing_only_is_refused() {
+    let (cert, _) = alice().add_signing_subkey().generate().unwrap();
+    assert_eq!(
+        refusal(&cert),
+        "cannot encrypt to FINGERPRINT (Alice): it has no encryption key (is it for signing only?)"
+    );
+}
+
+#[test]
+fn weak_encryption_key_is_refused() {
+    use sequoia_openpgp::packet::Key;
+    use sequoia_openpgp::packet::key::{Key4, SecretParts, SubordinateRole};
+    use sequoia_openpgp::packet::signature::SignatureBuilder;
+    use sequoia_openpgp::types::SignatureType;
+    let (cert, _) = alice().generate().unwrap();
+    let mut primary = cert.primary_key().key().clone().parts_into_secret().unwrap().into_keypair().unwrap();
+    let weak: Key<SecretParts, SubordinateRole> = Key4::generate_rsa(1024).unwrap().into();
+    let binding = SignatureBuilder::new(SignatureType::SubkeyBinding)
+        .set_key_flags(KeyFlags::empty().set_storage_encryption())
+        .unwrap();
+    let binding = weak.bind(&mut primary, &cert, binding).unwrap();
+    let packets = [sequoia_openpgp::Packet::from(weak), binding.into()];
+    let (cert, _) = cert.insert_packets(packets).unwrap();
+    assert_eq!(
+        refusal(&cert),
+        "cannot encrypt to FINGERPRINT (Alice): the algorithm of its encryption key (RSA (Encrypt or Sign) with 1024 \
+         bits) is not supported here"
+    );
+}
+
+#[test]
+fn newest_encryption_key_is_taken() {
+    let storage = || KeyFlags::empty().set_storage_encryption();
+    let (cert, _) = alice().add_subkey(storage(), None, None).generate().unwrap();
+    let old = certificate(&cert).encryption_key().unwrap().fingerprint();
+    let (newer, _) = CertBuilder::new().add_subkey(storage(), None, None).generate().unwrap();
+    let mut primary = cert.primary_key().key().clone().parts_into_secret().unwrap().into_keypair().unwrap();
+    let subkey = newer.keys().subkeys().next().unwrap().key().clone();
+    let binding =
+        sequoia_openpgp::packet::signature::SignatureBuilder::new(sequoia_openpgp::types::SignatureType::SubkeyBinding)
+            .set_key_flags(storage())
+            .unwrap();
+    let binding = subkey.bind(&mut primary, &cert, binding).unwrap();
+    let (cert, _) = cert.insert_packets([sequoia_openpgp::Packet::from(subkey.clone()), binding.into()]).unwrap();
+    let newest = certificate(&cert).encryption_key().unwrap().fingerprint();
+    assert!(newest == subkey.fingerprint() && newest != old);
+}
+
+#[test]
+fn secrets_are_never_shown() {
+    let key = host(Profile::Rfc9580);
+    let shown = format!("{:?} {:?} {:?}", key, key.certificate(), passphrase("hunter2"));
+    assert!(shown.contains("(host)") && !shown.contains("hunter2"), "{shown}");
+    assert!("rfc4880".parse::<Profile>().unwrap() == Profile::Rfc4880 && "x".parse::<Profile>().is_err());
+    PROFILES.iter().for_each(|profile| assert_eq!(profile.to_string().parse::<Profile>().unwrap(), *profile));
+}
