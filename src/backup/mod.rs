@@ -382,7 +382,7 @@ impl Run<'_> {
             engine.catalog.remove_directory(parent, &name, id)?;
         }
         let base = previous.map(|(row, blocks)| (row.name, blocks));
-        let time = self.name_time(base.as_ref().map(|(name, _)| name.time.as_str()));
+        let time = self.name_time(engine.catalog.newest_time()?.as_deref());
         let name = SnapshotName { source: self.source.1, time, id: SnapshotId::random() };
         let previous = base.as_ref().map(|(name, _)| name.id);
         let blocks = engine.snapshot_blocks(name.clone(), base)?;
@@ -413,7 +413,7 @@ impl Run<'_> {
         Ok(self.summary(Some(name), counts, engine.tally))
     }
 
-    /// The time in the snapshot's name. Names of a source's snapshots ascend, also if the clock does not.
+    /// The time in the snapshot's name. Names of a repository's snapshots ascend, also if the clock does not.
     fn name_time(&self, previous: Option<&str>) -> String {
         let mut time = self.started;
         if let Some(last) = previous.and_then(parse_utc)

@@ -114,6 +114,12 @@ impl Catalog {
         rows.into_iter().map(|raw| self.snapshot(raw)).collect()
     }
 
+    /// The time in the name of the newest snapshot.
+    pub fn newest_time(&self) -> Result<Option<String>, Error> {
+        let newest = self.db.query_row("SELECT max(time) FROM snapshots", [], |row| row.get(0));
+        newest.map_err(self.failed("read the last snapshot"))
+    }
+
     /// The newest snapshot of a source that is at the target, and its blocks.
     pub fn latest_snapshot(&self, source: SourceRow) -> Result<Option<(SnapshotRow, RoaringTreemap)>, Error> {
         let raw = self

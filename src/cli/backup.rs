@@ -8,6 +8,7 @@ use serde_json::json;
 
 use super::common::{Global, RepositoryArg, is_interactive, stop_on_signals};
 use super::exit::{PARTIAL, Usage};
+use super::say;
 use super::show::{name_time, parse_size, size};
 use crate::backup::{self, COMPRESSION, Options, Summary};
 use crate::catalog::stats::Identity;
@@ -82,7 +83,7 @@ pub(super) fn run(args: &Args, global: &Global) -> Result<ExitCode> {
     monitor.done();
     let summary = result?;
     if args.json {
-        println!("{}", as_json(&summary));
+        say::result(as_json(&summary))?;
     } else if !global.quiet && (is_interactive() || global.verbose) {
         say(&summary);
     }
@@ -139,10 +140,10 @@ fn as_json(summary: &Summary) -> serde_json::Value {
 fn say(summary: &Summary) {
     let stored = summary.data_bytes + summary.tree_bytes;
     match &summary.snapshot {
-        Some(name) => eprintln!("snapshot {} of {}", name.id.short(), summary.source),
-        None => eprintln!("nothing changed in {}, no snapshot was made", summary.source),
+        Some(name) => say::aside(format!("snapshot {} of {}", name.id.short(), summary.source)),
+        None => say::aside(format!("nothing changed in {}, no snapshot was made", summary.source)),
     }
-    eprintln!(
+    say::aside(format!(
         "{} files ({} new, {} changed, {} unmodified), {} directories, {}",
         summary.files,
         summary.new_files,
@@ -150,9 +151,9 @@ fn say(summary: &Summary) {
         summary.unmodified_files,
         summary.directories,
         size(summary.bytes)
-    );
-    eprintln!("{} stored in {:.1} s", size(stored), summary.duration.as_secs_f64());
+    ));
+    say::aside(format!("{} stored in {:.1} s", size(stored), summary.duration.as_secs_f64()));
     if summary.problems > 0 {
-        eprintln!("{} problems: see above", summary.problems);
+        say::aside(format!("{} problems: see above", summary.problems));
     }
 }

@@ -6,6 +6,7 @@ use anyhow::Result;
 use serde_json::json;
 
 use super::common::{Global, ReaderArgs, is_interactive, stop_on_signals};
+use super::say;
 use crate::check;
 
 /// Check that everything is there that the snapshots need
@@ -45,13 +46,13 @@ pub(super) fn run(args: &Args, global: &Global) -> Result<ExitCode> {
             "packs": summary.packs,
             "problems": summary.problems,
         });
-        println!("{object}");
+        say::result(object)?;
     } else if !global.quiet && (is_interactive() || global.verbose) {
         let (files, directories) = (summary.files, summary.directories);
-        eprintln!(
+        say::aside(format!(
             "{} snapshots, {directories} directories, {files} files, {} chunks",
             summary.snapshots, summary.chunks
-        );
+        ));
     }
     match summary.problems {
         0 => Ok(ExitCode::SUCCESS),

@@ -7,6 +7,7 @@ use anyhow::Result;
 use serde_json::json;
 
 use super::common::{Global, new_passphrase, read_certificate};
+use super::say;
 use crate::init::{Made, Owner, init};
 
 /// Make a repository, with this machine as the one that writes to it
@@ -53,13 +54,15 @@ pub(super) fn run(args: &Args, global: &Global) -> Result<ExitCode> {
             "host_key": host.to_string(),
             "recipients": recipients,
         });
-        println!("{made}");
+        say::result(made)?;
     } else if !global.quiet {
-        println!("repository  {id} at {}", args.repository);
-        println!("host key    {host}");
+        say::result(format!("repository  {id} at {}", args.repository))?;
+        say::result(format!("host key    {host}"))?;
         match recipients.is_empty() {
-            true => println!("recipients  none: it is not encrypted"),
-            false => recipients.iter().for_each(|recipient| println!("recipient   {recipient}")),
+            true => say::result("recipients  none: it is not encrypted")?,
+            false => {
+                recipients.iter().try_for_each(|recipient| say::result(format!("recipient   {recipient}")))?;
+            }
         }
     }
     Ok(ExitCode::SUCCESS)

@@ -10,6 +10,7 @@ use anyhow::{Context, Result};
 use clap::Subcommand;
 
 use super::common::{Global, new_passphrase};
+use super::say;
 use crate::crypt::{Profile, Role, SecretKey};
 
 #[derive(Debug, Subcommand)]
@@ -55,9 +56,9 @@ pub(super) fn run(command: &KeyCommand, global: &Global) -> Result<ExitCode> {
     write(output, 0o600, &key.to_armored()?)?;
     write(&public, 0o644, &certificate.to_armored()?)?;
     if !global.quiet {
-        println!("secret key   {}", output.display());
-        println!("certificate  {}", public.display());
-        println!("fingerprint  {}", certificate.fingerprint());
+        say::result(format!("secret key   {}", output.display()))?;
+        say::result(format!("certificate  {}", public.display()))?;
+        say::result(format!("fingerprint  {}", certificate.fingerprint()))?;
     }
     Ok(ExitCode::SUCCESS)
 }

@@ -3,6 +3,7 @@
 //! - [`common`]: flags that several commands share, and how a reader is opened
 //! - [`exit`]: from errors to exit codes
 //! - [`terminal`]: what a run says while it goes on
+//! - [`say`]: lines to standard output and standard error
 //! - [`show`]: sizes, times and modes as people read them
 
 mod backup;
@@ -15,12 +16,12 @@ mod key;
 mod ls;
 mod mount;
 mod restore;
+mod say;
 mod show;
 mod snapshots;
 mod terminal;
 mod umount;
 
-use std::io::Write;
 use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
@@ -83,8 +84,7 @@ pub fn main() -> ExitCode {
         Err(error) if exit::is_broken_pipe(&error) => ExitCode::SUCCESS,
         Err(error) => {
             let code = exit::code(&error);
-            // Nothing is left to do if even this can't be said.
-            let _ = writeln!(std::io::stderr(), "brackfs: {}", exit::text(&error));
+            say::aside(format_args!("brackfs: {}", exit::text(&error)));
             ExitCode::from(code)
         }
     }

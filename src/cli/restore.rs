@@ -11,6 +11,7 @@ use serde_json::json;
 
 use super::common::{Global, ReaderArgs, is_interactive, stop_on_signals};
 use super::exit::Usage;
+use super::say;
 use super::show::size;
 use crate::reader::Selector;
 use crate::restore::{self, Conflict};
@@ -84,13 +85,13 @@ pub(super) fn run(args: &Args, global: &Global) -> Result<ExitCode> {
             "skipped": summary.skipped,
             "problems": summary.problems,
         });
-        println!("{object}");
+        say::result(object)?;
     } else if !global.quiet && (is_interactive() || global.verbose) {
         let (files, bytes) = (summary.files, size(summary.bytes));
-        eprintln!(
+        say::aside(format!(
             "{files} files, {} directories, {bytes} restored; {} left as they were",
             summary.directories, summary.skipped
-        );
+        ));
     }
     match summary.problems {
         0 => Ok(ExitCode::SUCCESS),

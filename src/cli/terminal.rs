@@ -1,6 +1,5 @@
 //! What a run says while it goes on: problems on standard error, a line of progress if somebody looks.
 
-use std::io::Write;
 use std::path::Path;
 use std::sync::Mutex;
 use std::time::{Duration, Instant};
@@ -9,6 +8,7 @@ use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 use serde_json::json;
 
 use super::common::is_interactive;
+use super::say;
 use super::show::size;
 use crate::monitor::{Monitor, Progress};
 
@@ -42,10 +42,7 @@ impl Terminal {
     }
 
     fn say(&self, line: &str) {
-        // If standard error is gone, there is nobody to tell.
-        self.bar.suspend(|| {
-            let _ = writeln!(std::io::stderr(), "{line}");
-        });
+        self.bar.suspend(|| say::aside(line));
     }
 }
 

@@ -4,6 +4,7 @@ use std::fmt;
 use std::time::SystemTime;
 
 use sequoia_openpgp::cert::{CertParser, Preferences};
+use sequoia_openpgp::crypto::mpi;
 use sequoia_openpgp::packet::Key;
 use sequoia_openpgp::packet::key::{PublicParts, UnspecifiedRole};
 use sequoia_openpgp::parse::Parse;
@@ -88,13 +89,13 @@ impl Certificate {
         }
 
         let keys = || valid.keys().for_storage_encryption().for_transport_encryption();
-        let newest = keys().supported().revoked(false).alive().max_by_key(|key| key.key().creation_time());
-        if let Some(newest) = newest {
+        let fit = keys().revoked(false).alive().filter(|key| is_supported(key.key()));
+        if let Some(newest) = fit.max_by_key(|key| key.key().creation_time()) {
             return Ok(newest.key().clone());
         }
         // There is none: the rest finds out why.
         let part = "encryption key";
-        if let Some(key) = keys().supported().revoked(false).last() {
+        if let Some(key) = keys().revoked(false).filter(|key| is_supported(key.key())).last() {
             return Err(match key.key_expiration_time() {
                 Some(at) if at <= SystemTime::now() => {
                     Error::Expired { certificate: certificate(), part, day: day(at) }
@@ -102,7 +103,7 @@ impl Certificate {
                 _ => Error::Invalid { certificate: certificate(), why: format!("its {part} is not valid yet") },
             });
         }
-        if keys().supported().next().is_some() {
+        if keys().any(|key| is_supported(key.key())) {
             return Err(Error::Revoked { certificate: certificate(), part });
         }
         Err(match self.refused_algorithm() {
@@ -162,6 +163,15 @@ fn user_id(cert: &Cert) -> Option<String> {
     let user_id = primary.ok().or_else(|| cert.userids().next().map(|user_id| user_id.userid().clone()))?;
     let text = String::from_utf8_lossy(user_id.value()).into_owned();
     Some(text.replace(char::is_control, "\u{FFFD}"))
+}
+
+/// Whether the library at hand can encrypt with a key of this kind.
+fn is_supported(key: &PublicKey) -> bool {
+    let curve = match key.mpis() {
+        mpi::PublicKey::ECDH { curve, .. } => curve.is_supported(),
+        _ => true,
+    };
+    key.pk_algo().is_supported() && curve
 }
 
 /// Among `known`, the certificates that have one of the keys `issuers`.

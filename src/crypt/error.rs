@@ -191,7 +191,7 @@ impl Error {
     }
 
     /// For `map_err`: the library failed at `action`.
-    pub(super) fn during<E: Into<Box<dyn StdError + Send + Sync>>>(action: &'static str) -> impl FnOnce(E) -> Error {
+    pub(super) fn during<E: Into<Box<dyn StdError + Send + Sync>>>(action: &'static str) -> impl Fn(E) -> Error + Copy {
         move |source| Error::OpenPgp { action, source: source.into() }
     }
 }

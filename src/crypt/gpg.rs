@@ -5,7 +5,9 @@
 //! here: what is inside may be signed by a key that it does not know.
 
 use std::ffi::OsString;
-use std::io::{self, Read, Write};
+use std::fs;
+use std::io::{self, IsTerminal, Read, Write};
+use std::path::PathBuf;
 use std::process::{Child, ChildStderr, ChildStdout, Command, Stdio};
 use std::thread;
 
@@ -18,7 +20,7 @@ use super::Error;
 const OUTPUT: usize = 64 << 10;
 
 /// What stands before the session key: the id of AES-256.
-const AES256: &str = "9:";
+const AES256: &[u8] = b"9:";
 
 /// The user's gpg.
 #[derive(Debug, Clone)]
@@ -48,20 +50,29 @@ impl Gpg {
         let (status, log) = talk(&mut gpg, message);
         gpg.wait().map_err(failed)?;
         let (status, log) = (status.map_err(failed)?, log.map_err(failed)?);
-        Status::parse(&status).into_result(recipients, &log)
+        session_key(&status, &String::from_utf8_lossy(&log), recipients)
     }
 
     fn spawn(&self) -> io::Result<Child> {
         Command::new(&self.program)
             .args(&self.arguments)
-            .args(["--batch", "--quiet", "--no-auto-key-retrieve", "--skip-verify"])
+            .args(["--batch", "--no-auto-key-retrieve", "--skip-verify"])
             .args(["--status-fd", "1", "--show-session-key", "--output", "/dev/null", "--decrypt"])
+            // Why it fails is only told in words.
             .env("LC_ALL", "C")
+            .envs(terminal().map(|terminal| ("GPG_TTY", terminal)))
             .stdin(Stdio::piped())
             .stdout(Stdio::piped())
             .stderr(Stdio::piped())
             .spawn()
     }
+}
+
+/// The terminal on which the agent may ask for a passphrase. gpg looks for it at its standard input,
+/// which is the message here.
+fn terminal() -> Option<PathBuf> {
+    let at = [(io::stdin().is_terminal(), "/proc/self/fd/0"), (io::stderr().is_terminal(), "/proc/self/fd/2")];
+    at.into_iter().find(|(is_terminal, _)| *is_terminal).and_then(|(_, link)| fs::read_link(link).ok())
 }
 
 type Output = io::Result<Protected>;
@@ -98,79 +109,48 @@ fn listen<R: Read>(from: Option<R>) -> Output {
     Ok(Protected::from(buffer.get(..filled).unwrap_or_default()))
 }
 
-/// What gpg said on its status channel.
-#[derive(Default)]
-struct Status {
-    session_key: Option<Protected>,
-    /// A session key for another cipher than ours.
-    other_cipher: bool,
-    /// It has the secret key of none of the recipients.
-    no_key: bool,
-    cancelled: bool,
-    wrong_passphrase: bool,
+/// What gpg's words mean.
+fn session_key(status: &[u8], log: &str, recipients: &str) -> Result<SessionKey, Error> {
+    let found = status.split(|byte| *byte == b'\n').find_map(|line| line.strip_prefix(b"[GNUPG:] SESSION_KEY "));
+    if let Some(found) = found {
+        let key = found.strip_prefix(AES256).and_then(decode_hex);
+        return key.map(Into::into).ok_or(Error::Refused { what: "it is encrypted by another algorithm than AES-256" });
+    }
+    let gpg = || "the keys of gpg".to_owned();
+    match failure(log) {
+        Some("Operation cancelled") => Err(Error::GpgCancelled),
+        Some("Bad passphrase") => Err(Error::WrongPassphrase { key: gpg() }),
+        Some(other) => Err(Error::Gpg { why: other.to_owned() }),
+        None if log.contains("decryption failed: No secret key") => {
+            Err(Error::NoKey { key: gpg(), recipients: recipients.to_owned() })
+        }
+        None if log.contains("with unknown version") => {
+            Err(Error::Gpg { why: "it does not read RFC 9580; give the secret key as a file".into() })
+        }
+        None => Err(Error::Gpg { why: last_words(log) }),
+    }
 }
 
-impl Status {
-    fn parse(status: &[u8]) -> Self {
-        let mut found = Status::default();
-        for line in status.split(|byte| *byte == b'\n') {
-            let line = std::str::from_utf8(line).unwrap_or_default();
-            let mut words = line.strip_prefix("[GNUPG:] ").unwrap_or_default().split_ascii_whitespace();
-            match (words.next(), words.next()) {
-                (Some("SESSION_KEY"), Some(key)) => {
-                    found.session_key = key.strip_prefix(AES256).and_then(decode_hex);
-                    found.other_cipher = found.session_key.is_none();
-                }
-                (Some("NO_SECKEY"), _) => found.no_key = true,
-                (Some("ERROR"), Some("pkdecrypt_failed")) => {
-                    // The low half is the error, the high half names the program that met it.
-                    let code = words.next().and_then(|code| code.parse::<u32>().ok());
-                    match code.map(|code| code & 0xFFFF) {
-                        Some(99 | 198) => found.cancelled = true,
-                        Some(11) => found.wrong_passphrase = true,
-                        _ => {}
-                    }
-                }
-                _ => {}
-            }
-        }
-        found
-    }
-
-    fn into_result(self, recipients: &str, log: &[u8]) -> Result<SessionKey, Error> {
-        let gpg = || "the keys of gpg".to_owned();
-        match self {
-            Status { session_key: Some(key), .. } => Ok(key.into()),
-            Status { other_cipher: true, .. } => {
-                Err(Error::Refused { what: "it is encrypted by another algorithm than AES-256" })
-            }
-            Status { cancelled: true, .. } => Err(Error::GpgCancelled),
-            Status { wrong_passphrase: true, .. } => Err(Error::WrongPassphrase { key: gpg() }),
-            Status { no_key: true, .. } => Err(Error::NoKey { key: gpg(), recipients: recipients.to_owned() }),
-            _ => Err(Error::Gpg { why: reason(log) }),
-        }
-    }
+/// Why a secret key that gpg has could not be used.
+fn failure(log: &str) -> Option<&str> {
+    log.lines().find_map(|line| line.strip_prefix("gpg: public key decryption failed: "))
 }
 
 /// The last thing that gpg said, which is mostly why it gave up.
-fn reason(log: &[u8]) -> String {
-    let log = String::from_utf8_lossy(log);
-    let said = log.lines().map(|line| line.strip_prefix("gpg: ").unwrap_or(line)).rev();
-    let said = said.filter(|line| !line.contains("session key:") && !line.trim().is_empty());
-    let last: Vec<_> = said.take(2).collect();
-    match last.is_empty() {
-        true => "it did not say why".into(),
-        false => last.into_iter().rev().collect::<Vec<_>>().join("; ").replace(char::is_control, " "),
-    }
+fn last_words(log: &str) -> String {
+    // It may have told the session key there, too.
+    let last = log.lines().rfind(|line| !line.trim().is_empty() && !line.contains("session key:"));
+    let last = last.unwrap_or("it did not say why");
+    last.strip_prefix("gpg: ").unwrap_or(last).replace(char::is_control, " ")
 }
 
 /// The bytes of 64 hexadecimal digits.
-fn decode_hex(digits: &str) -> Option<Protected> {
+fn decode_hex(digits: &[u8]) -> Option<Protected> {
     let mut bytes = Protected::new(32);
     if digits.len() != 2 * bytes.len() {
         return None;
     }
-    for (byte, pair) in bytes.iter_mut().zip(digits.as_bytes().chunks(2)) {
+    for (byte, pair) in bytes.iter_mut().zip(digits.chunks(2)) {
         let mut nibbles = pair.iter().map(|digit| char::from(*digit).to_digit(16));
         *byte = (nibbles.next()?? * 16 + nibbles.next()??) as u8;
     }
@@ -179,39 +159,38 @@ fn decode_hex(digits: &str) -> Option<Protected> {
 
 #[cfg(test)]
 mod tests {
-    use super::{Status, reason};
+    use super::session_key;
     use crate::crypt::Error;
-
-    fn result(status: &str) -> Result<Vec<u8>, Error> {
-        let status = Status::parse(status.as_bytes());
-        status.into_result("AAAA, BBBB", b"gpg: one\ngpg: session key: '9:00'\n").map(|key| key.to_vec())
-    }
 
     #[test]
     fn session_key_is_found_among_other_lines() {
-        let status =
-            format!("[GNUPG:] ENC_TO 1 18 0\n[GNUPG:] SESSION_KEY 9:{}\n[GNUPG:] ERRSIG 2\n", "0aF1".repeat(16));
-        assert_eq!(result(&status).unwrap(), [0x0A, 0xF1].repeat(16));
+        let digits = "0aF1".repeat(16);
+        let status = format!("[GNUPG:] ENC_TO 1 18 0\n[GNUPG:] SESSION_KEY 9:{digits}\n[GNUPG:] ERRSIG 2\n");
+        assert_eq!(session_key(status.as_bytes(), "", "").unwrap().to_vec(), [0x0A, 0xF1].repeat(16));
+        for other in ["7:00", "9:00", "9:", &format!("9:{}", "zz".repeat(32)), &digits] {
+            let status = format!("[GNUPG:] SESSION_KEY {other}\n");
+            assert!(matches!(session_key(status.as_bytes(), "", ""), Err(Error::Refused { .. })));
+        }
     }
 
     #[test]
     fn failures_of_gpg_are_told_apart() {
-        let text = |status| result(status).unwrap_err().to_string();
-        assert!(matches!(result("[GNUPG:] ERROR pkdecrypt_failed 83886179"), Err(Error::GpgCancelled)));
-        assert!(matches!(result("[GNUPG:] ERROR pkdecrypt_failed 67108875"), Err(Error::WrongPassphrase { .. })));
-        assert!(matches!(result("[GNUPG:] SESSION_KEY 7:00"), Err(Error::Refused { .. })));
-        assert!(matches!(result("[GNUPG:] SESSION_KEY 9:zz"), Err(Error::Refused { .. })));
+        let failed = |log: &str| session_key(b"[GNUPG:] DECRYPTION_FAILED\n", log, "AAAA, BBBB").unwrap_err();
+        let end = "gpg: decryption failed: No secret key\n";
+        let because =
+            |why: &str| failed(&format!("gpg: encrypted to\ngpg: public key decryption failed: {why}\n{end}"));
+        assert!(matches!(because("Operation cancelled"), Error::GpgCancelled));
+        assert!(matches!(because("Bad passphrase"), Error::WrongPassphrase { .. }));
+        assert_eq!(because("Card removed").to_string(), "gpg could not get the session key: Card removed");
         assert_eq!(
-            text("[GNUPG:] NO_SECKEY AAAA"),
+            failed(end).to_string(),
             "the message can't be opened with the keys of gpg: it is encrypted to AAAA, BBBB; give the secret key of \
              one of them"
         );
-        assert_eq!(text(""), "gpg could not get the session key: one");
-    }
-
-    #[test]
-    fn reason_never_holds_the_session_key() {
-        assert_eq!(reason(b"gpg: a\ngpg: b\x1b\ngpg: session key: '9:AB'\ngpg: c\n"), "b ; c");
-        assert_eq!(reason(b""), "it did not say why");
+        assert_eq!(
+            failed("gpg: a\ngpg: b\x1b\ngpg: session key: '9:00'\n\n").to_string(),
+            "gpg could not get the session key: b "
+        );
+        assert_eq!(failed("").to_string(), "gpg could not get the session key: it did not say why");
     }
 }

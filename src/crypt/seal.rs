@@ -30,7 +30,7 @@ pub struct Sealer {
 struct Shared {
     audience: Vec<PublicKey>,
     version: Version,
-    session: Mutex<Option<Session>>,
+    session: Mutex<Session>,
 }
 
 /// The version of the encrypted packet.
@@ -70,7 +70,8 @@ impl Sealer {
                 keys.push(key);
             }
         }
-        Ok(Sealer { shared: Arc::new(Shared { audience: keys, version, session: Mutex::new(None) }) })
+        let session = Mutex::new(Session::new(&keys, version)?);
+        Ok(Sealer { shared: Arc::new(Shared { audience: keys, version, session }) })
     }
 
     /// Appends a message with `content` to `out`. If it fails, `out` is as before.
@@ -109,34 +110,36 @@ impl fmt::Debug for Sealer {
 impl Shared {
     /// The keys for a message of so many bytes.
     fn keys_for(&self, bytes: u64) -> Result<Arc<Keys>, Error> {
-        let mut slot = self.session.lock().unwrap_or_else(PoisonError::into_inner);
-        let session = match slot.take() {
-            Some(session) if session.messages < MAX_MESSAGES && session.bytes.saturating_add(bytes) <= MAX_BYTES => {
-                session
-            }
-            _ => Session { keys: Arc::new(self.new_keys()?), messages: 0, bytes: 0 },
-        };
-        let keys = Arc::clone(&session.keys);
-        let bytes = session.bytes.saturating_add(bytes);
-        *slot = Some(Session { messages: session.messages + 1, bytes, ..session });
-        Ok(keys)
+        let mut session = self.session.lock().unwrap_or_else(PoisonError::into_inner);
+        if session.messages >= MAX_MESSAGES || session.bytes.saturating_add(bytes) > MAX_BYTES {
+            *session = Session::new(&self.audience, self.version)?;
+        }
+        session.messages += 1;
+        session.bytes = session.bytes.saturating_add(bytes);
+        Ok(Arc::clone(&session.keys))
     }
+}
 
-    fn new_keys(&self) -> Result<Keys, Error> {
-        let make = || -> sequoia_openpgp::Result<Keys> {
-            let cipher = SymmetricAlgorithm::AES256;
-            let session = SessionKey::new(cipher.key_size()?)?;
-            let mut address = Vec::new();
-            for key in &self.audience {
-                let pkesk: PKESK = match self.version {
-                    Version::One => PKESK3::for_recipient(cipher, &session, key)?.into(),
-                    Version::Two => PKESK6::for_recipient(&session, key)?.into(),
-                };
-                address.extend(Packet::from(pkesk).to_vec()?);
-            }
-            Ok(Keys { session, address })
-        };
-        make().map_err(Error::during("encrypt a session key"))
+impl Session {
+    fn new(audience: &[PublicKey], version: Version) -> Result<Self, Error> {
+        let keys = Keys::new(audience, version).map_err(Error::during("encrypt a session key"))?;
+        Ok(Session { keys: Arc::new(keys), messages: 0, bytes: 0 })
+    }
+}
+
+impl Keys {
+    fn new(audience: &[PublicKey], version: Version) -> sequoia_openpgp::Result<Self> {
+        let cipher = SymmetricAlgorithm::AES256;
+        let session = SessionKey::new(cipher.key_size()?)?;
+        let mut address = Vec::new();
+        for key in audience {
+            let pkesk: PKESK = match version {
+                Version::One => PKESK3::for_recipient(cipher, &session, key)?.into(),
+                Version::Two => PKESK6::for_recipient(&session, key)?.into(),
+            };
+            address.extend(Packet::from(pkesk).to_vec()?);
+        }
+        Ok(Keys { session, address })
     }
 }
 

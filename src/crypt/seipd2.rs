@@ -21,7 +21,7 @@ const MAX_CHUNK_OCTET: u8 = 16;
 
 /// Appends a container around `content`.
 pub(super) fn seal(key: &SessionKey, inside: Inside, content: &[u8], out: &mut Vec<u8>) -> Result<(), Error> {
-    let failed = |e| Error::during("encrypt a message")(e);
+    let failed = Error::during("encrypt a message");
     let head = inside.head(content.len())?;
     let plain = head.len() + content.len();
     let chunk = plain.next_power_of_two().clamp(CHUNKS_WRITTEN.0, CHUNKS_WRITTEN.1);

@@ -104,17 +104,18 @@ fn verify_by(signature: &Signature, document: &[u8], certificate: &Certificate) 
     let policy = StandardPolicy::new();
     policy.signature(signature, HashAlgoSecurity::CollisionResistance)?;
     let created = signature.signature_creation_time();
-    let created = created.ok_or(malformed("it does not say when it was made"))?;
+    let created = created.ok_or(bad("it does not say when it was made"))?;
     if signature.typ() != SignatureType::Binary {
-        return Err(malformed("it is a signature of another kind").into());
+        return Err(bad("it is a signature of another kind").into());
     }
     let keys = certificate.cert().keys().with_policy(&policy, created).for_signing().alive().revoked(false);
-    let mut result = Err(malformed("its key was not valid for signing when it was made").into());
+    let mut result = Err(bad("its key was not valid for signing when it was made").into());
     for key in keys.key_handles(signature.get_issuers()) {
-        // Of a certificate that was revoked, no key is good, though its own state is.
+        // A key may be valid by itself when its certificate is not.
         if let RevocationStatus::Revoked(_) = key.valid_cert().revocation_status() {
-            return Err(malformed("its certificate was revoked").into());
+            return Err(bad("its certificate was revoked").into());
         }
+        key.valid_cert().alive()?;
         result = signature.verify_message(key.key(), document);
         if result.is_ok() {
             break;
@@ -123,6 +124,6 @@ fn verify_by(signature: &Signature, document: &[u8], certificate: &Certificate) 
     result
 }
 
-fn malformed(why: &str) -> sequoia_openpgp::Error {
+fn bad(why: &str) -> sequoia_openpgp::Error {
     sequoia_openpgp::Error::BadSignature(why.to_owned())
 }

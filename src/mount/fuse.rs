@@ -40,7 +40,8 @@ impl Shell {
 
 impl Filesystem for Shell {
     fn init(&mut self, _request: &Request, config: &mut KernelConfig) -> io::Result<()> {
-        let wanted = InitFlags::FUSE_DO_READDIRPLUS | InitFlags::FUSE_PARALLEL_DIROPS | InitFlags::FUSE_CACHE_SYMLINKS;
+        // Not FUSE_CACHE_SYMLINKS: the kernel would keep the target of `latest` whatever its lifetime is.
+        let wanted = InitFlags::FUSE_DO_READDIRPLUS | InitFlags::FUSE_PARALLEL_DIROPS;
         // A kernel that lacks one of them is only slower.
         let _ = config.add_capabilities(wanted & config.capabilities());
         Ok(())

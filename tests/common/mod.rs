@@ -105,13 +105,8 @@ impl Site {
                 command.env_remove(name);
             }
         }
-        command
-            .args(arguments)
-            .current_dir(self.path())
-            .stdin(Stdio::null());
-        command
-            .env("BRACKFS_STATE_DIR", self.state())
-            .env("BRACKFS_REPOSITORY", self.repo());
+        command.args(arguments).current_dir(self.path()).stdin(Stdio::null());
+        command.env("BRACKFS_STATE_DIR", self.state()).env("BRACKFS_REPOSITORY", self.repo());
         // The keys of whoever runs the tests are not asked for.
         command.env("GNUPGHOME", self.keys());
         let key = self.keys().join("owner");
@@ -135,14 +130,7 @@ impl Site {
     /// Makes another key beside the owner's.
     pub fn key_named(&self, name: &str, profile: &str) -> PathBuf {
         let file = self.keys().join(name);
-        let words = [
-            "key",
-            "generate",
-            "--no-passphrase",
-            "--profile",
-            profile,
-            "--output",
-        ];
+        let words = ["key", "generate", "--no-passphrase", "--profile", profile, "--output"];
         let mut arguments: Vec<OsString> = words.map(OsString::from).into();
         arguments.push(file.clone().into());
         self.brackfs(&arguments).ok();
@@ -155,20 +143,14 @@ impl Site {
         if !certificate.exists() {
             self.key("rfc9580");
         }
-        let arguments: [OsString; 4] = [
-            "init".into(),
-            self.repo().into(),
-            "--recipient".into(),
-            certificate.into(),
-        ];
+        let arguments: [OsString; 4] = ["init".into(), self.repo().into(), "--recipient".into(), certificate.into()];
         self.brackfs(&arguments).ok();
     }
 
     /// Backs the source up, with `--json`. The caller says how it should end: `.ok()`, `.code(3)`.
     #[must_use = "it may have failed: say .ok() or .code(n)"]
     pub fn backup(&self, extra: &[&str]) -> Run {
-        let mut arguments: Vec<OsString> =
-            vec!["backup".into(), self.source().into(), "--json".into()];
+        let mut arguments: Vec<OsString> = vec!["backup".into(), self.source().into(), "--json".into()];
         arguments.extend(extra.iter().map(OsString::from));
         self.brackfs(&arguments)
     }
@@ -181,10 +163,7 @@ impl Site {
         arguments.push(self.mnt().into());
         let guard = Mounted { path: self.mnt() };
         let run = self.brackfs(&arguments).ok();
-        assert!(
-            is_mounted(&guard.path),
-            "mount was done, but nothing is mounted\n{run}"
-        );
+        assert!(is_mounted(&guard.path), "mount was done, but nothing is mounted\n{run}");
         guard
     }
 }
@@ -235,16 +214,8 @@ impl Run {
 
 impl std::fmt::Display for Run {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        let Run {
-            code,
-            stdout,
-            stderr,
-            command,
-        } = self;
-        write!(
-            f,
-            "$ {command}\nexit code {code}\n--- stdout\n{stdout}\n--- stderr\n{stderr}\n---"
-        )
+        let Run { code, stdout, stderr, command } = self;
+        write!(f, "$ {command}\nexit code {code}\n--- stdout\n{stdout}\n--- stderr\n{stderr}\n---")
     }
 }
 
@@ -254,9 +225,7 @@ pub fn run(mut command: Command) -> Run {
     let [mut stdout, mut stderr] = [(); 2].map(|()| tempfile::tempfile().expect("temporary file"));
     command.stdout(stdout.try_clone().expect("another handle"));
     command.stderr(stderr.try_clone().expect("another handle"));
-    let mut child = command
-        .spawn()
-        .unwrap_or_else(|e| panic!("cannot run {command:?}: {e}"));
+    let mut child = command.spawn().unwrap_or_else(|e| panic!("cannot run {command:?}: {e}"));
     let start = Instant::now();
     let (status, hung) = loop {
         if let Some(status) = child.try_wait().expect("waiting for a child") {
@@ -271,16 +240,10 @@ pub fn run(mut command: Command) -> Run {
     let words = std::iter::once(command.get_program()).chain(command.get_args());
     let run = Run {
         // As a shell says it when a signal was the end.
-        code: status
-            .code()
-            .or(status.signal().map(|signal| 128 + signal))
-            .expect("a code or a signal"),
+        code: status.code().or(status.signal().map(|signal| 128 + signal)).expect("a code or a signal"),
         stdout: read_back(&mut stdout),
         stderr: read_back(&mut stderr),
-        command: words
-            .map(|word| word.to_string_lossy())
-            .collect::<Vec<_>>()
-            .join(" "),
+        command: words.map(|word| word.to_string_lossy()).collect::<Vec<_>>().join(" "),
     };
     assert!(!hung, "no end after {PATIENCE:?}\n{run}");
     run
@@ -288,9 +251,7 @@ pub fn run(mut command: Command) -> Run {
 
 fn read_back(file: &mut File) -> String {
     let mut bytes = Vec::new();
-    file.rewind()
-        .and_then(|()| file.read_to_end(&mut bytes))
-        .expect("what was printed");
+    file.rewind().and_then(|()| file.read_to_end(&mut bytes)).expect("what was printed");
     String::from_utf8_lossy(&bytes).into_owned()
 }
 
@@ -306,10 +267,7 @@ impl Mounted {
 
     /// The root of the newest snapshot of the site's source (when no snapshot was named).
     pub fn latest(&self) -> PathBuf {
-        self.path
-            .join("source/latest")
-            .canonicalize()
-            .expect("source/latest")
+        self.path.join("source/latest").canonicalize().expect("source/latest")
     }
 
     /// Whether it is still there.
@@ -333,10 +291,7 @@ pub fn is_mounted(path: &Path) -> bool {
 /// What is mounted at `folder` or below, the last one first.
 fn mounts_below(folder: &Path) -> Vec<PathBuf> {
     let mounts = fs::read_to_string("/proc/self/mounts").unwrap_or_default();
-    let paths = mounts
-        .lines()
-        .filter_map(|line| line.split(' ').nth(1))
-        .map(PathBuf::from);
+    let paths = mounts.lines().filter_map(|line| line.split(' ').nth(1)).map(PathBuf::from);
     let mut paths: Vec<_> = paths.filter(|path| path.starts_with(folder)).collect();
     paths.reverse();
     paths
@@ -345,11 +300,7 @@ fn mounts_below(folder: &Path) -> Vec<PathBuf> {
 fn unmount(path: &Path) {
     for option in ["-u", "-uz"] {
         if is_mounted(path) {
-            let _ = Command::new("fusermount3")
-                .arg(option)
-                .arg(path)
-                .stderr(Stdio::null())
-                .status();
+            let _ = Command::new("fusermount3").arg(option).arg(path).stderr(Stdio::null()).status();
         }
     }
 }
@@ -379,12 +330,8 @@ fn daemons_of(folder: &Path) -> Vec<Pid> {
     let ours = pids.filter(|pid: &i32| {
         // A zombie has no arguments, so it doesn't count.
         let command_line = fs::read(format!("/proc/{pid}/cmdline")).unwrap_or_default();
-        let mut words = command_line
-            .split(|&byte| byte == 0)
-            .map(|word| Path::new(OsStr::from_bytes(word)));
-        let is_brackfs = words
-            .next()
-            .is_some_and(|program| program.file_name() == Path::new(BRACKFS).file_name());
+        let mut words = command_line.split(|&byte| byte == 0).map(|word| Path::new(OsStr::from_bytes(word)));
+        let is_brackfs = words.next().is_some_and(|program| program.file_name() == Path::new(BRACKFS).file_name());
         is_brackfs && words.any(|word| word.starts_with(folder))
     });
     ours.filter_map(Pid::from_raw).collect()
@@ -428,12 +375,8 @@ pub fn tree(root: &Path) -> BTreeMap<PathBuf, Entry> {
     let mut entries = BTreeMap::new();
     let mut names_of_inode: BTreeMap<(u64, u64), Vec<PathBuf>> = BTreeMap::new();
     for path in paths_below(root) {
-        let (entry, inode) =
-            entry(&path).unwrap_or_else(|e| panic!("cannot read {}: {e}", path.display()));
-        let name = path
-            .strip_prefix(root)
-            .expect("a path below the root")
-            .to_owned();
+        let (entry, inode) = entry(&path).unwrap_or_else(|e| panic!("cannot read {}: {e}", path.display()));
+        let name = path.strip_prefix(root).expect("a path below the root").to_owned();
         if entry.kind != Kind::Directory {
             names_of_inode.entry(inode).or_default().push(name.clone());
         }
@@ -459,21 +402,9 @@ fn entry(path: &Path) -> io::Result<(Entry, (u64, u64))> {
         uid: stat.uid(),
         gid: stat.gid(),
         mtime: i128::from(stat.mtime()) * 1_000_000_000 + i128::from(stat.mtime_nsec()),
-        size: if kind == Kind::Directory {
-            0
-        } else {
-            stat.size()
-        },
-        content: if kind == Kind::File {
-            Some(content(path)?)
-        } else {
-            None
-        },
-        target: if kind == Kind::Symlink {
-            Some(fs::read_link(path)?)
-        } else {
-            None
-        },
+        size: if kind == Kind::Directory { 0 } else { stat.size() },
+        content: if kind == Kind::File { Some(content(path)?) } else { None },
+        target: if kind == Kind::Symlink { Some(fs::read_link(path)?) } else { None },
         first_name: None,
         rdev: if is_device { stat.rdev() } else { 0 },
     };
@@ -494,9 +425,7 @@ fn kind(of: fs::FileType) -> Kind {
 
 /// BLAKE3 of a file, in little memory however large it is.
 pub fn content(path: &Path) -> io::Result<blake3::Hash> {
-    Ok(blake3::Hasher::new()
-        .update_reader(File::open(path)?)?
-        .finalize())
+    Ok(blake3::Hasher::new().update_reader(File::open(path)?)?.finalize())
 }
 
 /// A path and all below it, directories before what they hold. Symbolic links are not followed.
@@ -508,10 +437,7 @@ fn paths_below(root: &Path) -> Vec<PathBuf> {
         let path = paths[done].clone();
         done += 1;
         let failed = |e: io::Error| -> ! { panic!("cannot list {}: {e}", path.display()) };
-        if fs::symlink_metadata(&path)
-            .unwrap_or_else(|e| failed(e))
-            .is_dir()
-        {
+        if fs::symlink_metadata(&path).unwrap_or_else(|e| failed(e)).is_dir() {
             let entries = fs::read_dir(&path).unwrap_or_else(|e| failed(e));
             paths.extend(entries.map(|entry| entry.unwrap_or_else(|e| failed(e)).path()));
         }
@@ -522,14 +448,8 @@ fn paths_below(root: &Path) -> Vec<PathBuf> {
 /// Sets the mtime of everything at and below a path to [`AGED`]. That makes the ctimes new: see [`settle`].
 #[track_caller]
 pub fn age(root: &Path) {
-    let time = Timespec {
-        tv_sec: AGED,
-        tv_nsec: 0,
-    };
-    let times = Timestamps {
-        last_access: time,
-        last_modification: time,
-    };
+    let time = Timespec { tv_sec: AGED, tv_nsec: 0 };
+    let times = Timestamps { last_access: time, last_modification: time };
     for path in paths_below(root) {
         rustix::fs::utimensat(CWD, &path, &times, AtFlags::SYMLINK_NOFOLLOW)
             .unwrap_or_else(|e| panic!("cannot age {}: {e}", path.display()));

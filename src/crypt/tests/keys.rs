@@ -233,8 +233,7 @@ fn weak_encryption_key_is_refused() {
     let (cert, _) = cert.insert_packets(packets).unwrap();
     assert_eq!(
         refusal(&cert),
-        "cannot encrypt to FINGERPRINT (Alice): the algorithm of its encryption key (RSA (Encrypt or Sign) with 1024 \
-         bits) is not supported here"
+        "cannot encrypt to FINGERPRINT (Alice): the algorithm of its encryption key (RSA with 1024 bits) is not supported here"
     );
 }
 

@@ -152,7 +152,7 @@ fn key_without_the_right_to_sign_does_not_count() {
 }
 
 #[test]
-fn clock_that_was_set_back_does_not_spoil_signatures() {
+fn signature_from_before_its_key_does_not_count() {
     let key = host(Profile::Rfc9580);
     let signer = Signer::new(key.clone()).unwrap();
     let early = signer.sign_at(b"early", SystemTime::now() - 10 * DAY).unwrap();

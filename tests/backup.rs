@@ -1,0 +1,554 @@
+//! What `brackfs backup` promises: what is read, what is stored, what the snapshot holds then.
+
+mod common;
+
+use std::fs::{self, File, OpenOptions};
+use std::io::{Seek, SeekFrom, Write};
+use std::os::unix::fs::{PermissionsExt, chown};
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+use std::thread::sleep;
+use std::time::{Duration, SystemTime};
+
+use common::{Run, Site, age, content, run, settle, tree};
+use rustix::fs::FlockOperation;
+use serde_json::Value;
+
+const MIB: usize = 1 << 20;
+const NOBODY: u32 = 65534;
+
+/// A site with these files and a repository, not backed up yet.
+fn ready<C: AsRef<[u8]>>(files: &[(&str, C)]) -> Site {
+    let site = Site::with_files(files);
+    site.init();
+    site
+}
+
+/// Bytes that neither compress nor repeat; the same for the same seed.
+fn noise(seed: &str, length: usize) -> Vec<u8> {
+    let mut bytes = vec![0; length];
+    blake3::Hasher::new().update(seed.as_bytes()).finalize_xof().fill(&mut bytes);
+    bytes
+}
+
+#[track_caller]
+fn number(summary: &Value, field: &str) -> u64 {
+    summary[field].as_u64().unwrap_or_else(|| panic!("{field} is no number in {summary}"))
+}
+
+/// Backs up and says what came of it.
+#[track_caller]
+fn backup(site: &Site, extra: &[&str]) -> Value {
+    site.backup(extra).ok().json()
+}
+
+/// The names that `ls -R` shows, in its order.
+#[track_caller]
+fn names(site: &Site, what: &str) -> Vec<String> {
+    let run = site.brackfs(&["ls", "-R", what]).ok();
+    run.stdout.lines().map(str::to_owned).collect()
+}
+
+#[track_caller]
+fn cat(site: &Site, path: &str) -> String {
+    site.brackfs(&["cat", path]).ok().stdout
+}
+
+/// Restores the newest snapshot into a new directory of the site.
+#[track_caller]
+fn restored(site: &Site, name: &str) -> PathBuf {
+    let to = site.path().join(name);
+    site.brackfs(&["restore", "latest", "--to", to.to_str().unwrap()]).ok();
+    to
+}
+
+#[track_caller]
+fn snapshots(site: &Site) -> Vec<Value> {
+    let run = site.brackfs(&["snapshots", "--json"]).ok();
+    let Ok(Value::Array(list)) = serde_json::from_str(&run.stdout) else { panic!("no array\n{run}") };
+    list
+}
+
+fn set_mtime(path: &Path, time: SystemTime) {
+    OpenOptions::new().write(true).open(path).unwrap().set_modified(time).unwrap();
+}
+
+#[test]
+fn an_unchanged_tree_is_neither_read_nor_stored_again() {
+    let site = ready(&[("a", "one"), ("d/b", "two"), ("d/e/c", "three")]);
+    assert_eq!(number(&backup(&site, &[]), "files_read"), 3);
+    let second = backup(&site, &[]);
+    for field in ["files_read", "files_new", "files_changed", "data_packs", "stored_bytes"] {
+        assert_eq!(number(&second, field), 0, "{field} in {second}");
+    }
+    assert_eq!(number(&second, "files_unmodified"), 3);
+    assert_eq!(tree(&restored(&site, "out")), tree(&site.source()));
+}
+
+#[test]
+fn of_many_files_only_the_changed_one_is_read() {
+    let site = ready(&[("a", "one"), ("d/b", "two"), ("d/c", "three")]);
+    backup(&site, &[]);
+    site.write("d/b", "twice");
+    settle();
+    let second = backup(&site, &[]);
+    assert_eq!(number(&second, "files_read"), 1);
+    assert_eq!(number(&second, "files_changed"), 1);
+    assert_eq!(number(&second, "files_unmodified"), 2);
+    assert_eq!(cat(&site, "latest:d/b"), "twice");
+    assert_eq!(tree(&restored(&site, "out")), tree(&site.source()));
+}
+
+#[test]
+fn files_of_a_renamed_directory_are_not_read_again() {
+    let site = ready(&[("old/a", "one"), ("old/deep/b", "two"), ("z", "last")]);
+    backup(&site, &[]);
+    fs::rename(site.source().join("old"), site.source().join("new")).unwrap();
+    settle();
+    let second = backup(&site, &[]);
+    assert_eq!(number(&second, "files_read"), 0, "{second}");
+    assert_eq!(number(&second, "data_packs"), 0);
+    assert_eq!(names(&site, "latest"), ["new/", "new/a", "new/deep/", "new/deep/b", "z"]);
+    assert_eq!(tree(&restored(&site, "out")), tree(&site.source()));
+}
+
+#[test]
+fn a_moved_file_is_read_but_its_data_is_not_stored_again() {
+    let site = ready(&[("from/large", noise("moved", 3 * MIB)), ("to/x", b"x".to_vec())]);
+    backup(&site, &[]);
+    fs::rename(site.source().join("from/large"), site.source().join("to/large")).unwrap();
+    settle();
+    let second = backup(&site, &[]);
+    assert_eq!(number(&second, "files_read"), 1);
+    assert_eq!(number(&second, "data_packs"), 0, "{second}");
+    assert_eq!(tree(&restored(&site, "out")), tree(&site.source()));
+}
+
+#[test]
+fn identical_files_are_stored_once() {
+    let large = noise("twins", 3 * MIB);
+    let site = ready(&[("a", &large), ("b", &large), ("d/c", &large)]);
+    let first = backup(&site, &[]);
+    assert_eq!(number(&first, "bytes"), 9 * MIB as u64);
+    assert!(number(&first, "stored_bytes") < 4 * MIB as u64, "{first}");
+    assert_eq!(tree(&restored(&site, "out")), tree(&site.source()));
+}
+
+#[test]
+fn patterns_exclude_as_in_a_gitignore() {
+    let files = ["a.o", "top", "d/a.o", "d/keep.o", "d/top", "d/a.c", "cache/x", "d/cache"];
+    let site = ready(&files.map(|name| (name, name)));
+    let patterns = ["--exclude", "*.o", "-e", "!keep.o", "--exclude", "/top", "--exclude", "cache/"];
+    backup(&site, &patterns);
+    assert_eq!(names(&site, "latest"), ["d/", "d/a.c", "d/cache", "d/keep.o", "d/top"]);
+    // What is no longer excluded is there again, what now is goes.
+    backup(&site, &["--exclude", "/d"]);
+    assert_eq!(names(&site, "latest"), ["a.o", "cache/", "cache/x", "top"]);
+}
+
+/// A file system of its own below the source; unmounted when dropped.
+struct OtherFileSystem(PathBuf);
+
+impl OtherFileSystem {
+    fn mount(path: PathBuf) -> OtherFileSystem {
+        let mut command = Command::new("mount");
+        command.args(["-t", "tmpfs", "-o", "size=1m", "brackfs-test"]).arg(&path);
+        run(command).ok();
+        OtherFileSystem(path)
+    }
+}
+
+impl Drop for OtherFileSystem {
+    fn drop(&mut self) {
+        let _ = Command::new("umount").arg(&self.0).status();
+    }
+}
+
+#[test]
+fn one_file_system_leaves_the_directory_of_a_mount_empty() {
+    let site = Site::with_files(&[("a", "one"), ("below/covered", "by the mount")]);
+    site.init();
+    let other = OtherFileSystem::mount(site.source().join("below"));
+    site.write("below/elsewhere", "on the other");
+    backup(&site, &["--one-file-system"]);
+    assert_eq!(names(&site, "latest"), ["a", "below/"]);
+    backup(&site, &[]);
+    assert_eq!(names(&site, "latest"), ["a", "below/", "below/elsewhere"]);
+    drop(other);
+    backup(&site, &["-x"]);
+    assert_eq!(names(&site, "latest"), ["a", "below/", "below/covered"]);
+}
+
+#[test]
+fn of_several_paths_the_root_is_the_root_with_what_leads_to_them() {
+    let site = ready(&[("one/a", "a"), ("two/b", "b"), ("three/c", "c")]);
+    let [one, two] = ["one", "two/b"].map(|name| site.source().join(name));
+    let arguments = ["backup", one.to_str().unwrap(), two.to_str().unwrap(), "--json"];
+    let summary = site.brackfs(&arguments).ok().json();
+    assert_eq!(summary["source"], "root");
+    let leading = site.source().strip_prefix("/").unwrap().to_str().unwrap().to_owned();
+    assert_eq!(names(&site, &format!("latest:{leading}")), ["one/", "one/a", "two/", "two/b"]);
+    // Nothing else of the directories above is there.
+    let mut expected: Vec<PathBuf> = Path::new(&leading).ancestors().map(Path::to_owned).collect();
+    expected.retain(|path| !path.as_os_str().is_empty());
+    expected.reverse();
+    let expected: Vec<String> = expected.iter().map(|path| format!("{}/", path.display())).collect();
+    assert_eq!(names(&site, "latest")[..expected.len()], expected);
+    assert_eq!(names(&site, "latest").len(), expected.len() + 4);
+    assert_eq!(cat(&site, &format!("latest:{leading}/two/b")), "b");
+    // Unchanged, they are not read again.
+    assert_eq!(number(&site.brackfs(&arguments).ok().json(), "files_read"), 0);
+}
+
+#[test]
+fn a_single_file_can_be_backed_up() {
+    let site = ready(&[("only", "content"), ("other", "not asked for")]);
+    let file = site.source().join("only");
+    let summary = site.brackfs(&["backup", file.to_str().unwrap(), "--json"]).ok().json();
+    assert_eq!(number(&summary, "files"), 1);
+    let names = names(&site, "latest");
+    let name = names.last().expect("the file");
+    assert!(name.ends_with("only"), "{names:?}");
+    assert!(!names.iter().any(|name| name.ends_with("other")), "{names:?}");
+    assert_eq!(cat(&site, &format!("latest:{name}")), "content");
+}
+
+/// The command, run by a user who may not read everything. The site becomes his.
+fn as_nobody(site: &Site, arguments: &[&str]) -> Command {
+    let open = |path: &Path, mode| fs::set_permissions(path, fs::Permissions::from_mode(mode)).unwrap();
+    open(site.path(), 0o755);
+    let program = site.path().join("brackfs");
+    let command = site.command(arguments);
+    if !program.exists() {
+        // Where it was built, others may not be let in.
+        fs::copy(command.get_program(), &program).unwrap();
+        open(&program, 0o755);
+    }
+    let mut all = vec![site.path().to_owned()];
+    while let Some(path) = all.pop() {
+        chown(&path, Some(NOBODY), Some(NOBODY)).unwrap();
+        if path.is_dir() {
+            all.extend(fs::read_dir(&path).unwrap().map(|entry| entry.unwrap().path()));
+        }
+    }
+    let mut other = Command::new("setpriv");
+    other.args(["--reuid=65534", "--regid=65534", "--clear-groups"]).arg(program).args(command.get_args());
+    other.current_dir(site.path()).stdin(Stdio::null()).env("HOME", site.path());
+    for (name, value) in command.get_envs() {
+        match value {
+            Some(value) => other.env(name, value),
+            None => other.env_remove(name),
+        };
+    }
+    other
+}
+
+#[test]
+fn an_unreadable_file_is_named_and_the_rest_is_backed_up() {
+    let site = ready(&[("a", "one"), ("secret", "not for you"), ("z", "last")]);
+    let secret = site.source().join("secret");
+    fs::set_permissions(&secret, fs::Permissions::from_mode(0o000)).unwrap();
+    let source = site.source();
+    let run = run(as_nobody(&site, &["backup", source.to_str().unwrap()])).code(3);
+    assert!(run.stderr.contains(secret.to_str().unwrap()), "{run}");
+    assert_eq!(cat(&site, "latest:a"), "one");
+    assert_eq!(cat(&site, "latest:z"), "last");
+    assert!(!names(&site, "latest").contains(&"secret".to_owned()), "its content is not there, so it must not be");
+}
+
+#[test]
+fn an_unreadable_directory_is_named_and_the_rest_is_backed_up() {
+    let site = ready(&[("a", "one"), ("closed/b", "not for you"), ("z", "last")]);
+    let closed = site.source().join("closed");
+    fs::set_permissions(&closed, fs::Permissions::from_mode(0o000)).unwrap();
+    let source = site.source();
+    let run = run(as_nobody(&site, &["backup", source.to_str().unwrap()])).code(3);
+    assert!(run.stderr.contains(closed.to_str().unwrap()), "{run}");
+    assert_eq!(cat(&site, "latest:a"), "one");
+    assert_eq!(cat(&site, "latest:z"), "last");
+}
+
+#[test]
+fn a_file_rewritten_right_after_a_backup_gets_its_new_content() {
+    let site = Site::with_files(&[("old", "not read again")]);
+    site.init();
+    let file = site.write("fresh", "before");
+    let time = fs::metadata(&file).unwrap().modified().unwrap();
+    backup(&site, &[]);
+    fs::write(&file, "behind").unwrap();
+    set_mtime(&file, time);
+    let second = backup(&site, &[]);
+    assert_eq!(number(&second, "files_read"), 1, "{second}");
+    assert_eq!(cat(&site, "latest:fresh"), "behind");
+}
+
+#[test]
+fn a_fresh_file_is_read_again_even_if_no_stamp_tells() {
+    let site = Site::with_files(&[("old", "not read again")]);
+    site.init();
+    let file = site.write("fresh", "before");
+    // As from a clock that is a little ahead: fresh however long the run takes to get there.
+    let time = SystemTime::now() + Duration::from_secs(600);
+    set_mtime(&file, time);
+    backup(&site, &["--ignore-ctime"]);
+    fs::write(&file, "behind").unwrap();
+    set_mtime(&file, time);
+    let second = backup(&site, &["--ignore-ctime"]);
+    assert_eq!(number(&second, "files_read"), 1, "{second}");
+    assert_eq!(cat(&site, "latest:fresh"), "behind");
+}
+
+/// A file whose content changes after a backup, and whose size and mtime do not; then another backup.
+#[track_caller]
+fn backup_after_a_hidden_change(extra: &[&str]) -> (Site, Value) {
+    let site = ready(&[("a", "before"), ("b", "other")]);
+    backup(&site, extra);
+    let file = site.source().join("a");
+    let time = fs::metadata(&file).unwrap().modified().unwrap();
+    fs::write(&file, "behind").unwrap();
+    set_mtime(&file, time);
+    settle();
+    let second = backup(&site, extra);
+    (site, second)
+}
+
+#[test]
+fn a_changed_ctime_alone_makes_a_file_be_read() {
+    let (site, second) = backup_after_a_hidden_change(&[]);
+    assert_eq!(number(&second, "files_read"), 1, "{second}");
+    assert_eq!(cat(&site, "latest:a"), "behind");
+}
+
+#[test]
+fn ignore_ctime_does_not_take_a_changed_ctime_for_a_change() {
+    let (site, second) = backup_after_a_hidden_change(&["--ignore-ctime"]);
+    assert_eq!(number(&second, "files_read"), 0, "{second}");
+    assert_eq!(cat(&site, "latest:a"), "before");
+}
+
+#[test]
+fn skip_if_unchanged_makes_no_snapshot_unless_something_changed() {
+    let site = ready(&[("a", "one")]);
+    backup(&site, &["--skip-if-unchanged"]);
+    assert_eq!(snapshots(&site).len(), 1);
+    let second = backup(&site, &["--skip-if-unchanged"]);
+    assert_eq!(second["snapshot_id"], Value::Null);
+    assert_eq!(snapshots(&site).len(), 1);
+    site.write("b", "two");
+    assert!(backup(&site, &["--skip-if-unchanged"])["snapshot_id"].is_string());
+    assert_eq!(snapshots(&site).len(), 2);
+}
+
+#[test]
+fn reread_reads_all_files_and_stores_none() {
+    let site = ready(&[("a", "one"), ("d/b", "two")]);
+    backup(&site, &[]);
+    let second = backup(&site, &["--reread"]);
+    assert_eq!(number(&second, "files_read"), 2);
+    assert_eq!(number(&second, "data_packs"), 0, "{second}");
+    assert_eq!(tree(&restored(&site, "out")), tree(&site.source()));
+}
+
+#[test]
+fn tags_and_source_are_listed() {
+    let site = ready(&[("a", "one")]);
+    let summary = backup(&site, &["--source", "machine", "--tag", "before-upgrade", "--tag", "weekly"]);
+    assert_eq!(summary["source"], "machine");
+    backup(&site, &[]);
+    let list = snapshots(&site);
+    assert_eq!(list.len(), 2);
+    let of = |source: &str| list.iter().find(|snapshot| snapshot["source"] == source).expect("its snapshot");
+    assert_eq!(of("machine")["tags"], serde_json::json!(["before-upgrade", "weekly"]));
+    assert_eq!(of("source")["tags"], serde_json::json!([]));
+    assert_eq!(of("machine")["id"], summary["snapshot_id"]);
+    assert_eq!(of("machine")["time"], summary["time"]);
+    let run = site.brackfs(&["snapshots", "--source", "machine", "--json"]).ok();
+    assert_eq!(serde_json::from_str::<Value>(&run.stdout).unwrap(), serde_json::json!([of("machine")]));
+}
+
+#[test]
+fn backing_up_and_listing_need_no_secret_key() {
+    let site = ready(&[("a", "one")]);
+    fs::rename(site.keys(), site.path().join("far away")).unwrap();
+    let summary = backup(&site, &[]);
+    let list = snapshots(&site);
+    assert_eq!(list.len(), 1);
+    assert_eq!(list[0]["id"], summary["snapshot_id"]);
+    let run = site.brackfs(&["snapshots"]).ok();
+    let short = &summary["snapshot_id"].as_str().unwrap()[..8];
+    assert!(run.stdout.contains(short) && run.stdout.contains("source"), "{run}");
+}
+
+#[test]
+fn in_a_large_directory_files_come_and_go() {
+    let name = |number: usize| format!("many/file-{number:05}");
+    let files: Vec<_> = (0..2500).map(|number| (name(number), number.to_string())).collect();
+    let files: Vec<_> = files.iter().map(|(name, content)| (name.as_str(), content)).collect();
+    let site = ready(&files);
+    backup(&site, &[]);
+    let list = |site: &Site| {
+        let mut list = names(site, "latest:many");
+        assert!(list.is_sorted(), "not in order");
+        list.retain(|name| !name.ends_with('/'));
+        list
+    };
+    let mut expected: Vec<_> = (0..2500).map(|number| format!("file-{number:05}")).collect();
+    assert_eq!(list(&site), expected);
+
+    site.write("many/file-01234-a", "added");
+    age(&site.source().join("many/file-01234-a"));
+    settle();
+    let second = backup(&site, &[]);
+    assert_eq!(number(&second, "files_read"), 1, "{second}");
+    expected.insert(1235, "file-01234-a".into());
+    assert_eq!(list(&site), expected);
+
+    fs::remove_file(site.source().join(name(77))).unwrap();
+    settle();
+    let third = backup(&site, &[]);
+    assert_eq!(number(&third, "files_read"), 0, "{third}");
+    expected.remove(77);
+    assert_eq!(list(&site), expected);
+    assert_eq!(tree(&restored(&site, "out")), tree(&site.source()));
+}
+
+/// A file of so many MiB of noise.
+fn write_noise(site: &Site, name: &str, mebibytes: usize) -> PathBuf {
+    let path = site.write(name, b"");
+    let mut file = File::create(&path).unwrap();
+    let mut stream = blake3::Hasher::new().update(name.as_bytes()).finalize_xof();
+    let mut piece = vec![0; MIB];
+    for _ in 0..mebibytes {
+        stream.fill(&mut piece);
+        file.write_all(&piece).unwrap();
+    }
+    path
+}
+
+/// A file of 100 MiB that is a hole but for its last bytes.
+fn write_sparse(site: &Site, name: &str) -> PathBuf {
+    let path = site.write(name, b"");
+    let mut file = File::create(&path).unwrap();
+    file.seek(SeekFrom::Start(100 * MIB as u64)).unwrap();
+    file.write_all(b"the end").unwrap();
+    path
+}
+
+#[test]
+fn large_and_sparse_files_come_back() {
+    let site = Site::with_files(&[("d/small", "beside them")]);
+    site.init();
+    write_noise(&site, "d/large", 5);
+    write_noise(&site, "d/larger", 12);
+    write_sparse(&site, "d/sparse");
+    settle();
+    let first = backup(&site, &["--chunk-size", "64KiB"]);
+    assert!(number(&first, "stored_bytes") < 18 * MIB as u64, "{first}");
+    assert_eq!(tree(&restored(&site, "out")), tree(&site.source()));
+    let second = backup(&site, &["--chunk-size", "64KiB"]);
+    assert_eq!(number(&second, "files_read"), 0);
+}
+
+#[test]
+fn of_a_file_of_thousands_of_chunks_only_the_appended_tail_is_stored_again() {
+    let site = Site::with_files(&[("small", "beside it")]);
+    site.init();
+    let large = write_noise(&site, "large", 40);
+    settle();
+    let extra = ["--chunk-size", "16KiB"];
+    let first = backup(&site, &extra);
+    assert!(number(&first, "data_bytes") >= 40 * MIB as u64, "{first}");
+    OpenOptions::new().append(true).open(&large).unwrap().write_all(&noise("tail", 4096)).unwrap();
+    settle();
+    let second = backup(&site, &extra);
+    assert_eq!(number(&second, "files_read"), 1);
+    // The last chunk, which is another one now, and what was appended.
+    assert!(number(&second, "data_bytes") < 256 << 10, "{second}");
+    let out = restored(&site, "out");
+    assert_eq!(content(&out.join("large")).unwrap(), content(&large).unwrap());
+}
+
+#[test]
+fn low_memory_makes_the_same_snapshot() {
+    let site = Site::with_files(&[("small", "beside them"), ("d/empty", "")]);
+    site.init();
+    write_noise(&site, "d/large", 5);
+    write_sparse(&site, "d/sparse");
+    settle();
+    backup(&site, &["--low-memory"]);
+    assert_eq!(tree(&restored(&site, "out")), tree(&site.source()));
+    // Cut at the same places, so an ordinary run finds all of it stored.
+    let second = backup(&site, &["--reread"]);
+    assert_eq!(number(&second, "files_read"), 4);
+    assert_eq!(number(&second, "data_packs"), 0, "{second}");
+}
+
+#[test]
+fn low_memory_needs_little_memory_however_large_the_file() {
+    let site = Site::with_files(&[("small", "beside it")]);
+    site.init();
+    write_noise(&site, "large", 300);
+    let source = site.source();
+    let mut command = site.command(&["backup", source.to_str().unwrap(), "--low-memory"]);
+    let mut child = command.stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap();
+    let status = format!("/proc/{}/status", child.id());
+    let mut peak = 0;
+    let ended = loop {
+        // The kernel remembers the peak, so it is enough to ask often until the end.
+        let status = fs::read_to_string(&status).unwrap_or_default();
+        let line = status.lines().find_map(|line| line.strip_prefix("VmHWM:"));
+        let kibibytes: Option<u64> = line.and_then(|line| line.trim().strip_suffix(" kB")?.parse().ok());
+        peak = peak.max(kibibytes.unwrap_or(0));
+        if let Some(ended) = child.try_wait().unwrap() {
+            break ended;
+        }
+        sleep(Duration::from_millis(5));
+    };
+    assert!(ended.success(), "{ended}");
+    assert!(peak > 0, "no peak was seen");
+    assert!(peak < 100 << 10, "{peak} KiB");
+}
+
+#[test]
+fn a_second_run_at_once_is_told_that_the_first_holds_the_lock() {
+    let site = ready(&[("a", "one")]);
+    backup(&site, &[]);
+    let folders = fs::read_dir(site.state()).unwrap().map(|entry| entry.unwrap().path());
+    let locks: Vec<_> = folders.map(|folder| folder.join("lock")).filter(|lock| lock.exists()).collect();
+    assert_eq!(locks.len(), 1, "{locks:?}");
+    let lock = OpenOptions::new().write(true).open(&locks[0]).unwrap();
+    rustix::fs::flock(&lock, FlockOperation::LockExclusive).unwrap();
+    let run = site.backup(&[]).code(11);
+    assert!(run.stderr.contains("another run"), "{run}");
+    drop(lock);
+    backup(&site, &[]);
+    assert_eq!(snapshots(&site).len(), 2);
+}
+
+#[test]
+fn the_summary_is_in_numbers() {
+    let site = ready(&[("a", "one"), ("d/b", "three")]);
+    let summary = backup(&site, &[]);
+    let fields = ["files_new", "files_changed", "files_unmodified", "files_read", "files", "directories", "others"];
+    let more = ["bytes", "data_packs", "data_bytes", "tree_packs", "tree_bytes", "stored_bytes", "problems"];
+    for field in fields.into_iter().chain(more) {
+        number(&summary, field);
+    }
+    assert!(summary["seconds"].is_number());
+    assert_eq!(number(&summary, "files"), 2);
+    assert_eq!(number(&summary, "files_new"), 2);
+    assert_eq!(number(&summary, "bytes"), 8);
+    assert_eq!(number(&summary, "problems"), 0);
+    let stored = number(&summary, "data_bytes") + number(&summary, "tree_bytes");
+    assert_eq!(number(&summary, "stored_bytes"), stored);
+}
+
+#[test]
+fn a_missing_path_is_an_error_and_makes_no_snapshot() {
+    let site = ready(&[("a", "one")]);
+    let missing = site.path().join("missing");
+    let run: Run = site.brackfs(&["backup", missing.to_str().unwrap()]);
+    assert!(![0, 3].contains(&run.code), "{run}");
+    assert!(run.stderr.contains(missing.to_str().unwrap()), "{run}");
+    assert!(snapshots(&site).is_empty());
+}

@@ -1,0 +1,373 @@
+//! What brackfs writes is read by others, and what others made is used by brackfs: gpg, zstd, b3sum, and another
+//! OpenPGP library. What must not be readable is tried with them, too.
+
+mod common;
+
+use std::ffi::OsString;
+use std::fs;
+use std::io::{Cursor, Write};
+use std::os::unix::fs::PermissionsExt;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Output, Stdio};
+
+use common::{Run, Site, run, tree};
+use pgp::composed::{Deserializable, Message, SignedSecretKey};
+use pgp::types::Password;
+use tempfile::TempDir;
+
+/// An empty home for gpg; its agents end with it.
+struct Home {
+    folder: TempDir,
+}
+
+impl Home {
+    fn new() -> Home {
+        // gpg's sockets are in it, so its name must be short.
+        let folder = TempDir::with_prefix("gpg-").expect("temporary directory");
+        fs::set_permissions(folder.path(), fs::Permissions::from_mode(0o700)).expect("mode of the home");
+        Home { folder }
+    }
+
+    /// With a new key of these algorithms, without a passphrase.
+    fn with_key(key: &str, subkey: &str) -> Home {
+        let home = Home::new();
+        let description = home.path().join("description");
+        let words = format!("%no-protection\n{key}\n{subkey}\nName-Real: owner\nExpire-Date: 0\n%commit\n");
+        fs::write(&description, words).expect("description");
+        let made = home.gpg(&["--gen-key", description.to_str().expect("a path")], &[]);
+        assert!(made.status.success(), "{}", String::from_utf8_lossy(&made.stderr));
+        home
+    }
+
+    fn path(&self) -> &Path {
+        self.folder.path()
+    }
+
+    fn gpg(&self, arguments: &[&str], input: &[u8]) -> Output {
+        let mut gpg = Command::new("gpg");
+        gpg.env("GNUPGHOME", self.path()).args(["--batch", "--quiet", "--no-tty"]).args(arguments);
+        pipe(gpg, input)
+    }
+
+    /// What gpg exports, in a file.
+    #[track_caller]
+    fn export(&self, what: &str) -> PathBuf {
+        let output = self.gpg(&["--armor", what, "owner"], &[]);
+        assert!(!output.stdout.is_empty(), "{}", String::from_utf8_lossy(&output.stderr));
+        let file = self.path().join(what);
+        fs::write(&file, output.stdout).expect("key");
+        file
+    }
+}
+
+impl Drop for Home {
+    fn drop(&mut self) {
+        let _ = Command::new("gpgconf").env("GNUPGHOME", self.path()).args(["--kill", "all"]).status();
+    }
+}
+
+/// Runs a command on this input.
+fn pipe(mut command: Command, input: &[u8]) -> Output {
+    command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
+    let mut child = command.spawn().unwrap_or_else(|e| panic!("cannot run {command:?}: {e}"));
+    let mut stdin = child.stdin.take().expect("a pipe");
+    std::thread::scope(|scope| {
+        // It may read no further; then its output says why.
+        scope.spawn(move || stdin.write_all(input));
+        child.wait_with_output().expect("output")
+    })
+}
+
+#[track_caller]
+fn unzstd(bytes: &[u8]) -> Vec<u8> {
+    let mut zstd = Command::new("zstd");
+    zstd.args(["--decompress", "--stdout"]);
+    let output = pipe(zstd, bytes);
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    output.stdout
+}
+
+const LINE: &str = "the quick brown fox jumps over the lazy dog\n";
+
+/// A site with two files. Neither is so large that it could be cut.
+fn site() -> Site {
+    let mut noise = vec![0; 60 << 10];
+    blake3::Hasher::new().finalize_xof().fill(&mut noise);
+    Site::with_files(&[("notes.txt", LINE.repeat(3).into_bytes()), ("folder/noise", noise)])
+}
+
+#[track_caller]
+fn init(site: &Site, recipients: &[&Path]) {
+    let mut arguments: Vec<OsString> = vec!["init".into(), site.repo().into()];
+    for recipient in recipients {
+        arguments.extend(["--recipient".into(), OsString::from(recipient)]);
+    }
+    site.brackfs(&arguments).ok();
+}
+
+/// Files below a folder of the repository.
+#[track_caller]
+fn objects(site: &Site, folder: &str) -> Vec<PathBuf> {
+    let paths = tree(&site.repo().join(folder)).into_keys().map(|path| site.repo().join(folder).join(path));
+    let files: Vec<_> = paths.filter(|path| path.is_file()).collect();
+    assert!(!files.is_empty(), "nothing in {folder}/");
+    files
+}
+
+/// A packet's tag, and its whole length with the header. Only headers of the new format are written here, and
+/// only definite lengths.
+#[track_caller]
+fn packet(bytes: &[u8]) -> (u8, usize) {
+    assert_eq!(bytes[0] & 0xC0, 0xC0, "a header of the new format");
+    let number = |range: std::ops::Range<usize>| bytes[range].iter().fold(0, |sum, byte| sum << 8 | usize::from(*byte));
+    let length = match bytes[1] {
+        0..192 => 2 + number(1..2),
+        192..224 => 3 + ((number(1..2) - 192) << 8) + number(2..3) + 192,
+        255 => 6 + number(2..6),
+        partial => panic!("a partial length: {partial}"),
+    };
+    (bytes[0] & 0x3F, length)
+}
+
+/// A pack's messages: encrypted session keys and what they open.
+#[track_caller]
+fn messages(pack: &Path) -> Vec<Vec<u8>> {
+    let bytes = fs::read(pack).expect("pack");
+    let (mut messages, mut start, mut at) = (Vec::new(), 0, 0);
+    while at < bytes.len() {
+        let (tag, length) = packet(&bytes[at..]);
+        at += length;
+        match tag {
+            1 => {}
+            18 => {
+                messages.push(bytes[start..at].to_vec());
+                start = at;
+            }
+            other => panic!("a packet with tag {other} in a pack"),
+        }
+    }
+    assert_eq!((start, at), (bytes.len(), bytes.len()), "the pack ends in the middle of a message");
+    messages
+}
+
+#[track_caller]
+fn all_messages(site: &Site) -> Vec<Vec<u8>> {
+    objects(site, "packs").iter().flat_map(|pack| messages(pack)).collect()
+}
+
+/// Whether all of the content is in one of the blocks.
+fn is_in(blocks: &[Vec<u8>], content: &[u8]) -> bool {
+    let head = &content[..32.min(content.len())];
+    blocks.iter().any(|block| {
+        let found = block.windows(head.len()).position(|window| window == head);
+        found.is_some_and(|at| block[at..].starts_with(content))
+    })
+}
+
+#[track_caller]
+fn holds_the_source(site: &Site, blocks: &[Vec<u8>]) {
+    for name in ["notes.txt", "folder/noise"] {
+        assert!(is_in(blocks, &fs::read(site.source().join(name)).unwrap()), "{name} is in no block");
+    }
+}
+
+/// `cat` with these arguments, and nothing but this home of gpg beside them.
+fn cat(site: &Site, home: &Path, arguments: &[&str]) -> Run {
+    let mut command = site.command(&[["cat", "latest:notes.txt"].as_slice(), arguments].concat());
+    command.env("GNUPGHOME", home).env_remove("BRACKFS_KEY_FILE");
+    run(command)
+}
+
+#[track_caller]
+fn gpg_reads_what_brackfs_writes(home: &Home) {
+    let site = site();
+    init(&site, &[&home.export("--export")]);
+    site.backup(&[]).ok();
+
+    // Without brackfs.
+    let decrypt = |message: &[u8]| {
+        let output = home.gpg(&["--decrypt"], message);
+        assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+        unzstd(&output.stdout)
+    };
+    let blocks: Vec<_> = all_messages(&site).iter().map(|message| decrypt(message)).collect();
+    holds_the_source(&site, &blocks);
+    for snapshot in objects(&site, "snapshots") {
+        // It can't check the signature, and says so by its exit code.
+        let document = home.gpg(&["--decrypt"], &fs::read(&snapshot).unwrap()).stdout;
+        let name = snapshot.strip_prefix(site.repo()).unwrap().to_str().unwrap().as_bytes();
+        assert!(document.windows(name.len()).any(|window| window == name), "a snapshot that does not name itself");
+    }
+
+    // With brackfs: through gpg, and with the key that gpg exports.
+    let content = LINE.repeat(3);
+    assert_eq!(cat(&site, home.path(), &[]).ok().stdout, content);
+    let secret = home.export("--export-secret-keys");
+    let nobody = Home::new();
+    assert_eq!(cat(&site, nobody.path(), &["--key", secret.to_str().unwrap()]).ok().stdout, content);
+    cat(&site, nobody.path(), &[]).code(12);
+    let mut command = site.command(&["check", "--read-data"]);
+    run({
+        command.env("GNUPGHOME", home.path());
+        command
+    })
+    .ok();
+}
+
+#[test]
+fn gpg_with_an_rsa_key_of_its_own_reads_what_brackfs_writes() {
+    let key = "Key-Type: RSA\nKey-Length: 3072\nKey-Usage: sign";
+    let subkey = "Subkey-Type: RSA\nSubkey-Length: 3072\nSubkey-Usage: encrypt";
+    gpg_reads_what_brackfs_writes(&Home::with_key(key, subkey));
+}
+
+#[test]
+fn gpg_with_a_curve25519_key_of_its_own_reads_what_brackfs_writes() {
+    let key = "Key-Type: EDDSA\nKey-Curve: ed25519\nKey-Usage: sign";
+    let subkey = "Subkey-Type: ECDH\nSubkey-Curve: cv25519\nSubkey-Usage: encrypt";
+    gpg_reads_what_brackfs_writes(&Home::with_key(key, subkey));
+}
+
+#[test]
+fn gpg_reads_backups_for_a_key_of_the_older_standard_that_brackfs_made() {
+    let site = site();
+    let key = site.key("rfc4880");
+    site.init();
+    site.backup(&[]).ok();
+    let home = Home::new();
+    let import = home.gpg(&["--import", key.to_str().unwrap()], &[]);
+    assert!(import.status.success(), "{}", String::from_utf8_lossy(&import.stderr));
+    let decrypt = |message: &Vec<u8>| unzstd(&home.gpg(&["--decrypt"], message).stdout);
+    let blocks: Vec<_> = all_messages(&site).iter().map(decrypt).collect();
+    holds_the_source(&site, &blocks);
+    assert_eq!(cat(&site, home.path(), &[]).ok().stdout, LINE.repeat(3));
+}
+
+fn secret_key(file: &Path) -> SignedSecretKey {
+    let armored = fs::read(file).expect("secret key");
+    SignedSecretKey::from_armor_single(Cursor::new(armored)).expect("secret key").0
+}
+
+/// Decrypts with another library.
+fn decrypt(message: &[u8], key: &SignedSecretKey) -> Result<Vec<u8>, Box<dyn std::error::Error>> {
+    let mut content = Message::from_bytes(Cursor::new(message.to_vec()))?.decrypt(&Password::empty(), key)?;
+    Ok(content.as_data_vec()?)
+}
+
+#[test]
+fn another_library_reads_backups_for_a_key_that_brackfs_made() {
+    for profile in ["rfc9580", "rfc4880"] {
+        let site = site();
+        let key = secret_key(&site.key(profile));
+        site.init();
+        site.backup(&[]).ok();
+        let decrypt = |message: &Vec<u8>| unzstd(&decrypt(message, &key).expect("a block"));
+        let blocks: Vec<_> = all_messages(&site).iter().map(decrypt).collect();
+        holds_the_source(&site, &blocks);
+    }
+}
+
+#[test]
+fn b3sum_finds_all_packs_as_they_were_stored() {
+    let site = site();
+    site.init();
+    site.backup(&[]).ok();
+    site.write("later", "later");
+    site.backup(&[]).ok();
+    let mut sums = Vec::new();
+    for object in objects(&site, "sums") {
+        sums.extend(fs::read(object).unwrap());
+    }
+    let check = |sums: &[u8]| {
+        let mut command = Command::new("b3sum");
+        command.arg("--check").current_dir(site.repo());
+        pipe(command, sums)
+    };
+    let output = check(&sums);
+    let said = String::from_utf8_lossy(&output.stdout).into_owned();
+    assert!(output.status.success(), "{said}{}", String::from_utf8_lossy(&output.stderr));
+    let packs = objects(&site, "packs");
+    assert_eq!(said.lines().count(), packs.len(), "{said}");
+    for pack in &packs {
+        assert!(said.contains(pack.strip_prefix(site.repo()).unwrap().to_str().unwrap()), "{pack:?} has no sum");
+    }
+    let mut bytes = fs::read(&packs[0]).unwrap();
+    bytes[10] ^= 1;
+    fs::write(&packs[0], bytes).unwrap();
+    assert!(!check(&sums).status.success(), "a changed pack has its old sum");
+}
+
+#[test]
+fn the_host_can_write_backups_and_not_read_them() {
+    for profile in ["rfc9580", "rfc4880"] {
+        let site = site();
+        let owner = site.key(profile);
+        site.init();
+        site.backup(&[]).ok();
+        let nobody = Home::new();
+        // All that the host has: its state, with the catalog, and its own key.
+        let away = nobody.path().join("owner");
+        fs::rename(&owner, &away).unwrap();
+        let state = tree(&site.state()).into_keys().find(|path| path.ends_with("host.key")).expect("host.key");
+        let host = site.state().join(state);
+        for arguments in [[].as_slice(), &["--key", host.to_str().unwrap()]] {
+            let run = cat(&site, nobody.path(), arguments).code(12);
+            assert_eq!(run.stdout, "", "{run}");
+        }
+        // Nor with another program.
+        let (host, owner) = (secret_key(&host), secret_key(&away));
+        for message in all_messages(&site) {
+            assert!(decrypt(&message, &host).is_err(), "the host's key opens a block");
+            decrypt(&message, &owner).expect("the owner's key opens every block");
+        }
+        // And nothing of the content is kept beside the repository.
+        for path in tree(&site.state()).into_keys().map(|path| site.state().join(path)).filter(|path| path.is_file()) {
+            assert!(!is_in(&[fs::read(&path).unwrap()], LINE.as_bytes()), "{path:?} holds content");
+        }
+    }
+}
+
+#[test]
+fn no_name_and_no_content_is_in_an_encrypted_repository_in_the_clear() {
+    let site = Site::with_files(&[("conspicuous-name", LINE.repeat(3))]);
+    site.init();
+    site.backup(&["--tag", "conspicuous-tag"]).ok();
+    for object in tree(&site.repo()).into_keys().filter(|path| site.repo().join(path).is_file()) {
+        let bytes = fs::read(site.repo().join(&object)).unwrap();
+        for secret in [LINE, "conspicuous", site.path().to_str().unwrap()] {
+            assert!(!is_in(std::slice::from_ref(&bytes), secret.as_bytes()), "{object:?} tells {secret:?}");
+            assert!(!object.to_str().unwrap().contains(secret), "{object:?} tells {secret:?}");
+        }
+    }
+}
+
+#[test]
+fn each_of_several_recipients_reads_alone() {
+    let gpg = Home::with_key(
+        "Key-Type: EDDSA\nKey-Curve: ed25519\nKey-Usage: sign",
+        "Subkey-Type: ECDH\nSubkey-Curve: cv25519\nSubkey-Usage: encrypt",
+    );
+    let nobody = Home::new();
+    let content = LINE.repeat(3);
+    for others in [["rfc9580", "rfc9580"], ["rfc4880", "rfc9580"]] {
+        for with_gpg in [false, true] {
+            let site = site();
+            let keys = [site.key_named("alice", others[0]), site.key_named("bob", others[1])];
+            let stranger = site.key_named("stranger", others[1]);
+            let mut certificates: Vec<_> = keys.iter().map(|key| key.with_extension("pub")).collect();
+            if with_gpg {
+                certificates.push(gpg.export("--export"));
+            }
+            init(&site, &certificates.iter().map(PathBuf::as_path).collect::<Vec<_>>());
+            site.backup(&[]).ok();
+            for key in &keys {
+                assert_eq!(cat(&site, nobody.path(), &["--key", key.to_str().unwrap()]).ok().stdout, content);
+            }
+            match with_gpg {
+                true => assert_eq!(cat(&site, gpg.path(), &[]).ok().stdout, content),
+                false => assert_eq!(cat(&site, gpg.path(), &[]).code(12).stdout, ""),
+            }
+            cat(&site, nobody.path(), &["--key", stranger.to_str().unwrap()]).code(12);
+        }
+    }
+}

@@ -1,0 +1,390 @@
+//! What `brackfs restore`, `cat` and `ls` promise: the files as they were, and nothing else touched.
+
+mod common;
+
+use std::ffi::OsStr;
+use std::fs::{self, File};
+use std::io::{Seek, SeekFrom, Write};
+use std::os::unix::ffi::OsStrExt;
+use std::os::unix::fs::{MetadataExt, PermissionsExt, chown, lchown, symlink};
+use std::path::{Path, PathBuf};
+use std::process::Stdio;
+
+use common::{Run, Site, content, settle, tree};
+use rustix::fs::{AtFlags, CWD, FileType, Mode, Timespec, Timestamps};
+use serde_json::Value;
+
+const MIB: usize = 1 << 20;
+
+/// A site with these files, backed up.
+fn ready<C: AsRef<[u8]>>(files: &[(&str, C)]) -> Site {
+    let site = Site::with_files(files);
+    site.init();
+    site.backup(&[]).ok();
+    site
+}
+
+/// Restores into a directory, with what to do about conflicts.
+#[must_use = "it may have failed: say .ok() or .code(n)"]
+fn restore(site: &Site, what: &str, to: &Path, extra: &[&str]) -> Run {
+    let mut arguments = vec!["restore", what, "--json", "--to", to.to_str().unwrap()];
+    arguments.extend(extra);
+    site.brackfs(&arguments)
+}
+
+fn set_mode(path: &Path, mode: u32) {
+    fs::set_permissions(path, fs::Permissions::from_mode(mode)).unwrap();
+}
+
+fn set_time(path: &Path, seconds: i64, nanoseconds: i64) {
+    let time = Timespec { tv_sec: seconds, tv_nsec: nanoseconds };
+    let times = Timestamps { last_access: time, last_modification: time };
+    rustix::fs::utimensat(CWD, path, &times, AtFlags::SYMLINK_NOFOLLOW).unwrap();
+}
+
+/// A source with one of everything.
+fn motley() -> Site {
+    let site = Site::new();
+    let mut large = vec![0; 3 * MIB + 17];
+    blake3::Hasher::new().update(b"large").finalize_xof().fill(&mut large);
+    site.write("large", &large);
+    for (name, mode) in [("plain", 0o644), ("private", 0o600), ("set-id", 0o6755), ("closed", 0o000)] {
+        set_mode(&site.write(&format!("modes/{name}"), name), mode);
+    }
+    set_mode(&site.source().join("modes"), 0o3711);
+    for (name, owner, group) in [("daemon", 1, 1), ("unknown", 123_456, 4_000_000_000)] {
+        let path = site.write(&format!("owners/{name}"), name);
+        chown(&path, Some(owner), Some(group)).unwrap();
+        set_mode(&path, 0o4750);
+    }
+    chown(site.source().join("owners"), Some(1), Some(2)).unwrap();
+    let below = site.source();
+    symlink("nowhere/at all", below.join("dangling")).unwrap();
+    symlink("modes/plain", below.join("link")).unwrap();
+    lchown(below.join("link"), Some(7), Some(8)).unwrap();
+    fs::create_dir(below.join("empty")).unwrap();
+    site.write("nothing", "");
+    site.write("names/first", "of three");
+    fs::create_dir(below.join("names/more")).unwrap();
+    for name in ["names/second", "names/more/third"] {
+        fs::hard_link(below.join("names/first"), below.join(name)).unwrap();
+    }
+    for name in [&b"line\nbreak"[..], b"not \xff UTF-8 \xc3", b"-rf *"] {
+        fs::write(below.join(OsStr::from_bytes(name)), name).unwrap();
+    }
+    let node = |name: &str, kind, device| {
+        rustix::fs::mknodat(CWD, below.join(name), kind, Mode::from_raw_mode(0o640), device).unwrap();
+    };
+    node("fifo", FileType::Fifo, 0);
+    node("socket", FileType::Socket, 0);
+    for (name, seconds, nanoseconds) in [
+        ("times/long-ago", -1_234_567_890, 987_654_321),
+        ("times/just-before", -1, 999_999_999),
+        ("times/now", 1_700_000_000, 123_456_789),
+        ("times/after-2038", 4_102_444_800, 1),
+    ] {
+        set_time(&site.write(name, name), seconds, nanoseconds);
+    }
+    set_time(&below.join("dangling"), 1_000_000_000, 5);
+    set_time(&below.join("fifo"), 1_000_000_000, 6);
+    for (name, nanoseconds) in [("times", 1), ("names/more", 2), ("names", 3), ("empty", 4), ("", 5)] {
+        set_time(&below.join(name), -86_400, nanoseconds);
+    }
+    settle();
+    site.init();
+    site.backup(&[]).ok();
+    site
+}
+
+#[test]
+fn what_is_restored_equals_what_was_backed_up() {
+    let site = motley();
+    let out = site.path().join("out");
+    let summary = restore(&site, "latest", &out, &[]).ok().json();
+    assert_eq!(summary["problems"], 0);
+    let (found, expected) = (tree(&out), tree(&site.source()));
+    for (path, entry) in &expected {
+        assert_eq!(found.get(path), Some(entry), "{}", path.display());
+    }
+    assert_eq!(found, expected);
+    let first = fs::metadata(out.join("names/first")).unwrap();
+    assert_eq!(first.nlink(), 3);
+}
+
+#[test]
+fn a_sparse_file_stays_sparse() {
+    let site = Site::with_files(&[("small", "beside it")]);
+    let path = site.write("sparse", "the beginning");
+    let mut file = File::options().write(true).open(&path).unwrap();
+    file.seek(SeekFrom::Start(40 * MIB as u64)).unwrap();
+    file.write_all(b"the middle").unwrap();
+    file.set_len(64 * MIB as u64).unwrap();
+    settle();
+    site.init();
+    site.backup(&[]).ok();
+    let out = site.path().join("out");
+    restore(&site, "latest:sparse", &out, &[]).ok();
+    let stat = fs::metadata(out.join("sparse")).unwrap();
+    assert_eq!(stat.size(), 64 * MIB as u64);
+    assert!(stat.blocks() * 512 < MIB as u64, "{} blocks", stat.blocks());
+    assert_eq!(content(&out.join("sparse")).unwrap(), content(&path).unwrap());
+}
+
+#[test]
+fn of_a_directory_what_is_in_it_is_restored() {
+    let site = motley();
+    let out = site.path().join("out");
+    restore(&site, "source/latest:names", &out, &[]).ok();
+    assert_eq!(tree(&out), tree(&site.source().join("names")));
+}
+
+#[test]
+fn one_file_can_be_restored() {
+    let site = motley();
+    let out = site.path().join("out/new/folders");
+    restore(&site, "latest:times/long-ago", &out, &[]).ok();
+    let names: Vec<_> = fs::read_dir(&out).unwrap().map(|entry| entry.unwrap().file_name()).collect();
+    assert_eq!(names, ["long-ago"]);
+    assert_eq!(tree(&out.join("long-ago")), tree(&site.source().join("times/long-ago")));
+}
+
+#[test]
+fn one_name_of_several_can_be_restored() {
+    let site = motley();
+    let out = site.path().join("out");
+    restore(&site, "latest:names/second", &out, &[]).ok();
+    assert_eq!(fs::read(out.join("second")).unwrap(), b"of three");
+}
+
+#[test]
+fn what_is_not_in_the_snapshot_cannot_be_restored() {
+    let site = ready(&[("a", "one")]);
+    let out = site.path().join("out");
+    for what in ["latest:missing", "latest:a/below", "other/latest", "ffffffffffff"] {
+        let run = restore(&site, what, &out, &[]).code(1);
+        assert!(!run.stderr.is_empty(), "{run}");
+    }
+}
+
+/// A destination where `same` is as in the snapshot, and `differs` is not.
+fn occupied() -> (Site, PathBuf) {
+    let site = ready(&[("differs", "from the snapshot"), ("missing", "not there yet"), ("same", "the same")]);
+    let out = site.path().join("out");
+    restore(&site, "latest:same", &out, &[]).ok();
+    fs::write(out.join("differs"), "mine").unwrap();
+    // Equal by size and time, so that it shows who replaces it nevertheless.
+    let time = fs::metadata(out.join("same")).unwrap().modified().unwrap();
+    fs::write(out.join("same"), "THE SAME").unwrap();
+    File::options().write(true).open(out.join("same")).unwrap().set_modified(time).unwrap();
+    (site, out)
+}
+
+fn read(path: PathBuf) -> String {
+    fs::read_to_string(path).unwrap()
+}
+
+#[test]
+fn a_conflict_stops_the_restore_and_nothing_is_overwritten() {
+    let (site, out) = occupied();
+    for extra in [&[][..], &["--conflict", "abort"]] {
+        let run = restore(&site, "latest", &out, extra).code(1);
+        assert!(run.stderr.contains(out.to_str().unwrap()) && run.stderr.contains("--conflict"), "{run}");
+        assert_eq!(read(out.join("differs")), "mine");
+        assert_eq!(read(out.join("same")), "THE SAME");
+    }
+}
+
+#[test]
+fn conflict_skip_leaves_what_is_there() {
+    let (site, out) = occupied();
+    let summary = restore(&site, "latest", &out, &["--conflict", "skip"]).ok().json();
+    assert_eq!(summary["skipped"], 2);
+    assert_eq!(summary["files"], 1);
+    assert_eq!(read(out.join("differs")), "mine");
+    assert_eq!(read(out.join("same")), "THE SAME");
+    assert_eq!(read(out.join("missing")), "not there yet");
+}
+
+#[test]
+fn conflict_overwrite_replaces_what_is_there() {
+    let (site, out) = occupied();
+    let summary = restore(&site, "latest", &out, &["--conflict", "overwrite"]).ok().json();
+    assert_eq!(summary["files"], 3);
+    assert_eq!(tree(&out), tree(&site.source()));
+}
+
+#[test]
+fn conflict_update_replaces_what_looks_different() {
+    let (site, out) = occupied();
+    let summary = restore(&site, "latest", &out, &["--conflict", "update"]).ok().json();
+    assert_eq!(summary["skipped"], 1);
+    assert_eq!(read(out.join("differs")), "from the snapshot");
+    assert_eq!(read(out.join("missing")), "not there yet");
+    assert_eq!(read(out.join("same")), "THE SAME");
+}
+
+#[test]
+fn a_second_restore_with_overwrite_gives_the_same_tree() {
+    let site = motley();
+    let out = site.path().join("out");
+    restore(&site, "latest", &out, &[]).ok();
+    for conflict in ["overwrite", "update", "skip"] {
+        restore(&site, "latest", &out, &["--conflict", conflict]).ok();
+        assert_eq!(tree(&out), tree(&site.source()), "{conflict}");
+    }
+}
+
+#[test]
+fn files_that_are_not_in_the_snapshot_stay() {
+    let site = ready(&[("d/a", "one")]);
+    let out = site.path().join("out");
+    fs::create_dir_all(out.join("d")).unwrap();
+    fs::write(out.join("d/mine"), "mine").unwrap();
+    restore(&site, "latest", &out, &[]).ok();
+    assert_eq!(read(out.join("d/mine")), "mine");
+    assert_eq!(read(out.join("d/a")), "one");
+}
+
+#[test]
+fn a_planted_link_in_place_of_a_directory_is_not_followed() {
+    let site = ready(&[("dir/a", "one"), ("dir/below/b", "two"), ("z", "last")]);
+    let elsewhere = site.path().join("elsewhere");
+    fs::create_dir_all(elsewhere.join("below")).unwrap();
+    let before = tree(&elsewhere);
+    for conflict in ["abort", "skip", "overwrite", "update"] {
+        let out = site.path().join(format!("out-{conflict}"));
+        fs::create_dir(&out).unwrap();
+        symlink(&elsewhere, out.join("dir")).unwrap();
+        let run = restore(&site, "latest", &out, &["--conflict", conflict]);
+        assert_eq!(tree(&elsewhere), before, "written through the link\n{run}");
+        if fs::symlink_metadata(out.join("dir")).unwrap().is_symlink() {
+            // It was not restored, so that must be said, with its name.
+            let run = run.code(1);
+            assert!(run.stderr.contains("dir"), "{run}");
+        }
+        assert_eq!(read(out.join("z")), "last", "the rest is restored");
+    }
+}
+
+#[test]
+fn a_planted_link_in_place_of_a_file_is_not_followed() {
+    let site = ready(&[("a", "one")]);
+    let elsewhere = site.path().join("elsewhere");
+    fs::write(&elsewhere, "not to be touched").unwrap();
+    let before = tree(&elsewhere);
+    for conflict in ["abort", "skip", "overwrite", "update"] {
+        let out = site.path().join(format!("out-{conflict}"));
+        fs::create_dir(&out).unwrap();
+        symlink(&elsewhere, out.join("a")).unwrap();
+        let run = restore(&site, "latest", &out, &["--conflict", conflict]);
+        assert_eq!(tree(&elsewhere), before, "written through the link\n{run}");
+        let replaced = !fs::symlink_metadata(out.join("a")).unwrap().is_symlink();
+        assert_eq!(replaced, ["overwrite", "update"].contains(&conflict), "{run}");
+    }
+}
+
+#[test]
+fn no_unfinished_files_are_left() {
+    let (site, out) = occupied();
+    restore(&site, "latest", &out, &[]).code(1);
+    restore(&site, "latest", &out, &["--conflict", "overwrite"]).ok();
+    let mut names: Vec<_> = fs::read_dir(&out).unwrap().map(|entry| entry.unwrap().file_name()).collect();
+    names.sort();
+    assert_eq!(names, ["differs", "missing", "same"]);
+}
+
+#[test]
+fn cat_writes_the_content_of_a_file() {
+    let site = motley();
+    for name in ["large", "nothing", "modes/closed", "names/more/third"] {
+        let copy = site.path().join("copy");
+        let mut command = site.command(&["cat", &format!("latest:{name}")]);
+        let status = command.stdout(File::create(&copy).unwrap()).stderr(Stdio::inherit()).status().unwrap();
+        assert!(status.success(), "{name}: {status}");
+        assert_eq!(content(&copy).unwrap(), content(&site.source().join(name)).unwrap(), "{name}");
+    }
+}
+
+#[test]
+fn cat_of_what_is_no_file_is_an_error() {
+    let site = motley();
+    for what in ["latest:modes", "latest:missing", "latest:fifo", "latest"] {
+        let run = site.brackfs(&["cat", what]);
+        assert_ne!(run.code, 0, "{run}");
+        assert!(run.stdout.is_empty() && !run.stderr.is_empty(), "{run}");
+    }
+}
+
+#[track_caller]
+fn ls(site: &Site, arguments: &[&str]) -> Vec<String> {
+    let run = site.brackfs(&[&["ls"], arguments].concat()).ok();
+    run.stdout.lines().map(str::to_owned).collect()
+}
+
+#[test]
+fn ls_lists_one_directory_or_all_below() {
+    let site = ready(&[("a", "one"), ("d/b", "two"), ("d/e/c", "three"), ("z", "last")]);
+    assert_eq!(ls(&site, &["latest"]), ["a", "d/", "z"]);
+    assert_eq!(ls(&site, &["source/latest:d"]), ["b", "e/"]);
+    assert_eq!(ls(&site, &["-R", "latest"]), ["a", "d/", "d/b", "d/e/", "d/e/c", "z"]);
+    assert_eq!(ls(&site, &["--recursive", "latest:d"]), ["b", "e/", "e/c"]);
+    assert_eq!(ls(&site, &["latest:d/b"]), ["b"]);
+    assert_eq!(site.brackfs(&["ls", "latest:missing"]).code(1).stdout, "");
+}
+
+#[test]
+fn ls_shows_mode_links_size_time_and_target() {
+    let site = Site::with_files(&[("file", "seven b"), ("d/x", "")]);
+    let file = site.source().join("file");
+    set_mode(&file, 0o4750);
+    chown(&file, Some(123_456), Some(654_321)).unwrap();
+    set_mode(&file, 0o4750);
+    fs::hard_link(&file, site.source().join("other")).unwrap();
+    symlink("some/where", site.source().join("link")).unwrap();
+    set_mode(&site.source().join("d"), 0o1777);
+    settle();
+    site.init();
+    site.backup(&[]).ok();
+    let lines = ls(&site, &["-l", "latest"]);
+    let words: Vec<Vec<&str>> = lines.iter().map(|line| line.split_whitespace().collect()).collect();
+    let of =
+        |name: &str| words.iter().find(|words| words.contains(&name)).unwrap_or_else(|| panic!("{name}: {lines:?}"));
+    assert_eq!(of("file")[..], ["-rwsr-x---", "2", "123456", "654321", "7", "2020-01-01T00:00:00Z", "file"]);
+    assert_eq!(of("other")[1], "2");
+    assert_eq!(of("d")[0], "drwxrwxrwt");
+    assert!(of("link")[0].starts_with('l'));
+    assert!(of("link").ends_with(&["link", "->", "some/where"]), "{lines:?}");
+    assert_eq!(words.len(), 4);
+    // Below, the path is shown as with -R alone.
+    assert!(ls(&site, &["-lR", "latest"]).iter().any(|line| line.ends_with(" d/x")));
+}
+
+#[test]
+fn ls_prints_an_object_for_each_entry() {
+    let site = motley();
+    let lines = ls(&site, &["--json", "-R", "latest"]);
+    let objects: Vec<Value> = lines.iter().map(|line| serde_json::from_str(line).unwrap()).collect();
+    let mut expected = tree(&site.source());
+    expected.remove(Path::new(""));
+    assert_eq!(objects.len(), expected.len());
+    for (path, entry) in &expected {
+        let lossy = path.to_string_lossy();
+        let object = objects.iter().find(|object| object["path"] == *lossy).unwrap_or_else(|| panic!("{lossy}"));
+        assert_eq!(object["mode"], entry.mode, "{lossy}");
+        assert_eq!((&object["uid"], &object["gid"]), (&entry.uid.into(), &entry.gid.into()), "{lossy}");
+        assert_eq!(object["mtime_nanos"], u64::try_from(entry.mtime.rem_euclid(1_000_000_000)).unwrap(), "{lossy}");
+        if entry.content.is_some() {
+            assert_eq!(object["size"], entry.size, "{lossy}");
+        }
+        let links = fs::symlink_metadata(site.source().join(path)).unwrap();
+        if !links.is_dir() {
+            assert_eq!(object["links"], links.nlink(), "{lossy}");
+        }
+        match &entry.target {
+            Some(target) => assert_eq!(object["target"], *target.to_string_lossy()),
+            None => assert_eq!(object["target"], Value::Null),
+        }
+        // What is no text is there exactly, too.
+        assert_eq!(object["path_hex"].is_string(), path.to_str().is_none(), "{lossy}");
+    }
+}
