@@ -1,5 +1,7 @@
 //! What `brackfs backup` promises: what is read, what is stored, what the snapshot holds then.
 
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::print_stdout, clippy::print_stderr)]
+
 mod common;
 
 use std::fs::{self, File, OpenOptions};

@@ -1,5 +1,7 @@
 //! A repository that was damaged: it is noticed, it is named, and the rest is as good as before.
 
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::print_stdout, clippy::print_stderr)]
+
 mod common;
 
 use std::collections::BTreeSet;

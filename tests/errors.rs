@@ -1,5 +1,7 @@
 //! What goes wrong in an ordinary way: its exit code, and the words that say what to do about it.
 
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::print_stdout, clippy::print_stderr)]
+
 mod common;
 
 use std::ffi::OsString;

@@ -1,6 +1,8 @@
 //! What brackfs writes is read by others, and what others made is used by brackfs: gpg, zstd, b3sum, and another
 //! OpenPGP library. What must not be readable is tried with them, too.
 
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::print_stdout, clippy::print_stderr)]
+
 mod common;
 
 use std::ffi::OsString;

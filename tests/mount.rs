@@ -1,5 +1,7 @@
 //! What `brackfs mount` promises: the files as they were, read only, and a mount that comes and goes cleanly.
 
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::print_stdout, clippy::print_stderr)]
+
 mod common;
 
 use std::collections::BTreeMap;

@@ -1,5 +1,7 @@
 //! What `brackfs restore`, `cat` and `ls` promise: the files as they were, and nothing else touched.
 
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::print_stdout, clippy::print_stderr)]
+
 mod common;
 
 use std::ffi::OsStr;
