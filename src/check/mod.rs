@@ -1,7 +1,8 @@
 //! Checking: is everything there that the snapshots need, and is it what was written?
 //!
 //! The structure: every snapshot opens and is signed by a known host, every tree node is there and verifies,
-//! every block that a file needs lies within a pack of the right length. With the data: every chunk verifies,
+//! every block that a file needs lies within a pack of the right length, and no snapshot is missing from the
+//! chain in which each names the one before. With the data: every chunk verifies,
 //! and every pack has the digest that its sums say. Nothing is changed.
 //!
 //! Subtrees and chunks that several snapshots share are looked at once; of each, a digest's head is held.
@@ -94,10 +95,18 @@ struct Run<'a> {
 
 impl Run<'_> {
     fn snapshots(&mut self) -> Result<(), Error> {
-        for name in self.reader.snapshots()? {
+        let names = self.reader.snapshots()?;
+        let there: HashSet<_> = names.iter().map(|name| name.id).collect();
+        for name in names {
             self.summary.snapshots += 1;
             let object = PathBuf::from(name.object());
-            let root = match self.reader.snapshot(&name).and_then(|(snapshot, _)| Listed::root(snapshot)) {
+            let opened = self.reader.snapshot(&name).map(|(snapshot, _)| snapshot);
+            if let Some(previous) = opened.as_ref().ok().and_then(|snapshot| snapshot.previous)
+                && !there.contains(&previous)
+            {
+                self.problem(&object, &format!("the snapshot before it ({previous}) is missing"));
+            }
+            let root = match opened.and_then(Listed::root) {
                 Ok(root) => root,
                 // Without the right key nothing can be said of any of them.
                 Err(error) if error.is_key_problem() => return Err(error.into()),

@@ -109,8 +109,11 @@ fn stay(args: &Args, global: &Global) -> Result<ExitCode> {
         }
         None => {
             // A wrong key should be an error now, and not in the middle of the night.
-            if let Some(newest) = reader.snapshots()?.last() {
-                reader.snapshot(newest)?;
+            if let Some(newest) = reader.snapshots()?.last()
+                && let Err(error) = reader.snapshot(newest)
+            {
+                anyhow::ensure!(!error.is_key_problem(), error);
+                terminal.note(&format!("the newest snapshot can't be shown: {error}"));
             }
             FileSystem::of_all(reader, monitor)
         }

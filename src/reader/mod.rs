@@ -5,7 +5,7 @@
 //!   many wait for it
 //! - [`cache`]: that cache: least recently used, counted in bytes
 //! - [`tree`]: directories: entries by name, by position and by rank
-//! - [`file`]: content of files
+//! - [`mod@file`]: content of files
 //!
 //! References are direct, so no index and no catalog is needed; what is held is the caches and what is being
 //! decoded at the moment. Nothing here knows of FUSE.

@@ -7,7 +7,7 @@
 //! Everything is done relative to open directories, and no symbolic link is followed, so nothing is written
 //! outside of the destination, whatever the repository says. A file gets its name when it is complete.
 //!
-//! - [`write`]: one entry: content, owner, mode, times
+//! - [`mod@write`]: one entry: content, owner, mode, times
 
 mod write;
 
