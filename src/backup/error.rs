@@ -83,6 +83,14 @@ pub enum Error {
         /// The last generation of this catalog.
         known: u64,
     },
+    /// There is nothing to back up.
+    #[error("cannot back up {path}: {source}")]
+    NoSource {
+        /// The path that was given.
+        path: String,
+        /// Why it can't be looked at.
+        source: std::io::Error,
+    },
     /// Paths that can't be backed up together, or an option that makes no sense.
     #[error("{0}")]
     Usage(String),

@@ -211,7 +211,7 @@ impl Scope {
             match resolve(path) {
                 Ok(path) => paths.push(path),
                 Err(e) if options.paths.len() > 1 => missing(path, &e.to_string()),
-                Err(e) => return Err(Error::Usage(format!("cannot back up {}: {e}", path.display()))),
+                Err(source) => return Err(Error::NoSource { path: path.display().to_string(), source }),
             }
         }
         let (root, selection) = match paths.as_slice() {

@@ -3,6 +3,7 @@
 //! - [`common`]: flags that several commands share, and how a reader is opened
 //! - [`exit`]: from errors to exit codes
 //! - [`terminal`]: what a run says while it goes on
+//! - [`process`]: what is asked of the system at the start
 //! - [`say`]: lines to standard output and standard error
 //! - [`show`]: sizes, times and modes as people read them
 
@@ -15,6 +16,7 @@ mod init;
 mod key;
 mod ls;
 mod mount;
+mod process;
 mod restore;
 mod say;
 mod show;
@@ -67,6 +69,7 @@ enum Command {
 /// Runs the program with the process's arguments.
 pub fn main() -> ExitCode {
     let Cli { command, global } = Cli::parse();
+    process::prepare();
     let result = match command {
         Command::Key(command) => key::run(&command, &global),
         Command::Init(args) => init::run(&args, &global),

@@ -13,18 +13,19 @@ The easy way to get files back is brackfs itself:
     brackfs mount /mnt --repo HERE --key YOUR-SECRET-KEY
     brackfs restore latest --repo HERE --to DIRECTORY --key YOUR-SECRET-KEY
 
-Without brackfs you need some patience, and standard tools:
+Without brackfs it takes patience, a CBOR viewer (python3-cbor2, or any other),
+zstd, and an OpenPGP program. The manual page brackfs-format(5) describes every
+byte; in short:
+
 ";
 
 const ENCRYPTED: &str = "\
-an OpenPGP program, zstd, and a CBOR viewer (python3-cbor2, or any other).
-Every object is a complete OpenPGP message. Older GnuPG (2.2, 2.4) opens
-repositories made for RSA and Curve25519 keys of the older standard (RFC 4880);
-repositories made for keys of RFC 9580 need a program that knows it, such as
-Sequoia's sq 1.0 or later, or rsop. The secret key is yours; if it was kept
-here, it is keys/owner-*.asc, under your passphrase:
-
-    gpg --import keys/owner-*.asc
+Snapshots and blocks are OpenPGP messages to your key. If the key was made for
+the older standard (RFC 4880; RSA, Curve25519), every GnuPG opens them. If it was
+made for RFC 9580, the default of brackfs, it takes a program that knows that
+standard, such as Sequoia's sq 1.0 or later: sq decrypt instead of gpg --decrypt.
+If the key was kept here, it is keys/owner-*.asc, under your passphrase, and of
+RFC 9580.
 
 1. A snapshot: the newest file in snapshots/*/. It holds a signed CBOR map.
 
@@ -33,7 +34,6 @@ here, it is keys/owner-*.asc, under your passphrase:
 ";
 
 const PLAIN: &str = "\
-an OpenPGP program, zstd, and a CBOR viewer (python3-cbor2, or any other).
 This repository is not encrypted, only signed.
 
 1. A snapshot: the newest file in snapshots/*/. It holds a signed CBOR map.
@@ -46,23 +46,25 @@ This repository is not encrypted, only signed.
 ";
 
 const TAIL: &str = "\
-2. Key 14 of that map is again CBOR: a node that holds the root directory's
-   entry. A node is a map: 1 lists pack ids, 2 lists blocks as triples (which
-   pack, offset, length), 3 lists entries. An entry's key 0 is its name, 11 a
-   directory's (entries below, digest, block, start, length), 7 a small file's
-   (digest, block, start), 8 a larger file's list of (digest, block, start,
-   length).
+2. Key 14 of that map is again CBOR: a node with the root directory's entry.
+   A node is a map. 1 lists pack ids; 2 lists blocks as triples (which pack,
+   offset, length); 3 lists what the node holds, and 0 says what that is:
+   0 entries, 1 parts of a large directory (first name, entries, ranks, digest,
+   block, start, length), 2 extents of a large file, 3 nodes of extents.
+   An entry is a map. 0 is the name. 7 is the content of a small file (digest,
+   block, start). 8 is that of a larger one: a digest, and a list of extents,
+   each (digest, block, start, length), or a number of zeros. 9 is that of a
+   very large one: a digest, a depth, and a list of nodes of extents. 11 is a
+   directory: entries below it, then its node (digest, block, start, length).
 
-3. A block: the pack PACKID is packs/, its first two digits, /, PACKID.
+3. A block, by the triple that its number stands for in the same node:
 
     dd if=packs/ab/PACKID iflag=skip_bytes,count_bytes \\
        skip=OFFSET count=LENGTH | gpg --decrypt | zstd --decompress > block
 
-   (without gpg in a repository that is not encrypted). From the byte START
-   on, LENGTH (or the file's size) bytes are what you want: content of a file,
-   or the next node. b3sum of that slice is the digest.
+   (ab are the first two digits of PACKID; no gpg if it is not encrypted).
+   From START on, LENGTH bytes (of a small file: its size, entry key 6) are what
+   you want: content, or the next node. Their b3sum is the digest.
 
 Whether the disk kept everything:   cat sums/* | b3sum --check
-
-The manual page brackfs-format(5) describes every byte.
 ";
