@@ -188,7 +188,7 @@ impl<'a> Engine<'a> {
         let inode = (stat.dev, stat.ino);
         let id = match &row {
             Some(row) => row.id,
-            None => self.catalog.enter_directory(None, parent, &name, inode)?,
+            None => self.catalog.enter_directory(parent, &name, inode)?,
         };
         if let Some(above) = self.frames.last_mut() {
             above.children.insert(id);
@@ -393,8 +393,8 @@ impl<'a> Engine<'a> {
         if segment.entries == 0 {
             // All of its files failed: there is nothing to write, but what it replaces must go.
             let node = self.discard_node(key);
-            if let Some(Purpose::Segment { replaces, .. }) = node {
-                self.catalog.remove_segments(&replaces)?;
+            if let Some(Purpose::Segment { directory, replaces, .. }) = node {
+                self.catalog.remove_segments(directory, &replaces)?;
             }
             return Ok(());
         }
@@ -471,7 +471,7 @@ impl<'a> Engine<'a> {
             let link = node.map(|node| Link::Ready(node, Vec::new()));
             return Ok(Outcome { name, stat, below: *below, link, id, changed: !linked });
         }
-        self.catalog.remove_segments(removed)?;
+        self.catalog.remove_segments(id, removed)?;
         if row.is_some() {
             for (name, child) in self.catalog.children(id)? {
                 if !children.contains(&child) {

@@ -161,36 +161,20 @@ impl Catalog {
         segment_node(&self.db, &self.path, segment)
     }
 
-    /// Adds a directory that is being read, or moves one (`known`) to where it is now.
+    /// Adds a directory that is being read.
     pub fn enter_directory(
         &self,
-        known: Option<DirectoryId>,
         parent: DirectoryId,
         name: &[u8],
         (dev, ino): (u64, u64),
     ) -> Result<DirectoryId, Error> {
-        let (dev, ino) = (dev as i64, ino as i64);
-        let enter = || -> rusqlite::Result<DirectoryId> {
-            match known {
-                Some(id) => {
-                    self.db
-                        .prepare_cached(
-                            "UPDATE OR REPLACE directories SET parent = ?, name = ?, dev = ?, ino = ?, linked = 0
-                             WHERE id = ?",
-                        )?
-                        .execute(params![parent.0, name, dev, ino, id.0])?;
-                    Ok(id)
-                }
-                None => {
-                    self.db
-                        .prepare_cached(
-                            "INSERT INTO directories (parent, name, dev, ino, linked, complete)
-                             VALUES (?, ?, ?, ?, 0, 0)",
-                        )?
-                        .execute(params![parent.0, name, dev, ino])?;
-                    Ok(DirectoryId(self.db.last_insert_rowid()))
-                }
-            }
+        let enter = || {
+            self.db
+                .prepare_cached(
+                    "INSERT INTO directories (parent, name, dev, ino, linked, complete) VALUES (?, ?, ?, ?, 0, 0)",
+                )?
+                .execute(params![parent.0, name, dev as i64, ino as i64])?;
+            Ok(DirectoryId(self.db.last_insert_rowid()))
         };
         enter().map_err(self.failed("enter a directory"))
     }
@@ -243,7 +227,8 @@ impl Catalog {
         link().map_err(self.failed("link directories"))
     }
 
-    /// Adds a segment, in the place of those that it replaces.
+    /// Adds a segment, in the place of those that it replaces. The directory is incomplete from now on: should
+    /// the run break off here, its node is not that of its segments any more.
     #[expect(clippy::too_many_arguments, reason = "a row has as many columns")]
     pub fn put_segment(
         &self,
@@ -257,8 +242,7 @@ impl Catalog {
         node: &[u8],
     ) -> Result<(), Error> {
         let put = || -> rusqlite::Result<()> {
-            let mut delete = self.db.prepare_cached("DELETE FROM segments WHERE id = ?")?;
-            replaced.iter().try_for_each(|id| delete.execute([id.0]).map(drop))?;
+            self.change_segments(directory, replaced)?;
             self.db
                 .prepare_cached(
                     "INSERT INTO segments (directory, first, entries, span, digest, block, start, length,
@@ -283,13 +267,19 @@ impl Catalog {
         put().map_err(self.failed("write a segment"))
     }
 
-    /// Removes segments whose names are all gone.
-    pub fn remove_segments(&self, ids: &[SegmentId]) -> Result<(), Error> {
-        let remove = || {
-            let mut statement = self.db.prepare_cached("DELETE FROM segments WHERE id = ?")?;
-            ids.iter().try_for_each(|id| statement.execute([id.0]).map(drop))
-        };
-        remove().map_err(self.failed("remove segments"))
+    /// Removes segments whose names are all gone. The directory is incomplete from now on.
+    pub fn remove_segments(&self, directory: DirectoryId, ids: &[SegmentId]) -> Result<(), Error> {
+        match ids.is_empty() {
+            true => Ok(()),
+            false => self.change_segments(directory, ids).map_err(self.failed("remove segments")),
+        }
+    }
+
+    fn change_segments(&self, directory: DirectoryId, removed: &[SegmentId]) -> rusqlite::Result<()> {
+        let mut delete = self.db.prepare_cached("DELETE FROM segments WHERE id = ?")?;
+        removed.iter().try_for_each(|id| delete.execute([id.0]).map(drop))?;
+        let mut incomplete = self.db.prepare_cached("UPDATE directories SET complete = 0 WHERE id = ? AND complete")?;
+        incomplete.execute([directory.0]).map(drop)
     }
 
     /// Names of the directories below `parent`, with their ids, in order.
@@ -409,4 +399,117 @@ fn segment_node(db: &Connection, path: &Path, segment: SegmentId) -> Result<Segm
 
 fn damaged(path: &Path, why: impl ToString) -> Error {
     Error::Damaged { path: path.to_owned(), why: why.to_string() }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeMap;
+
+    use super::*;
+    use crate::catalog::Trust;
+    use crate::crypt::{Profile, Role, SecretKey};
+    use crate::format::id::CatalogId;
+    use crate::format::index::PackKind;
+    use crate::format::{BlockLocation, Items, PackId, RepositoryId};
+
+    fn catalog(folder: &Path) -> Catalog {
+        let host = SecretKey::generate(Profile::Rfc9580, "test", Role::Host, None).unwrap();
+        let trust = Trust {
+            repository: RepositoryId::random(),
+            catalog: CatalogId::random(),
+            encrypted: false,
+            seed: 1,
+            host: host.certificate().fingerprint(),
+            recipients: Vec::new(),
+        };
+        Catalog::create(&folder.join("catalog.sqlite"), trust).unwrap()
+    }
+
+    fn put(catalog: &Catalog, directory: DirectoryId, replaced: &[SegmentId], first: &[u8]) {
+        let node =
+            Node { blocks: vec![], items: Items::Entries(vec![]), users: BTreeMap::new(), groups: BTreeMap::new() };
+        let stored = Stored { digest: Digest::of(first), block: BlockId(1), start: 0, length: 1 };
+        let (stats, node) = (Stats::default(), node.encode());
+        catalog.put_segment(directory, replaced, first, (1, 1), &stored, (&[], &[]), &stats, &node).unwrap();
+    }
+
+    /// A run may break off at a commit between a new segment and the node above it. Then the old node must
+    /// not pass for that of the new segments.
+    #[test]
+    fn a_directory_is_incomplete_from_the_first_change_of_its_segments_on() {
+        let folder = tempfile::tempdir().unwrap();
+        let mut catalog = catalog(folder.path());
+        let above = DirectoryId(-1);
+        let id = catalog.enter_directory(above, b"d", (1, 2)).unwrap();
+        put(&catalog, id, &[], b"a");
+        put(&catalog, id, &[], b"m");
+        catalog.finish_directory(id, 2, None, &[]).unwrap();
+        catalog.commit().unwrap();
+        let past = catalog.past().unwrap();
+        let row = || past.directory(above, b"d", (0, 0)).unwrap().unwrap();
+        assert_eq!(row().subtree, Some((2, None)));
+
+        let segments = past.segments(id).unwrap();
+        put(&catalog, id, &[segments[0].id], b"b");
+        catalog.commit().unwrap();
+        assert_eq!(row().subtree, None);
+        assert_eq!(past.segments(id).unwrap().iter().map(|s| s.first.clone()).collect::<Vec<_>>(), [b"b", b"m"]);
+
+        catalog.finish_directory(id, 2, None, &[]).unwrap();
+        catalog.remove_segments(id, &[segments[1].id]).unwrap();
+        catalog.commit().unwrap();
+        assert_eq!(row().subtree, None);
+    }
+
+    #[test]
+    fn a_moved_directory_is_found_by_its_inode_and_one_that_is_gone_with_all_below_it() {
+        let folder = tempfile::tempdir().unwrap();
+        let mut catalog = catalog(folder.path());
+        let above = DirectoryId(-1);
+        let id = catalog.enter_directory(above, b"old", (1, 2)).unwrap();
+        let below = catalog.enter_directory(id, b"below", (1, 3)).unwrap();
+        put(&catalog, below, &[], b"x");
+        catalog.commit().unwrap();
+        let past = catalog.past().unwrap();
+        let found = past.directory(above, b"new", (1, 2)).unwrap().unwrap();
+        assert_eq!((found.id, found.in_place), (id, false));
+        assert!(past.directory(above, b"new", (9, 2)).unwrap().is_none());
+        // Another directory has the name by now: nothing goes.
+        catalog.remove_directory(above, b"other", id).unwrap();
+        assert_eq!(catalog.children(id).unwrap(), [(b"below".to_vec(), below)]);
+        catalog.remove_directory(above, b"old", id).unwrap();
+        catalog.commit().unwrap();
+        assert!(past.directory(above, b"old", (1, 2)).unwrap().is_none());
+        assert!(past.segments(below).unwrap().is_empty());
+    }
+
+    #[test]
+    fn one_file_has_one_link_id_and_the_next_one_with_its_inode_another() {
+        let folder = tempfile::tempdir().unwrap();
+        let catalog = catalog(folder.path());
+        let at = |seconds| Timestamp { seconds, nanos: 0 };
+        let first = catalog.hard_link((1, 7), at(10)).unwrap();
+        assert_eq!(catalog.hard_link((1, 7), at(10)).unwrap(), first);
+        let second = catalog.hard_link((1, 7), at(20)).unwrap();
+        assert_ne!(second, first);
+        assert_ne!(catalog.hard_link((1, 7), at(10)).unwrap(), first);
+    }
+
+    #[test]
+    fn chunks_are_found_by_their_whole_digest() {
+        let folder = tempfile::tempdir().unwrap();
+        let catalog = catalog(folder.path());
+        let pack = catalog.add_pack(PackId::random(), PackKind::Data).unwrap();
+        let at = BlockLocation { pack: PackId::random(), offset: 5, length: 9 };
+        catalog.add_block(BlockId(1), pack, 0, at).unwrap();
+        let stored = Stored { digest: Digest::of(b"x"), block: BlockId(1), start: 3, length: 4 };
+        let mut same_head = stored;
+        same_head.digest.0[31] ^= 1;
+        catalog.add_chunks(&[stored, same_head]).unwrap();
+        assert_eq!(catalog.chunk(&stored.digest).unwrap(), Some(stored));
+        assert_eq!(catalog.chunk(&same_head.digest).unwrap(), None);
+        assert_eq!(catalog.location(BlockId(1)).unwrap().offset, 5);
+        assert!(catalog.location(BlockId(2)).is_err());
+        assert_eq!(catalog.next_block().unwrap(), BlockId(2));
+    }
 }

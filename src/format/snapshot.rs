@@ -6,7 +6,7 @@ use super::document::{DocumentKind, Header};
 use super::entry::{Entry, Timestamp};
 use super::id::{RepositoryId, SnapshotId};
 use super::name::SnapshotName;
-use super::node::{BlockLocation, Items, Node};
+use super::node::{Items, Node};
 use super::source::is_source_name;
 
 /// What a backup counted.
@@ -66,11 +66,6 @@ impl Snapshot {
             Items::Entries(entries) => entries.first(),
             _ => None,
         }
-    }
-
-    /// The blocks of the root directory's top node.
-    pub fn root_blocks(&self) -> &[BlockLocation] {
-        &self.root.blocks
     }
 
     /// The document's bytes.
