@@ -19,7 +19,10 @@ use crate::restore::{self, Conflict};
 /// Restore files from a snapshot
 ///
 /// Of a directory, what is in it is restored into DIR; of a file, the file itself. A file gets its name when it is
-/// complete and verified.
+/// complete and verified. What can't be restored is named, the rest is restored, and the exit code is 1 then.
+///
+/// Root restores owners, set-id bits and device files; for others, files are theirs, and set-id bits are left out. No
+/// symbolic link below DIR is followed.
 #[derive(Debug, clap::Args)]
 #[command(after_help = "\
 Examples:
@@ -38,6 +41,9 @@ pub(super) struct Args {
     #[arg(long, value_enum, default_value_t = OnConflict::Abort)]
     conflict: OnConflict,
     /// Print the result, and problems, as JSON, one object a line
+    ///
+    /// The result, on standard output, has message_type summary, and files, directories, others, bytes, skipped,
+    /// problems. A problem, on standard error, has message_type error, and path and message.
     #[arg(long)]
     json: bool,
 }
