@@ -8,7 +8,7 @@ use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
 
 use anyhow::{Context, Result};
-use clap::{ArgAction, Args};
+use clap::{ArgAction, Args, ValueHint};
 use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
 
 use super::exit::NoSecret;
@@ -42,7 +42,7 @@ pub(super) struct Global {
 #[derive(Debug, Args)]
 pub(super) struct RepositoryArg {
     /// The repository: the path of its directory
-    #[arg(long = "repo", env = "BRACKFS_REPOSITORY", value_name = "REPO")]
+    #[arg(long = "repo", env = "BRACKFS_REPOSITORY", value_name = "REPO", value_hint = ValueHint::DirPath)]
     pub(super) location: String,
 }
 

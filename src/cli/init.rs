@@ -27,7 +27,7 @@ Examples:
   brackfs init /backup --no-encryption              signed, but readable by everyone")]
 pub(super) struct Args {
     /// Where to make it: a path that is not there yet, or an empty directory
-    #[arg(value_name = "REPO", env = "BRACKFS_REPOSITORY")]
+    #[arg(value_name = "REPO", env = "BRACKFS_REPOSITORY", value_hint = clap::ValueHint::DirPath)]
     repository: String,
     /// Encrypt to this certificate; may be repeated, and each of them alone can read then
     ///
