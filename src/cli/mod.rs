@@ -11,6 +11,7 @@ mod backup;
 mod cat;
 mod check;
 mod common;
+mod completions;
 mod exit;
 mod init;
 mod key;
@@ -26,7 +27,7 @@ mod umount;
 
 use std::process::ExitCode;
 
-use clap::{Parser, Subcommand};
+use clap::{CommandFactory, Parser, Subcommand};
 
 /// Encrypted backup that you can mount.
 ///
@@ -64,6 +65,12 @@ enum Command {
     Umount(umount::Args),
     Restore(restore::Args),
     Check(check::Args),
+    Completions(completions::Args),
+}
+
+/// The command line's definition: what completions and the manual pages are made from.
+pub fn command() -> clap::Command {
+    Cli::command()
 }
 
 /// Runs the program with the process's arguments.
@@ -81,6 +88,7 @@ pub fn main() -> ExitCode {
         Command::Umount(args) => umount::run(&args),
         Command::Restore(args) => restore::run(&args, &global),
         Command::Check(args) => check::run(&args, &global),
+        Command::Completions(args) => completions::run(&args),
     };
     match result {
         Ok(code) => code,
@@ -95,10 +103,8 @@ pub fn main() -> ExitCode {
 
 #[cfg(test)]
 mod tests {
-    use clap::CommandFactory;
-
     #[test]
     fn the_definition_of_the_command_line_is_sound() {
-        super::Cli::command().debug_assert();
+        super::command().debug_assert();
     }
 }

@@ -19,10 +19,12 @@ use crate::restore::{self, Conflict, Options};
 /// Restore files from a snapshot
 ///
 /// Of a directory, what is in it is restored into DIR; of a file, the file itself. A file gets its name when it is
-/// complete and verified. A restore that was interrupted goes on when it is run again.
+/// complete and verified. A restore that was interrupted goes on when it is run again. What can't be restored is
+/// named, the rest is restored, and the exit code is 1 then.
 ///
-/// Owners, modes, times, extended attributes, ACLs, inode flags and holes are restored too. What an ordinary user
-/// may not set, or the file system does not have, is said once at the end.
+/// Owners, modes, times, extended attributes, ACLs, inode flags (chattr) and holes are restored too. Root restores
+/// owners, set-id bits and device files; for others, files are theirs, and set-id bits are left out. What you may
+/// not set here, or the file system does not have, is said once at the end. No symbolic link below DIR is followed.
 #[derive(Debug, clap::Args)]
 #[command(after_help = "\
 Examples:
@@ -54,6 +56,9 @@ pub(super) struct Args {
     #[arg(long)]
     dry_run: bool,
     /// Print the result, and problems, as JSON, one object a line
+    ///
+    /// The result, on standard output, has message_type summary, and files, directories, others, bytes, skipped,
+    /// problems. A problem, on standard error, has message_type error, and path and message.
     #[arg(long)]
     json: bool,
 }
