@@ -1,0 +1,640 @@
+#!/usr/bin/python3
+"""Lists and restores snapshots of a brackfs repository. Written from brackfs-format(5) alone, to prove that it suffices.
+
+    brackfs_by_hand.py [--signer FINGERPRINT] list REPO [SNAPSHOT]
+    brackfs_by_hand.py [--signer FINGERPRINT] restore REPO SNAPSHOT DESTINATION
+
+SNAPSHOT is a name below snapshots/, the beginning of an id, or `latest`. gpg decrypts, with the keys of GNUPGHOME, and
+checks the signature; zstd decompresses; b3sum computes digests. What the page says must hold is checked. Exit code 1 is
+damage or another failure; 3 says that all content was restored, but not all that is known of it, for lack of rights.
+"""
+
+import argparse
+import array
+import datetime
+import fcntl
+import functools
+import itertools
+import os
+import pathlib
+import re
+import stat
+import subprocess
+import sys
+import tempfile
+import tomllib
+import typing
+import uuid
+
+import cbor2
+
+MIB = 1 << 20
+UUID = r"[0-9a-f]{8}-[0-9a-f]{4}-4[0-9a-f]{3}-[89ab][0-9a-f]{3}-[0-9a-f]{12}"
+SNAPSHOT = rf"{UUID}/[0-9]{{8}}T[0-9]{{6}}Z-[0-9a-f]{{16}}"
+FILE, DIRECTORY, SYMLINK, FIFO, SOCKET, CHARACTER_DEVICE, BLOCK_DEVICE = range(7)
+
+
+class Failure(Exception):
+    """The object that the message names breaks a rule of the page, or cannot be had."""
+
+
+def need(condition, where, rule):
+    if not condition:
+        raise Failure(f"{where}: {rule}")
+
+
+def read(path, where, most):
+    need(os.path.getsize(path) <= most, where, f"more than {most} bytes")
+    return pathlib.Path(path).read_bytes()
+
+
+def program(where, arguments, data):
+    """What a program makes of the data."""
+    run = subprocess.run(arguments, input=data, capture_output=True)
+    said = run.stderr.decode(errors="replace")
+    need(run.returncode == 0, where, f"{arguments[0]} fails: {said.strip()}")
+    return run.stdout, said
+
+
+# --- Blocks: zstd ---
+
+
+def decompress(data, where):
+    """The plaintext of one frame with its padding."""
+    need(data[:4] == b"\x28\xb5\x2f\xfd" and len(data) > 5, where, "not a zstd frame")
+    descriptor = data[4]
+    single = descriptor >> 5 & 1
+    width = (single, 2, 4, 8)[descriptor >> 6]
+    need(width, where, "a frame that does not state its size")
+    at = 5 + (not single) + (0, 1, 2, 4)[descriptor & 3]
+    size = int.from_bytes(data[at : at + width], "little") + (256 if width == 2 else 0)
+    need(size <= MIB, where, "a block of more than 1 MiB")
+    at, last = at + width, 0
+    while not last:
+        need(at + 3 <= len(data), where, "a frame that ends too early")
+        header = int.from_bytes(data[at : at + 3], "little")
+        last, kind, length = header & 1, header >> 1 & 3, header >> 3
+        at += 3 + (1 if kind == 1 else length)
+    at += 4 * (descriptor >> 2 & 1)
+    rest = data[at:]
+    skippable = rest[:4] == b"\x50\x2a\x4d\x18" and int.from_bytes(rest[4:8], "little") == len(rest) - 8
+    need(not rest or skippable, where, "another frame, or something else, after the first")
+    plain, _ = program(where, ["zstd", "--decompress", "--stdout", "--quiet"], data[:at])
+    need(len(plain) == size, where, "a frame that states another size than it has")
+    return plain
+
+
+# --- Sealed objects and signed messages: gpg ---
+
+
+def packets(message, where):
+    """Tags and bodies of the OpenPGP packets of a message."""
+    found, at = [], 0
+    while at < len(message):
+        first = message[at]
+        need(first & 0xC0 == 0xC0, where, "not OpenPGP packets with headers of the new format")
+        body, more, at = b"", True, at + 1
+        while more:
+            need(at < len(message), where, "a packet that ends too early")
+            octet = message[at]
+            more = 224 <= octet < 255
+            if octet < 192:
+                length, at = octet, at + 1
+            elif octet < 224:
+                length, at = int.from_bytes(message[at : at + 2]) - 0xC000 + 192, at + 2
+            elif more:
+                length, at = 1 << (octet & 31), at + 1
+            else:
+                length, at = int.from_bytes(message[at + 1 : at + 5]), at + 5
+            body, at = body + message[at : at + length], at + length
+        need(at <= len(message), where, "a packet that ends too early")
+        found.append((first & 0x3F, body))
+    return found
+
+
+def literal(body, where):
+    """What a literal data packet holds, after format, name and date."""
+    need(len(body) >= 2 and len(body) >= 6 + body[1], where, "a literal data packet that ends too early")
+    return body[6 + body[1] :]
+
+
+GPG = ["gpg", "--batch", "--no-tty", "--quiet", "--status-fd", "2"]
+
+
+def unseal(message, where):
+    """The packets within an encrypted message; gpg hands them out only if it is authentic."""
+    tags = [tag for tag, _ in packets(message, where)]
+    need(tags[-1:] == [18] and set(tags[:-1]) == {1}, where, f"not one encrypted message, but packets {tags}")
+    inner, said = program(where, [*GPG, "--decrypt", "--unwrap"], message)
+    need("[GNUPG:] DECRYPTION_OKAY" in said, where, "gpg did not find the message authentic")
+    return packets(inner, where), inner
+
+
+class HostKey:
+    """The key whose signatures are believed, alone in a home of gpg's."""
+
+    def __init__(self, repo, fingerprint):
+        self.fingerprint = fingerprint.upper()
+        self.home = tempfile.TemporaryDirectory(prefix="brackfs-by-hand-")
+        where = f"keys/host-{self.fingerprint}.asc"
+        # gpg 2.2 and 2.4 know keys of version 4 only.
+        need(len(self.fingerprint) == 40, where, "gpg cannot read host keys of version 6")
+        self.gpg = [*GPG, "--homedir", self.home.name, "--no-autostart", "--trust-model", "always"]
+        program(where, [*self.gpg, "--import"], read(repo / where, where, 4 * MIB))
+
+    def check(self, message, document, where):
+        signed, said = program(where, [*self.gpg, "--decrypt"], message)
+        status = [line.split()[1:] for line in said.splitlines() if line.startswith("[GNUPG:] ")]
+        valid = [words for words in status if words[0] == "VALIDSIG"]
+        # Expired is as good: it was not when it signed.
+        good = [words for words in status if words[0] in ("GOODSIG", "EXPKEYSIG")]
+        right = len(good) == len(valid) == 1 and valid[0][9] == "00" and valid[0][10] == self.fingerprint
+        need(right and signed == document, where, f"not signed by the host key {self.fingerprint}")
+
+
+# --- CBOR: what the library does not check, then the grammar ---
+
+
+def head(data, at, where):
+    """Major type and argument of the item at a position, and the position after them."""
+    major, low = data[at] >> 5, data[at] & 31
+    if low < 24:
+        return major, low, at + 1
+    need(low < 28, where, "CBOR of indefinite length")
+    end = at + 1 + (1 << low - 24)
+    return major, int.from_bytes(data[at + 1 : end]), end
+
+
+def skip(data, at, where, deep=4):
+    """The position after a value, which has no tag and nests at most so deep."""
+    major, number, at = head(data, at, where)
+    need(major != 6, where, "CBOR with a tag")
+    if major in (2, 3):
+        at += number
+    elif major in (4, 5):
+        need(deep > 0, where, "CBOR that is nested too deep")
+        for _ in range(number * (major - 3)):
+            at = skip(data, at, where, deep - 1)
+    return at
+
+
+def skip_map(data, at, where):
+    """The position after a map of the page's plain kind. Maps in the array of key 3 are entries of a node."""
+    major, count, at = head(data, at, where)
+    need(major == 5, where, "not a CBOR map")
+    last = -1
+    for _ in range(count):
+        major, key, at = head(data, at, where)
+        need(major == 0 and key > last, where, "keys of a map that are not ascending unsigned integers")
+        last = key
+        if key == 3 and data[at] >> 5 == 4:
+            _, items, at = head(data, at, where)
+            for _ in range(items):
+                at = skip_map(data, at, where) if data[at] >> 5 == 5 else skip(data, at, where, 3)
+        else:
+            at = skip(data, at, where)
+    return at
+
+
+def decode(data, where):
+    try:
+        end = skip_map(data, 0, where)
+        need(end == len(data), where, "CBOR that ends too early, or is followed by something")
+        return cbor2.loads(data)
+    except (IndexError, cbor2.CBORDecodeError) as error:
+        raise Failure(f"{where}: not CBOR: {error}") from error
+
+
+def number(most, least=0):
+    return lambda value: type(value) is int and least <= value <= most
+
+
+def octets(most, least=0):
+    return lambda value: type(value) is bytes and least <= len(value) <= most
+
+
+def text(value):
+    return type(value) is str
+
+
+def each(shape):
+    return lambda value: type(value) is list and all(map(shape, value))
+
+
+def fixed(*shapes):
+    return lambda value: type(value) is list and len(value) == len(shapes) and all(s(v) for s, v in zip(shapes, value))
+
+
+def either(*shapes):
+    return lambda value: any(shape(value) for shape in shapes)
+
+
+def flat(*shapes):
+    def fits(value):
+        groups = zip(*[iter(value)] * len(shapes)) if type(value) is list else ()
+        return type(value) is list and len(value) % len(shapes) == 0 and all(fixed(*shapes)([*g]) for g in groups)
+
+    return fits
+
+
+def names(value):
+    return type(value) is dict and all(U32(key) and text(value[key]) for key in value)
+
+
+U32, U64 = number(2**32 - 1), number(2**64 - 1)
+TIMESTAMP = fixed(number(2**63 - 1, -(2**63)), number(999_999_999))
+DIGEST, NAME = octets(32, 32), octets(1024, 1)
+REFERENCE = (DIGEST, U32, U32, number(MIB, 1))
+EXTENT = either(fixed(*REFERENCE), number(2**64 - 1, 1))
+NODE_REFERENCE = fixed(U64, *REFERENCE)
+ITEMS = (
+    lambda value: type(value) is dict,
+    fixed(NAME, number(2**64 - 1, 1), number(2**64 - 1, 1), *REFERENCE),
+    EXTENT,
+    NODE_REFERENCE,
+)
+# Keys that must be there, and keys that may be.
+NODE = {0: number(3), 3: each(lambda _: True)}, {1: each(octets(16, 16)), 2: flat(U32, U64, number(1_310_720)), 4: names, 5: names}
+ENTRY = {0: octets(1024), 1: number(6), 2: number(0o7777), 3: U32, 4: U32, 5: TIMESTAMP}, {
+    6: U64,
+    7: fixed(DIGEST, U32, U32),
+    8: fixed(DIGEST, each(EXTENT)),
+    9: fixed(DIGEST, number(8), each(NODE_REFERENCE)),
+    10: octets(4096, 1),
+    11: either(fixed(number(0)), fixed(number(2**64 - 1, 1), *REFERENCE)),
+    12: fixed(U32, U32),
+    13: fixed(number(2**39 - 1), U32),
+    14: flat(octets(2**32), octets(2**32)),
+    15: U64,
+    16: U64,
+}
+DOCUMENT = {0: octets(16, 16), 1: text, 2: text}, {}
+SNAPSHOT_DOCUMENT = {3: U64, 4: text, 5: text, 6: TIMESTAMP, 7: TIMESTAMP, 10: U64, 12: fixed(*[U64] * 5), 13: text}, {
+    8: each(octets(2**32)),
+    9: each(text),
+    11: octets(8, 8),
+    14: octets(MIB, 1),
+}
+
+
+def check_keys(value, shapes, where):
+    required, optional = shapes
+    for key, shape in (required | optional).items():
+        if key in required or key in value:
+            need(key in value and shape(value[key]), where, f"key {key} is missing or not as it should be")
+
+
+def ascending(values):
+    return all(one < next_one for one, next_one in itertools.pairwise(values))
+
+
+# --- Nodes and entries ---
+
+
+class Chunk(typing.NamedTuple):
+    digest: bytes
+    pack: str
+    offset: int
+    stored: int
+    start: int
+    length: int
+
+
+class Node:
+    """A node that was found to be in order by itself."""
+
+    def __init__(self, data, where, is_root=False):
+        node = decode(data, where)
+        check_keys(node, NODE, where)
+        self.kind, self.items, self.packs, self.table = node[0], node[3], node.get(1, []), node.get(2, [])
+        self.where = where
+        need(all(map(ITEMS[self.kind], self.items)), where, f"an item that does not belong into kind {self.kind}")
+        if self.kind == 0:
+            for entry in self.items:
+                check_entry(entry, where, is_root)
+        if self.kind < 2:
+            need(ascending(item[0] for item in self.items), where, "names that are not in ascending order")
+
+    def chunk(self, digest, block, start, length):
+        """Where a reference of this node leads."""
+        need(3 * block < len(self.table), self.where, f"no block {block} in the table")
+        pack, offset, stored = self.table[3 * block : 3 * block + 3]
+        need(pack < len(self.packs), self.where, f"no pack {pack} in the table")
+        need(offset + stored < 1 << 64 and start + length <= MIB, self.where, "a reference out of bounds")
+        name = str(uuid.UUID(bytes=self.packs[pack]))
+        return Chunk(digest, f"packs/{name[:2]}/{name}", offset, stored, start, length)
+
+
+def check_entry(entry, node, is_root):
+    name, kind, size = entry.get(0), entry.get(1), entry.get(6, 0)
+    where = f"{node}, entry {name!r}"
+    check_keys(entry, ENTRY, where)
+    right = name == b"" if is_root else NAME(name) and name not in (b".", b"..") and not {0, ord("/")} & set(name)
+    need(right, where, "not a valid name")
+    content = [key for key in range(7, 13) if key in entry]
+    allowed = {FILE: ([7], [8], [9]) if size else ([],), DIRECTORY: ([11],), SYMLINK: ([10],), FIFO: ([],), SOCKET: ([],)}
+    need(content in allowed.get(kind, ([12],)), where, f"content {content} that does not go with kind {kind}")
+    need(kind == FILE or size == 0, where, "a size that does not go with the kind")
+    need(7 not in entry or size <= MIB, where, "a chunk of more than 1 MiB")
+    need(all(entry[key][-1] for key in (8, 9) if key in entry), where, "a list of no extents")
+    need(0 not in entry.get(10, b""), where, "a link target with a zero byte")
+    need(kind != DIRECTORY or 13 not in entry, where, "a directory with a hard-link id")
+    attributes = entry.get(14, [])[::2]
+    right = ascending(attributes) and all(attribute and 0 not in attribute for attribute in attributes)
+    need(right, where, "names of extended attributes that are not valid or not in order")
+
+
+def span(entry):
+    return 1 + (entry[11][0] if entry[1] == DIRECTORY else 0)
+
+
+def shown(name):
+    """A name for people, on one line."""
+    escaped = name.replace(b"\\", b"\\\\").decode("utf-8", "backslashreplace")
+    return "".join(char if char.isprintable() else char.encode("unicode_escape").decode() for char in escaped)
+
+
+# --- The repository ---
+
+
+class Repository:
+    def __init__(self, path, signer):
+        self.path = pathlib.Path(path)
+        where = "brackfs.toml"
+        settings = tomllib.loads(read(self.path / where, where, 64 << 10).decode())
+        need(settings.get("version") == 1, where, f"version {settings.get('version')} is not known")
+        need(re.fullmatch(UUID, str(settings.get("id"))), where, "the id is no UUID")
+        need(settings.get("encryption") in ("openpgp", "none"), where, "encryption is neither openpgp nor none")
+        self.id = uuid.UUID(settings["id"]).bytes
+        self.encrypted = settings["encryption"] == "openpgp"
+        self.signer = signer and HostKey(self.path, signer)
+        if not signer:
+            print("signatures are NOT checked: no --signer was given", file=sys.stderr)
+        # Neighbours in a composite are read one after the other.
+        self.block = functools.lru_cache(16)(self.block)
+
+    def snapshots(self):
+        """Names of all snapshots, oldest first."""
+        paths = (path.relative_to(self.path / "snapshots").as_posix() for path in self.path.glob("snapshots/*/*"))
+        return sorted(filter(re.compile(SNAPSHOT).fullmatch, paths), key=lambda name: name.split("/")[1])
+
+    def find(self, wanted):
+        wanted = wanted.removeprefix("snapshots/")
+        every = self.snapshots()
+        found = every[-1:] if wanted == "latest" else [n for n in every if n == wanted or n[-16:].startswith(wanted)]
+        need(len(found) == 1, "snapshots", f"{len(found)} snapshots are meant by {wanted!r}")
+        return found[0]
+
+    def snapshot(self, name):
+        where = f"snapshots/{name}"
+        message = read(self.path / where, where, 65 * MIB)
+        parts, message = unseal(message, where) if self.encrypted else (packets(message, where), message)
+        need([tag for tag, _ in parts] == [4, 11, 2], where, "not a signed message of three packets")
+        data = literal(parts[1][1], where)
+        need(len(data) <= 64 * MIB, where, "a document of more than 64 MiB")
+        if self.signer:
+            self.signer.check(message, data, where)
+        document = decode(data, where)
+        check_keys(document, DOCUMENT, where)
+        need(document[0] == self.id, where, "belongs to another repository")
+        need(document[1] == "snapshot", where, f"a document of type {document[1]}")
+        need(document[2] == where, where, f"its writer named it {document[2]}")
+        check_keys(document, SNAPSHOT_DOCUMENT, where)
+        need(bool(document[10]) == self.encrypted, where, "brackfs.toml disagrees on encryption")
+        began = datetime.datetime(1970, 1, 1) + datetime.timedelta(seconds=document[6][0])
+        need(name.split("/")[1][:16] == began.strftime("%Y%m%dT%H%M%SZ"), where, "the name has another time")
+        need(14 in document, where, "no root")
+        root = Node(document[14], f"{where}, root", is_root=True)
+        right = root.kind == 0 and len(root.items) == 1 and root.items[0][1] == DIRECTORY
+        need(right, where, "the root is not one directory")
+        return document, root
+
+    def block(self, pack, offset, stored):
+        where = f"{pack}, block at {offset}"
+        try:
+            with open(self.path / pack, "rb") as file:
+                file.seek(offset)
+                data = file.read(stored)
+        except (OSError, OverflowError) as error:
+            raise Failure(f"{where}: {error}") from error
+        need(len(data) == stored, where, "the pack ends too early")
+        if self.encrypted:
+            parts, _ = unseal(data, where)
+            need([tag for tag, _ in parts] == [11], where, "not one literal data packet")
+            data = literal(parts[0][1], where)
+        return decompress(data, where)
+
+    def read(self, chunk):
+        data = self.block(chunk.pack, chunk.offset, chunk.stored)[chunk.start : chunk.start + chunk.length]
+        where = f"{chunk.pack}, block at {chunk.offset}"
+        need(len(data) == chunk.length, where, "a chunk that is not within its block")
+        found, _ = program(where, ["b3sum", "--no-names"], data)
+        need(found.decode().strip() == chunk.digest.hex(), where, f"not the chunk {chunk.digest.hex()}")
+        return data
+
+    def node(self, chunk, kinds):
+        node = Node(self.read(chunk), f"{chunk.pack}, node {chunk.digest.hex()}")
+        need(node.kind in kinds, node.where, f"a node of kind {node.kind}, where {kinds} should be")
+        return node
+
+    def entries(self, chunk, ranks, own=None, first=None, limit=None, depth=1):
+        """Entries of a directory or segment in order, each with its node. They take so many ranks."""
+        node = self.node(chunk, (0, 1))
+        items, where = node.items, node.where
+        need(depth <= 8, where, "segments that are nested too deep")
+        need(items, where, "lists nothing")
+        need(first in (None, items[0][0]), where, "its first name is not the segment's")
+        need(limit is None or items[-1][0] < limit, where, "a name that belongs into the next segment")
+        if node.kind == 0:
+            counts, spans = [1] * len(items), [span(entry) for entry in items]
+        else:
+            counts, spans = [item[1] for item in items], [item[2] for item in items]
+        need(sum(spans) == ranks, where, f"takes {sum(spans)} ranks, not {ranks}")
+        need(own in (None, sum(counts)), where, f"has {sum(counts)} entries, not {own}")
+        if node.kind == 0:
+            yield from ((entry, node) for entry in items)
+            return
+        limits = [item[0] for item in items[1:]] + [limit]
+        for (name, count, ranks, *reference), limit in zip(items, limits):
+            need(count <= ranks, where, "a segment of more entries than ranks")
+            yield from self.entries(node.chunk(*reference), ranks, count, name, limit, depth + 1)
+
+    def walk(self, root):
+        """All entries in preorder: rank, path, entry, node."""
+        stack, ranks = [(b"", iter([(root.items[0], root)]))], itertools.count()
+        while stack:
+            above, entries = stack[-1]
+            entry, node = next(entries, (None, None))
+            if entry is None:
+                stack.pop()
+                continue
+            path = above + b"/" + entry[0] if above else entry[0]
+            yield next(ranks), path, entry, node
+            if entry[1] == DIRECTORY and entry[11][0]:
+                below, *reference = entry[11]
+                stack.append((path, self.entries(node.chunk(*reference), below)))
+
+    def extents(self, entry, node):
+        """A file's extents in order: length, and the chunk or None for a hole."""
+        size, content = entry.get(6, 0), next((entry[key] for key in (7, 8, 9) if key in entry), None)
+        if 7 in entry:
+            yield size, node.chunk(*content, size)
+        elif 8 in entry:
+            yield from self.listed(content[1], node, size)
+        elif 9 in entry:
+            yield from self.covered(content[2], node, content[1], size)
+
+    def covered(self, references, node, depth, size):
+        need(sum(item[0] for item in references) == size, node.where, f"nodes that do not cover {size} bytes")
+        for covers, *reference in references:
+            child = self.node(node.chunk(*reference), (3,) if depth else (2,))
+            if depth:
+                yield from self.covered(child.items, child, depth - 1, covers)
+            else:
+                yield from self.listed(child.items, child, covers)
+
+    def listed(self, extents, node, size):
+        lengths = [extent if type(extent) is int else extent[3] for extent in extents]
+        need(sum(lengths) == size, node.where, f"extents that do not add up to {size} bytes")
+        for extent, length in zip(extents, lengths):
+            yield length, None if type(extent) is int else node.chunk(*extent)
+
+
+# --- Restoring ---
+
+
+class Restore:
+    def __init__(self, repository, destination):
+        self.repository, self.destination = repository, os.fsencode(destination)
+        self.problems = 0
+
+    def run(self, root):
+        made, links = [], {}
+        for _, path, entry, node in self.repository.walk(root):
+            target = os.path.join(self.destination, path) if path else self.destination
+            content = entry.get(10) or entry.get(12) or next((entry[key][0] for key in (7, 8, 9) if key in entry), None)
+            # Names whose content differs were read at different times: they cannot be one file again.
+            file = (entry.get(13, [None])[0], entry[1], entry.get(6, 0), str(content))
+            if 13 in entry and file in links:
+                os.link(links[file], target, follow_symlinks=False)
+            elif self.make(target, entry, node):
+                links[file] = target
+                made.append((target, entry))
+        # Backwards, since what is made in a directory changes its time; flags last, since some forbid the rest.
+        for target, entry in reversed(made):
+            self.describe(target, entry)
+        for target, entry in reversed(made):
+            if 16 in entry:
+                self.attempt(target, set_flags, target, entry[16])
+
+    def attempt(self, path, action, *arguments, **options):
+        try:
+            action(*arguments, **options)
+            return True
+        except (OSError, OverflowError) as error:
+            print(f"{shown(path)}: {error}", file=sys.stderr)
+            self.problems += 1
+            return False
+
+    def make(self, target, entry, node):
+        kind = entry[1]
+        if kind == FILE:
+            self.write(target, entry, node)
+        elif kind == DIRECTORY:
+            os.mkdir(target, 0o700)
+        elif kind == SYMLINK:
+            os.symlink(entry[10], target)
+        else:
+            types = {FIFO: stat.S_IFIFO, SOCKET: stat.S_IFSOCK, CHARACTER_DEVICE: stat.S_IFCHR, BLOCK_DEVICE: stat.S_IFBLK}
+            return self.attempt(target, os.mknod, target, types[kind] | 0o600, os.makedev(*entry.get(12, (0, 0))))
+        return True
+
+    def write(self, target, entry, node):
+        at = 0
+        with open(target, "xb") as file, tempfile.TemporaryFile() as printed:
+            os.fchmod(file.fileno(), 0o600)
+            os.ftruncate(file.fileno(), entry.get(6, 0))
+            whole = subprocess.Popen(["b3sum", "--no-names"], stdin=subprocess.PIPE, stdout=printed)
+            with whole.stdin as sum_of:
+                for length, chunk in self.repository.extents(entry, node):
+                    if chunk:
+                        data = self.repository.read(chunk)
+                        file.seek(at)
+                        file.write(data)
+                        sum_of.write(data)
+                    at += length
+            printed.seek(whole.wait())
+            digest = next((entry[key][0] for key in (7, 8, 9) if key in entry), None)
+            right = digest is None or printed.read().decode().strip() == digest.hex()
+            need(right, f"{node.where}, entry {entry[0]!r}", "the file has another digest")
+
+    def describe(self, target, entry):
+        if os.geteuid() == 0:
+            self.attempt(target, os.chown, target, entry[3], entry[4], follow_symlinks=False)
+        for name, value in zip(*[iter(entry.get(14, []))] * 2):
+            self.attempt(target, os.setxattr, target, name, value, follow_symlinks=False)
+        if entry[1] != SYMLINK:
+            self.attempt(target, os.chmod, target, entry[2])
+        seconds, nanos = entry[5]
+        time = seconds * 10**9 + nanos
+        self.attempt(target, os.utime, target, ns=(time, time), follow_symlinks=False)
+
+
+def set_flags(path, flags):
+    """Adds inode attribute flags: FS_IOC_GETFLAGS, then FS_IOC_SETFLAGS."""
+    descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW)
+    try:
+        present = array.array("i", [0])
+        fcntl.ioctl(descriptor, 0x80086601, present)
+        fcntl.ioctl(descriptor, 0x40086602, array.array("i", [present[0] | flags]))
+    finally:
+        os.close(descriptor)
+
+
+# --- Commands ---
+
+
+def list_snapshots(repository):
+    for name in repository.snapshots():
+        document, _ = repository.snapshot(name)
+        files, directories, others, sizes, _ = document[12]
+        print(name, document[4], files, directories, others, sizes)
+
+
+def list_entries(repository, root):
+    """Rank, kind, mode, owner, size, mtime, path; where a link leads or what a device is."""
+    for rank, path, entry, _ in repository.walk(root):
+        seconds, nanos = entry[5]
+        words = [rank, "fdlpscb"[entry[1]], f"{entry[2]:04o}", f"{entry[3]}:{entry[4]}", entry.get(6, 0)]
+        words += [f"{seconds}.{nanos:09}", shown(path) or "/"]
+        words += ["->", shown(entry[10])] if 10 in entry else [*entry.get(12, ())]
+        print(*words)
+
+
+def main():
+    parser = argparse.ArgumentParser(description="Reads a brackfs repository without brackfs.")
+    parser.add_argument("--signer", help="fingerprint of the host key that is believed")
+    commands = parser.add_subparsers(dest="command", required=True)
+    for command, arguments in {"list": ["snapshot"], "restore": ["snapshot", "destination"]}.items():
+        one = commands.add_parser(command)
+        one.add_argument("repo")
+        for argument in arguments:
+            one.add_argument(argument, nargs="?" if command == "list" else None)
+    given = parser.parse_args()
+    try:
+        repository = Repository(given.repo, given.signer)
+        if given.snapshot is None:
+            return list_snapshots(repository)
+        _, root = repository.snapshot(repository.find(given.snapshot))
+        if given.command == "list":
+            return list_entries(repository, root)
+        restore = Restore(repository, given.destination)
+        restore.run(root)
+        return 3 if restore.problems else 0
+    except (Failure, OSError, tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        print(f"brackfs_by_hand: {error}", file=sys.stderr)
+        return 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())
