@@ -11,7 +11,6 @@ damage or another failure; 3 says that all content was restored, but not all tha
 
 import argparse
 import array
-import datetime
 import fcntl
 import functools
 import itertools
@@ -29,8 +28,10 @@ import uuid
 import cbor2
 
 MIB = 1 << 20
-UUID = r"[0-9a-f]{8}-[0-9a-f]{4}-4[0-9a-f]{3}-[89ab][0-9a-f]{3}-[0-9a-f]{12}"
-SNAPSHOT = rf"{UUID}/[0-9]{{8}}T[0-9]{{6}}Z-[0-9a-f]{{16}}"
+UUID = r"[0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12}"
+SNAPSHOT_NAME = rf"{UUID}/[0-9]{{8}}T[0-9]{{6}}Z-[0-9a-f]{{16}}"
+# Inode attribute flags of Linux that may be stored.
+FLAGS = 0x2083_00F8
 FILE, DIRECTORY, SYMLINK, FIFO, SOCKET, CHARACTER_DEVICE, BLOCK_DEVICE = range(7)
 
 
@@ -52,7 +53,8 @@ def program(where, arguments, data):
     """What a program makes of the data."""
     run = subprocess.run(arguments, input=data, capture_output=True)
     said = run.stderr.decode(errors="replace")
-    need(run.returncode == 0, where, f"{arguments[0]} fails: {said.strip()}")
+    problems = [line for line in said.splitlines() if not line.startswith("[GNUPG:]")]
+    need(run.returncode == 0, where, f"{arguments[0]} fails: {'; '.join(problems)}")
     return run.stdout, said
 
 
@@ -60,26 +62,15 @@ def program(where, arguments, data):
 
 
 def decompress(data, where):
-    """The plaintext of one frame with its padding."""
-    need(data[:4] == b"\x28\xb5\x2f\xfd" and len(data) > 5, where, "not a zstd frame")
-    descriptor = data[4]
-    single = descriptor >> 5 & 1
-    width = (single, 2, 4, 8)[descriptor >> 6]
-    need(width, where, "a frame that does not state its size")
-    at = 5 + (not single) + (0, 1, 2, 4)[descriptor & 3]
+    """The plaintext of one frame with its padding, which zstd passes over."""
+    need(data[:4] == b"\x28\xb5\x2f\xfd" and len(data) > 16, where, "not a zstd frame")
+    # RFC 8878, 3.1.1.1: what stands before the content size, and how wide that is.
+    at = 6 - (data[4] >> 5 & 1) + (0, 1, 2, 4)[data[4] & 3]
+    width = (data[4] >> 5 & 1, 2, 4, 8)[data[4] >> 6]
     size = int.from_bytes(data[at : at + width], "little") + (256 if width == 2 else 0)
+    need(width, where, "a frame that does not state its size")
     need(size <= MIB, where, "a block of more than 1 MiB")
-    at, last = at + width, 0
-    while not last:
-        need(at + 3 <= len(data), where, "a frame that ends too early")
-        header = int.from_bytes(data[at : at + 3], "little")
-        last, kind, length = header & 1, header >> 1 & 3, header >> 3
-        at += 3 + (1 if kind == 1 else length)
-    at += 4 * (descriptor >> 2 & 1)
-    rest = data[at:]
-    skippable = rest[:4] == b"\x50\x2a\x4d\x18" and int.from_bytes(rest[4:8], "little") == len(rest) - 8
-    need(not rest or skippable, where, "another frame, or something else, after the first")
-    plain, _ = program(where, ["zstd", "--decompress", "--stdout", "--quiet"], data[:at])
+    plain, _ = program(where, ["zstd", "--decompress", "--stdout", "--quiet"], data)
     need(len(plain) == size, where, "a frame that states another size than it has")
     return plain
 
@@ -88,68 +79,55 @@ def decompress(data, where):
 
 
 def packets(message, where):
-    """Tags and bodies of the OpenPGP packets of a message."""
+    """Tags and bodies of a message's OpenPGP packets."""
     found, at = [], 0
     while at < len(message):
-        first = message[at]
-        need(first & 0xC0 == 0xC0, where, "not OpenPGP packets with headers of the new format")
-        body, more, at = b"", True, at + 1
-        while more:
-            need(at < len(message), where, "a packet that ends too early")
-            octet = message[at]
-            more = 224 <= octet < 255
-            if octet < 192:
-                length, at = octet, at + 1
-            elif octet < 224:
-                length, at = int.from_bytes(message[at : at + 2]) - 0xC000 + 192, at + 2
-            elif more:
-                length, at = 1 << (octet & 31), at + 1
-            else:
-                length, at = int.from_bytes(message[at + 1 : at + 5]), at + 5
-            body, at = body + message[at : at + length], at + length
-        need(at <= len(message), where, "a packet that ends too early")
-        found.append((first & 0x3F, body))
+        need(message[at] & 0xC0 == 0xC0, where, "not OpenPGP packets with headers of the new format")
+        first, *octets = message[at + 1 : at + 6].ljust(5, b"\0")
+        need(first < 224 or first == 255, where, "a packet of unknown length")
+        if first < 192:
+            begin, length = at + 2, first
+        elif first < 224:
+            begin, length = at + 3, (first - 192) * 256 + octets[0] + 192
+        else:
+            begin, length = at + 6, int.from_bytes(octets)
+        need(begin + length <= len(message), where, "a packet that ends too early")
+        found.append((message[at] & 0x3F, message[begin : begin + length]))
+        at = begin + length
     return found
 
 
 def literal(body, where):
     """What a literal data packet holds, after format, name and date."""
-    need(len(body) >= 2 and len(body) >= 6 + body[1], where, "a literal data packet that ends too early")
-    return body[6 + body[1] :]
+    need(body[:6] == b"b\0\0\0\0\0", where, "a literal data packet with a name, a date, or another format")
+    return body[6:]
 
 
 GPG = ["gpg", "--batch", "--no-tty", "--quiet", "--status-fd", "2"]
 
 
 def unseal(message, where):
-    """The packets within an encrypted message; gpg hands them out only if it is authentic."""
+    """The packets within an encrypted message; gpg fails if it is not authentic."""
     tags = [tag for tag, _ in packets(message, where)]
-    need(tags[-1:] == [18] and set(tags[:-1]) == {1}, where, f"not one encrypted message, but packets {tags}")
+    need(tags[-1:] == [18] and tags[:-1] == [1] * len(tags[1:]), where, f"not one encrypted message, but packets {tags}")
+    need(len(tags) <= 65, where, "more than 64 recipients")
     inner, said = program(where, [*GPG, "--decrypt", "--unwrap"], message)
     need("[GNUPG:] DECRYPTION_OKAY" in said, where, "gpg did not find the message authentic")
-    return packets(inner, where), inner
+    return inner
 
 
-class HostKey:
-    """The key whose signatures are believed, alone in a home of gpg's."""
-
-    def __init__(self, repo, fingerprint):
-        self.fingerprint = fingerprint.upper()
-        self.home = tempfile.TemporaryDirectory(prefix="brackfs-by-hand-")
-        where = f"keys/host-{self.fingerprint}.asc"
-        # gpg 2.2 and 2.4 know keys of version 4 only.
-        need(len(self.fingerprint) == 40, where, "gpg cannot read host keys of version 6")
-        self.gpg = [*GPG, "--homedir", self.home.name, "--no-autostart", "--trust-model", "always"]
-        program(where, [*self.gpg, "--import"], read(repo / where, where, 4 * MIB))
-
-    def check(self, message, document, where):
-        signed, said = program(where, [*self.gpg, "--decrypt"], message)
-        status = [line.split()[1:] for line in said.splitlines() if line.startswith("[GNUPG:] ")]
-        valid = [words for words in status if words[0] == "VALIDSIG"]
-        # Expired is as good: it was not when it signed.
-        good = [words for words in status if words[0] in ("GOODSIG", "EXPKEYSIG")]
-        right = len(good) == len(valid) == 1 and valid[0][9] == "00" and valid[0][10] == self.fingerprint
-        need(right and signed == document, where, f"not signed by the host key {self.fingerprint}")
+def verify(certificate, fingerprint, message, where):
+    """Checks that a signed message is by the key of this fingerprint, alone in a home of gpg's."""
+    with tempfile.TemporaryDirectory(prefix="brackfs-by-hand-") as home:
+        gpg = [*GPG, "--homedir", home, "--no-autostart", "--trust-model", "always"]
+        program(where, [*gpg, "--import"], certificate)
+        _, said = program(where, [*gpg, "--decrypt"], message)
+    status = [line.split()[1:] for line in said.splitlines() if line.startswith("[GNUPG:] ")]
+    # Expired is as good: it was not when it signed.
+    good = [words for words in status if words[0] in ("GOODSIG", "EXPKEYSIG")]
+    # The type of the signature, and the key that the signing key belongs to.
+    valid = [words[9:11] for words in status if words[0] == "VALIDSIG"]
+    need(len(good) == 1 and valid == [["00", fingerprint]], where, f"not signed by the host key {fingerprint}")
 
 
 # --- CBOR: what the library does not check, then the grammar ---
@@ -245,36 +223,34 @@ U32, U64 = number(2**32 - 1), number(2**64 - 1)
 TIMESTAMP = fixed(number(2**63 - 1, -(2**63)), number(999_999_999))
 DIGEST, NAME = octets(32, 32), octets(1024, 1)
 REFERENCE = (DIGEST, U32, U32, number(MIB, 1))
-EXTENT = either(fixed(*REFERENCE), number(2**64 - 1, 1))
-NODE_REFERENCE = fixed(U64, *REFERENCE)
-ITEMS = (
-    lambda value: type(value) is dict,
-    fixed(NAME, number(2**64 - 1, 1), number(2**64 - 1, 1), *REFERENCE),
-    EXTENT,
-    NODE_REFERENCE,
-)
+ABOVE_0 = number(2**64 - 1, 1)
+EXTENT, NODE_REFERENCE = either(fixed(*REFERENCE), ABOVE_0), fixed(ABOVE_0, *REFERENCE)
+# By the kind of the node.
+ITEMS = lambda entry: type(entry) is dict, fixed(NAME, ABOVE_0, ABOVE_0, *REFERENCE), EXTENT, NODE_REFERENCE
 # Keys that must be there, and keys that may be.
-NODE = {0: number(3), 3: each(lambda _: True)}, {1: each(octets(16, 16)), 2: flat(U32, U64, number(1_310_720)), 4: names, 5: names}
+NODE = {0: number(3), 3: each(lambda _: True)}, {
+    1: each(octets(16, 16)),
+    2: flat(U32, U64, number(1_310_720, 1)),
+    4: names,
+    5: names,
+}
 ENTRY = {0: octets(1024), 1: number(6), 2: number(0o7777), 3: U32, 4: U32, 5: TIMESTAMP}, {
     6: U64,
     7: fixed(DIGEST, U32, U32),
     8: fixed(DIGEST, each(EXTENT)),
     9: fixed(DIGEST, number(8), each(NODE_REFERENCE)),
     10: octets(4096, 1),
-    11: either(fixed(number(0)), fixed(number(2**64 - 1, 1), *REFERENCE)),
+    11: either(fixed(number(0)), fixed(U64, *REFERENCE)),
     12: fixed(U32, U32),
     13: fixed(number(2**39 - 1), U32),
     14: flat(octets(2**32), octets(2**32)),
     15: U64,
     16: U64,
 }
-DOCUMENT = {0: octets(16, 16), 1: text, 2: text}, {}
-SNAPSHOT_DOCUMENT = {3: U64, 4: text, 5: text, 6: TIMESTAMP, 7: TIMESTAMP, 10: U64, 12: fixed(*[U64] * 5), 13: text}, {
-    8: each(octets(2**32)),
-    9: each(text),
-    11: octets(8, 8),
-    14: octets(MIB, 1),
-}
+SNAPSHOT = {
+    **{0: octets(16, 16), 1: text, 2: text, 3: U64, 4: text, 5: text, 6: TIMESTAMP, 7: TIMESTAMP},
+    **{10: U64, 12: fixed(*[U64] * 5), 13: text, 14: octets(MIB, 1)},
+}, {8: each(octets(2**32)), 9: each(text), 11: octets(8, 8)}
 
 
 def check_keys(value, shapes, where):
@@ -308,6 +284,8 @@ class Node:
         check_keys(node, NODE, where)
         self.kind, self.items, self.packs, self.table = node[0], node[3], node.get(1, []), node.get(2, [])
         self.where = where
+        for pack, offset, stored in zip(*[iter(self.table)] * 3):
+            need(pack < len(self.packs) and offset + stored < 1 << 64, where, "a block in no pack, or beyond its end")
         need(all(map(ITEMS[self.kind], self.items)), where, f"an item that does not belong into kind {self.kind}")
         if self.kind == 0:
             for entry in self.items:
@@ -319,8 +297,7 @@ class Node:
         """Where a reference of this node leads."""
         need(3 * block < len(self.table), self.where, f"no block {block} in the table")
         pack, offset, stored = self.table[3 * block : 3 * block + 3]
-        need(pack < len(self.packs), self.where, f"no pack {pack} in the table")
-        need(offset + stored < 1 << 64 and start + length <= MIB, self.where, "a reference out of bounds")
+        need(start + length <= MIB, self.where, "a chunk that is not within a block")
         name = str(uuid.UUID(bytes=self.packs[pack]))
         return Chunk(digest, f"packs/{name[:2]}/{name}", offset, stored, start, length)
 
@@ -336,7 +313,6 @@ def check_entry(entry, node, is_root):
     need(content in allowed.get(kind, ([12],)), where, f"content {content} that does not go with kind {kind}")
     need(kind == FILE or size == 0, where, "a size that does not go with the kind")
     need(7 not in entry or size <= MIB, where, "a chunk of more than 1 MiB")
-    need(all(entry[key][-1] for key in (8, 9) if key in entry), where, "a list of no extents")
     need(0 not in entry.get(10, b""), where, "a link target with a zero byte")
     need(kind != DIRECTORY or 13 not in entry, where, "a directory with a hard-link id")
     attributes = entry.get(14, [])[::2]
@@ -367,16 +343,18 @@ class Repository:
         need(settings.get("encryption") in ("openpgp", "none"), where, "encryption is neither openpgp nor none")
         self.id = uuid.UUID(settings["id"]).bytes
         self.encrypted = settings["encryption"] == "openpgp"
-        self.signer = signer and HostKey(self.path, signer)
+        self.signer = signer and signer.upper()
         if not signer:
             print("signatures are NOT checked: no --signer was given", file=sys.stderr)
+        # gpg knows keys of version 4, whose fingerprints have 40 digits.
+        need(not signer or re.fullmatch("[0-9A-F]{40}", self.signer), signer, "not the fingerprint of a key for gpg")
         # Neighbours in a composite are read one after the other.
         self.block = functools.lru_cache(16)(self.block)
 
     def snapshots(self):
         """Names of all snapshots, oldest first."""
         paths = (path.relative_to(self.path / "snapshots").as_posix() for path in self.path.glob("snapshots/*/*"))
-        return sorted(filter(re.compile(SNAPSHOT).fullmatch, paths), key=lambda name: name.split("/")[1])
+        return sorted(filter(re.compile(SNAPSHOT_NAME).fullmatch, paths), key=lambda name: name.split("/")[1])
 
     def find(self, wanted):
         wanted = wanted.removeprefix("snapshots/")
@@ -388,22 +366,20 @@ class Repository:
     def snapshot(self, name):
         where = f"snapshots/{name}"
         message = read(self.path / where, where, 65 * MIB)
-        parts, message = unseal(message, where) if self.encrypted else (packets(message, where), message)
+        message = unseal(message, where) if self.encrypted else message
+        parts = packets(message, where)
         need([tag for tag, _ in parts] == [4, 11, 2], where, "not a signed message of three packets")
         data = literal(parts[1][1], where)
         need(len(data) <= 64 * MIB, where, "a document of more than 64 MiB")
         if self.signer:
-            self.signer.check(message, data, where)
+            key = f"keys/host-{self.signer}.asc"
+            verify(read(self.path / key, key, 4 * MIB), self.signer, message, where)
         document = decode(data, where)
-        check_keys(document, DOCUMENT, where)
+        check_keys(document, SNAPSHOT, where)
         need(document[0] == self.id, where, "belongs to another repository")
         need(document[1] == "snapshot", where, f"a document of type {document[1]}")
         need(document[2] == where, where, f"its writer named it {document[2]}")
-        check_keys(document, SNAPSHOT_DOCUMENT, where)
         need(bool(document[10]) == self.encrypted, where, "brackfs.toml disagrees on encryption")
-        began = datetime.datetime(1970, 1, 1) + datetime.timedelta(seconds=document[6][0])
-        need(name.split("/")[1][:16] == began.strftime("%Y%m%dT%H%M%SZ"), where, "the name has another time")
-        need(14 in document, where, "no root")
         root = Node(document[14], f"{where}, root", is_root=True)
         right = root.kind == 0 and len(root.items) == 1 and root.items[0][1] == DIRECTORY
         need(right, where, "the root is not one directory")
@@ -419,7 +395,7 @@ class Repository:
             raise Failure(f"{where}: {error}") from error
         need(len(data) == stored, where, "the pack ends too early")
         if self.encrypted:
-            parts, _ = unseal(data, where)
+            parts = packets(unseal(data, where), where)
             need([tag for tag, _ in parts] == [11], where, "not one literal data packet")
             data = literal(parts[0][1], where)
         return decompress(data, where)
@@ -442,15 +418,14 @@ class Repository:
         node = self.node(chunk, (0, 1))
         items, where = node.items, node.where
         need(depth <= 8, where, "segments that are nested too deep")
-        need(items, where, "lists nothing")
-        need(first in (None, items[0][0]), where, "its first name is not the segment's")
-        need(limit is None or items[-1][0] < limit, where, "a name that belongs into the next segment")
         if node.kind == 0:
             counts, spans = [1] * len(items), [span(entry) for entry in items]
         else:
             counts, spans = [item[1] for item in items], [item[2] for item in items]
         need(sum(spans) == ranks, where, f"takes {sum(spans)} ranks, not {ranks}")
         need(own in (None, sum(counts)), where, f"has {sum(counts)} entries, not {own}")
+        need(first in (None, items[0][0]), where, "its first name is not the segment's")
+        need(limit is None or items[-1][0] < limit, where, "a name that belongs into the next segment")
         if node.kind == 0:
             yield from ((entry, node) for entry in items)
             return
@@ -470,7 +445,7 @@ class Repository:
                 continue
             path = above + b"/" + entry[0] if above else entry[0]
             yield next(ranks), path, entry, node
-            if entry[1] == DIRECTORY and entry[11][0]:
+            if len(entry.get(11, ())) > 1:
                 below, *reference = entry[11]
                 stack.append((path, self.entries(node.chunk(*reference), below)))
 
@@ -524,8 +499,8 @@ class Restore:
         for target, entry in reversed(made):
             self.describe(target, entry)
         for target, entry in reversed(made):
-            if 16 in entry:
-                self.attempt(target, set_flags, target, entry[16])
+            if 16 in entry and entry[1] in (FILE, DIRECTORY):
+                self.attempt(target, set_flags, target, entry[16] & FLAGS)
 
     def attempt(self, path, action, *arguments, **options):
         try:
