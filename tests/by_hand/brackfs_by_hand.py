@@ -63,7 +63,7 @@ def program(where, arguments, data):
 
 def decompress(data, where):
     """The plaintext of one frame with its padding, which zstd passes over."""
-    need(data[:4] == b"\x28\xb5\x2f\xfd" and len(data) > 16, where, "not a zstd frame")
+    need(data[:4] == b"\x28\xb5\x2f\xfd" and len(data) > 5, where, "not a zstd frame")
     # RFC 8878, 3.1.1.1: what stands before the content size, and how wide that is.
     at = 6 - (data[4] >> 5 & 1) + (0, 1, 2, 4)[data[4] & 3]
     width = (data[4] >> 5 & 1, 2, 4, 8)[data[4] >> 6]
@@ -338,7 +338,7 @@ class Repository:
         self.path = pathlib.Path(path)
         where = "brackfs.toml"
         settings = tomllib.loads(read(self.path / where, where, 64 << 10).decode())
-        need(settings.get("version") == 1, where, f"version {settings.get('version')} is not known")
+        need(settings.get("version") == 1 and settings["version"] is not True, where, f"version {settings.get('version')} is not known")
         need(re.fullmatch(UUID, str(settings.get("id"))), where, "the id is no UUID")
         need(settings.get("encryption") in ("openpgp", "none"), where, "encryption is neither openpgp nor none")
         self.id = uuid.UUID(settings["id"]).bytes
