@@ -161,7 +161,7 @@ fn write_source(site: &Site) {
         node("device", FileType::CharacterDevice, rustix::fs::makedev(1, 3));
         chown(below.join("small"), Some(1), Some(4_000_000_000)).unwrap();
     }
-    for (name, mode) in [("small", 0o6755), ("empty", 0o000), ("sparse", 0o1711)] {
+    for (name, mode) in [("small", 0o6755), ("empty", 0o400), ("sparse", 0o1711)] {
         fs::set_permissions(below.join(name), fs::Permissions::from_mode(mode)).unwrap();
     }
     // Not every file system has them.
@@ -221,6 +221,16 @@ fn with_snapshot(key: Key) -> Shelf {
     shelf.site.backup(&[]).ok();
     shelf.restore("before").ok();
     shelf
+}
+
+#[test]
+fn a_second_reader_restores_a_single_byte() {
+    let shelf = Shelf::new(Key::None);
+    shelf.site.write("byte", "x");
+    settle();
+    shelf.site.backup(&[]).ok();
+    shelf.restore("out").ok();
+    assert_eq!(tree(&shelf.site.path().join("out")), tree(&shelf.site.source()));
 }
 
 /// It fails, and names the object.

@@ -1,5 +1,5 @@
 #!/usr/bin/python3
-"""Lists and restores snapshots of a brackfs repository. Written from brackfs-format(5) alone, to prove that it suffices.
+"""Lists and restores snapshots of a brackfs repository. Written from brackfs-format(5) alone: that page must suffice.
 
     brackfs_by_hand.py [--signer FINGERPRINT] list REPO [SNAPSHOT]
     brackfs_by_hand.py [--signer FINGERPRINT] restore REPO SNAPSHOT DESTINATION
@@ -33,6 +33,8 @@ SNAPSHOT_NAME = rf"{UUID}/[0-9]{{8}}T[0-9]{{6}}Z-[0-9a-f]{{16}}"
 # Inode attribute flags of Linux that may be stored.
 FLAGS = 0x2083_00F8
 FILE, DIRECTORY, SYMLINK, FIFO, SOCKET, CHARACTER_DEVICE, BLOCK_DEVICE = range(7)
+TYPES = {FIFO: stat.S_IFIFO, SOCKET: stat.S_IFSOCK, CHARACTER_DEVICE: stat.S_IFCHR, BLOCK_DEVICE: stat.S_IFBLK}
+B3SUM = ["b3sum", "--no-names"]
 
 
 class Failure(Exception):
@@ -109,7 +111,7 @@ GPG = ["gpg", "--batch", "--no-tty", "--quiet", "--status-fd", "2"]
 def unseal(message, where):
     """The packets within an encrypted message; gpg fails if it is not authentic."""
     tags = [tag for tag, _ in packets(message, where)]
-    need(tags[-1:] == [18] and tags[:-1] == [1] * len(tags[1:]), where, f"not one encrypted message, but packets {tags}")
+    need(tags[-1:] == [18] and {*tags[:-1]} == {1}, where, f"not one encrypted message, but packets {tags}")
     need(len(tags) <= 65, where, "more than 64 recipients")
     inner, said = program(where, [*GPG, "--decrypt", "--unwrap"], message)
     need("[GNUPG:] DECRYPTION_OKAY" in said, where, "gpg did not find the message authentic")
@@ -309,8 +311,8 @@ def check_entry(entry, node, is_root):
     right = name == b"" if is_root else NAME(name) and name not in (b".", b"..") and not {0, ord("/")} & set(name)
     need(right, where, "not a valid name")
     content = [key for key in range(7, 13) if key in entry]
-    allowed = {FILE: ([7], [8], [9]) if size else ([],), DIRECTORY: ([11],), SYMLINK: ([10],), FIFO: ([],), SOCKET: ([],)}
-    need(content in allowed.get(kind, ([12],)), where, f"content {content} that does not go with kind {kind}")
+    allowed = [[7], [8], [9]] if kind == FILE and size else [[], [11], [10], [], [], [12], [12]][kind : kind + 1]
+    need(content in allowed, where, f"content {content} that does not go with kind {kind}")
     need(kind == FILE or size == 0, where, "a size that does not go with the kind")
     need(7 not in entry or size <= MIB, where, "a chunk of more than 1 MiB")
     need(0 not in entry.get(10, b""), where, "a link target with a zero byte")
@@ -322,6 +324,11 @@ def check_entry(entry, node, is_root):
 
 def span(entry):
     return 1 + (entry[11][0] if entry[1] == DIRECTORY else 0)
+
+
+def content_of(entry):
+    """Which of the keys 7 to 12 an entry has, and what is there."""
+    return next(((key, entry[key]) for key in range(7, 13) if key in entry), (None, [None]))
 
 
 def shown(name):
@@ -338,7 +345,7 @@ class Repository:
         self.path = pathlib.Path(path)
         where = "brackfs.toml"
         settings = tomllib.loads(read(self.path / where, where, 64 << 10).decode())
-        need(settings.get("version") == 1 and settings["version"] is not True, where, f"version {settings.get('version')} is not known")
+        need(number(1, 1)(settings.get("version")), where, "not of version 1")
         need(re.fullmatch(UUID, str(settings.get("id"))), where, "the id is no UUID")
         need(settings.get("encryption") in ("openpgp", "none"), where, "encryption is neither openpgp nor none")
         self.id = uuid.UUID(settings["id"]).bytes
@@ -404,7 +411,7 @@ class Repository:
         data = self.block(chunk.pack, chunk.offset, chunk.stored)[chunk.start : chunk.start + chunk.length]
         where = f"{chunk.pack}, block at {chunk.offset}"
         need(len(data) == chunk.length, where, "a chunk that is not within its block")
-        found, _ = program(where, ["b3sum", "--no-names"], data)
+        found, _ = program(where, B3SUM, data)
         need(found.decode().strip() == chunk.digest.hex(), where, f"not the chunk {chunk.digest.hex()}")
         return data
 
@@ -451,12 +458,12 @@ class Repository:
 
     def extents(self, entry, node):
         """A file's extents in order: length, and the chunk or None for a hole."""
-        size, content = entry.get(6, 0), next((entry[key] for key in (7, 8, 9) if key in entry), None)
-        if 7 in entry:
+        size, (key, content) = entry.get(6, 0), content_of(entry)
+        if key == 7:
             yield size, node.chunk(*content, size)
-        elif 8 in entry:
+        elif key == 8:
             yield from self.listed(content[1], node, size)
-        elif 9 in entry:
+        elif key == 9:
             yield from self.covered(content[2], node, content[1], size)
 
     def covered(self, references, node, depth, size):
@@ -487,9 +494,10 @@ class Restore:
         made, links = [], {}
         for _, path, entry, node in self.repository.walk(root):
             target = os.path.join(self.destination, path) if path else self.destination
-            content = entry.get(10) or entry.get(12) or next((entry[key][0] for key in (7, 8, 9) if key in entry), None)
+            key, content = content_of(entry)
             # Names whose content differs were read at different times: they cannot be one file again.
-            file = (entry.get(13, [None])[0], entry[1], entry.get(6, 0), str(content))
+            same = str(content if key in (10, 12) else content[0])
+            file = entry.get(13, [None])[0], entry[1], entry.get(6, 0), same
             if 13 in entry and file in links:
                 os.link(links[file], target, follow_symlinks=False)
             elif self.make(target, entry, node):
@@ -520,28 +528,34 @@ class Restore:
         elif kind == SYMLINK:
             os.symlink(entry[10], target)
         else:
-            types = {FIFO: stat.S_IFIFO, SOCKET: stat.S_IFSOCK, CHARACTER_DEVICE: stat.S_IFCHR, BLOCK_DEVICE: stat.S_IFBLK}
-            return self.attempt(target, os.mknod, target, types[kind] | 0o600, os.makedev(*entry.get(12, (0, 0))))
+            device = os.makedev(*entry.get(12, (0, 0)))
+            return self.attempt(target, os.mknod, target, TYPES[kind] | 0o600, device)
         return True
 
     def write(self, target, entry, node):
-        at = 0
-        with open(target, "xb") as file, tempfile.TemporaryFile() as printed:
+        size, (_, content) = entry.get(6, 0), content_of(entry)
+        with open(target, "xb") as file:
             os.fchmod(file.fileno(), 0o600)
-            os.ftruncate(file.fileno(), entry.get(6, 0))
-            whole = subprocess.Popen(["b3sum", "--no-names"], stdin=subprocess.PIPE, stdout=printed)
-            with whole.stdin as sum_of:
-                for length, chunk in self.repository.extents(entry, node):
-                    if chunk:
-                        data = self.repository.read(chunk)
-                        file.seek(at)
-                        file.write(data)
-                        sum_of.write(data)
-                    at += length
-            printed.seek(whole.wait())
-            digest = next((entry[key][0] for key in (7, 8, 9) if key in entry), None)
-            right = digest is None or printed.read().decode().strip() == digest.hex()
-            need(right, f"{node.where}, entry {entry[0]!r}", "the file has another digest")
+            # What is not written stays a hole.
+            os.ftruncate(file.fileno(), size)
+            digest = self.fill(file, self.repository.extents(entry, node)) if size else None
+        need(digest == content[0], f"{node.where}, entry {entry[0]!r}", "the file has another digest")
+
+    def fill(self, file, extents):
+        """Writes a file's chunks, and gives the digest of them all."""
+        # If a chunk is bad, b3sum has nobody to tell what it found, and complains.
+        pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.DEVNULL}
+        with subprocess.Popen(B3SUM, **pipes) as b3sum:
+            at = 0
+            for length, chunk in extents:
+                if chunk:
+                    data = self.repository.read(chunk)
+                    file.seek(at)
+                    file.write(data)
+                    b3sum.stdin.write(data)
+                at += length
+            b3sum.stdin.close()
+            return bytes.fromhex(b3sum.stdout.read().decode())
 
     def describe(self, target, entry):
         if os.geteuid() == 0:
@@ -590,11 +604,12 @@ def main():
     parser = argparse.ArgumentParser(description="Reads a brackfs repository without brackfs.")
     parser.add_argument("--signer", help="fingerprint of the host key that is believed")
     commands = parser.add_subparsers(dest="command", required=True)
-    for command, arguments in {"list": ["snapshot"], "restore": ["snapshot", "destination"]}.items():
-        one = commands.add_parser(command)
-        one.add_argument("repo")
-        for argument in arguments:
-            one.add_argument(argument, nargs="?" if command == "list" else None)
+    listing, restoring = [commands.add_parser(command) for command in ("list", "restore")]
+    for command in listing, restoring:
+        command.add_argument("repo")
+    listing.add_argument("snapshot", nargs="?")
+    restoring.add_argument("snapshot")
+    restoring.add_argument("destination")
     given = parser.parse_args()
     try:
         repository = Repository(given.repo, given.signer)
@@ -606,7 +621,7 @@ def main():
         restore = Restore(repository, given.destination)
         restore.run(root)
         return 3 if restore.problems else 0
-    except (Failure, OSError, tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+    except (Failure, OSError, OverflowError, tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         print(f"brackfs_by_hand: {error}", file=sys.stderr)
         return 1
 
