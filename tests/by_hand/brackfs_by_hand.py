@@ -81,7 +81,7 @@ def decompress(data, where):
 
 
 def packets(message, where):
-    """Tags and bodies of a message's OpenPGP packets."""
+    """A message's OpenPGP packets: tags, and all their bytes."""
     found, at = [], 0
     while at < len(message):
         need(message[at] & 0xC0 == 0xC0, where, "not OpenPGP packets with headers of the new format")
@@ -94,15 +94,16 @@ def packets(message, where):
         else:
             begin, length = at + 6, int.from_bytes(octets)
         need(begin + length <= len(message), where, "a packet that ends too early")
-        found.append((message[at] & 0x3F, message[begin : begin + length]))
+        found.append((message[at] & 0x3F, message[at : begin + length]))
         at = begin + length
     return found
 
 
-def literal(body, where):
-    """What a literal data packet holds, after format, name and date."""
-    need(body[:6] == b"b\0\0\0\0\0", where, "a literal data packet with a name, a date, or another format")
-    return body[6:]
+def literal(packet, where):
+    """What a literal data packet holds."""
+    right = packet[:2] == b"\xcb\xff" and packet[6:12] == b"b\0\0\0\0\0"
+    need(right, where, "a literal data packet with a name, a date, or another format")
+    return packet[12:]
 
 
 GPG = ["gpg", "--batch", "--no-tty", "--quiet", "--status-fd", "2"]
