@@ -4,12 +4,57 @@
 //! end matches directories only, `!` takes back what a pattern before it said, `**` stands for any number of
 //! directories. Empty patterns and those that begin with `#` say nothing (`\#` is a `#`). Besides, `{a,b}` is
 //! a choice.
+//!
+//! Of a file of patterns each line is one. Blanks at its end are no part of it, unless a backslash stands before
+//! them; a byte order mark at the start, and carriage returns at line ends, do not count.
 
-use std::path::Path;
+use std::fs;
+use std::path::{Path, PathBuf};
 
 use ignore::gitignore::{Gitignore, GitignoreBuilder};
 
 use super::Error;
+
+/// A pattern, and where it was found.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Pattern {
+    glob: String,
+    /// The file and the line, counted from 1; none if it was given by itself.
+    place: Option<(PathBuf, usize)>,
+}
+
+impl Pattern {
+    /// A pattern that was given by itself.
+    pub fn new(glob: impl Into<String>) -> Self {
+        Pattern { glob: glob.into(), place: None }
+    }
+
+    /// The patterns in a file, in its order.
+    pub fn read_file(path: &Path) -> Result<Vec<Self>, Error> {
+        let failed = |why: String| Error::PatternFile { path: path.to_owned(), why };
+        let bytes = fs::read(path).map_err(|e| failed(e.to_string()))?;
+        let bytes = bytes.strip_prefix(b"\xef\xbb\xbf").unwrap_or(&bytes);
+        let lines = bytes.split(|byte| *byte == b'\n').enumerate().map(|(before, line)| {
+            let line = line.strip_suffix(b"\r").unwrap_or(line);
+            let number = before + 1;
+            let text = str::from_utf8(line).map_err(|_| failed(format!("line {number} is not UTF-8")))?;
+            Ok(Pattern { glob: without_blanks_behind(text).to_owned(), place: Some((path.to_owned(), number)) })
+        });
+        let is_pattern = |pattern: &Pattern| !pattern.glob.is_empty() && !pattern.glob.starts_with('#');
+        lines.filter(|line| line.as_ref().map_or(true, is_pattern)).collect()
+    }
+}
+
+/// A line without the blanks at its end that no backslash protects.
+fn without_blanks_behind(line: &str) -> &str {
+    let trimmed = line.trim_end_matches(' ');
+    let escaping = trimmed.len() - trimmed.trim_end_matches('\\').len();
+    match escaping % 2 {
+        // The backslash is for the blank behind it, if there is one.
+        1 => line.get(..trimmed.len() + 1).unwrap_or(trimmed),
+        _ => trimmed,
+    }
+}
 
 /// The patterns of a source.
 #[derive(Debug, Clone)]
@@ -19,17 +64,18 @@ pub struct Exclude {
 }
 
 impl Exclude {
-    /// Reads `globs`, of which later ones win. Those that are anchored begin at `root`.
-    pub fn new(root: &Path, globs: &[String]) -> Result<Self, Error> {
+    /// Reads `patterns`, of which later ones win. Those that are anchored begin at `root`.
+    pub fn new(root: &Path, patterns: &[Pattern]) -> Result<Self, Error> {
         // The root is cut off the front of paths: it must not be mistaken for the start of a relative one.
         let mut builder = GitignoreBuilder::new(if root.is_absolute() { root } else { Path::new(".") });
         // A `[` that nothing closes is more likely an error than meant.
         builder.allow_unclosed_class(false);
-        for glob in globs {
-            builder.add_line(None, glob).map_err(|e| bad_pattern(glob, e))?;
+        for pattern in patterns {
+            builder.add_line(None, &pattern.glob).map_err(|e| bad_pattern(pattern, e))?;
         }
         // Each pattern is sound, but all of them together may be too large.
-        let patterns = builder.build().map_err(|e| bad_pattern(&globs.join("\n"), e))?;
+        let all = || Pattern::new(patterns.iter().map(|pattern| pattern.glob.as_str()).collect::<Vec<_>>().join("\n"));
+        let patterns = builder.build().map_err(|e| bad_pattern(&all(), e))?;
         Ok(Exclude { patterns: (!patterns.is_empty()).then_some(patterns) })
     }
 
@@ -40,12 +86,13 @@ impl Exclude {
     }
 }
 
-fn bad_pattern(pattern: &str, error: ignore::Error) -> Error {
+fn bad_pattern(pattern: &Pattern, error: ignore::Error) -> Error {
     let why = match error {
         ignore::Error::Glob { err, .. } => err,
         other => other.to_string(),
     };
-    Error::Pattern { pattern: pattern.to_owned(), why }
+    let place = pattern.place.as_ref().map(|(file, line)| format!(" in {}, line {line},", file.display()));
+    Error::Pattern { pattern: pattern.glob.clone(), place: place.unwrap_or_default(), why }
 }
 
 #[cfg(test)]
@@ -56,8 +103,8 @@ mod tests {
     use super::*;
 
     fn exclude(globs: &[&str]) -> Exclude {
-        let globs: Vec<_> = globs.iter().map(|glob| (*glob).to_owned()).collect();
-        Exclude::new(Path::new("/source"), &globs).unwrap()
+        let patterns: Vec<_> = globs.iter().map(|glob| Pattern::new(*glob)).collect();
+        Exclude::new(Path::new("/source"), &patterns).unwrap()
     }
 
     fn file(exclude: &Exclude, path: &str) -> bool {
@@ -124,19 +171,51 @@ mod tests {
 
     #[test]
     fn a_relative_root_is_not_cut_off() {
-        let e = Exclude::new(Path::new("src"), &["/src/x".to_owned()]).unwrap();
+        let e = Exclude::new(Path::new("src"), &[Pattern::new("/src/x")]).unwrap();
         assert!(file(&e, "src/x"));
         assert!(!file(&e, "x"));
-        let e = Exclude::new(Path::new("/"), &["/home/*/tmp".to_owned()]).unwrap();
+        let e = Exclude::new(Path::new("/"), &[Pattern::new("/home/*/tmp")]).unwrap();
         assert!(directory(&e, "home/me/tmp") && directory(&e, "/home/me/tmp"));
     }
 
     #[test]
     fn a_bad_pattern_is_named() {
         for bad in ["[a", "{a", "z[b-a]"] {
-            let globs = ["*.o".to_owned(), bad.to_owned()];
-            let error = Exclude::new(Path::new("/"), &globs).unwrap_err().to_string();
+            let patterns = ["*.o", bad].map(Pattern::new);
+            let error = Exclude::new(Path::new("/"), &patterns).unwrap_err().to_string();
             assert!(error.starts_with(&format!("the pattern {bad:?} is not valid: ")), "{error}");
         }
+    }
+
+    fn file_of(content: impl AsRef<[u8]>) -> tempfile::NamedTempFile {
+        let file = tempfile::NamedTempFile::new().unwrap();
+        fs::write(file.path(), content).unwrap();
+        file
+    }
+
+    #[test]
+    fn lines_of_a_file_are_patterns_but_for_comments_and_blanks() {
+        let content = "\u{feff}*.o\r\n\n# no pattern\n\\#one\n   \nplain  \nkept\\ \nkept\\  \neven\\\\ \nlast";
+        let patterns = Pattern::read_file(file_of(content).path()).unwrap();
+        let found: Vec<_> =
+            patterns.iter().map(|p| (p.glob.as_str(), p.place.as_ref().map_or(0, |place| place.1))).collect();
+        let expected =
+            [("*.o", 1), ("\\#one", 4), ("plain", 6), ("kept\\ ", 7), ("kept\\ ", 8), ("even\\\\", 9), ("last", 10)];
+        assert_eq!(found, expected);
+        let e = Exclude::new(Path::new("/"), &patterns).unwrap();
+        assert!(file(&e, "x.o") && file(&e, "#one") && file(&e, "plain") && file(&e, "kept ") && file(&e, "even\\"));
+        assert!(!file(&e, "kept") && !file(&e, "plain  ") && !file(&e, "# no pattern"));
+    }
+
+    #[test]
+    fn a_bad_line_is_named_with_its_file_and_number() {
+        let bad = file_of("*.o\n\n[a\n");
+        let patterns = Pattern::read_file(bad.path()).unwrap();
+        let error = Exclude::new(Path::new("/"), &patterns).unwrap_err().to_string();
+        let expected = format!("the pattern \"[a\" in {}, line 3, is not valid: ", bad.path().display());
+        assert!(error.starts_with(&expected), "{error}");
+        let binary = file_of(b"*.o\n\xff\n");
+        let error = Pattern::read_file(binary.path()).unwrap_err().to_string();
+        assert_eq!(error, format!("cannot read patterns from {}: line 2 is not UTF-8", binary.path().display()));
     }
 }

@@ -9,6 +9,7 @@
 //! - `sort`: sorting them outside of RAM
 //! - [`stat`]: what a file is, and whether it is the one that was read before
 //! - [`exclude`]: what the user does not want
+//! - [`tags`]: directories whose owners do not want their content kept
 //! - [`mounts`]: where our own mounts are
 //! - [`owners`]: names of users and groups
 //! - [`cut`]: content, cut into chunks
@@ -26,12 +27,14 @@ pub mod mounts;
 pub mod owners;
 mod sort;
 pub mod stat;
+pub mod tags;
 
 pub use cut::{Cutter, Piece};
 pub use directory::Directory;
 pub use error::Error;
-pub use exclude::Exclude;
+pub use exclude::{Exclude, Pattern};
 pub use listing::Listing;
 pub use mounts::MountTable;
 pub use owners::Owners;
 pub use stat::{Stat, now};
+pub use tags::Tags;
