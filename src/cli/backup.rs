@@ -31,12 +31,12 @@ Examples:
   find /srv -name '*.conf' -print0 | brackfs backup --files-from - --repo /backup
   pg_dump shop | brackfs backup --stdin-filename shop.sql --repo /backup
 
-Through a pipe nobody sees that a program failed halfway: where it matters, begin the script with
-`set -o pipefail`, and when it fails don't rely on the snapshot that was made.
+A pipe does not tell when the program that fills it fails halfway: the snapshot then holds what came.
+Begin such a script with `set -o pipefail`, so that it fails, too.
 
-Patterns are those of .gitignore: with a / at the start or inside they count from the snapshot's root,
-otherwise anywhere; a / at the end means directories; the last one that matches wins, and with ! it
-takes back what others left out. Of a directory that is left out nothing can be taken back.
+Patterns are those of .gitignore. With a / at the start or inside they count from the snapshot's
+root, otherwise anywhere; a / at the end means directories. The last one that matches wins, and
+with a ! in front it takes back what others left out, but for what is in a directory left out.
 
 In a crontab:
   17 * * * *  brackfs backup /home --repo /backup")]
@@ -74,7 +74,8 @@ pub(super) struct Args {
     /// Of directories with a valid CACHEDIR.TAG take only the directory and that file
     #[arg(long)]
     exclude_caches: bool,
-    /// Of directories that hold an entry NAME take only the directory and that entry; may be repeated
+    /// Of directories that hold an entry NAME take only the directory and that entry (if that is a directory, all
+    /// in it); may be repeated
     #[arg(long, value_name = "NAME")]
     exclude_if_present: Vec<OsString>,
     /// Leave out files and directories with the attribute d (chattr +d)
