@@ -288,6 +288,11 @@ fn of_several_paths_each_has_its_own_file_system() {
     backup_of(&site, &[text(&inner), text(&one), "-x"]).ok();
     let expected = ["", "one/", "one/a", "one/below/", "one/below/inner/", "one/below/inner/x"];
     assert_eq!(names_in_site(&site), expected.map(|name| format!("source/{name}")));
+    // Without the flag all of it is.
+    backup_of(&site, &[text(&inner), text(&one)]).ok();
+    let found = names_in_site(&site);
+    assert_eq!(found[..found.len() - 1], expected.map(|name| format!("source/{name}")));
+    assert_eq!(found[found.len() - 1], "source/one/below/y");
 }
 
 #[test]
@@ -586,6 +591,21 @@ fn a_source_may_be_a_pipe_once_and_a_directory_then() {
     dump(&site, b"last", &as_source);
     assert_eq!(cat(&site, "latest:db.sql"), "last");
     site.brackfs(&["check", "--read-data"]).ok();
+}
+
+#[test]
+fn a_file_is_never_taken_for_what_came_through_a_pipe() {
+    let site = ready::<&str>(&[]);
+    dump(&site, b"through a pipe", &["--source", "source"]);
+    let out = site.path().join("out");
+    site.brackfs(&["restore", "latest", "--to", text(&out)]).ok();
+    let file = site.write("db.sql", b"from the disk.");
+    fs::set_permissions(&file, std::os::unix::fs::PermissionsExt::from_mode(0o600)).unwrap();
+    let time = fs::metadata(out.join("db.sql")).unwrap().modified().unwrap();
+    OpenOptions::new().write(true).open(&file).unwrap().set_modified(time).unwrap();
+    let second = backup(&site, &["--ignore-inode", "--ignore-ctime"]);
+    assert_eq!(number(&second, "files_read"), 1, "{second}");
+    assert_eq!(cat(&site, "latest:db.sql"), "from the disk.");
 }
 
 #[test]

@@ -44,7 +44,7 @@ use std::collections::HashSet;
 use std::ffi::OsString;
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
-use std::sync::atomic::AtomicBool;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -354,6 +354,11 @@ impl Run<'_> {
     /// Makes the snapshot: commits, writes it last of all, and notes that it is there.
     fn finish(&self, engine: &mut Engine<'_>, root: &Outcome, counts: Counts) -> Result<Summary, Error> {
         engine.settle()?;
+        // An interrupt that ended what fills a pipe may look like its end at first.
+        if self.stop.load(Ordering::Relaxed) {
+            engine.commit(None)?;
+            return Err(Error::Interrupted);
+        }
         let previous = engine.catalog.latest_snapshot(self.source.0)?;
         // A pipe's file is always written anew, with another time.
         let same = !root.changed || matches!(self.scope.origin, Origin::Stdin(_)) && counts.unmodified == 1;
