@@ -520,6 +520,11 @@ fn standard_input_becomes_the_only_file_of_a_snapshot() {
         assert!(stat.modified().unwrap() + Duration::from_secs(1) >= started, "{stat:?}");
     }
     assert_eq!(snapshots(&site)[0]["paths"], serde_json::json!(["db.sql"]));
+    // With little memory it is cut at the same places, and so is a file.
+    let frugal = dump(&site, &noise("piped", 5 * MIB + 17), &["--low-memory"]);
+    assert_eq!((number(&frugal, "bytes"), number(&frugal, "data_packs")), (5 * MIB as u64 + 17, 0), "{frugal}");
+    site.write("same", noise("piped", 5 * MIB + 17));
+    assert_eq!(number(&backup(&site, &[]), "data_packs"), 0);
     assert_eq!(dump(&site, b"x", &["--source", "shop"])["source"], "shop");
     site.brackfs(&["check", "--read-data"]).ok();
 }
