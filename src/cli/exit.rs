@@ -79,7 +79,7 @@ fn known(cause: &(dyn std::error::Error + 'static)) -> Option<u8> {
         Some(backup::Error::Repository(error)) => return of_repository(error),
         Some(backup::Error::State(error)) => return of_state(error),
         Some(backup::Error::Catalog(error)) => return of_catalog(error),
-        Some(backup::Error::Usage(_)) => return Some(USAGE),
+        Some(error) if error.is_usage() => return Some(USAGE),
         Some(backup::Error::Interrupted) => return Some(INTERRUPTED),
         _ => {}
     }
