@@ -11,6 +11,7 @@ mod backup;
 mod cat;
 mod check;
 mod common;
+mod dump;
 mod exit;
 mod init;
 mod key;
@@ -63,6 +64,7 @@ enum Command {
     Mount(mount::Args),
     Umount(umount::Args),
     Restore(restore::Args),
+    Dump(dump::Args),
     Check(check::Args),
 }
 
@@ -80,6 +82,7 @@ pub fn main() -> ExitCode {
         Command::Mount(args) => mount::run(&args, &global),
         Command::Umount(args) => umount::run(&args),
         Command::Restore(args) => restore::run(&args, &global),
+        Command::Dump(args) => dump::run(&args, &global),
         Command::Check(args) => check::run(&args, &global),
     };
     match result {
