@@ -262,3 +262,229 @@ impl Fields {
         self.0
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::io::Write;
+    use std::process::{Command, Stdio};
+
+    use super::*;
+    use crate::format::entry::HardLink;
+
+    fn entry(kind: Kind, content: Content) -> Entry {
+        Entry {
+            name: b"name".to_vec(),
+            kind,
+            mode: 0o640,
+            uid: 1,
+            gid: 2,
+            mtime: Timestamp { seconds: 1_700_000_000, nanos: 0 },
+            size: 0,
+            content,
+            link: None,
+            xattrs: Vec::new(),
+            flags: 0,
+        }
+    }
+
+    fn encoded(entry: &Entry, path: &[u8], body: Body<'_>) -> Vec<u8> {
+        Member { entry, path, user: Some("daemon"), group: None, body }.encode()
+    }
+
+    /// The fields of an entry's own header, which is the last block.
+    fn field(encoded: &[u8], at: usize, length: usize) -> String {
+        let block = &encoded[encoded.len() - 512..];
+        String::from_utf8_lossy(&block[at..at + length]).trim_end_matches('\0').to_owned()
+    }
+
+    /// The pax records, taken apart by their lengths.
+    fn records(encoded: &[u8]) -> Vec<(String, Vec<u8>)> {
+        if encoded.len() == 512 {
+            return Vec::new();
+        }
+        assert_eq!(encoded[156], b'x');
+        let size = usize::from_str_radix(str::from_utf8(&encoded[124..135]).unwrap(), 8).unwrap();
+        assert_eq!(encoded.len(), 1024 + size.next_multiple_of(512));
+        let mut rest = &encoded[512..512 + size];
+        let mut records = Vec::new();
+        while !rest.is_empty() {
+            let space = rest.iter().position(|byte| *byte == b' ').unwrap();
+            let length: usize = str::from_utf8(&rest[..space]).unwrap().parse().unwrap();
+            let (record, after) = rest.split_at(length);
+            let equals = record.iter().position(|byte| *byte == b'=').unwrap();
+            let value = record[equals + 1..].strip_suffix(b"\n").unwrap();
+            records.push((String::from_utf8(record[space + 1..equals].to_vec()).unwrap(), value.to_vec()));
+            rest = after;
+        }
+        records
+    }
+
+    fn record(encoded: &[u8], keyword: &str) -> Option<Vec<u8>> {
+        records(encoded).into_iter().find(|(found, _)| found == keyword).map(|(_, value)| value)
+    }
+
+    #[test]
+    fn the_length_of_a_record_counts_its_own_digits() {
+        for value in (0..=1100).chain([99_980, 99_985, 99_990, 99_995]) {
+            let mut records = Records::default();
+            records.push("a", &vec![b'x'; value]);
+            let text = String::from_utf8(records.bytes).unwrap();
+            let (length, _) = text.split_once(' ').unwrap();
+            assert_eq!(length.parse::<usize>().unwrap(), text.len(), "{value}");
+        }
+    }
+
+    #[test]
+    fn what_fits_into_the_fields_takes_one_block() {
+        let device = entry(Kind::BlockDevice, Content::Device(259, 1_048_575));
+        let header = encoded(&device, b"./dev/disk", Body::None);
+        assert_eq!(header.len(), 512);
+        assert_eq!(field(&header, 0, 100), "./dev/disk");
+        assert_eq!(field(&header, 100, 8), "0000640");
+        assert_eq!((field(&header, 108, 8), field(&header, 116, 8)), ("0000001".into(), "0000002".into()));
+        assert_eq!((field(&header, 124, 12), field(&header, 136, 12)), ("00000000000".into(), "14524770400".into()));
+        assert_eq!(field(&header, 156, 1), "4");
+        assert_eq!((field(&header, 257, 6), field(&header, 263, 2)), ("ustar".into(), "00".into()));
+        assert_eq!((field(&header, 265, 32), field(&header, 297, 32)), ("daemon".into(), String::new()));
+        assert_eq!((field(&header, 329, 8), field(&header, 337, 8)), ("0000403".into(), "3777777".into()));
+        let others: u32 =
+            header.iter().enumerate().filter(|(at, _)| !(148..156).contains(at)).map(|(_, b)| *b as u32).sum();
+        assert_eq!(field(&header, 148, 8), format!("{:06o}\0 ", others + 8 * 32));
+    }
+
+    #[test]
+    fn names_that_are_long_or_no_ascii_have_records() {
+        let file = entry(Kind::File, Content::Empty);
+        let long = [b"./".as_slice(), &[b'n'; 300]].concat();
+        let (just, beyond) = (&long[..100], &long[..101]);
+        assert_eq!(record(&encoded(&file, just, Body::None), "path"), None);
+        for path in [beyond, &long, "./grün".as_bytes(), b"./line\nbreak \xff"] {
+            let header = encoded(&file, path, Body::None);
+            let in_field = header.len() - 512;
+            if path.is_ascii() {
+                assert_eq!(header[in_field..in_field + 100], path[..100]);
+            }
+            assert_eq!(record(&header, "path").as_deref(), Some(path));
+            let charset = str::from_utf8(path).is_err().then(|| b"BINARY".to_vec());
+            assert_eq!(record(&header, "hdrcharset"), charset);
+        }
+        let link = entry(Kind::Symlink, Content::Target(b"\xff".to_vec()));
+        let header = encoded(&link, b"./link", Body::None);
+        assert_eq!(record(&header, "linkpath").as_deref(), Some(b"\xff".as_slice()));
+        assert_eq!(record(&header, "hdrcharset").as_deref(), Some(b"BINARY".as_slice()));
+        let header = encoded(&file, b"./second", Body::Link(&long));
+        assert_eq!((field(&header, 156, 1), record(&header, "linkpath")), ("1".into(), Some(long)));
+    }
+
+    #[test]
+    fn numbers_that_do_not_fit_have_records() {
+        let mut file = entry(Kind::File, Content::Empty);
+        (file.uid, file.gid) = (0o7777777, 0o10000000);
+        let header = encoded(&file, b"./a", Body::File { size: (8 << 30) - 1 });
+        assert_eq!(records(&header), [("gid".to_owned(), b"2097152".to_vec())]);
+        assert_eq!((field(&header, 108, 8), field(&header, 116, 8)), ("7777777".into(), "7777777".into()));
+        let header = encoded(&file, b"./a", Body::File { size: 8 << 30 });
+        assert_eq!(record(&header, "size").as_deref(), Some(b"8589934592".as_slice()));
+        let header = encoded(&file, b"./a", Body::Sparse { size: 1 << 40, stored: 1024 });
+        assert_eq!((record(&header, "size"), field(&header, 124, 12)), (None, "00000002000".into()));
+        assert_eq!(record(&header, "GNU.sparse.realsize").as_deref(), Some(b"1099511627776".as_slice()));
+    }
+
+    #[test]
+    fn a_sparse_file_has_another_name_for_those_who_do_not_know_sparse_files() {
+        let header = encoded(&entry(Kind::File, Content::Empty), b"./d/a", Body::Sparse { size: 9, stored: 512 });
+        assert_eq!(field(&header, 0, 100), "./d/GNUSparseFile.0/a");
+        assert_eq!(record(&header, "GNU.sparse.name").as_deref(), Some(b"./d/a".as_slice()));
+    }
+
+    #[test]
+    fn times_are_exact_before_1970_and_after_2242() {
+        let time = |seconds, nanos| Timestamp { seconds, nanos };
+        for (time, field_text, expected) in [
+            (time(0, 0), "00000000000", None),
+            (time(0o77777777777, 0), "77777777777", None),
+            (time(0o77777777777, 1), "77777777777", Some("8589934591.000000001")),
+            (time(0o100000000000, 0), "77777777777", Some("8589934592")),
+            (time(1, 120_000_000), "00000000001", Some("1.12")),
+            (time(-1, 0), "00000000000", Some("-1")),
+            (time(-1, 750_000_000), "00000000000", Some("-0.25")),
+            (time(-100, 1), "00000000000", Some("-99.999999999")),
+            (time(i64::MIN, 0), "00000000000", Some("-9223372036854775808")),
+            (time(i64::MAX, 999_999_999), "77777777777", Some("9223372036854775807.999999999")),
+        ] {
+            let file = Entry { mtime: time, ..entry(Kind::File, Content::Empty) };
+            let header = encoded(&file, b"./a", Body::None);
+            assert_eq!(field(&header, 136, 12), field_text, "{time:?}");
+            assert_eq!(record(&header, "mtime").map(|value| String::from_utf8(value).unwrap()).as_deref(), expected);
+        }
+    }
+
+    #[test]
+    fn devices_that_tar_cannot_hold_are_told_apart() {
+        assert!(fits(&entry(Kind::CharDevice, Content::Device(0o7777777, 0o7777777))));
+        assert!(!fits(&entry(Kind::CharDevice, Content::Device(1, 0o10000000))));
+        assert!(!fits(&entry(Kind::CharDevice, Content::Device(0o10000000, 1))));
+    }
+
+    /// An ACL as Linux keeps it: user::rw-, user:12345:rwx, group::r--, mask::rwx, other::---
+    const ACL: &[u8] = b"\x02\0\0\0\
+        \x01\0\x06\0\xff\xff\xff\xff\x02\0\x07\0\x39\x30\0\0\x04\0\x04\0\xff\xff\xff\xff\
+        \x10\0\x07\0\xff\xff\xff\xff\x20\0\0\0\xff\xff\xff\xff";
+
+    /// Root's capability to bind low ports, as Linux keeps it.
+    const CAPABILITY: &[u8] = b"\x01\0\0\x02\0\x04\0\0\0\0\0\0\0\0\0\0\0\0\0\0";
+
+    fn attributes() -> Vec<(Vec<u8>, Vec<u8>)> {
+        [
+            (b"security.capability".as_slice(), CAPABILITY),
+            (b"system.posix_acl_access", ACL),
+            (b"user.100%=sure", b"odd name"),
+            (b"user.lines", b"a\nb=c\0d\xff\n"),
+            (b"user.nothing", b""),
+        ]
+        .map(|(name, value)| (name.to_vec(), value.to_vec()))
+        .into()
+    }
+
+    #[test]
+    fn attributes_and_access_lists_have_records() {
+        let mut file = Entry { xattrs: attributes(), ..entry(Kind::File, Content::Empty) };
+        file.xattrs.push((b"system.posix_acl_default".to_vec(), b"no list".to_vec()));
+        let expected: Vec<_> = [
+            ("SCHILY.xattr.security.capability", CAPABILITY),
+            ("SCHILY.acl.access", b"user::rw-\nuser:12345:rwx\ngroup::r--\nmask::rwx\nother::---\n"),
+            ("SCHILY.xattr.user.100%25%3Dsure", b"odd name"),
+            ("SCHILY.xattr.user.lines", b"a\nb=c\0d\xff\n"),
+            ("SCHILY.xattr.user.nothing", b""),
+            ("SCHILY.xattr.system.posix_acl_default", b"no list"),
+        ]
+        .map(|(keyword, value)| (keyword.to_owned(), value.to_vec()))
+        .into();
+        assert_eq!(records(&encoded(&file, b"./a", Body::None)), expected);
+        file.link = Some(HardLink { id: 1, count: 2 });
+        assert_eq!(records(&encoded(&file, b"./b", Body::Link(b"./a"))), [], "those of the first name are its own");
+    }
+
+    #[test]
+    fn gnu_tar_gives_a_file_its_attributes_and_access_lists() {
+        let folder = tempfile::tempdir().unwrap();
+        let file = Entry { xattrs: attributes(), ..entry(Kind::File, Content::Empty) };
+        let mut directory = Entry { mode: 0o750, ..entry(Kind::Directory, Content::Directory(Default::default())) };
+        directory.xattrs = vec![(b"system.posix_acl_default".to_vec(), ACL.to_vec())];
+        let members = [encoded(&directory, b"./d/", Body::None), encoded(&file, b"./a", Body::File { size: 0 })];
+        let archive = [members.concat(), vec![0; 1024]].concat();
+        let mut tar = Command::new("tar");
+        tar.args(["-xpf", "-", "--acls", "--xattrs", "--xattrs-include=*", "-C"]).arg(folder.path());
+        let mut tar = tar.stdin(Stdio::piped()).spawn().unwrap();
+        tar.stdin.take().unwrap().write_all(&archive).unwrap();
+        assert!(tar.wait().unwrap().success());
+        for (name, xattrs) in [("a", &file.xattrs), ("d", &directory.xattrs)] {
+            for (attribute, expected) in xattrs {
+                let mut value = vec![0; 1000];
+                let length = rustix::fs::getxattr(folder.path().join(name), attribute.as_slice(), value.as_mut_slice())
+                    .unwrap_or_else(|e| panic!("{}: {e}", String::from_utf8_lossy(attribute)));
+                assert_eq!(&value[..length], expected, "{}", String::from_utf8_lossy(attribute));
+            }
+        }
+    }
+}
