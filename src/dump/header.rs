@@ -189,10 +189,9 @@ impl Records {
 
     /// An extended attribute; as text if it is an access control list that makes sense.
     fn attribute(&mut self, name: &[u8], value: &[u8]) {
-        if let Some((_, keyword)) = acl::KINDS.iter().find(|(attribute, _)| *attribute == name) {
-            if let Some(text) = acl::text(value) {
-                return self.push(keyword, text.as_bytes());
-            }
+        let list = acl::KINDS.iter().find(|(attribute, _)| *attribute == name);
+        if let Some(((_, keyword), text)) = list.zip(acl::text(value)) {
+            return self.push(keyword, text.as_bytes());
         }
         // An equals sign would end the keyword. GNU tar writes and reads it so.
         let mut keyword = b"SCHILY.xattr.".to_vec();
