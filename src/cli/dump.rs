@@ -32,9 +32,9 @@ Examples:
   brackfs dump home/latest --repo /backup --key owner.key | ssh host tar -xpf - -C /home
   brackfs dump latest --repo /backup --key owner.key | zstd > latest.tar.zst
 
-tar as root gives files their owners; with --numeric-owner by number, not by name. GNU tar sets other
-attributes than those of users (capabilities, for one) if it is told to: --xattrs-include='*'. That it
-does not know 'hdrcharset', which stands by names that are no UTF-8, does no harm.")]
+tar as root gives files their owners; with --numeric-owner by number, not by name. GNU tar sets attributes \
+other than those of users (capabilities, for one) only with --xattrs-include='*'. It warns that it does not \
+know 'hdrcharset', which stands by names that are no UTF-8; it reads them all the same.")]
 pub(super) struct Args {
     #[command(flatten)]
     reader: ReaderArgs,

@@ -193,7 +193,7 @@ impl Records {
         if let Some(((_, keyword), text)) = list.zip(acl::text(value)) {
             return self.push(keyword, text.as_bytes());
         }
-        // An equals sign would end the keyword. GNU tar writes and reads it so.
+        // An equals sign would end the keyword. GNU tar writes and reads it so; bsdtar keeps the %3D in the name.
         let mut keyword = b"SCHILY.xattr.".to_vec();
         for byte in name {
             match byte {
