@@ -24,7 +24,7 @@
 //! | `backup` | `source` `catalog` `state` `repository` `target` `crypt` `format` `monitor` |
 //! | `reader` | `repository` `crypt` `format` |
 //! | `mount` | `reader` `format` `monitor` |
-//! | `restore` | `reader` `format` `monitor` |
+//! | `restore` | `reader` `source` `format` `monitor` |
 //! | `dump` | `reader` `format` `monitor` |
 //! | `check` | `reader` `repository` `target` `format` `monitor` |
 //! | `cli` | `backup` `catalog` `check` `crypt` `dump` `format` `init` `monitor` `mount` `reader` `repository` `restore` `state` |

@@ -214,6 +214,44 @@ fn special_files_come_back_and_sockets_are_named() {
     assert_eq!(run.ok().stderr, "");
 }
 
+/// user::rw-, user:12345:rwx, group::r--, mask::rwx, other::---, as Linux keeps it.
+const ACCESS_LIST: &[u8] = b"\x02\0\0\0\
+    \x01\0\x06\0\xff\xff\xff\xff\x02\0\x07\0\x39\x30\0\0\x04\0\x04\0\xff\xff\xff\xff\
+    \x10\0\x07\0\xff\xff\xff\xff\x20\0\0\0\xff\xff\xff\xff";
+
+#[test]
+fn attributes_and_access_lists_come_back() {
+    let site = Site::with_files(&[("file", "one"), ("program", "two"), ("d/x", "three")]);
+    let set: [(&str, &str, &[u8]); 6] = [
+        ("file", "user.lines and bytes", b"a\nb=c\0d\xff\n"),
+        ("file", "user.equals=100%", b""),
+        ("file", "system.posix_acl_access", ACCESS_LIST),
+        ("d", "system.posix_acl_default", ACCESS_LIST),
+        ("d", "trusted.of a directory", b"yes"),
+        // To bind low ports.
+        ("program", "security.capability", b"\x01\0\0\x02\0\x04\0\0\0\0\0\0\0\0\0\0\0\0\0\0"),
+    ];
+    for (name, attribute, value) in set {
+        let flags = rustix::fs::XattrFlags::empty();
+        rustix::fs::setxattr(site.source().join(name), attribute, value, flags).unwrap();
+    }
+    back_up(&site);
+    let (run_of_dump, archive) = dump(&site, &["latest"]);
+    run_of_dump.ok();
+    let out = site.path().join("out");
+    fs::create_dir(&out).unwrap();
+    let mut tar = tar(&["-xp", "--xattrs", "--xattrs-include=*", "--acls"], &archive);
+    tar.arg("--directory").arg(&out);
+    run(tar).ok();
+    for (name, attribute, expected) in set {
+        let mut value = [0; 256];
+        let length = rustix::fs::getxattr(out.join(name), attribute, value.as_mut_slice())
+            .unwrap_or_else(|e| panic!("{name}: {attribute}: {e}"));
+        assert_eq!(&value[..length], expected, "{name}: {attribute}");
+    }
+    assert_eq!(tree(&out), tree(&site.source()));
+}
+
 #[test]
 fn names_of_one_file_are_links_to_the_first() {
     let site = Site::with_files(&[("d/first", noise("linked", 2 * MIB))]);
@@ -621,6 +659,7 @@ fn handmade(name: &str, kind: format::Kind, content: Content) -> format::Entry {
         link: None,
         xattrs: Vec::new(),
         flags: 0,
+        inode_flags: 0,
     }
 }
 

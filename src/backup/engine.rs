@@ -23,7 +23,7 @@ use crate::format::entry::NodeRef;
 use crate::format::index::{IndexedBlock, IndexedPack, PackKind};
 use crate::format::{Content, Digest, Entry, Extent, HardLink, Items, PackId, Segment, Subtree, Timestamp};
 use crate::monitor::{Monitor, Progress};
-use crate::source::{Owners, Stat};
+use crate::source::{Extended, Owners, Stat};
 
 /// Time between commits. A run that is killed loses at most so much work.
 const COMMIT_EVERY: Duration = Duration::from_secs(60);
@@ -86,6 +86,7 @@ pub(super) struct Outcome {
     /// The directory as an entry.
     pub(super) name: Vec<u8>,
     pub(super) stat: Stat,
+    pub(super) extended: Extended,
     pub(super) below: u64,
     link: Option<Link>,
     pub(super) id: DirectoryId,
@@ -98,6 +99,7 @@ struct Frame {
     id: DirectoryId,
     name: Vec<u8>,
     stat: Stat,
+    extended: Extended,
     row: Option<DirectoryRow>,
     parts: Vec<(Segment, Link)>,
     part: Part,
@@ -183,7 +185,7 @@ impl<'a> Engine<'a> {
         self.frames.last_mut().ok_or(Error::Stopped("the walk"))
     }
 
-    fn enter(&mut self, Enter { name, stat, row }: Enter) -> Result<(), Error> {
+    fn enter(&mut self, Enter { name, stat, extended, row }: Enter) -> Result<(), Error> {
         let parent = self.frames.last().map_or(self.above, |frame| frame.id);
         let inode = (stat.dev, stat.ino);
         let id = match &row {
@@ -195,7 +197,7 @@ impl<'a> Engine<'a> {
         }
         let changed = row.as_ref().is_none_or(|row| row.subtree.is_none());
         let (parts, children) = (Vec::new(), HashSet::new());
-        self.frames.push(Frame { id, name, stat, row, parts, part: Part::None, children, changed });
+        self.frames.push(Frame { id, name, stat, extended, row, parts, part: Part::None, children, changed });
         Ok(())
     }
 
@@ -326,7 +328,7 @@ impl<'a> Engine<'a> {
         key: NodeKey,
         name: Vec<u8>,
         path: &std::path::Path,
-        End { stat, size, digest, changed, fresh }: End,
+        End { stat, extended, size, digest, changed, fresh }: End,
         extents: Vec<(Extent, Option<Stored>)>,
         mut nodes: Vec<(u64, Link)>,
     ) -> Result<(), Error> {
@@ -351,14 +353,19 @@ impl<'a> Engine<'a> {
                 Content::Nodes { digest, depth, nodes }
             }
         };
-        let mut entry = entry_of(name, &stat, content);
+        let incomplete = extended.missing.is_some();
+        if let Some(missing) = &extended.missing {
+            self.tally.problems += 1;
+            self.monitor.problem(path, missing);
+        }
+        let mut entry = entry_of(name, &stat, extended, content);
         entry.size = size;
         if changed {
             entry.flags |= Entry::CHANGED;
             self.tally.problems += 1;
             self.monitor.problem(path, "it changed while it was read; what was read is stored and marked");
         }
-        let item = self.add_entry(entry, &stat, changed || fresh)?;
+        let item = self.add_entry(entry, &stat, changed || fresh || incomplete)?;
         for (reference, (_, link)) in links.into_iter().enumerate() {
             self.depend(key, item, reference, link)?;
         }
@@ -448,7 +455,8 @@ impl<'a> Engine<'a> {
             Part::New(..) => {
                 let key = self.new_part()?;
                 let subtree = Subtree { below: outcome.below, node: None };
-                let entry = entry_of(outcome.name, &outcome.stat, Content::Directory(subtree));
+                let content = Content::Directory(subtree);
+                let entry = entry_of(outcome.name, &outcome.stat, outcome.extended, content);
                 let item = self.add_entry(entry, &outcome.stat, false)?;
                 if let Purpose::Segment { children, .. } = self.node_purpose(key)? {
                     children.push(outcome.id);
@@ -463,13 +471,13 @@ impl<'a> Engine<'a> {
     }
 
     fn outcome(&mut self, frame: Frame, removed: &[SegmentId]) -> Result<Outcome, Error> {
-        let Frame { id, name, stat, row, parts, children, changed, .. } = frame;
+        let Frame { id, name, stat, extended, row, parts, children, changed, .. } = frame;
         if let (false, true, Some(DirectoryRow { subtree: Some((below, node)), linked, indexes, .. })) =
             (changed, removed.is_empty(), &row)
         {
             self.use_blocks(indexes);
             let link = node.map(|node| Link::Ready(node, Vec::new()));
-            return Ok(Outcome { name, stat, below: *below, link, id, changed: !linked });
+            return Ok(Outcome { name, stat, extended, below: *below, link, id, changed: !linked });
         }
         self.catalog.remove_segments(id, removed)?;
         if row.is_some() {
@@ -493,7 +501,7 @@ impl<'a> Engine<'a> {
                 None
             }
         };
-        Ok(Outcome { name, stat, below, link, id, changed: true })
+        Ok(Outcome { name, stat, extended, below, link, id, changed: true })
     }
 
     /// Notes that the snapshot uses these blocks.

@@ -7,7 +7,7 @@ use crossbeam_channel::Receiver;
 
 use crate::catalog::{BlockId, DirectoryRow, SegmentId, SegmentRow};
 use crate::format::{BlockLocation, Digest, Entry};
-use crate::source::Stat;
+use crate::source::{Extended, Stat};
 
 /// A step of the walk. Directories nest; a directory's entries come in segments.
 pub(super) enum Event {
@@ -41,6 +41,8 @@ pub(super) struct Enter {
     pub(super) name: Vec<u8>,
     /// What it looks like.
     pub(super) stat: Stat,
+    /// What else there is of it; not known if its parent's entry of it is the one from before.
+    pub(super) extended: Extended,
     /// What the catalog has of it.
     pub(super) row: Option<DirectoryRow>,
 }
@@ -85,6 +87,8 @@ pub(super) enum Content {
 pub(super) struct End {
     /// What it looked like when its first byte was read.
     pub(super) stat: Stat,
+    /// What else there is of it.
+    pub(super) extended: Extended,
     /// Bytes that were delivered, holes included.
     pub(super) size: u64,
     /// The digest of all bytes delivered, holes left out.

@@ -56,7 +56,7 @@ use crate::format::source::{Source, is_source_name};
 use crate::format::{ChunkRef, Items, Node, Timestamp};
 use crate::monitor::Monitor;
 use crate::repository::Repository;
-use crate::source::{Cutter, Directory, Exclude, MountTable, Stat, now};
+use crate::source::{Cutter, Directory, Exclude, Extended, MountTable, Stat, now};
 use budget::Budget;
 use engine::{Engine, Outcome, Tally};
 use read::Reading;
@@ -436,7 +436,7 @@ impl Run<'_> {
         }
         engine.catalog.link_directories(&[root.id])?;
         let content = Content::Directory(Subtree { below, node });
-        let items = Items::Entries(vec![entry_of(Vec::new(), &root.stat, content)]);
+        let items = Items::Entries(vec![entry_of(Vec::new(), &root.stat, root.extended.clone(), content)]);
         let mut node = Node { blocks, items, users: Default::default(), groups: Default::default() };
         engine.name_owners(&mut node);
         Ok(node)
@@ -503,8 +503,8 @@ fn parse_utc(text: &str) -> Option<i64> {
     Some(time.to_zoned(jiff::tz::TimeZone::UTC).ok()?.timestamp().as_second())
 }
 
-/// An entry with what is known from its stat.
-fn entry_of(name: Vec<u8>, stat: &Stat, content: Content) -> Entry {
+/// An entry with what the file system says of it.
+fn entry_of(name: Vec<u8>, stat: &Stat, extended: Extended, content: Content) -> Entry {
     let size = match &content {
         Content::Target(target) => target.len() as u64,
         _ => 0,
@@ -519,8 +519,9 @@ fn entry_of(name: Vec<u8>, stat: &Stat, content: Content) -> Entry {
         size,
         content,
         link: None,
-        xattrs: Vec::new(),
+        xattrs: extended.xattrs,
         flags: 0,
+        inode_flags: extended.inode_flags,
     }
 }
 

@@ -14,7 +14,7 @@ use crossbeam_channel::{Receiver, Sender};
 
 use super::event::{Content, End};
 use crate::format::{BLOCK_SIZE, Digest, Kind};
-use crate::source::{self, Cutter, Directory, Piece, Stat, now};
+use crate::source::{self, Cutter, Directory, Extended, Piece, Stat, now};
 
 /// A file to be read.
 pub(super) struct Job {
@@ -78,6 +78,7 @@ fn read(job: &Job, reading: &Reading) -> Result<(), Stop> {
     } else {
         cut(&file, &before, reading, &mut sink)?;
     }
+    let extended = Extended::of_fd(&file);
     let after = Stat::of_fd(&file)?;
     let there = job.directory.stat_child(name);
     // Renamed or deleted meanwhile is no change of what was read; another file in its place is.
@@ -88,7 +89,7 @@ fn read(job: &Job, reading: &Reading) -> Result<(), Stop> {
         _ => sink.hasher.finalize().into(),
     };
     let fresh = before.is_fresh(started);
-    sink.send(Content::End(Box::new(End { stat: before, size: sink.size, digest, changed, fresh })))
+    sink.send(Content::End(Box::new(End { stat: before, extended, size: sink.size, digest, changed, fresh })))
 }
 
 /// Reads a file of `size` bytes, and what it grew by meanwhile, up to a block.

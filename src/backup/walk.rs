@@ -21,7 +21,7 @@ use crate::catalog::stats::{Identity, Stats, StatsReader};
 use crate::catalog::{DirectoryId, DirectoryRow, Past, SegmentId, SegmentNode, SegmentRow};
 use crate::format::{Content, Entry, Kind};
 use crate::monitor::Monitor;
-use crate::source::{Directory, Exclude, MountTable, Stat};
+use crate::source::{Directory, Exclude, Extended, MountTable, Stat};
 
 /// Most entries of a segment: as many as were there before may come again, and be compared as a whole.
 const SEGMENT_MAX: usize = 1500;
@@ -147,7 +147,8 @@ impl Walk<'_> {
         self.counts.directories += 1;
         let row = self.past.directory(above, b"", (stat.dev, stat.ino))?;
         let known = row.map(|row| Known { in_place: row.in_place, row });
-        self.enter(b"", &stat, known.as_ref())?;
+        let extended = self.checked(directory.extended(), directory.path());
+        self.enter(b"", &stat, extended, known.as_ref())?;
         self.contents(&Arc::new(directory), known, Path::new(""), selection)
     }
 
@@ -155,14 +156,22 @@ impl Walk<'_> {
         self.events.send(event).map_err(|_| Stop::Gone)
     }
 
-    fn enter(&self, name: &[u8], stat: &Stat, known: Option<&Known>) -> Result<(), Stop> {
+    fn enter(&self, name: &[u8], stat: &Stat, extended: Extended, known: Option<&Known>) -> Result<(), Stop> {
         let row = known.filter(|known| known.in_place).map(|known| known.row.clone());
-        self.send(Event::Enter(Box::new(Enter { name: name.to_vec(), stat: stat.clone(), row })))
+        self.send(Event::Enter(Box::new(Enter { name: name.to_vec(), stat: stat.clone(), extended, row })))
     }
 
     fn problem(&mut self, path: &Path, why: &str) {
         self.counts.problems += 1;
         self.monitor.problem(path, why);
+    }
+
+    /// What was found of something, after a report of what was not.
+    fn checked(&mut self, extended: Extended, path: &Path) -> Extended {
+        if let Some(missing) = &extended.missing {
+            self.problem(path, missing);
+        }
+        extended
     }
 
     /// Everything between a directory's enter and leave, and the leave.
@@ -277,7 +286,7 @@ impl Walk<'_> {
         for (name, stat) in entries {
             self.count(&stat);
             match stat.kind {
-                Kind::Directory => self.child(here, &name, &stat)?,
+                Kind::Directory => self.child(here, &name, &stat, false)?,
                 Kind::File => self.counts.unmodified += 1,
                 _ => {}
             }
@@ -303,7 +312,7 @@ impl Walk<'_> {
             self.count(&stat);
             let before = group.take_before(name.as_bytes());
             if stat.kind == Kind::Directory {
-                self.child(here, &name, &stat)?;
+                self.child(here, &name, &stat, true)?;
                 continue;
             }
             let mut now = Stats::default();
@@ -371,7 +380,8 @@ impl Walk<'_> {
             }
             Kind::Fifo | Kind::Socket | Kind::Directory => Content::Empty,
         };
-        let entry = super::entry_of(name.into_vec(), &stat, content);
+        let extended = self.checked(here.directory.extended_of_child(&name), &path);
+        let entry = super::entry_of(name.into_vec(), &stat, extended, content);
         self.send(Event::Plain(Box::new((entry, stat))))
     }
 
@@ -389,8 +399,8 @@ impl Walk<'_> {
         lane.send(job).map_err(|_| Stop::Gone)
     }
 
-    /// A directory below the one at hand: entered, walked and left.
-    fn child(&mut self, here: &Here<'_>, name: &OsStr, stat: &Stat) -> Result<(), Stop> {
+    /// A directory below the one at hand: entered, walked and left. `anew`: its entry is written anew.
+    fn child(&mut self, here: &Here<'_>, name: &OsStr, stat: &Stat, anew: bool) -> Result<(), Stop> {
         let path = here.directory.child_path(name);
         let relative = here.relative.join(name);
         let inode = (stat.dev, stat.ino);
@@ -400,21 +410,24 @@ impl Walk<'_> {
         };
         let above_in_place = here.known.is_some_and(|known| known.in_place);
         let known = known.map(|row| Known { in_place: row.in_place && above_in_place, row });
-        self.enter(name.as_bytes(), stat, known.as_ref())?;
+        let border = self.is_border(stat, &path);
+        let opened = if border { None } else { Some(here.directory.open_child(name)) };
+        let extended = match (anew, &opened) {
+            (false, _) => Extended::default(),
+            (true, Some(Ok(directory))) => self.checked(directory.extended(), &path),
+            (true, _) => self.checked(here.directory.extended_of_child(name), &path),
+        };
+        self.enter(name.as_bytes(), stat, extended, known.as_ref())?;
         let selection = match here.selection {
             Selection::All => &Selection::All,
             Selection::Only(names) => names.get(name).unwrap_or(&Selection::All),
         };
-        if self.is_border(stat, &path) {
-            return self.send(Event::Leave { removed: self.all_segments(known.as_ref())? });
+        match opened {
+            Some(Ok(directory)) => return self.contents(&Arc::new(directory), known, &relative, selection),
+            Some(Err(e)) => self.problem(&path, &e.to_string()),
+            None => {}
         }
-        match here.directory.open_child(name) {
-            Ok(directory) => self.contents(&Arc::new(directory), known, &relative, selection),
-            Err(e) => {
-                self.problem(&path, &e.to_string());
-                self.send(Event::Leave { removed: self.all_segments(known.as_ref())? })
-            }
-        }
+        self.send(Event::Leave { removed: self.all_segments(known.as_ref())? })
     }
 
     /// The segments of a directory that is not looked into now, so that nothing stays of what it held.

@@ -16,8 +16,15 @@ use crate::repository::Repository;
 
 /// Back up files
 ///
-/// Needs no secret key. Files that look as they did last time are not opened. What was stored before a run broke
-/// off is not stored again.
+/// Makes a snapshot of a source. No secret key is needed: what is stored is encrypted to the recipients that were given
+/// to init, and signed by this machine's own key. Only the machine that made the repository can write to it.
+///
+/// Files that look as they did last time (size, times, inode number) are not opened, and what is in the repository
+/// already is not stored again, whatever its name. A run can be killed at any moment: older snapshots stay as they are,
+/// there is no half snapshot, and what it stored is not stored again.
+///
+/// A file that can't be read, vanishes, or keeps changing while it is read is named, and the backup goes on; the exit
+/// code is 3 then.
 #[derive(Debug, clap::Args)]
 #[command(after_help = "\
 Examples:
@@ -28,7 +35,7 @@ Examples:
 In a crontab:
   17 * * * *  brackfs backup /home --repo /backup")]
 pub(super) struct Args {
-    /// What to back up. Of one directory the snapshot's root is that directory, of several paths it is /
+    /// What to back up: of one directory the snapshot's root is that directory, of several paths it is /
     #[arg(required = true, value_name = "PATH")]
     paths: Vec<PathBuf>,
     #[command(flatten)]
@@ -37,39 +44,51 @@ pub(super) struct Args {
     #[arg(long, value_name = "NAME")]
     source: Option<String>,
     /// Leave out what matches, as in a .gitignore at the snapshot's root; may be repeated
+    ///
+    /// A GLOB without a slash matches names at any depth ('*.o'), one with a slash paths from the snapshot's root
+    /// ('/tmp', 'cache/*.db'). One that ends in a slash matches directories only, ** stands for any directories, and one
+    /// that begins with ! takes back what those before it said. Of a directory that is left out nothing is looked at.
     #[arg(short, long, value_name = "GLOB")]
     exclude: Vec<String>,
-    /// Leave mounts below the paths empty
+    /// Stay on the file systems of the paths: leave mounts below them empty
     #[arg(short = 'x', long)]
     one_file_system: bool,
     /// A word to find the snapshot by; may be repeated
-    #[arg(long, value_name = "T")]
+    #[arg(long, value_name = "TAG")]
     tag: Vec<String>,
-    /// Average bytes of a chunk; from 1M on files are cut at fixed offsets
+    /// How large chunks are on average, from 16KiB on; above 1MiB, files are cut at fixed offsets
+    ///
+    /// Smaller chunks find more that is there already, and cost more space in the catalog. Another size than last time
+    /// stores files again when they are read again.
     #[arg(long, value_name = "SIZE", default_value = "512KiB", value_parser = parse_size)]
     chunk_size: u64,
-    /// Gather files below this many bytes, several to a block
+    /// Store smaller files gathered, several to a block; at most 1MiB
     #[arg(long, value_name = "SIZE", default_value = "128KiB", value_parser = parse_size)]
     merge_files_under: u64,
-    /// Use one worker, and let chunks wait in unnamed temporary files
+    /// Use less memory: one worker at a time, and chunks wait in unnamed temporary files
     #[arg(long)]
     low_memory: bool,
     /// zstd's level, 1 (fast) to 19 (small)
     #[arg(long, value_name = "LEVEL", default_value_t = COMPRESSION, value_parser = clap::value_parser!(i32).range(1..=19))]
     compression: i32,
-    /// Make no snapshot if nothing changed
+    /// Make no snapshot if nothing changed since the source's last one
     #[arg(long)]
     skip_if_unchanged: bool,
     /// Do not take another inode number for a change (file systems that make them up)
     #[arg(long)]
     ignore_inode: bool,
-    /// Do not take another change time for a change
+    /// Do not take another change time (ctime) for a change
     #[arg(long)]
     ignore_ctime: bool,
     /// Read all files, whatever they look like
     #[arg(long)]
     reread: bool,
     /// Print the result, and problems, as JSON, one object a line
+    ///
+    /// The result, on standard output, has message_type summary, and snapshot_id and time (null if no snapshot was made),
+    /// source, files_new, files_changed, files_unmodified, files_read, files, directories, others, bytes, data_packs,
+    /// data_bytes, tree_packs, tree_bytes, stored_bytes, problems, seconds. A problem, on standard error, has message_type
+    /// error, and path and message.
     #[arg(long)]
     json: bool,
 }

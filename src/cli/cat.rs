@@ -16,6 +16,8 @@ use crate::reader::{FileReader, Selector};
 static ZEROS: [u8; 64 << 10] = [0; 64 << 10];
 
 /// Write a file in a snapshot to standard output
+///
+/// Every piece is verified before it is written. Damage is an error, and ends the output where the damage begins.
 #[derive(Debug, clap::Args)]
 #[command(after_help = "\
 Examples:

@@ -8,7 +8,7 @@ use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
 
 use anyhow::{Context, Result};
-use clap::{ArgAction, Args};
+use clap::{ArgAction, Args, ValueHint};
 use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
 
 use super::exit::NoSecret;
@@ -20,26 +20,29 @@ use crate::reader::Reader;
 use crate::repository::{Access, Repository};
 use crate::state::RepositoryState;
 
+/// What help and manual pages call the flags of every command.
+const COMMON: &str = "Common options";
+
 /// Flags of every command.
 #[derive(Debug, Args)]
 pub(super) struct Global {
     /// Say nothing but errors
-    #[arg(short, long, global = true, conflicts_with = "verbose")]
+    #[arg(short, long, global = true, conflicts_with = "verbose", help_heading = COMMON)]
     pub(super) quiet: bool,
-    /// Name every file
-    #[arg(short, long, global = true)]
+    /// Name every file, on standard error
+    #[arg(short, long, global = true, help_heading = COMMON)]
     pub(super) verbose: bool,
     /// Where this machine keeps catalogs and its own keys [default: /var/lib/brackfs for root, else
     /// $XDG_STATE_HOME/brackfs or ~/.local/state/brackfs]
-    #[arg(long, global = true, env = "BRACKFS_STATE_DIR", value_name = "DIR")]
+    #[arg(long, global = true, env = "BRACKFS_STATE_DIR", value_name = "DIR", help_heading = COMMON)]
     pub(super) state_dir: Option<PathBuf>,
 }
 
 /// Which repository.
 #[derive(Debug, Args)]
 pub(super) struct RepositoryArg {
-    /// The repository: a path
-    #[arg(long = "repo", env = "BRACKFS_REPOSITORY", value_name = "REPO")]
+    /// The repository: the path of its directory
+    #[arg(long = "repo", env = "BRACKFS_REPOSITORY", value_name = "REPO", value_hint = ValueHint::DirPath)]
     pub(super) location: String,
 }
 
@@ -49,12 +52,20 @@ pub(super) struct ReaderArgs {
     #[command(flatten)]
     pub(super) repository: RepositoryArg,
     /// The owner's secret key [default: the one kept in the repository, else your gpg]
+    ///
+    /// A file, armored or binary, with one OpenPGP secret key. Its passphrase is asked for if it has one. Without this
+    /// option the key is taken that init was asked to keep in the repository. If there is none, gpg is asked, and with
+    /// it its agent and smart cards. Not needed for a repository that is not encrypted.
     #[arg(long, env = "BRACKFS_KEY_FILE", value_name = "FILE")]
     pub(super) key: Option<PathBuf>,
-    /// Believe snapshots that this host key signed (its fingerprint; init shows it)
+    /// Believe snapshots that this host key signed (its fingerprint; init shows it); may be repeated
+    ///
+    /// Beside it are believed the host key that this machine has of its own, and those that it remembers. If there are
+    /// none of these, and none is given, the host key that lies in the repository is believed, aloud, and remembered for
+    /// the next time.
     #[arg(long, value_name = "FINGERPRINT", action = ArgAction::Append)]
     pub(super) signer: Vec<Fingerprint>,
-    /// Bytes of decoded data to keep in memory
+    /// Decoded data to keep in memory, so that it need not be read and decrypted again
     #[arg(long, value_name = "SIZE", default_value = "128MiB", value_parser = super::show::parse_size)]
     pub(super) cache_size: u64,
 }

@@ -19,7 +19,7 @@ use crate::reader::Selector;
 /// Write files from a snapshot to standard output as a tar archive
 ///
 /// The archive is in the pax format: names of any bytes and length, owners, times to the nanosecond, hard links,
-/// devices, FIFOs, extended attributes, ACLs and holes are in it; only sockets are left out. Of a directory, all that
+/// devices, FIFOs, extended attributes, ACLs and holes are in it. Sockets and the flags of chattr are not: tar has none. Of a directory, all that
 /// is in it is written, with names that begin with ./; of a file, the file itself.
 ///
 /// What can't be verified is not written: a small file that is damaged is left out and named, and of a directory what

@@ -90,6 +90,7 @@ fn known(cause: &(dyn std::error::Error + 'static)) -> Option<u8> {
     }
     match cause.downcast_ref() {
         Some(restore::Error::Reader(error)) => return of_reader(error),
+        Some(restore::Error::Pattern(_)) => return Some(USAGE),
         Some(restore::Error::Interrupted) => return Some(INTERRUPTED),
         _ => {}
     }

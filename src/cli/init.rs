@@ -13,28 +13,33 @@ use crate::init::{Made, Owner, init};
 /// Make a repository, with this machine as the one that writes to it
 ///
 /// With --recipient, it is encrypted to keys that exist. Without, a passphrase is asked for, a key is made, and
-/// kept in the repository under the passphrase. Backups need neither; restores do.
+/// kept in the repository under the passphrase. Backups need neither; restores do. With --no-encryption whoever gets at
+/// the repository reads the backups; they are signed all the same.
+///
+/// The machine gets a key of its own, the host key, which signs the backups and stays in the state directory. Its
+/// fingerprint is shown: note it, since whoever restores elsewhere can tell by it that a snapshot is yours.
 #[derive(Debug, clap::Args)]
 #[command(after_help = "\
 Examples:
   brackfs init /backup --recipient owner.key.pub
   brackfs init /backup --recipient alice.asc --recipient escrow.asc
   brackfs init /backup                              asks for a passphrase
-  brackfs init /backup --no-encryption              signed, but readable by everyone
-
-It shows the fingerprint of this machine's own key. Note it: whoever restores can tell by it that a
-snapshot is yours.")]
+  brackfs init /backup --no-encryption              signed, but readable by everyone")]
 pub(super) struct Args {
     /// Where to make it: a path that is not there yet, or an empty directory
-    #[arg(value_name = "REPO", env = "BRACKFS_REPOSITORY")]
+    #[arg(value_name = "REPO", env = "BRACKFS_REPOSITORY", value_hint = clap::ValueHint::DirPath)]
     repository: String,
-    /// Encrypt to this certificate (a file; of a secret key file the public part is used)
+    /// Encrypt to this certificate; may be repeated, and each of them alone can read then
+    ///
+    /// A file, armored or binary, with one OpenPGP certificate. Of a secret key's file the public part is used.
     #[arg(short, long, value_name = "CERT", conflicts_with = "no_encryption")]
     recipient: Vec<PathBuf>,
     /// Do not encrypt
     #[arg(long)]
     no_encryption: bool,
     /// Print the result as JSON
+    ///
+    /// One object with message_type initialized, and id, host_key, and recipients, an array of fingerprints.
     #[arg(long)]
     json: bool,
 }

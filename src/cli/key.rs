@@ -18,7 +18,7 @@ pub(super) enum KeyCommand {
     /// Make an owner's key: the secret key in FILE, its certificate in FILE.pub
     ///
     /// Keep FILE where backups are restored, and a copy of it in a safe place: without it nothing can be read.
-    /// Give FILE.pub to the machines that are backed up.
+    /// Give FILE.pub to the machines that are backed up. The key never expires. Files that are there are not overwritten.
     #[command(after_help = "\
 Examples:
   brackfs key generate --output owner.key
@@ -28,7 +28,9 @@ Examples:
         #[arg(short, long, value_name = "FILE")]
         output: PathBuf,
         /// The standard that the key follows: rfc9580 (fast, authenticated) or rfc4880 (any gpg reads it)
-        #[arg(long, default_value = "rfc9580")]
+        ///
+        /// It decides how the repositories of the key are encrypted; see brackfs-security(7).
+        #[arg(long, value_name = "PROFILE", default_value = "rfc9580")]
         profile: Profile,
         /// The name in the key
         #[arg(long, value_name = "NAME", default_value = "brackfs owner")]

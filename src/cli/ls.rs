@@ -16,26 +16,31 @@ use crate::format::{Entry, Kind};
 use crate::reader::{Listed, Reader, Selector};
 
 /// List files in a snapshot
+///
+/// Of a directory, what is in it; of anything else, itself. Names are written as they are, each on a line; --json is
+/// for names with newlines. Only the directories on the way are read.
 #[derive(Debug, clap::Args)]
 #[command(after_help = "\
 Examples:
   brackfs ls latest --repo /backup --key owner.key
-  brackfs ls -lR home/latest:alice --repo /backup --key owner.key
-
-SNAP is latest, SOURCE/latest, or the beginning of an id or a time.")]
+  brackfs ls -lR home/latest:alice --repo /backup --key owner.key")]
 pub(super) struct Args {
     #[command(flatten)]
     reader: ReaderArgs,
     /// The snapshot, and a path in it
     #[arg(value_name = "SNAP[:PATH]")]
     what: OsString,
-    /// Show mode, owner, size and time
+    /// Show mode, number of names, owner, group, size in bytes, and time in UTC
     #[arg(short)]
     long: bool,
     /// List directories below, too
     #[arg(short = 'R', long)]
     recursive: bool,
     /// Print one JSON object for each entry
+    ///
+    /// It has message_type entry, and path, type, mode (a number), uid, gid, user, group (null if the name was not
+    /// known), size, mtime, mtime_nanos, links, changed_while_read; target for a symbolic link; path_hex for a path that is
+    /// not UTF-8.
     #[arg(long)]
     json: bool,
 }

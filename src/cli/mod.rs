@@ -11,6 +11,7 @@ mod backup;
 mod cat;
 mod check;
 mod common;
+mod completions;
 mod dump;
 mod exit;
 mod init;
@@ -27,7 +28,7 @@ mod umount;
 
 use std::process::ExitCode;
 
-use clap::{Parser, Subcommand};
+use clap::{CommandFactory, Parser, Subcommand};
 
 /// Encrypted backup that you can mount.
 ///
@@ -66,6 +67,12 @@ enum Command {
     Restore(restore::Args),
     Dump(dump::Args),
     Check(check::Args),
+    Completions(completions::Args),
+}
+
+/// The command line's definition: what completions and the manual pages are made from.
+pub fn command() -> clap::Command {
+    Cli::command()
 }
 
 /// Runs the program with the process's arguments.
@@ -84,6 +91,7 @@ pub fn main() -> ExitCode {
         Command::Restore(args) => restore::run(&args, &global),
         Command::Dump(args) => dump::run(&args, &global),
         Command::Check(args) => check::run(&args, &global),
+        Command::Completions(args) => completions::run(&args),
     };
     match result {
         Ok(code) => code,
@@ -98,10 +106,8 @@ pub fn main() -> ExitCode {
 
 #[cfg(test)]
 mod tests {
-    use clap::CommandFactory;
-
     #[test]
     fn the_definition_of_the_command_line_is_sound() {
-        super::Cli::command().debug_assert();
+        super::command().debug_assert();
     }
 }

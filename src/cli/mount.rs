@@ -22,25 +22,40 @@ use crate::state::RepositoryState;
 /// Mount snapshots, to browse them and copy files out
 ///
 /// All snapshots appear as SOURCE/TIME and SOURCE/latest; new ones by themselves. With SNAP, that snapshot is at the
-/// top. The program goes to the background once the mount answers.
+/// top, or the directory PATH in it. The mount is read-only. What is read is fetched, decrypted and verified at that
+/// moment; damage is an input/output error (EIO).
+///
+/// The program goes to the background once the mount answers. From then on, what it has to say about damage goes to
+/// the file mount.log in the repository's state. It ends with brackfs umount, umount, or fusermount3 -u; SIGINT, SIGTERM
+/// and SIGHUP unmount too, and if the mount is in use it goes when nobody uses it any more.
+///
+/// The mount point must be an empty directory, and not within the repository. It takes fuse3, and /dev/fuse.
 #[derive(Debug, clap::Args)]
-#[command(after_help = "\
+#[command(
+    allow_missing_positional = true,
+    after_help = "\
 Examples:
   brackfs mount /mnt --repo /backup --key owner.key
   cp -a /mnt/home/latest/alice/notes.txt .
   brackfs umount /mnt
 
-  brackfs mount home/latest:alice /mnt --repo /backup --key owner.key")]
+  brackfs mount home/latest:alice /mnt --repo /backup --key owner.key"
+)]
 pub(super) struct Args {
-    /// A snapshot, and a directory in it, to mount instead of all; then where to mount
-    #[arg(required = true, num_args = 1..=2, value_names = ["SNAP", "MOUNTPOINT"])]
-    what: Vec<OsString>,
+    /// A snapshot, and a directory in it, to mount instead of all
+    #[arg(value_name = "SNAP[:PATH]")]
+    what: Option<OsString>,
+    /// Where to mount: an empty directory
+    #[arg(value_name = "MOUNTPOINT")]
+    mountpoint: PathBuf,
     #[command(flatten)]
     reader: ReaderArgs,
     /// Let other users in; what they may read is decided by the permissions that were backed up
+    ///
+    /// Takes root, or user_allow_other in /etc/fuse.conf.
     #[arg(long)]
     allow_other: bool,
-    /// Stay in the foreground
+    /// Stay in the foreground; Ctrl-C unmounts
     #[arg(short, long)]
     foreground: bool,
     /// An option for the kernel; may be repeated
@@ -86,11 +101,7 @@ fn go_to_background() -> Result<ExitCode> {
 }
 
 fn stay(args: &Args, global: &Global) -> Result<ExitCode> {
-    let (selector, mountpoint) = match args.what.as_slice() {
-        [mountpoint] => (None, mountpoint),
-        [snapshot, mountpoint] => (Some(Selector::parse(snapshot.as_bytes()).map_err(Usage)?), mountpoint),
-        _ => return Err(Usage("give a mount point".into()).into()),
-    };
+    let selector = args.what.as_ref().map(|what| Selector::parse(what.as_bytes())).transpose().map_err(Usage)?;
     let terminal = global.monitor(false);
     let reader = args.reader.open(global, &terminal)?;
     let local = reader.repository().target().local_path().map(Path::to_owned);
@@ -124,7 +135,7 @@ fn stay(args: &Args, global: &Global) -> Result<ExitCode> {
         false => terminal.note(&format!("mounted on {}; Ctrl-C unmounts", path.display())),
     };
     let note = |message: &str| terminal.note(message);
-    mount(Arc::new(filesystem), &PathBuf::from(mountpoint), local.as_deref(), &options, ready, note)?;
+    mount(Arc::new(filesystem), &args.mountpoint, local.as_deref(), &options, ready, note)?;
     Ok(ExitCode::SUCCESS)
 }
 

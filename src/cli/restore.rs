@@ -14,17 +14,23 @@ use super::exit::Usage;
 use super::say;
 use super::show::size;
 use crate::reader::Selector;
-use crate::restore::{self, Conflict};
+use crate::restore::{self, Conflict, Options};
 
 /// Restore files from a snapshot
 ///
 /// Of a directory, what is in it is restored into DIR; of a file, the file itself. A file gets its name when it is
-/// complete and verified.
+/// complete and verified. A restore that was interrupted goes on when it is run again. What can't be restored is
+/// named, the rest is restored, and the exit code is 1 then.
+///
+/// Owners, modes, times, extended attributes, ACLs, inode flags (chattr) and holes are restored too. Root restores
+/// owners, set-id bits and device files; for others, files are theirs, and set-id bits are left out. What you may
+/// not set here, or the file system does not have, is said once at the end. No symbolic link below DIR is followed.
 #[derive(Debug, clap::Args)]
 #[command(after_help = "\
 Examples:
   brackfs restore latest --repo /backup --key owner.key --to /mnt/new
-  brackfs restore home/latest:alice/photos --repo /backup --key owner.key --to photos")]
+  brackfs restore home/latest:alice/photos --repo /backup --key owner.key --to photos
+  brackfs restore latest --include '*.conf' --exclude /old/ --dry-run -v --to /mnt/new")]
 pub(super) struct Args {
     #[command(flatten)]
     reader: ReaderArgs,
@@ -34,23 +40,38 @@ pub(super) struct Args {
     /// The directory to restore into; it is made if it is missing
     #[arg(long, value_name = "DIR")]
     to: PathBuf,
+    /// Restore only what matches, and what is below it: a pattern as in a .gitignore in DIR. May be repeated
+    #[arg(long, value_name = "GLOB")]
+    include: Vec<String>,
+    /// Leave out what matches, also of what is included. May be repeated
+    #[arg(long, value_name = "GLOB")]
+    exclude: Vec<String>,
     /// What to do with files that are there already
     #[arg(long, value_enum, default_value_t = OnConflict::Abort)]
     conflict: OnConflict,
+    /// Take owners by number, even if this machine has users and groups of their names
+    #[arg(long)]
+    numeric_owner: bool,
+    /// Change nothing; with -v, name what would be restored
+    #[arg(long)]
+    dry_run: bool,
     /// Print the result, and problems, as JSON, one object a line
+    ///
+    /// The result, on standard output, has message_type summary, and files, directories, others, bytes, skipped,
+    /// problems. A problem, on standard error, has message_type error, and path and message.
     #[arg(long)]
     json: bool,
 }
 
 #[derive(Debug, Clone, Copy, ValueEnum)]
 enum OnConflict {
-    /// Stop
+    /// Leave those that look the same (kind, size, time); stop at any other
     Abort,
     /// Leave them
     Skip,
     /// Replace them
     Overwrite,
-    /// Replace those whose size or time differs
+    /// Replace those whose kind, size or time differs
     Update,
 }
 
@@ -72,12 +93,20 @@ pub(super) fn run(args: &Args, global: &Global) -> Result<ExitCode> {
     let snapshot = reader.select(&selector)?;
     let listed = reader.at_path(&snapshot, &selector.path)?;
     let stop = stop_on_signals()?;
-    let result = restore::restore(&reader, &listed, &args.to, args.conflict.into(), &monitor, &stop);
+    let options = Options {
+        conflict: args.conflict.into(),
+        include: args.include.clone(),
+        exclude: args.exclude.clone(),
+        numeric_owner: args.numeric_owner,
+        dry_run: args.dry_run,
+    };
+    let result = restore::restore(&reader, &listed, &args.to, &options, &monitor, &stop);
     monitor.done();
     let summary = result?;
     if args.json {
         let object = json!({
             "message_type": "summary",
+            "dry_run": args.dry_run,
             "files": summary.files,
             "directories": summary.directories,
             "others": summary.others,
@@ -88,8 +117,9 @@ pub(super) fn run(args: &Args, global: &Global) -> Result<ExitCode> {
         say::result(object)?;
     } else if !global.quiet && (is_interactive() || global.verbose) {
         let (files, bytes) = (summary.files, size(summary.bytes));
+        let what = if args.dry_run { "would be restored" } else { "restored" };
         say::aside(format!(
-            "{files} files, {} directories, {bytes} restored; {} left as they were",
+            "{files} files, {} directories, {bytes} {what}; {} left as they were",
             summary.directories, summary.skipped
         ));
     }

@@ -16,7 +16,11 @@ use crate::state::RepositoryState;
 
 /// List snapshots, oldest first
 ///
-/// On the machine that is backed up no key is needed: it knows them from its catalog.
+/// On the machine that is backed up no key is needed: it knows them from its catalog. With --key, and on other machines,
+/// they are read from the repository and verified.
+///
+/// A line shows the beginning of the id, the time at which the backup began (UTC), the source, the number of files, their
+/// size, the paths, and tags.
 #[derive(Debug, clap::Args)]
 #[command(after_help = "\
 Examples:
@@ -29,6 +33,8 @@ pub(super) struct Args {
     #[arg(long, value_name = "NAME")]
     source: Option<String>,
     /// Print an array of objects
+    ///
+    /// Each has id, time, source, host, paths, tags, files, bytes, stored_bytes.
     #[arg(long)]
     json: bool,
 }

@@ -8,6 +8,8 @@ use anyhow::Result;
 use crate::mount::unmount;
 
 /// Unmount what mount mounted
+///
+/// Also what a mount left behind whose program is gone.
 #[derive(Debug, clap::Args)]
 #[command(after_help = "\
 Examples:

@@ -5,6 +5,7 @@
 //! links, FIFOs, devices, extended attributes (`SCHILY.xattr.`) and POSIX ACLs (`SCHILY.acl.`). Holes stay holes
 //! (GNU sparse format 1.0). Further names of a file are hard links to the first one in the archive; if the file
 //! changed while its names were backed up, it is written in full. Sockets are left out, with a note: tar has none.
+//! Nor has it inode flags (those of `chattr`), which restore gives back.
 //!
 //! Entries come in the order of the tree, a directory before what is in it. Of a directory, names begin with `./`,
 //! as those of `tar -C DIR .` do: tar gives `./` its time and mode only after all that begins with it.

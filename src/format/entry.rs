@@ -257,11 +257,47 @@ pub struct Entry {
     pub xattrs: Vec<Xattr>,
     /// Set bits of [`Entry::CHANGED`].
     pub flags: u64,
+    /// Set bits of [`Entry::INODE_FLAGS`].
+    pub inode_flags: u32,
 }
 
 impl Entry {
     /// The file changed while it was read: what is stored may mix two states of it.
     pub const CHANGED: u64 = 1;
+
+    /// Inode flags that are kept, numbered as in Linux's `FS_IOC_GETFLAGS`: those that somebody set with
+    /// `chattr`, and that say nothing of how one file system stores a file.
+    pub const INODE_FLAGS: u32 = Entry::SYNCHRONOUS
+        | Entry::IMMUTABLE
+        | Entry::APPEND_ONLY
+        | Entry::NO_DUMP
+        | Entry::NO_ATIME
+        | Entry::DIR_SYNC
+        | Entry::TOP_DIR
+        | Entry::NO_COW
+        | Entry::PROJECT_INHERIT;
+    /// `chattr +S`: changes are written at once.
+    pub const SYNCHRONOUS: u32 = 0x8;
+    /// `chattr +i`: nobody may change it.
+    pub const IMMUTABLE: u32 = 0x10;
+    /// `chattr +a`: it may only grow.
+    pub const APPEND_ONLY: u32 = 0x20;
+    /// `chattr +d`: backups may leave it out.
+    pub const NO_DUMP: u32 = 0x40;
+    /// `chattr +A`: reading leaves no time.
+    pub const NO_ATIME: u32 = 0x80;
+    /// `chattr +D`: changes to the directory are written at once.
+    pub const DIR_SYNC: u32 = 0x1_0000;
+    /// `chattr +T`: the directories in it have nothing to do with each other.
+    pub const TOP_DIR: u32 = 0x2_0000;
+    /// `chattr +C`: written in place.
+    pub const NO_COW: u32 = 0x80_0000;
+    /// `chattr +P`: what is made in it belongs to the same project.
+    pub const PROJECT_INHERIT: u32 = 0x2000_0000;
+
+    /// Most bytes of names and values of extended attributes that a writer keeps of one entry: a node must
+    /// have room for it.
+    pub const XATTRS_MAX: usize = 384 << 10;
 
     /// How many places of a preorder walk the entry takes: itself and what is below it.
     pub fn span(&self) -> u64 {
@@ -298,7 +334,8 @@ impl Entry {
             + content
             + usize::from(self.link.is_some())
             + usize::from(!self.xattrs.is_empty())
-            + usize::from(self.flags != 0);
+            + usize::from(self.flags != 0)
+            + usize::from(self.inode_flags != 0);
         w.map(6 + optional);
         w.uint(0).bytes(&self.name);
         w.uint(1).uint(self.kind.code());
@@ -349,6 +386,9 @@ impl Entry {
         if self.flags != 0 {
             w.uint(15).uint(self.flags);
         }
+        if self.inode_flags != 0 {
+            w.uint(16).uint(self.inode_flags.into());
+        }
     }
 
     /// Reads an entry. `table` is the number of blocks in the node's table; `root` allows the empty name
@@ -362,7 +402,7 @@ impl Entry {
         let mut content = None;
         let mut link = None;
         let mut xattrs = Vec::new();
-        let mut flags = 0;
+        let (mut flags, mut inode_flags) = (0, 0);
         r.fields(|r, key| {
             match key {
                 0 => name = Some(r.bytes()?),
@@ -377,6 +417,7 @@ impl Entry {
                 13 => link = Some(read_link(r)?),
                 14 => xattrs = read_xattrs(r)?,
                 15 => flags = r.uint()?,
+                16 => inode_flags = r.u32()? & Entry::INODE_FLAGS,
                 _ => return Ok(false),
             }
             Ok(true)
@@ -415,6 +456,7 @@ impl Entry {
             link,
             xattrs,
             flags,
+            inode_flags,
         })
     }
 }

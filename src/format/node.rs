@@ -309,6 +309,7 @@ mod tests {
             link: None,
             xattrs: Vec::new(),
             flags: 0,
+            inode_flags: 0,
         }
     }
 

@@ -314,14 +314,18 @@ impl FileSystem {
         lock(&self.handles).remove(&handle);
     }
 
+    /// Inode flags of a thing, as Linux numbers them.
+    pub fn inode_flags(&self, ino: Ino) -> Result<u32, Error> {
+        match self.place(ino)? {
+            Place::Entry(_, listed) => Ok(listed.entry().inode_flags),
+            _ => Ok(0),
+        }
+    }
+
     /// Names of the extended attributes of a thing.
     pub fn xattr_names(&self, ino: Ino) -> Result<Vec<Vec<u8>>, Error> {
         let Place::Entry(_, listed) = self.place(ino)? else { return Ok(Vec::new()) };
-        let mut names: Vec<_> = listed.entry().xattrs.iter().map(|(name, _)| name.clone()).collect();
-        if listed.entry().flags & Entry::CHANGED != 0 {
-            names.push(XATTR_FLAGS.to_vec());
-        }
-        Ok(names)
+        Ok(listed.entry().xattrs.iter().map(|(name, _)| name.clone()).collect())
     }
 
     /// An extended attribute. Beside those that were backed up there are two of our own, which are not listed

@@ -7,9 +7,9 @@ use std::sync::Arc;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use fuser::{
-    Errno, FileAttr, FileHandle, FileType, Filesystem, FopenFlags, Generation, INodeNo, InitFlags, KernelConfig,
-    LockOwner, OpenFlags, ReplyAttr, ReplyData, ReplyDirectory, ReplyDirectoryPlus, ReplyEmpty, ReplyEntry, ReplyOpen,
-    ReplyStatfs, ReplyXattr, Request,
+    Errno, FileAttr, FileHandle, FileType, Filesystem, FopenFlags, Generation, INodeNo, InitFlags, IoctlFlags,
+    KernelConfig, LockOwner, OpenFlags, ReplyAttr, ReplyData, ReplyDirectory, ReplyDirectoryPlus, ReplyEmpty,
+    ReplyEntry, ReplyIoctl, ReplyOpen, ReplyStatfs, ReplyXattr, Request,
 };
 
 use super::errno::errno;
@@ -27,13 +27,21 @@ const DOTS: u64 = 2;
 /// What programs should read at once.
 const READ_SIZE: u32 = 128 << 10;
 
+/// `FS_IOC_GETFLAGS`: the inode flags, as `lsattr` shows them.
+const GET_FLAGS: u32 = 0x8008_6601;
+
 /// The shell over a file system.
-pub(super) struct Shell(pub(super) Arc<FileSystem>);
+pub(super) struct Shell {
+    pub(super) filesystem: Arc<FileSystem>,
+    /// Others than the one who mounts may look in, so the kernel has to ask for ACLs: of a file that has one,
+    /// the mode alone allows a group more than it should.
+    pub(super) shared: bool,
+}
 
 impl Shell {
     /// The number for the kernel, after damage was reported.
     fn refuse(&self, ino: INodeNo, error: &Error) -> Errno {
-        self.0.report(ino.0, error);
+        self.filesystem.report(ino.0, error);
         errno(error)
     }
 }
@@ -44,29 +52,33 @@ impl Filesystem for Shell {
         let wanted = InitFlags::FUSE_DO_READDIRPLUS | InitFlags::FUSE_PARALLEL_DIROPS;
         // A kernel that lacks one of them is only slower.
         let _ = config.add_capabilities(wanted & config.capabilities());
+        if self.shared {
+            let lacking = |_| io::Error::new(io::ErrorKind::Unsupported, "this kernel can't respect ACLs of a mount");
+            config.add_capabilities(InitFlags::FUSE_POSIX_ACL).map_err(lacking)?;
+        }
         Ok(())
     }
 
     fn lookup(&self, _request: &Request, parent: INodeNo, name: &OsStr, reply: ReplyEntry) {
-        match self.0.lookup(parent.0, name.as_bytes()) {
+        match self.filesystem.lookup(parent.0, name.as_bytes()) {
             Ok(found) => reply.entry(&lifetime(&found), &attr(&found), GENERATION),
             Err(error) => reply.error(self.refuse(parent, &error)),
         }
     }
 
     fn forget(&self, _request: &Request, ino: INodeNo, times: u64) {
-        self.0.forget(ino.0, times);
+        self.filesystem.forget(ino.0, times);
     }
 
     fn getattr(&self, _request: &Request, ino: INodeNo, _handle: Option<FileHandle>, reply: ReplyAttr) {
-        match self.0.attributes(ino.0) {
+        match self.filesystem.attributes(ino.0) {
             Ok(found) => reply.attr(&lifetime(&found), &attr(&found)),
             Err(error) => reply.error(self.refuse(ino, &error)),
         }
     }
 
     fn readlink(&self, _request: &Request, ino: INodeNo, reply: ReplyData) {
-        match self.0.read_link(ino.0) {
+        match self.filesystem.read_link(ino.0) {
             Ok(target) => reply.data(&target),
             Err(error) => reply.error(self.refuse(ino, &error)),
         }
@@ -76,7 +88,7 @@ impl Filesystem for Shell {
         if flags.acc_mode() != fuser::OpenAccMode::O_RDONLY {
             return reply.error(errno(&Error::ReadOnly));
         }
-        match self.0.open(ino.0) {
+        match self.filesystem.open(ino.0) {
             Ok(handle) => {
                 reply.opened(FileHandle(handle), FopenFlags::FOPEN_KEEP_CACHE | FopenFlags::FOPEN_NOFLUSH);
             }
@@ -95,7 +107,7 @@ impl Filesystem for Shell {
         _lock_owner: Option<LockOwner>,
         reply: ReplyData,
     ) {
-        match self.0.read(handle.0, offset, size as usize) {
+        match self.filesystem.read(handle.0, offset, size as usize) {
             Ok(bytes) => reply.data(&bytes),
             Err(error) => reply.error(self.refuse(ino, &error)),
         }
@@ -111,12 +123,12 @@ impl Filesystem for Shell {
         _flush: bool,
         reply: ReplyEmpty,
     ) {
-        self.0.close(handle.0);
+        self.filesystem.close(handle.0);
         reply.ok();
     }
 
     fn opendir(&self, _request: &Request, ino: INodeNo, _flags: OpenFlags, reply: ReplyOpen) {
-        match self.0.attributes(ino.0) {
+        match self.filesystem.attributes(ino.0) {
             Ok(found) if found.kind != Kind::Directory => reply.error(errno(&Error::NotADirectory)),
             Ok(found) => {
                 let cached = FopenFlags::FOPEN_CACHE_DIR | FopenFlags::FOPEN_KEEP_CACHE;
@@ -137,7 +149,7 @@ impl Filesystem for Shell {
             let name = OsStr::from_bytes(&item.name);
             !reply.add(INodeNo(found.ino), item.next + DOTS, file_type(found.kind), name)
         };
-        match self.0.list(ino.0, offset.saturating_sub(DOTS), false, &mut take) {
+        match self.filesystem.list(ino.0, offset.saturating_sub(DOTS), false, &mut take) {
             Ok(()) => reply.ok(),
             Err(error) => reply.error(self.refuse(ino, &error)),
         }
@@ -151,7 +163,7 @@ impl Filesystem for Shell {
         offset: u64,
         mut reply: ReplyDirectoryPlus,
     ) {
-        let itself = match self.0.attributes(ino.0) {
+        let itself = match self.filesystem.attributes(ino.0) {
             Ok(found) => attr(&found),
             Err(error) => return reply.error(self.refuse(ino, &error)),
         };
@@ -166,26 +178,44 @@ impl Filesystem for Shell {
             let (name, life) = (OsStr::from_bytes(&item.name), lifetime(found));
             !reply.add(INodeNo(found.ino), item.next + DOTS, name, &life, &attr(found), GENERATION)
         };
-        match self.0.list(ino.0, offset.saturating_sub(DOTS), true, &mut take) {
+        match self.filesystem.list(ino.0, offset.saturating_sub(DOTS), true, &mut take) {
             Ok(()) => reply.ok(),
             Err(error) => reply.error(self.refuse(ino, &error)),
         }
     }
 
     fn statfs(&self, _request: &Request, _ino: INodeNo, reply: ReplyStatfs) {
-        let (bytes, entries) = self.0.totals();
+        let (bytes, entries) = self.filesystem.totals();
         reply.statfs(bytes.div_ceil(512), 0, 0, entries, 0, 512, 255, 512);
     }
 
+    fn ioctl(
+        &self,
+        _request: &Request,
+        ino: INodeNo,
+        _handle: FileHandle,
+        _flags: IoctlFlags,
+        command: u32,
+        _input: &[u8],
+        _output_size: u32,
+        reply: ReplyIoctl,
+    ) {
+        match self.filesystem.inode_flags(ino.0) {
+            Ok(flags) if command == GET_FLAGS => reply.ioctl(0, &flags.to_ne_bytes()),
+            Ok(_) => reply.error(Errno::ENOTTY),
+            Err(error) => reply.error(self.refuse(ino, &error)),
+        }
+    }
+
     fn getxattr(&self, _request: &Request, ino: INodeNo, name: &OsStr, size: u32, reply: ReplyXattr) {
-        match self.0.xattr(ino.0, name.as_bytes()) {
+        match self.filesystem.xattr(ino.0, name.as_bytes()) {
             Ok(value) => sized(reply, &value, size),
             Err(error) => reply.error(self.refuse(ino, &error)),
         }
     }
 
     fn listxattr(&self, _request: &Request, ino: INodeNo, size: u32, reply: ReplyXattr) {
-        match self.0.xattr_names(ino.0) {
+        match self.filesystem.xattr_names(ino.0) {
             Ok(names) => {
                 let list: Vec<u8> = names.into_iter().flat_map(|name| name.into_iter().chain([0])).collect();
                 sized(reply, &list, size);

@@ -194,7 +194,7 @@ fn check_mountpoint(mountpoint: &Path, repository: Option<&Path>) -> Result<Path
 fn start(filesystem: Arc<FileSystem>, path: &Path, options: &Options) -> io::Result<Session<Shell>> {
     let config = config(options);
     if !rustix::process::geteuid().is_root() {
-        return Session::new(Shell(filesystem), path, &config);
+        return Session::new(Shell { filesystem, shared: options.allow_other }, path, &config);
     }
     // Not left to the library, which does not tell the kernel the subtype.
     let device = File::options().read(true).write(true).open("/dev/fuse")?;
@@ -210,7 +210,8 @@ fn start(filesystem: Arc<FileSystem>, path: &Path, options: &Options) -> io::Res
     let data = CString::new(data)?;
     let flags = MountFlags::RDONLY | MountFlags::NOSUID | MountFlags::NODEV | MountFlags::NOATIME;
     rustix::mount::mount(SUBTYPE, path, format!("fuse.{SUBTYPE}"), flags, data.as_c_str())?;
-    let started = Session::from_fd(Shell(filesystem), device.into(), config.acl, config);
+    let started =
+        Session::from_fd(Shell { filesystem, shared: options.allow_other }, device.into(), config.acl, config);
     if started.is_err() {
         // The reason that is reported is why it did not start.
         let _ = rustix::mount::unmount(path, UnmountFlags::DETACH);

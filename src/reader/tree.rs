@@ -96,6 +96,7 @@ fn nothing() -> Entry {
         link: None,
         xattrs: Vec::new(),
         flags: 0,
+        inode_flags: 0,
     }
 }
 

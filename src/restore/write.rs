@@ -1,28 +1,40 @@
 //! Writing one entry, relative to an open directory.
 
-use std::ffi::OsStr;
 use std::fs::File;
 use std::io::{self, Seek, SeekFrom, Write};
-use std::os::fd::{AsFd, OwnedFd};
-use std::os::unix::ffi::OsStrExt;
-use std::path::Path;
+use std::os::fd::OwnedFd;
 
-use rustix::fs::{AtFlags, FileType, Gid, Mode, OFlags, RenameFlags, ResolveFlags, Timespec, Timestamps, Uid};
+use rustix::fs::{AtFlags, FileType, Mode, OFlags, RenameFlags};
 use rustix::io::Errno;
-use uuid::Uuid;
 
 use super::Conflict;
+use super::describe::{Describe, FORBIDDING};
+use super::refusals::What;
 use crate::format::entry::Content;
-use crate::format::{Digest, Entry, Kind, Timestamp};
+use crate::format::{Digest, Entry, Kind};
 use crate::reader::{self, FileReader, Listed, Reader};
 
 /// What became of an entry.
 pub(super) enum Written {
+    /// It is there.
     Made {
-        /// What is not as it should be, though the entry is there.
+        /// What is not as it should be all the same.
         warning: Option<String>,
     },
-    Skipped,
+    /// Something was there, and was left.
+    Skipped {
+        /// It looks like the entry.
+        same: bool,
+    },
+    /// The system does not let us; that is counted.
+    Refused,
+}
+
+/// What became of a further name.
+pub(super) enum Linked {
+    Made,
+    /// It was there already.
+    There,
 }
 
 /// Why an entry is not there.
@@ -42,20 +54,16 @@ impl From<Errno> for Error {
     }
 }
 
-/// Opens the directory that everything is restored into.
-pub(super) fn open_directory(path: &Path) -> io::Result<OwnedFd> {
-    let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
-    Ok(rustix::fs::open(path, flags, Mode::empty())?)
-}
-
-/// Makes a directory, or finds it, and opens it. A link in its place is not followed.
-pub(super) fn make_directory(above: &OwnedFd, name: &[u8]) -> io::Result<OwnedFd> {
-    match rustix::fs::mkdirat(above, name, Mode::RWXU) {
-        Ok(()) | Err(Errno::EXIST) => {}
-        Err(e) => return Err(e.into()),
-    }
-    let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
-    Ok(rustix::fs::openat(above, name, flags, Mode::empty())?)
+/// Whether something has the entry's name, and if so, whether it looks like the entry.
+pub(super) fn there(directory: &OwnedFd, entry: &Entry) -> Option<bool> {
+    let there = rustix::fs::statat(directory, entry.name.as_slice(), AtFlags::SYMLINK_NOFOLLOW).ok()?;
+    let sized = matches!(entry.kind, Kind::File | Kind::Symlink);
+    Some(
+        FileType::from_raw_mode(there.st_mode) == file_type(entry.kind)
+            && (!sized || there.st_size as u64 == entry.size)
+            && there.st_mtime == entry.mtime.seconds
+            && there.st_mtime_nsec == u64::from(entry.mtime.nanos),
+    )
 }
 
 /// Writes an entry that is no directory.
@@ -64,32 +72,38 @@ pub(super) fn entry(
     listed: &Listed,
     into: &OwnedFd,
     conflict: Conflict,
-    privileged: bool,
+    describe: &Describe,
 ) -> Result<Written, Error> {
     let entry = listed.entry();
-    if let Ok(there) = rustix::fs::statat(into, entry.name.as_slice(), AtFlags::SYMLINK_NOFOLLOW) {
-        let same = there.st_size as u64 == entry.size
-            && there.st_mtime == entry.mtime.seconds
-            && there.st_mtime_nsec == u64::from(entry.mtime.nanos)
-            && FileType::from_raw_mode(there.st_mode) == file_type(entry.kind);
-        match conflict {
-            Conflict::Abort => return Err(Error::Exists),
-            Conflict::Skip => return Ok(Written::Skipped),
-            Conflict::Update if same => return Ok(Written::Skipped),
-            Conflict::Update | Conflict::Overwrite => {}
-        }
+    match (there(into, entry), conflict) {
+        (Some(same), Conflict::Skip) => return Ok(Written::Skipped { same }),
+        (Some(true), Conflict::Abort | Conflict::Update) => return Ok(Written::Skipped { same: true }),
+        (Some(false), Conflict::Abort) => return Err(Error::Exists),
+        (Some(false), Conflict::Update) | (Some(_), Conflict::Overwrite) | (None, _) => {}
     }
-    let temporary = format!(".brackfs-{}", Uuid::new_v4());
-    let made = make(reader, listed, into, &temporary, privileged)
+    let temporary = temporary_name(&entry.name);
+    let made = make(reader, listed, into, &temporary, describe)
         .and_then(|warning| name_it(into, &temporary, &entry.name, conflict).map(|()| warning));
     match made {
         Ok(warning) => Ok(Written::Made { warning }),
+        Err(Error::Io(e))
+            if matches!(entry.kind, Kind::CharDevice | Kind::BlockDevice)
+                && Errno::from_io_error(&e).is_some_and(|why| describe.refusals.count(What::Device, why)) =>
+        {
+            Ok(Written::Refused)
+        }
         Err(error) => {
             // Nothing half-written stays; if it can't be removed, the error that is reported says why.
             let _ = rustix::fs::unlinkat(into, &temporary, AtFlags::empty());
             Err(error)
         }
     }
+}
+
+/// The name of an entry until it is complete: always the same, so that what a killed run left is found.
+fn temporary_name(name: &[u8]) -> String {
+    let digest = Digest::of(name).to_string();
+    format!(".brackfs-{}", digest.get(..16).unwrap_or(&digest))
 }
 
 /// Gives a complete file its name.
@@ -111,27 +125,43 @@ fn make(
     listed: &Listed,
     into: &OwnedFd,
     name: &str,
-    privileged: bool,
+    describe: &Describe,
 ) -> Result<Option<String>, Error> {
     let entry = listed.entry();
+    let private = Mode::RUSR | Mode::WUSR;
     match (&entry.content, entry.kind) {
         (_, Kind::File) => {
             let flags = OFlags::WRONLY | OFlags::CREATE | OFlags::EXCL | OFlags::NOFOLLOW | OFlags::CLOEXEC;
-            let file = rustix::fs::openat(into, name, flags, Mode::RUSR | Mode::WUSR)?;
+            let file = afresh(into, name, || rustix::fs::openat(into, name, flags, private))?;
+            // How a file is stored is decided before there is anything in it.
+            describe.set_inode_flags(&file, entry.inode_flags & !FORBIDDING);
             let mut file = File::from(file);
             let warning = content(reader, listed, &mut file)?;
-            describe(&file, entry, privileged)?;
+            describe.file(&file, listed)?;
             return Ok(warning);
         }
-        (Content::Target(target), _) => rustix::fs::symlinkat(target.as_slice(), into, name)?,
+        (Content::Target(target), _) => {
+            afresh(into, name, || rustix::fs::symlinkat(target.as_slice(), into, name))?;
+        }
         (Content::Device(major, minor), kind) => {
             let device = rustix::fs::makedev(*major, *minor);
-            rustix::fs::mknodat(into, name, file_type(kind), Mode::RUSR | Mode::WUSR, device)?;
+            afresh(into, name, || rustix::fs::mknodat(into, name, file_type(kind), private, device))?;
         }
-        (_, kind) => rustix::fs::mknodat(into, name, file_type(kind), Mode::RUSR | Mode::WUSR, 0)?,
+        (_, kind) => afresh(into, name, || rustix::fs::mknodat(into, name, file_type(kind), private, 0))?,
     }
-    describe_at(into, name, entry, privileged)?;
+    describe.child(into, name, listed)?;
     Ok(None)
+}
+
+/// Makes something under a temporary name, in the place of what a killed run left there.
+fn afresh<T>(into: &OwnedFd, name: &str, make: impl Fn() -> Result<T, Errno>) -> Result<T, Errno> {
+    match make() {
+        Err(Errno::EXIST) => {
+            rustix::fs::unlinkat(into, name, AtFlags::empty())?;
+            make()
+        }
+        other => other,
+    }
 }
 
 /// Writes a file's content; holes stay holes. All chunks are verified before they are written. A digest of the
@@ -158,59 +188,29 @@ fn content(reader: &Reader, listed: &Listed, file: &mut File) -> Result<Option<S
     Ok((!right).then(|| "all of its chunks are right, but not its digest as a whole".to_owned()))
 }
 
-/// Sets owner, mode and times of an open file or directory.
-pub(super) fn describe(file: impl AsFd, entry: &Entry, privileged: bool) -> io::Result<()> {
-    if privileged {
-        rustix::fs::fchown(&file, Some(Uid::from_raw(entry.uid)), Some(Gid::from_raw(entry.gid)))?;
+/// Gives the file `first` in `folder` a further name. Replaces only a file that is another one.
+pub(super) fn link(
+    (folder, first): (&OwnedFd, &[u8]),
+    into: &OwnedFd,
+    name: &[u8],
+    conflict: Conflict,
+) -> Result<Linked, Error> {
+    let linked = || rustix::fs::linkat(folder, first, into, name, AtFlags::empty());
+    match linked() {
+        Err(Errno::EXIST) => {}
+        other => return Ok(other.map(|()| Linked::Made)?),
     }
-    // After the owner: a change of owner clears set-id bits.
-    rustix::fs::fchmod(&file, Mode::from_raw_mode(mode(entry, privileged)))?;
-    Ok(rustix::fs::futimens(&file, &times(entry.mtime))?)
-}
-
-/// The same for what can't be opened.
-fn describe_at(into: &OwnedFd, name: &str, entry: &Entry, privileged: bool) -> Result<(), Error> {
-    if privileged {
-        let (uid, gid) = (Uid::from_raw(entry.uid), Gid::from_raw(entry.gid));
-        rustix::fs::chownat(into, name, Some(uid), Some(gid), AtFlags::SYMLINK_NOFOLLOW)?;
-    }
-    // Links have no mode of their own.
-    if entry.kind != Kind::Symlink {
-        rustix::fs::chmodat(into, name, Mode::from_raw_mode(mode(entry, privileged)), AtFlags::empty())?;
-    }
-    Ok(rustix::fs::utimensat(into, name, &times(entry.mtime), AtFlags::SYMLINK_NOFOLLOW)?)
-}
-
-/// Set-id bits are for the owner that was backed up, not for whoever restores.
-fn mode(entry: &Entry, privileged: bool) -> u32 {
-    match privileged || entry.kind == Kind::Directory {
-        true => entry.mode,
-        false => entry.mode & !0o6000,
-    }
-}
-
-fn times(mtime: Timestamp) -> Timestamps {
-    let time = Timespec { tv_sec: mtime.seconds, tv_nsec: mtime.nanos.into() };
-    Timestamps { last_access: time, last_modification: time }
-}
-
-/// Gives the file at `first`, below the destination, a further name.
-pub(super) fn link(top: &OwnedFd, first: &Path, into: &OwnedFd, name: &[u8], conflict: Conflict) -> Result<(), Error> {
-    let (folder, leaf) = (first.parent().unwrap_or(Path::new("")), first.file_name().unwrap_or(OsStr::new("")));
-    let folder = if folder.as_os_str().is_empty() { Path::new(".") } else { folder };
-    let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
-    let beneath = ResolveFlags::BENEATH | ResolveFlags::NO_SYMLINKS;
-    let folder = rustix::fs::openat2(top, folder, flags, Mode::empty(), beneath)?;
-    match rustix::fs::linkat(&folder, leaf.as_bytes(), into, name, AtFlags::empty()) {
-        Err(Errno::EXIST) => match conflict {
-            Conflict::Abort => Err(Error::Exists),
-            Conflict::Skip => Ok(()),
-            Conflict::Overwrite | Conflict::Update => {
-                rustix::fs::unlinkat(into, name, AtFlags::empty())?;
-                Ok(rustix::fs::linkat(&folder, leaf.as_bytes(), into, name, AtFlags::empty())?)
-            }
-        },
-        other => Ok(other?),
+    let inode = |directory: &OwnedFd, name: &[u8]| {
+        rustix::fs::statat(directory, name, AtFlags::SYMLINK_NOFOLLOW).map(|stat| (stat.st_dev, stat.st_ino))
+    };
+    match conflict {
+        _ if inode(folder, first)? == inode(into, name)? => Ok(Linked::There),
+        Conflict::Abort => Err(Error::Exists),
+        Conflict::Skip => Ok(Linked::There),
+        Conflict::Overwrite | Conflict::Update => {
+            rustix::fs::unlinkat(into, name, AtFlags::empty())?;
+            Ok(linked().map(|()| Linked::Made)?)
+        }
     }
 }
 

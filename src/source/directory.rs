@@ -12,7 +12,7 @@ use std::sync::{Mutex, PoisonError};
 use rustix::fs::{CWD, Mode, OFlags, openat, readlinkat};
 use rustix::io::{Errno, retry_on_intr};
 
-use super::{Error, Listing, Stat};
+use super::{Error, Extended, Listing, Stat};
 
 /// An open directory. Threads may share it.
 #[derive(Debug)]
@@ -51,6 +51,16 @@ impl Directory {
     /// A name that is not there [is vanished](Error::is_vanished).
     pub fn stat_child(&self, name: &OsStr) -> Result<Stat, Error> {
         Stat::child(&self.fd, name).map_err(|e| Error::io("look at", &self.child_path(name), e))
+    }
+
+    /// What the file system keeps of this directory beside its stat.
+    pub fn extended(&self) -> Extended {
+        Extended::of_fd(&self.fd)
+    }
+
+    /// The same of what has this name here; a symlink itself, not what it leads to.
+    pub fn extended_of_child(&self, name: &OsStr) -> Extended {
+        Extended::of_child(&self.fd, name)
     }
 
     /// Where a symlink leads, as it is written in it.

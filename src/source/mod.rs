@@ -8,6 +8,7 @@
 //! - [`listing`]: the names in a directory, sorted
 //! - `sort`: sorting them outside of RAM
 //! - [`stat`]: what a file is, and whether it is the one that was read before
+//! - [`extended`]: extended attributes and inode flags
 //! - [`exclude`]: what the user does not want
 //! - [`mounts`]: where our own mounts are
 //! - [`owners`]: names of users and groups
@@ -20,6 +21,7 @@ pub mod cut;
 pub mod directory;
 mod error;
 pub mod exclude;
+pub mod extended;
 mod holes;
 pub mod listing;
 pub mod mounts;
@@ -31,6 +33,7 @@ pub use cut::{Cutter, Piece};
 pub use directory::Directory;
 pub use error::Error;
 pub use exclude::Exclude;
+pub use extended::Extended;
 pub use listing::Listing;
 pub use mounts::MountTable;
 pub use owners::Owners;

@@ -1,6 +1,8 @@
-//! Names of users and groups, as this machine has them.
+//! Names and numbers of users and groups, as this machine has them.
 
+use std::borrow::Borrow;
 use std::collections::HashMap;
+use std::hash::Hash;
 use std::sync::Arc;
 
 use nix::unistd::{Gid, Group, Uid, User};
@@ -13,34 +15,51 @@ const REMEMBERED: usize = 4096;
 pub struct Owners {
     users: HashMap<u32, Option<Arc<str>>>,
     groups: HashMap<u32, Option<Arc<str>>>,
+    uids: HashMap<String, Option<u32>>,
+    gids: HashMap<String, Option<u32>>,
 }
 
 impl Owners {
     /// A user's name; `None` if the number has none, or nobody can say.
     pub fn user(&mut self, uid: u32) -> Option<Arc<str>> {
-        remember(&mut self.users, uid, || User::from_uid(Uid::from_raw(uid)).ok().flatten().map(|user| user.name))
+        remember(&mut self.users, &uid, || named(User::from_uid(Uid::from_raw(uid)).ok().flatten()?.name))
     }
 
     /// A group's name; `None` if the number has none, or nobody can say.
     pub fn group(&mut self, gid: u32) -> Option<Arc<str>> {
-        remember(&mut self.groups, gid, || Group::from_gid(Gid::from_raw(gid)).ok().flatten().map(|group| group.name))
+        remember(&mut self.groups, &gid, || named(Group::from_gid(Gid::from_raw(gid)).ok().flatten()?.name))
+    }
+
+    /// A user's number; `None` if nobody has this name here.
+    pub fn uid(&mut self, name: &str) -> Option<u32> {
+        remember(&mut self.uids, name, || Some(User::from_name(name).ok()??.uid.as_raw()))
+    }
+
+    /// A group's number; `None` if no group has this name here.
+    pub fn gid(&mut self, name: &str) -> Option<u32> {
+        remember(&mut self.gids, name, || Some(Group::from_name(name).ok()??.gid.as_raw()))
     }
 }
 
-fn remember(
-    names: &mut HashMap<u32, Option<Arc<str>>>,
-    number: u32,
-    ask: impl FnOnce() -> Option<String>,
-) -> Option<Arc<str>> {
-    if let Some(name) = names.get(&number) {
-        return name.clone();
+fn remember<Q: Eq + Hash + ToOwned<Owned = K> + ?Sized, K: Eq + Hash + Borrow<Q>, A: Clone>(
+    answers: &mut HashMap<K, Option<A>>,
+    question: &Q,
+    ask: impl FnOnce() -> Option<A>,
+) -> Option<A> {
+    if let Some(answer) = answers.get(question) {
+        return answer.clone();
     }
-    if names.len() >= REMEMBERED {
-        names.clear();
+    if answers.len() >= REMEMBERED {
+        answers.clear();
     }
-    let name: Option<Arc<str>> = ask().filter(|name| !name.is_empty()).map(Arc::from);
-    names.insert(number, name.clone());
-    name
+    let answer = ask();
+    answers.insert(question.to_owned(), answer.clone());
+    answer
+}
+
+/// A name that can be used.
+fn named(name: String) -> Option<Arc<str>> {
+    (!name.is_empty()).then(|| Arc::from(name))
 }
 
 #[cfg(test)]
@@ -55,16 +74,18 @@ mod tests {
             assert_eq!(owners.group(0).as_deref(), Some("root"));
             assert_eq!(owners.user(3_999_999_999), None);
             assert_eq!(owners.group(3_999_999_999), None);
+            assert_eq!((owners.uid("root"), owners.gid("root")), (Some(0), Some(0)));
+            assert_eq!((owners.uid("no such user"), owners.gid("")), (None, None));
         }
     }
 
     #[test]
     fn a_name_is_asked_for_once_and_few_are_remembered() {
         let mut names = HashMap::new();
-        assert_eq!(remember(&mut names, 7, || Some("seven".into())).as_deref(), Some("seven"));
-        assert_eq!(remember(&mut names, 7, || panic!("asked again")).as_deref(), Some("seven"));
+        assert_eq!(remember(&mut names, &7, || named("seven".into())).as_deref(), Some("seven"));
+        assert_eq!(remember(&mut names, &7, || panic!("asked again")).as_deref(), Some("seven"));
         for number in 0..10_000 {
-            remember(&mut names, number, || None);
+            remember(&mut names, &number, || None);
             assert!(names.len() <= REMEMBERED);
         }
     }

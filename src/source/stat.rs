@@ -4,7 +4,7 @@ use std::ffi::OsStr;
 use std::io;
 use std::os::fd::AsFd;
 
-use rustix::fs::{AtFlags, FileType, Statx, StatxFlags, StatxTimestamp, makedev, statx};
+use rustix::fs::{AtFlags, FileType, Statx, StatxAttributes, StatxFlags, StatxTimestamp, makedev, statx};
 use rustix::io::retry_on_intr;
 use rustix::time::{ClockId, Timespec, clock_getres, clock_gettime};
 
@@ -48,6 +48,8 @@ pub struct Stat {
     pub rdev: u64,
     /// Space that it takes, in units of 512 bytes.
     pub blocks: u64,
+    /// Its owner wants it left out of backups (chattr +d).
+    pub nodump: bool,
 }
 
 impl Stat {
@@ -97,6 +99,7 @@ impl Stat {
             nlink: stat.stx_nlink,
             rdev: if device { makedev(stat.stx_rdev_major, stat.stx_rdev_minor) } else { 0 },
             blocks: stat.stx_blocks,
+            nodump: stat.stx_attributes.contains(StatxAttributes::NODUMP),
         })
     }
 

@@ -1,0 +1,217 @@
+//! A directory of the destination: made when something goes into it, described when all of it is there.
+
+use std::ffi::OsStr;
+use std::io;
+use std::os::fd::OwnedFd;
+use std::os::unix::ffi::OsStrExt;
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex, OnceLock, PoisonError};
+
+use rustix::fs::{AtFlags, Mode, OFlags, ResolveFlags};
+use rustix::io::Errno;
+
+use super::describe::{self, Describe};
+use crate::format::Entry;
+use crate::reader::Listed;
+
+const DIRECTORY: OFlags = OFlags::RDONLY.union(OFlags::DIRECTORY).union(OFlags::CLOEXEC);
+
+/// So many names of the longest kind still make a path that is not too long.
+const NAMES_AT_ONCE: usize = 15;
+
+/// A directory of the destination.
+pub(super) struct Folder {
+    pub(super) above: Option<Arc<Folder>>,
+    listed: Listed,
+    /// Below the destination.
+    path: PathBuf,
+    /// It is to become what it is in the snapshot. Otherwise it only leads to what is.
+    wanted: bool,
+    /// The directory at the top of all.
+    root: Arc<OnceLock<Open>>,
+    open: OnceLock<Option<Open>>,
+    /// Files in it with inode flags that forbid what may still be done to them.
+    forbidding: Mutex<Vec<(Vec<u8>, u32)>>,
+}
+
+#[derive(Clone)]
+struct Open {
+    fd: Arc<OwnedFd>,
+    /// It was not there before.
+    made: bool,
+}
+
+/// Opens the directory that everything is restored into.
+pub(super) fn open_top(path: &Path) -> io::Result<OwnedFd> {
+    Ok(rustix::fs::open(path, DIRECTORY, Mode::empty())?)
+}
+
+/// The same for one that need not be there.
+pub(super) fn open_if_there(path: &Path) -> io::Result<Option<OwnedFd>> {
+    match rustix::fs::open(path, DIRECTORY, Mode::empty()) {
+        Ok(fd) => Ok(Some(fd)),
+        Err(Errno::NOENT) => Ok(None),
+        Err(e) => Err(e.into()),
+    }
+}
+
+impl Folder {
+    /// The destination itself: already open, unless it is not there and will not be.
+    pub(super) fn top(listed: Listed, fd: Option<OwnedFd>, made: bool, wanted: bool) -> Self {
+        let opened = fd.map(|fd| Open { fd: Arc::new(fd), made });
+        let (root, open) = (OnceLock::new(), OnceLock::new());
+        if let Some(opened) = &opened {
+            // Both are new and empty.
+            let _ = root.set(opened.clone());
+        }
+        let _ = open.set(opened);
+        Folder {
+            above: None,
+            listed,
+            path: PathBuf::new(),
+            wanted,
+            root: Arc::new(root),
+            open,
+            forbidding: Mutex::default(),
+        }
+    }
+
+    /// A directory in another one.
+    pub(super) fn below(above: &Arc<Folder>, listed: Listed, path: PathBuf, wanted: bool) -> Self {
+        Folder {
+            above: Some(above.clone()),
+            listed,
+            path,
+            wanted,
+            root: above.root.clone(),
+            open: OnceLock::new(),
+            forbidding: Mutex::default(),
+        }
+    }
+
+    /// Its path below the destination.
+    pub(super) fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// The directory, if it is open.
+    pub(super) fn fd(&self) -> Option<&OwnedFd> {
+        self.open.get()?.as_ref().map(|open| &*open.fd)
+    }
+
+    /// The directory that a path below the destination leads to, opened without following links, and the last
+    /// name of the path.
+    pub(super) fn open_beneath(&self, path: &Path) -> io::Result<(OwnedFd, Vec<u8>)> {
+        let root = self.root.get().ok_or(Errno::NOENT)?;
+        let mut names: Vec<&[u8]> = path.iter().map(OsStr::as_bytes).collect();
+        let last = names.pop().unwrap_or_default().to_vec();
+        let (flags, beneath) = (OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC, ResolveFlags::BENEATH);
+        let step = |from: &OwnedFd, path: &[u8]| {
+            rustix::fs::openat2(from, path, flags, Mode::empty(), beneath | ResolveFlags::NO_SYMLINKS)
+        };
+        let mut at = step(&root.fd, b".")?;
+        // A few names at a time: the whole may be longer than a path can be.
+        for some in names.chunks(NAMES_AT_ONCE) {
+            at = step(&at, &some.join(&b'/'))?;
+        }
+        Ok((at, last))
+    }
+
+    /// Makes the directory, and those that lead to it, or finds them. `replace`: what is no directory goes.
+    /// `None` if that can't be done, which is reported once.
+    pub(super) fn make(&self, replace: bool, mut problem: impl FnMut(&Path, &str)) -> Option<&OwnedFd> {
+        if self.open.get().is_none() {
+            let above = self.above.as_ref()?;
+            // From the top down, without recursion: a tree may be deep.
+            let mut missing = vec![self];
+            let mut next = above;
+            while next.open.get().is_none() {
+                missing.push(next);
+                next = next.above.as_ref()?;
+            }
+            while let Some(folder) = missing.pop() {
+                let above = folder.above.as_ref()?;
+                let opened = above.fd().and_then(|above| match make(above, &folder.listed.entry().name, replace) {
+                    Ok(open) => Some(open),
+                    Err(e) => {
+                        problem(&folder.path, &format!("cannot make the directory: {e}"));
+                        None
+                    }
+                });
+                // Only the walk makes directories, one after the other.
+                let _ = folder.open.set(opened);
+            }
+        }
+        self.fd()
+    }
+
+    /// The directory, if it is there; it is not made.
+    pub(super) fn find(&self) -> Option<Arc<OwnedFd>> {
+        if let Some(open) = self.open.get() {
+            return open.as_ref().map(|open| open.fd.clone());
+        }
+        let mut names = Vec::new();
+        let mut at = self;
+        let mut found = loop {
+            if let Some(open) = at.open.get() {
+                break open.as_ref()?.fd.clone();
+            }
+            names.push(&at.listed.entry().name);
+            at = at.above.as_ref()?;
+        };
+        while let Some(name) = names.pop() {
+            let flags = DIRECTORY | OFlags::NOFOLLOW;
+            found = Arc::new(rustix::fs::openat(&*found, name.as_slice(), flags, Mode::empty()).ok()?);
+        }
+        Some(found)
+    }
+
+    /// Remembers inode flags of a file in it that forbid to change it.
+    pub(super) fn forbid_later(&self, entry: &Entry) {
+        let flags = entry.inode_flags & describe::FORBIDDING;
+        if flags != 0 {
+            let mut forbidding = self.forbidding.lock().unwrap_or_else(PoisonError::into_inner);
+            forbidding.push((entry.name.clone(), flags));
+        }
+    }
+
+    /// Everything is in it: it and what is in it get what would have hindered before.
+    pub(super) fn finish(&mut self, describe: &Describe, mut problem: impl FnMut(&Path, &str)) {
+        let Some(Some(Open { fd, made })) = self.open.take() else { return };
+        let forbidding = std::mem::take(&mut self.forbidding);
+        for (name, flags) in forbidding.into_inner().unwrap_or_else(PoisonError::into_inner) {
+            describe.forbid(&fd, &name, flags);
+        }
+        if (self.wanted || made)
+            && self.listed.directory().is_some()
+            && let Err(e) = describe.directory(&*fd, &self.listed)
+        {
+            problem(&self.path, &format!("cannot set owner, attributes, mode or times: {e}"));
+        }
+    }
+}
+
+/// Makes a directory, or finds it, and opens it. A link in its place is not followed.
+fn make(above: &OwnedFd, name: &[u8], replace: bool) -> io::Result<Open> {
+    let mut made = true;
+    match rustix::fs::mkdirat(above, name, Mode::RWXU) {
+        Ok(()) => {}
+        Err(Errno::EXIST) => made = false,
+        Err(e) => return Err(e.into()),
+    }
+    let open = || rustix::fs::openat(above, name, DIRECTORY | OFlags::NOFOLLOW, Mode::empty());
+    let fd = match open() {
+        // Something else has its name.
+        Err(Errno::NOTDIR | Errno::LOOP) if replace => {
+            rustix::fs::unlinkat(above, name, AtFlags::empty())?;
+            rustix::fs::mkdirat(above, name, Mode::RWXU)?;
+            made = true;
+            open()?
+        }
+        Err(Errno::NOTDIR | Errno::LOOP) => {
+            return Err(io::Error::other("something that is no directory has its name"));
+        }
+        other => other?,
+    };
+    Ok(Open { fd: Arc::new(fd), made })
+}

@@ -1,0 +1,319 @@
+//! Repositories are read by a second program, `tests/by_hand/brackfs_by_hand.py`. It was written from
+//! brackfs-format(5) alone and shares no code with brackfs, so it holds both to the page.
+
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::print_stdout, clippy::print_stderr)]
+
+mod common;
+
+use std::ffi::{OsStr, OsString};
+use std::fs::{self, File};
+use std::os::unix::ffi::OsStrExt;
+use std::os::unix::fs::{FileExt, MetadataExt, PermissionsExt, chown, symlink};
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+use common::{AGED, Run, Site, run, settle, tree};
+use rustix::fs::{AtFlags, CWD, FileType, Mode, Timespec, Timestamps, XattrFlags};
+
+const KIB: u64 = 1 << 10;
+const MIB: u64 = 1 << 20;
+
+/// What decrypts, and so the shape of the repository.
+#[derive(Clone, Copy, PartialEq)]
+enum Key {
+    /// gpg, with an RSA key that it made.
+    Gpg,
+    /// Nothing: it is not encrypted.
+    None,
+}
+
+/// A site with a repository. gpg's home is the site's `keys/`.
+struct Shelf {
+    site: Site,
+    /// The fingerprint of the host key, as `init` says it.
+    signer: String,
+}
+
+impl Drop for Shelf {
+    fn drop(&mut self) {
+        let _ = Command::new("gpgconf").env("GNUPGHOME", self.site.keys()).args(["--kill", "all"]).status();
+    }
+}
+
+impl Shelf {
+    fn new(key: Key) -> Shelf {
+        let mut shelf = Shelf { site: Site::new(), signer: String::new() };
+        shelf.signer = shelf.init("repo", key);
+        shelf
+    }
+
+    /// Makes a repository, and says the fingerprint of its host key.
+    fn init(&self, name: &str, key: Key) -> String {
+        let repo = self.site.path().join(name);
+        let mut arguments: Vec<OsString> = vec!["init".into(), repo.into(), "--json".into()];
+        match key {
+            Key::None => arguments.push("--no-encryption".into()),
+            Key::Gpg => arguments.extend(["--recipient".into(), self.key_of_gpg().into()]),
+        }
+        let said: serde_json::Value = serde_json::from_str(&self.site.brackfs(&arguments).ok().stdout).unwrap();
+        said["host_key"].as_str().expect("the fingerprint of the host key").to_owned()
+    }
+
+    /// Lets gpg make a key of its own, and gives its certificate.
+    fn key_of_gpg(&self) -> PathBuf {
+        let [description, certificate] = ["description", "owner.asc"].map(|name| self.site.path().join(name));
+        let key = "Key-Type: RSA\nKey-Length: 3072\nKey-Usage: sign";
+        let subkey = "Subkey-Type: RSA\nSubkey-Length: 3072\nSubkey-Usage: encrypt";
+        let words = format!("%no-protection\n{key}\n{subkey}\nName-Real: owner\nExpire-Date: 0\n%commit\n");
+        fs::write(&description, words).unwrap();
+        let gpg = |arguments: &[&OsStr]| {
+            let mut gpg = Command::new("gpg");
+            gpg.env("GNUPGHOME", self.site.keys()).args(["--batch", "--quiet", "--no-tty"]).args(arguments);
+            run(gpg).ok()
+        };
+        gpg(&["--gen-key".as_ref(), description.as_ref()]);
+        gpg(&["--output".as_ref(), certificate.as_ref(), "--armor".as_ref(), "--export".as_ref(), "owner".as_ref()]);
+        certificate
+    }
+
+    /// Runs the second program, which believes this host key.
+    #[must_use = "it may have failed: say .ok() or .code(n)"]
+    fn by_hand_as(&self, signer: &str, arguments: &[&OsStr]) -> Run {
+        // Debian's own has Debian's cbor2, whatever comes first in PATH.
+        let mut python = Command::new("/usr/bin/python3");
+        // -B: nothing is left beside the program.
+        python.arg("-B").arg(Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/by_hand/brackfs_by_hand.py"));
+        python.args(["--signer", signer]).args(arguments);
+        python.current_dir(self.site.path()).env("GNUPGHOME", self.site.keys());
+        run(python)
+    }
+
+    #[must_use = "it may have failed: say .ok() or .code(n)"]
+    fn list(&self) -> Run {
+        self.by_hand_as(&self.signer, &["list".as_ref(), "repo".as_ref(), "latest".as_ref()])
+    }
+
+    /// Restores the newest snapshot into a directory of this name.
+    #[must_use = "it may have failed: say .ok() or .code(n)"]
+    fn restore(&self, to: &str) -> Run {
+        self.by_hand_as(&self.signer, &["restore".as_ref(), "repo".as_ref(), "latest".as_ref(), to.as_ref()])
+    }
+
+    /// Objects below a folder of the repository, by their names in it.
+    fn objects(&self, folder: &str) -> Vec<String> {
+        let paths = tree(&self.site.repo().join(folder)).into_keys().map(|path| Path::new(folder).join(path));
+        let objects: Vec<_> = paths.filter(|path| self.site.repo().join(path).is_file()).collect();
+        assert!(!objects.is_empty(), "nothing in {folder}/");
+        objects.into_iter().map(|path| path.into_os_string().into_string().unwrap()).collect()
+    }
+}
+
+/// Bytes that cannot be compressed, and always the same.
+fn noise(seed: &str, length: u64) -> Vec<u8> {
+    let mut bytes = vec![0; usize::try_from(length).unwrap()];
+    blake3::Hasher::new().update(seed.as_bytes()).finalize_xof().fill(&mut bytes);
+    bytes
+}
+
+/// A file of holes but for islands of 4 KiB, one every 64 KiB. It begins and ends with a hole.
+fn write_islands(site: &Site, name: &str, islands: u64) {
+    let path = site.write(name, b"");
+    let file = File::options().write(true).open(&path).unwrap();
+    let bytes = noise(name, 4 * KIB * islands);
+    for (island, bytes) in (0..).zip(bytes.chunks(4 << 10)) {
+        file.write_all_at(bytes, 32 * KIB + island * 64 * KIB).unwrap();
+    }
+    file.set_len(islands * 64 * KIB).unwrap();
+}
+
+/// A source that needs every part of the format: all kinds of entries, of content, and of nodes but those of depth.
+fn write_source(site: &Site) {
+    let below = site.source();
+    site.write("empty", "");
+    site.write("small", "small");
+    site.write("large", noise("large", 3 * MIB + 17));
+    fs::create_dir(below.join("nothing")).unwrap();
+    // 600 extents, and 2,200: more than an entry has, and more than a node of extents.
+    write_islands(site, "sparse/some", 300);
+    write_islands(site, "sparse/many", 1_100);
+    File::create(below.join("sparse/hole")).unwrap().set_len(5 * MIB).unwrap();
+    // Segments; most are empty, since it is the names that count.
+    for number in 0..2_600 {
+        let content = if number % 20 == 0 { format!("content {number}") } else { String::new() };
+        site.write(&format!("many/{number:04}"), content);
+    }
+    site.write("many/1300-below/deep/er/file", "in a directory between them");
+    symlink("small", below.join("link")).unwrap();
+    symlink("nowhere/at all", below.join("dangling")).unwrap();
+    site.write("names/first", "of three");
+    for name in ["names/second", "many/third"] {
+        fs::hard_link(below.join("names/first"), below.join(name)).unwrap();
+    }
+    for name in [&b"not \xff UTF-8 \xc3"[..], b"line\nbreak", b"back\\slash", b"-rf *"] {
+        fs::write(below.join(OsStr::from_bytes(name)), name).unwrap();
+    }
+    let node = |name: &str, kind, device| {
+        rustix::fs::mknodat(CWD, below.join(name), kind, Mode::from_raw_mode(0o640), device).unwrap();
+    };
+    node("fifo", FileType::Fifo, 0);
+    node("socket", FileType::Socket, 0);
+    if rustix::process::geteuid().is_root() {
+        node("device", FileType::CharacterDevice, rustix::fs::makedev(1, 3));
+        chown(below.join("small"), Some(1), Some(4_000_000_000)).unwrap();
+    }
+    for (name, mode) in [("small", 0o6755), ("empty", 0o400), ("sparse", 0o1711)] {
+        fs::set_permissions(below.join(name), fs::Permissions::from_mode(mode)).unwrap();
+    }
+    // Not every file system has them.
+    let _ = rustix::fs::setxattr(below.join("large"), "user.colour", b"green", XattrFlags::empty());
+    // A time of its own for each, some before 1970.
+    for (number, path) in (0..).zip(tree(&below).keys()) {
+        let seconds = if number % 7 == 0 { -number } else { AGED + number };
+        let time = Timespec { tv_sec: seconds, tv_nsec: 999_999_999 - number };
+        let times = Timestamps { last_access: time, last_modification: time };
+        rustix::fs::utimensat(CWD, below.join(path), &times, AtFlags::SYMLINK_NOFOLLOW).unwrap();
+    }
+    settle();
+}
+
+#[track_caller]
+fn a_second_reader_restores_everything(key: Key) {
+    let shelf = Shelf::new(key);
+    let site = &shelf.site;
+    write_source(site);
+    site.backup(&[]).ok();
+    let listed = shelf.list().ok();
+    let expected = tree(&site.source());
+    assert_eq!(listed.stdout.lines().count(), expected.len(), "{listed}");
+    let restored = shelf.restore("out").ok();
+    assert_eq!(restored.stderr, "", "{restored}");
+
+    let out = site.path().join("out");
+    let found = tree(&out);
+    for (path, entry) in &expected {
+        assert_eq!(found.get(path), Some(entry), "{}", path.display());
+    }
+    assert_eq!(found.len(), expected.len());
+    assert_eq!(fs::metadata(out.join("names/first")).unwrap().nlink(), 3);
+    for name in ["some", "many", "hole"] {
+        let [source, restored] =
+            [site.source(), out.clone()].map(|root| fs::metadata(root.join("sparse").join(name)).unwrap());
+        assert!(source.blocks() * 512 < source.size() / 4, "{name}: this file system stores no holes");
+        assert!(restored.blocks() * 512 < restored.size() / 4, "{name}: {} blocks", restored.blocks());
+    }
+}
+
+#[test]
+fn a_second_reader_restores_everything_with_gpg() {
+    a_second_reader_restores_everything(Key::Gpg);
+}
+
+#[test]
+fn a_second_reader_restores_everything_that_is_not_encrypted() {
+    a_second_reader_restores_everything(Key::None);
+}
+
+/// A shelf with a snapshot of a file of one chunk, in a directory.
+fn with_snapshot(key: Key) -> Shelf {
+    let shelf = Shelf::new(key);
+    shelf.site.write("folder/noise", noise("noise", 60 * KIB));
+    settle();
+    shelf.site.backup(&[]).ok();
+    shelf.restore("before").ok();
+    shelf
+}
+
+#[test]
+fn a_second_reader_restores_a_single_byte() {
+    let shelf = Shelf::new(Key::None);
+    shelf.site.write("byte", "x");
+    settle();
+    shelf.site.backup(&[]).ok();
+    shelf.restore("out").ok();
+    assert_eq!(tree(&shelf.site.path().join("out")), tree(&shelf.site.source()));
+}
+
+/// It fails, and names the object.
+#[track_caller]
+fn refuses(run: Run, object: &str, why: &str) {
+    let run = run.code(1);
+    let said = run.stderr.lines().last().unwrap_or_default();
+    assert!(said.starts_with("brackfs_by_hand: ") && said.contains(object) && run.stderr.contains(why), "{run}");
+}
+
+#[test]
+fn a_second_reader_refuses_a_flipped_byte_in_a_pack() {
+    for key in [Key::Gpg, Key::None] {
+        let shelf = with_snapshot(key);
+        for pack in shelf.objects("packs") {
+            let path = shelf.site.repo().join(&pack);
+            let whole = fs::read(&path).unwrap();
+            // In the plain, the last bytes are filling, which nobody checks.
+            let last = if key == Key::Gpg { whole.len() - 1 } else { 20 };
+            for position in [0, 20, last] {
+                let mut bytes = whole.clone();
+                bytes[position] ^= 1;
+                fs::write(&path, bytes).unwrap();
+                let to = format!("flipped-{}-{position}", &pack[9..]);
+                refuses(shelf.restore(&to), &pack, "");
+                let _ = fs::remove_dir_all(shelf.site.path().join(to));
+            }
+            fs::write(&path, &whole[..whole.len() / 2]).unwrap();
+            refuses(shelf.restore(&format!("short-{}", &pack[9..])), &pack, "ends too early");
+            fs::write(&path, whole).unwrap();
+        }
+        shelf.restore("after").ok();
+    }
+}
+
+#[test]
+fn a_second_reader_refuses_a_block_in_the_place_of_another() {
+    let shelf = Shelf::new(Key::None);
+    // Of equal length, so that only the digest tells; and not so long that it could be cut.
+    shelf.site.write("file", noise("one", 60 * KIB));
+    settle();
+    shelf.site.backup(&[]).ok();
+    let first = shelf.objects("packs");
+    shelf.site.write("file", noise("two", 60 * KIB));
+    settle();
+    shelf.site.backup(&["--reread"]).ok();
+    let is_large = |pack: &&String| fs::metadata(shelf.site.repo().join(pack)).unwrap().len() > 30 * KIB;
+    let every = shelf.objects("packs");
+    let [old, new] = [true, false].map(|old| every.iter().filter(is_large).find(|pack| first.contains(pack) == old));
+    let [old, new] = [old.expect("a pack"), new.expect("another pack")];
+    fs::copy(shelf.site.repo().join(old), shelf.site.repo().join(new)).unwrap();
+    refuses(shelf.restore("out"), new, "not the chunk");
+}
+
+#[test]
+fn a_second_reader_refuses_snapshots_that_are_not_the_signers_or_not_in_their_place() {
+    for key in [Key::Gpg, Key::None] {
+        let shelf = with_snapshot(key);
+        let repo = shelf.site.repo();
+        let [snapshot] = &shelf.objects("snapshots")[..] else { panic!("one snapshot") };
+
+        // Another host key, whose certificate lies in keys/ like the right one.
+        let other = shelf.init("other", Key::None);
+        let certificate = format!("keys/host-{other}.asc");
+        fs::copy(shelf.site.path().join("other").join(&certificate), repo.join(&certificate)).unwrap();
+        let arguments: [&OsStr; 3] = ["list".as_ref(), "repo".as_ref(), "latest".as_ref()];
+        refuses(shelf.by_hand_as(&other, &arguments), snapshot, "");
+
+        // A name that it was not given.
+        let (folder, name) = snapshot.rsplit_once('/').unwrap();
+        // 2126 for 2026.
+        let moved = format!("{folder}/21{}", &name[2..]);
+        fs::rename(repo.join(snapshot), repo.join(&moved)).unwrap();
+        refuses(shelf.list(), &moved, "its writer named it");
+        fs::rename(repo.join(&moved), repo.join(snapshot)).unwrap();
+
+        // The right name in another repository.
+        let settings = fs::read_to_string(repo.join("brackfs.toml")).unwrap();
+        let theirs = fs::read_to_string(shelf.site.path().join("other/brackfs.toml")).unwrap();
+        let id = |settings: &str| settings.lines().find(|line| line.starts_with("id = ")).expect("an id").to_owned();
+        fs::write(repo.join("brackfs.toml"), settings.replace(&id(&settings), &id(&theirs))).unwrap();
+        refuses(shelf.list(), snapshot, "another repository");
+        fs::write(repo.join("brackfs.toml"), settings).unwrap();
+        shelf.list().ok();
+    }
+}

@@ -1,0 +1,631 @@
+#!/usr/bin/python3
+"""Lists and restores snapshots of a brackfs repository. Written from brackfs-format(5) alone: that page must suffice.
+
+    brackfs_by_hand.py [--signer FINGERPRINT] list REPO [SNAPSHOT]
+    brackfs_by_hand.py [--signer FINGERPRINT] restore REPO SNAPSHOT DESTINATION
+
+SNAPSHOT is a name below snapshots/, the beginning of an id, or `latest`. gpg decrypts, with the keys of GNUPGHOME, and
+checks the signature; zstd decompresses; b3sum computes digests. What the page says must hold is checked. Exit code 1 is
+damage or another failure; 3 says that all content was restored, but not all that is known of it, for lack of rights.
+"""
+
+import argparse
+import array
+import fcntl
+import functools
+import itertools
+import os
+import pathlib
+import re
+import stat
+import subprocess
+import sys
+import tempfile
+import tomllib
+import typing
+import uuid
+
+import cbor2
+
+MIB = 1 << 20
+UUID = r"[0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12}"
+SNAPSHOT_NAME = rf"{UUID}/[0-9]{{8}}T[0-9]{{6}}Z-[0-9a-f]{{16}}"
+# Inode attribute flags of Linux that may be stored.
+FLAGS = 0x2083_00F8
+FILE, DIRECTORY, SYMLINK, FIFO, SOCKET, CHARACTER_DEVICE, BLOCK_DEVICE = range(7)
+TYPES = {FIFO: stat.S_IFIFO, SOCKET: stat.S_IFSOCK, CHARACTER_DEVICE: stat.S_IFCHR, BLOCK_DEVICE: stat.S_IFBLK}
+B3SUM = ["b3sum", "--no-names"]
+
+
+class Failure(Exception):
+    """The object that the message names breaks a rule of the page, or cannot be had."""
+
+
+def need(condition, where, rule):
+    if not condition:
+        raise Failure(f"{where}: {rule}")
+
+
+def read(path, where, most):
+    need(os.path.getsize(path) <= most, where, f"more than {most} bytes")
+    return pathlib.Path(path).read_bytes()
+
+
+def program(where, arguments, data):
+    """What a program makes of the data."""
+    run = subprocess.run(arguments, input=data, capture_output=True)
+    said = run.stderr.decode(errors="replace")
+    problems = [line for line in said.splitlines() if not line.startswith("[GNUPG:]")]
+    need(run.returncode == 0, where, f"{arguments[0]} fails: {'; '.join(problems)}")
+    return run.stdout, said
+
+
+# --- Blocks: zstd ---
+
+
+def decompress(data, where):
+    """The plaintext of one frame with its padding, which zstd passes over."""
+    need(data[:4] == b"\x28\xb5\x2f\xfd" and len(data) > 5, where, "not a zstd frame")
+    # RFC 8878, 3.1.1.1: what stands before the content size, and how wide that is.
+    at = 6 - (data[4] >> 5 & 1) + (0, 1, 2, 4)[data[4] & 3]
+    width = (data[4] >> 5 & 1, 2, 4, 8)[data[4] >> 6]
+    size = int.from_bytes(data[at : at + width], "little") + (256 if width == 2 else 0)
+    need(width, where, "a frame that does not state its size")
+    need(size <= MIB, where, "a block of more than 1 MiB")
+    plain, _ = program(where, ["zstd", "--decompress", "--stdout", "--quiet"], data)
+    need(len(plain) == size, where, "a frame that states another size than it has")
+    return plain
+
+
+# --- Sealed objects and signed messages: gpg ---
+
+
+def packets(message, where):
+    """A message's OpenPGP packets: tags, and all their bytes."""
+    found, at = [], 0
+    while at < len(message):
+        need(message[at] & 0xC0 == 0xC0, where, "not OpenPGP packets with headers of the new format")
+        first, *octets = message[at + 1 : at + 6].ljust(5, b"\0")
+        need(first < 224 or first == 255, where, "a packet of unknown length")
+        if first < 192:
+            begin, length = at + 2, first
+        elif first < 224:
+            begin, length = at + 3, (first - 192) * 256 + octets[0] + 192
+        else:
+            begin, length = at + 6, int.from_bytes(octets)
+        need(begin + length <= len(message), where, "a packet that ends too early")
+        found.append((message[at] & 0x3F, message[at : begin + length]))
+        at = begin + length
+    return found
+
+
+def literal(packet, where):
+    """What a literal data packet holds."""
+    right = packet[:2] == b"\xcb\xff" and packet[6:12] == b"b\0\0\0\0\0"
+    need(right, where, "a literal data packet with a name, a date, or another format")
+    return packet[12:]
+
+
+GPG = ["gpg", "--batch", "--no-tty", "--quiet", "--status-fd", "2"]
+
+
+def unseal(message, where):
+    """The packets within an encrypted message; gpg fails if it is not authentic."""
+    tags = [tag for tag, _ in packets(message, where)]
+    need(tags[-1:] == [18] and {*tags[:-1]} == {1}, where, f"not one encrypted message, but packets {tags}")
+    need(len(tags) <= 65, where, "more than 64 recipients")
+    inner, said = program(where, [*GPG, "--decrypt", "--unwrap"], message)
+    need("[GNUPG:] DECRYPTION_OKAY" in said, where, "gpg did not find the message authentic")
+    return inner
+
+
+def verify(certificate, fingerprint, message, where):
+    """Checks that a signed message is by the key of this fingerprint, alone in a home of gpg's."""
+    with tempfile.TemporaryDirectory(prefix="brackfs-by-hand-") as home:
+        gpg = [*GPG, "--homedir", home, "--no-autostart", "--trust-model", "always"]
+        program(where, [*gpg, "--import"], certificate)
+        _, said = program(where, [*gpg, "--decrypt"], message)
+    status = [line.split()[1:] for line in said.splitlines() if line.startswith("[GNUPG:] ")]
+    # Expired is as good: it was not when it signed.
+    good = [words for words in status if words[0] in ("GOODSIG", "EXPKEYSIG")]
+    # The type of the signature, and the key that the signing key belongs to.
+    valid = [words[9:11] for words in status if words[0] == "VALIDSIG"]
+    need(len(good) == 1 and valid == [["00", fingerprint]], where, f"not signed by the host key {fingerprint}")
+
+
+# --- CBOR: what the library does not check, then the grammar ---
+
+
+def head(data, at, where):
+    """Major type and argument of the item at a position, and the position after them."""
+    major, low = data[at] >> 5, data[at] & 31
+    if low < 24:
+        return major, low, at + 1
+    need(low < 28, where, "CBOR of indefinite length")
+    end = at + 1 + (1 << low - 24)
+    return major, int.from_bytes(data[at + 1 : end]), end
+
+
+def skip(data, at, where, deep=4):
+    """The position after a value, which has no tag and nests at most so deep."""
+    major, number, at = head(data, at, where)
+    need(major != 6, where, "CBOR with a tag")
+    if major in (2, 3):
+        at += number
+    elif major in (4, 5):
+        need(deep > 0, where, "CBOR that is nested too deep")
+        for _ in range(number * (major - 3)):
+            at = skip(data, at, where, deep - 1)
+    return at
+
+
+def skip_map(data, at, where):
+    """The position after a map of the page's plain kind. Maps in the array of key 3 are entries of a node."""
+    major, count, at = head(data, at, where)
+    need(major == 5, where, "not a CBOR map")
+    last = -1
+    for _ in range(count):
+        major, key, at = head(data, at, where)
+        need(major == 0 and key > last, where, "keys of a map that are not ascending unsigned integers")
+        last = key
+        if key == 3 and data[at] >> 5 == 4:
+            _, items, at = head(data, at, where)
+            for _ in range(items):
+                at = skip_map(data, at, where) if data[at] >> 5 == 5 else skip(data, at, where, 3)
+        else:
+            at = skip(data, at, where)
+    return at
+
+
+def decode(data, where):
+    try:
+        end = skip_map(data, 0, where)
+        need(end == len(data), where, "CBOR that ends too early, or is followed by something")
+        return cbor2.loads(data)
+    except (IndexError, cbor2.CBORDecodeError) as error:
+        raise Failure(f"{where}: not CBOR: {error}") from error
+
+
+def number(most, least=0):
+    return lambda value: type(value) is int and least <= value <= most
+
+
+def octets(most, least=0):
+    return lambda value: type(value) is bytes and least <= len(value) <= most
+
+
+def text(value):
+    return type(value) is str
+
+
+def each(shape):
+    return lambda value: type(value) is list and all(map(shape, value))
+
+
+def fixed(*shapes):
+    return lambda value: type(value) is list and len(value) == len(shapes) and all(s(v) for s, v in zip(shapes, value))
+
+
+def either(*shapes):
+    return lambda value: any(shape(value) for shape in shapes)
+
+
+def flat(*shapes):
+    def fits(value):
+        groups = zip(*[iter(value)] * len(shapes)) if type(value) is list else ()
+        return type(value) is list and len(value) % len(shapes) == 0 and all(fixed(*shapes)([*g]) for g in groups)
+
+    return fits
+
+
+def names(value):
+    return type(value) is dict and all(U32(key) and text(value[key]) for key in value)
+
+
+U32, U64 = number(2**32 - 1), number(2**64 - 1)
+TIMESTAMP = fixed(number(2**63 - 1, -(2**63)), number(999_999_999))
+DIGEST, NAME = octets(32, 32), octets(1024, 1)
+REFERENCE = (DIGEST, U32, U32, number(MIB, 1))
+ABOVE_0 = number(2**64 - 1, 1)
+EXTENT, NODE_REFERENCE = either(fixed(*REFERENCE), ABOVE_0), fixed(ABOVE_0, *REFERENCE)
+# By the kind of the node.
+ITEMS = lambda entry: type(entry) is dict, fixed(NAME, ABOVE_0, ABOVE_0, *REFERENCE), EXTENT, NODE_REFERENCE
+# Keys that must be there, and keys that may be.
+NODE = {0: number(3), 3: each(lambda _: True)}, {
+    1: each(octets(16, 16)),
+    2: flat(U32, U64, number(1_310_720, 1)),
+    4: names,
+    5: names,
+}
+ENTRY = {0: octets(1024), 1: number(6), 2: number(0o7777), 3: U32, 4: U32, 5: TIMESTAMP}, {
+    6: U64,
+    7: fixed(DIGEST, U32, U32),
+    8: fixed(DIGEST, each(EXTENT)),
+    9: fixed(DIGEST, number(8), each(NODE_REFERENCE)),
+    10: octets(4096, 1),
+    11: either(fixed(number(0)), fixed(U64, *REFERENCE)),
+    12: fixed(U32, U32),
+    13: fixed(number(2**39 - 1), U32),
+    14: flat(octets(2**32), octets(2**32)),
+    15: U64,
+    16: U64,
+}
+SNAPSHOT = {
+    **{0: octets(16, 16), 1: text, 2: text, 3: U64, 4: text, 5: text, 6: TIMESTAMP, 7: TIMESTAMP},
+    **{10: U64, 12: fixed(*[U64] * 5), 13: text, 14: octets(MIB, 1)},
+}, {8: each(octets(2**32)), 9: each(text), 11: octets(8, 8)}
+
+
+def check_keys(value, shapes, where):
+    required, optional = shapes
+    for key, shape in (required | optional).items():
+        if key in required or key in value:
+            need(key in value and shape(value[key]), where, f"key {key} is missing or not as it should be")
+
+
+def ascending(values):
+    return all(one < next_one for one, next_one in itertools.pairwise(values))
+
+
+# --- Nodes and entries ---
+
+
+class Chunk(typing.NamedTuple):
+    digest: bytes
+    pack: str
+    offset: int
+    stored: int
+    start: int
+    length: int
+
+
+class Node:
+    """A node that was found to be in order by itself."""
+
+    def __init__(self, data, where, is_root=False):
+        node = decode(data, where)
+        check_keys(node, NODE, where)
+        self.kind, self.items, self.packs, self.table = node[0], node[3], node.get(1, []), node.get(2, [])
+        self.where = where
+        for pack, offset, stored in zip(*[iter(self.table)] * 3):
+            need(pack < len(self.packs) and offset + stored < 1 << 64, where, "a block in no pack, or beyond its end")
+        need(all(map(ITEMS[self.kind], self.items)), where, f"an item that does not belong into kind {self.kind}")
+        if self.kind == 0:
+            for entry in self.items:
+                check_entry(entry, where, is_root)
+        if self.kind < 2:
+            need(ascending(item[0] for item in self.items), where, "names that are not in ascending order")
+
+    def chunk(self, digest, block, start, length):
+        """Where a reference of this node leads."""
+        need(3 * block < len(self.table), self.where, f"no block {block} in the table")
+        pack, offset, stored = self.table[3 * block : 3 * block + 3]
+        need(start + length <= MIB, self.where, "a chunk that is not within a block")
+        name = str(uuid.UUID(bytes=self.packs[pack]))
+        return Chunk(digest, f"packs/{name[:2]}/{name}", offset, stored, start, length)
+
+
+def check_entry(entry, node, is_root):
+    name, kind, size = entry.get(0), entry.get(1), entry.get(6, 0)
+    where = f"{node}, entry {name!r}"
+    check_keys(entry, ENTRY, where)
+    right = name == b"" if is_root else NAME(name) and name not in (b".", b"..") and not {0, ord("/")} & set(name)
+    need(right, where, "not a valid name")
+    content = [key for key in range(7, 13) if key in entry]
+    allowed = [[7], [8], [9]] if kind == FILE and size else [[], [11], [10], [], [], [12], [12]][kind : kind + 1]
+    need(content in allowed, where, f"content {content} that does not go with kind {kind}")
+    need(kind == FILE or size == 0, where, "a size that does not go with the kind")
+    need(7 not in entry or size <= MIB, where, "a chunk of more than 1 MiB")
+    need(0 not in entry.get(10, b""), where, "a link target with a zero byte")
+    need(kind != DIRECTORY or 13 not in entry, where, "a directory with a hard-link id")
+    attributes = entry.get(14, [])[::2]
+    right = ascending(attributes) and all(attribute and 0 not in attribute for attribute in attributes)
+    need(right, where, "names of extended attributes that are not valid or not in order")
+
+
+def span(entry):
+    return 1 + (entry[11][0] if entry[1] == DIRECTORY else 0)
+
+
+def content_of(entry):
+    """Which of the keys 7 to 12 an entry has, and what is there."""
+    return next(((key, entry[key]) for key in range(7, 13) if key in entry), (None, [None]))
+
+
+def shown(name):
+    """A name for people, on one line."""
+    escaped = name.replace(b"\\", b"\\\\").decode("utf-8", "backslashreplace")
+    return "".join(char if char.isprintable() else char.encode("unicode_escape").decode() for char in escaped)
+
+
+# --- The repository ---
+
+
+class Repository:
+    def __init__(self, path, signer):
+        self.path = pathlib.Path(path)
+        where = "brackfs.toml"
+        settings = tomllib.loads(read(self.path / where, where, 64 << 10).decode())
+        need(number(1, 1)(settings.get("version")), where, "not of version 1")
+        need(re.fullmatch(UUID, str(settings.get("id"))), where, "the id is no UUID")
+        need(settings.get("encryption") in ("openpgp", "none"), where, "encryption is neither openpgp nor none")
+        self.id = uuid.UUID(settings["id"]).bytes
+        self.encrypted = settings["encryption"] == "openpgp"
+        self.signer = signer and signer.upper()
+        if not signer:
+            print("signatures are NOT checked: no --signer was given", file=sys.stderr)
+        # gpg knows keys of version 4, whose fingerprints have 40 digits.
+        need(not signer or re.fullmatch("[0-9A-F]{40}", self.signer), signer, "not the fingerprint of a key for gpg")
+        # Neighbours in a composite are read one after the other.
+        self.block = functools.lru_cache(16)(self.block)
+
+    def snapshots(self):
+        """Names of all snapshots, oldest first."""
+        paths = (path.relative_to(self.path / "snapshots").as_posix() for path in self.path.glob("snapshots/*/*"))
+        return sorted(filter(re.compile(SNAPSHOT_NAME).fullmatch, paths), key=lambda name: name.split("/")[1])
+
+    def find(self, wanted):
+        wanted = wanted.removeprefix("snapshots/")
+        every = self.snapshots()
+        found = every[-1:] if wanted == "latest" else [n for n in every if n == wanted or n[-16:].startswith(wanted)]
+        need(len(found) == 1, "snapshots", f"{len(found)} snapshots are meant by {wanted!r}")
+        return found[0]
+
+    def snapshot(self, name):
+        where = f"snapshots/{name}"
+        message = read(self.path / where, where, 65 * MIB)
+        message = unseal(message, where) if self.encrypted else message
+        parts = packets(message, where)
+        need([tag for tag, _ in parts] == [4, 11, 2], where, "not a signed message of three packets")
+        data = literal(parts[1][1], where)
+        need(len(data) <= 64 * MIB, where, "a document of more than 64 MiB")
+        if self.signer:
+            key = f"keys/host-{self.signer}.asc"
+            verify(read(self.path / key, key, 4 * MIB), self.signer, message, where)
+        document = decode(data, where)
+        check_keys(document, SNAPSHOT, where)
+        need(document[0] == self.id, where, "belongs to another repository")
+        need(document[1] == "snapshot", where, f"a document of type {document[1]}")
+        need(document[2] == where, where, f"its writer named it {document[2]}")
+        need(bool(document[10]) == self.encrypted, where, "brackfs.toml disagrees on encryption")
+        root = Node(document[14], f"{where}, root", is_root=True)
+        right = root.kind == 0 and len(root.items) == 1 and root.items[0][1] == DIRECTORY
+        need(right, where, "the root is not one directory")
+        return document, root
+
+    def block(self, pack, offset, stored):
+        where = f"{pack}, block at {offset}"
+        try:
+            with open(self.path / pack, "rb") as file:
+                file.seek(offset)
+                data = file.read(stored)
+        except (OSError, OverflowError) as error:
+            raise Failure(f"{where}: {error}") from error
+        need(len(data) == stored, where, "the pack ends too early")
+        if self.encrypted:
+            parts = packets(unseal(data, where), where)
+            need([tag for tag, _ in parts] == [11], where, "not one literal data packet")
+            data = literal(parts[0][1], where)
+        return decompress(data, where)
+
+    def read(self, chunk):
+        data = self.block(chunk.pack, chunk.offset, chunk.stored)[chunk.start : chunk.start + chunk.length]
+        where = f"{chunk.pack}, block at {chunk.offset}"
+        need(len(data) == chunk.length, where, "a chunk that is not within its block")
+        found, _ = program(where, B3SUM, data)
+        need(found.decode().strip() == chunk.digest.hex(), where, f"not the chunk {chunk.digest.hex()}")
+        return data
+
+    def node(self, chunk, kinds):
+        node = Node(self.read(chunk), f"{chunk.pack}, node {chunk.digest.hex()}")
+        need(node.kind in kinds, node.where, f"a node of kind {node.kind}, where {kinds} should be")
+        return node
+
+    def entries(self, chunk, ranks, own=None, first=None, limit=None, depth=1):
+        """Entries of a directory or segment in order, each with its node. They take so many ranks."""
+        node = self.node(chunk, (0, 1))
+        items, where = node.items, node.where
+        need(depth <= 8, where, "segments that are nested too deep")
+        if node.kind == 0:
+            counts, spans = [1] * len(items), [span(entry) for entry in items]
+        else:
+            counts, spans = [item[1] for item in items], [item[2] for item in items]
+        need(sum(spans) == ranks, where, f"takes {sum(spans)} ranks, not {ranks}")
+        need(own in (None, sum(counts)), where, f"has {sum(counts)} entries, not {own}")
+        need(first in (None, items[0][0]), where, "its first name is not the segment's")
+        need(limit is None or items[-1][0] < limit, where, "a name that belongs into the next segment")
+        if node.kind == 0:
+            yield from ((entry, node) for entry in items)
+            return
+        limits = [item[0] for item in items[1:]] + [limit]
+        for (name, count, ranks, *reference), limit in zip(items, limits):
+            need(count <= ranks, where, "a segment of more entries than ranks")
+            yield from self.entries(node.chunk(*reference), ranks, count, name, limit, depth + 1)
+
+    def walk(self, root):
+        """All entries in preorder: rank, path, entry, node."""
+        stack, ranks = [(b"", iter([(root.items[0], root)]))], itertools.count()
+        while stack:
+            above, entries = stack[-1]
+            entry, node = next(entries, (None, None))
+            if entry is None:
+                stack.pop()
+                continue
+            path = above + b"/" + entry[0] if above else entry[0]
+            yield next(ranks), path, entry, node
+            if len(entry.get(11, ())) > 1:
+                below, *reference = entry[11]
+                stack.append((path, self.entries(node.chunk(*reference), below)))
+
+    def extents(self, entry, node):
+        """A file's extents in order: length, and the chunk or None for a hole."""
+        size, (key, content) = entry.get(6, 0), content_of(entry)
+        if key == 7:
+            yield size, node.chunk(*content, size)
+        elif key == 8:
+            yield from self.listed(content[1], node, size)
+        elif key == 9:
+            yield from self.covered(content[2], node, content[1], size)
+
+    def covered(self, references, node, depth, size):
+        need(sum(item[0] for item in references) == size, node.where, f"nodes that do not cover {size} bytes")
+        for covers, *reference in references:
+            child = self.node(node.chunk(*reference), (3,) if depth else (2,))
+            if depth:
+                yield from self.covered(child.items, child, depth - 1, covers)
+            else:
+                yield from self.listed(child.items, child, covers)
+
+    def listed(self, extents, node, size):
+        lengths = [extent if type(extent) is int else extent[3] for extent in extents]
+        need(sum(lengths) == size, node.where, f"extents that do not add up to {size} bytes")
+        for extent, length in zip(extents, lengths):
+            yield length, None if type(extent) is int else node.chunk(*extent)
+
+
+# --- Restoring ---
+
+
+class Restore:
+    def __init__(self, repository, destination):
+        self.repository, self.destination = repository, os.fsencode(destination)
+        self.problems = 0
+
+    def run(self, root):
+        made, links = [], {}
+        for _, path, entry, node in self.repository.walk(root):
+            target = os.path.join(self.destination, path) if path else self.destination
+            key, content = content_of(entry)
+            # Names whose content differs were read at different times: they cannot be one file again.
+            same = str(content if key in (10, 12) else content[0])
+            file = entry.get(13, [None])[0], entry[1], entry.get(6, 0), same
+            if 13 in entry and file in links:
+                os.link(links[file], target, follow_symlinks=False)
+            elif self.make(target, entry, node):
+                links[file] = target
+                made.append((target, entry))
+        # Backwards, since what is made in a directory changes its time; flags last, since some forbid the rest.
+        for target, entry in reversed(made):
+            self.describe(target, entry)
+        for target, entry in reversed(made):
+            if 16 in entry and entry[1] in (FILE, DIRECTORY):
+                self.attempt(target, set_flags, target, entry[16] & FLAGS)
+
+    def attempt(self, path, action, *arguments, **options):
+        try:
+            action(*arguments, **options)
+            return True
+        except (OSError, OverflowError) as error:
+            print(f"{shown(path)}: {error}", file=sys.stderr)
+            self.problems += 1
+            return False
+
+    def make(self, target, entry, node):
+        kind = entry[1]
+        if kind == FILE:
+            self.write(target, entry, node)
+        elif kind == DIRECTORY:
+            os.mkdir(target, 0o700)
+        elif kind == SYMLINK:
+            os.symlink(entry[10], target)
+        else:
+            device = os.makedev(*entry.get(12, (0, 0)))
+            return self.attempt(target, os.mknod, target, TYPES[kind] | 0o600, device)
+        return True
+
+    def write(self, target, entry, node):
+        size, (_, content) = entry.get(6, 0), content_of(entry)
+        with open(target, "xb") as file:
+            os.fchmod(file.fileno(), 0o600)
+            # What is not written stays a hole.
+            os.ftruncate(file.fileno(), size)
+            digest = self.fill(file, self.repository.extents(entry, node)) if size else None
+        need(digest == content[0], f"{node.where}, entry {entry[0]!r}", "the file has another digest")
+
+    def fill(self, file, extents):
+        """Writes a file's chunks, and gives the digest of them all."""
+        # If a chunk is bad, b3sum has nobody to tell what it found, and complains.
+        pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.DEVNULL}
+        with subprocess.Popen(B3SUM, **pipes) as b3sum:
+            at = 0
+            for length, chunk in extents:
+                if chunk:
+                    data = self.repository.read(chunk)
+                    file.seek(at)
+                    file.write(data)
+                    b3sum.stdin.write(data)
+                at += length
+            b3sum.stdin.close()
+            return bytes.fromhex(b3sum.stdout.read().decode())
+
+    def describe(self, target, entry):
+        if os.geteuid() == 0:
+            self.attempt(target, os.chown, target, entry[3], entry[4], follow_symlinks=False)
+        for name, value in zip(*[iter(entry.get(14, []))] * 2):
+            self.attempt(target, os.setxattr, target, name, value, follow_symlinks=False)
+        if entry[1] != SYMLINK:
+            self.attempt(target, os.chmod, target, entry[2])
+        seconds, nanos = entry[5]
+        time = seconds * 10**9 + nanos
+        self.attempt(target, os.utime, target, ns=(time, time), follow_symlinks=False)
+
+
+def set_flags(path, flags):
+    """Adds inode attribute flags: FS_IOC_GETFLAGS, then FS_IOC_SETFLAGS."""
+    descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW)
+    try:
+        present = array.array("i", [0])
+        fcntl.ioctl(descriptor, 0x80086601, present)
+        fcntl.ioctl(descriptor, 0x40086602, array.array("i", [present[0] | flags]))
+    finally:
+        os.close(descriptor)
+
+
+# --- Commands ---
+
+
+def list_snapshots(repository):
+    for name in repository.snapshots():
+        document, _ = repository.snapshot(name)
+        files, directories, others, sizes, _ = document[12]
+        print(name, document[4], files, directories, others, sizes)
+
+
+def list_entries(repository, root):
+    """Rank, kind, mode, owner, size, mtime, path; where a link leads or what a device is."""
+    for rank, path, entry, _ in repository.walk(root):
+        seconds, nanos = entry[5]
+        words = [rank, "fdlpscb"[entry[1]], f"{entry[2]:04o}", f"{entry[3]}:{entry[4]}", entry.get(6, 0)]
+        words += [f"{seconds}.{nanos:09}", shown(path) or "/"]
+        words += ["->", shown(entry[10])] if 10 in entry else [*entry.get(12, ())]
+        print(*words)
+
+
+def main():
+    parser = argparse.ArgumentParser(description="Reads a brackfs repository without brackfs.")
+    parser.add_argument("--signer", help="fingerprint of the host key that is believed")
+    commands = parser.add_subparsers(dest="command", required=True)
+    listing, restoring = [commands.add_parser(command) for command in ("list", "restore")]
+    for command in listing, restoring:
+        command.add_argument("repo")
+    listing.add_argument("snapshot", nargs="?")
+    restoring.add_argument("snapshot")
+    restoring.add_argument("destination")
+    given = parser.parse_args()
+    try:
+        repository = Repository(given.repo, given.signer)
+        if given.snapshot is None:
+            return list_snapshots(repository)
+        _, root = repository.snapshot(repository.find(given.snapshot))
+        if given.command == "list":
+            return list_entries(repository, root)
+        restore = Restore(repository, given.destination)
+        restore.run(root)
+        return 3 if restore.problems else 0
+    except (Failure, OSError, OverflowError, tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        print(f"brackfs_by_hand: {error}", file=sys.stderr)
+        return 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,81 @@
+//! `brackfs completions`: a script for each shell, which that shell accepts.
+
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::print_stdout, clippy::print_stderr)]
+
+mod common;
+
+use std::io::Write;
+use std::process::{Command, Stdio};
+
+use common::Site;
+
+const SHELLS: [&str; 5] = ["bash", "elvish", "fish", "powershell", "zsh"];
+
+fn script(shell: &str) -> String {
+    Site::new().brackfs(&["completions", shell]).ok().stdout
+}
+
+/// Gives `input` to a program, which should be content with it, and returns what it writes.
+fn content(program: &str, arguments: &[&str], input: &str) -> String {
+    let mut child = Command::new(program)
+        .args(arguments)
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn()
+        .expect(program);
+    let mut stdin = child.stdin.take().expect("standard input");
+    let input = input.to_owned();
+    let writer = std::thread::spawn(move || stdin.write_all(input.as_bytes()));
+    let output = child.wait_with_output().expect(program);
+    writer.join().expect("writer").expect("input");
+    let said = String::from_utf8_lossy(&output.stderr);
+    assert!(output.status.success() && said.is_empty(), "{program} {arguments:?}: {said}");
+    String::from_utf8(output.stdout).expect("UTF-8")
+}
+
+fn is_installed(program: &str) -> bool {
+    Command::new(program).arg("--version").output().is_ok()
+}
+
+#[test]
+fn every_shell_gets_a_script_that_knows_commands_and_options() {
+    for shell in SHELLS {
+        let script = script(shell);
+        for word in ["snapshots", "umount", "completions", "generate", "one-file-system"] {
+            assert!(script.contains(word), "{word} is not in the script for {shell}");
+        }
+    }
+    Site::new().brackfs(&["completions", "tcsh"]).code(2);
+}
+
+#[test]
+fn bash_completes_commands_options_and_values() {
+    let script = script("bash");
+    content("bash", &["-n"], &script);
+    for (line, expected) in
+        [("bac", "backup"), ("backup --one", "--one-file-system"), ("restore --conflict ski", "skip")]
+    {
+        let words: Vec<_> = std::iter::once("brackfs").chain(line.split(' ')).collect();
+        let (last, before) = (words[words.len() - 1], words[words.len() - 2]);
+        // As readline does it: the words so far, the one at the cursor, the one before it.
+        let asked = format!(
+            "{script}\nCOMP_WORDS=({}); COMP_CWORD={}; COMPREPLY=()\n_brackfs brackfs {last} {before}\nprintf '%s\\n' \"${{COMPREPLY[@]}}\"\n",
+            words.join(" "),
+            words.len() - 1,
+        );
+        let found = content("bash", &["--norc"], &asked);
+        assert_eq!(found.lines().collect::<Vec<_>>(), [expected], "after brackfs {line}");
+    }
+}
+
+#[test]
+fn zsh_and_fish_accept_their_scripts_where_they_are_installed() {
+    for (shell, arguments) in [("zsh", ["-f", "-n"]), ("fish", ["--no-config", "--no-execute"])] {
+        let script = script(shell);
+        assert!(script.contains("brackfs"), "the script for {shell} is of something else");
+        if is_installed(shell) {
+            content(shell, &arguments, &script);
+        }
+    }
+}

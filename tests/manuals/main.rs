@@ -1,0 +1,159 @@
+//! The manual pages of commands, in `man/`, are those that the definition of the command line makes, and each can be
+//! shown. After a change of the definition, or of what stands in [`prose`]:
+//!
+//! ```text
+//! BRACKFS_RENEW=1 cargo test --test manuals
+//! ```
+//!
+//! - [`page`]: a page from a command: clap_mangen's sections, and those that it can't know
+//! - [`prose`]: what those others say: exit codes, environment, files, and more on the page of brackfs itself
+//!
+//! Pages of sections 5 and 7 are written by hand; they are tested here too.
+
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::print_stdout, clippy::print_stderr)]
+
+mod page;
+mod prose;
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::fs;
+use std::io::Write;
+use std::path::PathBuf;
+use std::process::{Command, Stdio};
+
+/// Set, it makes the first test write the pages instead of comparing them.
+const RENEW: &str = "BRACKFS_RENEW";
+
+fn folder() -> PathBuf {
+    PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("man")
+}
+
+/// What lies in `man/`, by file name.
+fn committed() -> BTreeMap<String, String> {
+    let entries = fs::read_dir(folder()).expect("man/").map(|entry| entry.expect("entry of man/"));
+    let text = |path| fs::read_to_string(path).expect("page");
+    entries.map(|entry| (entry.file_name().into_string().expect("file name"), text(entry.path()))).collect()
+}
+
+/// All pages: those of commands as they are made now, and those written by hand.
+fn pages() -> BTreeMap<String, String> {
+    let mut pages = committed();
+    pages.retain(|name, _| !name.ends_with(".1"));
+    pages.extend(page::all());
+    pages
+}
+
+#[test]
+fn committed_pages_are_those_that_the_definition_makes() {
+    let (made, mut there) = (page::all(), committed());
+    there.retain(|name, _| name.ends_with(".1"));
+    if std::env::var_os(RENEW).is_some() {
+        there.keys().filter(|name| !made.contains_key(*name)).for_each(|name| {
+            fs::remove_file(folder().join(name)).expect("page of a command that is gone");
+        });
+        made.iter().for_each(|(name, text)| fs::write(folder().join(name), text).expect("page"));
+        return;
+    }
+    let names: BTreeSet<_> = made.keys().chain(there.keys()).collect();
+    let other: Vec<_> = names.into_iter().filter(|name| made.get(*name) != there.get(*name)).collect();
+    assert!(
+        other.is_empty(),
+        "not as the definition of the command line makes them: {other:?}; renew them:\n    {RENEW}=1 cargo test --test manuals"
+    );
+}
+
+#[test]
+fn every_page_of_a_command_has_its_sections() {
+    let pages = page::all();
+    assert!(pages.contains_key("brackfs.1") && pages.contains_key("brackfs-key-generate.1"), "{:?}", pages.keys());
+    for (name, text) in pages {
+        for section in ["NAME", "SYNOPSIS", "DESCRIPTION", "OPTIONS", "EXIT STATUS", "EXAMPLES", "SEE ALSO"] {
+            let found =
+                text.lines().filter(|line| line.strip_prefix(".SH ") == Some(&format!("\"{section}\""))).count();
+            assert_eq!(found, 1, "{section} in {name}");
+        }
+    }
+}
+
+#[test]
+fn groff_shows_every_page_without_a_warning() {
+    for (name, text) in pages() {
+        let mut groff = Command::new("groff")
+            .args(["-t", "-ww", "-man", "-Tutf8", "-P-c"])
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .stderr(Stdio::piped())
+            .spawn()
+            .expect("groff: it is in the Debian package groff-base, which scripts/setup --tests installs");
+        let mut stdin = groff.stdin.take().expect("standard input of groff");
+        let writer = std::thread::spawn(move || stdin.write_all(text.as_bytes()).expect("page to groff"));
+        let output = groff.wait_with_output().expect("end of groff");
+        writer.join().expect("page to groff");
+        let said = String::from_utf8_lossy(&output.stderr);
+        assert!(output.status.success() && said.is_empty(), "{name}: {said}");
+        let shown = String::from_utf8(output.stdout).expect("UTF-8 from groff");
+        assert!(shown.lines().count() > 20, "{name} shows nothing: {shown}");
+    }
+}
+
+#[test]
+fn references_to_our_pages_lead_somewhere() {
+    let pages = pages();
+    let mut seen = 0;
+    for (name, text) in &pages {
+        let plain = text.replace("\\-", "-");
+        // As macros (`.BR brackfs (1)`), and within text (`brackfs-security(7)`).
+        for (at, _) in plain.match_indices("brackfs") {
+            let rest = plain.get(at..).expect("rest of the page");
+            let word = rest.split(|c: char| !c.is_ascii_alphanumeric() && c != '-').next().expect("word");
+            let after = rest.get(word.len()..).expect("rest of the page").trim_start_matches(' ');
+            let Some(section @ ('1' | '5' | '7')) = after.strip_prefix('(').and_then(|rest| rest.chars().next()) else {
+                continue;
+            };
+            if after.get(2..3) == Some(")") {
+                seen += 1;
+                assert!(pages.contains_key(&format!("{word}.{section}")), "{name} refers to {word}({section})");
+            }
+        }
+    }
+    assert!(seen > 3 * pages.len(), "only {seen} references were found");
+}
+
+#[test]
+fn examples_are_command_lines_that_the_definition_allows() {
+    for (name, page) in pages() {
+        let mut seen = 0;
+        let blocks = page.split("\n.EX\n").skip(1).filter_map(|block| block.split("\n.EE\n").next());
+        for line in blocks.flat_map(str::lines) {
+            let line = line.replace("\\-", "-").replace("\\(aq", "'").replace("\\(ti", "~");
+            // What comes before (a time in a crontab) and after (a comment, a pipe) is not ours.
+            let Some(at) = line.find("brackfs ") else { continue };
+            let ours = line.get(at..).expect("rest of the line").split("  ").next().expect("command");
+            let ours = ours.split([';', '|', '>', '&']).next().expect("command");
+            let words = ours.split_whitespace().map(|word| word.trim_matches(['\'', '"']));
+            if let Err(error) = brackfs::cli::command().try_get_matches_from(words) {
+                panic!("an example in {name} is no command line: {ours}\n{error}");
+            }
+            seen += 1;
+        }
+        assert!(seen > 0 || !name.ends_with(".1"), "{name} has no example of a command line");
+    }
+}
+
+#[test]
+fn kinds_of_messages_are_on_the_page_of_brackfs() {
+    let page = page::all().remove("brackfs.1").expect("brackfs.1");
+    let mut seen = 0;
+    for entry in fs::read_dir(concat!(env!("CARGO_MANIFEST_DIR"), "/src/cli")).expect("src/cli") {
+        let code = fs::read_to_string(entry.expect("entry of src/cli").path()).expect("source");
+        for part in code.split("\"message_type\": \"").skip(1) {
+            let kind = part.split('"').next().expect("kind");
+            seen += 1;
+            assert!(
+                page.contains(&format!("\n.B {kind}\n")),
+                "brackfs(1) does not know message_type {kind}: see prose.rs"
+            );
+        }
+    }
+    assert!(seen > 3, "only {seen} kinds of messages were found");
+}

@@ -1,0 +1,193 @@
+//! A manual page from a command.
+//!
+//! clap_mangen renders what the definition says: name, synopsis, description, options. It would lose the layout of
+//! examples, and knows no exit codes; those sections are made here.
+
+use std::collections::BTreeMap;
+
+use clap::Command;
+use clap_mangen::Man;
+
+use super::prose;
+
+/// Changed by hand when the pages change much: pages must not depend on the day they are made.
+const DATE: &str = "2026-11-21";
+
+/// Every page, by file name.
+pub fn all() -> BTreeMap<String, String> {
+    let commands = commands();
+    let names: Vec<_> = commands.iter().map(name).collect();
+    commands.iter().map(|command| (format!("{}.1", name(command)), page(command, &commands, &names))).collect()
+}
+
+/// brackfs and each command that does something; not those that only hold others, as `key`.
+fn commands() -> Vec<Command> {
+    fn below(command: &Command, found: &mut Vec<Command>) {
+        for command in command.get_subcommands().filter(|command| !command.is_hide_set()) {
+            match command.has_subcommands() {
+                true => below(command, found),
+                false => found.push(command.clone()),
+            }
+        }
+    }
+    let mut root = brackfs::cli::command().disable_help_subcommand(true);
+    root.build();
+    let mut found = vec![root.clone()];
+    below(&root, &mut found);
+    found
+}
+
+/// As the page is called: `brackfs-key-generate`.
+fn name(command: &Command) -> String {
+    command.get_display_name().unwrap_or_else(|| command.get_name()).to_owned()
+}
+
+fn page(command: &Command, commands: &[Command], names: &[String]) -> String {
+    // Of clap_mangen's own synopsis, options are half a page, without their values.
+    let usage = command.clone().render_usage().to_string();
+    let command = command.clone().override_usage(usage.trim_start_matches("Usage: ").to_owned());
+    let is_root = command.has_subcommands();
+    let man = Man::new(command.clone()).date(DATE).source("brackfs").manual("User Commands");
+    let mut page = ".\\\" Made by tests/manuals: BRACKFS_RENEW=1 cargo test --test manuals\n".to_owned();
+    page.push_str(&rendered(|out| man.render_title(out)));
+    page.push_str(&rendered(|out| man.render_name_section(out)));
+    page.push_str(&rendered(|out| man.render_synopsis_section(out)));
+    page.push_str(&description(&rendered(|out| man.render_description_section(out))));
+    if is_root {
+        section(&mut page, "COMMANDS", &commands_section(commands));
+        section(&mut page, "A FIRST BACKUP", prose::FIRST);
+    }
+    page.push_str(&arguments(&command));
+    prose::arguments(&command).into_iter().for_each(|(name, text)| section(&mut page, name, text));
+    section(&mut page, "EXIT STATUS", &list(prose::exit_codes(&command)));
+    section(&mut page, "ENVIRONMENT", &list(prose::environment(&command, commands)));
+    if is_root {
+        prose::ROOT.iter().for_each(|(name, text)| section(&mut page, name, text));
+    }
+    section(&mut page, "EXAMPLES", &examples_section(after(&command)));
+    section(&mut page, "SEE ALSO", &see_also(&command, names));
+    page
+}
+
+fn rendered(render: impl FnOnce(&mut dyn std::io::Write) -> std::io::Result<()>) -> String {
+    let mut out = Vec::new();
+    render(&mut out).expect("a page in memory");
+    let text = String::from_utf8(out).expect("a page in UTF-8");
+    // Each section begins with a definition of what an apostrophe is; there is a character for it.
+    let lines = text.lines().filter(|line| !line.starts_with(".ie ") && !line.starts_with(".el "));
+    lines.map(|line| format!("{}\n", heading(line.trim_end()).replace("\\*(Aq", "\\(aq"))).collect()
+}
+
+/// Headings all look the same, whoever made them.
+fn heading(line: &str) -> String {
+    match line.strip_prefix(".SH ") {
+        Some(name) => format!(".SH \"{}\"", name.trim_matches('"')),
+        None => line.to_owned(),
+    }
+}
+
+/// The first line of a description is a heading in help, and a sentence here.
+fn description(text: &str) -> String {
+    let mut lines: Vec<_> = text.lines().map(str::to_owned).collect();
+    if let Some(first) = lines.get_mut(1).filter(|line| !line.ends_with('.')) {
+        first.push('.');
+    }
+    lines.iter().map(|line| format!("{line}\n")).collect()
+}
+
+/// Arguments, then options, as in help. Paragraphs stay below what they explain, and so do lists of values.
+fn arguments(command: &Command) -> String {
+    let only = |positional: bool| {
+        let command = command.clone().mut_args(|arg| match arg.is_positional() == positional {
+            true => arg,
+            false => arg.hide(true),
+        });
+        let some = command.get_arguments().any(|arg| !arg.is_hide_set());
+        match some {
+            true => rendered(|out| Man::new(command).render_options_section(out)),
+            false => String::new(),
+        }
+    };
+    let text = only(true).replace("\"OPTIONS\"", "\"ARGUMENTS\"") + &only(false);
+    text.replace("\n\n", "\n.IP\n").replace("\n.br\n.IP\n.br\n", "\n.IP\n").replace("\n.RS 14\n", "\n.RS 7\n")
+}
+
+fn section(page: &mut String, name: &str, text: &str) {
+    if !text.is_empty() {
+        page.push_str(&format!(".SH \"{name}\"\n{}\n", text.trim_matches('\n')));
+    }
+}
+
+/// Terms, and what each means, in roff.
+fn list(entries: Vec<(String, String)>) -> String {
+    entries.iter().map(|(term, text)| format!(".TP\n.B {}\n{text}\n", escaped(term))).collect()
+}
+
+fn commands_section(commands: &[Command]) -> String {
+    let mut text = String::new();
+    for command in commands.iter().filter(|command| !command.has_subcommands()) {
+        let about = command.get_about().map(ToString::to_string).unwrap_or_default();
+        text.push_str(&format!(".TP\n.BR {} (1)\n{}\n", escaped(&name(command)), escaped(&about)));
+    }
+    text
+}
+
+fn after(command: &Command) -> String {
+    command.get_after_long_help().or_else(|| command.get_after_help()).map(ToString::to_string).unwrap_or_default()
+}
+
+/// `Examples:`, then lines set apart, which stay as they are, and headings between them. What follows on exit codes
+/// has a section of its own.
+fn examples_section(text: String) -> String {
+    let mut out = String::new();
+    let mut apart = false;
+    for line in text.lines().take_while(|line| !line.starts_with("Exit codes:")) {
+        let now = line.starts_with(' ') || apart && line.is_empty();
+        match (apart, now) {
+            (false, true) if out.is_empty() => out.push_str(".RS 4\n.EX\n"),
+            (false, true) => out.push_str(".PP\n.RS 4\n.EX\n"),
+            (true, false) => out.push_str(".EE\n.RE\n.PP\n"),
+            _ => {}
+        }
+        apart = now;
+        match line {
+            "Examples:" | "" if !now => {}
+            line => out.push_str(&format!("{}\n", escaped(line.strip_prefix("  ").unwrap_or(line)))),
+        }
+    }
+    if apart {
+        out.push_str(".EE\n.RE\n");
+    }
+    // Blank lines before a heading are between blocks, not in them.
+    out.replace("\n\n.EE", "\n.EE")
+}
+
+fn see_also(command: &Command, names: &[String]) -> String {
+    let own = name(command);
+    let mut pages: Vec<(String, &str)> = Vec::new();
+    match command.has_subcommands() {
+        true => pages.extend(names.iter().skip(1).map(|name| (name.clone(), "1"))),
+        false => {
+            pages.push(("brackfs".to_owned(), "1"));
+            let related = prose::related(command).iter().map(|name| format!("brackfs-{name}"));
+            pages.extend(related.filter(|name| *name != own).map(|name| (name, "1")));
+        }
+    }
+    pages.extend(prose::further(command).iter().map(|(name, section)| ((*name).to_owned(), *section)));
+    let lines: Vec<_> = pages.iter().map(|(name, section)| format!(".BR {} ({section})", escaped(name))).collect();
+    lines.join(",\n")
+}
+
+/// Text in roff: what would be a command or another character is what it is.
+pub fn escaped(text: &str) -> String {
+    let text = text
+        .replace('\\', "\\e")
+        .replace('-', "\\-")
+        .replace('\'', "\\(aq")
+        .replace('~', "\\(ti")
+        .replace('^', "\\(ha");
+    match text.starts_with('.') {
+        true => format!("\\&{text}"),
+        false => text,
+    }
+}
