@@ -1,6 +1,6 @@
 //! From errors to exit codes.
 
-use crate::{backup, catalog, check, crypt, init, reader, repository, restore, state};
+use crate::{backup, catalog, check, crypt, dump, init, reader, repository, restore, state};
 
 /// Something failed.
 const FAILED: u8 = 1;
@@ -93,6 +93,9 @@ fn known(cause: &(dyn std::error::Error + 'static)) -> Option<u8> {
         Some(restore::Error::Pattern(_)) => return Some(USAGE),
         Some(restore::Error::Interrupted) => return Some(INTERRUPTED),
         _ => {}
+    }
+    if let Some(dump::Error::Reader(error) | dump::Error::Cut { source: error, .. }) = cause.downcast_ref() {
+        return of_reader(error);
     }
     match cause.downcast_ref() {
         Some(check::Error::Reader(error)) => of_reader(error),

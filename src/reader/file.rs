@@ -98,17 +98,18 @@ impl FileReader {
         Ok(())
     }
 
-    /// Calls `visit` with every chunk of the file and where its block lies, without reading any.
+    /// Calls `visit` with every chunk of the file, where in the file it begins and where its block lies, without
+    /// reading any.
     pub fn each_chunk(
         &self,
         reader: &Reader,
-        mut visit: impl FnMut(&BlockLocation, &ChunkRef) -> Result<(), Error>,
+        mut visit: impl FnMut(u64, &BlockLocation, &ChunkRef) -> Result<(), Error>,
     ) -> Result<(), Error> {
         let mut at = 0;
         while at < self.size {
             let (begins, covers, stretch) = self.stretch(reader, at)?;
             if let Stretch::Chunk(location, chunk) = stretch {
-                visit(&location, &chunk)?;
+                visit(begins, &location, &chunk)?;
             }
             at = begins + covers;
         }
