@@ -291,6 +291,7 @@ fn everything_comes_back() {
     }
     for name in ["sparse/ends", "sparse/hole", "sparse/many"] {
         assert_eq!(data(&out.join(name)), data(&site.source().join(name)), "{name}");
+        assert_eq!(data(&mounted.latest().join(name)), data(&site.source().join(name)), "{name}");
         let blocks = |root: &Path| fs::metadata(root.join(name)).unwrap().blocks();
         assert_eq!(blocks(&out), blocks(&site.source()), "{name}");
     }
@@ -349,6 +350,11 @@ fn a_huge_sparse_file_costs_what_is_in_it() {
     site.brackfs(&["restore", "latest", "--to", out.to_str().unwrap()]).ok();
     let mounted = site.mount(&[]);
     assert_eq!(data(&out.join("huge")), data(&path));
+    assert_eq!(data(&mounted.latest().join("huge")), data(&path));
+    // Which takes no time, if cp asks where the holes are.
+    let copy = site.path().join("copy");
+    output("cp", &[OsStr::new("--sparse=auto"), mounted.latest().join("huge").as_os_str(), copy.as_os_str()]);
+    assert_eq!(data(&copy), data(&path));
     let (copy, shown) = (fs::metadata(out.join("huge")).unwrap(), mounted.latest().join("huge"));
     assert_eq!((copy.len(), copy.blocks()), (1 << 40, fs::metadata(&path).unwrap().blocks()));
     assert_eq!(fs::metadata(&shown).unwrap().len(), 1 << 40);

@@ -98,7 +98,8 @@ pub fn main() -> ExitCode {
         Err(error) if exit::is_broken_pipe(&error) => ExitCode::SUCCESS,
         Err(error) => {
             let code = exit::code(&error);
-            say::aside(format_args!("brackfs: {}", exit::text(&error)));
+            let lines: Vec<_> = exit::text(&error).lines().map(|line| show::printable(line).into_owned()).collect();
+            say::aside(format_args!("brackfs: {}", lines.join("\n")));
             ExitCode::from(code)
         }
     }

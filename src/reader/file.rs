@@ -15,6 +15,15 @@ pub struct FileReader {
     size: u64,
 }
 
+/// What to look for in a file.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Seek {
+    /// Bytes that are stored.
+    Data,
+    /// Zeros that are not.
+    Hole,
+}
+
 /// A stretch of a file at hand.
 enum Stretch {
     Chunk(BlockLocation, ChunkRef),
@@ -114,6 +123,20 @@ impl FileReader {
             at = begins + covers;
         }
         Ok(())
+    }
+
+    /// The next offset at or after `offset` that lies in data, or in a hole; the end of the file counts as a hole.
+    /// `None`: there is none.
+    pub fn seek(&self, reader: &Reader, offset: u64, to: Seek) -> Result<Option<u64>, Error> {
+        let mut at = offset;
+        while at < self.size {
+            let (begins, covers, stretch) = self.stretch(reader, at)?;
+            match (stretch, to) {
+                (Stretch::Hole, Seek::Hole) | (Stretch::Chunk(..), Seek::Data) => return Ok(Some(at)),
+                _ => at = begins + covers,
+            }
+        }
+        Ok((offset < self.size && to == Seek::Hole).then_some(self.size))
     }
 
     /// The stretch in which `offset`, which is below the size, lies: where it begins, how long it is, what it
