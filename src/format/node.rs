@@ -8,7 +8,7 @@
 use std::collections::BTreeMap;
 
 use super::cbor::{Reader, Writer};
-use super::entry::{ChunkRef, Entry, Extent, Kind, NodeRef, is_name};
+use super::entry::{ChunkRef, Entry, Extent, Kind, NodeRef, is_name, read_ranks};
 use super::id::PackId;
 use super::{BLOCK_SIZE, Error, SEALED_SIZE};
 
@@ -210,7 +210,7 @@ impl Segment {
         if !is_name(first) {
             return Err(r.wrong("a segment that begins with no name"));
         }
-        let (entries, span) = (r.uint()?, r.uint()?);
+        let (entries, span) = (read_ranks(r)?, read_ranks(r)?);
         let node = ChunkRef::read(r, table)?;
         if entries == 0 || span < entries {
             return Err(r.wrong("a segment whose counts are impossible"));

@@ -1,7 +1,5 @@
 //! Content of files: any bytes, from anywhere, verified.
 
-use std::sync::Arc;
-
 use super::tree::Listed;
 use super::{Error, Reader};
 use crate::format::entry::{Content, NodeRef};
@@ -26,8 +24,8 @@ impl FileReader {
     pub fn new(file: Listed) -> Self {
         let entry = file.entry();
         let starts = match &entry.content {
-            Content::Extents { extents, .. } => starts_of(extents.iter().map(Extent::length)),
-            Content::Nodes { nodes, .. } => starts_of(nodes.iter().map(|node| node.covers)),
+            Content::Extents { extents, .. } => starts_of(extents.iter().map(Extent::length)).0,
+            Content::Nodes { nodes, .. } => starts_of(nodes.iter().map(|node| node.covers)).0,
             _ => vec![0],
         };
         let size = match entry.kind {
@@ -142,31 +140,18 @@ fn descend(
     offset: u64,
 ) -> Result<(u64, u64, Stretch), Error> {
     let value = reader.node(&place(home, &part.node)?, &part.node)?;
-    let node = Arc::clone(&value);
-    let node = &node.node;
+    let node = &value.node;
+    if value.covers != Some(part.covers) {
+        return Err(Error::Tree(format!("extents that do not cover {} bytes", part.covers)));
+    }
+    let (at, within) = find(&value.starts, offset - begins);
     match (&node.items, depth) {
-        (Items::Extents(extents), 0) => {
-            covers(part, extents.iter().map(Extent::length))?;
-            let starts = starts_of(extents.iter().map(Extent::length));
-            let (at, within) = find(&starts, offset - begins);
-            extent(node, extents, at, begins + within)
-        }
+        (Items::Extents(extents), 0) => extent(node, extents, at, begins + within),
         (Items::ExtentIndex(nodes), 1..) => {
-            covers(part, nodes.iter().map(|node| node.covers))?;
-            let starts = starts_of(nodes.iter().map(|node| node.covers));
-            let (at, within) = find(&starts, offset - begins);
             let part = nodes.get(at).ok_or_else(beyond)?;
             descend(reader, node, part, depth - 1, begins + within, offset)
         }
         _ => Err(Error::Tree("a node of another kind where extents should be".into())),
-    }
-}
-
-/// Checks that parts cover what was said above them.
-fn covers(part: &NodeRef, lengths: impl Iterator<Item = u64>) -> Result<(), Error> {
-    match lengths.into_iter().try_fold(0u64, u64::checked_add) == Some(part.covers) {
-        true => Ok(()),
-        false => Err(Error::Tree(format!("extents that do not cover {} bytes", part.covers))),
     }
 }
 
@@ -186,16 +171,17 @@ fn beyond() -> Error {
     Error::Tree("a file that is shorter than its size".into())
 }
 
-/// Where each of several lengths begins, one after the other. Sums were checked when they were parsed.
-fn starts_of(lengths: impl Iterator<Item = u64>) -> Vec<u64> {
-    let mut at = 0u64;
-    lengths
-        .map(|length| {
-            let start = at;
-            at = at.saturating_add(length);
-            start
-        })
-        .collect()
+/// Where each of several lengths begins, one after the other, and their sum, if that is a number at all.
+pub(super) fn starts_of(lengths: impl Iterator<Item = u64>) -> (Vec<u64>, Option<u64>) {
+    let mut end = Some(0u64);
+    let mut start = 0;
+    let starts = lengths.map(|length| {
+        let begins = start;
+        end = end.and_then(|end| end.checked_add(length));
+        start = end.unwrap_or(u64::MAX);
+        begins
+    });
+    (starts.collect(), end)
 }
 
 /// The last start that is not above `offset`, and which it is.
@@ -210,8 +196,9 @@ mod tests {
 
     #[test]
     fn offsets_find_their_stretch() {
-        let starts = starts_of([5, 1, 10].into_iter());
-        assert_eq!(starts, [0, 5, 6]);
+        let (starts, end) = starts_of([5, 1, 10].into_iter());
+        assert_eq!((starts.as_slice(), end), ([0, 5, 6].as_slice(), Some(16)));
+        assert_eq!(starts_of([u64::MAX, 1].into_iter()).1, None);
         assert_eq!([0, 4, 5, 6, 15].map(|offset| find(&starts, offset)), [(0, 0), (0, 0), (1, 5), (2, 6), (2, 6)]);
         assert_eq!(find(&[], 7), (0, 0));
     }

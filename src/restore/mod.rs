@@ -26,7 +26,7 @@ use crossbeam_channel::{Receiver, Sender, bounded};
 
 use crate::format::{Digest, Entry, Kind};
 use crate::monitor::{Monitor, Progress};
-use crate::reader::{self, Directory, FileReader, Listed, Reader};
+use crate::reader::{self, Directory, FileReader, Listed, Reader, Step, Walk};
 use write::{Written, open_directory};
 
 /// Files that the walk may be ahead of the workers.
@@ -127,15 +127,15 @@ pub fn restore(
         }
         drop(queue);
         match from.directory() {
-            Some(directory) => run.contents(&directory, &top, Path::new(""), &jobs, &mut links),
-            None => run.one(from, &top, Path::new(""), &jobs, &mut links),
+            Some(directory) => run.contents(directory, &jobs, &mut links),
+            None => run.one(from, &top, Path::new(""), &jobs, &mut links).map(drop),
         }
     })?;
     if let Some(error) = run.failed.lock().unwrap_or_else(std::sync::PoisonError::into_inner).take() {
         return Err(error);
     }
     if let Some(directory) = from.directory() {
-        run.finish(&directory, &top, Path::new(""), &links)?;
+        run.finish(directory, &links)?;
         run.describe_directory(from, &top, Path::new(""));
     }
     Ok(run.counts.summary())
@@ -190,17 +190,33 @@ struct Run<'a> {
 
 impl Run<'_> {
     /// First walk: makes the directories, hands out the files.
-    fn contents(
-        &self,
-        directory: &Directory,
-        into: &Arc<OwnedFd>,
-        path: &Path,
-        jobs: &Sender<Job>,
-        links: &mut Links,
-    ) -> Result<(), Error> {
-        self.reader.each(directory, |listed| self.one(&listed, into, path, jobs, links))
+    fn contents(&self, top: Directory, jobs: &Sender<Job>, links: &mut Links) -> Result<(), Error> {
+        let mut walk = Walk::new(self.reader, top);
+        let mut path = PathBuf::new();
+        let mut made = vec![self.top.clone()];
+        while let (Some(step), Some(into)) = (walk.step(), made.last()) {
+            match step {
+                Step::Entry(listed) => {
+                    if let Some((below, directory)) = self.one(&listed, into, &path, jobs, links)? {
+                        walk.enter(below);
+                        made.push(directory);
+                        path.push(OsStr::from_bytes(&listed.entry().name));
+                    }
+                }
+                Step::Failed(error) if walk.depth() == 1 => return Err(error.into()),
+                Step::Failed(error) => {
+                    self.problem(&path, &format!("a part of this directory is not restored: {error}"));
+                }
+                Step::Leave => {
+                    made.pop();
+                    path.pop();
+                }
+            }
+        }
+        Ok(())
     }
 
+    /// One entry. A directory is made, and handed back to be entered.
     fn one(
         &self,
         listed: &Listed,
@@ -208,7 +224,7 @@ impl Run<'_> {
         path: &Path,
         jobs: &Sender<Job>,
         links: &mut Links,
-    ) -> Result<(), Error> {
+    ) -> Result<Option<(Directory, Arc<OwnedFd>)>, Error> {
         if self.stop.load(Ordering::Relaxed) {
             return Err(Error::Interrupted);
         }
@@ -216,30 +232,23 @@ impl Run<'_> {
         let path = path.join(OsStr::from_bytes(&entry.name));
         if let Some(below) = listed.directory() {
             self.counts.directories.fetch_add(1, Ordering::Relaxed);
-            let made = match write::make_directory(into, &entry.name) {
-                Ok(made) => Arc::new(made),
+            return match write::make_directory(into, &entry.name) {
+                Ok(made) => Ok(Some((below, Arc::new(made)))),
                 Err(e) => {
                     self.problem(&path, &format!("cannot make the directory: {e}"));
-                    return Ok(());
+                    Ok(None)
                 }
-            };
-            return match self.contents(&below, &made, &path, jobs, links) {
-                Err(Error::Reader(e)) => {
-                    self.problem(&path, &format!("a part of this directory is not restored: {e}"));
-                    Ok(())
-                }
-                other => other,
             };
         }
         if let Some(link) = &entry.link {
             if links.contains_key(&link.id) {
-                return Ok(());
+                return Ok(None);
             }
             links.insert(link.id, (path.clone(), FileReader::new(listed.clone()).digest()));
         }
         let job = Job { listed: listed.clone(), directory: into.clone(), path };
         // Workers only go away with an error of their own, which ends the run.
-        jobs.send(job).map_err(|_| Error::Interrupted)
+        jobs.send(job).map(|()| None).map_err(|_| Error::Interrupted)
     }
 
     fn work(&self, jobs: &Receiver<Job>) {
@@ -293,33 +302,54 @@ impl Run<'_> {
     }
 
     /// Second walk: further names of files, and what belongs to directories.
-    fn finish(&self, directory: &Directory, into: &Arc<OwnedFd>, path: &Path, links: &Links) -> Result<(), Error> {
-        let result = self.reader.each(directory, |listed| {
-            let entry = listed.entry();
-            let path = path.join(OsStr::from_bytes(&entry.name));
-            if let Some(below) = listed.directory() {
-                // What could not be made was reported in the first walk.
-                let Ok(made) = write::make_directory(into, &entry.name) else { return Ok(()) };
-                let made = Arc::new(made);
-                self.finish(&below, &made, &path, links)?;
-                self.describe_directory(&listed, &made, &path);
-                return Ok::<(), Error>(());
-            }
-            match entry.link.as_ref().and_then(|link| links.get(&link.id)) {
-                Some((first, _)) if *first == path => Ok(()),
-                Some((first, digest)) if *digest == FileReader::new(listed.clone()).digest() => {
-                    self.link(first, into, &entry.name, &path);
-                    Ok(())
+    fn finish(&self, top: Directory, links: &Links) -> Result<(), Error> {
+        let mut walk = Walk::new(self.reader, top);
+        let mut path = PathBuf::new();
+        let mut made = vec![self.top.clone()];
+        while let (Some(step), Some(into)) = (walk.step(), made.last()) {
+            match step {
+                Step::Entry(listed) => match listed.directory() {
+                    Some(below) => {
+                        // What could not be made was reported in the first walk.
+                        if let Ok(directory) = write::make_directory(into, &listed.entry().name) {
+                            walk.enter(below);
+                            made.push(Arc::new(directory));
+                            path.push(OsStr::from_bytes(&listed.entry().name));
+                        }
+                    }
+                    None => self.further_name(listed, into, &path, links)?,
+                },
+                // Reported in the first walk.
+                Step::Failed(_) => {}
+                Step::Leave => {
+                    // Its entry is looked up again: held on every level, nodes could take any memory.
+                    if let (Some(above), Some(name)) = (walk.directory(), path.file_name()) {
+                        match self.reader.lookup(above, name.as_bytes()) {
+                            Ok(Some(listed)) => self.describe_directory(&listed, into, &path),
+                            Ok(None) => {}
+                            Err(e) => self.problem(&path, &format!("cannot set owner, mode or times: {e}")),
+                        }
+                    }
+                    made.pop();
+                    path.pop();
                 }
-                // The file changed while its names were backed up one after the other.
-                Some(_) => self.write(&Job { listed, directory: into.clone(), path }),
-                None => Ok(()),
             }
-        });
-        match result {
-            // Reported in the first walk.
-            Err(Error::Reader(_)) => Ok(()),
-            other => other,
+        }
+        Ok(())
+    }
+
+    fn further_name(&self, listed: Listed, into: &Arc<OwnedFd>, path: &Path, links: &Links) -> Result<(), Error> {
+        let entry = listed.entry();
+        let path = path.join(OsStr::from_bytes(&entry.name));
+        match entry.link.as_ref().and_then(|link| links.get(&link.id)) {
+            Some((first, _)) if *first == path => Ok(()),
+            Some((first, digest)) if *digest == FileReader::new(listed.clone()).digest() => {
+                self.link(first, into, &entry.name, &path);
+                Ok(())
+            }
+            // The file changed while its names were backed up one after the other.
+            Some(_) => self.write(&Job { listed, directory: into.clone(), path }),
+            None => Ok(()),
         }
     }
 
