@@ -94,6 +94,9 @@ pub fn verify<'m>(message: &'m [u8], known: &[Certificate]) -> Result<(&'m [u8],
 fn take_apart(message: &[u8]) -> Result<(&[u8], Signature), Error> {
     let other = Error::Refused { what: "it is something else than one signed document" };
     let (first, rest) = framing::Packet::split(message)?;
+    if first.tag == framing::PKESK {
+        return Err(Error::Refused { what: "it is encrypted where only a signature should be" });
+    }
     let (literal, rest) = framing::Packet::split(rest)?;
     let (signature, rest) = framing::Packet::split(rest)?;
     let tags = [first.tag, literal.tag, signature.tag];

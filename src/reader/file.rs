@@ -1,5 +1,8 @@
 //! Content of files: any bytes, from anywhere, verified.
 
+use std::sync::Arc;
+
+use super::blocks::NodeValue;
 use super::tree::Listed;
 use super::{Error, Reader};
 use crate::format::entry::{Content, NodeRef};
@@ -18,6 +21,10 @@ enum Stretch {
     Chunk(BlockLocation, ChunkRef),
     Hole,
 }
+
+/// The node of extents that was used last, and where in the file it begins. The next stretch is mostly in it, too,
+/// and a node that is too large for the cache must not be decoded again for each.
+type Leaf = Option<(Arc<NodeValue>, u64)>;
 
 impl FileReader {
     /// A reader of `file`; an entry that is no file has no content.
@@ -58,10 +65,10 @@ impl FileReader {
     pub fn read(&self, reader: &Reader, offset: u64, length: usize) -> Result<Vec<u8>, Error> {
         let length = length.min(usize::try_from(self.size.saturating_sub(offset)).unwrap_or(usize::MAX));
         let mut out = Vec::with_capacity(length);
-        let mut at = offset;
+        let (mut at, mut leaf) = (offset, None);
         while out.len() < length {
             let left = length - out.len();
-            let (begins, covers, stretch) = self.stretch(reader, at)?;
+            let (begins, covers, stretch) = self.stretch(reader, at, &mut leaf)?;
             let within = at - begins;
             let count = usize::try_from(covers - within).unwrap_or(usize::MAX).min(left);
             match stretch {
@@ -84,9 +91,9 @@ impl FileReader {
         reader: &Reader,
         mut visit: impl FnMut(Result<&[u8], u64>) -> Result<(), E>,
     ) -> Result<(), E> {
-        let mut at = 0;
+        let (mut at, mut leaf) = (0, None);
         while at < self.size {
-            let (begins, covers, stretch) = self.stretch(reader, at)?;
+            let (begins, covers, stretch) = self.stretch(reader, at, &mut leaf)?;
             match stretch {
                 Stretch::Hole => visit(Err(covers))?,
                 Stretch::Chunk(location, chunk) => reader.with_chunk(&location, &chunk, |bytes| visit(Ok(bytes)))??,
@@ -102,9 +109,9 @@ impl FileReader {
         reader: &Reader,
         mut visit: impl FnMut(&BlockLocation, &ChunkRef) -> Result<(), Error>,
     ) -> Result<(), Error> {
-        let mut at = 0;
+        let (mut at, mut leaf) = (0, None);
         while at < self.size {
-            let (begins, covers, stretch) = self.stretch(reader, at)?;
+            let (begins, covers, stretch) = self.stretch(reader, at, &mut leaf)?;
             if let Stretch::Chunk(location, chunk) = stretch {
                 visit(&location, &chunk)?;
             }
@@ -115,22 +122,32 @@ impl FileReader {
 
     /// The stretch in which `offset`, which is below the size, lies: where it begins, how long it is, what it
     /// is.
-    fn stretch(&self, reader: &Reader, offset: u64) -> Result<(u64, u64, Stretch), Error> {
+    fn stretch(&self, reader: &Reader, offset: u64, leaf: &mut Leaf) -> Result<(u64, u64, Stretch), Error> {
         let node = self.file.node();
         let (at, begins) = find(&self.starts, offset);
         match &self.file.entry().content {
             Content::Chunk(chunk) => Ok((0, self.size, Stretch::Chunk(place(node, chunk)?, *chunk))),
             Content::Extents { extents, .. } => extent(node, extents, at, begins),
             Content::Nodes { depth, nodes, .. } => {
-                let part = nodes.get(at).ok_or_else(beyond)?;
-                descend(reader, node, part, *depth, begins, offset)
+                let there = leaf.take().filter(|(value, begins)| {
+                    offset >= *begins && value.covers.is_some_and(|covers| offset - begins < covers)
+                });
+                let (value, begins) = match there {
+                    Some(there) => there,
+                    None => descend(reader, node, nodes.get(at).ok_or_else(beyond)?, *depth, begins, offset)?,
+                };
+                let (at, within) = find(&value.starts, offset - begins);
+                let Items::Extents(extents) = &value.node.items else { return Err(beyond()) };
+                let stretch = extent(&value.node, extents, at, begins + within);
+                *leaf = Some((value, begins));
+                stretch
             }
             _ => Err(beyond()),
         }
     }
 }
 
-/// Goes down from a node of extents to the extent in which `offset` lies.
+/// Goes down from a node to the one of extents in which `offset` lies, and tells where that begins.
 fn descend(
     reader: &Reader,
     home: &Node,
@@ -138,18 +155,17 @@ fn descend(
     depth: u8,
     begins: u64,
     offset: u64,
-) -> Result<(u64, u64, Stretch), Error> {
+) -> Result<(Arc<NodeValue>, u64), Error> {
     let value = reader.node(&place(home, &part.node)?, &part.node)?;
-    let node = &value.node;
     if value.covers != Some(part.covers) {
         return Err(Error::Tree(format!("extents that do not cover {} bytes", part.covers)));
     }
-    let (at, within) = find(&value.starts, offset - begins);
-    match (&node.items, depth) {
-        (Items::Extents(extents), 0) => extent(node, extents, at, begins + within),
+    match (&value.node.items, depth) {
+        (Items::Extents(_), 0) => Ok((value, begins)),
         (Items::ExtentIndex(nodes), 1..) => {
+            let (at, within) = find(&value.starts, offset - begins);
             let part = nodes.get(at).ok_or_else(beyond)?;
-            descend(reader, node, part, depth - 1, begins + within, offset)
+            descend(reader, &value.node, part, depth - 1, begins + within, offset)
         }
         _ => Err(Error::Tree("a node of another kind where extents should be".into())),
     }
