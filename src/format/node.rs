@@ -373,7 +373,8 @@ mod tests {
 
     #[test]
     fn planted_names_are_refused() {
-        for name in ["", ".", "..", "a/b", "/etc", "nul\0"] {
+        let long = "n".repeat(1025);
+        for name in ["", ".", "..", "a/b", "/etc", "nul\0", &long] {
             let node = Node {
                 blocks: vec![],
                 items: Items::Entries(vec![entry(name, Kind::File, 0, Content::Empty)]),
@@ -390,6 +391,32 @@ mod tests {
             groups: BTreeMap::new(),
         };
         assert!(Node::decode(&node.encode()).is_err());
+    }
+
+    #[test]
+    fn segments_out_of_order_or_with_impossible_counts_are_refused() {
+        let refused = |parts: &[(&str, u64, u64)]| {
+            let segment = |&(first, entries, span): &(&str, u64, u64)| Segment {
+                first: first.into(),
+                entries,
+                span,
+                node: chunk(0, 0, 5),
+            };
+            let node = Node {
+                blocks: vec![BlockLocation { pack: PackId::random(), offset: 0, length: 9 }],
+                items: Items::Segments(parts.iter().map(segment).collect()),
+                users: BTreeMap::new(),
+                groups: BTreeMap::new(),
+            };
+            Node::decode(&node.encode()).is_err()
+        };
+        assert!(!refused(&[("a", 1, 1), ("b", 1, (1 << 40) - 1)]));
+        for parts in [[("b", 1, 1), ("a", 1, 1)], [("a", 1, 1), ("a", 1, 1)], [("a", 1, 1), ("..", 1, 1)]] {
+            assert!(refused(&parts), "{parts:?}");
+        }
+        for counts in [(0, 0), (0, 1), (2, 1), (1, 1 << 40), (u64::MAX, u64::MAX)] {
+            assert!(refused(&[("a", counts.0, counts.1)]), "{counts:?}");
+        }
     }
 
     #[test]

@@ -231,6 +231,32 @@ mod tests {
     }
 
     #[test]
+    fn what_is_no_file_is_no_object_and_nothing_waits_for_it() {
+        let dir = tempfile::tempdir().unwrap();
+        let target = Directory::open(dir.path()).unwrap();
+        rustix::fs::mkfifoat(CWD, dir.path().join("pipe"), Mode::RWXU).unwrap();
+        fs::create_dir(dir.path().join("folder")).unwrap();
+        std::os::unix::fs::symlink("/dev/zero", dir.path().join("device")).unwrap();
+        for name in ["pipe", "folder", "device"] {
+            assert_eq!(target.read(name, 0, 1).unwrap_err().kind, ErrorKind::NotAFile, "{name}");
+            assert_eq!(target.length(name).unwrap_err().kind, ErrorKind::NotAFile, "{name}");
+        }
+    }
+
+    #[test]
+    fn listings_go_as_deep_as_objects_lie() {
+        let dir = tempfile::tempdir().unwrap();
+        let target = Directory::open(dir.path()).unwrap();
+        for name in ["packs/ab/x", "packs/ab/deeper/y"] {
+            let path = dir.path().join(name);
+            fs::create_dir_all(path.parent().unwrap()).unwrap();
+            fs::write(path, "").unwrap();
+        }
+        let listed = target.list("packs/").unwrap();
+        assert_eq!(listed, [ObjectInfo { name: "packs/ab/x".into(), length: 0 }]);
+    }
+
+    #[test]
     fn a_dropped_spool_leaves_nothing_even_with_a_name() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join(".tmp-1");
