@@ -11,8 +11,8 @@ use crate::check;
 
 /// Check that everything is there that the snapshots need
 ///
-/// Without --read-data the structure is checked: snapshots, trees, and that packs are there and long enough. With it,
-/// every byte is read and verified.
+/// Without --read-data the structure is checked: snapshots, trees, that packs are there and long enough, and what
+/// only machines that write need. With it, every byte is read and verified.
 #[derive(Debug, clap::Args)]
 #[command(after_help = "\
 Examples:
