@@ -2,21 +2,24 @@
 //!
 //! The structure: every snapshot opens and is signed by a known host, every tree node is there and verifies,
 //! every block that a file needs lies within a pack of the right length, and no snapshot is missing from the
-//! chain in which each names the one before. With the data: every chunk verifies,
-//! and every pack has the digest that its sums say. Nothing is changed.
+//! chain in which each names the one before. Documents for those who write open, too, sums say of every pack
+//! what the signed indexes say, and keys have the fingerprints that they are named for. With the data: every
+//! chunk verifies, and every pack has the digest that its sums say. Nothing is changed.
 //!
-//! Subtrees and chunks that several snapshots share are looked at once; of each, a digest's head is held.
+//! Subtrees and chunks that several snapshots share are looked at once; of each, a digest's head and a place
+//! are held.
 
 use std::collections::{HashMap, HashSet};
 use std::ffi::OsStr;
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
+use std::str::FromStr;
 use std::sync::atomic::{AtomicBool, Ordering};
 
-use crate::format::entry::Content;
-use crate::format::{BlockLocation, PackId, name};
+use crate::format::id::ObjectId;
+use crate::format::{BlockLocation, ChunkRef, Digest, PackId, SourceId, name};
 use crate::monitor::{Monitor, Progress};
-use crate::reader::{self, Directory, FileReader, Listed, Reader};
+use crate::reader::{self, Directory, FileReader, Listed, Reader, Step, Walk};
 use crate::target::ObjectInfo;
 
 /// Bytes of a pack that are read at once.
@@ -69,13 +72,15 @@ pub fn check(reader: &Reader, read_data: bool, monitor: &dyn Monitor, stop: &Ato
         packs,
         directories: HashSet::new(),
         chunks: HashSet::new(),
+        indexed: HashMap::new(),
+        opened: false,
         summary: Summary::default(),
         bytes: 0,
     };
     run.snapshots()?;
-    if read_data {
-        run.sums()?;
-    }
+    run.documents()?;
+    run.sums()?;
+    run.keys()?;
     Ok(run.summary)
 }
 
@@ -85,12 +90,25 @@ struct Run<'a> {
     monitor: &'a dyn Monitor,
     stop: &'a AtomicBool,
     packs: HashMap<PackId, u64>,
-    /// Directories that were looked at, by the heads of their nodes' digests.
-    directories: HashSet<i64>,
-    /// Chunks that were looked at: the head of the digest, and where the block begins.
-    chunks: HashSet<(i64, u64)>,
+    /// Directories that were looked at, and how many entries each was said to have below it.
+    directories: HashSet<(Seen, u64)>,
+    /// Chunks of files that were looked at.
+    chunks: HashSet<Seen>,
+    /// What the indexes say of packs: the index, and the pack's digest.
+    indexed: HashMap<PackId, (ObjectId, Digest)>,
+    /// Something was opened, so the key is right.
+    opened: bool,
     summary: Summary,
     bytes: u64,
+}
+
+/// Stands for a chunk at its place: a digest's head mixed with a pack's, and where the block begins. A chunk that
+/// lies in two places is looked at in both.
+type Seen = (i64, u64);
+
+fn seen(at: &BlockLocation, chunk: &ChunkRef) -> Seen {
+    let [a, b, c, d, e, f, g, h, ..] = *at.pack.as_bytes();
+    (chunk.digest.head() ^ i64::from_be_bytes([a, b, c, d, e, f, g, h]), at.offset)
 }
 
 impl Run<'_> {
@@ -108,59 +126,76 @@ impl Run<'_> {
             }
             let root = match opened.and_then(Listed::root) {
                 Ok(root) => root,
-                // Without the right key nothing can be said of any of them.
-                Err(error) if error.is_key_problem() => return Err(error.into()),
                 Err(error) => {
-                    self.problem(&object, &error.to_string());
+                    self.unopened(&object, error)?;
                     continue;
                 }
             };
+            self.opened = true;
             let source = self.reader.source_name(name.source);
             if let Err(error) = &source {
                 self.problem(&object, &error.to_string());
             }
             let shown = PathBuf::from(source.unwrap_or_else(|_| name.source.to_string())).join(&name.time);
-            if let Some(directory) = root.directory() {
-                self.directory(&root, &directory, &shown)?;
+            self.tree(&root, shown)?;
+        }
+        Ok(())
+    }
+
+    /// An object that can't be opened. If nothing could be so far, the key may be the wrong one, and then nothing
+    /// can be said of any of them.
+    fn unopened(&mut self, object: &Path, error: reader::Error) -> Result<(), Error> {
+        if error.is_key_problem() && !self.opened {
+            return Err(error.into());
+        }
+        self.problem(object, &error.to_string());
+        Ok(())
+    }
+
+    /// Everything below a root that was not looked at yet.
+    fn tree(&mut self, root: &Listed, mut path: PathBuf) -> Result<(), Error> {
+        let Some(top) = self.new_directory(root) else { return Ok(()) };
+        let mut walk = Walk::new(self.reader, top);
+        while let Some(step) = walk.step() {
+            if self.stop.load(Ordering::Relaxed) {
+                return Err(Error::Interrupted);
+            }
+            match step {
+                Step::Entry(child) => {
+                    path.push(OsStr::from_bytes(&child.entry().name));
+                    match (child.directory().is_some(), self.new_directory(&child)) {
+                        (true, Some(below)) => walk.enter(below),
+                        (true, None) => _ = path.pop(),
+                        (false, _) => {
+                            self.file(child, &path);
+                            path.pop();
+                        }
+                    }
+                }
+                Step::Failed(error) => self.problem(&path, &error.to_string()),
+                Step::Leave => _ = path.pop(),
             }
         }
         Ok(())
     }
 
-    fn directory(&mut self, listed: &Listed, directory: &Directory, path: &Path) -> Result<(), Error> {
-        if let Content::Directory(subtree) = &listed.entry().content
-            && let Some(node) = &subtree.node
-            && !self.directories.insert(node.digest.head())
-        {
-            return Ok(());
-        }
-        self.summary.directories += 1;
-        let reader = self.reader;
-        let result = reader.each(directory, |child| {
-            if self.stop.load(Ordering::Relaxed) {
-                return Err(Error::Interrupted);
-            }
-            let path = path.join(OsStr::from_bytes(&child.entry().name));
-            match child.directory() {
-                Some(below) => self.directory(&child, &below, &path),
-                None => self.file(child, &path),
-            }
-        });
-        match result {
-            Err(Error::Reader(error)) => {
-                self.problem(path, &error.to_string());
-                Ok(())
-            }
-            other => other,
-        }
+    /// The directory, if it is one that was not looked at yet.
+    fn new_directory(&mut self, listed: &Listed) -> Option<Directory> {
+        let directory = listed.directory()?;
+        let new = match directory.node() {
+            Some((location, chunk)) => self.directories.insert((seen(location, chunk), directory.below())),
+            None => true,
+        };
+        self.summary.directories += u64::from(new);
+        new.then_some(directory)
     }
 
-    fn file(&mut self, listed: Listed, path: &Path) -> Result<(), Error> {
+    fn file(&mut self, listed: Listed, path: &Path) {
         self.summary.files += 1;
         let file = FileReader::new(listed);
         let (reader, read_data) = (self.reader, self.read_data);
         let result = file.each_chunk(reader, |_, at, chunk| {
-            if !self.chunks.insert((chunk.digest.head(), at.offset)) {
+            if !self.chunks.insert(seen(at, chunk)) {
                 return Ok(());
             }
             self.summary.chunks += 1;
@@ -176,7 +211,6 @@ impl Run<'_> {
         if let Err(error) = result {
             self.problem(path, &error.to_string());
         }
-        Ok(())
     }
 
     /// Checks that a block lies within its pack.
@@ -190,39 +224,112 @@ impl Run<'_> {
         }
     }
 
-    /// Compares every pack with the digest that its sums say.
+    /// Opens the documents that no reader of files needs. A name that is none of theirs means nothing.
+    fn documents(&mut self) -> Result<(), Error> {
+        let (access, repository) = (self.reader.access(), self.reader.repository());
+        for object in self.list(name::INDEX)? {
+            let Some(id) = id_of::<ObjectId>(&object, name::INDEX) else { continue };
+            match access.index(repository, id) {
+                Ok(index) => self.indexed.extend(index.packs.iter().map(|pack| (pack.id, (id, pack.digest)))),
+                Err(error) => self.unopened(Path::new(&object), error.into())?,
+            }
+        }
+        for object in self.list(name::SOURCES)? {
+            let Some(id) = id_of::<SourceId>(&object, name::SOURCES) else { continue };
+            if let Err(error) = access.source(repository, id) {
+                self.unopened(Path::new(&object), error.into())?;
+            }
+        }
+        for object in self.list(name::SECRETS)? {
+            let Some(id) = id_of::<ObjectId>(&object, name::SECRETS) else { continue };
+            if let Err(error) = access.secrets(repository, id) {
+                self.unopened(Path::new(&object), error.into())?;
+            }
+        }
+        for object in self.list(name::GENERATION)? {
+            let Some(number) = name::parse_generation(&object) else { continue };
+            if let Err(error) = access.generation(repository, number) {
+                self.unopened(Path::new(&object), error.into())?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Names of objects. A run that is told to stop does so here at the latest.
+    fn list(&self, prefix: &str) -> Result<Vec<String>, Error> {
+        if self.stop.load(Ordering::Relaxed) {
+            return Err(Error::Interrupted);
+        }
+        let objects = self.reader.repository().target().list(prefix);
+        let objects = objects.map_err(|e| reader::Error::from(crate::repository::Error::from(e)))?;
+        Ok(objects.into_iter().map(|object| object.name).collect())
+    }
+
+    /// Compares the sums with the indexes and, if the data is to be read, with every pack.
     fn sums(&mut self) -> Result<(), Error> {
-        let target = self.reader.repository().target();
-        let failed = |e| reader::Error::from(crate::repository::Error::from(e));
-        for ObjectInfo { name, .. } in target.list(name::SUMS).map_err(failed)? {
+        let mut summed = HashSet::new();
+        for name in self.list(name::SUMS)? {
             let object = PathBuf::from(&name);
-            let text = match target.get(&name, SUMS_SIZE) {
+            let text = match self.reader.repository().target().get(&name, SUMS_SIZE) {
                 Ok(bytes) => String::from_utf8_lossy(&bytes).into_owned(),
                 Err(error) => {
                     self.problem(&object, &error.to_string());
                     continue;
                 }
             };
+            if !text.ends_with('\n') {
+                self.problem(&object, "its last line is cut off");
+            }
             for line in text.lines() {
                 if self.stop.load(Ordering::Relaxed) {
                     return Err(Error::Interrupted);
                 }
-                match line.split_once("  ") {
-                    Some((sum, pack)) if name::parse_pack(pack).is_some() => self.sum(pack, sum),
-                    _ => self.problem(&object, "it holds a line that is no sum of a pack"),
+                let parts = line.split_once("  ").and_then(|(sum, pack)| Some((sum, pack, name::parse_pack(pack)?)));
+                let Some((sum, pack, id)) = parts else {
+                    self.problem(&object, "it holds a line that is no sum of a pack");
+                    continue;
+                };
+                summed.insert(id);
+                if let Some((index, digest)) = self.indexed.get(&id)
+                    && digest.to_string() != sum
+                {
+                    let index = name::index(*index);
+                    self.problem(&object, &format!("it has another sum of {pack} than {index}"));
+                }
+                if self.read_data {
+                    self.sum(pack, sum, &name);
                 }
             }
+        }
+        let unsummed: Vec<_> = self.indexed.iter().filter(|(pack, _)| !summed.contains(pack)).collect();
+        let unsummed: Vec<_> = unsummed.into_iter().map(|(pack, (index, _))| (*pack, *index)).collect();
+        for (pack, index) in unsummed {
+            let why = format!("no list in {} has a sum of it, though {} names it", name::SUMS, name::index(index));
+            self.problem(Path::new(&name::pack(pack)), &why);
         }
         Ok(())
     }
 
-    fn sum(&mut self, pack: &str, sum: &str) {
+    fn sum(&mut self, pack: &str, sum: &str, list: &str) {
         self.summary.packs += 1;
         match self.digest(pack) {
             Ok(digest) if digest == sum => {}
-            Ok(_) => self.problem(Path::new(pack), "its bytes are not those that were stored: the sum differs"),
+            Ok(_) => {
+                let why = format!("its bytes are not those that were stored: its sum is another than {list} says");
+                self.problem(Path::new(pack), &why);
+            }
             Err(error) => self.problem(Path::new(pack), &error.to_string()),
         }
+    }
+
+    /// Compares the keys that people would find with the fingerprints in their names.
+    fn keys(&mut self) -> Result<(), Error> {
+        for object in self.list(name::KEYS)? {
+            if let Err(error) = self.reader.repository().keys().check(&object) {
+                self.problem(Path::new(&object), &error.to_string());
+            }
+        }
+        Ok(())
     }
 
     fn digest(&self, pack: &str) -> Result<String, crate::target::Error> {
@@ -242,4 +349,9 @@ impl Run<'_> {
         self.summary.problems += 1;
         self.monitor.problem(path, why);
     }
+}
+
+/// The id that the name of an object is made of.
+fn id_of<T: FromStr>(object: &str, folder: &str) -> Option<T> {
+    object.strip_prefix(folder)?.parse().ok()
 }

@@ -13,7 +13,8 @@ use crate::check;
 ///
 /// Without --read-data the structure is checked: that every snapshot opens and is signed by a known host key, that every
 /// directory verifies, that the data which files need lies within packs that are there and long enough, and that no
-/// snapshot is missing from the chain in which each names the one before. With it, all data is read, too: every chunk
+/// snapshot is missing from the chain in which each names the one before; and what only machines that write need:
+/// indexes, generations, sums, keys. With it, all data is read, too: every chunk
 /// is verified, and every pack compared with the sum that lies beside it.
 ///
 /// Each problem is named, and nothing is changed. What is shared by several snapshots is looked at once. If all that

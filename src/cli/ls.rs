@@ -13,7 +13,7 @@ use super::exit::Usage;
 use super::show;
 use crate::format::entry::Content;
 use crate::format::{Entry, Kind};
-use crate::reader::{Listed, Reader, Selector};
+use crate::reader::{Directory, Listed, Reader, Selector, Step, Walk};
 
 /// List files in a snapshot
 ///
@@ -52,23 +52,33 @@ pub(super) fn run(args: &Args, global: &Global) -> Result<ExitCode> {
     let listed = reader.at_path(&snapshot, &selector.path)?;
     let mut out = std::io::BufWriter::new(std::io::stdout().lock());
     match listed.directory() {
-        Some(_) => list(&reader, &listed, b"", args, &mut out)?,
+        Some(top) => list(&reader, top, args, &mut out)?,
         None => print(&listed, b"", args, &mut out)?,
     }
     out.flush()?;
     Ok(ExitCode::SUCCESS)
 }
 
-fn list(reader: &Reader, listed: &Listed, above: &[u8], args: &Args, out: &mut dyn Write) -> Result<()> {
-    let Some(directory) = listed.directory() else { return Ok(()) };
-    reader.each(&directory, |child| {
-        print(&child, above, args, out)?;
-        if args.recursive && child.directory().is_some() {
-            let path = [above, &child.entry().name, b"/"].concat();
-            list(reader, &child, &path, args, out)?;
+fn list(reader: &Reader, top: Directory, args: &Args, out: &mut dyn Write) -> Result<()> {
+    let mut walk = Walk::new(reader, top);
+    // The path of the directory at hand, and where its own name begins in it.
+    let (mut path, mut begins) = (Vec::new(), Vec::new());
+    while let Some(step) = walk.step() {
+        match step {
+            Step::Entry(child) => {
+                print(&child, &path, args, out)?;
+                if let Some(below) = child.directory().filter(|_| args.recursive) {
+                    begins.push(path.len());
+                    path.extend_from_slice(&child.entry().name);
+                    path.push(b'/');
+                    walk.enter(below);
+                }
+            }
+            Step::Failed(error) => return Err(error.into()),
+            Step::Leave => path.truncate(begins.pop().unwrap_or_default()),
         }
-        Ok(())
-    })
+    }
+    Ok(())
 }
 
 fn print(listed: &Listed, above: &[u8], args: &Args, out: &mut dyn Write) -> Result<()> {

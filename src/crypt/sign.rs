@@ -51,10 +51,15 @@ impl Signer {
         let signature = SignatureBuilder::new(SignatureType::Binary)
             .set_signature_creation_time(time)?
             .sign_message(&mut self.pair.clone(), document)?;
-        let mut announcement = OnePassSig::try_from(&signature)?;
-        announcement.set_last(true);
-        Ok((Packet::from(announcement).to_vec()?, Packet::from(signature).to_vec()?))
+        Ok((announcement(&signature)?, Packet::from(signature).to_vec()?))
     }
+}
+
+/// The one-pass signature packet that announces a signature.
+fn announcement(signature: &Signature) -> sequoia_openpgp::Result<Vec<u8>> {
+    let mut announcement = OnePassSig::try_from(signature)?;
+    announcement.set_last(true);
+    Packet::from(announcement).to_vec()
 }
 
 impl fmt::Debug for Signer {
@@ -88,16 +93,24 @@ pub fn verify<'m>(message: &'m [u8], known: &[Certificate]) -> Result<(&'m [u8],
 /// The document and the signature of a message of the shape that [`Signer::sign`] writes.
 fn take_apart(message: &[u8]) -> Result<(&[u8], Signature), Error> {
     let other = Error::Refused { what: "it is something else than one signed document" };
-    let (announcement, rest) = framing::Packet::split(message)?;
+    let (first, rest) = framing::Packet::split(message)?;
+    if first.tag == framing::PKESK {
+        return Err(Error::Refused { what: "it is encrypted where only a signature should be" });
+    }
     let (literal, rest) = framing::Packet::split(rest)?;
     let (signature, rest) = framing::Packet::split(rest)?;
-    let tags = [announcement.tag, literal.tag, signature.tag];
+    let tags = [first.tag, literal.tag, signature.tag];
     if tags != [framing::ONE_PASS_SIGNATURE, framing::LITERAL, framing::SIGNATURE] || !rest.is_empty() {
         return Err(other);
     }
-    let document = literal_content(literal.raw).ok_or(other)?;
+    let Some(document) = literal_content(literal.raw) else { return Err(other) };
     let signature = Signature::from_bytes(signature.body);
-    Ok((document, signature.map_err(|_| Error::Damaged { what: "its signature can't be read" })?))
+    let signature = signature.map_err(|_| Error::Damaged { what: "its signature can't be read" })?;
+    // No signature covers what announces it, and gpg can't check a message in which the two differ.
+    match announcement(&signature) {
+        Ok(announced) if announced == first.raw => Ok((document, signature)),
+        _ => Err(other),
+    }
 }
 
 fn verify_by(signature: &Signature, document: &[u8], certificate: &Certificate) -> sequoia_openpgp::Result<()> {

@@ -40,7 +40,7 @@ use std::path::{Path, PathBuf};
 use crate::format::entry::Content;
 use crate::format::{Digest, Entry, Kind};
 use crate::monitor::{Monitor, Progress};
-use crate::reader::{self, FileReader, Listed, Reader};
+use crate::reader::{self, FileReader, Listed, Reader, Step, Walk};
 use archive::Archive;
 use header::{Body, Member};
 use islands::{Island, Islands};
@@ -67,7 +67,7 @@ pub struct Summary {
 /// What ends a dump. The archive then has no mark of its end.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
-    /// A directory can't be read. Handled where the directory is; the rest is written.
+    /// The bytes of a file can't be read; said with the file's name.
     #[error(transparent)]
     Reader(#[from] reader::Error),
     /// The archive can't be written.
@@ -97,7 +97,7 @@ pub fn dump(reader: &Reader, from: &Listed, to: impl Write, monitor: &dyn Monito
     let archive = Archive::new(to);
     let mut run = Run { reader, monitor, archive, links: HashMap::new(), summary: Summary::default() };
     match from.directory() {
-        Some(_) => run.directory(from, b"./")?,
+        Some(_) => run.directory(from, b"./".to_vec())?,
         None => run.one(from, &from.entry().name)?,
     }
     run.archive.finish()?;
@@ -122,37 +122,51 @@ struct Run<'a, W: Write> {
 }
 
 impl<W: Write> Run<'_, W> {
-    /// A directory and what is in it. `path` ends in a slash.
-    fn directory(&mut self, listed: &Listed, path: &[u8]) -> Result<(), Error> {
-        self.header(listed, path, Body::None)?;
-        self.summary.directories += 1;
-        self.told(listed, path);
+    /// A directory and all below it. `path` ends in a slash.
+    fn directory(&mut self, listed: &Listed, mut path: Vec<u8>) -> Result<(), Error> {
+        self.one(listed, &path)?;
         let Some(directory) = listed.directory() else { return Ok(()) };
-        let reader = self.reader;
-        let result = reader.each(&directory, |child| {
-            let mut path = [path, &child.entry().name].concat();
-            match child.entry().kind {
-                Kind::Directory => {
-                    path.push(b'/');
-                    self.directory(&child, &path)
+        let mut walk = Walk::new(self.reader, directory);
+        while let Some(step) = walk.step() {
+            match step {
+                Step::Entry(child) => {
+                    let above = path.len();
+                    path.extend_from_slice(&child.entry().name);
+                    match child.directory() {
+                        Some(below) => {
+                            path.push(b'/');
+                            self.one(&child, &path)?;
+                            walk.enter(below);
+                        }
+                        None => {
+                            self.one(&child, &path)?;
+                            path.truncate(above);
+                        }
+                    }
                 }
-                _ => self.one(&child, &path),
+                Step::Failed(e) => {
+                    self.problem(&path, &format!("a part of this directory is missing in the archive: {e}"));
+                }
+                Step::Leave => {
+                    path.pop();
+                    path.truncate(path.iter().rposition(|byte| *byte == b'/').map_or(0, |slash| slash + 1));
+                }
             }
-        });
-        match result {
-            Err(Error::Reader(e)) => {
-                self.problem(path, &format!("a part of this directory is missing in the archive: {e}"));
-                Ok(())
-            }
-            other => other,
         }
+        Ok(())
     }
 
-    /// An entry that is no directory.
+    /// One entry.
     fn one(&mut self, listed: &Listed, path: &[u8]) -> Result<(), Error> {
         let entry = listed.entry();
         if entry.kind == Kind::Socket {
             self.monitor.note(&format!("{}: a socket is left out, since tar has none", shown(path).display()));
+            return Ok(());
+        }
+        if entry.kind == Kind::Directory {
+            self.header(listed, path, Body::None)?;
+            self.summary.directories += 1;
+            self.told(listed, path);
             return Ok(());
         }
         let file = FileReader::new(listed.clone());

@@ -139,6 +139,27 @@ mod tests {
         let mut twice = encoded(b"one", false);
         twice.extend(encoded(b"two", false));
         assert!(decode(&twice).is_err());
+        // What a frame says of itself: nothing, too little, too much; and a window of any size, which costs nothing.
+        let plaintext = vec![7; 1000];
+        let silent = zstd::stream::encode_all(plaintext.as_slice(), 1).unwrap();
+        assert!(decode(&silent).unwrap_err().to_string().contains("does not say its size"));
+        let honest = encoded(&plaintext, false);
+        // Magic, descriptor (one segment, two bytes of size), and the size less 256.
+        assert_eq!(honest[4] & 0xe0, 0x60);
+        for size in [0u16, 743, 745, 60_000] {
+            let mut lying = honest.clone();
+            lying[5..7].copy_from_slice(&size.to_le_bytes());
+            assert!(decode(&lying).is_err(), "{size}");
+        }
+        for exponent in [0u8, 10, 20, 31] {
+            // No single segment, a window of 2^(10 + exponent) bytes, eight bytes of size.
+            let mut wide = [&honest[..4], &[0xc0, exponent << 3], &1000u64.to_le_bytes(), &honest[7..]].concat();
+            if let Ok(decoded) = decode(&wide) {
+                assert_eq!(decoded, plaintext);
+            }
+            wide[6..14].copy_from_slice(&u64::MAX.to_le_bytes());
+            assert!(decode(&wide).is_err());
+        }
         assert!(decode(b"").is_err());
         assert!(decode(b"not zstd at all").is_err());
         let whole = encoded(&[7; 1000], true);

@@ -218,6 +218,28 @@ mod tests {
     }
 
     #[test]
+    fn an_unknown_key_holds_nothing_of_indefinite_length_tagged_or_longer_than_what_is_there() {
+        let huge = [0x10, 0, 0, 0, 0, 0, 0, 0];
+        let values: [&[u8]; 9] = [
+            &[0x9f, 0xff],
+            &[0xbf, 0xff],
+            &[0x5f, 0x41, 0x00, 0xff],
+            &[0x7f, 0x61, 0x61, 0xff],
+            &[0xc2, 0x41, 0x00],
+            &[&[0x9b], huge.as_slice()].concat(),
+            &[&[0xbb], huge.as_slice()].concat(),
+            &[&[0x5b], huge.as_slice()].concat(),
+            &[&[0x7b], huge.as_slice()].concat(),
+        ];
+        for value in values {
+            for nested in [[].as_slice(), &[0x81], &[0xa1, 0x01]] {
+                let bytes = [&[0xa1, 0x05], nested, value].concat();
+                assert!(Reader::new("test", &bytes).fields(|_, _| Ok(false)).is_err(), "{bytes:x?}");
+            }
+        }
+    }
+
+    #[test]
     fn deep_nesting_is_refused_and_unknown_keys_are_skipped() {
         let mut deep = vec![0xa1, 0x05];
         deep.extend([0x81; 10_000]);

@@ -261,6 +261,12 @@ pub struct Entry {
     pub inode_flags: u32,
 }
 
+impl Subtree {
+    /// Entries below a directory, and ranks that a segment takes, are below this: ranks fit into inode numbers
+    /// beside a snapshot's number, and no sum of them in a node overflows.
+    pub const LIMIT: u64 = 1 << 40;
+}
+
 impl Entry {
     /// The file changed while it was read: what is stored may mix two states of it.
     pub const CHANGED: u64 = 1;
@@ -507,7 +513,7 @@ fn read_content(r: &mut Reader<'_>, key: u64, size: u64, table: usize) -> Result
         11 => match r.array()? {
             1 if r.uint()? == 0 => Ok(Content::Directory(Subtree::default())),
             5 => {
-                let below = r.uint()?;
+                let below = read_ranks(r)?;
                 let node = ChunkRef::read(r, table)?;
                 Ok(Content::Directory(Subtree { below, node: Some(node) }))
             }
@@ -517,6 +523,16 @@ fn read_content(r: &mut Reader<'_>, key: u64, size: u64, table: usize) -> Result
             r.array_of(2)?;
             Ok(Content::Device(r.u32()?, r.u32()?))
         }
+    }
+}
+
+/// A number of entries or ranks.
+pub(super) fn read_ranks(r: &mut Reader<'_>) -> Result<u64, Error> {
+    match r.uint()? {
+        found if found >= Subtree::LIMIT => {
+            Err(Error::TooLarge { what: "number of entries", found, limit: Subtree::LIMIT - 1 })
+        }
+        found => Ok(found),
     }
 }
 

@@ -8,7 +8,7 @@
 use std::collections::BTreeMap;
 
 use super::cbor::{Reader, Writer};
-use super::entry::{ChunkRef, Entry, Extent, Kind, NodeRef, is_name};
+use super::entry::{ChunkRef, Entry, Extent, Kind, NodeRef, is_name, read_ranks};
 use super::id::PackId;
 use super::{BLOCK_SIZE, Error, SEALED_SIZE};
 
@@ -210,7 +210,7 @@ impl Segment {
         if !is_name(first) {
             return Err(r.wrong("a segment that begins with no name"));
         }
-        let (entries, span) = (r.uint()?, r.uint()?);
+        let (entries, span) = (read_ranks(r)?, read_ranks(r)?);
         let node = ChunkRef::read(r, table)?;
         if entries == 0 || span < entries {
             return Err(r.wrong("a segment whose counts are impossible"));
@@ -374,7 +374,8 @@ mod tests {
 
     #[test]
     fn planted_names_are_refused() {
-        for name in ["", ".", "..", "a/b", "/etc", "nul\0"] {
+        let long = "n".repeat(1025);
+        for name in ["", ".", "..", "a/b", "/etc", "nul\0", &long] {
             let node = Node {
                 blocks: vec![],
                 items: Items::Entries(vec![entry(name, Kind::File, 0, Content::Empty)]),
@@ -391,6 +392,32 @@ mod tests {
             groups: BTreeMap::new(),
         };
         assert!(Node::decode(&node.encode()).is_err());
+    }
+
+    #[test]
+    fn segments_out_of_order_or_with_impossible_counts_are_refused() {
+        let refused = |parts: &[(&str, u64, u64)]| {
+            let segment = |&(first, entries, span): &(&str, u64, u64)| Segment {
+                first: first.into(),
+                entries,
+                span,
+                node: chunk(0, 0, 5),
+            };
+            let node = Node {
+                blocks: vec![BlockLocation { pack: PackId::random(), offset: 0, length: 9 }],
+                items: Items::Segments(parts.iter().map(segment).collect()),
+                users: BTreeMap::new(),
+                groups: BTreeMap::new(),
+            };
+            Node::decode(&node.encode()).is_err()
+        };
+        assert!(!refused(&[("a", 1, 1), ("b", 1, (1 << 40) - 1)]));
+        for parts in [[("b", 1, 1), ("a", 1, 1)], [("a", 1, 1), ("a", 1, 1)], [("a", 1, 1), ("..", 1, 1)]] {
+            assert!(refused(&parts), "{parts:?}");
+        }
+        for counts in [(0, 0), (0, 1), (2, 1), (1, 1 << 40), (u64::MAX, u64::MAX)] {
+            assert!(refused(&[("a", counts.0, counts.1)]), "{counts:?}");
+        }
     }
 
     #[test]

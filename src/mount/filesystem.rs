@@ -375,8 +375,8 @@ impl FileSystem {
         let snapshots = self.single.iter().map(|(snapshot, _)| snapshot).chain(open.open.values());
         snapshots.fold((0, 0), |(bytes, entries), snapshot| {
             let statistics = snapshot.statistics;
-            let count = statistics.files + statistics.directories + statistics.others;
-            (bytes + statistics.bytes, entries + count)
+            let count = statistics.files.saturating_add(statistics.directories).saturating_add(statistics.others);
+            (bytes.saturating_add(statistics.bytes), entries.saturating_add(count))
         })
     }
 

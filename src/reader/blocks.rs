@@ -6,9 +6,10 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 use super::cache::{Cache, Weigh};
 use super::error::BlockProblem;
+use super::file::starts_of;
 use super::{Error, Reader};
 use crate::format::block;
-use crate::format::{BlockLocation, ChunkRef, Digest, Node, SEALED_SIZE};
+use crate::format::{BlockLocation, ChunkRef, Digest, Extent, Items, Node, SEALED_SIZE};
 
 /// Part of the cache's bytes that is for decoded tree nodes.
 const NODE_SHARE: usize = 4;
@@ -16,7 +17,8 @@ const NODE_SHARE: usize = 4;
 /// Caches of blocks and nodes.
 pub(super) struct Blocks {
     blocks: Cache<BlockLocation, Block, Error>,
-    pub(super) nodes: Cache<Digest, NodeValue, Error>,
+    /// By place, too: that a node is good in one does not make it good in another.
+    pub(super) nodes: Cache<(BlockLocation, Digest), NodeValue, Error>,
     fetched: AtomicU64,
     fetched_bytes: AtomicU64,
 }
@@ -46,13 +48,34 @@ impl Weigh for Block {
 /// A decoded node.
 pub(super) struct NodeValue {
     pub(super) node: Node,
+    /// Where each extent, or node of extents, begins in the stretch of the file that the node covers; and how
+    /// long that is. Added up once: a node of a megabyte can list as many holes.
+    pub(super) starts: Vec<u64>,
+    pub(super) covers: Option<u64>,
     encoded: usize,
+}
+
+impl NodeValue {
+    fn new(node: Node, encoded: usize) -> Self {
+        let (starts, covers) = match &node.items {
+            Items::Extents(extents) => starts_of(extents.iter().map(Extent::length)),
+            Items::ExtentIndex(nodes) => starts_of(nodes.iter().map(|node| node.covers)),
+            Items::Entries(_) | Items::Segments(_) => (Vec::new(), None),
+        };
+        NodeValue { node, starts, covers, encoded }
+    }
 }
 
 impl Weigh for NodeValue {
     fn weight(&self) -> usize {
-        // Decoded, an entry takes about three times its bytes.
-        self.encoded.saturating_mul(3)
+        // What entries and segments hold outside of themselves is about as long as it is encoded.
+        let items = match &self.node.items {
+            Items::Entries(entries) => size_of_val(entries.as_slice()),
+            Items::Segments(segments) => size_of_val(segments.as_slice()),
+            Items::Extents(extents) => size_of_val(extents.as_slice()),
+            Items::ExtentIndex(nodes) => size_of_val(nodes.as_slice()),
+        };
+        items + size_of_val(self.node.blocks.as_slice()) + size_of_val(self.starts.as_slice()) + 2 * self.encoded
     }
 }
 
@@ -93,10 +116,12 @@ impl Reader {
     pub(super) fn node(&self, location: &BlockLocation, chunk: &ChunkRef) -> Result<Arc<NodeValue>, Error> {
         let load = || {
             let node = self.with_chunk(location, chunk, Node::decode)?;
-            let node = node.map_err(|e| Error::Tree(e.to_string()))?;
-            Ok(NodeValue { node, encoded: chunk.length as usize })
+            let node = node.map_err(|e| {
+                Error::Tree(format!("{e} (in the block at {} of pack {})", location.offset, location.pack))
+            })?;
+            Ok(NodeValue::new(node, chunk.length as usize))
         };
-        self.blocks.nodes.get(&chunk.digest, load, abandoned)
+        self.blocks.nodes.get(&(*location, chunk.digest), load, abandoned)
     }
 
     fn block(&self, location: &BlockLocation) -> Result<Arc<Block>, Error> {

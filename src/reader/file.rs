@@ -2,6 +2,7 @@
 
 use std::sync::Arc;
 
+use super::blocks::NodeValue;
 use super::tree::Listed;
 use super::{Error, Reader};
 use crate::format::entry::{Content, NodeRef};
@@ -30,13 +31,17 @@ enum Stretch {
     Hole,
 }
 
+/// The node of extents that was used last, and where in the file it begins. The next stretch is mostly in it, too,
+/// and a node that is too large for the cache must not be decoded again for each.
+type Leaf = Option<(Arc<NodeValue>, u64)>;
+
 impl FileReader {
     /// A reader of `file`; an entry that is no file has no content.
     pub fn new(file: Listed) -> Self {
         let entry = file.entry();
         let starts = match &entry.content {
-            Content::Extents { extents, .. } => starts_of(extents.iter().map(Extent::length)),
-            Content::Nodes { nodes, .. } => starts_of(nodes.iter().map(|node| node.covers)),
+            Content::Extents { extents, .. } => starts_of(extents.iter().map(Extent::length)).0,
+            Content::Nodes { nodes, .. } => starts_of(nodes.iter().map(|node| node.covers)).0,
             _ => vec![0],
         };
         let size = match entry.kind {
@@ -69,10 +74,10 @@ impl FileReader {
     pub fn read(&self, reader: &Reader, offset: u64, length: usize) -> Result<Vec<u8>, Error> {
         let length = length.min(usize::try_from(self.size.saturating_sub(offset)).unwrap_or(usize::MAX));
         let mut out = Vec::with_capacity(length);
-        let mut at = offset;
+        let (mut at, mut leaf) = (offset, None);
         while out.len() < length {
             let left = length - out.len();
-            let (begins, covers, stretch) = self.stretch(reader, at)?;
+            let (begins, covers, stretch) = self.stretch(reader, at, &mut leaf)?;
             let within = at - begins;
             let count = usize::try_from(covers - within).unwrap_or(usize::MAX).min(left);
             match stretch {
@@ -95,9 +100,9 @@ impl FileReader {
         reader: &Reader,
         mut visit: impl FnMut(Result<&[u8], u64>) -> Result<(), E>,
     ) -> Result<(), E> {
-        let mut at = 0;
+        let (mut at, mut leaf) = (0, None);
         while at < self.size {
-            let (begins, covers, stretch) = self.stretch(reader, at)?;
+            let (begins, covers, stretch) = self.stretch(reader, at, &mut leaf)?;
             match stretch {
                 Stretch::Hole => visit(Err(covers))?,
                 Stretch::Chunk(location, chunk) => reader.with_chunk(&location, &chunk, |bytes| visit(Ok(bytes)))??,
@@ -114,9 +119,9 @@ impl FileReader {
         reader: &Reader,
         mut visit: impl FnMut(u64, &BlockLocation, &ChunkRef) -> Result<(), Error>,
     ) -> Result<(), Error> {
-        let mut at = 0;
+        let (mut at, mut leaf) = (0, None);
         while at < self.size {
-            let (begins, covers, stretch) = self.stretch(reader, at)?;
+            let (begins, covers, stretch) = self.stretch(reader, at, &mut leaf)?;
             if let Stretch::Chunk(location, chunk) = stretch {
                 visit(begins, &location, &chunk)?;
             }
@@ -128,9 +133,9 @@ impl FileReader {
     /// The next offset at or after `offset` that lies in data, or in a hole; the end of the file counts as a hole.
     /// `None`: there is none.
     pub fn seek(&self, reader: &Reader, offset: u64, to: Seek) -> Result<Option<u64>, Error> {
-        let mut at = offset;
+        let (mut at, mut leaf) = (offset, None);
         while at < self.size {
-            let (begins, covers, stretch) = self.stretch(reader, at)?;
+            let (begins, covers, stretch) = self.stretch(reader, at, &mut leaf)?;
             match (stretch, to) {
                 (Stretch::Hole, Seek::Hole) | (Stretch::Chunk(..), Seek::Data) => return Ok(Some(at)),
                 _ => at = begins + covers,
@@ -141,22 +146,32 @@ impl FileReader {
 
     /// The stretch in which `offset`, which is below the size, lies: where it begins, how long it is, what it
     /// is.
-    fn stretch(&self, reader: &Reader, offset: u64) -> Result<(u64, u64, Stretch), Error> {
+    fn stretch(&self, reader: &Reader, offset: u64, leaf: &mut Leaf) -> Result<(u64, u64, Stretch), Error> {
         let node = self.file.node();
         let (at, begins) = find(&self.starts, offset);
         match &self.file.entry().content {
             Content::Chunk(chunk) => Ok((0, self.size, Stretch::Chunk(place(node, chunk)?, *chunk))),
             Content::Extents { extents, .. } => extent(node, extents, at, begins),
             Content::Nodes { depth, nodes, .. } => {
-                let part = nodes.get(at).ok_or_else(beyond)?;
-                descend(reader, node, part, *depth, begins, offset)
+                let there = leaf.take().filter(|(value, begins)| {
+                    offset >= *begins && value.covers.is_some_and(|covers| offset - begins < covers)
+                });
+                let (value, begins) = match there {
+                    Some(there) => there,
+                    None => descend(reader, node, nodes.get(at).ok_or_else(beyond)?, *depth, begins, offset)?,
+                };
+                let (at, within) = find(&value.starts, offset - begins);
+                let Items::Extents(extents) = &value.node.items else { return Err(beyond()) };
+                let stretch = extent(&value.node, extents, at, begins + within);
+                *leaf = Some((value, begins));
+                stretch
             }
             _ => Err(beyond()),
         }
     }
 }
 
-/// Goes down from a node of extents to the extent in which `offset` lies.
+/// Goes down from a node to the one of extents in which `offset` lies, and tells where that begins.
 fn descend(
     reader: &Reader,
     home: &Node,
@@ -164,33 +179,19 @@ fn descend(
     depth: u8,
     begins: u64,
     offset: u64,
-) -> Result<(u64, u64, Stretch), Error> {
+) -> Result<(Arc<NodeValue>, u64), Error> {
     let value = reader.node(&place(home, &part.node)?, &part.node)?;
-    let node = Arc::clone(&value);
-    let node = &node.node;
-    match (&node.items, depth) {
-        (Items::Extents(extents), 0) => {
-            covers(part, extents.iter().map(Extent::length))?;
-            let starts = starts_of(extents.iter().map(Extent::length));
-            let (at, within) = find(&starts, offset - begins);
-            extent(node, extents, at, begins + within)
-        }
+    if value.covers != Some(part.covers) {
+        return Err(Error::Tree(format!("extents that do not cover {} bytes", part.covers)));
+    }
+    match (&value.node.items, depth) {
+        (Items::Extents(_), 0) => Ok((value, begins)),
         (Items::ExtentIndex(nodes), 1..) => {
-            covers(part, nodes.iter().map(|node| node.covers))?;
-            let starts = starts_of(nodes.iter().map(|node| node.covers));
-            let (at, within) = find(&starts, offset - begins);
+            let (at, within) = find(&value.starts, offset - begins);
             let part = nodes.get(at).ok_or_else(beyond)?;
-            descend(reader, node, part, depth - 1, begins + within, offset)
+            descend(reader, &value.node, part, depth - 1, begins + within, offset)
         }
         _ => Err(Error::Tree("a node of another kind where extents should be".into())),
-    }
-}
-
-/// Checks that parts cover what was said above them.
-fn covers(part: &NodeRef, lengths: impl Iterator<Item = u64>) -> Result<(), Error> {
-    match lengths.into_iter().try_fold(0u64, u64::checked_add) == Some(part.covers) {
-        true => Ok(()),
-        false => Err(Error::Tree(format!("extents that do not cover {} bytes", part.covers))),
     }
 }
 
@@ -210,16 +211,17 @@ fn beyond() -> Error {
     Error::Tree("a file that is shorter than its size".into())
 }
 
-/// Where each of several lengths begins, one after the other. Sums were checked when they were parsed.
-fn starts_of(lengths: impl Iterator<Item = u64>) -> Vec<u64> {
-    let mut at = 0u64;
-    lengths
-        .map(|length| {
-            let start = at;
-            at = at.saturating_add(length);
-            start
-        })
-        .collect()
+/// Where each of several lengths begins, one after the other, and their sum, if that is a number at all.
+pub(super) fn starts_of(lengths: impl Iterator<Item = u64>) -> (Vec<u64>, Option<u64>) {
+    let mut end = Some(0u64);
+    let mut start = 0;
+    let starts = lengths.map(|length| {
+        let begins = start;
+        end = end.and_then(|end| end.checked_add(length));
+        start = end.unwrap_or(u64::MAX);
+        begins
+    });
+    (starts.collect(), end)
 }
 
 /// The last start that is not above `offset`, and which it is.
@@ -234,8 +236,9 @@ mod tests {
 
     #[test]
     fn offsets_find_their_stretch() {
-        let starts = starts_of([5, 1, 10].into_iter());
-        assert_eq!(starts, [0, 5, 6]);
+        let (starts, end) = starts_of([5, 1, 10].into_iter());
+        assert_eq!((starts.as_slice(), end), ([0, 5, 6].as_slice(), Some(16)));
+        assert_eq!(starts_of([u64::MAX, 1].into_iter()).1, None);
         assert_eq!([0, 4, 5, 6, 15].map(|offset| find(&starts, offset)), [(0, 0), (0, 0), (1, 5), (2, 6), (2, 6)]);
         assert_eq!(find(&[], 7), (0, 0));
     }

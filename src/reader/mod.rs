@@ -5,6 +5,7 @@
 //!   many wait for it
 //! - [`cache`]: that cache: least recently used, counted in bytes
 //! - [`tree`]: directories: entries by name, by position and by rank
+//! - [`walk`]: all that is below a directory, however deep
 //! - [`mod@file`]: content of files
 //!
 //! References are direct, so no index and no catalog is needed; what is held is the caches and what is being
@@ -16,6 +17,7 @@ mod error;
 mod file;
 mod select;
 mod tree;
+mod walk;
 
 use std::sync::Arc;
 
@@ -24,6 +26,7 @@ pub use error::Error;
 pub use file::{FileReader, Seek};
 pub use select::Selector;
 pub use tree::{Directory, Listed};
+pub use walk::{Step, Walk};
 
 use crate::crypt::Fingerprint;
 use crate::format::id::SourceId;
@@ -67,6 +70,11 @@ impl Reader {
     /// The name of a source.
     pub fn source_name(&self, id: SourceId) -> Result<String, Error> {
         Ok(self.access.source(&self.repository, id)?.name)
+    }
+
+    /// The keys that open documents, and the signers that are believed.
+    pub fn access(&self) -> &Access {
+        &self.access
     }
 
     /// What was fetched and decoded so far.

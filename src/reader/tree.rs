@@ -120,6 +120,19 @@ impl Directory {
     pub fn rank(&self) -> u64 {
         self.rank
     }
+
+    /// Entries below it at any depth, as its own entry says.
+    pub fn below(&self) -> u64 {
+        self.below
+    }
+
+    /// Its top node and where that lies; none if the directory is empty, or points nowhere.
+    pub fn node(&self) -> Option<(&BlockLocation, &ChunkRef)> {
+        match &self.top {
+            Top::Node(location, chunk) => Some((location, chunk)),
+            Top::Empty | Top::Broken => None,
+        }
+    }
 }
 
 /// What to look for in a directory.
@@ -180,23 +193,6 @@ impl Reader {
             rank = rank.saturating_add(entry.span());
         }
         Ok(found)
-    }
-
-    /// Calls `visit` with all entries of a directory, in order.
-    pub fn each<E: From<Error>>(
-        &self,
-        directory: &Directory,
-        mut visit: impl FnMut(Listed) -> Result<(), E>,
-    ) -> Result<(), E> {
-        let mut from = 0;
-        loop {
-            let some = self.list(directory, from)?;
-            if some.is_empty() {
-                return Ok(());
-            }
-            from += some.len() as u64;
-            some.into_iter().try_for_each(&mut visit)?;
-        }
     }
 
     /// The entry at `path` below the snapshot's root; no symbolic link is followed.

@@ -82,6 +82,14 @@ pub enum Error {
         /// Who should have signed.
         signer: Fingerprint,
     },
+    /// A key file under the name of another key.
+    #[error("{object} holds another key, {found}: somebody exchanged it")]
+    OtherKey {
+        /// The key file.
+        object: String,
+        /// The key in it.
+        found: Fingerprint,
+    },
 }
 
 impl Error {

@@ -69,6 +69,25 @@ impl<'t> Keys<'t> {
         }
     }
 
+    /// Checks that a key file holds the key that its name says. A file of another name means nothing.
+    pub fn check(&self, object: &str) -> Result<(), Error> {
+        let Some(leaf) = object.strip_prefix(name::KEYS).and_then(|leaf| leaf.strip_suffix(".asc")) else {
+            return Ok(());
+        };
+        let Some((role @ ("recipient" | "host" | "owner"), said)) = leaf.split_once('-') else { return Ok(()) };
+        let bytes = self.target.get(object, KEY_SIZE)?;
+        let certificate = match role {
+            "owner" => SecretKey::parse(&bytes).map(|key| key.certificate()),
+            _ => Certificate::parse(&bytes),
+        };
+        let failed = |source| Error::Crypt { object: object.to_owned(), source };
+        let found = certificate.map_err(failed)?.fingerprint();
+        match found.to_string() == said {
+            true => Ok(()),
+            false => Err(Error::OtherKey { object: object.to_owned(), found }),
+        }
+    }
+
     fn put(&self, object: String, bytes: Result<Vec<u8>, crate::crypt::Error>) -> Result<(), Error> {
         let bytes = bytes.map_err(|source| Error::Crypt { object: object.clone(), source })?;
         Ok(self.target.put(&object, &bytes)?)

@@ -12,7 +12,7 @@ use rustix::io::Errno;
 
 use super::describe::{self, Describe};
 use crate::format::Entry;
-use crate::reader::Listed;
+use crate::reader::{self, Directory, Listed, Reader};
 
 const DIRECTORY: OFlags = OFlags::RDONLY.union(OFlags::DIRECTORY).union(OFlags::CLOEXEC);
 
@@ -22,9 +22,7 @@ const NAMES_AT_ONCE: usize = 15;
 /// A directory of the destination.
 pub(super) struct Folder {
     pub(super) above: Option<Arc<Folder>>,
-    listed: Listed,
-    /// Below the destination.
-    path: PathBuf,
+    place: Place,
     /// It is to become what it is in the snapshot. Otherwise it only leads to what is.
     wanted: bool,
     /// The directory at the top of all.
@@ -32,6 +30,13 @@ pub(super) struct Folder {
     open: OnceLock<Option<Open>>,
     /// Files in it with inode flags that forbid what may still be done to them.
     forbidding: Mutex<Vec<(Vec<u8>, u32)>>,
+}
+
+/// Where its entry stands. Of a directory below it only that is kept: entries of all levels of a deep tree could
+/// take any memory.
+enum Place {
+    Top(Listed),
+    In(Directory, Vec<u8>),
 }
 
 #[derive(Clone)]
@@ -67,8 +72,7 @@ impl Folder {
         let _ = open.set(opened);
         Folder {
             above: None,
-            listed,
-            path: PathBuf::new(),
+            place: Place::Top(listed),
             wanted,
             root: Arc::new(root),
             open,
@@ -76,12 +80,11 @@ impl Folder {
         }
     }
 
-    /// A directory in another one.
-    pub(super) fn below(above: &Arc<Folder>, listed: Listed, path: PathBuf, wanted: bool) -> Self {
+    /// A directory in another one; `directory` is that in the snapshot.
+    pub(super) fn below(above: &Arc<Folder>, directory: Directory, name: &[u8], wanted: bool) -> Self {
         Folder {
             above: Some(above.clone()),
-            listed,
-            path,
+            place: Place::In(directory, name.to_vec()),
             wanted,
             root: above.root.clone(),
             open: OnceLock::new(),
@@ -90,8 +93,28 @@ impl Folder {
     }
 
     /// Its path below the destination.
-    pub(super) fn path(&self) -> &Path {
-        &self.path
+    fn path(&self) -> PathBuf {
+        let mut names = Vec::new();
+        let mut next = Some(self);
+        while let Some(folder) = next {
+            names.push(OsStr::from_bytes(folder.name()));
+            next = folder.above.as_deref();
+        }
+        names.iter().rev().collect()
+    }
+
+    fn name(&self) -> &[u8] {
+        match &self.place {
+            Place::Top(_) => b"",
+            Place::In(_, name) => name,
+        }
+    }
+
+    fn listed(&self, reader: &Reader) -> Result<Option<Listed>, reader::Error> {
+        match &self.place {
+            Place::Top(listed) => Ok(Some(listed.clone())),
+            Place::In(directory, name) => reader.lookup(directory, name),
+        }
     }
 
     /// The directory, if it is open.
@@ -131,10 +154,10 @@ impl Folder {
             }
             while let Some(folder) = missing.pop() {
                 let above = folder.above.as_ref()?;
-                let opened = above.fd().and_then(|above| match make(above, &folder.listed.entry().name, replace) {
+                let opened = above.fd().and_then(|above| match make(above, folder.name(), replace) {
                     Ok(open) => Some(open),
                     Err(e) => {
-                        problem(&folder.path, &format!("cannot make the directory: {e}"));
+                        problem(&folder.path(), &format!("cannot make the directory: {e}"));
                         None
                     }
                 });
@@ -156,12 +179,12 @@ impl Folder {
             if let Some(open) = at.open.get() {
                 break open.as_ref()?.fd.clone();
             }
-            names.push(&at.listed.entry().name);
+            names.push(at.name());
             at = at.above.as_ref()?;
         };
         while let Some(name) = names.pop() {
             let flags = DIRECTORY | OFlags::NOFOLLOW;
-            found = Arc::new(rustix::fs::openat(&*found, name.as_slice(), flags, Mode::empty()).ok()?);
+            found = Arc::new(rustix::fs::openat(&*found, name, flags, Mode::empty()).ok()?);
         }
         Some(found)
     }
@@ -176,17 +199,25 @@ impl Folder {
     }
 
     /// Everything is in it: it and what is in it get what would have hindered before.
-    pub(super) fn finish(&mut self, describe: &Describe, mut problem: impl FnMut(&Path, &str)) {
+    pub(super) fn finish(&mut self, reader: &Reader, describe: &Describe, mut problem: impl FnMut(&Path, &str)) {
         let Some(Some(Open { fd, made })) = self.open.take() else { return };
         let forbidding = std::mem::take(&mut self.forbidding);
         for (name, flags) in forbidding.into_inner().unwrap_or_else(PoisonError::into_inner) {
             describe.forbid(&fd, &name, flags);
         }
-        if (self.wanted || made)
-            && self.listed.directory().is_some()
-            && let Err(e) = describe.directory(&*fd, &self.listed)
-        {
-            problem(&self.path, &format!("cannot set owner, attributes, mode or times: {e}"));
+        if !self.wanted && !made {
+            return;
+        }
+        let described = match self.listed(reader) {
+            // One file may be restored into a directory that has nothing to do with it.
+            Ok(Some(listed)) if listed.directory().is_some() => {
+                describe.directory(&*fd, &listed).map_err(|e| e.to_string())
+            }
+            Ok(_) => Ok(()),
+            Err(e) => Err(e.to_string()),
+        };
+        if let Err(why) = described {
+            problem(&self.path(), &format!("cannot set owner, attributes, mode or times: {why}"));
         }
     }
 }

@@ -7,8 +7,8 @@ use std::path::{Path, PathBuf};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use super::folder::Folder;
-use super::{Job, content_of, describe};
-use crate::format::{Digest, Entry};
+use super::{Identity, Job, content_of, describe};
+use crate::format::Entry;
 
 /// What a name is among the names of its file.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -30,7 +30,7 @@ pub(super) struct Links {
 }
 
 struct File {
-    content: Option<Digest>,
+    content: Identity,
     state: State,
     /// Names that are still to come.
     left: u32,

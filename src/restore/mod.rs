@@ -35,9 +35,9 @@ use crossbeam_channel::{Receiver, Sender, bounded};
 
 pub use options::{Conflict, Options};
 
-use crate::format::{Entry, Kind};
+use crate::format::{Digest, Entry, Kind};
 use crate::monitor::{Monitor, Progress};
-use crate::reader::{self, Directory, FileReader, Listed, Reader};
+use crate::reader::{self, Directory, FileReader, Listed, Reader, Step, Walk};
 use describe::Describe;
 use folder::Folder;
 use links::{Links, Role};
@@ -46,8 +46,6 @@ use write::Written;
 
 /// Files that the walk may be ahead of the workers.
 const AHEAD: usize = 256;
-/// Stack of the walk, which recurses into directories. Only what is used takes memory.
-const WALK_STACK: usize = 256 << 20;
 
 /// What was restored, or would be.
 #[derive(Debug, Clone, Copy, Default)]
@@ -216,72 +214,95 @@ impl Run<'_> {
                 threads.spawn(move || self.work(&queue));
             }
             drop(queue);
-            let below = top.clone();
-            let walk = move || match from.directory() {
-                Some(directory) => self.contents(&directory, &below, self.chosen.is_everything(), &jobs),
-                None => self.one(from.clone(), &below, self.chosen.is_everything(), &jobs),
-            };
-            let walk = thread::Builder::new().name("walk".into()).stack_size(WALK_STACK).spawn_scoped(threads, walk);
-            let failed = |source| Error::Destination { path: self.to.to_owned(), source };
-            walk.map_err(failed)?.join().map_err(|_| failed(io::Error::other("the walk broke off")))?
+            self.walk(from, &top, &jobs)
         })?;
         self.links.finish(&top, &self.describe, |path, why| self.problem(path, why));
         self.leave(top);
         Ok(())
     }
 
-    /// Everything in a directory. `wanted`: a pattern chose it, or one above it.
-    fn contents(
-        &self,
-        directory: &Directory,
-        into: &Arc<Folder>,
-        wanted: bool,
-        jobs: &Sender<Job>,
-    ) -> Result<(), Error> {
-        self.reader.each(directory, |listed| self.one(listed, into, wanted, jobs))
+    /// Goes through what is to be restored: makes directories, hands out the rest.
+    fn walk(&self, from: &Listed, top: &Arc<Folder>, jobs: &Sender<Job>) -> Result<(), Error> {
+        let wanted = self.chosen.is_everything();
+        let mut path = PathBuf::new();
+        let Some(directory) = from.directory() else {
+            return self.one(from.clone(), None, (top, wanted), &mut path, jobs).map(drop);
+        };
+        let mut walk = Walk::new(self.reader, directory);
+        let mut folders = vec![(top.clone(), wanted)];
+        while let (Some(step), Some((into, wanted))) = (walk.step(), folders.last()) {
+            match step {
+                Step::Entry(listed) => {
+                    let below = listed.directory();
+                    let entered = self.one(listed, walk.directory(), (into, *wanted), &mut path, jobs)?;
+                    if let (Some(below), Some(entered)) = (below, entered) {
+                        walk.enter(below);
+                        folders.push(entered);
+                    }
+                }
+                Step::Failed(error) if walk.depth() == 1 => return Err(error.into()),
+                Step::Failed(error) => {
+                    self.problem(&path, &format!("a part of this directory is not restored: {error}"));
+                }
+                Step::Leave => {
+                    path.pop();
+                    if let Some((folder, _)) = folders.pop() {
+                        self.leave(folder);
+                    }
+                }
+            }
+        }
+        Ok(())
     }
 
-    fn one(&self, listed: Listed, into: &Arc<Folder>, wanted: bool, jobs: &Sender<Job>) -> Result<(), Error> {
+    /// One entry of the directory at `path`, which is left as it is unless a directory is to be entered: that is
+    /// handed back. `wanted`: a pattern chose what it is in.
+    fn one(
+        &self,
+        listed: Listed,
+        above: Option<&Directory>,
+        (into, wanted): (&Arc<Folder>, bool),
+        path: &mut PathBuf,
+        jobs: &Sender<Job>,
+    ) -> Result<Option<(Arc<Folder>, bool)>, Error> {
         if self.stop.load(Ordering::Relaxed) || self.failed().is_some() {
             return Err(Error::Interrupted);
         }
         let entry = listed.entry();
-        let path = into.path().join(OsStr::from_bytes(&entry.name));
-        let below = listed.directory();
-        let Some(wanted) = self.chosen.choose(&path, below.is_some(), wanted) else { return Ok(()) };
-        let Some(below) = below else {
-            if !wanted {
-                return Ok(());
+        path.push(OsStr::from_bytes(&entry.name));
+        let is_directory = entry.kind == Kind::Directory;
+        let entered = match (self.chosen.choose(path, is_directory, wanted), above) {
+            (None, _) => None,
+            (Some(wanted), Some(above)) if is_directory => {
+                let folder = Arc::new(Folder::below(into, above.clone(), &entry.name, wanted));
+                self.counts.directories.fetch_add(wanted.into(), Ordering::Relaxed);
+                (!wanted || self.make(&folder)).then_some((folder, wanted))
             }
-            let job = Job { role: Role::Alone, listed, folder: into.clone(), path };
-            if self.options.dry_run {
-                return self.would_write(&job);
+            (Some(wanted), _) => {
+                if wanted {
+                    self.hand_out(Job { role: Role::Alone, listed, folder: into.clone(), path: path.clone() }, jobs)?;
+                }
+                None
             }
-            if !self.make(into) {
-                return Ok(());
-            }
-            return match self.links.assign(job) {
-                // Workers only go away with an error of their own, which ends the run.
-                Some(job) => jobs.send(job).map_err(|_| Error::Interrupted),
-                None => Ok(()),
-            };
         };
-        let folder = Arc::new(Folder::below(into, listed, path, wanted));
-        if wanted {
-            self.counts.directories.fetch_add(1, Ordering::Relaxed);
-            if !self.make(&folder) {
-                return Ok(());
-            }
+        if entered.is_none() {
+            path.pop();
         }
-        let result = match self.contents(&below, &folder, wanted, jobs) {
-            Err(Error::Reader(e)) => {
-                self.problem(folder.path(), &format!("a part of this directory is not restored: {e}"));
-                Ok(())
-            }
-            other => other,
-        };
-        self.leave(folder);
-        result
+        Ok(entered)
+    }
+
+    fn hand_out(&self, job: Job, jobs: &Sender<Job>) -> Result<(), Error> {
+        if self.options.dry_run {
+            return self.would_write(&job);
+        }
+        if !self.make(&job.folder) {
+            return Ok(());
+        }
+        match self.links.assign(job) {
+            // Workers only go away with an error of their own, which ends the run.
+            Some(job) => jobs.send(job).map_err(|_| Error::Interrupted),
+            None => Ok(()),
+        }
     }
 
     /// Sees to it that a directory of the destination is there and open; otherwise that was reported.
@@ -412,7 +433,7 @@ impl Run<'_> {
         }
         let mut next = Some(folder);
         while let Some(mut folder) = next.and_then(Arc::into_inner) {
-            folder.finish(&self.describe, |path, why| self.problem(path, why));
+            folder.finish(self.reader, &self.describe, |path, why| self.problem(path, why));
             next = folder.above.take();
         }
     }
@@ -423,7 +444,10 @@ impl Run<'_> {
     }
 }
 
-/// What tells the content of a file from another's.
-fn content_of(listed: &Listed) -> Option<crate::format::Digest> {
-    FileReader::new(listed.clone()).digest()
+/// What tells the content of a file from another's. The size counts: a digest leaves holes out.
+type Identity = (Kind, u64, Option<Digest>);
+
+fn content_of(listed: &Listed) -> Identity {
+    let entry = listed.entry();
+    (entry.kind, entry.size, FileReader::new(listed.clone()).digest())
 }

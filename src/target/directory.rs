@@ -8,7 +8,7 @@
 use std::fs::{self, File};
 use std::io;
 use std::os::fd::AsFd;
-use std::os::unix::fs::FileExt;
+use std::os::unix::fs::{FileExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 
 use rustix::fs::{AtFlags, CWD, Mode, OFlags, RenameFlags};
@@ -19,6 +19,9 @@ use super::{Error, ErrorKind, ObjectInfo, Spool, Storage};
 
 /// Names of temporaries begin so; no object's does.
 const TEMPORARY: &str = ".tmp-";
+
+/// Folders between a listed one and an object: the one that packs are in, or that of a source's snapshots.
+const DEPTH: usize = 1;
 
 /// A target that is a directory.
 #[derive(Debug)]
@@ -55,6 +58,23 @@ impl Directory {
         self.root.join(name)
     }
 
+    /// Opens an object. Whatever lies in its place is looked at first: opening a pipe would wait for ever, and
+    /// opening a device may do anything.
+    fn file(&self, name: &str) -> Result<File, Error> {
+        let failed = |e| Error::io("read", name, e);
+        let path = self.path(name);
+        let flags = (OFlags::NONBLOCK | OFlags::NOCTTY).bits() as i32;
+        let no_file = || Error::new(ErrorKind::NotAFile, "read", name, "it is not a file");
+        if !fs::metadata(&path).map_err(failed)?.is_file() {
+            return Err(no_file());
+        }
+        let file = File::options().read(true).custom_flags(flags).open(&path).map_err(failed)?;
+        match file.metadata().map_err(failed)?.is_file() {
+            true => Ok(file),
+            false => Err(no_file()),
+        }
+    }
+
     /// The folder of an object, made if it is missing, and durable.
     fn folder(&self, name: &str) -> Result<PathBuf, Error> {
         let path = self.path(name);
@@ -78,7 +98,8 @@ impl Directory {
         Ok(folder)
     }
 
-    fn walk(&self, folder: &Path, found: &mut dyn FnMut(ObjectInfo)) -> Result<(), Error> {
+    /// Objects in `folder` and in folders below it, down to `depth`: no object lies deeper, whatever else does.
+    fn walk(&self, folder: &Path, depth: usize, found: &mut dyn FnMut(ObjectInfo)) -> Result<(), Error> {
         let failed = |e| Error::io("list", &folder.display().to_string(), e);
         let entries = match fs::read_dir(folder) {
             Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(()),
@@ -92,7 +113,10 @@ impl Directory {
             }
             let kind = entry.file_type().map_err(failed)?;
             if kind.is_dir() {
-                self.walk(&entry.path(), found)?;
+                match depth {
+                    0 => {}
+                    depth => self.walk(&entry.path(), depth - 1, found)?,
+                }
             } else if kind.is_file() {
                 let path = entry.path();
                 let name = path.strip_prefix(&self.root).ok().and_then(Path::to_str);
@@ -158,18 +182,15 @@ impl Storage for Directory {
 
     fn read(&self, name: &str, offset: u64, length: usize) -> Result<Vec<u8>, Error> {
         let failed = |e| Error::io("read", name, e);
-        let file = File::open(self.path(name)).map_err(failed)?;
+        let file = self.file(name)?;
         let mut bytes = vec![0; length];
         file.read_exact_at(&mut bytes, offset).map_err(failed)?;
         Ok(bytes)
     }
 
     fn length(&self, name: &str) -> Result<u64, Error> {
-        let metadata = fs::metadata(self.path(name)).map_err(|e| Error::io("read", name, e))?;
-        match metadata.is_file() {
-            true => Ok(metadata.len()),
-            false => Err(Error::new(ErrorKind::NotFound, "read", name, "it is not a file")),
-        }
+        let metadata = self.file(name)?.metadata().map_err(|e| Error::io("read", name, e))?;
+        Ok(metadata.len())
     }
 
     fn list(&self, prefix: &str) -> Result<Vec<ObjectInfo>, Error> {
@@ -180,7 +201,7 @@ impl Storage for Directory {
     }
 
     fn visit(&self, prefix: &str, found: &mut dyn FnMut(ObjectInfo)) -> Result<(), Error> {
-        self.walk(&self.path(prefix), found)
+        self.walk(&self.path(prefix), DEPTH, found)
     }
 }
 
@@ -207,6 +228,32 @@ mod tests {
         assert_eq!(target.read("packs/ab/x", 1, 3).unwrap(), b"ell");
         assert_eq!(target.read("packs/ab/x", 1, 5).unwrap_err().kind, ErrorKind::Truncated);
         assert_eq!(target.read("packs/ab/y", 0, 0).unwrap_err().kind, ErrorKind::NotFound);
+    }
+
+    #[test]
+    fn what_is_no_file_is_no_object_and_nothing_waits_for_it() {
+        let dir = tempfile::tempdir().unwrap();
+        let target = Directory::open(dir.path()).unwrap();
+        rustix::fs::mkfifoat(CWD, dir.path().join("pipe"), Mode::RWXU).unwrap();
+        fs::create_dir(dir.path().join("folder")).unwrap();
+        std::os::unix::fs::symlink("/dev/zero", dir.path().join("device")).unwrap();
+        for name in ["pipe", "folder", "device"] {
+            assert_eq!(target.read(name, 0, 1).unwrap_err().kind, ErrorKind::NotAFile, "{name}");
+            assert_eq!(target.length(name).unwrap_err().kind, ErrorKind::NotAFile, "{name}");
+        }
+    }
+
+    #[test]
+    fn listings_go_as_deep_as_objects_lie() {
+        let dir = tempfile::tempdir().unwrap();
+        let target = Directory::open(dir.path()).unwrap();
+        for name in ["packs/ab/x", "packs/ab/deeper/y"] {
+            let path = dir.path().join(name);
+            fs::create_dir_all(path.parent().unwrap()).unwrap();
+            fs::write(path, "").unwrap();
+        }
+        let listed = target.list("packs/").unwrap();
+        assert_eq!(listed, [ObjectInfo { name: "packs/ab/x".into(), length: 0 }]);
     }
 
     #[test]

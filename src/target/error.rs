@@ -7,6 +7,8 @@ use std::io;
 pub enum ErrorKind {
     /// No such object or no such target.
     NotFound,
+    /// Something that is no file lies in the object's place.
+    NotAFile,
     /// The object is there already, or the place for a new target is taken.
     AlreadyExists,
     /// Not allowed.

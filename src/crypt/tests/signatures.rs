@@ -55,6 +55,20 @@ fn unknown_signer_is_named() {
 }
 
 #[test]
+fn what_announces_a_signature_must_announce_this_one() {
+    for profile in PROFILES {
+        let key = host(profile);
+        let signed = Signer::new(key.clone()).unwrap().sign(b"document").unwrap();
+        // The bytes of the one-pass signature packet, behind its header.
+        for at in 2..2 + usize::from(signed[1]) {
+            let mut changed = signed.clone();
+            changed[at] ^= 1;
+            assert!(matches!(verify(&changed, &[key.certificate()]), Err(Error::Refused { .. })), "byte {at}");
+        }
+    }
+}
+
+#[test]
 fn swapped_document_is_noticed() {
     for profile in PROFILES {
         let key = host(profile);
@@ -65,7 +79,9 @@ fn swapped_document_is_noticed() {
         swapped[at..at + 10].copy_from_slice(b"document 2");
         assert!(matches!(verify(&swapped, &[key.certificate()]), Err(Error::BadSignature { .. })));
         let mixed = [&one[..at + 10], &two[at + 10..]].concat();
-        assert!(matches!(verify(&mixed, &[key.certificate()]), Err(Error::BadSignature { .. })));
+        // With the salt of version 6, the announcement is another's, too.
+        let refused = verify(&mixed, &[key.certificate()]);
+        assert!(matches!(refused, Err(Error::BadSignature { .. } | Error::Refused { .. })), "{refused:?}");
         let error = verify(&swapped, &[key.certificate()]).unwrap_err();
         assert!(
             error.to_string().starts_with(&format!("the signature of {} is bad: ", signer.fingerprint())),

@@ -1,0 +1,87 @@
+//! Walks: all that is below a directory, in order, however deep it is.
+//!
+//! No step calls itself, and of a directory that the walk has left for one below it, only the place is kept: so
+//! neither the stack nor the memory grows with the nodes that a hostile tree lines up, only by the levels.
+
+use std::vec::IntoIter;
+
+use super::{Directory, Error, Listed, Reader};
+
+/// Levels whose listings are kept while the walk is below them. Those above are listed again on return.
+const KEPT: usize = 8;
+
+/// A walk. Whoever walks decides which directories are entered.
+pub struct Walk<'r> {
+    reader: &'r Reader,
+    levels: Vec<Level>,
+}
+
+struct Level {
+    directory: Directory,
+    /// Position of the first entry that was not handed out.
+    next: u64,
+    ready: IntoIter<Listed>,
+    over: bool,
+}
+
+/// What a walk comes to.
+pub enum Step {
+    /// An entry of the directory at hand. If it is a directory, [`Walk::enter`] goes into it.
+    Entry(Listed),
+    /// The rest of the directory at hand can't be read. It is left next.
+    Failed(Error),
+    /// The directory at hand is done; at hand is again the one that it was entered from.
+    Leave,
+}
+
+impl<'r> Walk<'r> {
+    /// A walk that begins in `top`.
+    pub fn new(reader: &'r Reader, top: Directory) -> Self {
+        let mut walk = Walk { reader, levels: Vec::new() };
+        walk.enter(top);
+        walk
+    }
+
+    /// Goes on in `directory`, and with what follows it when that is done.
+    pub fn enter(&mut self, directory: Directory) {
+        if let Some(far) = self.levels.len().checked_sub(KEPT).and_then(|at| self.levels.get_mut(at)) {
+            far.ready = Vec::new().into_iter();
+        }
+        self.levels.push(Level { directory, next: 0, ready: Vec::new().into_iter(), over: false });
+    }
+
+    /// Directories that were entered and not left, the first one included.
+    pub fn depth(&self) -> usize {
+        self.levels.len()
+    }
+
+    /// The directory at hand.
+    pub fn directory(&self) -> Option<&Directory> {
+        self.levels.last().map(|level| &level.directory)
+    }
+
+    /// The next step; none when the directory that the walk began in was left.
+    pub fn step(&mut self) -> Option<Step> {
+        let level = self.levels.last_mut()?;
+        loop {
+            if let Some(listed) = level.ready.next() {
+                level.next += 1;
+                return Some(Step::Entry(listed));
+            }
+            if level.over {
+                self.levels.pop();
+                return Some(Step::Leave);
+            }
+            match self.reader.list(&level.directory, level.next) {
+                Ok(some) => {
+                    level.over = some.is_empty();
+                    level.ready = some.into_iter();
+                }
+                Err(error) => {
+                    level.over = true;
+                    return Some(Step::Failed(error));
+                }
+            }
+        }
+    }
+}

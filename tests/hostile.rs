@@ -1,0 +1,600 @@
+//! What somebody planted in a repository: refused in words, and nothing happens outside of where it may.
+//!
+//! Who holds the host key can sign anything; a [`Forger`] does. Who only holds the target can put any bytes anywhere,
+//! copy and rename. Bytes alone are tried beside the code that parses them (`src/format`, `src/crypt`), and every
+//! byte of good objects in `flip.rs`.
+//!
+//! What cannot be noticed today, by design: a snapshot that was deleted and is put back as it was, under its own name,
+//! is the same as if it had never been gone; and of the newest ones that are deleted nothing speaks, while an
+//! older one is missed as the `previous` of the one after it.
+
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::print_stdout, clippy::print_stderr)]
+
+mod common;
+
+use std::collections::BTreeMap;
+use std::ffi::OsString;
+use std::fs::{self, File};
+use std::os::unix::fs::symlink;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+use brackfs::crypt::{SecretKey, Signer};
+use brackfs::format::block::Encoder;
+use brackfs::format::entry::{Content, HardLink, Subtree};
+use brackfs::format::id::SourceId;
+use brackfs::format::name::{self, SnapshotName};
+use brackfs::format::snapshot::{Snapshot, Statistics};
+use brackfs::format::source::Source;
+use brackfs::format::{
+    BlockLocation, ChunkRef, Digest, Entry, Extent, Items, Kind, Node, NodeRef, PackId, Segment, SnapshotId, Timestamp,
+};
+use brackfs::repository::{Repository, Writer};
+use common::{Run, Site, run, tree};
+
+/// Longest time that a read of something planted may take, in words of `timeout`.
+const PATIENCE: &str = "120";
+
+/// A writer who holds the host key of a repository that is not encrypted, and means no good.
+struct Forger {
+    site: Site,
+    repository: Repository,
+    pack: PackId,
+    bytes: Vec<u8>,
+    encoder: Encoder,
+}
+
+/// A chunk that was stored, and where.
+#[derive(Clone, Copy)]
+struct Stored {
+    at: BlockLocation,
+    digest: Digest,
+    length: u32,
+}
+
+impl Stored {
+    /// A reference to it as the block `block` of a table.
+    fn chunk(&self, block: u32) -> ChunkRef {
+        ChunkRef { digest: self.digest, block, start: 0, length: self.length }
+    }
+}
+
+impl Forger {
+    fn new() -> Forger {
+        let site = Site::new();
+        site.brackfs(&["init".into(), site.repo(), "--no-encryption".into()]).ok();
+        let repository = Repository::open(site.repo().to_str().unwrap()).unwrap();
+        Forger { repository, site, pack: PackId::random(), bytes: Vec::new(), encoder: Encoder::new(1).unwrap() }
+    }
+
+    fn store(&mut self, plaintext: &[u8]) -> Stored {
+        let mut frame = Vec::new();
+        self.encoder.encode(plaintext, true, &mut frame).unwrap();
+        self.store_frame(&frame, plaintext)
+    }
+
+    /// Stores a block that says it is `plaintext`.
+    fn store_frame(&mut self, frame: &[u8], plaintext: &[u8]) -> Stored {
+        let (offset, length) = (self.bytes.len() as u64, frame.len() as u32);
+        self.bytes.extend(frame);
+        let at = BlockLocation { pack: self.pack, offset, length };
+        Stored { at, digest: Digest::of(plaintext), length: plaintext.len() as u32 }
+    }
+
+    fn store_node(&mut self, blocks: &[Stored], items: Items) -> Stored {
+        let node = node(blocks, items);
+        self.store(&node.encode())
+    }
+
+    /// Signs a snapshot of a root directory with this top node, and `below` entries below it.
+    fn snapshot(&self, top: Stored, below: u64) -> SnapshotName {
+        let path = self.repository.target().local_path().unwrap().join(name::pack(self.pack));
+        fs::create_dir_all(path.parent().unwrap()).unwrap();
+        fs::write(path, &self.bytes).unwrap();
+
+        let state = self.site.state().join(self.repository.id().to_string());
+        let key = SecretKey::parse(&fs::read(state.join("host.key")).unwrap()).unwrap();
+        let host = key.certificate();
+        let writer = Writer::new(&self.repository, Signer::new(key).unwrap(), &host, &[]).unwrap();
+        let source = Source { id: SourceId::random(), name: "planted".into() };
+        writer.put_source(&source).unwrap();
+        let time = Timestamp { seconds: 1_763_650_321, nanos: 0 };
+        let name = SnapshotName { source: source.id, time: "20251120T145201Z".into(), id: SnapshotId::random() };
+        let root = directory("", below, Some(top.chunk(0)));
+        let snapshot = Snapshot {
+            name: name.clone(),
+            sequence: 1,
+            source: source.name,
+            host: "nowhere".into(),
+            started: time,
+            finished: time,
+            paths: Vec::new(),
+            tags: Vec::new(),
+            encrypted: false,
+            previous: None,
+            statistics: Statistics { files: u64::MAX, directories: u64::MAX, ..Statistics::default() },
+            program: "forger".into(),
+            root: node(&[top], Items::Entries(vec![root])),
+        };
+        writer.put_snapshot(&snapshot).unwrap();
+        name
+    }
+
+    /// Signs a snapshot of a directory that is a single node of these entries.
+    fn snapshot_of(&mut self, blocks: &[Stored], entries: Vec<Entry>) -> SnapshotName {
+        let node = node(blocks, Items::Entries(entries));
+        let below = node.span();
+        let top = self.store(&node.encode());
+        self.snapshot(top, below)
+    }
+
+    /// Restores it all to `out/`, however that ends.
+    fn restore(&self) -> (Run, PathBuf) {
+        let out = self.site.path().join("out");
+        let run = patiently(&self.site, &["restore".into(), "latest".into(), "--to".into(), out.clone().into()]);
+        (run, out)
+    }
+}
+
+fn node(blocks: &[Stored], items: Items) -> Node {
+    let blocks = blocks.iter().map(|stored| stored.at).collect();
+    Node { blocks, items, users: BTreeMap::new(), groups: BTreeMap::new() }
+}
+
+fn entry(name: impl AsRef<[u8]>, kind: Kind, size: u64, content: Content) -> Entry {
+    Entry {
+        name: name.as_ref().to_vec(),
+        kind,
+        mode: 0o755,
+        uid: 0,
+        gid: 0,
+        mtime: Timestamp::default(),
+        size,
+        content,
+        link: None,
+        xattrs: Vec::new(),
+        flags: 0,
+        inode_flags: 0,
+    }
+}
+
+fn directory(name: &str, below: u64, node: Option<ChunkRef>) -> Entry {
+    entry(name, Kind::Directory, 0, Content::Directory(Subtree { below, node }))
+}
+
+fn file(name: impl AsRef<[u8]>, stored: &Stored, block: u32) -> Entry {
+    entry(name, Kind::File, stored.length.into(), Content::Chunk(stored.chunk(block)))
+}
+
+fn link(name: &str, target: &Path) -> Entry {
+    entry(name, Kind::Symlink, 0, Content::Target(target.to_str().unwrap().into()))
+}
+
+/// Runs brackfs, which must come to an end, and not by a signal.
+#[track_caller]
+fn patiently(site: &Site, arguments: &[OsString]) -> Run {
+    let inner = site.command(arguments);
+    let mut command = Command::new("timeout");
+    command.args(["--signal=KILL", PATIENCE]).arg(inner.get_program()).args(inner.get_args());
+    command.current_dir(site.path()).stdin(std::process::Stdio::null());
+    for (name, value) in inner.get_envs() {
+        match value {
+            Some(value) => command.env(name, value),
+            None => command.env_remove(name),
+        };
+    }
+    let run = run(command);
+    assert!([0, 1, 2, 10, 12].contains(&run.code), "it crashed, or hung\n{run}");
+    assert!(!run.stderr.contains("panicked"), "{run}");
+    run
+}
+
+#[track_caller]
+fn says(run: &Run, words: &[&str]) {
+    for word in words {
+        assert!(run.stderr.contains(word), "it does not say {word:?}\n{run}");
+    }
+}
+
+/// `check`, `restore` and `ls -R` all refuse, in words.
+#[track_caller]
+fn refused(forger: &Forger, words: &[&str]) {
+    let (restored, out) = forger.restore();
+    let checked = patiently(&forger.site, &["check".into()]);
+    let listed = patiently(&forger.site, &["ls".into(), "-R".into(), "latest".into()]);
+    for run in [restored, checked, listed] {
+        assert_ne!(run.code, 0, "{run}");
+        says(&run, words);
+    }
+    let names = fs::read_dir(&out).into_iter().flatten().count();
+    assert_eq!(names, 0, "something came out of {forger:?}", forger = forger.pack);
+}
+
+#[test]
+fn planted_names_come_out_nowhere() {
+    let long = "n".repeat(1025);
+    for name in ["..", ".", "", "/etc/x", "a/b", "../x", "nul\0", &long] {
+        let mut forger = Forger::new();
+        let stored = forger.store(b"planted");
+        forger.snapshot_of(&[stored], vec![file(name, &stored, 0)]);
+        refused(&forger, &["tree node", "the name", &forger.pack.to_string()]);
+    }
+}
+
+#[test]
+fn names_that_come_twice_or_out_of_order_are_refused() {
+    for names in [["same", "same"], ["b", "a"]] {
+        let mut forger = Forger::new();
+        let stored = forger.store(b"planted");
+        let outside = forger.site.path().join("outside");
+        forger.snapshot_of(&[stored], vec![link(names[0], &outside), file(names[1], &stored, 0)]);
+        refused(&forger, &["a name twice or out of order"]);
+        assert!(!outside.exists());
+    }
+}
+
+/// A directory of two segments, each with one entry.
+fn segments(forger: &mut Forger, entries: [Entry; 2], said: [&str; 2], blocks: &[Stored]) {
+    let nodes = entries.map(|entry| forger.store_node(blocks, Items::Entries(vec![entry])));
+    let parts =
+        [0, 1].map(|at| Segment { first: said[at].into(), entries: 1, span: 1, node: nodes[at].chunk(at as u32) });
+    let top = forger.store_node(&nodes, Items::Segments(parts.to_vec()));
+    forger.snapshot(top, 2);
+}
+
+#[test]
+fn a_link_in_one_segment_and_a_file_of_its_name_in_the_next_write_nothing_outside() {
+    // The second segment says that it begins later than it does, or says the truth and is out of order.
+    for said in [["same", "tame"], ["same", "same"], ["same", "a"]] {
+        let mut forger = Forger::new();
+        let stored = forger.store(b"planted");
+        let outside = forger.site.path().join("outside");
+        let entries = [link("same", &outside), file("same", &stored, 0)];
+        segments(&mut forger, entries, said, &[stored]);
+        let (restored, out) = forger.restore();
+        let checked = patiently(&forger.site, &["check".into()]);
+        for run in [restored.code(1), checked.code(1)] {
+            assert!(run.stderr.contains("other names") || run.stderr.contains("twice or out of order"), "{run}");
+        }
+        assert!(!outside.exists());
+        assert!(!out.join("same").is_file());
+    }
+}
+
+#[test]
+fn a_link_and_a_directory_below_its_name_write_nothing_outside() {
+    let mut forger = Forger::new();
+    let outside = forger.site.path().join("outside");
+    fs::create_dir(&outside).unwrap();
+    let stored = forger.store(b"planted");
+    let inner = forger.store_node(&[stored], Items::Entries(vec![file("file", &stored, 0)]));
+    let sub = directory("same", 1, Some(inner.chunk(0)));
+    let nodes = [
+        forger.store_node(&[], Items::Entries(vec![link("same", &outside)])),
+        forger.store_node(&[inner], Items::Entries(vec![sub])),
+    ];
+    let part = |at: usize, first: &str, span| Segment {
+        first: first.into(),
+        entries: 1,
+        span,
+        node: nodes[at].chunk(at as u32),
+    };
+    let top = forger.store_node(&nodes, Items::Segments(vec![part(0, "same", 1), part(1, "tame", 2)]));
+    forger.snapshot(top, 3);
+    let (run, _) = forger.restore();
+    says(&run.code(1), &["other names"]);
+    assert_eq!(fs::read_dir(&outside).unwrap().count(), 0, "something was written outside");
+}
+
+#[test]
+fn a_further_name_of_a_link_does_not_lead_outside() {
+    let mut forger = Forger::new();
+    let outside = forger.site.path().join("outside");
+    fs::write(&outside, "untouched").unwrap();
+    let mut entries = vec![link("a", &outside), link("b", &outside)];
+    for entry in &mut entries {
+        entry.link = Some(HardLink { id: 1, count: 2 });
+    }
+    forger.snapshot_of(&[], entries);
+    let (run, out) = forger.restore();
+    run.ok();
+    assert_eq!(fs::read_link(out.join("b")).unwrap(), outside);
+    assert_eq!(fs::read(&outside).unwrap(), b"untouched");
+    assert_eq!(std::os::unix::fs::MetadataExt::nlink(&fs::metadata(&outside).unwrap()), 1);
+}
+
+#[test]
+fn counts_that_do_not_add_up_are_refused() {
+    for below in [0, 2, (1 << 40) - 1] {
+        let mut forger = Forger::new();
+        let top = forger.store_node(&[], Items::Entries(vec![entry("fifo", Kind::Fifo, 0, Content::Empty)]));
+        forger.snapshot(top, below);
+        refused(&forger, &["other ranks"]);
+    }
+    let mut forger = Forger::new();
+    let top = forger.store_node(&[], Items::Entries(vec![]));
+    forger.snapshot(top, 1 << 40);
+    refused(&forger, &["number of entries", "limit"]);
+}
+
+/// Signs a snapshot of directories that nest `levels` deep, with a file at the bottom.
+fn deep(levels: u64) -> Forger {
+    let mut forger = Forger::new();
+    let stored = forger.store(b"bottom");
+    let mut node = forger.store_node(&[stored], Items::Entries(vec![file("f", &stored, 0)]));
+    for below in 1..levels {
+        node = forger.store_node(&[node], Items::Entries(vec![directory("dd", below, Some(node.chunk(0)))]));
+    }
+    forger.snapshot(node, levels);
+    forger
+}
+
+#[test]
+fn a_tree_deeper_than_any_path_is_checked_listed_and_restored() {
+    // Twice as deep as a path can say, and three times as deep as a stack once was.
+    let forger = deep(9000);
+    let checked = patiently(&forger.site, &["check".into(), "--read-data".into(), "--json".into()]).ok();
+    assert_eq!(checked.json()["directories"], 9000);
+    let listed = patiently(&forger.site, &["ls".into(), "-R".into(), "latest".into()]).ok();
+    assert_eq!(listed.stdout.lines().count(), 9000);
+
+    // As deep as a machine allows that many open directories, which a walk holds.
+    let forger = deep(900);
+    let (run, out) = forger.restore();
+    run.ok();
+    let mut at = out;
+    for _ in 1..900 {
+        at.push("dd");
+    }
+    assert_eq!(fs::read(at.join("f")).unwrap(), b"bottom");
+}
+
+#[test]
+fn a_hundred_thousand_levels_overflow_no_stack() {
+    let forger = deep(100_000);
+    let checked = patiently(&forger.site, &["check".into(), "--json".into()]).ok();
+    assert_eq!(checked.json()["directories"], 100_000);
+
+    // A restore can't hold so many directories open: it says so, and of what.
+    let out = forger.site.path().join("out");
+    let inner = forger.site.command(&["restore".into(), "latest".into(), "--to".into(), out.as_os_str().to_owned()]);
+    let mut command = Command::new("sh");
+    command.args(["-c", "ulimit -n 200; exec \"$@\"", "sh"]).arg(inner.get_program()).args(inner.get_args());
+    for (name, value) in inner.get_envs().filter_map(|(name, value)| Some((name, value?))) {
+        command.env(name, value);
+    }
+    let run = run(command).code(1);
+    says(&run, &["open files", "dd/dd/dd"]);
+}
+
+#[test]
+fn a_node_of_a_million_holes_takes_a_moment() {
+    let mut forger = Forger::new();
+    let holes = 1_000_000u64;
+    let list = forger.store_node(&[], Items::Extents(vec![Extent::Hole(1); holes as usize]));
+    let content = |covers| Content::Nodes {
+        digest: Digest::of(b""),
+        depth: 0,
+        nodes: vec![NodeRef { covers, node: list.chunk(0) }],
+    };
+    forger.snapshot_of(&[list], vec![entry("holes", Kind::File, holes, content(holes))]);
+    patiently(&forger.site, &["check".into()]).ok();
+    let (run, out) = forger.restore();
+    run.ok();
+    assert_eq!(fs::read(out.join("holes")).unwrap(), vec![0; holes as usize]);
+
+    let mut forger = Forger::new();
+    let short = forger.store_node(&[], Items::Extents(vec![Extent::Hole(1); 10]));
+    let nodes = vec![NodeRef { covers: 11, node: short.chunk(0) }];
+    let content = Content::Nodes { digest: Digest::of(b""), depth: 0, nodes };
+    forger.snapshot_of(&[short], vec![entry("holes", Kind::File, 11, content)]);
+    let (run, out) = forger.restore();
+    says(&run.code(1), &["holes", "do not cover 11 bytes"]);
+    assert!(!out.join("holes").exists());
+}
+
+#[test]
+fn a_file_whose_parts_are_of_another_kind_or_nest_too_deep_is_refused() {
+    let mut forger = Forger::new();
+    let leaf = forger.store_node(&[], Items::Extents(vec![Extent::Hole(5)]));
+    let index = forger.store_node(&[leaf], Items::ExtentIndex(vec![NodeRef { covers: 5, node: leaf.chunk(0) }]));
+    let nested = |depth, block: u32, stored: &Stored| Content::Nodes {
+        digest: Digest::of(b""),
+        depth,
+        nodes: vec![NodeRef { covers: 5, node: stored.chunk(block) }],
+    };
+    let entries = vec![
+        entry("a", Kind::File, 5, nested(1, 0, &leaf)),
+        entry("b", Kind::File, 5, nested(0, 1, &index)),
+        entry("c", Kind::File, 5, nested(8, 1, &index)),
+        entry("good", Kind::File, 5, nested(1, 1, &index)),
+    ];
+    forger.snapshot_of(&[leaf, index], entries);
+    let (run, out) = forger.restore();
+    says(&run.code(1), &["out/a", "out/b", "out/c", "another kind"]);
+    assert_eq!(fs::read(out.join("good")).unwrap(), [0; 5]);
+    assert_eq!(fs::read_dir(&out).unwrap().count(), 1);
+}
+
+#[test]
+fn compressed_bombs_in_a_pack_are_refused_and_their_neighbours_read() {
+    let mut forger = Forger::new();
+    let huge = zstd::bulk::compress(&vec![0; 512 << 20], 1).unwrap();
+    let bomb = forger.store_frame(&huge, b"x");
+    let good = forger.store(b"good");
+    forger.snapshot_of(&[bomb, good], vec![file("bomb", &bomb, 0), file("good", &good, 1)]);
+    let (run, out) = forger.restore();
+    says(&run.code(1), &["bomb", "is above the limit", &forger.pack.to_string()]);
+    assert_eq!(fs::read(out.join("good")).unwrap(), b"good");
+    assert!(!out.join("bomb").exists());
+}
+
+/// A repository with one backup.
+fn backed_up(encrypted: bool) -> Site {
+    let site = Site::with_files(&[("file", "content")]);
+    match encrypted {
+        true => site.init(),
+        false => _ = site.brackfs(&["init".into(), site.repo(), "--no-encryption".into()]).ok(),
+    }
+    site.backup(&[]).ok();
+    site
+}
+
+/// Objects below a folder of the repository, by name.
+fn objects(site: &Site, folder: &str) -> Vec<PathBuf> {
+    let paths = tree(&site.repo()).into_keys().filter(|path| path.starts_with(folder));
+    paths.map(|path| site.repo().join(path)).filter(|path| path.is_file()).collect()
+}
+
+fn leaf(path: &Path) -> &str {
+    path.file_name().and_then(|name| name.to_str()).unwrap()
+}
+
+#[test]
+fn what_is_no_file_in_the_place_of_an_object_is_an_error_and_never_waits() {
+    for what in ["pipe", "directory", "device", "sparse"] {
+        for folder in
+            ["packs", "snapshots", "sources", "index", "sums", "secrets", "generation", "keys", "brackfs.toml"]
+        {
+            let site = backed_up(false);
+            // Of two packs, both; of keys, the host's is the only one.
+            for path in objects(&site, folder) {
+                fs::remove_file(&path).unwrap();
+                match what {
+                    "pipe" => assert!(Command::new("mkfifo").arg(&path).status().unwrap().success()),
+                    "directory" => fs::create_dir(&path).unwrap(),
+                    "device" => symlink("/dev/zero", &path).unwrap(),
+                    // No memory is taken for it: more than any machine has.
+                    _ => File::create(&path).unwrap().set_len(1 << 40).unwrap(),
+                }
+            }
+            let to = site.path().join("out");
+            let restored = patiently(&site, &["restore".into(), "latest".into(), "--to".into(), to.clone().into()]);
+            let checked = patiently(&site, &["check".into()]);
+            let is_needed = ["packs", "snapshots", "keys", "brackfs.toml"].contains(&folder);
+            assert_eq!(restored.code != 0, is_needed, "a {what} in {folder}\n{restored}");
+            match fs::read(to.join("file")) {
+                Ok(bytes) => assert_eq!(bytes, b"content"),
+                Err(_) => assert!(is_needed, "a {what} in {folder}\n{restored}"),
+            }
+            // What is no file is no object: of those that only writers need, nobody knows that they should be there.
+            let unmissed = what != "sparse" && ["index", "secrets", "generation", "snapshots"].contains(&folder);
+            let sums = folder == "sums" && checked.stderr.contains("sums/");
+            assert!(
+                checked.code != 0 && (!is_needed || !checked.stderr.is_empty()) || unmissed || sums,
+                "{what} {folder}\n{checked}"
+            );
+        }
+    }
+}
+
+#[test]
+fn a_description_that_was_edited_is_refused_in_words() {
+    let site = backed_up(false);
+    let path = site.repo().join("brackfs.toml");
+    let good = fs::read_to_string(&path).unwrap();
+    let other = "id = \"c28b6a0e-94a1-4f0c-9d5e-1f5a3f8f9d1b\"";
+    let without = |key: &str| good.lines().filter(|line| !line.starts_with(key)).map(|l| format!("{l}\n")).collect();
+    let cases: [(String, &str); 8] = [
+        (good.replace("version = 1", "version = 2"), "format version 2"),
+        (without("version"), "version"),
+        (without("id") + other, ""),
+        (without("encryption") + "encryption = \"rot13\"", "rot13"),
+        (without("encryption") + "encryption = \"openpgp\"", ""),
+        (format!("{good}#{}", "x".repeat(10 << 20)), "more than the 65536 allowed"),
+        (format!("{good}deep = {}", "[".repeat(60_000)), "brackfs.toml"),
+        (format!("{good}deep = {}", "{a=".repeat(20_000)), "brackfs.toml"),
+    ];
+    for (text, words) in cases {
+        fs::write(&path, text).unwrap();
+        for arguments in [vec!["check"], vec!["ls", "latest"]] {
+            let run = patiently(&site, &arguments.into_iter().map(OsString::from).collect::<Vec<_>>());
+            assert_ne!(run.code, 0, "{run}");
+            assert!(
+                words == "brackfs.toml" && run.stderr.contains("description") || run.stderr.contains(words),
+                "{run}"
+            );
+        }
+    }
+    fs::write(&path, good).unwrap();
+    patiently(&site, &["check".into()]).ok();
+}
+
+#[test]
+fn encryption_that_was_switched_off_in_the_description_is_refused() {
+    let site = backed_up(true);
+    let path = site.repo().join("brackfs.toml");
+    let text = fs::read_to_string(&path).unwrap();
+    fs::write(&path, text.replace("openpgp", "none")).unwrap();
+    let snapshot = objects(&site, "snapshots").remove(0);
+    for arguments in [vec!["ls", "latest"], vec!["check"]] {
+        let run = patiently(&site, &arguments.into_iter().map(OsString::from).collect::<Vec<_>>()).code(1);
+        says(&run, &[leaf(&snapshot), "it is encrypted where only a signature should be"]);
+    }
+}
+
+#[test]
+fn documents_of_another_repository_do_not_count_though_the_same_host_signed_them() {
+    let site = backed_up(false);
+    let id = Repository::open(site.repo().to_str().unwrap()).unwrap().id().to_string();
+    // The same machine, the same key, another repository: its id is all that differs.
+    let other = site.path().join("other");
+    assert!(Command::new("cp").arg("-a").arg(site.repo()).arg(&other).status().unwrap().success());
+    let path = other.join("brackfs.toml");
+    let text = fs::read_to_string(&path).unwrap();
+    fs::write(&path, text.replace(&id, "c28b6a0e-94a1-4f0c-9d5e-1f5a3f8f9d1b")).unwrap();
+    let arguments = ["check", "--repo", other.to_str().unwrap()].map(OsString::from);
+    let run = patiently(&site, &arguments).code(1);
+    says(&run, &[leaf(&objects(&site, "snapshots")[0]), &id, "repository", "moved, renamed or forged"]);
+    says(&run, &[leaf(&objects(&site, "index")[0]), leaf(&objects(&site, "secrets")[0])]);
+}
+
+#[test]
+fn documents_that_were_renamed_or_that_nobody_signed_are_named_by_check() {
+    for folder in ["index", "sources", "secrets", "generation", "snapshots"] {
+        let site = backed_up(false);
+        let path = objects(&site, folder).pop().unwrap();
+        let good = fs::read(&path).unwrap();
+        let renamed = match folder {
+            "generation" => "0000000009".to_owned(),
+            "snapshots" => leaf(&path).replacen("20", "21", 1),
+            _ => "c28b6a0e-94a1-4f0c-9d5e-1f5a3f8f9d1b".to_owned(),
+        };
+        fs::rename(&path, path.with_file_name(&renamed)).unwrap();
+        says(&patiently(&site, &["check".into()]).code(1), &[&renamed, "moved, renamed or forged"]);
+        fs::remove_file(path.with_file_name(&renamed)).unwrap();
+
+        // Bare CBOR: the document out of the message.
+        let at = good.windows(2).position(|window| window == [0xCB, 0xFF]).unwrap();
+        let length = u32::from_be_bytes(good[at + 2..at + 6].try_into().unwrap()) as usize;
+        fs::write(&path, &good[at + 12..at + 6 + length]).unwrap();
+        says(&patiently(&site, &["check".into()]).code(1), &[leaf(&path)]);
+
+        // Signed by a stranger: the same document by the host of another repository.
+        let stranger = Forger::new();
+        let state = stranger.site.state().join(stranger.repository.id().to_string());
+        let key = SecretKey::parse(&fs::read(state.join("host.key")).unwrap()).unwrap();
+        let signed = Signer::new(key).unwrap().sign(&good[at + 12..at + 6 + length]).unwrap();
+        fs::write(&path, signed).unwrap();
+        says(&patiently(&site, &["check".into()]).code(1), &[leaf(&path), "does not know"]);
+        fs::write(&path, &good).unwrap();
+        patiently(&site, &["check".into()]).ok();
+    }
+}
+
+#[test]
+fn keys_under_the_names_of_others_are_not_believed_and_named() {
+    let site = backed_up(true);
+    let strangers = backed_up(true);
+    for role in ["host-", "recipient-"] {
+        let key = |site: &Site| objects(site, "keys").into_iter().find(|path| leaf(path).starts_with(role)).unwrap();
+        let (path, stranger) = (key(&site), key(&strangers));
+        let good = fs::read(&path).unwrap();
+        fs::copy(&stranger, &path).unwrap();
+        says(&patiently(&site, &["check".into()]).code(1), &[leaf(&path)]);
+        fs::write(&path, good).unwrap();
+        // One more that is what it says harms nobody.
+        fs::copy(&stranger, path.with_file_name(leaf(&stranger))).unwrap();
+        patiently(&site, &["check".into()]).ok();
+    }
+}
