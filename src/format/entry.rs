@@ -444,8 +444,9 @@ impl Entry {
             | (Content::Empty, Kind::Fifo | Kind::Socket) => size == 0,
             _ => false,
         };
-        if !fits || mode > 0o7777 {
-            return Err(r.wrong("an entry whose kind, size, mode and content do not go together"));
+        let linked = link.is_some() && kind == Kind::Directory;
+        if !fits || linked || mode > 0o7777 {
+            return Err(r.wrong("an entry whose kind, size, mode, links and content do not go together"));
         }
         if let Content::Target(target) = &content {
             size = target.len() as u64;
@@ -514,6 +515,9 @@ fn read_content(r: &mut Reader<'_>, key: u64, size: u64, table: usize) -> Result
             1 if r.uint()? == 0 => Ok(Content::Directory(Subtree::default())),
             5 => {
                 let below = read_ranks(r)?;
+                if below == 0 {
+                    return Err(r.wrong("a node of an empty directory"));
+                }
                 let node = ChunkRef::read(r, table)?;
                 Ok(Content::Directory(Subtree { below, node: Some(node) }))
             }

@@ -1,7 +1,7 @@
 //! Nodes: the pieces that trees are made of.
 //!
 //! A directory of up to about 1,000 entries is one node; a larger one is an index over such nodes, and so
-//! on. A file of up to about 1,000 extents has them in its entry; a larger one has nodes of extents. A
+//! on. A file of up to about 100 extents has them in its entry; a larger one has nodes of extents. A
 //! node carries the locations of all blocks that it refers to, so a reader needs nothing else to follow
 //! it, and equal digests mean equal content at equal places.
 
