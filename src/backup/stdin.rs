@@ -43,11 +43,10 @@ impl Walk<'_> {
         let mut replaces = Vec::new();
         let mut before = None;
         if let Some(row) = &row {
-            let segments = self.past.segments(row.id)?;
-            if let ([only], true) = (segments.as_slice(), row.linked) {
-                before = content_of(&self.past.segment_node(only.id)?.node.items, name);
+            replaces = self.past.segment_ids(row.id)?;
+            if let ([only], true) = (replaces.as_slice(), row.linked) {
+                before = content_of(&self.past.segment_node(*only)?.node.items, name);
             }
-            replaces.extend(segments.iter().map(|row| row.id));
         }
         let existed = before.is_some();
         let known = row.map(|row| Known { in_place: true, row });

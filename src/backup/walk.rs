@@ -30,6 +30,8 @@ const SEGMENT_MAX: usize = 1500;
 const SEGMENT: usize = 1000;
 /// A segment that shrank below this many takes the next one in.
 const SEGMENT_MIN: usize = 300;
+/// Segments that are read from the catalog at once.
+const SEGMENTS_AT_ONCE: usize = 4;
 /// Messages that a file's content may be ahead of the engine.
 pub(super) const AHEAD: usize = 4;
 
@@ -161,12 +163,8 @@ impl Walk<'_> {
         part: Part<'_>,
         device: u64,
     ) -> Result<(), Stop> {
-        let segments = match &known {
-            Some(known) => self.past.segments(known.row.id)?,
-            None => Vec::new(),
-        };
-        let mut segments = VecDeque::from(segments);
-        let mut group = Group { old: Vec::from_iter(segments.pop_front()), ..Group::default() };
+        let mut segments = Segments::new(known.as_ref());
+        let mut group = Group { old: Vec::from_iter(segments.next(&self.past)?), ..Group::default() };
         let mut removed = Vec::new();
         let here = Here { directory, known: known.as_ref(), relative, part, device };
         for name in self.names(directory, part) {
@@ -180,8 +178,8 @@ impl Walk<'_> {
                     break;
                 }
             };
-            while segments.front().is_some_and(|next| next.first.as_slice() <= name.as_bytes()) {
-                let next = segments.pop_front();
+            while segments.next_begins_by(&name) {
+                let next = segments.next(&self.past)?;
                 self.close(&here, &mut group, next, &mut removed)?;
             }
             let stat = match directory.stat_child(&name) {
@@ -200,7 +198,7 @@ impl Walk<'_> {
             }
         }
         loop {
-            let next = segments.pop_front();
+            let next = segments.next(&self.past)?;
             let more = next.is_some();
             self.close(&here, &mut group, next, &mut removed)?;
             if !more {
@@ -425,7 +423,7 @@ impl Walk<'_> {
     /// The segments of a directory that is not looked into now, so that nothing stays of what it held.
     fn all_segments(&self, known: Option<&Known>) -> Result<Vec<SegmentId>, Stop> {
         match known.filter(|known| known.in_place) {
-            Some(known) => Ok(self.past.segments(known.row.id)?.into_iter().map(|row| row.id).collect()),
+            Some(known) => Ok(self.past.segment_ids(known.row.id)?),
             None => Ok(Vec::new()),
         }
     }
@@ -476,6 +474,37 @@ struct Here<'a> {
 
 /// Names that are looked at, in order.
 type Names<'p> = Box<dyn Iterator<Item = Result<OsString, crate::source::Error>> + 'p>;
+
+/// The segments of a directory as it was, a few at a time.
+struct Segments {
+    directory: Option<DirectoryId>,
+    ready: VecDeque<SegmentRow>,
+    /// There are no more than those that are ready.
+    over: bool,
+}
+
+impl Segments {
+    fn new(known: Option<&Known>) -> Self {
+        Segments { directory: known.map(|known| known.row.id), ready: VecDeque::new(), over: false }
+    }
+
+    /// Whether `name` is in the next segment, or behind it.
+    fn next_begins_by(&self, name: &OsStr) -> bool {
+        self.ready.front().is_some_and(|next| next.first.as_slice() <= name.as_bytes())
+    }
+
+    fn next(&mut self, past: &Past) -> Result<Option<SegmentRow>, Stop> {
+        // When the last one is taken, and not after it: until then nothing was sent that comes behind it, so the
+        // engine can't have committed segments of this run there, which would pass for old ones.
+        if let (0 | 1, false, Some(directory)) = (self.ready.len(), self.over, self.directory) {
+            let after = self.ready.back().map(|last| last.first.as_slice());
+            let some = past.segments(directory, after, SEGMENTS_AT_ONCE)?;
+            self.over = some.len() < SEGMENTS_AT_ONCE;
+            self.ready.extend(some);
+        }
+        Ok(self.ready.pop_front())
+    }
+}
 
 impl Group {
     /// The entry of this name in the segments before; those of smaller names are gone.

@@ -116,15 +116,20 @@ impl Past {
         row.map(|row| row.complete(&self.path)).transpose()
     }
 
-    /// The segments of a directory, in order.
-    pub fn segments(&self, directory: DirectoryId) -> Result<Vec<SegmentRow>, Error> {
+    /// Segments of a directory, in order: at most `most` of those that begin behind `after`.
+    pub fn segments(
+        &self,
+        directory: DirectoryId,
+        after: Option<&[u8]>,
+        most: usize,
+    ) -> Result<Vec<SegmentRow>, Error> {
         let find = || {
             self.db
                 .prepare_cached(
                     "SELECT digest, block, start, length, id, first, entries, span, blocks, more, stats
-                     FROM segments WHERE directory = ? ORDER BY first",
+                     FROM segments WHERE directory = ? AND first > ? ORDER BY first LIMIT ?",
                 )?
-                .query_map([directory.0], |row| {
+                .query_map(params![directory.0, after.unwrap_or_default(), most as i64], |row| {
                     Ok((
                         stored(row, 0)?,
                         SegmentId(row.get(4)?),
@@ -147,6 +152,17 @@ impl Past {
                 _ => Err(damaged(&self.path, "a segment holds no sense")),
             })
             .collect()
+    }
+
+    /// All segments of a directory, by their ids only.
+    pub fn segment_ids(&self, directory: DirectoryId) -> Result<Vec<SegmentId>, Error> {
+        let find = || {
+            self.db
+                .prepare_cached("SELECT id FROM segments WHERE directory = ? ORDER BY first")?
+                .query_map([directory.0], |row| Ok(SegmentId(row.get(0)?)))?
+                .collect::<rusqlite::Result<Vec<_>>>()
+        };
+        find().during("read segments", &self.path)
     }
 
     /// The entries of a segment.
@@ -449,14 +465,19 @@ mod tests {
         let row = || past.directory(above, b"d", (0, 0)).unwrap().unwrap();
         assert_eq!(row().subtree, Some((2, None)));
 
-        let segments = past.segments(id).unwrap();
-        put(&catalog, id, &[segments[0].id], b"b");
+        let segments = past.segment_ids(id).unwrap();
+        put(&catalog, id, &[segments[0]], b"b");
         catalog.commit().unwrap();
         assert_eq!(row().subtree, None);
-        assert_eq!(past.segments(id).unwrap().iter().map(|s| s.first.clone()).collect::<Vec<_>>(), [b"b", b"m"]);
+        let firsts = |after: Option<&[u8]>, most| {
+            let rows = past.segments(id, after, most).unwrap();
+            rows.into_iter().map(|row| String::from_utf8(row.first).unwrap()).collect::<Vec<_>>()
+        };
+        assert_eq!(firsts(None, 9), ["b", "m"]);
+        assert_eq!((firsts(None, 1), firsts(Some(b"b"), 9)), (vec!["b".to_owned()], vec!["m".to_owned()]));
 
         catalog.finish_directory(id, 2, None, &[]).unwrap();
-        catalog.remove_segments(id, &[segments[1].id]).unwrap();
+        catalog.remove_segments(id, &[segments[1]]).unwrap();
         catalog.commit().unwrap();
         assert_eq!(row().subtree, None);
     }
@@ -480,7 +501,7 @@ mod tests {
         catalog.remove_directory(above, b"old", id).unwrap();
         catalog.commit().unwrap();
         assert!(past.directory(above, b"old", (1, 2)).unwrap().is_none());
-        assert!(past.segments(below).unwrap().is_empty());
+        assert!(past.segment_ids(below).unwrap().is_empty());
     }
 
     #[test]

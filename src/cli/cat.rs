@@ -7,7 +7,7 @@ use std::process::ExitCode;
 
 use anyhow::Result;
 
-use super::common::{Global, ReaderArgs};
+use super::common::{Global, READ_ONCE, ReaderArgs};
 use super::exit::Usage;
 use crate::format::Kind;
 use crate::reader::{FileReader, Selector};
@@ -33,7 +33,7 @@ pub(super) struct Args {
 
 pub(super) fn run(args: &Args, global: &Global) -> Result<ExitCode> {
     let selector = Selector::parse(args.what.as_bytes()).map_err(Usage)?;
-    let reader = args.reader.open(global, &global.monitor(false))?;
+    let reader = args.reader.open(global, &global.monitor(false), READ_ONCE)?;
     let snapshot = reader.select(&selector)?;
     let listed = reader.at_path(&snapshot, &selector.path)?;
     let shown = String::from_utf8_lossy(&selector.path).into_owned();

@@ -5,7 +5,7 @@ use std::process::ExitCode;
 use anyhow::Result;
 use serde_json::json;
 
-use super::common::{Global, ReaderArgs, is_interactive, stop_on_signals};
+use super::common::{Global, READ_ONCE, ReaderArgs, is_interactive, stop_on_signals};
 use super::say;
 use crate::check;
 
@@ -40,7 +40,7 @@ pub(super) struct Args {
 
 pub(super) fn run(args: &Args, global: &Global) -> Result<ExitCode> {
     let monitor = global.monitor(args.json);
-    let reader = args.reader.open(global, &monitor)?;
+    let reader = args.reader.open(global, &monitor, READ_ONCE)?;
     let stop = stop_on_signals()?;
     let result = check::check(&reader, args.read_data, &monitor, &stop);
     monitor.done();

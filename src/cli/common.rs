@@ -46,6 +46,11 @@ pub(super) struct RepositoryArg {
     pub(super) location: String,
 }
 
+/// Bytes to cache for what reads everything once.
+pub(super) const READ_ONCE: u64 = 32 << 20;
+/// Bytes to cache for what is asked again and again.
+pub(super) const READ_OFTEN: u64 = 128 << 20;
+
 /// What it takes to read.
 #[derive(Debug, Args)]
 pub(super) struct ReaderArgs {
@@ -65,9 +70,10 @@ pub(super) struct ReaderArgs {
     /// the next time.
     #[arg(long, value_name = "FINGERPRINT", action = ArgAction::Append)]
     pub(super) signer: Vec<Fingerprint>,
-    /// Decoded data to keep in memory, so that it need not be read and decrypted again
-    #[arg(long, value_name = "SIZE", default_value = "128MiB", value_parser = super::show::parse_size)]
-    pub(super) cache_size: u64,
+    /// Decoded data to keep in memory, so that it need not be read and decrypted again [default: 128MiB for a
+    /// mount, 32MiB otherwise]
+    #[arg(long, value_name = "SIZE", value_parser = super::show::parse_size)]
+    pub(super) cache_size: Option<u64>,
 }
 
 impl Global {
@@ -93,15 +99,16 @@ impl Global {
 }
 
 impl ReaderArgs {
-    /// Opens a reader: finds the key, and decides whose signatures are believed.
-    pub(super) fn open(&self, global: &Global, monitor: &dyn Monitor) -> Result<Reader> {
+    /// Opens a reader: finds the key, and decides whose signatures are believed. `cache`: its size, if the user
+    /// does not say another.
+    pub(super) fn open(&self, global: &Global, monitor: &dyn Monitor, cache: u64) -> Result<Reader> {
         let repository = Repository::open(&self.repository.location)?;
         let opener = match repository.encrypted() {
             true => Some(self.opener(&repository)?),
             false => None,
         };
         let signers = self.signers(global, &repository, monitor)?;
-        let cache = usize::try_from(self.cache_size).context("the cache size is too large")?;
+        let cache = usize::try_from(self.cache_size.unwrap_or(cache)).context("the cache size is too large")?;
         Ok(Reader::new(repository, Access::new(opener, signers), cache))
     }
 

@@ -11,7 +11,7 @@ use std::sync::Arc;
 
 use anyhow::{Context, Result};
 
-use super::common::{Global, ReaderArgs};
+use super::common::{Global, READ_OFTEN, ReaderArgs};
 use super::exit::Usage;
 use crate::format::Kind;
 use crate::monitor::{Monitor, Progress};
@@ -103,7 +103,7 @@ fn go_to_background() -> Result<ExitCode> {
 fn stay(args: &Args, global: &Global) -> Result<ExitCode> {
     let selector = args.what.as_ref().map(|what| Selector::parse(what.as_bytes())).transpose().map_err(Usage)?;
     let terminal = global.monitor(false);
-    let reader = args.reader.open(global, &terminal)?;
+    let reader = args.reader.open(global, &terminal, READ_OFTEN)?;
     let local = reader.repository().target().local_path().map(Path::to_owned);
     let state = RepositoryState::new(&global.state()?, reader.repository().id());
     let monitor: Box<dyn Monitor> = match args.daemon {

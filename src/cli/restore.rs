@@ -9,7 +9,7 @@ use anyhow::Result;
 use clap::ValueEnum;
 use serde_json::json;
 
-use super::common::{Global, ReaderArgs, is_interactive, stop_on_signals};
+use super::common::{Global, READ_ONCE, ReaderArgs, is_interactive, stop_on_signals};
 use super::exit::Usage;
 use super::say;
 use super::show::size;
@@ -89,7 +89,7 @@ impl From<OnConflict> for Conflict {
 pub(super) fn run(args: &Args, global: &Global) -> Result<ExitCode> {
     let selector = Selector::parse(args.what.as_bytes()).map_err(Usage)?;
     let monitor = global.monitor(args.json);
-    let reader = args.reader.open(global, &monitor)?;
+    let reader = args.reader.open(global, &monitor, READ_ONCE)?;
     let snapshot = reader.select(&selector)?;
     let listed = reader.at_path(&snapshot, &selector.path)?;
     let stop = stop_on_signals()?;

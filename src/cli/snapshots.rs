@@ -6,7 +6,7 @@ use std::process::ExitCode;
 use anyhow::Result;
 use serde_json::{Value, json};
 
-use super::common::{Global, ReaderArgs};
+use super::common::{Global, READ_ONCE, ReaderArgs};
 use super::show::{name_time, size};
 use crate::catalog::{Catalog, SnapshotRow};
 use crate::format::snapshot::Snapshot;
@@ -62,7 +62,7 @@ pub(super) fn run(args: &Args, global: &Global) -> Result<ExitCode> {
             let rows = Catalog::view(&state.catalog_path(), repository.id())?.snapshots()?;
             rows.into_iter().filter(|row| row.written).map(Line::from).collect()
         }
-        false => from_repository(&args.reader.open(global, &monitor)?, &monitor, &mut problems)?,
+        false => from_repository(&args.reader.open(global, &monitor, READ_ONCE)?, &monitor, &mut problems)?,
     };
     lines.retain(|line| args.source.as_ref().is_none_or(|source| *source == line.source));
     let mut out = std::io::stdout().lock();
