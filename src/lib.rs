@@ -2,8 +2,8 @@
 //!
 //! Two journeys explain most of the code. A backup ([`backup`]) walks a [`source`], compares it with the
 //! [`catalog`], and writes blocks ([`format`](mod@format), [`crypt`]) into packs of a [`repository`] at a [`target`].
-//! A read ([`reader`]) goes from a snapshot through trees to blocks, verifying each; [`mount`], [`restore`] and
-//! [`check`] are on top of it. Engines tell a [`monitor`] what happens, and only [`cli`] prints.
+//! A read ([`reader`]) goes from a snapshot through trees to blocks, verifying each; [`mount`], [`restore`],
+//! [`dump`](mod@dump) and [`check`] are on top of it. Engines tell a [`monitor`] what happens, and only [`cli`] prints.
 //!
 //! ## Who may use whom
 //!
@@ -25,8 +25,9 @@
 //! | `reader` | `repository` `crypt` `format` |
 //! | `mount` | `reader` `format` `monitor` |
 //! | `restore` | `reader` `source` `format` `monitor` |
+//! | `dump` | `reader` `format` `monitor` |
 //! | `check` | `reader` `repository` `target` `format` `monitor` |
-//! | `cli` | `backup` `catalog` `check` `crypt` `format` `init` `monitor` `mount` `reader` `repository` `restore` `state` |
+//! | `cli` | `backup` `catalog` `check` `crypt` `dump` `format` `init` `monitor` `mount` `reader` `repository` `restore` `state` |
 //! <!-- /layers -->
 
 pub mod backup;
@@ -34,6 +35,7 @@ pub mod catalog;
 pub mod check;
 pub mod cli;
 pub mod crypt;
+pub mod dump;
 pub mod format;
 pub mod init;
 pub mod monitor;

@@ -342,6 +342,25 @@ fn skip_if_unchanged_makes_no_snapshot_unless_something_changed() {
 }
 
 #[test]
+fn what_a_run_could_not_write_a_snapshot_of_is_a_change_for_the_next_one() {
+    let site = ready(&[("a", "one")]);
+    backup(&site, &["--skip-if-unchanged"]);
+    age(&site.write("b", "two"));
+    settle();
+    let closed = OtherFileSystem::mount(site.repo().join("snapshots"));
+    let mut command = Command::new("mount");
+    command.args(["-o", "remount,ro"]).arg(&closed.0);
+    run(command).ok();
+    let failed = site.backup(&["--skip-if-unchanged"]).code(1);
+    assert!(failed.stderr.contains("Read-only"), "{failed}");
+    drop(closed);
+    let next = backup(&site, &["--skip-if-unchanged"]);
+    assert_eq!(number(&next, "files_read"), 0, "{next}");
+    assert!(next["snapshot_id"].is_string(), "{next}");
+    assert_eq!(names(&site, "latest"), ["a", "b"]);
+}
+
+#[test]
 fn reread_reads_all_files_and_stores_none() {
     let site = ready(&[("a", "one"), ("d/b", "two")]);
     backup(&site, &[]);

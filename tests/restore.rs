@@ -286,6 +286,103 @@ fn a_planted_link_in_place_of_a_file_is_not_followed() {
 }
 
 #[test]
+fn a_file_that_looks_the_same_is_no_conflict() {
+    let (site, out) = occupied();
+    fs::remove_file(out.join("differs")).unwrap();
+    let summary = restore(&site, "latest", &out, &[]).ok().json();
+    assert_eq!((summary["skipped"].as_u64(), summary["files"].as_u64()), (Some(1), Some(2)));
+    assert_eq!(read(out.join("differs")), "from the snapshot");
+}
+
+#[test]
+fn patterns_choose_what_is_restored() {
+    let site =
+        ready(&[("a/x.c", "1"), ("a/x.h", "2"), ("a/old/y.c", "3"), ("b/all/one", "4"), ("b/z", "5"), ("e/f", "6")]);
+    fs::set_permissions(site.source().join("a"), fs::Permissions::from_mode(0o711)).unwrap();
+    settle();
+    site.backup(&[]).ok();
+    let restored = |out: &str, extra: &[&str]| {
+        let out = site.path().join(out);
+        let summary = restore(&site, "latest", &out, extra).ok().json();
+        let found: Vec<_> = tree(&out).into_keys().map(|path| path.to_str().unwrap().to_owned()).collect();
+        (summary["files"].as_u64().unwrap(), found[1..].join(" "))
+    };
+    let chosen = restored("include", &["--include", "*.c", "--include", "/b/all"]);
+    assert_eq!(chosen, (3, "a a/old a/old/y.c a/x.c b b/all b/all/one".into()));
+    // What only leads there is made as it was.
+    assert_eq!(fs::metadata(site.path().join("include/a")).unwrap().mode() & 0o777, 0o711);
+    let chosen = restored("both", &["--include", "*.c", "--exclude", "old/"]);
+    assert_eq!(chosen, (1, "a a/x.c".into()));
+    assert_eq!(restored("exclude", &["--exclude", "/a", "--exclude", "z"]), (2, "b b/all b/all/one e e/f".into()));
+    assert_eq!(restored("nothing", &["--include", "nowhere"]), (0, String::new()));
+    let run = restore(&site, "latest", &site.path().join("bad"), &["--include", "[a"]).code(2);
+    assert!(run.stderr.contains("[a"), "{run}");
+}
+
+#[test]
+fn what_only_leads_to_what_is_wanted_stays_as_it_is() {
+    let site = ready(&[("a/b", "1"), ("a/c", "2")]);
+    let out = site.path().join("out");
+    fs::create_dir_all(out.join("a")).unwrap();
+    set_mode(&out.join("a"), 0o750);
+    set_mode(&out, 0o751);
+    restore(&site, "latest", &out, &["--include", "b"]).ok();
+    let mode = |path: PathBuf| fs::metadata(path).unwrap().mode() & 0o777;
+    assert_eq!((mode(out.join("a")), mode(out.clone())), (0o750, 0o751));
+    assert_eq!(read(out.join("a/b")), "1");
+}
+
+#[test]
+fn a_dry_run_changes_nothing_and_counts_the_same() {
+    let (site, out) = occupied();
+    let before = tree(&out);
+    for extra in [&["--conflict", "skip"][..], &["--conflict", "update"], &["--conflict", "overwrite"]] {
+        let dry = restore(&site, "latest", &out, &[extra, &["--dry-run"]].concat()).ok().json();
+        assert_eq!(tree(&out), before);
+        let copy = site.path().join(format!("copy {}", extra[1]));
+        let copied = std::process::Command::new("cp").arg("-a").arg(&out).arg(&copy).status().unwrap();
+        assert!(copied.success());
+        let real = restore(&site, "latest", &copy, extra).ok().json();
+        for count in ["files", "bytes", "skipped", "directories", "others", "problems"] {
+            assert_eq!(dry[count], real[count], "{count} {extra:?}");
+        }
+    }
+    let run = restore(&site, "latest", &out, &["--dry-run"]).code(1);
+    assert!(run.stderr.contains("--conflict"), "{run}");
+    let missing = site.path().join("not there");
+    let run = restore(&site, "latest", &missing, &["--dry-run", "-v"]).ok();
+    assert!(!missing.exists());
+    assert_eq!(run.stderr.matches("would restore").count(), 3, "{run}");
+}
+
+#[test]
+fn a_killed_restore_goes_on_when_it_is_run_again() {
+    let site = Site::new();
+    let mut noise = vec![0; 8 * MIB];
+    for i in 0..40 {
+        blake3::Hasher::new().update(&[i]).finalize_xof().fill(&mut noise);
+        site.write(&format!("d{}/{i}", i % 4), &noise);
+    }
+    fs::hard_link(site.source().join("d0/0"), site.source().join("d1/zz")).unwrap();
+    settle();
+    site.brackfs(&["init", site.repo().to_str().unwrap(), "--no-encryption"]).ok();
+    site.backup(&[]).ok();
+    let out = site.path().join("out");
+    let files = || fs::read_dir(out.join("d0")).map_or(0, |names| names.count());
+    let mut child = site.command(&["restore", "latest", "--to", out.to_str().unwrap()]).spawn().unwrap();
+    while files() < 3 && child.try_wait().unwrap().is_none() {
+        std::thread::sleep(std::time::Duration::from_millis(1));
+    }
+    child.kill().unwrap();
+    child.wait().unwrap();
+    let there = files();
+    let summary = restore(&site, "latest", &out, &[]).ok().json();
+    assert!(summary["skipped"].as_u64().unwrap() + 1 >= there as u64 - 1, "{summary}");
+    // Nothing is left of it, unfinished files neither.
+    assert_eq!(tree(&out), tree(&site.source()));
+}
+
+#[test]
 fn no_unfinished_files_are_left() {
     let (site, out) = occupied();
     restore(&site, "latest", &out, &[]).code(1);

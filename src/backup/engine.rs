@@ -300,6 +300,7 @@ impl<'a> Engine<'a> {
                 Ok(FileContent::Hole(length)) => (Extent::Hole(length), None),
                 Ok(FileContent::End(end)) => break Ok(end),
                 Ok(FileContent::Failed(why)) => break Err(why),
+                Ok(FileContent::BrokenOff) => return Ok(()),
                 Err(_) => return Err(Error::Stopped("reading files")),
             };
             self.progress.bytes += extent.length();

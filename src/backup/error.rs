@@ -91,6 +91,12 @@ pub enum Error {
         /// Why it can't be looked at.
         source: std::io::Error,
     },
+    /// Of several paths none is there.
+    #[error("none of the paths to back up is there")]
+    NothingThere,
+    /// Standard input failed: how much of it is missing nobody knows.
+    #[error("cannot read standard input: {0}; no snapshot was made")]
+    Stdin(#[source] std::io::Error),
     /// Paths that can't be backed up together, or an option that makes no sense.
     #[error("{0}")]
     Usage(String),
@@ -108,4 +114,15 @@ pub enum Error {
     /// A thread ended without saying why: a defect.
     #[error("a part of the backup stopped unexpectedly ({0}); please report this")]
     Stopped(&'static str),
+}
+
+impl Error {
+    /// Whether what was asked for makes no sense.
+    pub fn is_usage(&self) -> bool {
+        match self {
+            Error::Usage(_) => true,
+            Error::Source(error) => error.is_usage(),
+            _ => false,
+        }
+    }
 }

@@ -81,6 +81,8 @@ pub(super) enum Content {
     End(Box<End>),
     /// The file could not be read.
     Failed(String),
+    /// The whole backup breaks off here; whoever sends it says why.
+    BrokenOff,
 }
 
 /// What is known of a file once it is read.

@@ -7,7 +7,9 @@
 //! ```
 //!
 //! - [`session`]: the lock, and what must be as it was left before anything is written
+//! - [`scope`]: what is backed up; [`list`] reads lists of paths, [`selection`] holds them
 //! - [`walk`]: lists, compares with the catalog, asks for what changed to be read
+//! - [`stdin`]: a pipe in the walk's place
 //! - [`event`]: what the walk tells the engine
 //! - [`read`]: many readers of small files, one of large files
 //! - [`budget`]: the loan of memory for small files that were read ahead
@@ -27,18 +29,22 @@ mod commit;
 mod engine;
 mod error;
 mod event;
+mod list;
 mod nodes;
 mod read;
+mod scope;
 mod seal;
+mod selection;
 mod session;
+mod stdin;
 mod store;
 mod walk;
 
 use std::collections::HashSet;
+use std::ffi::OsString;
 use std::os::unix::ffi::OsStrExt;
-use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
-use std::sync::atomic::AtomicBool;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -52,16 +58,17 @@ use crate::format::entry::{Content, Entry, Subtree};
 use crate::format::id::{SnapshotId, SourceId};
 use crate::format::name::SnapshotName;
 use crate::format::snapshot::{Snapshot, Statistics};
-use crate::format::source::{Source, is_source_name};
+use crate::format::source::Source;
 use crate::format::{ChunkRef, Items, Node, Timestamp};
 use crate::monitor::Monitor;
 use crate::repository::Repository;
-use crate::source::{Cutter, Directory, Exclude, Extended, MountTable, Stat, now};
+use crate::source::{Cutter, Extended, MountTable, Stat, Tags, now};
 use budget::Budget;
 use engine::{Engine, Outcome, Tally};
 use read::Reading;
+use scope::{Origin, Scope, identify};
 use session::Session;
-use walk::{Counts, Rules, Selection, Stop, Walk};
+use walk::{Counts, Rules, Stop, Walk};
 
 /// Bytes of small files that may be read ahead of the engine.
 const READ_AHEAD: usize = 8 << 20;
@@ -90,16 +97,30 @@ pub const COMPRESSION: i32 = 3;
 /// What to back up, and how.
 #[derive(Debug, Clone)]
 pub struct Options {
-    /// The source's name; none: the last name of the path.
+    /// The source's name; none: the last name of the path or the name of standard input, `root` for several.
     pub source: Option<String>,
     /// What to back up. One directory is the snapshot's root; otherwise the root is `/`, with what leads to
     /// the paths.
     pub paths: Vec<PathBuf>,
+    /// Files that list more paths, one a line or with a NUL behind each; `-` is standard input. With a list the
+    /// root is always `/`. What is listed is taken with all below it, but a symbolic link stays one.
+    pub files_from: Vec<PathBuf>,
+    /// Instead of paths: standard input, as a file of this name. It is the only one in the snapshot.
+    pub stdin: Option<OsString>,
     /// Words to find the snapshot by.
     pub tags: Vec<String>,
-    /// Patterns of what to leave out, as in a `.gitignore` at the snapshot's root.
+    /// Patterns of what to leave out, as in a `.gitignore` at the snapshot's root. Like all that is left out,
+    /// it is on the way to a path, too, and what a list names.
     pub exclude: Vec<String>,
-    /// Leave mounts below the paths empty.
+    /// Files of such patterns, which come before those in `exclude`: of several that match the last one counts.
+    pub exclude_from: Vec<PathBuf>,
+    /// Of directories with a valid `CACHEDIR.TAG` take nothing but that.
+    pub exclude_caches: bool,
+    /// Of directories that have an entry of one of these names take nothing but that entry.
+    pub exclude_if_present: Vec<OsString>,
+    /// Leave out what has the attribute `d` (`chattr +d`).
+    pub exclude_nodump: bool,
+    /// Leave mounts below the paths empty. Each path counts for itself.
     pub one_file_system: bool,
     /// Average bytes of a chunk. From 1 MiB on files are cut at fixed offsets of 1 MiB.
     pub chunk_size: usize,
@@ -122,8 +143,14 @@ impl Default for Options {
         Options {
             source: None,
             paths: Vec::new(),
+            files_from: Vec::new(),
+            stdin: None,
             tags: Vec::new(),
             exclude: Vec::new(),
+            exclude_from: Vec::new(),
+            exclude_caches: false,
+            exclude_if_present: Vec::new(),
+            exclude_nodump: false,
             one_file_system: false,
             chunk_size: CHUNK_SIZE,
             merge_files_under: MERGE_FILES_UNDER,
@@ -183,65 +210,20 @@ pub fn run(
 ) -> Result<Summary, Error> {
     let started = (now(), Instant::now());
     let mut missing = 0;
-    let scope = Scope::of(options, |path, why| {
+    let scope = Scope::of(options, &mut |path, why| {
         missing += 1;
         monitor.problem(path, why);
     })?;
+    let local = repository.target().local_path();
+    let forbidden = local.into_iter().chain([state]).filter_map(identify).collect();
+    scope.stay_out_of(&forbidden)?;
     let (session, mut catalog) = Session::open(repository, state)?;
     let source = find_source(&session, &mut catalog, &scope.name)?;
     let run = Run { session: &session, scope: &scope, source, options, monitor, stop, started: started.0 };
-    let mut summary = run.stages(catalog, state)?;
+    let mut summary = run.stages(catalog, forbidden)?;
     summary.problems += missing;
     summary.duration = started.1.elapsed();
     Ok(summary)
-}
-
-/// What is walked.
-struct Scope {
-    name: String,
-    paths: Vec<PathBuf>,
-    root: PathBuf,
-    selection: Selection,
-}
-
-impl Scope {
-    fn of(options: &Options, mut missing: impl FnMut(&Path, &str)) -> Result<Self, Error> {
-        let mut paths = Vec::new();
-        for path in &options.paths {
-            match resolve(path) {
-                Ok(path) => paths.push(path),
-                Err(e) if options.paths.len() > 1 => missing(path, &e.to_string()),
-                Err(source) => return Err(Error::NoSource { path: path.display().to_string(), source }),
-            }
-        }
-        let (root, selection) = match paths.as_slice() {
-            [] => return Err(Error::Usage("none of the paths to back up is there".into())),
-            [path] if path.is_dir() => (path.clone(), Selection::All),
-            several => (PathBuf::from("/"), Selection::of(several)),
-        };
-        let name = match (&options.source, paths.as_slice()) {
-            (Some(name), _) => name.clone(),
-            (None, [path]) => path.file_name().map_or("root".into(), |name| name.to_string_lossy().into_owned()),
-            (None, _) => "root".into(),
-        };
-        match is_source_name(&name) {
-            true => Ok(Scope { name, paths, root, selection }),
-            false => Err(Error::Usage(format!("{name:?} can't name a source; give another name with --source"))),
-        }
-    }
-}
-
-/// The path without symbolic links in it; a link at its end is followed only to a directory.
-fn resolve(path: &Path) -> std::io::Result<PathBuf> {
-    if path.is_dir() {
-        return path.canonicalize();
-    }
-    path.symlink_metadata()?;
-    let absolute = std::path::absolute(path)?;
-    match (absolute.parent(), absolute.file_name()) {
-        (Some(parent), Some(name)) => Ok(parent.canonicalize()?.join(name)),
-        _ => Ok(absolute),
-    }
 }
 
 fn find_source(session: &Session<'_>, catalog: &mut Catalog, name: &str) -> Result<(SourceRow, SourceId), Error> {
@@ -269,15 +251,14 @@ struct Run<'a> {
 
 impl Run<'_> {
     /// Starts all stages, follows the walk with the engine, and makes the snapshot.
-    fn stages(&self, catalog: Catalog, state: &Path) -> Result<Summary, Error> {
+    fn stages(&self, catalog: Catalog, forbidden: HashSet<(u64, u64)>) -> Result<Summary, Error> {
         let workers = match self.options.low_memory {
             true => 1,
             false => thread::available_parallelism().map_or(1, usize::from).min(WORKERS),
         };
         let target = self.session.repository.target();
         let sealer = self.session.writer.block_sealer();
-        let rules = self.rules(state)?;
-        let root = Directory::open_root(&self.scope.root)?;
+        let rules = self.rules(forbidden)?;
         let past = catalog.past()?;
         let reading = Reading {
             cutter: Cutter::new(self.session.trust.seed, self.options.chunk_size),
@@ -322,12 +303,14 @@ impl Run<'_> {
                 monitor: self.monitor,
                 stop: self.stop,
                 counts: Counts::default(),
-                root_device: 0,
             };
             let above = DirectoryId::above(self.source.0);
             let walk =
                 thread::Builder::new().name("walk".into()).stack_size(WALK_STACK).spawn_scoped(threads, move || {
-                    let result = walk.root(root, above, &self.scope.selection);
+                    let result = match &self.scope.origin {
+                        Origin::Tree { root, selection } => walk.root(root, above, selection.root()),
+                        Origin::Stdin(name) => walk.stdin(name, above, reading, self.started),
+                    };
                     (walk.counts, result)
                 });
             let walk = walk.map_err(|_| Error::Stopped("the walk could not be started"))?;
@@ -354,12 +337,11 @@ impl Run<'_> {
         })
     }
 
-    fn rules(&self, state: &Path) -> Result<Rules, Error> {
-        let identify = |path: &Path| path.metadata().ok().map(|metadata| (metadata.dev(), metadata.ino()));
-        let repository = self.session.repository.target().local_path().and_then(identify);
-        let forbidden: HashSet<_> = repository.into_iter().chain(identify(state)).collect();
+    fn rules(&self, forbidden: HashSet<(u64, u64)>) -> Result<Rules, Error> {
         Ok(Rules {
-            exclude: Exclude::new(&self.scope.root, &self.options.exclude)?,
+            exclude: self.scope.exclude.clone(),
+            tags: Tags { caches: self.options.exclude_caches, names: self.options.exclude_if_present.clone() },
+            exclude_nodump: self.options.exclude_nodump,
             identity: self.options.identity,
             one_file_system: self.options.one_file_system,
             reread: self.options.reread,
@@ -372,8 +354,16 @@ impl Run<'_> {
     /// Makes the snapshot: commits, writes it last of all, and notes that it is there.
     fn finish(&self, engine: &mut Engine<'_>, root: &Outcome, counts: Counts) -> Result<Summary, Error> {
         engine.settle()?;
+        // An interrupt that ended what fills a pipe may look like its end at first.
+        if self.stop.load(Ordering::Relaxed) {
+            engine.commit(None)?;
+            return Err(Error::Interrupted);
+        }
         let previous = engine.catalog.latest_snapshot(self.source.0)?;
-        if self.options.skip_if_unchanged && !root.changed && previous.is_some() {
+        // A pipe's file is always written anew, with another time.
+        let same = !root.changed || matches!(self.scope.origin, Origin::Stdin(_)) && counts.unmodified == 1;
+        if self.options.skip_if_unchanged && same && previous.is_some() {
+            engine.catalog.link_directories(&[root.id])?;
             engine.commit(None)?;
             return Ok(self.summary(None, counts, engine.tally));
         }

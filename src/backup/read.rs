@@ -34,7 +34,7 @@ pub(super) struct Reading {
 }
 
 /// Why a file's content ended early.
-enum Stop {
+pub(super) enum Stop {
     /// Nobody listens any more: the backup ended.
     Gone,
     /// The file failed.
@@ -71,7 +71,7 @@ fn read(job: &Job, reading: &Reading) -> Result<(), Stop> {
     if before.kind != Kind::File {
         return Err(Stop::Failed("it was a file and is none any more".into()));
     }
-    let mut sink = Sink { content: &job.content, hasher: blake3::Hasher::new(), size: 0, chunks: 0, first: None };
+    let mut sink = Sink::new(&job.content);
     if before.size < reading.whole_below && !reading.spool_all {
         let bytes = read_whole(&file, before.size)?;
         sink.chunk(bytes)?;
@@ -84,10 +84,7 @@ fn read(job: &Job, reading: &Reading) -> Result<(), Stop> {
     // Renamed or deleted meanwhile is no change of what was read; another file in its place is.
     let replaced = there.is_ok_and(|there| there.ino != before.ino || there.dev != before.dev);
     let changed = replaced || !before.same_content_as(&after) || sink.size != before.size;
-    let digest = match sink.first {
-        Some(digest) if sink.chunks == 1 => digest,
-        _ => sink.hasher.finalize().into(),
-    };
+    let digest = sink.digest();
     let fresh = before.is_fresh(started);
     sink.send(Content::End(Box::new(End { stat: before, extended, size: sink.size, digest, changed, fresh })))
 }
@@ -102,24 +99,41 @@ fn read_whole(file: &File, size: u64) -> io::Result<Vec<u8>> {
 
 fn cut(file: &File, stat: &Stat, reading: &Reading, sink: &mut Sink<'_>) -> Result<(), Stop> {
     let sparse = stat.blocks.saturating_mul(512) < stat.size;
-    reading.cutter.cut(file, stat.size, sparse, &mut |piece| match piece {
-        Piece::Hole(length) => sink.hole(length),
-        Piece::Data(bytes) if reading.spool_all => sink.spool(&bytes),
-        Piece::Data(bytes) => sink.chunk(bytes),
-    })?;
+    reading.cutter.cut(file, stat.size, sparse, &mut |piece| sink.piece(piece, reading))?;
     Ok(())
 }
 
 /// Where a file's content goes, and what is counted on the way.
-struct Sink<'c> {
+pub(super) struct Sink<'c> {
     content: &'c Sender<Content>,
     hasher: blake3::Hasher,
-    size: u64,
+    pub(super) size: u64,
     chunks: u64,
     first: Option<Digest>,
 }
 
-impl Sink<'_> {
+impl<'c> Sink<'c> {
+    pub(super) fn new(content: &'c Sender<Content>) -> Self {
+        Sink { content, hasher: blake3::Hasher::new(), size: 0, chunks: 0, first: None }
+    }
+
+    /// The digest of all bytes so far.
+    pub(super) fn digest(&self) -> Digest {
+        match self.first {
+            Some(digest) if self.chunks == 1 => digest,
+            _ => self.hasher.finalize().into(),
+        }
+    }
+
+    /// Takes a piece in, as `reading` wants it.
+    pub(super) fn piece(&mut self, piece: Piece, reading: &Reading) -> Result<(), Stop> {
+        match piece {
+            Piece::Hole(length) => self.hole(length),
+            Piece::Data(bytes) if reading.spool_all => self.spool(&bytes),
+            Piece::Data(bytes) => self.chunk(bytes),
+        }
+    }
+
     fn send(&self, content: Content) -> Result<(), Stop> {
         self.content.send(content).map_err(|_| Stop::Gone)
     }

@@ -4,10 +4,10 @@
 //! is; groups are bounded. Names come sorted, so a group lines up with a segment of the
 //! catalog, and if nothing changed the two are equal as bytes.
 
-use std::collections::{BTreeMap, HashSet, VecDeque};
+use std::collections::{HashSet, VecDeque};
 use std::ffi::{OsStr, OsString};
 use std::os::unix::ffi::{OsStrExt, OsStringExt};
-use std::path::{Component, Path, PathBuf};
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
@@ -17,11 +17,12 @@ use super::Error;
 use super::budget::Budget;
 use super::event::{Enter, Event, NewFile, Reused};
 use super::read::Job;
+use super::selection::Part;
 use crate::catalog::stats::{Identity, Stats, StatsReader};
 use crate::catalog::{DirectoryId, DirectoryRow, Past, SegmentId, SegmentNode, SegmentRow};
 use crate::format::{Content, Entry, Kind};
 use crate::monitor::Monitor;
-use crate::source::{Directory, Exclude, Extended, MountTable, Stat};
+use crate::source::{Directory, Extended, MountTable, Patterns, Stat, Tags};
 
 /// Most entries of a segment: as many as were there before may come again, and be compared as a whole.
 const SEGMENT_MAX: usize = 1500;
@@ -30,39 +31,7 @@ const SEGMENT: usize = 1000;
 /// A segment that shrank below this many takes the next one in.
 const SEGMENT_MIN: usize = 300;
 /// Messages that a file's content may be ahead of the engine.
-const AHEAD: usize = 4;
-
-/// Which parts of a directory are wanted.
-#[derive(Debug, Default, Clone)]
-pub(super) enum Selection {
-    /// Everything below.
-    #[default]
-    All,
-    /// These names only: what leads to several paths that were given.
-    Only(BTreeMap<OsString, Selection>),
-}
-
-impl Selection {
-    /// What leads to `paths`, which are absolute.
-    pub(super) fn of(paths: &[PathBuf]) -> Self {
-        let mut root = Selection::Only(BTreeMap::new());
-        for path in paths {
-            let mut at = &mut root;
-            for part in path.components() {
-                let Component::Normal(part) = part else { continue };
-                match at {
-                    // A path below one that is wanted as a whole adds nothing.
-                    Selection::All => break,
-                    Selection::Only(names) => {
-                        at = names.entry(part.to_owned()).or_insert_with(|| Selection::Only(BTreeMap::new()));
-                    }
-                }
-            }
-            *at = Selection::All;
-        }
-        root
-    }
-}
+pub(super) const AHEAD: usize = 4;
 
 /// What the walk counted.
 #[derive(Debug, Default, Clone, Copy)]
@@ -79,7 +48,11 @@ pub(super) struct Counts {
 
 /// What the walk needs to know.
 pub(super) struct Rules {
-    pub(super) exclude: Exclude,
+    pub(super) exclude: Patterns,
+    /// What makes a directory one whose content is left out.
+    pub(super) tags: Tags,
+    /// Leave out what has the attribute.
+    pub(super) exclude_nodump: bool,
     pub(super) identity: Identity,
     pub(super) one_file_system: bool,
     /// Believe no identity: read every file.
@@ -102,7 +75,6 @@ pub(super) struct Walk<'a> {
     pub(super) monitor: &'a dyn Monitor,
     pub(super) stop: &'a AtomicBool,
     pub(super) counts: Counts,
-    pub(super) root_device: u64,
 }
 
 /// Why the walk ends early.
@@ -121,10 +93,10 @@ impl<E: Into<Error>> From<E> for Stop {
 
 /// What the catalog has of a directory that is being walked.
 #[derive(Clone)]
-struct Known {
-    row: DirectoryRow,
+pub(super) struct Known {
+    pub(super) row: DirectoryRow,
     /// The directory is where it was. Otherwise its entries are good to reuse, but its rows stay behind.
-    in_place: bool,
+    pub(super) in_place: bool,
 }
 
 /// Entries of one directory that belong together, and what the catalog has of them.
@@ -141,22 +113,28 @@ struct Group {
 
 impl Walk<'_> {
     /// Walks the root directory. `above` is the catalog's parent of it.
-    pub(super) fn root(&mut self, directory: Directory, above: DirectoryId, selection: &Selection) -> Result<(), Stop> {
+    pub(super) fn root(&mut self, path: &Path, above: DirectoryId, part: Part<'_>) -> Result<(), Stop> {
+        let directory = Directory::open_root(path)?;
         let stat = directory.stat()?;
-        self.root_device = stat.dev;
         self.counts.directories += 1;
         let row = self.past.directory(above, b"", (stat.dev, stat.ino))?;
         let known = row.map(|row| Known { in_place: row.in_place, row });
         let extended = self.checked(directory.extended(), directory.path());
         self.enter(b"", &stat, extended, known.as_ref())?;
-        self.contents(&Arc::new(directory), known, Path::new(""), selection)
+        self.contents(&Arc::new(directory), known, Path::new(""), part, stat.dev)
     }
 
-    fn send(&self, event: Event) -> Result<(), Stop> {
+    pub(super) fn send(&self, event: Event) -> Result<(), Stop> {
         self.events.send(event).map_err(|_| Stop::Gone)
     }
 
-    fn enter(&self, name: &[u8], stat: &Stat, extended: Extended, known: Option<&Known>) -> Result<(), Stop> {
+    pub(super) fn enter(
+        &self,
+        name: &[u8],
+        stat: &Stat,
+        extended: Extended,
+        known: Option<&Known>,
+    ) -> Result<(), Stop> {
         let row = known.filter(|known| known.in_place).map(|known| known.row.clone());
         self.send(Event::Enter(Box::new(Enter { name: name.to_vec(), stat: stat.clone(), extended, row })))
     }
@@ -180,7 +158,8 @@ impl Walk<'_> {
         directory: &Arc<Directory>,
         known: Option<Known>,
         relative: &Path,
-        selection: &Selection,
+        part: Part<'_>,
+        device: u64,
     ) -> Result<(), Stop> {
         let segments = match &known {
             Some(known) => self.past.segments(known.row.id)?,
@@ -189,18 +168,8 @@ impl Walk<'_> {
         let mut segments = VecDeque::from(segments);
         let mut group = Group { old: Vec::from_iter(segments.pop_front()), ..Group::default() };
         let mut removed = Vec::new();
-        let names: Box<dyn Iterator<Item = Result<OsString, crate::source::Error>>> = match selection {
-            Selection::Only(names) => Box::new(names.keys().cloned().map(Ok)),
-            Selection::All => match directory.list() {
-                Ok(listing) => Box::new(listing),
-                Err(e) => {
-                    self.problem(directory.path(), &e.to_string());
-                    Box::new(std::iter::empty())
-                }
-            },
-        };
-        let here = Here { directory, known: known.as_ref(), relative, selection };
-        for name in names {
+        let here = Here { directory, known: known.as_ref(), relative, part, device };
+        for name in self.names(directory, part) {
             if self.stop.load(Ordering::Relaxed) {
                 return Err(Stop::Failed(Error::Interrupted));
             }
@@ -222,7 +191,7 @@ impl Walk<'_> {
                     continue;
                 }
             };
-            if self.rules.exclude.excludes(&relative.join(&name), stat.kind == Kind::Directory) {
+            if self.is_excluded(&relative.join(&name), &stat) {
                 continue;
             }
             group.entries.push((name, stat));
@@ -242,6 +211,29 @@ impl Walk<'_> {
             removed.clear();
         }
         self.send(Event::Leave { removed })
+    }
+
+    /// The names in a directory that are looked at.
+    fn names<'p>(&mut self, directory: &Directory, part: Part<'p>) -> Names<'p> {
+        let mut tags = self.rules.tags.in_directory(directory);
+        if !tags.is_empty() {
+            tags.retain(|tag| part.whole || part.has(tag));
+            return Box::new(tags.into_iter().map(Ok));
+        }
+        if !part.whole {
+            return Box::new(part.names().map(Ok));
+        }
+        match directory.list() {
+            Ok(listing) => Box::new(listing),
+            Err(e) => {
+                self.problem(directory.path(), &e.to_string());
+                Box::new(std::iter::empty())
+            }
+        }
+    }
+
+    fn is_excluded(&self, relative: &Path, stat: &Stat) -> bool {
+        self.rules.exclude_nodump && stat.nodump || self.rules.exclude.matches(relative, stat.kind == Kind::Directory)
     }
 
     /// Ends the group at a border between segments; `next` is the segment behind it, if there is one.
@@ -410,21 +402,21 @@ impl Walk<'_> {
         };
         let above_in_place = here.known.is_some_and(|known| known.in_place);
         let known = known.map(|row| Known { in_place: row.in_place && above_in_place, row });
-        let border = self.is_border(stat, &path);
-        let opened = if border { None } else { Some(here.directory.open_child(name)) };
+        let part = here.part.child(name);
+        let device = if part.is_given() { stat.dev } else { here.device };
+        let part = self.within_borders(part, device, stat, &path);
+        let opened = part.map(|part| (part, here.directory.open_child(name)));
         let extended = match (anew, &opened) {
             (false, _) => Extended::default(),
-            (true, Some(Ok(directory))) => self.checked(directory.extended(), &path),
+            (true, Some((_, Ok(directory)))) => self.checked(directory.extended(), &path),
             (true, _) => self.checked(here.directory.extended_of_child(name), &path),
         };
         self.enter(name.as_bytes(), stat, extended, known.as_ref())?;
-        let selection = match here.selection {
-            Selection::All => &Selection::All,
-            Selection::Only(names) => names.get(name).unwrap_or(&Selection::All),
-        };
         match opened {
-            Some(Ok(directory)) => return self.contents(&Arc::new(directory), known, &relative, selection),
-            Some(Err(e)) => self.problem(&path, &e.to_string()),
+            Some((part, Ok(directory))) => {
+                return self.contents(&Arc::new(directory), known, &relative, part, device);
+            }
+            Some((_, Err(e))) => self.problem(&path, &e.to_string()),
             None => {}
         }
         self.send(Event::Leave { removed: self.all_segments(known.as_ref())? })
@@ -438,14 +430,23 @@ impl Walk<'_> {
         }
     }
 
-    /// Whether a directory stays empty in the snapshot: a mount that is not wanted, our own mount, our own
-    /// files.
-    fn is_border(&self, stat: &Stat, path: &Path) -> bool {
-        if self.rules.mounts.is_brackfs(stat.dev) || self.rules.forbidden.contains(&(stat.dev, stat.ino)) {
-            self.monitor.note(&format!("{} belongs to brackfs itself and is left empty", path.display()));
-            return true;
+    /// What is wanted of a directory below one on `device`. None: it stays empty in the snapshot, being a mount
+    /// that is not wanted, our own mount, or our own files. A mount that is a path which was given, or leads to
+    /// one, is entered for that path.
+    fn within_borders<'p>(&self, part: Part<'p>, device: u64, stat: &Stat, path: &Path) -> Option<Part<'p>> {
+        let ours = self.rules.mounts.is_brackfs(stat.dev);
+        let forbidden = self.rules.forbidden.contains(&(stat.dev, stat.ino));
+        let foreign = part.whole && stat.dev != device && (ours || self.rules.one_file_system);
+        if !forbidden && !foreign {
+            return Some(part);
         }
-        self.rules.one_file_system && stat.dev != self.root_device
+        if !forbidden && part.leads_further() {
+            return Some(part.without_the_rest());
+        }
+        if forbidden || ours {
+            self.monitor.note(&format!("{} belongs to brackfs itself and is left empty", path.display()));
+        }
+        None
     }
 
     fn count(&mut self, stat: &Stat) {
@@ -468,8 +469,13 @@ struct Here<'a> {
     directory: &'a Arc<Directory>,
     known: Option<&'a Known>,
     relative: &'a Path,
-    selection: &'a Selection,
+    part: Part<'a>,
+    /// The file system of the path that was given and led here.
+    device: u64,
 }
+
+/// Names that are looked at, in order.
+type Names<'p> = Box<dyn Iterator<Item = Result<OsString, crate::source::Error>> + 'p>;
 
 impl Group {
     /// The entry of this name in the segments before; those of smaller names are gone.

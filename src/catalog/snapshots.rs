@@ -96,10 +96,16 @@ impl Catalog {
         set.map(drop).map_err(self.failed("note a snapshot"))
     }
 
-    /// Forgets a snapshot that never reached the target.
+    /// Forgets a snapshot that never reached the target. What its source's root holds is in no snapshot then, so
+    /// the next run must not take it for unchanged.
     pub fn remove_snapshot(&self, id: SnapshotId) -> Result<(), Error> {
-        let removed = self.db.execute("DELETE FROM snapshots WHERE uuid = ?", [id.0]);
-        removed.map(drop).map_err(self.failed("remove a snapshot"))
+        let remove = || {
+            let unlink = "UPDATE directories SET linked = 0
+                 WHERE parent = (SELECT -source FROM snapshots WHERE uuid = ?)";
+            self.db.execute(unlink, [id.0])?;
+            self.db.execute("DELETE FROM snapshots WHERE uuid = ?", [id.0])
+        };
+        remove().map(drop).map_err(self.failed("remove a snapshot"))
     }
 
     /// All snapshots, oldest first.

@@ -120,6 +120,7 @@ mod tests {
             nlink: 1,
             rdev: 0,
             blocks: 8,
+            nodump: false,
         }
     }
 

@@ -159,7 +159,7 @@ impl Run<'_> {
         self.summary.files += 1;
         let file = FileReader::new(listed);
         let (reader, read_data) = (self.reader, self.read_data);
-        let result = file.each_chunk(reader, |at, chunk| {
+        let result = file.each_chunk(reader, |_, at, chunk| {
             if !self.chunks.insert((chunk.digest.head(), at.offset)) {
                 return Ok(());
             }

@@ -1,5 +1,6 @@
 //! `brackfs backup`
 
+use std::ffi::OsString;
 use std::path::PathBuf;
 use std::process::ExitCode;
 
@@ -25,22 +26,49 @@ use crate::repository::Repository;
 ///
 /// A file that can't be read, vanishes, or keeps changing while it is read is named, and the backup goes on; the exit
 /// code is 3 then.
+///
+/// The repository, brackfs's own state and its mounts are never backed up on the way; a mount that is named as PATH
+/// is.
 #[derive(Debug, clap::Args)]
 #[command(after_help = "\
 Examples:
   brackfs backup /home --repo /backup
   brackfs backup / --repo /backup --one-file-system --exclude /tmp --exclude '*.o'
   brackfs backup /etc /home /srv --repo /backup --source server
+  find /srv -name '*.conf' -print0 | brackfs backup --files-from - --repo /backup
+  pg_dump shop | brackfs backup --stdin-filename shop.sql --repo /backup
+
+A pipe does not tell when the program that fills it fails halfway: the snapshot then holds what came.
+Begin such a script with `set -o pipefail`, so that it fails, too.
+
+Patterns are those of .gitignore. With a / at the start or inside they count from the snapshot's
+root, otherwise anywhere; a / at the end means directories. The last one that matches wins, and
+with a ! in front it takes back what others left out, but for what is in a directory left out.
 
 In a crontab:
   17 * * * *  brackfs backup /home --repo /backup")]
 pub(super) struct Args {
-    /// What to back up: of one directory the snapshot's root is that directory, of several paths it is /
-    #[arg(required = true, value_name = "PATH")]
+    /// What to back up. Of one directory the snapshot's root is that directory, of several paths it is /
+    #[arg(required_unless_present_any = ["files_from", "stdin_filename"], value_name = "PATH")]
     paths: Vec<PathBuf>,
+    /// Back up what FILE lists, too: a path a line, or with a NUL behind each; - is standard input. May be
+    /// repeated
+    ///
+    /// Paths stand as they are, without patterns or comments, and are relative to the current directory. A
+    /// directory is taken with all below it, a symbolic link as a link. What is not there is reported, and the
+    /// rest is backed up (exit code 3). What is excluded stays so. The snapshot's root is /, however few paths
+    /// there are.
+    #[arg(long, value_name = "FILE")]
+    files_from: Vec<PathBuf>,
+    /// Back up standard input, as a file of this name, which is alone in the snapshot
+    ///
+    /// Parts that the repository has are not stored again. If reading fails no snapshot is made.
+    #[arg(long, value_name = "NAME", conflicts_with_all = CHOOSING)]
+    stdin_filename: Option<OsString>,
     #[command(flatten)]
     repository: RepositoryArg,
-    /// The source's name [default: the path's last name; root for / and for several paths]
+    /// The source's name [default: the path's last name or that of --stdin-filename; root for /, for
+    /// several paths and for lists]
     #[arg(long, value_name = "NAME")]
     source: Option<String>,
     /// Leave out what matches, as in a .gitignore at the snapshot's root; may be repeated
@@ -50,11 +78,25 @@ pub(super) struct Args {
     /// that begins with ! takes back what those before it said. Of a directory that is left out nothing is looked at.
     #[arg(short, long, value_name = "GLOB")]
     exclude: Vec<String>,
-    /// Stay on the file systems of the paths: leave mounts below them empty
+    /// Leave out what matches a line of FILE, written like a .gitignore; may be repeated. They come before those
+    /// of --exclude, which can take back what they leave out
+    #[arg(long, value_name = "FILE")]
+    exclude_from: Vec<PathBuf>,
+    /// Of directories with a valid CACHEDIR.TAG take only the directory and that file
+    #[arg(long)]
+    exclude_caches: bool,
+    /// Of directories that hold an entry NAME take only the directory and that entry (if that is a directory, all
+    /// in it); may be repeated
+    #[arg(long, value_name = "NAME")]
+    exclude_if_present: Vec<OsString>,
+    /// Leave out files and directories with the attribute d (chattr +d)
+    #[arg(long)]
+    exclude_nodump: bool,
+    /// Leave mounts below the paths empty; with several paths each one's own file system counts
     #[arg(short = 'x', long)]
     one_file_system: bool,
     /// A word to find the snapshot by; may be repeated
-    #[arg(long, value_name = "TAG")]
+    #[arg(long, value_name = "T", value_parser = parse_tag)]
     tag: Vec<String>,
     /// How large chunks are on average, from 16KiB on; above 1MiB, files are cut at fixed offsets
     ///
@@ -109,7 +151,41 @@ pub(super) fn run(args: &Args, global: &Global) -> Result<ExitCode> {
     Ok(if summary.problems > 0 { ExitCode::from(PARTIAL) } else { ExitCode::SUCCESS })
 }
 
+/// Flags that choose among files, and mean nothing when there is only standard input.
+const CHOOSING: [&str; 8] = [
+    "paths",
+    "files_from",
+    "exclude",
+    "exclude_from",
+    "exclude_caches",
+    "exclude_if_present",
+    "exclude_nodump",
+    "one_file_system",
+];
+
+/// A tag. Commas stand between tags where several are shown, so a tag has none.
+fn parse_tag(text: &str) -> Result<String, String> {
+    match text {
+        "" => Err("a tag can't be empty".into()),
+        _ if text.trim() != text => Err("a tag can't begin or end with a blank".into()),
+        _ if text.contains(',') => Err("a tag can't have a comma; give --tag once for each tag".into()),
+        _ if text.contains(char::is_control) => Err("a tag is one line of text".into()),
+        _ => Ok(text.to_owned()),
+    }
+}
+
 impl Args {
+    /// The tags, each once.
+    fn tags(&self) -> Vec<String> {
+        let mut tags: Vec<String> = Vec::new();
+        for tag in &self.tag {
+            if !tags.contains(tag) {
+                tags.push(tag.clone());
+            }
+        }
+        tags
+    }
+
     fn options(&self) -> Result<Options> {
         let within = |name: &str, value: u64, least: u64, most: u64| match (least..=most).contains(&value) {
             true => Ok(value as usize),
@@ -118,8 +194,14 @@ impl Args {
         Ok(Options {
             source: self.source.clone(),
             paths: self.paths.clone(),
-            tags: self.tag.clone(),
+            files_from: self.files_from.clone(),
+            stdin: self.stdin_filename.clone(),
+            tags: self.tags(),
             exclude: self.exclude.clone(),
+            exclude_from: self.exclude_from.clone(),
+            exclude_caches: self.exclude_caches,
+            exclude_if_present: self.exclude_if_present.clone(),
+            exclude_nodump: self.exclude_nodump,
             one_file_system: self.one_file_system,
             chunk_size: within("chunk-size", self.chunk_size, 16 << 10, 1 << 40)?,
             merge_files_under: within("merge-files-under", self.merge_files_under, 0, 1 << 20)?,

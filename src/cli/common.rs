@@ -141,7 +141,13 @@ impl ReaderArgs {
         known.sort();
         known.dedup();
         if !known.is_empty() {
-            return known.iter().map(|signer| Ok(repository.keys().host(signer)?)).collect();
+            let (found, missing): (Vec<_>, Vec<_>) =
+                known.iter().map(|signer| repository.keys().host(signer)).partition(Result::is_ok);
+            // One that is gone from the repository does no harm as long as another is there.
+            return match (found.is_empty(), missing.into_iter().next()) {
+                (true, Some(Err(error))) => Err(error.into()),
+                _ => Ok(found.into_iter().flatten().collect()),
+            };
         }
         let hosts = repository.keys().hosts()?;
         let [host] = hosts.as_slice() else {

@@ -1,6 +1,6 @@
 //! From errors to exit codes.
 
-use crate::{backup, catalog, check, crypt, init, reader, repository, restore, state};
+use crate::{backup, catalog, check, crypt, dump, init, reader, repository, restore, state};
 
 /// Something failed.
 const FAILED: u8 = 1;
@@ -79,7 +79,7 @@ fn known(cause: &(dyn std::error::Error + 'static)) -> Option<u8> {
         Some(backup::Error::Repository(error)) => return of_repository(error),
         Some(backup::Error::State(error)) => return of_state(error),
         Some(backup::Error::Catalog(error)) => return of_catalog(error),
-        Some(backup::Error::Usage(_)) => return Some(USAGE),
+        Some(error) if error.is_usage() => return Some(USAGE),
         Some(backup::Error::Interrupted) => return Some(INTERRUPTED),
         _ => {}
     }
@@ -93,6 +93,9 @@ fn known(cause: &(dyn std::error::Error + 'static)) -> Option<u8> {
         Some(restore::Error::Pattern(_)) => return Some(USAGE),
         Some(restore::Error::Interrupted) => return Some(INTERRUPTED),
         _ => {}
+    }
+    if let Some(dump::Error::Reader(error) | dump::Error::Cut { source: error, .. }) = cause.downcast_ref() {
+        return of_reader(error);
     }
     match cause.downcast_ref() {
         Some(check::Error::Reader(error)) => of_reader(error),

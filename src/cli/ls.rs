@@ -1,7 +1,7 @@
 //! `brackfs ls`
 
 use std::ffi::OsString;
-use std::io::Write;
+use std::io::{IsTerminal, Write};
 use std::os::unix::ffi::OsStrExt;
 use std::process::ExitCode;
 
@@ -17,8 +17,8 @@ use crate::reader::{Listed, Reader, Selector};
 
 /// List files in a snapshot
 ///
-/// Of a directory, what is in it; of anything else, itself. Names are written as they are, each on a line; --json is
-/// for names with newlines. Only the directories on the way are read.
+/// Of a directory, what is in it; of anything else, itself. Names are written as they are, each on a line, but to a
+/// terminal with control characters escaped; --json is for names with newlines. Only the directories on the way are read.
 #[derive(Debug, clap::Args)]
 #[command(after_help = "\
 Examples:
@@ -39,7 +39,7 @@ pub(super) struct Args {
     /// Print one JSON object for each entry
     ///
     /// It has message_type entry, and path, type, mode (a number), uid, gid, user, group (null if the name was not
-    /// known), size, mtime, mtime_nanos, links, changed_while_read; target for a symbolic link; path_hex for a path that is
+    /// known), size, mtime, mtime_nanos, links, changed_while_read, xattrs (names), inode_flags; target for a symbolic link; path_hex for a path that is
     /// not UTF-8.
     #[arg(long)]
     json: bool,
@@ -90,11 +90,11 @@ fn print(listed: &Listed, above: &[u8], args: &Args, out: &mut dyn Write) -> Res
         let time = show::rfc3339(entry.mtime);
         write!(out, "{mode} {names:>2} {owner:<8} {group:<8} {size:>12} {time} ")?;
     }
-    out.write_all(&path)?;
+    write_name(out, &path)?;
     if args.long {
         if let Content::Target(target) = &entry.content {
             out.write_all(b" -> ")?;
-            out.write_all(target)?;
+            write_name(out, target)?;
         }
         if entry.flags & Entry::CHANGED != 0 {
             out.write_all(b"  (changed while it was read)")?;
@@ -104,6 +104,13 @@ fn print(listed: &Listed, above: &[u8], args: &Args, out: &mut dyn Write) -> Res
     }
     out.write_all(b"\n")?;
     Ok(())
+}
+
+fn write_name(out: &mut dyn Write, name: &[u8]) -> std::io::Result<()> {
+    match std::io::stdout().is_terminal() {
+        true => out.write_all(show::printable(&String::from_utf8_lossy(name)).as_bytes()),
+        false => out.write_all(name),
+    }
 }
 
 fn as_json(listed: &Listed, path: &[u8]) -> serde_json::Value {
@@ -122,6 +129,8 @@ fn as_json(listed: &Listed, path: &[u8]) -> serde_json::Value {
         "mtime_nanos": entry.mtime.nanos,
         "links": entry.link.map_or(1, |link| link.count),
         "changed_while_read": entry.flags & Entry::CHANGED != 0,
+        "xattrs": entry.xattrs.iter().map(|(name, _)| String::from_utf8_lossy(name)).collect::<Vec<_>>(),
+        "inode_flags": entry.inode_flags,
     });
     if let Some(map) = object.as_object_mut() {
         if str::from_utf8(path).is_err() {

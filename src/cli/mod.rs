@@ -12,6 +12,7 @@ mod cat;
 mod check;
 mod common;
 mod completions;
+mod dump;
 mod exit;
 mod init;
 mod key;
@@ -64,6 +65,7 @@ enum Command {
     Mount(mount::Args),
     Umount(umount::Args),
     Restore(restore::Args),
+    Dump(dump::Args),
     Check(check::Args),
     Completions(completions::Args),
 }
@@ -87,6 +89,7 @@ pub fn main() -> ExitCode {
         Command::Mount(args) => mount::run(&args, &global),
         Command::Umount(args) => umount::run(&args),
         Command::Restore(args) => restore::run(&args, &global),
+        Command::Dump(args) => dump::run(&args, &global),
         Command::Check(args) => check::run(&args, &global),
         Command::Completions(args) => completions::run(&args),
     };
@@ -95,7 +98,8 @@ pub fn main() -> ExitCode {
         Err(error) if exit::is_broken_pipe(&error) => ExitCode::SUCCESS,
         Err(error) => {
             let code = exit::code(&error);
-            say::aside(format_args!("brackfs: {}", exit::text(&error)));
+            let lines: Vec<_> = exit::text(&error).lines().map(|line| show::printable(line).into_owned()).collect();
+            say::aside(format_args!("brackfs: {}", lines.join("\n")));
             ExitCode::from(code)
         }
     }

@@ -58,7 +58,7 @@ pub(super) struct Args {
     /// Stay in the foreground; Ctrl-C unmounts
     #[arg(short, long)]
     foreground: bool,
-    /// An option for the kernel; may be repeated
+    /// An option as in an fstab, such as noexec; may be repeated
     #[arg(short, value_name = "OPTION", value_delimiter = ',')]
     options: Vec<String>,
     /// The part of the program that stays in the background

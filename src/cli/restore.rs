@@ -30,7 +30,7 @@ use crate::restore::{self, Conflict, Options};
 Examples:
   brackfs restore latest --repo /backup --key owner.key --to /mnt/new
   brackfs restore home/latest:alice/photos --repo /backup --key owner.key --to photos
-  brackfs restore latest --include '*.conf' --exclude /old/ --dry-run -v --to /mnt/new")]
+  brackfs restore latest --repo /backup --to /mnt/new --include '*.conf' --dry-run -v")]
 pub(super) struct Args {
     #[command(flatten)]
     reader: ReaderArgs,

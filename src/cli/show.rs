@@ -1,6 +1,17 @@
 //! Sizes, times and modes as people read and write them.
 
+use std::borrow::Cow;
+
 use crate::format::{Kind, Timestamp};
+
+/// Text for a terminal: a name in it could otherwise give the terminal orders.
+pub(super) fn printable(text: &str) -> Cow<'_, str> {
+    if !text.contains(char::is_control) {
+        return text.into();
+    }
+    let shown = |c: char| if c.is_control() { c.escape_default().to_string() } else { c.to_string() };
+    text.chars().map(shown).collect::<String>().into()
+}
 
 /// A size in powers of 1024, in three digits.
 pub(super) fn size(bytes: u64) -> String {

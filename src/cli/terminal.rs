@@ -9,7 +9,7 @@ use serde_json::json;
 
 use super::common::is_interactive;
 use super::say;
-use super::show::size;
+use super::show::{printable, size};
 use crate::monitor::{Monitor, Progress};
 
 /// Time between two looks at the progress.
@@ -54,20 +54,22 @@ impl Monitor for Terminal {
                 self.say(&json!({ "message_type": "error", "path": path, "message": message }).to_string());
             }
             // Errors of the file system name the path themselves.
-            false if message.contains(&*path.to_string_lossy()) => self.say(&format!("brackfs: {message}")),
-            false => self.say(&format!("brackfs: {}: {message}", path.display())),
+            false if message.contains(&*path.to_string_lossy()) => {
+                self.say(&format!("brackfs: {}", printable(message)));
+            }
+            false => self.say(&printable(&format!("brackfs: {}: {message}", path.display()))),
         }
     }
 
     fn note(&self, message: &str) {
         if !self.quiet {
-            self.say(&format!("brackfs: {message}"));
+            self.say(&printable(&format!("brackfs: {message}")));
         }
     }
 
     fn entry(&self, path: &Path, what: &str) {
         if self.verbose {
-            self.say(&format!("{what} {}", path.display()));
+            self.say(&printable(&format!("{what} {}", path.display())));
         }
     }
 

@@ -15,6 +15,7 @@ pub(super) fn errno(error: &Error) -> Errno {
         Error::NoAttribute => Errno::ENODATA,
         Error::NoHandle => Errno::EBADF,
         Error::ReadOnly => Errno::EROFS,
+        Error::Beyond => Errno::ENXIO,
         Error::Reader(_) => Errno::EIO,
     }
 }

@@ -26,7 +26,7 @@ use crate::format::name::SnapshotName;
 use crate::format::snapshot::Snapshot;
 use crate::format::{Entry, Extent, Kind, Timestamp};
 use crate::monitor::Monitor;
-use crate::reader::{self, FileReader, Listed, Reader};
+use crate::reader::{self, FileReader, Listed, Reader, Seek};
 
 /// An inode number.
 pub type Ino = u64;
@@ -67,6 +67,9 @@ pub enum Error {
     /// It can't be changed.
     #[error("read only")]
     ReadOnly,
+    /// Nothing of the kind comes after this place in the file.
+    #[error("beyond the end")]
+    Beyond,
     /// It can't be read, or is not what was written.
     #[error(transparent)]
     Reader(#[from] reader::Error),
@@ -307,6 +310,12 @@ impl FileSystem {
     pub fn read(&self, handle: u64, offset: u64, length: usize) -> Result<Vec<u8>, Error> {
         let file = lock(&self.handles).get(&handle).cloned().ok_or(Error::NoHandle)?;
         Ok(file.read(&self.reader, offset, length)?)
+    }
+
+    /// The next data or hole of an open file.
+    pub fn seek(&self, handle: u64, offset: u64, to: Seek) -> Result<u64, Error> {
+        let file = lock(&self.handles).get(&handle).cloned().ok_or(Error::NoHandle)?;
+        file.seek(&self.reader, offset, to)?.ok_or(Error::Beyond)
     }
 
     /// Closes a file.

@@ -9,12 +9,13 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 use fuser::{
     Errno, FileAttr, FileHandle, FileType, Filesystem, FopenFlags, Generation, INodeNo, InitFlags, IoctlFlags,
     KernelConfig, LockOwner, OpenFlags, ReplyAttr, ReplyData, ReplyDirectory, ReplyDirectoryPlus, ReplyEmpty,
-    ReplyEntry, ReplyIoctl, ReplyOpen, ReplyStatfs, ReplyXattr, Request,
+    ReplyEntry, ReplyIoctl, ReplyLseek, ReplyOpen, ReplyStatfs, ReplyXattr, Request,
 };
 
 use super::errno::errno;
 use super::filesystem::{Attributes, Error, FileSystem, Item};
 use crate::format::{Kind, Timestamp};
+use crate::reader::Seek;
 
 /// How long the kernel may believe what never changes.
 const FOR_EVER: Duration = Duration::from_secs(1 << 30);
@@ -187,6 +188,20 @@ impl Filesystem for Shell {
     fn statfs(&self, _request: &Request, _ino: INodeNo, reply: ReplyStatfs) {
         let (bytes, entries) = self.filesystem.totals();
         reply.statfs(bytes.div_ceil(512), 0, 0, entries, 0, 512, 255, 512);
+    }
+
+    fn lseek(&self, _request: &Request, ino: INodeNo, handle: FileHandle, offset: i64, whence: i32, reply: ReplyLseek) {
+        let to = match whence {
+            libc::SEEK_DATA => Seek::Data,
+            libc::SEEK_HOLE => Seek::Hole,
+            _ => return reply.error(Errno::EINVAL),
+        };
+        let Ok(offset) = u64::try_from(offset) else { return reply.error(Errno::ENXIO) };
+        match self.filesystem.seek(handle.0, offset, to).map(i64::try_from) {
+            Ok(Ok(found)) => reply.offset(found),
+            Ok(Err(_)) => reply.error(Errno::EOVERFLOW),
+            Err(error) => reply.error(self.refuse(ino, &error)),
+        }
     }
 
     fn ioctl(

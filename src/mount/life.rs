@@ -27,8 +27,28 @@ const SUBTYPE: &str = "brackfs";
 pub struct Options {
     /// Let other users in; what they may read is decided by the permissions that were backed up.
     pub allow_other: bool,
-    /// Options handed to the kernel as they are.
+    /// Options as they stand in an fstab.
     pub kernel: Vec<String>,
+}
+
+/// What options of an fstab mean to the kernel: flags, and what is left to say in words.
+fn flags(options: &[String]) -> Result<(MountFlags, Vec<&str>), String> {
+    let mut flags = MountFlags::RDONLY | MountFlags::NOSUID | MountFlags::NODEV | MountFlags::NOATIME;
+    let mut words = Vec::new();
+    for option in options {
+        match option.as_str() {
+            "noexec" => flags |= MountFlags::NOEXEC,
+            "exec" => flags -= MountFlags::NOEXEC,
+            "nodiratime" => flags |= MountFlags::NODIRATIME,
+            // It is so in any case, or means nothing to what never changes.
+            "" | "defaults" | "ro" | "nosuid" | "nodev" | "noatime" | "relatime" | "async" | "default_permissions" => {}
+            "auto" | "noauto" | "nofail" | "user" | "nouser" | "users" | "_netdev" => {}
+            "rw" | "suid" | "dev" => return Err(format!("a mount of brackfs is never {option}")),
+            other if other.starts_with("x-") || other.starts_with("comment=") => {}
+            other => words.push(other),
+        }
+    }
+    Ok((flags, words))
 }
 
 /// Why something is not mounted, or still is.
@@ -192,7 +212,8 @@ fn check_mountpoint(mountpoint: &Path, repository: Option<&Path>) -> Result<Path
 
 /// Mounts: root by itself, others through fusermount3.
 fn start(filesystem: Arc<FileSystem>, path: &Path, options: &Options) -> io::Result<Session<Shell>> {
-    let config = config(options);
+    let (flags, words) = flags(&options.kernel).map_err(io::Error::other)?;
+    let config = config(options, flags, &words);
     if !rustix::process::geteuid().is_root() {
         return Session::new(Shell { filesystem, shared: options.allow_other }, path, &config);
     }
@@ -203,12 +224,11 @@ fn start(filesystem: Arc<FileSystem>, path: &Path, options: &Options) -> io::Res
     if options.allow_other {
         data.push_str(",allow_other");
     }
-    for option in &options.kernel {
+    for word in words {
         data.push(',');
-        data.push_str(option);
+        data.push_str(word);
     }
     let data = CString::new(data)?;
-    let flags = MountFlags::RDONLY | MountFlags::NOSUID | MountFlags::NODEV | MountFlags::NOATIME;
     rustix::mount::mount(SUBTYPE, path, format!("fuse.{SUBTYPE}"), flags, data.as_c_str())?;
     let started =
         Session::from_fd(Shell { filesystem, shared: options.allow_other }, device.into(), config.acl, config);
@@ -219,7 +239,7 @@ fn start(filesystem: Arc<FileSystem>, path: &Path, options: &Options) -> io::Res
     started
 }
 
-fn config(options: &Options) -> Config {
+fn config(options: &Options, flags: MountFlags, words: &[&str]) -> Config {
     let mut config = Config::default();
     config.mount_options = vec![
         MountOption::RO,
@@ -230,7 +250,10 @@ fn config(options: &Options) -> Config {
         MountOption::FSName(SUBTYPE.into()),
         MountOption::Subtype(SUBTYPE.into()),
     ];
-    config.mount_options.extend(options.kernel.iter().cloned().map(MountOption::CUSTOM));
+    if flags.contains(MountFlags::NOEXEC) {
+        config.mount_options.push(MountOption::NoExec);
+    }
+    config.mount_options.extend(words.iter().map(|word| MountOption::CUSTOM((*word).to_owned())));
     config.acl = if options.allow_other { SessionACL::All } else { SessionACL::Owner };
     config.n_threads = Some(thread::available_parallelism().map_or(1, usize::from));
     config.clone_fd = true;
@@ -307,5 +330,15 @@ mod tests {
         assert!(check_mountpoint(&beside, Some(&repository)).is_ok());
         fs::write(beside.join("file"), "").unwrap();
         assert!(check_mountpoint(&beside, Some(&repository)).is_err());
+    }
+
+    #[test]
+    fn options_of_an_fstab_are_understood() {
+        let options = |list: &[&str]| list.iter().map(|option| (*option).to_owned()).collect::<Vec<_>>();
+        let given = options(&["defaults", "noexec", "max_read=4096", "nofail", "x-systemd.automount"]);
+        let (flags, words) = super::flags(&given).unwrap();
+        assert!(flags.contains(MountFlags::NOEXEC | MountFlags::RDONLY | MountFlags::NOSUID));
+        assert_eq!(words, ["max_read=4096"]);
+        assert!(super::flags(&options(&["rw"])).unwrap_err().contains("rw"));
     }
 }

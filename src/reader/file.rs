@@ -15,6 +15,15 @@ pub struct FileReader {
     size: u64,
 }
 
+/// What to look for in a file.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Seek {
+    /// Bytes that are stored.
+    Data,
+    /// Zeros that are not.
+    Hole,
+}
+
 /// A stretch of a file at hand.
 enum Stretch {
     Chunk(BlockLocation, ChunkRef),
@@ -98,21 +107,36 @@ impl FileReader {
         Ok(())
     }
 
-    /// Calls `visit` with every chunk of the file and where its block lies, without reading any.
+    /// Calls `visit` with every chunk of the file, where in the file it begins and where its block lies, without
+    /// reading any.
     pub fn each_chunk(
         &self,
         reader: &Reader,
-        mut visit: impl FnMut(&BlockLocation, &ChunkRef) -> Result<(), Error>,
+        mut visit: impl FnMut(u64, &BlockLocation, &ChunkRef) -> Result<(), Error>,
     ) -> Result<(), Error> {
         let mut at = 0;
         while at < self.size {
             let (begins, covers, stretch) = self.stretch(reader, at)?;
             if let Stretch::Chunk(location, chunk) = stretch {
-                visit(&location, &chunk)?;
+                visit(begins, &location, &chunk)?;
             }
             at = begins + covers;
         }
         Ok(())
+    }
+
+    /// The next offset at or after `offset` that lies in data, or in a hole; the end of the file counts as a hole.
+    /// `None`: there is none.
+    pub fn seek(&self, reader: &Reader, offset: u64, to: Seek) -> Result<Option<u64>, Error> {
+        let mut at = offset;
+        while at < self.size {
+            let (begins, covers, stretch) = self.stretch(reader, at)?;
+            match (stretch, to) {
+                (Stretch::Hole, Seek::Hole) | (Stretch::Chunk(..), Seek::Data) => return Ok(Some(at)),
+                _ => at = begins + covers,
+            }
+        }
+        Ok((offset < self.size && to == Seek::Hole).then_some(self.size))
     }
 
     /// The stretch in which `offset`, which is below the size, lies: where it begins, how long it is, what it

@@ -21,7 +21,7 @@ use std::sync::Arc;
 
 pub use blocks::Counters;
 pub use error::Error;
-pub use file::FileReader;
+pub use file::{FileReader, Seek};
 pub use select::Selector;
 pub use tree::{Directory, Listed};
 

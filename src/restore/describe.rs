@@ -11,7 +11,7 @@ use std::sync::{Mutex, PoisonError};
 
 use rustix::fs::{
     AtFlags, Gid, IFlags, Mode, OFlags, Timespec, Timestamps, Uid, XattrFlags, flistxattr, fremovexattr, fsetxattr,
-    ioctl_getflags, ioctl_setflags, lsetxattr,
+    ioctl_getflags, ioctl_setflags, lremovexattr, lsetxattr,
 };
 use rustix::io::Errno;
 
@@ -22,6 +22,9 @@ use crate::source::Owners;
 
 /// Inode flags that forbid what may still have to be done.
 pub(super) const FORBIDDING: u32 = Entry::IMMUTABLE | Entry::APPEND_ONLY;
+
+/// The attribute that holds a POSIX ACL.
+const ACL: &[u8] = b"system.posix_acl_access";
 
 /// How entries are described, and what of it was refused.
 pub(super) struct Describe {
@@ -70,8 +73,15 @@ impl Describe {
             let set = lsetxattr(&path, attribute.as_slice(), value, XattrFlags::empty());
             self.refused_xattr(attribute, set)?;
         }
-        // Links have no mode of their own.
+        // Links have neither an ACL nor a mode of their own.
         if entry.kind != Kind::Symlink {
+            if !has(entry, ACL) {
+                match lremovexattr(&path, ACL) {
+                    // It got none from the directory, or the file system has none.
+                    Err(Errno::NODATA | Errno::OPNOTSUPP) => {}
+                    other => self.refused_xattr(ACL, other)?,
+                }
+            }
             rustix::fs::chmodat(above, name, self.mode(entry, owned), AtFlags::empty())?;
         }
         Ok(rustix::fs::utimensat(above, name, &times(entry.mtime), no_follow)?)
@@ -129,7 +139,7 @@ impl Describe {
         let listed = flistxattr(fd, &mut names).unwrap_or_default();
         for name in names.get(..listed).unwrap_or_default().split(|byte| *byte == 0) {
             let ours = name.starts_with(b"user.") || name.starts_with(b"system.posix_acl_");
-            if ours && entry.xattrs.binary_search_by(|(kept, _)| kept.as_slice().cmp(name)).is_err() {
+            if ours && !has(entry, name) {
                 self.refused_xattr(name, fremovexattr(fd, name))?;
             }
         }
@@ -181,6 +191,10 @@ impl Describe {
             }
         }
     }
+}
+
+fn has(entry: &Entry, xattr: &[u8]) -> bool {
+    entry.xattrs.binary_search_by(|(name, _)| name.as_slice().cmp(xattr)).is_ok()
 }
 
 fn times(mtime: Timestamp) -> Timestamps {

@@ -407,6 +407,9 @@ impl Run<'_> {
 
     /// Lets go of a directory. The last to do so gives it what belongs to it, and lets go of the one above.
     fn leave(&self, folder: Arc<Folder>) {
+        if self.options.dry_run {
+            return;
+        }
         let mut next = Some(folder);
         while let Some(mut folder) = next.and_then(Arc::into_inner) {
             folder.finish(&self.describe, |path, why| self.problem(path, why));

@@ -2,7 +2,7 @@
 
 use std::path::Path;
 
-use crate::source::Exclude;
+use crate::source::{Pattern, Patterns};
 
 /// What to do with a file that is there already.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
@@ -35,13 +35,16 @@ pub struct Options {
 
 /// The patterns of the options.
 pub(super) struct Chosen {
-    include: Option<Exclude>,
-    exclude: Exclude,
+    include: Option<Patterns>,
+    exclude: Patterns,
 }
 
 impl Chosen {
     pub(super) fn of(options: &Options) -> Result<Self, crate::source::Error> {
-        let patterns = |globs: &[String]| Exclude::new(Path::new("/"), globs);
+        let patterns = |globs: &[String]| {
+            let globs: Vec<_> = globs.iter().map(Pattern::new).collect();
+            Patterns::new(Path::new("/"), &globs)
+        };
         let include = match options.include.is_empty() {
             true => None,
             false => Some(patterns(&options.include)?),
@@ -57,10 +60,10 @@ impl Chosen {
     /// What to do with an entry below one that is `wanted` or not: `None`, leave it out; `Some(false)`, only
     /// look into it, for something below may be wanted.
     pub(super) fn choose(&self, path: &Path, is_directory: bool, wanted: bool) -> Option<bool> {
-        if self.exclude.excludes(path, is_directory) {
+        if self.exclude.matches(path, is_directory) {
             return None;
         }
-        let included = |patterns: &Exclude| patterns.excludes(path, is_directory);
+        let included = |patterns: &Patterns| patterns.matches(path, is_directory);
         Some(wanted || self.include.as_ref().is_none_or(included))
     }
 }

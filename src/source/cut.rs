@@ -12,7 +12,7 @@
 
 use std::fmt;
 use std::fs::File;
-use std::io;
+use std::io::{self, Read};
 use std::ops::Range;
 use std::os::unix::fs::FileExt;
 use std::sync::Arc;
@@ -84,7 +84,8 @@ impl Cutter {
     ) -> Result<u64, E> {
         // A hint; without it reading is slower and no less right.
         let _ = fadvise(file, 0, None, Advice::Sequential);
-        let mut pieces = Pieces { file, buffer: self.buffer(size), sink };
+        let read = &mut |room: &mut [u8], at| file.read_at(room, at);
+        let mut pieces = Pieces { read, buffer: self.buffer(size), sink };
         let mut at = 0;
         while at < size {
             let data = match sparse {
@@ -105,6 +106,22 @@ impl Cutter {
             }
         }
         Ok(at)
+    }
+
+    /// Cuts what `stream` gives until it ends, at the places where a file of the same content is cut. Returns how
+    /// many bytes it gave. An error of `sink` ends it.
+    pub fn cut_stream<E: From<Error>>(
+        &self,
+        stream: &mut dyn Read,
+        sink: &mut dyn FnMut(Piece) -> Result<(), E>,
+    ) -> Result<u64, E> {
+        // Pieces are read one behind the other, so where the next one is read from need not be said.
+        let read = &mut |room: &mut [u8], _| stream.read(room);
+        let mut pieces = Pieces { read, buffer: self.buffer(u64::MAX), sink };
+        match &self.rule {
+            Rule::Content(rule) => pieces.by_content(rule, 0..u64::MAX),
+            Rule::Fixed => pieces.at_multiples(0..u64::MAX),
+        }
     }
 
     /// Room to find cuts in: for the file as a whole, or for more than the largest chunk.
@@ -177,9 +194,10 @@ impl Gear {
     }
 }
 
-/// A file on its way to a sink.
+/// Content on its way to a sink.
 struct Pieces<'a, E> {
-    file: &'a File,
+    /// Reads what is at an offset, as [`FileExt::read_at`] does.
+    read: &'a mut dyn FnMut(&mut [u8], u64) -> io::Result<usize>,
     buffer: Vec<u8>,
     sink: &'a mut dyn FnMut(Piece) -> Result<(), E>,
 }
@@ -199,7 +217,7 @@ impl<E: From<Error>> Pieces<'_, E> {
                 (cut, filled) = (0, filled - cut);
                 let room = &mut buffer[filled..];
                 let wanted = usize::try_from(data.end - at).map_or(room.len(), |left| left.min(room.len()));
-                let read = read_at(self.file, &mut room[..wanted], at).map_err(Error::Content)?;
+                let read = fill(self.read, &mut room[..wanted], at).map_err(Error::Content)?;
                 filled += read;
                 at += read as u64;
                 ended = read < wanted || at == data.end;
@@ -220,7 +238,7 @@ impl<E: From<Error>> Pieces<'_, E> {
         while at < data.end {
             let wanted = (PIECE_MAX as u64 - at % PIECE_MAX as u64).min(data.end - at) as usize;
             let mut piece = vec![0; wanted];
-            let read = read_at(self.file, &mut piece, at).map_err(Error::Content)?;
+            let read = fill(self.read, &mut piece, at).map_err(Error::Content)?;
             piece.truncate(read);
             at += read as u64;
             if read > 0 {
@@ -235,10 +253,10 @@ impl<E: From<Error>> Pieces<'_, E> {
 }
 
 /// Fills `buffer` with what is at `at`. Returns how many bytes there were: fewer only at the end of the file.
-fn read_at(file: &File, buffer: &mut [u8], at: u64) -> io::Result<usize> {
+fn fill(read: &mut dyn FnMut(&mut [u8], u64) -> io::Result<usize>, buffer: &mut [u8], at: u64) -> io::Result<usize> {
     let mut filled = 0;
     while filled < buffer.len() {
-        match file.read_at(&mut buffer[filled..], at.saturating_add(filled as u64)) {
+        match read(&mut buffer[filled..], at.saturating_add(filled as u64)) {
             Ok(0) => break,
             Ok(read) => filled += read,
             Err(e) if e.kind() == io::ErrorKind::Interrupted => {}
@@ -325,6 +343,51 @@ mod tests {
                 let longest = pieces.iter().map(length).max().unwrap_or_default();
                 assert!(pieces.iter().all(|piece| length(piece) > 0) && longest <= MIB as u64);
             }
+        }
+    }
+
+    /// Gives a few bytes at a time, as a pipe may, and fails after all of them if it is told to.
+    struct Trickle<'b>(&'b [u8], bool);
+
+    impl Read for Trickle<'_> {
+        fn read(&mut self, room: &mut [u8]) -> io::Result<usize> {
+            if self.0.is_empty() && self.1 {
+                return Err(io::ErrorKind::ConnectionReset.into());
+            }
+            let length = self.0.len().min(room.len()).min(70_001);
+            let (now, later) = self.0.split_at(length);
+            room[..length].copy_from_slice(now);
+            self.0 = later;
+            Ok(length)
+        }
+    }
+
+    #[test]
+    fn a_stream_is_cut_where_a_file_is() {
+        for average in [512 * KIB, 64 * KIB, 3 * MIB] {
+            let cutter = Cutter::new(7, average);
+            for size in [0, 1, MIB, 2 * MIB, 5 * MIB + 4321] {
+                let bytes = random(size, 1);
+                let mut streamed = Vec::new();
+                let length = cutter.cut_stream::<Error>(&mut Trickle(&bytes, false), &mut |piece| {
+                    streamed.push(piece);
+                    Ok(())
+                });
+                assert_eq!(length.unwrap(), size as u64);
+                assert!(streamed == pieces(&bytes, &cutter), "{size} bytes cut by {average}");
+            }
+        }
+    }
+
+    #[test]
+    fn a_stream_that_fails_has_no_end() {
+        for average in [64 * KIB, 3 * MIB] {
+            let bytes = random(3 * MIB, 2);
+            let result = Cutter::new(7, average).cut_stream::<Error>(&mut Trickle(&bytes, true), &mut |_| Ok(()));
+            assert!(
+                matches!(&result, Err(Error::Content(e)) if e.kind() == io::ErrorKind::ConnectionReset),
+                "{result:?}"
+            );
         }
     }
 

@@ -20,10 +20,20 @@ pub enum Error {
     #[error("cannot read the content: {0}")]
     Content(#[source] io::Error),
     /// A pattern that says what to exclude is none.
-    #[error("the pattern {pattern:?} is not valid: {why}")]
+    #[error("the pattern {pattern:?}{place} is not valid: {why}")]
     Pattern {
         /// The pattern as it was given.
         pattern: String,
+        /// The file and line it stands in, as part of the sentence; or nothing.
+        place: String,
+        /// What is wrong with it.
+        why: String,
+    },
+    /// A file of patterns can't be read.
+    #[error("cannot read patterns from {}: {why}", path.display())]
+    PatternFile {
+        /// The file.
+        path: PathBuf,
         /// What is wrong with it.
         why: String,
     },
@@ -32,6 +42,11 @@ pub enum Error {
 impl Error {
     pub(super) fn io(action: &'static str, path: &Path, source: impl Into<io::Error>) -> Self {
         Error::Io { action, path: path.to_owned(), source: source.into() }
+    }
+
+    /// Whether a rule that was given makes no sense.
+    pub fn is_usage(&self) -> bool {
+        matches!(self, Error::Pattern { .. } | Error::PatternFile { .. })
     }
 
     /// Whether it failed because what was named is not there (any more).
@@ -47,7 +62,7 @@ impl From<Error> for io::Error {
     fn from(error: Error) -> Self {
         let kind = match &error {
             Error::Io { source, .. } | Error::Content(source) => source.kind(),
-            Error::Pattern { .. } => io::ErrorKind::InvalidInput,
+            Error::Pattern { .. } | Error::PatternFile { .. } => io::ErrorKind::InvalidInput,
         };
         io::Error::new(kind, error)
     }
@@ -71,6 +86,6 @@ mod tests {
             assert!(Error::io("open", Path::new("x"), errno).is_vanished());
             assert!(Error::Content(errno.into()).is_vanished());
         }
-        assert!(!Error::Pattern { pattern: "[".into(), why: "no".into() }.is_vanished());
+        assert!(!Error::Pattern { pattern: "[".into(), place: String::new(), why: "no".into() }.is_vanished());
     }
 }

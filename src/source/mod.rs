@@ -9,7 +9,8 @@
 //! - `sort`: sorting them outside of RAM
 //! - [`stat`]: what a file is, and whether it is the one that was read before
 //! - [`extended`]: extended attributes and inode flags
-//! - [`exclude`]: what the user does not want
+//! - [`patterns`]: which paths the user means or does not want
+//! - [`tags`]: directories whose owners do not want their content kept
 //! - [`mounts`]: where our own mounts are
 //! - [`owners`]: names of users and groups
 //! - [`cut`]: content, cut into chunks
@@ -20,21 +21,23 @@
 pub mod cut;
 pub mod directory;
 mod error;
-pub mod exclude;
 pub mod extended;
 mod holes;
 pub mod listing;
 pub mod mounts;
 pub mod owners;
+pub mod patterns;
 mod sort;
 pub mod stat;
+pub mod tags;
 
 pub use cut::{Cutter, Piece};
 pub use directory::Directory;
 pub use error::Error;
-pub use exclude::Exclude;
 pub use extended::Extended;
 pub use listing::Listing;
 pub use mounts::MountTable;
 pub use owners::Owners;
+pub use patterns::{Pattern, Patterns};
 pub use stat::{Stat, now};
+pub use tags::Tags;

@@ -42,7 +42,19 @@ pub struct Site {
 impl Site {
     /// An empty source, no repository and no key yet.
     pub fn new() -> Site {
+        Site::in_folder(TempDir::with_prefix("brackfs-test-").expect("temporary directory"))
+    }
+
+    /// The same in a tmpfs of its own: it holds attributes of every kind and size, and can be thrown away with
+    /// files in it that nobody may remove.
+    pub fn on_tmpfs() -> Site {
         let folder = TempDir::with_prefix("brackfs-test-").expect("temporary directory");
+        let flags = rustix::mount::MountFlags::empty();
+        rustix::mount::mount("tmpfs", folder.path(), "tmpfs", flags, c"mode=755").expect("a tmpfs");
+        Site::in_folder(folder)
+    }
+
+    fn in_folder(folder: TempDir) -> Site {
         for name in ["source", "state", "keys", "mnt"] {
             fs::create_dir(folder.path().join(name)).expect("directory of the site");
         }
@@ -303,6 +315,10 @@ fn unmount(path: &Path) {
             let _ = Command::new("fusermount3").arg(option).arg(path).stderr(Stdio::null()).status();
         }
     }
+    // No mount of ours, but one that the test made.
+    if is_mounted(path) {
+        let _ = rustix::mount::unmount(path, rustix::mount::UnmountFlags::DETACH);
+    }
 }
 
 /// Gives the brackfs processes that name something at or below `folder` two seconds to end by themselves. No other
@@ -356,6 +372,8 @@ pub struct Entry {
     pub first_name: Option<PathBuf>,
     /// Which device a device file is.
     pub rdev: u64,
+    /// Extended attributes, ACLs and capabilities among them.
+    pub xattrs: BTreeMap<String, Vec<u8>>,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -407,8 +425,24 @@ fn entry(path: &Path) -> io::Result<(Entry, (u64, u64))> {
         target: if kind == Kind::Symlink { Some(fs::read_link(path)?) } else { None },
         first_name: None,
         rdev: if is_device { stat.rdev() } else { 0 },
+        xattrs: xattrs(path)?,
     };
     Ok((entry, (stat.dev(), stat.ino())))
+}
+
+/// Extended attributes of a path; of a symbolic link itself.
+pub fn xattrs(path: &Path) -> io::Result<BTreeMap<String, Vec<u8>>> {
+    let mut names = vec![0; 64 << 10];
+    let length = rustix::fs::llistxattr(path, names.as_mut_slice())?;
+    let names = names[..length].split(|byte| *byte == 0).filter(|name| !name.is_empty());
+    names
+        .map(|name| {
+            let mut value = vec![0; 64 << 10];
+            let length = rustix::fs::lgetxattr(path, name, value.as_mut_slice())?;
+            value.truncate(length);
+            Ok((String::from_utf8_lossy(name).into_owned(), value))
+        })
+        .collect()
 }
 
 fn kind(of: fs::FileType) -> Kind {

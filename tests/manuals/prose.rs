@@ -157,7 +157,7 @@ pub fn related(command: &Command) -> &'static [&'static str] {
         "init" | "generate" | "backup" => &["key-generate", "init", "backup", "snapshots", "check"],
         "umount" => &["mount"],
         "mount" => &["umount", "snapshots", "ls", "restore"],
-        _ if has(command, "key") => &["snapshots", "ls", "cat", "mount", "restore", "check"],
+        _ if has(command, "key") => &["snapshots", "ls", "cat", "mount", "restore", "dump", "check"],
         _ => &[],
     }
 }

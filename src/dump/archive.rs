@@ -1,0 +1,72 @@
+//! An archive being written: blocks of 512 bytes, in records of 20.
+
+use std::io::{self, BufWriter, Write};
+
+/// Bytes of a block: headers take one, and everything begins at one.
+pub(super) const BLOCK: u64 = 512;
+/// Bytes of a record: what tar reads at once from a tape, and pads its archives to.
+const RECORD: u64 = 20 * BLOCK;
+/// Small files and headers are gathered up to this.
+const BUFFER: usize = 256 << 10;
+
+static ZEROS: [u8; 64 << 10] = [0; 64 << 10];
+
+pub(super) struct Archive<W: Write> {
+    to: BufWriter<W>,
+    written: u64,
+}
+
+impl<W: Write> Archive<W> {
+    pub(super) fn new(to: W) -> Self {
+        Archive { to: BufWriter::with_capacity(BUFFER, to), written: 0 }
+    }
+
+    /// Bytes so far.
+    pub(super) fn written(&self) -> u64 {
+        self.written
+    }
+
+    pub(super) fn write(&mut self, bytes: &[u8]) -> io::Result<()> {
+        self.to.write_all(bytes)?;
+        self.written += bytes.len() as u64;
+        Ok(())
+    }
+
+    pub(super) fn zeros(&mut self, mut count: u64) -> io::Result<()> {
+        while count > 0 {
+            let some = count.min(ZEROS.len() as u64);
+            self.write(ZEROS.get(..some as usize).unwrap_or_default())?;
+            count -= some;
+        }
+        Ok(())
+    }
+
+    /// Ends what was written with zeros, up to a whole block.
+    pub(super) fn pad(&mut self) -> io::Result<()> {
+        self.zeros(self.written.next_multiple_of(BLOCK) - self.written)
+    }
+
+    /// Writes the mark of the end: two blocks of zeros, and more up to a whole record.
+    pub(super) fn finish(&mut self) -> io::Result<()> {
+        self.zeros(2 * BLOCK)?;
+        self.zeros(self.written.next_multiple_of(RECORD) - self.written)?;
+        self.to.flush()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_archive_ends_with_two_blocks_of_zeros_at_the_end_of_a_record() {
+        for (bytes, expected) in [(0, RECORD), (1, RECORD), (9 * 1024, RECORD), (9 * 1024 + 1, 2 * RECORD)] {
+            let mut out = Vec::new();
+            let mut archive = Archive::new(&mut out);
+            archive.write(&vec![1; bytes]).and_then(|()| archive.pad()).and_then(|()| archive.finish()).unwrap();
+            drop(archive);
+            assert_eq!(out.len() as u64, expected, "{bytes}");
+            assert!(out.iter().rev().take(1024).all(|byte| *byte == 0));
+        }
+    }
+}

@@ -1,0 +1,329 @@
+//! Dumping: a snapshot, or a part of it, as a tar archive in the pax format (POSIX.1-2001), written as it is read.
+//!
+//! What an entry holds is in the archive: a name of any bytes and length, mode with set-id bits, owner and group as
+//! numbers and names, the time of change to the nanosecond before 1970 and after 2242, sizes beyond 8 GiB, symbolic
+//! links, FIFOs, devices, extended attributes (`SCHILY.xattr.`) and POSIX ACLs (`SCHILY.acl.`). Holes stay holes
+//! (GNU sparse format 1.0). Further names of a file are hard links to the first one in the archive; if the file
+//! changed while its names were backed up, it is written in full. Sockets are left out, with a note: tar has none.
+//! Nor has it inode flags (those of `chattr`), which restore gives back.
+//!
+//! Entries come in the order of the tree, a directory before what is in it. Of a directory, names begin with `./`,
+//! as those of `tar -C DIR .` do: tar gives `./` its time and mode only after all that begins with it.
+//!
+//! Memory is that of the reader, and the first names of hard-linked files. An archive has no index and can't be
+//! changed once it is written, which decides what becomes of damage:
+//!
+//! - A directory that can't be read, wholly or in part, is a problem; all else is written.
+//! - Of a file, its map and its first [`VERIFIED_FIRST`] bytes are verified before its header is written; if that
+//!   fails, the file is left out, which is a problem.
+//! - What fails further on ends the archive there, in the middle of the file: an error. It has no mark of the end,
+//!   so tar notices too. What can't be verified is never written, nor zeros in its place.
+//!
+//! Files, in the order in which an entry meets them:
+//!
+//! - [`mod@islands`]: where the data of a sparse file is
+//! - [`mod@header`]: an entry's header and its pax records
+//! - [`mod@acl`]: access control lists as text
+//! - [`mod@archive`]: headers and data into blocks
+
+mod acl;
+mod archive;
+mod header;
+mod islands;
+
+use std::collections::HashMap;
+use std::ffi::OsStr;
+use std::io::{self, Write};
+use std::os::unix::ffi::OsStrExt;
+use std::path::{Path, PathBuf};
+
+use crate::format::entry::Content;
+use crate::format::{Digest, Entry, Kind};
+use crate::monitor::{Monitor, Progress};
+use crate::reader::{self, FileReader, Listed, Reader};
+use archive::Archive;
+use header::{Body, Member};
+use islands::{Island, Islands};
+
+/// Bytes of a file that are verified before its header is written. They fit into the reader's cache several times
+/// unless it was made small, so that they are fetched and decrypted once.
+pub const VERIFIED_FIRST: u64 = 16 << 20;
+
+/// What was written.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct Summary {
+    /// Files, hard links not counted.
+    pub files: u64,
+    /// Directories.
+    pub directories: u64,
+    /// Hard links, symbolic links and special files.
+    pub others: u64,
+    /// Bytes of files; holes count.
+    pub bytes: u64,
+    /// Entries that are missing in the archive, or not as they should be.
+    pub problems: u64,
+}
+
+/// What ends a dump. The archive then has no mark of its end.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// A directory can't be read. Handled where the directory is; the rest is written.
+    #[error(transparent)]
+    Reader(#[from] reader::Error),
+    /// The archive can't be written.
+    #[error("cannot write the archive: {0}")]
+    Write(#[from] io::Error),
+    /// A file's header is written, but the rest of the file can't be read.
+    #[error(
+        "{path}: cannot be read to its end: {source}; the archive ends in the middle of it, since what follows in a \
+         tar archive can't be found behind a gap; restore gives all that can be read"
+    )]
+    Cut {
+        /// The file.
+        path: PathBuf,
+        /// Why.
+        source: reader::Error,
+    },
+    /// A file has not as many bytes as its header says.
+    #[error("{path}: its stored parts are not as long as the file; the archive ends here")]
+    Length {
+        /// The file.
+        path: PathBuf,
+    },
+}
+
+/// Writes `from` (a directory: with all that is in it) to `to` as a tar archive.
+pub fn dump(reader: &Reader, from: &Listed, to: impl Write, monitor: &dyn Monitor) -> Result<Summary, Error> {
+    let archive = Archive::new(to);
+    let mut run = Run { reader, monitor, archive, links: HashMap::new(), summary: Summary::default() };
+    match from.directory() {
+        Some(_) => run.directory(from, b"./")?,
+        None => run.one(from, &from.entry().name)?,
+    }
+    run.archive.finish()?;
+    Ok(run.summary)
+}
+
+/// What several names of one file must have in common to be links in the archive.
+#[derive(PartialEq)]
+struct Same {
+    kind: Kind,
+    size: u64,
+    digest: Option<Digest>,
+}
+
+struct Run<'a, W: Write> {
+    reader: &'a Reader,
+    monitor: &'a dyn Monitor,
+    archive: Archive<W>,
+    /// The first names of files that have several.
+    links: HashMap<u64, (Vec<u8>, Same)>,
+    summary: Summary,
+}
+
+impl<W: Write> Run<'_, W> {
+    /// A directory and what is in it. `path` ends in a slash.
+    fn directory(&mut self, listed: &Listed, path: &[u8]) -> Result<(), Error> {
+        self.header(listed, path, Body::None)?;
+        self.summary.directories += 1;
+        self.told(listed, path);
+        let Some(directory) = listed.directory() else { return Ok(()) };
+        let reader = self.reader;
+        let result = reader.each(&directory, |child| {
+            let mut path = [path, &child.entry().name].concat();
+            match child.entry().kind {
+                Kind::Directory => {
+                    path.push(b'/');
+                    self.directory(&child, &path)
+                }
+                _ => self.one(&child, &path),
+            }
+        });
+        match result {
+            Err(Error::Reader(e)) => {
+                self.problem(path, &format!("a part of this directory is missing in the archive: {e}"));
+                Ok(())
+            }
+            other => other,
+        }
+    }
+
+    /// An entry that is no directory.
+    fn one(&mut self, listed: &Listed, path: &[u8]) -> Result<(), Error> {
+        let entry = listed.entry();
+        if entry.kind == Kind::Socket {
+            self.monitor.note(&format!("{}: a socket is left out, since tar has none", shown(path).display()));
+            return Ok(());
+        }
+        let file = FileReader::new(listed.clone());
+        let same = Same { kind: entry.kind, size: entry.size, digest: file.digest() };
+        let first = entry.link.and_then(|link| self.links.get(&link.id));
+        if let Some((first, _)) = first.filter(|(_, known)| *known == same) {
+            let first = first.clone();
+            self.header(listed, path, Body::Link(&first))?;
+            self.summary.others += 1;
+            self.told(listed, path);
+            return Ok(());
+        }
+        let is_written = match entry.kind {
+            Kind::File => self.file(&file, path)?,
+            _ => self.special(listed, path)?,
+        };
+        if is_written {
+            if let Some(link) = entry.link {
+                self.links.entry(link.id).or_insert_with(|| (path.to_vec(), same));
+            }
+            self.told(listed, path);
+        }
+        Ok(())
+    }
+
+    /// A symbolic link, FIFO or device. Whether it is in the archive.
+    fn special(&mut self, listed: &Listed, path: &[u8]) -> Result<bool, Error> {
+        if !header::fits(listed.entry()) {
+            self.problem(path, "left out: tar has no room for its device number");
+            return Ok(false);
+        }
+        self.header(listed, path, Body::None)?;
+        self.summary.others += 1;
+        Ok(true)
+    }
+
+    /// A file. Whether it is in the archive.
+    fn file(&mut self, file: &FileReader, path: &[u8]) -> Result<bool, Error> {
+        let map = match self.verified(file) {
+            Ok(map) => map,
+            Err(e) => {
+                self.problem(path, &format!("left out: {e}"));
+                return Ok(false);
+            }
+        };
+        match &map {
+            None => self.header(file.file(), path, Body::File { size: file.size() })?,
+            Some(map) => {
+                let stored = map.encoded().saturating_add(map.data);
+                self.header(file.file(), path, Body::Sparse { size: file.size(), stored })?;
+                self.map(file, path, map)?;
+            }
+        }
+        self.content(file, path, map.as_ref())?;
+        self.summary.files += 1;
+        self.summary.bytes = self.summary.bytes.saturating_add(file.size());
+        let Summary { files, bytes, .. } = self.summary;
+        self.monitor.progress(Progress { files, bytes, stored_bytes: 0 });
+        Ok(true)
+    }
+
+    /// Looks at all of a file's map, and verifies what lies at its beginning. Of a sparse file, how large the map is.
+    fn verified(&self, file: &FileReader) -> Result<Option<islands::Size>, reader::Error> {
+        let mut data = 0u64;
+        let mut islands = Islands::new(file.size());
+        let mut size = islands::Size::default();
+        file.each_chunk(self.reader, |begins, at, chunk| {
+            data += u64::from(chunk.length);
+            islands.push(begins, chunk.length.into()).iter().for_each(|island| size.add(island));
+            match data <= VERIFIED_FIRST {
+                true => self.reader.verify(at, chunk),
+                false => Ok(()),
+            }
+        })?;
+        islands.finish().iter().for_each(|island| size.add(island));
+        Ok((data < file.size()).then_some(size))
+    }
+
+    /// The map of a sparse file, which comes before its data.
+    fn map(&mut self, file: &FileReader, path: &[u8], size: &islands::Size) -> Result<(), Error> {
+        let failed = |source| Error::Cut { path: shown(path).to_owned(), source };
+        let archive = &mut self.archive;
+        let mut islands = Islands::new(file.size());
+        // What can't be written must not be taken for what can't be read.
+        let mut result = archive.write(size.heading().as_bytes());
+        let mut put = |island: &Island| {
+            if result.is_ok() {
+                result = archive.write(island.line().as_bytes());
+            }
+        };
+        file.each_chunk(self.reader, |begins, _, chunk| {
+            islands.push(begins, chunk.length.into()).iter().for_each(&mut put);
+            Ok(())
+        })
+        .map_err(failed)?;
+        islands.finish().iter().for_each(&mut put);
+        result?;
+        Ok(self.archive.pad()?)
+    }
+
+    /// A file's bytes: all, or of a sparse file its islands. Chunks are verified before they are written. A digest
+    /// of the whole that differs all the same is a problem: every piece of it is what was stored.
+    fn content(&mut self, file: &FileReader, path: &[u8], map: Option<&islands::Size>) -> Result<(), Error> {
+        // The digest of a single chunk is that of the file, and is compared anyway.
+        let is_one_chunk = matches!(file.file().entry().content, Content::Chunk(_));
+        let mut hasher = (!is_one_chunk).then(blake3::Hasher::new);
+        let before = self.archive.written();
+        let archive = &mut self.archive;
+        let mut islands = Islands::new(file.size());
+        // Where in the file it is, and where what was written ends.
+        let (mut at, mut end) = (0u64, 0u64);
+        let result = file.each(self.reader, |stretch| -> Result<(), Error> {
+            let bytes = match stretch {
+                Ok(bytes) => bytes,
+                Err(hole) => {
+                    at = at.saturating_add(hole);
+                    return Ok(());
+                }
+            };
+            match islands.push(at, bytes.len() as u64) {
+                // Zeros up to whole blocks belong to the island.
+                Some(island) => archive.zeros(island.end().saturating_sub(end))?,
+                None if end > 0 => archive.zeros(at - end)?,
+                None => {}
+            }
+            if let Some(hasher) = &mut hasher {
+                hasher.update(bytes);
+            }
+            archive.write(bytes)?;
+            at = at.saturating_add(bytes.len() as u64);
+            end = at;
+            Ok(())
+        });
+        match result {
+            Err(Error::Reader(source)) => return Err(Error::Cut { path: shown(path).to_owned(), source }),
+            other => other?,
+        }
+        if let Some(island) = islands.finish().first().filter(|island| island.length > 0) {
+            self.archive.zeros(island.end().saturating_sub(end))?;
+        }
+        let expected = map.map_or(file.size(), |map| map.data);
+        if self.archive.written() - before != expected {
+            return Err(Error::Length { path: shown(path).to_owned() });
+        }
+        self.archive.pad()?;
+        let differs = |hasher: blake3::Hasher| file.digest().is_some_and(|d| d != Digest::from(hasher.finalize()));
+        if hasher.is_some_and(differs) {
+            self.problem(path, "all of its chunks are right, but not its digest as a whole");
+        }
+        Ok(())
+    }
+
+    fn header(&mut self, listed: &Listed, path: &[u8], body: Body<'_>) -> Result<(), Error> {
+        let member = Member { entry: listed.entry(), path, user: listed.user(), group: listed.group(), body };
+        Ok(self.archive.write(&member.encode())?)
+    }
+
+    fn told(&self, listed: &Listed, path: &[u8]) {
+        let path = shown(path);
+        if listed.entry().flags & Entry::CHANGED != 0 {
+            self.monitor.note(&format!("{} changed while it was backed up", path.display()));
+        }
+        self.monitor.entry(path, "dumped");
+    }
+
+    fn problem(&mut self, path: &[u8], why: &str) {
+        self.summary.problems += 1;
+        self.monitor.problem(shown(path), why);
+    }
+}
+
+fn shown(path: &[u8]) -> &Path {
+    Path::new(OsStr::from_bytes(path))
+}

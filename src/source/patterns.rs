@@ -1,0 +1,221 @@
+//! Which paths the user means, or does not want, in the language of `.gitignore`.
+//!
+//! A pattern with a `/` at its start or inside is meant from the root on, another one anywhere. A `/` at the
+//! end matches directories only, `!` takes back what a pattern before it said, `**` stands for any number of
+//! directories. Empty patterns and those that begin with `#` say nothing (`\#` is a `#`). Besides, `{a,b}` is
+//! a choice.
+//!
+//! Of a file of patterns each line is one. Blanks at its end are no part of it, unless a backslash stands before
+//! them; a byte order mark at the start, and carriage returns at line ends, do not count.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+
+use ignore::gitignore::{Gitignore, GitignoreBuilder};
+
+use super::Error;
+
+/// A pattern, and where it was found.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Pattern {
+    glob: String,
+    /// The file and the line, counted from 1; none if it was given by itself.
+    place: Option<(PathBuf, usize)>,
+}
+
+impl Pattern {
+    /// A pattern that was given by itself.
+    pub fn new(glob: impl Into<String>) -> Self {
+        Pattern { glob: glob.into(), place: None }
+    }
+
+    /// The patterns in a file, in its order.
+    pub fn read_file(path: &Path) -> Result<Vec<Self>, Error> {
+        let failed = |why: String| Error::PatternFile { path: path.to_owned(), why };
+        let bytes = fs::read(path).map_err(|e| failed(e.to_string()))?;
+        let bytes = bytes.strip_prefix(b"\xef\xbb\xbf").unwrap_or(&bytes);
+        let lines = bytes.split(|byte| *byte == b'\n').enumerate().map(|(before, line)| {
+            let line = line.strip_suffix(b"\r").unwrap_or(line);
+            let number = before + 1;
+            let text = str::from_utf8(line).map_err(|_| failed(format!("line {number} is not UTF-8")))?;
+            Ok(Pattern { glob: without_blanks_behind(text).to_owned(), place: Some((path.to_owned(), number)) })
+        });
+        let is_pattern = |pattern: &Pattern| !pattern.glob.is_empty() && !pattern.glob.starts_with('#');
+        lines.filter(|line| line.as_ref().map_or(true, is_pattern)).collect()
+    }
+}
+
+/// A line without the blanks at its end that no backslash protects.
+fn without_blanks_behind(line: &str) -> &str {
+    let trimmed = line.trim_end_matches(' ');
+    let escaping = trimmed.len() - trimmed.trim_end_matches('\\').len();
+    match escaping % 2 {
+        // The backslash is for the blank behind it, if there is one.
+        1 => line.get(..trimmed.len() + 1).unwrap_or(trimmed),
+        _ => trimmed,
+    }
+}
+
+/// Patterns that belong together.
+#[derive(Debug, Clone)]
+pub struct Patterns {
+    /// Absent if there are no patterns: asking costs nothing then.
+    patterns: Option<Gitignore>,
+}
+
+impl Patterns {
+    /// Reads `patterns`, of which later ones win. Those that are anchored begin at `root`.
+    pub fn new(root: &Path, patterns: &[Pattern]) -> Result<Self, Error> {
+        // The root is cut off the front of paths: it must not be mistaken for the start of a relative one.
+        let mut builder = GitignoreBuilder::new(if root.is_absolute() { root } else { Path::new(".") });
+        // A `[` that nothing closes is more likely an error than meant.
+        builder.allow_unclosed_class(false);
+        for pattern in patterns {
+            builder.add_line(None, &pattern.glob).map_err(|e| bad_pattern(pattern, e))?;
+        }
+        // Each pattern is sound, but all of them together may be too large.
+        let all = || Pattern::new(patterns.iter().map(|pattern| pattern.glob.as_str()).collect::<Vec<_>>().join("\n"));
+        let patterns = builder.build().map_err(|e| bad_pattern(&all(), e))?;
+        Ok(Patterns { patterns: (!patterns.is_empty()).then_some(patterns) })
+    }
+
+    /// Whether the last pattern that has to do with a path matches it. What is below a directory that matches
+    /// need not match: do not ask. The path is relative to the root (or absolute and below it).
+    pub fn matches(&self, relative_path: &Path, is_directory: bool) -> bool {
+        self.patterns.as_ref().is_some_and(|patterns| patterns.matched(relative_path, is_directory).is_ignore())
+    }
+}
+
+fn bad_pattern(pattern: &Pattern, error: ignore::Error) -> Error {
+    let why = match error {
+        ignore::Error::Glob { err, .. } => err,
+        other => other.to_string(),
+    };
+    let place = pattern.place.as_ref().map(|(file, line)| format!(" in {}, line {line},", file.display()));
+    Error::Pattern { pattern: pattern.glob.clone(), place: place.unwrap_or_default(), why }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::ffi::OsStr;
+    use std::os::unix::ffi::OsStrExt;
+
+    use super::*;
+
+    fn exclude(globs: &[&str]) -> Patterns {
+        let patterns: Vec<_> = globs.iter().map(|glob| Pattern::new(*glob)).collect();
+        Patterns::new(Path::new("/source"), &patterns).unwrap()
+    }
+
+    fn file(exclude: &Patterns, path: &str) -> bool {
+        exclude.matches(Path::new(path), false)
+    }
+
+    fn directory(exclude: &Patterns, path: &str) -> bool {
+        exclude.matches(Path::new(path), true)
+    }
+
+    #[test]
+    fn nothing_is_excluded_without_patterns() {
+        assert!(!file(&exclude(&[]), "a"));
+        assert!(exclude(&["", "# nothing"]).patterns.is_none());
+    }
+
+    #[test]
+    fn an_anchored_pattern_matches_at_the_root_only() {
+        let e = exclude(&["/foo", "a/b"]);
+        assert!(file(&e, "foo") && directory(&e, "foo"));
+        assert!(!file(&e, "x/foo") && !file(&e, "foobar"));
+        assert!(file(&e, "a/b") && !file(&e, "x/a/b"));
+    }
+
+    #[test]
+    fn a_pattern_without_slash_matches_anywhere() {
+        let e = exclude(&["*.o"]);
+        assert!(file(&e, "x.o") && file(&e, "a/b/x.o") && directory(&e, "dir.o") && file(&e, ".o"));
+        assert!(!file(&e, "x.o/y") && !file(&e, "x.ob"));
+    }
+
+    #[test]
+    fn a_slash_at_the_end_means_directories() {
+        let e = exclude(&["cache/"]);
+        assert!(directory(&e, "cache") && directory(&e, "a/cache"));
+        assert!(!file(&e, "cache") && !file(&e, "a/cache"));
+    }
+
+    #[test]
+    fn the_last_match_wins() {
+        let e = exclude(&["*.log", "!keep.log", "/deep/keep.log"]);
+        assert!(file(&e, "x.log"));
+        assert!(!file(&e, "keep.log") && !file(&e, "a/keep.log"));
+        assert!(file(&e, "deep/keep.log"));
+        assert!(file(&exclude(&["!keep.log", "*.log"]), "keep.log"));
+    }
+
+    #[test]
+    fn stars_do_not_cross_directories_but_double_ones_do() {
+        let e = exclude(&["/a/*/c", "/x/**/z", "/inside/**"]);
+        assert!(file(&e, "a/b/c") && !file(&e, "a/b/b/c"));
+        assert!(file(&e, "x/z") && file(&e, "x/y/y/z"));
+        assert!(file(&e, "inside/it") && !directory(&e, "inside"));
+    }
+
+    #[test]
+    fn names_need_not_be_utf8() {
+        let e = exclude(&["*.o", "/d\u{e9}/?x"]);
+        let path = |bytes| Path::new(OsStr::from_bytes(bytes));
+        assert!(e.matches(path(b"\xff\xfe/\xc3.o"), false));
+        assert!(e.matches(path(b"d\xc3\xa9/\xffx"), false));
+        assert!(!e.matches(path(b"\xff\xfe.p"), false));
+    }
+
+    #[test]
+    fn a_relative_root_is_not_cut_off() {
+        let e = Patterns::new(Path::new("src"), &[Pattern::new("/src/x")]).unwrap();
+        assert!(file(&e, "src/x"));
+        assert!(!file(&e, "x"));
+        let e = Patterns::new(Path::new("/"), &[Pattern::new("/home/*/tmp")]).unwrap();
+        assert!(directory(&e, "home/me/tmp") && directory(&e, "/home/me/tmp"));
+    }
+
+    #[test]
+    fn a_bad_pattern_is_named() {
+        for bad in ["[a", "{a", "z[b-a]"] {
+            let patterns = ["*.o", bad].map(Pattern::new);
+            let error = Patterns::new(Path::new("/"), &patterns).unwrap_err().to_string();
+            assert!(error.starts_with(&format!("the pattern {bad:?} is not valid: ")), "{error}");
+        }
+    }
+
+    fn file_of(content: impl AsRef<[u8]>) -> tempfile::NamedTempFile {
+        let file = tempfile::NamedTempFile::new().unwrap();
+        fs::write(file.path(), content).unwrap();
+        file
+    }
+
+    #[test]
+    fn lines_of_a_file_are_patterns_but_for_comments_and_blanks() {
+        let content = "\u{feff}*.o\r\n\n# no pattern\n\\#one\n   \nplain  \nkept\\ \nkept\\  \neven\\\\ \nlast";
+        let patterns = Pattern::read_file(file_of(content).path()).unwrap();
+        let found: Vec<_> =
+            patterns.iter().map(|p| (p.glob.as_str(), p.place.as_ref().map_or(0, |place| place.1))).collect();
+        let expected =
+            [("*.o", 1), ("\\#one", 4), ("plain", 6), ("kept\\ ", 7), ("kept\\ ", 8), ("even\\\\", 9), ("last", 10)];
+        assert_eq!(found, expected);
+        let e = Patterns::new(Path::new("/"), &patterns).unwrap();
+        assert!(file(&e, "x.o") && file(&e, "#one") && file(&e, "plain") && file(&e, "kept ") && file(&e, "even\\"));
+        assert!(!file(&e, "kept") && !file(&e, "plain  ") && !file(&e, "# no pattern"));
+    }
+
+    #[test]
+    fn a_bad_line_is_named_with_its_file_and_number() {
+        let bad = file_of("*.o\n\n[a\n");
+        let patterns = Pattern::read_file(bad.path()).unwrap();
+        let error = Patterns::new(Path::new("/"), &patterns).unwrap_err().to_string();
+        let expected = format!("the pattern \"[a\" in {}, line 3, is not valid: ", bad.path().display());
+        assert!(error.starts_with(&expected), "{error}");
+        let binary = file_of(b"*.o\n\xff\n");
+        let error = Pattern::read_file(binary.path()).unwrap_err().to_string();
+        assert_eq!(error, format!("cannot read patterns from {}: line 2 is not UTF-8", binary.path().display()));
+    }
+}

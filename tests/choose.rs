@@ -1,0 +1,741 @@
+//! What of all there is a backup takes: rules that leave out, lists, a pipe, borders that are never crossed.
+
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::print_stdout, clippy::print_stderr)]
+
+mod common;
+
+use std::fs::{self, File, OpenOptions};
+use std::io::{Read, Write};
+use std::os::unix::fs::{MetadataExt, symlink};
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use common::{Run, Site, age, content, run, settle, tree};
+use rustix::process::{Pid, Signal};
+use serde_json::Value;
+
+const MIB: usize = 1 << 20;
+const CACHE: &str = "Signature: 8a477f597d28d172789f06886806bc55\n# a cache\n";
+
+/// A site with these files and a repository, not backed up yet.
+fn ready<C: AsRef<[u8]>>(files: &[(&str, C)]) -> Site {
+    let site = Site::with_files(files);
+    site.init();
+    site
+}
+
+/// A site with files whose content is their name.
+fn with_names(names: &[&str]) -> Site {
+    ready(&names.iter().map(|name| (*name, *name)).collect::<Vec<_>>())
+}
+
+/// Bytes that neither compress nor repeat; the same for the same seed.
+fn noise(seed: &str, length: usize) -> Vec<u8> {
+    let mut bytes = vec![0; length];
+    blake3::Hasher::new().update(seed.as_bytes()).finalize_xof().fill(&mut bytes);
+    bytes
+}
+
+#[track_caller]
+fn number(summary: &Value, field: &str) -> u64 {
+    summary[field].as_u64().unwrap_or_else(|| panic!("{field} is no number in {summary}"))
+}
+
+/// Backs up and says what came of it.
+#[track_caller]
+fn backup(site: &Site, extra: &[&str]) -> Value {
+    site.backup(extra).ok().json()
+}
+
+/// Backs up other things than the source.
+#[must_use = "it may have failed: say .ok() or .code(n)"]
+fn backup_of(site: &Site, arguments: &[&str]) -> Run {
+    site.brackfs(&[&["backup", "--json"], arguments].concat())
+}
+
+/// The names that `ls -R` shows, in its order.
+#[track_caller]
+fn names(site: &Site, what: &str) -> Vec<String> {
+    let run = site.brackfs(&["ls", "-R", what]).ok();
+    run.stdout.lines().map(str::to_owned).collect()
+}
+
+/// The names below the site's own directory in a snapshot whose root is `/`.
+#[track_caller]
+fn names_in_site(site: &Site) -> Vec<String> {
+    names(site, &format!("latest:{}", site.path().strip_prefix("/").unwrap().display()))
+}
+
+#[track_caller]
+fn cat(site: &Site, path: &str) -> String {
+    site.brackfs(&["cat", path]).ok().stdout
+}
+
+#[track_caller]
+fn snapshots(site: &Site) -> Vec<Value> {
+    let run = site.brackfs(&["snapshots", "--json"]).ok();
+    let Ok(Value::Array(list)) = serde_json::from_str(&run.stdout) else { panic!("no array\n{run}") };
+    list
+}
+
+#[track_caller]
+fn says(run: &Run, words: &str) {
+    assert!(run.stderr.contains(words), "it does not say {words:?}\n{run}");
+}
+
+/// Everything in the repository, by path.
+fn objects(site: &Site) -> Vec<PathBuf> {
+    tree(&site.repo()).into_keys().collect()
+}
+
+/// A file beside the source.
+fn beside(site: &Site, name: &str, content: impl AsRef<[u8]>) -> String {
+    let path = site.path().join(name);
+    fs::write(&path, content).unwrap();
+    path.to_str().unwrap().to_owned()
+}
+
+fn text(path: &Path) -> &str {
+    path.to_str().unwrap()
+}
+
+// --- patterns in files ---
+
+#[test]
+fn patterns_of_files_come_before_those_of_flags() {
+    let site = with_names(&["a.o", "keep.o", "x.tmp", "top", "d/top", "#odd", "d/b.log"]);
+    let one = beside(&site, "one", "# not this: top\n*.o\n\n/top   \n\\#odd\n");
+    let two = beside(&site, "two", "*.tmp\r\n*.log\r\n!b.log\r\n");
+    // Wherever it stands, --exclude has the last word.
+    backup(&site, &["--exclude", "!keep.o", "--exclude-from", &one, "--exclude-from", &two]);
+    assert_eq!(names(&site, "latest"), ["d/", "d/b.log", "d/top", "keep.o"]);
+    // Of files the last one has it.
+    backup(&site, &["--exclude-from", &two, "--exclude-from", &beside(&site, "three", "*.log\n")]);
+    assert_eq!(names(&site, "latest"), ["#odd", "a.o", "d/", "d/top", "keep.o", "top"]);
+}
+
+#[test]
+fn a_rule_that_makes_no_sense_is_a_usage_error_and_changes_nothing() {
+    let site = with_names(&["a"]);
+    let before = objects(&site);
+    let bad = beside(&site, "bad", "*.o\n# fine\n[a\n");
+    let run = site.backup(&["--exclude-from", &bad]).code(2);
+    says(&run, &format!("\"[a\" in {bad}, line 3,"));
+    let binary = beside(&site, "binary", b"a\n\n\xff\xfe\n");
+    let run = site.backup(&["--exclude-from", &binary]).code(2);
+    says(&run, &binary);
+    says(&run, "line 3");
+    let missing = text(&site.path().join("missing")).to_owned();
+    says(&site.backup(&["--exclude-from", &missing]).code(2), &missing);
+    says(&site.backup(&["--exclude", "z[b-a]"]).code(2), "z[b-a]");
+    for name in ["", ".", "a/b"] {
+        says(&site.backup(&["--exclude-if-present", name]).code(2), &format!("{name:?}"));
+    }
+    assert_eq!(objects(&site), before, "the repository was changed");
+}
+
+// --- directories and files that ask to be left out ---
+
+#[test]
+fn of_a_cache_only_the_directory_and_the_tag_are_kept() {
+    let site = ready(&[
+        ("c/CACHEDIR.TAG", CACHE),
+        ("c/data", "x"),
+        ("c/deep/data", "x"),
+        ("no-cache/CACHEDIR.TAG", "Signature: of something else, and long enough to be one"),
+        ("no-cache/data", "x"),
+        ("plain/data", "x"),
+    ]);
+    backup(&site, &["--exclude-caches"]);
+    let rest = ["no-cache/", "no-cache/CACHEDIR.TAG", "no-cache/data", "plain/", "plain/data"];
+    assert_eq!(names(&site, "latest"), [&["c/", "c/CACHEDIR.TAG"][..], &rest].concat());
+    // Without the flag it is a file like any other.
+    backup(&site, &[]);
+    assert_eq!(names(&site, "latest").len(), 2 + 3 + rest.len());
+    // The tag may be left out by a pattern, and still counts.
+    backup(&site, &["--exclude-caches", "--exclude", "/c/CACHEDIR.TAG"]);
+    assert_eq!(names(&site, "latest"), [&["c/"][..], &rest].concat());
+}
+
+#[test]
+fn of_a_directory_with_a_named_entry_only_that_entry_is_kept() {
+    let site = with_names(&["a/.nobackup", "a/b/c", "a/d", "git/.git/config", "git/work", "z/nobackup"]);
+    backup(&site, &["--exclude-if-present", ".nobackup", "--exclude-if-present", ".git"]);
+    let expected = ["a/", "a/.nobackup", "git/", "git/.git/", "git/.git/config", "z/", "z/nobackup"];
+    assert_eq!(names(&site, "latest"), expected);
+    // It holds for the snapshot's root as well.
+    site.write(".nobackup", "");
+    backup(&site, &["--exclude-if-present", ".nobackup"]);
+    assert_eq!(names(&site, "latest"), [".nobackup"]);
+}
+
+#[test]
+fn what_has_the_nodump_attribute_is_left_out_if_asked() {
+    let site = with_names(&["a", "file", "d/b", "z"]);
+    let mut chattr = Command::new("chattr");
+    chattr.arg("+d").arg(site.source().join("file")).arg(site.source().join("d"));
+    run(chattr).ok();
+    settle();
+    backup(&site, &["--exclude-nodump"]);
+    assert_eq!(names(&site, "latest"), ["a", "z"]);
+    let all = backup(&site, &[]);
+    assert_eq!(number(&all, "files_read"), 2, "{all}");
+    assert_eq!(names(&site, "latest"), ["a", "d/", "d/b", "file", "z"]);
+}
+
+#[test]
+fn when_rules_change_the_next_snapshot_is_right_and_only_what_is_new_is_read() {
+    let mut files: Vec<String> = (0..40).map(|number| format!("d/e/file-{number:02}")).collect();
+    files.extend(["a".into(), "d/one.o".into(), "d/two.o".into(), "z".into()]);
+    let site = with_names(&files.iter().map(String::as_str).collect::<Vec<_>>());
+    let flags = ["--exclude-caches", "--exclude-if-present", ".skip"];
+    let with = |extra: &[&str]| backup(&site, &[&flags[..], extra].concat());
+    let all = names_with_directories(&files);
+    assert_eq!(number(&with(&[]), "files_read"), 44);
+
+    // A pattern comes, and goes.
+    let second = with(&["--exclude", "*.o"]);
+    assert_eq!(number(&second, "files_read"), 0, "{second}");
+    assert_eq!(names(&site, "latest"), without(&all, |name| name.ends_with(".o")));
+    let third = with(&[]);
+    assert_eq!(number(&third, "files_read"), 2, "{third}");
+    assert_eq!(number(&third, "data_packs"), 0, "{third}");
+    assert_eq!(names(&site, "latest"), all);
+
+    // A tag comes, and goes.
+    for (tag, content) in [("d/e/CACHEDIR.TAG", CACHE), ("d/e/.skip", "")] {
+        let tag_file = site.write(tag, content);
+        age(&tag_file);
+        settle();
+        let tagged = with(&[]);
+        assert_eq!(number(&tagged, "files_read"), 1, "{tagged}");
+        let mut expected = without(&all, |name| name.starts_with("d/e/file"));
+        expected.insert(expected.iter().position(|name| name == "d/e/").unwrap() + 1, tag.into());
+        assert_eq!(names(&site, "latest"), expected);
+        let again = with(&[]);
+        assert_eq!((number(&again, "files_read"), number(&again, "stored_bytes")), (0, 0), "{again}");
+
+        fs::remove_file(tag_file).unwrap();
+        let untagged = with(&[]);
+        assert_eq!(number(&untagged, "files_read"), 40, "{untagged}");
+        assert_eq!(number(&untagged, "data_packs"), 0, "{untagged}");
+        assert_eq!(names(&site, "latest"), all);
+    }
+    let last = with(&[]);
+    assert_eq!((number(&last, "files_read"), number(&last, "stored_bytes")), (0, 0), "{last}");
+    site.brackfs(&["check", "--read-data"]).ok();
+}
+
+/// As `ls -R` shows these files.
+fn names_with_directories(files: &[String]) -> Vec<String> {
+    let mut names = files.to_vec();
+    for file in files {
+        let above = Path::new(file).ancestors().skip(1).filter(|path| !path.as_os_str().is_empty());
+        names.extend(above.map(|path| format!("{}/", path.display())));
+    }
+    names.sort();
+    names.dedup();
+    names
+}
+
+fn without(names: &[String], is_out: impl Fn(&str) -> bool) -> Vec<String> {
+    names.iter().filter(|name| !is_out(name)).cloned().collect()
+}
+
+// --- borders ---
+
+/// A file system of its own below the source; unmounted when dropped.
+struct OtherFileSystem(PathBuf);
+
+impl OtherFileSystem {
+    fn mount(path: PathBuf) -> OtherFileSystem {
+        fs::create_dir_all(&path).unwrap();
+        let mut command = Command::new("mount");
+        command.args(["-t", "tmpfs", "-o", "size=1m", "brackfs-test"]).arg(&path);
+        run(command).ok();
+        OtherFileSystem(path)
+    }
+}
+
+impl Drop for OtherFileSystem {
+    fn drop(&mut self) {
+        let _ = Command::new("umount").arg(&self.0).status();
+    }
+}
+
+#[test]
+fn of_several_paths_each_has_its_own_file_system() {
+    let site = with_names(&["one/a", "one/below/covered", "z"]);
+    let _below = OtherFileSystem::mount(site.source().join("one/below"));
+    let _other = OtherFileSystem::mount(site.source().join("other"));
+    for file in ["one/below/inner/x", "one/below/y", "other/b", "other/deep/c"] {
+        site.write(file, file);
+    }
+    let _nested = OtherFileSystem::mount(site.source().join("other/nested"));
+    site.write("other/nested/far", "far");
+    let [one, other, inner] = ["one", "other", "one/below/inner"].map(|name| site.source().join(name));
+    backup_of(&site, &[text(&one), text(&other), "-x"]).ok();
+    let mut expected: Vec<_> = ["one/", "one/a", "one/below/", "other/", "other/b", "other/deep/", "other/deep/c"]
+        .into_iter()
+        .chain(["other/nested/"])
+        .map(|name| format!("source/{name}"))
+        .collect();
+    expected.insert(0, "source/".into());
+    assert_eq!(names_in_site(&site), expected);
+    // A path on a mount below another path is taken, and nothing else of that mount.
+    backup_of(&site, &[text(&inner), text(&one), "-x"]).ok();
+    let expected = ["", "one/", "one/a", "one/below/", "one/below/inner/", "one/below/inner/x"];
+    assert_eq!(names_in_site(&site), expected.map(|name| format!("source/{name}")));
+    // Without the flag all of it is.
+    backup_of(&site, &[text(&inner), text(&one)]).ok();
+    let found = names_in_site(&site);
+    assert_eq!(found[..found.len() - 1], expected.map(|name| format!("source/{name}")));
+    assert_eq!(found[found.len() - 1], "source/one/below/y");
+}
+
+#[test]
+fn the_directory_of_a_mount_keeps_the_looks_of_the_mount() {
+    let site = with_names(&["a"]);
+    let below = site.source().join("below");
+    let _mount = OtherFileSystem::mount(below.clone());
+    fs::set_permissions(&below, std::os::unix::fs::PermissionsExt::from_mode(0o751)).unwrap();
+    site.write("below/x", "x");
+    backup(&site, &["-x"]);
+    let out = site.path().join("out");
+    site.brackfs(&["restore", "latest", "--to", text(&out)]).ok();
+    assert_eq!(fs::metadata(out.join("below")).unwrap().mode() & 0o7777, 0o751);
+    assert_eq!(fs::read_dir(out.join("below")).unwrap().count(), 0);
+}
+
+/// A site whose repository and state lie below the source.
+fn with_own_files_below() -> Site {
+    let site = Site::with_files(&[("a", "one"), ("back/up/b", "beside it")]);
+    site.init();
+    fs::rename(site.repo(), site.source().join("back/up/repo")).unwrap();
+    fs::rename(site.state(), site.source().join("state")).unwrap();
+    site
+}
+
+/// The command for such a site.
+fn there(site: &Site, arguments: &[&str]) -> Run {
+    let mut command = site.command(arguments);
+    command.env("BRACKFS_REPOSITORY", site.source().join("back/up/repo"));
+    command.env("BRACKFS_STATE_DIR", site.source().join("state"));
+    run(command)
+}
+
+#[test]
+fn the_repository_and_the_state_are_left_empty_when_they_are_below_the_source() {
+    let site = with_own_files_below();
+    let source = site.source();
+    let expected = ["a", "back/", "back/up/", "back/up/b", "back/up/repo/", "state/"];
+    for _ in 0..2 {
+        let run = there(&site, &["backup", text(&source), "--json"]).ok();
+        for own in ["back/up/repo", "state"] {
+            says(&run, &format!("{} belongs to brackfs itself", source.join(own).display()));
+        }
+        let found: Vec<_> = there(&site, &["ls", "-R", "latest"]).ok().stdout.lines().map(str::to_owned).collect();
+        assert_eq!(found, expected);
+    }
+    // Nor does a list lead into them.
+    let pack = source.join("back/up/repo/brackfs.toml");
+    let list = beside(&site, "list", format!("{}\n{}\n", pack.display(), source.join("a").display()));
+    there(&site, &["backup", "--files-from", &list]).ok();
+    let below = format!("latest:{}", source.strip_prefix("/").unwrap().display());
+    let found = there(&site, &["ls", "-R", &below]).ok().stdout;
+    assert_eq!(found.lines().collect::<Vec<_>>(), ["a", "back/", "back/up/", "back/up/repo/"]);
+}
+
+#[test]
+fn a_source_inside_of_the_repository_or_the_state_is_refused() {
+    let site = with_names(&["a"]);
+    let before = objects(&site);
+    symlink(site.repo().join("keys"), site.path().join("detour")).unwrap();
+    let [repo, keys, state, detour] = ["repo", "repo/keys", "state", "detour"].map(|name| site.path().join(name));
+    for path in [&repo, &keys, &state, &detour] {
+        says(&backup_of(&site, &[text(path)]).code(2), "can't be backed up here");
+        says(&backup_of(&site, &[text(&site.source()), text(path)]).code(2), "can't be backed up here");
+    }
+    assert_eq!(objects(&site), before, "the repository was changed");
+}
+
+#[test]
+fn our_own_mount_is_left_empty_on_the_way_and_backed_up_when_it_is_the_path() {
+    let site = with_names(&["a", "d/b"]);
+    backup(&site, &[]);
+    let mounted = site.mount(&[]);
+    // On the way.
+    let run = backup_of(&site, &[text(site.path()), "--exclude", "/keys", "--source", "all"]).ok();
+    says(&run, &format!("{} belongs to brackfs itself", mounted.path().display()));
+    assert_eq!(
+        names(&site, "all/latest"),
+        ["mnt/", "repo/", "source/", "source/a", "source/d/", "source/d/b", "state/"]
+    );
+    // As the path: to another repository, where it is like any file system.
+    let (other, owner) = (site.path().join("other"), site.keys().join("owner.pub"));
+    site.brackfs(&["init", text(&other), "--recipient", text(&owner)]).ok();
+    let latest = mounted.latest();
+    let into_other = ["--repo", text(&other), "--ignore-inode", "--ignore-ctime"];
+    let copy = |paths: &[&str]| backup_of(&site, &[paths, &into_other[..]].concat()).ok().json();
+    assert_eq!(number(&copy(&[text(mounted.path()), "--source", "whole"]), "files"), 4, "two snapshots");
+    for extra in [None, Some("-x")] {
+        let paths: Vec<_> = [text(&latest)].into_iter().chain(extra).chain(["--source", "copy"]).collect();
+        copy(&paths);
+        let out = site.path().join(if extra.is_some() { "out-x" } else { "out" });
+        site.brackfs(&["restore", "copy/latest", "--repo", text(&other), "--to", text(&out)]).ok();
+        assert_eq!(tree(&out), tree(&site.source()));
+    }
+    // Among several paths, too; and files in it are known again.
+    let [file, folder] = [latest.join("a"), latest.join("d")];
+    assert_eq!(number(&copy(&[text(&file), text(&folder), "--source", "parts"]), "files"), 2);
+    let again = copy(&[text(&file), text(&folder), "--source", "parts"]);
+    assert_eq!((number(&again, "files"), number(&again, "files_read")), (2, 0), "{again}");
+}
+
+// --- lists ---
+
+#[test]
+fn what_a_list_names_is_backed_up_with_what_leads_to_it() {
+    let site = with_names(&["a", "d/b", "d/c", "e/deep/f", "e/g", "not", " blank ", "#odd"]);
+    symlink("d", site.source().join("to-d")).unwrap();
+    let absolute = site.source().join("a");
+    let list =
+        format!("{}\n\nsource/d/b\nsource/e\nsource/to-d\nsource/ blank \nsource/#odd\nsource/e/g\n", text(&absolute));
+    let list = beside(&site, "list", list);
+    let summary = backup_of(&site, &["--files-from", &list]).ok().json();
+    assert_eq!(summary["source"], "root");
+    let expected = ["", " blank ", "#odd", "a", "d/", "d/b", "e/", "e/deep/", "e/deep/f", "e/g", "to-d"];
+    assert_eq!(names_in_site(&site), expected.map(|name| format!("source/{name}")));
+    let again = backup_of(&site, &["--files-from", &list]).ok().json();
+    assert_eq!((number(&again, "files_read"), number(&again, "data_packs")), (0, 0), "{again}");
+    // A list is nothing for a snapshot to repeat.
+    assert_eq!(snapshots(&site)[0]["paths"], serde_json::json!([]));
+}
+
+#[test]
+fn with_a_list_the_root_is_the_root_also_for_one_directory() {
+    let site = with_names(&["d/b"]);
+    let list = beside(&site, "list", "source/d\n");
+    backup_of(&site, &["--files-from", &list]).ok();
+    assert_eq!(names_in_site(&site), ["source/", "source/d/", "source/d/b"]);
+}
+
+#[test]
+fn lists_and_paths_add_up_and_excluded_is_excluded() {
+    let site = with_names(&["a.o", "b", "c/d", "c/e.o", "f", "g/h", "g/i"]);
+    let one = beside(&site, "one", "source/a.o\nsource/b\n");
+    let two = beside(&site, "two", "source/c\nsource/g/h\n");
+    let file = site.source().join("f");
+    let lists = ["--files-from", &one, "--files-from", &two, text(&file)];
+    backup_of(&site, &[&lists[..], &["--exclude", "*.o", "--exclude", "g/"]].concat()).ok();
+    assert_eq!(names_in_site(&site), ["", "b", "c/", "c/d", "f"].map(|name| format!("source/{name}")));
+    assert_eq!(snapshots(&site)[0]["paths"], serde_json::json!([file]));
+}
+
+#[test]
+fn a_list_may_be_separated_by_nuls_and_come_through_a_pipe() {
+    let site = with_names(&["two\nlines", "b", "not"]);
+    let mut command = site.command(&["backup", "--files-from", "-"]);
+    run(fed(&mut command, b"source/two\nlines\0source/b\0".to_vec())).ok();
+    let out = site.path().join("out");
+    site.brackfs(&["restore", "latest", "--to", text(&out)]).ok();
+    let found = tree(&out.join(site.source().strip_prefix("/").unwrap()));
+    let found: Vec<_> = found.keys().map(|path| text(path)).collect();
+    assert_eq!(found, ["", "b", "two\nlines"]);
+}
+
+#[test]
+fn what_is_missing_of_a_list_is_named_and_the_rest_is_backed_up() {
+    let site = with_names(&["a", "b"]);
+    let list = beside(&site, "list", "source/a\nsource/gone\nnowhere/at/all\nsource/b\n");
+    let run = backup_of(&site, &["--files-from", &list]).code(3);
+    says(&run, "source/gone");
+    says(&run, "nowhere/at/all");
+    assert_eq!(number(&run.json(), "problems"), 2);
+    assert_eq!(names_in_site(&site), ["source/", "source/a", "source/b"]);
+    // The root does not become another one because of it.
+    let [here, gone] = ["source", "gone"].map(|name| site.path().join(name));
+    let run = backup_of(&site, &[text(&here), text(&gone)]).code(3);
+    assert_eq!(run.json()["source"], "root");
+    assert_eq!(names_in_site(&site), ["source/", "source/a", "source/b"]);
+}
+
+#[test]
+fn a_list_of_nothing_is_an_error_and_makes_no_snapshot() {
+    let site = with_names(&["a"]);
+    let source = site.source();
+    let before = objects(&site);
+    let empty = beside(&site, "empty", "\n\n");
+    says(&backup_of(&site, &["--files-from", &empty]).code(2), &empty);
+    // Next to a path as well: whatever made the list went wrong.
+    says(&backup_of(&site, &[text(&source), "--files-from", &empty]).code(2), &empty);
+    says(&backup_of(&site, &["--files-from", "-"]).code(2), "is empty");
+    let missing = text(&site.path().join("missing")).to_owned();
+    says(&backup_of(&site, &["--files-from", &missing]).code(2), &missing);
+    let gone = beside(&site, "gone", "nowhere\nnothing\n");
+    says(&backup_of(&site, &["--files-from", &gone]).code(1), "none of the paths");
+    assert_eq!(objects(&site), before, "the repository was changed");
+}
+
+// --- a pipe ---
+
+/// The command with a pipe as its standard input, that `bytes` come through.
+fn fed(command: &mut Command, bytes: Vec<u8>) -> Command {
+    let (reader, mut writer) = std::io::pipe().unwrap();
+    // It may end before it has read all.
+    thread::spawn(move || _ = writer.write_all(&bytes));
+    command.stdin(reader);
+    std::mem::replace(command, Command::new("true"))
+}
+
+fn dump_command(site: &Site, extra: &[&str]) -> Command {
+    site.command(&[&["backup", "--json", "--stdin-filename", "db.sql"], extra].concat())
+}
+
+/// Backs these bytes up as `db.sql`.
+#[track_caller]
+fn dump(site: &Site, bytes: &[u8], extra: &[&str]) -> Value {
+    run(fed(&mut dump_command(site, extra), bytes.to_vec())).ok().json()
+}
+
+#[test]
+fn standard_input_becomes_the_only_file_of_a_snapshot() {
+    let site = ready::<&str>(&[]);
+    let started = std::time::SystemTime::now();
+    for bytes in [b"small".to_vec(), noise("piped", 5 * MIB + 17), vec![0; 2 * MIB]] {
+        let summary = dump(&site, &bytes, &[]);
+        assert_eq!(summary["source"], "db.sql");
+        assert_eq!((number(&summary, "files"), number(&summary, "bytes")), (1, bytes.len() as u64));
+        assert_eq!((number(&summary, "files_read"), number(&summary, "problems")), (1, 0));
+        let out = site.path().join(format!("out-{}", bytes.len()));
+        site.brackfs(&["restore", "latest", "--to", text(&out)]).ok();
+        assert_eq!(names(&site, "latest"), ["db.sql"]);
+        let file = out.join("db.sql");
+        assert!(fs::read(&file).unwrap() == bytes, "{} bytes are others", bytes.len());
+        let stat = fs::metadata(&file).unwrap();
+        let me = fs::metadata(site.path()).unwrap();
+        assert_eq!((stat.mode() & 0o7777, stat.uid(), stat.gid()), (0o600, me.uid(), me.gid()));
+        assert!(stat.modified().unwrap() + Duration::from_secs(1) >= started, "{stat:?}");
+    }
+    assert_eq!(snapshots(&site)[0]["paths"], serde_json::json!(["db.sql"]));
+    // With little memory it is cut at the same places, and so is a file.
+    let frugal = dump(&site, &noise("piped", 5 * MIB + 17), &["--low-memory"]);
+    assert_eq!((number(&frugal, "bytes"), number(&frugal, "data_packs")), (5 * MIB as u64 + 17, 0), "{frugal}");
+    site.write("same", noise("piped", 5 * MIB + 17));
+    assert_eq!(number(&backup(&site, &[]), "data_packs"), 0);
+    assert_eq!(dump(&site, b"x", &["--source", "shop"])["source"], "shop");
+    site.brackfs(&["check", "--read-data"]).ok();
+}
+
+#[test]
+fn an_empty_pipe_is_an_empty_file_and_a_note() {
+    let site = ready::<&str>(&[]);
+    let run = run(fed(&mut dump_command(&site, &[]), Vec::new())).ok();
+    says(&run, "standard input was empty");
+    assert_eq!(names(&site, "latest"), ["db.sql"]);
+    assert_eq!(cat(&site, "latest:db.sql"), "");
+}
+
+#[test]
+fn of_a_dump_that_changed_little_little_is_stored_again() {
+    let site = ready::<&str>(&[]);
+    let mut bytes = noise("dump", 40 * MIB);
+    let extra = ["--chunk-size", "16KiB"];
+    assert!(number(&dump(&site, &bytes, &extra), "data_bytes") >= 40 * MIB as u64);
+    bytes.splice(20 * MIB..20 * MIB, *b"INSERT INTO everything VALUES (1);");
+    let second = dump(&site, &bytes, &extra);
+    assert_eq!((number(&second, "files_changed"), number(&second, "files_read")), (1, 1), "{second}");
+    assert!(number(&second, "data_bytes") < 256 << 10, "{second}");
+    let out = site.path().join("out");
+    site.brackfs(&["restore", "latest", "--to", text(&out)]).ok();
+    assert_eq!(content(&out.join("db.sql")).unwrap(), blake3::hash(&bytes));
+}
+
+#[test]
+fn a_pipe_with_the_same_content_makes_no_snapshot_if_that_is_to_be_skipped() {
+    let site = ready::<&str>(&[]);
+    let large = noise("same", 3 * MIB);
+    let mut count = 0;
+    for (bytes, is_new) in [
+        (&large[..], true),
+        (&large, false),
+        (&large, false),
+        (b"other", true),
+        (b"other", false),
+        (&large, true),
+        (b"", true),
+        (b"", false),
+    ] {
+        let summary = dump(&site, bytes, &["--skip-if-unchanged"]);
+        assert_eq!(summary["snapshot_id"].is_string(), is_new, "{summary}");
+        count += usize::from(is_new);
+        assert_eq!(snapshots(&site).len(), count);
+    }
+    // Under another name it is another file.
+    let mut command =
+        site.command(&["backup", "--stdin-filename", "x", "--source", "db.sql", "--skip-if-unchanged", "--json"]);
+    let summary = run(fed(&mut command, Vec::new())).ok().json();
+    assert!(summary["snapshot_id"].is_string(), "{summary}");
+    assert_eq!(names(&site, "latest"), ["x"]);
+    site.brackfs(&["check", "--read-data"]).ok();
+}
+
+#[test]
+fn what_came_through_a_pipe_and_got_into_no_snapshot_is_not_skipped() {
+    let site = ready::<&str>(&[]);
+    let skip = ["--skip-if-unchanged"];
+    dump(&site, b"first", &skip);
+    let closed = OtherFileSystem::mount(site.repo().join("snapshots"));
+    let mut command = Command::new("mount");
+    command.args(["-o", "remount,ro"]).arg(&closed.0);
+    run(command).ok();
+    says(&run(fed(&mut dump_command(&site, &skip), b"second".to_vec())).code(1), "Read-only");
+    drop(closed);
+    let next = dump(&site, b"second", &skip);
+    assert!(next["snapshot_id"].is_string(), "{next}");
+    assert_eq!(cat(&site, "latest:db.sql"), "second");
+}
+
+#[test]
+fn a_source_may_be_a_pipe_once_and_a_directory_then() {
+    let site = with_names(&["d/e/f", "db.sql"]);
+    let as_source = ["--source", "source"];
+    backup(&site, &[]);
+    dump(&site, b"db.sql", &as_source);
+    assert_eq!(names(&site, "latest"), ["db.sql"]);
+    backup(&site, &[]);
+    let out = site.path().join("out");
+    site.brackfs(&["restore", "latest", "--to", text(&out)]).ok();
+    assert_eq!(tree(&out), tree(&site.source()));
+    dump(&site, b"last", &as_source);
+    assert_eq!(cat(&site, "latest:db.sql"), "last");
+    site.brackfs(&["check", "--read-data"]).ok();
+}
+
+#[test]
+fn a_file_is_never_taken_for_what_came_through_a_pipe() {
+    let site = ready::<&str>(&[]);
+    // What would be compared is then all the same.
+    let lax = ["--ignore-inode", "--ignore-ctime"];
+    dump(&site, b"through a pipe", &[&["--source", "source"], &lax[..]].concat());
+    let out = site.path().join("out");
+    site.brackfs(&["restore", "latest", "--to", text(&out)]).ok();
+    let file = site.write("db.sql", b"from the disk.");
+    fs::set_permissions(&file, std::os::unix::fs::PermissionsExt::from_mode(0o600)).unwrap();
+    let time = fs::metadata(out.join("db.sql")).unwrap().modified().unwrap();
+    OpenOptions::new().write(true).open(&file).unwrap().set_modified(time).unwrap();
+    let second = backup(&site, &lax);
+    assert_eq!(number(&second, "files_read"), 1, "{second}");
+    assert_eq!(cat(&site, "latest:db.sql"), "from the disk.");
+}
+
+#[test]
+fn a_pipe_that_cannot_be_read_makes_no_snapshot() {
+    let site = ready::<&str>(&[]);
+    // A directory can be a standard input, but not be read.
+    let mut command = dump_command(&site, &[]);
+    command.stdin(File::open(site.path()).unwrap());
+    says(&run(command).code(1), "cannot read standard input");
+    let mut command = dump_command(&site, &[]);
+    command.stdin(OpenOptions::new().write(true).open("/dev/null").unwrap());
+    says(&run(command).code(1), "cannot read standard input");
+    assert!(snapshots(&site).is_empty());
+    // And does no harm.
+    dump(&site, b"now it works", &[]);
+    assert_eq!(cat(&site, "latest:db.sql"), "now it works");
+}
+
+#[test]
+fn an_interrupt_while_a_pipe_is_open_makes_no_snapshot_and_keeps_what_was_stored() {
+    let site = ready::<&str>(&[]);
+    let bytes = noise("interrupted", 24 * MIB);
+    let (reader, mut writer) = std::io::pipe().unwrap();
+    let mut command = dump_command(&site, &["--chunk-size", "16KiB"]);
+    let mut child = command.stdin(reader).stdout(Stdio::null()).stderr(Stdio::piped()).spawn().unwrap();
+    drop(command);
+    writer.write_all(&bytes).unwrap();
+    // The pipe stays open: more could come.
+    rustix::process::kill_process(Pid::from_child(&child), Signal::INT).unwrap();
+    let started = Instant::now();
+    let status = child.wait().unwrap();
+    assert!(started.elapsed() < Duration::from_secs(60));
+    drop(writer);
+    let mut said = String::new();
+    child.stderr.take().unwrap().read_to_string(&mut said).unwrap();
+    assert_eq!(status.code(), Some(130), "{said}");
+    assert!(snapshots(&site).is_empty());
+    let second = dump(&site, &bytes, &["--chunk-size", "16KiB"]);
+    assert!(number(&second, "data_bytes") < 4 * MIB as u64, "{second}");
+}
+
+#[test]
+fn a_pipe_needs_no_more_memory_for_being_long() {
+    let site = ready::<&str>(&[]);
+    let (reader, mut writer) = std::io::pipe().unwrap();
+    let mut command = dump_command(&site, &[]);
+    let mut child = command.stdin(reader).stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap();
+    drop(command);
+    let mut stream = blake3::Hasher::new().update(b"long").finalize_xof();
+    let mut piece = vec![0; MIB];
+    for _ in 0..300 {
+        stream.fill(&mut piece);
+        writer.write_all(&piece).unwrap();
+    }
+    // All but the last few MiB was handled, and the end has not come: this is what it takes.
+    let status = fs::read_to_string(format!("/proc/{}/status", child.id())).unwrap();
+    drop(writer);
+    let line = status.lines().find_map(|line| line.strip_prefix("VmHWM:")).expect("a peak");
+    let peak: u64 = line.trim().strip_suffix(" kB").unwrap().parse().unwrap();
+    assert!(child.wait().unwrap().success());
+    assert!(peak < 150 << 10, "{peak} KiB");
+}
+
+#[test]
+fn a_pipe_goes_with_no_path_and_no_rule_and_has_a_plain_name() {
+    let site = with_names(&["a"]);
+    let before = objects(&site);
+    let source = site.source();
+    let with_path = ["--stdin-filename", "x", text(&source)];
+    let wrong: [&[&str]; 8] = [
+        &with_path,
+        &["--stdin-filename", "x", "--files-from", "-"],
+        &["--stdin-filename", "x", "--exclude", "y"],
+        &["--stdin-filename", "x", "-x"],
+        &["--stdin-filename", "a/b"],
+        &["--stdin-filename", ".."],
+        &["--stdin-filename", ""],
+        &["--stdin-filename", "latest"],
+    ];
+    for arguments in wrong {
+        let run = backup_of(&site, arguments).code(2);
+        assert!(!run.stderr.is_empty(), "{run}");
+    }
+    assert_eq!(objects(&site), before, "the repository was changed");
+}
+
+// --- tags ---
+
+#[test]
+fn tags_are_shown_once_each_in_the_order_given() {
+    let site = with_names(&["a"]);
+    backup(&site, &["--tag", "weekly", "--tag", "before upgrade", "--tag", "weekly"]);
+    assert_eq!(snapshots(&site)[0]["tags"], serde_json::json!(["weekly", "before upgrade"]));
+    let shown = site.brackfs(&["snapshots"]).ok().stdout;
+    assert!(shown.trim_end().ends_with("[weekly, before upgrade]"), "{shown}");
+    // Who has only the key sees them as well.
+    let key = site.keys().join("owner");
+    let shown = site.brackfs(&["snapshots", "--json", "--key", text(&key)]).ok().stdout;
+    let shown: Value = serde_json::from_str(&shown).unwrap();
+    assert_eq!(shown[0]["tags"], serde_json::json!(["weekly", "before upgrade"]));
+}
+
+#[test]
+fn a_tag_that_could_not_be_told_from_others_is_refused() {
+    let site = with_names(&["a"]);
+    for tag in ["", " ", "a,b", "two\nlines", "tab\there", " front", "behind "] {
+        says(&site.backup(&["--tag", tag]).code(2), "tag");
+    }
+    assert!(snapshots(&site).is_empty());
+}
