@@ -45,13 +45,15 @@ impl Walk<'_> {
         if let Some(row) = &row {
             let segments = self.past.segments(row.id)?;
             if let ([only], true) = (segments.as_slice(), row.linked) {
-                before = content_of(&self.past.segment_node(only.id)?.node.items, name);
+                let node = self.past.segment_node(only.id)?;
+                before = node.and_then(|segment| content_of(&segment.node.items, name));
             }
             replaces.extend(segments.iter().map(|row| row.id));
         }
         let existed = before.is_some();
         let known = row.map(|row| Known { in_place: true, row });
-        self.enter(b"", &stat_of(Kind::Directory, 0o700, started), Extended::default(), known.as_ref())?;
+        let extended = (Extended::default(), started);
+        self.enter(b"", &stat_of(Kind::Directory, 0o700, started), extended, known.as_ref())?;
         self.send(Event::NewSegment { replaces })?;
         let (sender, content) = bounded(AHEAD);
         let path = PathBuf::from(OsStr::from_bytes(name));

@@ -15,7 +15,7 @@ use rustix::fs::{AtFlags, CWD, FallocateFlags, FileType, Mode, Timespec, Timesta
 
 use crate::change::{Change, Kind, Name, Pick, Shape, Tiny};
 use crate::common;
-use crate::tree::{Attributes, Item, Tree, is_excluded};
+use crate::tree::{Item, Tree, is_excluded};
 
 /// A part of a file's content.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
@@ -98,7 +98,7 @@ fn pieces_of(shape: &Shape) -> Pieces {
 struct Node {
     what: What,
     mode: u32,
-    attributes: Attributes,
+    xattrs: BTreeMap<String, Vec<u8>>,
 }
 
 #[derive(Debug, Clone)]
@@ -167,7 +167,9 @@ impl World {
                 What::File(pieces) => {
                     let hash = || {
                         let mut hasher = blake3::Hasher::new();
-                        pieces.iter().for_each(|piece| drop(hasher.update(&piece.bytes())));
+                        for piece in pieces {
+                            hasher.update(&piece.bytes());
+                        }
                         hasher.finalize()
                     };
                     let content = *self.hashes.entry(pieces.clone()).or_insert_with(hash);
@@ -189,9 +191,10 @@ impl World {
                 target,
                 first_name: first.get(&number).filter(|(_, names)| *names > 1).map(|(path, _)| path.clone()),
                 rdev: 0,
+                xattrs: node.xattrs.clone(),
             };
             let blocks = (kind == common::Kind::File).then(|| stat.blocks());
-            (path, Item { entry, attributes: node.attributes.clone(), blocks })
+            (path, Item { entry, blocks })
         };
         wanted.into_iter().map(item).collect()
     }
@@ -223,7 +226,7 @@ impl World {
     fn add(&mut self, path: PathBuf, what: What, mode: u32) {
         self.last += 1;
         self.names.insert(path, self.last);
-        self.nodes.insert(self.last, Node { what, mode, attributes: Attributes::new() });
+        self.nodes.insert(self.last, Node { what, mode, xattrs: BTreeMap::new() });
     }
 
     /// One of the paths for which `is` holds.
@@ -458,11 +461,11 @@ impl World {
                         let bytes = vec![*value; usize::from(*value)];
                         // A file system without them is no reason not to test the rest.
                         if rustix::fs::setxattr(&full, &key, &bytes, XattrFlags::empty()).is_ok() {
-                            self.node_mut(&path).attributes.insert(key.into_bytes(), bytes);
+                            self.node_mut(&path).xattrs.insert(key, bytes);
                         }
                     }
                     None => {
-                        if self.node_mut(&path).attributes.remove(key.as_bytes()).is_some() {
+                        if self.node_mut(&path).xattrs.remove(&key).is_some() {
                             rustix::fs::removexattr(&full, &key).unwrap();
                         }
                     }
