@@ -7,7 +7,7 @@ use std::collections::{BTreeMap, HashMap};
 use std::ffi::OsString;
 use std::fs::{self, File, OpenOptions};
 use std::io::Write;
-use std::os::unix::ffi::OsStringExt;
+use std::os::unix::ffi::{OsStrExt, OsStringExt};
 use std::os::unix::fs::{FileExt, MetadataExt, PermissionsExt, symlink};
 use std::path::{Path, PathBuf};
 
@@ -333,7 +333,11 @@ impl World {
                 self.make(path, What::Fifo, 0o640);
             }
             Change::Many { into, first, count, stride, tiny, seed } => {
-                let folder = self.pick(*into, |_, node| matches!(node.what, What::Directory))?;
+                // Not into one of those that a row brought: rows should meet.
+                let folder = self.pick(*into, |path, node| {
+                    let in_row = path.iter().any(|name| name.as_bytes().starts_with(b"m"));
+                    matches!(node.what, What::Directory) && !in_row
+                })?;
                 for number in (0..u64::from(*count)).map(|number| u64::from(*first) + number * u64::from(*stride)) {
                     let path = folder.join(format!("m{number:05}"));
                     if !self.names.contains_key(&path) {
@@ -501,7 +505,7 @@ impl World {
 
     fn make_tiny(&mut self, path: PathBuf, tiny: Tiny, seed: u64) {
         match tiny {
-            Tiny::Files if seed % 3 > 0 => {
+            Tiny::Files if !seed.is_multiple_of(3) => {
                 let content = vec![Piece::Noise { seed, at: 0, length: 1 + seed % 40 }];
                 self.make(path, What::File(content), 0o644);
             }
