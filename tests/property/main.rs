@@ -177,7 +177,7 @@ struct Play {
 
 impl Play {
     fn new(encrypted: bool) -> Play {
-        let site = Site::new();
+        let site = Site::in_memory();
         let key = encrypted.then(|| SecretKey::generate(Profile::Rfc9580, "owner", Role::Owner, None).unwrap());
         let owner = match &key {
             Some(key) => Owner::Recipients(vec![key.certificate()]),
@@ -361,12 +361,12 @@ fn play(name: &str, mix: Mix, cases: u32, share: u32, encrypted: bool) {
 
 #[test]
 fn each_snapshot_is_the_tree_of_its_time() {
-    play("trees", Mix::Any, 32, 1, false);
+    play("trees", Mix::Any, 64, 1, false);
 }
 
 #[test]
 fn directories_of_thousands_of_files_split_and_merge() {
-    play("segments", Mix::Many, 4, 8, false);
+    play("segments", Mix::Many, 6, 8, false);
 }
 
 #[test]
