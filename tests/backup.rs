@@ -6,14 +6,14 @@ mod common;
 
 use std::fs::{self, File, OpenOptions};
 use std::io::{Seek, SeekFrom, Write};
-use std::os::unix::fs::{PermissionsExt, chown};
+use std::os::unix::fs::{PermissionsExt, chown, symlink};
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::thread::sleep;
 use std::time::{Duration, SystemTime};
 
 use common::{Run, Site, age, content, run, settle, tree};
-use rustix::fs::FlockOperation;
+use rustix::fs::{AtFlags, CWD, FlockOperation, Timespec, Timestamps, XattrFlags, setxattr, utimensat};
 use serde_json::Value;
 
 const MIB: usize = 1 << 20;
@@ -300,6 +300,38 @@ fn a_fresh_file_is_read_again_even_if_no_stamp_tells() {
     assert_eq!(cat(&site, "latest:fresh"), "behind");
 }
 
+#[test]
+fn fresh_links_and_directories_are_looked_at_again_even_if_no_stamp_tells() {
+    let site = Site::with_files(&[("d/old", "not read again")]);
+    site.init();
+    let (link, directory) = (site.source().join("link"), site.source().join("d"));
+    let has_attributes = setxattr(&directory, "user.test", b"before", XattrFlags::empty()).is_ok();
+    symlink("before", &link).unwrap();
+    // As from a clock that is a little ahead: fresh however long the run takes to get there.
+    let ahead = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap() + Duration::from_secs(600);
+    let time = Timespec { tv_sec: ahead.as_secs() as i64, tv_nsec: 0 };
+    let stamp = |path: &Path| {
+        let times = Timestamps { last_access: time, last_modification: time };
+        utimensat(CWD, path, &times, AtFlags::SYMLINK_NOFOLLOW).unwrap();
+    };
+    stamp(&link);
+    stamp(&directory);
+    let extra = ["--ignore-ctime", "--ignore-inode"];
+    backup(&site, &extra);
+    fs::remove_file(&link).unwrap();
+    symlink("behind", &link).unwrap();
+    if has_attributes {
+        setxattr(&directory, "user.test", b"behind", XattrFlags::empty()).unwrap();
+    }
+    stamp(&link);
+    stamp(&directory);
+    let second = backup(&site, &extra);
+    assert_eq!(number(&second, "files_read"), 0, "{second}");
+    let out = restored(&site, "out");
+    assert_eq!(fs::read_link(out.join("link")).unwrap(), Path::new("behind"));
+    assert_eq!(tree(&out)[Path::new("d")], tree(&site.source())[Path::new("d")]);
+}
+
 /// A file whose content changes after a backup, and whose size and mtime do not; then another backup.
 #[track_caller]
 fn backup_after_a_hidden_change(extra: &[&str]) -> (Site, Value) {
@@ -339,6 +371,17 @@ fn skip_if_unchanged_makes_no_snapshot_unless_something_changed() {
     site.write("b", "two");
     assert!(backup(&site, &["--skip-if-unchanged"])["snapshot_id"].is_string());
     assert_eq!(snapshots(&site).len(), 2);
+}
+
+#[test]
+fn another_mode_of_the_root_is_a_change() {
+    let site = ready(&[("a", "one")]);
+    backup(&site, &[]);
+    fs::set_permissions(site.source(), fs::Permissions::from_mode(0o751)).unwrap();
+    settle();
+    assert!(backup(&site, &["--skip-if-unchanged"])["snapshot_id"].is_string());
+    assert_eq!(tree(&restored(&site, "out")), tree(&site.source()));
+    assert_eq!(backup(&site, &["--skip-if-unchanged"])["snapshot_id"], Value::Null);
 }
 
 #[test]
@@ -430,6 +473,22 @@ fn in_a_large_directory_files_come_and_go() {
     assert_eq!(number(&third, "files_read"), 0, "{third}");
     expected.remove(77);
     assert_eq!(list(&site), expected);
+    assert_eq!(tree(&restored(&site, "out")), tree(&site.source()));
+}
+
+#[test]
+fn a_part_that_is_split_off_may_begin_where_the_whole_began() {
+    let old: Vec<_> = (0..600).map(|number| (format!("many/old-{number:04}"), "old")).collect();
+    let old: Vec<_> = old.iter().map(|(name, content)| (name.as_str(), content)).collect();
+    let site = ready(&old);
+    backup(&site, &[]);
+    // As many as make the first part, so that the second one begins with the name that the old one began with.
+    for number in 0..1000 {
+        site.write(&format!("many/new-{number:04}"), number.to_string());
+    }
+    settle();
+    let second = backup(&site, &[]);
+    assert_eq!(number(&second, "files_read"), 1000, "{second}");
     assert_eq!(tree(&restored(&site, "out")), tree(&site.source()));
 }
 

@@ -87,6 +87,8 @@ pub(super) struct Outcome {
     pub(super) name: Vec<u8>,
     pub(super) stat: Stat,
     pub(super) extended: Extended,
+    /// It may change without its identity showing it.
+    pub(super) untrusted: bool,
     pub(super) below: u64,
     link: Option<Link>,
     pub(super) id: DirectoryId,
@@ -100,6 +102,7 @@ struct Frame {
     name: Vec<u8>,
     stat: Stat,
     extended: Extended,
+    untrusted: bool,
     row: Option<DirectoryRow>,
     parts: Vec<(Segment, Link)>,
     part: Part,
@@ -169,8 +172,8 @@ impl<'a> Engine<'a> {
                 Event::Reused(reused) => self.reuse(*reused)?,
                 Event::File(file) => self.file(*file)?,
                 Event::Plain(plain) => {
-                    let (entry, stat) = *plain;
-                    self.add_entry(entry, &stat, false)?;
+                    let (entry, stat, untrusted) = *plain;
+                    self.add_entry(entry, &stat, untrusted)?;
                 }
                 Event::EndSegment => self.end_segment()?,
                 Event::Leave { removed } => root = self.leave(&removed)?,
@@ -185,7 +188,7 @@ impl<'a> Engine<'a> {
         self.frames.last_mut().ok_or(Error::Stopped("the walk"))
     }
 
-    fn enter(&mut self, Enter { name, stat, extended, row }: Enter) -> Result<(), Error> {
+    fn enter(&mut self, Enter { name, stat, extended, untrusted, row }: Enter) -> Result<(), Error> {
         let parent = self.frames.last().map_or(self.above, |frame| frame.id);
         let inode = (stat.dev, stat.ino);
         let id = match &row {
@@ -197,7 +200,8 @@ impl<'a> Engine<'a> {
         }
         let changed = row.as_ref().is_none_or(|row| row.subtree.is_none());
         let (parts, children) = (Vec::new(), HashSet::new());
-        self.frames.push(Frame { id, name, stat, extended, row, parts, part: Part::None, children, changed });
+        let part = Part::None;
+        self.frames.push(Frame { id, name, stat, extended, untrusted, row, parts, part, children, changed });
         Ok(())
     }
 
@@ -458,7 +462,7 @@ impl<'a> Engine<'a> {
                 let subtree = Subtree { below: outcome.below, node: None };
                 let content = Content::Directory(subtree);
                 let entry = entry_of(outcome.name, &outcome.stat, outcome.extended, content);
-                let item = self.add_entry(entry, &outcome.stat, false)?;
+                let item = self.add_entry(entry, &outcome.stat, outcome.untrusted)?;
                 if let Purpose::Segment { children, .. } = self.node_purpose(key)? {
                     children.push(outcome.id);
                 }
@@ -472,13 +476,13 @@ impl<'a> Engine<'a> {
     }
 
     fn outcome(&mut self, frame: Frame, removed: &[SegmentId]) -> Result<Outcome, Error> {
-        let Frame { id, name, stat, extended, row, parts, children, changed, .. } = frame;
+        let Frame { id, name, stat, extended, untrusted, row, parts, children, changed, .. } = frame;
         if let (false, true, Some(DirectoryRow { subtree: Some((below, node)), linked, indexes, .. })) =
             (changed, removed.is_empty(), &row)
         {
             self.use_blocks(indexes);
             let link = node.map(|node| Link::Ready(node, Vec::new()));
-            return Ok(Outcome { name, stat, extended, below: *below, link, id, changed: !linked });
+            return Ok(Outcome { name, stat, extended, untrusted, below: *below, link, id, changed: !linked });
         }
         self.catalog.remove_segments(id, removed)?;
         if row.is_some() {
@@ -502,7 +506,7 @@ impl<'a> Engine<'a> {
                 None
             }
         };
-        Ok(Outcome { name, stat, extended, below, link, id, changed: true })
+        Ok(Outcome { name, stat, extended, untrusted, below, link, id, changed: true })
     }
 
     /// Notes that the snapshot uses these blocks.

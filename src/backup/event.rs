@@ -24,8 +24,8 @@ pub(super) enum Event {
     Reused(Box<Reused>),
     /// A file to be stored; its content arrives on its own channel.
     File(Box<NewFile>),
-    /// An entry without content to store: a link or a special file.
-    Plain(Box<(Entry, Stat)>),
+    /// An entry without content to store: a link or a special file; and whether its identity says too little.
+    Plain(Box<(Entry, Stat, bool)>),
     /// A segment ends.
     EndSegment,
     /// A directory ends.
@@ -43,6 +43,8 @@ pub(super) struct Enter {
     pub(super) stat: Stat,
     /// What else there is of it; not known if its parent's entry of it is the one from before.
     pub(super) extended: Extended,
+    /// What is known of it may change, or be completed, without its identity showing it.
+    pub(super) untrusted: bool,
     /// What the catalog has of it.
     pub(super) row: Option<DirectoryRow>,
 }

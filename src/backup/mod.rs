@@ -52,7 +52,7 @@ use crossbeam_channel::{bounded, unbounded};
 
 pub use error::Error;
 
-use crate::catalog::stats::Identity;
+use crate::catalog::stats::{Identity, Stats};
 use crate::catalog::{Catalog, DirectoryId, SnapshotRow, SourceRow};
 use crate::format::entry::{Content, Entry, Subtree};
 use crate::format::id::{SnapshotId, SourceId};
@@ -361,7 +361,13 @@ impl Run<'_> {
         }
         let previous = engine.catalog.latest_snapshot(self.source.0)?;
         // A pipe's file is always written anew, with another time.
-        let same = !root.changed || matches!(self.scope.origin, Origin::Stdin(_)) && counts.unmodified == 1;
+        let same = match self.scope.origin {
+            Origin::Stdin(_) => counts.unmodified == 1 || !root.changed,
+            Origin::Tree { .. } => {
+                let as_before = |(row, _): &(SnapshotRow, _)| row.root == self.identity(root, false);
+                !root.changed && previous.as_ref().is_some_and(as_before)
+            }
+        };
         if self.options.skip_if_unchanged && same && previous.is_some() {
             engine.catalog.link_directories(&[root.id])?;
             engine.commit(None)?;
@@ -376,8 +382,8 @@ impl Run<'_> {
         let name = SnapshotName { source: self.source.1, time, id: SnapshotId::random() };
         let previous = base.as_ref().map(|(name, _)| name.id);
         let blocks = engine.snapshot_blocks(name.clone(), base)?;
-        let root = self.root_node(engine, root)?;
-        let row = self.row(&name, counts, engine.tally);
+        let (identity, root) = (self.identity(root, root.untrusted), self.root_node(engine, root)?);
+        let row = self.row(&name, identity, counts, engine.tally);
         engine.catalog.add_snapshot(&row, self.source.0, &engine.used)?;
         engine.commit(Some(blocks))?;
         // Packs were counted as they were stored, the last of them just now.
@@ -432,7 +438,17 @@ impl Run<'_> {
         Ok(node)
     }
 
-    fn row(&self, name: &SnapshotName, counts: Counts, tally: Tally) -> SnapshotRow {
+    /// What a root directory is known again by.
+    fn identity(&self, root: &Outcome, untrusted: bool) -> Stats {
+        let mut stats = Stats::default();
+        match untrusted {
+            true => stats.push_untrusted(b""),
+            false => stats.push(b"", &root.stat, self.options.identity),
+        }
+        stats
+    }
+
+    fn row(&self, name: &SnapshotName, root: Stats, counts: Counts, tally: Tally) -> SnapshotRow {
         let statistics = statistics(counts, tally);
         SnapshotRow {
             name: name.clone(),
@@ -445,6 +461,7 @@ impl Run<'_> {
             bytes: statistics.bytes,
             stored_bytes: statistics.stored_bytes,
             written: false,
+            root,
         }
     }
 

@@ -45,12 +45,14 @@ impl Walk<'_> {
         if let Some(row) = &row {
             replaces = self.past.segment_ids(row.id)?;
             if let ([only], true) = (replaces.as_slice(), row.linked) {
-                before = content_of(&self.past.segment_node(*only)?.node.items, name);
+                let node = self.past.segment_node(*only)?;
+                before = node.and_then(|segment| content_of(&segment.node.items, name));
             }
         }
         let existed = before.is_some();
         let known = row.map(|row| Known { in_place: true, row });
-        self.enter(b"", &stat_of(Kind::Directory, 0o700, started), Extended::default(), known.as_ref())?;
+        let extended = (Extended::default(), started);
+        self.enter(b"", &stat_of(Kind::Directory, 0o700, started), extended, known.as_ref())?;
         self.send(Event::NewSegment { replaces })?;
         let (sender, content) = bounded(AHEAD);
         let path = PathBuf::from(OsStr::from_bytes(name));

@@ -20,9 +20,9 @@ use super::read::Job;
 use super::selection::Part;
 use crate::catalog::stats::{Identity, Stats, StatsReader};
 use crate::catalog::{DirectoryId, DirectoryRow, Past, SegmentId, SegmentNode, SegmentRow};
-use crate::format::{Content, Entry, Kind};
+use crate::format::{Content, Entry, Kind, Timestamp};
 use crate::monitor::Monitor;
-use crate::source::{Directory, Extended, MountTable, Patterns, Stat, Tags};
+use crate::source::{Directory, Extended, MountTable, Patterns, Stat, Tags, now};
 
 /// Most entries of a segment: as many as were there before may come again, and be compared as a whole.
 const SEGMENT_MAX: usize = 1500;
@@ -121,8 +121,9 @@ impl Walk<'_> {
         self.counts.directories += 1;
         let row = self.past.directory(above, b"", (stat.dev, stat.ino))?;
         let known = row.map(|row| Known { in_place: row.in_place, row });
+        let looked = now();
         let extended = self.checked(directory.extended(), directory.path());
-        self.enter(b"", &stat, extended, known.as_ref())?;
+        self.enter(b"", &stat, (extended, looked), known.as_ref())?;
         self.contents(&Arc::new(directory), known, Path::new(""), part, stat.dev)
     }
 
@@ -134,11 +135,13 @@ impl Walk<'_> {
         &self,
         name: &[u8],
         stat: &Stat,
-        extended: Extended,
+        (extended, looked): (Extended, Timestamp),
         known: Option<&Known>,
     ) -> Result<(), Stop> {
         let row = known.filter(|known| known.in_place).map(|known| known.row.clone());
-        self.send(Event::Enter(Box::new(Enter { name: name.to_vec(), stat: stat.clone(), extended, row })))
+        let untrusted = stat.is_fresh(looked) || extended.missing.is_some();
+        let (name, stat) = (name.to_vec(), stat.clone());
+        self.send(Event::Enter(Box::new(Enter { name, stat, extended, untrusted, row })))
     }
 
     fn problem(&mut self, path: &Path, why: &str) {
@@ -322,7 +325,8 @@ impl Walk<'_> {
         row: &SegmentRow,
         before: &mut VecDeque<(Entry, Vec<u8>, Arc<SegmentNode>)>,
     ) -> Result<(), Stop> {
-        let node = Arc::new(self.past.segment_node(row.id)?);
+        // A directory that is found by its inode may be in its own place, too, and the run already further there.
+        let Some(node) = self.past.segment_node(row.id)?.map(Arc::new) else { return Ok(()) };
         let crate::format::Items::Entries(entries) = &node.node.items else { return Ok(()) };
         let mut stats = StatsReader::new(&node.stats);
         for entry in entries {
@@ -356,6 +360,7 @@ impl Walk<'_> {
                 false => self.counts.new += 1,
             }
         }
+        let looked = now();
         let content = match stat.kind {
             Kind::File => return self.file(here, name, path, &stat),
             Kind::Symlink => match here.directory.read_link(&name) {
@@ -371,8 +376,9 @@ impl Walk<'_> {
             Kind::Fifo | Kind::Socket | Kind::Directory => Content::Empty,
         };
         let extended = self.checked(here.directory.extended_of_child(&name), &path);
+        let untrusted = stat.is_fresh(looked) || extended.missing.is_some();
         let entry = super::entry_of(name.into_vec(), &stat, extended, content);
-        self.send(Event::Plain(Box::new((entry, stat))))
+        self.send(Event::Plain(Box::new((entry, stat, untrusted))))
     }
 
     fn file(&mut self, here: &Here<'_>, name: OsString, path: PathBuf, stat: &Stat) -> Result<(), Stop> {
@@ -404,12 +410,13 @@ impl Walk<'_> {
         let device = if part.is_given() { stat.dev } else { here.device };
         let part = self.within_borders(part, device, stat, &path);
         let opened = part.map(|part| (part, here.directory.open_child(name)));
+        let looked = now();
         let extended = match (anew, &opened) {
             (false, _) => Extended::default(),
             (true, Some((_, Ok(directory)))) => self.checked(directory.extended(), &path),
             (true, _) => self.checked(here.directory.extended_of_child(name), &path),
         };
-        self.enter(name.as_bytes(), stat, extended, known.as_ref())?;
+        self.enter(name.as_bytes(), stat, (extended, looked), known.as_ref())?;
         match opened {
             Some((part, Ok(directory))) => {
                 return self.contents(&Arc::new(directory), known, &relative, part, device);

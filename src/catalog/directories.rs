@@ -165,8 +165,8 @@ impl Past {
         find().during("read segments", &self.path)
     }
 
-    /// The entries of a segment.
-    pub fn segment_node(&self, segment: SegmentId) -> Result<SegmentNode, Error> {
+    /// The entries of a segment; none if a commit replaced it meanwhile.
+    pub fn segment_node(&self, segment: SegmentId) -> Result<Option<SegmentNode>, Error> {
         segment_node(&self.db, &self.path, segment)
     }
 }
@@ -174,7 +174,7 @@ impl Past {
 impl Catalog {
     /// The entries of a segment.
     pub fn segment_node(&self, segment: SegmentId) -> Result<SegmentNode, Error> {
-        segment_node(&self.db, &self.path, segment)
+        segment_node(&self.db, &self.path, segment)?.ok_or_else(|| damaged(&self.path, "a segment is missing"))
     }
 
     /// Adds a directory that is being read.
@@ -259,9 +259,11 @@ impl Catalog {
     ) -> Result<(), Error> {
         let put = || -> rusqlite::Result<()> {
             self.change_segments(directory, replaced)?;
+            // What is replaced may begin with this very name, and the part that comes before this one, and that will
+            // remove it, may have to wait longer.
             self.db
                 .prepare_cached(
-                    "INSERT INTO segments (directory, first, entries, span, digest, block, start, length,
+                    "INSERT OR REPLACE INTO segments (directory, first, entries, span, digest, block, start, length,
                      blocks, more, stats, node) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
                 )?
                 .execute(params![
@@ -400,16 +402,21 @@ fn stored(row: &Row<'_>, at: usize) -> rusqlite::Result<Option<Stored>> {
     }))
 }
 
-fn segment_node(db: &Connection, path: &Path, segment: SegmentId) -> Result<SegmentNode, Error> {
+fn segment_node(db: &Connection, path: &Path, segment: SegmentId) -> Result<Option<SegmentNode>, Error> {
     let find = || {
-        db.prepare_cached("SELECT blocks, stats, node FROM segments WHERE id = ?")?.query_row([segment.0], |row| {
+        let mut statement = db.prepare_cached("SELECT blocks, stats, node FROM segments WHERE id = ?")?;
+        let found = statement.query_row([segment.0], |row| {
             Ok((to_blocks(row.get_ref(0)?.as_blob()?), Stats(row.get(1)?), Node::decode(row.get_ref(2)?.as_blob()?)))
-        })
+        });
+        found.optional()
     };
     match find().during("read a segment", path)? {
-        (Some(blocks), stats, Ok(node)) if blocks.len() == node.blocks.len() => Ok(SegmentNode { node, blocks, stats }),
-        (_, _, Err(e)) => Err(damaged(path, e)),
-        _ => Err(damaged(path, "a segment's blocks do not go with its node")),
+        None => Ok(None),
+        Some((Some(blocks), stats, Ok(node))) if blocks.len() == node.blocks.len() => {
+            Ok(Some(SegmentNode { node, blocks, stats }))
+        }
+        Some((_, _, Err(e))) => Err(damaged(path, e)),
+        Some(_) => Err(damaged(path, "a segment's blocks do not go with its node")),
     }
 }
 
@@ -480,6 +487,26 @@ mod tests {
         catalog.remove_segments(id, &[segments[1]]).unwrap();
         catalog.commit().unwrap();
         assert_eq!(row().subtree, None);
+    }
+
+    /// Of the parts that a segment is split into, the second may come first, and begin where the whole began.
+    #[test]
+    fn a_segment_takes_the_place_of_one_that_begins_with_the_same_name() {
+        let folder = tempfile::tempdir().unwrap();
+        let mut catalog = catalog(folder.path());
+        let id = catalog.enter_directory(DirectoryId(-1), b"d", (1, 2)).unwrap();
+        put(&catalog, id, &[], b"m");
+        catalog.commit().unwrap();
+        let past = catalog.past().unwrap();
+        let whole = past.segments(id, None, 9).unwrap();
+        put(&catalog, id, &[], b"m");
+        put(&catalog, id, &[whole[0].id], b"a");
+        catalog.commit().unwrap();
+        let parts = past.segments(id, None, 9).unwrap();
+        assert_eq!(parts.iter().map(|part| part.first.clone()).collect::<Vec<_>>(), [b"a", b"m"]);
+        // Who still asks for the whole gets nothing, and no other segment.
+        assert!(past.segment_node(whole[0].id).unwrap().is_none());
+        assert!(past.segment_node(parts[0].id).unwrap().is_some());
     }
 
     #[test]

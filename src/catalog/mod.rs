@@ -40,7 +40,7 @@ use error::Context;
 
 /// The schema's number, in SQLite's `user_version`. There is no way from one to another yet: a catalog of
 /// another number is refused.
-const SCHEMA: i64 = 1;
+const SCHEMA: i64 = 2;
 
 /// Pages of SQLite's cache, in KiB. Lookups beyond it stay on disk.
 const CACHE_KIB: i64 = 8 << 10;

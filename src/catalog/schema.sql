@@ -33,9 +33,10 @@ CREATE TABLE directories (
     UNIQUE (parent, name)
 );
 CREATE INDEX directories_by_inode ON directories (dev, ino);
--- Columns are in the order of need: an unchanged segment is never read beyond stats.
+-- Columns are in the order of need: an unchanged segment is never read beyond stats. AUTOINCREMENT, because the
+-- walk may still ask for a segment that was replaced, and must not get another one then.
 CREATE TABLE segments (
-    id INTEGER PRIMARY KEY, directory INTEGER NOT NULL, first BLOB NOT NULL,
+    id INTEGER PRIMARY KEY AUTOINCREMENT, directory INTEGER NOT NULL, first BLOB NOT NULL,
     entries INTEGER NOT NULL, span INTEGER NOT NULL,
     digest BLOB NOT NULL, block INTEGER NOT NULL, start INTEGER NOT NULL, length INTEGER NOT NULL,
     blocks BLOB NOT NULL,         -- the blocks of the node's table, in its order
@@ -56,5 +57,6 @@ CREATE TABLE snapshots (
     time TEXT NOT NULL, host TEXT NOT NULL, paths BLOB NOT NULL, tags TEXT NOT NULL,
     files INTEGER NOT NULL, bytes INTEGER NOT NULL, stored INTEGER NOT NULL,
     written INTEGER NOT NULL,     -- the object is at the target
-    blocks BLOB NOT NULL
+    blocks BLOB NOT NULL,
+    root BLOB NOT NULL            -- the identity of the root directory, which is in no segment
 );

@@ -3,6 +3,7 @@
 use roaring::RoaringTreemap;
 use rusqlite::{OptionalExtension, Row, params};
 
+use super::stats::Stats;
 use super::{Catalog, Error};
 use crate::format::id::{SnapshotId, SourceId};
 use crate::format::name::SnapshotName;
@@ -34,6 +35,8 @@ pub struct SnapshotRow {
     pub stored_bytes: u64,
     /// Whether it is known to be at the target.
     pub written: bool,
+    /// The identity of its root directory.
+    pub root: Stats,
 }
 
 impl Catalog {
@@ -68,7 +71,7 @@ impl Catalog {
         let paths = serde_json::to_vec(&snapshot.paths).map_err(|e| self.damaged(e))?;
         let tags = serde_json::to_string(&snapshot.tags).map_err(|e| self.damaged(e))?;
         let added = self.db.execute(
-            "INSERT INTO snapshots VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
+            "INSERT INTO snapshots VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
             params![
                 snapshot.sequence as i64,
                 snapshot.name.id.0,
@@ -81,7 +84,8 @@ impl Catalog {
                 snapshot.bytes as i64,
                 snapshot.stored_bytes as i64,
                 snapshot.written,
-                bitmap
+                bitmap,
+                snapshot.root.0
             ],
         );
         added.map(drop).map_err(self.failed("add a snapshot"))
@@ -156,6 +160,7 @@ impl Catalog {
             bytes: raw.bytes as u64,
             stored_bytes: raw.stored_bytes as u64,
             written: raw.written,
+            root: Stats(raw.root),
         })
     }
 
@@ -165,7 +170,7 @@ impl Catalog {
 }
 
 const SNAPSHOT: &str = "SELECT sequence, snapshots.uuid, sources.uuid, sources.name, time, host, paths, tags, files,
-     bytes, stored, blocks, written FROM snapshots JOIN sources ON sources.id = source";
+     bytes, stored, blocks, written, root FROM snapshots JOIN sources ON sources.id = source";
 
 struct RawSnapshot {
     sequence: i64,
@@ -180,6 +185,7 @@ struct RawSnapshot {
     bytes: i64,
     stored_bytes: i64,
     written: bool,
+    root: Vec<u8>,
 }
 
 fn raw_snapshot(row: &Row<'_>) -> rusqlite::Result<RawSnapshot> {
@@ -196,5 +202,6 @@ fn raw_snapshot(row: &Row<'_>) -> rusqlite::Result<RawSnapshot> {
         bytes: row.get(9)?,
         stored_bytes: row.get(10)?,
         written: row.get(12)?,
+        root: row.get(13)?,
     })
 }

@@ -1,0 +1,375 @@
+//! Random trees and random changes between backups: each snapshot is the tree of its time.
+//!
+//! - [`world`]: the source and the model of it, which every change goes to alike
+//! - [`change`]: what may happen between two backups
+//! - [`tree`]: what a snapshot should hold, and what the reader and the file system say it does
+//!
+//! The engine runs in this process. `PROPTEST_CASES` says how many cases; seeds of failures are kept in
+//! `tests/property/proptest-regressions`, and tried first from then on.
+
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::print_stdout, clippy::print_stderr)]
+
+#[path = "../common/mod.rs"]
+mod common;
+
+mod change;
+mod tree;
+mod world;
+
+use std::path::Path;
+use std::sync::Mutex;
+use std::sync::atomic::{AtomicBool, AtomicI64, Ordering};
+use std::thread::{scope, sleep};
+use std::time::Duration;
+
+use brackfs::backup::{self, Options, Summary};
+use brackfs::catalog::stats::Identity;
+use brackfs::crypt::{Opener, Profile, Role, SecretKey};
+use brackfs::format::name::SnapshotName;
+use brackfs::init::{Owner, init};
+use brackfs::monitor::{Monitor, Progress};
+use brackfs::reader::{Listed, Reader};
+use brackfs::repository::{Access, Repository};
+use brackfs::{check, restore};
+use change::{Change, Mix};
+use common::{Site, settle};
+use proptest::prelude::{Just, Strategy, any, prop, prop_oneof};
+use proptest::test_runner::{Config, FileFailurePersistence, TestRunner};
+use tree::{PATTERNS, Tree, assert_same};
+use world::{Identities, World};
+
+/// What happens, and how it is backed up then.
+#[derive(Debug, Clone)]
+struct Step {
+    changes: Vec<Change>,
+    /// The backup comes when the stamps of the changes tell them from later ones.
+    settled: bool,
+    how: How,
+    /// A run before that breaks off.
+    broken: Option<Moment>,
+    /// Another run behind it, for which there is nothing to do.
+    again: bool,
+}
+
+/// Options of a backup.
+#[derive(Debug, Clone)]
+struct How {
+    merge_files_under: usize,
+    chunk_size: usize,
+    low_memory: bool,
+    inode: bool,
+    reread: bool,
+    skip_if_unchanged: bool,
+    /// Which of [`PATTERNS`] hold, as bits.
+    exclude: u8,
+}
+
+/// When a run is told to stop.
+#[derive(Debug, Clone, Copy)]
+enum Moment {
+    /// When the monitor was called so often.
+    Calls(i64),
+    /// After so many microseconds.
+    Time(u64),
+}
+
+fn how() -> impl Strategy<Value = How> {
+    let merge = prop_oneof![4 => Just(128 << 10), 1 => Just(0), 1 => Just(4 << 10), 1 => Just(1 << 20)];
+    let chunk = prop_oneof![4 => Just(512 << 10), 2 => Just(2 << 10), 2 => Just(16 << 10), 1 => Just(1 << 20), 1 => Just(4 << 20)];
+    let exclude = prop_oneof![2 => Just(0), 1 => any::<u8>()];
+    let rarely = prop::bool::weighted(0.15);
+    (merge, chunk, rarely, prop::bool::weighted(0.85), prop::bool::weighted(0.1), rarely, exclude).prop_map(
+        |(merge_files_under, chunk_size, low_memory, inode, reread, skip_if_unchanged, exclude)| How {
+            merge_files_under,
+            chunk_size,
+            low_memory,
+            inode,
+            reread,
+            skip_if_unchanged,
+            exclude,
+        },
+    )
+}
+
+fn steps(mix: Mix) -> impl Strategy<Value = Vec<Step>> {
+    let moment = prop_oneof![(0..40i64).prop_map(Moment::Calls), (0..50_000u64).prop_map(Moment::Time)];
+    let broken = prop::option::weighted(0.3, moment);
+    // One way of working for all steps, but for one in five: what is as before must stay so.
+    let other = prop::option::weighted(0.2, how());
+    let changes = prop::collection::vec(change::change(mix), 0..12);
+    let step = (changes, prop::bool::weighted(0.8), other, broken, prop::bool::weighted(0.4));
+    (how(), prop::collection::vec(step, 2..6)).prop_map(|(usual, steps)| {
+        let step = |(changes, settled, other, broken, again)| {
+            let how = Option::unwrap_or(other, usual.clone());
+            Step { changes, settled, how, broken, again }
+        };
+        steps.into_iter().map(step).collect()
+    })
+}
+
+/// Hears of problems, and tells a run to stop.
+struct Watch {
+    calls_left: AtomicI64,
+    stop: AtomicBool,
+    problems: Mutex<Vec<String>>,
+}
+
+impl Watch {
+    fn new(calls: i64) -> Watch {
+        Watch { calls_left: calls.into(), stop: AtomicBool::new(calls == 0), problems: Mutex::default() }
+    }
+
+    fn called(&self) {
+        if self.calls_left.fetch_sub(1, Ordering::Relaxed) <= 1 {
+            self.stop.store(true, Ordering::Relaxed);
+        }
+    }
+
+    #[track_caller]
+    fn assert_no_problems(&self) {
+        let problems = self.problems.lock().unwrap();
+        assert!(problems.is_empty(), "{problems:?}");
+    }
+}
+
+impl Monitor for Watch {
+    fn problem(&self, path: &Path, message: &str) {
+        self.problems.lock().unwrap().push(format!("{}: {message}", path.display()));
+    }
+
+    fn note(&self, _message: &str) {
+        self.called();
+    }
+
+    fn entry(&self, _path: &Path, _what: &str) {
+        self.called();
+    }
+
+    fn progress(&self, _progress: Progress) {
+        self.called();
+    }
+}
+
+/// One that is never told to stop.
+const NEVER: i64 = i64::MAX;
+
+/// A snapshot and what should be in it.
+struct Taken {
+    name: SnapshotName,
+    tree: Tree,
+}
+
+/// What the run before this one left, for what may be read again.
+struct Before {
+    identities: Identities,
+    inode: bool,
+    exclude: u8,
+}
+
+/// A site with its repository, and what was backed up so far.
+struct Play {
+    site: Site,
+    world: World,
+    key: Option<SecretKey>,
+    taken: Vec<Taken>,
+    before: Option<Before>,
+}
+
+impl Play {
+    fn new(encrypted: bool) -> Play {
+        let site = Site::in_memory();
+        let key = encrypted.then(|| SecretKey::generate(Profile::Rfc9580, "owner", Role::Owner, None).unwrap());
+        let owner = match &key {
+            Some(key) => Owner::Recipients(vec![key.certificate()]),
+            None => Owner::Everyone,
+        };
+        init(site.repo().to_str().unwrap(), &site.state(), owner).unwrap();
+        let world = World::new(site.source());
+        Play { site, world, key, taken: Vec::new(), before: None }
+    }
+
+    fn repository(&self) -> Repository {
+        Repository::open(self.site.repo().to_str().unwrap()).unwrap()
+    }
+
+    fn reader(&self) -> Reader {
+        let repository = self.repository();
+        let opener = self.key.as_ref().map(|key| Opener::new(key.clone()).unwrap());
+        let access = Access::new(opener, repository.keys().hosts().unwrap());
+        // So small that blocks and nodes come and go.
+        Reader::new(repository, access, 4 << 20)
+    }
+
+    fn run(&self, how: &How, watch: &Watch) -> Result<Summary, backup::Error> {
+        let exclude = PATTERNS.iter().enumerate().filter(|(at, _)| how.exclude >> at & 1 == 1);
+        let options = Options {
+            paths: vec![self.site.source()],
+            exclude: exclude.map(|(_, pattern)| pattern.glob.to_owned()).collect(),
+            chunk_size: how.chunk_size,
+            merge_files_under: how.merge_files_under,
+            low_memory: how.low_memory,
+            compression: 1,
+            skip_if_unchanged: how.skip_if_unchanged,
+            identity: Identity { inode: how.inode, ctime: true },
+            reread: how.reread,
+            ..Options::default()
+        };
+        backup::run(&self.repository(), &self.site.state(), &options, watch, &watch.stop)
+    }
+
+    fn step(&mut self, step: &Step) {
+        for change in &step.changes {
+            self.world.apply(change);
+        }
+        if step.settled {
+            settle();
+        }
+        if let Some(moment) = step.broken {
+            self.break_off(&step.how, moment);
+        }
+        let watch = Watch::new(NEVER);
+        let summary = self.run(&step.how, &watch).unwrap();
+        watch.assert_no_problems();
+        self.compare(&step.how, &summary);
+        let now = Before { identities: self.world.identities(), inode: step.how.inode, exclude: step.how.exclude };
+        self.before = step.settled.then_some(now);
+        if step.again && step.settled {
+            self.again(&step.how);
+        }
+    }
+
+    /// A run that is told to stop; it may be done before that.
+    fn break_off(&mut self, how: &How, moment: Moment) {
+        let watch = Watch::new(if let Moment::Calls(calls) = moment { calls } else { NEVER });
+        let stop = &watch.stop;
+        let result = scope(|threads| {
+            if let Moment::Time(micros) = moment {
+                threads.spawn(move || {
+                    sleep(Duration::from_micros(micros));
+                    stop.store(true, Ordering::Relaxed);
+                });
+            }
+            self.run(how, &watch)
+        });
+        watch.assert_no_problems();
+        match result {
+            Ok(summary) => {
+                // How much of it a run before this one had stored is not known.
+                self.before = None;
+                self.compare(how, &summary);
+            }
+            Err(backup::Error::Interrupted) => self.before = None,
+            Err(other) => panic!("{other}"),
+        }
+    }
+
+    /// Compares what was made with the model.
+    fn compare(&mut self, how: &How, summary: &Summary) {
+        let tree = self.world.tree(how.exclude);
+        assert_eq!(summary.problems, 0);
+        let count =
+            |kinds: &[common::Kind]| tree.values().filter(|item| kinds.contains(&item.entry.kind)).count() as u64;
+        assert_eq!(summary.files, count(&[common::Kind::File]), "files");
+        assert_eq!(summary.directories, count(&[common::Kind::Directory]), "directories");
+        assert_eq!(summary.others, count(&[common::Kind::Symlink, common::Kind::Fifo]), "others");
+        let sizes = tree.values().filter(|item| item.entry.kind == common::Kind::File).map(|item| item.entry.size);
+        assert_eq!(summary.bytes, sizes.sum::<u64>(), "bytes");
+        assert_eq!(summary.new_files + summary.changed_files + summary.unmodified_files, summary.files, "{summary:?}");
+        assert_eq!(summary.new_files + summary.changed_files, summary.read_files, "{summary:?}");
+        match &self.before {
+            _ if how.reread => assert_eq!(summary.read_files, summary.files),
+            Some(before) if before.inode == how.inode => {
+                let now = self.world.identities();
+                let may_be_read = tree.iter().filter(|(path, item)| {
+                    let was_there = !tree::is_excluded(before.exclude, path, &|_| false);
+                    let same = was_there && before.identities.get(*path) == now.get(*path);
+                    item.entry.kind == common::Kind::File && !same
+                });
+                let most = may_be_read.count() as u64;
+                assert!(summary.read_files <= most, "{} files were read, {most} changed", summary.read_files);
+            }
+            _ => {}
+        }
+        match &summary.snapshot {
+            Some(name) => {
+                assert_same(&tree, &tree::of_snapshot(&self.reader(), name), "the reader shows");
+                self.taken.push(Taken { name: name.clone(), tree });
+            }
+            None => {
+                assert!(how.skip_if_unchanged, "no snapshot was made");
+                let last = self.taken.last().expect("a snapshot before");
+                assert_same(&tree, &last.tree, "no snapshot was made of a change; the last one has");
+            }
+        }
+    }
+
+    /// A run for which there is nothing to do.
+    fn again(&mut self, how: &How) {
+        let watch = Watch::new(NEVER);
+        let how = How { reread: false, ..how.clone() };
+        let summary = self.run(&how, &watch).unwrap();
+        watch.assert_no_problems();
+        let work =
+            [summary.read_files, summary.new_files, summary.changed_files, summary.data_packs, summary.tree_packs];
+        assert_eq!(work, [0; 5], "nothing changed: {summary:?}");
+        assert_eq!(summary.snapshot.is_none(), how.skip_if_unchanged, "nothing changed: {summary:?}");
+        self.compare(&how, &summary);
+    }
+
+    /// Restores every snapshot, and checks the repository.
+    fn end(&self) {
+        let reader = self.reader();
+        for (number, Taken { name, tree }) in self.taken.iter().enumerate() {
+            let to = self.site.path().join(format!("restored-{number}"));
+            let root = Listed::root(reader.snapshot(name).unwrap().0).unwrap();
+            let watch = Watch::new(NEVER);
+            let options = restore::Options::default();
+            let summary = restore::restore(&reader, &root, &to, &options, &watch, &AtomicBool::new(false)).unwrap();
+            watch.assert_no_problems();
+            assert_eq!(summary.problems, 0);
+            assert_same(tree, &tree::of_files(&to), &format!("snapshot {number} was restored as"));
+            tree::assert_holes(tree, &to);
+        }
+        let watch = Watch::new(NEVER);
+        let summary = check::check(&reader, true, &watch, &AtomicBool::new(false)).unwrap();
+        watch.assert_no_problems();
+        assert_eq!((summary.problems, summary.snapshots), (0, self.taken.len() as u64));
+    }
+}
+
+/// Plays random steps: so many times, or as `PROPTEST_CASES` says, divided by `share`.
+fn play(name: &str, mix: Mix, cases: u32, share: u32, encrypted: bool) {
+    let asked = std::env::var("PROPTEST_CASES").ok().and_then(|cases| cases.parse::<u32>().ok());
+    let file = format!("{}/tests/property/proptest-regressions/{name}.txt", env!("CARGO_MANIFEST_DIR"));
+    let config = Config {
+        cases: asked.map_or(cases, |asked| asked.div_ceil(share)),
+        // A case that fails is made smaller no longer than this, in milliseconds.
+        max_shrink_time: 120_000,
+        failure_persistence: Some(Box::new(FileFailurePersistence::Direct(Box::leak(file.into_boxed_str())))),
+        ..Config::default()
+    };
+    let result = TestRunner::new(config).run(&steps(mix), |steps| {
+        let mut play = Play::new(encrypted);
+        steps.iter().for_each(|step| play.step(step));
+        play.end();
+        Ok(())
+    });
+    if let Err(error) = result {
+        panic!("{error}");
+    }
+}
+
+#[test]
+fn each_snapshot_is_the_tree_of_its_time() {
+    play("trees", Mix::Any, 64, 1, false);
+}
+
+#[test]
+fn directories_of_thousands_of_files_split_and_merge() {
+    play("segments", Mix::Many, 6, 8, false);
+}
+
+#[test]
+fn each_snapshot_is_the_tree_of_its_time_in_an_encrypted_repository() {
+    play("encrypted", Mix::Any, 4, 8, true);
+}
