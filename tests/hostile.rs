@@ -305,11 +305,11 @@ fn a_further_name_of_a_link_does_not_lead_outside() {
 
 #[test]
 fn counts_that_do_not_add_up_are_refused() {
-    for below in [0, 2, (1 << 40) - 1] {
+    for (below, words) in [(0, "a node of an empty directory"), (2, "other ranks"), ((1 << 40) - 1, "other ranks")] {
         let mut forger = Forger::new();
         let top = forger.store_node(&[], Items::Entries(vec![entry("fifo", Kind::Fifo, 0, Content::Empty)]));
         forger.snapshot(top, below);
-        refused(&forger, &["other ranks"]);
+        refused(&forger, &[words]);
     }
     let mut forger = Forger::new();
     let top = forger.store_node(&[], Items::Entries(vec![]));

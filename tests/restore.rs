@@ -14,6 +14,7 @@ use std::process::Stdio;
 
 use common::{Run, Site, content, settle, tree};
 use rustix::fs::{AtFlags, CWD, FileType, Mode, Timespec, Timestamps};
+use rustix::process::{Pid, Signal};
 use serde_json::Value;
 
 const MIB: usize = 1 << 20;
@@ -355,31 +356,131 @@ fn a_dry_run_changes_nothing_and_counts_the_same() {
     assert_eq!(run.stderr.matches("would restore").count(), 3, "{run}");
 }
 
-#[test]
-fn a_killed_restore_goes_on_when_it_is_run_again() {
-    let site = Site::new();
+/// A site that takes a moment to restore, and a restore of it to `out` that was sent a signal in the middle.
+fn broken_off(signal: Signal) -> (Site, PathBuf, i32) {
+    let site = Site::on_tmpfs();
     let mut noise = vec![0; 8 * MIB];
     for i in 0..40 {
         blake3::Hasher::new().update(&[i]).finalize_xof().fill(&mut noise);
         site.write(&format!("d{}/{i}", i % 4), &noise);
     }
     fs::hard_link(site.source().join("d0/0"), site.source().join("d1/zz")).unwrap();
+    set_mode(&site.source().join("d0"), 0o2511);
+    set_mode(&site.source(), 0o751);
+    let immutable = File::open(site.source().join("d0/0")).unwrap();
+    rustix::fs::ioctl_setflags(&immutable, rustix::fs::IFlags::IMMUTABLE).unwrap();
     settle();
     site.brackfs(&["init", site.repo().to_str().unwrap(), "--no-encryption"]).ok();
     site.backup(&[]).ok();
     let out = site.path().join("out");
+    fs::create_dir(&out).unwrap();
     let files = || fs::read_dir(out.join("d0")).map_or(0, |names| names.count());
     let mut child = site.command(&["restore", "latest", "--to", out.to_str().unwrap()]).spawn().unwrap();
     while files() < 3 && child.try_wait().unwrap().is_none() {
         std::thread::sleep(std::time::Duration::from_millis(1));
     }
-    child.kill().unwrap();
-    child.wait().unwrap();
-    let there = files();
-    let summary = restore(&site, "latest", &out, &[]).ok().json();
-    assert!(summary["skipped"].as_u64().unwrap() + 1 >= there as u64 - 1, "{summary}");
-    // Nothing is left of it, unfinished files neither.
-    assert_eq!(tree(&out), tree(&site.source()));
+    rustix::process::kill_process(Pid::from_child(&child), signal).unwrap();
+    let status = child.wait().unwrap();
+    assert!(!out.join("d3").exists() || fs::read_dir(out.join("d3")).unwrap().count() < 10, "it was done before");
+    (site, out, status.code().unwrap_or_default())
+}
+
+#[test]
+fn a_restore_that_was_broken_off_goes_on_when_it_is_run_again() {
+    for (signal, code) in [(Signal::KILL, 0), (Signal::INT, 130)] {
+        let (site, out, found) = broken_off(signal);
+        assert_eq!(found, code);
+        let summary = restore(&site, "latest", &out, &[]).ok().json();
+        assert!(summary["skipped"].as_u64().unwrap() > 0, "{summary}");
+        // Nothing is left of it, and nothing is missing that comes at the end.
+        assert_eq!(tree(&out), tree(&site.source()));
+        let flags = rustix::fs::ioctl_getflags(File::open(out.join("d1/zz")).unwrap()).unwrap();
+        assert!(flags.contains(rustix::fs::IFlags::IMMUTABLE));
+    }
+}
+
+#[test]
+fn directories_that_were_there_keep_what_they_have_unless_files_are_replaced() {
+    let site = ready(&[("d/a", "one"), ("d/e/b", "two")]);
+    for (conflict, mode) in [("abort", 0o1777), ("skip", 0o1777), ("update", 0o755), ("overwrite", 0o755)] {
+        let out = site.path().join(conflict);
+        fs::create_dir_all(out.join("d/mine")).unwrap();
+        set_mode(&out, 0o1777);
+        set_mode(&out.join("d"), 0o1777);
+        restore(&site, "latest", &out, &["--conflict", conflict]).ok();
+        for path in [out.clone(), out.join("d")] {
+            assert_eq!(fs::metadata(&path).unwrap().mode() & 0o7777, mode, "{}", path.display());
+        }
+        assert_eq!(fs::metadata(out.join("d/e")).unwrap().mode() & 0o7777, 0o755);
+    }
+}
+
+#[test]
+fn what_cannot_be_set_does_not_cost_the_content() {
+    let site = Site::on_tmpfs();
+    let (path, value) = (site.write("file", "content"), vec![b'x'; 60_000]);
+    rustix::fs::setxattr(&path, "user.large", &value, rustix::fs::XattrFlags::empty()).unwrap();
+    fs::create_dir(site.source().join("directory")).unwrap();
+    rustix::fs::setxattr(site.source().join("directory"), "user.large", &value, rustix::fs::XattrFlags::empty())
+        .unwrap();
+    set_mode(&site.source().join("directory"), 0o711);
+    settle();
+    site.brackfs(&["init", site.repo().to_str().unwrap(), "--no-encryption"]).ok();
+    site.backup(&[]).ok();
+    // A file system that has no room for such attributes.
+    let image = site.path().join("image");
+    File::create(&image).unwrap().set_len(16 << 20).unwrap();
+    let out = site.path().join("mnt");
+    for command in [&["mkfs.ext4", "-q", "-F", "-I", "256"][..], &["mount", "-o", "loop"]] {
+        let mut run = std::process::Command::new(command[0]);
+        run.args(&command[1..]).arg(&image);
+        if command[0] == "mount" {
+            run.arg(&out);
+        }
+        assert!(run.status().unwrap().success(), "{command:?}");
+    }
+    let run = restore(&site, "latest", &out, &[]).code(1);
+    assert!(run.stderr.contains("user.large") && run.stderr.contains("file"), "{run}");
+    assert_eq!(run.json()["problems"], 2, "{run}");
+    assert_eq!(read(out.join("file")), "content");
+    assert_eq!(fs::metadata(out.join("directory")).unwrap().mode() & 0o777, 0o711);
+    assert_eq!(fs::metadata(out.join("file")).unwrap().mtime(), fs::metadata(&path).unwrap().mtime());
+    // Nor does an owner that there is not, as in a user namespace.
+    chown(&path, Some(1234), Some(1234)).unwrap();
+    site.backup(&[]).ok();
+    let inner = site.command(&["restore", "latest", "--to", site.path().join("inner").to_str().unwrap()]);
+    let mut command = std::process::Command::new("unshare");
+    command.args(["--user", "--map-root-user"]).arg(inner.get_program()).args(inner.get_args());
+    command.env("BRACKFS_STATE_DIR", site.state()).env("BRACKFS_REPOSITORY", site.repo());
+    let run = common::run(command).ok();
+    assert_eq!(run.stderr.matches("owner or group").count(), 1, "{run}");
+    assert_eq!(read(site.path().join("inner/file")), "content");
+}
+
+#[test]
+fn a_dry_run_knows_links_and_what_is_in_the_way() {
+    let site = ready(&[("a", "one"), ("d/b", "two"), ("e", "three")]);
+    for name in ["a2", "d/a3"] {
+        fs::hard_link(site.source().join("a"), site.source().join(name)).unwrap();
+    }
+    settle();
+    site.backup(&[]).ok();
+    let compare = |name: &str, prepare: &dyn Fn(&Path), extra: &[&str]| {
+        let [dry, real] = ["dry", "real"].map(|kind| {
+            let out = site.path().join(format!("{name} {kind}"));
+            fs::create_dir(&out).unwrap();
+            prepare(&out);
+            let mut arguments = extra.to_vec();
+            arguments.extend((kind == "dry").then_some("--dry-run"));
+            let run = restore(&site, "latest", &out, &arguments);
+            (run.code, run.stdout.replace("\"dry_run\":true", "\"dry_run\":false"))
+        });
+        assert_eq!(dry, real, "{name}");
+    };
+    compare("links", &|_| {}, &[]);
+    compare("file for directory", &|out| fs::write(out.join("d"), "in the way").unwrap(), &["--conflict", "skip"]);
+    compare("directory for file", &|out| fs::create_dir(out.join("e")).unwrap(), &["--conflict", "overwrite"]);
+    compare("directory replaced", &|out| fs::write(out.join("d"), "in the way").unwrap(), &["--conflict", "update"]);
 }
 
 #[test]

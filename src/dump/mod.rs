@@ -40,7 +40,7 @@ use std::path::{Path, PathBuf};
 use crate::format::entry::Content;
 use crate::format::{Digest, Entry, Kind};
 use crate::monitor::{Monitor, Progress};
-use crate::reader::{self, FileReader, Listed, Reader, Step, Walk};
+use crate::reader::{self, FileReader, Identity, Listed, Reader, Step, Walk};
 use archive::Archive;
 use header::{Body, Member};
 use islands::{Island, Islands};
@@ -104,20 +104,12 @@ pub fn dump(reader: &Reader, from: &Listed, to: impl Write, monitor: &dyn Monito
     Ok(run.summary)
 }
 
-/// What several names of one file must have in common to be links in the archive.
-#[derive(PartialEq)]
-struct Same {
-    kind: Kind,
-    size: u64,
-    digest: Option<Digest>,
-}
-
 struct Run<'a, W: Write> {
     reader: &'a Reader,
     monitor: &'a dyn Monitor,
     archive: Archive<W>,
     /// The first names of files that have several.
-    links: HashMap<u64, (Vec<u8>, Same)>,
+    links: HashMap<u64, (Vec<u8>, Identity)>,
     summary: Summary,
 }
 
@@ -170,7 +162,7 @@ impl<W: Write> Run<'_, W> {
             return Ok(());
         }
         let file = FileReader::new(listed.clone());
-        let same = Same { kind: entry.kind, size: entry.size, digest: file.digest() };
+        let same = listed.identity();
         let first = entry.link.and_then(|link| self.links.get(&link.id));
         if let Some((first, _)) = first.filter(|(_, known)| *known == same) {
             let first = first.clone();

@@ -25,7 +25,7 @@ pub use blocks::Counters;
 pub use error::Error;
 pub use file::{FileReader, Seek};
 pub use select::Selector;
-pub use tree::{Directory, Listed};
+pub use tree::{Directory, Identity, Listed};
 pub use walk::{Step, Walk};
 
 use crate::crypt::Fingerprint;

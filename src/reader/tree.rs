@@ -10,7 +10,7 @@ use super::blocks::NodeValue;
 use super::{Error, Reader};
 use crate::format::entry::Content;
 use crate::format::snapshot::Snapshot;
-use crate::format::{BlockLocation, ChunkRef, Entry, Items, Node, Segment};
+use crate::format::{BlockLocation, ChunkRef, Digest, Entry, Items, Kind, Node, Segment};
 
 /// How deep indexes over segments may nest: 1,000 to this power is more than any directory has.
 const INDEX_DEPTH: usize = 8;
@@ -22,6 +22,15 @@ pub struct Listed {
     at: usize,
     /// Its place in a preorder walk of the snapshot.
     pub rank: u64,
+}
+
+/// What names of one file must have in common to be links of each other: the file may have changed while they were
+/// backed up. The size counts because a digest leaves holes out.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Identity {
+    kind: Kind,
+    size: u64,
+    digest: Option<Digest>,
 }
 
 /// Where an entry stands.
@@ -68,6 +77,17 @@ impl Listed {
         self.node().groups.get(&self.entry().gid).map(String::as_str)
     }
 
+    /// What tells the content of a file from another's.
+    pub fn identity(&self) -> Identity {
+        let entry = self.entry();
+        let digest = match &entry.content {
+            Content::Chunk(chunk) => Some(chunk.digest),
+            Content::Extents { digest, .. } | Content::Nodes { digest, .. } => Some(*digest),
+            _ => None,
+        };
+        Identity { kind: entry.kind, size: entry.size, digest }
+    }
+
     /// The directory, if it is one.
     pub fn directory(&self) -> Option<Directory> {
         let Content::Directory(subtree) = &self.entry().content else { return None };
@@ -86,7 +106,7 @@ impl Listed {
 fn nothing() -> Entry {
     Entry {
         name: Vec::new(),
-        kind: crate::format::Kind::File,
+        kind: Kind::File,
         mode: 0,
         uid: 0,
         gid: 0,

@@ -1,24 +1,22 @@
 //! What belongs to an entry beside its content: owner, extended attributes, mode, times, inode flags.
 //!
 //! The order matters. A change of owner takes set-id bits and capabilities away, an ACL decides over the mode, a
-//! read-only mode keeps its owner from setting attributes, and times come after everything that changes them.
+//! read-only mode keeps its owner from setting attributes, and times come after everything that changes them. A step
+//! that fails does not keep the others from being made, and never costs the content.
 
-use std::ffi::OsStr;
-use std::io;
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
-use std::os::unix::ffi::OsStrExt;
 use std::sync::{Mutex, PoisonError};
 
 use rustix::fs::{
-    AtFlags, Gid, IFlags, Mode, OFlags, Timespec, Timestamps, Uid, XattrFlags, flistxattr, fremovexattr, fsetxattr,
-    ioctl_getflags, ioctl_setflags, lremovexattr, lsetxattr,
+    AtFlags, CWD, Gid, IFlags, Mode, OFlags, Stat, Timespec, Timestamps, UTIME_OMIT, Uid, XattrFlags, fremovexattr,
+    fsetxattr, ioctl_getflags, ioctl_setflags, removexattr, setxattr,
 };
 use rustix::io::Errno;
 
 use super::refusals::{Refusals, What};
 use crate::format::{Entry, Kind, Timestamp};
 use crate::reader::Listed;
-use crate::source::Owners;
+use crate::source::{Extended, Owners};
 
 /// Inode flags that forbid what may still have to be done.
 pub(super) const FORBIDDING: u32 = Entry::IMMUTABLE | Entry::APPEND_ONLY;
@@ -44,47 +42,60 @@ impl Describe {
         }
     }
 
-    /// A file that was just written.
-    pub(super) fn file(&self, file: impl AsFd, listed: &Listed) -> io::Result<()> {
+    /// A file that was just written. Returns what could not be done of it, though it should be possible.
+    pub(super) fn file(&self, file: impl AsFd, listed: &Listed) -> Option<String> {
         let (fd, entry) = (file.as_fd(), listed.entry());
-        let owned = self.own(listed, |uid, gid| rustix::fs::fchown(fd, uid, gid))?;
-        self.xattrs_of_fd(fd, entry)?;
-        rustix::fs::fchmod(fd, self.mode(entry, owned))?;
-        Ok(rustix::fs::futimens(fd, &times(entry.mtime))?)
+        let mut steps = Steps::default();
+        let owned = steps.done("set its owner", self.own(listed, |uid, gid| rustix::fs::fchown(fd, uid, gid)));
+        self.xattrs(entry, &mut steps, &Extended::names_of(fd), |attribute, value| match value {
+            Some(value) => fsetxattr(fd, attribute, value, XattrFlags::empty()),
+            None => fremovexattr(fd, attribute),
+        });
+        let mode = self.mode(entry, owned.unwrap_or(false));
+        steps.done("set its mode", self.allowed(What::Mode, rustix::fs::fchmod(fd, mode)));
+        steps.done("set its times", self.allowed(What::Times, rustix::fs::futimens(fd, &times(entry.mtime))));
+        steps.first
     }
 
     /// A directory that has everything in it.
-    pub(super) fn directory(&self, directory: impl AsFd, listed: &Listed) -> io::Result<()> {
+    pub(super) fn directory(&self, directory: impl AsFd, listed: &Listed) -> Option<String> {
         let fd = directory.as_fd();
-        self.file(fd, listed)?;
+        let problem = self.file(fd, listed);
         self.set_inode_flags(fd, listed.entry().inode_flags);
-        Ok(())
+        problem
     }
 
-    /// What can't be opened: a link, a device.
-    pub(super) fn child(&self, above: &OwnedFd, name: &str, listed: &Listed) -> io::Result<()> {
+    /// What is not opened: a link, a device. `fd` only says which it is.
+    pub(super) fn special(&self, fd: &OwnedFd, listed: &Listed) -> Option<String> {
         let entry = listed.entry();
-        let no_follow = AtFlags::SYMLINK_NOFOLLOW;
-        let owned = self.own(listed, |uid, gid| rustix::fs::chownat(above, name, uid, gid, no_follow))?;
-        // There is no call for this relative to a directory; a handle's path serves, and the last name in it is
-        // not followed.
-        let path = format!("/proc/self/fd/{}/{name}", above.as_raw_fd());
-        for (attribute, value) in &entry.xattrs {
-            let set = lsetxattr(&path, attribute.as_slice(), value, XattrFlags::empty());
-            self.refused_xattr(attribute, set)?;
-        }
-        // Links have neither an ACL nor a mode of their own.
+        // Most calls can't be made with such a handle, but with its path, which leads to itself and nowhere else.
+        let path = format!("/proc/self/fd/{}", fd.as_raw_fd());
+        let mut steps = Steps::default();
+        let own = self.own(listed, |uid, gid| rustix::fs::chownat(fd, c"", uid, gid, AtFlags::EMPTY_PATH));
+        let owned = steps.done("set its owner", own);
+        // Of a default ACL of its directory it can have no more than this.
+        let inherited = if entry.kind == Kind::Symlink { vec![] } else { vec![ACL.to_vec()] };
+        self.xattrs(entry, &mut steps, &inherited, |attribute, value| match value {
+            Some(value) => setxattr(&path, attribute, value, XattrFlags::empty()),
+            None => removexattr(&path, attribute),
+        });
+        // Links have no mode of their own.
         if entry.kind != Kind::Symlink {
-            if !has(entry, ACL) {
-                match lremovexattr(&path, ACL) {
-                    // It got none from the directory, or the file system has none.
-                    Err(Errno::NODATA | Errno::OPNOTSUPP) => {}
-                    other => self.refused_xattr(ACL, other)?,
-                }
-            }
-            rustix::fs::chmodat(above, name, self.mode(entry, owned), AtFlags::empty())?;
+            let mode = self.mode(entry, owned.unwrap_or(false));
+            let set = rustix::fs::chmodat(CWD, &path, mode, AtFlags::empty());
+            steps.done("set its mode", self.allowed(What::Mode, set));
         }
-        Ok(rustix::fs::utimensat(above, name, &times(entry.mtime), no_follow)?)
+        let set = rustix::fs::utimensat(CWD, &path, &times(entry.mtime), AtFlags::empty());
+        steps.done("set its times", self.allowed(What::Times, set));
+        steps.first
+    }
+
+    /// Takes an error away that is counted as a refusal.
+    fn allowed(&self, what: What, result: Result<(), Errno>) -> Result<(), Errno> {
+        match result {
+            Err(why) if self.refusals.count(what, why) => Ok(()),
+            other => other,
+        }
     }
 
     /// Sets owner and group. Returns whether both are right now.
@@ -95,14 +106,15 @@ impl Describe {
     ) -> Result<bool, Errno> {
         let (uid, gid) = self.owner(listed);
         let (uid, gid) = (Uid::from_raw(uid), Gid::from_raw(gid));
-        if self.privileged {
-            return change(Some(uid), Some(gid)).map(|()| true);
-        }
-        // Others can keep what is theirs, and give to groups that they are in.
         let mine = rustix::process::geteuid() == uid;
-        match change(None, Some(gid)) {
-            Ok(()) if mine => Ok(true),
-            Ok(()) => {
+        // Those who may not give files away can keep what is theirs, and give to groups that they are in.
+        let result = match self.privileged {
+            true => change(Some(uid), Some(gid)).map(|()| true),
+            false => change(None, Some(gid)).map(|()| mine),
+        };
+        match result {
+            Ok(true) => Ok(true),
+            Ok(false) => {
                 self.refusals.count(What::Owner, Errno::PERM);
                 Ok(false)
             }
@@ -132,32 +144,27 @@ impl Describe {
         Mode::from_raw_mode(bits)
     }
 
-    /// Sets attributes, and takes away what came from a default ACL or was there before.
-    fn xattrs_of_fd(&self, fd: impl AsFd, entry: &Entry) -> io::Result<()> {
-        let fd = fd.as_fd();
-        let mut names = [0; 1024];
-        let listed = flistxattr(fd, &mut names).unwrap_or_default();
-        for name in names.get(..listed).unwrap_or_default().split(|byte| *byte == 0) {
-            let ours = name.starts_with(b"user.") || name.starts_with(b"system.posix_acl_");
-            if ours && !has(entry, name) {
-                self.refused_xattr(name, fremovexattr(fd, name))?;
-            }
-        }
-        for (name, value) in &entry.xattrs {
-            self.refused_xattr(name, fsetxattr(fd, name.as_slice(), value, XattrFlags::empty()))?;
-        }
-        Ok(())
-    }
-
-    fn refused_xattr(&self, name: &[u8], result: Result<(), Errno>) -> io::Result<()> {
-        let Err(why) = result else { return Ok(()) };
-        let space = name.split(|byte| *byte == b'.').next().unwrap_or_default();
-        match self.refusals.count(What::Xattr(String::from_utf8_lossy(space).into_owned()), why) {
-            true => Ok(()),
-            false => {
-                let name = String::from_utf8_lossy(name);
-                Err(io::Error::other(format!("cannot set its extended attribute {name}: {why}")))
-            }
+    /// Sets attributes, and takes away those that are `there` because of a default ACL, or were there before.
+    fn xattrs(
+        &self,
+        entry: &Entry,
+        steps: &mut Steps,
+        there: &[Vec<u8>],
+        change: impl Fn(&[u8], Option<&[u8]>) -> Result<(), Errno>,
+    ) {
+        let ours = |name: &[u8]| name.starts_with(b"user.") || name.starts_with(b"system.posix_acl_");
+        let kept = |name: &[u8]| entry.xattrs.binary_search_by(|(kept, _)| kept.as_slice().cmp(name)).is_ok();
+        let gone = there.iter().filter(|name| ours(name) && !kept(name)).map(|name| (name, None));
+        let set = entry.xattrs.iter().map(|(name, value)| (name, Some(value.as_slice())));
+        for (name, value) in gone.chain(set) {
+            let result = match change(name, value) {
+                // It was not there, or the file system has none.
+                Err(Errno::NODATA | Errno::OPNOTSUPP) if value.is_none() => Ok(()),
+                other => other,
+            };
+            let space = String::from_utf8_lossy(name.split(|byte| *byte == b'.').next().unwrap_or_default());
+            let what = format!("set its extended attribute {}", String::from_utf8_lossy(name));
+            steps.done(&what, self.allowed(What::Xattr(space.into_owned()), result));
         }
     }
 
@@ -181,11 +188,13 @@ impl Describe {
         }
     }
 
-    /// Gives a complete file the inode flags that forbid to change it.
-    pub(super) fn forbid(&self, above: &OwnedFd, name: &[u8], flags: u32) {
+    /// Gives a complete file the inode flags that forbid to change it, if it still has its name.
+    pub(super) fn forbid(&self, above: &OwnedFd, name: &[u8], expected: Inode, flags: u32) {
         let open = OFlags::RDONLY | OFlags::NOFOLLOW | OFlags::NONBLOCK | OFlags::CLOEXEC;
-        match rustix::fs::openat(above, OsStr::from_bytes(name), open, Mode::empty()) {
-            Ok(file) => self.set_inode_flags(file, flags),
+        let result = rustix::fs::openat(above, name, open, Mode::empty());
+        match result.and_then(|file| rustix::fs::fstat(&file).map(|stat| (file, stat))) {
+            Ok((file, stat)) if inode(&stat) == expected => self.set_inode_flags(file, flags),
+            Ok(_) => {}
             Err(why) => {
                 self.refusals.count(What::InodeFlags, why);
             }
@@ -193,11 +202,35 @@ impl Describe {
     }
 }
 
-fn has(entry: &Entry, xattr: &[u8]) -> bool {
-    entry.xattrs.binary_search_by(|(name, _)| name.as_slice().cmp(xattr)).is_ok()
+/// What is done one after the other, whatever becomes of the step before.
+#[derive(Default)]
+struct Steps {
+    /// The first that failed.
+    first: Option<String>,
+}
+
+impl Steps {
+    fn done<T>(&mut self, what: &str, result: Result<T, Errno>) -> Option<T> {
+        match result {
+            Ok(value) => Some(value),
+            Err(e) => {
+                self.first.get_or_insert_with(|| format!("it is there, but cannot {what}: {e}"));
+                None
+            }
+        }
+    }
+}
+
+/// Which file it is: device and inode.
+pub(super) type Inode = (u64, u64);
+
+pub(super) fn inode(stat: &Stat) -> Inode {
+    (stat.st_dev, stat.st_ino)
 }
 
 fn times(mtime: Timestamp) -> Timestamps {
+    // When it was last read, nobody noted.
+    let unchanged = Timespec { tv_sec: 0, tv_nsec: UTIME_OMIT };
     let time = Timespec { tv_sec: mtime.seconds, tv_nsec: mtime.nanos.into() };
-    Timestamps { last_access: time, last_modification: time }
+    Timestamps { last_access: unchanged, last_modification: time }
 }

@@ -4,13 +4,14 @@ use std::ffi::OsStr;
 use std::io;
 use std::os::fd::OwnedFd;
 use std::os::unix::ffi::OsStrExt;
+use std::os::unix::fs::DirBuilderExt;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 
-use rustix::fs::{AtFlags, Mode, OFlags, ResolveFlags};
+use rustix::fs::{AtFlags, FileType, Mode, OFlags, ResolveFlags};
 use rustix::io::Errno;
 
-use super::describe::{self, Describe};
+use super::describe::{Describe, FORBIDDING, Inode};
 use crate::format::Entry;
 use crate::reader::{self, Directory, Listed, Reader};
 
@@ -29,7 +30,7 @@ pub(super) struct Folder {
     root: Arc<OnceLock<Open>>,
     open: OnceLock<Option<Open>>,
     /// Files in it with inode flags that forbid what may still be done to them.
-    forbidding: Mutex<Vec<(Vec<u8>, u32)>>,
+    forbidding: Mutex<Vec<(Vec<u8>, Inode, u32)>>,
 }
 
 /// Where its entry stands. Of a directory below it only that is kept: entries of all levels of a deep tree could
@@ -42,13 +43,26 @@ enum Place {
 #[derive(Clone)]
 struct Open {
     fd: Arc<OwnedFd>,
-    /// It was not there before.
-    made: bool,
+    /// It was not there before, or looks as a run that was broken off leaves what it made.
+    ours: bool,
 }
 
-/// Opens the directory that everything is restored into.
-pub(super) fn open_top(path: &Path) -> io::Result<OwnedFd> {
-    Ok(rustix::fs::open(path, DIRECTORY, Mode::empty())?)
+/// Makes the directory that everything is restored into, or finds it. Returns it and whether it is ours: made by us,
+/// or empty.
+pub(super) fn make_top(path: &Path) -> io::Result<(OwnedFd, bool)> {
+    let made = match std::fs::DirBuilder::new().recursive(true).mode(0o755).create(path) {
+        Err(e) if e.kind() == io::ErrorKind::AlreadyExists => return Err(blocked()),
+        other => other.and_then(|()| rustix::fs::open(path, DIRECTORY, Mode::empty()).map_err(io::Error::from))?,
+    };
+    // Until it is complete nobody else needs to look, and a later run knows it by that.
+    let is_empty = std::fs::read_dir(path)?.next().is_none();
+    let ours = is_unfinished(&made) || is_empty && rustix::fs::fchmod(&made, Mode::RWXU).is_ok();
+    Ok((made, ours))
+}
+
+/// The error for something that is no directory where one should be.
+pub(super) fn blocked() -> io::Error {
+    io::Error::other("something that is no directory has its name")
 }
 
 /// The same for one that need not be there.
@@ -62,8 +76,8 @@ pub(super) fn open_if_there(path: &Path) -> io::Result<Option<OwnedFd>> {
 
 impl Folder {
     /// The destination itself: already open, unless it is not there and will not be.
-    pub(super) fn top(listed: Listed, fd: Option<OwnedFd>, made: bool, wanted: bool) -> Self {
-        let opened = fd.map(|fd| Open { fd: Arc::new(fd), made });
+    pub(super) fn top(listed: Listed, fd: Option<OwnedFd>, ours: bool, wanted: bool) -> Self {
+        let opened = fd.map(|fd| Open { fd: Arc::new(fd), ours });
         let (root, open) = (OnceLock::new(), OnceLock::new());
         if let Some(opened) = &opened {
             // Both are new and empty.
@@ -93,7 +107,7 @@ impl Folder {
     }
 
     /// Its path below the destination.
-    fn path(&self) -> PathBuf {
+    pub(super) fn path(&self) -> PathBuf {
         let mut names = Vec::new();
         let mut next = Some(self);
         while let Some(folder) = next {
@@ -140,32 +154,38 @@ impl Folder {
         Ok((at, last))
     }
 
-    /// Makes the directory, and those that lead to it, or finds them. `replace`: what is no directory goes.
-    /// `None` if that can't be done, which is reported once.
-    pub(super) fn make(&self, replace: bool, mut problem: impl FnMut(&Path, &str)) -> Option<&OwnedFd> {
-        if self.open.get().is_none() {
-            let above = self.above.as_ref()?;
-            // From the top down, without recursion: a tree may be deep.
-            let mut missing = vec![self];
-            let mut next = above;
-            while next.open.get().is_none() {
-                missing.push(next);
-                next = next.above.as_ref()?;
-            }
-            while let Some(folder) = missing.pop() {
-                let above = folder.above.as_ref()?;
-                let opened = above.fd().and_then(|above| match make(above, folder.name(), replace) {
-                    Ok(open) => Some(open),
-                    Err(e) => {
-                        problem(&folder.path(), &format!("cannot make the directory: {e}"));
-                        None
-                    }
-                });
-                // Only the walk makes directories, one after the other.
-                let _ = folder.open.set(opened);
+    /// Makes the directory, and those that lead to it, or finds them. `replace`: what is no directory goes. Returns
+    /// whether it is open; the error, with the path that it is about, only once.
+    pub(super) fn make(&self, replace: bool) -> Result<bool, (PathBuf, io::Error)> {
+        // From the top down, without recursion: a tree may be deep.
+        let mut missing = Vec::new();
+        let mut next = Some(self);
+        while let Some(folder) = next.filter(|folder| folder.open.get().is_none()) {
+            missing.push(folder);
+            next = folder.above.as_deref();
+        }
+        while let Some(folder) = missing.pop() {
+            let made =
+                folder.above.as_ref().and_then(|above| above.fd()).map(|above| make(above, folder.name(), replace));
+            let (opened, failed) = match made {
+                Some(Ok(open)) => (Some(open), None),
+                Some(Err(e)) => (None, Some(e)),
+                None => (None, None),
+            };
+            // Only the walk makes directories, one after the other.
+            let _ = folder.open.set(opened);
+            if let Some(error) = failed {
+                return Err((folder.path(), error));
             }
         }
-        self.fd()
+        Ok(self.fd().is_some())
+    }
+
+    /// Whether something that is no directory has its name.
+    pub(super) fn is_blocked(&self) -> bool {
+        let above = self.above.as_ref().and_then(|above| above.find());
+        let there = above.and_then(|above| rustix::fs::statat(&*above, self.name(), AtFlags::SYMLINK_NOFOLLOW).ok());
+        there.is_some_and(|there| FileType::from_raw_mode(there.st_mode) != FileType::Directory)
     }
 
     /// The directory, if it is there; it is not made.
@@ -190,44 +210,49 @@ impl Folder {
     }
 
     /// Remembers inode flags of a file in it that forbid to change it.
-    pub(super) fn forbid_later(&self, entry: &Entry) {
-        let flags = entry.inode_flags & describe::FORBIDDING;
+    pub(super) fn forbid_later(&self, entry: &Entry, inode: Inode) {
+        let flags = entry.inode_flags & FORBIDDING;
         if flags != 0 {
             let mut forbidding = self.forbidding.lock().unwrap_or_else(PoisonError::into_inner);
-            forbidding.push((entry.name.clone(), flags));
+            forbidding.push((entry.name.clone(), inode, flags));
         }
     }
 
-    /// Everything is in it: it and what is in it get what would have hindered before.
-    pub(super) fn finish(&mut self, reader: &Reader, describe: &Describe, mut problem: impl FnMut(&Path, &str)) {
-        let Some(Some(Open { fd, made })) = self.open.take() else { return };
+    /// Everything is in it: it and what is in it get what would have hindered before. A directory that was there
+    /// keeps what it has, unless `replace` is set.
+    pub(super) fn finish(
+        &mut self,
+        reader: &Reader,
+        describe: &Describe,
+        replace: bool,
+        mut problem: impl FnMut(&Path, &str),
+    ) {
+        let Some(Some(Open { fd, ours })) = self.open.take() else { return };
         let forbidding = std::mem::take(&mut self.forbidding);
-        for (name, flags) in forbidding.into_inner().unwrap_or_else(PoisonError::into_inner) {
-            describe.forbid(&fd, &name, flags);
+        for (name, inode, flags) in forbidding.into_inner().unwrap_or_else(PoisonError::into_inner) {
+            describe.forbid(&fd, &name, inode, flags);
         }
-        if !self.wanted && !made {
+        if !(ours || self.wanted && replace) {
             return;
         }
         let described = match self.listed(reader) {
             // One file may be restored into a directory that has nothing to do with it.
-            Ok(Some(listed)) if listed.directory().is_some() => {
-                describe.directory(&*fd, &listed).map_err(|e| e.to_string())
-            }
-            Ok(_) => Ok(()),
-            Err(e) => Err(e.to_string()),
+            Ok(Some(listed)) if listed.directory().is_some() => describe.directory(&*fd, &listed),
+            Ok(_) => None,
+            Err(e) => Some(format!("cannot set owner, attributes, mode and times: {e}")),
         };
-        if let Err(why) = described {
-            problem(&self.path(), &format!("cannot set owner, attributes, mode or times: {why}"));
+        if let Some(why) = described {
+            problem(&self.path(), &why);
         }
     }
 }
 
 /// Makes a directory, or finds it, and opens it. A link in its place is not followed.
 fn make(above: &OwnedFd, name: &[u8], replace: bool) -> io::Result<Open> {
-    let mut made = true;
+    let mut ours = true;
     match rustix::fs::mkdirat(above, name, Mode::RWXU) {
         Ok(()) => {}
-        Err(Errno::EXIST) => made = false,
+        Err(Errno::EXIST) => ours = false,
         Err(e) => return Err(e.into()),
     }
     let open = || rustix::fs::openat(above, name, DIRECTORY | OFlags::NOFOLLOW, Mode::empty());
@@ -236,13 +261,21 @@ fn make(above: &OwnedFd, name: &[u8], replace: bool) -> io::Result<Open> {
         Err(Errno::NOTDIR | Errno::LOOP) if replace => {
             rustix::fs::unlinkat(above, name, AtFlags::empty())?;
             rustix::fs::mkdirat(above, name, Mode::RWXU)?;
-            made = true;
+            ours = true;
             open()?
         }
         Err(Errno::NOTDIR | Errno::LOOP) => {
-            return Err(io::Error::other("something that is no directory has its name"));
+            return Err(blocked());
         }
         other => other?,
     };
-    Ok(Open { fd: Arc::new(fd), made })
+    let ours = ours || is_unfinished(&fd);
+    Ok(Open { fd: Arc::new(fd), ours })
+}
+
+/// Whether a directory looks as a run that was broken off leaves those that it made.
+pub(super) fn is_unfinished(directory: &OwnedFd) -> bool {
+    rustix::fs::fstat(directory).is_ok_and(|stat| {
+        Mode::from_raw_mode(stat.st_mode) == Mode::RWXU && stat.st_uid == rustix::process::geteuid().as_raw()
+    })
 }

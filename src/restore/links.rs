@@ -4,11 +4,13 @@
 
 use std::collections::HashMap;
 use std::path::{Path, PathBuf};
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
 
+use super::Job;
+use super::describe::{Describe, FORBIDDING, Inode};
 use super::folder::Folder;
-use super::{Identity, Job, content_of, describe};
 use crate::format::Entry;
+use crate::reader::Identity;
 
 /// What a name is among the names of its file.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -25,8 +27,10 @@ pub(super) enum Role {
 #[derive(Default)]
 pub(super) struct Links {
     files: Mutex<HashMap<u64, File>>,
+    /// The first name of a file is written.
+    written: Condvar,
     /// Files with inode flags that forbid further links.
-    forbidding: Mutex<Vec<(PathBuf, u32)>>,
+    forbidding: Mutex<Vec<(PathBuf, Inode, u32)>>,
 }
 
 struct File {
@@ -39,8 +43,8 @@ struct File {
 enum State {
     /// No name has the content.
     Nowhere,
-    /// The first name is being written; these wait for it.
-    Writing(Vec<Job>),
+    /// The first name is being written.
+    Writing,
     /// This name has the content.
     There(PathBuf),
 }
@@ -50,74 +54,62 @@ impl Links {
         self.files.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Gives a job its role, and the job back if it can be done now. Otherwise it waits here for the first name
-    /// of its file.
-    pub(super) fn assign(&self, mut job: Job) -> Option<Job> {
-        let Some(link) = job.listed.entry().link else { return Some(job) };
-        let content = content_of(&job.listed);
+    /// Gives a job its role. Waits while the first name of its file is being written: held back, jobs would hold
+    /// their directories open.
+    pub(super) fn assign(&self, mut job: Job) -> Job {
+        let Some(link) = job.listed.entry().link else { return job };
+        let content = job.listed.identity();
         let mut files = self.files();
         let new = || File { content, state: State::Nowhere, left: link.count };
         let file = files.entry(link.id).or_insert_with(new);
         file.left = file.left.saturating_sub(1);
         // The file changed while its names were backed up one after the other: this one is a file of its own.
         if file.content != content {
-            return Some(job);
+            return job;
         }
-        let last = file.left == 0;
-        match &mut file.state {
-            State::Nowhere => {
-                file.state = State::Writing(Vec::new());
-                job.role = Role::First;
-            }
-            State::Writing(waiting) => {
-                waiting.push(job);
-                return None;
-            }
-            State::There(first) => {
-                job.role = Role::Further(first.clone());
-                if last {
-                    files.remove(&link.id);
+        loop {
+            let Some(file) = files.get_mut(&link.id) else { return job };
+            match &file.state {
+                State::Writing => files = self.written.wait(files).unwrap_or_else(PoisonError::into_inner),
+                State::Nowhere => {
+                    file.state = State::Writing;
+                    job.role = Role::First;
+                    return job;
+                }
+                State::There(first) => {
+                    job.role = Role::Further(first.clone());
+                    if file.left == 0 {
+                        files.remove(&link.id);
+                    }
+                    return job;
                 }
             }
         }
-        Some(job)
     }
 
-    /// A job is done; `there`: its name has the content. Returns the jobs that waited for it.
-    pub(super) fn done(&self, job: &Job, there: bool) -> Vec<Job> {
-        let Some(link) = job.listed.entry().link.filter(|_| job.role == Role::First) else { return Vec::new() };
-        let mut files = self.files();
-        let Some(file) = files.get_mut(&link.id) else { return Vec::new() };
-        let State::Writing(waiting) = &mut file.state else { return Vec::new() };
-        let mut waiting = std::mem::take(waiting);
-        if !there {
-            // The next one is written in its place.
-            let next = waiting.pop().map(|job| Job { role: Role::First, ..job });
-            file.state = if next.is_some() { State::Writing(waiting) } else { State::Nowhere };
-            return Vec::from_iter(next);
+    /// A job is done; `there`: its name has the content.
+    pub(super) fn done(&self, job: &Job, there: bool) {
+        let Some(link) = job.listed.entry().link.filter(|_| job.role == Role::First) else { return };
+        if let Some(file) = self.files().get_mut(&link.id) {
+            file.state = if there { State::There(job.path.clone()) } else { State::Nowhere };
         }
-        file.state = State::There(job.path.clone());
-        if file.left == 0 {
-            files.remove(&link.id);
-        }
-        waiting.iter_mut().for_each(|waiting| waiting.role = Role::Further(job.path.clone()));
-        waiting
+        self.written.notify_all();
     }
 
     /// Remembers inode flags of a file that forbid to change it, or to link it.
-    pub(super) fn forbid_later(&self, path: &Path, entry: &Entry) {
-        let flags = entry.inode_flags & describe::FORBIDDING;
+    pub(super) fn forbid_later(&self, path: &Path, entry: &Entry, inode: Inode) {
+        let flags = entry.inode_flags & FORBIDDING;
         if flags != 0 {
-            self.forbidding.lock().unwrap_or_else(PoisonError::into_inner).push((path.to_owned(), flags));
+            self.forbidding.lock().unwrap_or_else(PoisonError::into_inner).push((path.to_owned(), inode, flags));
         }
     }
 
     /// All names are there.
-    pub(super) fn finish(&self, top: &Folder, describe: &describe::Describe, mut problem: impl FnMut(&Path, &str)) {
+    pub(super) fn finish(&self, top: &Folder, describe: &Describe, mut problem: impl FnMut(&Path, &str)) {
         let forbidding = std::mem::take(&mut *self.forbidding.lock().unwrap_or_else(PoisonError::into_inner));
-        for (path, flags) in forbidding {
+        for (path, inode, flags) in forbidding {
             match top.open_beneath(&path) {
-                Ok((folder, name)) => describe.forbid(&folder, &name, flags),
+                Ok((folder, name)) => describe.forbid(&folder, &name, inode, flags),
                 Err(e) => problem(&path, &format!("cannot set its inode flags: {e}")),
             }
         }

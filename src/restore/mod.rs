@@ -23,8 +23,8 @@ mod refusals;
 mod write;
 
 use std::ffi::OsStr;
-use std::fs;
 use std::io;
+use std::os::fd::OwnedFd;
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
@@ -35,14 +35,14 @@ use crossbeam_channel::{Receiver, Sender, bounded};
 
 pub use options::{Conflict, Options};
 
-use crate::format::{Digest, Entry, Kind};
+use crate::format::{Entry, Kind};
 use crate::monitor::{Monitor, Progress};
-use crate::reader::{self, Directory, FileReader, Listed, Reader, Step, Walk};
+use crate::reader::{self, Directory, Listed, Reader, Step, Walk};
 use describe::Describe;
 use folder::Folder;
 use links::{Links, Role};
 use options::Chosen;
-use write::Written;
+use write::{Linked, Writing, Written};
 
 /// Files that the walk may be ahead of the workers.
 const AHEAD: usize = 256;
@@ -112,12 +112,11 @@ pub fn restore(
 ) -> Result<Summary, Error> {
     let chosen = Chosen::of(options)?;
     let failed = |source| Error::Destination { path: to.to_owned(), source };
-    let made = !to.is_dir();
-    let top = if options.dry_run {
-        folder::open_if_there(to).map_err(failed)?
+    let (top, ours) = if options.dry_run {
+        (folder::open_if_there(to).map_err(failed)?, false)
     } else {
-        fs::create_dir_all(to).map_err(failed)?;
-        Some(folder::open_top(to).map_err(failed)?)
+        let (top, ours) = folder::make_top(to).map_err(failed)?;
+        (Some(top), ours)
     };
     let wanted = from.directory().is_some() && chosen.is_everything();
     let run = Run {
@@ -132,11 +131,14 @@ pub fn restore(
         links: Links::default(),
         failed: Mutex::new(None),
     };
-    let result = run.stages(from, Arc::new(Folder::top(from.clone(), top, made, wanted)));
+    let result = run.stages(from, Arc::new(Folder::top(from.clone(), top, ours, wanted)));
     if let Some(error) = run.failed().take() {
         return Err(error);
     }
     result?;
+    if stop.load(Ordering::Relaxed) {
+        return Err(Error::Interrupted);
+    }
     for refusal in run.describe.refusals.take() {
         match refusal.loses_an_entry {
             true => run.problem(Path::new(""), &refusal.to_string()),
@@ -216,6 +218,9 @@ impl Run<'_> {
             drop(queue);
             self.walk(from, &top, &jobs)
         })?;
+        if self.is_over() {
+            return Err(Error::Interrupted);
+        }
         self.links.finish(&top, &self.describe, |path, why| self.problem(path, why));
         self.leave(top);
         Ok(())
@@ -265,7 +270,7 @@ impl Run<'_> {
         path: &mut PathBuf,
         jobs: &Sender<Job>,
     ) -> Result<Option<(Arc<Folder>, bool)>, Error> {
-        if self.stop.load(Ordering::Relaxed) || self.failed().is_some() {
+        if self.is_over() {
             return Err(Error::Interrupted);
         }
         let entry = listed.entry();
@@ -276,7 +281,7 @@ impl Run<'_> {
             (Some(wanted), Some(above)) if is_directory => {
                 let folder = Arc::new(Folder::below(into, above.clone(), &entry.name, wanted));
                 self.counts.directories.fetch_add(wanted.into(), Ordering::Relaxed);
-                (!wanted || self.make(&folder)).then_some((folder, wanted))
+                (!wanted || self.make(&folder)?).then_some((folder, wanted))
             }
             (Some(wanted), _) => {
                 if wanted {
@@ -293,86 +298,125 @@ impl Run<'_> {
 
     fn hand_out(&self, job: Job, jobs: &Sender<Job>) -> Result<(), Error> {
         if self.options.dry_run {
-            return self.would_write(&job);
-        }
-        if !self.make(&job.folder) {
+            let job = self.links.assign(job);
+            let there = self.would_write(&job)?;
+            self.links.done(&job, there);
             return Ok(());
         }
-        match self.links.assign(job) {
-            // Workers only go away with an error of their own, which ends the run.
-            Some(job) => jobs.send(job).map_err(|_| Error::Interrupted),
-            None => Ok(()),
+        if !self.make(&job.folder)? {
+            return Ok(());
         }
+        // Workers only go away with an error of their own, which ends the run.
+        jobs.send(self.links.assign(job)).map_err(|_| Error::Interrupted)
     }
 
     /// Sees to it that a directory of the destination is there and open; otherwise that was reported.
-    fn make(&self, folder: &Arc<Folder>) -> bool {
-        if self.options.dry_run {
-            return true;
-        }
-        let replace = matches!(self.options.conflict, Conflict::Overwrite | Conflict::Update);
-        folder.make(replace, |path, why| self.problem(path, why)).is_some()
+    fn make(&self, folder: &Folder) -> Result<bool, Error> {
+        let failed = if !self.options.dry_run {
+            match folder.make(self.replace()) {
+                Ok(open) => return Ok(open),
+                Err((path, e)) if is_full(&e) => return Err(Error::Full { path: self.to.join(path) }),
+                Err(failed) => failed,
+            }
+        } else if self.replace() || !folder.is_blocked() {
+            return Ok(true);
+        } else {
+            (folder.path(), folder::blocked())
+        };
+        let (path, why) = failed;
+        self.problem(&path, &format!("cannot make the directory: {why}"));
+        Ok(false)
     }
 
-    fn would_write(&self, job: &Job) -> Result<(), Error> {
+    /// Whether what is there is replaced.
+    fn replace(&self) -> bool {
+        matches!(self.options.conflict, Conflict::Overwrite | Conflict::Update)
+    }
+
+    /// Counts what would become of an entry. Returns whether its content would be there.
+    fn would_write(&self, job: &Job) -> Result<bool, Error> {
         let entry = job.listed.entry();
         let there = job.folder.find().and_then(|directory| write::there(&directory, entry));
         match (there, self.options.conflict) {
-            (Some(false), Conflict::Abort) => Err(Error::Conflict { path: self.to.join(&job.path) }),
-            (Some(_), Conflict::Skip) | (Some(true), Conflict::Update | Conflict::Abort) => {
+            (Some(there), Conflict::Abort) if !there.same => {
+                return Err(Error::Conflict { path: self.to.join(&job.path) });
+            }
+            (Some(there), Conflict::Skip | Conflict::Abort) => {
                 self.counts.skipped.fetch_add(1, Ordering::Relaxed);
-                Ok(())
+                return Ok(there.same);
             }
-            _ => {
-                self.counts.made(entry);
-                self.monitor.entry(&job.path, "would restore");
-                Ok(())
+            (Some(there), Conflict::Update) if there.same => {
+                self.counts.skipped.fetch_add(1, Ordering::Relaxed);
+                return Ok(true);
             }
+            (Some(there), _) if there.directory => {
+                self.problem(&job.path, &write::Error::Directory.to_string());
+                return Ok(false);
+            }
+            _ => {}
         }
+        match job.role {
+            Role::Further(_) => {
+                self.counts.others.fetch_add(1, Ordering::Relaxed);
+            }
+            Role::First | Role::Alone => self.counts.made(entry),
+        }
+        self.monitor.entry(&job.path, "would restore");
+        Ok(true)
     }
 
     fn work(&self, jobs: &Receiver<Job>) {
         for job in jobs {
-            if let Err(error) = self.write(job) {
+            // After an error the rest is only taken away, so that the walk does not wait for room for ever.
+            let result = match self.is_over() {
+                true => Ok(false),
+                false => self.write(&job),
+            };
+            self.links.done(&job, matches!(result, Ok(true)));
+            if let Err(error) = result {
                 // The first error counts. The others stop because the walk does.
                 self.failed().get_or_insert(error);
-                break;
             }
+            self.leave(job.folder);
         }
-        // Emptied, so that the walk is not left waiting for room.
-        if self.failed().is_some() {
-            jobs.iter().for_each(drop);
-        }
+    }
+
+    /// Whether the run ends before everything is done.
+    fn is_over(&self) -> bool {
+        self.stop.load(Ordering::Relaxed) || self.failed().is_some()
     }
 
     fn failed(&self) -> MutexGuard<'_, Option<Error>> {
         self.failed.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Makes an entry, and then those that waited for it.
-    fn write(&self, job: Job) -> Result<(), Error> {
-        let mut next = vec![job];
-        while let Some(job) = next.pop() {
-            let there = match &job.role {
-                Role::Further(first) => self.link(&job, first)?,
-                Role::First | Role::Alone => self.write_new(&job)?,
-            };
-            next.extend(self.links.done(&job, there));
-            self.leave(job.folder);
+    /// Makes an entry. Returns whether its content is there now under its name.
+    fn write(&self, job: &Job) -> Result<bool, Error> {
+        let Some(directory) = job.folder.fd() else { return Ok(false) };
+        let (reader, describe) = (self.reader, &self.describe);
+        let writing = Writing { reader, conflict: self.options.conflict, describe, stop: self.stop };
+        match &job.role {
+            Role::Further(first) => self.link(job, first, directory, &writing),
+            Role::First | Role::Alone => self.write_new(job, directory, &writing),
         }
-        Ok(())
     }
 
-    /// Makes an entry. Returns whether its content is there now under its name.
-    fn write_new(&self, job: &Job) -> Result<bool, Error> {
+    fn write_new(&self, job: &Job, directory: &OwnedFd, writing: &Writing<'_>) -> Result<bool, Error> {
         let entry = job.listed.entry();
-        let Some(directory) = job.folder.fd() else { return Ok(false) };
-        match write::entry(self.reader, &job.listed, directory, self.options.conflict, &self.describe) {
-            Ok(Written::Skipped { same }) => {
+        let forbid_later = |inode| match entry.link {
+            Some(_) => self.links.forbid_later(&job.path, entry, inode),
+            None => job.folder.forbid_later(entry, inode),
+        };
+        match writing.entry(&job.listed, directory) {
+            Ok(Written::Skipped(there)) => {
                 self.counts.skipped.fetch_add(1, Ordering::Relaxed);
-                return Ok(same);
+                // A run that was broken off may have left it so.
+                if there.same {
+                    forbid_later(there.inode);
+                }
+                return Ok(there.same);
             }
-            Ok(Written::Made { warning }) => {
+            Ok(Written::Made { warning, inode }) => {
                 self.counts.made(entry);
                 if let Some(warning) = warning {
                     self.problem(&job.path, &warning);
@@ -381,10 +425,7 @@ impl Run<'_> {
                     let path = self.to.join(&job.path);
                     self.monitor.note(&format!("{} changed while it was backed up", path.display()));
                 }
-                match entry.link {
-                    Some(_) => self.links.forbid_later(&job.path, entry),
-                    None => job.folder.forbid_later(entry),
-                }
+                forbid_later(inode);
                 self.monitor.entry(&job.path, "restored");
                 let summary = self.counts.summary();
                 let (files, bytes) = (summary.files, summary.bytes);
@@ -392,48 +433,58 @@ impl Run<'_> {
                 return Ok(true);
             }
             Ok(Written::Refused) => {}
-            Err(write::Error::Exists) => return Err(Error::Conflict { path: self.to.join(&job.path) }),
-            Err(write::Error::Io(e)) if e.kind() == io::ErrorKind::StorageFull => {
-                return Err(Error::Full { path: self.to.join(&job.path) });
-            }
-            Err(error) => self.problem(&job.path, &error.to_string()),
+            Err(error) => self.missed(&job.path, error)?,
         }
         Ok(false)
     }
 
     /// Gives the file at `first` one more name. If it can't be linked, the name gets a file of its own.
-    fn link(&self, job: &Job, first: &Path) -> Result<bool, Error> {
+    fn link(&self, job: &Job, first: &Path, directory: &OwnedFd, writing: &Writing<'_>) -> Result<bool, Error> {
         let entry = job.listed.entry();
-        let Some(directory) = job.folder.fd() else { return Ok(false) };
-        let linked =
-            job.folder.open_beneath(first).map_err(write::Error::Io).and_then(|(folder, first)| {
-                write::link((&folder, &first), directory, &entry.name, self.options.conflict)
-            });
-        match linked {
-            Ok(write::Linked::Made) => {
+        let linked = job.folder.open_beneath(first).map_err(write::Error::Io);
+        match linked.and_then(|(folder, first)| writing.link((&folder, &first), directory, entry)) {
+            Ok(Linked::Made) => {
                 self.counts.others.fetch_add(1, Ordering::Relaxed);
+                Ok(true)
             }
-            Ok(write::Linked::There) => {
+            Ok(Linked::There) => {
                 self.counts.skipped.fetch_add(1, Ordering::Relaxed);
+                Ok(true)
             }
-            Err(write::Error::Exists) => return Err(Error::Conflict { path: self.to.join(&job.path) }),
-            Err(error) => {
-                self.write_new(job)?;
-                let first = first.display();
-                self.problem(&job.path, &format!("it is a file of its own and no link to {first}: {error}"));
+            Err(write::Error::Io(e)) if !is_full(&e) => {
+                let written = self.write_new(job, directory, writing)?;
+                if written {
+                    self.problem(
+                        &job.path,
+                        &format!("it is a file of its own and no link to {}: {e}", first.display()),
+                    );
+                }
+                Ok(written)
+            }
+            Err(error) => self.missed(&job.path, error).map(|()| false),
+        }
+    }
+
+    /// An entry is not there: that ends the run, or is a problem.
+    fn missed(&self, path: &Path, error: write::Error) -> Result<(), Error> {
+        match error {
+            write::Error::Exists => Err(Error::Conflict { path: self.to.join(path) }),
+            write::Error::Io(e) if is_full(&e) => Err(Error::Full { path: self.to.join(path) }),
+            write::Error::Stopped => Err(Error::Interrupted),
+            error => {
+                self.problem(path, &error.to_string());
+                Ok(())
             }
         }
-        Ok(true)
     }
 
     /// Lets go of a directory. The last to do so gives it what belongs to it, and lets go of the one above.
     fn leave(&self, folder: Arc<Folder>) {
-        if self.options.dry_run {
-            return;
-        }
-        let mut next = Some(folder);
+        // What is not complete must not look as if it were: a later run goes on with it.
+        let over = self.options.dry_run || self.is_over();
+        let mut next = Some(folder).filter(|_| !over);
         while let Some(mut folder) = next.and_then(Arc::into_inner) {
-            folder.finish(self.reader, &self.describe, |path, why| self.problem(path, why));
+            folder.finish(self.reader, &self.describe, self.replace(), |path, why| self.problem(path, why));
             next = folder.above.take();
         }
     }
@@ -444,10 +495,7 @@ impl Run<'_> {
     }
 }
 
-/// What tells the content of a file from another's. The size counts: a digest leaves holes out.
-type Identity = (Kind, u64, Option<Digest>);
-
-fn content_of(listed: &Listed) -> Identity {
-    let entry = listed.entry();
-    (entry.kind, entry.size, FileReader::new(listed.clone()).digest())
+/// Whether there is no room: every further file would fail too.
+fn is_full(error: &io::Error) -> bool {
+    matches!(error.kind(), io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded)
 }

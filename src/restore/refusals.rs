@@ -16,6 +16,10 @@ pub(super) enum What {
     Owner,
     /// Extended attributes of a namespace, such as `user`.
     Xattr(String),
+    /// The mode of an entry.
+    Mode,
+    /// The times of an entry.
+    Times,
     /// Inode flags.
     InodeFlags,
     /// A device, which is missing now.
@@ -36,6 +40,7 @@ impl fmt::Display for Refusal {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let why = match self.why {
             Errno::PERM | Errno::ACCESS => "that takes more rights than you have here".to_owned(),
+            Errno::INVAL if self.what == What::Owner => "there are no such owners here".to_owned(),
             Errno::OPNOTSUPP | Errno::NOTTY | Errno::NOSYS | Errno::INVAL => {
                 "the file system at the destination has no such thing".to_owned()
             }
@@ -45,6 +50,8 @@ impl fmt::Display for Refusal {
         match &self.what {
             What::Owner => write!(f, "owner or group of {of} could not be set: {why}"),
             What::Xattr(space) => write!(f, "extended attributes {space}.* of {of} could not be set: {why}"),
+            What::Mode => write!(f, "the mode of {of} could not be set: {why}"),
+            What::Times => write!(f, "the times of {of} could not be set: {why}"),
             What::InodeFlags => write!(f, "inode flags (chattr) of {of} could not be set: {why}"),
             What::Device => write!(f, "devices were not restored, {of}: {why}"),
         }

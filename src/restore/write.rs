@@ -1,14 +1,19 @@
 //! Writing one entry, relative to an open directory.
+//!
+//! What is made has no name, or one that nobody can guess, until it is complete. Somebody else may be able to write
+//! to the directory, so what was made is only touched through a handle, and never again by its name.
 
 use std::fs::File;
 use std::io::{self, Seek, SeekFrom, Write};
-use std::os::fd::OwnedFd;
+use std::os::fd::{AsRawFd, OwnedFd};
+use std::sync::atomic::{AtomicBool, Ordering};
 
-use rustix::fs::{AtFlags, FileType, Mode, OFlags, RenameFlags};
+use rustix::fs::{AtFlags, CWD, FileType, Mode, OFlags, RenameFlags, Stat};
 use rustix::io::Errno;
+use uuid::Uuid;
 
 use super::Conflict;
-use super::describe::{Describe, FORBIDDING};
+use super::describe::{Describe, FORBIDDING, Inode, inode};
 use super::refusals::What;
 use crate::format::entry::Content;
 use crate::format::{Digest, Entry, Kind};
@@ -20,20 +25,28 @@ pub(super) enum Written {
     Made {
         /// What is not as it should be all the same.
         warning: Option<String>,
+        inode: Inode,
     },
     /// Something was there, and was left.
-    Skipped {
-        /// It looks like the entry.
-        same: bool,
-    },
+    Skipped(There),
     /// The system does not let us; that is counted.
     Refused,
+}
+
+/// What has the name of an entry already.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct There {
+    /// It looks like the entry.
+    pub(super) same: bool,
+    /// It is a directory, which no file takes the place of.
+    pub(super) directory: bool,
+    pub(super) inode: Inode,
 }
 
 /// What became of a further name.
 pub(super) enum Linked {
     Made,
-    /// It was there already.
+    /// It was there already, or something else was, and was left.
     There,
 }
 
@@ -46,6 +59,10 @@ pub(super) enum Error {
     Io(#[from] io::Error),
     #[error("it is there already")]
     Exists,
+    #[error("it is not restored: a directory has its name")]
+    Directory,
+    #[error("interrupted")]
+    Stopped,
 }
 
 impl From<Errno> for Error {
@@ -54,162 +71,236 @@ impl From<Errno> for Error {
     }
 }
 
-/// Whether something has the entry's name, and if so, whether it looks like the entry.
-pub(super) fn there(directory: &OwnedFd, entry: &Entry) -> Option<bool> {
+/// What has the entry's name, if anything.
+pub(super) fn there(directory: &OwnedFd, entry: &Entry) -> Option<There> {
     let there = rustix::fs::statat(directory, entry.name.as_slice(), AtFlags::SYMLINK_NOFOLLOW).ok()?;
+    let kind = FileType::from_raw_mode(there.st_mode);
     let sized = matches!(entry.kind, Kind::File | Kind::Symlink);
-    Some(
-        FileType::from_raw_mode(there.st_mode) == file_type(entry.kind)
-            && (!sized || there.st_size as u64 == entry.size)
-            && there.st_mtime == entry.mtime.seconds
-            && there.st_mtime_nsec == u64::from(entry.mtime.nanos),
-    )
+    // Some file systems keep whole seconds only.
+    let nanos = there.st_mtime_nsec == u64::from(entry.mtime.nanos) || there.st_mtime_nsec == 0;
+    let same = kind == file_type(entry.kind)
+        && (!sized || there.st_size as u64 == entry.size)
+        && there.st_mtime == entry.mtime.seconds
+        && nanos;
+    Some(There { same, directory: kind == FileType::Directory, inode: inode(&there) })
 }
 
-/// Writes an entry that is no directory.
-pub(super) fn entry(
-    reader: &Reader,
-    listed: &Listed,
-    into: &OwnedFd,
-    conflict: Conflict,
-    describe: &Describe,
-) -> Result<Written, Error> {
-    let entry = listed.entry();
-    match (there(into, entry), conflict) {
-        (Some(same), Conflict::Skip) => return Ok(Written::Skipped { same }),
-        (Some(true), Conflict::Abort | Conflict::Update) => return Ok(Written::Skipped { same: true }),
-        (Some(false), Conflict::Abort) => return Err(Error::Exists),
-        (Some(false), Conflict::Update) | (Some(_), Conflict::Overwrite) | (None, _) => {}
-    }
-    let temporary = temporary_name(&entry.name);
-    let made = make(reader, listed, into, &temporary, describe)
-        .and_then(|warning| name_it(into, &temporary, &entry.name, conflict).map(|()| warning));
-    match made {
-        Ok(warning) => Ok(Written::Made { warning }),
-        Err(Error::Io(e))
-            if matches!(entry.kind, Kind::CharDevice | Kind::BlockDevice)
-                && Errno::from_io_error(&e).is_some_and(|why| describe.refusals.count(What::Device, why)) =>
-        {
-            Ok(Written::Refused)
+/// How entries are written.
+pub(super) struct Writing<'a> {
+    pub(super) reader: &'a Reader,
+    pub(super) conflict: Conflict,
+    pub(super) describe: &'a Describe,
+    pub(super) stop: &'a AtomicBool,
+}
+
+impl Writing<'_> {
+    /// Writes an entry that is no directory.
+    pub(super) fn entry(&self, listed: &Listed, into: &OwnedFd) -> Result<Written, Error> {
+        let entry = listed.entry();
+        match (there(into, entry), self.conflict) {
+            (Some(there), Conflict::Skip) => return Ok(Written::Skipped(there)),
+            (Some(there), Conflict::Abort | Conflict::Update) if there.same => return Ok(Written::Skipped(there)),
+            (Some(_), Conflict::Abort) => return Err(Error::Exists),
+            (Some(There { directory: true, .. }), _) => return Err(Error::Directory),
+            (Some(_), Conflict::Update | Conflict::Overwrite) | (None, _) => {}
         }
-        Err(error) => {
-            // Nothing half-written stays; if it can't be removed, the error that is reported says why.
+        let made = match entry.kind {
+            Kind::File => self.file(listed, into),
+            _ => self.special(listed, into),
+        };
+        match made {
+            Ok((draft, warning)) => {
+                let inode = draft.inode()?;
+                draft.name(&entry.name, self.conflict)?;
+                Ok(Written::Made { warning, inode })
+            }
+            Err(Error::Io(e))
+                if matches!(entry.kind, Kind::CharDevice | Kind::BlockDevice)
+                    && Errno::from_io_error(&e).is_some_and(|why| self.describe.refusals.count(What::Device, why)) =>
+            {
+                Ok(Written::Refused)
+            }
+            Err(error) => Err(error),
+        }
+    }
+
+    fn file<'d>(&self, listed: &Listed, into: &'d OwnedFd) -> Result<(Draft<'d>, Option<String>), Error> {
+        let draft = Draft::file(into)?;
+        // How a file is stored is decided before there is anything in it.
+        self.describe.set_inode_flags(&draft.fd, listed.entry().inode_flags & !FORBIDDING);
+        let mut file = File::from(draft.fd.try_clone()?);
+        let differs = self.content(listed, &mut file)?;
+        let described = self.describe.file(&file, listed);
+        Ok((draft, differs.or(described)))
+    }
+
+    fn special<'d>(&self, listed: &Listed, into: &'d OwnedFd) -> Result<(Draft<'d>, Option<String>), Error> {
+        let entry = listed.entry();
+        let private = Mode::RUSR | Mode::WUSR;
+        let draft = Draft::special(into, file_type(entry.kind), |name| match &entry.content {
+            Content::Target(target) => rustix::fs::symlinkat(target.as_slice(), into, name),
+            Content::Device(major, minor) => {
+                let device = rustix::fs::makedev(*major, *minor);
+                rustix::fs::mknodat(into, name, file_type(entry.kind), private, device)
+            }
+            _ => rustix::fs::mknodat(into, name, file_type(entry.kind), private, 0),
+        })?;
+        let described = self.describe.special(&draft.fd, listed);
+        Ok((draft, described))
+    }
+
+    /// Writes a file's content; holes stay holes. All chunks are verified before they are written. A digest of the
+    /// whole that differs all the same is a warning: every piece of it is what was stored.
+    fn content(&self, listed: &Listed, file: &mut File) -> Result<Option<String>, Error> {
+        let source = FileReader::new(listed.clone());
+        let mut hasher = blake3::Hasher::new();
+        source.each(self.reader, |stretch| {
+            if self.stop.load(Ordering::Relaxed) {
+                return Err(Error::Stopped);
+            }
+            match stretch {
+                Ok(bytes) => {
+                    hasher.update(bytes);
+                    file.write_all(bytes)?;
+                }
+                Err(hole) => {
+                    let hole = i64::try_from(hole).map_err(io::Error::other)?;
+                    file.seek(SeekFrom::Current(hole))?;
+                }
+            }
+            Ok(())
+        })?;
+        // A hole at the end has no byte that would make the file so long.
+        file.set_len(source.size())?;
+        let right = source.digest().is_none_or(|digest| digest == Digest::from(hasher.finalize()));
+        Ok((!right).then(|| "all of its chunks are right, but not its digest as a whole".to_owned()))
+    }
+
+    /// Gives the file `first` in `folder` a further name.
+    pub(super) fn link(
+        &self,
+        (folder, first): (&OwnedFd, &[u8]),
+        into: &OwnedFd,
+        entry: &Entry,
+    ) -> Result<Linked, Error> {
+        let link = |name: &[u8]| rustix::fs::linkat(folder, first, into, name, AtFlags::empty());
+        match link(&entry.name) {
+            Err(Errno::EXIST) => {}
+            other => return Ok(other.map(|()| Linked::Made)?),
+        }
+        let Some(there) = there(into, entry) else { return Ok(link(&entry.name).map(|()| Linked::Made)?) };
+        let same_file = || {
+            let first = rustix::fs::statat(folder, first, AtFlags::SYMLINK_NOFOLLOW)?;
+            Ok::<_, Errno>(inode(&first) == there.inode)
+        };
+        match self.conflict {
+            Conflict::Skip => return Ok(Linked::There),
+            Conflict::Abort | Conflict::Update if there.same => return Ok(Linked::There),
+            _ if same_file()? => return Ok(Linked::There),
+            Conflict::Abort => return Err(Error::Exists),
+            Conflict::Overwrite | Conflict::Update if there.directory => return Err(Error::Directory),
+            Conflict::Overwrite | Conflict::Update => {}
+        }
+        let temporary = temporary_name();
+        link(temporary.as_bytes())?;
+        rustix::fs::renameat(into, &temporary, into, entry.name.as_slice()).inspect_err(|_| {
+            // The error that is reported says why it may have stayed.
             let _ = rustix::fs::unlinkat(into, &temporary, AtFlags::empty());
-            Err(error)
-        }
+        })?;
+        Ok(Linked::Made)
     }
 }
 
-/// The name of an entry until it is complete: always the same, so that what a killed run left is found.
-fn temporary_name(name: &[u8]) -> String {
-    let digest = Digest::of(name).to_string();
-    format!(".brackfs-{}", digest.get(..16).unwrap_or(&digest))
+/// A name that nothing has, and that nobody can guess.
+fn temporary_name() -> String {
+    format!(".brackfs-{}", Uuid::new_v4().simple())
 }
 
-/// Gives a complete file its name.
-fn name_it(into: &OwnedFd, temporary: &str, name: &[u8], conflict: Conflict) -> Result<(), Error> {
-    let flags = match conflict {
-        Conflict::Overwrite | Conflict::Update => RenameFlags::empty(),
-        Conflict::Abort | Conflict::Skip => RenameFlags::NOREPLACE,
-    };
-    match rustix::fs::renameat_with(into, temporary, into, name, flags) {
-        // A file system that can't promise not to replace; the name was free a moment ago.
-        Err(Errno::INVAL) => Ok(rustix::fs::renameat(into, temporary, into, name)?),
-        Err(Errno::EXIST) => Err(Error::Exists),
-        other => Ok(other?),
-    }
+/// Something that is being made, and does not have its name yet. Dropped, it is gone.
+struct Draft<'d> {
+    into: &'d OwnedFd,
+    fd: OwnedFd,
+    temporary: Option<String>,
 }
 
-fn make(
-    reader: &Reader,
-    listed: &Listed,
-    into: &OwnedFd,
-    name: &str,
-    describe: &Describe,
-) -> Result<Option<String>, Error> {
-    let entry = listed.entry();
-    let private = Mode::RUSR | Mode::WUSR;
-    match (&entry.content, entry.kind) {
-        (_, Kind::File) => {
-            let flags = OFlags::WRONLY | OFlags::CREATE | OFlags::EXCL | OFlags::NOFOLLOW | OFlags::CLOEXEC;
-            let file = afresh(into, name, || rustix::fs::openat(into, name, flags, private))?;
-            // How a file is stored is decided before there is anything in it.
-            describe.set_inode_flags(&file, entry.inode_flags & !FORBIDDING);
-            let mut file = File::from(file);
-            let warning = content(reader, listed, &mut file)?;
-            describe.file(&file, listed)?;
-            return Ok(warning);
-        }
-        (Content::Target(target), _) => {
-            afresh(into, name, || rustix::fs::symlinkat(target.as_slice(), into, name))?;
-        }
-        (Content::Device(major, minor), kind) => {
-            let device = rustix::fs::makedev(*major, *minor);
-            afresh(into, name, || rustix::fs::mknodat(into, name, file_type(kind), private, device))?;
-        }
-        (_, kind) => afresh(into, name, || rustix::fs::mknodat(into, name, file_type(kind), private, 0))?,
-    }
-    describe.child(into, name, listed)?;
-    Ok(None)
-}
-
-/// Makes something under a temporary name, in the place of what a killed run left there.
-fn afresh<T>(into: &OwnedFd, name: &str, make: impl Fn() -> Result<T, Errno>) -> Result<T, Errno> {
-    match make() {
-        Err(Errno::EXIST) => {
-            rustix::fs::unlinkat(into, name, AtFlags::empty())?;
-            make()
-        }
-        other => other,
-    }
-}
-
-/// Writes a file's content; holes stay holes. All chunks are verified before they are written. A digest of the
-/// whole that differs all the same is a warning: every piece of it is what was stored.
-fn content(reader: &Reader, listed: &Listed, file: &mut File) -> Result<Option<String>, Error> {
-    let source = FileReader::new(listed.clone());
-    let mut hasher = blake3::Hasher::new();
-    source.each(reader, |stretch| {
-        match stretch {
-            Ok(bytes) => {
-                hasher.update(bytes);
-                file.write_all(bytes)?;
+impl<'d> Draft<'d> {
+    /// A new file: without any name, where the file system can do that.
+    fn file(into: &'d OwnedFd) -> Result<Self, Errno> {
+        let (write, private) = (OFlags::WRONLY | OFlags::CLOEXEC, Mode::RUSR | Mode::WUSR);
+        match rustix::fs::openat(into, c".", write | OFlags::TMPFILE, private) {
+            Ok(fd) => Ok(Draft { into, fd, temporary: None }),
+            Err(Errno::OPNOTSUPP | Errno::ISDIR | Errno::INVAL | Errno::NOENT) => {
+                let name = temporary_name();
+                let flags = write | OFlags::CREATE | OFlags::EXCL | OFlags::NOFOLLOW;
+                let fd = rustix::fs::openat(into, &name, flags, private)?;
+                Ok(Draft { into, fd, temporary: Some(name) })
             }
-            Err(hole) => {
-                let hole = i64::try_from(hole).map_err(io::Error::other)?;
-                file.seek(SeekFrom::Current(hole))?;
+            Err(e) => Err(e),
+        }
+    }
+
+    /// Anything else, which `make` makes under a name that it is given.
+    fn special(into: &'d OwnedFd, kind: FileType, make: impl FnOnce(&str) -> Result<(), Errno>) -> Result<Self, Error> {
+        let name = temporary_name();
+        make(&name)?;
+        let fd = rustix::fs::openat(into, &name, OFlags::PATH | OFlags::NOFOLLOW | OFlags::CLOEXEC, Mode::empty())?;
+        let stat = rustix::fs::fstat(&fd)?;
+        // Between the two calls somebody else could have put something of another's there.
+        let ours = FileType::from_raw_mode(stat.st_mode) == kind
+            && stat.st_nlink == 1
+            && stat.st_uid == rustix::process::geteuid().as_raw();
+        let draft = Draft { into, fd, temporary: ours.then_some(name) };
+        match ours {
+            true => Ok(draft),
+            false => Err(io::Error::other("something else took its place while it was made").into()),
+        }
+    }
+
+    fn inode(&self) -> Result<Inode, Errno> {
+        rustix::fs::fstat(&self.fd).map(|stat: Stat| inode(&stat))
+    }
+
+    /// Gives it its name, now that it is complete.
+    fn name(mut self, name: &[u8], conflict: Conflict) -> Result<(), Error> {
+        let replace = matches!(conflict, Conflict::Overwrite | Conflict::Update);
+        if self.temporary.is_none() {
+            let itself = format!("/proc/self/fd/{}", self.fd.as_raw_fd());
+            let link = |name: &[u8]| rustix::fs::linkat(CWD, &itself, self.into, name, AtFlags::SYMLINK_FOLLOW);
+            match link(name) {
+                Err(Errno::EXIST) if replace => {
+                    // Only a rename takes the place of something without a gap.
+                    let temporary = temporary_name();
+                    link(temporary.as_bytes())?;
+                    self.temporary = Some(temporary);
+                }
+                Err(Errno::EXIST) => return Err(Error::Exists),
+                other => return Ok(other?),
             }
         }
-        Ok::<(), Error>(())
-    })?;
-    // A hole at the end has no byte that would make the file so long.
-    file.set_len(source.size())?;
-    let right = source.digest().is_none_or(|digest| digest == Digest::from(hasher.finalize()));
-    Ok((!right).then(|| "all of its chunks are right, but not its digest as a whole".to_owned()))
+        let Some(temporary) = &self.temporary else { return Ok(()) };
+        let flags = if replace { RenameFlags::empty() } else { RenameFlags::NOREPLACE };
+        let renamed = match rustix::fs::renameat_with(self.into, temporary, self.into, name, flags) {
+            // A file system that can't promise not to replace; the name was free a moment ago.
+            Err(Errno::INVAL) => rustix::fs::renameat(self.into, temporary, self.into, name),
+            other => other,
+        };
+        match renamed {
+            Err(Errno::EXIST) => Err(Error::Exists),
+            Err(Errno::ISDIR) => Err(Error::Directory),
+            Err(e) => Err(e.into()),
+            Ok(()) => {
+                self.temporary = None;
+                Ok(())
+            }
+        }
+    }
 }
 
-/// Gives the file `first` in `folder` a further name. Replaces only a file that is another one.
-pub(super) fn link(
-    (folder, first): (&OwnedFd, &[u8]),
-    into: &OwnedFd,
-    name: &[u8],
-    conflict: Conflict,
-) -> Result<Linked, Error> {
-    let linked = || rustix::fs::linkat(folder, first, into, name, AtFlags::empty());
-    match linked() {
-        Err(Errno::EXIST) => {}
-        other => return Ok(other.map(|()| Linked::Made)?),
-    }
-    let inode = |directory: &OwnedFd, name: &[u8]| {
-        rustix::fs::statat(directory, name, AtFlags::SYMLINK_NOFOLLOW).map(|stat| (stat.st_dev, stat.st_ino))
-    };
-    match conflict {
-        _ if inode(folder, first)? == inode(into, name)? => Ok(Linked::There),
-        Conflict::Abort => Err(Error::Exists),
-        Conflict::Skip => Ok(Linked::There),
-        Conflict::Overwrite | Conflict::Update => {
-            rustix::fs::unlinkat(into, name, AtFlags::empty())?;
-            Ok(linked().map(|()| Linked::Made)?)
+impl Drop for Draft<'_> {
+    fn drop(&mut self) {
+        if let Some(name) = &self.temporary {
+            // If it can't be removed, the error that led here is the one to report.
+            let _ = rustix::fs::unlinkat(self.into, name, AtFlags::empty());
         }
     }
 }

@@ -37,6 +37,12 @@ impl Extended {
         found
     }
 
+    /// Names of the extended attributes of what `fd` is open on; none if they can't be listed.
+    pub fn names_of(fd: impl AsFd) -> Vec<Vec<u8>> {
+        let list = with_room(|buffer| Handle(fd.as_fd()).list(buffer)).unwrap_or_default();
+        list.split(|byte| *byte == 0).filter(|name| !name.is_empty()).map(<[u8]>::to_vec).collect()
+    }
+
     /// Of what has this name in an open directory, and can't or shouldn't be opened: a symlink itself, a
     /// device. Such things have no inode flags that matter.
     pub(super) fn of_child(directory: impl AsFd, name: &OsStr) -> Self {

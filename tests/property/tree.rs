@@ -159,13 +159,18 @@ impl Shown<'_> {
         };
         self.tree.insert(path.clone(), Item { entry: shown, blocks: None });
         if let Some(directory) = listed.directory() {
-            let reader = self.reader;
-            let below = reader.each(&directory, |below| {
-                let path = path.join(OsStr::from_bytes(&below.entry().name));
-                self.visit(&below, path);
-                Ok::<_, Error>(())
-            });
-            below.unwrap();
+            let mut from = 0;
+            loop {
+                let some = self.reader.list(&directory, from).unwrap();
+                if some.is_empty() {
+                    return;
+                }
+                from += some.len() as u64;
+                for below in some {
+                    let path = path.join(OsStr::from_bytes(&below.entry().name));
+                    self.visit(&below, path);
+                }
+            }
         }
     }
 
