@@ -76,6 +76,33 @@ fn set_mtime(path: &Path, time: SystemTime) {
 }
 
 #[test]
+fn a_file_of_many_names_is_read_once() {
+    let site = Site::new();
+    let first = site.write("first", noise("first", 20 * MIB));
+    for i in 0..200 {
+        fs::create_dir(site.source().join(format!("{i}"))).unwrap();
+        fs::hard_link(&first, site.source().join(format!("{i}/name"))).unwrap();
+    }
+    settle();
+    site.init();
+    let (log, backup) = (site.path().join("log"), site.command(&["backup", "source"]));
+    let mut strace = Command::new("strace");
+    strace.args(["-f", "-y", "-e", "trace=read,pread64", "-o"]).arg(&log);
+    strace.arg(backup.get_program()).args(backup.get_args()).current_dir(site.path());
+    strace.envs(backup.get_envs().filter_map(|(name, value)| Some((name, value?))));
+    run(strace).ok();
+    let read: u64 = fs::read_to_string(&log)
+        .unwrap()
+        .lines()
+        .filter(|line| line.contains("/source/"))
+        .filter_map(|line| line.rsplit("= ").next()?.parse::<u64>().ok())
+        .sum();
+    assert!((20 * MIB..50 * MIB).contains(&(read as usize)), "{read} bytes were read");
+    let mounted = site.mount(&[]);
+    assert_eq!(tree(&mounted.latest()), tree(&site.source()));
+}
+
+#[test]
 fn an_unchanged_tree_is_neither_read_nor_stored_again() {
     let site = ready(&[("a", "one"), ("d/b", "two"), ("d/e/c", "three")]);
     assert_eq!(number(&backup(&site, &[]), "files_read"), 3);

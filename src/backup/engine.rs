@@ -301,6 +301,11 @@ impl<'a> Engine<'a> {
                     let stored = self.store_spooled(file, digest, length)?;
                     (extent_of(&stored), Some(stored))
                 }
+                Ok(FileContent::Known(digest, length)) => match self.known(&digest)? {
+                    Some(stored) if stored.length == length => (extent_of(&stored), Some(stored)),
+                    // Of two digests with the same head the catalog knows one.
+                    _ => break Err("a part of it is not found again; the next backup stores it".into()),
+                },
                 Ok(FileContent::Hole(length)) => (Extent::Hole(length), None),
                 Ok(FileContent::End(end)) => break Ok(end),
                 Ok(FileContent::Failed(why)) => break Err(why),

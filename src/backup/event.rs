@@ -77,6 +77,8 @@ pub(super) enum Content {
     Chunk(Vec<u8>, Digest),
     /// A chunk in an unnamed file.
     Spooled(File, Digest, u32),
+    /// A chunk of this digest and length that came before.
+    Known(Digest, u32),
     /// Zeros that are not stored.
     Hole(u64),
     /// The file was read to its end.

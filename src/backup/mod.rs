@@ -12,6 +12,7 @@
 //! - [`stdin`]: a pipe in the walk's place
 //! - [`event`]: what the walk tells the engine
 //! - [`read`]: many readers of small files, one of large files
+//! - [`seen`]: files of several names, which are read once
 //! - [`budget`]: the loan of memory for small files that were read ahead
 //! - [`engine`]: decides, in one thread
 //! - [`store`]: chunks into blocks; what is known is not stored again
@@ -22,7 +23,7 @@
 //! What is held at most, whatever is backed up: small files read ahead ([`READ_AHEAD`]), [`CHANNEL`] chunks
 //! of a large file and the cutter's buffer, one composite of each kind, [`CHANNEL`] + workers blocks in
 //! plain and as many sealed, zstd's window for each worker, SQLite's cache twice, the chunks and the index of
-//! one commit, and a group of entries for each directory between the root and the walk.
+//! one commit, digests of files of several names, and a group of entries for each directory between the root and the walk.
 
 mod budget;
 mod commit;
@@ -34,6 +35,7 @@ mod nodes;
 mod read;
 mod scope;
 mod seal;
+mod seen;
 mod selection;
 mod session;
 mod stdin;
@@ -67,6 +69,7 @@ use budget::Budget;
 use engine::{Engine, Outcome, Tally};
 use read::Reading;
 use scope::{Origin, Scope, identify};
+use seen::Seen;
 use session::Session;
 use walk::{Counts, Rules, Stop, Walk};
 
@@ -264,6 +267,7 @@ impl Run<'_> {
             cutter: Cutter::new(self.session.trust.seed, self.options.chunk_size),
             whole_below: rules.large,
             spool_all: self.options.low_memory,
+            seen: Seen::default(),
         };
         let budget = Budget::new(READ_AHEAD);
 

@@ -13,6 +13,7 @@ use std::sync::Arc;
 use crossbeam_channel::{Receiver, Sender};
 
 use super::event::{Content, End};
+use super::seen::{Seen, SeenFile, SeenPiece};
 use crate::format::{BLOCK_SIZE, Digest, Kind};
 use crate::source::{self, Cutter, Directory, Extended, Piece, Stat, now};
 
@@ -24,13 +25,15 @@ pub(super) struct Job {
 }
 
 /// How files are read.
-#[derive(Debug, Clone)]
+#[derive(Debug)]
 pub(super) struct Reading {
     pub(super) cutter: Cutter,
     /// Files below this are one chunk.
     pub(super) whole_below: u64,
     /// Every chunk waits in an unnamed file, not in memory.
     pub(super) spool_all: bool,
+    /// Files of several names that were read.
+    pub(super) seen: Seen,
 }
 
 /// Why a file's content ended early.
@@ -72,7 +75,13 @@ fn read(job: &Job, reading: &Reading) -> Result<(), Stop> {
         return Err(Stop::Failed("it was a file and is none any more".into()));
     }
     let mut sink = Sink::new(&job.content);
-    if before.size < reading.whole_below && !reading.spool_all {
+    let seen = if Seen::wants(&before) { reading.seen.find(&before) } else { None };
+    if seen.is_none() && Seen::wants(&before) {
+        sink.pieces = Some(Vec::new());
+    }
+    if let Some(seen) = &seen {
+        sink.again(seen)?;
+    } else if before.size < reading.whole_below && !reading.spool_all {
         let bytes = read_whole(&file, before.size)?;
         sink.chunk(bytes)?;
     } else {
@@ -84,8 +93,11 @@ fn read(job: &Job, reading: &Reading) -> Result<(), Stop> {
     // Renamed or deleted meanwhile is no change of what was read; another file in its place is.
     let replaced = there.is_ok_and(|there| there.ino != before.ino || there.dev != before.dev);
     let changed = replaced || !before.same_content_as(&after) || sink.size != before.size;
-    let digest = sink.digest();
+    let digest = seen.map_or_else(|| sink.digest(), |seen| seen.digest);
     let fresh = before.is_fresh(started);
+    if let (false, Some(pieces)) = (changed, sink.pieces.take()) {
+        reading.seen.keep(SeenFile { stat: before.clone(), pieces, digest });
+    }
     sink.send(Content::End(Box::new(End { stat: before, extended, size: sink.size, digest, changed, fresh })))
 }
 
@@ -110,11 +122,13 @@ pub(super) struct Sink<'c> {
     pub(super) size: u64,
     chunks: u64,
     first: Option<Digest>,
+    /// What was delivered, if that is wanted.
+    pieces: Option<Vec<SeenPiece>>,
 }
 
 impl<'c> Sink<'c> {
     pub(super) fn new(content: &'c Sender<Content>) -> Self {
-        Sink { content, hasher: blake3::Hasher::new(), size: 0, chunks: 0, first: None }
+        Sink { content, hasher: blake3::Hasher::new(), size: 0, chunks: 0, first: None, pieces: None }
     }
 
     /// The digest of all bytes so far.
@@ -132,6 +146,20 @@ impl<'c> Sink<'c> {
             Piece::Data(bytes) if reading.spool_all => self.spool(&bytes),
             Piece::Data(bytes) => self.chunk(bytes),
         }
+    }
+
+    /// Delivers what was delivered before.
+    fn again(&mut self, seen: &SeenFile) -> Result<(), Stop> {
+        for piece in &seen.pieces {
+            match *piece {
+                SeenPiece::Hole(length) => self.hole(length)?,
+                SeenPiece::Chunk(digest, length) => {
+                    self.size += u64::from(length);
+                    self.send(Content::Known(digest, length))?;
+                }
+            }
+        }
+        Ok(())
     }
 
     fn send(&self, content: Content) -> Result<(), Stop> {
@@ -167,6 +195,9 @@ impl<'c> Sink<'c> {
 
     fn hole(&mut self, length: u64) -> Result<(), Stop> {
         self.size += length;
+        if let Some(pieces) = &mut self.pieces {
+            pieces.push(SeenPiece::Hole(length));
+        }
         self.send(Content::Hole(length))
     }
 
@@ -174,5 +205,9 @@ impl<'c> Sink<'c> {
         self.size += length;
         self.chunks += 1;
         self.first.get_or_insert(digest);
+        if let Some(pieces) = &mut self.pieces {
+            // No chunk is larger than a block.
+            pieces.push(SeenPiece::Chunk(digest, length as u32));
+        }
     }
 }

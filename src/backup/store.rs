@@ -118,7 +118,7 @@ impl Engine<'_> {
     }
 
     /// A chunk that this run or an earlier one stored.
-    fn known(&mut self, digest: &Digest) -> Result<Option<Stored>, Error> {
+    pub(super) fn known(&mut self, digest: &Digest) -> Result<Option<Stored>, Error> {
         match self.store.held.get(digest) {
             Some(stored) => Ok(Some(*stored)),
             None => Ok(self.catalog.chunk(digest)?),

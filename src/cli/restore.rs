@@ -25,6 +25,10 @@ use crate::restore::{self, Conflict, Options};
 /// Owners, modes, times, extended attributes, ACLs, inode flags (chattr) and holes are restored too. Root restores
 /// owners, set-id bits and device files; for others, files are theirs, and set-id bits are left out. What you may
 /// not set here, or the file system does not have, is said once at the end. No symbolic link below DIR is followed.
+///
+/// Directories that are there already, DIR too unless it is empty, keep their owner, mode, times and attributes with
+/// --conflict abort or skip, and get those of the snapshot with update or overwrite. When files were last read is not
+/// restored.
 #[derive(Debug, clap::Args)]
 #[command(after_help = "\
 Examples:
