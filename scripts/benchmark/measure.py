@@ -86,7 +86,7 @@ def measure(command, env, cwd, log):
         said = log.read_text(errors="replace")[-2000:]
         raise Failed(f"{' '.join(map(str, command))}: exit code {process.returncode}\n{said}")
     cpu = usage.ru_utime + usage.ru_stime
-    others = max(0.0, busy_seconds() - busy - cpu) / (wall * os.cpu_count())
+    others = min(1.0, max(0.0, busy_seconds() - busy - cpu) / (wall * os.cpu_count()))
     return Figures(wall, cpu, peak, others)
 
 
