@@ -32,11 +32,17 @@ fn noise(length: usize) -> Vec<u8> {
     bytes
 }
 
-/// A block of words of random lengths, which compresses about as text does.
+/// A block of words, of which some are much more frequent than others: it compresses about as text does.
 fn text() -> Vec<u8> {
-    let noise = noise(BLOCK_SIZE);
-    let letters = b"etaoinshrdlu    ";
-    noise.iter().map(|byte| letters[usize::from(byte & 15)]).collect()
+    let letters: Vec<u8> = noise(16 << 10).iter().map(|byte| b"etaoinshrdlucmfw"[usize::from(byte & 15)]).collect();
+    let word = |at: usize| &letters[at * 4..at * 4 + 2 + at % 7];
+    let chosen = noise(BLOCK_SIZE);
+    let mut text: Vec<u8> = chosen
+        .chunks_exact(2)
+        .flat_map(|pair| [word(usize::from(pair[0]) * usize::from(pair[1]) / 17), b" "].concat())
+        .collect();
+    text.truncate(BLOCK_SIZE);
+    text
 }
 
 fn bytes(block: &[u8]) -> BytesCount {
