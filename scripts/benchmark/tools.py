@@ -1,0 +1,235 @@
+"""What is measured: each tool as its commands. All of them are used as they are when nobody sets anything."""
+
+import json
+import os
+import shutil
+import subprocess
+
+PASSPHRASE = "correct horse battery staple"
+OURS = ("BRACKFS_", "RESTIC_", "BORG_", "RUSTIC_", "BUPSTASH_")
+
+
+class Tool:
+    """A tool with a repository, cache and home of its own below `home`. Without a command for an operation it has
+    no part in it."""
+
+    program = ""
+    about = ""
+
+    def __init__(self, name, home, source):
+        self.name, self.home, self.source = name, home, source
+        self.repo = home / "repo"
+        home.mkdir(parents=True)
+
+    def env(self):
+        """The caller's environment, but nothing of it that leads to the caller's own repositories."""
+        env = {name: value for name, value in os.environ.items() if not name.startswith(OURS)}
+        kept = {"HOME": self.home, "XDG_CACHE_HOME": self.home / "cache", "XDG_CONFIG_HOME": self.home / "config",
+                "XDG_DATA_HOME": self.home / "data", "XDG_STATE_HOME": self.home / "state", "TZ": "UTC"}
+        env |= kept | self.variables()
+        return {name: str(value) for name, value in env.items()}
+
+    def run(self, *arguments):
+        """A command that is not measured; its output."""
+        command = [str(self.program), *map(str, arguments)]
+        done = subprocess.run(command, env=self.env(), stdin=subprocess.DEVNULL, capture_output=True, text=True)
+        if done.returncode:
+            raise SystemExit(f"bench: {' '.join(command)}: exit code {done.returncode}\n{done.stderr}")
+        return done.stdout
+
+    @classmethod
+    def version(cls):
+        return subprocess.run([cls.program, "--version"], capture_output=True, text=True).stdout.splitlines()[0]
+
+    def variables(self):
+        return {}
+
+    def init(self):
+        pass
+
+    def backup(self):
+        return None
+
+    def unchanged(self):
+        """The command for a backup after nothing changed, where that is another."""
+        return self.backup()
+
+    def restore(self, to):
+        return None
+
+    def restored(self, to):
+        """Where in `to` the source's files are after a restore."""
+        return to / str(self.source).lstrip("/")
+
+
+class Brackfs(Tool):
+    about = "OpenPGP, zstd 3"
+    profile, encrypted, options = "rfc9580", True, []
+
+    def variables(self):
+        return {"BRACKFS_REPOSITORY": self.repo, "BRACKFS_STATE_DIR": self.home / "state",
+                "BRACKFS_KEY_FILE": self.home / "owner"}
+
+    def init(self):
+        if not self.encrypted:
+            return self.run("init", self.repo, "--no-encryption")
+        key = self.home / "owner"
+        self.run("key", "generate", "--no-passphrase", "--profile", self.profile, "--output", key)
+        return self.run("init", self.repo, "--recipient", f"{key}.pub")
+
+    def backup(self):
+        return [self.program, "backup", "-q", self.source, *self.options]
+
+    def restore(self, to):
+        return [self.program, "restore", "-q", "latest", "--to", to]
+
+    def restored(self, to):
+        return to
+
+
+class BrackfsRfc4880(Brackfs):
+    profile = "rfc4880"
+
+
+class BrackfsNoEncryption(Brackfs):
+    encrypted = False
+
+
+class BrackfsLowMemory(Brackfs):
+    options = ["--low-memory"]
+
+
+class BrackfsLowMemoryLargeChunks(Brackfs):
+    options = ["--low-memory", "--chunk-size", "256MiB"]
+
+
+class Restic(Tool):
+    program, about = "restic", "AES-256-CTR, zstd"
+
+    @classmethod
+    def version(cls):
+        return subprocess.run(["restic", "version"], capture_output=True, text=True).stdout.split(" compiled")[0]
+
+    def variables(self):
+        return {"RESTIC_REPOSITORY": self.repo, "RESTIC_PASSWORD": PASSPHRASE}
+
+    def init(self):
+        # The older version of its format, which some releases make by default, does not compress.
+        self.run("init", "--repository-version", "latest")
+
+    def backup(self):
+        return ["restic", "backup", "--quiet", self.source]
+
+    def restore(self, to):
+        return ["restic", "restore", "--quiet", "latest", "--target", to]
+
+
+class Borg(Tool):
+    program, about = "borg", "AES-256-CTR, lz4"
+    count = 0
+
+    def variables(self):
+        return {"BORG_REPO": self.repo, "BORG_PASSPHRASE": PASSPHRASE, "BORG_BASE_DIR": self.home}
+
+    def init(self):
+        self.run("init", "--encryption", "repokey-blake2")
+
+    def backup(self):
+        self.count += 1
+        return ["borg", "create", f"::{self.count}", self.source]
+
+    def restore(self, to):
+        return ["borg", "extract", f"::{self.count}"]
+
+
+class Rustic(Tool):
+    program, about = "rustic", "AES-256-CTR, zstd"
+
+    def variables(self):
+        return {"RUSTIC_REPOSITORY": self.repo, "RUSTIC_PASSWORD": PASSPHRASE, "RUSTIC_NO_PROGRESS": "true"}
+
+    def init(self):
+        self.run("init")
+
+    def backup(self):
+        return ["rustic", "backup", self.source]
+
+    def restore(self, to):
+        return ["rustic", "restore", f"latest:{self.source}", to]
+
+    def restored(self, to):
+        return to
+
+
+class Bupstash(Tool):
+    program, about = "bupstash", "XChaCha20, zstd 3"
+
+    def variables(self):
+        return {"BUPSTASH_REPOSITORY": self.repo, "BUPSTASH_KEY": self.home / "key"}
+
+    def init(self):
+        self.run("new-key", "--output", self.home / "key")
+        self.run("init")
+
+    def backup(self):
+        return ["bupstash", "put", "--quiet", "--send-log", self.home / "send-log", "name=source", self.source]
+
+    def restore(self, to):
+        lines = self.run("list", "--format=jsonl1").splitlines()
+        newest = max(map(json.loads, lines), key=lambda item: item["unix_timestamp_millis"])
+        return ["bupstash", "restore", "--quiet", "--into", to, f"id={newest['id']}"]
+
+    def restored(self, to):
+        return to
+
+
+class Copy(Tool):
+    """A floor: what the disk and the kernel take, without waiting until anything is on disk."""
+
+    program, about = "cp", "-a"
+
+    def backup(self):
+        return ["cp", "-a", self.source, self.repo]
+
+    def unchanged(self):
+        return None
+
+    def restore(self, to):
+        return ["cp", "-a", f"{self.repo}/.", to]
+
+    def restored(self, to):
+        return to
+
+
+class Tar(Copy):
+    program, about = "tar", "tar c | zstd -3"
+
+    def backup(self):
+        self.repo.mkdir()
+        script = 'set -o pipefail; tar -C "$0" -cf - . | zstd -q -3 >"$1"'
+        return ["bash", "-c", script, self.source, self.repo / "tar.zst"]
+
+    def restore(self, to):
+        script = 'set -o pipefail; zstd -q -d <"$0" | tar -C "$1" -xpf -'
+        return ["bash", "-c", script, self.repo / "tar.zst", to]
+
+
+class Find(Tool):
+    """A floor of a backup that finds nothing changed: every entry's stat, and nothing done with it."""
+
+    program, about = "find", "-printf, all stat fields"
+
+    def unchanged(self):
+        return ["find", self.source, "-printf", "%y %m %n %U %G %s %b %T@ %C@ %A@ %i %D %l %P\\n"]
+
+
+PEERS = {"restic": Restic, "borg": Borg, "rustic": Rustic, "bupstash": Bupstash}
+FLOORS = {"cp": Copy, "tar": Tar, "find": Find}
+MODES = {"default": Brackfs, "rfc4880": BrackfsRfc4880, "no-encryption": BrackfsNoEncryption,
+         "low-memory": BrackfsLowMemory, "low-memory-large-chunks": BrackfsLowMemoryLargeChunks}
+# These are on PATH or have no part; Debian has the others.
+OPTIONAL = ("rustic", "bupstash")
+
+
+def there(program):
+    return shutil.which(program) is not None
