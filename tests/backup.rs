@@ -12,7 +12,7 @@ use std::process::{Command, Stdio};
 use std::thread::sleep;
 use std::time::{Duration, SystemTime};
 
-use common::{Run, Site, age, content, run, settle, tree};
+use common::{Run, Site, age, content, noise, number, run, settle, tree};
 use rustix::fs::{AtFlags, CWD, FlockOperation, Timespec, Timestamps, XattrFlags, setxattr, utimensat};
 use serde_json::Value;
 
@@ -24,18 +24,6 @@ fn ready<C: AsRef<[u8]>>(files: &[(&str, C)]) -> Site {
     let site = Site::with_files(files);
     site.init();
     site
-}
-
-/// Bytes that neither compress nor repeat; the same for the same seed.
-fn noise(seed: &str, length: usize) -> Vec<u8> {
-    let mut bytes = vec![0; length];
-    blake3::Hasher::new().update(seed.as_bytes()).finalize_xof().fill(&mut bytes);
-    bytes
-}
-
-#[track_caller]
-fn number(summary: &Value, field: &str) -> u64 {
-    summary[field].as_u64().unwrap_or_else(|| panic!("{field} is no number in {summary}"))
 }
 
 /// Backs up and says what came of it.

@@ -12,7 +12,7 @@ use std::os::unix::fs::{FileExt, MetadataExt, PermissionsExt, chown, symlink};
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
-use common::{AGED, Run, Site, run, settle, tree};
+use common::{AGED, Run, Site, noise, run, settle, tree};
 use rustix::fs::{AtFlags, CWD, FileType, Mode, Timespec, Timestamps, XattrFlags};
 
 const KIB: u64 = 1 << 10;
@@ -108,18 +108,11 @@ impl Shelf {
     }
 }
 
-/// Bytes that cannot be compressed, and always the same.
-fn noise(seed: &str, length: u64) -> Vec<u8> {
-    let mut bytes = vec![0; usize::try_from(length).unwrap()];
-    blake3::Hasher::new().update(seed.as_bytes()).finalize_xof().fill(&mut bytes);
-    bytes
-}
-
 /// A file of holes but for islands of 4 KiB, one every 64 KiB. It begins and ends with a hole.
 fn write_islands(site: &Site, name: &str, islands: u64) {
     let path = site.write(name, b"");
     let file = File::options().write(true).open(&path).unwrap();
-    let bytes = noise(name, 4 * KIB * islands);
+    let bytes = noise(name, (4 * KIB * islands) as usize);
     for (island, bytes) in (0..).zip(bytes.chunks(4 << 10)) {
         file.write_all_at(bytes, 32 * KIB + island * 64 * KIB).unwrap();
     }
@@ -131,7 +124,7 @@ fn write_source(site: &Site) {
     let below = site.source();
     site.write("empty", "");
     site.write("small", "small");
-    site.write("large", noise("large", 3 * MIB + 17));
+    site.write("large", noise("large", (3 * MIB + 17) as usize));
     fs::create_dir(below.join("nothing")).unwrap();
     // 600 extents, and 2,200: more than an entry has, and more than a node of extents.
     write_islands(site, "sparse/some", 300);
@@ -216,7 +209,7 @@ fn a_second_reader_restores_everything_that_is_not_encrypted() {
 /// A shelf with a snapshot of a file of one chunk, in a directory.
 fn with_snapshot(key: Key) -> Shelf {
     let shelf = Shelf::new(key);
-    shelf.site.write("folder/noise", noise("noise", 60 * KIB));
+    shelf.site.write("folder/noise", noise("noise", (60 * KIB) as usize));
     settle();
     shelf.site.backup(&[]).ok();
     shelf.restore("before").ok();
@@ -270,11 +263,11 @@ fn a_second_reader_refuses_a_flipped_byte_in_a_pack() {
 fn a_second_reader_refuses_a_block_in_the_place_of_another() {
     let shelf = Shelf::new(Key::None);
     // Of equal length, so that only the digest tells; and not so long that it could be cut.
-    shelf.site.write("file", noise("one", 60 * KIB));
+    shelf.site.write("file", noise("one", (60 * KIB) as usize));
     settle();
     shelf.site.backup(&[]).ok();
     let first = shelf.objects("packs");
-    shelf.site.write("file", noise("two", 60 * KIB));
+    shelf.site.write("file", noise("two", (60 * KIB) as usize));
     settle();
     shelf.site.backup(&["--reread"]).ok();
     let is_large = |pack: &&String| fs::metadata(shelf.site.repo().join(pack)).unwrap().len() > 30 * KIB;

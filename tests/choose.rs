@@ -12,7 +12,7 @@ use std::process::{Command, Stdio};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use common::{Run, Site, age, content, run, settle, tree};
+use common::{Run, Site, age, content, noise, number, run, settle, tree};
 use rustix::process::{Pid, Signal};
 use serde_json::Value;
 
@@ -29,18 +29,6 @@ fn ready<C: AsRef<[u8]>>(files: &[(&str, C)]) -> Site {
 /// A site with files whose content is their name.
 fn with_names(names: &[&str]) -> Site {
     ready(&names.iter().map(|name| (*name, *name)).collect::<Vec<_>>())
-}
-
-/// Bytes that neither compress nor repeat; the same for the same seed.
-fn noise(seed: &str, length: usize) -> Vec<u8> {
-    let mut bytes = vec![0; length];
-    blake3::Hasher::new().update(seed.as_bytes()).finalize_xof().fill(&mut bytes);
-    bytes
-}
-
-#[track_caller]
-fn number(summary: &Value, field: &str) -> u64 {
-    summary[field].as_u64().unwrap_or_else(|| panic!("{field} is no number in {summary}"))
 }
 
 /// Backs up and says what came of it.

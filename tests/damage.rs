@@ -16,7 +16,7 @@ use brackfs::crypt::{Opener, SecretKey};
 use brackfs::monitor::{Monitor, Progress};
 use brackfs::reader::Reader;
 use brackfs::repository::{Access, Repository};
-use common::{Run, Site, age, content, settle, tree};
+use common::{Run, Site, age, content, noise, settle, tree};
 use tempfile::TempDir;
 
 /// What may happen to a file on a disk.
@@ -141,13 +141,6 @@ impl Twice {
         assert!(!run.stderr.contains("panicked"), "{run}");
         assert!(names.iter().any(|name| run.stderr.contains(name)), "it names none of {names:?}\n{run}");
     }
-}
-
-/// Bytes that can't be compressed, the same for the same word.
-fn noise(word: &str, length: usize) -> Vec<u8> {
-    let mut bytes = vec![0; length];
-    blake3::Hasher::new().update(word.as_bytes()).finalize_xof().fill(&mut bytes);
-    bytes
 }
 
 fn leaf(path: &Path) -> &str {

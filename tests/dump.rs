@@ -9,7 +9,7 @@ use std::ffi::{OsStr, OsString};
 use std::fs::{self, File};
 use std::io::{Read, Seek, SeekFrom, Write};
 use std::os::unix::ffi::OsStrExt;
-use std::os::unix::fs::{MetadataExt, PermissionsExt, chown, lchown, symlink};
+use std::os::unix::fs::{MetadataExt, chown, lchown, symlink};
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::sync::{Arc, Mutex};
@@ -23,17 +23,10 @@ use brackfs::format::{
 use brackfs::monitor::{Monitor, Progress};
 use brackfs::reader::{Listed, Reader};
 use brackfs::repository::{Access, Repository};
-use common::{Entry, Kind, Run, Site, age, run, settle, tree};
-use rustix::fs::{AtFlags, CWD, FileType, Mode, Timespec, Timestamps};
+use common::{Entry, Kind, Run, Site, age, noise, run, set_mode, set_time, settle, tree};
+use rustix::fs::{CWD, FileType, Mode};
 
 const MIB: usize = 1 << 20;
-
-/// Bytes that can't be compressed, the same for the same word.
-fn noise(word: &str, length: usize) -> Vec<u8> {
-    let mut bytes = vec![0; length];
-    blake3::Hasher::new().update(word.as_bytes()).finalize_xof().fill(&mut bytes);
-    bytes
-}
 
 /// Makes the repository of a site, and backs up into it.
 fn back_up(site: &Site) {
@@ -97,16 +90,6 @@ fn comes_back(site: &Site) -> PathBuf {
 fn listed(archive: &Path) -> Vec<String> {
     let run = run(tar(&["-t"], archive)).ok();
     run.stdout.lines().map(str::to_owned).collect()
-}
-
-fn set_mode(path: &Path, mode: u32) {
-    fs::set_permissions(path, fs::Permissions::from_mode(mode)).unwrap();
-}
-
-fn set_time(path: &Path, seconds: i64, nanoseconds: i64) {
-    let time = Timespec { tv_sec: seconds, tv_nsec: nanoseconds };
-    let times = Timestamps { last_access: time, last_modification: time };
-    rustix::fs::utimensat(CWD, path, &times, AtFlags::SYMLINK_NOFOLLOW).unwrap();
 }
 
 fn make_node(path: &Path, kind: FileType, major: u32, minor: u32) {

@@ -23,7 +23,7 @@ use brackfs::format::name::SnapshotName;
 use brackfs::monitor::{Monitor, Progress};
 use brackfs::reader::{FileReader, Listed, Reader, Step, Walk};
 use brackfs::repository::{Access, Repository};
-use common::{Site, age, settle, tree};
+use common::{Site, age, noise, settle, tree};
 use sequoia_openpgp::parse::Parse;
 use sequoia_openpgp::serialize::MarshalInto;
 use sequoia_openpgp::{Packet, PacketPile};
@@ -133,13 +133,6 @@ impl Original {
     fn named(&self, wanted: Role) -> impl Iterator<Item = &String> {
         self.objects.keys().filter(move |name| role(name) == wanted)
     }
-}
-
-/// Bytes that can't be compressed, the same for the same word.
-fn noise(word: &str, length: usize) -> Vec<u8> {
-    let mut bytes = vec![0; length];
-    blake3::Hasher::new().update(word.as_bytes()).finalize_xof().fill(&mut bytes);
-    bytes
 }
 
 /// The objects in a directory of their own, to be damaged.

@@ -15,8 +15,8 @@ use std::process::{Child, Command, Stdio};
 use std::thread::{self, sleep};
 use std::time::{Duration, Instant};
 
-use common::{Kind, Mounted, Site, content, is_mounted, run, settle, tree};
-use rustix::fs::{AtFlags, CWD, FileType, Mode, Timespec, Timestamps};
+use common::{Kind, Mounted, Site, content, is_mounted, noise, run, set_mode, set_time, settle, tree};
+use rustix::fs::{CWD, FileType, Mode};
 use rustix::process::{Pid, Signal};
 
 const MIB: usize = 1 << 20;
@@ -27,23 +27,6 @@ fn ready<C: AsRef<[u8]>>(files: &[(&str, C)]) -> Site {
     site.init();
     site.backup(&[]).ok();
     site
-}
-
-/// Bytes that neither compress nor repeat; the same for the same seed.
-fn noise(seed: &str, length: usize) -> Vec<u8> {
-    let mut bytes = vec![0; length];
-    blake3::Hasher::new().update(seed.as_bytes()).finalize_xof().fill(&mut bytes);
-    bytes
-}
-
-fn set_mode(path: &Path, mode: u32) {
-    fs::set_permissions(path, fs::Permissions::from_mode(mode)).unwrap();
-}
-
-fn set_time(path: &Path, seconds: i64, nanoseconds: i64) {
-    let time = Timespec { tv_sec: seconds, tv_nsec: nanoseconds };
-    let times = Timestamps { last_access: time, last_modification: time };
-    rustix::fs::utimensat(CWD, path, &times, AtFlags::SYMLINK_NOFOLLOW).unwrap();
 }
 
 /// A source with one of everything.

@@ -12,8 +12,8 @@ use std::os::unix::fs::{MetadataExt, PermissionsExt, chown, lchown, symlink};
 use std::path::{Path, PathBuf};
 use std::process::Stdio;
 
-use common::{Run, Site, content, settle, tree};
-use rustix::fs::{AtFlags, CWD, FileType, Mode, Timespec, Timestamps};
+use common::{Run, Site, content, set_mode, set_time, settle, tree};
+use rustix::fs::{CWD, FileType, Mode};
 use rustix::process::{Pid, Signal};
 use serde_json::Value;
 
@@ -33,16 +33,6 @@ fn restore(site: &Site, what: &str, to: &Path, extra: &[&str]) -> Run {
     let mut arguments = vec!["restore", what, "--json", "--to", to.to_str().unwrap()];
     arguments.extend(extra);
     site.brackfs(&arguments)
-}
-
-fn set_mode(path: &Path, mode: u32) {
-    fs::set_permissions(path, fs::Permissions::from_mode(mode)).unwrap();
-}
-
-fn set_time(path: &Path, seconds: i64, nanoseconds: i64) {
-    let time = Timespec { tv_sec: seconds, tv_nsec: nanoseconds };
-    let times = Timestamps { last_access: time, last_modification: time };
-    rustix::fs::utimensat(CWD, path, &times, AtFlags::SYMLINK_NOFOLLOW).unwrap();
 }
 
 /// A source with one of everything.

@@ -114,6 +114,7 @@ mod tests {
     fn no_more_is_kept_than_there_is_room_for() {
         let seen = Seen::default();
         (0..1000).for_each(|ino| seen.keep(file(ino, 2, 996)));
-        assert_eq!((seen.table().files.len(), seen.table().pieces), (100, PIECES));
+        let table = seen.table();
+        assert_eq!((table.files.len(), table.pieces), (100, PIECES));
     }
 }

@@ -472,6 +472,32 @@ pub fn content(path: &Path) -> io::Result<blake3::Hash> {
     Ok(blake3::Hasher::new().update_reader(File::open(path)?)?.finalize())
 }
 
+/// Bytes that neither compress nor repeat; the same for the same seed.
+pub fn noise(seed: &str, length: usize) -> Vec<u8> {
+    let mut bytes = vec![0; length];
+    blake3::Hasher::new().update(seed.as_bytes()).finalize_xof().fill(&mut bytes);
+    bytes
+}
+
+/// A number of a summary.
+#[track_caller]
+pub fn number(summary: &serde_json::Value, field: &str) -> u64 {
+    summary[field].as_u64().unwrap_or_else(|| panic!("{field} is no number in {summary}"))
+}
+
+#[track_caller]
+pub fn set_mode(path: &Path, mode: u32) {
+    fs::set_permissions(path, fs::Permissions::from_mode(mode)).expect("a mode");
+}
+
+/// Sets both times of a path; of a symbolic link itself.
+#[track_caller]
+pub fn set_time(path: &Path, seconds: i64, nanoseconds: i64) {
+    let time = Timespec { tv_sec: seconds, tv_nsec: nanoseconds };
+    let times = Timestamps { last_access: time, last_modification: time };
+    rustix::fs::utimensat(CWD, path, &times, AtFlags::SYMLINK_NOFOLLOW).expect("a time");
+}
+
 /// A path and all below it, directories before what they hold. Symbolic links are not followed.
 #[track_caller]
 fn paths_below(root: &Path) -> Vec<PathBuf> {
