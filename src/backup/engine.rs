@@ -40,7 +40,7 @@ pub(super) struct Engine<'a> {
     pub(super) options: &'a Options,
     pub(super) monitor: &'a dyn Monitor,
     pub(super) budget: &'a Budget,
-    pub(super) events: Receiver<Event>,
+    pub(super) events: Receiver<Vec<Event>>,
     pub(super) plain: Sender<Plain>,
     pub(super) packing: Sender<Packing>,
     pub(super) done: Receiver<Done>,
@@ -131,7 +131,7 @@ impl<'a> Engine<'a> {
         options: &'a Options,
         monitor: &'a dyn Monitor,
         budget: &'a Budget,
-        events: Receiver<Event>,
+        events: Receiver<Vec<Event>>,
         (plain, packing, done): (Sender<Plain>, Sender<Packing>, Receiver<Done>),
         above: DirectoryId,
     ) -> Result<Self, Error> {
@@ -164,24 +164,32 @@ impl<'a> Engine<'a> {
     /// Follows the walk to its end. Returns the root directory; none if the walk broke off.
     pub(super) fn follow(&mut self) -> Result<Option<Outcome>, Error> {
         let mut root = None;
-        while let Ok(event) = self.events.recv() {
-            match event {
-                Event::Enter(enter) => self.enter(*enter)?,
-                Event::OldSegment(row) => self.frame()?.part = Part::Old { row, changed: Vec::new() },
-                Event::NewSegment { replaces } => self.new_segment(replaces)?,
-                Event::Reused(reused) => self.reuse(*reused)?,
-                Event::File(file) => self.file(*file)?,
-                Event::Plain(plain) => {
-                    let (entry, stat, untrusted) = *plain;
-                    self.add_entry(entry, &stat, untrusted)?;
-                }
-                Event::EndSegment => self.end_segment()?,
-                Event::Leave { removed } => root = self.leave(&removed)?,
+        while let Ok(batch) = self.events.recv() {
+            for event in batch {
+                root = self.handle(event)?;
+                self.take_results()?;
+                self.commit_if_due()?;
             }
-            self.take_results()?;
-            self.commit_if_due()?;
         }
         Ok(root)
+    }
+
+    /// Handles an event. Returns the root directory when that ends.
+    fn handle(&mut self, event: Event) -> Result<Option<Outcome>, Error> {
+        match event {
+            Event::Enter(enter) => self.enter(*enter)?,
+            Event::OldSegment(row) => self.frame()?.part = Part::Old { row, changed: Vec::new() },
+            Event::NewSegment { replaces } => self.new_segment(replaces)?,
+            Event::Reused(reused) => self.reuse(*reused)?,
+            Event::File(file) => self.file(*file)?,
+            Event::Plain(plain) => {
+                let (entry, stat, untrusted) = *plain;
+                self.add_entry(entry, &stat, untrusted)?;
+            }
+            Event::EndSegment => self.end_segment()?,
+            Event::Leave { removed } => return self.leave(&removed),
+        }
+        Ok(None)
     }
 
     fn frame(&mut self) -> Result<&mut Frame, Error> {

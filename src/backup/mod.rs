@@ -42,6 +42,7 @@ mod stdin;
 mod store;
 mod walk;
 
+use std::cell::RefCell;
 use std::collections::HashSet;
 use std::ffi::OsString;
 use std::os::unix::ffi::OsStrExt;
@@ -301,6 +302,7 @@ impl Run<'_> {
                 past,
                 rules,
                 events: events_in,
+                batch: RefCell::default(),
                 small,
                 large,
                 budget: &budget,
@@ -315,7 +317,7 @@ impl Run<'_> {
                         Origin::Tree { root, selection } => walk.root(root, above, selection.root()),
                         Origin::Stdin(name) => walk.stdin(name, above, reading, self.started),
                     };
-                    (walk.counts, result)
+                    (walk.counts, result.and_then(|()| walk.send_batch()))
                 });
             let walk = walk.map_err(|_| Error::Stopped("the walk could not be started"))?;
 

@@ -4,6 +4,7 @@
 //! is; groups are bounded. Names come sorted, so a group lines up with a segment of the
 //! catalog, and if nothing changed the two are equal as bytes.
 
+use std::cell::RefCell;
 use std::collections::{HashSet, VecDeque};
 use std::ffi::{OsStr, OsString};
 use std::os::unix::ffi::{OsStrExt, OsStringExt};
@@ -30,6 +31,8 @@ const SEGMENT_MAX: usize = 1500;
 const SEGMENT: usize = 1000;
 /// A segment that shrank below this many takes the next one in.
 const SEGMENT_MIN: usize = 300;
+/// Events that go out together at most.
+const BATCH: usize = 32;
 /// Segments that are read from the catalog at once.
 const SEGMENTS_AT_ONCE: usize = 4;
 /// Messages that a file's content may be ahead of the engine.
@@ -70,7 +73,9 @@ pub(super) struct Rules {
 pub(super) struct Walk<'a> {
     pub(super) past: Past,
     pub(super) rules: Rules,
-    pub(super) events: Sender<Event>,
+    pub(super) events: Sender<Vec<Event>>,
+    /// Events that go out together: waking the engine for each would take longer than what it does about it.
+    pub(super) batch: RefCell<Vec<Event>>,
     pub(super) small: Sender<Job>,
     pub(super) large: Sender<Job>,
     pub(super) budget: &'a Budget,
@@ -128,7 +133,21 @@ impl Walk<'_> {
     }
 
     pub(super) fn send(&self, event: Event) -> Result<(), Stop> {
-        self.events.send(event).map_err(|_| Stop::Gone)
+        let mut batch = self.batch.borrow_mut();
+        // The engine must know of a file before the walk waits for room of any kind.
+        let now = matches!(event, Event::File(_)) || batch.len() + 1 >= BATCH;
+        batch.push(event);
+        drop(batch);
+        if now { self.send_batch() } else { Ok(()) }
+    }
+
+    /// Sends what was held back.
+    pub(super) fn send_batch(&self) -> Result<(), Stop> {
+        let batch = self.batch.take();
+        match batch.is_empty() {
+            true => Ok(()),
+            false => self.events.send(batch).map_err(|_| Stop::Gone),
+        }
     }
 
     pub(super) fn enter(
@@ -251,7 +270,9 @@ impl Walk<'_> {
         } else if in_place && !group.begun && !self.rules.reread && self.is_unchanged(group) {
             let row = group.old.pop();
             let entries = std::mem::take(&mut group.entries);
-            if let Some(row) = row {
+            if let Some(mut row) = row {
+                // They were compared, and take the most room.
+                row.stats = Stats::default();
                 self.unchanged(here, row, entries)?;
             }
         } else if group.entries.len() < SEGMENT_MIN && next.is_some() {

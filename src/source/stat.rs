@@ -3,6 +3,7 @@
 use std::ffi::OsStr;
 use std::io;
 use std::os::fd::AsFd;
+use std::sync::OnceLock;
 
 use rustix::fs::{AtFlags, FileType, Statx, StatxAttributes, StatxFlags, StatxTimestamp, makedev, statx};
 use rustix::io::retry_on_intr;
@@ -134,8 +135,11 @@ pub fn now() -> Timestamp {
 
 /// How far apart, in nanoseconds, the times are that this kernel stamps files with.
 fn tick() -> i128 {
-    let Timespec { tv_sec, tv_nsec } = clock_getres(ClockId::RealtimeCoarse);
-    TICK_MIN.max(i128::from(tv_sec) * SECOND + i128::from(tv_nsec))
+    static TICK: OnceLock<i128> = OnceLock::new();
+    *TICK.get_or_init(|| {
+        let Timespec { tv_sec, tv_nsec } = clock_getres(ClockId::RealtimeCoarse);
+        TICK_MIN.max(i128::from(tv_sec) * SECOND + i128::from(tv_nsec))
+    })
 }
 
 fn nanoseconds(time: Timestamp) -> i128 {
