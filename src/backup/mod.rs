@@ -309,6 +309,7 @@ impl Run<'_> {
                 monitor: self.monitor,
                 stop: self.stop,
                 counts: Counts::default(),
+                files_sent: 0,
             };
             let above = DirectoryId::above(self.source.0);
             let walk =

@@ -21,6 +21,8 @@ use crate::source::{self, Cutter, Directory, Extended, Piece, Stat, now};
 pub(super) struct Job {
     pub(super) directory: Arc<Directory>,
     pub(super) name: Vec<u8>,
+    /// Its place in the order in which the engine takes files.
+    pub(super) number: u64,
     pub(super) content: Sender<Content>,
 }
 
@@ -75,7 +77,7 @@ fn read(job: &Job, reading: &Reading) -> Result<(), Stop> {
         return Err(Stop::Failed("it was a file and is none any more".into()));
     }
     let mut sink = Sink::new(&job.content);
-    let seen = if Seen::wants(&before) { reading.seen.find(&before) } else { None };
+    let seen = if Seen::wants(&before) { reading.seen.find(&before, job.number) } else { None };
     if seen.is_none() && Seen::wants(&before) {
         sink.pieces = Some(Vec::new());
     }
@@ -96,7 +98,7 @@ fn read(job: &Job, reading: &Reading) -> Result<(), Stop> {
     let digest = seen.map_or_else(|| sink.digest(), |seen| seen.digest);
     let fresh = before.is_fresh(started);
     if let (false, Some(pieces)) = (changed, sink.pieces.take()) {
-        reading.seen.keep(SeenFile { stat: before.clone(), pieces, digest });
+        reading.seen.keep(SeenFile { number: job.number, stat: before.clone(), pieces, digest });
     }
     sink.send(Content::End(Box::new(End { stat: before, extended, size: sink.size, digest, changed, fresh })))
 }

@@ -1,6 +1,7 @@
 //! Files of several names that were read in this run: their further names are not read again.
 //!
-//! What is kept of a file is the digests of its chunks, until as many of its names came as it has; and of all files
+//! Files are read in any order, but the engine takes them in the order of the walk: only a name that comes before
+//! another can spare that one. What is kept of a file is the digests of its chunks, until as many of its names came as it has; and of all files
 //! together no more than a few MiB. What is not kept is read again, and only costs time.
 
 use std::collections::HashMap;
@@ -22,6 +23,8 @@ pub(super) enum SeenPiece {
 /// What was delivered of a file.
 #[derive(Debug, Clone)]
 pub(super) struct SeenFile {
+    /// The number of the name in the order of the walk.
+    pub(super) number: u64,
     pub(super) stat: Stat,
     pub(super) pieces: Vec<SeenPiece>,
     /// The digest of the whole.
@@ -61,16 +64,17 @@ impl Seen {
         }
     }
 
-    /// What was delivered of a file that looks like this one; that was one of its names.
-    pub(super) fn find(&self, stat: &Stat) -> Option<SeenFile> {
+    /// What was delivered of a file that looks like this one, under a name that comes before the one of this
+    /// number.
+    pub(super) fn find(&self, stat: &Stat, number: u64) -> Option<SeenFile> {
         let mut table = self.table();
         let key = (stat.dev, stat.ino);
         let (file, left) = table.files.get_mut(&key)?;
-        let same = file.stat.same_content_as(stat);
+        let same = file.stat.same_content_as(stat) && file.number < number;
         *left = left.saturating_sub(1);
         match (same, *left) {
             (true, 1..) => Some(file.clone()),
-            // It is another one by now, or this was its last name.
+            // It is another one by now, this name comes before it, or it was the last.
             _ => {
                 let (file, _) = table.files.remove(&key)?;
                 table.pieces -= file.pieces.len() + 4;
@@ -86,7 +90,7 @@ mod tests {
 
     fn file(ino: u64, nlink: u32, pieces: usize) -> SeenFile {
         let stat = Stat { ino, nlink, size: 1, ..Stat::of_fd(tempfile::tempfile().unwrap()).unwrap() };
-        SeenFile { stat, pieces: vec![SeenPiece::Hole(1); pieces], digest: Digest::of(b"") }
+        SeenFile { number: 5, stat, pieces: vec![SeenPiece::Hole(1); pieces], digest: Digest::of(b"") }
     }
 
     #[test]
@@ -94,10 +98,10 @@ mod tests {
         let seen = Seen::default();
         let first = file(1, 3, 2);
         seen.keep(first.clone());
-        assert!(seen.find(&file(2, 3, 2).stat).is_none());
-        assert_eq!(seen.find(&first.stat).unwrap().pieces.len(), 2);
-        assert!(seen.find(&first.stat).is_some());
-        assert!(seen.find(&first.stat).is_none());
+        assert!(seen.find(&file(2, 3, 2).stat, 6).is_none());
+        assert_eq!(seen.find(&first.stat, 6).unwrap().pieces.len(), 2);
+        assert!(seen.find(&first.stat, 7).is_some());
+        assert!(seen.find(&first.stat, 8).is_none());
         assert_eq!(seen.table().pieces, 0);
     }
 
@@ -106,8 +110,17 @@ mod tests {
         let seen = Seen::default();
         let first = file(1, 9, 2);
         seen.keep(first.clone());
-        assert!(seen.find(&Stat { size: 2, ..first.stat.clone() }).is_none());
-        assert!(seen.find(&first.stat).is_none());
+        assert!(seen.find(&Stat { size: 2, ..first.stat.clone() }, 6).is_none());
+        assert!(seen.find(&first.stat, 6).is_none());
+    }
+
+    /// It may be read later all the same, and the engine would be told of chunks that it does not have yet.
+    #[test]
+    fn a_name_that_comes_before_is_not_spared() {
+        let seen = Seen::default();
+        let first = file(1, 9, 2);
+        seen.keep(first.clone());
+        assert!(seen.find(&first.stat, 4).is_none());
     }
 
     #[test]

@@ -82,6 +82,8 @@ pub(super) struct Walk<'a> {
     pub(super) monitor: &'a dyn Monitor,
     pub(super) stop: &'a AtomicBool,
     pub(super) counts: Counts,
+    /// Files that the engine was told of, and that are read.
+    pub(super) files_sent: u64,
 }
 
 /// Why the walk ends early.
@@ -409,7 +411,9 @@ impl Walk<'_> {
             return Err(Stop::Gone);
         }
         let (sender, content) = bounded(AHEAD);
-        let job = Job { directory: here.directory.clone(), name: name.as_bytes().to_vec(), content: sender };
+        self.files_sent += 1;
+        let (directory, number) = (here.directory.clone(), self.files_sent);
+        let job = Job { directory, name: name.as_bytes().to_vec(), number, content: sender };
         let lane = if large { &self.large } else { &self.small };
         // The event first: the engine must know of the file before a full lane can hold up the walk.
         self.send(Event::File(Box::new(NewFile { name: name.into_vec(), path, content, lent })))?;
