@@ -1,7 +1,6 @@
 //! Blocks: fetched, opened, decompressed, and each slice verified before its first use.
 
 use std::collections::HashMap;
-use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 
 use super::cache::{Cache, Weigh};
@@ -19,17 +18,6 @@ pub(super) struct Blocks {
     blocks: Cache<BlockLocation, Block, Error>,
     /// By place, too: that a node is good in one does not make it good in another.
     pub(super) nodes: Cache<(BlockLocation, Digest), NodeValue, Error>,
-    fetched: AtomicU64,
-    fetched_bytes: AtomicU64,
-}
-
-/// What a reader fetched and decoded.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
-pub struct Counters {
-    /// Blocks fetched from the target and decoded.
-    pub blocks: u64,
-    /// Their bytes as stored.
-    pub bytes: u64,
 }
 
 /// A decoded block.
@@ -82,16 +70,7 @@ impl Weigh for NodeValue {
 impl Blocks {
     pub(super) fn new(cache_size: usize) -> Self {
         let nodes = cache_size / NODE_SHARE;
-        Blocks {
-            blocks: Cache::new(cache_size - nodes),
-            nodes: Cache::new(nodes),
-            fetched: AtomicU64::new(0),
-            fetched_bytes: AtomicU64::new(0),
-        }
-    }
-
-    pub(super) fn counters(&self) -> Counters {
-        Counters { blocks: self.fetched.load(Ordering::Relaxed), bytes: self.fetched_bytes.load(Ordering::Relaxed) }
+        Blocks { blocks: Cache::new(cache_size - nodes), nodes: Cache::new(nodes) }
     }
 }
 
@@ -131,8 +110,6 @@ impl Reader {
     fn fetch(&self, location: &BlockLocation) -> Result<Block, Error> {
         let failed = |why| Error::block(location, why);
         let sealed = self.repository.read_block(location).map_err(|e| failed(BlockProblem::Read(e)))?;
-        self.blocks.fetched.fetch_add(1, Ordering::Relaxed);
-        self.blocks.fetched_bytes.fetch_add(sealed.len() as u64, Ordering::Relaxed);
         let frame = match (self.repository.encrypted(), self.access.opener()) {
             (true, Some(opener)) => {
                 let mut frame = Vec::new();

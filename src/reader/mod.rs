@@ -21,7 +21,6 @@ mod walk;
 
 use std::sync::Arc;
 
-pub use blocks::Counters;
 pub use error::Error;
 pub use file::{FileReader, Seek};
 pub use select::Selector;
@@ -75,10 +74,5 @@ impl Reader {
     /// The keys that open documents, and the signers that are believed.
     pub fn access(&self) -> &Access {
         &self.access
-    }
-
-    /// What was fetched and decoded so far.
-    pub fn counters(&self) -> Counters {
-        self.blocks.counters()
     }
 }

@@ -167,10 +167,9 @@ impl Folder {
         while let Some(folder) = missing.pop() {
             let made =
                 folder.above.as_ref().and_then(|above| above.fd()).map(|above| make(above, folder.name(), replace));
-            let (opened, failed) = match made {
-                Some(Ok(open)) => (Some(open), None),
-                Some(Err(e)) => (None, Some(e)),
-                None => (None, None),
+            let (opened, failed) = match made.transpose() {
+                Ok(opened) => (opened, None),
+                Err(e) => (None, Some(e)),
             };
             // Only the walk makes directories, one after the other.
             let _ = folder.open.set(opened);

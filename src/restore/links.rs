@@ -61,37 +61,39 @@ impl Links {
         let content = job.listed.identity();
         let mut files = self.files();
         let new = || File { content, state: State::Nowhere, left: link.count };
-        let file = files.entry(link.id).or_insert_with(new);
-        file.left = file.left.saturating_sub(1);
-        // The file changed while its names were backed up one after the other: this one is a file of its own.
-        if file.content != content {
-            return job;
-        }
         loop {
-            let Some(file) = files.get_mut(&link.id) else { return job };
-            match &file.state {
-                State::Writing => files = self.written.wait(files).unwrap_or_else(PoisonError::into_inner),
-                State::Nowhere => {
-                    file.state = State::Writing;
-                    job.role = Role::First;
-                    return job;
-                }
-                State::There(first) => {
-                    job.role = Role::Further(first.clone());
-                    if file.left == 0 {
-                        files.remove(&link.id);
+            let file = files.entry(link.id).or_insert_with(new);
+            // The file changed while its names were backed up one after the other: this one is a file of its own.
+            if file.content == content {
+                match &file.state {
+                    State::Writing => {
+                        files = self.written.wait(files).unwrap_or_else(PoisonError::into_inner);
+                        continue;
                     }
-                    return job;
+                    State::Nowhere => {
+                        file.state = State::Writing;
+                        job.role = Role::First;
+                    }
+                    State::There(first) => job.role = Role::Further(first.clone()),
                 }
             }
+            file.left = file.left.saturating_sub(1);
+            if file.left == 0 && !matches!(file.state, State::Writing) {
+                files.remove(&link.id);
+            }
+            return job;
         }
     }
 
     /// A job is done; `there`: its name has the content.
     pub(super) fn done(&self, job: &Job, there: bool) {
         let Some(link) = job.listed.entry().link.filter(|_| job.role == Role::First) else { return };
-        if let Some(file) = self.files().get_mut(&link.id) {
-            file.state = if there { State::There(job.path.clone()) } else { State::Nowhere };
+        let mut files = self.files();
+        match files.get_mut(&link.id) {
+            // No further name is to come.
+            Some(File { left: 0, .. }) => drop(files.remove(&link.id)),
+            Some(file) => file.state = if there { State::There(job.path.clone()) } else { State::Nowhere },
+            None => {}
         }
         self.written.notify_all();
     }
