@@ -16,6 +16,7 @@
 //! | `crypt` | – |
 //! | `format` | – |
 //! | `monitor` | – |
+//! | `memory` | – |
 //! | `source` | `format` |
 //! | `repository` | `target` `crypt` `format` |
 //! | `state` | `crypt` `format` |
@@ -27,7 +28,7 @@
 //! | `restore` | `reader` `source` `format` `monitor` |
 //! | `dump` | `reader` `format` `monitor` |
 //! | `check` | `reader` `repository` `target` `format` `monitor` |
-//! | `cli` | `backup` `catalog` `check` `crypt` `dump` `format` `init` `monitor` `mount` `reader` `repository` `restore` `state` |
+//! | `cli` | `backup` `catalog` `check` `crypt` `dump` `format` `init` `memory` `monitor` `mount` `reader` `repository` `restore` `state` |
 //! <!-- /layers -->
 
 pub mod backup;
@@ -38,6 +39,7 @@ pub mod crypt;
 pub mod dump;
 pub mod format;
 pub mod init;
+mod memory;
 pub mod monitor;
 pub mod mount;
 pub mod reader;

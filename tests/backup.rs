@@ -130,6 +130,89 @@ fn files_of_a_renamed_directory_are_not_read_again() {
     assert_eq!(tree(&restored(&site, "out")), tree(&site.source()));
 }
 
+/// Moves directories in each of many ways; each time none of their files is opened, next to nothing is stored, and the
+/// run after it finds nothing changed.
+#[test]
+fn directories_that_were_moved_in_any_way_are_known_again() {
+    let files = ["a/1", "a/deep/2", "b/3", "b/deep/4", "c/5", "d/6"];
+    let site = ready(&files.map(|name| (name, name)));
+    // An empty one more makes the root's own segment change without a file.
+    fs::create_dir(site.source().join("empty")).unwrap();
+    backup(&site, &[]);
+    let moves: [(&str, &[(&str, &str)]); 5] = [
+        ("two change places", &[("a", "x"), ("b", "a"), ("x", "b")]),
+        ("into another", &[("c", "d/c")]),
+        ("out of it, with the other inside", &[("d/c", "c"), ("d", "c/d")]),
+        ("over an empty one", &[("c", "empty")]),
+        ("three in a ring", &[("a", "x"), ("b", "a"), ("empty", "b"), ("x", "empty")]),
+    ];
+    for (what, steps) in moves {
+        for (from, to) in steps {
+            fs::rename(site.source().join(from), site.source().join(to)).unwrap();
+        }
+        settle();
+        for again in [false, true] {
+            let run = backup(&site, &[]);
+            assert_eq!((number(&run, "files_read"), number(&run, "data_packs")), (0, 0), "{what}: {run}");
+            if again {
+                assert_eq!(number(&run, "stored_bytes"), 0, "{what}: {run}");
+            }
+        }
+        assert_eq!(tree(&site.mount(&[]).latest()), tree(&site.source()), "{what}");
+    }
+}
+
+/// The old name is taken again at once, so both must be told apart by more than their names.
+#[test]
+fn a_directory_that_was_moved_is_known_though_another_took_its_name() {
+    let site = ready(&[("a/1", "one"), ("a/deep/2", "two"), ("z", "last")]);
+    backup(&site, &[]);
+    fs::rename(site.source().join("a"), site.source().join("b")).unwrap();
+    site.write("a/1", "another");
+    settle();
+    let second = backup(&site, &[]);
+    assert_eq!(number(&second, "files_read"), 1, "{second}");
+    assert_eq!(tree(&restored(&site, "out")), tree(&site.source()));
+    fs::remove_dir_all(site.source().join("a")).unwrap();
+    fs::rename(site.source().join("b"), site.source().join("a")).unwrap();
+    settle();
+    assert_eq!(number(&backup(&site, &[]), "files_read"), 0);
+    assert_eq!(tree(&restored(&site, "again")), tree(&site.source()));
+}
+
+/// A bind mount, as long as it lives.
+struct Bound(PathBuf);
+
+impl Bound {
+    fn new(what: &Path, at: PathBuf) -> Self {
+        assert!(Command::new("mount").arg("--bind").args([what, &at]).status().unwrap().success());
+        Bound(at)
+    }
+}
+
+impl Drop for Bound {
+    fn drop(&mut self) {
+        let _ = Command::new("umount").arg("--lazy").arg(&self.0).status();
+    }
+}
+
+/// A bind mount shows a directory twice: neither place may take it from the other, run after run.
+#[test]
+fn a_directory_that_is_seen_twice_is_not_taken_for_moved() {
+    let site = ready(&[("once/1", "one"), ("once/deep/2", "two")]);
+    backup(&site, &[]);
+    let (once, twice) = (site.source().join("once"), site.source().join("twice"));
+    fs::create_dir(&twice).unwrap();
+    let bound = Bound::new(&once, twice);
+    settle();
+    let runs = [(); 3].map(|()| backup(&site, &[]));
+    let shown = tree(&site.mount(&[]).latest());
+    drop(bound);
+    assert_eq!(runs.each_ref().map(|run| number(run, "files_read")), [0; 3]);
+    assert_eq!(number(&runs[2], "stored_bytes"), 0, "{}", runs[2]);
+    assert!(shown.contains_key(Path::new("twice/deep/2")), "{shown:?}");
+}
+
 #[test]
 fn a_moved_file_is_read_but_its_data_is_not_stored_again() {
     let site = ready(&[("from/large", noise("moved", 3 * MIB)), ("to/x", b"x".to_vec())]);

@@ -10,11 +10,13 @@ use roaring::RoaringTreemap;
 
 use super::Error;
 use super::engine::Engine;
-use super::seal::Packing;
 use crate::format::PackId;
 use crate::format::id::ObjectId;
 use crate::format::index::{BlockRuns, Index, PackKind, SnapshotBlocks};
 use crate::format::name::SnapshotName;
+
+/// An index lists about so many chunks at most.
+const INDEX_CHUNKS: usize = 16_000;
 
 impl Engine<'_> {
     /// Seals and places everything that waits, up to the root.
@@ -44,14 +46,29 @@ impl Engine<'_> {
     /// Makes durable what has a place, and what the catalog says of it.
     pub(super) fn commit(&mut self, snapshot: Option<SnapshotBlocks>) -> Result<(), Error> {
         self.drain()?;
-        if self.packing.send(Packing::Flush).is_err() {
-            return Err(self.why_stopped("packing"));
+        if !self.open_packs.flush() {
+            return Err(self.why_stopped("storing packs"));
         }
         while !self.packs.is_empty() {
             self.wait_for_result()?;
         }
         self.hand_over_chunks()?;
+        self.write_index(snapshot)?;
+        Ok(self.catalog.commit()?)
+    }
+
+    /// Writes sums and index of the packs that are stored, once they have so many chunks that listing more would
+    /// take too much memory.
+    pub(super) fn index_if_due(&mut self) -> Result<(), Error> {
+        match self.chunks_finished >= INDEX_CHUNKS {
+            true => self.write_index(None),
+            false => Ok(()),
+        }
+    }
+
+    fn write_index(&mut self, snapshot: Option<SnapshotBlocks>) -> Result<(), Error> {
         let packs = std::mem::take(&mut self.finished);
+        self.chunks_finished = 0;
         if !packs.is_empty() {
             let sums: Vec<_> = packs.iter().map(|pack| (pack.id, pack.digest)).collect();
             self.session.writer.put_sums(ObjectId::random(), &sums)?;
@@ -60,7 +77,7 @@ impl Engine<'_> {
             self.session.announce(&mut self.catalog)?;
             self.session.writer.put_index(ObjectId::random(), &Index { packs, snapshot })?;
         }
-        Ok(self.catalog.commit()?)
+        Ok(())
     }
 
     /// The blocks of the snapshot, as the difference to the one before.

@@ -5,15 +5,15 @@
 //! in the order of the walk, so nothing overtakes without limit and nothing can wait in a circle.
 
 use std::collections::{HashMap, HashSet};
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use crossbeam_channel::{Receiver, Sender};
 use roaring::RoaringTreemap;
 
-use super::budget::Budget;
 use super::event::{Content as FileContent, End, Enter, Event, NewFile, Reused};
 use super::nodes::{Link, NodeKey, Nodes, PLACEHOLDER, Purpose};
-use super::seal::{Done, Packing, Plain};
+use super::seal::{Done, OpenPacks, Plain};
 use super::session::Session;
 use super::store::Store;
 use super::{Error, INLINE_EXTENTS, NODE_ITEMS, Options, entry_of};
@@ -27,11 +27,15 @@ use crate::source::{Extended, Owners, Stat};
 
 /// Time between commits. A run that is killed loses at most so much work.
 const COMMIT_EVERY: Duration = Duration::from_secs(60);
-/// A commit comes earlier when it would list this many chunks: its index is held in memory.
+/// A commit comes earlier after so many chunks: until then SQLite holds back what it changed.
 const COMMIT_CHUNKS: usize = 100_000;
 
 /// A segment ends at about so many bytes, well before its node could be larger than a block.
 const NODE_BYTES: usize = 512 << 10;
+
+/// What the engine has of the stages behind it: where blocks go, where their buffers come from, the packs that they
+/// end in, and what becomes of them.
+pub(super) type Stages<'a> = (Sender<Plain>, Receiver<Vec<u8>>, Arc<OpenPacks<'a>>, Receiver<Done>);
 
 /// The engine of one run.
 pub(super) struct Engine<'a> {
@@ -39,10 +43,11 @@ pub(super) struct Engine<'a> {
     pub(super) catalog: Catalog,
     pub(super) options: &'a Options,
     pub(super) monitor: &'a dyn Monitor,
-    pub(super) budget: &'a Budget,
     pub(super) events: Receiver<Vec<Event>>,
     pub(super) plain: Sender<Plain>,
-    pub(super) packing: Sender<Packing>,
+    /// Buffers of blocks that were sealed, to be filled again.
+    pub(super) buffers: Receiver<Vec<u8>>,
+    pub(super) open_packs: Arc<OpenPacks<'a>>,
     pub(super) done: Receiver<Done>,
     pub(super) store: Store,
     pub(super) nodes: Nodes,
@@ -53,6 +58,8 @@ pub(super) struct Engine<'a> {
     /// Packs that are being filled, and those that are stored since the last commit.
     pub(super) packs: HashMap<PackId, Pack>,
     pub(super) finished: Vec<IndexedPack>,
+    /// Chunks in those that are stored.
+    pub(super) chunks_finished: usize,
     chunks_since_commit: usize,
     last_commit: Instant,
     /// Directories that were not found again; removed at the end, since they may turn up elsewhere.
@@ -124,15 +131,13 @@ enum Part {
 }
 
 impl<'a> Engine<'a> {
-    #[expect(clippy::too_many_arguments, reason = "made once, of all that a run is made of")]
     pub(super) fn new(
         session: &'a Session<'a>,
         catalog: Catalog,
         options: &'a Options,
         monitor: &'a dyn Monitor,
-        budget: &'a Budget,
         events: Receiver<Vec<Event>>,
-        (plain, packing, done): (Sender<Plain>, Sender<Packing>, Receiver<Done>),
+        (plain, buffers, open_packs, done): Stages<'a>,
         above: DirectoryId,
     ) -> Result<Self, Error> {
         Ok(Engine {
@@ -141,10 +146,10 @@ impl<'a> Engine<'a> {
             catalog,
             options,
             monitor,
-            budget,
             events,
             plain,
-            packing,
+            buffers,
+            open_packs,
             done,
             nodes: Nodes::default(),
             owners: Owners::default(),
@@ -152,6 +157,7 @@ impl<'a> Engine<'a> {
             used: RoaringTreemap::new(),
             packs: HashMap::new(),
             finished: Vec::new(),
+            chunks_finished: 0,
             chunks_since_commit: 0,
             last_commit: Instant::now(),
             vanished: Vec::new(),
@@ -200,7 +206,12 @@ impl<'a> Engine<'a> {
         let parent = self.frames.last().map_or(self.above, |frame| frame.id);
         let inode = (stat.dev, stat.ino);
         let id = match &row {
-            Some(row) => row.id,
+            Some(row) => {
+                if !row.in_place {
+                    self.catalog.move_directory(row.id, parent, &name)?;
+                }
+                row.id
+            }
             None => self.catalog.enter_directory(parent, &name, inode)?,
         };
         if let Some(above) = self.frames.last_mut() {
@@ -295,18 +306,14 @@ impl<'a> Engine<'a> {
     }
 
     /// Takes in a file's content as it arrives, and adds the file.
-    fn file(&mut self, NewFile { name, path, content, lent }: NewFile) -> Result<(), Error> {
+    fn file(&mut self, NewFile { name, path, content }: NewFile) -> Result<(), Error> {
         let key = self.new_part()?;
         let mut extents: Vec<(Extent, Option<Stored>)> = Vec::new();
         let mut nodes: Vec<(u64, Link)> = Vec::new();
         let end = loop {
             let (extent, stored) = match content.recv() {
                 Ok(FileContent::Chunk(bytes, digest)) => {
-                    let stored = self.store_chunk(PackKind::Data, bytes.into(), digest)?;
-                    (extent_of(&stored), Some(stored))
-                }
-                Ok(FileContent::Spooled(file, digest, length)) => {
-                    let stored = self.store_spooled(file, digest, length)?;
+                    let stored = self.store_data(bytes, digest)?;
                     (extent_of(&stored), Some(stored))
                 }
                 Ok(FileContent::Known(digest, length)) => match self.known(&digest)? {
@@ -317,6 +324,7 @@ impl<'a> Engine<'a> {
                 Ok(FileContent::Hole(length)) => (Extent::Hole(length), None),
                 Ok(FileContent::End(end)) => break Ok(end),
                 Ok(FileContent::Failed(why)) => break Err(why),
+                Ok(FileContent::Broken(error)) => return Err(error),
                 Ok(FileContent::BrokenOff) => return Ok(()),
                 Err(_) => return Err(Error::Stopped("reading files")),
             };
@@ -329,7 +337,6 @@ impl<'a> Engine<'a> {
                 self.commit_if_due()?;
             }
         };
-        self.budget.give_back(lent);
         match end {
             Ok(end) => self.finish_file(key, name, &path, *end, extents, nodes),
             Err(why) => {
@@ -592,8 +599,9 @@ impl<'a> Engine<'a> {
         }
         self.progress.stored_bytes += length;
         self.monitor.progress(self.progress);
+        self.chunks_finished += blocks.iter().map(|block| block.chunks.len()).sum::<usize>();
         self.finished.push(IndexedPack { id, kind, digest, blocks });
-        Ok(())
+        self.index_if_due()
     }
 
     fn commit_if_due(&mut self) -> Result<(), Error> {

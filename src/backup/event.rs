@@ -1,10 +1,12 @@
 //! What the walk tells the engine, in preorder: the order in which a snapshot counts its entries.
 
-use std::fs::File;
 use std::path::PathBuf;
 
 use crossbeam_channel::Receiver;
 
+use super::Error;
+use super::budget::Loan;
+use super::parking::Parked;
 use crate::catalog::{BlockId, DirectoryRow, SegmentId, SegmentRow};
 use crate::format::{BlockLocation, Digest, Entry};
 use crate::source::{Extended, Stat};
@@ -67,16 +69,12 @@ pub(super) struct NewFile {
     pub(super) path: PathBuf,
     /// Its content.
     pub(super) content: Receiver<Content>,
-    /// What the budget lent for it.
-    pub(super) lent: usize,
 }
 
 /// Content of a file, in order.
 pub(super) enum Content {
     /// A chunk.
-    Chunk(Vec<u8>, Digest),
-    /// A chunk in an unnamed file.
-    Spooled(File, Digest, u32),
+    Chunk(Bytes, Digest),
     /// A chunk of this digest and length that came before.
     Known(Digest, u32),
     /// Zeros that are not stored.
@@ -85,8 +83,28 @@ pub(super) enum Content {
     End(Box<End>),
     /// The file could not be read.
     Failed(String),
+    /// The backup can't go on.
+    Broken(Error),
     /// The whole backup breaks off here; whoever sends it says why.
     BrokenOff,
+}
+
+/// A chunk's bytes on their way to the engine.
+pub(super) enum Bytes {
+    /// In memory that was lent.
+    Memory { bytes: Vec<u8>, _loan: Loan },
+    /// In a temporary file.
+    Parked(Parked),
+}
+
+impl Bytes {
+    /// The bytes. What was lent for them is free then: from here on they count as a block's.
+    pub(super) fn take(self) -> Result<Vec<u8>, Error> {
+        match self {
+            Bytes::Memory { bytes, .. } => Ok(bytes),
+            Bytes::Parked(parked) => parked.take(),
+        }
+    }
 }
 
 /// What is known of a file once it is read.

@@ -9,11 +9,12 @@
 //! - [`session`]: the lock, and what must be as it was left before anything is written
 //! - [`scope`]: what is backed up; [`list`] reads lists of paths, [`selection`] holds them
 //! - [`walk`]: lists, compares with the catalog, asks for what changed to be read
+//! - [`ahead`], [`found`]: helpers look into directories before the walk gets there
 //! - [`stdin`]: a pipe in the walk's place
 //! - [`event`]: what the walk tells the engine
 //! - [`read`]: many readers of small files, one of large files
 //! - [`seen`]: files of several names, which are read once
-//! - [`budget`]: the loan of memory for small files that were read ahead
+//! - [`budget`]: the loan of memory for what was read ahead; [`parking`]: a temporary file in its place
 //! - [`engine`]: decides, in one thread
 //! - [`store`]: chunks into blocks; what is known is not stored again
 //! - [`nodes`]: tree nodes that wait for what they refer to
@@ -25,14 +26,18 @@
 //! plain and as many sealed, zstd's window for each worker, SQLite's cache twice, the chunks and the index of
 //! one commit, digests of files of several names, and a group of entries for each directory between the root and the walk.
 
+mod ahead;
 mod budget;
 mod commit;
 mod engine;
 mod error;
 mod event;
+mod found;
 mod list;
 mod nodes;
+mod parking;
 mod read;
+mod rules;
 mod scope;
 mod seal;
 mod seen;
@@ -47,6 +52,7 @@ use std::collections::HashSet;
 use std::ffi::OsString;
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
 use std::time::{Duration, Instant};
@@ -66,22 +72,30 @@ use crate::format::{ChunkRef, Items, Node, Timestamp};
 use crate::monitor::Monitor;
 use crate::repository::Repository;
 use crate::source::{Cutter, Extended, MountTable, Stat, Tags, now};
+use ahead::Ahead;
 use budget::Budget;
 use engine::{Engine, Outcome, Tally};
-use read::Reading;
+use parking::Parking;
+use read::{Lane, Reading};
+use rules::Rules;
 use scope::{Origin, Scope, identify};
+use seal::OpenPacks;
 use seen::Seen;
 use session::Session;
-use walk::{Counts, Rules, Stop, Walk};
+use walk::{Counts, Stop, Walk};
 
 /// Bytes of small files that may be read ahead of the engine.
-const READ_AHEAD: usize = 8 << 20;
+const SMALL_AHEAD: usize = 4 << 20;
+/// Bytes of large files' chunks that may be.
+const LARGE_AHEAD: usize = 4 << 20;
 /// Messages in a channel between two stages.
 const CHANNEL: usize = 2;
 /// Events that the walk may be ahead of the engine.
 const EVENTS: usize = 1024;
 /// Readers of small files: on a cold disk each waits for a seek, so their number has nothing to do with cores.
 const SMALL_READERS: usize = 16;
+/// Helpers that look at directories ahead of the walk.
+const HELPERS: usize = 2;
 /// More workers than this only take memory: the walk can't feed them.
 const WORKERS: usize = 8;
 /// Stack of the walk's thread, which recurses into directories. Only what is used takes memory.
@@ -262,39 +276,40 @@ impl Run<'_> {
         };
         let target = self.session.repository.target();
         let sealer = self.session.writer.block_sealer();
-        let rules = self.rules(forbidden)?;
+        let rules = Arc::new(self.rules(forbidden)?);
         let past = catalog.past()?;
         let reading = Reading {
             cutter: Cutter::new(self.session.trust.seed, self.options.chunk_size),
             whole_below: rules.large,
-            spool_all: self.options.low_memory,
             seen: Seen::default(),
         };
-        let budget = Budget::new(READ_AHEAD);
+        let (reading, lanes) = (&reading, &Lanes::new(self.options.low_memory)?);
+        let ahead = Ahead::default();
 
         thread::scope(|threads| {
             let (events_in, events) = bounded(EVENTS);
             let (plain, plain_out) = bounded(CHANNEL);
-            let (packing, packing_out) = bounded(CHANNEL);
+            let (buffers_in, buffers) = bounded(CHANNEL);
             let (full, full_out) = bounded(1);
             let (done_in, done) = unbounded();
             let (small, small_out) = bounded(EVENTS);
             let (large, large_out) = bounded(EVENTS);
 
+            let packs = Arc::new(OpenPacks::new(target, full, done_in.clone()));
             for _ in 0..workers {
-                let (plain, packing, done) = (plain_out.clone(), packing.clone(), done_in.clone());
+                let (plain, buffers, packs) = (plain_out.clone(), buffers_in.clone(), packs.clone());
                 let (sealer, level) = (sealer.clone(), self.options.compression);
-                threads.spawn(move || seal::seal(&plain, sealer.as_ref(), level, &packing, &done));
+                threads.spawn(move || seal::seal(&plain, sealer.as_ref(), level, &packs, &buffers));
             }
-            let storer_done = done_in.clone();
-            threads.spawn(move || seal::store(target, &full_out, &storer_done));
-            threads.spawn(move || seal::pack(target, &packing_out, &full, &done_in));
-            let reading = &reading;
-            for _ in 0..if self.options.low_memory { 1 } else { SMALL_READERS } {
+            threads.spawn(move || seal::store(target, &full_out, &done_in));
+            for _ in 0..lanes.small_readers() {
                 let jobs = small_out.clone();
-                threads.spawn(move || read::work(&jobs, reading));
+                threads.spawn(move || read::work(&jobs, reading, &lanes.small));
             }
-            threads.spawn(move || read::work(&large_out, reading));
+            threads.spawn(move || read::work(&large_out, reading, &lanes.large));
+            for _ in 0..HELPERS {
+                threads.spawn(|| ahead.help());
+            }
             // A channel ends when its last holder is gone; these would hold on for ever.
             drop((plain_out, small_out));
 
@@ -305,9 +320,11 @@ impl Run<'_> {
                 batch: RefCell::default(),
                 small,
                 large,
-                budget: &budget,
+                budget: lanes.budget(),
                 monitor: self.monitor,
                 stop: self.stop,
+                ahead: ahead.clone(),
+                root: None,
                 counts: Counts::default(),
                 files_sent: 0,
             };
@@ -316,16 +333,15 @@ impl Run<'_> {
                 thread::Builder::new().name("walk".into()).stack_size(WALK_STACK).spawn_scoped(threads, move || {
                     let result = match &self.scope.origin {
                         Origin::Tree { root, selection } => walk.root(root, above, selection.root()),
-                        Origin::Stdin(name) => walk.stdin(name, above, reading, self.started),
+                        Origin::Stdin(name) => walk.stdin(name, above, (reading, &lanes.large), self.started),
                     };
                     (walk.counts, result.and_then(|()| walk.send_batch()))
                 });
             let walk = walk.map_err(|_| Error::Stopped("the walk could not be started"))?;
 
             let follow = || {
-                let stages = (plain, packing, done);
-                let mut engine =
-                    Engine::new(self.session, catalog, self.options, self.monitor, &budget, events, stages, above)?;
+                let stages = (plain, buffers, packs, done);
+                let mut engine = Engine::new(self.session, catalog, self.options, self.monitor, events, stages, above)?;
                 let root = engine.follow()?;
                 match (walk.join().map_err(|_| Error::Stopped("the walk"))?, root) {
                     ((counts, Ok(())), Some(root)) => self.finish(&mut engine, &root, counts),
@@ -338,8 +354,9 @@ impl Run<'_> {
                 }
             };
             let summary = follow();
-            // The engine is gone with its channels; only a wait for memory would not notice.
-            budget.close();
+            // The engine is gone with its channels; only who waits for memory or for work would not notice.
+            lanes.close();
+            ahead.close();
             summary
         })
     }
@@ -384,6 +401,7 @@ impl Run<'_> {
         for (parent, name, id) in std::mem::take(&mut engine.vanished) {
             engine.catalog.remove_directory(parent, &name, id)?;
         }
+        engine.catalog.remove_displaced()?;
         let base = previous.map(|(row, blocks)| (row.name, blocks));
         let time = self.name_time(engine.catalog.newest_time()?.as_deref());
         let name = SnapshotName { source: self.source.1, time, id: SnapshotId::random() };
@@ -536,6 +554,49 @@ fn entry_of(name: Vec<u8>, stat: &Stat, extended: Extended, content: Content) ->
         xattrs: extended.xattrs,
         flags: 0,
         inode_flags: extended.inode_flags,
+    }
+}
+
+/// Where content waits that was read ahead: small files, and chunks of large ones. Each has room of its own, since the
+/// engine takes files in the order of the walk, and one kind must not wait for the other.
+struct Lanes {
+    small: Lane,
+    large: Lane,
+}
+
+impl Lanes {
+    fn new(low_memory: bool) -> Result<Self, Error> {
+        Ok(match low_memory {
+            true => Lanes { small: Lane::Parking(Parking::new()?), large: Lane::Parking(Parking::new()?) },
+            false => {
+                Lanes { small: Lane::Memory(Budget::new(SMALL_AHEAD)), large: Lane::Memory(Budget::new(LARGE_AHEAD)) }
+            }
+        })
+    }
+
+    /// What the walk takes loans for small files from. Those that are parked wait for room when they are read: by a
+    /// single reader, so that the first in the walk gets it first.
+    fn budget(&self) -> Option<Budget> {
+        match &self.small {
+            Lane::Memory(budget) => Some(budget.clone()),
+            Lane::Parking(_) => None,
+        }
+    }
+
+    fn small_readers(&self) -> usize {
+        match &self.small {
+            Lane::Memory(_) => SMALL_READERS,
+            Lane::Parking(_) => 1,
+        }
+    }
+
+    fn close(&self) {
+        for lane in [&self.small, &self.large] {
+            match lane {
+                Lane::Memory(budget) => budget.close(),
+                Lane::Parking(parking) => parking.close(),
+            }
+        }
     }
 }
 

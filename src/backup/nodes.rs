@@ -5,14 +5,12 @@
 //! node's own block has its place too, the catalog's rows about it are written. So what the catalog says
 //! after a commit is true, wherever the run breaks off.
 
-use std::borrow::Cow;
 use std::collections::HashMap;
 
 use super::Error;
 use super::engine::Engine;
 use crate::catalog::stats::Stats;
 use crate::catalog::{BlockId, DirectoryId, SegmentId, Stored};
-use crate::format::index::PackKind;
 use crate::format::{BlockLocation, ChunkRef, Content, Digest, Extent, Items, Node, NodeRef, Segment};
 
 /// Names a node that waits.
@@ -301,7 +299,7 @@ impl Engine<'_> {
         }
         self.name_owners(&mut node);
         let bytes = node.encode();
-        let stored = self.store_chunk(PackKind::Tree, Cow::from(&bytes), Digest::of(&bytes))?;
+        let stored = self.store_node(&bytes)?;
         let mut below = Vec::new();
         match purpose {
             Purpose::Segment { directory, replaces, stats, children } => {

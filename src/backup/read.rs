@@ -2,20 +2,27 @@
 //!
 //! On a cold disk a small file costs a seek, so many are asked for at once, whatever the number of cores.
 //! Each file's content goes to a channel of its own, so the engine takes files in the order of the walk
-//! however they arrive.
+//! however they arrive. What is read ahead is lent: for a small file by the walk, in the order in which the engine
+//! takes them, for a large one by its reader, a chunk at a time.
 
 use std::ffi::OsStr;
 use std::fs::File;
-use std::io::{self, Read, Seek, SeekFrom, Write};
+use std::io::{self, Read};
 use std::os::unix::ffi::OsStrExt;
 use std::sync::Arc;
 
 use crossbeam_channel::{Receiver, Sender};
 
-use super::event::{Content, End};
+use super::Error;
+use super::budget::{Budget, Loan};
+use super::event::{Bytes, Content, End};
+use super::parking::Parking;
 use super::seen::{Seen, SeenFile, SeenPiece};
-use crate::format::{BLOCK_SIZE, Digest, Kind};
+use crate::format::{Digest, Kind};
 use crate::source::{self, Cutter, Directory, Extended, Piece, Stat, now};
+
+/// Most bytes that are read of a file of no size.
+const MADE_UP: u64 = 64 << 10;
 
 /// A file to be read.
 pub(super) struct Job {
@@ -24,6 +31,8 @@ pub(super) struct Job {
     /// Its place in the order in which the engine takes files.
     pub(super) number: u64,
     pub(super) content: Sender<Content>,
+    /// What was lent for a small file.
+    pub(super) loan: Option<Loan>,
 }
 
 /// How files are read.
@@ -32,10 +41,16 @@ pub(super) struct Reading {
     pub(super) cutter: Cutter,
     /// Files below this are one chunk.
     pub(super) whole_below: u64,
-    /// Every chunk waits in an unnamed file, not in memory.
-    pub(super) spool_all: bool,
     /// Files of several names that were read.
     pub(super) seen: Seen,
+}
+
+/// Where a reader's chunks wait.
+pub(super) enum Lane {
+    /// In memory.
+    Memory(Budget),
+    /// In a temporary file.
+    Parking(Parking),
 }
 
 /// Why a file's content ended early.
@@ -44,6 +59,8 @@ pub(super) enum Stop {
     Gone,
     /// The file failed.
     Failed(String),
+    /// Something failed without which there is no backup.
+    Broken(Error),
 }
 
 impl From<io::Error> for Stop {
@@ -59,16 +76,19 @@ impl From<source::Error> for Stop {
 }
 
 /// Reads files until there are no more jobs.
-pub(super) fn work(jobs: &Receiver<Job>, reading: &Reading) {
-    for job in jobs {
-        if let Err(Stop::Failed(why)) = read(&job, reading) {
-            // If nobody listens any more, nobody needs to know.
-            let _ = job.content.send(Content::Failed(why));
-        }
+pub(super) fn work(jobs: &Receiver<Job>, reading: &Reading, lane: &Lane) {
+    for mut job in jobs {
+        let message = match read(&mut job, reading, lane) {
+            Err(Stop::Failed(why)) => Content::Failed(why),
+            Err(Stop::Broken(error)) => Content::Broken(error),
+            Ok(()) | Err(Stop::Gone) => continue,
+        };
+        // If nobody listens any more, nobody needs to know.
+        let _ = job.content.send(message);
     }
 }
 
-fn read(job: &Job, reading: &Reading) -> Result<(), Stop> {
+fn read(job: &mut Job, reading: &Reading, lane: &Lane) -> Result<(), Stop> {
     let name = OsStr::from_bytes(&job.name);
     let file = job.directory.open_file(name).map_err(|e| Stop::Failed(e.to_string()))?;
     let started = now();
@@ -76,25 +96,27 @@ fn read(job: &Job, reading: &Reading) -> Result<(), Stop> {
     if before.kind != Kind::File {
         return Err(Stop::Failed("it was a file and is none any more".into()));
     }
-    let mut sink = Sink::new(&job.content);
+    let mut sink = Sink::new(&job.content, lane, before.size);
+    sink.loan = job.loan.take();
     let seen = if Seen::wants(&before) { reading.seen.find(&before, job.number) } else { None };
     if seen.is_none() && Seen::wants(&before) {
         sink.pieces = Some(Vec::new());
     }
     if let Some(seen) = &seen {
         sink.again(seen)?;
-    } else if before.size < reading.whole_below && !reading.spool_all {
+    } else if before.size < reading.whole_below {
         let bytes = read_whole(&file, before.size)?;
         sink.chunk(bytes)?;
     } else {
         cut(&file, &before, reading, &mut sink)?;
     }
     let extended = Extended::of_fd(&file);
-    let after = Stat::of_fd(&file)?;
-    let there = job.directory.stat_child(name);
     // Renamed or deleted meanwhile is no change of what was read; another file in its place is.
-    let replaced = there.is_ok_and(|there| there.ino != before.ino || there.dev != before.dev);
-    let changed = replaced || !before.same_content_as(&after) || sink.size != before.size;
+    let same = match job.directory.stat_child(name) {
+        Ok(there) => (there.ino, there.dev) == (before.ino, before.dev) && before.same_content_as(&there),
+        Err(_) => before.same_content_as(&Stat::of_fd(&file)?),
+    };
+    let changed = !same || sink.size != before.size;
     let digest = seen.map_or_else(|| sink.digest(), |seen| seen.digest);
     let fresh = before.is_fresh(started);
     if let (false, Some(pieces)) = (changed, sink.pieces.take()) {
@@ -103,23 +125,29 @@ fn read(job: &Job, reading: &Reading) -> Result<(), Stop> {
     sink.send(Content::End(Box::new(End { stat: before, extended, size: sink.size, digest, changed, fresh })))
 }
 
-/// Reads a file of `size` bytes, and what it grew by meanwhile, up to a block.
+/// Reads a file of `size` bytes. What it grew by meanwhile is left out. Files that the kernel makes up have no size.
 fn read_whole(file: &File, size: u64) -> io::Result<Vec<u8>> {
-    let mut bytes = Vec::with_capacity(size as usize + 1);
-    let limit = BLOCK_SIZE as u64;
+    let limit = if size == 0 { MADE_UP } else { size };
+    let mut bytes = Vec::with_capacity(size as usize);
     file.take(limit).read_to_end(&mut bytes)?;
     Ok(bytes)
 }
 
 fn cut(file: &File, stat: &Stat, reading: &Reading, sink: &mut Sink<'_>) -> Result<(), Stop> {
     let sparse = stat.blocks.saturating_mul(512) < stat.size;
-    reading.cutter.cut(file, stat.size, sparse, &mut |piece| sink.piece(piece, reading))?;
+    reading.cutter.cut(file, stat.size, sparse, &mut |piece| sink.piece(piece))?;
     Ok(())
 }
 
 /// Where a file's content goes, and what is counted on the way.
 pub(super) struct Sink<'c> {
     content: &'c Sender<Content>,
+    lane: &'c Lane,
+    /// What was lent for a small file's only chunk.
+    loan: Option<Loan>,
+    /// Bytes that are to come: none of them are digested twice if they come at once.
+    expected: u64,
+    /// Of all bytes.
     hasher: blake3::Hasher,
     pub(super) size: u64,
     chunks: u64,
@@ -129,8 +157,9 @@ pub(super) struct Sink<'c> {
 }
 
 impl<'c> Sink<'c> {
-    pub(super) fn new(content: &'c Sender<Content>) -> Self {
-        Sink { content, hasher: blake3::Hasher::new(), size: 0, chunks: 0, first: None, pieces: None }
+    pub(super) fn new(content: &'c Sender<Content>, lane: &'c Lane, expected: u64) -> Self {
+        let hasher = blake3::Hasher::new();
+        Sink { content, lane, loan: None, expected, hasher, size: 0, chunks: 0, first: None, pieces: None }
     }
 
     /// The digest of all bytes so far.
@@ -141,11 +170,10 @@ impl<'c> Sink<'c> {
         }
     }
 
-    /// Takes a piece in, as `reading` wants it.
-    pub(super) fn piece(&mut self, piece: Piece, reading: &Reading) -> Result<(), Stop> {
+    /// Takes a piece in.
+    pub(super) fn piece(&mut self, piece: Piece) -> Result<(), Stop> {
         match piece {
             Piece::Hole(length) => self.hole(length),
-            Piece::Data(bytes) if reading.spool_all => self.spool(&bytes),
             Piece::Data(bytes) => self.chunk(bytes),
         }
     }
@@ -173,26 +201,23 @@ impl<'c> Sink<'c> {
             return Ok(());
         }
         let digest = Digest::of(&bytes);
-        self.hasher.update(&bytes);
+        // The only chunk's digest is the file's.
+        if (bytes.len() as u64) < self.expected {
+            self.hasher.update(&bytes);
+        }
         self.count(bytes.len() as u64, digest);
-        self.send(Content::Chunk(bytes, digest))
-    }
-
-    /// A chunk that waits in an unnamed temporary file instead of in memory.
-    fn spool(&mut self, bytes: &[u8]) -> Result<(), Stop> {
-        let folder = std::env::temp_dir();
-        let write = || -> io::Result<File> {
-            let mut file = tempfile::tempfile_in(&folder)?;
-            file.write_all(bytes)?;
-            file.seek(SeekFrom::Start(0))?;
-            Ok(file)
+        let bytes = match (self.loan.take(), self.lane) {
+            (Some(_loan), _) => Bytes::Memory { bytes, _loan },
+            (None, Lane::Memory(budget)) => {
+                let _loan = budget.take(bytes.len()).ok_or(Stop::Gone)?;
+                Bytes::Memory { bytes, _loan }
+            }
+            (None, Lane::Parking(parking)) => {
+                let parked = parking.put(&bytes).map_err(Stop::Broken)?;
+                Bytes::Parked(parked.ok_or(Stop::Gone)?)
+            }
         };
-        let file =
-            write().map_err(|e| Stop::Failed(format!("cannot use a temporary file in {}: {e}", folder.display())))?;
-        let digest = Digest::of(bytes);
-        self.hasher.update(bytes);
-        self.count(bytes.len() as u64, digest);
-        self.send(Content::Spooled(file, digest, bytes.len() as u32))
+        self.send(Content::Chunk(bytes, digest))
     }
 
     fn hole(&mut self, length: u64) -> Result<(), Stop> {

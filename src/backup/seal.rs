@@ -1,13 +1,14 @@
 //! Sealing blocks and filling packs.
 //!
 //! ```text
-//! engine ─► sealers (compress, pad, encrypt) ─► packer (append, digest) ─► storer (sync, link) ─► engine
+//! engine ─► sealers (compress, pad, encrypt, append to a pack) ─► storer (sync, link) ─► engine
 //! ```
 //!
-//! Sealers are as many as the machine has cores. One packer keeps one open pack of each kind, so that packs
-//! are full and their blocks lie nearly in the order of the walk. While the storer waits for the disk, the
-//! next pack is filled. All channels are bounded but the one back to the engine, which never holds more than
-//! the blocks that are on their way.
+//! All sealers append to the same open pack of each kind, so that packs are full and their blocks lie nearly in the
+//! order of the walk. While the storer waits for the disk, the next pack is filled. All channels are bounded but the
+//! one back to the engine, which never holds more than the blocks that are on their way.
+
+use std::sync::{Mutex, PoisonError};
 
 use crossbeam_channel::{Receiver, Sender};
 
@@ -16,7 +17,7 @@ use crate::catalog::BlockId;
 use crate::crypt::Sealer;
 use crate::format::block::Encoder;
 use crate::format::index::PackKind;
-use crate::format::{BlockLocation, Digest, PackId, name};
+use crate::format::{BLOCK_SIZE, BlockLocation, Digest, PackId, SEALED_SIZE, name};
 use crate::target::{Spool, Target};
 
 /// A pack is stored when it has this many bytes.
@@ -29,14 +30,6 @@ pub(super) struct Plain {
     pub(super) bytes: Vec<u8>,
     /// Hide the exact length.
     pub(super) pad: bool,
-}
-
-/// What goes to the packer.
-pub(super) enum Packing {
-    /// A sealed block.
-    Block { block: BlockId, kind: PackKind, bytes: Vec<u8> },
-    /// Store what is there, however short the packs are.
-    Flush,
 }
 
 /// A pack that is full.
@@ -56,69 +49,96 @@ pub(super) enum Done {
     Failed(Error),
 }
 
-/// Seals blocks until there are no more; `sealer` is none in an unencrypted repository.
+/// Seals blocks until there are no more; `sealer` is none in an unencrypted repository. Buffers of blocks go back
+/// through `buffers`.
 pub(super) fn seal(
     plain: &Receiver<Plain>,
     sealer: Option<&Sealer>,
     level: i32,
-    packing: &Sender<Packing>,
-    done: &Sender<Done>,
+    packs: &OpenPacks<'_>,
+    buffers: &Sender<Vec<u8>>,
 ) {
     let run = || -> Result<(), Error> {
         let mut encoder = Encoder::new(level)?;
-        let mut frame = Vec::new();
-        for Plain { block, kind, bytes, pad } in plain {
+        let mut frame = Vec::with_capacity(SEALED_SIZE);
+        let mut sealed = Vec::with_capacity(SEALED_SIZE);
+        for Plain { block, kind, mut bytes, pad } in plain {
             encoder.encode(&bytes, pad, &mut frame)?;
-            let bytes = match sealer {
+            bytes.clear();
+            if bytes.capacity() >= BLOCK_SIZE {
+                // If nobody wants it, there are enough.
+                let _ = buffers.try_send(bytes);
+            }
+            let stored = match sealer {
                 Some(sealer) => {
-                    let mut sealed = Vec::with_capacity(frame.len() + 1024);
+                    sealed.clear();
                     sealer.seal(&frame, &mut sealed)?;
-                    sealed
+                    &sealed
                 }
-                None => frame.clone(),
+                None => &frame,
             };
-            if packing.send(Packing::Block { block, kind, bytes }).is_err() {
+            if !packs.append(block, kind, stored)? {
                 break;
             }
         }
         Ok(())
     };
-    report(run(), done);
+    report(run(), &packs.done);
 }
 
-/// Appends sealed blocks to packs until there are no more.
-pub(super) fn pack(target: &Target, packing: &Receiver<Packing>, full: &Sender<Full>, done: &Sender<Done>) {
-    let run = || -> Result<(), Error> {
-        let (mut data, mut tree) = (None, None);
-        for step in packing {
-            match step {
-                Packing::Block { block, kind, bytes } => {
-                    let slot = match kind {
-                        PackKind::Data => &mut data,
-                        PackKind::Tree => &mut tree,
-                    };
-                    let open = match slot {
-                        Some(open) => open,
-                        None => slot.insert(Open::new(target)?),
-                    };
-                    let (ordinal, at) = open.append(&bytes)?;
-                    if done.send(Done::Block { block, kind, ordinal, at }).is_err() {
-                        break;
-                    }
-                    if open.spool.length() >= PACK_SIZE && !hand_over(slot.take(), full) {
-                        break;
-                    }
-                }
-                Packing::Flush => {
-                    if !(hand_over(data.take(), full) && hand_over(tree.take(), full)) {
-                        break;
-                    }
-                }
-            }
+/// The packs that are being filled, one of each kind.
+pub(super) struct OpenPacks<'t> {
+    target: &'t Target,
+    data: Mutex<Option<Open>>,
+    tree: Mutex<Option<Open>>,
+    full: Sender<Full>,
+    done: Sender<Done>,
+}
+
+impl<'t> OpenPacks<'t> {
+    /// None are open yet. Packs that are full go to `full`; `done` hears of blocks.
+    pub(super) fn new(target: &'t Target, full: Sender<Full>, done: Sender<Done>) -> Self {
+        OpenPacks { target, data: Mutex::default(), tree: Mutex::default(), full, done }
+    }
+
+    fn slot(&self, kind: PackKind) -> &Mutex<Option<Open>> {
+        match kind {
+            PackKind::Data => &self.data,
+            PackKind::Tree => &self.tree,
         }
-        Ok(())
-    };
-    report(run(), done);
+    }
+
+    /// Appends a sealed block. False if nobody listens any more.
+    fn append(&self, block: BlockId, kind: PackKind, bytes: &[u8]) -> Result<bool, Error> {
+        // Held to the end: the engine must hear of a block before it hears of its pack.
+        let mut slot = self.slot(kind).lock().unwrap_or_else(PoisonError::into_inner);
+        let open = match &mut *slot {
+            Some(open) => open,
+            none => none.insert(Open::new(self.target)?),
+        };
+        let (ordinal, at) = open.append(bytes)?;
+        if self.done.send(Done::Block { block, kind, ordinal, at }).is_err() {
+            return Ok(false);
+        }
+        Ok(open.spool.length() < PACK_SIZE || self.hand_over(slot.take()))
+    }
+
+    /// Has what is there stored, however short the packs are. False if the storer is gone.
+    pub(super) fn flush(&self) -> bool {
+        [PackKind::Data, PackKind::Tree].into_iter().all(|kind| {
+            let open = self.slot(kind).lock().unwrap_or_else(PoisonError::into_inner).take();
+            self.hand_over(open)
+        })
+    }
+
+    fn hand_over(&self, open: Option<Open>) -> bool {
+        match open {
+            Some(Open { pack, spool, hasher, .. }) => {
+                self.full.send(Full { pack, spool, digest: hasher.finalize().into() }).is_ok()
+            }
+            None => true,
+        }
+    }
 }
 
 /// Stores full packs until there are no more.
@@ -140,15 +160,6 @@ fn report(result: Result<(), Error>, done: &Sender<Done>) {
     if let Err(error) = result {
         // If the engine is gone, it has an error of its own to tell.
         let _ = done.send(Done::Failed(error));
-    }
-}
-
-fn hand_over(open: Option<Open>, full: &Sender<Full>) -> bool {
-    match open {
-        Some(Open { pack, spool, hasher, .. }) => {
-            full.send(Full { pack, spool, digest: hasher.finalize().into() }).is_ok()
-        }
-        None => true,
     }
 }
 

@@ -18,7 +18,7 @@ use rustix::io::Errno;
 
 use super::Error;
 use super::event::{Content, End, Event, NewFile};
-use super::read::{self, Reading, Sink};
+use super::read::{self, Lane, Reading, Sink};
 use super::walk::{AHEAD, Known, Stop, Walk};
 use crate::catalog::DirectoryId;
 use crate::format::entry::Content as Stored;
@@ -35,11 +35,11 @@ impl Walk<'_> {
         &mut self,
         name: &[u8],
         above: DirectoryId,
-        reading: &Reading,
+        (reading, lane): (&Reading, &Lane),
         started: Timestamp,
     ) -> Result<(), Stop> {
         // It has no inode to be found by, so only what stands at its own place counts.
-        let row = self.past.directory(above, b"", (0, 0))?.filter(|row| row.in_place);
+        let row = self.past.directory(above, b"", (0, 0), true)?.filter(|row| row.in_place);
         let mut replaces = Vec::new();
         let mut before = None;
         if let Some(row) = &row {
@@ -56,8 +56,8 @@ impl Walk<'_> {
         self.send(Event::NewSegment { replaces })?;
         let (sender, content) = bounded(AHEAD);
         let path = PathBuf::from(OsStr::from_bytes(name));
-        self.send(Event::File(Box::new(NewFile { name: name.to_vec(), path, content, lent: 0 })))?;
-        let mut sink = Sink::new(&sender);
+        self.send(Event::File(Box::new(NewFile { name: name.to_vec(), path, content })))?;
+        let mut sink = Sink::new(&sender, lane, u64::MAX);
         match read_all(&mut sink, reading, self.stop) {
             Ok(()) => {}
             Err(Stop::Gone) => return Err(Stop::Gone),
@@ -122,7 +122,7 @@ fn content_of(items: &Items, name: &[u8]) -> Option<(u64, Digest)> {
 fn read_all(sink: &mut Sink<'_>, reading: &Reading, stop: &AtomicBool) -> Result<(), Stop> {
     let stdin = rustix::stdio::stdin().try_clone_to_owned().map_err(Error::Stdin)?;
     let mut input = Input { file: File::from(stdin), stop };
-    let result = reading.cutter.cut_stream(&mut input, &mut |piece| sink.piece(piece, reading));
+    let result = reading.cutter.cut_stream(&mut input, &mut |piece| sink.piece(piece));
     // A pipe ends early when an interrupt ends those who fill it, so an end is none then.
     if stop.load(Ordering::Relaxed) {
         return Err(Stop::Failed(Error::Interrupted));
@@ -130,6 +130,7 @@ fn read_all(sink: &mut Sink<'_>, reading: &Reading, stop: &AtomicBool) -> Result
     match result {
         Ok(_) => Ok(()),
         Err(read::Stop::Gone) => Err(Stop::Gone),
+        Err(read::Stop::Broken(error)) => Err(Stop::Failed(error)),
         Err(read::Stop::Failed(why)) => Err(Stop::Failed(Error::Stdin(io::Error::other(why)))),
     }
 }

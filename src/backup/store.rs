@@ -2,11 +2,10 @@
 
 use std::borrow::Cow;
 use std::collections::{HashMap, HashSet};
-use std::fs::File;
-use std::io::Read;
 
 use super::Error;
 use super::engine::Engine;
+use super::event::Bytes;
 use super::seal::Plain;
 use crate::catalog::{BlockId, Stored};
 use crate::format::index::PackKind;
@@ -29,6 +28,13 @@ struct Gather {
     chunks: Chunks,
 }
 
+/// Where a chunk is.
+struct Held {
+    block: BlockId,
+    start: u32,
+    length: u32,
+}
+
 /// Blocks that have no place yet, and chunks that the catalog does not have yet.
 pub(super) struct Store {
     next: BlockId,
@@ -39,9 +45,9 @@ pub(super) struct Store {
     /// Blocks with the sealers, and what they hold.
     pub(super) sealing: HashMap<BlockId, Chunks>,
     /// Chunks of this run that are not in the catalog's table.
-    held: HashMap<Digest, Stored>,
+    held: HashMap<Digest, Held>,
     /// Those of them whose blocks have places.
-    ready: Vec<Stored>,
+    ready: Vec<Digest>,
     /// Places of recent blocks.
     pub(super) places: HashMap<BlockId, BlockLocation>,
 }
@@ -79,16 +85,24 @@ impl Store {
 }
 
 impl Engine<'_> {
-    /// Stores a chunk of at most a block, unless it is there already.
-    pub(super) fn store_chunk(
-        &mut self,
-        kind: PackKind,
-        bytes: Cow<'_, [u8]>,
-        digest: Digest,
-    ) -> Result<Stored, Error> {
-        if let Some(known) = self.known(&digest)? {
-            return Ok(known);
+    /// Stores a chunk of a file, unless it is there already.
+    pub(super) fn store_data(&mut self, bytes: Bytes, digest: Digest) -> Result<Stored, Error> {
+        match self.known(&digest)? {
+            Some(known) => Ok(known),
+            None => self.store_new(PackKind::Data, bytes.take()?.into(), digest),
         }
+    }
+
+    /// Stores a tree node, unless it is there already.
+    pub(super) fn store_node(&mut self, bytes: &[u8]) -> Result<Stored, Error> {
+        let digest = Digest::of(bytes);
+        match self.known(&digest)? {
+            Some(known) => Ok(known),
+            None => self.store_new(PackKind::Tree, bytes.into(), digest),
+        }
+    }
+
+    fn store_new(&mut self, kind: PackKind, bytes: Cow<'_, [u8]>, digest: Digest) -> Result<Stored, Error> {
         if bytes.len() > BLOCK_SIZE {
             return Err(Error::Stopped("a chunk is larger than a block"));
         }
@@ -101,26 +115,16 @@ impl Engine<'_> {
         }
         let block = self.store.new_block();
         let stored = Stored { digest, block, start: 0, length: bytes.len() as u32 };
-        self.store.held.insert(digest, stored);
+        self.store.hold(stored);
         let chunks = vec![(digest, bytes.len() as u32)];
         self.seal(block, kind, bytes.into_owned(), chunks)?;
         Ok(stored)
     }
 
-    /// Stores a chunk that waits in a file.
-    pub(super) fn store_spooled(&mut self, mut file: File, digest: Digest, length: u32) -> Result<Stored, Error> {
-        if let Some(known) = self.known(&digest)? {
-            return Ok(known);
-        }
-        let mut bytes = vec![0; length as usize];
-        file.read_exact(&mut bytes).map_err(super::temporary)?;
-        self.store_chunk(PackKind::Data, bytes.into(), digest)
-    }
-
     /// A chunk that this run or an earlier one stored.
     pub(super) fn known(&mut self, digest: &Digest) -> Result<Option<Stored>, Error> {
-        match self.store.held.get(digest) {
-            Some(stored) => Ok(Some(*stored)),
+        match self.store.held(digest) {
+            Some(stored) => Ok(Some(stored)),
             None => Ok(self.catalog.chunk(digest)?),
         }
     }
@@ -138,14 +142,15 @@ impl Engine<'_> {
             Some(open) => open,
             None => {
                 let block = self.store.new_block();
-                Gather { block, bytes: Vec::with_capacity(most), chunks: Vec::new() }
+                let bytes = self.buffers.try_recv().unwrap_or_else(|_| Vec::with_capacity(BLOCK_SIZE));
+                Gather { block, bytes, chunks: Vec::new() }
             }
         };
         let stored = Stored { digest, block: open.block, start: open.bytes.len() as u32, length: bytes.len() as u32 };
         open.bytes.extend_from_slice(bytes);
         open.chunks.push((digest, bytes.len() as u32));
         *self.slot(kind) = Some(open);
-        self.store.held.insert(digest, stored);
+        self.store.hold(stored);
         Ok(stored)
     }
 
@@ -178,11 +183,7 @@ impl Engine<'_> {
     /// Called when a block got its place.
     pub(super) fn chunks_placed(&mut self, block: BlockId, chunks: &Chunks) -> Result<(), Error> {
         self.store.unplaced.remove(&block);
-        let mut start = 0;
-        for (digest, length) in chunks {
-            self.store.ready.push(Stored { digest: *digest, block, start, length: *length });
-            start += length;
-        }
+        self.store.ready.extend(chunks.iter().map(|(digest, _)| *digest));
         match self.store.ready.len() >= CHUNKS_HELD {
             true => self.hand_over_chunks(),
             false => Ok(()),
@@ -192,11 +193,13 @@ impl Engine<'_> {
     /// Puts chunks whose blocks have places into the catalog.
     pub(super) fn hand_over_chunks(&mut self) -> Result<(), Error> {
         let mut ready = std::mem::take(&mut self.store.ready);
-        ready.sort_unstable_by_key(|chunk| chunk.digest.head());
-        self.catalog.add_chunks(&ready)?;
-        for chunk in &ready {
-            self.store.held.remove(&chunk.digest);
+        ready.sort_unstable_by_key(Digest::head);
+        self.catalog.add_chunks(ready.iter().filter_map(|digest| self.store.held(digest)))?;
+        for digest in ready.drain(..) {
+            self.store.held.remove(&digest);
         }
+        // Its room is used again.
+        self.store.ready = ready;
         Ok(())
     }
 
@@ -212,6 +215,15 @@ impl Engine<'_> {
 }
 
 impl Store {
+    fn hold(&mut self, Stored { digest, block, start, length }: Stored) {
+        self.held.insert(digest, Held { block, start, length });
+    }
+
+    fn held(&self, digest: &Digest) -> Option<Stored> {
+        let Held { block, start, length } = *self.held.get(digest)?;
+        Some(Stored { digest: *digest, block, start, length })
+    }
+
     /// Remembers where a block lies, for a while.
     pub(super) fn place(&mut self, block: BlockId, place: BlockLocation) {
         if self.places.len() >= CHUNKS_HELD {

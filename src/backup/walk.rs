@@ -5,7 +5,7 @@
 //! catalog, and if nothing changed the two are equal as bytes.
 
 use std::cell::RefCell;
-use std::collections::{HashSet, VecDeque};
+use std::collections::VecDeque;
 use std::ffi::{OsStr, OsString};
 use std::os::unix::ffi::{OsStrExt, OsStringExt};
 use std::path::{Path, PathBuf};
@@ -15,15 +15,18 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use crossbeam_channel::{Sender, bounded};
 
 use super::Error;
+use super::ahead::{Ahead, Later};
 use super::budget::Budget;
 use super::event::{Enter, Event, NewFile, Reused};
+use super::found::{self, Below, Entries, Found, Names, Next, Opened, SIBLINGS};
 use super::read::Job;
+use super::rules::Rules;
 use super::selection::Part;
-use crate::catalog::stats::{Identity, Stats, StatsReader};
+use crate::catalog::stats::{Stats, StatsReader};
 use crate::catalog::{DirectoryId, DirectoryRow, Past, SegmentId, SegmentNode, SegmentRow};
 use crate::format::{Content, Entry, Kind, Timestamp};
 use crate::monitor::Monitor;
-use crate::source::{Directory, Extended, MountTable, Patterns, Stat, Tags, now};
+use crate::source::{self, Directory, Extended, Stat, now};
 
 /// Most entries of a segment: as many as were there before may come again, and be compared as a whole.
 const SEGMENT_MAX: usize = 1500;
@@ -38,6 +41,9 @@ const SEGMENTS_AT_ONCE: usize = 4;
 /// Messages that a file's content may be ahead of the engine.
 pub(super) const AHEAD: usize = 4;
 
+/// About what a file takes beside its bytes while it is read ahead.
+const FILE_OVERHEAD: usize = 1 << 10;
+
 /// What the walk counted.
 #[derive(Debug, Default, Clone, Copy)]
 pub(super) struct Counts {
@@ -51,36 +57,22 @@ pub(super) struct Counts {
     pub(super) problems: u64,
 }
 
-/// What the walk needs to know.
-pub(super) struct Rules {
-    pub(super) exclude: Patterns,
-    /// What makes a directory one whose content is left out.
-    pub(super) tags: Tags,
-    /// Leave out what has the attribute.
-    pub(super) exclude_nodump: bool,
-    pub(super) identity: Identity,
-    pub(super) one_file_system: bool,
-    /// Believe no identity: read every file.
-    pub(super) reread: bool,
-    /// Files from this size on are read one after the other.
-    pub(super) large: u64,
-    pub(super) mounts: MountTable,
-    /// Directories that are never entered: the repository and this program's state, by device and inode.
-    pub(super) forbidden: HashSet<(u64, u64)>,
-}
-
 /// Walks a source and sends events, until it is done or nobody listens.
 pub(super) struct Walk<'a> {
     pub(super) past: Past,
-    pub(super) rules: Rules,
+    pub(super) rules: Arc<Rules>,
     pub(super) events: Sender<Vec<Event>>,
     /// Events that go out together: waking the engine for each would take longer than what it does about it.
     pub(super) batch: RefCell<Vec<Event>>,
     pub(super) small: Sender<Job>,
     pub(super) large: Sender<Job>,
-    pub(super) budget: &'a Budget,
+    /// Lends memory for small files; none if they wait elsewhere.
+    pub(super) budget: Option<Budget>,
     pub(super) monitor: &'a dyn Monitor,
     pub(super) stop: &'a AtomicBool,
+    pub(super) ahead: Ahead,
+    /// The directory at the top, and its parent in the catalog.
+    pub(super) root: Option<(DirectoryId, Arc<Directory>)>,
     pub(super) counts: Counts,
     /// Files that the engine was told of, and that are read.
     pub(super) files_sent: u64,
@@ -111,7 +103,7 @@ pub(super) struct Known {
 /// Entries of one directory that belong together, and what the catalog has of them.
 #[derive(Default)]
 struct Group {
-    entries: Vec<(OsString, Stat)>,
+    entries: Vec<Found>,
     /// The segments whose names these are, as far as they were not replaced yet.
     old: Vec<SegmentRow>,
     /// A part of the group went out already.
@@ -123,15 +115,17 @@ struct Group {
 impl Walk<'_> {
     /// Walks the root directory. `above` is the catalog's parent of it.
     pub(super) fn root(&mut self, path: &Path, above: DirectoryId, part: Part<'_>) -> Result<(), Stop> {
-        let directory = Directory::open_root(path)?;
+        let opened = Opened::only(Directory::open_root(path)?, &self.rules);
+        let directory = opened.directory.clone();
         let stat = directory.stat()?;
         self.counts.directories += 1;
-        let row = self.past.directory(above, b"", (stat.dev, stat.ino))?;
-        let known = row.map(|row| Known { in_place: row.in_place, row });
+        self.root = Some((above, directory.clone()));
+        let known = self.known(above, true, b"", (stat.dev, stat.ino))?;
         let looked = now();
         let extended = self.checked(directory.extended(), directory.path());
         self.enter(b"", &stat, (extended, looked), known.as_ref())?;
-        self.contents(&Arc::new(directory), known, Path::new(""), part, stat.dev)
+        let place = Place { relative: Path::new(""), part, device: stat.dev, depth: 0 };
+        self.contents(opened, known, place)
     }
 
     pub(super) fn send(&self, event: Event) -> Result<(), Stop> {
@@ -179,44 +173,47 @@ impl Walk<'_> {
     }
 
     /// Everything between a directory's enter and leave, and the leave.
-    fn contents(
-        &mut self,
-        directory: &Arc<Directory>,
-        known: Option<Known>,
-        relative: &Path,
-        part: Part<'_>,
-        device: u64,
-    ) -> Result<(), Stop> {
+    fn contents(&mut self, mut opened: Opened, known: Option<Known>, place: Place<'_>) -> Result<(), Stop> {
+        let directory = &opened.directory.clone();
         let mut segments = Segments::new(known.as_ref());
         let mut group = Group { old: Vec::from_iter(segments.next(&self.past)?), ..Group::default() };
         let mut removed = Vec::new();
-        let here = Here { directory, known: known.as_ref(), relative, part, device };
-        for name in self.names(directory, part) {
+        let below = RefCell::new(std::mem::take(&mut opened.below));
+        let here = Here { directory, known: known.as_ref(), place, below: &below };
+        let tagged = std::mem::take(&mut opened.tagged);
+        let mut entries = Entries::new(&mut opened, place.depth + 1, || names(directory, tagged, place.part));
+        loop {
             if self.stop.load(Ordering::Relaxed) {
                 return Err(Stop::Failed(Error::Interrupted));
             }
-            let name = match name {
-                Ok(name) => name,
-                Err(e) => {
+            let look = match entries.next(&self.ahead) {
+                Next::Look(look) => look,
+                Next::Failed(e) => {
                     self.problem(directory.path(), &e.to_string());
                     break;
                 }
+                Next::Lost => return Err(Stop::Failed(Error::Stopped("looking ahead"))),
+                Next::End => break,
             };
-            while segments.next_begins_by(&name) {
+            let name = match &look {
+                Ok(found) => &found.name,
+                Err((name, _)) => name,
+            };
+            while segments.next_begins_by(name) {
                 let next = segments.next(&self.past)?;
                 self.close(&here, &mut group, next, &mut removed)?;
             }
-            let stat = match directory.stat_child(&name) {
-                Ok(stat) => stat,
-                Err(e) => {
+            let found = match look {
+                Ok(found) => found,
+                Err((name, e)) => {
                     self.problem(&directory.child_path(&name), &e.to_string());
                     continue;
                 }
             };
-            if self.is_excluded(&relative.join(&name), &stat) {
+            if self.rules.exclude(place.relative, &found.name, &found.stat) {
                 continue;
             }
-            group.entries.push((name, stat));
+            group.entries.push(found);
             if group.entries.len() > SEGMENT_MAX {
                 self.flush(&here, &mut group, SEGMENT)?;
             }
@@ -233,29 +230,6 @@ impl Walk<'_> {
             removed.clear();
         }
         self.send(Event::Leave { removed })
-    }
-
-    /// The names in a directory that are looked at.
-    fn names<'p>(&mut self, directory: &Directory, part: Part<'p>) -> Names<'p> {
-        let mut tags = self.rules.tags.in_directory(directory);
-        if !tags.is_empty() {
-            tags.retain(|tag| part.whole || part.has(tag));
-            return Box::new(tags.into_iter().map(Ok));
-        }
-        if !part.whole {
-            return Box::new(part.names().map(Ok));
-        }
-        match directory.list() {
-            Ok(listing) => Box::new(listing),
-            Err(e) => {
-                self.problem(directory.path(), &e.to_string());
-                Box::new(std::iter::empty())
-            }
-        }
-    }
-
-    fn is_excluded(&self, relative: &Path, stat: &Stat) -> bool {
-        self.rules.exclude_nodump && stat.nodump || self.rules.exclude.matches(relative, stat.kind == Kind::Directory)
     }
 
     /// Ends the group at a border between segments; `next` is the segment behind it, if there is one.
@@ -290,19 +264,20 @@ impl Walk<'_> {
     fn is_unchanged(&self, group: &Group) -> bool {
         let [old] = group.old.as_slice() else { return false };
         let mut stats = Stats::default();
-        for (name, stat) in &group.entries {
+        for Found { name, stat, .. } in &group.entries {
             stats.push(name.as_bytes(), stat, self.rules.identity);
         }
         stats == old.stats
     }
 
     /// A segment in which nothing changed: only its directories are looked into.
-    fn unchanged(&mut self, here: &Here<'_>, row: SegmentRow, entries: Vec<(OsString, Stat)>) -> Result<(), Stop> {
+    fn unchanged(&mut self, here: &Here<'_>, row: SegmentRow, entries: Vec<Found>) -> Result<(), Stop> {
         self.send(Event::OldSegment(Box::new(row)))?;
-        for (name, stat) in entries {
+        let mut siblings = self.siblings(here, &entries);
+        for Found { name, stat, .. } in entries {
             self.count(&stat);
             match stat.kind {
-                Kind::Directory => self.child(here, &name, &stat, false)?,
+                Kind::Directory => self.child(here, &name, &stat, false, &mut siblings)?,
                 Kind::File => self.counts.unmodified += 1,
                 _ => {}
             }
@@ -324,11 +299,13 @@ impl Walk<'_> {
         }
         self.send(Event::NewSegment { replaces })?;
         let rest = group.entries.split_off(count.min(group.entries.len()));
-        for (name, stat) in std::mem::replace(&mut group.entries, rest) {
+        let entries = std::mem::replace(&mut group.entries, rest);
+        let mut siblings = self.siblings(here, &entries);
+        for Found { name, stat, looked } in entries {
             self.count(&stat);
             let before = group.take_before(name.as_bytes());
             if stat.kind == Kind::Directory {
-                self.child(here, &name, &stat, true)?;
+                self.child(here, &name, &stat, true, &mut siblings)?;
                 continue;
             }
             let mut now = Stats::default();
@@ -336,7 +313,7 @@ impl Walk<'_> {
             let same = !self.rules.reread && before.as_ref().is_some_and(|(_, then, _)| now.is(then));
             match before {
                 Some((entry, _, node)) if same => self.reuse(entry, stat, &node)?,
-                before => self.store(here, name, stat, before.is_some())?,
+                before => self.store(here, name, (stat, looked), before.is_some())?,
             }
         }
         self.send(Event::EndSegment)
@@ -375,7 +352,13 @@ impl Walk<'_> {
     }
 
     /// An entry that is new or looks different.
-    fn store(&mut self, here: &Here<'_>, name: OsString, stat: Stat, existed: bool) -> Result<(), Stop> {
+    fn store(
+        &mut self,
+        here: &Here<'_>,
+        name: OsString,
+        (stat, looked): (Stat, Timestamp),
+        existed: bool,
+    ) -> Result<(), Stop> {
         let path = here.directory.child_path(&name);
         if stat.kind == Kind::File {
             match existed {
@@ -383,7 +366,6 @@ impl Walk<'_> {
                 false => self.counts.new += 1,
             }
         }
-        let looked = now();
         let content = match stat.kind {
             Kind::File => return self.file(here, name, path, &stat),
             Kind::Symlink => match here.directory.read_link(&name) {
@@ -406,50 +388,110 @@ impl Walk<'_> {
 
     fn file(&mut self, here: &Here<'_>, name: OsString, path: PathBuf, stat: &Stat) -> Result<(), Stop> {
         let large = stat.size >= self.rules.large;
-        let lent = if large { 0 } else { stat.size as usize };
-        if !self.budget.take(lent) {
-            return Err(Stop::Gone);
-        }
+        let loan = match &self.budget {
+            Some(budget) if !large => Some(budget.take(stat.size as usize + FILE_OVERHEAD).ok_or(Stop::Gone)?),
+            _ => None,
+        };
         let (sender, content) = bounded(AHEAD);
         self.files_sent += 1;
         let (directory, number) = (here.directory.clone(), self.files_sent);
-        let job = Job { directory, name: name.as_bytes().to_vec(), number, content: sender };
+        let job = Job { directory, name: name.as_bytes().to_vec(), number, content: sender, loan };
         let lane = if large { &self.large } else { &self.small };
         // The event first: the engine must know of the file before a full lane can hold up the walk.
-        self.send(Event::File(Box::new(NewFile { name: name.into_vec(), path, content, lent })))?;
+        self.send(Event::File(Box::new(NewFile { name: name.into_vec(), path, content })))?;
         lane.send(job).map_err(|_| Stop::Gone)
     }
 
     /// A directory below the one at hand: entered, walked and left. `anew`: its entry is written anew.
-    fn child(&mut self, here: &Here<'_>, name: &OsStr, stat: &Stat, anew: bool) -> Result<(), Stop> {
+    fn child(
+        &mut self,
+        here: &Here<'_>,
+        name: &OsString,
+        stat: &Stat,
+        anew: bool,
+        siblings: &mut Siblings,
+    ) -> Result<(), Stop> {
+        let ahead = siblings.next(here, self);
         let path = here.directory.child_path(name);
-        let relative = here.relative.join(name);
+        let relative = here.place.relative.join(name);
         let inode = (stat.dev, stat.ino);
-        let known = match here.known {
-            Some(known) => self.past.directory(known.row.id, name.as_bytes(), inode)?,
-            None => self.past.directory(NOWHERE, name.as_bytes(), inode)?,
-        };
+        let above = here.known.map_or(NOWHERE, |known| known.row.id);
         let above_in_place = here.known.is_some_and(|known| known.in_place);
-        let known = known.map(|row| Known { in_place: row.in_place && above_in_place, row });
-        let part = here.part.child(name);
-        let device = if part.is_given() { stat.dev } else { here.device };
+        let known = self.known(above, above_in_place, name.as_bytes(), inode)?;
+        let part = here.place.part.child(name);
+        let device = if part.is_given() { stat.dev } else { here.place.device };
         let part = self.within_borders(part, device, stat, &path);
-        let opened = part.map(|part| (part, here.directory.open_child(name)));
         let looked = now();
+        let opened = match (part, ahead) {
+            (None, _) => None,
+            (Some(part), Some(ahead)) => {
+                Some((part, ahead.get().ok_or(Stop::Failed(Error::Stopped("looking ahead")))?))
+            }
+            (Some(part), None) => {
+                let opened = here.directory.open_child(name);
+                Some((part, opened.map(|directory| Opened::only(directory, &self.rules))))
+            }
+        };
         let extended = match (anew, &opened) {
             (false, _) => Extended::default(),
-            (true, Some((_, Ok(directory)))) => self.checked(directory.extended(), &path),
+            (true, Some((_, Ok(opened)))) => self.checked(opened.directory.extended(), &path),
             (true, _) => self.checked(here.directory.extended_of_child(name), &path),
         };
         self.enter(name.as_bytes(), stat, (extended, looked), known.as_ref())?;
         match opened {
-            Some((part, Ok(directory))) => {
-                return self.contents(&Arc::new(directory), known, &relative, part, device);
+            Some((part, Ok(opened))) => {
+                let place = Place { relative: &relative, part, device, depth: here.place.depth + 1 };
+                return self.contents(opened, known, place);
             }
             Some((_, Err(e))) => self.problem(&path, &e.to_string()),
             None => {}
         }
         self.send(Event::Leave { removed: self.all_segments(known.as_ref())? })
+    }
+
+    /// What the catalog has of the directory `name` of `parent`.
+    fn known(
+        &self,
+        parent: DirectoryId,
+        parent_in_place: bool,
+        name: &[u8],
+        inode: (u64, u64),
+    ) -> Result<Option<Known>, Stop> {
+        let row = self.past.directory(parent, name, inode, !self.rules.identity.inode)?;
+        let Some(mut row) = row else { return Ok(None) };
+        if row.in_place {
+            return Ok(Some(Known { in_place: parent_in_place, row }));
+        }
+        let in_place = self.was_moved(row.id, inode)?;
+        // No segment of the directory that it is in now has its node.
+        row.linked &= !in_place;
+        Ok(Some(Known { in_place, row }))
+    }
+
+    /// The directories among `entries`.
+    fn siblings(&self, here: &Here<'_>, entries: &[Found]) -> Siblings {
+        let names =
+            entries.iter().filter(|found| found.stat.kind == Kind::Directory).map(|Found { name, stat, .. }| {
+                let part = here.place.part.child(name);
+                let may = part.whole && !part.leads_further() && self.rules.is_inside(stat, here.place.device);
+                (name.clone(), may)
+            });
+        Siblings { names: names.collect(), sent: VecDeque::new() }
+    }
+
+    /// Whether a directory that was found by its inode is gone from where it was. Otherwise it is seen twice: a bind
+    /// mount, or another source.
+    fn was_moved(&self, id: DirectoryId, inode: (u64, u64)) -> Result<bool, Stop> {
+        let Some((above, root)) = &self.root else { return Ok(false) };
+        let Some(place) = self.past.place(id)? else { return Ok(true) };
+        if place.above != *above {
+            return Ok(false);
+        }
+        let path: PathBuf = place.names.iter().map(|name| OsStr::from_bytes(name)).collect();
+        match root.stat_child(path.as_os_str()) {
+            Ok(there) => Ok((there.dev, there.ino) != inode),
+            Err(e) => Ok(e.is_vanished()),
+        }
     }
 
     /// The segments of a directory that is not looked into now, so that nothing stays of what it held.
@@ -498,14 +540,78 @@ const NOWHERE: DirectoryId = DirectoryId(0);
 struct Here<'a> {
     directory: &'a Arc<Directory>,
     known: Option<&'a Known>,
+    place: Place<'a>,
+    /// Directories in it that were looked into with it.
+    below: &'a RefCell<Below>,
+}
+
+/// Where a directory is, and what is wanted of it.
+#[derive(Clone, Copy)]
+struct Place<'a> {
+    /// The path from the root.
     relative: &'a Path,
     part: Part<'a>,
     /// The file system of the path that was given and led here.
     device: u64,
+    depth: usize,
 }
 
-/// Names that are looked at, in order.
-type Names<'p> = Box<dyn Iterator<Item = Result<OsString, crate::source::Error>> + 'p>;
+/// The names in a directory that are looked at.
+fn names<'p>(directory: &Directory, mut tagged: Vec<OsString>, part: Part<'p>) -> Result<Names<'p>, source::Error> {
+    match (tagged.is_empty(), part.whole) {
+        (true, true) => found::all(directory),
+        (true, false) => Ok(Box::new(part.names().map(Ok))),
+        (false, _) => {
+            tagged.retain(|tag| part.whole || part.has(tag));
+            Ok(Box::new(tagged.into_iter().map(Ok)))
+        }
+    }
+}
+
+impl Here<'_> {
+    /// The directory of this name, if it was looked into already. They come in order, and some are not asked for.
+    fn take_below(&self, name: &OsStr) -> Option<Result<Opened, source::Error>> {
+        let mut below = self.below.borrow_mut();
+        while below.front().is_some_and(|(there, _)| there.as_os_str() < name) {
+            below.pop_front();
+        }
+        match below.front() {
+            Some((there, _)) if there == name => below.pop_front().map(|(_, opened)| opened),
+            _ => None,
+        }
+    }
+}
+
+/// Directories beside each other, some of which are looked into before the walk gets there.
+struct Siblings {
+    /// Names, and whether they may be looked into ahead.
+    names: VecDeque<(OsString, bool)>,
+    sent: VecDeque<Option<Later<Result<Opened, source::Error>>>>,
+}
+
+impl Siblings {
+    /// The next directory, if it is looked into ahead.
+    fn next(&mut self, here: &Here<'_>, walk: &Walk<'_>) -> Option<Later<Result<Opened, source::Error>>> {
+        // Several at once, so that helpers need not sleep in between.
+        let refill = self.sent.len() <= SIBLINGS / 2;
+        while refill
+            && self.sent.len() < SIBLINGS
+            && let Some((name, may)) = self.names.pop_front()
+        {
+            let place = here.place;
+            self.sent.push_back(may.then(|| match here.take_below(&name) {
+                Some(opened) => Later::now(opened),
+                None => {
+                    let (above, rules) = (here.directory.clone(), walk.rules.clone());
+                    let path = place.relative.join(&name);
+                    let look = move || Opened::with_below(&above, &name, &path, place.device, &rules);
+                    walk.ahead.send(place.depth + 1, look)
+                }
+            }));
+        }
+        self.sent.pop_front().flatten()
+    }
+}
 
 /// The segments of a directory as it was, a few at a time.
 struct Segments {

@@ -49,7 +49,7 @@ impl Catalog {
     }
 
     /// Adds chunks whose blocks are added too. In order of their digests it goes fastest.
-    pub fn add_chunks(&self, chunks: &[Stored]) -> Result<(), Error> {
+    pub fn add_chunks(&self, chunks: impl Iterator<Item = Stored>) -> Result<(), Error> {
         let add = || {
             let mut statement = self.db.prepare_cached("INSERT OR IGNORE INTO chunks VALUES (?, ?, ?, ?, ?)")?;
             for chunk in chunks {

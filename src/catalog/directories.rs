@@ -5,7 +5,7 @@
 
 use std::path::{Path, PathBuf};
 
-use rusqlite::{Connection, OptionalExtension, Row, params};
+use rusqlite::{Connection, OptionalExtension, Row, ToSql, params};
 
 use super::chunks::{BlockId, Stored};
 use super::error::Context;
@@ -43,6 +43,15 @@ pub struct DirectoryRow {
     pub subtree: Option<(u64, Option<Stored>)>,
     /// Blocks of its index nodes.
     pub indexes: Vec<BlockId>,
+}
+
+/// Where a directory was.
+#[derive(Debug, Clone)]
+pub struct DirectoryPlace {
+    /// The parent of the root that it was below.
+    pub above: DirectoryId,
+    /// The names that lead to it from that root.
+    pub names: Vec<Vec<u8>>,
 }
 
 /// A segment as it was, without its node.
@@ -89,23 +98,25 @@ impl Past {
         Past { db, path }
     }
 
-    /// The directory `name` of `parent`, or if there was none, the one that had this device and inode:
-    /// then it was moved here.
+    /// The directory `name` of `parent`. If there was none, or one with another inode (unless inodes say nothing:
+    /// `by_name` alone counts then), the one that had this device and inode: it was moved here, or is seen twice.
     pub fn directory(
         &self,
         parent: DirectoryId,
         name: &[u8],
         (dev, ino): (u64, u64),
+        by_name: bool,
     ) -> Result<Option<DirectoryRow>, Error> {
         let find = || {
-            let by_name = self
+            let there = self
                 .db
                 .prepare_cached(DIRECTORY_BY_NAME)?
-                .query_row(params![parent.0, name], |row| directory_row(row, true))
+                .query_row(params![parent.0, name], |row| Ok((directory_row(row, true)?, row.get::<_, i64>(9)? as u64)))
                 .optional()?;
-            match by_name {
-                Some(row) => Ok(Some(row)),
-                None => self
+            match there {
+                Some((row, then)) if by_name || then == ino => Ok(Some(row)),
+                _ if by_name => Ok(None),
+                _ => self
                     .db
                     .prepare_cached(DIRECTORY_BY_INODE)?
                     .query_row(params![dev as i64, ino as i64], |row| directory_row(row, false))
@@ -114,6 +125,28 @@ impl Past {
         };
         let row = find().during("look up a directory", &self.path)?;
         row.map(|row| row.complete(&self.path)).transpose()
+    }
+
+    /// Where a directory was. None if it has no place any more.
+    pub fn place(&self, id: DirectoryId) -> Result<Option<DirectoryPlace>, Error> {
+        let above = |id: i64| {
+            self.db
+                .prepare_cached("SELECT parent, name FROM directories WHERE id = ?")?
+                .query_row([id], |row| Ok((row.get::<_, i64>(0)?, row.get::<_, Vec<u8>>(1)?)))
+                .optional()
+        };
+        let mut names = Vec::new();
+        let mut at = id.0;
+        // Parents of roots are negative.
+        while at > 0 {
+            let Some((parent, name)) = above(at).during("look up a directory", &self.path)? else { return Ok(None) };
+            if parent > 0 {
+                names.push(name);
+            }
+            at = parent;
+        }
+        names.reverse();
+        Ok((DirectoryId(at) != NOWHERE).then_some(DirectoryPlace { above: DirectoryId(at), names }))
     }
 
     /// Segments of a directory, in order: at most `most` of those that begin behind `after`.
@@ -177,7 +210,7 @@ impl Catalog {
         segment_node(&self.db, &self.path, segment)?.ok_or_else(|| damaged(&self.path, "a segment is missing"))
     }
 
-    /// Adds a directory that is being read.
+    /// Adds a directory that is being read. Another one that was there has no place from now on.
     pub fn enter_directory(
         &self,
         parent: DirectoryId,
@@ -185,6 +218,7 @@ impl Catalog {
         (dev, ino): (u64, u64),
     ) -> Result<DirectoryId, Error> {
         let enter = || {
+            self.displace(parent, name)?;
             self.db
                 .prepare_cached(
                     "INSERT INTO directories (parent, name, dev, ino, linked, complete) VALUES (?, ?, ?, ?, 0, 0)",
@@ -193,6 +227,30 @@ impl Catalog {
             Ok(DirectoryId(self.db.last_insert_rowid()))
         };
         enter().map_err(self.failed("enter a directory"))
+    }
+
+    /// Notes that a directory was moved, with all below it. Another one that was there has no place from now on.
+    pub fn move_directory(&self, id: DirectoryId, parent: DirectoryId, name: &[u8]) -> Result<(), Error> {
+        let update = || {
+            self.displace(parent, name)?;
+            self.db
+                .prepare_cached("UPDATE directories SET parent = ?, name = ?, linked = 0 WHERE id = ?")?
+                .execute(params![parent.0, name, id.0])
+        };
+        update().map(drop).map_err(self.failed("move a directory"))
+    }
+
+    /// Leaves a directory without a place. It may be found again elsewhere.
+    fn displace(&self, parent: DirectoryId, name: &[u8]) -> rusqlite::Result<()> {
+        self.db
+            .prepare_cached("UPDATE directories SET parent = ?, name = CAST(id AS BLOB) WHERE parent = ? AND name = ?")?
+            .execute(params![NOWHERE.0, parent.0, name])
+            .map(drop)
+    }
+
+    /// Removes all directories without a place.
+    pub fn remove_displaced(&self) -> Result<(), Error> {
+        self.remove("parent = ?1", params![NOWHERE.0])
     }
 
     /// Notes the top node of a directory whose segments are all here.
@@ -314,16 +372,21 @@ impl Catalog {
     /// Removes the directory `id` and all below it, if it still is `name` of `parent`: it may have been
     /// found again elsewhere.
     pub fn remove_directory(&self, parent: DirectoryId, name: &[u8], id: DirectoryId) -> Result<(), Error> {
+        self.remove("id = ?1 AND parent = ?2 AND name = ?3", params![id.0, parent.0, name])
+    }
+
+    /// Removes directories that `meant` is true of, and all below them.
+    fn remove(&self, meant: &str, values: &[&dyn ToSql]) -> Result<(), Error> {
         let remove = || {
             self.db.execute_batch("CREATE TEMP TABLE IF NOT EXISTS gone (id INTEGER PRIMARY KEY)")?;
-            self.db.execute(
+            let find = format!(
                 "INSERT OR IGNORE INTO gone
                  WITH RECURSIVE below (id) AS (
-                     SELECT id FROM directories WHERE id = ?1 AND parent = ?2 AND name = ?3
+                     SELECT id FROM directories WHERE {meant}
                      UNION SELECT directories.id FROM directories JOIN below ON directories.parent = below.id)
-                 SELECT id FROM below",
-                params![id.0, parent.0, name],
-            )?;
+                 SELECT id FROM below"
+            );
+            self.db.prepare_cached(&find)?.execute(values)?;
             self.db.execute_batch(
                 "DELETE FROM segments WHERE directory IN (SELECT id FROM gone);
                  DELETE FROM directories WHERE id IN (SELECT id FROM gone);
@@ -354,7 +417,10 @@ impl Catalog {
     }
 }
 
-const DIRECTORY_BY_NAME: &str = "SELECT digest, block, start, length, id, linked, complete, below, indexes
+/// The parent of directories without a place.
+const NOWHERE: DirectoryId = DirectoryId(0);
+
+const DIRECTORY_BY_NAME: &str = "SELECT digest, block, start, length, id, linked, complete, below, indexes, ino
      FROM directories WHERE parent = ? AND name = ?";
 const DIRECTORY_BY_INODE: &str = "SELECT digest, block, start, length, id, linked, complete, below, indexes
      FROM directories WHERE dev = ? AND ino = ? LIMIT 1";
@@ -469,7 +535,7 @@ mod tests {
         catalog.finish_directory(id, 2, None, &[]).unwrap();
         catalog.commit().unwrap();
         let past = catalog.past().unwrap();
-        let row = || past.directory(above, b"d", (0, 0)).unwrap().unwrap();
+        let row = || past.directory(above, b"d", (1, 2), false).unwrap().unwrap();
         assert_eq!(row().subtree, Some((2, None)));
 
         let segments = past.segment_ids(id).unwrap();
@@ -519,16 +585,57 @@ mod tests {
         put(&catalog, below, &[], b"x");
         catalog.commit().unwrap();
         let past = catalog.past().unwrap();
-        let found = past.directory(above, b"new", (1, 2)).unwrap().unwrap();
+        let found = past.directory(above, b"new", (1, 2), false).unwrap().unwrap();
         assert_eq!((found.id, found.in_place), (id, false));
-        assert!(past.directory(above, b"new", (9, 2)).unwrap().is_none());
+        assert!(past.directory(above, b"new", (9, 2), false).unwrap().is_none());
+        assert!(past.directory(above, b"new", (1, 2), true).unwrap().is_none());
+        assert!(past.directory(above, b"old", (1, 9), false).unwrap().is_none());
+        assert!(past.directory(above, b"old", (1, 9), true).unwrap().unwrap().in_place);
         // Another directory has the name by now: nothing goes.
         catalog.remove_directory(above, b"other", id).unwrap();
         assert_eq!(catalog.children(id).unwrap(), [(b"below".to_vec(), below)]);
         catalog.remove_directory(above, b"old", id).unwrap();
         catalog.commit().unwrap();
-        assert!(past.directory(above, b"old", (1, 2)).unwrap().is_none());
+        assert!(past.directory(above, b"old", (1, 2), false).unwrap().is_none());
         assert!(past.segment_ids(below).unwrap().is_empty());
+    }
+
+    #[test]
+    fn a_directory_is_moved_with_all_below_it_and_what_was_there_goes_unless_it_turns_up() {
+        let folder = tempfile::tempdir().unwrap();
+        let mut catalog = catalog(folder.path());
+        let above = DirectoryId(-1);
+        let root = catalog.enter_directory(above, b"", (1, 1)).unwrap();
+        let [a, b, c] = [(b"a", 2), (b"b", 3), (b"c", 4)].map(|(name, ino)| {
+            let id = catalog.enter_directory(root, name, (1, ino)).unwrap();
+            let below = catalog.enter_directory(id, b"below", (1, ino + 10)).unwrap();
+            put(&catalog, below, &[], b"x");
+            id
+        });
+        catalog.link_directories(&[a, b, c]).unwrap();
+        catalog.commit().unwrap();
+        let past = catalog.past().unwrap();
+        let place = |id| past.place(id).unwrap().map(|place| (place.above, place.names.concat()));
+        let below = |id| catalog.children(id).unwrap()[0].1;
+        assert_eq!(place(below(b)), Some((above, b"bbelow".to_vec())));
+        assert_eq!(place(root), Some((above, Vec::new())));
+
+        // a and b change places, and d is new where c was.
+        catalog.move_directory(b, root, b"a").unwrap();
+        catalog.move_directory(a, root, b"b").unwrap();
+        let d = catalog.enter_directory(root, b"c", (1, 5)).unwrap();
+        assert_eq!(catalog.children(root).unwrap(), [(b"a".to_vec(), b), (b"b".to_vec(), a), (b"c".to_vec(), d)]);
+        let [a_below, b_below, c_below] = [a, b, c].map(below);
+        catalog.db.execute_batch("COMMIT; BEGIN IMMEDIATE").unwrap();
+        assert_eq!(place(b_below), Some((above, b"abelow".to_vec())));
+        assert_eq!((place(c), place(c_below)), (None, None));
+        let row = past.directory(root, b"b", (1, 2), false).unwrap().unwrap();
+        assert_eq!((row.id, row.in_place, row.linked), (a, true, false));
+
+        catalog.remove_displaced().unwrap();
+        catalog.commit().unwrap();
+        assert_eq!([a_below, b_below, c_below].map(|id| past.segment_ids(id).unwrap().len()), [1, 1, 0]);
+        assert!(past.directory(root, b"nowhere", (1, 4), false).unwrap().is_none());
     }
 
     #[test]
@@ -553,7 +660,7 @@ mod tests {
         let stored = Stored { digest: Digest::of(b"x"), block: BlockId(1), start: 3, length: 4 };
         let mut same_head = stored;
         same_head.digest.0[31] ^= 1;
-        catalog.add_chunks(&[stored, same_head]).unwrap();
+        catalog.add_chunks([stored, same_head].into_iter()).unwrap();
         assert_eq!(catalog.chunk(&stored.digest).unwrap(), Some(stored));
         assert_eq!(catalog.chunk(&same_head.digest).unwrap(), None);
         assert_eq!(catalog.location(BlockId(1)).unwrap().offset, 5);

@@ -2,9 +2,12 @@
 
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 
+use crate::memory::share_one_heap;
+
 /// Keeps secrets out of core dumps, and allows as many open files as the system does: a walk holds each
 /// directory between the root and where it is. Where that is refused, things still work, less deep.
 pub(super) fn prepare() {
+    share_one_heap();
     let _ = setrlimit(Resource::Core, Rlimit { current: Some(0), maximum: Some(0) });
     let files = getrlimit(Resource::Nofile);
     let _ = setrlimit(Resource::Nofile, Rlimit { current: files.maximum, maximum: files.maximum });

@@ -35,7 +35,7 @@ impl Encoder {
             return Err(Error::TooLarge { what: "block", found: plaintext.len() as u64, limit: BLOCK_SIZE as u64 });
         }
         frame.clear();
-        frame.reserve(zstd::zstd_safe::compress_bound(plaintext.len()));
+        frame.reserve_exact(zstd::zstd_safe::compress_bound(plaintext.len()));
         self.compressor.compress_to_buffer(plaintext, frame).map_err(Error::Compress)?;
         if pad {
             append_padding(frame);

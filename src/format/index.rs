@@ -1,4 +1,4 @@
-//! Indexes: what one commit added to a repository.
+//! Indexes: what a commit added to a repository, or a part of it.
 //!
 //! No reader needs them: references in trees are direct. They let the host rebuild a lost catalog, and
 //! say which blocks a snapshot uses, so that old data can be deleted without the owner's key.
@@ -83,7 +83,7 @@ pub struct SnapshotBlocks {
     pub removed: Vec<(PackId, BlockRuns)>,
 }
 
-/// What one commit added.
+/// What a commit added, or a part of it.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct Index {
     /// New packs.

@@ -41,5 +41,5 @@ pub const BLOCK_SIZE: usize = 1 << 20;
 /// framing for many recipients. Readers refuse to fetch more.
 pub const SEALED_SIZE: usize = BLOCK_SIZE + BLOCK_SIZE / 4;
 
-/// Most bytes of a signed document (an index of one commit is the largest).
+/// Most bytes of a signed document (an index is the largest).
 pub const DOCUMENT_SIZE: usize = 64 << 20;

@@ -3,7 +3,7 @@
 //! A name is a single component, as a [`Listing`] gives it. Nothing but the root is ever reached through a
 //! symlink.
 
-use std::ffi::OsStr;
+use std::ffi::{OsStr, OsString};
 use std::fs::File;
 use std::os::fd::{AsFd, OwnedFd};
 use std::path::{Path, PathBuf};
@@ -12,7 +12,7 @@ use std::sync::{Mutex, PoisonError};
 use rustix::fs::{CWD, Mode, OFlags, openat, readlinkat};
 use rustix::io::{Errno, retry_on_intr};
 
-use super::{Error, Extended, Listing, Stat};
+use super::{Error, Extended, Listing, Stat, listing};
 
 /// An open directory. Threads may share it.
 #[derive(Debug)]
@@ -96,6 +96,12 @@ impl Directory {
     pub fn list(&self) -> Result<Listing, Error> {
         let _alone = self.listing.lock().unwrap_or_else(PoisonError::into_inner);
         Listing::read(self.fd.as_fd(), &self.path)
+    }
+
+    /// The names in it, sorted, if they are no more than `most`.
+    pub fn list_short(&self, most: usize) -> Result<Option<Vec<OsString>>, Error> {
+        let _alone = self.listing.lock().unwrap_or_else(PoisonError::into_inner);
+        listing::read_short(self.fd.as_fd(), &self.path, most)
     }
 }
 

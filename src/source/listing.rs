@@ -32,23 +32,52 @@ impl Listing {
     pub(super) fn read(fd: BorrowedFd<'_>, path: &Path) -> Result<Self, Error> {
         let unreadable = |e: Errno| Error::io("list the directory", path, e);
         let unsorted = |e| Error::io("sort, by way of a temporary file, the names in", path, e);
-        seek(fd, SeekFrom::Start(0)).map_err(unreadable)?;
         let mut sorter = Sorter::new(Limits::default());
-        let mut buffer = Vec::with_capacity(BUFFER);
-        let mut entries = RawDir::new(fd, buffer.spare_capacity_mut());
-        while let Some(entry) = entries.next() {
-            let entry = match entry {
-                Err(Errno::INTR) => continue,
-                entry => entry.map_err(unreadable)?,
-            };
-            match entry.file_name().to_bytes() {
-                b"." | b".." => {}
-                name => sorter.push(name).map_err(unsorted)?,
-            }
-        }
+        let mut sorting = Ok(());
+        each_name(fd, |name| {
+            sorting = sorter.push(name);
+            sorting.is_ok()
+        })
+        .map_err(unreadable)?;
+        sorting.map_err(unsorted)?;
         let names = sorter.finish().map_err(unsorted)?;
         Ok(Listing { names, path: path.to_owned(), failed: false })
     }
+}
+
+/// Reads the names in the directory that `fd` is open on, sorted, unless they are more than `most`.
+pub(super) fn read_short(fd: BorrowedFd<'_>, path: &Path, most: usize) -> Result<Option<Vec<OsString>>, Error> {
+    let mut names = Vec::new();
+    let mut long = false;
+    each_name(fd, |name| {
+        long = names.len() == most;
+        names.push(OsString::from_vec(name.to_vec()));
+        !long
+    })
+    .map_err(|e| Error::io("list the directory", path, e))?;
+    names.sort_unstable();
+    // A directory that changes while it is read may show a name twice.
+    names.dedup();
+    Ok((!long).then_some(names))
+}
+
+/// Hands out names from the start of a directory on, as they come, until `sink` says no.
+fn each_name(fd: BorrowedFd<'_>, mut sink: impl FnMut(&[u8]) -> bool) -> Result<(), Errno> {
+    seek(fd, SeekFrom::Start(0))?;
+    let mut buffer = Vec::with_capacity(BUFFER);
+    let mut entries = RawDir::new(fd, buffer.spare_capacity_mut());
+    while let Some(entry) = entries.next() {
+        let entry = match entry {
+            Err(Errno::INTR) => continue,
+            entry => entry?,
+        };
+        match entry.file_name().to_bytes() {
+            b"." | b".." => {}
+            name if sink(name) => {}
+            _ => break,
+        }
+    }
+    Ok(())
 }
 
 impl Iterator for Listing {
@@ -113,6 +142,17 @@ mod tests {
         let names: Vec<_> = (0..3000).map(|n| format!("{n:05}-{}", "x".repeat(n % 90)).into_bytes()).collect();
         let given: Vec<_> = names.iter().map(Vec::as_slice).collect();
         assert_eq!(listed(&given), names);
+    }
+
+    #[test]
+    fn short_directories_are_listed_at_once() {
+        let folder = tempfile::tempdir().unwrap();
+        ["c", "a", "b"].iter().for_each(|name| std::fs::write(folder.path().join(name), "").unwrap());
+        let directory = Directory::open_root(folder.path()).unwrap();
+        for _ in 0..2 {
+            assert_eq!(directory.list_short(2).unwrap(), None);
+            assert_eq!(directory.list_short(3).unwrap().unwrap(), ["a", "b", "c"]);
+        }
     }
 
     #[test]

@@ -79,6 +79,11 @@ impl Patterns {
         Ok(Patterns { patterns: (!patterns.is_empty()).then_some(patterns) })
     }
 
+    /// Whether there are none, so that nothing matches.
+    pub fn is_empty(&self) -> bool {
+        self.patterns.is_none()
+    }
+
     /// Whether the last pattern that has to do with a path matches it. What is below a directory that matches
     /// need not match: do not ask. The path is relative to the root (or absolute and below it).
     pub fn matches(&self, relative_path: &Path, is_directory: bool) -> bool {

@@ -1,0 +1,231 @@
+//! Work that is done ahead of its turn, by helpers, or else by who needs it.
+//!
+//! The walk goes through a tree in order, and would mostly wait: for the kernel, and on a cold disk for the disk. So
+//! it says early what it will ask for, and helpers begin with that. Who asks before they did does it himself: nobody
+//! ever waits for work that has not begun.
+
+use std::array;
+use std::collections::VecDeque;
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+
+/// Most pieces of work that are sent and not asked for yet. Further ones are done when they are asked for.
+const MOST: usize = 64;
+/// Levels of a tree that are told apart.
+const LEVELS: usize = 64;
+
+/// Work to be done. Clones are the same work.
+#[derive(Clone, Default)]
+pub(super) struct Ahead(Arc<Shared>);
+
+#[derive(Default)]
+struct Shared {
+    queue: Mutex<Queue>,
+    more: Condvar,
+}
+
+struct Queue {
+    /// By depth in the tree: what is deepest is asked for first.
+    levels: [VecDeque<Arc<dyn Run>>; LEVELS],
+    waiting: usize,
+    /// Sent and not asked for.
+    unasked: usize,
+    closed: bool,
+}
+
+/// The result of a piece of work, some time.
+pub(super) struct Later<T> {
+    piece: Arc<Piece<T>>,
+    /// It counts as one that is sent and not asked for.
+    counted: Option<Ahead>,
+}
+
+struct Piece<T> {
+    state: Mutex<State<T>>,
+    changed: Condvar,
+}
+
+enum State<T> {
+    Waiting(Box<dyn FnOnce() -> T + Send>),
+    Begun,
+    Done(T),
+    /// Whoever did it came to grief.
+    Lost,
+}
+
+trait Run: Send + Sync {
+    /// Does the work, unless somebody else did or does.
+    fn run(&self);
+}
+
+impl Default for Queue {
+    fn default() -> Self {
+        Queue { levels: array::from_fn(|_| VecDeque::new()), waiting: 0, unasked: 0, closed: false }
+    }
+}
+
+impl Queue {
+    fn next(&mut self) -> Option<Arc<dyn Run>> {
+        let next = self.levels.iter_mut().rev().find_map(VecDeque::pop_front);
+        self.waiting -= usize::from(next.is_some());
+        next
+    }
+}
+
+impl Ahead {
+    fn queue(&self) -> MutexGuard<'_, Queue> {
+        self.0.queue.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Does what is sent until [`Ahead::close`].
+    pub(super) fn help(&self) {
+        loop {
+            let idle = |queue: &mut Queue| !queue.closed && queue.waiting == 0;
+            let mut queue = self.0.more.wait_while(self.queue(), idle).unwrap_or_else(PoisonError::into_inner);
+            if queue.closed {
+                return;
+            }
+            let next = queue.next();
+            drop(queue);
+            if let Some(piece) = next {
+                piece.run();
+            }
+        }
+    }
+
+    /// Lets helpers go when they have done what they are at.
+    pub(super) fn close(&self) {
+        self.queue().closed = true;
+        self.0.more.notify_all();
+    }
+
+    /// Has `work` done that is `depth` deep in the tree.
+    pub(super) fn send<T: Send + 'static>(&self, depth: usize, work: impl FnOnce() -> T + Send + 'static) -> Later<T> {
+        let piece = Arc::new(Piece { state: Mutex::new(State::Waiting(Box::new(work))), changed: Condvar::new() });
+        let mut queue = self.queue();
+        if queue.unasked >= MOST {
+            return Later { piece, counted: None };
+        }
+        queue.unasked += 1;
+        queue.waiting += 1;
+        queue.levels[depth.min(LEVELS - 1)].push_back(piece.clone());
+        drop(queue);
+        self.0.more.notify_one();
+        Later { piece, counted: Some(self.clone()) }
+    }
+}
+
+impl<T: Send> Later<T> {
+    /// What is there already.
+    pub(super) fn now(result: T) -> Self {
+        Later {
+            piece: Arc::new(Piece { state: Mutex::new(State::Done(result)), changed: Condvar::new() }),
+            counted: None,
+        }
+    }
+
+    /// The result. None if whoever did the work panicked.
+    pub(super) fn get(self) -> Option<T> {
+        self.piece.run();
+        let begun = |state: &mut State<T>| matches!(state, State::Begun);
+        let state = self.piece.changed.wait_while(self.piece.state(), begun);
+        match std::mem::replace(&mut *state.unwrap_or_else(PoisonError::into_inner), State::Lost) {
+            State::Done(result) => Some(result),
+            _ => None,
+        }
+    }
+}
+
+impl<T> Drop for Later<T> {
+    fn drop(&mut self) {
+        if let Some(ahead) = &self.counted {
+            ahead.queue().unasked -= 1;
+        }
+    }
+}
+
+impl<T> Piece<T> {
+    fn state(&self) -> MutexGuard<'_, State<T>> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn change(&self, state: State<T>) {
+        *self.state() = state;
+        self.changed.notify_all();
+    }
+}
+
+impl<T: Send> Run for Piece<T> {
+    fn run(&self) {
+        let mut state = self.state();
+        if !matches!(*state, State::Waiting(_)) {
+            return;
+        }
+        let work = std::mem::replace(&mut *state, State::Begun);
+        drop(state);
+        if let State::Waiting(work) = work {
+            let lost = Lost(self);
+            let result = work();
+            std::mem::forget(lost);
+            self.change(State::Done(result));
+        }
+    }
+}
+
+/// Says that work was lost, if it is dropped on the way out of a panic.
+struct Lost<'p, T>(&'p Piece<T>);
+
+impl<T> Drop for Lost<'_, T> {
+    fn drop(&mut self) {
+        self.0.change(State::Lost);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::mpsc;
+    use std::thread;
+
+    use super::*;
+
+    #[test]
+    fn who_asks_first_does_it_himself() {
+        let ahead = Ahead::default();
+        let here = thread::current().id();
+        assert_eq!(ahead.send(0, move || thread::current().id() == here).get(), Some(true));
+        assert_eq!(ahead.queue().unasked, 0);
+    }
+
+    #[test]
+    fn helpers_begin_with_what_is_deepest_and_sent_first() {
+        let ahead = Ahead::default();
+        let (sender, order) = mpsc::channel();
+        let later: Vec<_> = [(1, "c"), (9, "a"), (1, "d"), (9, "b"), (0, "e")]
+            .map(|(depth, name)| {
+                let sender = sender.clone();
+                ahead.send(depth, move || sender.send(name).unwrap())
+            })
+            .into();
+        thread::scope(|threads| {
+            threads.spawn(|| ahead.help());
+            assert_eq!(order.iter().take(5).collect::<String>(), "abcde");
+            ahead.close();
+        });
+        assert!(later.into_iter().all(|later| later.get().is_some()));
+    }
+
+    #[test]
+    fn what_is_too_much_is_done_when_it_is_asked_for() {
+        let ahead = Ahead::default();
+        let later: Vec<_> = (0..2 * MOST).map(|n| ahead.send(n, move || n)).collect();
+        assert_eq!(ahead.queue().waiting, MOST);
+        assert!(later.into_iter().map(Later::get).eq((0..2 * MOST).map(Some)));
+    }
+
+    #[test]
+    fn work_that_came_to_grief_is_not_waited_for() {
+        let ahead = Ahead::default();
+        let later = ahead.send(0, || -> u8 { std::panic::resume_unwind(Box::new(())) });
+        thread::scope(|threads| assert!(threads.spawn(|| ahead.help()).join().is_err()));
+        assert!(later.get().is_none());
+    }
+}
