@@ -11,7 +11,7 @@ use std::time::{Duration, Instant};
 use crossbeam_channel::{Receiver, Sender};
 use roaring::RoaringTreemap;
 
-use super::event::{Content as FileContent, End, Enter, Event, NewFile, Reused};
+use super::event::{Arriving, Content as FileContent, End, Enter, Event, NewFile, NewFiles, Reused};
 use super::nodes::{Link, NodeKey, Nodes, PLACEHOLDER, Purpose};
 use super::seal::{Done, OpenPacks, Plain};
 use super::session::Session;
@@ -187,7 +187,13 @@ impl<'a> Engine<'a> {
             Event::OldSegment(row) => self.frame()?.part = Part::Old { row, changed: Vec::new() },
             Event::NewSegment { replaces } => self.new_segment(replaces)?,
             Event::Reused(reused) => self.reuse(*reused)?,
-            Event::File(file) => self.file(*file)?,
+            Event::Files(new) => {
+                let NewFiles { files, content } = *new;
+                let mut content = Arriving::new(content);
+                for file in files {
+                    self.file(file, &mut content)?;
+                }
+            }
             Event::Plain(plain) => {
                 let (entry, stat, untrusted) = *plain;
                 self.add_entry(entry, &stat, untrusted)?;
@@ -306,27 +312,27 @@ impl<'a> Engine<'a> {
     }
 
     /// Takes in a file's content as it arrives, and adds the file.
-    fn file(&mut self, NewFile { name, path, content }: NewFile) -> Result<(), Error> {
+    fn file(&mut self, NewFile { name, path }: NewFile, content: &mut Arriving) -> Result<(), Error> {
         let key = self.new_part()?;
         let mut extents: Vec<(Extent, Option<Stored>)> = Vec::new();
         let mut nodes: Vec<(u64, Link)> = Vec::new();
         let end = loop {
-            let (extent, stored) = match content.recv() {
-                Ok(FileContent::Chunk(bytes, digest)) => {
+            let (extent, stored) = match content.next() {
+                Some(FileContent::Chunk(bytes, digest)) => {
                     let stored = self.store_data(bytes, digest)?;
                     (extent_of(&stored), Some(stored))
                 }
-                Ok(FileContent::Known(digest, length)) => match self.known(&digest)? {
+                Some(FileContent::Known(digest, length)) => match self.known(&digest)? {
                     Some(stored) if stored.length == length => (extent_of(&stored), Some(stored)),
                     // Of two digests with the same head the catalog knows one.
                     _ => break Err("a part of it is not found again; the next backup stores it".into()),
                 },
-                Ok(FileContent::Hole(length)) => (Extent::Hole(length), None),
-                Ok(FileContent::End(end)) => break Ok(end),
-                Ok(FileContent::Failed(why)) => break Err(why),
-                Ok(FileContent::Broken(error)) => return Err(error),
-                Ok(FileContent::BrokenOff) => return Ok(()),
-                Err(_) => return Err(Error::Stopped("reading files")),
+                Some(FileContent::Hole(length)) => (Extent::Hole(length), None),
+                Some(FileContent::End(end)) => break Ok(end),
+                Some(FileContent::Failed(why)) => break Err(why),
+                Some(FileContent::Broken(error)) => return Err(error),
+                Some(FileContent::BrokenOff) => return Ok(()),
+                None => return Err(Error::Stopped("reading files")),
             };
             self.progress.bytes += extent.length();
             self.monitor.progress(self.progress);

@@ -1,6 +1,7 @@
 //! What the walk tells the engine, in preorder: the order in which a snapshot counts its entries.
 
 use std::path::PathBuf;
+use std::vec;
 
 use crossbeam_channel::Receiver;
 
@@ -24,8 +25,8 @@ pub(super) enum Event {
     },
     /// An entry that looks as it did, in a new segment.
     Reused(Box<Reused>),
-    /// A file to be stored; its content arrives on its own channel.
-    File(Box<NewFile>),
+    /// Files to be stored; their content arrives on a channel of its own.
+    Files(Box<NewFiles>),
     /// An entry without content to store: a link or a special file; and whether its identity says too little.
     Plain(Box<(Entry, Stat, bool)>),
     /// A segment ends.
@@ -61,14 +62,45 @@ pub(super) struct Reused {
     pub(super) blocks: Vec<(BlockId, BlockLocation)>,
 }
 
+/// Files that are new, or look different.
+pub(super) struct NewFiles {
+    pub(super) files: Vec<NewFile>,
+    /// The content of one after the other.
+    pub(super) content: Receiver<Vec<Content>>,
+}
+
+/// Content as it arrives.
+pub(super) struct Arriving {
+    content: Receiver<Vec<Content>>,
+    ready: vec::IntoIter<Content>,
+}
+
+impl Arriving {
+    pub(super) fn new(content: Receiver<Vec<Content>>) -> Self {
+        Arriving { content, ready: Vec::new().into_iter() }
+    }
+}
+
+impl Iterator for Arriving {
+    type Item = Content;
+
+    /// Waits for what comes next. None: there will be no more.
+    fn next(&mut self) -> Option<Content> {
+        loop {
+            if let Some(content) = self.ready.next() {
+                return Some(content);
+            }
+            self.ready = self.content.recv().ok()?.into_iter();
+        }
+    }
+}
+
 /// A file that is new, or looks different.
 pub(super) struct NewFile {
     /// Its name.
     pub(super) name: Vec<u8>,
     /// Its path, for messages.
     pub(super) path: PathBuf,
-    /// Its content.
-    pub(super) content: Receiver<Content>,
 }
 
 /// Content of a file, in order.
@@ -92,12 +124,20 @@ pub(super) enum Content {
 /// A chunk's bytes on their way to the engine.
 pub(super) enum Bytes {
     /// In memory that was lent.
-    Memory { bytes: Vec<u8>, _loan: Loan },
+    Memory { bytes: Vec<u8>, _loan: Option<Loan> },
     /// In a temporary file.
     Parked(Parked),
 }
 
 impl Bytes {
+    /// How much of what may wait they take, in bytes.
+    pub(super) fn weight(&self) -> usize {
+        match self {
+            Bytes::Memory { bytes, .. } => bytes.len(),
+            Bytes::Parked(parked) => parked.weight(),
+        }
+    }
+
     /// The bytes. What was lent for them is free then: from here on they count as a block's.
     pub(super) fn take(self) -> Result<Vec<u8>, Error> {
         match self {

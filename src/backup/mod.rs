@@ -318,9 +318,10 @@ impl Run<'_> {
                 rules,
                 events: events_in,
                 batch: RefCell::default(),
+                held: RefCell::default(),
                 small,
                 large,
-                budget: lanes.budget(),
+                budget: lanes.budget.clone(),
                 monitor: self.monitor,
                 stop: self.stop,
                 ahead: ahead.clone(),
@@ -562,31 +563,25 @@ fn entry_of(name: Vec<u8>, stat: &Stat, extended: Extended, content: Content) ->
 struct Lanes {
     small: Lane,
     large: Lane,
+    /// What the walk takes loans for small files from.
+    budget: Option<Budget>,
 }
 
 impl Lanes {
     fn new(low_memory: bool) -> Result<Self, Error> {
-        Ok(match low_memory {
-            true => Lanes { small: Lane::Parking(Parking::new()?), large: Lane::Parking(Parking::new()?) },
-            false => {
-                Lanes { small: Lane::Memory(Budget::new(SMALL_AHEAD)), large: Lane::Memory(Budget::new(LARGE_AHEAD)) }
-            }
-        })
-    }
-
-    /// What the walk takes loans for small files from. Those that are parked wait for room when they are read: by a
-    /// single reader, so that the first in the walk gets it first.
-    fn budget(&self) -> Option<Budget> {
-        match &self.small {
-            Lane::Memory(budget) => Some(budget.clone()),
-            Lane::Parking(_) => None,
+        if low_memory {
+            let [small, large] = [Parking::new()?, Parking::new()?].map(Lane::Parking);
+            return Ok(Lanes { small, large, budget: None });
         }
+        let (small, large) = (Lane::Lent, Lane::Memory(Budget::new(LARGE_AHEAD)));
+        Ok(Lanes { small, large, budget: Some(Budget::new(SMALL_AHEAD)) })
     }
 
+    /// Parked files wait for room when they are read: by a single reader, so that the first in the walk gets it first.
     fn small_readers(&self) -> usize {
         match &self.small {
-            Lane::Memory(_) => SMALL_READERS,
             Lane::Parking(_) => 1,
+            _ => SMALL_READERS,
         }
     }
 
@@ -595,7 +590,11 @@ impl Lanes {
             match lane {
                 Lane::Memory(budget) => budget.close(),
                 Lane::Parking(parking) => parking.close(),
+                Lane::Lent => {}
             }
+        }
+        if let Some(budget) = &self.budget {
+            budget.close();
         }
     }
 }

@@ -13,10 +13,11 @@ use rustix::io::Errno;
 
 use super::Error;
 use super::budget::{Budget, Loan};
+use super::walk::JOB_FILES;
 use crate::format::BLOCK_SIZE;
 
-/// Chunks that may wait at once.
-const SLOTS: usize = 16;
+/// Chunks that may wait at once. As many as are read together, or they would wait for each other.
+const SLOTS: usize = JOB_FILES;
 
 /// An unnamed file with room for chunks. Clones are the same file.
 #[derive(Debug, Clone)]
@@ -85,6 +86,11 @@ impl Parked {
         let mut bytes = vec![0; self.length];
         self.shared.file.read_exact_at(&mut bytes, self.offset()).map_err(super::temporary)?;
         Ok(bytes)
+    }
+
+    /// Its length, or that of a small part of all room: few may be held back, however short they are.
+    pub(super) fn weight(&self) -> usize {
+        self.length.max(BLOCK_SIZE / 64)
     }
 
     fn offset(&self) -> u64 {

@@ -1,7 +1,8 @@
 //! Reading files: many small ones at once, large ones one after the other.
 //!
 //! On a cold disk a small file costs a seek, so many are asked for at once, whatever the number of cores.
-//! Each file's content goes to a channel of its own, so the engine takes files in the order of the walk
+//! Small files that are neighbours are one job, since waking a reader, and then the engine, takes longer than reading
+//! one of them. Each job's content goes to a channel of its own, so the engine takes files in the order of the walk
 //! however they arrive. What is read ahead is lent: for a small file by the walk, in the order in which the engine
 //! takes them, for a large one by its reader, a chunk at a time.
 
@@ -21,16 +22,24 @@ use super::seen::{Seen, SeenFile, SeenPiece};
 use crate::format::{Digest, Kind};
 use crate::source::{self, Cutter, Directory, Extended, Piece, Stat, now};
 
+/// Pieces of content, and bytes, that go to the engine together.
+const GATHER: usize = 64;
+const GATHER_BYTES: usize = 128 << 10;
 /// Most bytes that are read of a file of no size.
 const MADE_UP: u64 = 64 << 10;
 
-/// A file to be read.
+/// Files to be read, one behind the other.
 pub(super) struct Job {
     pub(super) directory: Arc<Directory>,
+    pub(super) files: Vec<JobFile>,
+    pub(super) content: Sender<Vec<Content>>,
+}
+
+/// A file to be read.
+pub(super) struct JobFile {
     pub(super) name: Vec<u8>,
     /// Its place in the order in which the engine takes files.
     pub(super) number: u64,
-    pub(super) content: Sender<Content>,
     /// What was lent for a small file.
     pub(super) loan: Option<Loan>,
 }
@@ -47,7 +56,9 @@ pub(super) struct Reading {
 
 /// Where a reader's chunks wait.
 pub(super) enum Lane {
-    /// In memory.
+    /// In memory that was lent with the job.
+    Lent,
+    /// In memory that is lent a chunk at a time.
     Memory(Budget),
     /// In a temporary file.
     Parking(Parking),
@@ -77,27 +88,28 @@ impl From<source::Error> for Stop {
 
 /// Reads files until there are no more jobs.
 pub(super) fn work(jobs: &Receiver<Job>, reading: &Reading, lane: &Lane) {
-    for mut job in jobs {
-        let message = match read(&mut job, reading, lane) {
-            Err(Stop::Failed(why)) => Content::Failed(why),
-            Err(Stop::Broken(error)) => Content::Broken(error),
-            Ok(()) | Err(Stop::Gone) => continue,
-        };
-        // If nobody listens any more, nobody needs to know.
-        let _ = job.content.send(message);
+    for Job { directory, files, content } in jobs {
+        let mut out = Out::new(&content);
+        // If nobody listens any more, nobody needs to know why.
+        let _ = files.into_iter().try_for_each(|file| match read(&directory, file, reading, lane, &mut out) {
+            Err(Stop::Failed(why)) => out.send(Content::Failed(why)),
+            Err(Stop::Broken(error)) => out.send(Content::Broken(error)),
+            result => result,
+        });
+        let _ = out.flush();
     }
 }
 
-fn read(job: &mut Job, reading: &Reading, lane: &Lane) -> Result<(), Stop> {
+fn read(directory: &Directory, job: JobFile, reading: &Reading, lane: &Lane, out: &mut Out<'_>) -> Result<(), Stop> {
     let name = OsStr::from_bytes(&job.name);
-    let file = job.directory.open_file(name).map_err(|e| Stop::Failed(e.to_string()))?;
+    let file = directory.open_file(name).map_err(|e| Stop::Failed(e.to_string()))?;
     let started = now();
     let before = Stat::of_fd(&file)?;
     if before.kind != Kind::File {
         return Err(Stop::Failed("it was a file and is none any more".into()));
     }
-    let mut sink = Sink::new(&job.content, lane, before.size);
-    sink.loan = job.loan.take();
+    let mut sink = Sink::new(out, lane, before.size);
+    sink.loan = job.loan;
     let seen = if Seen::wants(&before) { reading.seen.find(&before, job.number) } else { None };
     if seen.is_none() && Seen::wants(&before) {
         sink.pieces = Some(Vec::new());
@@ -112,7 +124,7 @@ fn read(job: &mut Job, reading: &Reading, lane: &Lane) -> Result<(), Stop> {
     }
     let extended = Extended::of_fd(&file);
     // Renamed or deleted meanwhile is no change of what was read; another file in its place is.
-    let same = match job.directory.stat_child(name) {
+    let same = match directory.stat_child(name) {
         Ok(there) => (there.ino, there.dev) == (before.ino, before.dev) && before.same_content_as(&there),
         Err(_) => before.same_content_as(&Stat::of_fd(&file)?),
     };
@@ -122,7 +134,7 @@ fn read(job: &mut Job, reading: &Reading, lane: &Lane) -> Result<(), Stop> {
     if let (false, Some(pieces)) = (changed, sink.pieces.take()) {
         reading.seen.keep(SeenFile { number: job.number, stat: before.clone(), pieces, digest });
     }
-    sink.send(Content::End(Box::new(End { stat: before, extended, size: sink.size, digest, changed, fresh })))
+    sink.out.send(Content::End(Box::new(End { stat: before, extended, size: sink.size, digest, changed, fresh })))
 }
 
 /// Reads a file of `size` bytes. What it grew by meanwhile is left out. Files that the kernel makes up have no size.
@@ -133,16 +145,49 @@ fn read_whole(file: &File, size: u64) -> io::Result<Vec<u8>> {
     Ok(bytes)
 }
 
-fn cut(file: &File, stat: &Stat, reading: &Reading, sink: &mut Sink<'_>) -> Result<(), Stop> {
+fn cut(file: &File, stat: &Stat, reading: &Reading, sink: &mut Sink<'_, '_>) -> Result<(), Stop> {
     let sparse = stat.blocks.saturating_mul(512) < stat.size;
     reading.cutter.cut(file, stat.size, sparse, &mut |piece| sink.piece(piece))?;
     Ok(())
 }
 
-/// Where a file's content goes, and what is counted on the way.
-pub(super) struct Sink<'c> {
-    content: &'c Sender<Content>,
-    lane: &'c Lane,
+/// Where content goes: as much at once as is worth waking the engine.
+pub(super) struct Out<'c> {
+    content: &'c Sender<Vec<Content>>,
+    gathered: Vec<Content>,
+    bytes: usize,
+}
+
+impl<'c> Out<'c> {
+    pub(super) fn new(content: &'c Sender<Vec<Content>>) -> Self {
+        Out { content, gathered: Vec::new(), bytes: 0 }
+    }
+
+    pub(super) fn send(&mut self, content: Content) -> Result<(), Stop> {
+        self.bytes += match &content {
+            Content::Chunk(bytes, _) => bytes.weight(),
+            _ => 0,
+        };
+        self.gathered.push(content);
+        match self.bytes >= GATHER_BYTES || self.gathered.len() >= GATHER {
+            true => self.flush(),
+            false => Ok(()),
+        }
+    }
+
+    pub(super) fn flush(&mut self) -> Result<(), Stop> {
+        self.bytes = 0;
+        match std::mem::take(&mut self.gathered) {
+            nothing if nothing.is_empty() => Ok(()),
+            some => self.content.send(some).map_err(|_| Stop::Gone),
+        }
+    }
+}
+
+/// What is made of a file's content on its way out.
+pub(super) struct Sink<'o, 'c> {
+    pub(super) out: &'o mut Out<'c>,
+    lane: &'o Lane,
     /// What was lent for a small file's only chunk.
     loan: Option<Loan>,
     /// Bytes that are to come: none of them are digested twice if they come at once.
@@ -156,10 +201,10 @@ pub(super) struct Sink<'c> {
     pieces: Option<Vec<SeenPiece>>,
 }
 
-impl<'c> Sink<'c> {
-    pub(super) fn new(content: &'c Sender<Content>, lane: &'c Lane, expected: u64) -> Self {
+impl<'o, 'c> Sink<'o, 'c> {
+    pub(super) fn new(out: &'o mut Out<'c>, lane: &'o Lane, expected: u64) -> Self {
         let hasher = blake3::Hasher::new();
-        Sink { content, lane, loan: None, expected, hasher, size: 0, chunks: 0, first: None, pieces: None }
+        Sink { out, lane, loan: None, expected, hasher, size: 0, chunks: 0, first: None, pieces: None }
     }
 
     /// The digest of all bytes so far.
@@ -185,15 +230,11 @@ impl<'c> Sink<'c> {
                 SeenPiece::Hole(length) => self.hole(length)?,
                 SeenPiece::Chunk(digest, length) => {
                     self.size += u64::from(length);
-                    self.send(Content::Known(digest, length))?;
+                    self.out.send(Content::Known(digest, length))?;
                 }
             }
         }
         Ok(())
-    }
-
-    fn send(&self, content: Content) -> Result<(), Stop> {
-        self.content.send(content).map_err(|_| Stop::Gone)
     }
 
     fn chunk(&mut self, bytes: Vec<u8>) -> Result<(), Stop> {
@@ -207,17 +248,18 @@ impl<'c> Sink<'c> {
         }
         self.count(bytes.len() as u64, digest);
         let bytes = match (self.loan.take(), self.lane) {
-            (Some(_loan), _) => Bytes::Memory { bytes, _loan },
-            (None, Lane::Memory(budget)) => {
-                let _loan = budget.take(bytes.len()).ok_or(Stop::Gone)?;
+            // Of a file that grew since it was looked at, only the beginning was lent.
+            (_loan, Lane::Lent) => Bytes::Memory { bytes, _loan },
+            (_, Lane::Memory(budget)) => {
+                let _loan = Some(budget.take(bytes.len()).ok_or(Stop::Gone)?);
                 Bytes::Memory { bytes, _loan }
             }
-            (None, Lane::Parking(parking)) => {
+            (_, Lane::Parking(parking)) => {
                 let parked = parking.put(&bytes).map_err(Stop::Broken)?;
                 Bytes::Parked(parked.ok_or(Stop::Gone)?)
             }
         };
-        self.send(Content::Chunk(bytes, digest))
+        self.out.send(Content::Chunk(bytes, digest))
     }
 
     fn hole(&mut self, length: u64) -> Result<(), Stop> {
@@ -225,7 +267,7 @@ impl<'c> Sink<'c> {
         if let Some(pieces) = &mut self.pieces {
             pieces.push(SeenPiece::Hole(length));
         }
-        self.send(Content::Hole(length))
+        self.out.send(Content::Hole(length))
     }
 
     fn count(&mut self, length: u64, digest: Digest) {

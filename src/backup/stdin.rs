@@ -17,8 +17,8 @@ use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::io::Errno;
 
 use super::Error;
-use super::event::{Content, End, Event, NewFile};
-use super::read::{self, Lane, Reading, Sink};
+use super::event::{Content, End, Event, NewFile, NewFiles};
+use super::read::{self, Lane, Out, Reading, Sink};
 use super::walk::{AHEAD, Known, Stop, Walk};
 use crate::catalog::DirectoryId;
 use crate::format::entry::Content as Stored;
@@ -56,14 +56,17 @@ impl Walk<'_> {
         self.send(Event::NewSegment { replaces })?;
         let (sender, content) = bounded(AHEAD);
         let path = PathBuf::from(OsStr::from_bytes(name));
-        self.send(Event::File(Box::new(NewFile { name: name.to_vec(), path, content })))?;
-        let mut sink = Sink::new(&sender, lane, u64::MAX);
+        let files = vec![NewFile { name: name.to_vec(), path }];
+        self.send(Event::Files(Box::new(NewFiles { files, content })))?;
+        self.send_batch()?;
+        let mut out = Out::new(&sender);
+        let mut sink = Sink::new(&mut out, lane, u64::MAX);
         match read_all(&mut sink, reading, self.stop) {
             Ok(()) => {}
             Err(Stop::Gone) => return Err(Stop::Gone),
             Err(failed) => {
                 // If nobody listens any more, nobody needs to know.
-                let _ = sender.send(Content::BrokenOff);
+                let _ = sender.send(vec![Content::BrokenOff]);
                 return Err(failed);
             }
         }
@@ -82,7 +85,7 @@ impl Walk<'_> {
         }
         // Fresh: no later look may take it for the same.
         let end = End { stat, extended: Extended::default(), size, digest, changed: false, fresh: true };
-        sender.send(Content::End(Box::new(end))).map_err(|_| Stop::Gone)?;
+        out.send(Content::End(Box::new(end))).and_then(|()| out.flush()).map_err(|_| Stop::Gone)?;
         self.send(Event::EndSegment)?;
         self.send(Event::Leave { removed: Vec::new() })
     }
@@ -119,7 +122,7 @@ fn content_of(items: &Items, name: &[u8]) -> Option<(u64, Digest)> {
     (entry.name == name && entry.kind == Kind::File).then_some((entry.size, digest))
 }
 
-fn read_all(sink: &mut Sink<'_>, reading: &Reading, stop: &AtomicBool) -> Result<(), Stop> {
+fn read_all(sink: &mut Sink<'_, '_>, reading: &Reading, stop: &AtomicBool) -> Result<(), Stop> {
     let stdin = rustix::stdio::stdin().try_clone_to_owned().map_err(Error::Stdin)?;
     let mut input = Input { file: File::from(stdin), stop };
     let result = reading.cutter.cut_stream(&mut input, &mut |piece| sink.piece(piece));

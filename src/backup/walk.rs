@@ -17,9 +17,9 @@ use crossbeam_channel::{Sender, bounded};
 use super::Error;
 use super::ahead::{Ahead, Later};
 use super::budget::Budget;
-use super::event::{Enter, Event, NewFile, Reused};
+use super::event::{Enter, Event, NewFile, NewFiles, Reused};
 use super::found::{self, Below, Entries, Found, Names, Next, Opened, SIBLINGS};
-use super::read::Job;
+use super::read::{Job, JobFile};
 use super::rules::Rules;
 use super::selection::Part;
 use crate::catalog::stats::{Stats, StatsReader};
@@ -36,6 +36,9 @@ const SEGMENT: usize = 1000;
 const SEGMENT_MIN: usize = 300;
 /// Events that go out together at most.
 const BATCH: usize = 32;
+/// Small files that are read together at most, and their bytes. On a cold disk each of them costs a seek.
+pub(super) const JOB_FILES: usize = 16;
+const JOB_BYTES: u64 = 128 << 10;
 /// Segments that are read from the catalog at once.
 const SEGMENTS_AT_ONCE: usize = 4;
 /// Messages that a file's content may be ahead of the engine.
@@ -64,6 +67,8 @@ pub(super) struct Walk<'a> {
     pub(super) events: Sender<Vec<Event>>,
     /// Events that go out together: waking the engine for each would take longer than what it does about it.
     pub(super) batch: RefCell<Vec<Event>>,
+    /// Small files that come next, and are read together.
+    pub(super) held: RefCell<Option<Held>>,
     pub(super) small: Sender<Job>,
     pub(super) large: Sender<Job>,
     /// Lends memory for small files; none if they wait elsewhere.
@@ -76,6 +81,20 @@ pub(super) struct Walk<'a> {
     pub(super) counts: Counts,
     /// Files that the engine was told of, and that are read.
     pub(super) files_sent: u64,
+}
+
+/// Neighbours that are read together.
+pub(super) struct Held {
+    directory: Arc<Directory>,
+    files: Vec<NewFile>,
+    jobs: Vec<JobFile>,
+    bytes: u64,
+}
+
+impl Held {
+    fn of(directory: Arc<Directory>) -> Self {
+        Held { directory, files: Vec::new(), jobs: Vec::new(), bytes: 0 }
+    }
 }
 
 /// Why the walk ends early.
@@ -129,12 +148,12 @@ impl Walk<'_> {
     }
 
     pub(super) fn send(&self, event: Event) -> Result<(), Stop> {
+        self.send_files()?;
         let mut batch = self.batch.borrow_mut();
-        // The engine must know of a file before the walk waits for room of any kind.
-        let now = matches!(event, Event::File(_)) || batch.len() + 1 >= BATCH;
         batch.push(event);
+        let full = batch.len() >= BATCH;
         drop(batch);
-        if now { self.send_batch() } else { Ok(()) }
+        if full { self.send_batch() } else { Ok(()) }
     }
 
     /// Sends what was held back.
@@ -387,19 +406,51 @@ impl Walk<'_> {
     }
 
     fn file(&mut self, here: &Here<'_>, name: OsString, path: PathBuf, stat: &Stat) -> Result<(), Stop> {
-        let large = stat.size >= self.rules.large;
-        let loan = match &self.budget {
-            Some(budget) if !large => Some(budget.take(stat.size as usize + FILE_OVERHEAD).ok_or(Stop::Gone)?),
-            _ => None,
-        };
-        let (sender, content) = bounded(AHEAD);
         self.files_sent += 1;
-        let (directory, number) = (here.directory.clone(), self.files_sent);
-        let job = Job { directory, name: name.as_bytes().to_vec(), number, content: sender, loan };
-        let lane = if large { &self.large } else { &self.small };
-        // The event first: the engine must know of the file before a full lane can hold up the walk.
-        self.send(Event::File(Box::new(NewFile { name: name.into_vec(), path, content })))?;
-        lane.send(job).map_err(|_| Stop::Gone)
+        let number = self.files_sent;
+        let job = |loan| JobFile { name: name.as_bytes().to_vec(), number, loan };
+        if stat.size >= self.rules.large {
+            self.send_files()?;
+            let file = NewFile { name: name.as_bytes().to_vec(), path };
+            return self.send_job(here.directory.clone(), vec![file], vec![job(None)], &self.large);
+        }
+        // What is lent to files that were not sent yet is far less than there is, so it is no use to wait for those.
+        let loan = match &self.budget {
+            Some(budget) => Some(budget.take(stat.size as usize + FILE_OVERHEAD).ok_or(Stop::Gone)?),
+            None => None,
+        };
+        let job = job(loan);
+        let full = {
+            let mut held = self.held.borrow_mut();
+            let held = held.get_or_insert_with(|| Held::of(here.directory.clone()));
+            held.bytes += stat.size;
+            held.files.push(NewFile { name: name.into_vec(), path });
+            held.jobs.push(job);
+            held.jobs.len() >= JOB_FILES || held.bytes >= JOB_BYTES
+        };
+        if full { self.send_files() } else { Ok(()) }
+    }
+
+    /// Sends the small files that were held back to be read together.
+    fn send_files(&self) -> Result<(), Stop> {
+        match self.held.take() {
+            Some(Held { directory, files, jobs, .. }) => self.send_job(directory, files, jobs, &self.small),
+            None => Ok(()),
+        }
+    }
+
+    fn send_job(
+        &self,
+        directory: Arc<Directory>,
+        files: Vec<NewFile>,
+        jobs: Vec<JobFile>,
+        lane: &Sender<Job>,
+    ) -> Result<(), Stop> {
+        let (sender, content) = bounded(AHEAD);
+        // The event first: the engine must know of the files before a full lane can hold up the walk.
+        self.batch.borrow_mut().push(Event::Files(Box::new(NewFiles { files, content })));
+        self.send_batch()?;
+        lane.send(Job { directory, files: jobs, content: sender }).map_err(|_| Stop::Gone)
     }
 
     /// A directory below the one at hand: entered, walked and left. `anew`: its entry is written anew.
