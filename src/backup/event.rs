@@ -24,8 +24,8 @@ pub(super) enum Event {
     Reused(Box<Reused>),
     /// A file to be stored; its content arrives on its own channel.
     File(Box<NewFile>),
-    /// An entry without content to store: a link or a special file; and whether its identity says too little.
-    Plain(Box<(Entry, Stat, bool)>),
+    /// An entry without content to store: a link or a special file.
+    Plain(Box<Plain>),
     /// A segment ends.
     EndSegment,
     /// A directory ends.
@@ -59,12 +59,25 @@ pub(super) struct Reused {
     pub(super) blocks: Vec<(BlockId, BlockLocation)>,
 }
 
+/// A link or a special file that is new, or looks different.
+pub(super) struct Plain {
+    pub(super) entry: Entry,
+    /// What it looks like.
+    pub(super) stat: Stat,
+    /// Its identity says too little of it.
+    pub(super) untrusted: bool,
+    /// There was something of its name.
+    pub(super) existed: bool,
+}
+
 /// A file that is new, or looks different.
 pub(super) struct NewFile {
     /// Its name.
     pub(super) name: Vec<u8>,
     /// Its path, for messages.
     pub(super) path: PathBuf,
+    /// There was something of its name.
+    pub(super) existed: bool,
     /// Its content.
     pub(super) content: Receiver<Content>,
     /// What the budget lent for it.

@@ -14,6 +14,7 @@
 //! - [`read`]: many readers of small files, one of large files
 //! - [`seen`]: files of several names, which are read once
 //! - [`budget`]: the loan of memory for small files that were read ahead
+//! - [`trail`]: where the walk is, for messages
 //! - [`engine`]: decides, in one thread
 //! - [`store`]: chunks into blocks; what is known is not stored again
 //! - [`nodes`]: tree nodes that wait for what they refer to
@@ -40,6 +41,7 @@ mod selection;
 mod session;
 mod stdin;
 mod store;
+mod trail;
 mod walk;
 
 use std::cell::RefCell;
@@ -63,7 +65,7 @@ use crate::format::name::SnapshotName;
 use crate::format::snapshot::{Snapshot, Statistics};
 use crate::format::source::Source;
 use crate::format::{ChunkRef, Items, Node, Timestamp};
-use crate::monitor::Monitor;
+use crate::monitor::{Monitor, Total};
 use crate::repository::Repository;
 use crate::source::{Cutter, Extended, MountTable, Stat, Tags, now};
 use budget::Budget;
@@ -72,6 +74,7 @@ use read::Reading;
 use scope::{Origin, Scope, identify};
 use seen::Seen;
 use session::Session;
+use trail::Trail;
 use walk::{Counts, Rules, Stop, Walk};
 
 /// Bytes of small files that may be read ahead of the engine.
@@ -223,6 +226,7 @@ pub fn run(
     scope.stay_out_of(&forbidden)?;
     let (session, mut catalog) = Session::open(repository, state)?;
     let source = find_source(&session, &mut catalog, &scope.name)?;
+    expect_as_before(&catalog, Some(source.0), monitor)?;
     let run = Run { session: &session, scope: &scope, source, options, monitor, stop, started: started.0 };
     let mut summary = run.stages(catalog, forbidden)?;
     summary.problems += missing;
@@ -240,6 +244,35 @@ fn find_source(session: &Session<'_>, catalog: &mut Catalog, name: &str) -> Resu
     let row = catalog.add_source(source.id, name)?;
     catalog.commit()?;
     Ok((row, source.id))
+}
+
+fn rules(scope: &Scope, options: &Options, forbidden: HashSet<(u64, u64)>) -> Result<Rules, Error> {
+    Ok(Rules {
+        exclude: scope.exclude.clone(),
+        tags: Tags { caches: options.exclude_caches, names: options.exclude_if_present.clone() },
+        exclude_nodump: options.exclude_nodump,
+        identity: options.identity,
+        one_file_system: options.one_file_system,
+        reread: options.reread,
+        large: options.merge_files_under as u64,
+        mounts: MountTable::read()?,
+        forbidden,
+    })
+}
+
+/// Tells those who watch how much there was the last time: until the walk is done nobody knows better.
+fn expect_as_before(catalog: &Catalog, source: Option<SourceRow>, monitor: &dyn Monitor) -> Result<(), Error> {
+    if let Some(source) = source
+        && let Some((files, bytes)) = catalog.latest_size(source)?
+    {
+        monitor.progress().expect(Total { files, bytes, estimated: true });
+    }
+    Ok(())
+}
+
+/// What is said of an entry that a snapshot gets anew.
+fn change(existed: bool) -> &'static str {
+    if existed { "changed" } else { "new" }
 }
 
 /// What one run is made of.
@@ -262,7 +295,7 @@ impl Run<'_> {
         };
         let target = self.session.repository.target();
         let sealer = self.session.writer.block_sealer();
-        let rules = self.rules(forbidden)?;
+        let rules = rules(self.scope, self.options, forbidden)?;
         let past = catalog.past()?;
         let reading = Reading {
             cutter: Cutter::new(self.session.trust.seed, self.options.chunk_size),
@@ -311,21 +344,23 @@ impl Run<'_> {
                 counts: Counts::default(),
                 files_sent: 0,
             };
-            let above = DirectoryId::above(self.source.0);
+            let (above, trail) = (DirectoryId::above(self.source.0), Trail::new(self.scope.root()));
             let walk =
                 thread::Builder::new().name("walk".into()).stack_size(WALK_STACK).spawn_scoped(threads, move || {
                     let result = match &self.scope.origin {
                         Origin::Tree { root, selection } => walk.root(root, above, selection.root()),
                         Origin::Stdin(name) => walk.stdin(name, above, reading, self.started),
                     };
-                    (walk.counts, result.and_then(|()| walk.send_batch()))
+                    let result = result.and_then(|()| walk.send_batch());
+                    walk.counts.expect_if(result.is_ok(), walk.monitor);
+                    (walk.counts, result)
                 });
             let walk = walk.map_err(|_| Error::Stopped("the walk could not be started"))?;
 
             let follow = || {
-                let stages = (plain, packing, done);
+                let (stages, place) = ((plain, packing, done), (above, trail));
                 let mut engine =
-                    Engine::new(self.session, catalog, self.options, self.monitor, &budget, events, stages, above)?;
+                    Engine::new(self.session, catalog, self.options, self.monitor, &budget, events, stages, place)?;
                 let root = engine.follow()?;
                 match (walk.join().map_err(|_| Error::Stopped("the walk"))?, root) {
                     ((counts, Ok(())), Some(root)) => self.finish(&mut engine, &root, counts),
@@ -341,20 +376,6 @@ impl Run<'_> {
             // The engine is gone with its channels; only a wait for memory would not notice.
             budget.close();
             summary
-        })
-    }
-
-    fn rules(&self, forbidden: HashSet<(u64, u64)>) -> Result<Rules, Error> {
-        Ok(Rules {
-            exclude: self.scope.exclude.clone(),
-            tags: Tags { caches: self.options.exclude_caches, names: self.options.exclude_if_present.clone() },
-            exclude_nodump: self.options.exclude_nodump,
-            identity: self.options.identity,
-            one_file_system: self.options.one_file_system,
-            reread: self.options.reread,
-            large: self.options.merge_files_under as u64,
-            mounts: MountTable::read()?,
-            forbidden,
         })
     }
 

@@ -56,7 +56,8 @@ impl Walk<'_> {
         self.send(Event::NewSegment { replaces })?;
         let (sender, content) = bounded(AHEAD);
         let path = PathBuf::from(OsStr::from_bytes(name));
-        self.send(Event::File(Box::new(NewFile { name: name.to_vec(), path, content, lent: 0 })))?;
+        let name = name.to_vec();
+        self.send(Event::File(Box::new(NewFile { name, path, existed, content, lent: 0 })))?;
         let mut sink = Sink::new(&sender);
         match read_all(&mut sink, reading, self.stop) {
             Ok(()) => {}

@@ -16,13 +16,13 @@ use crossbeam_channel::{Sender, bounded};
 
 use super::Error;
 use super::budget::Budget;
-use super::event::{Enter, Event, NewFile, Reused};
+use super::event::{Enter, Event, NewFile, Plain, Reused};
 use super::read::Job;
 use super::selection::Part;
 use crate::catalog::stats::{Identity, Stats, StatsReader};
 use crate::catalog::{DirectoryId, DirectoryRow, Past, SegmentId, SegmentNode, SegmentRow};
 use crate::format::{Content, Entry, Kind, Timestamp};
-use crate::monitor::Monitor;
+use crate::monitor::{Monitor, Total};
 use crate::source::{Directory, Extended, MountTable, Patterns, Stat, Tags, now};
 
 /// Most entries of a segment: as many as were there before may come again, and be compared as a whole.
@@ -49,6 +49,15 @@ pub(super) struct Counts {
     pub(super) new: u64,
     pub(super) changed: u64,
     pub(super) problems: u64,
+}
+
+impl Counts {
+    /// What there was to do, as the walk found out if it came to its `end`.
+    pub(super) fn expect_if(&self, end: bool, monitor: &dyn Monitor) {
+        if end {
+            monitor.progress().expect(Total { files: self.files, bytes: self.bytes, estimated: false });
+        }
+    }
 }
 
 /// What the walk needs to know.
@@ -303,7 +312,11 @@ impl Walk<'_> {
             self.count(&stat);
             match stat.kind {
                 Kind::Directory => self.child(here, &name, &stat, false)?,
-                Kind::File => self.counts.unmodified += 1,
+                Kind::File => {
+                    self.counts.unmodified += 1;
+                    self.monitor.progress().file();
+                    self.monitor.progress().bytes(stat.size);
+                }
                 _ => {}
             }
         }
@@ -385,7 +398,7 @@ impl Walk<'_> {
         }
         let looked = now();
         let content = match stat.kind {
-            Kind::File => return self.file(here, name, path, &stat),
+            Kind::File => return self.file(here, name, path, &stat, existed),
             Kind::Symlink => match here.directory.read_link(&name) {
                 Ok(target) => Content::Target(target),
                 Err(e) => {
@@ -401,10 +414,10 @@ impl Walk<'_> {
         let extended = self.checked(here.directory.extended_of_child(&name), &path);
         let untrusted = stat.is_fresh(looked) || extended.missing.is_some();
         let entry = super::entry_of(name.into_vec(), &stat, extended, content);
-        self.send(Event::Plain(Box::new((entry, stat, untrusted))))
+        self.send(Event::Plain(Box::new(Plain { entry, stat, untrusted, existed })))
     }
 
-    fn file(&mut self, here: &Here<'_>, name: OsString, path: PathBuf, stat: &Stat) -> Result<(), Stop> {
+    fn file(&mut self, here: &Here<'_>, name: OsString, path: PathBuf, stat: &Stat, existed: bool) -> Result<(), Stop> {
         let large = stat.size >= self.rules.large;
         let lent = if large { 0 } else { stat.size as usize };
         if !self.budget.take(lent) {
@@ -416,7 +429,8 @@ impl Walk<'_> {
         let job = Job { directory, name: name.as_bytes().to_vec(), number, content: sender };
         let lane = if large { &self.large } else { &self.small };
         // The event first: the engine must know of the file before a full lane can hold up the walk.
-        self.send(Event::File(Box::new(NewFile { name: name.into_vec(), path, content, lent })))?;
+        let name = name.into_vec();
+        self.send(Event::File(Box::new(NewFile { name, path, existed, content, lent })))?;
         lane.send(job).map_err(|_| Stop::Gone)
     }
 

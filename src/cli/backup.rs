@@ -29,6 +29,10 @@ use crate::repository::Repository;
 ///
 /// The repository, brackfs's own state and its mounts are never backed up on the way; a mount that is named as PATH
 /// is.
+///
+/// On a terminal a line shows how far it is; ~ means that it is judged by the source's last snapshot. On SIGUSR1 (kill
+/// -USR1) it is said on standard error, terminal or not. With -v, what is new or changed is named; unchanged files, and
+/// directories that are not new, are not.
 #[derive(Debug, clap::Args)]
 #[command(after_help = "\
 Examples:
@@ -125,12 +129,21 @@ pub(super) struct Args {
     /// Read all files, whatever they look like
     #[arg(long)]
     reread: bool,
-    /// Print the result, and problems, as JSON, one object a line
+    /// Print the result, problems, and how far it is, as JSON, one object a line
     ///
-    /// The result, on standard output, has message_type summary, and snapshot_id and time (null if no snapshot was made),
-    /// source, files_new, files_changed, files_unmodified, files_read, files, directories, others, bytes, data_packs,
-    /// data_bytes, tree_packs, tree_bytes, stored_bytes, problems, seconds. A problem, on standard error, has message_type
-    /// error, and path and message.
+    /// The result, the last line on standard output, has message_type summary, and snapshot_id and time (null if
+    /// no snapshot was made), source, files_new, files_changed, files_unmodified, files_read, files, directories, others,
+    /// bytes, data_packs, data_bytes,
+    /// tree_packs, tree_bytes, stored_bytes, problems, seconds.
+    ///
+    /// A problem, on standard error, has message_type error, and path and message.
+    ///
+    /// Of a run that takes longer, each second a line on standard output has message_type status, and percent_done (from 0
+    /// to 1), files_done, total_files, bytes_done, total_bytes, total_estimated (the totals are those of the last
+    /// snapshot), bytes_read, stored_bytes, seconds_elapsed, seconds_remaining, path. What is not known is null. SIGUSR1
+    /// is answered with such a line on standard error.
+    ///
+    /// With -v, lines on standard output have message_type verbose_status, and action (new or changed) and item, a path.
     #[arg(long)]
     json: bool,
 }
@@ -140,6 +153,7 @@ pub(super) fn run(args: &Args, global: &Global) -> Result<ExitCode> {
     let repository = Repository::open(&args.repository.location)?;
     let monitor = global.monitor(args.json);
     let stop = stop_on_signals()?;
+    monitor.start()?;
     let result = backup::run(&repository, &global.state()?, &options, &monitor, &stop);
     monitor.done();
     let summary = result?;
@@ -239,7 +253,6 @@ fn as_json(summary: &Summary) -> serde_json::Value {
 }
 
 fn say(summary: &Summary) {
-    let stored = summary.data_bytes + summary.tree_bytes;
     match &summary.snapshot {
         Some(name) => say::aside(format!("snapshot {} of {}", name.id.short(), summary.source)),
         None => say::aside(format!("nothing changed in {}, no snapshot was made", summary.source)),
@@ -253,6 +266,7 @@ fn say(summary: &Summary) {
         summary.directories,
         size(summary.bytes)
     ));
+    let stored = summary.data_bytes + summary.tree_bytes;
     say::aside(format!("{} stored in {:.1} s", size(stored), summary.duration.as_secs_f64()));
     if summary.problems > 0 {
         say::aside(format!("{} problems: see above", summary.problems));
