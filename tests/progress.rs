@@ -131,6 +131,7 @@ fn lines_of_json_say_how_far_it_is_and_the_summary_is_the_last() {
     found.extend(lines.lines().map(|line| json(&line.unwrap())));
     let summary = &found[found.len() - 1];
     assert_eq!(summary["message_type"], "summary");
+    assert_eq!(number(summary, "bytes_read"), 4 * MIB as u64);
     let named = |line: &&Value| line["message_type"] == "verbose_status";
     let named: Vec<_> = found.iter().filter(named).map(|line| (&line["action"], &line["item"])).collect();
     assert_eq!(named, [(&"new".into(), &"x".into())]);
@@ -206,7 +207,7 @@ fn on_a_terminal_a_line_shows_how_far_it_is_and_is_gone_at_the_end() {
     // What was drawn last before the summary is nothing.
     let last = running.rsplit("\x1b[2K").next().unwrap();
     assert_eq!(last.trim_matches(['\r', '\n']), "", "{seen:?}");
-    assert!(result.contains(" stored in ") && !result.contains('\x1b'), "{seen:?}");
+    assert!(result.contains("4.00 MiB read, ") && !result.contains('\x1b'), "{seen:?}");
     for drawn in running.split(['\r', '\n']).filter(|drawn| drawn.contains(" files  ")) {
         let text = drawn.rsplit("\x1b[2K").next().unwrap();
         assert!(text.chars().count() <= 60, "{text:?} is too wide");

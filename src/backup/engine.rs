@@ -69,6 +69,9 @@ pub(super) struct Engine<'a> {
 pub(super) struct Tally {
     pub(super) problems: u64,
     pub(super) read_files: u64,
+    pub(super) read_bytes: u64,
+    /// Plain bytes of what was stored.
+    pub(super) added_bytes: u64,
     pub(super) missing_files: u64,
     pub(super) data_packs: u64,
     pub(super) tree_packs: u64,
@@ -314,12 +317,12 @@ impl<'a> Engine<'a> {
         let end = loop {
             let (extent, stored) = match content.recv() {
                 Ok(FileContent::Chunk(bytes, digest)) => {
-                    self.monitor.progress().read(bytes.len() as u64);
+                    self.count_read(bytes.len() as u64);
                     let stored = self.store_chunk(PackKind::Data, bytes.into(), digest)?;
                     (extent_of(&stored), Some(stored))
                 }
                 Ok(FileContent::Spooled(file, digest, length)) => {
-                    self.monitor.progress().read(length.into());
+                    self.count_read(length.into());
                     let stored = self.store_spooled(file, digest, length)?;
                     (extent_of(&stored), Some(stored))
                 }
@@ -356,6 +359,11 @@ impl<'a> Engine<'a> {
                 Ok(())
             }
         }
+    }
+
+    fn count_read(&mut self, bytes: u64) {
+        self.tally.read_bytes += bytes;
+        self.monitor.progress().read(bytes);
     }
 
     fn finish_file(
@@ -583,6 +591,7 @@ impl<'a> Engine<'a> {
                 row
             }
         };
+        self.tally.added_bytes += chunks.iter().map(|(_, length)| u64::from(*length)).sum::<u64>();
         self.monitor.progress().stored(at.length.into());
         self.catalog.add_block(block, row, ordinal, at)?;
         self.store.place(block, at);

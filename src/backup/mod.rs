@@ -193,6 +193,10 @@ pub struct Summary {
     pub others: u64,
     /// Sizes of all files added up.
     pub bytes: u64,
+    /// Bytes of files that were read, holes left out.
+    pub read_bytes: u64,
+    /// Bytes that the repository did not have, of files and of directories, before they were compressed.
+    pub added_bytes: u64,
     /// Packs of file content that were stored.
     pub data_packs: u64,
     /// Packs of tree nodes that were stored.
@@ -506,6 +510,8 @@ impl Run<'_> {
             directories: statistics.directories,
             others: statistics.others,
             bytes: statistics.bytes,
+            read_bytes: tally.read_bytes,
+            added_bytes: tally.added_bytes,
             data_packs: tally.data_packs,
             tree_packs: tally.tree_packs,
             data_bytes: tally.data_bytes,

@@ -10,7 +10,7 @@ use serde_json::json;
 use super::common::{Global, RepositoryArg, is_interactive, stop_on_signals};
 use super::exit::{PARTIAL, Usage};
 use super::say;
-use super::show::{name_time, parse_size, size};
+use super::show::{name_time, parse_size, rate, size};
 use crate::backup::{self, COMPRESSION, Options, Summary};
 use crate::catalog::stats::Identity;
 use crate::repository::Repository;
@@ -133,7 +133,7 @@ pub(super) struct Args {
     ///
     /// The result, the last line on standard output, has message_type summary, and snapshot_id and time (null if
     /// no snapshot was made), source, files_new, files_changed, files_unmodified, files_read, files, directories, others,
-    /// bytes, data_packs, data_bytes,
+    /// bytes, bytes_read, bytes_added (what the repository did not have, before compression), data_packs, data_bytes,
     /// tree_packs, tree_bytes, stored_bytes, problems, seconds.
     ///
     /// A problem, on standard error, has message_type error, and path and message.
@@ -242,6 +242,8 @@ fn as_json(summary: &Summary) -> serde_json::Value {
         "directories": summary.directories,
         "others": summary.others,
         "bytes": summary.bytes,
+        "bytes_read": summary.read_bytes,
+        "bytes_added": summary.added_bytes,
         "data_packs": summary.data_packs,
         "data_bytes": summary.data_bytes,
         "tree_packs": summary.tree_packs,
@@ -266,9 +268,24 @@ fn say(summary: &Summary) {
         summary.directories,
         size(summary.bytes)
     ));
-    let stored = summary.data_bytes + summary.tree_bytes;
-    say::aside(format!("{} stored in {:.1} s", size(stored), summary.duration.as_secs_f64()));
+    say::aside(work(summary));
     if summary.problems > 0 {
         say::aside(format!("{} problems: see above", summary.problems));
     }
+}
+
+/// What was read and stored, and how fast.
+fn work(summary: &Summary) -> String {
+    let (read, added) = (summary.read_bytes, summary.added_bytes);
+    let stored = summary.data_bytes + summary.tree_bytes;
+    let mut text = format!("{} read, {} new, {} stored", size(read), size(added), size(stored));
+    // Of a little, encryption makes more.
+    if stored > 0 && added >= stored {
+        text += &format!(" ({:.1}:1)", added as f64 / stored as f64);
+    }
+    text += &format!(" in {:.1} s", summary.duration.as_secs_f64());
+    if read > 0 {
+        text += &format!(" ({})", rate(read, summary.duration));
+    }
+    text
 }
