@@ -130,7 +130,7 @@ fn lines_of_json_say_how_far_it_is_and_the_summary_is_the_last() {
     held.end();
     found.extend(lines.lines().map(|line| json(&line.unwrap())));
     let summary = &found[found.len() - 1];
-    assert_eq!(summary["message_type"], "summary");
+    assert_eq!((&summary["message_type"], &summary["dry_run"]), (&"summary".into(), &false.into()));
     assert_eq!(number(summary, "bytes_read"), 4 * MIB as u64);
     let named = |line: &&Value| line["message_type"] == "verbose_status";
     let named: Vec<_> = found.iter().filter(named).map(|line| (&line["action"], &line["item"])).collect();

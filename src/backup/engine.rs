@@ -309,7 +309,7 @@ impl<'a> Engine<'a> {
     }
 
     /// Takes in a file's content as it arrives, and adds the file.
-    fn file(&mut self, NewFile { name, path, existed, content, lent }: NewFile) -> Result<(), Error> {
+    fn file(&mut self, NewFile { name, path, existed, content, lent, .. }: NewFile) -> Result<(), Error> {
         self.monitor.progress().at(&path);
         let key = self.new_part()?;
         let mut extents: Vec<(Extent, Option<Stored>)> = Vec::new();

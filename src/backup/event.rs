@@ -78,6 +78,8 @@ pub(super) struct NewFile {
     pub(super) path: PathBuf,
     /// There was something of its name.
     pub(super) existed: bool,
+    /// Its size as the walk saw it; 0 if only reading it tells.
+    pub(super) size: u64,
     /// Its content.
     pub(super) content: Receiver<Content>,
     /// What the budget lent for it.

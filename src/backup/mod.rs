@@ -14,6 +14,7 @@
 //! - [`read`]: many readers of small files, one of large files
 //! - [`seen`]: files of several names, which are read once
 //! - [`budget`]: the loan of memory for small files that were read ahead
+//! - [`preview`]: a dry run, in the place of all that follows the walk
 //! - [`trail`]: where the walk is, for messages
 //! - [`engine`]: decides, in one thread
 //! - [`store`]: chunks into blocks; what is known is not stored again
@@ -33,6 +34,7 @@ mod error;
 mod event;
 mod list;
 mod nodes;
+mod preview;
 mod read;
 mod scope;
 mod seal;
@@ -70,10 +72,11 @@ use crate::repository::Repository;
 use crate::source::{Cutter, Extended, MountTable, Stat, Tags, now};
 use budget::Budget;
 use engine::{Engine, Outcome, Tally};
+use preview::Preview;
 use read::Reading;
 use scope::{Origin, Scope, identify};
 use seen::Seen;
-use session::Session;
+use session::{Session, look};
 use trail::Trail;
 use walk::{Counts, Rules, Stop, Walk};
 
@@ -143,6 +146,8 @@ pub struct Options {
     pub identity: Identity,
     /// Believe no identity: read every file.
     pub reread: bool,
+    /// Only say what is new or changed. No file is opened, and nothing is written.
+    pub dry_run: bool,
 }
 
 impl Default for Options {
@@ -166,6 +171,7 @@ impl Default for Options {
             skip_if_unchanged: false,
             identity: Identity::default(),
             reread: false,
+            dry_run: false,
         }
     }
 }
@@ -177,6 +183,8 @@ pub struct Summary {
     pub snapshot: Option<SnapshotName>,
     /// The source's name.
     pub source: String,
+    /// Nothing was done: what is said to be read is what would have been.
+    pub dry_run: bool,
     /// Files that were not there before.
     pub new_files: u64,
     /// Files that look different.
@@ -211,7 +219,8 @@ pub struct Summary {
     pub duration: Duration,
 }
 
-/// Makes a backup. `state` is the machine's state directory; `stop` ends the run early when set.
+/// Makes a backup, or only says what it would do. `state` is the machine's state directory; `stop` ends the run early
+/// when set.
 pub fn run(
     repository: &Repository,
     state: &Path,
@@ -228,11 +237,16 @@ pub fn run(
     let local = repository.target().local_path();
     let forbidden = local.into_iter().chain([state]).filter_map(identify).collect();
     scope.stay_out_of(&forbidden)?;
-    let (session, mut catalog) = Session::open(repository, state)?;
-    let source = find_source(&session, &mut catalog, &scope.name)?;
-    expect_as_before(&catalog, Some(source.0), monitor)?;
-    let run = Run { session: &session, scope: &scope, source, options, monitor, stop, started: started.0 };
-    let mut summary = run.stages(catalog, forbidden)?;
+    let mut summary = if options.dry_run {
+        let preview = Preview { scope: &scope, monitor, stop };
+        preview.run(look(repository, state)?, rules(&scope, options, forbidden)?)?
+    } else {
+        let (session, mut catalog) = Session::open(repository, state)?;
+        let source = find_source(&session, &mut catalog, &scope.name)?;
+        expect_as_before(&catalog, Some(source.0), monitor)?;
+        let run = Run { session: &session, scope: &scope, source, options, monitor, stop, started: started.0 };
+        run.stages(catalog, forbidden)?
+    };
     summary.problems += missing;
     summary.duration = started.1.elapsed();
     Ok(summary)
@@ -502,6 +516,7 @@ impl Run<'_> {
         Summary {
             snapshot,
             source: self.scope.name.clone(),
+            dry_run: false,
             new_files: counts.new,
             changed_files: counts.changed,
             unmodified_files: counts.unmodified,

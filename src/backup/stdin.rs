@@ -57,7 +57,7 @@ impl Walk<'_> {
         let (sender, content) = bounded(AHEAD);
         let path = PathBuf::from(OsStr::from_bytes(name));
         let name = name.to_vec();
-        self.send(Event::File(Box::new(NewFile { name, path, existed, content, lent: 0 })))?;
+        self.send(Event::File(Box::new(NewFile { name, path, existed, size: 0, content, lent: 0 })))?;
         let mut sink = Sink::new(&sender);
         match read_all(&mut sink, reading, self.stop) {
             Ok(()) => {}

@@ -429,8 +429,8 @@ impl Walk<'_> {
         let job = Job { directory, name: name.as_bytes().to_vec(), number, content: sender };
         let lane = if large { &self.large } else { &self.small };
         // The event first: the engine must know of the file before a full lane can hold up the walk.
-        let name = name.into_vec();
-        self.send(Event::File(Box::new(NewFile { name, path, existed, content, lent })))?;
+        let (name, size) = (name.into_vec(), stat.size);
+        self.send(Event::File(Box::new(NewFile { name, path, existed, size, content, lent })))?;
         lane.send(job).map_err(|_| Stop::Gone)
     }
 

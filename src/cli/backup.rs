@@ -38,6 +38,7 @@ use crate::repository::Repository;
 Examples:
   brackfs backup /home --repo /backup
   brackfs backup / --repo /backup --one-file-system --exclude /tmp --exclude '*.o'
+  brackfs backup / --repo /backup -x --exclude /tmp --dry-run -v
   brackfs backup /etc /home /srv --repo /backup --source server
   find /srv -name '*.conf' -print0 | brackfs backup --files-from - --repo /backup
   pg_dump shop | brackfs backup --stdin-filename shop.sql --repo /backup
@@ -129,12 +130,20 @@ pub(super) struct Args {
     /// Read all files, whatever they look like
     #[arg(long)]
     reread: bool,
+    /// Store nothing; say what is new or changed. With -v, name it
+    ///
+    /// Compares all there is with what was backed up last, opens no file, and changes neither the repository nor this
+    /// machine's state. At most what would be read would be stored: what the repository has already is not stored again.
+    /// That a file can't be read is not found out.
+    #[arg(short = 'n', long, conflicts_with = "stdin_filename")]
+    dry_run: bool,
     /// Print the result, problems, and how far it is, as JSON, one object a line
     ///
-    /// The result, the last line on standard output, has message_type summary, and snapshot_id and time (null if
+    /// The result, the last line on standard output, has message_type summary, and dry_run, snapshot_id and time (null if
     /// no snapshot was made), source, files_new, files_changed, files_unmodified, files_read, files, directories, others,
     /// bytes, bytes_read, bytes_added (what the repository did not have, before compression), data_packs, data_bytes,
-    /// tree_packs, tree_bytes, stored_bytes, problems, seconds.
+    /// tree_packs, tree_bytes, stored_bytes, problems, seconds. Of a dry run, files_read and bytes_read are what would be
+    /// read.
     ///
     /// A problem, on standard error, has message_type error, and path and message.
     ///
@@ -159,7 +168,7 @@ pub(super) fn run(args: &Args, global: &Global) -> Result<ExitCode> {
     let summary = result?;
     if args.json {
         say::result(as_json(&summary))?;
-    } else if !global.quiet && (is_interactive() || global.verbose) {
+    } else if !global.quiet && (is_interactive() || global.verbose || args.dry_run) {
         say(&summary);
     }
     Ok(if summary.problems > 0 { ExitCode::from(PARTIAL) } else { ExitCode::SUCCESS })
@@ -224,6 +233,7 @@ impl Args {
             skip_if_unchanged: self.skip_if_unchanged,
             identity: Identity { inode: !self.ignore_inode, ctime: !self.ignore_ctime },
             reread: self.reread,
+            dry_run: self.dry_run,
         })
     }
 }
@@ -231,6 +241,7 @@ impl Args {
 fn as_json(summary: &Summary) -> serde_json::Value {
     json!({
         "message_type": "summary",
+        "dry_run": summary.dry_run,
         "snapshot_id": summary.snapshot.as_ref().map(|name| name.id.to_string()),
         "time": summary.snapshot.as_ref().map(|name| name_time(&name.time)),
         "source": summary.source,
@@ -256,6 +267,7 @@ fn as_json(summary: &Summary) -> serde_json::Value {
 
 fn say(summary: &Summary) {
     match &summary.snapshot {
+        _ if summary.dry_run => say::aside(format!("dry run of {}: nothing is stored", summary.source)),
         Some(name) => say::aside(format!("snapshot {} of {}", name.id.short(), summary.source)),
         None => say::aside(format!("nothing changed in {}, no snapshot was made", summary.source)),
     }
@@ -268,7 +280,14 @@ fn say(summary: &Summary) {
         summary.directories,
         size(summary.bytes)
     ));
-    say::aside(work(summary));
+    match summary.dry_run {
+        true => say::aside(format!(
+            "would read {} files, {}; at most that would be stored: what the repository has already is not stored again",
+            summary.read_files,
+            size(summary.read_bytes)
+        )),
+        false => say::aside(work(summary)),
+    }
     if summary.problems > 0 {
         say::aside(format!("{} problems: see above", summary.problems));
     }

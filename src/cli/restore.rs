@@ -58,7 +58,7 @@ pub(super) struct Args {
     #[arg(long)]
     numeric_owner: bool,
     /// Change nothing; with -v, name what would be restored
-    #[arg(long)]
+    #[arg(short = 'n', long)]
     dry_run: bool,
     /// Print the result, problems, and how far it is, as JSON, one object a line
     ///
