@@ -710,7 +710,7 @@ fn the_summary_is_in_numbers() {
     let summary = backup(&site, &[]);
     let fields = ["files_new", "files_changed", "files_unmodified", "files_read", "files", "directories", "others"];
     let more = ["bytes", "data_packs", "data_bytes", "tree_packs", "tree_bytes", "stored_bytes", "problems"];
-    for field in fields.into_iter().chain(more) {
+    for field in fields.into_iter().chain(more).chain(["bytes_read", "bytes_added"]) {
         number(&summary, field);
     }
     assert!(summary["seconds"].is_number());
@@ -720,6 +720,40 @@ fn the_summary_is_in_numbers() {
     assert_eq!(number(&summary, "problems"), 0);
     let stored = number(&summary, "data_bytes") + number(&summary, "tree_bytes");
     assert_eq!(number(&summary, "stored_bytes"), stored);
+}
+
+#[test]
+fn what_was_read_and_what_of_it_was_new_is_told_apart() {
+    let kib = 1 << 10;
+    let twice = noise("twice", 200 * kib);
+    let site = ready(&[("a", &twice), ("b", &twice)]);
+    let first = backup(&site, &[]);
+    assert_eq!(number(&first, "bytes_read"), 400 * kib as u64);
+    // What the directories say comes on top.
+    assert!((200..210).contains(&(number(&first, "bytes_added") / kib as u64)), "{first}");
+    let second = backup(&site, &["--reread"]);
+    assert_eq!((number(&second, "bytes_read"), number(&second, "data_bytes")), (400 * kib as u64, 0));
+    let third = backup(&site, &[]);
+    assert_eq!((number(&third, "bytes_read"), number(&third, "bytes_added")), (0, 0));
+}
+
+#[test]
+fn people_are_told_what_was_read_new_and_stored() {
+    let site = ready(&[("a", vec![b'a'; MIB / 2]), ("b", vec![b'b'; MIB / 2])]);
+    let said = site.brackfs(&["backup", "source", "-v"]).ok().stderr;
+    let names: Vec<_> = ["", "/a", "/b"].map(|name| format!("new {}{name}", site.source().display())).into();
+    let lines: Vec<_> = said.lines().collect();
+    assert_eq!(lines[..3], names, "{said}");
+    assert!(lines[3].starts_with("snapshot ") && lines[3].ends_with(" of source"), "{said}");
+    assert_eq!(lines[4], "2 files (2 new, 0 changed, 0 unmodified), 1 directories, 1.00 MiB");
+    assert!(lines[5].starts_with("1.00 MiB read, 1.00 MiB new, ") && lines[5].contains(":1) in "), "{said}");
+    site.write("b", "other");
+    settle();
+    let said = site.brackfs(&["backup", "source", "-v"]).ok().stderr;
+    let lines: Vec<_> = said.lines().collect();
+    assert_eq!(lines[0], format!("changed {}/b", site.source().display()), "{said}");
+    assert!(lines[3].starts_with("5 B read, "), "{said}");
+    assert_eq!(site.brackfs(&["backup", "source"]).ok().stderr, "");
 }
 
 #[test]

@@ -13,7 +13,7 @@ use std::sync::atomic::AtomicBool;
 
 use brackfs::check::check;
 use brackfs::crypt::{Opener, SecretKey};
-use brackfs::monitor::{Monitor, Progress};
+use brackfs::monitor::Monitor;
 use brackfs::reader::Reader;
 use brackfs::repository::{Access, Repository};
 use common::{Run, Site, age, content, noise, settle, tree};
@@ -347,7 +347,6 @@ impl Monitor for Problems {
     }
     fn note(&self, _message: &str) {}
     fn entry(&self, _path: &Path, _what: &str) {}
-    fn progress(&self, _progress: Progress) {}
 }
 
 /// What `check --read-data` finds in a repository; an error is a finding too.

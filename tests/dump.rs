@@ -20,7 +20,7 @@ use brackfs::format::snapshot::Snapshot;
 use brackfs::format::{
     self, BlockLocation, ChunkRef, Digest, Extent, Items, Node, PackId, SnapshotId, SourceId, block,
 };
-use brackfs::monitor::{Monitor, Progress};
+use brackfs::monitor::Monitor;
 use brackfs::reader::{Listed, Reader};
 use brackfs::repository::{Access, Repository};
 use common::{Entry, Kind, Run, Site, age, noise, run, set_mode, set_time, settle, tree};
@@ -657,7 +657,6 @@ impl Monitor for Told {
     }
     fn note(&self, _message: &str) {}
     fn entry(&self, _path: &Path, _what: &str) {}
-    fn progress(&self, _progress: Progress) {}
 }
 
 #[test]

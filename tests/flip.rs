@@ -20,7 +20,7 @@ use brackfs::check::check;
 use brackfs::crypt::{Fingerprint, Opener, SecretKey};
 use brackfs::format::Kind;
 use brackfs::format::name::SnapshotName;
-use brackfs::monitor::{Monitor, Progress};
+use brackfs::monitor::Monitor;
 use brackfs::reader::{FileReader, Listed, Reader, Step, Walk};
 use brackfs::repository::{Access, Repository};
 use common::{Site, age, noise, settle, tree};
@@ -285,7 +285,6 @@ impl Monitor for Problems {
     }
     fn note(&self, _message: &str) {}
     fn entry(&self, _path: &Path, _what: &str) {}
-    fn progress(&self, _progress: Progress) {}
 }
 
 /// What is done to the bytes of one object.

@@ -11,18 +11,21 @@ use std::time::{Duration, Instant};
 use crossbeam_channel::{Receiver, Sender};
 use roaring::RoaringTreemap;
 
-use super::event::{Arriving, Content as FileContent, End, Enter, Event, NewFile, NewFiles, Reused};
+use super::event::{
+    Arriving, Content as FileContent, End, Enter, Event, NewFile, NewFiles, Plain as PlainEntry, Reused,
+};
 use super::nodes::{Link, NodeKey, Nodes, PLACEHOLDER, Purpose};
 use super::seal::{Done, OpenPacks, Plain};
 use super::session::Session;
 use super::store::Store;
-use super::{Error, INLINE_EXTENTS, NODE_ITEMS, Options, entry_of};
+use super::trail::Trail;
+use super::{Error, INLINE_EXTENTS, NODE_ITEMS, Options, change, entry_of};
 use crate::catalog::stats::Stats;
 use crate::catalog::{BlockId, Catalog, DirectoryId, DirectoryRow, PackRow, SegmentId, SegmentRow, Stored};
 use crate::format::entry::NodeRef;
 use crate::format::index::{IndexedBlock, IndexedPack, PackKind};
 use crate::format::{Content, Digest, Entry, Extent, HardLink, Items, PackId, Segment, Subtree, Timestamp};
-use crate::monitor::{Monitor, Progress};
+use crate::monitor::Monitor;
 use crate::source::{Extended, Owners, Stat};
 
 /// Time between commits. A run that is killed loses at most so much work.
@@ -53,6 +56,8 @@ pub(super) struct Engine<'a> {
     pub(super) nodes: Nodes,
     pub(super) owners: Owners,
     frames: Vec<Frame>,
+    /// Where the frames lead to, for messages.
+    trail: Trail,
     /// Blocks of the snapshot that is being made.
     pub(super) used: RoaringTreemap,
     /// Packs that are being filled, and those that are stored since the last commit.
@@ -64,7 +69,6 @@ pub(super) struct Engine<'a> {
     last_commit: Instant,
     /// Directories that were not found again; removed at the end, since they may turn up elsewhere.
     pub(super) vanished: Vec<(DirectoryId, Vec<u8>, DirectoryId)>,
-    pub(super) progress: Progress,
     pub(super) tally: Tally,
     above: DirectoryId,
 }
@@ -74,6 +78,9 @@ pub(super) struct Engine<'a> {
 pub(super) struct Tally {
     pub(super) problems: u64,
     pub(super) read_files: u64,
+    pub(super) read_bytes: u64,
+    /// Plain bytes of what was stored.
+    pub(super) added_bytes: u64,
     pub(super) missing_files: u64,
     pub(super) data_packs: u64,
     pub(super) tree_packs: u64,
@@ -138,7 +145,7 @@ impl<'a> Engine<'a> {
         monitor: &'a dyn Monitor,
         events: Receiver<Vec<Event>>,
         (plain, buffers, open_packs, done): Stages<'a>,
-        above: DirectoryId,
+        (above, trail): (DirectoryId, Trail),
     ) -> Result<Self, Error> {
         Ok(Engine {
             session,
@@ -154,6 +161,7 @@ impl<'a> Engine<'a> {
             nodes: Nodes::default(),
             owners: Owners::default(),
             frames: Vec::new(),
+            trail,
             used: RoaringTreemap::new(),
             packs: HashMap::new(),
             finished: Vec::new(),
@@ -161,7 +169,6 @@ impl<'a> Engine<'a> {
             chunks_since_commit: 0,
             last_commit: Instant::now(),
             vanished: Vec::new(),
-            progress: Progress::default(),
             tally: Tally::default(),
             above,
         })
@@ -195,7 +202,8 @@ impl<'a> Engine<'a> {
                 }
             }
             Event::Plain(plain) => {
-                let (entry, stat, untrusted) = *plain;
+                let PlainEntry { entry, stat, untrusted, existed } = *plain;
+                self.monitor.entry(&self.trail.child(&entry.name), change(existed));
                 self.add_entry(entry, &stat, untrusted)?;
             }
             Event::EndSegment => self.end_segment()?,
@@ -209,6 +217,12 @@ impl<'a> Engine<'a> {
     }
 
     fn enter(&mut self, Enter { name, stat, extended, untrusted, row }: Enter) -> Result<(), Error> {
+        self.trail.enter(&name);
+        self.monitor.progress().at(self.trail.path());
+        // That of a pipe has no path.
+        if row.is_none() && !self.trail.path().as_os_str().is_empty() {
+            self.monitor.entry(self.trail.path(), change(false));
+        }
         let parent = self.frames.last().map_or(self.above, |frame| frame.id);
         let inode = (stat.dev, stat.ino);
         let id = match &row {
@@ -284,8 +298,10 @@ impl<'a> Engine<'a> {
     fn reuse(&mut self, Reused { mut entry, stat, blocks }: Reused) -> Result<(), Error> {
         let key = self.new_part()?;
         self.refer_again(key, &mut entry, &blocks)?;
-        self.progress.files += u64::from(stat.kind == crate::format::Kind::File);
-        self.progress.bytes += entry.size;
+        if stat.kind == crate::format::Kind::File {
+            self.monitor.progress().file();
+            self.monitor.progress().bytes(entry.size);
+        }
         self.add_entry(entry, &stat, false)?;
         Ok(())
     }
@@ -312,13 +328,16 @@ impl<'a> Engine<'a> {
     }
 
     /// Takes in a file's content as it arrives, and adds the file.
-    fn file(&mut self, NewFile { name, path }: NewFile, content: &mut Arriving) -> Result<(), Error> {
+    fn file(&mut self, file: NewFile, content: &mut Arriving) -> Result<(), Error> {
+        let NewFile { name, path, existed, .. } = file;
+        self.monitor.progress().at(&path);
         let key = self.new_part()?;
         let mut extents: Vec<(Extent, Option<Stored>)> = Vec::new();
         let mut nodes: Vec<(u64, Link)> = Vec::new();
         let end = loop {
             let (extent, stored) = match content.next() {
                 Some(FileContent::Chunk(bytes, digest)) => {
+                    self.count_read(bytes.len() as u64);
                     let stored = self.store_data(bytes, digest)?;
                     (extent_of(&stored), Some(stored))
                 }
@@ -334,8 +353,7 @@ impl<'a> Engine<'a> {
                 Some(FileContent::BrokenOff) => return Ok(()),
                 None => return Err(Error::Stopped("reading files")),
             };
-            self.progress.bytes += extent.length();
-            self.monitor.progress(self.progress);
+            self.monitor.progress().bytes(extent.length());
             extents.push((extent, stored));
             if extents.len() >= NODE_ITEMS {
                 nodes.push(self.extents_node(&extents)?);
@@ -344,7 +362,11 @@ impl<'a> Engine<'a> {
             }
         };
         match end {
-            Ok(end) => self.finish_file(key, name, &path, *end, extents, nodes),
+            Ok(end) => {
+                self.monitor.progress().file();
+                self.monitor.entry(&path, change(existed));
+                self.finish_file(key, name, &path, *end, extents, nodes)
+            }
             Err(why) => {
                 self.tally.problems += 1;
                 self.tally.missing_files += 1;
@@ -352,6 +374,11 @@ impl<'a> Engine<'a> {
                 Ok(())
             }
         }
+    }
+
+    fn count_read(&mut self, bytes: u64) {
+        self.tally.read_bytes += bytes;
+        self.monitor.progress().read(bytes);
     }
 
     fn finish_file(
@@ -364,9 +391,6 @@ impl<'a> Engine<'a> {
         mut nodes: Vec<(u64, Link)>,
     ) -> Result<(), Error> {
         self.tally.read_files += 1;
-        self.progress.files += 1;
-        self.monitor.progress(self.progress);
-        self.monitor.entry(path, "stored");
         let mut links = Vec::new();
         let content = match (nodes.is_empty(), extents.as_slice()) {
             (true, []) => Content::Empty,
@@ -474,6 +498,8 @@ impl<'a> Engine<'a> {
     /// Ends a directory. Returns it if it is the root; otherwise its parent gets it.
     fn leave(&mut self, removed: &[SegmentId]) -> Result<Option<Outcome>, Error> {
         let frame = self.frames.pop().ok_or(Error::Stopped("the walk"))?;
+        self.trail.leave();
+        self.monitor.progress().at(self.trail.path());
         let outcome = self.outcome(frame, removed)?;
         let Some(above) = self.frames.last_mut() else { return Ok(Some(outcome)) };
         match &mut above.part {
@@ -580,6 +606,8 @@ impl<'a> Engine<'a> {
                 row
             }
         };
+        self.tally.added_bytes += chunks.iter().map(|(_, length)| u64::from(*length)).sum::<u64>();
+        self.monitor.progress().stored(at.length.into());
         self.catalog.add_block(block, row, ordinal, at)?;
         self.store.place(block, at);
         self.chunks_placed(block, &chunks)?;
@@ -603,8 +631,6 @@ impl<'a> Engine<'a> {
                 self.tally.tree_bytes += length;
             }
         }
-        self.progress.stored_bytes += length;
-        self.monitor.progress(self.progress);
         self.chunks_finished += blocks.iter().map(|block| block.chunks.len()).sum::<usize>();
         self.finished.push(IndexedPack { id, kind, digest, blocks });
         self.index_if_due()

@@ -103,6 +103,9 @@ pub enum Error {
     /// The run was told to stop.
     #[error("interrupted; what was stored so far is kept, and the next backup goes on from there")]
     Interrupted,
+    /// A dry run was told to stop.
+    #[error("interrupted; a dry run stores nothing")]
+    PreviewInterrupted,
     /// A temporary file failed.
     #[error("cannot use a temporary file in {folder}: {source}")]
     Temporary {

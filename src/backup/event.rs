@@ -27,8 +27,8 @@ pub(super) enum Event {
     Reused(Box<Reused>),
     /// Files to be stored; their content arrives on a channel of its own.
     Files(Box<NewFiles>),
-    /// An entry without content to store: a link or a special file; and whether its identity says too little.
-    Plain(Box<(Entry, Stat, bool)>),
+    /// An entry without content to store: a link or a special file.
+    Plain(Box<Plain>),
     /// A segment ends.
     EndSegment,
     /// A directory ends.
@@ -95,12 +95,27 @@ impl Iterator for Arriving {
     }
 }
 
+/// A link or a special file that is new, or looks different.
+pub(super) struct Plain {
+    pub(super) entry: Entry,
+    /// What it looks like.
+    pub(super) stat: Stat,
+    /// Its identity says too little of it.
+    pub(super) untrusted: bool,
+    /// There was something of its name.
+    pub(super) existed: bool,
+}
+
 /// A file that is new, or looks different.
 pub(super) struct NewFile {
     /// Its name.
     pub(super) name: Vec<u8>,
     /// Its path, for messages.
     pub(super) path: PathBuf,
+    /// There was something of its name.
+    pub(super) existed: bool,
+    /// Its size as the walk saw it; 0 if only reading it tells.
+    pub(super) size: u64,
 }
 
 /// Content of a file, in order.
@@ -130,6 +145,13 @@ pub(super) enum Bytes {
 }
 
 impl Bytes {
+    pub(super) fn len(&self) -> usize {
+        match self {
+            Bytes::Memory { bytes, .. } => bytes.len(),
+            Bytes::Parked(parked) => parked.len(),
+        }
+    }
+
     /// How much of what may wait they take, in bytes.
     pub(super) fn weight(&self) -> usize {
         match self {

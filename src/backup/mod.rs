@@ -15,6 +15,8 @@
 //! - [`read`]: many readers of small files, one of large files
 //! - [`seen`]: files of several names, which are read once
 //! - [`budget`]: the loan of memory for what was read ahead; [`parking`]: a temporary file in its place
+//! - [`preview`]: a dry run, in the place of all that follows the walk
+//! - [`trail`]: where the walk is, for messages
 //! - [`engine`]: decides, in one thread
 //! - [`store`]: chunks into blocks; what is known is not stored again
 //! - [`nodes`]: tree nodes that wait for what they refer to
@@ -36,6 +38,7 @@ mod found;
 mod list;
 mod nodes;
 mod parking;
+mod preview;
 mod read;
 mod rules;
 mod scope;
@@ -45,6 +48,7 @@ mod selection;
 mod session;
 mod stdin;
 mod store;
+mod trail;
 mod walk;
 
 use std::cell::RefCell;
@@ -69,19 +73,21 @@ use crate::format::name::SnapshotName;
 use crate::format::snapshot::{Snapshot, Statistics};
 use crate::format::source::Source;
 use crate::format::{ChunkRef, Items, Node, Timestamp};
-use crate::monitor::Monitor;
+use crate::monitor::{Monitor, Total};
 use crate::repository::Repository;
 use crate::source::{Cutter, Extended, MountTable, Stat, Tags, now};
 use ahead::Ahead;
 use budget::Budget;
 use engine::{Engine, Outcome, Tally};
 use parking::Parking;
+use preview::Preview;
 use read::{Lane, Reading};
 use rules::Rules;
 use scope::{Origin, Scope, identify};
 use seal::OpenPacks;
 use seen::Seen;
-use session::Session;
+use session::{Session, look};
+use trail::Trail;
 use walk::{Counts, Stop, Walk};
 
 /// Bytes of small files that may be read ahead of the engine.
@@ -154,6 +160,8 @@ pub struct Options {
     pub identity: Identity,
     /// Believe no identity: read every file.
     pub reread: bool,
+    /// Only say what is new or changed. No file is opened, and nothing is written.
+    pub dry_run: bool,
 }
 
 impl Default for Options {
@@ -177,6 +185,7 @@ impl Default for Options {
             skip_if_unchanged: false,
             identity: Identity::default(),
             reread: false,
+            dry_run: false,
         }
     }
 }
@@ -188,6 +197,8 @@ pub struct Summary {
     pub snapshot: Option<SnapshotName>,
     /// The source's name.
     pub source: String,
+    /// Nothing was done: what is said to be read is what would have been.
+    pub dry_run: bool,
     /// Files that were not there before.
     pub new_files: u64,
     /// Files that look different.
@@ -204,6 +215,10 @@ pub struct Summary {
     pub others: u64,
     /// Sizes of all files added up.
     pub bytes: u64,
+    /// Bytes of files that were read, holes left out.
+    pub read_bytes: u64,
+    /// Bytes that the repository did not have, of files and of directories, before they were compressed.
+    pub added_bytes: u64,
     /// Packs of file content that were stored.
     pub data_packs: u64,
     /// Packs of tree nodes that were stored.
@@ -218,7 +233,8 @@ pub struct Summary {
     pub duration: Duration,
 }
 
-/// Makes a backup. `state` is the machine's state directory; `stop` ends the run early when set.
+/// Makes a backup, or only says what it would do. `state` is the machine's state directory; `stop` ends the run early
+/// when set.
 pub fn run(
     repository: &Repository,
     state: &Path,
@@ -235,10 +251,16 @@ pub fn run(
     let local = repository.target().local_path();
     let forbidden = local.into_iter().chain([state]).filter_map(identify).collect();
     scope.stay_out_of(&forbidden)?;
-    let (session, mut catalog) = Session::open(repository, state)?;
-    let source = find_source(&session, &mut catalog, &scope.name)?;
-    let run = Run { session: &session, scope: &scope, source, options, monitor, stop, started: started.0 };
-    let mut summary = run.stages(catalog, forbidden)?;
+    let mut summary = if options.dry_run {
+        let preview = Preview { scope: &scope, monitor, stop };
+        preview.run(look(repository, state)?, rules(&scope, options, forbidden)?)?
+    } else {
+        let (session, mut catalog) = Session::open(repository, state)?;
+        let source = find_source(&session, &mut catalog, &scope.name)?;
+        expect_as_before(&catalog, Some(source.0), monitor)?;
+        let run = Run { session: &session, scope: &scope, source, options, monitor, stop, started: started.0 };
+        run.stages(catalog, forbidden)?
+    };
     summary.problems += missing;
     summary.duration = started.1.elapsed();
     Ok(summary)
@@ -254,6 +276,35 @@ fn find_source(session: &Session<'_>, catalog: &mut Catalog, name: &str) -> Resu
     let row = catalog.add_source(source.id, name)?;
     catalog.commit()?;
     Ok((row, source.id))
+}
+
+fn rules(scope: &Scope, options: &Options, forbidden: HashSet<(u64, u64)>) -> Result<Rules, Error> {
+    Ok(Rules {
+        exclude: scope.exclude.clone(),
+        tags: Tags { caches: options.exclude_caches, names: options.exclude_if_present.clone() },
+        exclude_nodump: options.exclude_nodump,
+        identity: options.identity,
+        one_file_system: options.one_file_system,
+        reread: options.reread,
+        large: options.merge_files_under as u64,
+        mounts: MountTable::read()?,
+        forbidden,
+    })
+}
+
+/// Tells those who watch how much there was the last time: until the walk is done nobody knows better.
+fn expect_as_before(catalog: &Catalog, source: Option<SourceRow>, monitor: &dyn Monitor) -> Result<(), Error> {
+    if let Some(source) = source
+        && let Some((files, bytes)) = catalog.latest_size(source)?
+    {
+        monitor.progress().expect(Total { files, bytes, estimated: true });
+    }
+    Ok(())
+}
+
+/// What is said of an entry that a snapshot gets anew.
+fn change(existed: bool) -> &'static str {
+    if existed { "changed" } else { "new" }
 }
 
 /// What one run is made of.
@@ -276,7 +327,7 @@ impl Run<'_> {
         };
         let target = self.session.repository.target();
         let sealer = self.session.writer.block_sealer();
-        let rules = Arc::new(self.rules(forbidden)?);
+        let rules = Arc::new(rules(self.scope, self.options, forbidden)?);
         let past = catalog.past()?;
         let reading = Reading {
             cutter: Cutter::new(self.session.trust.seed, self.options.chunk_size),
@@ -329,20 +380,22 @@ impl Run<'_> {
                 counts: Counts::default(),
                 files_sent: 0,
             };
-            let above = DirectoryId::above(self.source.0);
+            let (above, trail) = (DirectoryId::above(self.source.0), Trail::new(self.scope.root()));
             let walk =
                 thread::Builder::new().name("walk".into()).stack_size(WALK_STACK).spawn_scoped(threads, move || {
                     let result = match &self.scope.origin {
                         Origin::Tree { root, selection } => walk.root(root, above, selection.root()),
                         Origin::Stdin(name) => walk.stdin(name, above, (reading, &lanes.large), self.started),
                     };
-                    (walk.counts, result.and_then(|()| walk.send_batch()))
+                    let result = result.and_then(|()| walk.send_batch());
+                    walk.counts.expect_if(result.is_ok(), walk.monitor);
+                    (walk.counts, result)
                 });
             let walk = walk.map_err(|_| Error::Stopped("the walk could not be started"))?;
 
             let follow = || {
-                let stages = (plain, buffers, packs, done);
-                let mut engine = Engine::new(self.session, catalog, self.options, self.monitor, events, stages, above)?;
+                let (stages, place) = ((plain, buffers, packs, done), (above, trail));
+                let mut engine = Engine::new(self.session, catalog, self.options, self.monitor, events, stages, place)?;
                 let root = engine.follow()?;
                 match (walk.join().map_err(|_| Error::Stopped("the walk"))?, root) {
                     ((counts, Ok(())), Some(root)) => self.finish(&mut engine, &root, counts),
@@ -359,20 +412,6 @@ impl Run<'_> {
             lanes.close();
             ahead.close();
             summary
-        })
-    }
-
-    fn rules(&self, forbidden: HashSet<(u64, u64)>) -> Result<Rules, Error> {
-        Ok(Rules {
-            exclude: self.scope.exclude.clone(),
-            tags: Tags { caches: self.options.exclude_caches, names: self.options.exclude_if_present.clone() },
-            exclude_nodump: self.options.exclude_nodump,
-            identity: self.options.identity,
-            one_file_system: self.options.one_file_system,
-            reread: self.options.reread,
-            large: self.options.merge_files_under as u64,
-            mounts: MountTable::read()?,
-            forbidden,
         })
     }
 
@@ -496,6 +535,7 @@ impl Run<'_> {
         Summary {
             snapshot,
             source: self.scope.name.clone(),
+            dry_run: false,
             new_files: counts.new,
             changed_files: counts.changed,
             unmodified_files: counts.unmodified,
@@ -504,6 +544,8 @@ impl Run<'_> {
             directories: statistics.directories,
             others: statistics.others,
             bytes: statistics.bytes,
+            read_bytes: tally.read_bytes,
+            added_bytes: tally.added_bytes,
             data_packs: tally.data_packs,
             tree_packs: tally.tree_packs,
             data_bytes: tally.data_bytes,

@@ -88,6 +88,10 @@ impl Parked {
         Ok(bytes)
     }
 
+    pub(super) fn len(&self) -> usize {
+        self.length
+    }
+
     /// Its length, or that of a small part of all room: few may be held back, however short they are.
     pub(super) fn weight(&self) -> usize {
         self.length.max(BLOCK_SIZE / 64)

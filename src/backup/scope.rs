@@ -102,6 +102,14 @@ impl Scope {
         Ok(Scope { name, paths, origin: Origin::Tree { root, selection }, exclude })
     }
 
+    /// The snapshot's root, for messages; a pipe has none.
+    pub(super) fn root(&self) -> &Path {
+        match &self.origin {
+            Origin::Tree { root, .. } => root,
+            Origin::Stdin(_) => Path::new(""),
+        }
+    }
+
     /// Refuses paths inside of directories that are never entered. Those below the paths are merely left empty.
     pub(super) fn stay_out_of(&self, forbidden: &HashSet<(u64, u64)>) -> Result<(), Error> {
         let Origin::Tree { .. } = self.origin else { return Ok(()) };

@@ -28,16 +28,12 @@ impl<'r> Session<'r> {
     /// written to the target yet.
     pub(super) fn open(repository: &'r Repository, state: &Path) -> Result<(Self, Catalog), Error> {
         let state = RepositoryState::new(state, repository.id());
-        let no_host = || Error::NoHostKey { path: state.folder().join("host.key").display().to_string() };
-        let key = SecretKey::parse(&state.host_key()?.ok_or_else(no_host)?)?;
+        let key = host_key(&state)?;
         let lock = state.lock()?;
         let mut catalog = Catalog::open(&state.catalog_path(), repository.id())?;
         let trust = catalog.trust().clone();
         let host = key.certificate();
-        if host.fingerprint() != trust.host {
-            return Err(Error::HostKey { found: host.fingerprint(), expected: trust.host });
-        }
-        compare(repository, &trust)?;
+        compare(repository, &trust, &host)?;
         let access = Access::new(Some(Opener::new(key.clone())?), vec![host.clone()]);
         let generation = next_generation(repository, &access, &catalog)?;
         settle_snapshots(repository, &mut catalog)?;
@@ -64,8 +60,36 @@ impl<'r> Session<'r> {
     }
 }
 
-/// Compares what the target shows with what was fixed at init.
-fn compare(repository: &Repository, trust: &Trust) -> Result<(), Error> {
+/// The catalog of a run that only looks, after the same comparisons. It takes no lock and settles nothing, so what only
+/// a killed run could have left is taken for that.
+pub(super) fn look(repository: &Repository, state: &Path) -> Result<Catalog, Error> {
+    let state = RepositoryState::new(state, repository.id());
+    let host = host_key(&state)?.certificate();
+    let catalog = Catalog::view(&state.catalog_path(), repository.id())?;
+    compare(repository, catalog.trust(), &host)?;
+    let (known, _) = catalog.generation()?;
+    let found = repository.generations()?.last().copied().unwrap_or(0);
+    if found < known {
+        return Err(Error::SetBack { found, known });
+    }
+    // Asked again: a run of our own may have begun meanwhile.
+    let (known, intended) = catalog.generation()?;
+    match found > known.max(intended) {
+        true => Err(Error::OtherWriter { found, known }),
+        false => Ok(catalog),
+    }
+}
+
+fn host_key(state: &RepositoryState) -> Result<SecretKey, Error> {
+    let no_host = || Error::NoHostKey { path: state.folder().join("host.key").display().to_string() };
+    Ok(SecretKey::parse(&state.host_key()?.ok_or_else(no_host)?)?)
+}
+
+/// Compares the host key, and what the target shows, with what was fixed at init.
+fn compare(repository: &Repository, trust: &Trust, host: &Certificate) -> Result<(), Error> {
+    if host.fingerprint() != trust.host {
+        return Err(Error::HostKey { found: host.fingerprint(), expected: trust.host.clone() });
+    }
     let word = |encrypted| if encrypted { "encrypted" } else { "not encrypted" };
     if repository.encrypted() != trust.encrypted {
         return Err(Error::Encryption { found: word(repository.encrypted()), expected: word(trust.encrypted) });

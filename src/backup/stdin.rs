@@ -56,7 +56,7 @@ impl Walk<'_> {
         self.send(Event::NewSegment { replaces })?;
         let (sender, content) = bounded(AHEAD);
         let path = PathBuf::from(OsStr::from_bytes(name));
-        let files = vec![NewFile { name: name.to_vec(), path }];
+        let files = vec![NewFile { name: name.to_vec(), path, existed, size: 0 }];
         self.send(Event::Files(Box::new(NewFiles { files, content })))?;
         self.send_batch()?;
         let mut out = Out::new(&sender);

@@ -17,7 +17,7 @@ use crossbeam_channel::{Sender, bounded};
 use super::Error;
 use super::ahead::{Ahead, Later};
 use super::budget::Budget;
-use super::event::{Enter, Event, NewFile, NewFiles, Reused};
+use super::event::{Enter, Event, NewFile, NewFiles, Plain, Reused};
 use super::found::{self, Below, Entries, Found, Names, Next, Opened, SIBLINGS};
 use super::read::{Job, JobFile};
 use super::rules::Rules;
@@ -25,7 +25,7 @@ use super::selection::Part;
 use crate::catalog::stats::{Stats, StatsReader};
 use crate::catalog::{DirectoryId, DirectoryRow, Past, SegmentId, SegmentNode, SegmentRow};
 use crate::format::{Content, Entry, Kind, Timestamp};
-use crate::monitor::Monitor;
+use crate::monitor::{Monitor, Total};
 use crate::source::{self, Directory, Extended, Stat, now};
 
 /// Most entries of a segment: as many as were there before may come again, and be compared as a whole.
@@ -58,6 +58,15 @@ pub(super) struct Counts {
     pub(super) new: u64,
     pub(super) changed: u64,
     pub(super) problems: u64,
+}
+
+impl Counts {
+    /// What there was to do, as the walk found out if it came to its `end`.
+    pub(super) fn expect_if(&self, end: bool, monitor: &dyn Monitor) {
+        if end {
+            monitor.progress().expect(Total { files: self.files, bytes: self.bytes, estimated: false });
+        }
+    }
 }
 
 /// Walks a source and sends events, until it is done or nobody listens.
@@ -297,7 +306,11 @@ impl Walk<'_> {
             self.count(&stat);
             match stat.kind {
                 Kind::Directory => self.child(here, &name, &stat, false, &mut siblings)?,
-                Kind::File => self.counts.unmodified += 1,
+                Kind::File => {
+                    self.counts.unmodified += 1;
+                    self.monitor.progress().file();
+                    self.monitor.progress().bytes(stat.size);
+                }
                 _ => {}
             }
         }
@@ -386,7 +399,7 @@ impl Walk<'_> {
             }
         }
         let content = match stat.kind {
-            Kind::File => return self.file(here, name, path, &stat),
+            Kind::File => return self.file(here, name, path, &stat, existed),
             Kind::Symlink => match here.directory.read_link(&name) {
                 Ok(target) => Content::Target(target),
                 Err(e) => {
@@ -402,16 +415,16 @@ impl Walk<'_> {
         let extended = self.checked(here.directory.extended_of_child(&name), &path);
         let untrusted = stat.is_fresh(looked) || extended.missing.is_some();
         let entry = super::entry_of(name.into_vec(), &stat, extended, content);
-        self.send(Event::Plain(Box::new((entry, stat, untrusted))))
+        self.send(Event::Plain(Box::new(Plain { entry, stat, untrusted, existed })))
     }
 
-    fn file(&mut self, here: &Here<'_>, name: OsString, path: PathBuf, stat: &Stat) -> Result<(), Stop> {
+    fn file(&mut self, here: &Here<'_>, name: OsString, path: PathBuf, stat: &Stat, existed: bool) -> Result<(), Stop> {
         self.files_sent += 1;
         let number = self.files_sent;
         let job = |loan| JobFile { name: name.as_bytes().to_vec(), number, loan };
         if stat.size >= self.rules.large {
             self.send_files()?;
-            let file = NewFile { name: name.as_bytes().to_vec(), path };
+            let file = NewFile { name: name.as_bytes().to_vec(), path, existed, size: stat.size };
             return self.send_job(here.directory.clone(), vec![file], vec![job(None)], &self.large);
         }
         // What is lent to files that were not sent yet is far less than there is, so it is no use to wait for those.
@@ -424,7 +437,7 @@ impl Walk<'_> {
             let mut held = self.held.borrow_mut();
             let held = held.get_or_insert_with(|| Held::of(here.directory.clone()));
             held.bytes += stat.size;
-            held.files.push(NewFile { name: name.into_vec(), path });
+            held.files.push(NewFile { name: name.into_vec(), path, existed, size: stat.size });
             held.jobs.push(job);
             held.jobs.len() >= JOB_FILES || held.bytes >= JOB_BYTES
         };

@@ -146,6 +146,16 @@ impl Catalog {
         Ok(Some((self.snapshot(raw)?, blocks)))
     }
 
+    /// Files and bytes of the newest snapshot of a source that is at the target.
+    pub fn latest_size(&self, source: SourceRow) -> Result<Option<(u64, u64)>, Error> {
+        let size = self.db.query_row(
+            "SELECT files, bytes FROM snapshots WHERE source = ? AND written ORDER BY sequence DESC LIMIT 1",
+            [source.0],
+            |row| Ok((row.get::<_, i64>(0)? as u64, row.get::<_, i64>(1)? as u64)),
+        );
+        size.optional().map_err(self.failed("read the last snapshot"))
+    }
+
     fn snapshot(&self, raw: RawSnapshot) -> Result<SnapshotRow, Error> {
         let source = SourceId::from_slice(&raw.source_id).map_err(|e| self.damaged(e))?;
         let id = SnapshotId::from_slice(&raw.id).map_err(|e| self.damaged(e))?;

@@ -18,7 +18,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 
 use crate::format::id::ObjectId;
 use crate::format::{BlockLocation, ChunkRef, Digest, PackId, SourceId, name};
-use crate::monitor::{Monitor, Progress};
+use crate::monitor::Monitor;
 use crate::reader::{self, Directory, FileReader, Listed, Reader, Step, Walk};
 use crate::target::ObjectInfo;
 
@@ -75,7 +75,6 @@ pub fn check(reader: &Reader, read_data: bool, monitor: &dyn Monitor, stop: &Ato
         indexed: HashMap::new(),
         opened: false,
         summary: Summary::default(),
-        bytes: 0,
     };
     run.snapshots()?;
     run.documents()?;
@@ -99,7 +98,6 @@ struct Run<'a> {
     /// Something was opened, so the key is right.
     opened: bool,
     summary: Summary,
-    bytes: u64,
 }
 
 /// Stands for a chunk at its place: a digest's head mixed with a pack's, and where the block begins. A chunk that
@@ -192,6 +190,8 @@ impl Run<'_> {
 
     fn file(&mut self, listed: Listed, path: &Path) {
         self.summary.files += 1;
+        let progress = self.monitor.progress();
+        progress.at(path);
         let file = FileReader::new(listed);
         let (reader, read_data) = (self.reader, self.read_data);
         let result = file.each_chunk(reader, |_, at, chunk| {
@@ -199,15 +199,15 @@ impl Run<'_> {
                 return Ok(());
             }
             self.summary.chunks += 1;
-            self.bytes += u64::from(chunk.length);
-            let (files, bytes) = (self.summary.files, self.bytes);
-            self.monitor.progress(Progress { files, bytes, stored_bytes: 0 });
+            progress.bytes(chunk.length.into());
             self.placed(at)?;
             if read_data {
                 reader.verify(at, chunk)?;
+                progress.read(chunk.length.into());
             }
             Ok(())
         });
+        progress.file();
         if let Err(error) = result {
             self.problem(path, &error.to_string());
         }
@@ -312,6 +312,7 @@ impl Run<'_> {
 
     fn sum(&mut self, pack: &str, sum: &str, list: &str) {
         self.summary.packs += 1;
+        self.monitor.progress().at(Path::new(pack));
         match self.digest(pack) {
             Ok(digest) if digest == sum => {}
             Ok(_) => {
@@ -341,6 +342,7 @@ impl Run<'_> {
             let bytes = target.read(pack, at, READ.min(usize::try_from(length - at).unwrap_or(READ)))?;
             hasher.update(&bytes);
             at += bytes.len() as u64;
+            self.monitor.progress().read(bytes.len() as u64);
         }
         Ok(hasher.finalize().to_hex().to_string())
     }

@@ -10,7 +10,7 @@ use serde_json::json;
 use super::common::{Global, RepositoryArg, is_interactive, stop_on_signals};
 use super::exit::{PARTIAL, Usage};
 use super::say;
-use super::show::{name_time, parse_size, size};
+use super::show::{name_time, parse_size, rate, size};
 use crate::backup::{self, COMPRESSION, Options, Summary};
 use crate::catalog::stats::Identity;
 use crate::repository::Repository;
@@ -29,11 +29,16 @@ use crate::repository::Repository;
 ///
 /// The repository, brackfs's own state and its mounts are never backed up on the way; a mount that is named as PATH
 /// is.
+///
+/// On a terminal a line shows how far it is; ~ means that it is judged by the source's last snapshot. On SIGUSR1 (kill
+/// -USR1) it is said on standard error, terminal or not. With -v, what is new or changed is named; unchanged files, and
+/// directories that are not new, are not.
 #[derive(Debug, clap::Args)]
 #[command(after_help = "\
 Examples:
   brackfs backup /home --repo /backup
   brackfs backup / --repo /backup --one-file-system --exclude /tmp --exclude '*.o'
+  brackfs backup / --repo /backup -x --exclude /tmp --dry-run -v
   brackfs backup /etc /home /srv --repo /backup --source server
   find /srv -name '*.conf' -print0 | brackfs backup --files-from - --repo /backup
   pg_dump shop | brackfs backup --stdin-filename shop.sql --repo /backup
@@ -125,12 +130,29 @@ pub(super) struct Args {
     /// Read all files, whatever they look like
     #[arg(long)]
     reread: bool,
-    /// Print the result, and problems, as JSON, one object a line
+    /// Store nothing; say what is new or changed. With -v, name it
     ///
-    /// The result, on standard output, has message_type summary, and snapshot_id and time (null if no snapshot was made),
-    /// source, files_new, files_changed, files_unmodified, files_read, files, directories, others, bytes, data_packs,
-    /// data_bytes, tree_packs, tree_bytes, stored_bytes, problems, seconds. A problem, on standard error, has message_type
-    /// error, and path and message.
+    /// Compares all there is with what was backed up last, opens no file, and changes neither the repository nor this
+    /// machine's state. At most what would be read would be stored: what the repository has already is not stored again.
+    /// That a file can't be read is not found out.
+    #[arg(short = 'n', long, conflicts_with = "stdin_filename")]
+    dry_run: bool,
+    /// Print the result, problems, and how far it is, as JSON, one object a line
+    ///
+    /// The result, the last line on standard output, has message_type summary, and dry_run, snapshot_id and time (null if
+    /// no snapshot was made), source, files_new, files_changed, files_unmodified, files_read, files, directories, others,
+    /// bytes, bytes_read, bytes_added (what the repository did not have, before compression), data_packs, data_bytes,
+    /// tree_packs, tree_bytes, stored_bytes, problems, seconds. Of a dry run, files_read and bytes_read are what would be
+    /// read.
+    ///
+    /// A problem, on standard error, has message_type error, and path and message.
+    ///
+    /// Of a run that takes longer, each second a line on standard output has message_type status, and percent_done (from 0
+    /// to 1), files_done, total_files, bytes_done, total_bytes, total_estimated (the totals are those of the last
+    /// snapshot), bytes_read, stored_bytes, seconds_elapsed, seconds_remaining, path. What is not known is null. SIGUSR1
+    /// is answered with such a line on standard error.
+    ///
+    /// With -v, lines on standard output have message_type verbose_status, and action (new or changed) and item, a path.
     #[arg(long)]
     json: bool,
 }
@@ -140,12 +162,13 @@ pub(super) fn run(args: &Args, global: &Global) -> Result<ExitCode> {
     let repository = Repository::open(&args.repository.location)?;
     let monitor = global.monitor(args.json);
     let stop = stop_on_signals()?;
+    monitor.start()?;
     let result = backup::run(&repository, &global.state()?, &options, &monitor, &stop);
     monitor.done();
     let summary = result?;
     if args.json {
         say::result(as_json(&summary))?;
-    } else if !global.quiet && (is_interactive() || global.verbose) {
+    } else if !global.quiet && (is_interactive() || global.verbose || args.dry_run) {
         say(&summary);
     }
     Ok(if summary.problems > 0 { ExitCode::from(PARTIAL) } else { ExitCode::SUCCESS })
@@ -210,6 +233,7 @@ impl Args {
             skip_if_unchanged: self.skip_if_unchanged,
             identity: Identity { inode: !self.ignore_inode, ctime: !self.ignore_ctime },
             reread: self.reread,
+            dry_run: self.dry_run,
         })
     }
 }
@@ -217,6 +241,7 @@ impl Args {
 fn as_json(summary: &Summary) -> serde_json::Value {
     json!({
         "message_type": "summary",
+        "dry_run": summary.dry_run,
         "snapshot_id": summary.snapshot.as_ref().map(|name| name.id.to_string()),
         "time": summary.snapshot.as_ref().map(|name| name_time(&name.time)),
         "source": summary.source,
@@ -228,6 +253,8 @@ fn as_json(summary: &Summary) -> serde_json::Value {
         "directories": summary.directories,
         "others": summary.others,
         "bytes": summary.bytes,
+        "bytes_read": summary.read_bytes,
+        "bytes_added": summary.added_bytes,
         "data_packs": summary.data_packs,
         "data_bytes": summary.data_bytes,
         "tree_packs": summary.tree_packs,
@@ -239,8 +266,8 @@ fn as_json(summary: &Summary) -> serde_json::Value {
 }
 
 fn say(summary: &Summary) {
-    let stored = summary.data_bytes + summary.tree_bytes;
     match &summary.snapshot {
+        _ if summary.dry_run => say::aside(format!("dry run of {}: nothing is stored", summary.source)),
         Some(name) => say::aside(format!("snapshot {} of {}", name.id.short(), summary.source)),
         None => say::aside(format!("nothing changed in {}, no snapshot was made", summary.source)),
     }
@@ -253,8 +280,31 @@ fn say(summary: &Summary) {
         summary.directories,
         size(summary.bytes)
     ));
-    say::aside(format!("{} stored in {:.1} s", size(stored), summary.duration.as_secs_f64()));
+    match summary.dry_run {
+        true => say::aside(format!(
+            "would read {} files, {}; at most that would be stored: what the repository has already is not stored again",
+            summary.read_files,
+            size(summary.read_bytes)
+        )),
+        false => say::aside(work(summary)),
+    }
     if summary.problems > 0 {
         say::aside(format!("{} problems: see above", summary.problems));
     }
+}
+
+/// What was read and stored, and how fast.
+fn work(summary: &Summary) -> String {
+    let (read, added) = (summary.read_bytes, summary.added_bytes);
+    let stored = summary.data_bytes + summary.tree_bytes;
+    let mut text = format!("{} read, {} new, {} stored", size(read), size(added), size(stored));
+    // Of a little, encryption makes more.
+    if stored > 0 && added >= stored {
+        text += &format!(" ({:.1}:1)", added as f64 / stored as f64);
+    }
+    text += &format!(" in {:.1} s", summary.duration.as_secs_f64());
+    if read > 0 {
+        text += &format!(" ({})", rate(read, summary.duration));
+    }
+    text
 }

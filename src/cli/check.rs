@@ -30,10 +30,11 @@ pub(super) struct Args {
     /// Read and verify all data, too
     #[arg(long)]
     read_data: bool,
-    /// Print the result, and problems, as JSON, one object a line
+    /// Print the result, problems, and how far it is, as JSON, one object a line
     ///
-    /// The result, on standard output, has message_type summary, and snapshots, directories, files, chunks, packs,
-    /// problems. A problem, on standard error, has message_type error, and path and message.
+    /// The result, the last line on standard output, has message_type summary, and snapshots, directories, files, chunks,
+    /// packs, problems. A problem, on standard error, has message_type error, and path and message. Progress is told as by
+    /// backup --json.
     #[arg(long)]
     json: bool,
 }
@@ -42,6 +43,7 @@ pub(super) fn run(args: &Args, global: &Global) -> Result<ExitCode> {
     let monitor = global.monitor(args.json);
     let reader = args.reader.open(global, &monitor, READ_ONCE)?;
     let stop = stop_on_signals()?;
+    monitor.start()?;
     let result = check::check(&reader, args.read_data, &monitor, &stop);
     monitor.done();
     let summary = result?;

@@ -56,6 +56,7 @@ pub(super) fn run(args: &Args, global: &Global) -> Result<ExitCode> {
     let reader = args.reader.open(global, &monitor, READ_ONCE)?;
     let snapshot = reader.select(&selector)?;
     let listed = reader.at_path(&snapshot, &selector.path)?;
+    monitor.start()?;
     let result = dump::dump(&reader, &listed, out, &monitor);
     monitor.done();
     let summary = result?;

@@ -80,7 +80,7 @@ fn known(cause: &(dyn std::error::Error + 'static)) -> Option<u8> {
         Some(backup::Error::State(error)) => return of_state(error),
         Some(backup::Error::Catalog(error)) => return of_catalog(error),
         Some(error) if error.is_usage() => return Some(USAGE),
-        Some(backup::Error::Interrupted) => return Some(INTERRUPTED),
+        Some(backup::Error::Interrupted | backup::Error::PreviewInterrupted) => return Some(INTERRUPTED),
         _ => {}
     }
     match cause.downcast_ref() {

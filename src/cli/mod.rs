@@ -2,7 +2,7 @@
 //!
 //! - [`common`]: flags that several commands share, and how a reader is opened
 //! - [`exit`]: from errors to exit codes
-//! - [`terminal`]: what a run says while it goes on
+//! - [`terminal`]: what a run says while it goes on; [`status`] puts it into words, [`watch`] says when
 //! - [`process`]: what is asked of the system at the start
 //! - [`say`]: lines to standard output and standard error
 //! - [`show`]: sizes, times and modes as people read them
@@ -23,8 +23,10 @@ mod restore;
 mod say;
 mod show;
 mod snapshots;
+mod status;
 mod terminal;
 mod umount;
+mod watch;
 
 use std::process::ExitCode;
 
@@ -77,8 +79,8 @@ pub fn command() -> clap::Command {
 
 /// Runs the program with the process's arguments.
 pub fn main() -> ExitCode {
-    let Cli { command, global } = Cli::parse();
     process::prepare();
+    let Cli { command, global } = Cli::parse();
     let result = match command {
         Command::Key(command) => key::run(&command, &global),
         Command::Init(args) => init::run(&args, &global),

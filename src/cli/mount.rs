@@ -14,7 +14,7 @@ use anyhow::{Context, Result};
 use super::common::{Global, READ_OFTEN, ReaderArgs};
 use super::exit::Usage;
 use crate::format::Kind;
-use crate::monitor::{Monitor, Progress};
+use crate::monitor::Monitor;
 use crate::mount::{FileSystem, Options, mount};
 use crate::reader::Selector;
 use crate::state::RepositoryState;
@@ -190,6 +190,4 @@ impl Monitor for Log {
     }
 
     fn entry(&self, _path: &Path, _what: &str) {}
-
-    fn progress(&self, _progress: Progress) {}
 }

@@ -13,6 +13,7 @@ use super::common::{Global, READ_ONCE, ReaderArgs, is_interactive, stop_on_signa
 use super::exit::Usage;
 use super::say;
 use super::show::size;
+use crate::monitor::{Monitor, Total};
 use crate::reader::Selector;
 use crate::restore::{self, Conflict, Options};
 
@@ -57,12 +58,13 @@ pub(super) struct Args {
     #[arg(long)]
     numeric_owner: bool,
     /// Change nothing; with -v, name what would be restored
-    #[arg(long)]
+    #[arg(short = 'n', long)]
     dry_run: bool,
-    /// Print the result, and problems, as JSON, one object a line
+    /// Print the result, problems, and how far it is, as JSON, one object a line
     ///
-    /// The result, on standard output, has message_type summary, and files, directories, others, bytes, skipped,
-    /// problems. A problem, on standard error, has message_type error, and path and message.
+    /// The result, the last line on standard output, has message_type summary, and dry_run, files, directories, others,
+    /// bytes, skipped, problems. A problem, on standard error, has message_type error, and path and message. Progress
+    /// is told as by backup --json; with -v, action is restored, or would restore.
     #[arg(long)]
     json: bool,
 }
@@ -90,12 +92,26 @@ impl From<OnConflict> for Conflict {
     }
 }
 
+impl Args {
+    /// Whether all of a snapshot is restored, so that it says how much that is.
+    fn is_whole(&self, selector: &Selector) -> bool {
+        let named = selector.path.iter().any(|byte| !b"/.".contains(byte));
+        !named && self.include.is_empty() && self.exclude.is_empty()
+    }
+}
+
 pub(super) fn run(args: &Args, global: &Global) -> Result<ExitCode> {
     let selector = Selector::parse(args.what.as_bytes()).map_err(Usage)?;
     let monitor = global.monitor(args.json);
     let reader = args.reader.open(global, &monitor, READ_ONCE)?;
     let snapshot = reader.select(&selector)?;
     let listed = reader.at_path(&snapshot, &selector.path)?;
+    if args.is_whole(&selector) {
+        let statistics = snapshot.statistics;
+        // Files that are there already, and further names, are no work.
+        let (files, bytes) = (statistics.files, statistics.bytes);
+        monitor.progress().expect(Total { files, bytes, estimated: true });
+    }
     let stop = stop_on_signals()?;
     let options = Options {
         conflict: args.conflict.into(),
@@ -104,6 +120,7 @@ pub(super) fn run(args: &Args, global: &Global) -> Result<ExitCode> {
         numeric_owner: args.numeric_owner,
         dry_run: args.dry_run,
     };
+    monitor.start()?;
     let result = restore::restore(&reader, &listed, &args.to, &options, &monitor, &stop);
     monitor.done();
     let summary = result?;

@@ -1,6 +1,7 @@
 //! Sizes, times and modes as people read and write them.
 
 use std::borrow::Cow;
+use std::time::Duration;
 
 use crate::format::{Kind, Timestamp};
 
@@ -30,6 +31,23 @@ pub(super) fn size(bytes: u64) -> String {
         2
     };
     format!("{value:.digits$} {}", units.get(unit).unwrap_or(&""))
+}
+
+/// Bytes in a time, as bytes a second.
+pub(super) fn rate(bytes: u64, time: Duration) -> String {
+    // What took no time at all has no rate.
+    let a_second = bytes as f64 / time.as_secs_f64().max(0.001);
+    format!("{}/s", size(a_second as u64))
+}
+
+/// How long something takes: minutes and seconds, and hours if there are.
+pub(super) fn clock(time: Duration) -> String {
+    let seconds = time.as_secs();
+    let (hours, minutes, seconds) = (seconds / 3600, seconds / 60 % 60, seconds % 60);
+    match hours {
+        0 => format!("{minutes}:{seconds:02}"),
+        _ => format!("{hours}:{minutes:02}:{seconds:02}"),
+    }
 }
 
 /// A size as people write it: a number and, if they like, K, M, G or T (KiB, KB and kb are the same).
@@ -115,6 +133,16 @@ mod tests {
         for bad in ["", "MiB", "-1", "1x", "99999999999T"] {
             assert!(parse_size(bad).is_err(), "{bad}");
         }
+    }
+
+    #[test]
+    fn rates_and_durations() {
+        assert_eq!(rate(3 << 20, Duration::from_secs(2)), "1.50 MiB/s");
+        assert_eq!(rate(0, Duration::ZERO), "0 B/s");
+        assert_eq!(
+            [59, 60, 3599, 3600, 90_061].map(|s| clock(Duration::from_secs(s))),
+            ["0:59", "1:00", "59:59", "1:00:00", "25:01:01"]
+        );
     }
 
     #[test]

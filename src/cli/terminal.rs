@@ -1,27 +1,41 @@
-//! What a run says while it goes on: problems on standard error, a line of progress if somebody looks.
+//! What a run says while it goes on: problems on standard error, a line of progress if somebody looks, and how far it
+//! is to whoever asks by a signal.
 
 use std::path::Path;
-use std::sync::Mutex;
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
+use anyhow::{Context, Result};
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 use serde_json::json;
 
 use super::common::is_interactive;
 use super::say;
-use super::show::{printable, size};
+use super::show::printable;
+use super::status::Status;
+use super::watch::{Watch, Why};
 use crate::monitor::{Monitor, Progress};
 
-/// Time between two looks at the progress.
+/// Time between two looks at the progress, for people.
 const TICK: Duration = Duration::from_millis(100);
+/// The same for programs.
+const JSON_TICK: Duration = Duration::from_secs(1);
+/// Columns of a terminal that does not say how many it has.
+const COLUMNS: usize = 80;
 
-/// A monitor that writes to standard error.
+/// A monitor that writes to standard error; with `json`, what is no problem goes to standard output.
 pub(super) struct Terminal {
     quiet: bool,
     verbose: bool,
+    view: Arc<View>,
+    watch: Mutex<Option<Watch>>,
+}
+
+/// What is looked at, and where it is shown.
+struct View {
     json: bool,
     bar: ProgressBar,
-    last: Mutex<Instant>,
+    progress: Progress,
 }
 
 impl Terminal {
@@ -30,63 +44,96 @@ impl Terminal {
             true => ProgressBar::with_draw_target(None, ProgressDrawTarget::stderr()),
             false => ProgressBar::hidden(),
         };
-        if let Ok(style) = ProgressStyle::with_template("{spinner} {wide_msg}") {
+        if let Ok(style) = ProgressStyle::with_template("{wide_msg}") {
             bar.set_style(style);
         }
-        Terminal { quiet, verbose, json, bar, last: Mutex::new(Instant::now()) }
+        let view = Arc::new(View { json, bar, progress: Progress::default() });
+        Terminal { quiet, verbose, view, watch: Mutex::new(None) }
     }
 
-    /// Takes the line of progress away.
+    /// The run begins: from here on its progress is shown, and SIGUSR1 is answered.
+    pub(super) fn start(&self) -> Result<()> {
+        let every = match (self.quiet, self.view.json, self.view.bar.is_hidden()) {
+            (false, true, _) => Some(JSON_TICK),
+            (false, false, false) => Some(TICK),
+            _ => None,
+        };
+        let (view, begun) = (self.view.clone(), Instant::now());
+        let watch = Watch::begin(every, move |why| view.show(&why, begun.elapsed())).context("cannot watch the run")?;
+        *self.watch.lock().unwrap_or_else(PoisonError::into_inner) = Some(watch);
+        Ok(())
+    }
+
+    /// The run is over: takes the line of progress away.
     pub(super) fn done(&self) {
-        self.bar.finish_and_clear();
+        if let Some(watch) = self.watch.lock().unwrap_or_else(PoisonError::into_inner).take() {
+            watch.end();
+        }
+        self.view.bar.finish_and_clear();
     }
+}
 
+impl View {
+    /// A line beside that of the progress.
     fn say(&self, line: &str) {
         self.bar.suspend(|| say::aside(line));
+    }
+
+    fn show(&self, why: &Why, elapsed: Duration) {
+        let status = Status { look: self.progress.look(), elapsed };
+        match (why, self.json) {
+            (Why::Asked, true) => self.say(&status.json().to_string()),
+            (Why::Asked, false) => self.say(&format!("brackfs: {}", status.sentence())),
+            // If nobody reads any more, the result will tell.
+            (Why::Time, true) => _ = say::result(status.json()),
+            (Why::Time, false) => {
+                self.bar.set_message(status.line(columns()));
+                self.bar.tick();
+            }
+        }
     }
 }
 
 impl Monitor for Terminal {
     fn problem(&self, path: &Path, message: &str) {
-        match self.json {
+        match self.view.json {
             true => {
                 let path = path.to_string_lossy();
-                self.say(&json!({ "message_type": "error", "path": path, "message": message }).to_string());
+                self.view.say(&json!({ "message_type": "error", "path": path, "message": message }).to_string());
             }
             // Errors of the file system name the path themselves.
             false if message.contains(&*path.to_string_lossy()) => {
-                self.say(&format!("brackfs: {}", printable(message)));
+                self.view.say(&format!("brackfs: {}", printable(message)));
             }
-            false => self.say(&printable(&format!("brackfs: {}: {message}", path.display()))),
+            false => self.view.say(&printable(&format!("brackfs: {}: {message}", path.display()))),
         }
     }
 
     fn note(&self, message: &str) {
         if !self.quiet {
-            self.say(&printable(&format!("brackfs: {message}")));
+            self.view.say(&printable(&format!("brackfs: {message}")));
         }
     }
 
     fn entry(&self, path: &Path, what: &str) {
-        if self.verbose {
-            self.say(&printable(&format!("{what} {}", path.display())));
+        match (self.verbose, self.view.json) {
+            (false, _) => {}
+            (true, true) => {
+                let item = path.to_string_lossy();
+                // If nobody reads any more, the result will tell.
+                let _ = say::result(json!({ "message_type": "verbose_status", "action": what, "item": item }));
+            }
+            (true, false) => self.view.say(&printable(&format!("{what} {}", path.display()))),
         }
     }
 
-    fn progress(&self, progress: Progress) {
-        if self.bar.is_hidden() {
-            return;
-        }
-        let Ok(mut last) = self.last.try_lock() else { return };
-        if last.elapsed() < TICK {
-            return;
-        }
-        *last = Instant::now();
-        let stored = match progress.stored_bytes {
-            0 => String::new(),
-            bytes => format!(", {} stored", size(bytes)),
-        };
-        self.bar.set_message(format!("{} files, {}{stored}", progress.files, size(progress.bytes)));
-        self.bar.tick();
+    fn progress(&self) -> &Progress {
+        &self.view.progress
     }
+}
+
+/// How wide standard error is.
+fn columns() -> usize {
+    let size = rustix::termios::tcgetwinsize(rustix::stdio::stderr());
+    size.map(|size| usize::from(size.ws_col)).ok().filter(|columns| *columns > 0).unwrap_or(COLUMNS)
 }

@@ -39,7 +39,7 @@ use std::path::{Path, PathBuf};
 
 use crate::format::entry::Content;
 use crate::format::{Digest, Entry, Kind};
-use crate::monitor::{Monitor, Progress};
+use crate::monitor::Monitor;
 use crate::reader::{self, FileReader, Identity, Listed, Reader, Step, Walk};
 use archive::Archive;
 use header::{Body, Member};
@@ -197,6 +197,7 @@ impl<W: Write> Run<'_, W> {
 
     /// A file. Whether it is in the archive.
     fn file(&mut self, file: &FileReader, path: &[u8]) -> Result<bool, Error> {
+        self.monitor.progress().at(shown(path));
         let map = match self.verified(file) {
             Ok(map) => map,
             Err(e) => {
@@ -215,8 +216,7 @@ impl<W: Write> Run<'_, W> {
         self.content(file, path, map.as_ref())?;
         self.summary.files += 1;
         self.summary.bytes = self.summary.bytes.saturating_add(file.size());
-        let Summary { files, bytes, .. } = self.summary;
-        self.monitor.progress(Progress { files, bytes, stored_bytes: 0 });
+        self.monitor.progress().file();
         Ok(true)
     }
 
@@ -266,7 +266,7 @@ impl<W: Write> Run<'_, W> {
         let is_one_chunk = matches!(file.file().entry().content, Content::Chunk(_));
         let mut hasher = (!is_one_chunk).then(blake3::Hasher::new);
         let before = self.archive.written();
-        let archive = &mut self.archive;
+        let (archive, progress) = (&mut self.archive, self.monitor.progress());
         let mut islands = Islands::new(file.size());
         // Where in the file it is, and where what was written ends.
         let (mut at, mut end) = (0u64, 0u64);
@@ -274,6 +274,7 @@ impl<W: Write> Run<'_, W> {
             let bytes = match stretch {
                 Ok(bytes) => bytes,
                 Err(hole) => {
+                    progress.bytes(hole);
                     at = at.saturating_add(hole);
                     return Ok(());
                 }
@@ -288,6 +289,7 @@ impl<W: Write> Run<'_, W> {
                 hasher.update(bytes);
             }
             archive.write(bytes)?;
+            progress.bytes(bytes.len() as u64);
             at = at.saturating_add(bytes.len() as u64);
             end = at;
             Ok(())

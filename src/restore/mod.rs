@@ -36,7 +36,7 @@ use crossbeam_channel::{Receiver, Sender, bounded};
 pub use options::{Conflict, Options};
 
 use crate::format::{Entry, Kind};
-use crate::monitor::{Monitor, Progress};
+use crate::monitor::Monitor;
 use crate::reader::{self, Directory, Listed, Reader, Step, Walk};
 use describe::Describe;
 use folder::Folder;
@@ -393,8 +393,9 @@ impl Run<'_> {
     /// Makes an entry. Returns whether its content is there now under its name.
     fn write(&self, job: &Job) -> Result<bool, Error> {
         let Some(directory) = job.folder.fd() else { return Ok(false) };
-        let (reader, describe) = (self.reader, &self.describe);
-        let writing = Writing { reader, conflict: self.options.conflict, describe, stop: self.stop };
+        let (reader, describe, progress) = (self.reader, &self.describe, self.monitor.progress());
+        let writing = Writing { reader, conflict: self.options.conflict, describe, progress, stop: self.stop };
+        progress.at(&job.path);
         match &job.role {
             Role::Further(first) => self.link(job, first, directory, &writing),
             Role::First | Role::Alone => self.write_new(job, directory, &writing),
@@ -410,6 +411,7 @@ impl Run<'_> {
         match writing.entry(&job.listed, directory) {
             Ok(Written::Skipped(there)) => {
                 self.counts.skipped.fetch_add(1, Ordering::Relaxed);
+                self.passed(entry);
                 // A run that was broken off may have left it so.
                 if there.same {
                     forbid_later(there.inode);
@@ -427,9 +429,9 @@ impl Run<'_> {
                 }
                 forbid_later(inode);
                 self.monitor.entry(&job.path, "restored");
-                let summary = self.counts.summary();
-                let (files, bytes) = (summary.files, summary.bytes);
-                self.monitor.progress(Progress { files, bytes, stored_bytes: 0 });
+                if entry.kind == Kind::File {
+                    self.monitor.progress().file();
+                }
                 return Ok(true);
             }
             Ok(Written::Refused) => {}
@@ -445,10 +447,12 @@ impl Run<'_> {
         match linked.and_then(|(folder, first)| writing.link((&folder, &first), directory, entry)) {
             Ok(Linked::Made) => {
                 self.counts.others.fetch_add(1, Ordering::Relaxed);
+                self.passed(entry);
                 Ok(true)
             }
             Ok(Linked::There) => {
                 self.counts.skipped.fetch_add(1, Ordering::Relaxed);
+                self.passed(entry);
                 Ok(true)
             }
             Err(write::Error::Io(e)) if !is_full(&e) => {
@@ -486,6 +490,14 @@ impl Run<'_> {
         while let Some(mut folder) = next.and_then(Arc::into_inner) {
             folder.finish(self.reader, &self.describe, self.replace(), |path, why| self.problem(path, why));
             next = folder.above.take();
+        }
+    }
+
+    /// A file that is done without any work.
+    fn passed(&self, entry: &Entry) {
+        if entry.kind == Kind::File {
+            self.monitor.progress().file();
+            self.monitor.progress().bytes(entry.size);
         }
     }
 

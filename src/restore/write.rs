@@ -17,6 +17,7 @@ use super::describe::{Describe, FORBIDDING, Inode, inode};
 use super::refusals::What;
 use crate::format::entry::Content;
 use crate::format::{Digest, Entry, Kind};
+use crate::monitor::Progress;
 use crate::reader::{self, FileReader, Listed, Reader};
 
 /// What became of an entry.
@@ -90,6 +91,7 @@ pub(super) struct Writing<'a> {
     pub(super) reader: &'a Reader,
     pub(super) conflict: Conflict,
     pub(super) describe: &'a Describe,
+    pub(super) progress: &'a Progress,
     pub(super) stop: &'a AtomicBool,
 }
 
@@ -162,8 +164,10 @@ impl Writing<'_> {
                 Ok(bytes) => {
                     hasher.update(bytes);
                     file.write_all(bytes)?;
+                    self.progress.bytes(bytes.len() as u64);
                 }
                 Err(hole) => {
+                    self.progress.bytes(hole);
                     let hole = i64::try_from(hole).map_err(io::Error::other)?;
                     file.seek(SeekFrom::Current(hole))?;
                 }

@@ -287,6 +287,19 @@ made.
 .B summary
 What a backup, a restore or a check came to; always the last.
 .TP
+.B status
+How far a backup, a restore or a check is: once a second, if it takes longer; see
+.BR brackfs\-backup (1).
+.TP
+.B verbose_status
+With
+.BR \-v ,
+an entry that was handled:
+.B action
+says how, and
+.B item
+is its path.
+.TP
 .B entry
 A file or directory in a snapshot, from
 .BR brackfs\-ls (1).
@@ -307,6 +320,9 @@ What ends a run before its end is said in words in any case, and by the exit cod
 const SIGNALS: &str = r"
 On SIGINT, SIGTERM or SIGHUP, a backup, restore or check ends as soon as it can, in good order, with exit code 130; a second signal ends it at once.
 A mount is unmounted.
+On SIGUSR1, a backup, restore, check or dump says on standard error how far it is, with or without a terminal, and with
+.B \-q
+too; whatever else runs passes it over.
 What a snapshot holds is not lost by SIGKILL or a power cut either: see
 .BR brackfs\-backup (1).
 ";

@@ -112,11 +112,13 @@ struct Watch {
     calls_left: AtomicI64,
     stop: AtomicBool,
     problems: Mutex<Vec<String>>,
+    progress: Progress,
 }
 
 impl Watch {
     fn new(calls: i64) -> Watch {
-        Watch { calls_left: calls.into(), stop: AtomicBool::new(calls == 0), problems: Mutex::default() }
+        let (problems, progress) = (Mutex::default(), Progress::default());
+        Watch { calls_left: calls.into(), stop: AtomicBool::new(calls == 0), problems, progress }
     }
 
     fn called(&self) {
@@ -145,8 +147,9 @@ impl Monitor for Watch {
         self.called();
     }
 
-    fn progress(&self, _progress: Progress) {
+    fn progress(&self) -> &Progress {
         self.called();
+        &self.progress
     }
 }
 

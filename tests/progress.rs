@@ -1,0 +1,232 @@
+//! What a run says while it goes on: a line on a terminal, an answer to SIGUSR1, lines of JSON.
+//!
+//! A backup of a pipe goes on as long as the test holds the pipe open, so nothing here depends on the clock.
+
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::print_stdout, clippy::print_stderr)]
+
+mod common;
+
+use std::fs::{self, File, OpenOptions};
+use std::io::{BufRead, BufReader, PipeWriter, Read, Write};
+use std::os::fd::OwnedFd;
+use std::process::{Child, Command, Stdio};
+
+use common::{Site, noise, number};
+use rustix::process::{Pid, Signal};
+use rustix::pty::{OpenptFlags, grantpt, openpt, ptsname, unlockpt};
+use rustix::termios::{Winsize, tcsetwinsize};
+use serde_json::Value;
+
+const MIB: usize = 1 << 20;
+
+fn ready() -> Site {
+    let site = Site::new();
+    site.init();
+    site
+}
+
+/// A backup of a pipe that is open, of which some MiB were read already.
+struct Held {
+    child: Child,
+    pipe: PipeWriter,
+}
+
+impl Held {
+    /// Starts `command` with a pipe for its standard input. When this returns most of `bytes` was read.
+    fn start(mut command: Command, bytes: &[u8]) -> Held {
+        let (reader, mut pipe) = std::io::pipe().unwrap();
+        let child = command.stdin(reader).spawn().unwrap();
+        drop(command);
+        pipe.write_all(bytes).unwrap();
+        Held { child, pipe }
+    }
+
+    fn of_pipe(site: &Site, extra: &[&str]) -> Held {
+        let mut command = site.command(&[&["backup", "--stdin-filename", "x"], extra].concat());
+        command.stdout(Stdio::piped()).stderr(Stdio::piped());
+        Held::start(command, &noise("held", 4 * MIB))
+    }
+
+    fn ask(&self) {
+        rustix::process::kill_process(Pid::from_child(&self.child), Signal::USR1).unwrap();
+    }
+
+    /// Lets it end, which it must do well.
+    #[track_caller]
+    fn end(mut self) {
+        drop(self.pipe);
+        assert!(self.child.wait().unwrap().success());
+    }
+}
+
+fn next_line(lines: &mut impl BufRead) -> String {
+    let mut line = String::new();
+    lines.read_line(&mut line).unwrap();
+    line
+}
+
+#[track_caller]
+fn json(line: &str) -> Value {
+    serde_json::from_str(line).unwrap_or_else(|e| panic!("{e}: {line:?}"))
+}
+
+#[test]
+fn who_asks_by_a_signal_is_answered_at_once() {
+    for quiet in [&[][..], &["-q"]] {
+        let site = ready();
+        let mut held = Held::of_pipe(&site, quiet);
+        let mut said = BufReader::new(held.child.stderr.take().unwrap());
+        let mut line = String::new();
+        // What was read from the pipe may still be on its way to be counted.
+        while !line.contains(" MiB read (") {
+            held.ask();
+            line = next_line(&mut said);
+            assert!(line.starts_with("brackfs: 0 files, ") && line.contains(" elapsed"), "{line}");
+            assert!(!line.contains('%') && line.ends_with('\n'), "{line}");
+        }
+        held.end();
+        let mut rest = String::new();
+        said.read_to_string(&mut rest).unwrap();
+        assert_eq!(rest, "");
+    }
+}
+
+#[test]
+fn the_last_snapshot_tells_how_much_there_will_be() {
+    let site = ready();
+    let first = Held::of_pipe(&site, &[]);
+    first.end();
+    let mut held = Held::of_pipe(&site, &["--json"]);
+    let mut said = BufReader::new(held.child.stderr.take().unwrap());
+    held.ask();
+    let status = json(&next_line(&mut said));
+    assert_eq!(status["message_type"], "status");
+    assert_eq!((number(&status, "total_files"), number(&status, "total_bytes")), (1, 4 * MIB as u64), "{status}");
+    assert_eq!((&status["total_estimated"], number(&status, "files_done")), (&Value::Bool(true), 0), "{status}");
+    assert!((0.0..1.0).contains(&status["percent_done"].as_f64().unwrap()), "{status}");
+    held.end();
+}
+
+#[test]
+fn lines_of_json_say_how_far_it_is_and_the_summary_is_the_last() {
+    let site = ready();
+    let mut held = Held::of_pipe(&site, &["--json", "-v"]);
+    let mut lines = BufReader::new(held.child.stdout.take().unwrap());
+    let mut said = BufReader::new(held.child.stderr.take().unwrap());
+    let mut found = Vec::new();
+    // It takes as long as it takes.
+    while found.last().is_none_or(|last: &Value| last["bytes_read"].as_u64().unwrap_or(0) == 0) {
+        found.push(json(&next_line(&mut lines)));
+    }
+    let status = &found[found.len() - 1];
+    for field in ["percent_done", "total_files", "total_bytes", "total_estimated", "seconds_remaining"] {
+        assert!(status.as_object().unwrap().contains_key(field) && status[field].is_null(), "{field} in {status}");
+    }
+    assert_eq!((number(status, "files_done"), status["path"].as_str()), (0, Some("x")), "{status}");
+    assert_eq!(status["message_type"], "status");
+    number(status, "seconds_elapsed");
+    held.ask();
+    assert_eq!(json(&next_line(&mut said))["message_type"], "status");
+    held.end();
+    found.extend(lines.lines().map(|line| json(&line.unwrap())));
+    let summary = &found[found.len() - 1];
+    assert_eq!((&summary["message_type"], &summary["dry_run"]), (&"summary".into(), &false.into()));
+    assert_eq!(number(summary, "bytes_read"), 4 * MIB as u64);
+    let named = |line: &&Value| line["message_type"] == "verbose_status";
+    let named: Vec<_> = found.iter().filter(named).map(|line| (&line["action"], &line["item"])).collect();
+    assert_eq!(named, [(&"new".into(), &"x".into())]);
+    let mut rest = String::new();
+    said.read_to_string(&mut rest).unwrap();
+    assert_eq!(rest, "");
+}
+
+#[test]
+fn a_signal_before_a_run_begins_does_nothing() {
+    let site = Site::with_files(&[("a", "one")]);
+    let mut init = site.command(&["init".as_ref(), site.repo().as_os_str()]);
+    init.env("BRACKFS_PASSPHRASE", "secret");
+    common::run(init).ok();
+    site.backup(&[]).ok();
+    for arguments in [&["ls", "latest"][..], &["check"], &["restore", "latest", "--to", "out"]] {
+        let fifo = site.path().join("passphrase");
+        rustix::fs::mknodat(rustix::fs::CWD, &fifo, rustix::fs::FileType::Fifo, 0o600.into(), 0).unwrap();
+        let mut command = site.command(arguments);
+        command.env("BRACKFS_PASSPHRASE_COMMAND", "cat passphrase");
+        let child = command.stdout(Stdio::piped()).stderr(Stdio::null()).spawn().unwrap();
+        // Waits until the passphrase is asked for.
+        let mut answer = OpenOptions::new().write(true).open(&fifo).unwrap();
+        rustix::process::kill_process(Pid::from_child(&child), Signal::USR1).unwrap();
+        answer.write_all(b"secret\n").unwrap();
+        drop(answer);
+        assert_eq!(child.wait_with_output().unwrap().status.code(), Some(0), "{arguments:?}");
+        fs::remove_file(fifo).unwrap();
+    }
+}
+
+/// A terminal of so many columns: the side that reads what is written to it, and the side that is given to programs.
+fn terminal(columns: u16) -> (File, OwnedFd) {
+    let ours = openpt(OpenptFlags::RDWR | OpenptFlags::NOCTTY).unwrap();
+    grantpt(&ours).unwrap();
+    unlockpt(&ours).unwrap();
+    let name = ptsname(&ours, Vec::new()).unwrap();
+    let flags = rustix::fs::OFlags::RDWR | rustix::fs::OFlags::NOCTTY;
+    let theirs = rustix::fs::open(name, flags, rustix::fs::Mode::empty()).unwrap();
+    tcsetwinsize(&theirs, Winsize { ws_row: 24, ws_col: columns, ws_xpixel: 0, ws_ypixel: 0 }).unwrap();
+    (ours.into(), theirs)
+}
+
+/// Reads on until `wanted` has come, or without it to the end.
+fn read_until(screen: &mut File, seen: &mut Vec<u8>, wanted: &str) {
+    let mut some = [0; 4096];
+    while wanted.is_empty() || !String::from_utf8_lossy(seen).contains(wanted) {
+        match screen.read(&mut some) {
+            // Linux says EIO when the last one has closed the other side.
+            Ok(0) | Err(_) => return,
+            Ok(length) => seen.extend_from_slice(&some[..length]),
+        }
+    }
+}
+
+#[test]
+fn on_a_terminal_a_line_shows_how_far_it_is_and_is_gone_at_the_end() {
+    let site = ready();
+    let (mut screen, theirs) = terminal(60);
+    let mut command = site.command(&["backup", "--stdin-filename", "x"]);
+    command.env("TERM", "xterm").stdout(Stdio::null()).stderr(theirs);
+    let held = Held::start(command, &noise("shown", 4 * MIB));
+    let mut seen = Vec::new();
+    read_until(&mut screen, &mut seen, " files  ");
+    // The answer does not stand in the line.
+    held.ask();
+    read_until(&mut screen, &mut seen, " elapsed");
+    held.end();
+    read_until(&mut screen, &mut seen, "");
+    let seen = String::from_utf8(seen).unwrap();
+    let (running, result) = seen.split_once("snapshot ").expect("a summary");
+    assert!(running.contains("0 files  "), "{seen:?}");
+    // What was drawn last before the summary is nothing.
+    let last = running.rsplit("\x1b[2K").next().unwrap();
+    assert_eq!(last.trim_matches(['\r', '\n']), "", "{seen:?}");
+    assert!(result.contains("4.00 MiB read, ") && !result.contains('\x1b'), "{seen:?}");
+    for drawn in running.split(['\r', '\n']).filter(|drawn| drawn.contains(" files  ")) {
+        let text = drawn.rsplit("\x1b[2K").next().unwrap();
+        assert!(text.chars().count() <= 60, "{text:?} is too wide");
+    }
+}
+
+#[test]
+fn a_quiet_run_says_nothing_on_a_terminal() {
+    for json in [false, true] {
+        let site = ready();
+        let (mut screen, theirs) = terminal(80);
+        let mut arguments = vec!["backup", "--stdin-filename", "x"];
+        // With JSON the terminal is left alone, too.
+        arguments.push(if json { "--json" } else { "-q" });
+        let mut command = site.command(&arguments);
+        command.env("TERM", "xterm").stdout(Stdio::null()).stderr(theirs);
+        Held::start(command, &noise("quiet", 4 * MIB)).end();
+        let mut seen = Vec::new();
+        read_until(&mut screen, &mut seen, "");
+        assert_eq!(String::from_utf8_lossy(&seen), "");
+    }
+}
