@@ -97,7 +97,7 @@ const LARGE_AHEAD: usize = 4 << 20;
 /// Messages in a channel between two stages.
 const CHANNEL: usize = 2;
 /// Events that the walk may be ahead of the engine.
-const EVENTS: usize = 1024;
+const EVENTS: usize = 128;
 /// Readers of small files: on a cold disk each waits for a seek, so their number has nothing to do with cores.
 const SMALL_READERS: usize = 16;
 /// Helpers that look at directories ahead of the walk.
