@@ -95,8 +95,8 @@ impl Twice {
             }
             age(&site.source());
             settle();
-            // At fixed offsets: each of these files is one chunk.
-            site.backup(&["--chunk-size", "1MiB"]).ok();
+            // Cut at fixed offsets and not gathered: each of the larger files is one block.
+            site.backup(&["--chunk-size", "1MiB", "--merge-files-under", "128KiB"]).ok();
             let new = |folder: &str| {
                 let paths = tree(&site.repo()).into_keys().map(|path| site.repo().join(path));
                 paths.filter(|path| path.is_file() && path.starts_with(site.repo().join(folder))).collect::<Vec<_>>()

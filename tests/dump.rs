@@ -273,7 +273,7 @@ fn holes_come_back_as_holes() {
     sparse("nothing but a hole", 10 << 20, &[]);
     sparse("a hole at the beginning", (5 << 20) + 4, &[(5 << 20, b"tail")]);
     sparse("a hole at the end", 5 << 20, &[(0, b"head")]);
-    // In smaller files a backup looks for none.
+    sparse("a small file with a hole", 40_000, &[(20_000, b"island")]);
     sparse("a hole of one block", (256 << 10) + 4096, &[(0, &[1; 128 << 10]), ((128 << 10) + 4096, &[2; 128 << 10])]);
     let large = noise("between holes", 2 * MIB);
     sparse("an odd end", (8 << 20) + 777, &[(3 << 20, &large), (8 << 20, &[3; 777])]);

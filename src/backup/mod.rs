@@ -75,7 +75,7 @@ use crate::format::source::Source;
 use crate::format::{ChunkRef, Items, Node, Timestamp};
 use crate::monitor::{Monitor, Total};
 use crate::repository::Repository;
-use crate::source::{Cutter, Extended, MountTable, Stat, Tags, now};
+use crate::source::{Cutter, Extended, MountTable, Stat, Tags, now, temporary_folder};
 use ahead::Ahead;
 use budget::Budget;
 use engine::{Engine, Outcome, Tally};
@@ -114,7 +114,7 @@ const INLINE_EXTENTS: usize = 100;
 /// Average bytes of a chunk, unless asked otherwise.
 pub const CHUNK_SIZE: usize = 512 << 10;
 /// Files below this are gathered into composites, unless asked otherwise.
-pub const MERGE_FILES_UNDER: usize = 128 << 10;
+pub const MERGE_FILES_UNDER: usize = 512 << 10;
 /// zstd's level, unless asked otherwise.
 pub const COMPRESSION: i32 = 3;
 
@@ -643,5 +643,5 @@ impl Lanes {
 
 /// A temporary file that failed.
 fn temporary(source: std::io::Error) -> Error {
-    Error::Temporary { folder: std::env::temp_dir().display().to_string(), source }
+    Error::Temporary { folder: temporary_folder().display().to_string(), source }
 }

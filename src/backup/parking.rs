@@ -14,7 +14,7 @@ use rustix::io::Errno;
 use super::Error;
 use super::budget::{Budget, Loan};
 use super::walk::JOB_FILES;
-use crate::format::BLOCK_SIZE;
+use crate::source::{PIECE_MAX, temporary_folder};
 
 /// Chunks that may wait at once. As many as are read together, or they would wait for each other.
 const SLOTS: usize = JOB_FILES;
@@ -46,8 +46,8 @@ impl Parking {
     /// Makes the file, in the directory for temporary files.
     pub(super) fn new() -> Result<Self, Error> {
         let make = || -> io::Result<File> {
-            let file = tempfile::tempfile_in(std::env::temp_dir())?;
-            match fallocate(&file, FallocateFlags::empty(), 0, (SLOTS * BLOCK_SIZE) as u64) {
+            let file = tempfile::tempfile_in(temporary_folder())?;
+            match fallocate(&file, FallocateFlags::empty(), 0, (SLOTS * PIECE_MAX) as u64) {
                 // Some file systems can't take room ahead.
                 Ok(()) | Err(Errno::OPNOTSUPP | Errno::NOSYS) => Ok(file),
                 Err(e) => Err(e.into()),
@@ -58,8 +58,11 @@ impl Parking {
         Ok(Parking { shared: Arc::new(Shared { file, free }), room: Budget::new(SLOTS) })
     }
 
-    /// Puts a chunk of at most a block into the file, as soon as there is room. None: nobody takes chunks any more.
+    /// Puts a chunk of at most [`PIECE_MAX`] bytes into the file, as soon as there is room. None: nobody takes chunks any more.
     pub(super) fn put(&self, bytes: &[u8]) -> Result<Option<Parked>, Error> {
+        if bytes.len() > PIECE_MAX {
+            return Err(Error::Stopped("a chunk is larger than its room"));
+        }
         let Some(room) = self.room.take(1) else { return Ok(None) };
         let slot = self.shared.free().pop().ok_or(Error::Stopped("temporary files"))?;
         // From here on the slot comes back whatever happens.
@@ -94,11 +97,11 @@ impl Parked {
 
     /// Its length, or that of a small part of all room: few may be held back, however short they are.
     pub(super) fn weight(&self) -> usize {
-        self.length.max(BLOCK_SIZE / 64)
+        self.length.max(PIECE_MAX / 64)
     }
 
     fn offset(&self) -> u64 {
-        self.slot * BLOCK_SIZE as u64
+        self.slot * PIECE_MAX as u64
     }
 }
 
@@ -118,9 +121,9 @@ mod tests {
         let parking = Parking::new().unwrap();
         for _ in 0..3 {
             let put: Vec<_> =
-                (0..SLOTS).map(|n| parking.put(&vec![n as u8; BLOCK_SIZE - n]).unwrap().unwrap()).collect();
+                (0..SLOTS).map(|n| parking.put(&vec![n as u8; PIECE_MAX - n]).unwrap().unwrap()).collect();
             for (n, parked) in put.into_iter().enumerate().rev() {
-                assert_eq!(parked.take().unwrap(), vec![n as u8; BLOCK_SIZE - n]);
+                assert_eq!(parked.take().unwrap(), vec![n as u8; PIECE_MAX - n]);
             }
         }
     }
@@ -142,7 +145,7 @@ mod tests {
     #[test]
     fn no_more_room_is_taken_than_said() {
         let parking = Parking::new().unwrap();
-        parking.put(&[1; BLOCK_SIZE]).unwrap().unwrap().take().unwrap();
-        assert!(parking.shared.file.metadata().unwrap().len() <= (SLOTS * BLOCK_SIZE) as u64);
+        parking.put(&[1; PIECE_MAX]).unwrap().unwrap().take().unwrap();
+        assert!(parking.shared.file.metadata().unwrap().len() <= (SLOTS * PIECE_MAX) as u64);
     }
 }

@@ -10,6 +10,7 @@ use std::ffi::OsStr;
 use std::fs::File;
 use std::io::{self, Read};
 use std::os::unix::ffi::OsStrExt;
+use std::os::unix::fs::FileExt;
 use std::sync::Arc;
 
 use crossbeam_channel::{Receiver, Sender};
@@ -116,11 +117,13 @@ fn read(directory: &Directory, job: JobFile, reading: &Reading, lane: &Lane, out
     }
     if let Some(seen) = &seen {
         sink.again(seen)?;
-    } else if before.size < reading.whole_below {
-        let bytes = read_whole(&file, before.size)?;
-        sink.chunk(bytes)?;
     } else {
-        cut(&file, &before, reading, &mut sink)?;
+        let sparse = source::has_holes(&file, &before)?;
+        if before.size < reading.whole_below && !sparse {
+            sink.chunk(read_whole(&file, before.size)?)?;
+        } else {
+            reading.cutter.cut(&file, before.size, sparse, &mut |piece| sink.piece(piece))?;
+        }
     }
     let extended = Extended::of_fd(&file);
     // Renamed or deleted meanwhile is no change of what was read; another file in its place is.
@@ -139,16 +142,23 @@ fn read(directory: &Directory, job: JobFile, reading: &Reading, lane: &Lane, out
 
 /// Reads a file of `size` bytes. What it grew by meanwhile is left out. Files that the kernel makes up have no size.
 fn read_whole(file: &File, size: u64) -> io::Result<Vec<u8>> {
-    let limit = if size == 0 { MADE_UP } else { size };
-    let mut bytes = Vec::with_capacity(size as usize);
-    file.take(limit).read_to_end(&mut bytes)?;
+    let mut bytes = Vec::new();
+    if size == 0 {
+        file.take(MADE_UP).read_to_end(&mut bytes)?;
+        return Ok(bytes);
+    }
+    bytes.resize(size as usize, 0);
+    let mut filled = 0;
+    while filled < bytes.len() {
+        match file.read_at(&mut bytes[filled..], filled as u64) {
+            Ok(0) => break,
+            Ok(read) => filled += read,
+            Err(e) if e.kind() == io::ErrorKind::Interrupted => {}
+            Err(e) => return Err(e),
+        }
+    }
+    bytes.truncate(filled);
     Ok(bytes)
-}
-
-fn cut(file: &File, stat: &Stat, reading: &Reading, sink: &mut Sink<'_, '_>) -> Result<(), Stop> {
-    let sparse = stat.blocks.saturating_mul(512) < stat.size;
-    reading.cutter.cut(file, stat.size, sparse, &mut |piece| sink.piece(piece))?;
-    Ok(())
 }
 
 /// Where content goes: as much at once as is worth waking the engine.

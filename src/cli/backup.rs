@@ -110,7 +110,7 @@ pub(super) struct Args {
     #[arg(long, value_name = "SIZE", default_value = "512KiB", value_parser = parse_size)]
     chunk_size: u64,
     /// Store smaller files gathered, several to a block; at most 1MiB
-    #[arg(long, value_name = "SIZE", default_value = "128KiB", value_parser = parse_size)]
+    #[arg(long, value_name = "SIZE", default_value = "512KiB", value_parser = parse_size)]
     merge_files_under: u64,
     /// Use less memory: one worker at a time, and chunks wait in unnamed temporary files
     #[arg(long)]

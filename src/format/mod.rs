@@ -35,7 +35,7 @@ pub use node::{BlockLocation, Items, Node, Segment};
 pub const VERSION: u32 = 1;
 
 /// Most bytes of plaintext in one block, and so of a chunk. Changing it is a change of format.
-pub const BLOCK_SIZE: usize = 1 << 20;
+pub const BLOCK_SIZE: usize = 2 << 20;
 
 /// Most bytes of one stored block: a plaintext that does not compress, its frame, padding and OpenPGP
 /// framing for many recipients. Readers refuse to fetch more.

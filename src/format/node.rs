@@ -422,7 +422,12 @@ mod tests {
 
     #[test]
     fn references_stay_inside_the_table_and_the_block() {
-        for bad in [chunk(1, 0, 1), chunk(0, (1 << 20) - 1, 2), chunk(0, 0, 2 << 20), chunk(u32::MAX, 0, 1)] {
+        for bad in [
+            chunk(1, 0, 1),
+            chunk(0, BLOCK_SIZE as u32 - 1, 2),
+            chunk(0, 0, 2 * BLOCK_SIZE as u32),
+            chunk(u32::MAX, 0, 1),
+        ] {
             let node = Node {
                 blocks: vec![BlockLocation { pack: PackId::random(), offset: 0, length: 1 }],
                 items: Items::Extents(vec![Extent::Chunk(bad)]),

@@ -23,8 +23,8 @@ use rustix::fs::{Advice, fadvise};
 use super::Error;
 use super::holes::next_data;
 
-/// Most bytes of a piece: as much as a block takes.
-const PIECE_MAX: usize = 1 << 20;
+/// Most bytes of a piece. A block takes two, so that small files which are gathered in one compress better.
+pub const PIECE_MAX: usize = 1 << 20;
 /// Smallest average. Chunks of a few hundred bytes would cost more than they hold.
 const AVERAGE_MIN: usize = 1 << 10;
 /// Bytes that are read at once: two of the largest chunks, so that less is moved than is read.
@@ -59,7 +59,7 @@ impl Cutter {
     ///
     /// Up to 1 MiB, chunks are defined by content: `average / 4` to `2 * average` bytes, at most 1 MiB, and
     /// `seed` decides where. (Near 1 MiB most of them are of the largest size. Below 1 KiB it is 1 KiB.) Above,
-    /// cuts are at multiples of 1 MiB: a chunk is never larger than a block.
+    /// cuts are at multiples of 1 MiB.
     pub fn new(seed: u64, average: usize) -> Self {
         let rule = match average {
             ..=PIECE_MAX => Rule::Content(ContentRule::new(seed, average)),

@@ -7,6 +7,8 @@ use std::ops::Range;
 use rustix::fs::{SeekFrom, seek};
 use rustix::io::Errno;
 
+use super::Stat;
+
 /// The next stretch of data from `at` on, as far as it is below `limit`: before it is a hole.
 ///
 /// Empty if there is no more data; it then begins where the file or `limit` ends. A file system that does not
@@ -33,6 +35,13 @@ pub(super) fn next_data(file: &File, at: u64, limit: u64) -> io::Result<Range<u6
         Err(e) if is_unsupported(e) => Ok(start..limit),
         Err(e) => Err(e.into()),
     }
+}
+
+/// Whether a file has holes; `stat` is what it looks like. That of a file without is enough to tell.
+pub fn has_holes(file: &File, stat: &Stat) -> io::Result<bool> {
+    let sparse = stat.blocks.saturating_mul(512) < stat.size;
+    // It may also be compressed, or so small that it takes no blocks.
+    Ok(sparse && next_data(file, 0, stat.size)? != (0..stat.size))
 }
 
 fn is_unsupported(error: Errno) -> bool {

@@ -31,13 +31,15 @@ mod sort;
 pub mod stat;
 pub mod tags;
 
-pub use cut::{Cutter, Piece};
+pub use cut::{Cutter, PIECE_MAX, Piece};
 pub use directory::Directory;
 pub use error::Error;
 pub use extended::Extended;
+pub use holes::has_holes;
 pub use listing::Listing;
 pub use mounts::MountTable;
 pub use owners::Owners;
 pub use patterns::{Pattern, Patterns};
+pub use sort::temporary_folder;
 pub use stat::{Stat, now};
 pub use tags::Tags;

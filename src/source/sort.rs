@@ -12,10 +12,18 @@ use std::collections::BinaryHeap;
 use std::fs::File;
 use std::io::{self, BufRead, BufReader, BufWriter, Read, Write};
 use std::os::unix::fs::FileExt;
+use std::path::PathBuf;
 use std::sync::Arc;
 
 /// Bytes of the buffer for each run that is merged.
 const BUFFER: usize = 32 << 10;
+
+/// Where temporary files are made: `$TMPDIR`, or `/var/tmp`, which unlike `/tmp` is a disk and no memory, or `/tmp`.
+pub fn temporary_folder() -> PathBuf {
+    let given = std::env::var_os("TMPDIR").filter(|given| !given.is_empty()).map(PathBuf::from);
+    let disk = || Some(PathBuf::from("/var/tmp")).filter(|folder| folder.is_dir());
+    given.or_else(disk).unwrap_or_else(std::env::temp_dir)
+}
 
 /// How much is in RAM at once.
 #[derive(Debug, Clone, Copy)]
@@ -166,7 +174,7 @@ struct Spill {
 
 impl Spill {
     fn create() -> io::Result<Self> {
-        let file = tempfile::tempfile_in(std::env::temp_dir())?;
+        let file = tempfile::tempfile_in(temporary_folder())?;
         Ok(Spill { out: BufWriter::with_capacity(BUFFER, file), length: 0, ends: Vec::new() })
     }
 

@@ -71,7 +71,7 @@ def decompress(data, where):
     width = (data[4] >> 5 & 1, 2, 4, 8)[data[4] >> 6]
     size = int.from_bytes(data[at : at + width], "little") + (256 if width == 2 else 0)
     need(width, where, "a frame that does not state its size")
-    need(size <= MIB, where, "a block of more than 1 MiB")
+    need(size <= 2 * MIB, where, "a block of more than 2 MiB")
     plain, _ = program(where, ["zstd", "--decompress", "--stdout", "--quiet"], data)
     need(len(plain) == size, where, "a frame that states another size than it has")
     return plain
@@ -225,7 +225,7 @@ def names(value):
 U32, U64 = number(2**32 - 1), number(2**64 - 1)
 TIMESTAMP = fixed(number(2**63 - 1, -(2**63)), number(999_999_999))
 DIGEST, NAME = octets(32, 32), octets(1024, 1)
-REFERENCE = (DIGEST, U32, U32, number(MIB, 1))
+REFERENCE = (DIGEST, U32, U32, number(2 * MIB, 1))
 ABOVE_0 = number(2**64 - 1, 1)
 EXTENT, NODE_REFERENCE = either(fixed(*REFERENCE), ABOVE_0), fixed(ABOVE_0, *REFERENCE)
 # By the kind of the node.
@@ -233,7 +233,7 @@ ITEMS = lambda entry: type(entry) is dict, fixed(NAME, ABOVE_0, ABOVE_0, *REFERE
 # Keys that must be there, and keys that may be.
 NODE = {0: number(3), 3: each(lambda _: True)}, {
     1: each(octets(16, 16)),
-    2: flat(U32, U64, number(1_310_720, 1)),
+    2: flat(U32, U64, number(2_621_440, 1)),
     4: names,
     5: names,
 }
@@ -252,7 +252,7 @@ ENTRY = {0: octets(1024), 1: number(6), 2: number(0o7777), 3: U32, 4: U32, 5: TI
 }
 SNAPSHOT = {
     **{0: octets(16, 16), 1: text, 2: text, 3: U64, 4: text, 5: text, 6: TIMESTAMP, 7: TIMESTAMP},
-    **{10: U64, 12: fixed(*[U64] * 5), 13: text, 14: octets(MIB, 1)},
+    **{10: U64, 12: fixed(*[U64] * 5), 13: text, 14: octets(2 * MIB, 1)},
 }, {8: each(octets(2**32)), 9: each(text), 11: octets(8, 8)}
 
 
@@ -300,7 +300,7 @@ class Node:
         """Where a reference of this node leads."""
         need(3 * block < len(self.table), self.where, f"no block {block} in the table")
         pack, offset, stored = self.table[3 * block : 3 * block + 3]
-        need(start + length <= MIB, self.where, "a chunk that is not within a block")
+        need(start + length <= 2 * MIB, self.where, "a chunk that is not within a block")
         name = str(uuid.UUID(bytes=self.packs[pack]))
         return Chunk(digest, f"packs/{name[:2]}/{name}", offset, stored, start, length)
 
@@ -315,7 +315,7 @@ def check_entry(entry, node, is_root):
     allowed = [[7], [8], [9]] if kind == FILE and size else [[], [11], [10], [], [], [12], [12]][kind : kind + 1]
     need(content in allowed, where, f"content {content} that does not go with kind {kind}")
     need(kind == FILE or size == 0, where, "a size that does not go with the kind")
-    need(7 not in entry or size <= MIB, where, "a chunk of more than 1 MiB")
+    need(7 not in entry or size <= 2 * MIB, where, "a chunk of more than 2 MiB")
     need(0 not in entry.get(10, b""), where, "a link target with a zero byte")
     need(kind != DIRECTORY or 13 not in entry, where, "a directory with a hard-link id")
     attributes = entry.get(14, [])[::2]
