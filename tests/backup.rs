@@ -662,6 +662,47 @@ fn low_memory_makes_the_same_snapshot() {
     assert_eq!(number(&second, "data_packs"), 0, "{second}");
 }
 
+/// More chunks than may wait, of many files and of one: whoever waits must get room in the order of the walk.
+#[test]
+fn low_memory_takes_turns_with_many_small_chunks() {
+    let site = Site::new();
+    for number in 0..300 {
+        site.write(&format!("d{}/{number}", number % 7), noise(&number.to_string(), 100 + number * 97));
+    }
+    write_noise(&site, "d3/large", 12);
+    write_noise(&site, "z", 3);
+    settle();
+    site.init();
+    backup(&site, &["--low-memory", "--chunk-size", "16KiB", "--merge-files-under", "0B"]);
+    assert_eq!(tree(&restored(&site, "out")), tree(&site.source()));
+    backup(&site, &["--low-memory", "--chunk-size", "16KiB", "--reread"]);
+    assert_eq!(tree(&restored(&site, "again")), tree(&site.source()));
+}
+
+#[test]
+fn without_room_for_temporary_files_a_backup_that_needs_them_says_so() {
+    let site = ready(&[("a", "one")]);
+    let limited = site.path().join("limited");
+    fs::create_dir(&limited).unwrap();
+    rustix::mount::mount("tmpfs", &limited, "tmpfs", rustix::mount::MountFlags::empty(), c"size=4m").unwrap();
+    // More names than are sorted in memory: without them the snapshot would lack a directory.
+    let long = site.source().join("long");
+    fs::create_dir(&long).unwrap();
+    (0..51_000).for_each(|n| drop(File::create(long.join(format!("{}{n}", "x".repeat(200)))).unwrap()));
+    let [low, long] = [["--low-memory"].as_slice(), &[]].map(|extra| {
+        let mut command = site.command(&[&["backup", site.source().to_str().unwrap()], extra].concat());
+        command.env("TMPDIR", &limited);
+        run(command).code(1)
+    });
+    rustix::mount::unmount(&limited, rustix::mount::UnmountFlags::DETACH).unwrap();
+    for run in [low, long] {
+        for part in [limited.to_str().unwrap(), "No space left", "TMPDIR"] {
+            assert!(run.stderr.contains(part), "{run}");
+        }
+    }
+    assert!(snapshots(&site).is_empty());
+}
+
 #[test]
 fn low_memory_needs_little_memory_however_large_the_file() {
     let site = Site::with_files(&[("small", "beside it")]);

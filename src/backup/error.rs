@@ -107,7 +107,7 @@ pub enum Error {
     #[error("interrupted; a dry run stores nothing")]
     PreviewInterrupted,
     /// A temporary file failed.
-    #[error("cannot use a temporary file in {folder}: {source}")]
+    #[error("cannot use a temporary file in {folder}: {source} (TMPDIR chooses another folder)")]
     Temporary {
         /// Where temporary files are made.
         folder: String,

@@ -22,11 +22,7 @@
 //! - [`nodes`]: tree nodes that wait for what they refer to
 //! - [`seal`]: compression, encryption, packs
 //! - [`commit`]: the order of durability
-//!
-//! What is held at most, whatever is backed up: small files read ahead ([`READ_AHEAD`]), [`CHANNEL`] chunks
-//! of a large file and the cutter's buffer, one composite of each kind, [`CHANNEL`] + workers blocks in
-//! plain and as many sealed, zstd's window for each worker, SQLite's cache twice, the chunks and the index of
-//! one commit, digests of files of several names, and a group of entries for each directory between the root and the walk.
+//! - [`limits`]: how much memory all of it takes
 
 mod ahead;
 mod budget;
@@ -35,6 +31,7 @@ mod engine;
 mod error;
 mod event;
 mod found;
+mod limits;
 mod list;
 mod nodes;
 mod parking;
@@ -77,11 +74,10 @@ use crate::monitor::{Monitor, Total};
 use crate::repository::Repository;
 use crate::source::{Cutter, Extended, MountTable, Stat, Tags, now, temporary_folder};
 use ahead::Ahead;
-use budget::Budget;
 use engine::{Engine, Outcome, Tally};
-use parking::Parking;
+use limits::{CHANNEL, EVENTS, HELPERS, Lanes, WALK_STACK, workers};
 use preview::Preview;
-use read::{Lane, Reading};
+use read::Reading;
 use rules::Rules;
 use scope::{Origin, Scope, identify};
 use seal::OpenPacks;
@@ -90,22 +86,6 @@ use session::{Session, look};
 use trail::Trail;
 use walk::{Counts, Stop, Walk};
 
-/// Bytes of small files that may be read ahead of the engine.
-const SMALL_AHEAD: usize = 4 << 20;
-/// Bytes of large files' chunks that may be.
-const LARGE_AHEAD: usize = 4 << 20;
-/// Messages in a channel between two stages.
-const CHANNEL: usize = 2;
-/// Events that the walk may be ahead of the engine.
-const EVENTS: usize = 128;
-/// Readers of small files: on a cold disk each waits for a seek, so their number has nothing to do with cores.
-const SMALL_READERS: usize = 16;
-/// Helpers that look at directories ahead of the walk.
-const HELPERS: usize = 2;
-/// More workers than this only take memory: the walk can't feed them.
-const WORKERS: usize = 8;
-/// Stack of the walk's thread, which recurses into directories. Only what is used takes memory.
-const WALK_STACK: usize = 256 << 20;
 /// Items that an index node or a node of extents lists.
 const NODE_ITEMS: usize = 1000;
 /// Extents, or nodes of extents, that stand in an entry itself.
@@ -323,7 +303,7 @@ impl Run<'_> {
     fn stages(&self, catalog: Catalog, forbidden: HashSet<(u64, u64)>) -> Result<Summary, Error> {
         let workers = match self.options.low_memory {
             true => 1,
-            false => thread::available_parallelism().map_or(1, usize::from).min(WORKERS),
+            false => workers(self.options.compression),
         };
         let target = self.session.repository.target();
         let sealer = self.session.writer.block_sealer();
@@ -597,47 +577,6 @@ fn entry_of(name: Vec<u8>, stat: &Stat, extended: Extended, content: Content) ->
         xattrs: extended.xattrs,
         flags: 0,
         inode_flags: extended.inode_flags,
-    }
-}
-
-/// Where content waits that was read ahead: small files, and chunks of large ones. Each has room of its own, since the
-/// engine takes files in the order of the walk, and one kind must not wait for the other.
-struct Lanes {
-    small: Lane,
-    large: Lane,
-    /// What the walk takes loans for small files from.
-    budget: Option<Budget>,
-}
-
-impl Lanes {
-    fn new(low_memory: bool) -> Result<Self, Error> {
-        if low_memory {
-            let [small, large] = [Parking::new()?, Parking::new()?].map(Lane::Parking);
-            return Ok(Lanes { small, large, budget: None });
-        }
-        let (small, large) = (Lane::Lent, Lane::Memory(Budget::new(LARGE_AHEAD)));
-        Ok(Lanes { small, large, budget: Some(Budget::new(SMALL_AHEAD)) })
-    }
-
-    /// Parked files wait for room when they are read: by a single reader, so that the first in the walk gets it first.
-    fn small_readers(&self) -> usize {
-        match &self.small {
-            Lane::Parking(_) => 1,
-            _ => SMALL_READERS,
-        }
-    }
-
-    fn close(&self) {
-        for lane in [&self.small, &self.large] {
-            match lane {
-                Lane::Memory(budget) => budget.close(),
-                Lane::Parking(parking) => parking.close(),
-                Lane::Lent => {}
-            }
-        }
-        if let Some(budget) = &self.budget {
-            budget.close();
-        }
     }
 }
 

@@ -13,11 +13,12 @@ use crossbeam_channel::{Receiver, bounded};
 
 use super::ahead::Ahead;
 use super::event::Event;
+use super::limits::{EVENTS, HELPERS, WALK_STACK};
 use super::rules::Rules;
 use super::scope::{Origin, Scope};
 use super::trail::Trail;
 use super::walk::{Counts, Stop, Walk};
-use super::{EVENTS, Error, HELPERS, Summary, WALK_STACK, change};
+use super::{Error, Summary, change};
 use crate::catalog::{Catalog, DirectoryId, SourceRow};
 use crate::format::Kind;
 use crate::monitor::Monitor;

@@ -10,7 +10,6 @@ use std::ffi::OsStr;
 use std::fs::File;
 use std::io::{self, Read};
 use std::os::unix::ffi::OsStrExt;
-use std::os::unix::fs::FileExt;
 use std::sync::Arc;
 
 use crossbeam_channel::{Receiver, Sender};
@@ -21,7 +20,7 @@ use super::event::{Bytes, Content, End};
 use super::parking::Parking;
 use super::seen::{Seen, SeenFile, SeenPiece};
 use crate::format::{Digest, Kind};
-use crate::source::{self, Cutter, Directory, Extended, Piece, Stat, now};
+use crate::source::{self, Cutter, Directory, Extended, Passing, Piece, Stat, now};
 
 /// Pieces of content, and bytes, that go to the engine together.
 const GATHER: usize = 64;
@@ -148,9 +147,9 @@ fn read_whole(file: &File, size: u64) -> io::Result<Vec<u8>> {
         return Ok(bytes);
     }
     bytes.resize(size as usize, 0);
-    let mut filled = 0;
+    let (mut passing, mut filled) = (Passing::new(file), 0);
     while filled < bytes.len() {
-        match file.read_at(&mut bytes[filled..], filled as u64) {
+        match passing.read_at(&mut bytes[filled..], filled as u64) {
             Ok(0) => break,
             Ok(read) => filled += read,
             Err(e) if e.kind() == io::ErrorKind::Interrupted => {}

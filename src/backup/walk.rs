@@ -216,6 +216,7 @@ impl Walk<'_> {
             }
             let look = match entries.next(&self.ahead) {
                 Next::Look(look) => look,
+                Next::Failed(e) if e.is_temporary() => return Err(e.into()),
                 Next::Failed(e) => {
                     self.problem(directory.path(), &e.to_string());
                     break;

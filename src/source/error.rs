@@ -19,6 +19,19 @@ pub enum Error {
     /// Reading a file's content failed. Whoever opened the file knows its path.
     #[error("cannot read the content: {0}")]
     Content(#[source] io::Error),
+    /// A temporary file failed, without which a long directory can't be sorted.
+    #[error(
+        "cannot sort the names in {} by way of a temporary file in {}: {source} (TMPDIR chooses another folder)",
+        path.display(), folder.display()
+    )]
+    Temporary {
+        /// The directory.
+        path: PathBuf,
+        /// Where temporary files are made.
+        folder: PathBuf,
+        /// Why it failed.
+        source: io::Error,
+    },
     /// A pattern that says what to exclude is none.
     #[error("the pattern {pattern:?}{place} is not valid: {why}")]
     Pattern {
@@ -49,6 +62,11 @@ impl Error {
         matches!(self, Error::Pattern { .. } | Error::PatternFile { .. })
     }
 
+    /// Whether it failed for want of room for temporary files, which is no fault of what was to be read.
+    pub fn is_temporary(&self) -> bool {
+        matches!(self, Error::Temporary { .. })
+    }
+
     /// Whether it failed because what was named is not there (any more).
     pub fn is_vanished(&self) -> bool {
         let (Error::Io { source, .. } | Error::Content(source)) = self else { return false };
@@ -61,7 +79,7 @@ impl Error {
 impl From<Error> for io::Error {
     fn from(error: Error) -> Self {
         let kind = match &error {
-            Error::Io { source, .. } | Error::Content(source) => source.kind(),
+            Error::Io { source, .. } | Error::Content(source) | Error::Temporary { source, .. } => source.kind(),
             Error::Pattern { .. } | Error::PatternFile { .. } => io::ErrorKind::InvalidInput,
         };
         io::Error::new(kind, error)

@@ -5,6 +5,7 @@
 //! listing that is alive takes 5 MiB at most, whatever the size of the directory.
 
 use std::ffi::OsString;
+use std::io;
 use std::iter::FusedIterator;
 use std::os::fd::BorrowedFd;
 use std::os::unix::ffi::OsStringExt;
@@ -14,7 +15,7 @@ use rustix::fs::{RawDir, SeekFrom, seek};
 use rustix::io::Errno;
 
 use super::Error;
-use super::sort::{Limits, Sorted, Sorter};
+use super::sort::{Limits, Sorted, Sorter, temporary_folder};
 
 /// Bytes asked of the kernel at once, about a thousand names. A single name is far smaller.
 const BUFFER: usize = 32 << 10;
@@ -31,7 +32,7 @@ impl Listing {
     /// Reads the directory that `fd` is open on, from the start. `path` is for messages.
     pub(super) fn read(fd: BorrowedFd<'_>, path: &Path) -> Result<Self, Error> {
         let unreadable = |e: Errno| Error::io("list the directory", path, e);
-        let unsorted = |e| Error::io("sort, by way of a temporary file, the names in", path, e);
+        let unsorted = |source| unsorted(path, source);
         let mut sorter = Sorter::new(Limits::default());
         let mut sorting = Ok(());
         each_name(fd, |name| {
@@ -59,6 +60,10 @@ pub(super) fn read_short(fd: BorrowedFd<'_>, path: &Path, most: usize) -> Result
     // A directory that changes while it is read may show a name twice.
     names.dedup();
     Ok((!long).then_some(names))
+}
+
+fn unsorted(path: &Path, source: io::Error) -> Error {
+    Error::Temporary { path: path.to_owned(), folder: temporary_folder(), source }
 }
 
 /// Hands out names from the start of a directory on, as they come, until `sink` says no.
@@ -91,7 +96,7 @@ impl Iterator for Listing {
             Ok(name) => Some(Ok(OsString::from_vec(name))),
             Err(e) => {
                 self.failed = true;
-                Some(Err(Error::io("read back, from a temporary file, the names in", &self.path, e)))
+                Some(Err(unsorted(&self.path, e)))
             }
         }
     }

@@ -14,6 +14,7 @@
 //! - [`mounts`]: where our own mounts are
 //! - [`owners`]: names of users and groups
 //! - [`cut`]: content, cut into chunks
+//! - [`page_cache`]: reading without pushing out what others use
 //! - `holes`: where a sparse file has data
 //!
 //! Memory is bounded whatever the tree looks like: each file says by how much.
@@ -26,6 +27,7 @@ mod holes;
 pub mod listing;
 pub mod mounts;
 pub mod owners;
+pub mod page_cache;
 pub mod patterns;
 mod sort;
 pub mod stat;
@@ -39,6 +41,7 @@ pub use holes::has_holes;
 pub use listing::Listing;
 pub use mounts::MountTable;
 pub use owners::Owners;
+pub use page_cache::Passing;
 pub use patterns::{Pattern, Patterns};
 pub use sort::temporary_folder;
 pub use stat::{Stat, now};

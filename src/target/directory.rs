@@ -11,7 +11,7 @@ use std::os::fd::AsFd;
 use std::os::unix::fs::{FileExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 
-use rustix::fs::{AtFlags, CWD, Mode, OFlags, RenameFlags};
+use rustix::fs::{Advice, AtFlags, CWD, Mode, OFlags, RenameFlags, fadvise};
 use rustix::io::Errno;
 use uuid::Uuid;
 
@@ -22,6 +22,9 @@ const TEMPORARY: &str = ".tmp-";
 
 /// Folders between a listed one and an object: the one that packs are in, or that of a source's snapshots.
 const DEPTH: usize = 1;
+
+/// Objects from this size on are not kept in the page cache when they are stored.
+const LARGE: u64 = 1 << 20;
 
 /// A target that is a directory.
 #[derive(Debug)]
@@ -159,6 +162,10 @@ impl Storage for Directory {
             return Err(Error::new(ErrorKind::Other, "store", name, why));
         }
         spool.file.sync_all().map_err(failed)?;
+        if length >= LARGE {
+            // Nobody reads it soon; the page cache has better uses. If the advice is not taken, no harm is done.
+            let _ = fadvise(&spool.file, 0, None, Advice::DontNeed);
+        }
         let path = self.path(name);
         match &spool.named {
             None => {

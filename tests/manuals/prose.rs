@@ -141,7 +141,7 @@ pub fn environment(command: &Command, commands: &[Command]) -> Vec<(String, Stri
             asks,
         ),
         ("GNUPGHOME", "Where gpg looks for the secret key, if it is gpg that has it.", root || has(command, "key")),
-        ("TMPDIR", "Where unnamed temporary files are made, instead of /tmp.", root || is(command, &["backup"])),
+        ("TMPDIR", "Where unnamed temporary files are made, instead of /var/tmp, or of /tmp if that is missing.", root || is(command, &["backup"])),
         (
             "XDG_STATE_HOME",
             "Where the state directory lies, for all users but root; see\n.BR \\-\\-state\\-dir .",
