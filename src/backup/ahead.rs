@@ -9,7 +9,7 @@ use std::collections::VecDeque;
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 
 /// Most pieces of work that are sent and not asked for yet. Further ones are done when they are asked for.
-const MOST: usize = 64;
+const MOST: usize = 32;
 /// Levels of a tree that are told apart.
 const LEVELS: usize = 64;
 

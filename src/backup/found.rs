@@ -21,7 +21,7 @@ const SHORT: usize = 256;
 /// Entries that are looked at as one piece of work.
 const PIECE_ENTRIES: usize = 512;
 /// Directories in such a piece. Each is open until the walk has been there.
-const PIECE_DIRECTORIES: usize = 24;
+const PIECE_DIRECTORIES: usize = 16;
 /// Names that are looked at together.
 const BATCH: usize = 128;
 /// Batches that are looked at ahead.

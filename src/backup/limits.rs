@@ -5,12 +5,12 @@
 //! | small files read ahead ([`SMALL_AHEAD`]), chunks of large ones ([`LARGE_AHEAD`]) | 4 + 4 |
 //! | a large file's cutter: its buffer, and the chunk that is cut | 3 |
 //! | composites that are filled: of data a block, of tree nodes an eighth | 2.25 |
-//! | blocks on their way to the sealers ([`CHANNEL`]), and empty ones on their way back | 4 + 4 |
+//! | blocks on their way to the sealers ([`CHANNEL`]), and empty ones on their way back | 2 + 2 |
 //! | each sealer: a block, its frame, the same sealed (2, 2.5, 2.5), and zstd's tables (1.2 at level 3) | 8.2 |
 //! | SQLite's caches, of the engine and of the walk | 6 + 2 |
 //! | chunks that the catalog does not have yet (32,768 of them, 48 bytes each in a table, and a list of digests) | 4.5 |
 //! | an index: 16,000 chunks of 36 bytes, as a list, encoded, signed and sealed | 2.5 |
-//! | sorting the names of a long directory (short ones: some 50 KiB for each that is looked into ahead, at most 64) | 5 |
+//! | sorting the names of a long directory (short ones: some 50 KiB for each that is looked into ahead, at most 32) | 5 |
 //! | files ahead of the engine ([`EVENTS`] jobs), digests of files of several names | 4 |
 //! | the program itself, as far as it is used | 14 |
 //!
@@ -33,7 +33,7 @@ const SMALL_AHEAD: usize = 4 << 20;
 /// Bytes of large files' chunks that may be.
 const LARGE_AHEAD: usize = 4 << 20;
 /// Messages in a channel between two stages.
-pub(super) const CHANNEL: usize = 2;
+pub(super) const CHANNEL: usize = 1;
 /// Batches of events, and jobs, that the walk may be ahead of the engine.
 pub(super) const EVENTS: usize = 128;
 /// Readers of small files: on a cold disk each waits for a seek, so their number has nothing to do with cores.

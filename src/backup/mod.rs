@@ -1,9 +1,9 @@
 //! The backup engine: from a live file system to a snapshot, in flat memory.
 //!
 //! ```text
-//! walk ─► events ─────────────────────► engine ─► sealers ─► packer ─► storer ─► target
-//!   └───► jobs ─► readers ─► content ────┘  ▲                 └────────── places ─┘
-//!                                           └── catalog
+//! helpers ─► walk ─► events ─────────────────► engine ─► sealers ─► storer ─► target
+//!              └───► jobs ─► readers ─► content ─┘ ▲ ▲       └────────┴─ places ─┐
+//!                                       catalog ───┘ └───────────────────────────┘
 //! ```
 //!
 //! - [`session`]: the lock, and what must be as it was left before anything is written

@@ -13,11 +13,10 @@ use rustix::io::Errno;
 
 use super::Error;
 use super::budget::{Budget, Loan};
-use super::walk::JOB_FILES;
 use crate::source::{PIECE_MAX, temporary_folder};
 
-/// Chunks that may wait at once. As many as are read together, or they would wait for each other.
-const SLOTS: usize = JOB_FILES;
+/// Chunks that may wait at once.
+pub(super) const SLOTS: usize = 16;
 
 /// An unnamed file with room for chunks. Clones are the same file.
 #[derive(Debug, Clone)]

@@ -19,6 +19,7 @@ use super::ahead::{Ahead, Later};
 use super::budget::Budget;
 use super::event::{Enter, Event, NewFile, NewFiles, Plain, Reused};
 use super::found::{self, Below, Entries, Found, Names, Next, Opened, SIBLINGS};
+use super::parking::SLOTS;
 use super::read::{Job, JobFile};
 use super::rules::Rules;
 use super::selection::Part;
@@ -36,8 +37,9 @@ const SEGMENT: usize = 1000;
 const SEGMENT_MIN: usize = 300;
 /// Events that go out together at most.
 const BATCH: usize = 32;
-/// Small files that are read together at most, and their bytes. On a cold disk each of them costs a seek.
-pub(super) const JOB_FILES: usize = 16;
+/// Small files that are read together at most: no more than may wait, or they would wait for each other.
+const JOB_FILES: usize = SLOTS;
+/// Bytes of such files together, unless one alone has more.
 const JOB_BYTES: u64 = 128 << 10;
 /// Segments that are read from the catalog at once.
 const SEGMENTS_AT_ONCE: usize = 4;
@@ -145,11 +147,11 @@ impl Walk<'_> {
     pub(super) fn root(&mut self, path: &Path, above: DirectoryId, part: Part<'_>) -> Result<(), Stop> {
         let opened = Opened::only(Directory::open_root(path)?, &self.rules);
         let directory = opened.directory.clone();
+        let looked = now();
         let stat = directory.stat()?;
         self.counts.directories += 1;
         self.root = Some((above, directory.clone()));
         let known = self.known(above, true, b"", (stat.dev, stat.ino))?;
-        let looked = now();
         let extended = self.checked(directory.extended(), directory.path());
         self.enter(b"", &stat, (extended, looked), known.as_ref())?;
         let place = Place { relative: Path::new(""), part, device: stat.dev, depth: 0 };
@@ -303,10 +305,11 @@ impl Walk<'_> {
     fn unchanged(&mut self, here: &Here<'_>, row: SegmentRow, entries: Vec<Found>) -> Result<(), Stop> {
         self.send(Event::OldSegment(Box::new(row)))?;
         let mut siblings = self.siblings(here, &entries);
-        for Found { name, stat, .. } in entries {
-            self.count(&stat);
+        for found in &entries {
+            let stat = &found.stat;
+            self.count(stat);
             match stat.kind {
-                Kind::Directory => self.child(here, &name, &stat, false, &mut siblings)?,
+                Kind::Directory => self.child(here, found, false, &mut siblings)?,
                 Kind::File => {
                     self.counts.unmodified += 1;
                     self.monitor.progress().file();
@@ -334,13 +337,14 @@ impl Walk<'_> {
         let rest = group.entries.split_off(count.min(group.entries.len()));
         let entries = std::mem::replace(&mut group.entries, rest);
         let mut siblings = self.siblings(here, &entries);
-        for Found { name, stat, looked } in entries {
-            self.count(&stat);
-            let before = group.take_before(name.as_bytes());
-            if stat.kind == Kind::Directory {
-                self.child(here, &name, &stat, true, &mut siblings)?;
+        for found in entries {
+            self.count(&found.stat);
+            let before = group.take_before(found.name.as_bytes());
+            if found.stat.kind == Kind::Directory {
+                self.child(here, &found, true, &mut siblings)?;
                 continue;
             }
+            let Found { name, stat, looked } = found;
             let mut now = Stats::default();
             now.push(name.as_bytes(), &stat, self.rules.identity);
             let same = !self.rules.reread && before.as_ref().is_some_and(|(_, then, _)| now.is(then));
@@ -468,14 +472,8 @@ impl Walk<'_> {
     }
 
     /// A directory below the one at hand: entered, walked and left. `anew`: its entry is written anew.
-    fn child(
-        &mut self,
-        here: &Here<'_>,
-        name: &OsString,
-        stat: &Stat,
-        anew: bool,
-        siblings: &mut Siblings,
-    ) -> Result<(), Stop> {
+    fn child(&mut self, here: &Here<'_>, found: &Found, anew: bool, siblings: &mut Siblings) -> Result<(), Stop> {
+        let Found { name, stat, looked } = found;
         let ahead = siblings.next(here, self);
         let path = here.directory.child_path(name);
         let relative = here.place.relative.join(name);
@@ -485,24 +483,16 @@ impl Walk<'_> {
         let known = self.known(above, above_in_place, name.as_bytes(), inode)?;
         let part = here.place.part.child(name);
         let device = if part.is_given() { stat.dev } else { here.place.device };
-        let part = self.within_borders(part, device, stat, &path);
-        let looked = now();
-        let opened = match (part, ahead) {
-            (None, _) => None,
-            (Some(part), Some(ahead)) => {
-                Some((part, ahead.get().ok_or(Stop::Failed(Error::Stopped("looking ahead")))?))
-            }
-            (Some(part), None) => {
-                let opened = here.directory.open_child(name);
-                Some((part, opened.map(|directory| Opened::only(directory, &self.rules))))
-            }
+        let opened = match self.within_borders(part, device, stat, &path) {
+            Some(part) => Some((part, self.opened(here, name, ahead)?)),
+            None => None,
         };
         let extended = match (anew, &opened) {
             (false, _) => Extended::default(),
             (true, Some((_, Ok(opened)))) => self.checked(opened.directory.extended(), &path),
             (true, _) => self.checked(here.directory.extended_of_child(name), &path),
         };
-        self.enter(name.as_bytes(), stat, (extended, looked), known.as_ref())?;
+        self.enter(name.as_bytes(), stat, (extended, *looked), known.as_ref())?;
         match opened {
             Some((part, Ok(opened))) => {
                 let place = Place { relative: &relative, part, device, depth: here.place.depth + 1 };
@@ -512,6 +502,23 @@ impl Walk<'_> {
             None => {}
         }
         self.send(Event::Leave { removed: self.all_segments(known.as_ref())? })
+    }
+
+    /// A directory below the one at hand, open.
+    fn opened(
+        &self,
+        here: &Here<'_>,
+        name: &OsStr,
+        ahead: Option<Later<Result<Opened, source::Error>>>,
+    ) -> Result<Result<Opened, source::Error>, Stop> {
+        if let Some(ahead) = ahead {
+            let opened = ahead.get().ok_or(Stop::Failed(Error::Stopped("looking ahead")))?;
+            // What failed then may go well now: helpers hold many directories open.
+            if opened.is_ok() {
+                return Ok(opened);
+            }
+        }
+        Ok(here.directory.open_child(name).map(|directory| Opened::only(directory, &self.rules)))
     }
 
     /// What the catalog has of the directory `name` of `parent`.

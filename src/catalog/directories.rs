@@ -417,8 +417,8 @@ impl Catalog {
     }
 }
 
-/// The parent of directories without a place.
-const NOWHERE: DirectoryId = DirectoryId(0);
+/// The parent of directories without a place. No directory has this id, and no source's roots are below it.
+const NOWHERE: DirectoryId = DirectoryId(i64::MIN);
 
 const DIRECTORY_BY_NAME: &str = "SELECT digest, block, start, length, id, linked, complete, below, indexes, ino
      FROM directories WHERE parent = ? AND name = ?";

@@ -47,7 +47,7 @@ pub(super) struct RepositoryArg {
 }
 
 /// Bytes to cache for what reads everything once.
-pub(super) const READ_ONCE: u64 = 32 << 20;
+pub(super) const READ_ONCE: u64 = 24 << 20;
 /// Bytes to cache for what is asked again and again.
 pub(super) const READ_OFTEN: u64 = 128 << 20;
 
@@ -71,7 +71,7 @@ pub(super) struct ReaderArgs {
     #[arg(long, value_name = "FINGERPRINT", action = ArgAction::Append)]
     pub(super) signer: Vec<Fingerprint>,
     /// Decoded data to keep in memory, so that it need not be read and decrypted again [default: 128MiB for a
-    /// mount, 32MiB otherwise]
+    /// mount, 24MiB otherwise]
     #[arg(long, value_name = "SIZE", value_parser = super::show::parse_size)]
     pub(super) cache_size: Option<u64>,
 }

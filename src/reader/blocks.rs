@@ -8,7 +8,7 @@ use super::error::BlockProblem;
 use super::file::starts_of;
 use super::{Error, Reader};
 use crate::format::block;
-use crate::format::{BlockLocation, ChunkRef, Digest, Extent, Items, Node, SEALED_SIZE};
+use crate::format::{BLOCK_SIZE, BlockLocation, ChunkRef, Digest, Extent, Items, Node, SEALED_SIZE};
 
 /// Part of the cache's bytes that is for decoded tree nodes.
 const NODE_SHARE: usize = 4;
@@ -84,6 +84,11 @@ impl Reader {
     ) -> Result<T, Error> {
         let block = self.block(location)?;
         Ok(use_bytes(block.chunk(location, chunk)?))
+    }
+
+    /// How many of the largest blocks may wait in half of the cache.
+    pub(super) fn room_for_blocks(&self) -> usize {
+        self.blocks.blocks.limit() / BLOCK_SIZE / 2
     }
 
     /// Reads a chunk and verifies it.

@@ -43,6 +43,11 @@ impl<K: Hash + Eq + Clone, V: Weigh, E: Clone> Cache<K, V, E> {
         Cache { state: Mutex::new(state), limit }
     }
 
+    /// Bytes that it may hold.
+    pub(super) fn limit(&self) -> usize {
+        self.limit
+    }
+
     fn state(&self) -> MutexGuard<'_, State<K, V, E>> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }

@@ -1,12 +1,21 @@
 //! Content of files: any bytes, from anywhere, verified.
 
+use std::collections::VecDeque;
 use std::sync::Arc;
+use std::thread;
 
 use super::blocks::NodeValue;
 use super::tree::Listed;
 use super::{Error, Reader};
 use crate::format::entry::{Content, NodeRef};
 use crate::format::{BlockLocation, ChunkRef, Digest, Extent, Items, Node};
+
+/// Files from this size on are worth a thread.
+const LARGE: u64 = 4 << 20;
+/// Stretches that are decoded ahead at most.
+const WINDOW: usize = 4;
+/// Threads that decode ahead.
+const HELPERS: usize = 2;
 
 /// A file whose content can be read. Cheap to make; holds no content.
 pub struct FileReader {
@@ -94,22 +103,61 @@ impl FileReader {
         Ok(out)
     }
 
-    /// Calls `visit` with every stretch of the file in order: bytes of a chunk, or the length of a hole.
+    /// Calls `visit` with every stretch of the file in order: bytes of a chunk, or the length of a hole. Chunks that
+    /// come next are decoded meanwhile, if the cache has room for them.
     pub fn each<E: From<Error>>(
         &self,
         reader: &Reader,
+        visit: impl FnMut(Result<&[u8], u64>) -> Result<(), E>,
+    ) -> Result<(), E> {
+        let window = if self.size < LARGE { 0 } else { reader.room_for_blocks().min(WINDOW) };
+        if window < 2 {
+            return self.each_ahead(reader, 1, |_| {}, visit);
+        }
+        thread::scope(|threads| {
+            let (sender, next) = crossbeam_channel::bounded::<(BlockLocation, ChunkRef)>(window);
+            for _ in 0..HELPERS {
+                let next = next.clone();
+                // What fails here fails again, with its reason, for who wants the chunk.
+                threads.spawn(move || next.iter().for_each(|(location, chunk)| drop(reader.verify(&location, &chunk))));
+            }
+            drop(next);
+            let prefetch = |stretch: &Stretch| {
+                if let Stretch::Chunk(location, chunk) = stretch {
+                    let _ = sender.try_send((*location, *chunk));
+                }
+            };
+            let result = self.each_ahead(reader, window, prefetch, visit);
+            drop(sender);
+            result
+        })
+    }
+
+    /// Calls `soon` with stretches as soon as they are no more than `window` ahead of the one that is visited.
+    fn each_ahead<E: From<Error>>(
+        &self,
+        reader: &Reader,
+        window: usize,
+        soon: impl Fn(&Stretch),
         mut visit: impl FnMut(Result<&[u8], u64>) -> Result<(), E>,
     ) -> Result<(), E> {
         let (mut at, mut leaf) = (0, None);
-        while at < self.size {
-            let (begins, covers, stretch) = self.stretch(reader, at, &mut leaf)?;
-            match stretch {
-                Stretch::Hole => visit(Err(covers))?,
-                Stretch::Chunk(location, chunk) => reader.with_chunk(&location, &chunk, |bytes| visit(Ok(bytes)))??,
+        let mut waiting = VecDeque::with_capacity(window);
+        loop {
+            while waiting.len() < window && at < self.size {
+                let (begins, covers, stretch) = self.stretch(reader, at, &mut leaf)?;
+                soon(&stretch);
+                waiting.push_back((covers, stretch));
+                at = begins + covers;
             }
-            at = begins + covers;
+            match waiting.pop_front() {
+                Some((covers, Stretch::Hole)) => visit(Err(covers))?,
+                Some((_, Stretch::Chunk(location, chunk))) => {
+                    reader.with_chunk(&location, &chunk, |bytes| visit(Ok(bytes)))??;
+                }
+                None => return Ok(()),
+            }
         }
-        Ok(())
     }
 
     /// Calls `visit` with every chunk of the file, where in the file it begins and where its block lies, without
