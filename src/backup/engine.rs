@@ -334,6 +334,7 @@ impl<'a> Engine<'a> {
         let key = self.new_part()?;
         let mut extents: Vec<(Extent, Option<Stored>)> = Vec::new();
         let mut nodes: Vec<(u64, Link)> = Vec::new();
+        let mut lost = false;
         let end = loop {
             let (extent, stored) = match content.next() {
                 Some(FileContent::Chunk(bytes, digest)) => {
@@ -343,10 +344,17 @@ impl<'a> Engine<'a> {
                 }
                 Some(FileContent::Known(digest, length)) => match self.known(&digest)? {
                     Some(stored) if stored.length == length => (extent_of(&stored), Some(stored)),
-                    // Of two digests with the same head the catalog knows one.
-                    _ => break Err("a part of it is not found again; the next backup stores it".into()),
+                    // Of two digests with the same head the catalog knows one. What else comes of the file must
+                    // still be taken, or it would pass for the next one's.
+                    _ => {
+                        lost = true;
+                        continue;
+                    }
                 },
                 Some(FileContent::Hole(length)) => (Extent::Hole(length), None),
+                Some(FileContent::End(_)) if lost => {
+                    break Err("a part of it is not found again; the next backup stores it".into());
+                }
                 Some(FileContent::End(end)) => break Ok(end),
                 Some(FileContent::Failed(why)) => break Err(why),
                 Some(FileContent::Broken(error)) => return Err(error),

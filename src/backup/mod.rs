@@ -338,9 +338,6 @@ impl Run<'_> {
                 threads.spawn(move || read::work(&jobs, reading, &lanes.small));
             }
             threads.spawn(move || read::work(&large_out, reading, &lanes.large));
-            for _ in 0..HELPERS {
-                threads.spawn(|| ahead.help());
-            }
             // A channel ends when its last holder is gone; these would hold on for ever.
             drop((plain_out, small_out));
 
@@ -372,6 +369,10 @@ impl Run<'_> {
                     (walk.counts, result)
                 });
             let walk = walk.map_err(|_| Error::Stopped("the walk could not be started"))?;
+            // Not before: they wait until they are told to go.
+            for _ in 0..HELPERS {
+                threads.spawn(|| ahead.help());
+            }
 
             let follow = || {
                 let (stages, place) = ((plain, buffers, packs, done), (above, trail));

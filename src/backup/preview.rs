@@ -52,9 +52,6 @@ impl Preview<'_> {
             let (events_in, events) = bounded(EVENTS);
             let (jobs, unread) = bounded(EVENTS);
             threads.spawn(move || unread.iter().for_each(drop));
-            for _ in 0..HELPERS {
-                threads.spawn(|| ahead.help());
-            }
             let mut walk = Walk {
                 past,
                 rules: Arc::new(rules),
@@ -78,6 +75,10 @@ impl Preview<'_> {
                     (walk.counts, result)
                 });
             let walk = walk.map_err(|_| Error::Stopped("the walk could not be started"))?;
+            // Not before: they wait until they are told to go.
+            for _ in 0..HELPERS {
+                threads.spawn(|| ahead.help());
+            }
             let read_bytes = self.follow(&events, Trail::new(root));
             let walk = walk.join();
             ahead.close();
