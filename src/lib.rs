@@ -16,8 +16,8 @@
 //! | `crypt` | – |
 //! | `format` | – |
 //! | `monitor` | – |
-//! | `memory` | – |
-//! | `source` | `format` |
+//! | `kernel` | – |
+//! | `source` | `format` `kernel` |
 //! | `repository` | `target` `crypt` `format` |
 //! | `state` | `crypt` `format` |
 //! | `catalog` | `crypt` `format` `source` |
@@ -28,7 +28,7 @@
 //! | `restore` | `reader` `source` `format` `monitor` |
 //! | `dump` | `reader` `format` `monitor` |
 //! | `check` | `reader` `repository` `target` `format` `monitor` |
-//! | `cli` | `backup` `catalog` `check` `crypt` `dump` `format` `init` `memory` `monitor` `mount` `reader` `repository` `restore` `state` |
+//! | `cli` | `backup` `catalog` `check` `crypt` `dump` `format` `init` `kernel` `monitor` `mount` `reader` `repository` `restore` `state` |
 //! <!-- /layers -->
 
 pub mod backup;
@@ -39,7 +39,7 @@ pub mod crypt;
 pub mod dump;
 pub mod format;
 pub mod init;
-mod memory;
+mod kernel;
 pub mod monitor;
 pub mod mount;
 pub mod reader;

@@ -11,8 +11,9 @@ use std::time::{Duration, Instant};
 use crossbeam_channel::{Receiver, Sender};
 use roaring::RoaringTreemap;
 
+use super::devices::Devices;
 use super::event::{
-    Arriving, Content as FileContent, End, Enter, Event, NewFile, NewFiles, Plain as PlainEntry, Reused,
+    Arriving, Content as FileContent, End, Enter, Event, Kept, NewFile, NewFiles, Plain as PlainEntry, Reused,
 };
 use super::nodes::{Link, NodeKey, Nodes, PLACEHOLDER, Purpose};
 use super::seal::{Done, OpenPacks, Plain};
@@ -21,12 +22,17 @@ use super::store::Store;
 use super::trail::Trail;
 use super::{Error, INLINE_EXTENTS, NODE_ITEMS, Options, change, entry_of};
 use crate::catalog::stats::Stats;
-use crate::catalog::{BlockId, Catalog, DirectoryId, DirectoryRow, PackRow, SegmentId, SegmentRow, Stored};
+use crate::catalog::{
+    BlockId, Catalog, DirectoryId, DirectoryRow, PackRow, PutOff, SegmentId, SegmentRow, SoFar, Stored,
+};
 use crate::format::entry::NodeRef;
 use crate::format::index::{IndexedBlock, IndexedPack, PackKind};
 use crate::format::{Content, Digest, Entry, Extent, HardLink, Items, PackId, Segment, Subtree, Timestamp};
 use crate::monitor::Monitor;
 use crate::source::{Extended, Owners, Stat};
+
+/// What is said of a file that did not keep still.
+pub(super) const CHANGED: &str = "it changed while it was read; what was read is stored and marked";
 
 /// Time between commits. A run that is killed loses at most so much work.
 const COMMIT_EVERY: Duration = Duration::from_secs(60);
@@ -55,6 +61,7 @@ pub(super) struct Engine<'a> {
     pub(super) store: Store,
     pub(super) nodes: Nodes,
     pub(super) owners: Owners,
+    devices: Devices,
     frames: Vec<Frame>,
     /// Where the frames lead to, for messages.
     trail: Trail,
@@ -124,6 +131,8 @@ struct Frame {
     children: HashSet<DirectoryId>,
     /// Something is different from what its row says.
     changed: bool,
+    /// Only files in it that were put off are looked at.
+    again: bool,
 }
 
 /// The segment at hand.
@@ -160,6 +169,7 @@ impl<'a> Engine<'a> {
             done,
             nodes: Nodes::default(),
             owners: Owners::default(),
+            devices: Devices::default(),
             frames: Vec::new(),
             trail,
             used: RoaringTreemap::new(),
@@ -174,17 +184,43 @@ impl<'a> Engine<'a> {
         })
     }
 
-    /// Follows the walk to its end. Returns the root directory; none if the walk broke off.
-    pub(super) fn follow(&mut self) -> Result<Option<Outcome>, Error> {
-        let mut root = None;
-        while let Ok(batch) = self.events.recv() {
-            for event in batch {
-                root = self.handle(event)?;
-                self.take_results()?;
-                self.commit_if_due()?;
+    /// Follows the walk to its end, and through the passes for files that were put off: what there is so far is
+    /// committed before each, and `go` then says so. Returns the root directory; none if the walk broke off.
+    pub(super) fn follow_all(&mut self, go: Sender<()>) -> Result<Option<Outcome>, Error> {
+        let mut root = self.follow()?;
+        while root.is_some() && self.catalog.has_put_off()? {
+            self.settle()?;
+            self.commit(None)?;
+            // If the walk is over, it did what it could.
+            if go.send(()).is_err() {
+                break;
+            }
+            match self.follow()? {
+                Some(again) => root = Some(again),
+                None => break,
             }
         }
-        Ok(root)
+        drop(go);
+        // The walk may have something left to say.
+        match self.follow()? {
+            None => Ok(root),
+            Some(_) => Err(Error::Stopped("the walk")),
+        }
+    }
+
+    /// Follows the walk to the end of the root directory, and returns that; none if the walk is over.
+    pub(super) fn follow(&mut self) -> Result<Option<Outcome>, Error> {
+        while let Ok(batch) = self.events.recv() {
+            for event in batch {
+                let root = self.handle(event)?;
+                self.take_results()?;
+                self.commit_if_due()?;
+                if root.is_some() {
+                    return Ok(root);
+                }
+            }
+        }
+        Ok(None)
     }
 
     /// Handles an event. Returns the root directory when that ends.
@@ -194,6 +230,11 @@ impl<'a> Engine<'a> {
             Event::OldSegment(row) => self.frame()?.part = Part::Old { row, changed: Vec::new() },
             Event::NewSegment { replaces } => self.new_segment(replaces)?,
             Event::Reused(reused) => self.reuse(*reused)?,
+            Event::Kept(kept) => self.keep(*kept)?,
+            Event::Again { name } => {
+                let directory = self.frame()?.id;
+                self.catalog.take_up(directory, &name)?;
+            }
             Event::Files(new) => {
                 let NewFiles { files, content } = *new;
                 let mut content = Arriving::new(content);
@@ -216,7 +257,7 @@ impl<'a> Engine<'a> {
         self.frames.last_mut().ok_or(Error::Stopped("the walk"))
     }
 
-    fn enter(&mut self, Enter { name, stat, extended, untrusted, row }: Enter) -> Result<(), Error> {
+    fn enter(&mut self, Enter { name, stat, extended, untrusted, row, again }: Enter) -> Result<(), Error> {
         self.trail.enter(&name);
         self.monitor.progress().at(self.trail.path());
         // That of a pipe has no path.
@@ -224,7 +265,10 @@ impl<'a> Engine<'a> {
             self.monitor.entry(self.trail.path(), change(false));
         }
         let parent = self.frames.last().map_or(self.above, |frame| frame.id);
-        let inode = (stat.dev, stat.ino);
+        if let Some(row) = &row {
+            self.devices.learn(stat.dev, row);
+        }
+        let inode = (self.devices.known_as(stat.dev), stat.ino);
         let id = match &row {
             Some(row) => {
                 if !row.in_place {
@@ -240,7 +284,7 @@ impl<'a> Engine<'a> {
         let changed = row.as_ref().is_none_or(|row| row.subtree.is_none());
         let (parts, children) = (Vec::new(), HashSet::new());
         let part = Part::None;
-        self.frames.push(Frame { id, name, stat, extended, untrusted, row, parts, part, children, changed });
+        self.frames.push(Frame { id, name, stat, extended, untrusted, row, parts, part, children, changed, again });
         Ok(())
     }
 
@@ -274,7 +318,7 @@ impl<'a> Engine<'a> {
         entry.link = None;
         if stat.nlink > 1 && stat.kind != crate::format::Kind::Directory {
             let ctime = if self.options.identity.ctime { stat.ctime } else { Timestamp::default() };
-            let id = self.catalog.hard_link((stat.dev, stat.ino), ctime)?;
+            let id = self.catalog.hard_link((self.devices.known_as(stat.dev), stat.ino), ctime)?;
             if id < HardLink::ID_LIMIT {
                 entry.link = Some(HardLink { id, count: stat.nlink });
             }
@@ -306,6 +350,22 @@ impl<'a> Engine<'a> {
         Ok(())
     }
 
+    /// Takes an entry over as it was.
+    fn keep(&mut self, Kept { mut entry, identity, blocks }: Kept) -> Result<(), Error> {
+        let key = self.new_part()?;
+        self.refer_again(key, &mut entry, &blocks)?;
+        if let Part::New(_, bytes) = &mut self.frame()?.part {
+            *bytes += weight(&entry);
+        }
+        if let Purpose::Segment { stats, .. } = self.node_purpose(key)? {
+            stats.push_again(&identity);
+        }
+        if let Items::Entries(entries) = self.node_items(key)? {
+            entries.push(entry);
+        }
+        Ok(())
+    }
+
     /// Moves an entry's references over to another node's table. `blocks` are what they refer to now.
     fn refer_again(
         &mut self,
@@ -329,7 +389,12 @@ impl<'a> Engine<'a> {
 
     /// Takes in a file's content as it arrives, and adds the file.
     fn file(&mut self, file: NewFile, content: &mut Arriving) -> Result<(), Error> {
-        let NewFile { name, path, existed, .. } = file;
+        let NewFile { name, path, existed, tries, .. } = file;
+        let directory = self.frame()?.id;
+        let put_off = |name: Vec<u8>, changed: bool, so_far: SoFar| {
+            let tries = tries + u32::from(changed);
+            PutOff { directory, name, tries, existed, so_far }
+        };
         self.monitor.progress().at(&path);
         let key = self.new_part()?;
         let mut extents: Vec<(Extent, Option<Stored>)> = Vec::new();
@@ -356,6 +421,9 @@ impl<'a> Engine<'a> {
                     break Err("a part of it is not found again; the next backup stores it".into());
                 }
                 Some(FileContent::End(end)) => break Ok(end),
+                Some(FileContent::PutOff { changed }) => {
+                    return Ok(self.catalog.put_off(&put_off(name, changed, SoFar::Nothing))?);
+                }
                 Some(FileContent::Failed(why)) => break Err(why),
                 Some(FileContent::Broken(error)) => return Err(error),
                 Some(FileContent::BrokenOff) => return Ok(()),
@@ -370,7 +438,13 @@ impl<'a> Engine<'a> {
             }
         };
         match end {
+            Ok(end) if end.put_off => {
+                let so_far = if end.changed { SoFar::Changed } else { SoFar::Fresh };
+                self.catalog.put_off(&put_off(name.clone(), end.changed, so_far))?;
+                self.finish_file(key, name, &path, *end, extents, nodes)
+            }
             Ok(end) => {
+                self.tally.read_files += 1;
                 self.monitor.progress().file();
                 self.monitor.entry(&path, change(existed));
                 self.finish_file(key, name, &path, *end, extents, nodes)
@@ -394,11 +468,10 @@ impl<'a> Engine<'a> {
         key: NodeKey,
         name: Vec<u8>,
         path: &std::path::Path,
-        End { stat, extended, size, digest, changed, fresh }: End,
+        End { stat, extended, size, digest, changed, fresh, put_off }: End,
         extents: Vec<(Extent, Option<Stored>)>,
         mut nodes: Vec<(u64, Link)>,
     ) -> Result<(), Error> {
-        self.tally.read_files += 1;
         let mut links = Vec::new();
         let content = match (nodes.is_empty(), extents.as_slice()) {
             (true, []) => Content::Empty,
@@ -417,7 +490,8 @@ impl<'a> Engine<'a> {
             }
         };
         let incomplete = extended.missing.is_some();
-        if let Some(missing) = &extended.missing {
+        // Of a file that is looked at again nothing is said yet.
+        if let (false, Some(missing)) = (put_off, &extended.missing) {
             self.tally.problems += 1;
             self.monitor.problem(path, missing);
         }
@@ -425,8 +499,10 @@ impl<'a> Engine<'a> {
         entry.size = size;
         if changed {
             entry.flags |= Entry::CHANGED;
+        }
+        if changed && !put_off {
             self.tally.problems += 1;
-            self.monitor.problem(path, "it changed while it was read; what was read is stored and marked");
+            self.monitor.problem(path, CHANGED);
         }
         let item = self.add_entry(entry, &stat, changed || fresh || incomplete)?;
         for (reference, (_, link)) in links.into_iter().enumerate() {
@@ -536,7 +612,7 @@ impl<'a> Engine<'a> {
     }
 
     fn outcome(&mut self, frame: Frame, removed: &[SegmentId]) -> Result<Outcome, Error> {
-        let Frame { id, name, stat, extended, untrusted, row, parts, children, changed, .. } = frame;
+        let Frame { id, name, stat, extended, untrusted, row, parts, children, changed, again, .. } = frame;
         if let (false, true, Some(DirectoryRow { subtree: Some((below, node)), linked, indexes, .. })) =
             (changed, removed.is_empty(), &row)
         {
@@ -545,7 +621,7 @@ impl<'a> Engine<'a> {
             return Ok(Outcome { name, stat, extended, untrusted, below: *below, link, id, changed: !linked });
         }
         self.catalog.remove_segments(id, removed)?;
-        if row.is_some() {
+        if row.is_some() && !again {
             for (name, child) in self.catalog.children(id)? {
                 if !children.contains(&child) {
                     self.vanished.push((id, name, child));

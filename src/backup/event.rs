@@ -25,6 +25,13 @@ pub(super) enum Event {
     },
     /// An entry that looks as it did, in a new segment.
     Reused(Box<Reused>),
+    /// An entry that is taken over as it was, in a segment in which files are looked at again.
+    Kept(Box<Kept>),
+    /// The file of this name, which was put off, is looked at now. What it is by now follows, if it is there.
+    Again {
+        /// The file's name.
+        name: Vec<u8>,
+    },
     /// Files to be stored; their content arrives on a channel of its own.
     Files(Box<NewFiles>),
     /// An entry without content to store: a link or a special file.
@@ -50,6 +57,8 @@ pub(super) struct Enter {
     pub(super) untrusted: bool,
     /// What the catalog has of it.
     pub(super) row: Option<DirectoryRow>,
+    /// Only files in it that were put off are looked at.
+    pub(super) again: bool,
 }
 
 /// An entry that the catalog has, and that did not change.
@@ -58,6 +67,16 @@ pub(super) struct Reused {
     pub(super) entry: Entry,
     /// What it looks like.
     pub(super) stat: Stat,
+    /// The blocks that it refers to.
+    pub(super) blocks: Vec<(BlockId, BlockLocation)>,
+}
+
+/// An entry that the catalog has, and that is not looked at.
+pub(super) struct Kept {
+    /// The entry; its references count in `blocks`.
+    pub(super) entry: Entry,
+    /// What it is known by.
+    pub(super) identity: Vec<u8>,
     /// The blocks that it refers to.
     pub(super) blocks: Vec<(BlockId, BlockLocation)>,
 }
@@ -116,6 +135,8 @@ pub(super) struct NewFile {
     pub(super) existed: bool,
     /// Its size as the walk saw it; 0 if only reading it tells.
     pub(super) size: u64,
+    /// How often it was tried already.
+    pub(super) tries: u32,
 }
 
 /// Content of a file, in order.
@@ -128,6 +149,9 @@ pub(super) enum Content {
     Hole(u64),
     /// The file was read to its end.
     End(Box<End>),
+    /// The file is to be looked at again later; nothing of it came. Its content changed, or it was gone, or, if not
+    /// `changed`, only fresh.
+    PutOff { changed: bool },
     /// The file could not be read.
     Failed(String),
     /// The backup can't go on.
@@ -183,4 +207,6 @@ pub(super) struct End {
     pub(super) changed: bool,
     /// It was changed so shortly before that a later change could leave no trace.
     pub(super) fresh: bool,
+    /// For one of these two it is to be looked at again later.
+    pub(super) put_off: bool,
 }

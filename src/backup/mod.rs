@@ -10,6 +10,8 @@
 //! - [`scope`]: what is backed up; [`list`] reads lists of paths, [`selection`] holds them
 //! - [`walk`]: lists, compares with the catalog, asks for what changed to be read
 //! - [`ahead`], [`found`]: helpers look into directories before the walk gets there
+//! - [`settle`]: files that do not keep still are looked at again in the end
+//! - [`devices`]: devices that have other numbers than last time
 //! - [`stdin`]: a pipe in the walk's place
 //! - [`event`]: what the walk tells the engine
 //! - [`read`]: many readers of small files, one of large files
@@ -27,6 +29,7 @@
 mod ahead;
 mod budget;
 mod commit;
+mod devices;
 mod engine;
 mod error;
 mod event;
@@ -43,6 +46,7 @@ mod seal;
 mod seen;
 mod selection;
 mod session;
+mod settle;
 mod stdin;
 mod store;
 mod trail;
@@ -74,6 +78,7 @@ use crate::monitor::{Monitor, Total};
 use crate::repository::Repository;
 use crate::source::{Cutter, Extended, MountTable, Stat, Tags, now, temporary_folder};
 use ahead::Ahead;
+use devices::Devices;
 use engine::{Engine, Outcome, Tally};
 use limits::{CHANNEL, EVENTS, HELPERS, Lanes, WALK_STACK, workers};
 use preview::Preview;
@@ -83,6 +88,7 @@ use scope::{Origin, Scope, identify};
 use seal::OpenPacks;
 use seen::Seen;
 use session::{Session, look};
+use settle::Settling;
 use trail::Trail;
 use walk::{Counts, Stop, Walk};
 
@@ -97,6 +103,11 @@ pub const CHUNK_SIZE: usize = 512 << 10;
 pub const MERGE_FILES_UNDER: usize = 512 << 10;
 /// zstd's level, unless asked otherwise.
 pub const COMPRESSION: i32 = 3;
+
+/// How often a file that changes is read again, unless asked otherwise.
+pub const RETRIES: u32 = 3;
+/// How long files that changed just now are waited for, unless asked otherwise.
+pub const SETTLE_MAX: Duration = Duration::from_secs(5);
 
 /// What to back up, and how.
 #[derive(Debug, Clone)]
@@ -140,6 +151,10 @@ pub struct Options {
     pub identity: Identity,
     /// Believe no identity: read every file.
     pub reread: bool,
+    /// How often a file is read again that changes while it is read, before it is stored as it was read, and marked.
+    pub retries: u32,
+    /// How long to wait in all for files that changed just now.
+    pub settle_max: Duration,
     /// Only say what is new or changed. No file is opened, and nothing is written.
     pub dry_run: bool,
 }
@@ -165,6 +180,8 @@ impl Default for Options {
             skip_if_unchanged: false,
             identity: Identity::default(),
             reread: false,
+            retries: RETRIES,
+            settle_max: SETTLE_MAX,
             dry_run: false,
         }
     }
@@ -309,13 +326,16 @@ impl Run<'_> {
         let sealer = self.session.writer.block_sealer();
         let rules = Arc::new(rules(self.scope, self.options, forbidden)?);
         let past = catalog.past()?;
+        catalog.forget_put_off()?;
         let reading = Reading {
             cutter: Cutter::new(self.session.trust.seed, self.options.chunk_size),
             whole_below: rules.large,
             seen: Seen::default(),
+            mounts: rules.mounts.clone(),
         };
         let (reading, lanes) = (&reading, &Lanes::new(self.options.low_memory)?);
         let ahead = Ahead::default();
+        let settling = Settling { retries: self.options.retries, longest: self.options.settle_max };
 
         thread::scope(|threads| {
             let (events_in, events) = bounded(EVENTS);
@@ -356,12 +376,18 @@ impl Run<'_> {
                 root: None,
                 counts: Counts::default(),
                 files_sent: 0,
+                devices: Devices::default(),
+                attempt: settling.first(),
             };
+            let (go_in, go) = bounded(1);
             let (above, trail) = (DirectoryId::above(self.source.0), Trail::new(self.scope.root()));
             let walk =
                 thread::Builder::new().name("walk".into()).stack_size(WALK_STACK).spawn_scoped(threads, move || {
                     let result = match &self.scope.origin {
-                        Origin::Tree { root, selection } => walk.root(root, above, selection.root()),
+                        Origin::Tree { root, selection } => walk
+                            .root(root, above, selection.root())
+                            .and_then(|()| walk.send_batch())
+                            .and_then(|()| walk.settle(settling, &go, root, selection.root())),
                         Origin::Stdin(name) => walk.stdin(name, above, (reading, &lanes.large), self.started),
                     };
                     let result = result.and_then(|()| walk.send_batch());
@@ -377,7 +403,7 @@ impl Run<'_> {
             let follow = || {
                 let (stages, place) = ((plain, buffers, packs, done), (above, trail));
                 let mut engine = Engine::new(self.session, catalog, self.options, self.monitor, events, stages, place)?;
-                let root = engine.follow()?;
+                let root = engine.follow_all(go_in)?;
                 match (walk.join().map_err(|_| Error::Stopped("the walk"))?, root) {
                     ((counts, Ok(())), Some(root)) => self.finish(&mut engine, &root, counts),
                     ((_, Err(Stop::Failed(Error::Interrupted))), _) => {

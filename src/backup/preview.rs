@@ -12,12 +12,13 @@ use std::time::Duration;
 use crossbeam_channel::{Receiver, bounded};
 
 use super::ahead::Ahead;
+use super::devices::Devices;
 use super::event::Event;
 use super::limits::{EVENTS, HELPERS, WALK_STACK};
 use super::rules::Rules;
 use super::scope::{Origin, Scope};
 use super::trail::Trail;
-use super::walk::{Counts, Stop, Walk};
+use super::walk::{Attempt, Counts, Stop, Walk};
 use super::{Error, Summary, change};
 use crate::catalog::{Catalog, DirectoryId, SourceRow};
 use crate::format::Kind;
@@ -67,6 +68,8 @@ impl Preview<'_> {
                 root: None,
                 counts: Counts::default(),
                 files_sent: 0,
+                devices: Devices::default(),
+                attempt: Attempt::default(),
             };
             let walk =
                 thread::Builder::new().name("walk".into()).stack_size(WALK_STACK).spawn_scoped(threads, move || {
@@ -121,7 +124,12 @@ impl Preview<'_> {
                     trail.leave();
                     progress.at(trail.path());
                 }
-                Event::Reused(_) | Event::OldSegment(_) | Event::NewSegment { .. } | Event::EndSegment => {}
+                Event::Reused(_)
+                | Event::Kept(_)
+                | Event::Again { .. }
+                | Event::OldSegment(_)
+                | Event::NewSegment { .. }
+                | Event::EndSegment => {}
             }
         }
         read_bytes

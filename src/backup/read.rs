@@ -11,6 +11,7 @@ use std::fs::File;
 use std::io::{self, Read};
 use std::os::unix::ffi::OsStrExt;
 use std::sync::Arc;
+use std::time::Duration;
 
 use crossbeam_channel::{Receiver, Sender};
 
@@ -20,7 +21,7 @@ use super::event::{Bytes, Content, End};
 use super::parking::Parking;
 use super::seen::{Seen, SeenFile, SeenPiece};
 use crate::format::{Digest, Kind};
-use crate::source::{self, Cutter, Directory, Extended, Passing, Piece, Stat, now};
+use crate::source::{self, Cutter, Directory, Extended, MountTable, Passing, Piece, Stat, now};
 
 /// Pieces of content, and bytes, that go to the engine together.
 const GATHER: usize = 64;
@@ -42,6 +43,7 @@ pub(super) struct JobFile {
     pub(super) number: u64,
     /// What was lent for a small file.
     pub(super) loan: Option<Loan>,
+    pub(super) patience: Patience,
 }
 
 /// How files are read.
@@ -52,6 +54,17 @@ pub(super) struct Reading {
     pub(super) whole_below: u64,
     /// Files of several names that were read.
     pub(super) seen: Seen,
+    /// Tells whose clock stamps files.
+    pub(super) mounts: MountTable,
+}
+
+/// For what a file may be put off. None: for nothing.
+#[derive(Debug, Default, Clone, Copy)]
+pub(super) struct Patience {
+    /// It changed while it was read, or was gone or replaced before.
+    pub(super) changed: bool,
+    /// It is fresh, and will not be after at most so long.
+    pub(super) fresh: Duration,
 }
 
 /// Where a reader's chunks wait.
@@ -102,24 +115,36 @@ pub(super) fn work(jobs: &Receiver<Job>, reading: &Reading, lane: &Lane) {
 
 fn read(directory: &Directory, job: JobFile, reading: &Reading, lane: &Lane, out: &mut Out<'_>) -> Result<(), Stop> {
     let name = OsStr::from_bytes(&job.name);
-    let file = directory.open_file(name).map_err(|e| Stop::Failed(e.to_string()))?;
-    let started = now();
-    let before = Stat::of_fd(&file)?;
-    if before.kind != Kind::File {
-        return Err(Stop::Failed("it was a file and is none any more".into()));
-    }
+    let patience = job.patience;
+    let opened = directory.open_file(name).and_then(|file| {
+        source::have_changes_stamped(&file);
+        let started = now();
+        Ok((Stat::of_fd(&file).map_err(source::Error::Content)?, started, file))
+    });
+    let (before, started, file) = match opened {
+        Ok(opened) if opened.0.kind == Kind::File => opened,
+        // Something else has its name by now, or will have it in a moment.
+        Ok(_) if patience.changed => return out.send(Content::PutOff { changed: true }),
+        Err(e) if patience.changed && (e.is_vanished() || e.is_symlink()) => {
+            return out.send(Content::PutOff { changed: true });
+        }
+        Ok(_) => return Err(Stop::Failed("it was a file and is none any more".into())),
+        Err(e) => return Err(Stop::Failed(e.to_string())),
+    };
     let mut sink = Sink::new(out, lane, before.size);
     sink.loan = job.loan;
     let seen = if Seen::wants(&before) { reading.seen.find(&before, job.number) } else { None };
     if seen.is_none() && Seen::wants(&before) {
         sink.pieces = Some(Vec::new());
     }
+    // A small file is not delivered before it is known whether it is put off.
+    let mut held = None;
     if let Some(seen) = &seen {
         sink.again(seen)?;
     } else {
         let sparse = source::has_holes(&file, &before)?;
         if before.size < reading.whole_below && !sparse {
-            sink.chunk(read_whole(&file, before.size)?)?;
+            held = Some(read_whole(&file, before.size)?);
         } else {
             reading.cutter.cut(&file, before.size, sparse, &mut |piece| sink.piece(piece))?;
         }
@@ -130,13 +155,25 @@ fn read(directory: &Directory, job: JobFile, reading: &Reading, lane: &Lane, out
         Ok(there) => (there.ino, there.dev) == (before.ino, before.dev) && before.same_content_as(&there),
         Err(_) => before.same_content_as(&Stat::of_fd(&file)?),
     };
-    let changed = !same || sink.size != before.size;
+    let size = sink.size + held.as_ref().map_or(0, |bytes| bytes.len() as u64);
+    let changed = !same || size != before.size;
+    let fresh = before.fresh_for(started, reading.mounts.clock(before.dev));
+    let put_off = match changed {
+        true => patience.changed,
+        false => fresh.is_some_and(|left| left <= patience.fresh),
+    };
+    match held {
+        Some(_) if put_off => return sink.out.send(Content::PutOff { changed }),
+        Some(bytes) => sink.chunk(bytes)?,
+        None => {}
+    }
     let digest = seen.map_or_else(|| sink.digest(), |seen| seen.digest);
-    let fresh = before.is_fresh(started);
-    if let (false, Some(pieces)) = (changed, sink.pieces.take()) {
+    if let (false, None, Some(pieces)) = (changed, fresh, sink.pieces.take()) {
         reading.seen.keep(SeenFile { number: job.number, stat: before.clone(), pieces, digest });
     }
-    sink.out.send(Content::End(Box::new(End { stat: before, extended, size: sink.size, digest, changed, fresh })))
+    let (size, fresh) = (sink.size, fresh.is_some());
+    let end = End { stat: before, extended, size, digest, changed, fresh, put_off };
+    sink.out.send(Content::End(Box::new(end)))
 }
 
 /// Reads a file of `size` bytes. What it grew by meanwhile is left out. Files that the kernel makes up have no size.

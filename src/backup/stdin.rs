@@ -56,7 +56,7 @@ impl Walk<'_> {
         self.send(Event::NewSegment { replaces })?;
         let (sender, content) = bounded(AHEAD);
         let path = PathBuf::from(OsStr::from_bytes(name));
-        let files = vec![NewFile { name: name.to_vec(), path, existed, size: 0 }];
+        let files = vec![NewFile { name: name.to_vec(), path, existed, size: 0, tries: 0 }];
         self.send(Event::Files(Box::new(NewFiles { files, content })))?;
         self.send_batch()?;
         let mut out = Out::new(&sender);
@@ -84,7 +84,8 @@ impl Walk<'_> {
             false => self.counts.new = 1,
         }
         // Fresh: no later look may take it for the same.
-        let end = End { stat, extended: Extended::default(), size, digest, changed: false, fresh: true };
+        let end =
+            End { stat, extended: Extended::default(), size, digest, changed: false, fresh: true, put_off: false };
         out.send(Content::End(Box::new(end))).and_then(|()| out.flush()).map_err(|_| Stop::Gone)?;
         self.send(Event::EndSegment)?;
         self.send(Event::Leave { removed: Vec::new() })

@@ -17,15 +17,16 @@ use crossbeam_channel::{Sender, bounded};
 use super::Error;
 use super::ahead::{Ahead, Later};
 use super::budget::Budget;
+use super::devices::Devices;
 use super::event::{Enter, Event, NewFile, NewFiles, Plain, Reused};
 use super::found::{self, Below, Entries, Found, Names, Next, Opened, SIBLINGS};
 use super::parking::SLOTS;
-use super::read::{Job, JobFile};
+use super::read::{Job, JobFile, Patience};
 use super::rules::Rules;
 use super::selection::Part;
 use crate::catalog::stats::{Stats, StatsReader};
-use crate::catalog::{DirectoryId, DirectoryRow, Past, SegmentId, SegmentNode, SegmentRow};
-use crate::format::{Content, Entry, Kind, Timestamp};
+use crate::catalog::{BlockId, DirectoryId, DirectoryRow, Past, SegmentId, SegmentNode, SegmentRow};
+use crate::format::{BlockLocation, Content, Entry, Kind, Timestamp};
 use crate::monitor::{Monitor, Total};
 use crate::source::{self, Directory, Extended, Stat, now};
 
@@ -92,6 +93,16 @@ pub(super) struct Walk<'a> {
     pub(super) counts: Counts,
     /// Files that the engine was told of, and that are read.
     pub(super) files_sent: u64,
+    pub(super) devices: Devices,
+    pub(super) attempt: Attempt,
+}
+
+/// Which attempt at reading a file it is, and for what the file may be put off.
+#[derive(Debug, Default, Clone, Copy)]
+pub(super) struct Attempt {
+    /// How often the file was found changing before.
+    pub(super) tries: u32,
+    pub(super) patience: Patience,
 }
 
 /// Neighbours that are read together.
@@ -130,6 +141,9 @@ pub(super) struct Known {
     pub(super) in_place: bool,
 }
 
+/// An entry as it was, what it was known by, and the node that it stands in.
+pub(super) type Before = (Entry, Vec<u8>, Arc<SegmentNode>);
+
 /// Entries of one directory that belong together, and what the catalog has of them.
 #[derive(Default)]
 struct Group {
@@ -139,7 +153,7 @@ struct Group {
     /// A part of the group went out already.
     begun: bool,
     /// Entries of replaced segments that were not passed yet.
-    entries_before: VecDeque<(Entry, Vec<u8>, Arc<SegmentNode>)>,
+    entries_before: VecDeque<Before>,
 }
 
 impl Walk<'_> {
@@ -151,7 +165,7 @@ impl Walk<'_> {
         let stat = directory.stat()?;
         self.counts.directories += 1;
         self.root = Some((above, directory.clone()));
-        let known = self.known(above, true, b"", (stat.dev, stat.ino))?;
+        let known = self.known(above, true, b"", &stat)?;
         let extended = self.checked(directory.extended(), directory.path());
         self.enter(b"", &stat, (extended, looked), known.as_ref())?;
         let place = Place { relative: Path::new(""), part, device: stat.dev, depth: 0 };
@@ -184,18 +198,22 @@ impl Walk<'_> {
         known: Option<&Known>,
     ) -> Result<(), Stop> {
         let row = known.filter(|known| known.in_place).map(|known| known.row.clone());
-        let untrusted = stat.is_fresh(looked) || extended.missing.is_some();
+        let untrusted = self.is_fresh(stat, looked) || extended.missing.is_some();
         let (name, stat) = (name.to_vec(), stat.clone());
-        self.send(Event::Enter(Box::new(Enter { name, stat, extended, untrusted, row })))
+        self.send(Event::Enter(Box::new(Enter { name, stat, extended, untrusted, row, again: false })))
     }
 
-    fn problem(&mut self, path: &Path, why: &str) {
+    pub(super) fn is_fresh(&self, stat: &Stat, looked: Timestamp) -> bool {
+        stat.is_fresh(looked, self.rules.mounts.clock(stat.dev))
+    }
+
+    pub(super) fn problem(&mut self, path: &Path, why: &str) {
         self.counts.problems += 1;
         self.monitor.problem(path, why);
     }
 
     /// What was found of something, after a report of what was not.
-    fn checked(&mut self, extended: Extended, path: &Path) -> Extended {
+    pub(super) fn checked(&mut self, extended: Extended, path: &Path) -> Extended {
         if let Some(missing) = &extended.missing {
             self.problem(path, missing);
         }
@@ -357,11 +375,7 @@ impl Walk<'_> {
     }
 
     /// Reads the entries of a segment, to be compared one by one.
-    fn remember(
-        &self,
-        row: &SegmentRow,
-        before: &mut VecDeque<(Entry, Vec<u8>, Arc<SegmentNode>)>,
-    ) -> Result<(), Stop> {
+    pub(super) fn remember(&self, row: &SegmentRow, before: &mut VecDeque<Before>) -> Result<(), Stop> {
         // A directory that is found by its inode may be in its own place, too, and the run already further there.
         let Some(node) = self.past.segment_node(row.id)?.map(Arc::new) else { return Ok(()) };
         let crate::format::Items::Entries(entries) = &node.node.items else { return Ok(()) };
@@ -379,17 +393,12 @@ impl Walk<'_> {
         if stat.kind == Kind::File {
             self.counts.unmodified += 1;
         }
-        let mut blocks = Vec::new();
-        for chunk in entry.chunk_refs_mut() {
-            let at = chunk.block as usize;
-            chunk.block = blocks.len() as u32;
-            blocks.extend(node.blocks.get(at).copied().zip(node.node.blocks.get(at).copied()));
-        }
+        let blocks = blocks_of(&mut entry, node);
         self.send(Event::Reused(Box::new(Reused { entry, stat, blocks })))
     }
 
     /// An entry that is new or looks different.
-    fn store(
+    pub(super) fn store(
         &mut self,
         here: &Here<'_>,
         name: OsString,
@@ -418,7 +427,7 @@ impl Walk<'_> {
             Kind::Fifo | Kind::Socket | Kind::Directory => Content::Empty,
         };
         let extended = self.checked(here.directory.extended_of_child(&name), &path);
-        let untrusted = stat.is_fresh(looked) || extended.missing.is_some();
+        let untrusted = self.is_fresh(&stat, looked) || extended.missing.is_some();
         let entry = super::entry_of(name.into_vec(), &stat, extended, content);
         self.send(Event::Plain(Box::new(Plain { entry, stat, untrusted, existed })))
     }
@@ -426,10 +435,11 @@ impl Walk<'_> {
     fn file(&mut self, here: &Here<'_>, name: OsString, path: PathBuf, stat: &Stat, existed: bool) -> Result<(), Stop> {
         self.files_sent += 1;
         let number = self.files_sent;
-        let job = |loan| JobFile { name: name.as_bytes().to_vec(), number, loan };
+        let Attempt { tries, patience } = self.attempt;
+        let job = |loan| JobFile { name: name.as_bytes().to_vec(), number, loan, patience };
         if stat.size >= self.rules.large {
             self.send_files()?;
-            let file = NewFile { name: name.as_bytes().to_vec(), path, existed, size: stat.size };
+            let file = NewFile { name: name.as_bytes().to_vec(), path, existed, size: stat.size, tries };
             return self.send_job(here.directory.clone(), vec![file], vec![job(None)], &self.large);
         }
         // What is lent to files that were not sent yet is far less than there is, so it is no use to wait for those.
@@ -442,7 +452,7 @@ impl Walk<'_> {
             let mut held = self.held.borrow_mut();
             let held = held.get_or_insert_with(|| Held::of(here.directory.clone()));
             held.bytes += stat.size;
-            held.files.push(NewFile { name: name.into_vec(), path, existed, size: stat.size });
+            held.files.push(NewFile { name: name.into_vec(), path, existed, size: stat.size, tries });
             held.jobs.push(job);
             held.jobs.len() >= JOB_FILES || held.bytes >= JOB_BYTES
         };
@@ -472,15 +482,20 @@ impl Walk<'_> {
     }
 
     /// A directory below the one at hand: entered, walked and left. `anew`: its entry is written anew.
-    fn child(&mut self, here: &Here<'_>, found: &Found, anew: bool, siblings: &mut Siblings) -> Result<(), Stop> {
+    pub(super) fn child(
+        &mut self,
+        here: &Here<'_>,
+        found: &Found,
+        anew: bool,
+        siblings: &mut Siblings,
+    ) -> Result<(), Stop> {
         let Found { name, stat, looked } = found;
         let ahead = siblings.next(here, self);
         let path = here.directory.child_path(name);
         let relative = here.place.relative.join(name);
-        let inode = (stat.dev, stat.ino);
         let above = here.known.map_or(NOWHERE, |known| known.row.id);
         let above_in_place = here.known.is_some_and(|known| known.in_place);
-        let known = self.known(above, above_in_place, name.as_bytes(), inode)?;
+        let known = self.known(above, above_in_place, name.as_bytes(), stat)?;
         let part = here.place.part.child(name);
         let device = if part.is_given() { stat.dev } else { here.place.device };
         let opened = match self.within_borders(part, device, stat, &path) {
@@ -522,26 +537,31 @@ impl Walk<'_> {
     }
 
     /// What the catalog has of the directory `name` of `parent`.
-    fn known(
-        &self,
+    pub(super) fn known(
+        &mut self,
         parent: DirectoryId,
         parent_in_place: bool,
         name: &[u8],
-        inode: (u64, u64),
+        stat: &Stat,
     ) -> Result<Option<Known>, Stop> {
+        let inode = (self.devices.known_as(stat.dev), stat.ino);
         let row = self.past.directory(parent, name, inode, !self.rules.identity.inode)?;
         let Some(mut row) = row else { return Ok(None) };
         if row.in_place {
+            // What the engine gets to know, too: its row.
+            if parent_in_place {
+                self.devices.learn(stat.dev, &row);
+            }
             return Ok(Some(Known { in_place: parent_in_place, row }));
         }
-        let in_place = self.was_moved(row.id, inode)?;
+        let in_place = self.was_moved(row.id, (stat.dev, stat.ino))?;
         // No segment of the directory that it is in now has its node.
         row.linked &= !in_place;
         Ok(Some(Known { in_place, row }))
     }
 
     /// The directories among `entries`.
-    fn siblings(&self, here: &Here<'_>, entries: &[Found]) -> Siblings {
+    pub(super) fn siblings(&self, here: &Here<'_>, entries: &[Found]) -> Siblings {
         let names =
             entries.iter().filter(|found| found.stat.kind == Kind::Directory).map(|Found { name, stat, .. }| {
                 let part = here.place.part.child(name);
@@ -577,7 +597,7 @@ impl Walk<'_> {
     /// What is wanted of a directory below one on `device`. None: it stays empty in the snapshot, being a mount
     /// that is not wanted, our own mount, or our own files. A mount that is a path which was given, or leads to
     /// one, is entered for that path.
-    fn within_borders<'p>(&self, part: Part<'p>, device: u64, stat: &Stat, path: &Path) -> Option<Part<'p>> {
+    pub(super) fn within_borders<'p>(&self, part: Part<'p>, device: u64, stat: &Stat, path: &Path) -> Option<Part<'p>> {
         let ours = self.rules.mounts.is_brackfs(stat.dev);
         let forbidden = self.rules.forbidden.contains(&(stat.dev, stat.ino));
         let foreign = part.whole && stat.dev != device && (ours || self.rules.one_file_system);
@@ -593,7 +613,7 @@ impl Walk<'_> {
         None
     }
 
-    fn count(&mut self, stat: &Stat) {
+    pub(super) fn count(&mut self, stat: &Stat) {
         match stat.kind {
             Kind::File => {
                 self.counts.files += 1;
@@ -605,27 +625,38 @@ impl Walk<'_> {
     }
 }
 
+/// The blocks that an entry of a segment refers to; its references count in them from then on.
+pub(super) fn blocks_of(entry: &mut Entry, node: &SegmentNode) -> Vec<(BlockId, BlockLocation)> {
+    let mut blocks = Vec::new();
+    for chunk in entry.chunk_refs_mut() {
+        let at = chunk.block as usize;
+        chunk.block = blocks.len() as u32;
+        blocks.extend(node.blocks.get(at).copied().zip(node.node.blocks.get(at).copied()));
+    }
+    blocks
+}
+
 /// A parent that no directory has: finds by inode only.
 const NOWHERE: DirectoryId = DirectoryId(0);
 
 /// Where the walk is.
-struct Here<'a> {
-    directory: &'a Arc<Directory>,
-    known: Option<&'a Known>,
-    place: Place<'a>,
+pub(super) struct Here<'a> {
+    pub(super) directory: &'a Arc<Directory>,
+    pub(super) known: Option<&'a Known>,
+    pub(super) place: Place<'a>,
     /// Directories in it that were looked into with it.
-    below: &'a RefCell<Below>,
+    pub(super) below: &'a RefCell<Below>,
 }
 
 /// Where a directory is, and what is wanted of it.
 #[derive(Clone, Copy)]
-struct Place<'a> {
+pub(super) struct Place<'a> {
     /// The path from the root.
-    relative: &'a Path,
-    part: Part<'a>,
+    pub(super) relative: &'a Path,
+    pub(super) part: Part<'a>,
     /// The file system of the path that was given and led here.
-    device: u64,
-    depth: usize,
+    pub(super) device: u64,
+    pub(super) depth: usize,
 }
 
 /// The names in a directory that are looked at.
@@ -655,7 +686,7 @@ impl Here<'_> {
 }
 
 /// Directories beside each other, some of which are looked into before the walk gets there.
-struct Siblings {
+pub(super) struct Siblings {
     /// Names, and whether they may be looked into ahead.
     names: VecDeque<(OsString, bool)>,
     sent: VecDeque<Option<Later<Result<Opened, source::Error>>>>,
@@ -686,7 +717,7 @@ impl Siblings {
 }
 
 /// The segments of a directory as it was, a few at a time.
-struct Segments {
+pub(super) struct Segments {
     directory: Option<DirectoryId>,
     ready: VecDeque<SegmentRow>,
     /// There are no more than those that are ready.
@@ -694,7 +725,7 @@ struct Segments {
 }
 
 impl Segments {
-    fn new(known: Option<&Known>) -> Self {
+    pub(super) fn new(known: Option<&Known>) -> Self {
         Segments { directory: known.map(|known| known.row.id), ready: VecDeque::new(), over: false }
     }
 
@@ -703,7 +734,7 @@ impl Segments {
         self.ready.front().is_some_and(|next| next.first.as_slice() <= name.as_bytes())
     }
 
-    fn next(&mut self, past: &Past) -> Result<Option<SegmentRow>, Stop> {
+    pub(super) fn next(&mut self, past: &Past) -> Result<Option<SegmentRow>, Stop> {
         // When the last one is taken, and not after it: until then nothing was sent that comes behind it, so the
         // engine can't have committed segments of this run there, which would pass for old ones.
         if let (0 | 1, false, Some(directory)) = (self.ready.len(), self.over, self.directory) {
@@ -718,7 +749,7 @@ impl Segments {
 
 impl Group {
     /// The entry of this name in the segments before; those of smaller names are gone.
-    fn take_before(&mut self, name: &[u8]) -> Option<(Entry, Vec<u8>, Arc<SegmentNode>)> {
+    fn take_before(&mut self, name: &[u8]) -> Option<Before> {
         while self.entries_before.front().is_some_and(|(entry, ..)| entry.name.as_slice() < name) {
             self.entries_before.pop_front();
         }

@@ -37,6 +37,8 @@ pub struct DirectoryRow {
     pub id: DirectoryId,
     /// Whether it was found where it is now, and not elsewhere by its inode.
     pub in_place: bool,
+    /// The number of its device, as it was when the directory was seen first, if its inode number is the same.
+    pub device: Option<u64>,
     /// Whether the parent's segment holds this row's node.
     pub linked: bool,
     /// Entries below it and its top node (none: empty); none if a run broke off inside of it.
@@ -89,8 +91,8 @@ pub struct SegmentNode {
 /// What was committed, on a connection of its own that only reads.
 #[derive(Debug)]
 pub struct Past {
-    db: Connection,
-    path: PathBuf,
+    pub(super) db: Connection,
+    pub(super) path: PathBuf,
 }
 
 impl Past {
@@ -111,15 +113,15 @@ impl Past {
             let there = self
                 .db
                 .prepare_cached(DIRECTORY_BY_NAME)?
-                .query_row(params![parent.0, name], |row| Ok((directory_row(row, true)?, row.get::<_, i64>(9)? as u64)))
+                .query_row(params![parent.0, name], |row| directory_row(row, true, ino))
                 .optional()?;
             match there {
-                Some((row, then)) if by_name || then == ino => Ok(Some(row)),
+                Some(there) if by_name || there.row.device.is_some() => Ok(Some(there)),
                 _ if by_name => Ok(None),
                 _ => self
                     .db
                     .prepare_cached(DIRECTORY_BY_INODE)?
-                    .query_row(params![dev as i64, ino as i64], |row| directory_row(row, false))
+                    .query_row(params![dev as i64, ino as i64], |row| directory_row(row, false, ino))
                     .optional(),
             }
         };
@@ -420,9 +422,9 @@ impl Catalog {
 /// The parent of directories without a place. No directory has this id, and no source's roots are below it.
 const NOWHERE: DirectoryId = DirectoryId(i64::MIN);
 
-const DIRECTORY_BY_NAME: &str = "SELECT digest, block, start, length, id, linked, complete, below, indexes, ino
+const DIRECTORY_BY_NAME: &str = "SELECT digest, block, start, length, id, linked, complete, below, indexes, dev, ino
      FROM directories WHERE parent = ? AND name = ?";
-const DIRECTORY_BY_INODE: &str = "SELECT digest, block, start, length, id, linked, complete, below, indexes
+const DIRECTORY_BY_INODE: &str = "SELECT digest, block, start, length, id, linked, complete, below, indexes, dev, ino
      FROM directories WHERE dev = ? AND ino = ? LIMIT 1";
 
 /// A row as it was read, not yet checked.
@@ -438,15 +440,17 @@ impl RawDirectory {
     }
 }
 
-fn directory_row(row: &Row<'_>, in_place: bool) -> rusqlite::Result<RawDirectory> {
+fn directory_row(row: &Row<'_>, in_place: bool, ino: u64) -> rusqlite::Result<RawDirectory> {
     let node = stored(row, 0)?;
     let complete: bool = row.get(6)?;
     let below: Option<i64> = row.get(7)?;
     let indexes: Option<Vec<u8>> = row.get(8)?;
+    let (device, then) = (row.get::<_, i64>(9)? as u64, row.get::<_, i64>(10)? as u64);
     Ok(RawDirectory {
         row: DirectoryRow {
             id: DirectoryId(row.get(4)?),
             in_place,
+            device: (then == ino).then_some(device),
             linked: row.get(5)?,
             subtree: below.filter(|_| complete).map(|below| (below as u64, node)),
             indexes: Vec::new(),
@@ -495,24 +499,9 @@ mod tests {
     use std::collections::BTreeMap;
 
     use super::*;
-    use crate::catalog::Trust;
-    use crate::crypt::{Profile, Role, SecretKey};
-    use crate::format::id::CatalogId;
+    use crate::catalog::tests::catalog;
     use crate::format::index::PackKind;
-    use crate::format::{BlockLocation, Items, PackId, RepositoryId};
-
-    fn catalog(folder: &Path) -> Catalog {
-        let host = SecretKey::generate(Profile::Rfc9580, "test", Role::Host, None).unwrap();
-        let trust = Trust {
-            repository: RepositoryId::random(),
-            catalog: CatalogId::random(),
-            encrypted: false,
-            seed: 1,
-            host: host.certificate().fingerprint(),
-            recipients: Vec::new(),
-        };
-        Catalog::create(&folder.join("catalog.sqlite"), trust).unwrap()
-    }
+    use crate::format::{BlockLocation, Items, PackId};
 
     fn put(catalog: &Catalog, directory: DirectoryId, replaced: &[SegmentId], first: &[u8]) {
         let node =

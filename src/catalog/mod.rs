@@ -8,6 +8,7 @@
 //! - [`chunks`]: packs, blocks and chunks: what is stored, and where
 //! - [`directories`]: directories in segments of about 1,000 entries, each with all that its tree node holds
 //! - [`stats`]: the stat identity of a segment's entries, in a form that is compared as bytes
+//! - [`put_off`]: files that a run looks at again before it makes its snapshot
 //! - [`snapshots`]: sources, snapshots and the blocks that each uses
 //! - [`numbers`]: lists of integers as small blobs
 //!
@@ -18,6 +19,7 @@ mod chunks;
 mod directories;
 mod error;
 mod numbers;
+mod put_off;
 mod snapshots;
 pub mod stats;
 mod trust;
@@ -33,6 +35,7 @@ use rusqlite::{Connection, OpenFlags};
 pub use chunks::{BlockId, PackRow, Stored};
 pub use directories::{DirectoryId, DirectoryRow, Past, SegmentId, SegmentNode, SegmentRow};
 pub use error::Error;
+pub use put_off::{PutOff, SoFar};
 pub use snapshots::{SnapshotRow, SourceRow};
 pub use trust::Trust;
 
@@ -41,7 +44,7 @@ use error::Context;
 
 /// The schema's number, in SQLite's `user_version`. There is no way from one to another yet: a catalog of
 /// another number is refused.
-const SCHEMA: i64 = 2;
+const SCHEMA: i64 = 3;
 
 /// Pages of SQLite's cache of what writes, in KiB. Lookups beyond it stay on disk.
 const CACHE_KIB: i64 = 6 << 10;
@@ -156,4 +159,25 @@ fn connect(path: &Path, flags: OpenFlags) -> Result<Connection, Error> {
 
 fn begin(db: &Connection, path: &Path) -> Result<(), Error> {
     db.execute_batch("BEGIN IMMEDIATE").during("begin a transaction", path)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::crypt::{Profile, Role, SecretKey};
+    use crate::format::id::CatalogId;
+
+    /// A new catalog in `folder`.
+    pub(super) fn catalog(folder: &Path) -> Catalog {
+        let host = SecretKey::generate(Profile::Rfc9580, "test", Role::Host, None).unwrap();
+        let trust = Trust {
+            repository: RepositoryId::random(),
+            catalog: CatalogId::random(),
+            encrypted: false,
+            seed: 1,
+            host: host.certificate().fingerprint(),
+            recipients: Vec::new(),
+        };
+        Catalog::create(&folder.join("catalog.sqlite"), trust).unwrap()
+    }
 }

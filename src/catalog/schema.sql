@@ -51,6 +51,13 @@ CREATE TABLE links (
     seconds INTEGER NOT NULL, nanos INTEGER NOT NULL, UNIQUE (dev, ino)
 );
 
+-- Files that a run looks at again before it makes its snapshot.
+CREATE TABLE put_off (
+    directory INTEGER NOT NULL, name BLOB NOT NULL, tries INTEGER NOT NULL, existed INTEGER NOT NULL,
+    so_far INTEGER NOT NULL,      -- what the directory has of it: 0 nothing, 1 changed while read, 2 fresh
+    PRIMARY KEY (directory, name)
+) WITHOUT ROWID;
+
 CREATE TABLE sources (id INTEGER PRIMARY KEY, uuid BLOB NOT NULL UNIQUE, name TEXT NOT NULL UNIQUE);
 CREATE TABLE snapshots (
     sequence INTEGER PRIMARY KEY, uuid BLOB NOT NULL UNIQUE, source INTEGER NOT NULL,

@@ -47,6 +47,11 @@ impl Stats {
         }
     }
 
+    /// Adds an entry by what it was known by, as a [`StatsReader`] gave it.
+    pub fn push_again(&mut self, identity: &[u8]) {
+        self.0.extend_from_slice(identity);
+    }
+
     /// Whether these are the identities in `bytes`.
     pub fn is(&self, bytes: &[u8]) -> bool {
         self.0 == bytes

@@ -3,6 +3,7 @@
 use std::ffi::OsString;
 use std::path::PathBuf;
 use std::process::ExitCode;
+use std::time::Duration;
 
 use anyhow::Result;
 use serde_json::json;
@@ -10,8 +11,8 @@ use serde_json::json;
 use super::common::{Global, RepositoryArg, is_interactive, stop_on_signals};
 use super::exit::{PARTIAL, Usage};
 use super::say;
-use super::show::{name_time, parse_size, rate, size};
-use crate::backup::{self, COMPRESSION, Options, Summary};
+use super::show::{name_time, parse_duration, parse_size, rate, size};
+use crate::backup::{self, COMPRESSION, Options, RETRIES, Summary};
 use crate::catalog::stats::Identity;
 use crate::repository::Repository;
 
@@ -134,6 +135,19 @@ pub(super) struct Args {
     /// Read all files, whatever they look like
     #[arg(long)]
     reread: bool,
+    /// How often a file is read again that changes while it is read
+    ///
+    /// It is read again after the others. If it still changes then, it is stored as it was read, and marked: ls and restore
+    /// say so, and the exit code is 3.
+    #[arg(long, value_name = "N", default_value_t = RETRIES)]
+    retries: u32,
+    /// How long to wait in all for files that changed just now
+    ///
+    /// A file that was changed within a tick of the clock could be changed once more without its times showing it. It is
+    /// read after the others, as soon as that is over. One that is never over, such as a busy log, is stored all the same,
+    /// and read again by the next backup whatever it looks like.
+    #[arg(long, value_name = "TIME", default_value = "5s", value_parser = parse_duration)]
+    settle_max: Duration,
     /// Store nothing; say what is new or changed. With -v, name it
     ///
     /// Compares all there is with what was backed up last, opens no file, and changes neither the repository nor this
@@ -237,6 +251,8 @@ impl Args {
             skip_if_unchanged: self.skip_if_unchanged,
             identity: Identity { inode: !self.ignore_inode, ctime: !self.ignore_ctime },
             reread: self.reread,
+            retries: self.retries,
+            settle_max: self.settle_max,
             dry_run: self.dry_run,
         })
     }

@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 
-use crate::memory::share_one_heap;
+use crate::kernel::share_one_heap;
 
 /// Keeps secrets out of core dumps, and allows as many open files as the system does: a walk holds each
 /// directory between the root and where it is. Where that is refused, things still work, less deep. SIGUSR1, which asks

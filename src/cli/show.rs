@@ -66,6 +66,16 @@ pub(super) fn parse_size(text: &str) -> Result<u64, String> {
     number.checked_mul(1 << shift).ok_or_else(|| "it is too large".to_owned())
 }
 
+/// A length of time as people write it: seconds, or numbers with units (500ms, 5s, 10m, 1h30m).
+pub(super) fn parse_duration(text: &str) -> Result<Duration, String> {
+    if let Ok(seconds) = text.parse() {
+        return Ok(Duration::from_secs(seconds));
+    }
+    let span: jiff::SignedDuration =
+        text.parse().map_err(|_| "it is no length of time; give a number and ms, s, m or h".to_owned())?;
+    Duration::try_from(span).map_err(|_| "it is less than nothing".to_owned())
+}
+
 /// A time in RFC 3339, UTC, whole seconds.
 pub(super) fn rfc3339(time: Timestamp) -> String {
     jiff::Timestamp::new(time.seconds, 0).unwrap_or_default().to_string()
@@ -132,6 +142,15 @@ mod tests {
         assert_eq!(parse_size("7"), Ok(7));
         for bad in ["", "MiB", "-1", "1x", "99999999999T"] {
             assert!(parse_size(bad).is_err(), "{bad}");
+        }
+    }
+
+    #[test]
+    fn lengths_of_time() {
+        let read = |text| parse_duration(text).map(|time| time.as_millis());
+        assert_eq!(["0", "7", "250ms", "5s", "1h30m"].map(read), [0, 7000, 250, 5000, 5_400_000].map(Ok));
+        for bad in ["", "s", "-5s", "5 parsecs", "1.5"] {
+            assert!(parse_duration(bad).is_err(), "{bad}");
         }
     }
 

@@ -67,6 +67,12 @@ impl Error {
         matches!(self, Error::Temporary { .. })
     }
 
+    /// Whether it failed because a symlink has the name.
+    pub fn is_symlink(&self) -> bool {
+        let Error::Io { source, .. } = self else { return false };
+        source.raw_os_error() == Some(rustix::io::Errno::LOOP.raw_os_error())
+    }
+
     /// Whether it failed because what was named is not there (any more).
     pub fn is_vanished(&self) -> bool {
         let (Error::Io { source, .. } | Error::Content(source)) = self else { return false };

@@ -11,7 +11,7 @@
 //! - [`extended`]: extended attributes and inode flags
 //! - [`patterns`]: which paths the user means or does not want
 //! - [`tags`]: directories whose owners do not want their content kept
-//! - [`mounts`]: where our own mounts are
+//! - [`mounts`]: which mounts are our own, and which are on a server
 //! - [`owners`]: names of users and groups
 //! - [`cut`]: content, cut into chunks
 //! - [`page_cache`]: reading without pushing out what others use
@@ -41,8 +41,8 @@ pub use holes::has_holes;
 pub use listing::Listing;
 pub use mounts::MountTable;
 pub use owners::Owners;
-pub use page_cache::Passing;
+pub use page_cache::{Passing, have_changes_stamped};
 pub use patterns::{Pattern, Patterns};
 pub use sort::temporary_folder;
-pub use stat::{Stat, now};
+pub use stat::{Clock, Stat, now};
 pub use tags::Tags;

@@ -4,6 +4,7 @@ use std::ffi::OsStr;
 use std::io;
 use std::os::fd::AsFd;
 use std::sync::OnceLock;
+use std::time::Duration;
 
 use rustix::fs::{AtFlags, FileType, Statx, StatxAttributes, StatxFlags, StatxTimestamp, makedev, statx};
 use rustix::io::retry_on_intr;
@@ -18,6 +19,8 @@ const SECOND: i128 = 1_000_000_000;
 const TICK_MIN: i128 = SECOND / 100;
 /// The coarsest stamps that are in use, those of FAT, in nanoseconds.
 const TICK_COARSE: i128 = 2 * SECOND;
+/// How far apart our clock and that of a server may be, in nanoseconds, for its stamps to be judged rightly.
+const SKEW: i128 = 60 * SECOND;
 /// A stamp may be this far ahead of our clock, in nanoseconds, and still come from a write of just now by a
 /// machine whose clock is ahead. Beyond it, it was set by hand, and waiting would not make it older.
 const AHEAD: i128 = 3600 * SECOND;
@@ -114,17 +117,41 @@ impl Stat {
     }
 
     /// Whether the file changed so shortly before `read_started` that one more change after it could leave
-    /// the same stamps: mtime or ctime is within the granularity of the clock that made it, or later.
-    ///
-    /// The granularity is a tick of this machine, at least 10 ms, or 2 s if both stamps are whole seconds.
-    /// A stamp more than an hour ahead of `read_started` says nothing.
-    pub fn is_fresh(&self, read_started: Timestamp) -> bool {
-        let whole_seconds = self.mtime.nanos == 0 && self.ctime.nanos == 0;
-        let tick = if whole_seconds { TICK_COARSE } else { tick() };
-        let started = nanoseconds(read_started);
-        let fresh = started - tick..=started + AHEAD;
-        fresh.contains(&nanoseconds(self.mtime)) || fresh.contains(&nanoseconds(self.ctime))
+    /// the same stamps: see [`Stat::fresh_for`].
+    pub fn is_fresh(&self, read_started: Timestamp, clock: Clock) -> bool {
+        self.fresh_for(read_started, clock).is_some()
     }
+
+    /// If the file changed so shortly before `read_started` that one more change after it could leave the same
+    /// stamps, that is, mtime or ctime is within the granularity of the clock that made it, or later: how long it
+    /// takes from then on until that is over.
+    ///
+    /// The granularity is a tick of this machine, at least 10 ms, or 2 s if both stamps are whole seconds. A server's
+    /// clock may differ from ours, so of its stamps those of the last minute count. A stamp more than an hour ahead of
+    /// `read_started` says nothing.
+    pub fn fresh_for(&self, read_started: Timestamp, clock: Clock) -> Option<Duration> {
+        let whole_seconds = self.mtime.nanos == 0 && self.ctime.nanos == 0;
+        let tick = match clock {
+            Clock::Servers => SKEW,
+            Clock::Ours if whole_seconds => TICK_COARSE,
+            Clock::Ours => tick(),
+        };
+        let started = nanoseconds(read_started);
+        let left = [self.mtime, self.ctime].into_iter().filter_map(|stamp| {
+            let age = started - nanoseconds(stamp);
+            (-AHEAD..=tick).contains(&age).then(|| u64::try_from(tick - age + 1).ok()).flatten()
+        });
+        left.max().map(Duration::from_nanos)
+    }
+}
+
+/// Whose clock stamps the files of a file system.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Clock {
+    /// That of this machine.
+    Ours,
+    /// That of another one, or of a program that may ask another one.
+    Servers,
 }
 
 /// The time of day.
@@ -171,32 +198,53 @@ mod tests {
     #[test]
     fn fresh_within_a_tick_by_either_stamp() {
         let old = (999_000, 1);
-        assert!(!with_stamps(old, old).is_fresh(STARTED));
+        assert!(!with_stamps(old, old).is_fresh(STARTED, Clock::Ours));
         for recent in [(1_000_000, 500_000_000), (1_000_000, 495_000_000), (1_000_000, 500_000_001), (1_000_007, 1)] {
-            assert!(with_stamps(recent, old).is_fresh(STARTED), "{recent:?}");
-            assert!(with_stamps(old, recent).is_fresh(STARTED), "{recent:?}");
+            assert!(with_stamps(recent, old).is_fresh(STARTED, Clock::Ours), "{recent:?}");
+            assert!(with_stamps(old, recent).is_fresh(STARTED, Clock::Ours), "{recent:?}");
         }
-        assert!(!with_stamps((1_000_000, 400_000_000), old).is_fresh(STARTED));
+        assert!(!with_stamps((1_000_000, 400_000_000), old).is_fresh(STARTED, Clock::Ours));
     }
 
     #[test]
     fn whole_seconds_are_fresh_for_two_seconds() {
-        assert!(with_stamps((999_999, 0), (999_999, 0)).is_fresh(STARTED));
-        assert!(!with_stamps((999_998, 0), (999_998, 0)).is_fresh(STARTED));
+        assert!(with_stamps((999_999, 0), (999_999, 0)).is_fresh(STARTED, Clock::Ours));
+        assert!(!with_stamps((999_998, 0), (999_998, 0)).is_fresh(STARTED, Clock::Ours));
         // One stamp with a fraction shows that the file system keeps fractions.
-        assert!(!with_stamps((999_999, 0), (999_999, 1)).is_fresh(STARTED));
+        assert!(!with_stamps((999_999, 0), (999_999, 1)).is_fresh(STARTED, Clock::Ours));
     }
 
     #[test]
     fn a_stamp_set_to_the_future_is_not_fresh() {
-        assert!(!with_stamps((2_000_000, 0), (900_000, 1)).is_fresh(STARTED));
-        assert!(!with_stamps((i64::MAX, 0), (i64::MIN, 0)).is_fresh(STARTED));
+        assert!(!with_stamps((2_000_000, 0), (900_000, 1)).is_fresh(STARTED, Clock::Ours));
+        assert!(!with_stamps((i64::MAX, 0), (i64::MIN, 0)).is_fresh(STARTED, Clock::Ours));
+    }
+
+    #[test]
+    fn stamps_of_a_server_are_fresh_for_a_minute() {
+        let old = (900_000, 1);
+        for (stamp, fresh) in [((999_950, 7), true), ((999_940, 500_000_000), true), ((999_930, 7), false)] {
+            assert_eq!(with_stamps(stamp, old).is_fresh(STARTED, Clock::Servers), fresh, "{stamp:?}");
+            assert!(!with_stamps(stamp, old).is_fresh(STARTED, Clock::Ours), "{stamp:?}");
+        }
+    }
+
+    #[test]
+    fn a_file_is_fresh_for_as_long_as_it_takes() {
+        let stat = with_stamps((1_000_000, 0), (999_999, 0));
+        let left = stat.fresh_for(STARTED, Clock::Ours).unwrap();
+        assert_eq!(left, Duration::from_millis(1500) + Duration::from_nanos(1));
+        let mut later = STARTED;
+        later.seconds += 1;
+        assert!(stat.is_fresh(later, Clock::Ours));
+        later.seconds += 1;
+        assert!(!stat.is_fresh(later, Clock::Ours));
     }
 
     #[test]
     fn a_file_just_written_is_fresh() {
         let file = tempfile::tempfile().unwrap();
-        assert!(Stat::of_fd(&file).unwrap().is_fresh(now()));
+        assert!(Stat::of_fd(&file).unwrap().is_fresh(now(), Clock::Ours));
     }
 
     #[test]
