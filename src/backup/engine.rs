@@ -67,6 +67,8 @@ pub(super) struct Engine<'a> {
     trail: Trail,
     /// Blocks of the snapshot that is being made.
     pub(super) used: RoaringTreemap,
+    /// Directories were gone through again: `used` has blocks of what was in them before, too.
+    pub(super) repeated: bool,
     /// Packs that are being filled, and those that are stored since the last commit.
     pub(super) packs: HashMap<PackId, Pack>,
     pub(super) finished: Vec<IndexedPack>,
@@ -173,6 +175,7 @@ impl<'a> Engine<'a> {
             frames: Vec::new(),
             trail,
             used: RoaringTreemap::new(),
+            repeated: false,
             packs: HashMap::new(),
             finished: Vec::new(),
             chunks_finished: 0,
@@ -196,7 +199,10 @@ impl<'a> Engine<'a> {
                 break;
             }
             match self.follow()? {
-                Some(again) => root = Some(again),
+                Some(again) => {
+                    self.repeated = true;
+                    root = Some(again);
+                }
                 None => break,
             }
         }

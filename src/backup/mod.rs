@@ -449,6 +449,10 @@ impl Run<'_> {
             engine.catalog.remove_directory(parent, &name, id)?;
         }
         engine.catalog.remove_displaced()?;
+        if engine.repeated {
+            engine.used = engine.catalog.blocks_below(root.id)?;
+        }
+        debug_assert_eq!(engine.used, engine.catalog.blocks_below(root.id)?);
         let base = previous.map(|(row, blocks)| (row.name, blocks));
         let time = self.name_time(engine.catalog.newest_time()?.as_deref());
         let name = SnapshotName { source: self.source.1, time, id: SnapshotId::random() };

@@ -5,6 +5,7 @@
 
 use std::path::{Path, PathBuf};
 
+use roaring::RoaringTreemap;
 use rusqlite::{Connection, OptionalExtension, Row, ToSql, params};
 
 use super::chunks::{BlockId, Stored};
@@ -369,6 +370,40 @@ impl Catalog {
                 .collect::<rusqlite::Result<Vec<_>>>()
         };
         find().map_err(self.failed("read directories"))
+    }
+
+    /// All blocks that a directory uses, with all below it.
+    pub fn blocks_below(&self, id: DirectoryId) -> Result<RoaringTreemap, Error> {
+        let find = || {
+            let below = "WITH RECURSIVE below (id) AS (
+                 SELECT ?1 UNION ALL SELECT directories.id FROM directories JOIN below ON directories.parent = below.id)";
+            let mut used = RoaringTreemap::new();
+            let mut whole = true;
+            let mut add = |blob: &[u8]| match to_blocks(blob) {
+                Some(blocks) => used.extend(blocks.iter().map(|block| block.0)),
+                None => whole = false,
+            };
+            let mut indexes = self.db.prepare_cached(&format!(
+                "{below} SELECT indexes FROM directories WHERE id IN (SELECT id FROM below) AND indexes IS NOT NULL"
+            ))?;
+            let mut rows = indexes.query([id.0])?;
+            while let Some(row) = rows.next()? {
+                add(row.get_ref(0)?.as_blob()?);
+            }
+            let mut segments = self.db.prepare_cached(&format!(
+                "{below} SELECT blocks, more, block FROM segments WHERE directory IN (SELECT id FROM below)"
+            ))?;
+            let mut rows = segments.query([id.0])?;
+            while let Some(row) = rows.next()? {
+                add(row.get_ref(0)?.as_blob()?);
+                add(row.get_ref(1)?.as_blob()?);
+                add(&from_blocks(&[BlockId(row.get::<_, i64>(2)? as u64)]));
+            }
+            Ok(whole.then_some(used))
+        };
+        find()
+            .map_err(self.failed("read the blocks of a directory"))?
+            .ok_or_else(|| damaged(&self.path, "a list of blocks is cut off"))
     }
 
     /// Removes the directory `id` and all below it, if it still is `name` of `parent`: it may have been
