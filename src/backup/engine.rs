@@ -6,7 +6,7 @@
 
 use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use crossbeam_channel::{Receiver, Sender};
 use roaring::RoaringTreemap;
@@ -34,8 +34,6 @@ use crate::source::{Extended, Owners, Stat};
 /// What is said of a file that did not keep still.
 pub(super) const CHANGED: &str = "it changed while it was read; what was read is stored and marked";
 
-/// Time between commits. A run that is killed loses at most so much work.
-const COMMIT_EVERY: Duration = Duration::from_secs(60);
 /// A commit comes earlier after so many chunks: until then SQLite holds back what it changed.
 const COMMIT_CHUNKS: usize = 100_000;
 
@@ -727,7 +725,7 @@ impl<'a> Engine<'a> {
     }
 
     fn commit_if_due(&mut self) -> Result<(), Error> {
-        if self.last_commit.elapsed() < COMMIT_EVERY && self.chunks_since_commit < COMMIT_CHUNKS {
+        if self.last_commit.elapsed() < self.options.commit_interval && self.chunks_since_commit < COMMIT_CHUNKS {
             return Ok(());
         }
         self.commit(None)?;

@@ -7,6 +7,7 @@
 //! ```
 //!
 //! - [`session`]: the lock, and what must be as it was left before anything is written
+//! - [`leftovers`]: what a run left that did not come to its end
 //! - [`scope`]: what is backed up; [`list`] reads lists of paths, [`selection`] holds them
 //! - [`walk`]: lists, compares with the catalog, asks for what changed to be read
 //! - [`ahead`], [`found`]: helpers look into directories before the walk gets there
@@ -34,6 +35,7 @@ mod engine;
 mod error;
 mod event;
 mod found;
+mod leftovers;
 mod limits;
 mod list;
 mod nodes;
@@ -103,6 +105,8 @@ pub const CHUNK_SIZE: usize = 512 << 10;
 pub const MERGE_FILES_UNDER: usize = 512 << 10;
 /// zstd's level, unless asked otherwise.
 pub const COMPRESSION: i32 = 3;
+/// Time between commits, unless asked otherwise.
+pub const COMMIT_INTERVAL: Duration = Duration::from_secs(60);
 
 /// How often a file that changes is read again, unless asked otherwise.
 pub const RETRIES: u32 = 3;
@@ -145,6 +149,8 @@ pub struct Options {
     pub low_memory: bool,
     /// zstd's level.
     pub compression: i32,
+    /// Time between commits. A run that is killed loses at most so much work.
+    pub commit_interval: Duration,
     /// Make no snapshot if nothing changed.
     pub skip_if_unchanged: bool,
     /// What makes a file the same as before.
@@ -177,6 +183,7 @@ impl Default for Options {
             merge_files_under: MERGE_FILES_UNDER,
             low_memory: false,
             compression: COMPRESSION,
+            commit_interval: COMMIT_INTERVAL,
             skip_if_unchanged: false,
             identity: Identity::default(),
             reread: false,
@@ -253,6 +260,7 @@ pub fn run(
         preview.run(look(repository, state)?, rules(&scope, options, forbidden)?)?
     } else {
         let (session, mut catalog) = Session::open(repository, state)?;
+        leftovers::clear(&session, &mut catalog, monitor)?;
         let source = find_source(&session, &mut catalog, &scope.name)?;
         expect_as_before(&catalog, Some(source.0), monitor)?;
         let run = Run { session: &session, scope: &scope, source, options, monitor, stop, started: started.0 };
@@ -441,6 +449,7 @@ impl Run<'_> {
         };
         if self.options.skip_if_unchanged && same && previous.is_some() {
             engine.catalog.link_directories(&[root.id])?;
+            engine.catalog.set_finished()?;
             engine.commit(None)?;
             return Ok(self.summary(None, counts, engine.tally));
         }
@@ -481,6 +490,7 @@ impl Run<'_> {
         };
         self.session.writer.put_snapshot(&snapshot)?;
         engine.catalog.set_written(name.id, Some(statistics.stored_bytes))?;
+        engine.catalog.set_finished()?;
         engine.catalog.commit()?;
         Ok(self.summary(Some(name), counts, engine.tally))
     }

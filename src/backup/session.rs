@@ -16,6 +16,10 @@ pub(super) struct Session<'r> {
     pub(super) repository: &'r Repository,
     pub(super) writer: Writer<'r>,
     pub(super) trust: Trust,
+    /// Opens what this machine signed and may read.
+    pub(super) access: Access,
+    /// The last run that wrote did not come to its end.
+    pub(super) after_unfinished: bool,
     /// The number of this run.
     pub(super) generation: u64,
     /// The target knows of this run.
@@ -36,9 +40,17 @@ impl<'r> Session<'r> {
         compare(repository, &trust, &host)?;
         let access = Access::new(Some(Opener::new(key.clone())?), vec![host.clone()]);
         let generation = next_generation(repository, &access, &catalog)?;
+        let after_unfinished = catalog.is_unfinished()?;
+        if after_unfinished {
+            // What a killed run left in sight may not be on disk yet, and is relied on from here on.
+            repository.target().sync()?;
+        }
         settle_snapshots(repository, &mut catalog)?;
         let writer = Writer::new(repository, Signer::new(key)?, &host, &trust.recipients)?;
-        Ok((Session { repository, writer, trust, generation, announced: AtomicBool::new(false), _lock: lock }, catalog))
+        let announced = AtomicBool::new(false);
+        let session =
+            Session { repository, writer, trust, access, after_unfinished, generation, announced, _lock: lock };
+        Ok((session, catalog))
     }
 
     /// Announces this run at the target, before it writes anything else there. Only one run can have this

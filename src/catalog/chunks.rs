@@ -90,6 +90,21 @@ impl Catalog {
         set.map(drop).map_err(self.failed("finish a pack"))
     }
 
+    /// The first eight bytes of the ids of all packs, ascending.
+    pub fn pack_heads(&self) -> Result<Vec<u64>, Error> {
+        let find = || {
+            let mut statement = self.db.prepare("SELECT uuid FROM packs")?;
+            let heads = statement.query_map([], |row| {
+                let head = row.get_ref(0)?.as_blob()?.first_chunk().copied();
+                Ok(u64::from_be_bytes(head.unwrap_or_default()))
+            })?;
+            heads.collect::<rusqlite::Result<Vec<_>>>()
+        };
+        let mut heads = find().map_err(self.failed("read packs"))?;
+        heads.sort_unstable();
+        Ok(heads)
+    }
+
     /// Adds a block.
     pub fn add_block(&self, id: BlockId, pack: PackRow, ordinal: u32, at: BlockLocation) -> Result<(), Error> {
         let add = || {

@@ -5,6 +5,8 @@ CREATE TABLE trust (
     intended INTEGER NOT NULL     -- number that a run was about to take
 );
 CREATE TABLE recipients (certificate BLOB NOT NULL);
+-- Holds the number of a run while that writes, and for as long as what it may have left is not looked after.
+CREATE TABLE unfinished (generation INTEGER PRIMARY KEY);
 
 CREATE TABLE packs (
     id INTEGER PRIMARY KEY, uuid BLOB NOT NULL, kind INTEGER NOT NULL,

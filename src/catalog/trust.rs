@@ -80,10 +80,25 @@ impl Catalog {
             .map_err(self.failed("read the generation"))
     }
 
-    /// Says that generation `number` is about to be written.
+    /// Says that generation `number` is about to be written, by a run that is unfinished from now on.
     pub fn intend_generation(&self, number: u64) -> Result<(), Error> {
-        let set = self.db.execute("UPDATE trust SET intended = ?", [number as i64]);
-        set.map(drop).map_err(self.failed("note the generation"))
+        let set = || {
+            self.db.execute("UPDATE trust SET intended = ?", [number as i64])?;
+            self.db.execute("INSERT OR IGNORE INTO unfinished VALUES (?)", [number as i64])
+        };
+        set().map(drop).map_err(self.failed("note the generation"))
+    }
+
+    /// Whether a run that wrote did not come to its end.
+    pub fn is_unfinished(&self) -> Result<bool, Error> {
+        let found = self.db.query_row("SELECT EXISTS (SELECT 1 FROM unfinished)", [], |row| row.get(0));
+        found.map_err(self.failed("read whether the last run came to its end"))
+    }
+
+    /// Says that the run came to its end, and that those before it left nothing behind.
+    pub fn set_finished(&self) -> Result<(), Error> {
+        let set = self.db.execute("DELETE FROM unfinished", []);
+        set.map(drop).map_err(self.failed("note the end of a run"))
     }
 
     /// Says that generation `number` is written.

@@ -121,6 +121,11 @@ pub(super) struct Args {
     /// zstd's level, 1 (fast) to 19 (small)
     #[arg(long, value_name = "LEVEL", default_value_t = COMPRESSION, value_parser = clap::value_parser!(i32).range(1..=19))]
     compression: i32,
+    /// How often what was stored so far is made final; a run that is killed loses at most so much work
+    ///
+    /// A number with ms, s, m or h. More often means more objects in the repository, and more waiting for disks.
+    #[arg(long, value_name = "DURATION", default_value = "60s", value_parser = parse_duration)]
+    commit_interval: Duration,
     /// Make no snapshot if nothing changed since the source's last one
     #[arg(long)]
     skip_if_unchanged: bool,
@@ -248,6 +253,7 @@ impl Args {
             merge_files_under: within("merge-files-under", self.merge_files_under, 0, 1 << 20)?,
             low_memory: self.low_memory,
             compression: self.compression,
+            commit_interval: self.commit_interval,
             skip_if_unchanged: self.skip_if_unchanged,
             identity: Identity { inode: !self.ignore_inode, ctime: !self.ignore_ctime },
             reread: self.reread,

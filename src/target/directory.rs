@@ -5,7 +5,7 @@
 //! A kill at any moment leaves no trace. Where a file system knows no nameless files, a temporary named
 //! `.tmp-…` is renamed instead, without replacing.
 
-use std::fs::{self, File};
+use std::fs::{self, DirEntry, File};
 use std::io;
 use std::os::fd::AsFd;
 use std::os::unix::fs::{FileExt, OpenOptionsExt};
@@ -99,6 +99,26 @@ impl Directory {
             }
         }
         Ok(folder)
+    }
+
+    /// Calls `visit` with `folder` and the folders below it, down to `depth`.
+    fn each_folder(
+        &self,
+        folder: &Path,
+        depth: usize,
+        visit: &mut dyn FnMut(&Path) -> Result<(), Error>,
+    ) -> Result<(), Error> {
+        visit(folder)?;
+        if depth == 0 {
+            return Ok(());
+        }
+        for entry in entries(folder)? {
+            // Not through symbolic links: what they lead to is not ours.
+            if entry.file_type().is_ok_and(|kind| kind.is_dir()) {
+                self.each_folder(&entry.path(), depth - 1, visit)?;
+            }
+        }
+        Ok(())
     }
 
     /// Objects in `folder` and in folders below it, down to `depth`: no object lies deeper, whatever else does.
@@ -207,9 +227,44 @@ impl Storage for Directory {
         Ok(objects)
     }
 
+    fn sync(&self) -> Result<(), Error> {
+        self.each_folder(&self.root, DEPTH + 1, &mut |folder| {
+            sync_folder(folder).map_err(|e| Error::io("sync", &folder.display().to_string(), e))
+        })
+    }
+
+    fn remove(&self, name: &str) -> Result<(), Error> {
+        let failed = |e| Error::io("remove", name, e);
+        let path = self.path(name);
+        fs::remove_file(&path).map_err(failed)?;
+        sync_folder(path.parent().unwrap_or(&self.root)).map_err(failed)
+    }
+
+    fn remove_temporaries(&self) -> Result<u64, Error> {
+        let mut removed = 0;
+        self.each_folder(&self.root, DEPTH + 1, &mut |folder| {
+            for entry in entries(folder)? {
+                let name = entry.file_name();
+                if name.to_str().is_some_and(|name| name.starts_with(TEMPORARY)) {
+                    let path = entry.path();
+                    fs::remove_file(&path).map_err(|e| Error::io("remove", &path.display().to_string(), e))?;
+                    removed += 1;
+                }
+            }
+            Ok(())
+        })?;
+        Ok(removed)
+    }
+
     fn visit(&self, prefix: &str, found: &mut dyn FnMut(ObjectInfo)) -> Result<(), Error> {
         self.walk(&self.path(prefix), DEPTH, found)
     }
+}
+
+/// What a folder holds.
+fn entries(folder: &Path) -> Result<Vec<DirEntry>, Error> {
+    let listed = fs::read_dir(folder).and_then(Iterator::collect);
+    listed.map_err(|e| Error::io("list", &folder.display().to_string(), e))
 }
 
 fn sync_folder(folder: &Path) -> io::Result<()> {
@@ -270,6 +325,23 @@ mod tests {
         let file = File::create_new(&path).unwrap();
         drop(Spool { file, object: "x".into(), length: 0, named: Some(path.clone()) });
         assert!(!path.exists());
+    }
+
+    #[test]
+    fn what_a_killed_writer_left_goes_and_objects_stay() {
+        let dir = tempfile::tempdir().unwrap();
+        let target = Directory::open(dir.path()).unwrap();
+        for name in ["packs/ab/x", "packs/ab/.tmp-1", "index/.tmp-2", ".tmp-3", "packs/ab/deeper/.tmp-4"] {
+            let path = dir.path().join(name);
+            fs::create_dir_all(path.parent().unwrap()).unwrap();
+            fs::write(path, "").unwrap();
+        }
+        target.sync().unwrap();
+        assert_eq!(target.remove_temporaries().unwrap(), 3);
+        assert_eq!(target.remove_temporaries().unwrap(), 0);
+        assert!(dir.path().join("packs/ab/deeper/.tmp-4").exists(), "no object lies so deep, and so no temporary");
+        target.remove("packs/ab/x").unwrap();
+        assert_eq!(target.remove("packs/ab/x").unwrap_err().kind, ErrorKind::NotFound);
     }
 
     #[test]
