@@ -10,6 +10,8 @@
 
 #![allow(dead_code, reason = "each file of tests uses a part of this")]
 
+pub mod ordeal;
+
 use std::collections::BTreeMap;
 use std::ffi::{OsStr, OsString};
 use std::fs::{self, File};

@@ -1,0 +1,359 @@
+//! What a repository must go through, and what must hold after it.
+//!
+//! An [`Ordeal`] is a site whose source changes between backups. Something happens to one of them: it is killed, the
+//! power fails, a disk is full. Then [`Ordeal::holds`] looks whether the promise was kept: all older snapshots restore
+//! byte for byte, `check --read-data` finds nothing, the next backup is done, nothing that was committed is stored
+//! again, and nothing is left behind.
+//!
+//! Tests go through a few rounds; `scripts/soak` has them go through many, by `BRACKFS_SOAK_ROUNDS` and, for others
+//! than the usual ones, `BRACKFS_SOAK_SEED`. A round that fails names the seed that repeats it alone.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::fs;
+use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::time::{Duration, Instant};
+
+use super::{Entry, Run, Site, age, number, paths_below, run, settle, tree};
+
+/// A folder and all below it, as [`tree`] gives it.
+type Tree = BTreeMap<PathBuf, Entry>;
+
+/// Goes through `short` rounds, or through as many as were asked for. Each gets a seed of its own.
+pub fn rounds(name: &str, short: u64, mut round: impl FnMut(Random)) {
+    let asked = |variable| std::env::var(variable).ok().map(|text| text.parse::<u64>().expect(variable));
+    let first = asked("BRACKFS_SOAK_SEED").unwrap_or(1);
+    let count = asked("BRACKFS_SOAK_ROUNDS").unwrap_or(short);
+    let until = asked("BRACKFS_SOAK_SECONDS").map(|seconds| Instant::now() + Duration::from_secs(seconds));
+    let mut done = 0;
+    for seed in first..first.saturating_add(count) {
+        if until.is_some_and(|until| Instant::now() >= until) {
+            break;
+        }
+        // The name keeps tests from going through the same rounds as their neighbours.
+        let random = Random::new(seed, name);
+        if let Err(panic) = catch_unwind(AssertUnwindSafe(|| round(random))) {
+            eprintln!("{name}: BRACKFS_SOAK_SEED={seed} BRACKFS_SOAK_ROUNDS=1 repeats this round");
+            resume_unwind(panic);
+        }
+        done += 1;
+    }
+    eprintln!("{name}: {done} rounds, seeds from {first} on");
+}
+
+/// Whether this is a long run.
+pub fn is_long() -> bool {
+    std::env::var_os("BRACKFS_SOAK_ROUNDS").is_some()
+}
+
+/// Numbers that look random; the same for the same seed (splitmix64).
+#[derive(Debug, Clone)]
+pub struct Random(u64);
+
+impl Random {
+    pub fn new(seed: u64, name: &str) -> Random {
+        let digest = blake3::Hasher::new().update(&seed.to_le_bytes()).update(name.as_bytes()).finalize();
+        Random(u64::from_le_bytes(*digest.as_bytes().first_chunk().expect("32 bytes")))
+    }
+
+    pub fn next(&mut self) -> u64 {
+        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
+        let mut z = self.0;
+        z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+        z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+        z ^ (z >> 31)
+    }
+
+    /// A number below `limit`, which is not 0.
+    pub fn below(&mut self, limit: u64) -> u64 {
+        self.next() % limit
+    }
+
+    /// A number from `least` to below `limit`.
+    pub fn within(&mut self, least: u64, limit: u64) -> u64 {
+        least + self.below(limit - least)
+    }
+
+    pub fn one_in(&mut self, many: u64) -> bool {
+        self.below(many) == 0
+    }
+
+    pub fn choose<'a, T>(&mut self, from: &'a [T]) -> &'a T {
+        &from[self.below(from.len() as u64) as usize]
+    }
+
+    /// Bytes that do not compress.
+    pub fn bytes(&mut self, length: u64) -> Vec<u8> {
+        let mut bytes = vec![0; length as usize];
+        blake3::Hasher::new().update(&self.next().to_le_bytes()).finalize_xof().fill(&mut bytes);
+        bytes
+    }
+}
+
+/// A site that goes through something.
+pub struct Ordeal {
+    pub site: Site,
+    pub random: Random,
+    /// What each snapshot holds.
+    kept: BTreeMap<String, Tree>,
+    /// Bytes that were written to the source since the last snapshot.
+    new_bytes: u64,
+    /// Bytes of packs that the catalog knew at the last snapshot.
+    known_bytes: u64,
+    /// Files that were made so far.
+    made: u64,
+}
+
+impl Ordeal {
+    /// A source with `mebibytes` of content, and one snapshot of it.
+    pub fn new(random: Random, mebibytes: u64) -> Ordeal {
+        Ordeal::at(Site::in_memory(), random, mebibytes)
+    }
+
+    /// The same at a place where the repository and the state may be anything that holds files.
+    pub fn at(site: Site, random: Random, mebibytes: u64) -> Ordeal {
+        let mut ordeal = Ordeal { site, random, kept: BTreeMap::new(), new_bytes: 0, known_bytes: 0, made: 0 };
+        for _ in 0..mebibytes {
+            ordeal.change();
+        }
+        ordeal.site.init();
+        ordeal.back_up();
+        ordeal
+    }
+
+    /// Changes the source: about a MiB is new, in a few large files and many small ones; others go or move.
+    pub fn change(&mut self) {
+        let source = self.site.source();
+        let mut files: Vec<_> = paths_below(&source).into_iter().filter(|path| path.is_file()).collect();
+        for _ in 0..files.len() / 10 {
+            let gone = self.random.below(files.len() as u64) as usize;
+            fs::remove_file(files.swap_remove(gone)).expect("a file goes");
+        }
+        for _ in 0..files.len() / 20 {
+            let path = self.random.choose(&files).clone();
+            let more = self.random.within(1, 3000);
+            self.write(&path, more);
+        }
+        let folder = format!("folder-{}", self.random.below(8));
+        if self.random.one_in(3) && source.join(&folder).is_dir() {
+            self.made += 1;
+            fs::rename(source.join(&folder), source.join(format!("moved-{}", self.made))).expect("a folder moves");
+        }
+        for _ in 0..self.random.within(15, 30) {
+            let (depth, length) = (self.random.below(3), self.random.below(12_000));
+            self.make(depth, length);
+        }
+        for _ in 0..2 {
+            let length = self.random.within(200 << 10, 700 << 10);
+            self.make(0, length);
+        }
+        age(&source);
+        settle();
+    }
+
+    /// Adds one file of so many bytes.
+    pub fn make(&mut self, depth: u64, length: u64) -> PathBuf {
+        let mut path = self.site.source();
+        for _ in 0..depth {
+            path.push(format!("folder-{}", self.random.below(8)));
+        }
+        fs::create_dir_all(&path).expect("a folder");
+        self.made += 1;
+        path.push(format!("file-{}", self.made));
+        self.write(&path, length);
+        path
+    }
+
+    fn write(&mut self, path: &Path, length: u64) {
+        fs::write(path, self.random.bytes(length)).expect("a file");
+        self.new_bytes += length;
+    }
+
+    /// The command of a backup that commits often.
+    pub fn command(&mut self) -> Command {
+        let interval = self.random.choose(&["0s", "1ms", "20ms", "60s"]);
+        let source = self.site.source().display().to_string();
+        let mut arguments = vec!["backup", &source, "--json", "--commit-interval", interval];
+        if self.random.one_in(8) {
+            arguments.push("--low-memory");
+        }
+        self.site.command(&arguments)
+    }
+
+    /// Backs up without anything happening.
+    #[track_caller]
+    pub fn back_up(&mut self) -> Run {
+        let done = self.site.backup(&[]).ok();
+        let id = done.json()["snapshot_id"].as_str().expect("a snapshot").to_owned();
+        let source = tree(&self.site.source());
+        self.restores(&id, &source);
+        self.kept.insert(id, source);
+        self.new_bytes = 0;
+        self.known_bytes = self.committed();
+        done
+    }
+
+    /// Whether all is as promised after something happened to a backup of what the source holds now.
+    #[track_caller]
+    pub fn holds(&mut self) {
+        self.holds_so_far();
+        let committed = self.committed().saturating_sub(self.known_bytes);
+        let new_bytes = self.new_bytes;
+        let done = self.back_up();
+        // Encryption and padding add an eighth to large chunks; trees are stored for each commit anew.
+        let allowed = new_bytes + new_bytes / 7 + (256 << 10);
+        let stored = number(&done.json(), "stored_bytes");
+        assert!(
+            committed + stored <= allowed,
+            "{committed} bytes were committed, {stored} were stored after that, and {new_bytes} were new\n{done}"
+        );
+        self.nothing_is_left();
+        self.site.brackfs(&["check", "--read-data"]).ok();
+        let again = self.site.backup(&["--dry-run"]).ok();
+        assert_eq!(number(&again.json(), "files_read"), 0, "what was backed up is to be read again\n{again}");
+    }
+
+    /// Whether all snapshots are as they were, before anyone writes again.
+    #[track_caller]
+    pub fn holds_so_far(&mut self) {
+        self.look();
+        for (id, older) in &self.kept {
+            self.restores(id, older);
+        }
+        self.site.brackfs(&["check", "--read-data"]).ok();
+    }
+
+    /// Looks whether a run made a snapshot of what the source holds now, whatever it came to. To be called before the
+    /// source changes again.
+    #[track_caller]
+    pub fn look(&mut self) {
+        let there = self.snapshots();
+        let gone: Vec<_> = self.kept.keys().filter(|id| !there.contains(*id)).collect();
+        assert!(gone.is_empty(), "snapshots {gone:?} are gone; there are {there:?}");
+        let source = tree(&self.site.source());
+        for id in there {
+            if !self.kept.contains_key(&id) {
+                self.restores(&id, &source);
+                self.kept.insert(id, source.clone());
+            }
+        }
+    }
+
+    /// Ids of the snapshots at the target.
+    pub fn snapshots(&self) -> BTreeSet<String> {
+        let names = objects(&self.site.repo()).into_iter().filter(|name| name.starts_with("snapshots/"));
+        names.filter_map(|name| Some(name.rsplit_once('-')?.1.to_owned())).collect()
+    }
+
+    #[track_caller]
+    fn restores(&self, id: &str, expected: &Tree) {
+        let folder = self.site.path().join("restored");
+        let run = self.site.brackfs(&["restore", id, "--to", folder.to_str().expect("a path")]).ok();
+        same(&tree(&folder), expected, &format!("snapshot {id}\n{run}"));
+        fs::remove_dir_all(folder).expect("the restored tree goes");
+    }
+
+    /// Bytes of the packs that the catalog knows. It is read as a copy: whoever opens it itself would do what the next
+    /// run must be able to.
+    #[track_caller]
+    pub fn committed(&self) -> u64 {
+        self.known_packs().values().sum()
+    }
+
+    /// Packs that the catalog knows, by name, and their bytes.
+    #[track_caller]
+    fn known_packs(&self) -> BTreeMap<String, u64> {
+        let copy = tempfile::tempdir().expect("a folder");
+        let state = self.site.state();
+        for path in paths_below(&state) {
+            let name = path.file_name().and_then(|name| name.to_str()).unwrap_or_default();
+            if name == "catalog.sqlite" || name == "catalog.sqlite-wal" {
+                fs::copy(&path, copy.path().join(name)).expect("a copy of the catalog");
+            }
+        }
+        let db = rusqlite::Connection::open(copy.path().join("catalog.sqlite")).expect("the catalog opens");
+        let mut packs = db.prepare("SELECT lower(hex(uuid)), length FROM packs").expect("packs");
+        let rows = packs.query_map([], |row| Ok((row.get(0)?, row.get::<_, i64>(1)? as u64))).expect("packs");
+        rows.collect::<Result<_, _>>().expect("packs")
+    }
+
+    /// Whether the repository holds nothing that a run left by the way.
+    #[track_caller]
+    fn nothing_is_left(&self) {
+        let known = self.known_packs();
+        let mut summed = String::new();
+        let objects = objects(&self.site.repo());
+        for name in objects.iter().filter(|name| name.starts_with("sums/")) {
+            summed += &fs::read_to_string(self.site.repo().join(name)).expect("sums");
+        }
+        for name in &objects {
+            assert!(!name.contains(".tmp-"), "{name} was left behind");
+            if let Some(pack) = name.strip_prefix("packs/") {
+                let id = pack.rsplit('/').next().unwrap_or_default().replace('-', "");
+                assert!(known.contains_key(&id) || summed.contains(name), "{name} was left behind");
+            }
+        }
+    }
+}
+
+/// The names of all files in a repository.
+#[track_caller]
+pub fn objects(repository: &Path) -> Vec<String> {
+    let files = paths_below(repository).into_iter().filter(|path| path.is_file());
+    let names = files.map(|path| path.strip_prefix(repository).expect("below it").display().to_string());
+    names.collect()
+}
+
+/// Compares two trees; says where they are not the same.
+#[track_caller]
+pub fn same(found: &Tree, expected: &Tree, what: &str) {
+    let names: BTreeSet<_> = found.keys().chain(expected.keys()).collect();
+    for name in names {
+        let (found, expected) = (found.get(name), expected.get(name));
+        assert!(found == expected, "{} is {found:?} instead of {expected:?}: {what}", name.display());
+    }
+}
+
+/// The command, run by strace with these arguments, in the same environment.
+pub fn under_strace(arguments: &[&str], command: &Command) -> Command {
+    let mut strace = Command::new("strace");
+    strace.args(["-f", "-qq"]).args(arguments).arg(command.get_program()).args(command.get_args());
+    for (name, value) in command.get_envs() {
+        match value {
+            Some(value) => strace.env(name, value),
+            None => strace.env_remove(name),
+        };
+    }
+    if let Some(folder) = command.get_current_dir() {
+        strace.current_dir(folder);
+    }
+    strace.stdin(std::process::Stdio::null());
+    strace
+}
+
+/// How often each thread of a command made each of these system calls: the most of any thread.
+#[track_caller]
+pub fn count_calls(calls: &[&'static str], command: &Command) -> BTreeMap<&'static str, u64> {
+    let log = tempfile::NamedTempFile::new().expect("a log");
+    let trace = format!("trace={}", calls.join(","));
+    let path = log.path().to_str().expect("a path");
+    run(under_strace(&["-e", &trace, "-o", path], command)).ok();
+    let text = fs::read_to_string(log.path()).expect("the log");
+    let mut counts: BTreeMap<(&str, &'static str), u64> = BTreeMap::new();
+    for line in text.lines() {
+        let mut words = line.split_whitespace();
+        let (Some(thread), Some(call)) = (words.next(), words.next()) else { continue };
+        // One that was interrupted by another thread's is continued on a line that begins with `<...`.
+        let name = call.split('(').next().unwrap_or_default();
+        if let Some(name) = calls.iter().find(|known| **known == name) {
+            *counts.entry((thread, name)).or_default() += 1;
+        }
+    }
+    let mut most = BTreeMap::new();
+    for ((_, call), count) in counts {
+        let so_far = most.entry(call).or_insert(0);
+        *so_far = count.max(*so_far);
+    }
+    most
+}

@@ -1,0 +1,112 @@
+//! A backup is killed at any moment, and nothing is lost.
+
+mod common;
+
+use std::process::{Command, Stdio};
+use std::thread::sleep;
+use std::time::{Duration, Instant};
+
+use common::ordeal::{Ordeal, Random, count_calls, rounds, under_strace};
+use common::run;
+use rustix::process::{Pid, Signal, kill_process};
+
+/// System calls that change what others see, or that order such changes.
+const CALLS: [&str; 11] = [
+    "write",
+    "pwrite64",
+    "fsync",
+    "fdatasync",
+    "linkat",
+    "renameat2",
+    "openat",
+    "mkdir",
+    "unlink",
+    "ftruncate",
+    "mmap",
+];
+
+/// Kills a command so long after its start. True if it was still running.
+fn killed_after(mut command: Command, time: Duration) -> bool {
+    let mut child = command.stdout(Stdio::null()).stderr(Stdio::null()).spawn().expect("brackfs runs");
+    sleep(time);
+    let running = child.try_wait().expect("waiting").is_none();
+    child.kill().expect("a kill");
+    child.wait().expect("waiting");
+    running
+}
+
+/// How long an undisturbed run takes.
+fn duration(command: Command) -> Duration {
+    let start = Instant::now();
+    run(command).ok();
+    start.elapsed()
+}
+
+#[test]
+fn a_backup_that_is_killed_at_any_moment_loses_nothing() {
+    let mut killed = 0;
+    rounds("crash by time", 10, |random| {
+        let mut ordeal = Ordeal::new(random, 2);
+        ordeal.change();
+        let command = ordeal.command();
+        let usual = duration(command);
+        ordeal.holds();
+        // Kills come one after the other, too: what the first left is looked after by one that is killed, too.
+        for _ in 0..ordeal.random.within(1, 4) {
+            ordeal.change();
+            let command = ordeal.command();
+            let moment = usual.mul_f64(ordeal.random.below(1000) as f64 / 1000.0);
+            killed += u32::from(killed_after(command, moment));
+            ordeal.look();
+        }
+        ordeal.holds();
+    });
+    assert!(killed > 0, "no run was killed: all were faster");
+}
+
+#[test]
+fn a_backup_that_is_killed_at_a_system_call_loses_nothing() {
+    let mut killed = 0;
+    rounds("crash by system call", 12, |random| {
+        let mut ordeal = Ordeal::new(random, 1);
+        ordeal.change();
+        let command = ordeal.command();
+        let calls = count_calls(&CALLS, &command);
+        ordeal.holds();
+        for _ in 0..ordeal.random.within(1, 3) {
+            ordeal.change();
+            let command = ordeal.command();
+            killed += u32::from(killed_at(&mut ordeal.random, &calls, &command));
+            ordeal.look();
+        }
+        ordeal.holds();
+    });
+    assert!(killed > 0, "no run was killed: none made so many calls");
+}
+
+/// Kills a command at one of these calls. True if it came so far.
+fn killed_at(random: &mut Random, calls: &std::collections::BTreeMap<&'static str, u64>, command: &Command) -> bool {
+    let names: Vec<_> = calls.keys().collect();
+    let call = *random.choose(&names);
+    let when = random.within(1, calls[call] + 1);
+    let inject = format!("inject={call}:signal=KILL:when={when}");
+    let end = run(under_strace(&["-o", "/dev/null", "-e", &format!("trace={call}"), "-e", &inject], command));
+    match end.code {
+        0 => false,
+        137 => true,
+        _ => panic!("neither done nor killed by {inject}\n{end}"),
+    }
+}
+
+#[test]
+fn a_backup_that_is_stopped_and_killed_holds_no_lock() {
+    let mut ordeal = Ordeal::new(Random::new(1, "lock"), 2);
+    ordeal.change();
+    let mut child = ordeal.command().stdout(Stdio::null()).stderr(Stdio::null()).spawn().expect("brackfs runs");
+    let pid = Pid::from_child(&child);
+    sleep(Duration::from_millis(30));
+    kill_process(pid, Signal::STOP).expect("a stop");
+    child.kill().expect("a kill");
+    child.wait().expect("waiting");
+    ordeal.holds();
+}
