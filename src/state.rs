@@ -69,10 +69,15 @@ impl RepositoryState {
         &self.folder
     }
 
-    /// Makes the folder, for its user only.
+    /// Makes the folder, for its user only, durably.
     pub fn create(&self) -> Result<(), Error> {
-        let made = DirBuilder::new().recursive(true).mode(0o700).create(&self.folder);
-        made.map_err(|source| self.failed("create", &self.folder, source))
+        let missing: Vec<_> = self.folder.ancestors().take_while(|folder| !folder.is_dir()).collect();
+        let make = || -> io::Result<()> {
+            DirBuilder::new().recursive(true).mode(0o700).create(&self.folder)?;
+            // A folder is durable once the one above it is synced.
+            missing.iter().filter_map(|folder| folder.parent()).try_for_each(|above| File::open(above)?.sync_all())
+        };
+        make().map_err(|source| self.failed("create", &self.folder, source))
     }
 
     /// Where the catalog is.

@@ -54,7 +54,10 @@ impl Directory {
             }
             other => other.map_err(|e| Error::io("create", &shown, e))?,
         }
-        Directory::open(root)
+        let target = Directory::open(root)?;
+        // Also if it was there: whoever made it may not have come to that.
+        target.root.parent().map_or(Ok(()), sync_folder).map_err(|e| Error::io("create", &shown, e))?;
+        Ok(target)
     }
 
     fn path(&self, name: &str) -> PathBuf {

@@ -10,6 +10,7 @@
 
 #![allow(dead_code, reason = "each file of tests uses a part of this")]
 
+pub mod disk;
 pub mod ordeal;
 
 use std::collections::BTreeMap;

@@ -13,6 +13,7 @@ use std::fs;
 use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
 use std::path::{Path, PathBuf};
 use std::process::Command;
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use super::{Entry, Run, Site, age, number, paths_below, run, settle, tree};
@@ -95,14 +96,20 @@ impl Random {
 pub struct Ordeal {
     pub site: Site,
     pub random: Random,
-    /// What each snapshot holds.
-    kept: BTreeMap<String, Tree>,
-    /// Bytes that were written to the source since the last snapshot.
-    new_bytes: u64,
-    /// Bytes of packs that the catalog knew at the last snapshot.
-    known_bytes: u64,
+    pub memory: Memory,
     /// Files that were made so far.
     made: u64,
+}
+
+/// What is known of the snapshots that there are.
+#[derive(Clone, Default)]
+pub struct Memory {
+    /// What each holds.
+    kept: BTreeMap<String, Arc<Tree>>,
+    /// Bytes that were written to the source since the last one.
+    new_bytes: u64,
+    /// Bytes of packs that the catalog knew at the last one.
+    known_bytes: u64,
 }
 
 impl Ordeal {
@@ -113,7 +120,7 @@ impl Ordeal {
 
     /// The same at a place where the repository and the state may be anything that holds files.
     pub fn at(site: Site, random: Random, mebibytes: u64) -> Ordeal {
-        let mut ordeal = Ordeal { site, random, kept: BTreeMap::new(), new_bytes: 0, known_bytes: 0, made: 0 };
+        let mut ordeal = Ordeal { site, random, memory: Memory::default(), made: 0 };
         for _ in 0..mebibytes {
             ordeal.change();
         }
@@ -167,7 +174,7 @@ impl Ordeal {
 
     fn write(&mut self, path: &Path, length: u64) {
         fs::write(path, self.random.bytes(length)).expect("a file");
-        self.new_bytes += length;
+        self.memory.new_bytes += length;
     }
 
     /// The command of a backup that commits often.
@@ -188,9 +195,9 @@ impl Ordeal {
         let id = done.json()["snapshot_id"].as_str().expect("a snapshot").to_owned();
         let source = tree(&self.site.source());
         self.restores(&id, &source);
-        self.kept.insert(id, source);
-        self.new_bytes = 0;
-        self.known_bytes = self.committed();
+        self.memory.kept.insert(id, Arc::new(source));
+        self.memory.new_bytes = 0;
+        self.memory.known_bytes = self.committed();
         done
     }
 
@@ -198,8 +205,8 @@ impl Ordeal {
     #[track_caller]
     pub fn holds(&mut self) {
         self.holds_so_far();
-        let committed = self.committed().saturating_sub(self.known_bytes);
-        let new_bytes = self.new_bytes;
+        let committed = self.committed().saturating_sub(self.memory.known_bytes);
+        let new_bytes = self.memory.new_bytes;
         let done = self.back_up();
         // Encryption and padding add an eighth to large chunks; trees are stored for each commit anew.
         let allowed = new_bytes + new_bytes / 7 + (256 << 10);
@@ -218,7 +225,7 @@ impl Ordeal {
     #[track_caller]
     pub fn holds_so_far(&mut self) {
         self.look();
-        for (id, older) in &self.kept {
+        for (id, older) in &self.memory.kept {
             self.restores(id, older);
         }
         self.site.brackfs(&["check", "--read-data"]).ok();
@@ -229,13 +236,13 @@ impl Ordeal {
     #[track_caller]
     pub fn look(&mut self) {
         let there = self.snapshots();
-        let gone: Vec<_> = self.kept.keys().filter(|id| !there.contains(*id)).collect();
+        let gone: Vec<_> = self.memory.kept.keys().filter(|id| !there.contains(*id)).collect();
         assert!(gone.is_empty(), "snapshots {gone:?} are gone; there are {there:?}");
-        let source = tree(&self.site.source());
+        let source = Arc::new(tree(&self.site.source()));
         for id in there {
-            if !self.kept.contains_key(&id) {
+            if !self.memory.kept.contains_key(&id) {
                 self.restores(&id, &source);
-                self.kept.insert(id, source.clone());
+                self.memory.kept.insert(id, source.clone());
             }
         }
     }
@@ -243,6 +250,7 @@ impl Ordeal {
     /// Ids of the snapshots at the target.
     pub fn snapshots(&self) -> BTreeSet<String> {
         let names = objects(&self.site.repo()).into_iter().filter(|name| name.starts_with("snapshots/"));
+        let names = names.filter(|name| !name.contains(".tmp-"));
         names.filter_map(|name| Some(name.rsplit_once('-')?.1.to_owned())).collect()
     }
 
@@ -265,7 +273,7 @@ impl Ordeal {
     #[track_caller]
     fn known_packs(&self) -> BTreeMap<String, u64> {
         let copy = tempfile::tempdir().expect("a folder");
-        let state = self.site.state();
+        let state = fs::canonicalize(self.site.state()).expect("the state directory");
         for path in paths_below(&state) {
             let name = path.file_name().and_then(|name| name.to_str()).unwrap_or_default();
             if name == "catalog.sqlite" || name == "catalog.sqlite-wal" {
@@ -300,9 +308,24 @@ impl Ordeal {
 /// The names of all files in a repository.
 #[track_caller]
 pub fn objects(repository: &Path) -> Vec<String> {
-    let files = paths_below(repository).into_iter().filter(|path| path.is_file());
-    let names = files.map(|path| path.strip_prefix(repository).expect("below it").display().to_string());
+    let repository = fs::canonicalize(repository).expect("the repository");
+    let files = paths_below(&repository).into_iter().filter(|path| path.is_file());
+    let names = files.map(|path| path.strip_prefix(&repository).expect("below it").display().to_string());
     names.collect()
+}
+
+/// Has a site keep its repository and its state below another folder, in `repo/` and `state/`.
+#[track_caller]
+pub fn place(site: &Site, folder: &Path) {
+    for name in ["repo", "state"] {
+        let place = folder.join(name);
+        if !place.exists() {
+            fs::create_dir(&place).expect("a place");
+        }
+        let link = site.path().join(name);
+        let _ = fs::remove_dir(&link).or_else(|_| fs::remove_file(&link));
+        std::os::unix::fs::symlink(place, link).expect("a link to the place");
+    }
 }
 
 /// Compares two trees; says where they are not the same.
