@@ -1,0 +1,111 @@
+//! Whatever the system refuses to a backup, it ends in words, and nothing is lost.
+
+mod common;
+
+use std::fs;
+
+use common::disk::{Disk, Operation};
+use common::ordeal::{Ordeal, Random, count_calls, place, rounds, under_strace};
+use common::{Run, Site, run};
+use rustix::io::Errno;
+
+/// What disks say.
+const ERRORS: [(Errno, &str); 3] = [(Errno::IO, "EIO"), (Errno::NOSPC, "ENOSPC"), (Errno::DQUOT, "EDQUOT")];
+
+/// Whether a run that met an error said so: in a line that names what failed and why, and not more than once.
+#[track_caller]
+fn says_why(end: &Run) {
+    assert!(!end.stderr.contains("panicked") && !end.stderr.contains("please report"), "a defect shows\n{end}");
+    let mut lines = end.stderr.lines().filter(|line| line.starts_with("brackfs: "));
+    let line = lines.next().unwrap_or_else(|| panic!("nothing is said\n{end}"));
+    assert!(lines.next().is_none(), "it is said more than once\n{end}");
+    let names = ["os error", "disk I/O error", "full", "unable to open database file", "space"];
+    assert!(names.iter().any(|why| line.contains(why)), "it is not said why\n{end}");
+}
+
+#[test]
+fn whatever_a_disk_refuses_a_backup_ends_in_words_and_nothing_is_lost() {
+    let mut refused = 0;
+    rounds("refusal", 4, |random| {
+        let site = Site::in_memory();
+        let at = site.path().join("disk");
+        fs::create_dir(&at).expect("a mount point");
+        let disk = Disk::mount(&at);
+        place(&site, &at);
+        let mut ordeal = Ordeal::at(site, random, 1);
+        ordeal.change();
+        disk.count();
+        let usual = ordeal.command();
+        run(usual).ok();
+        let counts = disk.counts();
+        ordeal.holds();
+        for _ in 0..4 {
+            ordeal.change();
+            let operations: Vec<_> = Operation::ALL.into_iter().filter(|one| counts.contains_key(one)).collect();
+            let operation = *ordeal.random.choose(&operations);
+            let nth = ordeal.random.within(1, counts[&operation] + 1);
+            let (error, name) = *ordeal.random.choose(&ERRORS);
+            let once = !ordeal.random.one_in(3);
+            let command = ordeal.command();
+            disk.refuse(operation, nth, error.raw_os_error(), once);
+            let end = run(command);
+            let hits = disk.relent();
+            eprintln!("refusal: {name} at {operation:?} {nth}, once: {once}: {hits} times, {}", end.stderr.trim_end());
+            match end.code {
+                0 => {}
+                1 => says_why(&end),
+                _ => panic!("{name} at {operation:?} {nth}\n{end}"),
+            }
+            assert!(hits > 0 || end.code == 0, "nothing was refused\n{end}");
+            refused += hits;
+            ordeal.look();
+            ordeal.holds();
+        }
+    });
+    assert!(refused > 0, "nothing was ever refused");
+}
+
+/// System calls that write, on a file system that knows files without names.
+const CALLS: [&str; 9] =
+    ["write", "pwrite64", "fsync", "fdatasync", "linkat", "openat", "unlink", "mkdir", "ftruncate"];
+
+/// So many files a program opens before it is one: libraries and what they read.
+const LOADING: u64 = 12;
+
+#[test]
+fn whatever_a_system_call_answers_a_backup_ends_in_words_and_nothing_is_lost() {
+    let mut failed = 0;
+    rounds("errors of system calls", 4, |random| {
+        let mut ordeal = Ordeal::new(random, 1);
+        ordeal.change();
+        let calls = count_calls(&CALLS, &ordeal.command());
+        ordeal.holds();
+        for _ in 0..3 {
+            ordeal.change();
+            let (call, when) = choose(&mut ordeal.random, &calls);
+            let (_, error) = *ordeal.random.choose(&ERRORS);
+            let inject = format!("inject={call}:error={error}:when={when}");
+            let trace = format!("trace={call}");
+            let end = run(under_strace(&["-o", "/dev/null", "-e", &trace, "-e", &inject], &ordeal.command()));
+            eprintln!("{inject}: {}", end.stderr.trim_end());
+            match end.code {
+                0 => {}
+                // A file of the source that could not be opened.
+                3 if call == "openat" => {}
+                1 => says_why(&end),
+                _ => panic!("{inject}\n{end}"),
+            }
+            failed += u32::from(end.code != 0);
+            ordeal.look();
+            ordeal.holds();
+        }
+    });
+    assert!(failed > 0, "nothing ever failed");
+}
+
+fn choose(random: &mut Random, calls: &std::collections::BTreeMap<&'static str, u64>) -> (&'static str, u64) {
+    let names: Vec<_> = calls.keys().collect();
+    let call = **random.choose(&names);
+    let least = if call == "openat" { LOADING } else { 1 };
+    (call, random.within(least, least + calls[call]))
+}
