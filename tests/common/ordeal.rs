@@ -92,9 +92,17 @@ impl Random {
     }
 }
 
+impl Memory {
+    /// Of what is new, as much may be stored as there is: a commit was not to be expected.
+    pub fn forget_what_is_new(&mut self) {
+        self.new_bytes = u64::MAX / 4;
+    }
+}
+
 /// A site that goes through something.
 pub struct Ordeal {
-    pub site: Site,
+    /// Shared with those who read beside backups.
+    pub site: Arc<Site>,
     pub random: Random,
     pub memory: Memory,
     /// Files that were made so far.
@@ -120,7 +128,7 @@ impl Ordeal {
 
     /// The same at a place where the repository and the state may be anything that holds files.
     pub fn at(site: Site, random: Random, mebibytes: u64) -> Ordeal {
-        let mut ordeal = Ordeal { site, random, memory: Memory::default(), made: 0 };
+        let mut ordeal = Ordeal { site: Arc::new(site), random, memory: Memory::default(), made: 0 };
         for _ in 0..mebibytes {
             ordeal.change();
         }
@@ -317,15 +325,20 @@ pub fn objects(repository: &Path) -> Vec<String> {
 /// Has a site keep its repository and its state below another folder, in `repo/` and `state/`.
 #[track_caller]
 pub fn place(site: &Site, folder: &Path) {
-    for name in ["repo", "state"] {
-        let place = folder.join(name);
-        if !place.exists() {
-            fs::create_dir(&place).expect("a place");
-        }
-        let link = site.path().join(name);
-        let _ = fs::remove_dir(&link).or_else(|_| fs::remove_file(&link));
-        std::os::unix::fs::symlink(place, link).expect("a link to the place");
+    place_one(site, "repo", folder);
+    place_one(site, "state", folder);
+}
+
+/// Has a site keep one of its folders, which is empty or not there yet, below another one.
+#[track_caller]
+pub fn place_one(site: &Site, name: &str, folder: &Path) {
+    let place = folder.join(name);
+    if !place.exists() {
+        fs::create_dir(&place).expect("a place");
     }
+    let link = site.path().join(name);
+    let _ = fs::remove_dir(&link).or_else(|_| fs::remove_file(&link));
+    std::os::unix::fs::symlink(place, link).expect("a link to the place");
 }
 
 /// Compares two trees; says where they are not the same.

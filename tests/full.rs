@@ -1,0 +1,125 @@
+//! A disk is full at any point of a backup, and nothing is lost.
+
+mod common;
+
+use std::fs;
+use std::path::PathBuf;
+
+use common::ordeal::{Ordeal, Random, place_one, rounds};
+use common::{Run, Site, run};
+use rustix::mount::{MountFlags, mount, mount_remount, unmount};
+
+const PAGE: u64 = 4096;
+const LARGE: u64 = 64 << 20;
+
+/// A file system in memory that can be made smaller and larger. Its site unmounts it.
+struct Small {
+    path: PathBuf,
+}
+
+impl Small {
+    fn new(site: &Site, name: &str) -> Small {
+        let path = site.path().join(name);
+        fs::create_dir(&path).expect("a mount point");
+        mount("tmpfs", &path, "tmpfs", MountFlags::empty(), c"size=64m").expect("a tmpfs");
+        Small { path }
+    }
+
+    fn resize(&self, bytes: u64) {
+        let options = format!("size={bytes}");
+        mount_remount(&self.path, MountFlags::empty(), options).expect("another size");
+    }
+
+    /// Bytes that are taken.
+    fn used(&self) -> u64 {
+        let stat = rustix::fs::statvfs(&self.path).expect("its sizes");
+        (stat.f_blocks - stat.f_bfree) * stat.f_frsize
+    }
+
+    /// Leaves so much room.
+    fn leave(&self, bytes: u64) {
+        self.resize((self.used() + bytes).next_multiple_of(PAGE).max(PAGE));
+    }
+}
+
+impl Drop for Small {
+    fn drop(&mut self) {
+        let _ = unmount(&self.path, rustix::mount::UnmountFlags::DETACH);
+    }
+}
+
+/// A run on a full disk says so, in one line.
+#[track_caller]
+fn says_full(end: &Run) {
+    let mut lines = end.stderr.lines();
+    let line = lines.next().unwrap_or_else(|| panic!("nothing is said\n{end}"));
+    assert!(lines.next().is_none() && line.starts_with("brackfs: "), "more than a line is said\n{end}");
+    assert!(line.contains("No space left") || line.contains("full"), "it is not said that the disk is full\n{end}");
+}
+
+/// Backs up with more and more room on the disk that holds `folder`, up to about `most`.
+fn sweep(name: &str, folder: &str, steps: u64, most: u64) {
+    let (mut full, mut step) = (0, 0);
+    let site = Site::in_memory();
+    let small = Small::new(&site, "small");
+    place_one(&site, folder, &small.path);
+    let mut ordeal = Ordeal::at(site, Random::new(1, name), 1);
+    rounds(name, steps, |random| {
+        ordeal.random = random;
+        ordeal.change();
+        // Evenly, and from there somewhere up to the next step.
+        let room = step * most / steps + ordeal.random.below(most / steps);
+        step = (step + 1) % steps;
+        small.leave(room);
+        let end = run(ordeal.command());
+        match end.code {
+            0 => {}
+            1 => {
+                full += 1;
+                says_full(&end);
+                // Whoever reads need not wait for room.
+                ordeal.holds_so_far();
+            }
+            _ => panic!("with {room} bytes of room\n{end}"),
+        }
+        small.resize(LARGE);
+        ordeal.look();
+        ordeal.holds();
+    });
+    assert!(full > 0, "it was never full");
+}
+
+#[test]
+fn the_repository_is_full_at_any_point_and_nothing_is_lost() {
+    sweep("full repository", "repo", 8, 1800 << 10);
+}
+
+#[test]
+fn the_state_directory_is_full_at_any_point_and_nothing_is_lost() {
+    sweep("full state directory", "state", 8, 400 << 10);
+}
+
+#[test]
+fn temporary_files_find_no_room_and_nothing_is_lost() {
+    let mut ordeal = Ordeal::new(Random::new(1, "full temporary files"), 1);
+    let small = Small::new(&ordeal.site, "temporary");
+    let mut full = 0;
+    for mebibytes in [1, 8, 16, 31, 33] {
+        ordeal.change();
+        small.resize(mebibytes << 20);
+        let source = ordeal.site.source().display().to_string();
+        let mut command = ordeal.site.command(&["backup", &source, "--low-memory"]);
+        command.env("TMPDIR", &small.path);
+        let end = run(command);
+        if end.code != 0 {
+            assert_eq!(end.code, 1, "{end}");
+            says_full(&end);
+            assert!(end.stderr.contains("TMPDIR"), "{end}");
+            full += 1;
+        }
+        ordeal.look();
+        ordeal.holds();
+        assert_eq!(fs::read_dir(&small.path).expect("the folder").count(), 0, "a temporary file is left");
+    }
+    assert!((1..5).contains(&full), "it was full {full} times of 5");
+}

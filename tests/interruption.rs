@@ -1,0 +1,220 @@
+//! A backup is interrupted, suspended, or loses whom it talks to.
+
+mod common;
+
+use std::fs::{self, File};
+use std::io::Read;
+use std::os::unix::process::CommandExt;
+use std::process::{Child, Command, ExitStatus, Stdio};
+use std::thread::sleep;
+use std::time::{Duration, Instant};
+
+use common::ordeal::{Ordeal, Random, objects, rounds};
+use rustix::process::{Pid, Signal, kill_process};
+use rustix::pty::{OpenptFlags, grantpt, openpt, ptsname, unlockpt};
+
+/// A run that takes longer hangs.
+const PATIENCE: Duration = Duration::from_secs(60);
+
+/// A source of which a backup stores several packs.
+fn large(name: &str) -> Ordeal {
+    let mut ordeal = Ordeal::new(Random::new(1, name), 1);
+    grow(&mut ordeal);
+    ordeal
+}
+
+/// More than two packs are new.
+fn grow(ordeal: &mut Ordeal) {
+    for _ in 0..48 {
+        ordeal.make(1, 1 << 20);
+    }
+    common::age(&ordeal.site.source());
+    common::settle();
+}
+
+/// The command of a backup that commits only at its end.
+fn backup(ordeal: &Ordeal, extra: &[&str]) -> Command {
+    let source = ordeal.site.source().display().to_string();
+    let mut command = ordeal.site.command(&[&["backup", &source], extra].concat());
+    command.stdout(Stdio::null()).stderr(Stdio::piped());
+    command
+}
+
+fn packs(ordeal: &Ordeal) -> usize {
+    objects(&ordeal.site.repo()).iter().filter(|name| name.starts_with("packs/")).count()
+}
+
+/// Waits until a backup has stored a pack more than there were.
+fn wait_for_pack(ordeal: &Ordeal, child: &mut Child, before: usize) {
+    let start = Instant::now();
+    while packs(ordeal) == before {
+        assert!(child.try_wait().expect("waiting").is_none(), "the backup ended too early");
+        assert!(start.elapsed() < PATIENCE, "no pack is stored");
+        sleep(Duration::from_millis(1));
+    }
+}
+
+fn send(child: &Child, signal: Signal) {
+    kill_process(Pid::from_child(child), signal).expect("a signal");
+}
+
+/// Its end, and what it said.
+#[track_caller]
+fn end(mut child: Child) -> (ExitStatus, String) {
+    let start = Instant::now();
+    let status = loop {
+        if let Some(status) = child.try_wait().expect("waiting") {
+            break status;
+        }
+        if start.elapsed() > PATIENCE {
+            child.kill().expect("a kill");
+            panic!("it does not end");
+        }
+        sleep(Duration::from_millis(2));
+    };
+    let mut said = String::new();
+    if let Some(mut stderr) = child.stderr.take() {
+        stderr.read_to_string(&mut said).expect("what was said");
+    }
+    (status, said)
+}
+
+#[test]
+fn what_an_interrupted_backup_stored_is_not_stored_again() {
+    for signal in [Signal::INT, Signal::TERM, Signal::HUP] {
+        let mut ordeal = large("interrupted");
+        let (before, committed) = (packs(&ordeal), ordeal.committed());
+        let mut child = backup(&ordeal, &[]).spawn().expect("a backup");
+        wait_for_pack(&ordeal, &mut child, before);
+        send(&child, signal);
+        let (status, said) = end(child);
+        assert_eq!(status.code(), Some(130), "{signal:?}: {said}");
+        assert!(said.contains("the next backup goes on from there"), "{said}");
+        let kept = ordeal.committed() - committed;
+        assert!(kept >= 16 << 20, "a pack was stored, but {kept} bytes are known");
+        // It looks that the rest is stored once.
+        ordeal.holds();
+    }
+}
+
+#[test]
+fn who_interrupts_twice_does_not_wait_and_loses_nothing() {
+    let mut ordeal = large("interrupted twice");
+    let before = packs(&ordeal);
+    let mut child = backup(&ordeal, &[]).spawn().expect("a backup");
+    wait_for_pack(&ordeal, &mut child, before);
+    send(&child, Signal::INT);
+    sleep(Duration::from_millis(2));
+    send(&child, Signal::INT);
+    let (status, said) = end(child);
+    assert_eq!(status.code(), Some(130), "{said}");
+    assert!(ordeal.snapshots().len() == 1, "an interrupted backup made a snapshot");
+    // What was not committed is stored again, so that is not looked at.
+    ordeal.memory.forget_what_is_new();
+    ordeal.holds();
+}
+
+#[test]
+fn at_any_moment_an_interrupt_loses_nothing() {
+    rounds("interrupts", 6, |random| {
+        let mut ordeal = Ordeal::new(random, 1);
+        for _ in 0..3 {
+            ordeal.change();
+            let mut command = ordeal.command();
+            let mut child = command.stdout(Stdio::null()).stderr(Stdio::piped()).spawn().expect("a backup");
+            sleep(Duration::from_millis(ordeal.random.below(120)));
+            if child.try_wait().expect("waiting").is_none() {
+                send(&child, *ordeal.random.choose(&[Signal::INT, Signal::TERM, Signal::HUP]));
+            }
+            let (status, said) = end(child);
+            // Before it waits for signals, one is the end as of any program.
+            let ended = status.code().is_none();
+            assert!(ended || matches!(status.code(), Some(0 | 130)), "{status}: {said}");
+            ordeal.look();
+        }
+        ordeal.holds();
+    });
+}
+
+#[test]
+fn a_backup_that_is_suspended_goes_on() {
+    for signal in [Signal::TSTP, Signal::STOP] {
+        let mut ordeal = large("suspended");
+        let before = packs(&ordeal);
+        // In a process group of its own, as a shell would have it.
+        let mut child = backup(&ordeal, &[]).process_group(0).spawn().expect("a backup");
+        wait_for_pack(&ordeal, &mut child, before);
+        send(&child, signal);
+        let start = Instant::now();
+        while !is_stopped(&child) {
+            assert!(start.elapsed() < PATIENCE, "{signal:?} does not stop it");
+            sleep(Duration::from_millis(1));
+        }
+        let stored = objects(&ordeal.site.repo());
+        sleep(Duration::from_millis(500));
+        assert_eq!(objects(&ordeal.site.repo()), stored, "something is stored while it is suspended");
+        // Who reads meanwhile sees what is finished.
+        ordeal.holds_so_far();
+        send(&child, Signal::CONT);
+        let (status, said) = end(child);
+        assert_eq!(status.code(), Some(0), "{said}");
+        assert_eq!(ordeal.snapshots().len(), 2);
+        ordeal.holds();
+    }
+}
+
+fn is_stopped(child: &Child) -> bool {
+    let stat = fs::read_to_string(format!("/proc/{}/stat", child.id())).unwrap_or_default();
+    stat.rsplit(") ").next().is_some_and(|rest| rest.starts_with('T'))
+}
+
+#[test]
+fn a_backup_is_finished_though_nobody_listens_any_more() {
+    for arguments in [["--json", "-v"].as_slice(), &["--json"], &["-v"]] {
+        let mut ordeal = large("nobody listens");
+        let before = packs(&ordeal);
+        let mut command = backup(&ordeal, arguments);
+        let mut child = command.stdout(Stdio::piped()).spawn().expect("a backup");
+        // Once it is under way, both ends that it talks to are closed.
+        let mut first = [0; 1];
+        if arguments.len() == 2 {
+            child.stdout.as_mut().expect("a pipe").read_exact(&mut first).expect("a byte");
+        }
+        drop((child.stdout.take(), child.stderr.take()));
+        let (status, _) = end(child);
+        assert!(status.code().is_some(), "it was ended by a signal: {status}");
+        assert_eq!(ordeal.snapshots().len(), 2, "{arguments:?}: no snapshot was made ({status})");
+        assert!(packs(&ordeal) > before);
+        ordeal.holds();
+    }
+}
+
+#[test]
+fn when_the_terminal_hangs_up_a_backup_ends_and_keeps_what_it_stored() {
+    let mut ordeal = large("hung up");
+    let (before, committed) = (packs(&ordeal), ordeal.committed());
+    let ours = openpt(OpenptFlags::RDWR | OpenptFlags::NOCTTY | OpenptFlags::CLOEXEC).expect("a terminal");
+    grantpt(&ours).and_then(|()| unlockpt(&ours)).expect("a terminal");
+    let name = ptsname(&ours, Vec::new()).expect("its name");
+    let flags = rustix::fs::OFlags::RDWR | rustix::fs::OFlags::NOCTTY;
+    let theirs: File = rustix::fs::open(name, flags, rustix::fs::Mode::empty()).expect("its other side").into();
+    let inner = backup(&ordeal, &[]);
+    // It gets the terminal as the one that may send it signals.
+    let mut command = Command::new("setsid");
+    command.args(["--ctty", "--fork", "--wait"]).arg(inner.get_program()).args(inner.get_args());
+    for (name, value) in inner.get_envs() {
+        match value {
+            Some(value) => command.env(name, value),
+            None => command.env_remove(name),
+        };
+    }
+    let other = || theirs.try_clone().expect("another handle");
+    let mut child = command.stdin(other()).stdout(other()).stderr(other()).spawn().expect("a backup");
+    drop((command, theirs));
+    wait_for_pack(&ordeal, &mut child, before);
+    drop(ours);
+    let (status, _) = end(child);
+    assert_eq!(status.code(), Some(130));
+    assert!(ordeal.committed() - committed >= 16 << 20, "a pack was stored, and is not known");
+    ordeal.holds();
+}

@@ -1,0 +1,86 @@
+//! Two backups at once, and readers beside a backup: one waits its turn, the others see what is finished.
+
+mod common;
+
+use std::path::Path;
+use std::process::{Child, Stdio};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::thread;
+
+use common::ordeal::{Ordeal, rounds, same};
+use common::{Site, run, tree};
+
+/// Reads until told to stop, in every way there is. Returns how often it went through all of them.
+fn read(site: &Site, snapshot: &str, expected: &Path, number: usize, stop: &AtomicBool) -> u32 {
+    let out = site.path().join(format!("reader-{number}"));
+    let path = out.to_str().expect("a path");
+    let mut turns = 0;
+    while turns == 0 || !stop.load(Ordering::Relaxed) {
+        site.brackfs(&["restore", snapshot, "--to", path]).ok();
+        same(&tree(&out), &tree(expected), "restored beside a backup");
+        std::fs::remove_dir_all(&out).expect("it goes");
+        site.brackfs(&["check", "--read-data"]).ok();
+        site.brackfs(&["snapshots"]).ok();
+        site.brackfs(&["ls", "-lR", snapshot]).ok();
+        site.brackfs(&["dump", snapshot]).ok();
+        turns += 1;
+    }
+    turns
+}
+
+#[test]
+fn backups_and_readers_at_once_do_each_other_no_harm() {
+    let (mut refused, mut turns) = (0, 0);
+    rounds("together", 4, |random| {
+        let mut ordeal = Ordeal::new(random, 1);
+        let snapshot = ordeal.snapshots().pop_first().expect("a snapshot");
+        let kept = ordeal.site.path().join("kept");
+        ordeal.site.brackfs(&["restore", &snapshot, "--to", kept.to_str().expect("a path")]).ok();
+        let mounted = ordeal.site.mount(&[]);
+        let seen = mounted.latest();
+        let site = ordeal.site.clone();
+        let stop = AtomicBool::new(false);
+        thread::scope(|threads| {
+            let end = End(&stop);
+            // A mount is another reader, that was there before.
+            let (site, snapshot, kept, stop) = (&*site, &snapshot, &kept, &stop);
+            let readers: Vec<_> =
+                (0..2).map(|number| threads.spawn(move || read(site, snapshot, kept, number, stop))).collect();
+            let through_mount = threads.spawn(|| {
+                while !stop.load(Ordering::Relaxed) {
+                    same(&tree(&seen), &tree(kept), "read through a mount beside a backup");
+                }
+            });
+            for _ in 0..4 {
+                ordeal.change();
+                let mut first = ordeal.command();
+                let first: Child = first.stdout(Stdio::null()).stderr(Stdio::piped()).spawn().expect("a backup");
+                let second = run(ordeal.command());
+                let first = first.wait_with_output().expect("its end");
+                let codes = [first.status.code().expect("a code"), second.code];
+                assert!(codes.contains(&0) && codes.iter().all(|code| [0, 11].contains(code)), "{codes:?}\n{second}");
+                refused += u32::from(codes.contains(&11));
+                if second.code == 11 {
+                    assert!(second.stderr.contains("another run"), "{second}");
+                }
+                ordeal.look();
+            }
+            drop(end);
+            turns += readers.into_iter().map(|reader| reader.join().expect("a reader")).sum::<u32>();
+            through_mount.join().expect("a reader");
+        });
+        drop(mounted);
+        ordeal.holds();
+    });
+    assert!(refused > 0, "no two backups ever met");
+    assert!(turns > 0, "nobody read");
+}
+
+/// Tells readers to stop, also when a test fails.
+struct End<'a>(&'a AtomicBool);
+
+impl Drop for End<'_> {
+    fn drop(&mut self) {
+        self.0.store(true, Ordering::Relaxed);
+    }
+}
