@@ -80,6 +80,34 @@ fn the_power_fails_at_any_sync_of_a_backup_and_nothing_is_lost() {
     });
 }
 
+/// The disk fails to sync a folder, so an object is in sight that may be gone after a power cut. The next run must not
+/// rely on it before it is kept.
+#[test]
+fn what_is_in_sight_but_not_synced_is_synced_before_it_is_relied_on() {
+    let site = Site::in_memory();
+    let disk = disk_of(&site);
+    let mut ordeal = Ordeal::at(site, Random::new(1, "in sight"), 1);
+    ordeal.change();
+    let before = ordeal.snapshots();
+    disk.refuse_to_sync("/repo/snapshots/");
+    ordeal.site.backup(&[]).code(1);
+    ordeal.look();
+    assert_ne!(ordeal.snapshots(), before, "the snapshot is not in sight");
+    let memory = ordeal.memory.clone();
+    disk.record();
+    ordeal.site.backup(&[]).ok();
+    let moments = disk.moments();
+    drop(disk);
+    let mut random = ordeal.random.clone();
+    for moment in &moments {
+        cut(&ordeal.site, moment, Cut::Clean, &mut random);
+        ordeal.memory = memory.clone();
+        // Whether that snapshot is kept nobody promised; what names it must not be without it.
+        ordeal.memory.keep_only(&ordeal.snapshots());
+        ordeal.holds();
+    }
+}
+
 #[test]
 fn what_is_reported_as_done_is_on_the_disk() {
     let site = Site::in_memory();

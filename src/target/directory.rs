@@ -244,8 +244,9 @@ impl Storage for Directory {
     }
 
     fn remove_temporaries(&self) -> Result<u64, Error> {
-        let mut removed = 0;
+        let mut removed = 0_u64;
         self.each_folder(&self.root, DEPTH + 1, &mut |folder| {
+            let before = removed;
             for entry in entries(folder)? {
                 let name = entry.file_name();
                 if name.to_str().is_some_and(|name| name.starts_with(TEMPORARY)) {
@@ -254,7 +255,11 @@ impl Storage for Directory {
                     removed += 1;
                 }
             }
-            Ok(())
+            match removed > before {
+                // Or they come back with a power cut, and nobody looks for them any more.
+                true => sync_folder(folder).map_err(|e| Error::io("sync", &folder.display().to_string(), e)),
+                false => Ok(()),
+            }
         })?;
         Ok(removed)
     }

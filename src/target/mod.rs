@@ -46,7 +46,7 @@ trait Storage: Send + Sync + fmt::Debug {
     fn sync(&self) -> Result<(), Error>;
     /// Removes an object, durably. An absent name is [`ErrorKind::NotFound`].
     fn remove(&self, name: &str) -> Result<(), Error>;
-    /// Removes what a writer left that was killed in the midst of an object. Returns how many files that were.
+    /// Removes, durably, what a writer left that was killed in the midst of an object. Returns how many files that were.
     fn remove_temporaries(&self) -> Result<u64, Error>;
     /// Calls `found` with each object below `prefix`, in no order, so that a long listing needs no memory.
     fn visit(&self, prefix: &str, found: &mut dyn FnMut(ObjectInfo)) -> Result<(), Error>;

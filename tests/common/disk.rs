@@ -140,6 +140,11 @@ impl Disk {
         state.refusal = Some(Refusal { operation, nth, error, once, hits: 0 });
     }
 
+    /// Answers the next sync of a folder whose path begins so with an error. What was done in it is not kept.
+    pub fn refuse_to_sync(&self, path: &str) {
+        self.state().unsyncable = Some(path.to_owned());
+    }
+
     /// Refuses nothing any more. Returns how often it did.
     pub fn relent(&self) -> u64 {
         self.state().refusal.take().map_or(0, |refusal| refusal.hits)
@@ -228,6 +233,7 @@ struct State {
     moments: Vec<Moment>,
     counts: BTreeMap<Operation, u64>,
     refusal: Option<Refusal>,
+    unsyncable: Option<String>,
 }
 
 struct Refusal {
@@ -407,6 +413,11 @@ impl State {
 
     fn sync(&mut self, number: INodeNo, operation: Operation) -> Answer<()> {
         self.begin(operation)?;
+        let is_refused = |part: &String| operation == Operation::SyncFolder && self.path(number.0).starts_with(part);
+        if self.unsyncable.as_ref().is_some_and(is_refused) {
+            self.unsyncable = None;
+            return Err(Errno::EIO);
+        }
         if self.recording {
             let before = format!("{operation:?} of {}", self.path(number.0));
             let moment = self.moment(&before);

@@ -16,7 +16,7 @@ use std::process::Command;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use super::{Entry, Run, Site, age, number, paths_below, run, settle, tree};
+use super::{AGED, Entry, Run, Site, number, paths_below, run, set_time, settle, tree};
 
 /// A folder and all below it, as [`tree`] gives it.
 type Tree = BTreeMap<PathBuf, Entry>;
@@ -93,6 +93,11 @@ impl Random {
 }
 
 impl Memory {
+    /// Forgets snapshots that nobody promised.
+    pub fn keep_only(&mut self, ids: &BTreeSet<String>) {
+        self.kept.retain(|id, _| ids.contains(id));
+    }
+
     /// Of what is new, as much may be stored as there is: a commit was not to be expected.
     pub fn forget_what_is_new(&mut self) {
         self.new_bytes = u64::MAX / 4;
@@ -163,7 +168,6 @@ impl Ordeal {
             let length = self.random.within(200 << 10, 700 << 10);
             self.make(0, length);
         }
-        age(&source);
         settle();
     }
 
@@ -182,6 +186,7 @@ impl Ordeal {
 
     fn write(&mut self, path: &Path, length: u64) {
         fs::write(path, self.random.bytes(length)).expect("a file");
+        set_time(path, AGED, 0);
         self.memory.new_bytes += length;
     }
 
@@ -297,19 +302,24 @@ impl Ordeal {
     /// Whether the repository holds nothing that a run left by the way.
     #[track_caller]
     fn nothing_is_left(&self) {
+        let orphans = self.orphans();
+        assert!(orphans.is_empty(), "{orphans:?} was left behind");
+    }
+
+    /// Temporaries, and packs that neither the catalog knows nor sums name (and with them an index).
+    #[track_caller]
+    pub fn orphans(&self) -> Vec<String> {
         let known = self.known_packs();
         let mut summed = String::new();
-        let objects = objects(&self.site.repo());
-        for name in objects.iter().filter(|name| name.starts_with("sums/")) {
+        let mut objects = objects(&self.site.repo());
+        for name in objects.iter().filter(|name| name.starts_with("sums/") && !name.contains(".tmp-")) {
             summed += &fs::read_to_string(self.site.repo().join(name)).expect("sums");
         }
-        for name in &objects {
-            assert!(!name.contains(".tmp-"), "{name} was left behind");
-            if let Some(pack) = name.strip_prefix("packs/") {
-                let id = pack.rsplit('/').next().unwrap_or_default().replace('-', "");
-                assert!(known.contains_key(&id) || summed.contains(name), "{name} was left behind");
-            }
-        }
+        objects.retain(|name| {
+            let pack = name.strip_prefix("packs/").and_then(|pack| Some(pack.rsplit_once('/')?.1.replace('-', "")));
+            name.contains(".tmp-") || pack.is_some_and(|pack| !known.contains_key(&pack) && !summed.contains(name))
+        });
+        objects
     }
 }
 
