@@ -27,3 +27,79 @@ pub(crate) fn begin_to_write(file: BorrowedFd<'_>) {
     // SAFETY: the descriptor is open as long as it is borrowed, and the call touches none of our memory.
     let _done = unsafe { libc::sync_file_range(file.as_raw_fd(), 0, 0, flags) };
 }
+
+/// The same number wherever Linux runs Rust.
+const F_SETSIG: libc::c_int = 10;
+
+/// Whether anybody has a file open for writing, or has mapped it so. `file` must be open for reading only. Where that
+/// can't be asked for, or by whom it can't, the answer is no.
+///
+/// It is asked by way of a lease, which is refused then. Who opens the file in the moment until it is given back is
+/// held up for so long.
+pub(crate) fn is_open_for_writing(file: BorrowedFd<'_>) -> bool {
+    let fd = file.as_raw_fd();
+    #[expect(unsafe_code, reason = "there is no safe way to say it")]
+    // SAFETY: the descriptor is open as long as it is borrowed, and the calls take numbers only. The signal that tells
+    // of someone who waits for the lease is one that is ignored unless somebody asks for it.
+    unsafe {
+        if libc::fcntl(fd, F_SETSIG, libc::SIGURG) == 0 && libc::fcntl(fd, libc::F_SETLEASE, libc::F_RDLCK) == 0 {
+            libc::fcntl(fd, libc::F_SETLEASE, libc::F_UNLCK);
+            return false;
+        }
+    }
+    rustix::io::Errno::from_io_error(&std::io::Error::last_os_error()) == Some(rustix::io::Errno::AGAIN)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::fs::{File, OpenOptions};
+    use std::os::fd::AsFd;
+    use std::os::unix::fs::MetadataExt;
+    use std::thread::sleep;
+    use std::time::Duration;
+
+    use super::*;
+
+    #[test]
+    fn a_mapping_leaves_new_stamps_once_its_pages_are_written() {
+        // On a disk: a file system in memory never stamps such changes.
+        let folder = tempfile::tempdir_in("target").unwrap();
+        if rustix::fs::statfs(folder.path()).unwrap().f_type == libc::TMPFS_MAGIC {
+            return;
+        }
+        let file = OpenOptions::new().read(true).write(true).create_new(true).open(folder.path().join("f")).unwrap();
+        file.set_len(4096).unwrap();
+        let protection = libc::PROT_READ | libc::PROT_WRITE;
+        #[expect(unsafe_code, reason = "the standard library has no mappings")]
+        // SAFETY: a new mapping of a file that is as long; nobody else has it.
+        let page = unsafe { libc::mmap(std::ptr::null_mut(), 4096, protection, libc::MAP_SHARED, file.as_raw_fd(), 0) };
+        assert_ne!(page, libc::MAP_FAILED);
+        let change = |byte: u8| {
+            sleep(Duration::from_millis(20));
+            #[expect(unsafe_code, reason = "as above")]
+            // SAFETY: within the mapping, which is never undone.
+            unsafe {
+                page.cast::<u8>().write_volatile(byte)
+            };
+            let stat = file.metadata().unwrap();
+            (stat.mtime(), stat.mtime_nsec())
+        };
+        let first = change(1);
+        assert_eq!(change(2), first);
+        begin_to_write(file.as_fd());
+        assert_ne!(change(3), first);
+    }
+
+    #[test]
+    fn a_file_that_somebody_may_write_to_is_told_from_others() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("f");
+        let writer = File::create(&path).unwrap();
+        let reader = File::open(&path).unwrap();
+        assert!(is_open_for_writing(reader.as_fd()));
+        drop(writer);
+        assert!(!is_open_for_writing(reader.as_fd()));
+        // Nobody is kept waiting.
+        File::create(&path).unwrap();
+    }
+}

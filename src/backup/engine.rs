@@ -472,7 +472,7 @@ impl<'a> Engine<'a> {
         key: NodeKey,
         name: Vec<u8>,
         path: &std::path::Path,
-        End { stat, extended, size, digest, changed, fresh, put_off }: End,
+        End { stat, extended, size, digest, changed, doubtful, put_off }: End,
         extents: Vec<(Extent, Option<Stored>)>,
         mut nodes: Vec<(u64, Link)>,
     ) -> Result<(), Error> {
@@ -508,7 +508,7 @@ impl<'a> Engine<'a> {
             self.tally.problems += 1;
             self.monitor.problem(path, CHANGED);
         }
-        let item = self.add_entry(entry, &stat, changed || fresh || incomplete)?;
+        let item = self.add_entry(entry, &stat, changed || doubtful || incomplete)?;
         for (reference, (_, link)) in links.into_iter().enumerate() {
             self.depend(key, item, reference, link)?;
         }

@@ -205,8 +205,9 @@ pub(super) struct End {
     pub(super) digest: Digest,
     /// It looked different afterwards: two states of it may be mixed.
     pub(super) changed: bool,
-    /// It was changed so shortly before that a later change could leave no trace.
-    pub(super) fresh: bool,
+    /// A change after it was read may have left no trace: it was changed so shortly before, or somebody may still be
+    /// writing to it.
+    pub(super) doubtful: bool,
     /// For one of these two it is to be looked at again later.
     pub(super) put_off: bool,
 }

@@ -5,6 +5,11 @@
 //! one of them. Each job's content goes to a channel of its own, so the engine takes files in the order of the walk
 //! however they arrive. What is read ahead is lent: for a small file by the walk, in the order in which the engine
 //! takes them, for a large one by its reader, a chunk at a time.
+//!
+//! That a file did not change is told by its stamps before and after. They are set when a call that writes begins, or a
+//! mapped page is first written to, and what is written comes later: so a file whose stamps are of the last minute, and
+//! that somebody may be writing to, is read twice, and not taken for known. What can't be seen is a single call that
+//! goes on for longer than that.
 
 use std::ffi::OsStr;
 use std::fs::File;
@@ -116,12 +121,18 @@ pub(super) fn work(jobs: &Receiver<Job>, reading: &Reading, lane: &Lane) {
 fn read(directory: &Directory, job: JobFile, reading: &Reading, lane: &Lane, out: &mut Out<'_>) -> Result<(), Stop> {
     let name = OsStr::from_bytes(&job.name);
     let patience = job.patience;
+    // All that is stamped from here on is fresh.
+    let started = now();
     let opened = directory.open_file(name).and_then(|file| {
+        let look = || Stat::of_fd(&file).map_err(source::Error::Content);
+        let stat = look()?;
+        let young = stat.is_young(started);
+        // Who opens it later leaves stamps that are fresh.
+        let written_to = young && source::is_open_for_writing(&file);
         source::have_changes_stamped(&file);
-        let started = now();
-        Ok((Stat::of_fd(&file).map_err(source::Error::Content)?, started, file))
+        Ok((if young { look()? } else { stat }, written_to, file))
     });
-    let (before, started, file) = match opened {
+    let (before, written_to, file) = match opened {
         Ok(opened) if opened.0.kind == Kind::File => opened,
         // Something else has its name by now, or will have it in a moment.
         Ok(_) if patience.changed => return out.send(Content::PutOff { changed: true }),
@@ -158,13 +169,10 @@ fn read(directory: &Directory, job: JobFile, reading: &Reading, lane: &Lane, out
     let size = sink.size + held.as_ref().map_or(0, |bytes| bytes.len() as u64);
     let mut changed = !same || size != before.size;
     let fresh = before.fresh_for(started, reading.mounts.clock(before.dev));
-    let put_off = match changed {
-        true => patience.changed,
-        false => fresh.is_some_and(|left| left <= patience.fresh),
-    };
-    // A call that writes changes the stamps when it begins. If one was at work all the while, a second look shows it:
-    // what is the same twice was so in between.
-    if fresh.is_some() && !changed && !put_off && size > 0 {
+    let too_fresh = !changed && fresh.is_some_and(|left| left <= patience.fresh);
+    let doubtful = fresh.is_some() || written_to;
+    // If somebody wrote all the while, a second look shows it: what is the same twice was so in between.
+    if doubtful && !changed && !too_fresh && size > 0 {
         let digest = match (&held, &seen) {
             (Some(bytes), _) => Digest::of(bytes),
             (None, Some(seen)) => seen.digest,
@@ -172,17 +180,18 @@ fn read(directory: &Directory, job: JobFile, reading: &Reading, lane: &Lane, out
         };
         changed = digest_of(&file, &before, reading)? != digest;
     }
+    let put_off = if changed { patience.changed } else { too_fresh };
     match held {
         Some(_) if put_off => return sink.out.send(Content::PutOff { changed }),
         Some(bytes) => sink.chunk(bytes)?,
         None => {}
     }
     let digest = seen.as_ref().map_or_else(|| sink.digest(), |seen| seen.digest);
-    if let (false, None, Some(pieces)) = (changed, fresh, sink.pieces.take()) {
+    if let (false, false, Some(pieces)) = (changed, doubtful, sink.pieces.take()) {
         reading.seen.keep(SeenFile { number: job.number, stat: before.clone(), pieces, digest });
     }
-    let (size, fresh) = (sink.size, fresh.is_some());
-    let end = End { stat: before, extended, size, digest, changed, fresh, put_off };
+    let size = sink.size;
+    let end = End { stat: before, extended, size, digest, changed, doubtful, put_off };
     sink.out.send(Content::End(Box::new(end)))
 }
 

@@ -83,9 +83,9 @@ impl Walk<'_> {
             false if existed => self.counts.changed = 1,
             false => self.counts.new = 1,
         }
-        // Fresh: no later look may take it for the same.
+        // Doubtful: no later look may take it for the same.
         let end =
-            End { stat, extended: Extended::default(), size, digest, changed: false, fresh: true, put_off: false };
+            End { stat, extended: Extended::default(), size, digest, changed: false, doubtful: true, put_off: false };
         out.send(Content::End(Box::new(end))).and_then(|()| out.flush()).map_err(|_| Stop::Gone)?;
         self.send(Event::EndSegment)?;
         self.send(Event::Leave { removed: Vec::new() })

@@ -28,6 +28,11 @@ use crate::repository::Repository;
 /// A file that can't be read, vanishes, or keeps changing while it is read is named, and the backup goes on; the exit
 /// code is 3 then.
 ///
+/// A file that changes while it is read, or did so just now, is read again after the others (--retries, --settle-max).
+/// What is recorded is what was read: if that may be of two moments the file is marked (ls and restore say so), and the
+/// next backup reads it again, whatever it looks like. Different files are of different moments all the same: back up a
+/// snapshot of the file system, or a database's own dump, if they belong together.
+///
 /// The repository, brackfs's own state and its mounts are never backed up on the way; a mount that is named as PATH
 /// is.
 ///

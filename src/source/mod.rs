@@ -15,6 +15,7 @@
 //! - [`owners`]: names of users and groups
 //! - [`cut`]: content, cut into chunks
 //! - [`page_cache`]: reading without pushing out what others use
+//! - [`writers`]: others who may write to a file while it is read
 //! - `holes`: where a sparse file has data
 //!
 //! Memory is bounded whatever the tree looks like: each file says by how much.
@@ -32,6 +33,7 @@ pub mod patterns;
 mod sort;
 pub mod stat;
 pub mod tags;
+pub mod writers;
 
 pub use cut::{Cutter, PIECE_MAX, Piece};
 pub use directory::Directory;
@@ -41,8 +43,9 @@ pub use holes::has_holes;
 pub use listing::Listing;
 pub use mounts::MountTable;
 pub use owners::Owners;
-pub use page_cache::{Passing, have_changes_stamped};
+pub use page_cache::Passing;
 pub use patterns::{Pattern, Patterns};
 pub use sort::temporary_folder;
 pub use stat::{Clock, Stat, now};
 pub use tags::Tags;
+pub use writers::{have_changes_stamped, is_open_for_writing};

@@ -6,20 +6,10 @@
 use std::fs::File;
 use std::io::{self, IoSliceMut};
 use std::num::NonZeroU64;
-use std::os::fd::AsFd;
 use std::os::unix::fs::FileExt;
 
 use rustix::fs::{Advice, fadvise};
 use rustix::io::{Errno, ReadWriteFlags, preadv2};
-
-use crate::kernel;
-
-/// Sees to it that from now on nobody changes a file without its stamps showing it, not even through a mapping: one who
-/// has mapped it leaves no new stamps by changing pages that are not written yet, so writing them is begun. Where memory
-/// is all there is (tmpfs), changes through a mapping never show.
-pub fn have_changes_stamped(file: &File) {
-    kernel::begin_to_write(file.as_fd());
-}
 
 /// Bytes of a file that are dropped together.
 const STRETCH: u64 = 8 << 20;

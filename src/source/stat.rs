@@ -19,8 +19,9 @@ const SECOND: i128 = 1_000_000_000;
 const TICK_MIN: i128 = SECOND / 100;
 /// The coarsest stamps that are in use, those of FAT, in nanoseconds.
 const TICK_COARSE: i128 = 2 * SECOND;
+const MINUTE: i128 = 60 * SECOND;
 /// How far apart our clock and that of a server may be, in nanoseconds, for its stamps to be judged rightly.
-const SKEW: i128 = 60 * SECOND;
+const SKEW: i128 = MINUTE;
 /// A stamp may be this far ahead of our clock, in nanoseconds, and still come from a write of just now by a
 /// machine whose clock is ahead. Beyond it, it was set by hand, and waiting would not make it older.
 const AHEAD: i128 = 3600 * SECOND;
@@ -120,6 +121,12 @@ impl Stat {
     /// the same stamps: see [`Stat::fresh_for`].
     pub fn is_fresh(&self, read_started: Timestamp, clock: Clock) -> bool {
         self.fresh_for(read_started, clock).is_some()
+    }
+
+    /// Whether the file changed in the last minute before `now`: what somebody was about to write then may still be on
+    /// its way.
+    pub fn is_young(&self, now: Timestamp) -> bool {
+        self.fresh_for(now, Clock::Servers).is_some()
     }
 
     /// If the file changed so shortly before `read_started` that one more change after it could leave the same
