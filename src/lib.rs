@@ -22,13 +22,14 @@
 //! | `state` | `crypt` `format` |
 //! | `catalog` | `crypt` `format` `source` |
 //! | `init` | `catalog` `state` `repository` `crypt` `format` |
-//! | `backup` | `source` `catalog` `state` `repository` `target` `crypt` `format` `monitor` |
+//! | `inventory` | `catalog` `state` `repository` `target` `crypt` `format` `monitor` |
+//! | `backup` | `inventory` `source` `catalog` `state` `repository` `target` `crypt` `format` `monitor` |
 //! | `reader` | `repository` `crypt` `format` |
 //! | `mount` | `reader` `format` `monitor` |
 //! | `restore` | `reader` `source` `format` `monitor` |
 //! | `dump` | `reader` `format` `monitor` |
 //! | `check` | `reader` `repository` `target` `format` `monitor` |
-//! | `cli` | `backup` `catalog` `check` `crypt` `dump` `format` `init` `memory` `monitor` `mount` `reader` `repository` `restore` `state` |
+//! | `cli` | `backup` `catalog` `check` `crypt` `dump` `format` `init` `inventory` `memory` `monitor` `mount` `reader` `repository` `restore` `state` |
 //! <!-- /layers -->
 
 pub mod backup;
@@ -39,6 +40,7 @@ pub mod crypt;
 pub mod dump;
 pub mod format;
 pub mod init;
+pub mod inventory;
 mod memory;
 pub mod monitor;
 pub mod mount;

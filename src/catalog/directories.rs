@@ -495,24 +495,9 @@ mod tests {
     use std::collections::BTreeMap;
 
     use super::*;
-    use crate::catalog::Trust;
-    use crate::crypt::{Profile, Role, SecretKey};
-    use crate::format::id::CatalogId;
+    use crate::catalog::tests::catalog;
     use crate::format::index::PackKind;
-    use crate::format::{BlockLocation, Items, PackId, RepositoryId};
-
-    fn catalog(folder: &Path) -> Catalog {
-        let host = SecretKey::generate(Profile::Rfc9580, "test", Role::Host, None).unwrap();
-        let trust = Trust {
-            repository: RepositoryId::random(),
-            catalog: CatalogId::random(),
-            encrypted: false,
-            seed: 1,
-            host: host.certificate().fingerprint(),
-            recipients: Vec::new(),
-        };
-        Catalog::create(&folder.join("catalog.sqlite"), trust).unwrap()
-    }
+    use crate::format::{BlockLocation, Items, PackId};
 
     fn put(catalog: &Catalog, directory: DirectoryId, replaced: &[SegmentId], first: &[u8]) {
         let node =

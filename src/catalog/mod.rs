@@ -6,9 +6,11 @@
 //!
 //! - [`trust`]: repository, host key, recipients, encryption; fixed at init
 //! - [`chunks`]: packs, blocks and chunks: what is stored, and where
+//! - [`packs`]: which packs may be built upon, and what goes when one may not any more
 //! - [`directories`]: directories in segments of about 1,000 entries, each with all that its tree node holds
 //! - [`stats`]: the stat identity of a segment's entries, in a form that is compared as bytes
 //! - [`snapshots`]: sources, snapshots and the blocks that each uses
+//! - [`verify`]: whether it agrees with itself
 //! - [`numbers`]: lists of integers as small blobs
 //!
 //! One [`Catalog`] writes, in one transaction that spans all since the last [`Catalog::commit`]; a
@@ -18,9 +20,11 @@ mod chunks;
 mod directories;
 mod error;
 mod numbers;
+mod packs;
 mod snapshots;
 pub mod stats;
 mod trust;
+mod verify;
 
 use std::fs::OpenOptions;
 use std::io;
@@ -33,15 +37,16 @@ use rusqlite::{Connection, OpenFlags};
 pub use chunks::{BlockId, PackRow, Stored};
 pub use directories::{DirectoryId, DirectoryRow, Past, SegmentId, SegmentNode, SegmentRow};
 pub use error::Error;
+pub use packs::{Condemned, KnownPack};
 pub use snapshots::{SnapshotRow, SourceRow};
-pub use trust::Trust;
+pub use trust::{LastRun, Trust};
 
 use crate::format::RepositoryId;
 use error::Context;
 
 /// The schema's number, in SQLite's `user_version`. There is no way from one to another yet: a catalog of
 /// another number is refused.
-const SCHEMA: i64 = 2;
+const SCHEMA: i64 = 3;
 
 /// Pages of SQLite's cache of what writes, in KiB. Lookups beyond it stay on disk.
 const CACHE_KIB: i64 = 6 << 10;
@@ -100,6 +105,15 @@ impl Catalog {
         begin(&self.db, &self.path)
     }
 
+    /// Commits and closes it. Nothing is left beside the file, so it can be moved.
+    pub fn close(self) -> Result<(), Error> {
+        let end = || {
+            self.db.execute_batch("COMMIT")?;
+            self.db.pragma_update(None, "journal_mode", "delete")
+        };
+        end().during("close the catalog", &self.path)
+    }
+
     /// An error in SQL that was run to do `action`.
     fn failed(&self, action: &'static str) -> impl FnOnce(rusqlite::Error) -> Error {
         let path = self.path.clone();
@@ -156,4 +170,38 @@ fn connect(path: &Path, flags: OpenFlags) -> Result<Connection, Error> {
 
 fn begin(db: &Connection, path: &Path) -> Result<(), Error> {
     db.execute_batch("BEGIN IMMEDIATE").during("begin a transaction", path)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::crypt::{Profile, Role, SecretKey};
+    use crate::format::id::CatalogId;
+
+    /// A new catalog in a folder.
+    pub(super) fn catalog(folder: &Path) -> Catalog {
+        let host = SecretKey::generate(Profile::Rfc9580, "test", Role::Host, None).unwrap();
+        let trust = Trust {
+            repository: RepositoryId::random(),
+            catalog: CatalogId::random(),
+            encrypted: false,
+            seed: 1,
+            host: host.certificate().fingerprint(),
+            recipients: Vec::new(),
+        };
+        Catalog::create(&folder.join("catalog.sqlite"), trust).unwrap()
+    }
+
+    #[test]
+    fn a_closed_catalog_is_one_file_and_can_be_moved() {
+        let folder = tempfile::tempdir().unwrap();
+        let catalog = catalog(folder.path());
+        let repository = catalog.trust().repository;
+        catalog.close().unwrap();
+        let names: Vec<_> = folder.path().read_dir().unwrap().map(|entry| entry.unwrap().file_name()).collect();
+        assert_eq!(names, ["catalog.sqlite"]);
+        let moved = folder.path().join("moved");
+        std::fs::rename(folder.path().join("catalog.sqlite"), &moved).unwrap();
+        assert_eq!(Catalog::open(&moved, repository).unwrap().integrity().unwrap(), Vec::<String>::new());
+    }
 }

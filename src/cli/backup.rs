@@ -3,6 +3,7 @@
 use std::ffi::OsString;
 use std::path::PathBuf;
 use std::process::ExitCode;
+use std::time::Duration;
 
 use anyhow::Result;
 use serde_json::json;
@@ -10,7 +11,7 @@ use serde_json::json;
 use super::common::{Global, RepositoryArg, is_interactive, stop_on_signals};
 use super::exit::{PARTIAL, Usage};
 use super::say;
-use super::show::{name_time, parse_size, rate, size};
+use super::show::{name_time, parse_duration, parse_size, rate, size};
 use crate::backup::{self, COMPRESSION, Options, Summary};
 use crate::catalog::stats::Identity;
 use crate::repository::Repository;
@@ -26,6 +27,11 @@ use crate::repository::Repository;
 ///
 /// A file that can't be read, vanishes, or keeps changing while it is read is named, and the backup goes on; the exit
 /// code is 3 then.
+///
+/// This machine's catalog says what the repository has. If it is lost or broken, it is built anew; if the repository, or
+/// this machine's state, was set back to an older copy, the two are compared first. Both are said on standard error. What
+/// the repository has lost is stored again as far as it is still at the source. Another machine that has become the
+/// writer is not overruled: see brackfs-adopt(1).
 ///
 /// The repository, brackfs's own state and its mounts are never backed up on the way; a mount that is named as PATH
 /// is.
@@ -134,6 +140,17 @@ pub(super) struct Args {
     /// Read all files, whatever they look like
     #[arg(long)]
     reread: bool,
+    /// Wait so long for another run that writes to the repository, as in 90s, 10m or 1h30m; without it the exit code is 11
+    /// at once
+    #[arg(long, value_name = "DURATION", default_value = "0s", value_parser = parse_duration)]
+    wait_lock: Duration,
+    /// How much of the repository to read again, of packs that nobody looked at for a month or longer; 0 for none
+    ///
+    /// Each run looks at a few packs (16 at most) that were stored or looked at 30 to 60 days ago: whether they are there,
+    /// and with their length, and, as far as this allows, whether their bytes are what was stored. A pack that is lost is
+    /// named, what is still at the source is stored again by the same run, and the exit code is 3.
+    #[arg(long, value_name = "SIZE", default_value = "32MiB", value_parser = parse_size)]
+    recheck: u64,
     /// Store nothing; say what is new or changed. With -v, name it
     ///
     /// Compares all there is with what was backed up last, opens no file, and changes neither the repository nor this
@@ -237,6 +254,8 @@ impl Args {
             skip_if_unchanged: self.skip_if_unchanged,
             identity: Identity { inode: !self.ignore_inode, ctime: !self.ignore_ctime },
             reread: self.reread,
+            wait_lock: self.wait_lock,
+            recheck: self.recheck,
             dry_run: self.dry_run,
         })
     }

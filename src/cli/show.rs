@@ -66,6 +66,17 @@ pub(super) fn parse_size(text: &str) -> Result<u64, String> {
     number.checked_mul(1 << shift).ok_or_else(|| "it is too large".to_owned())
 }
 
+/// A duration as in `90s`, `10m` or `1h30m`; a bare number is seconds.
+pub(super) fn parse_duration(text: &str) -> Result<Duration, String> {
+    if let Ok(seconds) = text.parse() {
+        return Ok(Duration::from_secs(seconds));
+    }
+    match text.parse::<jiff::SignedDuration>().map(Duration::try_from) {
+        Ok(Ok(duration)) => Ok(duration),
+        _ => Err("it is no duration; give one like 90s, 10m or 1h30m".to_owned()),
+    }
+}
+
 /// A time in RFC 3339, UTC, whole seconds.
 pub(super) fn rfc3339(time: Timestamp) -> String {
     jiff::Timestamp::new(time.seconds, 0).unwrap_or_default().to_string()
@@ -132,6 +143,18 @@ mod tests {
         assert_eq!(parse_size("7"), Ok(7));
         for bad in ["", "MiB", "-1", "1x", "99999999999T"] {
             assert!(parse_size(bad).is_err(), "{bad}");
+        }
+    }
+
+    #[test]
+    fn durations_are_read_as_people_write_them() {
+        let read = |text: &str| parse_duration(text).map(|duration| duration.as_secs());
+        assert_eq!(
+            ["90s", "10m", "1h", "1h30m", "1h 30m", "45", "0"].map(read),
+            [90, 600, 3600, 5400, 5400, 45, 0].map(Ok)
+        );
+        for bad in ["", "m", "-1s", "1x", "soon", "99999999999999999999999"] {
+            assert!(parse_duration(bad).is_err(), "{bad}");
         }
     }
 
