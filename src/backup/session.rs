@@ -77,16 +77,18 @@ impl<'r> Session<'r> {
             repository,
             writer,
             trust,
-            generation: last + 1,
+            generation: last,
             lost_packs: 0,
             run: RunId::random(),
             announced: AtomicBool::new(false),
             _lock: lock,
         };
+        session.set_number(last, &catalog)?;
         if let Some(words) = standing.words() {
             monitor.note(&format!("{words}. Packs are listed and compared before anything is stored"));
             let found = inventory.reconcile(&mut catalog)?;
             monitor.note(&format!("the catalog agrees with the repository now: {}", found.words()));
+            session.set_number(last, &catalog)?;
             // So that the next run, or the other machine, finds it said.
             session.announce(&mut catalog)?;
             catalog.commit()?;
@@ -96,6 +98,12 @@ impl<'r> Session<'r> {
         let found = inventory.recheck(&mut catalog, options.recheck, now().seconds, random)?;
         session.lost_packs = found.condemned.packs;
         Ok((session, catalog))
+    }
+
+    /// Takes a number above the `last` generation, and above those of all snapshots: generations may have been lost.
+    fn set_number(&mut self, last: u64, catalog: &Catalog) -> Result<(), Error> {
+        self.generation = last.max(catalog.last_sequence()?) + 1;
+        Ok(())
     }
 
     /// Names of sources that the target lost.

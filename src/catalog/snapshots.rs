@@ -182,6 +182,13 @@ impl Catalog {
         Ok(found.optional().map_err(self.failed("read a snapshot"))?.is_some())
     }
 
+    /// The number of the newest snapshot; 0: there is none.
+    pub fn last_sequence(&self) -> Result<u64, Error> {
+        let last =
+            self.db.query_row("SELECT coalesce(max(sequence), 0) FROM snapshots", [], |row| row.get::<_, i64>(0));
+        Ok(last.map_err(self.failed("read the last snapshot"))? as u64)
+    }
+
     /// Whether there is a snapshot of this number.
     pub fn has_sequence(&self, sequence: u64) -> Result<bool, Error> {
         let select = "SELECT 1 FROM snapshots WHERE sequence = ?";

@@ -49,7 +49,7 @@ pub fn adopt_with_host_key(
             (Catalog::open(&state.catalog_path(), repository.id())?, found)
         }
     };
-    let number = number.max(catalog.runs()?.0.number) + 1;
+    let number = number.max(catalog.runs()?.0.number).max(catalog.last_sequence()?) + 1;
     catalog.intend_run(number, run)?;
     catalog.commit()?;
     let writer = Writer::new(repository, Signer::new(key)?, &host, &catalog.trust().recipients)?;
