@@ -2,6 +2,7 @@
 //!
 //! Two journeys explain most of the code. A backup ([`backup`]) walks a [`source`], compares it with the
 //! [`catalog`], and writes blocks ([`format`](mod@format), [`crypt`]) into packs of a [`repository`] at a [`target`].
+//! The [`inventory`] sees to it that the catalog claims nothing that the repository does not have.
 //! A read ([`reader`]) goes from a snapshot through trees to blocks, verifying each; [`mount`], [`restore`],
 //! [`dump`](mod@dump) and [`check`] are on top of it. Engines tell a [`monitor`] what happens, and only [`cli`] prints.
 //!

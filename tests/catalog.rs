@@ -194,6 +194,8 @@ fn a_lost_or_broken_catalog_is_built_anew_by_the_next_backup() {
             let _ = fs::remove_file(format!("{}{end}", world.catalog().display()));
         }
         damage(&world.catalog());
+        says(&world.site.backup(&["--dry-run"]).code(1), &[words, "A backup builds it anew"]);
+        assert!(!world.state().join("catalog.sqlite.new").exists());
         let run = world.backup(&[]).ok();
         says(&run, &[words, "built anew"]);
         stored_nothing_again(&world, &run);
@@ -315,15 +317,19 @@ fn lost_packs_are_left_out_of_a_new_catalog_and_stored_again() {
     for pack in world.packs() {
         fs::remove_file(pack).unwrap();
     }
+    // The source's name is known from elsewhere, and written again.
+    fs::remove_dir_all(world.site.repo().join("sources")).unwrap();
     world.snapshots.clear();
-    let run = world.site.brackfs(&["catalog", "rebuild"]).ok();
-    says(&run, &["packs are missing"]);
+    fs::remove_file(world.catalog()).unwrap();
     let run = world.backup(&[]).ok();
+    says(&run, &["built anew", "packs are missing"]);
     assert!(number(&run.json(), "data_bytes") > 5 * MIB as u64, "{run}");
     let (id, expected) = &world.snapshots[0];
     let to = world.site.path().join("out");
     world.site.brackfs(&["restore", id, "--to", to.to_str().unwrap()]).ok();
     assert!(tree(&to) == *expected);
+    let run = world.site.brackfs(&["check"]).code(1);
+    assert!(!run.stderr.contains("sources/"), "{run}");
 }
 
 #[test]
@@ -425,6 +431,35 @@ fn clones_in_turn_lose_nothing_and_are_noticed_each_time() {
     assert_eq!(world.backup(&[]).ok().stderr, "");
     says(&world.backup_with(&clone).code(1), &["is the writer of this repository"]);
     world.is_whole();
+}
+
+#[test]
+fn of_clones_that_begin_to_write_at_the_same_moment_one_is_refused() {
+    let mut world = World::new();
+    let piped = ["backup", "--stdin-filename", "pipe"];
+    world.site.brackfs(&piped).ok();
+    let clone = world.copy_of_state("clone");
+    // It has looked at the repository, and writes when something comes.
+    let mut waiting = world.site.command(&piped);
+    let mut waiting = waiting.stdin(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
+    let threads = PathBuf::from(format!("/proc/{}/task", waiting.id()));
+    let walks = || {
+        let mut names = fs::read_dir(&threads).unwrap().map(|thread| fs::read(thread.unwrap().path().join("comm")));
+        names.any(|name| name.is_ok_and(|name| name == b"walk\n"))
+    };
+    while !walks() {
+        sleep(Duration::from_millis(5));
+    }
+    world.site.write("new", "new");
+    world.backup_with(&clone).ok();
+    waiting.stdin.take().unwrap().write_all(&noise("pipe", MIB)).unwrap();
+    let output = waiting.wait_with_output().unwrap();
+    let said = String::from_utf8_lossy(&output.stderr);
+    assert_eq!(output.status.code(), Some(1), "{said}");
+    assert!(said.contains("at the same moment") && said.contains("brackfs adopt"), "{said}");
+    // The next time it finds what happened, and goes on.
+    says(&world.backup(&[]).ok(), &["does not know"]);
+    world.site.brackfs(&["check", "--read-data"]).ok();
 }
 
 #[test]
@@ -623,6 +658,8 @@ fn packs_that_nobody_looked_at_for_long_are_looked_at_and_what_is_lost_is_stored
         let to = world.site.path().join("out");
         world.site.brackfs(&["restore", id, "--to", to.to_str().unwrap()]).ok();
         assert!(tree(&to) == *expected);
+        let verified = world.site.brackfs(&["catalog", "verify", "--json"]).ok().json();
+        assert_eq!(number(&verified, "lost_packs"), 1);
         // It was said; what is there now is good.
         let after = world.backup(&["--skip-if-unchanged"]).ok();
         assert_eq!((after.stderr.as_str(), number(&after.json(), "files_read")), ("", 0));

@@ -49,17 +49,7 @@ impl<'r> Session<'r> {
         let host = key.certificate();
         let access = host_access(&key)?;
         let inventory = Inventory { repository, access: &access, monitor, stop };
-        let mut catalog = match Catalog::open(&state.catalog_path(), repository.id()) {
-            Err(error) if error.is_lost() => {
-                monitor.note(&format!(
-                    "{error}. It is built anew from the repository now; every file is read once, and what is stored already is not stored again"
-                ));
-                let (catalog, found) = inventory::rebuild(&inventory, &state, &host.fingerprint())?;
-                monitor.note(&format!("the catalog was built anew: {}", found.words()));
-                catalog
-            }
-            other => other?,
-        };
+        let (mut catalog, built) = open_catalog(&inventory, &state, &host)?;
         let trust = catalog.trust().clone();
         compare(repository, &trust, &host)?;
         let (known, _) = catalog.runs()?;
@@ -72,23 +62,23 @@ impl<'r> Session<'r> {
             }
             Standing::SetBack { found, known } | Standing::Forgotten { found, known } => found.max(known),
         };
-        let writer = Writer::new(repository, Signer::new(key)?, &host, &trust.recipients)?;
+        if let Some(words) = standing.words() {
+            monitor.note(&format!("{words}. Packs are listed and compared before anything is stored"));
+            let found = inventory.reconcile(&mut catalog)?;
+            monitor.note(&format!("the catalog agrees with the repository now: {}", found.words()));
+        }
         let mut session = Session {
             repository,
-            writer,
+            writer: Writer::new(repository, Signer::new(key)?, &host, &trust.recipients)?,
             trust,
-            generation: last,
+            // Generations may have been lost, too.
+            generation: last.max(catalog.last_sequence()?) + 1,
             lost_packs: 0,
             run: RunId::random(),
             announced: AtomicBool::new(false),
             _lock: lock,
         };
-        session.set_number(last, &catalog)?;
-        if let Some(words) = standing.words() {
-            monitor.note(&format!("{words}. Packs are listed and compared before anything is stored"));
-            let found = inventory.reconcile(&mut catalog)?;
-            monitor.note(&format!("the catalog agrees with the repository now: {}", found.words()));
-            session.set_number(last, &catalog)?;
+        if built || standing.words().is_some() {
             // So that the next run, or the other machine, finds it said.
             session.announce(&mut catalog)?;
             catalog.commit()?;
@@ -98,12 +88,6 @@ impl<'r> Session<'r> {
         let found = inventory.recheck(&mut catalog, options.recheck, now().seconds, random)?;
         session.lost_packs = found.condemned.packs;
         Ok((session, catalog))
-    }
-
-    /// Takes a number above the `last` generation, and above those of all snapshots: generations may have been lost.
-    fn set_number(&mut self, last: u64, catalog: &Catalog) -> Result<(), Error> {
-        self.generation = last.max(catalog.last_sequence()?) + 1;
-        Ok(())
     }
 
     /// Names of sources that the target lost.
@@ -133,6 +117,25 @@ impl<'r> Session<'r> {
             other => other.map_err(Error::from),
         }?;
         Ok(catalog.set_run(self.generation, self.run)?)
+    }
+}
+
+/// The catalog, and whether it had to be built anew.
+fn open_catalog(
+    inventory: &Inventory<'_>,
+    state: &RepositoryState,
+    host: &Certificate,
+) -> Result<(Catalog, bool), Error> {
+    match Catalog::open(&state.catalog_path(), inventory.repository.id()) {
+        Err(error) if error.is_lost() => {
+            inventory.monitor.note(&format!(
+                "{error}. It is built anew from the repository now; every file is read once, and what is stored already is not stored again"
+            ));
+            let (catalog, found) = inventory::rebuild(inventory, state, &host.fingerprint())?;
+            inventory.monitor.note(&format!("the catalog was built anew: {}", found.words()));
+            Ok((catalog, true))
+        }
+        other => Ok((other?, false)),
     }
 }
 

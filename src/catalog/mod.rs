@@ -4,6 +4,9 @@
 //! holds what this machine trusts, so that nothing at the target has to be believed. It is never needed
 //! for a restore.
 //!
+//! It may claim less than the repository has, and never more: see [`packs`]. Whether it does is for
+//! [`crate::inventory`] to find out.
+//!
 //! - [`trust`]: repository, host key, recipients, encryption; fixed at init
 //! - [`chunks`]: packs, blocks and chunks: what is stored, and where
 //! - [`packs`]: which packs may be built upon, and what goes when one may not any more

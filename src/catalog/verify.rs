@@ -67,6 +67,12 @@ impl Catalog {
         Ok((usable, all))
     }
 
+    /// How many packs are condemned.
+    pub fn condemned_packs(&self) -> Result<u64, Error> {
+        let count = self.db.query_row("SELECT count(*) FROM packs WHERE condemned", [], |row| row.get::<_, i64>(0));
+        Ok(count.map_err(self.failed("count packs"))? as u64)
+    }
+
     /// Counts chunks, and those whose block is not among `usable`.
     pub fn count_chunks(&self, usable: &RoaringTreemap) -> Result<(u64, u64), Error> {
         let (mut chunks, mut lost) = (0, 0);

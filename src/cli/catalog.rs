@@ -69,7 +69,8 @@ pub(super) struct VerifyArgs {
     repository: RepositoryArg,
     /// Print the result and problems as JSON, one object a line
     ///
-    /// The result has message_type summary, and packs, blocks, chunks, snapshots, problems. A problem, on standard error,
+    /// The result has message_type summary, and packs, lost_packs (known to be lost, and not built upon any more), blocks,
+    /// chunks, snapshots, problems. A problem, on standard error,
     /// has message_type error, and path and message.
     #[arg(long)]
     json: bool,
@@ -119,6 +120,7 @@ fn verify(args: &VerifyArgs, global: &Global) -> Result<ExitCode> {
         say::result(json!({
             "message_type": "summary",
             "packs": found.packs,
+            "lost_packs": found.lost_packs,
             "blocks": found.blocks,
             "chunks": found.chunks,
             "snapshots": found.snapshots,
@@ -127,6 +129,12 @@ fn verify(args: &VerifyArgs, global: &Global) -> Result<ExitCode> {
     } else if !global.quiet && (is_interactive() || global.verbose) {
         let (packs, blocks) = (found.packs, found.blocks);
         say::aside(format!("{packs} packs, {blocks} blocks, {} chunks, {} snapshots", found.chunks, found.snapshots));
+        if found.lost_packs > 0 {
+            let lost = found.lost_packs;
+            say::aside(format!(
+                "{lost} more packs are lost, and not built upon any more; older snapshots may need them"
+            ));
+        }
     }
     match found.problems {
         0 => Ok(ExitCode::SUCCESS),

@@ -17,6 +17,8 @@ const SUMS_SIZE: usize = 64 << 20;
 pub struct Verified {
     /// Packs that the catalog builds upon.
     pub packs: u64,
+    /// Packs that are lost, and that it does not build upon any more. Older snapshots may need them.
+    pub lost_packs: u64,
     /// Blocks.
     pub blocks: u64,
     /// Chunks.
@@ -106,7 +108,8 @@ impl Inventory<'_> {
                 None => problem(Path::new(&object), "the catalog does not know which blocks it uses"),
             }
         }
-        Ok(Verified { packs, blocks: usable.len(), chunks, snapshots, ..found })
+        let lost_packs = catalog.condemned_packs()?;
+        Ok(Verified { packs, lost_packs, blocks: usable.len(), chunks, snapshots, ..found })
     }
 
     /// What the repository shows of packs.
