@@ -619,6 +619,21 @@ fn whichever_pack_is_lost_the_next_snapshot_is_whole() {
     }
 }
 
+#[test]
+fn a_disk_that_is_not_mounted_is_not_taken_for_lost_packs() {
+    let mut world = World::new();
+    let (packs, away) = (world.site.repo().join("packs"), world.site.path().join("away"));
+    fs::rename(&packs, &away).unwrap();
+    fs::create_dir(&packs).unwrap();
+    forget_looks(&world);
+    says(&world.backup(&[]).code(1), &["is a disk not mounted"]);
+    fs::remove_dir(&packs).unwrap();
+    fs::rename(&away, &packs).unwrap();
+    let run = world.backup(&[]).ok();
+    assert_eq!((run.stderr.as_str(), number(&run.json(), "files_read")), ("", 0));
+    world.is_whole();
+}
+
 /// Makes packs look as if nobody had looked at them for years.
 fn forget_looks(world: &World) {
     let db = rusqlite::Connection::open(world.catalog()).unwrap();

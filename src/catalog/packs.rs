@@ -65,6 +65,12 @@ impl Catalog {
         find().map_err(self.failed("list packs"))
     }
 
+    /// Whether any pack that may be built upon is on the list.
+    pub fn any_listed(&self) -> Result<bool, Error> {
+        let any = "SELECT EXISTS (SELECT 1 FROM packs JOIN listing ON listing.pack = uuid WHERE condemned = 0)";
+        self.db.query_row(any, [], |row| row.get(0)).map_err(self.failed("list packs"))
+    }
+
     /// Condemns packs that are not on the list, or with another length. Calls `found` with each of them, and with the
     /// length on the list if it has one.
     pub fn condemn_unlisted(&self, found: &mut dyn FnMut(&KnownPack, Option<u64>)) -> Result<Condemned, Error> {

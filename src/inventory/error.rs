@@ -48,6 +48,11 @@ pub enum Error {
         /// What is wrong with it.
         source: repository::Error,
     },
+    /// Generations are as they were left, and packs are not there.
+    #[error(
+        "not one of the packs is there that the catalog knows, though the repository is as it was left: is a disk not mounted at packs/? Nothing was changed. If they are lost, `brackfs catalog rebuild` lets the next backup store everything again"
+    )]
+    NoPacks,
     /// There is no secrets document that this machine can open and believe.
     #[error(
         "the repository has no document in secrets/ that this machine's host key can open and has signed{why}; the catalog can't be built without it"

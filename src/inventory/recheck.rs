@@ -75,6 +75,9 @@ impl Inventory<'_> {
         if missing {
             // It is hardly the only one.
             self.list_packs(catalog)?;
+            if !catalog.any_listed()? {
+                return Err(Error::NoPacks);
+            }
             let more = catalog.condemn_unlisted(&mut |pack, length| match length {
                 Some(length) => self.name(pack, &of_another_length(length, pack.length)),
                 None => self.name(pack, MISSING),
