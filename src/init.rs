@@ -71,13 +71,8 @@ pub fn init(location: &str, state: &Path, owner: Owner) -> Result<Made, Error> {
         Owner::Everyone => Vec::new(),
     };
     let encrypted = !recipients.is_empty();
-    // Without encryption only signatures matter, and those of the older standard any gpg can check.
-    let profile = match encrypted && recipients.iter().all(Certificate::supports_aead) {
-        true => Profile::Rfc9580,
-        false => Profile::Rfc4880,
-    };
     let repository = Repository::create(location, encrypted)?;
-    let host = SecretKey::generate(profile, "brackfs host", Role::Host, None)?;
+    let host = SecretKey::generate_host(&recipients)?;
     let certificate = host.certificate();
 
     let kept_here = RepositoryState::new(state, repository.id());

@@ -2,6 +2,7 @@
 //!
 //! Two journeys explain most of the code. A backup ([`backup`]) walks a [`source`], compares it with the
 //! [`catalog`], and writes blocks ([`format`](mod@format), [`crypt`]) into packs of a [`repository`] at a [`target`].
+//! The [`inventory`] sees to it that the catalog claims nothing that the repository does not have.
 //! A read ([`reader`]) goes from a snapshot through trees to blocks, verifying each; [`mount`], [`restore`],
 //! [`dump`](mod@dump) and [`check`] are on top of it. Engines tell a [`monitor`] what happens, and only [`cli`] prints.
 //!
@@ -22,13 +23,14 @@
 //! | `state` | `crypt` `format` |
 //! | `catalog` | `crypt` `format` `source` |
 //! | `init` | `catalog` `state` `repository` `crypt` `format` |
-//! | `backup` | `source` `catalog` `state` `repository` `target` `crypt` `format` `monitor` |
+//! | `inventory` | `catalog` `state` `repository` `target` `crypt` `format` `monitor` |
+//! | `backup` | `inventory` `source` `catalog` `state` `repository` `target` `crypt` `format` `monitor` |
 //! | `reader` | `repository` `crypt` `format` |
 //! | `mount` | `reader` `format` `monitor` |
 //! | `restore` | `reader` `source` `format` `monitor` |
 //! | `dump` | `reader` `format` `monitor` |
 //! | `check` | `reader` `repository` `target` `format` `monitor` |
-//! | `cli` | `backup` `catalog` `check` `crypt` `dump` `format` `init` `kernel` `monitor` `mount` `reader` `repository` `restore` `state` |
+//! | `cli` | `backup` `catalog` `check` `crypt` `dump` `format` `init` `inventory` `kernel` `monitor` `mount` `reader` `repository` `restore` `state` |
 //! <!-- /layers -->
 
 pub mod backup;
@@ -39,6 +41,7 @@ pub mod crypt;
 pub mod dump;
 pub mod format;
 pub mod init;
+pub mod inventory;
 mod kernel;
 pub mod monitor;
 pub mod mount;

@@ -3,14 +3,18 @@
 //! ```text
 //! <state>/<repository id>/host.key         the machine's own key for it (hosts only)
 //! <state>/<repository id>/catalog.sqlite   the catalog (hosts only)
+//! <state>/<repository id>/catalog.sqlite.old   the one before, if it was built anew
 //! <state>/<repository id>/lock             held while a run writes; the kernel frees it with the process
 //! <state>/<repository id>/signers          fingerprints of host keys that a reader believes
 //! ```
 
 use std::fs::{self, DirBuilder, File, OpenOptions};
-use std::io::{self, Write};
+use std::io::{self, Read, Write};
 use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::thread::sleep;
+use std::time::{Duration, Instant};
 
 use rustix::fs::FlockOperation;
 
@@ -31,11 +35,18 @@ pub enum Error {
         source: io::Error,
     },
     /// Another run holds the lock.
-    #[error("another run of brackfs is writing to this repository (it holds {path}); try again when it is done")]
+    #[error(
+        "another run of brackfs is writing to this repository ({holder} holds {path}); try again when it is done, or let --wait-lock wait for it"
+    )]
     Locked {
         /// The lock file.
         path: PathBuf,
+        /// Who holds it, as far as that is known.
+        holder: String,
     },
+    /// The wait for the lock was told to end.
+    #[error("interrupted while waiting for another run of brackfs")]
+    Interrupted,
     /// A file whose content makes no sense.
     #[error("{path} is damaged: {why}")]
     Damaged {
@@ -45,6 +56,11 @@ pub enum Error {
         why: String,
     },
 }
+
+/// Time between two tries to get the lock.
+const TRY_AGAIN: Duration = Duration::from_millis(100);
+/// Most bytes of a process id in a lock file.
+const HOLDER_SIZE: u64 = 20;
 
 /// What this machine keeps of one repository.
 #[derive(Debug, Clone)]
@@ -85,7 +101,50 @@ impl RepositoryState {
         self.folder.join("catalog.sqlite")
     }
 
-    fn host_key_path(&self) -> PathBuf {
+    /// Where a new catalog is made, until it takes the place of the other.
+    pub fn new_catalog_path(&self) -> PathBuf {
+        self.folder.join("catalog.sqlite.new")
+    }
+
+    /// Where the catalog is kept that a new one replaced.
+    pub fn old_catalog_path(&self) -> PathBuf {
+        self.folder.join("catalog.sqlite.old")
+    }
+
+    /// Removes what there is of a new catalog.
+    pub fn discard_new_catalog(&self) -> Result<(), Error> {
+        ["", "-wal", "-shm", "-journal"]
+            .iter()
+            .try_for_each(|end| self.remove(&with_end(&self.new_catalog_path(), end)))
+    }
+
+    /// Puts the new catalog, closed, in the place of the catalog, and keeps that. If it breaks off halfway there is none,
+    /// and one can be built.
+    pub fn put_new_catalog(&self) -> Result<(), Error> {
+        let (catalog, old) = (self.catalog_path(), self.old_catalog_path());
+        // What SQLite keeps beside a database belongs to that one only.
+        for end in ["", "-wal", "-shm", "-journal"] {
+            let (from, to) = (with_end(&catalog, end), with_end(&old, end));
+            self.remove(&to)?;
+            match fs::rename(&from, &to) {
+                Err(e) if e.kind() == io::ErrorKind::NotFound => {}
+                other => other.map_err(|source| self.failed("move aside", &from, source))?,
+            }
+        }
+        let sync = || File::open(&self.folder)?.sync_all();
+        let put = sync().and_then(|()| fs::rename(self.new_catalog_path(), &catalog)).and_then(|()| sync());
+        put.map_err(|source| self.failed("write", &catalog, source))
+    }
+
+    fn remove(&self, path: &Path) -> Result<(), Error> {
+        match fs::remove_file(path) {
+            Err(e) if e.kind() == io::ErrorKind::NotFound => Ok(()),
+            other => other.map_err(|source| self.failed("remove", path, source)),
+        }
+    }
+
+    /// Where the machine's own key is.
+    pub fn host_key_path(&self) -> PathBuf {
         self.folder.join("host.key")
     }
 
@@ -110,16 +169,33 @@ impl RepositoryState {
         write().map_err(|source| self.failed("write", &path, source))
     }
 
-    /// Takes the lock, or says who holds it ([`Error::Locked`]).
-    pub fn lock(&self) -> Result<Lock, Error> {
+    /// Takes the lock, or says who holds it ([`Error::Locked`]) if it isn't free within `wait`. Before it begins to wait it
+    /// tells `waits` for whom; `stop` ends the wait.
+    pub fn lock(&self, wait: Duration, stop: &AtomicBool, waits: impl FnOnce(&str)) -> Result<Lock, Error> {
         let path = self.folder.join("lock");
-        let file = OpenOptions::new().write(true).create(true).truncate(false).mode(0o600).open(&path);
-        let file = file.map_err(|source| self.failed("open", &path, source))?;
-        match rustix::fs::flock(&file, FlockOperation::NonBlockingLockExclusive) {
-            Ok(()) => Ok(Lock { _file: file }),
-            Err(rustix::io::Errno::WOULDBLOCK) => Err(Error::Locked { path }),
-            Err(e) => Err(self.failed("lock", &path, e.into())),
+        let file = OpenOptions::new().read(true).write(true).create(true).truncate(false).mode(0o600).open(&path);
+        let mut file = file.map_err(|source| self.failed("open", &path, source))?;
+        let (since, mut waits) = (Instant::now(), Some(waits));
+        loop {
+            match rustix::fs::flock(&file, FlockOperation::NonBlockingLockExclusive) {
+                Ok(()) => break,
+                Err(rustix::io::Errno::WOULDBLOCK) => {}
+                Err(e) => return Err(self.failed("lock", &path, e.into())),
+            }
+            if since.elapsed() >= wait {
+                return Err(Error::Locked { holder: holder(&path), path });
+            }
+            if let Some(waits) = waits.take() {
+                waits(&holder(&path));
+            }
+            if stop.load(Ordering::Relaxed) {
+                return Err(Error::Interrupted);
+            }
+            sleep(TRY_AGAIN.min(wait.saturating_sub(since.elapsed())));
         }
+        // For those who wait. Nothing depends on it, so a full disk does not matter here.
+        let _ = file.set_len(0).and_then(|()| file.write_all(std::process::id().to_string().as_bytes()));
+        Ok(Lock { _file: file })
     }
 
     /// Host keys that this machine's readers believe.
@@ -153,5 +229,53 @@ impl RepositoryState {
 
     fn failed(&self, action: &'static str, path: &Path, source: io::Error) -> Error {
         Error::Io { action, path: path.to_owned(), source }
+    }
+}
+
+fn with_end(path: &Path, end: &str) -> PathBuf {
+    let mut name = path.as_os_str().to_owned();
+    name.push(end);
+    name.into()
+}
+
+/// Who holds a lock, by what it wrote into it.
+fn holder(path: &Path) -> String {
+    let mut text = String::new();
+    let read = File::open(path).and_then(|file| file.take(HOLDER_SIZE).read_to_string(&mut text));
+    match (read, text.parse::<u32>()) {
+        (Ok(_), Ok(process)) => format!("process {process}"),
+        _ => "it".to_owned(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn one_holds_the_lock_and_another_waits_as_long_as_it_was_told() {
+        let folder = tempfile::tempdir().unwrap();
+        let state = RepositoryState::new(folder.path(), RepositoryId::random());
+        state.create().unwrap();
+        let stop = AtomicBool::new(false);
+        let none = |_: &str| unreachable!("nobody has to wait");
+        let held = state.lock(Duration::ZERO, &stop, none).unwrap();
+        let told = |wait, stop: &AtomicBool| {
+            let mut said = None;
+            let error = state.lock(wait, stop, |holder| said = Some(holder.to_owned())).map(drop);
+            (error, said)
+        };
+        let own = format!("process {}", std::process::id());
+        assert!(matches!(told(Duration::ZERO, &stop), (Err(Error::Locked { holder, .. }), None) if holder == own));
+        let (error, said) = told(Duration::from_millis(250), &stop);
+        assert!(matches!(error, Err(Error::Locked { .. })));
+        assert_eq!(said, Some(own));
+        assert!(matches!(told(Duration::MAX, &AtomicBool::new(true)).0, Err(Error::Interrupted)));
+        std::thread::scope(|threads| {
+            let waits = threads.spawn(|| told(Duration::from_secs(60), &stop).0.is_ok());
+            sleep(Duration::from_millis(50));
+            drop(held);
+            assert!(waits.join().unwrap());
+        });
     }
 }

@@ -187,11 +187,11 @@ fn what_would_stop_a_backup_stops_a_dry_run() {
     says(site.brackfs(&["backup", "-n", "nowhere"]).code(1), "cannot back up");
     says(site.brackfs(&["backup", "-n", "repo"]).code(2), "belongs to this repository");
     says(site.brackfs(&["backup", "-n", "--stdin-filename", "x"]).code(2), "cannot be used with");
-    // The repository as it was before the last backup.
+    // The repository as it was before the last backup stops neither, and is said.
     let generations = site.repo().join("generation");
     let last = fs::read_dir(&generations).unwrap().map(|entry| entry.unwrap().path()).max().unwrap();
     fs::remove_file(last).unwrap();
-    says(site.backup(&["-n"]).code(1), "set back");
+    says(site.backup(&["-n"]).ok(), "set back");
 }
 
 #[test]

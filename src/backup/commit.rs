@@ -10,6 +10,7 @@ use roaring::RoaringTreemap;
 
 use super::Error;
 use super::engine::Engine;
+use crate::catalog::SnapshotRow;
 use crate::format::PackId;
 use crate::format::id::ObjectId;
 use crate::format::index::{BlockRuns, Index, PackKind, SnapshotBlocks};
@@ -44,13 +45,17 @@ impl Engine<'_> {
     }
 
     /// Makes durable what has a place, and what the catalog says of it.
-    pub(super) fn commit(&mut self, snapshot: Option<SnapshotBlocks>) -> Result<(), Error> {
+    pub(super) fn commit(&mut self, mut snapshot: Option<SnapshotBlocks>) -> Result<(), Error> {
         self.drain()?;
         if !self.open_packs.flush() {
             return Err(self.why_stopped("storing packs"));
         }
         while !self.packs.is_empty() {
             self.wait_for_result()?;
+        }
+        if let Some(snapshot) = &mut snapshot {
+            // Its last packs are counted only now.
+            snapshot.stored_bytes = self.tally.data_bytes + self.tally.tree_bytes;
         }
         self.hand_over_chunks()?;
         self.write_index(snapshot)?;
@@ -80,16 +85,21 @@ impl Engine<'_> {
         Ok(())
     }
 
-    /// The blocks of the snapshot, as the difference to the one before.
+    /// What the index says of the snapshot: its blocks, as the difference to the one before.
     pub(super) fn snapshot_blocks(
         &self,
-        snapshot: SnapshotName,
+        row: &SnapshotRow,
         base: Option<(SnapshotName, RoaringTreemap)>,
     ) -> Result<SnapshotBlocks, Error> {
         let (base, before) = base.unzip();
         let before = before.unwrap_or_default();
         Ok(SnapshotBlocks {
-            snapshot,
+            snapshot: row.name.clone(),
+            sequence: row.sequence,
+            source: row.source.clone(),
+            files: row.files,
+            bytes: row.bytes,
+            stored_bytes: row.stored_bytes,
             base,
             added: self.runs(&(&self.used - &before))?,
             removed: self.runs(&(&before - &self.used))?,

@@ -1,7 +1,7 @@
 //! What ends a backup.
 
 use crate::crypt::Fingerprint;
-use crate::{catalog, crypt, format, repository, source, state, target};
+use crate::{catalog, crypt, format, inventory, repository, source, state, target};
 
 /// A backup that did not come to its end. What was committed before stays and is not stored again.
 #[derive(Debug, thiserror::Error)]
@@ -15,6 +15,9 @@ pub enum Error {
     /// The state directory failed, or another run holds the lock.
     #[error(transparent)]
     State(#[from] state::Error),
+    /// Catalog and repository can't be made to agree.
+    #[error(transparent)]
+    Inventory(#[from] inventory::Error),
     /// The target failed.
     #[error(transparent)]
     Target(#[from] target::Error),
@@ -27,14 +30,6 @@ pub enum Error {
     /// A block could not be sealed.
     #[error("cannot encrypt: {0}")]
     Crypt(#[from] crypt::Error),
-    /// This machine can't write to the repository.
-    #[error(
-        "this machine has no host key for the repository ({path} is missing); a repository is written to by the machine that made it"
-    )]
-    NoHostKey {
-        /// Where it should be.
-        path: String,
-    },
     /// The target shows other recipients than those that were agreed on.
     #[error(
         "the recipients' certificates in the repository are not those that this machine encrypts to ({found} instead of {expected}); somebody changed keys/, nothing was backed up"
@@ -63,25 +58,19 @@ pub enum Error {
         /// The key that was fixed at init.
         expected: Fingerprint,
     },
-    /// Somebody else wrote to the repository.
+    /// Another machine began a run at the same moment.
     #[error(
-        "another machine or another catalog has written to this repository (generation {found}, this catalog knows {known}); one repository belongs to one machine"
+        "another machine that uses a copy of this machine's state began to write at the same moment (generation {found}); run `brackfs adopt` on the one that shall go on"
     )]
-    OtherWriter {
-        /// The last generation at the target.
+    AtOnce {
+        /// The generation that both wanted.
         found: u64,
-        /// The last generation of this catalog.
-        known: u64,
     },
-    /// The repository lost what the catalog knows of.
-    #[error(
-        "the repository is older than this machine's catalog (generation {found}, this catalog knows {known}): it was set back or lost objects; nothing was backed up"
-    )]
-    SetBack {
-        /// The last generation at the target.
-        found: u64,
-        /// The last generation of this catalog.
-        known: u64,
+    /// A dry run has nothing to compare with.
+    #[error("{source}. A backup builds it anew by itself; a dry run changes nothing, so it can't")]
+    NothingToCompare {
+        /// What is wrong with the catalog.
+        source: catalog::Error,
     },
     /// There is nothing to back up.
     #[error("cannot back up {path}: {source}")]

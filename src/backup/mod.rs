@@ -6,7 +6,7 @@
 //!                                       catalog ───┘ └───────────────────────────┘
 //! ```
 //!
-//! - [`session`]: the lock, and what must be as it was left before anything is written
+//! - [`session`]: the lock, and a catalog that agrees with the repository, before anything is written
 //! - [`leftovers`]: what a run left that did not come to its end
 //! - [`scope`]: what is backed up; [`list`] reads lists of paths, [`selection`] holds them
 //! - [`walk`]: lists, compares with the catalog, asks for what changed to be read
@@ -76,6 +76,7 @@ use crate::format::name::SnapshotName;
 use crate::format::snapshot::{Snapshot, Statistics};
 use crate::format::source::Source;
 use crate::format::{ChunkRef, Items, Node, Timestamp};
+use crate::inventory::READ_AGAIN;
 use crate::monitor::{Monitor, Total};
 use crate::repository::Repository;
 use crate::source::{Cutter, Extended, MountTable, Stat, Tags, now, temporary_folder};
@@ -161,6 +162,10 @@ pub struct Options {
     pub retries: u32,
     /// How long to wait in all for files that changed just now.
     pub settle_max: Duration,
+    /// Time to wait for another run that writes.
+    pub wait_lock: Duration,
+    /// Bytes of packs to read again, of those that were not looked at for long.
+    pub recheck: u64,
     /// Only say what is new or changed. No file is opened, and nothing is written.
     pub dry_run: bool,
 }
@@ -189,6 +194,8 @@ impl Default for Options {
             reread: false,
             retries: RETRIES,
             settle_max: SETTLE_MAX,
+            wait_lock: Duration::ZERO,
+            recheck: READ_AGAIN,
             dry_run: false,
         }
     }
@@ -231,7 +238,7 @@ pub struct Summary {
     pub data_bytes: u64,
     /// Bytes of those tree packs.
     pub tree_bytes: u64,
-    /// Files and directories that could not be read as they were.
+    /// Files and directories that could not be read as they were, and packs that were found to be lost.
     pub problems: u64,
     /// Time from start to end.
     pub duration: Duration,
@@ -257,10 +264,11 @@ pub fn run(
     scope.stay_out_of(&forbidden)?;
     let mut summary = if options.dry_run {
         let preview = Preview { scope: &scope, monitor, stop };
-        preview.run(look(repository, state)?, rules(&scope, options, forbidden)?)?
+        preview.run(look(repository, state, monitor, stop)?, rules(&scope, options, forbidden)?)?
     } else {
-        let (session, mut catalog) = Session::open(repository, state)?;
+        let (session, mut catalog) = Session::open(repository, state, options, monitor, stop)?;
         leftovers::clear(&session, &mut catalog, monitor)?;
+        missing += session.lost_packs;
         let source = find_source(&session, &mut catalog, &scope.name)?;
         expect_as_before(&catalog, Some(source.0), monitor)?;
         let run = Run { session: &session, scope: &scope, source, options, monitor, stop, started: started.0 };
@@ -462,14 +470,16 @@ impl Run<'_> {
             engine.used = engine.catalog.blocks_below(root.id)?;
         }
         debug_assert_eq!(engine.used, engine.catalog.blocks_below(root.id)?);
-        let base = previous.map(|(row, blocks)| (row.name, blocks));
+        let (previous, base) = match previous {
+            Some((row, blocks)) => (Some(row.name.id), blocks.map(|blocks| (row.name, blocks))),
+            None => (None, None),
+        };
         let time = self.name_time(engine.catalog.newest_time()?.as_deref());
         let name = SnapshotName { source: self.source.1, time, id: SnapshotId::random() };
-        let previous = base.as_ref().map(|(name, _)| name.id);
-        let blocks = engine.snapshot_blocks(name.clone(), base)?;
         let (identity, root) = (self.identity(root, root.untrusted), self.root_node(engine, root)?);
         let row = self.row(&name, identity, counts, engine.tally);
-        engine.catalog.add_snapshot(&row, self.source.0, &engine.used)?;
+        let blocks = engine.snapshot_blocks(&row, base)?;
+        engine.catalog.add_snapshot(&row, self.source.0, Some(&engine.used))?;
         engine.commit(Some(blocks))?;
         // Packs were counted as they were stored, the last of them just now.
         let statistics = statistics(counts, engine.tally);

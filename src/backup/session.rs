@@ -1,13 +1,18 @@
-//! A run that may write: it holds the lock, and has found everything as it was left.
+//! A run that may write: it holds the lock, and its catalog claims nothing that the repository does not have.
 
 use std::path::Path;
 use std::sync::atomic::{AtomicBool, Ordering};
 
-use super::Error;
+use super::{Error, Options};
 use crate::catalog::{Catalog, Trust};
-use crate::crypt::{Certificate, Opener, SecretKey, Signer};
+use crate::crypt::{Certificate, Signer};
 use crate::format::generation::Generation;
+use crate::format::id::RunId;
+use crate::format::name;
+use crate::inventory::{self, Inventory, Standing, host_access, host_key};
+use crate::monitor::Monitor;
 use crate::repository::{Access, Repository, Writer};
+use crate::source::now;
 use crate::state::{Lock, RepositoryState};
 use crate::target::ErrorKind;
 
@@ -22,35 +27,90 @@ pub(super) struct Session<'r> {
     pub(super) after_unfinished: bool,
     /// The number of this run.
     pub(super) generation: u64,
+    /// Packs that were found to be lost. Each was named.
+    pub(super) lost_packs: u64,
+    run: RunId,
     /// The target knows of this run.
     announced: AtomicBool,
     _lock: Lock,
 }
 
 impl<'r> Session<'r> {
-    /// Takes the lock, and compares what the target shows with what this machine trusts. Nothing is
-    /// written to the target yet.
-    pub(super) fn open(repository: &'r Repository, state: &Path) -> Result<(Self, Catalog), Error> {
+    /// Takes the lock, and compares what the target shows with what this machine trusts and its catalog knows. A catalog
+    /// that is lost is built anew, one that does not agree with the repository is made to.
+    pub(super) fn open(
+        repository: &'r Repository,
+        state: &Path,
+        options: &Options,
+        monitor: &dyn Monitor,
+        stop: &AtomicBool,
+    ) -> Result<(Self, Catalog), Error> {
         let state = RepositoryState::new(state, repository.id());
         let key = host_key(&state)?;
-        let lock = state.lock()?;
-        let mut catalog = Catalog::open(&state.catalog_path(), repository.id())?;
-        let trust = catalog.trust().clone();
+        let lock = state.lock(options.wait_lock, stop, |holder| {
+            monitor.note(&format!("waiting for another run of brackfs that writes to this repository ({holder})"));
+        })?;
         let host = key.certificate();
+        let access = host_access(&key)?;
+        let inventory = Inventory { repository, access: &access, monitor, stop };
+        let (mut catalog, built) = open_catalog(&inventory, &state, &host)?;
+        let trust = catalog.trust().clone();
         compare(repository, &trust, &host)?;
-        let access = Access::new(Some(Opener::new(key.clone())?), vec![host.clone()]);
-        let generation = next_generation(repository, &access, &catalog)?;
+        let (known, _) = catalog.runs()?;
+        let standing = inventory.standing(&catalog)?;
+        let last = match standing {
+            Standing::AsLeft => known.number,
+            Standing::Begun { number, run } => {
+                catalog.set_run(number, run)?;
+                number
+            }
+            Standing::SetBack { found, known } | Standing::Forgotten { found, known } => found.max(known),
+        };
+        if let Some(words) = standing.words() {
+            monitor.note(&format!("{words}. Packs are listed and compared before anything is stored"));
+            let found = inventory.reconcile(&mut catalog)?;
+            monitor.note(&format!("the catalog agrees with the repository now: {}", found.words()));
+        }
         let after_unfinished = catalog.is_unfinished()?;
-        if after_unfinished {
+        let mut session = Session {
+            repository,
+            writer: Writer::new(repository, Signer::new(key)?, &host, &trust.recipients)?,
+            trust,
+            access,
+            after_unfinished,
+            // Generations may have been lost, too.
+            generation: last.max(catalog.last_sequence()?) + 1,
+            lost_packs: 0,
+            run: RunId::random(),
+            announced: AtomicBool::new(false),
+            _lock: lock,
+        };
+        if built || standing.words().is_some() {
+            // So that the next run, or the other machine, finds it said.
+            session.announce(&mut catalog)?;
+            catalog.commit()?;
+            session.put_lost_sources(&catalog)?;
+        }
+        if session.after_unfinished {
             // What a killed run left in sight may not be on disk yet, and is relied on from here on.
             repository.target().sync()?;
         }
         settle_snapshots(repository, &mut catalog)?;
-        let writer = Writer::new(repository, Signer::new(key)?, &host, &trust.recipients)?;
-        let announced = AtomicBool::new(false);
-        let session =
-            Session { repository, writer, trust, access, after_unfinished, generation, announced, _lock: lock };
+        let inventory = Inventory { repository, access: &session.access, monitor, stop };
+        let found = inventory.recheck(&mut catalog, options.recheck, now().seconds, random)?;
+        session.lost_packs = found.condemned.packs;
         Ok((session, catalog))
+    }
+
+    /// Names of sources that the target lost.
+    fn put_lost_sources(&self, catalog: &Catalog) -> Result<(), Error> {
+        for source in catalog.sources()? {
+            match self.repository.target().length(&name::source(source.id)) {
+                Err(e) if e.kind == ErrorKind::NotFound => self.writer.put_source(&source)?,
+                other => _ = other?,
+            }
+        }
+        Ok(())
     }
 
     /// Announces this run at the target, before it writes anything else there. Only one run can have this
@@ -59,42 +119,69 @@ impl<'r> Session<'r> {
         if self.announced.swap(true, Ordering::Relaxed) {
             return Ok(());
         }
-        catalog.intend_generation(self.generation)?;
+        catalog.intend_run(self.generation, self.run)?;
         catalog.commit()?;
-        let generation = Generation { number: self.generation, catalog: self.trust.catalog };
+        let generation = Generation { number: self.generation, catalog: self.trust.catalog, run: self.run };
         match self.writer.put_generation(&generation) {
             Err(crate::repository::Error::Target(e)) if e.kind == ErrorKind::AlreadyExists => {
-                Err(Error::OtherWriter { found: self.generation, known: self.generation - 1 })
+                Err(Error::AtOnce { found: self.generation })
             }
             other => other.map_err(Error::from),
         }?;
-        Ok(catalog.set_generation(self.generation)?)
+        Ok(catalog.set_run(self.generation, self.run)?)
     }
 }
 
-/// The catalog of a run that only looks, after the same comparisons. It takes no lock and settles nothing, so what only
-/// a killed run could have left is taken for that.
-pub(super) fn look(repository: &Repository, state: &Path) -> Result<Catalog, Error> {
+/// The catalog, and whether it had to be built anew.
+fn open_catalog(
+    inventory: &Inventory<'_>,
+    state: &RepositoryState,
+    host: &Certificate,
+) -> Result<(Catalog, bool), Error> {
+    match Catalog::open(&state.catalog_path(), inventory.repository.id()) {
+        Err(error) if error.is_lost() => {
+            inventory.monitor.note(&format!(
+                "{error}. It is built anew from the repository now; every file is read once, and what is stored already is not stored again"
+            ));
+            let (catalog, found) = inventory::rebuild(inventory, state, &host.fingerprint())?;
+            inventory.monitor.note(&format!("the catalog was built anew: {}", found.words()));
+            Ok((catalog, true))
+        }
+        other => Ok((other?, false)),
+    }
+}
+
+/// A number from 0 up to, but not including, 1.
+fn random() -> Result<f64, inventory::Error> {
+    // As many bits as fit.
+    Ok((getrandom::u64()? >> 11) as f64 / (1u64 << 53) as f64)
+}
+
+/// The catalog of a run that only looks, after the same comparisons. It takes no lock, and changes nothing: what a backup
+/// would have to do first is said.
+pub(super) fn look(
+    repository: &Repository,
+    state: &Path,
+    monitor: &dyn Monitor,
+    stop: &AtomicBool,
+) -> Result<Catalog, Error> {
     let state = RepositoryState::new(state, repository.id());
-    let host = host_key(&state)?.certificate();
-    let catalog = Catalog::view(&state.catalog_path(), repository.id())?;
-    compare(repository, catalog.trust(), &host)?;
-    let (known, _) = catalog.generation()?;
-    let found = repository.generations()?.last().copied().unwrap_or(0);
-    if found < known {
-        return Err(Error::SetBack { found, known });
+    let key = host_key(&state)?;
+    let view = || Catalog::view(&state.catalog_path(), repository.id());
+    let catalog = match view() {
+        Err(source) if source.is_lost() => return Err(Error::NothingToCompare { source }),
+        other => other?,
+    };
+    compare(repository, catalog.trust(), &key.certificate())?;
+    let access = host_access(&key)?;
+    let inventory = Inventory { repository, access: &access, monitor, stop };
+    if inventory.standing(&catalog)?.words().is_some()
+        // Asked again: a run of our own may have begun meanwhile.
+        && let Some(words) = inventory.standing(&view()?)?.words()
+    {
+        monitor.note(&format!("{words}. A backup compares packs first; what is lost it stores again"));
     }
-    // Asked again: a run of our own may have begun meanwhile.
-    let (known, intended) = catalog.generation()?;
-    match found > known.max(intended) {
-        true => Err(Error::OtherWriter { found, known }),
-        false => Ok(catalog),
-    }
-}
-
-fn host_key(state: &RepositoryState) -> Result<SecretKey, Error> {
-    let no_host = || Error::NoHostKey { path: state.folder().join("host.key").display().to_string() };
-    Ok(SecretKey::parse(&state.host_key()?.ok_or_else(no_host)?)?)
+    Ok(catalog)
 }
 
 /// Compares the host key, and what the target shows, with what was fixed at init.
@@ -119,24 +206,6 @@ fn compare(repository: &Repository, trust: &Trust, host: &Certificate) -> Result
         true => Ok(()),
         false => Err(Error::Recipients { found, expected }),
     }
-}
-
-/// The number of this run: one above the last, which must be this catalog's own.
-fn next_generation(repository: &Repository, access: &Access, catalog: &Catalog) -> Result<u64, Error> {
-    let (known, intended) = catalog.generation()?;
-    let found = repository.generations()?.last().copied().unwrap_or(0);
-    if found == known {
-        return Ok(found + 1);
-    }
-    if found < known {
-        return Err(Error::SetBack { found, known });
-    }
-    // A run that was killed between writing its number and noting that it did.
-    if found == intended && access.generation(repository, found)?.catalog == catalog.trust().catalog {
-        catalog.set_generation(found)?;
-        return Ok(found + 1);
-    }
-    Err(Error::OtherWriter { found, known })
 }
 
 /// Finds out about snapshots that a killed run was about to write.

@@ -5,6 +5,7 @@ use rusqlite::{OptionalExtension, params};
 use super::{Catalog, Error};
 use crate::format::index::PackKind;
 use crate::format::{BlockLocation, Digest, PackId};
+use crate::source::now;
 
 /// Names a block in this catalog. Given out in order, never again.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -75,8 +76,8 @@ impl Catalog {
     /// Adds a pack that is being filled.
     pub fn add_pack(&self, id: PackId, kind: PackKind) -> Result<PackRow, Error> {
         let added = self.db.execute(
-            "INSERT INTO packs (uuid, kind, length, digest) VALUES (?, ?, 0, x'')",
-            params![id.as_bytes(), kind.code() as i64],
+            "INSERT INTO packs (uuid, kind, length, digest, verified, condemned) VALUES (?, ?, 0, x'', ?, 0)",
+            params![id.as_bytes(), kind.code() as i64, now().seconds],
         );
         added.map_err(self.failed("add a pack"))?;
         Ok(PackRow(self.db.last_insert_rowid()))
@@ -154,7 +155,7 @@ impl Catalog {
     pub fn add_extent_node(&self, digest: &Digest, blocks: &[BlockId]) -> Result<(), Error> {
         let add = || {
             self.db
-                .prepare_cached("INSERT OR REPLACE INTO extent_nodes VALUES (?, ?)")?
+                .prepare_cached("INSERT OR REPLACE INTO extent_nodes (digest, blocks) VALUES (?, ?)")?
                 .execute(params![digest.0, super::numbers::from_blocks(blocks)])
         };
         add().map(drop).map_err(self.failed("add an extent node"))

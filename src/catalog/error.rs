@@ -10,7 +10,7 @@ use crate::format::RepositoryId;
 pub enum Error {
     /// There is none.
     #[error(
-        "this machine has no catalog for the repository ({path} is missing); it is made by init, on the machine that is backed up"
+        "this machine has no catalog for the repository ({path} is missing); on the machine that is backed up `brackfs catalog rebuild` makes one"
     )]
     Missing {
         /// Where it should be.
@@ -27,7 +27,7 @@ pub enum Error {
         expected: RepositoryId,
     },
     /// Made by another version of the program.
-    #[error("the catalog {path} has schema {found}, which this version of brackfs does not read")]
+    #[error("the catalog {path} {}, which this version of brackfs does not read", schema(*found))]
     Schema {
         /// The catalog.
         path: PathBuf,
@@ -35,7 +35,7 @@ pub enum Error {
         found: i64,
     },
     /// A row holds what no program of ours writes.
-    #[error("the catalog {path} is damaged: {why}")]
+    #[error("the catalog {path} is damaged: {why}; `brackfs catalog rebuild` makes a new one from the repository")]
     Damaged {
         /// The catalog.
         path: PathBuf,
@@ -45,6 +45,14 @@ pub enum Error {
     /// Another process writes to it.
     #[error("the catalog {path} is in use by another process")]
     Busy {
+        /// The catalog.
+        path: PathBuf,
+    },
+    /// There is no room for it.
+    #[error("cannot {action} in {path}: the disk is full; make room and run again, nothing that was there is lost")]
+    Full {
+        /// What was tried.
+        action: &'static str,
         /// The catalog.
         path: PathBuf,
     },
@@ -68,16 +76,41 @@ pub enum Error {
     },
 }
 
+/// What is wrong with a schema of this number.
+fn schema(found: i64) -> String {
+    match found {
+        0 => "is empty".to_owned(),
+        found => format!("has schema {found}"),
+    }
+}
+
 impl Error {
+    /// Whether there is no catalog of this version that can be read, so that a new one is no loss.
+    pub fn is_lost(&self) -> bool {
+        matches!(self, Error::Missing { .. } | Error::Schema { .. } | Error::Damaged { .. })
+    }
+
     pub(super) fn sqlite(action: &'static str, path: &Path, source: rusqlite::Error) -> Self {
-        use rusqlite::ErrorCode::{DatabaseBusy, DatabaseCorrupt, DatabaseLocked, NotADatabase};
+        use rusqlite::ErrorCode::{DatabaseBusy, DatabaseCorrupt, DatabaseLocked, DiskFull, NotADatabase};
         let path = path.to_owned();
+        let misses = |code| code == Some(rusqlite::ffi::SQLITE_ERROR) && source.to_string().starts_with("no such ");
         match source.sqlite_error_code() {
             Some(DatabaseCorrupt | NotADatabase) => Error::Damaged { path, why: source.to_string() },
             Some(DatabaseBusy | DatabaseLocked) => Error::Busy { path },
+            Some(DiskFull) => Error::Full { action, path },
+            // A table or a row that every catalog has.
+            _ if matches!(source, rusqlite::Error::QueryReturnedNoRows) || misses(extended(&source)) => {
+                Error::Damaged { path, why: source.to_string() }
+            }
+            // What it keeps beside the database could not be made as long as it should be.
+            _ if extended(&source) == Some(rusqlite::ffi::SQLITE_IOERR_SHMSIZE) => Error::Full { action, path },
             _ => Error::Sqlite { action, path, source },
         }
     }
+}
+
+fn extended(error: &rusqlite::Error) -> Option<i32> {
+    error.sqlite_error().map(|error| error.extended_code)
 }
 
 /// Adds to a result of SQLite what was being done, and where.

@@ -4,12 +4,17 @@
 //! holds what this machine trusts, so that nothing at the target has to be believed. It is never needed
 //! for a restore.
 //!
+//! It may claim less than the repository has, and never more: see [`packs`]. Whether it does is for
+//! [`crate::inventory`] to find out.
+//!
 //! - [`trust`]: repository, host key, recipients, encryption; fixed at init
 //! - [`chunks`]: packs, blocks and chunks: what is stored, and where
+//! - [`packs`]: which packs may be built upon, and what goes when one may not any more
 //! - [`directories`]: directories in segments of about 1,000 entries, each with all that its tree node holds
 //! - [`stats`]: the stat identity of a segment's entries, in a form that is compared as bytes
 //! - [`put_off`]: files that a run looks at again before it makes its snapshot
 //! - [`snapshots`]: sources, snapshots and the blocks that each uses
+//! - [`verify`]: whether it agrees with itself
 //! - [`numbers`]: lists of integers as small blobs
 //!
 //! One [`Catalog`] writes, in one transaction that spans all since the last [`Catalog::commit`]; a
@@ -19,10 +24,12 @@ mod chunks;
 mod directories;
 mod error;
 mod numbers;
+mod packs;
 mod put_off;
 mod snapshots;
 pub mod stats;
 mod trust;
+mod verify;
 
 use std::fs::OpenOptions;
 use std::io;
@@ -35,9 +42,10 @@ use rusqlite::{Connection, OpenFlags};
 pub use chunks::{BlockId, PackRow, Stored};
 pub use directories::{DirectoryId, DirectoryRow, Past, SegmentId, SegmentNode, SegmentRow};
 pub use error::Error;
+pub use packs::{Condemned, KnownPack};
 pub use put_off::{PutOff, SoFar};
 pub use snapshots::{SnapshotRow, SourceRow};
-pub use trust::Trust;
+pub use trust::{LastRun, Trust};
 
 use crate::format::RepositoryId;
 use error::Context;
@@ -101,6 +109,15 @@ impl Catalog {
     pub fn commit(&mut self) -> Result<(), Error> {
         self.db.execute_batch("COMMIT").during("commit", &self.path)?;
         begin(&self.db, &self.path)
+    }
+
+    /// Commits and closes it. Nothing is left beside the file, so it can be moved.
+    pub fn close(self) -> Result<(), Error> {
+        let end = || {
+            self.db.execute_batch("COMMIT")?;
+            self.db.pragma_update(None, "journal_mode", "delete")
+        };
+        end().during("close the catalog", &self.path)
     }
 
     /// An error in SQL that was run to do `action`.
@@ -179,5 +196,18 @@ mod tests {
             recipients: Vec::new(),
         };
         Catalog::create(&folder.join("catalog.sqlite"), trust).unwrap()
+    }
+
+    #[test]
+    fn a_closed_catalog_is_one_file_and_can_be_moved() {
+        let folder = tempfile::tempdir().unwrap();
+        let catalog = catalog(folder.path());
+        let repository = catalog.trust().repository;
+        catalog.close().unwrap();
+        let names: Vec<_> = folder.path().read_dir().unwrap().map(|entry| entry.unwrap().file_name()).collect();
+        assert_eq!(names, ["catalog.sqlite"]);
+        let moved = folder.path().join("moved");
+        std::fs::rename(folder.path().join("catalog.sqlite"), &moved).unwrap();
+        assert_eq!(Catalog::open(&moved, repository).unwrap().integrity().unwrap(), Vec::<String>::new());
     }
 }

@@ -1,21 +1,28 @@
 CREATE TABLE trust (
     repository BLOB NOT NULL, catalog BLOB NOT NULL, encrypted INTEGER NOT NULL,
     seed INTEGER NOT NULL, host TEXT NOT NULL,
-    generation INTEGER NOT NULL,  -- number of the last run that wrote
-    intended INTEGER NOT NULL     -- number that a run was about to take
+    generation INTEGER NOT NULL,  -- number of the last run that wrote, and its id
+    run BLOB,
+    intended INTEGER NOT NULL,    -- number that a run was about to take, and its id
+    intended_run BLOB
 );
 CREATE TABLE recipients (certificate BLOB NOT NULL);
 -- Holds the number of a run while that writes, and for as long as what it may have left is not looked after.
 CREATE TABLE unfinished (generation INTEGER PRIMARY KEY);
 
 CREATE TABLE packs (
-    id INTEGER PRIMARY KEY, uuid BLOB NOT NULL, kind INTEGER NOT NULL,
-    length INTEGER NOT NULL, digest BLOB NOT NULL
+    id INTEGER PRIMARY KEY, uuid BLOB NOT NULL UNIQUE, kind INTEGER NOT NULL,
+    length INTEGER NOT NULL, digest BLOB NOT NULL,
+    verified INTEGER NOT NULL,    -- seconds since 1970 when it was stored, or last found to be there
+    condemned INTEGER NOT NULL    -- 0: it is there; 1: nothing refers to it any more; 2: about to become so
 );
+CREATE INDEX packs_by_age ON packs (verified) WHERE condemned = 0;
+-- Those of condemned packs stay: snapshots name them, and ids are never given out again.
 CREATE TABLE blocks (
     id INTEGER PRIMARY KEY, pack INTEGER NOT NULL, ordinal INTEGER NOT NULL,
     start INTEGER NOT NULL, length INTEGER NOT NULL
 );
+CREATE UNIQUE INDEX blocks_by_place ON blocks (pack, ordinal);
 -- Keyed by the digest's first eight bytes: integers make the smallest and fastest index. Of two chunks
 -- with the same head the second is not found again, which costs space and nothing else.
 CREATE TABLE chunks (
@@ -23,7 +30,10 @@ CREATE TABLE chunks (
     start INTEGER NOT NULL, length INTEGER NOT NULL
 );
 -- All blocks below a node of a long extent list.
-CREATE TABLE extent_nodes (digest BLOB PRIMARY KEY, blocks BLOB NOT NULL) WITHOUT ROWID;
+CREATE TABLE extent_nodes (id INTEGER PRIMARY KEY, digest BLOB NOT NULL UNIQUE, blocks BLOB NOT NULL);
+
+-- What a listing of packs showed; empty but for the transaction that compares.
+CREATE TABLE listing (pack BLOB PRIMARY KEY, length INTEGER NOT NULL) WITHOUT ROWID;
 
 CREATE TABLE directories (
     id INTEGER PRIMARY KEY, parent INTEGER NOT NULL, name BLOB NOT NULL,
@@ -60,12 +70,12 @@ CREATE TABLE put_off (
     PRIMARY KEY (directory, name)
 ) WITHOUT ROWID;
 
-CREATE TABLE sources (id INTEGER PRIMARY KEY, uuid BLOB NOT NULL UNIQUE, name TEXT NOT NULL UNIQUE);
+CREATE TABLE sources (id INTEGER PRIMARY KEY, uuid BLOB NOT NULL UNIQUE, name TEXT NOT NULL);
 CREATE TABLE snapshots (
     sequence INTEGER PRIMARY KEY, uuid BLOB NOT NULL UNIQUE, source INTEGER NOT NULL,
     time TEXT NOT NULL, host TEXT NOT NULL, paths BLOB NOT NULL, tags TEXT NOT NULL,
     files INTEGER NOT NULL, bytes INTEGER NOT NULL, stored INTEGER NOT NULL,
     written INTEGER NOT NULL,     -- the object is at the target
-    blocks BLOB NOT NULL,
+    blocks BLOB,                  -- null: not known
     root BLOB NOT NULL            -- the identity of the root directory, which is in no segment
 );

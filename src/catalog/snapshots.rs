@@ -7,6 +7,7 @@ use super::stats::Stats;
 use super::{Catalog, Error};
 use crate::format::id::{SnapshotId, SourceId};
 use crate::format::name::SnapshotName;
+use crate::format::source::Source;
 
 /// Names a source in this catalog.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -44,12 +45,33 @@ impl Catalog {
     pub fn source(&self, name: &str) -> Result<Option<(SourceRow, SourceId)>, Error> {
         let found = self
             .db
-            .query_row("SELECT id, uuid FROM sources WHERE name = ?", [name], |row| {
+            .query_row("SELECT id, uuid FROM sources WHERE name = ? ORDER BY id LIMIT 1", [name], |row| {
                 Ok((SourceRow(row.get(0)?), row.get::<_, Vec<u8>>(1)?))
             })
             .optional()
             .map_err(self.failed("look up a source"))?;
         found.map(|(row, uuid)| Ok((row, SourceId::from_slice(&uuid).map_err(|e| self.damaged(e))?))).transpose()
+    }
+
+    /// The source of this id, if it is known.
+    pub fn source_by_id(&self, id: SourceId) -> Result<Option<SourceRow>, Error> {
+        let found = self.db.query_row("SELECT id FROM sources WHERE uuid = ?", [id.as_bytes()], |row| row.get(0));
+        Ok(found.optional().map_err(self.failed("look up a source"))?.map(SourceRow))
+    }
+
+    /// All sources: ids and names.
+    pub fn sources(&self) -> Result<Vec<Source>, Error> {
+        let find = || {
+            let mut statement = self.db.prepare("SELECT uuid, name FROM sources ORDER BY id")?;
+            statement
+                .query_map([], |row| Ok((row.get::<_, Vec<u8>>(0)?, row.get(1)?)))?
+                .collect::<rusqlite::Result<Vec<_>>>()
+        };
+        let sources = find().map_err(self.failed("read sources"))?;
+        let source = |(uuid, name): (Vec<u8>, String)| {
+            Ok(Source { id: SourceId::from_slice(&uuid).map_err(|e| self.damaged(e))?, name })
+        };
+        sources.into_iter().map(source).collect()
     }
 
     /// Adds a source.
@@ -59,15 +81,18 @@ impl Catalog {
         Ok(SourceRow(self.db.last_insert_rowid()))
     }
 
-    /// Adds a snapshot that is about to be written.
+    /// Adds a snapshot that is about to be written, or was found; `blocks`: what it uses, if that is known.
     pub fn add_snapshot(
         &self,
         snapshot: &SnapshotRow,
         source: SourceRow,
-        blocks: &RoaringTreemap,
+        blocks: Option<&RoaringTreemap>,
     ) -> Result<(), Error> {
-        let mut bitmap = Vec::with_capacity(blocks.serialized_size());
-        blocks.serialize_into(&mut bitmap).map_err(|e| self.damaged(e))?;
+        let bitmap = blocks.map(|blocks| {
+            let mut bitmap = Vec::with_capacity(blocks.serialized_size());
+            blocks.serialize_into(&mut bitmap).map(|()| bitmap)
+        });
+        let bitmap = bitmap.transpose().map_err(|e| self.damaged(e))?;
         let paths = serde_json::to_vec(&snapshot.paths).map_err(|e| self.damaged(e))?;
         let tags = serde_json::to_string(&snapshot.tags).map_err(|e| self.damaged(e))?;
         let added = self.db.execute(
@@ -130,20 +155,50 @@ impl Catalog {
         newest.map_err(self.failed("read the last snapshot"))
     }
 
-    /// The newest snapshot of a source that is at the target, and its blocks.
-    pub fn latest_snapshot(&self, source: SourceRow) -> Result<Option<(SnapshotRow, RoaringTreemap)>, Error> {
+    /// The newest snapshot of a source that is at the target, and its blocks, if these are known.
+    pub fn latest_snapshot(&self, source: SourceRow) -> Result<Option<(SnapshotRow, Option<RoaringTreemap>)>, Error> {
         let raw = self
             .db
             .query_row(
                 &format!("{SNAPSHOT} WHERE source = ? AND written ORDER BY sequence DESC LIMIT 1"),
                 [source.0],
-                |row| Ok((raw_snapshot(row)?, row.get::<_, Vec<u8>>(11)?)),
+                |row| Ok((raw_snapshot(row)?, row.get(11)?)),
             )
             .optional()
             .map_err(self.failed("read the last snapshot"))?;
         let Some((raw, bitmap)) = raw else { return Ok(None) };
-        let blocks = RoaringTreemap::deserialize_from(bitmap.as_slice()).map_err(|e| self.damaged(e))?;
-        Ok(Some((self.snapshot(raw)?, blocks)))
+        Ok(Some((self.snapshot(raw)?, self.bitmap(bitmap)?)))
+    }
+
+    /// The blocks that a snapshot uses; none if it, or they, are not known.
+    pub fn snapshot_blocks(&self, id: SnapshotId) -> Result<Option<RoaringTreemap>, Error> {
+        let bitmap = self.db.query_row("SELECT blocks FROM snapshots WHERE uuid = ?", [id.0], |row| row.get(0));
+        self.bitmap(bitmap.optional().map_err(self.failed("read a snapshot"))?.flatten())
+    }
+
+    /// Whether a snapshot is known.
+    pub fn has_snapshot(&self, id: SnapshotId) -> Result<bool, Error> {
+        let found = self.db.query_row("SELECT 1 FROM snapshots WHERE uuid = ?", [id.0], |_| Ok(()));
+        Ok(found.optional().map_err(self.failed("read a snapshot"))?.is_some())
+    }
+
+    /// The number of the newest snapshot; 0: there is none.
+    pub fn last_sequence(&self) -> Result<u64, Error> {
+        let last =
+            self.db.query_row("SELECT coalesce(max(sequence), 0) FROM snapshots", [], |row| row.get::<_, i64>(0));
+        Ok(last.map_err(self.failed("read the last snapshot"))? as u64)
+    }
+
+    /// Whether there is a snapshot of this number.
+    pub fn has_sequence(&self, sequence: u64) -> Result<bool, Error> {
+        let select = "SELECT 1 FROM snapshots WHERE sequence = ?";
+        let found = self.db.query_row(select, [sequence as i64], |_| Ok(()));
+        Ok(found.optional().map_err(self.failed("read a snapshot"))?.is_some())
+    }
+
+    fn bitmap(&self, bytes: Option<Vec<u8>>) -> Result<Option<RoaringTreemap>, Error> {
+        let read = |bytes: Vec<u8>| RoaringTreemap::deserialize_from(bytes.as_slice());
+        bytes.map(read).transpose().map_err(|e| self.damaged(e))
     }
 
     /// Files and bytes of the newest snapshot of a source that is at the target.
@@ -174,7 +229,7 @@ impl Catalog {
         })
     }
 
-    fn damaged(&self, why: impl ToString) -> Error {
+    pub(super) fn damaged(&self, why: impl ToString) -> Error {
         Error::Damaged { path: self.path.clone(), why: why.to_string() }
     }
 }

@@ -8,7 +8,7 @@ use super::error::Context;
 use super::{Catalog, Error};
 use crate::crypt::{Certificate, Fingerprint};
 use crate::format::RepositoryId;
-use crate::format::id::CatalogId;
+use crate::format::id::{CatalogId, RunId};
 
 /// What this machine trusts of a repository. The target's copies are only compared with it.
 #[derive(Debug, Clone)]
@@ -27,10 +27,19 @@ pub struct Trust {
     pub recipients: Vec<Certificate>,
 }
 
+/// A run of a catalog, by what its generation says.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct LastRun {
+    /// Its number; 0: there was none.
+    pub number: u64,
+    /// Its id.
+    pub run: Option<RunId>,
+}
+
 impl Trust {
     pub(super) fn insert(&self, db: &Connection) -> rusqlite::Result<()> {
         db.execute(
-            "INSERT INTO trust VALUES (?, ?, ?, ?, ?, 0, 0)",
+            "INSERT INTO trust VALUES (?, ?, ?, ?, ?, 0, NULL, 0, NULL)",
             params![
                 self.repository.as_bytes(),
                 self.catalog.as_bytes(),
@@ -70,20 +79,34 @@ impl Trust {
 }
 
 impl Catalog {
-    /// The number of the last generation that this catalog wrote, and the one that a run was about to
-    /// write (equal, unless that run was killed).
-    pub fn generation(&self) -> Result<(u64, u64), Error> {
-        self.db
-            .query_row("SELECT generation, intended FROM trust", [], |row| {
-                Ok((row.get::<_, i64>(0)? as u64, row.get::<_, i64>(1)? as u64))
-            })
-            .map_err(self.failed("read the generation"))
+    /// The last run of this catalog that wrote, and the one that was about to (equal, unless it was killed).
+    pub fn runs(&self) -> Result<(LastRun, LastRun), Error> {
+        let read = |row: &rusqlite::Row<'_>, at: usize| -> rusqlite::Result<(u64, Option<Vec<u8>>)> {
+            Ok((row.get::<_, i64>(at)? as u64, row.get(at + 1)?))
+        };
+        let select = "SELECT generation, run, intended, intended_run FROM trust";
+        let rows = self.db.query_row(select, [], |row| Ok((read(row, 0)?, read(row, 2)?)));
+        let (last, intended) = rows.map_err(self.failed("read the generation"))?;
+        let last_run = |(number, run): (u64, Option<Vec<u8>>)| {
+            let run = run.map(|run| RunId::from_slice(&run)).transpose().map_err(|e| self.damaged(e))?;
+            Ok(LastRun { number, run })
+        };
+        Ok((last_run(last)?, last_run(intended)?))
     }
 
-    /// Says that generation `number` is about to be written, by a run that is unfinished from now on.
-    pub fn intend_generation(&self, number: u64) -> Result<(), Error> {
+    /// Makes it another catalog: one that no generation names yet.
+    pub fn set_id(&mut self, id: CatalogId) -> Result<(), Error> {
+        let set = self.db.execute("UPDATE trust SET catalog = ?", [id.as_bytes()]);
+        set.map_err(self.failed("note the catalog's id"))?;
+        self.trust.catalog = id;
+        Ok(())
+    }
+
+    /// Says that a run is about to write its generation. It is unfinished from now on.
+    pub fn intend_run(&self, number: u64, run: RunId) -> Result<(), Error> {
         let set = || {
-            self.db.execute("UPDATE trust SET intended = ?", [number as i64])?;
+            let values = params![number as i64, run.as_bytes()];
+            self.db.execute("UPDATE trust SET intended = ?, intended_run = ?", values)?;
             self.db.execute("INSERT OR IGNORE INTO unfinished VALUES (?)", [number as i64])
         };
         set().map(drop).map_err(self.failed("note the generation"))
@@ -101,9 +124,12 @@ impl Catalog {
         set.map(drop).map_err(self.failed("note the end of a run"))
     }
 
-    /// Says that generation `number` is written.
-    pub fn set_generation(&self, number: u64) -> Result<(), Error> {
-        let set = self.db.execute("UPDATE trust SET generation = ?1, intended = ?1", [number as i64]);
+    /// Says that a run has written its generation.
+    pub fn set_run(&self, number: u64, run: RunId) -> Result<(), Error> {
+        let set = self.db.execute(
+            "UPDATE trust SET generation = ?1, run = ?2, intended = ?1, intended_run = ?2",
+            params![number as i64, run.as_bytes()],
+        );
         set.map(drop).map_err(self.failed("note the generation"))
     }
 }

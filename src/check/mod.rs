@@ -3,8 +3,9 @@
 //! The structure: every snapshot opens and is signed by a known host, every tree node is there and verifies,
 //! every block that a file needs lies within a pack of the right length, and no snapshot is missing from the
 //! chain in which each names the one before. Documents for those who write open, too, sums say of every pack
-//! what the signed indexes say, and keys have the fingerprints that they are named for. With the data: every
-//! chunk verifies, and every pack has the digest that its sums say. Nothing is changed.
+//! what the signed indexes say, and keys have the fingerprints that they are named for. Packs that indexes name
+//! are there, with their length. With the data: every chunk verifies, those that only an index knows too, and every
+//! pack has the digest that its sums say. Nothing is changed.
 //!
 //! Subtrees and chunks that several snapshots share are looked at once; of each, a digest's head and a place
 //! are held.
@@ -17,7 +18,8 @@ use std::str::FromStr;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use crate::format::id::ObjectId;
-use crate::format::{BlockLocation, ChunkRef, Digest, PackId, SourceId, name};
+use crate::format::index::IndexedPack;
+use crate::format::{BLOCK_SIZE, BlockLocation, ChunkRef, Digest, PackId, SourceId, name};
 use crate::monitor::Monitor;
 use crate::reader::{self, Directory, FileReader, Listed, Reader, Step, Walk};
 use crate::target::ObjectInfo;
@@ -100,13 +102,14 @@ struct Run<'a> {
     summary: Summary,
 }
 
-/// Stands for a chunk at its place: a digest's head mixed with a pack's, and where the block begins. A chunk that
-/// lies in two places is looked at in both.
+/// Stands for a chunk at its place: a digest's head mixed with a pack's, and where the block begins, and the chunk in it.
+/// A chunk that lies in two places is looked at in both.
 type Seen = (i64, u64);
 
 fn seen(at: &BlockLocation, chunk: &ChunkRef) -> Seen {
     let [a, b, c, d, e, f, g, h, ..] = *at.pack.as_bytes();
-    (chunk.digest.head() ^ i64::from_be_bytes([a, b, c, d, e, f, g, h]), at.offset)
+    let place = at.offset.wrapping_mul(BLOCK_SIZE as u64).wrapping_add(chunk.start.into());
+    (chunk.digest.head() ^ i64::from_be_bytes([a, b, c, d, e, f, g, h]), place)
 }
 
 impl Run<'_> {
@@ -230,7 +233,12 @@ impl Run<'_> {
         for object in self.list(name::INDEX)? {
             let Some(id) = id_of::<ObjectId>(&object, name::INDEX) else { continue };
             match access.index(repository, id) {
-                Ok(index) => self.indexed.extend(index.packs.iter().map(|pack| (pack.id, (id, pack.digest)))),
+                Ok(index) => {
+                    for pack in &index.packs {
+                        self.indexed_pack(&object, pack)?;
+                        self.indexed.insert(pack.id, (id, pack.digest));
+                    }
+                }
                 Err(error) => self.unopened(Path::new(&object), error.into())?,
             }
         }
@@ -250,6 +258,43 @@ impl Run<'_> {
             let Some(number) = name::parse_generation(&object) else { continue };
             if let Err(error) = access.generation(repository, number) {
                 self.unopened(Path::new(&object), error.into())?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Compares what an index says of a pack with the pack; if the data is to be read, every chunk that no file led to.
+    fn indexed_pack(&mut self, index: &str, pack: &IndexedPack) -> Result<(), Error> {
+        let object = name::pack(pack.id);
+        match self.packs.get(&pack.id) {
+            Some(length) if *length == pack.length() => {}
+            found => {
+                let found = found.map_or("it is missing".to_owned(), |length| format!("it has {length} bytes"));
+                let why = format!("{found}, and {index} says that it has {} bytes", pack.length());
+                self.problem(Path::new(&object), &why);
+                return Ok(());
+            }
+        }
+        let mut offset = 0;
+        let blocks: &[_] = if self.read_data { &pack.blocks } else { &[] };
+        for block in blocks {
+            if self.stop.load(Ordering::Relaxed) {
+                return Err(Error::Interrupted);
+            }
+            let at = BlockLocation { pack: pack.id, offset, length: block.length };
+            offset += u64::from(block.length);
+            let mut start = 0u32;
+            let known = block.chunks.iter().all(|(digest, length)| {
+                let chunk = ChunkRef { digest: *digest, block: 0, start, length: *length };
+                start = start.saturating_add(*length);
+                self.chunks.contains(&seen(&at, &chunk))
+            });
+            if known {
+                continue;
+            }
+            self.monitor.progress().read(block.length.into());
+            if let Err(error) = self.reader.verify_block(&at, &block.chunks) {
+                self.problem(Path::new(&object), &format!("it is not what {index} says: {error}"));
             }
         }
         Ok(())

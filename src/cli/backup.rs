@@ -33,6 +33,11 @@ use crate::repository::Repository;
 /// next backup reads it again, whatever it looks like. Different files are of different moments all the same: back up a
 /// snapshot of the file system, or a database's own dump, if they belong together.
 ///
+/// This machine's catalog says what the repository has. If it is lost or broken, it is built anew; if the repository, or
+/// this machine's state, was set back to an older copy, the two are compared first. Both are said on standard error. What
+/// the repository has lost is stored again as far as it is still at the source. Another machine that has become the
+/// writer is not overruled: see brackfs-adopt(1).
+///
 /// The repository, brackfs's own state and its mounts are never backed up on the way; a mount that is named as PATH
 /// is.
 ///
@@ -158,6 +163,17 @@ pub(super) struct Args {
     /// and read again by the next backup whatever it looks like.
     #[arg(long, value_name = "TIME", default_value = "5s", value_parser = parse_duration)]
     settle_max: Duration,
+    /// Wait so long for another run that writes to the repository, as in 90s, 10m or 1h30m; without it the exit code is 11
+    /// at once
+    #[arg(long, value_name = "DURATION", default_value = "0s", value_parser = parse_duration)]
+    wait_lock: Duration,
+    /// How much of the repository to read again, of packs that nobody looked at for a month or longer; 0 for none
+    ///
+    /// Each run looks at a few packs (16 at most) that were stored or looked at 30 to 60 days ago: whether they are there,
+    /// and with their length, and, as far as this allows, whether their bytes are what was stored. A pack that is lost is
+    /// named, what is still at the source is stored again by the same run, and the exit code is 3.
+    #[arg(long, value_name = "SIZE", default_value = "32MiB", value_parser = parse_size)]
+    recheck: u64,
     /// Store nothing; say what is new or changed. With -v, name it
     ///
     /// Compares all there is with what was backed up last, opens no file, and changes neither the repository nor this
@@ -264,6 +280,8 @@ impl Args {
             reread: self.reread,
             retries: self.retries,
             settle_max: self.settle_max,
+            wait_lock: self.wait_lock,
+            recheck: self.recheck,
             dry_run: self.dry_run,
         })
     }

@@ -14,11 +14,12 @@ use crate::check;
 /// Without --read-data the structure is checked: that every snapshot opens and is signed by a known host key, that every
 /// directory verifies, that the data which files need lies within packs that are there and long enough, and that no
 /// snapshot is missing from the chain in which each names the one before; and what only machines that write need:
-/// indexes, generations, sums, keys. With it, all data is read, too: every chunk
-/// is verified, and every pack compared with the sum that lies beside it.
+/// indexes and the packs that they name, generations, sums, keys. With it, all data is read, too: every chunk
+/// is verified, those that only an index leads to as well, and every pack compared with the sum that lies beside it.
 ///
 /// Each problem is named, and nothing is changed. What is shared by several snapshots is looked at once. If all that
-/// matters is whether a disk kept what it got, b3sum does it without a key: cd REPO && cat sums/* | b3sum --check.
+/// matters is whether a disk kept what it got, b3sum does it without a key: cd REPO && cat sums/* | b3sum --check. Whether
+/// the catalog of the machine that is backed up agrees with the repository is for brackfs-catalog-verify(1) to say.
 #[derive(Debug, clap::Args)]
 #[command(after_help = "\
 Examples:

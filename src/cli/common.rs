@@ -145,6 +145,8 @@ impl ReaderArgs {
             Ok(trust) => known.extend(trust.map(|trust| trust.host)),
             Err(error) => monitor.note(&format!("the catalog of this machine can't be asked whom it trusts: {error}")),
         }
+        // It says so itself, should the catalog be lost.
+        known.extend(state.host_key()?.and_then(|key| SecretKey::parse(&key).ok()).map(|key| key.fingerprint()));
         known.sort();
         known.dedup();
         if !known.is_empty() {

@@ -1,6 +1,6 @@
 //! From errors to exit codes.
 
-use crate::{backup, catalog, check, crypt, dump, init, reader, repository, restore, state};
+use crate::{backup, catalog, check, crypt, dump, init, inventory, reader, repository, restore, state};
 
 /// Something failed.
 const FAILED: u8 = 1;
@@ -75,10 +75,14 @@ fn known(cause: &(dyn std::error::Error + 'static)) -> Option<u8> {
     if let Some(error) = cause.downcast_ref() {
         return of_reader(error);
     }
+    if let Some(error) = cause.downcast_ref() {
+        return of_inventory(error);
+    }
     match cause.downcast_ref() {
         Some(backup::Error::Repository(error)) => return of_repository(error),
         Some(backup::Error::State(error)) => return of_state(error),
         Some(backup::Error::Catalog(error)) => return of_catalog(error),
+        Some(backup::Error::Inventory(error)) => return of_inventory(error),
         Some(error) if error.is_usage() => return Some(USAGE),
         Some(backup::Error::Interrupted | backup::Error::PreviewInterrupted) => return Some(INTERRUPTED),
         _ => {}
@@ -116,7 +120,22 @@ fn of_repository(error: &repository::Error) -> Option<u8> {
 }
 
 fn of_state(error: &state::Error) -> Option<u8> {
-    matches!(error, state::Error::Locked { .. }).then_some(LOCKED)
+    match error {
+        state::Error::Locked { .. } => Some(LOCKED),
+        state::Error::Interrupted => Some(INTERRUPTED),
+        state::Error::Io { .. } | state::Error::Damaged { .. } => None,
+    }
+}
+
+fn of_inventory(error: &inventory::Error) -> Option<u8> {
+    match error {
+        inventory::Error::Repository(error) => of_repository(error),
+        inventory::Error::State(error) => of_state(error),
+        inventory::Error::Catalog(error) => of_catalog(error),
+        inventory::Error::Crypt(error) => of_crypt(error),
+        inventory::Error::Interrupted => Some(INTERRUPTED),
+        _ => None,
+    }
 }
 
 fn of_catalog(error: &catalog::Error) -> Option<u8> {

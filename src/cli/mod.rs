@@ -7,8 +7,10 @@
 //! - [`say`]: lines to standard output and standard error
 //! - [`show`]: sizes, times and modes as people read them
 
+mod adopt;
 mod backup;
 mod cat;
+mod catalog;
 mod check;
 mod common;
 mod completions;
@@ -45,8 +47,8 @@ Examples:
   brackfs backup /home --repo /backup              from cron; needs no secret
   brackfs mount /mnt --repo /backup --key owner.key
 
-Exit codes: 0 done, 1 failed, 2 usage, 3 done but some files could not be read as they were,
-10 no such repository, 11 locked, 12 key or passphrase wrong, 130 interrupted.")]
+Exit codes: 0 done, 1 failed, 2 usage, 3 done but some files could not be read as they were, or
+the repository has lost data, 10 no such repository, 11 locked, 12 key or passphrase wrong, 130 interrupted.")]
 struct Cli {
     #[command(subcommand)]
     command: Command,
@@ -69,6 +71,10 @@ enum Command {
     Restore(restore::Args),
     Dump(dump::Args),
     Check(check::Args),
+    /// Build the catalog anew, or compare it with the repository
+    #[command(subcommand)]
+    Catalog(catalog::CatalogCommand),
+    Adopt(adopt::Args),
     Completions(completions::Args),
 }
 
@@ -93,6 +99,8 @@ pub fn main() -> ExitCode {
         Command::Restore(args) => restore::run(&args, &global),
         Command::Dump(args) => dump::run(&args, &global),
         Command::Check(args) => check::run(&args, &global),
+        Command::Catalog(command) => catalog::run(&command, &global),
+        Command::Adopt(args) => adopt::run(&args, &global),
         Command::Completions(args) => completions::run(&args),
     };
     match result {

@@ -100,6 +100,16 @@ impl SecretKey {
         Ok(SecretKey { cert })
     }
 
+    /// Makes the key of a machine that writes for `recipients`.
+    pub fn generate_host(recipients: &[Certificate]) -> Result<Self, Error> {
+        // Without encryption only signatures matter, and those of the older standard any gpg can check.
+        let profile = match !recipients.is_empty() && recipients.iter().all(Certificate::supports_aead) {
+            true => Profile::Rfc9580,
+            false => Profile::Rfc4880,
+        };
+        SecretKey::generate(profile, "brackfs host", Role::Host, None)
+    }
+
     /// Parses one secret key, armored or binary. A mere certificate is an error.
     pub fn parse(bytes: &[u8]) -> Result<Self, Error> {
         let key = SecretKey { cert: parse_one(bytes, "secret key")? };

@@ -117,6 +117,12 @@ uuid_id!(
     "catalog id"
 );
 
+uuid_id!(
+    /// Names one run that writes, so that it is known again and not taken for another one of its number.
+    RunId,
+    "run id"
+);
+
 /// Names a snapshot: eight random bytes, written as 16 hexadecimal digits.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
 pub struct SnapshotId(pub [u8; 8]);

@@ -9,6 +9,7 @@ use super::document::{DocumentKind, Header};
 use super::entry::read_digest;
 use super::id::{Digest, ObjectId, PackId, RepositoryId};
 use super::name::{self, SnapshotName};
+use super::source::is_source_name;
 
 /// What a pack holds.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -70,11 +71,22 @@ impl IndexedPack {
 /// Blocks of one pack, as runs of (first, count).
 pub type BlockRuns = Vec<(u32, u32)>;
 
-/// The blocks that a snapshot uses, as the difference to another snapshot.
+/// A snapshot, as far as the host needs to know it, and the blocks that it uses as the difference to another one. Of what
+/// it holds nothing is said here: that is for the owner.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct SnapshotBlocks {
     /// The snapshot.
     pub snapshot: SnapshotName,
+    /// Its number.
+    pub sequence: u64,
+    /// Its source's name.
+    pub source: String,
+    /// Its files.
+    pub files: u64,
+    /// Their sizes added up.
+    pub bytes: u64,
+    /// Bytes that it added.
+    pub stored_bytes: u64,
     /// The snapshot that the difference starts from; none: from nothing.
     pub base: Option<SnapshotName>,
     /// Blocks that it uses beside the base's.
@@ -107,10 +119,12 @@ impl Index {
             pack.blocks.iter().for_each(|block| block.write(&mut w));
         }
         if let Some(blocks) = &self.snapshot {
-            w.uint(4).array(4).text(&blocks.snapshot.object());
+            w.uint(4).array(9).text(&blocks.snapshot.object());
             w.text(&blocks.base.as_ref().map(SnapshotName::object).unwrap_or_default());
             write_runs(&mut w, &blocks.added);
             write_runs(&mut w, &blocks.removed);
+            w.uint(blocks.sequence).text(&blocks.source);
+            w.uint(blocks.files).uint(blocks.bytes).uint(blocks.stored_bytes);
         }
         w.finish()
     }
@@ -122,14 +136,21 @@ impl Index {
             match key {
                 3 => index.packs = (0..r.array()?).map(|_| read_pack(r)).collect::<Result<_, _>>()?,
                 4 => {
-                    r.array_of(4)?;
+                    r.array_of(9)?;
                     let snapshot = SnapshotName::parse(r.text()?)?;
                     let base = match r.text()? {
                         "" => None,
                         base => Some(SnapshotName::parse(base)?),
                     };
                     let (added, removed) = (read_runs(r)?, read_runs(r)?);
-                    index.snapshot = Some(SnapshotBlocks { snapshot, base, added, removed });
+                    let (sequence, source) = (r.uint()?, r.text()?.to_owned());
+                    if !is_source_name(&source) {
+                        return Err(r.wrong(format!("the source name {source:?}")));
+                    }
+                    let (files, bytes, stored_bytes) = (r.uint()?, r.uint()?, r.uint()?);
+                    let blocks =
+                        SnapshotBlocks { snapshot, sequence, source, files, bytes, stored_bytes, base, added, removed };
+                    index.snapshot = Some(blocks);
                 }
                 _ => return Ok(false),
             }
@@ -220,6 +241,11 @@ mod tests {
             packs: vec![IndexedPack { id: pack, kind: PackKind::Tree, digest, blocks }],
             snapshot: Some(SnapshotBlocks {
                 snapshot: name.clone(),
+                sequence: 7,
+                source: "home".into(),
+                files: 3,
+                bytes: 4,
+                stored_bytes: 5,
                 base: Some(name),
                 added: vec![(pack, vec![(0, 2), (5, 1)])],
                 removed: vec![],

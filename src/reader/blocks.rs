@@ -96,6 +96,25 @@ impl Reader {
         self.with_chunk(location, chunk, |_| ())
     }
 
+    /// Reads a block and verifies that it holds these chunks, one after the other, and nothing else.
+    pub fn verify_block(&self, location: &BlockLocation, chunks: &[(Digest, u32)]) -> Result<(), Error> {
+        let block = self.fetch(location)?;
+        let mut start = 0u32;
+        for (digest, length) in chunks {
+            block.chunk(location, &ChunkRef { digest: *digest, block: 0, start, length: *length })?;
+            start = start.saturating_add(*length);
+        }
+        match block.plaintext.len() as u64 == u64::from(start) {
+            true => Ok(()),
+            false => Err(Error::Tree(format!(
+                "the block at {} of pack {} holds {} bytes, and its chunks {start}",
+                location.offset,
+                location.pack,
+                block.plaintext.len()
+            ))),
+        }
+    }
+
     /// A tree node, verified and decoded.
     pub(super) fn node(&self, location: &BlockLocation, chunk: &ChunkRef) -> Result<Arc<NodeValue>, Error> {
         let load = || {

@@ -87,13 +87,13 @@ mean the same as
 /// Exit codes, and what they mean.
 pub fn exit_codes(command: &Command) -> Vec<(String, String)> {
     let root = is_root(command);
-    let done = match is(command, &["check"]) {
+    let done = match is(command, &["check", "verify"]) {
         true => "Done, and nothing is wrong.",
         false => "Done.",
     };
     let failed = match command.get_name() {
         "restore" => "Failed, or some entries could not be restored; they were named.",
-        "check" => "Something is wrong; it was named. Or the check failed.",
+        "check" | "verify" => "Something is wrong; it was named. Or the check failed.",
         "snapshots" => "Failed, or some snapshots can't be shown; they were named.",
         _ => "Failed; standard error says why.",
     };
@@ -103,13 +103,21 @@ pub fn exit_codes(command: &Command) -> Vec<(String, String)> {
         ("2", "The command line makes no sense.", true),
         (
             "3",
-            "Done, but some source files could not be read as they were; they were named.",
+            "Done, but some source files could not be read as they were, or packs of the repository are lost; they were named.",
             root || is(command, &["backup"]),
         ),
         ("10", "There is no such repository.", root || has(command, "repo")),
-        ("11", "Locked: another run is writing to the repository.", root || is(command, &["backup"])),
+        (
+            "11",
+            "Locked: another run is writing to the repository.",
+            root || is(command, &["backup", "rebuild", "adopt"]),
+        ),
         ("12", "The key or the passphrase is wrong, or missing.", root || asks(command)),
-        ("130", "Interrupted by SIGINT, SIGTERM or SIGHUP.", root || is(command, &["backup", "restore", "check"])),
+        (
+            "130",
+            "Interrupted by SIGINT, SIGTERM or SIGHUP.",
+            root || is(command, &["backup", "restore", "check", "rebuild", "verify", "adopt"]),
+        ),
     ])
 }
 
@@ -242,7 +250,9 @@ It has a folder for each repository, named by the repository's id, for its user 
 .I host.key
 The machine's own secret key for the repository, with which it signs.
 Only on the machine that was backed up.
-It can't be made again: without it, that machine can't write to the repository any more.
+It can't be made again: without it, that machine can write to the repository only after
+.BR brackfs\-adopt (1)
+with the owner's key.
 .TP
 .I catalog.sqlite
 The catalog: what is in the repository, and how files looked when they were backed up.
@@ -253,9 +263,15 @@ Beside it lie
 and
 .IR catalog.sqlite\-shm ,
 which belong to it.
+If it is lost, the next backup builds it anew from the repository; see
+.BR brackfs\-catalog\-rebuild (1).
+.TP
+.I catalog.sqlite.old
+The catalog that was there before one was built anew.
+It can be removed.
 .TP
 .I lock
-Held by a run that writes.
+Held by a run that writes; it has the number of its process.
 The system frees it when the run ends, however it ends; the file stays.
 .TP
 .I signers
@@ -284,8 +300,13 @@ What
 .BR brackfs\-init (1)
 made.
 .TP
+.B adopted
+What
+.BR brackfs\-adopt (1)
+did.
+.TP
 .B summary
-What a backup, a restore or a check came to; always the last.
+What a backup, a restore, a check or a look at the catalog came to; always the last.
 .TP
 .B status
 How far a backup, a restore or a check is: once a second, if it takes longer; see

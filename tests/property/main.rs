@@ -1,4 +1,5 @@
-//! Random trees and random changes between backups: each snapshot is the tree of its time.
+//! Random trees and random changes between backups: each snapshot is the tree of its time, whatever befalls the
+//! repository or the machine meanwhile.
 //!
 //! - [`world`]: the source and the model of it, which every change goes to alike
 //! - [`change`]: what may happen between two backups
@@ -16,21 +17,25 @@ mod change;
 mod tree;
 mod world;
 
-use std::path::Path;
+use std::fs;
+use std::path::{Path, PathBuf};
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicBool, AtomicI64, Ordering};
 use std::thread::{scope, sleep};
 use std::time::Duration;
 
 use brackfs::backup::{self, Options, Summary};
+use brackfs::catalog::Catalog;
 use brackfs::catalog::stats::Identity;
 use brackfs::crypt::{Opener, Profile, Role, SecretKey};
 use brackfs::format::name::SnapshotName;
 use brackfs::init::{Owner, init};
+use brackfs::inventory::{Inventory, host_access, host_key};
 use brackfs::monitor::{Monitor, Progress};
 use brackfs::reader::{Listed, Reader};
 use brackfs::repository::{Access, Repository};
-use brackfs::{check, restore};
+use brackfs::state::RepositoryState;
+use brackfs::{check, inventory, restore};
 use change::{Change, Mix};
 use common::{Site, settle};
 use proptest::prelude::{Just, Strategy, any, prop, prop_oneof};
@@ -42,6 +47,10 @@ use world::{Identities, World};
 #[derive(Debug, Clone)]
 struct Step {
     changes: Vec<Change>,
+    /// What befalls the repository or the machine before it.
+    mishap: Option<Mishap>,
+    /// A copy of both is taken behind it, to which they may be set back.
+    saved: bool,
     /// The backup comes when the stamps of the changes tell them from later ones.
     settled: bool,
     how: How,
@@ -62,6 +71,19 @@ struct How {
     skip_if_unchanged: bool,
     /// Which of [`PATTERNS`] hold, as bits.
     exclude: u8,
+}
+
+/// What may befall a repository, or the machine that writes it.
+#[derive(Debug, Clone, Copy)]
+enum Mishap {
+    /// The catalog is gone.
+    CatalogLost,
+    /// The machine's state is as it was when it was saved.
+    StateSetBack,
+    /// The repository is.
+    RepositorySetBack,
+    /// Of the packs those are gone whose bits are set, the last generation, and perhaps the catalog, too.
+    PacksLost(u64, bool),
 }
 
 /// When a run is told to stop.
@@ -97,11 +119,18 @@ fn steps(mix: Mix) -> impl Strategy<Value = Vec<Step>> {
     // One way of working for all steps, but for one in five: what is as before must stay so.
     let other = prop::option::weighted(0.2, how());
     let changes = prop::collection::vec(change::change(mix), 0..12);
-    let step = (changes, prop::bool::weighted(0.8), other, broken, prop::bool::weighted(0.4));
+    let mishap = prop_oneof![
+        Just(Mishap::CatalogLost),
+        Just(Mishap::StateSetBack),
+        Just(Mishap::RepositorySetBack),
+        (any::<u64>(), prop::bool::weighted(0.3)).prop_map(|(packs, catalog)| Mishap::PacksLost(packs, catalog)),
+    ];
+    let mishap = (prop::option::weighted(0.25, mishap), any::<bool>());
+    let step = (changes, prop::bool::weighted(0.8), other, broken, prop::bool::weighted(0.4), mishap);
     (how(), prop::collection::vec(step, 2..6)).prop_map(|(usual, steps)| {
-        let step = |(changes, settled, other, broken, again)| {
+        let step = |(changes, settled, other, broken, again, (mishap, saved))| {
             let how = Option::unwrap_or(other, usual.clone());
-            Step { changes, settled, how, broken, again }
+            Step { changes, mishap, saved, settled, how, broken, again }
         };
         steps.into_iter().map(step).collect()
     })
@@ -160,6 +189,8 @@ const NEVER: i64 = i64::MAX;
 struct Taken {
     name: SnapshotName,
     tree: Tree,
+    /// Packs were lost since.
+    damaged: bool,
 }
 
 /// What the run before this one left, for what may be read again.
@@ -176,6 +207,8 @@ struct Play {
     key: Option<SecretKey>,
     taken: Vec<Taken>,
     before: Option<Before>,
+    /// How many snapshots there were when a copy was taken.
+    saved: Option<usize>,
 }
 
 impl Play {
@@ -188,7 +221,7 @@ impl Play {
         };
         init(site.repo().to_str().unwrap(), &site.state(), owner).unwrap();
         let world = World::new(site.source());
-        Play { site, world, key, taken: Vec::new(), before: None }
+        Play { site, world, key, taken: Vec::new(), before: None, saved: None }
     }
 
     fn repository(&self) -> Repository {
@@ -224,6 +257,9 @@ impl Play {
         for change in &step.changes {
             self.world.apply(change);
         }
+        if let Some(mishap) = step.mishap {
+            self.befall(mishap);
+        }
         if step.settled {
             settle();
         }
@@ -234,10 +270,53 @@ impl Play {
         let summary = self.run(&step.how, &watch).unwrap();
         watch.assert_no_problems();
         self.compare(&step.how, &summary);
+        self.verify();
         let now = Before { identities: self.world.identities(), inode: step.how.inode, exclude: step.how.exclude };
         self.before = step.settled.then_some(now);
         if step.again && step.settled {
             self.again(&step.how);
+        }
+        if step.saved {
+            for name in ["state", "repo"] {
+                copy(&self.site.path().join(name), &self.site.path().join(format!("saved-{name}")));
+            }
+            self.saved = Some(self.taken.len());
+        }
+    }
+
+    fn befall(&mut self, mishap: Mishap) {
+        // What is read again is not known then.
+        self.before = None;
+        let put_back = |name: &str| copy(&self.site.path().join(format!("saved-{name}")), &self.site.path().join(name));
+        match (mishap, self.saved) {
+            (Mishap::CatalogLost, _) => self.lose_catalog(),
+            (Mishap::StateSetBack, Some(_)) => put_back("state"),
+            (Mishap::RepositorySetBack, Some(taken)) => {
+                put_back("repo");
+                self.taken.truncate(taken);
+            }
+            (Mishap::StateSetBack | Mishap::RepositorySetBack, None) => {}
+            (Mishap::PacksLost(bits, catalog), _) => {
+                for (at, pack) in objects(&self.site.repo().join("packs")).iter().enumerate() {
+                    if bits >> (at % 64) & 1 == 1 {
+                        fs::remove_file(pack).unwrap();
+                    }
+                }
+                if let Some(last) = objects(&self.site.repo().join("generation")).last() {
+                    fs::remove_file(last).unwrap();
+                }
+                if catalog {
+                    self.lose_catalog();
+                }
+                self.taken.iter_mut().for_each(|taken| taken.damaged = true);
+            }
+        }
+    }
+
+    fn lose_catalog(&self) {
+        for path in objects(&self.site.state()).iter().filter(|path| path.to_string_lossy().contains("catalog.sqlite"))
+        {
+            fs::remove_file(path).unwrap();
         }
     }
 
@@ -261,9 +340,24 @@ impl Play {
                 self.before = None;
                 self.compare(how, &summary);
             }
-            Err(backup::Error::Interrupted) => self.before = None,
+            Err(backup::Error::Interrupted | backup::Error::Inventory(inventory::Error::Interrupted)) => {
+                self.before = None;
+            }
             Err(other) => panic!("{other}"),
         }
+    }
+
+    /// The catalog claims nothing that the repository does not have.
+    fn verify(&self) {
+        let repository = self.repository();
+        let state = RepositoryState::new(&self.site.state(), repository.id());
+        let access = host_access(&host_key(&state).unwrap()).unwrap();
+        let (monitor, stop) = (Watch::new(NEVER), AtomicBool::new(false));
+        let inventory = Inventory { repository: &repository, access: &access, monitor: &monitor, stop: &stop };
+        let catalog = Catalog::view(&state.catalog_path(), repository.id()).unwrap();
+        let verified = inventory.verify(&catalog, &state.catalog_path()).unwrap();
+        monitor.assert_no_problems();
+        assert_eq!((verified.problems, verified.snapshots), (0, self.taken.len() as u64));
     }
 
     /// Compares what was made with the model.
@@ -296,12 +390,13 @@ impl Play {
         match &summary.snapshot {
             Some(name) => {
                 assert_same(&tree, &tree::of_snapshot(&self.reader(), name), "the reader shows");
-                self.taken.push(Taken { name: name.clone(), tree });
+                self.taken.push(Taken { name: name.clone(), tree, damaged: false });
             }
             None => {
                 assert!(how.skip_if_unchanged, "no snapshot was made");
                 let last = self.taken.last().expect("a snapshot before");
                 assert_same(&tree, &last.tree, "no snapshot was made of a change; the last one has");
+                assert_same(&tree, &tree::of_snapshot(&self.reader(), &last.name), "the reader shows of the last one");
             }
         }
     }
@@ -322,7 +417,7 @@ impl Play {
     /// Restores every snapshot, and checks the repository.
     fn end(&self) {
         let reader = self.reader();
-        for (number, Taken { name, tree }) in self.taken.iter().enumerate() {
+        for (number, Taken { name, tree, .. }) in self.taken.iter().enumerate().filter(|(_, taken)| !taken.damaged) {
             let to = self.site.path().join(format!("restored-{number}"));
             let root = Listed::root(reader.snapshot(name).unwrap().0).unwrap();
             let watch = Watch::new(NEVER);
@@ -333,10 +428,39 @@ impl Play {
             assert_same(tree, &tree::of_files(&to), &format!("snapshot {number} was restored as"));
             tree::assert_holes(tree, &to);
         }
+        if self.taken.iter().any(|taken| taken.damaged) {
+            return;
+        }
         let watch = Watch::new(NEVER);
         let summary = check::check(&reader, true, &watch, &AtomicBool::new(false)).unwrap();
         watch.assert_no_problems();
         assert_eq!((summary.problems, summary.snapshots), (0, self.taken.len() as u64));
+    }
+}
+
+/// Files in folders at or below a folder, in order.
+fn objects(folder: &Path) -> Vec<PathBuf> {
+    let mut found = Vec::new();
+    for entry in fs::read_dir(folder).into_iter().flatten() {
+        let path = entry.unwrap().path();
+        match path.is_dir() {
+            true => found.extend(objects(&path)),
+            false => found.push(path),
+        }
+    }
+    found.sort();
+    found
+}
+
+/// Makes one directory a copy of another. By no other program: what is forked while another test's run holds its lock
+/// would hold that, too, for a moment.
+fn copy(from: &Path, to: &Path) {
+    let _ = fs::remove_dir_all(to);
+    fs::create_dir_all(to).unwrap();
+    for path in objects(from) {
+        let to = to.join(path.strip_prefix(from).unwrap());
+        fs::create_dir_all(to.parent().unwrap()).unwrap();
+        fs::copy(path, to).unwrap();
     }
 }
 

@@ -1,0 +1,524 @@
+//! Packs as a whole: which of them may be built upon.
+//!
+//! The catalog may claim less than the repository has, which costs space, but never more: a snapshot would name what is
+//! not there. So a pack that is missing or damaged is *condemned*: its chunks are forgotten, and the segments and
+//! directories whose nodes refer to it, so that the next backup reads and stores again what is still at the source.
+//! Rows of the pack and its blocks stay, since older snapshots name them.
+
+use roaring::RoaringTreemap;
+use rusqlite::{OptionalExtension, Row, params};
+
+use super::chunks::{BlockId, PackRow};
+use super::{Catalog, Error};
+use crate::format::index::{BlockRuns, IndexedPack};
+use crate::format::{Digest, PackId};
+use crate::source::now;
+
+/// Rows that are looked at together. Whatever has to be gone through, no more is held.
+const PAGE: usize = 512;
+
+/// Packs that are not to be built upon any more.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Condemned {
+    /// How many.
+    pub packs: u64,
+    /// Their bytes.
+    pub bytes: u64,
+}
+
+/// A pack as the catalog knows it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct KnownPack {
+    /// Its row.
+    pub row: PackRow,
+    /// Its id.
+    pub id: PackId,
+    /// Its bytes.
+    pub length: u64,
+    /// Their digest.
+    pub digest: Digest,
+    /// When it was stored, or last found to be there, in seconds since 1970.
+    pub verified: i64,
+}
+
+impl Catalog {
+    /// Begins a list of the packs that are at the target.
+    pub fn begin_listing(&self) -> Result<(), Error> {
+        self.db.execute("DELETE FROM listing", []).map(drop).map_err(self.failed("list packs"))
+    }
+
+    /// Adds a pack to the list.
+    pub fn note_listed(&self, pack: PackId, length: u64) -> Result<(), Error> {
+        let add = || {
+            let mut statement = self.db.prepare_cached("INSERT OR REPLACE INTO listing VALUES (?, ?)")?;
+            statement.execute(params![pack.as_bytes(), length as i64])
+        };
+        add().map(drop).map_err(self.failed("list packs"))
+    }
+
+    /// The bytes of a pack on the list.
+    pub fn listed(&self, pack: PackId) -> Result<Option<u64>, Error> {
+        let find = || {
+            let mut statement = self.db.prepare_cached("SELECT length FROM listing WHERE pack = ?")?;
+            statement.query_row([pack.as_bytes()], |row| Ok(row.get::<_, i64>(0)? as u64)).optional()
+        };
+        find().map_err(self.failed("list packs"))
+    }
+
+    /// Whether any pack that may be built upon is on the list.
+    pub fn any_listed(&self) -> Result<bool, Error> {
+        let any = "SELECT EXISTS (SELECT 1 FROM packs JOIN listing ON listing.pack = uuid WHERE condemned = 0)";
+        self.db.query_row(any, [], |row| row.get(0)).map_err(self.failed("list packs"))
+    }
+
+    /// Condemns packs that are not on the list, or with another length. Calls `found` with each of them, and with the
+    /// length on the list if it has one.
+    pub fn condemn_unlisted(&self, found: &mut dyn FnMut(&KnownPack, Option<u64>)) -> Result<Condemned, Error> {
+        let unlisted = format!(
+            "{KNOWN_PACK}, listing.length FROM packs LEFT JOIN listing ON listing.pack = uuid
+             WHERE condemned = 0 AND listing.length IS NOT packs.length AND id > ?1 ORDER BY id LIMIT ?2"
+        );
+        self.in_pages(
+            &unlisted,
+            |row| Ok((known_pack(row)?, row.get::<_, Option<i64>>(5)?)),
+            |(pack, length)| {
+                let pack = self.checked(pack)?;
+                found(&pack, length.map(|length| length as u64));
+                self.mark(pack.row)?;
+                Ok(pack.row.0)
+            },
+        )?;
+        self.drop_claims()
+    }
+
+    /// Condemns packs.
+    pub fn condemn(&self, packs: &[PackRow]) -> Result<Condemned, Error> {
+        packs.iter().try_for_each(|pack| self.mark(*pack))?;
+        self.drop_claims()
+    }
+
+    fn mark(&self, pack: PackRow) -> Result<(), Error> {
+        let set = self.db.execute("UPDATE packs SET condemned = 2 WHERE id = ? AND condemned = 0", [pack.0]);
+        set.map(drop).map_err(self.failed("condemn packs"))
+    }
+
+    /// Takes back all that rests on marked packs.
+    fn drop_claims(&self) -> Result<Condemned, Error> {
+        let count = || {
+            let count = "SELECT count(*), coalesce(sum(length), 0) FROM packs WHERE condemned = 2";
+            let (packs, bytes) =
+                self.db.query_row(count, [], |row| Ok((row.get::<_, i64>(0)?, row.get::<_, i64>(1)?)))?;
+            let mut statement =
+                self.db.prepare("SELECT blocks.id FROM packs JOIN blocks ON pack = packs.id WHERE condemned = 2")?;
+            let mut rows = statement.query([])?;
+            // As a bitmap, like the blocks that a snapshot uses: ids of a pack's blocks are neighbours.
+            let mut gone = RoaringTreemap::new();
+            while let Some(row) = rows.next()? {
+                gone.insert(row.get::<_, i64>(0)? as u64);
+            }
+            Ok((Condemned { packs: packs as u64, bytes: bytes as u64 }, gone))
+        };
+        let (condemned, gone) = count().map_err(self.failed("condemn packs"))?;
+        if condemned.packs > 0 {
+            self.drop_chunks(&gone)?;
+            self.drop_extent_nodes(&gone)?;
+            self.drop_segments(&gone)?;
+            self.drop_directories(&gone)?;
+            let done = self.db.execute("UPDATE packs SET condemned = 1 WHERE condemned = 2", []);
+            done.map_err(self.failed("condemn packs"))?;
+        }
+        Ok(condemned)
+    }
+
+    fn drop_chunks(&self, gone: &RoaringTreemap) -> Result<(), Error> {
+        let all = "SELECT head, block FROM chunks WHERE head > ?1 ORDER BY head LIMIT ?2";
+        self.in_pages(
+            all,
+            |row| Ok((row.get::<_, i64>(0)?, row.get::<_, i64>(1)? as u64)),
+            |(head, block)| {
+                if gone.contains(block) {
+                    self.run("DELETE FROM chunks WHERE head = ?", head)?;
+                }
+                Ok(head)
+            },
+        )
+    }
+
+    fn drop_extent_nodes(&self, gone: &RoaringTreemap) -> Result<(), Error> {
+        let all = "SELECT id, blocks FROM extent_nodes WHERE id > ?1 ORDER BY id LIMIT ?2";
+        self.in_pages(
+            all,
+            |row| Ok((row.get::<_, i64>(0)?, row.get::<_, Vec<u8>>(1)?)),
+            |(id, blocks)| {
+                if self.any(gone, &blocks)? {
+                    self.run("DELETE FROM extent_nodes WHERE id = ?", id)?;
+                }
+                Ok(id)
+            },
+        )
+    }
+
+    /// Segments whose nodes, or what these refer to, are gone. Their directories are incomplete from now on, so the next
+    /// run neither takes them nor what is above them for unchanged.
+    fn drop_segments(&self, gone: &RoaringTreemap) -> Result<(), Error> {
+        let all = "SELECT id, directory, block, blocks, more FROM segments WHERE id > ?1 ORDER BY id LIMIT ?2";
+        let read = |row: &Row<'_>| {
+            let lists = [row.get::<_, Vec<u8>>(3)?, row.get(4)?];
+            Ok((row.get::<_, i64>(0)?, row.get::<_, i64>(1)?, row.get::<_, i64>(2)? as u64, lists))
+        };
+        self.in_pages(all, read, |(id, directory, block, [blocks, more])| {
+            if gone.contains(block) || self.any(gone, &blocks)? || self.any(gone, &more)? {
+                self.run("DELETE FROM segments WHERE id = ?", id)?;
+                self.run("UPDATE directories SET complete = 0 WHERE id = ?", directory)?;
+            }
+            Ok(id)
+        })
+    }
+
+    /// Directories whose index nodes are gone: their segments may still be good.
+    fn drop_directories(&self, gone: &RoaringTreemap) -> Result<(), Error> {
+        let all = "SELECT id, block, indexes FROM directories WHERE id > ?1 AND complete ORDER BY id LIMIT ?2";
+        let read = |row: &Row<'_>| {
+            let block = row.get::<_, Option<i64>>(1)?.map(|block| block as u64);
+            Ok((row.get::<_, i64>(0)?, block, row.get::<_, Option<Vec<u8>>>(2)?.unwrap_or_default()))
+        };
+        self.in_pages(all, read, |(id, block, indexes)| {
+            if block.is_some_and(|block| gone.contains(block)) || self.any(gone, &indexes)? {
+                self.run("UPDATE directories SET complete = 0 WHERE id = ?", id)?;
+            }
+            Ok(id)
+        })
+    }
+
+    fn any(&self, gone: &RoaringTreemap, blocks: &[u8]) -> Result<bool, Error> {
+        Ok(self.blocks(blocks)?.iter().any(|block| gone.contains(block.0)))
+    }
+
+    fn run(&self, sql: &'static str, id: i64) -> Result<(), Error> {
+        let run = || self.db.prepare_cached(sql)?.execute([id]);
+        run().map(drop).map_err(self.failed("condemn packs"))
+    }
+
+    /// Goes through the rows of `select`, which takes those above ?1, at most ?2 of them, in order. `handle` returns the
+    /// number that a row stands under; it may delete rows.
+    pub(super) fn in_pages<T>(
+        &self,
+        select: &str,
+        read: impl Fn(&Row<'_>) -> rusqlite::Result<T>,
+        mut handle: impl FnMut(T) -> Result<i64, Error>,
+    ) -> Result<(), Error> {
+        let mut last = i64::MIN;
+        loop {
+            let page = || {
+                let mut statement = self.db.prepare_cached(select)?;
+                statement.query_map(params![last, PAGE as i64], &read)?.collect::<rusqlite::Result<Vec<_>>>()
+            };
+            let page = page().map_err(self.failed("go through the catalog"))?;
+            let full = page.len() == PAGE;
+            for row in page {
+                last = handle(row)?;
+            }
+            if !full {
+                return Ok(());
+            }
+        }
+    }
+
+    /// The row of a pack, if it is known.
+    pub fn pack(&self, id: PackId) -> Result<Option<PackRow>, Error> {
+        let find = || {
+            let mut statement = self.db.prepare_cached("SELECT id FROM packs WHERE uuid = ?")?;
+            statement.query_row([id.as_bytes()], |row| Ok(PackRow(row.get(0)?))).optional()
+        };
+        find().map_err(self.failed("look up a pack"))
+    }
+
+    /// Adds a pack that an index names and the catalog does not know. If it is not `there`, it is condemned from the start:
+    /// only snapshots may name its blocks.
+    pub fn import_pack(&self, pack: &IndexedPack, there: bool) -> Result<(), Error> {
+        let mut block = self.next_block()?;
+        let mut add = || -> rusqlite::Result<()> {
+            let mut statement = self.db.prepare_cached(
+                "INSERT INTO packs (uuid, kind, length, digest, verified, condemned) VALUES (?, ?, ?, ?, ?, ?)",
+            )?;
+            let (kind, length) = (pack.kind.code() as i64, pack.length() as i64);
+            statement.execute(params![pack.id.as_bytes(), kind, length, pack.digest.0, now().seconds, !there])?;
+            let row = self.db.last_insert_rowid();
+            let mut add_block = self.db.prepare_cached("INSERT INTO blocks VALUES (?, ?, ?, ?, ?)")?;
+            let mut chunks = Vec::new();
+            let mut offset = 0u64;
+            for (ordinal, indexed) in pack.blocks.iter().enumerate() {
+                let BlockId(id) = block;
+                add_block.execute(params![id as i64, row, ordinal as i64, offset as i64, indexed.length])?;
+                offset += u64::from(indexed.length);
+                let mut start = 0u64;
+                for (digest, length) in &indexed.chunks {
+                    chunks.push((digest.head(), *digest, id, start, *length));
+                    start += u64::from(*length);
+                }
+                block = BlockId(id + 1);
+            }
+            if there {
+                chunks.sort_unstable_by_key(|(head, ..)| *head);
+                let mut add_chunk = self.db.prepare_cached("INSERT OR IGNORE INTO chunks VALUES (?, ?, ?, ?, ?)")?;
+                for (head, digest, block, start, length) in chunks {
+                    add_chunk.execute(params![head, digest.0, block as i64, start as i64, length])?;
+                }
+            }
+            Ok(())
+        };
+        add().map_err(self.failed("add a pack"))
+    }
+
+    /// Adds blocks of a pack to `blocks`, or takes them out of it. False if not all of them are known.
+    pub fn count_in(
+        &self,
+        blocks: &mut RoaringTreemap,
+        runs: &[(PackId, BlockRuns)],
+        add: bool,
+    ) -> Result<bool, Error> {
+        let mut all = true;
+        for (pack, runs) in runs {
+            let Some(pack) = self.pack(*pack)? else {
+                all = false;
+                continue;
+            };
+            for (first, count) in runs {
+                let (from, to) = (i64::from(*first), i64::from(*first) + i64::from(*count));
+                let mut find = || {
+                    let select = "SELECT id FROM blocks WHERE pack = ? AND ordinal >= ? AND ordinal < ?";
+                    let mut statement = self.db.prepare_cached(select)?;
+                    let mut rows = statement.query(params![pack.0, from, to])?;
+                    let mut found = 0;
+                    while let Some(row) = rows.next()? {
+                        let id = row.get::<_, i64>(0)? as u64;
+                        if add {
+                            blocks.insert(id)
+                        } else {
+                            blocks.remove(id)
+                        };
+                        found += 1;
+                    }
+                    Ok(found == *count)
+                };
+                all &= find().map_err(self.failed("look up blocks"))?;
+            }
+        }
+        Ok(all)
+    }
+
+    /// Packs that were last found to be there before a time, the longest ago first; at most `most`.
+    pub fn longest_unverified(&self, before: i64, most: usize) -> Result<Vec<KnownPack>, Error> {
+        let find = || {
+            self.db
+                .prepare_cached(&format!(
+                    "{KNOWN_PACK} FROM packs WHERE condemned = 0 AND verified < ? ORDER BY verified LIMIT ?"
+                ))?
+                .query_map(params![before, most as i64], known_pack)?
+                .collect::<rusqlite::Result<Vec<_>>>()
+        };
+        find().map_err(self.failed("look up packs"))?.into_iter().map(|pack| self.checked(pack)).collect()
+    }
+
+    /// Notes that a pack was found to be there.
+    pub fn set_verified(&self, pack: PackRow, at: i64) -> Result<(), Error> {
+        let set = self.db.execute("UPDATE packs SET verified = ? WHERE id = ?", [at, pack.0]);
+        set.map(drop).map_err(self.failed("note a pack"))
+    }
+
+    pub(super) fn checked(&self, raw: RawPack) -> Result<KnownPack, Error> {
+        let RawPack { row, uuid, length, digest, verified } = raw;
+        let id = PackId::from_slice(&uuid).map_err(|e| self.damaged(e))?;
+        let digest = Digest::from_slice(&digest).ok_or_else(|| self.damaged("a pack's digest is cut off"))?;
+        Ok(KnownPack { row, id, length, digest, verified })
+    }
+}
+
+pub(super) const KNOWN_PACK: &str = "SELECT id, uuid, packs.length, digest, verified";
+
+/// A pack as it was read, not yet checked.
+pub(super) struct RawPack {
+    row: PackRow,
+    uuid: Vec<u8>,
+    length: u64,
+    digest: Vec<u8>,
+    verified: i64,
+}
+
+pub(super) fn known_pack(row: &Row<'_>) -> rusqlite::Result<RawPack> {
+    Ok(RawPack {
+        row: PackRow(row.get(0)?),
+        uuid: row.get(1)?,
+        length: row.get::<_, i64>(2)? as u64,
+        digest: row.get(3)?,
+        verified: row.get(4)?,
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::catalog::stats::Stats;
+    use crate::catalog::tests::catalog;
+    use crate::catalog::{DirectoryId, Past, Stored};
+    use crate::format::index::{IndexedBlock, PackKind};
+
+    /// A pack of blocks of one chunk each, named by these numbers.
+    fn pack(chunks: std::ops::Range<u32>) -> IndexedPack {
+        let block = |i| IndexedBlock { length: 10, chunks: vec![(digest(i), 5)] };
+        IndexedPack {
+            id: PackId::random(),
+            kind: PackKind::Data,
+            digest: Digest::of(b"pack"),
+            blocks: chunks.map(block).collect(),
+        }
+    }
+
+    fn digest(i: u32) -> Digest {
+        Digest::of(&i.to_be_bytes())
+    }
+
+    fn block_of(catalog: &Catalog, i: u32) -> BlockId {
+        catalog.chunk(&digest(i)).unwrap().expect("a known chunk").block
+    }
+
+    /// A directory whose single segment, itself stored in `node`, refers to these blocks.
+    fn directory(catalog: &Catalog, name: &[u8], node: BlockId, blocks: &[BlockId], more: &[BlockId]) -> DirectoryId {
+        let id = catalog.enter_directory(DirectoryId(-1), name, (1, name.len() as u64)).unwrap();
+        let stored = Stored { digest: Digest::of(name), block: node, start: 0, length: 1 };
+        catalog.put_segment(id, &[], b"a", (1, 1), &stored, (blocks, more), &Stats::default(), b"").unwrap();
+        catalog.finish_directory(id, 1, Some(&stored), &[]).unwrap();
+        id
+    }
+
+    fn is_complete(past: &Past, name: &[u8]) -> bool {
+        let row = past.directory(DirectoryId(-1), name, (1, name.len() as u64), true).unwrap();
+        row.expect("a directory").subtree.is_some()
+    }
+
+    #[test]
+    fn what_rests_on_a_condemned_pack_is_forgotten_and_nothing_else() {
+        let folder = tempfile::tempdir().unwrap();
+        let mut catalog = catalog(folder.path());
+        // More rows of each kind than are looked at together.
+        let many = 3 * PAGE as u32 / 2;
+        let (good, bad) = (pack(0..many), pack(many..2 * many));
+        for pack in [&good, &bad] {
+            catalog.import_pack(pack, true).unwrap();
+        }
+        let (g, b) = (block_of(&catalog, 0), block_of(&catalog, many));
+        type Case<'a> = (&'a [u8], BlockId, &'a [BlockId], &'a [BlockId], bool);
+        let cases: [Case<'_>; 5] = [
+            (b"good", g, &[g, g], &[g], true),
+            (b"node", b, &[g], &[], false),
+            (b"content", g, &[g, b], &[], false),
+            (b"long file", g, &[g], &[g, b], false),
+            (b"nothing in it", g, &[], &[], true),
+        ];
+        for (name, node, blocks, more, _) in cases {
+            directory(&catalog, name, node, blocks, more);
+        }
+        // A long directory: its segments are good, the nodes that list them are not.
+        let indexed = directory(&catalog, b"indexed", g, &[g], &[]);
+        let stored = Stored { digest: Digest::of(b"i"), block: g, start: 0, length: 1 };
+        catalog.finish_directory(indexed, 2, Some(&stored), &[g, b]).unwrap();
+        for i in 0..many {
+            let bad = i % 2 == 1;
+            catalog.add_extent_node(&digest(i), &[g, if bad { b } else { g }]).unwrap();
+            directory(&catalog, format!("many {i}").as_bytes(), if bad { b } else { g }, &[], &[]);
+        }
+        catalog.commit().unwrap();
+        let next = catalog.next_block().unwrap();
+        let row = catalog.pack(bad.id).unwrap().unwrap();
+        let condemned = catalog.condemn(&[row]).unwrap();
+        catalog.commit().unwrap();
+
+        assert_eq!(condemned, Condemned { packs: 1, bytes: bad.length() });
+        for i in 0..2 * many {
+            assert_eq!(catalog.chunk(&digest(i)).unwrap().is_some(), i < many, "chunk {i}");
+        }
+        let past = catalog.past().unwrap();
+        for (name, .., whole) in cases {
+            assert_eq!(is_complete(&past, name), whole, "{}", String::from_utf8_lossy(name));
+        }
+        assert!(!is_complete(&past, b"indexed"));
+        assert_eq!(past.segments(indexed, None, 9).unwrap().len(), 1);
+        for i in 0..many {
+            assert_eq!(catalog.extent_node(&digest(i)).unwrap().is_some(), i % 2 == 0, "{i}");
+            assert_eq!(is_complete(&past, format!("many {i}").as_bytes()), i % 2 == 0, "{i}");
+        }
+        let (usable, all) = catalog.block_sets().unwrap();
+        assert_eq!((usable.len(), all.len()), (u64::from(many), 2 * u64::from(many)));
+        assert_eq!(catalog.count_chunks(&usable).unwrap(), (u64::from(many), 0));
+        assert_eq!(catalog.count_lost_nodes(&usable).unwrap(), 0);
+        // Snapshots may name the blocks still, so these mean what they meant.
+        assert_eq!(catalog.ordinal(b).unwrap(), (bad.id, 0));
+        assert_eq!(catalog.next_block().unwrap(), next);
+        // What is stored again is known again.
+        catalog.import_pack(&pack(many..2 * many), true).unwrap();
+        assert_ne!(block_of(&catalog, many), b);
+        assert_eq!(catalog.condemn(&[row]).unwrap(), Condemned::default());
+    }
+
+    #[test]
+    fn packs_that_are_not_on_the_list_or_with_another_length_are_condemned() {
+        let folder = tempfile::tempdir().unwrap();
+        let catalog = catalog(folder.path());
+        let packs = [pack(0..3), pack(3..6), pack(6..9)];
+        for pack in &packs {
+            catalog.import_pack(pack, true).unwrap();
+        }
+        catalog.begin_listing().unwrap();
+        catalog.note_listed(packs[0].id, 30).unwrap();
+        catalog.note_listed(packs[1].id, 29).unwrap();
+        catalog.note_listed(PackId::random(), 30).unwrap();
+        let mut seen = Vec::new();
+        let condemned = catalog.condemn_unlisted(&mut |pack, length| seen.push((pack.id, length))).unwrap();
+        assert_eq!(seen, [(packs[1].id, Some(29)), (packs[2].id, None)]);
+        assert_eq!(condemned, Condemned { packs: 2, bytes: 60 });
+        assert!(catalog.chunk(&digest(0)).unwrap().is_some() && catalog.chunk(&digest(3)).unwrap().is_none());
+        // Once is enough.
+        let again = catalog.condemn_unlisted(&mut |_, _| unreachable!("condemned already")).unwrap();
+        assert_eq!(again, Condemned::default());
+    }
+
+    #[test]
+    fn a_pack_that_is_missing_when_it_is_learnt_of_can_be_named_and_not_built_upon() {
+        let folder = tempfile::tempdir().unwrap();
+        let catalog = catalog(folder.path());
+        let (there, missing) = (pack(0..4), pack(2..8));
+        catalog.import_pack(&missing, false).unwrap();
+        catalog.import_pack(&there, true).unwrap();
+        assert!(catalog.chunk(&digest(7)).unwrap().is_none());
+        // It is in both; the one that is there counts.
+        assert_eq!(catalog.location(block_of(&catalog, 2)).unwrap().pack, there.id);
+        let mut used = RoaringTreemap::new();
+        assert!(
+            catalog.count_in(&mut used, &[(missing.id, vec![(0, 2), (5, 1)]), (there.id, vec![(0, 4)])], true).unwrap()
+        );
+        assert_eq!(used.len(), 7);
+        assert!(catalog.count_in(&mut used, &[(there.id, vec![(1, 3)])], false).unwrap());
+        assert_eq!(used.len(), 4);
+        assert!(!catalog.count_in(&mut used, &[(there.id, vec![(3, 2)])], true).unwrap());
+        assert!(!catalog.count_in(&mut used, &[(PackId::random(), vec![(0, 1)])], true).unwrap());
+    }
+
+    #[test]
+    fn those_that_nobody_looked_at_longest_come_first() {
+        let folder = tempfile::tempdir().unwrap();
+        let catalog = catalog(folder.path());
+        let packs: Vec<_> = (0..5).map(|i| pack(i..i + 1)).collect();
+        for (pack, verified) in packs.iter().zip([50, 10, 40, 20, 30]) {
+            catalog.import_pack(pack, true).unwrap();
+            catalog.set_verified(catalog.pack(pack.id).unwrap().unwrap(), verified).unwrap();
+        }
+        catalog.condemn(&[catalog.pack(packs[3].id).unwrap().unwrap()]).unwrap();
+        let found = |before, most| {
+            let packs = catalog.longest_unverified(before, most).unwrap();
+            packs.iter().map(|pack| pack.verified).collect::<Vec<_>>()
+        };
+        assert_eq!(found(50, 9), [10, 30, 40]);
+        assert_eq!(found(50, 2), [10, 30]);
+        assert_eq!(found(10, 9), Vec::<i64>::new());
+    }
+}

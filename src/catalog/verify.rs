@@ -1,0 +1,118 @@
+//! Whether the catalog agrees with itself.
+
+use roaring::RoaringTreemap;
+use rusqlite::Row;
+
+use super::packs::{KNOWN_PACK, RawPack, known_pack};
+use super::{Catalog, Error, KnownPack};
+
+/// Findings of SQLite's own check that are told.
+const FINDINGS: u32 = 20;
+
+impl Catalog {
+    /// What SQLite finds wrong with the file.
+    pub fn integrity(&self) -> Result<Vec<String>, Error> {
+        let find = || {
+            let mut statement = self.db.prepare(&format!("PRAGMA integrity_check({FINDINGS})"))?;
+            statement.query_map([], |row| row.get::<_, String>(0))?.collect::<rusqlite::Result<Vec<_>>>()
+        };
+        let found = find().map_err(self.failed("check the catalog"))?;
+        Ok(found.into_iter().filter(|line| line != "ok").collect())
+    }
+
+    /// Calls `found` with each pack that is not condemned, and with what is wrong with its blocks, if something is.
+    pub fn each_pack(&self, found: &mut dyn FnMut(&KnownPack, Option<String>)) -> Result<(), Error> {
+        let all = format!("{KNOWN_PACK} FROM packs WHERE condemned = 0 AND id > ?1 ORDER BY id LIMIT ?2");
+        let read: fn(&Row<'_>) -> rusqlite::Result<RawPack> = known_pack;
+        self.in_pages(&all, read, |raw| {
+            let pack = self.checked(raw)?;
+            found(&pack, self.blocks_of(&pack)?);
+            Ok(pack.row.0)
+        })
+    }
+
+    /// Blocks lie one after the other from the pack's first byte to its last.
+    fn blocks_of(&self, pack: &KnownPack) -> Result<Option<String>, Error> {
+        let add_up = || {
+            let select = "SELECT ordinal, start, length FROM blocks WHERE pack = ? ORDER BY ordinal";
+            let mut statement = self.db.prepare_cached(select)?;
+            let mut rows = statement.query([pack.row.0])?;
+            let (mut next, mut end) = (0, 0);
+            while let Some(row) = rows.next()? {
+                let (ordinal, start, length) = (row.get::<_, i64>(0)?, row.get::<_, i64>(1)?, row.get::<_, i64>(2)?);
+                if (ordinal, start) != (next, end) || length <= 0 {
+                    return Ok(Some(format!("block {ordinal} of it does not begin where the one before ends")));
+                }
+                (next, end) = (ordinal + 1, start.saturating_add(length));
+            }
+            Ok((end != pack.length as i64)
+                .then(|| format!("its blocks add up to {end} bytes, and it has {}", pack.length)))
+        };
+        add_up().map_err(self.failed("check blocks"))
+    }
+
+    /// All blocks that may be built upon, and all blocks.
+    pub fn block_sets(&self) -> Result<(RoaringTreemap, RoaringTreemap), Error> {
+        let (mut usable, mut all) = (RoaringTreemap::new(), RoaringTreemap::new());
+        let select = "SELECT blocks.id, condemned FROM blocks LEFT JOIN packs ON packs.id = pack
+                      WHERE blocks.id > ?1 ORDER BY blocks.id LIMIT ?2";
+        let read = |row: &Row<'_>| Ok((row.get::<_, i64>(0)?, row.get::<_, Option<i64>>(1)?));
+        self.in_pages(select, read, |(id, condemned)| {
+            all.insert(id as u64);
+            if condemned == Some(0) {
+                usable.insert(id as u64);
+            }
+            Ok(id)
+        })?;
+        Ok((usable, all))
+    }
+
+    /// How many packs are condemned.
+    pub fn condemned_packs(&self) -> Result<u64, Error> {
+        let count = self.db.query_row("SELECT count(*) FROM packs WHERE condemned", [], |row| row.get::<_, i64>(0));
+        Ok(count.map_err(self.failed("count packs"))? as u64)
+    }
+
+    /// Counts chunks, and those whose block is not among `usable`.
+    pub fn count_chunks(&self, usable: &RoaringTreemap) -> Result<(u64, u64), Error> {
+        let (mut chunks, mut lost) = (0, 0);
+        let all = "SELECT head, block FROM chunks WHERE head > ?1 ORDER BY head LIMIT ?2";
+        self.in_pages(
+            all,
+            |row| Ok((row.get::<_, i64>(0)?, row.get::<_, i64>(1)?)),
+            |(head, block)| {
+                chunks += 1;
+                lost += u64::from(!usable.contains(block as u64));
+                Ok(head)
+            },
+        )?;
+        Ok((chunks, lost))
+    }
+
+    /// Counts segments, directories and nodes of extents that refer to blocks that are not among `usable`.
+    pub fn count_lost_nodes(&self, usable: &RoaringTreemap) -> Result<u64, Error> {
+        let mut lost = 0;
+        let mut look = |blocks: &[Vec<u8>], block: Option<i64>| -> Result<(), Error> {
+            let mut good = block.is_none_or(|block| usable.contains(block as u64));
+            for list in blocks {
+                good &= self.blocks(list)?.iter().all(|block| usable.contains(block.0));
+            }
+            lost += u64::from(!good);
+            Ok(())
+        };
+        let segments = "SELECT id, block, blocks, more FROM segments WHERE id > ?1 ORDER BY id LIMIT ?2";
+        let read = |row: &Row<'_>| {
+            Ok((row.get::<_, i64>(0)?, row.get::<_, i64>(1)?, [row.get(2)?, row.get::<_, Vec<u8>>(3)?]))
+        };
+        self.in_pages(segments, read, |(id, block, lists)| look(&lists, Some(block)).map(|()| id))?;
+        let directories = "SELECT id, block, coalesce(indexes, x'') FROM directories WHERE id > ?1 AND complete
+                           ORDER BY id LIMIT ?2";
+        let read =
+            |row: &Row<'_>| Ok((row.get::<_, i64>(0)?, row.get::<_, Option<i64>>(1)?, [row.get::<_, Vec<u8>>(2)?]));
+        self.in_pages(directories, read, |(id, block, lists)| look(&lists, block).map(|()| id))?;
+        let nodes = "SELECT id, blocks FROM extent_nodes WHERE id > ?1 ORDER BY id LIMIT ?2";
+        let read = |row: &Row<'_>| Ok((row.get::<_, i64>(0)?, [row.get::<_, Vec<u8>>(1)?]));
+        self.in_pages(nodes, read, |(id, lists)| look(&lists, None).map(|()| id))?;
+        Ok(lost)
+    }
+}

@@ -1,0 +1,92 @@
+//! `brackfs adopt`
+
+use std::process::ExitCode;
+use std::time::Duration;
+
+use anyhow::Result;
+use serde_json::json;
+
+use super::catalog::waiting;
+use super::common::{Global, READ_ONCE, ReaderArgs, stop_on_signals};
+use super::say;
+use super::show::parse_duration;
+use crate::inventory::{Inventory, adopt_with_host_key, adopt_with_owner_key, host_access, host_key};
+use crate::monitor::Monitor;
+use crate::repository::Repository;
+use crate::state::RepositoryState;
+
+/// Make this machine the one that writes to a repository
+///
+/// A repository is written to by one machine, and by one state directory of it. After this it is this one. Whoever was it
+/// before (the machine that this one replaces, or the other one of two clones) is refused by the next backup there, and
+/// told so. Nothing that was stored is changed.
+///
+/// If the state directory has the machine's host key for the repository (host.key in the folder named by the repository's
+/// id: brought back from a copy, or put there by hand, readable by its user only), no other key is needed.
+///
+/// Otherwise the owner's secret key is needed, this once. The machine then makes a host key of its own, and what only
+/// hosts read is written again for it; in a large repository that takes a while. Readers believe the new host key when
+/// it is given to them with --signer; the old snapshots stay signed by the old one.
+///
+/// A good catalog is kept; otherwise it is built anew as by brackfs-catalog-rebuild(1).
+#[derive(Debug, clap::Args)]
+#[command(after_help = "\
+Examples:
+  brackfs adopt --repo /backup                     a clone, or a state directory that was brought back
+  brackfs adopt --repo /backup --key owner.key     a new machine in the place of one that is gone")]
+pub(super) struct Args {
+    #[command(flatten)]
+    reader: ReaderArgs,
+    /// Wait so long for another run that writes, as in 90s, 10m or 1h30m
+    #[arg(long, value_name = "DURATION", default_value = "0s", value_parser = parse_duration)]
+    wait_lock: Duration,
+    /// Print the result as a JSON object
+    ///
+    /// It has message_type adopted, and host_key (the fingerprint), new_host_key, generation, packs, snapshots,
+    /// missing_packs.
+    #[arg(long)]
+    json: bool,
+}
+
+pub(super) fn run(args: &Args, global: &Global) -> Result<ExitCode> {
+    let repository = Repository::open(&args.reader.repository.location)?;
+    let state = RepositoryState::new(&global.state()?, repository.id());
+    let (monitor, stop) = (global.monitor(args.json), stop_on_signals()?);
+    let is_host = state.host_key()?.is_some();
+    let lock = || state.lock(args.wait_lock, &stop, |holder| monitor.note(&waiting(holder)));
+    let adopted = match is_host {
+        true => {
+            let _lock = lock()?;
+            let key = host_key(&state)?;
+            let access = host_access(&key)?;
+            let inventory = Inventory { repository: &repository, access: &access, monitor: &monitor, stop: &stop };
+            adopt_with_host_key(&inventory, &state, key)?
+        }
+        false => {
+            let reader = args.reader.open(global, &monitor, READ_ONCE)?;
+            state.create()?;
+            let _lock = lock()?;
+            let access = reader.access();
+            let inventory = Inventory { repository: &repository, access, monitor: &monitor, stop: &stop };
+            adopt_with_owner_key(&inventory, &state)?
+        }
+    };
+    let found = &adopted.found;
+    if args.json {
+        say::result(json!({
+            "message_type": "adopted",
+            "host_key": adopted.host.to_string(),
+            "new_host_key": !is_host,
+            "generation": adopted.generation,
+            "packs": found.learnt_packs,
+            "snapshots": found.learnt_snapshots,
+            "missing_packs": found.condemned.packs + found.missing_packs,
+        }))?;
+    } else if !global.quiet {
+        say::aside(format!("this machine is the writer of the repository now: {}", found.words()));
+        if !is_host {
+            say::aside(format!("its new host key is {}; readers need it for --signer", adopted.host));
+        }
+    }
+    Ok(ExitCode::SUCCESS)
+}

@@ -1,0 +1,70 @@
+//! The inventory: catalog and repository are made to agree.
+//!
+//! A catalog must never claim more than the repository has. While nothing unexpected happens the last generation shows that
+//! with one look ([`Standing`]). When it shows anything else, packs are listed, what is missing is condemned, and what the
+//! catalog does not know is learnt from signed indexes ([`reconcile`]). A lost catalog is one that knows nothing:
+//! [`rebuild()`] makes an empty one and reconciles it. All of this takes the host key and no other.
+//!
+//! - [`standing`]: is the repository as this catalog left it, and whose is it?
+//! - [`reconcile`]: packs, blocks, chunks and snapshots as the repository has them
+//! - [`mod@rebuild`]: a new catalog in the place of one that was lost
+//! - [`adopt`]: this machine becomes the one that writes
+//! - [`recheck`]: a few packs each run, so that what a disk lost does not stay unknown
+//! - [`verify`]: everything that the catalog claims, without changing anything
+
+mod adopt;
+mod error;
+mod rebuild;
+mod recheck;
+mod reconcile;
+mod standing;
+mod verify;
+
+use std::sync::atomic::{AtomicBool, Ordering};
+
+pub use adopt::{Adopted, adopt_with_host_key, adopt_with_owner_key};
+pub use error::Error;
+pub use rebuild::rebuild;
+pub use recheck::{READ_AGAIN, Rechecked};
+pub use reconcile::Reconciled;
+pub use standing::Standing;
+pub use verify::Verified;
+
+use crate::crypt::{Opener, SecretKey};
+use crate::monitor::Monitor;
+use crate::repository::{Access, Repository};
+use crate::state::RepositoryState;
+
+/// What it takes to compare a catalog with its repository.
+pub struct Inventory<'a> {
+    /// The repository.
+    pub repository: &'a Repository,
+    /// Opens indexes and generations.
+    pub access: &'a Access,
+    /// Hears what is found.
+    pub monitor: &'a dyn Monitor,
+    /// Ends it early when set.
+    pub stop: &'a AtomicBool,
+}
+
+impl Inventory<'_> {
+    fn go_on(&self) -> Result<(), Error> {
+        match self.stop.load(Ordering::Relaxed) {
+            true => Err(Error::Interrupted),
+            false => Ok(()),
+        }
+    }
+}
+
+/// This machine's own key for the repository.
+pub fn host_key(state: &RepositoryState) -> Result<SecretKey, Error> {
+    match state.host_key()? {
+        Some(key) => Ok(SecretKey::parse(&key)?),
+        None => Err(Error::NoHostKey { path: state.host_key_path() }),
+    }
+}
+
+/// What the host key opens, believing only itself.
+pub fn host_access(key: &SecretKey) -> Result<Access, Error> {
+    Ok(Access::new(Some(Opener::new(key.clone())?), vec![key.certificate()]))
+}

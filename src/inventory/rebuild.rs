@@ -1,0 +1,92 @@
+//! A new catalog in the place of one that was lost.
+//!
+//! The host key is the root of trust. What it signed into `secrets/` says whom to encrypt to, the last generation whose
+//! the repository is, indexes what there is. The new catalog is made beside the old one and takes its place when it is
+//! complete; the old one is kept.
+
+use super::reconcile::Reconciled;
+use super::{Error, Inventory};
+use crate::catalog::{Catalog, Trust};
+use crate::crypt::{Certificate, Fingerprint};
+use crate::format::id::{CatalogId, ObjectId};
+use crate::format::name;
+use crate::format::secrets::Secrets;
+use crate::state::RepositoryState;
+
+/// Makes a catalog from what the repository has, and opens it; the lock must be held. It is that of the writer of the last
+/// generation, which must be one with this host key. One that is there is kept beside it.
+pub fn rebuild(
+    inventory: &Inventory<'_>,
+    state: &RepositoryState,
+    host: &Fingerprint,
+) -> Result<(Catalog, Reconciled), Error> {
+    let last = inventory.last_generation(0)?;
+    let id = last.as_ref().map_or_else(CatalogId::random, |last| last.catalog);
+    let trust = inventory.trust(host, id)?;
+    let made = inventory.build(state, trust, |catalog| match &last {
+        Some(last) => Ok(catalog.set_run(last.number, last.run)?),
+        None => Ok(()),
+    })?;
+    Ok((Catalog::open(&state.catalog_path(), inventory.repository.id())?, made))
+}
+
+impl Inventory<'_> {
+    /// Makes a catalog beside the one that is there, and puts it in its place; `finish` has the last word on it.
+    pub(super) fn build(
+        &self,
+        state: &RepositoryState,
+        trust: Trust,
+        finish: impl FnOnce(&mut Catalog) -> Result<(), Error>,
+    ) -> Result<Reconciled, Error> {
+        let path = state.new_catalog_path();
+        state.discard_new_catalog()?;
+        let make = || {
+            let mut catalog = Catalog::create(&path, trust)?;
+            let found = self.reconcile(&mut catalog)?;
+            finish(&mut catalog)?;
+            catalog.close()?;
+            Ok(found)
+        };
+        match make() {
+            Ok(found) => {
+                state.put_new_catalog()?;
+                Ok(found)
+            }
+            Err(error) => {
+                // What could not be made complete is of no use. If it can't be removed, the next one does it.
+                let _ = state.discard_new_catalog();
+                Err(error)
+            }
+        }
+    }
+
+    /// What a catalog of this id trusts, by what the host signed.
+    pub(super) fn trust(&self, host: &Fingerprint, catalog: CatalogId) -> Result<Trust, Error> {
+        let Secrets { seed, encrypted, recipients } = self.secrets()?;
+        let recipients = recipients.iter().map(|bytes| Certificate::parse(bytes)).collect::<Result<_, _>>()?;
+        Ok(Trust { repository: self.repository.id(), catalog, encrypted, seed, host: host.clone(), recipients })
+    }
+
+    /// The secrets that are believed.
+    pub(super) fn secrets(&self) -> Result<Secrets, Error> {
+        let mut found: Option<Secrets> = None;
+        let mut failed = None;
+        for object in self.repository.target().list(name::SECRETS)? {
+            let Some(id) = object.name.strip_prefix(name::SECRETS).and_then(|id| id.parse::<ObjectId>().ok()) else {
+                continue;
+            };
+            match (self.access.secrets(self.repository, id), &found) {
+                (Ok(secrets), Some(other)) if secrets != *other => return Err(Error::SecretsDiffer),
+                (Ok(secrets), _) => found = Some(secrets),
+                (Err(error), _) => failed = Some(error),
+            }
+        }
+        match (found, failed) {
+            (Some(secrets), _) => Ok(secrets),
+            (None, Some(error)) if error.is_key_problem() => Err(error.into()),
+            (None, failed) => {
+                Err(Error::NoSecrets { why: failed.map(|error| format!(" ({error})")).unwrap_or_default() })
+            }
+        }
+    }
+}

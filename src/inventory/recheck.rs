@@ -1,0 +1,161 @@
+//! A few packs each run: are they still there, and what they were?
+//!
+//! A catalog is believed for years, and disks forget. So each run looks at some packs that nobody looked at for long, and
+//! what fails is condemned before the run builds on it. How many that are is bounded, and a run that finds nothing due
+//! asks the catalog once. The chance of a pack grows with the time since it was last looked at, so that packs which were
+//! stored together are not all due together (as in Tahoe-LAFS, whose backup database does so with files).
+
+use std::path::Path;
+
+use super::{Error, Inventory};
+use crate::catalog::{Catalog, Condemned, KnownPack};
+use crate::format::{Digest, name};
+use crate::target::{self, ErrorKind};
+
+/// Bytes of packs that a run reads again, unless asked otherwise.
+pub const READ_AGAIN: u64 = 32 << 20;
+
+/// Seconds in which nobody looks again; after as many more everyone does.
+const MONTH: i64 = 30 * 24 * 60 * 60;
+/// Packs that one run looks at, at most.
+const PACKS: usize = 16;
+/// Bytes of a pack that are read at once.
+const READ: usize = 1 << 20;
+
+/// What came of it.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Rechecked {
+    /// Packs that were looked at.
+    pub packs: u64,
+    /// Bytes of them that were read.
+    pub bytes: u64,
+    /// What was condemned. Each was named.
+    pub condemned: Condemned,
+}
+
+/// Whether a pack is due that was not looked at for `age` seconds; `random` is from 0 up to, but not including, 1.
+fn is_due(age: i64, random: f64) -> bool {
+    random < age.saturating_sub(MONTH) as f64 / MONTH as f64
+}
+
+impl Inventory<'_> {
+    /// Looks at packs that are due `now`, in seconds since 1970: at the length of each, and at all bytes of as many as
+    /// `read_again` bytes allow. `random` gives a number for each, from 0 up to 1. What fails is named and condemned.
+    pub fn recheck(
+        &self,
+        catalog: &mut Catalog,
+        read_again: u64,
+        now: i64,
+        mut random: impl FnMut() -> Result<f64, Error>,
+    ) -> Result<Rechecked, Error> {
+        let mut found = Rechecked::default();
+        let candidates = catalog.longest_unverified(now.saturating_sub(MONTH), PACKS)?;
+        if candidates.is_empty() {
+            return Ok(found);
+        }
+        let (mut bad, mut missing) = (Vec::new(), false);
+        for pack in candidates {
+            self.go_on()?;
+            if !is_due(now.saturating_sub(pack.verified), random()?) {
+                continue;
+            }
+            found.packs += 1;
+            let read = found.bytes + pack.length <= read_again;
+            found.bytes += if read { pack.length } else { 0 };
+            match self.look_at(&pack, read)? {
+                None => catalog.set_verified(pack.row, now)?,
+                Some(why) => {
+                    self.name(&pack, &why);
+                    missing |= why != ANOTHER_SUM;
+                    bad.push(pack.row);
+                }
+            }
+        }
+        found.condemned = catalog.condemn(&bad)?;
+        if missing {
+            // It is hardly the only one.
+            self.list_packs(catalog)?;
+            if !catalog.any_listed()? {
+                return Err(Error::NoPacks);
+            }
+            let more = catalog.condemn_unlisted(&mut |pack, length| match length {
+                Some(length) => self.name(pack, &of_another_length(length, pack.length)),
+                None => self.name(pack, MISSING),
+            })?;
+            catalog.begin_listing()?;
+            found.condemned.packs += more.packs;
+            found.condemned.bytes += more.bytes;
+        }
+        catalog.commit()?;
+        Ok(found)
+    }
+
+    fn name(&self, pack: &KnownPack, why: &str) {
+        let consequence = "older snapshots may need it; what is still at the source is stored again";
+        self.monitor.problem(Path::new(&name::pack(pack.id)), &format!("{why}; {consequence}"));
+    }
+
+    /// What is wrong with a pack; none if nothing is.
+    fn look_at(&self, pack: &KnownPack, read: bool) -> Result<Option<String>, Error> {
+        let object = name::pack(pack.id);
+        let target = self.repository.target();
+        let length = match target.length(&object) {
+            Ok(length) => length,
+            Err(error) => return lost(error),
+        };
+        if length != pack.length {
+            return Ok(Some(of_another_length(length, pack.length)));
+        }
+        if !read {
+            return Ok(None);
+        }
+        let mut hasher = blake3::Hasher::new();
+        let mut at = 0;
+        while at < length {
+            let bytes = match target.read(&object, at, READ.min(usize::try_from(length - at).unwrap_or(READ))) {
+                Ok(bytes) => bytes,
+                // A disk that can't read a part of it any more.
+                Err(error) if error.kind == ErrorKind::Other => return Ok(Some(error.to_string())),
+                Err(error) => return lost(error),
+            };
+            hasher.update(&bytes);
+            at += bytes.len() as u64;
+        }
+        Ok((Digest::from(hasher.finalize()) != pack.digest).then(|| ANOTHER_SUM.to_owned()))
+    }
+}
+
+const MISSING: &str = "the pack is missing";
+const ANOTHER_SUM: &str = "the pack's bytes are not those that were stored";
+
+fn of_another_length(found: u64, expected: u64) -> String {
+    format!("the pack has {found} bytes where {expected} were stored")
+}
+
+/// A pack that is not there as it was is lost. An error that says nothing of the pack ends the run.
+fn lost(error: target::Error) -> Result<Option<String>, Error> {
+    match error.kind {
+        ErrorKind::NotFound => Ok(Some(MISSING.to_owned())),
+        ErrorKind::NotAFile | ErrorKind::Truncated => Ok(Some(error.to_string())),
+        _ => Err(error.into()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_chance_of_a_pack_grows_from_its_thirtieth_day_to_its_sixtieth() {
+        let day = 24 * 60 * 60;
+        for random in [0.0, 0.5, 0.999] {
+            assert!(!is_due(0, random));
+            assert!(!is_due(30 * day, random));
+            assert!(!is_due(-5 * day, random));
+            assert!(is_due(60 * day, random));
+            assert!(is_due(i64::MAX, random));
+        }
+        assert!(is_due(31 * day, 0.03) && !is_due(31 * day, 0.04));
+        assert!(is_due(45 * day, 0.49) && !is_due(45 * day, 0.5));
+    }
+}

@@ -1,0 +1,217 @@
+//! A catalog learns what the repository has.
+//!
+//! In one transaction: packs are listed; those that the catalog knows and that are missing, or of another length, are
+//! condemned; indexes tell of packs and snapshots that it does not know; snapshots that are gone are dropped. One index
+//! and one snapshot's blocks are held at a time.
+
+use std::collections::HashSet;
+use std::path::Path;
+
+use super::{Error, Inventory};
+use crate::catalog::{Catalog, Condemned, SnapshotRow};
+use crate::crypt;
+use crate::format::id::{ObjectId, SnapshotId};
+use crate::format::index::{Index, SnapshotBlocks};
+use crate::format::name;
+use crate::repository;
+use crate::target::ObjectInfo;
+
+/// What came of it.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Reconciled {
+    /// Packs that the catalog knew, and that are missing or of another length.
+    pub condemned: Condemned,
+    /// Packs that it learnt of, and that are there.
+    pub learnt_packs: u64,
+    /// Packs that it learnt of, and that are missing or of another length.
+    pub missing_packs: u64,
+    /// Snapshots that it learnt of.
+    pub learnt_snapshots: u64,
+    /// Snapshots that it knew, and that are gone.
+    pub gone_snapshots: u64,
+    /// Snapshots that are there, and of which no index that can be read tells.
+    pub unknown_snapshots: u64,
+    /// Indexes that could not be used.
+    pub unusable_indexes: u64,
+}
+
+impl Reconciled {
+    /// What came of it, for people.
+    pub fn words(&self) -> String {
+        let mut parts = Vec::new();
+        let mut say = |count: u64, what: &str| {
+            if count > 0 {
+                parts.push(format!("{count} {what}"));
+            }
+        };
+        say(self.condemned.packs + self.missing_packs, "packs are missing or cut short");
+        say(self.learnt_packs, "packs learnt of");
+        say(self.learnt_snapshots, "snapshots learnt of");
+        say(self.gone_snapshots, "snapshots are gone");
+        say(self.unknown_snapshots, "snapshots are in no index that this machine can read");
+        say(self.unusable_indexes, "indexes can't be used");
+        match parts.is_empty() {
+            true => "all packs and snapshots are there".to_owned(),
+            false => parts.join(", "),
+        }
+    }
+}
+
+impl Inventory<'_> {
+    /// Makes the catalog agree with the repository.
+    pub fn reconcile(&self, catalog: &mut Catalog) -> Result<Reconciled, Error> {
+        self.list_packs(catalog)?;
+        let condemned = catalog.condemn_unlisted(&mut |pack, found| {
+            let what = if found.is_some() { "of another length" } else { "missing" };
+            self.monitor.entry(Path::new(&name::pack(pack.id)), what);
+        })?;
+        let mut found = Reconciled { condemned, ..Reconciled::default() };
+        let there: HashSet<_> = self.repository.snapshots()?.into_iter().map(|name| name.id).collect();
+        let unknown = self.learn_packs(catalog, &mut found)?;
+        self.learn_snapshots(catalog, unknown, &there, &mut found)?;
+        self.drop_snapshots(catalog, &there, &mut found)?;
+        catalog.begin_listing()?;
+        catalog.commit()?;
+        Ok(found)
+    }
+
+    pub(super) fn list_packs(&self, catalog: &Catalog) -> Result<(), Error> {
+        catalog.begin_listing()?;
+        let mut noted = Ok(());
+        self.repository.target().visit(name::PACKS, &mut |ObjectInfo { name, length }| {
+            if let (Ok(()), Some(pack)) = (&noted, name::parse_pack(&name)) {
+                noted = self.go_on().and_then(|()| Ok(catalog.note_listed(pack, length)?));
+            }
+        })?;
+        noted
+    }
+
+    /// The ids of all indexes.
+    pub(super) fn indexes(&self) -> Result<Vec<ObjectId>, Error> {
+        let objects = self.repository.target().list(name::INDEX)?;
+        Ok(objects.iter().filter_map(|object| object.name.strip_prefix(name::INDEX)?.parse().ok()).collect())
+    }
+
+    /// Adds packs that only indexes know. Returns the indexes that tell of unknown snapshots, in the order of these.
+    fn learn_packs(&self, catalog: &Catalog, found: &mut Reconciled) -> Result<Vec<ObjectId>, Error> {
+        let mut unknown = Vec::new();
+        let mut foreign = 0;
+        for id in self.indexes()? {
+            self.go_on()?;
+            let index = match self.access.index(self.repository, id) {
+                Ok(index) => index,
+                Err(error) => {
+                    found.unusable_indexes += 1;
+                    match is_foreign(&error) {
+                        true => foreign += 1,
+                        false => self.monitor.note(&format!("an index can't be used: {error}")),
+                    }
+                    continue;
+                }
+            };
+            for pack in &index.packs {
+                if catalog.pack(pack.id)?.is_some() {
+                    continue;
+                }
+                let there = catalog.listed(pack.id)? == Some(pack.length());
+                catalog.import_pack(pack, there)?;
+                match there {
+                    true => found.learnt_packs += 1,
+                    false => found.missing_packs += 1,
+                }
+            }
+            if let Some(SnapshotBlocks { snapshot, sequence, .. }) = &index.snapshot
+                && !catalog.has_snapshot(snapshot.id)?
+            {
+                unknown.push((*sequence, id));
+            }
+        }
+        if foreign > 0 {
+            self.monitor.note(&format!("{foreign} indexes are of another host key, and can't be used here"));
+        }
+        unknown.sort_unstable();
+        Ok(unknown.into_iter().map(|(_, id)| id).collect())
+    }
+
+    /// Adds snapshots, those that others begin from first.
+    fn learn_snapshots(
+        &self,
+        catalog: &Catalog,
+        indexes: Vec<ObjectId>,
+        there: &HashSet<SnapshotId>,
+        found: &mut Reconciled,
+    ) -> Result<(), Error> {
+        for id in indexes {
+            self.go_on()?;
+            // It was read a moment ago.
+            let Index { snapshot: Some(blocks), .. } = self.access.index(self.repository, id)? else { continue };
+            let name = &blocks.snapshot;
+            if catalog.has_snapshot(name.id)? || catalog.has_sequence(blocks.sequence)? {
+                continue;
+            }
+            let source = match catalog.source_by_id(name.source)? {
+                Some(source) => source,
+                None => catalog.add_source(name.source, &blocks.source)?,
+            };
+            let row = SnapshotRow {
+                name: name.clone(),
+                sequence: blocks.sequence,
+                source: blocks.source.clone(),
+                host: String::new(),
+                paths: Vec::new(),
+                tags: Vec::new(),
+                files: blocks.files,
+                bytes: blocks.bytes,
+                stored_bytes: blocks.stored_bytes,
+                written: there.contains(&name.id),
+                root: Default::default(),
+            };
+            let base = match &blocks.base {
+                Some(base) => catalog.snapshot_blocks(base.id)?,
+                None => Some(Default::default()),
+            };
+            let used = match base {
+                Some(mut used) => {
+                    let known = catalog.count_in(&mut used, &blocks.removed, false)?;
+                    let all = catalog.count_in(&mut used, &blocks.added, true)?;
+                    (known && all).then_some(used)
+                }
+                None => None,
+            };
+            catalog.add_snapshot(&row, source, used.as_ref())?;
+            found.learnt_snapshots += u64::from(row.written);
+        }
+        Ok(())
+    }
+
+    fn drop_snapshots(
+        &self,
+        catalog: &Catalog,
+        there: &HashSet<SnapshotId>,
+        found: &mut Reconciled,
+    ) -> Result<(), Error> {
+        let mut known = 0;
+        for row in catalog.snapshots()? {
+            if there.contains(&row.name.id) {
+                known += 1;
+                continue;
+            }
+            catalog.remove_snapshot(row.name.id)?;
+            if row.written {
+                found.gone_snapshots += 1;
+                let SnapshotRow { name, source, .. } = row;
+                self.monitor.note(&format!("the snapshot {} of {source} ({}) is gone", name.id.short(), name.time));
+            }
+        }
+        found.unknown_snapshots = (there.len() as u64).saturating_sub(known);
+        Ok(())
+    }
+}
+
+/// Whether an object is that of another host, and as good as it should be.
+pub(super) fn is_foreign(error: &repository::Error) -> bool {
+    matches!(
+        error,
+        repository::Error::Stranger { .. } | repository::Error::Crypt { source: crypt::Error::NoKey { .. }, .. }
+    )
+}

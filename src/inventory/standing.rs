@@ -1,0 +1,92 @@
+//! Is the repository as this catalog left it?
+//!
+//! The writer of a repository is the catalog of its last generation, and a generation names its run. So one look tells
+//! whether anything happened that the catalog does not know of.
+
+use super::{Error, Inventory};
+use crate::catalog::{Catalog, LastRun};
+use crate::crypt;
+use crate::format::generation::Generation;
+use crate::format::id::RunId;
+use crate::repository;
+
+/// How a repository stands to a catalog that is its writer's.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Standing {
+    /// As it was left.
+    AsLeft,
+    /// As it was left by a run that was killed before it could note that it had begun.
+    Begun {
+        /// Its number.
+        number: u64,
+        /// Its id.
+        run: RunId,
+    },
+    /// The last run that the catalog knows of is not there any more.
+    SetBack {
+        /// The last generation that is there; 0: none.
+        found: u64,
+        /// The last one that the catalog knows.
+        known: u64,
+    },
+    /// There are runs of this catalog that it does not remember.
+    Forgotten {
+        /// The last generation that is there.
+        found: u64,
+        /// The last one that the catalog knows.
+        known: u64,
+    },
+}
+
+impl Standing {
+    /// What it means, for people; none if there is nothing to say.
+    pub fn words(self) -> Option<String> {
+        match self {
+            Standing::AsLeft | Standing::Begun { .. } => None,
+            Standing::SetBack { found, known } => Some(format!(
+                "the repository is older than this machine's catalog (generation {found}, the catalog knows {known}): it was set back, or lost objects"
+            )),
+            Standing::Forgotten { found, known } => Some(format!(
+                "the repository has runs of this machine that its catalog does not know (generation {found}, the catalog knows {known}): either this machine's state was set back to an older copy, or another machine uses a copy of it; in that case run `brackfs adopt` on the one that shall go on"
+            )),
+        }
+    }
+}
+
+impl Inventory<'_> {
+    /// Compares the last generation with what the catalog knows. A repository whose writer is another one is refused.
+    pub fn standing(&self, catalog: &Catalog) -> Result<Standing, Error> {
+        let (known, intended) = catalog.runs()?;
+        let Some(last) = self.last_generation(known.number)? else {
+            return Ok(match known.number {
+                0 => Standing::AsLeft,
+                known => Standing::SetBack { found: 0, known },
+            });
+        };
+        let found = last.number;
+        if last.catalog != catalog.trust().catalog {
+            return Err(Error::OtherWriter { found, known: known.number });
+        }
+        let run = LastRun { number: found, run: Some(last.run) };
+        Ok(match () {
+            () if run == known => Standing::AsLeft,
+            () if run == intended => Standing::Begun { number: found, run: last.run },
+            () if found < known.number => Standing::SetBack { found, known: known.number },
+            () => Standing::Forgotten { found, known: known.number },
+        })
+    }
+
+    /// The last generation at the target; `known`: the last one that is known here, for messages.
+    pub(super) fn last_generation(&self, known: u64) -> Result<Option<Generation>, Error> {
+        let Some(number) = self.repository.generations()?.last().copied() else { return Ok(None) };
+        match self.access.generation(self.repository, number) {
+            Ok(generation) => Ok(Some(generation)),
+            // By a machine with a key of its own: what it writes is neither sealed to this one nor signed by it.
+            Err(
+                repository::Error::Stranger { .. }
+                | repository::Error::Crypt { source: crypt::Error::NoKey { .. }, .. },
+            ) => Err(Error::OtherWriter { found: number, known }),
+            Err(source) => Err(Error::Generation { source }),
+        }
+    }
+}

@@ -1,0 +1,764 @@
+//! What becomes of the catalog: it can be lost, set back and copied, and the repository can lose what it claims. Whatever
+//! happens, every snapshot that is there restores byte for byte.
+
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::print_stdout, clippy::print_stderr)]
+
+mod common;
+
+use std::collections::BTreeMap;
+use std::fs::{self, File, OpenOptions};
+use std::io::Write;
+use std::os::unix::fs::FileExt;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+use std::thread::sleep;
+use std::time::{Duration, Instant};
+
+use brackfs::crypt::{Opener, SecretKey, Signer};
+use brackfs::format::id::ObjectId;
+use brackfs::format::index::{Index, IndexedBlock};
+use brackfs::format::{Digest, PackId};
+use brackfs::repository::{Access, Repository, Writer};
+use common::{Entry, Run, Site, noise, number, run, settle, tree};
+use rustix::fs::{FlockOperation, flock};
+use rustix::process::{Pid, Signal};
+use serde_json::Value;
+
+const MIB: usize = 1 << 20;
+/// A backup that stores nothing again may still write a tree node or two.
+const NEXT_TO_NOTHING: u64 = 16 << 10;
+
+type Tree = BTreeMap<PathBuf, Entry>;
+
+/// Something that is done to a file.
+type Damage = fn(&Path);
+
+/// A source that is backed up, and what each of its snapshots must restore to.
+struct World {
+    site: Site,
+    snapshots: Vec<(String, Tree)>,
+}
+
+impl World {
+    /// Files of several kinds: gathered, cut into chunks, with several names, and in a long directory.
+    fn new() -> World {
+        World::made_by(Site::init)
+    }
+
+    fn made_by(init: fn(&Site)) -> World {
+        let site = Site::new();
+        site.write("large", noise("large", 5 * MIB));
+        site.write("d/middle", noise("middle", 700 << 10));
+        for i in 0..30 {
+            site.write(&format!("d/e/{i}"), noise(&format!("small {i}"), 3000));
+        }
+        fs::hard_link(site.source().join("large"), site.source().join("d/again")).unwrap();
+        init(&site);
+        let mut world = World { site, snapshots: Vec::new() };
+        world.backup(&[]).ok();
+        world
+    }
+
+    /// Backs up, and remembers what the snapshot must restore to.
+    fn backup(&mut self, extra: &[&str]) -> Run {
+        settle();
+        let run = self.site.backup(extra);
+        if let Some(id) = id_of(&run) {
+            self.snapshots.push((id, tree(&self.site.source())));
+        }
+        run
+    }
+
+    /// The same with another state directory.
+    fn backup_with(&mut self, state: &Path) -> Run {
+        settle();
+        let mut command = self.site.command(&["backup", "source", "--json"]);
+        command.env("BRACKFS_STATE_DIR", state);
+        let run = run(command);
+        if let Some(id) = id_of(&run) {
+            self.snapshots.push((id, tree(&self.site.source())));
+        }
+        run
+    }
+
+    /// The folder of the machine's state for the repository.
+    fn state(&self) -> PathBuf {
+        state_in(&self.site.state())
+    }
+
+    fn catalog(&self) -> PathBuf {
+        self.state().join("catalog.sqlite")
+    }
+
+    /// A copy of the state directory, as it is now.
+    fn copy_of_state(&self, name: &str) -> PathBuf {
+        copy(&self.site.state(), &self.site.path().join(name))
+    }
+
+    /// All snapshots restore to what was backed up, and nothing else is wrong.
+    #[track_caller]
+    fn is_whole(&self) {
+        for (id, expected) in &self.snapshots {
+            let to = self.site.path().join("out");
+            self.site.brackfs(&["restore", id, "--to", to.to_str().unwrap()]).ok();
+            assert!(tree(&to) == *expected, "snapshot {id} does not restore to what it was");
+            fs::remove_dir_all(&to).unwrap();
+        }
+        self.site.brackfs(&["check", "--read-data"]).ok();
+        self.agrees();
+    }
+
+    /// The catalog claims nothing that is not there.
+    #[track_caller]
+    fn agrees(&self) {
+        let run = self.site.brackfs(&["catalog", "verify", "--json"]).ok();
+        assert_eq!(number(&run.json(), "problems"), 0);
+        assert_eq!(number(&run.json(), "snapshots"), self.snapshots.len() as u64, "{run}");
+    }
+
+    /// Packs with their lengths, the largest first.
+    fn packs(&self) -> Vec<PathBuf> {
+        let folders = fs::read_dir(self.site.repo().join("packs")).unwrap();
+        let files = folders.flat_map(|folder| fs::read_dir(folder.unwrap().path()).unwrap());
+        let mut packs: Vec<_> = files.map(|file| file.unwrap().path()).collect();
+        packs.sort_by_key(|path| std::cmp::Reverse(fs::metadata(path).unwrap().len()));
+        packs
+    }
+}
+
+fn id_of(run: &Run) -> Option<String> {
+    let summary = run.stdout.lines().last()?;
+    let summary: Value = serde_json::from_str(summary).ok()?;
+    Some(summary["snapshot_id"].as_str()?.to_owned())
+}
+
+fn state_in(state: &Path) -> PathBuf {
+    let mut folders = fs::read_dir(state).unwrap().map(|entry| entry.unwrap().path());
+    folders.find(|path| path.join("host.key").exists()).expect("a folder with host.key")
+}
+
+/// Copies a directory to where nothing is.
+fn copy(from: &Path, to: &Path) -> PathBuf {
+    assert!(Command::new("cp").arg("-a").arg(from).arg(to).status().unwrap().success());
+    to.to_owned()
+}
+
+/// Puts a copy in the place of a directory.
+fn put_back(copy_of: &Path, place: &Path) {
+    fs::remove_dir_all(place).unwrap();
+    copy(copy_of, place);
+}
+
+#[track_caller]
+fn says(run: &Run, words: &[&str]) {
+    for word in words {
+        assert!(run.stderr.contains(word), "nothing is said of {word:?}\n{run}");
+    }
+}
+
+/// Nothing was stored twice, though every file was read.
+#[track_caller]
+fn stored_nothing_again(world: &World, run: &Run) {
+    let summary = run.json();
+    let files = tree(&world.site.source()).values().filter(|entry| entry.content.is_some()).count();
+    assert_eq!(number(&summary, "files_read"), files as u64, "{run}");
+    assert_eq!(number(&summary, "data_packs"), 0, "{run}");
+    assert!(number(&summary, "stored_bytes") <= NEXT_TO_NOTHING, "{run}");
+}
+
+#[test]
+fn a_lost_or_broken_catalog_is_built_anew_by_the_next_backup() {
+    let damages: [(&str, Damage); 8] = [
+        ("is missing", |path| fs::remove_file(path).unwrap()),
+        ("is empty", |path| File::create(path).map(drop).unwrap()),
+        ("damaged", |path| fs::write(path, noise("garbage", 100_000)).unwrap()),
+        ("damaged", |path| {
+            let length = fs::metadata(path).unwrap().len();
+            OpenOptions::new().write(true).open(path).unwrap().set_len(length / 2 + 1000).unwrap();
+        }),
+        ("is empty", |path| fs::write(path, "").unwrap()),
+        ("no such table", |path| {
+            rusqlite::Connection::open(path).unwrap().execute_batch("DROP TABLE recipients").unwrap();
+        }),
+        ("no rows", |path| {
+            rusqlite::Connection::open(path).unwrap().execute_batch("DELETE FROM trust").unwrap();
+        }),
+        ("schema 999", |path| {
+            rusqlite::Connection::open(path).unwrap().pragma_update(None, "user_version", 999).unwrap();
+        }),
+    ];
+    let mut world = World::new();
+    for (words, damage) in damages {
+        // Others come and go with whoever has it open.
+        for end in ["-wal", "-shm"] {
+            let _ = fs::remove_file(format!("{}{end}", world.catalog().display()));
+        }
+        damage(&world.catalog());
+        says(&world.site.backup(&["--dry-run"]).code(1), &[words, "A backup builds it anew"]);
+        assert!(!world.state().join("catalog.sqlite.new").exists());
+        let run = world.backup(&[]).ok();
+        says(&run, &[words, "built anew"]);
+        stored_nothing_again(&world, &run);
+        world.agrees();
+        let after = world.backup(&[]).ok();
+        assert_eq!(after.stderr, "", "{after}");
+        assert_eq!(number(&after.json(), "files_read"), 0);
+    }
+    assert!(world.state().join("catalog.sqlite.old").exists());
+    world.is_whole();
+}
+
+#[test]
+fn repositories_of_every_kind_give_a_catalog() {
+    let inits: [fn(&Site); 2] = [
+        |site| {
+            site.key("rfc4880");
+            site.init();
+        },
+        |site| _ = site.brackfs(&["init", "repo", "--no-encryption"]).ok(),
+    ];
+    for init in inits {
+        let mut world = World::made_by(init);
+        fs::remove_file(world.catalog()).unwrap();
+        let run = world.backup(&[]).ok();
+        stored_nothing_again(&world, &run);
+        world.is_whole();
+    }
+}
+
+#[test]
+fn a_catalog_is_rebuilt_on_request_and_the_old_one_kept() {
+    let mut world = World::new();
+    world.site.write("more", noise("more", 300_000));
+    world.backup(&["--source", "other"]).ok();
+    fs::remove_file(world.site.source().join("more")).unwrap();
+    world.backup(&["--tag", "t"]).ok();
+    let before = world.site.brackfs(&["snapshots", "--json"]).ok().stdout;
+    let run = world.site.brackfs(&["catalog", "rebuild", "--json"]).ok();
+    assert_eq!(number(&run.json(), "snapshots"), 3);
+    assert_eq!(number(&run.json(), "missing_packs"), 0);
+    assert_eq!(number(&run.json(), "packs"), world.packs().len() as u64);
+    world.agrees();
+    // What the host may know of snapshots it knows still; without the owner's key, as from cron.
+    let mut command = world.site.command(&["snapshots", "--json"]);
+    command.env_remove("BRACKFS_KEY_FILE");
+    let parse = |text: &str| serde_json::from_str::<Vec<Value>>(text).unwrap();
+    let (before, after) = (parse(&before), parse(&common::run(command).ok().stdout));
+    for (before, after) in before.iter().zip(&after) {
+        for field in ["id", "time", "source", "files", "bytes", "stored_bytes"] {
+            assert_eq!(before[field], after[field], "{field}");
+        }
+    }
+    assert_eq!(before.len(), after.len());
+    let old = world.state().join("catalog.sqlite.old");
+    let kept = rusqlite::Connection::open(old).unwrap();
+    let snapshots: i64 = kept.query_row("SELECT count(*) FROM snapshots", [], |row| row.get(0)).unwrap();
+    assert_eq!(snapshots, 3);
+    let run = world.backup(&[]).ok();
+    assert_eq!(run.stderr, "");
+    stored_nothing_again(&world, &run);
+    world.is_whole();
+}
+
+#[test]
+fn what_breaks_in_the_midst_of_a_backup_is_said_and_mended_by_a_rebuild() {
+    let mut world = World::new();
+    // All but the first page, which is what a quick look sees: the length stays, so the file opens.
+    let path = world.catalog();
+    let (length, connection) = (fs::metadata(&path).unwrap().len(), rusqlite::Connection::open(&path).unwrap());
+    connection.pragma_update(None, "journal_mode", "delete").unwrap();
+    let segments: i64 = connection
+        .query_row("SELECT rootpage FROM sqlite_schema WHERE name = 'directories'", [], |row| row.get(0))
+        .unwrap();
+    drop(connection);
+    let page = 4096 * (segments as u64 - 1);
+    assert!(page + 4096 <= length);
+    OpenOptions::new().write(true).open(&path).unwrap().write_all_at(&noise("bad page", 4096), page).unwrap();
+    let packs = world.packs();
+    let run = world.backup(&[]).code(1);
+    says(&run, &["damaged", "brackfs catalog rebuild"]);
+    assert_eq!(world.packs(), packs);
+    says(&world.site.brackfs(&["catalog", "verify"]).code(1), &["catalog.sqlite", "rebuild"]);
+    world.site.brackfs(&["catalog", "rebuild"]).ok();
+    let run = world.backup(&[]).ok();
+    stored_nothing_again(&world, &run);
+    world.is_whole();
+}
+
+#[test]
+fn verify_names_what_the_catalog_claims_and_the_repository_does_not_have() {
+    let world = World::new();
+    world.agrees();
+    let packs = world.packs();
+    let (lost, short) = (&packs[0], &packs[1]);
+    fs::remove_file(lost).unwrap();
+    OpenOptions::new().write(true).open(short).unwrap().set_len(100).unwrap();
+    let (sums, snapshots) = (world.site.repo().join("sums"), world.site.repo().join("snapshots"));
+    for folder in [sums, snapshots] {
+        for path in tree(&folder).into_keys().map(|path| folder.join(path)).filter(|path| path.is_file()) {
+            fs::remove_file(path).unwrap();
+        }
+    }
+    let leaf = |path: &Path| path.file_name().unwrap().to_str().unwrap().to_owned();
+    let run = world.site.brackfs(&["catalog", "verify"]).code(1);
+    says(
+        &run,
+        &[&leaf(lost), "is missing", &leaf(short), "has 100 bytes", "no list of sums", "the snapshot is missing"],
+    );
+    says(&run, &["brackfs catalog rebuild"]);
+    // Without the host key nobody can tell.
+    fs::rename(world.state().join("host.key"), world.site.path().join("host.key")).unwrap();
+    says(&world.site.brackfs(&["catalog", "verify"]).code(1), &["host key"]);
+}
+
+#[test]
+fn lost_packs_are_left_out_of_a_new_catalog_and_stored_again() {
+    let mut world = World::new();
+    for pack in world.packs() {
+        fs::remove_file(pack).unwrap();
+    }
+    // The source's name is known from elsewhere, and written again.
+    fs::remove_dir_all(world.site.repo().join("sources")).unwrap();
+    world.snapshots.clear();
+    fs::remove_file(world.catalog()).unwrap();
+    let run = world.backup(&[]).ok();
+    says(&run, &["built anew", "packs are missing"]);
+    assert!(number(&run.json(), "data_bytes") > 5 * MIB as u64, "{run}");
+    let (id, expected) = &world.snapshots[0];
+    let to = world.site.path().join("out");
+    world.site.brackfs(&["restore", id, "--to", to.to_str().unwrap()]).ok();
+    assert!(tree(&to) == *expected);
+    let run = world.site.brackfs(&["check"]).code(1);
+    assert!(!run.stderr.contains("sources/"), "{run}");
+}
+
+#[test]
+fn a_repository_that_was_set_back_loses_nothing_that_comes_after() {
+    let mut world = World::new();
+    let older = copy(&world.site.repo(), &world.site.path().join("older"));
+    world.site.write("d/new", noise("new", 2 * MIB));
+    world.site.write("d/e/3", "changed");
+    world.backup(&[]).ok();
+    put_back(&older, &world.site.repo());
+    world.snapshots.pop();
+    let look = world.site.backup(&["--dry-run"]).ok();
+    says(&look, &["set back"]);
+    let run = world.backup(&[]).ok();
+    says(&run, &["set back", "1 snapshots are gone", "packs are missing"]);
+    assert!(number(&run.json(), "data_bytes") >= 2 * MIB as u64, "{run}");
+    world.is_whole();
+    let after = world.backup(&["--skip-if-unchanged"]).ok();
+    assert_eq!((after.stderr.as_str(), number(&after.json(), "files_read")), ("", 0));
+    world.is_whole();
+    // To before the first run: nothing but keys is left.
+    for folder in ["packs", "sums", "index", "snapshots", "sources", "generation"] {
+        let _ = fs::remove_dir_all(world.site.repo().join(folder));
+    }
+    world.snapshots.clear();
+    says(&world.backup(&["--skip-if-unchanged"]).ok(), &["generation 0"]);
+    assert_eq!(world.snapshots.len(), 1);
+    world.is_whole();
+}
+
+#[test]
+fn a_machine_that_was_set_back_learns_what_it_forgot() {
+    let mut world = World::new();
+    let older = world.copy_of_state("older");
+    world.site.write("d/new", noise("new", 2 * MIB));
+    world.site.write("d/e/3", "changed");
+    world.backup(&[]).ok();
+    world.backup(&["--source", "second"]).ok();
+    put_back(&older, &world.site.state());
+    let run = world.backup(&[]).ok();
+    says(&run, &["does not know", "set back to an older copy", "2 snapshots learnt of"]);
+    assert_eq!(number(&run.json(), "data_packs"), 0, "{run}");
+    world.is_whole();
+    let after = world.backup(&[]).ok();
+    assert_eq!((after.stderr.as_str(), number(&after.json(), "files_read")), ("", 0));
+    world.is_whole();
+}
+
+#[test]
+fn both_set_back_to_different_times_agree_again() {
+    let mut world = World::new();
+    let repo = copy(&world.site.repo(), &world.site.path().join("older-repo"));
+    world.site.write("a", noise("a", MIB));
+    world.backup(&[]).ok();
+    let state = world.copy_of_state("older-state");
+    // The machine's state knows a run that the repository does not have, and goes on from there.
+    put_back(&repo, &world.site.repo());
+    world.snapshots.pop();
+    world.site.write("b", noise("b", MIB));
+    says(&world.backup(&[]).ok(), &["set back"]);
+    // Now it is set back, too: to where it knows a run that never was in this repository.
+    put_back(&state, &world.site.state());
+    world.site.write("c", noise("c", MIB));
+    says(&world.backup(&[]).ok(), &["does not know"]);
+    world.is_whole();
+}
+
+#[test]
+fn clones_in_turn_lose_nothing_and_are_noticed_each_time() {
+    let mut world = World::new();
+    let clone = world.copy_of_state("clone");
+    for turn in 0..3 {
+        world.site.write(&format!("d/of a {turn}"), noise(&format!("a {turn}"), 400_000));
+        let run = world.backup(&[]).ok();
+        if turn > 0 {
+            says(&run, &["brackfs adopt"]);
+        }
+        world.site.write(&format!("d/of b {turn}"), noise(&format!("b {turn}"), 400_000));
+        let run = world.backup_with(&clone).ok();
+        says(&run, &["another machine uses a copy of it", "brackfs adopt"]);
+        // What the other one stored is not stored again.
+        assert!(number(&run.json(), "data_bytes") < 500_000, "{run}");
+    }
+    says(&world.backup(&[]).ok(), &["brackfs adopt"]);
+    world.is_whole();
+
+    // One of them adopts: the other one is refused, and nothing is noticed any more.
+    let mut adopt = world.site.command(&["adopt", "--json"]);
+    adopt.env("BRACKFS_STATE_DIR", &clone);
+    common::run(adopt).ok();
+    let packs = world.packs();
+    says(&world.backup(&[]).code(1), &["is the writer of this repository", "brackfs adopt"]);
+    says(&world.backup(&["--dry-run"]).code(1), &["is the writer of this repository"]);
+    assert_eq!(world.packs(), packs);
+    let run = world.backup_with(&clone).ok();
+    assert_eq!((run.stderr.as_str(), number(&run.json(), "files_read")), ("", 0), "{run}");
+    // And back again.
+    says(&world.site.brackfs(&["adopt"]).ok(), &["this machine is the writer"]);
+    assert_eq!(world.backup(&[]).ok().stderr, "");
+    says(&world.backup_with(&clone).code(1), &["is the writer of this repository"]);
+    world.is_whole();
+}
+
+#[test]
+fn of_clones_that_begin_to_write_at_the_same_moment_one_is_refused() {
+    let mut world = World::new();
+    let piped = ["backup", "--stdin-filename", "pipe"];
+    world.site.brackfs(&piped).ok();
+    let clone = world.copy_of_state("clone");
+    // It has looked at the repository, and writes when something comes.
+    let mut waiting = world.site.command(&piped);
+    let mut waiting = waiting.stdin(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
+    let threads = PathBuf::from(format!("/proc/{}/task", waiting.id()));
+    let walks = || {
+        let mut names = fs::read_dir(&threads).unwrap().map(|thread| fs::read(thread.unwrap().path().join("comm")));
+        names.any(|name| name.is_ok_and(|name| name == b"walk\n"))
+    };
+    while !walks() {
+        sleep(Duration::from_millis(5));
+    }
+    world.site.write("new", "new");
+    world.backup_with(&clone).ok();
+    waiting.stdin.take().unwrap().write_all(&noise("pipe", MIB)).unwrap();
+    let output = waiting.wait_with_output().unwrap();
+    let said = String::from_utf8_lossy(&output.stderr);
+    assert_eq!(output.status.code(), Some(1), "{said}");
+    assert!(said.contains("at the same moment") && said.contains("brackfs adopt"), "{said}");
+    // The next time it finds what happened, and goes on.
+    says(&world.backup(&[]).ok(), &["does not know"]);
+    world.site.brackfs(&["check", "--read-data"]).ok();
+}
+
+#[test]
+fn a_host_key_that_was_brought_back_is_enough_to_go_on() {
+    let mut world = World::new();
+    let key = fs::read(world.state().join("host.key")).unwrap();
+    let second = world.site.path().join("second").join(world.state().file_name().unwrap());
+    fs::create_dir_all(&second).unwrap();
+    fs::write(second.join("host.key"), key).unwrap();
+    let second = second.parent().unwrap().to_owned();
+    let mut adopt = world.site.command(&["adopt", "--json"]);
+    adopt.env("BRACKFS_STATE_DIR", &second).env_remove("BRACKFS_KEY_FILE");
+    let run = common::run(adopt).ok();
+    assert!(run.stdout.contains("\"new_host_key\":false"), "{run}");
+    says(&world.backup(&[]).code(1), &["brackfs adopt"]);
+    let run = world.backup_with(&second).ok();
+    stored_nothing_again(&world, &run);
+    put_back(&second, &world.site.state());
+    world.is_whole();
+}
+
+#[test]
+fn a_new_machine_goes_on_with_the_owners_key() {
+    let mut world = World::new();
+    world.site.write("more", noise("more", MIB));
+    world.backup(&[]).ok();
+    let old = world.site.path().join("old");
+    fs::rename(world.site.state(), &old).unwrap();
+    fs::create_dir(world.site.state()).unwrap();
+    says(&world.site.backup(&[]).code(1), &["no host key", "brackfs adopt"]);
+    let mut keyless = world.site.command(&["adopt"]);
+    keyless.env_remove("BRACKFS_KEY_FILE");
+    common::run(keyless).code(12);
+    let signer = fs::read_dir(world.site.repo().join("keys")).unwrap().find_map(|key| {
+        Some(key.unwrap().file_name().to_str()?.strip_prefix("host-")?.strip_suffix(".asc")?.to_owned())
+    });
+    let run = world.site.brackfs(&["adopt", "--json", "--signer", &signer.unwrap()]).ok();
+    assert!(run.stdout.contains("\"new_host_key\":true"), "{run}");
+    let run = world.backup(&[]).ok();
+    stored_nothing_again(&world, &run);
+    world.is_whole();
+    says(&world.backup_with(&old).code(1), &["is the writer of this repository"]);
+    // The new host key alone is enough from now on.
+    fs::remove_file(world.catalog()).unwrap();
+    let run = world.backup(&[]).ok();
+    says(&run, &["built anew"]);
+    stored_nothing_again(&world, &run);
+    world.site.brackfs(&["check", "--read-data"]).ok();
+    // And the old machine can be the writer again.
+    let mut adopt = world.site.command(&["adopt"]);
+    adopt.env("BRACKFS_STATE_DIR", &old);
+    common::run(adopt).ok();
+    says(&world.backup(&[]).code(1), &["is the writer of this repository"]);
+    world.backup_with(&old).ok();
+}
+
+#[test]
+fn a_generation_that_cannot_be_read_stops_a_machine_until_it_adopts() {
+    let mut world = World::new();
+    world.site.write("new", "new");
+    world.backup(&[]).ok();
+    let last = world.site.repo().join("generation/0000000002");
+    let good = fs::read(&last).unwrap();
+    let mut bad = good.clone();
+    *bad.last_mut().unwrap() ^= 1;
+    fs::write(&last, bad).unwrap();
+    says(&world.backup(&[]).code(1), &["who wrote to this repository last", "generation/0000000002", "brackfs adopt"]);
+    fs::remove_file(world.catalog()).unwrap();
+    says(&world.backup(&[]).code(1), &["brackfs adopt"]);
+    world.site.brackfs(&["adopt"]).ok();
+    let run = world.backup(&[]).ok();
+    stored_nothing_again(&world, &run);
+    fs::write(&last, good).unwrap();
+    world.is_whole();
+}
+
+#[test]
+fn state_that_cannot_be_written_is_an_error_and_harms_nothing() {
+    let mut world = World::new();
+    let state = world.site.state();
+    let mount = |arguments: &[&str]| {
+        assert!(Command::new("mount").args(arguments).arg(&state).status().unwrap().success());
+    };
+    mount(&["--bind", state.to_str().unwrap()]);
+    mount(&["-o", "remount,ro,bind"]);
+    for arguments in [["backup", "source"].as_slice(), &["catalog", "rebuild"], &["adopt"]] {
+        let run = world.site.brackfs(arguments).code(1);
+        says(&run, &["Read-only file system", state.to_str().unwrap()]);
+    }
+    assert!(Command::new("umount").arg(&state).status().unwrap().success());
+    assert_eq!(world.backup(&[]).ok().stderr, "");
+    world.is_whole();
+}
+
+#[test]
+fn a_full_disk_under_the_state_is_an_error_and_harms_nothing() {
+    let mut world = World::new();
+    let state = world.site.state();
+    let aside = world.copy_of_state("aside");
+    let folder = state.join(world.state().file_name().unwrap());
+    let mount = Command::new("mount").args(["-t", "tmpfs", "-o", "size=1m", "tmpfs"]).arg(&state).status();
+    assert!(mount.unwrap().success());
+    copy(&aside.join(folder.file_name().unwrap()), &folder);
+    let filler = state.join("filler");
+    let fill = || {
+        let mut file = File::create(&filler).unwrap();
+        while file.write_all(&[1; 4096]).is_ok() {}
+        while file.write_all(&[1]).is_ok() {}
+    };
+    let before = fs::read(folder.join("catalog.sqlite")).unwrap();
+    fill();
+    for i in 0..200 {
+        world.site.write(&format!("new/{i}"), noise(&format!("new {i}"), 300));
+    }
+    says(&world.backup(&[]).code(1), &["catalog.sqlite", "disk is full"]);
+    says(&world.site.brackfs(&["catalog", "rebuild"]).code(1), &["catalog.sqlite.new"]);
+    assert_eq!(fs::read(folder.join("catalog.sqlite")).unwrap(), before);
+    fs::remove_file(&filler).unwrap();
+    world.backup(&[]).ok();
+    world.is_whole();
+}
+
+/// Of a tree with long directories and long files, whichever pack is lost: the next snapshot is whole.
+#[test]
+fn whichever_pack_is_lost_the_next_snapshot_is_whole() {
+    let mut world = World::new();
+    let options = ["--chunk-size", "16KiB"];
+    world.site.write("long", noise("long", 24 * MIB));
+    for i in 0..3200 {
+        world.site.write(&format!("many/{i}"), format!("{i}"));
+    }
+    for i in 0..40 {
+        world.site.write(&format!("deep/{}/{i}", i % 7), noise(&format!("deep {i}"), 40_000));
+    }
+    world.backup(&options).ok();
+    world.site.write("many/1700", "changed");
+    world.site.write("deep/3/3", noise("changed", 600_000));
+    world.backup(&options).ok();
+    let (state, repo) =
+        (world.copy_of_state("state-before"), copy(&world.site.repo(), &world.site.path().join("before")));
+    let packs = world.packs();
+    assert!(packs.len() > 5);
+    for pack in packs {
+        fs::remove_file(&pack).unwrap();
+        forget_looks(&world);
+        let run = world.backup(&options).code(3);
+        let (id, expected) = world.snapshots.pop().unwrap();
+        let to = world.site.path().join("out");
+        world.site.brackfs(&["restore", &id, "--to", to.to_str().unwrap()]).ok();
+        assert!(tree(&to) == expected, "{run}");
+        fs::remove_dir_all(&to).unwrap();
+        assert_eq!(number(&world.site.brackfs(&["catalog", "verify", "--json"]).ok().json(), "problems"), 0);
+        assert_eq!(number(&world.backup(&options).ok().json(), "files_read"), 0, "{run}");
+        world.snapshots.pop();
+        put_back(&state, &world.site.state());
+        put_back(&repo, &world.site.repo());
+    }
+}
+
+#[test]
+fn a_disk_that_is_not_mounted_is_not_taken_for_lost_packs() {
+    let mut world = World::new();
+    let (packs, away) = (world.site.repo().join("packs"), world.site.path().join("away"));
+    fs::rename(&packs, &away).unwrap();
+    fs::create_dir(&packs).unwrap();
+    forget_looks(&world);
+    says(&world.backup(&[]).code(1), &["is a disk not mounted"]);
+    fs::remove_dir(&packs).unwrap();
+    fs::rename(&away, &packs).unwrap();
+    let run = world.backup(&[]).ok();
+    assert_eq!((run.stderr.as_str(), number(&run.json(), "files_read")), ("", 0));
+    world.is_whole();
+}
+
+/// Makes packs look as if nobody had looked at them for years.
+fn forget_looks(world: &World) {
+    let db = rusqlite::Connection::open(world.catalog()).unwrap();
+    assert!(db.execute("UPDATE packs SET verified = 0", []).unwrap() > 0);
+}
+
+#[test]
+fn packs_that_nobody_looked_at_for_long_are_looked_at_and_what_is_lost_is_stored_again() {
+    let leaf = |path: &Path| path.file_name().unwrap().to_str().unwrap().to_owned();
+    let damages: [(&str, Damage); 3] = [
+        ("the pack is missing", |path| fs::remove_file(path).unwrap()),
+        ("has 1000 bytes where", |path| OpenOptions::new().write(true).open(path).unwrap().set_len(1000).unwrap()),
+        ("not those that were stored", |path| {
+            let file = OpenOptions::new().read(true).write(true).open(path).unwrap();
+            let mut byte = [0];
+            file.read_exact_at(&mut byte, 70_000).unwrap();
+            file.write_all_at(&[byte[0] ^ 1], 70_000).unwrap();
+        }),
+    ];
+    for (words, damage) in damages {
+        let mut world = World::new();
+        let pack = world.packs().remove(0);
+        damage(&pack);
+        // Nothing is due, nothing is asked for.
+        world.backup(&[]).ok();
+        forget_looks(&world);
+        if words.starts_with("not") {
+            assert_eq!(world.backup(&["--recheck", "0"]).ok().stderr, "");
+            forget_looks(&world);
+        }
+        world.snapshots.clear();
+        let run = world.backup(&[]).code(3);
+        says(&run, &[words, &leaf(&pack)]);
+        assert_eq!(number(&run.json(), "problems"), 1);
+        assert!(number(&run.json(), "data_bytes") > 4 * MIB as u64, "{run}");
+        let (id, expected) = &world.snapshots[0];
+        let to = world.site.path().join("out");
+        world.site.brackfs(&["restore", id, "--to", to.to_str().unwrap()]).ok();
+        assert!(tree(&to) == *expected);
+        let verified = world.site.brackfs(&["catalog", "verify", "--json"]).ok().json();
+        assert_eq!(number(&verified, "lost_packs"), 1);
+        // It was said; what is there now is good.
+        let after = world.backup(&["--skip-if-unchanged"]).ok();
+        assert_eq!((after.stderr.as_str(), number(&after.json(), "files_read")), ("", 0));
+    }
+}
+
+#[test]
+fn a_run_waits_for_another_as_long_as_it_may() {
+    let mut world = World::new();
+    let lock = File::options().write(true).open(world.state().join("lock")).unwrap();
+    flock(&lock, FlockOperation::LockExclusive).unwrap();
+    let begun = Instant::now();
+    says(&world.backup(&[]).code(11), &["--wait-lock"]);
+    says(&world.backup(&["--wait-lock", "1s"]).code(11), &["waiting for another run", "process "]);
+    assert!(begun.elapsed() >= Duration::from_secs(1));
+    says(&world.site.brackfs(&["catalog", "rebuild"]).code(11), &["another run"]);
+    world.backup(&["--wait-lock", "soon"]).code(2);
+
+    let waits = |arguments: &[&str]| {
+        let child = world.site.command(arguments).stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap();
+        sleep(Duration::from_millis(300));
+        child
+    };
+    let mut child = waits(&["backup", "source", "--wait-lock", "10m"]);
+    rustix::process::kill_process(Pid::from_child(&child), Signal::INT).unwrap();
+    assert_eq!(child.wait().unwrap().code(), Some(130));
+    let mut child = waits(&["backup", "source", "--wait-lock", "10m"]);
+    drop(lock);
+    assert!(child.wait().unwrap().success());
+    world.backup(&[]).ok();
+}
+
+/// Puts other indexes, signed as they should be, in the place of those that are there.
+fn forge_indexes(world: &World, forge: impl Fn(&mut Index)) {
+    let repository = Repository::open(world.site.repo().to_str().unwrap()).unwrap();
+    let key = SecretKey::parse(&fs::read(world.state().join("host.key")).unwrap()).unwrap();
+    let host = key.certificate();
+    let recipients = repository.keys().recipients().unwrap();
+    let writer = Writer::new(&repository, Signer::new(key.clone()).unwrap(), &host, &recipients).unwrap();
+    let access = Access::new(Some(Opener::new(key).unwrap()), vec![host]);
+    for object in repository.target().list("index/").unwrap() {
+        let id = object.name.strip_prefix("index/").unwrap().parse().unwrap();
+        let mut index = access.index(&repository, id).unwrap();
+        forge(&mut index);
+        writer.put_index(ObjectId::random(), &index).unwrap();
+        fs::remove_file(world.site.repo().join(object.name)).unwrap();
+    }
+}
+
+#[test]
+fn an_index_that_does_not_tell_the_truth_is_found_by_check() {
+    let check = |forge: &dyn Fn(&mut Index), words: &str| {
+        let world = World::new();
+        world.site.brackfs(&["check", "--read-data"]).ok();
+        forge_indexes(&world, forge);
+        (world.site.brackfs(&["check"]), world.site.brackfs(&["check", "--read-data"]).code(1), words.to_owned())
+    };
+    let blocks = |index: &mut Index, change: &dyn Fn(&mut IndexedBlock)| {
+        index.packs.iter_mut().flat_map(|pack| &mut pack.blocks).for_each(change);
+    };
+    // Lies that only the data gives away.
+    type Forge<'a> = &'a dyn Fn(&mut Index);
+    let in_data: [(&str, Forge<'_>); 4] = [
+        ("is not what index/", &|index| blocks(index, &|block| block.chunks.reverse())),
+        ("is not what index/", &|index| blocks(index, &|block| block.chunks[0].1 -= 1)),
+        // More than there is; less does no harm, and is not looked for.
+        ("is not what index/", &|index| {
+            blocks(index, &|block| block.chunks.push((Digest::of(b"invented"), 8)));
+        }),
+        ("is not what index/", &|index| blocks(index, &|block| block.chunks[0].0.0[31] ^= 1)),
+    ];
+    for (words, forge) in in_data {
+        let (without, with, words) = check(forge, words);
+        without.ok();
+        says(&with, &[&words]);
+    }
+    // Those that lengths do.
+    let in_lengths: [Forge<'_>; 2] =
+        [&|index| index.packs.iter_mut().for_each(|pack| drop(pack.blocks.pop())), &|index| {
+            index.packs.iter_mut().for_each(|pack| pack.id = PackId::random())
+        }];
+    for forge in in_lengths {
+        let (without, with, words) = check(forge, "bytes");
+        says(&without.code(1), &["index/", &words]);
+        says(&with, &["index/", &words]);
+    }
+}
