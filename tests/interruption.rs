@@ -18,17 +18,17 @@ const PATIENCE: Duration = Duration::from_secs(60);
 
 /// A source of which a backup stores several packs.
 fn large(name: &str) -> Ordeal {
-    let mut ordeal = Ordeal::new(Random::new(1, name), 1);
-    grow(&mut ordeal);
-    ordeal
+    of_files(name, 160, 300 << 10)
 }
 
-/// More than two packs are new, in so many files that the walk is still on its way when the first is stored.
-fn grow(ordeal: &mut Ordeal) {
-    for _ in 0..160 {
-        ordeal.make(1, 300 << 10);
+/// The same, with so many more files of so many bytes.
+fn of_files(name: &str, files: u64, length: u64) -> Ordeal {
+    let mut ordeal = Ordeal::new(Random::new(1, name), 1);
+    for _ in 0..files {
+        ordeal.make(1, length);
     }
     common::settle();
+    ordeal
 }
 
 /// The command of a backup that commits only at its end.
@@ -80,8 +80,11 @@ fn end(mut child: Child) -> (ExitStatus, String) {
 
 #[test]
 fn what_an_interrupted_backup_stored_is_not_stored_again() {
-    for signal in [Signal::INT, Signal::TERM, Signal::HUP] {
-        let mut ordeal = large("interrupted");
+    // Of many small files the walk is still on its way when the first pack is stored; of fewer large ones it is done.
+    for (signal, files, length) in
+        [(Signal::INT, 160, 300 << 10), (Signal::TERM, 48, 1 << 20), (Signal::HUP, 160, 300 << 10)]
+    {
+        let mut ordeal = of_files("interrupted", files, length);
         let (before, committed) = (packs(&ordeal), ordeal.committed());
         let mut child = backup(&ordeal, &[]).spawn().expect("a backup");
         wait_for_pack(&ordeal, &mut child, before);

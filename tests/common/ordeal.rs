@@ -16,6 +16,10 @@ use std::process::Command;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use brackfs::crypt::{Opener, SecretKey};
+use brackfs::format::{PackId, name};
+use brackfs::repository::{Access, Repository};
+
 use super::{AGED, Entry, Run, Site, number, paths_below, run, set_time, settle, tree};
 
 /// A folder and all below it, as [`tree`] gives it.
@@ -241,6 +245,7 @@ impl Ordeal {
         for (id, older) in &self.memory.kept {
             self.restores(id, older);
         }
+        self.claims_no_more_than_there_is();
         self.site.brackfs(&["check", "--read-data"]).ok();
     }
 
@@ -284,7 +289,7 @@ impl Ordeal {
 
     /// Packs that the catalog knows, by name, and their bytes.
     #[track_caller]
-    fn known_packs(&self) -> BTreeMap<String, u64> {
+    pub fn known_packs(&self) -> BTreeMap<String, u64> {
         let copy = tempfile::tempdir().expect("a folder");
         let state = fs::canonicalize(self.site.state()).expect("the state directory");
         for path in paths_below(&state) {
@@ -294,9 +299,12 @@ impl Ordeal {
             }
         }
         let db = rusqlite::Connection::open(copy.path().join("catalog.sqlite")).expect("the catalog opens");
-        let mut packs = db.prepare("SELECT lower(hex(uuid)), length FROM packs").expect("packs");
-        let rows = packs.query_map([], |row| Ok((row.get(0)?, row.get::<_, i64>(1)? as u64))).expect("packs");
-        rows.collect::<Result<_, _>>().expect("packs")
+        let mut packs = db.prepare("SELECT uuid, length FROM packs").expect("packs");
+        let rows = packs.query_map([], |row| {
+            let id: Vec<u8> = row.get(0)?;
+            Ok((name::pack(PackId::from_slice(&id).expect("an id")), row.get::<_, i64>(1)? as u64))
+        });
+        rows.expect("packs").collect::<Result<_, _>>().expect("packs")
     }
 
     /// Whether the repository holds nothing that a run left by the way.
@@ -306,20 +314,41 @@ impl Ordeal {
         assert!(orphans.is_empty(), "{orphans:?} was left behind");
     }
 
-    /// Temporaries, and packs that neither the catalog knows nor sums name (and with them an index).
+    /// Temporaries, and packs that neither the catalog nor an index knows.
     #[track_caller]
     pub fn orphans(&self) -> Vec<String> {
-        let known = self.known_packs();
-        let mut summed = String::new();
+        let (known, indexed) = (self.known_packs(), self.indexed_packs());
         let mut objects = objects(&self.site.repo());
-        for name in objects.iter().filter(|name| name.starts_with("sums/") && !name.contains(".tmp-")) {
-            summed += &fs::read_to_string(self.site.repo().join(name)).expect("sums");
-        }
         objects.retain(|name| {
-            let pack = name.strip_prefix("packs/").and_then(|pack| Some(pack.rsplit_once('/')?.1.replace('-', "")));
-            name.contains(".tmp-") || pack.is_some_and(|pack| !known.contains_key(&pack) && !summed.contains(name))
+            name.contains(".tmp-")
+                || (name.starts_with("packs/") && !known.contains_key(name) && !indexed.contains(name))
         });
         objects
+    }
+
+    /// Whether the catalog claims no more than there is: each of its packs is at the target, whole, and in an index.
+    #[track_caller]
+    fn claims_no_more_than_there_is(&self) {
+        let indexed = self.indexed_packs();
+        for (pack, length) in self.known_packs() {
+            let found = fs::metadata(self.site.repo().join(&pack)).map(|found| found.len());
+            assert!(found.as_ref().is_ok_and(|found| *found == length), "{pack} has {found:?} bytes, not {length}");
+            assert!(indexed.contains(&pack), "{pack} is in the catalog and in no index");
+        }
+    }
+
+    /// Packs that indexes name, read as the machine can read them.
+    #[track_caller]
+    pub fn indexed_packs(&self) -> BTreeSet<String> {
+        let repository = Repository::open(self.site.repo().to_str().expect("a path")).expect("the repository");
+        let key = self.site.state().join(repository.id().to_string()).join("host.key");
+        let key = SecretKey::parse(&fs::read(key).expect("the host key")).expect("the host key");
+        let signer = key.certificate();
+        let access = Access::new(Some(Opener::new(key).expect("the host key opens")), vec![signer]);
+        let names = objects(&self.site.repo()).into_iter().filter(|name| !name.contains(".tmp-"));
+        let indexes = names.filter_map(|name| name.strip_prefix("index/").map(|id| id.parse().expect("an id")));
+        let packs = indexes.flat_map(|id| access.index(&repository, id).expect("an index").packs);
+        packs.map(|pack| name::pack(pack.id)).collect()
     }
 }
 
