@@ -116,7 +116,8 @@ fn a_backup_that_is_killed_before_any_of_its_objects_loses_nothing_and_the_next_
             ordeal.look();
             let orphans = ordeal.orphans();
             left += orphans.len();
-            unknown += ordeal.indexed_packs().len() - ordeal.known_packs().len();
+            let known = ordeal.known_packs();
+            unknown += ordeal.indexed_packs().iter().filter(|pack| !known.contains_key(*pack)).count();
             ordeal.holds();
             if end.code == 0 {
                 break;

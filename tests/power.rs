@@ -38,13 +38,13 @@ fn cut(site: &Site, moment: &Moment, cut: Cut, random: &mut Random) {
 }
 
 /// The moments to try, and what is left at each: a few of them, or in a long run all.
-fn choose(moments: &[Moment], random: &mut Random) -> Vec<(Moment, Cut)> {
-    let all = moments.iter().flat_map(|moment| Cut::ALL.map(|cut| (moment.clone(), cut)));
-    let mut chosen: Vec<_> = all.collect();
+fn choose(moments: usize, random: &mut Random) -> Vec<(usize, Cut)> {
+    let mut chosen: Vec<_> = (0..moments).flat_map(|moment| Cut::ALL.map(|cut| (moment, cut))).collect();
     if !is_long() {
-        while chosen.len() > 7 {
+        while chosen.len() > 6 {
             chosen.swap_remove(random.below(chosen.len() as u64) as usize);
         }
+        chosen.push((moments - 1, Cut::Clean));
     }
     chosen
 }
@@ -69,12 +69,16 @@ fn the_power_fails_at_any_sync_of_a_backup_and_nothing_is_lost() {
         disk.record();
         run(ordeal.command()).ok();
         let moments = disk.moments();
+        ordeal.look();
+        let at_the_end = ordeal.memory.clone();
         drop(disk);
         let mut random = ordeal.random.clone();
-        for (moment, way) in choose(&moments, &mut random) {
-            eprintln!("power: {way:?} cut before {}, of {} moments", moment.before, moments.len());
-            cut(&ordeal.site, &moment, way, &mut random);
-            ordeal.memory = memory.clone();
+        for (number, way) in choose(moments.len(), &mut random) {
+            let moment = &moments[number];
+            eprintln!("power: {way:?} cut before {}, {number} of {}", moment.before, moments.len());
+            cut(&ordeal.site, moment, way, &mut random);
+            // What is reported as done is kept, whenever the power fails.
+            ordeal.memory = if number + 1 == moments.len() { at_the_end.clone() } else { memory.clone() };
             ordeal.holds();
         }
     });

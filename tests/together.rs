@@ -6,6 +6,7 @@ use std::path::Path;
 use std::process::{Child, Stdio};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
+use std::time::Duration;
 
 use common::ordeal::{Ordeal, rounds, same};
 use common::{Site, run, tree};
@@ -63,6 +64,12 @@ fn backups_and_readers_at_once_do_each_other_no_harm() {
                 if second.code == 11 {
                     assert!(second.stderr.contains("another run"), "{second}");
                 }
+                ordeal.look();
+                // What this one leaves, the next one removes beside the readers.
+                let mut killed =
+                    ordeal.command().stdout(Stdio::null()).stderr(Stdio::null()).spawn().expect("a backup");
+                thread::sleep(Duration::from_millis(ordeal.random.below(150)));
+                killed.kill().and_then(|()| killed.wait()).expect("a kill");
                 ordeal.look();
             }
             drop(end);

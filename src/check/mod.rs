@@ -19,10 +19,11 @@ use std::sync::atomic::{AtomicBool, Ordering};
 
 use crate::format::id::ObjectId;
 use crate::format::index::IndexedPack;
+use crate::format::name::SnapshotName;
 use crate::format::{BLOCK_SIZE, BlockLocation, ChunkRef, Digest, PackId, SourceId, name};
 use crate::monitor::Monitor;
 use crate::reader::{self, Directory, FileReader, Listed, Reader, Step, Walk};
-use crate::target::ObjectInfo;
+use crate::target::{ErrorKind, ObjectInfo};
 
 /// Bytes of a pack that are read at once.
 const READ: usize = 1 << 20;
@@ -59,6 +60,8 @@ pub enum Error {
 
 /// Checks a repository; with `read_data` also every byte of it.
 pub fn check(reader: &Reader, read_data: bool, monitor: &dyn Monitor, stop: &AtomicBool) -> Result<Summary, Error> {
+    // Before packs: a backup may finish meanwhile, and a snapshot comes after all that it needs.
+    let names = reader.snapshots()?;
     let mut packs = HashMap::new();
     let listed = reader.repository().target().visit(name::PACKS, &mut |ObjectInfo { name, length }| {
         if let Some(pack) = name::parse_pack(&name) {
@@ -78,7 +81,7 @@ pub fn check(reader: &Reader, read_data: bool, monitor: &dyn Monitor, stop: &Ato
         opened: false,
         summary: Summary::default(),
     };
-    run.snapshots()?;
+    run.snapshots(names)?;
     run.documents()?;
     run.sums()?;
     run.keys()?;
@@ -113,8 +116,7 @@ fn seen(at: &BlockLocation, chunk: &ChunkRef) -> Seen {
 }
 
 impl Run<'_> {
-    fn snapshots(&mut self) -> Result<(), Error> {
-        let names = self.reader.snapshots()?;
+    fn snapshots(&mut self, names: Vec<SnapshotName>) -> Result<(), Error> {
         let there: HashSet<_> = names.iter().map(|name| name.id).collect();
         for name in names {
             self.summary.snapshots += 1;
@@ -317,6 +319,8 @@ impl Run<'_> {
             let object = PathBuf::from(&name);
             let text = match self.reader.repository().target().get(&name, SUMS_SIZE) {
                 Ok(bytes) => String::from_utf8_lossy(&bytes).into_owned(),
+                // A run that goes on meanwhile removes what a killed one left.
+                Err(error) if error.kind == ErrorKind::NotFound => continue,
                 Err(error) => {
                     self.problem(&object, &error.to_string());
                     continue;
@@ -360,12 +364,19 @@ impl Run<'_> {
         self.monitor.progress().at(Path::new(pack));
         match self.digest(pack) {
             Ok(digest) if digest == sum => {}
+            // Packs that a killed run left go after their list.
+            Err(error) if error.kind == ErrorKind::NotFound && self.is_gone(list) => {}
             Ok(_) => {
                 let why = format!("its bytes are not those that were stored: its sum is another than {list} says");
                 self.problem(Path::new(pack), &why);
             }
             Err(error) => self.problem(Path::new(pack), &error.to_string()),
         }
+    }
+
+    fn is_gone(&self, object: &str) -> bool {
+        let length = self.reader.repository().target().length(object);
+        length.is_err_and(|error| error.kind == ErrorKind::NotFound)
     }
 
     /// Compares the keys that people would find with the fingerprints in their names.
