@@ -1,5 +1,7 @@
 //! A backup is killed at any moment, and nothing is lost.
 
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::print_stdout, clippy::print_stderr)]
+
 mod common;
 
 use std::process::{Command, Stdio};
@@ -45,7 +47,7 @@ fn duration(command: Command) -> Duration {
 #[test]
 fn a_backup_that_is_killed_at_any_moment_loses_nothing() {
     let mut killed = 0;
-    rounds("crash by time", 10, |random| {
+    rounds("crash by time", 7, |random| {
         let mut ordeal = Ordeal::new(random, 2);
         ordeal.change();
         let command = ordeal.command();
@@ -67,7 +69,7 @@ fn a_backup_that_is_killed_at_any_moment_loses_nothing() {
 #[test]
 fn a_backup_that_is_killed_at_a_system_call_loses_nothing() {
     let mut killed = 0;
-    rounds("crash by system call", 12, |random| {
+    rounds("crash by system call", 7, |random| {
         let mut ordeal = Ordeal::new(random, 1);
         ordeal.change();
         let command = ordeal.command();

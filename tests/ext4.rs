@@ -3,6 +3,8 @@
 //! Unlike the disk in `tests/power.rs` it knows files without names. It takes root and a loop device: `scripts/soak`
 //! runs it.
 
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::print_stdout, clippy::print_stderr)]
+
 mod common;
 
 use std::fs::{self, File};

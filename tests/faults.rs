@@ -1,5 +1,7 @@
 //! Whatever the system refuses to a backup, it ends in words, and nothing is lost.
 
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::print_stdout, clippy::print_stderr)]
+
 mod common;
 
 use std::fs;
@@ -23,16 +25,42 @@ fn says_why(end: &Run) {
     assert!(names.iter().any(|why| line.contains(why)), "it is not said why\n{end}");
 }
 
+/// A site whose repository and state lie on a disk.
+fn on_disk(random: Random) -> (Disk, Ordeal) {
+    let site = Site::in_memory();
+    let at = site.path().join("disk");
+    fs::create_dir(&at).expect("a mount point");
+    let disk = Disk::mount(&at);
+    place(&site, &at);
+    (disk, Ordeal::at(site, random, 1))
+}
+
+#[test]
+fn where_nothing_may_be_deleted_leftovers_stay_and_the_backup_is_done() {
+    let (disk, mut ordeal) = on_disk(Random::new(1, "no deletion"));
+    ordeal.change();
+    // Packs are there, and a list of their sums that no index follows.
+    disk.refuse_to_sync("/repo/sums");
+    ordeal.site.backup(&[]).code(1);
+    let left = ordeal.orphans();
+    assert!(left.iter().any(|name| name.starts_with("packs/")), "{left:?}");
+    disk.refuse(Operation::Unlink, 1, Errno::PERM.raw_os_error(), false);
+    let told = ordeal.back_up();
+    assert!(told.stderr.contains("was not removed"), "{told}");
+    assert!(disk.relent() > 0);
+    assert_eq!(ordeal.orphans(), left);
+    // It is said once.
+    ordeal.change();
+    let next = ordeal.back_up();
+    assert_eq!(next.stderr, "");
+    ordeal.site.brackfs(&["check", "--read-data"]).ok();
+}
+
 #[test]
 fn whatever_a_disk_refuses_a_backup_ends_in_words_and_nothing_is_lost() {
     let mut refused = 0;
     rounds("refusal", 4, |random| {
-        let site = Site::in_memory();
-        let at = site.path().join("disk");
-        fs::create_dir(&at).expect("a mount point");
-        let disk = Disk::mount(&at);
-        place(&site, &at);
-        let mut ordeal = Ordeal::at(site, random, 1);
+        let (disk, mut ordeal) = on_disk(random);
         ordeal.change();
         disk.count();
         let usual = ordeal.command();

@@ -1,5 +1,7 @@
 //! A backup is interrupted, suspended, or loses whom it talks to.
 
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::print_stdout, clippy::print_stderr)]
+
 mod common;
 
 use std::fs::{self, File};

@@ -3,6 +3,8 @@
 //! Repository and state lie on a [`Disk`] that keeps only what was synced. Every sync of a backup is a moment at which
 //! the power may fail; what is found after it must be as promised.
 
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::print_stdout, clippy::print_stderr)]
+
 mod common;
 
 use std::fs;

@@ -1,5 +1,7 @@
 //! Two backups at once, and readers beside a backup: one waits its turn, the others see what is finished.
 
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::print_stdout, clippy::print_stderr)]
+
 mod common;
 
 use std::path::Path;

@@ -22,8 +22,9 @@ use crate::repository::Repository;
 /// to init, and signed by this machine's own key. Only the machine that made the repository can write to it.
 ///
 /// Files that look as they did last time (size, times, inode number) are not opened, and what is in the repository
-/// already is not stored again, whatever its name. A run can be killed at any moment: older snapshots stay as they are,
-/// there is no half snapshot, and what it stored is not stored again.
+/// already is not stored again, whatever its name. A run can be killed at any moment, and the power may fail: older
+/// snapshots stay as they are, there is no half snapshot, what it stored until a minute before (--commit-interval) is
+/// not stored again, and the next run removes what it left behind.
 ///
 /// A file that can't be read, vanishes, or keeps changing while it is read is named, and the backup goes on; the exit
 /// code is 3 then.
