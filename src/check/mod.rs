@@ -60,8 +60,9 @@ pub enum Error {
 
 /// Checks a repository; with `read_data` also every byte of it.
 pub fn check(reader: &Reader, read_data: bool, monitor: &dyn Monitor, stop: &AtomicBool) -> Result<Summary, Error> {
-    // Before packs: a backup may finish meanwhile, and a snapshot comes after all that it needs.
+    // Before packs: a backup may go on meanwhile, and snapshots and indexes come after what they name.
     let names = reader.snapshots()?;
+    let indexes = list(reader, name::INDEX)?;
     let mut packs = HashMap::new();
     let listed = reader.repository().target().visit(name::PACKS, &mut |ObjectInfo { name, length }| {
         if let Some(pack) = name::parse_pack(&name) {
@@ -82,6 +83,7 @@ pub fn check(reader: &Reader, read_data: bool, monitor: &dyn Monitor, stop: &Ato
         summary: Summary::default(),
     };
     run.snapshots(names)?;
+    run.indexes(indexes)?;
     run.documents()?;
     run.sums()?;
     run.keys()?;
@@ -229,10 +231,10 @@ impl Run<'_> {
         }
     }
 
-    /// Opens the documents that no reader of files needs. A name that is none of theirs means nothing.
-    fn documents(&mut self) -> Result<(), Error> {
+    /// Opens indexes, and compares them with packs. A name that is none of theirs means nothing.
+    fn indexes(&mut self, objects: Vec<String>) -> Result<(), Error> {
         let (access, repository) = (self.reader.access(), self.reader.repository());
-        for object in self.list(name::INDEX)? {
+        for object in objects {
             let Some(id) = id_of::<ObjectId>(&object, name::INDEX) else { continue };
             match access.index(repository, id) {
                 Ok(index) => {
@@ -244,6 +246,12 @@ impl Run<'_> {
                 Err(error) => self.unopened(Path::new(&object), error.into())?,
             }
         }
+        Ok(())
+    }
+
+    /// Opens the other documents that no reader of files needs. A name that is none of theirs means nothing.
+    fn documents(&mut self) -> Result<(), Error> {
+        let (access, repository) = (self.reader.access(), self.reader.repository());
         for object in self.list(name::SOURCES)? {
             let Some(id) = id_of::<SourceId>(&object, name::SOURCES) else { continue };
             if let Err(error) = access.source(repository, id) {
@@ -307,9 +315,7 @@ impl Run<'_> {
         if self.stop.load(Ordering::Relaxed) {
             return Err(Error::Interrupted);
         }
-        let objects = self.reader.repository().target().list(prefix);
-        let objects = objects.map_err(|e| reader::Error::from(crate::repository::Error::from(e)))?;
-        Ok(objects.into_iter().map(|object| object.name).collect())
+        Ok(list(self.reader, prefix)?)
     }
 
     /// Compares the sums with the indexes and, if the data is to be read, with every pack.
@@ -407,6 +413,12 @@ impl Run<'_> {
         self.summary.problems += 1;
         self.monitor.problem(path, why);
     }
+}
+
+/// Names of objects.
+fn list(reader: &Reader, prefix: &str) -> Result<Vec<String>, reader::Error> {
+    let objects = reader.repository().target().list(prefix).map_err(crate::repository::Error::from)?;
+    Ok(objects.into_iter().map(|object| object.name).collect())
 }
 
 /// The id that the name of an object is made of.
