@@ -36,7 +36,7 @@ pub(super) fn clear(session: &Session<'_>, catalog: &mut Catalog, monitor: &dyn 
 
 fn remove(session: &Session<'_>, catalog: &Catalog) -> Result<(), Error> {
     let target = session.repository.target();
-    target.remove_temporaries()?;
+    target.remove_temporaries(&name::FOLDERS)?;
     let mut orphans = unknown(session, catalog)?;
     if orphans.is_empty() {
         return Ok(());

@@ -422,10 +422,7 @@ impl Run<'_> {
                 let root = engine.follow_all(go_in)?;
                 match (walk.join().map_err(|_| Error::Stopped("the walk"))?, root) {
                     ((counts, Ok(())), Some(root)) => self.finish(&mut engine, &root, counts),
-                    ((_, Err(Stop::Failed(Error::Interrupted))), _) => {
-                        engine.commit(None)?;
-                        Err(Error::Interrupted)
-                    }
+                    ((_, Err(Stop::Failed(Error::Interrupted))), _) => break_off(&mut engine),
                     ((_, Err(Stop::Failed(error))), _) => Err(error),
                     _ => Err(Error::Stopped("the walk")),
                 }
@@ -443,8 +440,7 @@ impl Run<'_> {
         engine.settle()?;
         // An interrupt that ended what fills a pipe may look like its end at first.
         if self.stop.load(Ordering::Relaxed) {
-            engine.commit(None)?;
-            return Err(Error::Interrupted);
+            return break_off(engine);
         }
         let previous = engine.catalog.latest_snapshot(self.source.0)?;
         // A pipe's file is always written anew, with another time.
@@ -585,6 +581,13 @@ impl Run<'_> {
             duration: Duration::ZERO,
         }
     }
+}
+
+/// Ends a run that was told to stop: what was stored is kept, and nothing else is left.
+fn break_off(engine: &mut Engine<'_>) -> Result<Summary, Error> {
+    engine.catalog.set_finished()?;
+    engine.commit(None)?;
+    Err(Error::Interrupted)
 }
 
 fn statistics(counts: Counts, tally: Tally) -> Statistics {

@@ -93,7 +93,7 @@ impl<'r> Session<'r> {
         }
         if session.after_unfinished {
             // What a killed run left in sight may not be on disk yet, and is relied on from here on.
-            repository.target().sync()?;
+            repository.target().sync(&name::FOLDERS)?;
         }
         settle_snapshots(repository, &mut catalog)?;
         let inventory = Inventory { repository, access: &session.access, monitor, stop };

@@ -24,6 +24,9 @@ pub const SECRETS: &str = "secrets/";
 /// One object a run that writes.
 pub const GENERATION: &str = "generation/";
 
+/// All folders that objects lie in, but for the few at the top.
+pub const FOLDERS: [&str; 8] = [KEYS, PACKS, SUMS, INDEX, SOURCES, SNAPSHOTS, SECRETS, GENERATION];
+
 /// The name of a pack. The first two digits of the id are a folder, so that no folder grows huge.
 pub fn pack(id: PackId) -> String {
     let id = id.to_string();

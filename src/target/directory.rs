@@ -104,21 +104,17 @@ impl Directory {
         Ok(folder)
     }
 
-    /// Calls `visit` with `folder` and the folders below it, down to `depth`.
-    fn each_folder(
-        &self,
-        folder: &Path,
-        depth: usize,
-        visit: &mut dyn FnMut(&Path) -> Result<(), Error>,
-    ) -> Result<(), Error> {
-        visit(folder)?;
-        if depth == 0 {
-            return Ok(());
-        }
-        for entry in entries(folder)? {
-            // Not through symbolic links: what they lead to is not ours.
-            if entry.file_type().is_ok_and(|kind| kind.is_dir()) {
-                self.each_folder(&entry.path(), depth - 1, visit)?;
+    /// Calls `visit` with each of these folders that is there, and with those in it that objects may lie in.
+    fn each_folder(&self, folders: &[&str], visit: &mut dyn FnMut(&Path) -> Result<(), Error>) -> Result<(), Error> {
+        for folder in folders.iter().map(|folder| self.path(folder)) {
+            if !is_folder(&folder) {
+                continue;
+            }
+            visit(&folder)?;
+            for entry in entries(&folder)? {
+                if is_folder(&entry.path()) {
+                    visit(&entry.path())?;
+                }
             }
         }
         Ok(())
@@ -230,10 +226,11 @@ impl Storage for Directory {
         Ok(objects)
     }
 
-    fn sync(&self) -> Result<(), Error> {
-        self.each_folder(&self.root, DEPTH + 1, &mut |folder| {
-            sync_folder(folder).map_err(|e| Error::io("sync", &folder.display().to_string(), e))
-        })
+    fn sync(&self, folders: &[&str]) -> Result<(), Error> {
+        let sync =
+            &mut |folder: &Path| sync_folder(folder).map_err(|e| Error::io("sync", &folder.display().to_string(), e));
+        sync(&self.root)?;
+        self.each_folder(folders, sync)
     }
 
     fn remove(&self, name: &str) -> Result<(), Error> {
@@ -243,23 +240,18 @@ impl Storage for Directory {
         sync_folder(path.parent().unwrap_or(&self.root)).map_err(failed)
     }
 
-    fn remove_temporaries(&self) -> Result<u64, Error> {
-        let mut removed = 0_u64;
-        self.each_folder(&self.root, DEPTH + 1, &mut |folder| {
-            let before = removed;
-            for entry in entries(folder)? {
-                let name = entry.file_name();
-                if name.to_str().is_some_and(|name| name.starts_with(TEMPORARY)) {
-                    let path = entry.path();
-                    fs::remove_file(&path).map_err(|e| Error::io("remove", &path.display().to_string(), e))?;
-                    removed += 1;
-                }
-            }
-            match removed > before {
+    fn remove_temporaries(&self, folders: &[&str]) -> Result<u64, Error> {
+        let mut removed = 0;
+        self.each_folder(folders, &mut |folder| {
+            let failed = |e| Error::io("remove temporary files in", &folder.display().to_string(), e);
+            let temporaries: Vec<_> = entries(folder)?.into_iter().filter(|entry| is_temporary(entry)).collect();
+            temporaries.iter().try_for_each(|entry| fs::remove_file(entry.path())).map_err(failed)?;
+            if !temporaries.is_empty() {
                 // Or they come back with a power cut, and nobody looks for them any more.
-                true => sync_folder(folder).map_err(|e| Error::io("sync", &folder.display().to_string(), e)),
-                false => Ok(()),
+                sync_folder(folder).map_err(failed)?;
             }
+            removed += temporaries.len() as u64;
+            Ok(())
         })?;
         Ok(removed)
     }
@@ -267,6 +259,17 @@ impl Storage for Directory {
     fn visit(&self, prefix: &str, found: &mut dyn FnMut(ObjectInfo)) -> Result<(), Error> {
         self.walk(&self.path(prefix), DEPTH, found)
     }
+}
+
+/// Whether it is a folder, and no link to one: what links lead to is not ours.
+fn is_folder(path: &Path) -> bool {
+    fs::symlink_metadata(path).is_ok_and(|found| found.is_dir())
+}
+
+/// Whether it has a name that only a writer gives.
+fn is_temporary(entry: &DirEntry) -> bool {
+    let name = entry.file_name();
+    name.to_str().and_then(|name| name.strip_prefix(TEMPORARY)).is_some_and(|id| Uuid::try_parse(id).is_ok())
 }
 
 /// What a folder holds.
@@ -339,15 +342,22 @@ mod tests {
     fn what_a_killed_writer_left_goes_and_objects_stay() {
         let dir = tempfile::tempdir().unwrap();
         let target = Directory::open(dir.path()).unwrap();
-        for name in ["packs/ab/x", "packs/ab/.tmp-1", "index/.tmp-2", ".tmp-3", "packs/ab/deeper/.tmp-4"] {
+        let temporary = || format!("{TEMPORARY}{}", Uuid::new_v4());
+        let left = ["packs/ab", "packs", "index"].map(|folder| format!("{folder}/{}", temporary()));
+        // In folders of other people, and under names that we don't give.
+        let others = ["packs/ab/deeper", "ours/not"].map(|folder| format!("{folder}/{}", temporary()));
+        let others = others.into_iter().chain(["packs/ab/x", "packs/.tmp-1"].map(String::from));
+        let others: Vec<_> = others.collect();
+        for name in left.iter().chain(&others) {
             let path = dir.path().join(name);
             fs::create_dir_all(path.parent().unwrap()).unwrap();
             fs::write(path, "").unwrap();
         }
-        target.sync().unwrap();
-        assert_eq!(target.remove_temporaries().unwrap(), 3);
-        assert_eq!(target.remove_temporaries().unwrap(), 0);
-        assert!(dir.path().join("packs/ab/deeper/.tmp-4").exists(), "no object lies so deep, and so no temporary");
+        let folders = ["packs/", "index/", "none/"];
+        target.sync(&folders).unwrap();
+        assert_eq!(target.remove_temporaries(&folders).unwrap(), 3);
+        assert_eq!(target.remove_temporaries(&folders).unwrap(), 0);
+        assert!(others.iter().all(|name| dir.path().join(name).exists()));
         target.remove("packs/ab/x").unwrap();
         assert_eq!(target.remove("packs/ab/x").unwrap_err().kind, ErrorKind::NotFound);
     }

@@ -42,12 +42,13 @@ trait Storage: Send + Sync + fmt::Debug {
     /// Objects whose names begin with `prefix` (which ends in `/`), sorted by name. Temporary files are
     /// not objects.
     fn list(&self, prefix: &str) -> Result<Vec<ObjectInfo>, Error>;
-    /// Makes durable that all objects are there which a listing shows.
-    fn sync(&self) -> Result<(), Error>;
+    /// Makes durable that all objects in these folders are there which a listing shows.
+    fn sync(&self, folders: &[&str]) -> Result<(), Error>;
     /// Removes an object, durably. An absent name is [`ErrorKind::NotFound`].
     fn remove(&self, name: &str) -> Result<(), Error>;
-    /// Removes, durably, what a writer left that was killed in the midst of an object. Returns how many files that were.
-    fn remove_temporaries(&self) -> Result<u64, Error>;
+    /// Removes, durably, what a writer left in these folders that was killed in the midst of an object. Returns how many
+    /// files that were.
+    fn remove_temporaries(&self, folders: &[&str]) -> Result<u64, Error>;
     /// Calls `found` with each object below `prefix`, in no order, so that a long listing needs no memory.
     fn visit(&self, prefix: &str, found: &mut dyn FnMut(ObjectInfo)) -> Result<(), Error>;
 }
@@ -131,10 +132,10 @@ impl Target {
         self.storage.list(prefix)
     }
 
-    /// Makes durable that all objects are there which a listing shows: a writer that was killed may not have come
-    /// to that.
-    pub fn sync(&self) -> Result<(), Error> {
-        self.storage.sync()
+    /// Makes durable that all objects in these folders are there which a listing shows: a writer that was killed may
+    /// not have come to that.
+    pub fn sync(&self, folders: &[&str]) -> Result<(), Error> {
+        self.storage.sync(folders)
     }
 
     /// Removes an object, durably. An absent name is [`ErrorKind::NotFound`].
@@ -142,10 +143,10 @@ impl Target {
         self.storage.remove(name)
     }
 
-    /// Removes what a writer left that was killed in the midst of an object; nobody else may be writing. Returns
-    /// how many files that were.
-    pub fn remove_temporaries(&self) -> Result<u64, Error> {
-        self.storage.remove_temporaries()
+    /// Removes what a writer left in these folders that was killed in the midst of an object; nobody else may be
+    /// writing. Returns how many files that were.
+    pub fn remove_temporaries(&self, folders: &[&str]) -> Result<u64, Error> {
+        self.storage.remove_temporaries(folders)
     }
 
     /// Calls `found` with each object whose name begins with `prefix`, in no order.
