@@ -244,7 +244,7 @@ impl Storage for Directory {
         let mut removed = 0;
         self.each_folder(folders, &mut |folder| {
             let failed = |e| Error::io("remove temporary files in", &folder.display().to_string(), e);
-            let temporaries: Vec<_> = entries(folder)?.into_iter().filter(|entry| is_temporary(entry)).collect();
+            let temporaries: Vec<_> = entries(folder)?.into_iter().filter(is_temporary).collect();
             temporaries.iter().try_for_each(|entry| fs::remove_file(entry.path())).map_err(failed)?;
             if !temporaries.is_empty() {
                 // Or they come back with a power cut, and nobody looks for them any more.
