@@ -462,6 +462,31 @@ fn of_clones_that_begin_to_write_at_the_same_moment_one_is_refused() {
     world.site.brackfs(&["check", "--read-data"]).ok();
 }
 
+/// The copy takes what the other one has stored so far for what a killed run left.
+#[test]
+fn of_a_machine_that_is_copied_while_it_writes_one_is_refused() {
+    let mut world = World::new();
+    let packs = world.packs().len();
+    let mut writing = world.site.command(&["backup", "--stdin-filename", "pipe"]);
+    let mut writing = writing.stdin(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
+    let mut pipe = writing.stdin.take().unwrap();
+    pipe.write_all(&noise("pipe", 24 * MIB)).unwrap();
+    while world.packs().len() == packs {
+        sleep(Duration::from_millis(5));
+    }
+    let clone = world.copy_of_state("clone");
+    world.site.write("new", "new");
+    world.backup_with(&clone).ok();
+    drop(pipe);
+    let output = writing.wait_with_output().unwrap();
+    let said = String::from_utf8_lossy(&output.stderr);
+    assert_eq!(output.status.code(), Some(1), "{said}");
+    assert!(said.contains("at the same moment") && said.contains("brackfs adopt"), "{said}");
+    world.site.brackfs(&["check", "--read-data"]).ok();
+    says(&world.site.backup(&[]).ok(), &["does not know"]);
+    world.site.brackfs(&["check", "--read-data"]).ok();
+}
+
 #[test]
 fn a_host_key_that_was_brought_back_is_enough_to_go_on() {
     let mut world = World::new();

@@ -74,15 +74,16 @@ impl Engine<'_> {
     fn write_index(&mut self, snapshot: Option<SnapshotBlocks>) -> Result<(), Error> {
         let packs = std::mem::take(&mut self.finished);
         self.chunks_finished = 0;
+        if packs.is_empty() && snapshot.is_none() {
+            return Ok(());
+        }
+        self.session.announce(&mut self.catalog)?;
+        self.session.still_alone()?;
         if !packs.is_empty() {
             let sums: Vec<_> = packs.iter().map(|pack| (pack.id, pack.digest)).collect();
             self.session.writer.put_sums(ObjectId::random(), &sums)?;
         }
-        if !packs.is_empty() || snapshot.is_some() {
-            self.session.announce(&mut self.catalog)?;
-            self.session.writer.put_index(ObjectId::random(), &Index { packs, snapshot })?;
-        }
-        Ok(())
+        Ok(self.session.writer.put_index(ObjectId::random(), &Index { packs, snapshot })?)
     }
 
     /// What the index says of the snapshot: its blocks, as the difference to the one before.

@@ -1,13 +1,14 @@
 //! What a run left that did not come to its end.
 //!
 //! A kill, a power cut or a full disk leaves at most: temporaries, on file systems without nameless files; packs that
-//! no index names; and a list of sums of such packs. Nobody refers to them, nobody ever will, and this machine alone
-//! can have written them: the next run that writes removes them, after it has announced itself.
+//! an index names, and the catalog does not know yet; packs that no index names; and a list of sums of such packs. What
+//! an index names is taken into the catalog, so that it is not stored again. To the rest nobody refers, nobody ever
+//! will, and this machine alone can have written it: the next run that writes removes it, after it has announced itself.
 //!
-//! What an index names stays, and if an index can't be read everything does. Where nothing may be deleted, leftovers
-//! take space and nothing else; that is said, and the backup goes on.
+//! If an index can't be read everything stays. Where nothing may be deleted, leftovers take space and nothing else; that
+//! is said, and the backup goes on.
 
-use std::collections::HashSet;
+use std::collections::HashMap;
 
 use super::Error;
 use super::session::Session;
@@ -19,7 +20,7 @@ use crate::monitor::Monitor;
 /// Most bytes of a list of sums.
 const SUMS_SIZE: usize = 64 << 20;
 
-/// Removes what the last run left, if it did not come to its end. Announces this run before.
+/// Takes in or removes what the last run left, if it did not come to its end. Announces this run before.
 pub(super) fn clear(session: &Session<'_>, catalog: &mut Catalog, monitor: &dyn Monitor) -> Result<(), Error> {
     if !session.after_unfinished {
         return Ok(());
@@ -31,7 +32,7 @@ pub(super) fn clear(session: &Session<'_>, catalog: &mut Catalog, monitor: &dyn 
             "what a run left that did not come to its end was not removed: {error}; it takes space and nothing else"
         ));
     }
-    Ok(())
+    Ok(catalog.commit()?)
 }
 
 fn remove(session: &Session<'_>, catalog: &Catalog) -> Result<(), Error> {
@@ -45,7 +46,11 @@ fn remove(session: &Session<'_>, catalog: &Catalog) -> Result<(), Error> {
         let id = object.name.strip_prefix(name::INDEX).and_then(|id| id.parse::<ObjectId>().ok());
         let Some(id) = id else { continue };
         for pack in session.access.index(session.repository, id)?.packs {
-            orphans.remove(&pack.id);
+            if let Some(length) = orphans.remove(&pack.id)
+                && length == pack.length()
+            {
+                catalog.import_pack(&pack, true)?;
+            }
         }
     }
     if orphans.is_empty() {
@@ -55,27 +60,27 @@ fn remove(session: &Session<'_>, catalog: &Catalog) -> Result<(), Error> {
     for object in target.list(name::SUMS)? {
         let text = target.get(&object.name, SUMS_SIZE)?;
         let packs = packs_of(&text);
-        match !packs.is_empty() && packs.iter().all(|pack| orphans.contains(pack)) {
+        match !packs.is_empty() && packs.iter().all(|pack| orphans.contains_key(pack)) {
             true => target.remove(&object.name)?,
             false => packs.iter().for_each(|pack| _ = orphans.remove(pack)),
         }
     }
-    for pack in orphans {
+    for pack in orphans.into_keys() {
         target.remove(&name::pack(pack))?;
     }
     Ok(())
 }
 
-/// Packs that the catalog does not know. It is asked by the heads of their ids, of which many fit into memory; that
+/// Packs that the catalog does not know, and their bytes. It is asked by the heads of their ids, of which many fit into memory; that
 /// two share one is next to impossible, and then the second stays.
-fn unknown(session: &Session<'_>, catalog: &Catalog) -> Result<HashSet<PackId>, Error> {
+fn unknown(session: &Session<'_>, catalog: &Catalog) -> Result<HashMap<PackId, u64>, Error> {
     let known = catalog.pack_heads()?;
-    let mut unknown = HashSet::new();
+    let mut unknown = HashMap::new();
     session.repository.target().visit(name::PACKS, &mut |object| {
         if let Some(pack) = name::parse_pack(&object.name)
             && known.binary_search(&head(pack)).is_err()
         {
-            unknown.insert(pack);
+            unknown.insert(pack, object.length);
         }
     })?;
     Ok(unknown)

@@ -477,6 +477,7 @@ impl Run<'_> {
         let blocks = engine.snapshot_blocks(&row, base)?;
         engine.catalog.add_snapshot(&row, self.source.0, Some(&engine.used))?;
         engine.commit(Some(blocks))?;
+        self.session.still_alone()?;
         // Packs were counted as they were stored, the last of them just now.
         let statistics = statistics(counts, engine.tally);
         let snapshot = Snapshot {

@@ -130,6 +130,15 @@ impl<'r> Session<'r> {
         }?;
         Ok(catalog.set_run(self.generation, self.run)?)
     }
+
+    /// Makes sure that nobody with a copy of this catalog has begun to write meanwhile: he may have removed what no index
+    /// named yet.
+    pub(super) fn still_alone(&self) -> Result<(), Error> {
+        match self.repository.generations()?.last() {
+            Some(found) if *found != self.generation => Err(Error::AtOnce { found: *found }),
+            _ => Ok(()),
+        }
+    }
 }
 
 /// The catalog, and whether it had to be built anew.

@@ -106,10 +106,16 @@ impl Catalog {
     pub fn intend_run(&self, number: u64, run: RunId) -> Result<(), Error> {
         let set = || {
             let values = params![number as i64, run.as_bytes()];
-            self.db.execute("UPDATE trust SET intended = ?, intended_run = ?", values)?;
-            self.db.execute("INSERT OR IGNORE INTO unfinished VALUES (?)", [number as i64])
+            self.db.execute("UPDATE trust SET intended = ?, intended_run = ?", values)
         };
-        set().map(drop).map_err(self.failed("note the generation"))
+        set().map_err(self.failed("note the generation"))?;
+        self.set_unfinished(number)
+    }
+
+    /// Says that what a run may have left is to be looked after.
+    pub fn set_unfinished(&self, number: u64) -> Result<(), Error> {
+        let set = self.db.execute("INSERT OR IGNORE INTO unfinished VALUES (?)", [number as i64]);
+        set.map(drop).map_err(self.failed("note the beginning of a run"))
     }
 
     /// Whether a run that wrote did not come to its end.

@@ -43,6 +43,8 @@ impl Inventory<'_> {
         let make = || {
             let mut catalog = Catalog::create(&path, trust)?;
             let found = self.reconcile(&mut catalog)?;
+            // Nobody knows how the last run ended.
+            catalog.set_unfinished(0)?;
             finish(&mut catalog)?;
             catalog.close()?;
             Ok(found)

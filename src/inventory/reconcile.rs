@@ -60,6 +60,8 @@ impl Reconciled {
 impl Inventory<'_> {
     /// Makes the catalog agree with the repository.
     pub fn reconcile(&self, catalog: &mut Catalog) -> Result<Reconciled, Error> {
+        // What a killed run left in sight may not be on disk yet, and is relied on from here on.
+        self.repository.target().sync(&name::FOLDERS)?;
         self.list_packs(catalog)?;
         let condemned = catalog.condemn_unlisted(&mut |pack, found| {
             let what = if found.is_some() { "of another length" } else { "missing" };
