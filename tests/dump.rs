@@ -291,7 +291,9 @@ fn holes_come_back_as_holes() {
     let out = comes_back(&site);
     for path in tree(&out).into_keys() {
         let blocks = |below: &Path| fs::metadata(below.join(&path)).unwrap().blocks();
-        assert_eq!(blocks(&out), blocks(&site.source()), "{}", path.display());
+        let (there, here) = (blocks(&out), blocks(&site.source()));
+        // The file system's own notes of where the islands lie are counted as soon as they are written.
+        assert!(there.abs_diff(here) <= here / 64, "{}: {there} instead of {here}", path.display());
     }
 }
 

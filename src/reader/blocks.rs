@@ -1,17 +1,28 @@
 //! Blocks: fetched, opened, decompressed, and each slice verified before its first use.
 
 use std::collections::HashMap;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 
 use super::cache::{Cache, Weigh};
 use super::error::BlockProblem;
 use super::file::starts_of;
-use super::{Error, Reader};
+use super::Error;
+use crate::repository::{Access, Repository};
 use crate::format::block;
 use crate::format::{BLOCK_SIZE, BlockLocation, ChunkRef, Digest, Extent, Items, Node, SEALED_SIZE};
 
 /// Part of the cache's bytes that is for decoded tree nodes.
 const NODE_SHARE: usize = 4;
+
+/// A repository, the keys to read it, and what was read of it lately. Shared by threads.
+pub(super) struct Core {
+    pub(super) repository: Repository,
+    pub(super) access: Access,
+    blocks: Blocks,
+    /// Blocks that were decoded.
+    decoded: AtomicU64,
+}
 
 /// Caches of blocks and nodes.
 pub(super) struct Blocks {
@@ -41,6 +52,8 @@ pub(super) struct NodeValue {
     pub(super) starts: Vec<u64>,
     pub(super) covers: Option<u64>,
     encoded: usize,
+    /// Block and place of the small file that was read last, among those of the node.
+    last: AtomicU64,
 }
 
 impl NodeValue {
@@ -50,7 +63,16 @@ impl NodeValue {
             Items::ExtentIndex(nodes) => starts_of(nodes.iter().map(|node| node.covers)),
             Items::Entries(_) | Items::Segments(_) => (Vec::new(), None),
         };
-        NodeValue { node, starts, covers, encoded }
+        NodeValue { node, starts, covers, encoded, last: AtomicU64::new(u64::MAX) }
+    }
+
+    /// Takes note that a chunk is read. If that is behind the one before: the block behind the chunk's.
+    pub(super) fn passes(&self, chunk: &ChunkRef) -> Option<BlockLocation> {
+        let place = |block: u32, start: u32| u64::from(block) << 32 | u64::from(start);
+        let last = self.last.swap(place(chunk.block, chunk.start), Ordering::Relaxed);
+        let ahead = last < place(chunk.block, chunk.start) && place(chunk.block, 0) <= last.saturating_add(1 << 32);
+        let next = chunk.block.checked_add(1)? as usize;
+        self.node.blocks.get(next).filter(|_| ahead).copied()
     }
 }
 
@@ -74,7 +96,26 @@ impl Blocks {
     }
 }
 
-impl Reader {
+impl Core {
+    pub(super) fn new(repository: Repository, access: Access, cache_size: usize) -> Self {
+        Core { repository, access, blocks: Blocks::new(cache_size), decoded: AtomicU64::new(0) }
+    }
+
+    /// How many blocks were decoded so far.
+    pub(super) fn decoded(&self) -> u64 {
+        self.decoded.load(Ordering::Relaxed)
+    }
+
+    /// Whether a block is at hand, or will be in a moment.
+    pub(super) fn has_block(&self, location: &BlockLocation) -> bool {
+        self.blocks.blocks.has(location)
+    }
+
+    /// A block was read to its end: of all that are at hand it is wanted least.
+    pub(super) fn passed(&self, location: &BlockLocation) {
+        self.blocks.blocks.demote(location);
+    }
+
     /// Hands the verified bytes of a chunk, which lies in the block at `location`, to `use_bytes`.
     pub(super) fn with_chunk<T>(
         &self,
@@ -92,12 +133,12 @@ impl Reader {
     }
 
     /// Reads a chunk and verifies it.
-    pub fn verify(&self, location: &BlockLocation, chunk: &ChunkRef) -> Result<(), Error> {
+    pub(super) fn verify(&self, location: &BlockLocation, chunk: &ChunkRef) -> Result<(), Error> {
         self.with_chunk(location, chunk, |_| ())
     }
 
     /// Reads a block and verifies that it holds these chunks, one after the other, and nothing else.
-    pub fn verify_block(&self, location: &BlockLocation, chunks: &[(Digest, u32)]) -> Result<(), Error> {
+    pub(super) fn verify_block(&self, location: &BlockLocation, chunks: &[(Digest, u32)]) -> Result<(), Error> {
         let block = self.fetch(location)?;
         let mut start = 0u32;
         for (digest, length) in chunks {
@@ -127,7 +168,8 @@ impl Reader {
         self.blocks.nodes.get(&(*location, chunk.digest), load, abandoned)
     }
 
-    fn block(&self, location: &BlockLocation) -> Result<Arc<Block>, Error> {
+    /// A block, decoded.
+    pub(super) fn block(&self, location: &BlockLocation) -> Result<Arc<Block>, Error> {
         self.blocks.blocks.get(location, || self.fetch(location), abandoned)
     }
 
@@ -144,6 +186,7 @@ impl Reader {
             (false, _) => sealed,
         };
         let plaintext = block::decode(&frame).map_err(|e| failed(BlockProblem::Decode(e)))?;
+        self.decoded.fetch_add(1, Ordering::Relaxed);
         Ok(Block { plaintext, verified: Mutex::default() })
     }
 }

@@ -48,6 +48,17 @@ impl<K: Hash + Eq + Clone, V: Weigh, E: Clone> Cache<K, V, E> {
         self.limit
     }
 
+    /// Whether a value is there, or is being loaded.
+    pub(super) fn has(&self, key: &K) -> bool {
+        let state = self.state();
+        state.entries.contains(key) || state.loading.contains_key(key)
+    }
+
+    /// Has a value leave before all others.
+    pub(super) fn demote(&self, key: &K) {
+        self.state().entries.demote(key);
+    }
+
     fn state(&self) -> MutexGuard<'_, State<K, V, E>> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }

@@ -1,8 +1,7 @@
 //! Content of files: any bytes, from anywhere, verified.
 
 use std::collections::VecDeque;
-use std::sync::Arc;
-use std::thread;
+use std::sync::{Arc, Mutex, PoisonError};
 
 use super::blocks::NodeValue;
 use super::tree::Listed;
@@ -14,8 +13,11 @@ use crate::format::{BlockLocation, ChunkRef, Digest, Extent, Items, Node};
 const LARGE: u64 = 4 << 20;
 /// Stretches that are decoded ahead at most.
 const WINDOW: usize = 4;
-/// Threads that decode ahead.
-const HELPERS: usize = 2;
+/// Reads that are no farther apart than this are one after the other: those who read ahead ask for several at once, and
+/// they arrive in any order.
+const NEAR: u64 = 2 << 20;
+/// Bytes that must be read one after the other before anything is decoded ahead.
+const SETTLED: u64 = 256 << 10;
 
 /// A file whose content can be read. Cheap to make; holds no content.
 pub struct FileReader {
@@ -23,6 +25,33 @@ pub struct FileReader {
     /// Where each item of the top list begins: extents, or nodes of extents.
     starts: Vec<u64>,
     size: u64,
+    sequence: Mutex<Sequence>,
+}
+
+/// How a file is being read.
+#[derive(Debug, Default)]
+struct Sequence {
+    /// Where the farthest read of those that are one after the other ended.
+    end: u64,
+    /// Bytes that were read so.
+    run: u64,
+    /// What lies before this was decoded ahead, or is being so.
+    ahead: u64,
+}
+
+impl Sequence {
+    /// Takes note of a read. Returns how far it makes sense to decode ahead; none if reads are not one after the other,
+    /// or not yet.
+    fn read(&mut self, offset: u64, length: u64) -> Option<u64> {
+        let end = offset + length;
+        if self.end.abs_diff(offset) > NEAR {
+            *self = Sequence { end, run: 0, ahead: end };
+        }
+        self.run += length;
+        self.end = self.end.max(end);
+        self.ahead = self.ahead.max(end);
+        (self.run >= SETTLED).then(|| self.end + self.run)
+    }
 }
 
 /// What to look for in a file.
@@ -57,7 +86,7 @@ impl FileReader {
             crate::format::Kind::File => entry.size,
             _ => 0,
         };
-        FileReader { file, starts, size }
+        FileReader { file, starts, size, sequence: Mutex::default() }
     }
 
     /// The file.
@@ -79,11 +108,19 @@ impl FileReader {
         }
     }
 
-    /// Reads bytes from `offset` on, as many as there are up to `length`.
+    /// Reads bytes from `offset` on, as many as there are up to `length`. If the file is being read from one end to the
+    /// other, what comes next is decoded meanwhile; the more was read, the more of it.
     pub fn read(&self, reader: &Reader, offset: u64, length: usize) -> Result<Vec<u8>, Error> {
         let length = length.min(usize::try_from(self.size.saturating_sub(offset)).unwrap_or(usize::MAX));
         let mut out = Vec::with_capacity(length);
         let (mut at, mut leaf) = (offset, None);
+        if self.starts.len() > 1 {
+            self.look_ahead(reader, offset, length as u64, &mut leaf)?;
+        } else if let (0, Content::Chunk(chunk)) = (offset, &self.file.entry().content)
+            && let Some(next) = self.file.passes(chunk)
+        {
+            reader.soon(next, None);
+        }
         while out.len() < length {
             let left = length - out.len();
             let (begins, covers, stretch) = self.stretch(reader, at, &mut leaf)?;
@@ -93,9 +130,12 @@ impl FileReader {
                 Stretch::Hole => out.resize(out.len() + count, 0),
                 Stretch::Chunk(location, chunk) => {
                     let within = within as usize;
-                    reader.with_chunk(&location, &chunk, |bytes| {
+                    reader.core.with_chunk(&location, &chunk, |bytes| {
                         out.extend_from_slice(bytes.get(within..within + count).unwrap_or_default());
                     })?;
+                    if self.starts.len() > 1 && at + count as u64 == begins + covers {
+                        reader.core.passed(&location);
+                    }
                 }
             }
             at += count as u64;
@@ -103,57 +143,55 @@ impl FileReader {
         Ok(out)
     }
 
+    /// Has decoded ahead what comes behind a read, as far as there is room for it.
+    fn look_ahead(&self, reader: &Reader, offset: u64, length: u64, leaf: &mut Leaf) -> Result<(), Error> {
+        let window = reader.core.room_for_blocks().min(WINDOW);
+        let mut sequence = self.sequence.lock().unwrap_or_else(PoisonError::into_inner);
+        let Some(until) = sequence.read(offset, length) else { return Ok(()) };
+        let end = sequence.end;
+        let mut waiting = 0;
+        let mut at = end;
+        // Those that were begun with before count, too.
+        while at < until.min(self.size) && waiting < window {
+            let (begins, covers, stretch) = self.stretch(reader, at, leaf)?;
+            at = begins + covers;
+            if let Stretch::Chunk(location, chunk) = stretch {
+                waiting += 1;
+                if begins >= sequence.ahead {
+                    sequence.ahead = at;
+                    reader.soon(location, Some(chunk));
+                }
+            }
+        }
+        Ok(())
+    }
+
     /// Calls `visit` with every stretch of the file in order: bytes of a chunk, or the length of a hole. Chunks that
     /// come next are decoded meanwhile, if the cache has room for them.
     pub fn each<E: From<Error>>(
         &self,
         reader: &Reader,
-        visit: impl FnMut(Result<&[u8], u64>) -> Result<(), E>,
-    ) -> Result<(), E> {
-        let window = if self.size < LARGE { 0 } else { reader.room_for_blocks().min(WINDOW) };
-        if window < 2 {
-            return self.each_ahead(reader, 1, |_| {}, visit);
-        }
-        thread::scope(|threads| {
-            let (sender, next) = crossbeam_channel::bounded::<(BlockLocation, ChunkRef)>(window);
-            for _ in 0..HELPERS {
-                let next = next.clone();
-                // What fails here fails again, with its reason, for who wants the chunk.
-                threads.spawn(move || next.iter().for_each(|(location, chunk)| drop(reader.verify(&location, &chunk))));
-            }
-            drop(next);
-            let prefetch = |stretch: &Stretch| {
-                if let Stretch::Chunk(location, chunk) = stretch {
-                    let _ = sender.try_send((*location, *chunk));
-                }
-            };
-            let result = self.each_ahead(reader, window, prefetch, visit);
-            drop(sender);
-            result
-        })
-    }
-
-    /// Calls `soon` with stretches as soon as they are no more than `window` ahead of the one that is visited.
-    fn each_ahead<E: From<Error>>(
-        &self,
-        reader: &Reader,
-        window: usize,
-        soon: impl Fn(&Stretch),
         mut visit: impl FnMut(Result<&[u8], u64>) -> Result<(), E>,
     ) -> Result<(), E> {
+        let ahead = if self.size < LARGE { 0 } else { reader.core.room_for_blocks().min(WINDOW) };
         let (mut at, mut leaf) = (0, None);
-        let mut waiting = VecDeque::with_capacity(window);
+        let mut waiting = VecDeque::with_capacity(ahead + 1);
         loop {
-            while waiting.len() < window && at < self.size {
+            while waiting.len() <= ahead && at < self.size {
                 let (begins, covers, stretch) = self.stretch(reader, at, &mut leaf)?;
-                soon(&stretch);
+                if let (Stretch::Chunk(location, chunk), false) = (&stretch, waiting.is_empty()) {
+                    reader.soon(*location, Some(*chunk));
+                }
                 waiting.push_back((covers, stretch));
                 at = begins + covers;
             }
             match waiting.pop_front() {
                 Some((covers, Stretch::Hole)) => visit(Err(covers))?,
                 Some((_, Stretch::Chunk(location, chunk))) => {
-                    reader.with_chunk(&location, &chunk, |bytes| visit(Ok(bytes)))??;
+                    reader.core.with_chunk(&location, &chunk, |bytes| visit(Ok(bytes)))??;
+                    if self.size >= LARGE {
+                        reader.core.passed(&location);
+                    }
                 }
                 None => return Ok(()),
             }
@@ -228,7 +266,7 @@ fn descend(
     begins: u64,
     offset: u64,
 ) -> Result<(Arc<NodeValue>, u64), Error> {
-    let value = reader.node(&place(home, &part.node)?, &part.node)?;
+    let value = reader.core.node(&place(home, &part.node)?, &part.node)?;
     if value.covers != Some(part.covers) {
         return Err(Error::Tree(format!("extents that do not cover {} bytes", part.covers)));
     }

@@ -3,6 +3,7 @@
 //! - [`Reader`]: a repository with the keys to read it; snapshots by name
 //! - [`blocks`]: blocks fetched, opened and kept in a cache of bounded bytes; each is fetched once, however
 //!   many wait for it
+//! - [`ahead`]: threads that decode what will be wanted soon
 //! - [`cache`]: that cache: least recently used, counted in bytes
 //! - [`tree`]: directories: entries by name, by position and by rank
 //! - [`walk`]: all that is below a directory, however deep
@@ -11,6 +12,7 @@
 //! References are direct, so no index and no catalog is needed; what is held is the caches and what is being
 //! decoded at the moment. Nothing here knows of FUSE.
 
+mod ahead;
 mod blocks;
 mod cache;
 mod error;
@@ -31,36 +33,37 @@ use crate::crypt::Fingerprint;
 use crate::format::id::SourceId;
 use crate::format::name::SnapshotName;
 use crate::format::snapshot::Snapshot;
+use crate::format::{BlockLocation, ChunkRef, Digest};
 use crate::repository::{Access, Repository};
-use blocks::Blocks;
+use ahead::Ahead;
+use blocks::Core;
 
 /// A repository, and the keys to read it. Shared by threads.
 pub struct Reader {
-    repository: Repository,
-    access: Access,
-    blocks: Blocks,
+    core: Arc<Core>,
+    ahead: Ahead,
 }
 
 impl Reader {
     /// A reader whose caches hold at most `cache_size` bytes.
     pub fn new(repository: Repository, access: Access, cache_size: usize) -> Self {
-        Reader { repository, access, blocks: Blocks::new(cache_size) }
+        Reader { core: Arc::new(Core::new(repository, access, cache_size)), ahead: Ahead::default() }
     }
 
     /// The repository.
     pub fn repository(&self) -> &Repository {
-        &self.repository
+        &self.core.repository
     }
 
     /// All snapshots by name, oldest first. None is opened.
     pub fn snapshots(&self) -> Result<Vec<SnapshotName>, Error> {
-        Ok(self.repository.snapshots()?)
+        Ok(self.core.repository.snapshots()?)
     }
 
     /// Opens a snapshot: decrypts it, and verifies that a known host signed it for this place.
     pub fn snapshot(&self, name: &SnapshotName) -> Result<(Arc<Snapshot>, Fingerprint), Error> {
-        let (snapshot, signer) = self.access.snapshot(&self.repository, name)?;
-        if snapshot.encrypted != self.repository.encrypted() {
+        let (snapshot, signer) = self.core.access.snapshot(&self.core.repository, name)?;
+        if snapshot.encrypted != self.core.repository.encrypted() {
             return Err(Error::Encryption { snapshot: name.object() });
         }
         Ok((Arc::new(snapshot), signer))
@@ -68,11 +71,31 @@ impl Reader {
 
     /// The name of a source.
     pub fn source_name(&self, id: SourceId) -> Result<String, Error> {
-        Ok(self.access.source(&self.repository, id)?.name)
+        Ok(self.core.access.source(&self.core.repository, id)?.name)
+    }
+
+    /// Reads a chunk and verifies it.
+    pub fn verify(&self, location: &BlockLocation, chunk: &ChunkRef) -> Result<(), Error> {
+        self.core.verify(location, chunk)
+    }
+
+    /// Reads a block, and verifies that it holds these chunks one after the other, and nothing else.
+    pub fn verify_block(&self, location: &BlockLocation, chunks: &[(Digest, u32)]) -> Result<(), Error> {
+        self.core.verify_block(location, chunks)
+    }
+
+    /// How many blocks were decoded so far: what is read in order decodes none twice.
+    pub fn decoded_blocks(&self) -> u64 {
+        self.core.decoded()
+    }
+
+    /// Has a block decoded that will be wanted soon.
+    fn soon(&self, location: BlockLocation, chunk: Option<ChunkRef>) {
+        self.ahead.send(&self.core, location, chunk);
     }
 
     /// The keys that open documents, and the signers that are believed.
     pub fn access(&self) -> &Access {
-        &self.access
+        &self.core.access
     }
 }

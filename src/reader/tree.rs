@@ -56,6 +56,15 @@ impl Listed {
         }
     }
 
+    /// Takes note that the file's only chunk is read. If files of its directory are being read one after the other: the
+    /// block that comes behind that chunk's.
+    pub(super) fn passes(&self, chunk: &ChunkRef) -> Option<BlockLocation> {
+        match &self.home {
+            Home::Node(value) => value.passes(chunk),
+            Home::Root(_) => None,
+        }
+    }
+
     /// The entry.
     pub fn entry(&self) -> &Entry {
         static NOTHING: std::sync::OnceLock<Entry> = std::sync::OnceLock::new();
@@ -249,7 +258,7 @@ impl Reader {
             Top::Node(location, chunk) => (location, chunk),
         };
         let (mut entries_before, mut ranks_before) = (0u64, 0u64);
-        let mut value = self.node(location, chunk)?;
+        let mut value = self.core.node(location, chunk)?;
         if value.node.span() != directory.below {
             return Err(not_as_said("ranks"));
         }
@@ -290,7 +299,7 @@ impl Reader {
             }
             let Some(segment) = chosen else { return Ok(None) };
             let location = value.node.location(&segment.node).ok_or_else(|| Error::Tree("a segment nowhere".into()))?;
-            let next = self.node(&location, &segment.node)?;
+            let next = self.core.node(&location, &segment.node)?;
             check_segment(&next.node, segment, before.as_deref())?;
             value = next;
         }

@@ -1,0 +1,58 @@
+//! Blocks that will be wanted soon are decoded by threads of their own.
+//!
+//! Nothing is lost if that does not happen: who wants a block that nobody began with decodes it himself, and who wants
+//! one that is being decoded waits for it.
+
+use std::sync::{Arc, OnceLock};
+use std::thread;
+
+use crossbeam_channel::{Receiver, Sender, bounded};
+
+use super::blocks::Core;
+use crate::format::{BlockLocation, ChunkRef};
+
+/// Blocks that are waited for at most; of more nobody is told.
+const MOST: usize = 16;
+/// Threads that decode ahead, at most.
+const THREADS: usize = 4;
+
+/// What is to be decoded: a block, and a chunk in it that will be wanted first.
+type Wanted = (BlockLocation, Option<ChunkRef>);
+
+/// Threads that decode ahead, as soon as there is something for them to do.
+#[derive(Default)]
+pub(super) struct Ahead {
+    queue: OnceLock<Sender<Wanted>>,
+}
+
+impl Ahead {
+    /// Has a block decoded, and a chunk in it verified, if there is somebody who has time for it. What fails now fails
+    /// again, with its reason, for who wants it.
+    pub(super) fn send(&self, core: &Arc<Core>, location: BlockLocation, chunk: Option<ChunkRef>) {
+        if !core.has_block(&location) {
+            let queue = self.queue.get_or_init(|| start(core));
+            let _ = queue.try_send((location, chunk));
+        }
+    }
+}
+
+/// Starts the threads. They end when nobody can send anything any more.
+fn start(core: &Arc<Core>) -> Sender<Wanted> {
+    let (sender, wanted) = bounded::<Wanted>(MOST);
+    let threads = thread::available_parallelism().map_or(1, usize::from).min(THREADS);
+    for _ in 0..threads {
+        let (core, wanted) = (Arc::clone(core), wanted.clone());
+        // Without them everything is only slower.
+        let _ = thread::Builder::new().name("ahead".into()).spawn(move || work(&core, &wanted));
+    }
+    sender
+}
+
+fn work(core: &Core, wanted: &Receiver<Wanted>) {
+    for (location, chunk) in wanted {
+        match chunk {
+            Some(chunk) => drop(core.verify(&location, &chunk)),
+            None => drop(core.block(&location)),
+        }
+    }
+}
