@@ -99,10 +99,10 @@ def make_linux(root):
 
 
 class DataSet:
-    def __init__(self, name, make, operations, directory=None, image=None):
+    def __init__(self, name, make, operations, directory=None, image=None, part=None):
         self.name, self.make, self.operations = name, make, operations
-        # What is renamed, and what is written to at scattered places.
-        self.directory, self.image = directory, image
+        # What is renamed, what is written to at scattered places, and what is copied by itself.
+        self.directory, self.image, self.part = directory, image, part
 
     def cached(self, data):
         """Where it is; made there if it is missing. What was made in part has another name."""
@@ -123,14 +123,14 @@ class DataSet:
         (to / "newest").write_text("newest\n")
 
 
-TREE = ["first", "unchanged", "changed", "renamed", "restore"]
+TREE = ["first", "unchanged", "mounted", "changed", "renamed", "restore"]
 DATA_SETS = {
     data_set.name: data_set
     for data_set in (
-        DataSet("tiny", make_tiny, TREE[:-1] + ["scattered", "restore"], "tree0", "disk.img"),
-        DataSet("linux", make_linux, TREE, "drivers"),
-        DataSet("big", make_big, ["first", "unchanged", "scattered", "restore"], image="disk.img"),
-        DataSet("small", make_small, TREE, "tree00"),
+        DataSet("tiny", make_tiny, TREE[:-1] + ["scattered", "restore"], "tree0", "disk.img", "tree1"),
+        DataSet("linux", make_linux, TREE, "drivers", part="drivers/net"),
+        DataSet("big", make_big, ["first", "unchanged", "mounted", "scattered", "restore"], image="disk.img"),
+        DataSet("small", make_small, TREE, "tree00", part="tree01"),
         DataSet("flat", make_flat, TREE, "files"),
     )
 }

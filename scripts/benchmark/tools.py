@@ -61,6 +61,14 @@ class Tool:
         """Where in `to` the source's files are after a restore."""
         return to / str(self.source).lstrip("/")
 
+    def mount(self, at):
+        """The command that mounts the newest snapshot, or all, and stays."""
+        return None
+
+    def mounted(self, at):
+        """Where below `at` the source's files are then; none if there is no such thing."""
+        return None
+
 
 class Brackfs(Tool):
     about = "OpenPGP, zstd 3"
@@ -85,6 +93,12 @@ class Brackfs(Tool):
 
     def restored(self, to):
         return to
+
+    def mount(self, at):
+        return [self.program, "mount", "--foreground", at]
+
+    def mounted(self, at):
+        return at / self.source.name / "latest"
 
 
 class BrackfsRfc4880(Brackfs):
@@ -123,6 +137,12 @@ class Restic(Tool):
     def restore(self, to):
         return ["restic", "restore", "--quiet", "latest", "--target", to]
 
+    def mount(self, at):
+        return ["restic", "mount", at]
+
+    def mounted(self, at):
+        return at / "snapshots/latest" / str(self.source).lstrip("/")
+
 
 class Borg(Tool):
     program, about = "borg", "AES-256-CTR, lz4"
@@ -140,6 +160,12 @@ class Borg(Tool):
 
     def restore(self, to):
         return ["borg", "extract", f"::{self.count}"]
+
+    def mount(self, at):
+        return ["borg", "mount", "--foreground", f"::{self.count}", at]
+
+    def mounted(self, at):
+        return at / str(self.source).lstrip("/")
 
 
 class Rustic(Tool):
@@ -214,6 +240,15 @@ class Tar(Copy):
         return ["bash", "-c", script, self.repo / "tar.zst", to]
 
 
+class Disk(Tool):
+    """A floor of what is done with a mount: the same with the files themselves."""
+
+    program, about = "cp", "of the files themselves"
+
+    def mounted(self, at):
+        return self.source
+
+
 class Find(Tool):
     """A floor of a backup that finds nothing changed: every entry's stat, and nothing done with it."""
 
@@ -224,7 +259,7 @@ class Find(Tool):
 
 
 PEERS = {"restic": Restic, "borg": Borg, "rustic": Rustic, "bupstash": Bupstash}
-FLOORS = {"cp": Copy, "tar": Tar, "find": Find}
+FLOORS = {"cp": Copy, "tar": Tar, "find": Find, "disk": Disk}
 MODES = {"default": Brackfs, "rfc4880": BrackfsRfc4880, "no-encryption": BrackfsNoEncryption,
          "low-memory": BrackfsLowMemory, "low-memory-large-chunks": BrackfsLowMemoryLargeChunks}
 # These are on PATH or have no part; Debian has the others.
