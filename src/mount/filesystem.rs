@@ -309,7 +309,7 @@ impl FileSystem {
     /// Reads from an open file.
     pub fn read(&self, handle: u64, offset: u64, length: usize) -> Result<Vec<u8>, Error> {
         let file = lock(&self.handles).get(&handle).cloned().ok_or(Error::NoHandle)?;
-        Ok(file.read(&self.reader, offset, length)?)
+        Ok(file.read(&self.reader, offset, length, <[u8]>::to_vec)?)
     }
 
     /// The next data or hole of an open file.

@@ -3,6 +3,7 @@
 //! Nothing is lost if that does not happen: who wants a block that nobody began with decodes it himself, and who wants
 //! one that is being decoded waits for it.
 
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, OnceLock};
 use std::thread;
 
@@ -16,8 +17,32 @@ const MOST: usize = 16;
 /// Threads that decode ahead, at most.
 const THREADS: usize = 4;
 
-/// What is to be decoded: a block, and a chunk in it that will be wanted first.
-type Wanted = (BlockLocation, Option<ChunkRef>);
+/// What is to be decoded.
+pub(super) struct Wanted {
+    /// A block.
+    pub(super) block: BlockLocation,
+    /// A chunk in it that will be wanted first.
+    pub(super) chunk: Option<ChunkRef>,
+    /// Until when it is wanted.
+    pub(super) until: Until,
+}
+
+/// Until when something is wanted.
+pub(super) enum Until {
+    /// Until who reads a file has come to this place in it.
+    Passed(Arc<AtomicU64>, u64),
+    /// Nobody knows.
+    Open,
+}
+
+impl Until {
+    fn is_over(&self) -> bool {
+        match self {
+            Until::Passed(at, end) => at.load(Ordering::Relaxed) >= *end,
+            Until::Open => false,
+        }
+    }
+}
 
 /// Threads that decode ahead, as soon as there is something for them to do.
 #[derive(Default)]
@@ -28,10 +53,10 @@ pub(super) struct Ahead {
 impl Ahead {
     /// Has a block decoded, and a chunk in it verified, if there is somebody who has time for it. What fails now fails
     /// again, with its reason, for who wants it.
-    pub(super) fn send(&self, core: &Arc<Core>, location: BlockLocation, chunk: Option<ChunkRef>) {
-        if !core.has_block(&location) {
+    pub(super) fn send(&self, core: &Arc<Core>, wanted: Wanted) {
+        if !core.has_block(&wanted.block) {
             let queue = self.queue.get_or_init(|| start(core));
-            let _ = queue.try_send((location, chunk));
+            let _ = queue.try_send(wanted);
         }
     }
 }
@@ -49,10 +74,12 @@ fn start(core: &Arc<Core>) -> Sender<Wanted> {
 }
 
 fn work(core: &Core, wanted: &Receiver<Wanted>) {
-    for (location, chunk) in wanted {
+    for Wanted { block, chunk, until } in wanted {
         match chunk {
-            Some(chunk) => drop(core.verify(&location, &chunk)),
-            None => drop(core.block(&location)),
+            // It was decoded by who wanted it, and may be gone from the cache already.
+            _ if until.is_over() => {}
+            Some(chunk) => drop(core.verify(&block, &chunk)),
+            None => drop(core.block(&block)),
         }
     }
 }

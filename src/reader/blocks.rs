@@ -4,13 +4,13 @@ use std::collections::HashMap;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 
+use super::Error;
 use super::cache::{Cache, Weigh};
 use super::error::BlockProblem;
 use super::file::starts_of;
-use super::Error;
-use crate::repository::{Access, Repository};
 use crate::format::block;
 use crate::format::{BLOCK_SIZE, BlockLocation, ChunkRef, Digest, Extent, Items, Node, SEALED_SIZE};
+use crate::repository::{Access, Repository};
 
 /// Part of the cache's bytes that is for decoded tree nodes.
 const NODE_SHARE: usize = 4;
@@ -111,9 +111,10 @@ impl Core {
         self.blocks.blocks.has(location)
     }
 
-    /// A block was read to its end: of all that are at hand it is wanted least.
-    pub(super) fn passed(&self, location: &BlockLocation) {
-        self.blocks.blocks.demote(location);
+    /// A chunk was read to its end. If that is the end of its block, the block is wanted least of all that are at hand.
+    pub(super) fn passed(&self, location: &BlockLocation, chunk: &ChunkRef) {
+        let end = u64::from(chunk.start) + u64::from(chunk.length);
+        self.blocks.blocks.demote_if(location, |block| block.plaintext.len() as u64 == end);
     }
 
     /// Hands the verified bytes of a chunk, which lies in the block at `location`, to `use_bytes`.

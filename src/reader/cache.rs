@@ -54,9 +54,12 @@ impl<K: Hash + Eq + Clone, V: Weigh, E: Clone> Cache<K, V, E> {
         state.entries.contains(key) || state.loading.contains_key(key)
     }
 
-    /// Has a value leave before all others.
-    pub(super) fn demote(&self, key: &K) {
-        self.state().entries.demote(key);
+    /// Has a value leave before all others, if `is_done` says so.
+    pub(super) fn demote_if(&self, key: &K, is_done: impl FnOnce(&V) -> bool) {
+        let mut state = self.state();
+        if state.entries.peek(key).is_some_and(|value| is_done(value)) {
+            state.entries.demote(key);
+        }
     }
 
     fn state(&self) -> MutexGuard<'_, State<K, V, E>> {

@@ -1,8 +1,11 @@
 //! Content of files: any bytes, from anywhere, verified.
 
 use std::collections::VecDeque;
+use std::ops::Range;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 
+use super::ahead::{Until, Wanted};
 use super::blocks::NodeValue;
 use super::tree::Listed;
 use super::{Error, Reader};
@@ -26,6 +29,8 @@ pub struct FileReader {
     starts: Vec<u64>,
     size: u64,
     sequence: Mutex<Sequence>,
+    /// What lies before this is read, or being so.
+    read_to: Arc<AtomicU64>,
 }
 
 /// How a file is being read.
@@ -37,6 +42,8 @@ struct Sequence {
     run: u64,
     /// What lies before this was decoded ahead, or is being so.
     ahead: u64,
+    /// Chunks that were read to their ends, and where those are. What comes late may still want them.
+    passed: VecDeque<(u64, BlockLocation, ChunkRef)>,
 }
 
 impl Sequence {
@@ -45,7 +52,7 @@ impl Sequence {
     fn read(&mut self, offset: u64, length: u64) -> Option<u64> {
         let end = offset + length;
         if self.end.abs_diff(offset) > NEAR {
-            *self = Sequence { end, run: 0, ahead: end };
+            *self = Sequence { end, ahead: end, ..Sequence::default() };
         }
         self.run += length;
         self.end = self.end.max(end);
@@ -86,7 +93,7 @@ impl FileReader {
             crate::format::Kind::File => entry.size,
             _ => 0,
         };
-        FileReader { file, starts, size, sequence: Mutex::default() }
+        FileReader { file, starts, size, sequence: Mutex::default(), read_to: Arc::default() }
     }
 
     /// The file.
@@ -108,19 +115,35 @@ impl FileReader {
         }
     }
 
-    /// Reads bytes from `offset` on, as many as there are up to `length`. If the file is being read from one end to the
-    /// other, what comes next is decoded meanwhile; the more was read, the more of it.
-    pub fn read(&self, reader: &Reader, offset: u64, length: usize) -> Result<Vec<u8>, Error> {
+    /// Hands bytes from `offset` on, as many as there are up to `length`, to `use_bytes`. If the file is being read from one
+    /// end to the other, what comes next is decoded meanwhile; the more was read, the more of it.
+    pub fn read<T>(
+        &self,
+        reader: &Reader,
+        offset: u64,
+        length: usize,
+        use_bytes: impl FnOnce(&[u8]) -> T,
+    ) -> Result<T, Error> {
         let length = length.min(usize::try_from(self.size.saturating_sub(offset)).unwrap_or(usize::MAX));
-        let mut out = Vec::with_capacity(length);
-        let (mut at, mut leaf) = (offset, None);
-        if self.starts.len() > 1 {
-            self.look_ahead(reader, offset, length as u64, &mut leaf)?;
-        } else if let (0, Content::Chunk(chunk)) = (offset, &self.file.entry().content)
-            && let Some(next) = self.file.passes(chunk)
-        {
-            reader.soon(next, None);
+        if length == 0 {
+            return Ok(use_bytes(&[]));
         }
+        let mut leaf = None;
+        self.look_ahead(reader, offset, length as u64, &mut leaf)?;
+        let (begins, covers, stretch) = self.stretch(reader, offset, &mut leaf)?;
+        let within = offset - begins;
+        if let Stretch::Chunk(location, chunk) = stretch
+            && length as u64 <= covers - within
+        {
+            // Without a copy.
+            let within = within as usize;
+            let use_slice = |bytes: &[u8]| use_bytes(bytes.get(within..within + length).unwrap_or_default());
+            let result = reader.core.with_chunk(&location, &chunk, use_slice)?;
+            self.pass(reader, offset + length as u64, begins..begins + covers, (location, chunk));
+            return Ok(result);
+        }
+        let mut out = Vec::with_capacity(length);
+        let mut at = offset;
         while out.len() < length {
             let left = length - out.len();
             let (begins, covers, stretch) = self.stretch(reader, at, &mut leaf)?;
@@ -133,24 +156,53 @@ impl FileReader {
                     reader.core.with_chunk(&location, &chunk, |bytes| {
                         out.extend_from_slice(bytes.get(within..within + count).unwrap_or_default());
                     })?;
-                    if self.starts.len() > 1 && at + count as u64 == begins + covers {
-                        reader.core.passed(&location);
-                    }
+                    self.pass(reader, at + count as u64, begins..begins + covers, (location, chunk));
                 }
             }
             at += count as u64;
         }
-        Ok(out)
+        Ok(use_bytes(&out))
+    }
+
+    /// A chunk that ends at `end`, and is wanted until the file is read to there.
+    fn wanted(&self, block: BlockLocation, chunk: ChunkRef, end: u64) -> Wanted {
+        Wanted { block, chunk: Some(chunk), until: Until::Passed(self.read_to.clone(), end) }
+    }
+
+    /// Says that the chunk that covers `within` was read up to `at`, and lets go of those that were read to their ends and
+    /// lie far behind.
+    fn pass(&self, reader: &Reader, at: u64, within: Range<u64>, (location, chunk): (BlockLocation, ChunkRef)) {
+        if at < within.end {
+            return;
+        }
+        let mut sequence = self.sequence.lock().unwrap_or_else(PoisonError::into_inner);
+        sequence.passed.push_back((within.end, location, chunk));
+        let end = sequence.end.max(at);
+        while let Some((passed, location, chunk)) = sequence.passed.front().copied()
+            && (passed + NEAR <= end || end == self.size)
+        {
+            sequence.passed.pop_front();
+            reader.core.passed(&location, &chunk);
+        }
     }
 
     /// Has decoded ahead what comes behind a read, as far as there is room for it.
     fn look_ahead(&self, reader: &Reader, offset: u64, length: u64, leaf: &mut Leaf) -> Result<(), Error> {
+        if self.starts.len() <= 1 {
+            if let (0, Content::Chunk(chunk)) = (offset, &self.file.entry().content)
+                && let Some(next) = self.file.passes(chunk)
+            {
+                reader.soon(Wanted { block: next, chunk: None, until: Until::Open });
+            }
+            return Ok(());
+        }
         let window = reader.core.room_for_blocks().min(WINDOW);
         let mut sequence = self.sequence.lock().unwrap_or_else(PoisonError::into_inner);
-        let Some(until) = sequence.read(offset, length) else { return Ok(()) };
-        let end = sequence.end;
+        let until = sequence.read(offset, length);
+        self.read_to.store(sequence.end, Ordering::Relaxed);
+        let Some(until) = until else { return Ok(()) };
         let mut waiting = 0;
-        let mut at = end;
+        let mut at = sequence.end;
         // Those that were begun with before count, too.
         while at < until.min(self.size) && waiting < window {
             let (begins, covers, stretch) = self.stretch(reader, at, leaf)?;
@@ -159,7 +211,7 @@ impl FileReader {
                 waiting += 1;
                 if begins >= sequence.ahead {
                     sequence.ahead = at;
-                    reader.soon(location, Some(chunk));
+                    reader.soon(self.wanted(location, chunk, at));
                 }
             }
         }
@@ -173,25 +225,27 @@ impl FileReader {
         reader: &Reader,
         mut visit: impl FnMut(Result<&[u8], u64>) -> Result<(), E>,
     ) -> Result<(), E> {
+        self.read_to.store(0, Ordering::Relaxed);
         let ahead = if self.size < LARGE { 0 } else { reader.core.room_for_blocks().min(WINDOW) };
         let (mut at, mut leaf) = (0, None);
         let mut waiting = VecDeque::with_capacity(ahead + 1);
         loop {
             while waiting.len() <= ahead && at < self.size {
                 let (begins, covers, stretch) = self.stretch(reader, at, &mut leaf)?;
+                at = begins + covers;
                 if let (Stretch::Chunk(location, chunk), false) = (&stretch, waiting.is_empty()) {
-                    reader.soon(*location, Some(*chunk));
+                    reader.soon(self.wanted(*location, *chunk, at));
                 }
                 waiting.push_back((covers, stretch));
-                at = begins + covers;
+            }
+            if let Some((covers, _)) = waiting.front() {
+                self.read_to.fetch_add(*covers, Ordering::Relaxed);
             }
             match waiting.pop_front() {
                 Some((covers, Stretch::Hole)) => visit(Err(covers))?,
                 Some((_, Stretch::Chunk(location, chunk))) => {
                     reader.core.with_chunk(&location, &chunk, |bytes| visit(Ok(bytes)))??;
-                    if self.size >= LARGE {
-                        reader.core.passed(&location);
-                    }
+                    reader.core.passed(&location, &chunk);
                 }
                 None => return Ok(()),
             }

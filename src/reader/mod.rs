@@ -35,7 +35,7 @@ use crate::format::name::SnapshotName;
 use crate::format::snapshot::Snapshot;
 use crate::format::{BlockLocation, ChunkRef, Digest};
 use crate::repository::{Access, Repository};
-use ahead::Ahead;
+use ahead::{Ahead, Wanted};
 use blocks::Core;
 
 /// A repository, and the keys to read it. Shared by threads.
@@ -90,8 +90,8 @@ impl Reader {
     }
 
     /// Has a block decoded that will be wanted soon.
-    fn soon(&self, location: BlockLocation, chunk: Option<ChunkRef>) {
-        self.ahead.send(&self.core, location, chunk);
+    fn soon(&self, wanted: Wanted) {
+        self.ahead.send(&self.core, wanted);
     }
 
     /// The keys that open documents, and the signers that are believed.

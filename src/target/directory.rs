@@ -8,11 +8,12 @@
 use std::fs::{self, DirEntry, File};
 use std::io;
 use std::os::fd::AsFd;
-use std::os::unix::fs::{FileExt, OpenOptionsExt};
+use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 
+use rustix::buffer::spare_capacity;
 use rustix::fs::{Advice, AtFlags, CWD, Mode, OFlags, RenameFlags, fadvise};
-use rustix::io::Errno;
+use rustix::io::{Errno, pread, retry_on_intr};
 use uuid::Uuid;
 
 use super::{Error, ErrorKind, ObjectInfo, Spool, Storage};
@@ -209,8 +210,15 @@ impl Storage for Directory {
     fn read(&self, name: &str, offset: u64, length: usize) -> Result<Vec<u8>, Error> {
         let failed = |e| Error::io("read", name, e);
         let file = self.file(name)?;
-        let mut bytes = vec![0; length];
-        file.read_exact_at(&mut bytes, offset).map_err(failed)?;
+        let mut bytes = Vec::with_capacity(length);
+        while bytes.len() < length {
+            let at = offset + bytes.len() as u64;
+            // Into memory that nobody has written to: setting it to zero first takes as long as the rest.
+            match retry_on_intr(|| pread(&file, spare_capacity(&mut bytes), at)).map_err(|e| failed(e.into()))? {
+                0 => return Err(failed(io::ErrorKind::UnexpectedEof.into())),
+                _ => bytes.truncate(length),
+            }
+        }
         Ok(bytes)
     }
 
