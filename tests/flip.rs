@@ -259,7 +259,7 @@ impl Seen {
                         }
                         (Kind::File, _) => {
                             let file = FileReader::new(listed.clone());
-                            match file.read(reader, 0, file.size() as usize) {
+                            match file.read(reader, 0, file.size() as usize, <[u8]>::to_vec) {
                                 Ok(bytes) => _ = entries.insert(key, Shown::File(bytes)),
                                 Err(error) => self.errors.push(error.to_string()),
                             }
