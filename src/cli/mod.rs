@@ -1,6 +1,7 @@
 //! The command line: one file a command. Each has its flags, one call, and what is printed.
 //!
 //! - [`common`]: flags that several commands share, and how a reader is opened
+//! - [`entry`]: entries of snapshots, as lines and as JSON
 //! - [`exit`]: from errors to exit codes
 //! - [`terminal`]: what a run says while it goes on; [`status`] puts it into words, [`watch`] says when
 //! - [`process`]: what is asked of the system at the start
@@ -15,7 +16,9 @@ mod check;
 mod common;
 mod completions;
 mod dump;
+mod entry;
 mod exit;
+mod find;
 mod init;
 mod key;
 mod ls;
@@ -28,6 +31,7 @@ mod snapshots;
 mod status;
 mod terminal;
 mod umount;
+mod versions;
 mod watch;
 
 use std::process::ExitCode;
@@ -65,6 +69,8 @@ enum Command {
     Backup(backup::Args),
     Snapshots(snapshots::Args),
     Ls(ls::Args),
+    Find(find::Args),
+    Versions(versions::Args),
     Cat(cat::Args),
     Mount(mount::Args),
     Umount(umount::Args),
@@ -93,6 +99,8 @@ pub fn main() -> ExitCode {
         Command::Backup(args) => backup::run(&args, &global),
         Command::Snapshots(args) => snapshots::run(&args, &global),
         Command::Ls(args) => ls::run(&args, &global),
+        Command::Find(args) => find::run(&args, &global),
+        Command::Versions(args) => versions::run(&args, &global),
         Command::Cat(args) => cat::run(&args, &global),
         Command::Mount(args) => mount::run(&args, &global),
         Command::Umount(args) => umount::run(&args),
