@@ -4,6 +4,7 @@
 //! - [`entry`]: entries of snapshots, as lines and as JSON
 //! - [`exit`]: from errors to exit codes
 //! - [`terminal`]: what a run says while it goes on; [`status`] puts it into words, [`watch`] says when
+//! - [`mount_helper`]: the program as mount(8) calls it, by another name
 //! - [`process`]: what is asked of the system at the start
 //! - [`say`]: lines to standard output and standard error
 //! - [`show`]: sizes, times and modes as people read them
@@ -23,6 +24,7 @@ mod init;
 mod key;
 mod ls;
 mod mount;
+mod mount_helper;
 mod process;
 mod restore;
 mod say;
@@ -92,6 +94,10 @@ pub fn command() -> clap::Command {
 /// Runs the program with the process's arguments.
 pub fn main() -> ExitCode {
     process::prepare();
+    let arguments: Vec<_> = std::env::args_os().collect();
+    if mount_helper::is_meant(&arguments) {
+        return mount_helper::main(&arguments);
+    }
     let Cli { command, global } = Cli::parse();
     let result = match command {
         Command::Key(command) => key::run(&command, &global),
