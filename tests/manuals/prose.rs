@@ -177,7 +177,7 @@ pub fn related(command: &Command) -> &'static [&'static str] {
 /// Other pages.
 pub fn further(command: &Command) -> &'static [(&'static str, &'static str)] {
     match command.get_name() {
-        "mount" => &[("fusermount3", "1"), ("mount.fuse3", "8"), ("brackfs-security", "7")],
+        "mount" => &[("fusermount3", "1"), ("mount.brackfs", "8"), ("mount.fuse3", "8"), ("brackfs-security", "7")],
         "umount" => &[("fusermount3", "1"), ("umount", "8")],
         "check" => &[("b3sum", "1"), ("brackfs-format", "5"), ("brackfs-security", "7")],
         "generate" | "init" => &[("gpg", "1"), ("brackfs-security", "7")],
