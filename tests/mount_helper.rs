@@ -148,3 +148,19 @@ fn mount_finds_the_helper_and_reads_the_fstab() {
     as_mount_does(&site, &mut command);
     run(command).ok();
 }
+
+#[test]
+fn an_automounter_can_have_it_mounted_when_somebody_looks() {
+    let site = ready();
+    if !fs::read_to_string("/proc/filesystems").unwrap().contains("\tautofs\n") {
+        println!("skipped: this kernel has no autofs");
+        return;
+    }
+    let script = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/mount_helper/automounter.py");
+    let mut command = Command::new("unshare");
+    command.args(["--mount", "--propagation", "private", "python3", script]);
+    command.arg(site.mnt()).arg(site.mnt().join("source/latest/d/b"));
+    command.arg(site.path().join("mount.brackfs")).arg(site.repo()).arg(site.mnt()).args(["-o", &options(&site, "")]);
+    as_mount_does(&site, &mut command);
+    assert_eq!(run(command).ok().stdout, "two");
+}
