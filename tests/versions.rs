@@ -185,9 +185,9 @@ fn time_content_and_kind_make_a_version_and_mode_does_not() {
 fn a_directory_is_another_version_if_anything_below_it_is() {
     let site = ready();
     write(&site, "d/e/f", "deep", 0);
-    write(&site, "beside", "beside", 0);
+    write(&site, "beside/f", "beside", 0);
     backup(&site);
-    write(&site, "beside", "changed", 1);
+    write(&site, "beside/f", "changed", 1);
     backup(&site);
     assert_eq!(versions(&site, &["d"]), [version(0, 2)]);
     write(&site, "d/e/f", "deeper", 1);

@@ -6,7 +6,7 @@ use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
 use std::sync::Arc;
 
-use super::{Error, Look, is_same};
+use super::{Error, Look, is_same, is_same_tree};
 use crate::format::snapshot::Snapshot;
 use crate::format::{Entry, Kind, Timestamp};
 use crate::monitor::Monitor;
@@ -106,7 +106,7 @@ impl Search<'_> {
         let top = |snapshot: &Arc<Snapshot>| Listed::root(snapshot.clone()).ok()?.directory();
         let Some(root) = top(snapshot) else { return Ok(()) };
         let newer = newer.and_then(top);
-        if is_same_tree(&root, newer.as_ref()) {
+        if newer.as_ref().is_some_and(|newer| is_same_tree(&root, newer)) {
             return Ok(());
         }
         let reader = self.look.reader;
@@ -137,7 +137,7 @@ impl Search<'_> {
                 (self.found)(&Found { snapshot, path: &path, listed: &listed })?;
             }
             let newer = newer.and_then(|newer| newer.directory());
-            match below.filter(|below| !is_same_tree(below, newer.as_ref())) {
+            match below.filter(|below| !newer.as_ref().is_some_and(|newer| is_same_tree(below, newer))) {
                 Some(below) => {
                     path.push(b'/');
                     levels.push(Level { above, newer });
@@ -165,9 +165,4 @@ impl Search<'_> {
 /// What the newer snapshot has at the same path. What can't be read there was named when that one was searched.
 fn counterpart(reader: &Reader, level: &Level, name: &[u8]) -> Option<Listed> {
     reader.lookup(level.newer.as_ref()?, name).ok().flatten()
-}
-
-/// Whether all is the same below two directories. A node that points nowhere is not the same as any.
-fn is_same_tree(directory: &Directory, newer: Option<&Directory>) -> bool {
-    directory.node().is_some_and(|node| newer.and_then(Directory::node) == Some(node))
 }

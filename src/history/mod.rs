@@ -1,7 +1,7 @@
 //! What became of files over the snapshots of a repository.
 //!
-//! - [`versions`]: what was at one path, and from when to when
-//! - [`find`]: where names are found
+//! - [`mod@versions`]: what was at one path, and from when to when
+//! - [`mod@find`]: where names are found
 //!
 //! The snapshots of a source are taken from the newest to the oldest, and each is compared with the one that was
 //! looked at before it and no other: what did not change in between is the same node, and is passed over. So nothing
@@ -22,7 +22,7 @@ use crate::format::entry::Content;
 use crate::format::id::SourceId;
 use crate::format::name::SnapshotName;
 use crate::monitor::Monitor;
-use crate::reader::{Listed, Reader};
+use crate::reader::{Directory, Listed, Reader};
 
 /// The snapshots of one source, newest first.
 type Lineage = Vec<SnapshotName>;
@@ -87,4 +87,11 @@ fn is_same(a: &Listed, b: &Listed) -> bool {
         _ => true,
     };
     same && one.mtime == other.mtime && a.identity() == b.identity()
+}
+
+/// Whether all is the same below two directories. (Where the node lies, and in which place of a table that stands, does
+/// not matter.)
+fn is_same_tree(a: &Directory, b: &Directory) -> bool {
+    let digest = |directory: &Directory| directory.node().map(|(_, chunk)| chunk.digest);
+    a.below() == b.below() && digest(a) == digest(b)
 }

@@ -6,7 +6,7 @@ use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
 use std::sync::Arc;
 
-use super::{Error, Look, is_same};
+use super::{Error, Look, is_same, is_same_tree};
 use crate::format::name::SnapshotName;
 use crate::format::snapshot::Snapshot;
 use crate::monitor::Monitor;
@@ -82,7 +82,7 @@ fn continues(newer: Option<&Listed>, older: Option<&Listed>) -> bool {
     match (newer, older) {
         (None, None) => true,
         (Some(newer), Some(older)) => match (newer.directory(), older.directory()) {
-            (Some(newer), Some(older)) => newer.node() == older.node(),
+            (Some(newer), Some(older)) => is_same_tree(&newer, &older),
             _ => is_same(newer, older),
         },
         _ => false,
