@@ -493,11 +493,11 @@ impl FileSystem {
         }
         let name = {
             let mut catalogue = lock(&self.catalogue);
-            let name = catalogue.name(number).cloned().ok_or(Error::NotFound)?;
+            // Also if it was removed: who is in it may stay.
             if let Some(open) = catalogue.open(number) {
                 return Ok(open);
             }
-            name
+            catalogue.name(number).cloned().ok_or(Error::NotFound)?
         };
         let (snapshot, _) = self.reader.snapshot(&name)?;
         lock(&self.catalogue).keep(number, snapshot.clone());
