@@ -4,7 +4,7 @@
 //! [`catalog`], and writes blocks ([`format`](mod@format), [`crypt`]) into packs of a [`repository`] at a [`target`].
 //! The [`inventory`] sees to it that the catalog claims nothing that the repository does not have.
 //! A read ([`reader`]) goes from a snapshot through trees to blocks, verifying each; [`mount`], [`restore`],
-//! [`dump`](mod@dump) and [`check`] are on top of it. Engines tell a [`monitor`] what happens, and only [`cli`] prints.
+//! [`dump`](mod@dump), [`history`] and [`check`] are on top of it. Engines tell a [`monitor`] what happens, and only [`cli`] prints.
 //!
 //! ## Who may use whom
 //!
@@ -29,8 +29,9 @@
 //! | `mount` | `reader` `format` `monitor` |
 //! | `restore` | `reader` `source` `format` `monitor` |
 //! | `dump` | `reader` `format` `monitor` |
+//! | `history` | `reader` `source` `format` `monitor` |
 //! | `check` | `reader` `repository` `target` `format` `monitor` |
-//! | `cli` | `backup` `catalog` `check` `crypt` `dump` `format` `init` `inventory` `kernel` `monitor` `mount` `reader` `repository` `restore` `state` |
+//! | `cli` | `backup` `catalog` `check` `crypt` `dump` `format` `history` `init` `inventory` `kernel` `monitor` `mount` `reader` `repository` `restore` `state` |
 //! <!-- /layers -->
 
 pub mod backup;
@@ -40,6 +41,7 @@ pub mod cli;
 pub mod crypt;
 pub mod dump;
 pub mod format;
+pub mod history;
 pub mod init;
 pub mod inventory;
 mod kernel;

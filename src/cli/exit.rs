@@ -1,6 +1,6 @@
 //! From errors to exit codes.
 
-use crate::{backup, catalog, check, crypt, dump, init, inventory, reader, repository, restore, state};
+use crate::{backup, catalog, check, crypt, dump, history, init, inventory, reader, repository, restore, state};
 
 /// Something failed.
 const FAILED: u8 = 1;
@@ -96,6 +96,11 @@ fn known(cause: &(dyn std::error::Error + 'static)) -> Option<u8> {
         Some(restore::Error::Reader(error)) => return of_reader(error),
         Some(restore::Error::Pattern(_)) => return Some(USAGE),
         Some(restore::Error::Interrupted) => return Some(INTERRUPTED),
+        _ => {}
+    }
+    match cause.downcast_ref() {
+        Some(history::Error::Reader(error)) => return of_reader(error),
+        Some(history::Error::Pattern(_)) => return Some(USAGE),
         _ => {}
     }
     if let Some(dump::Error::Reader(error) | dump::Error::Cut { source: error, .. }) = cause.downcast_ref() {

@@ -1,7 +1,7 @@
 //! `brackfs ls`
 
 use std::ffi::OsString;
-use std::io::{IsTerminal, Write};
+use std::io::Write;
 use std::os::unix::ffi::OsStrExt;
 use std::process::ExitCode;
 
@@ -9,10 +9,9 @@ use anyhow::Result;
 use serde_json::json;
 
 use super::common::{Global, READ_ONCE, ReaderArgs};
+use super::entry;
 use super::exit::Usage;
-use super::show;
-use crate::format::entry::Content;
-use crate::format::{Entry, Kind};
+use crate::format::Kind;
 use crate::reader::{Directory, Listed, Reader, Selector, Step, Walk};
 
 /// List files in a snapshot
@@ -82,74 +81,20 @@ fn list(reader: &Reader, top: Directory, args: &Args, out: &mut dyn Write) -> Re
 }
 
 fn print(listed: &Listed, above: &[u8], args: &Args, out: &mut dyn Write) -> Result<()> {
-    let entry = listed.entry();
-    let path = [above, &entry.name].concat();
+    let path = [above, &listed.entry().name].concat();
     if args.json {
-        writeln!(out, "{}", as_json(listed, &path))?;
+        writeln!(out, "{}", entry::object(json!({ "message_type": "entry" }), listed, &path))?;
         return Ok(());
     }
     if args.long {
-        let owner = listed.user().map_or_else(|| entry.uid.to_string(), str::to_owned);
-        let group = listed.group().map_or_else(|| entry.gid.to_string(), str::to_owned);
-        let size = match entry.content {
-            Content::Device(major, minor) => format!("{major},{minor}"),
-            _ => entry.size.to_string(),
-        };
-        let mode = show::mode(entry.kind, entry.mode);
-        let names = entry.link.map_or(1, |link| link.count);
-        let time = show::rfc3339(entry.mtime);
-        write!(out, "{mode} {names:>2} {owner:<8} {group:<8} {size:>12} {time} ")?;
+        entry::write_details(out, listed)?;
     }
-    write_name(out, &path)?;
+    entry::write_name(out, &path)?;
     if args.long {
-        if let Content::Target(target) = &entry.content {
-            out.write_all(b" -> ")?;
-            write_name(out, target)?;
-        }
-        if entry.flags & Entry::CHANGED != 0 {
-            out.write_all(b"  (changed while it was read)")?;
-        }
-    } else if entry.kind == Kind::Directory {
+        entry::write_behind(out, listed.entry())?;
+    } else if listed.entry().kind == Kind::Directory {
         out.write_all(b"/")?;
     }
     out.write_all(b"\n")?;
     Ok(())
-}
-
-fn write_name(out: &mut dyn Write, name: &[u8]) -> std::io::Result<()> {
-    match std::io::stdout().is_terminal() {
-        true => out.write_all(show::printable(&String::from_utf8_lossy(name)).as_bytes()),
-        false => out.write_all(name),
-    }
-}
-
-fn as_json(listed: &Listed, path: &[u8]) -> serde_json::Value {
-    let entry = listed.entry();
-    let mut object = json!({
-        "message_type": "entry",
-        "path": String::from_utf8_lossy(path),
-        "type": show::kind(entry.kind),
-        "mode": entry.mode,
-        "uid": entry.uid,
-        "gid": entry.gid,
-        "user": listed.user(),
-        "group": listed.group(),
-        "size": entry.size,
-        "mtime": show::rfc3339(entry.mtime),
-        "mtime_nanos": entry.mtime.nanos,
-        "links": entry.link.map_or(1, |link| link.count),
-        "changed_while_read": entry.flags & Entry::CHANGED != 0,
-        "xattrs": entry.xattrs.iter().map(|(name, _)| String::from_utf8_lossy(name)).collect::<Vec<_>>(),
-        "inode_flags": entry.inode_flags,
-    });
-    if let Some(map) = object.as_object_mut() {
-        if str::from_utf8(path).is_err() {
-            let hex: String = path.iter().map(|byte| format!("{byte:02x}")).collect();
-            map.insert("path_hex".into(), hex.into());
-        }
-        if let Content::Target(target) = &entry.content {
-            map.insert("target".into(), String::from_utf8_lossy(target).into());
-        }
-    }
-    object
 }

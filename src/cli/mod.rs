@@ -1,8 +1,10 @@
 //! The command line: one file a command. Each has its flags, one call, and what is printed.
 //!
 //! - [`common`]: flags that several commands share, and how a reader is opened
+//! - [`entry`]: entries of snapshots, as lines and as JSON
 //! - [`exit`]: from errors to exit codes
 //! - [`terminal`]: what a run says while it goes on; [`status`] puts it into words, [`watch`] says when
+//! - [`mount_helper`]: the program as mount(8) calls it, by another name
 //! - [`process`]: what is asked of the system at the start
 //! - [`say`]: lines to standard output and standard error
 //! - [`show`]: sizes, times and modes as people read them
@@ -15,11 +17,14 @@ mod check;
 mod common;
 mod completions;
 mod dump;
+mod entry;
 mod exit;
+mod find;
 mod init;
 mod key;
 mod ls;
 mod mount;
+mod mount_helper;
 mod process;
 mod restore;
 mod say;
@@ -28,6 +33,7 @@ mod snapshots;
 mod status;
 mod terminal;
 mod umount;
+mod versions;
 mod watch;
 
 use std::process::ExitCode;
@@ -65,6 +71,8 @@ enum Command {
     Backup(backup::Args),
     Snapshots(snapshots::Args),
     Ls(ls::Args),
+    Find(find::Args),
+    Versions(versions::Args),
     Cat(cat::Args),
     Mount(mount::Args),
     Umount(umount::Args),
@@ -86,6 +94,10 @@ pub fn command() -> clap::Command {
 /// Runs the program with the process's arguments.
 pub fn main() -> ExitCode {
     process::prepare();
+    let arguments: Vec<_> = std::env::args_os().collect();
+    if mount_helper::is_meant(&arguments) {
+        return mount_helper::main(&arguments);
+    }
     let Cli { command, global } = Cli::parse();
     let result = match command {
         Command::Key(command) => key::run(&command, &global),
@@ -93,6 +105,8 @@ pub fn main() -> ExitCode {
         Command::Backup(args) => backup::run(&args, &global),
         Command::Snapshots(args) => snapshots::run(&args, &global),
         Command::Ls(args) => ls::run(&args, &global),
+        Command::Find(args) => find::run(&args, &global),
+        Command::Versions(args) => versions::run(&args, &global),
         Command::Cat(args) => cat::run(&args, &global),
         Command::Mount(args) => mount::run(&args, &global),
         Command::Umount(args) => umount::run(&args),

@@ -21,7 +21,8 @@ use crate::state::RepositoryState;
 
 /// Mount snapshots, to browse them and copy files out
 ///
-/// All snapshots appear as SOURCE/TIME and SOURCE/latest; new ones by themselves. With SNAP, that snapshot is at the
+/// All snapshots appear as SOURCE/TIME and SOURCE/latest, and those with tags also as by-tag/TAG/SOURCE-TIME; new ones
+/// by themselves. (The first look into by-tag opens every snapshot. Where a tag has a / or a %, it is %2F or %25.) With SNAP, that snapshot is at the
 /// top, or the directory PATH in it. The mount is read-only. What is read is fetched, decrypted and verified at that
 /// moment; damage is an input/output error (EIO).
 ///
@@ -74,16 +75,25 @@ const LOG_SIZE: u64 = 1 << 20;
 pub(super) fn run(args: &Args, global: &Global) -> Result<ExitCode> {
     match args.foreground || args.daemon {
         true => stay(args, global),
-        false => go_to_background(),
+        false => {
+            let arguments: Vec<_> = std::env::args_os().skip(1).collect();
+            in_background(&arguments, &[]).map(ExitCode::from)
+        }
     }
 }
 
-/// Starts the program again, to stay, and waits until its mount answers or it gives up.
-fn go_to_background() -> Result<ExitCode> {
+/// Starts the program with these arguments, to stay, and waits until its mount answers or it gives up. Returns its exit
+/// code, or 0 if it stays.
+pub(super) fn in_background(arguments: &[OsString], environment: &[(&str, OsString)]) -> Result<u8> {
     let program = std::env::current_exe().context("cannot find the program itself")?;
+    // Behind `--` it would be no option.
+    let options = arguments.iter().position(|argument| argument == "--").unwrap_or(arguments.len());
+    let (options, rest) = arguments.split_at(options);
     let mut child = Command::new(program)
-        .args(std::env::args_os().skip(1))
+        .args(options)
         .arg("--daemon")
+        .args(rest)
+        .envs(environment.iter().map(|(name, value)| (name, value)))
         .stdout(Stdio::piped())
         .spawn()
         .context("cannot start the part that stays in the background")?;
@@ -92,12 +102,12 @@ fn go_to_background() -> Result<ExitCode> {
         out.read_to_end(&mut said).context("cannot hear from the part that stays in the background")?;
     }
     if said == READY {
-        return Ok(ExitCode::SUCCESS);
+        return Ok(0);
     }
     // It said on standard error why.
     let status = child.wait().context("cannot wait for the part that stays in the background")?;
     let code = status.code().and_then(|code| u8::try_from(code).ok()).filter(|code| *code != 0);
-    Ok(ExitCode::from(code.unwrap_or(1)))
+    Ok(code.unwrap_or(1))
 }
 
 fn stay(args: &Args, global: &Global) -> Result<ExitCode> {

@@ -76,6 +76,17 @@ pub(super) fn parse_duration(text: &str) -> Result<Duration, String> {
     Duration::try_from(span).map_err(|_| "it is less than nothing".to_owned())
 }
 
+/// A point in time as people write it: a date, or a date and a time, in UTC unless it says another offset.
+pub(super) fn parse_time(text: &str) -> Result<Timestamp, String> {
+    let utc = || text.parse::<jiff::civil::DateTime>().ok()?.to_zoned(jiff::tz::TimeZone::UTC).ok();
+    let time = text.parse().ok().or_else(|| utc().map(|zoned| zoned.timestamp()));
+    let time: jiff::Timestamp = time.ok_or("it is no time; write 2026-11-20, or 2026-11-20T14:52, or add an offset")?;
+    // Nanoseconds count from the second before.
+    let (seconds, nanos) = (time.as_second(), time.subsec_nanosecond());
+    let (seconds, nanos) = if nanos < 0 { (seconds - 1, nanos + 1_000_000_000) } else { (seconds, nanos) };
+    Ok(Timestamp { seconds, nanos: nanos.unsigned_abs() })
+}
+
 /// A time in RFC 3339, UTC, whole seconds.
 pub(super) fn rfc3339(time: Timestamp) -> String {
     jiff::Timestamp::new(time.seconds, 0).unwrap_or_default().to_string()
@@ -151,6 +162,19 @@ mod tests {
         assert_eq!(["0", "7", "250ms", "5s", "1h30m"].map(read), [0, 7000, 250, 5000, 5_400_000].map(Ok));
         for bad in ["", "s", "-5s", "5 parsecs", "1.5"] {
             assert!(parse_duration(bad).is_err(), "{bad}");
+        }
+    }
+
+    #[test]
+    fn points_in_time() {
+        let read = |text| parse_time(text).map(|time| (time.seconds, time.nanos));
+        assert_eq!(read("1970-01-02"), Ok((86_400, 0)));
+        for same in ["2026-11-20T14:52", "2026-11-20 14:52:00", "2026-11-20T14:52Z", "2026-11-20T15:52+01:00"] {
+            assert_eq!(read(same), Ok((1_795_186_320, 0)), "{same}");
+        }
+        assert_eq!(read("1969-12-31T23:59:59.25Z"), Ok((-1, 250_000_000)));
+        for bad in ["", "yesterday", "2026-13-01", "14:52"] {
+            assert!(parse_time(bad).is_err(), "{bad}");
         }
     }
 

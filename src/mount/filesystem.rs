@@ -1,18 +1,20 @@
 //! The tree that is shown.
 //!
 //! ```text
-//! all snapshots                 one snapshot
-//! <source>/<UTC time>/…         …
+//! all snapshots                                                     one snapshot
+//! <source>/<UTC time>/…                                             …
 //! <source>/latest -> <UTC time>
+//! by-tag/<tag>/<source>-<UTC time> -> ../../<source>/<UTC time>
 //! ```
 //!
 //! **Inode numbers** say where a thing is, so there is no table to grow: 23 bits count the snapshots as they
 //! are found, 40 bits are the entry's rank in its snapshot (its place in a preorder walk; the root has 0). An
 //! entry is found again by descending. Names of the same file must share a number, so hard links have the
 //! highest bit set and their link's id instead of a rank; which entry that is, is kept while the kernel knows
-//! the number.
+//! the number. What stands in no snapshot has none in its number: sources and `latest` take turns, and with the
+//! highest bit below the snapshot's, 16 bits count tags and 23 the links in them.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{HashMap, HashSet};
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -20,9 +22,10 @@ use std::time::{Duration, Instant};
 
 use std::os::unix::ffi::OsStringExt;
 
+use super::catalogue::{Catalogue, Folder};
+use super::tags::{self, Tags};
 use crate::format::entry::Content;
 use crate::format::id::SourceId;
-use crate::format::name::SnapshotName;
 use crate::format::snapshot::Snapshot;
 use crate::format::{Entry, Extent, Kind, Timestamp};
 use crate::monitor::Monitor;
@@ -40,6 +43,12 @@ const RANKS: u64 = 1 << RANK_BITS;
 const LINKED: u64 = 1 << 63;
 /// How long a listing of snapshots is believed.
 const REFRESH: Duration = Duration::from_secs(1);
+/// How long it is believed that the tags of a snapshot can't be read.
+const TAGS_RETRY: Duration = Duration::from_secs(30);
+/// The folder of tags; its folders and links have numbers above.
+const BY_TAG: Ino = 1 << (RANK_BITS - 1);
+/// Bits of an inode number that say which snapshot a link in a tag's folder leads to.
+const LINK_BITS: u32 = 23;
 /// What a block of `st_blocks` is.
 const SECTOR: u64 = 512;
 
@@ -98,8 +107,19 @@ pub struct Attributes {
     pub nlink: u32,
     /// Device number, as (major, minor).
     pub device: (u32, u32),
-    /// Nothing about it will ever change.
-    pub lasting: bool,
+    /// How long all this holds.
+    pub lasting: Lasting,
+}
+
+/// How long what was said of a thing holds.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Lasting {
+    /// For ever, and so does its name.
+    Always,
+    /// As long as it is there. It can be removed: it is the root of a snapshot.
+    WhileThere,
+    /// It changes with the snapshots that there are, or is not known yet.
+    Briefly,
 }
 
 /// An entry of a listing.
@@ -119,6 +139,11 @@ pub struct FileSystem {
     /// The one snapshot, and the rank in it, that is shown; none: all snapshots.
     single: Option<(Arc<Snapshot>, u64)>,
     catalogue: Mutex<Catalogue>,
+    /// When the snapshots were last listed. Held while they are, so that reads need not wait for that.
+    listed: Mutex<Option<Instant>>,
+    tags: Mutex<Tagged>,
+    /// Objects whose damage was reported: each look at the top would come upon it again.
+    reported: Mutex<HashSet<String>>,
     /// Hard links that the kernel knows: which entry stands for them, and how often it was told.
     links: Mutex<HashMap<Ino, (u64, u64, u64)>>,
     handles: Mutex<HashMap<u64, Arc<FileReader>>>,
@@ -128,17 +153,12 @@ pub struct FileSystem {
     owner: (u32, u32),
 }
 
-/// Snapshots as far as they were looked at.
+/// Tags, and when they were last looked for.
 #[derive(Default)]
-struct Catalogue {
-    listed: Option<Instant>,
-    /// By number; numbers are never given again.
-    snapshots: Vec<SnapshotName>,
-    open: HashMap<u64, Arc<Snapshot>>,
-    sources: Vec<SourceId>,
-    names: HashMap<SourceId, String>,
-    /// Folders of the top: names, and what they show, by number of the snapshot.
-    shown: BTreeMap<String, (u64, BTreeMap<String, u64>)>,
+struct Tagged {
+    tags: Tags,
+    looked: Option<Instant>,
+    all_readable: bool,
 }
 
 /// What an inode number stands for.
@@ -147,6 +167,11 @@ enum Place {
     /// A source, by number.
     Source(u64),
     Latest(u64),
+    ByTag,
+    /// A tag, by number.
+    Tag(u64),
+    /// In the folder of a tag, the link to a snapshot, both by number.
+    Link(u64, u64),
     Entry(u64, Listed),
 }
 
@@ -167,7 +192,10 @@ impl FileSystem {
         FileSystem {
             reader,
             single,
-            catalogue: Mutex::default(),
+            catalogue: Mutex::new(Catalogue::new(BY_TAG_NAME)),
+            listed: Mutex::default(),
+            tags: Mutex::default(),
+            reported: Mutex::default(),
             links: Mutex::default(),
             handles: Mutex::default(),
             next_handle: AtomicU64::new(1),
@@ -192,39 +220,65 @@ impl FileSystem {
     /// The entry `name` of a directory. The kernel remembers it until it is forgotten.
     pub fn lookup(&self, parent: Ino, name: &[u8]) -> Result<Attributes, Error> {
         match self.place(parent)? {
+            Place::Top if name == BY_TAG_NAME.as_bytes() => Ok(self.folder(BY_TAG)),
             Place::Top => {
-                let catalogue = self.refreshed()?;
-                let name = str::from_utf8(name).map_err(|_| Error::NotFound)?;
-                let (source, _) = catalogue.shown.get(name).ok_or(Error::NotFound)?;
-                Ok(self.folder(source_ino(*source)))
+                let source = self.refreshed()?.top().get(text(name)?).ok_or(Error::NotFound)?;
+                Ok(self.folder(source_ino(source)))
             }
             Place::Source(source) => {
-                let name = str::from_utf8(name).map_err(|_| Error::NotFound)?;
                 let number = {
                     let catalogue = self.refreshed()?;
                     let shown = catalogue.snapshots_of(source).ok_or(Error::NotFound)?;
-                    if name == LATEST && !shown.is_empty() {
-                        return self.latest(&catalogue, source);
+                    if name == LATEST.as_bytes() {
+                        return self.latest(shown, source);
                     }
-                    *shown.get(name).ok_or(Error::NotFound)?
+                    shown.get(text(name)?).ok_or(Error::NotFound)?
                 };
                 self.attributes(snapshot_ino(number, 0))
+            }
+            Place::ByTag => {
+                let tag = self.tagged()?.tags.top().get(text(name)?).ok_or(Error::NotFound)?;
+                Ok(self.folder(tag_ino(tag)))
+            }
+            Place::Tag(tag) => {
+                let number = {
+                    let tagged = self.tagged()?;
+                    let links = tagged.tags.links_of(tag).ok_or(Error::NotFound)?;
+                    links.get(text(name)?).ok_or(Error::NotFound)?
+                };
+                self.link(&lock(&self.catalogue), tag, number)
             }
             Place::Entry(number, listed) => {
                 let directory = listed.directory().ok_or(Error::NotADirectory)?;
                 let found = self.reader.lookup(&directory, name)?.ok_or(Error::NotFound)?;
                 Ok(self.told(number, &found))
             }
-            Place::Latest(_) => Err(Error::NotADirectory),
+            Place::Latest(_) | Place::Link(..) => Err(Error::NotADirectory),
         }
     }
 
     /// What is known of a thing.
     pub fn attributes(&self, ino: Ino) -> Result<Attributes, Error> {
         match self.place(ino)? {
-            Place::Top | Place::Source(_) => Ok(self.folder(ino)),
-            Place::Latest(source) => self.latest(&*self.refreshed()?, source),
-            Place::Entry(number, listed) => Ok(attributes_of(self.ino_of(number, &listed), listed.entry())),
+            Place::Top | Place::ByTag => Ok(self.folder(ino)),
+            Place::Source(source) => {
+                lock(&self.catalogue).snapshots_of(source).ok_or(Error::NotFound)?;
+                Ok(self.folder(ino))
+            }
+            Place::Tag(tag) => {
+                lock(&self.tags).tags.links_of(tag).ok_or(Error::NotFound)?;
+                Ok(self.folder(ino))
+            }
+            Place::Latest(source) => {
+                self.latest(self.refreshed()?.snapshots_of(source).ok_or(Error::NotFound)?, source)
+            }
+            Place::Link(tag, number) => self.link(&*self.refreshed()?, tag, number),
+            Place::Entry(number, listed) => {
+                let attributes = attributes_of(self.ino_of(number, &listed), listed.entry());
+                let is_root = self.single.is_none() && listed.rank == 0;
+                let lasting = if is_root { Lasting::WhileThere } else { Lasting::Always };
+                Ok(Attributes { lasting, ..attributes })
+            }
         }
     }
 
@@ -233,14 +287,18 @@ impl FileSystem {
         match self.place(ino)? {
             Place::Latest(source) => {
                 let catalogue = self.refreshed()?;
-                let shown = catalogue.snapshots_of(source).ok_or(Error::NotFound)?;
-                newest(shown).map(|name| name.as_bytes().to_vec()).ok_or(Error::NotFound)
+                let newest = catalogue.snapshots_of(source).and_then(Folder::last).ok_or(Error::NotFound)?;
+                Ok(newest.as_bytes().to_vec())
+            }
+            Place::Link(_, number) => {
+                let target = tags::target(&*self.refreshed()?, number).ok_or(Error::NotFound)?;
+                Ok(target.into_bytes())
             }
             Place::Entry(_, listed) => match &listed.entry().content {
                 Content::Target(target) => Ok(target.clone()),
                 _ => Err(Error::NotALink),
             },
-            Place::Top | Place::Source(_) => Err(Error::NotALink),
+            Place::Top | Place::Source(_) | Place::ByTag | Place::Tag(_) => Err(Error::NotALink),
         }
     }
 
@@ -256,21 +314,41 @@ impl FileSystem {
         let (number, listed) = match self.place(ino)? {
             Place::Top => {
                 let catalogue = self.refreshed()?;
-                let items = catalogue.shown.iter().map(|(name, (source, _))| (name, self.folder(source_ino(*source))));
-                return send(items, from, take);
+                let sources = catalogue.top().behind(from);
+                let sources =
+                    sources.map(|(name, source)| (name, Folder::place(source), self.folder(source_ino(source))));
+                let by_tag = (from != LAST).then(|| (BY_TAG_NAME, LAST, self.folder(BY_TAG)));
+                send(sources.chain(by_tag), take);
+                return Ok(());
             }
             Place::Source(source) => {
                 let catalogue = self.refreshed()?;
                 let shown = catalogue.snapshots_of(source).ok_or(Error::NotFound)?;
-                let latest = match shown.is_empty() {
-                    true => None,
-                    false => Some((&*LATEST_NAME, self.latest(&catalogue, source)?)),
-                };
-                // Opened when looked at, not when listed: see Attributes::lasting.
-                let snapshots = shown.iter().map(|(name, number)| (name, self.folder(snapshot_ino(*number, 0))));
-                return send(snapshots.chain(latest), from, take);
+                // Opened when looked at, not when listed: what is said here does not last.
+                let snapshots = shown
+                    .behind(from)
+                    .map(|(name, number)| (name, Folder::place(number), self.folder(snapshot_ino(number, 0))));
+                let latest = (from != LAST).then(|| self.latest(shown, source)).transpose()?;
+                send(snapshots.chain(latest.map(|latest| (LATEST, LAST, latest))), take);
+                return Ok(());
             }
-            Place::Latest(_) => return Err(Error::NotADirectory),
+            Place::ByTag => {
+                let tagged = self.tagged()?;
+                let folders = tagged.tags.top().behind(from);
+                send(folders.map(|(name, tag)| (name, Folder::place(tag), self.folder(tag_ino(tag)))), take);
+                return Ok(());
+            }
+            Place::Tag(tag) => {
+                let tagged = self.tagged()?;
+                let catalogue = lock(&self.catalogue);
+                let links = tagged.tags.links_of(tag).ok_or(Error::NotFound)?.behind(from);
+                let links = links.filter_map(|(name, number)| {
+                    Some((name, Folder::place(number), self.link(&catalogue, tag, number).ok()?))
+                });
+                send(links, take);
+                return Ok(());
+            }
+            Place::Latest(_) | Place::Link(..) => return Err(Error::NotADirectory),
             Place::Entry(number, listed) => (number, listed),
         };
         let directory = listed.directory().ok_or(Error::NotADirectory)?;
@@ -372,7 +450,7 @@ impl FileSystem {
     /// Bytes and entries of what is shown, for `df`.
     pub fn totals(&self) -> (u64, u64) {
         let open = lock(&self.catalogue);
-        let snapshots = self.single.iter().map(|(snapshot, _)| snapshot).chain(open.open.values());
+        let snapshots = self.single.iter().map(|(snapshot, _)| snapshot).chain(open.all_open());
         snapshots.fold((0, 0), |(bytes, entries), snapshot| {
             let statistics = snapshot.statistics;
             let count = statistics.files.saturating_add(statistics.directories).saturating_add(statistics.others);
@@ -390,6 +468,12 @@ impl FileSystem {
         match (number, low, &self.single) {
             (0, TOP, Some((snapshot, rank))) => Ok(Place::Entry(0, self.reader.at_rank(snapshot, *rank)?)),
             (0, TOP, None) => Ok(Place::Top),
+            (0, BY_TAG, None) => Ok(Place::ByTag),
+            (0, low, None) if low > BY_TAG => {
+                let (tag, link) = ((low - BY_TAG) >> LINK_BITS, low % (1 << LINK_BITS));
+                let tag = tag.checked_sub(1).ok_or(Error::NotFound)?;
+                Ok(link.checked_sub(1).map_or(Place::Tag(tag), |snapshot| Place::Link(tag, snapshot)))
+            }
             (0, low, None) if low % 2 == 0 => Ok(Place::Source(low / 2 - 1)),
             (0, low, None) => Ok(Place::Latest(low / 2 - 1)),
             (0, ..) => Err(Error::NotFound),
@@ -408,43 +492,68 @@ impl FileSystem {
             return Ok(snapshot.clone());
         }
         let name = {
-            let catalogue = lock(&self.catalogue);
-            if let Some(open) = catalogue.open.get(&number) {
-                return Ok(open.clone());
+            let mut catalogue = lock(&self.catalogue);
+            // Also if it was removed: who is in it may stay.
+            if let Some(open) = catalogue.open(number) {
+                return Ok(open);
             }
-            let at = usize::try_from(number).unwrap_or(usize::MAX);
-            catalogue.snapshots.get(at).cloned().ok_or(Error::NotFound)?
+            catalogue.name(number).cloned().ok_or(Error::NotFound)?
         };
         let (snapshot, _) = self.reader.snapshot(&name)?;
-        lock(&self.catalogue).open.insert(number, snapshot.clone());
+        lock(&self.catalogue).keep(number, snapshot.clone());
         Ok(snapshot)
     }
 
     /// The snapshots, listed anew if the last look is too long ago.
     fn refreshed(&self) -> Result<MutexGuard<'_, Catalogue>, Error> {
-        let mut catalogue = lock(&self.catalogue);
-        if catalogue.listed.is_some_and(|at| at.elapsed() < REFRESH) {
-            return Ok(catalogue);
+        let mut listed = lock(&self.listed);
+        if listed.is_none_or(|at| at.elapsed() >= REFRESH) {
+            let there = self.reader.snapshots()?;
+            let unnamed = lock(&self.catalogue).unnamed(&there);
+            let names = unnamed.into_iter().filter_map(|id| Some((id, self.source_name(id)?))).collect();
+            lock(&self.catalogue).update(there, names);
+            *listed = Some(Instant::now());
         }
-        let there = self.reader.snapshots()?;
-        for name in &there {
-            if !catalogue.snapshots.contains(name) && catalogue.snapshots.len() < 1 << 22 {
-                catalogue.snapshots.push(name.clone());
+        Ok(lock(&self.catalogue))
+    }
+
+    fn source_name(&self, id: SourceId) -> Option<String> {
+        let name = self.reader.source_name(id);
+        name.map_err(|error| self.report_once(&crate::format::name::source(id), &error)).ok()
+    }
+
+    /// Reports damage of an object that every look comes upon.
+    fn report_once(&self, object: &str, error: &reader::Error) {
+        if lock(&self.reported).insert(object.to_owned()) {
+            self.monitor.problem(object.as_ref(), &error.to_string());
+        }
+    }
+
+    /// The tags of all snapshots that are there: each is opened for that the first time.
+    fn tagged(&self) -> Result<MutexGuard<'_, Tagged>, Error> {
+        let mut tagged = lock(&self.tags);
+        let unknown: Vec<_> = {
+            let catalogue = self.refreshed()?;
+            let again = !tagged.all_readable && tagged.looked.is_none_or(|at| at.elapsed() >= TAGS_RETRY);
+            if tagged.tags.is_up_to_date(&catalogue) && !again {
+                return Ok(tagged);
             }
-            if catalogue.sources.contains(&name.source) {
-                continue;
-            }
-            match self.reader.source_name(name.source) {
-                Ok(called) => {
-                    catalogue.names.insert(name.source, called);
-                    catalogue.sources.push(name.source);
+            let unknown = catalogue.there().iter().filter(|number| !tagged.tags.knows(**number));
+            unknown.filter_map(|number| Some((*number, catalogue.name(*number)?.clone()))).collect()
+        };
+        tagged.all_readable = true;
+        for (number, name) in unknown {
+            match self.reader.snapshot(&name) {
+                Ok((snapshot, _)) => tagged.tags.add(number, &snapshot.tags),
+                Err(error) => {
+                    tagged.all_readable = false;
+                    self.report_once(&name.object(), &error);
                 }
-                Err(error) => self.monitor.problem(&PathBuf::from(name.object()), &error.to_string()),
             }
         }
-        catalogue.show(&there);
-        catalogue.listed = Some(Instant::now());
-        Ok(catalogue)
+        tagged.looked = Some(Instant::now());
+        tagged.tags.show(&lock(&self.catalogue));
+        Ok(tagged)
     }
 
     /// A folder that stands in no snapshot, or one of a snapshot not opened yet.
@@ -460,15 +569,22 @@ impl FileSystem {
             mtime: self.mounted,
             nlink: 1,
             device: (0, 0),
-            lasting: false,
+            lasting: Lasting::Briefly,
         }
     }
 
-    fn latest(&self, catalogue: &Catalogue, source: u64) -> Result<Attributes, Error> {
-        let shown = catalogue.snapshots_of(source).ok_or(Error::NotFound)?;
-        let target = newest(shown).ok_or(Error::NotFound)?;
-        let folder = self.folder(source_ino(source) + 1);
-        Ok(Attributes { kind: Kind::Symlink, mode: 0o777, size: target.len() as u64, ..folder })
+    /// A symbolic link that stands in no snapshot.
+    fn symlink(&self, ino: Ino, target: &str) -> Attributes {
+        Attributes { kind: Kind::Symlink, mode: 0o777, size: target.len() as u64, ..self.folder(ino) }
+    }
+
+    fn latest(&self, snapshots: &Folder, source: u64) -> Result<Attributes, Error> {
+        Ok(self.symlink(source_ino(source) + 1, snapshots.last().ok_or(Error::NotFound)?))
+    }
+
+    fn link(&self, catalogue: &Catalogue, tag: u64, snapshot: u64) -> Result<Attributes, Error> {
+        let target = tags::target(catalogue, snapshot).ok_or(Error::NotFound)?;
+        Ok(self.symlink(tag_ino(tag) | (snapshot + 1), &target))
     }
 
     fn ino_of(&self, number: u64, listed: &Listed) -> Ino {
@@ -507,9 +623,8 @@ impl FileSystem {
         let mut path = PathBuf::from("/");
         if self.single.is_none() {
             let catalogue = lock(&self.catalogue);
-            if let Some(name) = usize::try_from(number).ok().and_then(|at| catalogue.snapshots.get(at)) {
-                path.push(catalogue.names.get(&name.source).cloned().unwrap_or_default());
-                path.push(&name.time);
+            if let Some((source, time)) = catalogue.shown(number) {
+                path.extend([source, time]);
             }
         }
         let Ok(snapshot) = self.snapshot(number) else { return path };
@@ -531,45 +646,19 @@ impl FileSystem {
     }
 }
 
-impl Catalogue {
-    fn snapshots_of(&self, source: u64) -> Option<&BTreeMap<String, u64>> {
-        self.shown.values().find(|(number, _)| *number == source).map(|(_, shown)| shown)
-    }
-
-    /// Builds the folders anew from the snapshots that are there.
-    fn show(&mut self, there: &[SnapshotName]) {
-        self.shown.clear();
-        for (number, name) in self.snapshots.iter().enumerate() {
-            let Some(source) = self.sources.iter().position(|source| *source == name.source) else { continue };
-            if !there.contains(name) {
-                continue;
-            }
-            let called = self.names.get(&name.source).cloned().unwrap_or_default();
-            // Two sources of one name, or two snapshots of one second, are told apart by their ids.
-            let other = self.shown.get(&called).is_some_and(|(shown, _)| *shown != source as u64);
-            let folder = if other { format!("{called}-{}", name.source) } else { called };
-            let (_, shown) = self.shown.entry(folder).or_insert((source as u64, BTreeMap::new()));
-            let time = match shown.contains_key(&name.time) {
-                true => format!("{}-{}", name.time, name.id.short()),
-                false => name.time.clone(),
-            };
-            shown.insert(time, number as u64);
-        }
-    }
-}
-
 const LATEST: &str = "latest";
-static LATEST_NAME: std::sync::LazyLock<String> = std::sync::LazyLock::new(|| LATEST.to_owned());
+const BY_TAG_NAME: &str = "by-tag";
+/// Where a listing is after what comes behind all that have numbers.
+const LAST: u64 = 1 << 60;
 const XATTR_DIGEST: &[u8] = b"user.brackfs.blake3";
 const XATTR_FLAGS: &[u8] = b"user.brackfs.flags";
 
-/// Names are times, so the newest is the last.
-fn newest(shown: &BTreeMap<String, u64>) -> Option<&String> {
-    shown.keys().next_back()
-}
-
 fn source_ino(source: u64) -> Ino {
     (source + 1) * 2
+}
+
+fn tag_ino(tag: u64) -> Ino {
+    BY_TAG | (tag + 1) << LINK_BITS
 }
 
 fn snapshot_ino(number: u64, low: u64) -> Ino {
@@ -580,17 +669,18 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-fn send<'n>(
-    items: impl Iterator<Item = (&'n String, Attributes)>,
-    from: u64,
-    take: &mut dyn FnMut(&Item) -> bool,
-) -> Result<(), Error> {
-    for (at, (name, attributes)) in (1..).zip(items).skip(usize::try_from(from).unwrap_or(usize::MAX)) {
-        if !take(&Item { name: name.as_bytes().to_vec(), attributes, next: at }) {
+/// What a name has to be where all names are text.
+fn text(name: &[u8]) -> Result<&str, Error> {
+    str::from_utf8(name).map_err(|_| Error::NotFound)
+}
+
+/// Hands out names, places after them, and attributes, until `take` has enough.
+fn send<'n>(items: impl Iterator<Item = (&'n str, u64, Attributes)>, take: &mut dyn FnMut(&Item) -> bool) {
+    for (name, next, attributes) in items {
+        if !take(&Item { name: name.as_bytes().to_vec(), attributes, next }) {
             break;
         }
     }
-    Ok(())
 }
 
 fn attributes_of(ino: Ino, entry: &Entry) -> Attributes {
@@ -617,6 +707,6 @@ fn attributes_of(ino: Ino, entry: &Entry) -> Attributes {
         mtime: entry.mtime,
         nlink: entry.link.map_or(1, |link| link.count.max(1)),
         device,
-        lasting: true,
+        lasting: Lasting::Always,
     }
 }

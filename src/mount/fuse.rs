@@ -13,12 +13,14 @@ use fuser::{
 };
 
 use super::errno::errno;
-use super::filesystem::{Attributes, Error, FileSystem, Item};
+use super::filesystem::{Attributes, Error, FileSystem, Item, Lasting};
 use crate::format::{Kind, Timestamp};
 use crate::reader::Seek;
 
 /// How long the kernel may believe what never changes.
 const FOR_EVER: Duration = Duration::from_secs(1 << 30);
+/// How long it may believe that a snapshot is there.
+const FOR_A_WHILE: Duration = Duration::from_secs(1);
 /// How long it may believe what new snapshots change.
 const FOR_NOW: Duration = Duration::ZERO;
 /// Numbers are never given to another thing, so there is one generation of them.
@@ -133,7 +135,13 @@ impl Filesystem for Shell {
             Ok(found) if found.kind != Kind::Directory => reply.error(errno(&Error::NotADirectory)),
             Ok(found) => {
                 let cached = FopenFlags::FOPEN_CACHE_DIR | FopenFlags::FOPEN_KEEP_CACHE;
-                reply.opened(FileHandle(0), if found.lasting { cached } else { FopenFlags::empty() });
+                reply.opened(
+                    FileHandle(0),
+                    match found.lasting {
+                        Lasting::Always | Lasting::WhileThere => cached,
+                        Lasting::Briefly => FopenFlags::empty(),
+                    },
+                );
             }
             Err(error) => reply.error(self.refuse(ino, &error)),
         }
@@ -250,7 +258,11 @@ fn sized(reply: ReplyXattr, value: &[u8], size: u32) {
 }
 
 fn lifetime(found: &Attributes) -> Duration {
-    if found.lasting { FOR_EVER } else { FOR_NOW }
+    match found.lasting {
+        Lasting::Always => FOR_EVER,
+        Lasting::WhileThere => FOR_A_WHILE,
+        Lasting::Briefly => FOR_NOW,
+    }
 }
 
 fn attr(found: &Attributes) -> FileAttr {

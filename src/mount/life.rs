@@ -121,8 +121,11 @@ pub fn mount(
     let (ended, end) = mpsc::channel();
     // From here on a signal is kept until it can be served.
     let mut signals = Signals::new([SIGINT, SIGTERM, SIGHUP]).map_err(Error::Signals)?;
-    let session =
-        start(filesystem, &path, options).and_then(Session::spawn).map_err(|source| refused(&path, source, options))?;
+    let source = repository.and_then(|repository| fs::canonicalize(repository).ok());
+    let source = source.unwrap_or_else(|| SUBTYPE.into());
+    let session = start(filesystem, &path, &source, options)
+        .and_then(Session::spawn)
+        .map_err(|source| refused(&path, source, options))?;
     ready(&path);
 
     let told = ended.clone();
@@ -210,10 +213,10 @@ fn check_mountpoint(mountpoint: &Path, repository: Option<&Path>) -> Result<Path
     }
 }
 
-/// Mounts: root by itself, others through fusermount3.
-fn start(filesystem: Arc<FileSystem>, path: &Path, options: &Options) -> io::Result<Session<Shell>> {
+/// Mounts: root by itself, others through fusermount3. `source` is what `mount` and `df` show as what is mounted.
+fn start(filesystem: Arc<FileSystem>, path: &Path, source: &Path, options: &Options) -> io::Result<Session<Shell>> {
     let (flags, words) = flags(&options.kernel).map_err(io::Error::other)?;
-    let config = config(options, flags, &words);
+    let config = config(source, options, flags, &words);
     if !rustix::process::geteuid().is_root() {
         return Session::new(Shell { filesystem, shared: options.allow_other }, path, &config);
     }
@@ -229,7 +232,7 @@ fn start(filesystem: Arc<FileSystem>, path: &Path, options: &Options) -> io::Res
         data.push_str(word);
     }
     let data = CString::new(data)?;
-    rustix::mount::mount(SUBTYPE, path, format!("fuse.{SUBTYPE}"), flags, data.as_c_str())?;
+    rustix::mount::mount(source, path, format!("fuse.{SUBTYPE}"), flags, data.as_c_str())?;
     let started =
         Session::from_fd(Shell { filesystem, shared: options.allow_other }, device.into(), config.acl, config);
     if started.is_err() {
@@ -239,7 +242,9 @@ fn start(filesystem: Arc<FileSystem>, path: &Path, options: &Options) -> io::Res
     started
 }
 
-fn config(options: &Options, flags: MountFlags, words: &[&str]) -> Config {
+fn config(source: &Path, options: &Options, flags: MountFlags, words: &[&str]) -> Config {
+    // fusermount3 takes options apart at commas.
+    let source = source.to_string_lossy().replace('\\', "\\\\").replace(',', "\\,");
     let mut config = Config::default();
     config.mount_options = vec![
         MountOption::RO,
@@ -247,7 +252,7 @@ fn config(options: &Options, flags: MountFlags, words: &[&str]) -> Config {
         MountOption::NoDev,
         MountOption::NoAtime,
         MountOption::DefaultPermissions,
-        MountOption::FSName(SUBTYPE.into()),
+        MountOption::FSName(source),
         MountOption::Subtype(SUBTYPE.into()),
     ];
     if flags.contains(MountFlags::NOEXEC) {

@@ -1,14 +1,17 @@
 //! The mount: a thin FUSE shell over a file system that knows no kernel.
 //!
 //! - [`filesystem`]: the tree that is shown: sources, snapshots, their entries; inode numbers
+//! - [`catalogue`]: which snapshots there are, and under which names; [`tags`]: which of them have which tag
 //! - [`fuse`]: translates the kernel's requests and our answers
 //! - [`errno`]: the one table from errors to numbers
 //! - [`life`]: mounting, unmounting, and what must not be mounted over
 
+mod catalogue;
 mod errno;
 mod filesystem;
 mod fuse;
 mod life;
+mod tags;
 
-pub use filesystem::{Attributes, Error as FileSystemError, FileSystem, Ino, Item};
+pub use filesystem::{Attributes, Error as FileSystemError, FileSystem, Ino, Item, Lasting};
 pub use life::{Error, Options, mount, unmount};

@@ -95,6 +95,8 @@ pub fn exit_codes(command: &Command) -> Vec<(String, String)> {
         "restore" => "Failed, or some entries could not be restored; they were named.",
         "check" | "verify" => "Something is wrong; it was named. Or the check failed.",
         "snapshots" => "Failed, or some snapshots can't be shown; they were named.",
+        "find" => "Failed, or something could not be read; it was named, and the rest was searched.",
+        "versions" => "Failed, or no snapshot has the path, or some snapshots could not be read; they were named.",
         _ => "Failed; standard error says why.",
     };
     entries(&[
@@ -164,8 +166,10 @@ pub fn related(command: &Command) -> &'static [&'static str] {
     match command.get_name() {
         "init" | "generate" | "backup" => &["key-generate", "init", "backup", "snapshots", "check"],
         "umount" => &["mount"],
-        "mount" => &["umount", "snapshots", "ls", "restore"],
-        _ if has(command, "key") => &["snapshots", "ls", "cat", "mount", "restore", "dump", "check"],
+        "mount" => &["umount", "snapshots", "ls", "find", "restore"],
+        _ if has(command, "key") => {
+            &["snapshots", "ls", "find", "versions", "cat", "mount", "restore", "dump", "check"]
+        }
         _ => &[],
     }
 }
@@ -173,11 +177,12 @@ pub fn related(command: &Command) -> &'static [&'static str] {
 /// Other pages.
 pub fn further(command: &Command) -> &'static [(&'static str, &'static str)] {
     match command.get_name() {
-        "mount" => &[("fusermount3", "1"), ("mount.fuse3", "8"), ("brackfs-security", "7")],
+        "mount" => &[("fusermount3", "1"), ("mount.brackfs", "8"), ("mount.fuse3", "8"), ("brackfs-security", "7")],
         "umount" => &[("fusermount3", "1"), ("umount", "8")],
         "check" => &[("b3sum", "1"), ("brackfs-format", "5"), ("brackfs-security", "7")],
         "generate" | "init" => &[("gpg", "1"), ("brackfs-security", "7")],
         "backup" => &[("crontab", "5"), ("gitignore", "5"), ("brackfs-security", "7")],
+        "find" => &[("gitignore", "5"), ("brackfs-security", "7")],
         "completions" => &[],
         _ if is_root(command) => &[("brackfs-format", "5"), ("brackfs-security", "7"), ("gpg", "1")],
         _ => &[("brackfs-security", "7")],
@@ -324,6 +329,17 @@ is its path.
 .B entry
 A file or directory in a snapshot, from
 .BR brackfs\-ls (1).
+.TP
+.B found
+The same, and in which snapshot it is, from
+.BR brackfs\-find (1).
+.TP
+.B version
+The same, and in how many snapshots it is so, from
+.BR brackfs\-versions (1).
+.TP
+.B absence
+In how many snapshots it is missing, from there too.
 .TP
 .B error
 A problem with one file or object, with

@@ -1,0 +1,82 @@
+//! Entries of snapshots, as lines and as JSON.
+
+use std::io::{self, IsTerminal, Write};
+
+use serde_json::{Value, json};
+
+use super::show;
+use crate::format::Entry;
+use crate::format::entry::Content;
+use crate::reader::Listed;
+
+/// Mode, number of names, owner, group, size and time, before a name.
+pub(super) fn write_details(out: &mut dyn Write, listed: &Listed) -> io::Result<()> {
+    let entry = listed.entry();
+    let owner = listed.user().map_or_else(|| entry.uid.to_string(), str::to_owned);
+    let group = listed.group().map_or_else(|| entry.gid.to_string(), str::to_owned);
+    let size = match entry.content {
+        Content::Device(major, minor) => format!("{major},{minor}"),
+        _ => entry.size.to_string(),
+    };
+    let mode = show::mode(entry.kind, entry.mode);
+    let names = entry.link.map_or(1, |link| link.count);
+    let time = show::rfc3339(entry.mtime);
+    write!(out, "{mode} {names:>2} {owner:<8} {group:<8} {size:>12} {time} ")
+}
+
+/// What follows a name where there are details.
+pub(super) fn write_behind(out: &mut dyn Write, entry: &Entry) -> io::Result<()> {
+    if let Content::Target(target) = &entry.content {
+        out.write_all(b" -> ")?;
+        write_name(out, target)?;
+    }
+    if entry.flags & Entry::CHANGED != 0 {
+        out.write_all(b"  (changed while it was read)")?;
+    }
+    Ok(())
+}
+
+/// A name as it is, but to a terminal without orders to it.
+pub(super) fn write_name(out: &mut dyn Write, name: &[u8]) -> io::Result<()> {
+    match io::stdout().is_terminal() {
+        true => out.write_all(show::printable(&String::from_utf8_lossy(name)).as_bytes()),
+        false => out.write_all(name),
+    }
+}
+
+/// An object that has the fields of `head`, the path, and all that is known of the entry.
+pub(super) fn object(head: Value, listed: &Listed, path: &[u8]) -> Value {
+    let entry = listed.entry();
+    let mut object = json!({
+        "path": String::from_utf8_lossy(path),
+        "type": show::kind(entry.kind),
+        "mode": entry.mode,
+        "uid": entry.uid,
+        "gid": entry.gid,
+        "user": listed.user(),
+        "group": listed.group(),
+        "size": entry.size,
+        "mtime": show::rfc3339(entry.mtime),
+        "mtime_nanos": entry.mtime.nanos,
+        "links": entry.link.map_or(1, |link| link.count),
+        "changed_while_read": entry.flags & Entry::CHANGED != 0,
+        "xattrs": entry.xattrs.iter().map(|(name, _)| String::from_utf8_lossy(name)).collect::<Vec<_>>(),
+        "inode_flags": entry.inode_flags,
+    });
+    if let Value::Object(map) = &mut object {
+        if str::from_utf8(path).is_err() {
+            map.insert("path_hex".into(), hex(path).into());
+        }
+        if let Content::Target(target) = &entry.content {
+            map.insert("target".into(), String::from_utf8_lossy(target).into());
+        }
+        if let Value::Object(head) = head {
+            map.extend(head);
+        }
+    }
+    object
+}
+
+fn hex(bytes: &[u8]) -> String {
+    bytes.iter().map(|byte| format!("{byte:02x}")).collect()
+}

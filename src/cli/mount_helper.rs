@@ -1,0 +1,243 @@
+//! `mount.brackfs`: what mount(8) runs for `mount -t brackfs`, and for lines of an fstab.
+//!
+//! The program does it under that name, as a symbolic link to it. It understands what mount(8) says to helpers, says
+//! the same as a command line of `brackfs mount`, and ends with the exit codes of mount(8).
+
+use std::ffi::{OsStr, OsString};
+use std::os::unix::ffi::{OsStrExt, OsStringExt};
+use std::path::{Path, PathBuf};
+use std::process::ExitCode;
+
+use super::{exit, mount, say, show};
+
+/// The name under which the program is a helper.
+const NAME: &str = "mount.brackfs";
+
+/// For mount(8): the call was wrong, or may not be made.
+const WRONG_CALL: u8 = 1;
+/// For mount(8): nothing was mounted.
+const NOT_MOUNTED: u8 = 32;
+/// What the command says to a wrong call.
+const USAGE: u8 = 2;
+
+/// Options that mean nothing to what never changes, or hold in any case, or are for mount(8) and systemd. mount(8)
+/// itself adds `rw` unless it was told `ro`.
+const MEANINGLESS: &[&str] = &[
+    "",
+    "_netdev",
+    "async",
+    "atime",
+    "auto",
+    "defaults",
+    "dev",
+    "diratime",
+    "dirsync",
+    "exec",
+    "group",
+    "iversion",
+    "lazytime",
+    "loud",
+    "mand",
+    "noauto",
+    "nofail",
+    "nogroup",
+    "noiversion",
+    "nolazytime",
+    "nomand",
+    "noowner",
+    "norelatime",
+    "nostrictatime",
+    "nouser",
+    "owner",
+    "relatime",
+    "ro",
+    "rw",
+    "silent",
+    "strictatime",
+    "suid",
+    "sync",
+    "user",
+    "users",
+];
+/// The same, with anything behind.
+const MEANINGLESS_PREFIXES: &[&str] = &["x-", "X-", "comment=", "user=", "uhelper=", "helper="];
+/// Options that `brackfs mount -o` takes.
+const PASSED_ON: &[&str] = &["noexec", "nodev", "nosuid", "noatime", "nodiratime", "default_permissions", "max_read"];
+
+/// What is to be done.
+#[derive(Debug, PartialEq, Eq)]
+enum Call {
+    /// To run the program with these arguments, and this in its environment.
+    Mount { arguments: Vec<OsString>, environment: Vec<(&'static str, OsString)> },
+    /// To do as if (`mount -f`).
+    Fake,
+}
+
+/// Whether the program was called as a helper.
+pub(super) fn is_meant(arguments: &[OsString]) -> bool {
+    let name = arguments.first().and_then(|name| Path::new(name).file_name());
+    name == Some(OsStr::new(NAME))
+}
+
+/// Does what the arguments say, the first of which is the name.
+pub(super) fn main(arguments: &[OsString]) -> ExitCode {
+    let complain = |text: &str| say::aside(format_args!("{NAME}: {}", show::printable(text)));
+    let call = match read(arguments.get(1..).unwrap_or_default()) {
+        Ok(call) => call,
+        Err(why) => {
+            complain(&why);
+            return ExitCode::from(WRONG_CALL);
+        }
+    };
+    let Call::Mount { arguments, environment } = call else { return ExitCode::SUCCESS };
+    match mount::in_background(&arguments, &environment) {
+        Ok(0) => ExitCode::SUCCESS,
+        // It said itself what is wrong.
+        Ok(USAGE) => ExitCode::from(WRONG_CALL),
+        Ok(_) => ExitCode::from(NOT_MOUNTED),
+        Err(error) => {
+            complain(&exit::text(&error));
+            ExitCode::from(NOT_MOUNTED)
+        }
+    }
+}
+
+/// Reads what mount(8) says: `SPEC DIR [-sfnv] [-N NAMESPACE] [-o OPTIONS] [-t TYPE]`, in any order.
+fn read(arguments: &[OsString]) -> Result<Call, String> {
+    let (mut places, mut options) = (Vec::new(), Vec::new());
+    let (mut sloppy, mut fake) = (false, false);
+    let mut rest = arguments.iter();
+    while let Some(argument) = rest.next() {
+        let Some(flags) = argument.as_bytes().strip_prefix(b"-").filter(|flags| !flags.is_empty()) else {
+            places.push(argument.clone());
+            continue;
+        };
+        let mut flags = flags.iter();
+        while let Some(flag) = flags.next() {
+            match flag {
+                b's' => sloppy = true,
+                b'f' => fake = true,
+                b'n' | b'v' => {}
+                b'o' | b't' => {
+                    let value = match flags.as_slice() {
+                        [] => rest.next().map(|value| value.as_bytes()),
+                        attached => Some(attached),
+                    };
+                    let value = value.ok_or_else(|| format!("-{} needs a value", char::from(*flag)))?;
+                    if *flag == b'o' {
+                        options.extend(split(value));
+                    }
+                    break;
+                }
+                other => return Err(format!("there is no option -{}", char::from(*other))),
+            }
+        }
+    }
+    let [repository, mountpoint] = <[OsString; 2]>::try_from(places)
+        .map_err(|_| format!("called as {NAME} REPO MOUNTPOINT [-sfnv] [-o OPTIONS]; see mount.brackfs(8)"))?;
+    let call = translate(repository, mountpoint, &options, sloppy)?;
+    Ok(if fake { Call::Fake } else { call })
+}
+
+/// The same as a command line.
+fn translate(repository: OsString, mountpoint: OsString, options: &[Vec<u8>], sloppy: bool) -> Result<Call, String> {
+    let mut arguments = vec!["mount".into(), joined("--repo", repository.as_bytes())];
+    let (mut environment, mut snapshot) = (Vec::new(), None);
+    for option in options {
+        let text = String::from_utf8_lossy(option);
+        let name = text.split('=').next().unwrap_or_default();
+        let value = option.get(name.len() + 1..).filter(|value| !value.is_empty());
+        let value = || value.ok_or_else(|| format!("the option {name} needs a value"));
+        match name {
+            "key" => arguments.push(joined("--key", value()?)),
+            "signer" => arguments.push(joined("--signer", value()?)),
+            "cache_size" => arguments.push(joined("--cache-size", value()?)),
+            "state_dir" => arguments.push(joined("--state-dir", value()?)),
+            "passphrase_file" => environment.push(("BRACKFS_PASSPHRASE_FILE", OsString::from_vec(value()?.to_vec()))),
+            "snapshot" => snapshot = Some(OsString::from_vec(value()?.to_vec())),
+            "allow_other" => arguments.push("--allow-other".into()),
+            "remount" => return Err("a mount of brackfs can't be changed; unmount it, and mount it again".into()),
+            name if PASSED_ON.contains(&name) => arguments.push(joined("-o", option)),
+            _ if MEANINGLESS.contains(&&*text) || MEANINGLESS_PREFIXES.iter().any(|front| text.starts_with(front)) => {}
+            _ if sloppy => {}
+            _ => return Err(format!("there is no option {text}; see mount.brackfs(8)")),
+        }
+    }
+    arguments.extend(snapshot);
+    // mount(8) says the whole path; behind `--`, two arguments can't be told from one.
+    arguments.push(std::path::absolute(&mountpoint).map_or(mountpoint, PathBuf::into));
+    Ok(Call::Mount { arguments, environment })
+}
+
+/// An option with its value in one word, whatever the value begins with.
+fn joined(option: &str, value: &[u8]) -> OsString {
+    let equals: &[u8] = if option.starts_with("--") { b"=" } else { b"" };
+    OsString::from_vec([option.as_bytes(), equals, value].concat())
+}
+
+/// Takes options apart at their commas. Those within double quotes belong to a value; the quotes don't.
+fn split(options: &[u8]) -> Vec<Vec<u8>> {
+    let (mut all, mut quoted) = (vec![Vec::new()], false);
+    for byte in options {
+        match (byte, all.last_mut()) {
+            (b'"', _) => quoted = !quoted,
+            (b',', _) if !quoted => all.push(Vec::new()),
+            (byte, Some(last)) => last.push(*byte),
+            (_, None) => {}
+        }
+    }
+    all
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn words(line: &[&str]) -> Vec<OsString> {
+        line.iter().map(OsString::from).collect()
+    }
+
+    fn command(line: &[&str]) -> Result<String, String> {
+        match read(&words(line))? {
+            Call::Mount { arguments, .. } => Ok(arguments.join(OsStr::new(" ")).into_string().unwrap()),
+            Call::Fake => Ok("fake".into()),
+        }
+    }
+
+    #[test]
+    fn it_is_the_name_that_counts() {
+        assert!(is_meant(&words(&["/sbin/mount.brackfs", "repo"])) && is_meant(&words(&["mount.brackfs"])));
+        assert!(!is_meant(&words(&["brackfs", "mount.brackfs"])) && !is_meant(&[]));
+    }
+
+    #[test]
+    fn what_mount_says_becomes_a_command_line() {
+        assert_eq!(command(&["/repo", "/mnt", "-o", "rw"]).unwrap(), "mount --repo=/repo /mnt");
+        assert_eq!(command(&["-n", "-o", "ro", "/repo", "/mnt"]).unwrap(), "mount --repo=/repo /mnt");
+        let options = "rw,noexec,nosuid,user=me,_netdev,x-systemd.automount,X-mount.mkdir,nofail,key=/k,allow_other";
+        assert_eq!(
+            command(&["/repo", "/mnt", "-vo", options, "-t", "brackfs"]).unwrap(),
+            "mount --repo=/repo -onoexec -onosuid --key=/k --allow-other /mnt"
+        );
+        let options = "-ocache_size=1G,snapshot=home/latest:a=\"b,c\",signer=ab,state_dir=/s,key=";
+        assert_eq!(command(&["-r", "-m", options]), Err("there is no option -r".into()));
+        assert_eq!(command(&["/r", "/m", options]), Err("the option key needs a value".into()));
+        assert_eq!(
+            command(&["/r", "/m", options.trim_end_matches(",key=")]).unwrap(),
+            "mount --repo=/r --cache-size=1G --signer=ab --state-dir=/s home/latest:a=b,c /m"
+        );
+        assert_eq!(command(&["/r", "/m", "-f"]).unwrap(), "fake");
+        let call = read(&words(&["/r", "/m", "-o", "passphrase_file=/p"])).unwrap();
+        let Call::Mount { environment, .. } = call else { panic!("{call:?}") };
+        assert_eq!(environment, [("BRACKFS_PASSPHRASE_FILE", "/p".into())]);
+    }
+
+    #[test]
+    fn what_makes_no_sense_is_refused_unless_mount_is_sloppy() {
+        assert!(command(&["/r", "/m", "-o", "uid=0"]).unwrap_err().contains("uid=0"));
+        assert_eq!(command(&["/r", "/m", "-s", "-o", "uid=0"]).unwrap(), "mount --repo=/r /m");
+        for line in [&["/r"][..], &["/r", "/m", "/n"], &[], &["/r", "/m", "-o"], &["/r", "/m", "-o", "remount,ro"]] {
+            assert!(command(line).is_err(), "{line:?}");
+        }
+    }
+}

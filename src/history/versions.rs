@@ -1,0 +1,139 @@
+//! The versions of one path.
+
+use std::ffi::OsStr;
+use std::io;
+use std::os::unix::ffi::OsStrExt;
+use std::path::Path;
+use std::sync::Arc;
+
+use super::{Error, Look, is_same, is_same_tree};
+use crate::format::name::SnapshotName;
+use crate::format::snapshot::Snapshot;
+use crate::monitor::Monitor;
+use crate::reader::{self, Listed, Reader};
+
+/// Snapshots of a source, one after the other, that have the same version of a path, or none of it.
+pub struct Stretch {
+    /// The source's name.
+    pub source: String,
+    /// What was there, from the newest of them; none if nothing was.
+    pub version: Option<Listed>,
+    /// The last of these snapshots.
+    pub newest: SnapshotName,
+    /// The first of these snapshots.
+    pub oldest: SnapshotName,
+    /// How many they are.
+    pub snapshots: u64,
+}
+
+/// Calls `found` with each version of `path`, newest first, source by source, and with each time between or after them
+/// in which it was missing. A version that came back later is named twice. Of directories, that is another version in
+/// which anything below is another.
+///
+/// The path begins at the root of a snapshot; if that is one directory of the machine, it may begin at the machine's
+/// root as well. Returns how much could not be read; it was named.
+pub fn versions(
+    reader: &Reader,
+    path: &[u8],
+    source: Option<&str>,
+    monitor: &dyn Monitor,
+    found: &mut dyn FnMut(&Stretch) -> io::Result<()>,
+) -> Result<u64, Error> {
+    let mut look = Look { reader, monitor, problems: 0 };
+    let mut seen = false;
+    for lineage in look.lineages(source)? {
+        let mut stretch: Option<Stretch> = None;
+        for name in lineage {
+            let at = reader.snapshot(&name).and_then(|(snapshot, _)| Ok((locate(reader, &snapshot, path)?, snapshot)));
+            let (version, snapshot) = match at {
+                Ok(at) => at,
+                Err(error) => {
+                    look.problem(name.object().as_ref(), error)?;
+                    continue;
+                }
+            };
+            match &mut stretch {
+                Some(stretch) if continues(stretch.version.as_ref(), version.as_ref()) => {
+                    stretch.oldest = name;
+                    stretch.snapshots += 1;
+                }
+                _ => {
+                    seen |= version.is_some();
+                    let source = snapshot.source.clone();
+                    let next = Stretch { source, version, newest: name.clone(), oldest: name, snapshots: 1 };
+                    if let Some(done) = stretch.replace(next) {
+                        found(&done)?;
+                    }
+                }
+            }
+        }
+        // Before a path was there for the first time it is not missing.
+        if let Some(last) = stretch.filter(|stretch| stretch.version.is_some()) {
+            found(&last)?;
+        }
+    }
+    match (seen, look.problems) {
+        (false, 0) => Err(Error::Nowhere(String::from_utf8_lossy(path).into_owned())),
+        (_, problems) => Ok(problems),
+    }
+}
+
+fn continues(newer: Option<&Listed>, older: Option<&Listed>) -> bool {
+    match (newer, older) {
+        (None, None) => true,
+        (Some(newer), Some(older)) => match (newer.directory(), older.directory()) {
+            (Some(newer), Some(older)) => is_same_tree(&newer, &older),
+            _ => is_same(newer, older),
+        },
+        _ => false,
+    }
+}
+
+/// What is at `path` in a snapshot.
+fn locate(reader: &Reader, snapshot: &Arc<Snapshot>, path: &[u8]) -> Result<Option<Listed>, reader::Error> {
+    for reading in readings(&snapshot.paths, path).into_iter().flatten() {
+        match reader.at_path(snapshot, reading) {
+            Ok(found) => return Ok(Some(found)),
+            Err(reader::Error::NotFound(_) | reader::Error::NotADirectory(_)) => {}
+            Err(other) => return Err(other),
+        }
+    }
+    Ok(None)
+}
+
+/// What `path` may mean below the root of a snapshot of `paths`, the likelier first. If that was one directory, the
+/// root is it; if it was one file, the root is the machine's, and the snapshot does not say which of the two it is.
+fn readings<'p>(paths: &[Vec<u8>], path: &'p [u8]) -> [Option<&'p [u8]>; 2] {
+    let below = match paths {
+        [only] if only.starts_with(b"/") && path.starts_with(b"/") => {
+            let path = Path::new(OsStr::from_bytes(path));
+            path.strip_prefix(OsStr::from_bytes(only)).ok().map(|below| below.as_os_str().as_bytes())
+        }
+        _ => None,
+    };
+    match below {
+        Some(b"") => [Some(path), below],
+        _ => [below, Some(path)],
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_path_of_the_machine_is_meant_below_the_one_that_was_backed_up() {
+        let of = |paths: &[&str], path: &'static str| {
+            let paths: Vec<_> = paths.iter().map(|path| path.as_bytes().to_vec()).collect();
+            readings(&paths, path.as_bytes()).map(|reading| reading.map(|bytes| str::from_utf8(bytes).unwrap()))
+        };
+        assert_eq!(of(&["/home/me"], "/home/me/d/f"), [Some("d/f"), Some("/home/me/d/f")]);
+        assert_eq!(of(&["/home/me"], "/home//me/d/f/"), [Some("d/f"), Some("/home//me/d/f/")]);
+        assert_eq!(of(&["/home/me"], "d/f"), [None, Some("d/f")]);
+        assert_eq!(of(&["/home/me"], "/home/meadow"), [None, Some("/home/meadow")]);
+        // A file that was given by itself, or the directory.
+        assert_eq!(of(&["/etc/hosts"], "/etc/hosts"), [Some("/etc/hosts"), Some("")]);
+        assert_eq!(of(&["/etc", "/home"], "/etc/hosts"), [None, Some("/etc/hosts")]);
+        assert_eq!(of(&["pipe"], "pipe"), [None, Some("pipe")]);
+    }
+}

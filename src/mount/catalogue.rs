@@ -1,0 +1,322 @@
+//! Which snapshots there are, and under which names they are shown.
+//!
+//! Snapshots and sources get numbers as they are found, which are never given again; inode numbers are made of them.
+//! All of it grows by some hundred bytes with each snapshot, and taking in a listing takes time in proportion to it.
+
+use std::collections::{BTreeMap, HashMap};
+use std::num::NonZeroUsize;
+use std::ops::Bound;
+use std::sync::Arc;
+
+use lru::LruCache;
+
+use crate::format::id::SourceId;
+use crate::format::name::SnapshotName;
+use crate::format::snapshot::Snapshot;
+
+/// Snapshots that are kept open. Another one takes a fraction of a millisecond, or a look at a smart card.
+const OPEN: NonZeroUsize = NonZeroUsize::MIN.saturating_add(255);
+/// Numbers of snapshots are below this.
+pub(super) const SNAPSHOTS: u64 = 1 << 22;
+
+/// Names in a folder that changes, and the number of what each stands for.
+#[derive(Default)]
+pub(super) struct Folder {
+    numbers: BTreeMap<String, u64>,
+    /// The names that numbers have, or had: a listing goes on behind one that is gone.
+    names: HashMap<u64, String>,
+}
+
+impl Folder {
+    /// What a name stands for.
+    pub(super) fn get(&self, name: &str) -> Option<u64> {
+        self.numbers.get(name).copied()
+    }
+
+    /// The name of what is there.
+    pub(super) fn name(&self, number: u64) -> Option<&str> {
+        self.names.get(&number).map(String::as_str).filter(|name| self.get(name) == Some(number))
+    }
+
+    /// The last name.
+    pub(super) fn last(&self) -> Option<&str> {
+        self.numbers.last_key_value().map(|(name, _)| name.as_str())
+    }
+
+    /// Whether nothing is there.
+    pub(super) fn is_empty(&self) -> bool {
+        self.numbers.is_empty()
+    }
+
+    /// Names and numbers in order, behind the one that has this place (0: all of them); see [`Folder::place`].
+    pub(super) fn behind(&self, place: u64) -> impl Iterator<Item = (&str, u64)> {
+        let first = match place.checked_sub(1).map(|number| self.names.get(&number)) {
+            None => Some(Bound::Unbounded),
+            Some(Some(name)) => Some(Bound::Excluded(name.as_str())),
+            Some(None) => None,
+        };
+        let range = first.map(|first| self.numbers.range::<str, _>((first, Bound::Unbounded)));
+        range.into_iter().flatten().map(|(name, number)| (name.as_str(), *number))
+    }
+
+    /// Where a listing is after a number; never 0.
+    pub(super) fn place(number: u64) -> u64 {
+        number + 1
+    }
+
+    /// Begins anew.
+    pub(super) fn clear(&mut self) {
+        self.numbers.clear();
+    }
+
+    /// Adds what is not there yet.
+    pub(super) fn add(&mut self, name: String, number: u64) {
+        self.names.insert(number, name.clone());
+        self.numbers.insert(name, number);
+    }
+}
+
+/// A source, and the folder of its snapshots.
+#[derive(Default)]
+struct Source {
+    /// None as long as it can't be read.
+    name: Option<String>,
+    snapshots: Folder,
+}
+
+/// Snapshots as far as they were looked at.
+pub(super) struct Catalogue {
+    /// By number.
+    names: Vec<SnapshotName>,
+    numbers: HashMap<SnapshotName, u64>,
+    /// Numbers of those that are there, ascending by time.
+    there: Vec<u64>,
+    is_there: Vec<bool>,
+    open: LruCache<u64, Arc<Snapshot>>,
+    /// By number.
+    sources: Vec<Source>,
+    source_numbers: HashMap<SourceId, u64>,
+    /// Folders of sources.
+    top: Folder,
+    /// No source may be shown under this name.
+    reserved: &'static str,
+    edition: u64,
+}
+
+impl Catalogue {
+    /// Of nothing yet. No source will be called `reserved`.
+    pub(super) fn new(reserved: &'static str) -> Self {
+        Catalogue {
+            names: Vec::new(),
+            numbers: HashMap::new(),
+            there: Vec::new(),
+            is_there: Vec::new(),
+            open: LruCache::new(OPEN),
+            sources: Vec::new(),
+            source_numbers: HashMap::new(),
+            top: Folder::default(),
+            reserved,
+            edition: 0,
+        }
+    }
+
+    /// Those of the sources of `listed` whose names are not known, each once.
+    pub(super) fn unnamed(&self, listed: &[SnapshotName]) -> Vec<SourceId> {
+        let is_named = |id: &SourceId| {
+            let number = self.source_numbers.get(id);
+            number.and_then(|number| self.source(*number)).is_some_and(|source| source.name.is_some())
+        };
+        let mut ids: Vec<_> = listed.iter().map(|name| name.source).filter(|id| !is_named(id)).collect();
+        ids.sort_unstable();
+        ids.dedup();
+        ids
+    }
+
+    /// Takes in what is there now, oldest first, and names of sources that were found out.
+    pub(super) fn update(&mut self, listed: Vec<SnapshotName>, names: Vec<(SourceId, String)>) {
+        let mut there = Vec::with_capacity(listed.len());
+        for name in listed {
+            self.source_number(name.source);
+            let next = self.names.len() as u64;
+            let number = self.numbers.get(&name).copied().or((next < SNAPSHOTS).then_some(next));
+            let Some(number) = number else { continue };
+            if number == next {
+                self.numbers.insert(name.clone(), number);
+                self.names.push(name);
+            }
+            there.push(number);
+        }
+        let is_new = there != self.there || !names.is_empty();
+        for (id, name) in names {
+            let number = self.source_number(id);
+            if let Some(source) = at_mut(&mut self.sources, number) {
+                source.name = Some(name);
+            }
+        }
+        if is_new {
+            self.there = there;
+            self.show();
+        }
+    }
+
+    fn source_number(&mut self, id: SourceId) -> u64 {
+        let next = self.sources.len() as u64;
+        let number = *self.source_numbers.entry(id).or_insert(next);
+        if number == next {
+            self.sources.push(Source::default());
+        }
+        number
+    }
+
+    /// Fills the folders anew.
+    fn show(&mut self) {
+        self.edition += 1;
+        self.top.clear();
+        self.sources.iter_mut().for_each(|source| source.snapshots.clear());
+        self.is_there.clear();
+        self.is_there.resize(self.names.len(), false);
+        for number in &self.there {
+            let Some(name) = at(&self.names, *number) else { continue };
+            if let Some(there) = at_mut(&mut self.is_there, *number) {
+                *there = true;
+            }
+            let Some(source_number) = self.source_numbers.get(&name.source).copied() else { continue };
+            let Some(source) = at_mut(&mut self.sources, source_number) else { continue };
+            if source.snapshots.is_empty() {
+                // Sources of one name are told apart by their ids, and so is one whose name can't be read.
+                let id = name.source.to_string();
+                let names = source.name.iter().flat_map(|name| [name.clone(), format!("{name}-{id}")]);
+                let is_free = |name: &String| self.top.get(name).is_none() && name != self.reserved;
+                if let Some(free) = names.chain([id.clone()]).find(is_free) {
+                    self.top.add(free, source_number);
+                }
+            }
+            // So are snapshots of one second.
+            let time = match source.snapshots.get(&name.time) {
+                Some(_) => format!("{}-{}", name.time, name.id.short()),
+                None => name.time.clone(),
+            };
+            source.snapshots.add(time, *number);
+        }
+    }
+
+    /// Changes whenever the folders do.
+    pub(super) fn edition(&self) -> u64 {
+        self.edition
+    }
+
+    /// Folders of sources, with their numbers.
+    pub(super) fn top(&self) -> &Folder {
+        &self.top
+    }
+
+    fn source(&self, number: u64) -> Option<&Source> {
+        at(&self.sources, number)
+    }
+
+    /// The folder of a source: snapshots by time, with their numbers. None if there are none (any more).
+    pub(super) fn snapshots_of(&self, source: u64) -> Option<&Folder> {
+        self.source(source).map(|source| &source.snapshots).filter(|folder| !folder.is_empty())
+    }
+
+    /// Where a snapshot that is there is shown: the names of its source's folder, and of its own in it.
+    pub(super) fn shown(&self, number: u64) -> Option<(&str, &str)> {
+        let source = *self.source_numbers.get(&self.name(number)?.source)?;
+        Some((self.top.name(source)?, self.snapshots_of(source)?.name(number)?))
+    }
+
+    /// The snapshot of this number, if it is there.
+    pub(super) fn name(&self, number: u64) -> Option<&SnapshotName> {
+        at(&self.names, number).filter(|_| at(&self.is_there, number) == Some(&true))
+    }
+
+    /// Numbers of the snapshots that are there.
+    pub(super) fn there(&self) -> &[u64] {
+        &self.there
+    }
+
+    /// A snapshot, if it is open.
+    pub(super) fn open(&mut self, number: u64) -> Option<Arc<Snapshot>> {
+        self.open.get(&number).cloned()
+    }
+
+    /// Keeps a snapshot open for a while.
+    pub(super) fn keep(&mut self, number: u64, snapshot: Arc<Snapshot>) {
+        self.open.put(number, snapshot);
+    }
+
+    /// Those that are open.
+    pub(super) fn all_open(&self) -> impl Iterator<Item = &Arc<Snapshot>> {
+        self.open.iter().map(|(_, snapshot)| snapshot)
+    }
+}
+
+fn at<T>(list: &[T], number: u64) -> Option<&T> {
+    list.get(usize::try_from(number).ok()?)
+}
+
+fn at_mut<T>(list: &mut [T], number: u64) -> Option<&mut T> {
+    list.get_mut(usize::try_from(number).ok()?)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::format::id::SnapshotId;
+
+    fn snapshot(source: SourceId, time: &str) -> SnapshotName {
+        SnapshotName { source, time: time.into(), id: SnapshotId::random() }
+    }
+
+    fn listed(folder: &Folder) -> Vec<&str> {
+        folder.behind(0).map(|(name, _)| name).collect()
+    }
+
+    #[test]
+    fn names_are_told_apart_and_none_is_the_reserved_one() {
+        let ids = [(); 5].map(|()| SourceId::random());
+        let all: Vec<_> = ids.iter().map(|id| snapshot(*id, "20261120T145201Z")).collect();
+        let mut catalogue = Catalogue::new("by-tag");
+        let [a, b, c, d, e] = ids;
+        let twin = format!("home-{b}");
+        let names = vec![(a, "home".to_owned()), (b, "home".into()), (c, "by-tag".into()), (d, twin.clone())];
+        assert_eq!(catalogue.unnamed(&all).len(), 5);
+        catalogue.update(all.clone(), names);
+        assert_eq!(catalogue.unnamed(&all), [e]);
+        let mut expected =
+            vec!["home".to_owned(), twin.clone(), format!("by-tag-{c}"), format!("{twin}-{d}"), e.to_string()];
+        expected.sort();
+        assert_eq!(listed(catalogue.top()), expected);
+        let mut twice = all.clone();
+        twice.push(snapshot(a, "20261120T145201Z"));
+        catalogue.update(twice.clone(), Vec::new());
+        let home = catalogue.top().get("home").unwrap();
+        let time = format!("20261120T145201Z-{}", twice[5].id.short());
+        assert_eq!(listed(catalogue.snapshots_of(home).unwrap()), ["20261120T145201Z", &time]);
+        assert_eq!(catalogue.shown(5), Some(("home", time.as_str())));
+    }
+
+    #[test]
+    fn what_is_gone_is_not_shown_and_keeps_its_number() {
+        let id = SourceId::random();
+        let all: Vec<_> = (1..5).map(|hour| snapshot(id, &format!("20261120T0{hour}0000Z"))).collect();
+        let mut catalogue = Catalogue::new("by-tag");
+        catalogue.update(all.clone(), vec![(id, "home".into())]);
+        let edition = catalogue.edition();
+        catalogue.update(all.clone(), Vec::new());
+        assert_eq!(catalogue.edition(), edition, "nothing is new");
+        catalogue.update(vec![all[0].clone(), all[3].clone()], Vec::new());
+        assert_ne!(catalogue.edition(), edition);
+        let folder = catalogue.snapshots_of(0).unwrap();
+        assert_eq!(listed(folder), ["20261120T010000Z", "20261120T040000Z"]);
+        assert_eq!(catalogue.name(1), None);
+        // A listing that had come to one that is gone goes on.
+        let rest: Vec<_> = folder.behind(Folder::place(1)).collect();
+        assert_eq!(rest, [("20261120T040000Z", 3)]);
+        assert_eq!(folder.behind(Folder::place(77)).count(), 0);
+        catalogue.update(Vec::new(), Vec::new());
+        assert!(catalogue.snapshots_of(0).is_none() && catalogue.top().is_empty());
+        catalogue.update(all.clone(), Vec::new());
+        assert_eq!((catalogue.name(2), catalogue.there().len()), (Some(&all[2]), 4));
+    }
+}

@@ -1,0 +1,217 @@
+//! The top of a mount of all snapshots: sources, snapshots, and snapshots by tag, as they come and go.
+
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::print_stdout, clippy::print_stderr)]
+
+mod common;
+
+use std::fs::{self, File};
+use std::io::{self, Read};
+use std::path::{Path, PathBuf};
+use std::thread::sleep;
+use std::time::{Duration, Instant};
+
+use common::{Site, tree};
+
+fn ready() -> Site {
+    let site = Site::with_files(&[("a", "one"), ("d/b", "two")]);
+    site.init();
+    site
+}
+
+#[track_caller]
+fn backup(site: &Site, source: &str, tags: &[&str]) {
+    let tags = tags.iter().flat_map(|tag| ["--tag", tag]);
+    site.backup(&["--source", source].into_iter().chain(tags).collect::<Vec<_>>()).ok();
+}
+
+/// Names in a directory, sorted.
+#[track_caller]
+fn names(path: &Path) -> Vec<String> {
+    let entries = fs::read_dir(path).unwrap_or_else(|e| panic!("{}: {e}", path.display()));
+    let mut names: Vec<_> = entries.map(|entry| entry.unwrap().file_name().into_string().unwrap()).collect();
+    names.sort();
+    names
+}
+
+/// The objects of snapshots, oldest first.
+fn objects(site: &Site) -> Vec<PathBuf> {
+    let mut objects = Vec::new();
+    for folder in fs::read_dir(site.repo().join("snapshots")).unwrap() {
+        objects.extend(fs::read_dir(folder.unwrap().path()).unwrap().map(|entry| entry.unwrap().path()));
+    }
+    objects.sort_by(|a, b| a.file_name().cmp(&b.file_name()));
+    objects
+}
+
+fn log(site: &Site) -> String {
+    let folders = fs::read_dir(site.state()).unwrap().map(|entry| entry.unwrap().path().join("mount.log"));
+    folders.filter_map(|path| fs::read_to_string(path).ok()).collect()
+}
+
+/// Waits until something is so: the mount looks for snapshots now and then.
+#[track_caller]
+fn within_seconds(what: &str, is_so: impl Fn() -> bool) {
+    let start = Instant::now();
+    while !is_so() {
+        assert!(start.elapsed() < Duration::from_secs(5), "still not: {what}");
+        sleep(Duration::from_millis(20));
+    }
+}
+
+#[test]
+fn snapshots_are_found_by_their_tags() {
+    let site = ready();
+    backup(&site, "home", &["weekly", "before/after"]);
+    site.write("a", "changed");
+    backup(&site, "home", &["weekly"]);
+    backup(&site, "other", &["weekly"]);
+    backup(&site, "other", &[]);
+    let mounted = site.mount(&[]);
+    assert_eq!(names(mounted.path()), ["by-tag", "home", "other"]);
+    let by_tag = mounted.path().join("by-tag");
+    assert_eq!(names(&by_tag), ["before%2Fafter", "weekly"]);
+    let home = names(&mounted.path().join("home"));
+    assert_eq!(names(&by_tag.join("before%2Fafter")), [format!("home-{}", home[0])]);
+    let other = names(&mounted.path().join("other"));
+    let weekly = [format!("home-{}", home[0]), format!("home-{}", home[1]), format!("other-{}", other[0])];
+    assert_eq!(names(&by_tag.join("weekly")), weekly);
+    let link = by_tag.join("weekly").join(&weekly[1]);
+    let target = format!("../../home/{}", home[1]);
+    assert_eq!(fs::read_link(&link).unwrap(), Path::new(&target));
+    let stat = fs::symlink_metadata(&link).unwrap();
+    assert_eq!((stat.is_symlink(), stat.len()), (true, target.len() as u64));
+    assert_eq!(tree(&link.canonicalize().unwrap()), tree(&site.source()));
+    assert_eq!(fs::read_to_string(by_tag.join("before%2Fafter").join(&weekly[0]).join("a")).unwrap(), "one");
+    for absent in ["monthly", "weekly/home", "weekly/home-latest"] {
+        let error = fs::symlink_metadata(by_tag.join(absent)).unwrap_err();
+        assert_eq!(error.kind(), io::ErrorKind::NotFound, "{absent}");
+    }
+}
+
+#[test]
+fn tags_of_new_snapshots_appear_and_those_of_removed_ones_go() {
+    let site = ready();
+    backup(&site, "home", &["first"]);
+    let mounted = site.mount(&[]);
+    let by_tag = mounted.path().join("by-tag");
+    assert_eq!(names(&by_tag), ["first"]);
+    backup(&site, "home", &["second"]);
+    within_seconds("the second tag is there", || names(&by_tag) == ["first", "second"]);
+    fs::remove_file(&objects(&site)[0]).unwrap();
+    within_seconds("the first tag is gone", || names(&by_tag) == ["second"]);
+    assert!(!by_tag.join("first").exists());
+}
+
+#[test]
+fn a_source_called_by_tag_gets_another_name() {
+    let site = ready();
+    backup(&site, "by-tag", &["x"]);
+    let mounted = site.mount(&[]);
+    let names_at_top = names(mounted.path());
+    assert_eq!(names_at_top.len(), 2, "{names_at_top:?}");
+    assert_eq!(names_at_top[0], "by-tag");
+    assert!(names_at_top[1].starts_with("by-tag-"), "{names_at_top:?}");
+    assert_eq!(
+        tree(&mounted.path().join(&names_at_top[1]).join("latest").canonicalize().unwrap()),
+        tree(&site.source())
+    );
+    let links = names(&mounted.path().join("by-tag/x"));
+    assert_eq!(fs::read_to_string(mounted.path().join("by-tag/x").join(&links[0]).join("a")).unwrap(), "one");
+}
+
+#[test]
+fn a_removed_snapshot_vanishes_and_latest_follows() {
+    let site = ready();
+    for tag in ["1", "2", "3"] {
+        backup(&site, "home", &[tag]);
+    }
+    let mounted = site.mount(&[]);
+    let home = mounted.path().join("home");
+    let shown = names(&home);
+    let [first, second, third] = [0, 1, 2].map(|at| home.join(&shown[at]));
+    // The kernel knows all of them, and one is in use.
+    assert!([&first, &second, &third].iter().all(|path| path.join("d/b").exists()));
+    let mut open = File::open(first.join("a")).unwrap();
+    let objects = objects(&site);
+    fs::remove_file(&objects[0]).unwrap();
+    fs::remove_file(&objects[2]).unwrap();
+    within_seconds("two are gone from the list", || names(&home) == [shown[1].clone(), "latest".into()]);
+    within_seconds("they can't be entered", || !first.exists() && !third.join("d/b").exists());
+    assert_eq!(fs::read_link(home.join("latest")).unwrap(), Path::new(&shown[1]));
+    assert_eq!(fs::read_to_string(home.join("latest/d/b")).unwrap(), "two");
+    // Who has a file open may read on.
+    let mut content = String::new();
+    open.read_to_string(&mut content).unwrap();
+    assert_eq!(content, "one");
+    fs::remove_file(&objects[1]).unwrap();
+    within_seconds("a source without snapshots is gone", || names(mounted.path()) == ["by-tag"]);
+    assert_eq!(fs::read_dir(&home).unwrap_err().kind(), io::ErrorKind::NotFound);
+}
+
+#[test]
+fn only_what_is_looked_at_is_opened() {
+    let site = ready();
+    for tag in ["1", "2", "3"] {
+        backup(&site, "home", &[tag]);
+    }
+    let objects = objects(&site);
+    // Whoever opens these comes to know of it.
+    for object in &objects[..2] {
+        fs::write(object, "no snapshot").unwrap();
+    }
+    let mounted = site.mount(&[]);
+    let shown = names(&mounted.path().join("home"));
+    assert_eq!(shown.len(), 4);
+    assert_eq!(names(mounted.path()), ["by-tag", "home"]);
+    assert!(mounted.path().join("by-tag").metadata().unwrap().is_dir());
+    assert_eq!(fs::read_to_string(mounted.path().join("home/latest/a")).unwrap(), "one");
+    assert_eq!(log(&site), "", "nobody looked at the damaged ones");
+    assert_eq!(names(&mounted.path().join("by-tag")), ["3"]);
+    let named = |log: String| {
+        objects.iter().map(|o| log.matches(o.file_name().unwrap().to_str().unwrap()).count()).collect::<Vec<_>>()
+    };
+    let once = named(log(&site));
+    assert!(once[0] > 0 && once[1] > 0 && once[2] == 0, "{}", log(&site));
+    for _ in 0..3 {
+        assert_eq!(names(&mounted.path().join("by-tag")), ["3"]);
+    }
+    assert_eq!(named(log(&site)), once, "each is named once");
+}
+
+#[test]
+fn a_source_whose_name_cannot_be_read_is_shown_by_its_id() {
+    let site = ready();
+    backup(&site, "home", &[]);
+    let object = fs::read_dir(site.repo().join("sources")).unwrap().next().unwrap().unwrap().path();
+    fs::write(&object, "no source").unwrap();
+    let mounted = site.mount(&[]);
+    let id = object.file_name().unwrap().to_str().unwrap();
+    let mut expected = [id, "by-tag"];
+    expected.sort_unstable();
+    assert_eq!(names(mounted.path()), expected);
+    assert_eq!(tree(&mounted.path().join(id).join("latest").canonicalize().unwrap()), tree(&site.source()));
+    sleep(Duration::from_millis(1100));
+    names(mounted.path());
+    assert_eq!(log(&site).lines().count(), 1, "{}", log(&site));
+}
+
+#[test]
+fn thousands_of_snapshots_are_listed_completely_and_in_order() {
+    let site = ready();
+    backup(&site, "home", &[]);
+    let real = objects(&site).remove(0);
+    let folder = real.parent().unwrap();
+    // Their names are all that a listing takes.
+    let times: Vec<_> =
+        (0..3000).map(|n| format!("20200101T{:02}{:02}{:02}Z", n / 3600, n / 60 % 60, n % 60)).collect();
+    for (number, time) in times.iter().enumerate() {
+        File::create(folder.join(format!("{time}-{number:016x}"))).unwrap();
+    }
+    let mounted = site.mount(&[]);
+    let listed: Vec<_> = fs::read_dir(mounted.path().join("home")).unwrap().map(|e| e.unwrap().file_name()).collect();
+    let newest = real.file_name().unwrap().to_str().unwrap()[..16].to_owned();
+    let expected: Vec<_> = times.into_iter().chain([newest, "latest".into()]).map(std::ffi::OsString::from).collect();
+    assert!(listed == expected, "{} names, {} were expected", listed.len(), expected.len());
+    assert_eq!(tree(&mounted.path().join("home/latest").canonicalize().unwrap()), tree(&site.source()));
+    assert_eq!(log(&site), "");
+}
