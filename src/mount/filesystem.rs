@@ -13,13 +13,16 @@
 //! the number.
 
 use std::collections::{BTreeMap, HashMap};
+use std::num::NonZeroUsize;
+use std::os::unix::ffi::OsStringExt;
 use std::path::PathBuf;
-use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::thread;
 use std::time::{Duration, Instant};
 
-use std::os::unix::ffi::OsStringExt;
+use lru::LruCache;
 
+use super::owners::Owners;
 use crate::format::entry::Content;
 use crate::format::id::SourceId;
 use crate::format::name::SnapshotName;
@@ -40,8 +43,16 @@ const RANKS: u64 = 1 << RANK_BITS;
 const LINKED: u64 = 1 << 63;
 /// How long a listing of snapshots is believed.
 const REFRESH: Duration = Duration::from_secs(1);
+/// How long a target may be away before what needs it fails.
+const PATIENCE: Duration = Duration::from_secs(5);
+/// How often is tried whether it is back.
+const RETRY: Duration = Duration::from_millis(100);
 /// What a block of `st_blocks` is.
 const SECTOR: u64 = 512;
+/// Longest name on Linux, and what it says of longer ones that are not there.
+const NAME_MAX: usize = 255;
+/// Files that are kept at hand while they are read.
+const AT_HAND: NonZeroUsize = NonZeroUsize::MIN.saturating_add(15);
 
 /// Why the file system can't answer as hoped.
 #[derive(Debug, thiserror::Error)]
@@ -49,6 +60,12 @@ pub enum Error {
     /// There is no such thing.
     #[error("not there")]
     NotFound,
+    /// There is no such thing, and never will be.
+    #[error("not there")]
+    NeverThere,
+    /// No name is as long.
+    #[error("name too long")]
+    NameTooLong,
     /// It has no entries.
     #[error("not a directory")]
     NotADirectory,
@@ -61,9 +78,9 @@ pub enum Error {
     /// It has no such extended attribute.
     #[error("no such attribute")]
     NoAttribute,
-    /// The handle is not open.
-    #[error("no such handle")]
-    NoHandle,
+    /// It is no file.
+    #[error("not a file")]
+    NotAFile,
     /// It can't be changed.
     #[error("read only")]
     ReadOnly,
@@ -121,8 +138,11 @@ pub struct FileSystem {
     catalogue: Mutex<Catalogue>,
     /// Hard links that the kernel knows: which entry stands for them, and how often it was told.
     links: Mutex<HashMap<Ino, (u64, u64, u64)>>,
-    handles: Mutex<HashMap<u64, Arc<FileReader>>>,
-    next_handle: AtomicU64,
+    /// The files that were read last: a read names its file by number, and finding that is a descent.
+    readers: Mutex<LruCache<Ino, Arc<FileReader>>>,
+    owners: Owners,
+    /// Since when the target has been away.
+    away: Mutex<Option<Instant>>,
     monitor: Box<dyn Monitor>,
     mounted: Timestamp,
     owner: (u32, u32),
@@ -169,17 +189,45 @@ impl FileSystem {
             single,
             catalogue: Mutex::default(),
             links: Mutex::default(),
-            handles: Mutex::default(),
-            next_handle: AtomicU64::new(1),
+            readers: Mutex::new(LruCache::new(AT_HAND)),
+            owners: Owners::default(),
+            away: Mutex::default(),
             monitor,
             mounted: Timestamp { seconds: now.as_second(), nanos: 0 },
             owner,
         }
     }
 
+    /// The same with other owners of what is in snapshots.
+    #[must_use]
+    pub fn with_owners(self, owners: Owners) -> Self {
+        FileSystem { owners, ..self }
+    }
+
+    /// Whether nothing of it ever changes: no snapshot comes or goes.
+    pub fn is_lasting(&self) -> bool {
+        self.single.is_some()
+    }
+
     /// The reader below.
     pub fn reader(&self) -> &Reader {
         &self.reader
+    }
+
+    /// Does `act`, again and again while the target is away, but only for so long: who waits for a disk that is not
+    /// plugged in again should not wait for ever, and after the first who did so in vain nobody waits.
+    pub fn patiently<T>(&self, mut act: impl FnMut() -> Result<T, Error>) -> Result<T, Error> {
+        loop {
+            let result = act();
+            if !matches!(result, Err(Error::Reader(_))) || self.reader.repository().is_there() {
+                *lock(&self.away) = None;
+                return result;
+            }
+            if lock(&self.away).get_or_insert_with(Instant::now).elapsed() > PATIENCE {
+                return result;
+            }
+            thread::sleep(RETRY);
+        }
     }
 
     /// Says that something could not be read, and what it was.
@@ -212,8 +260,11 @@ impl FileSystem {
             }
             Place::Entry(number, listed) => {
                 let directory = listed.directory().ok_or(Error::NotADirectory)?;
-                let found = self.reader.lookup(&directory, name)?.ok_or(Error::NotFound)?;
-                Ok(self.told(number, &found))
+                match self.reader.lookup(&directory, name)? {
+                    Some(found) => Ok(self.told(number, &found)),
+                    None if name.len() > NAME_MAX => Err(Error::NameTooLong),
+                    None => Err(Error::NeverThere),
+                }
             }
             Place::Latest(_) => Err(Error::NotADirectory),
         }
@@ -224,7 +275,7 @@ impl FileSystem {
         match self.place(ino)? {
             Place::Top | Place::Source(_) => Ok(self.folder(ino)),
             Place::Latest(source) => self.latest(&*self.refreshed()?, source),
-            Place::Entry(number, listed) => Ok(attributes_of(self.ino_of(number, &listed), listed.entry())),
+            Place::Entry(number, listed) => Ok(self.attributes_of(number, &listed)),
         }
     }
 
@@ -281,7 +332,7 @@ impl FileSystem {
             }
             for listed in some {
                 from += 1;
-                let attributes = attributes_of(self.ino_of(number, &listed), listed.entry());
+                let attributes = self.attributes_of(number, &listed);
                 let item = Item { name: listed.entry().name.clone(), attributes, next: from };
                 if !take(&item) {
                     return Ok(());
@@ -293,34 +344,29 @@ impl FileSystem {
         }
     }
 
-    /// Opens a file. The handle stays good until it is closed.
-    pub fn open(&self, ino: Ino) -> Result<u64, Error> {
+    /// Reads from a file, as many bytes as there are up to `length`.
+    pub fn read(&self, ino: Ino, offset: u64, length: usize) -> Result<Vec<u8>, Error> {
+        Ok(self.file(ino)?.read(&self.reader, offset, length)?)
+    }
+
+    /// The next data or hole of a file.
+    pub fn seek(&self, ino: Ino, offset: u64, to: Seek) -> Result<u64, Error> {
+        self.file(ino)?.seek(&self.reader, offset, to)?.ok_or(Error::Beyond)
+    }
+
+    fn file(&self, ino: Ino) -> Result<Arc<FileReader>, Error> {
+        if let Some(file) = lock(&self.readers).get(&ino) {
+            return Ok(file.clone());
+        }
         let Place::Entry(_, listed) = self.place(ino)? else { return Err(Error::IsADirectory) };
         match listed.entry().kind {
             Kind::Directory => return Err(Error::IsADirectory),
             Kind::File => {}
-            _ => return Err(Error::NotFound),
+            _ => return Err(Error::NotAFile),
         }
-        let handle = self.next_handle.fetch_add(1, Ordering::Relaxed);
-        lock(&self.handles).insert(handle, Arc::new(FileReader::new(listed)));
-        Ok(handle)
-    }
-
-    /// Reads from an open file.
-    pub fn read(&self, handle: u64, offset: u64, length: usize) -> Result<Vec<u8>, Error> {
-        let file = lock(&self.handles).get(&handle).cloned().ok_or(Error::NoHandle)?;
-        Ok(file.read(&self.reader, offset, length)?)
-    }
-
-    /// The next data or hole of an open file.
-    pub fn seek(&self, handle: u64, offset: u64, to: Seek) -> Result<u64, Error> {
-        let file = lock(&self.handles).get(&handle).cloned().ok_or(Error::NoHandle)?;
-        file.seek(&self.reader, offset, to)?.ok_or(Error::Beyond)
-    }
-
-    /// Closes a file.
-    pub fn close(&self, handle: u64) {
-        lock(&self.handles).remove(&handle);
+        let file = Arc::new(FileReader::new(listed));
+        lock(&self.readers).put(ino, file.clone());
+        Ok(file)
     }
 
     /// Inode flags of a thing, as Linux numbers them.
@@ -369,14 +415,20 @@ impl FileSystem {
         }
     }
 
-    /// Bytes and entries of what is shown, for `df`.
-    pub fn totals(&self) -> (u64, u64) {
-        let open = lock(&self.catalogue);
-        let snapshots = self.single.iter().map(|(snapshot, _)| snapshot).chain(open.open.values());
-        snapshots.fold((0, 0), |(bytes, entries), snapshot| {
-            let statistics = snapshot.statistics;
-            let count = statistics.files.saturating_add(statistics.directories).saturating_add(statistics.others);
-            (bytes.saturating_add(statistics.bytes), entries.saturating_add(count))
+    /// Bytes and entries, for `df`: those of the snapshot that the thing is in, above that those of all snapshots
+    /// that somebody looked at.
+    pub fn totals(&self, ino: Ino) -> (u64, u64) {
+        let within = match (&self.single, self.place(ino)) {
+            (Some((snapshot, _)), _) => Some(snapshot.clone()),
+            (None, Ok(Place::Entry(number, _))) => self.snapshot(number).ok(),
+            (None, _) => None,
+        };
+        if let Some(snapshot) = within {
+            return totals_of(&snapshot);
+        }
+        let catalogue = lock(&self.catalogue);
+        catalogue.open.values().map(|snapshot| totals_of(snapshot)).fold((0, 0), |(bytes, entries), (more, others)| {
+            (bytes.saturating_add(more), entries.saturating_add(others))
         })
     }
 
@@ -427,6 +479,9 @@ impl FileSystem {
             return Ok(catalogue);
         }
         let there = self.reader.snapshots()?;
+        if there.is_empty() && !self.reader.repository().is_there() {
+            return Err(reader::Error::NotFound("the repository is away".into()).into());
+        }
         for name in &there {
             if !catalogue.snapshots.contains(name) && catalogue.snapshots.len() < 1 << 22 {
                 catalogue.snapshots.push(name.clone());
@@ -485,7 +540,29 @@ impl FileSystem {
 
     fn told(&self, number: u64, listed: &Listed) -> Attributes {
         self.tell(number, listed);
-        attributes_of(self.ino_of(number, listed), listed.entry())
+        self.attributes_of(number, listed)
+    }
+
+    fn attributes_of(&self, number: u64, listed: &Listed) -> Attributes {
+        let entry = listed.entry();
+        let (uid, gid) = self.owners.shown(entry.uid, entry.gid);
+        let device = match entry.content {
+            Content::Device(major, minor) => (major, minor),
+            _ => (0, 0),
+        };
+        Attributes {
+            ino: self.ino_of(number, listed),
+            kind: entry.kind,
+            mode: entry.mode,
+            uid,
+            gid,
+            size: entry.size,
+            sectors: stored_bytes(entry).div_ceil(SECTOR),
+            mtime: entry.mtime,
+            nlink: entry.link.map_or(1, |link| link.count.max(1)),
+            device,
+            lasting: true,
+        }
     }
 
     /// Remembers which entry stands for a hard link that the kernel was told of.
@@ -593,30 +670,22 @@ fn send<'n>(
     Ok(())
 }
 
-fn attributes_of(ino: Ino, entry: &Entry) -> Attributes {
-    let stored = match &entry.content {
+/// Bytes and entries of a snapshot.
+fn totals_of(snapshot: &Snapshot) -> (u64, u64) {
+    let statistics = &snapshot.statistics;
+    let entries = statistics.files.saturating_add(statistics.directories).saturating_add(statistics.others);
+    (statistics.bytes, entries)
+}
+
+/// Bytes of a file that are no holes.
+fn stored_bytes(entry: &Entry) -> u64 {
+    match &entry.content {
         Content::Extents { extents, .. } => extents
             .iter()
             .filter(|extent| matches!(extent, Extent::Chunk(_)))
             .fold(0, |sum, extent| sum + extent.length()),
+        Content::Nodes { holes, .. } => entry.size.saturating_sub(*holes),
         Content::Target(_) => 0,
         _ => entry.size,
-    };
-    let device = match entry.content {
-        Content::Device(major, minor) => (major, minor),
-        _ => (0, 0),
-    };
-    Attributes {
-        ino,
-        kind: entry.kind,
-        mode: entry.mode,
-        uid: entry.uid,
-        gid: entry.gid,
-        size: entry.size,
-        sectors: stored.div_ceil(SECTOR),
-        mtime: entry.mtime,
-        nlink: entry.link.map_or(1, |link| link.count.max(1)),
-        device,
-        lasting: true,
     }
 }

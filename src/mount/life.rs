@@ -215,7 +215,7 @@ fn start(filesystem: Arc<FileSystem>, path: &Path, options: &Options) -> io::Res
     let (flags, words) = flags(&options.kernel).map_err(io::Error::other)?;
     let config = config(options, flags, &words);
     if !rustix::process::geteuid().is_root() {
-        return Session::new(Shell { filesystem, shared: options.allow_other }, path, &config);
+        return Session::new(Shell::new(filesystem, options.allow_other), path, &config);
     }
     // Not left to the library, which does not tell the kernel the subtype.
     let device = File::options().read(true).write(true).open("/dev/fuse")?;
@@ -230,8 +230,7 @@ fn start(filesystem: Arc<FileSystem>, path: &Path, options: &Options) -> io::Res
     }
     let data = CString::new(data)?;
     rustix::mount::mount(SUBTYPE, path, format!("fuse.{SUBTYPE}"), flags, data.as_c_str())?;
-    let started =
-        Session::from_fd(Shell { filesystem, shared: options.allow_other }, device.into(), config.acl, config);
+    let started = Session::from_fd(Shell::new(filesystem, options.allow_other), device.into(), config.acl, config);
     if started.is_err() {
         // The reason that is reported is why it did not start.
         let _ = rustix::mount::unmount(path, UnmountFlags::DETACH);

@@ -1,6 +1,7 @@
 //! The mount: a thin FUSE shell over a file system that knows no kernel.
 //!
 //! - [`filesystem`]: the tree that is shown: sources, snapshots, their entries; inode numbers
+//! - [`owners`]: whose the files are
 //! - [`fuse`]: translates the kernel's requests and our answers
 //! - [`errno`]: the one table from errors to numbers
 //! - [`life`]: mounting, unmounting, and what must not be mounted over
@@ -9,6 +10,8 @@ mod errno;
 mod filesystem;
 mod fuse;
 mod life;
+mod owners;
 
 pub use filesystem::{Attributes, Error as FileSystemError, FileSystem, Ino, Item};
 pub use life::{Error, Options, mount, unmount};
+pub use owners::Owners;
