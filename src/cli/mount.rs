@@ -28,7 +28,11 @@ use crate::state::RepositoryState;
 ///
 /// The program goes to the background once the mount answers. From then on, what it has to say about damage goes to
 /// the file mount.log in the repository's state. It ends with brackfs umount, umount, or fusermount3 -u; SIGINT, SIGTERM
-/// and SIGHUP unmount too, and if the mount is in use it goes when nobody uses it any more.
+/// and SIGHUP unmount too, and if the mount is in use it goes when nobody uses it any more; a second signal ends it at
+/// once. A mount whose program was killed is cleaned up by umount, and by a new mount at the same place.
+///
+/// If the repository is away, as on a disk that was unplugged, reads wait up to five seconds for it, and fail after that
+/// (EIO). They work again as soon as it is back.
 ///
 /// The mount point must be an empty directory, and not within the repository. It takes fuse3, and /dev/fuse.
 #[derive(Debug, clap::Args)]

@@ -219,11 +219,19 @@ impl FileSystem {
     pub fn patiently<T>(&self, mut act: impl FnMut() -> Result<T, Error>) -> Result<T, Error> {
         loop {
             let result = act();
-            if !matches!(result, Err(Error::Reader(_))) || self.reader.repository().is_there() {
-                *lock(&self.away) = None;
+            let failed = matches!(result, Err(Error::Reader(_)));
+            if !failed && lock(&self.away).is_none() {
                 return result;
             }
-            if lock(&self.away).get_or_insert_with(Instant::now).elapsed() > PATIENCE {
+            // What is at hand is answered without the target, and says nothing of it.
+            if self.reader.repository().is_there() {
+                match lock(&self.away).take() {
+                    // It came back behind the back of `act`.
+                    Some(_) if failed => continue,
+                    _ => return result,
+                }
+            }
+            if !failed || lock(&self.away).get_or_insert_with(Instant::now).elapsed() > PATIENCE {
                 return result;
             }
             thread::sleep(RETRY);

@@ -5,12 +5,14 @@
 //! - [`fuse`]: translates the kernel's requests and our answers
 //! - [`errno`]: the one table from errors to numbers
 //! - [`life`]: mounting, unmounting, and what must not be mounted over
+//! - [`users`]: who uses a mount
 
 mod errno;
 mod filesystem;
 mod fuse;
 mod life;
 mod owners;
+mod users;
 
 pub use filesystem::{Attributes, Error as FileSystemError, FileSystem, Ino, Item};
 pub use life::{Error, Options, mount, unmount};
