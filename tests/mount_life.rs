@@ -270,6 +270,7 @@ fn a_removed_snapshot_leaves_listings_and_who_is_in_it_goes_on() {
     };
     let name = first.file_name().unwrap().to_owned();
     mounted.until("it is listed no more", |mounted| !names(mounted).contains(&name));
+    mounted.until("its name is gone", |_| fs::metadata(&first).is_err());
     mounted.until("the other one is", |mounted| names(mounted).len() == 2);
     assert!(read_direct(&file, 0, 4 * MIB).unwrap() == bytes, "what is stored is still there");
     assert_eq!(fs::read(mounted.latest().join("new")).unwrap(), b"new");

@@ -42,7 +42,7 @@ const RANKS: u64 = 1 << RANK_BITS;
 /// Set in the number of a file with several names.
 const LINKED: u64 = 1 << 63;
 /// How long a listing of snapshots is believed.
-const REFRESH: Duration = Duration::from_secs(1);
+pub(super) const REFRESH: Duration = Duration::from_secs(1);
 /// How long a target may be away before what needs it fails.
 const PATIENCE: Duration = Duration::from_secs(5);
 /// How often is tried whether it is back.
@@ -207,6 +207,11 @@ impl FileSystem {
     /// Whether nothing of it ever changes: no snapshot comes or goes.
     pub fn is_lasting(&self) -> bool {
         self.single.is_some()
+    }
+
+    /// Whether a thing is in a snapshot, or the top of one.
+    pub fn is_within(&self, ino: Ino) -> bool {
+        self.is_lasting() || ino >> RANK_BITS != 0
     }
 
     /// The reader below.

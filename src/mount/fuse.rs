@@ -13,14 +13,15 @@ use fuser::{
 };
 
 use super::errno::errno;
-use super::filesystem::{Attributes, Error, FileSystem, Item};
+use super::filesystem::{Attributes, Error, FileSystem, Item, REFRESH};
 use crate::format::{Kind, Timestamp};
 use crate::reader::Seek;
 
 /// How long the kernel may believe what never changes.
 const FOR_EVER: Duration = Duration::from_secs(1 << 30);
-/// How long it may believe what new snapshots change.
-const FOR_NOW: Duration = Duration::ZERO;
+/// How long it may believe what new snapshots change: as long as a listing of them is believed here. With nothing
+/// at all it would ask for the first folders of a path each time that the path is used.
+const FOR_NOW: Duration = REFRESH;
 /// Numbers are never given to another thing, so there is one generation of them.
 const GENERATION: Generation = Generation(0);
 /// Places of `.` and `..` in a listing.
@@ -122,7 +123,11 @@ impl Filesystem for Shell {
             Err(error) => Err(error),
         });
         match found {
-            Ok(Some(found)) => reply.entry(&lifetime(&found), &attr(&found), GENERATION),
+            Ok(Some(found)) => {
+                // A snapshot that is there does not change, but it may go.
+                let named = if self.filesystem.is_within(parent.0) { FOR_EVER } else { FOR_NOW };
+                reply.entry_with_ttls(&lifetime(&found), &named, &attr(&found), GENERATION);
+            }
             // Not just an error: that would be asked for again.
             Ok(None) => reply.entry(&FOR_EVER, &NOTHING, GENERATION),
             Err(number) => reply.error(number),

@@ -23,6 +23,8 @@ use super::users::Users;
 
 /// The kernel's name for our mounts is `fuse.` and this.
 const SUBTYPE: &str = "brackfs";
+/// The largest request that the kernel makes is of this many, too.
+const READ_AHEAD_KIB: u32 = 1024;
 
 /// How to mount.
 #[derive(Debug, Clone, Default)]
@@ -129,6 +131,7 @@ pub fn mount(
     let mut signals = Signals::new([SIGINT, SIGTERM, SIGHUP]).map_err(Error::Signals)?;
     let session =
         start(filesystem, &path, options).and_then(Session::spawn).map_err(|source| refused(&path, source, options))?;
+    read_ahead(&path);
     ready(&path);
 
     let told = ended.clone();
@@ -307,15 +310,30 @@ fn refused(path: &Path, source: io::Error, options: &Options) -> Error {
     Error::Refused { path: path.to_owned(), source, hint }
 }
 
+/// Has the kernel read more of a file at once than it offers to a mount by itself. Who is not root can't have it.
+fn read_ahead(path: &Path) {
+    if let Some(device) = device_of(path) {
+        let _ = fs::write(format!("/sys/class/bdi/{device}/read_ahead_kb"), READ_AHEAD_KIB.to_string());
+    }
+}
+
 /// Whether a mount of ours is on `path`.
 fn is_mounted(path: &Path) -> bool {
+    device_of(path).is_some()
+}
+
+/// The number of the mount of ours on `path`, as the kernel writes it.
+fn device_of(path: &Path) -> Option<String> {
     let mounts = fs::read("/proc/self/mountinfo").unwrap_or_default();
-    mounts.split(|byte| *byte == b'\n').any(|line| {
+    let found = mounts.split(|byte| *byte == b'\n').filter_map(|line| {
         let mut fields = line.split(|byte| *byte == b' ');
-        let on = fields.nth(4).map(unescape);
+        let device = fields.nth(2)?;
+        let on = fields.nth(1).map(unescape);
         let kind = fields.skip_while(|field| *field != b"-").nth(1);
-        kind == Some(b"fuse.brackfs") && on.as_deref() == Some(path)
-    })
+        (kind == Some(b"fuse.brackfs") && on.as_deref() == Some(path)).then_some(device)
+    });
+    // The last one is on top.
+    found.last().map(|device| String::from_utf8_lossy(device).into_owned())
 }
 
 /// A path as mountinfo writes it: blanks, tabs, newlines and backslashes in octal.
