@@ -1,7 +1,7 @@
 //! What becomes of a mount when things go: users that stay, a program that is killed, a target that is away, snapshots
 //! that are removed, blocks that fail.
 
-#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::print_stderr)]
 
 mod common;
 

@@ -325,15 +325,15 @@ fn is_mounted(path: &Path) -> bool {
 /// The number of the mount of ours on `path`, as the kernel writes it.
 fn device_of(path: &Path) -> Option<String> {
     let mounts = fs::read("/proc/self/mountinfo").unwrap_or_default();
-    let found = mounts.split(|byte| *byte == b'\n').filter_map(|line| {
+    // The last one is on top.
+    mounts.rsplit(|byte| *byte == b'\n').find_map(|line| {
         let mut fields = line.split(|byte| *byte == b' ');
         let device = fields.nth(2)?;
         let on = fields.nth(1).map(unescape);
         let kind = fields.skip_while(|field| *field != b"-").nth(1);
-        (kind == Some(b"fuse.brackfs") && on.as_deref() == Some(path)).then_some(device)
-    });
-    // The last one is on top.
-    found.last().map(|device| String::from_utf8_lossy(device).into_owned())
+        (kind == Some(b"fuse.brackfs") && on.as_deref() == Some(path))
+            .then(|| String::from_utf8_lossy(device).into_owned())
+    })
 }
 
 /// A path as mountinfo writes it: blanks, tabs, newlines and backslashes in octal.
