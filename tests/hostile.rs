@@ -376,6 +376,7 @@ fn a_node_of_a_million_holes_takes_a_moment() {
         digest: Digest::of(b""),
         depth: 0,
         nodes: vec![NodeRef { covers, node: list.chunk(0) }],
+        holes: 0,
     };
     forger.snapshot_of(&[list], vec![entry("holes", Kind::File, holes, content(holes))]);
     patiently(&forger.site, &["check".into()]).ok();
@@ -386,7 +387,7 @@ fn a_node_of_a_million_holes_takes_a_moment() {
     let mut forger = Forger::new();
     let short = forger.store_node(&[], Items::Extents(vec![Extent::Hole(1); 10]));
     let nodes = vec![NodeRef { covers: 11, node: short.chunk(0) }];
-    let content = Content::Nodes { digest: Digest::of(b""), depth: 0, nodes };
+    let content = Content::Nodes { digest: Digest::of(b""), depth: 0, nodes, holes: 0 };
     forger.snapshot_of(&[short], vec![entry("holes", Kind::File, 11, content)]);
     let (run, out) = forger.restore();
     says(&run.code(1), &["holes", "do not cover 11 bytes"]);
@@ -402,6 +403,7 @@ fn a_file_whose_parts_are_of_another_kind_or_nest_too_deep_is_refused() {
         digest: Digest::of(b""),
         depth,
         nodes: vec![NodeRef { covers: 5, node: stored.chunk(block) }],
+        holes: 0,
     };
     let entries = vec![
         entry("a", Kind::File, 5, nested(1, 0, &leaf)),

@@ -146,6 +146,16 @@ enum Part {
     New(NodeKey, usize),
 }
 
+/// The content of a file, as far as it is stored.
+struct Stretches {
+    /// What stands in no node yet.
+    extents: Vec<(Extent, Option<Stored>)>,
+    /// Nodes of what comes before that, and what they cover.
+    nodes: Vec<(u64, Link)>,
+    /// Bytes of all holes.
+    holes: u64,
+}
+
 impl<'a> Engine<'a> {
     pub(super) fn new(
         session: &'a Session<'a>,
@@ -403,7 +413,7 @@ impl<'a> Engine<'a> {
         let key = self.new_part()?;
         let mut extents: Vec<(Extent, Option<Stored>)> = Vec::new();
         let mut nodes: Vec<(u64, Link)> = Vec::new();
-        let mut lost = false;
+        let (mut holes, mut lost) = (0, false);
         let end = loop {
             let (extent, stored) = match content.next() {
                 Some(FileContent::Chunk(bytes, digest)) => {
@@ -420,7 +430,10 @@ impl<'a> Engine<'a> {
                         continue;
                     }
                 },
-                Some(FileContent::Hole(length)) => (Extent::Hole(length), None),
+                Some(FileContent::Hole(length)) => {
+                    holes += length;
+                    (Extent::Hole(length), None)
+                }
                 Some(FileContent::End(_)) if lost => {
                     break Err("a part of it is not found again; the next backup stores it".into());
                 }
@@ -445,13 +458,13 @@ impl<'a> Engine<'a> {
             Ok(end) if end.put_off => {
                 let so_far = if end.changed { SoFar::Changed } else { SoFar::Fresh };
                 self.catalog.put_off(&put_off(name.clone(), end.changed, so_far))?;
-                self.finish_file(key, name, &path, *end, extents, nodes)
+                self.finish_file(key, name, &path, *end, Stretches { extents, nodes, holes })
             }
             Ok(end) => {
                 self.tally.read_files += 1;
                 self.monitor.progress().file();
                 self.monitor.entry(&path, change(existed));
-                self.finish_file(key, name, &path, *end, extents, nodes)
+                self.finish_file(key, name, &path, *end, Stretches { extents, nodes, holes })
             }
             Err(why) => {
                 self.tally.problems += 1;
@@ -473,8 +486,7 @@ impl<'a> Engine<'a> {
         name: Vec<u8>,
         path: &std::path::Path,
         End { stat, extended, size, digest, changed, doubtful, put_off }: End,
-        extents: Vec<(Extent, Option<Stored>)>,
-        mut nodes: Vec<(u64, Link)>,
+        Stretches { extents, mut nodes, holes }: Stretches,
     ) -> Result<(), Error> {
         let mut links = Vec::new();
         let content = match (nodes.is_empty(), extents.as_slice()) {
@@ -490,7 +502,7 @@ impl<'a> Engine<'a> {
                 let (depth, top) = self.index_extents(nodes, INLINE_EXTENTS)?;
                 let nodes = top.iter().map(|(covers, _)| NodeRef { covers: *covers, node: PLACEHOLDER }).collect();
                 links = top;
-                Content::Nodes { digest, depth, nodes }
+                Content::Nodes { digest, depth, nodes, holes }
             }
         };
         let incomplete = extended.missing.is_some();

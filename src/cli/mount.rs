@@ -10,12 +10,13 @@ use std::process::{Command, ExitCode, Stdio};
 use std::sync::Arc;
 
 use anyhow::{Context, Result};
+use nix::unistd::{Group, User};
 
 use super::common::{Global, READ_OFTEN, ReaderArgs};
 use super::exit::Usage;
 use crate::format::Kind;
 use crate::monitor::Monitor;
-use crate::mount::{FileSystem, Options, mount};
+use crate::mount::{FileSystem, Options, Owners, mount};
 use crate::reader::Selector;
 use crate::state::RepositoryState;
 
@@ -28,7 +29,11 @@ use crate::state::RepositoryState;
 ///
 /// The program goes to the background once the mount answers. From then on, what it has to say about damage goes to
 /// the file mount.log in the repository's state. It ends with brackfs umount, umount, or fusermount3 -u; SIGINT, SIGTERM
-/// and SIGHUP unmount too, and if the mount is in use it goes when nobody uses it any more.
+/// and SIGHUP unmount too, and if the mount is in use it goes when nobody uses it any more; a second signal ends it at
+/// once. A mount whose program was killed is cleaned up by umount, and by a new mount at the same place.
+///
+/// If the repository is away, as on a disk that was unplugged, reads wait up to five seconds for it, and fail after that
+/// (EIO). They work again as soon as it is back.
 ///
 /// The mount point must be an empty directory, and not within the repository. It takes fuse3, and /dev/fuse.
 #[derive(Debug, clap::Args)]
@@ -56,6 +61,20 @@ pub(super) struct Args {
     /// Takes root, or user_allow_other in /etc/fuse.conf.
     #[arg(long)]
     allow_other: bool,
+    /// Show everything as owned by who mounts it
+    ///
+    /// So an ordinary user can read what was backed up as somebody else: of the permissions, those of the owner are
+    /// his. ACLs are left as they were.
+    #[arg(long, conflicts_with_all = ["map_owner", "map_group"])]
+    owner_me: bool,
+    /// Show what belongs to user FROM as belonging to user TO; may be repeated
+    ///
+    /// Each is a number, or a name of this machine. Permissions count for whom is shown. ACLs are left as they were.
+    #[arg(long, value_name = "FROM:TO", value_parser = parse_users)]
+    map_owner: Vec<(u32, u32)>,
+    /// Show what belongs to group FROM as belonging to group TO; may be repeated
+    #[arg(long, value_name = "FROM:TO", value_parser = parse_groups)]
+    map_group: Vec<(u32, u32)>,
     /// Stay in the foreground; Ctrl-C unmounts
     #[arg(short, long)]
     foreground: bool,
@@ -65,6 +84,34 @@ pub(super) struct Args {
     /// The part of the program that stays in the background
     #[arg(long, hide = true)]
     daemon: bool,
+}
+
+impl Args {
+    fn owners(&self) -> Owners {
+        let me = (rustix::process::getuid().as_raw(), rustix::process::getgid().as_raw());
+        Owners {
+            all: self.owner_me.then_some(me),
+            users: self.map_owner.iter().copied().collect(),
+            groups: self.map_group.iter().copied().collect(),
+        }
+    }
+}
+
+fn parse_users(text: &str) -> Result<(u32, u32), String> {
+    parse_pair(text, "user", |name| Some(User::from_name(name).ok()??.uid.as_raw()))
+}
+
+fn parse_groups(text: &str) -> Result<(u32, u32), String> {
+    parse_pair(text, "group", |name| Some(Group::from_name(name).ok()??.gid.as_raw()))
+}
+
+fn parse_pair(text: &str, what: &str, named: impl Fn(&str) -> Option<u32>) -> Result<(u32, u32), String> {
+    let (from, to) = text.split_once(':').ok_or("two are needed, with a colon between")?;
+    let number = |word: &str| {
+        let number = word.parse().ok().or_else(|| named(word));
+        number.ok_or_else(|| format!("this machine knows no {what} {word:?}"))
+    };
+    Ok((number(from)?, number(to)?))
 }
 
 /// What the part in the background says when the mount answers.
@@ -145,6 +192,7 @@ fn stay(args: &Args, global: &Global) -> Result<ExitCode> {
         false => terminal.note(&format!("mounted on {}; Ctrl-C unmounts", path.display())),
     };
     let note = |message: &str| terminal.note(message);
+    let filesystem = filesystem.with_owners(args.owners());
     mount(Arc::new(filesystem), &args.mountpoint, local.as_deref(), &options, ready, note)?;
     Ok(ExitCode::SUCCESS)
 }

@@ -156,6 +156,9 @@ fn translate(repository: OsString, mountpoint: OsString, options: &[Vec<u8>], sl
             "passphrase_file" => environment.push(("BRACKFS_PASSPHRASE_FILE", OsString::from_vec(value()?.to_vec()))),
             "snapshot" => snapshot = Some(OsString::from_vec(value()?.to_vec())),
             "allow_other" => arguments.push("--allow-other".into()),
+            "owner_me" => arguments.push("--owner-me".into()),
+            "map_owner" => arguments.push(joined("--map-owner", value()?)),
+            "map_group" => arguments.push(joined("--map-group", value()?)),
             "remount" => return Err("a mount of brackfs can't be changed; unmount it, and mount it again".into()),
             name if PASSED_ON.contains(&name) => arguments.push(joined("-o", option)),
             _ if MEANINGLESS.contains(&&*text) || MEANINGLESS_PREFIXES.iter().any(|front| text.starts_with(front)) => {}

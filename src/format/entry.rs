@@ -206,6 +206,9 @@ pub enum Content {
         depth: u8,
         /// The nodes in order; what they cover adds up to the file's size.
         nodes: Vec<NodeRef>,
+        /// Bytes of the holes among the extents, so that nobody needs to go through them to know. A writer may leave
+        /// it 0; no reader of content relies on it.
+        holes: u64,
     },
     /// A symbolic link's target.
     Target(Vec<u8>),
@@ -313,6 +316,14 @@ impl Entry {
         }
     }
 
+    /// Bytes of holes of a file whose extents are listed elsewhere.
+    fn holes(&self) -> u64 {
+        match self.content {
+            Content::Nodes { holes, .. } => holes,
+            _ => 0,
+        }
+    }
+
     /// Every reference to a chunk that stands in the entry itself.
     pub fn chunk_refs_mut(&mut self) -> Vec<&mut ChunkRef> {
         match &mut self.content {
@@ -341,7 +352,8 @@ impl Entry {
             + usize::from(self.link.is_some())
             + usize::from(!self.xattrs.is_empty())
             + usize::from(self.flags != 0)
-            + usize::from(self.inode_flags != 0);
+            + usize::from(self.inode_flags != 0)
+            + usize::from(self.holes() != 0);
         w.map(6 + optional);
         w.uint(0).bytes(&self.name);
         w.uint(1).uint(self.kind.code());
@@ -361,7 +373,7 @@ impl Entry {
                 w.uint(8).array(2).bytes(&digest.0).array(extents.len());
                 extents.iter().for_each(|extent| extent.write(w));
             }
-            Content::Nodes { digest, depth, nodes } => {
+            Content::Nodes { digest, depth, nodes, .. } => {
                 w.uint(9).array(3).bytes(&digest.0).uint((*depth).into()).array(nodes.len());
                 nodes.iter().for_each(|node| node.write(w));
             }
@@ -395,6 +407,9 @@ impl Entry {
         if self.inode_flags != 0 {
             w.uint(16).uint(self.inode_flags.into());
         }
+        if self.holes() != 0 {
+            w.uint(17).uint(self.holes());
+        }
     }
 
     /// Reads an entry. `table` is the number of blocks in the node's table; `root` allows the empty name
@@ -424,6 +439,10 @@ impl Entry {
                 14 => xattrs = read_xattrs(r)?,
                 15 => flags = r.uint()?,
                 16 => inode_flags = r.u32()? & Entry::INODE_FLAGS,
+                17 => match (r.uint()?, &mut content) {
+                    (found, Some(Content::Nodes { holes, .. })) if found <= size => *holes = found,
+                    _ => return Err(r.wrong("holes of more than the file, or of no list of nodes")),
+                },
                 _ => return Ok(false),
             }
             Ok(true)
@@ -503,7 +522,7 @@ fn read_content(r: &mut Reader<'_>, key: u64, size: u64, table: usize) -> Result
             };
             let nodes = (0..r.array()?).map(|_| NodeRef::read(r, table)).collect::<Result<Vec<_>, _>>()?;
             check_sum(r, size, nodes.iter().map(|node| node.covers))?;
-            Ok(Content::Nodes { digest, depth, nodes })
+            Ok(Content::Nodes { digest, depth, nodes, holes: 0 })
         }
         10 => match r.bytes()? {
             target if target.is_empty() || target.len() > TARGET_MAX || target.contains(&0) => {

@@ -331,7 +331,12 @@ mod tests {
                 "many",
                 Kind::File,
                 99,
-                Content::Nodes { digest, depth: 1, nodes: vec![NodeRef { covers: 99, node: chunk(0, 0, 5) }] },
+                Content::Nodes {
+                    digest,
+                    depth: 1,
+                    nodes: vec![NodeRef { covers: 99, node: chunk(0, 0, 5) }],
+                    holes: 40,
+                },
             ),
             entry("null", Kind::CharDevice, 0, Content::Device(1, 3)),
             entry("pipe", Kind::Fifo, 0, Content::Empty),

@@ -8,12 +8,12 @@ use super::filesystem::Error;
 /// first for an absence, and the second for a word never to ask again.
 pub(super) fn errno(error: &Error) -> Errno {
     match error {
-        Error::NotFound => Errno::ENOENT,
+        Error::NotFound | Error::NeverThere => Errno::ENOENT,
+        Error::NameTooLong => Errno::ENAMETOOLONG,
         Error::NotADirectory => Errno::ENOTDIR,
         Error::IsADirectory => Errno::EISDIR,
-        Error::NotALink => Errno::EINVAL,
+        Error::NotALink | Error::NotAFile => Errno::EINVAL,
         Error::NoAttribute => Errno::ENODATA,
-        Error::NoHandle => Errno::EBADF,
         Error::ReadOnly => Errno::EROFS,
         Error::Beyond => Errno::ENXIO,
         Error::Reader(_) => Errno::EIO,

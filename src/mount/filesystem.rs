@@ -15,14 +15,17 @@
 //! highest bit below the snapshot's, 16 bits count tags and 23 the links in them.
 
 use std::collections::{HashMap, HashSet};
+use std::num::NonZeroUsize;
+use std::os::unix::ffi::OsStringExt;
 use std::path::PathBuf;
-use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::thread;
 use std::time::{Duration, Instant};
 
-use std::os::unix::ffi::OsStringExt;
+use lru::LruCache;
 
 use super::catalogue::{Catalogue, Folder};
+use super::owners::Owners;
 use super::tags::{self, Tags};
 use crate::format::entry::Content;
 use crate::format::id::SourceId;
@@ -42,15 +45,23 @@ const RANKS: u64 = 1 << RANK_BITS;
 /// Set in the number of a file with several names.
 const LINKED: u64 = 1 << 63;
 /// How long a listing of snapshots is believed.
-const REFRESH: Duration = Duration::from_secs(1);
+pub(super) const REFRESH: Duration = Duration::from_secs(1);
 /// How long it is believed that the tags of a snapshot can't be read.
 const TAGS_RETRY: Duration = Duration::from_secs(30);
 /// The folder of tags; its folders and links have numbers above.
 const BY_TAG: Ino = 1 << (RANK_BITS - 1);
 /// Bits of an inode number that say which snapshot a link in a tag's folder leads to.
 const LINK_BITS: u32 = 23;
+/// How long a target may be away before what needs it fails.
+const PATIENCE: Duration = Duration::from_secs(5);
+/// How often is tried whether it is back.
+const RETRY: Duration = Duration::from_millis(100);
 /// What a block of `st_blocks` is.
 const SECTOR: u64 = 512;
+/// Longest name on Linux, and what it says of longer ones that are not there.
+const NAME_MAX: usize = 255;
+/// Files that are kept at hand while they are read.
+const AT_HAND: NonZeroUsize = NonZeroUsize::MIN.saturating_add(15);
 
 /// Why the file system can't answer as hoped.
 #[derive(Debug, thiserror::Error)]
@@ -58,6 +69,12 @@ pub enum Error {
     /// There is no such thing.
     #[error("not there")]
     NotFound,
+    /// There is no such thing, and never will be.
+    #[error("not there")]
+    NeverThere,
+    /// No name is as long.
+    #[error("name too long")]
+    NameTooLong,
     /// It has no entries.
     #[error("not a directory")]
     NotADirectory,
@@ -70,9 +87,9 @@ pub enum Error {
     /// It has no such extended attribute.
     #[error("no such attribute")]
     NoAttribute,
-    /// The handle is not open.
-    #[error("no such handle")]
-    NoHandle,
+    /// It is no file.
+    #[error("not a file")]
+    NotAFile,
     /// It can't be changed.
     #[error("read only")]
     ReadOnly,
@@ -146,8 +163,11 @@ pub struct FileSystem {
     reported: Mutex<HashSet<String>>,
     /// Hard links that the kernel knows: which entry stands for them, and how often it was told.
     links: Mutex<HashMap<Ino, (u64, u64, u64)>>,
-    handles: Mutex<HashMap<u64, Arc<FileReader>>>,
-    next_handle: AtomicU64,
+    /// The files that were read last: a read names its file by number, and finding that is a descent.
+    readers: Mutex<LruCache<Ino, Arc<FileReader>>>,
+    owners: Owners,
+    /// Since when the target has been away.
+    away: Mutex<Option<Instant>>,
     monitor: Box<dyn Monitor>,
     mounted: Timestamp,
     owner: (u32, u32),
@@ -197,17 +217,58 @@ impl FileSystem {
             tags: Mutex::default(),
             reported: Mutex::default(),
             links: Mutex::default(),
-            handles: Mutex::default(),
-            next_handle: AtomicU64::new(1),
+            readers: Mutex::new(LruCache::new(AT_HAND)),
+            owners: Owners::default(),
+            away: Mutex::default(),
             monitor,
             mounted: Timestamp { seconds: now.as_second(), nanos: 0 },
             owner,
         }
     }
 
+    /// The same with other owners of what is in snapshots.
+    #[must_use]
+    pub fn with_owners(self, owners: Owners) -> Self {
+        FileSystem { owners, ..self }
+    }
+
+    /// Whether nothing of it ever changes: no snapshot comes or goes.
+    pub fn is_lasting(&self) -> bool {
+        self.single.is_some()
+    }
+
+    /// Whether a thing is in a snapshot, or the top of one.
+    pub fn is_within(&self, ino: Ino) -> bool {
+        self.is_lasting() || ino >> RANK_BITS != 0
+    }
+
     /// The reader below.
     pub fn reader(&self) -> &Reader {
         &self.reader
+    }
+
+    /// Does `act`, again and again while the target is away, but only for so long: who waits for a disk that is not
+    /// plugged in again should not wait for ever, and after the first who did so in vain nobody waits.
+    pub fn patiently<T>(&self, mut act: impl FnMut() -> Result<T, Error>) -> Result<T, Error> {
+        loop {
+            let result = act();
+            let failed = matches!(result, Err(Error::Reader(_)));
+            if !failed && lock(&self.away).is_none() {
+                return result;
+            }
+            // What is at hand is answered without the target, and says nothing of it.
+            if self.reader.repository().is_there() {
+                match lock(&self.away).take() {
+                    // It came back behind the back of `act`.
+                    Some(_) if failed => continue,
+                    _ => return result,
+                }
+            }
+            if !failed || lock(&self.away).get_or_insert_with(Instant::now).elapsed() > PATIENCE {
+                return result;
+            }
+            thread::sleep(RETRY);
+        }
     }
 
     /// Says that something could not be read, and what it was.
@@ -250,8 +311,11 @@ impl FileSystem {
             }
             Place::Entry(number, listed) => {
                 let directory = listed.directory().ok_or(Error::NotADirectory)?;
-                let found = self.reader.lookup(&directory, name)?.ok_or(Error::NotFound)?;
-                Ok(self.told(number, &found))
+                match self.reader.lookup(&directory, name)? {
+                    Some(found) => Ok(self.told(number, &found)),
+                    None if name.len() > NAME_MAX => Err(Error::NameTooLong),
+                    None => Err(Error::NeverThere),
+                }
             }
             Place::Latest(_) | Place::Link(..) => Err(Error::NotADirectory),
         }
@@ -274,7 +338,7 @@ impl FileSystem {
             }
             Place::Link(tag, number) => self.link(&*self.refreshed()?, tag, number),
             Place::Entry(number, listed) => {
-                let attributes = attributes_of(self.ino_of(number, &listed), listed.entry());
+                let attributes = self.attributes_of(number, &listed);
                 let is_root = self.single.is_none() && listed.rank == 0;
                 let lasting = if is_root { Lasting::WhileThere } else { Lasting::Always };
                 Ok(Attributes { lasting, ..attributes })
@@ -359,7 +423,7 @@ impl FileSystem {
             }
             for listed in some {
                 from += 1;
-                let attributes = attributes_of(self.ino_of(number, &listed), listed.entry());
+                let attributes = self.attributes_of(number, &listed);
                 let item = Item { name: listed.entry().name.clone(), attributes, next: from };
                 if !take(&item) {
                     return Ok(());
@@ -371,34 +435,35 @@ impl FileSystem {
         }
     }
 
-    /// Opens a file. The handle stays good until it is closed.
-    pub fn open(&self, ino: Ino) -> Result<u64, Error> {
+    /// Hands bytes of a file, as many as there are up to `length`, to `use_bytes`.
+    pub fn read<T>(
+        &self,
+        ino: Ino,
+        offset: u64,
+        length: usize,
+        use_bytes: impl FnOnce(&[u8]) -> T,
+    ) -> Result<T, Error> {
+        Ok(self.file(ino)?.read(&self.reader, offset, length, use_bytes)?)
+    }
+
+    /// The next data or hole of a file.
+    pub fn seek(&self, ino: Ino, offset: u64, to: Seek) -> Result<u64, Error> {
+        self.file(ino)?.seek(&self.reader, offset, to)?.ok_or(Error::Beyond)
+    }
+
+    fn file(&self, ino: Ino) -> Result<Arc<FileReader>, Error> {
+        if let Some(file) = lock(&self.readers).get(&ino) {
+            return Ok(file.clone());
+        }
         let Place::Entry(_, listed) = self.place(ino)? else { return Err(Error::IsADirectory) };
         match listed.entry().kind {
             Kind::Directory => return Err(Error::IsADirectory),
             Kind::File => {}
-            _ => return Err(Error::NotFound),
+            _ => return Err(Error::NotAFile),
         }
-        let handle = self.next_handle.fetch_add(1, Ordering::Relaxed);
-        lock(&self.handles).insert(handle, Arc::new(FileReader::new(listed)));
-        Ok(handle)
-    }
-
-    /// Reads from an open file.
-    pub fn read(&self, handle: u64, offset: u64, length: usize) -> Result<Vec<u8>, Error> {
-        let file = lock(&self.handles).get(&handle).cloned().ok_or(Error::NoHandle)?;
-        Ok(file.read(&self.reader, offset, length, <[u8]>::to_vec)?)
-    }
-
-    /// The next data or hole of an open file.
-    pub fn seek(&self, handle: u64, offset: u64, to: Seek) -> Result<u64, Error> {
-        let file = lock(&self.handles).get(&handle).cloned().ok_or(Error::NoHandle)?;
-        file.seek(&self.reader, offset, to)?.ok_or(Error::Beyond)
-    }
-
-    /// Closes a file.
-    pub fn close(&self, handle: u64) {
-        lock(&self.handles).remove(&handle);
+        let file = Arc::new(FileReader::new(listed));
+        lock(&self.readers).put(ino, file.clone());
+        Ok(file)
     }
 
     /// Inode flags of a thing, as Linux numbers them.
@@ -447,14 +512,20 @@ impl FileSystem {
         }
     }
 
-    /// Bytes and entries of what is shown, for `df`.
-    pub fn totals(&self) -> (u64, u64) {
-        let open = lock(&self.catalogue);
-        let snapshots = self.single.iter().map(|(snapshot, _)| snapshot).chain(open.all_open());
-        snapshots.fold((0, 0), |(bytes, entries), snapshot| {
-            let statistics = snapshot.statistics;
-            let count = statistics.files.saturating_add(statistics.directories).saturating_add(statistics.others);
-            (bytes.saturating_add(statistics.bytes), entries.saturating_add(count))
+    /// Bytes and entries, for `df`: those of the snapshot that the thing is in, above that those of all snapshots
+    /// that somebody looked at.
+    pub fn totals(&self, ino: Ino) -> (u64, u64) {
+        let within = match (&self.single, self.place(ino)) {
+            (Some((snapshot, _)), _) => Some(snapshot.clone()),
+            (None, Ok(Place::Entry(number, _))) => self.snapshot(number).ok(),
+            (None, _) => None,
+        };
+        if let Some(snapshot) = within {
+            return totals_of(&snapshot);
+        }
+        let catalogue = lock(&self.catalogue);
+        catalogue.all_open().map(|snapshot| totals_of(snapshot)).fold((0, 0), |(bytes, entries), (more, others)| {
+            (bytes.saturating_add(more), entries.saturating_add(others))
         })
     }
 
@@ -509,6 +580,9 @@ impl FileSystem {
         let mut listed = lock(&self.listed);
         if listed.is_none_or(|at| at.elapsed() >= REFRESH) {
             let there = self.reader.snapshots()?;
+            if there.is_empty() && !self.reader.repository().is_there() {
+                return Err(reader::Error::NotFound("the repository is away".into()).into());
+            }
             let unnamed = lock(&self.catalogue).unnamed(&there);
             let names = unnamed.into_iter().filter_map(|id| Some((id, self.source_name(id)?))).collect();
             lock(&self.catalogue).update(there, names);
@@ -601,7 +675,29 @@ impl FileSystem {
 
     fn told(&self, number: u64, listed: &Listed) -> Attributes {
         self.tell(number, listed);
-        attributes_of(self.ino_of(number, listed), listed.entry())
+        self.attributes_of(number, listed)
+    }
+
+    fn attributes_of(&self, number: u64, listed: &Listed) -> Attributes {
+        let entry = listed.entry();
+        let (uid, gid) = self.owners.shown(entry.uid, entry.gid);
+        let device = match entry.content {
+            Content::Device(major, minor) => (major, minor),
+            _ => (0, 0),
+        };
+        Attributes {
+            ino: self.ino_of(number, listed),
+            kind: entry.kind,
+            mode: entry.mode,
+            uid,
+            gid,
+            size: entry.size,
+            sectors: stored_bytes(entry).div_ceil(SECTOR),
+            mtime: entry.mtime,
+            nlink: entry.link.map_or(1, |link| link.count.max(1)),
+            device,
+            lasting: Lasting::Always,
+        }
     }
 
     /// Remembers which entry stands for a hard link that the kernel was told of.
@@ -683,30 +779,22 @@ fn send<'n>(items: impl Iterator<Item = (&'n str, u64, Attributes)>, take: &mut 
     }
 }
 
-fn attributes_of(ino: Ino, entry: &Entry) -> Attributes {
-    let stored = match &entry.content {
+/// Bytes and entries of a snapshot.
+fn totals_of(snapshot: &Snapshot) -> (u64, u64) {
+    let statistics = &snapshot.statistics;
+    let entries = statistics.files.saturating_add(statistics.directories).saturating_add(statistics.others);
+    (statistics.bytes, entries)
+}
+
+/// Bytes of a file that are no holes.
+fn stored_bytes(entry: &Entry) -> u64 {
+    match &entry.content {
         Content::Extents { extents, .. } => extents
             .iter()
             .filter(|extent| matches!(extent, Extent::Chunk(_)))
             .fold(0, |sum, extent| sum + extent.length()),
+        Content::Nodes { holes, .. } => entry.size.saturating_sub(*holes),
         Content::Target(_) => 0,
         _ => entry.size,
-    };
-    let device = match entry.content {
-        Content::Device(major, minor) => (major, minor),
-        _ => (0, 0),
-    };
-    Attributes {
-        ino,
-        kind: entry.kind,
-        mode: entry.mode,
-        uid: entry.uid,
-        gid: entry.gid,
-        size: entry.size,
-        sectors: stored.div_ceil(SECTOR),
-        mtime: entry.mtime,
-        nlink: entry.link.map_or(1, |link| link.count.max(1)),
-        device,
-        lasting: Lasting::Always,
     }
 }

@@ -13,7 +13,7 @@ use fuser::{
 };
 
 use super::errno::errno;
-use super::filesystem::{Attributes, Error, FileSystem, Item, Lasting};
+use super::filesystem::{Attributes, Error, FileSystem, Item, Lasting, REFRESH};
 use crate::format::{Kind, Timestamp};
 use crate::reader::Seek;
 
@@ -21,12 +21,31 @@ use crate::reader::Seek;
 const FOR_EVER: Duration = Duration::from_secs(1 << 30);
 /// How long it may believe that a snapshot is there.
 const FOR_A_WHILE: Duration = Duration::from_secs(1);
-/// How long it may believe what new snapshots change.
-const FOR_NOW: Duration = Duration::ZERO;
+/// How long it may believe what new snapshots change: as long as a listing of them is believed here. With nothing
+/// at all it would ask for the first folders of a path each time that the path is used.
+const FOR_NOW: Duration = REFRESH;
 /// Numbers are never given to another thing, so there is one generation of them.
 const GENERATION: Generation = Generation(0);
 /// Places of `.` and `..` in a listing.
 const DOTS: u64 = 2;
+/// What stands for a name that is not there and never will be.
+const NOTHING: FileAttr = FileAttr {
+    ino: INodeNo(0),
+    size: 0,
+    blocks: 0,
+    atime: UNIX_EPOCH,
+    mtime: UNIX_EPOCH,
+    ctime: UNIX_EPOCH,
+    crtime: UNIX_EPOCH,
+    kind: FileType::RegularFile,
+    perm: 0,
+    nlink: 0,
+    uid: 0,
+    gid: 0,
+    rdev: 0,
+    blksize: 0,
+    flags: 0,
+};
 /// What programs should read at once.
 const READ_SIZE: u32 = 128 << 10;
 
@@ -35,17 +54,50 @@ const GET_FLAGS: u32 = 0x8008_6601;
 
 /// The shell over a file system.
 pub(super) struct Shell {
-    pub(super) filesystem: Arc<FileSystem>,
+    filesystem: Arc<FileSystem>,
     /// Others than the one who mounts may look in, so the kernel has to ask for ACLs: of a file that has one,
     /// the mode alone allows a group more than it should.
-    pub(super) shared: bool,
+    shared: bool,
+    /// The kernel opens files without asking.
+    opens_itself: bool,
+    /// The kernel opens directories without asking, and keeps all that it read of them.
+    lists_itself: bool,
 }
 
 impl Shell {
-    /// The number for the kernel, after damage was reported.
-    fn refuse(&self, ino: INodeNo, error: &Error) -> Errno {
-        self.filesystem.report(ino.0, error);
-        errno(error)
+    pub(super) fn new(filesystem: Arc<FileSystem>, shared: bool) -> Self {
+        Shell { filesystem, shared, opens_itself: false, lists_itself: false }
+    }
+
+    /// What `act` says, or the number for the kernel, after damage was reported.
+    fn ask<T>(&self, ino: INodeNo, act: impl FnMut() -> Result<T, Error>) -> Result<T, Errno> {
+        self.filesystem.patiently(act).map_err(|error| {
+            self.filesystem.report(ino.0, &error);
+            errno(&error)
+        })
+    }
+
+    /// Entries from the place that the kernel knows as `offset` on. `take` is never told of one twice.
+    fn list(
+        &self,
+        ino: INodeNo,
+        offset: u64,
+        remembered: bool,
+        take: &mut dyn FnMut(&Item) -> bool,
+    ) -> Result<(), Errno> {
+        let mut taken = false;
+        self.ask(ino, || {
+            let mut take = |item: &Item| {
+                let more = take(item);
+                taken |= more;
+                more
+            };
+            match self.filesystem.list(ino.0, offset.saturating_sub(DOTS), remembered, &mut take) {
+                // What can't be read is asked for again after those that were there.
+                Err(_) if taken => Ok(()),
+                result => result,
+            }
+        })
     }
 }
 
@@ -55,6 +107,10 @@ impl Filesystem for Shell {
         let wanted = InitFlags::FUSE_DO_READDIRPLUS | InitFlags::FUSE_PARALLEL_DIROPS;
         // A kernel that lacks one of them is only slower.
         let _ = config.add_capabilities(wanted & config.capabilities());
+        self.opens_itself = config.capabilities().contains(InitFlags::FUSE_NO_OPEN_SUPPORT);
+        // Only where no listing changes: the kernel would keep those of sources as well.
+        self.lists_itself =
+            self.filesystem.is_lasting() && config.capabilities().contains(InitFlags::FUSE_NO_OPENDIR_SUPPORT);
         if self.shared {
             let lacking = |_| io::Error::new(io::ErrorKind::Unsupported, "this kernel can't respect ACLs of a mount");
             config.add_capabilities(InitFlags::FUSE_POSIX_ACL).map_err(lacking)?;
@@ -63,9 +119,20 @@ impl Filesystem for Shell {
     }
 
     fn lookup(&self, _request: &Request, parent: INodeNo, name: &OsStr, reply: ReplyEntry) {
-        match self.filesystem.lookup(parent.0, name.as_bytes()) {
-            Ok(found) => reply.entry(&lifetime(&found), &attr(&found), GENERATION),
-            Err(error) => reply.error(self.refuse(parent, &error)),
+        let found = self.ask(parent, || match self.filesystem.lookup(parent.0, name.as_bytes()) {
+            Ok(found) => Ok(Some(found)),
+            Err(Error::NeverThere) => Ok(None),
+            Err(error) => Err(error),
+        });
+        match found {
+            Ok(Some(found)) => {
+                // A snapshot that is there does not change, but it may go.
+                let named = if self.filesystem.is_within(parent.0) { FOR_EVER } else { FOR_NOW };
+                reply.entry_with_ttls(&lifetime(&found), &named, &attr(&found), GENERATION);
+            }
+            // Not just an error: that would be asked for again.
+            Ok(None) => reply.entry(&FOR_EVER, &NOTHING, GENERATION),
+            Err(number) => reply.error(number),
         }
     }
 
@@ -74,28 +141,25 @@ impl Filesystem for Shell {
     }
 
     fn getattr(&self, _request: &Request, ino: INodeNo, _handle: Option<FileHandle>, reply: ReplyAttr) {
-        match self.filesystem.attributes(ino.0) {
+        match self.ask(ino, || self.filesystem.attributes(ino.0)) {
             Ok(found) => reply.attr(&lifetime(&found), &attr(&found)),
-            Err(error) => reply.error(self.refuse(ino, &error)),
+            Err(number) => reply.error(number),
         }
     }
 
     fn readlink(&self, _request: &Request, ino: INodeNo, reply: ReplyData) {
-        match self.filesystem.read_link(ino.0) {
+        match self.ask(ino, || self.filesystem.read_link(ino.0)) {
             Ok(target) => reply.data(&target),
-            Err(error) => reply.error(self.refuse(ino, &error)),
+            Err(number) => reply.error(number),
         }
     }
 
-    fn open(&self, _request: &Request, ino: INodeNo, flags: OpenFlags, reply: ReplyOpen) {
-        if flags.acc_mode() != fuser::OpenAccMode::O_RDONLY {
-            return reply.error(errno(&Error::ReadOnly));
-        }
-        match self.filesystem.open(ino.0) {
-            Ok(handle) => {
-                reply.opened(FileHandle(handle), FopenFlags::FOPEN_KEEP_CACHE | FopenFlags::FOPEN_NOFLUSH);
-            }
-            Err(error) => reply.error(self.refuse(ino, &error)),
+    fn open(&self, _request: &Request, _ino: INodeNo, flags: OpenFlags, reply: ReplyOpen) {
+        match flags.acc_mode() == fuser::OpenAccMode::O_RDONLY {
+            // From now on it does so without asking, and files need no handle here.
+            true if self.opens_itself => reply.error(Errno::ENOSYS),
+            true => reply.opened(FileHandle(0), FopenFlags::FOPEN_KEEP_CACHE | FopenFlags::FOPEN_NOFLUSH),
+            false => reply.error(errno(&Error::ReadOnly)),
         }
     }
 
@@ -103,16 +167,23 @@ impl Filesystem for Shell {
         &self,
         _request: &Request,
         ino: INodeNo,
-        handle: FileHandle,
+        _handle: FileHandle,
         offset: u64,
         size: u32,
         _flags: OpenFlags,
         _lock_owner: Option<LockOwner>,
         reply: ReplyData,
     ) {
-        match self.filesystem.read(handle.0, offset, size as usize) {
-            Ok(bytes) => reply.data(&bytes),
-            Err(error) => reply.error(self.refuse(ino, &error)),
+        let mut reply = Some(reply);
+        let read = self.ask(ino, || {
+            self.filesystem.read(ino.0, offset, size as usize, |bytes| {
+                if let Some(reply) = reply.take() {
+                    reply.data(bytes);
+                }
+            })
+        });
+        if let (Err(number), Some(reply)) = (read, reply) {
+            reply.error(number);
         }
     }
 
@@ -120,18 +191,20 @@ impl Filesystem for Shell {
         &self,
         _request: &Request,
         _ino: INodeNo,
-        handle: FileHandle,
+        _handle: FileHandle,
         _flags: OpenFlags,
         _lock_owner: Option<LockOwner>,
         _flush: bool,
         reply: ReplyEmpty,
     ) {
-        self.filesystem.close(handle.0);
         reply.ok();
     }
 
     fn opendir(&self, _request: &Request, ino: INodeNo, _flags: OpenFlags, reply: ReplyOpen) {
-        match self.filesystem.attributes(ino.0) {
+        if self.lists_itself {
+            return reply.error(Errno::ENOSYS);
+        }
+        match self.ask(ino, || self.filesystem.attributes(ino.0)) {
             Ok(found) if found.kind != Kind::Directory => reply.error(errno(&Error::NotADirectory)),
             Ok(found) => {
                 let cached = FopenFlags::FOPEN_CACHE_DIR | FopenFlags::FOPEN_KEEP_CACHE;
@@ -143,7 +216,7 @@ impl Filesystem for Shell {
                     },
                 );
             }
-            Err(error) => reply.error(self.refuse(ino, &error)),
+            Err(number) => reply.error(number),
         }
     }
 
@@ -158,9 +231,9 @@ impl Filesystem for Shell {
             let name = OsStr::from_bytes(&item.name);
             !reply.add(INodeNo(found.ino), item.next + DOTS, file_type(found.kind), name)
         };
-        match self.filesystem.list(ino.0, offset.saturating_sub(DOTS), false, &mut take) {
+        match self.list(ino, offset, false, &mut take) {
             Ok(()) => reply.ok(),
-            Err(error) => reply.error(self.refuse(ino, &error)),
+            Err(number) => reply.error(number),
         }
     }
 
@@ -172,9 +245,9 @@ impl Filesystem for Shell {
         offset: u64,
         mut reply: ReplyDirectoryPlus,
     ) {
-        let itself = match self.filesystem.attributes(ino.0) {
+        let itself = match self.ask(ino, || self.filesystem.attributes(ino.0)) {
             Ok(found) => attr(&found),
-            Err(error) => return reply.error(self.refuse(ino, &error)),
+            Err(number) => return reply.error(number),
         };
         for (at, name) in [(0, "."), (1, "..")] {
             // The kernel takes no attributes from these two.
@@ -187,28 +260,36 @@ impl Filesystem for Shell {
             let (name, life) = (OsStr::from_bytes(&item.name), lifetime(found));
             !reply.add(INodeNo(found.ino), item.next + DOTS, name, &life, &attr(found), GENERATION)
         };
-        match self.filesystem.list(ino.0, offset.saturating_sub(DOTS), true, &mut take) {
+        match self.list(ino, offset, true, &mut take) {
             Ok(()) => reply.ok(),
-            Err(error) => reply.error(self.refuse(ino, &error)),
+            Err(number) => reply.error(number),
         }
     }
 
-    fn statfs(&self, _request: &Request, _ino: INodeNo, reply: ReplyStatfs) {
-        let (bytes, entries) = self.filesystem.totals();
+    fn statfs(&self, _request: &Request, ino: INodeNo, reply: ReplyStatfs) {
+        let (bytes, entries) = self.filesystem.totals(ino.0);
         reply.statfs(bytes.div_ceil(512), 0, 0, entries, 0, 512, 255, 512);
     }
 
-    fn lseek(&self, _request: &Request, ino: INodeNo, handle: FileHandle, offset: i64, whence: i32, reply: ReplyLseek) {
+    fn lseek(
+        &self,
+        _request: &Request,
+        ino: INodeNo,
+        _handle: FileHandle,
+        offset: i64,
+        whence: i32,
+        reply: ReplyLseek,
+    ) {
         let to = match whence {
             libc::SEEK_DATA => Seek::Data,
             libc::SEEK_HOLE => Seek::Hole,
             _ => return reply.error(Errno::EINVAL),
         };
         let Ok(offset) = u64::try_from(offset) else { return reply.error(Errno::ENXIO) };
-        match self.filesystem.seek(handle.0, offset, to).map(i64::try_from) {
+        match self.ask(ino, || self.filesystem.seek(ino.0, offset, to)).map(i64::try_from) {
             Ok(Ok(found)) => reply.offset(found),
             Ok(Err(_)) => reply.error(Errno::EOVERFLOW),
-            Err(error) => reply.error(self.refuse(ino, &error)),
+            Err(number) => reply.error(number),
         }
     }
 
@@ -223,27 +304,27 @@ impl Filesystem for Shell {
         _output_size: u32,
         reply: ReplyIoctl,
     ) {
-        match self.filesystem.inode_flags(ino.0) {
+        match self.ask(ino, || self.filesystem.inode_flags(ino.0)) {
             Ok(flags) if command == GET_FLAGS => reply.ioctl(0, &flags.to_ne_bytes()),
             Ok(_) => reply.error(Errno::ENOTTY),
-            Err(error) => reply.error(self.refuse(ino, &error)),
+            Err(number) => reply.error(number),
         }
     }
 
     fn getxattr(&self, _request: &Request, ino: INodeNo, name: &OsStr, size: u32, reply: ReplyXattr) {
-        match self.filesystem.xattr(ino.0, name.as_bytes()) {
+        match self.ask(ino, || self.filesystem.xattr(ino.0, name.as_bytes())) {
             Ok(value) => sized(reply, &value, size),
-            Err(error) => reply.error(self.refuse(ino, &error)),
+            Err(number) => reply.error(number),
         }
     }
 
     fn listxattr(&self, _request: &Request, ino: INodeNo, size: u32, reply: ReplyXattr) {
-        match self.filesystem.xattr_names(ino.0) {
+        match self.ask(ino, || self.filesystem.xattr_names(ino.0)) {
             Ok(names) => {
                 let list: Vec<u8> = names.into_iter().flat_map(|name| name.into_iter().chain([0])).collect();
                 sized(reply, &list, size);
             }
-            Err(error) => reply.error(self.refuse(ino, &error)),
+            Err(number) => reply.error(number),
         }
     }
 }

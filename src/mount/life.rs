@@ -1,6 +1,7 @@
 //! The life of a mount: from the checks before it to the moment when nobody uses it any more.
 
 use std::ffi::{CString, OsString};
+use std::fmt;
 use std::fs::{self, File};
 use std::io;
 use std::os::fd::AsRawFd;
@@ -18,9 +19,12 @@ use signal_hook::iterator::Signals;
 
 use super::filesystem::FileSystem;
 use super::fuse::Shell;
+use super::users::Users;
 
 /// The kernel's name for our mounts is `fuse.` and this.
 const SUBTYPE: &str = "brackfs";
+/// The largest request that the kernel makes is of this many, too.
+const READ_AHEAD_KIB: u32 = 1024;
 
 /// How to mount.
 #[derive(Debug, Clone, Default)]
@@ -117,6 +121,10 @@ pub fn mount(
     ready: impl FnOnce(&Path),
     note: impl Fn(&str),
 ) -> Result<(), Error> {
+    if let Some(dead) = dead_mount(mountpoint) {
+        note(&format!("the program of the mount on {} is gone; it is unmounted first", dead.display()));
+        unmount_now(&dead, true).map_err(|why| Error::Unmount { path: dead, why: why.to_string() })?;
+    }
     let path = check_mountpoint(mountpoint, repository)?;
     let (ended, end) = mpsc::channel();
     // From here on a signal is kept until it can be served.
@@ -126,6 +134,7 @@ pub fn mount(
     let session = start(filesystem, &path, &source, options)
         .and_then(Session::spawn)
         .map_err(|source| refused(&path, source, options))?;
+    read_ahead(&path);
     ready(&path);
 
     let told = ended.clone();
@@ -146,12 +155,13 @@ pub fn mount(
             Ok(End::Signal) if asked => return Ok(()),
             Ok(End::Signal) => {
                 asked = true;
-                if unmount_now(&path, false).is_err() {
+                if let Err(why) = unmount_now(&path, false) {
                     note(&format!(
-                        "{} is still in use; it is detached now and goes when nobody uses it",
+                        "{} can't be unmounted yet: {why}; it is detached now and goes when nobody uses it",
                         path.display()
                     ));
-                    unmount_now(&path, true).map_err(|why| Error::Unmount { path: path.clone(), why })?;
+                    let failed = |why: Stays| Error::Unmount { path: path.clone(), why: why.to_string() };
+                    unmount_now(&path, true).map_err(failed)?;
                 }
             }
         }
@@ -160,39 +170,69 @@ pub fn mount(
 
 /// Unmounts a mount of ours; `lazy` detaches it even if it is in use.
 pub fn unmount(mountpoint: &Path, lazy: bool) -> Result<(), Error> {
-    // A mount whose daemon is gone can't be looked at, so the path is made absolute by words alone.
-    let absolute = std::path::absolute(mountpoint).unwrap_or_else(|_| mountpoint.to_owned());
-    let path = fs::canonicalize(&absolute).unwrap_or(absolute);
+    let path = match dead_mount(mountpoint) {
+        Some(dead) => dead,
+        None => fs::canonicalize(mountpoint).unwrap_or_else(|_| mountpoint.to_owned()),
+    };
     if !is_mounted(&path) {
         return Err(Error::NotMounted { path });
     }
-    unmount_now(&path, lazy).map_err(|why| Error::Unmount { path, why })
+    unmount_now(&path, lazy).map_err(|why| {
+        let hint = if matches!(why, Stays::InUse(_)) { "; end that, or give --lazy" } else { "" };
+        Error::Unmount { path, why: format!("{why}{hint}") }
+    })
 }
 
-fn unmount_now(path: &Path, lazy: bool) -> Result<(), String> {
+/// Why a mount is still there.
+enum Stays {
+    InUse(Users),
+    Otherwise(String),
+}
+
+impl fmt::Display for Stays {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Stays::InUse(users) => users.fmt(f),
+            Stays::Otherwise(why) => f.write_str(why),
+        }
+    }
+}
+
+fn unmount_now(path: &Path, lazy: bool) -> Result<(), Stays> {
     if rustix::process::geteuid().is_root() {
         let flags = if lazy { UnmountFlags::DETACH } else { UnmountFlags::empty() };
         return rustix::mount::unmount(path, flags | UnmountFlags::NOFOLLOW).map_err(|e| match e {
-            rustix::io::Errno::BUSY => "it is in use; leave it, or give --lazy".to_owned(),
-            other => other.to_string(),
+            rustix::io::Errno::BUSY => Stays::InUse(Users::of(path)),
+            other => Stays::Otherwise(other.to_string()),
         });
     }
     let mut command = Command::new("fusermount3");
     command.arg("-u").args(lazy.then_some("-z")).arg("--").arg(path);
     match command.output() {
         Ok(output) if output.status.success() => Ok(()),
-        Ok(output) => Err(String::from_utf8_lossy(&output.stderr).trim().to_owned()),
-        Err(e) => Err(format!("fusermount3: {e}")),
+        Ok(output) => match String::from_utf8_lossy(&output.stderr).trim() {
+            said if said.contains("busy") => Err(Stays::InUse(Users::of(path))),
+            said => Err(Stays::Otherwise(said.to_owned())),
+        },
+        Err(e) => Err(Stays::Otherwise(format!("fusermount3: {e}"))),
     }
+}
+
+/// The mount of ours at `mountpoint`, if its program was killed: nobody can use it.
+fn dead_mount(mountpoint: &Path) -> Option<PathBuf> {
+    let gone = fs::metadata(mountpoint).is_err_and(|error| error.kind() == io::ErrorKind::NotConnected);
+    // It can't be looked at, so the path is that of its directory and its name.
+    let name = mountpoint.file_name().filter(|_| gone)?;
+    let absolute = std::path::absolute(mountpoint).ok()?;
+    let path = fs::canonicalize(absolute.parent()?).ok()?.join(name);
+    is_mounted(&path).then_some(path)
 }
 
 fn check_mountpoint(mountpoint: &Path, repository: Option<&Path>) -> Result<PathBuf, Error> {
     let refuse = |path: &Path, why: &str| Error::MountPoint { path: path.to_owned(), why: why.to_owned() };
     let path = fs::canonicalize(mountpoint).map_err(|e| match e.kind() {
         io::ErrorKind::NotFound => refuse(mountpoint, "there is no such directory"),
-        io::ErrorKind::NotConnected => {
-            refuse(mountpoint, "a mount whose program is gone is still there; unmount it with brackfs umount")
-        }
+        io::ErrorKind::NotConnected => refuse(mountpoint, "a mount whose program is gone is there; unmount it first"),
         _ => refuse(mountpoint, &e.to_string()),
     })?;
     if !path.is_dir() {
@@ -218,7 +258,7 @@ fn start(filesystem: Arc<FileSystem>, path: &Path, source: &Path, options: &Opti
     let (flags, words) = flags(&options.kernel).map_err(io::Error::other)?;
     let config = config(source, options, flags, &words);
     if !rustix::process::geteuid().is_root() {
-        return Session::new(Shell { filesystem, shared: options.allow_other }, path, &config);
+        return Session::new(Shell::new(filesystem, options.allow_other), path, &config);
     }
     // Not left to the library, which does not tell the kernel the subtype.
     let device = File::options().read(true).write(true).open("/dev/fuse")?;
@@ -234,7 +274,7 @@ fn start(filesystem: Arc<FileSystem>, path: &Path, source: &Path, options: &Opti
     let data = CString::new(data)?;
     rustix::mount::mount(source, path, format!("fuse.{SUBTYPE}"), flags, data.as_c_str())?;
     let started =
-        Session::from_fd(Shell { filesystem, shared: options.allow_other }, device.into(), config.acl, config);
+        Session::from_fd(Shell::new(filesystem, options.allow_other), device.into(), config.acl, config);
     if started.is_err() {
         // The reason that is reported is why it did not start.
         let _ = rustix::mount::unmount(path, UnmountFlags::DETACH);
@@ -276,14 +316,29 @@ fn refused(path: &Path, source: io::Error, options: &Options) -> Error {
     Error::Refused { path: path.to_owned(), source, hint }
 }
 
+/// Has the kernel read more of a file at once than it offers to a mount by itself. Who is not root can't have it.
+fn read_ahead(path: &Path) {
+    if let Some(device) = device_of(path) {
+        let _ = fs::write(format!("/sys/class/bdi/{device}/read_ahead_kb"), READ_AHEAD_KIB.to_string());
+    }
+}
+
 /// Whether a mount of ours is on `path`.
 fn is_mounted(path: &Path) -> bool {
+    device_of(path).is_some()
+}
+
+/// The number of the mount of ours on `path`, as the kernel writes it.
+fn device_of(path: &Path) -> Option<String> {
     let mounts = fs::read("/proc/self/mountinfo").unwrap_or_default();
-    mounts.split(|byte| *byte == b'\n').any(|line| {
+    // The last one is on top.
+    mounts.rsplit(|byte| *byte == b'\n').find_map(|line| {
         let mut fields = line.split(|byte| *byte == b' ');
-        let on = fields.nth(4).map(unescape);
+        let device = fields.nth(2)?;
+        let on = fields.nth(1).map(unescape);
         let kind = fields.skip_while(|field| *field != b"-").nth(1);
-        kind == Some(b"fuse.brackfs") && on.as_deref() == Some(path)
+        (kind == Some(b"fuse.brackfs") && on.as_deref() == Some(path))
+            .then(|| String::from_utf8_lossy(device).into_owned())
     })
 }
 

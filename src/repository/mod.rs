@@ -125,6 +125,11 @@ impl Repository {
         &self.target
     }
 
+    /// Whether the target is there at this moment: a disk can be unplugged, and a network break.
+    pub fn is_there(&self) -> bool {
+        self.target.length(name::DESCRIPTION).is_ok()
+    }
+
     /// The keys that lie in it.
     pub fn keys(&self) -> Keys<'_> {
         Keys::new(&self.target)

@@ -1,0 +1,391 @@
+//! What becomes of a mount when things go: users that stay, a program that is killed, a target that is away, snapshots
+//! that are removed, blocks that fail.
+
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::print_stderr)]
+
+mod common;
+
+use std::fs::{self, File};
+use std::io;
+use std::os::unix::fs::{FileExt, OpenOptionsExt};
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::thread::{self, sleep};
+use std::time::{Duration, Instant};
+
+use common::{Site, is_mounted, noise, run, settle, tree};
+use rustix::fs::OFlags;
+use rustix::io::Errno;
+use rustix::process::{Pid, Signal};
+
+const MIB: usize = 1 << 20;
+/// Longer than a read waits for a target that is away, and some more for a busy machine.
+const BOUND: Duration = Duration::from_secs(20);
+
+/// A mount that stays in the foreground.
+struct Foreground {
+    child: Child,
+    mnt: PathBuf,
+    said: PathBuf,
+}
+
+impl Foreground {
+    fn of(site: &Site, extra: &[&str]) -> Foreground {
+        let (mnt, said) = (site.mnt(), site.path().join("said"));
+        let mut command = site.command(&["mount", "--foreground"]);
+        command.args(extra).arg(&mnt).stderr(File::create(&said).unwrap()).stdout(Stdio::null());
+        let mut mounted = Foreground { child: command.spawn().unwrap(), mnt, said };
+        mounted.until("it is mounted", |mounted| {
+            assert!(mounted.child.try_wait().unwrap().is_none(), "it ended: {}", mounted.said());
+            is_mounted(&mounted.mnt)
+        });
+        mounted
+    }
+
+    fn until(&mut self, what: &str, mut done: impl FnMut(&mut Foreground) -> bool) {
+        let start = Instant::now();
+        while !done(self) {
+            assert!(start.elapsed() < BOUND, "{what}: not yet\n{}", self.said());
+            sleep(Duration::from_millis(10));
+        }
+    }
+
+    fn said(&self) -> String {
+        fs::read_to_string(&self.said).unwrap()
+    }
+
+    fn signal(&self, signal: Signal) {
+        rustix::process::kill_process(Pid::from_child(&self.child), signal).unwrap();
+    }
+
+    fn latest(&self) -> PathBuf {
+        self.mnt.join("source/latest").canonicalize().unwrap()
+    }
+
+    /// Files that the program has open, and the kilobytes that it takes.
+    fn usage(&self) -> (usize, u64) {
+        let process = Path::new("/proc").join(self.child.id().to_string());
+        let status = fs::read_to_string(process.join("status")).unwrap();
+        let memory = status.lines().find_map(|line| line.strip_prefix("VmRSS:")).unwrap();
+        let files = fs::read_dir(process.join("fd")).unwrap().count();
+        (files, memory.trim().trim_end_matches(" kB").parse().unwrap())
+    }
+}
+
+impl Drop for Foreground {
+    fn drop(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+fn ready<C: AsRef<[u8]>>(files: &[(&str, C)]) -> Site {
+    let site = Site::with_files(files);
+    site.init();
+    site.backup(&["--chunk-size", "64KiB"]).ok();
+    site
+}
+
+/// Opens a file so that each read is the program's affair, and none the page cache's.
+fn open_direct(path: &Path) -> io::Result<File> {
+    File::options().read(true).custom_flags(OFlags::DIRECT.bits() as i32).open(path)
+}
+
+fn read_direct(file: &File, at: u64, length: usize) -> io::Result<Vec<u8>> {
+    let mut bytes = vec![0; length];
+    file.read_exact_at(&mut bytes, at)?;
+    Ok(bytes)
+}
+
+/// Somebody who stays in a folder until he is dropped.
+struct Visitor(Child);
+
+impl Visitor {
+    fn of(folder: &Path) -> Visitor {
+        Visitor(Command::new("sleep").arg("1000").current_dir(folder).spawn().unwrap())
+    }
+
+    fn name(&self) -> String {
+        format!("sleep (process {})", self.0.id())
+    }
+}
+
+impl Drop for Visitor {
+    fn drop(&mut self) {
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+    }
+}
+
+#[test]
+fn who_uses_a_mount_is_named() {
+    let site = ready(&[("d/a", "one")]);
+    let mut mounted = Foreground::of(&site, &[]);
+    let visitor = Visitor::of(&mounted.latest().join("d"));
+    let run = site.brackfs(&["umount", site.mnt().to_str().unwrap()]).code(1);
+    assert!(run.stderr.contains(&format!("in use by {}", visitor.name())), "{run}");
+    assert!(run.stderr.contains("--lazy"), "{run}");
+    mounted.signal(Signal::TERM);
+    mounted.until("it is detached", |mounted| !is_mounted(&mounted.mnt));
+    mounted.until("he is named", |mounted| mounted.said().contains(&visitor.name()));
+    assert!(mounted.child.try_wait().unwrap().is_none(), "it serves who is still there");
+    drop(visitor);
+    mounted.until("it ends", |mounted| mounted.child.try_wait().unwrap().is_some_and(|status| status.success()));
+}
+
+#[test]
+fn a_second_signal_ends_it_whoever_uses_it() {
+    let site = ready(&[("a", "one")]);
+    let mut mounted = Foreground::of(&site, &[]);
+    let file = open_direct(&mounted.latest().join("a")).unwrap();
+    mounted.signal(Signal::INT);
+    mounted.until("it is detached", |mounted| !is_mounted(&mounted.mnt));
+    assert_eq!(read_direct(&file, 0, 3).unwrap(), b"one");
+    mounted.signal(Signal::INT);
+    mounted.until("it ends", |mounted| mounted.child.try_wait().unwrap().is_some());
+    assert_eq!(Errno::from_io_error(&read_direct(&file, 0, 3).unwrap_err()), Some(Errno::NOTCONN));
+}
+
+#[test]
+fn a_killed_mount_hangs_nobody_and_is_cleaned_up() {
+    let site = ready(&[("large", noise("large", 8 * MIB)), ("small", b"small".to_vec())]);
+    for again in [false, true, false] {
+        let mut mounted = Foreground::of(&site, &["--cache-size", "1MiB"]);
+        let path = mounted.latest().join("large");
+        let files: Vec<_> = (0..4).map(|_| open_direct(&path).unwrap()).collect();
+        let readers: Vec<_> = files
+            .into_iter()
+            .map(|file| {
+                thread::spawn(move || {
+                    let mut at = 0;
+                    loop {
+                        if let Err(error) = read_direct(&file, at % (7 * MIB as u64), 128 << 10) {
+                            return Errno::from_io_error(&error);
+                        }
+                        at += 128 << 10;
+                    }
+                })
+            })
+            .collect();
+        sleep(Duration::from_millis(100));
+        mounted.child.kill().unwrap();
+        mounted.child.wait().unwrap();
+        mounted.until("readers end", |_| readers.iter().all(thread::JoinHandle::is_finished));
+        for reader in readers {
+            // The one whose request was being served is told that it was broken off.
+            let error = reader.join().unwrap();
+            assert!([Some(Errno::NOTCONN), Some(Errno::CONNABORTED)].contains(&error), "{error:?}");
+        }
+        let gone = fs::metadata(site.mnt()).unwrap_err();
+        assert_eq!(Errno::from_io_error(&gone), Some(Errno::NOTCONN));
+        assert!(is_mounted(&site.mnt()));
+        if again {
+            // A new mount at the same place cleans up by itself.
+            let mounted = site.mount(&[]);
+            assert_eq!(fs::read(mounted.latest().join("small")).unwrap(), b"small");
+        } else {
+            site.brackfs(&["umount", site.mnt().to_str().unwrap()]).ok();
+        }
+        assert!(!is_mounted(&site.mnt()));
+    }
+}
+
+#[test]
+fn a_target_that_is_away_for_a_moment_is_waited_for() {
+    let bytes = noise("large", 4 * MIB);
+    let site = ready(&[("large", &bytes)]);
+    let mounted = Foreground::of(&site, &["--cache-size", "1MiB"]);
+    let file = open_direct(&mounted.latest().join("large")).unwrap();
+    let away = site.path().join("away");
+    fs::rename(site.repo(), &away).unwrap();
+    thread::scope(|threads| {
+        let reader = threads.spawn(|| read_direct(&file, 0, 4 * MIB));
+        let lister = threads.spawn(|| {
+            sleep(Duration::from_millis(1100));
+            fs::read_dir(site.mnt()).map(Iterator::count)
+        });
+        sleep(Duration::from_millis(1500));
+        assert!(!reader.is_finished() && !lister.is_finished(), "they wait");
+        fs::rename(&away, site.repo()).unwrap();
+        assert!(reader.join().unwrap().unwrap() == bytes);
+        assert_eq!(lister.join().unwrap().unwrap(), 1);
+    });
+}
+
+#[test]
+fn a_target_that_stays_away_is_an_error_until_it_is_back() {
+    let bytes = noise("large", 4 * MIB);
+    let site = ready(&[("large", &bytes)]);
+    let mounted = Foreground::of(&site, &["--cache-size", "1MiB"]);
+    let root = mounted.latest();
+    let file = open_direct(&root.join("large")).unwrap();
+    let away = site.path().join("away");
+    for _ in 0..2 {
+        fs::rename(site.repo(), &away).unwrap();
+        let start = Instant::now();
+        let failed = |result: io::Result<()>| {
+            assert_eq!(Errno::from_io_error(&result.unwrap_err()), Some(Errno::IO));
+            assert!(start.elapsed() < BOUND, "{:?}", start.elapsed());
+        };
+        failed(read_direct(&file, 0, 4 * MIB).map(drop));
+        // Who comes now waits no more.
+        let waited = Instant::now();
+        for _ in 0..10 {
+            failed(read_direct(&file, 0, 4 * MIB).map(drop));
+            failed(fs::read_dir(site.mnt()).and_then(|entries| entries.collect::<io::Result<Vec<_>>>()).map(drop));
+        }
+        assert!(waited.elapsed() < Duration::from_secs(5), "{:?}", waited.elapsed());
+        fs::rename(&away, site.repo()).unwrap();
+        assert!(read_direct(&file, 0, 4 * MIB).unwrap() == bytes);
+        assert_eq!(mounted.latest(), root);
+    }
+    assert!(mounted.said().contains("source/"), "the file is named: {}", mounted.said());
+}
+
+/// The objects of all snapshots, oldest first.
+fn snapshot_objects(site: &Site) -> Vec<PathBuf> {
+    let folders = fs::read_dir(site.repo().join("snapshots")).unwrap().map(|entry| entry.unwrap().path());
+    let mut objects: Vec<_> =
+        folders.flat_map(|folder| fs::read_dir(folder).unwrap().map(|e| e.unwrap().path())).collect();
+    objects.sort();
+    objects
+}
+
+#[test]
+fn a_removed_snapshot_leaves_listings_and_who_is_in_it_goes_on() {
+    let bytes = noise("large", 4 * MIB);
+    let site = ready(&[("large", &bytes)]);
+    let mut mounted = Foreground::of(&site, &["--cache-size", "1MiB"]);
+    let first = mounted.latest();
+    let file = open_direct(&first.join("large")).unwrap();
+    assert!(read_direct(&file, 0, MIB).unwrap() == bytes[..MIB]);
+    site.write("new", "new");
+    settle();
+    site.backup(&[]).ok();
+    fs::remove_file(&snapshot_objects(&site)[0]).unwrap();
+    let names = |mounted: &Foreground| {
+        let names = fs::read_dir(mounted.mnt.join("source")).unwrap();
+        names.map(|entry| entry.unwrap().file_name()).collect::<Vec<_>>()
+    };
+    let name = first.file_name().unwrap().to_owned();
+    mounted.until("it is listed no more", |mounted| !names(mounted).contains(&name));
+    mounted.until("its name is gone", |_| fs::metadata(&first).is_err());
+    mounted.until("the other one is", |mounted| names(mounted).len() == 2);
+    assert!(read_direct(&file, 0, 4 * MIB).unwrap() == bytes, "what is stored is still there");
+    assert_eq!(fs::read(mounted.latest().join("new")).unwrap(), b"new");
+    // When all that it needs is gone as well.
+    for pack in packs(&site) {
+        fs::remove_file(pack).unwrap();
+    }
+    assert_eq!(Errno::from_io_error(&read_direct(&file, 0, 4 * MIB).unwrap_err()), Some(Errno::IO));
+    assert!(mounted.child.try_wait().unwrap().is_none());
+}
+
+fn packs(site: &Site) -> Vec<PathBuf> {
+    let folders = fs::read_dir(site.repo().join("packs")).unwrap().map(|entry| entry.unwrap().path());
+    folders.flat_map(|folder| fs::read_dir(folder).unwrap().map(|e| e.unwrap().path())).collect()
+}
+
+#[test]
+fn many_readers_get_right_bytes_or_an_error_whatever_goes_on() {
+    let contents: Vec<_> = (0..40).map(|at| noise(&at.to_string(), at * 20_011 % 700_000)).collect();
+    let files: Vec<_> = contents.iter().enumerate().map(|(at, bytes)| (format!("d{}/f{at}", at % 5), bytes)).collect();
+    let files: Vec<_> = files.iter().map(|(name, bytes)| (name.as_str(), *bytes)).collect();
+    let site = ready(&files);
+    let mut mounted = Foreground::of(&site, &["--cache-size", "2MiB"]);
+    let root = mounted.latest();
+    let (stop, right, failed) = (AtomicBool::new(false), AtomicU64::new(0), AtomicU64::new(0));
+    let read_all = |from: usize| {
+        for (name, bytes) in files.iter().cycle().skip(from).take(files.len()) {
+            if stop.load(Ordering::Relaxed) {
+                return;
+            }
+            let found = open_direct(&root.join(name)).and_then(|file| read_direct(&file, 0, bytes.len()));
+            let count = match found {
+                Ok(found) => {
+                    assert!(found == **bytes, "{name} has other bytes");
+                    &right
+                }
+                Err(error) => {
+                    assert_eq!(Errno::from_io_error(&error), Some(Errno::IO), "{name}: {error}");
+                    &failed
+                }
+            };
+            count.fetch_add(1, Ordering::Relaxed);
+        }
+    };
+    // Once round before it is measured: what is used at all is in use then.
+    read_all(0);
+    let before = mounted.usage();
+    let mut random = common::ordeal::Random::new(1, "readers");
+    thread::scope(|threads| {
+        let readers: Vec<_> = (0..16)
+            .map(|reader| {
+                let (read_all, stop) = (&read_all, &stop);
+                threads.spawn(move || {
+                    while !stop.load(Ordering::Relaxed) {
+                        read_all(reader * 3);
+                    }
+                })
+            })
+            .collect();
+        let all = packs(&site);
+        for round in 0..30 {
+            // A pack is away, or damaged in the middle, for a moment.
+            let pack = &all[random.below(all.len() as u64) as usize];
+            let aside = site.path().join("aside");
+            fs::copy(pack, &aside).unwrap();
+            match round % 2 {
+                0 => fs::remove_file(pack).unwrap(),
+                _ => {
+                    let file = File::options().write(true).open(pack).unwrap();
+                    let middle = file.metadata().unwrap().len() / 2;
+                    file.write_all_at(b"something else", middle).unwrap();
+                }
+            }
+            sleep(Duration::from_millis(30));
+            fs::copy(&aside, pack).unwrap();
+            if round % 10 == 5 {
+                site.write("changing", round.to_string());
+                settle();
+                site.backup(&[]).ok();
+                let objects = snapshot_objects(&site);
+                // The one that is read stays.
+                fs::remove_file(objects.last().unwrap()).unwrap();
+            }
+        }
+        stop.store(true, Ordering::Relaxed);
+        let start = Instant::now();
+        while readers.iter().any(|reader| !reader.is_finished()) {
+            assert!(start.elapsed() < BOUND, "readers hang");
+            sleep(Duration::from_millis(10));
+        }
+    });
+    assert!(right.load(Ordering::Relaxed) > 100, "{right:?} were right, {failed:?} failed");
+    assert!(failed.load(Ordering::Relaxed) > 0, "nothing failed");
+    // All is well again, and nothing was kept.
+    let shown = tree(&root);
+    for (name, bytes) in &files {
+        assert_eq!(shown[Path::new(name)].content, Some(blake3::hash(bytes)), "{name}");
+    }
+    mounted.until("files are closed", |mounted| mounted.usage().0 <= before.0);
+    let after = mounted.usage();
+    assert!(after.1 < before.1 + (40 << 10), "{} KiB became {}", before.1, after.1);
+    assert!(mounted.child.try_wait().unwrap().is_none());
+}
+
+#[test]
+fn the_end_of_the_session_unmounts() {
+    let site = ready(&[("a", "one")]);
+    let mut mounted = Foreground::of(&site, &[]);
+    mounted.signal(Signal::HUP);
+    mounted.until("it ends", |mounted| mounted.child.try_wait().unwrap().is_some_and(|status| status.success()));
+    assert!(!is_mounted(&site.mnt()));
+    // Whoever detaches it behind its back ends it as well.
+    let mut mounted = Foreground::of(&site, &[]);
+    let mut command = Command::new("umount");
+    command.arg(site.mnt());
+    run(command).ok();
+    mounted.until("it ends", |mounted| mounted.child.try_wait().unwrap().is_some_and(|status| status.success()));
+}

@@ -1,0 +1,585 @@
+//! What a mount promises to programs: it answers as a file system of the machine does that is mounted read-only.
+//!
+//! Most tests ask the same of two places and compare: of the source, bound read-only, and of the mount.
+
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::print_stderr)]
+
+mod common;
+
+use std::ffi::CString;
+use std::fs::{self, File};
+use std::mem::MaybeUninit;
+use std::os::unix::ffi::OsStrExt;
+use std::os::unix::fs::{FileExt, MetadataExt, OpenOptionsExt, chown, symlink};
+use std::os::unix::process::CommandExt;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::thread;
+
+use common::{Site, noise, run, set_mode, set_time, settle};
+use rustix::fs::{
+    Access, AtFlags, CWD, FallocateFlags, FileType, Mode, OFlags, RawDir, RenameFlags, SeekFrom, Statx, StatxFlags,
+    Timespec, Timestamps, XattrFlags,
+};
+use rustix::io::Errno;
+use rustix::mount::{MountFlags, MountPropagationFlags};
+
+const MIB: usize = 1 << 20;
+
+/// A site in memory, where every time, owner and attribute can be had.
+fn backed_up(fill: impl FnOnce(&Site)) -> Site {
+    let site = Site::on_tmpfs();
+    fill(&site);
+    settle();
+    site.init();
+    site.backup(&[]).ok();
+    site
+}
+
+/// The source once more, where nobody can change it.
+fn bound_read_only(site: &Site) -> PathBuf {
+    let bound = site.path().join("bound");
+    fs::create_dir(&bound).unwrap();
+    rustix::mount::mount_bind(site.source(), &bound).unwrap();
+    rustix::mount::mount_change(&bound, MountPropagationFlags::PRIVATE).unwrap();
+    rustix::mount::mount_remount(&bound, MountFlags::BIND | MountFlags::RDONLY, c"").unwrap();
+    bound
+}
+
+fn statx(path: &Path) -> Statx {
+    rustix::fs::statx(CWD, path, AtFlags::SYMLINK_NOFOLLOW, StatxFlags::ALL).unwrap()
+}
+
+#[test]
+fn times_are_those_that_were_stored_to_the_nanosecond_and_far_out() {
+    let moments = [
+        ("first second before", -1, 999_999_999),
+        ("one nanosecond before", -1, 1),
+        ("a second before", -1, 0),
+        ("before 1901", -3_000_000_000, 123_456_789),
+        ("before anybody counted", -62_167_219_200, 1),
+        ("epoch", 0, 0),
+        ("last of 32 bits", i64::from(i32::MAX), 999_999_999),
+        ("after 2038", i64::from(i32::MAX) + 1, 0),
+        ("after 2106", i64::from(u32::MAX) + 1, 7),
+        ("after ext4", 20_000_000_000, 999_999_998),
+        ("far out", 1 << 55, 5),
+        ("far back", -(1 << 55), 5),
+    ];
+    let site = backed_up(|site| {
+        for (name, seconds, nanoseconds) in moments {
+            set_time(&site.write(name, name), seconds, nanoseconds);
+        }
+        symlink("nowhere", site.source().join("link")).unwrap();
+        set_time(&site.source().join("link"), -5, 5);
+        set_time(&site.source(), -7, 7);
+    });
+    let mounted = site.mount(&[]);
+    for (name, seconds, nanoseconds) in moments.into_iter().chain([("link", -5, 5), ("", -7, 7)]) {
+        let found = statx(&mounted.latest().join(name));
+        assert_eq!((found.stx_mtime.tv_sec, i64::from(found.stx_mtime.tv_nsec)), (seconds, nanoseconds), "{name}");
+    }
+}
+
+#[test]
+fn modes_owners_and_counts_are_those_of_the_source() {
+    let site = backed_up(|site| {
+        for (at, mode) in [0, 0o1777, 0o2755, 0o4711, 0o6777, 0o7000, 0o640].into_iter().enumerate() {
+            set_mode(&site.write(&format!("file {mode:o}"), "x"), mode);
+            let directory = site.source().join(format!("directory {mode:o}"));
+            fs::create_dir(&directory).unwrap();
+            let (owner, group) = (at as u32 * 1_000_003, u32::MAX - 1 - at as u32);
+            chown(&directory, Some(owner), Some(group)).unwrap();
+            set_mode(&directory, mode);
+        }
+        site.write("linked", "x");
+        for at in 0..50 {
+            fs::hard_link(site.source().join("linked"), site.source().join(format!("link {at}"))).unwrap();
+        }
+        symlink("linked", site.source().join("symlink")).unwrap();
+        // A name of its own, and one that is not in the backup.
+        fs::hard_link(site.write("outside", "x"), site.path().join("elsewhere")).unwrap();
+    });
+    let mounted = site.mount(&[]);
+    for entry in fs::read_dir(site.source()).unwrap() {
+        let name = entry.unwrap().file_name();
+        let (expected, found) = (statx(&site.source().join(&name)), statx(&mounted.latest().join(&name)));
+        let what = |stat: &Statx| (stat.stx_mode, stat.stx_uid, stat.stx_gid);
+        assert_eq!(what(&found), what(&expected), "{name:?}");
+        if !fs::symlink_metadata(site.source().join(&name)).unwrap().is_dir() {
+            assert_eq!((found.stx_nlink, found.stx_size), (expected.stx_nlink, expected.stx_size), "{name:?}");
+        }
+    }
+}
+
+/// Where the holes are is told by tmpfs in pages, so that is what files are made of here.
+fn sparse(path: &Path, size: u64, data: &[(u64, usize)]) {
+    let file = File::create(path).unwrap();
+    file.set_len(size).unwrap();
+    for (at, length) in data {
+        file.write_all_at(&noise(&at.to_string(), *length), *at).unwrap();
+    }
+}
+
+#[test]
+fn blocks_are_counted_as_du_counts_them() {
+    let site = backed_up(|site| {
+        sparse(&site.source().join("hole"), 10 << 20, &[]);
+        sparse(&site.source().join("ends"), 10 << 20, &[(0, 4096), ((10 << 20) - 4096, 4096)]);
+        sparse(&site.source().join("full"), 4096 * 25, &[(0, 4096 * 25)]);
+        // More extents than an entry lists.
+        let many: Vec<_> = (0..3000).map(|at| (at * 16384, 4096)).collect();
+        sparse(&site.source().join("many"), 3000 * 16384, &many);
+        site.write("empty", "");
+    });
+    let mounted = site.mount(&[]);
+    for name in ["hole", "ends", "full", "many", "empty"] {
+        let blocks = |root: &Path| fs::metadata(root.join(name)).unwrap().blocks();
+        assert_eq!(blocks(&mounted.latest()), blocks(&site.source()), "{name}");
+    }
+}
+
+#[test]
+fn attributes_come_in_the_right_sizes() {
+    let large = noise("large", 60_000);
+    let site = backed_up(|site| {
+        let path = site.write("file", "x");
+        for (name, value) in [("user.empty", &b""[..]), ("user.small", b"12345"), ("user.large", &large)] {
+            rustix::fs::setxattr(&path, name, value, XattrFlags::empty()).unwrap();
+        }
+        site.write("bare", "x");
+    });
+    let bound = bound_read_only(&site);
+    let mounted = site.mount(&[]);
+    let sizes = [0, 1, 4, 5, 6, 40, 59_999, 60_000, 65_536];
+    for size in sizes {
+        for (file, name) in [
+            ("file", "user.empty"),
+            ("file", "user.small"),
+            ("file", "user.large"),
+            ("file", "user.missing"),
+            ("file", "trusted.missing"),
+            ("bare", "user.missing"),
+        ] {
+            let ask = |root: &Path| {
+                let mut room = vec![0u8; size];
+                let length = rustix::fs::getxattr(root.join(file), name, room.as_mut_slice())?;
+                room.truncate(length);
+                Ok::<_, Errno>((length, room))
+            };
+            assert_eq!(ask(&mounted.latest()), ask(&bound), "{name} of {file} in {size} bytes");
+        }
+        for file in ["file", "bare"] {
+            let ask = |root: &Path| {
+                let mut room = vec![0u8; size];
+                let length = rustix::fs::listxattr(root.join(file), room.as_mut_slice())?;
+                room.truncate(length);
+                let mut names: Vec<_> = room.split(|byte| *byte == 0).map(<[u8]>::to_vec).collect();
+                names.sort();
+                Ok::<_, Errno>((length, names))
+            };
+            assert_eq!(ask(&mounted.latest()), ask(&bound), "list of {file} in {size} bytes");
+        }
+    }
+}
+
+/// What an operation of a program comes to: nothing but its error.
+type Attempt = fn(&Path) -> Result<(), Errno>;
+
+/// Opens without waiting for whoever is at the other end of a pipe.
+fn open(path: &Path, flags: OFlags) -> Result<(), Errno> {
+    rustix::fs::open(path, flags | OFlags::NONBLOCK, Mode::from_raw_mode(0o644)).map(drop)
+}
+
+fn now() -> Timestamps {
+    let now = Timespec { tv_sec: 0, tv_nsec: rustix::fs::UTIME_NOW };
+    Timestamps { last_access: now, last_modification: now }
+}
+
+fn bind(path: &Path) -> Result<(), Errno> {
+    use rustix::net::{AddressFamily, SocketAddrUnix, SocketType};
+    let socket = rustix::net::socket(AddressFamily::UNIX, SocketType::STREAM, None)?;
+    rustix::net::bind(&socket, &SocketAddrUnix::new(path)?)
+}
+
+/// Everything that a program can try with a path.
+const ATTEMPTS: &[(&str, Attempt)] = &[
+    ("stat", |path| rustix::fs::stat(path).map(drop)),
+    ("lstat", |path| rustix::fs::lstat(path).map(drop)),
+    ("readlink", |path| rustix::fs::readlink(path, Vec::new()).map(drop)),
+    ("access to read", |path| rustix::fs::access(path, Access::READ_OK)),
+    ("access to write", |path| rustix::fs::access(path, Access::WRITE_OK)),
+    ("access to execute", |path| rustix::fs::access(path, Access::EXEC_OK)),
+    ("open", |path| open(path, OFlags::RDONLY)),
+    ("open a directory", |path| open(path, OFlags::RDONLY | OFlags::DIRECTORY)),
+    ("open no link", |path| open(path, OFlags::RDONLY | OFlags::NOFOLLOW)),
+    ("open to write", |path| open(path, OFlags::WRONLY)),
+    ("open to read and write", |path| open(path, OFlags::RDWR)),
+    ("open to append", |path| open(path, OFlags::WRONLY | OFlags::APPEND)),
+    ("open and truncate", |path| open(path, OFlags::WRONLY | OFlags::TRUNC)),
+    ("open to read and truncate", |path| open(path, OFlags::RDONLY | OFlags::TRUNC)),
+    ("create", |path| open(path, OFlags::WRONLY | OFlags::CREATE)),
+    ("create to read", |path| open(path, OFlags::RDONLY | OFlags::CREATE)),
+    ("create anew", |path| open(path, OFlags::WRONLY | OFlags::CREATE | OFlags::EXCL)),
+    ("a file without a name", |path| open(path, OFlags::WRONLY | OFlags::TMPFILE)),
+    ("mkdir", |path| rustix::fs::mkdir(path, Mode::from_raw_mode(0o755))),
+    ("mkfifo", |path| rustix::fs::mknodat(CWD, path, FileType::Fifo, Mode::from_raw_mode(0o644), 0)),
+    ("mknod of a file", |path| rustix::fs::mknodat(CWD, path, FileType::RegularFile, Mode::from_raw_mode(0o644), 0)),
+    ("mknod of a device", |path| {
+        let number = rustix::fs::makedev(1, 3);
+        rustix::fs::mknodat(CWD, path, FileType::CharacterDevice, Mode::from_raw_mode(0o644), number)
+    }),
+    ("bind", bind),
+    ("symlink", |path| rustix::fs::symlink("target", path)),
+    ("link to it", |path| rustix::fs::link(path, path.with_file_name("new link"))),
+    ("link from it", |path| rustix::fs::link(path.with_file_name("file"), path)),
+    ("rename it", |path| rustix::fs::rename(path, path.with_file_name("new name"))),
+    ("rename to it", |path| rustix::fs::rename(path.with_file_name("file"), path)),
+    ("exchange", |path| rustix::fs::renameat_with(CWD, path, CWD, path.with_file_name("file"), RenameFlags::EXCHANGE)),
+    ("unlink", |path| rustix::fs::unlink(path)),
+    ("rmdir", |path| rustix::fs::rmdir(path)),
+    ("chmod", |path| rustix::fs::chmod(path, Mode::from_raw_mode(0o600))),
+    ("chown", |path| rustix::fs::chown(path, Some(rustix::fs::Uid::from_raw(1)), Some(rustix::fs::Gid::from_raw(1)))),
+    ("lchown", |path| {
+        rustix::fs::chownat(CWD, path, Some(rustix::fs::Uid::from_raw(1)), None, AtFlags::SYMLINK_NOFOLLOW)
+    }),
+    ("truncate", |path| {
+        let path = CString::new(path.as_os_str().as_bytes()).unwrap();
+        nix::unistd::truncate(path.as_c_str(), 0).map_err(|e| Errno::from_raw_os_error(e as i32))
+    }),
+    ("utimensat", |path| rustix::fs::utimensat(CWD, path, &now(), AtFlags::empty())),
+    ("utimensat of a link", |path| rustix::fs::utimensat(CWD, path, &now(), AtFlags::SYMLINK_NOFOLLOW)),
+    ("setxattr", |path| rustix::fs::setxattr(path, "user.new", b"x", XattrFlags::empty())),
+    ("lsetxattr", |path| rustix::fs::lsetxattr(path, "trusted.new", b"x", XattrFlags::empty())),
+    ("removexattr", |path| rustix::fs::removexattr(path, "user.some")),
+    ("removexattr of none", |path| rustix::fs::removexattr(path, "user.missing")),
+    ("ftruncate", |path| rustix::fs::ftruncate(descriptor(path)?, 0)),
+    ("fallocate", |path| rustix::fs::fallocate(descriptor(path)?, FallocateFlags::empty(), 0, 100)),
+    ("write", |path| rustix::io::write(descriptor(path)?, b"x").map(drop)),
+    ("fchmod", |path| rustix::fs::fchmod(descriptor(path)?, Mode::from_raw_mode(0o600))),
+    ("fchown", |path| rustix::fs::fchown(descriptor(path)?, Some(rustix::fs::Uid::from_raw(1)), None)),
+    ("futimens", |path| rustix::fs::futimens(descriptor(path)?, &now())),
+    ("fsetxattr", |path| rustix::fs::fsetxattr(descriptor(path)?, "user.new", b"x", XattrFlags::empty())),
+    ("fsync", |path| rustix::fs::fsync(descriptor(path)?)),
+    ("read", |path| rustix::io::read(descriptor(path)?, &mut [0; 10]).map(drop)),
+    ("chdir and back", |path| {
+        // Others run in this process, so it is a child's directory.
+        let mut child = Command::new("true");
+        child.current_dir(path);
+        child.status().map(drop).map_err(|e| Errno::from_io_error(&e).unwrap())
+    }),
+    ("execute", |path| {
+        let error = Command::new(path).status().map(drop);
+        error.map_err(|e| Errno::from_io_error(&e).unwrap())
+    }),
+];
+
+fn descriptor(path: &Path) -> Result<rustix::fd::OwnedFd, Errno> {
+    rustix::fs::open(path, OFlags::RDONLY | OFlags::NONBLOCK, Mode::empty())
+}
+
+#[test]
+fn every_operation_ends_as_on_another_file_system_that_is_read_only() {
+    let long = "n".repeat(255);
+    let site = backed_up(|site| {
+        let file = site.write("file", "content");
+        set_mode(&file, 0o644);
+        rustix::fs::setxattr(&file, "user.some", b"x", XattrFlags::empty()).unwrap();
+        set_mode(&site.write("script", "#!/bin/sh\nexit 0\n"), 0o755);
+        site.write("empty", "");
+        site.write("directory/below", "x");
+        // `link from it` and others look for a neighbour of this name.
+        site.write("directory/file", "x");
+        fs::create_dir(site.source().join("hollow")).unwrap();
+        site.write(&long, "a name as long as names may be");
+        let below = site.source();
+        symlink("file", below.join("link")).unwrap();
+        symlink("directory", below.join("directory link")).unwrap();
+        symlink("missing", below.join("dangling")).unwrap();
+        symlink("round", below.join("round")).unwrap();
+        symlink("turn", below.join("return")).unwrap();
+        symlink("return", below.join("turn")).unwrap();
+        let mode = Mode::from_raw_mode(0o644);
+        rustix::fs::mknodat(CWD, below.join("fifo"), FileType::Fifo, mode, 0).unwrap();
+        rustix::fs::mknodat(CWD, below.join("socket"), FileType::Socket, mode, 0).unwrap();
+    });
+    let bound = bound_read_only(&site);
+    let mounted = site.mount(&[]);
+    let mut paths: Vec<String> = [
+        "file",
+        "script",
+        "empty",
+        "directory",
+        "hollow",
+        "link",
+        "directory link",
+        "dangling",
+        "round",
+        "return",
+        "fifo",
+        "socket",
+        "missing",
+        "missing/below",
+        "file/below",
+        "file/",
+        "directory/",
+        "hollow/",
+        "directory/file",
+        "directory/missing",
+        "directory link/",
+        "directory link/file",
+        "dangling/",
+        "round/below",
+        "empty/.",
+        "link/",
+        "directory/..",
+        "directory/.",
+        "file/..",
+        "fifo/below",
+    ]
+    .map(str::to_owned)
+    .into();
+    paths.push(long);
+    paths.push("n".repeat(256));
+    paths.push(format!("directory/{}", "n".repeat(256)));
+    paths.push(format!("{}/below", "n".repeat(256)));
+    paths.push("n".repeat(1025));
+    paths.push("directory/../".repeat(400));
+    let mut differences = Vec::new();
+    let mut read_only = 0;
+    for path in &paths {
+        for (name, attempt) in ATTEMPTS {
+            let (expected, found) = (attempt(&bound.join(path)), attempt(&mounted.latest().join(path)));
+            read_only += usize::from(expected == Err(Errno::ROFS));
+            if found != expected {
+                let start: String = path.chars().take(30).collect();
+                differences.push(format!("{name} {start:?}: {found:?}, elsewhere {expected:?}"));
+            }
+        }
+    }
+    // The comparison means something only if the other place refuses as well.
+    assert!(read_only > 400, "{read_only}");
+    assert!(differences.is_empty(), "{}", differences.join("\n"));
+}
+
+#[test]
+fn names_that_are_not_there_are_not_there_at_the_second_look_either() {
+    let site = backed_up(|site| drop(site.write("directory/there", "x")));
+    let mounted = site.mount(&[]);
+    for _ in 0..3 {
+        for name in ["missing", "directory/missing", "directory/there "] {
+            assert_eq!(rustix::fs::stat(mounted.latest().join(name)).unwrap_err(), Errno::NOENT, "{name}");
+        }
+        assert!(mounted.latest().join("directory/there").exists());
+    }
+}
+
+#[test]
+fn owners_are_mapped_when_asked() {
+    let site = backed_up(|site| {
+        for (name, owner, group) in [("root", 0, 0), ("daemon", 1, 1), ("other", 4711, 4712)] {
+            let path = site.write(name, "secret");
+            chown(&path, Some(owner), Some(group)).unwrap();
+            set_mode(&path, 0o400);
+        }
+    });
+    let owners = |mounted: &common::Mounted| {
+        ["root", "daemon", "other"].map(|name| {
+            let stat = fs::metadata(mounted.latest().join(name)).unwrap();
+            (stat.uid(), stat.gid())
+        })
+    };
+    let read = |mounted: &common::Mounted, name: &str, user: u32| {
+        let mut command = Command::new("cat");
+        command.arg(mounted.latest().join(name)).uid(user).gid(user);
+        run(command).code == 0
+    };
+    let mounted = site.mount(&[]);
+    assert_eq!(owners(&mounted), [(0, 0), (1, 1), (4711, 4712)]);
+    drop(mounted);
+    let mounted = site.mount(&["--owner-me"]);
+    assert_eq!(owners(&mounted), [(0, 0); 3]);
+    drop(mounted);
+    let mapped = ["--allow-other", "--map-owner=4711:65534", "--map-owner=daemon:2", "--map-group=4712:daemon"];
+    let mounted = site.mount(&mapped);
+    assert_eq!(owners(&mounted), [(0, 0), (2, 1), (65534, 1)]);
+    assert!(read(&mounted, "other", 65534), "his now");
+    assert!(!read(&mounted, "daemon", 65534) && !read(&mounted, "root", 65534));
+    drop(mounted);
+    for wrong in ["--map-owner=1", "--map-owner=nobody-here:1", "--map-group=1:", "--map-owner=-1:2"] {
+        site.brackfs(&["mount", wrong, site.mnt().to_str().unwrap()]).code(2);
+    }
+    site.brackfs(&["mount", "--owner-me", "--map-owner=1:2", site.mnt().to_str().unwrap()]).code(2);
+}
+
+#[test]
+fn df_shows_what_the_snapshot_holds() {
+    let site = backed_up(|site| {
+        site.write("d/a", noise("a", 3 * MIB));
+        sparse(&site.source().join("sparse"), 7 << 20, &[]);
+    });
+    site.write("d/more", noise("more", 5 * MIB));
+    settle();
+    site.backup(&[]).ok();
+    let all = site.mount(&[]);
+    let mut snapshots: Vec<_> = fs::read_dir(all.path().join("source")).unwrap().map(|e| e.unwrap().path()).collect();
+    snapshots.sort();
+    let found = |path: &Path| {
+        let stat = rustix::fs::statvfs(path).unwrap();
+        assert_eq!((stat.f_bfree, stat.f_bavail, stat.f_ffree, stat.f_namemax), (0, 0, 0, 255));
+        (stat.f_blocks * stat.f_frsize, stat.f_files)
+    };
+    let (older, newer) = ((10 << 20, 4), (15 << 20, 5));
+    assert_eq!(found(&snapshots[0].join("d")), older);
+    assert_eq!(found(&snapshots[1].join("d/more")), newer);
+    drop(all);
+    let one = site.mount(&["latest"]);
+    assert_eq!(found(one.path()), newer);
+}
+
+/// Names and places of a directory, asked for in answers of so many bytes.
+fn listed(directory: &File, room: usize) -> Vec<(Vec<u8>, u64)> {
+    let mut room = vec![MaybeUninit::uninit(); room];
+    let mut entries = RawDir::new(directory, &mut room);
+    let mut found = Vec::new();
+    while let Some(entry) = entries.next() {
+        let entry = entry.unwrap();
+        found.push((entry.file_name().to_bytes().to_vec(), entry.next_entry_cookie()));
+    }
+    found
+}
+
+#[test]
+fn a_directory_of_many_entries_is_read_from_any_place_and_by_many() {
+    let count = if common::ordeal::is_long() { 1_000_000 } else { 100_000 };
+    let site = Site::on_tmpfs();
+    let many = site.source().join("many");
+    fs::create_dir(&many).unwrap();
+    // Links to a few files: as many entries, and less to do.
+    for at in 0..count {
+        let name = |at: usize| many.join(format!("{}{at}", "long ".repeat(at % 7)));
+        match at % 1000 {
+            0 => drop(File::create(name(at)).unwrap()),
+            _ => fs::hard_link(name(at - at % 1000), name(at)).unwrap(),
+        }
+    }
+    settle();
+    site.brackfs(&["init".as_ref(), site.repo().as_os_str(), "--no-encryption".as_ref()]).ok();
+    site.backup(&[]).ok();
+    let mounted = site.mount(&[]);
+    let path = mounted.latest().join("many");
+    let mut expected: Vec<_> = fs::read_dir(&many).unwrap().map(|e| e.unwrap().file_name()).collect();
+    expected.sort();
+    thread::scope(|threads| {
+        // At the same time, and before the kernel has any of it.
+        for room in [300, 4096, 32_768, 1 << 20] {
+            let (path, expected) = (&path, &expected);
+            threads.spawn(move || {
+                let found = listed(&File::open(path).unwrap(), room);
+                let names = found.iter().map(|(name, _)| name).filter(|name| !name.starts_with(b"."));
+                assert!(names.eq(expected.iter().map(|name| name.as_bytes())), "{room} bytes at once");
+            });
+        }
+    });
+    let directory = File::open(&path).unwrap();
+    let all = listed(&directory, 1 << 16);
+    assert_eq!(all.len(), count + 2);
+    // From places all over, back and forth.
+    for step in 0..200 {
+        let from = step * 7_919_231 % all.len();
+        rustix::fs::seek(&directory, SeekFrom::Start(all[from].1)).unwrap();
+        let mut room = [MaybeUninit::uninit(); 1000];
+        let mut entries = RawDir::new(&directory, &mut room);
+        for expected in all[from + 1..].iter().take(20) {
+            let entry = entries.next().unwrap().unwrap();
+            assert_eq!((entry.file_name().to_bytes(), entry.next_entry_cookie()), (&*expected.0, expected.1));
+        }
+        if from + 20 > all.len() {
+            assert!(entries.next().is_none());
+        }
+    }
+    rustix::fs::seek(&directory, SeekFrom::Start(0)).unwrap();
+    assert!(listed(&directory, 5000) == all, "rewound");
+}
+
+#[test]
+fn programs_run_from_the_mount_and_set_no_id() {
+    let site = backed_up(|site| {
+        let program = site.source().join("id");
+        fs::copy("/usr/bin/id", &program).unwrap();
+        chown(&program, Some(1), Some(1)).unwrap();
+        set_mode(&program, 0o6755);
+    });
+    let user = |program: PathBuf| {
+        let mut command = Command::new(program);
+        command.args(["-u"]);
+        run(command).ok().stdout
+    };
+    let mounted = site.mount(&[]);
+    assert_eq!(user(site.source().join("id")), "1\n", "it works where it may");
+    assert_eq!(user(mounted.latest().join("id")), "0\n");
+    drop(mounted);
+    let mounted = site.mount(&["-o", "noexec"]);
+    let refused = Command::new(mounted.latest().join("id")).status().unwrap_err();
+    assert_eq!(Errno::from_io_error(&refused), Some(Errno::ACCESS));
+}
+
+#[test]
+fn reads_past_the_page_cache_and_mappings_give_the_same_bytes() {
+    let bytes = noise("direct", 3 * MIB + 123);
+    let site = backed_up(|site| {
+        site.write("file", &bytes);
+        site.write("empty", "");
+    });
+    let mounted = site.mount(&[]);
+    let path = mounted.latest().join("file");
+    for flags in [OFlags::DIRECT, OFlags::empty()] {
+        let file = File::options().read(true).custom_flags(flags.bits() as i32).open(&path).unwrap();
+        for (at, length) in [(0, 4096), (MIB, 2 * MIB), (3 * MIB, 4096), (4096 * 7, 512)] {
+            let mut room = vec![0; length];
+            let found = file.read_at(&mut room, at as u64).unwrap();
+            assert_eq!(found, length.min(bytes.len() - at));
+            assert!(room[..found] == bytes[at..at + found], "{length} bytes at {at}");
+        }
+        assert_eq!(file.read_at(&mut [0; 512], 4 << 20).unwrap(), 0);
+    }
+    // Python can map a file without `unsafe`.
+    let script = "
+import mmap, os, sys
+wanted = open(sys.argv[1], 'rb').read()
+fd = os.open(sys.argv[2], os.O_RDONLY)
+for flags in [mmap.MAP_SHARED, mmap.MAP_PRIVATE]:
+    assert mmap.mmap(fd, 0, flags, mmap.PROT_READ)[:] == wanted
+try:
+    mmap.mmap(fd, 0, mmap.MAP_SHARED, mmap.PROT_READ | mmap.PROT_WRITE)
+    raise SystemExit('mapped to write')
+except PermissionError:
+    pass
+mine = mmap.mmap(fd, 0, mmap.MAP_PRIVATE, mmap.PROT_READ | mmap.PROT_WRITE)
+mine[:5] = b'other'
+assert mine[5:] == wanted[5:] and os.pread(fd, 5, 0) == wanted[:5]
+";
+    let mut command = Command::new("python3");
+    command.args(["-c", script]).arg(site.source().join("file")).arg(&path);
+    run(command).ok();
+}
+
+#[test]
+fn holes_are_found_from_anywhere_as_in_the_source() {
+    let site = backed_up(|site| {
+        sparse(&site.source().join("hole"), 1 << 20, &[]);
+        sparse(&site.source().join("full"), 64 << 10, &[(0, 64 << 10)]);
+        sparse(&site.source().join("mixed"), 1 << 20, &[(8192, 4096), (128 << 10, 12_288), ((1 << 20) - 4096, 4096)]);
+        site.write("empty", "");
+        site.write("small", "x");
+    });
+    let mounted = site.mount(&[]);
+    for name in ["hole", "full", "mixed", "empty", "small"] {
+        let [source, found] = [site.source(), mounted.latest()].map(|root| File::open(root.join(name)).unwrap());
+        for at in (0..=(1 << 20)).step_by(4096).chain([1, 8191, 8193, 12_287, (1 << 20) + 1, 1 << 40]) {
+            for to in [SeekFrom::Data, SeekFrom::Hole] {
+                assert_eq!(rustix::fs::seek(&found, to(at)), rustix::fs::seek(&source, to(at)), "{name} from {at}");
+            }
+        }
+    }
+}
