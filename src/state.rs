@@ -6,6 +6,7 @@
 //! <state>/<repository id>/catalog.sqlite.old   the one before, if it was built anew
 //! <state>/<repository id>/lock             held while a run writes; the kernel frees it with the process
 //! <state>/<repository id>/signers          fingerprints of host keys that a reader believes
+//! <state>/<repository id>/session-keys     session keys that gpg found out for a reader, sealed to the owner
 //! ```
 
 use std::fs::{self, DirBuilder, File, OpenOptions};
@@ -18,7 +19,7 @@ use std::time::{Duration, Instant};
 
 use rustix::fs::FlockOperation;
 
-use crate::crypt::Fingerprint;
+use crate::crypt::{Fingerprint, KeyStore};
 use crate::format::RepositoryId;
 
 /// Something that failed in the state directory.
@@ -219,6 +220,40 @@ impl RepositoryState {
         write().map_err(|source| self.failed("write", &path, source))
     }
 
+    fn session_keys_path(&self) -> PathBuf {
+        self.folder.join("session-keys")
+    }
+
+    /// Session keys that a reader kept, sealed; none if there are more than `limit` bytes of them.
+    pub fn session_keys(&self, limit: usize) -> Result<Option<Vec<u8>>, Error> {
+        let path = self.session_keys_path();
+        let mut bytes = Vec::new();
+        match File::open(&path).and_then(|file| file.take(limit as u64 + 1).read_to_end(&mut bytes)) {
+            Ok(size) => Ok((size <= limit).then_some(bytes)),
+            Err(e) if e.kind() == io::ErrorKind::NotFound => Ok(None),
+            Err(source) => Err(self.failed("read", &path, source)),
+        }
+    }
+
+    /// Keeps session keys in the place of those that are there, all of them or none.
+    pub fn put_session_keys(&self, sealed: &[u8]) -> Result<(), Error> {
+        self.create()?;
+        let path = self.session_keys_path();
+        // Another process may write at the same time: whoever comes last wins.
+        let new = with_end(&path, &format!(".{}", std::process::id()));
+        let write = || -> io::Result<()> {
+            let mut file = OpenOptions::new().write(true).create(true).truncate(true).mode(0o600).open(&new)?;
+            file.write_all(sealed)?;
+            file.sync_all()?;
+            fs::rename(&new, &path)?;
+            File::open(&self.folder)?.sync_all()
+        };
+        write().map_err(|source| {
+            let _ = fs::remove_file(&new);
+            self.failed("write", &path, source)
+        })
+    }
+
     fn read(&self, path: &Path) -> Result<Option<Vec<u8>>, Error> {
         match fs::read(path) {
             Ok(bytes) => Ok(Some(bytes)),
@@ -229,6 +264,17 @@ impl RepositoryState {
 
     fn failed(&self, action: &'static str, path: &Path, source: io::Error) -> Error {
         Error::Io { action, path: path.to_owned(), source }
+    }
+}
+
+impl KeyStore for RepositoryState {
+    fn read(&self, limit: usize) -> Option<Vec<u8>> {
+        self.session_keys(limit).ok().flatten()
+    }
+
+    fn write(&self, sealed: &[u8]) {
+        // A reader works on machines where it may keep nothing, too.
+        let _ = self.put_session_keys(sealed);
     }
 }
 
@@ -250,7 +296,38 @@ fn holder(path: &Path) -> String {
 
 #[cfg(test)]
 mod tests {
+    use std::os::unix::fs::PermissionsExt;
+
     use super::*;
+
+    #[test]
+    fn session_keys_are_replaced_whole_and_only_their_user_reads_them() {
+        let folder = tempfile::tempdir().unwrap();
+        let state = RepositoryState::new(folder.path(), RepositoryId::random());
+        assert_eq!(state.session_keys(10).unwrap(), None);
+        for sealed in [b"first".as_slice(), b"then"] {
+            state.put_session_keys(sealed).unwrap();
+            assert_eq!(state.session_keys(sealed.len()).unwrap().unwrap(), sealed);
+            assert_eq!(state.session_keys(sealed.len() - 1).unwrap(), None);
+        }
+        let files: Vec<_> = fs::read_dir(state.folder()).unwrap().map(|entry| entry.unwrap()).collect();
+        assert_eq!(files.len(), 1);
+        assert_eq!(files[0].metadata().unwrap().permissions().mode() & 0o7777, 0o600);
+    }
+
+    #[test]
+    fn session_keys_that_cannot_be_kept_leave_nothing() {
+        let folder = tempfile::tempdir().unwrap();
+        let state = RepositoryState::new(folder.path(), RepositoryId::random());
+        // Nothing takes the place of a directory in use.
+        fs::create_dir_all(state.session_keys_path().join("in use")).unwrap();
+        assert!(matches!(state.session_keys(10), Err(Error::Io { action: "read", .. })));
+        assert!(matches!(state.put_session_keys(b"sealed"), Err(Error::Io { action: "write", .. })));
+        assert_eq!(fs::read_dir(state.folder()).unwrap().count(), 1);
+        let store: &dyn KeyStore = &state;
+        store.write(b"sealed");
+        assert_eq!(store.read(10), None);
+    }
 
     #[test]
     fn one_holds_the_lock_and_another_waits_as_long_as_it_was_told() {

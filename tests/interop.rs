@@ -245,6 +245,86 @@ fn gpg_reads_backups_for_a_key_of_the_older_standard_that_brackfs_made() {
     assert_eq!(cat(&site, home.path(), &[]).ok().stdout, LINE.repeat(3));
 }
 
+/// A gpg, to be found first, that adds a line to the file `runs` beside it each time.
+struct CountedGpg {
+    folder: TempDir,
+}
+
+impl CountedGpg {
+    fn new() -> CountedGpg {
+        let folder = TempDir::with_prefix("counted-").expect("temporary directory");
+        let program = folder.path().join("gpg");
+        let runs = folder.path().join("runs");
+        fs::write(&runs, "").expect("no runs yet");
+        let path = std::env::var("PATH").expect("PATH");
+        let script = format!("#!/bin/sh\necho \"$*\" >> '{}'\nPATH='{path}' exec gpg \"$@\"\n", runs.display());
+        fs::write(&program, script).expect("script");
+        fs::set_permissions(&program, fs::Permissions::from_mode(0o700)).expect("mode of the script");
+        CountedGpg { folder }
+    }
+
+    /// Runs brackfs, and tells how often that ran gpg.
+    #[track_caller]
+    fn runs(&self, site: &Site, home: &Home, arguments: &[&str]) -> usize {
+        let count = || fs::read_to_string(self.folder.path().join("runs")).expect("runs").lines().count();
+        let path = std::env::var("PATH").expect("PATH");
+        let mut command = site.command(arguments);
+        command.env("GNUPGHOME", home.path()).env("PATH", format!("{}:{path}", self.folder.path().display()));
+        let before = count();
+        run(command).ok();
+        count() - before
+    }
+}
+
+#[test]
+fn reading_all_snapshots_again_runs_gpg_once() {
+    let home = Home::with_key(
+        "Key-Type: EDDSA\nKey-Curve: ed25519\nKey-Usage: sign",
+        "Subkey-Type: ECDH\nSubkey-Curve: cv25519\nSubkey-Usage: encrypt",
+    );
+    let (site, gpg) = (site(), CountedGpg::new());
+    init(&site, &[&home.export("--export")]);
+    for day in ["monday", "tuesday", "wednesday"] {
+        site.write(day, day);
+        site.backup(&[]).ok();
+    }
+    let snapshots = site.brackfs(&["snapshots", "--json"]).ok().stdout;
+    let snapshots: serde_json::Value = serde_json::from_str(&snapshots).unwrap();
+    let snapshots: Vec<_> = snapshots.as_array().unwrap().iter().map(|one| one["id"].as_str().unwrap()).collect();
+    assert_eq!(snapshots.len(), 3);
+    let kept = || tree(&site.state()).into_keys().find(|path| path.ends_with("session-keys"));
+
+    let check = |extra: &[&str]| gpg.runs(&site, &home, &[&["check", "--read-data"], extra].concat());
+    let all = check(&["--no-key-cache"]);
+    assert!(all > snapshots.len(), "{all} session keys");
+    assert_eq!(kept(), None);
+    // Once more for the certificate.
+    assert_eq!(check(&[]), all + 1);
+    assert_eq!(check(&[]), 1);
+    for snapshot in &snapshots {
+        assert_eq!(gpg.runs(&site, &home, &["ls", snapshot]), 1);
+    }
+    // The next day brings its own.
+    site.write("thursday", "thursday");
+    site.backup(&[]).ok();
+    assert!(check(&[]) > 1);
+    assert_eq!(check(&[]), 1);
+
+    let kept = site.state().join(kept().expect("session keys that are kept"));
+    assert_eq!(fs::metadata(&kept).unwrap().permissions().mode() & 0o7777, 0o600);
+    let content = home.gpg(&["--decrypt"], &fs::read(&kept).unwrap()).stdout;
+    assert!(content.starts_with(b"brackfs session keys 1\n") && content.len() > 64 * all);
+    assert!(check(&["--no-key-cache"]) > all);
+    fs::write(&kept, "damaged").unwrap();
+    assert!(check(&[]) > all);
+    assert_eq!(check(&[]), 1);
+    // Where nothing can be kept everything is read all the same.
+    fs::remove_file(&kept).unwrap();
+    fs::create_dir_all(kept.join("in the way")).unwrap();
+    assert!(check(&[]) > all);
+    assert!(check(&[]) > all);
+}
+
 fn secret_key(file: &Path) -> SignedSecretKey {
     let armored = fs::read(file).expect("secret key");
     SignedSecretKey::from_armor_single(Cursor::new(armored)).expect("secret key").0

@@ -14,7 +14,7 @@ use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
 use super::exit::NoSecret;
 use super::terminal::Terminal;
 use crate::catalog;
-use crate::crypt::{Certificate, Fingerprint, Opener, Passphrase, SecretKey};
+use crate::crypt::{Certificate, Fingerprint, KeyStore, Opener, Passphrase, SecretKey};
 use crate::monitor::Monitor;
 use crate::reader::Reader;
 use crate::repository::{Access, Repository};
@@ -63,6 +63,13 @@ pub(super) struct ReaderArgs {
     /// it its agent and smart cards. Not needed for a repository that is not encrypted.
     #[arg(long, env = "BRACKFS_KEY_FILE", value_name = "FILE")]
     pub(super) key: Option<PathBuf>,
+    /// Keep no session keys of gpg's, and use none that were kept
+    ///
+    /// Each backup run encrypts with a session key of its own. If gpg has the secret key, those that it found out are
+    /// kept in the state directory, encrypted to that same key, so that gpg or a smart card is asked once by each command
+    /// that reads, and not once more for every run that it meets. See brackfs-security(7).
+    #[arg(long)]
+    pub(super) no_key_cache: bool,
     /// Believe snapshots that this host key signed (its fingerprint; init shows it); may be repeated
     ///
     /// Beside it are believed the host key that this machine has of its own, and those that it remembers. If there are
@@ -104,7 +111,7 @@ impl ReaderArgs {
     pub(super) fn open(&self, global: &Global, monitor: &dyn Monitor, cache: u64) -> Result<Reader> {
         let repository = Repository::open(&self.repository.location)?;
         let opener = match repository.encrypted() {
-            true => Some(self.opener(&repository)?),
+            true => Some(self.opener(global, &repository)?),
             false => None,
         };
         let signers = self.signers(global, &repository, monitor)?;
@@ -112,7 +119,7 @@ impl ReaderArgs {
         Ok(Reader::new(repository, Access::new(opener, signers), cache))
     }
 
-    fn opener(&self, repository: &Repository) -> Result<Opener> {
+    fn opener(&self, global: &Global, repository: &Repository) -> Result<Opener> {
         let (key, what) = match &self.key {
             Some(path) => {
                 let bytes = std::fs::read(path)
@@ -122,7 +129,7 @@ impl ReaderArgs {
             }
             None => match repository.keys().owner()? {
                 Some(key) => (key, "the repository".to_owned()),
-                None => return Ok(Opener::gpg()),
+                None => return Ok(Opener::gpg(self.key_store(global, repository)?)),
             },
         };
         let key = match key.is_locked() {
@@ -133,6 +140,14 @@ impl ReaderArgs {
             false => key,
         };
         Ok(Opener::new(key)?)
+    }
+
+    /// Where session keys that gpg found out are kept, if they may be.
+    fn key_store(&self, global: &Global, repository: &Repository) -> Result<Option<Box<dyn KeyStore>>> {
+        if self.no_key_cache {
+            return Ok(None);
+        }
+        Ok(Some(Box::new(RepositoryState::new(&global.state()?, repository.id()))))
     }
 
     /// Host keys to believe: this machine's own, those it has seen before, and those that were given. If there

@@ -112,6 +112,13 @@ impl Certificate {
         })
     }
 
+    /// The key with this fingerprint, whatever it is for and fit for.
+    pub(super) fn key(&self, fingerprint: &Fingerprint) -> Result<PublicKey, Error> {
+        let key = self.cert.keys().find(|key| Fingerprint::from(key.key().fingerprint()) == *fingerprint);
+        let key = key.ok_or_else(|| Error::NoEncryptionKey { certificate: name(&self.cert) })?;
+        Ok(key.key().clone())
+    }
+
     /// The algorithm of a key for encryption that we can't or don't want to use.
     fn refused_algorithm(&self) -> Option<String> {
         let mut anything = StandardPolicy::new();

@@ -3,6 +3,8 @@
 //! The secret key stays where it is: with gpg's agent, or on a smart card. gpg decrypts the whole
 //! message to nowhere, and tells the session key on its status channel. Its exit code says nothing
 //! here: what is inside may be signed by a key that it does not know.
+//!
+//! It gives the certificate of that key, too, so that something can be sealed to it.
 
 use std::ffi::OsString;
 use std::fs;
@@ -14,13 +16,20 @@ use std::thread;
 use sequoia_openpgp::crypto::SessionKey;
 use sequoia_openpgp::crypto::mem::Protected;
 
-use super::Error;
+use super::{Certificate, Error, Fingerprint};
 
-/// Most bytes of what gpg says that are looked at.
-const OUTPUT: usize = 64 << 10;
+/// Most bytes of what gpg says that are looked at: certificates that many have signed are large.
+const OUTPUT: usize = 1 << 20;
 
 /// What stands before the session key: the id of AES-256.
 const AES256: &[u8] = b"9:";
+
+/// A session key that gpg found out.
+pub(super) struct Found {
+    pub(super) key: SessionKey,
+    /// The key that it was encrypted to, if gpg said so.
+    pub(super) by: Option<Fingerprint>,
+}
 
 /// The user's gpg.
 #[derive(Debug, Clone)]
@@ -44,20 +53,35 @@ impl Gpg {
     }
 
     /// The session key of `message`, which is encrypted to `recipients`.
-    pub(super) fn session_key(&self, message: &[u8], recipients: &str) -> Result<SessionKey, Error> {
-        let mut gpg = self.spawn().map_err(|source| Error::GpgMissing { source })?;
-        let failed = |e: io::Error| Error::Gpg { why: e.to_string() };
-        let (status, log) = talk(&mut gpg, message);
-        gpg.wait().map_err(failed)?;
-        let (status, log) = (status.map_err(failed)?, log.map_err(failed)?);
-        session_key(&status, &String::from_utf8_lossy(&log), recipients)
+    pub(super) fn session_key(&self, message: &[u8], recipients: &str) -> Result<Found, Error> {
+        let decrypt = ["--no-auto-key-retrieve", "--skip-verify", "--status-fd", "1", "--show-session-key"];
+        let (status, log) =
+            self.run(&[decrypt.as_slice(), &["--output", "/dev/null", "--decrypt"]].concat(), message)?;
+        let key = session_key(&status, &String::from_utf8_lossy(&log), recipients)?;
+        Ok(Found { key, by: decryption_key(&status) })
     }
 
-    fn spawn(&self) -> io::Result<Child> {
+    /// The certificate that the user's gpg has for one of its keys.
+    pub(super) fn certificate(&self, key: &Fingerprint) -> Result<Certificate, Error> {
+        // Not a minimal export: that leaves out what has expired.
+        let export = ["--export-options", "no-export-attributes", "--export", &key.to_string()];
+        Certificate::parse(&self.run(&export, &[])?.0)
+    }
+
+    /// Runs gpg, and returns what it writes to standard output and to its log.
+    fn run(&self, arguments: &[&str], input: &[u8]) -> Result<(Protected, Protected), Error> {
+        let mut gpg = self.spawn(arguments).map_err(|source| Error::GpgMissing { source })?;
+        let failed = |e: io::Error| Error::Gpg { why: e.to_string() };
+        let (output, log) = talk(&mut gpg, input);
+        gpg.wait().map_err(failed)?;
+        Ok((output.map_err(failed)?, log.map_err(failed)?))
+    }
+
+    fn spawn(&self, arguments: &[&str]) -> io::Result<Child> {
         Command::new(&self.program)
             .args(&self.arguments)
-            .args(["--batch", "--no-auto-key-retrieve", "--skip-verify"])
-            .args(["--status-fd", "1", "--show-session-key", "--output", "/dev/null", "--decrypt"])
+            .arg("--batch")
+            .args(arguments)
             // Why it fails is only told in words.
             .env("LC_ALL", "C")
             .envs(terminal().map(|terminal| ("GPG_TTY", terminal)))
@@ -77,18 +101,18 @@ fn terminal() -> Option<PathBuf> {
 
 type Output = io::Result<Protected>;
 
-/// Gives gpg the message, and takes what it says on its status channel and in its log. All at once,
+/// Gives gpg its input, and takes what it writes to standard output and to its log. All at once,
 /// since pipes are short.
-fn talk(gpg: &mut Child, message: &[u8]) -> (Output, Output) {
+fn talk(gpg: &mut Child, input: &[u8]) -> (Output, Output) {
     let (stdin, stdout, stderr) = (gpg.stdin.take(), gpg.stdout.take(), gpg.stderr.take());
     thread::scope(|scope| {
         scope.spawn(move || {
             // If it reads no further, its status says why.
-            stdin.and_then(|mut stdin| stdin.write_all(message).ok())
+            stdin.and_then(|mut stdin| stdin.write_all(input).ok())
         });
         let log = scope.spawn(move || listen::<ChildStderr>(stderr));
-        let status = listen::<ChildStdout>(stdout);
-        (status, log.join().unwrap_or_else(|_| Ok(Protected::new(0))))
+        let output = listen::<ChildStdout>(stdout);
+        (output, log.join().unwrap_or_else(|_| Ok(Protected::new(0))))
     })
 }
 
@@ -109,10 +133,21 @@ fn listen<R: Read>(from: Option<R>) -> Output {
     Ok(Protected::from(buffer.get(..filled).unwrap_or_default()))
 }
 
+/// What follows a word on the status channel, where it stands first.
+fn said<'s>(status: &'s [u8], word: &str) -> Option<&'s [u8]> {
+    let lines = status.split(|byte| *byte == b'\n').filter_map(|line| line.strip_prefix(b"[GNUPG:] "));
+    lines.filter_map(|line| line.strip_prefix(word.as_bytes())?.strip_prefix(b" ")).next()
+}
+
+/// The key that a message was decrypted with. Its owner's primary key stands after it.
+fn decryption_key(status: &[u8]) -> Option<Fingerprint> {
+    let key = said(status, "DECRYPTION_KEY")?.split(|byte| *byte == b' ').next()?;
+    std::str::from_utf8(key).ok()?.parse().ok()
+}
+
 /// What gpg's words mean.
 fn session_key(status: &[u8], log: &str, recipients: &str) -> Result<SessionKey, Error> {
-    let found = status.split(|byte| *byte == b'\n').find_map(|line| line.strip_prefix(b"[GNUPG:] SESSION_KEY "));
-    if let Some(found) = found {
+    if let Some(found) = said(status, "SESSION_KEY") {
         let key = found.strip_prefix(AES256).and_then(decode_hex);
         return key.map(Into::into).ok_or(Error::Refused { what: "it is encrypted by another algorithm than AES-256" });
     }
@@ -159,7 +194,7 @@ fn decode_hex(digits: &[u8]) -> Option<Protected> {
 
 #[cfg(test)]
 mod tests {
-    use super::session_key;
+    use super::{decryption_key, session_key};
     use crate::crypt::Error;
 
     #[test]
@@ -170,6 +205,16 @@ mod tests {
         for other in ["7:00", "9:00", "9:", &format!("9:{}", "zz".repeat(32)), &digits] {
             let status = format!("[GNUPG:] SESSION_KEY {other}\n");
             assert!(matches!(session_key(status.as_bytes(), "", ""), Err(Error::Refused { .. })));
+        }
+    }
+
+    #[test]
+    fn key_that_decrypted_is_the_first_of_its_line() {
+        let (subkey, primary) = ("A1".repeat(20), "B2".repeat(20));
+        let status = format!("[GNUPG:] KEY_CONSIDERED {primary} 0\n[GNUPG:] DECRYPTION_KEY {subkey} {primary} u\n");
+        assert_eq!(decryption_key(status.as_bytes()).unwrap().to_string(), subkey);
+        for other in ["", "[GNUPG:] DECRYPTION_KEY", "[GNUPG:] DECRYPTION_KEYS A1 u", "[GNUPG:] DECRYPTION_KEY - u"] {
+            assert!(decryption_key(other.as_bytes()).is_none(), "{other}");
         }
     }
 

@@ -27,6 +27,7 @@
 //! - `framing`: packet headers
 //! - `open`: from a message to its session key, asked for once, and to the content
 //! - `gpg`: asks the user's gpg for a session key
+//! - `kept`: session keys that are kept between runs, sealed to the key that found them out
 //! - `sign`: signed messages
 //! - `error`: what can go wrong
 
@@ -35,6 +36,7 @@ mod error;
 mod fingerprint;
 mod framing;
 mod gpg;
+mod kept;
 mod open;
 mod seal;
 mod secret_key;
@@ -47,6 +49,7 @@ mod tests;
 pub use certificate::Certificate;
 pub use error::Error;
 pub use fingerprint::Fingerprint;
+pub use kept::KeyStore;
 pub use open::Opener;
 pub use seal::Sealer;
 pub use secret_key::{Passphrase, Profile, Role, SecretKey};

@@ -1,34 +1,37 @@
 //! Opening: from a message to its session key, and to its content.
 
 use std::fmt;
-use std::num::NonZeroUsize;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use lru::LruCache;
 use sequoia_openpgp::KeyHandle;
+use sequoia_openpgp::crypto::mem::Protected;
 use sequoia_openpgp::crypto::{KeyPair, SessionKey, SymmetricAlgorithm};
 use sequoia_openpgp::packet::PKESK;
 use sequoia_openpgp::parse::Parse;
 
 use super::framing::{Envelope, Inside};
-use super::gpg::Gpg;
+use super::gpg::{Found, Gpg};
+use super::kept::{self, Kept, KeyStore, Known};
 use super::{Error, SecretKey, seipd1, seipd2};
 
-/// Session keys that are remembered; each takes about 150 bytes.
-const REMEMBERED: NonZeroUsize = NonZeroUsize::new(4096).unwrap();
-
 const CIPHER: SymmetricAlgorithm = SymmetricAlgorithm::AES256;
-const KEY_LENGTH: usize = 32;
 
 /// Opens messages with a secret key. Any number of threads may open at once.
 ///
-/// Finding out a session key is slow, and with gpg may ask a person, so session keys are remembered.
+/// Finding out a session key is slow, and with gpg may ask a person, so session keys are remembered, and with gpg also
+/// kept for the next run.
 pub struct Opener {
     keys: Keys,
-    /// By the digest of the packets that the session key was found in.
-    known: Mutex<LruCache<blake3::Hash, Arc<SessionKey>>>,
-    /// Held while a session key is found out, so that many threads ask once. Counts how often.
-    asked: Mutex<u64>,
+    known: Mutex<Known>,
+    /// Held while a session key is found out, so that many threads ask once.
+    asking: Mutex<Asking>,
+}
+
+struct Asking {
+    /// How often.
+    times: u64,
+    /// What is kept for the next run, if that is wanted.
+    kept: Option<Kept>,
 }
 
 enum Keys {
@@ -41,21 +44,23 @@ enum Keys {
 impl Opener {
     /// Opens with a key that must be unlocked. Expired and revoked keys open what was sealed to them.
     pub fn new(key: SecretKey) -> Result<Self, Error> {
-        Ok(Self::with_keys(Keys::Held(key.decryption_pairs()?, key.name())))
+        Ok(Self::with_keys(Keys::Held(key.decryption_pairs()?, key.name()), None))
     }
 
     /// Opens with the keys of the user's gpg: its agent asks for passphrases, and reaches smart cards.
-    /// gpg runs once for each session key.
-    pub fn gpg() -> Self {
-        Self::with_gpg(Gpg::default())
+    /// gpg runs once for each session key, and once for all that are in `store`: there they are kept, sealed to the key
+    /// that gpg used.
+    pub fn gpg(store: Option<Box<dyn KeyStore>>) -> Self {
+        Self::with_gpg(Gpg::default(), store)
     }
 
-    pub(super) fn with_gpg(gpg: Gpg) -> Self {
-        Self::with_keys(Keys::Gpg(gpg))
+    pub(super) fn with_gpg(gpg: Gpg, store: Option<Box<dyn KeyStore>>) -> Self {
+        Self::with_keys(Keys::Gpg(gpg), store)
     }
 
-    fn with_keys(keys: Keys) -> Self {
-        Opener { keys, known: Mutex::new(LruCache::new(REMEMBERED)), asked: Mutex::new(0) }
+    fn with_keys(keys: Keys, store: Option<Box<dyn KeyStore>>) -> Self {
+        let asking = Asking { times: 0, kept: store.map(Kept::new) };
+        Opener { keys, known: Mutex::new(Known::new(kept::REMEMBERED)), asking: Mutex::new(asking) }
     }
 
     /// Appends the content of a message to `out`. A message with more than `limit` bytes of it is refused
@@ -71,10 +76,16 @@ impl Opener {
         Ok(packets)
     }
 
+    /// Keeps session keys that are new for the next run. That happens now and then, and at the end, too; nothing
+    /// depends on it, so it does not fail.
+    pub fn keep(&self) {
+        self.write_down(&mut lock(&self.asking));
+    }
+
     /// How often a session key was found out, which is slow.
     #[cfg(test)]
     pub(super) fn asked(&self) -> u64 {
-        *lock(&self.asked)
+        lock(&self.asking).times
     }
 
     fn append(&self, inside: Inside, message: &[u8], limit: usize, out: &mut Vec<u8>) -> Result<(), Error> {
@@ -83,10 +94,7 @@ impl Opener {
         let container = Container::parse(&envelope, inside, limit)?;
         let key = self.session_key(message, &envelope)?;
         let start = out.len();
-        let opened = match container {
-            Container::One(container) => container.open(&key, out),
-            Container::Two(container) => container.open(&key, out),
-        };
+        let opened = container.open(&key, out);
         if opened.is_err() {
             out.truncate(start);
         }
@@ -99,18 +107,68 @@ impl Opener {
         if let Some(key) = known() {
             return Ok(key);
         }
-        let mut asked = lock(&self.asked);
+        let mut asking = lock(&self.asking);
         // Another thread may have asked while this one waited.
         if let Some(key) = known() {
             return Ok(key);
         }
-        *asked += 1;
-        let key = Arc::new(match &self.keys {
-            Keys::Held(pairs, name) => find(pairs, name, envelope)?,
-            Keys::Gpg(gpg) => gpg.session_key(message, &recipients(envelope)?)?,
-        });
+        let key = match &self.keys {
+            Keys::Held(pairs, name) => {
+                asking.times += 1;
+                find(pairs, name, envelope)?
+            }
+            Keys::Gpg(gpg) => {
+                self.recall(gpg, &mut asking);
+                if let Some(key) = known() {
+                    return Ok(key);
+                }
+                let Found { key, by } = asking.ask(gpg, message, envelope)?;
+                if let Some(kept) = &mut asking.kept {
+                    kept.add(by);
+                }
+                key
+            }
+        };
+        let key = Arc::new(key);
         lock(&self.known).put(digest, Arc::clone(&key));
+        if asking.kept.as_ref().is_some_and(Kept::is_due) {
+            self.write_down(&mut asking);
+        }
         Ok(key)
+    }
+
+    /// Takes in what an earlier run kept, before the first question. If it can't be opened, it is as if there were none.
+    fn recall(&self, gpg: &Gpg, asking: &mut Asking) {
+        let Some(sealed) = asking.kept.as_mut().and_then(Kept::recall) else { return };
+        let mut open = || -> Result<Protected, Error> {
+            let envelope = Envelope::parse(&sealed)?;
+            let container = Container::parse(&envelope, Inside::Literal, kept::CONTENT)?;
+            let mut content = Vec::new();
+            container.open(&asking.ask(gpg, &sealed, &envelope)?.key, &mut content)?;
+            Ok(content.into())
+        };
+        if let Ok(content) = open() {
+            kept::decode(&content, &mut lock(&self.known));
+        }
+    }
+
+    fn write_down(&self, asking: &mut Asking) {
+        if let (Keys::Gpg(gpg), Some(kept)) = (&self.keys, &mut asking.kept) {
+            kept.write(gpg, || kept::encode(&lock(&self.known)));
+        }
+    }
+}
+
+impl Asking {
+    fn ask(&mut self, gpg: &Gpg, message: &[u8], envelope: &Envelope<'_>) -> Result<Found, Error> {
+        self.times += 1;
+        gpg.session_key(message, &recipients(envelope)?)
+    }
+}
+
+impl Drop for Opener {
+    fn drop(&mut self) {
+        self.keep();
     }
 }
 
@@ -135,6 +193,14 @@ impl<'m> Container<'m> {
             1 => seipd1::Container::parse(envelope.sealed, inside, limit).map(Container::One),
             2 => seipd2::Container::parse(envelope.sealed, inside, limit).map(Container::Two),
             _ => Err(Error::Refused { what: "it is encrypted in a version that is not known" }),
+        }
+    }
+
+    /// Appends the content. What was appended when an error is returned is not authenticated.
+    fn open(&self, key: &SessionKey, out: &mut Vec<u8>) -> Result<(), Error> {
+        match self {
+            Container::One(container) => container.open(key, out),
+            Container::Two(container) => container.open(key, out),
         }
     }
 }
@@ -186,7 +252,7 @@ fn find(pairs: &[KeyPair], name: &str, envelope: &Envelope<'_>) -> Result<Sessio
             }
             addressed |= named.is_some();
             match pkesk.decrypt(&mut pair.clone(), Some(CIPHER)) {
-                Some((None | Some(CIPHER), key)) if key.len() == KEY_LENGTH => return Ok(key),
+                Some((None | Some(CIPHER), key)) if key.len() == kept::KEY => return Ok(key),
                 _ => {}
             }
         }

@@ -11,7 +11,7 @@ use sequoia_openpgp::serialize::MarshalInto;
 
 use super::certificate::PublicKey;
 use super::framing::Inside;
-use super::{Certificate, Error, seipd1, seipd2};
+use super::{Certificate, Error, Fingerprint, seipd1, seipd2};
 
 /// Most messages of one session key.
 const MAX_MESSAGES: u64 = 1 << 20;
@@ -70,8 +70,21 @@ impl Sealer {
                 keys.push(key);
             }
         }
-        let session = Mutex::new(Session::new(&keys, version)?);
-        Ok(Sealer { shared: Arc::new(Shared { audience: keys, version, session }) })
+        Self::with(keys, version)
+    }
+
+    /// Seals to a key of a certificate, be it fit for it today or not: for what stays with its owner.
+    pub(super) fn to_key(certificate: &Certificate, key: &Fingerprint) -> Result<Self, Error> {
+        let version = match certificate.supports_aead() {
+            true => Version::Two,
+            false => Version::One,
+        };
+        Self::with(vec![certificate.key(key)?], version)
+    }
+
+    fn with(audience: Vec<PublicKey>, version: Version) -> Result<Self, Error> {
+        let session = Mutex::new(Session::new(&audience, version)?);
+        Ok(Sealer { shared: Arc::new(Shared { audience, version, session }) })
     }
 
     /// Appends a message with `content` to `out`. If it fails, `out` is as before.

@@ -99,3 +99,12 @@ impl Reader {
         &self.core.access
     }
 }
+
+impl Drop for Reader {
+    fn drop(&mut self) {
+        // Threads that decode ahead may hold the opener until the process ends, and then it is not dropped.
+        if let Some(opener) = self.core.access.opener() {
+            opener.keep();
+        }
+    }
+}

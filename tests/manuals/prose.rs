@@ -283,6 +283,11 @@ The system frees it when the run ends, however it ends; the file stays.
 Fingerprints of host keys that this machine believes when it reads, each on a line.
 Lines can be added and removed by hand.
 .TP
+.I session\-keys
+Session keys that gpg found out when this machine read, encrypted to the key that it used; see
+.BR brackfs\-security (7).
+It can be removed: gpg is asked for each of them again then.
+.TP
 .I mount.log
 What mounts in the background had to say.
 .PP
