@@ -362,6 +362,22 @@ mod tests {
     }
 
     #[test]
+    fn a_file_has_no_more_holes_than_bytes() {
+        let with = |found: u64| {
+            let mut node = every_kind();
+            let Items::Entries(entries) = &mut node.items else { panic!("entries") };
+            for entry in entries {
+                if let Content::Nodes { holes, .. } = &mut entry.content {
+                    *holes = found;
+                }
+            }
+            Node::decode(&node.encode()).map(drop)
+        };
+        assert!(with(99).is_ok());
+        assert!(with(100).unwrap_err().to_string().contains("holes"));
+    }
+
+    #[test]
     fn indexes_round_trip() {
         let blocks = vec![BlockLocation { pack: PackId::random(), offset: 0, length: 9 }];
         let segments =
