@@ -273,8 +273,7 @@ fn start(filesystem: Arc<FileSystem>, path: &Path, source: &Path, options: &Opti
     }
     let data = CString::new(data)?;
     rustix::mount::mount(source, path, format!("fuse.{SUBTYPE}"), flags, data.as_c_str())?;
-    let started =
-        Session::from_fd(Shell::new(filesystem, options.allow_other), device.into(), config.acl, config);
+    let started = Session::from_fd(Shell::new(filesystem, options.allow_other), device.into(), config.acl, config);
     if started.is_err() {
         // The reason that is reported is why it did not start.
         let _ = rustix::mount::unmount(path, UnmountFlags::DETACH);
