@@ -365,8 +365,8 @@ fn random_operations_say_what_the_model_says() {
             .flat_map(|(at, model)| model.values().map(move |known| (at, known.identity)))
             .collect();
         let distinct: BTreeSet<_> = all.values().collect();
-        // The source and its `latest` have numbers as well.
-        assert_eq!(distinct.len(), things.len() + 2);
+        // The source, its `latest`, and `by-tag` have numbers as well.
+        assert_eq!(distinct.len(), things.len() + 3);
     });
 }
 

@@ -209,7 +209,8 @@ fn a_target_that_is_away_for_a_moment_is_waited_for() {
         assert!(!reader.is_finished() && !lister.is_finished(), "they wait");
         fs::rename(&away, site.repo()).unwrap();
         assert!(reader.join().unwrap().unwrap() == bytes);
-        assert_eq!(lister.join().unwrap().unwrap(), 1);
+        // The source, and tags.
+        assert_eq!(lister.join().unwrap().unwrap(), 2);
     });
 }
 

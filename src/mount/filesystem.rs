@@ -135,8 +135,10 @@ pub enum Lasting {
     Always,
     /// As long as it is there. It can be removed: it is the root of a snapshot.
     WhileThere,
-    /// It changes with the snapshots that there are, or is not known yet.
+    /// It changes with the snapshots that there are.
     Briefly,
+    /// It is not known yet: who asks for the thing itself is told something else.
+    Unknown,
 }
 
 /// An entry of a listing.
@@ -388,10 +390,11 @@ impl FileSystem {
             Place::Source(source) => {
                 let catalogue = self.refreshed()?;
                 let shown = catalogue.snapshots_of(source).ok_or(Error::NotFound)?;
-                // Opened when looked at, not when listed: what is said here does not last.
-                let snapshots = shown
-                    .behind(from)
-                    .map(|(name, number)| (name, Folder::place(number), self.folder(snapshot_ino(number, 0))));
+                // Opened when looked at, not when listed.
+                let unopened =
+                    |number| Attributes { lasting: Lasting::Unknown, ..self.folder(snapshot_ino(number, 0)) };
+                let snapshots =
+                    shown.behind(from).map(|(name, number)| (name, Folder::place(number), unopened(number)));
                 let latest = (from != LAST).then(|| self.latest(shown, source)).transpose()?;
                 send(snapshots.chain(latest.map(|latest| (LATEST, LAST, latest))), take);
                 return Ok(());

@@ -212,7 +212,7 @@ impl Filesystem for Shell {
                     FileHandle(0),
                     match found.lasting {
                         Lasting::Always | Lasting::WhileThere => cached,
-                        Lasting::Briefly => FopenFlags::empty(),
+                        Lasting::Briefly | Lasting::Unknown => FopenFlags::empty(),
                     },
                 );
             }
@@ -343,6 +343,7 @@ fn lifetime(found: &Attributes) -> Duration {
         Lasting::Always => FOR_EVER,
         Lasting::WhileThere => FOR_A_WHILE,
         Lasting::Briefly => FOR_NOW,
+        Lasting::Unknown => Duration::ZERO,
     }
 }
 
