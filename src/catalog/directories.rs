@@ -372,7 +372,7 @@ impl Catalog {
         find().map_err(self.failed("read directories"))
     }
 
-    /// All blocks that a directory uses, with all below it.
+    /// All blocks that a directory uses, with all below it. Of a run that broke off there may be a few that it does not.
     pub fn blocks_below(&self, id: DirectoryId) -> Result<RoaringTreemap, Error> {
         let find = || {
             let below = "WITH RECURSIVE below (id) AS (
