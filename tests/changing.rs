@@ -189,6 +189,22 @@ fn what_a_file_became_before_it_was_opened_is_what_is_stored() {
 }
 
 #[test]
+fn what_became_something_that_is_left_out_is_left_out() {
+    let site = ready(&[("m", b"as it was"), ("n", b"as it was listed")]);
+    let path = site.source().join("n");
+    let run = backup_while(&site, &["--low-memory", "--exclude", "n/"], |name, before| {
+        if (name, before) == ("m", 0) {
+            fs::remove_file(&path).unwrap();
+            fs::create_dir(&path).unwrap();
+            fs::write(path.join("file"), "new").unwrap();
+        }
+    });
+    let json = run.ok().json();
+    assert_eq!(["files", "directories"].map(|field| number(&json, field)), [1, 1], "{json}");
+    assert!(!restored(&site, "out").join("n").exists());
+}
+
+#[test]
 fn a_file_that_grows_or_shrinks_while_it_is_read_is_read_again() {
     let site = ready(&[("grows", &noise("g", 2 * MIB)), ("shrinks", &noise("s", 2 * MIB)), ("zero", b"much")]);
     let source = site.source();

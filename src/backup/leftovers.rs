@@ -71,8 +71,8 @@ fn remove(session: &Session<'_>, catalog: &Catalog) -> Result<(), Error> {
     Ok(())
 }
 
-/// Packs that the catalog does not know, and their bytes. It is asked by the heads of their ids, of which many fit into memory; that
-/// two share one is next to impossible, and then the second stays.
+/// Packs that the catalog does not know, and their bytes. It is asked by the heads of their ids, of which many fit into
+/// memory; that two share one is next to impossible, and then the second stays.
 fn unknown(session: &Session<'_>, catalog: &Catalog) -> Result<HashMap<PackId, u64>, Error> {
     let known = catalog.pack_heads()?;
     let mut unknown = HashMap::new();

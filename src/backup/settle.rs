@@ -195,27 +195,27 @@ impl Walk<'_> {
         let known = self.known(above, true, b"", &stat)?;
         let Some(known) = known.filter(is_whole) else { return Ok(false) };
         let place = Place { relative: Path::new(""), part: pass.part, device: stat.dev, depth: 0 };
-        self.enter_again(b"", &directory, (stat, looked), &known)?;
-        self.revisit(
-            pass,
-            &Here { directory: &directory, known: Some(&known), place, below: &RefCell::default() },
-            files,
-        )?;
+        self.through(pass, &directory, (stat, looked), &known, place, files)?;
         Ok(true)
     }
 
-    fn enter_again(
+    /// Enters a directory again, goes through it, and leaves it.
+    fn through(
         &mut self,
-        name: &[u8],
-        directory: &Directory,
+        pass: Pass<'_>,
+        directory: &Arc<Directory>,
         (stat, looked): (Stat, Timestamp),
         known: &Known,
+        place: Place<'_>,
+        files: Folder,
     ) -> Result<(), Stop> {
         // What is missing of it was said before.
         let extended = directory.extended();
         let untrusted = self.is_fresh(&stat, looked) || extended.missing.is_some();
-        let (name, row) = (name.to_vec(), Some(known.row.clone()));
-        self.send(Event::Enter(Box::new(Enter { name, stat, extended, untrusted, row, again: true })))
+        let name = place.relative.file_name().unwrap_or_default().as_bytes().to_vec();
+        let row = Some(known.row.clone());
+        self.send(Event::Enter(Box::new(Enter { name, stat, extended, untrusted, row, again: true })))?;
+        self.revisit(pass, &Here { directory, known: Some(known), place, below: &RefCell::default() }, files)
     }
 
     /// What is between the enter and the leave of a directory, and the leave.
@@ -311,12 +311,7 @@ impl Walk<'_> {
         let part = here.place.part.child(name);
         let device = if part.is_given() { stat.dev } else { here.place.device };
         let place = Place { relative: &relative, part, device, depth: here.place.depth + 1 };
-        self.enter_again(name.as_bytes(), &directory, (stat, looked), &known)?;
-        self.revisit(
-            pass,
-            &Here { directory: &directory, known: Some(&known), place, below: &RefCell::default() },
-            files,
-        )?;
+        self.through(pass, &directory, (stat, looked), &known, place, files)?;
         Ok(true)
     }
 
@@ -333,6 +328,10 @@ impl Walk<'_> {
                 return old.map_or(Ok(()), |old| self.keep(old));
             }
         };
+        if self.rules.exclude(here.place.relative, name, &stat) {
+            self.counts.files -= 1;
+            return Ok(());
+        }
         let counts = self.counts;
         if stat.kind == Kind::Directory {
             self.counts.files -= 1;
