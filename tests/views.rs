@@ -103,6 +103,24 @@ fn tags_of_new_snapshots_appear_and_those_of_removed_ones_go() {
 }
 
 #[test]
+fn folders_tell_when_they_changed() {
+    let site = ready();
+    backup(&site, "home", &["first"]);
+    let mounted = site.mount(&[]);
+    let paths = ["", "home", "by-tag", "by-tag/first"].map(|path| mounted.path().join(path));
+    let times = || paths.each_ref().map(|path| fs::metadata(path).unwrap().modified().unwrap());
+    paths.iter().for_each(|path| drop(names(path)));
+    // Longer than anything is believed.
+    let believed = Duration::from_millis(2100);
+    sleep(believed);
+    let before = times();
+    sleep(believed);
+    assert_eq!(times(), before);
+    backup(&site, "home", &["second"]);
+    within_seconds("all have changed", || times().iter().zip(&before).all(|(now, before)| now > before));
+}
+
+#[test]
 fn a_source_called_by_tag_gets_another_name() {
     let site = ready();
     backup(&site, "by-tag", &["x"]);

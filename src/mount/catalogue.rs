@@ -132,8 +132,8 @@ impl Catalogue {
         ids
     }
 
-    /// Takes in what is there now, oldest first, and names of sources that were found out.
-    pub(super) fn update(&mut self, listed: Vec<SnapshotName>, names: Vec<(SourceId, String)>) {
+    /// Takes in what is there now, oldest first, and names of sources that were found out. Whether anything changed.
+    pub(super) fn update(&mut self, listed: Vec<SnapshotName>, names: Vec<(SourceId, String)>) -> bool {
         let mut there = Vec::with_capacity(listed.len());
         for name in listed {
             self.source_number(name.source);
@@ -157,6 +157,7 @@ impl Catalogue {
             self.there = there;
             self.show();
         }
+        is_new
     }
 
     fn source_number(&mut self, id: SourceId) -> u64 {

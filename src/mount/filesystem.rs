@@ -171,7 +171,9 @@ pub struct FileSystem {
     /// Since when the target has been away.
     away: Mutex<Option<Instant>>,
     monitor: Box<dyn Monitor>,
-    mounted: Timestamp,
+    /// When what stands in no snapshot last changed. Never the same again after a change: the kernel keeps a listing
+    /// as long as the time of its folder is what it was.
+    changed: Mutex<Timestamp>,
     owner: (u32, u32),
 }
 
@@ -210,7 +212,6 @@ impl FileSystem {
 
     fn new(reader: Reader, single: Option<(Arc<Snapshot>, u64)>, monitor: Box<dyn Monitor>) -> Self {
         let owner = (rustix::process::getuid().as_raw(), rustix::process::getgid().as_raw());
-        let now = jiff::Timestamp::now();
         FileSystem {
             reader,
             single,
@@ -223,7 +224,7 @@ impl FileSystem {
             owners: Owners::default(),
             away: Mutex::default(),
             monitor,
-            mounted: Timestamp { seconds: now.as_second(), nanos: 0 },
+            changed: Mutex::new(now()),
             owner,
         }
     }
@@ -326,12 +327,21 @@ impl FileSystem {
     /// What is known of a thing.
     pub fn attributes(&self, ino: Ino) -> Result<Attributes, Error> {
         match self.place(ino)? {
-            Place::Top | Place::ByTag => Ok(self.folder(ino)),
+            Place::Top => {
+                self.look();
+                Ok(self.folder(ino))
+            }
             Place::Source(source) => {
+                self.look();
                 lock(&self.catalogue).snapshots_of(source).ok_or(Error::NotFound)?;
                 Ok(self.folder(ino))
             }
+            Place::ByTag => {
+                self.look_for_tags();
+                Ok(self.folder(ino))
+            }
             Place::Tag(tag) => {
+                self.look_for_tags();
                 lock(&self.tags).tags.links_of(tag).ok_or(Error::NotFound)?;
                 Ok(self.folder(ino))
             }
@@ -420,11 +430,11 @@ impl FileSystem {
         };
         let directory = listed.directory().ok_or(Error::NotADirectory)?;
         loop {
-            let some = self.reader.list(&directory, from)?;
-            if some.is_empty() {
+            let page = self.reader.list(&directory, from)?;
+            if page.is_empty() {
                 return Ok(());
             }
-            for listed in some {
+            for listed in page {
                 from += 1;
                 let attributes = self.attributes_of(number, &listed);
                 let item = Item { name: listed.entry().name.clone(), attributes, next: from };
@@ -588,10 +598,38 @@ impl FileSystem {
             }
             let unnamed = lock(&self.catalogue).unnamed(&there);
             let names = unnamed.into_iter().filter_map(|id| Some((id, self.source_name(id)?))).collect();
-            lock(&self.catalogue).update(there, names);
+            if lock(&self.catalogue).update(there, names) {
+                self.change();
+            }
             *listed = Some(Instant::now());
         }
         Ok(lock(&self.catalogue))
+    }
+
+    /// Lists the snapshots anew, if it is time and they can be. What is only asked for the sake of the way through it
+    /// must not fail while the target is away.
+    fn look(&self) {
+        drop(self.refreshed());
+    }
+
+    /// The same for tags, if anybody wanted to see them before.
+    fn look_for_tags(&self) {
+        let looked = lock(&self.tags).looked;
+        match looked {
+            Some(_) => drop(self.tagged()),
+            None => self.look(),
+        }
+    }
+
+    /// Takes note that what stands in no snapshot has changed.
+    fn change(&self) {
+        let mut changed = lock(&self.changed);
+        let next = match changed.nanos.checked_add(1).filter(|nanos| *nanos < 1_000_000_000) {
+            Some(nanos) => Timestamp { nanos, ..*changed },
+            None => Timestamp { seconds: changed.seconds.saturating_add(1), nanos: 0 },
+        };
+        // The clock may have been set back.
+        *changed = now().max(next);
     }
 
     fn source_name(&self, id: SourceId) -> Option<String> {
@@ -630,6 +668,7 @@ impl FileSystem {
         }
         tagged.looked = Some(Instant::now());
         tagged.tags.show(&lock(&self.catalogue));
+        self.change();
         Ok(tagged)
     }
 
@@ -643,7 +682,7 @@ impl FileSystem {
             gid: self.owner.1,
             size: 0,
             sectors: 0,
-            mtime: self.mounted,
+            mtime: *lock(&self.changed),
             nlink: 1,
             device: (0, 0),
             lasting: Lasting::Briefly,
@@ -762,6 +801,11 @@ fn tag_ino(tag: u64) -> Ino {
 
 fn snapshot_ino(number: u64, low: u64) -> Ino {
     (number + 1) << RANK_BITS | low
+}
+
+fn now() -> Timestamp {
+    let now = jiff::Timestamp::now();
+    Timestamp { seconds: now.as_second(), nanos: now.subsec_nanosecond().unsigned_abs() }
 }
 
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {

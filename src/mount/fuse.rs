@@ -60,7 +60,7 @@ pub(super) struct Shell {
     shared: bool,
     /// The kernel opens files without asking.
     opens_itself: bool,
-    /// The kernel opens directories without asking, and keeps all that it read of them.
+    /// The kernel opens directories without asking, and keeps what it read of them until their times change.
     lists_itself: bool,
 }
 
@@ -104,13 +104,13 @@ impl Shell {
 impl Filesystem for Shell {
     fn init(&mut self, _request: &Request, config: &mut KernelConfig) -> io::Result<()> {
         // Not FUSE_CACHE_SYMLINKS: the kernel would keep the target of `latest` whatever its lifetime is.
-        let wanted = InitFlags::FUSE_DO_READDIRPLUS | InitFlags::FUSE_PARALLEL_DIROPS;
+        // AUTO_INVAL_DATA has it look at a folder's time before it shows a listing that it kept.
+        let wanted = InitFlags::FUSE_DO_READDIRPLUS | InitFlags::FUSE_PARALLEL_DIROPS | InitFlags::FUSE_AUTO_INVAL_DATA;
+        let there = config.capabilities();
         // A kernel that lacks one of them is only slower.
-        let _ = config.add_capabilities(wanted & config.capabilities());
-        self.opens_itself = config.capabilities().contains(InitFlags::FUSE_NO_OPEN_SUPPORT);
-        // Only where no listing changes: the kernel would keep those of sources as well.
-        self.lists_itself =
-            self.filesystem.is_lasting() && config.capabilities().contains(InitFlags::FUSE_NO_OPENDIR_SUPPORT);
+        let _ = config.add_capabilities(wanted & there);
+        self.opens_itself = there.contains(InitFlags::FUSE_NO_OPEN_SUPPORT);
+        self.lists_itself = there.contains(InitFlags::FUSE_NO_OPENDIR_SUPPORT | InitFlags::FUSE_AUTO_INVAL_DATA);
         if self.shared {
             let lacking = |_| io::Error::new(io::ErrorKind::Unsupported, "this kernel can't respect ACLs of a mount");
             config.add_capabilities(InitFlags::FUSE_POSIX_ACL).map_err(lacking)?;

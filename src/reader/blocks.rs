@@ -9,7 +9,7 @@ use super::cache::{Cache, Weigh};
 use super::error::BlockProblem;
 use super::file::starts_of;
 use crate::format::block;
-use crate::format::{BLOCK_SIZE, BlockLocation, ChunkRef, Digest, Extent, Items, Node, SEALED_SIZE};
+use crate::format::{BLOCK_SIZE, BlockLocation, ChunkRef, Digest, Entry, Extent, Items, Node, SEALED_SIZE};
 use crate::repository::{Access, Repository};
 
 /// Part of the cache's bytes that is for decoded tree nodes.
@@ -47,8 +47,8 @@ impl Weigh for Block {
 /// A decoded node.
 pub(super) struct NodeValue {
     pub(super) node: Node,
-    /// Where each extent, or node of extents, begins in the stretch of the file that the node covers; and how
-    /// long that is. Added up once: a node of a megabyte can list as many holes.
+    /// Where each item begins in what the node covers, and how much that is: bytes of a file, or ranks of a directory.
+    /// Added up once: a node of a megabyte can list as many holes.
     pub(super) starts: Vec<u64>,
     pub(super) covers: Option<u64>,
     encoded: usize,
@@ -61,7 +61,8 @@ impl NodeValue {
         let (starts, covers) = match &node.items {
             Items::Extents(extents) => starts_of(extents.iter().map(Extent::length)),
             Items::ExtentIndex(nodes) => starts_of(nodes.iter().map(|node| node.covers)),
-            Items::Entries(_) | Items::Segments(_) => (Vec::new(), None),
+            Items::Entries(entries) => starts_of(entries.iter().map(Entry::span)),
+            Items::Segments(segments) => starts_of(segments.iter().map(|segment| segment.span)),
         };
         NodeValue { node, starts, covers, encoded, last: AtomicU64::new(u64::MAX) }
     }

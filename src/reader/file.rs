@@ -365,7 +365,7 @@ pub(super) fn starts_of(lengths: impl Iterator<Item = u64>) -> (Vec<u64>, Option
 }
 
 /// The last start that is not above `offset`, and which it is.
-fn find(starts: &[u64], offset: u64) -> (usize, u64) {
+pub(super) fn find(starts: &[u64], offset: u64) -> (usize, u64) {
     let at = starts.partition_point(|start| *start <= offset).saturating_sub(1);
     (at, starts.get(at).copied().unwrap_or(0))
 }

@@ -7,6 +7,7 @@
 use std::sync::Arc;
 
 use super::blocks::NodeValue;
+use super::file::find;
 use super::{Error, Reader};
 use crate::format::entry::Content;
 use crate::format::snapshot::Snapshot;
@@ -183,45 +184,65 @@ struct Leaf {
     ranks_before: u64,
 }
 
+impl Leaf {
+    /// Its entries from `at` on.
+    fn page(self, directory: &Directory, at: usize) -> Page {
+        let rank = directory.rank.saturating_add(1).saturating_add(self.ranks_before);
+        Page { value: Some(self.value), at, rank }
+    }
+}
+
+/// Entries of a directory that stand in one node, one after the other.
+#[derive(Default)]
+pub struct Page {
+    value: Option<Arc<NodeValue>>,
+    at: usize,
+    /// The rank of the node's first entry.
+    rank: u64,
+}
+
+impl Page {
+    /// Whether nothing is left of it.
+    pub fn is_empty(&self) -> bool {
+        self.value.as_ref().is_none_or(|value| self.at >= value.starts.len())
+    }
+}
+
+impl Iterator for Page {
+    type Item = Listed;
+
+    fn next(&mut self) -> Option<Listed> {
+        let value = self.value.as_ref()?;
+        let Items::Entries(entries) = &value.node.items else { return None };
+        let (_, at) = (entries.get(self.at)?, self.at);
+        self.at += 1;
+        let before = value.starts.get(at).copied()?;
+        Some(Listed { home: Home::Node(value.clone()), at, rank: self.rank.saturating_add(before) })
+    }
+}
+
 impl Reader {
     /// The entry `name` of a directory.
     pub fn lookup(&self, directory: &Directory, name: &[u8]) -> Result<Option<Listed>, Error> {
         let Some(leaf) = self.leaf(directory, Sought::Name(name))? else { return Ok(None) };
         let entries = entries(&leaf.value.node)?;
-        let Ok(at) = entries.binary_search_by(|entry| entry.name.as_slice().cmp(name)) else { return Ok(None) };
-        Ok(Some(listed(directory, &leaf, entries, at)))
+        let found = entries.binary_search_by(|entry| entry.name.as_slice().cmp(name)).ok();
+        Ok(found.and_then(|at| leaf.page(directory, at).next()))
     }
 
     /// The entry that has the absolute rank `rank`, or the directory among the entries that it lies below.
     pub fn by_rank(&self, directory: &Directory, rank: u64) -> Result<Option<Listed>, Error> {
         let Some(within) = rank.checked_sub(directory.rank + 1) else { return Ok(None) };
         let Some(leaf) = self.leaf(directory, Sought::Rank(within))? else { return Ok(None) };
-        let entries = entries(&leaf.value.node)?;
-        let mut first = leaf.ranks_before;
-        for (at, entry) in entries.iter().enumerate() {
-            let next = first.saturating_add(entry.span());
-            if within < next {
-                return Ok(Some(listed(directory, &leaf, entries, at)));
-            }
-            first = next;
-        }
-        Ok(None)
+        let (at, _) = find(&leaf.value.starts, within - leaf.ranks_before);
+        Ok(leaf.page(directory, at).next())
     }
 
     /// Entries from position `from` on: those of one node, so that memory stays bounded. Empty at the end.
-    pub fn list(&self, directory: &Directory, from: u64) -> Result<Vec<Listed>, Error> {
-        let Some(leaf) = self.leaf(directory, Sought::Position(from))? else { return Ok(Vec::new()) };
-        let entries = entries(&leaf.value.node)?;
-        let skip = usize::try_from(from - leaf.entries_before).unwrap_or(usize::MAX);
-        let mut rank = directory.rank.saturating_add(1).saturating_add(leaf.ranks_before);
-        let mut found = Vec::with_capacity(entries.len().saturating_sub(skip));
-        for (at, entry) in entries.iter().enumerate() {
-            if at >= skip {
-                found.push(Listed { home: Home::Node(leaf.value.clone()), at, rank });
-            }
-            rank = rank.saturating_add(entry.span());
-        }
-        Ok(found)
+    pub fn list(&self, directory: &Directory, from: u64) -> Result<Page, Error> {
+        let Some(leaf) = self.leaf(directory, Sought::Position(from))? else { return Ok(Page::default()) };
+        let at = usize::try_from(from - leaf.entries_before).unwrap_or(usize::MAX);
+        Ok(leaf.page(directory, at))
     }
 
     /// The entry at `path` below the snapshot's root; no symbolic link is followed.
@@ -259,7 +280,7 @@ impl Reader {
         };
         let (mut entries_before, mut ranks_before) = (0u64, 0u64);
         let mut value = self.core.node(location, chunk)?;
-        if value.node.span() != directory.below {
+        if value.covers != Some(directory.below) {
             return Err(not_as_said("ranks"));
         }
         // No name may reach the part behind the one at hand.
@@ -270,7 +291,7 @@ impl Reader {
                     let there = match sought {
                         Sought::Name(_) => true,
                         Sought::Position(position) => position < entries_before + entries.len() as u64,
-                        Sought::Rank(rank) => rank < ranks_before.saturating_add(value.node.span()),
+                        Sought::Rank(rank) => rank < ranks_before.saturating_add(value.covers.unwrap_or(u64::MAX)),
                     };
                     return Ok(there.then_some(Leaf { value, entries_before, ranks_before }));
                 }
@@ -300,7 +321,7 @@ impl Reader {
             let Some(segment) = chosen else { return Ok(None) };
             let location = value.node.location(&segment.node).ok_or_else(|| Error::Tree("a segment nowhere".into()))?;
             let next = self.core.node(&location, &segment.node)?;
-            check_segment(&next.node, segment, before.as_deref())?;
+            check_segment(&next, segment, before.as_deref())?;
             value = next;
         }
         Err(Error::Tree("indexes that nest without end".into()))
@@ -308,12 +329,12 @@ impl Reader {
 }
 
 /// Checks that a node is what was said of it above: otherwise two entries could share a rank or a name.
-fn check_segment(node: &Node, said: &Segment, before: Option<&[u8]>) -> Result<(), Error> {
-    let Some((first, last)) = node.names() else { return Err(not_as_said("names")) };
+fn check_segment(value: &NodeValue, said: &Segment, before: Option<&[u8]>) -> Result<(), Error> {
+    let Some((first, last)) = value.node.names() else { return Err(not_as_said("names")) };
     if first != said.first || before.is_some_and(|before| last >= before) {
         return Err(not_as_said("names"));
     }
-    match (node.span() == said.span, node.entries() == said.entries) {
+    match (value.covers == Some(said.span), value.node.entries() == said.entries) {
         (true, true) => Ok(()),
         (false, _) => Err(not_as_said("ranks")),
         (true, false) => Err(not_as_said("entries")),
@@ -329,10 +350,4 @@ fn entries(node: &Node) -> Result<&[Entry], Error> {
         Items::Entries(entries) => Ok(entries),
         _ => Err(Error::Tree("no entries where a directory should be".into())),
     }
-}
-
-fn listed(directory: &Directory, leaf: &Leaf, entries: &[Entry], at: usize) -> Listed {
-    let before: u64 = entries.iter().take(at).map(Entry::span).fold(0, u64::saturating_add);
-    let rank = directory.rank.saturating_add(1).saturating_add(leaf.ranks_before).saturating_add(before);
-    Listed { home: Home::Node(leaf.value.clone()), at, rank }
 }

@@ -3,8 +3,7 @@
 //! No step calls itself, and of a directory that the walk has left for one below it, only the place is kept: so
 //! neither the stack nor the memory grows with the nodes that a hostile tree lines up, only by the levels.
 
-use std::vec::IntoIter;
-
+use super::tree::Page;
 use super::{Directory, Error, Listed, Reader};
 
 /// Levels whose listings are kept while the walk is below them. Those above are listed again on return.
@@ -20,7 +19,7 @@ struct Level {
     directory: Directory,
     /// Position of the first entry that was not handed out.
     next: u64,
-    ready: IntoIter<Listed>,
+    ready: Page,
     over: bool,
 }
 
@@ -45,9 +44,9 @@ impl<'r> Walk<'r> {
     /// Goes on in `directory`, and with what follows it when that is done.
     pub fn enter(&mut self, directory: Directory) {
         if let Some(far) = self.levels.len().checked_sub(KEPT).and_then(|at| self.levels.get_mut(at)) {
-            far.ready = Vec::new().into_iter();
+            far.ready = Page::default();
         }
-        self.levels.push(Level { directory, next: 0, ready: Vec::new().into_iter(), over: false });
+        self.levels.push(Level { directory, next: 0, ready: Page::default(), over: false });
     }
 
     /// Directories that were entered and not left, the first one included.
@@ -73,9 +72,9 @@ impl<'r> Walk<'r> {
                 return Some(Step::Leave);
             }
             match self.reader.list(&level.directory, level.next) {
-                Ok(some) => {
-                    level.over = some.is_empty();
-                    level.ready = some.into_iter();
+                Ok(page) => {
+                    level.over = page.is_empty();
+                    level.ready = page;
                 }
                 Err(error) => {
                     level.over = true;

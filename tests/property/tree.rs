@@ -161,12 +161,12 @@ impl Shown<'_> {
         if let Some(directory) = listed.directory() {
             let mut from = 0;
             loop {
-                let some = self.reader.list(&directory, from).unwrap();
-                if some.is_empty() {
+                let page = self.reader.list(&directory, from).unwrap();
+                if page.is_empty() {
                     return;
                 }
-                from += some.len() as u64;
-                for below in some {
+                for below in page {
+                    from += 1;
                     let path = path.join(OsStr::from_bytes(&below.entry().name));
                     self.visit(&below, path);
                 }
