@@ -1,9 +1,11 @@
 //! Which snapshots there are, and under which names they are shown.
 //!
 //! Snapshots and sources get numbers as they are found, which are never given again; inode numbers are made of them.
+//! A snapshot that gets another name gets another number, too: it is gone where it was, and links that lead to it lead
+//! elsewhere now.
 //! All of it grows by some hundred bytes with each snapshot, and taking in a listing takes time in proportion to it.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, HashMap, HashSet};
 use std::num::NonZeroUsize;
 use std::ops::Bound;
 use std::sync::Arc;
@@ -38,9 +40,9 @@ impl Folder {
         self.names.get(&number).map(String::as_str).filter(|name| self.get(name) == Some(number))
     }
 
-    /// The last name.
-    pub(super) fn last(&self) -> Option<&str> {
-        self.numbers.last_key_value().map(|(name, _)| name.as_str())
+    /// The number of the last name.
+    pub(super) fn last(&self) -> Option<u64> {
+        self.numbers.last_key_value().map(|(_, number)| *number)
     }
 
     /// Whether nothing is there.
@@ -69,10 +71,11 @@ impl Folder {
         self.numbers.clear();
     }
 
-    /// Adds what is not there yet.
-    pub(super) fn add(&mut self, name: String, number: u64) {
-        self.names.insert(number, name.clone());
+    /// Adds what is not there yet. Whether it was there before, under another name.
+    pub(super) fn add(&mut self, name: String, number: u64) -> bool {
+        let renamed = self.names.insert(number, name.clone()).is_some_and(|before| before != name);
         self.numbers.insert(name, number);
+        renamed
     }
 }
 
@@ -155,7 +158,11 @@ impl Catalogue {
         }
         if is_new {
             self.there = there;
-            self.show();
+            let renamed = self.show();
+            if !renamed.is_empty() {
+                self.renumber(&renamed);
+                self.show();
+            }
         }
         is_new
     }
@@ -169,8 +176,20 @@ impl Catalogue {
         number
     }
 
-    /// Fills the folders anew.
-    fn show(&mut self) {
+    /// Gives new numbers to snapshots.
+    fn renumber(&mut self, renamed: &HashSet<u64>) {
+        for number in self.there.iter_mut().filter(|number| renamed.contains(number)) {
+            let next = self.names.len() as u64;
+            let Some(name) = at(&self.names, *number).filter(|_| next < SNAPSHOTS).cloned() else { continue };
+            self.numbers.insert(name.clone(), next);
+            self.names.push(name);
+            *number = next;
+        }
+    }
+
+    /// Fills the folders anew. Returns the snapshots that were shown elsewhere before.
+    fn show(&mut self) -> HashSet<u64> {
+        let (mut renamed, mut renamed_sources) = (HashSet::new(), HashSet::new());
         self.edition += 1;
         self.top.clear();
         self.sources.iter_mut().for_each(|source| source.snapshots.clear());
@@ -188,8 +207,10 @@ impl Catalogue {
                 let id = name.source.to_string();
                 let names = source.name.iter().flat_map(|name| [name.clone(), format!("{name}-{id}")]);
                 let is_free = |name: &String| self.top.get(name).is_none() && name != self.reserved;
-                if let Some(free) = names.chain([id.clone()]).find(is_free) {
-                    self.top.add(free, source_number);
+                if let Some(free) = names.chain([id.clone()]).find(is_free)
+                    && self.top.add(free, source_number)
+                {
+                    renamed_sources.insert(source_number);
                 }
             }
             // So are snapshots of one second.
@@ -197,8 +218,11 @@ impl Catalogue {
                 Some(_) => format!("{}-{}", name.time, name.id.short()),
                 None => name.time.clone(),
             };
-            source.snapshots.add(time, *number);
+            if source.snapshots.add(time, *number) || renamed_sources.contains(&source_number) {
+                renamed.insert(*number);
+            }
         }
+        renamed
     }
 
     /// Changes whenever the folders do.
@@ -295,6 +319,32 @@ mod tests {
         let time = format!("20261120T145201Z-{}", twice[5].id.short());
         assert_eq!(listed(catalogue.snapshots_of(home).unwrap()), ["20261120T145201Z", &time]);
         assert_eq!(catalogue.shown(5), Some(("home", time.as_str())));
+    }
+
+    #[test]
+    fn what_is_shown_under_another_name_has_another_number() {
+        let ids = [(); 2].map(|()| SourceId::random());
+        let all = [
+            snapshot(ids[0], "20261120T010000Z"),
+            snapshot(ids[1], "20261120T020000Z"),
+            snapshot(ids[1], "20261120T020000Z"),
+            snapshot(ids[1], "20261120T030000Z"),
+        ];
+        let mut catalogue = Catalogue::new("by-tag");
+        catalogue.update(all.to_vec(), ids.map(|id| (id, "home".into())).to_vec());
+        let (twin, second) = (format!("home-{}", ids[1]), format!("20261120T020000Z-{}", all[2].id.short()));
+        assert_eq!(catalogue.shown(3), Some((twin.as_str(), "20261120T030000Z")));
+        assert_eq!(catalogue.shown(2), Some((twin.as_str(), second.as_str())));
+        // What makes the second's name longer goes.
+        catalogue.update(vec![all[0].clone(), all[2].clone(), all[3].clone()], Vec::new());
+        assert_eq!((catalogue.shown(2), catalogue.there()), (None, [0, 4, 3].as_slice()));
+        assert_eq!(catalogue.shown(4), Some((twin.as_str(), "20261120T020000Z")));
+        // And what makes the source's so.
+        catalogue.update(vec![all[2].clone(), all[3].clone()], Vec::new());
+        assert_eq!(catalogue.there(), [5, 6]);
+        assert_eq!(catalogue.shown(6), Some(("home", "20261120T030000Z")));
+        assert_eq!([3, 4].map(|number| catalogue.shown(number)), [None; 2]);
+        assert_eq!(catalogue.name(6), Some(&all[3]));
     }
 
     #[test]

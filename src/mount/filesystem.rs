@@ -11,8 +11,9 @@
 //! are found, 40 bits are the entry's rank in its snapshot (its place in a preorder walk; the root has 0). An
 //! entry is found again by descending. Names of the same file must share a number, so hard links have the
 //! highest bit set and their link's id instead of a rank; which entry that is, is kept while the kernel knows
-//! the number. What stands in no snapshot has none in its number: sources and `latest` take turns, and with the
-//! highest bit below the snapshot's, 16 bits count tags and 23 the links in them.
+//! the number. What stands in no snapshot has none in its number: sources have even ones, `latest` has an odd one that
+//! says which snapshot it leads to, and with the highest bit below the snapshot's, 16 bits count tags and 23 the links
+//! in them. So nothing that has a number ever changes but folders, and the kernel may keep where links lead.
 
 use std::collections::{HashMap, HashSet};
 use std::num::NonZeroUsize;
@@ -190,6 +191,7 @@ enum Place {
     Top,
     /// A source, by number.
     Source(u64),
+    /// The link to the newest snapshot of a source, by the snapshot's number.
     Latest(u64),
     ByTag,
     /// A tag, by number.
@@ -294,7 +296,7 @@ impl FileSystem {
                     let catalogue = self.refreshed()?;
                     let shown = catalogue.snapshots_of(source).ok_or(Error::NotFound)?;
                     if name == LATEST.as_bytes() {
-                        return self.latest(shown, source);
+                        return self.latest(&catalogue, shown.last().ok_or(Error::NotFound)?);
                     }
                     shown.get(text(name)?).ok_or(Error::NotFound)?
                 };
@@ -345,9 +347,7 @@ impl FileSystem {
                 lock(&self.tags).tags.links_of(tag).ok_or(Error::NotFound)?;
                 Ok(self.folder(ino))
             }
-            Place::Latest(source) => {
-                self.latest(self.refreshed()?.snapshots_of(source).ok_or(Error::NotFound)?, source)
-            }
+            Place::Latest(number) => self.latest(&*self.refreshed()?, number),
             Place::Link(tag, number) => self.link(&*self.refreshed()?, tag, number),
             Place::Entry(number, listed) => {
                 let attributes = self.attributes_of(number, &listed);
@@ -361,9 +361,9 @@ impl FileSystem {
     /// The target of a symbolic link.
     pub fn read_link(&self, ino: Ino) -> Result<Vec<u8>, Error> {
         match self.place(ino)? {
-            Place::Latest(source) => {
+            Place::Latest(number) => {
                 let catalogue = self.refreshed()?;
-                let newest = catalogue.snapshots_of(source).and_then(Folder::last).ok_or(Error::NotFound)?;
+                let (_, newest) = catalogue.shown(number).ok_or(Error::NotFound)?;
                 Ok(newest.as_bytes().to_vec())
             }
             Place::Link(_, number) => {
@@ -405,7 +405,8 @@ impl FileSystem {
                     |number| Attributes { lasting: Lasting::Unknown, ..self.folder(snapshot_ino(number, 0)) };
                 let snapshots =
                     shown.behind(from).map(|(name, number)| (name, Folder::place(number), unopened(number)));
-                let latest = (from != LAST).then(|| self.latest(shown, source)).transpose()?;
+                let newest = shown.last().filter(|_| from != LAST);
+                let latest = newest.map(|number| self.latest(&catalogue, number)).transpose()?;
                 send(snapshots.chain(latest.map(|latest| (LATEST, LAST, latest))), take);
                 return Ok(());
             }
@@ -558,8 +559,10 @@ impl FileSystem {
                 let tag = tag.checked_sub(1).ok_or(Error::NotFound)?;
                 Ok(link.checked_sub(1).map_or(Place::Tag(tag), |snapshot| Place::Link(tag, snapshot)))
             }
-            (0, low, None) if low % 2 == 0 => Ok(Place::Source(low / 2 - 1)),
-            (0, low, None) => Ok(Place::Latest(low / 2 - 1)),
+            (0, low, None) => {
+                let of = (low / 2).checked_sub(1).ok_or(Error::NotFound)?;
+                Ok(if low % 2 == 0 { Place::Source(of) } else { Place::Latest(of) })
+            }
             (0, ..) => Err(Error::NotFound),
             (number, rank, _) => self.entry(number - 1, rank),
         }
@@ -694,8 +697,9 @@ impl FileSystem {
         Attributes { kind: Kind::Symlink, mode: 0o777, size: target.len() as u64, ..self.folder(ino) }
     }
 
-    fn latest(&self, snapshots: &Folder, source: u64) -> Result<Attributes, Error> {
-        Ok(self.symlink(source_ino(source) + 1, snapshots.last().ok_or(Error::NotFound)?))
+    fn latest(&self, catalogue: &Catalogue, number: u64) -> Result<Attributes, Error> {
+        let (_, newest) = catalogue.shown(number).ok_or(Error::NotFound)?;
+        Ok(self.symlink(latest_ino(number), newest))
     }
 
     fn link(&self, catalogue: &Catalogue, tag: u64, snapshot: u64) -> Result<Attributes, Error> {
@@ -793,6 +797,10 @@ const XATTR_FLAGS: &[u8] = b"user.brackfs.flags";
 
 fn source_ino(source: u64) -> Ino {
     (source + 1) * 2
+}
+
+fn latest_ino(snapshot: u64) -> Ino {
+    (snapshot + 1) * 2 + 1
 }
 
 fn tag_ino(tag: u64) -> Ino {

@@ -103,9 +103,11 @@ impl Shell {
 
 impl Filesystem for Shell {
     fn init(&mut self, _request: &Request, config: &mut KernelConfig) -> io::Result<()> {
-        // Not FUSE_CACHE_SYMLINKS: the kernel would keep the target of `latest` whatever its lifetime is.
         // AUTO_INVAL_DATA has it look at a folder's time before it shows a listing that it kept.
-        let wanted = InitFlags::FUSE_DO_READDIRPLUS | InitFlags::FUSE_PARALLEL_DIROPS | InitFlags::FUSE_AUTO_INVAL_DATA;
+        let wanted = InitFlags::FUSE_DO_READDIRPLUS
+            | InitFlags::FUSE_PARALLEL_DIROPS
+            | InitFlags::FUSE_AUTO_INVAL_DATA
+            | InitFlags::FUSE_CACHE_SYMLINKS;
         let there = config.capabilities();
         // A kernel that lacks one of them is only slower.
         let _ = config.add_capabilities(wanted & there);
