@@ -13,7 +13,7 @@ use super::id::PackId;
 use super::{BLOCK_SIZE, Error, SEALED_SIZE};
 
 /// Where a block lies.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct BlockLocation {
     /// The pack that holds it.
     pub pack: PackId,

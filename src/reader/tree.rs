@@ -7,11 +7,12 @@
 use std::sync::Arc;
 
 use super::blocks::NodeValue;
+use super::cache::Weigh;
 use super::file::find;
 use super::{Error, Reader};
 use crate::format::entry::Content;
 use crate::format::snapshot::Snapshot;
-use crate::format::{BlockLocation, ChunkRef, Digest, Entry, Items, Kind, Node, Segment};
+use crate::format::{BlockLocation, ChunkRef, Digest, Entry, Extent, Items, Kind, Node, Segment};
 
 /// How deep indexes over segments may nest: 1,000 to this power is more than any directory has.
 const INDEX_DEPTH: usize = 8;
@@ -96,6 +97,38 @@ impl Listed {
             _ => None,
         };
         Identity { kind: entry.kind, size: entry.size, digest }
+    }
+
+    /// Where the content begins, as far as that is known without reading anything.
+    pub fn first_block(&self) -> Option<BlockLocation> {
+        let chunk = match &self.entry().content {
+            Content::Chunk(chunk) => chunk,
+            Content::Extents { extents, .. } => extents.iter().find_map(|extent| match extent {
+                Extent::Chunk(chunk) => Some(chunk),
+                Extent::Hole(_) => None,
+            })?,
+            // Those of a large file lie where its content does.
+            Content::Nodes { nodes, .. } => &nodes.first()?.node,
+            _ => return None,
+        };
+        self.node().location(chunk)
+    }
+
+    /// Bytes that are held as long as this is, or another one beside it.
+    pub fn node_bytes(&self) -> usize {
+        match &self.home {
+            Home::Node(value) => value.weight(),
+            Home::Root(_) => 0,
+        }
+    }
+
+    /// Whether both stand in one node.
+    pub fn is_beside(&self, other: &Listed) -> bool {
+        match (&self.home, &other.home) {
+            (Home::Node(one), Home::Node(another)) => Arc::ptr_eq(one, another),
+            (Home::Root(one), Home::Root(another)) => Arc::ptr_eq(one, another),
+            _ => false,
+        }
     }
 
     /// The directory, if it is one.

@@ -54,34 +54,17 @@ impl Links {
         self.files.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Gives a job its role. Waits while the first name of its file is being written: held back, jobs would hold
+    /// Gives a job its role. False: not before the first name of its file is written.
+    pub(super) fn assign(&self, job: &mut Job) -> bool {
+        assign(&mut self.files(), job)
+    }
+
+    /// Gives a job its role, and waits while the first name of its file is being written: held back, jobs would hold
     /// their directories open.
-    pub(super) fn assign(&self, mut job: Job) -> Job {
-        let Some(link) = job.listed.entry().link else { return job };
-        let content = job.listed.identity();
+    pub(super) fn assign_in_time(&self, job: &mut Job) {
         let mut files = self.files();
-        let new = || File { content, state: State::Nowhere, left: link.count };
-        loop {
-            let file = files.entry(link.id).or_insert_with(new);
-            // The file changed while its names were backed up one after the other: this one is a file of its own.
-            if file.content == content {
-                match &file.state {
-                    State::Writing => {
-                        files = self.written.wait(files).unwrap_or_else(PoisonError::into_inner);
-                        continue;
-                    }
-                    State::Nowhere => {
-                        file.state = State::Writing;
-                        job.role = Role::First;
-                    }
-                    State::There(first) => job.role = Role::Further(first.clone()),
-                }
-            }
-            file.left = file.left.saturating_sub(1);
-            if file.left == 0 && !matches!(file.state, State::Writing) {
-                files.remove(&link.id);
-            }
-            return job;
+        while !assign(&mut files, job) {
+            files = self.written.wait(files).unwrap_or_else(PoisonError::into_inner);
         }
     }
 
@@ -116,4 +99,28 @@ impl Links {
             }
         }
     }
+}
+
+/// Gives a job its role, unless the first name of its file is being written.
+fn assign(files: &mut HashMap<u64, File>, job: &mut Job) -> bool {
+    let entry = job.listed.entry();
+    let Some(link) = entry.link else { return true };
+    let content = job.listed.identity();
+    let file = files.entry(link.id).or_insert_with(|| File { content, state: State::Nowhere, left: link.count });
+    // Otherwise the file changed while its names were backed up one after the other: this one is a file of its own.
+    if file.content == content {
+        match &file.state {
+            State::Writing => return false,
+            State::Nowhere => {
+                file.state = State::Writing;
+                job.role = Role::First;
+            }
+            State::There(first) => job.role = Role::Further(first.clone()),
+        }
+    }
+    file.left = file.left.saturating_sub(1);
+    if file.left == 0 && !matches!(file.state, State::Writing) {
+        files.remove(&link.id);
+    }
+    true
 }

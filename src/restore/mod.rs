@@ -1,8 +1,8 @@
 //! Restoring: a part of a snapshot becomes files again.
 //!
-//! One walk over the snapshot makes directories and hands files to workers. A directory gets its owner, mode and
-//! times when nobody needs it any more: what is made in it would change them again. Further names of a
-//! hard-linked file are made when its content is there.
+//! One walk over the snapshot makes directories and hands files to workers, many at a time, in the order in which
+//! their content lies in packs. A directory gets its owner, mode and times when nobody needs it any more: what is made
+//! in it would change them again. Further names of a hard-linked file are made when its content is there.
 //!
 //! Everything is done relative to open directories, and no symbolic link is followed, so nothing is written
 //! outside of the destination, whatever the repository says. A file gets its name when it is complete; so a
@@ -11,6 +11,7 @@
 //! - [`options`]: what is asked for
 //! - [`folder`]: a directory of the destination
 //! - [`links`]: files of several names
+//! - [`order`]: the order of the packs
 //! - [`mod@write`]: an entry, and its content
 //! - [`describe`]: owner, extended attributes, mode, times, inode flags
 //! - [`refusals`]: what the system does not allow, said once
@@ -19,6 +20,7 @@ mod describe;
 mod folder;
 mod links;
 mod options;
+mod order;
 mod refusals;
 mod write;
 
@@ -31,7 +33,7 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread;
 
-use crossbeam_channel::{Receiver, Sender, bounded};
+use crossbeam_channel::{Receiver, bounded};
 
 pub use options::{Conflict, Options};
 
@@ -42,10 +44,11 @@ use describe::Describe;
 use folder::Folder;
 use links::{Links, Role};
 use options::Chosen;
+use order::Ordered;
 use write::{Linked, Writing, Written};
 
-/// Files that the walk may be ahead of the workers.
-const AHEAD: usize = 256;
+/// Files that are handed out before workers have time for them.
+const AHEAD: usize = 64;
 
 /// What was restored, or would be.
 #[derive(Debug, Clone, Copy, Default)]
@@ -216,7 +219,9 @@ impl Run<'_> {
                 threads.spawn(move || self.work(&queue));
             }
             drop(queue);
-            self.walk(from, &top, &jobs)
+            let mut jobs = Ordered::new(&jobs);
+            self.walk(from, &top, &mut jobs)?;
+            jobs.hand_out()
         })?;
         if self.is_over() {
             return Err(Error::Interrupted);
@@ -227,7 +232,7 @@ impl Run<'_> {
     }
 
     /// Goes through what is to be restored: makes directories, hands out the rest.
-    fn walk(&self, from: &Listed, top: &Arc<Folder>, jobs: &Sender<Job>) -> Result<(), Error> {
+    fn walk(&self, from: &Listed, top: &Arc<Folder>, jobs: &mut Ordered<'_>) -> Result<(), Error> {
         let wanted = self.chosen.is_everything();
         let mut path = PathBuf::new();
         let Some(directory) = from.directory() else {
@@ -268,7 +273,7 @@ impl Run<'_> {
         above: Option<&Directory>,
         (into, wanted): (&Arc<Folder>, bool),
         path: &mut PathBuf,
-        jobs: &Sender<Job>,
+        jobs: &mut Ordered<'_>,
     ) -> Result<Option<(Arc<Folder>, bool)>, Error> {
         if self.is_over() {
             return Err(Error::Interrupted);
@@ -296,9 +301,9 @@ impl Run<'_> {
         Ok(entered)
     }
 
-    fn hand_out(&self, job: Job, jobs: &Sender<Job>) -> Result<(), Error> {
+    fn hand_out(&self, mut job: Job, jobs: &mut Ordered<'_>) -> Result<(), Error> {
         if self.options.dry_run {
-            let job = self.links.assign(job);
+            self.links.assign(&mut job);
             let there = self.would_write(&job)?;
             self.links.done(&job, there);
             return Ok(());
@@ -306,8 +311,12 @@ impl Run<'_> {
         if !self.make(&job.folder)? {
             return Ok(());
         }
-        // Workers only go away with an error of their own, which ends the run.
-        jobs.send(self.links.assign(job)).map_err(|_| Error::Interrupted)
+        if !self.links.assign(&mut job) {
+            // Its first name may be among those that wait here.
+            jobs.hand_out()?;
+            self.links.assign_in_time(&mut job);
+        }
+        jobs.add(job)
     }
 
     /// Sees to it that a directory of the destination is there and open; otherwise that was reported.
