@@ -5,7 +5,7 @@
 //! A kill at any moment leaves no trace. Where a file system knows no nameless files, a temporary named
 //! `.tmp-…` is renamed instead, without replacing.
 
-use std::fs::{self, DirEntry, File};
+use std::fs::{self, DirEntry, File, ReadDir};
 use std::io;
 use std::os::fd::AsFd;
 use std::os::unix::fs::OpenOptionsExt;
@@ -121,13 +121,22 @@ impl Directory {
         Ok(())
     }
 
+    /// What a folder holds; none if it was never made. That is not believed of one whose target is away, if only for a
+    /// moment.
+    fn entries(&self, folder: &Path) -> io::Result<Option<ReadDir>> {
+        for _ in 0..2 {
+            match fs::read_dir(folder) {
+                Err(e) if e.kind() == io::ErrorKind::NotFound => drop(fs::metadata(&self.root)?),
+                other => return other.map(Some),
+            }
+        }
+        Ok(None)
+    }
+
     /// Objects in `folder` and in folders below it, down to `depth`: no object lies deeper, whatever else does.
     fn walk(&self, folder: &Path, depth: usize, found: &mut dyn FnMut(ObjectInfo)) -> Result<(), Error> {
         let failed = |e| Error::io("list", &folder.display().to_string(), e);
-        let entries = match fs::read_dir(folder) {
-            Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(()),
-            other => other.map_err(failed)?,
-        };
+        let Some(entries) = self.entries(folder).map_err(failed)? else { return Ok(()) };
         for entry in entries {
             let entry = entry.map_err(failed)?;
             let name = entry.file_name();
@@ -142,10 +151,12 @@ impl Directory {
                 }
             } else if kind.is_file() {
                 let path = entry.path();
-                let name = path.strip_prefix(&self.root).ok().and_then(Path::to_str);
-                // An object may be deleted while it is listed.
-                if let (Some(name), Ok(metadata)) = (name, entry.metadata()) {
-                    found(ObjectInfo { name: name.to_owned(), length: metadata.len() });
+                let Some(name) = path.strip_prefix(&self.root).ok().and_then(Path::to_str) else { continue };
+                match entry.metadata() {
+                    Ok(metadata) => found(ObjectInfo { name: name.to_owned(), length: metadata.len() }),
+                    // It was deleted while it was listed. Nothing else makes it one that is not there.
+                    Err(e) if e.kind() == io::ErrorKind::NotFound => {}
+                    Err(e) => return Err(failed(e)),
                 }
             }
         }
@@ -335,6 +346,16 @@ mod tests {
         }
         let listed = target.list("packs/").unwrap();
         assert_eq!(listed, [ObjectInfo { name: "packs/ab/x".into(), length: 0 }]);
+    }
+
+    #[test]
+    fn a_folder_that_was_never_made_is_empty_and_a_target_that_is_away_is_not() {
+        let dir = tempfile::tempdir().unwrap();
+        let root = dir.path().join("root");
+        let target = Directory::create(&root).unwrap();
+        assert!(target.list("packs/").unwrap().is_empty());
+        fs::rename(&root, dir.path().join("away")).unwrap();
+        assert_eq!(target.list("packs/").unwrap_err().kind, ErrorKind::NotFound);
     }
 
     #[test]
