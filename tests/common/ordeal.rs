@@ -27,7 +27,6 @@ type Tree = BTreeMap<PathBuf, Entry>;
 
 /// Goes through `short` rounds, or through as many as were asked for. Each gets a seed of its own.
 pub fn rounds(name: &str, short: u64, mut round: impl FnMut(Random)) {
-    let asked = |variable| std::env::var(variable).ok().map(|text| text.parse::<u64>().expect(variable));
     let first = asked("BRACKFS_SOAK_SEED").unwrap_or(1);
     let count = asked("BRACKFS_SOAK_ROUNDS").unwrap_or(short);
     let until = asked("BRACKFS_SOAK_SECONDS").map(|seconds| Instant::now() + Duration::from_secs(seconds));
@@ -45,6 +44,20 @@ pub fn rounds(name: &str, short: u64, mut round: impl FnMut(Random)) {
         done += 1;
     }
     eprintln!("{name}: {done} rounds, seeds from {first} on");
+}
+
+/// What a variable asks for.
+fn asked(variable: &str) -> Option<u64> {
+    std::env::var(variable).ok().map(|text| text.parse().expect(variable))
+}
+
+/// How much time a round should take that can take any: in a long run `long`, if there is as much.
+pub fn time(short: Duration, long: Duration) -> Duration {
+    match (is_long(), asked("BRACKFS_SOAK_SECONDS")) {
+        (true, Some(seconds)) => long.min(Duration::from_secs(seconds)),
+        (true, None) => long,
+        (false, _) => short,
+    }
 }
 
 /// Whether this is a long run.
