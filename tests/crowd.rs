@@ -475,13 +475,10 @@ impl Crowd {
     /// Nobody hangs, and nobody found anything wrong.
     #[track_caller]
     fn is_well(&mut self, mounted: &mut Foreground) {
-        for (_, doing) in &self.visitors {
-            let hangs = doing
-                .lock()
-                .unwrap()
-                .as_ref()
-                .filter(|doing| doing.since.elapsed() > HANGING)
-                .map(|doing| format!("this takes {:?}: {}", doing.since.elapsed(), doing.what));
+        for (number, (_, doing)) in self.visitors.iter().enumerate() {
+            let hangs = doing.lock().unwrap().as_ref().filter(|doing| doing.since.elapsed() > HANGING).map(|doing| {
+                format!("visitor {number} waits since {:?} for this: {}", doing.since.elapsed(), doing.what)
+            });
             if let Some(what) = hangs {
                 // Whoever waits for it would else wait for ever.
                 let _ = mounted.child.kill();
