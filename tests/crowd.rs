@@ -69,6 +69,9 @@ struct Doing {
     since: Instant,
 }
 
+/// What somebody is doing now.
+type Now = Arc<Mutex<Option<Doing>>>;
+
 /// What all of the crowd share.
 struct Place {
     mnt: PathBuf,
@@ -96,7 +99,7 @@ impl Place {
 struct Visitor {
     place: Arc<Place>,
     random: Random,
-    doing: Arc<Mutex<Option<Doing>>>,
+    doing: Now,
 }
 
 impl Visitor {
@@ -448,7 +451,7 @@ impl World {
 /// The crowd, which goes when this is dropped.
 struct Crowd {
     place: Arc<Place>,
-    visitors: Vec<(JoinHandle<()>, Arc<Mutex<Option<Doing>>>)>,
+    visitors: Vec<(JoinHandle<()>, Now)>,
 }
 
 impl Crowd {
@@ -456,7 +459,7 @@ impl Crowd {
     fn enter(place: &Arc<Place>, random: &mut Random, visitors: usize, turns: usize) -> Crowd {
         place.stop.store(false, Ordering::SeqCst);
         let visitors = (0..visitors).map(|number| {
-            let doing = Arc::new(Mutex::new(None));
+            let doing = Now::default();
             let random = Random::new(random.next(), "visitor");
             let mut visitor = Visitor { place: place.clone(), random, doing: doing.clone() };
             let visit = move || {

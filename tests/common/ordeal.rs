@@ -14,6 +14,7 @@ use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use brackfs::crypt::{Opener, SecretKey};
@@ -63,6 +64,15 @@ pub fn time(short: Duration, long: Duration) -> Duration {
 /// Whether this is a long run.
 pub fn is_long() -> bool {
     std::env::var_os("BRACKFS_SOAK_ROUNDS").is_some()
+}
+
+/// Tells those who work beside a test to stop, also when it fails.
+pub struct End<'s>(pub &'s AtomicBool);
+
+impl Drop for End<'_> {
+    fn drop(&mut self) {
+        self.0.store(true, Ordering::Relaxed);
+    }
 }
 
 /// Numbers that look random; the same for the same seed (splitmix64).
