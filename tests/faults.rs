@@ -5,9 +5,12 @@
 mod common;
 
 use std::fs;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
 
+use brackfs::target::Target;
 use common::disk::{Disk, Operation};
-use common::ordeal::{Ordeal, Random, count_calls, place, rounds, under_strace};
+use common::ordeal::{End, Ordeal, Random, count_calls, place, rounds, under_strace};
 use common::{Run, Site, run};
 use rustix::io::Errno;
 
@@ -97,6 +100,60 @@ fn whatever_a_disk_refuses_a_backup_ends_in_words_and_nothing_is_lost() {
         }
     });
     assert!(refused > 0, "nothing was ever refused");
+}
+
+#[test]
+fn what_a_disk_that_falters_lists_and_syncs_is_all_or_an_error() {
+    const FOLDERS: [&str; 4] = ["packs/", "sums/", "index/", "snapshots/"];
+    let mut random = Random::new(1, "listings");
+    let (mut disk, mut ordeal) = on_disk(random.clone());
+    for _ in 0..4 {
+        ordeal.change();
+        ordeal.site.backup(&[]).ok();
+    }
+    let unreliable = ordeal.site.path().join("unreliable");
+    fs::create_dir(&unreliable).unwrap();
+    disk.show_unreliably(&unreliable);
+    let target = Target::open(unreliable.join("repo").to_str().unwrap()).unwrap();
+    let list = || FOLDERS.map(|folder| target.list(folder));
+    let all = list().map(Result::unwrap);
+    assert!(all.iter().all(|objects| objects.len() > 3));
+    let synced = || {
+        disk.count();
+        target.sync(&FOLDERS).map(|()| disk.counts()[&Operation::SyncFolder])
+    };
+    let folders = synced().unwrap();
+    let (mut whole, mut failed) = (0, 0);
+    let stop = AtomicBool::new(false);
+    std::thread::scope(|threads| {
+        let end = End(&stop);
+        let (mut other, disk, stop) = (random.clone(), &disk, &stop);
+        threads.spawn(move || {
+            // There and away, in turns that are as short as a listing.
+            while !stop.load(Ordering::Relaxed) {
+                disk.unplug(other.one_in(2));
+                std::thread::sleep(Duration::from_micros(other.below(3000)));
+            }
+            disk.unplug(false);
+        });
+        while whole < 50 || failed < 50 {
+            disk.falter(random.within(20, 200), random.clone());
+            random.next();
+            for (found, all) in list().into_iter().zip(&all) {
+                match found {
+                    Ok(found) => assert_eq!(&found, all),
+                    Err(_) => failed += 1,
+                }
+            }
+            if let Ok(found) = synced() {
+                assert_eq!(found, folders);
+                whole += 1;
+            }
+        }
+        drop(end);
+    });
+    disk.falter(0, random);
+    assert_eq!(list().map(Result::unwrap), all);
 }
 
 /// System calls that write, on a file system that knows files without names.

@@ -19,7 +19,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
 use std::time::Duration;
 
-use common::ordeal::{Random, rounds, same};
+use common::ordeal::{End, Random, rounds, same};
 use common::{Site, number, tree};
 
 const PAGE: usize = 4096;
@@ -156,15 +156,6 @@ impl Drop for Mapper {
     fn drop(&mut self) {
         let _ = self.0.kill();
         let _ = self.0.wait();
-    }
-}
-
-/// Tells those who write to stop, also when a test fails.
-struct End<'s>(&'s AtomicBool);
-
-impl Drop for End<'_> {
-    fn drop(&mut self) {
-        self.0.store(true, Ordering::Relaxed);
     }
 }
 

@@ -1,10 +1,14 @@
 //! The file system below the mount, without a kernel, against a naive model: what the source held when it was backed
 //! up, kept in maps. Random operations must say the same of both.
+//!
+//! `PROPTEST_CASES` says how many cases; seeds of failures are kept in `tests/proptest-regressions`, and tried first from
+//! then on.
 
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::print_stderr)]
 
 mod common;
 
+use std::cell::RefCell;
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::fs::{self, File};
 use std::os::unix::ffi::OsStrExt;
@@ -17,8 +21,10 @@ use brackfs::monitor::Silent;
 use brackfs::mount::{Attributes, FileSystem, FileSystemError, Ino, Item};
 use brackfs::reader::{Reader, Seek};
 use brackfs::repository::{Access, Repository};
-use common::ordeal::{Random, rounds};
-use common::{Site, set_mode, set_time, settle};
+use common::{Site, noise, set_mode, set_time, settle};
+use proptest::prelude::{Just, Strategy, any, prop, prop_oneof};
+use proptest::strategy::ValueTree;
+use proptest::test_runner::{Config, FileFailurePersistence, TestRunner};
 use rustix::fs::{SeekFrom, XattrFlags};
 
 /// The top of what is mounted.
@@ -101,60 +107,194 @@ fn model_of(root: &Path) -> Model {
     model
 }
 
-/// Changes a source: what is new, and what goes.
-fn change(source: &Path, random: &mut Random, round: u64) {
-    let mut folders = vec![source.to_owned()];
-    for at in 0..random.within(3, 12) {
-        let folder = random.choose(&folders).join(format!("folder {round} {at}"));
-        fs::create_dir(&folder).unwrap();
-        folders.push(folder);
-    }
-    let mut files = Vec::new();
-    for at in 0..random.within(5, 60) {
-        let path = random.choose(&folders).join(format!("{} {round} {at}", "n".repeat(random.below(200) as usize)));
-        match random.below(8) {
-            0 => symlink(format!("target {at}"), &path).unwrap(),
-            1 if !files.is_empty() => fs::hard_link(random.choose(&files), &path).unwrap(),
-            2 => {
-                let file = File::create(&path).unwrap();
-                // Few extents stand in the entry, many in nodes.
-                let (pages, many) = (random.within(1, 400), random.one_in(2));
-                file.set_len(pages * 8192 + random.below(9000)).unwrap();
-                for page in 0..if many { pages } else { pages.min(9) } {
-                    file.write_all_at(&random.bytes(4096), page * 8192).unwrap();
+/// One among those that are there, counted round and round.
+type Pick = u16;
+
+fn pick<T>(from: &[T], at: Pick) -> &T {
+    &from[usize::from(at) % from.len()]
+}
+
+/// A number below `limit`, in the same place as `part` among all there are.
+fn part_of(part: u32, limit: u64) -> u64 {
+    ((u128::from(part) * u128::from(limit)) >> 32) as u64
+}
+
+/// What is new in a source, and what goes, before a backup.
+#[derive(Debug, Clone, PartialEq)]
+struct Round {
+    /// Folders that new ones are made in.
+    folders: Vec<Pick>,
+    things: Vec<New>,
+    /// So many files in one folder.
+    many: Option<(Pick, u16)>,
+    gone: Option<Pick>,
+    chunk: &'static str,
+}
+
+#[derive(Debug, Clone, PartialEq)]
+struct New {
+    folder: Pick,
+    /// How long its name is, about.
+    name: usize,
+    what: What,
+}
+
+#[derive(Debug, Clone, PartialEq)]
+enum What {
+    Symlink,
+    /// Another name of a file.
+    Link(Pick),
+    /// Every other one of so many pages, or a few of them, and a hole at the end.
+    Sparse {
+        pages: u64,
+        many: bool,
+        end: u64,
+    },
+    File {
+        length: usize,
+        xattrs: Vec<usize>,
+        mode: u32,
+        time: (i64, i64),
+    },
+}
+
+/// Lengths of all magnitudes up to this many bits.
+fn length(bits: u32) -> impl Strategy<Value = usize> {
+    (0..=bits).prop_flat_map(|bits| 0..1usize << bits)
+}
+
+fn new() -> impl Strategy<Value = New> {
+    let sparse = (1..400u64, any::<bool>(), 0..9000u64);
+    let xattrs = prop::collection::vec(0..300usize, 0..4);
+    let time = (-(1i64 << 39)..1 << 39, 0..1_000_000_000i64);
+    let what = prop_oneof![
+        1 => Just(What::Symlink),
+        1 => any::<Pick>().prop_map(What::Link),
+        1 => sparse.prop_map(|(pages, many, end)| What::Sparse { pages, many, end }),
+        5 => (length(18), xattrs, 0..0o10000u32, time)
+            .prop_map(|(length, xattrs, mode, time)| What::File { length, xattrs, mode, time }),
+    ];
+    (any::<Pick>(), 0..200usize, what).prop_map(|(folder, name, what)| New { folder, name, what })
+}
+
+/// What happens to a source: in the first round a folder of many files comes, in the others something goes.
+fn source() -> impl Strategy<Value = Vec<Round>> {
+    let folders = prop::collection::vec(any::<Pick>(), 3..12);
+    let things = prop::collection::vec(new(), 5..60);
+    let chunk = prop_oneof![Just("--chunk-size=16KiB"), Just("--chunk-size=1MiB")];
+    let round = (folders, things, any::<Pick>(), chunk);
+    let rounds = prop::collection::vec(round, 1..4);
+    (rounds, 1100..3000u16).prop_map(|(rounds, count)| {
+        let rounds = rounds.into_iter().enumerate();
+        let round = rounds.map(|(at, (folders, things, pick, chunk))| match at {
+            0 => Round { folders, things, many: Some((pick, count)), gone: None, chunk },
+            _ => Round { folders, things, many: None, gone: Some(pick), chunk },
+        });
+        round.collect()
+    })
+}
+
+impl Round {
+    fn apply(&self, source: &Path, round: usize) {
+        let mut folders = vec![source.to_owned()];
+        for (at, folder) in self.folders.iter().enumerate() {
+            let folder = pick(&folders, *folder).join(format!("folder {round} {at}"));
+            fs::create_dir(&folder).unwrap();
+            folders.push(folder);
+        }
+        let mut files = Vec::new();
+        for (at, New { folder, name, what }) in self.things.iter().enumerate() {
+            let path = pick(&folders, *folder).join(format!("{} {round} {at}", "n".repeat(*name)));
+            let bytes = |what: &str, length| noise(&format!("{what} of {round} {at}"), length);
+            match what {
+                What::Symlink => symlink(format!("target {at}"), &path).unwrap(),
+                What::Link(_) if files.is_empty() => continue,
+                What::Link(file) => fs::hard_link(pick(&files, *file), &path).unwrap(),
+                What::Sparse { pages, many, end } => {
+                    let file = File::create(&path).unwrap();
+                    file.set_len(pages * 8192 + end).unwrap();
+                    // Few extents stand in the entry, many in nodes.
+                    for page in 0..if *many { *pages } else { 9.min(*pages) } {
+                        file.write_all_at(&bytes(&format!("page {page}"), 4096), page * 8192).unwrap();
+                    }
                 }
+                What::File { length, xattrs, mode, time } => {
+                    fs::write(&path, bytes("content", *length)).unwrap();
+                    for (name, length) in xattrs.iter().enumerate() {
+                        let value = bytes(&format!("attribute {name}"), *length);
+                        rustix::fs::setxattr(&path, format!("user.{name}"), &value, XattrFlags::empty()).unwrap();
+                    }
+                    set_mode(&path, *mode);
+                    set_time(&path, time.0, time.1);
+                }
+            }
+            if !matches!(what, What::Symlink) {
                 files.push(path);
             }
-            _ => {
-                let magnitude = random.below(19);
-                let length = random.below(1 << magnitude);
-                fs::write(&path, random.bytes(length)).unwrap();
-                for name in 0..random.below(4) {
-                    let length = random.below(300);
-                    let value = random.bytes(length);
-                    rustix::fs::setxattr(&path, format!("user.{name}"), &value, XattrFlags::empty()).unwrap();
-                }
-                set_mode(&path, random.below(0o10000) as u32);
-                set_time(&path, random.below(1 << 40) as i64 - (1 << 39), random.below(1_000_000_000) as i64);
-                files.push(path);
+        }
+        if let Some((folder, count)) = self.many {
+            let many = pick(&folders, folder).join("many");
+            fs::create_dir(&many).unwrap();
+            (0..count).for_each(|at| drop(File::create(many.join(format!("{at}"))).unwrap()));
+        }
+        if let Some(gone) = self.gone {
+            let mut paths: Vec<_> = fs::read_dir(source).unwrap().map(|entry| entry.unwrap().path()).collect();
+            paths.sort();
+            let gone = pick(&paths, gone);
+            if gone.is_dir() && !gone.is_symlink() {
+                fs::remove_dir_all(gone).unwrap();
+            } else {
+                fs::remove_file(gone).unwrap();
             }
         }
     }
-    if round == 0 {
-        let many = random.choose(&folders).join("many");
-        fs::create_dir(&many).unwrap();
-        for at in 0..random.within(1100, 3000) {
-            File::create(many.join(format!("{at}"))).unwrap();
-        }
-    } else {
-        let names: Vec<_> = fs::read_dir(source).unwrap().map(|entry| entry.unwrap().path()).collect();
-        let gone = random.choose(&names);
-        if gone.is_dir() && !gone.is_symlink() {
-            fs::remove_dir_all(gone).unwrap();
-        } else {
-            fs::remove_file(gone).unwrap();
-        }
-    }
+}
+
+/// What the kernel may ask of a thing that it knows. It asks what makes sense for one of its kind.
+#[derive(Debug, Clone)]
+enum Question {
+    /// For an entry, or one that is not there; for bytes; for a target.
+    Content {
+        name: Pick,
+        missing: Option<&'static str>,
+        offset: u32,
+        length: usize,
+    },
+    /// For some entries; for data and holes.
+    Parts {
+        from: u32,
+        room: usize,
+        remembered: bool,
+    },
+    Attributes,
+    Xattrs,
+    /// Nothing: it forgets some of the times that it was told of it.
+    Forget(u32),
+}
+
+#[derive(Debug, Clone)]
+struct Step {
+    of: u32,
+    question: Question,
+}
+
+fn step() -> impl Strategy<Value = Step> {
+    let missing = prop::option::weighted(0.2, prop::sample::select(vec!["missing", "n", "folder", "~"]));
+    let question = prop_oneof![
+        3 => (any::<Pick>(), missing, any::<u32>(), length(20))
+            .prop_map(|(name, missing, offset, length)| Question::Content { name, missing, offset, length }),
+        2 => (any::<u32>(), 0..100usize, any::<bool>())
+            .prop_map(|(from, room, remembered)| Question::Parts { from, room, remembered }),
+        1 => Just(Question::Attributes),
+        1 => Just(Question::Xattrs),
+        1 => any::<u32>().prop_map(Question::Forget),
+    ];
+    (any::<u32>(), question).prop_map(|(of, question)| Step { of, question })
+}
+
+/// Some thousand steps, in stretches: whether one of these matters is found out at once.
+fn steps() -> impl Strategy<Value = Vec<Vec<Step>>> {
+    prop::collection::vec(prop::collection::vec(step(), 0..100), 0..160)
 }
 
 fn filesystem(site: &Site) -> FileSystem {
@@ -219,18 +359,19 @@ impl<'m> Kernel<'m> {
         assert_eq!(*self.seen.entry(said.ino).or_insert((snapshot, known.identity)), (snapshot, known.identity));
     }
 
-    fn step(&mut self, random: &mut Random) {
+    fn step(&mut self, step: &Step) {
         let mut inos: Vec<_> = self.told.keys().copied().collect();
         inos.sort_unstable();
-        let ino = *random.choose(&inos);
+        let ino = inos[part_of(step.of, inos.len() as u64) as usize];
         let (snapshot, path, times) = self.told[&ino].clone();
         let known = &self.models[snapshot][&path];
         let shown = path.display();
-        match (random.below(8), known.kind) {
-            (0..=2, Kind::Directory) => {
-                let name = match random.one_in(5) || known.names.is_empty() {
-                    true => random.choose(&["missing", "n", "folder", "~"]).as_bytes().to_vec(),
-                    false => random.choose(&known.names).clone(),
+        match (&step.question, known.kind) {
+            (Question::Content { name, missing, .. }, Kind::Directory) => {
+                let name = match missing {
+                    Some(missing) => missing.as_bytes().to_vec(),
+                    None if known.names.is_empty() => b"missing".to_vec(),
+                    None => pick(&known.names, *name).clone(),
                 };
                 let below = path.join(std::ffi::OsStr::from_bytes(&name));
                 match self.filesystem.lookup(ino, &name) {
@@ -239,28 +380,21 @@ impl<'m> Kernel<'m> {
                     Err(error) => panic!("{}: {error}", below.display()),
                 }
             }
-            (3 | 4, Kind::Directory) => {
-                let from = random.below(known.names.len() as u64 + 2);
-                let mut room = random.below(100) as usize;
-                let asked = room;
-                let remembered = random.one_in(2);
+            (Question::Parts { from, room, remembered }, Kind::Directory) => {
+                let from = part_of(*from, known.names.len() as u64 + 2);
+                let mut left = *room;
                 let mut items = Vec::new();
                 let mut take = |item: &Item| {
-                    let taken = room > 0;
-                    room = room.saturating_sub(1);
+                    let taken = left > 0;
+                    left = left.saturating_sub(1);
                     if taken {
                         items.push(item.clone());
                     }
                     taken
                 };
-                self.filesystem.list(ino, from, remembered, &mut take).unwrap();
-                let expected = known.names.iter().skip(from as usize).take(items.len());
-                assert!(items.iter().map(|item| &item.name).eq(expected), "{shown} from {from}");
-                assert_eq!(
-                    items.len(),
-                    asked.min(known.names.len().saturating_sub(from as usize)),
-                    "{shown} from {from}"
-                );
+                self.filesystem.list(ino, from, *remembered, &mut take).unwrap();
+                let expected = known.names.iter().skip(from as usize).take(*room);
+                assert!(items.iter().map(|item| &item.name).eq(expected), "{room} of {shown} from {from}");
                 for (item, next) in items.into_iter().zip(from + 1..) {
                     assert_eq!(item.next, next, "{shown}");
                     let below = path.join(std::ffi::OsStr::from_bytes(&item.name));
@@ -270,17 +404,15 @@ impl<'m> Kernel<'m> {
                     }
                 }
             }
-            (0..=3, Kind::File) => {
-                let magnitude = random.below(20);
-                let length = random.below(1 << magnitude) as usize;
-                let offset = random.below(known.size + known.size / 4 + 2);
+            (Question::Content { offset, length, .. }, Kind::File) => {
+                let offset = part_of(*offset, known.size + known.size / 4 + 2);
                 let start = known.content.len().min(offset as usize);
                 let end = known.content.len().min(start + length);
-                let found = self.filesystem.read(ino, offset, length, <[u8]>::to_vec).unwrap();
+                let found = self.filesystem.read(ino, offset, *length, <[u8]>::to_vec).unwrap();
                 assert!(found == known.content[start..end], "{length} bytes of {shown} from {offset}");
             }
-            (4, Kind::File) => {
-                let offset = random.below(known.size + 2);
+            (Question::Parts { from, .. }, Kind::File) => {
+                let offset = part_of(*from, known.size + 2);
                 let inside = known.data.iter().find(|(start, end)| (*start..*end).contains(&offset));
                 let next = known.data.iter().map(|(start, _)| *start).find(|start| *start >= offset);
                 let to_data = inside.map(|_| offset).or(next);
@@ -288,7 +420,7 @@ impl<'m> Kernel<'m> {
                 assert_eq!(self.filesystem.seek(ino, offset, Seek::Data).ok(), to_data, "{shown} from {offset}");
                 assert_eq!(self.filesystem.seek(ino, offset, Seek::Hole).ok(), to_hole, "{shown} from {offset}");
             }
-            (5, _) => {
+            (Question::Xattrs, _) => {
                 let names = self.filesystem.xattr_names(ino).unwrap();
                 assert!(names.iter().eq(known.xattrs.keys().map(String::as_bytes)), "{shown}");
                 for (name, value) in &known.xattrs {
@@ -296,8 +428,8 @@ impl<'m> Kernel<'m> {
                 }
                 assert!(matches!(self.filesystem.xattr(ino, b"user.x"), Err(FileSystemError::NoAttribute)));
             }
-            (6, _) if !path.as_os_str().is_empty() => {
-                let some = random.within(1, times + 1);
+            (Question::Forget(part), _) if !path.as_os_str().is_empty() => {
+                let some = 1 + part_of(*part, times);
                 self.filesystem.forget(ino, some);
                 match times - some {
                     0 => drop(self.told.remove(&ino)),
@@ -337,29 +469,38 @@ fn numbers(filesystem: &FileSystem) -> BTreeMap<Vec<Vec<u8>>, Ino> {
     found
 }
 
-#[test]
-fn random_operations_say_what_the_model_says() {
-    rounds("model", 4, |mut random| {
+/// A repository, and what its snapshots hold.
+struct World {
+    site: Site,
+    models: Vec<Model>,
+}
+
+impl World {
+    fn new(source: &[Round]) -> World {
         let site = Site::on_tmpfs();
         site.brackfs(&["init".as_ref(), site.repo().as_os_str(), "--no-encryption".as_ref()]).ok();
         let mut models = Vec::new();
-        for round in 0..random.within(1, 4) {
-            change(&site.source(), &mut random, round);
+        for (at, round) in source.iter().enumerate() {
+            round.apply(&site.source(), at);
             settle();
-            let chunk = random.choose(&["--chunk-size=16KiB", "--chunk-size=1MiB"]).to_string();
-            site.backup(&[&chunk]).ok();
+            site.backup(&[round.chunk]).ok();
             models.push(model_of(&site.source()));
-            // Snapshots of one second are told apart by their ids, which are in no order.
-            std::thread::sleep(std::time::Duration::from_millis(1100));
+            if at + 1 < source.len() {
+                // Snapshots of one second are told apart by their ids, which are in no order.
+                std::thread::sleep(std::time::Duration::from_millis(1100));
+            }
         }
-        let mut kernel = Kernel::new(filesystem(&site), &models);
-        for _ in 0..4000 {
-            kernel.step(&mut random);
-        }
+        World { site, models }
+    }
+
+    fn play(&self, steps: &[Vec<Step>]) {
+        let mut kernel = Kernel::new(filesystem(&self.site), &self.models);
+        steps.iter().flatten().for_each(|step| kernel.step(step));
         // All of it, and once more by another program.
         let all = numbers(&kernel.filesystem);
-        assert_eq!(numbers(&filesystem(&site)), all);
-        let things: BTreeSet<_> = models
+        assert_eq!(numbers(&filesystem(&self.site)), all);
+        let things: BTreeSet<_> = self
+            .models
             .iter()
             .enumerate()
             .flat_map(|(at, model)| model.values().map(move |known| (at, known.identity)))
@@ -367,25 +508,51 @@ fn random_operations_say_what_the_model_says() {
         let distinct: BTreeSet<_> = all.values().collect();
         // The source, its `latest`, and `by-tag` have numbers as well.
         assert_eq!(distinct.len(), things.len() + 3);
+    }
+}
+
+#[test]
+fn random_operations_say_what_the_model_says() {
+    let asked = std::env::var("PROPTEST_CASES").ok().and_then(|cases| cases.parse().ok());
+    let file = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/proptest-regressions/model.txt");
+    let config = Config {
+        cases: asked.unwrap_or(4),
+        // A case that fails is made smaller no longer than this, in milliseconds.
+        max_shrink_time: 120_000,
+        // Not a few times the number of cases, either.
+        max_shrink_iters: u32::MAX - 1,
+        failure_persistence: Some(Box::new(FileFailurePersistence::Direct(file))),
+        ..Config::default()
+    };
+    // While a case is made smaller there are many tries with fewer steps, which are so first, and one repository.
+    let last: RefCell<Option<(Vec<Round>, World)>> = RefCell::new(None);
+    let result = TestRunner::new(config).run(&(steps(), source()), |(steps, source)| {
+        let mut last = last.borrow_mut();
+        let (_, world) = match last.take() {
+            Some(same) if same.0 == source => last.insert(same),
+            _ => last.insert((source.clone(), World::new(&source))),
+        };
+        world.play(&steps);
+        Ok(())
     });
+    if let Err(error) = result {
+        panic!("{error}");
+    }
 }
 
 #[test]
 fn readers_of_one_file_system_are_not_in_each_others_way() {
-    let site = Site::on_tmpfs();
-    site.brackfs(&["init".as_ref(), site.repo().as_os_str(), "--no-encryption".as_ref()]).ok();
-    let mut random = Random::new(1, "side by side");
-    change(&site.source(), &mut random, 0);
-    settle();
-    site.backup(&["--chunk-size=16KiB"]).ok();
-    let model = model_of(&site.source());
+    let mut source = source().new_tree(&mut TestRunner::deterministic()).unwrap().current();
+    source.truncate(1);
+    let World { site, models } = World::new(&source);
+    let model = &models[0];
     let filesystem = Arc::new(filesystem(&site));
     let source = filesystem.lookup(TOP, b"source").unwrap().ino;
     let time = whole(&filesystem, source).remove(0).name;
     let root = filesystem.lookup(source, &time).unwrap().ino;
     std::thread::scope(|threads| {
         for thread in 0..6 {
-            let (filesystem, model) = (filesystem.clone(), &model);
+            let filesystem = filesystem.clone();
             threads.spawn(move || {
                 // Each begins elsewhere, and none of them has more files at hand than are kept.
                 for (path, known) in model.iter().cycle().skip(thread * model.len() / 6).take(model.len()) {

@@ -7,95 +7,26 @@ mod common;
 
 use std::fs::{self, File};
 use std::io;
-use std::os::unix::fs::{FileExt, OpenOptionsExt};
+use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
-use std::process::{Child, Command, Stdio};
+use std::process::{Child, Command};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::thread::{self, sleep};
 use std::time::{Duration, Instant};
 
-use common::{Site, is_mounted, noise, run, settle, tree};
-use rustix::fs::OFlags;
+use common::foreground::{BOUND, Foreground, open_direct, read_direct};
+use common::ordeal::Random;
+use common::{Site, is_mounted, noise, run, settle, snapshot_objects, tree};
 use rustix::io::Errno;
-use rustix::process::{Pid, Signal};
+use rustix::process::Signal;
 
 const MIB: usize = 1 << 20;
-/// Longer than a read waits for a target that is away, and some more for a busy machine.
-const BOUND: Duration = Duration::from_secs(20);
-
-/// A mount that stays in the foreground.
-struct Foreground {
-    child: Child,
-    mnt: PathBuf,
-    said: PathBuf,
-}
-
-impl Foreground {
-    fn of(site: &Site, extra: &[&str]) -> Foreground {
-        let (mnt, said) = (site.mnt(), site.path().join("said"));
-        let mut command = site.command(&["mount", "--foreground"]);
-        command.args(extra).arg(&mnt).stderr(File::create(&said).unwrap()).stdout(Stdio::null());
-        let mut mounted = Foreground { child: command.spawn().unwrap(), mnt, said };
-        mounted.until("it is mounted", |mounted| {
-            assert!(mounted.child.try_wait().unwrap().is_none(), "it ended: {}", mounted.said());
-            is_mounted(&mounted.mnt)
-        });
-        mounted
-    }
-
-    fn until(&mut self, what: &str, mut done: impl FnMut(&mut Foreground) -> bool) {
-        let start = Instant::now();
-        while !done(self) {
-            assert!(start.elapsed() < BOUND, "{what}: not yet\n{}", self.said());
-            sleep(Duration::from_millis(10));
-        }
-    }
-
-    fn said(&self) -> String {
-        fs::read_to_string(&self.said).unwrap()
-    }
-
-    fn signal(&self, signal: Signal) {
-        rustix::process::kill_process(Pid::from_child(&self.child), signal).unwrap();
-    }
-
-    fn latest(&self) -> PathBuf {
-        self.mnt.join("source/latest").canonicalize().unwrap()
-    }
-
-    /// Files that the program has open, and the kilobytes that it takes.
-    fn usage(&self) -> (usize, u64) {
-        let process = Path::new("/proc").join(self.child.id().to_string());
-        let status = fs::read_to_string(process.join("status")).unwrap();
-        let memory = status.lines().find_map(|line| line.strip_prefix("VmRSS:")).unwrap();
-        let files = fs::read_dir(process.join("fd")).unwrap().count();
-        (files, memory.trim().trim_end_matches(" kB").parse().unwrap())
-    }
-}
-
-impl Drop for Foreground {
-    fn drop(&mut self) {
-        let _ = self.child.kill();
-        let _ = self.child.wait();
-    }
-}
 
 fn ready<C: AsRef<[u8]>>(files: &[(&str, C)]) -> Site {
     let site = Site::with_files(files);
     site.init();
     site.backup(&["--chunk-size", "64KiB"]).ok();
     site
-}
-
-/// Opens a file so that each read is the program's affair, and none the page cache's.
-fn open_direct(path: &Path) -> io::Result<File> {
-    File::options().read(true).custom_flags(OFlags::DIRECT.bits() as i32).open(path)
-}
-
-fn read_direct(file: &File, at: u64, length: usize) -> io::Result<Vec<u8>> {
-    let mut bytes = vec![0; length];
-    file.read_exact_at(&mut bytes, at)?;
-    Ok(bytes)
 }
 
 /// Somebody who stays in a folder until he is dropped.
@@ -244,15 +175,6 @@ fn a_target_that_stays_away_is_an_error_until_it_is_back() {
     assert!(mounted.said().contains("source/"), "the file is named: {}", mounted.said());
 }
 
-/// The objects of all snapshots, oldest first.
-fn snapshot_objects(site: &Site) -> Vec<PathBuf> {
-    let folders = fs::read_dir(site.repo().join("snapshots")).unwrap().map(|entry| entry.unwrap().path());
-    let mut objects: Vec<_> =
-        folders.flat_map(|folder| fs::read_dir(folder).unwrap().map(|e| e.unwrap().path())).collect();
-    objects.sort();
-    objects
-}
-
 #[test]
 fn a_removed_snapshot_leaves_listings_and_who_is_in_it_goes_on() {
     let bytes = noise("large", 4 * MIB);
@@ -319,7 +241,7 @@ fn many_readers_get_right_bytes_or_an_error_whatever_goes_on() {
     // Once round before it is measured: what is used at all is in use then.
     read_all(0);
     let before = mounted.usage();
-    let mut random = common::ordeal::Random::new(1, "readers");
+    let mut random = Random::new(1, "readers");
     thread::scope(|threads| {
         let readers: Vec<_> = (0..16)
             .map(|reader| {
@@ -370,9 +292,9 @@ fn many_readers_get_right_bytes_or_an_error_whatever_goes_on() {
     for (name, bytes) in &files {
         assert_eq!(shown[Path::new(name)].content, Some(blake3::hash(bytes)), "{name}");
     }
-    mounted.until("files are closed", |mounted| mounted.usage().0 <= before.0);
+    mounted.until("files are closed", |mounted| mounted.usage().files <= before.files);
     let after = mounted.usage();
-    assert!(after.1 < before.1 + (40 << 10), "{} KiB became {}", before.1, after.1);
+    assert!(after.kibibytes < before.kibibytes + (40 << 10), "{before:?} became {after:?}");
     assert!(mounted.child.try_wait().unwrap().is_none());
 }
 

@@ -10,7 +10,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
 use std::time::Duration;
 
-use common::ordeal::{Ordeal, rounds, same};
+use common::ordeal::{End, Ordeal, rounds, same};
 use common::{Site, run, tree};
 
 /// Reads until told to stop, in every way there is. Returns how often it went through all of them.
@@ -83,13 +83,4 @@ fn backups_and_readers_at_once_do_each_other_no_harm() {
     });
     assert!(refused > 0, "no two backups ever met");
     assert!(turns > 0, "nobody read");
-}
-
-/// Tells readers to stop, also when a test fails.
-struct End<'a>(&'a AtomicBool);
-
-impl Drop for End<'_> {
-    fn drop(&mut self) {
-        self.0.store(true, Ordering::Relaxed);
-    }
 }

@@ -129,7 +129,8 @@ impl FileReader {
             return Ok(use_bytes(&[]));
         }
         let mut leaf = None;
-        self.look_ahead(reader, offset, length as u64, &mut leaf)?;
+        // What can't be found out ahead is an error for who comes to it.
+        let _ = self.look_ahead(reader, offset, length as u64, &mut leaf);
         let (begins, covers, stretch) = self.stretch(reader, offset, &mut leaf)?;
         let within = offset - begins;
         if let Stretch::Chunk(location, chunk) = stretch

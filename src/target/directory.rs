@@ -12,7 +12,7 @@ use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 
 use rustix::buffer::spare_capacity;
-use rustix::fs::{Advice, AtFlags, CWD, Mode, OFlags, RenameFlags, fadvise};
+use rustix::fs::{Advice, AtFlags, CWD, Mode, OFlags, RenameFlags, fadvise, statat};
 use rustix::io::{Errno, pread, retry_on_intr};
 use uuid::Uuid;
 
@@ -23,6 +23,9 @@ const TEMPORARY: &str = ".tmp-";
 
 /// Folders between a listed one and an object: the one that packs are in, or that of a source's snapshots.
 const DEPTH: usize = 1;
+
+/// How often something is looked for that was not there, and is when it is looked for in another way.
+const TRIES: usize = 3;
 
 /// Objects from this size on are not kept in the page cache when they are stored.
 const LARGE: u64 = 1 << 20;
@@ -108,12 +111,12 @@ impl Directory {
     /// Calls `visit` with each of these folders that is there, and with those in it that objects may lie in.
     fn each_folder(&self, folders: &[&str], visit: &mut dyn FnMut(&Path) -> Result<(), Error>) -> Result<(), Error> {
         for folder in folders.iter().map(|folder| self.path(folder)) {
-            if !is_folder(&folder) {
+            if !self.is_folder(&folder)? {
                 continue;
             }
             visit(&folder)?;
             for entry in entries(&folder)? {
-                if is_folder(&entry.path()) {
+                if self.is_folder(&entry.path())? {
                     visit(&entry.path())?;
                 }
             }
@@ -121,13 +124,34 @@ impl Directory {
         Ok(())
     }
 
+    /// What `look` finds at a path; none if nothing is there. Who looks while the target is away, if only for a moment,
+    /// is told the same, so that is believed only when the target's directory says so that was open before.
+    fn if_there<T>(&self, path: &Path, look: impl Fn() -> io::Result<T>) -> io::Result<Option<T>> {
+        let below = path.strip_prefix(&self.root).unwrap_or(path);
+        for _ in 0..TRIES {
+            match look() {
+                Err(e) if e.kind() == io::ErrorKind::NotFound => {}
+                found => return found.map(Some),
+            }
+            match statat(File::open(&self.root)?, below, AtFlags::SYMLINK_NOFOLLOW) {
+                Err(Errno::NOENT) => return Ok(None),
+                found => _ = found?,
+            }
+        }
+        look().map(Some)
+    }
+
+    /// Whether it is a folder, and no link to one: what links lead to is not ours.
+    fn is_folder(&self, path: &Path) -> Result<bool, Error> {
+        let found = self.if_there(path, || fs::symlink_metadata(path));
+        let found = found.map_err(|e| Error::io("look at", &path.display().to_string(), e))?;
+        Ok(found.is_some_and(|found| found.is_dir()))
+    }
+
     /// Objects in `folder` and in folders below it, down to `depth`: no object lies deeper, whatever else does.
     fn walk(&self, folder: &Path, depth: usize, found: &mut dyn FnMut(ObjectInfo)) -> Result<(), Error> {
         let failed = |e| Error::io("list", &folder.display().to_string(), e);
-        let entries = match fs::read_dir(folder) {
-            Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(()),
-            other => other.map_err(failed)?,
-        };
+        let Some(entries) = self.if_there(folder, || fs::read_dir(folder)).map_err(failed)? else { return Ok(()) };
         for entry in entries {
             let entry = entry.map_err(failed)?;
             let name = entry.file_name();
@@ -142,10 +166,12 @@ impl Directory {
                 }
             } else if kind.is_file() {
                 let path = entry.path();
-                let name = path.strip_prefix(&self.root).ok().and_then(Path::to_str);
-                // An object may be deleted while it is listed.
-                if let (Some(name), Ok(metadata)) = (name, entry.metadata()) {
-                    found(ObjectInfo { name: name.to_owned(), length: metadata.len() });
+                let Some(name) = path.strip_prefix(&self.root).ok().and_then(Path::to_str) else { continue };
+                match entry.metadata() {
+                    Ok(metadata) => found(ObjectInfo { name: name.to_owned(), length: metadata.len() }),
+                    // It was deleted while it was listed. Nothing else makes it one that is not there.
+                    Err(e) if e.kind() == io::ErrorKind::NotFound => {}
+                    Err(e) => return Err(failed(e)),
                 }
             }
         }
@@ -269,11 +295,6 @@ impl Storage for Directory {
     }
 }
 
-/// Whether it is a folder, and no link to one: what links lead to is not ours.
-fn is_folder(path: &Path) -> bool {
-    fs::symlink_metadata(path).is_ok_and(|found| found.is_dir())
-}
-
 /// Whether it has a name that only a writer gives.
 fn is_temporary(entry: &DirEntry) -> bool {
     let name = entry.file_name();
@@ -335,6 +356,16 @@ mod tests {
         }
         let listed = target.list("packs/").unwrap();
         assert_eq!(listed, [ObjectInfo { name: "packs/ab/x".into(), length: 0 }]);
+    }
+
+    #[test]
+    fn a_folder_that_was_never_made_is_empty_and_a_target_that_is_away_is_not() {
+        let dir = tempfile::tempdir().unwrap();
+        let root = dir.path().join("root");
+        let target = Directory::create(&root).unwrap();
+        assert!(target.list("packs/").unwrap().is_empty());
+        fs::rename(&root, dir.path().join("away")).unwrap();
+        assert_eq!(target.list("packs/").unwrap_err().kind, ErrorKind::NotFound);
     }
 
     #[test]

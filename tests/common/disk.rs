@@ -7,7 +7,8 @@
 //! At every sync the disk takes a [`Moment`]: a power cut just before it. [`Moment::write_to`] gives what would be
 //! found after it, in one of several ways ([`Cut`]), since a disk may also have written more than it was asked to.
 //!
-//! It can also refuse: [`Disk::refuse`] has it answer the n-th operation of a kind with an error.
+//! It can also refuse: [`Disk::refuse`] has it answer the n-th operation of a kind with an error. And there can be
+//! another way to it, for those who read only, that fails at random or leads nowhere: [`Disk::show_unreliably`].
 
 use std::collections::{BTreeMap, HashMap};
 use std::ffi::{OsStr, OsString};
@@ -80,7 +81,7 @@ impl Cut {
 /// A mounted disk. It is unmounted when dropped.
 pub struct Disk {
     state: Arc<Mutex<State>>,
-    session: Option<BackgroundSession>,
+    sessions: Vec<BackgroundSession>,
 }
 
 impl Disk {
@@ -88,11 +89,25 @@ impl Disk {
     pub fn mount(at: &Path) -> Disk {
         let mut state = State { next: ROOT + 1, ..State::default() };
         state.nodes.insert(ROOT, Node::folder(0o755));
-        let state = Arc::new(Mutex::new(state));
+        let mut disk = Disk { state: Arc::new(Mutex::new(state)), sessions: Vec::new() };
+        disk.show(at, false);
+        disk
+    }
+
+    /// Mounts it at another empty folder, too, read-only. There it can be unplugged and can falter; nothing that is
+    /// read there is kept by the kernel, so that all of it is asked of the disk each time.
+    pub fn show_unreliably(&mut self, at: &Path) {
+        self.show(at, true);
+    }
+
+    fn show(&mut self, at: &Path, unreliable: bool) {
         let mut config = Config::default();
         config.mount_options = vec![MountOption::FSName("brackfs-test".into()), MountOption::Subtype("forgets".into())];
-        let session = fuser::spawn_mount(Mounted(state.clone()), at, &config).expect("the disk is mounted");
-        Disk { state, session: Some(session) }
+        if unreliable {
+            config.mount_options.push(MountOption::RO);
+        }
+        let mounted = Mounted { state: self.state.clone(), unreliable };
+        self.sessions.push(fuser::spawn_mount(mounted, at, &config).expect("the disk is mounted"));
     }
 
     fn state(&self) -> MutexGuard<'_, State> {
@@ -145,6 +160,21 @@ impl Disk {
         self.state().unsyncable = Some(path.to_owned());
     }
 
+    /// Has one in so many operations fail from now on where it is shown unreliably (0: none).
+    pub fn falter(&self, one_in: u64, random: Random) {
+        self.state().faltering = (one_in > 0).then_some((one_in, random));
+    }
+
+    /// Takes all that it holds away where it is shown unreliably, or brings it back.
+    pub fn unplug(&self, unplugged: bool) {
+        self.state().unplugged = unplugged;
+    }
+
+    /// How often it failed where it is shown unreliably.
+    pub fn failures(&self) -> u64 {
+        self.state().failures
+    }
+
     /// Refuses nothing any more. Returns how often it did.
     pub fn relent(&self) -> u64 {
         self.state().refusal.take().map_or(0, |refusal| refusal.hits)
@@ -153,7 +183,7 @@ impl Disk {
 
 impl Drop for Disk {
     fn drop(&mut self) {
-        if let Some(session) = self.session.take() {
+        for session in self.sessions.drain(..) {
             let _ = session.umount_and_join();
         }
     }
@@ -234,6 +264,10 @@ struct State {
     counts: BTreeMap<Operation, u64>,
     refusal: Option<Refusal>,
     unsyncable: Option<String>,
+    /// One in how many operations fails, and which.
+    faltering: Option<(u64, Random)>,
+    unplugged: bool,
+    failures: u64,
 }
 
 struct Refusal {
@@ -358,6 +392,10 @@ impl State {
         }
     }
 
+    fn falters(&mut self) -> bool {
+        self.faltering.as_mut().is_some_and(|(one_in, random)| random.one_in(*one_in))
+    }
+
     fn node(&mut self, number: INodeNo) -> Answer<&mut Node> {
         self.nodes.get_mut(&number.0).ok_or(Errno::ENOENT)
     }
@@ -454,11 +492,26 @@ impl State {
 }
 
 /// What answers the kernel.
-struct Mounted(Arc<Mutex<State>>);
+struct Mounted {
+    state: Arc<Mutex<State>>,
+    unreliable: bool,
+}
 
 impl Mounted {
     fn state(&self) -> MutexGuard<'_, State> {
-        self.0.lock().expect("the disk")
+        self.state.lock().expect("the disk")
+    }
+
+    /// The same for what reads, which may fail.
+    fn reach(&self) -> Answer<MutexGuard<'_, State>> {
+        let mut state = self.state();
+        let fails = self.unreliable && (state.unplugged || state.falters());
+        state.failures += u64::from(fails);
+        if fails { Err(Errno::EIO) } else { Ok(state) }
+    }
+
+    fn lifetime(&self) -> Duration {
+        if self.unreliable { Duration::ZERO } else { LIFETIME }
     }
 }
 
@@ -473,13 +526,21 @@ macro_rules! answer {
 
 impl Filesystem for Mounted {
     fn lookup(&self, _: &Request, parent: INodeNo, name: &OsStr, reply: ReplyEntry) {
-        let mut state = self.state();
-        let found = state.find(parent, name).and_then(|number| state.attributes(INodeNo(number)));
-        answer!(reply, found, attributes => reply.entry(&LIFETIME, &attributes, Generation(0)));
+        let found = self.reach().and_then(|mut state| {
+            let number = state.find(parent, name)?;
+            state.attributes(INodeNo(number))
+        });
+        let found = match found {
+            // What is unplugged is not there.
+            Err(_) if self.unreliable && parent.0 == ROOT && self.state().unplugged => Err(Errno::ENOENT),
+            found => found,
+        };
+        answer!(reply, found, attributes => reply.entry(&self.lifetime(), &attributes, Generation(0)));
     }
 
     fn getattr(&self, _: &Request, ino: INodeNo, _: Option<FileHandle>, reply: ReplyAttr) {
-        answer!(reply, self.state().attributes(ino), attributes => reply.attr(&LIFETIME, &attributes));
+        let found = self.reach().and_then(|mut state| state.attributes(ino));
+        answer!(reply, found, attributes => reply.attr(&self.lifetime(), &attributes));
     }
 
     fn setattr(
@@ -560,8 +621,9 @@ impl Filesystem for Mounted {
     }
 
     fn open(&self, _: &Request, _: INodeNo, _: OpenFlags, reply: ReplyOpen) {
-        let opened = self.state().begin(Operation::Open);
-        answer!(reply, opened, () => reply.opened(FileHandle(0), FopenFlags::FOPEN_KEEP_CACHE));
+        let opened = self.reach().and_then(|mut state| state.begin(Operation::Open));
+        let flags = if self.unreliable { FopenFlags::FOPEN_DIRECT_IO } else { FopenFlags::FOPEN_KEEP_CACHE };
+        answer!(reply, opened, () => reply.opened(FileHandle(0), flags));
     }
 
     fn create(&self, _: &Request, parent: INodeNo, name: &OsStr, mode: u32, umask: u32, _: i32, reply: ReplyCreate) {
@@ -584,7 +646,10 @@ impl Filesystem for Mounted {
         _: Option<LockOwner>,
         reply: ReplyData,
     ) {
-        let mut state = self.state();
+        let mut state = match self.reach() {
+            Ok(state) => state,
+            Err(error) => return reply.error(error),
+        };
         if let Err(error) = state.begin(Operation::Read) {
             return reply.error(error);
         }
@@ -629,7 +694,10 @@ impl Filesystem for Mounted {
     }
 
     fn readdir(&self, _: &Request, ino: INodeNo, _: FileHandle, offset: u64, mut reply: ReplyDirectory) {
-        let mut state = self.state();
+        let mut state = match self.reach() {
+            Ok(state) => state,
+            Err(error) => return reply.error(error),
+        };
         let listed = state.begin(Operation::List).and_then(|()| state.names(ino).cloned());
         answer!(reply, listed, names => {
             for (at, (name, number)) in names.iter().enumerate().skip(offset as usize) {

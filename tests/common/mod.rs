@@ -11,6 +11,7 @@
 #![allow(dead_code, reason = "each file of tests uses a part of this")]
 
 pub mod disk;
+pub mod foreground;
 pub mod ordeal;
 
 use std::collections::BTreeMap;
@@ -366,6 +367,16 @@ fn daemons_of(folder: &Path) -> Vec<Pid> {
     ours.filter_map(Pid::from_raw).collect()
 }
 
+/// The objects of all snapshots, oldest first.
+#[track_caller]
+pub fn snapshot_objects(site: &Site) -> Vec<PathBuf> {
+    let folders = fs::read_dir(site.repo().join("snapshots")).expect("folders of snapshots");
+    let folders = folders.map(|folder| fs::read_dir(folder.expect("a folder").path()).expect("snapshots"));
+    let mut objects: Vec<_> = folders.flat_map(|folder| folder.map(|entry| entry.expect("an object").path())).collect();
+    objects.sort();
+    objects
+}
+
 /// What a backup must keep of an entry. Two trees are the same if their maps are.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Entry {
@@ -423,7 +434,7 @@ pub fn tree(root: &Path) -> BTreeMap<PathBuf, Entry> {
 }
 
 /// An entry without its other names, and its device and inode.
-fn entry(path: &Path) -> io::Result<(Entry, (u64, u64))> {
+pub fn entry(path: &Path) -> io::Result<(Entry, (u64, u64))> {
     let stat = fs::symlink_metadata(path)?;
     let kind = kind(stat.file_type());
     let is_device = matches!(kind, Kind::CharDevice | Kind::BlockDevice);

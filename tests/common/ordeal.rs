@@ -14,6 +14,7 @@ use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use brackfs::crypt::{Opener, SecretKey};
@@ -27,7 +28,6 @@ type Tree = BTreeMap<PathBuf, Entry>;
 
 /// Goes through `short` rounds, or through as many as were asked for. Each gets a seed of its own.
 pub fn rounds(name: &str, short: u64, mut round: impl FnMut(Random)) {
-    let asked = |variable| std::env::var(variable).ok().map(|text| text.parse::<u64>().expect(variable));
     let first = asked("BRACKFS_SOAK_SEED").unwrap_or(1);
     let count = asked("BRACKFS_SOAK_ROUNDS").unwrap_or(short);
     let until = asked("BRACKFS_SOAK_SECONDS").map(|seconds| Instant::now() + Duration::from_secs(seconds));
@@ -47,9 +47,32 @@ pub fn rounds(name: &str, short: u64, mut round: impl FnMut(Random)) {
     eprintln!("{name}: {done} rounds, seeds from {first} on");
 }
 
+/// What a variable asks for.
+fn asked(variable: &str) -> Option<u64> {
+    std::env::var(variable).ok().map(|text| text.parse().expect(variable))
+}
+
+/// How much time a round should take that can take any: in a long run `long`, if there is as much.
+pub fn time(short: Duration, long: Duration) -> Duration {
+    match (is_long(), asked("BRACKFS_SOAK_SECONDS")) {
+        (true, Some(seconds)) => long.min(Duration::from_secs(seconds)),
+        (true, None) => long,
+        (false, _) => short,
+    }
+}
+
 /// Whether this is a long run.
 pub fn is_long() -> bool {
     std::env::var_os("BRACKFS_SOAK_ROUNDS").is_some()
+}
+
+/// Tells those who work beside a test to stop, also when it fails.
+pub struct End<'s>(pub &'s AtomicBool);
+
+impl Drop for End<'_> {
+    fn drop(&mut self) {
+        self.0.store(true, Ordering::Relaxed);
+    }
 }
 
 /// Numbers that look random; the same for the same seed (splitmix64).
