@@ -85,7 +85,7 @@ fn encode_block(bencher: Bencher<'_, '_>, level: i32) {
 fn decode_block(bencher: Bencher<'_, '_>) {
     let (block, mut frame) = (text(), Vec::new());
     Encoder::new(3).unwrap().encode(&block, true, &mut frame).unwrap();
-    bencher.counter(bytes(&block)).bench_local(|| decode(&frame).unwrap());
+    bencher.counter(bytes(&block)).bench_local(|| decode(&frame, Vec::with_capacity).unwrap());
 }
 
 fn owner(profile: Profile) -> (Sealer, Opener) {

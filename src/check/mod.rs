@@ -399,9 +399,10 @@ impl Run<'_> {
         let target = self.reader.repository().target();
         let length = target.length(pack)?;
         let mut hasher = blake3::Hasher::new();
-        let mut at = 0;
+        let (mut at, mut bytes) = (0, Vec::new());
         while at < length {
-            let bytes = target.read(pack, at, READ.min(usize::try_from(length - at).unwrap_or(READ)))?;
+            let next = READ.min(usize::try_from(length - at).unwrap_or(READ));
+            target.read(pack, at, next, &mut bytes)?;
             hasher.update(&bytes);
             at += bytes.len() as u64;
             self.monitor.progress().read(bytes.len() as u64);

@@ -15,6 +15,7 @@ use super::exit::NoSecret;
 use super::terminal::Terminal;
 use crate::catalog;
 use crate::crypt::{Certificate, Fingerprint, KeyStore, Opener, Passphrase, SecretKey};
+use crate::kernel::give_back_large_buffers;
 use crate::monitor::Monitor;
 use crate::reader::Reader;
 use crate::repository::{Access, Repository};
@@ -48,7 +49,8 @@ pub(super) struct RepositoryArg {
 
 /// Bytes to cache for what reads everything once.
 pub(super) const READ_ONCE: u64 = 24 << 20;
-/// Bytes to cache for what is asked again and again.
+/// Bytes to cache for what is asked again and again, or reads in the order of the tree: there blocks of as many backups
+/// as there were take turns.
 pub(super) const READ_OFTEN: u64 = 128 << 20;
 
 /// What it takes to read.
@@ -77,8 +79,8 @@ pub(super) struct ReaderArgs {
     /// the next time.
     #[arg(long, value_name = "FINGERPRINT", action = ArgAction::Append)]
     pub(super) signer: Vec<Fingerprint>,
-    /// Decoded data to keep in memory, so that it need not be read and decrypted again [default: 128MiB for a
-    /// mount, 24MiB otherwise]
+    /// Decoded data to keep in memory, so that it need not be read and decrypted again [default: 128MiB for
+    /// mount and dump, 24MiB otherwise]
     #[arg(long, value_name = "SIZE", value_parser = super::show::parse_size)]
     pub(super) cache_size: Option<u64>,
 }
@@ -109,6 +111,7 @@ impl ReaderArgs {
     /// Opens a reader: finds the key, and decides whose signatures are believed. `cache`: its size, if the user
     /// does not say another.
     pub(super) fn open(&self, global: &Global, monitor: &dyn Monitor, cache: u64) -> Result<Reader> {
+        give_back_large_buffers();
         let repository = Repository::open(&self.repository.location)?;
         let opener = match repository.encrypted() {
             true => Some(self.opener(global, &repository)?),

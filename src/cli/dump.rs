@@ -9,7 +9,7 @@ use std::process::ExitCode;
 
 use anyhow::{Context, Result};
 
-use super::common::{Global, READ_ONCE, ReaderArgs, is_interactive};
+use super::common::{Global, READ_OFTEN, ReaderArgs, is_interactive};
 use super::exit::Usage;
 use super::say;
 use super::show::size;
@@ -53,7 +53,7 @@ pub(super) fn run(args: &Args, global: &Global) -> Result<ExitCode> {
     // Not through the library's buffer, which looks for lines.
     let out = File::from(stdout.as_fd().try_clone_to_owned().context("cannot write to standard output")?);
     let monitor = global.monitor(false);
-    let reader = args.reader.open(global, &monitor, READ_ONCE)?;
+    let reader = args.reader.open(global, &monitor, READ_OFTEN)?;
     let snapshot = reader.select(&selector)?;
     let listed = reader.at_path(&snapshot, &selector.path)?;
     monitor.start()?;

@@ -75,16 +75,16 @@ thread_local! {
     static DECOMPRESSOR: RefCell<Option<Decompressor<'static>>> = const { RefCell::new(None) };
 }
 
-/// Decompresses a block. Takes no more memory than the frame announces, and refuses one that announces
-/// nothing or more than [`BLOCK_SIZE`].
-pub fn decode(frame: &[u8]) -> Result<Vec<u8>, Error> {
+/// Decompresses a block into a buffer that `take` gives for its length. Takes no more memory than the frame announces,
+/// and refuses one that announces nothing or more than [`BLOCK_SIZE`].
+pub fn decode(frame: &[u8], take: impl FnOnce(usize) -> Vec<u8>) -> Result<Vec<u8>, Error> {
     let size = zstd::zstd_safe::get_frame_content_size(frame)
         .map_err(|e| Error::Decompress(e.to_string()))?
         .ok_or_else(|| Error::Decompress("the frame does not say its size".into()))?;
     if size > BLOCK_SIZE as u64 {
         return Err(Error::TooLarge { what: "block", found: size, limit: BLOCK_SIZE as u64 });
     }
-    let mut plaintext = Vec::with_capacity(size as usize);
+    let mut plaintext = take(size as usize);
     DECOMPRESSOR.with_borrow_mut(|slot| {
         let decompressor = match slot {
             Some(ready) => ready,
@@ -114,7 +114,7 @@ mod tests {
             let plaintext: Vec<u8> = (0..size).map(|i| (i * i % 251) as u8).collect();
             for pad in [false, true] {
                 let frame = encoded(&plaintext, pad);
-                assert_eq!(decode(&frame).unwrap(), plaintext);
+                assert_eq!(decode(&frame, Vec::with_capacity).unwrap(), plaintext);
                 if pad {
                     assert_eq!(padme(frame.len()), frame.len());
                 }
@@ -134,37 +134,37 @@ mod tests {
     #[test]
     fn bombs_and_trash_are_refused() {
         let bomb = zstd::bulk::compress(&vec![0; 64 * BLOCK_SIZE], 1).unwrap();
-        assert!(matches!(decode(&bomb), Err(Error::TooLarge { .. })));
+        assert!(matches!(decode(&bomb, Vec::with_capacity), Err(Error::TooLarge { .. })));
         // Two frames: the second does not fit what the first announces.
         let mut twice = encoded(b"one", false);
         twice.extend(encoded(b"two", false));
-        assert!(decode(&twice).is_err());
+        assert!(decode(&twice, Vec::with_capacity).is_err());
         // What a frame says of itself: nothing, too little, too much; and a window of any size, which costs nothing.
         let plaintext = vec![7; 1000];
         let silent = zstd::stream::encode_all(plaintext.as_slice(), 1).unwrap();
-        assert!(decode(&silent).unwrap_err().to_string().contains("does not say its size"));
+        assert!(decode(&silent, Vec::with_capacity).unwrap_err().to_string().contains("does not say its size"));
         let honest = encoded(&plaintext, false);
         // Magic, descriptor (one segment, two bytes of size), and the size less 256.
         assert_eq!(honest[4] & 0xe0, 0x60);
         for size in [0u16, 743, 745, 60_000] {
             let mut lying = honest.clone();
             lying[5..7].copy_from_slice(&size.to_le_bytes());
-            assert!(decode(&lying).is_err(), "{size}");
+            assert!(decode(&lying, Vec::with_capacity).is_err(), "{size}");
         }
         for exponent in [0u8, 10, 20, 31] {
             // No single segment, a window of 2^(10 + exponent) bytes, eight bytes of size.
             let mut wide = [&honest[..4], &[0xc0, exponent << 3], &1000u64.to_le_bytes(), &honest[7..]].concat();
-            if let Ok(decoded) = decode(&wide) {
+            if let Ok(decoded) = decode(&wide, Vec::with_capacity) {
                 assert_eq!(decoded, plaintext);
             }
             wide[6..14].copy_from_slice(&u64::MAX.to_le_bytes());
-            assert!(decode(&wide).is_err());
+            assert!(decode(&wide, Vec::with_capacity).is_err());
         }
-        assert!(decode(b"").is_err());
-        assert!(decode(b"not zstd at all").is_err());
+        assert!(decode(b"", Vec::with_capacity).is_err());
+        assert!(decode(b"not zstd at all", Vec::with_capacity).is_err());
         let whole = encoded(&[7; 1000], true);
         for length in 0..whole.len() {
-            match decode(&whole[..length]) {
+            match decode(&whole[..length], Vec::with_capacity) {
                 Ok(plaintext) => assert_eq!(plaintext, [7; 1000]),
                 Err(error) => assert!(!error.to_string().is_empty()),
             }

@@ -5,6 +5,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 
 use super::Error;
+use super::buffers::Buffers;
 use super::cache::{Cache, Weigh};
 use super::error::BlockProblem;
 use super::file::starts_of;
@@ -20,6 +21,7 @@ pub(super) struct Core {
     pub(super) repository: Repository,
     pub(super) access: Access,
     blocks: Blocks,
+    buffers: Arc<Buffers>,
     /// Blocks that were decoded.
     decoded: AtomicU64,
 }
@@ -31,16 +33,23 @@ pub(super) struct Blocks {
     pub(super) nodes: Cache<(BlockLocation, Digest), NodeValue, Error>,
 }
 
-/// A decoded block.
+/// A decoded block. Its buffer is given back when nobody uses it any more.
 pub(super) struct Block {
     plaintext: Vec<u8>,
+    buffers: Arc<Buffers>,
     /// Slices that were verified, by where they begin.
     verified: Mutex<HashMap<u32, (u32, Digest)>>,
 }
 
 impl Weigh for Block {
     fn weight(&self) -> usize {
-        self.plaintext.len()
+        self.plaintext.capacity()
+    }
+}
+
+impl Drop for Block {
+    fn drop(&mut self) {
+        self.buffers.give(std::mem::take(&mut self.plaintext));
     }
 }
 
@@ -99,7 +108,13 @@ impl Blocks {
 
 impl Core {
     pub(super) fn new(repository: Repository, access: Access, cache_size: usize) -> Self {
-        Core { repository, access, blocks: Blocks::new(cache_size), decoded: AtomicU64::new(0) }
+        Core {
+            repository,
+            access,
+            blocks: Blocks::new(cache_size),
+            buffers: Arc::default(),
+            decoded: AtomicU64::new(0),
+        }
     }
 
     /// How many blocks were decoded so far.
@@ -177,19 +192,23 @@ impl Core {
 
     fn fetch(&self, location: &BlockLocation) -> Result<Block, Error> {
         let failed = |why| Error::block(location, why);
-        let sealed = self.repository.read_block(location).map_err(|e| failed(BlockProblem::Read(e)))?;
+        let mut sealed = self.buffers.take(location.length as usize);
+        self.repository.read_block(location, &mut sealed).map_err(|e| failed(BlockProblem::Read(e)))?;
         let frame = match (self.repository.encrypted(), self.access.opener()) {
             (true, Some(opener)) => {
-                let mut frame = Vec::new();
+                let mut frame = self.buffers.take(sealed.len());
                 opener.open(&sealed, SEALED_SIZE, &mut frame).map_err(|e| failed(BlockProblem::Open(e)))?;
+                self.buffers.give(sealed);
                 frame
             }
             (true, None) => return Err(failed(BlockProblem::NoKey)),
             (false, _) => sealed,
         };
-        let plaintext = block::decode(&frame).map_err(|e| failed(BlockProblem::Decode(e)))?;
+        let take = |length| self.buffers.take(length);
+        let plaintext = block::decode(&frame, take).map_err(|e| failed(BlockProblem::Decode(e)))?;
+        self.buffers.give(frame);
         self.decoded.fetch_add(1, Ordering::Relaxed);
-        Ok(Block { plaintext, verified: Mutex::default() })
+        Ok(Block { plaintext, buffers: self.buffers.clone(), verified: Mutex::default() })
     }
 }
 

@@ -3,6 +3,7 @@
 //! - [`Reader`]: a repository with the keys to read it; snapshots by name
 //! - [`blocks`]: blocks fetched, opened and kept in a cache of bounded bytes; each is fetched once, however
 //!   many wait for it
+//! - [`buffers`]: what blocks are read, opened and decompressed into
 //! - [`ahead`]: threads that decode what will be wanted soon
 //! - [`cache`]: that cache: least recently used, counted in bytes
 //! - [`tree`]: directories: entries by name, by position and by rank
@@ -14,6 +15,7 @@
 
 mod ahead;
 mod blocks;
+mod buffers;
 mod cache;
 mod error;
 mod file;

@@ -135,11 +135,11 @@ impl Repository {
         Keys::new(&self.target)
     }
 
-    /// The stored bytes of a block.
-    pub fn read_block(&self, block: &crate::format::BlockLocation) -> Result<Vec<u8>, Error> {
+    /// Has `bytes` hold the stored bytes of a block, and nothing else.
+    pub fn read_block(&self, block: &crate::format::BlockLocation, bytes: &mut Vec<u8>) -> Result<(), Error> {
         let length = block.length as usize;
         debug_assert!(length <= SEALED_SIZE);
-        Ok(self.target.read(&name::pack(block.pack), block.offset, length)?)
+        Ok(self.target.read(&name::pack(block.pack), block.offset, length, bytes)?)
     }
 
     /// The numbers of all generations, ascending.

@@ -233,19 +233,20 @@ impl Storage for Directory {
         sync_folder(path.parent().unwrap_or(&self.root)).map_err(failed)
     }
 
-    fn read(&self, name: &str, offset: u64, length: usize) -> Result<Vec<u8>, Error> {
+    fn read(&self, name: &str, offset: u64, length: usize, bytes: &mut Vec<u8>) -> Result<(), Error> {
         let failed = |e| Error::io("read", name, e);
         let file = self.file(name)?;
-        let mut bytes = Vec::with_capacity(length);
+        bytes.clear();
+        bytes.reserve_exact(length);
         while bytes.len() < length {
             let at = offset + bytes.len() as u64;
             // Into memory that nobody has written to: setting it to zero first takes as long as the rest.
-            match retry_on_intr(|| pread(&file, spare_capacity(&mut bytes), at)).map_err(|e| failed(e.into()))? {
+            match retry_on_intr(|| pread(&file, spare_capacity(bytes), at)).map_err(|e| failed(e.into()))? {
                 0 => return Err(failed(io::ErrorKind::UnexpectedEof.into())),
                 _ => bytes.truncate(length),
             }
         }
-        Ok(bytes)
+        Ok(())
     }
 
     fn length(&self, name: &str) -> Result<u64, Error> {
@@ -327,9 +328,12 @@ mod tests {
         assert_eq!(listed, [ObjectInfo { name: "packs/ab/x".into(), length: 5 }]);
         let again = target.spool("packs/ab/x").unwrap();
         assert_eq!(target.store("packs/ab/x", again).unwrap_err().kind, ErrorKind::AlreadyExists);
-        assert_eq!(target.read("packs/ab/x", 1, 3).unwrap(), b"ell");
-        assert_eq!(target.read("packs/ab/x", 1, 5).unwrap_err().kind, ErrorKind::Truncated);
-        assert_eq!(target.read("packs/ab/y", 0, 0).unwrap_err().kind, ErrorKind::NotFound);
+        let mut bytes = b"what was there before".to_vec();
+        target.read("packs/ab/x", 1, 3, &mut bytes).unwrap();
+        assert_eq!(bytes, b"ell");
+        let mut kind = |name, offset, length| target.read(name, offset, length, &mut bytes).unwrap_err().kind;
+        assert_eq!(kind("packs/ab/x", 1, 5), ErrorKind::Truncated);
+        assert_eq!(kind("packs/ab/y", 0, 0), ErrorKind::NotFound);
     }
 
     #[test]
@@ -340,7 +344,7 @@ mod tests {
         fs::create_dir(dir.path().join("folder")).unwrap();
         std::os::unix::fs::symlink("/dev/zero", dir.path().join("device")).unwrap();
         for name in ["pipe", "folder", "device"] {
-            assert_eq!(target.read(name, 0, 1).unwrap_err().kind, ErrorKind::NotAFile, "{name}");
+            assert_eq!(target.read(name, 0, 1, &mut Vec::new()).unwrap_err().kind, ErrorKind::NotAFile, "{name}");
             assert_eq!(target.length(name).unwrap_err().kind, ErrorKind::NotAFile, "{name}");
         }
     }

@@ -35,8 +35,9 @@ trait Storage: Send + Sync + fmt::Debug {
     /// Stores the spooled bytes under `name`: all of them, durably, or nothing. An existing object is
     /// left as it is and is [`ErrorKind::AlreadyExists`].
     fn store(&self, name: &str, spool: Spool) -> Result<(), Error>;
-    /// Reads `length` bytes from `offset` on. Fewer bytes there are [`ErrorKind::Truncated`].
-    fn read(&self, name: &str, offset: u64, length: usize) -> Result<Vec<u8>, Error>;
+    /// Has `bytes` hold `length` bytes from `offset` on, and nothing else. Fewer bytes there are
+    /// [`ErrorKind::Truncated`].
+    fn read(&self, name: &str, offset: u64, length: usize, bytes: &mut Vec<u8>) -> Result<(), Error>;
     /// The object's bytes. An absent name is [`ErrorKind::NotFound`].
     fn length(&self, name: &str) -> Result<u64, Error>;
     /// Objects whose names begin with `prefix` (which ends in `/`), sorted by name. Temporary files are
@@ -102,17 +103,21 @@ impl Target {
         self.store(name, spool)
     }
 
-    /// Reads `length` bytes of an object from `offset` on. Fewer bytes there are
+    /// Has `bytes` hold `length` bytes of an object from `offset` on, and nothing else. Fewer bytes there are
     /// [`ErrorKind::Truncated`].
-    pub fn read(&self, name: &str, offset: u64, length: usize) -> Result<Vec<u8>, Error> {
-        self.storage.read(name, offset, length)
+    pub fn read(&self, name: &str, offset: u64, length: usize, bytes: &mut Vec<u8>) -> Result<(), Error> {
+        self.storage.read(name, offset, length, bytes)
     }
 
     /// Reads a whole object of at most `limit` bytes.
     pub fn get(&self, name: &str, limit: usize) -> Result<Vec<u8>, Error> {
         let length = self.length(name)?;
         match usize::try_from(length) {
-            Ok(length) if length <= limit => self.read(name, 0, length),
+            Ok(length) if length <= limit => {
+                let mut bytes = Vec::new();
+                self.read(name, 0, length, &mut bytes)?;
+                Ok(bytes)
+            }
             _ => Err(Error::new(
                 ErrorKind::TooLarge,
                 "read",

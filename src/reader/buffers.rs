@@ -1,0 +1,71 @@
+//! Buffers that are used again.
+//!
+//! Blocks come and go by the thousand, and each takes three buffers: as it is stored, opened, and decompressed. Taken from the
+//! heap and given back, they would leave holes that smaller things settle in; and new memory has to be cleared by the system
+//! first, which takes as long as to decrypt it.
+
+use std::sync::{Mutex, PoisonError};
+
+/// Bytes of buffers that are kept at most.
+const KEPT: usize = 8 << 20;
+
+/// Buffers that nobody uses at the moment.
+#[derive(Default)]
+pub(super) struct Buffers {
+    free: Mutex<Vec<Vec<u8>>>,
+}
+
+impl Buffers {
+    /// An empty buffer with room for `length` bytes, and hardly more.
+    pub(super) fn take(&self, length: usize) -> Vec<u8> {
+        let fits = |buffer: &Vec<u8>| (length..=length + length / 4).contains(&buffer.capacity());
+        let mut free = self.free.lock().unwrap_or_else(PoisonError::into_inner);
+        match free.iter().position(fits) {
+            Some(at) => free.swap_remove(at),
+            None => Vec::with_capacity(length),
+        }
+    }
+
+    /// Keeps a buffer for who needs one next.
+    pub(super) fn give(&self, mut buffer: Vec<u8>) {
+        buffer.clear();
+        let mut free = self.free.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut kept: usize = free.iter().map(Vec::capacity).sum();
+        // The oldest go: sizes that nobody wanted for long.
+        while kept + buffer.capacity() > KEPT && !free.is_empty() {
+            kept -= free.remove(0).capacity();
+        }
+        free.push(buffer);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn capacities(buffers: &Buffers) -> Vec<usize> {
+        buffers.free.lock().unwrap().iter().map(Vec::capacity).collect()
+    }
+
+    #[test]
+    fn a_buffer_is_used_again_by_who_needs_about_as_much() {
+        let buffers = Buffers::default();
+        buffers.give(Vec::from([7; 1000]));
+        assert_eq!(buffers.take(1001).capacity(), 1001);
+        assert_eq!(buffers.take(799).capacity(), 799);
+        let again = buffers.take(800);
+        assert_eq!((again.len(), again.capacity()), (0, 1000));
+        assert!(capacities(&buffers).is_empty());
+    }
+
+    #[test]
+    fn no_more_is_kept_than_may_be() {
+        let buffers = Buffers::default();
+        let sizes = [KEPT / 2, KEPT / 4, KEPT / 8, KEPT / 2];
+        sizes.into_iter().for_each(|size| buffers.give(Vec::with_capacity(size)));
+        assert_eq!(capacities(&buffers), [KEPT / 4, KEPT / 8, KEPT / 2]);
+        // One that is too large by itself is the only one.
+        buffers.give(Vec::with_capacity(2 * KEPT));
+        assert_eq!(capacities(&buffers), [2 * KEPT]);
+    }
+}
