@@ -222,7 +222,10 @@ fn settle_snapshots(repository: &Repository, catalog: &mut Catalog) -> Result<()
     for snapshot in catalog.snapshots()?.into_iter().filter(|snapshot| !snapshot.written) {
         match repository.target().length(&snapshot.name.object()) {
             Ok(_) => catalog.set_written(snapshot.name.id, None)?,
-            Err(e) if e.kind == ErrorKind::NotFound => catalog.remove_snapshot(snapshot.name.id)?,
+            // Not because the target is away.
+            Err(e) if e.kind == ErrorKind::NotFound && repository.is_there() => {
+                catalog.remove_snapshot(snapshot.name.id)?;
+            }
             Err(e) => return Err(e.into()),
         }
     }

@@ -63,17 +63,17 @@ impl Inventory<'_> {
             let read = found.bytes + pack.length <= read_again;
             found.bytes += if read { pack.length } else { 0 };
             match self.look_at(&pack, read)? {
-                None => catalog.set_verified(pack.row, now)?,
-                Some(why) => {
+                Look::Right => catalog.set_verified(pack.row, now)?,
+                Look::Damaged(why) => {
                     self.name(&pack, &why);
-                    missing |= why != ANOTHER_SUM;
                     bad.push(pack.row);
                 }
+                Look::Gone => missing = true,
             }
         }
         found.condemned = catalog.condemn(&bad)?;
         if missing {
-            // It is hardly the only one.
+            // It is hardly the only one, or none is and the target was away for a moment: the listing tells.
             self.list_packs(catalog)?;
             if !catalog.any_listed()? {
                 return Err(Error::NoPacks);
@@ -95,33 +95,36 @@ impl Inventory<'_> {
         self.monitor.problem(Path::new(&name::pack(pack.id)), &format!("{why}; {consequence}"));
     }
 
-    /// What is wrong with a pack; none if nothing is.
-    fn look_at(&self, pack: &KnownPack, read: bool) -> Result<Option<String>, Error> {
+    fn look_at(&self, pack: &KnownPack, read: bool) -> Result<Look, Error> {
         let object = name::pack(pack.id);
         let target = self.repository.target();
         let length = match target.length(&object) {
             Ok(length) => length,
-            Err(error) => return lost(error),
+            Err(error) => return gone(error),
         };
         if length != pack.length {
-            return Ok(Some(of_another_length(length, pack.length)));
+            return Ok(Look::Gone);
         }
         if !read {
-            return Ok(None);
+            return Ok(Look::Right);
         }
         let mut hasher = blake3::Hasher::new();
-        let mut at = 0;
+        let (mut at, mut bytes) = (0, Vec::new());
         while at < length {
-            let bytes = match target.read(&object, at, READ.min(usize::try_from(length - at).unwrap_or(READ))) {
-                Ok(bytes) => bytes,
+            let next = READ.min(usize::try_from(length - at).unwrap_or(READ));
+            match target.read(&object, at, next, &mut bytes) {
+                Ok(()) => {}
                 // A disk that can't read a part of it any more.
-                Err(error) if error.kind == ErrorKind::Other => return Ok(Some(error.to_string())),
-                Err(error) => return lost(error),
-            };
+                Err(error) if error.kind == ErrorKind::Other => return Ok(Look::Damaged(error.to_string())),
+                Err(error) => return gone(error),
+            }
             hasher.update(&bytes);
             at += bytes.len() as u64;
         }
-        Ok((Digest::from(hasher.finalize()) != pack.digest).then(|| ANOTHER_SUM.to_owned()))
+        match Digest::from(hasher.finalize()) == pack.digest {
+            true => Ok(Look::Right),
+            false => Ok(Look::Damaged(ANOTHER_SUM.to_owned())),
+        }
     }
 }
 
@@ -132,11 +135,18 @@ fn of_another_length(found: u64, expected: u64) -> String {
     format!("the pack has {found} bytes where {expected} were stored")
 }
 
-/// A pack that is not there as it was is lost. An error that says nothing of the pack ends the run.
-fn lost(error: target::Error) -> Result<Option<String>, Error> {
+/// What a look at a pack showed.
+enum Look {
+    Right,
+    Damaged(String),
+    /// It is not there, or not whole.
+    Gone,
+}
+
+/// What an error says of a pack. One that says nothing of it ends the run.
+fn gone(error: target::Error) -> Result<Look, Error> {
     match error.kind {
-        ErrorKind::NotFound => Ok(Some(MISSING.to_owned())),
-        ErrorKind::NotAFile | ErrorKind::Truncated => Ok(Some(error.to_string())),
+        ErrorKind::NotFound | ErrorKind::NotAFile | ErrorKind::Truncated => Ok(Look::Gone),
         _ => Err(error.into()),
     }
 }
