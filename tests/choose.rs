@@ -364,6 +364,12 @@ fn our_own_mount_is_left_empty_on_the_way_and_backed_up_when_it_is_the_path() {
     // As the path: to another repository, where it is like any file system.
     let (other, owner) = (site.path().join("other"), site.keys().join("owner.pub"));
     site.brackfs(&["init", text(&other), "--recipient", text(&owner)]).ok();
+    // New snapshots appear by and by.
+    let start = Instant::now();
+    while fs::read_dir(mounted.path()).unwrap().count() < 3 {
+        assert!(start.elapsed() < Duration::from_secs(10), "the second snapshot does not appear");
+        thread::sleep(Duration::from_millis(20));
+    }
     let latest = mounted.latest();
     let into_other = ["--repo", text(&other), "--ignore-inode", "--ignore-ctime"];
     let copy = |paths: &[&str]| backup_of(&site, &[paths, &into_other[..]].concat()).ok().json();

@@ -68,6 +68,17 @@ fn eventful() -> Site {
 }
 
 #[test]
+fn case_counts_unless_it_is_ignored() {
+    let site = ready();
+    write(&site, "Photos/IMG.JPG", "one", 0);
+    write(&site, "photos.jpg", "two", 0);
+    backup(&site);
+    assert_eq!(found(&site, &["*.jpg"]), ["0:photos.jpg"]);
+    assert_eq!(found(&site, &["--ignore-case", "*.jpg"]), ["0:Photos/IMG.JPG", "0:photos.jpg"]);
+    assert_eq!(found(&site, &["-i", "/PHOTOS/**"]), ["0:Photos/IMG.JPG"]);
+}
+
+#[test]
 fn what_is_the_same_in_the_next_newer_snapshot_is_listed_once() {
     let site = eventful();
     let expected = [

@@ -6,12 +6,16 @@ mod common;
 
 use std::collections::HashSet;
 use std::fs;
+use std::sync::atomic::AtomicBool;
 
 use brackfs::crypt::{Opener, SecretKey};
 use brackfs::format::BlockLocation;
+use brackfs::history::{Wanted, Within, find};
+use brackfs::monitor::Silent;
 use brackfs::reader::{Error, FileReader, Listed, Reader};
 use brackfs::repository::{Access, Repository};
-use common::{Site, noise};
+use brackfs::restore::{Options, restore};
+use common::{Site, noise, tree};
 
 const MIB: usize = 1 << 20;
 
@@ -99,13 +103,23 @@ fn who_reads_here_and_there_has_nothing_else_decoded() {
     let site = backed_up(&[("large", content.clone())]);
     let reader = reader(&site, 128 * MIB);
     let file = FileReader::new(at(&reader, "large"));
+    // Small pieces of it share a block.
+    let mut pieces = Vec::new();
+    let note = |begins, block: &BlockLocation, _: &_| {
+        pieces.push((begins, *block));
+        Ok(())
+    };
+    file.each_chunk(&reader, note).unwrap();
+    let mut wanted = HashSet::new();
     let before = decoded(&reader);
-    for (reads, at) in [(1, 20), (2, 4), (3, 12), (4, 8), (5, 16)] {
-        let at = at * MIB + 777;
+    for at in [20, 4, 12, 8, 16].map(|at| at * MIB + 777) {
         let right = file.read(&reader, at as u64, 100, |bytes| bytes == &content[at..at + 100]).unwrap();
         assert!(right);
-        assert_eq!(decoded(&reader) - before, reads);
+        let from = |at: usize| pieces[pieces.partition_point(|(begins, _)| *begins <= at as u64) - 1].1;
+        wanted.extend([from(at), from(at + 99)]);
+        assert_eq!(decoded(&reader) - before, wanted.len() as u64);
     }
+    assert!(wanted.len() > 2);
 }
 
 #[test]
@@ -128,4 +142,82 @@ fn who_reads_small_files_in_order_has_each_block_decoded_once_and_the_next_one_b
     assert!((4..10).contains(&blocks.len()), "{}", blocks.len());
     assert_eq!(decoded(&reader) - before, blocks.len() as u64);
     assert!(ahead);
+}
+
+#[test]
+fn a_restore_decodes_each_block_once_however_many_backups_neighbours_are_from() {
+    let site = Site::new();
+    site.init();
+    let (folders, files, backups) = (20, 30, 6);
+    let write = |folder: usize, file: usize, backup: usize| {
+        let path = format!("d{folder:02}/f{file:02}");
+        site.write(&path, noise(&format!("{path} {backup}"), 6000));
+    };
+    (0..folders).for_each(|folder| (0..files).for_each(|file| write(folder, file, 0)));
+    site.backup(&[]).ok();
+    for backup in 1..=backups {
+        (0..folders).for_each(|folder| (0..3).for_each(|more| write(folder, 3 * backup + more, backup)));
+        site.backup(&[]).ok();
+    }
+    let all = reader(&site, 64 * MIB);
+    let mut blocks = HashSet::new();
+    for (folder, file) in (0..folders).flat_map(|folder| (0..files).map(move |file| (folder, file))) {
+        blocks.extend(blocks_of(&all, &FileReader::new(at(&all, &format!("d{folder:02}/f{file:02}")))));
+    }
+    assert!(blocks.len() > backups + 1, "{}", blocks.len());
+    // There is no room for one block of each backup.
+    let reader = reader(&site, 4 * MIB);
+    let to = site.path().join("out");
+    let restored = restore(&reader, &at(&reader, ""), &to, &Options::default(), &Silent, &AtomicBool::new(false));
+    assert_eq!(restored.unwrap().files, (folders * files) as u64);
+    assert!(tree(&to) == tree(&site.source()));
+    // Those of directories come on top, and two at work may want two at once.
+    let most = blocks.len() as u64 + 8;
+    assert!((blocks.len() as u64..=most).contains(&decoded(&reader)), "{} of {}", decoded(&reader), blocks.len());
+}
+
+#[test]
+fn a_search_does_not_read_again_what_is_the_same_in_the_next_snapshot() {
+    let site = Site::new();
+    site.init();
+    for path in (0..200).flat_map(|folder| (0..30).map(move |file| format!("{}/{folder}/{file}", folder % 10))) {
+        site.write(&path, "");
+    }
+    site.backup(&[]).ok();
+    for backup in 0..8 {
+        site.write("3/3/3", format!("{backup}"));
+        site.backup(&[]).ok();
+    }
+    // Nodes of some directories stay, but not the block in which all of them are.
+    let reader = reader(&site, 96 << 10);
+    let wanted = Wanted {
+        patterns: vec!["3".into()],
+        ignore_case: false,
+        kinds: Vec::new(),
+        newer: None,
+        older: None,
+        larger: None,
+        smaller: None,
+    };
+    let mut before = 0;
+    let mut search = |within| {
+        let mut names = 0;
+        let problems = find(&reader, within, &wanted, &Silent, &mut |_| {
+            names += 1;
+            Ok(())
+        });
+        assert_eq!(problems.unwrap(), 0);
+        let now = decoded(&reader);
+        let blocks = now - before;
+        before = now;
+        (names, blocks)
+    };
+    let name = reader.snapshots().unwrap().pop().unwrap();
+    let (newest, _) = reader.snapshot(&name).unwrap();
+    let (names, one) = search(Within::One(newest));
+    assert!(one > 150, "all of it stays in memory: {one}");
+    let (more, all) = search(Within::All(None));
+    // The file that changed each time, and its directories' names.
+    assert!(more > names, "{more} and {names}");
+    assert!(all < one + 8 * 12, "{all} blocks for all snapshots, {one} for one");
 }

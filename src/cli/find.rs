@@ -39,6 +39,9 @@ pub(super) struct Args {
     /// A name, or a path, with wildcards
     #[arg(value_name = "PATTERN", required = true)]
     patterns: Vec<String>,
+    /// Take upper and lower case in patterns as one
+    #[arg(short, long)]
+    ignore_case: bool,
     /// Look only into snapshots of this source
     #[arg(long, value_name = "NAME")]
     source: Option<String>,
@@ -116,6 +119,7 @@ pub(super) fn run(args: &Args, global: &Global) -> Result<ExitCode> {
     };
     let wanted = Wanted {
         patterns: args.patterns.clone(),
+        ignore_case: args.ignore_case,
         kinds: args.kinds.iter().copied().map(Kind::from).collect(),
         newer: args.newer,
         older: args.older,

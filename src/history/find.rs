@@ -17,6 +17,8 @@ use crate::source::{Pattern, Patterns};
 pub struct Wanted {
     /// The name or the path matches: patterns as in a `.gitignore` at the snapshot's root.
     pub patterns: Vec<String>,
+    /// In patterns, upper and lower case are one.
+    pub ignore_case: bool,
     /// It is one of these; none: it may be anything.
     pub kinds: Vec<Kind>,
     /// It was last changed then or later.
@@ -58,7 +60,10 @@ pub fn find(
     found: &mut dyn FnMut(&Found<'_>) -> io::Result<()>,
 ) -> Result<u64, Error> {
     let globs: Vec<_> = wanted.patterns.iter().map(Pattern::new).collect();
-    let patterns = Patterns::new(Path::new("/"), &globs)?;
+    let patterns = match wanted.ignore_case {
+        true => Patterns::ignoring_case(Path::new("/"), &globs)?,
+        false => Patterns::new(Path::new("/"), &globs)?,
+    };
     let look = Look { reader, monitor, problems: 0 };
     let mut search = Search { look, wanted, patterns, found };
     match within {

@@ -66,10 +66,20 @@ pub struct Patterns {
 impl Patterns {
     /// Reads `patterns`, of which later ones win. Those that are anchored begin at `root`.
     pub fn new(root: &Path, patterns: &[Pattern]) -> Result<Self, Error> {
+        Patterns::build(root, patterns, false)
+    }
+
+    /// The same, but upper and lower case are one.
+    pub fn ignoring_case(root: &Path, patterns: &[Pattern]) -> Result<Self, Error> {
+        Patterns::build(root, patterns, true)
+    }
+
+    fn build(root: &Path, patterns: &[Pattern], ignore_case: bool) -> Result<Self, Error> {
         // The root is cut off the front of paths: it must not be mistaken for the start of a relative one.
         let mut builder = GitignoreBuilder::new(if root.is_absolute() { root } else { Path::new(".") });
         // A `[` that nothing closes is more likely an error than meant.
         builder.allow_unclosed_class(false);
+        builder.case_insensitive(ignore_case).map_err(|e| bad_pattern(&Pattern::new(""), e))?;
         for pattern in patterns {
             builder.add_line(None, &pattern.glob).map_err(|e| bad_pattern(pattern, e))?;
         }
