@@ -59,8 +59,7 @@ impl Links {
         assign(&mut self.files(), job)
     }
 
-    /// Gives a job its role, and waits while the first name of its file is being written: held back, jobs would hold
-    /// their directories open.
+    /// Gives a job its role, and waits while the first name of its file is being written.
     pub(super) fn assign_in_time(&self, job: &mut Job) {
         let mut files = self.files();
         while !assign(&mut files, job) {

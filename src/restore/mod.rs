@@ -219,9 +219,17 @@ impl Run<'_> {
                 threads.spawn(move || self.work(&queue));
             }
             drop(queue);
-            let mut jobs = Ordered::new(&jobs);
-            self.walk(from, &top, &mut jobs)?;
-            jobs.hand_out()
+            let mut jobs = Ordered::new(&jobs, &self.links);
+            match self.walk(from, &top, &mut jobs) {
+                Ok(()) => jobs.hand_out(),
+                // What was come to before the place that can't be read is restored.
+                Err(error @ Error::Reader(_)) => jobs.hand_out().and(Err(error)),
+                Err(error) => {
+                    // Known before what waits is dropped: no directory may look complete without it.
+                    self.failed().get_or_insert(error);
+                    Err(Error::Interrupted)
+                }
+            }
         })?;
         if self.is_over() {
             return Err(Error::Interrupted);
@@ -303,6 +311,7 @@ impl Run<'_> {
 
     fn hand_out(&self, mut job: Job, jobs: &mut Ordered<'_>) -> Result<(), Error> {
         if self.options.dry_run {
+            // Nobody is at work, so it has not to wait.
             self.links.assign(&mut job);
             let there = self.would_write(&job)?;
             self.links.done(&job, there);
@@ -310,11 +319,6 @@ impl Run<'_> {
         }
         if !self.make(&job.folder)? {
             return Ok(());
-        }
-        if !self.links.assign(&mut job) {
-            // Its first name may be among those that wait here.
-            jobs.hand_out()?;
-            self.links.assign_in_time(&mut job);
         }
         jobs.add(job)
     }

@@ -9,39 +9,49 @@ use std::sync::Arc;
 
 use crossbeam_channel::Sender;
 
+use super::links::Links;
 use super::{Error, Job};
 
 /// Entries that wait at most.
 const ENTRIES: usize = 8192;
-/// Directories that are held open for them at most.
+/// Directories that are held open for them at most, but for those that the walk is in.
 const FOLDERS: usize = 512;
-/// Bytes of decoded nodes that are held for them at most.
-const NODES: usize = 16 << 20;
+/// Bytes of decoded nodes, and of paths, that are held for them at most.
+const BYTES: usize = 16 << 20;
 
 /// Entries that wait to be handed out. What still waits when this is dropped is not handed out.
 pub(super) struct Ordered<'j> {
     jobs: &'j Sender<Job>,
+    links: &'j Links,
     waiting: Vec<Job>,
+    /// Further names of files whose first names wait, or are being written.
+    later: Vec<Job>,
     folders: usize,
-    node_bytes: usize,
+    bytes: usize,
 }
 
 impl<'j> Ordered<'j> {
-    pub(super) fn new(jobs: &'j Sender<Job>) -> Self {
-        Ordered { jobs, waiting: Vec::new(), folders: 0, node_bytes: 0 }
+    pub(super) fn new(jobs: &'j Sender<Job>, links: &'j Links) -> Self {
+        Ordered { jobs, links, waiting: Vec::new(), later: Vec::new(), folders: 0, bytes: 0 }
     }
 
     /// Adds an entry. If there are enough, all are handed out.
-    pub(super) fn add(&mut self, job: Job) -> Result<(), Error> {
-        let last = self.waiting.last();
+    pub(super) fn add(&mut self, mut job: Job) -> Result<(), Error> {
+        let is_ready = self.links.assign(&mut job);
+        let list = if is_ready { &mut self.waiting } else { &mut self.later };
+        let last = list.last();
+        // Of those that lead to it the ones that the last one's path has, too, are counted.
+        let shared = last.map_or(0, |last| last.path.iter().zip(&job.path).take_while(|(a, b)| a == b).count());
         if last.is_none_or(|last| !Arc::ptr_eq(&last.folder, &job.folder)) {
-            self.folders += 1;
+            self.folders += job.path.iter().count().saturating_sub(1 + shared).max(1);
         }
         if last.is_none_or(|last| !last.listed.is_beside(&job.listed)) {
-            self.node_bytes += job.listed.node_bytes();
+            self.bytes += job.listed.node_bytes();
         }
-        self.waiting.push(job);
-        match self.waiting.len() >= ENTRIES || self.folders >= FOLDERS || self.node_bytes >= NODES {
+        self.bytes += job.path.as_os_str().len();
+        list.push(job);
+        let entries = self.waiting.len() + self.later.len();
+        match entries >= ENTRIES || self.folders >= FOLDERS || self.bytes >= BYTES {
             true => self.hand_out(),
             false => Ok(()),
         }
@@ -49,10 +59,15 @@ impl<'j> Ordered<'j> {
 
     /// Hands out all that wait.
     pub(super) fn hand_out(&mut self) -> Result<(), Error> {
-        (self.folders, self.node_bytes) = (0, 0);
+        (self.folders, self.bytes) = (0, 0);
         // Of one block, in the order of the tree.
         self.waiting.sort_by_cached_key(|job| job.listed.first_block());
         // Workers only go away with an error of their own, which ends the run.
-        self.waiting.drain(..).try_for_each(|job| self.jobs.send(job).map_err(|_| Error::Interrupted))
+        let send = |job| self.jobs.send(job).map_err(|_| Error::Interrupted);
+        self.waiting.drain(..).try_for_each(send)?;
+        self.later.drain(..).try_for_each(|mut job| {
+            self.links.assign_in_time(&mut job);
+            send(job)
+        })
     }
 }
