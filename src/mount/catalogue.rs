@@ -250,9 +250,12 @@ impl Catalogue {
         Some((self.top.name(source)?, self.snapshots_of(source)?.name(number)?))
     }
 
-    /// The snapshot of this number, if it is there.
+    /// The snapshot of this number, if it is there; also under another number by now.
     pub(super) fn name(&self, number: u64) -> Option<&SnapshotName> {
-        at(&self.names, number).filter(|_| at(&self.is_there, number) == Some(&true))
+        at(&self.names, number).filter(|name| {
+            let now = self.numbers.get(name);
+            now.and_then(|now| at(&self.is_there, *now)) == Some(&true)
+        })
     }
 
     /// Numbers of the snapshots that are there.
@@ -344,6 +347,8 @@ mod tests {
         assert_eq!(catalogue.there(), [5, 6]);
         assert_eq!(catalogue.shown(6), Some(("home", "20261120T030000Z")));
         assert_eq!([3, 4].map(|number| catalogue.shown(number)), [None; 2]);
+        // Who is in it stays there.
+        assert_eq!([3, 4].map(|number| catalogue.name(number)), [Some(&all[3]), Some(&all[2])]);
         assert_eq!(catalogue.name(6), Some(&all[3]));
     }
 

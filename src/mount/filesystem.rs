@@ -13,7 +13,7 @@
 //! highest bit set and their link's id instead of a rank; which entry that is, is kept while the kernel knows
 //! the number. What stands in no snapshot has none in its number: sources have even ones, `latest` has an odd one that
 //! says which snapshot it leads to, and with the highest bit below the snapshot's, 16 bits count tags and 23 the links
-//! in them. So nothing that has a number ever changes but folders, and the kernel may keep where links lead.
+//! in them. So no link ever leads elsewhere, and the kernel may keep where they lead.
 
 use std::collections::{HashMap, HashSet};
 use std::num::NonZeroUsize;
@@ -184,6 +184,13 @@ struct Tagged {
     tags: Tags,
     looked: Option<Instant>,
     all_readable: bool,
+}
+
+impl Tagged {
+    /// Whether it is time to look again for those that could not be read.
+    fn is_due(&self) -> bool {
+        !self.all_readable && self.looked.is_some_and(|at| at.elapsed() >= TAGS_RETRY)
+    }
 }
 
 /// What an inode number stands for.
@@ -615,12 +622,12 @@ impl FileSystem {
         drop(self.refreshed());
     }
 
-    /// The same for tags, if anybody wanted to see them before.
+    /// The same, and if it is time to look again for tags that could not be read, whoever kept a listing of them may not
+    /// keep it. No snapshot is opened for that: it could take long.
     fn look_for_tags(&self) {
-        let looked = lock(&self.tags).looked;
-        match looked {
-            Some(_) => drop(self.tagged()),
-            None => self.look(),
+        self.look();
+        if self.tags.try_lock().is_ok_and(|tagged| tagged.is_due()) {
+            self.change();
         }
     }
 
@@ -652,17 +659,20 @@ impl FileSystem {
         let mut tagged = lock(&self.tags);
         let unknown: Vec<_> = {
             let catalogue = self.refreshed()?;
-            let again = !tagged.all_readable && tagged.looked.is_none_or(|at| at.elapsed() >= TAGS_RETRY);
-            if tagged.tags.is_up_to_date(&catalogue) && !again {
+            if tagged.tags.is_up_to_date(&catalogue) && !tagged.is_due() {
                 return Ok(tagged);
             }
             let unknown = catalogue.there().iter().filter(|number| !tagged.tags.knows(**number));
             unknown.filter_map(|number| Some((*number, catalogue.name(*number)?.clone()))).collect()
         };
         tagged.all_readable = true;
+        let mut found = false;
         for (number, name) in unknown {
             match self.reader.snapshot(&name) {
-                Ok((snapshot, _)) => tagged.tags.add(number, &snapshot.tags),
+                Ok((snapshot, _)) => {
+                    tagged.tags.add(number, &snapshot.tags);
+                    found = true;
+                }
                 Err(error) => {
                     tagged.all_readable = false;
                     self.report_once(&name.object(), &error);
@@ -670,8 +680,12 @@ impl FileSystem {
             }
         }
         tagged.looked = Some(Instant::now());
-        tagged.tags.show(&lock(&self.catalogue));
-        self.change();
+        let catalogue = lock(&self.catalogue);
+        if !tagged.tags.is_up_to_date(&catalogue) || found {
+            tagged.tags.show(&catalogue);
+            drop(catalogue);
+            self.change();
+        }
         Ok(tagged)
     }
 

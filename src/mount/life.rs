@@ -299,7 +299,8 @@ fn config(source: &Path, options: &Options, flags: MountFlags, words: &[&str]) -
     }
     config.mount_options.extend(words.iter().map(|word| MountOption::CUSTOM((*word).to_owned())));
     config.acl = if options.allow_other { SessionACL::All } else { SessionACL::Owner };
-    config.n_threads = Some(thread::available_parallelism().map_or(1, usize::from));
+    // Also more than CPUs: where the repository is far away, most of them wait.
+    config.n_threads = Some(thread::available_parallelism().map_or(1, usize::from).clamp(4, 16));
     config.clone_fd = true;
     config
 }
