@@ -25,7 +25,7 @@ pub(crate) fn share_one_heap() {}
 pub(crate) fn give_back_large_buffers() {
     #[expect(unsafe_code, reason = "there is no safe way to say it")]
     // SAFETY: mallopt takes two numbers, and may be called at any time.
-    let _done = unsafe { libc::mallopt(libc::M_MMAP_THRESHOLD, 256 << 10) };
+    let _done = unsafe { libc::mallopt(libc::M_MMAP_THRESHOLD, 512 << 10) };
 }
 
 /// Other C libraries do so as it is.

@@ -220,13 +220,10 @@ fn compare(repository: &Repository, trust: &Trust, host: &Certificate) -> Result
 /// Finds out about snapshots that a killed run was about to write.
 fn settle_snapshots(repository: &Repository, catalog: &mut Catalog) -> Result<(), Error> {
     for snapshot in catalog.snapshots()?.into_iter().filter(|snapshot| !snapshot.written) {
-        match repository.target().length(&snapshot.name.object()) {
-            Ok(_) => catalog.set_written(snapshot.name.id, None)?,
-            // Not because the target is away.
-            Err(e) if e.kind == ErrorKind::NotFound && repository.is_there() => {
-                catalog.remove_snapshot(snapshot.name.id)?;
-            }
-            Err(e) => return Err(e.into()),
+        let there = repository.snapshots()?.contains(&snapshot.name);
+        match there {
+            true => catalog.set_written(snapshot.name.id, None)?,
+            false => catalog.remove_snapshot(snapshot.name.id)?,
         }
     }
     Ok(catalog.commit()?)

@@ -75,8 +75,8 @@ thread_local! {
     static DECOMPRESSOR: RefCell<Option<Decompressor<'static>>> = const { RefCell::new(None) };
 }
 
-/// Decompresses a block into a buffer that `take` gives for its length. Takes no more memory than the frame announces,
-/// and refuses one that announces nothing or more than [`BLOCK_SIZE`].
+/// Decompresses a block into a buffer that `take` gives for the length that the frame announces, and no more bytes than fit
+/// into it. Refuses a frame that announces nothing, or more than [`BLOCK_SIZE`], or that holds something else.
 pub fn decode(frame: &[u8], take: impl FnOnce(usize) -> Vec<u8>) -> Result<Vec<u8>, Error> {
     let size = zstd::zstd_safe::get_frame_content_size(frame)
         .map_err(|e| Error::Decompress(e.to_string()))?

@@ -67,6 +67,7 @@ impl Inventory<'_> {
                 Look::Damaged(why) => {
                     self.name(&pack, &why);
                     bad.push(pack.row);
+                    missing |= why != ANOTHER_SUM;
                 }
                 Look::Gone => missing = true,
             }
@@ -114,8 +115,10 @@ impl Inventory<'_> {
             let next = READ.min(usize::try_from(length - at).unwrap_or(READ));
             match target.read(&object, at, next, &mut bytes) {
                 Ok(()) => {}
-                // A disk that can't read a part of it any more.
-                Err(error) if error.kind == ErrorKind::Other => return Ok(Look::Damaged(error.to_string())),
+                // A disk that can't read a part of it any more, or that is gone: then the listing fails.
+                Err(error) if matches!(error.kind, ErrorKind::Other | ErrorKind::Truncated) => {
+                    return Ok(Look::Damaged(error.to_string()));
+                }
                 Err(error) => return gone(error),
             }
             hasher.update(&bytes);
@@ -146,7 +149,7 @@ enum Look {
 /// What an error says of a pack. One that says nothing of it ends the run.
 fn gone(error: target::Error) -> Result<Look, Error> {
     match error.kind {
-        ErrorKind::NotFound | ErrorKind::NotAFile | ErrorKind::Truncated => Ok(Look::Gone),
+        ErrorKind::NotFound | ErrorKind::NotAFile => Ok(Look::Gone),
         _ => Err(error.into()),
     }
 }

@@ -4,38 +4,45 @@
 //! heap and given back, they would leave holes that smaller things settle in; and new memory has to be cleared by the system
 //! first, which takes as long as to decrypt it.
 
+use std::collections::VecDeque;
 use std::sync::{Mutex, PoisonError};
 
 /// Bytes of buffers that are kept at most.
 const KEPT: usize = 8 << 20;
 
+/// Smaller ones are taken from the heap: what they leave there others can use.
+const LARGE: usize = 64 << 10;
+
 /// Buffers that nobody uses at the moment.
 #[derive(Default)]
 pub(super) struct Buffers {
-    free: Mutex<Vec<Vec<u8>>>,
+    free: Mutex<VecDeque<Vec<u8>>>,
 }
 
 impl Buffers {
-    /// An empty buffer with room for `length` bytes, and hardly more.
+    /// An empty buffer with room for `length` bytes, and for at most a quarter more.
     pub(super) fn take(&self, length: usize) -> Vec<u8> {
         let fits = |buffer: &Vec<u8>| (length..=length + length / 4).contains(&buffer.capacity());
         let mut free = self.free.lock().unwrap_or_else(PoisonError::into_inner);
         match free.iter().position(fits) {
-            Some(at) => free.swap_remove(at),
+            Some(at) => free.swap_remove_back(at).unwrap_or_default(),
             None => Vec::with_capacity(length),
         }
     }
 
     /// Keeps a buffer for who needs one next.
     pub(super) fn give(&self, mut buffer: Vec<u8>) {
+        if buffer.capacity() < LARGE {
+            return;
+        }
         buffer.clear();
         let mut free = self.free.lock().unwrap_or_else(PoisonError::into_inner);
         let mut kept: usize = free.iter().map(Vec::capacity).sum();
         // The oldest go: sizes that nobody wanted for long.
         while kept + buffer.capacity() > KEPT && !free.is_empty() {
-            kept -= free.remove(0).capacity();
+            kept -= free.pop_front().map_or(0, |oldest| oldest.capacity());
         }
-        free.push(buffer);
+        free.push_back(buffer);
     }
 }
 
@@ -50,11 +57,12 @@ mod tests {
     #[test]
     fn a_buffer_is_used_again_by_who_needs_about_as_much() {
         let buffers = Buffers::default();
-        buffers.give(Vec::from([7; 1000]));
-        assert_eq!(buffers.take(1001).capacity(), 1001);
-        assert_eq!(buffers.take(799).capacity(), 799);
-        let again = buffers.take(800);
-        assert_eq!((again.len(), again.capacity()), (0, 1000));
+        buffers.give(vec![7; 100_000]);
+        buffers.give(vec![7; 1000]);
+        assert_eq!(buffers.take(100_001).capacity(), 100_001);
+        assert_eq!(buffers.take(79_999).capacity(), 79_999);
+        let again = buffers.take(80_000);
+        assert_eq!((again.len(), again.capacity()), (0, 100_000));
         assert!(capacities(&buffers).is_empty());
     }
 

@@ -12,7 +12,7 @@ use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 
 use rustix::buffer::spare_capacity;
-use rustix::fs::{Advice, AtFlags, CWD, Mode, OFlags, RenameFlags, fadvise, statat};
+use rustix::fs::{Advice, AtFlags, CWD, Dir, Mode, OFlags, RenameFlags, fadvise, statat};
 use rustix::io::{Errno, pread, retry_on_intr};
 use uuid::Uuid;
 
@@ -125,7 +125,8 @@ impl Directory {
     }
 
     /// What `look` finds at a path; none if nothing is there. Who looks while the target is away, if only for a moment,
-    /// is told the same, so that is believed only when the target's directory says so that was open before.
+    /// is told the same, so that is believed only when the target's directory says so that was open before, and when that has
+    /// anything in it at all.
     fn if_there<T>(&self, path: &Path, look: impl Fn() -> io::Result<T>) -> io::Result<Option<T>> {
         let below = path.strip_prefix(&self.root).unwrap_or(path);
         for _ in 0..TRIES {
@@ -133,7 +134,12 @@ impl Directory {
                 Err(e) if e.kind() == io::ErrorKind::NotFound => {}
                 found => return found.map(Some),
             }
-            match statat(File::open(&self.root)?, below, AtFlags::SYMLINK_NOFOLLOW) {
+            let root = File::open(&self.root)?;
+            match statat(&root, below, AtFlags::SYMLINK_NOFOLLOW) {
+                // Where a disk was unplugged there is an empty directory.
+                Err(Errno::NOENT) if is_empty(&root)? => {
+                    return Err(io::Error::other("the repository's directory is empty; is a disk not mounted?"));
+                }
                 Err(Errno::NOENT) => return Ok(None),
                 found => _ = found?,
             }
@@ -312,6 +318,12 @@ fn sync_folder(folder: &Path) -> io::Result<()> {
     File::open(folder)?.sync_all()
 }
 
+/// Whether nothing is in a directory.
+fn is_empty(directory: &File) -> io::Result<bool> {
+    let mut entries = Dir::read_from(directory)?;
+    Ok(entries.all(|entry| entry.is_ok_and(|entry| matches!(entry.file_name().to_bytes(), b"." | b".."))))
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -367,9 +379,13 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let root = dir.path().join("root");
         let target = Directory::create(&root).unwrap();
+        fs::write(root.join("description"), "there").unwrap();
         assert!(target.list("packs/").unwrap().is_empty());
         fs::rename(&root, dir.path().join("away")).unwrap();
         assert_eq!(target.list("packs/").unwrap_err().kind, ErrorKind::NotFound);
+        // What a disk that was unplugged leaves.
+        fs::create_dir(&root).unwrap();
+        assert!(target.list("packs/").unwrap_err().to_string().contains("not mounted"));
     }
 
     #[test]
