@@ -25,8 +25,6 @@ use crate::monitor::Monitor;
 use crate::reader::{self, Directory, FileReader, Listed, Reader, Step, Walk};
 use crate::target::{ErrorKind, ObjectInfo};
 
-/// Bytes of a pack that are read at once.
-const READ: usize = 1 << 20;
 /// Most bytes of a list of sums.
 const SUMS_SIZE: usize = 64 << 20;
 
@@ -399,14 +397,10 @@ impl Run<'_> {
         let target = self.reader.repository().target();
         let length = target.length(pack)?;
         let mut hasher = blake3::Hasher::new();
-        let (mut at, mut bytes) = (0, Vec::new());
-        while at < length {
-            let next = READ.min(usize::try_from(length - at).unwrap_or(READ));
-            target.read(pack, at, next, &mut bytes)?;
-            hasher.update(&bytes);
-            at += bytes.len() as u64;
+        target.pieces(pack, length, |bytes| {
+            hasher.update(bytes);
             self.monitor.progress().read(bytes.len() as u64);
-        }
+        })?;
         Ok(hasher.finalize().to_hex().to_string())
     }
 

@@ -19,8 +19,6 @@ pub const READ_AGAIN: u64 = 32 << 20;
 const MONTH: i64 = 30 * 24 * 60 * 60;
 /// Packs that one run looks at, at most.
 const PACKS: usize = 16;
-/// Bytes of a pack that are read at once.
-const READ: usize = 1 << 20;
 
 /// What came of it.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -110,19 +108,13 @@ impl Inventory<'_> {
             return Ok(Look::Right);
         }
         let mut hasher = blake3::Hasher::new();
-        let (mut at, mut bytes) = (0, Vec::new());
-        while at < length {
-            let next = READ.min(usize::try_from(length - at).unwrap_or(READ));
-            match target.read(&object, at, next, &mut bytes) {
-                Ok(()) => {}
-                // A disk that can't read a part of it any more, or that is gone: then the listing fails.
-                Err(error) if matches!(error.kind, ErrorKind::Other | ErrorKind::Truncated) => {
-                    return Ok(Look::Damaged(error.to_string()));
-                }
-                Err(error) => return gone(error),
+        match target.pieces(&object, length, |bytes| _ = hasher.update(bytes)) {
+            Ok(()) => {}
+            // A disk that can't read a part of it any more, or that is gone: then the listing fails.
+            Err(error) if matches!(error.kind, ErrorKind::Other | ErrorKind::Truncated) => {
+                return Ok(Look::Damaged(error.to_string()));
             }
-            hasher.update(&bytes);
-            at += bytes.len() as u64;
+            Err(error) => return gone(error),
         }
         match Digest::from(hasher.finalize()) == pack.digest {
             true => Ok(Look::Right),

@@ -28,6 +28,9 @@ pub struct ObjectInfo {
     pub length: u64,
 }
 
+/// Bytes that are read at once of an object that is only passed through.
+const PIECE: usize = 1 << 20;
+
 /// What a kind of storage must do. All methods may be called from several threads.
 trait Storage: Send + Sync + fmt::Debug {
     /// Opens a spool for an object that will go under `name`.
@@ -107,6 +110,17 @@ impl Target {
     /// [`ErrorKind::Truncated`].
     pub fn read(&self, name: &str, offset: u64, length: usize, bytes: &mut Vec<u8>) -> Result<(), Error> {
         self.storage.read(name, offset, length, bytes)
+    }
+
+    /// Hands the first `length` bytes of an object to `take`, a piece after the other.
+    pub fn pieces(&self, name: &str, length: u64, mut take: impl FnMut(&[u8])) -> Result<(), Error> {
+        let (mut at, mut bytes) = (0, Vec::new());
+        while at < length {
+            self.read(name, at, PIECE.min(usize::try_from(length - at).unwrap_or(PIECE)), &mut bytes)?;
+            at += bytes.len() as u64;
+            take(&bytes);
+        }
+        Ok(())
     }
 
     /// Reads a whole object of at most `limit` bytes.
