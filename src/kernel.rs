@@ -17,21 +17,6 @@ pub(crate) fn share_one_heap() {
 #[cfg(not(target_env = "gnu"))]
 pub(crate) fn share_one_heap() {}
 
-/// Has the heap give back at once what large buffers took.
-///
-/// glibc takes buffers from the system, and gives them back, only until the first one was given back: from then on those of
-/// that size come from the heap, where they leave holes that smaller things settle in. For who keeps large buffers himself.
-#[cfg(target_env = "gnu")]
-pub(crate) fn give_back_large_buffers() {
-    #[expect(unsafe_code, reason = "there is no safe way to say it")]
-    // SAFETY: mallopt takes two numbers, and may be called at any time.
-    let _done = unsafe { libc::mallopt(libc::M_MMAP_THRESHOLD, 512 << 10) };
-}
-
-/// Other C libraries do so as it is.
-#[cfg(not(target_env = "gnu"))]
-pub(crate) fn give_back_large_buffers() {}
-
 /// Has the system begin to write what a file has in memory only, without waiting for the disk.
 ///
 /// Whoever has the file mapped leaves no new stamps as long as he changes pages that are not written yet. From here on

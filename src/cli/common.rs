@@ -15,7 +15,6 @@ use super::exit::NoSecret;
 use super::terminal::Terminal;
 use crate::catalog;
 use crate::crypt::{Certificate, Fingerprint, KeyStore, Opener, Passphrase, SecretKey};
-use crate::kernel::give_back_large_buffers;
 use crate::monitor::Monitor;
 use crate::reader::Reader;
 use crate::repository::{Access, Repository};
@@ -111,7 +110,6 @@ impl ReaderArgs {
     /// Opens a reader: finds the key, and decides whose signatures are believed. `cache`: its size, if the user
     /// does not say another.
     pub(super) fn open(&self, global: &Global, monitor: &dyn Monitor, cache: u64) -> Result<Reader> {
-        give_back_large_buffers();
         let repository = Repository::open(&self.repository.location)?;
         let opener = match repository.encrypted() {
             true => Some(self.opener(global, &repository)?),

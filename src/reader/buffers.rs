@@ -1,8 +1,8 @@
 //! Buffers that are used again.
 //!
 //! Blocks come and go by the thousand, and each takes three buffers: as it is stored, opened, and decompressed. Taken from the
-//! heap and given back, they would leave holes that smaller things settle in; and new memory has to be cleared by the system
-//! first, which takes as long as to decrypt it.
+//! heap and given back each time, they would leave holes that smaller things settle in. (Taken from the system each time
+//! they would leave none, but it has to clear them first: that takes as long as to decrypt what goes into them.)
 
 use std::collections::VecDeque;
 use std::sync::{Mutex, PoisonError};
