@@ -165,7 +165,8 @@ fn damaged_data(encrypted: bool) {
         match damage {
             Damage::Flipped => assert_eq!(lost.len(), 1, "lost by one byte: {lost:?}\n{run}"),
             Damage::Missing => assert_eq!(lost, FIRST.iter().collect::<Vec<_>>(), "{run}"),
-            Damage::Truncated => assert!(!lost.is_empty() && lost.len() < FIRST.len(), "lost by half: {lost:?}\n{run}"),
+            // All of them, where the block that their small last pieces share is in that half.
+            Damage::Truncated => assert!(!lost.is_empty(), "nothing is lost by half a pack\n{run}"),
         }
         for name in lost {
             assert!(name.starts_with("one/"), "{name} is not in the damaged pack, and is lost\n{run}");
@@ -277,7 +278,7 @@ fn a_damaged_file_in_a_mount_is_an_io_error_and_its_neighbours_read_right() {
             match damage {
                 Damage::Flipped => assert_eq!(broken.len(), 1, "broken by one byte: {broken:?}"),
                 Damage::Missing => assert_eq!(broken, FIRST),
-                Damage::Truncated => assert!(!broken.is_empty() && broken.len() < FIRST.len(), "{broken:?}"),
+                Damage::Truncated => assert!(!broken.is_empty(), "all can be read without half a pack"),
             }
             assert!(mounted.is_mounted(), "the mount is gone");
         }
