@@ -1,6 +1,9 @@
 //! What is asked of the system and no safe crate offers: the one place with `unsafe` code.
 
+use std::io;
 use std::os::fd::{AsRawFd, BorrowedFd};
+
+use rustix::io::{pread, retry_on_intr};
 
 /// Lets all threads share one heap.
 ///
@@ -26,6 +29,21 @@ pub(crate) fn begin_to_write(file: BorrowedFd<'_>) {
     #[expect(unsafe_code, reason = "there is no safe way to say it")]
     // SAFETY: the descriptor is open as long as it is borrowed, and the call touches none of our memory.
     let _done = unsafe { libc::sync_file_range(file.as_raw_fd(), 0, 0, flags) };
+}
+
+/// Appends what a file holds at `offset` to `bytes`: `most` bytes, or as many as come at once. None: the file ends there.
+///
+/// Into memory that nobody has written to: to clear it first takes as long as to read.
+pub(crate) fn append_at(file: BorrowedFd<'_>, offset: u64, most: usize, bytes: &mut Vec<u8>) -> io::Result<usize> {
+    bytes.reserve(most);
+    let room = bytes.spare_capacity_mut().get_mut(..most).unwrap_or_default();
+    let read = retry_on_intr(|| pread(file, &mut *room, offset).map(|(read, _)| read.len()))?;
+    #[expect(unsafe_code, reason = "there is no safe way to say it")]
+    // SAFETY: so many bytes behind the end were written to just now, and there is room for them.
+    unsafe {
+        bytes.set_len(bytes.len() + read);
+    }
+    Ok(read)
 }
 
 /// The same number wherever Linux runs Rust.
@@ -88,6 +106,22 @@ mod tests {
         assert_eq!(change(2), first);
         begin_to_write(file.as_fd());
         assert_ne!(change(3), first);
+    }
+
+    #[test]
+    fn what_is_read_is_appended_and_no_more() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("f");
+        std::fs::write(&path, "0123456789").unwrap();
+        let file = File::open(&path).unwrap();
+        let mut bytes = Vec::with_capacity(100);
+        bytes.extend(b"ab");
+        assert_eq!(append_at(file.as_fd(), 1, 3, &mut bytes).unwrap(), 3);
+        assert_eq!(bytes, b"ab123");
+        assert_eq!(append_at(file.as_fd(), 8, 200, &mut bytes).unwrap(), 2);
+        assert_eq!(append_at(file.as_fd(), 10, 1, &mut bytes).unwrap(), 0);
+        assert_eq!(append_at(file.as_fd(), 0, 0, &mut bytes).unwrap(), 0);
+        assert_eq!(bytes, b"ab12389");
     }
 
     #[test]

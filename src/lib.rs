@@ -13,11 +13,11 @@
 //! <!-- layers -->
 //! | module | may use |
 //! | --- | --- |
-//! | `target` | – |
+//! | `kernel` | – |
+//! | `target` | `kernel` |
 //! | `crypt` | – |
 //! | `format` | – |
 //! | `monitor` | – |
-//! | `kernel` | – |
 //! | `source` | `format` `kernel` |
 //! | `repository` | `target` `crypt` `format` |
 //! | `state` | `crypt` `format` |

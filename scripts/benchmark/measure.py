@@ -1,6 +1,7 @@
 """One run of a command, measured."""
 
 import contextlib
+import mmap
 import os
 import signal
 import subprocess
@@ -96,6 +97,15 @@ def settle(cold):
     if cold:
         with open("/proc/sys/vm/drop_caches", "w") as drop:
             drop.write("3")
+        touch_memory()
+
+
+def touch_memory():
+    """Uses most of the memory that is free, and gives it back: a virtual machine whose host lends it memory only when it
+    is used waits for that, a second for each GB, and the tool that comes first would pay for all."""
+    with open("/proc/meminfo") as info:
+        free = next(int(line.split()[1]) << 10 for line in info if line.startswith("MemFree:"))
+    mmap.mmap(-1, free // 4 * 3, mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | mmap.MAP_POPULATE).close()
 
 
 def stored_bytes(folder):

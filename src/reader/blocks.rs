@@ -128,9 +128,12 @@ impl Core {
     }
 
     /// A chunk was read to its end. If that is the end of its block, the block is wanted least of all that are at hand.
-    pub(super) fn passed(&self, location: &BlockLocation, chunk: &ChunkRef) {
+    /// One of a large file is not to be kept as it is stored, either: who reads that has its plaintext in memory.
+    pub(super) fn passed(&self, location: &BlockLocation, chunk: &ChunkRef, large: bool) {
         let end = u64::from(chunk.start) + u64::from(chunk.length);
-        self.blocks.blocks.demote_if(location, |block| block.plaintext.len() as u64 == end);
+        if self.blocks.blocks.demote_if(location, |block| block.plaintext.len() as u64 == end) && large {
+            self.repository.forget_block(location);
+        }
     }
 
     /// Hands the verified bytes of a chunk, which lies in the block at `location`, to `use_bytes`.

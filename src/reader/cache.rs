@@ -54,12 +54,14 @@ impl<K: Hash + Eq + Clone, V: Weigh, E: Clone> Cache<K, V, E> {
         state.entries.contains(key) || state.loading.contains_key(key)
     }
 
-    /// Has a value leave before all others, if `is_done` says so.
-    pub(super) fn demote_if(&self, key: &K, is_done: impl FnOnce(&V) -> bool) {
+    /// Has a value leave before all others, if `is_done` says so. Returns what it says; not of values that are not there.
+    pub(super) fn demote_if(&self, key: &K, is_done: impl FnOnce(&V) -> bool) -> bool {
         let mut state = self.state();
-        if state.entries.peek(key).is_some_and(|value| is_done(value)) {
+        let is_done = state.entries.peek(key).is_some_and(|value| is_done(value));
+        if is_done {
             state.entries.demote(key);
         }
+        is_done
     }
 
     fn state(&self) -> MutexGuard<'_, State<K, V, E>> {

@@ -12,7 +12,7 @@ use super::{Error, Reader};
 use crate::format::entry::{Content, NodeRef};
 use crate::format::{BlockLocation, ChunkRef, Digest, Extent, Items, Node};
 
-/// Files from this size on are worth a thread.
+/// Files from this size on are worth a thread, and not worth to be in memory twice.
 const LARGE: u64 = 4 << 20;
 /// Stretches that are decoded ahead at most.
 const WINDOW: usize = 4;
@@ -183,7 +183,7 @@ impl FileReader {
             && (passed + NEAR <= end || end == self.size)
         {
             sequence.passed.pop_front();
-            reader.core.passed(&location, &chunk);
+            reader.core.passed(&location, &chunk, self.size >= LARGE);
         }
     }
 
@@ -246,7 +246,7 @@ impl FileReader {
                 Some((covers, Stretch::Hole)) => visit(Err(covers))?,
                 Some((_, Stretch::Chunk(location, chunk))) => {
                     reader.core.with_chunk(&location, &chunk, |bytes| visit(Ok(bytes)))??;
-                    reader.core.passed(&location, &chunk);
+                    reader.core.passed(&location, &chunk, self.size >= LARGE);
                 }
                 None => return Ok(()),
             }

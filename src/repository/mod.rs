@@ -142,6 +142,11 @@ impl Repository {
         Ok(self.target.read(&name::pack(block.pack), block.offset, length, bytes)?)
     }
 
+    /// Says that nobody will want a block soon.
+    pub fn forget_block(&self, block: &crate::format::BlockLocation) {
+        self.target.forget(&name::pack(block.pack), block.offset, block.length as usize);
+    }
+
     /// The numbers of all generations, ascending.
     pub fn generations(&self) -> Result<Vec<u64>, Error> {
         let objects = self.target.list(name::GENERATION)?;

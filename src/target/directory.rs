@@ -7,14 +7,16 @@
 
 use std::fs::{self, DirEntry, File};
 use std::io;
+use std::num::NonZeroU64;
 use std::os::fd::AsFd;
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 
-use rustix::buffer::spare_capacity;
 use rustix::fs::{Advice, AtFlags, CWD, Dir, Mode, OFlags, RenameFlags, fadvise, statat};
-use rustix::io::{Errno, pread, retry_on_intr};
+use rustix::io::Errno;
 use uuid::Uuid;
+
+use crate::kernel::append_at;
 
 use super::{Error, ErrorKind, ObjectInfo, Spool, Storage};
 
@@ -245,14 +247,19 @@ impl Storage for Directory {
         bytes.clear();
         bytes.reserve_exact(length);
         while bytes.len() < length {
-            let at = offset + bytes.len() as u64;
-            // Into memory that nobody has written to: setting it to zero first takes as long as the rest.
-            match retry_on_intr(|| pread(&file, spare_capacity(bytes), at)).map_err(|e| failed(e.into()))? {
-                0 => return Err(failed(io::ErrorKind::UnexpectedEof.into())),
-                _ => bytes.truncate(length),
+            let (at, left) = (offset + bytes.len() as u64, length - bytes.len());
+            if append_at(file.as_fd(), at, left, bytes).map_err(failed)? == 0 {
+                return Err(failed(io::ErrorKind::UnexpectedEof.into()));
             }
         }
         Ok(())
+    }
+
+    fn forget(&self, name: &str, offset: u64, length: usize) {
+        // Only advice: if it is not taken, memory is used that could be used better.
+        if let (Ok(file), Some(length)) = (self.file(name), NonZeroU64::new(length as u64)) {
+            let _ = fadvise(file, offset, Some(length), Advice::DontNeed);
+        }
     }
 
     fn length(&self, name: &str) -> Result<u64, Error> {

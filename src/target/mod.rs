@@ -41,6 +41,8 @@ trait Storage: Send + Sync + fmt::Debug {
     /// Has `bytes` hold `length` bytes from `offset` on, and nothing else. Fewer bytes there are
     /// [`ErrorKind::Truncated`].
     fn read(&self, name: &str, offset: u64, length: usize, bytes: &mut Vec<u8>) -> Result<(), Error>;
+    /// Nobody will want these bytes soon: what keeps them at hand can be used better.
+    fn forget(&self, name: &str, offset: u64, length: usize);
     /// The object's bytes. An absent name is [`ErrorKind::NotFound`].
     fn length(&self, name: &str) -> Result<u64, Error>;
     /// Objects whose names begin with `prefix` (which ends in `/`), sorted by name. Temporary files are
@@ -110,6 +112,12 @@ impl Target {
     /// [`ErrorKind::Truncated`].
     pub fn read(&self, name: &str, offset: u64, length: usize, bytes: &mut Vec<u8>) -> Result<(), Error> {
         self.storage.read(name, offset, length, bytes)
+    }
+
+    /// Says that nobody will want these bytes soon, so that no memory needs to keep them. If they are wanted all the same,
+    /// they are there.
+    pub fn forget(&self, name: &str, offset: u64, length: usize) {
+        self.storage.forget(name, offset, length);
     }
 
     /// Hands the first `length` bytes of an object to `take`, a piece after the other.
