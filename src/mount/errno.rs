@@ -2,7 +2,7 @@
 
 use fuser::Errno;
 
-use super::filesystem::Error;
+use super::error::Error;
 
 /// The number that stands for an error. Damage is EIO, never ENOENT and never ENOSYS: the kernel takes the
 /// first for an absence, and the second for a word never to ask again.

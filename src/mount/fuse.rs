@@ -12,8 +12,11 @@ use fuser::{
     ReplyEntry, ReplyIoctl, ReplyLseek, ReplyOpen, ReplyStatfs, ReplyXattr, Request,
 };
 
+use super::above::REFRESH;
+use super::attributes::{Attributes, Item, Lasting};
 use super::errno::errno;
-use super::filesystem::{Attributes, Error, FileSystem, Item, Lasting, REFRESH};
+use super::error::Error;
+use super::filesystem::FileSystem;
 use crate::format::{Kind, Timestamp};
 use crate::reader::Seek;
 

@@ -1,22 +1,31 @@
 //! The mount: a thin FUSE shell over a file system that knows no kernel.
 //!
-//! - [`filesystem`]: the tree that is shown: sources, snapshots, their entries; inode numbers
-//! - [`catalogue`]: which snapshots there are, and under which names; [`tags`]: which of them have which tag
-//! - [`owners`]: whose the files are
+//! - [`filesystem`]: the tree that is shown
+//! - [`above`]: of it, what stands above the snapshots; [`catalogue`]: which of those there are, and under which names;
+//!   [`tags`]: which of them have which tag
+//! - [`number`]: inode numbers; [`attributes`]: what is told of a thing; [`owners`]: whose the files are
 //! - [`fuse`]: translates the kernel's requests and our answers
-//! - [`errno`]: the one table from errors to numbers
+//! - [`error`]: why there is no answer; [`errno`]: the one table from that to numbers
 //! - [`life`]: mounting, unmounting, and what must not be mounted over
 //! - [`users`]: who uses a mount
 
+mod above;
+mod attributes;
 mod catalogue;
 mod errno;
+mod error;
 mod filesystem;
 mod fuse;
 mod life;
+mod lock;
+mod number;
 mod owners;
 mod tags;
 mod users;
 
-pub use filesystem::{Attributes, Error as FileSystemError, FileSystem, Ino, Item, Lasting};
+pub use attributes::{Attributes, Item, Lasting};
+pub use error::Error as FileSystemError;
+pub use filesystem::FileSystem;
 pub use life::{Error, Options, mount, unmount};
+pub use number::Ino;
 pub use owners::Owners;

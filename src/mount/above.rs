@@ -1,0 +1,364 @@
+//! What stands above the snapshots: folders of sources and tags, and links.
+//!
+//! All of it follows from which snapshots there are. They are listed again when somebody looks and the last look is too
+//! long ago, and folders have the time of their last change, by which the kernel tells whether a listing that it kept
+//! still holds.
+
+use std::collections::HashSet;
+use std::path::PathBuf;
+use std::sync::{Arc, Mutex, MutexGuard};
+use std::time::{Duration, Instant};
+
+use super::attributes::{Attributes, Item, Lasting};
+use super::catalogue::{Catalogue, Folder};
+use super::error::Error;
+use super::lock::lock;
+use super::number::{Ino, Number, Place};
+use super::tags::{self, Tags};
+use crate::format::id::SourceId;
+use crate::format::snapshot::Snapshot;
+use crate::format::{Kind, Timestamp, name};
+use crate::monitor::Monitor;
+use crate::reader::{self, Reader};
+
+/// How long a listing of snapshots is believed.
+pub(super) const REFRESH: Duration = Duration::from_secs(1);
+/// How long it is believed that the tags of a snapshot can't be read.
+const TAGS_RETRY: Duration = Duration::from_secs(30);
+
+const LATEST: &str = "latest";
+const BY_TAG: &str = "by-tag";
+/// Where a listing is after what comes behind all that have numbers.
+const LAST: u64 = 1 << 60;
+
+/// What stands above the snapshots. Shared by threads.
+pub(super) struct Above {
+    reader: Arc<Reader>,
+    monitor: Arc<dyn Monitor>,
+    catalogue: Mutex<Catalogue>,
+    /// When the snapshots were last listed. Held while they are, so that reads need not wait for that.
+    listed: Mutex<Option<Instant>>,
+    tags: Mutex<Tagged>,
+    /// Objects whose damage was reported: each look would come upon it again.
+    reported: Mutex<HashSet<String>>,
+    /// When anything here last changed. Never the same again after a change.
+    changed: Mutex<Timestamp>,
+    owner: (u32, u32),
+}
+
+/// Tags, and when they were last looked for.
+#[derive(Default)]
+struct Tagged {
+    tags: Tags,
+    looked: Option<Instant>,
+    all_readable: bool,
+}
+
+impl Tagged {
+    /// Whether it is time to look again for those that could not be read.
+    fn is_due(&self) -> bool {
+        !self.all_readable && self.looked.is_some_and(|at| at.elapsed() >= TAGS_RETRY)
+    }
+}
+
+/// What a name stands for.
+pub(super) enum Named {
+    /// Something here.
+    Here(Attributes),
+    /// The snapshot of this number.
+    Snapshot(u64),
+}
+
+impl Above {
+    pub(super) fn new(reader: Arc<Reader>, monitor: Arc<dyn Monitor>) -> Self {
+        Above {
+            reader,
+            monitor,
+            catalogue: Mutex::new(Catalogue::new(BY_TAG)),
+            listed: Mutex::default(),
+            tags: Mutex::default(),
+            reported: Mutex::default(),
+            changed: Mutex::new(now()),
+            owner: (rustix::process::getuid().as_raw(), rustix::process::getgid().as_raw()),
+        }
+    }
+
+    /// What `name` stands for in the folder at `place`.
+    pub(super) fn lookup(&self, place: Place, name: &[u8]) -> Result<Named, Error> {
+        // All names here are text.
+        let text = str::from_utf8(name).ok();
+        let name = || text.ok_or(Error::NotFound);
+        let here = match place {
+            Place::Top if text == Some(BY_TAG) => self.folder(Place::ByTag),
+            Place::Top => {
+                let source = self.refreshed()?.top().get(name()?).ok_or(Error::NotFound)?;
+                self.folder(Place::Source(source))
+            }
+            Place::Source(source) => {
+                let catalogue = self.refreshed()?;
+                let shown = catalogue.snapshots_of(source).ok_or(Error::NotFound)?;
+                if text != Some(LATEST) {
+                    return shown.get(name()?).map(Named::Snapshot).ok_or(Error::NotFound);
+                }
+                self.latest(&catalogue, shown.last().ok_or(Error::NotFound)?)?
+            }
+            Place::ByTag => {
+                let tag = self.tagged()?.tags.top().get(name()?).ok_or(Error::NotFound)?;
+                self.folder(Place::Tag(tag))
+            }
+            Place::Tag(tag) => {
+                let number = {
+                    let tagged = self.tagged()?;
+                    let links = tagged.tags.links_of(tag).ok_or(Error::NotFound)?;
+                    links.get(name()?).ok_or(Error::NotFound)?
+                };
+                self.link(&lock(&self.catalogue), tag, number)?
+            }
+            Place::Latest(_) | Place::Link(..) => return Err(Error::NotADirectory),
+        };
+        Ok(Named::Here(here))
+    }
+
+    /// What is known of a thing.
+    pub(super) fn attributes(&self, place: Place) -> Result<Attributes, Error> {
+        match place {
+            Place::Top => self.look(),
+            Place::Source(source) => {
+                self.look();
+                lock(&self.catalogue).snapshots_of(source).ok_or(Error::NotFound)?;
+            }
+            Place::ByTag => self.look_for_tags(),
+            Place::Tag(tag) => {
+                self.look_for_tags();
+                lock(&self.tags).tags.links_of(tag).ok_or(Error::NotFound)?;
+            }
+            Place::Latest(number) => return self.latest(&*self.refreshed()?, number),
+            Place::Link(tag, number) => return self.link(&*self.refreshed()?, tag, number),
+        }
+        Ok(self.folder(place))
+    }
+
+    /// The target of a symbolic link.
+    pub(super) fn read_link(&self, place: Place) -> Result<Vec<u8>, Error> {
+        let catalogue = match place {
+            Place::Latest(_) | Place::Link(..) => self.refreshed()?,
+            Place::Top | Place::Source(_) | Place::ByTag | Place::Tag(_) => return Err(Error::NotALink),
+        };
+        target(&catalogue, place).map(String::into_bytes).ok_or(Error::NotFound)
+    }
+
+    /// Entries of a folder from `from` on (0: the first), to `take`, until that says that it has enough by returning false.
+    pub(super) fn list(&self, place: Place, from: u64, take: &mut dyn FnMut(&Item) -> bool) -> Result<(), Error> {
+        match place {
+            Place::Top => {
+                let catalogue = self.refreshed()?;
+                let sources = catalogue.top().behind(from);
+                let sources =
+                    sources.map(|(name, source)| (name, Folder::place(source), self.folder(Place::Source(source))));
+                let by_tag = (from != LAST).then(|| (BY_TAG, LAST, self.folder(Place::ByTag)));
+                send(sources.chain(by_tag), take);
+            }
+            Place::Source(source) => {
+                let catalogue = self.refreshed()?;
+                let shown = catalogue.snapshots_of(source).ok_or(Error::NotFound)?;
+                let snapshots = shown.behind(from);
+                let snapshots = snapshots.map(|(name, number)| (name, Folder::place(number), self.unopened(number)));
+                let newest = shown.last().filter(|_| from != LAST);
+                let latest = newest.map(|number| self.latest(&catalogue, number)).transpose()?;
+                send(snapshots.chain(latest.map(|latest| (LATEST, LAST, latest))), take);
+            }
+            Place::ByTag => {
+                let tagged = self.tagged()?;
+                let folders = tagged.tags.top().behind(from);
+                send(folders.map(|(name, tag)| (name, Folder::place(tag), self.folder(Place::Tag(tag)))), take);
+            }
+            Place::Tag(tag) => {
+                let tagged = self.tagged()?;
+                let catalogue = lock(&self.catalogue);
+                let links = tagged.tags.links_of(tag).ok_or(Error::NotFound)?.behind(from);
+                let links = links.filter_map(|(name, number)| {
+                    Some((name, Folder::place(number), self.link(&catalogue, tag, number).ok()?))
+                });
+                send(links, take);
+            }
+            Place::Latest(_) | Place::Link(..) => return Err(Error::NotADirectory),
+        }
+        Ok(())
+    }
+
+    /// The snapshot with this number, opened when it is first needed.
+    pub(super) fn snapshot(&self, number: u64) -> Result<Arc<Snapshot>, Error> {
+        let name = {
+            let mut catalogue = lock(&self.catalogue);
+            // Also if it was removed: who is in it may stay.
+            if let Some(open) = catalogue.open(number) {
+                return Ok(open);
+            }
+            catalogue.name(number).cloned().ok_or(Error::NotFound)?
+        };
+        let (snapshot, _) = self.reader.snapshot(&name)?;
+        lock(&self.catalogue).keep(number, snapshot.clone());
+        Ok(snapshot)
+    }
+
+    /// All snapshots that somebody looked at, as far as they are still at hand, to `take`.
+    pub(super) fn each_open(&self, take: impl FnMut(&Arc<Snapshot>)) {
+        lock(&self.catalogue).all_open().for_each(take);
+    }
+
+    /// Where a snapshot is, for messages.
+    pub(super) fn path_of(&self, number: u64) -> Option<PathBuf> {
+        lock(&self.catalogue).shown(number).map(|(source, time)| PathBuf::from_iter([source, time]))
+    }
+
+    /// The snapshots, listed anew if the last look is too long ago.
+    fn refreshed(&self) -> Result<MutexGuard<'_, Catalogue>, Error> {
+        let mut listed = lock(&self.listed);
+        if listed.is_none_or(|at| at.elapsed() >= REFRESH) {
+            let there = self.reader.snapshots()?;
+            if there.is_empty() && !self.reader.repository().is_there() {
+                return Err(reader::Error::NotFound("the repository is away".into()).into());
+            }
+            let unnamed = lock(&self.catalogue).unnamed(&there);
+            let names = unnamed.into_iter().filter_map(|id| Some((id, self.source_name(id)?))).collect();
+            if lock(&self.catalogue).update(there, names) {
+                self.change();
+            }
+            *listed = Some(Instant::now());
+        }
+        Ok(lock(&self.catalogue))
+    }
+
+    /// Lists the snapshots anew, if it is time and they can be. What is only asked for the sake of the way through it
+    /// must not fail while the target is away.
+    fn look(&self) {
+        drop(self.refreshed());
+    }
+
+    /// The same, and if it is time to look again for tags that could not be read, whoever kept a listing of them may not
+    /// keep it. No snapshot is opened for that: it could take long.
+    fn look_for_tags(&self) {
+        self.look();
+        if self.tags.try_lock().is_ok_and(|tagged| tagged.is_due()) {
+            self.change();
+        }
+    }
+
+    /// Takes note that something here has changed.
+    fn change(&self) {
+        let mut changed = lock(&self.changed);
+        let next = match changed.nanos.checked_add(1).filter(|nanos| *nanos < 1_000_000_000) {
+            Some(nanos) => Timestamp { nanos, ..*changed },
+            None => Timestamp { seconds: changed.seconds.saturating_add(1), nanos: 0 },
+        };
+        // The clock may have been set back.
+        *changed = now().max(next);
+    }
+
+    fn source_name(&self, id: SourceId) -> Option<String> {
+        self.reader.source_name(id).map_err(|error| self.report_once(&name::source(id), &error)).ok()
+    }
+
+    /// Reports damage of an object that every look comes upon.
+    fn report_once(&self, object: &str, error: &reader::Error) {
+        if lock(&self.reported).insert(object.to_owned()) {
+            self.monitor.problem(object.as_ref(), &error.to_string());
+        }
+    }
+
+    /// The tags of all snapshots that are there: each is opened for that the first time.
+    fn tagged(&self) -> Result<MutexGuard<'_, Tagged>, Error> {
+        let mut tagged = lock(&self.tags);
+        let unknown: Vec<_> = {
+            let catalogue = self.refreshed()?;
+            if tagged.tags.is_up_to_date(&catalogue) && !tagged.is_due() {
+                return Ok(tagged);
+            }
+            let unknown = catalogue.there().iter().filter(|number| !tagged.tags.knows(**number));
+            unknown.filter_map(|number| Some((*number, catalogue.name(*number)?.clone()))).collect()
+        };
+        tagged.all_readable = true;
+        let mut found = false;
+        for (number, name) in unknown {
+            match self.reader.snapshot(&name) {
+                Ok((snapshot, _)) => {
+                    tagged.tags.add(number, &snapshot.tags);
+                    found = true;
+                }
+                Err(error) => {
+                    tagged.all_readable = false;
+                    self.report_once(&name.object(), &error);
+                }
+            }
+        }
+        tagged.looked = Some(Instant::now());
+        let catalogue = lock(&self.catalogue);
+        if !tagged.tags.is_up_to_date(&catalogue) || found {
+            tagged.tags.show(&catalogue);
+            drop(catalogue);
+            self.change();
+        }
+        Ok(tagged)
+    }
+
+    fn folder(&self, place: Place) -> Attributes {
+        self.folder_of(place.ino())
+    }
+
+    /// The root of a snapshot that is opened when it is looked at, not when it is listed.
+    fn unopened(&self, number: u64) -> Attributes {
+        Attributes { lasting: Lasting::Unknown, ..self.folder_of(Number::Entry(number, 0).ino()) }
+    }
+
+    fn folder_of(&self, ino: Ino) -> Attributes {
+        Attributes {
+            ino,
+            kind: Kind::Directory,
+            mode: 0o755,
+            uid: self.owner.0,
+            gid: self.owner.1,
+            size: 0,
+            sectors: 0,
+            mtime: *lock(&self.changed),
+            nlink: 1,
+            device: (0, 0),
+            lasting: Lasting::Briefly,
+        }
+    }
+
+    fn latest(&self, catalogue: &Catalogue, number: u64) -> Result<Attributes, Error> {
+        self.symlink(catalogue, Place::Latest(number))
+    }
+
+    fn link(&self, catalogue: &Catalogue, tag: u64, number: u64) -> Result<Attributes, Error> {
+        self.symlink(catalogue, Place::Link(tag, number))
+    }
+
+    fn symlink(&self, catalogue: &Catalogue, place: Place) -> Result<Attributes, Error> {
+        let size = target(catalogue, place).ok_or(Error::NotFound)?.len() as u64;
+        Ok(Attributes { kind: Kind::Symlink, mode: 0o777, size, ..self.folder(place) })
+    }
+}
+
+/// Where a link leads; none if that is not there, or it is no link.
+fn target(catalogue: &Catalogue, place: Place) -> Option<String> {
+    match place {
+        Place::Latest(number) => catalogue.shown(number).map(|(_, newest)| newest.to_owned()),
+        Place::Link(_, number) => tags::target(catalogue, number),
+        Place::Top | Place::Source(_) | Place::ByTag | Place::Tag(_) => None,
+    }
+}
+
+fn now() -> Timestamp {
+    let now = jiff::Timestamp::now();
+    Timestamp { seconds: now.as_second(), nanos: now.subsec_nanosecond().unsigned_abs() }
+}
+
+/// Hands out names, places after them, and attributes, until `take` has enough.
+fn send<'n>(items: impl Iterator<Item = (&'n str, u64, Attributes)>, take: &mut dyn FnMut(&Item) -> bool) {
+    for (name, next, attributes) in items {
+        if !take(&Item { name: name.as_bytes().to_vec(), attributes, next }) {
+            break;
+        }
+    }
+}
