@@ -5,20 +5,28 @@ use std::os::fd::{AsRawFd, BorrowedFd};
 
 use rustix::io::{pread, retry_on_intr};
 
-/// Lets all threads share one heap.
+/// What takes as many bytes is not taken from the heap but from the system, and given back to it.
+#[cfg(target_env = "gnu")]
+const APART: libc::c_int = 128 << 10;
+
+/// Keeps the heap small.
 ///
 /// glibc gives each thread a heap of its own, up to eight for each core, and each of them keeps what was freed in it.
-/// Buffers here go from thread to thread, so that every heap would come to hold a little of everything.
+/// Buffers here go from thread to thread, so that every heap would come to hold a little of everything: all threads share
+/// one. And after the first large buffer was given back, others would be taken from the heap, too, and leave holes in it as
+/// large as all that is in use: they stay apart.
 #[cfg(target_env = "gnu")]
-pub(crate) fn share_one_heap() {
-    #[expect(unsafe_code, reason = "there is no safe way to say it")]
-    // SAFETY: mallopt takes two numbers, and may be called at any time.
-    let _done = unsafe { libc::mallopt(libc::M_ARENA_MAX, 1) };
+pub(crate) fn keep_heap_small() {
+    for (what, value) in [(libc::M_ARENA_MAX, 1), (libc::M_MMAP_THRESHOLD, APART)] {
+        #[expect(unsafe_code, reason = "there is no safe way to say it")]
+        // SAFETY: mallopt takes two numbers, and may be called at any time.
+        let _done = unsafe { libc::mallopt(what, value) };
+    }
 }
 
 /// Other C libraries have one heap as it is.
 #[cfg(not(target_env = "gnu"))]
-pub(crate) fn share_one_heap() {}
+pub(crate) fn keep_heap_small() {}
 
 /// Has the system begin to write what a file has in memory only, without waiting for the disk.
 ///
@@ -81,7 +89,7 @@ mod tests {
     #[test]
     fn a_mapping_leaves_new_stamps_once_its_pages_are_written() {
         // On a disk: a file system in memory never stamps such changes.
-        let folder = tempfile::tempdir_in("target").unwrap();
+        let folder = tempfile::tempdir_in(std::env::current_exe().unwrap().parent().unwrap()).unwrap();
         if rustix::fs::statfs(folder.path()).unwrap().f_type == libc::TMPFS_MAGIC {
             return;
         }

@@ -138,8 +138,8 @@ fn who_reads_small_files_in_order_has_each_block_decoded_once_and_the_next_one_b
         assert!(file.read(&reader, 0, 1 << 20, |bytes| bytes == content).unwrap());
         ahead |= decoded(&reader) - before > blocks.len() as u64;
     }
-    // All lie in a few blocks.
-    assert!((4..10).contains(&blocks.len()), "{}", blocks.len());
+    // All lie in a few blocks, and in the fewer the more come.
+    assert!((15..30).contains(&blocks.len()), "{}", blocks.len());
     assert_eq!(decoded(&reader) - before, blocks.len() as u64);
     assert!(ahead);
 }
@@ -166,7 +166,7 @@ fn a_restore_decodes_each_block_once_however_many_backups_neighbours_are_from() 
     }
     assert!(blocks.len() > backups + 1, "{}", blocks.len());
     // There is no room for one block of each backup.
-    let reader = reader(&site, 4 * MIB);
+    let reader = reader(&site, MIB);
     let to = site.path().join("out");
     let restored = restore(&reader, &at(&reader, ""), &to, &Options::default(), &Silent, &AtomicBool::new(false));
     assert_eq!(restored.unwrap().files, (folders * files) as u64);

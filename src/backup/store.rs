@@ -13,6 +13,11 @@ use crate::format::{BLOCK_SIZE, BlockLocation, Digest};
 
 /// Composites of tree nodes are smaller than those of files: looking up a path decodes one for each step.
 const TREE_COMPOSITE: usize = 256 << 10;
+/// The smallest that a composite of files is closed at, unless it is the last.
+const SMALL_COMPOSITE: usize = 256 << 10;
+/// What part of all that a run has gathered one composite may hold: later runs with few changes have small ones. Who reads
+/// a tree that many runs added to needs a composite of each of them at hand.
+const SHARE: u64 = 8;
 /// Most chunks in one composite, so that what waits for it stays small however tiny files are.
 const COMPOSITE_CHUNKS: usize = 4096;
 /// New chunks that are held before they go into the catalog in order of their digests.
@@ -40,6 +45,8 @@ pub(super) struct Store {
     next: BlockId,
     data: Option<Gather>,
     tree: Option<Gather>,
+    /// Bytes of files that were gathered so far.
+    gathered: u64,
     /// Blocks being gathered or sealed.
     unplaced: HashSet<BlockId>,
     /// Blocks with the sealers, and what they hold.
@@ -58,6 +65,7 @@ impl Store {
             next,
             data: None,
             tree: None,
+            gathered: 0,
             unplaced: HashSet::new(),
             sealing: HashMap::new(),
             held: HashMap::new(),
@@ -74,6 +82,13 @@ impl Store {
     /// Whether a block has no place yet.
     pub(super) fn is_unplaced(&self, block: BlockId) -> bool {
         self.unplaced.contains(&block)
+    }
+
+    /// Bytes that a composite of files may hold by now: a power of two, so that readers have buffers that fit.
+    fn composite(&self) -> usize {
+        let share = self.gathered / SHARE;
+        let share = share.clamp(SMALL_COMPOSITE as u64, BLOCK_SIZE as u64) as usize;
+        1 << share.ilog2()
     }
 
     fn new_block(&mut self) -> BlockId {
@@ -131,7 +146,7 @@ impl Engine<'_> {
 
     fn gather(&mut self, kind: PackKind, bytes: &[u8], digest: Digest) -> Result<Stored, Error> {
         let most = match kind {
-            PackKind::Data => BLOCK_SIZE,
+            PackKind::Data => self.store.composite(),
             PackKind::Tree => TREE_COMPOSITE,
         };
         let open = self.slot(kind).as_ref();
@@ -150,6 +165,9 @@ impl Engine<'_> {
         open.bytes.extend_from_slice(bytes);
         open.chunks.push((digest, bytes.len() as u32));
         *self.slot(kind) = Some(open);
+        if kind == PackKind::Data {
+            self.store.gathered += bytes.len() as u64;
+        }
         self.store.hold(stored);
         Ok(stored)
     }
@@ -230,5 +248,17 @@ impl Store {
             self.places.clear();
         }
         self.places.insert(block, place);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn composites_grow_with_what_a_run_stores() {
+        let after = |gathered: u64| Store { gathered, ..Store::new(BlockId(1)) }.composite();
+        let lengths = [0, 1 << 20, (4 << 20) - 1, 4 << 20, 16 << 20, u64::MAX].map(after);
+        assert_eq!(lengths, [256 << 10, 256 << 10, 256 << 10, 512 << 10, BLOCK_SIZE, BLOCK_SIZE]);
     }
 }

@@ -104,25 +104,26 @@ impl<'m> Container<'m> {
         let failed = |_| Error::Damaged { what: "its content does not match its authentication tags" };
         let schedule = SEIPv2Schedule::new(key, CIPHER, MODE, self.chunk, self.salt).map_err(failed)?;
         let mut chunks = self.chunks.chunks(self.chunk + TAG);
+        let (start, head) = (out.len(), self.head.len());
+        out.resize(start + self.plain, 0);
+        let target = out.get_mut(start..).unwrap_or_default();
         let mut index = 0;
-        // The first chunk begins with the head, which does not belong in `out`.
-        let mut first = vec![0; self.plain.min(self.chunk)];
         if let Some(sealed) = chunks.next() {
-            decrypt(&schedule, Step::Chunk(index), &mut first, sealed).map_err(failed)?;
+            let first = target.get_mut(..self.plain.min(self.chunk)).unwrap_or_default();
+            decrypt(&schedule, Step::Chunk(index), first, sealed).map_err(failed)?;
             index += 1;
+            // The first chunk begins with the head, which does not belong there.
+            if !first.starts_with(&self.head) {
+                return Err(Error::Refused { what: "there is something else than one literal packet inside" });
+            }
+            first.copy_within(head.., 0);
         }
-        let begin = first.strip_prefix(self.head.as_slice());
-        let begin = begin.ok_or(Error::Refused { what: "there is something else than one literal packet inside" })?;
-
-        let start = out.len();
-        out.reserve(self.content);
-        out.extend(begin);
-        out.resize(start + self.content, 0);
-        let rest = out.get_mut(start + begin.len()..).unwrap_or_default();
+        let rest = target.get_mut(self.chunk.saturating_sub(head)..self.content).unwrap_or_default();
         for (plain, sealed) in rest.chunks_mut(self.chunk).zip(chunks) {
             decrypt(&schedule, Step::Chunk(index), plain, sealed).map_err(failed)?;
             index += 1;
         }
+        out.truncate(start + self.content);
         decrypt(&schedule, Step::End(index, self.plain as u64), &mut [], self.end_tag).map_err(failed)
     }
 }

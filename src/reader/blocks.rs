@@ -49,7 +49,7 @@ impl Weigh for Block {
 
 impl Drop for Block {
     fn drop(&mut self) {
-        self.buffers.give(std::mem::take(&mut self.plaintext));
+        self.buffers.give_plaintext(std::mem::take(&mut self.plaintext));
     }
 }
 
@@ -193,23 +193,33 @@ impl Core {
         self.blocks.blocks.get(location, || self.fetch(location), abandoned)
     }
 
+    /// An empty buffer with room for `length` bytes.
+    pub(super) fn buffer(&self, length: usize) -> Vec<u8> {
+        self.buffers.plaintext(length)
+    }
+
+    /// Keeps such a buffer for who needs one next.
+    pub(super) fn give_back(&self, buffer: Vec<u8>) {
+        self.buffers.give_plaintext(buffer);
+    }
+
     fn fetch(&self, location: &BlockLocation) -> Result<Block, Error> {
         let failed = |why| Error::block(location, why);
-        let mut sealed = self.buffers.take(location.length as usize);
+        let mut sealed = self.buffers.work();
         self.repository.read_block(location, &mut sealed).map_err(|e| failed(BlockProblem::Read(e)))?;
         let frame = match (self.repository.encrypted(), self.access.opener()) {
             (true, Some(opener)) => {
-                let mut frame = self.buffers.take(sealed.len());
+                let mut frame = self.buffers.work();
                 opener.open(&sealed, SEALED_SIZE, &mut frame).map_err(|e| failed(BlockProblem::Open(e)))?;
-                self.buffers.give(sealed);
+                self.buffers.give_work(sealed);
                 frame
             }
             (true, None) => return Err(failed(BlockProblem::NoKey)),
             (false, _) => sealed,
         };
-        let take = |length| self.buffers.take(length);
+        let take = |length| self.buffers.plaintext(length);
         let plaintext = block::decode(&frame, take).map_err(|e| failed(BlockProblem::Decode(e)))?;
-        self.buffers.give(frame);
+        self.buffers.give_work(frame);
         self.decoded.fetch_add(1, Ordering::Relaxed);
         Ok(Block { plaintext, buffers: self.buffers.clone(), verified: Mutex::default() })
     }

@@ -143,7 +143,7 @@ impl FileReader {
             self.pass(reader, offset + length as u64, begins..begins + covers, (location, chunk));
             return Ok(result);
         }
-        let mut out = Vec::with_capacity(length);
+        let mut out = reader.core.buffer(length);
         let mut at = offset;
         while out.len() < length {
             let left = length - out.len();
@@ -162,7 +162,9 @@ impl FileReader {
             }
             at += count as u64;
         }
-        Ok(use_bytes(&out))
+        let result = use_bytes(&out);
+        reader.core.give_back(out);
+        Ok(result)
     }
 
     /// A chunk that ends at `end`, and is wanted until the file is read to there.
