@@ -26,7 +26,10 @@ path, count, length = sys.argv[1], int(sys.argv[2]), 256 << 20
 def read(part):
     fd, at = os.open(path, os.O_RDONLY), part * length
     while at < (part + 1) * length:
-        at += len(os.pread(fd, 1 << 20, at))
+        got = len(os.pread(fd, 1 << 20, at))
+        # Small files end before.
+        if not got: break
+        at += got
 threads = [threading.Thread(target=read, args=(part,)) for part in range(count)]
 for thread in threads: thread.start()
 for thread in threads: thread.join()
