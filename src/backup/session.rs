@@ -219,11 +219,15 @@ fn compare(repository: &Repository, trust: &Trust, host: &Certificate) -> Result
 
 /// Finds out about snapshots that a killed run was about to write.
 fn settle_snapshots(repository: &Repository, catalog: &mut Catalog) -> Result<(), Error> {
-    for snapshot in catalog.snapshots()?.into_iter().filter(|snapshot| !snapshot.written) {
-        let there = repository.snapshots()?.contains(&snapshot.name);
-        match there {
-            true => catalog.set_written(snapshot.name.id, None)?,
-            false => catalog.remove_snapshot(snapshot.name.id)?,
+    let unsettled: Vec<_> = catalog.snapshots()?.into_iter().filter(|snapshot| !snapshot.written).collect();
+    if !unsettled.is_empty() {
+        // Not one by one: that a single one is not found may be because the target is away.
+        let there = repository.snapshots()?;
+        for snapshot in unsettled {
+            match there.contains(&snapshot.name) {
+                true => catalog.set_written(snapshot.name.id, None)?,
+                false => catalog.remove_snapshot(snapshot.name.id)?,
+            }
         }
     }
     Ok(catalog.commit()?)

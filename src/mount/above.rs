@@ -100,7 +100,7 @@ impl Above {
                 if text != Some(LATEST) {
                     return shown.get(name()?).map(Named::Snapshot).ok_or(Error::NotFound);
                 }
-                self.latest(&catalogue, shown.last().ok_or(Error::NotFound)?)?
+                self.symlink(&catalogue, Place::Latest(shown.last().ok_or(Error::NotFound)?))?
             }
             Place::ByTag => {
                 let tag = self.tagged()?.tags.top().get(name()?).ok_or(Error::NotFound)?;
@@ -112,7 +112,7 @@ impl Above {
                     let links = tagged.tags.links_of(tag).ok_or(Error::NotFound)?;
                     links.get(name()?).ok_or(Error::NotFound)?
                 };
-                self.link(&lock(&self.catalogue), tag, number)?
+                self.symlink(&lock(&self.catalogue), Place::Link(tag, number))?
             }
             Place::Latest(_) | Place::Link(..) => return Err(Error::NotADirectory),
         };
@@ -132,8 +132,7 @@ impl Above {
                 self.look_for_tags();
                 lock(&self.tags).tags.links_of(tag).ok_or(Error::NotFound)?;
             }
-            Place::Latest(number) => return self.latest(&*self.refreshed()?, number),
-            Place::Link(tag, number) => return self.link(&*self.refreshed()?, tag, number),
+            Place::Latest(_) | Place::Link(..) => return self.symlink(&*self.refreshed()?, place),
         }
         Ok(self.folder(place))
     }
@@ -164,7 +163,7 @@ impl Above {
                 let snapshots = shown.behind(from);
                 let snapshots = snapshots.map(|(name, number)| (name, Folder::place(number), self.unopened(number)));
                 let newest = shown.last().filter(|_| from != LAST);
-                let latest = newest.map(|number| self.latest(&catalogue, number)).transpose()?;
+                let latest = newest.map(|number| self.symlink(&catalogue, Place::Latest(number))).transpose()?;
                 send(snapshots.chain(latest.map(|latest| (LATEST, LAST, latest))), take);
             }
             Place::ByTag => {
@@ -177,7 +176,7 @@ impl Above {
                 let catalogue = lock(&self.catalogue);
                 let links = tagged.tags.links_of(tag).ok_or(Error::NotFound)?.behind(from);
                 let links = links.filter_map(|(name, number)| {
-                    Some((name, Folder::place(number), self.link(&catalogue, tag, number).ok()?))
+                    Some((name, Folder::place(number), self.symlink(&catalogue, Place::Link(tag, number)).ok()?))
                 });
                 send(links, take);
             }
@@ -324,14 +323,6 @@ impl Above {
             device: (0, 0),
             lasting: Lasting::Briefly,
         }
-    }
-
-    fn latest(&self, catalogue: &Catalogue, number: u64) -> Result<Attributes, Error> {
-        self.symlink(catalogue, Place::Latest(number))
-    }
-
-    fn link(&self, catalogue: &Catalogue, tag: u64, number: u64) -> Result<Attributes, Error> {
-        self.symlink(catalogue, Place::Link(tag, number))
     }
 
     fn symlink(&self, catalogue: &Catalogue, place: Place) -> Result<Attributes, Error> {

@@ -109,7 +109,7 @@ impl FileSystem {
 
     /// Whether a thing is in a snapshot, or the top of one.
     pub fn is_within(&self, ino: Ino) -> bool {
-        self.is_lasting() || !matches!(Number::of(ino), Some(Number::Above(_)))
+        self.is_lasting() || matches!(Number::of(ino), Some(Number::Entry(..) | Number::Linked(..)))
     }
 
     /// The reader below.

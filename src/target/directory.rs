@@ -333,6 +333,8 @@ fn is_empty(directory: &File) -> io::Result<bool> {
 
 #[cfg(test)]
 mod tests {
+    use rustix::io::{ReadWriteFlags, preadv2};
+
     use super::*;
 
     #[test]
@@ -426,6 +428,38 @@ mod tests {
         assert!(others.iter().all(|name| dir.path().join(name).exists()));
         target.remove("packs/ab/x").unwrap();
         assert_eq!(target.remove("packs/ab/x").unwrap_err().kind, ErrorKind::NotFound);
+    }
+
+    #[test]
+    fn what_is_forgotten_leaves_the_page_cache_and_is_still_there() {
+        // Not in memory only: what has no disk stays in the cache.
+        let dir = tempfile::tempdir_in("/var/tmp").unwrap();
+        if rustix::fs::statfs(dir.path()).unwrap().f_type == libc::TMPFS_MAGIC {
+            return;
+        }
+        let target = Directory::open(dir.path()).unwrap();
+        let mut spool = target.spool("packs/ab/x").unwrap();
+        spool.append(&[7; 500_000]).unwrap();
+        target.store("packs/ab/x", spool).unwrap();
+        let is_cached = || {
+            let file = target.file("packs/ab/x").unwrap();
+            preadv2(&file, &mut [io::IoSliceMut::new(&mut [0])], 0, ReadWriteFlags::NOWAIT).is_ok()
+        };
+        let mut bytes = Vec::new();
+        let mut read = || {
+            target.read("packs/ab/x", 0, 500_000, &mut bytes).unwrap();
+            assert!(bytes.len() == 500_000 && bytes.iter().all(|byte| *byte == 7));
+        };
+        read();
+        if !is_cached() {
+            // A file system without a page cache of its own.
+            return;
+        }
+        target.forget("packs/ab/x", 0, 500_000);
+        assert!(!is_cached());
+        read();
+        // Nothing is said of what is not there.
+        target.forget("packs/ab/y", 0, 1);
     }
 
     #[test]
