@@ -258,7 +258,7 @@ pub struct Entry {
     pub link: Option<HardLink>,
     /// Extended attributes, in order of their names.
     pub xattrs: Vec<Xattr>,
-    /// Set bits of [`Entry::CHANGED`].
+    /// Set bits of [`Entry::CHANGED`] and [`Entry::UNPRIVILEGED`].
     pub flags: u64,
     /// Set bits of [`Entry::INODE_FLAGS`].
     pub inode_flags: u32,
@@ -273,6 +273,10 @@ impl Subtree {
 impl Entry {
     /// The file changed while it was read: what is stored may mix two states of it.
     pub const CHANGED: u64 = 1;
+    /// The entry has set-id bits, file capabilities or a device number, and the mount it was read from ignored them
+    /// (`nosuid`, `nodev`, or a FUSE mount of an ordinary user). Recreating them gives them an effect that they did
+    /// not have on the source. Set only on entries to which it makes a difference, never on a directory.
+    pub const UNPRIVILEGED: u64 = 2;
 
     /// Inode flags that are kept, numbered as in Linux's `FS_IOC_GETFLAGS`: those that somebody set with
     /// `chattr`, and that say nothing of how one file system stores a file.

@@ -322,7 +322,7 @@ mod tests {
         let mut linked = entry("linked", Kind::File, 10, Content::Chunk(chunk(3, 100, 10)));
         linked.link = Some(HardLink { id: 7, count: 2 });
         linked.xattrs = vec![(b"user.a".to_vec(), vec![0; 300]), (b"user.b".to_vec(), vec![])];
-        linked.flags = Entry::CHANGED;
+        linked.flags = Entry::CHANGED | Entry::UNPRIVILEGED;
         let mut entries = vec![
             entry("empty", Kind::File, 0, Content::Empty),
             entry("holes", Kind::File, size, Content::Extents { digest, extents }),

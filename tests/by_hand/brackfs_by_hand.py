@@ -32,6 +32,8 @@ UUID = r"[0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12}"
 SNAPSHOT_NAME = rf"{UUID}/[0-9]{{8}}T[0-9]{{6}}Z-[0-9a-f]{{16}}"
 # Inode attribute flags of Linux that may be stored.
 FLAGS = 0x2083_00F8
+# Flag of an entry: the source's mount ignored its set-id bits, capabilities and device number.
+UNPRIVILEGED = 2
 FILE, DIRECTORY, SYMLINK, FIFO, SOCKET, CHARACTER_DEVICE, BLOCK_DEVICE = range(7)
 TYPES = {FIFO: stat.S_IFIFO, SOCKET: stat.S_IFSOCK, CHARACTER_DEVICE: stat.S_IFCHR, BLOCK_DEVICE: stat.S_IFBLK}
 B3SUM = ["b3sum", "--no-names"]
@@ -528,6 +530,9 @@ class Restore:
             os.mkdir(target, 0o700)
         elif kind == SYMLINK:
             os.symlink(entry[10], target)
+        elif kind in (CHARACTER_DEVICE, BLOCK_DEVICE) and entry.get(15, 0) & UNPRIVILEGED:
+            print(f"{shown(target)}: not created, the device had no effect on the source", file=sys.stderr)
+            return False
         else:
             device = os.makedev(*entry.get(12, (0, 0)))
             return self.attempt(target, os.mknod, target, TYPES[kind] | 0o600, device)
@@ -561,10 +566,12 @@ class Restore:
     def describe(self, target, entry):
         if os.geteuid() == 0:
             self.attempt(target, os.chown, target, entry[3], entry[4], follow_symlinks=False)
+        unprivileged = entry.get(15, 0) & UNPRIVILEGED
         for name, value in zip(*[iter(entry.get(14, []))] * 2):
-            self.attempt(target, os.setxattr, target, name, value, follow_symlinks=False)
+            if not (unprivileged and name == b"security.capability"):
+                self.attempt(target, os.setxattr, target, name, value, follow_symlinks=False)
         if entry[1] != SYMLINK:
-            self.attempt(target, os.chmod, target, entry[2])
+            self.attempt(target, os.chmod, target, entry[2] & ~0o6000 if unprivileged else entry[2])
         seconds, nanos = entry[5]
         time = seconds * 10**9 + nanos
         self.attempt(target, os.utime, target, ns=(time, time), follow_symlinks=False)
