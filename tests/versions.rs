@@ -6,7 +6,7 @@ mod common;
 
 use std::fs;
 use std::os::unix::ffi::OsStrExt;
-use std::os::unix::fs::symlink;
+use std::os::unix::fs::{FileExt, symlink};
 use std::path::Path;
 
 use common::{AGED, Run, Site, set_mode, set_time};
@@ -220,4 +220,28 @@ fn a_snapshot_that_cannot_be_read_is_named_and_the_others_are_shown() {
     assert!(run.stderr.contains(damaged), "{run}");
     let sizes: Vec<_> = objects(&run).iter().map(|object| object["size"].as_u64()).collect();
     assert_eq!(sizes, [None, Some(9), None, Some(3)]);
+}
+
+/// Writes a file of one MiB that is a hole but for 64 KiB of data at `offset`.
+fn write_sparse(site: &Site, path: &str, offset: u64) {
+    let path = site.source().join(path);
+    let file = fs::File::create(&path).unwrap();
+    file.set_len(1 << 20).unwrap();
+    file.write_all_at(&[b'q'; 64 << 10], offset).unwrap();
+    drop(file);
+    set_time(&path, AGED, 0);
+}
+
+#[test]
+fn a_file_whose_holes_moved_is_another_version() {
+    let site = ready();
+    for offset in [0, 512 << 10, (1 << 20) - (64 << 10)] {
+        write_sparse(&site, "image", offset);
+        backup(&site);
+    }
+    assert_eq!(versions(&site, &["image"]), vec![version(1 << 20, 1); 3]);
+    // The same layout written again is the same version.
+    write_sparse(&site, "image", (1 << 20) - (64 << 10));
+    backup(&site);
+    assert_eq!(versions(&site, &["image"]).len(), 3);
 }

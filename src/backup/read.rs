@@ -25,7 +25,7 @@ use super::budget::{Budget, Loan};
 use super::event::{Bytes, Content, End};
 use super::parking::Parking;
 use super::seen::{Seen, SeenFile, SeenPiece};
-use crate::format::{Digest, Kind};
+use crate::format::{ContentHasher, Digest, Kind};
 use crate::source::{self, Cutter, Directory, Extended, MountTable, Passing, Piece, Stat, now};
 
 /// Pieces of content, and bytes, that go to the engine together.
@@ -195,17 +195,18 @@ fn read(directory: &Directory, job: JobFile, reading: &Reading, lane: &Lane, out
     sink.out.send(Content::End(Box::new(end)))
 }
 
-/// The digest of a file's content, holes left out.
+/// Reads a file's content and returns its digest.
 fn digest_of(file: &File, stat: &Stat, reading: &Reading) -> Result<Digest, Stop> {
-    let mut hasher = blake3::Hasher::new();
+    let mut hasher = ContentHasher::default();
     let sparse = source::has_holes(file, stat)?;
     reading.cutter.cut(file, stat.size, sparse, &mut |piece| -> Result<(), Stop> {
-        if let Piece::Data(bytes) = piece {
-            hasher.update(&bytes);
+        match piece {
+            Piece::Data(bytes) => hasher.data(&bytes),
+            Piece::Hole(length) => hasher.hole(length),
         }
         Ok(())
     })?;
-    Ok(hasher.finalize().into())
+    Ok(hasher.finish())
 }
 
 /// Reads a file of `size` bytes. What it grew by meanwhile is left out. Files that the kernel makes up have no size.
@@ -270,26 +271,25 @@ pub(super) struct Sink<'o, 'c> {
     loan: Option<Loan>,
     /// Bytes that are to come: none of them are digested twice if they come at once.
     expected: u64,
-    /// Of all bytes.
-    hasher: blake3::Hasher,
+    hasher: ContentHasher,
     pub(super) size: u64,
-    chunks: u64,
-    first: Option<Digest>,
+    /// The first chunk and its length.
+    first: Option<(Digest, u64)>,
     /// What was delivered, if that is wanted.
     pieces: Option<Vec<SeenPiece>>,
 }
 
 impl<'o, 'c> Sink<'o, 'c> {
     pub(super) fn new(out: &'o mut Out<'c>, lane: &'o Lane, expected: u64) -> Self {
-        let hasher = blake3::Hasher::new();
-        Sink { out, lane, loan: None, expected, hasher, size: 0, chunks: 0, first: None, pieces: None }
+        let hasher = ContentHasher::default();
+        Sink { out, lane, loan: None, expected, hasher, size: 0, first: None, pieces: None }
     }
 
-    /// The digest of all bytes so far.
+    /// Returns the digest of everything so far.
     pub(super) fn digest(&self) -> Digest {
         match self.first {
-            Some(digest) if self.chunks == 1 => digest,
-            _ => self.hasher.finalize().into(),
+            Some((digest, length)) if length == self.size => digest,
+            _ => self.hasher.finish(),
         }
     }
 
@@ -322,7 +322,7 @@ impl<'o, 'c> Sink<'o, 'c> {
         let digest = Digest::of(&bytes);
         // The only chunk's digest is the file's.
         if (bytes.len() as u64) < self.expected {
-            self.hasher.update(&bytes);
+            self.hasher.data(&bytes);
         }
         self.count(bytes.len() as u64, digest);
         let bytes = match (self.loan.take(), self.lane) {
@@ -342,6 +342,7 @@ impl<'o, 'c> Sink<'o, 'c> {
 
     fn hole(&mut self, length: u64) -> Result<(), Stop> {
         self.size += length;
+        self.hasher.hole(length);
         if let Some(pieces) = &mut self.pieces {
             pieces.push(SeenPiece::Hole(length));
         }
@@ -350,8 +351,7 @@ impl<'o, 'c> Sink<'o, 'c> {
 
     fn count(&mut self, length: u64, digest: Digest) {
         self.size += length;
-        self.chunks += 1;
-        self.first.get_or_insert(digest);
+        self.first.get_or_insert((digest, length));
         if let Some(pieces) = &mut self.pieces {
             // No chunk is larger than a block.
             pieces.push(SeenPiece::Chunk(digest, length as u32));

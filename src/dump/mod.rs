@@ -38,7 +38,7 @@ use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 
 use crate::format::entry::Content;
-use crate::format::{Digest, Entry, Kind};
+use crate::format::{ContentHasher, Entry, Kind};
 use crate::monitor::Monitor;
 use crate::reader::{self, FileReader, Identity, Listed, Reader, Step, Walk};
 use archive::Archive;
@@ -264,7 +264,7 @@ impl<W: Write> Run<'_, W> {
     fn content(&mut self, file: &FileReader, path: &[u8], map: Option<&islands::Size>) -> Result<(), Error> {
         // The digest of a single chunk is that of the file, and is compared anyway.
         let is_one_chunk = matches!(file.file().entry().content, Content::Chunk(_));
-        let mut hasher = (!is_one_chunk).then(blake3::Hasher::new);
+        let mut hasher = (!is_one_chunk).then(ContentHasher::default);
         let before = self.archive.written();
         let (archive, progress) = (&mut self.archive, self.monitor.progress());
         let mut islands = Islands::new(file.size());
@@ -274,6 +274,9 @@ impl<W: Write> Run<'_, W> {
             let bytes = match stretch {
                 Ok(bytes) => bytes,
                 Err(hole) => {
+                    if let Some(hasher) = &mut hasher {
+                        hasher.hole(hole);
+                    }
                     progress.bytes(hole);
                     at = at.saturating_add(hole);
                     return Ok(());
@@ -286,7 +289,7 @@ impl<W: Write> Run<'_, W> {
                 None => {}
             }
             if let Some(hasher) = &mut hasher {
-                hasher.update(bytes);
+                hasher.data(bytes);
             }
             archive.write(bytes)?;
             progress.bytes(bytes.len() as u64);
@@ -306,7 +309,7 @@ impl<W: Write> Run<'_, W> {
             return Err(Error::Length { path: shown(path).to_owned() });
         }
         self.archive.pad()?;
-        let differs = |hasher: blake3::Hasher| file.digest().is_some_and(|d| d != Digest::from(hasher.finalize()));
+        let differs = |hasher: ContentHasher| file.digest().is_some_and(|digest| digest != hasher.finish());
         if hasher.is_some_and(differs) {
             self.problem(path, "all of its chunks are right, but not its digest as a whole");
         }

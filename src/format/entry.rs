@@ -193,14 +193,14 @@ pub enum Content {
     Chunk(ChunkRef),
     /// A file of several chunks and holes, listed here.
     Extents {
-        /// The digest of the file's bytes, those of holes left out.
+        /// The file's digest; see [`ContentHasher`](super::ContentHasher).
         digest: Digest,
         /// The stretches in order; their lengths add up to the file's size.
         extents: Vec<Extent>,
     },
     /// A file of more chunks than one node lists.
     Nodes {
-        /// The digest of the file's bytes, those of holes left out.
+        /// The file's digest; see [`ContentHasher`](super::ContentHasher).
         digest: Digest,
         /// How many levels of extent indexes stand above the extents; 0: these nodes hold extents.
         depth: u8,

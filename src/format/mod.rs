@@ -5,6 +5,7 @@
 //! - [`block`]: zstd frames and the padding that hides their exact length
 //! - [`node`]: trees, the nodes that directories and long extent lists are made of
 //! - [`entry`]: one file, directory or link in a tree
+//! - [`ContentHasher`]: the digest of a file
 //! - [`document`]: what all signed documents share
 //! - [`snapshot`], [`index`], [`secrets`], [`generation`], [`source`]: the signed documents
 //! - [`cbor`]: bounded reading and plain writing of CBOR
@@ -14,6 +15,7 @@
 
 pub mod block;
 pub mod cbor;
+mod content;
 pub mod document;
 pub mod entry;
 mod error;
@@ -26,6 +28,7 @@ pub mod secrets;
 pub mod snapshot;
 pub mod source;
 
+pub use content::ContentHasher;
 pub use entry::{ChunkRef, Content, Entry, Extent, HardLink, Kind, NodeRef, Subtree, Timestamp};
 pub use error::Error;
 pub use id::{Digest, PackId, RepositoryId, SnapshotId, SourceId};

@@ -83,8 +83,8 @@ impl Attributes {
     }
 }
 
-/// Bytes of a file that are no holes.
-fn stored_bytes(entry: &Entry) -> u64 {
+/// Bytes of a file outside of its holes.
+pub(super) fn stored_bytes(entry: &Entry) -> u64 {
     match &entry.content {
         Content::Extents { extents, .. } => extents
             .iter()

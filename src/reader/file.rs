@@ -106,7 +106,7 @@ impl FileReader {
         self.size
     }
 
-    /// The digest of the file's bytes, those of holes left out; none for an empty file.
+    /// Returns the file's digest ([`ContentHasher`](crate::format::ContentHasher)); `None` for an empty file.
     pub fn digest(&self) -> Option<Digest> {
         match &self.file.entry().content {
             Content::Chunk(chunk) => Some(chunk.digest),

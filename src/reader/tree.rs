@@ -27,7 +27,7 @@ pub struct Listed {
 }
 
 /// What names of one file must have in common to be links of each other: the file may have changed while they were
-/// backed up. The size counts because a digest leaves holes out.
+/// backed up. The size counts too, because an empty file has no digest.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Identity {
     kind: Kind,

@@ -16,7 +16,7 @@ use super::Conflict;
 use super::describe::{Describe, FORBIDDING, Inode, inode};
 use super::refusals::What;
 use crate::format::entry::Content;
-use crate::format::{Digest, Entry, Kind};
+use crate::format::{ContentHasher, Entry, Kind};
 use crate::monitor::Progress;
 use crate::reader::{self, FileReader, Listed, Reader};
 
@@ -155,18 +155,19 @@ impl Writing<'_> {
     /// whole that differs all the same is a warning: every piece of it is what was stored.
     fn content(&self, listed: &Listed, file: &mut File) -> Result<Option<String>, Error> {
         let source = FileReader::new(listed.clone());
-        let mut hasher = blake3::Hasher::new();
+        let mut hasher = ContentHasher::default();
         source.each(self.reader, |stretch| {
             if self.stop.load(Ordering::Relaxed) {
                 return Err(Error::Stopped);
             }
             match stretch {
                 Ok(bytes) => {
-                    hasher.update(bytes);
+                    hasher.data(bytes);
                     file.write_all(bytes)?;
                     self.progress.bytes(bytes.len() as u64);
                 }
                 Err(hole) => {
+                    hasher.hole(hole);
                     self.progress.bytes(hole);
                     let hole = i64::try_from(hole).map_err(io::Error::other)?;
                     file.seek(SeekFrom::Current(hole))?;
@@ -176,7 +177,7 @@ impl Writing<'_> {
         })?;
         // A hole at the end has no byte that would make the file so long.
         file.set_len(source.size())?;
-        let right = source.digest().is_none_or(|digest| digest == Digest::from(hasher.finalize()));
+        let right = source.digest().is_none_or(|digest| digest == hasher.finish());
         Ok((!right).then(|| "all of its chunks are right, but not its digest as a whole".to_owned()))
     }
 
