@@ -12,10 +12,10 @@
 
 mod common;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::ffi::OsString;
 use std::fs::{self, File};
-use std::os::unix::fs::symlink;
+use std::os::unix::fs::{MetadataExt, symlink};
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
@@ -301,6 +301,83 @@ fn a_further_name_of_a_link_does_not_lead_outside() {
     assert_eq!(fs::read_link(out.join("b")).unwrap(), outside);
     assert_eq!(fs::read(&outside).unwrap(), b"untouched");
     assert_eq!(std::os::unix::fs::MetadataExt::nlink(&fs::metadata(&outside).unwrap()), 1);
+}
+
+/// Files that differ in content, owner, mode, time or attributes, and say that they are links of one file. Each has
+/// two names that agree, `NAME-1` and `NAME-2`.
+fn false_links(forger: &mut Forger) -> Vec<(Entry, Vec<u8>)> {
+    let contents = [b"first".to_vec(), b"other".to_vec()];
+    let stored = contents.each_ref().map(|content| forger.store(content));
+    let link = Some(HardLink { id: 5, count: 2 });
+    let first = Entry { link, mode: 0o644, ..file("content-0", &stored[0], 0) };
+    let mut kinds = vec![
+        (first.clone(), 0),
+        (Entry { name: b"content-1".to_vec(), content: Content::Chunk(stored[1].chunk(1)), ..first.clone() }, 1),
+        (Entry { name: b"group".to_vec(), gid: 5, ..first.clone() }, 0),
+        (Entry { name: b"mode".to_vec(), mode: 0o4755, ..first.clone() }, 0),
+        (Entry { name: b"owner".to_vec(), uid: 5, ..first.clone() }, 0),
+        (Entry { name: b"time".to_vec(), mtime: Timestamp { seconds: 5, nanos: 0 }, ..first.clone() }, 0),
+        (Entry { name: b"xattr".to_vec(), xattrs: vec![(b"user.a".to_vec(), b"b".to_vec())], ..first.clone() }, 0),
+    ];
+    // The inode number has a part of the digest: here is another file for which that part is the first's.
+    let part = |entry: &Entry| entry.inode_digest().0[0];
+    let mut twin = Entry { name: b"zwin".to_vec(), content: Content::Chunk(stored[1].chunk(1)), ..first.clone() };
+    while part(&twin) != part(&first) {
+        twin.mtime.seconds += 1;
+    }
+    kinds.push((twin, 1));
+    let twice = kinds.into_iter().flat_map(|(entry, content)| {
+        let named = |number| {
+            let name = [&entry.name, &b"-"[..], number].concat();
+            (Entry { name, ..entry.clone() }, contents[content].clone())
+        };
+        [named(b"1"), named(b"2")]
+    });
+    let all: Vec<_> = twice.collect();
+    forger.snapshot_of(&stored, all.iter().map(|(entry, _)| entry.clone()).collect());
+    all
+}
+
+#[test]
+fn a_mount_gives_each_name_its_own_bytes_whatever_links_a_host_claims() {
+    let mut forger = Forger::new();
+    let entries = false_links(&mut forger);
+    let name = |entry: &Entry| String::from_utf8(entry.name.clone()).unwrap();
+    let mut numbers = Vec::new();
+    // What is looked at first must not matter, nor what the kernel has forgotten meanwhile.
+    for backwards in [false, true] {
+        let mounted = forger.site.mount(&["latest"]);
+        let mut order: Vec<_> = entries.iter().collect();
+        if backwards {
+            order.reverse();
+        }
+        let mut found = BTreeMap::new();
+        for forget in [false, true] {
+            for (entry, content) in &order {
+                let path = mounted.path().join(name(entry));
+                assert_eq!(&fs::read(&path).unwrap(), content, "{}", name(entry));
+                let stat = fs::metadata(&path).unwrap();
+                let shown = (stat.mode() & 0o7777, stat.uid(), stat.gid(), stat.mtime());
+                assert_eq!(shown, (entry.mode, entry.uid, entry.gid, entry.mtime.seconds), "{}", name(entry));
+                let xattr = rustix::fs::lgetxattr(&path, c"user.a", &mut [0; 9]);
+                assert_eq!(xattr.is_ok(), !entry.xattrs.is_empty(), "{}", name(entry));
+                found.insert(name(entry), stat.ino());
+                if forget && (name(entry).starts_with("content-0") || name(entry).starts_with("zwin")) {
+                    fs::write("/proc/sys/vm/drop_caches", "2").unwrap();
+                }
+            }
+        }
+        numbers.push(found);
+    }
+    // Names that agree share a number, others do not, and a new mount gives the same numbers.
+    let number = |numbers: &BTreeMap<String, u64>, name: &str| numbers[name];
+    let mut distinct = BTreeSet::new();
+    for kind in ["content-0", "content-1", "group", "mode", "owner", "time", "xattr"] {
+        let [first, second] = ["1", "2"].map(|which| number(&numbers[0], &format!("{kind}-{which}")));
+        assert_eq!(first, second, "{kind}");
+        assert!(distinct.insert(first), "{kind}");
+        assert!(kind == "content-0" || number(&numbers[1], &format!("{kind}-1")) == first, "{kind}");
+    }
 }
 
 #[test]

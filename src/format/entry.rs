@@ -221,15 +221,16 @@ pub enum Content {
 /// One of several names of the same file.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct HardLink {
-    /// The same in all entries of a snapshot that are the same file; below 2^39.
+    /// The same in all entries of a snapshot that are the same file; below 2^32. Entries that have it in common may
+    /// still differ: see [`Entry::inode_digest`].
     pub id: u64,
     /// How many names the file had, inside or outside of the snapshot.
     pub count: u32,
 }
 
 impl HardLink {
-    /// Ids are below this, so that they fit into inode numbers beside a snapshot's number.
-    pub const ID_LIMIT: u64 = 1 << 39;
+    /// Ids are below this, so that they fit into inode numbers next to a snapshot's number and a part of a digest.
+    pub const ID_LIMIT: u64 = 1 << 32;
 }
 
 /// Name and value of an extended attribute.
@@ -318,6 +319,19 @@ impl Entry {
             Content::Directory(subtree) => subtree.below.saturating_add(1),
             _ => 1,
         }
+    }
+
+    /// A digest of everything that the names of one file share: all fields but the name, and where chunks are stored.
+    ///
+    /// Names with one link id belong to one file only if this is equal.
+    pub fn inode_digest(&self) -> Digest {
+        let mut inode = Entry { name: Vec::new(), ..self.clone() };
+        for chunk in inode.chunk_refs_mut() {
+            (chunk.block, chunk.start) = (0, 0);
+        }
+        let mut encoded = Writer::default();
+        inode.write(&mut encoded);
+        Digest::of(&encoded.finish())
     }
 
     /// Bytes of holes of a file whose extents are listed elsewhere.

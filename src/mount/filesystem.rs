@@ -7,7 +7,6 @@
 //! by-tag/<tag>/<source>-<UTC time> -> ../../<source>/<UTC time>
 //! ```
 
-use std::collections::HashMap;
 use std::num::NonZeroUsize;
 use std::os::unix::ffi::OsStringExt;
 use std::path::PathBuf;
@@ -20,8 +19,9 @@ use lru::LruCache;
 use super::above::{Above, Named};
 use super::attributes::{Attributes, Item, Lasting, stored_bytes};
 use super::error::Error;
+use super::links::Links;
 use super::lock::lock;
-use super::number::{Ino, Number, Place, TOP};
+use super::number::{Ino, Number, Place};
 use super::owners::Owners;
 use crate::format::entry::Content;
 use crate::format::snapshot::Snapshot;
@@ -46,10 +46,9 @@ pub struct FileSystem {
     reader: Arc<Reader>,
     monitor: Arc<dyn Monitor>,
     shown: Shown,
-    /// Hard links that the kernel knows: which entry stands for them, and how often it was told.
-    links: Mutex<HashMap<Ino, (u64, u64, u64)>>,
-    /// The files that were read last: a read names its file by number, and finding that is a descent.
-    readers: Mutex<LruCache<Ino, Arc<FileReader>>>,
+    links: Links,
+    /// The files that were read last, by snapshot and rank: finding an entry is a descent.
+    readers: Mutex<LruCache<(u64, u64), Arc<FileReader>>>,
     owners: Owners,
     /// Since when the target has been away.
     away: Mutex<Option<Instant>>,
@@ -61,6 +60,14 @@ enum Shown {
     All(Box<Above>),
     /// What lies at a rank of one, whose number is 0.
     One(Arc<Snapshot>, u64),
+}
+
+/// Where an inode number leads to.
+enum Spot {
+    /// Above the snapshots.
+    Above(Place),
+    /// In the snapshot of this number, at this rank.
+    Entry(u64, u64),
 }
 
 /// What an inode number leads to.
@@ -89,7 +96,7 @@ impl FileSystem {
             reader,
             monitor,
             shown,
-            links: Mutex::default(),
+            links: Links::default(),
             readers: Mutex::new(LruCache::new(AT_HAND)),
             owners: Owners::default(),
             away: Mutex::default(),
@@ -158,10 +165,7 @@ impl FileSystem {
             Thing::Entry(number, listed) => {
                 let directory = listed.directory().ok_or(Error::NotADirectory)?;
                 match self.reader.lookup(&directory, name)? {
-                    Some(found) => {
-                        self.tell(number, &found);
-                        Ok(self.attributes_of(number, &found))
-                    }
+                    Some(found) => Ok(self.attributes_of(&found, self.tell(number, &found))),
                     None if name.len() > NAME_MAX => Err(Error::NameTooLong),
                     None => Err(Error::NeverThere),
                 }
@@ -173,10 +177,10 @@ impl FileSystem {
     pub fn attributes(&self, ino: Ino) -> Result<Attributes, Error> {
         match self.thing(ino)? {
             Thing::Above(place) => self.above()?.attributes(place),
-            Thing::Entry(number, listed) => {
+            Thing::Entry(_, listed) => {
                 let is_root = !self.is_lasting() && listed.rank == 0;
                 let lasting = if is_root { Lasting::WhileThere } else { Lasting::Always };
-                Ok(Attributes { lasting, ..self.attributes_of(number, &listed) })
+                Ok(Attributes { lasting, ..self.attributes_of(&listed, ino) })
             }
         }
     }
@@ -213,13 +217,17 @@ impl FileSystem {
             }
             for listed in page {
                 from += 1;
-                let attributes = self.attributes_of(number, &listed);
+                let ino = match remembered {
+                    true => self.tell(number, &listed),
+                    false => self.ino_of(number, &listed),
+                };
+                let attributes = self.attributes_of(&listed, ino);
                 let item = Item { name: listed.entry().name.clone(), attributes, next: from };
                 if !take(&item) {
+                    if remembered {
+                        self.forget(ino, 1);
+                    }
                     return Ok(());
-                }
-                if remembered {
-                    self.tell(number, &listed);
                 }
             }
         }
@@ -242,17 +250,18 @@ impl FileSystem {
     }
 
     fn file(&self, ino: Ino) -> Result<Arc<FileReader>, Error> {
-        if let Some(file) = lock(&self.readers).get(&ino) {
+        let Spot::Entry(number, rank) = self.spot(ino)? else { return Err(Error::IsADirectory) };
+        if let Some(file) = lock(&self.readers).get(&(number, rank)) {
             return Ok(file.clone());
         }
-        let Thing::Entry(_, listed) = self.thing(ino)? else { return Err(Error::IsADirectory) };
+        let listed = self.entry(number, rank)?;
         match listed.entry().kind {
             Kind::Directory => return Err(Error::IsADirectory),
             Kind::File => {}
             _ => return Err(Error::NotAFile),
         }
         let file = Arc::new(FileReader::new(listed));
-        lock(&self.readers).put(ino, file.clone());
+        lock(&self.readers).put((number, rank), file.clone());
         Ok(file)
     }
 
@@ -291,16 +300,7 @@ impl FileSystem {
 
     /// The kernel forgot `times` answers that named this number.
     pub fn forget(&self, ino: Ino, times: u64) {
-        if !matches!(Number::of(ino), Some(Number::Linked(..))) {
-            return;
-        }
-        let mut links = lock(&self.links);
-        if let Some((_, _, told)) = links.get_mut(&ino) {
-            *told = told.saturating_sub(times);
-            if *told == 0 {
-                links.remove(&ino);
-            }
-        }
+        self.links.forget(ino, times);
     }
 
     /// Bytes and entries, for `df`: those of the snapshot that the thing is in, above that those of all snapshots
@@ -325,23 +325,27 @@ impl FileSystem {
     }
 
     fn thing(&self, ino: Ino) -> Result<Thing, Error> {
+        match self.spot(ino)? {
+            Spot::Above(place) => Ok(Thing::Above(place)),
+            Spot::Entry(number, rank) => Ok(Thing::Entry(number, self.entry(number, rank)?)),
+        }
+    }
+
+    fn spot(&self, ino: Ino) -> Result<Spot, Error> {
         match (Number::of(ino).ok_or(Error::NotFound)?, &self.shown) {
-            (Number::Above(Place::Top), Shown::One(snapshot, rank)) => {
-                Ok(Thing::Entry(0, self.reader.at_rank(snapshot, *rank)?))
-            }
-            (Number::Above(place), _) => Ok(Thing::Above(place)),
-            (Number::Entry(number, rank), _) => self.entry(number, rank),
+            (Number::Above(Place::Top), Shown::One(_, rank)) => Ok(Spot::Entry(0, *rank)),
+            (Number::Above(place), _) => Ok(Spot::Above(place)),
+            (Number::Entry(number, rank), _) => Ok(Spot::Entry(number, rank)),
             (Number::Linked(..), _) => {
-                let known = lock(&self.links).get(&ino).copied();
-                let (number, rank, _) = known.ok_or(Error::NotFound)?;
-                self.entry(number, rank)
+                let (number, rank) = self.links.place(ino).ok_or(Error::NotFound)?;
+                Ok(Spot::Entry(number, rank))
             }
         }
     }
 
-    fn entry(&self, number: u64, rank: u64) -> Result<Thing, Error> {
+    fn entry(&self, number: u64, rank: u64) -> Result<Listed, Error> {
         let snapshot = self.snapshot(number)?;
-        Ok(Thing::Entry(number, self.reader.at_rank(&snapshot, rank)?))
+        Ok(self.reader.at_rank(&snapshot, rank)?)
     }
 
     fn snapshot(&self, number: u64) -> Result<Arc<Snapshot>, Error> {
@@ -360,36 +364,22 @@ impl FileSystem {
     }
 
     fn ino_of(&self, number: u64, listed: &Listed) -> Ino {
-        match (&self.shown, &listed.entry().link) {
-            (Shown::One(_, top), _) if listed.rank == *top => TOP,
-            (_, Some(link)) if link.count > 1 => Number::Linked(number, link.id).ino(),
-            _ => Number::Entry(number, listed.rank).ino(),
-        }
+        self.links.ino(number, listed.rank, listed.entry())
     }
 
-    fn attributes_of(&self, number: u64, listed: &Listed) -> Attributes {
-        Attributes::of(listed.entry(), self.ino_of(number, listed), &self.owners)
+    /// The number of an entry, which the kernel remembers until [`FileSystem::forget`].
+    fn tell(&self, number: u64, listed: &Listed) -> Ino {
+        self.links.tell(number, listed.rank, listed.entry())
     }
 
-    /// Remembers which entry stands for a hard link that the kernel was told of.
-    fn tell(&self, number: u64, listed: &Listed) {
-        let ino = self.ino_of(number, listed);
-        if matches!(Number::of(ino), Some(Number::Linked(..))) {
-            lock(&self.links).entry(ino).or_insert((number, listed.rank, 0)).2 += 1;
-        }
+    fn attributes_of(&self, listed: &Listed, ino: Ino) -> Attributes {
+        Attributes::of(listed.entry(), ino, &self.owners)
     }
 
     /// The path of a thing, for messages.
     fn path_of(&self, ino: Ino) -> PathBuf {
         let mut path = PathBuf::from("/");
-        let (number, rank) = match Number::of(ino) {
-            Some(Number::Entry(number, rank)) => (number, rank),
-            Some(Number::Linked(..)) => match lock(&self.links).get(&ino) {
-                Some((number, rank, _)) => (*number, *rank),
-                None => return path,
-            },
-            Some(Number::Above(_)) | None => return path,
-        };
+        let Ok(Spot::Entry(number, rank)) = self.spot(ino) else { return path };
         if let Shown::All(above) = &self.shown {
             path.extend(above.path_of(number));
         }

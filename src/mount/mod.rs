@@ -3,7 +3,7 @@
 //! - [`filesystem`]: the tree that is shown
 //! - [`above`]: of it, what stands above the snapshots; [`catalogue`]: which of those there are, and under which names;
 //!   [`tags`]: which of them have which tag
-//! - [`number`]: inode numbers; [`attributes`]: what is told of a thing; [`owners`]: whose the files are
+//! - [`number`]: inode numbers; [`links`]: those that names of one file share; [`attributes`]: what is told of a thing; [`owners`]: whose the files are
 //! - [`fuse`]: translates the kernel's requests and our answers
 //! - [`error`]: why there is no answer; [`errno`]: the one table from that to numbers
 //! - [`life`]: mounting, unmounting, and what must not be mounted over
@@ -17,6 +17,7 @@ mod error;
 mod filesystem;
 mod fuse;
 mod life;
+mod links;
 mod lock;
 mod number;
 mod owners;

@@ -2,17 +2,20 @@
 //!
 //! They say where a thing is, so there is no table to grow: 23 bits count the snapshots as they are found, 40 bits are the
 //! entry's rank in its snapshot (its place in a preorder walk; the root has 0). An entry is found again by descending.
-//! Names of the same file must share a number, so hard links have the highest bit set and their link's id instead of a
-//! rank. What stands above the snapshots has none in its number: sources have even ones, `latest` has an odd one that says
+//! Names of the same file must share a number, so hard links have the highest bit set, and instead of a rank their link's
+//! id (32 bits) and 8 bits of a digest of everything that the names must have in common (see `links`).
+//! What stands above the snapshots has none in its number: sources have even ones, `latest` has an odd one that says
 //! which snapshot it leads to, and with the highest bit below the snapshot's, 16 bits count tags and 23 the links in them.
 //! So no link ever leads elsewhere, and the kernel may keep where they lead.
+
+use crate::format::{Digest, HardLink};
 
 /// An inode number.
 pub type Ino = u64;
 
 /// The top of what is mounted.
 pub(super) const TOP: Ino = 1;
-/// Bits of a number that are a rank or a hard link's id.
+/// Bits of a number that are a rank, or stand for a hard link.
 const RANK_BITS: u32 = 40;
 const RANKS: u64 = 1 << RANK_BITS;
 /// Set in the number of a file with several names.
@@ -29,7 +32,7 @@ pub(super) enum Number {
     Above(Place),
     /// In the snapshot of this number, the entry of this rank.
     Entry(u64, u64),
-    /// In the snapshot of this number, the file whose names are hard links of this id.
+    /// In the snapshot of this number, the file whose names have this in common: a link's id and bits of a digest.
     Linked(u64, u64),
 }
 
@@ -49,6 +52,12 @@ pub(super) enum Place {
 }
 
 impl Number {
+    /// In the snapshot of this number, the file of this link id and digest.
+    pub(super) fn linked(snapshot: u64, id: u64, file: Digest) -> Number {
+        let Digest([check, ..]) = file;
+        Number::Linked(snapshot, u64::from(check) * HardLink::ID_LIMIT | id % HardLink::ID_LIMIT)
+    }
+
     /// What `ino` says; none: nothing has such a number.
     pub(super) fn of(ino: Ino) -> Option<Number> {
         let (snapshot, low) = ((ino & !LINKED) >> RANK_BITS, ino % RANKS);
@@ -130,6 +139,20 @@ mod tests {
         numbers.sort_unstable();
         numbers.dedup();
         assert_eq!(numbers.len(), all.len());
+    }
+
+    #[test]
+    fn a_link_id_and_what_its_names_have_in_common_are_told_apart() {
+        let digest = |first| Digest([first; 32]);
+        let ids = [0, 1, HardLink::ID_LIMIT - 1];
+        let all = ids.iter().flat_map(|id| [0, 1, 255].map(|first| Number::linked(7, *id, digest(first))));
+        let mut numbers: Vec<_> = all.clone().map(Number::ino).collect();
+        for (number, ino) in all.zip(&numbers) {
+            assert_eq!(Number::of(*ino), Some(number), "{ino:x}");
+        }
+        numbers.sort_unstable();
+        numbers.dedup();
+        assert_eq!(numbers.len(), 9);
     }
 
     #[test]

@@ -247,7 +247,7 @@ ENTRY = {0: octets(1024), 1: number(6), 2: number(0o7777), 3: U32, 4: U32, 5: TI
     10: octets(4096, 1),
     11: either(fixed(number(0)), fixed(U64, *REFERENCE)),
     12: fixed(U32, U32),
-    13: fixed(number(2**39 - 1), U32),
+    13: fixed(U32, U32),
     14: flat(octets(2**32), octets(2**32)),
     15: U64,
     16: U64,
@@ -498,9 +498,9 @@ class Restore:
         for _, path, entry, node in self.repository.walk(root):
             target = os.path.join(self.destination, path) if path else self.destination
             key, content = content_of(entry)
-            # Names whose content differs were read at different times: they cannot be one file again.
-            same = str(content if key in (10, 12) else content[0])
-            file = entry.get(13, [None])[0], entry[1], entry.get(6, 0), same
+            # Names of one file agree in everything but the name and the places of chunks, whatever the link id says.
+            fields = sorted((key, value) for key, value in entry.items() if key not in (0, 7, 8, 9))
+            file = str((fields, content[0] if key in (7, 8, 9) else None))
             if 13 in entry and file in links:
                 os.link(links[file], target, follow_symlinks=False)
             elif self.make(target, entry, node):
