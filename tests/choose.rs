@@ -6,6 +6,7 @@ mod common;
 
 use std::fs::{self, File, OpenOptions};
 use std::io::{Read, Write};
+use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::{MetadataExt, symlink};
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
@@ -341,12 +342,51 @@ fn a_source_inside_of_the_repository_or_the_state_is_refused() {
     let site = with_names(&["a"]);
     let before = objects(&site);
     symlink(site.repo().join("keys"), site.path().join("detour")).unwrap();
-    let [repo, keys, state, detour] = ["repo", "repo/keys", "state", "detour"].map(|name| site.path().join(name));
+    let [repo, keys, state, detour] = ["repo", "repo/keys", "state", "detour/"].map(|name| site.path().join(name));
     for path in [&repo, &keys, &state, &detour] {
         says(&backup_of(&site, &[text(path)]).code(2), "can't be backed up here");
         says(&backup_of(&site, &[text(&site.source()), text(path)]).code(2), "can't be backed up here");
     }
     assert_eq!(objects(&site), before, "the repository was changed");
+}
+
+#[test]
+fn a_path_that_is_a_link_is_stored_as_one_and_followed_with_a_slash() {
+    let site = with_names(&["private/secret", "other"]);
+    let link = site.path().join("project");
+    symlink("source/private", &link).unwrap();
+    let target = |what: &str| site.brackfs(&["ls", "-l", what]).ok().stdout;
+    let inside = link.strip_prefix("/").unwrap().display().to_string();
+    for others in [&[][..], &[text(&site.source().join("other")).to_owned()]] {
+        let others: Vec<_> = others.iter().map(String::as_str).collect();
+        let run = backup_of(&site, &[&["--source", "project", text(&link)], others.as_slice()].concat()).ok();
+        says(&run, &format!("{} is a symbolic link to source/private and stored as a link", link.display()));
+        assert!(target(&format!("latest:{inside}")).contains("-> source/private"));
+        assert!(!names(&site, "latest").iter().any(|name| name.contains("secret")));
+    }
+    for end in ["/", "/."] {
+        let given = format!("{}{end}", link.display());
+        let run = backup_of(&site, &["--source", "project", &given]).ok();
+        let led = site.source().join("private");
+        says(&run, &format!("{given} is a symbolic link: {} is backed up", led.display()));
+        assert_eq!(names(&site, "latest"), ["secret"]);
+    }
+}
+
+#[test]
+fn a_path_that_is_not_utf8_needs_a_name_for_its_source() {
+    let site = with_names(&["a"]);
+    let [one, other] = [b"bad\xff", b"bad\xfe"].map(|name| site.source().join(std::ffi::OsStr::from_bytes(name)));
+    for path in [&one, &other] {
+        fs::create_dir(path).unwrap();
+        let mut arguments = vec!["backup".into(), path.clone().into_os_string()];
+        let refused = site.brackfs(&arguments).code(2);
+        says(&refused, "is not UTF-8");
+        says(&refused, "--source");
+        arguments.extend(["--source".into(), "bad".into()]);
+        site.brackfs(&arguments).ok();
+    }
+    assert_eq!(snapshots(&site).len(), 2);
 }
 
 #[test]

@@ -403,7 +403,8 @@ impl<'a> Engine<'a> {
 
     /// Takes in a file's content as it arrives, and adds the file.
     fn file(&mut self, file: NewFile, content: &mut Arriving) -> Result<(), Error> {
-        let NewFile { name, path, existed, tries, .. } = file;
+        let NewFile { name, existed, tries, .. } = file;
+        let path = self.trail.child(&name);
         let directory = self.frame()?.id;
         let put_off = |name: Vec<u8>, changed: bool, so_far: SoFar| {
             let tries = tries + u32::from(changed);

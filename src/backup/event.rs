@@ -1,6 +1,5 @@
 //! What the walk tells the engine, in preorder: the order in which a snapshot counts its entries.
 
-use std::path::PathBuf;
 use std::vec;
 
 use crossbeam_channel::Receiver;
@@ -129,8 +128,6 @@ pub(super) struct Plain {
 pub(super) struct NewFile {
     /// Its name.
     pub(super) name: Vec<u8>,
-    /// Its path, for messages.
-    pub(super) path: PathBuf,
     /// There was something of its name.
     pub(super) existed: bool,
     /// Its size as the walk saw it; 0 if only reading it tells.

@@ -1,18 +1,21 @@
 //! What a walk finds in a directory: names in order, and what each of them is, looked at ahead of the walk.
 //!
+//! What is left out by its name, its kind as the listing says it, or because a mount is not wanted, is not looked at: it
+//! may be on a server or behind a FUSE program that does not answer.
+//!
 //! A short directory is looked at as a whole, and those below it with it, until they have [`PIECE_ENTRIES`] entries
 //! together: less would be over before a helper woke up. At most [`SIBLINGS`] such pieces are made for each level of
 //! the tree; of a longer directory [`BATCHES`] batches of names are looked at ahead. Each takes some 50 KiB.
 
 use std::collections::VecDeque;
 use std::ffi::{OsStr, OsString};
-use std::path::Path;
+use std::path::PathBuf;
 use std::sync::Arc;
 
 use super::ahead::{Ahead, Later};
 use super::rules::Rules;
 use crate::format::{Kind, Timestamp};
-use crate::source::{Directory, Error, Listing, Stat, now};
+use crate::source::{Directory, Error, Listed, MountPlace, Mounted, Stat, now};
 
 /// Directories beside each other that are looked into ahead.
 pub(super) const SIBLINGS: usize = 8;
@@ -27,12 +30,113 @@ const BATCH: usize = 128;
 /// Batches that are looked at ahead.
 const BATCHES: usize = 8;
 
+/// A name in a directory.
+pub(super) struct Name {
+    pub(super) name: OsString,
+    /// As [`Listed::is_directory`].
+    is_directory: Option<bool>,
+    /// A path that was given is or goes through it: a mount there is entered.
+    given: bool,
+}
+
+impl Name {
+    /// One that is known to be in the directory.
+    pub(super) fn listed(Listed { name, is_directory }: Listed) -> Self {
+        Name { name, is_directory, given: false }
+    }
+
+    /// One that may be there.
+    pub(super) fn unlisted(name: OsString) -> Self {
+        Name { name, is_directory: None, given: false }
+    }
+
+    /// The same, and whether a path that was given is or goes through it.
+    pub(super) fn if_given(self, given: bool) -> Self {
+        Name { given, ..self }
+    }
+}
+
+/// What is known of a directory before anything in it is looked at.
+#[derive(Clone)]
+pub(super) struct Ground {
+    pub(super) rules: Arc<Rules>,
+    /// Where there are mounts in it or below.
+    pub(super) mounts: Option<Arc<MountPlace>>,
+    pub(super) borders: Borders,
+}
+
+/// The file system of the path that was given and led to a directory.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct Borders {
+    /// Its device, as a stat shows it.
+    pub(super) device: u64,
+    /// Its device, as the mount table has it. None: the table does not have it.
+    pub(super) file_system: Option<u64>,
+}
+
+impl Ground {
+    /// The mount that a name in the directory is, if that is left empty.
+    fn left_empty(&self, name: &Name) -> Option<Mounted> {
+        let mounted = self.mounts.as_ref()?.child(&name.name)?.mounted()?;
+        let foreign = self.rules.one_file_system && Some(mounted.device) != self.borders.file_system;
+        (!name.given && (mounted.is_brackfs || foreign)).then_some(mounted)
+    }
+
+    fn is_mount(&self, name: &OsStr) -> bool {
+        self.mounts.as_ref().and_then(|place| place.child(name)).is_some_and(|place| place.mounted().is_some())
+    }
+
+    /// The same of a directory in it.
+    fn child(&self, name: &OsStr) -> Ground {
+        let mounts = self.mounts.as_ref().and_then(|place| place.child(name)).cloned();
+        Ground { rules: self.rules.clone(), mounts, borders: self.borders }
+    }
+
+    /// Looks at names in `directory`, but for those that are left out.
+    fn look_at(&self, directory: &Directory, names: Vec<Name>) -> Vec<Look> {
+        let looked = now();
+        let path = (!self.rules.exclude.is_empty()).then(|| directory.path());
+        names.into_iter().filter_map(|name| self.look(directory, name, path.as_ref(), looked)).collect()
+    }
+
+    /// Looks at a name. None: it is left out. `path`: that of the directory, if there are patterns.
+    fn look(&self, directory: &Directory, name: Name, path: Option<&PathBuf>, looked: Timestamp) -> Option<Look> {
+        let mut is_directory = name.is_directory;
+        if is_directory.is_none() && self.is_mount(&name.name) {
+            is_directory = directory.is_mounted_directory(&name.name);
+        }
+        let path = path.map(|path| path.join(&name.name));
+        let excludes = |is_directory| path.as_ref().is_some_and(|path| self.rules.exclude.matches(path, is_directory));
+        let excluded = match is_directory {
+            Some(is_directory) => Some(excludes(is_directory)),
+            None => Some(excludes(true)).filter(|excluded| *excluded == excludes(false)),
+        };
+        if excluded == Some(true) {
+            return None;
+        }
+        if is_directory == Some(true)
+            && let Some(mounted) = self.left_empty(&name)
+        {
+            let stat = directory.stat_mount_point(&name.name, mounted.device);
+            return Some(Ok(Found { name: name.name, stat, looked, mounted: Some(mounted) }));
+        }
+        match directory.stat_child(&name.name) {
+            Ok(stat) if self.rules.exclude_nodump && stat.nodump => None,
+            Ok(stat) if excluded.is_none() && excludes(stat.kind == Kind::Directory) => None,
+            Ok(stat) => Some(Ok(Found { name: name.name, stat, looked, mounted: None })),
+            Err(e) => Some(Err((name.name, e))),
+        }
+    }
+}
+
 /// An entry of a directory.
 pub(super) struct Found {
     pub(super) name: OsString,
     pub(super) stat: Stat,
     /// A time before it was looked at.
     pub(super) looked: Timestamp,
+    /// It is this mount, which is left empty and must not be asked anything.
+    pub(super) mounted: Option<Mounted>,
 }
 
 /// An entry, or a name and why it can't be looked at.
@@ -53,40 +157,29 @@ pub(super) struct Opened {
 pub(super) type Below = VecDeque<(OsString, Result<Opened, Error>)>;
 
 impl Opened {
-    /// Opens a directory and, if it is short, looks at what is in it, and at some of what is below it. `path` leads to
-    /// it from the root.
-    pub(super) fn with_below(
-        above: &Directory,
-        name: &OsStr,
-        path: &Path,
-        device: u64,
-        rules: &Rules,
-    ) -> Result<Self, Error> {
-        Opened::within(
-            &mut Piece { device, rules, entries: PIECE_ENTRIES, directories: PIECE_DIRECTORIES },
-            above,
-            name,
-            path,
-        )
+    /// Opens a directory and, if it is short, looks at what is in it, and at some of what is below it.
+    pub(super) fn with_below(above: &Directory, name: &OsStr, ground: &Ground) -> Result<Self, Error> {
+        let mut piece = Piece { entries: PIECE_ENTRIES, directories: PIECE_DIRECTORIES };
+        Opened::within(&mut piece, above, name, ground)
     }
 
-    fn within(piece: &mut Piece<'_>, above: &Directory, name: &OsStr, path: &Path) -> Result<Self, Error> {
+    fn within(piece: &mut Piece, above: &Directory, name: &OsStr, ground: &Ground) -> Result<Self, Error> {
         piece.directories -= 1;
-        let mut opened = Opened::only(above.open_child(name)?, piece.rules);
+        let mut opened = Opened::only(above.open_child(name)?, &ground.rules);
         if !opened.tagged.is_empty() {
             return Ok(opened);
         }
         // What fails here fails again when the walk comes, which reports it.
         let Some(names) = opened.directory.list_short(SHORT).ok().flatten() else { return Ok(opened) };
-        let looks = look_at(&opened.directory, names);
+        let looks = ground.look_at(&opened.directory, names.into_iter().map(Name::listed).collect());
         piece.entries = piece.entries.saturating_sub(looks.len());
-        for Found { name, stat, .. } in looks.iter().flatten() {
+        for Found { name, stat, mounted, .. } in looks.iter().flatten() {
             if piece.entries == 0 || piece.directories == 0 {
                 break;
             }
-            let inside = stat.kind == Kind::Directory && piece.rules.is_inside(stat, piece.device);
-            if inside && !piece.rules.exclude(path, name, stat) {
-                let below = Opened::within(piece, &opened.directory, name, &path.join(name));
+            let inside = mounted.is_none() && ground.rules.is_inside(stat, ground.borders.device);
+            if inside && stat.kind == Kind::Directory {
+                let below = Opened::within(piece, &opened.directory, name, &ground.child(name));
                 opened.below.push_back((name.clone(), below));
             }
         }
@@ -102,20 +195,18 @@ impl Opened {
 }
 
 /// How much more is looked at in one go.
-struct Piece<'r> {
-    /// The file system that the directories are on.
-    device: u64,
-    rules: &'r Rules,
+struct Piece {
     entries: usize,
     directories: usize,
 }
 
 /// Names of a directory, in order.
-pub(super) type Names<'p> = Box<dyn Iterator<Item = Result<OsString, Error>> + 'p>;
+pub(super) type Names<'p> = Box<dyn Iterator<Item = Result<Name, Error>> + 'p>;
 
 /// The entries of a directory, in order.
 pub(super) struct Entries<'p> {
     directory: Arc<Directory>,
+    ground: Ground,
     ready: VecDeque<Look>,
     ahead: VecDeque<Later<Vec<Look>>>,
     names: Option<Names<'p>>,
@@ -138,9 +229,14 @@ pub(super) enum Next {
 
 impl<'p> Entries<'p> {
     /// Those of a directory `depth` deep in the tree, by `names` unless they were looked at when it was opened.
-    pub(super) fn new(opened: &mut Opened, depth: usize, names: impl FnOnce() -> Result<Names<'p>, Error>) -> Self {
+    pub(super) fn new(
+        opened: &mut Opened,
+        (ground, depth): (Ground, usize),
+        names: impl FnOnce() -> Result<Names<'p>, Error>,
+    ) -> Self {
         let mut entries = Entries {
             directory: opened.directory.clone(),
+            ground,
             ready: VecDeque::new(),
             ahead: VecDeque::new(),
             names: None,
@@ -165,11 +261,13 @@ impl<'p> Entries<'p> {
             while self.ahead.len() < most
                 && let Some(names) = self.batch()
             {
-                let directory = self.directory.clone();
                 self.batches += 1;
                 self.ahead.push_back(match self.batches {
-                    1 => Later::now(look_at(&directory, names)),
-                    _ => ahead.send(self.depth, move || look_at(&directory, names)),
+                    1 => Later::now(self.ground.look_at(&self.directory, names)),
+                    _ => {
+                        let (directory, ground) = (self.directory.clone(), self.ground.clone());
+                        ahead.send(self.depth, move || ground.look_at(&directory, names))
+                    }
                 });
             }
             match self.ahead.pop_front().map(Later::get) {
@@ -189,7 +287,7 @@ impl<'p> Entries<'p> {
     }
 
     /// The next names to be looked at together.
-    fn batch(&mut self) -> Option<Vec<OsString>> {
+    fn batch(&mut self) -> Option<Vec<Name>> {
         let names = self.names.as_mut()?;
         let mut batch = Vec::with_capacity(BATCH);
         while batch.len() < BATCH {
@@ -204,18 +302,4 @@ impl<'p> Entries<'p> {
         }
         (!batch.is_empty()).then_some(batch)
     }
-}
-
-fn look_at(directory: &Directory, names: impl IntoIterator<Item = OsString>) -> Vec<Look> {
-    let looked = now();
-    let look = |name: OsString| match directory.stat_child(&name) {
-        Ok(stat) => Ok(Found { name, stat, looked }),
-        Err(e) => Err((name, e)),
-    };
-    names.into_iter().map(look).collect()
-}
-
-/// The names of all that a directory holds.
-pub(super) fn all(directory: &Directory) -> Result<Names<'static>, Error> {
-    directory.list().map(|listing: Listing| -> Names<'static> { Box::new(listing) })
 }

@@ -119,8 +119,8 @@ pub const SETTLE_MAX: Duration = Duration::from_secs(5);
 pub struct Options {
     /// The source's name; none: the last name of the path or the name of standard input, `root` for several.
     pub source: Option<String>,
-    /// What to back up. One directory is the snapshot's root; otherwise the root is `/`, with what leads to
-    /// the paths.
+    /// What to back up. One directory is the snapshot's root; otherwise the root is `/`, with what leads to the paths. A
+    /// symbolic link at the end of a path is followed only if a slash follows it.
     pub paths: Vec<PathBuf>,
     /// Files that list more paths, one a line or with a NUL behind each; `-` is standard input. With a list the
     /// root is always `/`. What is listed is taken with all below it, but a symbolic link stays one.
@@ -140,7 +140,7 @@ pub struct Options {
     pub exclude_if_present: Vec<OsString>,
     /// Leave out what has the attribute `d` (`chattr +d`).
     pub exclude_nodump: bool,
-    /// Leave mounts below the paths empty. Each path counts for itself.
+    /// Leave mounts of other file systems below the paths empty. Each path counts for itself.
     pub one_file_system: bool,
     /// Average bytes of a chunk. From 1 MiB on files are cut at fixed offsets of 1 MiB.
     pub chunk_size: usize,
@@ -254,27 +254,25 @@ pub fn run(
     stop: &AtomicBool,
 ) -> Result<Summary, Error> {
     let started = (now(), Instant::now());
-    let mut missing = 0;
-    let scope = Scope::of(options, &mut |path, why| {
-        missing += 1;
-        monitor.problem(path, why);
-    })?;
+    let mounts = MountTable::read()?;
+    let scope = Scope::of(options, &mounts, monitor)?;
+    let mut problems = scope.missing;
     let local = repository.target().local_path();
     let forbidden = local.into_iter().chain([state]).filter_map(identify).collect();
     scope.stay_out_of(&forbidden)?;
     let mut summary = if options.dry_run {
         let preview = Preview { scope: &scope, monitor, stop };
-        preview.run(look(repository, state, monitor, stop)?, rules(&scope, options, forbidden)?)?
+        preview.run(look(repository, state, monitor, stop)?, rules(&scope, options, (mounts, forbidden)))?
     } else {
         let (session, mut catalog) = Session::open(repository, state, options, monitor, stop)?;
         leftovers::clear(&session, &mut catalog, monitor)?;
-        missing += session.lost_packs;
+        problems += session.lost_packs;
         let source = find_source(&session, &mut catalog, &scope.name)?;
         expect_as_before(&catalog, Some(source.0), monitor)?;
         let run = Run { session: &session, scope: &scope, source, options, monitor, stop, started: started.0 };
-        run.stages(catalog, forbidden)?
+        run.stages(catalog, rules(&scope, options, (mounts, forbidden)))?
     };
-    summary.problems += missing;
+    summary.problems += problems;
     summary.duration = started.1.elapsed();
     Ok(summary)
 }
@@ -304,8 +302,8 @@ fn find_source(session: &Session<'_>, catalog: &mut Catalog, name: &str) -> Resu
     Ok((row, source.id))
 }
 
-fn rules(scope: &Scope, options: &Options, forbidden: HashSet<(u64, u64)>) -> Result<Rules, Error> {
-    Ok(Rules {
+fn rules(scope: &Scope, options: &Options, (mounts, forbidden): (MountTable, HashSet<(u64, u64)>)) -> Rules {
+    Rules {
         exclude: scope.exclude.clone(),
         tags: Tags { caches: options.exclude_caches, names: options.exclude_if_present.clone() },
         exclude_nodump: options.exclude_nodump,
@@ -313,9 +311,9 @@ fn rules(scope: &Scope, options: &Options, forbidden: HashSet<(u64, u64)>) -> Re
         one_file_system: options.one_file_system,
         reread: options.reread,
         large: options.merge_files_under as u64,
-        mounts: MountTable::read()?,
+        mounts,
         forbidden,
-    })
+    }
 }
 
 /// Tells those who watch how much there was the last time: until the walk is done nobody knows better.
@@ -346,14 +344,14 @@ struct Run<'a> {
 
 impl Run<'_> {
     /// Starts all stages, follows the walk with the engine, and makes the snapshot.
-    fn stages(&self, catalog: Catalog, forbidden: HashSet<(u64, u64)>) -> Result<Summary, Error> {
+    fn stages(&self, catalog: Catalog, rules: Rules) -> Result<Summary, Error> {
         let workers = match self.options.low_memory {
             true => 1,
             false => workers(self.options.compression),
         };
         let target = self.session.repository.target();
         let sealer = self.session.writer.block_sealer();
-        let rules = Arc::new(rules(self.scope, self.options, forbidden)?);
+        let rules = Arc::new(rules);
         let past = catalog.past()?;
         catalog.forget_put_off()?;
         let reading = Reading {

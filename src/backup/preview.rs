@@ -109,7 +109,7 @@ impl Preview<'_> {
                 }
                 Event::Files(new) => {
                     for file in &new.files {
-                        self.monitor.entry(&file.path, change(file.existed));
+                        self.monitor.entry(&trail.child(&file.name), change(file.existed));
                         progress.file();
                         progress.bytes(file.size);
                         read_bytes += file.size;

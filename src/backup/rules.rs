@@ -2,11 +2,10 @@
 
 use std::collections::HashSet;
 use std::ffi::OsStr;
-use std::path::Path;
 
 use crate::catalog::stats::Identity;
 use crate::format::Kind;
-use crate::source::{MountTable, Patterns, Stat, Tags};
+use crate::source::{Directory, MountTable, Patterns, Stat, Tags};
 
 /// What the walk needs to know.
 pub(super) struct Rules {
@@ -27,10 +26,10 @@ pub(super) struct Rules {
 }
 
 impl Rules {
-    /// Whether an entry of the directory `above` (a path from the root) is left out.
-    pub(super) fn exclude(&self, above: &Path, name: &OsStr, stat: &Stat) -> bool {
-        self.exclude_nodump && stat.nodump
-            || !self.exclude.is_empty() && self.exclude.matches(&above.join(name), stat.kind == Kind::Directory)
+    /// Whether an entry of a directory is left out.
+    pub(super) fn leaves_out(&self, directory: &Directory, name: &OsStr, stat: &Stat) -> bool {
+        let excluded = || self.exclude.matches(&directory.child_path(name), stat.kind == Kind::Directory);
+        self.exclude_nodump && stat.nodump || !self.exclude.is_empty() && excluded()
     }
 
     /// Whether nothing special is about a directory below one on `device`: no mount, and not ours.

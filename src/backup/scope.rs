@@ -1,17 +1,20 @@
 //! What a backup is of: its paths, found once and without symbolic links, and the name of their source.
 
 use std::collections::HashSet;
-use std::ffi::OsStr;
+use std::ffi::{OsStr, OsString};
 use std::io;
 use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::MetadataExt;
-use std::path::{Path, PathBuf};
+use std::path::{Component, Path, PathBuf};
+
+use rustix::io::Errno;
 
 use super::selection::Selection;
 use super::{Error, Options, list};
 use crate::format::entry::is_name;
 use crate::format::source::is_source_name;
-use crate::source::{Pattern, Patterns};
+use crate::monitor::Monitor;
+use crate::source::{MountTable, Pattern, Patterns};
 
 /// What a backup is of.
 pub(super) struct Scope {
@@ -21,6 +24,10 @@ pub(super) struct Scope {
     pub(super) paths: Vec<PathBuf>,
     pub(super) origin: Origin,
     pub(super) exclude: Patterns,
+    /// Paths that are not there.
+    pub(super) missing: u64,
+    /// Those of `paths` that are not left out.
+    wanted: Vec<PathBuf>,
 }
 
 /// Where it comes from.
@@ -37,14 +44,14 @@ pub(super) enum Origin {
 }
 
 impl Scope {
-    /// Finds out what to back up. `missing` hears of paths that are not there, as long as there are others.
-    pub(super) fn of(options: &Options, missing: &mut dyn FnMut(&Path, &str)) -> Result<Self, Error> {
+    /// Finds out what to back up. Paths that are not there are problems, as long as there are others.
+    pub(super) fn of(options: &Options, mounts: &MountTable, monitor: &dyn Monitor) -> Result<Self, Error> {
         if let Some(bad) = options.exclude_if_present.iter().find(|name| !is_name(name.as_bytes())) {
             return Err(Error::Usage(format!("{bad:?} can't be the name of an entry of a directory")));
         }
         match &options.stdin {
             Some(name) => Scope::of_stdin(name, options),
-            None => Scope::of_tree(options, missing),
+            None => Scope::of_tree(options, mounts, monitor),
         }
     }
 
@@ -57,31 +64,49 @@ impl Scope {
             paths: vec![name.into()],
             origin: Origin::Stdin(name.as_bytes().to_vec()),
             exclude: Patterns::new(Path::new("/"), &[])?,
+            missing: 0,
+            wanted: Vec::new(),
         })
     }
 
-    fn of_tree(options: &Options, missing: &mut dyn FnMut(&Path, &str)) -> Result<Self, Error> {
+    fn of_tree(options: &Options, mounts: &MountTable, monitor: &dyn Monitor) -> Result<Self, Error> {
         // All of the rules are looked at before any of the paths: those may be many.
         let patterns = patterns(options)?;
         let alone = options.files_from.is_empty() && options.paths.len() == 1;
-        let mut resolver = Resolver::default();
-        let mut paths = Vec::new();
+        // The only path is the root of all patterns, or a single file.
+        let exclude = Patterns::new(Path::new("/"), if alone { &[] } else { &patterns })?;
+        let mut resolver = Resolver { exclude, mounts, last: None };
+        let (mut paths, mut wanted, mut missing) = (Vec::new(), Vec::new(), 0);
         let mut selection = Selection::limited();
         let mut found = false;
-        for path in &options.paths {
-            match resolver.resolve(path, true) {
-                Ok(path) => paths.push(path),
-                Err(source) if alone => return Err(Error::NoSource { path: path.display().to_string(), source }),
-                Err(e) => missing(path, &e.to_string()),
+        for given in &options.paths {
+            match resolver.resolve(given, Last::Follow) {
+                Ok(Resolved { path, excluded, link }) => {
+                    if let Some(link) = link {
+                        monitor.note(&link_note(given, &path, &link));
+                    }
+                    if !excluded {
+                        wanted.push(path.clone());
+                    }
+                    paths.push(path);
+                }
+                Err(source) if alone => return Err(Error::NoSource { path: given.display().to_string(), source }),
+                Err(e) => {
+                    missing += 1;
+                    monitor.problem(given, &e.to_string());
+                }
             }
         }
         for list in &options.files_from {
-            list::read(list, &mut |path| match resolver.resolve(path, false) {
-                Ok(path) => {
+            list::read(list, &mut |path| match resolver.resolve(path, Last::Keep) {
+                Ok(resolved) => {
                     found = true;
-                    selection.add(&path);
+                    selection.add(&resolved.path);
                 }
-                Err(e) => missing(path, &e.to_string()),
+                Err(e) => {
+                    missing += 1;
+                    monitor.problem(path, &e.to_string());
+                }
             })?;
         }
         if paths.is_empty() && !found {
@@ -91,7 +116,8 @@ impl Scope {
             });
         }
         let name = source_name(options, paths.first().filter(|_| alone).and_then(|path| path.file_name()))?;
-        let (root, selection) = match paths.first().filter(|path| alone && path.is_dir()) {
+        let is_directory = |path: &Path| path.symlink_metadata().is_ok_and(|metadata| metadata.is_dir());
+        let (root, selection) = match paths.first().filter(|path| alone && is_directory(path)) {
             Some(path) => (path.clone(), Selection::default()),
             None => {
                 paths.iter().for_each(|path| selection.add(path));
@@ -99,7 +125,7 @@ impl Scope {
             }
         };
         let exclude = Patterns::new(&root, &patterns)?;
-        Ok(Scope { name, paths, origin: Origin::Tree { root, selection }, exclude })
+        Ok(Scope { name, paths, origin: Origin::Tree { root, selection }, exclude, missing, wanted })
     }
 
     /// The snapshot's root, for messages; a pipe has none.
@@ -113,8 +139,9 @@ impl Scope {
     /// Refuses paths inside of directories that are never entered. Those below the paths are merely left empty.
     pub(super) fn stay_out_of(&self, forbidden: &HashSet<(u64, u64)>) -> Result<(), Error> {
         let Origin::Tree { .. } = self.origin else { return Ok(()) };
-        let is_forbidden = |path: &&Path| identify(path).is_some_and(|inode| forbidden.contains(&inode));
-        for path in &self.paths {
+        let inode = |path: &Path| path.symlink_metadata().map(|metadata| (metadata.dev(), metadata.ino()));
+        let is_forbidden = |path: &&Path| inode(path).is_ok_and(|inode| forbidden.contains(&inode));
+        for path in &self.wanted {
             if let Some(own) = path.ancestors().find(is_forbidden) {
                 return Err(Error::Usage(format!(
                     "{} can't be backed up here: {} belongs to this repository or to brackfs's own state",
@@ -145,7 +172,13 @@ fn patterns(options: &Options) -> Result<Vec<Pattern>, Error> {
 fn source_name(options: &Options, last: Option<&OsStr>) -> Result<String, Error> {
     let name = match (&options.source, last) {
         (Some(name), _) => name.clone(),
-        (None, Some(last)) => last.to_string_lossy().into_owned(),
+        (None, Some(last)) => match last.to_str() {
+            Some(name) => name.to_owned(),
+            None => {
+                let what = format!("{last:?} is not UTF-8, so it cannot name a source; name the source with --source");
+                return Err(Error::Usage(what));
+            }
+        },
         (None, None) => "root".into(),
     };
     match is_source_name(&name) {
@@ -154,34 +187,140 @@ fn source_name(options: &Options, last: Option<&OsStr>) -> Result<String, Error>
     }
 }
 
-/// Finds paths without symbolic links in them. Remembers the last directory: in a list the next path is often
-/// in the same one.
-#[derive(Default)]
-struct Resolver {
+/// Whether a path ends in a slash, or in one and a dot.
+fn is_meant_as_directory(path: &Path) -> bool {
+    let path = path.as_os_str().as_bytes();
+    path.strip_suffix(b".").unwrap_or(path).ends_with(b"/")
+}
+
+/// Says what becomes of a path whose last name is a symbolic link.
+fn link_note(given: &Path, found: &Path, link: &Path) -> String {
+    match is_meant_as_directory(given) {
+        true => format!("{} is a symbolic link: {} is backed up", given.display(), found.display()),
+        false => format!(
+            "{0} is a symbolic link to {1} and stored as a link; to back up what it leads to, give {0}/",
+            given.display(),
+            link.display()
+        ),
+    }
+}
+
+/// What to do with a symbolic link at the end of a path.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Last {
+    /// Follow it if the path ends with a slash.
+    Follow,
+    /// Keep it.
+    Keep,
+}
+
+/// Where a path leads.
+struct Resolved {
+    /// The path without symbolic links, but for one at its end that is kept. If something on the way is left out, the
+    /// path ends there.
+    path: PathBuf,
+    /// Something on the way, or at the end, is left out. Nothing of it was looked at.
+    excluded: bool,
+    /// The target of a symbolic link at the end.
+    link: Option<PathBuf>,
+}
+
+/// As many symbolic links as the kernel follows in one path.
+const LINKS_MAX: usize = 40;
+
+/// Finds paths without symbolic links in them, and without a look at what is left out. Remembers the last directory: in a
+/// list the next path is often in the same one.
+struct Resolver<'m> {
+    exclude: Patterns,
+    mounts: &'m MountTable,
     last: Option<(PathBuf, PathBuf)>,
 }
 
-impl Resolver {
-    /// The path without symbolic links on the way. One at its end is followed only if it is to be, and only to a
-    /// directory.
-    fn resolve(&mut self, path: &Path, follow: bool) -> io::Result<PathBuf> {
+impl Resolver<'_> {
+    fn resolve(&mut self, path: &Path, last: Last) -> io::Result<Resolved> {
         let absolute = std::path::absolute(path)?;
+        let follow = last == Last::Follow && is_meant_as_directory(path);
         let (Some(parent), Some(name)) = (absolute.parent(), absolute.file_name()) else {
-            return absolute.canonicalize();
+            return self.walk(PathBuf::from("/"), &absolute);
         };
-        let resolved = match &self.last {
-            Some((given, real)) if given == parent => real.join(name),
+        let real = match &self.last {
+            Some((given, real)) if given == parent => real.clone(),
             _ => {
-                let real = parent.canonicalize()?;
-                self.last = Some((parent.to_owned(), real.clone()));
-                real.join(name)
+                let above = self.walk(PathBuf::from("/"), parent)?;
+                if above.excluded {
+                    return Ok(above);
+                }
+                self.last = Some((parent.to_owned(), above.path.clone()));
+                above.path
             }
         };
-        match resolved.symlink_metadata()?.is_symlink() && follow && resolved.is_dir() {
-            true => resolved.canonicalize(),
-            false => Ok(resolved),
+        let path = real.join(name);
+        if self.is_excluded(&path) {
+            return Ok(Resolved { path, excluded: true, link: None });
+        }
+        if !path.symlink_metadata()?.is_symlink() {
+            return Ok(Resolved { path, excluded: false, link: None });
+        }
+        let link = Some(path.read_link()?);
+        match follow {
+            true => Ok(Resolved { link, ..self.walk(real, Path::new(name))? }),
+            false => Ok(Resolved { path, excluded: false, link }),
         }
     }
+
+    /// Goes from a directory along a path, through all symbolic links.
+    fn walk(&self, from: PathBuf, path: &Path) -> io::Result<Resolved> {
+        let mut real = from;
+        let mut links = 0;
+        // The next name is the last one.
+        let mut names = Vec::new();
+        push_names(&mut names, path);
+        while let Some(name) = names.pop() {
+            if name == ".." {
+                real.pop();
+                continue;
+            }
+            real.push(&name);
+            if self.is_excluded(&real) {
+                return Ok(Resolved { path: real, excluded: true, link: None });
+            }
+            let metadata = real.symlink_metadata()?;
+            if !metadata.is_symlink() {
+                if !metadata.is_dir() && !names.is_empty() {
+                    return Err(Errno::NOTDIR.into());
+                }
+                continue;
+            }
+            links += 1;
+            if links > LINKS_MAX {
+                return Err(Errno::LOOP.into());
+            }
+            let target = real.read_link()?;
+            real = if target.is_absolute() { PathBuf::from("/") } else { real.parent().unwrap_or(&real).to_owned() };
+            push_names(&mut names, &target);
+        }
+        Ok(Resolved { path: real, excluded: false, link: None })
+    }
+
+    /// Whether a path, without symbolic links on the way, is left out whatever it is; or as the directory that the mount
+    /// table has there.
+    fn is_excluded(&self, path: &Path) -> bool {
+        if self.exclude.is_empty() || !self.exclude.matches(path, true) {
+            return false;
+        }
+        let is_mount = || self.mounts.find(path).1.is_some_and(|place| place.mounted().is_some());
+        self.exclude.matches(path, false) || is_mount()
+    }
+}
+
+/// Adds the names of a path so that the first one is taken first.
+fn push_names(names: &mut Vec<OsString>, path: &Path) {
+    let parts: Vec<_> = path.components().collect();
+    names.extend(parts.iter().rev().filter_map(|part| match part {
+        Component::Normal(name) => Some(name.to_os_string()),
+        Component::ParentDir => Some("..".into()),
+        _ => None,
+    }));
 }
 
 #[cfg(test)]
@@ -191,33 +330,72 @@ mod tests {
 
     use super::*;
 
+    fn resolver<'m>(exclude: &[&str], mounts: &'m MountTable) -> Resolver<'m> {
+        let patterns: Vec<_> = exclude.iter().map(|glob| Pattern::new(*glob)).collect();
+        Resolver { exclude: Patterns::new(Path::new("/"), &patterns).unwrap(), mounts, last: None }
+    }
+
     #[test]
-    fn links_on_the_way_are_resolved_and_those_at_the_end_if_they_are_to_be() {
+    fn links_on_the_way_are_followed_and_those_at_the_end_if_a_slash_follows() {
         let folder = tempfile::tempdir().unwrap();
         let real = folder.path().canonicalize().unwrap();
         fs::create_dir_all(real.join("d/e")).unwrap();
         fs::write(real.join("d/f"), "").unwrap();
-        for (target, name) in [("d", "to-d"), ("d/f", "to-f"), ("nowhere", "to-nothing")] {
+        let absolute = real.join("d/e").display().to_string();
+        for (target, name) in [
+            ("d", "to-d"),
+            ("d/f", "to-f"),
+            ("nowhere", "to-nothing"),
+            (absolute.as_str(), "to-e"),
+            ("to-e/../../to-d", "to-to-d"),
+            ("loop", "loop"),
+        ] {
             symlink(target, real.join(name)).unwrap();
         }
+        let mounts = MountTable::default();
         for (path, followed, kept) in [
             ("d/f", "d/f", "d/f"),
             ("to-d/f", "d/f", "d/f"),
+            ("to-to-d/f", "d/f", "d/f"),
             ("to-d/../d//e/", "d/e", "d/e"),
-            ("d/e/..", "d", "d"),
-            ("to-d", "d", "to-d"),
+            ("to-e/..", "d", "d"),
+            ("to-d", "to-d", "to-d"),
             ("to-d/", "d", "to-d"),
+            ("to-e/", "d/e", "to-e"),
+            ("to-e/.", "d/e", "to-e"),
             ("to-f", "to-f", "to-f"),
             ("to-nothing", "to-nothing", "to-nothing"),
+            ("loop", "loop", "loop"),
         ] {
-            let mut resolver = Resolver::default();
-            assert_eq!(resolver.resolve(&real.join(path), true).unwrap(), real.join(followed), "{path}");
-            assert_eq!(resolver.resolve(&real.join(path), false).unwrap(), real.join(kept), "{path}");
+            let mut resolver = resolver(&[], &mounts);
+            let found = resolver.resolve(&real.join(path), Last::Follow).unwrap();
+            assert_eq!(found.path, real.join(followed), "{path}");
+            let is_link = real.join(kept).is_symlink();
+            assert_eq!(found.link.is_some(), is_link, "{path}");
+            assert_eq!(resolver.resolve(&real.join(path), Last::Keep).unwrap().path, real.join(kept), "{path}");
         }
-        let mut resolver = Resolver::default();
-        for missing in ["d/absent", "absent/f", "d/f/below"] {
-            assert!(resolver.resolve(&real.join(missing), true).is_err(), "{missing}");
+        let mut resolver = resolver(&[], &mounts);
+        for missing in ["d/absent", "absent/f", "d/f/below", "loop/x", "to-nothing/", "loop/"] {
+            assert!(resolver.resolve(&real.join(missing), Last::Follow).is_err(), "{missing}");
         }
-        assert_eq!(resolver.resolve(Path::new("/"), true).unwrap(), Path::new("/"));
+        assert_eq!(resolver.resolve(Path::new("/"), Last::Follow).unwrap().path, Path::new("/"));
+    }
+
+    #[test]
+    fn what_is_left_out_is_not_looked_at() {
+        let folder = tempfile::tempdir().unwrap();
+        let real = folder.path().canonicalize().unwrap();
+        fs::create_dir(real.join("d")).unwrap();
+        symlink("d", real.join("link")).unwrap();
+        let mounts = MountTable::default();
+        let mut resolver = resolver(&["absent", "**/d/gone", "here/"], &mounts);
+        for (path, end) in
+            [("absent", "absent"), ("absent/x/y", "absent"), ("link/gone", "d/gone"), ("link/../absent/x", "absent")]
+        {
+            let found = resolver.resolve(&real.join(path), Last::Follow).unwrap();
+            assert_eq!((found.path, found.excluded), (real.join(end), true), "{path}");
+        }
+        // Only directories are left out, and nothing says that it is one.
+        assert!(resolver.resolve(&real.join("here"), Last::Follow).is_err());
     }
 }

@@ -21,7 +21,7 @@ use crossbeam_channel::Receiver;
 use super::Error;
 use super::engine::CHANGED;
 use super::event::{Enter, Event, Kept};
-use super::found::Found;
+use super::found::{Borders, Found};
 use super::read::Patience;
 use super::selection::Part;
 use super::walk::{Attempt, Before, Here, Known, Place, Segments, Stop, Walk, blocks_of};
@@ -194,8 +194,15 @@ impl Walk<'_> {
         let stat = directory.stat()?;
         let known = self.known(above, true, b"", &stat)?;
         let Some(known) = known.filter(is_whole) else { return Ok(false) };
-        let place = Place { relative: Path::new(""), part: pass.part, device: stat.dev, depth: 0 };
-        self.through(pass, &directory, (stat, looked), &known, place, files)?;
+        let (mounted, mounts) = self.rules.mounts.find(&directory.path());
+        let borders = Borders { device: stat.dev, file_system: mounted.map(|mounted| mounted.device) };
+        let place = Place { part: pass.part, mounts: mounts.as_ref(), borders, depth: 0 };
+        self.through(
+            pass,
+            &Here { directory: &directory, known: Some(&known), place, below: &RefCell::default() },
+            (b"", stat, looked),
+            files,
+        )?;
         Ok(true)
     }
 
@@ -203,19 +210,16 @@ impl Walk<'_> {
     fn through(
         &mut self,
         pass: Pass<'_>,
-        directory: &Arc<Directory>,
-        (stat, looked): (Stat, Timestamp),
-        known: &Known,
-        place: Place<'_>,
+        here: &Here<'_>,
+        (name, stat, looked): (&[u8], Stat, Timestamp),
         files: Folder,
     ) -> Result<(), Stop> {
         // What is missing of it was said before.
-        let extended = directory.extended();
+        let extended = here.directory.extended();
         let untrusted = self.is_fresh(&stat, looked) || extended.missing.is_some();
-        let name = place.relative.file_name().unwrap_or_default().as_bytes().to_vec();
-        let row = Some(known.row.clone());
+        let (name, row) = (name.to_vec(), here.known.map(|known| known.row.clone()));
         self.send(Event::Enter(Box::new(Enter { name, stat, extended, untrusted, row, again: true })))?;
-        self.revisit(pass, &Here { directory, known: Some(known), place, below: &RefCell::default() }, files)
+        self.revisit(pass, here, files)
     }
 
     /// What is between the enter and the leave of a directory, and the leave.
@@ -307,11 +311,10 @@ impl Walk<'_> {
         let Some(parent) = here.known else { return Ok(false) };
         let known = self.known(parent.row.id, true, name.as_bytes(), &stat)?;
         let Some(known) = known.filter(is_whole) else { return Ok(false) };
-        let relative = here.place.relative.join(name);
-        let part = here.place.part.child(name);
-        let device = if part.is_given() { stat.dev } else { here.place.device };
-        let place = Place { relative: &relative, part, device, depth: here.place.depth + 1 };
-        self.through(pass, &directory, (stat, looked), &known, place, files)?;
+        let found = Found { name: name.to_owned(), stat, looked, mounted: None };
+        let Some(place) = self.within_borders(here, &found) else { return Ok(false) };
+        let below = &Here { directory: &directory, known: Some(&known), place, below: &RefCell::default() };
+        self.through(pass, below, (name.as_bytes(), found.stat, looked), files)?;
         Ok(true)
     }
 
@@ -328,7 +331,7 @@ impl Walk<'_> {
                 return old.map_or(Ok(()), |old| self.keep(old));
             }
         };
-        if self.rules.exclude(here.place.relative, name, &stat) {
+        if self.rules.leaves_out(here.directory, name, &stat) {
             self.counts.files -= 1;
             return Ok(());
         }
@@ -337,7 +340,7 @@ impl Walk<'_> {
             self.counts.files -= 1;
             self.count(&stat);
             self.attempt = pass.settling.attempt(0, pass.left);
-            let found = Found { name: name.to_owned(), stat, looked };
+            let found = Found { name: name.to_owned(), stat, looked, mounted: None };
             let mut siblings = self.siblings(here, std::slice::from_ref(&found));
             return self.child(here, &found, true, &mut siblings);
         }

@@ -4,12 +4,9 @@
 //! noted as one that can't be known again, so the next backup reads all of its own input; what the
 //! repository has of it is not stored again.
 
-use std::ffi::OsStr;
 use std::fs::File;
 use std::io::{self, Read};
 use std::os::fd::AsFd;
-use std::os::unix::ffi::OsStrExt;
-use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use crossbeam_channel::bounded;
@@ -55,8 +52,7 @@ impl Walk<'_> {
         self.enter(b"", &stat_of(Kind::Directory, 0o700, started), extended, known.as_ref())?;
         self.send(Event::NewSegment { replaces })?;
         let (sender, content) = bounded(AHEAD);
-        let path = PathBuf::from(OsStr::from_bytes(name));
-        let files = vec![NewFile { name: name.to_vec(), path, existed, size: 0, tries: 0 }];
+        let files = vec![NewFile { name: name.to_vec(), existed, size: 0, tries: 0 }];
         self.send(Event::Files(Box::new(NewFiles { files, content })))?;
         self.send_batch()?;
         let mut out = Out::new(&sender);

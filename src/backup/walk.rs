@@ -19,7 +19,7 @@ use super::ahead::{Ahead, Later};
 use super::budget::Budget;
 use super::devices::Devices;
 use super::event::{Enter, Event, NewFile, NewFiles, Plain, Reused};
-use super::found::{self, Below, Entries, Found, Names, Next, Opened, SIBLINGS};
+use super::found::{Below, Borders, Entries, Found, Ground, Name, Names, Next, Opened, SIBLINGS};
 use super::parking::SLOTS;
 use super::read::{Job, JobFile, Patience};
 use super::rules::Rules;
@@ -28,7 +28,7 @@ use crate::catalog::stats::{Stats, StatsReader};
 use crate::catalog::{BlockId, DirectoryId, DirectoryRow, Past, SegmentId, SegmentNode, SegmentRow};
 use crate::format::{BlockLocation, Content, Entry, Kind, Timestamp};
 use crate::monitor::{Monitor, Total};
-use crate::source::{self, Directory, Extended, Stat, now};
+use crate::source::{self, Directory, Extended, MountPlace, Stat, now};
 
 /// Most entries of a segment: as many as were there before may come again, and be compared as a whole.
 const SEGMENT_MAX: usize = 1500;
@@ -166,10 +166,11 @@ impl Walk<'_> {
         self.counts.directories += 1;
         self.root = Some((above, directory.clone()));
         let known = self.known(above, true, b"", &stat)?;
-        let extended = self.checked(directory.extended(), directory.path());
+        let extended = self.checked(directory.extended(), || directory.path());
         self.enter(b"", &stat, (extended, looked), known.as_ref())?;
-        let place = Place { relative: Path::new(""), part, device: stat.dev, depth: 0 };
-        self.contents(opened, known, place)
+        let (mounted, mounts) = self.rules.mounts.find(path);
+        let borders = Borders { device: stat.dev, file_system: mounted.map(|mounted| mounted.device) };
+        self.contents(opened, known, Place { part, mounts: mounts.as_ref(), borders, depth: 0 })
     }
 
     pub(super) fn send(&self, event: Event) -> Result<(), Stop> {
@@ -213,9 +214,9 @@ impl Walk<'_> {
     }
 
     /// What was found of something, after a report of what was not.
-    pub(super) fn checked(&mut self, extended: Extended, path: &Path) -> Extended {
+    pub(super) fn checked(&mut self, extended: Extended, path: impl FnOnce() -> PathBuf) -> Extended {
         if let Some(missing) = &extended.missing {
-            self.problem(path, missing);
+            self.problem(&path(), missing);
         }
         extended
     }
@@ -229,16 +230,17 @@ impl Walk<'_> {
         let below = RefCell::new(std::mem::take(&mut opened.below));
         let here = Here { directory, known: known.as_ref(), place, below: &below };
         let tagged = std::mem::take(&mut opened.tagged);
-        let mut entries = Entries::new(&mut opened, place.depth + 1, || names(directory, tagged, place.part));
+        let ground = place.ground(&self.rules);
+        let names = || names(directory, tagged, place.part);
+        let mut entries = Entries::new(&mut opened, (ground, place.depth + 1), names);
         loop {
             if self.stop.load(Ordering::Relaxed) {
                 return Err(Stop::Failed(Error::Interrupted));
             }
             let look = match entries.next(&self.ahead) {
                 Next::Look(look) => look,
-                Next::Failed(e) if e.is_temporary() => return Err(e.into()),
                 Next::Failed(e) => {
-                    self.problem(directory.path(), &e.to_string());
+                    self.problem(&directory.path(), &e.to_string());
                     break;
                 }
                 Next::Lost => return Err(Stop::Failed(Error::Stopped("looking ahead"))),
@@ -259,9 +261,6 @@ impl Walk<'_> {
                     continue;
                 }
             };
-            if self.rules.exclude(place.relative, &found.name, &found.stat) {
-                continue;
-            }
             group.entries.push(found);
             if group.entries.len() > SEGMENT_MAX {
                 self.flush(&here, &mut group, SEGMENT)?;
@@ -362,7 +361,7 @@ impl Walk<'_> {
                 self.child(here, &found, true, &mut siblings)?;
                 continue;
             }
-            let Found { name, stat, looked } = found;
+            let Found { name, stat, looked, .. } = found;
             let mut now = Stats::default();
             now.push(name.as_bytes(), &stat, self.rules.identity);
             let same = !self.rules.reread && before.as_ref().is_some_and(|(_, then, _)| now.is(then));
@@ -405,7 +404,7 @@ impl Walk<'_> {
         (stat, looked): (Stat, Timestamp),
         existed: bool,
     ) -> Result<(), Stop> {
-        let path = here.directory.child_path(&name);
+        let path = || here.directory.child_path(&name);
         if stat.kind == Kind::File {
             match existed {
                 true => self.counts.changed += 1,
@@ -413,11 +412,11 @@ impl Walk<'_> {
             }
         }
         let content = match stat.kind {
-            Kind::File => return self.file(here, name, path, &stat, existed),
+            Kind::File => return self.file(here, name, &stat, existed),
             Kind::Symlink => match here.directory.read_link(&name) {
                 Ok(target) => Content::Target(target),
                 Err(e) => {
-                    self.problem(&path, &e.to_string());
+                    self.problem(&path(), &e.to_string());
                     return Ok(());
                 }
             },
@@ -426,20 +425,20 @@ impl Walk<'_> {
             }
             Kind::Fifo | Kind::Socket | Kind::Directory => Content::Empty,
         };
-        let extended = self.checked(here.directory.extended_of_child(&name), &path);
+        let extended = self.checked(here.directory.extended_of_child(&name), path);
         let untrusted = self.is_fresh(&stat, looked) || extended.missing.is_some();
         let entry = super::entry_of(name.into_vec(), &stat, extended, content);
         self.send(Event::Plain(Box::new(Plain { entry, stat, untrusted, existed })))
     }
 
-    fn file(&mut self, here: &Here<'_>, name: OsString, path: PathBuf, stat: &Stat, existed: bool) -> Result<(), Stop> {
+    fn file(&mut self, here: &Here<'_>, name: OsString, stat: &Stat, existed: bool) -> Result<(), Stop> {
         self.files_sent += 1;
         let number = self.files_sent;
         let Attempt { tries, patience } = self.attempt;
         let job = |loan| JobFile { name: name.as_bytes().to_vec(), number, loan, patience };
         if stat.size >= self.rules.large {
             self.send_files()?;
-            let file = NewFile { name: name.as_bytes().to_vec(), path, existed, size: stat.size, tries };
+            let file = NewFile { name: name.as_bytes().to_vec(), existed, size: stat.size, tries };
             return self.send_job(here.directory.clone(), vec![file], vec![job(None)], &self.large);
         }
         // What is lent to files that were not sent yet is far less than there is, so it is no use to wait for those.
@@ -452,7 +451,7 @@ impl Walk<'_> {
             let mut held = self.held.borrow_mut();
             let held = held.get_or_insert_with(|| Held::of(here.directory.clone()));
             held.bytes += stat.size;
-            held.files.push(NewFile { name: name.into_vec(), path, existed, size: stat.size, tries });
+            held.files.push(NewFile { name: name.into_vec(), existed, size: stat.size, tries });
             held.jobs.push(job);
             held.jobs.len() >= JOB_FILES || held.bytes >= JOB_BYTES
         };
@@ -489,31 +488,26 @@ impl Walk<'_> {
         anew: bool,
         siblings: &mut Siblings,
     ) -> Result<(), Stop> {
-        let Found { name, stat, looked } = found;
+        let Found { name, stat, looked, mounted } = found;
         let ahead = siblings.next(here, self);
-        let path = here.directory.child_path(name);
-        let relative = here.place.relative.join(name);
+        let path = || here.directory.child_path(name);
         let above = here.known.map_or(NOWHERE, |known| known.row.id);
         let above_in_place = here.known.is_some_and(|known| known.in_place);
         let known = self.known(above, above_in_place, name.as_bytes(), stat)?;
-        let part = here.place.part.child(name);
-        let device = if part.is_given() { stat.dev } else { here.place.device };
-        let opened = match self.within_borders(part, device, stat, &path) {
-            Some(part) => Some((part, self.opened(here, name, ahead)?)),
+        let opened = match self.within_borders(here, found) {
+            Some(place) => Some((place, self.opened(here, name, ahead)?)),
             None => None,
         };
         let extended = match (anew, &opened) {
             (false, _) => Extended::default(),
-            (true, Some((_, Ok(opened)))) => self.checked(opened.directory.extended(), &path),
-            (true, _) => self.checked(here.directory.extended_of_child(name), &path),
+            (true, Some((_, Ok(opened)))) => self.checked(opened.directory.extended(), path),
+            (true, _) if mounted.is_some() => Extended::default(),
+            (true, _) => self.checked(here.directory.extended_of_child(name), path),
         };
         self.enter(name.as_bytes(), stat, (extended, *looked), known.as_ref())?;
         match opened {
-            Some((part, Ok(opened))) => {
-                let place = Place { relative: &relative, part, device, depth: here.place.depth + 1 };
-                return self.contents(opened, known, place);
-            }
-            Some((_, Err(e))) => self.problem(&path, &e.to_string()),
+            Some((place, Ok(opened))) => return self.contents(opened, known, place),
+            Some((_, Err(e))) => self.problem(&path(), &e.to_string()),
             None => {}
         }
         self.send(Event::Leave { removed: self.all_segments(known.as_ref())? })
@@ -562,12 +556,13 @@ impl Walk<'_> {
 
     /// The directories among `entries`.
     pub(super) fn siblings(&self, here: &Here<'_>, entries: &[Found]) -> Siblings {
-        let names =
-            entries.iter().filter(|found| found.stat.kind == Kind::Directory).map(|Found { name, stat, .. }| {
+        let names = entries.iter().filter(|found| found.stat.kind == Kind::Directory).map(
+            |Found { name, stat, mounted, .. }| {
                 let part = here.place.part.child(name);
-                let may = part.whole && !part.leads_further() && self.rules.is_inside(stat, here.place.device);
-                (name.clone(), may)
-            });
+                let inside = mounted.is_none() && self.rules.is_inside(stat, here.place.borders.device);
+                (name.clone(), inside && part.whole && !part.leads_further())
+            },
+        );
         Siblings { names: names.collect(), sent: VecDeque::new() }
     }
 
@@ -594,20 +589,34 @@ impl Walk<'_> {
         }
     }
 
-    /// What is wanted of a directory below one on `device`. None: it stays empty in the snapshot, being a mount
-    /// that is not wanted, our own mount, or our own files. A mount that is a path which was given, or leads to
-    /// one, is entered for that path.
-    pub(super) fn within_borders<'p>(&self, part: Part<'p>, device: u64, stat: &Stat, path: &Path) -> Option<Part<'p>> {
-        let ours = self.rules.mounts.is_brackfs(stat.dev);
-        let forbidden = self.rules.forbidden.contains(&(stat.dev, stat.ino));
-        let foreign = part.whole && stat.dev != device && (ours || self.rules.one_file_system);
-        if !forbidden && !foreign {
-            return Some(part);
+    /// The place of a directory that was found in the one at hand. None: it stays empty in the snapshot, because it is a
+    /// mount that is not wanted, our own mount, or our own files. A mount that was given as a path, or leads to one, is
+    /// entered for that path.
+    pub(super) fn within_borders<'a>(&self, here: &Here<'a>, found: &Found) -> Option<Place<'a>> {
+        let Found { name, stat, .. } = found;
+        let mut place = here.place.child(name);
+        if place.part.is_given() {
+            let mounted = self.rules.mounts.find(&here.directory.child_path(name)).0;
+            place.borders = Borders { device: stat.dev, file_system: mounted.map(|mounted| mounted.device) };
         }
-        if !forbidden && part.leads_further() {
-            return Some(part.without_the_rest());
+        let ours = match found.mounted {
+            Some(mounted) => mounted.is_brackfs,
+            None => self.rules.mounts.is_brackfs(stat.dev),
+        };
+        let forbidden = self.rules.forbidden.contains(&(stat.dev, stat.ino));
+        let elsewhere = place.part.whole && stat.dev != place.borders.device;
+        let foreign = elsewhere && (ours || self.rules.one_file_system && !here.shares_mount_with(name));
+        if elsewhere && !foreign && self.rules.one_file_system {
+            place.borders.device = stat.dev;
+        }
+        if found.mounted.is_none() && !forbidden && !foreign {
+            return Some(place);
+        }
+        if found.mounted.is_none() && !forbidden && place.part.leads_further() {
+            return Some(Place { part: place.part.without_the_rest(), ..place });
         }
         if forbidden || ours {
+            let path = here.directory.child_path(name);
             self.monitor.note(&format!("{} belongs to brackfs itself and is left empty", path.display()));
         }
         None
@@ -651,27 +660,59 @@ pub(super) struct Here<'a> {
 /// Where a directory is, and what is wanted of it.
 #[derive(Clone, Copy)]
 pub(super) struct Place<'a> {
-    /// The path from the root.
-    pub(super) relative: &'a Path,
     pub(super) part: Part<'a>,
-    /// The file system of the path that was given and led here.
-    pub(super) device: u64,
+    /// Where there are mounts in it or below.
+    pub(super) mounts: Option<&'a Arc<MountPlace>>,
+    pub(super) borders: Borders,
     pub(super) depth: usize,
+}
+
+impl<'a> Place<'a> {
+    fn ground(&self, rules: &Arc<Rules>) -> Ground {
+        Ground { rules: rules.clone(), mounts: self.mounts.cloned(), borders: self.borders }
+    }
+
+    /// The place of a directory in this one, on the same file system.
+    pub(super) fn child(&self, name: &OsStr) -> Place<'a> {
+        Place {
+            part: self.part.child(name),
+            mounts: self.mounts.and_then(|place| place.child(name)),
+            borders: self.borders,
+            depth: self.depth + 1,
+        }
+    }
 }
 
 /// The names in a directory that are looked at.
 fn names<'p>(directory: &Directory, mut tagged: Vec<OsString>, part: Part<'p>) -> Result<Names<'p>, source::Error> {
+    let unlisted = move |name: OsString| {
+        let given = part.has(&name);
+        Ok(Name::unlisted(name).if_given(given))
+    };
     match (tagged.is_empty(), part.whole) {
-        (true, true) => found::all(directory),
-        (true, false) => Ok(Box::new(part.names().map(Ok))),
+        (true, true) if part.leads_further() => Ok(Box::new(directory.list()?.map(move |listed| {
+            listed.map(|listed| {
+                let given = part.has(&listed.name);
+                Name::listed(listed).if_given(given)
+            })
+        }))),
+        (true, true) => Ok(Box::new(directory.list()?.map(|listed| listed.map(Name::listed)))),
+        (true, false) => Ok(Box::new(part.names().map(unlisted))),
         (false, _) => {
             tagged.retain(|tag| part.whole || part.has(tag));
-            Ok(Box::new(tagged.into_iter().map(Ok)))
+            Ok(Box::new(tagged.into_iter().map(unlisted)))
         }
     }
 }
 
 impl Here<'_> {
+    /// Whether a directory in the one at hand that has another device number still belongs to the same mount: a subvolume
+    /// that is not mounted by itself.
+    fn shares_mount_with(&self, name: &OsStr) -> bool {
+        let is_mount_point = || self.place.mounts.and_then(|place| place.child(name)?.mounted()).is_some();
+        self.directory.shares_mount_with(name).unwrap_or_else(|| !is_mount_point())
+    }
+
     /// The directory of this name, if it was looked into already. They come in order, and some are not asked for.
     fn take_below(&self, name: &OsStr) -> Option<Result<Opened, source::Error>> {
         let mut below = self.below.borrow_mut();
@@ -705,9 +746,8 @@ impl Siblings {
             self.sent.push_back(may.then(|| match here.take_below(&name) {
                 Some(opened) => Later::now(opened),
                 None => {
-                    let (above, rules) = (here.directory.clone(), walk.rules.clone());
-                    let path = place.relative.join(&name);
-                    let look = move || Opened::with_below(&above, &name, &path, place.device, &rules);
+                    let (above, ground) = (here.directory.clone(), place.child(&name).ground(&walk.rules));
+                    let look = move || Opened::with_below(&above, &name, &ground);
                     walk.ahead.send(place.depth + 1, look)
                 }
             }));

@@ -66,6 +66,9 @@ In a crontab:
   17 * * * *  brackfs backup /home --repo /backup")]
 pub(super) struct Args {
     /// What to back up. Of one directory the snapshot's root is that directory, of several paths it is /
+    ///
+    /// A PATH that is a symbolic link is stored as a link. With a slash at its end, the directory that it leads to is
+    /// backed up. Both are said on standard error.
     #[arg(required_unless_present_any = ["files_from", "stdin_filename"], value_name = "PATH")]
     paths: Vec<PathBuf>,
     /// Back up what FILE lists, too: a path a line, or with a NUL behind each; - is standard input. May be
@@ -92,7 +95,8 @@ pub(super) struct Args {
     ///
     /// A GLOB without a slash matches names at any depth ('*.o'), one with a slash paths from the snapshot's root
     /// ('/tmp', 'cache/*.db'). One that ends in a slash matches directories only, ** stands for any directories, and one
-    /// that begins with ! takes back what those before it said. Of a directory that is left out nothing is looked at.
+    /// that begins with ! takes back what those before it said. Nothing is asked of what is left out, so a
+    /// mount that does not answer can be excluded.
     #[arg(short, long, value_name = "GLOB")]
     exclude: Vec<String>,
     /// Leave out what matches a line of FILE, written like a .gitignore; may be repeated. They come before those
@@ -109,7 +113,10 @@ pub(super) struct Args {
     /// Leave out files and directories with the attribute d (chattr +d)
     #[arg(long)]
     exclude_nodump: bool,
-    /// Leave mounts below the paths empty; with several paths each one's own file system counts
+    /// Leave mounts of other file systems empty; with several paths each one's own file system counts
+    ///
+    /// Nothing is asked of such a mount, so it need not answer. A btrfs subvolume that is not mounted by itself belongs to the
+    /// file system and is backed up; to leave out such snapshots of it, exclude them.
     #[arg(short = 'x', long)]
     one_file_system: bool,
     /// A word to find the snapshot by; may be repeated

@@ -3,7 +3,7 @@
 //! A name is a single component, as a [`Listing`] gives it. Nothing but the root is ever reached through a
 //! symlink.
 
-use std::ffi::{OsStr, OsString};
+use std::ffi::OsStr;
 use std::fs::File;
 use std::os::fd::{AsFd, OwnedFd};
 use std::path::{Path, PathBuf};
@@ -12,14 +12,14 @@ use std::sync::{Mutex, PoisonError};
 use rustix::fs::{CWD, Mode, OFlags, openat, readlinkat};
 use rustix::io::{Errno, retry_on_intr};
 
-use super::{Error, Extended, Listing, Stat, listing};
+use super::{Error, Extended, Listed, Listing, SharedPath, Stat, listing, stat};
+use crate::format::Kind;
 
 /// An open directory. Threads may share it.
 #[derive(Debug)]
 pub struct Directory {
     fd: OwnedFd,
-    /// For messages only.
-    path: PathBuf,
+    path: SharedPath,
     /// Held while the names are read: the place that was reached belongs to the handle.
     listing: Mutex<()>,
 }
@@ -27,30 +27,49 @@ pub struct Directory {
 impl Directory {
     /// Opens the directory where a walk begins. Symlinks on the way are followed: the user named them.
     pub fn open_root(path: &Path) -> Result<Self, Error> {
-        Directory::open(CWD, path.as_os_str(), OFlags::empty(), path.to_owned())
+        Directory::open(CWD, path.as_os_str(), OFlags::empty(), path.into())
     }
 
     /// Opens a directory in this one. A symlink is refused. Access times stay as they are, if we may say so.
     pub fn open_child(&self, name: &OsStr) -> Result<Directory, Error> {
-        Directory::open(&self.fd, name, OFlags::NOFOLLOW, self.child_path(name))
+        Directory::open(&self.fd, name, OFlags::NOFOLLOW, self.path.child(name))
     }
 
-    fn open(above: impl AsFd, name: &OsStr, flags: OFlags, path: PathBuf) -> Result<Self, Error> {
+    fn open(above: impl AsFd, name: &OsStr, flags: OFlags, path: SharedPath) -> Result<Self, Error> {
         match open_quietly(above, name, flags | OFlags::DIRECTORY) {
             Ok(fd) => Ok(Directory { fd, path, listing: Mutex::new(()) }),
-            Err(e) => Err(Error::io("open the directory", &path, e)),
+            Err(e) => Err(Error::io("open the directory", path, e)),
         }
     }
 
     /// What this directory is.
     pub fn stat(&self) -> Result<Stat, Error> {
-        Stat::of_fd(&self.fd).map_err(|e| Error::io("look at", &self.path, e))
+        Stat::of_fd(&self.fd).map_err(|e| Error::io("look at", self.path.clone(), e))
     }
 
     /// What has this name here; a symlink itself, not what it leads to.
     /// A name that is not there [is vanished](Error::is_vanished).
     pub fn stat_child(&self, name: &OsStr) -> Result<Stat, Error> {
-        Stat::child(&self.fd, name).map_err(|e| Error::io("look at", &self.child_path(name), e))
+        Stat::child(&self.fd, name).map_err(|e| Error::io("look at", self.path.child(name), e))
+    }
+
+    /// The root of the mount that covers `name` here, without asking the file system mounted there: the kernel's own idea
+    /// of it. So it neither waits for a server or a FUSE program, nor fails with it. If the kernel has none, `device` is
+    /// all that is known.
+    pub fn stat_mount_point(&self, name: &OsStr, device: u64) -> Stat {
+        Stat::cached_child(&self.fd, name).unwrap_or_else(|_| Stat::of_hidden_directory(device))
+    }
+
+    /// Whether the mount that covers `name` here is of a directory, and not of a single file. It waits for nothing, as
+    /// [`Directory::stat_mount_point`]. None: the kernel does not say.
+    pub fn is_mounted_directory(&self, name: &OsStr) -> Option<bool> {
+        Stat::cached_child(&self.fd, name).ok().map(|stat| stat.kind == Kind::Directory)
+    }
+
+    /// Whether what has this name here belongs to the same mount as the directory itself. None: the kernel can't tell.
+    pub fn shares_mount_with(&self, name: &OsStr) -> Option<bool> {
+        let own = stat::mount_id(&self.fd, OsStr::new(""))?;
+        Some(own == stat::mount_id(&self.fd, name)?)
     }
 
     /// What the file system keeps of this directory beside its stat.
@@ -67,7 +86,7 @@ impl Directory {
     pub fn read_link(&self, name: &OsStr) -> Result<Vec<u8>, Error> {
         match readlinkat(&self.fd, name, Vec::new()) {
             Ok(target) => Ok(target.into_bytes()),
-            Err(e) => Err(Error::io("read the symlink", &self.child_path(name), e)),
+            Err(e) => Err(Error::io("read the symlink", self.path.child(name), e)),
         }
     }
 
@@ -78,18 +97,20 @@ impl Directory {
         let flags = OFlags::NOFOLLOW | OFlags::NONBLOCK | OFlags::NOCTTY;
         match open_quietly(&self.fd, name, flags) {
             Ok(fd) => Ok(File::from(fd)),
-            Err(e) => Err(Error::io("open", &self.child_path(name), e)),
+            Err(e) => Err(Error::io("open", self.path.child(name), e)),
         }
     }
 
-    /// The directory's path as the walk came to it; for messages.
-    pub fn path(&self) -> &Path {
-        &self.path
+    /// Builds the path by which the walk came to the directory.
+    pub fn path(&self) -> PathBuf {
+        self.path.to_path()
     }
 
-    /// The path of what has this name here; for messages.
+    /// Builds the path of `name` in the directory.
     pub fn child_path(&self, name: &OsStr) -> PathBuf {
-        self.path.join(name)
+        let mut path = self.path();
+        path.push(name);
+        path
     }
 
     /// The names in this directory as of now, sorted as bytes.
@@ -99,7 +120,7 @@ impl Directory {
     }
 
     /// The names in it, sorted, if they are no more than `most`.
-    pub fn list_short(&self, most: usize) -> Result<Option<Vec<OsString>>, Error> {
+    pub fn list_short(&self, most: usize) -> Result<Option<Vec<Listed>>, Error> {
         let _alone = self.listing.lock().unwrap_or_else(PoisonError::into_inner);
         listing::read_short(self.fd.as_fd(), &self.path, most)
     }
@@ -126,7 +147,6 @@ mod tests {
     use tempfile::TempDir;
 
     use super::*;
-    use crate::format::Kind;
 
     fn site() -> (TempDir, Directory) {
         let folder = tempfile::tempdir().unwrap();

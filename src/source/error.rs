@@ -1,18 +1,20 @@
 //! What can go wrong with a source.
 
 use std::io;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
+
+use super::SharedPath;
 
 /// Something that could not be read, or a rule that makes no sense.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
     /// The operating system refused something.
-    #[error("cannot {action} {}: {source}", path.display())]
+    #[error("cannot {action} {path}: {source}")]
     Io {
         /// What was being done, to be read after "cannot".
         action: &'static str,
         /// To what.
-        path: PathBuf,
+        path: SharedPath,
         /// Why it failed.
         source: io::Error,
     },
@@ -21,12 +23,12 @@ pub enum Error {
     Content(#[source] io::Error),
     /// A temporary file failed, without which a long directory can't be sorted.
     #[error(
-        "cannot sort the names in {} by way of a temporary file in {}: {source} (TMPDIR chooses another folder)",
-        path.display(), folder.display()
+        "cannot sort the names in {path} by way of a temporary file in {}: {source} (TMPDIR chooses another folder)",
+        folder.display()
     )]
     Temporary {
         /// The directory.
-        path: PathBuf,
+        path: SharedPath,
         /// Where temporary files are made.
         folder: PathBuf,
         /// Why it failed.
@@ -53,18 +55,13 @@ pub enum Error {
 }
 
 impl Error {
-    pub(super) fn io(action: &'static str, path: &Path, source: impl Into<io::Error>) -> Self {
-        Error::Io { action, path: path.to_owned(), source: source.into() }
+    pub(super) fn io(action: &'static str, path: impl Into<SharedPath>, source: impl Into<io::Error>) -> Self {
+        Error::Io { action, path: path.into(), source: source.into() }
     }
 
     /// Whether a rule that was given makes no sense.
     pub fn is_usage(&self) -> bool {
         matches!(self, Error::Pattern { .. } | Error::PatternFile { .. })
-    }
-
-    /// Whether it failed for want of room for temporary files, which is no fault of what was to be read.
-    pub fn is_temporary(&self) -> bool {
-        matches!(self, Error::Temporary { .. })
     }
 
     /// Whether it failed because a symlink has the name.
@@ -94,6 +91,8 @@ impl From<Error> for io::Error {
 
 #[cfg(test)]
 mod tests {
+    use std::path::Path;
+
     use super::*;
 
     #[test]

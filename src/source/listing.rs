@@ -1,73 +1,85 @@
-//! The names in a directory, sorted as bytes.
+//! The names in a directory, sorted as bytes, each with its kind if the file system says it.
 //!
-//! The directory is read to its end first, so that what happens in it while the walk is below does not
-//! matter. Up to 50,000 names (4 MiB of them) wait in RAM, more in an unnamed temporary file; a
-//! listing that is alive takes 5 MiB at most, whatever the size of the directory.
+//! The directory is read to its end first, so that changes during the walk below it do not matter. Up to 50,000 names
+//! (4 MiB of them) wait in RAM, more in an unnamed temporary file; a live listing takes 5 MiB at most, whatever the size
+//! of the directory.
 
 use std::ffi::OsString;
 use std::io;
 use std::iter::FusedIterator;
 use std::os::fd::BorrowedFd;
 use std::os::unix::ffi::OsStringExt;
-use std::path::{Path, PathBuf};
 
-use rustix::fs::{RawDir, SeekFrom, seek};
+use rustix::fs::{FileType, RawDir, SeekFrom, seek};
 use rustix::io::Errno;
 
-use super::Error;
 use super::sort::{Limits, Sorted, Sorter, temporary_folder};
+use super::{Error, SharedPath};
 
 /// Bytes asked of the kernel at once, about a thousand names. A single name is far smaller.
 const BUFFER: usize = 32 << 10;
 
+/// A name in a directory, as a listing has it.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Listed {
+    /// The name.
+    pub name: OsString,
+    /// Whether it is a directory. None: only a stat tells. A mount point is of the same kind as what it covers.
+    pub is_directory: Option<bool>,
+}
+
 /// The names in a directory without `.` and `..`, strictly ascending. It ends at the first error.
 #[derive(Debug)]
 pub struct Listing {
+    /// Keys made by [`key_of`].
     names: Sorted,
-    path: PathBuf,
+    last: OsString,
+    path: SharedPath,
     failed: bool,
 }
 
 impl Listing {
     /// Reads the directory that `fd` is open on, from the start. `path` is for messages.
-    pub(super) fn read(fd: BorrowedFd<'_>, path: &Path) -> Result<Self, Error> {
-        let unreadable = |e: Errno| Error::io("list the directory", path, e);
+    pub(super) fn read(fd: BorrowedFd<'_>, path: &SharedPath) -> Result<Self, Error> {
+        let unreadable = |e: Errno| Error::io("list the directory", path.clone(), e);
         let unsorted = |source| unsorted(path, source);
         let mut sorter = Sorter::new(Limits::default());
         let mut sorting = Ok(());
-        each_name(fd, |name| {
-            sorting = sorter.push(name);
+        let mut key = Vec::new();
+        each_name(fd, |name, is_directory| {
+            key_of(name, is_directory, &mut key);
+            sorting = sorter.push(&key);
             sorting.is_ok()
         })
         .map_err(unreadable)?;
         sorting.map_err(unsorted)?;
         let names = sorter.finish().map_err(unsorted)?;
-        Ok(Listing { names, path: path.to_owned(), failed: false })
+        Ok(Listing { names, last: OsString::new(), path: path.clone(), failed: false })
     }
 }
 
 /// Reads the names in the directory that `fd` is open on, sorted, unless they are more than `most`.
-pub(super) fn read_short(fd: BorrowedFd<'_>, path: &Path, most: usize) -> Result<Option<Vec<OsString>>, Error> {
+pub(super) fn read_short(fd: BorrowedFd<'_>, path: &SharedPath, most: usize) -> Result<Option<Vec<Listed>>, Error> {
     let mut names = Vec::new();
     let mut long = false;
-    each_name(fd, |name| {
+    each_name(fd, |name, is_directory| {
         long = names.len() == most;
-        names.push(OsString::from_vec(name.to_vec()));
+        names.push(Listed { name: OsString::from_vec(name.to_vec()), is_directory });
         !long
     })
-    .map_err(|e| Error::io("list the directory", path, e))?;
+    .map_err(|e| Error::io("list the directory", path.clone(), e))?;
     names.sort_unstable();
     // A directory that changes while it is read may show a name twice.
-    names.dedup();
+    names.dedup_by(|one, other| one.name == other.name);
     Ok((!long).then_some(names))
 }
 
-fn unsorted(path: &Path, source: io::Error) -> Error {
-    Error::Temporary { path: path.to_owned(), folder: temporary_folder(), source }
+fn unsorted(path: &SharedPath, source: io::Error) -> Error {
+    Error::Temporary { path: path.clone(), folder: temporary_folder(), source }
 }
 
 /// Hands out names from the start of a directory on, as they come, until `sink` says no.
-fn each_name(fd: BorrowedFd<'_>, mut sink: impl FnMut(&[u8]) -> bool) -> Result<(), Errno> {
+fn each_name(fd: BorrowedFd<'_>, mut sink: impl FnMut(&[u8], Option<bool>) -> bool) -> Result<(), Errno> {
     seek(fd, SeekFrom::Start(0))?;
     let mut buffer = Vec::with_capacity(BUFFER);
     let mut entries = RawDir::new(fd, buffer.spare_capacity_mut());
@@ -78,27 +90,61 @@ fn each_name(fd: BorrowedFd<'_>, mut sink: impl FnMut(&[u8]) -> bool) -> Result<
         };
         match entry.file_name().to_bytes() {
             b"." | b".." => {}
-            name if sink(name) => {}
+            name if sink(name, is_directory(entry.file_type())) => {}
             _ => break,
         }
     }
     Ok(())
 }
 
+fn is_directory(found: FileType) -> Option<bool> {
+    (found != FileType::Unknown).then_some(found == FileType::Directory)
+}
+
+/// The key by which a name is sorted: the name, a NUL, which sorts before all bytes of names, and what is known of its
+/// kind.
+fn key_of(name: &[u8], is_directory: Option<bool>, key: &mut Vec<u8>) {
+    key.clear();
+    key.extend_from_slice(name);
+    key.extend(match is_directory {
+        None => [0, b'?'],
+        Some(false) => [0, b'f'],
+        Some(true) => [0, b'd'],
+    });
+}
+
+/// The reverse of [`key_of`].
+fn of_key(mut key: Vec<u8>) -> Listed {
+    let is_directory = match key.pop() {
+        Some(b'f') => Some(false),
+        Some(b'd') => Some(true),
+        _ => None,
+    };
+    key.pop();
+    Listed { name: OsString::from_vec(key), is_directory }
+}
+
 impl Iterator for Listing {
-    type Item = Result<OsString, Error>;
+    type Item = Result<Listed, Error>;
 
     fn next(&mut self) -> Option<Self::Item> {
-        if self.failed {
-            return None;
-        }
-        match self.names.next()? {
-            Ok(name) => Some(Ok(OsString::from_vec(name))),
-            Err(e) => {
-                self.failed = true;
-                Some(Err(unsorted(&self.path, e)))
+        while !self.failed {
+            match self.names.next()? {
+                Ok(key) => {
+                    let listed = of_key(key);
+                    // A directory that changes while it is read may show a name twice, and as two things.
+                    if listed.name != self.last {
+                        self.last.clone_from(&listed.name);
+                        return Some(Ok(listed));
+                    }
+                }
+                Err(e) => {
+                    self.failed = true;
+                    return Some(Err(unsorted(&self.path, e)));
+                }
             }
         }
+        None
     }
 }
 
@@ -111,6 +157,7 @@ mod tests {
     use std::os::unix::ffi::OsStrExt;
 
     use super::super::Directory;
+    use super::*;
 
     fn listed(names: &[&[u8]]) -> Vec<Vec<u8>> {
         let folder = tempfile::tempdir().unwrap();
@@ -118,8 +165,9 @@ mod tests {
             File::create(folder.path().join(OsStr::from_bytes(name))).unwrap();
         }
         let directory = Directory::open_root(folder.path()).unwrap();
-        let first: Vec<_> = directory.list().unwrap().map(|name| name.unwrap().into_encoded_bytes()).collect();
-        let second: Vec<_> = directory.list().unwrap().map(|name| name.unwrap().into_encoded_bytes()).collect();
+        let first: Vec<_> = directory.list().unwrap().map(|listed| listed.unwrap().name.into_encoded_bytes()).collect();
+        let second: Vec<_> =
+            directory.list().unwrap().map(|listed| listed.unwrap().name.into_encoded_bytes()).collect();
         assert_eq!(first, second, "listing twice through one handle");
         first
     }
@@ -156,8 +204,38 @@ mod tests {
         let directory = Directory::open_root(folder.path()).unwrap();
         for _ in 0..2 {
             assert_eq!(directory.list_short(2).unwrap(), None);
-            assert_eq!(directory.list_short(3).unwrap().unwrap(), ["a", "b", "c"]);
+            let short = directory.list_short(3).unwrap().unwrap();
+            assert!(short.iter().map(|listed| &listed.name).eq(["a", "b", "c"]));
         }
+    }
+
+    #[test]
+    fn kinds_come_with_the_names() {
+        let folder = tempfile::tempdir().unwrap();
+        std::fs::write(folder.path().join("file"), "").unwrap();
+        std::fs::create_dir(folder.path().join("folder")).unwrap();
+        std::os::unix::fs::symlink("folder", folder.path().join("link")).unwrap();
+        let directory = Directory::open_root(folder.path()).unwrap();
+        let kinds: Vec<_> = directory.list().unwrap().map(|listed| listed.unwrap().is_directory).collect();
+        // File systems need not tell.
+        assert!(kinds == [Some(false), Some(true), Some(false)] || kinds == [None; 3], "{kinds:?}");
+        assert!(directory.list_short(3).unwrap().unwrap().iter().map(|listed| listed.is_directory).eq(kinds));
+    }
+
+    #[test]
+    fn keys_sort_as_names_and_give_them_back() {
+        let names: [&[u8]; 5] = [b"a", b"a\x01", b"a\xff", b"ab", b"\xff"];
+        let kinds = [None, Some(false), Some(true)];
+        let all = names.iter().flat_map(|name| kinds.map(|kind| (*name, kind)));
+        let mut keys = Vec::new();
+        for (name, is_directory) in all {
+            let mut key = Vec::new();
+            key_of(name, is_directory, &mut key);
+            assert_eq!(of_key(key.clone()), Listed { name: OsString::from_vec(name.to_vec()), is_directory });
+            keys.push((key, name));
+        }
+        keys.sort();
+        assert!(keys.is_sorted_by_key(|(_, name)| *name));
     }
 
     #[test]

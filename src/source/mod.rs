@@ -6,12 +6,13 @@
 //!
 //! - [`directory`]: an open directory, and the way to what is in it
 //! - [`listing`]: the names in a directory, sorted
+//! - [`shared_path`]: paths that share their beginnings
 //! - `sort`: sorting them outside of RAM
 //! - [`stat`]: what a file is, and whether it is the one that was read before
 //! - [`extended`]: extended attributes and inode flags
 //! - [`patterns`]: which paths the user means or does not want
 //! - [`tags`]: directories whose owners do not want their content kept
-//! - [`mounts`]: which mounts are our own, and which are on a server
+//! - [`mounts`]: where mounts are, and which are our own or on a server
 //! - [`owners`]: names of users and groups
 //! - [`cut`]: content, cut into chunks
 //! - [`page_cache`]: reading without pushing out what others use
@@ -30,6 +31,7 @@ pub mod mounts;
 pub mod owners;
 pub mod page_cache;
 pub mod patterns;
+pub mod shared_path;
 mod sort;
 pub mod stat;
 pub mod tags;
@@ -40,11 +42,12 @@ pub use directory::Directory;
 pub use error::Error;
 pub use extended::Extended;
 pub use holes::has_holes;
-pub use listing::Listing;
-pub use mounts::MountTable;
+pub use listing::{Listed, Listing};
+pub use mounts::{MountPlace, MountTable, Mounted};
 pub use owners::Owners;
 pub use page_cache::Passing;
 pub use patterns::{Pattern, Patterns};
+pub use shared_path::SharedPath;
 pub use sort::temporary_folder;
 pub use stat::{Clock, Stat, now};
 pub use tags::Tags;

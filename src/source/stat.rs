@@ -68,6 +68,32 @@ impl Stat {
         Stat::at(directory, name, AtFlags::SYMLINK_NOFOLLOW)
     }
 
+    /// The same from the kernel's caches only: no server or FUSE program is asked.
+    pub(super) fn cached_child(directory: impl AsFd, name: &OsStr) -> io::Result<Stat> {
+        let flags = AtFlags::SYMLINK_NOFOLLOW | AtFlags::STATX_DONT_SYNC | AtFlags::NO_AUTOMOUNT;
+        Stat::new(&retry_on_intr(|| statx(&directory, name, flags, StatxFlags::BASIC_STATS))?)
+    }
+
+    /// A directory of which nothing but its device is known, such as another user's FUSE mount.
+    pub(super) fn of_hidden_directory(dev: u64) -> Stat {
+        let owner = (rustix::process::geteuid().as_raw(), rustix::process::getegid().as_raw());
+        Stat {
+            kind: Kind::Directory,
+            mode: 0o700,
+            uid: owner.0,
+            gid: owner.1,
+            size: 0,
+            mtime: Timestamp::default(),
+            ctime: Timestamp::default(),
+            dev,
+            ino: 0,
+            nlink: 1,
+            rdev: 0,
+            blocks: 0,
+            nodump: false,
+        }
+    }
+
     fn at(fd: impl AsFd, name: &OsStr, flags: AtFlags) -> io::Result<Stat> {
         // Stamps must be the server's of now: with DONT_SYNC a network file system could show us those of the
         // last look, and a change would be missed. Elsewhere it makes no difference. A look mounts nothing.
@@ -150,6 +176,14 @@ impl Stat {
         });
         left.max().map(Duration::from_nanos)
     }
+}
+
+/// The kernel's number of the mount that `name` in an open directory belongs to; an empty name is the directory. None:
+/// kernels before 5.8 do not tell.
+pub(super) fn mount_id(directory: impl AsFd, name: &OsStr) -> Option<u64> {
+    let flags = AtFlags::SYMLINK_NOFOLLOW | AtFlags::EMPTY_PATH | AtFlags::STATX_DONT_SYNC | AtFlags::NO_AUTOMOUNT;
+    let stat = retry_on_intr(|| statx(&directory, name, flags, StatxFlags::MNT_ID)).ok()?;
+    (stat.stx_mask & StatxFlags::MNT_ID.bits() != 0).then_some(stat.stx_mnt_id)
 }
 
 /// Whose clock stamps the files of a file system.

@@ -13,6 +13,7 @@
 pub mod disk;
 pub mod foreground;
 pub mod ordeal;
+pub mod silent;
 
 use std::collections::BTreeMap;
 use std::ffi::{OsStr, OsString};
@@ -247,7 +248,13 @@ impl std::fmt::Display for Run {
 
 /// Runs a command to its end. What it prints goes to files: a daemon that it leaves would hold a pipe open.
 #[must_use = "it may have failed: say .ok() or .code(n)"]
-pub fn run(mut command: Command) -> Run {
+pub fn run(command: Command) -> Run {
+    run_within(command, PATIENCE)
+}
+
+/// The same; a run that takes longer than `patience` is killed and fails the test.
+#[must_use = "it may have failed: say .ok() or .code(n)"]
+pub fn run_within(mut command: Command, patience: Duration) -> Run {
     let [mut stdout, mut stderr] = [(); 2].map(|()| tempfile::tempfile().expect("temporary file"));
     command.stdout(stdout.try_clone().expect("another handle"));
     command.stderr(stderr.try_clone().expect("another handle"));
@@ -257,7 +264,7 @@ pub fn run(mut command: Command) -> Run {
         if let Some(status) = child.try_wait().expect("waiting for a child") {
             break (status, false);
         }
-        if start.elapsed() > PATIENCE {
+        if start.elapsed() > patience {
             child.kill().expect("killing a child");
             break (child.wait().expect("waiting for a child"), true);
         }
@@ -271,7 +278,7 @@ pub fn run(mut command: Command) -> Run {
         stderr: read_back(&mut stderr),
         command: words.map(|word| word.to_string_lossy()).collect::<Vec<_>>().join(" "),
     };
-    assert!(!hung, "no end after {PATIENCE:?}\n{run}");
+    assert!(!hung, "no end after {patience:?}\n{run}");
     run
 }
 

@@ -1,0 +1,148 @@
+//! File systems that do not answer: what is left out of a backup is not asked anything, and what is not left out holds
+//! nothing up that was told to end.
+
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::print_stdout, clippy::print_stderr)]
+
+mod common;
+
+use std::fs;
+use std::path::Path;
+use std::time::Duration;
+
+use common::silent::Silent;
+use common::{Run, Site, run_within};
+
+/// A run that waits for no answer takes well below a second.
+const LIMIT: Duration = Duration::from_secs(60);
+
+type Mount = fn(&Path) -> Silent;
+
+/// A source with empty directories for mounts at its root, in a directory that is looked at in several batches, and in
+/// directories that helpers look into.
+fn site() -> (Site, [&'static str; 3]) {
+    let mut files: Vec<_> = (0..300).map(|number| format!("many/{number:03}")).collect();
+    files.extend(["few/deeper/file".into(), "zz/last".into()]);
+    let files: Vec<_> = files.iter().map(|name| (name.as_str(), "content")).collect();
+    let site = Site::with_files(&files);
+    site.init();
+    let points = ["hung", "many/200-hung", "few/deeper/hung"];
+    points.iter().for_each(|point| fs::create_dir(site.source().join(point)).unwrap());
+    (site, points)
+}
+
+/// Mounts at all of these places.
+fn mount(site: &Site, points: &[&str], how: Mount) -> Vec<Silent> {
+    points.iter().map(|point| how(&site.source().join(point))).collect()
+}
+
+/// Backs up with these arguments beside the source's path.
+#[must_use = "it may have failed: say .ok() or .code(n)"]
+fn backup(site: &Site, arguments: &[&str]) -> Run {
+    let source = site.source();
+    let all = [&["backup", source.to_str().unwrap()], arguments].concat();
+    run_within(site.command(&all), LIMIT)
+}
+
+/// A run that did all it should, and said nothing.
+#[track_caller]
+fn is_silent_success(run: Run, what: &str) {
+    println!("{what}");
+    assert_eq!(run.ok().stderr, "", "{what}");
+}
+
+fn names(site: &Site) -> Vec<String> {
+    site.brackfs(&["ls", "-R", "latest"]).ok().stdout.lines().map(str::to_owned).collect()
+}
+
+#[test]
+fn what_patterns_leave_out_is_not_asked_anything() {
+    let mounts: [(&str, Mount); 3] = [("dead", Silent::dead), ("silent", Silent::mount), ("private", Silent::private)];
+    for (how, mounted) in mounts {
+        let (site, points) = site();
+        let list = site.path().join("patterns");
+        fs::write(&list, "*hung\n").unwrap();
+        let _mounts = mount(&site, &points, mounted);
+        for arguments in [
+            &["--exclude", "*hung"][..],
+            &["--exclude", "*hung/"],
+            &["--exclude", "/hung", "--exclude", "/many/200-hung", "--exclude", "few/*/hung/"],
+            &["--exclude-from", list.to_str().unwrap()],
+            &["--exclude", "*hung", "--one-file-system"],
+            &["--exclude", "*hung", "--exclude-nodump", "--exclude-caches", "--exclude-if-present", "absent"],
+        ] {
+            is_silent_success(backup(&site, &[arguments, &["--reread"]].concat()), &format!("{how}: {arguments:?}"));
+            assert!(!names(&site).iter().any(|name| name.contains("hung")));
+            assert!(names(&site).contains(&"zz/last".to_owned()));
+            let dry = backup(&site, &[arguments, &["--dry-run"]].concat()).ok();
+            assert!(!dry.stderr.contains("cannot"), "{dry}");
+        }
+    }
+}
+
+#[test]
+fn mounts_that_one_file_system_leaves_empty_are_not_asked_anything() {
+    let mounts: [(&str, Mount); 3] = [("dead", Silent::dead), ("silent", Silent::mount), ("private", Silent::private)];
+    for (how, mounted) in mounts {
+        let (site, points) = site();
+        let _mounts = mount(&site, &points, mounted);
+        for more in [&[][..], &["--exclude-nodump"], &["--reread"]] {
+            is_silent_success(backup(&site, &[&["-x"], more].concat()), &format!("{how}: -x {more:?}"));
+        }
+        backup(&site, &["-x", "--dry-run"]).ok();
+        let names = names(&site);
+        // They are there, and empty.
+        for point in points {
+            assert_eq!(names.iter().filter(|name| name.starts_with(point)).count(), 1, "{names:?}");
+        }
+        site.brackfs(&["restore", "latest", "--to", site.path().join("out").to_str().unwrap()]).ok();
+    }
+}
+
+#[test]
+fn a_mount_of_our_own_is_left_empty_without_a_question() {
+    let (site, points) = site();
+    let _mounts = mount(&site, &points, Silent::brackfs);
+    for arguments in [&[][..], &["--dry-run"], &["-x"]] {
+        let run = backup(&site, arguments).ok();
+        for point in points {
+            let words = format!("{} belongs to brackfs itself", site.source().join(point).display());
+            assert!(run.stderr.contains(&words), "{run}");
+        }
+    }
+    assert_eq!(names(&site).iter().filter(|name| name.contains("hung")).count(), 3);
+}
+
+#[test]
+fn paths_that_are_left_out_are_not_resolved() {
+    let (site, points) = site();
+    let source = site.source();
+    let inside = format!("{}/hung/below/file", source.display());
+    let (last, list) = (source.join("zz/last"), site.path().join("list"));
+    fs::write(&list, format!("{inside}\n{}\n{}\n", source.join("few/deeper/hung").display(), last.display())).unwrap();
+    let _mounts = mount(&site, &points, Silent::mount);
+    let list = list.to_str().unwrap();
+    for pattern in ["hung", "hung/", &format!("{}/**/hung", source.display())] {
+        let listed = site.command(&["backup", "--files-from", list, "--exclude", pattern]);
+        is_silent_success(run_within(listed, LIMIT), pattern);
+        let given = site.command(&["backup", &inside, last.to_str().unwrap(), "--exclude", pattern]);
+        is_silent_success(run_within(given, LIMIT), pattern);
+        let found = site.brackfs(&["cat", &format!("latest:{}", last.display())]).ok();
+        assert_eq!(found.stdout, "content");
+    }
+}
+
+#[test]
+fn a_path_given_inside_a_mount_is_backed_up_with_one_file_system() {
+    let (site, points) = site();
+    let inside = site.source().join("few");
+    let tmpfs = rustix::mount::MountFlags::empty();
+    rustix::mount::mount("tmpfs", &inside, "tmpfs", tmpfs, c"mode=755").unwrap();
+    fs::create_dir_all(inside.join("given/hung")).unwrap();
+    fs::write(inside.join("given/file"), "content").unwrap();
+    let _mounts = mount(&site, &[points[0], "few/given/hung"], Silent::mount);
+    let (given, source) = (inside.join("given"), site.source());
+    let arguments = ["backup", "-x", source.to_str().unwrap(), given.to_str().unwrap()];
+    is_silent_success(run_within(site.command(&arguments), LIMIT), "a path inside of a mount");
+    let found = site.brackfs(&["cat", &format!("latest:{}", given.join("file").display())]).ok();
+    assert_eq!(found.stdout, "content");
+}
