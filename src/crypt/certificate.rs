@@ -3,17 +3,23 @@
 use std::fmt;
 use std::time::SystemTime;
 
-use sequoia_openpgp::cert::{CertParser, Preferences};
+use sequoia_openpgp::cert::{CertParser, Preferences, ValidCert};
 use sequoia_openpgp::crypto::mpi;
-use sequoia_openpgp::packet::Key;
-use sequoia_openpgp::packet::key::{PublicParts, UnspecifiedRole};
+use sequoia_openpgp::packet::key::{KeyParts, KeyRole, PublicParts, UnspecifiedRole};
+use sequoia_openpgp::packet::{Key, Tag};
 use sequoia_openpgp::parse::Parse;
 use sequoia_openpgp::policy::{AsymmetricAlgorithm, StandardPolicy};
 use sequoia_openpgp::serialize::MarshalInto;
-use sequoia_openpgp::types::RevocationStatus;
-use sequoia_openpgp::{Cert, KeyHandle};
+use sequoia_openpgp::types::{Curve, HashAlgorithm, RevocationStatus};
+use sequoia_openpgp::{Cert, KeyHandle, Packet, PacketPile};
 
-use super::{Error, Fingerprint};
+use super::{Error, Fingerprint, numbers};
+
+/// Packets that a certificate or a secret key may begin with.
+const KEYS: [Tag; 2] = [Tag::PublicKey, Tag::SecretKey];
+
+/// The curve of Bitcoin, which the library has no name for.
+const SECP256K1: [u8; 5] = [0x2B, 0x81, 0x04, 0x00, 0x0A];
 
 /// A key for encryption, or for signatures, without its secret.
 pub(super) type PublicKey = Key<PublicParts, UnspecifiedRole>;
@@ -58,7 +64,7 @@ impl Certificate {
         self.cert.to_vec().map_err(Error::during("write a certificate"))
     }
 
-    /// Checks that something can be encrypted to it today.
+    /// Checks that blocks can be encrypted to it now.
     pub fn check_recipient(&self) -> Result<(), Error> {
         self.encryption_key().map(drop)
     }
@@ -70,21 +76,42 @@ impl Certificate {
         valid.ok().and_then(|valid| valid.features()).is_some_and(|features| features.supports_seipdv2())
     }
 
-    /// The newest key to which something can be encrypted today.
+    /// The moment from which on nothing can be encrypted to it any more. `None` if there is no such moment, or if nothing
+    /// can be encrypted to it now.
+    pub fn expiry(&self) -> Option<SystemTime> {
+        let policy = StandardPolicy::new();
+        let valid = self.cert.with_policy(&policy, None).ok()?;
+        let keys = valid.keys().for_storage_encryption().for_transport_encryption().revoked(false).alive();
+        let ends = keys.filter(|key| is_supported(key.key())).map(|key| key.key_expiration_time());
+        // A key without an end outlasts all others.
+        let last = ends.reduce(|one, other| Some(one?.max(other?)))?;
+        let certificate = valid.primary_key().key_expiration_time();
+        [last, certificate].into_iter().flatten().min()
+    }
+
+    /// This certificate together with all that `other`, a later copy of it, has.
+    ///
+    /// What only one of the two has is kept, so nothing is lost (a revocation, for example) if `other` is in fact older.
+    pub fn merged_with(&self, other: &Certificate) -> Result<Certificate, Error> {
+        let merged = self.cert.clone().merge_public(other.cert.clone());
+        merged.map(Certificate::new).map_err(Error::during("merge two certificates of different keys"))
+    }
+
+    /// The newest key to which blocks can be encrypted now.
     pub(super) fn encryption_key(&self) -> Result<PublicKey, Error> {
+        let now = SystemTime::now();
         let certificate = || name(&self.cert);
         let policy = StandardPolicy::new();
-        let valid = self.cert.with_policy(&policy, None);
-        let valid = valid.map_err(|e| Error::Invalid { certificate: certificate(), why: e.to_string() })?;
+        let valid = self.cert.with_policy(&policy, now).map_err(|_| self.why_invalid(now))?;
         if let RevocationStatus::Revoked(_) = valid.revocation_status() {
             return Err(Error::Revoked { certificate: certificate(), part: "certificate" });
         }
-        if let Err(error) = valid.alive() {
-            return Err(match error.downcast_ref() {
-                Some(sequoia_openpgp::Error::Expired(at)) => {
-                    Error::Expired { certificate: certificate(), part: "certificate", day: day(*at) }
+        if valid.alive().is_err() {
+            return Err(match valid.primary_key().key_expiration_time() {
+                Some(at) if at <= now => {
+                    Error::Expired { certificate: certificate(), part: "certificate", day: day(at) }
                 }
-                _ => Error::Invalid { certificate: certificate(), why: error.to_string() },
+                _ => self.why_invalid(now),
             });
         }
 
@@ -97,19 +124,59 @@ impl Certificate {
         let part = "encryption key";
         if let Some(key) = keys().revoked(false).filter(|key| is_supported(key.key())).last() {
             return Err(match key.key_expiration_time() {
-                Some(at) if at <= SystemTime::now() => {
-                    Error::Expired { certificate: certificate(), part, day: day(at) }
-                }
-                _ => Error::Invalid { certificate: certificate(), why: format!("its {part} is not valid yet") },
+                Some(at) if at <= now => Error::Expired { certificate: certificate(), part, day: day(at) },
+                _ => not_yet_valid(certificate(), part, key.key().creation_time(), now),
             });
         }
         if keys().any(|key| is_supported(key.key())) {
             return Err(Error::Revoked { certificate: certificate(), part });
         }
-        Err(match self.refused_algorithm() {
-            Some(algorithm) => Error::UnsupportedAlgorithm { certificate: certificate(), algorithm },
+        // Keys whose binding comes from a clock that is ahead are not among those that are valid now.
+        if let Some(since) = self.moments().into_iter().filter(|moment| *moment > now).find(|moment| {
+            let valid = self.cert.with_policy(&policy, *moment);
+            let keys = |valid: &ValidCert<'_>| valid.keys().for_storage_encryption().for_transport_encryption().count();
+            valid.is_ok_and(|valid| keys(&valid) > 0)
+        }) {
+            return Err(not_yet_valid(certificate(), part, since, now));
+        }
+        Err(match self.refused_algorithm(now) {
+            Some(algorithm) => Error::UnsupportedAlgorithm { certificate: certificate(), part, algorithm },
             None => Error::NoEncryptionKey { certificate: certificate() },
         })
+    }
+
+    /// Why the certificate as a whole is not valid now.
+    fn why_invalid(&self, now: SystemTime) -> Error {
+        let (certificate, part) = (name(&self.cert), "certificate");
+        let primary = self.cert.primary_key().key();
+        if !primary.pk_algo().is_supported() || !has_supported_curve(primary) {
+            let algorithm = algorithm(primary);
+            return Error::UnsupportedAlgorithm { certificate, part: "primary key", algorithm };
+        }
+        let policy = StandardPolicy::new();
+        let is_valid = |moment: &SystemTime| self.cert.with_policy(&policy, *moment).is_ok();
+        if let Some(since) = self.moments().into_iter().filter(|moment| *moment > now).find(is_valid) {
+            return not_yet_valid(certificate, part, since, now);
+        }
+        // Only to find the right words: it is refused in any case.
+        if self.cert.with_policy(&any_algorithm(), now).is_ok() {
+            return Error::UnsupportedAlgorithm { certificate, part: "primary key", algorithm: algorithm(primary) };
+        }
+        match self.cert.with_policy(&any_hash(), now) {
+            Ok(_) => Error::Weak { certificate },
+            Err(_) => Error::Invalid { certificate },
+        }
+    }
+
+    /// When its keys and its owner's signatures on them were made, the oldest first.
+    fn moments(&self) -> Vec<SystemTime> {
+        let keys = self.cert.keys().map(|key| key.key().creation_time());
+        let of_keys = self.cert.keys().flat_map(|key| key.self_signatures());
+        let of_user_ids = self.cert.userids().flat_map(|user_id| user_id.self_signatures());
+        let signatures = of_keys.chain(of_user_ids).filter_map(|signature| signature.signature_creation_time());
+        let mut moments: Vec<_> = keys.chain(signatures).collect();
+        moments.sort();
+        moments
     }
 
     /// The key with this fingerprint, whatever it is for and fit for.
@@ -120,14 +187,10 @@ impl Certificate {
     }
 
     /// The algorithm of a key for encryption that we can't or don't want to use.
-    fn refused_algorithm(&self) -> Option<String> {
-        let mut anything = StandardPolicy::new();
-        AsymmetricAlgorithm::variants().for_each(|algorithm| anything.accept_asymmetric_algo(algorithm));
-        let keys = self.cert.keys().with_policy(&anything, None).for_storage_encryption().for_transport_encryption();
-        keys.last().map(|key| match key.key().mpis().bits() {
-            Some(bits) => format!("{} with {bits} bits", key.key().pk_algo()),
-            None => key.key().pk_algo().to_string(),
-        })
+    fn refused_algorithm(&self, now: SystemTime) -> Option<String> {
+        let anything = any_algorithm();
+        let keys = self.cert.keys().with_policy(&anything, now).for_storage_encryption().for_transport_encryption();
+        keys.last().map(|key| algorithm(key.key()))
     }
 }
 
@@ -145,14 +208,26 @@ pub(super) fn parse_one(bytes: &[u8], expected: &'static str) -> Result<Cert, Er
     if is_text && bytes.windows(ARMOR.len()).filter(|window| *window == ARMOR).count() > 1 {
         return Err(Error::SeveralKeys);
     }
-    let not_a_key = |why: String| Error::NotAKey { expected, why };
-    let mut certs = CertParser::from_bytes(bytes).map_err(|e| not_a_key(e.to_string()))?;
-    let cert = certs.next().ok_or_else(|| not_a_key("there is none in it".into()))?;
-    let cert = cert.map_err(|e| not_a_key(e.to_string()))?;
-    match certs.next() {
-        None => Ok(cert),
-        Some(Ok(_)) => Err(Error::SeveralKeys),
-        Some(Err(e)) => Err(not_a_key(e.to_string())),
+    let not_a_key = |why| Error::NotAKey { expected, why };
+    let packets = PacketPile::from_bytes(bytes).map_err(|_| not_a_key("it is something else, or damaged"))?;
+    let packets: Vec<_> = packets.into_children().map(numbers::understood).collect();
+    match packets.first() {
+        None => return Err(not_a_key("it is empty")),
+        Some(Packet::Unknown(key)) if KEYS.contains(&key.tag()) => {
+            // No standard has a key of these versions: GnuPG writes version 5, and version 3 is of the last century.
+            return Err(match key.body().first() {
+                Some(version) if !matches!(version, 4 | 6) => Error::KeyVersion { version: *version },
+                _ => not_a_key("it is damaged"),
+            });
+        }
+        Some(first) if KEYS.contains(&first.tag()) => {}
+        Some(_) => return Err(not_a_key("it holds something else")),
+    }
+    let mut certs = CertParser::from(packets);
+    match (certs.next(), certs.next()) {
+        (Some(Ok(cert)), None) => Ok(cert),
+        (Some(Ok(_)), Some(Ok(_))) => Err(Error::SeveralKeys),
+        _ => Err(not_a_key("it is damaged")),
     }
 }
 
@@ -172,13 +247,34 @@ fn user_id(cert: &Cert) -> Option<String> {
     Some(text.replace(char::is_control, "\u{FFFD}"))
 }
 
-/// Whether the library at hand can encrypt with a key of this kind.
+/// Whether the library can encrypt with a key of this kind.
 fn is_supported(key: &PublicKey) -> bool {
-    let curve = match key.mpis() {
-        mpi::PublicKey::ECDH { curve, .. } => curve.is_supported(),
-        _ => true,
-    };
-    key.pk_algo().is_supported() && curve
+    key.pk_algo().is_supported() && has_supported_curve(key)
+}
+
+fn has_supported_curve<P: KeyParts, R: KeyRole>(key: &Key<P, R>) -> bool {
+    curve(key).is_none_or(Curve::is_supported)
+}
+
+fn curve<P: KeyParts, R: KeyRole>(key: &Key<P, R>) -> Option<&Curve> {
+    match key.mpis() {
+        mpi::PublicKey::ECDH { curve, .. }
+        | mpi::PublicKey::ECDSA { curve, .. }
+        | mpi::PublicKey::EdDSA { curve, .. } => Some(curve),
+        _ => None,
+    }
+}
+
+/// What messages call the algorithm of a key.
+fn algorithm<P: KeyParts, R: KeyRole>(key: &Key<P, R>) -> String {
+    let algorithm = key.pk_algo();
+    match (curve(key), key.mpis().bits()) {
+        (Some(Curve::Unknown(oid)), _) if **oid == SECP256K1 => format!("{algorithm} on the curve secp256k1"),
+        (Some(Curve::Unknown(_)), _) => format!("{algorithm} on a curve that is not known here"),
+        (Some(curve), _) => format!("{algorithm} on the curve {curve}"),
+        (None, Some(bits)) => format!("{algorithm} with {bits} bits"),
+        (None, None) => algorithm.to_string(),
+    }
 }
 
 /// Among `known`, the certificates that have one of the keys `issuers`.
@@ -187,9 +283,35 @@ pub(super) fn with_key<'k>(known: &'k [Certificate], issuers: &[KeyHandle]) -> i
     known.iter().filter(has_key)
 }
 
+/// The usual rules, but for the algorithms of keys.
+fn any_algorithm() -> StandardPolicy<'static> {
+    let mut policy = StandardPolicy::new();
+    AsymmetricAlgorithm::variants().for_each(|algorithm| policy.accept_asymmetric_algo(algorithm));
+    policy
+}
+
+/// The usual rules, but for hashes: those that once were good enough are.
+fn any_hash() -> StandardPolicy<'static> {
+    let mut policy = any_algorithm();
+    [HashAlgorithm::SHA1, HashAlgorithm::MD5, HashAlgorithm::RipeMD].iter().for_each(|hash| policy.accept_hash(*hash));
+    policy
+}
+
+fn not_yet_valid(certificate: String, part: &'static str, since: SystemTime, now: SystemTime) -> Error {
+    Error::NotYetValid { certificate, part, since: minute(since), now: minute(now) }
+}
+
 fn day(time: SystemTime) -> String {
+    said(time, "%Y-%m-%d")
+}
+
+fn minute(time: SystemTime) -> String {
+    said(time, "%Y-%m-%d %H:%M:%S UTC")
+}
+
+fn said(time: SystemTime, format: &str) -> String {
     match jiff::Timestamp::try_from(time) {
-        Ok(time) => time.strftime("%Y-%m-%d").to_string(),
-        Err(_) => "a day long ago".into(),
+        Ok(time) => time.strftime(format).to_string(),
+        Err(_) => "a time that has no name".into(),
     }
 }

@@ -24,7 +24,15 @@ pub enum Error {
         /// What was expected.
         expected: &'static str,
         /// What was found instead.
-        why: String,
+        why: &'static str,
+    },
+    /// A key of a version that only other programs know.
+    #[error(
+        "keys of version {version} are not supported; brackfs uses those of version 4, which gpg makes by default, and 6"
+    )]
+    KeyVersion {
+        /// The version.
+        version: u8,
     },
     /// More than one key or certificate where one is needed.
     #[error("there are several OpenPGP keys here, and one is needed; put each into a file of its own")]
@@ -62,16 +70,44 @@ pub enum Error {
     /// An audience of nobody.
     #[error("there is no certificate to encrypt to; at least one recipient is needed")]
     NoAudience,
-    /// A certificate that is not valid for a reason of its own.
-    #[error("cannot encrypt to {certificate}: it is not valid ({why})")]
+    /// A certificate without a signature of its owner that holds.
+    #[error(
+        "cannot encrypt to {certificate}: its owner's signatures on it are missing or wrong; export it again from where \
+         it was made"
+    )]
     Invalid {
         /// Whose.
         certificate: String,
-        /// What is wrong with it.
-        why: String,
+    },
+    /// A certificate whose signatures could be forged.
+    #[error(
+        "cannot encrypt to {certificate}: its owner's signatures on it are too weak (SHA-1); ask its owner to renew it, \
+         in gpg with --cert-digest-algo SHA256 --quick-set-expire FINGERPRINT 0"
+    )]
+    Weak {
+        /// Whose.
+        certificate: String,
+    },
+    /// A certificate, or its key for encryption, from a time that has not come yet.
+    #[error(
+        "cannot encrypt to {certificate}: its {part} is not valid before {since}, and the clock of this machine says \
+         {now}; set the clock if it is wrong, or wait"
+    )]
+    NotYetValid {
+        /// Whose.
+        certificate: String,
+        /// What is not valid yet.
+        part: &'static str,
+        /// When it will be.
+        since: String,
+        /// What the clock says.
+        now: String,
     },
     /// A certificate, or its key for encryption, that has expired.
-    #[error("cannot encrypt to {certificate}: its {part} expired on {day}; ask its owner for a renewed one")]
+    #[error(
+        "cannot encrypt to {certificate}: its {part} expired on {day}; ask its owner for a renewed certificate; a \
+         repository takes it with `brackfs recipients update`"
+    )]
     Expired {
         /// Whose.
         certificate: String,
@@ -94,11 +130,13 @@ pub enum Error {
         /// Whose.
         certificate: String,
     },
-    /// A certificate whose keys for encryption use an algorithm that is too weak or not known here.
-    #[error("cannot encrypt to {certificate}: the algorithm of its encryption key ({algorithm}) is not supported here")]
+    /// A certificate with an algorithm that is too weak or not known here.
+    #[error("cannot encrypt to {certificate}: the algorithm of its {part} ({algorithm}) is not supported here")]
     UnsupportedAlgorithm {
         /// Whose.
         certificate: String,
+        /// Which key has it.
+        part: &'static str,
         /// The algorithm.
         algorithm: String,
     },
@@ -121,6 +159,20 @@ pub enum Error {
     /// The user has cancelled the question for the passphrase.
     #[error("gpg was not given the passphrase: the question was cancelled")]
     GpgCancelled,
+    /// Nothing can ask for the passphrase.
+    #[error(
+        "gpg has the secret key, but cannot ask for its passphrase here ({why}); run brackfs at a terminal with a \
+         pinentry program installed, use the key with gpg once before, or give it as a file with --key"
+    )]
+    GpgCannotAsk {
+        /// What gpg calls the reason.
+        why: String,
+    },
+    /// A gpg that knows only the older standard.
+    #[error(
+        "this gpg does not read RFC 9580, which the backups are encrypted by; give the secret key as a file with --key"
+    )]
+    GpgTooOld,
     /// gpg failed for a reason of its own.
     #[error("gpg could not get the session key: {why}")]
     Gpg {
@@ -159,7 +211,7 @@ pub enum Error {
         /// The fingerprint or key id that the signature claims.
         signer: String,
         /// What is wrong with it.
-        why: String,
+        why: &'static str,
     },
     /// The machine gives no random bytes.
     #[error("cannot get random bytes: {0}")]
@@ -186,6 +238,8 @@ impl Error {
                 | Error::NoKey { .. }
                 | Error::GpgMissing { .. }
                 | Error::GpgCancelled
+                | Error::GpgCannotAsk { .. }
+                | Error::GpgTooOld
                 | Error::Gpg { .. }
         )
     }

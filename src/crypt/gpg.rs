@@ -1,10 +1,11 @@
 //! Asks the user's gpg for a session key.
 //!
-//! The secret key stays where it is: with gpg's agent, or on a smart card. gpg decrypts the whole
-//! message to nowhere, and tells the session key on its status channel. Its exit code says nothing
-//! here: what is inside may be signed by a key that it does not know.
+//! The secret key stays where it is: with gpg's agent, or on a smart card. gpg decrypts the whole message into a pipe
+//! (never into `/dev/null`, which a gpg that runs as root may replace by a file), and tells the session key and why
+//! something failed by status lines, which stand in its log. Its exit code says nothing here: the content may be signed by
+//! a key that gpg does not know.
 //!
-//! It gives the certificate of that key, too, so that something can be sealed to it.
+//! gpg also gives the certificate of that key, so that something can be sealed to it.
 
 use std::ffi::OsString;
 use std::fs;
@@ -54,11 +55,9 @@ impl Gpg {
 
     /// The session key of `message`, which is encrypted to `recipients`.
     pub(super) fn session_key(&self, message: &[u8], recipients: &str) -> Result<Found, Error> {
-        let decrypt = ["--no-auto-key-retrieve", "--skip-verify", "--status-fd", "1", "--show-session-key"];
-        let (status, log) =
-            self.run(&[decrypt.as_slice(), &["--output", "/dev/null", "--decrypt"]].concat(), message)?;
-        let key = session_key(&status, &String::from_utf8_lossy(&log), recipients)?;
-        Ok(Found { key, by: decryption_key(&status) })
+        let decrypt = ["--no-auto-key-retrieve", "--skip-verify", "--status-fd", "2", "--show-session-key"];
+        let (_, log) = self.run(&[decrypt.as_slice(), &["--output", "-", "--decrypt"]].concat(), message)?;
+        Ok(Found { key: session_key(&log, recipients)?, by: decryption_key(&log) })
     }
 
     /// The certificate that the user's gpg has for one of its keys.
@@ -82,7 +81,7 @@ impl Gpg {
             .args(&self.arguments)
             .arg("--batch")
             .args(arguments)
-            // Why it fails is only told in words.
+            // Words of its log may become part of a message.
             .env("LC_ALL", "C")
             .envs(terminal().map(|terminal| ("GPG_TTY", terminal)))
             .stdin(Stdio::piped())
@@ -133,10 +132,12 @@ fn listen<R: Read>(from: Option<R>) -> Output {
     Ok(Protected::from(buffer.get(..filled).unwrap_or_default()))
 }
 
-/// What follows a word on the status channel, where it stands first.
-fn said<'s>(status: &'s [u8], word: &str) -> Option<&'s [u8]> {
-    let lines = status.split(|byte| *byte == b'\n').filter_map(|line| line.strip_prefix(b"[GNUPG:] "));
-    lines.filter_map(|line| line.strip_prefix(word.as_bytes())?.strip_prefix(b" ")).next()
+const STATUS: &[u8] = b"[GNUPG:] ";
+
+/// What follows a keyword on the first status line that has it.
+fn said<'s>(log: &'s [u8], keyword: &str) -> Option<&'s [u8]> {
+    let lines = log.split(|byte| *byte == b'\n').filter_map(|line| line.strip_prefix(STATUS));
+    lines.filter_map(|line| line.strip_prefix(keyword.as_bytes())?.strip_prefix(b" ")).next()
 }
 
 /// The key that a message was decrypted with. Its owner's primary key stands after it.
@@ -145,38 +146,72 @@ fn decryption_key(status: &[u8]) -> Option<Fingerprint> {
     std::str::from_utf8(key).ok()?.parse().ok()
 }
 
-/// What gpg's words mean.
-fn session_key(status: &[u8], log: &str, recipients: &str) -> Result<SessionKey, Error> {
-    if let Some(found) = said(status, "SESSION_KEY") {
+/// The session key that the status lines tell, or why there is none.
+fn session_key(log: &[u8], recipients: &str) -> Result<SessionKey, Error> {
+    if let Some(found) = said(log, "SESSION_KEY") {
         let key = found.strip_prefix(AES256).and_then(decode_hex);
         return key.map(Into::into).ok_or(Error::Refused { what: "it is encrypted by another algorithm than AES-256" });
     }
-    let gpg = || "the keys of gpg".to_owned();
-    match failure(log) {
-        Some("Operation cancelled") => Err(Error::GpgCancelled),
-        Some("Bad passphrase") => Err(Error::WrongPassphrase { key: gpg() }),
-        Some(other) => Err(Error::Gpg { why: other.to_owned() }),
-        None if log.contains("decryption failed: No secret key") => {
-            Err(Error::NoKey { key: gpg(), recipients: recipients.to_owned() })
+    let words = String::from_utf8_lossy(log);
+    let why = last_words(&words);
+    Err(match failure(log) {
+        Some(code::CANCELED | code::FULLY_CANCELED) => Error::GpgCancelled,
+        Some(code::BAD_PASSPHRASE) => Error::WrongPassphrase { key: OF_GPG.to_owned() },
+        // A pinentry that finds no terminal or display fails in one of these ways.
+        Some(code::NO_PIN_ENTRY | code::PIN_ENTRY | code::EOF | code::ENOTTY | code::ENXIO | code::NO_PASSPHRASE) => {
+            Error::GpgCannotAsk { why }
         }
-        None if log.contains("with unknown version") => {
-            Err(Error::Gpg { why: "it does not read RFC 9580; give the secret key as a file".into() })
-        }
-        None => Err(Error::Gpg { why: last_words(log) }),
-    }
+        Some(code::NO_SECKEY) => no_key(recipients),
+        Some(_) => Error::Gpg { why },
+        // gpg 2.2 names no failure if it has none of the keys.
+        None if said(log, "NO_SECKEY").is_some() => no_key(recipients),
+        // The message was looked at before gpg saw it, so it is one; gpg does not know its version.
+        None if said(log, "NODATA").is_some() => Error::GpgTooOld,
+        None => Error::Gpg { why },
+    })
 }
 
-/// Why a secret key that gpg has could not be used.
-fn failure(log: &str) -> Option<&str> {
-    log.lines().find_map(|line| line.strip_prefix("gpg: public key decryption failed: "))
+/// What messages call gpg's keys.
+const OF_GPG: &str = "the keys of gpg";
+
+fn no_key(recipients: &str) -> Error {
+    Error::NoKey { key: OF_GPG.to_owned(), recipients: recipients.to_owned() }
 }
 
-/// The last thing that gpg said, which is mostly why it gave up.
+/// Error codes of libgpg-error, which never change. The upper half of what gpg tells is where the error arose.
+mod code {
+    pub(super) const BAD_PASSPHRASE: u16 = 11;
+    pub(super) const NO_SECKEY: u16 = 17;
+    pub(super) const NO_PIN_ENTRY: u16 = 85;
+    pub(super) const PIN_ENTRY: u16 = 86;
+    pub(super) const CANCELED: u16 = 99;
+    pub(super) const NO_PASSPHRASE: u16 = 177;
+    pub(super) const FULLY_CANCELED: u16 = 198;
+    pub(super) const EOF: u16 = 16383;
+    /// Added to the codes of system errors.
+    const SYSTEM: u16 = 1 << 15;
+    pub(super) const ENOTTY: u16 = SYSTEM | 102;
+    pub(super) const ENXIO: u16 = SYSTEM | 104;
+}
+
+/// The code of the error for which a secret key that gpg has could not be used.
+fn failure(log: &[u8]) -> Option<u16> {
+    let told = said(log, "ERROR")?.strip_prefix(b"pkdecrypt_failed ")?;
+    let digits = told.split(|byte| !byte.is_ascii_digit()).next()?;
+    let error: u32 = std::str::from_utf8(digits).ok()?.parse().ok()?;
+    Some(error as u16)
+}
+
+/// The last reason in gpg's log, for people.
 fn last_words(log: &str) -> String {
-    // It may have told the session key there, too.
-    let last = log.lines().rfind(|line| !line.trim().is_empty() && !line.contains("session key:"));
-    let last = last.unwrap_or("it did not say why");
-    last.strip_prefix("gpg: ").unwrap_or(last).replace(char::is_control, " ")
+    // It tells the session key there, too.
+    let is_reason = |line: &&str| line.starts_with("gpg: ") && !line.contains("session key:");
+    let line = log.lines().rfind(is_reason).unwrap_or("it did not say why");
+    let reason = line.strip_prefix("gpg: ").unwrap_or(line);
+    // gpg 2.2 ends with another sentence than the reason.
+    let failed = "public key decryption failed: ";
+    let reason = log.lines().find_map(|line| line.strip_prefix("gpg: ")?.strip_prefix(failed)).unwrap_or(reason);
+    reason.replace(char::is_control, " ")
 }
 
 /// The bytes of 64 hexadecimal digits.
@@ -200,42 +235,82 @@ mod tests {
     #[test]
     fn session_key_is_found_among_other_lines() {
         let digits = "0aF1".repeat(16);
-        let status = format!("[GNUPG:] ENC_TO 1 18 0\n[GNUPG:] SESSION_KEY 9:{digits}\n[GNUPG:] ERRSIG 2\n");
-        assert_eq!(session_key(status.as_bytes(), "", "").unwrap().to_vec(), [0x0A, 0xF1].repeat(16));
+        let log = format!("[GNUPG:] ENC_TO 1 18 0\ngpg: words\n[GNUPG:] SESSION_KEY 9:{digits}\n[GNUPG:] ERRSIG 2\n");
+        assert_eq!(session_key(log.as_bytes(), "").unwrap().to_vec(), [0x0A, 0xF1].repeat(16));
         for other in ["7:00", "9:00", "9:", &format!("9:{}", "zz".repeat(32)), &digits] {
-            let status = format!("[GNUPG:] SESSION_KEY {other}\n");
-            assert!(matches!(session_key(status.as_bytes(), "", ""), Err(Error::Refused { .. })));
+            let log = format!("[GNUPG:] SESSION_KEY {other}\n");
+            assert!(matches!(session_key(log.as_bytes(), ""), Err(Error::Refused { .. })));
         }
     }
 
     #[test]
     fn key_that_decrypted_is_the_first_of_its_line() {
         let (subkey, primary) = ("A1".repeat(20), "B2".repeat(20));
-        let status = format!("[GNUPG:] KEY_CONSIDERED {primary} 0\n[GNUPG:] DECRYPTION_KEY {subkey} {primary} u\n");
-        assert_eq!(decryption_key(status.as_bytes()).unwrap().to_string(), subkey);
+        let log = format!("[GNUPG:] KEY_CONSIDERED {primary} 0\n[GNUPG:] DECRYPTION_KEY {subkey} {primary} u\n");
+        assert_eq!(decryption_key(log.as_bytes()).unwrap().to_string(), subkey);
         for other in ["", "[GNUPG:] DECRYPTION_KEY", "[GNUPG:] DECRYPTION_KEYS A1 u", "[GNUPG:] DECRYPTION_KEY - u"] {
             assert!(decryption_key(other.as_bytes()).is_none(), "{other}");
         }
     }
 
+    /// What the log of gpg 2.2 and 2.4 comes to; they word their last line differently.
+    #[track_caller]
+    fn both(code: Option<u32>, why: &str) -> Error {
+        let error = |code: Option<u32>| code.map(|code| format!("[GNUPG:] ERROR pkdecrypt_failed {code}\n"));
+        let words = match why {
+            "" => String::new(),
+            why => format!("gpg: public key decryption failed: {why}\n"),
+        };
+        let begin = "[GNUPG:] ENC_TO AAAA 18 0\n[GNUPG:] NO_SECKEY BBBB\ngpg: encrypted with ECDH key, ID BBBB\n";
+        let old = format!(
+            "{begin}{words}{}[GNUPG:] DECRYPTION_FAILED\ngpg: decryption failed: No secret key\n",
+            error(code).unwrap_or_default()
+        );
+        // The newer one always names the failure: here that there is no key.
+        let (told, why) =
+            (error(code.or(Some(33_554_449))).unwrap_or_default(), if why.is_empty() { "No secret key" } else { why });
+        let new = format!(
+            "{begin}gpg: public key decryption failed: {why}\n{told}[GNUPG:] DECRYPTION_FAILED\n\
+             gpg: decryption failed: {why}\n[GNUPG:] FAILURE gpg-exit 33554433\n"
+        );
+        let [old, new] = [old, new].map(|log| session_key(log.as_bytes(), "AAAA, BBBB").unwrap_err());
+        assert_eq!(old.to_string(), new.to_string());
+        new
+    }
+
     #[test]
-    fn failures_of_gpg_are_told_apart() {
-        let failed = |log: &str| session_key(b"[GNUPG:] DECRYPTION_FAILED\n", log, "AAAA, BBBB").unwrap_err();
-        let end = "gpg: decryption failed: No secret key\n";
-        let because =
-            |why: &str| failed(&format!("gpg: encrypted to\ngpg: public key decryption failed: {why}\n{end}"));
-        assert!(matches!(because("Operation cancelled"), Error::GpgCancelled));
-        assert!(matches!(because("Bad passphrase"), Error::WrongPassphrase { .. }));
-        assert_eq!(because("Card removed").to_string(), "gpg could not get the session key: Card removed");
+    fn failures_of_gpg_are_told_apart_by_their_codes() {
+        // In words of whatever language.
+        assert!(matches!(both(Some(83_886_179), "Operation cancelled"), Error::GpgCancelled));
+        assert!(matches!(both(Some(83_886_278), "abgebrochen"), Error::GpgCancelled));
+        assert!(matches!(both(Some(67_108_875), "falsch"), Error::WrongPassphrase { .. }));
+        let nobody_asks =
+            [(67_108_949, "No pinentry"), (83_918_950, "Inappropriate ioctl for device"), (83_902_463, "End of file")];
+        for (code, why) in nobody_asks {
+            let error = both(Some(code), why);
+            assert!(matches!(&error, Error::GpgCannotAsk { why: told } if told == why), "{error}");
+            assert!(error.is_key_problem() && error.to_string().contains("--key"), "{error}");
+        }
         assert_eq!(
-            failed(end).to_string(),
+            both(Some(100_663_406), "Card removed").to_string(),
+            "gpg could not get the session key: Card removed"
+        );
+        assert_eq!(
+            both(None, "").to_string(),
             "the message can't be opened with the keys of gpg: it is encrypted to AAAA, BBBB; give the secret key of \
              one of them"
         );
+    }
+
+    #[test]
+    fn other_failures_are_told_in_the_last_words_of_gpg() {
+        let failed = |log: &str| session_key(log.as_bytes(), "").unwrap_err();
+        assert!(matches!(failed("[GNUPG:] NODATA 3\ngpg: packet(1) with unknown version 6\n"), Error::GpgTooOld));
         assert_eq!(
-            failed("gpg: a\ngpg: b\x1b\ngpg: session key: '9:00'\n\n").to_string(),
+            failed("gpg: a\ngpg: b\x1b\ngpg: session key: '9:00'\n[GNUPG:] FAILURE x 1\n\n").to_string(),
             "gpg could not get the session key: b "
         );
         assert_eq!(failed("").to_string(), "gpg could not get the session key: it did not say why");
+        assert_eq!(failed("[GNUPG:] ERROR pkdecrypt_failed x\n").to_string(), failed("").to_string());
     }
 }

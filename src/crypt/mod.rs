@@ -22,6 +22,7 @@
 //! - `certificate`: whom to seal to: public keys, and whether they are fit for it
 //! - `fingerprint`: the name of a key
 //! - `secret_key`: keys of owners and hosts: generated, parsed, unlocked
+//! - `numbers`: secret numbers that GnuPG writes with zeros in front
 //! - `seal`: an audience, its session key, and when to take a new one
 //! - `seipd1`, `seipd2`: the encrypted packet of each version
 //! - `framing`: packet headers
@@ -37,6 +38,7 @@ mod fingerprint;
 mod framing;
 mod gpg;
 mod kept;
+mod numbers;
 mod open;
 mod seal;
 mod secret_key;

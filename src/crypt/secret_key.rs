@@ -18,7 +18,7 @@ use sequoia_openpgp::types::{Features, HashAlgorithm, KeyFlags};
 use sequoia_openpgp::{Cert, Packet};
 
 use super::certificate::{name, parse_one};
-use super::{Certificate, Error, Fingerprint};
+use super::{Certificate, Error, Fingerprint, numbers};
 
 /// The standard that a new key follows, and with it all that is sealed to it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -152,8 +152,8 @@ impl SecretKey {
     pub fn unlock(self, passphrase: &Passphrase) -> Result<Self, Error> {
         let mut open = Vec::new();
         for key in self.secrets() {
-            // It fails for a wrong passphrase, and for a part that is open already.
-            if let Ok(secret) = key.key().clone().decrypt_secret(&passphrase.0) {
+            // `None` for another passphrase, and for a part that is open already.
+            if let Some(secret) = numbers::unlock(key.key().clone(), &passphrase.0) {
                 open.push(match key.primary() {
                     true => Packet::from(secret.role_into_primary()),
                     false => Packet::from(secret.role_into_subordinate()),

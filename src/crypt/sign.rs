@@ -81,7 +81,7 @@ pub fn verify<'m>(message: &'m [u8], known: &[Certificate]) -> Result<(&'m [u8],
     for certificate in with_key(known, &issuers) {
         match verify_by(&signature, document, certificate) {
             Ok(()) => return Ok((document, certificate.fingerprint())),
-            Err(error) => why = Some(error.to_string()),
+            Err(reason) => why = Some(reason),
         }
     }
     match why {
@@ -113,30 +113,27 @@ fn take_apart(message: &[u8]) -> Result<(&[u8], Signature), Error> {
     }
 }
 
-fn verify_by(signature: &Signature, document: &[u8], certificate: &Certificate) -> sequoia_openpgp::Result<()> {
+/// Says what is wrong with the signature, if anything is.
+fn verify_by(signature: &Signature, document: &[u8], certificate: &Certificate) -> Result<(), &'static str> {
     let policy = StandardPolicy::new();
-    policy.signature(signature, HashAlgoSecurity::CollisionResistance)?;
-    let created = signature.signature_creation_time();
-    let created = created.ok_or(bad("it does not say when it was made"))?;
+    let strong = policy.signature(signature, HashAlgoSecurity::CollisionResistance);
+    strong.map_err(|_| "its algorithm is too weak, or not known here")?;
+    let created = signature.signature_creation_time().ok_or("it does not say when it was made")?;
     if signature.typ() != SignatureType::Binary {
-        return Err(bad("it is a signature of another kind").into());
+        return Err("it is a signature of another kind");
     }
     let keys = certificate.cert().keys().with_policy(&policy, created).for_signing().alive().revoked(false);
-    let mut result = Err(bad("its key was not valid for signing when it was made").into());
+    let mut result = Err("its key was not valid for signing when it was made");
     for key in keys.key_handles(signature.get_issuers()) {
         // A key may be valid by itself when its certificate is not.
         if let RevocationStatus::Revoked(_) = key.valid_cert().revocation_status() {
-            return Err(bad("its certificate was revoked").into());
+            return Err("its certificate was revoked");
         }
-        key.valid_cert().alive()?;
-        result = signature.verify_message(key.key(), document);
+        key.valid_cert().alive().map_err(|_| "its certificate was not valid when it was made")?;
+        result = signature.verify_message(key.key(), document).map_err(|_| "it does not fit the document");
         if result.is_ok() {
             break;
         }
     }
     result
-}
-
-fn bad(why: &str) -> sequoia_openpgp::Error {
-    sequoia_openpgp::Error::BadSignature(why.to_owned())
 }

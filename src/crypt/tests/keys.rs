@@ -4,8 +4,10 @@ use std::time::{Duration, SystemTime};
 
 use sequoia_openpgp::Cert;
 use sequoia_openpgp::cert::{CertBuilder, CipherSuite, SubkeyRevocationBuilder};
+use sequoia_openpgp::packet::Tag;
+use sequoia_openpgp::packet::signature::SignatureBuilder;
 use sequoia_openpgp::serialize::MarshalInto;
-use sequoia_openpgp::types::{KeyFlags, ReasonForRevocation};
+use sequoia_openpgp::types::{HashAlgorithm, KeyFlags, ReasonForRevocation, SignatureType};
 
 use super::{PROFILES, host, opened, owner, sealed_to, secret_key};
 use crate::crypt::{Certificate, Error, Opener, Passphrase, Profile, Role, Sealer, SecretKey, Signer};
@@ -91,6 +93,57 @@ fn locked_key_opens_with_its_passphrase_only() {
     }
 }
 
+/// Keys that GnuPG 2.4.7 exported; the passphrase is "secret", and stretched little so that tests are fast.
+const OF_GNUPG: [(&str, &[u8]); 8] = [
+    ("curve25519", include_bytes!("gnupg-2.4/curve25519.asc")),
+    ("nistp256", include_bytes!("gnupg-2.4/nistp256.asc")),
+    ("nistp384", include_bytes!("gnupg-2.4/nistp384.asc")),
+    ("nistp521", include_bytes!("gnupg-2.4/nistp521.asc")),
+    ("brainpoolP256r1", include_bytes!("gnupg-2.4/brainpoolP256r1.asc")),
+    ("brainpoolP384r1", include_bytes!("gnupg-2.4/brainpoolP384r1.asc")),
+    ("brainpoolP512r1", include_bytes!("gnupg-2.4/brainpoolP512r1.asc")),
+    ("rsa2048", include_bytes!("gnupg-2.4/rsa2048.asc")),
+];
+
+#[test]
+fn locked_keys_that_gnupg_exported_open() {
+    for (name, armored) in OF_GNUPG {
+        let key = SecretKey::parse(armored).unwrap();
+        key.certificate().check_recipient().unwrap();
+        assert!(key.is_locked() && key.has_encryption_secret(), "{name}");
+        let message = sealed_to(&[&key], b"hello");
+        let wrong = key.clone().unlock(&passphrase("secrets")).unwrap_err();
+        assert!(matches!(wrong, Error::WrongPassphrase { .. }), "{name}: {wrong}");
+        let key = key.unlock(&passphrase("secret")).unwrap_or_else(|error| panic!("{name}: {error}"));
+        // What is written again is as any program expects it.
+        let again = SecretKey::parse(&key.to_armored().unwrap()).unwrap();
+        for key in [key, again] {
+            assert_eq!(opened(&Opener::new(key.clone()).unwrap(), &message).unwrap(), b"hello", "{name}");
+            assert!(key.signing_pair().is_ok(), "{name}");
+        }
+    }
+}
+
+#[test]
+fn open_key_that_gnupg_exported_opens() {
+    let key = SecretKey::parse(include_bytes!("gnupg-2.4/curve25519-open.asc")).unwrap();
+    assert!(!key.is_locked());
+    let message = sealed_to(&[&key], b"hello");
+    assert_eq!(opened(&Opener::new(key).unwrap(), &message).unwrap(), b"hello");
+}
+
+#[test]
+fn keys_of_gnupg_that_are_not_supported_are_named_as_such() {
+    let error = Certificate::parse(include_bytes!("gnupg-2.4/ed448.asc")).unwrap_err();
+    assert!(matches!(error, Error::KeyVersion { version: 5 }), "{error}");
+    let secp256k1 = Certificate::parse(include_bytes!("gnupg-2.4/secp256k1.asc")).unwrap();
+    let error = secp256k1.check_recipient().unwrap_err().to_string();
+    assert!(
+        error.ends_with(": the algorithm of its primary key (ECDSA on the curve secp256k1) is not supported here"),
+        "{error}"
+    );
+}
+
 #[test]
 fn locked_host_key_does_not_sign() {
     let secret = passphrase("correct horse");
@@ -166,7 +219,10 @@ fn expired_certificate_is_refused() {
     let text = refusal(&cert);
     let (begin, end) = text.split_once("20").unwrap();
     assert_eq!(begin, "cannot encrypt to FINGERPRINT (Alice): its certificate expired on ");
-    assert_eq!(&end[8..], "; ask its owner for a renewed one");
+    assert_eq!(
+        &end[8..],
+        "; ask its owner for a renewed certificate; a repository takes it with `brackfs recipients update`"
+    );
 }
 
 #[test]
@@ -174,6 +230,85 @@ fn expired_encryption_key_is_refused() {
     let (cert, _) = alice().add_subkey(KeyFlags::empty().set_storage_encryption(), DAY, None).generate().unwrap();
     let text = refusal(&cert);
     assert!(text.starts_with("cannot encrypt to FINGERPRINT (Alice): its encryption key expired on 20"), "{text}");
+}
+
+#[test]
+fn certificate_from_the_future_is_refused_with_both_times() {
+    let later = SystemTime::now() + DAY;
+    let from = |time| CertBuilder::new().add_userid("Alice").set_creation_time(time);
+    // The whole certificate, then only its encryption key.
+    let (whole, _) = from(later).add_storage_encryption_subkey().generate().unwrap();
+    let (cert, _) = alice().generate().unwrap();
+    let mut primary = cert.primary_key().key().clone().parts_into_secret().unwrap().into_keypair().unwrap();
+    let (other, _) = from(later).add_storage_encryption_subkey().generate().unwrap();
+    let subkey = other.keys().subkeys().next().unwrap().key().clone();
+    let binding = SignatureBuilder::new(SignatureType::SubkeyBinding)
+        .set_key_flags(KeyFlags::empty().set_storage_encryption())
+        .unwrap()
+        .set_signature_creation_time(later)
+        .unwrap();
+    let binding = subkey.bind(&mut primary, &cert, binding).unwrap();
+    let (part, _) = cert.insert_packets([sequoia_openpgp::Packet::from(subkey), binding.into()]).unwrap();
+    for (cert, what) in [(whole, "certificate"), (part, "encryption key")] {
+        let text = refusal(&cert);
+        let begin = format!("cannot encrypt to FINGERPRINT (Alice): its {what} is not valid before 20");
+        assert!(text.starts_with(&begin) && text.contains("the clock of this machine says 20"), "{text}");
+    }
+}
+
+#[test]
+fn certificate_that_weak_or_no_signatures_vouch_for_is_refused() {
+    let (cert, _) = alice().add_storage_encryption_subkey().generate().unwrap();
+    let naked = cert.clone().retain_userids(|_| false).into_packets().filter(|packet| packet.tag() != Tag::Signature);
+    let naked = Cert::from_packets(naked.collect::<Vec<_>>().into_iter()).unwrap();
+    assert!(refusal(&naked).contains("its owner's signatures on it are missing or wrong"));
+    // With SHA-1, as an old gpg made it.
+    let mut primary = cert.primary_key().key().clone().parts_into_secret().unwrap().into_keypair().unwrap();
+    let user_id = cert.userids().next().unwrap().userid().clone();
+    let weak = SignatureBuilder::new(SignatureType::PositiveCertification).set_hash_algo(HashAlgorithm::SHA1);
+    let weak = user_id.bind(&mut primary, &cert, weak).unwrap();
+    let key = cert.primary_key().key().clone();
+    let weak = Cert::from_packets([key.into(), user_id.into(), weak.into()].into_iter()).unwrap();
+    let text = refusal(&weak);
+    assert!(text.contains("too weak (SHA-1)"), "{text}");
+}
+
+#[test]
+fn expiry_is_when_the_last_encryption_key_ends() {
+    let storage = || KeyFlags::empty().set_storage_encryption();
+    let made = SystemTime::now() - 2 * DAY;
+    let days = |cert: CertBuilder<'_>| {
+        let (cert, _) = cert.set_creation_time(made).generate().unwrap();
+        let expiry = certificate(&cert).expiry()?;
+        Some((expiry.duration_since(made).unwrap().as_secs() + 1) / DAY.as_secs())
+    };
+    assert_eq!(days(alice().add_subkey(storage(), None, None)), None);
+    assert_eq!(days(alice().add_subkey(storage(), 5 * DAY, None).add_subkey(storage(), 9 * DAY, None)), Some(9));
+    assert_eq!(days(alice().add_subkey(storage(), 5 * DAY, None).add_subkey(storage(), None, None)), None);
+    let ends = alice().set_validity_period(7 * DAY);
+    assert_eq!(days(ends.add_subkey(storage(), 9 * DAY, None)), Some(7));
+    assert_eq!(days(alice().add_subkey(storage(), DAY, None)), None);
+}
+
+#[test]
+fn renewed_certificate_is_merged_with_the_old_one() {
+    let storage = KeyFlags::empty().set_storage_encryption();
+    let (cert, _) = alice().set_validity_period(DAY).add_subkey(storage, 90 * DAY, None).generate().unwrap();
+    let old = certificate(&cert);
+    assert!(matches!(old.check_recipient(), Err(Error::Expired { .. })));
+    let mut primary = cert.primary_key().key().clone().parts_into_secret().unwrap().into_keypair().unwrap();
+    let policy = sequoia_openpgp::policy::StandardPolicy::new();
+    let (then, end) = (SystemTime::now() - 2 * DAY + DAY / 2, SystemTime::now() + 30 * DAY);
+    let renewal = cert.set_expiration_time(&policy, then, &mut primary, Some(end)).unwrap();
+    let (renewed, _) = cert.clone().insert_packets(renewal).unwrap();
+    let renewed = certificate(&renewed);
+    let merged = old.merged_with(&renewed).unwrap();
+    merged.check_recipient().unwrap();
+    // The order does not matter, and a second time changes nothing.
+    let bytes = merged.to_bytes().unwrap();
+    assert_eq!(renewed.merged_with(&old).unwrap().to_bytes().unwrap(), bytes);
+    assert_eq!(merged.merged_with(&renewed).unwrap().to_bytes().unwrap(), bytes);
+    assert!(merged.merged_with(&owner(Profile::Rfc4880).certificate()).is_err());
 }
 
 #[test]
@@ -220,8 +355,6 @@ fn certificate_for_signing_only_is_refused() {
 fn weak_encryption_key_is_refused() {
     use sequoia_openpgp::packet::Key;
     use sequoia_openpgp::packet::key::{Key4, SecretParts, SubordinateRole};
-    use sequoia_openpgp::packet::signature::SignatureBuilder;
-    use sequoia_openpgp::types::SignatureType;
     let (cert, _) = alice().generate().unwrap();
     let mut primary = cert.primary_key().key().clone().parts_into_secret().unwrap().into_keypair().unwrap();
     let weak: Key<SecretParts, SubordinateRole> = Key4::generate_rsa(1024).unwrap().into();
@@ -245,10 +378,7 @@ fn newest_encryption_key_is_taken() {
     let (newer, _) = CertBuilder::new().add_subkey(storage(), None, None).generate().unwrap();
     let mut primary = cert.primary_key().key().clone().parts_into_secret().unwrap().into_keypair().unwrap();
     let subkey = newer.keys().subkeys().next().unwrap().key().clone();
-    let binding =
-        sequoia_openpgp::packet::signature::SignatureBuilder::new(sequoia_openpgp::types::SignatureType::SubkeyBinding)
-            .set_key_flags(storage())
-            .unwrap();
+    let binding = SignatureBuilder::new(SignatureType::SubkeyBinding).set_key_flags(storage()).unwrap();
     let binding = subkey.bind(&mut primary, &cert, binding).unwrap();
     let (cert, _) = cert.insert_packets([sequoia_openpgp::Packet::from(subkey.clone()), binding.into()]).unwrap();
     let newest = certificate(&cert).encryption_key().unwrap().fingerprint();
