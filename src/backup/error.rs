@@ -66,6 +66,14 @@ pub enum Error {
         /// The generation that both wanted.
         found: u64,
     },
+    /// What this run wrote first is gone.
+    #[error(
+        "the repository was set back while this backup was writing to it (the object of generation {generation} is gone); nothing more was written. Run the backup again"
+    )]
+    SetBack {
+        /// The generation of this run.
+        generation: u64,
+    },
     /// A dry run has nothing to compare with.
     #[error("{source}. A backup builds it anew by itself; a dry run changes nothing, so it can't")]
     NothingToCompare {

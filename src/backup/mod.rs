@@ -7,7 +7,6 @@
 //! ```
 //!
 //! - [`session`]: the lock, and a catalog that agrees with the repository, before anything is written
-//! - [`leftovers`]: what a run left that did not come to its end
 //! - [`scope`]: what is backed up; [`list`] reads lists of paths, [`selection`] holds them
 //! - [`walk`]: lists, compares with the catalog, asks for what changed to be read
 //! - [`ahead`], [`found`]: helpers look into directories before the walk gets there
@@ -35,7 +34,6 @@ mod engine;
 mod error;
 mod event;
 mod found;
-mod leftovers;
 mod limits;
 mod list;
 mod nodes;
@@ -69,7 +67,7 @@ use crossbeam_channel::{bounded, unbounded};
 pub use error::Error;
 
 use crate::catalog::stats::{Identity, Stats};
-use crate::catalog::{Catalog, DirectoryId, SnapshotRow, SourceRow};
+use crate::catalog::{Catalog, DirectoryId, Presence, SnapshotRow, SourceRow};
 use crate::format::entry::{Content, Entry, Subtree};
 use crate::format::id::{SnapshotId, SourceId};
 use crate::format::name::SnapshotName;
@@ -265,7 +263,6 @@ pub fn run(
         preview.run(look(repository, state, monitor, stop)?, rules(&scope, options, (mounts, forbidden)))?
     } else {
         let (session, mut catalog) = Session::open(repository, state, options, monitor, stop)?;
-        leftovers::clear(&session, &mut catalog, monitor)?;
         problems += session.lost_packs;
         let source = find_source(&session, &mut catalog, &scope.name)?;
         expect_as_before(&catalog, Some(source.0), monitor)?;
@@ -373,7 +370,7 @@ impl Run<'_> {
             let (small, small_out) = bounded(EVENTS);
             let (large, large_out) = bounded(EVENTS);
 
-            let packs = Arc::new(OpenPacks::new(target, full, done_in.clone()));
+            let packs = Arc::new(OpenPacks::new(target, self.session.run, full, done_in.clone()));
             for _ in 0..workers {
                 let (plain, buffers, packs) = (plain_out.clone(), buffers_in.clone(), packs.clone());
                 let (sealer, level) = (sealer.clone(), self.options.compression);
@@ -506,7 +503,7 @@ impl Run<'_> {
             root,
         };
         self.session.writer.put_snapshot(&snapshot)?;
-        engine.catalog.set_written(name.id, Some(statistics.stored_bytes))?;
+        engine.catalog.set_there(name.id, Some(statistics.stored_bytes))?;
         engine.catalog.set_finished()?;
         engine.catalog.commit()?;
         Ok(self.summary(Some(name), counts, engine.tally))
@@ -563,7 +560,7 @@ impl Run<'_> {
             files: statistics.files,
             bytes: statistics.bytes,
             stored_bytes: statistics.stored_bytes,
-            written: false,
+            presence: Presence::Intended,
             root,
         }
     }

@@ -16,6 +16,7 @@ use super::Error;
 use crate::catalog::BlockId;
 use crate::crypt::Sealer;
 use crate::format::block::Encoder;
+use crate::format::id::RunId;
 use crate::format::index::PackKind;
 use crate::format::{BLOCK_SIZE, BlockLocation, Digest, PackId, SEALED_SIZE, name};
 use crate::target::{Spool, Target};
@@ -89,6 +90,7 @@ pub(super) fn seal(
 /// The packs that are being filled, one of each kind.
 pub(super) struct OpenPacks<'t> {
     target: &'t Target,
+    run: RunId,
     data: Mutex<Option<Open>>,
     tree: Mutex<Option<Open>>,
     full: Sender<Full>,
@@ -96,9 +98,9 @@ pub(super) struct OpenPacks<'t> {
 }
 
 impl<'t> OpenPacks<'t> {
-    /// None are open yet. Packs that are full go to `full`; `done` hears of blocks.
-    pub(super) fn new(target: &'t Target, full: Sender<Full>, done: Sender<Done>) -> Self {
-        OpenPacks { target, data: Mutex::default(), tree: Mutex::default(), full, done }
+    /// None are open yet. Packs of `run` that are full go to `full`; `done` hears of blocks.
+    pub(super) fn new(target: &'t Target, run: RunId, full: Sender<Full>, done: Sender<Done>) -> Self {
+        OpenPacks { target, run, data: Mutex::default(), tree: Mutex::default(), full, done }
     }
 
     fn slot(&self, kind: PackKind) -> &Mutex<Option<Open>> {
@@ -114,7 +116,7 @@ impl<'t> OpenPacks<'t> {
         let mut slot = self.slot(kind).lock().unwrap_or_else(PoisonError::into_inner);
         let open = match &mut *slot {
             Some(open) => open,
-            none => none.insert(Open::new(self.target)?),
+            none => none.insert(Open::new(self.target, self.run)?),
         };
         let (ordinal, at) = open.append(bytes)?;
         if self.done.send(Done::Block { block, kind, ordinal, at }).is_err() {
@@ -172,8 +174,8 @@ struct Open {
 }
 
 impl Open {
-    fn new(target: &Target) -> Result<Self, Error> {
-        let pack = PackId::random();
+    fn new(target: &Target, run: RunId) -> Result<Self, Error> {
+        let pack = PackId::of_run(run);
         Ok(Open { pack, spool: target.spool(&name::pack(pack))?, hasher: blake3::Hasher::new(), blocks: 0 })
     }
 

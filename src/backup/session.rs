@@ -1,15 +1,17 @@
 //! A run that may write: it holds the lock, and its catalog claims nothing that the repository does not have.
 
+use std::collections::HashSet;
 use std::path::Path;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Mutex, PoisonError};
 
 use super::{Error, Options};
-use crate::catalog::{Catalog, Trust};
+use crate::catalog::{Catalog, Presence, Trust};
 use crate::crypt::{Certificate, Signer};
 use crate::format::generation::Generation;
 use crate::format::id::RunId;
 use crate::format::name;
-use crate::inventory::{self, Inventory, Standing, host_access, host_key};
+use crate::inventory::{self, Generations, Inventory, Standing, host_access, host_key};
 use crate::monitor::Monitor;
 use crate::repository::{Access, Repository, Writer};
 use crate::source::now;
@@ -23,13 +25,16 @@ pub(super) struct Session<'r> {
     pub(super) trust: Trust,
     /// Opens what this machine signed and may read.
     pub(super) access: Access,
-    /// The last run that wrote did not come to its end.
-    pub(super) after_unfinished: bool,
+    /// Runs that wrote and did not come to their end.
+    unfinished: Vec<RunId>,
     /// The number of this run.
     pub(super) generation: u64,
+    /// Objects above the last generation that do not verify: numbers and lengths.
+    strange: Mutex<Vec<(u64, u64)>>,
     /// Packs that were found to be lost. Each was named.
     pub(super) lost_packs: u64,
-    run: RunId,
+    /// Names this run, and marks its packs.
+    pub(super) run: RunId,
     /// The target knows of this run.
     announced: AtomicBool,
     _lock: Lock,
@@ -57,7 +62,12 @@ impl<'r> Session<'r> {
         let trust = catalog.trust().clone();
         compare(repository, &trust, &host)?;
         let (known, _) = catalog.runs()?;
-        let standing = inventory.standing(&catalog)?;
+        let generations = inventory.generations(&catalog.strange_generations()?)?;
+        catalog.note_strange_generations(&generations.learnt)?;
+        if let Some(words) = generations.words() {
+            monitor.note(&words);
+        }
+        let standing = generations.standing(&catalog)?;
         let last = match standing {
             Standing::AsLeft => known.number,
             Standing::Begun { number, run } => {
@@ -71,15 +81,17 @@ impl<'r> Session<'r> {
             let found = inventory.reconcile(&mut catalog)?;
             monitor.note(&format!("the catalog agrees with the repository now: {}", found.words()));
         }
-        let after_unfinished = catalog.is_unfinished()?;
+        // Generations may have been lost, too.
+        let generation = generations.free_after(last.max(catalog.last_sequence()?))?;
+        let Generations { strange, .. } = generations;
         let mut session = Session {
             repository,
             writer: Writer::new(repository, Signer::new(key)?, &host, &trust.recipients)?,
             trust,
             access,
-            after_unfinished,
-            // Generations may have been lost, too.
-            generation: last.max(catalog.last_sequence()?) + 1,
+            unfinished: catalog.unfinished()?,
+            generation,
+            strange: Mutex::new(strange),
             lost_packs: 0,
             run: RunId::random(),
             announced: AtomicBool::new(false),
@@ -91,7 +103,7 @@ impl<'r> Session<'r> {
             catalog.commit()?;
             session.put_lost_sources(&catalog)?;
         }
-        if session.after_unfinished {
+        if !session.unfinished.is_empty() {
             // What a killed run left in sight may not be on disk yet, and is relied on from here on.
             repository.target().sync(&name::FOLDERS)?;
         }
@@ -99,6 +111,11 @@ impl<'r> Session<'r> {
         let inventory = Inventory { repository, access: &session.access, monitor, stop };
         let found = inventory.recheck(&mut catalog, options.recheck, now().seconds, random)?;
         session.lost_packs = found.condemned.packs;
+        if !session.unfinished.is_empty() {
+            // A run with a copy of this catalog that may be writing at this moment is refused from here on.
+            session.announce(&mut catalog)?;
+            inventory.clear_leftovers(&mut catalog, &session.unfinished)?;
+        }
         Ok((session, catalog))
     }
 
@@ -131,13 +148,31 @@ impl<'r> Session<'r> {
         Ok(catalog.set_run(self.generation, self.run)?)
     }
 
-    /// Makes sure that nobody with a copy of this catalog has begun to write meanwhile: he may have removed what no index
-    /// named yet.
+    /// Makes sure that no other run has begun to write with a copy of this catalog: it may have removed packs that no
+    /// index names yet.
     pub(super) fn still_alone(&self) -> Result<(), Error> {
-        match self.repository.generations()?.last() {
-            Some(found) if *found != self.generation => Err(Error::AtOnce { found: *found }),
-            _ => Ok(()),
+        let mut strange = self.strange.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut there = false;
+        for (number, length) in self.repository.generations()? {
+            there |= number == self.generation;
+            if number <= self.generation || strange.contains(&(number, length)) {
+                continue;
+            }
+            match self.access.generation(self.repository, number) {
+                Ok(_) => return Err(Error::AtOnce { found: number }),
+                // Anyone may have created it.
+                Err(_) => strange.push((number, length)),
+            }
         }
+        if !there {
+            // A listing may lag behind; a look at the object itself does not.
+            let found = self.repository.target().length(&name::generation(self.generation));
+            match found {
+                Err(e) if e.kind == ErrorKind::NotFound => return Err(Error::SetBack { generation: self.generation }),
+                other => _ = other?,
+            }
+        }
+        Ok(())
     }
 }
 
@@ -217,16 +252,19 @@ fn compare(repository: &Repository, trust: &Trust, host: &Certificate) -> Result
     }
 }
 
-/// Finds out about snapshots that a killed run was about to write.
+/// Looks for snapshots that a killed run was about to write, and for those that were not found before: they may have
+/// turned up.
 fn settle_snapshots(repository: &Repository, catalog: &mut Catalog) -> Result<(), Error> {
-    let unsettled: Vec<_> = catalog.snapshots()?.into_iter().filter(|snapshot| !snapshot.written).collect();
+    let mut unsettled: Vec<_> = catalog.snapshots()?;
+    unsettled.retain(|snapshot| snapshot.presence != Presence::There);
     if !unsettled.is_empty() {
-        // Not one by one: that a single one is not found may be because the target is away.
-        let there = repository.snapshots()?;
+        // In one listing: asking one by one takes a round trip each.
+        let there: HashSet<_> = repository.snapshots()?.into_iter().collect();
         for snapshot in unsettled {
-            match there.contains(&snapshot.name) {
-                true => catalog.set_written(snapshot.name.id, None)?,
-                false => catalog.remove_snapshot(snapshot.name.id)?,
+            match (there.contains(&snapshot.name), snapshot.presence) {
+                (true, _) => catalog.set_there(snapshot.name.id, None)?,
+                (false, Presence::Intended) => catalog.set_not_found(snapshot.name.id)?,
+                (false, _) => {}
             }
         }
     }

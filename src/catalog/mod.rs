@@ -44,7 +44,7 @@ pub use directories::{DirectoryId, DirectoryRow, Past, SegmentId, SegmentNode, S
 pub use error::Error;
 pub use packs::{Condemned, KnownPack};
 pub use put_off::{PutOff, SoFar};
-pub use snapshots::{SnapshotRow, SourceRow};
+pub use snapshots::{Presence, SnapshotRow, SourceRow};
 pub use trust::{LastRun, Trust};
 
 use crate::format::RepositoryId;
@@ -52,7 +52,7 @@ use error::Context;
 
 /// The schema's number, in SQLite's `user_version`. There is no way from one to another yet: a catalog of
 /// another number is refused.
-const SCHEMA: i64 = 3;
+const SCHEMA: i64 = 4;
 
 /// Pages of SQLite's cache of what writes, in KiB. Lookups beyond it stay on disk.
 const CACHE_KIB: i64 = 6 << 10;

@@ -65,6 +65,13 @@ impl Catalog {
         find().map_err(self.failed("list packs"))
     }
 
+    /// Packs on the list that the catalog does not know.
+    pub fn unknown_listed(&self) -> Result<u64, Error> {
+        let count = "SELECT count(*) FROM listing WHERE pack NOT IN (SELECT uuid FROM packs)";
+        let found = self.db.query_row(count, [], |row| row.get::<_, i64>(0));
+        Ok(found.map_err(self.failed("list packs"))? as u64)
+    }
+
     /// Whether any pack that may be built upon is on the list.
     pub fn any_listed(&self) -> Result<bool, Error> {
         let any = "SELECT EXISTS (SELECT 1 FROM packs JOIN listing ON listing.pack = uuid WHERE condemned = 0)";

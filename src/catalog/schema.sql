@@ -4,11 +4,14 @@ CREATE TABLE trust (
     generation INTEGER NOT NULL,  -- number of the last run that wrote, and its id
     run BLOB,
     intended INTEGER NOT NULL,    -- number that a run was about to take, and its id
-    intended_run BLOB
+    intended_run BLOB,
+    learnt INTEGER NOT NULL       -- 1: some of it was learnt from listings, so nothing at the target may be removed
 );
 CREATE TABLE recipients (certificate BLOB NOT NULL);
--- Holds the number of a run while that writes, and for as long as what it may have left is not looked after.
-CREATE TABLE unfinished (generation INTEGER PRIMARY KEY);
+-- Runs that began to write, until the next run has dealt with what they may have left at the target.
+CREATE TABLE unfinished (run BLOB PRIMARY KEY) WITHOUT ROWID;
+-- Objects in generation/ that did not verify. They are not opened again while their length stays the same.
+CREATE TABLE strange_generations (number INTEGER PRIMARY KEY, length INTEGER NOT NULL);
 
 CREATE TABLE packs (
     id INTEGER PRIMARY KEY, uuid BLOB NOT NULL UNIQUE, kind INTEGER NOT NULL,
@@ -75,7 +78,7 @@ CREATE TABLE snapshots (
     sequence INTEGER PRIMARY KEY, uuid BLOB NOT NULL UNIQUE, source INTEGER NOT NULL,
     time TEXT NOT NULL, host TEXT NOT NULL, paths BLOB NOT NULL, tags TEXT NOT NULL,
     files INTEGER NOT NULL, bytes INTEGER NOT NULL, stored INTEGER NOT NULL,
-    written INTEGER NOT NULL,     -- the object is at the target
+    presence INTEGER NOT NULL,    -- 0: about to be written; 1: it is at the target; 2: it was not found there
     blocks BLOB,                  -- null: not known
     root BLOB NOT NULL            -- the identity of the root directory, which is in no segment
 );

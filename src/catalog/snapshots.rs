@@ -34,10 +34,35 @@ pub struct SnapshotRow {
     pub bytes: u64,
     /// Bytes that it added.
     pub stored_bytes: u64,
-    /// Whether it is known to be at the target.
-    pub written: bool,
+    /// Whether it is at the target.
+    pub presence: Presence,
     /// The identity of its root directory.
     pub root: Stats,
+}
+
+/// What is known of a snapshot's object.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Presence {
+    /// It was about to be written.
+    Intended,
+    /// It is at the target.
+    There,
+    /// It was looked for and not found. It may turn up: a listing can be incomplete.
+    NotFound,
+}
+
+impl Presence {
+    fn code(self) -> i64 {
+        match self {
+            Presence::Intended => 0,
+            Presence::There => 1,
+            Presence::NotFound => 2,
+        }
+    }
+
+    fn from_code(code: i64) -> Option<Self> {
+        [Presence::Intended, Presence::There, Presence::NotFound].into_iter().find(|presence| presence.code() == code)
+    }
 }
 
 impl Catalog {
@@ -108,7 +133,7 @@ impl Catalog {
                 snapshot.files as i64,
                 snapshot.bytes as i64,
                 snapshot.stored_bytes as i64,
-                snapshot.written,
+                snapshot.presence.code(),
                 bitmap,
                 snapshot.root.0
             ],
@@ -116,25 +141,31 @@ impl Catalog {
         added.map(drop).map_err(self.failed("add a snapshot"))
     }
 
-    /// Notes that a snapshot is at the target, and how many bytes it added, if that is known.
-    pub fn set_written(&self, id: SnapshotId, stored_bytes: Option<u64>) -> Result<(), Error> {
+    /// Records that a snapshot is at the target, and how many bytes it added, if that is known.
+    pub fn set_there(&self, id: SnapshotId, stored_bytes: Option<u64>) -> Result<(), Error> {
         let set = self.db.execute(
-            "UPDATE snapshots SET written = 1, stored = coalesce(?, stored) WHERE uuid = ?",
+            "UPDATE snapshots SET presence = 1, stored = coalesce(?, stored) WHERE uuid = ?",
             params![stored_bytes.map(|bytes| bytes as i64), id.0],
         );
         set.map(drop).map_err(self.failed("note a snapshot"))
     }
 
-    /// Forgets a snapshot that never reached the target. What its source's root holds is in no snapshot then, so
-    /// the next run must not take it for unchanged.
-    pub fn remove_snapshot(&self, id: SnapshotId) -> Result<(), Error> {
-        let remove = || {
+    /// Records that a snapshot was not found at the target. Its source's root directory may be in no snapshot now, so the
+    /// next run must not take it for unchanged.
+    pub fn set_not_found(&self, id: SnapshotId) -> Result<(), Error> {
+        let set = || {
             let unlink = "UPDATE directories SET linked = 0
                  WHERE parent = (SELECT -source FROM snapshots WHERE uuid = ?)";
             self.db.execute(unlink, [id.0])?;
-            self.db.execute("DELETE FROM snapshots WHERE uuid = ?", [id.0])
+            self.db.execute("UPDATE snapshots SET presence = 2 WHERE uuid = ?", [id.0])
         };
-        remove().map(drop).map_err(self.failed("remove a snapshot"))
+        set().map(drop).map_err(self.failed("note a snapshot"))
+    }
+
+    /// Forgets a snapshot of this number that was not found at the target.
+    pub fn forget_not_found(&self, sequence: u64) -> Result<(), Error> {
+        let removed = self.db.execute("DELETE FROM snapshots WHERE sequence = ? AND presence = 2", [sequence as i64]);
+        removed.map(drop).map_err(self.failed("remove a snapshot"))
     }
 
     /// All snapshots, oldest first.
@@ -160,7 +191,7 @@ impl Catalog {
         let raw = self
             .db
             .query_row(
-                &format!("{SNAPSHOT} WHERE source = ? AND written ORDER BY sequence DESC LIMIT 1"),
+                &format!("{SNAPSHOT} WHERE source = ? AND presence = 1 ORDER BY sequence DESC LIMIT 1"),
                 [source.0],
                 |row| Ok((raw_snapshot(row)?, row.get(11)?)),
             )
@@ -204,7 +235,7 @@ impl Catalog {
     /// Files and bytes of the newest snapshot of a source that is at the target.
     pub fn latest_size(&self, source: SourceRow) -> Result<Option<(u64, u64)>, Error> {
         let size = self.db.query_row(
-            "SELECT files, bytes FROM snapshots WHERE source = ? AND written ORDER BY sequence DESC LIMIT 1",
+            "SELECT files, bytes FROM snapshots WHERE source = ? AND presence = 1 ORDER BY sequence DESC LIMIT 1",
             [source.0],
             |row| Ok((row.get::<_, i64>(0)? as u64, row.get::<_, i64>(1)? as u64)),
         );
@@ -224,7 +255,7 @@ impl Catalog {
             files: raw.files as u64,
             bytes: raw.bytes as u64,
             stored_bytes: raw.stored_bytes as u64,
-            written: raw.written,
+            presence: Presence::from_code(raw.presence).ok_or_else(|| self.damaged("a snapshot of no known state"))?,
             root: Stats(raw.root),
         })
     }
@@ -235,7 +266,7 @@ impl Catalog {
 }
 
 const SNAPSHOT: &str = "SELECT sequence, snapshots.uuid, sources.uuid, sources.name, time, host, paths, tags, files,
-     bytes, stored, blocks, written, root FROM snapshots JOIN sources ON sources.id = source";
+     bytes, stored, blocks, presence, root FROM snapshots JOIN sources ON sources.id = source";
 
 struct RawSnapshot {
     sequence: i64,
@@ -249,7 +280,7 @@ struct RawSnapshot {
     files: i64,
     bytes: i64,
     stored_bytes: i64,
-    written: bool,
+    presence: i64,
     root: Vec<u8>,
 }
 
@@ -266,7 +297,7 @@ fn raw_snapshot(row: &Row<'_>) -> rusqlite::Result<RawSnapshot> {
         files: row.get(8)?,
         bytes: row.get(9)?,
         stored_bytes: row.get(10)?,
-        written: row.get(12)?,
+        presence: row.get(12)?,
         root: row.get(13)?,
     })
 }

@@ -39,7 +39,7 @@ pub struct LastRun {
 impl Trust {
     pub(super) fn insert(&self, db: &Connection) -> rusqlite::Result<()> {
         db.execute(
-            "INSERT INTO trust VALUES (?, ?, ?, ?, ?, 0, NULL, 0, NULL)",
+            "INSERT INTO trust VALUES (?, ?, ?, ?, ?, 0, NULL, 0, NULL, 0)",
             params![
                 self.repository.as_bytes(),
                 self.catalog.as_bytes(),
@@ -102,29 +102,62 @@ impl Catalog {
         Ok(())
     }
 
-    /// Says that a run is about to write its generation. It is unfinished from now on.
+    /// Records that a run is about to write its generation, and packs after that. It is unfinished from now on.
     pub fn intend_run(&self, number: u64, run: RunId) -> Result<(), Error> {
         let set = || {
             let values = params![number as i64, run.as_bytes()];
-            self.db.execute("UPDATE trust SET intended = ?, intended_run = ?", values)
+            self.db.execute("UPDATE trust SET intended = ?, intended_run = ?", values)?;
+            self.db.execute("INSERT OR IGNORE INTO unfinished VALUES (?)", [run.as_bytes()])
         };
-        set().map_err(self.failed("note the generation"))?;
-        self.set_unfinished(number)
+        set().map(drop).map_err(self.failed("note the generation"))
     }
 
-    /// Says that what a run may have left is to be looked after.
-    pub fn set_unfinished(&self, number: u64) -> Result<(), Error> {
-        let set = self.db.execute("INSERT OR IGNORE INTO unfinished VALUES (?)", [number as i64]);
-        set.map(drop).map_err(self.failed("note the beginning of a run"))
+    /// Runs that began to write and did not come to their end.
+    pub fn unfinished(&self) -> Result<Vec<RunId>, Error> {
+        let find = || {
+            let mut statement = self.db.prepare("SELECT run FROM unfinished")?;
+            statement.query_map([], |row| row.get(0))?.collect::<rusqlite::Result<Vec<Vec<u8>>>>()
+        };
+        let runs = find().map_err(self.failed("read whether the last run came to its end"))?;
+        runs.iter().map(|run| RunId::from_slice(run).map_err(|e| self.damaged(e))).collect()
     }
 
-    /// Whether a run that wrote did not come to its end.
-    pub fn is_unfinished(&self) -> Result<bool, Error> {
-        let found = self.db.query_row("SELECT EXISTS (SELECT 1 FROM unfinished)", [], |row| row.get(0));
-        found.map_err(self.failed("read whether the last run came to its end"))
+    /// Records that some of the catalog was learnt from what the target listed. A listing may be incomplete, so from now on
+    /// nothing may be removed on the strength of this catalog.
+    pub fn set_learnt(&self) -> Result<(), Error> {
+        let set = self.db.execute("UPDATE trust SET learnt = 1", []);
+        set.map(drop).map_err(self.failed("note that the catalog was compared"))
     }
 
-    /// Says that the run came to its end, and that those before it left nothing behind.
+    /// Whether some of the catalog was learnt from listings.
+    pub fn is_learnt(&self) -> Result<bool, Error> {
+        let found = self.db.query_row("SELECT learnt <> 0 FROM trust", [], |row| row.get(0));
+        found.map_err(self.failed("read whether the catalog was compared"))
+    }
+
+    /// Numbers and lengths of generation objects that did not verify, ascending.
+    pub fn strange_generations(&self) -> Result<Vec<(u64, u64)>, Error> {
+        let find = || {
+            let mut statement = self.db.prepare("SELECT number, length FROM strange_generations ORDER BY number")?;
+            let rows =
+                statement.query_map([], |row| Ok((row.get::<_, i64>(0)? as u64, row.get::<_, i64>(1)? as u64)))?;
+            rows.collect::<rusqlite::Result<Vec<_>>>()
+        };
+        find().map_err(self.failed("read generations"))
+    }
+
+    /// Remembers generation objects that did not verify.
+    pub fn note_strange_generations(&self, objects: &[(u64, u64)]) -> Result<(), Error> {
+        let add = || {
+            let mut statement = self.db.prepare_cached("INSERT OR REPLACE INTO strange_generations VALUES (?, ?)")?;
+            objects
+                .iter()
+                .try_for_each(|(number, length)| statement.execute([*number as i64, *length as i64]).map(drop))
+        };
+        add().map_err(self.failed("note generations"))
+    }
+
+    /// Records that the run came to its end, and that what the runs before it left was dealt with.
     pub fn set_finished(&self) -> Result<(), Error> {
         let set = self.db.execute("DELETE FROM unfinished", []);
         set.map(drop).map_err(self.failed("note the end of a run"))

@@ -4,13 +4,14 @@
 //! every block that a file needs lies within a pack of the right length, and no snapshot is missing from the
 //! chain in which each names the one before. Documents for those who write open, too, sums say of every pack
 //! what the signed indexes say, and keys have the fingerprints that they are named for. Packs that indexes name
-//! are there, with their length. With the data: every chunk verifies, those that only an index knows too, and every
+//! are there, with their length, and each pack that a snapshot needs is named by an index: otherwise an index is
+//! missing, and a rebuilt catalog would not know the pack. With the data: every chunk verifies, those that only an index knows too, and every
 //! pack has the digest that its sums say. Nothing is changed.
 //!
 //! Subtrees and chunks that several snapshots share are looked at once; of each, a digest's head and a place
 //! are held.
 
-use std::collections::{HashMap, HashSet};
+use std::collections::{BTreeSet, HashMap, HashSet};
 use std::ffi::OsStr;
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
@@ -77,11 +78,18 @@ pub fn check(reader: &Reader, read_data: bool, monitor: &dyn Monitor, stop: &Ato
         directories: HashSet::new(),
         chunks: HashSet::new(),
         indexed: HashMap::new(),
+        lacking: HashMap::new(),
+        unindexed: BTreeSet::new(),
+        unreadable: None,
         opened: false,
         summary: Summary::default(),
     };
+    run.indexes(&indexes)?;
     run.snapshots(names)?;
-    run.indexes(indexes)?;
+    if read_data {
+        run.unread_chunks(&indexes)?;
+    }
+    run.strangers();
     run.documents()?;
     run.sums()?;
     run.keys()?;
@@ -100,6 +108,12 @@ struct Run<'a> {
     chunks: HashSet<Seen>,
     /// What the indexes say of packs: the index, and the pack's digest.
     indexed: HashMap<PackId, (ObjectId, Digest)>,
+    /// Packs that no index names, by the directories that were looked at and need them.
+    lacking: HashMap<(Seen, u64), BTreeSet<PackId>>,
+    /// All packs that snapshots need and no index names.
+    unindexed: BTreeSet<PackId>,
+    /// An index that cannot be read, if there is one.
+    unreadable: Option<String>,
     /// Something was opened, so the key is right.
     opened: bool,
     summary: Summary,
@@ -113,6 +127,18 @@ fn seen(at: &BlockLocation, chunk: &ChunkRef) -> Seen {
     let [a, b, c, d, e, f, g, h, ..] = *at.pack.as_bytes();
     let place = at.offset.wrapping_mul(BLOCK_SIZE as u64).wrapping_add(chunk.start.into());
     (chunk.digest.head() ^ i64::from_be_bytes([a, b, c, d, e, f, g, h]), place)
+}
+
+/// A directory that the check is in.
+struct Level {
+    key: Option<(Seen, u64)>,
+    /// Packs that it needs, with all that was looked at below it so far, and that no index names.
+    lacking: BTreeSet<PackId>,
+}
+
+/// Stands for a directory, unless that is empty.
+fn key(directory: &Directory) -> Option<(Seen, u64)> {
+    directory.node().map(|(location, chunk)| (seen(location, chunk), directory.below()))
 }
 
 impl Run<'_> {
@@ -140,7 +166,19 @@ impl Run<'_> {
                 self.problem(&object, &error.to_string());
             }
             let shown = PathBuf::from(source.unwrap_or_else(|_| name.source.to_string())).join(&name.time);
-            self.tree(&root, shown)?;
+            let lacking = self.tree(&root, shown)?;
+            if let Some(first) = lacking.first() {
+                let (count, first) = (lacking.len(), name::pack(*first));
+                let cause = match &self.unreadable {
+                    Some(index) => format!("{index} cannot be read"),
+                    None => format!("an object is missing from {}", name::INDEX),
+                };
+                let why = format!(
+                    "no index names {count} of the packs that it needs (such as {first}): {cause}, and a rebuilt catalog will not know these packs"
+                );
+                self.problem(&object, &why);
+                self.unindexed.extend(lacking);
+            }
         }
         Ok(())
     }
@@ -155,10 +193,13 @@ impl Run<'_> {
         Ok(())
     }
 
-    /// Everything below a root that was not looked at yet.
-    fn tree(&mut self, root: &Listed, mut path: PathBuf) -> Result<(), Error> {
-        let Some(top) = self.new_directory(root) else { return Ok(()) };
+    /// Looks at everything below a root that was not looked at yet. Returns the packs that the tree needs and that no index
+    /// names.
+    fn tree(&mut self, root: &Listed, mut path: PathBuf) -> Result<BTreeSet<PackId>, Error> {
+        let Some(top) = self.new_directory(root) else { return Ok(self.lacking_below(root)) };
+        let mut levels = vec![self.level(&top)];
         let mut walk = Walk::new(self.reader, top);
+        let mut whole = BTreeSet::new();
         while let Some(step) = walk.step() {
             if self.stop.load(Ordering::Relaxed) {
                 return Err(Error::Interrupted);
@@ -166,40 +207,90 @@ impl Run<'_> {
             match step {
                 Step::Entry(child) => {
                     path.push(OsStr::from_bytes(&child.entry().name));
-                    match (child.directory().is_some(), self.new_directory(&child)) {
-                        (true, Some(below)) => walk.enter(below),
-                        (true, None) => _ = path.pop(),
-                        (false, _) => {
-                            self.file(child, &path);
-                            path.pop();
+                    let lacking = match (child.directory().is_some(), self.new_directory(&child)) {
+                        (true, Some(below)) => {
+                            levels.push(self.level(&below));
+                            walk.enter(below);
+                            continue;
                         }
+                        (true, None) => self.lacking_below(&child),
+                        (false, _) => self.file(child, &path),
+                    };
+                    path.pop();
+                    if let Some(level) = levels.last_mut() {
+                        level.lacking.extend(lacking);
                     }
                 }
                 Step::Failed(error) => self.problem(&path, &error.to_string()),
-                Step::Leave => _ = path.pop(),
+                Step::Leave => {
+                    path.pop();
+                    let Some(Level { key, lacking }) = levels.pop() else { continue };
+                    levels.last_mut().map_or(&mut whole, |above| &mut above.lacking).extend(&lacking);
+                    if let (Some(key), false) = (key, lacking.is_empty()) {
+                        self.lacking.insert(key, lacking);
+                    }
+                }
             }
         }
-        Ok(())
+        Ok(whole)
+    }
+
+    /// Begins a directory.
+    fn level(&self, directory: &Directory) -> Level {
+        let pack = directory.node().map(|(location, _)| location.pack);
+        Level { key: key(directory), lacking: pack.filter(|pack| self.is_unindexed(*pack)).into_iter().collect() }
+    }
+
+    /// Packs that no index names and that a directory needs which was looked at before.
+    fn lacking_below(&self, listed: &Listed) -> BTreeSet<PackId> {
+        let key = listed.directory().and_then(|directory| key(&directory));
+        key.and_then(|key| self.lacking.get(&key)).cloned().unwrap_or_default()
+    }
+
+    /// Whether a pack is there and in no index. One that is not there is lost, which is said elsewhere.
+    fn is_unindexed(&self, pack: PackId) -> bool {
+        !self.indexed.contains_key(&pack) && self.packs.contains_key(&pack)
+    }
+
+    /// Says how many packs are neither in an index nor needed.
+    fn strangers(&self) {
+        let stranger = |pack: &PackId| !self.indexed.contains_key(pack) && !self.unindexed.contains(pack);
+        let (mut count, mut bytes) = (0u64, 0u64);
+        for (_, length) in self.packs.iter().filter(|(pack, _)| stranger(pack)) {
+            count += 1;
+            bytes = bytes.saturating_add(*length);
+        }
+        if count > 0 {
+            let packs = if count == 1 { "1 pack".to_owned() } else { format!("{count} packs") };
+            self.monitor.note(&format!(
+                "{packs} in {} ({bytes} bytes) that no index names and no snapshot needs: written by a backup that is running or was broken off. They take space and do no harm",
+                name::PACKS
+            ));
+        }
     }
 
     /// The directory, if it is one that was not looked at yet.
     fn new_directory(&mut self, listed: &Listed) -> Option<Directory> {
         let directory = listed.directory()?;
-        let new = match directory.node() {
-            Some((location, chunk)) => self.directories.insert((seen(location, chunk), directory.below())),
-            None => true,
-        };
+        let new = key(&directory).is_none_or(|key| self.directories.insert(key));
         self.summary.directories += u64::from(new);
         new.then_some(directory)
     }
 
-    fn file(&mut self, listed: Listed, path: &Path) {
+    /// Looks at a file. Returns the packs that it needs and that no index names.
+    fn file(&mut self, listed: Listed, path: &Path) -> BTreeSet<PackId> {
         self.summary.files += 1;
         let progress = self.monitor.progress();
         progress.at(path);
+        // Of a large file, where the nodes lie that list its chunks.
+        let first = listed.first_block().map(|at| at.pack);
+        let mut lacking: BTreeSet<_> = first.filter(|pack| self.is_unindexed(*pack)).into_iter().collect();
         let file = FileReader::new(listed);
         let (reader, read_data) = (self.reader, self.read_data);
         let result = file.each_chunk(reader, |_, at, chunk| {
+            if self.is_unindexed(at.pack) {
+                lacking.insert(at.pack);
+            }
             if !self.chunks.insert(seen(at, chunk)) {
                 return Ok(());
             }
@@ -216,6 +307,7 @@ impl Run<'_> {
         if let Err(error) = result {
             self.problem(path, &error.to_string());
         }
+        lacking
     }
 
     /// Checks that a block lies within its pack.
@@ -230,21 +322,48 @@ impl Run<'_> {
     }
 
     /// Opens indexes, and compares them with packs. A name that is none of theirs means nothing.
-    fn indexes(&mut self, objects: Vec<String>) -> Result<(), Error> {
+    fn indexes(&mut self, objects: &[String]) -> Result<(), Error> {
         let (access, repository) = (self.reader.access(), self.reader.repository());
         for object in objects {
-            let Some(id) = id_of::<ObjectId>(&object, name::INDEX) else { continue };
+            let Some(id) = id_of::<ObjectId>(object, name::INDEX) else { continue };
+            self.go_on()?;
             match access.index(repository, id) {
                 Ok(index) => {
                     for pack in &index.packs {
-                        self.indexed_pack(&object, pack)?;
+                        self.indexed_pack(object, pack);
                         self.indexed.insert(pack.id, (id, pack.digest));
                     }
                 }
-                Err(error) => self.unopened(Path::new(&object), error.into())?,
+                Err(error) => {
+                    self.unopened(Path::new(object), error.into())?;
+                    self.unreadable.get_or_insert_with(|| object.clone());
+                }
             }
         }
         Ok(())
+    }
+
+    /// Reads chunks that indexes name and that no file led to.
+    fn unread_chunks(&mut self, objects: &[String]) -> Result<(), Error> {
+        let (access, repository) = (self.reader.access(), self.reader.repository());
+        for object in objects {
+            // Indexes that do not open, and packs of another length, were named before.
+            let index = id_of::<ObjectId>(object, name::INDEX).and_then(|id| access.index(repository, id).ok());
+            for pack in index.into_iter().flat_map(|index| index.packs) {
+                if self.packs.get(&pack.id) == Some(&pack.length()) {
+                    self.unread_blocks(object, &pack)?;
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// Ends a run that is told to stop.
+    fn go_on(&self) -> Result<(), Error> {
+        match self.stop.load(Ordering::Relaxed) {
+            true => Err(Error::Interrupted),
+            false => Ok(()),
+        }
     }
 
     /// Opens the other documents that no reader of files needs. A name that is none of theirs means nothing.
@@ -271,24 +390,24 @@ impl Run<'_> {
         Ok(())
     }
 
-    /// Compares what an index says of a pack with the pack; if the data is to be read, every chunk that no file led to.
-    fn indexed_pack(&mut self, index: &str, pack: &IndexedPack) -> Result<(), Error> {
-        let object = name::pack(pack.id);
+    /// Compares the length that an index says of a pack with the pack's.
+    fn indexed_pack(&mut self, index: &str, pack: &IndexedPack) {
         match self.packs.get(&pack.id) {
             Some(length) if *length == pack.length() => {}
             found => {
                 let found = found.map_or("it is missing".to_owned(), |length| format!("it has {length} bytes"));
                 let why = format!("{found}, and {index} says that it has {} bytes", pack.length());
-                self.problem(Path::new(&object), &why);
-                return Ok(());
+                self.problem(Path::new(&name::pack(pack.id)), &why);
             }
         }
+    }
+
+    /// Reads those blocks of a pack that hold a chunk that no file led to.
+    fn unread_blocks(&mut self, index: &str, pack: &IndexedPack) -> Result<(), Error> {
+        let object = name::pack(pack.id);
         let mut offset = 0;
-        let blocks: &[_] = if self.read_data { &pack.blocks } else { &[] };
-        for block in blocks {
-            if self.stop.load(Ordering::Relaxed) {
-                return Err(Error::Interrupted);
-            }
+        for block in &pack.blocks {
+            self.go_on()?;
             let at = BlockLocation { pack: pack.id, offset, length: block.length };
             offset += u64::from(block.length);
             let mut start = 0u32;

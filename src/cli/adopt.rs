@@ -17,9 +17,10 @@ use crate::state::RepositoryState;
 
 /// Make this machine the one that writes to a repository
 ///
-/// A repository is written to by one machine, and by one state directory of it. After this it is this one. Whoever was it
-/// before (the machine that this one replaces, or the other one of two clones) is refused by the next backup there, and
-/// told so. Nothing that was stored is changed.
+/// A repository is written to by one machine, and by one state directory of it. After this it is this one. Another state
+/// directory with the same host key, such as that of a clone, is refused by its next backup. A machine with another host
+/// key cannot verify what this one signs: its next backup says so and goes on, so switch its backups off. Nothing that was
+/// stored is changed.
 ///
 /// If the state directory has the machine's host key for the repository (host.key in the folder named by the repository's
 /// id: brought back from a copy, or put there by hand, readable by its user only), no other key is needed.

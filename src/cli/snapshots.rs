@@ -8,7 +8,7 @@ use serde_json::{Value, json};
 
 use super::common::{Global, READ_ONCE, ReaderArgs};
 use super::show::{name_time, size};
-use crate::catalog::{Catalog, SnapshotRow};
+use crate::catalog::{Catalog, Presence, SnapshotRow};
 use crate::format::snapshot::Snapshot;
 use crate::reader::Reader;
 use crate::repository::Repository;
@@ -60,7 +60,7 @@ pub(super) fn run(args: &Args, global: &Global) -> Result<ExitCode> {
     let mut lines: Vec<Line> = match args.reader.key.is_none() && state.catalog_path().exists() {
         true => {
             let rows = Catalog::view(&state.catalog_path(), repository.id())?.snapshots()?;
-            rows.into_iter().filter(|row| row.written).map(Line::from).collect()
+            rows.into_iter().filter(|row| row.presence == Presence::There).map(Line::from).collect()
         }
         false => from_repository(&args.reader.open(global, &monitor, READ_ONCE)?, &monitor, &mut problems)?,
     };

@@ -97,7 +97,8 @@ uuid_id!(
     "repository id"
 );
 uuid_id!(
-    /// Names a pack. Random, so that nothing has to be known before its first byte is written.
+    /// Names a pack. Its first half is random, so that nothing has to be known before its first byte is written. The
+    /// second half marks it as a pack of its run: see [`PackId::of_run`].
     PackId,
     "pack id"
 );
@@ -122,6 +123,27 @@ uuid_id!(
     RunId,
     "run id"
 );
+
+impl PackId {
+    /// A new identifier for a pack that `run` writes. It looks random to everyone who does not know the run's id.
+    pub fn of_run(run: RunId) -> Self {
+        PackId(marked(*Uuid::new_v4().as_bytes(), run))
+    }
+
+    /// Whether `run` made this identifier.
+    pub fn is_of_run(&self, run: RunId) -> bool {
+        marked(*self.as_bytes(), run) == self.0
+    }
+}
+
+/// A version 4 UUID with the first half of `bytes`, and a second half that follows from that and the run.
+fn marked(mut bytes: [u8; 16], run: RunId) -> Uuid {
+    let (head, tail) = bytes.split_at_mut(8);
+    let mut hasher = blake3::Hasher::new_derive_key("brackfs 2026-11-28 packs of a run");
+    hasher.update(run.as_bytes()).update(head);
+    hasher.finalize_xof().fill(tail);
+    uuid::Builder::from_random_bytes(bytes).into_uuid()
+}
 
 /// Names a snapshot: eight random bytes, written as 16 hexadecimal digits.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
@@ -168,6 +190,17 @@ impl FromStr for SnapshotId {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_run_knows_its_packs_and_no_others() {
+        let [run, other] = [RunId::random(), RunId::random()];
+        for _ in 0..100 {
+            let pack = PackId::of_run(run);
+            assert!(pack.is_of_run(run) && !pack.is_of_run(other));
+            assert_eq!(pack.to_string().parse::<PackId>().unwrap(), pack);
+            assert!(!PackId::random().is_of_run(run));
+        }
+    }
 
     #[test]
     fn ids_have_one_spelling() {

@@ -144,6 +144,9 @@ impl Index {
                     };
                     let (added, removed) = (read_runs(r)?, read_runs(r)?);
                     let (sequence, source) = (r.uint()?, r.text()?.to_owned());
+                    if sequence > name::LAST_NUMBER {
+                        return Err(r.wrong(format!("the snapshot's number {sequence}")));
+                    }
                     if !is_source_name(&source) {
                         return Err(r.wrong(format!("the source name {source:?}")));
                     }

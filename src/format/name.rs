@@ -60,15 +60,19 @@ pub fn secrets(id: ObjectId) -> String {
     format!("{SECRETS}{id}")
 }
 
+/// The highest number of a generation, and of a snapshot: what ten digits can say.
+pub const LAST_NUMBER: u64 = 9_999_999_999;
+
 /// The name of the generation `number`; ten digits, so that they sort as numbers.
 pub fn generation(number: u64) -> String {
     format!("{GENERATION}{number:010}")
 }
 
-/// The number of the generation that an object name stands for.
+/// The number of the generation that an object name stands for. Only a name that [`generation`] makes of a number up to
+/// [`LAST_NUMBER`] stands for one.
 pub fn parse_generation(name: &str) -> Option<u64> {
     let number = name.strip_prefix(GENERATION)?.parse().ok()?;
-    (generation(number) == name).then_some(number)
+    (number <= LAST_NUMBER && generation(number) == name).then_some(number)
 }
 
 /// A recipient's certificate.
@@ -139,7 +143,11 @@ mod tests {
         assert_eq!(parse_pack(&pack(id)), Some(id));
         assert_eq!(parse_pack(&format!("packs/zz/{id}")), None);
         assert_eq!(parse_generation(&generation(7)), Some(7));
-        assert_eq!(parse_generation("generation/7"), None);
+        assert_eq!(parse_generation(&generation(LAST_NUMBER)), Some(LAST_NUMBER));
+        let strange = ["7", "+000000007", " 000000007", "00000000007", "10000000000", "18446744073709551615", "x", ""];
+        for number in strange {
+            assert_eq!(parse_generation(&format!("generation/{number}")), None, "{number}");
+        }
         let name =
             SnapshotName { source: SourceId::random(), time: "20261120T145201Z".into(), id: SnapshotId::random() };
         assert_eq!(SnapshotName::parse(&name.object()).unwrap(), name);

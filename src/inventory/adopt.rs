@@ -35,7 +35,8 @@ pub fn adopt_with_host_key(
     key: SecretKey,
 ) -> Result<Adopted, Error> {
     let (repository, host) = (inventory.repository, key.certificate());
-    let number = repository.generations()?.last().copied().unwrap_or(0);
+    let generations = inventory.generations(&[])?;
+    let number = generations.last.as_ref().map_or(0, |last| last.number);
     let (catalog_id, run) = (CatalogId::random(), RunId::random());
     let (mut catalog, found) = match Catalog::open(&state.catalog_path(), repository.id()) {
         Ok(mut catalog) if catalog.trust().host == host.fingerprint() => {
@@ -49,12 +50,13 @@ pub fn adopt_with_host_key(
             (Catalog::open(&state.catalog_path(), repository.id())?, found)
         }
     };
-    let number = number.max(catalog.runs()?.0.number).max(catalog.last_sequence()?) + 1;
+    let number = generations.free_after(number.max(catalog.runs()?.0.number).max(catalog.last_sequence()?))?;
     catalog.intend_run(number, run)?;
     catalog.commit()?;
     let writer = Writer::new(repository, Signer::new(key)?, &host, &catalog.trust().recipients)?;
     writer.put_generation(&Generation { number, catalog: catalog_id, run })?;
     catalog.set_run(number, run)?;
+    catalog.set_finished()?;
     catalog.commit()?;
     Ok(Adopted { host: host.fingerprint(), generation: number, found })
 }

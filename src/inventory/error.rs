@@ -40,13 +40,11 @@ pub enum Error {
         /// The last generation of this catalog.
         known: u64,
     },
-    /// The last generation can't be read, so nobody knows whose the repository is.
-    #[error(
-        "cannot find out who wrote to this repository last: {source}. If that was this machine, run `brackfs adopt` here"
-    )]
-    Generation {
-        /// What is wrong with it.
-        source: repository::Error,
+    /// Every number for a run is in use, which only objects that no program of ours wrote can bring about.
+    #[error("cannot begin a run: no number is free in {folder}; remove the objects there that brackfs did not write")]
+    NoNumber {
+        /// Where the numbers are.
+        folder: &'static str,
     },
     /// Generations are as they were left, and packs are not there.
     #[error(

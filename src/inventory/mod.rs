@@ -5,18 +5,22 @@
 //! catalog does not know is learnt from signed indexes ([`reconcile`]). A lost catalog is one that knows nothing:
 //! [`rebuild()`] makes an empty one and reconciles it. All of this takes the host key and no other.
 //!
+//! - [`mod@generations`]: which runs are known to have written to it
 //! - [`standing`]: is the repository as this catalog left it, and whose is it?
 //! - [`reconcile`]: packs, blocks, chunks and snapshots as the repository has them
 //! - [`mod@rebuild`]: a new catalog in the place of one that was lost
 //! - [`adopt`]: this machine becomes the one that writes
 //! - [`recheck`]: a few packs each run, so that what a disk lost does not stay unknown
 //! - [`verify`]: everything that the catalog claims, without changing anything
+//! - [`removal`]: what may be removed from a repository, and the only place that removes anything
 
 mod adopt;
 mod error;
+mod generations;
 mod rebuild;
 mod recheck;
 mod reconcile;
+mod removal;
 mod standing;
 mod verify;
 
@@ -24,6 +28,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 
 pub use adopt::{Adopted, adopt_with_host_key, adopt_with_owner_key};
 pub use error::Error;
+pub use generations::Generations;
 pub use rebuild::rebuild;
 pub use recheck::{READ_AGAIN, Rechecked};
 pub use reconcile::Reconciled;

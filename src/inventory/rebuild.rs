@@ -13,14 +13,14 @@ use crate::format::name;
 use crate::format::secrets::Secrets;
 use crate::state::RepositoryState;
 
-/// Makes a catalog from what the repository has, and opens it; the lock must be held. It is that of the writer of the last
-/// generation, which must be one with this host key. One that is there is kept beside it.
+/// Makes a catalog from what the repository has, and opens it; the lock must be held. It becomes
+/// the catalog of the last generation that verifies. An existing catalog is kept under another name.
 pub fn rebuild(
     inventory: &Inventory<'_>,
     state: &RepositoryState,
     host: &Fingerprint,
 ) -> Result<(Catalog, Reconciled), Error> {
-    let last = inventory.last_generation(0)?;
+    let last = inventory.generations(&[])?.last;
     let id = last.as_ref().map_or_else(CatalogId::random, |last| last.catalog);
     let trust = inventory.trust(host, id)?;
     let made = inventory.build(state, trust, |catalog| match &last {
@@ -43,8 +43,6 @@ impl Inventory<'_> {
         let make = || {
             let mut catalog = Catalog::create(&path, trust)?;
             let found = self.reconcile(&mut catalog)?;
-            // Nobody knows how the last run ended.
-            catalog.set_unfinished(0)?;
             finish(&mut catalog)?;
             catalog.close()?;
             Ok(found)

@@ -1,14 +1,16 @@
 //! A catalog learns what the repository has.
 //!
 //! In one transaction: packs are listed; those that the catalog knows and that are missing, or of another length, are
-//! condemned; indexes tell of packs and snapshots that it does not know; snapshots that are gone are dropped. One index
-//! and one snapshot's blocks are held at a time.
+//! condemned; snapshots that are not listed are marked as such, and stay known, since they may turn up; indexes tell of
+//! packs and snapshots that the catalog does not know. One index and one snapshot's blocks are held at a time.
+//!
+//! Listings can be incomplete. So a catalog that was reconciled is marked: see [`Catalog::set_learnt`].
 
 use std::collections::HashSet;
 use std::path::Path;
 
 use super::{Error, Inventory};
-use crate::catalog::{Catalog, Condemned, SnapshotRow};
+use crate::catalog::{Catalog, Condemned, Presence, SnapshotRow};
 use crate::crypt;
 use crate::format::id::{ObjectId, SnapshotId};
 use crate::format::index::{Index, SnapshotBlocks};
@@ -33,6 +35,8 @@ pub struct Reconciled {
     pub unknown_snapshots: u64,
     /// Indexes that could not be used.
     pub unusable_indexes: u64,
+    /// Packs that are there, and that no index names that can be read.
+    pub unknown_packs: u64,
 }
 
 impl Reconciled {
@@ -50,6 +54,7 @@ impl Reconciled {
         say(self.gone_snapshots, "snapshots are gone");
         say(self.unknown_snapshots, "snapshots are in no index that this machine can read");
         say(self.unusable_indexes, "indexes can't be used");
+        say(self.unknown_packs, "packs are in no index that this machine can read, and stay where they are");
         match parts.is_empty() {
             true => "all packs and snapshots are there".to_owned(),
             false => parts.join(", "),
@@ -62,6 +67,7 @@ impl Inventory<'_> {
     pub fn reconcile(&self, catalog: &mut Catalog) -> Result<Reconciled, Error> {
         // What a killed run left in sight may not be on disk yet, and is relied on from here on.
         self.repository.target().sync(&name::FOLDERS)?;
+        catalog.set_learnt()?;
         self.list_packs(catalog)?;
         let condemned = catalog.condemn_unlisted(&mut |pack, found| {
             let what = if found.is_some() { "of another length" } else { "missing" };
@@ -69,9 +75,11 @@ impl Inventory<'_> {
         })?;
         let mut found = Reconciled { condemned, ..Reconciled::default() };
         let there: HashSet<_> = self.repository.snapshots()?.into_iter().map(|name| name.id).collect();
+        let known = self.look_for_snapshots(catalog, &there, &mut found)?;
         let unknown = self.learn_packs(catalog, &mut found)?;
         self.learn_snapshots(catalog, unknown, &there, &mut found)?;
-        self.drop_snapshots(catalog, &there, &mut found)?;
+        found.unknown_snapshots = (there.len() as u64).saturating_sub(known + found.learnt_snapshots);
+        found.unknown_packs = catalog.unknown_listed()?;
         catalog.begin_listing()?;
         catalog.commit()?;
         Ok(found)
@@ -148,9 +156,12 @@ impl Inventory<'_> {
             // It was read a moment ago.
             let Index { snapshot: Some(blocks), .. } = self.access.index(self.repository, id)? else { continue };
             let name = &blocks.snapshot;
+            // Of two histories of the repository, the one that is there counts.
+            catalog.forget_not_found(blocks.sequence)?;
             if catalog.has_snapshot(name.id)? || catalog.has_sequence(blocks.sequence)? {
                 continue;
             }
+            let is_there = there.contains(&name.id);
             let source = match catalog.source_by_id(name.source)? {
                 Some(source) => source,
                 None => catalog.add_source(name.source, &blocks.source)?,
@@ -165,7 +176,7 @@ impl Inventory<'_> {
                 files: blocks.files,
                 bytes: blocks.bytes,
                 stored_bytes: blocks.stored_bytes,
-                written: there.contains(&name.id),
+                presence: if is_there { Presence::There } else { Presence::NotFound },
                 root: Default::default(),
             };
             let base = match &blocks.base {
@@ -181,32 +192,42 @@ impl Inventory<'_> {
                 None => None,
             };
             catalog.add_snapshot(&row, source, used.as_ref())?;
-            found.learnt_snapshots += u64::from(row.written);
+            found.learnt_snapshots += u64::from(is_there);
         }
         Ok(())
     }
 
-    fn drop_snapshots(
+    /// Compares the snapshots that the catalog knows with those that are listed. Returns how many of them are there.
+    fn look_for_snapshots(
         &self,
         catalog: &Catalog,
         there: &HashSet<SnapshotId>,
         found: &mut Reconciled,
-    ) -> Result<(), Error> {
+    ) -> Result<u64, Error> {
         let mut known = 0;
-        for row in catalog.snapshots()? {
-            if there.contains(&row.name.id) {
-                known += 1;
-                continue;
-            }
-            catalog.remove_snapshot(row.name.id)?;
-            if row.written {
-                found.gone_snapshots += 1;
-                let SnapshotRow { name, source, .. } = row;
-                self.monitor.note(&format!("the snapshot {} of {source} ({}) is gone", name.id.short(), name.time));
+        for SnapshotRow { name, source, presence, .. } in catalog.snapshots()? {
+            match (there.contains(&name.id), presence) {
+                (true, presence) => {
+                    known += 1;
+                    if presence != Presence::There {
+                        catalog.set_there(name.id, None)?;
+                    }
+                }
+                (false, Presence::NotFound) => {}
+                (false, presence) => {
+                    catalog.set_not_found(name.id)?;
+                    if presence == Presence::There {
+                        found.gone_snapshots += 1;
+                        self.monitor.note(&format!(
+                            "the snapshot {} of {source} ({}) is gone",
+                            name.id.short(),
+                            name.time
+                        ));
+                    }
+                }
             }
         }
-        found.unknown_snapshots = (there.len() as u64).saturating_sub(known);
-        Ok(())
+        Ok(known)
     }
 }
 

@@ -3,12 +3,10 @@
 //! The writer of a repository is the catalog of its last generation, and a generation names its run. So one look tells
 //! whether anything happened that the catalog does not know of.
 
+use super::generations::Generations;
 use super::{Error, Inventory};
 use crate::catalog::{Catalog, LastRun};
-use crate::crypt;
-use crate::format::generation::Generation;
 use crate::format::id::RunId;
-use crate::repository;
 
 /// How a repository stands to a catalog that is its writer's.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -56,8 +54,15 @@ impl Standing {
 impl Inventory<'_> {
     /// Compares the last generation with what the catalog knows. A repository whose writer is another one is refused.
     pub fn standing(&self, catalog: &Catalog) -> Result<Standing, Error> {
+        self.generations(&catalog.strange_generations()?)?.standing(catalog)
+    }
+}
+
+impl Generations {
+    /// Compares the last of them with what the catalog knows. A repository whose writer is another one is refused.
+    pub fn standing(&self, catalog: &Catalog) -> Result<Standing, Error> {
         let (known, intended) = catalog.runs()?;
-        let Some(last) = self.last_generation(known.number)? else {
+        let Some(last) = &self.last else {
             return Ok(match known.number {
                 0 => Standing::AsLeft,
                 known => Standing::SetBack { found: 0, known },
@@ -74,19 +79,5 @@ impl Inventory<'_> {
             () if found < known.number => Standing::SetBack { found, known: known.number },
             () => Standing::Forgotten { found, known: known.number },
         })
-    }
-
-    /// The last generation at the target; `known`: the last one that is known here, for messages.
-    pub(super) fn last_generation(&self, known: u64) -> Result<Option<Generation>, Error> {
-        let Some(number) = self.repository.generations()?.last().copied() else { return Ok(None) };
-        match self.access.generation(self.repository, number) {
-            Ok(generation) => Ok(Some(generation)),
-            // By a machine with a key of its own: what it writes is neither sealed to this one nor signed by it.
-            Err(
-                repository::Error::Stranger { .. }
-                | repository::Error::Crypt { source: crypt::Error::NoKey { .. }, .. },
-            ) => Err(Error::OtherWriter { found: number, known }),
-            Err(source) => Err(Error::Generation { source }),
-        }
     }
 }

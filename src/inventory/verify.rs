@@ -5,7 +5,7 @@ use std::path::Path;
 
 use super::reconcile::is_foreign;
 use super::{Error, Inventory};
-use crate::catalog::Catalog;
+use crate::catalog::{Catalog, Presence};
 use crate::format::{Digest, PackId, name};
 use crate::target::ObjectInfo;
 
@@ -96,7 +96,7 @@ impl Inventory<'_> {
         }
         let there: HashSet<_> = self.repository.snapshots()?.into_iter().map(|name| name.id).collect();
         let mut snapshots = 0;
-        for row in catalog.snapshots()?.into_iter().filter(|row| row.written) {
+        for row in catalog.snapshots()?.into_iter().filter(|row| row.presence == Presence::There) {
             snapshots += 1;
             let object = row.name.object();
             if !there.contains(&row.name.id) {

@@ -147,10 +147,15 @@ impl Repository {
         self.target.forget(&name::pack(block.pack), block.offset, block.length as usize);
     }
 
-    /// The numbers of all generations, ascending.
-    pub fn generations(&self) -> Result<Vec<u64>, Error> {
-        let objects = self.target.list(name::GENERATION)?;
-        Ok(objects.iter().filter_map(|object| name::parse_generation(&object.name)).collect())
+    /// Numbers and lengths of all objects that are named as generations, ascending. Anyone who may create objects can have
+    /// made them: see [`Access::generation`].
+    pub fn generations(&self) -> Result<Vec<(u64, u64)>, Error> {
+        let mut found = Vec::new();
+        self.target.visit(name::GENERATION, &mut |ObjectInfo { name, length }| {
+            found.extend(name::parse_generation(&name).map(|number| (number, length)));
+        })?;
+        found.sort_unstable();
+        Ok(found)
     }
 
     /// All snapshots by name, oldest first, without opening any. Objects that are none are left out.

@@ -1,0 +1,223 @@
+//! Nothing that a snapshot needs is ever removed: a backup removes what this very catalog recorded as begun and unfinished,
+//! and only while everything at the target is accounted for.
+
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::print_stdout, clippy::print_stderr)]
+
+mod common;
+
+use std::collections::BTreeSet;
+use std::fs;
+use std::io::Write;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+use std::thread::sleep;
+use std::time::Duration;
+
+use common::{Run, Site, noise, settle, tree};
+
+const MIB: usize = 1 << 20;
+
+/// Two snapshots of a source, the second with more in it.
+fn two_snapshots() -> Site {
+    let site = Site::new();
+    site.write("first", noise("first", 2 * MIB));
+    site.write("d/small", "small");
+    site.init();
+    settle();
+    site.backup(&[]).ok();
+    site.write("second", noise("second", 2 * MIB));
+    settle();
+    site.backup(&[]).ok();
+    site
+}
+
+/// A backup of a pipe that has stored packs and committed nothing yet.
+fn writing(site: &Site) -> Child {
+    let before = packs(site);
+    let mut command = site.command(&["backup", "--stdin-filename", "pipe", "--commit-interval", "1h"]);
+    let mut child = command.stdin(Stdio::piped()).stdout(Stdio::null()).stderr(Stdio::piped()).spawn().unwrap();
+    child.stdin.as_mut().unwrap().write_all(&noise("pipe", 40 * MIB)).unwrap();
+    while packs(site).len() < before.len() + 2 {
+        assert!(child.try_wait().unwrap().is_none(), "the backup ended");
+        sleep(Duration::from_millis(5));
+    }
+    child
+}
+
+fn kill(mut child: Child) {
+    child.kill().unwrap();
+    child.wait().unwrap();
+}
+
+fn packs(site: &Site) -> BTreeSet<PathBuf> {
+    let Ok(folders) = fs::read_dir(site.repo().join("packs")) else { return BTreeSet::new() };
+    folders.flat_map(|folder| fs::read_dir(folder.unwrap().path()).unwrap()).map(|file| file.unwrap().path()).collect()
+}
+
+/// Objects in a folder of the repository, the oldest first.
+fn objects(site: &Site, folder: &str) -> Vec<PathBuf> {
+    let folder = site.repo().join(folder);
+    let mut files: Vec<_> =
+        tree(&folder).into_keys().map(|path| folder.join(path)).filter(|path| path.is_file()).collect();
+    files.sort_by_key(|path| fs::metadata(path).unwrap().modified().unwrap());
+    files
+}
+
+/// Moves an object out of the repository. Returns where it is now.
+fn hide(site: &Site, object: &Path) -> PathBuf {
+    let away = site.path().join("away");
+    fs::create_dir_all(&away).unwrap();
+    let to = away.join(object.file_name().unwrap());
+    fs::rename(object, &to).unwrap();
+    to
+}
+
+fn copy(from: &Path, to: &Path) {
+    let _ = fs::remove_dir_all(to);
+    assert!(Command::new("cp").arg("-a").arg(from).arg(to).status().unwrap().success());
+}
+
+#[track_caller]
+fn says(run: &Run, words: &[&str]) {
+    for word in words {
+        assert!(run.stderr.contains(word), "nothing is said of {word:?}\n{run}");
+    }
+}
+
+fn remove_catalog(site: &Site) {
+    let folder = fs::read_dir(site.state()).unwrap().map(|entry| entry.unwrap().path());
+    let folder = folder.into_iter().find(|path| path.join("host.key").exists()).unwrap();
+    for end in ["", "-wal", "-shm"] {
+        let _ = fs::remove_file(folder.join(format!("catalog.sqlite{end}")));
+    }
+}
+
+/// The repository may be copied in part, or list an object late.
+#[test]
+fn a_missing_index_is_named_by_check_and_costs_no_pack() {
+    let site = two_snapshots();
+    let before = packs(&site);
+    let first = objects(&site, "index").remove(0);
+    let hidden = hide(&site, &first);
+    let check = site.brackfs(&["check"]).code(1);
+    // Both snapshots need its packs.
+    says(&check, &["no index names", "an object is missing from index/"]);
+    for snapshot in objects(&site, "snapshots") {
+        says(&check, &[snapshot.file_name().unwrap().to_str().unwrap()]);
+    }
+    remove_catalog(&site);
+    let run = site.backup(&[]).ok();
+    says(&run, &["1 snapshots are in no index", "packs are in no index"]);
+    assert!(before.is_subset(&packs(&site)), "packs are gone\n{run}");
+    // Nor does a run that is killed now give the next one a reason.
+    kill(writing(&site));
+    let before = packs(&site);
+    let run = site.backup(&[]).ok();
+    says(&run, &["is not removed: this machine's catalog was rebuilt"]);
+    assert!(before.is_subset(&packs(&site)), "packs are gone\n{run}");
+    fs::rename(hidden, first).unwrap();
+    site.brackfs(&["check", "--read-data"]).ok();
+}
+
+/// The same without a kill: a catalog that was rebuilt removes nothing, whatever is not listed.
+#[test]
+fn whatever_is_not_accounted_for_keeps_everything() {
+    let site = two_snapshots();
+    kill(writing(&site));
+    let (repo, state) = (site.path().join("repo-then"), site.path().join("state-then"));
+    copy(&site.repo(), &repo);
+    copy(&site.state(), &state);
+    let left = packs(&site);
+
+    type Doubt = (&'static str, fn(&Site));
+    let doubts: [Doubt; 9] = [
+        ("named by no index", |site| _ = hide(site, &objects(site, "index")[0])),
+        ("cannot read an index", |site| fs::write(&objects(site, "index")[0], "damaged").unwrap()),
+        ("not listed", |site| _ = hide(site, &objects(site, "packs")[0])),
+        ("not listed", |site| _ = hide(site, &objects(site, "snapshots")[1])),
+        ("does not know", |site| {
+            let known = objects(site, "snapshots").remove(0);
+            let other = known.to_str().unwrap().rsplit_once('-').unwrap().0.to_owned();
+            fs::copy(&known, format!("{other}-0123456789abcdef")).map(drop).unwrap();
+        }),
+        ("the object before generation/0000000003", |site| {
+            fs::remove_file(site.repo().join("generation/0000000002")).unwrap();
+        }),
+        ("cannot verify generation/0000000007", |site| {
+            fs::write(site.repo().join("generation/0000000007"), "").unwrap();
+        }),
+        ("names packs that no index names", |site| {
+            let id = "ab000000-0000-4000-8000-000000000000";
+            let line = format!("{}  packs/ab/{id}\n", "0".repeat(64));
+            fs::write(site.repo().join("sums/00000000-0000-4000-8000-000000000000"), line).unwrap();
+        }),
+        ("was rebuilt", |site| {
+            remove_catalog(site);
+            site.backup(&[]).ok();
+            kill(writing(site));
+        }),
+    ];
+    for (words, doubt) in doubts {
+        copy(&repo, &site.repo());
+        copy(&state, &site.state());
+        doubt(&site);
+        let there = packs(&site);
+        let run = site.backup(&[]).ok();
+        says(&run, &["is not removed", words]);
+        assert!(there.is_subset(&packs(&site)), "{words}: packs are gone\n{run}");
+    }
+
+    // With everything in its place the same packs go, and nothing else.
+    copy(&repo, &site.repo());
+    copy(&state, &site.state());
+    let run = site.backup(&[]).ok();
+    assert_eq!(run.stderr, "", "{run}");
+    let gone = left.difference(&packs(&site)).count();
+    assert!(gone >= 2, "{gone} of {} packs are gone", left.len());
+    site.brackfs(&["check", "--read-data"]).ok();
+}
+
+/// The image has a run begun and unfinished that went on and made a snapshot after the image was taken.
+#[test]
+fn a_machine_image_from_the_middle_of_a_run_loses_nothing() {
+    let site = two_snapshots();
+    let mut child = writing(&site);
+    let image = site.path().join("image");
+    copy(&site.state(), &image);
+    drop(child.stdin.take());
+    assert!(child.wait().unwrap().success());
+    let (repo, all) = (site.path().join("repo-then"), packs(&site));
+    copy(&site.repo(), &repo);
+    let (indexes, snapshots) = (objects(&site, "index"), objects(&site, "snapshots"));
+    let (index, snapshot) = (indexes.last().unwrap(), snapshots.last().unwrap());
+
+    // What the target lists late, if anything.
+    for late in [vec![], vec![index], vec![index, snapshot], vec![snapshot]] {
+        copy(&repo, &site.repo());
+        copy(&image, &site.state());
+        let hidden: Vec<_> = late.iter().map(|object| (hide(&site, object), *object)).collect();
+        let run = site.backup(&[]).ok();
+        assert!(all.is_subset(&packs(&site)), "{late:?}: packs are gone\n{run}");
+        for (hidden, object) in hidden {
+            fs::rename(hidden, object).unwrap();
+        }
+        site.brackfs(&["check", "--read-data"]).ok();
+    }
+}
+
+/// Packs of nobody that is known here: another program's, or of a state that is lost.
+#[test]
+fn packs_that_no_run_of_this_catalog_wrote_stay_and_are_reported() {
+    let site = two_snapshots();
+    let stranger = site.repo().join("packs/ab/ab000000-0000-4000-8000-000000000000");
+    fs::create_dir_all(stranger.parent().unwrap()).unwrap();
+    fs::write(&stranger, "stranger").unwrap();
+    says(&site.brackfs(&["check"]).ok(), &["1 pack in packs/ (8 bytes) that no index names and no snapshot needs"]);
+    kill(writing(&site));
+    let run = site.backup(&[]).ok();
+    says(&run, &["1 object in packs/ (8 bytes) that neither an index nor this machine's catalog knows"]);
+    assert!(stranger.exists());
+    fs::remove_file(stranger).unwrap();
+    let check = site.brackfs(&["check", "--read-data"]).ok();
+    assert!(!check.stderr.contains("no index names"), "{check}");
+}
