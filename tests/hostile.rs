@@ -22,7 +22,8 @@ use std::process::Command;
 use brackfs::crypt::{SecretKey, Signer};
 use brackfs::format::block::Encoder;
 use brackfs::format::entry::{Content, HardLink, Subtree};
-use brackfs::format::id::SourceId;
+use brackfs::format::id::{ObjectId, SourceId};
+use brackfs::format::index::{Index, IndexedBlock, IndexedPack, PackKind};
 use brackfs::format::name::{self, SnapshotName};
 use brackfs::format::snapshot::{Snapshot, Statistics};
 use brackfs::format::source::Source;
@@ -41,6 +42,8 @@ struct Forger {
     repository: Repository,
     pack: PackId,
     bytes: Vec<u8>,
+    /// What the pack holds.
+    blocks: Vec<IndexedBlock>,
     encoder: Encoder,
 }
 
@@ -64,7 +67,8 @@ impl Forger {
         let site = Site::new();
         site.brackfs(&["init".into(), site.repo(), "--no-encryption".into()]).ok();
         let repository = Repository::open(site.repo().to_str().unwrap()).unwrap();
-        Forger { repository, site, pack: PackId::random(), bytes: Vec::new(), encoder: Encoder::new(1).unwrap() }
+        let (pack, encoder) = (PackId::random(), Encoder::new(1).unwrap());
+        Forger { repository, site, pack, bytes: Vec::new(), blocks: Vec::new(), encoder }
     }
 
     fn store(&mut self, plaintext: &[u8]) -> Stored {
@@ -78,7 +82,9 @@ impl Forger {
         let (offset, length) = (self.bytes.len() as u64, frame.len() as u32);
         self.bytes.extend(frame);
         let at = BlockLocation { pack: self.pack, offset, length };
-        Stored { at, digest: Digest::of(plaintext), length: plaintext.len() as u32 }
+        let stored = Stored { at, digest: Digest::of(plaintext), length: plaintext.len() as u32 };
+        self.blocks.push(IndexedBlock { length, chunks: vec![(stored.digest, stored.length)] });
+        stored
     }
 
     fn store_node(&mut self, blocks: &[Stored], items: Items) -> Stored {
@@ -96,6 +102,10 @@ impl Forger {
         let key = SecretKey::parse(&fs::read(state.join("host.key")).unwrap()).unwrap();
         let host = key.certificate();
         let writer = Writer::new(&self.repository, Signer::new(key).unwrap(), &host, &[]).unwrap();
+        let digest = Digest::of(&self.bytes);
+        let pack = IndexedPack { id: self.pack, kind: PackKind::Data, digest, blocks: self.blocks.clone() };
+        writer.put_sums(ObjectId::random(), &[(self.pack, digest)]).unwrap();
+        writer.put_index(ObjectId::random(), &Index { packs: vec![pack], snapshot: None }).unwrap();
         let source = Source { id: SourceId::random(), name: "planted".into() };
         writer.put_source(&source).unwrap();
         let time = Timestamp { seconds: 1_763_650_321, nanos: 0 };
