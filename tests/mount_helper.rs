@@ -99,7 +99,7 @@ fn it_ends_with_the_codes_of_mount() {
     for (more, code, why) in [
         (",uid=0", 1, "there is no option uid=0"),
         (",snapshot=", 1, "the option snapshot needs a value"),
-        (",remount", 1, "can't be changed"),
+        (",remount", 1, "cannot be changed"),
         (",cache_size=huge", 1, "cache-size"),
         (",snapshot=nothing/latest", 32, "no snapshot of a source called nothing"),
     ] {

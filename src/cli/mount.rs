@@ -35,7 +35,9 @@ use crate::state::RepositoryState;
 /// If the repository is away, as on a disk that was unplugged, reads wait up to five seconds for it, and fail after that
 /// (EIO). They work again as soon as it is back.
 ///
-/// The mount point must be an empty directory, and not within the repository. It takes fuse3, and /dev/fuse.
+/// The mount point must be an empty directory, not a symbolic link to one, and not within the repository. fuse3 and
+/// /dev/fuse are needed. Where few processes, little memory or few open files are allowed, fewer threads serve the mount;
+/// if none can be started, nothing is mounted.
 #[derive(Debug, clap::Args)]
 #[command(
     allow_missing_positional = true,
@@ -78,7 +80,10 @@ pub(super) struct Args {
     /// Stay in the foreground; Ctrl-C unmounts
     #[arg(short, long)]
     foreground: bool,
-    /// An option as in an fstab, such as noexec; may be repeated
+    /// An option as in an fstab: noexec, nodiratime, allow_other, max_read=BYTES; may be repeated
+    ///
+    /// Options that hold in any case, such as ro and nosuid, and those for mount(8) and systemd are accepted too. Others
+    /// are an error.
     #[arg(short, value_name = "OPTION", value_delimiter = ',')]
     options: Vec<String>,
     /// The part of the program that stays in the background
@@ -158,6 +163,7 @@ pub(super) fn in_background(arguments: &[OsString], environment: &[(&str, OsStri
 }
 
 fn stay(args: &Args, global: &Global) -> Result<ExitCode> {
+    let options = Options::read(&args.options).map_err(Usage)?.allowing_other(args.allow_other);
     let selector = args.what.as_ref().map(|what| Selector::parse(what.as_bytes())).transpose().map_err(Usage)?;
     let terminal = global.monitor(false);
     let reader = args.reader.open(global, &terminal, READ_OFTEN)?;
@@ -186,7 +192,6 @@ fn stay(args: &Args, global: &Global) -> Result<ExitCode> {
             FileSystem::of_all(reader, monitor)
         }
     };
-    let options = Options { allow_other: args.allow_other, kernel: args.options.clone() };
     let ready = |path: &Path| match args.daemon {
         true => detach(),
         false => terminal.note(&format!("mounted on {}; Ctrl-C unmounts", path.display())),

@@ -9,6 +9,7 @@ use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
 use super::{exit, mount, say, show};
+use crate::mount::{Meaning, meaning};
 
 /// The name under which the program is a helper.
 const NAME: &str = "mount.brackfs";
@@ -20,49 +21,8 @@ const NOT_MOUNTED: u8 = 32;
 /// What the command says to a wrong call.
 const USAGE: u8 = 2;
 
-/// Options that mean nothing to what never changes, or hold in any case, or are for mount(8) and systemd. mount(8)
-/// itself adds `rw` unless it was told `ro`.
-const MEANINGLESS: &[&str] = &[
-    "",
-    "_netdev",
-    "async",
-    "atime",
-    "auto",
-    "defaults",
-    "dev",
-    "diratime",
-    "dirsync",
-    "exec",
-    "group",
-    "iversion",
-    "lazytime",
-    "loud",
-    "mand",
-    "noauto",
-    "nofail",
-    "nogroup",
-    "noiversion",
-    "nolazytime",
-    "nomand",
-    "noowner",
-    "norelatime",
-    "nostrictatime",
-    "nouser",
-    "owner",
-    "relatime",
-    "ro",
-    "rw",
-    "silent",
-    "strictatime",
-    "suid",
-    "sync",
-    "user",
-    "users",
-];
-/// The same, with anything behind.
-const MEANINGLESS_PREFIXES: &[&str] = &["x-", "X-", "comment=", "user=", "uhelper=", "helper="];
-/// Options that `brackfs mount -o` takes.
-const PASSED_ON: &[&str] = &["noexec", "nodev", "nosuid", "noatime", "nodiratime", "default_permissions", "max_read"];
+/// Options that mount(8) adds of its own accord, although a mount of brackfs never has them.
+const ADDED: &[&str] = &["rw", "suid", "dev"];
 
 /// What is to be done.
 #[derive(Debug, PartialEq, Eq)]
@@ -155,15 +115,16 @@ fn translate(repository: OsString, mountpoint: OsString, options: &[Vec<u8>], sl
             "state_dir" => arguments.push(joined("--state-dir", value()?)),
             "passphrase_file" => environment.push(("BRACKFS_PASSPHRASE_FILE", OsString::from_vec(value()?.to_vec()))),
             "snapshot" => snapshot = Some(OsString::from_vec(value()?.to_vec())),
-            "allow_other" => arguments.push("--allow-other".into()),
             "owner_me" => arguments.push("--owner-me".into()),
             "map_owner" => arguments.push(joined("--map-owner", value()?)),
             "map_group" => arguments.push(joined("--map-group", value()?)),
-            "remount" => return Err("a mount of brackfs can't be changed; unmount it, and mount it again".into()),
-            name if PASSED_ON.contains(&name) => arguments.push(joined("-o", option)),
-            _ if MEANINGLESS.contains(&&*text) || MEANINGLESS_PREFIXES.iter().any(|front| text.starts_with(front)) => {}
-            _ if sloppy => {}
-            _ => return Err(format!("there is no option {text}; see mount.brackfs(8)")),
+            _ if ADDED.contains(&&*text) => {}
+            _ => match meaning(&text)? {
+                Meaning::Nothing => {}
+                Meaning::Unknown if sloppy => {}
+                Meaning::Unknown => return Err(format!("there is no option {text}; see mount.brackfs(8)")),
+                _ => arguments.push(joined("-o", option)),
+            },
         }
     }
     arguments.extend(snapshot);
@@ -220,7 +181,7 @@ mod tests {
         let options = "rw,noexec,nosuid,user=me,_netdev,x-systemd.automount,X-mount.mkdir,nofail,key=/k,allow_other";
         assert_eq!(
             command(&["/repo", "/mnt", "-vo", options, "-t", "brackfs"]).unwrap(),
-            "mount --repo=/repo -onoexec -onosuid --key=/k --allow-other /mnt"
+            "mount --repo=/repo -onoexec --key=/k -oallow_other /mnt"
         );
         let options = "-ocache_size=1G,snapshot=home/latest:a=\"b,c\",signer=ab,state_dir=/s,key=";
         assert_eq!(command(&["-r", "-m", options]), Err("there is no option -r".into()));

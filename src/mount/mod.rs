@@ -6,7 +6,9 @@
 //! - [`number`]: inode numbers; [`links`]: those that names of one file share; [`attributes`]: what is told of a thing; [`owners`]: whose the files are
 //! - [`fuse`]: translates the kernel's requests and our answers
 //! - [`error`]: why there is no answer; [`errno`]: the one table from that to numbers
-//! - [`life`]: mounting, unmounting, and what must not be mounted over
+//! - [`life`]: mounting, unmounting, and what must not be mounted over; [`options`]: options of an fstab
+//! - [`place`]: mount points, found once; [`table`]: the kernel's table of mounts; [`helper`]: fusermount3
+//! - [`threads`]: how many threads serve a mount
 //! - [`users`]: who uses a mount
 
 mod above;
@@ -16,17 +18,23 @@ mod errno;
 mod error;
 mod filesystem;
 mod fuse;
+mod helper;
 mod life;
 mod links;
 mod lock;
 mod number;
+mod options;
 mod owners;
+mod place;
+mod table;
 mod tags;
+mod threads;
 mod users;
 
 pub use attributes::{Attributes, Item, Lasting};
 pub use error::Error as FileSystemError;
 pub use filesystem::FileSystem;
-pub use life::{Error, Options, mount, unmount};
+pub use life::{Error, mount, unmount};
 pub use number::Ino;
+pub use options::{Meaning, Options, meaning};
 pub use owners::Owners;
