@@ -408,6 +408,41 @@ fn directories_that_were_there_keep_what_they_have_unless_files_are_replaced() {
 }
 
 #[test]
+fn private_directories_that_were_there_stay_private() {
+    let site = ready(&[("d/a", "one"), ("d/e/b", "two")]);
+    for path in ["", "d", "d/e"] {
+        chown(site.source().join(path), Some(1), Some(2)).unwrap();
+        set_mode(&site.source().join(path), 0o777);
+    }
+    settle();
+    site.backup(&[]).ok();
+    for conflict in ["abort", "skip"] {
+        let out = site.path().join(conflict);
+        fs::create_dir_all(out.join("d/e")).unwrap();
+        fs::write(out.join("d/secret"), "mine").unwrap();
+        for path in ["", "d", "d/e"] {
+            set_mode(&out.join(path), 0o700);
+        }
+        restore(&site, "latest", &out, &["--conflict", conflict]).ok();
+        for path in ["", "d", "d/e"] {
+            let stat = fs::metadata(out.join(path)).unwrap();
+            assert_eq!((stat.mode() & 0o7777, stat.uid(), stat.gid()), (0o700, 0, 0), "{path:?} {conflict}");
+        }
+        assert_eq!(read(out.join("d/e/b")), "two");
+    }
+}
+
+#[test]
+fn a_directory_that_gets_one_file_keeps_what_it_has() {
+    let site = ready(&[("a", "one")]);
+    let out = site.path().join("out");
+    fs::create_dir(&out).unwrap();
+    set_mode(&out, 0o751);
+    restore(&site, "latest:a", &out, &[]).ok();
+    assert_eq!(fs::metadata(&out).unwrap().mode() & 0o7777, 0o751);
+}
+
+#[test]
 fn what_cannot_be_set_does_not_cost_the_content() {
     let site = Site::on_tmpfs();
     let (path, value) = (site.write("file", "content"), vec![b'x'; 60_000]);

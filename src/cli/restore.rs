@@ -19,9 +19,15 @@ use crate::restore::{self, Conflict, Options};
 
 /// Restore files from a snapshot
 ///
-/// Of a directory, what is in it is restored into DIR; of a file, the file itself. A file gets its name when it is
-/// complete and verified. A restore that was interrupted goes on when it is run again. What can't be restored is
-/// named, the rest is restored, and the exit code is 1 then.
+/// If PATH is a directory, its contents are restored into DIR; if it is a file, the file itself. A file gets its name
+/// when it is complete and verified. Entries that cannot be restored are named, the others are restored, and the exit
+/// code is 1.
+///
+/// A restore that was interrupted goes on when it is run again, and removes the unfinished files of the interrupted one.
+/// Their names begin with .brackfs-restore-; a backup stores them like any other file.
+///
+/// Some file systems take different names for the same: README and readme, for example. Of such entries the one that
+/// comes first is restored. The others are left out, and named together with it.
 ///
 /// Owners, modes, times, extended attributes, ACLs, inode flags (chattr) and holes are restored too. Root restores
 /// owners, set-id bits and device files; for others, files are theirs, and set-id bits are left out. What you may

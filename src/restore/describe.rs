@@ -8,11 +8,12 @@ use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::sync::{Mutex, PoisonError};
 
 use rustix::fs::{
-    AtFlags, CWD, Gid, IFlags, Mode, OFlags, Stat, Timespec, Timestamps, UTIME_OMIT, Uid, XattrFlags, fremovexattr,
+    AtFlags, CWD, Gid, IFlags, Mode, OFlags, Stat, Timespec, Timestamps, UTIME_NOW, Uid, XattrFlags, fremovexattr,
     fsetxattr, ioctl_getflags, ioctl_setflags, removexattr, setxattr,
 };
 use rustix::io::Errno;
 
+use super::mark;
 use super::refusals::{Refusals, What};
 use crate::format::{Entry, Kind, Timestamp};
 use crate::reader::Listed;
@@ -57,12 +58,19 @@ impl Describe {
         steps.first
     }
 
-    /// A directory that has everything in it.
-    pub(super) fn directory(&self, directory: impl AsFd, listed: &Listed) -> Option<String> {
+    /// A directory that has everything in it. `unmark` makes it a finished one.
+    pub(super) fn directory(
+        &self,
+        directory: impl AsFd,
+        listed: &Listed,
+        unmark: impl FnOnce() -> Option<String>,
+    ) -> Option<String> {
         let fd = directory.as_fd();
         let problem = self.file(fd, listed);
+        // Inode flags may forbid to change attributes.
+        let unmarked = unmark();
         self.set_inode_flags(fd, listed.entry().inode_flags);
-        problem
+        problem.or(unmarked)
     }
 
     /// What is not opened: a link, a device. `fd` only says which it is.
@@ -155,7 +163,9 @@ impl Describe {
         let ours = |name: &[u8]| name.starts_with(b"user.") || name.starts_with(b"system.posix_acl_");
         let kept = |name: &[u8]| entry.xattrs.binary_search_by(|(kept, _)| kept.as_slice().cmp(name)).is_ok();
         let gone = there.iter().filter(|name| ours(name) && !kept(name)).map(|name| (name, None));
-        let set = entry.xattrs.iter().map(|(name, value)| (name, Some(value.as_slice())));
+        // A backup may have taken the mark of an unfinished directory.
+        let wanted = entry.xattrs.iter().filter(|(name, _)| !mark::is_attribute(name));
+        let set = wanted.map(|(name, value)| (name, Some(value.as_slice())));
         for (name, value) in gone.chain(set) {
             let result = match change(name, value) {
                 // It was not there, or the file system has none.
@@ -229,8 +239,9 @@ pub(super) fn inode(stat: &Stat) -> Inode {
 }
 
 fn times(mtime: Timestamp) -> Timestamps {
-    // When it was last read, nobody noted.
-    let unchanged = Timespec { tv_sec: 0, tv_nsec: UTIME_OMIT };
+    // The time of the last access is not in the snapshot. It is set all the same: file systems built on version 2 of
+    // libfuse ignore a call that sets only one of both times, and report success.
+    let now = Timespec { tv_sec: 0, tv_nsec: UTIME_NOW };
     let time = Timespec { tv_sec: mtime.seconds, tv_nsec: mtime.nanos.into() };
-    Timestamps { last_access: unchanged, last_modification: time }
+    Timestamps { last_access: now, last_modification: time }
 }

@@ -6,12 +6,16 @@ use std::os::fd::OwnedFd;
 use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::DirBuilderExt;
 use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 
 use rustix::fs::{AtFlags, FileType, Mode, OFlags, ResolveFlags};
 use rustix::io::Errno;
 
-use super::describe::{Describe, FORBIDDING, Inode};
+use super::describe::{Describe, FORBIDDING, Inode, inode};
+use super::mark::{Mark, Marks};
+use super::opened::{Clash, Opened};
+use super::temporary;
 use crate::format::Entry;
 use crate::reader::{self, Directory, Listed, Reader};
 
@@ -27,8 +31,8 @@ pub(super) struct Folder {
     /// It is to become what it is in the snapshot. Otherwise it only leads to what is.
     wanted: bool,
     /// The directory at the top of all.
-    root: Arc<OnceLock<Open>>,
-    open: OnceLock<Option<Open>>,
+    root: Arc<OnceLock<Arc<OwnedFd>>>,
+    open: OnceLock<Option<Opened>>,
     /// Files in it with inode flags that forbid what may still be done to them.
     forbidding: Mutex<Vec<(Vec<u8>, Inode, u32)>>,
 }
@@ -40,24 +44,23 @@ enum Place {
     In(Directory, Vec<u8>),
 }
 
-#[derive(Clone)]
-struct Open {
-    fd: Arc<OwnedFd>,
-    /// It was not there before, or looks as a run that was broken off leaves what it made.
-    ours: bool,
+/// What is needed to make directories.
+pub(super) struct Making<'m> {
+    pub(super) reader: &'m Reader,
+    pub(super) marks: &'m Marks,
+    /// What is no directory goes.
+    pub(super) replace: bool,
+    /// Leftovers of interrupted restores that were removed.
+    pub(super) leftovers: &'m AtomicU64,
 }
 
-/// Makes the directory that everything is restored into, or finds it. Returns it and whether it is ours: made by us,
-/// or empty.
-pub(super) fn make_top(path: &Path) -> io::Result<(OwnedFd, bool)> {
-    let made = match std::fs::DirBuilder::new().recursive(true).mode(0o755).create(path) {
-        Err(e) if e.kind() == io::ErrorKind::AlreadyExists => return Err(blocked()),
-        other => other.and_then(|()| rustix::fs::open(path, DIRECTORY, Mode::empty()).map_err(io::Error::from))?,
-    };
-    // Until it is complete nobody else needs to look, and a later run knows it by that.
-    let is_empty = std::fs::read_dir(path)?.next().is_none();
-    let ours = is_unfinished(&made) || is_empty && rustix::fs::fchmod(&made, Mode::RWXU).is_ok();
-    Ok((made, ours))
+/// Makes the directory that everything is restored into, or finds it. `take`: if it is empty, it becomes what the
+/// snapshot says.
+pub(super) fn make_top(path: &Path, take: bool, marks: &Marks) -> io::Result<Opened> {
+    match std::fs::DirBuilder::new().recursive(true).mode(0o755).create(path) {
+        Err(e) if e.kind() == io::ErrorKind::AlreadyExists => Err(blocked()),
+        other => other.and_then(|()| Opened::top(path, take, marks)),
+    }
 }
 
 /// The error for something that is no directory where one should be.
@@ -65,23 +68,13 @@ pub(super) fn blocked() -> io::Error {
     io::Error::other("something that is no directory has its name")
 }
 
-/// The same for one that need not be there.
-pub(super) fn open_if_there(path: &Path) -> io::Result<Option<OwnedFd>> {
-    match rustix::fs::open(path, DIRECTORY, Mode::empty()) {
-        Ok(fd) => Ok(Some(fd)),
-        Err(Errno::NOENT) => Ok(None),
-        Err(e) => Err(e.into()),
-    }
-}
-
 impl Folder {
     /// The destination itself: already open, unless it is not there and will not be.
-    pub(super) fn top(listed: Listed, fd: Option<OwnedFd>, ours: bool, wanted: bool) -> Self {
-        let opened = fd.map(|fd| Open { fd: Arc::new(fd), ours });
+    pub(super) fn top(listed: Listed, opened: Option<Opened>, wanted: bool) -> Self {
         let (root, open) = (OnceLock::new(), OnceLock::new());
         if let Some(opened) = &opened {
             // Both are new and empty.
-            let _ = root.set(opened.clone());
+            let _ = root.set(opened.fd.clone());
         }
         let _ = open.set(opened);
         Folder {
@@ -133,7 +126,65 @@ impl Folder {
 
     /// The directory, if it is open.
     pub(super) fn fd(&self) -> Option<&OwnedFd> {
-        self.open.get()?.as_ref().map(|open| &*open.fd)
+        self.opened().map(|opened| &*opened.fd)
+    }
+
+    pub(super) fn opened(&self) -> Option<&Opened> {
+        self.open.get()?.as_ref()
+    }
+
+    /// Whether the directory had an entry of exactly this name before this run. Only the walk asks, in ascending order.
+    pub(super) fn had(&self, name: &[u8], making: &Making<'_>) -> bool {
+        self.opened().is_some_and(|opened| opened.had(name, |left| self.sweep(opened, left, making)))
+    }
+
+    /// The walk is through with the directory.
+    pub(super) fn walked(&self, making: &Making<'_>) {
+        if let Some(opened) = self.opened() {
+            opened.walked(|left| self.sweep(opened, left, making));
+        }
+    }
+
+    /// Removes what an interrupted restore left, unless the snapshot has an entry of that name.
+    fn sweep(&self, opened: &Opened, name: &[u8], making: &Making<'_>) {
+        let is_mark = opened.mark == Some(Mark::File) && name == making.marks.file().as_bytes();
+        if !is_mark && !self.is_entry(name, making.reader) && temporary::remove(&opened.fd, name, making.marks.file()) {
+            making.leftovers.fetch_add(1, Ordering::Relaxed);
+        }
+    }
+
+    /// Whether the snapshot has an entry of this name in the directory. If that can't be told, it is taken for one.
+    fn is_entry(&self, name: &[u8], reader: &Reader) -> bool {
+        match self.directory(reader) {
+            Ok(Some(directory)) => reader.lookup(&directory, name).map_or(true, |found| found.is_some()),
+            Ok(None) => false,
+            Err(_) => true,
+        }
+    }
+
+    /// The directory in the snapshot.
+    fn directory(&self, reader: &Reader) -> Result<Option<Directory>, reader::Error> {
+        Ok(self.listed(reader)?.and_then(|listed| listed.directory()))
+    }
+
+    /// Whether the entry `name` clashes with another one of the snapshot, since `there` has its name. `had`: what
+    /// [`Folder::had`] said.
+    pub(super) fn clash(&self, name: &[u8], had: bool, there: Inode, reader: &Reader) -> Option<Clash> {
+        self.opened()?.clash(name, had, there, |is_other| {
+            let Ok(Some(directory)) = self.directory(reader) else { return };
+            let mut from = 0;
+            // What can't be read is no entry of this run either.
+            while let Ok(page) = reader.list(&directory, from)
+                && !page.is_empty()
+            {
+                for listed in page {
+                    from += 1;
+                    if is_other(&listed.entry().name) {
+                        return;
+                    }
+                }
+            }
+        })
     }
 
     /// The directory that a path below the destination leads to, opened without following links, and the last
@@ -146,7 +197,7 @@ impl Folder {
         let step = |from: &OwnedFd, path: &[u8]| {
             rustix::fs::openat2(from, path, flags, Mode::empty(), beneath | ResolveFlags::NO_SYMLINKS)
         };
-        let mut at = step(&root.fd, b".")?;
+        let mut at = step(root, b".")?;
         // A few names at a time: the whole may be longer than a path can be.
         for some in names.chunks(NAMES_AT_ONCE) {
             at = step(&at, &some.join(&b'/'))?;
@@ -154,9 +205,9 @@ impl Folder {
         Ok((at, last))
     }
 
-    /// Makes the directory, and those that lead to it, or finds them. `replace`: what is no directory goes. Returns
-    /// whether it is open; the error, with the path that it is about, only once.
-    pub(super) fn make(&self, replace: bool) -> Result<bool, (PathBuf, io::Error)> {
+    /// Makes the directory, and those that lead to it, or finds them. Returns whether it is open; the error, with the
+    /// path that it is about, only once.
+    pub(super) fn make(&self, making: &Making<'_>) -> Result<bool, (PathBuf, io::Error)> {
         // From the top down, without recursion: a tree may be deep.
         let mut missing = Vec::new();
         let mut next = Some(self);
@@ -165,8 +216,8 @@ impl Folder {
             next = folder.above.as_deref();
         }
         while let Some(folder) = missing.pop() {
-            let made =
-                folder.above.as_ref().and_then(|above| above.fd()).map(|above| make(above, folder.name(), replace));
+            let above = folder.above.as_deref().and_then(|above| Some((above, above.opened()?)));
+            let made = above.map(|(above, opened)| folder.make_in(above, opened, making));
             let (opened, failed) = match made.transpose() {
                 Ok(opened) => (opened, None),
                 Err(e) => (None, Some(e)),
@@ -180,6 +231,37 @@ impl Folder {
         Ok(self.fd().is_some())
     }
 
+    /// Makes the directory in the one above it, or finds it there.
+    fn make_in(&self, above: &Folder, opened: &Opened, making: &Making<'_>) -> io::Result<Opened> {
+        let (fd, name) = (&*opened.fd, self.name());
+        let had = above.had(name, making);
+        let look = || match rustix::fs::statat(fd, name, AtFlags::SYMLINK_NOFOLLOW) {
+            Ok(there) => Ok(Some(inode(&there))),
+            Err(Errno::NOENT) => Ok(None),
+            Err(e) => Err(e),
+        };
+        let mut there = if opened.is_new() { None } else { look()? };
+        if there.is_none() {
+            match Opened::create(fd, name, making.marks) {
+                Err(e) if e.kind() == io::ErrorKind::AlreadyExists => there = look()?,
+                other => return other,
+            }
+        }
+        if let Some(clash) = there.and_then(|there| above.clash(name, had, there, making.reader)) {
+            return Err(io::Error::other(format!("{clash}; nothing in it is restored either")));
+        }
+        match Opened::existing(fd, name, &self.path(), making.marks) {
+            // Something else has its name.
+            Err(e) if !matches!(Errno::from_io_error(&e), Some(Errno::NOTDIR | Errno::LOOP)) => Err(e),
+            Err(_) if making.replace => {
+                rustix::fs::unlinkat(fd, name, AtFlags::empty())?;
+                Opened::create(fd, name, making.marks)
+            }
+            Err(_) => Err(blocked()),
+            other => other,
+        }
+    }
+
     /// Whether something that is no directory has its name.
     pub(super) fn is_blocked(&self) -> bool {
         let above = self.above.as_ref().and_then(|above| above.find());
@@ -190,7 +272,7 @@ impl Folder {
     /// The directory, if it is there; it is not made.
     pub(super) fn find(&self) -> Option<Arc<OwnedFd>> {
         if let Some(open) = self.open.get() {
-            return open.as_ref().map(|open| open.fd.clone());
+            return open.as_ref().map(|opened| opened.fd.clone());
         }
         let mut names = Vec::new();
         let mut at = self;
@@ -223,58 +305,31 @@ impl Folder {
         &mut self,
         reader: &Reader,
         describe: &Describe,
+        marks: &Marks,
         replace: bool,
         mut problem: impl FnMut(&Path, &str),
     ) {
-        let Some(Some(Open { fd, ours })) = self.open.take() else { return };
+        let Some(Some(opened)) = self.open.take() else { return };
+        let fd = &*opened.fd;
         let forbidding = std::mem::take(&mut self.forbidding);
         for (name, inode, flags) in forbidding.into_inner().unwrap_or_else(PoisonError::into_inner) {
-            describe.forbid(&fd, &name, inode, flags);
+            describe.forbid(fd, &name, inode, flags);
         }
-        if !(ours || self.wanted && replace) {
+        let mark = opened.mark.unwrap_or(Mark::None);
+        if opened.mark.is_none() && !(self.wanted && replace) {
             return;
         }
+        let unmark =
+            || marks.remove(fd, mark).err().map(|e| format!("cannot remove the mark of an unfinished restore: {e}"));
+        // A file that goes changes the directory's time.
+        let unmarked = if mark == Mark::File { unmark() } else { None };
         let described = match self.listed(reader) {
-            // One file may be restored into a directory that has nothing to do with it.
-            Ok(Some(listed)) if listed.directory().is_some() => describe.directory(&*fd, &listed),
-            Ok(_) => None,
+            Ok(Some(listed)) if listed.directory().is_some() => describe.directory(fd, &listed, unmark),
+            Ok(_) => unmark(),
             Err(e) => Some(format!("cannot set owner, attributes, mode and times: {e}")),
         };
-        if let Some(why) = described {
+        if let Some(why) = unmarked.or(described) {
             problem(&self.path(), &why);
         }
     }
-}
-
-/// Makes a directory, or finds it, and opens it. A link in its place is not followed.
-fn make(above: &OwnedFd, name: &[u8], replace: bool) -> io::Result<Open> {
-    let mut ours = true;
-    match rustix::fs::mkdirat(above, name, Mode::RWXU) {
-        Ok(()) => {}
-        Err(Errno::EXIST) => ours = false,
-        Err(e) => return Err(e.into()),
-    }
-    let open = || rustix::fs::openat(above, name, DIRECTORY | OFlags::NOFOLLOW, Mode::empty());
-    let fd = match open() {
-        // Something else has its name.
-        Err(Errno::NOTDIR | Errno::LOOP) if replace => {
-            rustix::fs::unlinkat(above, name, AtFlags::empty())?;
-            rustix::fs::mkdirat(above, name, Mode::RWXU)?;
-            ours = true;
-            open()?
-        }
-        Err(Errno::NOTDIR | Errno::LOOP) => {
-            return Err(blocked());
-        }
-        other => other?,
-    };
-    let ours = ours || is_unfinished(&fd);
-    Ok(Open { fd: Arc::new(fd), ours })
-}
-
-/// Whether a directory looks as a run that was broken off leaves those that it made.
-pub(super) fn is_unfinished(directory: &OwnedFd) -> bool {
-    rustix::fs::fstat(directory).is_ok_and(|stat| {
-        Mode::from_raw_mode(stat.st_mode) == Mode::RWXU && stat.st_uid == rustix::process::geteuid().as_raw()
-    })
 }

@@ -9,31 +9,36 @@
 //! restore that was interrupted goes on when it is run again, and leaves what is there already.
 //!
 //! - [`options`]: what is asked for
-//! - [`folder`]: a directory of the destination
+//! - [`folder`]: a directory of the destination; [`opened`]: the same once it is open, and the names in it
+//! - [`mark`]: what tells an unfinished directory from others; [`temporary`]: names of what is being made
 //! - [`links`]: files of several names
 //! - [`order`]: the order of the packs
-//! - [`mod@write`]: an entry, and its content
+//! - [`work`]: what workers do; [`mod@write`]: an entry, and its content; [`draft`]: what has no name yet
 //! - [`describe`]: owner, extended attributes, mode, times, inode flags
 //! - [`refusals`]: what the system does not allow, said once
 
 mod describe;
+mod draft;
 mod folder;
 mod links;
+mod mark;
+mod opened;
 mod options;
 mod order;
 mod refusals;
+mod temporary;
+mod work;
 mod write;
 
 use std::ffi::OsStr;
 use std::io;
-use std::os::fd::OwnedFd;
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread;
 
-use crossbeam_channel::{Receiver, bounded};
+use crossbeam_channel::bounded;
 
 pub use options::{Conflict, Options};
 
@@ -41,11 +46,12 @@ use crate::format::{Entry, Kind};
 use crate::monitor::Monitor;
 use crate::reader::{self, Directory, Listed, Reader, Step, Walk};
 use describe::Describe;
-use folder::Folder;
+use folder::{Folder, Making};
 use links::{Links, Role};
+use mark::Marks;
+use opened::Opened;
 use options::Chosen;
 use order::Ordered;
-use write::{Linked, Writing, Written};
 
 /// Files that are handed out before workers have time for them.
 const AHEAD: usize = 64;
@@ -115,12 +121,13 @@ pub fn restore(
 ) -> Result<Summary, Error> {
     let chosen = Chosen::of(options)?;
     let failed = |source| Error::Destination { path: to.to_owned(), source };
-    let (top, ours) = if options.dry_run {
-        (folder::open_if_there(to).map_err(failed)?, false)
-    } else {
-        let (top, ours) = folder::make_top(to).map_err(failed)?;
-        (Some(top), ours)
+    let marks = Marks::new(reader.repository().id());
+    let top = match options.dry_run {
+        true => Opened::to_look_at(to),
+        // One file may be restored into a directory that has nothing to do with it.
+        false => folder::make_top(to, from.directory().is_some(), &marks).map(Some),
     };
+    let top = top.map_err(failed)?;
     let wanted = from.directory().is_some() && chosen.is_everything();
     let run = Run {
         reader,
@@ -132,15 +139,22 @@ pub fn restore(
         counts: Counts::default(),
         describe: Describe::new(options.numeric_owner),
         links: Links::default(),
+        marks,
+        leftovers: AtomicU64::new(0),
         failed: Mutex::new(None),
     };
-    let result = run.stages(from, Arc::new(Folder::top(from.clone(), top, ours, wanted)));
+    let result = run.stages(from, Arc::new(Folder::top(from.clone(), top, wanted)));
     if let Some(error) = run.failed().take() {
         return Err(error);
     }
     result?;
     if stop.load(Ordering::Relaxed) {
         return Err(Error::Interrupted);
+    }
+    match run.leftovers.load(Ordering::Relaxed) {
+        0 => {}
+        1 => monitor.note("an unfinished file of an interrupted restore was removed"),
+        more => monitor.note(&format!("{more} unfinished files of an interrupted restore were removed")),
     }
     for refusal in run.describe.refusals.take() {
         match refusal.loses_an_entry {
@@ -157,6 +171,8 @@ struct Job {
     listed: Listed,
     folder: Arc<Folder>,
     path: PathBuf,
+    /// The directory had an entry of exactly this name before this run.
+    had: bool,
 }
 
 #[derive(Default)]
@@ -205,6 +221,9 @@ struct Run<'a> {
     counts: Counts,
     describe: Describe,
     links: Links,
+    marks: Marks,
+    /// What interrupted restores left, and this one removed.
+    leftovers: AtomicU64,
     /// The error that ended the work of a worker.
     failed: Mutex<Option<Error>>,
 }
@@ -265,6 +284,7 @@ impl Run<'_> {
                 Step::Leave => {
                     path.pop();
                     if let Some((folder, _)) = folders.pop() {
+                        folder.walked(&self.making());
                         self.leave(folder);
                     }
                 }
@@ -298,7 +318,10 @@ impl Run<'_> {
             }
             (Some(wanted), _) => {
                 if wanted {
-                    self.hand_out(Job { role: Role::Alone, listed, folder: into.clone(), path: path.clone() }, jobs)?;
+                    self.hand_out(
+                        Job { role: Role::Alone, listed, folder: into.clone(), path: path.clone(), had: false },
+                        jobs,
+                    )?;
                 }
                 None
             }
@@ -320,13 +343,14 @@ impl Run<'_> {
         if !self.make(&job.folder)? {
             return Ok(());
         }
+        job.had = job.folder.had(&job.listed.entry().name, &self.making());
         jobs.add(job)
     }
 
     /// Sees to it that a directory of the destination is there and open; otherwise that was reported.
     fn make(&self, folder: &Folder) -> Result<bool, Error> {
         let failed = if !self.options.dry_run {
-            match folder.make(self.replace()) {
+            match folder.make(&self.making()) {
                 Ok(open) => return Ok(open),
                 Err((path, e)) if is_full(&e) => return Err(Error::Full { path: self.to.join(path) }),
                 Err(failed) => failed,
@@ -339,6 +363,11 @@ impl Run<'_> {
         let (path, why) = failed;
         self.problem(&path, &format!("cannot make the directory: {why}"));
         Ok(false)
+    }
+
+    fn making(&self) -> Making<'_> {
+        let (reader, marks, replace) = (self.reader, &self.marks, self.replace());
+        Making { reader, marks, replace, leftovers: &self.leftovers }
     }
 
     /// Whether what is there is replaced.
@@ -378,22 +407,6 @@ impl Run<'_> {
         Ok(true)
     }
 
-    fn work(&self, jobs: &Receiver<Job>) {
-        for job in jobs {
-            // After an error the rest is only taken away, so that the walk does not wait for room for ever.
-            let result = match self.is_over() {
-                true => Ok(false),
-                false => self.write(&job),
-            };
-            self.links.done(&job, matches!(result, Ok(true)));
-            if let Err(error) = result {
-                // The first error counts. The others stop because the walk does.
-                self.failed().get_or_insert(error);
-            }
-            self.leave(job.folder);
-        }
-    }
-
     /// Whether the run ends before everything is done.
     fn is_over(&self) -> bool {
         self.stop.load(Ordering::Relaxed) || self.failed().is_some()
@@ -403,114 +416,15 @@ impl Run<'_> {
         self.failed.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Makes an entry. Returns whether its content is there now under its name.
-    fn write(&self, job: &Job) -> Result<bool, Error> {
-        let Some(directory) = job.folder.fd() else { return Ok(false) };
-        let (reader, describe, progress) = (self.reader, &self.describe, self.monitor.progress());
-        let writing = Writing { reader, conflict: self.options.conflict, describe, progress, stop: self.stop };
-        progress.at(&job.path);
-        match &job.role {
-            Role::Further(first) => self.link(job, first, directory, &writing),
-            Role::First | Role::Alone => self.write_new(job, directory, &writing),
-        }
-    }
-
-    fn write_new(&self, job: &Job, directory: &OwnedFd, writing: &Writing<'_>) -> Result<bool, Error> {
-        let entry = job.listed.entry();
-        let forbid_later = |inode| match entry.link {
-            Some(_) => self.links.forbid_later(&job.path, entry, inode),
-            None => job.folder.forbid_later(entry, inode),
-        };
-        match writing.entry(&job.listed, directory) {
-            Ok(Written::Skipped(there)) => {
-                self.counts.skipped.fetch_add(1, Ordering::Relaxed);
-                self.passed(entry);
-                // A run that was broken off may have left it so.
-                if there.same {
-                    forbid_later(there.inode);
-                }
-                return Ok(there.same);
-            }
-            Ok(Written::Made { warning, inode }) => {
-                self.counts.made(entry);
-                if let Some(warning) = warning {
-                    self.problem(&job.path, &warning);
-                }
-                if entry.flags & Entry::CHANGED != 0 {
-                    let path = self.to.join(&job.path);
-                    self.monitor.note(&format!("{} changed while it was backed up", path.display()));
-                }
-                forbid_later(inode);
-                self.monitor.entry(&job.path, "restored");
-                if entry.kind == Kind::File {
-                    self.monitor.progress().file();
-                }
-                return Ok(true);
-            }
-            Ok(Written::Refused) => {}
-            Err(error) => self.missed(&job.path, error)?,
-        }
-        Ok(false)
-    }
-
-    /// Gives the file at `first` one more name. If it can't be linked, the name gets a file of its own.
-    fn link(&self, job: &Job, first: &Path, directory: &OwnedFd, writing: &Writing<'_>) -> Result<bool, Error> {
-        let entry = job.listed.entry();
-        let linked = job.folder.open_beneath(first).map_err(write::Error::Io);
-        match linked.and_then(|(folder, first)| writing.link((&folder, &first), directory, entry)) {
-            Ok(Linked::Made) => {
-                self.counts.others.fetch_add(1, Ordering::Relaxed);
-                self.passed(entry);
-                Ok(true)
-            }
-            Ok(Linked::There) => {
-                self.counts.skipped.fetch_add(1, Ordering::Relaxed);
-                self.passed(entry);
-                Ok(true)
-            }
-            Err(write::Error::Io(e)) if !is_full(&e) => {
-                let written = self.write_new(job, directory, writing)?;
-                if written {
-                    self.problem(
-                        &job.path,
-                        &format!("it is a file of its own and no link to {}: {e}", first.display()),
-                    );
-                }
-                Ok(written)
-            }
-            Err(error) => self.missed(&job.path, error).map(|()| false),
-        }
-    }
-
-    /// An entry is not there: that ends the run, or is a problem.
-    fn missed(&self, path: &Path, error: write::Error) -> Result<(), Error> {
-        match error {
-            write::Error::Exists => Err(Error::Conflict { path: self.to.join(path) }),
-            write::Error::Io(e) if is_full(&e) => Err(Error::Full { path: self.to.join(path) }),
-            write::Error::Stopped => Err(Error::Interrupted),
-            error => {
-                self.problem(path, &error.to_string());
-                Ok(())
-            }
-        }
-    }
-
     /// Lets go of a directory. The last to do so gives it what belongs to it, and lets go of the one above.
     fn leave(&self, folder: Arc<Folder>) {
         // What is not complete must not look as if it were: a later run goes on with it.
         let over = self.options.dry_run || self.is_over();
         let mut next = Some(folder).filter(|_| !over);
         while let Some(mut folder) = next.and_then(Arc::into_inner) {
-            folder.finish(self.reader, &self.describe, self.replace(), |path, why| self.problem(path, why));
+            folder
+                .finish(self.reader, &self.describe, &self.marks, self.replace(), |path, why| self.problem(path, why));
             next = folder.above.take();
-        }
-    }
-
-    /// A file that is done without any work.
-    fn passed(&self, entry: &Entry) {
-        if entry.kind == Kind::File {
-            self.monitor.progress().file();
-            self.monitor.progress().bytes(entry.size);
         }
     }
 

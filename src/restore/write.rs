@@ -5,16 +5,18 @@
 
 use std::fs::File;
 use std::io::{self, Seek, SeekFrom, Write};
-use std::os::fd::{AsRawFd, OwnedFd};
+use std::os::fd::OwnedFd;
 use std::sync::atomic::{AtomicBool, Ordering};
 
-use rustix::fs::{AtFlags, CWD, FileType, Mode, OFlags, RenameFlags, Stat};
+use rustix::fs::{AtFlags, FileType, Mode};
 use rustix::io::Errno;
-use uuid::Uuid;
 
 use super::Conflict;
 use super::describe::{Describe, FORBIDDING, Inode, inode};
+use super::draft::Draft;
+use super::opened::{Clash, Opened};
 use super::refusals::What;
+use super::temporary;
 use crate::format::entry::Content;
 use crate::format::{ContentHasher, Entry, Kind};
 use crate::monitor::Progress;
@@ -60,6 +62,8 @@ pub(super) enum Error {
     Io(#[from] io::Error),
     #[error("it is there already")]
     Exists,
+    #[error("it is not restored: {0}")]
+    Clash(Clash),
     #[error("it is not restored: a directory has its name")]
     Directory,
     #[error("interrupted")]
@@ -95,17 +99,34 @@ pub(super) struct Writing<'a> {
     pub(super) stop: &'a AtomicBool,
 }
 
+/// Where an entry goes.
+pub(super) struct At<'a> {
+    pub(super) opened: &'a Opened,
+    /// Whether what has the entry's name belongs to another entry.
+    pub(super) clash: &'a dyn Fn(Inode) -> Option<Clash>,
+}
+
 impl Writing<'_> {
     /// Writes an entry that is no directory.
-    pub(super) fn entry(&self, listed: &Listed, into: &OwnedFd) -> Result<Written, Error> {
+    pub(super) fn entry(&self, listed: &Listed, at: &At<'_>) -> Result<Written, Error> {
+        let there = look(at, listed.entry())?;
+        match self.entry_unless(there, listed, at) {
+            // Something got its name meanwhile: another entry, or a file of somebody else.
+            Err(Error::Exists) if there.is_none() => self.entry_unless(look(at, listed.entry())?, listed, at),
+            other => other,
+        }
+    }
+
+    fn entry_unless(&self, there: Option<There>, listed: &Listed, at: &At<'_>) -> Result<Written, Error> {
         let entry = listed.entry();
-        match (there(into, entry), self.conflict) {
+        match (there, self.conflict) {
             (Some(there), Conflict::Skip) => return Ok(Written::Skipped(there)),
             (Some(there), Conflict::Abort | Conflict::Update) if there.same => return Ok(Written::Skipped(there)),
             (Some(_), Conflict::Abort) => return Err(Error::Exists),
             (Some(There { directory: true, .. }), _) => return Err(Error::Directory),
             (Some(_), Conflict::Update | Conflict::Overwrite) | (None, _) => {}
         }
+        let into = &*at.opened.fd;
         let made = match entry.kind {
             Kind::File => self.file(listed, into),
             _ => self.special(listed, into),
@@ -113,7 +134,10 @@ impl Writing<'_> {
         match made {
             Ok((draft, warning)) => {
                 let inode = draft.inode()?;
-                draft.name(&entry.name, self.conflict)?;
+                if let Some(there) = there {
+                    at.opened.replaces(there.inode, inode);
+                }
+                draft.name(&entry.name, there.is_some())?;
                 Ok(Written::Made { warning, inode })
             }
             Err(Error::Io(e))
@@ -182,32 +206,26 @@ impl Writing<'_> {
     }
 
     /// Gives the file `first` in `folder` a further name.
-    pub(super) fn link(
-        &self,
-        (folder, first): (&OwnedFd, &[u8]),
-        into: &OwnedFd,
-        entry: &Entry,
-    ) -> Result<Linked, Error> {
+    pub(super) fn link(&self, (folder, first): (&OwnedFd, &[u8]), at: &At<'_>, entry: &Entry) -> Result<Linked, Error> {
+        let into = &*at.opened.fd;
         let link = |name: &[u8]| rustix::fs::linkat(folder, first, into, name, AtFlags::empty());
         match link(&entry.name) {
             Err(Errno::EXIST) => {}
             other => return Ok(other.map(|()| Linked::Made)?),
         }
-        let Some(there) = there(into, entry) else { return Ok(link(&entry.name).map(|()| Linked::Made)?) };
-        let same_file = || {
-            let first = rustix::fs::statat(folder, first, AtFlags::SYMLINK_NOFOLLOW)?;
-            Ok::<_, Errno>(inode(&first) == there.inode)
-        };
+        let Some(there) = look(at, entry)? else { return Ok(link(&entry.name).map(|()| Linked::Made)?) };
+        let first_inode = || rustix::fs::statat(folder, first, AtFlags::SYMLINK_NOFOLLOW).map(|first| inode(&first));
         match self.conflict {
             Conflict::Skip => return Ok(Linked::There),
             Conflict::Abort | Conflict::Update if there.same => return Ok(Linked::There),
-            _ if same_file()? => return Ok(Linked::There),
+            _ if first_inode()? == there.inode => return Ok(Linked::There),
             Conflict::Abort => return Err(Error::Exists),
             Conflict::Overwrite | Conflict::Update if there.directory => return Err(Error::Directory),
             Conflict::Overwrite | Conflict::Update => {}
         }
-        let temporary = temporary_name();
+        let temporary = temporary::name();
         link(temporary.as_bytes())?;
+        at.opened.replaces(there.inode, first_inode()?);
         rustix::fs::renameat(into, &temporary, into, entry.name.as_slice()).inspect_err(|_| {
             // The error that is reported says why it may have stayed.
             let _ = rustix::fs::unlinkat(into, &temporary, AtFlags::empty());
@@ -216,97 +234,12 @@ impl Writing<'_> {
     }
 }
 
-/// A name that nothing has, and that nobody can guess.
-fn temporary_name() -> String {
-    format!(".brackfs-{}", Uuid::new_v4().simple())
-}
-
-/// Something that is being made, and does not have its name yet. Dropped, it is gone.
-struct Draft<'d> {
-    into: &'d OwnedFd,
-    fd: OwnedFd,
-    temporary: Option<String>,
-}
-
-impl<'d> Draft<'d> {
-    /// A new file: without any name, where the file system can do that.
-    fn file(into: &'d OwnedFd) -> Result<Self, Errno> {
-        let (write, private) = (OFlags::WRONLY | OFlags::CLOEXEC, Mode::RUSR | Mode::WUSR);
-        match rustix::fs::openat(into, c".", write | OFlags::TMPFILE, private) {
-            Ok(fd) => Ok(Draft { into, fd, temporary: None }),
-            Err(Errno::OPNOTSUPP | Errno::ISDIR | Errno::INVAL | Errno::NOENT) => {
-                let name = temporary_name();
-                let flags = write | OFlags::CREATE | OFlags::EXCL | OFlags::NOFOLLOW;
-                let fd = rustix::fs::openat(into, &name, flags, private)?;
-                Ok(Draft { into, fd, temporary: Some(name) })
-            }
-            Err(e) => Err(e),
-        }
-    }
-
-    /// Anything else, which `make` makes under a name that it is given.
-    fn special(into: &'d OwnedFd, kind: FileType, make: impl FnOnce(&str) -> Result<(), Errno>) -> Result<Self, Error> {
-        let name = temporary_name();
-        make(&name)?;
-        let fd = rustix::fs::openat(into, &name, OFlags::PATH | OFlags::NOFOLLOW | OFlags::CLOEXEC, Mode::empty())?;
-        let stat = rustix::fs::fstat(&fd)?;
-        // Between the two calls somebody else could have put something of another's there.
-        let ours = FileType::from_raw_mode(stat.st_mode) == kind
-            && stat.st_nlink == 1
-            && stat.st_uid == rustix::process::geteuid().as_raw();
-        let draft = Draft { into, fd, temporary: ours.then_some(name) };
-        match ours {
-            true => Ok(draft),
-            false => Err(io::Error::other("something else took its place while it was made").into()),
-        }
-    }
-
-    fn inode(&self) -> Result<Inode, Errno> {
-        rustix::fs::fstat(&self.fd).map(|stat: Stat| inode(&stat))
-    }
-
-    /// Gives it its name, now that it is complete.
-    fn name(mut self, name: &[u8], conflict: Conflict) -> Result<(), Error> {
-        let replace = matches!(conflict, Conflict::Overwrite | Conflict::Update);
-        if self.temporary.is_none() {
-            let itself = format!("/proc/self/fd/{}", self.fd.as_raw_fd());
-            let link = |name: &[u8]| rustix::fs::linkat(CWD, &itself, self.into, name, AtFlags::SYMLINK_FOLLOW);
-            match link(name) {
-                Err(Errno::EXIST) if replace => {
-                    // Only a rename takes the place of something without a gap.
-                    let temporary = temporary_name();
-                    link(temporary.as_bytes())?;
-                    self.temporary = Some(temporary);
-                }
-                Err(Errno::EXIST) => return Err(Error::Exists),
-                other => return Ok(other?),
-            }
-        }
-        let Some(temporary) = &self.temporary else { return Ok(()) };
-        let flags = if replace { RenameFlags::empty() } else { RenameFlags::NOREPLACE };
-        let renamed = match rustix::fs::renameat_with(self.into, temporary, self.into, name, flags) {
-            // A file system that can't promise not to replace; the name was free a moment ago.
-            Err(Errno::INVAL) => rustix::fs::renameat(self.into, temporary, self.into, name),
-            other => other,
-        };
-        match renamed {
-            Err(Errno::EXIST) => Err(Error::Exists),
-            Err(Errno::ISDIR) => Err(Error::Directory),
-            Err(e) => Err(e.into()),
-            Ok(()) => {
-                self.temporary = None;
-                Ok(())
-            }
-        }
-    }
-}
-
-impl Drop for Draft<'_> {
-    fn drop(&mut self) {
-        if let Some(name) = &self.temporary {
-            // If it can't be removed, the error that led here is the one to report.
-            let _ = rustix::fs::unlinkat(self.into, name, AtFlags::empty());
-        }
+/// What has an entry's name, if anything; an error if it belongs to another entry.
+fn look(at: &At<'_>, entry: &Entry) -> Result<Option<There>, Error> {
+    let there = there(&at.opened.fd, entry);
+    match there.and_then(|there| (at.clash)(there.inode)) {
+        Some(clash) => Err(Error::Clash(clash)),
+        None => Ok(there),
     }
 }
 

@@ -40,7 +40,7 @@ pub struct Listing {
 
 impl Listing {
     /// Reads the directory that `fd` is open on, from the start. `path` is for messages.
-    pub(super) fn read(fd: BorrowedFd<'_>, path: &SharedPath) -> Result<Self, Error> {
+    pub fn read(fd: BorrowedFd<'_>, path: &SharedPath) -> Result<Self, Error> {
         let unreadable = |e: Errno| Error::io("list the directory", path.clone(), e);
         let unsorted = |source| unsorted(path, source);
         let mut sorter = Sorter::new(Limits::default());

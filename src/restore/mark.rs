@@ -1,0 +1,112 @@
+//! The mark of a directory that a restore made, or found empty, and has not finished.
+//!
+//! It is what tells such a directory from one of somebody else's, which keeps its owner, mode and times. It holds the
+//! repository's id, not the snapshot's: `latest` may be another one when an interrupted restore is run again. Where
+//! only root can set it (`trusted.*`) nobody can forge it. Where there are extended attributes of users only, a mark is
+//! believed if no other user may write to the directory. Where there are none, the mark is an empty file that belongs
+//! to the directory's owner.
+
+use std::os::fd::OwnedFd;
+
+use rustix::fs::{AtFlags, FileType, Mode, OFlags, Stat, XattrFlags, fgetxattr, fremovexattr, fsetxattr};
+use rustix::io::Errno;
+
+use super::temporary;
+use crate::format::id::RepositoryId;
+
+const TRUSTED: &str = "trusted.brackfs.unfinished";
+const USER: &str = "user.brackfs.unfinished";
+
+/// Permission to write for anyone but the owner.
+const OTHERS_WRITE: u32 = 0o022;
+
+/// Whether an extended attribute is a mark.
+pub(super) fn is_attribute(name: &[u8]) -> bool {
+    [TRUSTED, USER].iter().any(|mark| mark.as_bytes() == name)
+}
+
+/// How a directory is marked.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Mark {
+    /// By an extended attribute.
+    Attribute(&'static str),
+    /// By a file in it.
+    File,
+    /// Not at all: nothing can be written there but what is restored. It is not recognized later.
+    None,
+}
+
+/// Sets and finds marks of one repository.
+#[derive(Debug)]
+pub(super) struct Marks {
+    id: String,
+    file: String,
+    privileged: bool,
+}
+
+impl Marks {
+    pub(super) fn new(repository: RepositoryId) -> Self {
+        let privileged = rustix::process::geteuid().is_root();
+        let id = repository.to_string();
+        Marks { file: temporary::named(&id.replace('-', "")), id, privileged }
+    }
+
+    /// The name of the file that is a mark.
+    pub(super) fn file(&self) -> &str {
+        &self.file
+    }
+
+    /// Marks a directory.
+    pub(super) fn set(&self, directory: &OwnedFd) -> Mark {
+        for name in [TRUSTED, USER] {
+            let may = name == USER || self.privileged;
+            if may && fsetxattr(directory, name, self.id.as_bytes(), XattrFlags::empty()).is_ok() {
+                return Mark::Attribute(name);
+            }
+        }
+        let flags = OFlags::WRONLY | OFlags::CREATE | OFlags::EXCL | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+        match rustix::fs::openat(directory, &*self.file, flags, Mode::RUSR | Mode::WUSR) {
+            Ok(_) | Err(Errno::EXIST) => Mark::File,
+            Err(_) => Mark::None,
+        }
+    }
+
+    /// How a directory is marked, if it is.
+    pub(super) fn find(&self, directory: &OwnedFd) -> Option<Mark> {
+        let stat = rustix::fs::fstat(directory).ok()?;
+        for name in [TRUSTED, USER] {
+            let may = name == TRUSTED || stat.st_mode & OTHERS_WRITE == 0;
+            if may && self.has_attribute(directory, name) {
+                return Some(Mark::Attribute(name));
+            }
+        }
+        let file = rustix::fs::statat(directory, &*self.file, AtFlags::SYMLINK_NOFOLLOW).ok()?;
+        is_mark(&file, &stat).then_some(Mark::File)
+    }
+
+    fn has_attribute(&self, directory: &OwnedFd, name: &str) -> bool {
+        let mut value = [0; 64];
+        let length = fgetxattr(directory, name, &mut value).ok();
+        length.and_then(|length| value.get(..length)) == Some(self.id.as_bytes())
+    }
+
+    /// Removes a mark.
+    pub(super) fn remove(&self, directory: &OwnedFd, mark: Mark) -> Result<(), Errno> {
+        let removed = match mark {
+            Mark::Attribute(name) => fremovexattr(directory, name),
+            Mark::File => rustix::fs::unlinkat(directory, &*self.file, AtFlags::empty()),
+            Mark::None => Ok(()),
+        };
+        match removed {
+            Err(Errno::NODATA | Errno::NOENT) => Ok(()),
+            other => other,
+        }
+    }
+}
+
+/// Whether a file in `directory` is a mark that its owner set.
+fn is_mark(file: &Stat, directory: &Stat) -> bool {
+    FileType::from_raw_mode(file.st_mode) == FileType::RegularFile
+        && file.st_uid == directory.st_uid
+        && file.st_size == 0
+}

@@ -1,0 +1,181 @@
+//! Restoring to file systems with rules of their own: nothing is lost or replaced without a word, nothing is left over,
+//! and a restore that is run again goes on.
+
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::print_stdout, clippy::print_stderr)]
+
+mod common;
+
+use std::collections::BTreeMap;
+use std::fs::{self, File};
+use std::os::unix::fs::symlink;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+use common::{Run, Site, set_mode, set_time, settle};
+use rustix::process::{Pid, Signal};
+
+/// Runs a program that `package` of Debian has; it must be there and be done.
+#[track_caller]
+fn tool(package: &str, program: &str, arguments: &[&Path]) {
+    let output = Command::new(program).args(arguments).output();
+    let output = output.unwrap_or_else(|e| panic!("{program}, of the Debian package {package}: {e}"));
+    assert!(output.status.success(), "{program} {arguments:?}: {}", String::from_utf8_lossy(&output.stderr));
+}
+
+/// An empty NTFS below the site, mounted by `program` of ntfs-3g with these options.
+fn ntfs(site: &Site, program: &str, options: &str) -> PathBuf {
+    let (image, place) = (site.path().join("image"), site.path().join("place"));
+    File::create(&image).unwrap().set_len(64 << 20).unwrap();
+    fs::create_dir(&place).unwrap();
+    tool("ntfs-3g", "mkfs.ntfs", &[Path::new("-q"), Path::new("-F"), &image]);
+    tool("ntfs-3g", program, &[&image, &place, Path::new("-o"), Path::new(options)]);
+    place
+}
+
+/// A directory that shows another one by way of bindfs, with these options.
+fn bindfs(site: &Site, options: &[&str]) -> PathBuf {
+    let (below, place) = (site.path().join("below"), site.path().join("place"));
+    fs::create_dir(&below).unwrap();
+    fs::create_dir(&place).unwrap();
+    let options = options.iter().map(Path::new);
+    let arguments: Vec<&Path> = options.chain([below.as_path(), &place]).collect();
+    tool("bindfs", "bindfs", &arguments);
+    place
+}
+
+fn ready(site: &Site) {
+    settle();
+    site.brackfs(&["init", site.repo().to_str().unwrap(), "--no-encryption"]).ok();
+    site.backup(&[]).ok();
+}
+
+#[must_use = "it may have failed: say .ok() or .code(n)"]
+fn restore(site: &Site, to: &Path, extra: &[&str]) -> Run {
+    site.brackfs(&[&["restore", "latest", "--json", "--to", to.to_str().unwrap()], extra].concat())
+}
+
+fn names(folder: &Path) -> Vec<String> {
+    let names = fs::read_dir(folder).unwrap().map(|entry| entry.unwrap().file_name().into_string().unwrap());
+    let mut names: Vec<_> = names.collect();
+    names.sort();
+    names
+}
+
+/// The paths below the destination that problems were reported of, and what was said.
+fn problems(run: &Run, out: &Path) -> BTreeMap<String, String> {
+    let lines = run.stderr.lines().filter_map(|line| serde_json::from_str::<serde_json::Value>(line).ok());
+    let problems = lines.filter(|line| line["message_type"] == "error");
+    let text = |value: &serde_json::Value| value.as_str().unwrap_or_default().to_owned();
+    let problems = problems.map(|line| (PathBuf::from(text(&line["path"])), text(&line["message"])));
+    let below = problems.filter_map(|(path, said)| {
+        let path = path.strip_prefix(out).ok()?.to_str()?.to_owned();
+        Some((path, said))
+    });
+    below.collect()
+}
+
+/// Pairs of entries whose names differ in case only.
+const TWINS: [(&str, &str); 4] = [("README", "readme"), ("names/B", "names/b"), ("LINK", "link"), ("Dir", "dir")];
+
+fn with_twins() -> Site {
+    let site = Site::with_files(&[("README", "one"), ("readme", "two"), ("Dir/x", "three"), ("dir/y", "four")]);
+    site.write("names/B", "five");
+    fs::hard_link(site.source().join("names/B"), site.source().join("names/b")).unwrap();
+    symlink("ONE", site.source().join("LINK")).unwrap();
+    symlink("two", site.source().join("link")).unwrap();
+    ready(&site);
+    site
+}
+
+/// Of each pair one is there, and what was said of the other names both.
+#[track_caller]
+fn one_of_each_is_there(run: Run, out: &Path) {
+    let run = run.code(1);
+    let problems = problems(&run, out);
+    assert_eq!(problems.len(), TWINS.len(), "{run}");
+    for (one, other) in TWINS {
+        let (there, missing) = match problems.contains_key(one) {
+            true => (other, one),
+            false => (one, other),
+        };
+        let said = problems.get(missing).unwrap_or_else(|| panic!("nothing was said of {missing}\n{run}"));
+        let name = Path::new(there).file_name().unwrap().to_str().unwrap();
+        assert!(said.contains(name), "{missing}: {said}");
+        match there {
+            "README" => assert_eq!(fs::read(out.join(there)).unwrap(), b"one"),
+            "readme" => assert_eq!(fs::read(out.join(there)).unwrap(), b"two"),
+            "LINK" => assert_eq!(fs::read_link(out.join(there)).unwrap(), Path::new("ONE")),
+            "link" => assert_eq!(fs::read_link(out.join(there)).unwrap(), Path::new("two")),
+            "Dir" => assert_eq!(names(&out.join(there)), ["x"]),
+            "dir" => assert_eq!(names(&out.join(there)), ["y"]),
+            _ => assert_eq!(fs::read(out.join(there)).unwrap(), b"five"),
+        }
+    }
+}
+
+#[test]
+fn entries_whose_names_the_place_cannot_tell_apart_are_named_and_nothing_is_replaced() {
+    let site = with_twins();
+    let place = ntfs(&site, "lowntfs-3g", "ignore_case");
+    for conflict in ["abort", "skip", "overwrite", "update"] {
+        let out = place.join(conflict);
+        one_of_each_is_there(restore(&site, &out, &["--conflict", conflict]), &out);
+    }
+    let out = place.join("chosen");
+    let run = restore(&site, &out, &["--include", "README", "--include", "readme"]).code(1);
+    assert_eq!(problems(&run, &out).len(), 1, "{run}");
+}
+
+#[test]
+fn an_interrupted_restore_goes_on_and_leaves_nothing_where_files_have_names_from_the_start() {
+    // With and without attributes that could mark what is unfinished.
+    for options in [&[][..], &["--xattr-none"]] {
+        let site = Site::new();
+        for i in 0..40 {
+            site.write(&format!("d{}/{i}", i % 4), common::noise(&i.to_string(), 4 << 20));
+        }
+        for (number, mode) in [(0, 0o2511), (1, 0o700), (2, 0o1777), (3, 0o755)] {
+            let folder = site.source().join(format!("d{number}"));
+            set_mode(&folder, mode);
+            set_time(&folder, 1_000_000_000 + number, 123_456_789);
+        }
+        ready(&site);
+        let out = bindfs(&site, options).join("out");
+        let files = || fs::read_dir(out.join("d0")).map_or(0, |names| names.count());
+        let mut child = site.command(&["restore", "latest", "--to", out.to_str().unwrap()]).spawn().unwrap();
+        while files() < 3 && child.try_wait().unwrap().is_none() {
+            std::thread::sleep(std::time::Duration::from_millis(1));
+        }
+        rustix::process::kill_process(Pid::from_child(&child), Signal::KILL).unwrap();
+        assert!(!child.wait().unwrap().success(), "it was done before");
+        let left = out.join("d0/.brackfs-restore-00000000000000000000000000000000");
+        let mine = out.join("d0/.brackfs-restore-of-mine");
+        [&left, &mine].into_iter().for_each(|path| fs::write(path, "").unwrap());
+        let run = restore(&site, &out, &[]).ok();
+        assert!(run.stderr.contains("unfinished file"), "{run}");
+        assert!(!left.exists() && mine.exists());
+        fs::remove_file(&mine).unwrap();
+        set_time(&out.join("d0"), 1_000_000_000, 123_456_789);
+        let below = site.path().join("below/out");
+        assert_eq!(common::tree(&below), common::tree(&site.source()), "{options:?}");
+    }
+}
+
+#[test]
+fn what_a_running_restore_has_not_finished_is_left_alone() {
+    let site = Site::with_files(&[("d/a", "one"), ("d/b", "two")]);
+    ready(&site);
+    let out = site.path().join("out");
+    restore(&site, &out, &[]).ok();
+    let unfinished = out.join("d/.brackfs-restore-00000000000000000000000000000000");
+    fs::write(&unfinished, "").unwrap();
+    let folder = File::open(out.join("d")).unwrap();
+    rustix::fs::flock(&folder, rustix::fs::FlockOperation::LockShared).unwrap();
+    restore(&site, &out, &[]).ok();
+    assert!(unfinished.exists());
+    drop(folder);
+    restore(&site, &out, &["--dry-run"]).ok();
+    assert!(unfinished.exists());
+    restore(&site, &out, &[]).ok();
+    assert!(!unfinished.exists());
+}
