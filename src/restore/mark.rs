@@ -48,7 +48,7 @@ impl Marks {
     pub(super) fn new(repository: RepositoryId) -> Self {
         let privileged = rustix::process::geteuid().is_root();
         let id = repository.to_string();
-        Marks { file: temporary::named(&id.replace('-', "")), id, privileged }
+        Marks { file: temporary::named(id.replace('-', "")), id, privileged }
     }
 
     /// The name of the file that is a mark.
