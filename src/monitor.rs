@@ -19,6 +19,10 @@ pub trait Monitor: Send + Sync {
     /// An entry was handled; shown at high verbosity.
     fn entry(&self, path: &Path, what: &str);
 
+    /// The run was told to stop, and a call about this path does not return. A thread that waits in the kernel can't be
+    /// ended, so a program that has nothing else to do should end now; otherwise the run goes on to wait.
+    fn hangs(&self, _path: &Path) {}
+
     /// Where an engine counts how far it is.
     fn progress(&self) -> &Progress {
         /// For all who don't look.

@@ -6,11 +6,15 @@
 mod common;
 
 use std::fs;
+use std::io::{Read, Seek};
 use std::path::Path;
-use std::time::Duration;
+use std::process::{Command, Stdio};
+use std::thread::{self, sleep};
+use std::time::{Duration, Instant};
 
 use common::silent::Silent;
-use common::{Run, Site, run_within};
+use common::{Run, Site, noise, number, run_within, settle};
+use rustix::process::{Pid, Signal, kill_process};
 
 /// A run that waits for no answer takes well below a second.
 const LIMIT: Duration = Duration::from_secs(60);
@@ -129,6 +133,64 @@ fn paths_that_are_left_out_are_not_resolved() {
         let found = site.brackfs(&["cat", &format!("latest:{}", last.display())]).ok();
         assert_eq!(found.stdout, "content");
     }
+}
+
+/// Starts a backup that meets a mount that does not answer, and tells it to end once it waits for it.
+#[track_caller]
+fn is_ended_by_one_signal(mut command: Command, path: &Path) {
+    let (stderr, mut text) = (tempfile::tempfile().unwrap(), String::new());
+    let mut child = command.stderr(stderr.try_clone().unwrap()).stdout(Stdio::null()).spawn().unwrap();
+    // Early signals must be heard, too; this is to meet the wait itself.
+    sleep(Duration::from_secs(2));
+    assert!(child.try_wait().unwrap().is_none(), "it did not wait for {}", path.display());
+    let start = Instant::now();
+    kill_process(Pid::from_child(&child), Signal::TERM).unwrap();
+    let ended = loop {
+        match child.try_wait().unwrap() {
+            Some(ended) => break ended,
+            None if start.elapsed() > LIMIT => {
+                child.kill().unwrap();
+                panic!("the first signal was not heard: {command:?}");
+            }
+            None => sleep(Duration::from_millis(10)),
+        }
+    };
+    (&stderr).rewind().and_then(|()| (&stderr).read_to_string(&mut text)).unwrap();
+    assert_eq!(ended.code(), Some(130), "{command:?}\n{text}");
+    assert!(text.contains(path.to_str().unwrap()) && text.contains("does not answer"), "{command:?}\n{text}");
+}
+
+#[test]
+fn one_signal_ends_a_backup_that_waits_for_a_mount() {
+    let case = |point: usize, inside: &str, extra: &[&str]| {
+        let (site, points) = site();
+        let hung = site.source().join(points[point]);
+        let _mounts = mount(&site, &points[point..=point], Silent::mount);
+        let path = if inside.is_empty() { site.source() } else { hung.join(inside) };
+        let arguments = [&["backup", path.to_str().unwrap()], extra].concat();
+        is_ended_by_one_signal(site.command(&arguments), if inside.is_empty() { &hung } else { &path });
+    };
+    thread::scope(|threads| {
+        for point in 0..3 {
+            threads.spawn(move || case(point, "", &[]));
+        }
+        threads.spawn(move || case(1, "", &["--dry-run"]));
+        threads.spawn(move || case(0, "x", &[]));
+    });
+}
+
+#[test]
+fn what_was_stored_before_a_wait_that_was_interrupted_is_kept() {
+    let (site, _) = site();
+    let source = site.source();
+    site.write("few/large", noise("kept", 3 << 20));
+    fs::create_dir(source.join("zz/later")).unwrap();
+    settle();
+    let mounts = mount(&site, &["zz/later"], Silent::mount);
+    is_ended_by_one_signal(site.command(&["backup", source.to_str().unwrap()]), &source.join("zz/later"));
+    drop(mounts);
+    let summary = site.backup(&[]).ok().json();
+    assert!(number(&summary, "data_bytes") < 1 << 20, "it was stored again: {summary}");
 }
 
 #[test]

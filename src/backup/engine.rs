@@ -11,6 +11,7 @@ use std::time::Instant;
 use crossbeam_channel::{Receiver, Sender};
 use roaring::RoaringTreemap;
 
+use super::calls::Calls;
 use super::devices::Devices;
 use super::event::{
     Arriving, Content as FileContent, End, Enter, Event, Kept, NewFile, NewFiles, Plain as PlainEntry, Reused,
@@ -51,6 +52,7 @@ pub(super) struct Engine<'a> {
     pub(super) options: &'a Options,
     pub(super) monitor: &'a dyn Monitor,
     pub(super) events: Receiver<Vec<Event>>,
+    calls: &'a Calls,
     pub(super) plain: Sender<Plain>,
     /// Buffers of blocks that were sealed, to be filled again.
     pub(super) buffers: Receiver<Vec<u8>>,
@@ -162,7 +164,7 @@ impl<'a> Engine<'a> {
         catalog: Catalog,
         options: &'a Options,
         monitor: &'a dyn Monitor,
-        events: Receiver<Vec<Event>>,
+        (events, calls): (Receiver<Vec<Event>>, &'a Calls),
         (plain, buffers, open_packs, done): Stages<'a>,
         (above, trail): (DirectoryId, Trail),
     ) -> Result<Self, Error> {
@@ -173,6 +175,7 @@ impl<'a> Engine<'a> {
             options,
             monitor,
             events,
+            calls,
             plain,
             buffers,
             open_packs,
@@ -222,10 +225,14 @@ impl<'a> Engine<'a> {
         }
     }
 
-    /// Follows the walk to the end of the root directory, and returns that; none if the walk is over.
+    /// Follows the walk to the end of the root directory, and returns that; none if the walk is over, or is no longer
+    /// waited for.
     pub(super) fn follow(&mut self) -> Result<Option<Outcome>, Error> {
-        while let Ok(batch) = self.events.recv() {
+        while let Some(batch) = self.calls.receive(&self.events) {
             for event in batch {
+                if self.calls.are_abandoned() {
+                    return Ok(None);
+                }
                 let root = self.handle(event)?;
                 self.take_results()?;
                 self.commit_if_due()?;
@@ -251,7 +258,7 @@ impl<'a> Engine<'a> {
             }
             Event::Files(new) => {
                 let NewFiles { files, content } = *new;
-                let mut content = Arriving::new(content);
+                let mut content = Arriving::new(content, self.calls);
                 for file in files {
                     self.file(file, &mut content)?;
                 }
@@ -402,7 +409,7 @@ impl<'a> Engine<'a> {
     }
 
     /// Takes in a file's content as it arrives, and adds the file.
-    fn file(&mut self, file: NewFile, content: &mut Arriving) -> Result<(), Error> {
+    fn file(&mut self, file: NewFile, content: &mut Arriving<'_>) -> Result<(), Error> {
         let NewFile { name, existed, tries, .. } = file;
         let path = self.trail.child(&name);
         let directory = self.frame()?.id;

@@ -6,6 +6,7 @@ use crossbeam_channel::Receiver;
 
 use super::Error;
 use super::budget::Loan;
+use super::calls::Calls;
 use super::parking::Parked;
 use crate::catalog::{BlockId, DirectoryRow, SegmentId, SegmentRow};
 use crate::format::{BlockLocation, Digest, Entry};
@@ -88,18 +89,20 @@ pub(super) struct NewFiles {
 }
 
 /// Content as it arrives.
-pub(super) struct Arriving {
+pub(super) struct Arriving<'c> {
     content: Receiver<Vec<Content>>,
     ready: vec::IntoIter<Content>,
+    calls: &'c Calls,
 }
 
-impl Arriving {
-    pub(super) fn new(content: Receiver<Vec<Content>>) -> Self {
-        Arriving { content, ready: Vec::new().into_iter() }
+impl<'c> Arriving<'c> {
+    /// Content that no longer comes once `calls` are abandoned.
+    pub(super) fn new(content: Receiver<Vec<Content>>, calls: &'c Calls) -> Self {
+        Arriving { content, ready: Vec::new().into_iter(), calls }
     }
 }
 
-impl Iterator for Arriving {
+impl Iterator for Arriving<'_> {
     type Item = Content;
 
     /// Waits for what comes next. None: there will be no more.
@@ -108,7 +111,11 @@ impl Iterator for Arriving {
             if let Some(content) = self.ready.next() {
                 return Some(content);
             }
-            self.ready = self.content.recv().ok()?.into_iter();
+            match self.calls.receive(&self.content) {
+                Some(content) => self.ready = content.into_iter(),
+                None if self.calls.are_abandoned() => return Some(Content::BrokenOff),
+                None => return None,
+            }
         }
     }
 }

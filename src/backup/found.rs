@@ -13,6 +13,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 
 use super::ahead::{Ahead, Later};
+use super::calls::Calls;
 use super::rules::Rules;
 use crate::format::{Kind, Timestamp};
 use crate::source::{Directory, Error, Listed, MountPlace, Mounted, Stat, now};
@@ -60,6 +61,7 @@ impl Name {
 #[derive(Clone)]
 pub(super) struct Ground {
     pub(super) rules: Arc<Rules>,
+    pub(super) calls: Arc<Calls>,
     /// Where there are mounts in it or below.
     pub(super) mounts: Option<Arc<MountPlace>>,
     pub(super) borders: Borders,
@@ -89,14 +91,20 @@ impl Ground {
     /// The same of a directory in it.
     fn child(&self, name: &OsStr) -> Ground {
         let mounts = self.mounts.as_ref().and_then(|place| place.child(name)).cloned();
-        Ground { rules: self.rules.clone(), mounts, borders: self.borders }
+        Ground { rules: self.rules.clone(), calls: self.calls.clone(), mounts, borders: self.borders }
     }
 
     /// Looks at names in `directory`, but for those that are left out.
     fn look_at(&self, directory: &Directory, names: Vec<Name>) -> Vec<Look> {
         let looked = now();
         let path = (!self.rules.exclude.is_empty()).then(|| directory.path());
-        names.into_iter().filter_map(|name| self.look(directory, name, path.as_ref(), looked)).collect()
+        let call = self.calls.about_names(directory.shared_path(), names.iter().map(|name| name.name.as_os_str()));
+        let look = |name| {
+            let look = self.look(directory, name, path.as_ref(), looked);
+            call.next();
+            look
+        };
+        names.into_iter().filter_map(look).collect()
     }
 
     /// Looks at a name. None: it is left out. `path`: that of the directory, if there are patterns.
@@ -165,12 +173,14 @@ impl Opened {
 
     fn within(piece: &mut Piece, above: &Directory, name: &OsStr, ground: &Ground) -> Result<Self, Error> {
         piece.directories -= 1;
+        let call = ground.calls.about_names(above.shared_path(), [name]);
         let mut opened = Opened::only(above.open_child(name)?, &ground.rules);
         if !opened.tagged.is_empty() {
             return Ok(opened);
         }
         // What fails here fails again when the walk comes, which reports it.
         let Some(names) = opened.directory.list_short(SHORT).ok().flatten() else { return Ok(opened) };
+        drop(call);
         let looks = ground.look_at(&opened.directory, names.into_iter().map(Name::listed).collect());
         piece.entries = piece.entries.saturating_sub(looks.len());
         for Found { name, stat, mounted, .. } in looks.iter().flatten() {

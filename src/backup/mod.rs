@@ -10,6 +10,7 @@
 //! - [`scope`]: what is backed up; [`list`] reads lists of paths, [`selection`] holds them
 //! - [`walk`]: lists, compares with the catalog, asks for what changed to be read
 //! - [`ahead`], [`found`]: helpers look into directories before the walk gets there
+//! - [`calls`]: calls to the source that do not return
 //! - [`settle`]: files that do not keep still are looked at again in the end
 //! - [`devices`]: devices that have other numbers than last time
 //! - [`stdin`]: a pipe in the walk's place
@@ -28,6 +29,7 @@
 
 mod ahead;
 mod budget;
+mod calls;
 mod commit;
 mod devices;
 mod engine;
@@ -79,6 +81,7 @@ use crate::monitor::{Monitor, Total};
 use crate::repository::Repository;
 use crate::source::{Cutter, Extended, MountTable, Stat, Tags, now, temporary_folder};
 use ahead::Ahead;
+use calls::Calls;
 use devices::Devices;
 use engine::{Engine, Outcome, Tally};
 use limits::{CHANNEL, EVENTS, HELPERS, Lanes, WALK_STACK, workers};
@@ -251,22 +254,48 @@ pub fn run(
     monitor: &dyn Monitor,
     stop: &AtomicBool,
 ) -> Result<Summary, Error> {
+    let calls = Arc::new(Calls::default());
+    thread::scope(|threads| {
+        // Without a thread to watch them the run goes on all the same.
+        let _watch = thread::Builder::new().name("calls".into()).spawn_scoped(threads, || calls.watch(monitor, stop));
+        let _end = EndCalls(&calls);
+        run_watched(repository, state, options, (monitor, stop), &calls)
+    })
+}
+
+/// Lets the thread that watches the calls go, when it is dropped.
+struct EndCalls<'c>(&'c Calls);
+
+impl Drop for EndCalls<'_> {
+    fn drop(&mut self) {
+        self.0.close();
+    }
+}
+
+/// A run whose calls to the source are watched.
+fn run_watched(
+    repository: &Repository,
+    state: &Path,
+    options: &Options,
+    (monitor, stop): (&dyn Monitor, &AtomicBool),
+    calls: &Arc<Calls>,
+) -> Result<Summary, Error> {
     let started = (now(), Instant::now());
     let mounts = MountTable::read()?;
-    let scope = Scope::of(options, &mounts, monitor)?;
+    let scope = Scope::of(options, &mounts, calls, monitor)?;
     let mut problems = scope.missing;
     let local = repository.target().local_path();
     let forbidden = local.into_iter().chain([state]).filter_map(identify).collect();
     scope.stay_out_of(&forbidden)?;
     let mut summary = if options.dry_run {
-        let preview = Preview { scope: &scope, monitor, stop };
+        let preview = Preview { scope: &scope, monitor, stop, calls };
         preview.run(look(repository, state, monitor, stop)?, rules(&scope, options, (mounts, forbidden)))?
     } else {
         let (session, mut catalog) = Session::open(repository, state, options, monitor, stop)?;
         problems += session.lost_packs;
         let source = find_source(&session, &mut catalog, &scope.name)?;
         expect_as_before(&catalog, Some(source.0), monitor)?;
-        let run = Run { session: &session, scope: &scope, source, options, monitor, stop, started: started.0 };
+        let run = Run { session: &session, scope: &scope, source, options, monitor, stop, calls, started: started.0 };
         run.stages(catalog, rules(&scope, options, (mounts, forbidden)))?
     };
     summary.problems += problems;
@@ -336,6 +365,7 @@ struct Run<'a> {
     options: &'a Options,
     monitor: &'a dyn Monitor,
     stop: &'a AtomicBool,
+    calls: &'a Arc<Calls>,
     started: Timestamp,
 }
 
@@ -356,6 +386,7 @@ impl Run<'_> {
             whole_below: rules.large,
             seen: Seen::default(),
             mounts: rules.mounts.clone(),
+            calls: self.calls.clone(),
         };
         let (reading, lanes) = (&reading, &Lanes::new(self.options.low_memory)?);
         let ahead = Ahead::default();
@@ -388,6 +419,7 @@ impl Run<'_> {
             let mut walk = Walk {
                 past,
                 rules,
+                calls: self.calls.clone(),
                 events: events_in,
                 batch: RefCell::default(),
                 held: RefCell::default(),
@@ -426,8 +458,15 @@ impl Run<'_> {
 
             let follow = || {
                 let (stages, place) = ((plain, buffers, packs, done), (above, trail));
+                let events = (events, self.calls.as_ref());
                 let mut engine = Engine::new(self.session, catalog, self.options, self.monitor, events, stages, place)?;
                 let root = engine.follow_all(go_in)?;
+                if self.calls.are_abandoned() {
+                    // The walk, or a thread that it waits for, may never end.
+                    let interrupted = break_off(&mut engine);
+                    self.calls.leave(self.monitor);
+                    return interrupted;
+                }
                 match (walk.join().map_err(|_| Error::Stopped("the walk"))?, root) {
                     ((counts, Ok(())), Some(root)) => self.finish(&mut engine, &root, counts),
                     ((_, Err(Stop::Failed(Error::Interrupted))), _) => break_off(&mut engine),

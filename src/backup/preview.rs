@@ -12,6 +12,7 @@ use std::time::Duration;
 use crossbeam_channel::{Receiver, bounded};
 
 use super::ahead::Ahead;
+use super::calls::Calls;
 use super::devices::Devices;
 use super::event::Event;
 use super::limits::{EVENTS, HELPERS, WALK_STACK};
@@ -33,6 +34,7 @@ pub(super) struct Preview<'a> {
     pub(super) scope: &'a Scope,
     pub(super) monitor: &'a dyn Monitor,
     pub(super) stop: &'a AtomicBool,
+    pub(super) calls: &'a Arc<Calls>,
 }
 
 impl Preview<'_> {
@@ -56,6 +58,7 @@ impl Preview<'_> {
             let mut walk = Walk {
                 past,
                 rules: Arc::new(rules),
+                calls: self.calls.clone(),
                 events: events_in,
                 batch: RefCell::default(),
                 held: RefCell::default(),
@@ -83,6 +86,9 @@ impl Preview<'_> {
                 threads.spawn(|| ahead.help());
             }
             let read_bytes = self.follow(&events, Trail::new(root));
+            if self.calls.are_abandoned() {
+                self.calls.leave(self.monitor);
+            }
             let walk = walk.join();
             ahead.close();
             match walk.map_err(|_| Error::Stopped("the walk"))? {
@@ -98,7 +104,7 @@ impl Preview<'_> {
     fn follow(&self, events: &Receiver<Vec<Event>>, mut trail: Trail) -> u64 {
         let progress = self.monitor.progress();
         let mut read_bytes = 0;
-        for event in events.iter().flatten() {
+        for event in std::iter::from_fn(|| self.calls.receive(events)).flatten() {
             match event {
                 Event::Enter(enter) => {
                     trail.enter(&enter.name);

@@ -22,6 +22,7 @@ use crossbeam_channel::{Receiver, Sender};
 
 use super::Error;
 use super::budget::{Budget, Loan};
+use super::calls::{Call, Calls};
 use super::event::{Bytes, Content, End};
 use super::parking::Parking;
 use super::seen::{Seen, SeenFile, SeenPiece};
@@ -52,7 +53,6 @@ pub(super) struct JobFile {
 }
 
 /// How files are read.
-#[derive(Debug)]
 pub(super) struct Reading {
     pub(super) cutter: Cutter,
     /// Files below this are one chunk.
@@ -61,6 +61,7 @@ pub(super) struct Reading {
     pub(super) seen: Seen,
     /// Tells whose clock stamps files.
     pub(super) mounts: MountTable,
+    pub(super) calls: Arc<Calls>,
 }
 
 /// For what a file may be put off. None: for nothing.
@@ -121,6 +122,7 @@ pub(super) fn work(jobs: &Receiver<Job>, reading: &Reading, lane: &Lane) {
 fn read(directory: &Directory, job: JobFile, reading: &Reading, lane: &Lane, out: &mut Out<'_>) -> Result<(), Stop> {
     let name = OsStr::from_bytes(&job.name);
     let patience = job.patience;
+    let call = reading.calls.about_names(directory.shared_path(), [name]);
     // All that is stamped from here on is fresh.
     let started = now();
     let opened = directory.open_file(name).and_then(|file| {
@@ -135,8 +137,12 @@ fn read(directory: &Directory, job: JobFile, reading: &Reading, lane: &Lane, out
     let (before, written_to, file) = match opened {
         Ok(opened) if opened.0.kind == Kind::File => opened,
         // Something else has its name by now, or will have it in a moment.
-        Ok(_) if patience.changed => return out.send(Content::PutOff { changed: true }),
+        Ok(_) if patience.changed => {
+            drop(call);
+            return out.send(Content::PutOff { changed: true });
+        }
         Err(e) if patience.changed && (e.is_vanished() || e.is_symlink()) => {
+            drop(call);
             return out.send(Content::PutOff { changed: true });
         }
         Ok(_) => return Err(Stop::Failed("it was a file and is none any more".into())),
@@ -151,13 +157,13 @@ fn read(directory: &Directory, job: JobFile, reading: &Reading, lane: &Lane, out
     // A small file is not delivered before it is known whether it is put off.
     let mut held = None;
     if let Some(seen) = &seen {
-        sink.again(seen)?;
+        call.pause(|| sink.again(seen))?;
     } else {
         let sparse = source::has_holes(&file, &before)?;
         if before.size < reading.whole_below && !sparse {
             held = Some(read_whole(&file, before.size)?);
         } else {
-            reading.cutter.cut(&file, before.size, sparse, &mut |piece| sink.piece(piece))?;
+            reading.cutter.cut(&file, before.size, sparse, &mut |piece| call.pause(|| sink.piece(piece)))?;
         }
     }
     let extended = Extended::of_fd(&file);
@@ -178,8 +184,9 @@ fn read(directory: &Directory, job: JobFile, reading: &Reading, lane: &Lane, out
             (None, Some(seen)) => seen.digest,
             (None, None) => sink.digest(),
         };
-        changed = digest_of(&file, &before, reading)? != digest;
+        changed = digest_of(&file, &before, reading, &call)? != digest;
     }
+    drop(call);
     let put_off = if changed { patience.changed } else { too_fresh };
     match held {
         Some(_) if put_off => return sink.out.send(Content::PutOff { changed }),
@@ -196,14 +203,14 @@ fn read(directory: &Directory, job: JobFile, reading: &Reading, lane: &Lane, out
 }
 
 /// Reads a file's content and returns its digest.
-fn digest_of(file: &File, stat: &Stat, reading: &Reading) -> Result<Digest, Stop> {
+fn digest_of(file: &File, stat: &Stat, reading: &Reading, call: &Call<'_>) -> Result<Digest, Stop> {
     let mut hasher = ContentHasher::default();
     let sparse = source::has_holes(file, stat)?;
     reading.cutter.cut(file, stat.size, sparse, &mut |piece| -> Result<(), Stop> {
-        match piece {
+        call.pause(|| match piece {
             Piece::Data(bytes) => hasher.data(&bytes),
             Piece::Hole(length) => hasher.hole(length),
-        }
+        });
         Ok(())
     })?;
     Ok(hasher.finish())

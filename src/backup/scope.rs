@@ -9,6 +9,7 @@ use std::path::{Component, Path, PathBuf};
 
 use rustix::io::Errno;
 
+use super::calls::Calls;
 use super::selection::Selection;
 use super::{Error, Options, list};
 use crate::format::entry::is_name;
@@ -45,13 +46,18 @@ pub(super) enum Origin {
 
 impl Scope {
     /// Finds out what to back up. Paths that are not there are problems, as long as there are others.
-    pub(super) fn of(options: &Options, mounts: &MountTable, monitor: &dyn Monitor) -> Result<Self, Error> {
+    pub(super) fn of(
+        options: &Options,
+        mounts: &MountTable,
+        calls: &Calls,
+        monitor: &dyn Monitor,
+    ) -> Result<Self, Error> {
         if let Some(bad) = options.exclude_if_present.iter().find(|name| !is_name(name.as_bytes())) {
             return Err(Error::Usage(format!("{bad:?} can't be the name of an entry of a directory")));
         }
         match &options.stdin {
             Some(name) => Scope::of_stdin(name, options),
-            None => Scope::of_tree(options, mounts, monitor),
+            None => Scope::of_tree(options, (mounts, calls), monitor),
         }
     }
 
@@ -69,13 +75,17 @@ impl Scope {
         })
     }
 
-    fn of_tree(options: &Options, mounts: &MountTable, monitor: &dyn Monitor) -> Result<Self, Error> {
+    fn of_tree(
+        options: &Options,
+        (mounts, calls): (&MountTable, &Calls),
+        monitor: &dyn Monitor,
+    ) -> Result<Self, Error> {
         // All of the rules are looked at before any of the paths: those may be many.
         let patterns = patterns(options)?;
         let alone = options.files_from.is_empty() && options.paths.len() == 1;
         // The only path is the root of all patterns, or a single file.
         let exclude = Patterns::new(Path::new("/"), if alone { &[] } else { &patterns })?;
-        let mut resolver = Resolver { exclude, mounts, last: None };
+        let mut resolver = Resolver { exclude, mounts, calls, last: None };
         let (mut paths, mut wanted, mut missing) = (Vec::new(), Vec::new(), 0);
         let mut selection = Selection::limited();
         let mut found = false;
@@ -233,12 +243,14 @@ const LINKS_MAX: usize = 40;
 struct Resolver<'m> {
     exclude: Patterns,
     mounts: &'m MountTable,
+    calls: &'m Calls,
     last: Option<(PathBuf, PathBuf)>,
 }
 
 impl Resolver<'_> {
     fn resolve(&mut self, path: &Path, last: Last) -> io::Result<Resolved> {
         let absolute = std::path::absolute(path)?;
+        let _call = self.calls.about(absolute.as_path().into());
         let follow = last == Last::Follow && is_meant_as_directory(path);
         let (Some(parent), Some(name)) = (absolute.parent(), absolute.file_name()) else {
             return self.walk(PathBuf::from("/"), &absolute);
@@ -330,9 +342,9 @@ mod tests {
 
     use super::*;
 
-    fn resolver<'m>(exclude: &[&str], mounts: &'m MountTable) -> Resolver<'m> {
+    fn resolver<'m>(exclude: &[&str], (mounts, calls): &'m (MountTable, Calls)) -> Resolver<'m> {
         let patterns: Vec<_> = exclude.iter().map(|glob| Pattern::new(*glob)).collect();
-        Resolver { exclude: Patterns::new(Path::new("/"), &patterns).unwrap(), mounts, last: None }
+        Resolver { exclude: Patterns::new(Path::new("/"), &patterns).unwrap(), mounts, calls, last: None }
     }
 
     #[test]
@@ -352,7 +364,7 @@ mod tests {
         ] {
             symlink(target, real.join(name)).unwrap();
         }
-        let mounts = MountTable::default();
+        let nothing = (MountTable::default(), Calls::default());
         for (path, followed, kept) in [
             ("d/f", "d/f", "d/f"),
             ("to-d/f", "d/f", "d/f"),
@@ -367,14 +379,14 @@ mod tests {
             ("to-nothing", "to-nothing", "to-nothing"),
             ("loop", "loop", "loop"),
         ] {
-            let mut resolver = resolver(&[], &mounts);
+            let mut resolver = resolver(&[], &nothing);
             let found = resolver.resolve(&real.join(path), Last::Follow).unwrap();
             assert_eq!(found.path, real.join(followed), "{path}");
             let is_link = real.join(kept).is_symlink();
             assert_eq!(found.link.is_some(), is_link, "{path}");
             assert_eq!(resolver.resolve(&real.join(path), Last::Keep).unwrap().path, real.join(kept), "{path}");
         }
-        let mut resolver = resolver(&[], &mounts);
+        let mut resolver = resolver(&[], &nothing);
         for missing in ["d/absent", "absent/f", "d/f/below", "loop/x", "to-nothing/", "loop/"] {
             assert!(resolver.resolve(&real.join(missing), Last::Follow).is_err(), "{missing}");
         }
@@ -387,8 +399,8 @@ mod tests {
         let real = folder.path().canonicalize().unwrap();
         fs::create_dir(real.join("d")).unwrap();
         symlink("d", real.join("link")).unwrap();
-        let mounts = MountTable::default();
-        let mut resolver = resolver(&["absent", "**/d/gone", "here/"], &mounts);
+        let nothing = (MountTable::default(), Calls::default());
+        let mut resolver = resolver(&["absent", "**/d/gone", "here/"], &nothing);
         for (path, end) in
             [("absent", "absent"), ("absent/x/y", "absent"), ("link/gone", "d/gone"), ("link/../absent/x", "absent")]
         {

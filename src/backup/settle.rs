@@ -171,15 +171,25 @@ impl Walk<'_> {
 
     /// Leaves out files that would be put off again. What can't be reached may be later.
     fn only_ready(&self, directory: &Directory, folder: &mut Folder, left: Duration) {
-        folder.files.retain(|name, _| match directory.stat_child(OsStr::from_bytes(name)) {
-            Ok(stat) if stat.kind == Kind::File => {
-                let fresh = stat.fresh_for(now(), self.rules.mounts.clock(stat.dev));
-                left.is_zero() || fresh.is_none_or(|fresh| fresh > left)
+        let names = folder.files.keys().map(|name| OsStr::from_bytes(name));
+        let call = self.calls.about_names(directory.shared_path(), names);
+        folder.files.retain(|name, _| {
+            let stat = directory.stat_child(OsStr::from_bytes(name));
+            call.next();
+            match stat {
+                Ok(stat) if stat.kind == Kind::File => {
+                    let fresh = stat.fresh_for(now(), self.rules.mounts.clock(stat.dev));
+                    left.is_zero() || fresh.is_none_or(|fresh| fresh > left)
+                }
+                _ => true,
             }
-            _ => true,
         });
+        drop(call);
         folder.below.retain(|name, below| {
-            let child = directory.open_child(OsStr::from_bytes(name));
+            let name = OsStr::from_bytes(name);
+            let call = self.calls.about_names(directory.shared_path(), [name]);
+            let child = directory.open_child(name);
+            drop(call);
             child.is_ok_and(|child| {
                 self.only_ready(&child, below, left);
                 !below.is_empty()
@@ -215,7 +225,10 @@ impl Walk<'_> {
         files: Folder,
     ) -> Result<(), Stop> {
         // What is missing of it was said before.
-        let extended = here.directory.extended();
+        let extended = {
+            let _call = self.calls.about(here.directory.shared_path());
+            here.directory.extended()
+        };
         let untrusted = self.is_fresh(&stat, looked) || extended.missing.is_some();
         let (name, row) = (name.to_vec(), here.known.map(|known| known.row.clone()));
         self.send(Event::Enter(Box::new(Enter { name, stat, extended, untrusted, row, again: true })))?;
@@ -303,11 +316,11 @@ impl Walk<'_> {
     fn revisit_child(&mut self, pass: Pass<'_>, here: &Here<'_>, name: &[u8], files: Folder) -> Result<bool, Stop> {
         let name = OsStr::from_bytes(name);
         let looked = now();
-        let Ok(directory) = here.directory.open_child(name) else { return Ok(false) };
-        let (directory, stat) = match directory.stat() {
-            Ok(stat) => (Arc::new(directory), stat),
-            Err(_) => return Ok(false),
-        };
+        let call = self.calls.about_names(here.directory.shared_path(), [name]);
+        let opened = here.directory.open_child(name).and_then(|directory| Ok((directory.stat()?, directory)));
+        drop(call);
+        let Ok((stat, directory)) = opened else { return Ok(false) };
+        let directory = Arc::new(directory);
         let Some(parent) = here.known else { return Ok(false) };
         let known = self.known(parent.row.id, true, name.as_bytes(), &stat)?;
         let Some(known) = known.filter(is_whole) else { return Ok(false) };
@@ -323,7 +336,11 @@ impl Walk<'_> {
         let name = OsStr::from_bytes(&file.name);
         self.send(Event::Again { name: file.name.clone() })?;
         let looked = now();
-        let stat = match here.directory.stat_child(name) {
+        let stat = {
+            let _call = self.calls.about_names(here.directory.shared_path(), [name]);
+            here.directory.stat_child(name)
+        };
+        let stat = match stat {
             Ok(stat) => stat,
             Err(e) => {
                 let why = if e.is_vanished() { VANISHED.to_owned() } else { e.to_string() };

@@ -17,6 +17,7 @@ use crossbeam_channel::{Sender, bounded};
 use super::Error;
 use super::ahead::{Ahead, Later};
 use super::budget::Budget;
+use super::calls::Calls;
 use super::devices::Devices;
 use super::event::{Enter, Event, NewFile, NewFiles, Plain, Reused};
 use super::found::{Below, Borders, Entries, Found, Ground, Name, Names, Next, Opened, SIBLINGS};
@@ -76,6 +77,7 @@ impl Counts {
 pub(super) struct Walk<'a> {
     pub(super) past: Past,
     pub(super) rules: Arc<Rules>,
+    pub(super) calls: Arc<Calls>,
     pub(super) events: Sender<Vec<Event>>,
     /// Events that go out together: waking the engine for each would take longer than what it does about it.
     pub(super) batch: RefCell<Vec<Event>>,
@@ -159,6 +161,8 @@ struct Group {
 impl Walk<'_> {
     /// Walks the root directory. `above` is the catalog's parent of it.
     pub(super) fn root(&mut self, path: &Path, above: DirectoryId, part: Part<'_>) -> Result<(), Stop> {
+        let calls = self.calls.clone();
+        let call = calls.about(path.into());
         let opened = Opened::only(Directory::open_root(path)?, &self.rules);
         let directory = opened.directory.clone();
         let looked = now();
@@ -167,6 +171,7 @@ impl Walk<'_> {
         self.root = Some((above, directory.clone()));
         let known = self.known(above, true, b"", &stat)?;
         let extended = self.checked(directory.extended(), || directory.path());
+        drop(call);
         self.enter(b"", &stat, (extended, looked), known.as_ref())?;
         let (mounted, mounts) = self.rules.mounts.find(path);
         let borders = Borders { device: stat.dev, file_system: mounted.map(|mounted| mounted.device) };
@@ -230,9 +235,11 @@ impl Walk<'_> {
         let below = RefCell::new(std::mem::take(&mut opened.below));
         let here = Here { directory, known: known.as_ref(), place, below: &below };
         let tagged = std::mem::take(&mut opened.tagged);
-        let ground = place.ground(&self.rules);
+        let ground = self.ground(place);
+        let call = self.calls.about(directory.shared_path());
         let names = || names(directory, tagged, place.part);
         let mut entries = Entries::new(&mut opened, (ground, place.depth + 1), names);
+        drop(call);
         loop {
             if self.stop.load(Ordering::Relaxed) {
                 return Err(Stop::Failed(Error::Interrupted));
@@ -411,8 +418,12 @@ impl Walk<'_> {
                 false => self.counts.new += 1,
             }
         }
+        if stat.kind == Kind::File {
+            return self.file(here, name, &stat, existed);
+        }
+        let calls = self.calls.clone();
+        let call = calls.about_names(here.directory.shared_path(), [name.as_os_str()]);
         let content = match stat.kind {
-            Kind::File => return self.file(here, name, &stat, existed),
             Kind::Symlink => match here.directory.read_link(&name) {
                 Ok(target) => Content::Target(target),
                 Err(e) => {
@@ -423,9 +434,10 @@ impl Walk<'_> {
             Kind::CharDevice | Kind::BlockDevice => {
                 Content::Device(rustix::fs::major(stat.rdev), rustix::fs::minor(stat.rdev))
             }
-            Kind::Fifo | Kind::Socket | Kind::Directory => Content::Empty,
+            Kind::File | Kind::Fifo | Kind::Socket | Kind::Directory => Content::Empty,
         };
         let extended = self.checked(here.directory.extended_of_child(&name), path);
+        drop(call);
         let untrusted = self.is_fresh(&stat, looked) || extended.missing.is_some();
         let entry = super::entry_of(name.into_vec(), &stat, extended, content);
         self.send(Event::Plain(Box::new(Plain { entry, stat, untrusted, existed })))
@@ -498,12 +510,15 @@ impl Walk<'_> {
             Some(place) => Some((place, self.opened(here, name, ahead)?)),
             None => None,
         };
+        let calls = self.calls.clone();
+        let call = anew.then(|| calls.about_names(here.directory.shared_path(), [name.as_os_str()]));
         let extended = match (anew, &opened) {
             (false, _) => Extended::default(),
             (true, Some((_, Ok(opened)))) => self.checked(opened.directory.extended(), path),
             (true, _) if mounted.is_some() => Extended::default(),
             (true, _) => self.checked(here.directory.extended_of_child(name), path),
         };
+        drop(call);
         self.enter(name.as_bytes(), stat, (extended, *looked), known.as_ref())?;
         match opened {
             Some((place, Ok(opened))) => return self.contents(opened, known, place),
@@ -527,7 +542,13 @@ impl Walk<'_> {
                 return Ok(opened);
             }
         }
+        let _call = self.calls.about_names(here.directory.shared_path(), [name]);
         Ok(here.directory.open_child(name).map(|directory| Opened::only(directory, &self.rules)))
+    }
+
+    fn ground(&self, place: Place<'_>) -> Ground {
+        let (rules, calls) = (self.rules.clone(), self.calls.clone());
+        Ground { rules, calls, mounts: place.mounts.cloned(), borders: place.borders }
     }
 
     /// What the catalog has of the directory `name` of `parent`.
@@ -668,10 +689,6 @@ pub(super) struct Place<'a> {
 }
 
 impl<'a> Place<'a> {
-    fn ground(&self, rules: &Arc<Rules>) -> Ground {
-        Ground { rules: rules.clone(), mounts: self.mounts.cloned(), borders: self.borders }
-    }
-
     /// The place of a directory in this one, on the same file system.
     pub(super) fn child(&self, name: &OsStr) -> Place<'a> {
         Place {
@@ -746,7 +763,7 @@ impl Siblings {
             self.sent.push_back(may.then(|| match here.take_below(&name) {
                 Some(opened) => Later::now(opened),
                 None => {
-                    let (above, ground) = (here.directory.clone(), place.child(&name).ground(&walk.rules));
+                    let (above, ground) = (here.directory.clone(), walk.ground(place.child(&name)));
                     let look = move || Opened::with_below(&above, &name, &ground);
                     walk.ahead.send(place.depth + 1, look)
                 }

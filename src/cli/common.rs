@@ -1,17 +1,21 @@
 //! Flags that several commands share, and how a reader is opened.
 
 use std::ffi::OsString;
-use std::io::IsTerminal;
+use std::io::{IsTerminal, Read};
+use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
+use std::thread;
+use std::time::Duration;
 
 use anyhow::{Context, Result};
 use clap::{ArgAction, Args, ValueHint};
 use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
 
-use super::exit::NoSecret;
+use super::exit::{INTERRUPTED, NoSecret};
+use super::say;
 use super::terminal::Terminal;
 use crate::catalog;
 use crate::crypt::{Certificate, Fingerprint, KeyStore, Opener, Passphrase, SecretKey};
@@ -263,15 +267,30 @@ fn text(bytes: Vec<u8>, from: &str) -> Result<Passphrase> {
     Ok(Passphrase::from(text.trim_end_matches(['\n', '\r']).to_owned()))
 }
 
-/// A flag that is set when the process is told to end; a second signal ends it at once.
+/// How long a process that was told to end may take for it: less than service managers wait before they kill.
+const ENDING: Duration = Duration::from_secs(60);
+
+/// A flag that is set when the process is told to end; a second signal ends it at once, and so does [`ENDING`].
 pub(super) fn stop_on_signals() -> Result<Arc<AtomicBool>> {
     let stop = Arc::new(AtomicBool::new(false));
+    let failed = "cannot wait for signals";
+    let (mut told, tell) = UnixStream::pair().context(failed)?;
     for signal in [SIGINT, SIGTERM, SIGHUP] {
         // In this order: the first signal only sets the flag that the second one looks at.
-        signal_hook::flag::register_conditional_shutdown(signal, 130, stop.clone())
+        signal_hook::flag::register_conditional_shutdown(signal, INTERRUPTED.into(), stop.clone())
             .and_then(|_| signal_hook::flag::register(signal, stop.clone()))
-            .context("cannot wait for signals")?;
+            .and_then(|_| signal_hook::low_level::pipe::register(signal, tell.try_clone()?))
+            .context(failed)?;
     }
+    let end = move || {
+        if told.read_exact(&mut [0]).is_ok() {
+            thread::sleep(ENDING);
+            say::aside(format!("brackfs: interrupted; it did not end within {} s, so it ends now", ENDING.as_secs()));
+            std::process::exit(INTERRUPTED.into());
+        }
+    };
+    // Where no thread can be had, the second signal still ends it.
+    let _ending = thread::Builder::new().name("ending".into()).spawn(end);
     Ok(stop)
 }
 

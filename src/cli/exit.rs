@@ -15,7 +15,7 @@ const LOCKED: u8 = 11;
 /// The key or the passphrase is wrong, or missing.
 const KEY: u8 = 12;
 /// Interrupted.
-const INTERRUPTED: u8 = 130;
+pub(super) const INTERRUPTED: u8 = 130;
 
 /// A command line that parses, but makes no sense.
 #[derive(Debug, thiserror::Error)]

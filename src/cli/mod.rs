@@ -36,7 +36,9 @@ mod umount;
 mod versions;
 mod watch;
 
+use std::panic::resume_unwind;
 use std::process::ExitCode;
+use std::thread;
 
 use clap::{CommandFactory, Parser, Subcommand};
 
@@ -102,7 +104,7 @@ pub fn main() -> ExitCode {
     let result = match command {
         Command::Key(command) => key::run(&command, &global),
         Command::Init(args) => init::run(&args, &global),
-        Command::Backup(args) => backup::run(&args, &global),
+        Command::Backup(args) => hearing_signals(|| backup::run(&args, &global)),
         Command::Snapshots(args) => snapshots::run(&args, &global),
         Command::Ls(args) => ls::run(&args, &global),
         Command::Find(args) => find::run(&args, &global),
@@ -110,11 +112,11 @@ pub fn main() -> ExitCode {
         Command::Cat(args) => cat::run(&args, &global),
         Command::Mount(args) => mount::run(&args, &global),
         Command::Umount(args) => umount::run(&args),
-        Command::Restore(args) => restore::run(&args, &global),
+        Command::Restore(args) => hearing_signals(|| restore::run(&args, &global)),
         Command::Dump(args) => dump::run(&args, &global),
-        Command::Check(args) => check::run(&args, &global),
-        Command::Catalog(command) => catalog::run(&command, &global),
-        Command::Adopt(args) => adopt::run(&args, &global),
+        Command::Check(args) => hearing_signals(|| check::run(&args, &global)),
+        Command::Catalog(command) => hearing_signals(|| catalog::run(&command, &global)),
+        Command::Adopt(args) => hearing_signals(|| adopt::run(&args, &global)),
         Command::Completions(args) => completions::run(&args),
     };
     match result {
@@ -127,6 +129,22 @@ pub fn main() -> ExitCode {
             ExitCode::from(code)
         }
     }
+}
+
+/// Stack of a command's thread: as large as the first thread's usually is.
+const COMMAND_STACK: usize = 8 << 20;
+
+/// Runs a command that handles signals in a thread of its own. The kernel hands a signal to the first thread if it can, and
+/// while a thread waits for a file system that does not answer, the signal waits, too.
+fn hearing_signals(run: impl Fn() -> anyhow::Result<ExitCode> + Sync) -> anyhow::Result<ExitCode> {
+    thread::scope(|threads| {
+        let command = thread::Builder::new().name("command".into()).stack_size(COMMAND_STACK);
+        match command.spawn_scoped(threads, &run) {
+            Ok(command) => command.join().unwrap_or_else(|panic| resume_unwind(panic)),
+            // Where no thread can be had, this one does it.
+            Err(_) => run(),
+        }
+    })
 }
 
 #[cfg(test)]

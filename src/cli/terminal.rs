@@ -10,6 +10,7 @@ use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 use serde_json::json;
 
 use super::common::is_interactive;
+use super::exit::INTERRUPTED;
 use super::say;
 use super::show::printable;
 use super::status::Status;
@@ -125,6 +126,12 @@ impl Monitor for Terminal {
             }
             (true, false) => self.view.say(&printable(&format!("{what} {}", path.display()))),
         }
+    }
+
+    fn hangs(&self, path: &Path) {
+        self.view.bar.finish_and_clear();
+        self.problem(path, "interrupted; it does not answer, so it was not waited for. What was stored so far is kept");
+        std::process::exit(INTERRUPTED.into());
     }
 
     fn progress(&self) -> &Progress {

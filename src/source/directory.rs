@@ -101,6 +101,11 @@ impl Directory {
         }
     }
 
+    /// The path by which the walk came to the directory.
+    pub fn shared_path(&self) -> SharedPath {
+        self.path.clone()
+    }
+
     /// Builds the path by which the walk came to the directory.
     pub fn path(&self) -> PathBuf {
         self.path.to_path()

@@ -1,0 +1,355 @@
+//! Calls to the source's file systems that have not returned.
+//!
+//! A call to a server, or to a FUSE program, may never return, and a thread that waits in the kernel can't be ended. So
+//! each thread notes what it asks before it asks, and a watching thread says what has not answered for long. When the run
+//! is told to stop and such a call keeps it from that, the engine commits what it has, and the process ends.
+//!
+//! A note costs a lock that nobody else wants and a copy of the names; each further name two stores.
+
+use std::ffi::OsStr;
+use std::os::unix::ffi::OsStrExt;
+use std::path::PathBuf;
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
+use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
+
+use crossbeam_channel::{Receiver, RecvTimeoutError};
+
+use crate::monitor::Monitor;
+use crate::source::SharedPath;
+
+/// Calls that are noted at once: more than there are threads.
+const MOST: usize = 64;
+
+/// How long a call may take before something is said, or done.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Patience {
+    /// Before it is said which path does not answer.
+    silence: Duration,
+    /// Before a run that is to stop no longer waits.
+    stopping: Duration,
+    /// Before a run that no longer waits ends without a commit.
+    commit: Duration,
+    /// Time between two looks.
+    look: Duration,
+}
+
+impl Default for Patience {
+    fn default() -> Self {
+        Patience {
+            silence: Duration::from_secs(30),
+            stopping: Duration::from_secs(5),
+            commit: Duration::from_secs(10),
+            look: Duration::from_millis(500),
+        }
+    }
+}
+
+/// The calls of one run.
+pub(super) struct Calls {
+    slots: [Slot; MOST],
+    patience: Patience,
+    /// A call that keeps the run from stopping is no longer waited for.
+    abandoned: AtomicBool,
+    closed: Mutex<bool>,
+    changed: Condvar,
+}
+
+#[derive(Default)]
+struct Slot {
+    /// What is asked; none if the slot is free.
+    asked: Mutex<Option<Asked>>,
+    /// Which of the names is asked about.
+    at: AtomicUsize,
+    /// Changes with each call. Odd while there is one.
+    step: AtomicU64,
+}
+
+struct Asked {
+    directory: SharedPath,
+    /// Names in it, with a NUL behind each. None: the directory itself is asked about.
+    names: Vec<u8>,
+}
+
+impl Asked {
+    fn path(&self, at: usize) -> PathBuf {
+        let mut path = self.directory.to_path();
+        if let Some(name) = self.names.split(|byte| *byte == 0).nth(at).filter(|name| !name.is_empty()) {
+            path.push(OsStr::from_bytes(name));
+        }
+        path
+    }
+}
+
+impl Slot {
+    fn asked(&self) -> MutexGuard<'_, Option<Asked>> {
+        self.asked.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Only the thread that has the slot calls it.
+    fn advance(&self, steps: u64) {
+        self.step.store(self.step.load(Ordering::Relaxed).wrapping_add(steps), Ordering::Relaxed);
+    }
+}
+
+/// Calls that a thread makes one after the other. They are over when it is dropped.
+pub(super) struct Call<'c>(Option<&'c Slot>);
+
+impl Call<'_> {
+    /// The call about one name returned, and that about the next one begins.
+    pub(super) fn next(&self) {
+        if let Some(slot) = self.0 {
+            slot.at.store(slot.at.load(Ordering::Relaxed) + 1, Ordering::Relaxed);
+            slot.advance(2);
+        }
+    }
+
+    /// Does `work` that is no call to the source.
+    pub(super) fn pause<T>(&self, work: impl FnOnce() -> T) -> T {
+        if let Some(slot) = self.0 {
+            slot.advance(1);
+        }
+        let result = work();
+        if let Some(slot) = self.0 {
+            slot.advance(1);
+        }
+        result
+    }
+}
+
+impl Drop for Call<'_> {
+    fn drop(&mut self) {
+        if let Some(slot) = self.0 {
+            *slot.asked() = None;
+            slot.advance(1);
+        }
+    }
+}
+
+impl Default for Calls {
+    fn default() -> Self {
+        Calls::with(Patience::default())
+    }
+}
+
+impl Calls {
+    fn with(patience: Patience) -> Self {
+        Calls {
+            slots: std::array::from_fn(|_| Slot::default()),
+            patience,
+            abandoned: AtomicBool::new(false),
+            closed: Mutex::new(false),
+            changed: Condvar::new(),
+        }
+    }
+
+    /// Notes that a directory is asked about.
+    pub(super) fn about(&self, directory: SharedPath) -> Call<'_> {
+        self.about_names(directory, [])
+    }
+
+    /// Notes that these names in a directory are asked about, one after the other: [`Call::next`] goes on to the next.
+    pub(super) fn about_names<'n>(
+        &self,
+        directory: SharedPath,
+        names: impl IntoIterator<Item = &'n OsStr>,
+    ) -> Call<'_> {
+        /// The slot at which a thread begins to look for a free one.
+        fn first() -> usize {
+            static THREADS: AtomicUsize = AtomicUsize::new(0);
+            thread_local!(static FIRST: usize = THREADS.fetch_add(1, Ordering::Relaxed));
+            FIRST.with(|first| *first)
+        }
+        for slot in self.slots.iter().cycle().skip(first() % MOST).take(MOST) {
+            let Ok(mut asked) = slot.asked.try_lock() else { continue };
+            if asked.is_none() {
+                let mut all = Vec::new();
+                for name in names {
+                    all.extend_from_slice(name.as_bytes());
+                    all.push(0);
+                }
+                *asked = Some(Asked { directory, names: all });
+                slot.at.store(0, Ordering::Relaxed);
+                slot.advance(1);
+                return Call(Some(slot));
+            }
+        }
+        Call(None)
+    }
+
+    /// Whether the run must end although a call has not returned.
+    pub(super) fn are_abandoned(&self) -> bool {
+        self.abandoned.load(Ordering::Relaxed)
+    }
+
+    /// Waits for a message. None: there will be no more, or none is waited for because calls were abandoned.
+    pub(super) fn receive<T>(&self, messages: &Receiver<T>) -> Option<T> {
+        while !self.are_abandoned() {
+            match messages.recv_timeout(self.patience.look) {
+                Ok(message) => return Some(message),
+                Err(RecvTimeoutError::Timeout) => {}
+                Err(RecvTimeoutError::Disconnected) => return None,
+            }
+        }
+        None
+    }
+
+    /// Watches the calls until [`Calls::close`].
+    pub(super) fn watch(&self, monitor: &dyn Monitor, stop: &AtomicBool) {
+        let mut seen = [(0, Instant::now(), false); MOST];
+        let (mut stopping, mut abandoned): (Option<Instant>, Option<Instant>) = (None, None);
+        loop {
+            let closed = self.closed.lock().unwrap_or_else(PoisonError::into_inner);
+            let wait = self.changed.wait_timeout_while(closed, self.patience.look, |closed| !*closed);
+            if *wait.unwrap_or_else(PoisonError::into_inner).0 {
+                return;
+            }
+            if stop.load(Ordering::Relaxed) {
+                stopping.get_or_insert_with(Instant::now);
+            }
+            for (slot, (step, since, said)) in self.slots.iter().zip(&mut seen) {
+                let now = slot.step.load(Ordering::Relaxed);
+                if now != *step || now % 2 == 0 {
+                    (*step, *since, *said) = (now, Instant::now(), false);
+                    continue;
+                }
+                let is_over = |start: Instant, time| start.elapsed() >= time;
+                if !*said && stopping.is_none() && is_over(*since, self.patience.silence) {
+                    *said = true;
+                    if let Some(path) = self.path(slot) {
+                        let time = self.patience.silence.as_secs();
+                        monitor.note(&format!(
+                            "{} has not answered for {time} s; the backup waits for it",
+                            path.display()
+                        ));
+                    }
+                }
+                let stuck = is_over(*since, self.patience.stopping);
+                if stuck && stopping.is_some_and(|start| is_over(start, self.patience.stopping)) {
+                    self.abandoned.store(true, Ordering::Relaxed);
+                    let start = *abandoned.get_or_insert_with(Instant::now);
+                    if is_over(start, self.patience.commit) {
+                        self.leave(monitor);
+                    }
+                }
+            }
+        }
+    }
+
+    fn path(&self, slot: &Slot) -> Option<PathBuf> {
+        slot.asked().as_ref().map(|asked| asked.path(slot.at.load(Ordering::Relaxed)))
+    }
+
+    /// Ends the process because of the calls that were abandoned, if whoever runs it has it so.
+    pub(super) fn leave(&self, monitor: &dyn Monitor) {
+        let is_busy = |slot: &&Slot| slot.step.load(Ordering::Relaxed) % 2 == 1;
+        if let Some(path) = self.slots.iter().filter(is_busy).find_map(|slot| self.path(slot)) {
+            monitor.hangs(&path);
+        }
+    }
+
+    /// Ends [`Calls::watch`].
+    pub(super) fn close(&self) {
+        *self.closed.lock().unwrap_or_else(PoisonError::into_inner) = true;
+        self.changed.notify_all();
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::path::Path;
+    use std::thread;
+
+    use super::*;
+
+    /// Remembers what it is told.
+    #[derive(Default)]
+    struct Told {
+        notes: Mutex<Vec<String>>,
+        hangs: Mutex<Vec<PathBuf>>,
+    }
+
+    impl Monitor for Told {
+        fn problem(&self, _path: &Path, _message: &str) {}
+        fn note(&self, message: &str) {
+            self.notes.lock().unwrap().push(message.to_owned());
+        }
+        fn entry(&self, _path: &Path, _what: &str) {}
+        fn hangs(&self, path: &Path) {
+            self.hangs.lock().unwrap().push(path.to_owned());
+        }
+    }
+
+    fn names(names: [&'static str; 2]) -> [&'static OsStr; 2] {
+        names.map(OsStr::new)
+    }
+
+    /// Runs `work` while its calls are watched, until a condition holds.
+    fn watched(patience: Patience, stop: bool, work: impl FnOnce(&Calls, &Told)) -> Told {
+        let (calls, told, stop) = (Calls::with(patience), Told::default(), AtomicBool::new(stop));
+        thread::scope(|threads| {
+            threads.spawn(|| calls.watch(&told, &stop));
+            work(&calls, &told);
+            calls.close();
+        });
+        told
+    }
+
+    fn wait_until(condition: impl Fn() -> bool) {
+        while !condition() {
+            thread::sleep(Duration::from_millis(1));
+        }
+    }
+
+    const LONG: Duration = Duration::from_secs(10_000);
+    const SHORT: Duration = Duration::from_millis(5);
+    const QUICK: Patience = Patience { silence: SHORT, stopping: SHORT, commit: SHORT, look: SHORT };
+
+    #[test]
+    fn a_path_that_does_not_answer_is_named_once() {
+        let told = watched(QUICK, false, |calls, told| {
+            let path = SharedPath::from(Path::new("/d"));
+            let call = calls.about_names(path.clone(), names(["a", "b"]));
+            call.next();
+            wait_until(|| told.notes.lock().unwrap().len() == 1);
+            thread::sleep(10 * SHORT);
+            assert_eq!(told.notes.lock().unwrap().len(), 1);
+            drop(call);
+            let _other = calls.about(path);
+            wait_until(|| told.notes.lock().unwrap().len() == 2);
+        });
+        let notes = told.notes.into_inner().unwrap();
+        assert!(notes[0].starts_with("/d/b has not answered for ") && notes[1].starts_with("/d has not answered for "));
+        assert!(told.hangs.into_inner().unwrap().is_empty());
+    }
+
+    #[test]
+    fn work_that_is_no_call_may_take_long() {
+        let told = watched(Patience { stopping: LONG, ..QUICK }, false, |calls, _| {
+            let call = calls.about(SharedPath::from(Path::new("/d")));
+            call.pause(|| thread::sleep(20 * SHORT));
+        });
+        // The call itself may have taken long on a busy machine, but not the pause.
+        assert!(told.notes.into_inner().unwrap().len() <= 1);
+    }
+
+    #[test]
+    fn a_run_that_is_to_stop_abandons_a_call_that_does_not_return() {
+        let told = watched(QUICK, true, |calls, told| {
+            let _call = calls.about(SharedPath::from(Path::new("/d")));
+            wait_until(|| calls.are_abandoned());
+            wait_until(|| !told.hangs.lock().unwrap().is_empty());
+        });
+        assert_eq!(told.hangs.into_inner().unwrap()[0], Path::new("/d"));
+    }
+
+    #[test]
+    fn more_calls_than_are_noted_do_no_harm() {
+        let calls = Calls::default();
+        let path = SharedPath::from(Path::new("/d"));
+        let all: Vec<_> = (0..2 * MOST).map(|_| calls.about(path.clone())).collect();
+        all.iter().for_each(Call::next);
+        drop(all);
+        assert!(calls.slots.iter().all(|slot| slot.asked().is_none() && slot.step.load(Ordering::Relaxed) % 2 == 0));
+    }
+}
