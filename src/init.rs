@@ -8,7 +8,6 @@ use crate::catalog::{Catalog, Trust};
 use crate::crypt::{self, Certificate, Fingerprint, Passphrase, Profile, Role, SecretKey, Signer};
 use crate::format::RepositoryId;
 use crate::format::id::{CatalogId, ObjectId};
-use crate::format::secrets::Secrets;
 use crate::repository::{Repository, Writer};
 use crate::state::RepositoryState;
 use crate::{catalog, repository, state};
@@ -93,11 +92,12 @@ pub fn init(location: &str, state: &Path, owner: Owner) -> Result<Made, Error> {
     trust.recipients.iter().try_for_each(|recipient| keys.put_recipient(recipient))?;
     keys.put_host(&certificate)?;
     if let Some(key) = kept {
+        // The repository's copy is the only one otherwise.
+        kept_here.put_owner_key(&key.to_armored()?)?;
         keys.put_owner(&key)?;
     }
     let writer = Writer::new(&repository, Signer::new(host)?, &certificate, &trust.recipients)?;
-    let recipients = trust.recipients.iter().map(Certificate::to_bytes).collect::<Result<_, _>>()?;
-    writer.put_secrets(ObjectId::random(), &Secrets { seed: trust.seed, encrypted, recipients })?;
+    writer.put_secrets(ObjectId::random(), &trust.secrets(std::slice::from_ref(&certificate))?)?;
     repository.finish()?;
     Ok(Made {
         id: trust.repository,

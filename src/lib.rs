@@ -30,7 +30,7 @@
 //! | `restore` | `reader` `source` `format` `monitor` |
 //! | `dump` | `reader` `format` `monitor` |
 //! | `history` | `reader` `source` `format` `monitor` |
-//! | `check` | `reader` `repository` `target` `format` `monitor` |
+//! | `check` | `reader` `repository` `target` `crypt` `format` `monitor` |
 //! | `cli` | `backup` `catalog` `check` `crypt` `dump` `format` `history` `init` `inventory` `kernel` `monitor` `mount` `reader` `repository` `restore` `state` |
 //! <!-- /layers -->
 

@@ -2,6 +2,7 @@
 //!
 //! ```text
 //! <state>/<repository id>/host.key         the machine's own key for it (hosts only)
+//! <state>/<repository id>/owner.asc        a copy of the owner's locked key, if the repository keeps that (hosts only)
 //! <state>/<repository id>/catalog.sqlite   the catalog (hosts only)
 //! <state>/<repository id>/catalog.sqlite.old   the one before, if it was built anew
 //! <state>/<repository id>/lock             held while a run writes; the kernel frees it with the process
@@ -160,14 +161,31 @@ impl RepositoryState {
 
     /// Keeps the machine's own key. An older one is never replaced.
     pub fn put_host_key(&self, armored: &[u8]) -> Result<(), Error> {
-        let path = self.host_key_path();
+        self.put_new(&self.host_key_path(), armored)
+    }
+
+    fn owner_key_path(&self) -> PathBuf {
+        self.folder.join("owner.asc")
+    }
+
+    /// The copy of the owner's locked key; `None` if the repository keeps no such key, or this machine is not its host.
+    pub fn owner_key(&self) -> Result<Option<Vec<u8>>, Error> {
+        self.read(&self.owner_key_path())
+    }
+
+    /// Keeps a copy of the owner's locked key. An older one is never replaced.
+    pub fn put_owner_key(&self, armored: &[u8]) -> Result<(), Error> {
+        self.put_new(&self.owner_key_path(), armored)
+    }
+
+    fn put_new(&self, path: &Path, bytes: &[u8]) -> Result<(), Error> {
         let write = || -> io::Result<()> {
-            let mut file = OpenOptions::new().write(true).create_new(true).mode(0o600).open(&path)?;
-            file.write_all(armored)?;
+            let mut file = OpenOptions::new().write(true).create_new(true).mode(0o600).open(path)?;
+            file.write_all(bytes)?;
             file.sync_all()?;
             File::open(&self.folder)?.sync_all()
         };
-        write().map_err(|source| self.failed("write", &path, source))
+        write().map_err(|source| self.failed("write", path, source))
     }
 
     /// Takes the lock, or says who holds it ([`Error::Locked`]) if it isn't free within `wait`. Before it begins to wait it

@@ -14,9 +14,10 @@ use std::process::{Command, Stdio};
 use std::thread::sleep;
 use std::time::{Duration, Instant};
 
-use brackfs::crypt::{Opener, SecretKey, Signer};
+use brackfs::crypt::{Certificate, Opener, SecretKey, Signer};
 use brackfs::format::id::ObjectId;
 use brackfs::format::index::{Index, IndexedBlock};
+use brackfs::format::secrets::Secrets;
 use brackfs::format::{Digest, PackId};
 use brackfs::repository::{Access, Repository, Writer};
 use common::{Entry, Run, Site, noise, number, run, settle, tree};
@@ -515,14 +516,25 @@ fn a_new_machine_goes_on_with_the_owners_key() {
     fs::rename(world.site.state(), &old).unwrap();
     fs::create_dir(world.site.state()).unwrap();
     says(&world.site.backup(&[]).code(1), &["no host key", "brackfs adopt"]);
-    let mut keyless = world.site.command(&["adopt"]);
-    keyless.env_remove("BRACKFS_KEY_FILE");
-    common::run(keyless).code(12);
     let signer = fs::read_dir(world.site.repo().join("keys")).unwrap().find_map(|key| {
         Some(key.unwrap().file_name().to_str()?.strip_prefix("host-")?.strip_suffix(".asc")?.to_owned())
     });
-    let run = world.site.brackfs(&["adopt", "--json", "--signer", &signer.unwrap()]).ok();
+    let signer = signer.unwrap();
+    let mut keyless = world.site.command(&["adopt", "--signer", &signer]);
+    keyless.env_remove("BRACKFS_KEY_FILE");
+    common::run(keyless).code(12);
+    // Nothing is trusted at first use, and nothing is written.
+    let before = fs::read_dir(world.site.repo().join("secrets")).unwrap().count();
+    says(&world.site.brackfs(&["adopt"]).code(1), &["--signer", &signer]);
+    says(&world.site.brackfs(&["adopt", "--recipient", "keys/owner.pub"]).code(1), &["--signer", &signer]);
+    world.site.key_named("operator", "rfc9580");
+    let other = ["adopt", "--signer", &signer, "--recipient", "keys/operator.pub"];
+    says(&world.site.brackfs(&other).code(1), &["nothing was written"]);
+    assert_eq!(fs::read_dir(world.site.repo().join("secrets")).unwrap().count(), before);
+    let run = world.site.brackfs(&["adopt", "--json", "--signer", &signer, "--recipient", "keys/owner.pub"]).ok();
     assert!(run.stdout.contains("\"new_host_key\":true"), "{run}");
+    let told: serde_json::Value = serde_json::from_str(run.stdout.lines().last().unwrap()).unwrap();
+    assert_eq!(told["recipients"].as_array().unwrap().len(), 1, "{run}");
     let run = world.backup(&[]).ok();
     stored_nothing_again(&world, &run);
     world.is_whole();
@@ -541,6 +553,50 @@ fn a_new_machine_goes_on_with_the_owners_key() {
     common::run(adopt).ok();
     world.backup_with(&old).ok();
     world.site.brackfs(&["check", "--read-data"]).ok();
+}
+
+#[test]
+fn a_target_that_exchanged_its_host_key_gains_no_recipient_from_an_adopt() {
+    let world = World::new();
+    let site = &world.site;
+    let key = SecretKey::parse(&fs::read(world.state().join("host.key")).unwrap()).unwrap();
+    let real = key.fingerprint().to_string();
+    // The operator needs no secret for this: another host key, and secrets that name him too, sealed to the owner.
+    let repository = Repository::open(site.repo().to_str().unwrap()).unwrap();
+    let operator = SecretKey::parse(&fs::read(site.key_named("operator", "rfc9580")).unwrap()).unwrap().certificate();
+    let owner = repository.keys().recipients().unwrap();
+    let recipients = [owner.as_slice(), &[operator.clone()]].concat();
+    let false_host = SecretKey::generate_host(&recipients).unwrap();
+    let (host, signer) = (false_host.certificate(), Signer::new(false_host).unwrap());
+    let bytes = |list: &[Certificate]| list.iter().map(|key| key.to_bytes().unwrap()).collect::<Vec<_>>();
+    let secrets =
+        Secrets { seed: 7, encrypted: true, recipients: bytes(&recipients), hosts: bytes(std::slice::from_ref(&host)) };
+    for folder in ["secrets", "keys"] {
+        for entry in fs::read_dir(site.repo().join(folder)).unwrap() {
+            let path = entry.unwrap().path();
+            if folder == "secrets" || path.file_name().unwrap().to_str().unwrap().starts_with("host-") {
+                fs::remove_file(path).unwrap();
+            }
+        }
+    }
+    let writer = Writer::new(&repository, signer, &host, &owner).unwrap();
+    writer.put_secrets(ObjectId::random(), &secrets).unwrap();
+    repository.keys().put_host(&host).unwrap();
+    repository.keys().put_recipient(&operator).unwrap();
+
+    let state = site.path().join("new");
+    let adopt = |extra: &[&str]| {
+        let mut command = site.command(&[&["adopt"], extra].concat());
+        command.env("BRACKFS_STATE_DIR", &state);
+        common::run(command)
+    };
+    // No signer, the one that the repository shows, and both: documents of the other one are always there.
+    says(&adopt(&[]).code(1), &["--signer"]);
+    let shown = host.fingerprint().to_string();
+    says(&adopt(&["--signer", &shown]).code(1), &[&real, "Nothing was written"]);
+    adopt(&["--signer", &real]).code(1);
+    adopt(&["--recipient", "keys/owner.pub"]).code(1);
+    assert!(!state.join(repository.id().to_string()).join("host.key").exists());
 }
 
 #[test]

@@ -30,16 +30,6 @@ pub enum Error {
     /// A block could not be sealed.
     #[error("cannot encrypt: {0}")]
     Crypt(#[from] crypt::Error),
-    /// The target shows other recipients than those that were agreed on.
-    #[error(
-        "the recipients' certificates in the repository are not those that this machine encrypts to ({found} instead of {expected}); somebody changed keys/, nothing was backed up"
-    )]
-    Recipients {
-        /// What the target shows.
-        found: String,
-        /// What was fixed at init.
-        expected: String,
-    },
     /// The target says otherwise than agreed whether blocks are encrypted.
     #[error(
         "the repository says that it is {found}, but it was made {expected}; somebody changed brackfs.toml, nothing was backed up"

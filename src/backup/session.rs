@@ -61,6 +61,7 @@ impl<'r> Session<'r> {
         let (mut catalog, built) = open_catalog(&inventory, &state, &host)?;
         let trust = catalog.trust().clone();
         compare(repository, &trust, &host)?;
+        inventory.name_strangers(&trust.recipients)?;
         let (known, _) = catalog.runs()?;
         let generations = inventory.generations(&catalog.strange_generations()?)?;
         catalog.note_strange_generations(&generations.learnt)?;
@@ -101,14 +102,18 @@ impl<'r> Session<'r> {
             // So that the next run, or the other machine, finds it said.
             session.announce(&mut catalog)?;
             catalog.commit()?;
-            session.put_lost_sources(&catalog)?;
+        }
+        let inventory = Inventory { repository, access: &session.access, monitor, stop };
+        let lost = inventory.lost(&catalog, &state, &host)?;
+        if !lost.is_empty() {
+            session.announce(&mut catalog)?;
+            inventory.put_back(lost, &catalog, &session.writer, &host)?;
         }
         if !session.unfinished.is_empty() {
             // What a killed run left in sight may not be on disk yet, and is relied on from here on.
             repository.target().sync(&name::FOLDERS)?;
         }
         settle_snapshots(repository, &mut catalog)?;
-        let inventory = Inventory { repository, access: &session.access, monitor, stop };
         let found = inventory.recheck(&mut catalog, options.recheck, now().seconds, random)?;
         session.lost_packs = found.condemned.packs;
         if !session.unfinished.is_empty() {
@@ -117,17 +122,6 @@ impl<'r> Session<'r> {
             inventory.clear_leftovers(&mut catalog, &session.unfinished)?;
         }
         Ok((session, catalog))
-    }
-
-    /// Names of sources that the target lost.
-    fn put_lost_sources(&self, catalog: &Catalog) -> Result<(), Error> {
-        for source in catalog.sources()? {
-            match self.repository.target().length(&name::source(source.id)) {
-                Err(e) if e.kind == ErrorKind::NotFound => self.writer.put_source(&source)?,
-                other => _ = other?,
-            }
-        }
-        Ok(())
     }
 
     /// Announces this run at the target, before it writes anything else there. Only one run can have this
@@ -216,9 +210,13 @@ pub(super) fn look(
         Err(source) if source.is_lost() => return Err(Error::NothingToCompare { source }),
         other => other?,
     };
-    compare(repository, catalog.trust(), &key.certificate())?;
+    let host = key.certificate();
+    compare(repository, catalog.trust(), &host)?;
     let access = host_access(&key)?;
     let inventory = Inventory { repository, access: &access, monitor, stop };
+    for lost in inventory.lost(&catalog, &state, &host)? {
+        monitor.note(&format!("{}: {}", lost.object, lost.words()));
+    }
     if inventory.standing(&catalog)?.words().is_some()
         // Asked again: a run of our own may have begun meanwhile.
         && let Some(words) = inventory.standing(&view()?)?.words()
@@ -237,19 +235,7 @@ fn compare(repository: &Repository, trust: &Trust, host: &Certificate) -> Result
     if repository.encrypted() != trust.encrypted {
         return Err(Error::Encryption { found: word(repository.encrypted()), expected: word(trust.encrypted) });
     }
-    let names = |certificates: &[Certificate]| {
-        let mut names: Vec<_> = certificates.iter().map(|c| c.fingerprint().to_string()).collect();
-        names.sort();
-        match names.is_empty() {
-            true => "none".to_owned(),
-            false => names.join(", "),
-        }
-    };
-    let (found, expected) = (names(&repository.keys().recipients()?), names(&trust.recipients));
-    match found == expected {
-        true => Ok(()),
-        false => Err(Error::Recipients { found, expected }),
-    }
+    Ok(())
 }
 
 /// Looks for snapshots that a killed run was about to write, and for those that were not found before: they may have

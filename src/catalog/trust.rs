@@ -6,9 +6,10 @@ use rusqlite::{Connection, params};
 
 use super::error::Context;
 use super::{Catalog, Error};
-use crate::crypt::{Certificate, Fingerprint};
+use crate::crypt::{self, Certificate, Fingerprint};
 use crate::format::RepositoryId;
 use crate::format::id::{CatalogId, RunId};
+use crate::format::secrets::Secrets;
 
 /// What this machine trusts of a repository. The target's copies are only compared with it.
 #[derive(Debug, Clone)]
@@ -37,6 +38,14 @@ pub struct LastRun {
 }
 
 impl Trust {
+    /// What a secrets document says of it; `hosts`: certificates of the host keys that readers may meet.
+    pub fn secrets(&self, hosts: &[Certificate]) -> Result<Secrets, crypt::Error> {
+        let bytes =
+            |certificates: &[Certificate]| certificates.iter().map(Certificate::to_bytes).collect::<Result<_, _>>();
+        let (recipients, hosts) = (bytes(&self.recipients)?, bytes(hosts)?);
+        Ok(Secrets { seed: self.seed, encrypted: self.encrypted, recipients, hosts })
+    }
+
     pub(super) fn insert(&self, db: &Connection) -> rusqlite::Result<()> {
         db.execute(
             "INSERT INTO trust VALUES (?, ?, ?, ?, ?, 0, NULL, 0, NULL, 0)",

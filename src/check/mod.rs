@@ -18,6 +18,7 @@ use std::path::{Path, PathBuf};
 use std::str::FromStr;
 use std::sync::atomic::{AtomicBool, Ordering};
 
+use crate::crypt::{Certificate, Fingerprint};
 use crate::format::id::ObjectId;
 use crate::format::index::IndexedPack;
 use crate::format::name::SnapshotName;
@@ -81,6 +82,7 @@ pub fn check(reader: &Reader, read_data: bool, monitor: &dyn Monitor, stop: &Ato
         lacking: HashMap::new(),
         unindexed: BTreeSet::new(),
         unreadable: None,
+        signers: HashSet::new(),
         opened: false,
         summary: Summary::default(),
     };
@@ -114,6 +116,8 @@ struct Run<'a> {
     unindexed: BTreeSet<PackId>,
     /// An index that cannot be read, if there is one.
     unreadable: Option<String>,
+    /// Host keys that signed snapshots.
+    signers: HashSet<Fingerprint>,
     /// Something was opened, so the key is right.
     opened: bool,
     summary: Summary,
@@ -143,30 +147,41 @@ fn key(directory: &Directory) -> Option<(Seen, u64)> {
 
 impl Run<'_> {
     fn snapshots(&mut self, names: Vec<SnapshotName>) -> Result<(), Error> {
-        let there: HashSet<_> = names.iter().map(|name| name.id).collect();
+        // Only what verifies counts: a copy under another name does not stand for a snapshot that is missing.
+        let (mut there, mut chained) = (HashSet::new(), Vec::new());
+        // Snapshots that the key does not open. It is the wrong key only if it opens none.
+        let mut closed = Vec::new();
         for name in names {
             self.summary.snapshots += 1;
             let object = PathBuf::from(name.object());
-            let opened = self.reader.snapshot(&name).map(|(snapshot, _)| snapshot);
-            if let Some(previous) = opened.as_ref().ok().and_then(|snapshot| snapshot.previous)
-                && !there.contains(&previous)
-            {
-                self.problem(&object, &format!("the snapshot before it ({previous}) is missing"));
+            let opened = self.reader.snapshot(&name);
+            if let Ok((snapshot, signer)) = &opened {
+                there.insert(name.id);
+                chained.extend(snapshot.previous.map(|previous| (object.clone(), previous)));
+                self.signers.insert(signer.clone());
             }
+            let opened = opened.map(|(snapshot, _)| snapshot);
             let root = match opened.and_then(Listed::root) {
                 Ok(root) => root,
+                Err(error) if error.is_key_problem() && !self.opened => {
+                    closed.push((object, error));
+                    if self.reader.is_hopeless(closed.len()) {
+                        break;
+                    }
+                    continue;
+                }
                 Err(error) => {
                     self.unopened(&object, error)?;
                     continue;
                 }
             };
             self.opened = true;
-            let source = self.reader.source_name(name.source);
+            let source = self.reader.access().source(self.reader.repository(), name.source);
             if let Err(error) = &source {
                 self.problem(&object, &error.to_string());
             }
-            let shown = PathBuf::from(source.unwrap_or_else(|_| name.source.to_string())).join(&name.time);
-            let lacking = self.tree(&root, shown)?;
+            let shown = self.reader.source_name(name.source).unwrap_or_else(|_| name.source.to_string());
+            let lacking = self.tree(&root, PathBuf::from(shown).join(&name.time))?;
             if let Some(first) = lacking.first() {
                 let (count, first) = (lacking.len(), name::pack(*first));
                 let cause = match &self.unreadable {
@@ -179,6 +194,12 @@ impl Run<'_> {
                 self.problem(&object, &why);
                 self.unindexed.extend(lacking);
             }
+        }
+        for (object, error) in closed {
+            self.unopened(&object, error)?;
+        }
+        for (object, previous) in chained.into_iter().filter(|(_, previous)| !there.contains(previous)) {
+            self.problem(&object, &format!("the snapshot before it ({previous}) is missing"));
         }
         Ok(())
     }
@@ -375,11 +396,22 @@ impl Run<'_> {
                 self.unopened(Path::new(&object), error.into())?;
             }
         }
+        let (mut recipients, mut damaged) = (None, false);
         for object in self.list(name::SECRETS)? {
             let Some(id) = id_of::<ObjectId>(&object, name::SECRETS) else { continue };
-            if let Err(error) = access.secrets(repository, id) {
-                self.unopened(Path::new(&object), error.into())?;
+            match access.secrets(repository, id) {
+                Ok(secrets) => recipients = Some(secrets.recipients),
+                Err(error) => {
+                    damaged = true;
+                    self.unopened(Path::new(&object), error.into())?;
+                }
             }
+        }
+        match recipients {
+            Some(recipients) => self.certificates(&recipients)?,
+            // Those that are damaged were named.
+            None if damaged => {}
+            None => self.problem(Path::new(name::SECRETS), "no secrets document is there; the next backup writes one"),
         }
         for object in self.list(name::GENERATION)? {
             let Some(number) = name::parse_generation(&object) else { continue };
@@ -502,8 +534,27 @@ impl Run<'_> {
         length.is_err_and(|error| error.kind == ErrorKind::NotFound)
     }
 
+    /// Looks for the certificates of the recipients, and of the hosts that signed snapshots. Readers find the latter in
+    /// secrets as well, but people with other programs do not.
+    fn certificates(&mut self, recipients: &[Vec<u8>]) -> Result<(), Error> {
+        let keys = self.reader.repository().keys();
+        let recipients = recipients.iter().filter_map(|bytes| Certificate::parse(bytes).ok());
+        let mut objects: Vec<_> =
+            recipients.map(|recipient| name::recipient(&recipient.fingerprint().to_string())).collect();
+        objects.extend(self.signers.iter().map(|signer| name::host(&signer.to_string())));
+        for object in objects {
+            if keys.is_missing(&object).map_err(reader::Error::from)? {
+                self.problem(Path::new(&object), "it is missing; the next backup puts it back");
+            }
+        }
+        Ok(())
+    }
+
     /// Compares the keys that people would find with the fingerprints in their names.
     fn keys(&mut self) -> Result<(), Error> {
+        for object in self.reader.repository().lost_descriptions().map_err(reader::Error::from)? {
+            self.problem(Path::new(object), "it is missing or damaged; the next backup puts it back");
+        }
         for object in self.list(name::KEYS)? {
             if let Err(error) = self.reader.repository().keys().check(&object) {
                 self.problem(Path::new(&object), &error.to_string());

@@ -7,7 +7,7 @@ use std::process::ExitCode;
 
 use anyhow::Result;
 
-use super::common::{Global, READ_ONCE, ReaderArgs};
+use super::common::{Global, READ_ONCE, ReaderArgs, select};
 use super::exit::Usage;
 use crate::format::Kind;
 use crate::reader::{FileReader, Selector};
@@ -33,8 +33,9 @@ pub(super) struct Args {
 
 pub(super) fn run(args: &Args, global: &Global) -> Result<ExitCode> {
     let selector = Selector::parse(args.what.as_bytes()).map_err(Usage)?;
-    let reader = args.reader.open(global, &global.monitor(false), READ_ONCE)?;
-    let snapshot = reader.select(&selector)?;
+    let monitor = global.monitor(false);
+    let reader = args.reader.open(global, &monitor, READ_ONCE)?;
+    let snapshot = select(&reader, &selector, &monitor)?;
     let listed = reader.at_path(&snapshot, &selector.path)?;
     let shown = String::from_utf8_lossy(&selector.path).into_owned();
     anyhow::ensure!(listed.entry().kind == Kind::File, "{shown:?} is not a file; ls shows what is there");

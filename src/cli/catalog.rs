@@ -115,7 +115,7 @@ fn verify(args: &VerifyArgs, global: &Global) -> Result<ExitCode> {
     let access = host_access(&key)?;
     let catalog = Catalog::view(&state.catalog_path(), repository.id())?;
     let inventory = Inventory { repository: &repository, access: &access, monitor: &monitor, stop: &stop };
-    let found = inventory.verify(&catalog, &state.catalog_path())?;
+    let found = inventory.verify(&catalog, &state, &key.certificate())?;
     if args.json {
         say::result(json!({
             "message_type": "summary",

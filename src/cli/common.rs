@@ -19,8 +19,9 @@ use super::say;
 use super::terminal::Terminal;
 use crate::catalog;
 use crate::crypt::{Certificate, Fingerprint, KeyStore, Opener, Passphrase, SecretKey};
+use crate::format::snapshot::Snapshot;
 use crate::monitor::Monitor;
-use crate::reader::Reader;
+use crate::reader::{Reader, Selector};
 use crate::repository::{Access, Repository};
 use crate::state::RepositoryState;
 
@@ -56,6 +57,9 @@ pub(super) const READ_ONCE: u64 = 24 << 20;
 /// as there were take turns.
 pub(super) const READ_OFTEN: u64 = 128 << 20;
 
+/// At most so many of the owner's keys in a repository are tried: unlocking one takes a fraction of a second.
+const OWNERS: usize = 16;
+
 /// What it takes to read.
 #[derive(Debug, Args)]
 pub(super) struct ReaderArgs {
@@ -75,11 +79,10 @@ pub(super) struct ReaderArgs {
     /// that reads, and not once more for every run that it meets. See brackfs-security(7).
     #[arg(long)]
     pub(super) no_key_cache: bool,
-    /// Believe snapshots that this host key signed (its fingerprint; init shows it); may be repeated
+    /// Trust snapshots signed by this host key (its fingerprint; init prints it); may be repeated
     ///
-    /// Beside it are believed the host key that this machine has of its own, and those that it remembers. If there are
-    /// none of these, and none is given, the host key that lies in the repository is believed, aloud, and remembered for
-    /// the next time.
+    /// Snapshots signed by this machine's own host key or by a remembered one are trusted too. If there is none of these,
+    /// and none is given, the key found in the repository is trusted at first use, printed and remembered.
     #[arg(long, value_name = "FINGERPRINT", action = ArgAction::Append)]
     pub(super) signer: Vec<Fingerprint>,
     /// Decoded data to keep in memory, so that it need not be read and decrypted again [default: 128MiB for
@@ -114,31 +117,43 @@ impl ReaderArgs {
     /// Opens a reader: finds the key, and decides whose signatures are believed. `cache`: its size, if the user
     /// does not say another.
     pub(super) fn open(&self, global: &Global, monitor: &dyn Monitor, cache: u64) -> Result<Reader> {
+        self.open_trusting(FirstUse::Trusted, global, monitor, cache)
+    }
+
+    /// The same, with a say in what happens where no host key is known yet.
+    pub(super) fn open_trusting(
+        &self,
+        first_use: FirstUse,
+        global: &Global,
+        monitor: &dyn Monitor,
+        cache: u64,
+    ) -> Result<Reader> {
         let repository = Repository::open(&self.repository.location)?;
+        let state = RepositoryState::new(&global.state()?, repository.id());
         let opener = match repository.encrypted() {
-            true => Some(self.opener(global, &repository)?),
+            true => Some(self.opener(&state, &repository, monitor)?),
             false => None,
         };
-        let signers = self.signers(global, &repository, monitor)?;
+        let signers = Signers { repository: &repository, state: &state, opener: opener.as_ref(), monitor };
+        let signers = signers.find(&self.signer, first_use)?;
         let cache = usize::try_from(self.cache_size.unwrap_or(cache)).context("the cache size is too large")?;
         Ok(Reader::new(repository, Access::new(opener, signers), cache))
     }
 
-    fn opener(&self, global: &Global, repository: &Repository) -> Result<Opener> {
-        let (key, what) = match &self.key {
-            Some(path) => {
-                let bytes = std::fs::read(path)
-                    .map_err(|e| NoSecret(format!("cannot read the key {}: {e}", path.display())))?;
-                let key = SecretKey::parse(&bytes).with_context(|| format!("{}", path.display()))?;
-                (key, path.display().to_string())
-            }
-            None => match repository.keys().owner()? {
-                Some(key) => (key, "the repository".to_owned()),
-                None => return Ok(Opener::gpg(self.key_store(global, repository)?)),
-            },
+    fn opener(&self, state: &RepositoryState, repository: &Repository, monitor: &dyn Monitor) -> Result<Opener> {
+        let Some(path) = &self.key else {
+            let owners = owners(state, repository, monitor)?;
+            return match owners.is_empty() {
+                true => Ok(Opener::gpg(self.key_store(state))),
+                false => unlock_any(owners),
+            };
         };
+        let bytes =
+            std::fs::read(path).map_err(|e| NoSecret(format!("cannot read the key {}: {e}", path.display())))?;
+        let key = SecretKey::parse(&bytes).with_context(|| format!("{}", path.display()))?;
         let key = match key.is_locked() {
             true => {
+                let what = path.display();
                 let passphrase = passphrase(&format!("Passphrase for the key in {what}: "))?;
                 key.unlock(&passphrase).with_context(|| format!("the key in {what}"))?
             }
@@ -148,53 +163,154 @@ impl ReaderArgs {
     }
 
     /// Where session keys that gpg found out are kept, if they may be.
-    fn key_store(&self, global: &Global, repository: &Repository) -> Result<Option<Box<dyn KeyStore>>> {
-        if self.no_key_cache {
-            return Ok(None);
+    fn key_store(&self, state: &RepositoryState) -> Option<Box<dyn KeyStore>> {
+        match self.no_key_cache {
+            true => None,
+            false => Some(Box::new(state.clone())),
         }
-        Ok(Some(Box::new(RepositoryState::new(&global.state()?, repository.id()))))
     }
+}
 
-    /// Host keys to believe: this machine's own, those it has seen before, and those that were given. If there
-    /// are none, the one that the repository shows is believed aloud, and remembered.
-    fn signers(&self, global: &Global, repository: &Repository, monitor: &dyn Monitor) -> Result<Vec<Certificate>> {
-        let state = RepositoryState::new(&global.state()?, repository.id());
-        let mut known = self.signer.clone();
-        known.extend(state.signers()?);
-        match catalog::trust_of(&state.catalog_path(), repository.id()) {
-            Ok(trust) => known.extend(trust.map(|trust| trust.host)),
-            Err(error) => monitor.note(&format!("the catalog of this machine can't be asked whom it trusts: {error}")),
+/// The owner's keys that the repository keeps, those of its recipients first, and on the host the copy of the right one.
+/// Anyone who can write to the target can add such a file, so each is only a candidate.
+fn owners(state: &RepositoryState, repository: &Repository, monitor: &dyn Monitor) -> Result<Vec<SecretKey>> {
+    let mut owners: Vec<SecretKey> = Vec::new();
+    owners.extend(state.owner_key()?.and_then(|bytes| SecretKey::parse(&bytes).ok()));
+    for (object, key) in repository.keys().owners()? {
+        match key {
+            Ok(key) if owners.iter().any(|known| known.fingerprint() == key.fingerprint()) => {}
+            Ok(key) => owners.push(key),
+            Err(error) => monitor.note(&format!("{object} is not used: {error}")),
         }
-        // It says so itself, should the catalog be lost.
-        known.extend(state.host_key()?.and_then(|key| SecretKey::parse(&key).ok()).map(|key| key.fingerprint()));
+    }
+    if owners.len() > 1 {
+        let recipients = repository.keys().recipients()?;
+        // Stable: the copy on the host stays ahead of others of its kind.
+        owners.sort_by_key(|key| recipients.iter().all(|recipient| recipient.fingerprint() != key.fingerprint()));
+        owners.truncate(OWNERS);
+    }
+    Ok(owners)
+}
+
+/// An opener with all keys that are not locked, or that the passphrase unlocks. A key that was added does not get in the
+/// way of the right one: a message is opened with the key that it is encrypted to.
+fn unlock_any(owners: Vec<SecretKey>) -> Result<Opener> {
+    let (locked, mut open): (Vec<_>, Vec<_>) = owners.into_iter().partition(SecretKey::is_locked);
+    if !locked.is_empty() {
+        let passphrase = passphrase("Passphrase for the key in the repository: ")?;
+        let (mut unlocked, mut failed) = (Vec::new(), None);
+        for key in locked {
+            match key.unlock(&passphrase) {
+                Ok(key) => unlocked.push(key),
+                Err(error) => failed = failed.or(Some(error)),
+            }
+        }
+        if let (true, Some(error)) = (unlocked.is_empty(), failed) {
+            return Err(error).context("the key in the repository");
+        }
+        open.extend(unlocked);
+    }
+    Ok(Opener::with_any(open)?)
+}
+
+/// What to do where no host key is known yet.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum FirstUse {
+    /// The key that the repository shows is trusted, printed and remembered.
+    Trusted,
+    /// It is not.
+    Refused,
+}
+
+/// Looks for the certificates of the host keys to trust.
+struct Signers<'s> {
+    repository: &'s Repository,
+    state: &'s RepositoryState,
+    opener: Option<&'s Opener>,
+    monitor: &'s dyn Monitor,
+}
+
+impl Signers<'_> {
+    /// Certificates of this machine's own host key, of those that it remembers, and of those that were given. If there are
+    /// none, the one that the repository shows, if first use is trusted.
+    fn find(&self, given: &[Fingerprint], first_use: FirstUse) -> Result<Vec<Certificate>> {
+        let mut known = given.to_vec();
+        known.extend(self.state.signers()?);
+        match catalog::trust_of(&self.state.catalog_path(), self.repository.id()) {
+            Ok(trust) => known.extend(trust.map(|trust| trust.host)),
+            Err(error) => self.monitor.note(&format!("the catalog cannot say which host key it trusts: {error}")),
+        }
+        // The machine's own certificate needs no copy at the target.
+        let own = self.state.host_key()?.and_then(|key| SecretKey::parse(&key).ok()).map(|key| key.certificate());
+        known.retain(|signer| own.as_ref().is_none_or(|own| own.fingerprint() != *signer));
         known.sort();
         known.dedup();
-        if !known.is_empty() {
-            let (found, missing): (Vec<_>, Vec<_>) =
-                known.iter().map(|signer| repository.keys().host(signer)).partition(Result::is_ok);
-            // One that is gone from the repository does no harm as long as another is there.
-            return match (found.is_empty(), missing.into_iter().next()) {
-                (true, Some(Err(error))) => Err(error.into()),
-                _ => Ok(found.into_iter().flatten().collect()),
-            };
+        match known.is_empty() && own.is_none() {
+            true => self.first(first_use),
+            false => self.certificates(own, known),
         }
-        let hosts = repository.keys().hosts()?;
-        let [host] = hosts.as_slice() else {
-            let found: Vec<_> = hosts.iter().map(|host| host.fingerprint().to_string()).collect();
-            let found = if found.is_empty() { "none".to_owned() } else { found.join(", ") };
+    }
+
+    fn certificates(&self, own: Option<Certificate>, known: Vec<Fingerprint>) -> Result<Vec<Certificate>> {
+        let mut found = Vec::from_iter(own);
+        let mut missing = Vec::new();
+        for signer in known {
+            match self.repository.keys().host(&signer) {
+                Ok(certificate) => found.push(certificate),
+                Err(error) => missing.push((signer, error)),
+            }
+        }
+        if !missing.is_empty() {
+            let kept = self.repository.keys().hosts_in_secrets(self.opener)?;
+            missing.retain(|(signer, _)| match kept.iter().find(|host| host.fingerprint() == *signer) {
+                Some(certificate) => {
+                    found.push(certificate.clone());
+                    false
+                }
+                None => true,
+            });
+        }
+        // A missing one does no harm as long as another is there.
+        match (found.is_empty(), missing.into_iter().next()) {
+            (true, Some((_, error))) => Err(error.into()),
+            _ => Ok(found),
+        }
+    }
+
+    /// At first use, the one host key that the repository shows.
+    fn first(&self, first_use: FirstUse) -> Result<Vec<Certificate>> {
+        let mut hosts = self.repository.keys().hosts()?;
+        if hosts.is_empty() {
+            hosts = self.repository.keys().hosts_in_secrets(self.opener)?;
+        }
+        let shown: Vec<_> = hosts.iter().map(|host| host.fingerprint().to_string()).collect();
+        let shown = if shown.is_empty() { "none".to_owned() } else { shown.join(", ") };
+        if first_use == FirstUse::Refused {
             anyhow::bail!(
-                "this machine does not know yet which host key to believe, and the repository shows {found}; name the right one with --signer"
+                "this machine does not know the repository's host key, and the one that signed earlier backups must be given with --signer. The repository shows {shown}; use only a fingerprint that `brackfs init` or `brackfs adopt` printed"
+            );
+        }
+        let [host] = hosts.as_slice() else {
+            anyhow::bail!(
+                "this machine does not know yet which host key to trust, and the repository shows {shown}; name the right one with --signer"
             );
         };
         let signer = host.fingerprint();
-        monitor.note(&format!(
-            "first use of this repository here: from now on snapshots signed by host key {signer} are believed; compare it with what init showed"
+        self.monitor.note(&format!(
+            "first use of this repository here: from now on snapshots signed by host key {signer} are trusted; compare it with the one that init printed"
         ));
-        if let Err(error) = state.remember_signer(&signer) {
-            monitor.note(&format!("it could not be remembered: {error}"));
+        if let Err(error) = self.state.remember_signer(&signer) {
+            self.monitor.note(&format!("it could not be remembered: {error}"));
         }
         Ok(hosts)
     }
+}
+
+/// The snapshot that is meant. Snapshots that would have been meant and do not verify are named.
+pub(super) fn select(reader: &Reader, selector: &Selector, monitor: &dyn Monitor) -> Result<Arc<Snapshot>> {
+    Ok(reader.select(selector, &mut |name, error| {
+        monitor.note(&format!("{} is passed over: {error}", name.object()));
+    })?)
 }
 
 /// The passphrase: from the environment, or asked for at the terminal.

@@ -9,7 +9,7 @@ use std::process::ExitCode;
 
 use anyhow::{Context, Result};
 
-use super::common::{Global, READ_OFTEN, ReaderArgs, is_interactive};
+use super::common::{Global, READ_OFTEN, ReaderArgs, is_interactive, select};
 use super::exit::Usage;
 use super::say;
 use super::show::size;
@@ -54,7 +54,7 @@ pub(super) fn run(args: &Args, global: &Global) -> Result<ExitCode> {
     let out = File::from(stdout.as_fd().try_clone_to_owned().context("cannot write to standard output")?);
     let monitor = global.monitor(false);
     let reader = args.reader.open(global, &monitor, READ_OFTEN)?;
-    let snapshot = reader.select(&selector)?;
+    let snapshot = select(&reader, &selector, &monitor)?;
     let listed = reader.at_path(&snapshot, &selector.path)?;
     monitor.start()?;
     let result = dump::dump(&reader, &listed, out, &monitor);

@@ -7,7 +7,7 @@ use anyhow::Result;
 use clap::ValueEnum;
 use serde_json::json;
 
-use super::common::{Global, READ_ONCE, ReaderArgs};
+use super::common::{Global, READ_ONCE, ReaderArgs, select};
 use super::entry;
 use super::exit::Usage;
 use super::show;
@@ -114,7 +114,7 @@ pub(super) fn run(args: &Args, global: &Global) -> Result<ExitCode> {
     let monitor = global.monitor(args.json);
     let reader = args.reader.open(global, &monitor, READ_ONCE)?;
     let within = match selector {
-        Some(selector) => Within::One(reader.select(&selector)?),
+        Some(selector) => Within::One(select(&reader, &selector, &monitor)?),
         None => Within::All(args.source.clone()),
     };
     let wanted = Wanted {

@@ -12,7 +12,7 @@ use std::sync::Arc;
 use anyhow::{Context, Result};
 use nix::unistd::{Group, User};
 
-use super::common::{Global, READ_OFTEN, ReaderArgs};
+use super::common::{Global, READ_OFTEN, ReaderArgs, select};
 use super::exit::Usage;
 use crate::format::Kind;
 use crate::monitor::Monitor;
@@ -175,7 +175,7 @@ fn stay(args: &Args, global: &Global) -> Result<ExitCode> {
     };
     let filesystem = match selector {
         Some(selector) => {
-            let snapshot = reader.select(&selector)?;
+            let snapshot = select(&reader, &selector, &*monitor)?;
             let top = reader.at_path(&snapshot, &selector.path)?;
             let shown = String::from_utf8_lossy(&selector.path).into_owned();
             anyhow::ensure!(top.entry().kind == Kind::Directory, "{shown:?} is not a directory");

@@ -9,7 +9,7 @@ use anyhow::Result;
 use clap::ValueEnum;
 use serde_json::json;
 
-use super::common::{Global, READ_ONCE, ReaderArgs, is_interactive, stop_on_signals};
+use super::common::{Global, READ_ONCE, ReaderArgs, is_interactive, select, stop_on_signals};
 use super::exit::Usage;
 use super::say;
 use super::show::size;
@@ -110,7 +110,7 @@ pub(super) fn run(args: &Args, global: &Global) -> Result<ExitCode> {
     let selector = Selector::parse(args.what.as_bytes()).map_err(Usage)?;
     let monitor = global.monitor(args.json);
     let reader = args.reader.open(global, &monitor, READ_ONCE)?;
-    let snapshot = reader.select(&selector)?;
+    let snapshot = select(&reader, &selector, &monitor)?;
     let listed = reader.at_path(&snapshot, &selector.path)?;
     if args.is_whole(&selector) {
         let statistics = snapshot.statistics;

@@ -74,16 +74,26 @@ pub(super) fn run(args: &Args, global: &Global) -> Result<ExitCode> {
 }
 
 fn from_repository(reader: &Reader, monitor: &dyn crate::monitor::Monitor, problems: &mut u64) -> Result<Vec<Line>> {
-    let mut lines = Vec::new();
+    let (mut lines, mut failed) = (Vec::new(), Vec::new());
     for name in reader.snapshots()? {
         match reader.snapshot(&name) {
             Ok((snapshot, _)) => lines.push(Line::from(&*snapshot)),
-            Err(error) if error.is_key_problem() => return Err(error.into()),
-            Err(error) => {
-                *problems += 1;
-                monitor.problem(name.object().as_ref(), &error.to_string());
-            }
+            Err(error) => failed.push((name, error)),
         }
+        let closed = || failed.iter().filter(|(_, error)| error.is_key_problem()).count();
+        if lines.is_empty() && reader.is_hopeless(closed()) {
+            break;
+        }
+    }
+    // It is the wrong key only if it opens nothing: anyone who can write to the target can add an object.
+    if lines.is_empty()
+        && let Some(at) = failed.iter().position(|(_, error)| error.is_key_problem())
+    {
+        return Err(failed.swap_remove(at).1.into());
+    }
+    for (name, error) in &failed {
+        *problems += 1;
+        monitor.problem(name.object().as_ref(), &error.to_string());
     }
     Ok(lines)
 }

@@ -55,4 +55,4 @@ pub use kept::KeyStore;
 pub use open::Opener;
 pub use seal::Sealer;
 pub use secret_key::{Passphrase, Profile, Role, SecretKey};
-pub use sign::{Signer, verify};
+pub use sign::{Signer, unverified, verify};

@@ -47,6 +47,23 @@ impl Opener {
         Ok(Self::with_keys(Keys::Held(key.decryption_pairs()?, key.name()), None))
     }
 
+    /// Opens with any of several keys. Those that are locked or cannot decrypt are left out; without any other, the first
+    /// one's error is returned.
+    pub fn with_any(keys: Vec<SecretKey>) -> Result<Self, Error> {
+        let names: Vec<_> = keys.iter().map(SecretKey::name).collect();
+        let (mut pairs, mut failed) = (Vec::new(), None);
+        for key in keys {
+            match key.decryption_pairs() {
+                Ok(found) => pairs.extend(found),
+                Err(error) => failed = failed.or(Some(error)),
+            }
+        }
+        match (pairs.is_empty(), failed) {
+            (true, Some(error)) => Err(error),
+            _ => Ok(Self::with_keys(Keys::Held(pairs, names.join(", ")), None)),
+        }
+    }
+
     /// Opens with the keys of the user's gpg: its agent asks for passphrases, and reaches smart cards.
     /// gpg runs once for each session key, and once for all that are in `store`: there they are kept, sealed to the key
     /// that gpg used.
@@ -61,6 +78,11 @@ impl Opener {
     fn with_keys(keys: Keys, store: Option<Box<dyn KeyStore>>) -> Self {
         let asking = Asking { times: 0, kept: store.map(Kept::new) };
         Opener { keys, known: Mutex::new(Known::new(kept::REMEMBERED)), asking: Mutex::new(asking) }
+    }
+
+    /// Whether a session key costs a call of another program, and maybe a person's attention.
+    pub fn is_slow(&self) -> bool {
+        matches!(self.keys, Keys::Gpg(_))
     }
 
     /// Appends the content of a message to `out`. A message with more than `limit` bytes of it is refused

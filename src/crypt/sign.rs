@@ -90,6 +90,11 @@ pub fn verify<'m>(message: &'m [u8], known: &[Certificate]) -> Result<(&'m [u8],
     }
 }
 
+/// The document of a signed message. Nothing is verified.
+pub fn unverified(message: &[u8]) -> Result<&[u8], Error> {
+    take_apart(message).map(|(document, _)| document)
+}
+
 /// The document and the signature of a message of the shape that [`Signer::sign`] writes.
 fn take_apart(message: &[u8]) -> Result<(&[u8], Signature), Error> {
     let other = Error::Refused { what: "it is something else than one signed document" };

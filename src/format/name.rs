@@ -5,6 +5,8 @@ use super::id::{ObjectId, PackId, SnapshotId, SourceId};
 
 /// The plain description of a repository: version, id, whether blocks are encrypted.
 pub const DESCRIPTION: &str = "brackfs.toml";
+/// The same again, for when that is lost or damaged.
+pub const DESCRIPTION_COPY: &str = "brackfs-copy.toml";
 /// How to get data out without this program.
 pub const README: &str = "README.txt";
 /// Public certificates, and the owner's secret key under its passphrase.

@@ -4,6 +4,7 @@
 //! encrypts to.
 
 use super::Error;
+use super::cbor::Reader;
 use super::document::{DocumentKind, Header};
 use super::id::{ObjectId, RepositoryId};
 use super::name;
@@ -17,6 +18,9 @@ pub struct Secrets {
     pub encrypted: bool,
     /// The recipients' certificates, in binary.
     pub recipients: Vec<Vec<u8>>,
+    /// Certificates of host keys, in binary: that of the writer, and those of the hosts before it. A reader that knows
+    /// the fingerprint of a host key finds its certificate here when `keys/` lacks it.
+    pub hosts: Vec<Vec<u8>>,
 }
 
 impl Secrets {
@@ -26,30 +30,35 @@ impl Secrets {
 
     /// The document's bytes.
     pub fn encode(&self, repository: RepositoryId, id: ObjectId) -> Vec<u8> {
-        let mut w = Secrets::header(repository, id).begin(3);
+        let mut w = Secrets::header(repository, id).begin(4);
         w.uint(3).uint(self.seed);
         w.uint(4).uint(self.encrypted.into());
-        w.uint(5).array(self.recipients.len());
-        self.recipients.iter().for_each(|certificate| {
-            w.bytes(certificate);
-        });
+        for (key, certificates) in [(5, &self.recipients), (6, &self.hosts)] {
+            w.uint(key).array(certificates.len());
+            certificates.iter().for_each(|certificate| {
+                w.bytes(certificate);
+            });
+        }
         w.finish()
     }
 
     /// Reads the document found under `id`.
     pub fn decode(repository: RepositoryId, id: ObjectId, bytes: &[u8]) -> Result<Self, Error> {
-        let (mut seed, mut encrypted, mut recipients) = (None, None, Vec::new());
+        let (mut seed, mut encrypted, mut recipients, mut hosts) = (None, None, Vec::new(), Vec::new());
         let r = Secrets::header(repository, id).read(bytes, |r, key| {
             match key {
                 3 => seed = Some(r.uint()?),
                 4 => encrypted = Some(r.uint()? != 0),
-                5 => {
-                    recipients = (0..r.array()?).map(|_| r.bytes().map(<[u8]>::to_vec)).collect::<Result<_, _>>()?;
-                }
+                5 => recipients = certificates(r)?,
+                6 => hosts = certificates(r)?,
                 _ => return Ok(false),
             }
             Ok(true)
         })?;
-        Ok(Secrets { seed: r.need("seed", seed)?, encrypted: r.need("encryption", encrypted)?, recipients })
+        Ok(Secrets { seed: r.need("seed", seed)?, encrypted: r.need("encryption", encrypted)?, recipients, hosts })
     }
+}
+
+fn certificates(r: &mut Reader<'_>) -> Result<Vec<Vec<u8>>, Error> {
+    (0..r.array()?).map(|_| r.bytes().map(<[u8]>::to_vec)).collect()
 }

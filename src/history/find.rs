@@ -64,13 +64,16 @@ pub fn find(
         true => Patterns::ignoring_case(Path::new("/"), &globs)?,
         false => Patterns::new(Path::new("/"), &globs)?,
     };
-    let look = Look { reader, monitor, problems: 0 };
+    let look = Look::new(reader, monitor);
     let mut search = Search { look, wanted, patterns, found };
     match within {
-        Within::One(snapshot) => search.one(&snapshot, None)?,
+        Within::One(snapshot) => {
+            search.look.opened = true;
+            search.one(&snapshot, None)?;
+        }
         Within::All(source) => search.all(source.as_deref())?,
     }
-    Ok(search.look.problems)
+    search.look.finish()
 }
 
 /// A search that is under way.
@@ -94,12 +97,9 @@ impl Search<'_> {
         for lineage in self.look.lineages(source)? {
             let mut newer: Option<Arc<Snapshot>> = None;
             for name in lineage {
-                match self.look.reader.snapshot(&name) {
-                    Ok((snapshot, _)) => {
-                        self.one(&snapshot, newer.as_ref())?;
-                        newer = Some(snapshot);
-                    }
-                    Err(error) => self.look.problem(name.object().as_ref(), error)?,
+                if let Some(snapshot) = self.look.snapshot(&name)? {
+                    self.one(&snapshot, newer.as_ref())?;
+                    newer = Some(snapshot);
                 }
             }
         }

@@ -12,7 +12,8 @@ mod find;
 mod versions;
 
 use std::collections::HashMap;
-use std::path::Path;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 pub use error::Error;
 pub use find::{Found, Wanted, Within, find};
@@ -21,8 +22,9 @@ pub use versions::{Stretch, versions};
 use crate::format::entry::Content;
 use crate::format::id::SourceId;
 use crate::format::name::SnapshotName;
+use crate::format::snapshot::Snapshot;
 use crate::monitor::Monitor;
-use crate::reader::{Directory, Listed, Reader};
+use crate::reader::{self, Directory, Listed, Reader};
 
 /// The snapshots of one source, newest first.
 type Lineage = Vec<SnapshotName>;
@@ -31,11 +33,47 @@ type Lineage = Vec<SnapshotName>;
 struct Look<'l> {
     reader: &'l Reader,
     monitor: &'l dyn Monitor,
-    /// What could not be read; each was named.
+    /// Problems so far; each was named.
     problems: u64,
+    /// Whether the key opened something.
+    opened: bool,
+    /// Objects that the key did not open before it opened any.
+    closed: Vec<(PathBuf, reader::Error)>,
 }
 
-impl Look<'_> {
+impl<'l> Look<'l> {
+    fn new(reader: &'l Reader, monitor: &'l dyn Monitor) -> Self {
+        Look { reader, monitor, problems: 0, opened: false, closed: Vec::new() }
+    }
+
+    /// A snapshot, unless it cannot be read, which is a problem.
+    fn snapshot(&mut self, name: &SnapshotName) -> Result<Option<Arc<Snapshot>>, Error> {
+        match self.reader.snapshot(name) {
+            Ok((snapshot, _)) => {
+                self.opened = true;
+                Ok(Some(snapshot))
+            }
+            Err(error) => self.problem(name.object().as_ref(), error).map(|()| None),
+        }
+    }
+
+    /// The number of problems. If the key opened nothing at all, it is the wrong one.
+    fn finish(mut self) -> Result<u64, Error> {
+        let mut closed = std::mem::take(&mut self.closed);
+        if !self.opened && !closed.is_empty() {
+            return Err(closed.swap_remove(0).1.into());
+        }
+        for (what, error) in closed {
+            self.name(&what, &error);
+        }
+        Ok(self.problems)
+    }
+
+    fn name(&mut self, what: &Path, error: &reader::Error) {
+        self.problems += 1;
+        self.monitor.problem(what, &error.to_string());
+    }
+
     /// The snapshots of each source, or of those that are called `source`. The source that was backed up last
     /// comes first.
     fn lineages(&mut self, source: Option<&str>) -> Result<Vec<Lineage>, Error> {
@@ -65,13 +103,14 @@ impl Look<'_> {
         }
     }
 
-    /// Names what could not be read, and goes on; but without the right key there is nothing to go on with.
-    fn problem(&mut self, what: &Path, error: crate::reader::Error) -> Result<(), Error> {
-        if error.is_key_problem() {
-            return Err(error.into());
+    /// Names an object or a path that cannot be read. If the key does not open it, it may be the wrong key, so that waits
+    /// until it is known.
+    fn problem(&mut self, what: &Path, error: reader::Error) -> Result<(), Error> {
+        match error.is_key_problem() && !self.opened {
+            true if self.reader.is_hopeless(self.closed.len()) => return Err(error.into()),
+            true => self.closed.push((what.to_owned(), error)),
+            false => self.name(what, &error),
         }
-        self.problems += 1;
-        self.monitor.problem(what, &error.to_string());
         Ok(())
     }
 }

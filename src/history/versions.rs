@@ -39,14 +39,14 @@ pub fn versions(
     monitor: &dyn Monitor,
     found: &mut dyn FnMut(&Stretch) -> io::Result<()>,
 ) -> Result<u64, Error> {
-    let mut look = Look { reader, monitor, problems: 0 };
+    let mut look = Look::new(reader, monitor);
     let mut seen = false;
     for lineage in look.lineages(source)? {
         let mut stretch: Option<Stretch> = None;
         for name in lineage {
-            let at = reader.snapshot(&name).and_then(|(snapshot, _)| Ok((locate(reader, &snapshot, path)?, snapshot)));
-            let (version, snapshot) = match at {
-                Ok(at) => at,
+            let Some(snapshot) = look.snapshot(&name)? else { continue };
+            let version = match locate(reader, &snapshot, path) {
+                Ok(version) => version,
                 Err(error) => {
                     look.problem(name.object().as_ref(), error)?;
                     continue;
@@ -72,7 +72,7 @@ pub fn versions(
             found(&last)?;
         }
     }
-    match (seen, look.problems) {
+    match (seen, look.finish()?) {
         (false, 0) => Err(Error::Nowhere(String::from_utf8_lossy(path).into_owned())),
         (_, problems) => Ok(problems),
     }

@@ -1,20 +1,25 @@
 //! This machine becomes the one that writes.
 //!
-//! It gets a new catalog id and writes a generation with it. Whoever was the writer before finds that id in the last
-//! generation, and is refused from then on. A machine that has the host key (its state was brought back, or it is a clone)
-//! needs nothing else. A new machine needs the owner's secret key once: it makes a host key of its own, and writes what a
-//! host must be able to read again for that key. It signs nothing again that others signed: who reads believes both host
-//! keys, or does not.
+//! It gets a new catalog id and writes a generation with it. The former writer finds that id in the last generation, and
+//! is refused from then on. A machine that has the host key (its state was restored, or it is a clone) needs nothing
+//! else. A new machine needs the owner's secret key once: it makes a host key of its own, and writes the documents that a
+//! host must be able to read again for that key.
+//!
+//! A new machine trusts nobody at first use. It takes recipients and indexes from documents only if their signer was
+//! named or is remembered, and it refuses if any document has another signer: such a document may name a recipient whom
+//! the owner does not know, or blocks that are not what it says.
 
+use std::collections::BTreeMap;
 use std::path::Path;
 
-use super::reconcile::{Reconciled, is_foreign};
+use super::reconcile::Reconciled;
 use super::{Error, Inventory, host_access};
 use crate::catalog::Catalog;
 use crate::crypt::{Certificate, Fingerprint, SecretKey, Signer};
 use crate::format::generation::Generation;
 use crate::format::id::{CatalogId, ObjectId, RunId};
-use crate::repository::Writer;
+use crate::format::name;
+use crate::repository::{self, Writer};
 use crate::state::RepositoryState;
 
 /// What came of it.
@@ -26,6 +31,8 @@ pub struct Adopted {
     pub generation: u64,
     /// What the catalog learnt.
     pub found: Reconciled,
+    /// Whom backups are encrypted to from now on.
+    pub recipients: Vec<Certificate>,
 }
 
 /// Adopts with the host key that is there; the lock must be held. The catalog is kept if it is good.
@@ -58,39 +65,56 @@ pub fn adopt_with_host_key(
     catalog.set_run(number, run)?;
     catalog.set_finished()?;
     catalog.commit()?;
-    Ok(Adopted { host: host.fingerprint(), generation: number, found })
+    let lost = inventory.lost(&catalog, state, &host)?;
+    inventory.put_back(lost, &catalog, &writer, &host)?;
+    let recipients = catalog.trust().recipients.clone();
+    Ok(Adopted { host: host.fingerprint(), generation: number, found, recipients })
 }
 
-/// Adopts without a host key; `inventory` has the access of an owner, and the lock must be held.
-pub fn adopt_with_owner_key(inventory: &Inventory<'_>, state: &RepositoryState) -> Result<Adopted, Error> {
+/// Adopts without a host key. `inventory` has the access of an owner and trusts no signer at first use; the lock must be
+/// held. `recipients`: whom to encrypt to, if the owner says so; then the documents must name the same ones.
+pub fn adopt_with_owner_key(
+    inventory: &Inventory<'_>,
+    state: &RepositoryState,
+    recipients: &[Certificate],
+) -> Result<Adopted, Error> {
     let repository = inventory.repository;
     if state.host_key()?.is_some() {
         return Err(Error::HasHostKey { path: state.host_key_path() });
     }
-    let secrets = inventory.secrets()?;
-    let recipients: Vec<_> =
-        secrets.recipients.iter().map(|bytes| Certificate::parse(bytes)).collect::<Result<_, _>>()?;
-    let key = SecretKey::generate_host(&recipients)?;
+    inventory.refuse_strangers()?;
+    let mut secrets = inventory.secrets()?;
+    let named: Vec<_> = secrets.recipients.iter().map(|bytes| Certificate::parse(bytes)).collect::<Result<_, _>>()?;
+    if !recipients.is_empty() && fingerprints(recipients) != fingerprints(&named) {
+        return Err(Error::Recipients { found: fingerprints(&named), expected: fingerprints(recipients) });
+    }
+    let key = SecretKey::generate_host(&named)?;
     let host = key.certificate();
-    let writer = Writer::new(repository, Signer::new(key.clone())?, &host, &recipients)?;
-    let mut strange = 0;
+    let writer = Writer::new(repository, Signer::new(key.clone())?, &host, &named)?;
     for id in inventory.indexes()? {
         inventory.go_on()?;
         match inventory.access.index(repository, id) {
             Ok(index) => writer.put_index(ObjectId::random(), &index)?,
-            // Of a host key that is not believed here; what it lists should stand in another one, too.
-            Err(error) if is_foreign(&error) => strange += 1,
-            Err(error) => inventory.monitor.problem(Path::new(&crate::format::name::index(id)), &error.to_string()),
+            Err(error) => inventory.monitor.problem(Path::new(&name::index(id)), &error.to_string()),
         }
     }
-    if strange > 0 {
-        inventory.monitor.note(&format!(
-            "{strange} indexes are signed by host keys that are not believed here (--signer), and were passed over"
-        ));
+    for known in inventory.access.signers().iter().chain([&host]) {
+        let bytes = known.to_bytes()?;
+        if !secrets.hosts.contains(&bytes) {
+            secrets.hosts.push(bytes);
+        }
     }
     writer.put_secrets(ObjectId::random(), &secrets)?;
     repository.keys().put_host(&host)?;
-    // Readers on this machine go on to believe what the former host signed.
+    // The one that opened the repository, should it be lost there.
+    let owners = repository.keys().owners()?.into_iter().filter_map(|(_, key)| key.ok());
+    let owner = owners
+        .filter(SecretKey::is_locked)
+        .find(|key| named.iter().any(|recipient| recipient.fingerprint() == key.fingerprint()));
+    if let Some(owner) = owner.filter(|_| matches!(state.owner_key(), Ok(None))) {
+        state.put_owner_key(&owner.to_armored()?)?;
+    }
+    // Readers on this machine go on trusting the former host.
     let believed = state.signers()?;
     for signer in inventory.access.signers().iter().map(Certificate::fingerprint) {
         if !believed.contains(&signer) {
@@ -101,4 +125,55 @@ pub fn adopt_with_owner_key(inventory: &Inventory<'_>, state: &RepositoryState) 
     state.put_host_key(&key.to_armored()?)?;
     let access = host_access(&key)?;
     adopt_with_host_key(&Inventory { access: &access, ..*inventory }, state, key)
+}
+
+impl Inventory<'_> {
+    /// Refuses a repository with documents that open but are signed by a key that is not trusted here.
+    fn refuse_strangers(&self) -> Result<(), Error> {
+        let mut strangers: BTreeMap<String, (u64, String)> = BTreeMap::new();
+        let mut look = |result: Result<(), repository::Error>| {
+            if let Err(repository::Error::Stranger { object, signer }) = result {
+                strangers.entry(signer).or_insert((0, object)).0 += 1;
+            }
+        };
+        let (repository, access) = (self.repository, self.access);
+        for name in repository.snapshots()? {
+            self.go_on()?;
+            look(access.snapshot(repository, &name).map(drop));
+        }
+        for id in self.indexes()? {
+            self.go_on()?;
+            look(access.index(repository, id).map(drop));
+        }
+        for object in repository.target().list(name::SECRETS)? {
+            if let Some(Ok(id)) = object.name.strip_prefix(name::SECRETS).map(str::parse) {
+                look(access.secrets(repository, id).map(drop));
+            }
+        }
+        for object in repository.target().list(name::SOURCES)? {
+            if let Some(Ok(id)) = object.name.strip_prefix(name::SOURCES).map(str::parse) {
+                look(access.source(repository, id).map(drop));
+            }
+        }
+        match strangers.is_empty() {
+            true => Ok(()),
+            false => {
+                let say = |(signer, (count, object)): (&String, &(u64, String))| match count {
+                    1 => format!("{signer} ({object})"),
+                    more => format!("{signer} ({object} and {} more)", more - 1),
+                };
+                Err(Error::Strangers { signers: strangers.iter().map(say).collect::<Vec<_>>().join(", ") })
+            }
+        }
+    }
+}
+
+/// Fingerprints in order, for comparison and for people.
+fn fingerprints(certificates: &[Certificate]) -> String {
+    let mut names: Vec<_> = certificates.iter().map(|certificate| certificate.fingerprint().to_string()).collect();
+    names.sort();
+    match names.is_empty() {
+        true => "none".to_owned(),
+        false => names.join(", "),
+    }
 }

@@ -68,6 +68,22 @@ pub enum Error {
         /// The host key.
         path: PathBuf,
     },
+    /// There are documents of an unknown signer, and this machine does not trust at first use when it adopts.
+    #[error(
+        "documents of this repository are signed by host keys that this machine does not know: {signers}. Nothing was written. Compare each with the fingerprint that `brackfs init` or `brackfs adopt` printed on the machine before, and give those that are right with --signer; remove the objects of any other"
+    )]
+    Strangers {
+        /// Who signed how many of them.
+        signers: String,
+    },
+    /// The recipients in the repository's secrets are not the ones that were given.
+    #[error("the repository encrypts to {found}, and --recipient names {expected}; nothing was written")]
+    Recipients {
+        /// Fingerprints of the repository's recipients.
+        found: String,
+        /// Fingerprints of those that were given.
+        expected: String,
+    },
     /// The machine has no randomness.
     #[error("cannot get random bytes: {0}")]
     Random(#[from] getrandom::Error),

@@ -11,6 +11,7 @@
 //! - [`mod@rebuild`]: a new catalog in the place of one that was lost
 //! - [`adopt`]: this machine becomes the one that writes
 //! - [`recheck`]: a few packs each run, so that what a disk lost does not stay unknown
+//! - [`upkeep`]: small objects that must not be lost are put back
 //! - [`verify`]: everything that the catalog claims, without changing anything
 //! - [`removal`]: what may be removed from a repository, and the only place that removes anything
 
@@ -22,6 +23,7 @@ mod recheck;
 mod reconcile;
 mod removal;
 mod standing;
+mod upkeep;
 mod verify;
 
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -33,6 +35,7 @@ pub use rebuild::rebuild;
 pub use recheck::{READ_AGAIN, Rechecked};
 pub use reconcile::Reconciled;
 pub use standing::Standing;
+pub use upkeep::Lost;
 pub use verify::Verified;
 
 use crate::crypt::{Opener, SecretKey};

@@ -62,7 +62,7 @@ impl Inventory<'_> {
 
     /// What a catalog of this id trusts, by what the host signed.
     pub(super) fn trust(&self, host: &Fingerprint, catalog: CatalogId) -> Result<Trust, Error> {
-        let Secrets { seed, encrypted, recipients } = self.secrets()?;
+        let Secrets { seed, encrypted, recipients, .. } = self.secrets()?;
         let recipients = recipients.iter().map(|bytes| Certificate::parse(bytes)).collect::<Result<_, _>>()?;
         Ok(Trust { repository: self.repository.id(), catalog, encrypted, seed, host: host.clone(), recipients })
     }
@@ -76,8 +76,13 @@ impl Inventory<'_> {
                 continue;
             };
             match (self.access.secrets(self.repository, id), &found) {
-                (Ok(secrets), Some(other)) if secrets != *other => return Err(Error::SecretsDiffer),
-                (Ok(secrets), _) => found = Some(secrets),
+                (Ok(secrets), Some(other)) if !agree(&secrets, other) => return Err(Error::SecretsDiffer),
+                (Ok(mut secrets), other) => {
+                    // Later documents hold the hosts of earlier ones too, but their names are in no order.
+                    let more = other.iter().flat_map(|other| other.hosts.clone());
+                    secrets.hosts.extend(more.filter(|host| !secrets.hosts.contains(host)).collect::<Vec<_>>());
+                    found = Some(secrets);
+                }
                 (Err(error), _) => failed = Some(error),
             }
         }
@@ -89,4 +94,9 @@ impl Inventory<'_> {
             }
         }
     }
+}
+
+/// Whether two documents say the same of what all writers have to agree on.
+fn agree(one: &Secrets, other: &Secrets) -> bool {
+    (one.seed, one.encrypted, &one.recipients) == (other.seed, other.encrypted, &other.recipients)
 }

@@ -6,7 +6,9 @@ use std::path::Path;
 use super::reconcile::is_foreign;
 use super::{Error, Inventory};
 use crate::catalog::{Catalog, Presence};
+use crate::crypt::Certificate;
 use crate::format::{Digest, PackId, name};
+use crate::state::RepositoryState;
 use crate::target::ObjectInfo;
 
 /// Most bytes of a list of sums.
@@ -38,8 +40,9 @@ struct Listed {
 }
 
 impl Inventory<'_> {
-    /// Compares all that a catalog claims with what the repository shows; `path` is the catalog's, for messages.
-    pub fn verify(&self, catalog: &Catalog, path: &Path) -> Result<Verified, Error> {
+    /// Compares all that a catalog claims with what the repository shows. `host`: this machine's certificate.
+    pub fn verify(&self, catalog: &Catalog, state: &RepositoryState, host: &Certificate) -> Result<Verified, Error> {
+        let path = &state.catalog_path();
         let mut found = Verified::default();
         let mut problem = |at: &Path, why: &str| {
             found.problems += 1;
@@ -55,6 +58,15 @@ impl Inventory<'_> {
         }
         if let Some(words) = self.standing(catalog)?.words() {
             problem(path, &words);
+        }
+        let lost = self.lost(catalog, state, host)?;
+        for lost in &lost {
+            problem(Path::new(&lost.object), lost.words());
+        }
+        if lost.iter().all(|lost| lost.object != name::SECRETS)
+            && let Err(error) = self.secrets()
+        {
+            problem(Path::new(name::SECRETS), &error.to_string());
         }
         let listed = self.lists(&mut problem)?;
         let mut packs = 0;

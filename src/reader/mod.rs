@@ -71,9 +71,15 @@ impl Reader {
         Ok((Arc::new(snapshot), signer))
     }
 
-    /// The name of a source.
+    /// The name of a source. If its document is lost, the newest snapshot of the source that verifies says it too.
     pub fn source_name(&self, id: SourceId) -> Result<String, Error> {
-        Ok(self.core.access.source(&self.core.repository, id)?.name)
+        let error = match self.core.access.source(&self.core.repository, id) {
+            Ok(source) => return Ok(source.name),
+            Err(error) => error,
+        };
+        let names = self.snapshots()?.into_iter().rev().filter(|name| name.source == id);
+        let mut snapshots = names.filter_map(|name| self.snapshot(&name).ok());
+        snapshots.next().map(|(snapshot, _)| snapshot.source.clone()).ok_or_else(|| error.into())
     }
 
     /// Reads a chunk and verifies it.

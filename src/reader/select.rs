@@ -3,9 +3,15 @@
 use std::sync::Arc;
 
 use super::{Error, Reader};
+use crate::crypt::Opener;
 use crate::format::id::SourceId;
 use crate::format::name::SnapshotName;
 use crate::format::snapshot::Snapshot;
+
+/// Stands for the newest snapshot.
+const LATEST: &str = "latest";
+/// So many snapshots that the key does not open are enough, if each try calls gpg.
+const SLOW_TRIES: usize = 64;
 
 /// A snapshot as people name it, and a path in it: `SNAP[:PATH]`.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -40,13 +46,24 @@ impl Selector {
     fn means(&self, name: &SnapshotName) -> bool {
         // People write 2026-11-20T14:52:01Z or parts of it; names have no separators.
         let time: String = self.snapshot.chars().filter(|c| !matches!(c, '-' | '_')).collect();
-        self.snapshot == "latest" || name.id.to_string().starts_with(&self.snapshot) || name.time.starts_with(&time)
+        self.snapshot == LATEST || self.is_id_of(name) || name.time.starts_with(&time)
+    }
+
+    fn is_id_of(&self, name: &SnapshotName) -> bool {
+        name.id.to_string().starts_with(&self.snapshot)
     }
 }
 
 impl Reader {
     /// The snapshot that is meant: the newest that fits `latest` or a time, or the only one whose id begins so.
-    pub fn select(&self, selector: &Selector) -> Result<Arc<Snapshot>, Error> {
+    ///
+    /// An object's name proves nothing, so only snapshots that verify are candidates. `passed_over` hears of the others that
+    /// would have been chosen. If none verifies, the error is that of the newest.
+    pub fn select(
+        &self,
+        selector: &Selector,
+        passed_over: &mut dyn FnMut(&SnapshotName, &Error),
+    ) -> Result<Arc<Snapshot>, Error> {
         let wanted = match &selector.source {
             Some(source) => Some(self.source_called(source)?),
             None => None,
@@ -57,39 +74,62 @@ impl Reader {
             .filter(|name| wanted.as_ref().is_none_or(|ids| ids.contains(&name.source)))
             .filter(|name| selector.means(name))
             .collect();
-        let by_id = |name: &&&SnapshotName| name.id.to_string().starts_with(&selector.snapshot);
-        let with_id: Vec<_> = fitting.iter().filter(by_id).collect();
-        if with_id.len() > 1 {
+        let (with_id, others): (Vec<_>, Vec<_>) = fitting.into_iter().partition(|name| selector.is_id_of(name));
+        let (candidates, unique) = if with_id.is_empty() { (others, false) } else { (with_id, true) };
+        let (mut found, mut failed) = (Vec::new(), Vec::new());
+        for name in candidates.into_iter().rev() {
+            match self.snapshot(name) {
+                Ok((snapshot, _)) => found.push(snapshot),
+                Err(error) => failed.push((name, error)),
+            }
+            let closed = failed.iter().filter(|(_, error)| error.is_key_problem()).count();
+            if !found.is_empty() && !unique || self.is_hopeless(closed) {
+                break;
+            }
+        }
+        if found.len() > 1 {
             return Err(Error::NotFound(format!(
                 "several snapshots have an id that begins with {}",
                 selector.snapshot
             )));
         }
-        let chosen = with_id.first().copied().or(fitting.last());
-        let chosen = chosen.ok_or_else(|| {
-            let source = selector.source.as_ref().map(|source| format!(" of {source}")).unwrap_or_default();
-            Error::NotFound(match (selector.snapshot.as_str(), names.is_empty()) {
-                (_, true) => "there is no snapshot in the repository yet".to_owned(),
-                ("latest", false) => format!("there is no snapshot{source}"),
-                (other, false) => format!("no snapshot{source} has an id or time that begins with {other}"),
-            })
-        })?;
-        Ok(self.snapshot(chosen)?.0)
+        if let Some(snapshot) = found.pop() {
+            failed.iter().for_each(|(name, error)| passed_over(name, error));
+            return Ok(snapshot);
+        }
+        if !failed.is_empty() {
+            return Err(failed.swap_remove(0).1);
+        }
+        let source = selector.source.as_ref().map(|source| format!(" of {source}")).unwrap_or_default();
+        Err(Error::NotFound(match (selector.snapshot.as_str(), names.is_empty()) {
+            (_, true) => "there is no snapshot in the repository yet".to_owned(),
+            ("latest", false) => format!("there is no snapshot{source}"),
+            (other, false) => format!("no snapshot{source} has an id or time that begins with {other}"),
+        }))
+    }
+
+    /// Whether the key is taken for the wrong one after it did not open so many snapshots, and opened none: always
+    /// `false` if a try costs nothing.
+    pub fn is_hopeless(&self, closed: usize) -> bool {
+        closed >= SLOW_TRIES && self.access().opener().is_some_and(Opener::is_slow)
     }
 
     fn source_called(&self, name: &str) -> Result<Vec<SourceId>, Error> {
         let mut ids: Vec<_> = self.snapshots()?.iter().map(|name| name.source).collect();
         ids.sort_unstable();
         ids.dedup();
-        let mut called = Vec::new();
+        let (mut called, mut failed) = (Vec::new(), None);
         for id in ids {
-            if self.source_name(id)? == name {
-                called.push(id);
+            match self.source_name(id) {
+                Ok(found) if found == name => called.push(id),
+                Ok(_) => {}
+                Err(error) => failed = Some(error),
             }
         }
-        match called.is_empty() {
-            false => Ok(called),
-            true => Err(Error::NotFound(format!("no snapshot of a source called {name}"))),
+        match (called.is_empty(), failed) {
+            (false, _) => Ok(called),
+            (true, Some(error)) if error.is_key_problem() => Err(error),
+            (true, _) => Err(Error::NotFound(format!("no snapshot of a source called {name}"))),
         }
     }
 }

@@ -101,6 +101,21 @@ impl<'r> Writer<'r> {
     }
 }
 
+impl Repository {
+    /// The signed message in an object. No signature is verified.
+    pub(super) fn signed(&self, object: &str, opener: Option<&Opener>) -> Result<Vec<u8>, Error> {
+        let stored = self.target.get(object, DOCUMENT_SIZE + FRAMING)?;
+        match (self.encrypted, opener) {
+            (true, Some(opener)) => {
+                let opened = opener.open_message(&stored, DOCUMENT_SIZE + FRAMING);
+                opened.map_err(|source| Error::Crypt { object: object.to_owned(), source })
+            }
+            (true, None) => Err(Error::NoKey { object: object.to_owned() }),
+            (false, _) => Ok(stored),
+        }
+    }
+}
+
 /// Opens documents and blocks with the keys at hand, and believes only the signers it was given.
 pub struct Access {
     opener: Option<Opener>,
@@ -159,13 +174,8 @@ impl Access {
         object: String,
         decode: impl FnOnce(&[u8]) -> Result<T, format::Error>,
     ) -> Result<(T, Fingerprint), Error> {
-        let stored = repository.target.get(&object, DOCUMENT_SIZE + FRAMING)?;
+        let signed = repository.signed(&object, self.opener.as_ref())?;
         let failed = |source| Error::Crypt { object: object.clone(), source };
-        let signed = match (repository.encrypted, &self.opener) {
-            (true, Some(opener)) => opener.open_message(&stored, DOCUMENT_SIZE + FRAMING).map_err(failed)?,
-            (true, None) => return Err(Error::NoKey { object }),
-            (false, _) => stored,
-        };
         let (document, signer) = crypt::verify(&signed, &self.signers).map_err(|e| match e {
             crypt::Error::UnknownSigner { signer } => Error::Stranger { object: object.clone(), signer },
             other => failed(other),

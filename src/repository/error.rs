@@ -76,7 +76,7 @@ pub enum Error {
     },
     /// Signed, but the signer's certificate is not in the repository.
     #[error(
-        "the certificate of the signing key {signer} is not in the repository (keys/host-{signer}.asc is missing or altered)"
+        "the repository has no certificate of the host key {signer}: keys/host-{signer}.asc is missing or altered, and no document in secrets/ that this key opens has it. Compare the fingerprint; if it is right, the next backup of the host puts the file back"
     )]
     NoCertificate {
         /// Who should have signed.

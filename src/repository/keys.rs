@@ -1,47 +1,52 @@
-//! The keys that lie beside the data.
+//! The keys that lie next to the data.
 //!
-//! Public certificates are there so that people find them; nobody trusts them for lying there. The
-//! owner's secret key is there, under its passphrase, if `init` was asked to keep it.
+//! Public certificates are there so that people find them; their place in `keys/` proves nothing. The owner's secret key
+//! is there, under its passphrase, if `init` was asked to keep it.
 
-use super::Error;
-use crate::crypt::{Certificate, Fingerprint, SecretKey};
+use super::{Error, Repository};
+use crate::crypt::{self, Certificate, Fingerprint, Opener, SecretKey};
+use crate::format::id::ObjectId;
 use crate::format::name;
-use crate::target::Target;
+use crate::format::secrets::Secrets;
+use crate::target::ErrorKind;
 
 /// Most bytes of a key file: certificates with many signatures are large.
 const KEY_SIZE: usize = 4 << 20;
 
 /// The keys of a repository.
-pub struct Keys<'t> {
-    target: &'t Target,
+pub struct Keys<'r> {
+    repository: &'r Repository,
 }
 
-impl<'t> Keys<'t> {
-    pub(super) fn new(target: &'t Target) -> Self {
-        Keys { target }
+/// What a key file holds.
+pub type Found<T> = (String, Result<T, Error>);
+
+impl<'r> Keys<'r> {
+    pub(super) fn new(repository: &'r Repository) -> Self {
+        Keys { repository }
     }
 
-    /// Adds a recipient's certificate.
+    /// Stores a recipient's certificate, in place of a damaged file if there is one.
     pub fn put_recipient(&self, certificate: &Certificate) -> Result<(), Error> {
         self.put(name::recipient(&certificate.fingerprint().to_string()), certificate.to_armored())
     }
 
-    /// Adds the certificate of a host.
+    /// Stores the certificate of a host, in place of a damaged file if there is one.
     pub fn put_host(&self, certificate: &Certificate) -> Result<(), Error> {
         self.put(name::host(&certificate.fingerprint().to_string()), certificate.to_armored())
     }
 
-    /// Keeps the owner's secret key, which must be locked.
+    /// Stores the owner's secret key, which must be locked, in place of a damaged file if there is one.
     pub fn put_owner(&self, key: &SecretKey) -> Result<(), Error> {
-        self.put(name::owner(&key.certificate().fingerprint().to_string()), key.to_armored())
+        self.put(name::owner(&key.fingerprint().to_string()), key.to_armored())
     }
 
-    /// The recipients' certificates, as the target has them.
+    /// The recipients' certificates, as the target has them. Files that cannot be parsed are left out.
     pub fn recipients(&self) -> Result<Vec<Certificate>, Error> {
         self.certificates("recipient-")
     }
 
-    /// The certificates of hosts, as the target has them.
+    /// The certificates of hosts, as the target has them. Files that cannot be parsed are left out.
     pub fn hosts(&self) -> Result<Vec<Certificate>, Error> {
         self.certificates("host-")
     }
@@ -49,7 +54,7 @@ impl<'t> Keys<'t> {
     /// The certificate of the host with this fingerprint.
     pub fn host(&self, fingerprint: &Fingerprint) -> Result<Certificate, Error> {
         let missing = || Error::NoCertificate { signer: fingerprint.clone() };
-        let bytes = self.target.get(&name::host(&fingerprint.to_string()), KEY_SIZE).map_err(|_| missing())?;
+        let bytes = self.get(&name::host(&fingerprint.to_string())).map_err(|_| missing())?;
         // The name is the target's word; the fingerprint is computed from the key.
         match Certificate::parse(&bytes) {
             Ok(certificate) if certificate.fingerprint() == *fingerprint => Ok(certificate),
@@ -57,15 +62,75 @@ impl<'t> Keys<'t> {
         }
     }
 
-    /// The owner's secret key, if it is kept here.
-    pub fn owner(&self) -> Result<Option<SecretKey>, Error> {
-        match self.objects("owner-")?.first() {
-            Some(object) => {
-                let bytes = self.target.get(object, KEY_SIZE)?;
-                let key = SecretKey::parse(&bytes);
-                Ok(Some(key.map_err(|source| Error::Crypt { object: object.clone(), source })?))
+    /// Certificates of host keys from the documents in `secrets/`, for a reader that misses one in `keys/`. Each document
+    /// was signed by a key that it holds itself, which proves nothing: the caller has to know the fingerprint.
+    /// Documents that cannot be opened are left out.
+    pub fn hosts_in_secrets(&self, opener: Option<&Opener>) -> Result<Vec<Certificate>, Error> {
+        let mut found: Vec<Certificate> = Vec::new();
+        for object in self.repository.target.list(name::SECRETS)? {
+            let Some(id) = object.name.strip_prefix(name::SECRETS).and_then(|id| id.parse::<ObjectId>().ok()) else {
+                continue;
+            };
+            let Ok(signed) = self.repository.signed(&object.name, opener) else { continue };
+            for certificate in self.hosts_of(id, &signed) {
+                if found.iter().all(|known| known.fingerprint() != certificate.fingerprint()) {
+                    found.push(certificate);
+                }
             }
-            None => Ok(None),
+        }
+        Ok(found)
+    }
+
+    fn hosts_of(&self, id: ObjectId, signed: &[u8]) -> Vec<Certificate> {
+        let secrets =
+            crypt::unverified(signed).ok().and_then(|bytes| Secrets::decode(self.repository.id, id, bytes).ok());
+        let hosts = secrets.map(|secrets| secrets.hosts).unwrap_or_default();
+        let hosts: Vec<_> = hosts.iter().filter_map(|bytes| Certificate::parse(bytes).ok()).collect();
+        match crypt::verify(signed, &hosts) {
+            Ok(_) => hosts,
+            Err(_) => Vec::new(),
+        }
+    }
+
+    /// The owner's secret keys that are kept here, by file.
+    pub fn owners(&self) -> Result<Vec<Found<SecretKey>>, Error> {
+        let read = |object: String| {
+            let failed = |source| Error::Crypt { object: object.clone(), source };
+            let key = self.get(&object).and_then(|bytes| SecretKey::parse(&bytes).map_err(failed));
+            (object, key)
+        };
+        Ok(self.objects("owner-")?.into_iter().map(read).collect())
+    }
+
+    /// Whether the certificate of this host lies where it should.
+    pub fn has_host(&self, certificate: &Certificate) -> Result<bool, Error> {
+        self.holds(&name::host(&certificate.fingerprint().to_string()))
+    }
+
+    /// Whether the certificate of this recipient lies where it should.
+    pub fn has_recipient(&self, certificate: &Certificate) -> Result<bool, Error> {
+        self.holds(&name::recipient(&certificate.fingerprint().to_string()))
+    }
+
+    /// Whether the owner's secret key lies where it should.
+    pub fn has_owner(&self, key: &SecretKey) -> Result<bool, Error> {
+        self.holds(&name::owner(&key.fingerprint().to_string()))
+    }
+
+    /// Whether there is no such object.
+    pub fn is_missing(&self, object: &str) -> Result<bool, Error> {
+        match self.repository.target.length(object) {
+            Err(e) if e.kind == ErrorKind::NotFound => Ok(true),
+            other => Ok(other.map(|_| false)?),
+        }
+    }
+
+    /// Whether a key file is there, and holds the key that it is named for. A target that fails is an error.
+    fn holds(&self, object: &str) -> Result<bool, Error> {
+        match self.check(object) {
+            Ok(()) => Ok(true),
+            Err(Error::Target(e)) if !matches!(e.kind, ErrorKind::NotFound | ErrorKind::TooLarge) => Err(e.into()),
+            Err(_) => Ok(false),
         }
     }
 
@@ -75,35 +140,39 @@ impl<'t> Keys<'t> {
             return Ok(());
         };
         let Some((role @ ("recipient" | "host" | "owner"), said)) = leaf.split_once('-') else { return Ok(()) };
-        let bytes = self.target.get(object, KEY_SIZE)?;
-        let certificate = match role {
-            "owner" => SecretKey::parse(&bytes).map(|key| key.certificate()),
-            _ => Certificate::parse(&bytes),
+        let bytes = self.get(object)?;
+        let fingerprint = match role {
+            "owner" => SecretKey::parse(&bytes).map(|key| key.fingerprint()),
+            _ => Certificate::parse(&bytes).map(|certificate| certificate.fingerprint()),
         };
         let failed = |source| Error::Crypt { object: object.to_owned(), source };
-        let found = certificate.map_err(failed)?.fingerprint();
+        let found = fingerprint.map_err(failed)?;
         match found.to_string() == said {
             true => Ok(()),
             false => Err(Error::OtherKey { object: object.to_owned(), found }),
         }
     }
 
-    fn put(&self, object: String, bytes: Result<Vec<u8>, crate::crypt::Error>) -> Result<(), Error> {
+    fn get(&self, object: &str) -> Result<Vec<u8>, Error> {
+        Ok(self.repository.target.get(object, KEY_SIZE)?)
+    }
+
+    fn put(&self, object: String, bytes: Result<Vec<u8>, crypt::Error>) -> Result<(), Error> {
         let bytes = bytes.map_err(|source| Error::Crypt { object: object.clone(), source })?;
-        Ok(self.target.put(&object, &bytes)?)
+        self.repository.replace(&object, &bytes)
     }
 
     fn certificates(&self, role: &str) -> Result<Vec<Certificate>, Error> {
-        let read = |object: String| {
-            let bytes = self.target.get(&object, KEY_SIZE)?;
-            Certificate::parse(&bytes).map_err(|source| Error::Crypt { object, source })
-        };
-        self.objects(role)?.into_iter().map(read).collect()
+        let mut found = Vec::new();
+        for object in self.objects(role)? {
+            found.extend(Certificate::parse(&self.get(&object)?).ok());
+        }
+        Ok(found)
     }
 
     fn objects(&self, role: &str) -> Result<Vec<String>, Error> {
         let prefix = format!("{}{role}", name::KEYS);
-        let objects = self.target.list(name::KEYS)?;
+        let objects = self.repository.target.list(name::KEYS)?;
         Ok(objects.into_iter().map(|object| object.name).filter(|name| name.starts_with(&prefix)).collect())
     }
 }

@@ -1,7 +1,7 @@
-//! What lies where at a target, and who may be believed.
+//! Object names, and which keys are trusted to sign them.
 //!
 //! - [`Repository`]: a repository at a target, opened: its id, and whether its blocks are encrypted
-//! - [`keys`]: the certificates and the owner's key that lie beside the data
+//! - [`keys`]: the certificates and the owner's key that lie next to the data
 //! - [`documents`]: signed documents: [`Writer`] signs and seals them, [`Access`] opens and verifies
 //!
 //! The format's bytes are [`crate::format`]'s, OpenPGP is [`crate::crypt`]'s, storage is
@@ -55,30 +55,51 @@ impl Repository {
             ErrorKind::NotFound => missing(e.to_string()),
             _ => Error::Target(e),
         })?;
-        let bytes = target.get(name::DESCRIPTION, DESCRIPTION_SIZE).map_err(|e| match e.kind {
-            ErrorKind::NotFound => missing(format!("there is no {}", name::DESCRIPTION)),
-            _ => Error::Target(e),
-        })?;
-        let invalid = |why: String| Error::Description { location: location.to_owned(), why };
-        let text = String::from_utf8(bytes).map_err(|e| invalid(e.to_string()))?;
-        let description: Description = match toml::from_str(&text) {
-            Ok(description) => description,
-            // A newer version may have dropped the other fields.
-            Err(e) => match version_of(&text) {
-                Some(version) if version != VERSION => return Err(Error::Version { found: version }),
-                _ => return Err(invalid(e.message().to_owned())),
-            },
-        };
-        if description.version != VERSION {
-            return Err(Error::Version { found: description.version });
-        }
-        let id = description.id.parse().map_err(|e: crate::format::Error| invalid(e.to_string()))?;
-        let encrypted = match description.encryption.as_str() {
-            OPENPGP => true,
-            NONE => false,
-            other => return Err(invalid(format!("unknown encryption {other:?}"))),
+        let (id, encrypted) = match describe(&target, name::DESCRIPTION) {
+            // The copy is as good: neither is believed before a signed document has said the same.
+            Err(error @ (Error::Missing { .. } | Error::Description { .. })) => {
+                describe(&target, name::DESCRIPTION_COPY).map_err(|_| error)?
+            }
+            other => other?,
         };
         Ok(Repository { target, id, encrypted })
+    }
+
+    /// The text of the description.
+    fn description(&self) -> Result<String, Error> {
+        let encryption = if self.encrypted { OPENPGP } else { NONE }.to_owned();
+        let description = Description { version: VERSION, id: self.id.to_string(), encryption };
+        let text = toml::to_string(&description)
+            .map_err(|e| Error::Description { location: self.location().to_owned(), why: e.to_string() })?;
+        Ok(format!("# A brackfs repository. {} says how to get data out.\n{text}", name::README))
+    }
+
+    /// Those of the description and its copy that are missing or damaged.
+    pub fn lost_descriptions(&self) -> Result<Vec<&'static str>, Error> {
+        let mut lost = Vec::new();
+        let text = self.description()?;
+        for object in [name::DESCRIPTION, name::DESCRIPTION_COPY] {
+            match self.target.get(object, DESCRIPTION_SIZE) {
+                Ok(found) if found == text.as_bytes() => {}
+                Err(e) if !matches!(e.kind, ErrorKind::NotFound | ErrorKind::TooLarge) => return Err(e.into()),
+                _ => lost.push(object),
+            }
+        }
+        Ok(lost)
+    }
+
+    /// Writes the description again, or its copy, under the name that was lost.
+    pub fn put_description(&self, object: &str) -> Result<(), Error> {
+        self.replace(object, self.description()?.as_bytes())
+    }
+
+    /// Stores an object whose content is known in place of a damaged one, or where there is none.
+    fn replace(&self, object: &str, bytes: &[u8]) -> Result<(), Error> {
+        match self.target.remove(object) {
+            Err(e) if e.kind == ErrorKind::NotFound => {}
+            other => other?,
+        }
+        Ok(self.target.put(object, bytes)?)
     }
 
     /// Makes the folder of a new repository. It is none until [`Repository::finish`].
@@ -96,13 +117,9 @@ impl Repository {
     /// Writes the description, which makes a repository of what was prepared.
     pub fn finish(&self) -> Result<(), Error> {
         self.target.put(name::README, readme::text(self.encrypted).as_bytes())?;
-        let encryption = if self.encrypted { OPENPGP } else { NONE }.to_owned();
-        let description = Description { version: VERSION, id: self.id.to_string(), encryption };
-        let text = toml::to_string(&description)
-            .map_err(|e| Error::Description { location: self.location().to_owned(), why: e.to_string() })?;
-        let text = format!("# A brackfs repository. {} says how to get data out.\n{text}", name::README);
+        let text = self.description()?;
         self.target.put(name::DESCRIPTION, text.as_bytes())?;
-        Ok(())
+        Ok(self.target.put(name::DESCRIPTION_COPY, text.as_bytes())?)
     }
 
     /// Names the repository.
@@ -127,12 +144,12 @@ impl Repository {
 
     /// Whether the target is there at this moment: a disk can be unplugged, and a network break.
     pub fn is_there(&self) -> bool {
-        self.target.length(name::DESCRIPTION).is_ok()
+        [name::DESCRIPTION, name::DESCRIPTION_COPY].iter().any(|object| self.target.length(object).is_ok())
     }
 
     /// The keys that lie in it.
     pub fn keys(&self) -> Keys<'_> {
-        Keys::new(&self.target)
+        Keys::new(self)
     }
 
     /// Has `bytes` hold the stored bytes of a block, and nothing else.
@@ -169,6 +186,37 @@ impl Repository {
         names.sort_by(|a, b| (&a.time, a.id).cmp(&(&b.time, b.id)));
         Ok(names)
     }
+}
+
+/// What a description says: the repository's id, and whether blocks are encrypted.
+fn describe(target: &Target, object: &str) -> Result<(RepositoryId, bool), Error> {
+    let location = target.location();
+    let bytes = target.get(object, DESCRIPTION_SIZE).map_err(|e| match e.kind {
+        ErrorKind::NotFound => {
+            Error::Missing { location: location.to_owned(), why: format!("there is no {}", name::DESCRIPTION) }
+        }
+        _ => Error::Target(e),
+    })?;
+    let invalid = |why: String| Error::Description { location: location.to_owned(), why };
+    let text = String::from_utf8(bytes).map_err(|e| invalid(e.to_string()))?;
+    let description: Description = match toml::from_str(&text) {
+        Ok(description) => description,
+        // A newer version may have dropped the other fields.
+        Err(e) => match version_of(&text) {
+            Some(version) if version != VERSION => return Err(Error::Version { found: version }),
+            _ => return Err(invalid(e.message().to_owned())),
+        },
+    };
+    if description.version != VERSION {
+        return Err(Error::Version { found: description.version });
+    }
+    let id = description.id.parse().map_err(|e: crate::format::Error| invalid(e.to_string()))?;
+    let encrypted = match description.encryption.as_str() {
+        OPENPGP => true,
+        NONE => false,
+        other => return Err(invalid(format!("unknown encryption {other:?}"))),
+    };
+    Ok((id, encrypted))
 }
 
 /// The version in a description that does not parse otherwise.

@@ -351,11 +351,12 @@ impl Play {
     fn verify(&self) {
         let repository = self.repository();
         let state = RepositoryState::new(&self.site.state(), repository.id());
-        let access = host_access(&host_key(&state).unwrap()).unwrap();
+        let key = host_key(&state).unwrap();
+        let access = host_access(&key).unwrap();
         let (monitor, stop) = (Watch::new(NEVER), AtomicBool::new(false));
         let inventory = Inventory { repository: &repository, access: &access, monitor: &monitor, stop: &stop };
         let catalog = Catalog::view(&state.catalog_path(), repository.id()).unwrap();
-        let verified = inventory.verify(&catalog, &state.catalog_path()).unwrap();
+        let verified = inventory.verify(&catalog, &state, &key.certificate()).unwrap();
         monitor.assert_no_problems();
         assert_eq!((verified.problems, verified.snapshots), (0, self.taken.len() as u64));
     }

@@ -1,0 +1,131 @@
+//! Small objects whose loss would close a repository, or hide what is in it.
+//!
+//! The writer has a copy of all of them: its own certificate, the recipients', the owner's locked key, the description, the
+//! secrets and the names of sources. So each run that writes looks for them and puts back those that are missing or
+//! damaged, and [`Inventory::verify`] reports them.
+
+use std::collections::HashSet;
+
+use super::{Error, Inventory};
+use crate::catalog::Catalog;
+use crate::crypt::{Certificate, SecretKey};
+use crate::format::id::ObjectId;
+use crate::format::name;
+use crate::format::source::Source;
+use crate::repository::{self, Writer};
+use crate::state::RepositoryState;
+
+/// An object that is missing or damaged, and that the writer can make again.
+pub struct Lost {
+    /// Its name; the folder of one whose name is of no importance.
+    pub object: String,
+    content: Content,
+}
+
+enum Content {
+    Description(&'static str),
+    Host(Certificate),
+    Recipient(Certificate),
+    Owner(SecretKey),
+    Secrets,
+    Source(Source),
+}
+
+impl Lost {
+    /// What is wrong, and what becomes of it.
+    pub fn words(&self) -> &'static str {
+        match self.content {
+            Content::Secrets => "no secrets document is there; the next backup writes one",
+            _ => "it is missing or damaged; the next backup puts it back",
+        }
+    }
+}
+
+impl Inventory<'_> {
+    /// Looks for the objects that this machine can make again. `host`: its certificate.
+    pub fn lost(&self, catalog: &Catalog, state: &RepositoryState, host: &Certificate) -> Result<Vec<Lost>, Error> {
+        let (repository, keys) = (self.repository, self.repository.keys());
+        let mut lost = Vec::new();
+        let mut add = |object: String, content| lost.push(Lost { object, content });
+        for object in repository.lost_descriptions()? {
+            add(object.to_owned(), Content::Description(object));
+        }
+        if !keys.has_host(host)? {
+            add(name::host(&host.fingerprint().to_string()), Content::Host(host.clone()));
+        }
+        for recipient in &catalog.trust().recipients {
+            if !keys.has_recipient(recipient)? {
+                add(name::recipient(&recipient.fingerprint().to_string()), Content::Recipient(recipient.clone()));
+            }
+        }
+        // A copy that cannot be parsed is of no use to anyone.
+        if let Some(owner) = state.owner_key()?.and_then(|bytes| SecretKey::parse(&bytes).ok())
+            && !keys.has_owner(&owner)?
+        {
+            add(name::owner(&owner.fingerprint().to_string()), Content::Owner(owner));
+        }
+        let ids = |folder: &str| -> Result<HashSet<String>, Error> {
+            let objects = repository.target().list(folder)?;
+            let there = objects.into_iter().filter(|object| object.length > 0);
+            Ok(there.filter_map(|object| Some(object.name.strip_prefix(folder)?.to_owned())).collect())
+        };
+        if !ids(name::SECRETS)?.iter().any(|id| id.parse::<ObjectId>().is_ok()) {
+            add(name::SECRETS.to_owned(), Content::Secrets);
+        }
+        let there = ids(name::SOURCES)?;
+        for source in catalog.sources()? {
+            if !there.contains(&source.id.to_string()) {
+                add(name::source(source.id), Content::Source(source));
+            }
+        }
+        Ok(lost)
+    }
+
+    /// Puts objects back. A target that refuses one is named and does not end the run: the objects were missing before.
+    pub fn put_back(
+        &self,
+        lost: Vec<Lost>,
+        catalog: &Catalog,
+        writer: &Writer<'_>,
+        host: &Certificate,
+    ) -> Result<(), Error> {
+        let keys = self.repository.keys();
+        for Lost { object, content } in lost {
+            let put = match content {
+                Content::Description(object) => self.repository.put_description(object),
+                Content::Host(certificate) => keys.put_host(&certificate),
+                Content::Recipient(certificate) => keys.put_recipient(&certificate),
+                Content::Owner(key) => keys.put_owner(&key),
+                Content::Secrets => {
+                    let secrets = catalog.trust().secrets(std::slice::from_ref(host))?;
+                    writer.put_secrets(ObjectId::random(), &secrets)
+                }
+                Content::Source(source) => writer.put_source(&source),
+            };
+            self.monitor.note(&match put {
+                Ok(()) => format!("{object} was missing or damaged; it was put back"),
+                Err(repository::Error::Target(error)) => {
+                    format!("{object} is missing or damaged, and cannot be put back: {error}")
+                }
+                Err(error) => return Err(error.into()),
+            });
+        }
+        Ok(())
+    }
+
+    /// Names certificates in `keys/` that pass for recipients and are none. Nothing is encrypted to them.
+    pub fn name_strangers(&self, recipients: &[Certificate]) -> Result<(), Error> {
+        let known: HashSet<_> = recipients.iter().map(|known| known.fingerprint().to_string()).collect();
+        for object in self.repository.target().list(name::KEYS)? {
+            let said = object.name.strip_prefix(name::KEYS).and_then(|leaf| leaf.strip_prefix("recipient-"));
+            let Some(said) = said.and_then(|leaf| leaf.strip_suffix(".asc")) else { continue };
+            if !known.contains(said) {
+                self.monitor.note(&format!(
+                    "{} is not a recipient's certificate of this repository; nothing is encrypted to it",
+                    object.name
+                ));
+            }
+        }
+        Ok(())
+    }
+}
