@@ -6,13 +6,13 @@ use std::fs::File;
 use std::hint::black_box;
 use std::io::Write;
 
-use brackfs::catalog::stats::{Identity, Stats};
+use brackfs::catalog::stats::Stats;
 use brackfs::crypt::{Opener, Profile, Role, Sealer, SecretKey};
 use brackfs::format::block::{Encoder, decode};
 use brackfs::format::{
     BLOCK_SIZE, BlockLocation, ChunkRef, Content, Digest, Entry, Items, Kind, Node, PackId, Timestamp,
 };
-use brackfs::source::{Cutter, Error, Piece, Stat};
+use brackfs::source::{Cutter, Error, Piece, Standing, Stat};
 use divan::Bencher;
 use divan::counter::{BytesCount, ItemsCount};
 
@@ -165,6 +165,7 @@ fn compare_segment(bencher: Bencher<'_, '_>) {
         mtime: Timestamp { seconds: 1_700_000_000 + number as i64, nanos: 123_456_789 },
         ctime: Timestamp { seconds: 1_700_000_000 + number as i64, nanos: 123_456_789 },
         dev: 1,
+        mount: 1,
         ino: 1_000_000 + number as u64,
         nlink: 1,
         rdev: 0,
@@ -174,7 +175,7 @@ fn compare_segment(bencher: Bencher<'_, '_>) {
     let listed: Vec<_> = (0..ENTRIES).map(|n| (format!("a-name-as-files-have-{n:06}.txt"), stat(n))).collect();
     let now = || {
         let mut stats = Stats::default();
-        listed.iter().for_each(|(name, stat)| stats.push(name.as_bytes(), stat, Identity::default()));
+        listed.iter().for_each(|(name, stat)| stats.push(name.as_bytes(), stat, Standing::default()));
         stats
     };
     let known = now();

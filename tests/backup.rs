@@ -459,6 +459,42 @@ fn ignore_ctime_does_not_take_a_changed_ctime_for_a_change() {
     assert_eq!(cat(&site, "latest:a"), "before");
 }
 
+/// All fields of a file's identity are remembered, whichever count: to ignore some costs nothing, and what they are by
+/// then is learnt.
+#[test]
+fn to_ignore_inodes_and_ctimes_once_reads_nothing_then_or_later() {
+    let files: Vec<_> = (0..40).map(|n| (format!("d{}/f{n}", n % 4), n.to_string())).collect();
+    let files: Vec<_> = files.iter().map(|(name, content)| (name.as_str(), content.as_bytes())).collect();
+    let site = ready(&files);
+    fs::hard_link(site.source().join("d0/f0"), site.source().join("d1/also-f0")).unwrap();
+    settle();
+    backup(&site, &[]);
+    // Another disk, to all appearances.
+    let copied = site.path().join("copied");
+    let copy = std::process::Command::new("cp").arg("-a").args([&site.source(), &copied]).status().unwrap();
+    assert!(copy.success());
+    fs::remove_dir_all(site.source()).unwrap();
+    fs::rename(&copied, site.source()).unwrap();
+    settle();
+    let ignoring = ["--ignore-inode", "--ignore-ctime"];
+    let run = backup(&site, &[&ignoring[..], &["--skip-if-unchanged"]].concat());
+    assert_eq!((number(&run, "files_read"), number(&run, "files_unmodified")), (0, 41), "{run}");
+    let run = backup(&site, &["--skip-if-unchanged"]);
+    assert_eq!((number(&run, "files_read"), number(&run, "files_unmodified")), (0, 41), "{run}");
+    // A moved directory is found by its new number, and both names of the file are still one.
+    fs::rename(site.source().join("d0"), site.source().join("moved")).unwrap();
+    let run = backup(&site, &[]);
+    assert_eq!(number(&run, "files_read"), 0, "{run}");
+    assert_eq!(tree(&restored(&site, "out")), tree(&site.source()));
+    // It is a choice at each run: a change that only these show is seen by the next one.
+    let file = site.source().join("d2/f2");
+    let time = fs::metadata(&file).unwrap().modified().unwrap();
+    fs::write(&file, "x").unwrap();
+    set_mtime(&file, time);
+    settle();
+    assert_eq!(number(&backup(&site, &[]), "files_read"), 1);
+}
+
 #[test]
 fn skip_if_unchanged_makes_no_snapshot_unless_something_changed() {
     let site = ready(&[("a", "one")]);

@@ -12,9 +12,9 @@ use crossbeam_channel::{Receiver, Sender};
 use roaring::RoaringTreemap;
 
 use super::calls::Calls;
-use super::devices::Devices;
 use super::event::{
-    Arriving, Content as FileContent, End, Enter, Event, Kept, NewFile, NewFiles, Plain as PlainEntry, Reused,
+    Arriving, Content as FileContent, End, Enter, Event, Kept, NewFile, NewFiles, OldSegment, Plain as PlainEntry,
+    Reused,
 };
 use super::nodes::{Link, NodeKey, Nodes, PLACEHOLDER, Purpose};
 use super::seal::{Done, OpenPacks, Plain};
@@ -28,9 +28,9 @@ use crate::catalog::{
 };
 use crate::format::entry::NodeRef;
 use crate::format::index::{IndexedBlock, IndexedPack, PackKind};
-use crate::format::{Content, Digest, Entry, Extent, HardLink, Items, PackId, Segment, Subtree, Timestamp};
+use crate::format::{Content, Digest, Entry, Extent, HardLink, Items, PackId, Segment, Subtree};
 use crate::monitor::Monitor;
-use crate::source::{Extended, Owners, Stat};
+use crate::source::{Extended, LastMount, MountTable, Owners, Stat};
 
 /// What is said of a file that did not keep still.
 pub(super) const CHANGED: &str = "it changed while it was read; what was read is stored and marked";
@@ -61,7 +61,9 @@ pub(super) struct Engine<'a> {
     pub(super) store: Store,
     pub(super) nodes: Nodes,
     pub(super) owners: Owners,
-    devices: Devices,
+    mounts: LastMount,
+    /// What devices go by, as far as directories on them were entered.
+    devices: HashMap<u64, u64>,
     frames: Vec<Frame>,
     /// Where the frames lead to, for messages.
     trail: Trail,
@@ -166,7 +168,7 @@ impl<'a> Engine<'a> {
         monitor: &'a dyn Monitor,
         (events, calls): (Receiver<Vec<Event>>, &'a Calls),
         (plain, buffers, open_packs, done): Stages<'a>,
-        (above, trail): (DirectoryId, Trail),
+        (above, trail, mounts): (DirectoryId, Trail, &MountTable),
     ) -> Result<Self, Error> {
         Ok(Engine {
             session,
@@ -182,7 +184,8 @@ impl<'a> Engine<'a> {
             done,
             nodes: Nodes::default(),
             owners: Owners::default(),
-            devices: Devices::default(),
+            mounts: LastMount::of_table(mounts),
+            devices: HashMap::new(),
             frames: Vec::new(),
             trail,
             used: RoaringTreemap::new(),
@@ -248,7 +251,13 @@ impl<'a> Engine<'a> {
     fn handle(&mut self, event: Event) -> Result<Option<Outcome>, Error> {
         match event {
             Event::Enter(enter) => self.enter(*enter)?,
-            Event::OldSegment(row) => self.frame()?.part = Part::Old { row, changed: Vec::new() },
+            Event::OldSegment(old) => {
+                let OldSegment { row, stats } = *old;
+                if let Some(stats) = stats {
+                    self.catalog.renew_stats(row.id, &stats)?;
+                }
+                self.frame()?.part = Part::Old { row: Box::new(row), changed: Vec::new() };
+            }
             Event::NewSegment { replaces } => self.new_segment(replaces)?,
             Event::Reused(reused) => self.reuse(*reused)?,
             Event::Kept(kept) => self.keep(*kept)?,
@@ -278,7 +287,7 @@ impl<'a> Engine<'a> {
         self.frames.last_mut().ok_or(Error::Stopped("the walk"))
     }
 
-    fn enter(&mut self, Enter { name, stat, extended, untrusted, row, again }: Enter) -> Result<(), Error> {
+    fn enter(&mut self, Enter { name, stat, device, extended, untrusted, row, again }: Enter) -> Result<(), Error> {
         self.trail.enter(&name);
         self.monitor.progress().at(self.trail.path());
         // That of a pipe has no path.
@@ -286,14 +295,15 @@ impl<'a> Engine<'a> {
             self.monitor.entry(self.trail.path(), change(false));
         }
         let parent = self.frames.last().map_or(self.above, |frame| frame.id);
-        if let Some(row) = &row {
-            self.devices.learn(stat.dev, row);
-        }
-        let inode = (self.devices.known_as(stat.dev), stat.ino);
+        self.devices.insert(stat.dev, device);
+        let inode = (device, stat.ino);
         let id = match &row {
             Some(row) => {
                 if !row.in_place {
                     self.catalog.move_directory(row.id, parent, &name)?;
+                }
+                if (row.device, row.inode) != inode {
+                    self.catalog.renumber_directory(row.id, inode)?;
                 }
                 row.id
             }
@@ -333,22 +343,24 @@ impl<'a> Engine<'a> {
 
     /// Adds an entry to the new segment at hand, and its identity, if that can be trusted later.
     fn add_entry(&mut self, mut entry: Entry, stat: &Stat, untrusted: bool) -> Result<usize, Error> {
-        let Part::New(key, bytes) = &mut self.frame()?.part else { return Err(Error::Stopped("the walk")) };
+        let frame = self.frame()?;
+        let within = frame.stat.dev;
+        let Part::New(key, bytes) = &mut frame.part else { return Err(Error::Stopped("the walk")) };
         *bytes += weight(&entry);
         let key = *key;
         entry.link = None;
         if stat.nlink > 1 && stat.kind != crate::format::Kind::Directory {
-            let ctime = if self.options.identity.ctime { stat.ctime } else { Timestamp::default() };
-            let id = self.catalog.hard_link((self.devices.known_as(stat.dev), stat.ino), ctime)?;
-            if id < HardLink::ID_LIMIT {
-                entry.link = Some(HardLink { id, count: stat.nlink });
-            }
+            entry.link = self.hard_link(&entry, stat)?;
         }
-        let identity = self.options.identity;
+        let standing = self.mounts.of(stat).standing(stat, within);
+        entry.flags &= !Entry::UNPRIVILEGED;
+        if standing.is_unprivileged() && entry.has_privileges() {
+            entry.flags |= Entry::UNPRIVILEGED;
+        }
         if let Purpose::Segment { stats, .. } = self.node_purpose(key)? {
             match untrusted {
                 true => stats.push_untrusted(&entry.name),
-                false => stats.push(&entry.name, stat, identity),
+                false => stats.push(&entry.name, stat, standing),
             }
         }
         match self.node_items(key)? {
@@ -358,6 +370,20 @@ impl<'a> Engine<'a> {
             }
             _ => Err(Error::Stopped("the walk")),
         }
+    }
+
+    /// What makes this name one with the others of its file. None if no id is left, or if the number of the file's
+    /// device is that by which another one goes: a file may be mounted alone, or come from a layer below its directory.
+    fn hard_link(&self, entry: &Entry, stat: &Stat) -> Result<Option<HardLink>, Error> {
+        let foreign = self.mounts.of(stat).foreign(stat.dev);
+        let number = match foreign.or_else(|| self.devices.get(&stat.dev).copied()) {
+            Some(number) => number,
+            None if self.devices.values().any(|number| *number == stat.dev) => return Ok(None),
+            None => stat.dev,
+        };
+        let by_ctime = self.options.identity.ctime;
+        let id = self.catalog.hard_link((number, stat.ino), stat.ctime, &entry.content_digest(), by_ctime)?;
+        Ok((id < HardLink::ID_LIMIT).then_some(HardLink { id, count: stat.nlink }))
     }
 
     fn reuse(&mut self, Reused { mut entry, stat, blocks }: Reused) -> Result<(), Error> {

@@ -8,6 +8,7 @@ use super::Error;
 use super::budget::Loan;
 use super::calls::Calls;
 use super::parking::Parked;
+use crate::catalog::stats::Stats;
 use crate::catalog::{BlockId, DirectoryRow, SegmentId, SegmentRow};
 use crate::format::{BlockLocation, Digest, Entry};
 use crate::source::{Extended, Stat};
@@ -16,8 +17,8 @@ use crate::source::{Extended, Stat};
 pub(super) enum Event {
     /// A directory begins. Its parent gets it as an entry when it ends.
     Enter(Box<Enter>),
-    /// A segment whose entries all look as they did. Its directories follow, each entered and left.
-    OldSegment(Box<SegmentRow>),
+    /// A segment whose entries are all the same. Its directories follow, each entered and left.
+    OldSegment(Box<OldSegment>),
     /// A segment in which something changed. All of its entries follow.
     NewSegment {
         /// The segments that it takes the place of.
@@ -45,12 +46,22 @@ pub(super) enum Event {
     },
 }
 
+/// A segment whose entries are all the same.
+pub(super) struct OldSegment {
+    /// What the catalog has of it.
+    pub(super) row: SegmentRow,
+    /// What its entries look like, if that is something else than before, in fields that do not count.
+    pub(super) stats: Option<Stats>,
+}
+
 /// The beginning of a directory.
 pub(super) struct Enter {
     /// Its name; empty for the root.
     pub(super) name: Vec<u8>,
     /// What it looks like.
     pub(super) stat: Stat,
+    /// What the catalog knows its device by.
+    pub(super) device: u64,
     /// What else there is of it; not known if its parent's entry of it is the one from before.
     pub(super) extended: Extended,
     /// What is known of it may change, or be completed, without its identity showing it.

@@ -16,7 +16,7 @@ use super::ahead::{Ahead, Later};
 use super::calls::Calls;
 use super::rules::Rules;
 use crate::format::{Kind, Timestamp};
-use crate::source::{Directory, Error, Listed, MountPlace, Mounted, Stat, now};
+use crate::source::{Directory, Error, Listed, Mount, MountPlace, Stat, now};
 
 /// Directories beside each other that are looked into ahead.
 pub(super) const SIBLINGS: usize = 8;
@@ -78,7 +78,7 @@ pub(super) struct Borders {
 
 impl Ground {
     /// The mount that a name in the directory is, if that is left empty.
-    fn left_empty(&self, name: &Name) -> Option<Mounted> {
+    fn left_empty(&self, name: &Name) -> Option<Mount> {
         let mounted = self.mounts.as_ref()?.child(&name.name)?.mounted()?;
         let foreign = self.rules.one_file_system && Some(mounted.device) != self.borders.file_system;
         (!name.given && (mounted.is_brackfs || foreign)).then_some(mounted)
@@ -144,7 +144,7 @@ pub(super) struct Found {
     /// A time before it was looked at.
     pub(super) looked: Timestamp,
     /// It is this mount, which is left empty and must not be asked anything.
-    pub(super) mounted: Option<Mounted>,
+    pub(super) mounted: Option<Mount>,
 }
 
 /// An entry, or a name and why it can't be looked at.

@@ -65,6 +65,7 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use crossbeam_channel::{bounded, unbounded};
+use roaring::RoaringTreemap;
 
 pub use error::Error;
 
@@ -79,7 +80,7 @@ use crate::format::{ChunkRef, Items, Node, Timestamp};
 use crate::inventory::READ_AGAIN;
 use crate::monitor::{Monitor, Total};
 use crate::repository::Repository;
-use crate::source::{Cutter, Extended, MountTable, Stat, Tags, now, temporary_folder};
+use crate::source::{Cutter, Extended, LastMount, MountTable, Standing, Stat, Tags, now, temporary_folder};
 use ahead::Ahead;
 use calls::Calls;
 use devices::Devices;
@@ -416,6 +417,7 @@ impl Run<'_> {
             // A channel ends when its last holder is gone; these would hold on for ever.
             drop((plain_out, small_out));
 
+            let mounts = LastMount::of_table(&rules.mounts);
             let mut walk = Walk {
                 past,
                 rules,
@@ -433,6 +435,8 @@ impl Run<'_> {
                 counts: Counts::default(),
                 files_sent: 0,
                 devices: Devices::default(),
+                mounts,
+                entered: RoaringTreemap::new(),
                 attempt: settling.first(),
             };
             let (go_in, go) = bounded(1);
@@ -457,7 +461,7 @@ impl Run<'_> {
             }
 
             let follow = || {
-                let (stages, place) = ((plain, buffers, packs, done), (above, trail));
+                let (stages, place) = ((plain, buffers, packs, done), (above, trail, &reading.mounts));
                 let events = (events, self.calls.as_ref());
                 let mut engine = Engine::new(self.session, catalog, self.options, self.monitor, events, stages, place)?;
                 let root = engine.follow_all(go_in)?;
@@ -492,7 +496,8 @@ impl Run<'_> {
         let same = match self.scope.origin {
             Origin::Stdin(_) => counts.unmodified == 1 || !root.changed,
             Origin::Tree { .. } => {
-                let as_before = |(row, _): &(SnapshotRow, _)| row.root == self.identity(root, false);
+                let now = self.identity(root, false);
+                let as_before = |(row, _): &(SnapshotRow, _)| now.same_as(&row.root, self.options.identity);
                 !root.changed && previous.as_ref().is_some_and(as_before)
             }
         };
@@ -582,7 +587,7 @@ impl Run<'_> {
         let mut stats = Stats::default();
         match untrusted {
             true => stats.push_untrusted(b""),
-            false => stats.push(b"", &root.stat, self.options.identity),
+            false => stats.push(b"", &root.stat, Standing::default()),
         }
         stats
     }

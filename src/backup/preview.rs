@@ -10,6 +10,7 @@ use std::thread;
 use std::time::Duration;
 
 use crossbeam_channel::{Receiver, bounded};
+use roaring::RoaringTreemap;
 
 use super::ahead::Ahead;
 use super::calls::Calls;
@@ -24,6 +25,7 @@ use super::{Error, Summary, change};
 use crate::catalog::{Catalog, DirectoryId, SourceRow};
 use crate::format::Kind;
 use crate::monitor::Monitor;
+use crate::source::LastMount;
 
 /// A parent that no directory has: the root of a source that does not exist yet is found by its inode at most, as in
 /// a backup.
@@ -55,6 +57,7 @@ impl Preview<'_> {
             let (events_in, events) = bounded(EVENTS);
             let (jobs, unread) = bounded(EVENTS);
             threads.spawn(move || unread.iter().for_each(drop));
+            let mounts = LastMount::of_table(&rules.mounts);
             let mut walk = Walk {
                 past,
                 rules: Arc::new(rules),
@@ -72,6 +75,8 @@ impl Preview<'_> {
                 counts: Counts::default(),
                 files_sent: 0,
                 devices: Devices::default(),
+                mounts,
+                entered: RoaringTreemap::new(),
                 attempt: Attempt::default(),
             };
             let walk =

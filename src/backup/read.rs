@@ -174,7 +174,7 @@ fn read(directory: &Directory, job: JobFile, reading: &Reading, lane: &Lane, out
     };
     let size = sink.size + held.as_ref().map_or(0, |bytes| bytes.len() as u64);
     let mut changed = !same || size != before.size;
-    let fresh = before.fresh_for(started, reading.mounts.clock(before.dev));
+    let fresh = before.fresh_for(started, reading.mounts.of(&before).clock);
     let too_fresh = !changed && fresh.is_some_and(|left| left <= patience.fresh);
     let doubtful = fresh.is_some() || written_to;
     // If somebody wrote all the while, a second look shows it: what is the same twice was so in between.

@@ -34,6 +34,6 @@ impl Rules {
 
     /// Whether nothing special is about a directory below one on `device`: no mount, and not ours.
     pub(super) fn is_inside(&self, stat: &Stat, device: u64) -> bool {
-        stat.dev == device && !self.forbidden.contains(&(stat.dev, stat.ino)) && !self.mounts.is_brackfs(stat.dev)
+        stat.dev == device && !self.forbidden.contains(&(stat.dev, stat.ino)) && !self.mounts.of(stat).is_brackfs
     }
 }

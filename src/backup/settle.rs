@@ -20,11 +20,11 @@ use crossbeam_channel::Receiver;
 
 use super::Error;
 use super::engine::CHANGED;
-use super::event::{Enter, Event, Kept};
+use super::event::{Enter, Event, Kept, OldSegment};
 use super::found::{Borders, Found};
 use super::read::Patience;
 use super::selection::Part;
-use super::walk::{Attempt, Before, Here, Known, Place, Segments, Stop, Walk, blocks_of};
+use super::walk::{Attempt, Before, Here, Known, Parent, Place, Segments, Stop, Walk, blocks_of};
 use crate::catalog::{PutOff, SegmentRow, SoFar};
 use crate::format::{Kind, Timestamp};
 use crate::source::{Directory, Stat, now};
@@ -178,7 +178,7 @@ impl Walk<'_> {
             call.next();
             match stat {
                 Ok(stat) if stat.kind == Kind::File => {
-                    let fresh = stat.fresh_for(now(), self.rules.mounts.clock(stat.dev));
+                    let fresh = stat.fresh_for(now(), self.mounts.of(&stat).clock);
                     left.is_zero() || fresh.is_none_or(|fresh| fresh > left)
                 }
                 _ => true,
@@ -202,11 +202,12 @@ impl Walk<'_> {
         let Some((above, directory)) = self.root.clone() else { return Ok(false) };
         let looked = now();
         let stat = directory.stat()?;
-        let known = self.known(above, true, b"", &stat)?;
+        let known = self.look_up(Parent::above(above), b"", &stat)?;
         let Some(known) = known.filter(is_whole) else { return Ok(false) };
         let (mounted, mounts) = self.rules.mounts.find(&directory.path());
         let borders = Borders { device: stat.dev, file_system: mounted.map(|mounted| mounted.device) };
-        let place = Place { part: pass.part, mounts: mounts.as_ref(), borders, depth: 0 };
+        let (part, mounts) = (pass.part, mounts.as_ref());
+        let place = Place { part, mounts, borders, within: stat.dev, depth: 0 };
         self.through(
             pass,
             &Here { directory: &directory, known: Some(&known), place, below: &RefCell::default() },
@@ -231,7 +232,8 @@ impl Walk<'_> {
         };
         let untrusted = self.is_fresh(&stat, looked) || extended.missing.is_some();
         let (name, row) = (name.to_vec(), here.known.map(|known| known.row.clone()));
-        self.send(Event::Enter(Box::new(Enter { name, stat, extended, untrusted, row, again: true })))?;
+        let device = self.number_of(&stat);
+        self.send(Event::Enter(Box::new(Enter { name, stat, device, extended, untrusted, row, again: true })))?;
         self.revisit(pass, here, files)
     }
 
@@ -256,7 +258,7 @@ impl Walk<'_> {
 
     /// A segment in which only directories are looked into.
     fn old_segment(&mut self, pass: Pass<'_>, here: &Here<'_>, row: SegmentRow, files: Folder) -> Result<(), Stop> {
-        self.send(Event::OldSegment(Box::new(row)))?;
+        self.send(Event::OldSegment(Box::new(OldSegment { row, stats: None })))?;
         for (name, below) in files.below {
             self.revisit_child(pass, here, &name, below)?;
         }
@@ -322,7 +324,8 @@ impl Walk<'_> {
         let Ok((stat, directory)) = opened else { return Ok(false) };
         let directory = Arc::new(directory);
         let Some(parent) = here.known else { return Ok(false) };
-        let known = self.known(parent.row.id, true, name.as_bytes(), &stat)?;
+        let parent = Parent { in_place: true, ..Parent::of(Some(parent)) };
+        let known = self.look_up(parent, name.as_bytes(), &stat)?;
         let Some(known) = known.filter(is_whole) else { return Ok(false) };
         let found = Found { name: name.to_owned(), stat, looked, mounted: None };
         let Some(place) = self.within_borders(here, &found) else { return Ok(false) };

@@ -36,7 +36,7 @@ impl Walk<'_> {
         started: Timestamp,
     ) -> Result<(), Stop> {
         // It has no inode to be found by, so only what stands at its own place counts.
-        let row = self.past.directory(above, b"", (0, 0), true)?.filter(|row| row.in_place);
+        let row = self.past.directory(above, b"")?;
         let mut replaces = Vec::new();
         let mut before = None;
         if let Some(row) = &row {
@@ -47,7 +47,7 @@ impl Walk<'_> {
             }
         }
         let existed = before.is_some();
-        let known = row.map(|row| Known { in_place: true, row });
+        let known = row.map(|row| Known { row, in_place: true, renumbered: false });
         let extended = (Extended::default(), started);
         self.enter(b"", &stat_of(Kind::Directory, 0o700, started), extended, known.as_ref())?;
         self.send(Event::NewSegment { replaces })?;
@@ -99,6 +99,7 @@ fn stat_of(kind: Kind, mode: u32, time: Timestamp) -> Stat {
         mtime: time,
         ctime: time,
         dev: 0,
+        mount: 0,
         ino: 0,
         nlink: 1,
         rdev: 0,

@@ -13,13 +13,14 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use crossbeam_channel::{Sender, bounded};
+use roaring::RoaringTreemap;
 
 use super::Error;
 use super::ahead::{Ahead, Later};
 use super::budget::Budget;
 use super::calls::Calls;
 use super::devices::Devices;
-use super::event::{Enter, Event, NewFile, NewFiles, Plain, Reused};
+use super::event::{Enter, Event, NewFile, NewFiles, OldSegment, Plain, Reused};
 use super::found::{Below, Borders, Entries, Found, Ground, Name, Names, Next, Opened, SIBLINGS};
 use super::parking::SLOTS;
 use super::read::{Job, JobFile, Patience};
@@ -29,7 +30,7 @@ use crate::catalog::stats::{Stats, StatsReader};
 use crate::catalog::{BlockId, DirectoryId, DirectoryRow, Past, SegmentId, SegmentNode, SegmentRow};
 use crate::format::{BlockLocation, Content, Entry, Kind, Timestamp};
 use crate::monitor::{Monitor, Total};
-use crate::source::{self, Directory, Extended, MountPlace, Stat, now};
+use crate::source::{self, Directory, Extended, LastMount, MountPlace, Standing, Stat, is_foreign, now};
 
 /// Most entries of a segment: as many as were there before may come again, and be compared as a whole.
 const SEGMENT_MAX: usize = 1500;
@@ -96,6 +97,9 @@ pub(super) struct Walk<'a> {
     /// Files that the engine was told of, and that are read.
     pub(super) files_sent: u64,
     pub(super) devices: Devices,
+    pub(super) mounts: LastMount,
+    /// Rows of directories that were entered in this run.
+    pub(super) entered: RoaringTreemap,
     pub(super) attempt: Attempt,
 }
 
@@ -141,6 +145,31 @@ pub(super) struct Known {
     pub(super) row: DirectoryRow,
     /// The directory is where it was. Otherwise its entries are good to reuse, but its rows stay behind.
     pub(super) in_place: bool,
+    /// Its device goes by another number than before, and so do files of several names.
+    pub(super) renumbered: bool,
+}
+
+/// What the catalog knows a directory's parent as.
+#[derive(Clone, Copy)]
+pub(super) struct Parent {
+    pub(super) id: DirectoryId,
+    pub(super) in_place: bool,
+    /// What its device went by; none for the parent of a source.
+    pub(super) device: Option<u64>,
+}
+
+impl Parent {
+    /// The parent of a source's root directory.
+    pub(super) fn above(id: DirectoryId) -> Self {
+        Parent { id, in_place: true, device: None }
+    }
+
+    pub(super) fn of(known: Option<&Known>) -> Self {
+        match known {
+            Some(Known { row, in_place, .. }) => Parent { id: row.id, in_place: *in_place, device: Some(row.device) },
+            None => Parent { id: NOWHERE, in_place: false, device: None },
+        }
+    }
 }
 
 /// An entry as it was, what it was known by, and the node that it stands in.
@@ -169,13 +198,14 @@ impl Walk<'_> {
         let stat = directory.stat()?;
         self.counts.directories += 1;
         self.root = Some((above, directory.clone()));
-        let known = self.known(above, true, b"", &stat)?;
+        let known = self.known(Parent::above(above), b"", &stat)?;
         let extended = self.checked(directory.extended(), || directory.path());
         drop(call);
         self.enter(b"", &stat, (extended, looked), known.as_ref())?;
         let (mounted, mounts) = self.rules.mounts.find(path);
         let borders = Borders { device: stat.dev, file_system: mounted.map(|mounted| mounted.device) };
-        self.contents(opened, known, Place { part, mounts: mounts.as_ref(), borders, depth: 0 })
+        let place = Place { part, mounts: mounts.as_ref(), borders, within: stat.dev, depth: 0 };
+        self.contents(opened, known, place)
     }
 
     pub(super) fn send(&self, event: Event) -> Result<(), Stop> {
@@ -197,20 +227,21 @@ impl Walk<'_> {
     }
 
     pub(super) fn enter(
-        &self,
+        &mut self,
         name: &[u8],
         stat: &Stat,
         (extended, looked): (Extended, Timestamp),
         known: Option<&Known>,
     ) -> Result<(), Stop> {
         let row = known.filter(|known| known.in_place).map(|known| known.row.clone());
+        self.entered.extend(row.iter().map(|row| row.id.0 as u64));
         let untrusted = self.is_fresh(stat, looked) || extended.missing.is_some();
-        let (name, stat) = (name.to_vec(), stat.clone());
-        self.send(Event::Enter(Box::new(Enter { name, stat, extended, untrusted, row, again: false })))
+        let (name, stat, device) = (name.to_vec(), stat.clone(), self.number_of(stat));
+        self.send(Event::Enter(Box::new(Enter { name, stat, device, extended, untrusted, row, again: false })))
     }
 
     pub(super) fn is_fresh(&self, stat: &Stat, looked: Timestamp) -> bool {
-        stat.is_fresh(looked, self.rules.mounts.clock(stat.dev))
+        stat.is_fresh(looked, self.mounts.of(stat).clock)
     }
 
     pub(super) fn problem(&mut self, path: &Path, why: &str) {
@@ -298,14 +329,12 @@ impl Walk<'_> {
         let in_place = here.known.is_some_and(|known| known.in_place);
         if group.entries.is_empty() {
             removed.extend(group.old.iter().map(|row| row.id));
-        } else if in_place && !group.begun && !self.rules.reread && self.is_unchanged(group) {
-            let row = group.old.pop();
-            let entries = std::mem::take(&mut group.entries);
-            if let Some(mut row) = row {
-                // They were compared, and take the most room.
-                row.stats = Stats::default();
-                self.unchanged(here, row, entries)?;
-            }
+        } else if in_place
+            && !group.begun
+            && !self.rules.reread
+            && let Some(old) = self.if_unchanged(here, group)
+        {
+            self.unchanged(here, old, std::mem::take(&mut group.entries))?;
         } else if group.entries.len() < SEGMENT_MIN && next.is_some() {
             group.old.extend(next);
             return Ok(());
@@ -316,18 +345,39 @@ impl Walk<'_> {
         Ok(())
     }
 
-    fn is_unchanged(&self, group: &Group) -> bool {
-        let [old] = group.old.as_slice() else { return false };
-        let mut stats = Stats::default();
-        for Found { name, stat, .. } in &group.entries {
-            stats.push(name.as_bytes(), stat, self.rules.identity);
+    /// The segment whose entries the group has, if all of them are the same.
+    fn if_unchanged(&self, here: &Here<'_>, group: &mut Group) -> Option<OldSegment> {
+        let [old] = group.old.as_slice() else { return None };
+        let linked = |found: &Found| found.stat.kind != Kind::Directory && found.stat.nlink > 1;
+        // The ids of such files are looked up by the number of their device.
+        if here.known.is_some_and(|known| known.renumbered) && group.entries.iter().any(linked) {
+            return None;
         }
-        stats == old.stats
+        let now = self.stats_of(here, &group.entries);
+        if !now.same_as(&old.stats, self.rules.identity) {
+            return None;
+        }
+        let mut row = group.old.pop()?;
+        // They were compared, and take the most room.
+        let then = std::mem::take(&mut row.stats);
+        Some(OldSegment { row, stats: (now != then).then_some(now) })
+    }
+
+    fn stats_of(&self, here: &Here<'_>, entries: &[Found]) -> Stats {
+        let mut stats = Stats::default();
+        for Found { name, stat, .. } in entries {
+            stats.push(name.as_bytes(), stat, self.standing(here, stat));
+        }
+        stats
+    }
+
+    fn standing(&self, here: &Here<'_>, stat: &Stat) -> Standing {
+        self.mounts.of(stat).standing(stat, here.place.within)
     }
 
     /// A segment in which nothing changed: only its directories are looked into.
-    fn unchanged(&mut self, here: &Here<'_>, row: SegmentRow, entries: Vec<Found>) -> Result<(), Stop> {
-        self.send(Event::OldSegment(Box::new(row)))?;
+    fn unchanged(&mut self, here: &Here<'_>, old: OldSegment, entries: Vec<Found>) -> Result<(), Stop> {
+        self.send(Event::OldSegment(Box::new(old)))?;
         let mut siblings = self.siblings(here, &entries);
         for found in &entries {
             let stat = &found.stat;
@@ -370,8 +420,9 @@ impl Walk<'_> {
             }
             let Found { name, stat, looked, .. } = found;
             let mut now = Stats::default();
-            now.push(name.as_bytes(), &stat, self.rules.identity);
-            let same = !self.rules.reread && before.as_ref().is_some_and(|(_, then, _)| now.is(then));
+            now.push(name.as_bytes(), &stat, self.standing(here, &stat));
+            let same =
+                !self.rules.reread && before.as_ref().is_some_and(|(_, then, _)| now.is(then, self.rules.identity));
             match before {
                 Some((entry, _, node)) if same => self.reuse(entry, stat, &node)?,
                 before => self.store(here, name, (stat, looked), before.is_some())?,
@@ -503,9 +554,7 @@ impl Walk<'_> {
         let Found { name, stat, looked, mounted } = found;
         let ahead = siblings.next(here, self);
         let path = || here.directory.child_path(name);
-        let above = here.known.map_or(NOWHERE, |known| known.row.id);
-        let above_in_place = here.known.is_some_and(|known| known.in_place);
-        let known = self.known(above, above_in_place, name.as_bytes(), stat)?;
+        let known = self.known(Parent::of(here.known), name.as_bytes(), stat)?;
         let opened = match self.within_borders(here, found) {
             Some(place) => Some((place, self.opened(here, name, ahead)?)),
             None => None,
@@ -551,28 +600,59 @@ impl Walk<'_> {
         Ground { rules, calls, mounts: place.mounts.cloned(), borders: place.borders }
     }
 
-    /// What the catalog has of the directory `name` of `parent`.
-    pub(super) fn known(
-        &mut self,
-        parent: DirectoryId,
-        parent_in_place: bool,
-        name: &[u8],
-        stat: &Stat,
-    ) -> Result<Option<Known>, Stop> {
-        let inode = (self.devices.known_as(stat.dev), stat.ino);
-        let row = self.past.directory(parent, name, inode, !self.rules.identity.inode)?;
-        let Some(mut row) = row else { return Ok(None) };
-        if row.in_place {
-            // What the engine gets to know, too: its row.
-            if parent_in_place {
-                self.devices.learn(stat.dev, &row);
+    /// What the catalog has of the directory `name` of `parent`, for a walk that was not there yet. A row is entered
+    /// once in a run: after that it says what the run found elsewhere.
+    pub(super) fn known(&mut self, parent: Parent, name: &[u8], stat: &Stat) -> Result<Option<Known>, Stop> {
+        let Some(mut known) = self.look_up(parent, name, stat)? else { return Ok(None) };
+        if self.entered.contains(known.row.id.0 as u64) {
+            // The same directory a second time; another one could only claim to be the same.
+            let same = (known.row.device, known.row.inode) == (self.number_of(stat), stat.ino);
+            if !same {
+                return Ok(None);
             }
-            return Ok(Some(Known { in_place: parent_in_place, row }));
+            known.in_place = false;
         }
-        let in_place = self.was_moved(row.id, (stat.dev, stat.ino))?;
+        Ok(Some(known))
+    }
+
+    /// What the catalog has of the directory `name` of `parent`: the row of that name if it can be the same directory,
+    /// or else of the one that had its inode number. That was moved here, or is seen twice.
+    pub(super) fn look_up(&mut self, parent: Parent, name: &[u8], stat: &Stat) -> Result<Option<Known>, Stop> {
+        let there = self.past.directory(parent.id, name)?;
+        let device = self.settle_device(parent, there.as_ref(), stat);
+        if let Some(row) = there
+            && (row.inode == stat.ino || !self.rules.identity.inode)
+            && (row.device == device || !is_foreign(row.device) && !is_foreign(device))
+        {
+            let renumbered = row.device != device;
+            return Ok(Some(Known { row, in_place: parent.in_place, renumbered }));
+        }
+        if !self.rules.identity.inode {
+            return Ok(None);
+        }
+        let Some(mut row) = self.past.directory_by_inode((device, stat.ino))? else { return Ok(None) };
+        let in_place = self.was_moved(&row)?;
         // No segment of the directory that it is in now has its node.
         row.linked &= !in_place;
-        Ok(Some(Known { in_place, row }))
+        Ok(Some(Known { row, in_place, renumbered: false }))
+    }
+
+    /// What the catalog knows the device of a directory by. It is known again by `there`, the row of the directory
+    /// that stood in its place, unless that was part of the file system around it: then something is mounted on it now.
+    fn settle_device(&mut self, parent: Parent, there: Option<&DirectoryRow>, stat: &Stat) -> u64 {
+        if let Some(number) = self.mounts.of(stat).foreign(stat.dev) {
+            return number;
+        }
+        let then = there.filter(|row| {
+            parent.in_place && row.inode == stat.ino && !is_foreign(row.device) && parent.device != Some(row.device)
+        });
+        self.devices.settle(stat.dev, then.map(|row| row.device))
+    }
+
+    /// What the catalog knows the device of a file or directory by, so far.
+    pub(super) fn number_of(&self, stat: &Stat) -> u64 {
+        let foreign = self.mounts.of(stat).foreign(stat.dev);
+        foreign.or_else(|| self.devices.known_as(stat.dev)).unwrap_or(stat.dev)
     }
 
     /// The directories among `entries`.
@@ -589,15 +669,15 @@ impl Walk<'_> {
 
     /// Whether a directory that was found by its inode is gone from where it was. Otherwise it is seen twice: a bind
     /// mount, or another source.
-    fn was_moved(&self, id: DirectoryId, inode: (u64, u64)) -> Result<bool, Stop> {
+    fn was_moved(&self, row: &DirectoryRow) -> Result<bool, Stop> {
         let Some((above, root)) = &self.root else { return Ok(false) };
-        let Some(place) = self.past.place(id)? else { return Ok(true) };
+        let Some(place) = self.past.place(row.id)? else { return Ok(true) };
         if place.above != *above {
             return Ok(false);
         }
         let path: PathBuf = place.names.iter().map(|name| OsStr::from_bytes(name)).collect();
         match root.stat_child(path.as_os_str()) {
-            Ok(there) => Ok((there.dev, there.ino) != inode),
+            Ok(there) => Ok((self.number_of(&there), there.ino) != (row.device, row.inode)),
             Err(e) => Ok(e.is_vanished()),
         }
     }
@@ -615,14 +695,14 @@ impl Walk<'_> {
     /// entered for that path.
     pub(super) fn within_borders<'a>(&self, here: &Here<'a>, found: &Found) -> Option<Place<'a>> {
         let Found { name, stat, .. } = found;
-        let mut place = here.place.child(name);
+        let mut place = Place { within: stat.dev, ..here.place.child(name) };
         if place.part.is_given() {
             let mounted = self.rules.mounts.find(&here.directory.child_path(name)).0;
             place.borders = Borders { device: stat.dev, file_system: mounted.map(|mounted| mounted.device) };
         }
         let ours = match found.mounted {
             Some(mounted) => mounted.is_brackfs,
-            None => self.rules.mounts.is_brackfs(stat.dev),
+            None => self.mounts.of(stat).is_brackfs,
         };
         let forbidden = self.rules.forbidden.contains(&(stat.dev, stat.ino));
         let elsewhere = place.part.whole && stat.dev != place.borders.device;
@@ -685,6 +765,8 @@ pub(super) struct Place<'a> {
     /// Where there are mounts in it or below.
     pub(super) mounts: Option<&'a Arc<MountPlace>>,
     pub(super) borders: Borders,
+    /// The device of the file system that it is on, as a stat shows it.
+    pub(super) within: u64,
     pub(super) depth: usize,
 }
 
@@ -695,6 +777,7 @@ impl<'a> Place<'a> {
             part: self.part.child(name),
             mounts: self.mounts.and_then(|place| place.child(name)),
             borders: self.borders,
+            within: self.within,
             depth: self.depth + 1,
         }
     }

@@ -38,8 +38,10 @@ pub struct DirectoryRow {
     pub id: DirectoryId,
     /// Whether it was found where it is now, and not elsewhere by its inode.
     pub in_place: bool,
-    /// The number of its device, as it was when the directory was seen first, if its inode number is the same.
-    pub device: Option<u64>,
+    /// What its device goes by in the catalog.
+    pub device: u64,
+    /// Its inode number.
+    pub inode: u64,
     /// Whether the parent's segment holds this row's node.
     pub linked: bool,
     /// Entries below it and its top node (none: empty); none if a run broke off inside of it.
@@ -101,30 +103,25 @@ impl Past {
         Past { db, path }
     }
 
-    /// The directory `name` of `parent`. If there was none, or one with another inode (unless inodes say nothing:
-    /// `by_name` alone counts then), the one that had this device and inode: it was moved here, or is seen twice.
-    pub fn directory(
+    /// The directory `name` of `parent`.
+    pub fn directory(&self, parent: DirectoryId, name: &[u8]) -> Result<Option<DirectoryRow>, Error> {
+        self.find_directory(DIRECTORY_BY_NAME, params![parent.0, name], true)
+    }
+
+    /// The directory with this device and inode number, wherever it was.
+    pub fn directory_by_inode(&self, (dev, ino): (u64, u64)) -> Result<Option<DirectoryRow>, Error> {
+        self.find_directory(DIRECTORY_BY_INODE, params![dev as i64, ino as i64], false)
+    }
+
+    fn find_directory(
         &self,
-        parent: DirectoryId,
-        name: &[u8],
-        (dev, ino): (u64, u64),
-        by_name: bool,
+        by: &'static str,
+        values: &[&dyn ToSql],
+        in_place: bool,
     ) -> Result<Option<DirectoryRow>, Error> {
         let find = || {
-            let there = self
-                .db
-                .prepare_cached(DIRECTORY_BY_NAME)?
-                .query_row(params![parent.0, name], |row| directory_row(row, true, ino))
-                .optional()?;
-            match there {
-                Some(there) if by_name || there.row.device.is_some() => Ok(Some(there)),
-                _ if by_name => Ok(None),
-                _ => self
-                    .db
-                    .prepare_cached(DIRECTORY_BY_INODE)?
-                    .query_row(params![dev as i64, ino as i64], |row| directory_row(row, false, ino))
-                    .optional(),
-            }
+            let mut statement = self.db.prepare_cached(by)?;
+            statement.query_row(values, |row| directory_row(row, in_place)).optional()
         };
         let row = find().during("look up a directory", &self.path)?;
         row.map(|row| row.complete(&self.path)).transpose()
@@ -230,6 +227,16 @@ impl Catalog {
             Ok(DirectoryId(self.db.last_insert_rowid()))
         };
         enter().map_err(self.failed("enter a directory"))
+    }
+
+    /// Notes that a directory has other numbers than it had.
+    pub fn renumber_directory(&self, id: DirectoryId, (dev, ino): (u64, u64)) -> Result<(), Error> {
+        let update = || {
+            self.db
+                .prepare_cached("UPDATE directories SET dev = ?, ino = ? WHERE id = ?")?
+                .execute(params![dev as i64, ino as i64, id.0])
+        };
+        update().map(drop).map_err(self.failed("renumber a directory"))
     }
 
     /// Notes that a directory was moved, with all below it. Another one that was there has no place from now on.
@@ -346,6 +353,14 @@ impl Catalog {
         put().map_err(self.failed("write a segment"))
     }
 
+    /// Notes that the entries of a segment have other identities than they had, and are the same all the same.
+    pub fn renew_stats(&self, segment: SegmentId, stats: &Stats) -> Result<(), Error> {
+        let update = || {
+            self.db.prepare_cached("UPDATE segments SET stats = ? WHERE id = ?")?.execute(params![stats.0, segment.0])
+        };
+        update().map(drop).map_err(self.failed("renew a segment"))
+    }
+
     /// Removes segments whose names are all gone. The directory is incomplete from now on.
     pub fn remove_segments(&self, directory: DirectoryId, ids: &[SegmentId]) -> Result<(), Error> {
         match ids.is_empty() {
@@ -433,21 +448,42 @@ impl Catalog {
         remove().map_err(self.failed("remove a directory"))
     }
 
-    /// The id that all names of the file with this device and inode share. The change time tells it from
-    /// another file that had the inode before.
-    pub fn hard_link(&self, (dev, ino): (u64, u64), ctime: Timestamp) -> Result<u64, Error> {
+    /// The id that all names of the file with this device and inode share. The change time tells it from another file
+    /// that had the inode before, and `content` (a digest) from one that only claims its inode, or from itself before
+    /// a write. Without `by_ctime` a new change
+    /// time is learnt.
+    pub fn hard_link(
+        &self,
+        (dev, ino): (u64, u64),
+        ctime: Timestamp,
+        content: &Digest,
+        by_ctime: bool,
+    ) -> Result<u64, Error> {
         let find = || {
             let found = self
                 .db
-                .prepare_cached("SELECT id FROM links WHERE dev = ? AND ino = ? AND seconds = ? AND nanos = ?")?
-                .query_row(params![dev as i64, ino as i64, ctime.seconds, ctime.nanos], |row| row.get::<_, i64>(0))
+                .prepare_cached("SELECT id, seconds, nanos, content FROM links WHERE dev = ? AND ino = ?")?
+                .query_row(params![dev as i64, ino as i64], |row| {
+                    let then = Timestamp { seconds: row.get(1)?, nanos: row.get(2)? };
+                    let same = Digest::from_slice(row.get_ref(3)?.as_blob()?).as_ref() == Some(content);
+                    Ok((row.get::<_, i64>(0)?, same, then))
+                })
                 .optional()?;
-            if let Some(id) = found {
+            if let Some((id, true, then)) = found
+                && (then == ctime || !by_ctime)
+            {
+                if then != ctime {
+                    self.db
+                        .prepare_cached("UPDATE links SET seconds = ?, nanos = ? WHERE id = ?")?
+                        .execute(params![ctime.seconds, ctime.nanos, id])?;
+                }
                 return Ok(id as u64);
             }
             self.db
-                .prepare_cached("INSERT OR REPLACE INTO links (dev, ino, seconds, nanos) VALUES (?, ?, ?, ?)")?
-                .execute(params![dev as i64, ino as i64, ctime.seconds, ctime.nanos])?;
+                .prepare_cached(
+                    "INSERT OR REPLACE INTO links (dev, ino, seconds, nanos, content) VALUES (?, ?, ?, ?, ?)",
+                )?
+                .execute(params![dev as i64, ino as i64, ctime.seconds, ctime.nanos, content.0])?;
             Ok(self.db.last_insert_rowid() as u64)
         };
         find().map_err(self.failed("look up a hard link"))
@@ -475,17 +511,17 @@ impl RawDirectory {
     }
 }
 
-fn directory_row(row: &Row<'_>, in_place: bool, ino: u64) -> rusqlite::Result<RawDirectory> {
+fn directory_row(row: &Row<'_>, in_place: bool) -> rusqlite::Result<RawDirectory> {
     let node = stored(row, 0)?;
     let complete: bool = row.get(6)?;
     let below: Option<i64> = row.get(7)?;
     let indexes: Option<Vec<u8>> = row.get(8)?;
-    let (device, then) = (row.get::<_, i64>(9)? as u64, row.get::<_, i64>(10)? as u64);
     Ok(RawDirectory {
         row: DirectoryRow {
             id: DirectoryId(row.get(4)?),
             in_place,
-            device: (then == ino).then_some(device),
+            device: row.get::<_, i64>(9)? as u64,
+            inode: row.get::<_, i64>(10)? as u64,
             linked: row.get(5)?,
             subtree: below.filter(|_| complete).map(|below| (below as u64, node)),
             indexes: Vec::new(),
@@ -559,7 +595,7 @@ mod tests {
         catalog.finish_directory(id, 2, None, &[]).unwrap();
         catalog.commit().unwrap();
         let past = catalog.past().unwrap();
-        let row = || past.directory(above, b"d", (1, 2), false).unwrap().unwrap();
+        let row = || past.directory(above, b"d").unwrap().unwrap();
         assert_eq!(row().subtree, Some((2, None)));
 
         let segments = past.segment_ids(id).unwrap();
@@ -609,18 +645,18 @@ mod tests {
         put(&catalog, below, &[], b"x");
         catalog.commit().unwrap();
         let past = catalog.past().unwrap();
-        let found = past.directory(above, b"new", (1, 2), false).unwrap().unwrap();
+        let found = past.directory_by_inode((1, 2)).unwrap().unwrap();
         assert_eq!((found.id, found.in_place), (id, false));
-        assert!(past.directory(above, b"new", (9, 2), false).unwrap().is_none());
-        assert!(past.directory(above, b"new", (1, 2), true).unwrap().is_none());
-        assert!(past.directory(above, b"old", (1, 9), false).unwrap().is_none());
-        assert!(past.directory(above, b"old", (1, 9), true).unwrap().unwrap().in_place);
+        assert!(past.directory_by_inode((9, 2)).unwrap().is_none());
+        assert!(past.directory(above, b"new").unwrap().is_none());
+        let there = past.directory(above, b"old").unwrap().unwrap();
+        assert_eq!((there.id, there.in_place, there.device, there.inode), (id, true, 1, 2));
         // Another directory has the name by now: nothing goes.
         catalog.remove_directory(above, b"other", id).unwrap();
         assert_eq!(catalog.children(id).unwrap(), [(b"below".to_vec(), below)]);
         catalog.remove_directory(above, b"old", id).unwrap();
         catalog.commit().unwrap();
-        assert!(past.directory(above, b"old", (1, 2), false).unwrap().is_none());
+        assert!(past.directory_by_inode((1, 2)).unwrap().is_none());
         assert!(past.segment_ids(below).unwrap().is_empty());
     }
 
@@ -653,13 +689,13 @@ mod tests {
         catalog.db.execute_batch("COMMIT; BEGIN IMMEDIATE").unwrap();
         assert_eq!(place(b_below), Some((above, b"abelow".to_vec())));
         assert_eq!((place(c), place(c_below)), (None, None));
-        let row = past.directory(root, b"b", (1, 2), false).unwrap().unwrap();
+        let row = past.directory(root, b"b").unwrap().unwrap();
         assert_eq!((row.id, row.in_place, row.linked), (a, true, false));
 
         catalog.remove_displaced().unwrap();
         catalog.commit().unwrap();
         assert_eq!([a_below, b_below, c_below].map(|id| past.segment_ids(id).unwrap().len()), [1, 1, 0]);
-        assert!(past.directory(root, b"nowhere", (1, 4), false).unwrap().is_none());
+        assert!(past.directory_by_inode((1, 4)).unwrap().is_none());
     }
 
     #[test]
@@ -667,11 +703,22 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         let catalog = catalog(folder.path());
         let at = |seconds| Timestamp { seconds, nanos: 0 };
-        let first = catalog.hard_link((1, 7), at(10)).unwrap();
-        assert_eq!(catalog.hard_link((1, 7), at(10)).unwrap(), first);
-        let second = catalog.hard_link((1, 7), at(20)).unwrap();
+        let [one, other] = [b"one", b"two"].map(|content| Digest::of(content));
+        let link = |seconds, content| catalog.hard_link((1, 7), at(seconds), content, true).unwrap();
+        let first = link(10, &one);
+        assert_eq!(link(10, &one), first);
+        let second = link(20, &one);
         assert_ne!(second, first);
-        assert_ne!(catalog.hard_link((1, 7), at(10)).unwrap(), first);
+        assert_ne!(link(10, &one), first);
+        // An inode number is only claimed, or the file was written to.
+        let third = link(20, &one);
+        let fourth = link(20, &other);
+        assert_ne!(fourth, third);
+        // Where change times say nothing, contents still do, and the new time is learnt.
+        let lax = |seconds, content| catalog.hard_link((1, 7), at(seconds), content, false).unwrap();
+        assert_eq!(lax(30, &other), fourth);
+        assert_eq!(link(30, &other), fourth);
+        assert_ne!(lax(30, &one), fourth);
     }
 
     #[test]

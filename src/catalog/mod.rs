@@ -52,7 +52,7 @@ use error::Context;
 
 /// The schema's number, in SQLite's `user_version`. There is no way from one to another yet: a catalog of
 /// another number is refused.
-const SCHEMA: i64 = 4;
+const SCHEMA: i64 = 5;
 
 /// Pages of SQLite's cache of what writes, in KiB. Lookups beyond it stay on disk.
 const CACHE_KIB: i64 = 6 << 10;

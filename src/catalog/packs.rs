@@ -399,7 +399,7 @@ mod tests {
     }
 
     fn is_complete(past: &Past, name: &[u8]) -> bool {
-        let row = past.directory(DirectoryId(-1), name, (1, name.len() as u64), true).unwrap();
+        let row = past.directory(DirectoryId(-1), name).unwrap();
         row.expect("a directory").subtree.is_some()
     }
 

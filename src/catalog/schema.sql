@@ -38,6 +38,7 @@ CREATE TABLE extent_nodes (id INTEGER PRIMARY KEY, digest BLOB NOT NULL UNIQUE, 
 -- What a listing of packs showed; empty but for the transaction that compares.
 CREATE TABLE listing (pack BLOB PRIMARY KEY, length INTEGER NOT NULL) WITHOUT ROWID;
 
+-- dev: the number by which the device goes here. A FUSE mount or one of a server has a number of its own instead.
 CREATE TABLE directories (
     id INTEGER PRIMARY KEY, parent INTEGER NOT NULL, name BLOB NOT NULL,
     dev INTEGER NOT NULL, ino INTEGER NOT NULL,
@@ -59,11 +60,12 @@ CREATE TABLE segments (
     stats BLOB NOT NULL, node BLOB NOT NULL,
     UNIQUE (directory, first)
 );
--- Names of the same file share an id. The change time tells a file from another that got its inode later;
+-- Names of the same file share an id. The change time tells a file from another that got its inode later, the
+-- digest of kind, size and content from another that claims its inode, and from what it was before a write;
 -- AUTOINCREMENT, because an id that was given to one file must never mean another.
 CREATE TABLE links (
     id INTEGER PRIMARY KEY AUTOINCREMENT, dev INTEGER NOT NULL, ino INTEGER NOT NULL,
-    seconds INTEGER NOT NULL, nanos INTEGER NOT NULL, UNIQUE (dev, ino)
+    seconds INTEGER NOT NULL, nanos INTEGER NOT NULL, content BLOB NOT NULL, UNIQUE (dev, ino)
 );
 
 -- Files that a run looks at again before it makes its snapshot.

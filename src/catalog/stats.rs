@@ -3,11 +3,12 @@
 //! A nothing-changed backup is a listing, a stat for each entry, and a comparison of two byte strings for
 //! every thousand entries: nothing has to be decoded.
 
-use super::numbers::{put, put_signed};
+use super::numbers::{put, put_signed, take, take_signed};
 use crate::format::{Kind, Timestamp};
-use crate::source::Stat;
+use crate::source::{Standing, Stat};
 
-/// Which parts of a file's identity are believed to stay when the file does.
+/// Which parts of a file's identity are expected to stay as long as the file does. Segments keep all parts, so one run
+/// may choose otherwise than the one before.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Identity {
     /// Compare inode numbers. Some network and FUSE file systems make them up.
@@ -22,23 +23,34 @@ impl Default for Identity {
     }
 }
 
+impl Identity {
+    fn is_complete(self) -> bool {
+        self == Identity::default()
+    }
+
+    /// Whether two entries with these fields are the same, so far as it counts.
+    fn same(self, one: &Fields, other: &Fields) -> bool {
+        one.fixed == other.fixed && (one.ctime == other.ctime || !self.ctime) && (one.ino == other.ino || !self.inode)
+    }
+}
+
 /// The identities of a segment's entries, to be compared as a whole.
 #[derive(Debug, Default, Clone, PartialEq, Eq)]
 pub struct Stats(pub(super) Vec<u8>);
 
 impl Stats {
     /// Adds an entry.
-    pub fn push(&mut self, name: &[u8], stat: &Stat, identity: Identity) {
+    pub fn push(&mut self, name: &[u8], stat: &Stat, standing: Standing) {
         let out = &mut self.0;
         put(out, name.len() as u64);
         out.extend_from_slice(name);
         put(out, stat.kind.code() << 12 | u64::from(stat.mode));
+        put(out, standing.0);
         put(out, stat.uid.into());
         put(out, stat.gid.into());
         put_time(out, stat.mtime);
-        let ctime = if identity.ctime { stat.ctime } else { Timestamp::default() };
-        put_time(out, ctime);
-        put(out, if identity.inode { stat.ino } else { 0 });
+        put_time(out, stat.ctime);
+        put(out, stat.ino);
         // A directory's size and number of links say nothing of it that its entries don't.
         if stat.kind != Kind::Directory {
             put(out, stat.size);
@@ -47,28 +59,87 @@ impl Stats {
         }
     }
 
-    /// Adds an entry by what it was known by, as a [`StatsReader`] gave it.
+    /// Adds an entry by its identity, as a [`StatsReader`] gave it.
     pub fn push_again(&mut self, identity: &[u8]) {
         self.0.extend_from_slice(identity);
-    }
-
-    /// Whether these are the identities in `bytes`.
-    pub fn is(&self, bytes: &[u8]) -> bool {
-        self.0 == bytes
     }
 
     /// Adds an entry whose next look must find it changed, whatever it then is.
     pub fn push_untrusted(&mut self, name: &[u8]) {
         put(&mut self.0, name.len() as u64);
         self.0.extend_from_slice(name);
-        // No kind has this code.
-        put(&mut self.0, u64::MAX);
+        put(&mut self.0, UNTRUSTED);
+    }
+
+    /// Whether these are the same entries, so far as it counts for `identity`, and nothing in their segment depends on
+    /// the rest. These are of now: none is untrusted.
+    pub fn same_as(&self, other: &Stats, identity: Identity) -> bool {
+        let equal = self == other;
+        if equal || identity.is_complete() {
+            return equal;
+        }
+        let (mut one, mut other) = (StatsReader::new(self), StatsReader::new(other));
+        loop {
+            match (one.next_fields(), other.next_fields()) {
+                (None, None) => return one.left.is_empty() && other.left.is_empty(),
+                (Some((name, Some(this))), Some((other_name, Some(that))))
+                    if name == other_name && (this == that || identity.same(&this, &that) && this.is_free(&that)) => {}
+                _ => return false,
+            }
+        }
+    }
+
+    /// Whether the only entry of these is the one with identity `then`, so far as it counts for `identity`. A mount
+    /// that ignores privileges, or does so no more, makes no other file of it.
+    pub fn is(&self, then: &[u8], identity: Identity) -> bool {
+        let (mut one, mut other) = (StatsReader::new(self), StatsReader { left: then });
+        match (one.next_fields(), other.next_fields()) {
+            (Some((name, Some(this))), Some((other_name, Some(that)))) => {
+                name == other_name && this.standing.same_place_as(that.standing) && identity.same(&this, &that)
+            }
+            _ => false,
+        }
     }
 }
+
+/// Stands in the place of kind and mode; no kind has this code.
+const UNTRUSTED: u64 = u64::MAX;
 
 fn put_time(out: &mut Vec<u8>, time: Timestamp) {
     put_signed(out, time.seconds);
     put(out, time.nanos.into());
+}
+
+fn take_time(left: &mut &[u8]) -> Option<(i64, u64)> {
+    Some((take_signed(left)?, take(left)?))
+}
+
+/// What a segment remembers of an entry, beside its name.
+#[derive(PartialEq)]
+struct Fields {
+    standing: Standing,
+    ctime: (i64, u64),
+    ino: u64,
+    /// Kind and mode, owner, group; mtime; size, number of links and device, all 0 for a directory.
+    fixed: ([u64; 3], (i64, u64), [u64; 3]),
+}
+
+impl Fields {
+    /// Whether the entry in the tree is the same for both, though they differ: the privileges are, and it has no other
+    /// names, which are found by its inode number.
+    fn is_free(&self, other: &Fields) -> bool {
+        let (_, _, [_, names, _]) = self.fixed;
+        self.standing == other.standing && names <= 1
+    }
+
+    fn take(kind_and_mode: u64, left: &mut &[u8]) -> Option<Self> {
+        let standing = Standing(take(left)?);
+        let owner = [kind_and_mode, take(left)?, take(left)?];
+        let (mtime, ctime, ino) = (take_time(left)?, take_time(left)?, take(left)?);
+        let is_directory = kind_and_mode >> 12 == Kind::Directory.code();
+        let rest = if is_directory { [0; 3] } else { [take(left)?, take(left)?, take(left)?] };
+        Some(Fields { standing, ctime, ino, fixed: (owner, mtime, rest) })
+    }
 }
 
 /// The identities of a segment's entries one by one, for when the whole differs.
@@ -84,26 +155,22 @@ impl<'b> StatsReader<'b> {
 
     /// Name and identity of the next entry; the identity is bytes that [`Stats::push`] made for it.
     pub fn next_entry(&mut self) -> Option<(&'b [u8], &'b [u8])> {
-        use super::numbers::{take, take_signed};
         let whole = self.left;
+        let (name, _) = self.next_fields()?;
+        let used = whole.len() - self.left.len();
+        Some((name, whole.get(..used)?))
+    }
+
+    /// Name and fields of the next entry; no fields for one that is not trusted.
+    fn next_fields(&mut self) -> Option<(&'b [u8], Option<Fields>)> {
         let length = usize::try_from(take(&mut self.left)?).ok()?;
         let name = self.left.get(..length)?;
         self.left = self.left.get(length..)?;
-        let kind_and_mode = take(&mut self.left)?;
-        if kind_and_mode != u64::MAX {
-            let directory = kind_and_mode >> 12 == Kind::Directory.code();
-            take(&mut self.left)?;
-            take(&mut self.left)?;
-            for _ in 0..2 {
-                take_signed(&mut self.left)?;
-                take(&mut self.left)?;
-            }
-            for _ in 0..if directory { 1 } else { 4 } {
-                take(&mut self.left)?;
-            }
-        }
-        let used = whole.len() - self.left.len();
-        Some((name, whole.get(..used)?))
+        let fields = match take(&mut self.left)? {
+            UNTRUSTED => None,
+            kind_and_mode => Some(Fields::take(kind_and_mode, &mut self.left)?),
+        };
+        Some((name, fields))
     }
 }
 
@@ -121,6 +188,7 @@ mod tests {
             mtime: Timestamp { seconds: -1, nanos: 5 },
             ctime: Timestamp { seconds: 9, nanos: 7 },
             dev: 1,
+            mount: 1,
             ino,
             nlink: 1,
             rdev: 0,
@@ -129,14 +197,23 @@ mod tests {
         }
     }
 
+    const NOTHING: Standing = Standing(0);
+    const UNPRIVILEGED: Standing = Standing(1);
+    const ELSEWHERE: Standing = Standing(1 << 63);
+
+    fn of(stat: &Stat, standing: Standing) -> Stats {
+        let mut stats = Stats::default();
+        stats.push(b"a", stat, standing);
+        stats
+    }
+
     #[test]
     fn entries_are_told_apart_one_by_one() {
         let mut stats = Stats::default();
-        let everything = Identity::default();
-        stats.push(b"a", &stat(Kind::File, 300), everything);
-        stats.push(b"d", &stat(Kind::Directory, 2), everything);
+        stats.push(b"a", &stat(Kind::File, 300), UNPRIVILEGED);
+        stats.push(b"d", &stat(Kind::Directory, 2), NOTHING);
         stats.push_untrusted(b"u");
-        stats.push(b"z", &stat(Kind::Symlink, 4), everything);
+        stats.push(b"z", &stat(Kind::Symlink, 4), NOTHING);
         let mut reader = StatsReader::new(&stats);
         let mut seen = Vec::new();
         let mut parts = Vec::new();
@@ -149,15 +226,73 @@ mod tests {
     }
 
     #[test]
-    fn what_is_ignored_does_not_count() {
-        let encoded = |ino, identity| {
-            let mut stats = Stats::default();
-            stats.push(b"a", &stat(Kind::File, ino), identity);
-            stats
-        };
+    fn ignored_fields_are_kept_and_do_not_count() {
+        let then = stat(Kind::File, 1);
+        let ino = Stat { ino: 2, ..then.clone() };
+        let ctime = Stat { ctime: Timestamp::default(), ..then.clone() };
         let strict = Identity::default();
-        let lax = Identity { inode: false, ctime: true };
-        assert_ne!(encoded(1, strict), encoded(2, strict));
-        assert_eq!(encoded(1, lax), encoded(2, lax));
+        let [no_inode, no_ctime] = [(false, true), (true, false)].map(|(inode, ctime)| Identity { inode, ctime });
+        let none = Identity { inode: false, ctime: false };
+        for (now, same) in [
+            (&then, [true, true, true, true]),
+            (&ino, [false, true, false, true]),
+            (&ctime, [false, false, true, true]),
+            (&Stat { size: 4, ..then.clone() }, [false; 4]),
+            (&Stat { mode: 0o600, ..then.clone() }, [false; 4]),
+            (&Stat { mtime: Timestamp::default(), ..then.clone() }, [false; 4]),
+        ] {
+            for (identity, same) in [strict, no_inode, no_ctime, none].into_iter().zip(same) {
+                let (now, then) = (of(now, NOTHING), of(&then, NOTHING));
+                assert_eq!(now.same_as(&then, identity), same, "{now:?} {identity:?}");
+                assert_eq!(now.is(&then.0, identity), same, "{now:?} {identity:?}");
+            }
+        }
+        assert_ne!(of(&then, NOTHING), of(&ino, NOTHING));
+        assert_ne!(of(&then, NOTHING), of(&ctime, NOTHING));
+    }
+
+    #[test]
+    fn segments_are_the_same_only_as_a_whole() {
+        let identity = Identity { inode: false, ctime: false };
+        let (one, other) = (stat(Kind::File, 1), stat(Kind::File, 2));
+        let mut longer = of(&other, NOTHING);
+        longer.push(b"b", &other, NOTHING);
+        assert!(!of(&one, NOTHING).same_as(&longer, identity));
+        assert!(!longer.same_as(&of(&one, NOTHING), identity));
+        let mut renamed = Stats::default();
+        renamed.push(b"c", &other, NOTHING);
+        assert!(!of(&one, NOTHING).same_as(&renamed, identity));
+    }
+
+    /// An entry of the segment keeps the id that its other names have, and that goes by the inode number.
+    #[test]
+    fn a_segment_with_a_file_of_several_names_is_not_the_same_if_its_number_changed() {
+        let identity = Identity { inode: false, ctime: false };
+        let [one, other] = [1, 2].map(|ino| Stat { nlink: 2, ..stat(Kind::File, ino) });
+        assert!(of(&one, NOTHING).same_as(&of(&one, NOTHING), identity));
+        assert!(!of(&one, NOTHING).same_as(&of(&other, NOTHING), identity));
+        assert!(of(&one, NOTHING).is(&of(&other, NOTHING).0, identity));
+    }
+
+    #[test]
+    fn an_untrusted_entry_is_like_none() {
+        let mut untrusted = Stats::default();
+        untrusted.push_untrusted(b"a");
+        for identity in [Identity::default(), Identity { inode: false, ctime: false }] {
+            assert!(!of(&stat(Kind::File, 1), NOTHING).same_as(&untrusted, identity));
+            assert!(!of(&stat(Kind::File, 1), NOTHING).is(&untrusted.0, identity));
+            assert!(!untrusted.is(&untrusted.0, identity));
+        }
+    }
+
+    #[test]
+    fn a_mount_that_ignores_privileges_changes_the_segment_and_not_the_file() {
+        let file = stat(Kind::File, 1);
+        let (with, without) = (of(&file, NOTHING), of(&file, UNPRIVILEGED));
+        assert!(with.is(&without.0, Identity::default()));
+        for identity in [Identity::default(), Identity { inode: false, ctime: false }] {
+            assert!(!with.same_as(&without, identity));
+            assert!(!with.is(&of(&file, ELSEWHERE).0, identity));
+        }
     }
 }

@@ -147,12 +147,16 @@ pub(super) struct Args {
     /// Make no snapshot if nothing changed since the source's last one
     #[arg(long)]
     skip_if_unchanged: bool,
-    /// Do not take another inode number for a change (file systems that make them up)
+    /// Ignore inode numbers when looking for changes
     ///
-    /// A directory that was moved is not known again then, and its files are read.
+    /// For file systems that make them up, and once after files were copied to another disk: the new numbers are
+    /// remembered. A directory that was moved is not recognized, and its files are read.
     #[arg(long)]
     ignore_inode: bool,
-    /// Do not take another change time (ctime) for a change
+    /// Ignore change times (ctime) when looking for changes
+    ///
+    /// For programs that touch files without changing them, and once after files were copied to another disk: the new
+    /// times are remembered. A change that left size and mtime as they were is missed, also by later backups.
     #[arg(long)]
     ignore_ctime: bool,
     /// Read all files, whatever they look like

@@ -60,6 +60,7 @@ pub(super) fn object(head: Value, listed: &Listed, path: &[u8]) -> Value {
         "mtime_nanos": entry.mtime.nanos,
         "links": entry.link.map_or(1, |link| link.count),
         "changed_while_read": entry.flags & Entry::CHANGED != 0,
+        "unprivileged": entry.flags & Entry::UNPRIVILEGED != 0,
         "xattrs": entry.xattrs.iter().map(|(name, _)| String::from_utf8_lossy(name)).collect::<Vec<_>>(),
         "inode_flags": entry.inode_flags,
     });

@@ -38,8 +38,9 @@ pub(super) struct Args {
     /// Print one JSON object for each entry
     ///
     /// It has message_type entry, and path, type, mode (a number), uid, gid, user, group (null if the name was not
-    /// known), size, mtime, mtime_nanos, links, changed_while_read, xattrs (names), inode_flags; target for a symbolic link; path_hex for a path that is
-    /// not UTF-8.
+    /// known), size, mtime, mtime_nanos, links, changed_while_read, unprivileged (the source's mount ignored its set-id
+    /// bits, capabilities or device number), xattrs (names), inode_flags; target for a symbolic link; path_hex for a
+    /// path that is not UTF-8.
     #[arg(long)]
     json: bool,
 }

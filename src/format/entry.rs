@@ -334,6 +334,31 @@ impl Entry {
         Digest::of(&encoded.finish())
     }
 
+    /// Whether it has what [`Entry::UNPRIVILEGED`] is about: set-id bits or file capabilities of a file, or a device
+    /// number.
+    pub fn has_privileges(&self) -> bool {
+        match self.kind {
+            Kind::File => self.mode & 0o6000 != 0 || self.xattrs.iter().any(|(name, _)| name == b"security.capability"),
+            Kind::CharDevice | Kind::BlockDevice => true,
+            Kind::Directory | Kind::Symlink | Kind::Fifo | Kind::Socket => false,
+        }
+    }
+
+    /// A digest of kind, size and content of anything but a directory: two entries of which it is the same hold the
+    /// same, wherever that is stored.
+    pub fn content_digest(&self) -> Digest {
+        let mut w = Writer::default();
+        w.uint(self.kind.code()).uint(self.size);
+        match &self.content {
+            Content::Chunk(chunk) => w.bytes(&chunk.digest.0),
+            Content::Extents { digest, .. } | Content::Nodes { digest, .. } => w.bytes(&digest.0),
+            Content::Target(target) => w.bytes(target),
+            Content::Device(major, minor) => w.uint((*major).into()).uint((*minor).into()),
+            Content::Empty | Content::Directory(_) => &mut w,
+        };
+        Digest::of(&w.finish())
+    }
+
     /// Bytes of holes of a file whose extents are listed elsewhere.
     fn holes(&self) -> u64 {
         match self.content {

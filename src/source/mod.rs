@@ -12,7 +12,7 @@
 //! - [`extended`]: extended attributes and inode flags
 //! - [`patterns`]: which paths the user means or does not want
 //! - [`tags`]: directories whose owners do not want their content kept
-//! - [`mounts`]: where mounts are, and which are our own or on a server
+//! - [`mount`]: whose a mount is, and which privileges it ignores; [`mounts`]: where mounts are, and what is on which
 //! - [`owners`]: names of users and groups
 //! - [`cut`]: content, cut into chunks
 //! - [`page_cache`]: reading without pushing out what others use
@@ -27,6 +27,7 @@ mod error;
 pub mod extended;
 mod holes;
 pub mod listing;
+pub mod mount;
 pub mod mounts;
 pub mod owners;
 pub mod page_cache;
@@ -43,7 +44,8 @@ pub use error::Error;
 pub use extended::Extended;
 pub use holes::has_holes;
 pub use listing::{Listed, Listing};
-pub use mounts::{MountPlace, MountTable, Mounted};
+pub use mount::{Mount, Standing, is_foreign};
+pub use mounts::{LastMount, MountPlace, MountTable};
 pub use owners::Owners;
 pub use page_cache::Passing;
 pub use patterns::{Pattern, Patterns};

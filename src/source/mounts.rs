@@ -1,66 +1,41 @@
-//! What is mounted: our own mounts, since a backup that went into one would back up backups, file systems whose stamps
-//! are not made by this machine, and where mounts are, so that one that is left out need not be asked anything.
+//! All mounts: which one a file is on, and where they are, so that one that is left out need not be asked anything.
 
+use std::cell::Cell;
 use std::collections::{BTreeMap, HashMap, HashSet};
 use std::ffi::{OsStr, OsString};
 use std::fs::File;
 use std::io::{self, BufRead, BufReader};
 use std::os::unix::ffi::OsStringExt;
 use std::path::{Component, Path, PathBuf};
-use std::sync::Arc;
+use std::sync::{Arc, PoisonError, RwLock};
 
-use rustix::fs::makedev;
-
-use super::{Clock, Error};
+use super::mount::Mount;
+use super::{Error, Stat};
 
 const TABLE: &str = "/proc/self/mountinfo";
-/// What a mount of ours is called there.
-const OURS: &[u8] = b"fuse.brackfs";
-/// Types of file systems that lie on a server, beside all of FUSE, behind which anything may be.
-const REMOTE: [&[u8]; 13] = [
-    b"nfs",
-    b"nfs4",
-    b"cifs",
-    b"smb3",
-    b"smbfs",
-    b"ceph",
-    b"9p",
-    b"virtiofs",
-    b"afs",
-    b"coda",
-    b"lustre",
-    b"gpfs",
-    b"orangefs",
-];
 
-/// The mounts that this process saw when it looked.
+/// The mounts that this process sees. Clones are the same table.
 #[derive(Debug, Clone, Default)]
 pub struct MountTable {
-    ours: HashSet<u64>,
-    remote: HashSet<u64>,
+    /// Mounts by what a stat tells of them, as far as they were met.
+    met: Arc<RwLock<HashMap<Key, Mount>>>,
     /// The place `/`.
     top: Arc<MountPlace>,
 }
 
+/// Id and device of a mount. A device of btrfs differs from that of its mount, and ids are used again.
+type Key = (u64, u64);
+
 /// A place in the tree of directories at or below which something is mounted.
 #[derive(Debug, Default)]
 pub struct MountPlace {
-    mounted: Option<Mounted>,
+    mounted: Option<Mount>,
     below: BTreeMap<OsString, Arc<MountPlace>>,
 }
 
-/// What is mounted at a place, and not hidden by another mount.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Mounted {
-    /// The file system's device. Equal for all mounts of one file system, also where a stat shows others (btrfs).
-    pub device: u64,
-    /// It is a mount of a brackfs repository.
-    pub is_brackfs: bool,
-}
-
 impl MountPlace {
-    /// What is mounted here.
-    pub fn mounted(&self) -> Option<Mounted> {
+    /// What is mounted here, and not hidden by another mount.
+    pub fn mounted(&self) -> Option<Mount> {
         self.mounted
     }
 
@@ -71,47 +46,33 @@ impl MountPlace {
 }
 
 impl MountTable {
-    /// Reads the table of this moment. Mounts that come later are not in it.
+    /// Reads the table of this moment. A mount that comes later has no place in it, and is looked up when a file on it
+    /// is met.
     pub fn read() -> Result<Self, Error> {
-        let path = Path::new(TABLE);
-        let file = File::open(path).map_err(|e| Error::io("open", path, e))?;
-        MountTable::parse(BufReader::new(file)).map_err(|e| Error::io("read", path, e))
+        let lines = read_lines().map_err(|e| Error::io("read", Path::new(TABLE), e))?;
+        Ok(MountTable::of_lines(&lines))
     }
 
-    fn parse(table: impl BufRead) -> io::Result<Self> {
-        let mut mounts = MountTable::default();
-        let mut lines = Vec::new();
-        for line in table.split(b'\n') {
-            let line = line?;
-            let Some(line) = Line::parse(&line) else { continue };
-            if line.mounted.is_brackfs {
-                mounts.ours.insert(line.mounted.device);
-            }
-            if line.is_remote {
-                mounts.remote.insert(line.mounted.device);
-            }
-            lines.push(line);
+    fn of_lines(lines: &[Line]) -> Self {
+        let met = lines.iter().map(|line| ((line.id, line.mount.device), line.mount)).collect();
+        MountTable { met: Arc::new(RwLock::new(met)), top: Arc::new(visible(lines)) }
+    }
+
+    /// The mount that a file is on. [`LastMount`] is faster for many of them.
+    pub fn of(&self, stat: &Stat) -> Mount {
+        let key = (stat.mount, stat.dev);
+        if let Some(mount) = self.met.read().unwrap_or_else(PoisonError::into_inner).get(&key) {
+            return *mount;
         }
-        mounts.top = Arc::new(visible(&lines));
-        Ok(mounts)
-    }
-
-    /// Whether a device, as [`Stat::dev`](super::Stat::dev) has it, is a mount of a brackfs repository.
-    pub fn is_brackfs(&self, dev: u64) -> bool {
-        self.ours.contains(&dev)
-    }
-
-    /// Whose clock stamps the files on a device.
-    pub fn clock(&self, dev: u64) -> Clock {
-        match self.remote.contains(&dev) {
-            true => Clock::Servers,
-            false => Clock::Ours,
-        }
+        // It was readable before.
+        let mount = find(&read_lines().unwrap_or_default(), key);
+        self.met.write().unwrap_or_else(PoisonError::into_inner).insert(key, mount);
+        mount
     }
 
     /// Goes to an absolute path: what is mounted at it or else above it, and the place, if something is mounted there or
     /// below.
-    pub fn find(&self, path: &Path) -> (Option<Mounted>, Option<Arc<MountPlace>>) {
+    pub fn find(&self, path: &Path) -> (Option<Mount>, Option<Arc<MountPlace>>) {
         let mut place = Some(&self.top);
         let mut mounted = self.top.mounted;
         for name in path.components() {
@@ -124,30 +85,71 @@ impl MountTable {
     }
 }
 
+/// The mount with this id, or for a kernel that tells none (before 5.8) with this device: of several, privileges are
+/// ignored only if they are on all of them.
+fn find(lines: &[Line], (id, device): Key) -> Mount {
+    let meant = |line: &&Line| if id == 0 { line.mount.device == device } else { line.id == id };
+    let mounts = lines.iter().filter(meant).map(|line| line.mount);
+    let all = mounts.reduce(|mut one, other| {
+        one.nosuid &= other.nosuid;
+        one.nodev &= other.nodev;
+        one
+    });
+    all.unwrap_or_else(|| Mount::unlisted(device))
+}
+
+/// A [`MountTable`] that remembers the last answer: neighbours are usually on the same mount.
+#[derive(Debug)]
+pub struct LastMount {
+    table: MountTable,
+    last: Cell<(Key, Mount)>,
+}
+
+impl LastMount {
+    /// A view of `table` for one thread.
+    pub fn of_table(table: &MountTable) -> Self {
+        LastMount { table: table.clone(), last: Cell::new(((u64::MAX, u64::MAX), Mount::unlisted(u64::MAX))) }
+    }
+
+    /// The mount that a file is on.
+    pub fn of(&self, stat: &Stat) -> Mount {
+        let key = (stat.mount, stat.dev);
+        let (last, mount) = self.last.get();
+        if last == key {
+            return mount;
+        }
+        let mount = self.table.of(stat);
+        self.last.set((key, mount));
+        mount
+    }
+}
+
 /// A line of the table.
 struct Line {
     id: u64,
     /// The mount that it is mounted on.
     parent: u64,
     point: PathBuf,
-    mounted: Mounted,
-    is_remote: bool,
+    mount: Mount,
 }
 
 impl Line {
-    /// `36 35 98:0 /root /mnt rw,noatime master:1 - ext4 /dev/root rw`: any number of fields stand before the
-    /// lone dash, the type behind it. Blanks in a field are escaped.
+    /// See [`Mount::parse`].
     fn parse(line: &[u8]) -> Option<Line> {
-        let mut fields = line.split(|byte| *byte == b' ');
-        let mut text = || str::from_utf8(fields.next()?).ok();
-        let (id, parent, device) = (text()?.parse().ok()?, text()?.parse().ok()?, text()?);
-        let (major, minor) = device.split_once(':')?;
-        let device = makedev(major.parse().ok()?, minor.parse().ok()?);
-        let point = PathBuf::from(OsString::from_vec(unescaped(fields.nth(1)?)));
-        let kind = fields.skip_while(|field| *field != b"-").nth(1)?;
-        let is_remote = REMOTE.contains(&kind) || kind == b"fuse" || kind.starts_with(b"fuse.");
-        Some(Line { id, parent, point, mounted: Mounted { device, is_brackfs: kind == OURS }, is_remote })
+        let (id, mount) = Mount::parse(line)?;
+        let mut fields = line.split(|byte| *byte == b' ').skip(1);
+        let parent = str::from_utf8(fields.next()?).ok()?.parse().ok()?;
+        let point = PathBuf::from(OsString::from_vec(unescaped(fields.nth(2)?)));
+        Some(Line { id, parent, point, mount })
     }
+}
+
+fn read_lines() -> io::Result<Vec<Line>> {
+    parse(BufReader::new(File::open(TABLE)?))
+}
+
+fn parse(table: impl BufRead) -> io::Result<Vec<Line>> {
+    table.split(b'\n').filter_map(|line| line.map(|line| Line::parse(&line)).transpose()).collect()
 }
 
 /// Replaces `\` and three octal digits by the byte that they stand for.
@@ -189,7 +191,7 @@ fn visible(lines: &[Line]) -> MountPlace {
             if line.point.ancestors().skip(1).any(|above| points.contains(above)) {
                 continue;
             }
-            top.mount(&line.point, line.mounted);
+            top.mount(&line.point, line.mount);
             reached.extend(children.remove(&line.id));
         }
     }
@@ -199,12 +201,12 @@ fn visible(lines: &[Line]) -> MountPlace {
 /// A [`MountPlace`] that is being made.
 #[derive(Default)]
 struct Place {
-    mounted: Option<Mounted>,
+    mounted: Option<Mount>,
     below: BTreeMap<OsString, Place>,
 }
 
 impl Place {
-    fn mount(&mut self, point: &Path, mounted: Mounted) {
+    fn mount(&mut self, point: &Path, mounted: Mount) {
         let names = point.components().filter_map(|part| match part {
             Component::Normal(name) => Some(name),
             _ => None,
@@ -221,40 +223,41 @@ impl Place {
 
 #[cfg(test)]
 mod tests {
+    use rustix::fs::makedev;
+
     use super::*;
 
-    fn parse(table: &[u8]) -> MountTable {
-        MountTable::parse(table).unwrap()
+    fn table(table: &[u8]) -> MountTable {
+        MountTable::of_lines(&parse(table).unwrap())
     }
 
-    fn mounted(minor: u32) -> Option<Mounted> {
-        Some(Mounted { device: makedev(0, minor), is_brackfs: false })
+    fn mounted(minor: u32) -> Option<Mount> {
+        Some(Mount::unlisted(makedev(0, minor)))
     }
 
     #[test]
-    fn mounts_are_known_by_their_type() {
-        let table = b"22 1 8:1 / / rw,relatime shared:1 - ext4 /dev/sda1 rw\n\
-            90 22 0:51 / /mnt/a\\040b ro,nosuid,nodev shared:3 master:2 - fuse.brackfs brackfs ro,user_id=0\n\
-            91 22 0:300 / /mnt/- ro - fuse.brackfs /repo ro\n\
-            92 22 0:52 / /fuse.brackfs rw - fuse.sshfs fuse.brackfs rw\n\
-            \n\
-            93 22 nonsense / /x rw - fuse.brackfs x rw\n\
-            94 22 0:53\n\
-            95 22 0:54 / /n rw - nfs4 server:/ rw\n";
-        let mounts = parse(table);
-        assert!(mounts.is_brackfs(makedev(0, 51)));
-        assert!(mounts.is_brackfs(makedev(0, 300)));
-        assert!(!mounts.is_brackfs(makedev(0, 52)) && !mounts.is_brackfs(makedev(8, 1)));
-        assert_eq!(mounts.ours.len(), 2);
-        assert_eq!(mounts.clock(makedev(8, 1)), Clock::Ours);
-        assert_eq!([52, 54].map(|minor| mounts.clock(makedev(0, minor))), [Clock::Servers; 2]);
-        let ours = Mounted { device: makedev(0, 51), is_brackfs: true };
-        assert_eq!(mounts.find(Path::new("/mnt/a b")).0, Some(ours));
+    fn a_file_is_on_the_mount_with_the_id_or_else_the_device_that_it_tells() {
+        let lines = parse(
+            &b"22 1 8:1 / / rw,relatime shared:1 - ext4 /dev/sda1 rw\n\
+            96 22 8:1 /home /a\\040b rw,nosuid - ext4 /dev/sda1 rw\n\
+            97 22 8:17 / /u rw,nosuid,nodev - fuse.brackfs /dev/sdb1 rw\n\
+            98 22 nonsense / /x rw - fuse.brackfs x rw\n"[..],
+        );
+        let lines = lines.unwrap();
+        assert_eq!(lines.len(), 3);
+        let [one, other] = [1, 17].map(|minor| makedev(8, minor));
+        assert!(!find(&lines, (22, one)).nosuid && find(&lines, (96, one)).nosuid);
+        // A subvolume has a device of its own.
+        assert!(find(&lines, (97, 7)).is_brackfs);
+        // Not on all mounts of the device.
+        assert!(!find(&lines, (0, one)).nosuid && find(&lines, (0, other)).nosuid);
+        assert_eq!(find(&lines, (5, one)), Mount::unlisted(one));
+        assert!(MountTable::of_lines(&lines).find(Path::new("/a b/c")).0.unwrap().nosuid);
     }
 
     #[test]
     fn places_lead_to_mounts() {
-        let mounts = parse(
+        let mounts = table(
             b"22 1 0:1 / / rw - ext4 x rw\n\
             23 22 0:2 / /a/b rw - ext4 x rw\n\
             24 23 0:3 / /a/b/c rw - ext4 x rw\n",
@@ -278,7 +281,7 @@ mod tests {
 
     #[test]
     fn hidden_mounts_are_not_there() {
-        let mounts = parse(
+        let mounts = table(
             b"22 1 0:1 / / rw - ext4 x rw\n\
             23 22 0:2 / /a/b rw - ext4 x rw\n\
             24 22 0:3 / /a rw - ext4 over-the-one-above rw\n\
@@ -293,13 +296,19 @@ mod tests {
 
     #[test]
     fn mounts_whose_parent_is_not_seen_are_first() {
-        let mounts = parse(b"30 29 0:1 / /data rw - ext4 x rw\n31 30 0:2 / /data/x rw - ext4 x rw\n");
+        let mounts = table(b"30 29 0:1 / /data rw - ext4 x rw\n31 30 0:2 / /data/x rw - ext4 x rw\n");
         assert_eq!(mounts.find(Path::new("/data/x/y")).0, mounted(2));
         assert_eq!(mounts.find(Path::new("/")).0, None);
     }
 
     #[test]
     fn the_table_of_this_machine_can_be_read() {
-        assert!(MountTable::read().unwrap().find(Path::new("/proc")).0.is_some());
+        let table = MountTable::read().unwrap();
+        assert!(table.find(Path::new("/proc")).0.is_some());
+        let stat = Stat::of_fd(File::open("/proc").unwrap()).unwrap();
+        assert_eq!(table.of(&stat).foreign(stat.dev), None);
+        assert_eq!(LastMount::of_table(&table).of(&stat), table.of(&stat));
+        let elsewhere = Stat { mount: u64::MAX, dev: 7, ..stat };
+        assert_eq!(table.of(&elsewhere), Mount::unlisted(7));
     }
 }

@@ -12,6 +12,8 @@ use rustix::time::{ClockId, Timespec, clock_getres, clock_gettime};
 
 use crate::format::{Kind, Timestamp};
 
+/// What the kernel is asked for.
+const FIELDS: StatxFlags = StatxFlags::BASIC_STATS.union(StatxFlags::MNT_ID);
 /// Nanoseconds in a second.
 const SECOND: i128 = 1_000_000_000;
 /// The clock's tick is taken to be at least this long, in nanoseconds: kernels with 100 ticks a second stamp
@@ -45,6 +47,8 @@ pub struct Stat {
     pub ctime: Timestamp,
     /// The device it is on, as `makedev` makes it.
     pub dev: u64,
+    /// The id of the mount it was reached through; 0 if the kernel does not tell (before 5.8).
+    pub mount: u64,
     /// Its number on that device.
     pub ino: u64,
     /// How many names it has.
@@ -71,7 +75,7 @@ impl Stat {
     /// The same from the kernel's caches only: no server or FUSE program is asked.
     pub(super) fn cached_child(directory: impl AsFd, name: &OsStr) -> io::Result<Stat> {
         let flags = AtFlags::SYMLINK_NOFOLLOW | AtFlags::STATX_DONT_SYNC | AtFlags::NO_AUTOMOUNT;
-        Stat::new(&retry_on_intr(|| statx(&directory, name, flags, StatxFlags::BASIC_STATS))?)
+        Stat::new(&retry_on_intr(|| statx(&directory, name, flags, FIELDS))?)
     }
 
     /// A directory of which nothing but its device is known, such as another user's FUSE mount.
@@ -86,6 +90,7 @@ impl Stat {
             mtime: Timestamp::default(),
             ctime: Timestamp::default(),
             dev,
+            mount: 0,
             ino: 0,
             nlink: 1,
             rdev: 0,
@@ -98,7 +103,7 @@ impl Stat {
         // Stamps must be the server's of now: with DONT_SYNC a network file system could show us those of the
         // last look, and a change would be missed. Elsewhere it makes no difference. A look mounts nothing.
         let flags = flags | AtFlags::STATX_SYNC_AS_STAT | AtFlags::NO_AUTOMOUNT;
-        Stat::new(&retry_on_intr(|| statx(&fd, name, flags, StatxFlags::BASIC_STATS))?)
+        Stat::new(&retry_on_intr(|| statx(&fd, name, flags, FIELDS))?)
     }
 
     fn new(stat: &Statx) -> io::Result<Stat> {
@@ -115,6 +120,7 @@ impl Stat {
                 return Err(io::Error::new(io::ErrorKind::InvalidData, what));
             }
         };
+        let has_mount = StatxFlags::from_bits_retain(stat.stx_mask).contains(StatxFlags::MNT_ID);
         let sized = matches!(kind, Kind::File | Kind::Symlink);
         let device = matches!(kind, Kind::CharDevice | Kind::BlockDevice);
         Ok(Stat {
@@ -126,6 +132,7 @@ impl Stat {
             mtime: stamp(stat.stx_mtime),
             ctime: stamp(stat.stx_ctime),
             dev: makedev(stat.stx_dev_major, stat.stx_dev_minor),
+            mount: if has_mount { stat.stx_mnt_id } else { 0 },
             ino: stat.stx_ino,
             nlink: stat.stx_nlink,
             rdev: if device { makedev(stat.stx_rdev_major, stat.stx_rdev_minor) } else { 0 },

@@ -12,6 +12,7 @@
 
 pub mod disk;
 pub mod foreground;
+pub mod liar;
 pub mod ordeal;
 pub mod silent;
 

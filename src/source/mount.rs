@@ -1,0 +1,187 @@
+//! One mount: whether it is our own (a backup that entered one would back up backups), whose clock stamps its files, who
+//! decides what it shows, and which privileges it ignores.
+
+use rustix::fs::makedev;
+
+use super::{Clock, Stat};
+use crate::format::{Digest, Kind};
+
+/// The type of a mount of ours.
+const OURS: &[u8] = b"fuse.brackfs";
+/// Types of file systems that lie on a server.
+const REMOTE: [&[u8]; 13] = [
+    b"nfs",
+    b"nfs4",
+    b"cifs",
+    b"smb3",
+    b"smbfs",
+    b"ceph",
+    b"9p",
+    b"virtiofs",
+    b"afs",
+    b"coda",
+    b"lustre",
+    b"gpfs",
+    b"orangefs",
+];
+/// Set in every number that stands for a foreign file system, and in no device number of Linux.
+const FOREIGN: u64 = 1 << 63;
+
+/// What a backup needs to know of a mount.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Mount {
+    /// Whose clock stamps its files.
+    pub clock: Clock,
+    /// It is a mount of a brackfs repository.
+    pub is_brackfs: bool,
+    /// Set-id bits and file capabilities have no effect on it.
+    pub nosuid: bool,
+    /// Devices can't be opened on it.
+    pub nodev: bool,
+    /// The file system's device. Equal for all mounts of one file system, also where a stat shows others (btrfs).
+    pub device: u64,
+    /// A number that stands for the mount, if a server or a FUSE program decides what it shows.
+    foreign: Option<u64>,
+}
+
+impl Mount {
+    /// A mount of this machine's own that is in no table.
+    pub(super) fn unlisted(device: u64) -> Self {
+        Mount { clock: Clock::Ours, is_brackfs: false, nosuid: false, nodev: false, device, foreign: None }
+    }
+
+    /// The number by which the device `dev`, which lies on this mount, is told from others, if a server or a FUSE
+    /// program decides what the mount shows. Its inode numbers and times are claims that say nothing about other
+    /// file systems, and its device number may have been another one's before. The number is made from what is
+    /// mounted, where and by which user, stays the same when that is mounted again, and is no device number: see
+    /// [`is_foreign`].
+    pub fn foreign(&self, dev: u64) -> Option<u64> {
+        let number = self.foreign?;
+        // A server may show several file systems in one mount.
+        let apart = if dev == self.device { 0 } else { dev.wrapping_mul(0x9e37_79b9_7f4a_7c15) };
+        Some(number ^ apart | FOREIGN)
+    }
+
+    /// What the mount of an entry changes about it. `device`: that of the directory that the entry is in.
+    pub fn standing(&self, stat: &Stat, device: u64) -> Standing {
+        let unprivileged = match stat.kind {
+            Kind::File => self.nosuid,
+            Kind::CharDevice | Kind::BlockDevice => self.nodev,
+            Kind::Directory | Kind::Symlink | Kind::Fifo | Kind::Socket => false,
+        };
+        let number = if stat.dev == device || stat.kind == Kind::Directory { None } else { self.foreign(stat.dev) };
+        Standing(number.unwrap_or_default() & !Standing::UNPRIVILEGED | u64::from(unprivileged))
+    }
+
+    /// A line of the table, with the mount's id.
+    ///
+    /// `36 35 98:0 /root /mnt rw,noatime master:1 - ext4 /dev/root rw`: any number of fields stand before the lone
+    /// dash. After it come type, source and the options of the file system. Blanks in a field are escaped.
+    pub(super) fn parse(line: &[u8]) -> Option<(u64, Mount)> {
+        let mut fields = line.split(|byte| *byte == b' ');
+        let id = str::from_utf8(fields.next()?).ok()?.parse().ok()?;
+        let (major, minor) = str::from_utf8(fields.nth(1)?).ok()?.split_once(':')?;
+        let device = makedev(major.parse().ok()?, minor.parse().ok()?);
+        let (root, point, flags) = (fields.next()?, fields.next()?, fields.next()?);
+        let mut fields = fields.skip_while(|field| *field != b"-").skip(1);
+        let (kind, source, options) = (fields.next()?, fields.next()?, fields.next().unwrap_or_default());
+        let has = |flag: &[u8]| flags.split(|byte| *byte == b',').any(|there| there == flag);
+        let user = options.split(|byte| *byte == b',').find_map(|option| option.strip_prefix(b"user_id="));
+        let users = user.is_some_and(|user| user != b"0");
+        let fuse = kind == b"fuse" || kind.starts_with(b"fuse.");
+        let remote = fuse || REMOTE.contains(&kind);
+        let foreign = (remote || users).then(|| {
+            let what = [kind, source, root, point, user.unwrap_or_default()].join(&0);
+            Digest::of(&what).head() as u64
+        });
+        let mount = Mount {
+            clock: if remote { Clock::Servers } else { Clock::Ours },
+            is_brackfs: kind == OURS,
+            nosuid: users || has(b"nosuid"),
+            nodev: users || has(b"nodev"),
+            device,
+            foreign,
+        };
+        Some((id, mount))
+    }
+}
+
+/// What the mount of an entry changes about it: whether the mount ignores the privileges that the entry may carry, and
+/// which foreign file system the entry is on, if that is mounted on the entry itself. Nearly always 0.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Standing(pub u64);
+
+impl Standing {
+    const UNPRIVILEGED: u64 = 1;
+
+    /// Set-id bits and capabilities of this file, or the number of this device, have no effect.
+    pub fn is_unprivileged(self) -> bool {
+        self.0 & Standing::UNPRIVILEGED != 0
+    }
+
+    /// Whether both are on the same file system, whatever their privileges.
+    pub fn same_place_as(self, other: Standing) -> bool {
+        (self.0 ^ other.0) & !Standing::UNPRIVILEGED == 0
+    }
+}
+
+/// Whether a number stands for a foreign file system: see [`Mount::foreign`].
+pub fn is_foreign(number: u64) -> bool {
+    number & FOREIGN != 0
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const MOUNTS: &[u8] = b"22 1 8:1 / / rw,relatime shared:1 - ext4 /dev/sda1 rw\n\
+        90 22 0:51 / /mnt/a\\040b ro,nosuid,nodev shared:3 master:2 - fuse.brackfs brackfs ro,user_id=0\n\
+        91 22 0:300 / /mnt/- ro - fuse.brackfs /repo ro\n\
+        92 22 0:52 / /fuse.brackfs rw - fuse.sshfs fuse.brackfs rw,user_id=1000,group_id=5\n\
+        \n\
+        93 22 nonsense / /x rw - fuse.brackfs x rw\n\
+        94 22 0:53\n\
+        95 22 0:54 / /n rw - nfs4 server:/ rw\n\
+        96 22 8:1 /home /h rw,nosuid - ext4 /dev/sda1 rw\n\
+        97 22 8:17 / /u rw,nosuid,nodev - fuseblk /dev/sdb1 rw,user_id=0\n";
+
+    fn at(wanted: u64) -> Mount {
+        let mut mounts = MOUNTS.split(|byte| *byte == b'\n').filter_map(Mount::parse);
+        mounts.find_map(|(id, mount)| (id == wanted).then_some(mount)).unwrap()
+    }
+
+    #[test]
+    fn mounts_are_known_by_their_type() {
+        assert!(at(90).is_brackfs && at(91).is_brackfs);
+        assert!(![22, 92, 95].iter().any(|id| at(*id).is_brackfs));
+        assert_eq!([22, 96, 97].map(|id| at(id).clock), [Clock::Ours; 3]);
+        assert_eq!([90, 92, 95].map(|id| at(id).clock), [Clock::Servers; 3]);
+    }
+
+    #[test]
+    fn a_mount_ignores_privileges_by_its_options_or_because_a_user_made_it() {
+        let ignored = |mount: Mount| (mount.nosuid, mount.nodev);
+        assert_eq!(ignored(at(22)), (false, false));
+        assert_eq!(ignored(at(96)), (true, false));
+        assert_eq!(ignored(at(90)), (true, true));
+        // Mounted without these options, but by an ordinary user.
+        assert_eq!(ignored(at(92)), (true, true));
+        assert_eq!(ignored(at(97)), (true, true));
+    }
+
+    #[test]
+    fn file_systems_of_servers_and_users_have_numbers_that_no_device_has() {
+        let number = |id, dev| at(id).foreign(dev);
+        assert_eq!([22, 96, 97].map(|id| number(id, 7)), [None; 3]);
+        let foreign = [number(90, makedev(0, 51)), number(92, makedev(0, 52)), number(95, makedev(0, 54))];
+        assert!(foreign.iter().all(|number| number.is_some_and(is_foreign)));
+        assert!(foreign[0] != foreign[1] && foreign[1] != foreign[2]);
+        // Another file system of the same server.
+        assert_ne!(number(95, makedev(0, 54)), number(95, makedev(0, 55)));
+        // Mounted again, it has another id and another device.
+        let (_, again) = Mount::parse(b"99 22 0:77 / /n rw - nfs4 server:/ rw").unwrap();
+        assert_eq!(again.foreign(makedev(0, 77)), number(95, makedev(0, 54)));
+        assert_eq!(Mount::parse(b"93 22 nonsense / /x rw - fuse.brackfs x rw"), None);
+        assert_eq!(Mount::parse(b"94 22 0:53"), None);
+    }
+}
