@@ -16,6 +16,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::ffi::OsString;
 use std::fs::{self, File};
 use std::os::unix::fs::{MetadataExt, symlink};
+use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
@@ -28,7 +29,8 @@ use brackfs::format::name::{self, SnapshotName};
 use brackfs::format::snapshot::{Snapshot, Statistics};
 use brackfs::format::source::Source;
 use brackfs::format::{
-    BlockLocation, ChunkRef, Digest, Entry, Extent, Items, Kind, Node, NodeRef, PackId, Segment, SnapshotId, Timestamp,
+    BlockLocation, ChunkRef, ContentHasher, Digest, Entry, Extent, Items, Kind, Node, NodeRef, PackId, Segment,
+    SnapshotId, Timestamp,
 };
 use brackfs::repository::{Repository, Writer};
 use common::{Run, Site, run, tree};
@@ -459,8 +461,10 @@ fn a_node_of_a_million_holes_takes_a_moment() {
     let mut forger = Forger::new();
     let holes = 1_000_000u64;
     let list = forger.store_node(&[], Items::Extents(vec![Extent::Hole(1); holes as usize]));
+    let mut hasher = ContentHasher::default();
+    hasher.hole(holes);
     let content = |covers| Content::Nodes {
-        digest: Digest::of(b""),
+        digest: hasher.finish(),
         depth: 0,
         nodes: vec![NodeRef { covers, node: list.chunk(0) }],
         holes: 0,
@@ -686,4 +690,120 @@ fn keys_under_the_names_of_others_are_not_believed_and_named() {
         fs::copy(&stranger, path.with_file_name(leaf(&stranger))).unwrap();
         patiently(&site, &["check".into()]).ok();
     }
+}
+
+/// Writes the latest snapshot as a tar archive, and unpacks it to `unpacked/`.
+fn dump_and_unpack(forger: &Forger, extra: &[&str]) -> (Run, PathBuf) {
+    let (archive, unpacked) = (forger.site.path().join("archive.tar"), forger.site.path().join("unpacked"));
+    let said = forger.site.path().join("said");
+    let mut command = forger.site.command(&[&["dump", "latest"], extra].concat());
+    command.stdout(File::create(&archive).unwrap()).stderr(File::create(&said).unwrap());
+    assert!(command.status().unwrap().success(), "{}", fs::read_to_string(&said).unwrap());
+    let _ = fs::remove_dir_all(&unpacked);
+    fs::create_dir(&unpacked).unwrap();
+    let mut tar = Command::new("tar");
+    tar.args(["--xattrs", "--xattrs-include=*", "--same-permissions", "--same-owner", "--numeric-owner"]);
+    let run = run({
+        tar.arg("-xf").arg(&archive).arg("-C").arg(&unpacked);
+        tar
+    });
+    let mut run = run.ok();
+    run.stderr = fs::read_to_string(said).unwrap();
+    (run, unpacked)
+}
+
+#[test]
+fn names_of_one_id_are_links_only_if_all_that_is_said_of_them_agrees() {
+    let stat = |path: PathBuf| fs::metadata(path).unwrap();
+    type Change = fn(&mut Entry);
+    let changes: [Change; 5] = [
+        |entry| entry.mode = 0o4755,
+        |entry| entry.uid = 5,
+        |entry| entry.gid = 5,
+        |entry| entry.xattrs = vec![(b"user.a".to_vec(), b"b".to_vec())],
+        |entry| entry.inode_flags = Entry::NO_DUMP,
+    ];
+    for change in changes {
+        let mut forger = Forger::new();
+        let stored = forger.store(b"a program");
+        let names = ["first", "other", "same"].map(|name| {
+            let mut entry = file(name, &stored, 0);
+            entry.link = Some(HardLink { id: 1, count: 3 });
+            entry
+        });
+        let [first, mut other, same] = names;
+        change(&mut other);
+        let (mode, uid, gid) = (other.mode, other.uid, other.gid);
+        forger.snapshot_of(&[stored], vec![first, other, same]);
+        let (restored, out) = forger.restore();
+        let (dumped, unpacked) = dump_and_unpack(&forger, &[]);
+        for (run, out) in [(restored.ok(), out), (dumped, unpacked)] {
+            let [first, other, same] = ["first", "other", "same"].map(|name| stat(out.join(name)));
+            assert_eq!((first.ino(), first.mode() & 0o7777, first.uid()), (same.ino(), 0o755, 0), "{run}");
+            assert_ne!(first.ino(), other.ino(), "{run}");
+            assert_eq!((other.mode() & 0o7777, other.uid(), other.gid()), (mode, uid, gid), "{run}");
+            says(&run, &["a name of a hard-linked file is a file of its own"]);
+        }
+    }
+}
+
+#[test]
+fn set_id_bits_capabilities_and_devices_that_a_mount_ignored_are_not_brought_to_life_unasked() {
+    let mut forger = Forger::new();
+    let stored = forger.store(b"a program");
+    // cap_net_raw+ep
+    let capability = [1, 0, 0, 2, 0, 32, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0];
+    let mut entries = ["capable", "real", "su"].map(|name| file(name, &stored, 0)).to_vec();
+    entries.push(entry("zero", Kind::CharDevice, 0, Content::Device(1, 5)));
+    entries[0].xattrs = vec![(b"security.capability".to_vec(), capability.to_vec())];
+    entries[1].mode = 0o4755;
+    entries[2].mode = 0o6755;
+    for at in [0, 2, 3] {
+        entries[at].flags = Entry::UNPRIVILEGED;
+    }
+    forger.snapshot_of(&[stored], entries);
+    let look = |out: &Path| {
+        let mode = |name: &str| fs::metadata(out.join(name)).unwrap().mode() & 0o7777;
+        let capable = common::xattrs(&out.join("capable")).unwrap().contains_key("security.capability");
+        (capable, mode("real"), mode("su"), out.join("zero").exists())
+    };
+    for (extra, seen) in [(&[][..], (false, 0o4755, 0o755, false)), (&["--trust-set-id"], (true, 0o4755, 0o6755, true))]
+    {
+        let out = forger.site.path().join(format!("out{}", extra.len()));
+        let arguments = [&["restore", "latest", "--to", out.to_str().unwrap()], extra].concat();
+        let restored = forger.site.brackfs(&arguments).ok();
+        let (dumped, unpacked) = dump_and_unpack(&forger, extra);
+        for (run, out) in [(restored, out), (dumped, unpacked)] {
+            assert_eq!(look(&out), seen, "{run}");
+            assert_eq!(
+                run.stderr.matches("of 3 entries were left out").count(),
+                usize::from(extra.is_empty()),
+                "{run}"
+            );
+        }
+    }
+}
+
+#[test]
+fn an_ordinary_user_gets_no_set_id_bits_even_if_the_snapshot_says_that_files_are_theirs() {
+    let user = 65_534;
+    let mut forger = Forger::new();
+    let stored = forger.store(b"a program");
+    let mut program = file("program", &stored, 0);
+    (program.mode, program.uid, program.gid) = (0o6755, user, user);
+    forger.snapshot_of(&[stored], vec![program]);
+    let site = &forger.site;
+    let (copy, home) = (site.path().join("brackfs"), site.path().join("home"));
+    fs::copy(env!("CARGO_BIN_EXE_brackfs"), &copy).unwrap();
+    fs::create_dir(&home).unwrap();
+    for path in [site.path(), &copy] {
+        common::set_mode(path, 0o755);
+    }
+    std::os::unix::fs::chown(&home, Some(user), Some(user)).unwrap();
+    let mut command = Command::new(&copy);
+    command.args(["restore", "latest", "--to"]).arg(home.join("out")).uid(user).gid(user).current_dir(&home);
+    command.env("BRACKFS_STATE_DIR", home.join("state")).env("BRACKFS_REPOSITORY", site.repo());
+    let run = run(command).ok();
+    let stat = fs::metadata(home.join("out/program")).unwrap();
+    assert_eq!((stat.mode() & 0o7777, stat.uid()), (0o755, user), "{run}");
 }

@@ -41,6 +41,12 @@ pub(super) struct Args {
     /// The snapshot, and a path in it
     #[arg(value_name = "SNAP[:PATH]")]
     what: OsString,
+    /// Keep set-id bits, capabilities and devices also from mounts that ignored them (nosuid, nodev)
+    ///
+    /// Without this option they are left out of such entries: a user of the machine that was backed up could have made
+    /// them, on a mount of their own, and root's tar would bring them to life.
+    #[arg(long)]
+    trust_set_id: bool,
 }
 
 pub(super) fn run(args: &Args, global: &Global) -> Result<ExitCode> {
@@ -57,7 +63,7 @@ pub(super) fn run(args: &Args, global: &Global) -> Result<ExitCode> {
     let snapshot = select(&reader, &selector, &monitor)?;
     let listed = reader.at_path(&snapshot, &selector.path)?;
     monitor.start()?;
-    let result = dump::dump(&reader, &listed, out, &monitor);
+    let result = dump::dump(&reader, &listed, out, args.trust_set_id, &monitor);
     monitor.done();
     let summary = result?;
     if !global.quiet && (is_interactive() || global.verbose) {

@@ -30,8 +30,8 @@ use crate::restore::{self, Conflict, Options};
 /// comes first is restored. The others are left out, and named together with it.
 ///
 /// Owners, modes, times, extended attributes, ACLs, inode flags (chattr) and holes are restored too. Root restores
-/// owners, set-id bits and device files; for others, files are theirs, and set-id bits are left out. What you may
-/// not set here, or the file system does not have, is said once at the end. No symbolic link below DIR is followed.
+/// owners, set-id bits and device files; for other users, files belong to them, and set-id bits are left out. What you
+/// may not set here, or the file system does not have, is said once at the end. No symbolic link below DIR is followed.
 ///
 /// Directories that are there already, DIR too unless it is empty, keep their owner, mode, times and attributes with
 /// --conflict abort or skip, and get those of the snapshot with update or overwrite. When files were last read is not
@@ -63,6 +63,12 @@ pub(super) struct Args {
     /// Take owners by number, even if this machine has users and groups of their names
     #[arg(long)]
     numeric_owner: bool,
+    /// Restore set-id bits, capabilities and devices also from mounts that ignored them (nosuid, nodev)
+    ///
+    /// Without this option they are left out of such entries: a user of the machine that was backed up could have made
+    /// them, on a mount of their own, and a restore by root would bring them to life.
+    #[arg(long)]
+    trust_set_id: bool,
     /// Change nothing; with -v, name what would be restored
     #[arg(short = 'n', long)]
     dry_run: bool,
@@ -124,6 +130,7 @@ pub(super) fn run(args: &Args, global: &Global) -> Result<ExitCode> {
         include: args.include.clone(),
         exclude: args.exclude.clone(),
         numeric_owner: args.numeric_owner,
+        trust_set_id: args.trust_set_id,
         dry_run: args.dry_run,
     };
     monitor.start()?;

@@ -3,14 +3,14 @@
 //! What an entry holds is in the archive: a name of any bytes and length, mode with set-id bits, owner and group as
 //! numbers and names, the time of change to the nanosecond before 1970 and after 2242, sizes beyond 8 GiB, symbolic
 //! links, FIFOs, devices, extended attributes (`SCHILY.xattr.`) and POSIX ACLs (`SCHILY.acl.`). Holes stay holes
-//! (GNU sparse format 1.0). Further names of a file are hard links to the first one in the archive; if the file
-//! changed while its names were backed up, it is written in full. Sockets are left out, with a note: tar has none.
+//! (GNU sparse format 1.0). Further names of a file are hard links to the first one in the archive, unless the snapshot
+//! has another content, owner, mode or attributes for them: then they are written in full. Sockets are left out, with a note: tar has none.
 //! Nor has it inode flags (those of `chattr`), which restore gives back.
 //!
 //! Entries come in the order of the tree, a directory before what is in it. Of a directory, names begin with `./`,
 //! as those of `tar -C DIR .` do: tar gives `./` its time and mode only after all that begins with it.
 //!
-//! Memory is that of the reader, and the first names of hard-linked files. An archive has no index and can't be
+//! Memory is that of the reader, and 5 MiB for the first names of hard-linked files. An archive has no index and can't be
 //! changed once it is written, which decides what becomes of damage:
 //!
 //! - A directory that can't be read, wholly or in part, is a problem; all else is written.
@@ -31,7 +31,6 @@ mod archive;
 mod header;
 mod islands;
 
-use std::collections::HashMap;
 use std::ffi::OsStr;
 use std::io::{self, Write};
 use std::os::unix::ffi::OsStrExt;
@@ -40,7 +39,7 @@ use std::path::{Path, PathBuf};
 use crate::format::entry::Content;
 use crate::format::{ContentHasher, Entry, Kind};
 use crate::monitor::Monitor;
-use crate::reader::{self, FileReader, Identity, Listed, Reader, Step, Walk};
+use crate::reader::{self, FileReader, FirstNames, Known, Listed, Reader, Step, Walk};
 use archive::Archive;
 use header::{Body, Member};
 use islands::{Island, Islands};
@@ -70,6 +69,9 @@ pub enum Error {
     /// The bytes of a file can't be read; said with the file's name.
     #[error(transparent)]
     Reader(#[from] reader::Error),
+    /// There is no room to remember files of several names.
+    #[error(transparent)]
+    Names(#[from] reader::spill::Error),
     /// The archive can't be written.
     #[error("cannot write the archive: {0}")]
     Write(#[from] io::Error),
@@ -92,15 +94,37 @@ pub enum Error {
     },
 }
 
-/// Writes `from` (a directory: with all that is in it) to `to` as a tar archive.
-pub fn dump(reader: &Reader, from: &Listed, to: impl Write, monitor: &dyn Monitor) -> Result<Summary, Error> {
+/// Writes `from` (a directory: with all that is in it) to `to` as a tar archive. `trust_set_id`: with set-id bits,
+/// capabilities and devices also of entries that lay on a mount that ignored them.
+pub fn dump(
+    reader: &Reader,
+    from: &Listed,
+    to: impl Write,
+    trust_set_id: bool,
+    monitor: &dyn Monitor,
+) -> Result<Summary, Error> {
     let archive = Archive::new(to);
-    let mut run = Run { reader, monitor, archive, links: HashMap::new(), summary: Summary::default() };
+    let mut run = Run {
+        reader,
+        monitor,
+        archive,
+        links: FirstNames::default(),
+        apart: 0,
+        trust_set_id,
+        left_out: 0,
+        summary: Summary::default(),
+    };
     match from.directory() {
         Some(_) => run.directory(from, b"./".to_vec())?,
         None => run.one(from, &from.entry().name)?,
     }
     run.archive.finish()?;
+    if let Some(note) = reader::first_names::apart(run.apart) {
+        monitor.note(&note);
+    }
+    if let Some(note) = reader::left_out(run.left_out) {
+        monitor.note(&note);
+    }
     Ok(run.summary)
 }
 
@@ -109,7 +133,12 @@ struct Run<'a, W: Write> {
     monitor: &'a dyn Monitor,
     archive: Archive<W>,
     /// The first names of files that have several.
-    links: HashMap<u64, (Vec<u8>, Identity)>,
+    links: FirstNames,
+    /// Names that became files of their own, though another name has the same id.
+    apart: u64,
+    trust_set_id: bool,
+    /// Entries whose set-id bits, capabilities or devices are left out.
+    left_out: u64,
     summary: Summary,
 }
 
@@ -161,31 +190,41 @@ impl<W: Write> Run<'_, W> {
             self.told(listed, path);
             return Ok(());
         }
-        let file = FileReader::new(listed.clone());
-        let same = listed.identity();
-        let first = entry.link.and_then(|link| self.links.get(&link.id));
-        if let Some((first, _)) = first.filter(|(_, known)| *known == same) {
-            let first = first.clone();
+        let known = match entry.link {
+            Some(link) => self.links.find(link, entry.inode_digest())?,
+            None => Known::Nothing,
+        };
+        if let Known::Named(first) = known {
             self.header(listed, path, Body::Link(&first))?;
             self.summary.others += 1;
             self.told(listed, path);
             return Ok(());
         }
+        self.apart += u64::from(known == Known::Other);
         let is_written = match entry.kind {
-            Kind::File => self.file(&file, path)?,
+            Kind::File => self.file(&FileReader::new(listed.clone()), path)?,
             _ => self.special(listed, path)?,
         };
         if is_written {
-            if let Some(link) = entry.link {
-                self.links.entry(link.id).or_insert_with(|| (path.to_vec(), same));
+            if let Some(link) = entry.link.filter(|_| known == Known::Nothing) {
+                self.links.add(link.id, entry.inode_digest(), link.count.saturating_sub(1), path)?;
             }
             self.told(listed, path);
         }
         Ok(())
     }
 
+    /// Whether set-id bits, capabilities or the device of an entry are left out because they had no effect where it lay.
+    fn is_left_out(&self, entry: &Entry) -> bool {
+        !self.trust_set_id && entry.flags & Entry::UNPRIVILEGED != 0
+    }
+
     /// A symbolic link, FIFO or device. Whether it is in the archive.
     fn special(&mut self, listed: &Listed, path: &[u8]) -> Result<bool, Error> {
+        if self.is_left_out(listed.entry()) && matches!(listed.entry().content, Content::Device(..)) {
+            self.left_out += 1;
+            return Ok(false);
+        }
         if !header::fits(listed.entry()) {
             self.problem(path, "left out: tar has no room for its device number");
             return Ok(false);
@@ -317,7 +356,14 @@ impl<W: Write> Run<'_, W> {
     }
 
     fn header(&mut self, listed: &Listed, path: &[u8], body: Body<'_>) -> Result<(), Error> {
-        let member = Member { entry: listed.entry(), path, user: listed.user(), group: listed.group(), body };
+        let plain;
+        let mut entry = listed.entry();
+        if self.is_left_out(entry) {
+            plain = unprivileged(entry);
+            entry = &plain;
+            self.left_out += 1;
+        }
+        let member = Member { entry, path, user: listed.user(), group: listed.group(), body };
         Ok(self.archive.write(&member.encode())?)
     }
 
@@ -333,6 +379,14 @@ impl<W: Write> Run<'_, W> {
         self.summary.problems += 1;
         self.monitor.problem(shown(path), why);
     }
+}
+
+/// An entry without set-id bits and capabilities.
+fn unprivileged(entry: &Entry) -> Entry {
+    let mut plain = entry.clone();
+    plain.mode &= !Entry::SET_ID;
+    plain.xattrs.retain(|(name, _)| name != Entry::CAPABILITIES);
+    plain
 }
 
 fn shown(path: &[u8]) -> &Path {

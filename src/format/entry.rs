@@ -313,6 +313,11 @@ impl Entry {
     /// have room for it.
     pub const XATTRS_MAX: usize = 384 << 10;
 
+    /// Bits of the mode that let a program run with the rights of its owner or group.
+    pub const SET_ID: u32 = 0o6000;
+    /// The extended attribute that holds file capabilities.
+    pub const CAPABILITIES: &[u8] = b"security.capability";
+
     /// How many places of a preorder walk the entry takes: itself and what is below it.
     pub fn span(&self) -> u64 {
         match &self.content {

@@ -9,6 +9,7 @@
 //! - [`tree`]: directories: entries by name, by position and by rank
 //! - [`walk`]: all that is below a directory, however deep
 //! - [`mod@file`]: content of files
+//! - [`first_names`]: which name of a file with several names came first; [`spill`]: tables that take little memory
 //!
 //! References are direct, so no index and no catalog is needed; what is held is the caches and what is being
 //! decoded at the moment. Nothing here knows of FUSE.
@@ -19,7 +20,9 @@ mod buffers;
 mod cache;
 mod error;
 mod file;
+pub mod first_names;
 mod select;
+pub mod spill;
 mod tree;
 mod walk;
 
@@ -27,7 +30,9 @@ use std::sync::Arc;
 
 pub use error::Error;
 pub use file::{FileReader, Seek};
+pub use first_names::{FirstNames, Known};
 pub use select::Selector;
+pub use spill::Spill;
 pub use tree::{Directory, Identity, Listed};
 pub use walk::{Step, Walk};
 
@@ -39,6 +44,19 @@ use crate::format::{BlockLocation, ChunkRef, Digest};
 use crate::repository::{Access, Repository};
 use ahead::{Ahead, Wanted};
 use blocks::Core;
+
+/// What to say of entries whose set-id bits, capabilities or devices were left out.
+pub fn left_out(entries: u64) -> Option<String> {
+    let of = match entries {
+        0 => return None,
+        1 => "1 entry".to_owned(),
+        more => format!("{more} entries"),
+    };
+    Some(format!(
+        "set-id bits, capabilities or devices of {of} were left out: the mount that was backed up ignored them (nosuid, \
+         nodev); --trust-set-id keeps them"
+    ))
+}
 
 /// A repository, and the keys to read it. Shared by threads.
 pub struct Reader {

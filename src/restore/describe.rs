@@ -5,6 +5,7 @@
 //! that fails does not keep the others from being made, and never costs the content.
 
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Mutex, PoisonError};
 
 use rustix::fs::{
@@ -13,8 +14,8 @@ use rustix::fs::{
 };
 use rustix::io::Errno;
 
-use super::mark;
 use super::refusals::{Refusals, What};
+use super::{Options, mark};
 use crate::format::{Entry, Kind, Timestamp};
 use crate::reader::Listed;
 use crate::source::{Extended, Owners};
@@ -29,18 +30,39 @@ const ACL: &[u8] = b"system.posix_acl_access";
 pub(super) struct Describe {
     privileged: bool,
     numeric_owner: bool,
+    trust_set_id: bool,
     owners: Mutex<Owners>,
+    /// Entries whose set-id bits, capabilities or devices were left out, since their mount ignored them.
+    left_out: AtomicU64,
     pub(super) refusals: Refusals,
 }
 
 impl Describe {
-    pub(super) fn new(numeric_owner: bool) -> Self {
+    pub(super) fn new(options: &Options) -> Self {
         Describe {
             privileged: rustix::process::geteuid().is_root(),
-            numeric_owner,
+            numeric_owner: options.numeric_owner,
+            trust_set_id: options.trust_set_id,
             owners: Mutex::default(),
+            left_out: AtomicU64::new(0),
             refusals: Refusals::default(),
         }
+    }
+
+    /// Whether set-id bits, capabilities or the device of an entry are left out because they had no effect where it lay.
+    /// Other users than root can't restore them anyway.
+    pub(super) fn is_left_out(&self, entry: &Entry) -> bool {
+        self.privileged && !self.trust_set_id && entry.flags & Entry::UNPRIVILEGED != 0
+    }
+
+    /// Counts an entry of which something was left out.
+    pub(super) fn count_left_out(&self) {
+        self.left_out.fetch_add(1, Ordering::Relaxed);
+    }
+
+    /// How many entries were counted.
+    pub(super) fn left_out(&self) -> u64 {
+        self.left_out.load(Ordering::Relaxed)
     }
 
     /// A file that was just written. Returns what could not be done of it, though it should be possible.
@@ -143,11 +165,13 @@ impl Describe {
         (uid, gid)
     }
 
-    /// Set-id bits are for the owner that was backed up, not for whoever restores.
+    /// The mode of an entry. Set-id bits of files are for the owner that was backed up, and only root can say who that is:
+    /// a user's own number in a snapshot may stand for somebody else's file.
     fn mode(&self, entry: &Entry, owned: bool) -> Mode {
-        let bits = match owned || entry.kind == Kind::Directory {
+        let trusted = self.privileged && owned && !self.is_left_out(entry);
+        let bits = match trusted || entry.kind == Kind::Directory {
             true => entry.mode,
-            false => entry.mode & !0o6000,
+            false => entry.mode & !Entry::SET_ID,
         };
         Mode::from_raw_mode(bits)
     }
@@ -164,7 +188,9 @@ impl Describe {
         let kept = |name: &[u8]| entry.xattrs.binary_search_by(|(kept, _)| kept.as_slice().cmp(name)).is_ok();
         let gone = there.iter().filter(|name| ours(name) && !kept(name)).map(|name| (name, None));
         // A backup may have taken the mark of an unfinished directory.
-        let wanted = entry.xattrs.iter().filter(|(name, _)| !mark::is_attribute(name));
+        let left_out = self.is_left_out(entry);
+        let is_wanted = |name: &[u8]| !mark::is_attribute(name) && !(left_out && name == Entry::CAPABILITIES);
+        let wanted = entry.xattrs.iter().filter(|(name, _)| is_wanted(name));
         let set = wanted.map(|(name, value)| (name, Some(value.as_slice())));
         for (name, value) in gone.chain(set) {
             let result = match change(name, value) {

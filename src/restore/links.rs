@@ -1,16 +1,19 @@
 //! Files of several names: the first name gets the content, the others become links to it.
 //!
-//! What is remembered is a path for each such file, until as many of its names were seen as it had.
+//! A name becomes a link only if all its entry says is the same: content, owner, mode, attributes. Otherwise an id that
+//! somebody chose, or that two file systems gave to two files, would give one file's owner and mode to another's content.
 
 use std::collections::HashMap;
+use std::ffi::{OsStr, OsString};
+use std::os::unix::ffi::{OsStrExt, OsStringExt};
 use std::path::{Path, PathBuf};
 use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
 
 use super::Job;
 use super::describe::{Describe, FORBIDDING, Inode};
 use super::folder::Folder;
-use crate::format::Entry;
-use crate::reader::Identity;
+use crate::format::{Digest, Entry};
+use crate::reader::{FirstNames, Known, Spill, spill};
 
 /// What a name is among the names of its file.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -26,100 +29,131 @@ pub(super) enum Role {
 /// Which files have names already.
 #[derive(Default)]
 pub(super) struct Links {
-    files: Mutex<HashMap<u64, File>>,
+    files: Mutex<Files>,
     /// The first name of a file is written.
     written: Condvar,
     /// Files with inode flags that forbid further links.
-    forbidding: Mutex<Vec<(PathBuf, Inode, u32)>>,
+    forbidding: Mutex<Forbidding>,
 }
 
-struct File {
-    content: Identity,
-    state: State,
-    /// Names that are still to come.
-    left: u32,
+#[derive(Default)]
+struct Files {
+    /// Files whose first names are being written, and how many names are still to come.
+    writing: HashMap<u64, (Digest, u32)>,
+    /// Files whose first names are there.
+    there: FirstNames,
+    /// Names that became files of their own.
+    apart: u64,
 }
 
-enum State {
-    /// No name has the content.
-    Nowhere,
-    /// The first name is being written.
-    Writing,
-    /// This name has the content.
-    There(PathBuf),
+#[derive(Default)]
+struct Forbidding {
+    count: u64,
+    files: Spill,
 }
 
 impl Links {
-    fn files(&self) -> MutexGuard<'_, HashMap<u64, File>> {
+    fn files(&self) -> MutexGuard<'_, Files> {
         self.files.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Gives a job its role. False: not before the first name of its file is written.
-    pub(super) fn assign(&self, job: &mut Job) -> bool {
-        assign(&mut self.files(), job)
+    pub(super) fn assign(&self, job: &mut Job) -> Result<bool, spill::Error> {
+        self.files().assign(job)
     }
 
     /// Gives a job its role, and waits while the first name of its file is being written.
-    pub(super) fn assign_in_time(&self, job: &mut Job) {
+    pub(super) fn assign_in_time(&self, job: &mut Job) -> Result<(), spill::Error> {
         let mut files = self.files();
-        while !assign(&mut files, job) {
+        while !files.assign(job)? {
             files = self.written.wait(files).unwrap_or_else(PoisonError::into_inner);
         }
+        Ok(())
     }
 
     /// A job is done; `there`: its name has the content.
-    pub(super) fn done(&self, job: &Job, there: bool) {
-        let Some(link) = job.listed.entry().link.filter(|_| job.role == Role::First) else { return };
+    pub(super) fn done(&self, job: &Job, there: bool) -> Result<(), spill::Error> {
+        let Some(link) = job.listed.entry().link.filter(|_| job.role == Role::First) else { return Ok(()) };
         let mut files = self.files();
-        match files.get_mut(&link.id) {
-            // No further name is to come.
-            Some(File { left: 0, .. }) => drop(files.remove(&link.id)),
-            Some(file) => file.state = if there { State::There(job.path.clone()) } else { State::Nowhere },
-            None => {}
-        }
+        let added = match files.writing.remove(&link.id) {
+            Some((file, left)) if there => files.there.add(link.id, file, left, job.path.as_os_str().as_bytes()),
+            // The next name that comes is the first.
+            _ => Ok(()),
+        };
         self.written.notify_all();
+        added
+    }
+
+    /// How many names became files of their own, though another name had the same id.
+    pub(super) fn apart(&self) -> u64 {
+        self.files().apart
     }
 
     /// Remembers inode flags of a file that forbid to change it, or to link it.
-    pub(super) fn forbid_later(&self, path: &Path, entry: &Entry, inode: Inode) {
+    pub(super) fn forbid_later(&self, path: &Path, entry: &Entry, inode: Inode) -> Result<(), spill::Error> {
         let flags = entry.inode_flags & FORBIDDING;
-        if flags != 0 {
-            self.forbidding.lock().unwrap_or_else(PoisonError::into_inner).push((path.to_owned(), inode, flags));
+        if flags == 0 {
+            return Ok(());
         }
+        let mut forbidding = self.forbidding.lock().unwrap_or_else(PoisonError::into_inner);
+        forbidding.count += 1;
+        let key = forbidding.count;
+        forbidding.files.put(key, encode(path, inode, flags))
     }
 
     /// All names are there.
-    pub(super) fn finish(&self, top: &Folder, describe: &Describe, mut problem: impl FnMut(&Path, &str)) {
-        let forbidding = std::mem::take(&mut *self.forbidding.lock().unwrap_or_else(PoisonError::into_inner));
-        for (path, inode, flags) in forbidding {
-            match top.open_beneath(&path) {
+    pub(super) fn finish(
+        &self,
+        top: &Folder,
+        describe: &Describe,
+        mut problem: impl FnMut(&Path, &str),
+    ) -> Result<(), spill::Error> {
+        let mut forbidding = self.forbidding.lock().unwrap_or_else(PoisonError::into_inner);
+        forbidding.files.drain(|value| {
+            let Some((path, inode, flags)) = decode(&value) else { return };
+            match top.open_beneath(path) {
                 Ok((folder, name)) => describe.forbid(&folder, &name, inode, flags),
-                Err(e) => problem(&path, &format!("cannot set its inode flags: {e}")),
+                Err(e) => problem(path, &format!("cannot set its inode flags: {e}")),
             }
-        }
+        })
     }
 }
 
-/// Gives a job its role, unless the first name of its file is being written.
-fn assign(files: &mut HashMap<u64, File>, job: &mut Job) -> bool {
-    let entry = job.listed.entry();
-    let Some(link) = entry.link else { return true };
-    let content = job.listed.identity();
-    let file = files.entry(link.id).or_insert_with(|| File { content, state: State::Nowhere, left: link.count });
-    // Otherwise the file changed while its names were backed up one after the other: this one is a file of its own.
-    if file.content == content {
-        match &file.state {
-            State::Writing => return false,
-            State::Nowhere => {
-                file.state = State::Writing;
+impl Files {
+    /// Gives a job its role, unless the first name of its file is being written.
+    fn assign(&mut self, job: &mut Job) -> Result<bool, spill::Error> {
+        let entry = job.listed.entry();
+        let Some(link) = entry.link else { return Ok(true) };
+        let file = entry.inode_digest();
+        if let Some((known, left)) = self.writing.get_mut(&link.id) {
+            if *known == file {
+                return Ok(false);
+            }
+            *left = left.saturating_sub(1);
+            self.apart += 1;
+            return Ok(true);
+        }
+        match self.there.find(link, file)? {
+            Known::Nothing => {
+                self.writing.insert(link.id, (file, link.count.saturating_sub(1)));
                 job.role = Role::First;
             }
-            State::There(first) => job.role = Role::Further(first.clone()),
+            Known::Named(first) => job.role = Role::Further(PathBuf::from(OsString::from_vec(first))),
+            Known::Other => self.apart += 1,
         }
+        Ok(true)
     }
-    file.left = file.left.saturating_sub(1);
-    if file.left == 0 && !matches!(file.state, State::Writing) {
-        files.remove(&link.id);
-    }
-    true
+}
+
+fn encode(path: &Path, (device, number): Inode, flags: u32) -> Vec<u8> {
+    let path = path.as_os_str().as_bytes();
+    [&device.to_le_bytes(), number.to_le_bytes().as_slice(), &flags.to_le_bytes(), path].concat()
+}
+
+fn decode(value: &[u8]) -> Option<(&Path, Inode, u32)> {
+    let (device, rest) = value.split_first_chunk()?;
+    let (number, rest) = rest.split_first_chunk()?;
+    let (flags, path) = rest.split_first_chunk()?;
+    let inode = (u64::from_le_bytes(*device), u64::from_le_bytes(*number));
+    Some((Path::new(OsStr::from_bytes(path)), inode, u32::from_le_bytes(*flags)))
 }

@@ -44,7 +44,7 @@ pub use options::{Conflict, Options};
 
 use crate::format::{Entry, Kind};
 use crate::monitor::Monitor;
-use crate::reader::{self, Directory, Listed, Reader, Step, Walk};
+use crate::reader::{self, Directory, Listed, Reader, Step, Walk, first_names};
 use describe::Describe;
 use folder::{Folder, Making};
 use links::{Links, Role};
@@ -96,6 +96,9 @@ pub enum Error {
         /// The file.
         path: PathBuf,
     },
+    /// There is no room to remember files of several names.
+    #[error(transparent)]
+    Names(#[from] reader::spill::Error),
     /// A file is there already, and looks different.
     #[error(
         "{path} is there already, and differs; choose with --conflict what to do with files that are (skip, overwrite, update)"
@@ -137,7 +140,7 @@ pub fn restore(
         stop,
         to,
         counts: Counts::default(),
-        describe: Describe::new(options.numeric_owner),
+        describe: Describe::new(options),
         links: Links::default(),
         marks,
         leftovers: AtomicU64::new(0),
@@ -151,10 +154,16 @@ pub fn restore(
     if stop.load(Ordering::Relaxed) {
         return Err(Error::Interrupted);
     }
+    if let Some(note) = first_names::apart(run.links.apart()) {
+        monitor.note(&note);
+    }
     match run.leftovers.load(Ordering::Relaxed) {
         0 => {}
         1 => monitor.note("an unfinished file of an interrupted restore was removed"),
         more => monitor.note(&format!("{more} unfinished files of an interrupted restore were removed")),
+    }
+    if let Some(note) = reader::left_out(run.describe.left_out()) {
+        monitor.note(&note);
     }
     for refusal in run.describe.refusals.take() {
         match refusal.loses_an_entry {
@@ -253,7 +262,7 @@ impl Run<'_> {
         if self.is_over() {
             return Err(Error::Interrupted);
         }
-        self.links.finish(&top, &self.describe, |path, why| self.problem(path, why));
+        self.links.finish(&top, &self.describe, |path, why| self.problem(path, why))?;
         self.leave(top);
         Ok(())
     }
@@ -335,10 +344,9 @@ impl Run<'_> {
     fn hand_out(&self, mut job: Job, jobs: &mut Ordered<'_>) -> Result<(), Error> {
         if self.options.dry_run {
             // Nobody is at work, so it has not to wait.
-            self.links.assign(&mut job);
+            self.links.assign(&mut job)?;
             let there = self.would_write(&job)?;
-            self.links.done(&job, there);
-            return Ok(());
+            return Ok(self.links.done(&job, there)?);
         }
         if !self.make(&job.folder)? {
             return Ok(());

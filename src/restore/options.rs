@@ -29,6 +29,8 @@ pub struct Options {
     pub exclude: Vec<String>,
     /// Take owners by number, even if this machine knows their names.
     pub numeric_owner: bool,
+    /// Restore set-id bits, capabilities and devices also of entries that lay on a mount that ignored them.
+    pub trust_set_id: bool,
     /// Change nothing, only count.
     pub dry_run: bool,
 }

@@ -37,7 +37,7 @@ impl<'j> Ordered<'j> {
 
     /// Adds an entry. If there are enough, all are handed out.
     pub(super) fn add(&mut self, mut job: Job) -> Result<(), Error> {
-        let is_ready = self.links.assign(&mut job);
+        let is_ready = self.links.assign(&mut job)?;
         let list = if is_ready { &mut self.waiting } else { &mut self.later };
         let last = list.last();
         // Of those that lead to it the ones that the last one's path has, too, are counted.
@@ -66,7 +66,7 @@ impl<'j> Ordered<'j> {
         let send = |job| self.jobs.send(job).map_err(|_| Error::Interrupted);
         self.waiting.drain(..).try_for_each(send)?;
         self.later.drain(..).try_for_each(|mut job| {
-            self.links.assign_in_time(&mut job);
+            self.links.assign_in_time(&mut job)?;
             send(job)
         })
     }

@@ -18,8 +18,8 @@ impl Run<'_> {
                 true => Ok(false),
                 false => self.write(&job),
             };
-            self.links.done(&job, matches!(result, Ok(true)));
-            if let Err(error) = result {
+            let done = self.links.done(&job, matches!(result, Ok(true)));
+            if let Err(error) = result.and(done.map_err(Error::from)) {
                 // The first error counts. The others stop because the walk does.
                 self.failed().get_or_insert(error);
             }
@@ -45,7 +45,10 @@ impl Run<'_> {
         let entry = job.listed.entry();
         let forbid_later = |inode| match entry.link {
             Some(_) => self.links.forbid_later(&job.path, entry, inode),
-            None => job.folder.forbid_later(entry, inode),
+            None => {
+                job.folder.forbid_later(entry, inode);
+                Ok(())
+            }
         };
         match writing.entry(&job.listed, at) {
             Ok(Written::Skipped(there)) => {
@@ -53,7 +56,7 @@ impl Run<'_> {
                 self.passed(entry);
                 // A run that was broken off may have left it so.
                 if there.same {
-                    forbid_later(there.inode);
+                    forbid_later(there.inode)?;
                 }
                 return Ok(there.same);
             }
@@ -66,7 +69,7 @@ impl Run<'_> {
                     let path = self.to.join(&job.path);
                     self.monitor.note(&format!("{} changed while it was backed up", path.display()));
                 }
-                forbid_later(inode);
+                forbid_later(inode)?;
                 self.monitor.entry(&job.path, "restored");
                 if entry.kind == Kind::File {
                     self.monitor.progress().file();

@@ -32,7 +32,7 @@ pub(super) enum Written {
     },
     /// Something was there, and was left.
     Skipped(There),
-    /// The system does not let us; that is counted.
+    /// The system does not let us, or it would be a device that its mount ignored; that is counted.
     Refused,
 }
 
@@ -126,6 +126,14 @@ impl Writing<'_> {
             (Some(There { directory: true, .. }), _) => return Err(Error::Directory),
             (Some(_), Conflict::Update | Conflict::Overwrite) | (None, _) => {}
         }
+        let is_device = matches!(entry.kind, Kind::CharDevice | Kind::BlockDevice);
+        let left_out = self.describe.is_left_out(entry);
+        if left_out {
+            self.describe.count_left_out();
+        }
+        if left_out && is_device {
+            return Ok(Written::Refused);
+        }
         let into = &*at.opened.fd;
         let made = match entry.kind {
             Kind::File => self.file(listed, into),
@@ -141,7 +149,7 @@ impl Writing<'_> {
                 Ok(Written::Made { warning, inode })
             }
             Err(Error::Io(e))
-                if matches!(entry.kind, Kind::CharDevice | Kind::BlockDevice)
+                if is_device
                     && Errno::from_io_error(&e).is_some_and(|why| self.describe.refusals.count(What::Device, why)) =>
             {
                 Ok(Written::Refused)
