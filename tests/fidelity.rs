@@ -416,7 +416,7 @@ fn an_ordinary_user_is_told_once_what_is_not_for_him() {
         assert_eq!(run.stderr.matches(once).count(), 1, "{once}\n{run}");
     }
     assert!(run.stderr.lines().count() < 12, "{run}");
-    assert_eq!(run.json()["problems"], 1);
+    assert_eq!(run.json()["problems"], 1, "{run}");
     // Deeper than paths are long, which is not what this is about.
     for root in [site.source(), out.clone()] {
         output("rm", &[OsStr::new("-r"), root.join("deep").as_os_str()]);

@@ -319,13 +319,16 @@ impl Folder {
         if opened.mark.is_none() && !(self.wanted && replace) {
             return;
         }
-        let unmark =
-            || marks.remove(fd, mark).err().map(|e| format!("cannot remove the mark of an unfinished restore: {e}"));
-        // A file that goes changes the directory's time.
-        let unmarked = if mark == Mark::File { unmark() } else { None };
+        let unmark = |mark| {
+            let failed = marks.remove(fd, mark).err()?;
+            Some(format!("cannot remove the mark of an unfinished restore: {failed}"))
+        };
+        // A file that goes changes the directory's time, and an attribute of a user's goes only from what they may write to.
+        let (first, last) = if mark.goes_first() { (mark, Mark::None) } else { (Mark::None, mark) };
+        let unmarked = unmark(first);
         let described = match self.listed(reader) {
-            Ok(Some(listed)) if listed.directory().is_some() => describe.directory(fd, &listed, unmark),
-            Ok(_) => unmark(),
+            Ok(Some(listed)) if listed.directory().is_some() => describe.directory(fd, &listed, || unmark(last)),
+            Ok(_) => unmark(last),
             Err(e) => Some(format!("cannot set owner, attributes, mode and times: {e}")),
         };
         if let Some(why) = unmarked.or(described) {

@@ -36,6 +36,13 @@ pub(super) enum Mark {
     None,
 }
 
+impl Mark {
+    /// Whether it must be removed before the directory gets its mode and times.
+    pub(super) fn goes_first(self) -> bool {
+        self != Mark::Attribute(TRUSTED)
+    }
+}
+
 /// Sets and finds marks of one repository.
 #[derive(Debug)]
 pub(super) struct Marks {
