@@ -420,14 +420,15 @@ impl<'a> Engine<'a> {
         entry: &mut Entry,
         blocks: &[(BlockId, crate::format::BlockLocation)],
     ) -> Result<(), Error> {
-        let wrong = || Error::Stopped("the catalog's references");
         let is_nodes = matches!(entry.content, Content::Nodes { .. });
         for chunk in entry.chunk_refs_mut() {
-            let (block, place) = *blocks.get(chunk.block as usize).ok_or_else(wrong)?;
+            let (block, place) =
+                *blocks.get(chunk.block as usize).ok_or_else(|| self.catalog.damaged("an entry refers to no block"))?;
             let stored = Stored { digest: chunk.digest, block, start: chunk.start, length: chunk.length };
             *chunk = self.refer_placed(key, &stored, Some(place))?;
             if is_nodes {
-                let below = self.catalog.extent_node(&stored.digest)?.ok_or_else(wrong)?;
+                let below = self.catalog.extent_node(&stored.digest)?;
+                let below = below.ok_or_else(|| self.catalog.damaged("the blocks of a large file are not known"))?;
                 self.add_more(key, &below)?;
             }
         }
@@ -602,7 +603,9 @@ impl<'a> Engine<'a> {
     /// Writes an old segment anew because directories in it changed further down.
     fn change_segment(&mut self, row: &SegmentRow, changed: Vec<Outcome>) -> Result<(), Error> {
         let old = self.catalog.segment_node(row.id)?;
-        let Items::Entries(entries) = old.node.items else { return Err(Error::Stopped("the catalog's nodes")) };
+        let Items::Entries(entries) = old.node.items else {
+            return Err(self.catalog.damaged("a part of a directory has no entries").into());
+        };
         let directory = self.frame()?.id;
         let children = changed.iter().map(|child| child.id).collect();
         let purpose = Purpose::Segment { directory, replaces: vec![row.id], stats: old.stats, children };
@@ -754,7 +757,7 @@ impl<'a> Engine<'a> {
 
     fn take_pack(&mut self, id: PackId, length: u64, digest: Digest) -> Result<(), Error> {
         let Pack { row, kind, blocks } = self.packs.remove(&id).ok_or(Error::Stopped("storing packs"))?;
-        self.catalog.finish_pack(row, length, &digest)?;
+        self.catalog.finish_pack(row, (id, kind), length, &digest)?;
         match kind {
             PackKind::Data => {
                 self.tally.data_packs += 1;

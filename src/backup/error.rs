@@ -107,6 +107,15 @@ pub enum Error {
 }
 
 impl Error {
+    /// Whether a part of the catalog turned out to be damaged.
+    pub(super) fn is_damaged_catalog(&self) -> bool {
+        matches!(
+            self,
+            Error::Catalog(catalog::Error::Damaged { .. })
+                | Error::Inventory(inventory::Error::Catalog(catalog::Error::Damaged { .. }))
+        )
+    }
+
     /// Whether what was asked for makes no sense.
     pub fn is_usage(&self) -> bool {
         match self {

@@ -292,16 +292,62 @@ fn run_watched(
         let preview = Preview { scope: &scope, monitor, stop, calls };
         preview.run(look(repository, state, monitor, stop)?, rules(&scope, options, (mounts, forbidden)))?
     } else {
-        let (session, mut catalog) = Session::open(repository, state, options, monitor, stop)?;
-        problems += session.lost_packs;
-        let source = find_source(&session, &mut catalog, &scope.name)?;
-        expect_as_before(&catalog, Some(source.0), monitor)?;
-        let run = Run { session: &session, scope: &scope, source, options, monitor, stop, calls, started: started.0 };
-        run.stages(catalog, rules(&scope, options, (mounts, forbidden)))?
+        let attempt = Attempt { repository, state, scope: &scope, mounts: &mounts, forbidden: &forbidden, options };
+        let watch = Watch { monitor, stop, calls, started: started.0 };
+        match attempt.run(&watch, false, &mut problems) {
+            Err(error) if error.is_damaged_catalog() => {
+                monitor.note(&format!("{error}. What is damaged is left out now, and read again"));
+                attempt.again(&watch, error, &mut problems)?
+            }
+            done => done?,
+        }
     };
     summary.problems += problems;
     summary.duration = started.1.elapsed();
     Ok(summary)
+}
+
+/// A backup that writes, and may have to begin again.
+struct Attempt<'a> {
+    repository: &'a Repository,
+    state: &'a Path,
+    scope: &'a Scope,
+    mounts: &'a MountTable,
+    forbidden: &'a HashSet<(u64, u64)>,
+    options: &'a Options,
+}
+
+/// Who watches a backup, and since when.
+struct Watch<'a> {
+    monitor: &'a dyn Monitor,
+    stop: &'a AtomicBool,
+    calls: &'a Arc<Calls>,
+    started: Timestamp,
+}
+
+impl Attempt<'_> {
+    /// Makes the backup; `mend`: looks through the whole catalog before, and leaves out what is damaged.
+    fn run(&self, watch: &Watch<'_>, mend: bool, problems: &mut u64) -> Result<Summary, Error> {
+        let Attempt { repository, state, scope, options, .. } = *self;
+        let Watch { monitor, stop, calls, started } = *watch;
+        let (session, mut catalog) = Session::open(repository, state, options, mend, monitor, stop)?;
+        *problems += session.lost_packs;
+        let source = find_source(&session, &mut catalog, &scope.name)?;
+        expect_as_before(&catalog, Some(source.0), monitor)?;
+        let run = Run { session: &session, scope, source, options, monitor, stop, calls, started };
+        run.stages(catalog, rules(scope, options, (self.mounts.clone(), self.forbidden.clone())))
+    }
+
+    /// Begins again with a catalog that is mended. What came through a pipe is gone, so then the first error stays.
+    fn again(&self, watch: &Watch<'_>, error: Error, problems: &mut u64) -> Result<Summary, Error> {
+        match self.scope.origin {
+            Origin::Tree { .. } => self.run(watch, true, problems),
+            Origin::Stdin(_) => {
+                Session::open(self.repository, self.state, self.options, true, watch.monitor, watch.stop)?;
+                Err(error)
+            }
+        }
+    }
 }
 
 /// Lets go, when it is dropped, whoever waits for memory or for work: also if what comes before comes to grief.

@@ -6,7 +6,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Mutex, PoisonError};
 
 use super::{Error, Options};
-use crate::catalog::{Catalog, Presence, Trust};
+use crate::catalog::{Catalog, Claims, Presence, Trust};
 use crate::crypt::{Certificate, Signer};
 use crate::format::generation::Generation;
 use crate::format::id::RunId;
@@ -42,11 +42,13 @@ pub(super) struct Session<'r> {
 
 impl<'r> Session<'r> {
     /// Takes the lock, and compares what the target shows with what this machine trusts and its catalog knows. A catalog
-    /// that is lost is built anew, one that does not agree with the repository is made to.
+    /// that is lost is rebuilt, one that does not agree with the repository is made to. With `mend` the whole catalog is
+    /// looked through, and damaged rows are dropped.
     pub(super) fn open(
         repository: &'r Repository,
         state: &Path,
         options: &Options,
+        mend: bool,
         monitor: &dyn Monitor,
         stop: &AtomicBool,
     ) -> Result<(Self, Catalog), Error> {
@@ -58,7 +60,7 @@ impl<'r> Session<'r> {
         let host = key.certificate();
         let access = host_access(&key)?;
         let inventory = Inventory { repository, access: &access, monitor, stop };
-        let (mut catalog, built) = open_catalog(&inventory, &state, &host)?;
+        let (mut catalog, built) = open_catalog(&inventory, &state, &host, mend)?;
         let trust = catalog.trust().clone();
         compare(repository, &trust, &host)?;
         inventory.name_strangers(&trust.recipients)?;
@@ -175,9 +177,20 @@ fn open_catalog(
     inventory: &Inventory<'_>,
     state: &RepositoryState,
     host: &Certificate,
+    mend: bool,
 ) -> Result<(Catalog, bool), Error> {
-    match Catalog::open(&state.catalog_path(), inventory.repository.id()) {
-        Err(error) if error.is_lost() => {
+    let open = || -> Result<Catalog, inventory::Error> {
+        let mut catalog = Catalog::open(&state.catalog_path(), inventory.repository.id())?;
+        if mend {
+            let Claims { chunks, nodes } = inventory.mend(&mut catalog)?;
+            inventory.monitor.note(&format!(
+                "the catalog was mended: {nodes} parts of directories or of large files are read again, the places of {chunks} chunks were taken from the repository"
+            ));
+        }
+        Ok(catalog)
+    };
+    match open() {
+        Err(inventory::Error::Catalog(error)) if error.is_lost() => {
             inventory.monitor.note(&format!(
                 "{error}. It is built anew from the repository now; every file is read once, and what is stored already is not stored again"
             ));

@@ -1,9 +1,10 @@
 //! Packs, blocks and chunks: what is stored, and where.
 
-use rusqlite::{OptionalExtension, params};
+use rusqlite::{OptionalExtension, Row, params};
 
+use super::sums::Sum;
 use super::{Catalog, Error};
-use crate::format::index::PackKind;
+use crate::format::index::{IndexedPack, PackKind};
 use crate::format::{BlockLocation, Digest, PackId};
 use crate::source::now;
 
@@ -33,34 +34,59 @@ impl Catalog {
     pub fn chunk(&self, digest: &Digest) -> Result<Option<Stored>, Error> {
         let find = || {
             self.db
-                .prepare_cached("SELECT digest, block, start, length FROM chunks WHERE head = ?")?
+                .prepare_cached("SELECT head, digest, block, start, length, sum FROM chunks WHERE head = ?")?
                 .query_row([digest.head()], |row| {
-                    let same = row.get_ref(0)?.as_blob()? == digest.0;
+                    if row.get_ref(1)?.as_blob()? != tail(digest) {
+                        return Ok(None);
+                    }
                     let stored = Stored {
                         digest: *digest,
-                        block: BlockId(row.get::<_, i64>(1)? as u64),
-                        start: row.get(2)?,
-                        length: row.get(3)?,
+                        block: BlockId(row.get::<_, i64>(2)? as u64),
+                        start: row.get(3)?,
+                        length: row.get(4)?,
                     };
-                    Ok(same.then_some(stored))
+                    Ok(Some((stored, chunk_is_whole(row)?)))
                 })
                 .optional()
         };
-        Ok(find().map_err(self.failed("look up a chunk"))?.flatten())
+        match find().map_err(self.failed("look up a chunk"))?.flatten() {
+            Some((_, false)) => Err(self.damaged("the place of a chunk is not what was written")),
+            found => Ok(found.map(|(stored, _)| stored)),
+        }
+    }
+
+    /// Adds chunks of a pack, as far as they are not known. Its blocks are.
+    pub fn restore_chunks(&self, pack: &IndexedPack) -> Result<(), Error> {
+        let find = || {
+            let select = "SELECT blocks.id FROM packs JOIN blocks ON pack = packs.id
+                 WHERE uuid = ? AND condemned = 0 ORDER BY ordinal";
+            let mut statement = self.db.prepare_cached(select)?;
+            let ids = statement.query_map([pack.id.as_bytes()], |row| Ok(BlockId(row.get::<_, i64>(0)? as u64)))?;
+            ids.collect::<rusqlite::Result<Vec<_>>>()
+        };
+        let ids = find().map_err(self.failed("look up blocks"))?;
+        if ids.len() != pack.blocks.len() {
+            return Ok(());
+        }
+        for (block, indexed) in ids.into_iter().zip(&pack.blocks) {
+            let mut start = 0u32;
+            self.add_chunks(indexed.chunks.iter().map(|(digest, length)| {
+                let stored = Stored { digest: *digest, block, start, length: *length };
+                start = start.saturating_add(*length);
+                stored
+            }))?;
+        }
+        Ok(())
     }
 
     /// Adds chunks whose blocks are added too. In order of their digests it goes fastest.
     pub fn add_chunks(&self, chunks: impl Iterator<Item = Stored>) -> Result<(), Error> {
         let add = || {
-            let mut statement = self.db.prepare_cached("INSERT OR IGNORE INTO chunks VALUES (?, ?, ?, ?, ?)")?;
-            for chunk in chunks {
-                statement.execute(params![
-                    chunk.digest.head(),
-                    chunk.digest.0,
-                    chunk.block.0 as i64,
-                    chunk.start,
-                    chunk.length
-                ])?;
+            let mut statement = self.db.prepare_cached("INSERT OR IGNORE INTO chunks VALUES (?, ?, ?, ?, ?, ?)")?;
+            for Stored { digest, block, start, length } in chunks {
+                let (head, tail) = (digest.head(), tail(&digest));
+                let sum = chunk_sum(head, tail, block.0 as i64, start.into(), length.into()).value();
+                statement.execute(params![head, tail, block.0 as i64, start, length, sum])?;
             }
             Ok(())
         };
@@ -69,25 +95,35 @@ impl Catalog {
 
     /// The first block id that was never given out.
     pub fn next_block(&self) -> Result<BlockId, Error> {
-        let last = self.db.query_row("SELECT coalesce(max(id), 0) FROM blocks", [], |row| row.get::<_, i64>(0));
-        Ok(BlockId(last.map_err(self.failed("read the last block"))? as u64 + 1))
+        // Both: rows may be lost, and ids may have been given out since the last commit.
+        let select = "SELECT max(next_block, (SELECT coalesce(max(id), 0) + 1 FROM blocks)) FROM trust";
+        let next = self.db.query_row(select, [], |row| row.get::<_, i64>(0));
+        Ok(BlockId(next.map_err(self.failed("read the last block"))? as u64))
     }
 
     /// Adds a pack that is being filled.
     pub fn add_pack(&self, id: PackId, kind: PackKind) -> Result<PackRow, Error> {
         let added = self.db.execute(
-            "INSERT INTO packs (uuid, kind, length, digest, verified, condemned) VALUES (?, ?, 0, x'', ?, 0)",
-            params![id.as_bytes(), kind.code() as i64, now().seconds],
+            "INSERT INTO packs (uuid, kind, length, digest, verified, condemned, sum) VALUES (?, ?, 0, x'', ?, 0, ?)",
+            params![id.as_bytes(), kind.code() as i64, now().seconds, pack_sum(id, kind, 0, &[]).value()],
         );
         added.map_err(self.failed("add a pack"))?;
         Ok(PackRow(self.db.last_insert_rowid()))
     }
 
     /// Notes length and digest of a pack that is stored.
-    pub fn finish_pack(&self, pack: PackRow, length: u64, digest: &Digest) -> Result<(), Error> {
-        let set = self
-            .db
-            .execute("UPDATE packs SET length = ?, digest = ? WHERE id = ?", params![length as i64, digest.0, pack.0]);
+    pub fn finish_pack(
+        &self,
+        pack: PackRow,
+        (id, kind): (PackId, PackKind),
+        length: u64,
+        digest: &Digest,
+    ) -> Result<(), Error> {
+        let sum = pack_sum(id, kind, length, &digest.0).value();
+        let set = self.db.execute(
+            "UPDATE packs SET length = ?, digest = ?, sum = ? WHERE id = ?",
+            params![length as i64, digest.0, sum, pack.0],
+        );
         set.map(drop).map_err(self.failed("finish a pack"))
     }
 
@@ -109,13 +145,10 @@ impl Catalog {
     /// Adds a block.
     pub fn add_block(&self, id: BlockId, pack: PackRow, ordinal: u32, at: BlockLocation) -> Result<(), Error> {
         let add = || {
-            self.db.prepare_cached("INSERT INTO blocks VALUES (?, ?, ?, ?, ?)")?.execute(params![
-                id.0 as i64,
-                pack.0,
-                ordinal,
-                at.offset as i64,
-                at.length
-            ])
+            let (id, start, length) = (id.0 as i64, at.offset as i64, at.length);
+            let sum = block_sum(id, at.pack.as_bytes(), ordinal.into(), start, length.into()).value();
+            let mut statement = self.db.prepare_cached("INSERT INTO blocks VALUES (?, ?, ?, ?, ?, ?)")?;
+            statement.execute(params![id, pack.0, ordinal, start, length, sum])
         };
         add().map(drop).map_err(self.failed("add a block"))
     }
@@ -136,27 +169,46 @@ impl Catalog {
         let find = || {
             self.db
                 .prepare_cached(
-                    "SELECT uuid, ordinal, start, blocks.length FROM blocks JOIN packs ON packs.id = pack
-                     WHERE blocks.id = ?",
+                    "SELECT uuid, blocks.id, ordinal, start, blocks.length, blocks.sum
+                     FROM blocks JOIN packs ON packs.id = pack WHERE blocks.id = ?",
                 )?
                 .query_row([id.0 as i64], |row| {
-                    Ok((row.get::<_, Vec<u8>>(0)?, row.get(1)?, row.get::<_, i64>(2)? as u64, row.get(3)?))
+                    let place = (row.get::<_, Vec<u8>>(0)?, row.get(2)?, row.get::<_, i64>(3)? as u64, row.get(4)?);
+                    Ok((place, block_is_whole(row)?))
                 })
                 .optional()
         };
-        let damaged = |why: String| Error::Damaged { path: self.path.clone(), why };
-        let (pack, ordinal, offset, length) = find()
+        let (place, whole) = find()
             .map_err(self.failed("look up a block"))?
-            .ok_or_else(|| damaged(format!("block {} is referred to, and is not there", id.0)))?;
-        Ok((PackId::from_slice(&pack).map_err(|e| damaged(e.to_string()))?, ordinal, offset, length))
+            .ok_or_else(|| self.damaged(format!("block {} is referred to, and is not there", id.0)))?;
+        if !whole {
+            return Err(self.damaged(format!("the place of block {} is not what was written", id.0)));
+        }
+        let (pack, ordinal, offset, length) = place;
+        Ok((PackId::from_slice(&pack).map_err(|e| self.damaged(e))?, ordinal, offset, length))
+    }
+
+    /// Fails if the place of any block is not what was written.
+    pub fn check_blocks(&self) -> Result<(), Error> {
+        let all = "SELECT uuid, blocks.id, ordinal, start, blocks.length, blocks.sum
+             FROM blocks LEFT JOIN packs ON packs.id = pack WHERE blocks.id > ?1 ORDER BY blocks.id LIMIT ?2";
+        let read = |row: &Row<'_>| {
+            let whole = row.get_ref(0)?.as_blob_or_null()?.is_some() && block_is_whole(row)?;
+            Ok((row.get::<_, i64>(1)?, whole))
+        };
+        self.in_pages(all, read, |(id, whole)| match whole {
+            true => Ok(id),
+            false => Err(self.damaged(format!("the place of block {id} is not what was written"))),
+        })
     }
 
     /// Notes all blocks below a node of a long extent list.
     pub fn add_extent_node(&self, digest: &Digest, blocks: &[BlockId]) -> Result<(), Error> {
+        let blocks = super::numbers::from_blocks(blocks);
         let add = || {
             self.db
-                .prepare_cached("INSERT OR REPLACE INTO extent_nodes (digest, blocks) VALUES (?, ?)")?
-                .execute(params![digest.0, super::numbers::from_blocks(blocks)])
+                .prepare_cached("INSERT OR REPLACE INTO extent_nodes (digest, blocks, sum) VALUES (?, ?, ?)")?
+                .execute(params![digest.0, blocks, extent_node_sum(&digest.0, &blocks).value()])
         };
         add().map(drop).map_err(self.failed("add an extent node"))
     }
@@ -165,16 +217,69 @@ impl Catalog {
     pub fn extent_node(&self, digest: &Digest) -> Result<Option<Vec<BlockId>>, Error> {
         let find = || {
             self.db
-                .prepare_cached("SELECT blocks FROM extent_nodes WHERE digest = ?")?
-                .query_row([digest.0], |row| row.get::<_, Vec<u8>>(0))
+                .prepare_cached("SELECT id, digest, blocks, sum FROM extent_nodes WHERE digest = ?")?
+                .query_row([digest.0], |row| Ok((row.get::<_, Vec<u8>>(2)?, extent_node_is_whole(row)?)))
                 .optional()
         };
-        let blob = find().map_err(self.failed("look up an extent node"))?;
-        blob.map(|blob| self.blocks(&blob)).transpose()
+        match find().map_err(self.failed("look up an extent node"))? {
+            Some((_, false)) => Err(self.damaged("the blocks of a large file are not what was written")),
+            found => found.map(|(blob, _)| self.blocks(&blob)).transpose(),
+        }
+    }
+
+    /// Whether a node of a long extent list is known.
+    pub(super) fn has_extent_node(&self, digest: &Digest) -> Result<bool, Error> {
+        let find = || {
+            let mut statement =
+                self.db.prepare_cached("SELECT EXISTS (SELECT 1 FROM extent_nodes WHERE digest = ?)")?;
+            statement.query_row([digest.0], |row| row.get(0))
+        };
+        find().map_err(self.failed("look up an extent node"))
     }
 
     pub(super) fn blocks(&self, blob: &[u8]) -> Result<Vec<BlockId>, Error> {
         super::numbers::to_blocks(blob)
             .ok_or_else(|| Error::Damaged { path: self.path.clone(), why: "a list of blocks is cut off".into() })
     }
+}
+
+/// What stands in a chunk's row of its digest beside the head.
+pub(super) fn tail(digest: &Digest) -> &[u8] {
+    digest.0.get(8..).unwrap_or_default()
+}
+
+/// The sum of a chunk's row.
+pub(super) fn chunk_sum(head: i64, tail: &[u8], block: i64, start: i64, length: i64) -> Sum {
+    Sum::of("chunks").number(head).bytes(tail).number(block).number(start).number(length)
+}
+
+/// Whether a row of head, digest, block, start, length and sum is what was written.
+pub(super) fn chunk_is_whole(row: &Row<'_>) -> rusqlite::Result<bool> {
+    let sum = chunk_sum(row.get(0)?, row.get_ref(1)?.as_blob()?, row.get(2)?, row.get(3)?, row.get(4)?);
+    sum.is_in(row, 5)
+}
+
+/// The sum of a pack's row.
+pub(super) fn pack_sum(id: PackId, kind: PackKind, length: u64, digest: &[u8]) -> Sum {
+    Sum::of("packs").bytes(id.as_bytes()).number(kind.code() as i64).number(length as i64).bytes(digest)
+}
+
+/// The sum of a block's row, with the id of its pack.
+pub(super) fn block_sum(id: i64, pack: &[u8], ordinal: i64, start: i64, length: i64) -> Sum {
+    Sum::of("blocks").number(id).bytes(pack).number(ordinal).number(start).number(length)
+}
+
+/// Whether a row of the pack's id, and id, ordinal, start, length and sum of a block, is what was written.
+fn block_is_whole(row: &Row<'_>) -> rusqlite::Result<bool> {
+    let sum = block_sum(row.get(1)?, row.get_ref(0)?.as_blob()?, row.get(2)?, row.get(3)?, row.get(4)?);
+    sum.is_in(row, 5)
+}
+
+fn extent_node_sum(digest: &[u8], blocks: &[u8]) -> Sum {
+    Sum::of("extent_nodes").bytes(digest).bytes(blocks)
+}
+
+/// Whether a row of id, digest, blocks and sum is what was written.
+pub(super) fn extent_node_is_whole(row: &Row<'_>) -> rusqlite::Result<bool> {
+    extent_node_sum(row.get_ref(1)?.as_blob()?, row.get_ref(2)?.as_blob()?).is_in(row, 3)
 }

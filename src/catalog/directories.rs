@@ -13,6 +13,7 @@ use super::error::Context;
 use super::numbers::{from_blocks, to_blocks};
 use super::snapshots::SourceRow;
 use super::stats::Stats;
+use super::sums::Sum;
 use super::{Catalog, Error};
 use crate::format::{Digest, Node, Timestamp};
 
@@ -124,7 +125,7 @@ impl Past {
             statement.query_row(values, |row| directory_row(row, in_place)).optional()
         };
         let row = find().during("look up a directory", &self.path)?;
-        row.map(|row| row.complete(&self.path)).transpose()
+        row.map(|row| row.checked(&self.path)).transpose()
     }
 
     /// Where a directory was. None if it has no place any more.
@@ -139,6 +140,9 @@ impl Past {
         let mut at = id.0;
         // Parents of roots are negative.
         while at > 0 {
+            if names.len() > DEEPEST {
+                return Err(damaged(&self.path, "directories lie in a circle"));
+            }
             let Some((parent, name)) = above(at).during("look up a directory", &self.path)? else { return Ok(None) };
             if parent > 0 {
                 names.push(name);
@@ -158,20 +162,20 @@ impl Past {
     ) -> Result<Vec<SegmentRow>, Error> {
         let find = || {
             self.db
-                .prepare_cached(
-                    "SELECT digest, block, start, length, id, first, entries, span, blocks, more, stats
-                     FROM segments WHERE directory = ? AND first > ? ORDER BY first LIMIT ?",
-                )?
+                .prepare_cached(&format!(
+                    "{SEGMENT}, sum, id, stats FROM segments
+                     WHERE directory = ? AND first > ? ORDER BY first LIMIT ?"
+                ))?
                 .query_map(params![directory.0, after.unwrap_or_default(), most as i64], |row| {
                     Ok((
-                        stored(row, 0)?,
-                        SegmentId(row.get(4)?),
-                        row.get(5)?,
+                        stored(row, 0)?.filter(|_| segment_is_whole(row, directory.0) == Ok(true)),
+                        SegmentId(row.get(11)?),
+                        row.get(4)?,
+                        row.get::<_, i64>(5)? as u64,
                         row.get::<_, i64>(6)? as u64,
-                        row.get::<_, i64>(7)? as u64,
+                        to_blocks(row.get_ref(7)?.as_blob()?),
                         to_blocks(row.get_ref(8)?.as_blob()?),
-                        to_blocks(row.get_ref(9)?.as_blob()?),
-                        Stats(row.get(10)?),
+                        Stats(row.get(12)?),
                     ))
                 })?
                 .collect::<rusqlite::Result<Vec<_>>>()
@@ -182,7 +186,7 @@ impl Past {
                 (Some(node), Some(blocks), Some(more)) => {
                     Ok(SegmentRow { id, first, entries, span, node, blocks, more, stats })
                 }
-                _ => Err(damaged(&self.path, "a segment holds no sense")),
+                _ => Err(damaged(&self.path, "a part of a directory is not what was written")),
             })
             .collect()
     }
@@ -220,9 +224,7 @@ impl Catalog {
         let enter = || {
             self.displace(parent, name)?;
             self.db
-                .prepare_cached(
-                    "INSERT INTO directories (parent, name, dev, ino, linked, complete) VALUES (?, ?, ?, ?, 0, 0)",
-                )?
+                .prepare_cached("INSERT INTO directories (parent, name, dev, ino, linked) VALUES (?, ?, ?, ?, 0)")?
                 .execute(params![parent.0, name, dev as i64, ino as i64])?;
             Ok(DirectoryId(self.db.last_insert_rowid()))
         };
@@ -271,11 +273,13 @@ impl Catalog {
         node: Option<&Stored>,
         indexes: &[BlockId],
     ) -> Result<(), Error> {
+        let indexes = from_blocks(indexes);
+        let sum = directory_sum(id.0, below as i64, node, &indexes).value();
         let finish = || {
             self.db
                 .prepare_cached(
-                    "UPDATE directories SET linked = 0, complete = 1, below = ?, digest = ?, block = ?,
-                     start = ?, length = ?, indexes = ? WHERE id = ?",
+                    "UPDATE directories SET linked = 0, below = ?, digest = ?, block = ?,
+                     start = ?, length = ?, indexes = ?, sum = ? WHERE id = ?",
                 )?
                 .execute(params![
                     below as i64,
@@ -283,7 +287,8 @@ impl Catalog {
                     node.map(|node| node.block.0 as i64),
                     node.map(|node| node.start),
                     node.map(|node| node.length),
-                    from_blocks(indexes),
+                    indexes,
+                    sum,
                     id.0
                 ])
         };
@@ -295,18 +300,24 @@ impl Catalog {
         let find = || {
             self.db
                 .prepare_cached(
-                    "SELECT digest, block, start, length, below FROM directories WHERE id = ? AND complete",
+                    "SELECT digest, block, start, length, id, below, indexes, sum FROM directories
+                     WHERE id = ? AND sum IS NOT NULL",
                 )?
-                .query_row([id.0], |row| Ok((row.get::<_, i64>(4)? as u64, stored(row, 0)?)))
+                .query_row([id.0], |row| {
+                    Ok(((row.get::<_, i64>(5)? as u64, stored(row, 0)?), directory_is_whole(row)?))
+                })
         };
-        find().map_err(self.failed("read a directory"))
+        match find().map_err(self.failed("read a directory"))? {
+            (subtree, true) => Ok(subtree),
+            (_, false) => Err(self.damaged(DIRECTORY_DAMAGED)),
+        }
     }
 
     /// Notes that the parent's segments hold these directories' nodes.
     pub fn link_directories(&self, ids: &[DirectoryId]) -> Result<(), Error> {
         let link = || {
-            let mut statement = self.db.prepare_cached("UPDATE directories SET linked = 1 WHERE id = ?")?;
-            ids.iter().try_for_each(|id| statement.execute([id.0]).map(drop))
+            let mut statement = self.db.prepare_cached("UPDATE directories SET linked = ? WHERE id = ?")?;
+            ids.iter().try_for_each(|id| statement.execute([LINKED, id.0]).map(drop))
         };
         link().map_err(self.failed("link directories"))
     }
@@ -325,6 +336,9 @@ impl Catalog {
         stats: &Stats,
         node: &[u8],
     ) -> Result<(), Error> {
+        let (blocks, more) = (from_blocks(blocks), from_blocks(more));
+        let counts = (entries as i64, span as i64);
+        let sum = segment_sum(directory.0, first, counts, stored, (&blocks, &more)).value();
         let put = || -> rusqlite::Result<()> {
             self.change_segments(directory, replaced)?;
             // What is replaced may begin with this very name, and the part that comes before this one, and that will
@@ -332,7 +346,7 @@ impl Catalog {
             self.db
                 .prepare_cached(
                     "INSERT OR REPLACE INTO segments (directory, first, entries, span, digest, block, start, length,
-                     blocks, more, stats, node) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
+                     blocks, more, sum, stats, node) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
                 )?
                 .execute(params![
                     directory.0,
@@ -343,8 +357,9 @@ impl Catalog {
                     stored.block.0 as i64,
                     stored.start,
                     stored.length,
-                    from_blocks(blocks),
-                    from_blocks(more),
+                    blocks,
+                    more,
+                    sum,
                     stats.0,
                     node
                 ])?;
@@ -372,7 +387,8 @@ impl Catalog {
     fn change_segments(&self, directory: DirectoryId, removed: &[SegmentId]) -> rusqlite::Result<()> {
         let mut delete = self.db.prepare_cached("DELETE FROM segments WHERE id = ?")?;
         removed.iter().try_for_each(|id| delete.execute([id.0]).map(drop))?;
-        let mut incomplete = self.db.prepare_cached("UPDATE directories SET complete = 0 WHERE id = ? AND complete")?;
+        let mut incomplete =
+            self.db.prepare_cached("UPDATE directories SET sum = NULL WHERE id = ? AND sum IS NOT NULL")?;
         incomplete.execute([directory.0]).map(drop)
     }
 
@@ -493,40 +509,98 @@ impl Catalog {
 /// The parent of directories without a place. No directory has this id, and no source's roots are below it.
 const NOWHERE: DirectoryId = DirectoryId(i64::MIN);
 
-const DIRECTORY_BY_NAME: &str = "SELECT digest, block, start, length, id, linked, complete, below, indexes, dev, ino
+/// Levels that no tree has.
+const DEEPEST: usize = 1 << 20;
+
+/// In the column `linked`: yes.
+const LINKED: i64 = 90;
+
+const DIRECTORY_DAMAGED: &str = "a directory is not what was written";
+
+const DIRECTORY_BY_NAME: &str = "SELECT digest, block, start, length, id, below, indexes, sum, linked, dev, ino
      FROM directories WHERE parent = ? AND name = ?";
-const DIRECTORY_BY_INODE: &str = "SELECT digest, block, start, length, id, linked, complete, below, indexes, dev, ino
+const DIRECTORY_BY_INODE: &str = "SELECT digest, block, start, length, id, below, indexes, sum, linked, dev, ino
      FROM directories WHERE dev = ? AND ino = ? LIMIT 1";
+
+/// The columns that the sum of a segment is made of, but for its directory.
+const SEGMENT: &str = "SELECT digest, block, start, length, first, entries, span, blocks, more, directory";
+
+/// The sum of a segment's row.
+fn segment_sum(
+    directory: i64,
+    first: &[u8],
+    (entries, span): (i64, i64),
+    node: &Stored,
+    (blocks, more): (&[u8], &[u8]),
+) -> Sum {
+    stored_sum(Sum::of("segments").number(directory).bytes(first).number(entries).number(span), node)
+        .bytes(blocks)
+        .bytes(more)
+}
+
+/// Whether a row of the columns of [`SEGMENT`] and the sum is what was written, as a part of `directory`.
+pub(super) fn segment_is_whole(row: &Row<'_>, directory: i64) -> rusqlite::Result<bool> {
+    let (Some(node), true) = (stored(row, 0)?, row.get::<_, i64>(9)? == directory) else { return Ok(false) };
+    let lists = (row.get_ref(7)?.as_blob()?, row.get_ref(8)?.as_blob()?);
+    let counts = (row.get(5)?, row.get(6)?);
+    segment_sum(directory, row.get_ref(4)?.as_blob()?, counts, &node, lists).is_in(row, 10)
+}
+
+/// The sum of a directory's row. Its place and its inode are not in it.
+fn directory_sum(id: i64, below: i64, node: Option<&Stored>, indexes: &[u8]) -> Sum {
+    let sum = Sum::of("directories").number(id).number(below);
+    match node {
+        Some(node) => stored_sum(sum, node),
+        None => sum,
+    }
+    .bytes(indexes)
+}
+
+/// Whether a row of digest, block, start, length, id, below, indexes and sum is what was written.
+pub(super) fn directory_is_whole(row: &Row<'_>) -> rusqlite::Result<bool> {
+    let node = stored(row, 0)?;
+    let indexes = row.get_ref(6)?.as_blob_or_null()?.unwrap_or_default();
+    let (id, below) = (row.get(4)?, row.get::<_, Option<i64>>(5)?.unwrap_or_default());
+    directory_sum(id, below, node.as_ref(), indexes).is_in(row, 7)
+}
+
+fn stored_sum(sum: Sum, Stored { digest, block, start, length }: &Stored) -> Sum {
+    sum.bytes(&digest.0).number(block.0 as i64).number((*start).into()).number((*length).into())
+}
 
 /// A row as it was read, not yet checked.
 struct RawDirectory {
     row: DirectoryRow,
     indexes: Option<Vec<BlockId>>,
+    /// Its sum is right, or it is not complete.
+    whole: bool,
 }
 
 impl RawDirectory {
-    fn complete(mut self, path: &Path) -> Result<DirectoryRow, Error> {
-        self.row.indexes = self.indexes.ok_or_else(|| damaged(path, "a list of blocks is cut off"))?;
+    fn checked(mut self, path: &Path) -> Result<DirectoryRow, Error> {
+        self.row.indexes = self.indexes.filter(|_| self.whole).ok_or_else(|| damaged(path, DIRECTORY_DAMAGED))?;
         Ok(self.row)
     }
 }
 
 fn directory_row(row: &Row<'_>, in_place: bool) -> rusqlite::Result<RawDirectory> {
-    let node = stored(row, 0)?;
-    let complete: bool = row.get(6)?;
-    let below: Option<i64> = row.get(7)?;
-    let indexes: Option<Vec<u8>> = row.get(8)?;
+    let complete = row.get_ref(7)?.data_type() != rusqlite::types::Type::Null;
+    let subtree = match complete {
+        true => Some((row.get::<_, Option<i64>>(5)?.unwrap_or_default() as u64, stored(row, 0)?)),
+        false => None,
+    };
     Ok(RawDirectory {
         row: DirectoryRow {
             id: DirectoryId(row.get(4)?),
             in_place,
             device: row.get::<_, i64>(9)? as u64,
             inode: row.get::<_, i64>(10)? as u64,
-            linked: row.get(5)?,
-            subtree: below.filter(|_| complete).map(|below| (below as u64, node)),
+            linked: row.get::<_, i64>(8)? == LINKED,
+            subtree,
             indexes: Vec::new(),
         },
-        indexes: to_blocks(&indexes.unwrap_or_default()),
+        indexes: to_blocks(row.get_ref(6)?.as_blob_or_null()?.unwrap_or_default()),
+        whole: !complete || directory_is_whole(row)?,
     })
 }
 
@@ -545,18 +619,23 @@ fn stored(row: &Row<'_>, at: usize) -> rusqlite::Result<Option<Stored>> {
 
 fn segment_node(db: &Connection, path: &Path, segment: SegmentId) -> Result<Option<SegmentNode>, Error> {
     let find = || {
-        let mut statement = db.prepare_cached("SELECT blocks, stats, node FROM segments WHERE id = ?")?;
+        let mut statement = db.prepare_cached(&format!("{SEGMENT}, sum, stats, node FROM segments WHERE id = ?"))?;
         let found = statement.query_row([segment.0], |row| {
-            Ok((to_blocks(row.get_ref(0)?.as_blob()?), Stats(row.get(1)?), Node::decode(row.get_ref(2)?.as_blob()?)))
+            let bytes = row.get_ref(12)?.as_blob()?;
+            let digest = stored(row, 0)?.map(|node| node.digest);
+            // What was written is what is to be stored again, together with what has changed.
+            let whole = segment_is_whole(row, row.get(9)?)? && digest == Some(Digest::of(bytes));
+            Ok((to_blocks(row.get_ref(7)?.as_blob()?), Stats(row.get(11)?), whole.then(|| Node::decode(bytes))))
         });
         found.optional()
     };
     match find().during("read a segment", path)? {
         None => Ok(None),
-        Some((Some(blocks), stats, Ok(node))) if blocks.len() == node.blocks.len() => {
+        Some((Some(blocks), stats, Some(Ok(node)))) if blocks.len() == node.blocks.len() => {
             Ok(Some(SegmentNode { node, blocks, stats }))
         }
-        Some((_, _, Err(e))) => Err(damaged(path, e)),
+        Some((_, _, Some(Err(e)))) => Err(damaged(path, e)),
+        Some((_, _, None)) => Err(damaged(path, "a part of a directory is not what was written")),
         Some(_) => Err(damaged(path, "a segment's blocks do not go with its node")),
     }
 }
@@ -577,8 +656,8 @@ mod tests {
     fn put(catalog: &Catalog, directory: DirectoryId, replaced: &[SegmentId], first: &[u8]) {
         let node =
             Node { blocks: vec![], items: Items::Entries(vec![]), users: BTreeMap::new(), groups: BTreeMap::new() };
-        let stored = Stored { digest: Digest::of(first), block: BlockId(1), start: 0, length: 1 };
         let (stats, node) = (Stats::default(), node.encode());
+        let stored = Stored { digest: Digest::of(&node), block: BlockId(1), start: 0, length: 1 };
         catalog.put_segment(directory, replaced, first, (1, 1), &stored, (&[], &[]), &stats, &node).unwrap();
     }
 
@@ -725,8 +804,9 @@ mod tests {
     fn chunks_are_found_by_their_whole_digest() {
         let folder = tempfile::tempdir().unwrap();
         let catalog = catalog(folder.path());
-        let pack = catalog.add_pack(PackId::random(), PackKind::Data).unwrap();
-        let at = BlockLocation { pack: PackId::random(), offset: 5, length: 9 };
+        let id = PackId::random();
+        let pack = catalog.add_pack(id, PackKind::Data).unwrap();
+        let at = BlockLocation { pack: id, offset: 5, length: 9 };
         catalog.add_block(BlockId(1), pack, 0, at).unwrap();
         let stored = Stored { digest: Digest::of(b"x"), block: BlockId(1), start: 3, length: 4 };
         let mut same_head = stored;

@@ -91,13 +91,30 @@ impl Error {
     }
 
     pub(super) fn sqlite(action: &'static str, path: &Path, source: rusqlite::Error) -> Self {
-        use rusqlite::ErrorCode::{DatabaseBusy, DatabaseCorrupt, DatabaseLocked, DiskFull, NotADatabase};
+        use rusqlite::Error::{
+            FromSqlConversionFailure, IntegralValueOutOfRange, InvalidColumnType, SqlInputError, Utf8Error,
+        };
+        use rusqlite::ErrorCode::{
+            ConstraintViolation, DatabaseBusy, DatabaseCorrupt, DatabaseLocked, DiskFull, NotADatabase,
+        };
         let path = path.to_owned();
         let misses = |code| code == Some(rusqlite::ffi::SQLITE_ERROR) && source.to_string().starts_with("no such ");
         match source.sqlite_error_code() {
             Some(DatabaseCorrupt | NotADatabase) => Error::Damaged { path, why: source.to_string() },
+            // What is to be added contradicts what is there.
+            Some(ConstraintViolation) => Error::Damaged { path, why: source.to_string() },
             Some(DatabaseBusy | DatabaseLocked) => Error::Busy { path },
             Some(DiskFull) => Error::Full { action, path },
+            // No program of ours writes such a value.
+            _ if matches!(
+                source,
+                FromSqlConversionFailure(..) | IntegralValueOutOfRange(..) | InvalidColumnType(..) | Utf8Error(..)
+            ) =>
+            {
+                Error::Damaged { path, why: source.to_string() }
+            }
+            // The statements are right, so the tables are not.
+            _ if matches!(source, SqlInputError { .. }) => Error::Damaged { path, why: one_line(&source) },
             // A table or a row that every catalog has.
             _ if matches!(source, rusqlite::Error::QueryReturnedNoRows) || misses(extended(&source)) => {
                 Error::Damaged { path, why: source.to_string() }
@@ -106,6 +123,14 @@ impl Error {
             _ if extended(&source) == Some(rusqlite::ffi::SQLITE_IOERR_SHMSIZE) => Error::Full { action, path },
             _ => Error::Sqlite { action, path, source },
         }
+    }
+}
+
+/// What SQLite says, without the statement.
+fn one_line(error: &rusqlite::Error) -> String {
+    match error {
+        rusqlite::Error::SqlInputError { msg, .. } => msg.clone(),
+        error => error.to_string(),
     }
 }
 

@@ -14,6 +14,8 @@
 //! - [`stats`]: the stat identity of a segment's entries, in a form that is compared as bytes
 //! - [`put_off`]: files that a run looks at again before it makes its snapshot
 //! - [`snapshots`]: sources, snapshots and the blocks that each uses
+//! - [`sums`]: how a damaged row is noticed
+//! - [`claims`]: rows that rest on blocks, and go when those are lost or they themselves are damaged
 //! - [`verify`]: whether it agrees with itself
 //! - [`numbers`]: lists of integers as small blobs
 //!
@@ -21,6 +23,7 @@
 //! [`Past`] on a second connection reads what was committed, while the first is busy.
 
 mod chunks;
+mod claims;
 mod directories;
 mod error;
 mod numbers;
@@ -28,6 +31,7 @@ mod packs;
 mod put_off;
 mod snapshots;
 pub mod stats;
+mod sums;
 mod trust;
 mod verify;
 
@@ -40,6 +44,7 @@ use rusqlite::config::DbConfig;
 use rusqlite::{Connection, OpenFlags};
 
 pub use chunks::{BlockId, PackRow, Stored};
+pub use claims::Claims;
 pub use directories::{DirectoryId, DirectoryRow, Past, SegmentId, SegmentNode, SegmentRow};
 pub use error::Error;
 pub use packs::{Condemned, KnownPack};
@@ -52,7 +57,7 @@ use error::Context;
 
 /// The schema's number, in SQLite's `user_version`. There is no way from one to another yet: a catalog of
 /// another number is refused.
-const SCHEMA: i64 = 5;
+const SCHEMA: i64 = 6;
 
 /// Pages of SQLite's cache of what writes, in KiB. Lookups beyond it stay on disk.
 const CACHE_KIB: i64 = 6 << 10;
@@ -107,7 +112,9 @@ impl Catalog {
 
     /// Makes everything since the last commit durable, and begins anew.
     pub fn commit(&mut self) -> Result<(), Error> {
-        self.db.execute_batch("COMMIT").during("commit", &self.path)?;
+        let end =
+            "UPDATE trust SET next_block = max(next_block, (SELECT coalesce(max(id), 0) + 1 FROM blocks)); COMMIT";
+        self.db.execute_batch(end).during("commit", &self.path)?;
         begin(&self.db, &self.path)
     }
 

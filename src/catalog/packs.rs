@@ -8,9 +8,9 @@
 use roaring::RoaringTreemap;
 use rusqlite::{OptionalExtension, Row, params};
 
-use super::chunks::{BlockId, PackRow};
+use super::chunks::{BlockId, PackRow, block_sum, chunk_sum, pack_sum, tail};
 use super::{Catalog, Error};
-use crate::format::index::{BlockRuns, IndexedPack};
+use crate::format::index::{BlockRuns, IndexedPack, PackKind};
 use crate::format::{Digest, PackId};
 use crate::source::now;
 
@@ -87,7 +87,7 @@ impl Catalog {
         );
         self.in_pages(
             &unlisted,
-            |row| Ok((known_pack(row)?, row.get::<_, Option<i64>>(5)?)),
+            |row| Ok((known_pack(row)?, row.get::<_, Option<i64>>(7)?)),
             |(pack, length)| {
                 let pack = self.checked(pack)?;
                 found(&pack, length.map(|length| length as u64));
@@ -95,13 +95,13 @@ impl Catalog {
                 Ok(pack.row.0)
             },
         )?;
-        self.drop_claims()
+        self.drop_marked()
     }
 
     /// Condemns packs.
     pub fn condemn(&self, packs: &[PackRow]) -> Result<Condemned, Error> {
         packs.iter().try_for_each(|pack| self.mark(*pack))?;
-        self.drop_claims()
+        self.drop_marked()
     }
 
     fn mark(&self, pack: PackRow) -> Result<(), Error> {
@@ -110,7 +110,7 @@ impl Catalog {
     }
 
     /// Takes back all that rests on marked packs.
-    fn drop_claims(&self) -> Result<Condemned, Error> {
+    fn drop_marked(&self) -> Result<Condemned, Error> {
         let count = || {
             let count = "SELECT count(*), coalesce(sum(length), 0) FROM packs WHERE condemned = 2";
             let (packs, bytes) =
@@ -127,83 +127,11 @@ impl Catalog {
         };
         let (condemned, gone) = count().map_err(self.failed("condemn packs"))?;
         if condemned.packs > 0 {
-            self.drop_chunks(&gone)?;
-            self.drop_extent_nodes(&gone)?;
-            self.drop_segments(&gone)?;
-            self.drop_directories(&gone)?;
+            self.drop_claims_on(&gone)?;
             let done = self.db.execute("UPDATE packs SET condemned = 1 WHERE condemned = 2", []);
             done.map_err(self.failed("condemn packs"))?;
         }
         Ok(condemned)
-    }
-
-    fn drop_chunks(&self, gone: &RoaringTreemap) -> Result<(), Error> {
-        let all = "SELECT head, block FROM chunks WHERE head > ?1 ORDER BY head LIMIT ?2";
-        self.in_pages(
-            all,
-            |row| Ok((row.get::<_, i64>(0)?, row.get::<_, i64>(1)? as u64)),
-            |(head, block)| {
-                if gone.contains(block) {
-                    self.run("DELETE FROM chunks WHERE head = ?", head)?;
-                }
-                Ok(head)
-            },
-        )
-    }
-
-    fn drop_extent_nodes(&self, gone: &RoaringTreemap) -> Result<(), Error> {
-        let all = "SELECT id, blocks FROM extent_nodes WHERE id > ?1 ORDER BY id LIMIT ?2";
-        self.in_pages(
-            all,
-            |row| Ok((row.get::<_, i64>(0)?, row.get::<_, Vec<u8>>(1)?)),
-            |(id, blocks)| {
-                if self.any(gone, &blocks)? {
-                    self.run("DELETE FROM extent_nodes WHERE id = ?", id)?;
-                }
-                Ok(id)
-            },
-        )
-    }
-
-    /// Segments whose nodes, or what these refer to, are gone. Their directories are incomplete from now on, so the next
-    /// run neither takes them nor what is above them for unchanged.
-    fn drop_segments(&self, gone: &RoaringTreemap) -> Result<(), Error> {
-        let all = "SELECT id, directory, block, blocks, more FROM segments WHERE id > ?1 ORDER BY id LIMIT ?2";
-        let read = |row: &Row<'_>| {
-            let lists = [row.get::<_, Vec<u8>>(3)?, row.get(4)?];
-            Ok((row.get::<_, i64>(0)?, row.get::<_, i64>(1)?, row.get::<_, i64>(2)? as u64, lists))
-        };
-        self.in_pages(all, read, |(id, directory, block, [blocks, more])| {
-            if gone.contains(block) || self.any(gone, &blocks)? || self.any(gone, &more)? {
-                self.run("DELETE FROM segments WHERE id = ?", id)?;
-                self.run("UPDATE directories SET complete = 0 WHERE id = ?", directory)?;
-            }
-            Ok(id)
-        })
-    }
-
-    /// Directories whose index nodes are gone: their segments may still be good.
-    fn drop_directories(&self, gone: &RoaringTreemap) -> Result<(), Error> {
-        let all = "SELECT id, block, indexes FROM directories WHERE id > ?1 AND complete ORDER BY id LIMIT ?2";
-        let read = |row: &Row<'_>| {
-            let block = row.get::<_, Option<i64>>(1)?.map(|block| block as u64);
-            Ok((row.get::<_, i64>(0)?, block, row.get::<_, Option<Vec<u8>>>(2)?.unwrap_or_default()))
-        };
-        self.in_pages(all, read, |(id, block, indexes)| {
-            if block.is_some_and(|block| gone.contains(block)) || self.any(gone, &indexes)? {
-                self.run("UPDATE directories SET complete = 0 WHERE id = ?", id)?;
-            }
-            Ok(id)
-        })
-    }
-
-    fn any(&self, gone: &RoaringTreemap, blocks: &[u8]) -> Result<bool, Error> {
-        Ok(self.blocks(blocks)?.iter().any(|block| gone.contains(block.0)))
-    }
-
-    fn run(&self, sql: &'static str, id: i64) -> Result<(), Error> {
-        let run = || self.db.prepare_cached(sql)?.execute([id]);
-        run().map(drop).map_err(self.failed("condemn packs"))
     }
 
     /// Goes through the rows of `select`, which takes those above ?1, at most ?2 of them, in order. `handle` returns the
@@ -246,17 +174,21 @@ impl Catalog {
         let mut block = self.next_block()?;
         let mut add = || -> rusqlite::Result<()> {
             let mut statement = self.db.prepare_cached(
-                "INSERT INTO packs (uuid, kind, length, digest, verified, condemned) VALUES (?, ?, ?, ?, ?, ?)",
+                "INSERT INTO packs (uuid, kind, length, digest, verified, condemned, sum) VALUES (?, ?, ?, ?, ?, ?, ?)",
             )?;
-            let (kind, length) = (pack.kind.code() as i64, pack.length() as i64);
-            statement.execute(params![pack.id.as_bytes(), kind, length, pack.digest.0, now().seconds, !there])?;
+            let (kind, length) = (pack.kind.code() as i64, pack.length());
+            let sum = pack_sum(pack.id, pack.kind, length, &pack.digest.0).value();
+            let (id, length) = (pack.id.as_bytes(), length as i64);
+            statement.execute(params![id, kind, length, pack.digest.0, now().seconds, !there, sum])?;
             let row = self.db.last_insert_rowid();
-            let mut add_block = self.db.prepare_cached("INSERT INTO blocks VALUES (?, ?, ?, ?, ?)")?;
+            let mut add_block = self.db.prepare_cached("INSERT INTO blocks VALUES (?, ?, ?, ?, ?, ?)")?;
             let mut chunks = Vec::new();
             let mut offset = 0u64;
             for (ordinal, indexed) in pack.blocks.iter().enumerate() {
                 let BlockId(id) = block;
-                add_block.execute(params![id as i64, row, ordinal as i64, offset as i64, indexed.length])?;
+                let (number, ordinal, start) = (id as i64, ordinal as i64, offset as i64);
+                let sum = block_sum(number, pack.id.as_bytes(), ordinal, start, indexed.length.into()).value();
+                add_block.execute(params![number, row, ordinal, start, indexed.length, sum])?;
                 offset += u64::from(indexed.length);
                 let mut start = 0u64;
                 for (digest, length) in &indexed.chunks {
@@ -267,9 +199,11 @@ impl Catalog {
             }
             if there {
                 chunks.sort_unstable_by_key(|(head, ..)| *head);
-                let mut add_chunk = self.db.prepare_cached("INSERT OR IGNORE INTO chunks VALUES (?, ?, ?, ?, ?)")?;
+                let mut add_chunk = self.db.prepare_cached("INSERT OR IGNORE INTO chunks VALUES (?, ?, ?, ?, ?, ?)")?;
                 for (head, digest, block, start, length) in chunks {
-                    add_chunk.execute(params![head, digest.0, block as i64, start as i64, length])?;
+                    let (block, start) = (block as i64, start as i64);
+                    let sum = chunk_sum(head, tail(&digest), block, start, length.into()).value();
+                    add_chunk.execute(params![head, tail(&digest), block, start, length, sum])?;
                 }
             }
             Ok(())
@@ -334,14 +268,17 @@ impl Catalog {
     }
 
     pub(super) fn checked(&self, raw: RawPack) -> Result<KnownPack, Error> {
-        let RawPack { row, uuid, length, digest, verified } = raw;
+        let RawPack { row, uuid, length, digest, verified, whole } = raw;
+        if !whole {
+            return Err(self.damaged("a pack's row is not what was written"));
+        }
         let id = PackId::from_slice(&uuid).map_err(|e| self.damaged(e))?;
         let digest = Digest::from_slice(&digest).ok_or_else(|| self.damaged("a pack's digest is cut off"))?;
         Ok(KnownPack { row, id, length, digest, verified })
     }
 }
 
-pub(super) const KNOWN_PACK: &str = "SELECT id, uuid, packs.length, digest, verified";
+pub(super) const KNOWN_PACK: &str = "SELECT id, uuid, packs.length, digest, verified, kind, sum";
 
 /// A pack as it was read, not yet checked.
 pub(super) struct RawPack {
@@ -350,16 +287,19 @@ pub(super) struct RawPack {
     length: u64,
     digest: Vec<u8>,
     verified: i64,
+    /// Its sum is right.
+    whole: bool,
 }
 
 pub(super) fn known_pack(row: &Row<'_>) -> rusqlite::Result<RawPack> {
-    Ok(RawPack {
-        row: PackRow(row.get(0)?),
-        uuid: row.get(1)?,
-        length: row.get::<_, i64>(2)? as u64,
-        digest: row.get(3)?,
-        verified: row.get(4)?,
-    })
+    let (uuid, length, digest): (Vec<u8>, i64, Vec<u8>) = (row.get(1)?, row.get(2)?, row.get(3)?);
+    let sum = match (PackId::from_slice(&uuid), PackKind::from_code(row.get::<_, i64>(5)? as u64)) {
+        (Ok(id), Some(kind)) => Some(pack_sum(id, kind, length as u64, &digest)),
+        _ => None,
+    };
+    let whole = sum.map(|sum| sum.is_in(row, 6)).transpose()?.unwrap_or_default();
+    let (row, verified) = (PackRow(row.get(0)?), row.get(4)?);
+    Ok(RawPack { row, uuid, length: length as u64, digest, verified, whole })
 }
 
 #[cfg(test)]
@@ -368,7 +308,7 @@ mod tests {
     use crate::catalog::stats::Stats;
     use crate::catalog::tests::catalog;
     use crate::catalog::{DirectoryId, Past, Stored};
-    use crate::format::index::{IndexedBlock, PackKind};
+    use crate::format::index::IndexedBlock;
 
     /// A pack of blocks of one chunk each, named by these numbers.
     fn pack(chunks: std::ops::Range<u32>) -> IndexedPack {
@@ -392,7 +332,7 @@ mod tests {
     /// A directory whose single segment, itself stored in `node`, refers to these blocks.
     fn directory(catalog: &Catalog, name: &[u8], node: BlockId, blocks: &[BlockId], more: &[BlockId]) -> DirectoryId {
         let id = catalog.enter_directory(DirectoryId(-1), name, (1, name.len() as u64)).unwrap();
-        let stored = Stored { digest: Digest::of(name), block: node, start: 0, length: 1 };
+        let stored = Stored { digest: Digest::of(b""), block: node, start: 0, length: 1 };
         catalog.put_segment(id, &[], b"a", (1, 1), &stored, (blocks, more), &Stats::default(), b"").unwrap();
         catalog.finish_directory(id, 1, Some(&stored), &[]).unwrap();
         id

@@ -4,6 +4,7 @@ use roaring::RoaringTreemap;
 use rusqlite::{OptionalExtension, Row, params};
 
 use super::stats::Stats;
+use super::sums::Sum;
 use super::{Catalog, Error};
 use crate::format::id::{SnapshotId, SourceId};
 use crate::format::name::SnapshotName;
@@ -70,12 +71,12 @@ impl Catalog {
     pub fn source(&self, name: &str) -> Result<Option<(SourceRow, SourceId)>, Error> {
         let found = self
             .db
-            .query_row("SELECT id, uuid FROM sources WHERE name = ? ORDER BY id LIMIT 1", [name], |row| {
-                Ok((SourceRow(row.get(0)?), row.get::<_, Vec<u8>>(1)?))
+            .query_row("SELECT id, uuid, name, sum FROM sources WHERE name = ? ORDER BY id LIMIT 1", [name], |row| {
+                Ok((SourceRow(row.get(0)?), raw_source(row)?))
             })
             .optional()
             .map_err(self.failed("look up a source"))?;
-        found.map(|(row, uuid)| Ok((row, SourceId::from_slice(&uuid).map_err(|e| self.damaged(e))?))).transpose()
+        found.map(|(row, raw)| Ok((row, self.known_source(raw)?.id))).transpose()
     }
 
     /// The source of this id, if it is known.
@@ -87,21 +88,22 @@ impl Catalog {
     /// All sources: ids and names.
     pub fn sources(&self) -> Result<Vec<Source>, Error> {
         let find = || {
-            let mut statement = self.db.prepare("SELECT uuid, name FROM sources ORDER BY id")?;
-            statement
-                .query_map([], |row| Ok((row.get::<_, Vec<u8>>(0)?, row.get(1)?)))?
-                .collect::<rusqlite::Result<Vec<_>>>()
+            let mut statement = self.db.prepare("SELECT id, uuid, name, sum FROM sources ORDER BY id")?;
+            statement.query_map([], raw_source)?.collect::<rusqlite::Result<Vec<_>>>()
         };
-        let sources = find().map_err(self.failed("read sources"))?;
-        let source = |(uuid, name): (Vec<u8>, String)| {
-            Ok(Source { id: SourceId::from_slice(&uuid).map_err(|e| self.damaged(e))?, name })
-        };
-        sources.into_iter().map(source).collect()
+        find().map_err(self.failed("read sources"))?.into_iter().map(|raw| self.known_source(raw)).collect()
+    }
+
+    fn known_source(&self, raw: Option<(Vec<u8>, String)>) -> Result<Source, Error> {
+        let (uuid, name) = raw.ok_or_else(|| self.damaged("a source is not what was written"))?;
+        Ok(Source { id: SourceId::from_slice(&uuid).map_err(|e| self.damaged(e))?, name })
     }
 
     /// Adds a source.
     pub fn add_source(&self, id: SourceId, name: &str) -> Result<SourceRow, Error> {
-        let added = self.db.execute("INSERT INTO sources (uuid, name) VALUES (?, ?)", params![id.as_bytes(), name]);
+        let sum = source_sum(id.as_bytes(), name).value();
+        let insert = "INSERT INTO sources (uuid, name, sum) VALUES (?, ?, ?)";
+        let added = self.db.execute(insert, params![id.as_bytes(), name, sum]);
         added.map_err(self.failed("add a source"))?;
         Ok(SourceRow(self.db.last_insert_rowid()))
     }
@@ -115,13 +117,24 @@ impl Catalog {
     ) -> Result<(), Error> {
         let bitmap = blocks.map(|blocks| {
             let mut bitmap = Vec::with_capacity(blocks.serialized_size());
-            blocks.serialize_into(&mut bitmap).map(|()| bitmap)
+            blocks.serialize_into(&mut bitmap).map(|()| {
+                let sum = bitmap_sum(snapshot.name.id, &bitmap);
+                bitmap.extend(sum);
+                bitmap
+            })
         });
         let bitmap = bitmap.transpose().map_err(|e| self.damaged(e))?;
         let paths = serde_json::to_vec(&snapshot.paths).map_err(|e| self.damaged(e))?;
         let tags = serde_json::to_string(&snapshot.tags).map_err(|e| self.damaged(e))?;
+        let columns = Columns {
+            numbers: [snapshot.sequence, source.0 as u64, snapshot.files, snapshot.bytes],
+            id: &snapshot.name.id.0,
+            texts: [&snapshot.name.time, &snapshot.host, &tags],
+            blobs: [&paths, &snapshot.root.0],
+        };
+        let sum = columns.sum().value();
         let added = self.db.execute(
-            "INSERT INTO snapshots VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
+            "INSERT INTO snapshots VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
             params![
                 snapshot.sequence as i64,
                 snapshot.name.id.0,
@@ -135,7 +148,8 @@ impl Catalog {
                 snapshot.stored_bytes as i64,
                 snapshot.presence.code(),
                 bitmap,
-                snapshot.root.0
+                snapshot.root.0,
+                sum
             ],
         );
         added.map(drop).map_err(self.failed("add a snapshot"))
@@ -198,13 +212,15 @@ impl Catalog {
             .optional()
             .map_err(self.failed("read the last snapshot"))?;
         let Some((raw, bitmap)) = raw else { return Ok(None) };
-        Ok(Some((self.snapshot(raw)?, self.bitmap(bitmap)?)))
+        let row = self.snapshot(raw)?;
+        let blocks = self.bitmap(row.name.id, bitmap)?;
+        Ok(Some((row, blocks)))
     }
 
     /// The blocks that a snapshot uses; none if it, or they, are not known.
     pub fn snapshot_blocks(&self, id: SnapshotId) -> Result<Option<RoaringTreemap>, Error> {
         let bitmap = self.db.query_row("SELECT blocks FROM snapshots WHERE uuid = ?", [id.0], |row| row.get(0));
-        self.bitmap(bitmap.optional().map_err(self.failed("read a snapshot"))?.flatten())
+        self.bitmap(id, bitmap.optional().map_err(self.failed("read a snapshot"))?.flatten())
     }
 
     /// Whether a snapshot is known.
@@ -227,9 +243,14 @@ impl Catalog {
         Ok(found.optional().map_err(self.failed("read a snapshot"))?.is_some())
     }
 
-    fn bitmap(&self, bytes: Option<Vec<u8>>) -> Result<Option<RoaringTreemap>, Error> {
-        let read = |bytes: Vec<u8>| RoaringTreemap::deserialize_from(bytes.as_slice());
-        bytes.map(read).transpose().map_err(|e| self.damaged(e))
+    fn bitmap(&self, id: SnapshotId, bytes: Option<Vec<u8>>) -> Result<Option<RoaringTreemap>, Error> {
+        let read = |bytes: Vec<u8>| match bytes.split_last_chunk() {
+            Some((bitmap, sum)) if *sum == bitmap_sum(id, bitmap) => {
+                RoaringTreemap::deserialize_from(bitmap).map_err(|e| self.damaged(e))
+            }
+            _ => Err(self.damaged("the blocks of a snapshot are not what was written")),
+        };
+        bytes.map(read).transpose()
     }
 
     /// Files and bytes of the newest snapshot of a source that is at the target.
@@ -243,6 +264,9 @@ impl Catalog {
     }
 
     fn snapshot(&self, raw: RawSnapshot) -> Result<SnapshotRow, Error> {
+        if !raw.whole {
+            return Err(self.damaged("a snapshot's row is not what was written"));
+        }
         let source = SourceId::from_slice(&raw.source_id).map_err(|e| self.damaged(e))?;
         let id = SnapshotId::from_slice(&raw.id).map_err(|e| self.damaged(e))?;
         Ok(SnapshotRow {
@@ -260,13 +284,47 @@ impl Catalog {
         })
     }
 
-    pub(super) fn damaged(&self, why: impl ToString) -> Error {
+    /// An error that says what is damaged in the catalog.
+    pub fn damaged(&self, why: impl ToString) -> Error {
         Error::Damaged { path: self.path.clone(), why: why.to_string() }
     }
 }
 
 const SNAPSHOT: &str = "SELECT sequence, snapshots.uuid, sources.uuid, sources.name, time, host, paths, tags, files,
-     bytes, stored, blocks, presence, root FROM snapshots JOIN sources ON sources.id = source";
+     bytes, stored, blocks, presence, root, source, snapshots.sum FROM snapshots JOIN sources ON sources.id = source";
+
+fn source_sum(uuid: &[u8], name: &str) -> Sum {
+    Sum::of("sources").bytes(uuid).bytes(name.as_bytes())
+}
+
+/// Id and name of a source, from a row of id, uuid, name and sum; none if it is not what was written.
+fn raw_source(row: &Row<'_>) -> rusqlite::Result<Option<(Vec<u8>, String)>> {
+    let (uuid, name): (Vec<u8>, String) = (row.get(1)?, row.get(2)?);
+    let whole = source_sum(&uuid, &name).is_in(row, 3)?;
+    Ok(whole.then_some((uuid, name)))
+}
+
+/// The sum that ends a snapshot's bitmap: the row is often read without that.
+fn bitmap_sum(id: SnapshotId, bitmap: &[u8]) -> [u8; 4] {
+    Sum::of("bitmaps").bytes(&id.0).bytes(bitmap).value().bytes()
+}
+
+/// The columns of a snapshot that its sum is made of.
+struct Columns<'a> {
+    numbers: [u64; 4],
+    id: &'a [u8],
+    texts: [&'a str; 3],
+    blobs: [&'a [u8]; 2],
+}
+
+impl Columns<'_> {
+    fn sum(&self) -> Sum {
+        let sum =
+            self.numbers.iter().fold(Sum::of("snapshots").bytes(self.id), |sum, number| sum.number(*number as i64));
+        let sum = self.texts.iter().fold(sum, |sum, text| sum.bytes(text.as_bytes()));
+        self.blobs.iter().fold(sum, |sum, blob| sum.bytes(blob))
+    }
+}
 
 struct RawSnapshot {
     sequence: i64,
@@ -282,10 +340,20 @@ struct RawSnapshot {
     stored_bytes: i64,
     presence: i64,
     root: Vec<u8>,
+    /// Its sum is right.
+    whole: bool,
 }
 
 fn raw_snapshot(row: &Row<'_>) -> rusqlite::Result<RawSnapshot> {
+    let number = |at| row.get::<_, i64>(at).map(|number| number as u64);
+    let columns = Columns {
+        numbers: [number(0)?, number(14)?, number(8)?, number(9)?],
+        id: row.get_ref(1)?.as_blob()?,
+        texts: [row.get_ref(4)?.as_str()?, row.get_ref(5)?.as_str()?, row.get_ref(7)?.as_str()?],
+        blobs: [row.get_ref(6)?.as_blob()?, row.get_ref(13)?.as_blob()?],
+    };
     Ok(RawSnapshot {
+        whole: columns.sum().is_in(row, 15)?,
         sequence: row.get(0)?,
         id: row.get(1)?,
         source_id: row.get(2)?,

@@ -5,6 +5,7 @@ use std::path::Path;
 use rusqlite::{Connection, params};
 
 use super::error::Context;
+use super::sums::{RowSum, Sum};
 use super::{Catalog, Error};
 use crate::crypt::{self, Certificate, Fingerprint};
 use crate::format::RepositoryId;
@@ -48,7 +49,7 @@ impl Trust {
 
     pub(super) fn insert(&self, db: &Connection) -> rusqlite::Result<()> {
         db.execute(
-            "INSERT INTO trust VALUES (?, ?, ?, ?, ?, 0, NULL, 0, NULL, 0)",
+            "INSERT INTO trust VALUES (?, ?, ?, ?, ?, 0, NULL, 0, NULL, 0, 1, 0)",
             params![
                 self.repository.as_bytes(),
                 self.catalog.as_bytes(),
@@ -61,7 +62,8 @@ impl Trust {
             let bytes = recipient.to_bytes().map_err(|e| rusqlite::Error::ToSqlConversionFailure(Box::new(e)))?;
             db.execute("INSERT INTO recipients VALUES (?)", [bytes])?;
         }
-        Ok(())
+        let (sum, _) = sum(db)?;
+        db.execute("UPDATE trust SET sum = ?", [sum]).map(drop)
     }
 
     pub(super) fn load(db: &Connection, path: &Path) -> Result<Self, Error> {
@@ -72,6 +74,9 @@ impl Trust {
             });
         let (repository, catalog, encrypted, seed, host) = row.during("read what is trusted", path)?;
         let damaged = |why: String| Error::Damaged { path: path.to_owned(), why };
+        if let (_, false) = sum(db).during("read what is trusted", path)? {
+            return Err(damaged("what is trusted is not what was written".into()));
+        }
         let mut statement = db.prepare("SELECT certificate FROM recipients").during("read recipients", path)?;
         let certificates: Vec<Vec<u8>> =
             statement.query_map([], |row| row.get(0)).and_then(Iterator::collect).during("read recipients", path)?;
@@ -85,6 +90,21 @@ impl Trust {
             recipients: recipients.map_err(|e| damaged(e.to_string()))?,
         })
     }
+}
+
+/// The sum of what is trusted, and whether it is there.
+fn sum(db: &Connection) -> rusqlite::Result<(RowSum, bool)> {
+    let mut recipients = Sum::of("recipients");
+    let mut statement = db.prepare("SELECT certificate FROM recipients ORDER BY rowid")?;
+    let mut rows = statement.query([])?;
+    while let Some(row) = rows.next()? {
+        recipients = recipients.bytes(row.get_ref(0)?.as_blob()?);
+    }
+    db.query_row("SELECT repository, catalog, encrypted, seed, host, sum FROM trust", [], |row| {
+        let sum = recipients.bytes(row.get_ref(0)?.as_blob()?).bytes(row.get_ref(1)?.as_blob()?);
+        let sum = sum.number(row.get(2)?).number(row.get(3)?).bytes(row.get_ref(4)?.as_bytes()?).value();
+        Ok((sum, sum.is_in(row, 5)?))
+    })
 }
 
 impl Catalog {
@@ -105,8 +125,12 @@ impl Catalog {
 
     /// Makes it another catalog: one that no generation names yet.
     pub fn set_id(&mut self, id: CatalogId) -> Result<(), Error> {
-        let set = self.db.execute("UPDATE trust SET catalog = ?", [id.as_bytes()]);
-        set.map_err(self.failed("note the catalog's id"))?;
+        let set = || {
+            self.db.execute("UPDATE trust SET catalog = ?", [id.as_bytes()])?;
+            let (sum, _) = sum(&self.db)?;
+            self.db.execute("UPDATE trust SET sum = ?", [sum])
+        };
+        set().map_err(self.failed("note the catalog's id"))?;
         self.trust.catalog = id;
         Ok(())
     }

@@ -105,8 +105,8 @@ impl Catalog {
             Ok((row.get::<_, i64>(0)?, row.get::<_, i64>(1)?, [row.get(2)?, row.get::<_, Vec<u8>>(3)?]))
         };
         self.in_pages(segments, read, |(id, block, lists)| look(&lists, Some(block)).map(|()| id))?;
-        let directories = "SELECT id, block, coalesce(indexes, x'') FROM directories WHERE id > ?1 AND complete
-                           ORDER BY id LIMIT ?2";
+        let directories = "SELECT id, block, coalesce(indexes, x'') FROM directories WHERE id > ?1
+                           AND sum IS NOT NULL ORDER BY id LIMIT ?2";
         let read =
             |row: &Row<'_>| Ok((row.get::<_, i64>(0)?, row.get::<_, Option<i64>>(1)?, [row.get::<_, Vec<u8>>(2)?]));
         self.in_pages(directories, read, |(id, block, lists)| look(&lists, block).map(|()| id))?;

@@ -10,6 +10,7 @@
 //! - [`reconcile`]: packs, blocks, chunks and snapshots as the repository has them
 //! - [`mod@rebuild`]: a new catalog in the place of one that was lost
 //! - [`adopt`]: this machine becomes the one that writes
+//! - [`mend`]: a catalog of which a part is damaged
 //! - [`recheck`]: a few packs each run, so that what a disk lost does not stay unknown
 //! - [`upkeep`]: small objects that must not be lost are put back
 //! - [`verify`]: everything that the catalog claims, without changing anything
@@ -18,6 +19,7 @@
 mod adopt;
 mod error;
 mod generations;
+mod mend;
 mod rebuild;
 mod recheck;
 mod reconcile;

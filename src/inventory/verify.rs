@@ -5,7 +5,7 @@ use std::path::Path;
 
 use super::reconcile::is_foreign;
 use super::{Error, Inventory};
-use crate::catalog::{Catalog, Presence};
+use crate::catalog::{Catalog, Claims, Presence};
 use crate::crypt::Certificate;
 use crate::format::{Digest, PackId, name};
 use crate::state::RepositoryState;
@@ -101,6 +101,15 @@ impl Inventory<'_> {
         let (chunks, lost) = catalog.count_chunks(&usable)?;
         if lost > 0 {
             problem(path, &format!("{lost} chunks are said to be in blocks that are not there"));
+        }
+        let Claims { chunks: bad_chunks, nodes } = catalog.damaged_claims()?;
+        for (count, what) in [(bad_chunks, "places of chunks"), (nodes, "parts of directories or of large files")] {
+            if count > 0 {
+                problem(path, &format!("{count} {what} are not what was written; the next backup reads them again"));
+            }
+        }
+        if let Err(error) = catalog.check_blocks() {
+            problem(path, &error.to_string());
         }
         let lost = catalog.count_lost_nodes(&usable)?;
         if lost > 0 {
