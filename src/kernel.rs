@@ -76,6 +76,24 @@ pub(crate) fn is_open_for_writing(file: BorrowedFd<'_>) -> bool {
     rustix::io::Errno::from_io_error(&std::io::Error::last_os_error()) == Some(rustix::io::Errno::AGAIN)
 }
 
+/// Closes the files that were open when the program started, except for standard input, output and error.
+///
+/// Files that the program opens itself are closed when it runs another one, and the inherited ones are not, or they would
+/// not have been inherited: that is how they are told apart.
+pub(crate) fn close_inherited() {
+    let open = std::fs::read_dir("/proc/self/fd").into_iter().flatten().flatten();
+    let numbers: Vec<libc::c_int> = open.filter_map(|entry| entry.file_name().to_str()?.parse().ok()).collect();
+    for number in numbers.into_iter().filter(|number| *number > libc::STDERR_FILENO) {
+        #[expect(unsafe_code, reason = "no safe type owns a descriptor that was inherited")]
+        // SAFETY: the calls take numbers only. Everything here that owns a descriptor opened it with O_CLOEXEC.
+        unsafe {
+            if libc::fcntl(number, libc::F_GETFD) == 0 {
+                libc::close(number);
+            }
+        }
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use std::fs::{File, OpenOptions};

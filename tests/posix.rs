@@ -16,7 +16,7 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::thread;
 
-use common::{Site, noise, run, set_mode, set_time, settle};
+use common::{Site, content, noise, run, set_mode, set_time, settle};
 use rustix::fd::{AsRawFd, OwnedFd};
 use rustix::fs::{
     Access, AtFlags, CWD, FallocateFlags, FileType, FlockOperation, IFlags, Mode, OFlags, RawDir, RenameFlags,
@@ -696,5 +696,53 @@ fn holes_are_found_from_anywhere_as_in_the_source() {
                 assert_eq!(rustix::fs::seek(&found, to(at)), rustix::fs::seek(&source, to(at)), "{name} from {at}");
             }
         }
+    }
+}
+
+/// The stretches of data of a file of this size, as programs find them that copy it: start and end of each.
+fn data_of(file: &File, size: u64) -> Vec<(u64, u64)> {
+    let mut found = Vec::new();
+    let mut at = 0;
+    while let Ok(start) = rustix::fs::seek(file, SeekFrom::Data(at)) {
+        at = rustix::fs::seek(file, SeekFrom::Hole(start)).unwrap();
+        found.push((start, at));
+        if at >= size {
+            break;
+        }
+    }
+    found
+}
+
+#[test]
+fn many_small_holes_are_passed_over_and_no_data_is_ever_called_a_hole() {
+    // Islands of a page, and the pages from one to the next.
+    let patterns = [("even", 2, 3000), ("wide", 4, 700), ("far", 16, 200)];
+    let size = |step: u64, count: u64| (count * step + 1) * 4096;
+    let site = backed_up(|site| {
+        for (name, step, count) in patterns {
+            let data: Vec<_> = (0..count).map(|island| (island * step * 4096, 4096)).collect();
+            sparse(&site.source().join(name), size(step, count), &data);
+        }
+    });
+    let mounted = site.mount(&[]);
+    for (name, step, count) in patterns {
+        let [source, found] = [site.source(), mounted.latest()].map(|root| File::open(root.join(name)).unwrap());
+        let size = size(step, count);
+        let islands = data_of(&source, size);
+        let stretches = data_of(&found, size);
+        assert_eq!(islands.len() as u64, count);
+        match name {
+            "even" => assert!(stretches.len() <= 10, "{} stretches", stretches.len()),
+            _ => assert_eq!(stretches, islands, "{name}: a copy must not become much larger"),
+        }
+        let sum = |all: &[(u64, u64)]| all.iter().map(|(start, end)| end - start).sum::<u64>();
+        assert!(sum(&stretches) <= 2 * sum(&islands), "{name}");
+        for at in (0..size).step_by(4096) {
+            let seek = |file: &File, to: SeekFrom| rustix::fs::seek(file, to).ok();
+            assert_eq!(seek(&found, SeekFrom::Data(at)), seek(&source, SeekFrom::Data(at)), "{name} from {at}");
+            let hole = seek(&found, SeekFrom::Hole(at)).unwrap();
+            assert_eq!(seek(&source, SeekFrom::Hole(hole)), Some(hole), "{name}: {hole} from {at} is data");
+        }
+        assert_eq!(content(&mounted.latest().join(name)).unwrap(), content(&site.source().join(name)).unwrap());
     }
 }

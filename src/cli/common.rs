@@ -15,6 +15,7 @@ use clap::{ArgAction, Args, ValueHint};
 use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
 
 use super::exit::{INTERRUPTED, NoSecret};
+use super::memory;
 use super::say;
 use super::terminal::Terminal;
 use crate::catalog;
@@ -86,7 +87,10 @@ pub(super) struct ReaderArgs {
     #[arg(long, value_name = "FINGERPRINT", action = ArgAction::Append)]
     pub(super) signer: Vec<Fingerprint>,
     /// Decoded data to keep in memory, so that it need not be read and decrypted again [default: 128MiB for
-    /// mount and dump, 24MiB otherwise]
+    /// mount and dump, 24MiB otherwise; less where memory is short]
+    ///
+    /// The default is at most a quarter of the memory of the machine, of the limit of the cgroup (a container or a systemd
+    /// service with MemoryMax=), and of what ulimit -v allows.
     #[arg(long, value_name = "SIZE", value_parser = super::show::parse_size)]
     pub(super) cache_size: Option<u64>,
 }
@@ -136,7 +140,8 @@ impl ReaderArgs {
         };
         let signers = Signers { repository: &repository, state: &state, opener: opener.as_ref(), monitor };
         let signers = signers.find(&self.signer, first_use)?;
-        let cache = usize::try_from(self.cache_size.unwrap_or(cache)).context("the cache size is too large")?;
+        let cache = usize::try_from(self.cache_size.unwrap_or_else(|| memory::cache(cache)))
+            .context("the cache size is too large")?;
         Ok(Reader::new(repository, Access::new(opener, signers), cache))
     }
 

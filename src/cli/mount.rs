@@ -4,7 +4,6 @@ use std::ffi::OsString;
 use std::fs::OpenOptions;
 use std::io::{Read, Write};
 use std::os::unix::ffi::OsStrExt;
-use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 use std::process::{Command, ExitCode, Stdio};
 use std::sync::Arc;
@@ -14,7 +13,10 @@ use nix::unistd::{Group, User};
 
 use super::common::{Global, READ_OFTEN, ReaderArgs, select};
 use super::exit::Usage;
+use super::mount_log::Log;
+use super::terminal::Terminal;
 use crate::format::Kind;
+use crate::kernel;
 use crate::monitor::Monitor;
 use crate::mount::{FileSystem, Options, Owners, mount};
 use crate::reader::Selector;
@@ -27,13 +29,18 @@ use crate::state::RepositoryState;
 /// top, or the directory PATH in it. The mount is read-only. What is read is fetched, decrypted and verified at that
 /// moment; damage is an input/output error (EIO).
 ///
-/// The program goes to the background once the mount answers. From then on, what it has to say about damage goes to
-/// the file mount.log in the repository's state. It ends with brackfs umount, umount, or fusermount3 -u; SIGINT, SIGTERM
+/// The program goes to the background once the mount answers. From then on its messages about damaged files go to the
+/// file mount.log in the repository's state, each at most once an hour. A log of more than 1 MiB becomes mount.log.old. If
+/// the state directory cannot be written to, there is no log. The mount ends with brackfs umount, umount, or fusermount3 -u; SIGINT, SIGTERM
 /// and SIGHUP unmount too, and if the mount is in use it goes when nobody uses it any more; a second signal ends it at
 /// once. A mount whose program was killed is cleaned up by umount, and by a new mount at the same place.
 ///
 /// If the repository is away, as on a disk that was unplugged, reads wait up to five seconds for it, and fail after that
 /// (EIO). They work again as soon as it is back.
+///
+/// Programs that look for holes in a file, such as cp and tar, are not told of small ones (up to 32 KiB each, and in all
+/// no more bytes than the data between them), since asking for each takes longer than reading it. Their copies can need up
+/// to twice the room. restore keeps all holes.
 ///
 /// The mount point must be an empty directory, not a symbolic link to one, and not within the repository. fuse3 and
 /// /dev/fuse are needed. Where few processes, little memory or few open files are allowed, fewer threads serve the mount;
@@ -121,8 +128,6 @@ fn parse_pair(text: &str, what: &str, named: impl Fn(&str) -> Option<u32>) -> Re
 
 /// What the part in the background says when the mount answers.
 const READY: &[u8] = b"ready\n";
-/// A log that is longer is begun anew at the next mount.
-const LOG_SIZE: u64 = 1 << 20;
 
 pub(super) fn run(args: &Args, global: &Global) -> Result<ExitCode> {
     match args.foreground || args.daemon {
@@ -169,8 +174,9 @@ fn stay(args: &Args, global: &Global) -> Result<ExitCode> {
     let reader = args.reader.open(global, &terminal, READ_OFTEN)?;
     let local = reader.repository().target().local_path().map(Path::to_owned);
     let state = RepositoryState::new(&global.state()?, reader.repository().id());
+    let log = if args.daemon { log(&state, &terminal) } else { Log::default() };
     let monitor: Box<dyn Monitor> = match args.daemon {
-        true => Box::new(Log::open(&state)?),
+        true => Box::new(log.clone()),
         false => Box::new(global.monitor(false)),
     };
     let filesystem = match selector {
@@ -196,13 +202,29 @@ fn stay(args: &Args, global: &Global) -> Result<ExitCode> {
         true => detach(),
         false => terminal.note(&format!("mounted on {}; Ctrl-C unmounts", path.display())),
     };
-    let note = |message: &str| terminal.note(message);
+    let note = |message: &str| {
+        terminal.note(message);
+        log.note(message);
+    };
     let filesystem = filesystem.with_owners(args.owners());
     mount(Arc::new(filesystem), &args.mountpoint, local.as_deref(), &options, ready, note)?;
     Ok(ExitCode::SUCCESS)
 }
 
-/// Says that the mount answers, and lets go of the terminal.
+/// The log. Where the state cannot be written to, as in a rescue system, there is none.
+fn log(state: &RepositoryState, terminal: &Terminal) -> Log {
+    let opened = state.create().map_err(anyhow::Error::from).and_then(|()| Ok(Log::open(state.folder())?));
+    opened.unwrap_or_else(|error| {
+        terminal.note(&format!(
+            "this mount keeps no log of damaged files (give --state-dir for one): {}",
+            super::exit::text(&error)
+        ));
+        Log::default()
+    })
+}
+
+/// Says that the mount answers, and lets go of the terminal, the working directory, and all files that whoever
+/// started the program had open.
 fn detach() {
     // Whatever fails here, the mount is there and works.
     let mut out = std::io::stdout();
@@ -214,43 +236,5 @@ fn detach() {
         let _ = rustix::stdio::dup2_stdout(&null);
         let _ = rustix::stdio::dup2_stderr(&null);
     }
-}
-
-/// A log for the time in which nobody looks: `mount.log` in the repository's state.
-struct Log {
-    file: std::fs::File,
-}
-
-impl Log {
-    fn open(state: &RepositoryState) -> Result<Self> {
-        state.create()?;
-        let path = state.folder().join("mount.log");
-        let long = path.metadata().is_ok_and(|metadata| metadata.len() > LOG_SIZE);
-        let mut options = OpenOptions::new();
-        options.create(true).mode(0o600);
-        match long {
-            true => options.write(true).truncate(true),
-            false => options.append(true),
-        };
-        let file = options.open(&path).with_context(|| format!("cannot open the log {}", path.display()))?;
-        Ok(Log { file })
-    }
-
-    fn line(&self, text: &str) {
-        let now = jiff::Timestamp::now().strftime("%Y-%m-%dT%H:%M:%SZ").to_string();
-        // A full disk must not end a mount.
-        let _ = (&self.file).write_all(format!("{now} {text}\n").as_bytes());
-    }
-}
-
-impl Monitor for Log {
-    fn problem(&self, path: &Path, message: &str) {
-        self.line(&format!("{}: {message}", path.display()));
-    }
-
-    fn note(&self, message: &str) {
-        self.line(message);
-    }
-
-    fn entry(&self, _path: &Path, _what: &str) {}
+    kernel::close_inherited();
 }

@@ -55,7 +55,7 @@ impl Number {
     /// In the snapshot of this number, the file of this link id and digest.
     pub(super) fn linked(snapshot: u64, id: u64, file: Digest) -> Number {
         let Digest([check, ..]) = file;
-        Number::Linked(snapshot, u64::from(check) * HardLink::ID_LIMIT | id % HardLink::ID_LIMIT)
+        Number::Linked(snapshot, (u64::from(check) * HardLink::ID_LIMIT) | (id % HardLink::ID_LIMIT))
     }
 
     /// What `ino` says; none: nothing has such a number.

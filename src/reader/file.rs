@@ -22,6 +22,12 @@ const NEAR: u64 = 2 << 20;
 /// Bytes that must be read one after the other before anything is decoded ahead.
 const SETTLED: u64 = 256 << 10;
 
+/// Holes that are no longer can count as data when a hole is looked for. Programs that copy files ask for each hole, and
+/// for a file of many small ones that takes several times as long as to read it.
+const SMALL_HOLE: u64 = 32 << 10;
+/// Most stretches that are looked at in search of a hole.
+const SEARCHED: usize = 4096;
+
 /// A file whose content can be read. Cheap to make; holds no content.
 pub struct FileReader {
     file: Listed,
@@ -275,14 +281,28 @@ impl FileReader {
 
     /// The next offset at or after `offset` that lies in data, or in a hole; the end of the file counts as a hole.
     /// `None`: there is none.
+    ///
+    /// From within data, small holes count as data as long as they are no more bytes than the data between them. Data
+    /// never counts as a hole.
     pub fn seek(&self, reader: &Reader, offset: u64, to: Seek) -> Result<Option<u64>, Error> {
         let (mut at, mut leaf) = (offset, None);
+        let (mut data, mut holes, mut searched) = (0, 0, 0);
         while at < self.size {
             let (begins, covers, stretch) = self.stretch(reader, at, &mut leaf)?;
+            searched += 1;
             match (stretch, to) {
-                (Stretch::Hole, Seek::Hole) | (Stretch::Chunk(..), Seek::Data) => return Ok(Some(at)),
-                _ => at = begins + covers,
+                (Stretch::Chunk(..), Seek::Data) => return Ok(Some(at)),
+                (Stretch::Hole, Seek::Data) => {}
+                (Stretch::Chunk(..), Seek::Hole) => data += begins + covers - at,
+                (Stretch::Hole, Seek::Hole) => {
+                    holes += covers;
+                    let ends_file = begins + covers >= self.size;
+                    if covers > SMALL_HOLE || holes > data || ends_file || searched > SEARCHED {
+                        return Ok(Some(at));
+                    }
+                }
             }
+            at = begins + covers;
         }
         Ok((offset < self.size && to == Seek::Hole).then_some(self.size))
     }

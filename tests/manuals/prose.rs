@@ -289,7 +289,7 @@ Session keys that gpg found out when this machine read, encrypted to the key tha
 It can be removed: gpg is asked for each of them again then.
 .TP
 .I mount.log
-What mounts in the background had to say.
+Messages of mounts in the background; a long one becomes mount.log.old.
 .PP
 What is in a repository is described in
 .BR brackfs\-format (5).
