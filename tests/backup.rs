@@ -459,6 +459,50 @@ fn ignore_ctime_does_not_take_a_changed_ctime_for_a_change() {
     assert_eq!(cat(&site, "latest:a"), "before");
 }
 
+/// The entries of directories that the walk is in, and their attributes, are bounded: what is above the bound is written
+/// early, or named.
+#[test]
+fn nested_directories_with_large_attributes_come_back_as_far_as_there_is_room() {
+    let site = Site::on_tmpfs();
+    let set = |path: &Path, most: u8| {
+        for number in 0..most {
+            setxattr(path, format!("trusted.{number}"), &[number; 60_000], XattrFlags::empty()).unwrap();
+        }
+    };
+    let mut folder = site.source().join("below");
+    let mut folders = Vec::new();
+    for depth in 0..40 {
+        fs::create_dir(&folder).unwrap();
+        fs::write(folder.join("a"), depth.to_string()).unwrap();
+        fs::write(folder.join("z"), depth.to_string()).unwrap();
+        set(&folder.join("a"), 6);
+        folders.push(folder.clone());
+        folder.push("below");
+    }
+    site.init();
+    settle();
+    let round = |out: &str| {
+        assert_eq!(tree(&restored(&site, out)), tree(&site.source()));
+        site.brackfs(&["check", "--read-data"]).ok();
+    };
+    backup(&site, &[]);
+    round("first");
+    for folder in &folders {
+        fs::write(folder.join("m"), "between").unwrap();
+    }
+    settle();
+    backup(&site, &[]);
+    round("second");
+    // 14 MiB, of which 4 are kept.
+    folders.iter().for_each(|folder| set(folder, 6));
+    settle();
+    let run = site.backup(&[]).code(3);
+    assert!(run.stderr.contains("extended attributes; its own are not stored"), "{run}");
+    let out = restored(&site, "third");
+    let kept = tree(&out).values().filter(|entry| entry.xattrs.len() == 6).count();
+    assert!((50..60).contains(&kept), "{kept}");
+}
+
 /// All fields of a file's identity are remembered, whichever count: to ignore some costs nothing, and what they are by
 /// then is learnt.
 #[test]

@@ -1,6 +1,6 @@
-//! A loan of memory: who fills a buffer waits until there is room for it.
+//! Loans of memory: a thread that fills a buffer waits until there is room for it.
 
-use std::sync::{Arc, Condvar, Mutex, PoisonError};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 
 /// Bytes that may be held at once. Clones are the same budget.
 #[derive(Debug, Clone)]
@@ -17,6 +17,10 @@ struct Shared {
 struct State {
     lent: usize,
     closed: bool,
+    /// Threads that wait: to wake nobody costs a system call, too.
+    waiting: usize,
+    /// Files up to this number need not wait.
+    served: u64,
 }
 
 /// Bytes that were lent. They are given back when this is dropped.
@@ -35,29 +39,66 @@ impl Budget {
     /// Waits until `bytes` are free and takes them; none if the budget was closed. A loan above the limit
     /// is granted when nothing else is lent.
     pub(super) fn take(&self, bytes: usize) -> Option<Loan> {
-        let Shared { state, returned, limit } = &*self.0;
-        let state = state.lock().unwrap_or_else(PoisonError::into_inner);
-        let full = |state: &mut State| !state.closed && state.lent > 0 && state.lent + bytes > *limit;
-        let mut state = returned.wait_while(state, full).unwrap_or_else(PoisonError::into_inner);
-        if state.closed {
-            return None;
-        }
-        state.lent += bytes;
-        Some(Loan { budget: self.clone(), bytes })
+        self.take_for(u64::MAX, bytes)
     }
 
-    /// Lets everyone who waits go away empty-handed.
+    /// The same for a file that is being read. Files are read in any order and taken in that of their numbers, so the
+    /// one that is taken next must not wait for loans of those after it: see [`Budget::serve`].
+    pub(super) fn take_for(&self, number: u64, bytes: usize) -> Option<Loan> {
+        let mut state = self.state();
+        while !state.closed && number > state.served && self.is_full(&state, bytes) {
+            state.waiting += 1;
+            state = self.0.returned.wait(state).unwrap_or_else(PoisonError::into_inner);
+            state.waiting -= 1;
+        }
+        (!state.closed).then(|| self.lend(&mut state, bytes))
+    }
+
+    /// Takes `bytes` if they are free now.
+    pub(super) fn try_take(&self, bytes: usize) -> Option<Loan> {
+        let mut state = self.state();
+        (!state.closed && !self.is_full(&state, bytes)).then(|| self.lend(&mut state, bytes))
+    }
+
+    /// Says that file `number` is taken now: up to it, none waits for a loan.
+    pub(super) fn serve(&self, number: u64) {
+        let mut state = self.state();
+        state.served = number;
+        self.wake(&state);
+    }
+
+    /// Wakes all threads that wait; they get nothing, now or later.
     pub(super) fn close(&self) {
-        self.0.state.lock().unwrap_or_else(PoisonError::into_inner).closed = true;
-        self.0.returned.notify_all();
+        let mut state = self.state();
+        state.closed = true;
+        self.wake(&state);
+    }
+
+    fn state(&self) -> MutexGuard<'_, State> {
+        self.0.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn is_full(&self, state: &State, bytes: usize) -> bool {
+        state.lent > 0 && state.lent + bytes > self.0.limit
+    }
+
+    fn lend(&self, state: &mut State, bytes: usize) -> Loan {
+        state.lent += bytes;
+        Loan { budget: self.clone(), bytes }
+    }
+
+    fn wake(&self, state: &State) {
+        if state.waiting > 0 {
+            self.0.returned.notify_all();
+        }
     }
 }
 
 impl Drop for Loan {
     fn drop(&mut self) {
-        let Shared { state, returned, .. } = &*self.budget.0;
-        state.lock().unwrap_or_else(PoisonError::into_inner).lent -= self.bytes;
-        returned.notify_all();
+        let mut state = self.budget.state();
+        state.lent -= self.bytes;
+        self.budget.wake(&state);
     }
 }
 
@@ -87,6 +128,21 @@ mod tests {
             drop(large);
             assert!(small.join().unwrap());
         });
+    }
+
+    #[test]
+    fn the_file_that_is_taken_next_waits_for_no_other() {
+        let budget = Budget::new(10);
+        let later = budget.take_for(9, 10).unwrap();
+        assert!(budget.try_take(1).is_none());
+        std::thread::scope(|threads| {
+            let next = threads.spawn(|| budget.take_for(3, 100).is_some());
+            budget.serve(3);
+            assert!(next.join().unwrap());
+        });
+        drop(later);
+        assert!(budget.try_take(10).is_some());
+        assert_eq!(budget.state().waiting, 0);
     }
 
     #[test]

@@ -11,12 +11,15 @@ use std::time::Instant;
 use crossbeam_channel::{Receiver, Sender};
 use roaring::RoaringTreemap;
 
+use super::budget::Budget;
 use super::calls::Calls;
 use super::event::{
     Arriving, Content as FileContent, End, Enter, Event, Kept, NewFile, NewFiles, OldSegment, Plain as PlainEntry,
     Reused,
 };
+use super::limits::{ATTRIBUTES_OPEN, ENTRIES_OPEN};
 use super::nodes::{Link, NodeKey, Nodes, PLACEHOLDER, Purpose};
+use super::read::Reading;
 use super::seal::{Done, OpenPacks, Plain};
 use super::session::Session;
 use super::store::Store;
@@ -30,7 +33,7 @@ use crate::format::entry::NodeRef;
 use crate::format::index::{IndexedBlock, IndexedPack, PackKind};
 use crate::format::{Content, Digest, Entry, Extent, HardLink, Items, PackId, Segment, Subtree};
 use crate::monitor::Monitor;
-use crate::source::{Extended, LastMount, MountTable, Owners, Stat};
+use crate::source::{Extended, LastMount, Owners, Stat};
 
 /// What is said of a file that did not keep still.
 pub(super) const CHANGED: &str = "it changed while it was read; what was read is stored and marked";
@@ -62,6 +65,13 @@ pub(super) struct Engine<'a> {
     pub(super) nodes: Nodes,
     pub(super) owners: Owners,
     mounts: LastMount,
+    /// Lends memory for attributes of files that are read.
+    attributes: Budget,
+    /// Files that were taken in.
+    files_taken: u64,
+    /// Bytes of attributes of the directories in `frames`, and about those of the entries in their open segments.
+    attributes_open: usize,
+    entries_open: usize,
     /// What devices go by, as far as directories on them were entered.
     devices: HashMap<u64, u64>,
     frames: Vec<Frame>,
@@ -168,7 +178,7 @@ impl<'a> Engine<'a> {
         monitor: &'a dyn Monitor,
         (events, calls): (Receiver<Vec<Event>>, &'a Calls),
         (plain, buffers, open_packs, done): Stages<'a>,
-        (above, trail, mounts): (DirectoryId, Trail, &MountTable),
+        (above, trail, reading): (DirectoryId, Trail, &Reading),
     ) -> Result<Self, Error> {
         Ok(Engine {
             session,
@@ -184,7 +194,11 @@ impl<'a> Engine<'a> {
             done,
             nodes: Nodes::default(),
             owners: Owners::default(),
-            mounts: LastMount::of_table(mounts),
+            mounts: LastMount::of_table(&reading.mounts),
+            attributes: reading.attributes.clone(),
+            files_taken: 0,
+            attributes_open: 0,
+            entries_open: 0,
             devices: HashMap::new(),
             frames: Vec::new(),
             trail,
@@ -238,6 +252,7 @@ impl<'a> Engine<'a> {
                 }
                 let root = self.handle(event)?;
                 self.take_results()?;
+                self.seal_if_nodes_wait()?;
                 self.commit_if_due()?;
                 if root.is_some() {
                     return Ok(root);
@@ -273,8 +288,9 @@ impl<'a> Engine<'a> {
                 }
             }
             Event::Plain(plain) => {
-                let PlainEntry { entry, stat, untrusted, existed } = *plain;
+                let PlainEntry { entry, stat, untrusted, existed, lent: _lent } = *plain;
                 self.monitor.entry(&self.trail.child(&entry.name), change(existed));
+                self.new_part()?;
                 self.add_entry(entry, &stat, untrusted)?;
             }
             Event::EndSegment => self.end_segment()?,
@@ -287,8 +303,22 @@ impl<'a> Engine<'a> {
         self.frames.last_mut().ok_or(Error::Stopped("the walk"))
     }
 
-    fn enter(&mut self, Enter { name, stat, device, extended, untrusted, row, again }: Enter) -> Result<(), Error> {
+    fn enter(&mut self, enter: Enter) -> Result<(), Error> {
+        let Enter { name, stat, device, mut extended, mut untrusted, row, again, lent: _lent } = enter;
+        self.shorten_open_segment()?;
         self.trail.enter(&name);
+        if self.attributes_open + extended.bytes() > ATTRIBUTES_OPEN {
+            // A tree that was built to take memory.
+            let most = ATTRIBUTES_OPEN >> 20;
+            let why = format!(
+                "it and the directories above have more than {most} MiB of extended attributes; its own are not stored"
+            );
+            self.tally.problems += 1;
+            self.monitor.problem(self.trail.path(), &why);
+            extended.xattrs.clear();
+            untrusted = true;
+        }
+        self.attributes_open += extended.bytes();
         self.monitor.progress().at(self.trail.path());
         // That of a pipe has no path.
         if row.is_none() && !self.trail.path().as_os_str().is_empty() {
@@ -319,6 +349,16 @@ impl<'a> Engine<'a> {
         Ok(())
     }
 
+    /// Ends the segment at hand if those of all open directories together hold much, before another one is opened.
+    fn shorten_open_segment(&mut self) -> Result<(), Error> {
+        let Some(Frame { part: Part::New(_, 1..), .. }) = self.frames.last() else { return Ok(()) };
+        if self.entries_open <= ENTRIES_OPEN {
+            return Ok(());
+        }
+        self.end_segment()?;
+        self.new_segment(Vec::new())
+    }
+
     fn new_segment(&mut self, replaces: Vec<SegmentId>) -> Result<(), Error> {
         let directory = self.frame()?.id;
         let purpose = Purpose::Segment { directory, replaces, stats: Stats::default(), children: Vec::new() };
@@ -346,8 +386,9 @@ impl<'a> Engine<'a> {
         let frame = self.frame()?;
         let within = frame.stat.dev;
         let Part::New(key, bytes) = &mut frame.part else { return Err(Error::Stopped("the walk")) };
-        *bytes += weight(&entry);
-        let key = *key;
+        let (key, weight) = (*key, weight(&entry));
+        *bytes += weight;
+        self.entries_open += weight;
         entry.link = None;
         if stat.nlink > 1 && stat.kind != crate::format::Kind::Directory {
             entry.link = self.hard_link(&entry, stat)?;
@@ -386,7 +427,7 @@ impl<'a> Engine<'a> {
         Ok((id < HardLink::ID_LIMIT).then_some(HardLink { id, count: stat.nlink }))
     }
 
-    fn reuse(&mut self, Reused { mut entry, stat, blocks }: Reused) -> Result<(), Error> {
+    fn reuse(&mut self, Reused { mut entry, stat, blocks, lent: _lent }: Reused) -> Result<(), Error> {
         let key = self.new_part()?;
         self.refer_again(key, &mut entry, &blocks)?;
         if stat.kind == crate::format::Kind::File {
@@ -398,11 +439,13 @@ impl<'a> Engine<'a> {
     }
 
     /// Takes an entry over as it was.
-    fn keep(&mut self, Kept { mut entry, identity, blocks }: Kept) -> Result<(), Error> {
+    fn keep(&mut self, Kept { mut entry, identity, blocks, lent: _lent }: Kept) -> Result<(), Error> {
         let key = self.new_part()?;
         self.refer_again(key, &mut entry, &blocks)?;
         if let Part::New(_, bytes) = &mut self.frame()?.part {
-            *bytes += weight(&entry);
+            let weight = weight(&entry);
+            *bytes += weight;
+            self.entries_open += weight;
         }
         if let Purpose::Segment { stats, .. } = self.node_purpose(key)? {
             stats.push_again(&identity);
@@ -438,6 +481,8 @@ impl<'a> Engine<'a> {
     /// Takes in a file's content as it arrives, and adds the file.
     fn file(&mut self, file: NewFile, content: &mut Arriving<'_>) -> Result<(), Error> {
         let NewFile { name, existed, tries, .. } = file;
+        self.files_taken += 1;
+        self.attributes.serve(self.files_taken);
         let path = self.trail.child(&name);
         let directory = self.frame()?.id;
         let put_off = |name: Vec<u8>, changed: bool, so_far: SoFar| {
@@ -486,6 +531,7 @@ impl<'a> Engine<'a> {
             if extents.len() >= NODE_ITEMS {
                 nodes.push(self.extents_node(&extents)?);
                 extents.clear();
+                self.seal_if_nodes_wait()?;
                 self.commit_if_due()?;
             }
         };
@@ -520,7 +566,7 @@ impl<'a> Engine<'a> {
         key: NodeKey,
         name: Vec<u8>,
         path: &std::path::Path,
-        End { stat, extended, size, digest, changed, doubtful, put_off }: End,
+        End { stat, extended, size, digest, changed, doubtful, put_off, lent: _lent }: End,
         Stretches { extents, mut nodes, holes }: Stretches,
     ) -> Result<(), Error> {
         let mut links = Vec::new();
@@ -565,7 +611,10 @@ impl<'a> Engine<'a> {
     fn end_segment(&mut self) -> Result<(), Error> {
         match std::mem::replace(&mut self.frame()?.part, Part::None) {
             Part::None => Ok(()),
-            Part::New(key, _) => self.end_new_segment(key),
+            Part::New(key, bytes) => {
+                self.entries_open -= bytes;
+                self.end_new_segment(key)
+            }
             Part::Old { row, changed } if changed.is_empty() => {
                 self.use_blocks(&row.blocks);
                 self.use_blocks(&row.more);
@@ -635,6 +684,7 @@ impl<'a> Engine<'a> {
     /// Ends a directory. Returns it if it is the root; otherwise its parent gets it.
     fn leave(&mut self, removed: &[SegmentId]) -> Result<Option<Outcome>, Error> {
         let frame = self.frames.pop().ok_or(Error::Stopped("the walk"))?;
+        self.attributes_open -= frame.extended.bytes();
         self.trail.leave();
         self.monitor.progress().at(self.trail.path());
         let outcome = self.outcome(frame, removed)?;
@@ -796,7 +846,7 @@ impl<'a> Engine<'a> {
 }
 
 /// About how many bytes an entry takes in a node, rather too many than too few.
-fn weight(entry: &Entry) -> usize {
+pub(super) fn weight(entry: &Entry) -> usize {
     let content = match &entry.content {
         Content::Target(target) => target.len(),
         Content::Extents { extents, .. } => 50 * extents.len(),

@@ -70,6 +70,8 @@ pub(super) struct Enter {
     pub(super) row: Option<DirectoryRow>,
     /// Only files in it that were put off are looked at.
     pub(super) again: bool,
+    /// What was lent for its attributes on their way.
+    pub(super) lent: Option<Loan>,
 }
 
 /// An entry that the catalog has, and that did not change.
@@ -80,6 +82,8 @@ pub(super) struct Reused {
     pub(super) stat: Stat,
     /// The blocks that it refers to.
     pub(super) blocks: Vec<(BlockId, BlockLocation)>,
+    /// What was lent for its attributes.
+    pub(super) lent: Option<Loan>,
 }
 
 /// An entry that the catalog has, and that is not looked at.
@@ -90,6 +94,8 @@ pub(super) struct Kept {
     pub(super) identity: Vec<u8>,
     /// The blocks that it refers to.
     pub(super) blocks: Vec<(BlockId, BlockLocation)>,
+    /// What was lent for its attributes.
+    pub(super) lent: Option<Loan>,
 }
 
 /// Files that are new, or look different.
@@ -140,6 +146,8 @@ pub(super) struct Plain {
     pub(super) untrusted: bool,
     /// There was something of its name.
     pub(super) existed: bool,
+    /// What was lent for its attributes.
+    pub(super) lent: Option<Loan>,
 }
 
 /// A file that is new, or looks different.
@@ -225,4 +233,6 @@ pub(super) struct End {
     pub(super) doubtful: bool,
     /// For one of these two it is to be looked at again later.
     pub(super) put_off: bool,
+    /// What was lent for its attributes.
+    pub(super) lent: Option<Loan>,
 }

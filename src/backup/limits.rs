@@ -3,6 +3,9 @@
 //! | what | MiB |
 //! | --- | --- |
 //! | small files read ahead ([`SMALL_AHEAD`]), chunks of large ones ([`LARGE_AHEAD`]) | 4 + 4 |
+//! | extended attributes read ahead ([`ATTRIBUTES_AHEAD`]), those of the file that comes next, and one set (384 KiB) in each of 17 readers and the walk | 2 + 7 |
+//! | directories that the walk is in: their attributes ([`ATTRIBUTES_OPEN`]) and entries ([`ENTRIES_OPEN`]) | 4 + 8 |
+//! | nodes that wait for a block to be sealed: at most [`NODES_WAITING`] for each block on its way | 10 |
 //! | a large file's cutter: its buffer, and the chunk that is cut | 3 |
 //! | composites that are filled: of data a block, of tree nodes an eighth | 2.25 |
 //! | blocks on their way to the sealers ([`CHANNEL`]), and empty ones on their way back | 2 + 2 |
@@ -14,7 +17,8 @@
 //! | files ahead of the engine ([`EVENTS`] jobs), digests of files of several names | 4 |
 //! | the program itself, as far as it is used | 14 |
 //!
-//! Not all of it is held at the same time: a directory is sorted while nothing is read, and most blocks are half of
+//! Not all of it is held at the same time. Attributes are seldom large, and of trees that are not built for it what is in
+//! the directories that the walk is in takes one or two MiB. A directory is sorted while nothing is read, and most blocks are half of
 //! what they may be once they are compressed. `tests/memory.rs` holds the sum to a ceiling.
 //!
 //! With `low_memory` there is one sealer, and what was read ahead waits in temporary files of 16 MiB each, one for
@@ -32,6 +36,15 @@ use crate::format::{BLOCK_SIZE, SEALED_SIZE};
 const SMALL_AHEAD: usize = 4 << 20;
 /// Bytes of large files' chunks that may be.
 const LARGE_AHEAD: usize = 4 << 20;
+/// Bytes of large sets of extended attributes that may be.
+pub(super) const ATTRIBUTES_AHEAD: usize = 2 << 20;
+/// Bytes of extended attributes of the directories that the walk is in. They are written when it leaves them.
+pub(super) const ATTRIBUTES_OPEN: usize = 4 << 20;
+/// Bytes of entries of those directories. Above it, a segment ends early.
+pub(super) const ENTRIES_OPEN: usize = 8 << 20;
+/// Bytes of nodes that may wait for the composite that is being filled. Above it, the composite is sealed as it is: if
+/// chunks are stored already, it would never be full, and what refers to it would wait until the next commit.
+pub(super) const NODES_WAITING: usize = 2 << 20;
 /// Messages in a channel between two stages.
 pub(super) const CHANNEL: usize = 1;
 /// Batches of events, and jobs, that the walk may be ahead of the engine.
@@ -67,16 +80,19 @@ pub(super) struct Lanes {
     pub(super) large: Lane,
     /// What the walk takes loans for small files from.
     pub(super) budget: Option<Budget>,
+    /// What loans for large sets of attributes are taken from.
+    pub(super) attributes: Budget,
 }
 
 impl Lanes {
     pub(super) fn new(low_memory: bool) -> Result<Self, Error> {
+        let attributes = Budget::new(ATTRIBUTES_AHEAD);
         if low_memory {
             let [small, large] = [Parking::new()?, Parking::new()?].map(Lane::Parking);
-            return Ok(Lanes { small, large, budget: None });
+            return Ok(Lanes { small, large, budget: None, attributes });
         }
         let (small, large) = (Lane::Lent, Lane::Memory(Budget::new(LARGE_AHEAD)));
-        Ok(Lanes { small, large, budget: Some(Budget::new(SMALL_AHEAD)) })
+        Ok(Lanes { small, large, budget: Some(Budget::new(SMALL_AHEAD)), attributes })
     }
 
     /// Parked files wait for room when they are read: by a single reader, so that the first in the walk gets it first.
@@ -95,6 +111,7 @@ impl Lanes {
                 Lane::Lent => {}
             }
         }
+        self.attributes.close();
         if let Some(budget) = &self.budget {
             budget.close();
         }

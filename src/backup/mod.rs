@@ -428,14 +428,16 @@ impl Run<'_> {
         let rules = Arc::new(rules);
         let past = catalog.past()?;
         catalog.forget_put_off()?;
+        let lanes = &Lanes::new(self.options.low_memory)?;
         let reading = Reading {
             cutter: Cutter::new(self.session.trust.seed, self.options.chunk_size),
             whole_below: rules.large,
+            attributes: lanes.attributes.clone(),
             seen: Seen::default(),
             mounts: rules.mounts.clone(),
             calls: self.calls.clone(),
         };
-        let (reading, lanes) = (&reading, &Lanes::new(self.options.low_memory)?);
+        let reading = &reading;
         let ahead = Ahead::default();
         let settling = Settling { retries: self.options.retries, longest: self.options.settle_max };
 
@@ -474,6 +476,7 @@ impl Run<'_> {
                 small,
                 large,
                 budget: lanes.budget.clone(),
+                attributes: lanes.attributes.clone(),
                 monitor: self.monitor,
                 stop: self.stop,
                 ahead: ahead.clone(),
@@ -507,7 +510,7 @@ impl Run<'_> {
             }
 
             let follow = || {
-                let (stages, place) = ((plain, buffers, packs, done), (above, trail, &reading.mounts));
+                let (stages, place) = ((plain, buffers, packs, done), (above, trail, reading));
                 let events = (events, self.calls.as_ref());
                 let mut engine = Engine::new(self.session, catalog, self.options, self.monitor, events, stages, place)?;
                 let root = engine.follow_all(go_in)?;

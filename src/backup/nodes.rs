@@ -8,9 +8,11 @@
 use std::collections::HashMap;
 
 use super::Error;
-use super::engine::Engine;
+use super::engine::{Engine, weight};
+use super::limits::NODES_WAITING;
 use crate::catalog::stats::Stats;
 use crate::catalog::{BlockId, DirectoryId, SegmentId, Stored};
+use crate::format::index::PackKind;
 use crate::format::{BlockLocation, ChunkRef, Content, Digest, Extent, Items, Node, NodeRef, Segment};
 
 /// Names a node that waits.
@@ -121,12 +123,50 @@ pub(super) struct Nodes {
     by_block: HashMap<BlockId, Vec<NodeKey>>,
     /// Rows that wait for their node's block to get its place.
     rows: HashMap<BlockId, Vec<Row>>,
+    /// About how many bytes of nodes wait since a composite of files was last sealed, and of rows since one of nodes was.
+    nodes_waiting: usize,
+    rows_waiting: usize,
+}
+
+impl Row {
+    /// About how many bytes it takes.
+    fn weight(&self) -> usize {
+        let content = match self {
+            Row::Segment { stats, node, blocks, more, .. } => {
+                stats.bytes() + node.len() + (blocks.len() + more.len()) * size_of::<BlockId>()
+            }
+            Row::Directory { indexes, .. } => indexes.len() * size_of::<BlockId>(),
+            Row::ExtentNode { blocks, .. } => blocks.len() * size_of::<BlockId>(),
+        };
+        size_of::<Row>() + content
+    }
+}
+
+impl Waiting {
+    /// About how many bytes it takes.
+    fn weight(&self) -> usize {
+        let items = match &self.items {
+            Items::Entries(entries) => entries.iter().map(weight).sum(),
+            Items::Segments(segments) => segments.iter().map(|part| size_of::<Segment>() + part.first.len()).sum(),
+            Items::ExtentIndex(nodes) => size_of_val(nodes.as_slice()),
+            Items::Extents(extents) => size_of_val(extents.as_slice()),
+        };
+        size_of::<Waiting>() + items
+    }
 }
 
 impl Nodes {
     /// Whether nothing waits.
     pub(super) fn is_empty(&self) -> bool {
         self.waiting.is_empty() && self.rows.is_empty()
+    }
+
+    /// A composite is being sealed: what waits for it goes on without more.
+    pub(super) fn sealing(&mut self, kind: PackKind) {
+        match kind {
+            PackKind::Data => self.nodes_waiting = 0,
+            PackKind::Tree => self.rows_waiting = 0,
+        }
     }
 
     fn get(&mut self, key: NodeKey) -> Result<&mut Waiting, Error> {
@@ -155,7 +195,23 @@ impl Engine<'_> {
     /// Says that all items are there. The node is written as soon as it can be.
     pub(super) fn close_node(&mut self, key: NodeKey) -> Result<Link, Error> {
         self.release(key)?;
+        if let Some(node) = self.nodes.waiting.get(&key) {
+            self.nodes.nodes_waiting += node.weight();
+        }
         Ok(self.resolve(Link::Waiting(key)))
+    }
+
+    /// Seals composites that are not full if much waits for them.
+    pub(super) fn seal_if_nodes_wait(&mut self) -> Result<(), Error> {
+        if self.nodes.nodes_waiting > NODES_WAITING {
+            self.close_composite(PackKind::Data)?;
+            // Directories wait for those below them, too.
+            self.close_composite(PackKind::Tree)?;
+        }
+        if self.nodes.rows_waiting > NODES_WAITING {
+            self.close_composite(PackKind::Tree)?;
+        }
+        Ok(())
     }
 
     /// The link, with the node's place if it has one by now.
@@ -361,6 +417,7 @@ impl Engine<'_> {
     fn row(&mut self, row: Row) -> Result<(), Error> {
         match &row {
             Row::Segment { stored, .. } | Row::Directory { stored, .. } if self.store.is_unplaced(stored.block) => {
+                self.nodes.rows_waiting += row.weight();
                 self.nodes.rows.entry(stored.block).or_default().push(row);
                 Ok(())
             }

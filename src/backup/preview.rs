@@ -13,10 +13,11 @@ use crossbeam_channel::{Receiver, bounded};
 use roaring::RoaringTreemap;
 
 use super::ahead::Ahead;
+use super::budget::Budget;
 use super::calls::Calls;
 use super::devices::Devices;
 use super::event::Event;
-use super::limits::{EVENTS, HELPERS, WALK_STACK};
+use super::limits::{ATTRIBUTES_AHEAD, EVENTS, HELPERS, WALK_STACK};
 use super::rules::Rules;
 use super::scope::{Origin, Scope};
 use super::trail::Trail;
@@ -68,6 +69,7 @@ impl Preview<'_> {
                 small: jobs.clone(),
                 large: jobs,
                 budget: None,
+                attributes: Budget::new(ATTRIBUTES_AHEAD),
                 monitor: self.monitor,
                 stop: self.stop,
                 ahead: ahead.clone(),

@@ -32,6 +32,8 @@ use crate::source::{self, Cutter, Directory, Extended, MountTable, Passing, Piec
 /// Pieces of content, and bytes, that go to the engine together.
 const GATHER: usize = 64;
 const GATHER_BYTES: usize = 128 << 10;
+/// About what a file takes beside its bytes while it is read ahead, few attributes included.
+pub(super) const FILE_OVERHEAD: usize = 1 << 10;
 /// Most bytes that are read of a file of no size.
 const MADE_UP: u64 = 64 << 10;
 
@@ -57,6 +59,8 @@ pub(super) struct Reading {
     pub(super) cutter: Cutter,
     /// Files below this are one chunk.
     pub(super) whole_below: u64,
+    /// Lends memory for attributes; the engine says which file it takes.
+    pub(super) attributes: Budget,
     /// Files of several names that were read.
     pub(super) seen: Seen,
     /// Tells whose clock stamps files.
@@ -198,8 +202,22 @@ fn read(directory: &Directory, job: JobFile, reading: &Reading, lane: &Lane, out
         reading.seen.keep(SeenFile { number: job.number, stat: before.clone(), pieces, digest });
     }
     let size = sink.size;
-    let end = End { stat: before, extended, size, digest, changed, doubtful, put_off };
+    let lent = lend(&reading.attributes, extended.bytes(), job.number, sink.out)?;
+    let end = End { stat: before, extended, size, digest, changed, doubtful, put_off, lent };
     sink.out.send(Content::End(Box::new(end)))
+}
+
+/// Waits until there is room for so many bytes of attributes, unless the loan for the file covers them.
+fn lend(attributes: &Budget, bytes: usize, number: u64, out: &mut Out<'_>) -> Result<Option<Loan>, Stop> {
+    if bytes <= FILE_OVERHEAD {
+        return Ok(None);
+    }
+    if let Some(loan) = attributes.try_take(bytes) {
+        return Ok(Some(loan));
+    }
+    // The engine takes what comes before this file first, and can't do so before it is sent.
+    out.flush()?;
+    attributes.take_for(number, bytes).map(Some).ok_or(Stop::Gone)
 }
 
 /// Reads a file's content and returns its digest.

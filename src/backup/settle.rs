@@ -233,7 +233,8 @@ impl Walk<'_> {
         let untrusted = self.is_fresh(&stat, looked) || extended.missing.is_some();
         let (name, row) = (name.to_vec(), here.known.map(|known| known.row.clone()));
         let device = self.number_of(&stat);
-        self.send(Event::Enter(Box::new(Enter { name, stat, device, extended, untrusted, row, again: true })))?;
+        let lent = self.lend(&extended.xattrs)?;
+        self.send(Event::Enter(Box::new(Enter { name, stat, device, extended, untrusted, row, again: true, lent })))?;
         self.revisit(pass, here, files)
     }
 
@@ -310,7 +311,8 @@ impl Walk<'_> {
 
     fn keep(&mut self, (mut entry, identity, node): Before) -> Result<(), Stop> {
         let blocks = blocks_of(&mut entry, &node);
-        self.send(Event::Kept(Box::new(Kept { entry, identity, blocks })))
+        let lent = self.lend(&entry.xattrs)?;
+        self.send(Event::Kept(Box::new(Kept { entry, identity, blocks, lent })))
     }
 
     /// A directory with files that were put off below it. False if it is not the one that was walked, and nothing was

@@ -80,8 +80,8 @@ impl Walk<'_> {
             false => self.counts.new = 1,
         }
         // Doubtful: no later look may take it for the same.
-        let end =
-            End { stat, extended: Extended::default(), size, digest, changed: false, doubtful: true, put_off: false };
+        let extended = Extended::default();
+        let end = End { stat, extended, size, digest, changed: false, doubtful: true, put_off: false, lent: None };
         out.send(Content::End(Box::new(end))).and_then(|()| out.flush()).map_err(|_| Stop::Gone)?;
         self.send(Event::EndSegment)?;
         self.send(Event::Leave { removed: Vec::new() })

@@ -181,6 +181,7 @@ impl Engine<'_> {
 
     /// Sends a composite to the sealers, however little it holds.
     pub(super) fn close_composite(&mut self, kind: PackKind) -> Result<(), Error> {
+        self.nodes.sealing(kind);
         match self.slot(kind).take() {
             Some(Gather { block, bytes, chunks }) => self.seal(block, kind, bytes, chunks),
             None => Ok(()),

@@ -17,17 +17,18 @@ use roaring::RoaringTreemap;
 
 use super::Error;
 use super::ahead::{Ahead, Later};
-use super::budget::Budget;
+use super::budget::{Budget, Loan};
 use super::calls::Calls;
 use super::devices::Devices;
 use super::event::{Enter, Event, NewFile, NewFiles, OldSegment, Plain, Reused};
 use super::found::{Below, Borders, Entries, Found, Ground, Name, Names, Next, Opened, SIBLINGS};
 use super::parking::SLOTS;
-use super::read::{Job, JobFile, Patience};
+use super::read::{FILE_OVERHEAD, Job, JobFile, Patience};
 use super::rules::Rules;
 use super::selection::Part;
 use crate::catalog::stats::{Stats, StatsReader};
 use crate::catalog::{BlockId, DirectoryId, DirectoryRow, Past, SegmentId, SegmentNode, SegmentRow};
+use crate::format::entry::Xattr;
 use crate::format::{BlockLocation, Content, Entry, Kind, Timestamp};
 use crate::monitor::{Monitor, Total};
 use crate::source::{self, Directory, Extended, LastMount, MountPlace, Standing, Stat, is_foreign, now};
@@ -48,9 +49,6 @@ const JOB_BYTES: u64 = 128 << 10;
 const SEGMENTS_AT_ONCE: usize = 4;
 /// Messages that a file's content may be ahead of the engine.
 pub(super) const AHEAD: usize = 4;
-
-/// About what a file takes beside its bytes while it is read ahead.
-const FILE_OVERHEAD: usize = 1 << 10;
 
 /// What the walk counted.
 #[derive(Debug, Default, Clone, Copy)]
@@ -88,6 +86,8 @@ pub(super) struct Walk<'a> {
     pub(super) large: Sender<Job>,
     /// Lends memory for small files; none if they wait elsewhere.
     pub(super) budget: Option<Budget>,
+    /// Lends memory for attributes.
+    pub(super) attributes: Budget,
     pub(super) monitor: &'a dyn Monitor,
     pub(super) stop: &'a AtomicBool,
     pub(super) ahead: Ahead,
@@ -217,6 +217,21 @@ impl Walk<'_> {
         if full { self.send_batch() } else { Ok(()) }
     }
 
+    /// Waits until there is room for attributes on their way to the engine, unless they are few.
+    pub(super) fn lend(&self, xattrs: &[Xattr]) -> Result<Option<Loan>, Stop> {
+        let bytes = xattrs.iter().map(|(name, value)| name.len() + value.len()).sum();
+        if bytes <= FILE_OVERHEAD {
+            return Ok(None);
+        }
+        if let Some(loan) = self.attributes.try_take(bytes) {
+            return Ok(Some(loan));
+        }
+        // Loans come back when the engine has what comes before.
+        self.send_files()?;
+        self.send_batch()?;
+        self.attributes.take(bytes).map(Some).ok_or(Stop::Gone)
+    }
+
     /// Sends what was held back.
     pub(super) fn send_batch(&self) -> Result<(), Stop> {
         let batch = self.batch.take();
@@ -237,7 +252,8 @@ impl Walk<'_> {
         self.entered.extend(row.iter().map(|row| row.id.0 as u64));
         let untrusted = self.is_fresh(stat, looked) || extended.missing.is_some();
         let (name, stat, device) = (name.to_vec(), stat.clone(), self.number_of(stat));
-        self.send(Event::Enter(Box::new(Enter { name, stat, device, extended, untrusted, row, again: false })))
+        let lent = self.lend(&extended.xattrs)?;
+        self.send(Event::Enter(Box::new(Enter { name, stat, device, extended, untrusted, row, again: false, lent })))
     }
 
     pub(super) fn is_fresh(&self, stat: &Stat, looked: Timestamp) -> bool {
@@ -451,7 +467,8 @@ impl Walk<'_> {
             self.counts.unmodified += 1;
         }
         let blocks = blocks_of(&mut entry, node);
-        self.send(Event::Reused(Box::new(Reused { entry, stat, blocks })))
+        let lent = self.lend(&entry.xattrs)?;
+        self.send(Event::Reused(Box::new(Reused { entry, stat, blocks, lent })))
     }
 
     /// An entry that is new or looks different.
@@ -491,7 +508,8 @@ impl Walk<'_> {
         drop(call);
         let untrusted = self.is_fresh(&stat, looked) || extended.missing.is_some();
         let entry = super::entry_of(name.into_vec(), &stat, extended, content);
-        self.send(Event::Plain(Box::new(Plain { entry, stat, untrusted, existed })))
+        let lent = self.lend(&entry.xattrs)?;
+        self.send(Event::Plain(Box::new(Plain { entry, stat, untrusted, existed, lent })))
     }
 
     fn file(&mut self, here: &Here<'_>, name: OsString, stat: &Stat, existed: bool) -> Result<(), Stop> {

@@ -59,6 +59,11 @@ impl Stats {
         }
     }
 
+    /// Bytes that it takes.
+    pub fn bytes(&self) -> usize {
+        self.0.len()
+    }
+
     /// Adds an entry by its identity, as a [`StatsReader`] gave it.
     pub fn push_again(&mut self, identity: &[u8]) {
         self.0.extend_from_slice(identity);

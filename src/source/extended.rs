@@ -37,6 +37,11 @@ impl Extended {
         found
     }
 
+    /// Bytes of names and values of the attributes.
+    pub fn bytes(&self) -> usize {
+        self.xattrs.iter().map(|(name, value)| name.len() + value.len()).sum()
+    }
+
     /// Names of the extended attributes of what `fd` is open on; none if they can't be listed.
     pub fn names_of(fd: impl AsFd) -> Vec<Vec<u8>> {
         let list = with_room(|buffer| Handle(fd.as_fd()).list(buffer)).unwrap_or_default();
