@@ -12,6 +12,7 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use common::{Run, Site, set_mode, set_time, settle};
+use rustix::fs::{FileType, Mode};
 use rustix::process::{Pid, Signal};
 
 /// Runs a program that `package` of Debian has; it must be there and be done.
@@ -178,4 +179,83 @@ fn what_a_running_restore_has_not_finished_is_left_alone() {
     assert!(unfinished.exists());
     restore(&site, &out, &[]).ok();
     assert!(!unfinished.exists());
+}
+
+/// brackfs, in a strace that lets calls fail; `inject` is what strace takes.
+#[track_caller]
+fn with_failing(site: &Site, inject: &str, arguments: &[&str]) -> Run {
+    let inner = site.command(arguments);
+    let mut command = Command::new("strace");
+    command.args(["-f", "-qq", "-o", "/dev/null", "-e"]).arg(format!("inject={inject}"));
+    command.arg(inner.get_program()).args(inner.get_args()).current_dir(site.path());
+    for (name, value) in inner.get_envs() {
+        match value {
+            Some(value) => command.env(name, value),
+            None => command.env_remove(name),
+        };
+    }
+    common::run(command)
+}
+
+/// Files with times of all kinds, a link and a pipe.
+fn with_times() -> Site {
+    let site = Site::with_files(&[("a", "one"), ("late", "two"), ("early", "three")]);
+    symlink("a", site.source().join("link")).unwrap();
+    rustix::fs::mknodat(rustix::fs::CWD, site.source().join("pipe"), FileType::Fifo, Mode::RUSR, 0).unwrap();
+    for (name, seconds) in [("a", 1_000_000_000), ("late", 5_000_000_000), ("early", -5_000_000_000), ("link", 7)] {
+        set_time(&site.source().join(name), seconds, 123_456_789);
+    }
+    ready(&site);
+    site
+}
+
+/// A restore that is run again finds that all is there, but for what is missing or has another content.
+#[track_caller]
+fn goes_on(out: &Path, restore: &dyn Fn() -> Run) {
+    restore().ok();
+    fs::remove_file(out.join("late")).unwrap();
+    let run = restore().ok();
+    assert_eq!(run.json()["skipped"], 4, "{run}");
+    assert_eq!(fs::read(out.join("late")).unwrap(), b"two");
+    fs::write(out.join("a"), "ONE").unwrap();
+    let run = restore().code(1);
+    assert!(run.stderr.contains("--conflict") && run.stderr.contains("out/a"), "{run}");
+    assert_eq!(fs::read(out.join("a")).unwrap(), b"ONE");
+}
+
+#[test]
+fn a_restore_goes_on_where_times_are_kept_in_coarse_steps_or_not_all_of_them() {
+    let site = with_times();
+    let out = ntfs(&site, "ntfs-3g", "permissions").join("out");
+    goes_on(&out, &|| restore(&site, &out, &[]));
+
+    // Small inodes hold whole seconds from 1901 to 2038.
+    let site = with_times();
+    let (image, place) = (site.path().join("image"), site.path().join("place"));
+    File::create(&image).unwrap().set_len(16 << 20).unwrap();
+    fs::create_dir(&place).unwrap();
+    tool("e2fsprogs", "mkfs.ext4", &[Path::new("-q"), Path::new("-F"), Path::new("-I"), Path::new("128"), &image]);
+    tool("mount", "mount", &[Path::new("-o"), Path::new("loop"), &image, &place]);
+    let out = place.join("out");
+    goes_on(&out, &|| restore(&site, &out, &[]));
+}
+
+#[test]
+fn a_restore_goes_on_where_no_time_can_be_set_since_contents_are_compared() {
+    let site = with_times();
+    let out = site.path().join("out");
+    let arguments = ["restore", "latest", "--json", "--to", out.to_str().unwrap()];
+    goes_on(&out, &|| with_failing(&site, "utimensat:error=EPERM", &arguments));
+}
+
+#[test]
+fn links_and_pipes_are_restored_where_all_files_have_one_owner() {
+    let site = with_times();
+    let squash = ["--force-user=nobody", "--force-group=nogroup", "--chown-ignore", "--chgrp-ignore"];
+    let out = bindfs(&site, &squash).join("out");
+    for _ in 0..2 {
+        restore(&site, &out, &[]).ok();
+        assert_eq!(names(&out), ["a", "early", "late", "link", "pipe"]);
+        assert_eq!(fs::read_link(out.join("link")).unwrap(), Path::new("a"));
+    }
 }

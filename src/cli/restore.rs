@@ -83,13 +83,13 @@ pub(super) struct Args {
 
 #[derive(Debug, Clone, Copy, ValueEnum)]
 enum OnConflict {
-    /// Leave those that look the same (kind, size, time); stop at any other
+    /// Leave those that look the same (kind, size, time; target of a link); stop at any other
     Abort,
     /// Leave them
     Skip,
     /// Replace them
     Overwrite,
-    /// Replace those whose kind, size or time differs
+    /// Replace those whose kind, size, time or target differs
     Update,
 }
 

@@ -264,7 +264,7 @@ pub(super) fn inode(stat: &Stat) -> Inode {
     (stat.st_dev, stat.st_ino)
 }
 
-fn times(mtime: Timestamp) -> Timestamps {
+pub(super) fn times(mtime: Timestamp) -> Timestamps {
     // The time of the last access is not in the snapshot. It is set all the same: file systems built on version 2 of
     // libfuse ignore a call that sets only one of both times, and report success.
     let now = Timespec { tv_sec: 0, tv_nsec: UTIME_NOW };

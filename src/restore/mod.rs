@@ -14,6 +14,7 @@
 //! - [`links`]: files of several names
 //! - [`order`]: the order of the packs
 //! - [`work`]: what workers do; [`mod@write`]: an entry, and its content; [`draft`]: what has no name yet
+//! - [`same`]: whether an entry is there already
 //! - [`describe`]: owner, extended attributes, mode, times, inode flags
 //! - [`refusals`]: what the system does not allow, said once
 
@@ -26,6 +27,7 @@ mod opened;
 mod options;
 mod order;
 mod refusals;
+mod same;
 mod temporary;
 mod work;
 mod write;
@@ -386,7 +388,7 @@ impl Run<'_> {
     /// Counts what would become of an entry. Returns whether its content would be there.
     fn would_write(&self, job: &Job) -> Result<bool, Error> {
         let entry = job.listed.entry();
-        let there = job.folder.find().and_then(|directory| write::there(&directory, entry));
+        let there = job.folder.find().and_then(|directory| same::there(&directory, entry));
         match (there, self.options.conflict) {
             (Some(there), Conflict::Abort) if !there.same => {
                 return Err(Error::Conflict { path: self.to.join(&job.path) });

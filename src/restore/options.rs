@@ -7,14 +7,14 @@ use crate::source::{Pattern, Patterns};
 /// What to do with a file that is there already.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub enum Conflict {
-    /// Leave it if its kind, size and time are those in the snapshot; otherwise stop.
+    /// Leave it if its kind, size and time (of a link: its target) are those in the snapshot; otherwise stop.
     #[default]
     Abort,
     /// Leave it as it is.
     Skip,
     /// Replace it.
     Overwrite,
-    /// Replace it if its kind, size or time differs.
+    /// Replace it if its kind, size or time (of a link: its target) differs.
     Update,
 }
 

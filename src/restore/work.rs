@@ -86,7 +86,7 @@ impl Run<'_> {
     fn link(&self, job: &Job, first: &Path, at: &At<'_>, writing: &Writing<'_>) -> Result<bool, Error> {
         let entry = job.listed.entry();
         let linked = job.folder.open_beneath(first).map_err(write::Error::Io);
-        match linked.and_then(|(folder, first)| writing.link((&folder, &first), at, entry)) {
+        match linked.and_then(|(folder, first)| writing.link((&folder, &first), at, &job.listed)) {
             Ok(Linked::Made) => {
                 self.counts.others.fetch_add(1, Ordering::Relaxed);
                 self.passed(entry);

@@ -8,7 +8,7 @@ use std::io::{self, Seek, SeekFrom, Write};
 use std::os::fd::OwnedFd;
 use std::sync::atomic::{AtomicBool, Ordering};
 
-use rustix::fs::{AtFlags, FileType, Mode};
+use rustix::fs::{AtFlags, Mode};
 use rustix::io::Errno;
 
 use super::Conflict;
@@ -16,9 +16,10 @@ use super::describe::{Describe, FORBIDDING, Inode, inode};
 use super::draft::Draft;
 use super::opened::{Clash, Opened};
 use super::refusals::What;
+use super::same::{self, There, file_type};
 use super::temporary;
 use crate::format::entry::Content;
-use crate::format::{ContentHasher, Entry, Kind};
+use crate::format::{ContentHasher, Kind};
 use crate::monitor::Progress;
 use crate::reader::{self, FileReader, Listed, Reader};
 
@@ -34,16 +35,6 @@ pub(super) enum Written {
     Skipped(There),
     /// The system does not let us, or it would be a device that its mount ignored; that is counted.
     Refused,
-}
-
-/// What has the name of an entry already.
-#[derive(Debug, Clone, Copy)]
-pub(super) struct There {
-    /// It looks like the entry.
-    pub(super) same: bool,
-    /// It is a directory, which no file takes the place of.
-    pub(super) directory: bool,
-    pub(super) inode: Inode,
 }
 
 /// What became of a further name.
@@ -76,20 +67,6 @@ impl From<Errno> for Error {
     }
 }
 
-/// What has the entry's name, if anything.
-pub(super) fn there(directory: &OwnedFd, entry: &Entry) -> Option<There> {
-    let there = rustix::fs::statat(directory, entry.name.as_slice(), AtFlags::SYMLINK_NOFOLLOW).ok()?;
-    let kind = FileType::from_raw_mode(there.st_mode);
-    let sized = matches!(entry.kind, Kind::File | Kind::Symlink);
-    // Some file systems keep whole seconds only.
-    let nanos = there.st_mtime_nsec == u64::from(entry.mtime.nanos) || there.st_mtime_nsec == 0;
-    let same = kind == file_type(entry.kind)
-        && (!sized || there.st_size as u64 == entry.size)
-        && there.st_mtime == entry.mtime.seconds
-        && nanos;
-    Some(There { same, directory: kind == FileType::Directory, inode: inode(&there) })
-}
-
 /// How entries are written.
 pub(super) struct Writing<'a> {
     pub(super) reader: &'a Reader,
@@ -109,10 +86,10 @@ pub(super) struct At<'a> {
 impl Writing<'_> {
     /// Writes an entry that is no directory.
     pub(super) fn entry(&self, listed: &Listed, at: &At<'_>) -> Result<Written, Error> {
-        let there = look(at, listed.entry())?;
+        let there = self.look(at, listed)?;
         match self.entry_unless(there, listed, at) {
             // Something got its name meanwhile: another entry, or a file of somebody else.
-            Err(Error::Exists) if there.is_none() => self.entry_unless(look(at, listed.entry())?, listed, at),
+            Err(Error::Exists) if there.is_none() => self.entry_unless(self.look(at, listed)?, listed, at),
             other => other,
         }
     }
@@ -214,14 +191,20 @@ impl Writing<'_> {
     }
 
     /// Gives the file `first` in `folder` a further name.
-    pub(super) fn link(&self, (folder, first): (&OwnedFd, &[u8]), at: &At<'_>, entry: &Entry) -> Result<Linked, Error> {
+    pub(super) fn link(
+        &self,
+        (folder, first): (&OwnedFd, &[u8]),
+        at: &At<'_>,
+        listed: &Listed,
+    ) -> Result<Linked, Error> {
+        let entry = listed.entry();
         let into = &*at.opened.fd;
         let link = |name: &[u8]| rustix::fs::linkat(folder, first, into, name, AtFlags::empty());
         match link(&entry.name) {
             Err(Errno::EXIST) => {}
             other => return Ok(other.map(|()| Linked::Made)?),
         }
-        let Some(there) = look(at, entry)? else { return Ok(link(&entry.name).map(|()| Linked::Made)?) };
+        let Some(there) = self.look(at, listed)? else { return Ok(link(&entry.name).map(|()| Linked::Made)?) };
         let first_inode = || rustix::fs::statat(folder, first, AtFlags::SYMLINK_NOFOLLOW).map(|first| inode(&first));
         match self.conflict {
             Conflict::Skip => return Ok(Linked::There),
@@ -240,25 +223,16 @@ impl Writing<'_> {
         })?;
         Ok(Linked::Made)
     }
-}
 
-/// What has an entry's name, if anything; an error if it belongs to another entry.
-fn look(at: &At<'_>, entry: &Entry) -> Result<Option<There>, Error> {
-    let there = there(&at.opened.fd, entry);
-    match there.and_then(|there| (at.clash)(there.inode)) {
-        Some(clash) => Err(Error::Clash(clash)),
-        None => Ok(there),
-    }
-}
-
-fn file_type(kind: Kind) -> FileType {
-    match kind {
-        Kind::File => FileType::RegularFile,
-        Kind::Directory => FileType::Directory,
-        Kind::Symlink => FileType::Symlink,
-        Kind::Fifo => FileType::Fifo,
-        Kind::Socket => FileType::Socket,
-        Kind::CharDevice => FileType::CharacterDevice,
-        Kind::BlockDevice => FileType::BlockDevice,
+    /// What has an entry's name, if anything; an error if it belongs to another entry.
+    fn look(&self, at: &At<'_>, listed: &Listed) -> Result<Option<There>, Error> {
+        let Some(there) = same::there(&at.opened.fd, listed.entry()) else { return Ok(None) };
+        if let Some(clash) = (at.clash)(there.inode) {
+            return Err(Error::Clash(clash));
+        }
+        match self.conflict {
+            Conflict::Abort | Conflict::Update => Ok(Some(there.look_closer(&at.opened.fd, listed, self.reader))),
+            Conflict::Skip | Conflict::Overwrite => Ok(Some(there)),
+        }
     }
 }
