@@ -440,7 +440,7 @@ impl World {
         let chunk = random.choose(&["--chunk-size=32KiB", "--chunk-size=512KiB"]).to_string();
         self.site.backup(&[&chunk]).ok();
         let object = snapshot_objects(&self.site).pop().unwrap();
-        let name = object.file_name().unwrap().to_str().unwrap().split_once('-').unwrap().0.to_owned();
+        let name = object.file_name().unwrap().to_str().unwrap().split('-').nth(1).unwrap().to_owned();
         let taken = Taken { name, object, tree: tree(&kept), kept, removed: AtomicBool::new(false) };
         // From now on it is listed, and the next one has another name.
         sleep(SEEN);

@@ -252,7 +252,7 @@ fn a_mount_shows_the_older_snapshot_though_the_newest_is_damaged() {
 fn an_older_snapshot_that_is_missing_is_noticed() {
     let twice = Twice::new(true);
     let _damaged = Damaged::new(&twice.snapshots[0], Damage::Missing);
-    let (_, id) = leaf(&twice.snapshots[0]).split_once('-').expect("an id");
+    let (_, id) = leaf(&twice.snapshots[0]).rsplit_once('-').expect("an id");
     twice.check_names(&["--read-data"], &[id]);
 }
 
@@ -327,8 +327,8 @@ fn packs_that_were_exchanged_are_noticed_and_give_no_wrong_bytes() {
 fn an_older_snapshot_that_was_renamed_to_look_newer_is_passed_over() {
     for encrypted in [true, false] {
         let twice = Twice::new(encrypted);
-        let (_, id) = leaf(&twice.snapshots[0]).split_once('-').unwrap();
-        let newer = format!("20990101T000000Z-{id}");
+        let (_, id) = leaf(&twice.snapshots[0]).rsplit_once('-').unwrap();
+        let newer = format!("9999999999-20990101T000000Z-{id}");
         fs::rename(&twice.snapshots[0], twice.snapshots[0].with_file_name(&newer)).unwrap();
         twice.check_names(&[], &[&newer]);
         let (run, restored) = twice.restore();

@@ -597,11 +597,14 @@ impl Handmade {
         fs::write(pack, &self.bytes).unwrap();
         let content = Content::Directory(Subtree { below, node: Some(top) });
         let root = format::Entry { mode: 0o755, ..handmade("", format::Kind::Directory, content) };
-        let name =
-            SnapshotName { source: SourceId::random(), time: "20200101T000000Z".into(), id: SnapshotId::random() };
+        let name = SnapshotName {
+            source: SourceId::random(),
+            sequence: 1,
+            time: "19700101T000000Z".into(),
+            id: SnapshotId::random(),
+        };
         let snapshot = Snapshot {
             name,
-            sequence: 1,
             source: "handmade".into(),
             host: "host".into(),
             started: Default::default(),

@@ -111,11 +111,11 @@ impl Forger {
         let source = Source { id: SourceId::random(), name: "planted".into() };
         writer.put_source(&source).unwrap();
         let time = Timestamp { seconds: 1_763_650_321, nanos: 0 };
-        let name = SnapshotName { source: source.id, time: "20251120T145201Z".into(), id: SnapshotId::random() };
+        let name =
+            SnapshotName { source: source.id, sequence: 1, time: "20251120T145201Z".into(), id: SnapshotId::random() };
         let root = directory("", below, Some(top.chunk(0)));
         let snapshot = Snapshot {
             name: name.clone(),
-            sequence: 1,
             source: source.name,
             host: "nowhere".into(),
             started: time,

@@ -96,7 +96,6 @@ impl Engine<'_> {
         let before = before.unwrap_or_default();
         Ok(SnapshotBlocks {
             snapshot: row.name.clone(),
-            sequence: row.sequence,
             source: row.source.clone(),
             files: row.files,
             bytes: row.bytes,

@@ -73,7 +73,7 @@ use crate::catalog::stats::{Identity, Stats};
 use crate::catalog::{Catalog, DirectoryId, Presence, SnapshotRow, SourceRow};
 use crate::format::entry::{Content, Entry, Subtree};
 use crate::format::id::{SnapshotId, SourceId};
-use crate::format::name::SnapshotName;
+use crate::format::name::{self, SnapshotName};
 use crate::format::snapshot::{Snapshot, Statistics};
 use crate::format::source::Source;
 use crate::format::{ChunkRef, Items, Node, Timestamp};
@@ -570,8 +570,12 @@ impl Run<'_> {
             Some((row, blocks)) => (Some(row.name.id), blocks.map(|blocks| (row.name, blocks))),
             None => (None, None),
         };
-        let time = self.name_time(engine.catalog.newest_time()?.as_deref());
-        let name = SnapshotName { source: self.source.1, time, id: SnapshotId::random() };
+        let name = SnapshotName {
+            source: self.source.1,
+            sequence: self.session.generation,
+            time: name::time(self.started.seconds),
+            id: SnapshotId::random(),
+        };
         let (identity, root) = (self.identity(root, root.untrusted), self.root_node(engine, root)?);
         let row = self.row(&name, identity, counts, engine.tally);
         let blocks = engine.snapshot_blocks(&row, base)?;
@@ -582,7 +586,6 @@ impl Run<'_> {
         let statistics = statistics(counts, engine.tally);
         let snapshot = Snapshot {
             name: name.clone(),
-            sequence: row.sequence,
             source: row.source.clone(),
             host: row.host.clone(),
             started: self.started,
@@ -600,17 +603,6 @@ impl Run<'_> {
         engine.catalog.set_finished()?;
         engine.catalog.commit()?;
         Ok(self.summary(Some(name), counts, engine.tally))
-    }
-
-    /// The time in the snapshot's name. Names of a repository's snapshots ascend, also if the clock does not.
-    fn name_time(&self, previous: Option<&str>) -> String {
-        let mut time = self.started;
-        if let Some(last) = previous.and_then(parse_utc)
-            && last >= time.seconds
-        {
-            time.seconds = last + 1;
-        }
-        utc(time)
     }
 
     /// The node that stands in the snapshot: the root directory's entry.
@@ -645,7 +637,6 @@ impl Run<'_> {
         let statistics = statistics(counts, tally);
         SnapshotRow {
             name: name.clone(),
-            sequence: self.session.generation,
             source: self.scope.name.clone(),
             host: rustix::system::uname().nodename().to_string_lossy().into_owned(),
             paths: self.scope.paths.iter().map(|path| path.as_os_str().as_bytes().to_vec()).collect(),
@@ -699,18 +690,6 @@ fn statistics(counts: Counts, tally: Tally) -> Statistics {
         bytes: counts.bytes,
         stored_bytes: tally.data_bytes + tally.tree_bytes,
     }
-}
-
-/// A time as it stands in a snapshot's name: UTC, without colons.
-fn utc(time: Timestamp) -> String {
-    let time = jiff::Timestamp::new(time.seconds, 0).unwrap_or_default();
-    time.strftime("%Y%m%dT%H%M%SZ").to_string()
-}
-
-/// The seconds that such a time stands for.
-fn parse_utc(text: &str) -> Option<i64> {
-    let time = jiff::civil::DateTime::strptime("%Y%m%dT%H%M%SZ", text).ok()?;
-    Some(time.to_zoned(jiff::tz::TimeZone::UTC).ok()?.timestamp().as_second())
 }
 
 /// An entry with what the file system says of it.

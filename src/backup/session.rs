@@ -18,6 +18,9 @@ use crate::source::now;
 use crate::state::{Lock, RepositoryState};
 use crate::target::ErrorKind;
 
+/// Seconds that the clock may be behind the last backup's before it is said: two machines or a correction differ by less.
+const CLOCK_TOLERANCE: i64 = 60;
+
 /// A run that may write to a repository.
 pub(super) struct Session<'r> {
     pub(super) repository: &'r Repository,
@@ -111,6 +114,7 @@ impl<'r> Session<'r> {
             session.announce(&mut catalog)?;
             inventory.put_back(lost, &catalog, &session.writer, &host)?;
         }
+        say_if_clock_is_behind(&catalog, monitor)?;
         if !session.unfinished.is_empty() {
             // What a killed run left in sight may not be on disk yet, and is relied on from here on.
             repository.target().sync(&name::FOLDERS)?;
@@ -237,6 +241,22 @@ pub(super) fn look(
         monitor.note(&format!("{words}. A backup compares packs first; what is lost it stores again"));
     }
     Ok(catalog)
+}
+
+/// Says so if the clock is behind the last snapshot: either it is wrong now, or it was then.
+fn say_if_clock_is_behind(catalog: &Catalog, monitor: &dyn Monitor) -> Result<(), Error> {
+    let shown = |seconds| jiff::Timestamp::from_second(seconds).unwrap_or_default();
+    let newest = catalog.newest_time()?;
+    if let Some(newest) = newest.as_deref().and_then(name::parse_time)
+        && newest.saturating_sub(now().seconds) > CLOCK_TOLERANCE
+    {
+        monitor.note(&format!(
+            "the clock ({}) is behind the start of the last backup ({}); snapshots are dated by the clock and listed in the order in which they were made",
+            shown(now().seconds),
+            shown(newest)
+        ));
+    }
+    Ok(())
 }
 
 /// Compares the host key, and what the target shows, with what was fixed at init.

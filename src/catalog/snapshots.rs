@@ -19,8 +19,6 @@ pub struct SourceRow(pub i64);
 pub struct SnapshotRow {
     /// Its place.
     pub name: SnapshotName,
-    /// Its number.
-    pub sequence: u64,
     /// Its source's name.
     pub source: String,
     /// The machine.
@@ -136,7 +134,7 @@ impl Catalog {
         let added = self.db.execute(
             "INSERT INTO snapshots VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
             params![
-                snapshot.sequence as i64,
+                snapshot.name.sequence as i64,
                 snapshot.name.id.0,
                 source.0,
                 snapshot.name.time,
@@ -194,9 +192,10 @@ impl Catalog {
         rows.into_iter().map(|raw| self.snapshot(raw)).collect()
     }
 
-    /// The time in the name of the newest snapshot.
+    /// When the backup of the newest snapshot began, as its name says; `None` if there is no snapshot.
     pub fn newest_time(&self) -> Result<Option<String>, Error> {
-        let newest = self.db.query_row("SELECT max(time) FROM snapshots", [], |row| row.get(0));
+        let select = "SELECT time FROM snapshots ORDER BY sequence DESC LIMIT 1";
+        let newest = self.db.query_row(select, [], |row| row.get(0)).optional();
         newest.map_err(self.failed("read the last snapshot"))
     }
 
@@ -270,8 +269,7 @@ impl Catalog {
         let source = SourceId::from_slice(&raw.source_id).map_err(|e| self.damaged(e))?;
         let id = SnapshotId::from_slice(&raw.id).map_err(|e| self.damaged(e))?;
         Ok(SnapshotRow {
-            name: SnapshotName { source, time: raw.time, id },
-            sequence: raw.sequence as u64,
+            name: SnapshotName { source, sequence: raw.sequence as u64, time: raw.time, id },
             source: raw.source,
             host: raw.host,
             paths: serde_json::from_slice(&raw.paths).map_err(|e| self.damaged(e))?,

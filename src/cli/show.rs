@@ -87,10 +87,15 @@ pub(super) fn parse_time(text: &str) -> Result<Timestamp, String> {
     Ok(Timestamp { seconds, nanos: nanos.unsigned_abs() })
 }
 
-/// A time in RFC 3339, UTC, whole seconds.
+/// A time in RFC 3339, UTC, whole seconds. One outside of the years 0 to 9999, which RFC 3339 cannot show, is `@` and
+/// the seconds since 1970, as date(1) takes it.
 pub(super) fn rfc3339(time: Timestamp) -> String {
-    jiff::Timestamp::new(time.seconds, 0).unwrap_or_default().to_string()
+    let shown = jiff::Timestamp::from_second(time.seconds).ok().filter(|_| time.seconds >= YEAR_0);
+    shown.map_or_else(|| format!("@{}", time.seconds), |time| time.to_string())
 }
+
+/// The first second of the year 0.
+const YEAR_0: i64 = -62_167_219_200;
 
 /// The time in a snapshot's name in RFC 3339.
 pub(super) fn name_time(name: &str) -> String {
@@ -193,6 +198,11 @@ mod tests {
         assert_eq!(mode(Kind::File, 0o4755), "-rwsr-xr-x");
         assert_eq!(mode(Kind::Directory, 0o1776), "drwxrwxrwT");
         assert_eq!(name_time("20261120T145201Z"), "2026-11-20T14:52:01Z");
-        assert_eq!(rfc3339(Timestamp { seconds: -1, nanos: 0 }), "1969-12-31T23:59:59Z");
+        let shown = |seconds| rfc3339(Timestamp { seconds, nanos: 0 });
+        assert_eq!(shown(-1), "1969-12-31T23:59:59Z");
+        assert_eq!(shown(YEAR_0), "0000-01-01T00:00:00Z");
+        assert_eq!(shown(YEAR_0 - 1), "@-62167219201");
+        assert_eq!(shown(910_692_730_085), "@910692730085");
+        assert_eq!(shown(i64::MIN), format!("@{}", i64::MIN));
     }
 }

@@ -20,7 +20,11 @@ use crate::state::RepositoryState;
 /// they are read from the repository and verified.
 ///
 /// A line shows the beginning of the id, the time at which the backup began (UTC), the source, the number of files, their
-/// size, the paths, and tags.
+/// size, the paths, and tags. The order is that in which the snapshots were made, whatever the clock said then.
+///
+/// Other commands take a snapshot (SNAP) by these words: latest; the beginning of the id; or a time as it is listed here,
+/// or its beginning, such as 2026-11-20, 2026-11-20T14:52 or '2026-11-20 14:52:01Z', in UTC unless it has an offset such
+/// as +01:00. SOURCE/ before any of them means a source's own. Of several snapshots with such a time the newest is taken.
 #[derive(Debug, clap::Args)]
 #[command(after_help = "\
 Examples:

@@ -79,7 +79,7 @@ fn write_line(stretch: &Stretch, out: &mut dyn Write) -> std::io::Result<()> {
                 other => show::kind(other).to_owned(),
             };
             let digest = digest(version).map(|digest| digest.to_string()).unwrap_or_default();
-            write!(out, "{size:>9}  {}  {digest:<16.16}  ", rfc3339(entry.mtime))?;
+            write!(out, "{size:>9}  {:<20}  {digest:<16.16}  ", rfc3339(entry.mtime))?;
         }
         None => write!(out, "{:>9}  {:<20}  {:<16}  ", "missing", "", "")?,
     }

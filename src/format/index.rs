@@ -77,8 +77,6 @@ pub type BlockRuns = Vec<(u32, u32)>;
 pub struct SnapshotBlocks {
     /// The snapshot.
     pub snapshot: SnapshotName,
-    /// Its number.
-    pub sequence: u64,
     /// Its source's name.
     pub source: String,
     /// Its files.
@@ -119,11 +117,11 @@ impl Index {
             pack.blocks.iter().for_each(|block| block.write(&mut w));
         }
         if let Some(blocks) = &self.snapshot {
-            w.uint(4).array(9).text(&blocks.snapshot.object());
+            w.uint(4).array(8).text(&blocks.snapshot.object());
             w.text(&blocks.base.as_ref().map(SnapshotName::object).unwrap_or_default());
             write_runs(&mut w, &blocks.added);
             write_runs(&mut w, &blocks.removed);
-            w.uint(blocks.sequence).text(&blocks.source);
+            w.text(&blocks.source);
             w.uint(blocks.files).uint(blocks.bytes).uint(blocks.stored_bytes);
         }
         w.finish()
@@ -136,23 +134,19 @@ impl Index {
             match key {
                 3 => index.packs = (0..r.array()?).map(|_| read_pack(r)).collect::<Result<_, _>>()?,
                 4 => {
-                    r.array_of(9)?;
+                    r.array_of(8)?;
                     let snapshot = SnapshotName::parse(r.text()?)?;
                     let base = match r.text()? {
                         "" => None,
                         base => Some(SnapshotName::parse(base)?),
                     };
                     let (added, removed) = (read_runs(r)?, read_runs(r)?);
-                    let (sequence, source) = (r.uint()?, r.text()?.to_owned());
-                    if sequence > name::LAST_NUMBER {
-                        return Err(r.wrong(format!("the snapshot's number {sequence}")));
-                    }
+                    let source = r.text()?.to_owned();
                     if !is_source_name(&source) {
                         return Err(r.wrong(format!("the source name {source:?}")));
                     }
                     let (files, bytes, stored_bytes) = (r.uint()?, r.uint()?, r.uint()?);
-                    let blocks =
-                        SnapshotBlocks { snapshot, sequence, source, files, bytes, stored_bytes, base, added, removed };
+                    let blocks = SnapshotBlocks { snapshot, source, files, bytes, stored_bytes, base, added, removed };
                     index.snapshot = Some(blocks);
                 }
                 _ => return Ok(false),
@@ -233,8 +227,12 @@ mod tests {
     #[test]
     fn round_trip() {
         let digest = Digest::of(b"x");
-        let name =
-            SnapshotName { source: SourceId::random(), time: "20261120T145201Z".into(), id: SnapshotId::random() };
+        let name = SnapshotName {
+            source: SourceId::random(),
+            sequence: 7,
+            time: "20261120T145201Z".into(),
+            id: SnapshotId::random(),
+        };
         let pack = PackId::random();
         let blocks = vec![
             IndexedBlock { length: 10, chunks: vec![(digest, 5), (digest, 6)] },
@@ -244,7 +242,6 @@ mod tests {
             packs: vec![IndexedPack { id: pack, kind: PackKind::Tree, digest, blocks }],
             snapshot: Some(SnapshotBlocks {
                 snapshot: name.clone(),
-                sequence: 7,
                 source: "home".into(),
                 files: 3,
                 bytes: 4,

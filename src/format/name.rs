@@ -92,47 +92,71 @@ pub fn owner(fingerprint: &str) -> String {
     format!("{KEYS}owner-{fingerprint}.asc")
 }
 
-/// A snapshot's place: its source, when it was made (UTC, without colons) and its id.
+/// A snapshot's place: its source, its number, when the backup began, and its id.
+///
+/// The number gives the order; the clock may have been wrong at any time. Both stand in the name so that snapshots can be
+/// listed in order, and with their times, without opening any. Only the document proves them.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct SnapshotName {
     /// The source it is a snapshot of.
     pub source: SourceId,
-    /// When the backup began: `20261120T145201Z`.
+    /// Its number, at most [`LAST_NUMBER`]: greater than those of all earlier snapshots of the repository.
+    pub sequence: u64,
+    /// When the backup began, in UTC: `20261120T145201Z`.
     pub time: String,
-    /// Tells snapshots of the same second apart.
+    /// Its id.
     pub id: SnapshotId,
+}
+
+/// The first and the last second that a name can show: years have four digits.
+const TIMES: (i64, i64) = (-62_167_219_200, 253_402_207_200);
+
+/// A time as it stands in a snapshot's name. Times that it cannot show become the nearest that it can.
+pub fn time(seconds: i64) -> String {
+    let (first, last) = TIMES;
+    // All of these have a date.
+    let time = jiff::Timestamp::from_second(seconds.clamp(first, last)).unwrap_or_default();
+    time.strftime("%Y%m%dT%H%M%SZ").to_string()
+}
+
+/// The seconds since 1970 that a time in a snapshot's name stands for; `None` if there is no such date.
+pub fn parse_time(text: &str) -> Option<i64> {
+    let time = jiff::civil::DateTime::strptime("%Y%m%dT%H%M%SZ", text).ok()?;
+    Some(time.to_zoned(jiff::tz::TimeZone::UTC).ok()?.timestamp().as_second())
 }
 
 impl SnapshotName {
     /// The name of the object.
     pub fn object(&self) -> String {
-        format!("{SNAPSHOTS}{}/{}-{}", self.source, self.time, self.id)
+        format!("{SNAPSHOTS}{}/{:010}-{}-{}", self.source, self.sequence, self.time, self.id)
     }
 
     /// The snapshot that an object name stands for.
     pub fn parse(name: &str) -> Result<Self, Error> {
         let parts = || {
             let (source, leaf) = name.strip_prefix(SNAPSHOTS)?.split_once('/')?;
-            let (time, id) = leaf.split_once('-')?;
-            Some((source, time, id))
+            let (sequence, rest) = leaf.split_once('-')?;
+            let (time, id) = rest.split_once('-')?;
+            Some((source, sequence, time, id))
         };
-        let (source, time, id) = parts().ok_or_else(|| Error::malformed("snapshot name", name))?;
+        let (source, number, time, id) = parts().ok_or_else(|| Error::malformed("snapshot name", name))?;
+        let sequence = number.parse().ok().filter(|_| number.len() == 10 && is_digits(number));
+        let sequence = sequence.ok_or_else(|| Error::malformed("snapshot name", format!("{number} is no number")))?;
         if !is_time(time) {
             return Err(Error::malformed("snapshot name", format!("{time} is no time")));
         }
-        Ok(SnapshotName { source: source.parse()?, time: time.to_owned(), id: id.parse()? })
+        Ok(SnapshotName { source: source.parse()?, sequence, time: time.to_owned(), id: id.parse()? })
     }
+}
+
+fn is_digits(text: &str) -> bool {
+    text.bytes().all(|byte| byte.is_ascii_digit())
 }
 
 /// Whether `text` has the shape `20261120T145201Z`.
 fn is_time(text: &str) -> bool {
-    let bytes = text.as_bytes();
-    bytes.len() == 16
-        && bytes.iter().enumerate().all(|(at, byte)| match at {
-            8 => *byte == b'T',
-            15 => *byte == b'Z',
-            _ => byte.is_ascii_digit(),
-        })
+    let parts = text.strip_suffix('Z').and_then(|text| text.split_once('T'));
+    parts.is_some_and(|(date, time)| date.len() == 8 && time.len() == 6 && is_digits(date) && is_digits(time))
 }
 
 #[cfg(test)]
@@ -150,10 +174,44 @@ mod tests {
         for number in strange {
             assert_eq!(parse_generation(&format!("generation/{number}")), None, "{number}");
         }
-        let name =
-            SnapshotName { source: SourceId::random(), time: "20261120T145201Z".into(), id: SnapshotId::random() };
+        let (source, id) = (SourceId::random(), SnapshotId::random());
+        let name = SnapshotName { source, sequence: 7, time: "20261120T145201Z".into(), id };
         assert_eq!(SnapshotName::parse(&name.object()).unwrap(), name);
-        assert!(SnapshotName::parse("snapshots/x/20261120T145201Z-0000000000000000").is_err());
+        let last = SnapshotName { sequence: LAST_NUMBER, ..name };
+        assert_eq!(SnapshotName::parse(&last.object()).unwrap(), last);
+        let leaves = [
+            format!("20261120T145201Z-{id}"),
+            format!("7-20261120T145201Z-{id}"),
+            format!("+000000007-20261120T145201Z-{id}"),
+            format!("00000000007-20261120T145201Z-{id}"),
+            format!("0000000007-20261120T145201-{id}"),
+            format!("0000000007-2026112aT145201Z-{id}"),
+            "0000000007-20261120T145201Z-".into(),
+        ];
+        for leaf in leaves {
+            assert!(SnapshotName::parse(&format!("snapshots/{source}/{leaf}")).is_err(), "{leaf}");
+        }
+        assert!(SnapshotName::parse(&format!("snapshots/x/0000000007-20261120T145201Z-{id}")).is_err());
         assert!(SnapshotName::parse("snapshots/../..").is_err());
+    }
+
+    #[test]
+    fn names_sort_by_number_whatever_the_clock_said() {
+        let source = SourceId::random();
+        let name = |sequence, seconds| {
+            SnapshotName { source, sequence, time: time(seconds), id: SnapshotId::random() }.object()
+        };
+        assert!(name(9, 4_000_000_000) < name(10, 0));
+        for (seconds, shown) in [
+            (1_795_186_321, "20261120T145201Z"),
+            (-1, "19691231T235959Z"),
+            (4_323_398_400, "21070102T080000Z"),
+            (i64::MIN, "00000101T000000Z"),
+            (i64::MAX, "99991230T220000Z"),
+        ] {
+            assert_eq!(time(seconds), shown);
+        }
+        assert_eq!(parse_time(&time(1_795_186_321)), Some(1_795_186_321));
+        assert_eq!(parse_time("99999999T999999Z"), None);
     }
 }

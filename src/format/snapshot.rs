@@ -5,7 +5,7 @@ use super::cbor::{Reader, Writer};
 use super::document::{DocumentKind, Header};
 use super::entry::{Entry, Timestamp};
 use super::id::{RepositoryId, SnapshotId};
-use super::name::SnapshotName;
+use super::name::{self, SnapshotName};
 use super::node::{Items, Node};
 use super::source::is_source_name;
 
@@ -27,10 +27,8 @@ pub struct Statistics {
 /// One finished backup of one source.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Snapshot {
-    /// Its place, which says source, time and id.
+    /// Its place, with its source, number, time and id.
     pub name: SnapshotName,
-    /// Grows by at least one with each snapshot of the repository.
-    pub sequence: u64,
     /// The source's name.
     pub source: String,
     /// The name of the machine.
@@ -72,7 +70,7 @@ impl Snapshot {
     pub fn encode(&self, repository: RepositoryId) -> Vec<u8> {
         let header = Snapshot::header(repository, &self.name);
         let mut w = header.begin(11 + usize::from(self.previous.is_some()));
-        w.uint(3).uint(self.sequence);
+        w.uint(3).uint(self.name.sequence);
         w.uint(4).text(&self.source);
         w.uint(5).text(&self.host);
         self.started.write(w.uint(6));
@@ -120,16 +118,20 @@ impl Snapshot {
             }
             Ok(true)
         })?;
+        // The name is the place, and it is shown without opening the snapshot.
+        let (sequence, started) = (r.need("sequence", sequence)?, r.need("start", started)?);
+        if sequence != name.sequence || name::time(started.seconds) != name.time {
+            return Err(r.wrong("another number or time than its name"));
+        }
         let source = r.need("source", source)?;
         if !is_source_name(&source) {
             return Err(r.wrong(format!("the source name {source:?}")));
         }
         Ok(Snapshot {
             name: name.clone(),
-            sequence: r.need("sequence", sequence)?,
             source,
             host: r.need("host", host)?,
-            started: r.need("start", started)?,
+            started,
             finished: r.need("end", finished)?,
             paths,
             tags,

@@ -130,10 +130,10 @@ impl Inventory<'_> {
                     false => found.missing_packs += 1,
                 }
             }
-            if let Some(SnapshotBlocks { snapshot, sequence, .. }) = &index.snapshot
+            if let Some(SnapshotBlocks { snapshot, .. }) = &index.snapshot
                 && !catalog.has_snapshot(snapshot.id)?
             {
-                unknown.push((*sequence, id));
+                unknown.push((snapshot.sequence, id));
             }
         }
         if foreign > 0 {
@@ -157,8 +157,8 @@ impl Inventory<'_> {
             let Index { snapshot: Some(blocks), .. } = self.access.index(self.repository, id)? else { continue };
             let name = &blocks.snapshot;
             // Of two histories of the repository, the one that is there counts.
-            catalog.forget_not_found(blocks.sequence)?;
-            if catalog.has_snapshot(name.id)? || catalog.has_sequence(blocks.sequence)? {
+            catalog.forget_not_found(name.sequence)?;
+            if catalog.has_snapshot(name.id)? || catalog.has_sequence(name.sequence)? {
                 continue;
             }
             let is_there = there.contains(&name.id);
@@ -168,7 +168,6 @@ impl Inventory<'_> {
             };
             let row = SnapshotRow {
                 name: name.clone(),
-                sequence: blocks.sequence,
                 source: blocks.source.clone(),
                 host: String::new(),
                 paths: Vec::new(),

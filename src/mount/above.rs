@@ -16,6 +16,7 @@ use super::lock::lock;
 use super::number::{Ino, Number, Place};
 use super::tags::{self, Tags};
 use crate::format::id::SourceId;
+use crate::format::name::SnapshotName;
 use crate::format::snapshot::Snapshot;
 use crate::format::{Kind, Timestamp, name};
 use crate::monitor::Monitor;
@@ -95,12 +96,14 @@ impl Above {
                 self.folder(Place::Source(source))
             }
             Place::Source(source) => {
-                let catalogue = self.refreshed()?;
-                let shown = catalogue.snapshots_of(source).ok_or(Error::NotFound)?;
-                if text != Some(LATEST) {
+                if text == Some(LATEST) {
+                    let newest = self.newest(source)?.ok_or(Error::NotFound)?;
+                    self.symlink(&lock(&self.catalogue), Place::Latest(newest))?
+                } else {
+                    let catalogue = self.refreshed()?;
+                    let shown = catalogue.snapshots_of(source).ok_or(Error::NotFound)?;
                     return shown.get(name()?).map(Named::Snapshot).ok_or(Error::NotFound);
                 }
-                self.symlink(&catalogue, Place::Latest(shown.last().ok_or(Error::NotFound)?))?
             }
             Place::ByTag => {
                 let tag = self.tagged()?.tags.top().get(name()?).ok_or(Error::NotFound)?;
@@ -158,11 +161,12 @@ impl Above {
                 send(sources.chain(by_tag), take);
             }
             Place::Source(source) => {
-                let catalogue = self.refreshed()?;
+                let newest = self.newest(source)?;
+                let catalogue = lock(&self.catalogue);
                 let shown = catalogue.snapshots_of(source).ok_or(Error::NotFound)?;
                 let snapshots = shown.behind(from);
                 let snapshots = snapshots.map(|(name, number)| (name, Folder::place(number), self.unopened(number)));
-                let newest = shown.last().filter(|_| from != LAST);
+                let newest = newest.filter(|_| from != LAST);
                 let latest = newest.map(|number| self.symlink(&catalogue, Place::Latest(number))).transpose()?;
                 send(snapshots.chain(latest.map(|latest| (LATEST, LAST, latest))), take);
             }
@@ -228,6 +232,36 @@ impl Above {
         Ok(lock(&self.catalogue))
     }
 
+    /// The newest snapshot of a source that verifies. Anyone who can write to the target can make a name that is later than
+    /// all others, so it is opened; objects that do not verify are named once, and not shown any more.
+    fn newest(&self, source: u64) -> Result<Option<u64>, Error> {
+        loop {
+            let (number, name) = {
+                let mut catalogue = self.refreshed()?;
+                let Some(number) = catalogue.newest(source) else { return Ok(None) };
+                match catalogue.name(number).cloned() {
+                    Some(name) if catalogue.open(number).is_none() => (number, name),
+                    _ => return Ok(Some(number)),
+                }
+            };
+            match self.reader.snapshot(&name) {
+                Ok((snapshot, _)) => {
+                    lock(&self.catalogue).keep(number, snapshot);
+                    return Ok(Some(number));
+                }
+                Err(error) if self.reader.is_lasting(&error) => self.hide(number, &name, &error),
+                // Whoever goes there finds out.
+                Err(_) => return Ok(Some(number)),
+            }
+        }
+    }
+
+    fn hide(&self, number: u64, name: &SnapshotName, error: &reader::Error) {
+        self.report_once(&name.object(), error);
+        lock(&self.catalogue).hide(number);
+        self.change();
+    }
+
     /// Lists the snapshots anew, if it is time and they can be. What is only asked for the sake of the way through it
     /// must not fail while the target is away.
     fn look(&self) {
@@ -284,6 +318,7 @@ impl Above {
                     tagged.tags.add(number, &snapshot.tags);
                     found = true;
                 }
+                Err(error) if self.reader.is_lasting(&error) => self.hide(number, &name, &error),
                 Err(error) => {
                     tagged.all_readable = false;
                     self.report_once(&name.object(), &error);

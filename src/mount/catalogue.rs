@@ -40,11 +40,6 @@ impl Folder {
         self.names.get(&number).map(String::as_str).filter(|name| self.get(name) == Some(number))
     }
 
-    /// The number of the last name.
-    pub(super) fn last(&self) -> Option<u64> {
-        self.numbers.last_key_value().map(|(_, number)| *number)
-    }
-
     /// Whether nothing is there.
     pub(super) fn is_empty(&self) -> bool {
         self.numbers.is_empty()
@@ -82,9 +77,11 @@ impl Folder {
 /// A source, and the folder of its snapshots.
 #[derive(Default)]
 struct Source {
-    /// None as long as it can't be read.
+    /// `None` as long as it can't be read.
     name: Option<String>,
     snapshots: Folder,
+    /// The newest of them. Names follow the clock, which may have been wrong.
+    newest: Option<u64>,
 }
 
 /// Snapshots as far as they were looked at.
@@ -92,8 +89,10 @@ pub(super) struct Catalogue {
     /// By number.
     names: Vec<SnapshotName>,
     numbers: HashMap<SnapshotName, u64>,
-    /// Numbers of those that are there, ascending by time.
+    /// Numbers of those that are there, oldest first.
     there: Vec<u64>,
+    /// Numbers of objects that have the name of a snapshot and do not verify. They are not shown.
+    hidden: HashSet<u64>,
     is_there: Vec<bool>,
     open: LruCache<u64, Arc<Snapshot>>,
     /// By number.
@@ -113,6 +112,7 @@ impl Catalogue {
             names: Vec::new(),
             numbers: HashMap::new(),
             there: Vec::new(),
+            hidden: HashSet::new(),
             is_there: Vec::new(),
             open: LruCache::new(OPEN),
             sources: Vec::new(),
@@ -158,13 +158,24 @@ impl Catalogue {
         }
         if is_new {
             self.there = there;
-            let renamed = self.show();
-            if !renamed.is_empty() {
-                self.renumber(&renamed);
-                self.show();
-            }
+            self.show_again();
         }
         is_new
+    }
+
+    /// Shows an object no longer that turned out not to be a snapshot.
+    pub(super) fn hide(&mut self, number: u64) {
+        if self.hidden.insert(number) {
+            self.show_again();
+        }
+    }
+
+    fn show_again(&mut self) {
+        let renamed = self.show();
+        if !renamed.is_empty() {
+            self.renumber(&renamed);
+            self.show();
+        }
     }
 
     fn source_number(&mut self, id: SourceId) -> u64 {
@@ -192,10 +203,13 @@ impl Catalogue {
         let (mut renamed, mut renamed_sources) = (HashSet::new(), HashSet::new());
         self.edition += 1;
         self.top.clear();
-        self.sources.iter_mut().for_each(|source| source.snapshots.clear());
+        for source in &mut self.sources {
+            source.snapshots.clear();
+            source.newest = None;
+        }
         self.is_there.clear();
         self.is_there.resize(self.names.len(), false);
-        for number in &self.there {
+        for number in self.there.iter().filter(|number| !self.hidden.contains(number)) {
             let Some(name) = at(&self.names, *number) else { continue };
             if let Some(there) = at_mut(&mut self.is_there, *number) {
                 *there = true;
@@ -218,6 +232,7 @@ impl Catalogue {
                 Some(_) => format!("{}-{}", name.time, name.id.short()),
                 None => name.time.clone(),
             };
+            source.newest = Some(*number);
             if source.snapshots.add(time, *number) || renamed_sources.contains(&source_number) {
                 renamed.insert(*number);
             }
@@ -242,6 +257,11 @@ impl Catalogue {
     /// The folder of a source: snapshots by time, with their numbers. None if there are none (any more).
     pub(super) fn snapshots_of(&self, source: u64) -> Option<&Folder> {
         self.source(source).map(|source| &source.snapshots).filter(|folder| !folder.is_empty())
+    }
+
+    /// The newest snapshot of a source, unless there is none.
+    pub(super) fn newest(&self, source: u64) -> Option<u64> {
+        self.source(source)?.newest
     }
 
     /// Where a snapshot that is there is shown: the names of its source's folder, and of its own in it.
@@ -293,7 +313,7 @@ mod tests {
     use crate::format::id::SnapshotId;
 
     fn snapshot(source: SourceId, time: &str) -> SnapshotName {
-        SnapshotName { source, time: time.into(), id: SnapshotId::random() }
+        SnapshotName { source, sequence: 1, time: time.into(), id: SnapshotId::random() }
     }
 
     fn listed(folder: &Folder) -> Vec<&str> {
@@ -322,6 +342,23 @@ mod tests {
         let time = format!("20261120T145201Z-{}", twice[5].id.short());
         assert_eq!(listed(catalogue.snapshots_of(home).unwrap()), ["20261120T145201Z", &time]);
         assert_eq!(catalogue.shown(5), Some(("home", time.as_str())));
+    }
+
+    #[test]
+    fn the_newest_is_that_of_the_highest_number_and_what_is_hidden_is_not_it() {
+        let id = SourceId::random();
+        let all = ["20301120T010000Z", "20261120T010000Z", "20261121T010000Z"].map(|time| snapshot(id, time));
+        let mut catalogue = Catalogue::new("by-tag");
+        catalogue.update(all.to_vec(), vec![(id, "home".into())]);
+        assert_eq!(catalogue.newest(0), Some(2));
+        let edition = catalogue.edition();
+        catalogue.hide(2);
+        assert_ne!(catalogue.edition(), edition);
+        assert_eq!((catalogue.newest(0), catalogue.name(2)), (Some(1), None));
+        catalogue.update(all.to_vec(), Vec::new());
+        assert_eq!(listed(catalogue.snapshots_of(0).unwrap()), ["20261120T010000Z", "20301120T010000Z"]);
+        [0, 1].into_iter().for_each(|number| catalogue.hide(number));
+        assert!(catalogue.snapshots_of(0).is_none() && catalogue.newest(0).is_none());
     }
 
     #[test]

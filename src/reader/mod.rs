@@ -25,6 +25,7 @@ mod select;
 pub mod spill;
 mod tree;
 mod walk;
+mod when;
 
 use std::sync::Arc;
 
@@ -41,7 +42,7 @@ use crate::format::id::SourceId;
 use crate::format::name::SnapshotName;
 use crate::format::snapshot::Snapshot;
 use crate::format::{BlockLocation, ChunkRef, Digest};
-use crate::repository::{Access, Repository};
+use crate::repository::{self, Access, Repository};
 use ahead::{Ahead, Wanted};
 use blocks::Core;
 
@@ -87,6 +88,21 @@ impl Reader {
             return Err(Error::Encryption { snapshot: name.object() });
         }
         Ok((Arc::new(snapshot), signer))
+    }
+
+    /// Whether a snapshot that failed to open fails as long as its object is there: it is not the target or a person that
+    /// was asked that failed.
+    pub fn is_lasting(&self, error: &Error) -> bool {
+        let Error::Repository(cause) = error else { return matches!(error, Error::Encryption { .. }) };
+        match &**cause {
+            repository::Error::Crypt { .. } if error.is_key_problem() => {
+                self.access().opener().is_some_and(|opener| !opener.is_slow())
+            }
+            repository::Error::Crypt { .. } | repository::Error::Format { .. } | repository::Error::Stranger { .. } => {
+                true
+            }
+            _ => false,
+        }
     }
 
     /// The name of a source. If its document is lost, the newest snapshot of the source that verifies says it too.

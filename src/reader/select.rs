@@ -1,8 +1,8 @@
-//! Which snapshot is meant: `latest`, `SOURCE/latest`, an id's beginning, or a time.
+//! Which snapshot is meant: `latest`, `SOURCE/latest`, the beginning of an id, or a time.
 
 use std::sync::Arc;
 
-use super::{Error, Reader};
+use super::{Error, Reader, when};
 use crate::crypt::Opener;
 use crate::format::id::SourceId;
 use crate::format::name::SnapshotName;
@@ -18,8 +18,10 @@ const SLOW_TRIES: usize = 64;
 pub struct Selector {
     /// The source, if one was named.
     pub source: Option<String>,
-    /// `latest`, the beginning of an id, or of a time.
+    /// `latest`, the beginning of an id, or of a time, as it was written.
     pub snapshot: String,
+    /// The beginning of the time in the snapshot's name; `None`: no time was meant.
+    time: Option<String>,
     /// The path below the snapshot's root; empty for the root.
     pub path: Vec<u8>,
 }
@@ -27,10 +29,10 @@ pub struct Selector {
 impl Selector {
     /// Takes `SNAP[:PATH]` apart.
     pub fn parse(text: &[u8]) -> Result<Self, String> {
-        let (snapshot, path) = match text.iter().position(|byte| *byte == b':') {
-            Some(colon) => text.split_at(colon),
-            None => (text, &[][..]),
-        };
+        let colon = text.iter().position(|byte| *byte == b':').unwrap_or(text.len());
+        let source = text.iter().take(colon).rposition(|byte| *byte == b'/').map_or(0, |slash| slash + 1);
+        let when = text.get(source..).and_then(when::read);
+        let (snapshot, path) = text.split_at(when.as_ref().map_or(colon, |(_, length)| source + length));
         let path = path.strip_prefix(b":").unwrap_or(path).to_vec();
         let snapshot = str::from_utf8(snapshot).map_err(|_| "a snapshot's name is text".to_owned())?;
         let (source, snapshot) = match snapshot.rsplit_once('/') {
@@ -39,14 +41,19 @@ impl Selector {
         };
         match snapshot {
             "" => Err("no snapshot is named; say latest, or the beginning of an id or a time".to_owned()),
-            snapshot => Ok(Selector { source, snapshot: snapshot.to_owned(), path }),
+            snapshot => {
+                // A date, or a part of one; names have no dashes in it.
+                let date = || snapshot.replace(['-', '_'], "");
+                let time = when.map(|(time, _)| time).unwrap_or_else(date);
+                let is_time = time.starts_with(|c: char| c.is_ascii_digit());
+                Ok(Selector { source, snapshot: snapshot.to_owned(), time: is_time.then_some(time), path })
+            }
         }
     }
 
     fn means(&self, name: &SnapshotName) -> bool {
-        // People write 2026-11-20T14:52:01Z or parts of it; names have no separators.
-        let time: String = self.snapshot.chars().filter(|c| !matches!(c, '-' | '_')).collect();
-        self.snapshot == LATEST || self.is_id_of(name) || name.time.starts_with(&time)
+        let is_then = self.time.as_ref().is_some_and(|time| name.time.starts_with(time));
+        self.snapshot == LATEST || self.is_id_of(name) || is_then
     }
 
     fn is_id_of(&self, name: &SnapshotName) -> bool {
@@ -144,6 +151,15 @@ mod tests {
         assert_eq!(parsed("latest"), Ok((None, "latest".into(), vec![])));
         assert_eq!(parsed("home/latest:a:b"), Ok((Some("home".into()), "latest".into(), b"a:b".to_vec())));
         assert_eq!(parsed("12ab:/etc"), Ok((None, "12ab".into(), b"/etc".to_vec())));
+        let full = "2026-11-20T14:52:01Z";
+        assert_eq!(parsed(&format!("{full}:a:b")), Ok((None, full.into(), b"a:b".to_vec())));
+        assert_eq!(parsed(&format!("home/{full}")), Ok((Some("home".into()), full.into(), vec![])));
+        assert_eq!(parsed("2026-11-20:5/a"), Ok((None, "2026-11-20".into(), b"5/a".to_vec())));
+        let time = |text: &str| Selector::parse(text.as_bytes()).unwrap().time;
+        assert_eq!(time("2026-11-20"), Some("20261120".into()));
+        assert_eq!(time("2026-11"), Some("202611".into()));
+        assert_eq!(time("home/2026-11-20 15:52:01+01:00:x"), Some("20261120T145201".into()));
+        assert_eq!(time("latest"), None);
         assert!(parsed("").is_err());
         assert!(parsed("home/:x").is_err());
     }

@@ -183,7 +183,7 @@ impl Repository {
             .iter()
             .filter_map(|ObjectInfo { name, .. }| name::SnapshotName::parse(name).ok())
             .collect();
-        names.sort_by(|a, b| (&a.time, a.id).cmp(&(&b.time, b.id)));
+        names.sort_by_key(|name| (name.sequence, name.source, name.id));
         Ok(names)
     }
 }

@@ -29,7 +29,7 @@ RFC 9580.
 
 1. A snapshot: the newest file in snapshots/*/. It holds a signed CBOR map.
 
-    gpg --decrypt snapshots/SOURCE/TIME-ID > snapshot.cbor
+    gpg --decrypt snapshots/SOURCE/NUMBER-TIME-ID > snapshot.cbor
 
 ";
 
@@ -38,7 +38,7 @@ This repository is not encrypted, only signed.
 
 1. A snapshot: the newest file in snapshots/*/. It holds a signed CBOR map.
 
-    gpg --decrypt snapshots/SOURCE/TIME-ID > snapshot.cbor
+    gpg --decrypt snapshots/SOURCE/NUMBER-TIME-ID > snapshot.cbor
 
    (gpg warns that it can't check the signature unless you import
    keys/host-*.asc; it writes the content all the same.)

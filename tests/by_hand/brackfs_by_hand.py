@@ -29,7 +29,7 @@ import cbor2
 
 MIB = 1 << 20
 UUID = r"[0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12}"
-SNAPSHOT_NAME = rf"{UUID}/[0-9]{{8}}T[0-9]{{6}}Z-[0-9a-f]{{16}}"
+SNAPSHOT_NAME = rf"{UUID}/[0-9]{{10}}-[0-9]{{8}}T[0-9]{{6}}Z-[0-9a-f]{{16}}"
 # Inode attribute flags of Linux that may be stored.
 FLAGS = 0x2083_00F8
 # Flag of an entry: the source's mount ignored its set-id bits, capabilities and device number.
