@@ -12,12 +12,11 @@ use std::process::{Command, Stdio};
 use std::thread::sleep;
 use std::time::{Duration, SystemTime};
 
-use common::{Run, Site, age, content, noise, number, run, settle, tree};
+use common::{NOBODY, Run, Site, age, content, noise, number, run, settle, tree};
 use rustix::fs::{AtFlags, CWD, FlockOperation, Timespec, Timestamps, XattrFlags, setxattr, utimensat};
 use serde_json::Value;
 
 const MIB: usize = 1 << 20;
-const NOBODY: u32 = 65534;
 
 /// A site with these files and a repository, not backed up yet.
 fn ready<C: AsRef<[u8]>>(files: &[(&str, C)]) -> Site {
@@ -316,15 +315,7 @@ fn a_single_file_can_be_backed_up() {
 
 /// The command, run by a user who may not read everything. The site becomes his.
 fn as_nobody(site: &Site, arguments: &[&str]) -> Command {
-    let open = |path: &Path, mode| fs::set_permissions(path, fs::Permissions::from_mode(mode)).unwrap();
-    open(site.path(), 0o755);
-    let program = site.path().join("brackfs");
-    let command = site.command(arguments);
-    if !program.exists() {
-        // Where it was built, others may not be let in.
-        fs::copy(command.get_program(), &program).unwrap();
-        open(&program, 0o755);
-    }
+    let mut command = site.command_as_nobody(arguments);
     let mut all = vec![site.path().to_owned()];
     while let Some(path) = all.pop() {
         chown(&path, Some(NOBODY), Some(NOBODY)).unwrap();
@@ -332,16 +323,8 @@ fn as_nobody(site: &Site, arguments: &[&str]) -> Command {
             all.extend(fs::read_dir(&path).unwrap().map(|entry| entry.unwrap().path()));
         }
     }
-    let mut other = Command::new("setpriv");
-    other.args(["--reuid=65534", "--regid=65534", "--clear-groups"]).arg(program).args(command.get_args());
-    other.current_dir(site.path()).stdin(Stdio::null()).env("HOME", site.path());
-    for (name, value) in command.get_envs() {
-        match value {
-            Some(value) => other.env(name, value),
-            None => other.env_remove(name),
-        };
-    }
-    other
+    command.env("HOME", site.path());
+    command
 }
 
 #[test]

@@ -336,25 +336,11 @@ fn a_repository_that_may_not_be_written_to_is_not_changed() {
     site.write("new", "more");
     age(&site.source());
     settle();
-    // Nobody else's binary may be readable for nobody.
-    let program = site.path().join("brackfs");
-    fs::copy(env!("CARGO_BIN_EXE_brackfs"), &program).unwrap();
-    fs::set_permissions(site.path(), fs::Permissions::from_mode(0o755)).unwrap();
-    fs::set_permissions(&program, fs::Permissions::from_mode(0o755)).unwrap();
     for path in tree(&site.state()).into_keys().map(|path| site.state().join(path)) {
         std::os::unix::fs::chown(path, Some(65534), Some(65534)).unwrap();
     }
     let before = objects(&site);
-    let site_command = site.command(&["backup".into(), site.source()]);
-    let mut command = Command::new("setpriv");
-    command.args(["--reuid", "65534", "--regid", "65534", "--clear-groups"]).arg(&program);
-    command.args(site_command.get_args()).current_dir(site.path()).stdin(Stdio::null());
-    for (name, value) in site_command.get_envs() {
-        match value {
-            Some(value) => command.env(name, value),
-            None => command.env_remove(name),
-        };
-    }
+    let command = site.command_as_nobody(&["backup".into(), site.source()]);
     let refused = run(command).code(1);
     says(&refused, "permission denied");
     assert_eq!(objects(&site), before, "the repository was changed");

@@ -16,7 +16,7 @@ use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
-use common::{Run, Site, noise, run, set_mode, set_time, settle, tree, xattrs};
+use common::{Run, Site, in_mount_namespace, noise, run, set_mode, set_time, settle, tree, xattrs};
 use rustix::fs::{AtFlags, CWD, FileType, IFlags, Mode, OFlags, XattrFlags};
 
 const KIB: usize = 1 << 10;
@@ -387,11 +387,6 @@ fn a_directory_of_200_000_entries() {
     assert_eq!((last(&out), last(&mounted.latest())), (1000, 1000));
 }
 
-/// Makes a command run as a user who is nobody here, and in no further groups.
-fn as_nobody(command: &mut Command) -> &mut Command {
-    command.uid(65_534).gid(65_534)
-}
-
 #[test]
 fn an_ordinary_user_is_told_once_what_is_not_for_him() {
     let site = ready();
@@ -401,13 +396,10 @@ fn an_ordinary_user_is_told_once_what_is_not_for_him() {
     let home = site.path().join("home");
     fs::create_dir(&home).unwrap();
     chown(&home, Some(65_534), Some(65_534)).unwrap();
-    let mut command = site.command(&["restore", "latest", "--json", "--to", out.to_str().unwrap()]);
+    let mut command = site.command_as_nobody(&["restore", "latest", "--json", "--to", out.to_str().unwrap()]);
     command.env("BRACKFS_STATE_DIR", &home);
     set_mode(&site.repo(), 0o755);
-    let run = common::run({
-        as_nobody(&mut command);
-        command
-    });
+    let run = common::run(command);
     // Devices are missing, so it is not all done.
     let run = run.code(1);
     for once in
@@ -452,9 +444,8 @@ fn an_ordinary_users_backup_names_what_he_may_not_read() {
     settle();
     let repo = home.join("repo");
     let brackfs = |arguments: &[&OsStr]| {
-        let mut command = site.command(arguments);
+        let mut command = site.command_as_nobody(arguments);
         command.env("BRACKFS_STATE_DIR", home.join("state")).env("BRACKFS_REPOSITORY", &repo);
-        as_nobody(&mut command);
         common::run(command)
     };
     brackfs(&[OsStr::new("init"), repo.as_os_str(), OsStr::new("--no-encryption")]).ok();
@@ -485,8 +476,8 @@ fn owners_are_taken_by_name_unless_numbers_are_asked_for() {
     fs::write(&table, "root:x:0:0::/:/bin/sh\ndaemon:x:4711:2::/:/bin/sh\n").unwrap();
     let restore = |to: &PathBuf, extra: &str| {
         let inner = site.command(&["restore", "latest", "--to", to.to_str().unwrap()]);
-        let mut command = Command::new("unshare");
-        command.args(["--mount", "sh", "-c", "mount --bind \"$0\" /etc/passwd && exec \"$@\""]).arg(&table);
+        let mut command = in_mount_namespace("sh");
+        command.args(["-c", "mount --bind \"$0\" /etc/passwd && exec \"$@\""]).arg(&table);
         command.arg(inner.get_program()).args(inner.get_args()).args((!extra.is_empty()).then_some(extra));
         command.current_dir(site.path()).env("BRACKFS_STATE_DIR", site.state());
         command.env("BRACKFS_REPOSITORY", site.repo()).env("BRACKFS_KEY_FILE", site.keys().join("owner"));

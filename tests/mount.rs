@@ -15,7 +15,9 @@ use std::process::{Child, Command, Stdio};
 use std::thread::{self, sleep};
 use std::time::{Duration, Instant};
 
-use common::{Kind, Mounted, Site, content, is_mounted, noise, run, set_mode, set_time, settle, tree};
+use common::{
+    Kind, Mounted, Site, content, in_mount_namespace, is_mounted, noise, run, set_mode, set_time, settle, tree,
+};
 use rustix::fs::{CWD, FileType, Mode};
 use rustix::process::{Pid, Signal};
 
@@ -469,8 +471,7 @@ fn an_ordinary_user_can_back_up_and_mount() {
     }
     let site = Site::with_files(&[("a", "one"), ("d/b", "two")]);
     site.key("rfc9580");
-    // Where it was built, others may not be let in.
-    fs::copy(site.command(&["--version"]).get_program(), site.path().join("brackfs")).unwrap();
+    site.program_for_everyone();
     let mut all = vec![site.path().to_owned()];
     while let Some(path) = all.pop() {
         chown(&path, Some(65534), Some(65534)).unwrap();
@@ -478,8 +479,8 @@ fn an_ordinary_user_can_back_up_and_mount() {
             all.extend(fs::read_dir(&path).unwrap().map(|entry| entry.unwrap().path()));
         }
     }
-    let mut command = Command::new("unshare");
-    command.args(["--mount", "sh", "-c", AS_OTHER_USER]).current_dir(site.path()).stdin(Stdio::null());
+    let mut command = in_mount_namespace("sh");
+    command.args(["-c", AS_OTHER_USER]).current_dir(site.path()).stdin(Stdio::null());
     command.env("HOME", site.path()).env("BRACKFS_KEY_FILE", site.keys().join("owner"));
     // No state directory is named: it is below the user's home.
     command.env("BRACKFS_REPOSITORY", site.repo()).env_remove("BRACKFS_STATE_DIR").env_remove("XDG_STATE_HOME");

@@ -8,7 +8,7 @@ use std::fs;
 use std::os::unix::fs::symlink;
 use std::process::{Command, Stdio};
 
-use common::{Run, Site, is_mounted, run, tree};
+use common::{Run, Site, in_mount_namespace, is_mounted, run, tree};
 
 /// A site with a snapshot, and the helper beside it as `mount.brackfs`.
 fn ready() -> Site {
@@ -143,8 +143,8 @@ fn mount_finds_the_helper_and_reads_the_fstab() {
         println!("skipped: /sbin is a directory of its own here");
         return;
     }
-    let mut command = Command::new("unshare");
-    command.args(["--mount", "--propagation", "private", "sh", "-c", WITH_FSTAB]);
+    let mut command = in_mount_namespace("sh");
+    command.args(["-c", WITH_FSTAB]);
     as_mount_does(&site, &mut command);
     run(command).ok();
 }
@@ -157,9 +157,8 @@ fn an_automounter_can_have_it_mounted_when_somebody_looks() {
         return;
     }
     let script = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/mount_helper/automounter.py");
-    let mut command = Command::new("unshare");
-    command.args(["--mount", "--propagation", "private", "python3", script]);
-    command.arg(site.mnt()).arg(site.mnt().join("source/latest/d/b"));
+    let mut command = in_mount_namespace("python3");
+    command.arg(script).arg(site.mnt()).arg(site.mnt().join("source/latest/d/b"));
     command.arg(site.path().join("mount.brackfs")).arg(site.repo()).arg(site.mnt()).args(["-o", &options(&site, "")]);
     as_mount_does(&site, &mut command);
     assert_eq!(run(command).ok().stdout, "two");

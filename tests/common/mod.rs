@@ -22,7 +22,7 @@ use std::fs::{self, File};
 use std::io::{self, Read, Seek};
 use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::{FileTypeExt, MetadataExt, PermissionsExt};
-use std::os::unix::process::ExitStatusExt;
+use std::os::unix::process::{CommandExt, ExitStatusExt};
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::thread::sleep;
@@ -36,6 +36,9 @@ const BRACKFS: &str = env!("CARGO_BIN_EXE_brackfs");
 
 /// A run that takes longer hangs.
 const PATIENCE: Duration = Duration::from_secs(300);
+
+/// The number of the user `nobody`, and of the group that Debian calls `nogroup`.
+pub const NOBODY: u32 = 65_534;
 
 /// 2020-01-01 00:00:00 UTC: what `age` sets, long before anything could be too fresh.
 pub const AGED: i64 = 1_577_836_800;
@@ -144,6 +147,35 @@ impl Site {
         command
     }
 
+    /// The same, run by the user `nobody`, who is in no group of yours.
+    ///
+    /// The site can be entered by everyone afterwards, and has a copy of the program: the directory where the program was
+    /// built may be closed to other users.
+    pub fn command_as_nobody<A: AsRef<OsStr>>(&self, arguments: &[A]) -> Command {
+        let inner = self.command(arguments);
+        let mut command = Command::new(self.program_for_everyone());
+        command.args(inner.get_args()).current_dir(self.path()).stdin(Stdio::null()).uid(NOBODY).gid(NOBODY);
+        for (name, value) in inner.get_envs() {
+            match value {
+                Some(value) => command.env(name, value),
+                None => command.env_remove(name),
+            };
+        }
+        command
+    }
+
+    /// A copy of brackfs in the site, for users who may not enter the directory where it was built.
+    pub fn program_for_everyone(&self) -> PathBuf {
+        let program = self.path().join("brackfs");
+        if !program.exists() {
+            fs::copy(BRACKFS, &program).expect("copy of brackfs");
+        }
+        for path in [self.path(), &program] {
+            fs::set_permissions(path, fs::Permissions::from_mode(0o755)).expect("mode for everyone");
+        }
+        program
+    }
+
     /// Runs brackfs to its end.
     #[must_use = "it may have failed: say .ok() or .code(n)"]
     pub fn brackfs<A: AsRef<OsStr>>(&self, arguments: &[A]) -> Run {
@@ -245,6 +277,21 @@ impl std::fmt::Display for Run {
         let Run { code, stdout, stderr, command } = self;
         write!(f, "$ {command}\nexit code {code}\n--- stdout\n{stdout}\n--- stderr\n{stderr}\n---")
     }
+}
+
+/// A command in a mount namespace of its own: nothing outside of it sees what it mounts.
+#[track_caller]
+pub fn in_mount_namespace(program: impl AsRef<OsStr>) -> Command {
+    // Where the root directory is no mount, unshare can't make its mounts private.
+    let mounts = fs::read_to_string("/proc/self/mountinfo").expect("/proc/self/mountinfo");
+    let is_mount = mounts.lines().any(|line| line.split(' ').nth(4) == Some("/"));
+    assert!(
+        is_mount,
+        "/ is not a mount point (a plain chroot?): bind the directory to itself before chroot(1) enters it"
+    );
+    let mut command = Command::new("unshare");
+    command.args(["--mount", "--propagation", "private"]).arg(program);
+    command
 }
 
 /// Runs a command to its end. What it prints goes to files: a daemon that it leaves would hold a pipe open.
