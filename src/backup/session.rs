@@ -4,6 +4,7 @@ use std::collections::HashSet;
 use std::path::Path;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Mutex, PoisonError};
+use std::time::{Duration, SystemTime};
 
 use super::{Error, Options};
 use crate::catalog::{Catalog, Claims, Presence, Trust};
@@ -67,6 +68,7 @@ impl<'r> Session<'r> {
         let trust = catalog.trust().clone();
         compare(repository, &trust, &host)?;
         inventory.name_strangers(&trust.recipients)?;
+        warn_of_expiry(&trust.recipients, monitor);
         let (known, _) = catalog.runs()?;
         let generations = inventory.generations(&catalog.strange_generations()?)?;
         catalog.note_strange_generations(&generations.learnt)?;
@@ -229,6 +231,7 @@ pub(super) fn look(
     };
     let host = key.certificate();
     compare(repository, catalog.trust(), &host)?;
+    warn_of_expiry(&catalog.trust().recipients, monitor);
     let access = host_access(&key)?;
     let inventory = Inventory { repository, access: &access, monitor, stop };
     for lost in inventory.lost(&catalog, &state, &host)? {
@@ -257,6 +260,24 @@ fn say_if_clock_is_behind(catalog: &Catalog, monitor: &dyn Monitor) -> Result<()
         ));
     }
     Ok(())
+}
+
+/// Time before the end of a certificate in which each run warns of it.
+const WARN_BEFORE: Duration = Duration::from_secs(30 * 24 * 60 * 60);
+
+/// Says which certificates expire soon: after that day backups fail.
+fn warn_of_expiry(recipients: &[Certificate], monitor: &dyn Monitor) {
+    let soon = SystemTime::now() + WARN_BEFORE;
+    for recipient in recipients {
+        if let Some(expiry) = recipient.expiry().filter(|expiry| *expiry < soon) {
+            let day = jiff::Timestamp::try_from(expiry).map(|expiry| expiry.strftime("%Y-%m-%d").to_string());
+            monitor.note(&format!(
+                "the certificate {recipient} expires on {}, and backups fail from then on; ask its owner for a renewed \
+                 one, and give it to `brackfs recipients update`",
+                day.unwrap_or_default()
+            ));
+        }
+    }
 }
 
 /// Compares the host key, and what the target shows, with what was fixed at init.

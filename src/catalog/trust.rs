@@ -1,4 +1,4 @@
-//! What this machine trusts, fixed when the repository was made.
+//! What this machine trusts: fixed when the repository was made, but for renewals of recipients' certificates.
 
 use std::path::Path;
 
@@ -58,12 +58,8 @@ impl Trust {
                 self.host.to_string()
             ],
         )?;
-        for recipient in &self.recipients {
-            let bytes = recipient.to_bytes().map_err(|e| rusqlite::Error::ToSqlConversionFailure(Box::new(e)))?;
-            db.execute("INSERT INTO recipients VALUES (?)", [bytes])?;
-        }
-        let (sum, _) = sum(db)?;
-        db.execute("UPDATE trust SET sum = ?", [sum]).map(drop)
+        insert_recipients(&self.recipients, db)?;
+        set_sum(db)
     }
 
     pub(super) fn load(db: &Connection, path: &Path) -> Result<Self, Error> {
@@ -107,7 +103,33 @@ fn sum(db: &Connection) -> rusqlite::Result<(RowSum, bool)> {
     })
 }
 
+/// Stores the sum of what is trusted now.
+fn set_sum(db: &Connection) -> rusqlite::Result<()> {
+    let (sum, _) = sum(db)?;
+    db.execute("UPDATE trust SET sum = ?", [sum]).map(drop)
+}
+
+fn insert_recipients(recipients: &[Certificate], db: &Connection) -> rusqlite::Result<()> {
+    for recipient in recipients {
+        let bytes = recipient.to_bytes().map_err(|e| rusqlite::Error::ToSqlConversionFailure(Box::new(e)))?;
+        db.execute("INSERT INTO recipients VALUES (?)", [bytes])?;
+    }
+    Ok(())
+}
+
 impl Catalog {
+    /// Takes renewed certificates of the same recipients.
+    pub fn set_recipients(&mut self, recipients: Vec<Certificate>) -> Result<(), Error> {
+        let set = || {
+            self.db.execute("DELETE FROM recipients", [])?;
+            insert_recipients(&recipients, &self.db)?;
+            set_sum(&self.db)
+        };
+        set().map_err(self.failed("note renewed certificates"))?;
+        self.trust.recipients = recipients;
+        Ok(())
+    }
+
     /// The last run of this catalog that wrote, and the one that was about to (equal, unless it was killed).
     pub fn runs(&self) -> Result<(LastRun, LastRun), Error> {
         let read = |row: &rusqlite::Row<'_>, at: usize| -> rusqlite::Result<(u64, Option<Vec<u8>>)> {
@@ -127,8 +149,7 @@ impl Catalog {
     pub fn set_id(&mut self, id: CatalogId) -> Result<(), Error> {
         let set = || {
             self.db.execute("UPDATE trust SET catalog = ?", [id.as_bytes()])?;
-            let (sum, _) = sum(&self.db)?;
-            self.db.execute("UPDATE trust SET sum = ?", [sum])
+            set_sum(&self.db)
         };
         set().map_err(self.failed("note the catalog's id"))?;
         self.trust.catalog = id;

@@ -28,6 +28,7 @@ mod mount;
 mod mount_helper;
 mod mount_log;
 mod process;
+mod recipients;
 mod restore;
 mod say;
 mod show;
@@ -86,6 +87,9 @@ enum Command {
     /// Build the catalog anew, or compare it with the repository
     #[command(subcommand)]
     Catalog(catalog::CatalogCommand),
+    /// List the certificates that backups are encrypted to, or take renewed ones
+    #[command(subcommand)]
+    Recipients(recipients::RecipientsCommand),
     Adopt(adopt::Args),
     Completions(completions::Args),
 }
@@ -118,6 +122,7 @@ pub fn main() -> ExitCode {
         Command::Dump(args) => dump::run(&args, &global),
         Command::Check(args) => hearing_signals(|| check::run(&args, &global)),
         Command::Catalog(command) => hearing_signals(|| catalog::run(&command, &global)),
+        Command::Recipients(command) => hearing_signals(|| recipients::run(&command, &global)),
         Command::Adopt(args) => hearing_signals(|| adopt::run(&args, &global)),
         Command::Completions(args) => completions::run(&args),
     };

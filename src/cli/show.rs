@@ -1,7 +1,7 @@
 //! Sizes, times and modes as people read and write them.
 
 use std::borrow::Cow;
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
 use crate::format::{Kind, Timestamp};
 
@@ -85,6 +85,12 @@ pub(super) fn parse_time(text: &str) -> Result<Timestamp, String> {
     let (seconds, nanos) = (time.as_second(), time.subsec_nanosecond());
     let (seconds, nanos) = if nanos < 0 { (seconds - 1, nanos + 1_000_000_000) } else { (seconds, nanos) };
     Ok(Timestamp { seconds, nanos: nanos.unsigned_abs() })
+}
+
+/// A time of the system's clock as RFC 3339, to the second.
+pub(super) fn rfc3339_of(time: SystemTime) -> String {
+    let seconds = |time: SystemTime| i64::try_from(time.duration_since(SystemTime::UNIX_EPOCH).ok()?.as_secs()).ok();
+    rfc3339(Timestamp { seconds: seconds(time).unwrap_or(0), nanos: 0 })
 }
 
 /// A time in RFC 3339, UTC, whole seconds. One outside of the years 0 to 9999, which RFC 3339 cannot show, is `@` and

@@ -81,6 +81,7 @@ impl Certificate {
     pub fn expiry(&self) -> Option<SystemTime> {
         let policy = StandardPolicy::new();
         let valid = self.cert.with_policy(&policy, None).ok()?;
+        valid.alive().ok()?;
         let keys = valid.keys().for_storage_encryption().for_transport_encryption().revoked(false).alive();
         let ends = keys.filter(|key| is_supported(key.key())).map(|key| key.key_expiration_time());
         // A key without an end outlasts all others.
@@ -191,6 +192,13 @@ impl Certificate {
         let anything = any_algorithm();
         let keys = self.cert.keys().with_policy(&anything, now).for_storage_encryption().for_transport_encryption();
         keys.last().map(|key| algorithm(key.key()))
+    }
+}
+
+/// Its fingerprint and, if it has one, its user id.
+impl fmt::Display for Certificate {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&name(&self.cert))
     }
 }
 

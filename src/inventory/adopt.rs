@@ -47,13 +47,16 @@ pub fn adopt_with_host_key(
     let (catalog_id, run) = (CatalogId::random(), RunId::random());
     let (mut catalog, found) = match Catalog::open(&state.catalog_path(), repository.id()) {
         Ok(mut catalog) if catalog.trust().host == host.fingerprint() => {
+            check_recipients(&catalog.trust().recipients)?;
             catalog.set_id(catalog_id)?;
             let found = inventory.reconcile(&mut catalog)?;
             (catalog, found)
         }
         Err(error) if !error.is_lost() => return Err(error.into()),
         _ => {
-            let found = inventory.build(state, inventory.trust(&host.fingerprint(), catalog_id)?, |_| Ok(()))?;
+            let trust = inventory.trust(&host.fingerprint(), catalog_id)?;
+            check_recipients(&trust.recipients)?;
+            let found = inventory.build(state, trust, |_| Ok(()))?;
             (Catalog::open(&state.catalog_path(), repository.id())?, found)
         }
     };
@@ -69,6 +72,12 @@ pub fn adopt_with_host_key(
     inventory.put_back(lost, &catalog, &writer, &host)?;
     let recipients = catalog.trust().recipients.clone();
     Ok(Adopted { host: host.fingerprint(), generation: number, found, recipients })
+}
+
+/// Fails if nothing can be written for one of them, before anything is changed: a catalog with an id that no generation
+/// has is nobody's writer.
+fn check_recipients(recipients: &[Certificate]) -> Result<(), Error> {
+    Ok(recipients.iter().try_for_each(Certificate::check_recipient)?)
 }
 
 /// Adopts without a host key. `inventory` has the access of an owner and trusts no signer at first use; the lock must be
@@ -88,6 +97,14 @@ pub fn adopt_with_owner_key(
     if !recipients.is_empty() && fingerprints(recipients) != fingerprints(&named) {
         return Err(Error::Recipients { found: fingerprints(&named), expected: fingerprints(recipients) });
     }
+    // The owner may give renewed certificates.
+    let renewed = |known: &Certificate| match recipients.iter().find(|given| given.fingerprint() == known.fingerprint())
+    {
+        Some(given) => known.merged_with(given),
+        None => Ok(known.clone()),
+    };
+    let named: Vec<_> = named.iter().map(renewed).collect::<Result<_, _>>()?;
+    secrets.recipients = named.iter().map(Certificate::to_bytes).collect::<Result<_, _>>()?;
     let key = SecretKey::generate_host(&named)?;
     let host = key.certificate();
     let writer = Writer::new(repository, Signer::new(key.clone())?, &host, &named)?;

@@ -2,6 +2,7 @@
 
 use std::path::PathBuf;
 
+use crate::crypt::Fingerprint;
 use crate::{catalog, crypt, repository, state, target};
 
 /// Catalog and repository could not be made to agree.
@@ -62,6 +63,15 @@ pub enum Error {
     /// There are secrets that contradict each other.
     #[error("the documents in secrets/ are not of one mind about recipients or encryption; nothing was changed")]
     SecretsDiffer,
+    /// A certificate of a key that backups are not encrypted to.
+    #[error(
+        "{found} is not a recipient of this repository (see `brackfs recipients list`), and recipients cannot be added \
+         yet; encrypting to another key takes a new repository"
+    )]
+    NoRecipient {
+        /// The fingerprint.
+        found: Fingerprint,
+    },
     /// A machine that has a host key needs no owner's key to adopt.
     #[error("this machine has a host key for the repository already ({path}): run `brackfs adopt` without --key")]
     HasHostKey {

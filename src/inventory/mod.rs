@@ -9,6 +9,7 @@
 //! - [`standing`]: is the repository as this catalog left it, and whose is it?
 //! - [`reconcile`]: packs, blocks, chunks and snapshots as the repository has them
 //! - [`mod@rebuild`]: a new catalog in the place of one that was lost
+//! - [`recipients`]: renewed certificates of recipients
 //! - [`adopt`]: this machine becomes the one that writes
 //! - [`mend`]: a catalog of which a part is damaged
 //! - [`recheck`]: a few packs each run, so that what a disk lost does not stay unknown
@@ -22,6 +23,7 @@ mod generations;
 mod mend;
 mod rebuild;
 mod recheck;
+mod recipients;
 mod reconcile;
 mod removal;
 mod standing;
@@ -35,6 +37,7 @@ pub use error::Error;
 pub use generations::Generations;
 pub use rebuild::rebuild;
 pub use recheck::{READ_AGAIN, Rechecked};
+pub use recipients::Renewed;
 pub use reconcile::Reconciled;
 pub use standing::Standing;
 pub use upkeep::Lost;

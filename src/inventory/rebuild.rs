@@ -4,6 +4,7 @@
 //! the repository is, indexes what there is. The new catalog is made beside the old one and takes its place when it is
 //! complete; the old one is kept.
 
+use super::recipients::together;
 use super::reconcile::Reconciled;
 use super::{Error, Inventory};
 use crate::catalog::{Catalog, Trust};
@@ -76,13 +77,8 @@ impl Inventory<'_> {
                 continue;
             };
             match (self.access.secrets(self.repository, id), &found) {
-                (Ok(secrets), Some(other)) if !agree(&secrets, other) => return Err(Error::SecretsDiffer),
-                (Ok(mut secrets), other) => {
-                    // Later documents hold the hosts of earlier ones too, but their names are in no order.
-                    let more = other.iter().flat_map(|other| other.hosts.clone());
-                    secrets.hosts.extend(more.filter(|host| !secrets.hosts.contains(host)).collect::<Vec<_>>());
-                    found = Some(secrets);
-                }
+                (Ok(secrets), Some(other)) => found = Some(together(secrets, other)?),
+                (Ok(secrets), None) => found = Some(secrets),
                 (Err(error), _) => failed = Some(error),
             }
         }
@@ -94,9 +90,4 @@ impl Inventory<'_> {
             }
         }
     }
-}
-
-/// Whether two documents say the same of what all writers have to agree on.
-fn agree(one: &Secrets, other: &Secrets) -> bool {
-    (one.seed, one.encrypted, &one.recipients) == (other.seed, other.encrypted, &other.recipients)
 }

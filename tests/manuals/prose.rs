@@ -112,13 +112,13 @@ pub fn exit_codes(command: &Command) -> Vec<(String, String)> {
         (
             "11",
             "Locked: another run is writing to the repository.",
-            root || is(command, &["backup", "rebuild", "adopt"]),
+            root || is(command, &["backup", "rebuild", "update", "adopt"]),
         ),
         ("12", "The key or the passphrase is wrong, or missing.", root || asks(command)),
         (
             "130",
             "Interrupted by SIGINT, SIGTERM or SIGHUP.",
-            root || is(command, &["backup", "restore", "check", "rebuild", "verify", "adopt"]),
+            root || is(command, &["backup", "restore", "check", "rebuild", "verify", "update", "adopt"]),
         ),
     ])
 }
@@ -314,6 +314,14 @@ made.
 What
 .BR brackfs\-adopt (1)
 did.
+.TP
+.B recipient
+A recipient, from
+.BR brackfs\-recipients\-list (1).
+.TP
+.B updated
+What became of a renewed certificate, from
+.BR brackfs\-recipients\-update (1).
 .TP
 .B summary
 What a backup, a restore, a check or a look at the catalog came to; always the last.
