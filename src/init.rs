@@ -1,6 +1,7 @@
 //! Making a repository, and what this machine keeps of it.
 //!
-//! The description is written last: until then there is no repository, and `init` can be run again.
+//! The description is written last: until then there is no repository. A run that fails removes what it wrote, and a run
+//! finds out what a killed one left, and removes that.
 
 use std::path::Path;
 
@@ -31,6 +32,8 @@ pub struct Made {
     pub host: Fingerprint,
     /// Whom it is encrypted to.
     pub recipients: Vec<Fingerprint>,
+    /// What its target does not guarantee, in words that follow its location.
+    pub shortcomings: Vec<&'static str>,
 }
 
 /// Why a repository could not be made. Nothing usable is left at the target.
@@ -69,18 +72,31 @@ pub fn init(location: &str, state: &Path, owner: Owner) -> Result<Made, Error> {
         }
         Owner::Everyone => Vec::new(),
     };
-    let encrypted = !recipients.is_empty();
-    let repository = Repository::create(location, encrypted)?;
+    let repository = Repository::create(location, !recipients.is_empty())?;
+    let kept_here = RepositoryState::new(state, repository.id());
+    let made = fill(&repository, &kept_here, recipients, kept);
+    if made.is_err() && repository.abandon() {
+        // Keys of a repository that does not exist.
+        kept_here.discard();
+    }
+    made
+}
+
+/// Writes all that makes a repository, and what this machine keeps of it.
+fn fill(
+    repository: &Repository,
+    kept_here: &RepositoryState,
+    recipients: Vec<Certificate>,
+    kept: Option<SecretKey>,
+) -> Result<Made, Error> {
     let host = SecretKey::generate_host(&recipients)?;
     let certificate = host.certificate();
-
-    let kept_here = RepositoryState::new(state, repository.id());
     kept_here.create()?;
     kept_here.put_host_key(&host.to_armored()?)?;
     let trust = Trust {
         repository: repository.id(),
         catalog: CatalogId::random(),
-        encrypted,
+        encrypted: repository.encrypted(),
         seed: getrandom::u64().map_err(Error::Random)?,
         host: certificate.fingerprint(),
         recipients,
@@ -96,12 +112,13 @@ pub fn init(location: &str, state: &Path, owner: Owner) -> Result<Made, Error> {
         kept_here.put_owner_key(&key.to_armored()?)?;
         keys.put_owner(&key)?;
     }
-    let writer = Writer::new(&repository, Signer::new(host)?, &certificate, &trust.recipients)?;
+    let writer = Writer::new(repository, Signer::new(host)?, &certificate, &trust.recipients)?;
     writer.put_secrets(ObjectId::random(), &trust.secrets(std::slice::from_ref(&certificate))?)?;
     repository.finish()?;
     Ok(Made {
         id: trust.repository,
         host: trust.host,
         recipients: trust.recipients.iter().map(Certificate::fingerprint).collect(),
+        shortcomings: repository.target().shortcomings(),
     })
 }

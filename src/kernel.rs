@@ -1,9 +1,10 @@
-//! What is asked of the system and no safe crate offers: the one place with `unsafe` code.
+//! Calls to the system that several modules make, or that no safe crate offers: the one place with `unsafe` code.
 
 use std::io;
 use std::os::fd::{AsRawFd, BorrowedFd};
+use std::sync::atomic::{AtomicBool, Ordering};
 
-use rustix::io::{pread, retry_on_intr};
+use rustix::io::{Errno, pread, retry_on_intr};
 
 /// What takes as many bytes is not taken from the heap but from the system, and given back to it.
 #[cfg(target_env = "gnu")]
@@ -54,6 +55,39 @@ pub(crate) fn append_at(file: BorrowedFd<'_>, offset: u64, most: usize, bytes: &
     Ok(read)
 }
 
+/// Whether the process was started without a standard output. Rust opens `/dev/null` in its place before `main`, so that
+/// what is written there would vanish without an error.
+pub(crate) fn had_no_stdout() -> bool {
+    NO_STDOUT.load(Ordering::Relaxed)
+}
+
+static NO_STDOUT: AtomicBool = AtomicBool::new(false);
+
+/// Runs before `main`.
+#[used]
+#[expect(unsafe_code, reason = "after the start of main it is too late to look")]
+// SAFETY: functions in this section are called at the start, without arguments that matter here. This one makes a system call
+// and sets a number, which needs nothing that is not set up yet.
+#[unsafe(link_section = ".init_array")]
+static LOOK_FOR_STDOUT: extern "C" fn() = look_for_stdout;
+
+extern "C" fn look_for_stdout() {
+    #[expect(unsafe_code, reason = "the descriptor may be closed, which safe types exclude")]
+    // SAFETY: the call takes two numbers.
+    let flags = unsafe { libc::fcntl(libc::STDOUT_FILENO, libc::F_GETFD) };
+    NO_STDOUT.store(flags == -1, Ordering::Relaxed);
+}
+
+/// Makes the names in a folder durable. Returns whether the file system can do that: some (CIFS, many FUSE file systems,
+/// Windows drives under WSL) refuse to sync a folder, and there is no other way.
+pub(crate) fn sync_folder(folder: BorrowedFd<'_>) -> io::Result<bool> {
+    match retry_on_intr(|| rustix::fs::fsync(folder)) {
+        Ok(()) => Ok(true),
+        Err(Errno::INVAL | Errno::OPNOTSUPP | Errno::NOTTY | Errno::NOSYS) => Ok(false),
+        Err(e) => Err(e.into()),
+    }
+}
+
 /// The same number wherever Linux runs Rust.
 const F_SETSIG: libc::c_int = 10;
 
@@ -73,7 +107,7 @@ pub(crate) fn is_open_for_writing(file: BorrowedFd<'_>) -> bool {
             return false;
         }
     }
-    rustix::io::Errno::from_io_error(&std::io::Error::last_os_error()) == Some(rustix::io::Errno::AGAIN)
+    Errno::from_io_error(&std::io::Error::last_os_error()) == Some(Errno::AGAIN)
 }
 
 /// Closes the files that were open when the program started, except for standard input, output and error.

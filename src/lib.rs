@@ -15,19 +15,20 @@
 //! | --- | --- |
 //! | `kernel` | – |
 //! | `target` | `kernel` |
+//! | `threads` | – |
 //! | `crypt` | – |
 //! | `format` | – |
 //! | `monitor` | – |
 //! | `source` | `format` `kernel` |
 //! | `repository` | `target` `crypt` `format` |
-//! | `state` | `crypt` `format` |
+//! | `state` | `kernel` `crypt` `format` |
 //! | `catalog` | `crypt` `format` `source` |
 //! | `init` | `catalog` `state` `repository` `crypt` `format` |
 //! | `inventory` | `catalog` `state` `repository` `target` `crypt` `format` `monitor` |
-//! | `backup` | `inventory` `source` `catalog` `state` `repository` `target` `crypt` `format` `monitor` |
+//! | `backup` | `inventory` `source` `catalog` `state` `repository` `target` `crypt` `format` `monitor` `threads` |
 //! | `reader` | `repository` `crypt` `format` |
 //! | `mount` | `reader` `format` `monitor` |
-//! | `restore` | `reader` `source` `format` `monitor` |
+//! | `restore` | `reader` `source` `format` `monitor` `threads` |
 //! | `dump` | `reader` `format` `monitor` |
 //! | `history` | `reader` `source` `format` `monitor` |
 //! | `check` | `reader` `repository` `target` `crypt` `format` `monitor` |
@@ -53,3 +54,4 @@ pub mod restore;
 pub mod source;
 pub mod state;
 pub mod target;
+pub mod threads;

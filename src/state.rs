@@ -12,6 +12,7 @@
 
 use std::fs::{self, DirBuilder, File, OpenOptions};
 use std::io::{self, Read, Write};
+use std::os::fd::AsFd;
 use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -22,6 +23,7 @@ use rustix::fs::FlockOperation;
 
 use crate::crypt::{Fingerprint, KeyStore};
 use crate::format::RepositoryId;
+use crate::kernel::sync_folder;
 
 /// Something that failed in the state directory.
 #[derive(Debug, thiserror::Error)]
@@ -93,9 +95,19 @@ impl RepositoryState {
         let make = || -> io::Result<()> {
             DirBuilder::new().recursive(true).mode(0o700).create(&self.folder)?;
             // A folder is durable once the one above it is synced.
-            missing.iter().filter_map(|folder| folder.parent()).try_for_each(|above| File::open(above)?.sync_all())
+            missing.iter().filter_map(|folder| folder.parent()).try_for_each(sync)
         };
         make().map_err(|source| self.failed("create", &self.folder, source))
+    }
+
+    /// Removes what `init` made of it, for a repository that came to nothing. Best effort.
+    pub fn discard(&self) {
+        for path in [self.host_key_path(), self.owner_key_path(), self.catalog_path()] {
+            for end in ["", "-wal", "-shm", "-journal"] {
+                let _ = self.remove(&with_end(&path, end));
+            }
+        }
+        let _ = fs::remove_dir(&self.folder);
     }
 
     /// Where the catalog is.
@@ -133,7 +145,7 @@ impl RepositoryState {
                 other => other.map_err(|source| self.failed("move aside", &from, source))?,
             }
         }
-        let sync = || File::open(&self.folder)?.sync_all();
+        let sync = || sync(&self.folder);
         let put = sync().and_then(|()| fs::rename(self.new_catalog_path(), &catalog)).and_then(|()| sync());
         put.map_err(|source| self.failed("write", &catalog, source))
     }
@@ -183,7 +195,7 @@ impl RepositoryState {
             let mut file = OpenOptions::new().write(true).create_new(true).mode(0o600).open(path)?;
             file.write_all(bytes)?;
             file.sync_all()?;
-            File::open(&self.folder)?.sync_all()
+            sync(&self.folder)
         };
         write().map_err(|source| self.failed("write", path, source))
     }
@@ -264,7 +276,7 @@ impl RepositoryState {
             file.write_all(sealed)?;
             file.sync_all()?;
             fs::rename(&new, &path)?;
-            File::open(&self.folder)?.sync_all()
+            sync(&self.folder)
         };
         write().map_err(|source| {
             let _ = fs::remove_file(&new);
@@ -283,6 +295,11 @@ impl RepositoryState {
     fn failed(&self, action: &'static str, path: &Path, source: io::Error) -> Error {
         Error::Io { action, path: path.to_owned(), source }
     }
+}
+
+/// Makes the names in a folder durable, as far as its file system can.
+fn sync(folder: &Path) -> io::Result<()> {
+    sync_folder(File::open(folder)?.as_fd()).map(drop)
 }
 
 impl KeyStore for RepositoryState {

@@ -353,6 +353,20 @@ fn a_repository_that_may_not_be_written_to_is_not_changed() {
 }
 
 #[test]
+fn a_repository_on_a_read_only_file_system_is_named_as_such() {
+    let site = Site::with_files(&[("file", "content")]);
+    let disk = Disk::new(site.repo(), "8m");
+    site.init();
+    site.backup(&[]).ok();
+    site.write("new", "more");
+    age(&site.source());
+    settle();
+    disk.mount("remount,ro");
+    says(&site.backup(&[]).code(1), "read-only file system");
+    site.brackfs(&["check"]).ok();
+}
+
+#[test]
 fn a_full_disk_ends_a_backup_and_harms_no_snapshot() {
     let site = Site::with_files(&[("small", noise(1, 200 << 10))]);
     let disk = Disk::new(site.repo(), "8m");

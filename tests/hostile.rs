@@ -47,6 +47,8 @@ struct Forger {
     /// What the pack holds.
     blocks: Vec<IndexedBlock>,
     encoder: Encoder,
+    /// Files that snapshots say they have.
+    counted: u64,
 }
 
 /// A chunk that was stored, and where.
@@ -70,7 +72,7 @@ impl Forger {
         site.brackfs(&["init".into(), site.repo(), "--no-encryption".into()]).ok();
         let repository = Repository::open(site.repo().to_str().unwrap()).unwrap();
         let (pack, encoder) = (PackId::random(), Encoder::new(1).unwrap());
-        Forger { repository, site, pack, bytes: Vec::new(), blocks: Vec::new(), encoder }
+        Forger { repository, site, pack, bytes: Vec::new(), blocks: Vec::new(), encoder, counted: u64::MAX }
     }
 
     fn store(&mut self, plaintext: &[u8]) -> Stored {
@@ -124,7 +126,7 @@ impl Forger {
             tags: Vec::new(),
             encrypted: false,
             previous: None,
-            statistics: Statistics { files: u64::MAX, directories: u64::MAX, ..Statistics::default() },
+            statistics: Statistics { files: self.counted, ..Statistics::default() },
             program: "forger".into(),
             root: node(&[top], Items::Entries(vec![root])),
         };
@@ -404,6 +406,57 @@ fn counts_that_do_not_add_up_are_refused() {
     let top = forger.store_node(&[], Items::Entries(vec![]));
     forger.snapshot(top, 1 << 40);
     refused(&forger, &["number of entries", "limit"]);
+}
+
+/// Signs a snapshot in which each directory of six levels has 30 names for the one below.
+fn repeated(counted: u64) -> Forger {
+    let mut forger = Forger::new();
+    forger.counted = counted;
+    let stored = forger.store(b"bottom");
+    let mut node = forger.store_node(&[stored], Items::Entries(vec![file("f", &stored, 0)]));
+    let mut below = 1;
+    for _ in 0..6 {
+        let names = (10..40).map(|name: u64| directory(&name.to_string(), below, Some(node.chunk(0))));
+        node = forger.store_node(&[node], Items::Entries(names.collect()));
+        below = 30 * (below + 1);
+    }
+    forger.snapshot(node, below);
+    forger
+}
+
+#[test]
+fn a_snapshot_of_more_entries_than_it_counts_is_refused_by_every_reader() {
+    let forger = repeated(1_000_000);
+    refused(&forger, &["counts 1000000 entries", "1483137930 below it"]);
+    for arguments in
+        [&["find", "f"][..], &["dump", "latest"], &["versions", "f"], &["cat", "latest:10/10/10/10/10/10/f"]]
+    {
+        let run = patiently(&forger.site, &arguments.iter().map(OsString::from).collect::<Vec<_>>()).code(1);
+        says(&run, &["counts 1000000 entries"]);
+    }
+}
+
+#[test]
+fn what_repeats_itself_endlessly_is_checked_in_a_moment() {
+    let forger = repeated(u64::MAX);
+    let checked = patiently(&forger.site, &["check".into(), "--read-data".into(), "--json".into()]).ok();
+    assert_eq!((checked.json()["directories"].as_u64(), checked.json()["files"].as_u64()), (Some(7), Some(1)));
+
+    // A file of 5 * 2^60 bytes that are all there.
+    let mut forger = Forger::new();
+    let stored = forger.store(&vec![7; 1 << 20]);
+    let mut node = forger.store_node(&[stored], Items::Extents(vec![Extent::Chunk(stored.chunk(0)); 1 << 10]));
+    let mut covers = 1 << 30;
+    for _ in 0..3 {
+        let nodes = vec![NodeRef { covers, node: node.chunk(0) }; 1 << 10];
+        node = forger.store_node(&[node], Items::ExtentIndex(nodes));
+        covers <<= 10;
+    }
+    let nodes = vec![NodeRef { covers, node: node.chunk(0) }; 5];
+    let content = Content::Nodes { digest: Digest::of(b""), depth: 3, nodes, holes: 0 };
+    forger.snapshot_of(&[node], vec![entry("huge", Kind::File, 5 * covers, content)]);
+    let checked = patiently(&forger.site, &["check".into(), "--read-data".into(), "--json".into()]).ok();
+    assert_eq!(checked.json()["chunks"], 1);
 }
 
 /// Signs a snapshot of directories that nest `levels` deep, with a file at the bottom.

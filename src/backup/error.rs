@@ -1,6 +1,7 @@
 //! What ends a backup.
 
 use crate::crypt::Fingerprint;
+use crate::threads::TooFew;
 use crate::{catalog, crypt, format, inventory, repository, source, state, target};
 
 /// A backup that did not come to its end. What was committed before stays and is not stored again.
@@ -101,6 +102,9 @@ pub enum Error {
         /// Why.
         source: std::io::Error,
     },
+    /// The system allows too few threads.
+    #[error(transparent)]
+    Threads(#[from] TooFew),
     /// A thread ended without saying why: a defect.
     #[error("a part of the backup stopped unexpectedly ({0}); please report this")]
     Stopped(&'static str),

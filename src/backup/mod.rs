@@ -81,6 +81,7 @@ use crate::inventory::READ_AGAIN;
 use crate::monitor::{Monitor, Total};
 use crate::repository::Repository;
 use crate::source::{Cutter, Extended, LastMount, MountTable, Standing, Stat, Tags, now, temporary_folder};
+use crate::threads::{TooFew, start};
 use ahead::Ahead;
 use calls::Calls;
 use devices::Devices;
@@ -451,19 +452,31 @@ impl Run<'_> {
             let (large, large_out) = bounded(EVENTS);
 
             let packs = Arc::new(OpenPacks::new(target, self.session.run, full, done_in.clone()));
-            for _ in 0..workers {
-                let (plain, buffers, packs) = (plain_out.clone(), buffers_in.clone(), packs.clone());
-                let (sealer, level) = (sealer.clone(), self.options.compression);
-                threads.spawn(move || seal::seal(&plain, sealer.as_ref(), level, &packs, &buffers));
-            }
-            threads.spawn(move || seal::store(target, &full_out, &done_in));
-            for _ in 0..lanes.small_readers() {
+            let level = self.options.compression;
+            let make_sealer = {
+                let packs = packs.clone();
+                move || {
+                    let (plain, buffers) = (plain_out.clone(), buffers_in.clone());
+                    let (packs, sealer) = (packs.clone(), sealer.clone());
+                    move || seal::seal(&plain, sealer.as_ref(), level, &packs, &buffers)
+                }
+            };
+            let make_reader = move || {
                 let jobs = small_out.clone();
-                threads.spawn(move || read::work(&jobs, reading, &lanes.small));
-            }
-            threads.spawn(move || read::work(&large_out, reading, &lanes.large));
-            // A channel ends when its last holder is gone; these would hold on for ever.
-            drop((plain_out, small_out));
+                move || read::work(&jobs, reading, &lanes.small)
+            };
+            start(threads, "sealing", 1, &make_sealer)?;
+            start(threads, "storing", 1, || {
+                let (full, done) = (full_out.clone(), done_in.clone());
+                move || seal::store(target, &full, &done)
+            })?;
+            start(threads, "reading small files", 1, &make_reader)?;
+            start(threads, "reading large files", 1, || {
+                let jobs = large_out.clone();
+                move || read::work(&jobs, reading, &lanes.large)
+            })?;
+            // A channel ends when its last holder is gone.
+            drop((full_out, done_in, large_out));
 
             let mounts = LastMount::of_table(&rules.mounts);
             let mut walk = Walk {
@@ -503,11 +516,14 @@ impl Run<'_> {
                     walk.counts.expect_if(result.is_ok(), walk.monitor);
                     (walk.counts, result)
                 });
-            let walk = walk.map_err(|_| Error::Stopped("the walk could not be started"))?;
+            let walk = walk.map_err(|source| TooFew { work: "the walk", source })?;
+            // From here on a thread that cannot be had costs time only.
+            let _ = start(threads, "sealing", workers.saturating_sub(1), &make_sealer);
+            let _ = start(threads, "reading small files", lanes.small_readers().saturating_sub(1), &make_reader);
+            drop((make_sealer, make_reader));
             // Not before: they wait until they are told to go.
-            for _ in 0..HELPERS {
-                threads.spawn(|| ahead.help());
-            }
+            let helped = &ahead;
+            let _ = start(threads, "looking ahead", HELPERS, || move || helped.help());
 
             let follow = || {
                 let (stages, place) = ((plain, buffers, packs, done), (above, trail, reading));

@@ -27,6 +27,7 @@ use crate::catalog::{Catalog, DirectoryId, SourceRow};
 use crate::format::Kind;
 use crate::monitor::Monitor;
 use crate::source::LastMount;
+use crate::threads::{TooFew, start};
 
 /// A parent that no directory has: the root of a source that does not exist yet is found by its inode at most, as in
 /// a backup.
@@ -57,7 +58,11 @@ impl Preview<'_> {
         thread::scope(|threads| {
             let (events_in, events) = bounded(EVENTS);
             let (jobs, unread) = bounded(EVENTS);
-            threads.spawn(move || unread.iter().for_each(drop));
+            start(threads, "passing over files", 1, || {
+                let unread = unread.clone();
+                move || unread.iter().for_each(drop)
+            })?;
+            drop(unread);
             let mounts = LastMount::of_table(&rules.mounts);
             let mut walk = Walk {
                 past,
@@ -87,11 +92,10 @@ impl Preview<'_> {
                     walk.counts.expect_if(result.is_ok(), walk.monitor);
                     (walk.counts, result)
                 });
-            let walk = walk.map_err(|_| Error::Stopped("the walk could not be started"))?;
-            // Not before: they wait until they are told to go.
-            for _ in 0..HELPERS {
-                threads.spawn(|| ahead.help());
-            }
+            let walk = walk.map_err(|source| TooFew { work: "the walk", source })?;
+            // Not before: they wait until they are told to go. Without them everything is only slower.
+            let helped = &ahead;
+            let _ = start(threads, "looking ahead", HELPERS, || move || helped.help());
             let read_bytes = self.follow(&events, Trail::new(root));
             if self.calls.are_abandoned() {
                 self.calls.leave(self.monitor);

@@ -5,11 +5,14 @@
 //! chain in which each names the one before. Documents for those who write open, too, sums say of every pack
 //! what the signed indexes say, and keys have the fingerprints that they are named for. Packs that indexes name
 //! are there, with their length, and each pack that a snapshot needs is named by an index: otherwise an index is
-//! missing, and a rebuilt catalog would not know the pack. With the data: every chunk verifies, those that only an index knows too, and every
-//! pack has the digest that its sums say. Nothing is changed.
+//! missing, and a rebuilt catalog would not know the pack. With the data: every chunk verifies, those that only an index
+//! knows too, and every pack that an index names has the digest that the index says. Nothing is changed.
 //!
-//! Subtrees and chunks that several snapshots share are looked at once; of each, a digest's head and a place
-//! are held.
+//! Subtrees, parts of large files and chunks that are used several times are looked at once; of each, a digest's head and
+//! a place are held. So a snapshot that repeats itself endlessly takes no longer than what is stored of it, and no more
+//! of a pack is read than the signed index says it has.
+
+mod content;
 
 use std::collections::{BTreeSet, HashMap, HashSet};
 use std::ffi::OsStr;
@@ -26,6 +29,7 @@ use crate::format::{BLOCK_SIZE, BlockLocation, ChunkRef, Digest, PackId, SourceI
 use crate::monitor::Monitor;
 use crate::reader::{self, Directory, FileReader, Listed, Reader, Step, Walk};
 use crate::target::{ErrorKind, ObjectInfo};
+use content::{Look, Looked};
 
 /// Most bytes of a list of sums.
 const SUMS_SIZE: usize = 64 << 20;
@@ -77,8 +81,9 @@ pub fn check(reader: &Reader, read_data: bool, monitor: &dyn Monitor, stop: &Ato
         stop,
         packs,
         directories: HashSet::new(),
-        chunks: HashSet::new(),
+        looked: Looked::default(),
         indexed: HashMap::new(),
+        misfits: HashSet::new(),
         lacking: HashMap::new(),
         unindexed: BTreeSet::new(),
         unreadable: None,
@@ -106,10 +111,12 @@ struct Run<'a> {
     packs: HashMap<PackId, u64>,
     /// Directories that were looked at, and how many entries each was said to have below it.
     directories: HashSet<(Seen, u64)>,
-    /// Chunks of files that were looked at.
-    chunks: HashSet<Seen>,
+    /// What was looked at of files.
+    looked: Looked,
     /// What the indexes say of packs: the index, and the pack's digest.
     indexed: HashMap<PackId, (ObjectId, Digest)>,
+    /// Packs that do not have the length that an index says.
+    misfits: HashSet<PackId>,
     /// Packs that no index names, by the directories that were looked at and need them.
     lacking: HashMap<(Seen, u64), BTreeSet<PackId>>,
     /// All packs that snapshots need and no index names.
@@ -152,6 +159,7 @@ impl Run<'_> {
         // Snapshots that the key does not open. It is the wrong key only if it opens none.
         let mut closed = Vec::new();
         for name in names {
+            self.go_on()?;
             self.summary.snapshots += 1;
             let object = PathBuf::from(name.object());
             let opened = self.reader.snapshot(&name);
@@ -222,9 +230,7 @@ impl Run<'_> {
         let mut walk = Walk::new(self.reader, top);
         let mut whole = BTreeSet::new();
         while let Some(step) = walk.step() {
-            if self.stop.load(Ordering::Relaxed) {
-                return Err(Error::Interrupted);
-            }
+            self.go_on()?;
             match step {
                 Step::Entry(child) => {
                     path.push(OsStr::from_bytes(&child.entry().name));
@@ -235,7 +241,7 @@ impl Run<'_> {
                             continue;
                         }
                         (true, None) => self.lacking_below(&child),
-                        (false, _) => self.file(child, &path),
+                        (false, _) => self.file(child, &path)?,
                     };
                     path.pop();
                     if let Some(level) = levels.last_mut() {
@@ -268,9 +274,8 @@ impl Run<'_> {
         key.and_then(|key| self.lacking.get(&key)).cloned().unwrap_or_default()
     }
 
-    /// Whether a pack is there and in no index. One that is not there is lost, which is said elsewhere.
     fn is_unindexed(&self, pack: PackId) -> bool {
-        !self.indexed.contains_key(&pack) && self.packs.contains_key(&pack)
+        is_unindexed(&self.packs, &self.indexed, pack)
     }
 
     /// Says how many packs are neither in an index nor needed.
@@ -299,47 +304,33 @@ impl Run<'_> {
     }
 
     /// Looks at a file. Returns the packs that it needs and that no index names.
-    fn file(&mut self, listed: Listed, path: &Path) -> BTreeSet<PackId> {
+    fn file(&mut self, listed: Listed, path: &Path) -> Result<BTreeSet<PackId>, Error> {
         self.summary.files += 1;
         let progress = self.monitor.progress();
         progress.at(path);
-        // Of a large file, where the nodes lie that list its chunks.
-        let first = listed.first_block().map(|at| at.pack);
-        let mut lacking: BTreeSet<_> = first.filter(|pack| self.is_unindexed(*pack)).into_iter().collect();
         let file = FileReader::new(listed);
-        let (reader, read_data) = (self.reader, self.read_data);
-        let result = file.each_chunk(reader, |_, at, chunk| {
-            if self.is_unindexed(at.pack) {
-                lacking.insert(at.pack);
-            }
-            if !self.chunks.insert(seen(at, chunk)) {
-                return Ok(());
-            }
-            self.summary.chunks += 1;
-            progress.bytes(chunk.length.into());
-            self.placed(at)?;
-            if read_data {
-                reader.verify(at, chunk)?;
-                progress.read(chunk.length.into());
-            }
-            Ok(())
-        });
+        let (packs, indexed) = (&self.packs, &self.indexed);
+        let mut look = Look {
+            reader: self.reader,
+            looked: &mut self.looked,
+            packs,
+            is_unindexed: &|pack| is_unindexed(packs, indexed, pack),
+            read_data: self.read_data,
+            progress,
+            stop: self.stop,
+            chunks: 0,
+            lacking: BTreeSet::new(),
+            open: Vec::new(),
+        };
+        let result = look.at(&file);
+        let (chunks, lacking) = (look.chunks, look.lacking);
+        self.summary.chunks += chunks;
+        self.go_on()?;
         progress.file();
         if let Err(error) = result {
             self.problem(path, &error.to_string());
         }
-        lacking
-    }
-
-    /// Checks that a block lies within its pack.
-    fn placed(&self, at: &BlockLocation) -> Result<(), reader::Error> {
-        let wrong = |why: String| reader::Error::Tree(format!("its data is lost: pack {} {why}", at.pack));
-        let end = at.offset.saturating_add(at.length.into());
-        match self.packs.get(&at.pack) {
-            None => Err(wrong("is missing".into())),
-            Some(length) if *length < end => Err(wrong(format!("has {length} bytes, and {end} are needed"))),
-            Some(_) => Ok(()),
-        }
+        Ok(lacking)
     }
 
     /// Opens indexes, and compares them with packs. A name that is none of theirs means nothing.
@@ -391,6 +382,7 @@ impl Run<'_> {
     fn documents(&mut self) -> Result<(), Error> {
         let (access, repository) = (self.reader.access(), self.reader.repository());
         for object in self.list(name::SOURCES)? {
+            self.go_on()?;
             let Some(id) = id_of::<SourceId>(&object, name::SOURCES) else { continue };
             if let Err(error) = access.source(repository, id) {
                 self.unopened(Path::new(&object), error.into())?;
@@ -398,6 +390,7 @@ impl Run<'_> {
         }
         let (mut recipients, mut damaged) = (None, false);
         for object in self.list(name::SECRETS)? {
+            self.go_on()?;
             let Some(id) = id_of::<ObjectId>(&object, name::SECRETS) else { continue };
             match access.secrets(repository, id) {
                 Ok(secrets) => recipients = Some(secrets.recipients),
@@ -414,6 +407,7 @@ impl Run<'_> {
             None => self.problem(Path::new(name::SECRETS), "no secrets document is there; the next backup writes one"),
         }
         for object in self.list(name::GENERATION)? {
+            self.go_on()?;
             let Some(number) = name::parse_generation(&object) else { continue };
             if let Err(error) = access.generation(repository, number) {
                 self.unopened(Path::new(&object), error.into())?;
@@ -430,6 +424,7 @@ impl Run<'_> {
                 let found = found.map_or("it is missing".to_owned(), |length| format!("it has {length} bytes"));
                 let why = format!("{found}, and {index} says that it has {} bytes", pack.length());
                 self.problem(Path::new(&name::pack(pack.id)), &why);
+                self.misfits.insert(pack.id);
             }
         }
     }
@@ -446,7 +441,7 @@ impl Run<'_> {
             let known = block.chunks.iter().all(|(digest, length)| {
                 let chunk = ChunkRef { digest: *digest, block: 0, start, length: *length };
                 start = start.saturating_add(*length);
-                self.chunks.contains(&seen(&at, &chunk))
+                self.looked.chunks.contains(&seen(&at, &chunk))
             });
             if known {
                 continue;
@@ -461,9 +456,7 @@ impl Run<'_> {
 
     /// Names of objects. A run that is told to stop does so here at the latest.
     fn list(&self, prefix: &str) -> Result<Vec<String>, Error> {
-        if self.stop.load(Ordering::Relaxed) {
-            return Err(Error::Interrupted);
-        }
+        self.go_on()?;
         Ok(list(self.reader, prefix)?)
     }
 
@@ -471,6 +464,11 @@ impl Run<'_> {
     fn sums(&mut self) -> Result<(), Error> {
         let mut summed = HashSet::new();
         for name in self.list(name::SUMS)? {
+            // A file manager's or a synchronizer's, say.
+            if id_of::<ObjectId>(&name, name::SUMS).is_none() {
+                self.monitor.note(&format!("{name}: brackfs gives no such name; it is passed over"));
+                continue;
+            }
             let object = PathBuf::from(&name);
             let text = match self.reader.repository().target().get(&name, SUMS_SIZE) {
                 Ok(bytes) => String::from_utf8_lossy(&bytes).into_owned(),
@@ -485,23 +483,19 @@ impl Run<'_> {
                 self.problem(&object, "its last line is cut off");
             }
             for line in text.lines() {
-                if self.stop.load(Ordering::Relaxed) {
-                    return Err(Error::Interrupted);
-                }
+                self.go_on()?;
                 let parts = line.split_once("  ").and_then(|(sum, pack)| Some((sum, pack, name::parse_pack(pack)?)));
                 let Some((sum, pack, id)) = parts else {
                     self.problem(&object, "it holds a line that is no sum of a pack");
                     continue;
                 };
-                summed.insert(id);
-                if let Some((index, digest)) = self.indexed.get(&id)
-                    && digest.to_string() != sum
-                {
-                    let index = name::index(*index);
+                let Some((index, digest)) = self.indexed.get(&id).copied() else { continue };
+                if digest.to_string() != sum {
+                    let index = name::index(index);
                     self.problem(&object, &format!("it has another sum of {pack} than {index}"));
                 }
-                if self.read_data {
-                    self.sum(pack, sum, &name);
+                if summed.insert(id) && self.read_data {
+                    self.sum(pack, id, digest, &name)?;
                 }
             }
         }
@@ -514,11 +508,20 @@ impl Run<'_> {
         Ok(())
     }
 
-    fn sum(&mut self, pack: &str, sum: &str, list: &str) {
+    /// Compares a pack with its digest. One of another length was named before, and is not read: it may be huge.
+    fn sum(&mut self, pack: &str, id: PackId, expected: Digest, list: &str) -> Result<(), Error> {
+        let Some(length) = self.packs.get(&id).copied().filter(|_| !self.misfits.contains(&id)) else { return Ok(()) };
         self.summary.packs += 1;
-        self.monitor.progress().at(Path::new(pack));
-        match self.digest(pack) {
-            Ok(digest) if digest == sum => {}
+        let progress = self.monitor.progress();
+        progress.at(Path::new(pack));
+        let mut hasher = blake3::Hasher::new();
+        let read = self.reader.repository().target().pieces(pack, length, self.stop, |bytes| {
+            hasher.update(bytes);
+            progress.read(bytes.len() as u64);
+        });
+        self.go_on()?;
+        match read {
+            Ok(_) if Digest::from(hasher.finalize()) == expected => {}
             // Packs that a killed run left go after their list.
             Err(error) if error.kind == ErrorKind::NotFound && self.is_gone(list) => {}
             Ok(_) => {
@@ -527,6 +530,7 @@ impl Run<'_> {
             }
             Err(error) => self.problem(Path::new(pack), &error.to_string()),
         }
+        Ok(())
     }
 
     fn is_gone(&self, object: &str) -> bool {
@@ -556,6 +560,7 @@ impl Run<'_> {
             self.problem(Path::new(object), "it is missing or damaged; the next backup puts it back");
         }
         for object in self.list(name::KEYS)? {
+            self.go_on()?;
             if let Err(error) = self.reader.repository().keys().check(&object) {
                 self.problem(Path::new(&object), &error.to_string());
             }
@@ -563,21 +568,15 @@ impl Run<'_> {
         Ok(())
     }
 
-    fn digest(&self, pack: &str) -> Result<String, crate::target::Error> {
-        let target = self.reader.repository().target();
-        let length = target.length(pack)?;
-        let mut hasher = blake3::Hasher::new();
-        target.pieces(pack, length, |bytes| {
-            hasher.update(bytes);
-            self.monitor.progress().read(bytes.len() as u64);
-        })?;
-        Ok(hasher.finalize().to_hex().to_string())
-    }
-
     fn problem(&mut self, path: &Path, why: &str) {
         self.summary.problems += 1;
         self.monitor.problem(path, why);
     }
+}
+
+/// Whether a pack is there and in no index. One that is not there is lost, which is said elsewhere.
+fn is_unindexed(packs: &HashMap<PackId, u64>, indexed: &HashMap<PackId, (ObjectId, Digest)>, pack: PackId) -> bool {
+    !indexed.contains_key(&pack) && packs.contains_key(&pack)
 }
 
 /// Names of objects.

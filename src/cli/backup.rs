@@ -218,7 +218,7 @@ pub(super) fn run(args: &Args, global: &Global) -> Result<ExitCode> {
     let repository = Repository::open(&args.repository.location)?;
     let monitor = global.monitor(args.json);
     let stop = stop_on_signals()?;
-    monitor.start()?;
+    monitor.start();
     let result = backup::run(&repository, &global.state()?, &options, &monitor, &stop);
     monitor.done();
     let summary = result?;

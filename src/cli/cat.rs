@@ -7,7 +7,7 @@ use std::process::ExitCode;
 
 use anyhow::Result;
 
-use super::common::{Global, READ_ONCE, ReaderArgs, select};
+use super::common::{Global, READ_ONCE, ReaderArgs, end_on_signals, select};
 use super::exit::Usage;
 use crate::format::Kind;
 use crate::reader::{FileReader, Selector};
@@ -35,6 +35,7 @@ pub(super) fn run(args: &Args, global: &Global) -> Result<ExitCode> {
     let selector = Selector::parse(args.what.as_bytes()).map_err(Usage)?;
     let monitor = global.monitor(false);
     let reader = args.reader.open(global, &monitor, READ_ONCE)?;
+    end_on_signals()?;
     let snapshot = select(&reader, &selector, &monitor)?;
     let listed = reader.at_path(&snapshot, &selector.path)?;
     let shown = String::from_utf8_lossy(&selector.path).into_owned();

@@ -5,7 +5,7 @@ use std::process::ExitCode;
 use anyhow::Result;
 use serde_json::json;
 
-use super::common::{Global, READ_ONCE, ReaderArgs, is_interactive, stop_on_signals};
+use super::common::{Global, READ_ONCE, ReaderArgs, is_interactive, stop_soon_on_signals};
 use super::say;
 use crate::check;
 
@@ -15,7 +15,8 @@ use crate::check;
 /// directory verifies, that the data which files need lies within packs that are there and long enough, and that no
 /// snapshot is missing from the chain in which each names the one before; and what only machines that write need:
 /// indexes and the packs that they name, generations, sums, keys. With it, all data is read, too: every chunk
-/// is verified, those that only an index leads to as well, and every pack compared with the sum that lies beside it.
+/// is verified, those that only an index leads to as well, and every pack that an index names is compared with its sum. A pack
+/// of the wrong length is named and not read.
 ///
 /// Each problem is named, and nothing is changed. What is shared by several snapshots is looked at once. If all that
 /// matters is whether a disk kept what it got, b3sum does it without a key: cd REPO && cat sums/* | b3sum --check. Whether
@@ -43,8 +44,8 @@ pub(super) struct Args {
 pub(super) fn run(args: &Args, global: &Global) -> Result<ExitCode> {
     let monitor = global.monitor(args.json);
     let reader = args.reader.open(global, &monitor, READ_ONCE)?;
-    let stop = stop_on_signals()?;
-    monitor.start()?;
+    let stop = stop_soon_on_signals()?;
+    monitor.start();
     let result = check::check(&reader, args.read_data, &monitor, &stop);
     monitor.done();
     let summary = result?;

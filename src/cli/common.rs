@@ -97,6 +97,8 @@ pub(super) struct ReaderArgs {
 
 impl Global {
     /// The state directory.
+    ///
+    /// A command that only reads can do without: see [`Global::state_to_read`].
     pub(super) fn state(&self) -> Result<PathBuf> {
         if let Some(given) = &self.state_dir {
             return std::path::absolute(given).with_context(|| format!("{}", given.display()));
@@ -109,6 +111,12 @@ impl Global {
             .or_else(|| absolute("HOME").map(|home| home.join(".local/state")))
             .map(|path| path.join("brackfs"))
             .context("there is no home directory for the state; give one with --state-dir or BRACKFS_STATE_DIR")
+    }
+
+    /// The state directory of a command that only reads. If the user has no home directory, a place where nothing is found
+    /// or kept.
+    fn state_to_read(&self) -> PathBuf {
+        self.state().unwrap_or_else(|_| PathBuf::from("/nonexistent/brackfs"))
     }
 
     /// What a run tells the terminal.
@@ -133,7 +141,7 @@ impl ReaderArgs {
         cache: u64,
     ) -> Result<Reader> {
         let repository = Repository::open(&self.repository.location)?;
-        let state = RepositoryState::new(&global.state()?, repository.id());
+        let state = RepositoryState::new(&global.state_to_read(), repository.id());
         let opener = match repository.encrypted() {
             true => Some(self.opener(&state, &repository, monitor)?),
             false => None,
@@ -391,8 +399,21 @@ fn text(bytes: Vec<u8>, from: &str) -> Result<Passphrase> {
 /// How long a process that was told to end may take for it: less than service managers wait before they kill.
 const ENDING: Duration = Duration::from_secs(60);
 
+/// The same where nothing has to be put in order.
+const ENDING_TO_READ: Duration = Duration::from_secs(2);
+
 /// A flag that is set when the process is told to end; a second signal ends it at once, and so does [`ENDING`].
 pub(super) fn stop_on_signals() -> Result<Arc<AtomicBool>> {
+    stop_within(ENDING)
+}
+
+/// The same for a run that leaves nothing half done that matters: it ends soon even if it waits for a file system that does
+/// not answer.
+pub(super) fn stop_soon_on_signals() -> Result<Arc<AtomicBool>> {
+    stop_within(ENDING_TO_READ)
+}
+
+fn stop_within(longest: Duration) -> Result<Arc<AtomicBool>> {
     let stop = Arc::new(AtomicBool::new(false));
     let failed = "cannot wait for signals";
     let (mut told, tell) = UnixStream::pair().context(failed)?;
@@ -405,14 +426,23 @@ pub(super) fn stop_on_signals() -> Result<Arc<AtomicBool>> {
     }
     let end = move || {
         if told.read_exact(&mut [0]).is_ok() {
-            thread::sleep(ENDING);
-            say::aside(format!("brackfs: interrupted; it did not end within {} s, so it ends now", ENDING.as_secs()));
+            thread::sleep(longest);
+            say::aside(format!("brackfs: interrupted; it did not end within {} s, so it ends now", longest.as_secs()));
             std::process::exit(INTERRUPTED.into());
         }
     };
     // Where no thread can be had, the second signal still ends it.
     let _ending = thread::Builder::new().name("ending".into()).spawn(end);
     Ok(stop)
+}
+
+/// Ends the process with code 130 as soon as it is told to: for commands that read and print.
+pub(super) fn end_on_signals() -> Result<()> {
+    for signal in [SIGINT, SIGTERM, SIGHUP] {
+        signal_hook::flag::register_conditional_shutdown(signal, INTERRUPTED.into(), Arc::new(AtomicBool::new(true)))
+            .context("cannot wait for signals")?;
+    }
+    Ok(())
 }
 
 /// Whether somebody looks at standard error.

@@ -9,7 +9,7 @@ use std::process::ExitCode;
 
 use anyhow::{Context, Result};
 
-use super::common::{Global, READ_OFTEN, ReaderArgs, is_interactive, select};
+use super::common::{Global, READ_OFTEN, ReaderArgs, end_on_signals, is_interactive, select};
 use super::exit::Usage;
 use super::say;
 use super::show::size;
@@ -60,9 +60,10 @@ pub(super) fn run(args: &Args, global: &Global) -> Result<ExitCode> {
     let out = File::from(stdout.as_fd().try_clone_to_owned().context("cannot write to standard output")?);
     let monitor = global.monitor(false);
     let reader = args.reader.open(global, &monitor, READ_OFTEN)?;
+    end_on_signals()?;
     let snapshot = select(&reader, &selector, &monitor)?;
     let listed = reader.at_path(&snapshot, &selector.path)?;
-    monitor.start()?;
+    monitor.start();
     let result = dump::dump(&reader, &listed, out, args.trust_set_id, &monitor);
     monitor.done();
     let summary = result?;

@@ -7,7 +7,7 @@ use anyhow::Result;
 use clap::ValueEnum;
 use serde_json::json;
 
-use super::common::{Global, READ_ONCE, ReaderArgs, select};
+use super::common::{Global, READ_ONCE, ReaderArgs, end_on_signals, select};
 use super::entry;
 use super::exit::Usage;
 use super::show;
@@ -113,6 +113,7 @@ pub(super) fn run(args: &Args, global: &Global) -> Result<ExitCode> {
     }
     let monitor = global.monitor(args.json);
     let reader = args.reader.open(global, &monitor, READ_ONCE)?;
+    end_on_signals()?;
     let within = match selector {
         Some(selector) => Within::One(select(&reader, &selector, &monitor)?),
         None => Within::All(args.source.clone()),

@@ -9,6 +9,7 @@ use serde_json::json;
 use super::common::{Global, new_passphrase, read_certificate};
 use super::say;
 use crate::init::{Made, Owner, init};
+use crate::monitor::Monitor;
 
 /// Make a repository, with this machine as the one that writes to it
 ///
@@ -26,7 +27,10 @@ Examples:
   brackfs init /backup                              asks for a passphrase
   brackfs init /backup --no-encryption              signed, but readable by everyone")]
 pub(super) struct Args {
-    /// Where to make it: a path that is not there yet, or an empty directory
+    /// Where to make it: a path that does not exist yet, or an empty directory
+    ///
+    /// A directory in which an earlier init was killed serves too. File systems without hard links (exFAT, a mount of rclone)
+    /// or without a sync of directories (CIFS) will do; init says once what that means.
     #[arg(value_name = "REPO", env = "BRACKFS_REPOSITORY", value_hint = clap::ValueHint::DirPath)]
     repository: String,
     /// Encrypt to this certificate; may be repeated, and each of them alone can read then
@@ -50,7 +54,9 @@ pub(super) fn run(args: &Args, global: &Global) -> Result<ExitCode> {
         (false, []) => Owner::Passphrase(new_passphrase("Passphrase for the new repository: ")?),
         (false, paths) => Owner::Recipients(paths.iter().map(|path| read_certificate(path)).collect::<Result<_>>()?),
     };
-    let Made { id, host, recipients } = init(&args.repository, &global.state()?, owner)?;
+    let Made { id, host, recipients, shortcomings } = init(&args.repository, &global.state()?, owner)?;
+    let monitor = global.monitor(args.json);
+    shortcomings.iter().for_each(|why| monitor.note(&format!("{}: {why}", args.repository)));
     if args.json {
         let recipients: Vec<_> = recipients.iter().map(ToString::to_string).collect();
         let made = json!({

@@ -8,7 +8,7 @@ use std::process::ExitCode;
 use anyhow::Result;
 use serde_json::json;
 
-use super::common::{Global, READ_ONCE, ReaderArgs, select};
+use super::common::{Global, READ_ONCE, ReaderArgs, end_on_signals, select};
 use super::entry;
 use super::exit::Usage;
 use crate::format::Kind;
@@ -49,6 +49,7 @@ pub(super) fn run(args: &Args, global: &Global) -> Result<ExitCode> {
     let selector = Selector::parse(args.what.as_bytes()).map_err(Usage)?;
     let monitor = global.monitor(false);
     let reader = args.reader.open(global, &monitor, READ_ONCE)?;
+    end_on_signals()?;
     let snapshot = select(&reader, &selector, &monitor)?;
     let listed = reader.at_path(&snapshot, &selector.path)?;
     let mut out = std::io::BufWriter::new(std::io::stdout().lock());

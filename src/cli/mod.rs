@@ -107,24 +107,9 @@ pub fn main() -> ExitCode {
         return mount_helper::main(&arguments);
     }
     let Cli { command, global } = Cli::parse();
-    let result = match command {
-        Command::Key(command) => key::run(&command, &global),
-        Command::Init(args) => init::run(&args, &global),
-        Command::Backup(args) => hearing_signals(|| backup::run(&args, &global)),
-        Command::Snapshots(args) => snapshots::run(&args, &global),
-        Command::Ls(args) => ls::run(&args, &global),
-        Command::Find(args) => find::run(&args, &global),
-        Command::Versions(args) => versions::run(&args, &global),
-        Command::Cat(args) => cat::run(&args, &global),
-        Command::Mount(args) => mount::run(&args, &global),
-        Command::Umount(args) => umount::run(&args),
-        Command::Restore(args) => hearing_signals(|| restore::run(&args, &global)),
-        Command::Dump(args) => dump::run(&args, &global),
-        Command::Check(args) => hearing_signals(|| check::run(&args, &global)),
-        Command::Catalog(command) => hearing_signals(|| catalog::run(&command, &global)),
-        Command::Recipients(command) => hearing_signals(|| recipients::run(&command, &global)),
-        Command::Adopt(args) => hearing_signals(|| adopt::run(&args, &global)),
-        Command::Completions(args) => completions::run(&args),
+    let result = match process::refusal(command.prints()) {
+        Some(why) => Err(anyhow::anyhow!(why)),
+        None => run(command, &global),
     };
     match result {
         Ok(code) => code,
@@ -152,6 +137,44 @@ fn hearing_signals(run: impl Fn() -> anyhow::Result<ExitCode> + Sync) -> anyhow:
             Err(_) => run(),
         }
     })
+}
+
+impl Command {
+    /// Whether what it prints is all that it does.
+    fn prints(&self) -> bool {
+        matches!(
+            self,
+            Command::Snapshots(_)
+                | Command::Ls(_)
+                | Command::Find(_)
+                | Command::Versions(_)
+                | Command::Cat(_)
+                | Command::Dump(_)
+                | Command::Completions(_)
+        )
+    }
+}
+
+fn run(command: Command, global: &common::Global) -> anyhow::Result<ExitCode> {
+    match command {
+        Command::Key(command) => key::run(&command, global),
+        Command::Init(args) => init::run(&args, global),
+        Command::Backup(args) => hearing_signals(|| backup::run(&args, global)),
+        Command::Snapshots(args) => snapshots::run(&args, global),
+        Command::Ls(args) => hearing_signals(|| ls::run(&args, global)),
+        Command::Find(args) => hearing_signals(|| find::run(&args, global)),
+        Command::Versions(args) => hearing_signals(|| versions::run(&args, global)),
+        Command::Cat(args) => hearing_signals(|| cat::run(&args, global)),
+        Command::Mount(args) => mount::run(&args, global),
+        Command::Umount(args) => umount::run(&args),
+        Command::Restore(args) => hearing_signals(|| restore::run(&args, global)),
+        Command::Dump(args) => hearing_signals(|| dump::run(&args, global)),
+        Command::Check(args) => hearing_signals(|| check::run(&args, global)),
+        Command::Catalog(command) => hearing_signals(|| catalog::run(&command, global)),
+        Command::Recipients(command) => hearing_signals(|| recipients::run(&command, global)),
+        Command::Adopt(args) => hearing_signals(|| adopt::run(&args, global)),
+        Command::Completions(args) => completions::run(&args),
+    }
 }
 
 #[cfg(test)]

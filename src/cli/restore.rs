@@ -9,7 +9,7 @@ use anyhow::Result;
 use clap::ValueEnum;
 use serde_json::json;
 
-use super::common::{Global, READ_ONCE, ReaderArgs, is_interactive, select, stop_on_signals};
+use super::common::{Global, READ_ONCE, ReaderArgs, is_interactive, select, stop_soon_on_signals};
 use super::exit::Usage;
 use super::say;
 use super::show::size;
@@ -124,7 +124,7 @@ pub(super) fn run(args: &Args, global: &Global) -> Result<ExitCode> {
         let (files, bytes) = (statistics.files, statistics.bytes);
         monitor.progress().expect(Total { files, bytes, estimated: true });
     }
-    let stop = stop_on_signals()?;
+    let stop = stop_soon_on_signals()?;
     let options = Options {
         conflict: args.conflict.into(),
         include: args.include.clone(),
@@ -133,7 +133,7 @@ pub(super) fn run(args: &Args, global: &Global) -> Result<ExitCode> {
         trust_set_id: args.trust_set_id,
         dry_run: args.dry_run,
     };
-    monitor.start()?;
+    monitor.start();
     let result = restore::restore(&reader, &listed, &args.to, &options, &monitor, &stop);
     monitor.done();
     let summary = result?;

@@ -5,7 +5,6 @@ use std::path::Path;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
-use anyhow::{Context, Result};
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 use serde_json::json;
 
@@ -52,17 +51,17 @@ impl Terminal {
         Terminal { quiet, verbose, view, watch: Mutex::new(None) }
     }
 
-    /// The run begins: from here on its progress is shown, and SIGUSR1 is answered.
-    pub(super) fn start(&self) -> Result<()> {
+    /// The run begins: from here on its progress is shown, and SIGUSR1 is answered. Where the system allows no thread for
+    /// that, the run goes on without.
+    pub(super) fn start(&self) {
         let every = match (self.quiet, self.view.json, self.view.bar.is_hidden()) {
             (false, true, _) => Some(JSON_TICK),
             (false, false, false) => Some(TICK),
             _ => None,
         };
         let (view, begun) = (self.view.clone(), Instant::now());
-        let watch = Watch::begin(every, move |why| view.show(&why, begun.elapsed())).context("cannot watch the run")?;
-        *self.watch.lock().unwrap_or_else(PoisonError::into_inner) = Some(watch);
-        Ok(())
+        let watch = Watch::begin(every, move |why| view.show(&why, begun.elapsed()));
+        *self.watch.lock().unwrap_or_else(PoisonError::into_inner) = watch.ok();
     }
 
     /// The run is over: takes the line of progress away.

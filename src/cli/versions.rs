@@ -8,7 +8,7 @@ use std::process::ExitCode;
 use anyhow::Result;
 use serde_json::json;
 
-use super::common::{Global, READ_ONCE, ReaderArgs};
+use super::common::{Global, READ_ONCE, ReaderArgs, end_on_signals};
 use super::entry;
 use super::show::{self, name_time, rfc3339, size};
 use crate::format::name::SnapshotName;
@@ -56,6 +56,7 @@ pub(super) struct Args {
 pub(super) fn run(args: &Args, global: &Global) -> Result<ExitCode> {
     let monitor = global.monitor(args.json);
     let reader = args.reader.open(global, &monitor, READ_ONCE)?;
+    end_on_signals()?;
     let path = args.path.as_bytes();
     // A line at a time: the next one may take long to be found.
     let mut out = std::io::stdout().lock();

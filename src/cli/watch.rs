@@ -45,7 +45,8 @@ impl Watch {
                 }
             }
         };
-        let thread = thread::Builder::new().name("watch".into()).spawn(watch)?;
+        let thread =
+            thread::Builder::new().name("watch".into()).spawn(watch).inspect_err(|_| _ = unregister(signal))?;
         Ok(Watch { signal, wake, thread })
     }
 

@@ -105,13 +105,15 @@ type Output = io::Result<Protected>;
 fn talk(gpg: &mut Child, input: &[u8]) -> (Output, Output) {
     let (stdin, stdout, stderr) = (gpg.stdin.take(), gpg.stdout.take(), gpg.stderr.take());
     thread::scope(|scope| {
-        scope.spawn(move || {
+        let listener = thread::Builder::new().spawn_scoped(scope, move || listen::<ChildStderr>(stderr));
+        let writer = thread::Builder::new().spawn_scoped(scope, move || {
             // If it reads no further, its status says why.
             stdin.and_then(|mut stdin| stdin.write_all(input).ok())
         });
-        let log = scope.spawn(move || listen::<ChildStderr>(stderr));
+        // Without a writer, gpg's input ends at once, and so does gpg.
         let output = listen::<ChildStdout>(stdout);
-        (output, log.join().unwrap_or_else(|_| Ok(Protected::new(0))))
+        let log = listener.and_then(|log| log.join().unwrap_or_else(|_| Ok(Protected::new(0))));
+        (writer.and(output), log)
     })
 }
 

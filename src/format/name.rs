@@ -92,6 +92,20 @@ pub fn owner(fingerprint: &str) -> String {
     format!("{KEYS}owner-{fingerprint}.asc")
 }
 
+/// Whether `init` writes an object before the description, or makes this folder (`keys/`). As long as there is nothing else
+/// and no description, there is no repository, and nothing in it that anyone could need.
+pub fn precedes_description(name: &str) -> bool {
+    let is_key = |leaf: &str| {
+        let roles = ["recipient-", "host-", "owner-"];
+        leaf.ends_with(".asc") && roles.iter().any(|role| leaf.starts_with(role))
+    };
+    match (name.strip_prefix(KEYS), name.strip_prefix(SECRETS)) {
+        (Some(leaf), _) => leaf.is_empty() || is_key(leaf),
+        (_, Some(leaf)) => leaf.is_empty() || leaf.parse::<ObjectId>().is_ok(),
+        _ => name == README,
+    }
+}
+
 /// A snapshot's place: its source, its number, when the backup began, and its id.
 ///
 /// The number gives the order; the clock may have been wrong at any time. Both stand in the name so that snapshots can be
@@ -193,6 +207,22 @@ mod tests {
         }
         assert!(SnapshotName::parse(&format!("snapshots/x/0000000007-20261120T145201Z-{id}")).is_err());
         assert!(SnapshotName::parse("snapshots/../..").is_err());
+        for name in [KEYS, SECRETS, README, &host("ab"), &owner("ab"), &recipient("ab"), &secrets(ObjectId::random())] {
+            assert!(precedes_description(name), "{name}");
+        }
+        for name in [
+            DESCRIPTION,
+            DESCRIPTION_COPY,
+            PACKS,
+            &pack(PackId::random()),
+            &generation(1),
+            "keys/notes",
+            "secrets/notes",
+            "notes",
+            "notes/",
+        ] {
+            assert!(!precedes_description(name), "{name}");
+        }
     }
 
     #[test]

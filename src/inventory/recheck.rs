@@ -108,8 +108,9 @@ impl Inventory<'_> {
             return Ok(Look::Right);
         }
         let mut hasher = blake3::Hasher::new();
-        match target.pieces(&object, length, |bytes| _ = hasher.update(bytes)) {
-            Ok(()) => {}
+        match target.pieces(&object, length, self.stop, |bytes| _ = hasher.update(bytes)) {
+            Ok(true) => {}
+            Ok(false) => return Err(Error::Interrupted),
             // A disk that can't read a part of it any more, or that is gone: then the listing fails.
             Err(error) if matches!(error.kind, ErrorKind::Other | ErrorKind::Truncated) => {
                 return Ok(Look::Damaged(error.to_string()));

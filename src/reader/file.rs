@@ -279,6 +279,18 @@ impl FileReader {
         Ok(())
     }
 
+    /// Shows `parts` the file's chunks and where their blocks lie, like [`FileReader::each_chunk`], but goes only into those
+    /// nodes of extents that it wants to see.
+    pub fn each_part(&self, reader: &Reader, parts: &mut dyn Parts) -> Result<(), Error> {
+        let Content::Nodes { depth, nodes, .. } = &self.file.entry().content else {
+            return self.each_chunk(reader, |_, at, chunk| parts.chunk(at, chunk));
+        };
+        if nodes.iter().fold(0u64, |sum, node| sum.saturating_add(node.covers)) < self.size {
+            return Err(beyond());
+        }
+        show(reader, self.file.node(), nodes, *depth, parts)
+    }
+
     /// The next offset at or after `offset` that lies in data, or in a hole; the end of the file counts as a hole.
     /// `None`: there is none.
     ///
@@ -343,10 +355,7 @@ fn descend(
     begins: u64,
     offset: u64,
 ) -> Result<(Arc<NodeValue>, u64), Error> {
-    let value = reader.core.node(&place(home, &part.node)?, &part.node)?;
-    if value.covers != Some(part.covers) {
-        return Err(Error::Tree(format!("extents that do not cover {} bytes", part.covers)));
-    }
+    let value = part_of(reader, home, part)?;
     match (&value.node.items, depth) {
         (Items::Extents(_), 0) => Ok((value, begins)),
         (Items::ExtentIndex(nodes), 1..) => {
@@ -354,8 +363,55 @@ fn descend(
             let part = nodes.get(at).ok_or_else(beyond)?;
             descend(reader, &value.node, part, depth - 1, begins + within, offset)
         }
-        _ => Err(Error::Tree("a node of another kind where extents should be".into())),
+        _ => Err(another_kind()),
     }
+}
+
+/// What looks at the nodes and chunks of a file.
+pub trait Parts {
+    /// Comes to a node of extents, with the bytes that it should cover and the levels below it. Returns whether to go into
+    /// it.
+    fn enter(&mut self, at: &BlockLocation, part: &NodeRef, depth: u8) -> bool;
+    /// Comes out of a node that was entered.
+    fn leave(&mut self);
+    /// Comes to a chunk.
+    fn chunk(&mut self, at: &BlockLocation, chunk: &ChunkRef) -> Result<(), Error>;
+}
+
+/// Shows nodes of extents and what is below them. The format bounds the depth.
+fn show(reader: &Reader, home: &Node, nodes: &[NodeRef], depth: u8, parts: &mut dyn Parts) -> Result<(), Error> {
+    for part in nodes {
+        if !parts.enter(&place(home, &part.node)?, part, depth) {
+            continue;
+        }
+        let value = part_of(reader, home, part)?;
+        match (&value.node.items, depth) {
+            (Items::Extents(extents), 0) => {
+                for extent in extents {
+                    if let Extent::Chunk(chunk) = extent {
+                        parts.chunk(&place(&value.node, chunk)?, chunk)?;
+                    }
+                }
+            }
+            (Items::ExtentIndex(nodes), 1..) => show(reader, &value.node, nodes, depth - 1, parts)?,
+            _ => return Err(another_kind()),
+        }
+        parts.leave();
+    }
+    Ok(())
+}
+
+/// A node that must cover as many bytes as the one above it says.
+fn part_of(reader: &Reader, home: &Node, part: &NodeRef) -> Result<Arc<NodeValue>, Error> {
+    let value = reader.core.node(&place(home, &part.node)?, &part.node)?;
+    match value.covers == Some(part.covers) {
+        true => Ok(value),
+        false => Err(Error::Tree(format!("extents that do not cover {} bytes", part.covers))),
+    }
+}
+
+fn another_kind() -> Error {
+    Error::Tree("a node of another kind where extents should be".into())
 }
 
 fn extent(node: &Node, extents: &[Extent], at: usize, begins: u64) -> Result<(u64, u64, Stretch), Error> {

@@ -30,7 +30,7 @@ mod when;
 use std::sync::Arc;
 
 pub use error::Error;
-pub use file::{FileReader, Seek};
+pub use file::{FileReader, Parts, Seek};
 pub use first_names::{FirstNames, Known};
 pub use select::Selector;
 pub use spill::Spill;
@@ -38,9 +38,10 @@ pub use tree::{Directory, Identity, Listed};
 pub use walk::{Step, Walk};
 
 use crate::crypt::Fingerprint;
+use crate::format::entry::Content;
 use crate::format::id::SourceId;
 use crate::format::name::SnapshotName;
-use crate::format::snapshot::Snapshot;
+use crate::format::snapshot::{Snapshot, Statistics};
 use crate::format::{BlockLocation, ChunkRef, Digest};
 use crate::repository::{self, Access, Repository};
 use ahead::{Ahead, Wanted};
@@ -87,6 +88,7 @@ impl Reader {
         if snapshot.encrypted != self.core.repository.encrypted() {
             return Err(Error::Encryption { snapshot: name.object() });
         }
+        check_extent(&snapshot)?;
         Ok((Arc::new(snapshot), signer))
     }
 
@@ -139,6 +141,22 @@ impl Reader {
     /// The keys that open documents, and the signers that are believed.
     pub fn access(&self) -> &Access {
         &self.core.access
+    }
+}
+
+/// Checks that a snapshot does not hold more entries than it counts. Directories may share what is below them, so a few of
+/// them can stand for more entries than any command comes to the end of. Each node is compared with the number of
+/// entries above it, so this holds for all that a reader comes to.
+fn check_extent(snapshot: &Snapshot) -> Result<(), Error> {
+    let Some(Content::Directory(root)) = snapshot.root_entry().map(|root| &root.content) else { return Ok(()) };
+    let Statistics { files, directories, others, .. } = snapshot.statistics;
+    let counted = files.saturating_add(directories).saturating_add(others);
+    match root.below < counted {
+        true => Ok(()),
+        false => Err(Error::Tree(format!(
+            "the snapshot counts {counted} entries, and its root claims {} below it",
+            root.below
+        ))),
     }
 }
 

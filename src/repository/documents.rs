@@ -70,7 +70,9 @@ impl<'r> Writer<'r> {
     /// Writes a generation. If there is one of this number already, it stays, and that is an error.
     pub fn put_generation(&self, generation: &Generation) -> Result<(), Error> {
         let bytes = generation.encode(self.repository.id);
-        self.put(&name::generation(generation.number), &bytes, self.shared.as_ref())
+        let object = name::generation(generation.number);
+        let bytes = self.seal(&object, &bytes, self.shared.as_ref())?;
+        Ok(self.repository.target.claim(&object, &bytes)?)
     }
 
     /// Writes a source's name.
@@ -87,17 +89,17 @@ impl<'r> Writer<'r> {
     }
 
     fn put(&self, object: &str, document: &[u8], audience: Option<&Sealer>) -> Result<(), Error> {
+        Ok(self.repository.target.put(object, &self.seal(object, document, audience)?)?)
+    }
+
+    /// Signs a document, and seals it to its audience.
+    fn seal(&self, object: &str, document: &[u8], audience: Option<&Sealer>) -> Result<Vec<u8>, Error> {
         let failed = |source| Error::Crypt { object: object.to_owned(), source };
         let signed = self.signer.sign(document).map_err(failed)?;
-        let bytes = match audience {
-            Some(sealer) => {
-                let mut sealed = Vec::new();
-                sealer.seal_message(&signed, &mut sealed).map_err(failed)?;
-                sealed
-            }
-            None => signed,
-        };
-        Ok(self.repository.target.put(object, &bytes)?)
+        let Some(sealer) = audience else { return Ok(signed) };
+        let mut sealed = Vec::new();
+        sealer.seal_message(&signed, &mut sealed).map_err(failed)?;
+        Ok(sealed)
     }
 }
 

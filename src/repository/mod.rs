@@ -102,9 +102,10 @@ impl Repository {
         Ok(self.target.put(object, bytes)?)
     }
 
-    /// Makes the folder of a new repository. It is none until [`Repository::finish`].
+    /// Makes the folder of a new repository, or takes one where an earlier try broke off. It is not a repository until
+    /// [`Repository::finish`].
     pub fn create(location: &str, encrypted: bool) -> Result<Self, Error> {
-        let target = Target::create(location).map_err(|e| match e.kind {
+        let target = Target::create(location, &name::precedes_description).map_err(|e| match e.kind {
             ErrorKind::AlreadyExists => match Repository::open(location) {
                 Ok(there) => Error::Exists { location: location.to_owned(), id: there.id },
                 Err(_) => Error::Target(e),
@@ -120,6 +121,18 @@ impl Repository {
         let text = self.description()?;
         self.target.put(name::DESCRIPTION, text.as_bytes())?;
         Ok(self.target.put(name::DESCRIPTION_COPY, text.as_bytes())?)
+    }
+
+    /// Removes what there is of a repository that could not be made. Returns whether nothing is left of it.
+    pub fn abandon(&self) -> bool {
+        let text = self.description().unwrap_or_default();
+        for object in [name::DESCRIPTION, name::DESCRIPTION_COPY] {
+            // Another run may have made a repository here meanwhile, and its description stays. If this one's does, so does all.
+            if self.target.get(object, DESCRIPTION_SIZE).is_ok_and(|found| found == text.as_bytes()) {
+                let _ = self.target.remove(object);
+            }
+        }
+        self.target.abandon(&name::precedes_description)
     }
 
     /// Names the repository.

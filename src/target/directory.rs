@@ -1,186 +1,297 @@
 //! Objects as files below a directory.
 //!
-//! The durable write, used for every object: a file without a name (`O_TMPFILE`) in the object's own
-//! folder, written, synced, linked to its name (which fails if the name is taken), and the folder synced.
-//! A kill at any moment leaves no trace. Where a file system knows no nameless files, a temporary named
-//! `.tmp-…` is renamed instead, without replacing.
+//! The durable write, used for every object: a file without a name (`O_TMPFILE`) in the object's own folder is written,
+//! synced and linked to its name, which fails if the name is taken, and the folder is synced. A kill at any moment
+//! leaves no trace.
+//!
+//! Not every file system can do all of that. The next best way is taken then:
+//! - without nameless files, or without a way to link them: a temporary named `.tmp-…` is renamed without replacing
+//! - without renames that refuse to replace: the temporary is linked, and its own name removed
+//! - without hard links too: the temporary is renamed after a look that the name is free. Where another writer may choose
+//!   the same name, the name is first taken by an empty file ([`Rivals::Possible`]).
+//! - without a sync of folders: the file system decides when names become durable
+//!
+//! [`place`](super::place) opens folders and files, and follows no links.
 
-use std::fs::{self, DirEntry, File};
-use std::io;
+use std::fs::{self, File};
+use std::io::{self, Seek};
 use std::num::NonZeroU64;
-use std::os::fd::AsFd;
-use std::os::unix::fs::OpenOptionsExt;
-use std::path::{Path, PathBuf};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
+use std::path::Path;
+use std::sync::atomic::{AtomicBool, Ordering};
 
-use rustix::fs::{Advice, AtFlags, CWD, Dir, Mode, OFlags, RenameFlags, fadvise, statat};
+use rustix::fs::{
+    Advice, AtFlags, CWD, Dir, FileType, FlockOperation, Mode, OFlags, RenameFlags, fadvise, flock, linkat, mkdirat,
+    openat, renameat, renameat_with, statat, unlinkat,
+};
 use rustix::io::Errno;
 use uuid::Uuid;
 
-use crate::kernel::append_at;
+use crate::kernel::{append_at, sync_folder};
 
-use super::{Error, ErrorKind, ObjectInfo, Spool, Storage};
+use super::place::{FOLDER, Root, beneath};
+use super::{Error, ErrorKind, ObjectInfo, Rivals, Spool, Storage};
 
-/// Names of temporaries begin so; no object's does.
+/// The beginning of the names of temporaries. No object's name begins so.
 const TEMPORARY: &str = ".tmp-";
 
 /// Folders between a listed one and an object: the one that packs are in, or that of a source's snapshots.
 const DEPTH: usize = 1;
 
-/// How often something is looked for that was not there, and is when it is looked for in another way.
-const TRIES: usize = 3;
-
 /// Objects from this size on are not kept in the page cache when they are stored.
 const LARGE: u64 = 1 << 20;
+
+/// The mode of objects, before the umask.
+const MODE: Mode = Mode::from_raw_mode(0o644);
 
 /// A target that is a directory.
 #[derive(Debug)]
 pub(super) struct Directory {
-    root: PathBuf,
+    root: Root,
+    /// Files without a name can be made and linked, as far as is known.
+    nameless: AtomicBool,
+    /// Neither hard links nor renames that refuse to replace were to be had.
+    unlinked: AtomicBool,
+    /// Folders could not be synced.
+    unsynced: AtomicBool,
+    /// The root while a repository is being made: locked, and whether it is new.
+    making: Option<(OwnedFd, bool)>,
 }
 
 impl Directory {
     pub(super) fn open(root: &Path) -> Result<Self, Error> {
         let shown = root.display().to_string();
         let root = fs::canonicalize(root).map_err(|e| Error::io("open", &shown, e))?;
-        match root.is_dir() {
-            true => Ok(Directory { root }),
-            false => Err(Error::new(ErrorKind::NotFound, "open", &shown, "it is not a directory")),
+        if !root.is_dir() {
+            return Err(Error::new(ErrorKind::NotFound, "open", &shown, "it is not a directory"));
         }
+        Ok(Directory {
+            root: Root::new(root),
+            nameless: AtomicBool::new(true),
+            unlinked: AtomicBool::default(),
+            unsynced: AtomicBool::default(),
+            making: None,
+        })
     }
 
-    pub(super) fn create(root: &Path) -> Result<Self, Error> {
-        let shown = root.display().to_string();
-        match fs::create_dir(root) {
-            Err(e) if e.kind() == io::ErrorKind::AlreadyExists => {
-                let mut entries = fs::read_dir(root).map_err(|e| Error::io("create", &shown, e))?;
-                if entries.next().is_some() {
-                    let why = "the directory is not empty";
-                    return Err(Error::new(ErrorKind::AlreadyExists, "create", &shown, why));
-                }
-            }
-            other => other.map_err(|e| Error::io("create", &shown, e))?,
+    /// Makes the directory, or takes one that holds nothing but what an earlier try may have left.
+    pub(super) fn create(path: &Path, is_leftover: &dyn Fn(&str) -> bool) -> Result<Self, Error> {
+        let shown = path.display().to_string();
+        let failed = |e| Error::io("create", &shown, e);
+        let taken = |why| Error::new(ErrorKind::AlreadyExists, "create", &shown, why);
+        let new = match fs::create_dir(path) {
+            Err(e) if e.kind() == io::ErrorKind::AlreadyExists => false,
+            other => other.map(|()| true).map_err(failed)?,
+        };
+        let mut target = Directory::open(path).map_err(|e| match e.kind {
+            ErrorKind::NotFound if !new => taken("it is not a directory"),
+            _ => e,
+        })?;
+        let root = target.root.open().map_err(failed)?;
+        // Where a file system has no locks, two runs at the same moment are told apart by the description, at the end.
+        if flock(&root, FlockOperation::NonBlockingLockExclusive) == Err(Errno::WOULDBLOCK) {
+            return Err(taken("another run is making a repository there"));
         }
-        let target = Directory::open(root)?;
-        // Also if it was there: whoever made it may not have come to that.
-        target.root.parent().map_or(Ok(()), sync_folder).map_err(|e| Error::io("create", &shown, e))?;
+        if !target.clear(is_leftover).map_err(failed)? {
+            return Err(taken("the directory is not empty"));
+        }
+        // Also if the directory was there: whoever made it may not have synced the one above.
+        if let Some(above) = target.root.path().parent() {
+            target.sync_folder(File::open(above).map_err(failed)?.as_fd()).map_err(failed)?;
+        }
+        target.making = Some((root, new));
         Ok(target)
     }
 
-    fn path(&self, name: &str) -> PathBuf {
-        self.root.join(name)
-    }
-
-    /// Opens an object. Whatever lies in its place is looked at first: opening a pipe would wait for ever, and
-    /// opening a device may do anything.
-    fn file(&self, name: &str) -> Result<File, Error> {
-        let failed = |e| Error::io("read", name, e);
-        let path = self.path(name);
-        let flags = (OFlags::NONBLOCK | OFlags::NOCTTY).bits() as i32;
-        let no_file = || Error::new(ErrorKind::NotAFile, "read", name, "it is not a file");
-        if !fs::metadata(&path).map_err(failed)?.is_file() {
-            return Err(no_file());
-        }
-        let file = File::options().read(true).custom_flags(flags).open(&path).map_err(failed)?;
-        match file.metadata().map_err(failed)?.is_file() {
-            true => Ok(file),
-            false => Err(no_file()),
-        }
-    }
-
-    /// The folder of an object, made if it is missing, and durable.
-    fn folder(&self, name: &str) -> Result<PathBuf, Error> {
-        let path = self.path(name);
-        let folder = path.parent().unwrap_or(&self.root).to_owned();
-        if folder.is_dir() {
-            return Ok(folder);
-        }
-        // From the top: a folder is durable once the one above it is synced.
-        let below = folder.strip_prefix(&self.root).unwrap_or(Path::new(""));
-        let mut at = self.root.clone();
-        for part in below.components() {
-            let above = at.clone();
-            at.push(part);
-            match fs::create_dir(&at) {
-                Err(e) if e.kind() == io::ErrorKind::AlreadyExists => {}
-                other => {
-                    other.and_then(|()| sync_folder(&above)).map_err(|e| Error::io("create the folder of", name, e))?;
+    /// Removes all objects that `may_go` accepts, temporaries, and the folders that held them. If there is anything else,
+    /// nothing is removed, and the answer is no.
+    fn clear(&self, may_go: &dyn Fn(&str) -> bool) -> io::Result<bool> {
+        let root = self.root.open()?;
+        let (mut files, mut folders) = (Vec::new(), Vec::new());
+        for (name, kind) in names(root.as_fd())? {
+            match kind {
+                FileType::RegularFile => files.push((None, name)),
+                FileType::Directory if may_go(&format!("{name}/")) => {
+                    let folder = openat(&root, &name, FOLDER | OFlags::NOFOLLOW, Mode::empty())?;
+                    for (below, kind) in names(folder.as_fd())? {
+                        match kind {
+                            FileType::RegularFile => files.push((Some(folders.len()), below)),
+                            _ => return Ok(false),
+                        }
+                    }
+                    folders.push((name, folder));
                 }
+                _ => return Ok(false),
             }
         }
-        Ok(folder)
+        let folder_of = |at: &Option<usize>| at.and_then(|at| folders.get(at));
+        let may_all_go = files.iter().all(|(at, file)| {
+            let object = folder_of(at).map_or(file.clone(), |(folder, _)| format!("{folder}/{file}"));
+            is_temporary(file) || may_go(&object)
+        });
+        if !may_all_go {
+            return Ok(false);
+        }
+        for (at, file) in &files {
+            let folder = folder_of(at).map_or(&root, |(_, folder)| folder);
+            unlinkat(folder, file, AtFlags::empty())?;
+        }
+        for (name, _) in &folders {
+            unlinkat(&root, name, AtFlags::REMOVEDIR)?;
+        }
+        Ok(true)
+    }
+
+    /// Opens an object.
+    fn file(&self, name: &str) -> Result<File, Error> {
+        let file = self.root.object(name).map_err(|e| Error::io("read", name, e))?;
+        file.ok_or_else(|| Error::new(ErrorKind::NotAFile, "read", name, "it is not a file"))
+    }
+
+    /// Opens the folder of an object. A missing one is made, durably.
+    fn folder_for(&self, name: &str) -> io::Result<OwnedFd> {
+        let mut at = self.root.open()?;
+        let Some((folder, _)) = name.rsplit_once('/') else { return Ok(at) };
+        match beneath(at.as_fd(), folder, FOLDER) {
+            Err(Errno::NOENT) => {}
+            found => return Ok(found?),
+        }
+        for name in folder.split('/') {
+            match mkdirat(&at, name, Mode::from_raw_mode(0o777)) {
+                Err(Errno::EXIST) => {}
+                made => {
+                    made?;
+                    // From the top down: a folder is durable once the one above it is synced.
+                    self.sync_folder(at.as_fd())?;
+                }
+            }
+            at = beneath(at.as_fd(), name, FOLDER)?;
+        }
+        Ok(at)
+    }
+
+    /// Syncs a folder, where the file system can do that.
+    fn sync_folder(&self, folder: BorrowedFd<'_>) -> io::Result<()> {
+        if !sync_folder(folder)? {
+            self.unsynced.store(true, Ordering::Relaxed);
+        }
+        Ok(())
     }
 
     /// Calls `visit` with each of these folders that is there, and with those in it that objects may lie in.
-    fn each_folder(&self, folders: &[&str], visit: &mut dyn FnMut(&Path) -> Result<(), Error>) -> Result<(), Error> {
-        for folder in folders.iter().map(|folder| self.path(folder)) {
-            if !self.is_folder(&folder)? {
-                continue;
-            }
-            visit(&folder)?;
-            for entry in entries(&folder)? {
-                if self.is_folder(&entry.path())? {
-                    visit(&entry.path())?;
+    fn each_folder(
+        &self,
+        folders: &[&str],
+        action: &'static str,
+        visit: &dyn Fn(BorrowedFd<'_>) -> io::Result<()>,
+    ) -> Result<(), Error> {
+        for name in folders {
+            let failed = |e| Error::io(action, name, e);
+            let Some(folder) = self.root.folder(name).map_err(failed)? else { continue };
+            visit(folder.as_fd()).map_err(failed)?;
+            for (below, kind) in names(folder.as_fd()).map_err(failed)? {
+                let failed = |e| Error::io(action, &format!("{name}{below}"), e);
+                if kind == FileType::Directory {
+                    let below = openat(&folder, &below, FOLDER | OFlags::NOFOLLOW, Mode::empty());
+                    below.map_err(io::Error::from).and_then(|below| visit(below.as_fd())).map_err(failed)?;
                 }
             }
         }
         Ok(())
     }
 
-    /// What `look` finds at a path; none if nothing is there. Who looks while the target is away, if only for a moment,
-    /// is told the same, so that is believed only when the target's directory says so that was open before, and when that has
-    /// anything in it at all.
-    fn if_there<T>(&self, path: &Path, look: impl Fn() -> io::Result<T>) -> io::Result<Option<T>> {
-        let below = path.strip_prefix(&self.root).unwrap_or(path);
-        for _ in 0..TRIES {
-            match look() {
-                Err(e) if e.kind() == io::ErrorKind::NotFound => {}
-                found => return found.map(Some),
-            }
-            let root = File::open(&self.root)?;
-            match statat(&root, below, AtFlags::SYMLINK_NOFOLLOW) {
-                // Where a disk was unplugged there is an empty directory.
-                Err(Errno::NOENT) if is_empty(&root)? => {
-                    return Err(io::Error::other("the repository's directory is empty; is a disk not mounted?"));
-                }
-                Err(Errno::NOENT) => return Ok(None),
-                found => _ = found?,
+    /// Gives a nameless file its name. Returns whether the file system can do that.
+    fn link(&self, spool: &Spool, leaf: &str) -> Result<bool, Errno> {
+        let by_path = format!("/proc/self/fd/{}", spool.file.as_raw_fd());
+        let linked = match linkat(CWD, &by_path, &spool.folder, leaf, AtFlags::SYMLINK_FOLLOW) {
+            // There is no /proc. This way needs a privilege on kernels before 6.10.
+            Err(Errno::NOENT) => linkat(&spool.file, "", &spool.folder, leaf, AtFlags::EMPTY_PATH),
+            other => other,
+        };
+        match linked {
+            Err(Errno::NOENT) => Ok(false),
+            Err(e) if knows_no_links(e) => Ok(false),
+            other => other.map(|()| true),
+        }
+    }
+
+    /// Renames a temporary to its object's name, which must be free.
+    fn rename(&self, spool: &mut Spool, leaf: &str, rivals: Rivals) -> Result<(), Errno> {
+        let Some(temporary) = spool.named.clone() else { return Ok(()) };
+        let folder = &spool.folder;
+        match renameat_with(folder, &temporary, folder, leaf, RenameFlags::NOREPLACE) {
+            // NFS and many others can't refuse to replace, and sandboxes may not know the call.
+            Err(Errno::INVAL | Errno::NOSYS | Errno::OPNOTSUPP | Errno::PERM) => {}
+            other => {
+                other?;
+                spool.named = None;
+                return Ok(());
             }
         }
-        look().map(Some)
+        match linkat(folder, &temporary, folder, leaf, AtFlags::empty()) {
+            Err(e) if knows_no_links(e) => {}
+            // The temporary goes with the spool.
+            other => return other,
+        }
+        match rivals {
+            Rivals::None => match statat(folder, leaf, AtFlags::SYMLINK_NOFOLLOW) {
+                Err(Errno::NOENT) => renameat(folder, &temporary, folder, leaf)?,
+                Err(e) => return Err(e),
+                Ok(_) => return Err(Errno::EXIST),
+            },
+            Rivals::Possible => {
+                openat(folder, leaf, OFlags::WRONLY | OFlags::CREATE | OFlags::EXCL | OFlags::CLOEXEC, MODE)?;
+                renameat(folder, &temporary, folder, leaf).inspect_err(|_| {
+                    // Best effort: what stays is empty, and no object.
+                    let _ = unlinkat(folder, leaf, AtFlags::empty());
+                })?;
+            }
+        }
+        self.unlinked.store(true, Ordering::Relaxed);
+        spool.named = None;
+        Ok(())
     }
 
-    /// Whether it is a folder, and no link to one: what links lead to is not ours.
-    fn is_folder(&self, path: &Path) -> Result<bool, Error> {
-        let found = self.if_there(path, || fs::symlink_metadata(path));
-        let found = found.map_err(|e| Error::io("look at", &path.display().to_string(), e))?;
-        Ok(found.is_some_and(|found| found.is_dir()))
-    }
-
-    /// Objects in `folder` and in folders below it, down to `depth`: no object lies deeper, whatever else does.
-    fn walk(&self, folder: &Path, depth: usize, found: &mut dyn FnMut(ObjectInfo)) -> Result<(), Error> {
-        let failed = |e| Error::io("list", &folder.display().to_string(), e);
-        let Some(entries) = self.if_there(folder, || fs::read_dir(folder)).map_err(failed)? else { return Ok(()) };
-        for entry in entries {
+    /// Objects in a folder and in folders below it, down to `depth`: no object lies deeper.
+    fn walk(
+        &self,
+        folder: OwnedFd,
+        prefix: &str,
+        depth: usize,
+        found: &mut dyn FnMut(ObjectInfo),
+    ) -> Result<(), Error> {
+        let failed = |e: Errno| Error::io("list", prefix, e.into());
+        let mut entries = Dir::new(folder).map_err(failed)?;
+        while let Some(entry) = entries.read() {
             let entry = entry.map_err(failed)?;
-            let name = entry.file_name();
-            if name.to_str().is_none_or(|name| name.starts_with(TEMPORARY)) {
+            let Ok(name) = entry.file_name().to_str() else { continue };
+            if matches!(name, "." | "..") || name.starts_with(TEMPORARY) {
                 continue;
             }
-            let kind = entry.file_type().map_err(failed)?;
-            if kind.is_dir() {
-                match depth {
-                    0 => {}
-                    depth => self.walk(&entry.path(), depth - 1, found)?,
+            let folder = entries.fd().map_err(failed)?;
+            let stat = match entry.file_type() {
+                FileType::Directory => None,
+                FileType::RegularFile | FileType::Unknown => match statat(folder, name, AtFlags::SYMLINK_NOFOLLOW) {
+                    // It was deleted while it was listed.
+                    Err(Errno::NOENT) => continue,
+                    stat => Some(stat.map_err(failed)?),
+                },
+                _ => continue,
+            };
+            let kind = stat.map_or(FileType::Directory, |stat| FileType::from_raw_mode(stat.st_mode));
+            match (kind, stat) {
+                (FileType::Directory, _) if depth > 0 => {
+                    let below = match openat(folder, name, FOLDER | OFlags::NOFOLLOW, Mode::empty()) {
+                        Err(Errno::NOENT) => continue,
+                        below => below.map_err(failed)?,
+                    };
+                    self.walk(below, &format!("{prefix}{name}/"), depth - 1, found)?;
                 }
-            } else if kind.is_file() {
-                let path = entry.path();
-                let Some(name) = path.strip_prefix(&self.root).ok().and_then(Path::to_str) else { continue };
-                match entry.metadata() {
-                    Ok(metadata) => found(ObjectInfo { name: name.to_owned(), length: metadata.len() }),
-                    // It was deleted while it was listed. Nothing else makes it one that is not there.
-                    Err(e) if e.kind() == io::ErrorKind::NotFound => {}
-                    Err(e) => return Err(failed(e)),
+                (FileType::RegularFile, Some(stat)) => {
+                    let length = u64::try_from(stat.st_size).unwrap_or_default();
+                    found(ObjectInfo { name: format!("{prefix}{name}"), length });
                 }
+                _ => {}
             }
         }
         Ok(())
@@ -189,26 +300,22 @@ impl Directory {
 
 impl Storage for Directory {
     fn spool(&self, name: &str) -> Result<Spool, Error> {
-        let folder = self.folder(name)?;
-        let mode = Mode::from_raw_mode(0o644);
-        let flags = OFlags::RDWR | OFlags::TMPFILE | OFlags::CLOEXEC;
-        match rustix::fs::open(&folder, flags, mode) {
-            Ok(fd) => Ok(Spool { file: fd.into(), object: name.to_owned(), length: 0, named: None }),
-            Err(Errno::OPNOTSUPP | Errno::ISDIR | Errno::INVAL | Errno::NOENT) => {
-                let path = folder.join(format!("{TEMPORARY}{}", Uuid::new_v4()));
-                let file = File::options()
-                    .read(true)
-                    .write(true)
-                    .create_new(true)
-                    .open(&path)
-                    .map_err(|e| Error::io("write", name, e))?;
-                Ok(Spool { file, object: name.to_owned(), length: 0, named: Some(path) })
+        let failed = |e| Error::io("write", name, e);
+        let folder = self.folder_for(name).map_err(failed)?;
+        if self.nameless.load(Ordering::Relaxed) {
+            match openat(&folder, ".", OFlags::RDWR | OFlags::TMPFILE | OFlags::CLOEXEC, MODE) {
+                Ok(fd) => {
+                    return Ok(Spool { file: fd.into(), object: name.to_owned(), length: 0, folder, named: None });
+                }
+                Err(Errno::OPNOTSUPP | Errno::ISDIR | Errno::INVAL | Errno::NOENT | Errno::NOSYS) => {}
+                Err(e) => return Err(failed(e.into())),
             }
-            Err(e) => Err(Error::io("write", name, e.into())),
         }
+        let (file, temporary) = temporary_file(&folder).map_err(|e| failed(e.into()))?;
+        Ok(Spool { file, object: name.to_owned(), length: 0, folder, named: Some(temporary) })
     }
 
-    fn store(&self, name: &str, mut spool: Spool) -> Result<(), Error> {
+    fn store(&self, name: &str, mut spool: Spool, rivals: Rivals) -> Result<(), Error> {
         let failed = |e| Error::io("store", name, e);
         let length = spool.file.metadata().map_err(failed)?.len();
         if length != spool.length {
@@ -217,28 +324,19 @@ impl Storage for Directory {
         }
         spool.file.sync_all().map_err(failed)?;
         if length >= LARGE {
-            // Nobody reads it soon; the page cache has better uses. If the advice is not taken, no harm is done.
+            // It is not read again soon, so the page cache has better uses. Best effort.
             let _ = fadvise(&spool.file, 0, None, Advice::DontNeed);
         }
-        let path = self.path(name);
-        match &spool.named {
-            None => {
-                let link = format!("/proc/self/fd/{}", std::os::fd::AsRawFd::as_raw_fd(&spool.file.as_fd()));
-                rustix::fs::linkat(CWD, &link, CWD, &path, AtFlags::SYMLINK_FOLLOW).map_err(|e| failed(e.into()))?;
+        let leaf = name.rsplit('/').next().unwrap_or(name);
+        let linked = spool.named.is_none() && self.link(&spool, leaf).map_err(|e| failed(e.into()))?;
+        if !linked {
+            if spool.named.is_none() {
+                take_name(&mut spool).map_err(failed)?;
+                self.nameless.store(false, Ordering::Relaxed);
             }
-            Some(temporary) => {
-                match rustix::fs::renameat_with(CWD, temporary, CWD, &path, RenameFlags::NOREPLACE) {
-                    // NFS and some others can't refuse to replace: link refuses everywhere.
-                    Err(Errno::INVAL | Errno::NOSYS) => {
-                        fs::hard_link(temporary, &path).map_err(failed)?;
-                        fs::remove_file(temporary).map_err(failed)?;
-                    }
-                    other => other.map_err(|e| failed(e.into()))?,
-                }
-                spool.named = None;
-            }
+            self.rename(&mut spool, leaf, rivals).map_err(|e| failed(e.into()))?;
         }
-        sync_folder(path.parent().unwrap_or(&self.root)).map_err(failed)
+        self.sync_folder(spool.folder.as_fd()).map_err(failed)
     }
 
     fn read(&self, name: &str, offset: u64, length: usize, bytes: &mut Vec<u8>) -> Result<(), Error> {
@@ -275,60 +373,113 @@ impl Storage for Directory {
     }
 
     fn sync(&self, folders: &[&str]) -> Result<(), Error> {
-        let sync =
-            &mut |folder: &Path| sync_folder(folder).map_err(|e| Error::io("sync", &folder.display().to_string(), e));
-        sync(&self.root)?;
-        self.each_folder(folders, sync)
+        let root = self.root.open().and_then(|root| self.sync_folder(root.as_fd()));
+        root.map_err(|e| Error::io("sync", &self.root.path().display().to_string(), e))?;
+        self.each_folder(folders, "sync", &|folder| self.sync_folder(folder))
     }
 
     fn remove(&self, name: &str) -> Result<(), Error> {
         let failed = |e| Error::io("remove", name, e);
-        let path = self.path(name);
-        fs::remove_file(&path).map_err(failed)?;
-        sync_folder(path.parent().unwrap_or(&self.root)).map_err(failed)
+        let (folder, leaf) = name.rsplit_once('/').unwrap_or((".", name));
+        let root = self.root.open().map_err(failed)?;
+        let folder = beneath(root.as_fd(), folder, FOLDER).map_err(|e| failed(e.into()))?;
+        unlinkat(&folder, leaf, AtFlags::empty()).map_err(|e| failed(e.into()))?;
+        self.sync_folder(folder.as_fd()).map_err(failed)
     }
 
     fn remove_temporaries(&self, folders: &[&str]) -> Result<u64, Error> {
-        let mut removed = 0;
-        self.each_folder(folders, &mut |folder| {
-            let failed = |e| Error::io("remove temporary files in", &folder.display().to_string(), e);
-            let temporaries: Vec<_> = entries(folder)?.into_iter().filter(is_temporary).collect();
-            temporaries.iter().try_for_each(|entry| fs::remove_file(entry.path())).map_err(failed)?;
-            if !temporaries.is_empty() {
-                // Or they come back with a power cut, and nobody looks for them any more.
-                sync_folder(folder).map_err(failed)?;
+        let removed = std::cell::Cell::new(0);
+        self.each_folder(folders, "remove temporary files in", &|folder| {
+            let temporaries = names(folder)?.into_iter().filter(|(name, _)| is_temporary(name));
+            let mut any = false;
+            for (name, _) in temporaries {
+                unlinkat(folder, &name, AtFlags::empty())?;
+                removed.set(removed.get() + 1);
+                any = true;
             }
-            removed += temporaries.len() as u64;
-            Ok(())
+            // Or they come back with a power cut, when no run looks for them any more.
+            if any { self.sync_folder(folder) } else { Ok(()) }
         })?;
-        Ok(removed)
+        Ok(removed.get())
     }
 
     fn visit(&self, prefix: &str, found: &mut dyn FnMut(ObjectInfo)) -> Result<(), Error> {
-        self.walk(&self.path(prefix), DEPTH, found)
+        match self.root.folder(prefix).map_err(|e| Error::io("list", prefix, e))? {
+            Some(folder) => self.walk(folder, prefix, DEPTH, found),
+            None => Ok(()),
+        }
+    }
+
+    fn shortcomings(&self) -> Vec<&'static str> {
+        let unlinked = "its file system has neither hard links nor renames that refuse to replace, so brackfs looks \
+                        whether a name is free before it stores an object";
+        let unsynced = "its file system does not sync directories, so a power cut may take the newest backup with it; \
+                        older ones stay";
+        let known = [(&self.unlinked, unlinked), (&self.unsynced, unsynced)];
+        known.into_iter().filter(|(lacks, _)| lacks.load(Ordering::Relaxed)).map(|(_, words)| words).collect()
+    }
+
+    fn abandon(&self, is_ours: &dyn Fn(&str) -> bool) -> bool {
+        let Some((_, new)) = self.making else { return false };
+        let cleared = self.clear(is_ours).unwrap_or_default();
+        if cleared && new {
+            // An empty directory does no harm.
+            let _ = fs::remove_dir(self.root.path());
+        }
+        cleared
     }
 }
 
-/// Whether it has a name that only a writer gives.
-fn is_temporary(entry: &DirEntry) -> bool {
-    let name = entry.file_name();
-    name.to_str().and_then(|name| name.strip_prefix(TEMPORARY)).is_some_and(|id| Uuid::try_parse(id).is_ok())
+/// What a file system says that has no hard links. Some say so in words that can mean a broken disk; the way that is
+/// tried next meets that again.
+fn knows_no_links(error: Errno) -> bool {
+    let known = [Errno::PERM, Errno::OPNOTSUPP, Errno::NOSYS, Errno::INVAL, Errno::IO, Errno::MLINK, Errno::XDEV];
+    known.contains(&error)
 }
 
-/// What a folder holds.
-fn entries(folder: &Path) -> Result<Vec<DirEntry>, Error> {
-    let listed = fs::read_dir(folder).and_then(Iterator::collect);
-    listed.map_err(|e| Error::io("list", &folder.display().to_string(), e))
+/// A new temporary with a name in a folder.
+fn temporary_file(folder: &OwnedFd) -> Result<(File, String), Errno> {
+    let name = format!("{TEMPORARY}{}", Uuid::new_v4());
+    let flags = OFlags::RDWR | OFlags::CREATE | OFlags::EXCL | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+    Ok((openat(folder, &name, flags, MODE)?.into(), name))
 }
 
-fn sync_folder(folder: &Path) -> io::Result<()> {
-    File::open(folder)?.sync_all()
+/// Copies a nameless file to one with a name.
+fn take_name(spool: &mut Spool) -> io::Result<()> {
+    let (mut file, name) = temporary_file(&spool.folder)?;
+    spool.named = Some(name);
+    spool.file.rewind()?;
+    let copied = io::copy(&mut spool.file, &mut file)?;
+    if copied != spool.length {
+        return Err(io::Error::other(format!("{copied} of {} bytes could be copied", spool.length)));
+    }
+    file.sync_all()?;
+    spool.file = file;
+    Ok(())
 }
 
-/// Whether nothing is in a directory.
-fn is_empty(directory: &File) -> io::Result<bool> {
-    let mut entries = Dir::read_from(directory)?;
-    Ok(entries.all(|entry| entry.is_ok_and(|entry| matches!(entry.file_name().to_bytes(), b"." | b".."))))
+/// Whether it is a name that only a writer gives.
+fn is_temporary(name: &str) -> bool {
+    name.strip_prefix(TEMPORARY).is_some_and(|id| Uuid::try_parse(id).is_ok())
+}
+
+/// Names in a folder and what each is. A name that is not UTF-8 is shown with replacements: none of ours is meant by it.
+fn names(folder: BorrowedFd<'_>) -> io::Result<Vec<(String, FileType)>> {
+    let mut found = Vec::new();
+    for entry in Dir::read_from(folder)? {
+        let entry = entry?;
+        let kind = match entry.file_type() {
+            FileType::Unknown => {
+                let stat = statat(folder, entry.file_name(), AtFlags::SYMLINK_NOFOLLOW)?;
+                FileType::from_raw_mode(stat.st_mode)
+            }
+            kind => kind,
+        };
+        if !matches!(entry.file_name().to_bytes(), b"." | b"..") {
+            found.push((entry.file_name().to_string_lossy().into_owned(), kind));
+        }
+    }
+    Ok(found)
 }
 
 #[cfg(test)]
@@ -344,11 +495,11 @@ mod tests {
         let mut spool = target.spool("packs/ab/x").unwrap();
         spool.append(b"hello").unwrap();
         assert!(target.list("packs/").unwrap().is_empty());
-        target.store("packs/ab/x", spool).unwrap();
+        target.store("packs/ab/x", spool, Rivals::None).unwrap();
         let listed = target.list("packs/").unwrap();
         assert_eq!(listed, [ObjectInfo { name: "packs/ab/x".into(), length: 5 }]);
         let again = target.spool("packs/ab/x").unwrap();
-        assert_eq!(target.store("packs/ab/x", again).unwrap_err().kind, ErrorKind::AlreadyExists);
+        assert_eq!(target.store("packs/ab/x", again, Rivals::None).unwrap_err().kind, ErrorKind::AlreadyExists);
         let mut bytes = b"what was there before".to_vec();
         target.read("packs/ab/x", 1, 3, &mut bytes).unwrap();
         assert_eq!(bytes, b"ell");
@@ -387,7 +538,7 @@ mod tests {
     fn a_folder_that_was_never_made_is_empty_and_a_target_that_is_away_is_not() {
         let dir = tempfile::tempdir().unwrap();
         let root = dir.path().join("root");
-        let target = Directory::create(&root).unwrap();
+        let target = Directory::create(&root, &|_| false).unwrap();
         fs::write(root.join("description"), "there").unwrap();
         assert!(target.list("packs/").unwrap().is_empty());
         fs::rename(&root, dir.path().join("away")).unwrap();
@@ -400,9 +551,12 @@ mod tests {
     #[test]
     fn a_dropped_spool_leaves_nothing_even_with_a_name() {
         let dir = tempfile::tempdir().unwrap();
-        let path = dir.path().join(".tmp-1");
-        let file = File::create_new(&path).unwrap();
-        drop(Spool { file, object: "x".into(), length: 0, named: Some(path.clone()) });
+        let target = Directory::open(dir.path()).unwrap();
+        target.nameless.store(false, Ordering::Relaxed);
+        let spool = target.spool("packs/ab/x").unwrap();
+        let path = dir.path().join("packs/ab").join(spool.named.as_ref().unwrap());
+        assert!(path.exists());
+        drop(spool);
         assert!(!path.exists());
     }
 
@@ -440,7 +594,7 @@ mod tests {
         let target = Directory::open(dir.path()).unwrap();
         let mut spool = target.spool("packs/ab/x").unwrap();
         spool.append(&[7; 500_000]).unwrap();
-        target.store("packs/ab/x", spool).unwrap();
+        target.store("packs/ab/x", spool, Rivals::None).unwrap();
         let is_cached = || {
             let file = target.file("packs/ab/x").unwrap();
             preadv2(&file, &mut [io::IoSliceMut::new(&mut [0])], 0, ReadWriteFlags::NOWAIT).is_ok()
@@ -463,24 +617,112 @@ mod tests {
     }
 
     #[test]
-    fn named_temporaries_do_not_replace() {
+    fn objects_do_not_replace_others_whatever_the_way() {
         let dir = tempfile::tempdir().unwrap();
         let target = Directory::open(dir.path()).unwrap();
         fs::write(dir.path().join("taken"), "old").unwrap();
-        let path = dir.path().join(".tmp-2");
-        let file = File::create_new(&path).unwrap();
-        let spool = Spool { file, object: "taken".into(), length: 0, named: Some(path) };
-        assert_eq!(target.store("taken", spool).unwrap_err().kind, ErrorKind::AlreadyExists);
+        for nameless in [true, false] {
+            target.nameless.store(nameless, Ordering::Relaxed);
+            for rivals in [Rivals::None, Rivals::Possible] {
+                let spool = target.spool("taken").unwrap();
+                assert_eq!(spool.named.is_none(), nameless);
+                assert_eq!(target.store("taken", spool, rivals).unwrap_err().kind, ErrorKind::AlreadyExists);
+            }
+        }
         assert_eq!(fs::read(dir.path().join("taken")).unwrap(), b"old");
+        assert_eq!(fs::read_dir(dir.path()).unwrap().count(), 1, "temporaries are left");
+    }
+
+    #[test]
+    fn nameless_files_that_cannot_be_linked_are_copied_to_named_ones() {
+        let dir = tempfile::tempdir().unwrap();
+        let target = Directory::open(dir.path()).unwrap();
+        let mut spool = target.spool("x").unwrap();
+        spool.append(b"bytes").unwrap();
+        take_name(&mut spool).unwrap();
+        target.store("x", spool, Rivals::None).unwrap();
+        assert_eq!(fs::read(dir.path().join("x")).unwrap(), b"bytes");
+        assert_eq!(fs::read_dir(dir.path()).unwrap().count(), 1);
+    }
+
+    #[test]
+    fn links_in_a_repository_lead_nowhere() {
+        let (dir, outside) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+        fs::write(outside.path().join("x"), "secret").unwrap();
+        fs::write(outside.path().join(format!(".tmp-{}", Uuid::new_v4())), "").unwrap();
+        for folder in ["packs", "packs/cd"] {
+            fs::create_dir(dir.path().join(folder)).unwrap();
+        }
+        for link in ["packs/ab", "index"] {
+            std::os::unix::fs::symlink(outside.path(), dir.path().join(link)).unwrap();
+        }
+        std::os::unix::fs::symlink(outside.path().join("x"), dir.path().join("packs/cd/x")).unwrap();
+        let target = Directory::open(dir.path()).unwrap();
+        for name in ["packs/ab/x", "index/x", "packs/cd/x"] {
+            let error = target.read(name, 0, 1, &mut Vec::new()).unwrap_err();
+            assert!(error.kind == ErrorKind::NotAFile && error.to_string().contains("symbolic link"), "{error}");
+        }
+        for name in ["packs/ab/y", "index/y"] {
+            assert!(target.spool(name).unwrap_err().to_string().contains("symbolic link"));
+            target.remove(name).unwrap_err();
+        }
+        assert_eq!(target.list("packs/").unwrap(), []);
+        target.list("index/").unwrap_err();
+        assert_eq!(target.remove_temporaries(&["packs/"]).unwrap(), 0);
+        target.remove_temporaries(&["index/"]).unwrap_err();
+        target.remove("index/x").unwrap_err();
+        assert_eq!(fs::read_dir(outside.path()).unwrap().count(), 2);
+        // The root's own path may be a link.
+        let link = outside.path().join("link");
+        std::os::unix::fs::symlink(dir.path(), &link).unwrap();
+        let target = Directory::open(&link).unwrap();
+        target.store("packs/cd/y", target.spool("packs/cd/y").unwrap(), Rivals::None).unwrap();
+        assert_eq!(target.list("packs/").unwrap().len(), 1);
+    }
+
+    #[test]
+    fn what_a_killed_try_left_is_replaced_and_nothing_else_is() {
+        let dir = tempfile::tempdir().unwrap();
+        let is_ours = |name: &str| matches!(name, "keys/" | "keys/a" | "readme");
+        let create = || Directory::create(dir.path(), &is_ours).map(drop);
+        let write = |name: &str| {
+            let path = dir.path().join(name);
+            fs::create_dir_all(path.parent().unwrap()).unwrap();
+            fs::write(path, "").unwrap();
+        };
+        write("keys/a");
+        write("readme");
+        write(&format!(".tmp-{}", Uuid::new_v4()));
+        create().unwrap();
+        assert_eq!(fs::read_dir(dir.path()).unwrap().count(), 0);
+        for other in ["keys/b", "other", "packs/a", "keys/below/a"] {
+            write("keys/a");
+            write(other);
+            assert_eq!(create().unwrap_err().kind, ErrorKind::AlreadyExists, "{other}");
+            assert!(dir.path().join("keys/a").exists() && dir.path().join(other).exists());
+            fs::remove_dir_all(dir.path()).unwrap();
+            fs::create_dir(dir.path()).unwrap();
+        }
+        // Two at the same moment.
+        let one = Directory::create(dir.path(), &is_ours).unwrap();
+        assert!(create().unwrap_err().to_string().contains("another run"));
+        write("keys/a");
+        assert!(one.abandon(&is_ours));
+        drop(one);
+        create().unwrap();
+        let new = dir.path().join("new");
+        let made = Directory::create(&new, &is_ours).unwrap();
+        write("new/readme");
+        assert!(made.abandon(&is_ours) && !new.exists());
     }
 
     #[test]
     fn a_target_is_made_only_where_nothing_is() {
         let dir = tempfile::tempdir().unwrap();
         fs::write(dir.path().join("file"), "").unwrap();
-        assert_eq!(Directory::create(dir.path()).unwrap_err().kind, ErrorKind::AlreadyExists);
-        Directory::create(&dir.path().join("new")).unwrap();
-        Directory::create(&dir.path().join("new")).unwrap();
+        assert_eq!(Directory::create(dir.path(), &|_| false).unwrap_err().kind, ErrorKind::AlreadyExists);
+        Directory::create(&dir.path().join("new"), &|_| false).unwrap();
+        Directory::create(&dir.path().join("new"), &|_| false).unwrap();
         assert!(Directory::open(&dir.path().join("file")).is_err());
         assert!(Directory::open(&dir.path().join("none")).is_err());
     }

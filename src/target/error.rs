@@ -2,6 +2,8 @@
 
 use std::io;
 
+use rustix::io::Errno;
+
 /// The cases that callers tell apart.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum ErrorKind {
@@ -45,7 +47,9 @@ impl Error {
 
     /// An error of the operating system.
     pub(super) fn io(action: &'static str, object: &str, error: io::Error) -> Self {
+        let is_link = Errno::from_io_error(&error) == Some(Errno::LOOP);
         let kind = match error.kind() {
+            _ if is_link => ErrorKind::NotAFile,
             io::ErrorKind::NotFound | io::ErrorKind::NotADirectory => ErrorKind::NotFound,
             io::ErrorKind::AlreadyExists => ErrorKind::AlreadyExists,
             io::ErrorKind::PermissionDenied | io::ErrorKind::ReadOnlyFilesystem => ErrorKind::PermissionDenied,
@@ -54,10 +58,20 @@ impl Error {
             _ => ErrorKind::Other,
         };
         let why = match kind {
+            _ if is_link => {
+                "it or a folder above it is a symbolic link, and links inside a repository are not followed; to have a \
+                 part of it on another disk, bind-mount that"
+                    .to_owned()
+            }
+            _ if error.kind() == io::ErrorKind::ReadOnlyFilesystem => {
+                "it is on a read-only file system; make that writable and run again".to_owned()
+            }
             ErrorKind::Truncated => "it is shorter than it should be".to_owned(),
             ErrorKind::Full => format!("{error}; make room and run again, nothing that was there is lost"),
             _ => error.to_string(),
         };
-        Error { kind, action, object: object.to_owned(), why, source: Some(error) }
+        // Words of our own take the place of the system's.
+        let source = (!is_link && error.kind() != io::ErrorKind::ReadOnlyFilesystem).then_some(error);
+        Error { kind, action, object: object.to_owned(), why, source }
     }
 }

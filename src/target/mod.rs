@@ -4,15 +4,17 @@
 //! all, never rewritten. [`Target`] is what everyone uses; behind it stands a [`Storage`], of which there is
 //! one for directories so far.
 //!
-//! - [`directory`]: objects as files below a directory
+//! - [`directory`]: objects as files below a directory; [`place`]: how what is below it is opened
 //! - [`spool`]: an object on its way, in a file without a name
 
 mod directory;
 mod error;
+mod place;
 mod spool;
 
 use std::fmt;
 use std::path::Path;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 pub use error::{Error, ErrorKind};
 pub use spool::Spool;
@@ -31,13 +33,22 @@ pub struct ObjectInfo {
 /// Bytes that are read at once of an object that is only passed through.
 const PIECE: usize = 1 << 20;
 
+/// Whether another writer may choose the same name for an object at the same moment.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Rivals {
+    /// No: the name is random.
+    None,
+    /// Yes: at most one of them may succeed, on any file system.
+    Possible,
+}
+
 /// What a kind of storage must do. All methods may be called from several threads.
 trait Storage: Send + Sync + fmt::Debug {
     /// Opens a spool for an object that will go under `name`.
     fn spool(&self, name: &str) -> Result<Spool, Error>;
     /// Stores the spooled bytes under `name`: all of them, durably, or nothing. An existing object is
     /// left as it is and is [`ErrorKind::AlreadyExists`].
-    fn store(&self, name: &str, spool: Spool) -> Result<(), Error>;
+    fn store(&self, name: &str, spool: Spool, rivals: Rivals) -> Result<(), Error>;
     /// Has `bytes` hold `length` bytes from `offset` on, and nothing else. Fewer bytes there are
     /// [`ErrorKind::Truncated`].
     fn read(&self, name: &str, offset: u64, length: usize, bytes: &mut Vec<u8>) -> Result<(), Error>;
@@ -57,6 +68,11 @@ trait Storage: Send + Sync + fmt::Debug {
     fn remove_temporaries(&self, folders: &[&str]) -> Result<u64, Error>;
     /// Calls `found` with each object below `prefix`, in no order, so that a long listing needs no memory.
     fn visit(&self, prefix: &str, found: &mut dyn FnMut(ObjectInfo)) -> Result<(), Error>;
+    /// What the storage turned out not to guarantee, in words.
+    fn shortcomings(&self) -> Vec<&'static str>;
+    /// Removes a target that was created and holds nothing but what `is_ours` accepts. Returns whether it is empty or gone
+    /// now.
+    fn abandon(&self, is_ours: &dyn Fn(&str) -> bool) -> bool;
 }
 
 /// An open target.
@@ -74,9 +90,10 @@ impl Target {
         Ok(Target { storage: Box::new(storage), location: location.to_owned() })
     }
 
-    /// Makes an empty target at `location`, a path: a new directory, or one that is there and empty.
-    pub fn create(location: &str) -> Result<Self, Error> {
-        let storage = Directory::create(Path::new(path_of(location)?))?;
+    /// Makes an empty target at `location`, a path: a new directory, or one that is there. Objects and folders (`keys/`) in
+    /// it for which `is_leftover` holds are removed; if there is anything else, that is [`ErrorKind::AlreadyExists`].
+    pub fn create(location: &str, is_leftover: &dyn Fn(&str) -> bool) -> Result<Self, Error> {
+        let storage = Directory::create(Path::new(path_of(location)?), is_leftover)?;
         Ok(Target { storage: Box::new(storage), location: location.to_owned() })
     }
 
@@ -98,7 +115,7 @@ impl Target {
     /// Stores the spooled bytes under `name`: all of them, durably, or nothing. An existing object is left
     /// as it is and is [`ErrorKind::AlreadyExists`].
     pub fn store(&self, name: &str, spool: Spool) -> Result<(), Error> {
-        self.storage.store(name, spool)
+        self.storage.store(name, spool, Rivals::None)
     }
 
     /// Stores `bytes` under `name`, with the promises of [`Target::store`].
@@ -106,6 +123,13 @@ impl Target {
         let mut spool = self.spool(name)?;
         spool.append(bytes)?;
         self.store(name, spool)
+    }
+
+    /// The same for a name that another writer may choose at the same moment: one of the two succeeds, on any file system.
+    pub fn claim(&self, name: &str, bytes: &[u8]) -> Result<(), Error> {
+        let mut spool = self.spool(name)?;
+        spool.append(bytes)?;
+        self.storage.store(name, spool, Rivals::Possible)
     }
 
     /// Has `bytes` hold `length` bytes of an object from `offset` on, and nothing else. Fewer bytes there are
@@ -120,15 +144,25 @@ impl Target {
         self.storage.forget(name, offset, length);
     }
 
-    /// Hands the first `length` bytes of an object to `take`, a piece after the other.
-    pub fn pieces(&self, name: &str, length: u64, mut take: impl FnMut(&[u8])) -> Result<(), Error> {
+    /// Hands the first `length` bytes of an object to `take`, a piece after the other. Returns whether it came to the end
+    /// before it was told to `stop`.
+    pub fn pieces(
+        &self,
+        name: &str,
+        length: u64,
+        stop: &AtomicBool,
+        mut take: impl FnMut(&[u8]),
+    ) -> Result<bool, Error> {
         let (mut at, mut bytes) = (0, Vec::new());
         while at < length {
+            if stop.load(Ordering::Relaxed) {
+                return Ok(false);
+            }
             self.read(name, at, PIECE.min(usize::try_from(length - at).unwrap_or(PIECE)), &mut bytes)?;
             at += bytes.len() as u64;
             take(&bytes);
         }
-        Ok(())
+        Ok(true)
     }
 
     /// Reads a whole object of at most `limit` bytes.
@@ -179,6 +213,17 @@ impl Target {
     /// Calls `found` with each object whose name begins with `prefix`, in no order.
     pub fn visit(&self, prefix: &str, found: &mut dyn FnMut(ObjectInfo)) -> Result<(), Error> {
         self.storage.visit(prefix, found)
+    }
+
+    /// What the storage turned out not to guarantee, in words that follow the location; known once something was stored.
+    pub fn shortcomings(&self) -> Vec<&'static str> {
+        self.storage.shortcomings()
+    }
+
+    /// Removes a target that was just created, as long as it holds nothing but what `is_ours` accepts. Returns whether it is
+    /// empty or gone now.
+    pub fn abandon(&self, is_ours: &dyn Fn(&str) -> bool) -> bool {
+        self.storage.abandon(is_ours)
     }
 }
 

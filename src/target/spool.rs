@@ -2,7 +2,9 @@
 
 use std::fs::File;
 use std::io::Write;
-use std::path::PathBuf;
+use std::os::fd::OwnedFd;
+
+use rustix::fs::{AtFlags, unlinkat};
 
 use super::Error;
 
@@ -12,8 +14,10 @@ pub struct Spool {
     pub(super) file: File,
     pub(super) object: String,
     pub(super) length: u64,
-    /// The file's name, where the file system knows no files without one.
-    pub(super) named: Option<PathBuf>,
+    /// The folder that the object will lie in.
+    pub(super) folder: OwnedFd,
+    /// The file's name in the folder, where the file system knows no files without one.
+    pub(super) named: Option<String>,
 }
 
 impl Spool {
@@ -32,9 +36,9 @@ impl Spool {
 
 impl Drop for Spool {
     fn drop(&mut self) {
-        if let Some(path) = self.named.take() {
+        if let Some(name) = self.named.take() {
             // Best effort: what stays behind has a temporary's name and is no object.
-            let _ = std::fs::remove_file(path);
+            let _ = unlinkat(&self.folder, name, AtFlags::empty());
         }
     }
 }

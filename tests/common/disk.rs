@@ -175,6 +175,12 @@ impl Disk {
         self.state().failures
     }
 
+    /// Becomes one of the file systems that do not know how to refuse to replace in a rename. None of these disks has hard
+    /// links.
+    pub fn rename_plainly(&self) {
+        self.state().plain = true;
+    }
+
     /// Refuses nothing any more. Returns how often it did.
     pub fn relent(&self) -> u64 {
         self.state().refusal.take().map_or(0, |refusal| refusal.hits)
@@ -268,6 +274,8 @@ struct State {
     faltering: Option<(u64, Random)>,
     unplugged: bool,
     failures: u64,
+    /// Names are changed in the oldest way only.
+    plain: bool,
 }
 
 struct Refusal {
@@ -593,6 +601,19 @@ impl Filesystem for Mounted {
         answer!(reply, unlink(), () => reply.ok());
     }
 
+    fn rmdir(&self, _: &Request, parent: INodeNo, name: &OsStr, reply: ReplyEmpty) {
+        let mut state = self.state();
+        let mut remove = || {
+            state.begin(Operation::Unlink)?;
+            let folder = INodeNo(state.find(parent, name)?);
+            if !state.names(folder)?.is_empty() {
+                return Err(Errno::ENOTEMPTY);
+            }
+            state.change_names(parent, vec![(name.to_owned(), None)])
+        };
+        answer!(reply, remove(), () => reply.ok());
+    }
+
     fn rename(
         &self,
         _: &Request,
@@ -606,6 +627,9 @@ impl Filesystem for Mounted {
         let mut state = self.state();
         let mut rename = || {
             state.begin(Operation::Rename)?;
+            if state.plain && !flags.is_empty() {
+                return Err(Errno::EINVAL);
+            }
             let node = state.find(parent, name)?;
             if flags.contains(RenameFlags::RENAME_NOREPLACE) && state.find(new_parent, new_name).is_ok() {
                 return Err(Errno::EEXIST);
