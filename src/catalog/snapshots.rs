@@ -125,7 +125,7 @@ impl Catalog {
         let paths = serde_json::to_vec(&snapshot.paths).map_err(|e| self.damaged(e))?;
         let tags = serde_json::to_string(&snapshot.tags).map_err(|e| self.damaged(e))?;
         let columns = Columns {
-            numbers: [snapshot.sequence, source.0 as u64, snapshot.files, snapshot.bytes],
+            numbers: [snapshot.name.sequence, source.0 as u64, snapshot.files, snapshot.bytes],
             id: &snapshot.name.id.0,
             texts: [&snapshot.name.time, &snapshot.host, &tags],
             blobs: [&paths, &snapshot.root.0],
