@@ -23,9 +23,9 @@ impl Engine<'_> {
     /// Seals and places everything that waits, up to the root.
     pub(super) fn settle(&mut self) -> Result<(), Error> {
         loop {
-            self.close_composite(PackKind::Data)?;
+            self.close_composites(PackKind::Data)?;
             self.drain()?;
-            self.close_composite(PackKind::Tree)?;
+            self.close_composites(PackKind::Tree)?;
             self.drain()?;
             // Nodes that could be written now may have begun a composite again.
             match (self.store.is_empty(), self.nodes.is_empty()) {

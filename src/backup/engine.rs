@@ -299,6 +299,11 @@ impl<'a> Engine<'a> {
         Ok(None)
     }
 
+    /// The owner of the directory at hand.
+    pub(super) fn owner(&self) -> u32 {
+        self.frames.last().map_or(0, |frame| frame.stat.uid)
+    }
+
     fn frame(&mut self) -> Result<&mut Frame, Error> {
         self.frames.last_mut().ok_or(Error::Stopped("the walk"))
     }
@@ -480,7 +485,7 @@ impl<'a> Engine<'a> {
 
     /// Takes in a file's content as it arrives, and adds the file.
     fn file(&mut self, file: NewFile, content: &mut Arriving<'_>) -> Result<(), Error> {
-        let NewFile { name, existed, tries, .. } = file;
+        let NewFile { name, owner, existed, tries, .. } = file;
         self.files_taken += 1;
         self.attributes.serve(self.files_taken);
         let path = self.trail.child(&name);
@@ -498,7 +503,7 @@ impl<'a> Engine<'a> {
             let (extent, stored) = match content.next() {
                 Some(FileContent::Chunk(bytes, digest)) => {
                     self.count_read(bytes.len() as u64);
-                    let stored = self.store_data(bytes, digest)?;
+                    let stored = self.store_data(bytes, digest, owner)?;
                     (extent_of(&stored), Some(stored))
                 }
                 Some(FileContent::Known(digest, length)) => match self.known(&digest)? {
@@ -732,11 +737,11 @@ impl<'a> Engine<'a> {
             }
         }
         let below = parts.iter().map(|(segment, _)| segment.span).sum();
-        let mut parts = self.index_segments(parts, NODE_ITEMS)?;
+        let mut parts = self.index_segments(parts, NODE_ITEMS, stat.uid)?;
         let link = match parts.len() {
             0 => None,
             1 => parts.pop().map(|(_, link)| link),
-            _ => Some(self.segment_index(parts)?),
+            _ => Some(self.segment_index(parts, stat.uid)?),
         };
         let link = match link {
             Some(link) => Some(self.complete(link, id, below)?),

@@ -154,6 +154,8 @@ pub(super) struct Plain {
 pub(super) struct NewFile {
     /// Its name.
     pub(super) name: Vec<u8>,
+    /// Whose it is.
+    pub(super) owner: u32,
     /// There was something of its name.
     pub(super) existed: bool,
     /// Its size as the walk saw it; 0 if only reading it tells.

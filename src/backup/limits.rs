@@ -7,7 +7,7 @@
 //! | directories that the walk is in: their attributes ([`ATTRIBUTES_OPEN`]) and entries ([`ENTRIES_OPEN`]) | 4 + 8 |
 //! | nodes that wait for a block to be sealed: at most [`NODES_WAITING`] for each block on its way | 10 |
 //! | a large file's cutter: its buffer, and the chunk that is cut | 3 |
-//! | composites that are filled: of data a block, of tree nodes an eighth | 2.25 |
+//! | composites that are filled: of data a block, of tree nodes an eighth, in buffers of a block; in a tree of several owners, for three of them | 4 to 12 |
 //! | blocks on their way to the sealers ([`CHANNEL`]), and empty ones on their way back | 2 + 2 |
 //! | each sealer: a block, its frame, the same sealed (2, 2.5, 2.5), and zstd's tables (1.2 at level 3) | 8.2 |
 //! | SQLite's caches, of the engine and of the walk | 6 + 2 |

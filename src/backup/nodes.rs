@@ -78,6 +78,8 @@ enum Row {
 /// A node that waits.
 pub(super) struct Waiting {
     purpose: Purpose,
+    /// The owner of the directory that it is made for.
+    owner: u32,
     items: Items,
     table: Table,
     /// Blocks below extent nodes that it refers to.
@@ -123,7 +125,7 @@ pub(super) struct Nodes {
     by_block: HashMap<BlockId, Vec<NodeKey>>,
     /// Rows that wait for their node's block to get its place.
     rows: HashMap<BlockId, Vec<Row>>,
-    /// About how many bytes of nodes wait since a composite of files was last sealed, and of rows since one of nodes was.
+    /// About how many bytes of nodes wait since no composite of files was filled, and of rows since none of nodes was.
     nodes_waiting: usize,
     rows_waiting: usize,
 }
@@ -161,7 +163,7 @@ impl Nodes {
         self.waiting.is_empty() && self.rows.is_empty()
     }
 
-    /// A composite is being sealed: what waits for it goes on without more.
+    /// All composites of a kind are being sealed: what waits for them goes on without more.
     pub(super) fn sealing(&mut self, kind: PackKind) {
         match kind {
             PackKind::Data => self.nodes_waiting = 0,
@@ -177,10 +179,15 @@ impl Nodes {
 impl Engine<'_> {
     /// Begins a node; it is not written before [`Engine::close_node`].
     pub(super) fn open_node(&mut self, purpose: Purpose, items: Items) -> NodeKey {
+        self.open_node_for(self.owner(), purpose, items)
+    }
+
+    fn open_node_for(&mut self, owner: u32, purpose: Purpose, items: Items) -> NodeKey {
         self.nodes.last += 1;
         let key = NodeKey(self.nodes.last);
         let waiting = Waiting {
             purpose,
+            owner,
             items,
             table: Table::default(),
             more: Vec::new(),
@@ -204,12 +211,12 @@ impl Engine<'_> {
     /// Seals composites that are not full if much waits for them.
     pub(super) fn seal_if_nodes_wait(&mut self) -> Result<(), Error> {
         if self.nodes.nodes_waiting > NODES_WAITING {
-            self.close_composite(PackKind::Data)?;
+            self.close_composites(PackKind::Data)?;
             // Directories wait for those below them, too.
-            self.close_composite(PackKind::Tree)?;
+            self.close_composites(PackKind::Tree)?;
         }
         if self.nodes.rows_waiting > NODES_WAITING {
-            self.close_composite(PackKind::Tree)?;
+            self.close_composites(PackKind::Tree)?;
         }
         Ok(())
     }
@@ -343,7 +350,7 @@ impl Engine<'_> {
 
     /// Stores a node whose references all have places.
     fn write(&mut self, key: NodeKey) -> Result<(), Error> {
-        let Waiting { purpose, items, table, more, dependents, completes, .. } =
+        let Waiting { purpose, owner, items, table, more, dependents, completes, .. } =
             self.nodes.waiting.remove(&key).ok_or(Error::Stopped("a tree node is missing"))?;
         let blocks = table.ids();
         let mut node = Node { blocks: Vec::new(), items, users: Default::default(), groups: Default::default() };
@@ -355,7 +362,7 @@ impl Engine<'_> {
         }
         self.name_owners(&mut node);
         let bytes = node.encode();
-        let stored = self.store_node(&bytes)?;
+        let stored = self.store_node(&bytes, owner)?;
         let mut below = Vec::new();
         match purpose {
             Purpose::Segment { directory, replaces, stats, children } => {
@@ -454,11 +461,12 @@ impl Engine<'_> {
         }
     }
 
-    /// Puts indexes above the parts of a directory until one node can list them.
+    /// Puts indexes above the parts of a directory of this owner until one node can list them.
     pub(super) fn index_segments(
         &mut self,
         mut parts: Vec<(Segment, Link)>,
         most: usize,
+        owner: u32,
     ) -> Result<Vec<(Segment, Link)>, Error> {
         while parts.len() > most {
             let mut above = Vec::with_capacity(parts.len() / most + 1);
@@ -471,17 +479,17 @@ impl Engine<'_> {
                     span: some.iter().map(|(part, _)| part.span).sum(),
                     node: PLACEHOLDER,
                 };
-                above.push((segment, self.segment_index(some)?));
+                above.push((segment, self.segment_index(some, owner)?));
             }
             parts = above;
         }
         Ok(parts)
     }
 
-    /// An index node over segments.
-    pub(super) fn segment_index(&mut self, parts: Vec<(Segment, Link)>) -> Result<Link, Error> {
+    /// An index node over segments of a directory of this owner.
+    pub(super) fn segment_index(&mut self, parts: Vec<(Segment, Link)>, owner: u32) -> Result<Link, Error> {
         let (segments, links): (Vec<_>, Vec<_>) = parts.into_iter().unzip();
-        let key = self.open_node(Purpose::Index, Items::Segments(segments));
+        let key = self.open_node_for(owner, Purpose::Index, Items::Segments(segments));
         for (item, link) in links.into_iter().enumerate() {
             self.depend(key, item, 0, link)?;
         }

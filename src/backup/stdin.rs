@@ -52,7 +52,8 @@ impl Walk<'_> {
         self.enter(b"", &stat_of(Kind::Directory, 0o700, started), extended, known.as_ref())?;
         self.send(Event::NewSegment { replaces })?;
         let (sender, content) = bounded(AHEAD);
-        let files = vec![NewFile { name: name.to_vec(), existed, size: 0, tries: 0 }];
+        let owner = rustix::process::geteuid().as_raw();
+        let files = vec![NewFile { name: name.to_vec(), owner, existed, size: 0, tries: 0 }];
         self.send(Event::Files(Box::new(NewFiles { files, content })))?;
         self.send_batch()?;
         let mut out = Out::new(&sender);

@@ -20,6 +20,10 @@ const SMALL_COMPOSITE: usize = 256 << 10;
 const SHARE: u64 = 8;
 /// Most chunks in one composite, so that what waits for it stays small however tiny files are.
 const COMPOSITE_CHUNKS: usize = 4096;
+/// Owners whose composites are filled at the same time. What is compressed together tells by its length how much one part
+/// has of another, so a user who sees packs grow could find out what is in another user's files: nobody's bytes stand in a
+/// composite with those of others. A tree of homes comes to one user after the other, and a few that alternate have room.
+const OWNERS: usize = 3;
 /// New chunks that are held before they go into the catalog in order of their digests.
 const CHUNKS_HELD: usize = 1 << 15;
 
@@ -28,6 +32,7 @@ pub(super) type Chunks = Vec<(Digest, u32)>;
 
 /// A composite that is being filled.
 struct Gather {
+    owner: u32,
     block: BlockId,
     bytes: Vec<u8>,
     chunks: Chunks,
@@ -43,8 +48,9 @@ struct Held {
 /// Blocks that have no place yet, and chunks that the catalog does not have yet.
 pub(super) struct Store {
     next: BlockId,
-    data: Option<Gather>,
-    tree: Option<Gather>,
+    /// Composites of files and of nodes, of one owner each. The one that was added to last is at the end.
+    data: Vec<Gather>,
+    tree: Vec<Gather>,
     /// Bytes of files that were gathered so far.
     gathered: u64,
     /// Blocks being gathered or sealed.
@@ -63,8 +69,8 @@ impl Store {
     pub(super) fn new(next: BlockId) -> Self {
         Store {
             next,
-            data: None,
-            tree: None,
+            data: Vec::new(),
+            tree: Vec::new(),
             gathered: 0,
             unplaced: HashSet::new(),
             sealing: HashMap::new(),
@@ -76,7 +82,7 @@ impl Store {
 
     /// Whether nothing is being gathered or sealed.
     pub(super) fn is_empty(&self) -> bool {
-        self.data.is_none() && self.tree.is_none() && self.sealing.is_empty()
+        self.data.is_empty() && self.tree.is_empty() && self.sealing.is_empty()
     }
 
     /// Whether a block has no place yet.
@@ -100,24 +106,29 @@ impl Store {
 }
 
 impl Engine<'_> {
-    /// Stores a chunk of a file, unless it is there already.
-    pub(super) fn store_data(&mut self, bytes: Bytes, digest: Digest) -> Result<Stored, Error> {
+    /// Stores a chunk of a file of this owner, unless it is there already.
+    pub(super) fn store_data(&mut self, bytes: Bytes, digest: Digest, owner: u32) -> Result<Stored, Error> {
         match self.known(&digest)? {
             Some(known) => Ok(known),
-            None => self.store_new(PackKind::Data, bytes.take()?.into(), digest),
+            None => self.store_new((PackKind::Data, owner), bytes.take()?.into(), digest),
         }
     }
 
-    /// Stores a tree node, unless it is there already.
-    pub(super) fn store_node(&mut self, bytes: &[u8]) -> Result<Stored, Error> {
+    /// Stores a node of a directory of this owner, unless it is there already.
+    pub(super) fn store_node(&mut self, bytes: &[u8], owner: u32) -> Result<Stored, Error> {
         let digest = Digest::of(bytes);
         match self.known(&digest)? {
             Some(known) => Ok(known),
-            None => self.store_new(PackKind::Tree, bytes.into(), digest),
+            None => self.store_new((PackKind::Tree, owner), bytes.into(), digest),
         }
     }
 
-    fn store_new(&mut self, kind: PackKind, bytes: Cow<'_, [u8]>, digest: Digest) -> Result<Stored, Error> {
+    fn store_new(
+        &mut self,
+        (kind, owner): (PackKind, u32),
+        bytes: Cow<'_, [u8]>,
+        digest: Digest,
+    ) -> Result<Stored, Error> {
         if bytes.len() > BLOCK_SIZE {
             return Err(Error::Stopped("a chunk is larger than a block"));
         }
@@ -126,7 +137,7 @@ impl Engine<'_> {
             PackKind::Tree => bytes.len() < TREE_COMPOSITE,
         };
         if gathers {
-            return self.gather(kind, &bytes, digest);
+            return self.gather((kind, owner), &bytes, digest);
         }
         let block = self.store.new_block();
         let stored = Stored { digest, block, start: 0, length: bytes.len() as u32 };
@@ -144,27 +155,26 @@ impl Engine<'_> {
         }
     }
 
-    fn gather(&mut self, kind: PackKind, bytes: &[u8], digest: Digest) -> Result<Stored, Error> {
-        let most = match kind {
-            PackKind::Data => self.store.composite(),
-            PackKind::Tree => TREE_COMPOSITE,
-        };
-        let open = self.slot(kind).as_ref();
-        if open.is_some_and(|open| open.bytes.len() + bytes.len() > most || open.chunks.len() >= COMPOSITE_CHUNKS) {
-            self.close_composite(kind)?;
+    fn gather(&mut self, (kind, owner): (PackKind, u32), bytes: &[u8], digest: Digest) -> Result<Stored, Error> {
+        // To seal one may write nodes, which are gathered, too.
+        while let Some(gather) = self.store.take_in_the_way(kind, owner, bytes.len()) {
+            if self.store.open(kind).is_empty() {
+                self.nodes.sealing(kind);
+            }
+            self.seal_composite(kind, gather)?;
         }
-        let mut open = match self.slot(kind).take() {
+        let mut open = match self.store.take_of(kind, owner) {
             Some(open) => open,
             None => {
                 let block = self.store.new_block();
                 let bytes = self.buffers.try_recv().unwrap_or_else(|_| Vec::with_capacity(BLOCK_SIZE));
-                Gather { block, bytes, chunks: Vec::new() }
+                Gather { owner, block, bytes, chunks: Vec::new() }
             }
         };
         let stored = Stored { digest, block: open.block, start: open.bytes.len() as u32, length: bytes.len() as u32 };
         open.bytes.extend_from_slice(bytes);
         open.chunks.push((digest, bytes.len() as u32));
-        *self.slot(kind) = Some(open);
+        self.store.open(kind).push(open);
         if kind == PackKind::Data {
             self.store.gathered += bytes.len() as u64;
         }
@@ -172,20 +182,16 @@ impl Engine<'_> {
         Ok(stored)
     }
 
-    fn slot(&mut self, kind: PackKind) -> &mut Option<Gather> {
-        match kind {
-            PackKind::Data => &mut self.store.data,
-            PackKind::Tree => &mut self.store.tree,
-        }
+    /// Sends the composites of all owners to the sealers, however little they hold.
+    pub(super) fn close_composites(&mut self, kind: PackKind) -> Result<(), Error> {
+        self.nodes.sealing(kind);
+        let open = std::mem::take(self.store.open(kind));
+        open.into_iter().try_for_each(|gather| self.seal_composite(kind, gather))
     }
 
-    /// Sends a composite to the sealers, however little it holds.
-    pub(super) fn close_composite(&mut self, kind: PackKind) -> Result<(), Error> {
-        self.nodes.sealing(kind);
-        match self.slot(kind).take() {
-            Some(Gather { block, bytes, chunks }) => self.seal(block, kind, bytes, chunks),
-            None => Ok(()),
-        }
+    fn seal_composite(&mut self, kind: PackKind, gather: Gather) -> Result<(), Error> {
+        let Gather { block, bytes, chunks, .. } = gather;
+        self.seal(block, kind, bytes, chunks)
     }
 
     fn seal(&mut self, block: BlockId, kind: PackKind, bytes: Vec<u8>, chunks: Chunks) -> Result<(), Error> {
@@ -234,6 +240,39 @@ impl Engine<'_> {
 }
 
 impl Store {
+    fn open(&mut self, kind: PackKind) -> &mut Vec<Gather> {
+        match kind {
+            PackKind::Data => &mut self.data,
+            PackKind::Tree => &mut self.tree,
+        }
+    }
+
+    /// The composite that is filled for an owner.
+    fn take_of(&mut self, kind: PackKind, owner: u32) -> Option<Gather> {
+        let open = self.open(kind);
+        let at = open.iter().position(|gather| gather.owner == owner)?;
+        Some(open.remove(at))
+    }
+
+    /// A composite that must be sealed before `length` bytes of an owner can be gathered: his own if it is full, or the
+    /// one that was not added to for longest.
+    fn take_in_the_way(&mut self, kind: PackKind, owner: u32, length: usize) -> Option<Gather> {
+        let most = match kind {
+            PackKind::Data => self.composite(),
+            PackKind::Tree => TREE_COMPOSITE,
+        };
+        let open = self.open(kind);
+        let at = match open.iter().position(|gather| gather.owner == owner) {
+            Some(at) => {
+                let own = &open[at];
+                let full = own.bytes.len() + length > most || own.chunks.len() >= COMPOSITE_CHUNKS;
+                full.then_some(at)
+            }
+            None => (open.len() >= OWNERS).then_some(0),
+        }?;
+        Some(open.remove(at))
+    }
+
     fn hold(&mut self, Stored { digest, block, start, length }: Stored) {
         self.held.insert(digest, Held { block, start, length });
     }
@@ -255,6 +294,24 @@ impl Store {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn the_owner_that_was_not_added_to_for_longest_makes_room() {
+        let mut store = Store::new(BlockId(1));
+        let gather = |owner| Gather { owner, block: BlockId(1), bytes: vec![0; 100], chunks: Vec::new() };
+        for owner in 1..=3 {
+            assert!(store.take_in_the_way(PackKind::Data, owner, 5).is_none());
+            store.data.push(gather(owner));
+        }
+        let again = store.take_of(PackKind::Data, 1).unwrap();
+        store.data.push(again);
+        assert!(store.take_in_the_way(PackKind::Data, 3, 5).is_none());
+        assert!(store.take_in_the_way(PackKind::Tree, 4, 5).is_none());
+        assert_eq!(store.take_in_the_way(PackKind::Data, 4, 5).unwrap().owner, 2);
+        // Two are left, and one of them is full.
+        assert!(store.take_in_the_way(PackKind::Data, 4, 5).is_none());
+        assert_eq!(store.take_in_the_way(PackKind::Data, 1, SMALL_COMPOSITE).unwrap().owner, 1);
+    }
 
     #[test]
     fn composites_grow_with_what_a_run_stores() {

@@ -519,7 +519,7 @@ impl Walk<'_> {
         let job = |loan| JobFile { name: name.as_bytes().to_vec(), number, loan, patience };
         if stat.size >= self.rules.large {
             self.send_files()?;
-            let file = NewFile { name: name.as_bytes().to_vec(), existed, size: stat.size, tries };
+            let file = NewFile { name: name.as_bytes().to_vec(), owner: stat.uid, existed, size: stat.size, tries };
             return self.send_job(here.directory.clone(), vec![file], vec![job(None)], &self.large);
         }
         // What is lent to files that were not sent yet is far less than there is, so it is no use to wait for those.
@@ -532,7 +532,7 @@ impl Walk<'_> {
             let mut held = self.held.borrow_mut();
             let held = held.get_or_insert_with(|| Held::of(here.directory.clone()));
             held.bytes += stat.size;
-            held.files.push(NewFile { name: name.into_vec(), existed, size: stat.size, tries });
+            held.files.push(NewFile { name: name.into_vec(), owner: stat.uid, existed, size: stat.size, tries });
             held.jobs.push(job);
             held.jobs.len() >= JOB_FILES || held.bytes >= JOB_BYTES
         };
