@@ -259,3 +259,109 @@ fn links_and_pipes_are_restored_where_all_files_have_one_owner() {
         assert_eq!(fs::read_link(out.join("link")).unwrap(), Path::new("a"));
     }
 }
+
+/// Everything that takes a means of its own to be restored: a file, two names, a link, a pipe, nested directories.
+fn with_all_kinds() -> Site {
+    let site = with_times();
+    site.write("one/two/three/file", "content");
+    fs::create_dir(site.source().join("names")).unwrap();
+    fs::hard_link(site.source().join("one/two/three/file"), site.source().join("names/file")).unwrap();
+    settle();
+    site.backup(&[]).ok();
+    site
+}
+
+#[test]
+fn a_restore_needs_no_proc() {
+    let site = with_all_kinds();
+    let program = site.path().join("brackfs");
+    fs::copy(env!("CARGO_BIN_EXE_brackfs"), &program).unwrap();
+    set_mode(&program, 0o755);
+    set_mode(site.path(), 0o755);
+    for user in [0, 65_534] {
+        let home = site.path().join(user.to_string());
+        fs::create_dir(&home).unwrap();
+        std::os::unix::fs::chown(&home, Some(user), Some(user)).unwrap();
+        let mut command = Command::new("unshare");
+        command.args(["--mount", "sh", "-c", "mount -t tmpfs none /proc && exec setpriv \"$@\"", "sh"]);
+        command.args(["--reuid", &user.to_string(), "--clear-groups"]).arg(&program);
+        command.args(["restore", "latest", "--to"]).arg(home.join("out"));
+        command.env("BRACKFS_STATE_DIR", home.join("state")).env("BRACKFS_REPOSITORY", site.repo());
+        command.current_dir(&home);
+        let run = common::run(command).ok();
+        let (mut found, mut expected) = (common::tree(&home.join("out")), common::tree(&site.source()));
+        // Its mode is what a user of the handle cannot set.
+        for tree in [&mut found, &mut expected] {
+            let pipe = tree.remove(Path::new("pipe")).expect("a pipe");
+            assert_eq!(pipe.kind, common::Kind::Fifo);
+        }
+        if user == 0 {
+            assert_eq!(found, expected, "{run}");
+        } else {
+            assert_eq!(found.keys().collect::<Vec<_>>(), expected.keys().collect::<Vec<_>>(), "{run}");
+        }
+    }
+}
+
+#[test]
+fn a_restore_needs_no_openat2() {
+    let site = with_all_kinds();
+    for (at, error) in ["ENOSYS", "EPERM"].into_iter().enumerate() {
+        let out = site.path().join(format!("out{at}"));
+        let arguments = ["restore", "latest", "--to", out.to_str().unwrap()];
+        with_failing(&site, &format!("openat2:error={error}"), &arguments).ok();
+        assert_eq!(common::tree(&out), common::tree(&site.source()));
+        // A link in the place of a directory is not followed.
+        fs::remove_file(out.join("one/two/three/file")).unwrap();
+        fs::rename(out.join("names"), site.path().join(format!("names{at}"))).unwrap();
+        symlink(site.path().join(format!("names{at}")), out.join("names")).unwrap();
+        with_failing(&site, &format!("openat2:error={error}"), &arguments).code(1);
+        assert_eq!(names(&site.path().join(format!("names{at}"))), ["file"]);
+    }
+}
+
+#[test]
+fn a_restore_works_with_few_open_files_and_few_threads() {
+    let site = with_all_kinds();
+    for number in 0..200 {
+        site.write(&format!("many/{number}/file"), number.to_string());
+    }
+    settle();
+    site.backup(&[]).ok();
+    let out = site.path().join("files");
+    let inner = site.command(&["restore", "latest", "--to", out.to_str().unwrap()]);
+    let mut command = Command::new("sh");
+    command.args(["-c", "ulimit -n 64 && exec \"$@\"", "sh"]).arg(inner.get_program()).args(inner.get_args());
+    command.env("BRACKFS_STATE_DIR", site.state()).env("BRACKFS_REPOSITORY", site.repo()).current_dir(site.path());
+    common::run(command).ok();
+    assert_eq!(common::tree(&out), common::tree(&site.source()));
+    let mut codes = Vec::new();
+    for most in 0..6 {
+        let out = site.path().join(format!("threads{most}"));
+        let arguments = ["restore", "latest", "--to", out.to_str().unwrap()];
+        let run = with_failing(&site, &format!("clone3,clone:error=EAGAIN:when={}+", most + 1), &arguments);
+        assert!(!run.stderr.contains("panicked"), "{most}: {run}");
+        match run.code {
+            0 => assert_eq!(common::tree(&out), common::tree(&site.source())),
+            1 => assert!(!run.stderr.is_empty(), "{most}: {run}"),
+            _ => panic!("{most}: {run}"),
+        }
+        codes.push(run.code);
+    }
+    // One that waits for signals has to be there. Workers need not.
+    assert_eq!(codes[2..], [0; 4], "{codes:?}");
+}
+
+#[test]
+fn a_file_that_is_too_large_for_the_place_is_named_and_the_rest_is_restored() {
+    let site = Site::with_files(&[("small", vec![1; 100]), ("large", common::noise("large", 3 << 20))]);
+    ready(&site);
+    let out = site.path().join("out");
+    let inner = site.command(&["restore", "latest", "--json", "--to", out.to_str().unwrap()]);
+    let mut command = Command::new("sh");
+    command.args(["-c", "ulimit -f 2000 && exec \"$@\"", "sh"]).arg(inner.get_program()).args(inner.get_args());
+    command.env("BRACKFS_STATE_DIR", site.state()).env("BRACKFS_REPOSITORY", site.repo()).current_dir(site.path());
+    let run = common::run(command).code(1);
+    assert!(problems(&run, &out).get("large").is_some_and(|said| said.contains("ulimit -f")), "{run}");
+    assert_eq!(names(&out), ["small"]);
+}

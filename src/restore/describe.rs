@@ -98,7 +98,8 @@ impl Describe {
     /// What is not opened: a link, a device. `fd` only says which it is.
     pub(super) fn special(&self, fd: &OwnedFd, listed: &Listed) -> Option<String> {
         let entry = listed.entry();
-        // Most calls can't be made with such a handle, but with its path, which leads to itself and nowhere else.
+        // Most calls can't be made with such a handle, but with its path, which leads to itself and nowhere else. Without
+        // /proc they are refused.
         let path = format!("/proc/self/fd/{}", fd.as_raw_fd());
         let mut steps = Steps::default();
         let own = self.own(listed, |uid, gid| rustix::fs::chownat(fd, c"", uid, gid, AtFlags::EMPTY_PATH));
@@ -115,7 +116,11 @@ impl Describe {
             let set = rustix::fs::chmodat(CWD, &path, mode, AtFlags::empty());
             steps.done("set its mode", self.allowed(What::Mode, set));
         }
-        let set = rustix::fs::utimensat(CWD, &path, &times(entry.mtime), AtFlags::empty());
+        let set = match rustix::fs::utimensat(fd, c"", &times(entry.mtime), AtFlags::EMPTY_PATH) {
+            // Linux before 5.8.
+            Err(Errno::INVAL) => rustix::fs::utimensat(CWD, &path, &times(entry.mtime), AtFlags::empty()),
+            other => other,
+        };
         steps.done("set its times", self.allowed(What::Times, set));
         steps.first
     }

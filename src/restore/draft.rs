@@ -2,9 +2,9 @@
 
 use std::io;
 use std::os::fd::{AsRawFd, OwnedFd};
-use std::sync::{Mutex, PoisonError};
+use std::sync::{LazyLock, Mutex, PoisonError};
 
-use rustix::fs::{AtFlags, CWD, FileType, Mode, OFlags, RenameFlags, Stat};
+use rustix::fs::{Access, AtFlags, CWD, FileType, Mode, OFlags, RenameFlags, Stat};
 use rustix::io::Errno;
 
 use super::describe::{Inode, inode};
@@ -13,6 +13,12 @@ use super::write::Error;
 
 /// Held while a name is found free and then taken, where that takes two calls.
 static RENAMING: Mutex<()> = Mutex::new(());
+
+static IS_ROOT: LazyLock<bool> = LazyLock::new(|| rustix::process::geteuid().is_root());
+
+/// Whether a file that is made without a name can get one. Without /proc that takes root's rights.
+static CAN_BE_NAMED_LATER: LazyLock<bool> =
+    LazyLock::new(|| *IS_ROOT || rustix::fs::access("/proc/self/fd", Access::EXISTS).is_ok());
 
 /// Something that is being made, and does not have its name yet. Dropped, it is gone.
 pub(super) struct Draft<'d> {
@@ -25,7 +31,11 @@ impl<'d> Draft<'d> {
     /// A new file: without any name, where the file system can do that.
     pub(super) fn file(into: &'d OwnedFd) -> Result<Self, Errno> {
         let (write, private) = (OFlags::WRONLY | OFlags::CLOEXEC, Mode::RUSR | Mode::WUSR);
-        match rustix::fs::openat(into, c".", write | OFlags::TMPFILE, private) {
+        let unnamed = match *CAN_BE_NAMED_LATER {
+            true => rustix::fs::openat(into, c".", write | OFlags::TMPFILE, private),
+            false => Err(Errno::OPNOTSUPP),
+        };
+        match unnamed {
             Ok(fd) => Ok(Draft { into, fd, temporary: None }),
             Err(Errno::OPNOTSUPP | Errno::ISDIR | Errno::INVAL | Errno::NOENT) => {
                 let name = temporary::name();
@@ -70,8 +80,7 @@ impl<'d> Draft<'d> {
     /// Gives it its name, now that it is complete. `replace`: what has the name goes.
     pub(super) fn name(mut self, name: &[u8], replace: bool) -> Result<(), Error> {
         if self.temporary.is_none() {
-            let itself = format!("/proc/self/fd/{}", self.fd.as_raw_fd());
-            let link = |name: &[u8]| rustix::fs::linkat(CWD, &itself, self.into, name, AtFlags::SYMLINK_FOLLOW);
+            let link = |name: &[u8]| link_unnamed(&self.fd, self.into, name);
             match link(name) {
                 Err(Errno::EXIST) if replace => {
                     // Only a rename takes the place of something without a gap.
@@ -111,6 +120,19 @@ impl Drop for Draft<'_> {
 fn remove(folder: &OwnedFd, name: &str) {
     // If it can't be removed, the error that led here is the one to report; the next restore removes it.
     let _ = rustix::fs::unlinkat(folder, name, AtFlags::empty());
+}
+
+/// Gives a file without a name one: by its handle, which takes rights that root has, or by way of /proc.
+fn link_unnamed(file: &OwnedFd, folder: &OwnedFd, name: &[u8]) -> Result<(), Errno> {
+    if *IS_ROOT {
+        match rustix::fs::linkat(file, c"", folder, name, AtFlags::EMPTY_PATH) {
+            // Root of a user namespace has not all rights.
+            Err(Errno::NOENT | Errno::INVAL) => {}
+            other => return other,
+        }
+    }
+    let itself = format!("/proc/self/fd/{}", file.as_raw_fd());
+    rustix::fs::linkat(CWD, &itself, folder, name, AtFlags::SYMLINK_FOLLOW)
 }
 
 /// Gives what is called `old` the name `new`, unless that is taken.

@@ -193,14 +193,10 @@ impl Folder {
         let root = self.root.get().ok_or(Errno::NOENT)?;
         let mut names: Vec<&[u8]> = path.iter().map(OsStr::as_bytes).collect();
         let last = names.pop().unwrap_or_default().to_vec();
-        let (flags, beneath) = (OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC, ResolveFlags::BENEATH);
-        let step = |from: &OwnedFd, path: &[u8]| {
-            rustix::fs::openat2(from, path, flags, Mode::empty(), beneath | ResolveFlags::NO_SYMLINKS)
-        };
-        let mut at = step(root, b".")?;
+        let mut at = open_path(root, &[b"."])?;
         // A few names at a time: the whole may be longer than a path can be.
         for some in names.chunks(NAMES_AT_ONCE) {
-            at = step(&at, &some.join(&b'/'))?;
+            at = open_path(&at, some)?;
         }
         Ok((at, last))
     }
@@ -334,5 +330,21 @@ impl Folder {
         if let Some(why) = unmarked.or(described) {
             problem(&self.path(), &why);
         }
+    }
+}
+
+/// Opens the directory that a few names lead to, without following links.
+fn open_path(from: &OwnedFd, names: &[&[u8]]) -> Result<OwnedFd, Errno> {
+    let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
+    let resolve = ResolveFlags::BENEATH | ResolveFlags::NO_SYMLINKS;
+    match rustix::fs::openat2(from, names.join(&b'/'), flags, Mode::empty(), resolve) {
+        // Linux before 5.6, or a filter that does not know the call: one name after the other comes to the same.
+        Err(Errno::NOSYS | Errno::PERM) => {
+            let step =
+                |at: &OwnedFd, name: &[u8]| rustix::fs::openat(at, name, flags | OFlags::NOFOLLOW, Mode::empty());
+            let (first, rest) = names.split_first().ok_or(Errno::NOENT)?;
+            rest.iter().try_fold(step(from, first)?, |at, name| step(&at, name))
+        }
+        other => other,
     }
 }

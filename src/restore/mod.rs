@@ -55,9 +55,6 @@ use opened::Opened;
 use options::Chosen;
 use order::Ordered;
 
-/// Files that are handed out before workers have time for them.
-const AHEAD: usize = 64;
-
 /// What was restored, or would be.
 #[derive(Debug, Clone, Copy, Default)]
 pub struct Summary {
@@ -243,16 +240,27 @@ impl Run<'_> {
     /// Starts the workers and walks.
     fn stages(&self, from: &Listed, top: Arc<Folder>) -> Result<(), Error> {
         thread::scope(|threads| {
-            let (jobs, queue) = bounded(AHEAD);
-            for _ in 0..thread::available_parallelism().map_or(1, usize::from) {
+            let (jobs, queue) = bounded(order::ahead());
+            let wanted = thread::available_parallelism().map_or(1, usize::from);
+            // Where threads are few, some do.
+            let start = |_| {
                 let queue = queue.clone();
-                threads.spawn(move || self.work(&queue));
-            }
+                thread::Builder::new().spawn_scoped(threads, move || queue.iter().for_each(|job| self.work(job))).ok()
+            };
+            let workers = (0..wanted).map_while(start).count();
             drop(queue);
-            let mut jobs = Ordered::new(&jobs, &self.links);
+            let take = |job| match workers {
+                0 => {
+                    self.work(job);
+                    Ok(())
+                }
+                // Workers only go away with an error of their own, which ends the run.
+                _ => jobs.send(job).map_err(|_| Error::Interrupted),
+            };
+            let mut jobs = Ordered::new(&take, &self.links);
             match self.walk(from, &top, &mut jobs) {
                 Ok(()) => jobs.hand_out(),
-                // What was come to before the place that can't be read is restored.
+                // Entries before the unreadable node are restored.
                 Err(error @ Error::Reader(_)) => jobs.hand_out().and(Err(error)),
                 Err(error) => {
                     // Known before what waits is dropped: no directory may look complete without it.

@@ -7,11 +7,13 @@
 
 use std::sync::Arc;
 
-use crossbeam_channel::Sender;
+use rustix::process::{Resource, getrlimit};
 
 use super::links::Links;
 use super::{Error, Job};
 
+/// Entries that are handed out before workers have time for them, at most.
+const AHEAD: usize = 64;
 /// Entries that wait at most.
 const ENTRIES: usize = 8192;
 /// Directories that are held open for them at most, but for those that the walk is in.
@@ -21,18 +23,21 @@ const BYTES: usize = 16 << 20;
 
 /// Entries that wait to be handed out. What still waits when this is dropped is not handed out.
 pub(super) struct Ordered<'j> {
-    jobs: &'j Sender<Job>,
+    /// Takes what is handed out.
+    take: &'j dyn Fn(Job) -> Result<(), Error>,
     links: &'j Links,
     waiting: Vec<Job>,
     /// Further names of files whose first names wait, or are being written.
     later: Vec<Job>,
+    most_folders: usize,
     folders: usize,
     bytes: usize,
 }
 
 impl<'j> Ordered<'j> {
-    pub(super) fn new(jobs: &'j Sender<Job>, links: &'j Links) -> Self {
-        Ordered { jobs, links, waiting: Vec::new(), later: Vec::new(), folders: 0, bytes: 0 }
+    pub(super) fn new(take: &'j dyn Fn(Job) -> Result<(), Error>, links: &'j Links) -> Self {
+        let most_folders = most_folders();
+        Ordered { take, links, waiting: Vec::new(), later: Vec::new(), most_folders, folders: 0, bytes: 0 }
     }
 
     /// Adds an entry. If there are enough, all are handed out.
@@ -51,7 +56,7 @@ impl<'j> Ordered<'j> {
         self.bytes += job.path.as_os_str().len();
         list.push(job);
         let entries = self.waiting.len() + self.later.len();
-        match entries >= ENTRIES || self.folders >= FOLDERS || self.bytes >= BYTES {
+        match entries >= ENTRIES || self.folders >= self.most_folders || self.bytes >= BYTES {
             true => self.hand_out(),
             false => Ok(()),
         }
@@ -62,12 +67,25 @@ impl<'j> Ordered<'j> {
         (self.folders, self.bytes) = (0, 0);
         // Of one block, in the order of the tree.
         self.waiting.sort_by_cached_key(|job| job.listed.first_block());
-        // Workers only go away with an error of their own, which ends the run.
-        let send = |job| self.jobs.send(job).map_err(|_| Error::Interrupted);
-        self.waiting.drain(..).try_for_each(send)?;
+        self.waiting.drain(..).try_for_each(self.take)?;
         self.later.drain(..).try_for_each(|mut job| {
             self.links.assign_in_time(&mut job)?;
-            send(job)
+            (self.take)(job)
         })
     }
+}
+
+/// How many directories entries that wait may hold open: a quarter of the files that may be open, at most.
+fn most_folders() -> usize {
+    FOLDERS.min(open_files() / 4).max(1)
+}
+
+/// How many entries may be handed out before workers have time for them. Each can hold a directory open, too.
+pub(super) fn ahead() -> usize {
+    AHEAD.min(open_files() / 8).max(1)
+}
+
+/// How many files may be open.
+fn open_files() -> usize {
+    getrlimit(Resource::Nofile).current.and_then(|files| usize::try_from(files).ok()).unwrap_or(usize::MAX)
 }

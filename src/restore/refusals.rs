@@ -44,6 +44,8 @@ impl fmt::Display for Refusal {
             Errno::OPNOTSUPP | Errno::NOTTY | Errno::NOSYS | Errno::INVAL => {
                 "the file system at the destination has no such thing".to_owned()
             }
+            // Other paths than that of a handle are not used.
+            Errno::NOENT => "that takes /proc, which is not mounted".to_owned(),
             other => other.to_string(),
         };
         let of = if self.times == 1 { "1 entry".to_owned() } else { format!("{} entries", self.times) };
@@ -66,7 +68,8 @@ impl Refusals {
     /// Whether an error is of the kind that is counted here; if so, it is.
     pub(super) fn count(&self, what: What, why: Errno) -> bool {
         let known = [Errno::PERM, Errno::ACCESS, Errno::OPNOTSUPP, Errno::NOTTY, Errno::NOSYS, Errno::INVAL];
-        if !known.contains(&why) {
+        let takes_proc = why == Errno::NOENT && matches!(what, What::Xattr(_) | What::Mode | What::Times);
+        if !known.contains(&why) && !takes_proc {
             return false;
         }
         let mut counts = self.0.lock().unwrap_or_else(PoisonError::into_inner);

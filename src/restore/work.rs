@@ -3,28 +3,25 @@
 use std::path::Path;
 use std::sync::atomic::Ordering;
 
-use crossbeam_channel::Receiver;
-
 use super::links::Role;
 use super::write::{self, At, Linked, Writing, Written};
 use super::{Error, Job, Run, is_full};
 use crate::format::{Entry, Kind};
 
 impl Run<'_> {
-    pub(super) fn work(&self, jobs: &Receiver<Job>) {
-        for job in jobs {
-            // After an error the rest is only taken away, so that the walk does not wait for room for ever.
-            let result = match self.is_over() {
-                true => Ok(false),
-                false => self.write(&job),
-            };
-            let done = self.links.done(&job, matches!(result, Ok(true)));
-            if let Err(error) = result.and(done.map_err(Error::from)) {
-                // The first error counts. The others stop because the walk does.
-                self.failed().get_or_insert(error);
-            }
-            self.leave(job.folder);
+    /// Makes an entry that was handed out.
+    pub(super) fn work(&self, job: Job) {
+        // After an error the rest is only taken away, so that the walk does not wait for room for ever.
+        let result = match self.is_over() {
+            true => Ok(false),
+            false => self.write(&job),
+        };
+        let done = self.links.done(&job, matches!(result, Ok(true)));
+        if let Err(error) = result.and(done.map_err(Error::from)) {
+            // The first error counts. The others stop because the walk does.
+            self.failed().get_or_insert(error);
         }
+        self.leave(job.folder);
     }
 
     /// Makes an entry. Returns whether its content is there now under its name.

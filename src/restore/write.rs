@@ -49,7 +49,7 @@ pub(super) enum Linked {
 pub(super) enum Error {
     #[error("it is not restored: {0}")]
     Reader(#[from] reader::Error),
-    #[error("cannot write it: {0}")]
+    #[error("cannot write it: {}", said(.0))]
     Io(#[from] io::Error),
     #[error("it is there already")]
     Exists,
@@ -59,6 +59,16 @@ pub(super) enum Error {
     Directory,
     #[error("interrupted")]
     Stopped,
+}
+
+/// An error of the system in words.
+fn said(error: &io::Error) -> String {
+    match error.kind() {
+        io::ErrorKind::FileTooLarge => {
+            "it is larger than the file system, or the limit of file sizes here (ulimit -f), allows".to_owned()
+        }
+        _ => error.to_string(),
+    }
 }
 
 impl From<Errno> for Error {
