@@ -237,6 +237,7 @@ fn a_catalog_is_rebuilt_on_request_and_the_old_one_kept() {
     let before = world.site.brackfs(&["snapshots", "--json"]).ok().stdout;
     let run = world.site.brackfs(&["catalog", "rebuild", "--json"]).ok();
     assert_eq!(number(&run.json(), "snapshots"), 3);
+    says(&run, &["are shown as unknown"]);
     assert_eq!(number(&run.json(), "missing_packs"), 0);
     assert_eq!(number(&run.json(), "packs"), world.packs().len() as u64);
     world.agrees();
@@ -251,6 +252,16 @@ fn a_catalog_is_rebuilt_on_request_and_the_old_one_kept() {
         }
     }
     assert_eq!(before.len(), after.len());
+    // What only the owner may know is unknown, and does not pass for nothing.
+    for field in ["host", "paths", "tags"] {
+        assert!(after.iter().all(|snapshot| snapshot[field].is_null()), "{field}: {after:?}");
+        assert!(before.iter().all(|snapshot| !snapshot[field].is_null()), "{field}: {before:?}");
+    }
+    let mut command = world.site.command(&["snapshots"]);
+    command.env_remove("BRACKFS_KEY_FILE");
+    let shown = common::run(command).ok();
+    says(&shown, &["does not know host, paths and tags", "--key"]);
+    assert_eq!(shown.stdout.matches("(paths and tags unknown)").count(), 3, "{shown}");
     let old = world.state().join("catalog.sqlite.old");
     let kept = rusqlite::Connection::open(old).unwrap();
     let snapshots: i64 = kept.query_row("SELECT count(*) FROM snapshots", [], |row| row.get(0)).unwrap();

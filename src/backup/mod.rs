@@ -70,7 +70,7 @@ use roaring::RoaringTreemap;
 pub use error::Error;
 
 use crate::catalog::stats::{Identity, Stats};
-use crate::catalog::{Catalog, DirectoryId, Presence, SnapshotRow, SourceRow};
+use crate::catalog::{Catalog, DirectoryId, Labels, Presence, SnapshotRow, SourceRow};
 use crate::format::entry::{Content, Entry, Subtree};
 use crate::format::id::{SnapshotId, SourceId};
 use crate::format::name::{self, SnapshotName};
@@ -600,14 +600,15 @@ impl Run<'_> {
         self.session.still_alone()?;
         // Packs were counted as they were stored, the last of them just now.
         let statistics = statistics(counts, engine.tally);
+        let Labels { host, paths, tags } = self.labels();
         let snapshot = Snapshot {
             name: name.clone(),
             source: row.source.clone(),
-            host: row.host.clone(),
+            host,
             started: self.started,
             finished: now(),
-            paths: row.paths.clone(),
-            tags: row.tags.clone(),
+            paths,
+            tags,
             encrypted: self.session.trust.encrypted,
             previous,
             statistics,
@@ -649,14 +650,21 @@ impl Run<'_> {
         stats
     }
 
+    /// What the snapshot is to be found by.
+    fn labels(&self) -> Labels {
+        Labels {
+            host: rustix::system::uname().nodename().to_string_lossy().into_owned(),
+            paths: self.scope.paths.iter().map(|path| path.as_os_str().as_bytes().to_vec()).collect(),
+            tags: self.options.tags.clone(),
+        }
+    }
+
     fn row(&self, name: &SnapshotName, root: Stats, counts: Counts, tally: Tally) -> SnapshotRow {
         let statistics = statistics(counts, tally);
         SnapshotRow {
             name: name.clone(),
             source: self.scope.name.clone(),
-            host: rustix::system::uname().nodename().to_string_lossy().into_owned(),
-            paths: self.scope.paths.iter().map(|path| path.as_os_str().as_bytes().to_vec()).collect(),
-            tags: self.options.tags.clone(),
+            labels: Some(self.labels()),
             files: statistics.files,
             bytes: statistics.bytes,
             stored_bytes: statistics.stored_bytes,

@@ -256,7 +256,7 @@ pub(super) fn chunk_sum(head: i64, tail: &[u8], block: i64, start: i64, length: 
 /// Whether a row of head, digest, block, start, length and sum is what was written.
 pub(super) fn chunk_is_whole(row: &Row<'_>) -> rusqlite::Result<bool> {
     let sum = chunk_sum(row.get(0)?, row.get_ref(1)?.as_blob()?, row.get(2)?, row.get(3)?, row.get(4)?);
-    sum.is_in(row, 5)
+    sum.agrees(row, 5)
 }
 
 /// The sum of a pack's row.
@@ -272,7 +272,7 @@ pub(super) fn block_sum(id: i64, pack: &[u8], ordinal: i64, start: i64, length: 
 /// Whether a row of the pack's id, and id, ordinal, start, length and sum of a block, is what was written.
 fn block_is_whole(row: &Row<'_>) -> rusqlite::Result<bool> {
     let sum = block_sum(row.get(1)?, row.get_ref(0)?.as_blob()?, row.get(2)?, row.get(3)?, row.get(4)?);
-    sum.is_in(row, 5)
+    sum.agrees(row, 5)
 }
 
 fn extent_node_sum(digest: &[u8], blocks: &[u8]) -> Sum {
@@ -281,5 +281,5 @@ fn extent_node_sum(digest: &[u8], blocks: &[u8]) -> Sum {
 
 /// Whether a row of id, digest, blocks and sum is what was written.
 pub(super) fn extent_node_is_whole(row: &Row<'_>) -> rusqlite::Result<bool> {
-    extent_node_sum(row.get_ref(1)?.as_blob()?, row.get_ref(2)?.as_blob()?).is_in(row, 3)
+    extent_node_sum(row.get_ref(1)?.as_blob()?, row.get_ref(2)?.as_blob()?).agrees(row, 3)
 }

@@ -543,7 +543,7 @@ pub(super) fn segment_is_whole(row: &Row<'_>, directory: i64) -> rusqlite::Resul
     let (Some(node), true) = (stored(row, 0)?, row.get::<_, i64>(9)? == directory) else { return Ok(false) };
     let lists = (row.get_ref(7)?.as_blob()?, row.get_ref(8)?.as_blob()?);
     let counts = (row.get(5)?, row.get(6)?);
-    segment_sum(directory, row.get_ref(4)?.as_blob()?, counts, &node, lists).is_in(row, 10)
+    segment_sum(directory, row.get_ref(4)?.as_blob()?, counts, &node, lists).agrees(row, 10)
 }
 
 /// The sum of a directory's row. Its place and its inode are not in it.
@@ -561,7 +561,7 @@ pub(super) fn directory_is_whole(row: &Row<'_>) -> rusqlite::Result<bool> {
     let node = stored(row, 0)?;
     let indexes = row.get_ref(6)?.as_blob_or_null()?.unwrap_or_default();
     let (id, below) = (row.get(4)?, row.get::<_, Option<i64>>(5)?.unwrap_or_default());
-    directory_sum(id, below, node.as_ref(), indexes).is_in(row, 7)
+    directory_sum(id, below, node.as_ref(), indexes).agrees(row, 7)
 }
 
 fn stored_sum(sum: Sum, Stored { digest, block, start, length }: &Stored) -> Sum {

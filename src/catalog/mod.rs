@@ -49,7 +49,7 @@ pub use directories::{DirectoryId, DirectoryRow, Past, SegmentId, SegmentNode, S
 pub use error::Error;
 pub use packs::{Condemned, KnownPack};
 pub use put_off::{PutOff, SoFar};
-pub use snapshots::{Presence, SnapshotRow, SourceRow};
+pub use snapshots::{Labels, Presence, SnapshotRow, SourceRow};
 pub use trust::{LastRun, Trust};
 
 use crate::format::RepositoryId;

@@ -297,7 +297,7 @@ pub(super) fn known_pack(row: &Row<'_>) -> rusqlite::Result<RawPack> {
         (Ok(id), Some(kind)) => Some(pack_sum(id, kind, length as u64, &digest)),
         _ => None,
     };
-    let whole = sum.map(|sum| sum.is_in(row, 6)).transpose()?.unwrap_or_default();
+    let whole = sum.map(|sum| sum.agrees(row, 6)).transpose()?.unwrap_or_default();
     let (row, verified) = (PackRow(row.get(0)?), row.get(4)?);
     Ok(RawPack { row, uuid, length: length as u64, digest, verified, whole })
 }

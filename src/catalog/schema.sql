@@ -88,7 +88,8 @@ CREATE TABLE sources (
 );
 CREATE TABLE snapshots (
     sequence INTEGER PRIMARY KEY, uuid BLOB NOT NULL UNIQUE, source INTEGER NOT NULL,
-    time TEXT NOT NULL, host TEXT NOT NULL, paths BLOB NOT NULL, tags TEXT NOT NULL,
+    time TEXT NOT NULL,
+    labels BLOB,                  -- host, paths and tags, as JSON; null: not known
     files INTEGER NOT NULL, bytes INTEGER NOT NULL, stored INTEGER NOT NULL,
     presence INTEGER NOT NULL,    -- 0: about to be written; 1: it is at the target; 2: it was not found there
     blocks BLOB,                  -- null: not known; ends in a sum of its own

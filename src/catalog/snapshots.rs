@@ -2,6 +2,7 @@
 
 use roaring::RoaringTreemap;
 use rusqlite::{OptionalExtension, Row, params};
+use serde::{Deserialize, Serialize};
 
 use super::stats::Stats;
 use super::sums::Sum;
@@ -21,12 +22,8 @@ pub struct SnapshotRow {
     pub name: SnapshotName,
     /// Its source's name.
     pub source: String,
-    /// The machine.
-    pub host: String,
-    /// The paths that were given.
-    pub paths: Vec<Vec<u8>>,
-    /// The tags that were given.
-    pub tags: Vec<String>,
+    /// What it was given to be found by. Indexes do not tell, so a rebuilt catalog does not know it.
+    pub labels: Option<Labels>,
     /// Regular files.
     pub files: u64,
     /// Their sizes added up.
@@ -37,6 +34,17 @@ pub struct SnapshotRow {
     pub presence: Presence,
     /// The identity of its root directory.
     pub root: Stats,
+}
+
+/// What a snapshot was given to be found by.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Labels {
+    /// The machine.
+    pub host: String,
+    /// The paths that were given.
+    pub paths: Vec<Vec<u8>>,
+    /// The tags that were given.
+    pub tags: Vec<String>,
 }
 
 /// What is known of a snapshot's object.
@@ -122,25 +130,22 @@ impl Catalog {
             })
         });
         let bitmap = bitmap.transpose().map_err(|e| self.damaged(e))?;
-        let paths = serde_json::to_vec(&snapshot.paths).map_err(|e| self.damaged(e))?;
-        let tags = serde_json::to_string(&snapshot.tags).map_err(|e| self.damaged(e))?;
+        let labels = snapshot.labels.as_ref().map(serde_json::to_vec).transpose().map_err(|e| self.damaged(e))?;
         let columns = Columns {
             numbers: [snapshot.name.sequence, source.0 as u64, snapshot.files, snapshot.bytes],
             id: &snapshot.name.id.0,
-            texts: [&snapshot.name.time, &snapshot.host, &tags],
-            blobs: [&paths, &snapshot.root.0],
+            time: &snapshot.name.time,
+            blobs: [labels.as_deref().unwrap_or_default(), &snapshot.root.0],
         };
         let sum = columns.sum().value();
         let added = self.db.execute(
-            "INSERT INTO snapshots VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
+            "INSERT INTO snapshots VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
             params![
                 snapshot.name.sequence as i64,
                 snapshot.name.id.0,
                 source.0,
                 snapshot.name.time,
-                snapshot.host,
-                paths,
-                tags,
+                labels,
                 snapshot.files as i64,
                 snapshot.bytes as i64,
                 snapshot.stored_bytes as i64,
@@ -206,7 +211,7 @@ impl Catalog {
             .query_row(
                 &format!("{SNAPSHOT} WHERE source = ? AND presence = 1 ORDER BY sequence DESC LIMIT 1"),
                 [source.0],
-                |row| Ok((raw_snapshot(row)?, row.get(11)?)),
+                |row| Ok((raw_snapshot(row)?, row.get(13)?)),
             )
             .optional()
             .map_err(self.failed("read the last snapshot"))?;
@@ -271,9 +276,11 @@ impl Catalog {
         Ok(SnapshotRow {
             name: SnapshotName { source, sequence: raw.sequence as u64, time: raw.time, id },
             source: raw.source,
-            host: raw.host,
-            paths: serde_json::from_slice(&raw.paths).map_err(|e| self.damaged(e))?,
-            tags: serde_json::from_str(&raw.tags).map_err(|e| self.damaged(e))?,
+            labels: raw
+                .labels
+                .map(|labels| serde_json::from_slice(&labels))
+                .transpose()
+                .map_err(|e| self.damaged(e))?,
             files: raw.files as u64,
             bytes: raw.bytes as u64,
             stored_bytes: raw.stored_bytes as u64,
@@ -288,8 +295,9 @@ impl Catalog {
     }
 }
 
-const SNAPSHOT: &str = "SELECT sequence, snapshots.uuid, sources.uuid, sources.name, time, host, paths, tags, files,
-     bytes, stored, blocks, presence, root, source, snapshots.sum FROM snapshots JOIN sources ON sources.id = source";
+const SNAPSHOT: &str =
+    "SELECT sequence, snapshots.uuid, sources.uuid, sources.name, time, labels, files, bytes, stored,
+     presence, root, source, snapshots.sum, blocks FROM snapshots JOIN sources ON sources.id = source";
 
 fn source_sum(uuid: &[u8], name: &str) -> Sum {
     Sum::of("sources").bytes(uuid).bytes(name.as_bytes())
@@ -298,7 +306,7 @@ fn source_sum(uuid: &[u8], name: &str) -> Sum {
 /// Id and name of a source, from a row of id, uuid, name and sum; none if it is not what was written.
 fn raw_source(row: &Row<'_>) -> rusqlite::Result<Option<(Vec<u8>, String)>> {
     let (uuid, name): (Vec<u8>, String) = (row.get(1)?, row.get(2)?);
-    let whole = source_sum(&uuid, &name).is_in(row, 3)?;
+    let whole = source_sum(&uuid, &name).agrees(row, 3)?;
     Ok(whole.then_some((uuid, name)))
 }
 
@@ -311,15 +319,14 @@ fn bitmap_sum(id: SnapshotId, bitmap: &[u8]) -> [u8; 4] {
 struct Columns<'a> {
     numbers: [u64; 4],
     id: &'a [u8],
-    texts: [&'a str; 3],
+    time: &'a str,
     blobs: [&'a [u8]; 2],
 }
 
 impl Columns<'_> {
     fn sum(&self) -> Sum {
-        let sum =
-            self.numbers.iter().fold(Sum::of("snapshots").bytes(self.id), |sum, number| sum.number(*number as i64));
-        let sum = self.texts.iter().fold(sum, |sum, text| sum.bytes(text.as_bytes()));
+        let sum = Sum::of("snapshots").bytes(self.id).bytes(self.time.as_bytes());
+        let sum = self.numbers.iter().fold(sum, |sum, number| sum.number(*number as i64));
         self.blobs.iter().fold(sum, |sum, blob| sum.bytes(blob))
     }
 }
@@ -330,9 +337,7 @@ struct RawSnapshot {
     source_id: Vec<u8>,
     source: String,
     time: String,
-    host: String,
-    paths: Vec<u8>,
-    tags: String,
+    labels: Option<Vec<u8>>,
     files: i64,
     bytes: i64,
     stored_bytes: i64,
@@ -345,25 +350,23 @@ struct RawSnapshot {
 fn raw_snapshot(row: &Row<'_>) -> rusqlite::Result<RawSnapshot> {
     let number = |at| row.get::<_, i64>(at).map(|number| number as u64);
     let columns = Columns {
-        numbers: [number(0)?, number(14)?, number(8)?, number(9)?],
+        numbers: [number(0)?, number(11)?, number(6)?, number(7)?],
         id: row.get_ref(1)?.as_blob()?,
-        texts: [row.get_ref(4)?.as_str()?, row.get_ref(5)?.as_str()?, row.get_ref(7)?.as_str()?],
-        blobs: [row.get_ref(6)?.as_blob()?, row.get_ref(13)?.as_blob()?],
+        time: row.get_ref(4)?.as_str()?,
+        blobs: [row.get_ref(5)?.as_blob_or_null()?.unwrap_or_default(), row.get_ref(10)?.as_blob()?],
     };
     Ok(RawSnapshot {
-        whole: columns.sum().is_in(row, 15)?,
+        whole: columns.sum().agrees(row, 12)?,
         sequence: row.get(0)?,
         id: row.get(1)?,
         source_id: row.get(2)?,
         source: row.get(3)?,
         time: row.get(4)?,
-        host: row.get(5)?,
-        paths: row.get(6)?,
-        tags: row.get(7)?,
-        files: row.get(8)?,
-        bytes: row.get(9)?,
-        stored_bytes: row.get(10)?,
-        presence: row.get(12)?,
-        root: row.get(13)?,
+        labels: row.get(5)?,
+        files: row.get(6)?,
+        bytes: row.get(7)?,
+        stored_bytes: row.get(8)?,
+        presence: row.get(9)?,
+        root: row.get(10)?,
     })
 }

@@ -41,7 +41,7 @@ impl Sum {
     }
 
     /// Whether column `at` holds this sum.
-    pub(super) fn is_in(self, row: &Row<'_>, at: usize) -> rusqlite::Result<bool> {
+    pub(super) fn agrees(self, row: &Row<'_>, at: usize) -> rusqlite::Result<bool> {
         self.value().is_in(row, at)
     }
 }

@@ -8,8 +8,9 @@ use serde_json::{Value, json};
 
 use super::common::{Global, READ_ONCE, ReaderArgs};
 use super::show::{name_time, size};
-use crate::catalog::{Catalog, Presence, SnapshotRow};
+use crate::catalog::{Catalog, Labels, Presence, SnapshotRow};
 use crate::format::snapshot::Snapshot;
+use crate::monitor::Monitor;
 use crate::reader::Reader;
 use crate::repository::Repository;
 use crate::state::RepositoryState;
@@ -20,7 +21,8 @@ use crate::state::RepositoryState;
 /// they are read from the repository and verified.
 ///
 /// A line shows the beginning of the id, the time at which the backup began (UTC), the source, the number of files, their
-/// size, the paths, and tags. The order is that in which the snapshots were made, whatever the clock said then.
+/// size, the paths, and tags. The order is that in which the snapshots were made, whatever the clock said then. Paths and
+/// tags of snapshots from before a rebuild of the catalog are shown as unknown.
 ///
 /// Other commands take a snapshot (SNAP) by these words: latest; the beginning of the id; or a time as it is listed here,
 /// or its beginning, such as 2026-11-20, 2026-11-20T14:52 or '2026-11-20 14:52:01Z', in UTC unless it has an offset such
@@ -38,7 +40,8 @@ pub(super) struct Args {
     source: Option<String>,
     /// Print an array of objects
     ///
-    /// Each has id, time, source, host, paths, tags, files, bytes, stored_bytes.
+    /// Each has id, time, source, host, paths, tags, files, bytes, stored_bytes. Host, paths and tags are null if the
+    /// catalog was rebuilt and does not know them.
     #[arg(long)]
     json: bool,
 }
@@ -48,9 +51,8 @@ struct Line {
     id: String,
     time: String,
     source: String,
-    host: String,
-    paths: Vec<String>,
-    tags: Vec<String>,
+    /// None: this machine's catalog was rebuilt since, and does not know.
+    labels: Option<Labels>,
     files: u64,
     bytes: u64,
     stored_bytes: u64,
@@ -69,6 +71,11 @@ pub(super) fn run(args: &Args, global: &Global) -> Result<ExitCode> {
         false => from_repository(&args.reader.open(global, &monitor, READ_ONCE)?, &monitor, &mut problems)?,
     };
     lines.retain(|line| args.source.as_ref().is_none_or(|source| *source == line.source));
+    if lines.iter().any(|line| line.labels.is_none()) {
+        monitor.note(
+            "this machine's catalog was rebuilt, and does not know host, paths and tags of older snapshots; the owner's key (--key) reads them from the repository",
+        );
+    }
     let mut out = std::io::stdout().lock();
     match args.json {
         true => writeln!(out, "{}", Value::Array(lines.iter().map(Line::json).collect()))?,
@@ -77,7 +84,7 @@ pub(super) fn run(args: &Args, global: &Global) -> Result<ExitCode> {
     Ok(if problems > 0 { ExitCode::FAILURE } else { ExitCode::SUCCESS })
 }
 
-fn from_repository(reader: &Reader, monitor: &dyn crate::monitor::Monitor, problems: &mut u64) -> Result<Vec<Line>> {
+fn from_repository(reader: &Reader, monitor: &dyn Monitor, problems: &mut u64) -> Result<Vec<Line>> {
     let (mut lines, mut failed) = (Vec::new(), Vec::new());
     for name in reader.snapshots()? {
         match reader.snapshot(&name) {
@@ -112,9 +119,7 @@ impl From<SnapshotRow> for Line {
             id: row.name.id.to_string(),
             time: name_time(&row.name.time),
             source: row.source,
-            host: row.host,
-            paths: row.paths.iter().map(|path| text(path)).collect(),
-            tags: row.tags,
+            labels: row.labels,
             files: row.files,
             bytes: row.bytes,
             stored_bytes: row.stored_bytes,
@@ -128,9 +133,11 @@ impl From<&Snapshot> for Line {
             id: snapshot.name.id.to_string(),
             time: name_time(&snapshot.name.time),
             source: snapshot.source.clone(),
-            host: snapshot.host.clone(),
-            paths: snapshot.paths.iter().map(|path| text(path)).collect(),
-            tags: snapshot.tags.clone(),
+            labels: Some(Labels {
+                host: snapshot.host.clone(),
+                paths: snapshot.paths.clone(),
+                tags: snapshot.tags.clone(),
+            }),
             files: snapshot.statistics.files,
             bytes: snapshot.statistics.bytes,
             stored_bytes: snapshot.statistics.stored_bytes,
@@ -144,9 +151,9 @@ impl Line {
             "id": self.id,
             "time": self.time,
             "source": self.source,
-            "host": self.host,
-            "paths": self.paths,
-            "tags": self.tags,
+            "host": self.labels.as_ref().map(|labels| &labels.host),
+            "paths": self.labels.as_ref().map(|labels| labels.paths.iter().map(|path| text(path)).collect::<Vec<_>>()),
+            "tags": self.labels.as_ref().map(|labels| &labels.tags),
             "files": self.files,
             "bytes": self.bytes,
             "stored_bytes": self.stored_bytes,
@@ -155,14 +162,19 @@ impl Line {
 
     fn text(&self) -> String {
         let short: String = self.id.chars().take(8).collect();
-        let tags = if self.tags.is_empty() { String::new() } else { format!("  [{}]", self.tags.join(", ")) };
+        let labels = match &self.labels {
+            Some(Labels { paths, tags, .. }) => {
+                let tags = if tags.is_empty() { String::new() } else { format!("  [{}]", tags.join(", ")) };
+                format!("{}{tags}", paths.iter().map(|path| text(path)).collect::<Vec<_>>().join(" "))
+            }
+            None => "(paths and tags unknown)".to_owned(),
+        };
         format!(
-            "{short}  {}  {:<12}  {:>9} files  {:>9}  {}{tags}",
+            "{short}  {}  {:<12}  {:>9} files  {:>9}  {labels}",
             self.time,
             self.source,
             self.files,
             size(self.bytes),
-            self.paths.join(" ")
         )
     }
 }

@@ -79,6 +79,11 @@ impl Inventory<'_> {
         let unknown = self.learn_packs(catalog, &mut found)?;
         self.learn_snapshots(catalog, unknown, &there, &mut found)?;
         found.unknown_snapshots = (there.len() as u64).saturating_sub(known + found.learnt_snapshots);
+        if found.learnt_snapshots > 0 {
+            self.monitor.note(
+                "indexes do not hold host, paths and tags of the snapshots that the catalog learnt of: without the owner's key these are shown as unknown",
+            );
+        }
         found.unknown_packs = catalog.unknown_listed()?;
         catalog.begin_listing()?;
         catalog.commit()?;
@@ -169,9 +174,7 @@ impl Inventory<'_> {
             let row = SnapshotRow {
                 name: name.clone(),
                 source: blocks.source.clone(),
-                host: String::new(),
-                paths: Vec::new(),
-                tags: Vec::new(),
+                labels: None,
                 files: blocks.files,
                 bytes: blocks.bytes,
                 stored_bytes: blocks.stored_bytes,
