@@ -390,6 +390,115 @@ fn a_path_that_is_not_utf8_needs_a_name_for_its_source() {
 }
 
 #[test]
+fn a_source_that_is_empty_and_had_files_is_a_problem_once() {
+    let site = with_names(&["a", "d/b"]);
+    backup(&site, &[]);
+    fs::remove_dir_all(site.source()).unwrap();
+    fs::create_dir(site.source()).unwrap();
+    let dry = site.backup(&["--dry-run"]).code(3);
+    says(&dry, "it is empty, but was not in the last backup (entries: 3)");
+    let run = site.backup(&[]).code(3);
+    says(&run, "it is empty, but was not in the last backup (entries: 3)");
+    assert!(run.json()["snapshot_id"].is_string() && names(&site, "latest").is_empty());
+    // The last snapshot is as empty.
+    backup(&site, &[]);
+}
+
+#[test]
+fn one_of_several_paths_that_is_empty_and_had_files_is_a_problem() {
+    let site = with_names(&["a/1", "b/2", "never/x"]);
+    fs::remove_file(site.source().join("never/x")).unwrap();
+    let paths = ["a", "b", "never"].map(|name| text(&site.source().join(name)).to_owned());
+    let paths: Vec<_> = paths.iter().map(String::as_str).collect();
+    backup_of(&site, &paths).ok();
+    fs::remove_file(site.source().join("b/2")).unwrap();
+    let run = backup_of(&site, &paths).code(3);
+    says(&run, paths[1]);
+    says(&run, "(entries: 1)");
+    assert_eq!(run.stderr.matches("it is empty").count(), 1, "{run}");
+    backup_of(&site, &paths).ok();
+}
+
+#[test]
+fn a_path_at_which_a_file_system_is_no_longer_mounted_is_a_problem() {
+    let site = with_names(&["disk/stray"]);
+    let disk = site.source().join("disk");
+    let mounted = |content: &str| {
+        rustix::mount::mount("tmpfs", &disk, "tmpfs", rustix::mount::MountFlags::empty(), c"mode=755").unwrap();
+        fs::write(disk.join("precious"), content).unwrap();
+    };
+    let unmount = || rustix::mount::unmount(&disk, rustix::mount::UnmountFlags::DETACH).unwrap();
+    let other = text(&site.source().join("other")).to_owned();
+    fs::write(&other, "beside it").unwrap();
+    for paths in [&[text(&disk)][..], &[text(&disk), other.as_str()]] {
+        mounted("one");
+        backup_of(&site, paths).ok();
+        backup_of(&site, paths).ok();
+        unmount();
+        says(&backup_of(&site, paths).code(3), "another file system was here in the last backup");
+        backup_of(&site, paths).ok();
+        // A mount that comes back, or another one, is no problem.
+        mounted("two");
+        backup_of(&site, paths).ok();
+        unmount();
+        mounted("three");
+        backup_of(&site, paths).ok();
+        unmount();
+    }
+}
+
+#[test]
+fn one_file_system_has_the_subvolumes_that_are_not_mounted() {
+    let site = with_names(&["a"]);
+    let (image, source) = (site.path().join("image"), site.source());
+    File::create(&image).unwrap().set_len(128 << 20).unwrap();
+    let tool = |command: &mut Command| {
+        let ended = command.stdout(Stdio::null()).status();
+        let ended = ended.unwrap_or_else(|e| panic!("{command:?}: {e} (Debian package btrfs-progs)"));
+        assert!(ended.success(), "{command:?}");
+    };
+    tool(Command::new("mkfs.btrfs").arg("-q").arg(&image));
+    tool(Command::new("mount").args(["-o", "loop"]).arg(&image).arg(&source));
+    for name in ["home", "home/nested", "mounted"] {
+        tool(Command::new("btrfs").args(["subvolume", "create"]).arg(source.join(name)));
+        fs::write(source.join(name).join("file"), name).unwrap();
+    }
+    // A subvolume that is mounted, if at another place than where it lies, is a mount of its own.
+    fs::create_dir(source.join("place")).unwrap();
+    let bind = rustix::mount::mount_bind(source.join("mounted"), source.join("place"));
+    bind.unwrap();
+    site.backup(&["-x"]).ok();
+    let found = names(&site, "latest");
+    for name in ["home/file", "home/nested/file", "mounted/file", "place/"] {
+        assert!(found.iter().any(|found| found == name), "{name} is missing: {found:?}");
+    }
+    assert!(!found.iter().any(|name| name == "place/file"), "{found:?}");
+}
+
+#[test]
+fn a_tag_of_another_user_leaves_nothing_out_and_is_named() {
+    let site = with_names(&["shared/file", "own/file", "roots/file"]);
+    let own = Some(12_345);
+    for (directory, owner, tag_owner) in [("shared", Some(0), own), ("own", own, own), ("roots", own, Some(0))] {
+        let directory = site.source().join(directory);
+        std::os::unix::fs::chown(&directory, owner, None).unwrap();
+        for tag in ["CACHEDIR.TAG", ".nobackup"] {
+            fs::write(directory.join(tag), CACHE).unwrap();
+            std::os::unix::fs::chown(directory.join(tag), tag_owner, None).unwrap();
+        }
+    }
+    for rule in [&["--exclude-caches"][..], &["--exclude-if-present", ".nobackup"]] {
+        let run = site.backup(rule).ok();
+        let tag = if rule.len() == 1 { "CACHEDIR.TAG" } else { ".nobackup" };
+        says(&run, &format!("{} belongs neither to root", site.source().join("shared").join(tag).display()));
+        assert_eq!(run.stderr.matches("belongs neither").count(), 1, "{run}");
+        let found = names(&site, "latest");
+        let files: Vec<_> = found.iter().filter(|name| name.ends_with("/file")).collect();
+        assert_eq!(files, ["shared/file"], "{rule:?}");
+    }
+}
+
+#[test]
 fn our_own_mount_is_left_empty_on_the_way_and_backed_up_when_it_is_the_path() {
     let site = with_names(&["a", "d/b"]);
     backup(&site, &[]);

@@ -5,6 +5,7 @@
 //! in the order of the walk, so nothing overtakes without limit and nothing can wait in a circle.
 
 use std::collections::{HashMap, HashSet};
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Instant;
 
@@ -91,6 +92,8 @@ pub(super) struct Engine<'a> {
     /// Directories that were not found again; removed at the end, since they may turn up elsewhere.
     pub(super) vanished: Vec<(DirectoryId, Vec<u8>, DirectoryId)>,
     pub(super) tally: Tally,
+    /// Files that did not end where their size says: the first, and how many.
+    wrong_sizes: Option<(PathBuf, u64)>,
     above: DirectoryId,
 }
 
@@ -211,6 +214,7 @@ impl<'a> Engine<'a> {
             last_commit: Instant::now(),
             vanished: Vec::new(),
             tally: Tally::default(),
+            wrong_sizes: None,
             above,
         })
     }
@@ -235,6 +239,11 @@ impl<'a> Engine<'a> {
             }
         }
         drop(go);
+        if let Some((first, count)) = self.wrong_sizes.take() {
+            let what = "is not of the size that its file system says; it was read to its end";
+            let more = if count > 1 { format!(", and so were {} more files", count - 1) } else { String::new() };
+            self.monitor.note(&format!("{} {what}{more}", first.display()));
+        }
         // The walk may have something left to say.
         match self.follow()? {
             None => Ok(root),
@@ -571,7 +580,7 @@ impl<'a> Engine<'a> {
         key: NodeKey,
         name: Vec<u8>,
         path: &std::path::Path,
-        End { stat, extended, size, digest, changed, doubtful, put_off, lent: _lent }: End,
+        End { stat, extended, size, digest, changed, doubtful, wrong_size, put_off, lent: _lent }: End,
         Stretches { extents, mut nodes, holes }: Stretches,
     ) -> Result<(), Error> {
         let mut links = Vec::new();
@@ -606,7 +615,10 @@ impl<'a> Engine<'a> {
             self.tally.problems += 1;
             self.monitor.problem(path, CHANGED);
         }
-        let item = self.add_entry(entry, &stat, changed || doubtful || incomplete)?;
+        if wrong_size && !changed {
+            self.wrong_sizes.get_or_insert_with(|| (path.to_owned(), 0)).1 += 1;
+        }
+        let item = self.add_entry(entry, &stat, changed || doubtful || wrong_size || incomplete)?;
         for (reference, (_, link)) in links.into_iter().enumerate() {
             self.depend(key, item, reference, link)?;
         }

@@ -233,7 +233,9 @@ pub(super) struct End {
     /// A change after it was read may have left no trace: it was changed so shortly before, or somebody may still be
     /// writing to it.
     pub(super) doubtful: bool,
-    /// For one of these two it is to be looked at again later.
+    /// It was read to its end, which is not where its size says.
+    pub(super) wrong_size: bool,
+    /// Because it changed, or because that can't be told, it is to be looked at again later.
     pub(super) put_off: bool,
     /// What was lent for its attributes.
     pub(super) lent: Option<Loan>,

@@ -16,7 +16,7 @@ use super::ahead::{Ahead, Later};
 use super::calls::Calls;
 use super::rules::Rules;
 use crate::format::{Kind, Timestamp};
-use crate::source::{Directory, Error, Listed, Mount, MountPlace, Stat, now};
+use crate::source::{Directory, Error, Listed, Mount, MountPlace, Stat, Tagged, now};
 
 /// Directories beside each other that are looked into ahead.
 pub(super) const SIBLINGS: usize = 8;
@@ -154,7 +154,7 @@ pub(super) type Look = Result<Found, (OsString, Error)>;
 pub(super) struct Opened {
     pub(super) directory: Arc<Directory>,
     /// Entries that say that no others are wanted.
-    pub(super) tagged: Vec<OsString>,
+    pub(super) tagged: Tagged,
     /// All that is in it, unless that is much.
     short: Option<Vec<Look>>,
     /// Directories in it that were looked into, too.
@@ -175,7 +175,7 @@ impl Opened {
         piece.directories -= 1;
         let call = ground.calls.about_names(above.shared_path(), [name]);
         let mut opened = Opened::only(above.open_child(name)?, &ground.rules);
-        if !opened.tagged.is_empty() {
+        if !opened.tagged.tags.is_empty() {
             return Ok(opened);
         }
         // What fails here fails again when the walk comes, which reports it.

@@ -15,8 +15,10 @@ use std::ffi::OsStr;
 use std::fs::File;
 use std::io::{self, Read};
 use std::os::unix::ffi::OsStrExt;
+use std::os::unix::fs::FileExt;
 use std::sync::Arc;
-use std::time::Duration;
+use std::thread::sleep;
+use std::time::{Duration, Instant};
 
 use crossbeam_channel::{Receiver, Sender};
 
@@ -27,15 +29,21 @@ use super::event::{Bytes, Content, End};
 use super::parking::Parking;
 use super::seen::{Seen, SeenFile, SeenPiece};
 use crate::format::{ContentHasher, Digest, Kind};
-use crate::source::{self, Cutter, Directory, Extended, MountTable, Passing, Piece, Stat, now};
+use crate::source::{self, Clock, Cutter, Directory, Extended, MountTable, Passing, Piece, Stat, now};
 
 /// Pieces of content, and bytes, that go to the engine together.
 const GATHER: usize = 64;
 const GATHER_BYTES: usize = 128 << 10;
 /// About what a file takes beside its bytes while it is read ahead, few attributes included.
 pub(super) const FILE_OVERHEAD: usize = 1 << 10;
-/// Most bytes that are read of a file of no size.
-const MADE_UP: u64 = 64 << 10;
+/// Bytes of a piece of a file whose size is not known.
+const UNSIZED_PIECE: usize = 64 << 10;
+/// Most bytes of such a file: a program may make up one without end.
+const UNSIZED_MAX: u64 = 1 << 30;
+/// How long to wait for a lease: longer than the kernel lets its holder keep it (45 s, unless set otherwise).
+const LEASE_BREAK: Duration = Duration::from_secs(60);
+/// Time between two looks whether a lease is gone.
+const LEASE_LOOK: Duration = Duration::from_millis(20);
 
 /// Files to be read, one behind the other.
 pub(super) struct Job {
@@ -129,7 +137,7 @@ fn read(directory: &Directory, job: JobFile, reading: &Reading, lane: &Lane, out
     let call = reading.calls.about_names(directory.shared_path(), [name]);
     // All that is stamped from here on is fresh.
     let started = now();
-    let opened = directory.open_file(name).and_then(|file| {
+    let opened = open(directory, name, patience).and_then(|file| {
         let look = || Stat::of_fd(&file).map_err(source::Error::Content);
         let stat = look()?;
         let young = stat.is_young(started);
@@ -145,7 +153,7 @@ fn read(directory: &Directory, job: JobFile, reading: &Reading, lane: &Lane, out
             drop(call);
             return out.send(Content::PutOff { changed: true });
         }
-        Err(e) if patience.changed && (e.is_vanished() || e.is_symlink()) => {
+        Err(e) if patience.changed && (e.is_vanished() || e.is_symlink() || e.is_leased()) => {
             drop(call);
             return out.send(Content::PutOff { changed: true });
         }
@@ -160,8 +168,12 @@ fn read(directory: &Directory, job: JobFile, reading: &Reading, lane: &Lane, out
     }
     // A small file is not delivered before it is known whether it is put off.
     let mut held = None;
+    let unsized_file = seen.is_none() && has_more(&file, &before, reading)?;
     if let Some(seen) = &seen {
         call.pause(|| sink.again(seen))?;
+    } else if unsized_file {
+        sink.expected = u64::MAX;
+        held = read_unsized(&file, &mut sink, &call)?;
     } else {
         let sparse = source::has_holes(&file, &before)?;
         if before.size < reading.whole_below && !sparse {
@@ -177,12 +189,14 @@ fn read(directory: &Directory, job: JobFile, reading: &Reading, lane: &Lane, out
         Err(_) => before.same_content_as(&Stat::of_fd(&file)?),
     };
     let size = sink.size + held.as_ref().map_or(0, |bytes| bytes.len() as u64);
-    let mut changed = !same || size != before.size;
     let fresh = before.fresh_for(started, reading.mounts.of(&before).clock);
-    let too_fresh = !changed && fresh.is_some_and(|left| left <= patience.fresh);
+    // A change of the size shows in the stamps, unless they are too fresh. Where neither changed the size was wrong.
+    let wrong_size = size != before.size && (unsized_file || fresh.is_none() && !written_to);
+    let mut changed = !same || size != before.size && !wrong_size;
+    let too_fresh = !changed && !wrong_size && fresh.is_some_and(|left| left <= patience.fresh);
     let doubtful = fresh.is_some() || written_to;
     // If somebody wrote all the while, a second look shows it: what is the same twice was so in between.
-    if doubtful && !changed && !too_fresh && size > 0 {
+    if doubtful && !changed && !too_fresh && !wrong_size && size > 0 {
         let digest = match (&held, &seen) {
             (Some(bytes), _) => Digest::of(bytes),
             (None, Some(seen)) => seen.digest,
@@ -198,12 +212,12 @@ fn read(directory: &Directory, job: JobFile, reading: &Reading, lane: &Lane, out
         None => {}
     }
     let digest = seen.as_ref().map_or_else(|| sink.digest(), |seen| seen.digest);
-    if let (false, false, Some(pieces)) = (changed, doubtful, sink.pieces.take()) {
+    if let (false, false, Some(pieces)) = (changed, doubtful || wrong_size, sink.pieces.take()) {
         reading.seen.keep(SeenFile { number: job.number, stat: before.clone(), pieces, digest });
     }
     let size = sink.size;
     let lent = lend(&reading.attributes, extended.bytes(), job.number, sink.out)?;
-    let end = End { stat: before, extended, size, digest, changed, doubtful, put_off, lent };
+    let end = End { stat: before, extended, size, digest, changed, doubtful, wrong_size, put_off, lent };
     sink.out.send(Content::End(Box::new(end)))
 }
 
@@ -220,6 +234,18 @@ fn lend(attributes: &Budget, bytes: usize, number: u64, out: &mut Out<'_>) -> Re
     attributes.take_for(number, bytes).map(Some).ok_or(Stop::Gone)
 }
 
+/// Opens a file. Another process may have a lease on it, as file servers do, and the open asks it to give that up. If the
+/// file can't be put off meanwhile, this waits for it.
+fn open(directory: &Directory, name: &OsStr, patience: Patience) -> Result<File, source::Error> {
+    let end = Instant::now() + LEASE_BREAK;
+    loop {
+        match directory.open_file(name) {
+            Err(e) if e.is_leased() && !patience.changed && Instant::now() < end => sleep(LEASE_LOOK),
+            opened => return opened,
+        }
+    }
+}
+
 /// Reads a file's content and returns its digest.
 fn digest_of(file: &File, stat: &Stat, reading: &Reading, call: &Call<'_>) -> Result<Digest, Stop> {
     let mut hasher = ContentHasher::default();
@@ -234,14 +260,49 @@ fn digest_of(file: &File, stat: &Stat, reading: &Reading, call: &Call<'_>) -> Re
     Ok(hasher.finish())
 }
 
-/// Reads a file of `size` bytes. What it grew by meanwhile is left out. Files that the kernel makes up have no size.
-fn read_whole(file: &File, size: u64) -> io::Result<Vec<u8>> {
-    let mut bytes = Vec::new();
-    if size == 0 {
-        file.take(MADE_UP).read_to_end(&mut bytes)?;
-        return Ok(bytes);
+/// Whether there is more in a file than its size: the kernel and FUSE programs make up files. Elsewhere only a file of no
+/// size is asked.
+fn has_more(file: &File, stat: &Stat, reading: &Reading) -> io::Result<bool> {
+    if stat.size > 0 && reading.mounts.of(stat).clock == Clock::Ours {
+        return Ok(false);
     }
-    bytes.resize(size as usize, 0);
+    loop {
+        match file.read_at(&mut [0], stat.size) {
+            Err(e) if e.kind() == io::ErrorKind::Interrupted => {}
+            read => return Ok(read? > 0),
+        }
+    }
+}
+
+/// Reads a file to its end, whatever its size is said to be. Returns the content of a short one, and delivers a longer one
+/// in pieces.
+fn read_unsized(file: &File, sink: &mut Sink<'_, '_>, call: &Call<'_>) -> Result<Option<Vec<u8>>, Stop> {
+    let mut file = file;
+    let mut read = || -> io::Result<Vec<u8>> {
+        let mut piece = Vec::new();
+        Read::by_ref(&mut file).take(UNSIZED_PIECE as u64).read_to_end(&mut piece)?;
+        Ok(piece)
+    };
+    let mut piece = read()?;
+    if piece.len() < UNSIZED_PIECE {
+        return Ok(Some(piece));
+    }
+    while !piece.is_empty() {
+        if sink.size > UNSIZED_MAX {
+            let most = UNSIZED_MAX >> 30;
+            return Err(Stop::Failed(format!(
+                "its size is not known, and it has no end after {most} GiB; it is left out"
+            )));
+        }
+        call.pause(|| sink.chunk(piece))?;
+        piece = read()?;
+    }
+    Ok(None)
+}
+
+/// Reads a file of `size` bytes. What it grew by meanwhile is left out.
+fn read_whole(file: &File, size: u64) -> io::Result<Vec<u8>> {
+    let mut bytes = vec![0; size as usize];
     let (mut passing, mut filled) = (Passing::new(file), 0);
     while filled < bytes.len() {
         match passing.read_at(&mut bytes[filled..], filled as u64) {

@@ -207,7 +207,7 @@ impl Walk<'_> {
         let (mounted, mounts) = self.rules.mounts.find(&directory.path());
         let borders = Borders { device: stat.dev, file_system: mounted.map(|mounted| mounted.device) };
         let (part, mounts) = (pass.part, mounts.as_ref());
-        let place = Place { part, mounts, borders, within: stat.dev, depth: 0 };
+        let place = Place { part, mounts, borders, within: stat.dev, depth: 0, had: 0 };
         self.through(
             pass,
             &Here { directory: &directory, known: Some(&known), place, below: &RefCell::default() },

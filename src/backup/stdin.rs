@@ -81,8 +81,17 @@ impl Walk<'_> {
             false => self.counts.new = 1,
         }
         // Doubtful: no later look may take it for the same.
-        let extended = Extended::default();
-        let end = End { stat, extended, size, digest, changed: false, doubtful: true, put_off: false, lent: None };
+        let end = End {
+            stat,
+            extended: Extended::default(),
+            size,
+            digest,
+            changed: false,
+            doubtful: true,
+            wrong_size: false,
+            put_off: false,
+            lent: None,
+        };
         out.send(Content::End(Box::new(end))).and_then(|()| out.flush()).map_err(|_| Stop::Gone)?;
         self.send(Event::EndSegment)?;
         self.send(Event::Leave { removed: Vec::new() })

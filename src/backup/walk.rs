@@ -8,6 +8,7 @@ use std::cell::RefCell;
 use std::collections::VecDeque;
 use std::ffi::{OsStr, OsString};
 use std::os::unix::ffi::{OsStrExt, OsStringExt};
+use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -31,7 +32,7 @@ use crate::catalog::{BlockId, DirectoryId, DirectoryRow, Past, SegmentId, Segmen
 use crate::format::entry::Xattr;
 use crate::format::{BlockLocation, Content, Entry, Kind, Timestamp};
 use crate::monitor::{Monitor, Total};
-use crate::source::{self, Directory, Extended, LastMount, MountPlace, Standing, Stat, is_foreign, now};
+use crate::source::{self, Directory, Extended, LastMount, MountPlace, Standing, Stat, Tagged, is_foreign, now};
 
 /// Most entries of a segment: as many as were there before may come again, and be compared as a whole.
 const SEGMENT_MAX: usize = 1500;
@@ -204,7 +205,8 @@ impl Walk<'_> {
         self.enter(b"", &stat, (extended, looked), known.as_ref())?;
         let (mounted, mounts) = self.rules.mounts.find(path);
         let borders = Borders { device: stat.dev, file_system: mounted.map(|mounted| mounted.device) };
-        let place = Place { part, mounts: mounts.as_ref(), borders, within: stat.dev, depth: 0 };
+        let had = self.had(above, b"", &stat, path)?;
+        let place = Place { part, mounts: mounts.as_ref(), borders, within: stat.dev, depth: 0, had };
         self.contents(opened, known, place)
     }
 
@@ -279,12 +281,18 @@ impl Walk<'_> {
         let mut segments = Segments::new(known.as_ref());
         let mut group = Group { old: Vec::from_iter(segments.next(&self.past)?), ..Group::default() };
         let mut removed = Vec::new();
+        let mut empty = true;
         let below = RefCell::new(std::mem::take(&mut opened.below));
         let here = Here { directory, known: known.as_ref(), place, below: &below };
-        let tagged = std::mem::take(&mut opened.tagged);
+        let Tagged { tags, disregarded } = std::mem::take(&mut opened.tagged);
+        for tag in disregarded {
+            let path = directory.child_path(&tag);
+            let why = "belongs neither to root nor to the owner of its directory, and leaves nothing out";
+            self.monitor.note(&format!("{} {why}", path.display()));
+        }
         let ground = self.ground(place);
         let call = self.calls.about(directory.shared_path());
-        let names = || names(directory, tagged, place.part);
+        let names = || names(directory, tags, place.part);
         let mut entries = Entries::new(&mut opened, (ground, place.depth + 1), names);
         drop(call);
         loop {
@@ -294,12 +302,14 @@ impl Walk<'_> {
             let look = match entries.next(&self.ahead) {
                 Next::Look(look) => look,
                 Next::Failed(e) => {
+                    empty = false;
                     self.problem(&directory.path(), &e.to_string());
                     break;
                 }
                 Next::Lost => return Err(Stop::Failed(Error::Stopped("looking ahead"))),
                 Next::End => break,
             };
+            empty = false;
             let name = match &look {
                 Ok(found) => &found.name,
                 Err((name, _)) => name,
@@ -319,6 +329,12 @@ impl Walk<'_> {
             if group.entries.len() > SEGMENT_MAX {
                 self.flush(&here, &mut group, SEGMENT)?;
             }
+        }
+        if empty && place.had > 0 {
+            let had = place.had;
+            let why =
+                format!("it is empty, but was not in the last backup (entries: {had}); is a file system not mounted?");
+            self.problem(&directory.path(), &why);
         }
         loop {
             let next = segments.next(&self.past)?;
@@ -574,7 +590,14 @@ impl Walk<'_> {
         let path = || here.directory.child_path(name);
         let known = self.known(Parent::of(here.known), name.as_bytes(), stat)?;
         let opened = match self.within_borders(here, found) {
-            Some(place) => Some((place, self.opened(here, name, ahead)?)),
+            Some(mut place) => {
+                if place.part.is_given()
+                    && let Some(above) = here.known.filter(|known| known.in_place)
+                {
+                    place.had = self.had(above.row.id, name.as_bytes(), stat, &path())?;
+                }
+                Some((place, self.opened(here, name, ahead)?))
+            }
             None => None,
         };
         let calls = self.calls.clone();
@@ -671,6 +694,23 @@ impl Walk<'_> {
     pub(super) fn number_of(&self, stat: &Stat) -> u64 {
         let foreign = self.mounts.of(stat).foreign(stat.dev);
         foreign.or_else(|| self.devices.known_as(stat.dev)).unwrap_or(stat.dev)
+    }
+
+    /// How many entries the root, or a path that was given, had below it in the last backup. It may be another directory
+    /// by now: if a file system that was mounted there is gone, that is a problem.
+    fn had(&mut self, above: DirectoryId, name: &[u8], stat: &Stat, path: &Path) -> Result<u64, Stop> {
+        let row = self.past.directory(above, name)?;
+        let Some((row, (below, _))) = row.and_then(|row| row.subtree.map(|subtree| (row, subtree))) else {
+            return Ok(0);
+        };
+        let is_other = row.inode != stat.ino && row.device != self.number_of(stat);
+        let above = path.parent().and_then(|above| above.symlink_metadata().ok());
+        if below > 0 && is_other && above.is_some_and(|above| above.dev() == stat.dev) {
+            let why = "another file system was here in the last backup; is it not mounted?";
+            self.problem(path, why);
+            return Ok(0);
+        }
+        Ok(below)
     }
 
     /// The directories among `entries`.
@@ -786,6 +826,8 @@ pub(super) struct Place<'a> {
     /// The device of the file system that it is on, as a stat shows it.
     pub(super) within: u64,
     pub(super) depth: usize,
+    /// Entries below it in the last backup, if it is the root or a path that was given.
+    pub(super) had: u64,
 }
 
 impl<'a> Place<'a> {
@@ -797,6 +839,7 @@ impl<'a> Place<'a> {
             borders: self.borders,
             within: self.within,
             depth: self.depth + 1,
+            had: 0,
         }
     }
 }

@@ -64,6 +64,11 @@ impl Error {
         matches!(self, Error::Pattern { .. } | Error::PatternFile { .. })
     }
 
+    /// Whether it would have had to wait: another process has a lease on the file, and is asked to give it up.
+    pub fn is_leased(&self) -> bool {
+        matches!(self, Error::Io { source, .. } if source.kind() == io::ErrorKind::WouldBlock)
+    }
+
     /// Whether it failed because a symlink has the name.
     pub fn is_symlink(&self) -> bool {
         let Error::Io { source, .. } = self else { return false };

@@ -75,6 +75,9 @@ pub(super) fn read_short(fd: BorrowedFd<'_>, path: &SharedPath, most: usize) -> 
 }
 
 fn unsorted(path: &SharedPath, source: io::Error) -> Error {
+    if source.kind() == io::ErrorKind::FileTooLarge {
+        return Error::io("list the directory", path.clone(), source);
+    }
     Error::Temporary { path: path.clone(), folder: temporary_folder(), source }
 }
 

@@ -52,5 +52,5 @@ pub use patterns::{Pattern, Patterns};
 pub use shared_path::SharedPath;
 pub use sort::temporary_folder;
 pub use stat::{Clock, Stat, now};
-pub use tags::Tags;
+pub use tags::{Tagged, Tags};
 pub use writers::{have_changes_stamped, is_open_for_writing};

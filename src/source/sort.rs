@@ -2,7 +2,8 @@
 //!
 //! Names are gathered and sorted in runs. If one run is enough, it stays in RAM. Otherwise the runs go to an
 //! unnamed temporary file, one behind the other, and are merged as names are taken. One file whatever the
-//! number of runs: a walk has a listing open for each level of the tree, and descriptors are few.
+//! number of runs: a walk has a listing open for each level of the tree, and descriptors are few. The file has a limit:
+//! names that do not fit are an error of the directory.
 //!
 //! Memory: a run while names are gathered (4 MiB and 8 bytes a name), 32 KiB for each run that is merged
 //! (at most 64; more are first merged into fewer, larger ones) when they are taken.
@@ -34,11 +35,13 @@ pub(super) struct Limits {
     pub(super) bytes: usize,
     /// Runs that are merged at once, at least 2.
     pub(super) runs: usize,
+    /// Bytes in a temporary file. A directory of a user's own file system may have no end.
+    pub(super) spilled: u64,
 }
 
 impl Default for Limits {
     fn default() -> Self {
-        Limits { names: 50_000, bytes: 4 << 20, runs: 64 }
+        Limits { names: 50_000, bytes: 4 << 20, runs: 64, spilled: 1 << 30 }
     }
 }
 
@@ -69,6 +72,10 @@ impl Sorter {
             Some(spill) => spill,
             none => none.insert(Spill::create()?),
         };
+        if spill.length + self.run.bytes.len() as u64 > self.limits.spilled {
+            let most = self.limits.spilled >> 20;
+            return Err(io::Error::new(io::ErrorKind::FileTooLarge, format!("it has more than {most} MiB of names")));
+        }
         self.run.sort();
         for &span in &self.run.spans {
             spill.write(self.run.name(span))?;
@@ -296,7 +303,7 @@ mod tests {
         assert!(truth.is_sorted_by(|a, b| a < b));
         assert!(truth.len() < names.len());
         for (by_names, by_bytes, runs) in [(100, 1 << 20, 64), (100, 1 << 20, 3), (1 << 20, 1000, 7), (1, 1, 2)] {
-            let limits = Limits { names: by_names, bytes: by_bytes, runs };
+            let limits = Limits { names: by_names, bytes: by_bytes, runs, ..Limits::default() };
             let (found, state) = sorted(&names, limits);
             assert!(found == truth, "{limits:?}");
             let Sorted::Merged(merge) = state else { panic!("{limits:?} did not spill") };
@@ -311,8 +318,15 @@ mod tests {
     }
 
     #[test]
+    fn names_without_end_are_an_error() {
+        let mut sorter = Sorter::new(Limits { names: 100, bytes: 1 << 20, runs: 2, spilled: 1 << 20 });
+        let failed = (0u64..).find_map(|n| sorter.push(&n.to_be_bytes()).err()).unwrap();
+        assert_eq!(failed.to_string(), "it has more than 1 MiB of names");
+    }
+
+    #[test]
     fn a_run_that_is_just_full_stays_in_memory() {
-        let limits = Limits { names: 10, bytes: 1 << 20, runs: 2 };
+        let limits = Limits { names: 10, bytes: 1 << 20, runs: 2, ..Limits::default() };
         assert!(matches!(sorted(&names(10), limits).1, Sorted::InMemory { .. }));
         assert!(matches!(sorted(&names(11), limits).1, Sorted::Merged(_)));
     }

@@ -2,11 +2,14 @@
 //!
 //! What is left of a tagged directory is the directory itself and the tags, as `tar --exclude-caches` has it,
 //! so that a restored cache is known as one again. A tag that is a directory keeps what is in it.
+//!
+//! Only a tag of the directory's owner, or of root, counts: in a directory that others may write to, a user could take
+//! the files of all others out of the backup.
 
 use std::ffi::{OsStr, OsString};
 use std::io::Read;
 
-use super::Directory;
+use super::{Directory, Stat};
 use crate::format::Kind;
 
 /// The name of the file that marks a cache.
@@ -24,25 +27,52 @@ pub struct Tags {
 }
 
 impl Tags {
-    /// The tags that a directory has, sorted. None: its content is wanted.
+    /// The tags that a directory has. If any count, its other content is not wanted.
     ///
     /// A tag that can't be looked at is none; whoever reads the directory meets the error again.
-    pub fn in_directory(&self, directory: &Directory) -> Vec<OsString> {
-        let is_there = |name: &&OsString| directory.stat_child(name).is_ok();
-        let mut tags: Vec<_> = self.names.iter().filter(is_there).cloned().collect();
-        if self.caches && is_cache(directory) {
-            tags.push(CACHE_TAG.into());
+    pub fn in_directory(&self, directory: &Directory) -> Tagged {
+        let mut tagged = Tagged::default();
+        for name in &self.names {
+            if let Ok(stat) = directory.stat_child(name) {
+                tagged.add(directory, name.clone(), &stat);
+            }
         }
-        tags.sort_unstable();
-        tags.dedup();
-        tags
+        if self.caches {
+            let name = OsStr::new(CACHE_TAG);
+            match directory.stat_child(name) {
+                Ok(stat) if is_cache(directory, name, &stat) => tagged.add(directory, name.to_owned(), &stat),
+                _ => {}
+            }
+        }
+        for tags in [&mut tagged.tags, &mut tagged.disregarded] {
+            tags.sort_unstable();
+            tags.dedup();
+        }
+        tagged
     }
 }
 
-fn is_cache(directory: &Directory) -> bool {
-    let name = OsStr::new(CACHE_TAG);
+/// The tags in a directory, sorted.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Tagged {
+    /// Those that count.
+    pub tags: Vec<OsString>,
+    /// Those of others than root and the directory's owner.
+    pub disregarded: Vec<OsString>,
+}
+
+impl Tagged {
+    fn add(&mut self, directory: &Directory, name: OsString, tag: &Stat) {
+        match tag.uid == 0 || directory.stat().is_ok_and(|directory| directory.uid == tag.uid) {
+            true => self.tags.push(name),
+            false => self.disregarded.push(name),
+        }
+    }
+}
+
+fn is_cache(directory: &Directory, name: &OsStr, stat: &Stat) -> bool {
     // Looked at before it is opened: opening a device can do things.
-    if !directory.stat_child(name).is_ok_and(|stat| stat.kind == Kind::File) {
+    if stat.kind != Kind::File {
         return false;
     }
     let mut start = [0; CACHE_SIGNATURE.len()];
@@ -60,7 +90,7 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         fs::write(folder.path().join(CACHE_TAG), content).unwrap();
         let directory = Directory::open_root(folder.path()).unwrap();
-        Tags { caches: true, names: Vec::new() }.in_directory(&directory)
+        Tags { caches: true, names: Vec::new() }.in_directory(&directory).tags
     }
 
     #[test]
@@ -79,7 +109,7 @@ mod tests {
         fs::write(folder.path().join("real"), CACHE_SIGNATURE).unwrap();
         std::os::unix::fs::symlink("real", folder.path().join(CACHE_TAG)).unwrap();
         let directory = Directory::open_root(folder.path()).unwrap();
-        assert!(Tags { caches: true, names: Vec::new() }.in_directory(&directory).is_empty());
+        assert!(Tags { caches: true, names: Vec::new() }.in_directory(&directory).tags.is_empty());
     }
 
     #[test]
@@ -87,11 +117,11 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         let directory = Directory::open_root(folder.path()).unwrap();
         let tags = Tags { caches: true, names: ["z", ".nobackup", "z"].map(OsString::from).into() };
-        assert!(tags.in_directory(&directory).is_empty());
+        assert_eq!(tags.in_directory(&directory), Tagged::default());
         fs::create_dir(folder.path().join("z")).unwrap();
         std::os::unix::fs::symlink("nowhere", folder.path().join(".nobackup")).unwrap();
         fs::write(folder.path().join(CACHE_TAG), CACHE_SIGNATURE).unwrap();
-        assert_eq!(tags.in_directory(&directory), [".nobackup", CACHE_TAG, "z"]);
-        assert!(Tags::default().in_directory(&directory).is_empty());
+        assert_eq!(tags.in_directory(&directory).tags, [".nobackup", CACHE_TAG, "z"]);
+        assert_eq!(Tags::default().in_directory(&directory), Tagged::default());
     }
 }

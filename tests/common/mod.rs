@@ -13,6 +13,7 @@
 pub mod disk;
 pub mod foreground;
 pub mod liar;
+pub mod made_up;
 pub mod ordeal;
 pub mod silent;
 
