@@ -14,7 +14,7 @@ use std::sync::LazyLock;
 use std::thread::{self, sleep};
 use std::time::{Duration, Instant};
 
-use common::{Site, is_mounted, settle};
+use common::{Site, is_mounted, run, settle};
 
 const MIB: usize = 1 << 20;
 
@@ -235,6 +235,61 @@ fn memory_does_not_grow_with_extended_attributes() {
         }
     };
     grows_by_at_most(45, "attributes in nested directories", peak_on_tmpfs(nested(10)), peak_on_tmpfs(nested(300)));
+}
+
+/// Makes directories in each other, each with a file beside it.
+fn nest(folder: &Path, levels: usize, name: &str) {
+    let mut at = std::os::fd::OwnedFd::from(File::open(folder).unwrap());
+    let mode = rustix::fs::Mode::from_raw_mode(0o755);
+    let flags = rustix::fs::OFlags::DIRECTORY | rustix::fs::OFlags::CLOEXEC;
+    for _ in 0..levels {
+        rustix::fs::mkdirat(&at, name, mode).unwrap();
+        let create = rustix::fs::OFlags::CREATE | rustix::fs::OFlags::WRONLY;
+        rustix::fs::openat(&at, "file", create, mode).unwrap();
+        at = rustix::fs::openat(&at, name, flags, rustix::fs::Mode::empty()).unwrap();
+    }
+}
+
+#[test]
+fn memory_does_not_grow_with_the_square_of_the_depth() {
+    let site = Site::on_tmpfs();
+    site.init();
+    nest(&site.source(), 3000, &"n".repeat(255));
+    fs::write(site.source().join("zz"), "last").unwrap();
+    settle();
+    let source = site.source();
+    let source = source.to_str().unwrap();
+    let ceiling = 100 + for_cores();
+    for what in ["backup", "unchanged", "dry run"] {
+        let arguments = ["backup", source, "--dry-run"];
+        let peak = peak(site.command(&arguments[..if what == "dry run" { 3 } else { 2 }]));
+        println!("{what}: {peak} MiB");
+        assert!(peak < ceiling, "{what} took {peak} MiB, and may take {ceiling}");
+    }
+    assert_eq!(site.brackfs(&["cat", "latest:zz"]).ok().stdout, "last");
+}
+
+#[test]
+fn a_deep_tree_leaves_descriptors_for_files() {
+    let site = Site::on_tmpfs();
+    site.init();
+    nest(&site.source().join("."), 400, "d");
+    for number in 0..200 {
+        site.write(&format!("many{}/{number}", number % 50), "content");
+    }
+    settle();
+    for (limit, code) in [(150, 3), (1024, 0)] {
+        let mut command = Command::new("prlimit");
+        let program = site.command(&["backup", site.source().to_str().unwrap(), "--reread"]);
+        command.arg(format!("--nofile={limit}:{limit}")).arg(program.get_program()).args(program.get_args());
+        program.get_envs().for_each(|(name, value)| _ = value.map(|value| command.env(name, value)));
+        let run = run(command).code(code);
+        assert!(!run.stderr.contains("Too many open files"), "{run}");
+        assert_eq!(run.stderr.matches("levels deep").count(), usize::from(code == 3), "{run}");
+        for number in 0..200 {
+            site.brackfs(&["cat", &format!("latest:many{}/{number}", number % 50)]).ok();
+        }
+    }
 }
 
 #[test]

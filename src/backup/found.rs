@@ -14,6 +14,7 @@ use std::sync::Arc;
 
 use super::ahead::{Ahead, Later};
 use super::calls::Calls;
+use super::limits::{Directories, OpenAhead};
 use super::rules::Rules;
 use crate::format::{Kind, Timestamp};
 use crate::source::{Directory, Error, Listed, Mount, MountPlace, Stat, Tagged, now};
@@ -62,6 +63,7 @@ impl Name {
 pub(super) struct Ground {
     pub(super) rules: Arc<Rules>,
     pub(super) calls: Arc<Calls>,
+    pub(super) directories: Arc<Directories>,
     /// Where there are mounts in it or below.
     pub(super) mounts: Option<Arc<MountPlace>>,
     pub(super) borders: Borders,
@@ -91,7 +93,7 @@ impl Ground {
     /// The same of a directory in it.
     fn child(&self, name: &OsStr) -> Ground {
         let mounts = self.mounts.as_ref().and_then(|place| place.child(name)).cloned();
-        Ground { rules: self.rules.clone(), calls: self.calls.clone(), mounts, borders: self.borders }
+        Ground { mounts, ..self.clone() }
     }
 
     /// Looks at names in `directory`, but for those that are left out.
@@ -159,27 +161,33 @@ pub(super) struct Opened {
     short: Option<Vec<Look>>,
     /// Directories in it that were looked into, too.
     pub(super) below: Below,
+    /// It is open before the walk is there.
+    pub(super) ahead: Option<OpenAhead>,
 }
 
 /// Directories in a directory, in order.
-pub(super) type Below = VecDeque<(OsString, Result<Opened, Error>)>;
+pub(super) type Below = VecDeque<(OsString, Opened)>;
 
 impl Opened {
     /// Opens a directory and, if it is short, looks at what is in it, and at some of what is below it.
-    pub(super) fn with_below(above: &Directory, name: &OsStr, ground: &Ground) -> Result<Self, Error> {
+    ///
+    /// None: it can't be opened, or not yet. The walk will see.
+    pub(super) fn with_below(above: &Directory, name: &OsStr, ground: &Ground) -> Option<Self> {
         let mut piece = Piece { entries: PIECE_ENTRIES, directories: PIECE_DIRECTORIES };
         Opened::within(&mut piece, above, name, ground)
     }
 
-    fn within(piece: &mut Piece, above: &Directory, name: &OsStr, ground: &Ground) -> Result<Self, Error> {
+    fn within(piece: &mut Piece, above: &Directory, name: &OsStr, ground: &Ground) -> Option<Self> {
         piece.directories -= 1;
+        let ahead = ground.directories.take_ahead()?;
         let call = ground.calls.about_names(above.shared_path(), [name]);
-        let mut opened = Opened::only(above.open_child(name)?, &ground.rules);
+        let mut opened = Opened::only(above.open_child(name).ok()?, &ground.rules);
+        opened.ahead = Some(ahead);
         if !opened.tagged.tags.is_empty() {
-            return Ok(opened);
+            return Some(opened);
         }
         // What fails here fails again when the walk comes, which reports it.
-        let Some(names) = opened.directory.list_short(SHORT).ok().flatten() else { return Ok(opened) };
+        let Some(names) = opened.directory.list_short(SHORT).ok().flatten() else { return Some(opened) };
         drop(call);
         let looks = ground.look_at(&opened.directory, names.into_iter().map(Name::listed).collect());
         piece.entries = piece.entries.saturating_sub(looks.len());
@@ -190,17 +198,17 @@ impl Opened {
             let inside = mounted.is_none() && ground.rules.is_inside(stat, ground.borders.device);
             if inside && stat.kind == Kind::Directory {
                 let below = Opened::within(piece, &opened.directory, name, &ground.child(name));
-                opened.below.push_back((name.clone(), below));
+                opened.below.extend(below.map(|below| (name.clone(), below)));
             }
         }
         opened.short = Some(looks);
-        Ok(opened)
+        Some(opened)
     }
 
     /// A directory of which not everything may be wanted.
     pub(super) fn only(directory: Directory, rules: &Rules) -> Self {
         let tagged = rules.tags.in_directory(&directory);
-        Opened { directory: Arc::new(directory), tagged, short: None, below: Below::new() }
+        Opened { directory: Arc::new(directory), tagged, short: None, below: Below::new(), ahead: None }
     }
 }
 

@@ -14,6 +14,7 @@
 //! | chunks that the catalog does not have yet (32,768 of them, 48 bytes each in a table, and a list of digests) | 4.5 |
 //! | an index: 16,000 chunks of 36 bytes, as a list, encoded, signed and sealed | 2.5 |
 //! | sorting the names of a long directory (short ones: some 50 KiB for each that is looked into ahead, at most 32) | 5 |
+//! | a tree of 3,000 levels, for each level its name, a group of entries and stack: 3 to 8 KiB | 24 |
 //! | files ahead of the engine ([`EVENTS`] jobs), digests of files of several names | 4 |
 //! | the program itself, as far as it is used | 14 |
 //!
@@ -24,7 +25,11 @@
 //! With `low_memory` there is one sealer, and what was read ahead waits in temporary files of 16 MiB each, one for
 //! small files and one for large ones.
 
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::thread;
+
+use rustix::process::{Resource, getrlimit};
 
 use super::Error;
 use super::budget::Budget;
@@ -73,6 +78,60 @@ pub(super) fn workers(level: i32) -> usize {
     cores.min(SEALERS / each).max(1)
 }
 
+/// Descriptors for all but the directories of the source: files that are read, and the directories they are in, the catalog,
+/// packs, locks, and what else a run has open.
+const RESERVED: usize = 64 + 2 * SMALL_READERS;
+/// Directories that may be open because helpers looked into them.
+const OPEN_AHEAD: usize = 512;
+/// Levels of a tree that the walk's stack has room for.
+const LEVELS: usize = 10_000;
+
+/// How many directories of the source may be open at once, and for what. A deep tree must not take the descriptors that
+/// other files are read with.
+#[derive(Debug)]
+pub(super) struct Directories {
+    /// Levels of the tree that the walk goes down: each holds a directory open.
+    pub(super) levels: usize,
+    /// Jobs for readers that wait in a lane: each holds its directory open.
+    pub(super) jobs: usize,
+    /// Directories that may still be opened ahead.
+    ahead: AtomicUsize,
+}
+
+impl Directories {
+    /// By the limit of this process.
+    pub(super) fn of_process() -> Self {
+        let limit = getrlimit(Resource::Nofile).current.unwrap_or(u64::MAX);
+        Directories::of(usize::try_from(limit).unwrap_or(usize::MAX))
+    }
+
+    fn of(limit: usize) -> Self {
+        let free = limit.saturating_sub(RESERVED);
+        // There are two lanes.
+        let jobs = (free / 16).clamp(1, EVENTS);
+        let ahead = (free / 8).min(OPEN_AHEAD);
+        let levels = free.saturating_sub(2 * jobs + ahead).clamp(1, LEVELS);
+        Directories { levels, jobs, ahead: AtomicUsize::new(ahead) }
+    }
+
+    /// Takes a directory that is to be opened ahead. None: there are as many as may be.
+    pub(super) fn take_ahead(self: &Arc<Self>) -> Option<OpenAhead> {
+        let one_less = |left: usize| left.checked_sub(1);
+        self.ahead.fetch_update(Ordering::Relaxed, Ordering::Relaxed, one_less).ok()?;
+        Some(OpenAhead(self.clone()))
+    }
+}
+
+/// A directory that is open because a helper looked into it; it counts until this is dropped.
+#[derive(Debug)]
+pub(super) struct OpenAhead(Arc<Directories>);
+
+impl Drop for OpenAhead {
+    fn drop(&mut self) {
+        self.0.ahead.fetch_add(1, Ordering::Relaxed);
+    }
+}
+
 /// Where content waits that was read ahead: small files, and chunks of large ones. Each has room of its own, since the
 /// engine takes files in the order of the walk, and one kind must not wait for the other.
 pub(super) struct Lanes {
@@ -115,5 +174,31 @@ impl Lanes {
         if let Some(budget) = &self.budget {
             budget.close();
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn directories_leave_descriptors_for_files() {
+        for limit in [0, 64, 100, 120, 256, 1024, 4096, 1 << 20, usize::MAX] {
+            let Directories { levels, jobs, ahead } = Directories::of(limit);
+            let all = levels + 2 * jobs + ahead.into_inner();
+            assert!(levels > 0 && jobs > 0, "{limit}");
+            assert!(all <= limit.saturating_sub(RESERVED).max(3), "{limit}: {all}");
+        }
+        assert!(Directories::of(1024).levels > 600);
+        assert_eq!(Directories::of(1 << 20).levels, LEVELS);
+    }
+
+    #[test]
+    fn directories_opened_ahead_are_given_back() {
+        let directories = Arc::new(Directories::of(RESERVED + 16));
+        let all: Vec<_> = std::iter::from_fn(|| directories.take_ahead()).collect();
+        assert_eq!(all.len(), 2);
+        drop(all);
+        assert!(directories.take_ahead().is_some());
     }
 }

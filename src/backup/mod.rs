@@ -86,7 +86,7 @@ use ahead::Ahead;
 use calls::Calls;
 use devices::Devices;
 use engine::{Engine, Outcome, Tally};
-use limits::{CHANNEL, EVENTS, HELPERS, Lanes, WALK_STACK, workers};
+use limits::{CHANNEL, Directories, EVENTS, HELPERS, Lanes, WALK_STACK, workers};
 use preview::Preview;
 use read::Reading;
 use rules::Rules;
@@ -448,8 +448,9 @@ impl Run<'_> {
             let (buffers_in, buffers) = bounded(CHANNEL);
             let (full, full_out) = bounded(1);
             let (done_in, done) = unbounded();
-            let (small, small_out) = bounded(EVENTS);
-            let (large, large_out) = bounded(EVENTS);
+            let directories = Arc::new(Directories::of_process());
+            let (small, small_out) = bounded(directories.jobs);
+            let (large, large_out) = bounded(directories.jobs);
 
             let packs = Arc::new(OpenPacks::new(target, self.session.run, full, done_in.clone()));
             let level = self.options.compression;
@@ -483,6 +484,7 @@ impl Run<'_> {
                 past,
                 rules,
                 calls: self.calls.clone(),
+                directories: directories.clone(),
                 events: events_in,
                 batch: RefCell::default(),
                 held: RefCell::default(),

@@ -17,7 +17,7 @@ use super::budget::Budget;
 use super::calls::Calls;
 use super::devices::Devices;
 use super::event::Event;
-use super::limits::{ATTRIBUTES_AHEAD, EVENTS, HELPERS, WALK_STACK};
+use super::limits::{ATTRIBUTES_AHEAD, Directories, EVENTS, HELPERS, WALK_STACK};
 use super::rules::Rules;
 use super::scope::{Origin, Scope};
 use super::trail::Trail;
@@ -58,6 +58,7 @@ impl Preview<'_> {
         thread::scope(|threads| {
             let (events_in, events) = bounded(EVENTS);
             let (jobs, unread) = bounded(EVENTS);
+            let directories = Arc::new(Directories::of_process());
             start(threads, "passing over files", 1, || {
                 let unread = unread.clone();
                 move || unread.iter().for_each(drop)
@@ -68,6 +69,7 @@ impl Preview<'_> {
                 past,
                 rules: Arc::new(rules),
                 calls: self.calls.clone(),
+                directories: directories.clone(),
                 events: events_in,
                 batch: RefCell::default(),
                 held: RefCell::default(),

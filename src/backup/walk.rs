@@ -23,6 +23,7 @@ use super::calls::Calls;
 use super::devices::Devices;
 use super::event::{Enter, Event, NewFile, NewFiles, OldSegment, Plain, Reused};
 use super::found::{Below, Borders, Entries, Found, Ground, Name, Names, Next, Opened, SIBLINGS};
+use super::limits::Directories;
 use super::parking::SLOTS;
 use super::read::{FILE_OVERHEAD, Job, JobFile, Patience};
 use super::rules::Rules;
@@ -78,6 +79,7 @@ pub(super) struct Walk<'a> {
     pub(super) past: Past,
     pub(super) rules: Arc<Rules>,
     pub(super) calls: Arc<Calls>,
+    pub(super) directories: Arc<Directories>,
     pub(super) events: Sender<Vec<Event>>,
     /// Events that go out together: waking the engine for each would take longer than what it does about it.
     pub(super) batch: RefCell<Vec<Event>>,
@@ -278,6 +280,8 @@ impl Walk<'_> {
     /// Everything between a directory's enter and leave, and the leave.
     fn contents(&mut self, mut opened: Opened, known: Option<Known>, place: Place<'_>) -> Result<(), Stop> {
         let directory = &opened.directory.clone();
+        // From here on it is one of the walk's levels.
+        opened.ahead = None;
         let mut segments = Segments::new(known.as_ref());
         let mut group = Group { old: Vec::from_iter(segments.next(&self.past)?), ..Group::default() };
         let mut removed = Vec::new();
@@ -623,13 +627,17 @@ impl Walk<'_> {
         &self,
         here: &Here<'_>,
         name: &OsStr,
-        ahead: Option<Later<Result<Opened, source::Error>>>,
+        ahead: Option<Later<Option<Opened>>>,
     ) -> Result<Result<Opened, source::Error>, Stop> {
+        let levels = self.directories.levels;
+        if here.place.depth + 1 >= levels {
+            let path = here.directory.shared_path().child(name);
+            return Ok(Err(source::Error::TooDeep { path, levels }));
+        }
         if let Some(ahead) = ahead {
             let opened = ahead.get().ok_or(Stop::Failed(Error::Stopped("looking ahead")))?;
-            // What failed then may go well now: helpers hold many directories open.
-            if opened.is_ok() {
-                return Ok(opened);
+            if let Some(opened) = opened {
+                return Ok(Ok(opened));
             }
         }
         let _call = self.calls.about_names(here.directory.shared_path(), [name]);
@@ -637,8 +645,8 @@ impl Walk<'_> {
     }
 
     fn ground(&self, place: Place<'_>) -> Ground {
-        let (rules, calls) = (self.rules.clone(), self.calls.clone());
-        Ground { rules, calls, mounts: place.mounts.cloned(), borders: place.borders }
+        let (rules, calls, directories) = (self.rules.clone(), self.calls.clone(), self.directories.clone());
+        Ground { rules, calls, directories, mounts: place.mounts.cloned(), borders: place.borders }
     }
 
     /// What the catalog has of the directory `name` of `parent`, for a walk that was not there yet. A row is entered
@@ -875,7 +883,7 @@ impl Here<'_> {
     }
 
     /// The directory of this name, if it was looked into already. They come in order, and some are not asked for.
-    fn take_below(&self, name: &OsStr) -> Option<Result<Opened, source::Error>> {
+    fn take_below(&self, name: &OsStr) -> Option<Opened> {
         let mut below = self.below.borrow_mut();
         while below.front().is_some_and(|(there, _)| there.as_os_str() < name) {
             below.pop_front();
@@ -891,12 +899,12 @@ impl Here<'_> {
 pub(super) struct Siblings {
     /// Names, and whether they may be looked into ahead.
     names: VecDeque<(OsString, bool)>,
-    sent: VecDeque<Option<Later<Result<Opened, source::Error>>>>,
+    sent: VecDeque<Option<Later<Option<Opened>>>>,
 }
 
 impl Siblings {
     /// The next directory, if it is looked into ahead.
-    fn next(&mut self, here: &Here<'_>, walk: &Walk<'_>) -> Option<Later<Result<Opened, source::Error>>> {
+    fn next(&mut self, here: &Here<'_>, walk: &Walk<'_>) -> Option<Later<Option<Opened>>> {
         // Several at once, so that helpers need not sleep in between.
         let refill = self.sent.len() <= SIBLINGS / 2;
         while refill
@@ -905,7 +913,7 @@ impl Siblings {
         {
             let place = here.place;
             self.sent.push_back(may.then(|| match here.take_below(&name) {
-                Some(opened) => Later::now(opened),
+                Some(opened) => Later::now(Some(opened)),
                 None => {
                     let (above, ground) = (here.directory.clone(), walk.ground(place.child(&name)));
                     let look = move || Opened::with_below(&above, &name, &ground);

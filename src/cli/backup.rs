@@ -27,7 +27,15 @@ use crate::repository::Repository;
 /// not stored again, and the next run removes what it left behind.
 ///
 /// A file that can't be read, vanishes, or keeps changing while it is read is named, and the backup goes on; the exit
-/// code is 3 then.
+/// code is 3 then. So it is if the source, or one of several PATHs, is empty and was not in the last backup, or if
+/// another file system was mounted there: the snapshot is made all the same.
+///
+/// Of a file's extended attributes 384 KiB are stored; what is more is named. So is a file whose attributes' names take more
+/// than the 64 KiB that Linux lists. A directory is left empty, and named, if its names take more than 1 GiB, or if it is
+/// more than 10,000 levels deep.
+///
+/// A path that does not answer for 30 seconds is named. SIGINT, SIGTERM or SIGHUP ends the backup within some seconds, with
+/// exit code 130; what was stored so far is kept.
 ///
 /// A file that changes while it is read, or did so just now, is read again after the others (--retries, --settle-max).
 /// What is recorded is what was read: if that may be of two moments the file is marked (ls and restore say so), and the
@@ -104,10 +112,14 @@ pub(super) struct Args {
     #[arg(long, value_name = "FILE")]
     exclude_from: Vec<PathBuf>,
     /// Of directories with a valid CACHEDIR.TAG take only the directory and that file
+    ///
+    /// Only a tag that belongs to the directory's owner or to root counts. Others are named.
     #[arg(long)]
     exclude_caches: bool,
     /// Of directories that hold an entry NAME take only the directory and that entry (if that is a directory, all
     /// in it); may be repeated
+    ///
+    /// Only an entry that belongs to the directory's owner or to root counts. Others are named.
     #[arg(long, value_name = "NAME")]
     exclude_if_present: Vec<OsString>,
     /// Leave out files and directories with the attribute d (chattr +d)

@@ -34,6 +34,16 @@ pub enum Error {
         /// Why it failed.
         source: io::Error,
     },
+    /// A directory is deeper than the walk can go.
+    #[error(
+        "cannot open the directory {path}: it is more than {levels} levels deep; it is left empty (a higher limit of open files, ulimit -n, may help)"
+    )]
+    TooDeep {
+        /// The directory.
+        path: SharedPath,
+        /// As many levels as it can go.
+        levels: usize,
+    },
     /// A pattern that says what to exclude is none.
     #[error("the pattern {pattern:?}{place} is not valid: {why}")]
     Pattern {
@@ -88,6 +98,7 @@ impl From<Error> for io::Error {
     fn from(error: Error) -> Self {
         let kind = match &error {
             Error::Io { source, .. } | Error::Content(source) | Error::Temporary { source, .. } => source.kind(),
+            Error::TooDeep { .. } => io::ErrorKind::Other,
             Error::Pattern { .. } | Error::PatternFile { .. } => io::ErrorKind::InvalidInput,
         };
         io::Error::new(kind, error)
