@@ -711,7 +711,8 @@ impl Walk<'_> {
         let Some((row, (below, _))) = row.and_then(|row| row.subtree.map(|subtree| (row, subtree))) else {
             return Ok(0);
         };
-        let is_other = row.inode != stat.ino && row.device != self.number_of(stat);
+        // What came through a pipe was on no device.
+        let is_other = row.inode != stat.ino && row.device != self.number_of(stat) && row.device != 0;
         let above = path.parent().and_then(|above| above.symlink_metadata().ok());
         if below > 0 && is_other && above.is_some_and(|above| above.dev() == stat.dev) {
             let why = "another file system was here in the last backup; is it not mounted?";
