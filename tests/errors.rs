@@ -701,3 +701,55 @@ fn a_wrong_signer_refuses_all_snapshots() {
     elsewhere(&site, &state, &["restore", "latest", "--to", "out", "--signer", &wrong]).code(1);
     assert!(!site.path().join("out/file").exists());
 }
+
+#[test]
+fn a_place_that_looks_like_another_machine_is_refused_and_no_directory_is_made() {
+    let site = Site::with_files(&[("file", "content")]);
+    site.key("rfc9580");
+    let before = tree(site.path());
+    for place in
+        ["user@host:repo", "host:/srv/repo", "sftp:host:repo", "s3:bucket", "rclone:remote:repo", "ssh://host/repo"]
+    {
+        let init = site.brackfs(&["init", place, "--no-encryption"]).code(2);
+        says(&init, &format!("./{place}"));
+        site.brackfs(&["backup", "source", "--repo", place]).code(2);
+        site.brackfs(&["ls", "latest", "--repo", place]).code(2);
+        let mut command = site.command(&["check"]);
+        command.env("BRACKFS_REPOSITORY", place);
+        says(&run(command).code(2), &format!("./{place}"));
+    }
+    assert_eq!(tree(site.path()), before);
+    site.brackfs(&["init", "./user@host:repo", "--no-encryption"]).ok();
+    site.brackfs(&["backup", "source", "--repo", "./user@host:repo"]).ok();
+    assert!(site.path().join("user@host:repo/brackfs.toml").exists());
+}
+
+#[test]
+fn without_a_command_the_help_is_shown() {
+    let site = Site::new();
+    // The environment of a site names a repository and a state directory.
+    for (arguments, words) in [([].as_slice(), "Usage: brackfs [OPTIONS] <COMMAND>"), (&["catalog"], "rebuild")] {
+        let run = site.brackfs::<&str>(arguments).code(2);
+        says(&run, words);
+        assert!(run.stdout.is_empty(), "{run}");
+    }
+}
+
+#[test]
+fn files_of_other_programs_in_a_repository_are_noted_and_are_no_problem() {
+    let site = Site::with_files(&[("file", "content")]);
+    site.init();
+    site.backup(&[]).ok();
+    let folders: Vec<_> =
+        tree(&site.repo()).into_keys().map(|path| site.repo().join(path)).filter(|path| path.is_dir()).collect();
+    for folder in folders {
+        for name in [".DS_Store", "Thumbs.db", "._x", ".stfolder", "x~"] {
+            fs::write(folder.join(name), "junk").unwrap();
+        }
+    }
+    let check = site.brackfs(&["check", "--read-data"]).ok();
+    says(&check, "they do no harm");
+    site.backup(&[]).ok();
+    site.brackfs(&["catalog", "verify"]).ok();
+    assert_eq!(site.brackfs(&["cat", "latest:file"]).ok().stdout, "content");
+}

@@ -142,6 +142,8 @@ fn a_removed_snapshot_vanishes_and_latest_follows() {
     let site = ready();
     for tag in ["1", "2", "3"] {
         backup(&site, "home", &[tag]);
+        // Snapshots of one second would have longer names.
+        sleep(Duration::from_millis(1100));
     }
     let mounted = site.mount(&[]);
     let home = mounted.path().join("home");
@@ -201,20 +203,14 @@ fn only_what_is_looked_at_is_opened() {
 }
 
 #[test]
-fn a_source_whose_name_cannot_be_read_is_shown_by_its_id() {
+fn a_source_whose_document_is_lost_has_its_name_from_a_snapshot() {
     let site = ready();
     backup(&site, "home", &[]);
     let object = fs::read_dir(site.repo().join("sources")).unwrap().next().unwrap().unwrap().path();
     fs::write(&object, "no source").unwrap();
     let mounted = site.mount(&[]);
-    let id = object.file_name().unwrap().to_str().unwrap();
-    let mut expected = [id, "by-tag"];
-    expected.sort_unstable();
-    assert_eq!(names(mounted.path()), expected);
-    assert_eq!(tree(&mounted.path().join(id).join("latest").canonicalize().unwrap()), tree(&site.source()));
-    sleep(Duration::from_millis(1100));
-    names(mounted.path());
-    assert_eq!(log(&site).lines().count(), 1, "{}", log(&site));
+    assert_eq!(names(mounted.path()), ["by-tag", "home"]);
+    assert_eq!(tree(&mounted.path().join("home/latest").canonicalize().unwrap()), tree(&site.source()));
 }
 
 #[test]
@@ -227,11 +223,11 @@ fn thousands_of_snapshots_are_listed_completely_and_in_order() {
     let times: Vec<_> =
         (0..3000).map(|n| format!("20200101T{:02}{:02}{:02}Z", n / 3600, n / 60 % 60, n % 60)).collect();
     for (number, time) in times.iter().enumerate() {
-        File::create(folder.join(format!("{time}-{number:016x}"))).unwrap();
+        File::create(folder.join(format!("0000000000-{time}-{number:016x}"))).unwrap();
     }
     let mounted = site.mount(&[]);
     let listed: Vec<_> = fs::read_dir(mounted.path().join("home")).unwrap().map(|e| e.unwrap().file_name()).collect();
-    let newest = real.file_name().unwrap().to_str().unwrap()[..16].to_owned();
+    let newest = real.file_name().unwrap().to_str().unwrap()[11..27].to_owned();
     let expected: Vec<_> = times.into_iter().chain([newest, "latest".into()]).map(std::ffi::OsString::from).collect();
     assert!(listed == expected, "{} names, {} were expected", listed.len(), expected.len());
     assert_eq!(tree(&mounted.path().join("home/latest").canonicalize().unwrap()), tree(&site.source()));

@@ -67,12 +67,15 @@ pub fn check(reader: &Reader, read_data: bool, monitor: &dyn Monitor, stop: &Ato
     // Before packs: a backup may go on meanwhile, and snapshots and indexes come after what they name.
     let names = reader.snapshots()?;
     let indexes = list(reader, name::INDEX)?;
-    let mut packs = HashMap::new();
-    let listed = reader.repository().target().visit(name::PACKS, &mut |ObjectInfo { name, length }| {
-        if let Some(pack) = name::parse_pack(&name) {
-            packs.insert(pack, length);
-        }
-    });
+    let (mut packs, mut foreign) = (HashMap::new(), Vec::new());
+    let listed =
+        reader.repository().target().visit(
+            name::PACKS,
+            &mut |ObjectInfo { name, length }| match name::parse_pack(&name) {
+                Some(pack) => _ = packs.insert(pack, length),
+                None => foreign.push(name),
+            },
+        );
     listed.map_err(|e| reader::Error::from(crate::repository::Error::from(e)))?;
     let mut run = Run {
         reader,
@@ -100,6 +103,7 @@ pub fn check(reader: &Reader, read_data: bool, monitor: &dyn Monitor, stop: &Ato
     run.documents()?;
     run.sums()?;
     run.keys()?;
+    run.foreign(foreign)?;
     Ok(run.summary)
 }
 
@@ -463,12 +467,7 @@ impl Run<'_> {
     /// Compares the sums with the indexes and, if the data is to be read, with every pack.
     fn sums(&mut self) -> Result<(), Error> {
         let mut summed = HashSet::new();
-        for name in self.list(name::SUMS)? {
-            // A file manager's or a synchronizer's, say.
-            if id_of::<ObjectId>(&name, name::SUMS).is_none() {
-                self.monitor.note(&format!("{name}: brackfs gives no such name; it is passed over"));
-                continue;
-            }
+        for name in self.list(name::SUMS)?.into_iter().filter(|name| name::parse_sums(name).is_some()) {
             let object = PathBuf::from(&name);
             let text = match self.reader.repository().target().get(&name, SUMS_SIZE) {
                 Ok(bytes) => String::from_utf8_lossy(&bytes).into_owned(),
@@ -550,6 +549,20 @@ impl Run<'_> {
             if keys.is_missing(&object).map_err(reader::Error::from)? {
                 self.problem(Path::new(&object), "it is missing; the next backup puts it back");
             }
+        }
+        Ok(())
+    }
+
+    /// Notes files that no writer of a repository made, such as those of file managers: `found` and all others.
+    fn foreign(&mut self, mut found: Vec<String>) -> Result<(), Error> {
+        for folder in name::FOLDERS.into_iter().filter(|folder| *folder != name::PACKS) {
+            found.extend(self.list(folder)?.into_iter().filter(|object| !name::is_object(object)));
+        }
+        found.sort();
+        if let Some(first) = found.first() {
+            let count = found.len();
+            self.monitor
+                .note(&format!("{count} files in the repository are not its own, such as {first}; they do no harm"));
         }
         Ok(())
     }

@@ -63,8 +63,9 @@ Examples:
   find /srv -name '*.conf' -print0 | brackfs backup --files-from - --repo /backup
   pg_dump shop | brackfs backup --stdin-filename shop.sql --repo /backup
 
-A pipe does not tell when the program that fills it fails halfway: the snapshot then holds what came.
-Begin such a script with `set -o pipefail`, so that it fails, too.
+A pipe does not tell whether the program that fills it failed or had nothing to say: the snapshot then holds
+what came, which may be nothing. Begin such a script with `set -o pipefail`, or look at the exit code of that
+program, and do not take the snapshot for a backup if it failed.
 
 Patterns are those of .gitignore. With a / at the start or inside they count from the snapshot's
 root, otherwise anywhere; a / at the end means directories. The last one that matches wins, and
@@ -254,11 +255,15 @@ const CHOOSING: [&str; 8] = [
     "one_file_system",
 ];
 
+/// Most bytes of a tag.
+const TAG_SIZE: usize = 255;
+
 /// A tag. Commas stand between tags where several are shown, so a tag has none.
 fn parse_tag(text: &str) -> Result<String, String> {
     match text {
         "" => Err("a tag can't be empty".into()),
         _ if text.trim() != text => Err("a tag can't begin or end with a blank".into()),
+        _ if text.len() > TAG_SIZE => Err(format!("a tag has at most {TAG_SIZE} bytes")),
         _ if text.contains(',') => Err("a tag can't have a comma; give --tag once for each tag".into()),
         _ if text.contains(char::is_control) => Err("a tag is one line of text".into()),
         _ => Ok(text.to_owned()),

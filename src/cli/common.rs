@@ -49,7 +49,26 @@ pub(super) struct Global {
 pub(super) struct RepositoryArg {
     /// The repository: the path of its directory
     #[arg(long = "repo", env = "BRACKFS_REPOSITORY", value_name = "REPO", value_hint = ValueHint::DirPath)]
+    #[arg(value_parser = parse_location)]
     pub(super) location: String,
+}
+
+/// The place of a repository. A colon before the first slash is another program's way to name a machine or a service; a
+/// directory of such a name is written with `./` before it.
+pub(super) fn parse_location(text: &str) -> Result<String, String> {
+    let head = text.split('/').next().unwrap_or_default();
+    let Some((place, _)) = head.split_once(':').filter(|_| !text.starts_with("file://")) else {
+        return Ok(text.to_owned());
+    };
+    let help = match place {
+        "sftp" | "ssh" => "mount it with sshfs, and give the mount point",
+        "rclone" | "s3" | "b2" | "gs" | "azure" | "swift" | "rest" | "ftp" | "ftps" | "http" | "https" | "webdav"
+        | "webdavs" => "mount it with `rclone mount`, and give the mount point",
+        _ => "mount it, as with sshfs, and give the mount point",
+    };
+    Err(format!(
+        "it names another machine or a service, and brackfs writes to directories only: {help}. For a local directory of this name, write ./{text}"
+    ))
 }
 
 /// Bytes to cache for what reads everything once.

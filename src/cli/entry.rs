@@ -12,8 +12,8 @@ use crate::reader::Listed;
 /// Mode, number of names, owner, group, size and time, before a name.
 pub(super) fn write_details(out: &mut dyn Write, listed: &Listed) -> io::Result<()> {
     let entry = listed.entry();
-    let owner = listed.user().map_or_else(|| entry.uid.to_string(), str::to_owned);
-    let group = listed.group().map_or_else(|| entry.gid.to_string(), str::to_owned);
+    let owner = listed.user().map_or_else(|| entry.uid.to_string().into(), show::shown);
+    let group = listed.group().map_or_else(|| entry.gid.to_string().into(), show::shown);
     let size = match entry.content {
         Content::Device(major, minor) => format!("{major},{minor}"),
         _ => entry.size.to_string(),

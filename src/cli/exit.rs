@@ -4,8 +4,8 @@ use crate::{backup, catalog, check, crypt, dump, history, init, inventory, reade
 
 /// Something failed.
 const FAILED: u8 = 1;
-/// The command line makes no sense.
-const USAGE: u8 = 2;
+/// Wrong usage.
+pub(super) const USAGE: u8 = 2;
 /// Done, but some files could not be read as they were.
 pub(super) const PARTIAL: u8 = 3;
 /// There is no such repository.

@@ -142,7 +142,7 @@ fn print(found: &Found<'_>, args: &Args, out: &mut dyn Write) -> std::io::Result
             "time": show::name_time(&snapshot.name.time),
             "source": snapshot.source,
         });
-        return writeln!(out, "{}", entry::object(head, listed, found.path));
+        return writeln!(out, "{}", show::json(&entry::object(head, listed, found.path)));
     }
     if args.long {
         entry::write_details(out, listed)?;

@@ -6,7 +6,7 @@ use std::process::ExitCode;
 use anyhow::Result;
 use serde_json::json;
 
-use super::common::{Global, new_passphrase, read_certificate};
+use super::common::{Global, new_passphrase, parse_location, read_certificate};
 use super::say;
 use crate::init::{Made, Owner, init};
 use crate::monitor::Monitor;
@@ -32,6 +32,7 @@ pub(super) struct Args {
     /// A directory in which an earlier init was killed serves too. File systems without hard links (exFAT, a mount of rclone)
     /// or without a sync of directories (CIFS) will do; init says once what that means.
     #[arg(value_name = "REPO", env = "BRACKFS_REPOSITORY", value_hint = clap::ValueHint::DirPath)]
+    #[arg(value_parser = parse_location)]
     repository: String,
     /// Encrypt to this certificate; may be repeated, and each of them alone can read then
     ///

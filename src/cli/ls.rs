@@ -11,6 +11,7 @@ use serde_json::json;
 use super::common::{Global, READ_ONCE, ReaderArgs, end_on_signals, select};
 use super::entry;
 use super::exit::Usage;
+use super::show;
 use crate::format::Kind;
 use crate::reader::{Directory, Listed, Reader, Selector, Step, Walk};
 
@@ -86,7 +87,7 @@ fn list(reader: &Reader, top: Directory, args: &Args, out: &mut dyn Write) -> Re
 fn print(listed: &Listed, above: &[u8], args: &Args, out: &mut dyn Write) -> Result<()> {
     let path = [above, &listed.entry().name].concat();
     if args.json {
-        writeln!(out, "{}", entry::object(json!({ "message_type": "entry" }), listed, &path))?;
+        writeln!(out, "{}", show::json(&entry::object(json!({ "message_type": "entry" }), listed, &path)))?;
         return Ok(());
     }
     if args.long {

@@ -39,10 +39,12 @@ mod umount;
 mod versions;
 mod watch;
 
+use std::ffi::OsString;
 use std::panic::resume_unwind;
 use std::process::ExitCode;
 use std::thread;
 
+use clap::error::ErrorKind;
 use clap::{CommandFactory, Parser, Subcommand};
 
 /// Encrypted backup that you can mount.
@@ -106,7 +108,12 @@ pub fn main() -> ExitCode {
     if mount_helper::is_meant(&arguments) {
         return mount_helper::main(&arguments);
     }
-    let Cli { command, global } = Cli::parse();
+    let Cli { command, global } = match Cli::try_parse() {
+        Ok(cli) => cli,
+        // Variables of the environment count as arguments, so clap does not see that there are none.
+        Err(error) if error.kind() == ErrorKind::MissingSubcommand => return help(&arguments),
+        Err(error) => error.exit(),
+    };
     let result = match process::refusal(command.prints()) {
         Some(why) => Err(anyhow::anyhow!(why)),
         None => run(command, &global),
@@ -175,6 +182,19 @@ fn run(command: Command, global: &common::Global) -> anyhow::Result<ExitCode> {
         Command::Adopt(args) => hearing_signals(|| adopt::run(&args, global)),
         Command::Completions(args) => completions::run(&args),
     }
+}
+
+/// Prints the help of a command that needs a subcommand and got none, which is wrong usage.
+fn help(arguments: &[OsString]) -> ExitCode {
+    let mut command = command();
+    command.build();
+    for argument in arguments.get(1..).unwrap_or_default() {
+        if let Some(below) = command.find_subcommand(argument) {
+            command = below.clone();
+        }
+    }
+    say::aside(command.render_help());
+    ExitCode::from(exit::USAGE)
 }
 
 #[cfg(test)]

@@ -1,17 +1,46 @@
 //! Sizes, times and modes as people read and write them.
 
 use std::borrow::Cow;
+use std::io::IsTerminal;
 use std::time::{Duration, SystemTime};
 
 use crate::format::{Kind, Timestamp};
 
-/// Text for a terminal: a name in it could otherwise give the terminal orders.
+/// Text for a terminal: a name in it could otherwise command the terminal, or show as another name.
 pub(super) fn printable(text: &str) -> Cow<'_, str> {
-    if !text.contains(char::is_control) {
+    if !text.contains(is_command) {
         return text.into();
     }
-    let shown = |c: char| if c.is_control() { c.escape_default().to_string() } else { c.to_string() };
+    let shown = |c: char| if is_command(c) { c.escape_default().to_string() } else { c.to_string() };
     text.chars().map(shown).collect::<String>().into()
+}
+
+/// Text on standard output: safe for a terminal, and as it is for a pipe or a file.
+pub(super) fn shown(text: &str) -> Cow<'_, str> {
+    match std::io::stdout().is_terminal() {
+        true => printable(text),
+        false => text.into(),
+    }
+}
+
+/// JSON that is safe for a terminal, too: serde escapes only the characters that JSON demands.
+pub(super) fn json(value: &serde_json::Value) -> String {
+    let mut text = String::new();
+    for c in value.to_string().chars() {
+        match is_command(c) {
+            // All of them are below U+10000, and they stand in strings only.
+            true => text.push_str(&format!("\\u{:04x}", u32::from(c))),
+            false => text.push(c),
+        }
+    }
+    text
+}
+
+/// Whether a character commands a terminal (C0, DEL, C1), breaks a line, or changes the direction of the text after it.
+fn is_command(c: char) -> bool {
+    let is_direction =
+        matches!(c, '\u{61c}' | '\u{200e}' | '\u{200f}' | '\u{202a}'..='\u{202e}' | '\u{2066}'..='\u{2069}');
+    c.is_control() || is_direction || matches!(c, '\u{2028}' | '\u{2029}')
 }
 
 /// A size in powers of 1024, in three digits.
@@ -165,6 +194,18 @@ mod tests {
         for bad in ["", "MiB", "-1", "1x", "99999999999T"] {
             assert!(parse_size(bad).is_err(), "{bad}");
         }
+    }
+
+    #[test]
+    fn nothing_commands_a_terminal() {
+        let text = "a\u{1b}[31mb\u{9b}c\u{7f}\n\u{202e}d\u{2066}\u{2028}\u{e9}";
+        let shown = "a\\u{1b}[31mb\\u{9b}c\\u{7f}\\n\\u{202e}d\\u{2066}\\u{2028}\u{e9}";
+        assert_eq!(printable(text), shown);
+        assert!(matches!(printable("na\u{ef}ve"), Cow::Borrowed(_)));
+        let value = serde_json::json!({ "path": text });
+        let written = json(&value);
+        assert!(!written.contains(is_command), "{written}");
+        assert_eq!(serde_json::from_str::<serde_json::Value>(&written).unwrap(), value);
     }
 
     #[test]

@@ -7,7 +7,7 @@ use anyhow::Result;
 use serde_json::{Value, json};
 
 use super::common::{Global, READ_ONCE, ReaderArgs};
-use super::show::{name_time, size};
+use super::show::{self, name_time, size};
 use crate::catalog::{Catalog, Labels, Presence, SnapshotRow};
 use crate::format::snapshot::Snapshot;
 use crate::monitor::Monitor;
@@ -78,7 +78,7 @@ pub(super) fn run(args: &Args, global: &Global) -> Result<ExitCode> {
     }
     let mut out = std::io::stdout().lock();
     match args.json {
-        true => writeln!(out, "{}", Value::Array(lines.iter().map(Line::json).collect()))?,
+        true => writeln!(out, "{}", show::json(&Value::Array(lines.iter().map(Line::json).collect())))?,
         false => lines.iter().try_for_each(|line| writeln!(out, "{}", line.text()))?,
     }
     Ok(if problems > 0 { ExitCode::FAILURE } else { ExitCode::SUCCESS })
@@ -164,15 +164,17 @@ impl Line {
         let short: String = self.id.chars().take(8).collect();
         let labels = match &self.labels {
             Some(Labels { paths, tags, .. }) => {
-                let tags = if tags.is_empty() { String::new() } else { format!("  [{}]", tags.join(", ")) };
-                format!("{}{tags}", paths.iter().map(|path| text(path)).collect::<Vec<_>>().join(" "))
+                let tags =
+                    if tags.is_empty() { String::new() } else { format!("  [{}]", show::shown(&tags.join(", "))) };
+                let paths = paths.iter().map(|path| text(path)).collect::<Vec<_>>().join(" ");
+                format!("{}{tags}", show::shown(&paths))
             }
             None => "(paths and tags unknown)".to_owned(),
         };
         format!(
             "{short}  {}  {:<12}  {:>9} files  {:>9}  {labels}",
             self.time,
-            self.source,
+            show::shown(&self.source),
             self.files,
             size(self.bytes),
         )

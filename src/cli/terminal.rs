@@ -11,7 +11,7 @@ use serde_json::json;
 use super::common::is_interactive;
 use super::exit::INTERRUPTED;
 use super::say;
-use super::show::printable;
+use super::show::{self, printable};
 use super::status::Status;
 use super::watch::{Watch, Why};
 use crate::monitor::{Monitor, Progress};
@@ -82,10 +82,10 @@ impl View {
     fn show(&self, why: &Why, elapsed: Duration) {
         let status = Status { look: self.progress.look(), elapsed };
         match (why, self.json) {
-            (Why::Asked, true) => self.say(&status.json().to_string()),
+            (Why::Asked, true) => self.say(&show::json(&status.json())),
             (Why::Asked, false) => self.say(&format!("brackfs: {}", status.sentence())),
             // If nobody reads any more, the result will tell.
-            (Why::Time, true) => _ = say::result(status.json()),
+            (Why::Time, true) => _ = say::result(show::json(&status.json())),
             (Why::Time, false) => {
                 self.bar.set_message(status.line(columns()));
                 self.bar.tick();
@@ -99,7 +99,7 @@ impl Monitor for Terminal {
         match self.view.json {
             true => {
                 let path = path.to_string_lossy();
-                self.view.say(&json!({ "message_type": "error", "path": path, "message": message }).to_string());
+                self.view.say(&show::json(&json!({ "message_type": "error", "path": path, "message": message })));
             }
             // Errors of the file system name the path themselves.
             false if message.contains(&*path.to_string_lossy()) => {
@@ -121,7 +121,8 @@ impl Monitor for Terminal {
             (true, true) => {
                 let item = path.to_string_lossy();
                 // If nobody reads any more, the result will tell.
-                let _ = say::result(json!({ "message_type": "verbose_status", "action": what, "item": item }));
+                let _ =
+                    say::result(show::json(&json!({ "message_type": "verbose_status", "action": what, "item": item })));
             }
             (true, false) => self.view.say(&printable(&format!("{what} {}", path.display()))),
         }

@@ -61,7 +61,7 @@ pub(super) fn run(args: &Args, global: &Global) -> Result<ExitCode> {
     // A line at a time: the next one may take long to be found.
     let mut out = std::io::stdout().lock();
     let mut print = |stretch: &Stretch| match args.json {
-        true => writeln!(out, "{}", as_json(stretch, path)),
+        true => writeln!(out, "{}", show::json(&as_json(stretch, path))),
         false => write_line(stretch, &mut out),
     };
     let problems = versions(&reader, path, args.source.as_deref(), &monitor, &mut print)?;
@@ -70,7 +70,7 @@ pub(super) fn run(args: &Args, global: &Global) -> Result<ExitCode> {
 
 fn write_line(stretch: &Stretch, out: &mut dyn Write) -> std::io::Result<()> {
     let Stretch { newest, oldest, snapshots, source, version } = stretch;
-    let source = show::printable(source);
+    let source = show::shown(source);
     write!(out, "{}  {}  {source:<12}  ", newest.id.short(), name_time(&newest.time))?;
     match version {
         Some(version) => {

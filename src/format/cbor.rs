@@ -82,6 +82,14 @@ impl<'b> Reader<'b> {
         Error::malformed(self.what, why)
     }
 
+    /// The start of an array of at most `limit` items.
+    pub fn array_up_to(&mut self, limit: usize) -> Result<usize, Error> {
+        match self.array()? {
+            count if count <= limit => Ok(count),
+            count => Err(self.wrong(format!("a list of {count} items, more than the {limit} allowed"))),
+        }
+    }
+
     /// Bytes not read yet.
     fn left(&self) -> usize {
         self.decoder.input().len().saturating_sub(self.decoder.position())

@@ -625,12 +625,18 @@ fn read_link(r: &mut Reader<'_>) -> Result<HardLink, Error> {
     }
 }
 
+/// Most extended attributes of an entry. Linux lists at most 64 KiB of names, which is fewer.
+const XATTRS: usize = 16_384;
+
 fn read_xattrs(r: &mut Reader<'_>) -> Result<Vec<Xattr>, Error> {
     let items = r.array()?;
     if items % 2 != 0 {
         return Err(r.wrong("an extended attribute without a value"));
     }
     let mut xattrs: Vec<Xattr> = Vec::new();
+    if items / 2 > XATTRS {
+        return Err(r.wrong("more extended attributes than there can be"));
+    }
     for _ in 0..items / 2 {
         let (name, value) = (r.bytes()?, r.bytes()?);
         let follows = xattrs.last().is_none_or(|(last, _)| last.as_slice() < name);

@@ -77,6 +77,28 @@ pub fn parse_generation(name: &str) -> Option<u64> {
     (number <= LAST_NUMBER && generation(number) == name).then_some(number)
 }
 
+/// The id of the list of pack digests that an object name stands for.
+pub fn parse_sums(name: &str) -> Option<ObjectId> {
+    name.strip_prefix(SUMS)?.parse().ok()
+}
+
+/// Whether an object in one of the [`FOLDERS`] has a name that a writer gives. File managers and synchronizing programs
+/// leave files of their own everywhere; these are not objects.
+pub fn is_object(name: &str) -> bool {
+    let Some((folder, leaf)) = name.split_once('/') else { return false };
+    match folder {
+        "keys" => {
+            let leaf = leaf.strip_suffix(".asc").and_then(|leaf| leaf.split_once('-'));
+            leaf.is_some_and(|(role, _)| matches!(role, "recipient" | "host" | "owner"))
+        }
+        "packs" => parse_pack(name).is_some(),
+        "sources" => leaf.parse::<SourceId>().is_ok(),
+        "snapshots" => SnapshotName::parse(name).is_ok(),
+        "generation" => parse_generation(name).is_some(),
+        _ => leaf.parse::<ObjectId>().is_ok(),
+    }
+}
+
 /// A recipient's certificate.
 pub fn recipient(fingerprint: &str) -> String {
     format!("{KEYS}recipient-{fingerprint}.asc")

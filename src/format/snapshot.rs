@@ -9,6 +9,13 @@ use super::name::{self, SnapshotName};
 use super::node::{Items, Node};
 use super::source::is_source_name;
 
+/// Most bytes of a snapshot's document. Its root node, the largest part, has one entry.
+pub const SNAPSHOT_SIZE: usize = 4 << 20;
+/// Most paths of a snapshot.
+pub const PATHS: usize = 65_536;
+/// Most tags of a snapshot.
+pub const TAGS: usize = 1024;
+
 /// What a backup counted.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct Statistics {
@@ -107,8 +114,14 @@ impl Snapshot {
                 5 => host = Some(r.text()?.to_owned()),
                 6 => started = Some(Timestamp::read(r)?),
                 7 => finished = Some(Timestamp::read(r)?),
-                8 => paths = (0..r.array()?).map(|_| r.bytes().map(<[u8]>::to_vec)).collect::<Result<_, _>>()?,
-                9 => tags = (0..r.array()?).map(|_| r.text().map(str::to_owned)).collect::<Result<_, _>>()?,
+                8 => {
+                    let count = r.array_up_to(PATHS)?;
+                    paths = (0..count).map(|_| r.bytes().map(<[u8]>::to_vec)).collect::<Result<_, _>>()?;
+                }
+                9 => {
+                    let count = r.array_up_to(TAGS)?;
+                    tags = (0..count).map(|_| r.text().map(str::to_owned)).collect::<Result<_, _>>()?;
+                }
                 10 => encrypted = Some(r.uint()? != 0),
                 11 => previous = Some(SnapshotId::from_slice(r.bytes()?)?),
                 12 => statistics = Some(Statistics::read(r)?),

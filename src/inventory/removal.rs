@@ -204,6 +204,9 @@ impl Inventory<'_> {
     /// the two, or an index that is missing from the listing: which of them cannot be told.
     fn account_for_sums(&self, packs: &Packs, doubt: &mut Option<String>) -> Result<(), Error> {
         for object in self.repository.target().list(name::SUMS)? {
+            if name::parse_sums(&object.name).is_none() {
+                continue;
+            }
             if doubt.is_some() {
                 break;
             }

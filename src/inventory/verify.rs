@@ -155,6 +155,9 @@ impl Inventory<'_> {
             }
         }
         for object in self.repository.target().list(name::SUMS)? {
+            if name::parse_sums(&object.name).is_none() {
+                continue;
+            }
             self.go_on()?;
             let text = match self.repository.target().get(&object.name, SUMS_SIZE) {
                 Ok(bytes) => String::from_utf8_lossy(&bytes).into_owned(),

@@ -16,7 +16,6 @@ use super::lock::lock;
 use super::number::{Ino, Number, Place};
 use super::tags::{self, Tags};
 use crate::format::id::SourceId;
-use crate::format::name::SnapshotName;
 use crate::format::snapshot::Snapshot;
 use crate::format::{Kind, Timestamp, name};
 use crate::monitor::Monitor;
@@ -235,31 +234,42 @@ impl Above {
     /// The newest snapshot of a source that verifies. Anyone who can write to the target can make a name that is later than
     /// all others, so it is opened; objects that do not verify are named once, and not shown any more.
     fn newest(&self, source: u64) -> Result<Option<u64>, Error> {
-        loop {
-            let (number, name) = {
-                let mut catalogue = self.refreshed()?;
-                let Some(number) = catalogue.newest(source) else { return Ok(None) };
-                match catalogue.name(number).cloned() {
-                    Some(name) if catalogue.open(number).is_none() => (number, name),
-                    _ => return Ok(Some(number)),
-                }
-            };
+        let candidates: Vec<_> = {
+            let mut catalogue = self.refreshed()?;
+            match catalogue.in_order(source).last().copied() {
+                Some(newest) if catalogue.open(newest).is_some() => return Ok(Some(newest)),
+                _ => catalogue.in_order(source).iter().rev().copied().collect(),
+            }
+        };
+        let (mut newest, mut hidden) = (None, Vec::new());
+        for number in candidates {
+            let Some(name) = lock(&self.catalogue).name(number).cloned() else { continue };
             match self.reader.snapshot(&name) {
                 Ok((snapshot, _)) => {
                     lock(&self.catalogue).keep(number, snapshot);
-                    return Ok(Some(number));
+                    newest = Some(number);
+                    break;
                 }
-                Err(error) if self.reader.is_lasting(&error) => self.hide(number, &name, &error),
+                Err(error) if self.reader.is_lasting(&error) => {
+                    self.report_once(&name.object(), &error);
+                    hidden.push(number);
+                }
                 // Whoever goes there finds out.
-                Err(_) => return Ok(Some(number)),
+                Err(_) => {
+                    newest = Some(number);
+                    break;
+                }
             }
         }
+        self.hide(&hidden);
+        Ok(newest)
     }
 
-    fn hide(&self, number: u64, name: &SnapshotName, error: &reader::Error) {
-        self.report_once(&name.object(), error);
-        lock(&self.catalogue).hide(number);
-        self.change();
+    fn hide(&self, numbers: &[u64]) {
+        if !numbers.is_empty() {
+            lock(&self.catalogue).hide(numbers);
+            self.change();
+        }
     }
 
     /// Lists the snapshots anew, if it is time and they can be. What is only asked for the sake of the way through it
@@ -302,28 +312,38 @@ impl Above {
     /// The tags of all snapshots that are there: each is opened for that the first time.
     fn tagged(&self) -> Result<MutexGuard<'_, Tagged>, Error> {
         let mut tagged = lock(&self.tags);
-        let unknown: Vec<_> = {
-            let catalogue = self.refreshed()?;
-            if tagged.tags.is_up_to_date(&catalogue) && !tagged.is_due() {
-                return Ok(tagged);
-            }
-            let unknown = catalogue.there().iter().filter(|number| !tagged.tags.knows(**number));
-            unknown.filter_map(|number| Some((*number, catalogue.name(*number)?.clone()))).collect()
-        };
-        tagged.all_readable = true;
+        if tagged.tags.is_up_to_date(&*self.refreshed()?) && !tagged.is_due() {
+            return Ok(tagged);
+        }
         let mut found = false;
-        for (number, name) in unknown {
-            match self.reader.snapshot(&name) {
-                Ok((snapshot, _)) => {
-                    tagged.tags.add(number, &snapshot.tags);
-                    found = true;
-                }
-                Err(error) if self.reader.is_lasting(&error) => self.hide(number, &name, &error),
-                Err(error) => {
-                    tagged.all_readable = false;
-                    self.report_once(&name.object(), &error);
+        loop {
+            let unknown: Vec<_> = {
+                let catalogue = self.refreshed()?;
+                let unknown = catalogue.there().iter().filter(|number| !tagged.tags.knows(**number));
+                unknown.filter_map(|number| Some((*number, catalogue.name(*number)?.clone()))).collect()
+            };
+            tagged.all_readable = true;
+            let mut hidden = Vec::new();
+            for (number, name) in unknown {
+                match self.reader.snapshot(&name) {
+                    Ok((snapshot, _)) => {
+                        tagged.tags.add(number, &snapshot.tags);
+                        found = true;
+                    }
+                    Err(error) => {
+                        self.report_once(&name.object(), &error);
+                        match self.reader.is_lasting(&error) {
+                            true => hidden.push(number),
+                            false => tagged.all_readable = false,
+                        }
+                    }
                 }
             }
+            if hidden.is_empty() {
+                break;
+            }
+            // Others may get their names, and numbers of their own with them.
+            self.hide(&hidden);
         }
         tagged.looked = Some(Instant::now());
         let catalogue = lock(&self.catalogue);

@@ -80,8 +80,8 @@ struct Source {
     /// `None` as long as it can't be read.
     name: Option<String>,
     snapshots: Folder,
-    /// The newest of them. Names follow the clock, which may have been wrong.
-    newest: Option<u64>,
+    /// Their numbers, oldest first. Names follow the clock, which may have been wrong.
+    order: Vec<u64>,
 }
 
 /// Snapshots as far as they were looked at.
@@ -163,11 +163,10 @@ impl Catalogue {
         is_new
     }
 
-    /// Shows an object no longer that turned out not to be a snapshot.
-    pub(super) fn hide(&mut self, number: u64) {
-        if self.hidden.insert(number) {
-            self.show_again();
-        }
+    /// No longer shows objects that turned out not to be snapshots.
+    pub(super) fn hide(&mut self, numbers: &[u64]) {
+        self.hidden.extend(numbers);
+        self.show_again();
     }
 
     fn show_again(&mut self) {
@@ -205,7 +204,7 @@ impl Catalogue {
         self.top.clear();
         for source in &mut self.sources {
             source.snapshots.clear();
-            source.newest = None;
+            source.order.clear();
         }
         self.is_there.clear();
         self.is_there.resize(self.names.len(), false);
@@ -232,7 +231,7 @@ impl Catalogue {
                 Some(_) => format!("{}-{}", name.time, name.id.short()),
                 None => name.time.clone(),
             };
-            source.newest = Some(*number);
+            source.order.push(*number);
             if source.snapshots.add(time, *number) || renamed_sources.contains(&source_number) {
                 renamed.insert(*number);
             }
@@ -259,9 +258,9 @@ impl Catalogue {
         self.source(source).map(|source| &source.snapshots).filter(|folder| !folder.is_empty())
     }
 
-    /// The newest snapshot of a source, unless there is none.
-    pub(super) fn newest(&self, source: u64) -> Option<u64> {
-        self.source(source)?.newest
+    /// The snapshots of a source, oldest first.
+    pub(super) fn in_order(&self, source: u64) -> &[u64] {
+        self.source(source).map_or(&[], |source| &source.order)
     }
 
     /// Where a snapshot that is there is shown: the names of its source's folder, and of its own in it.
@@ -350,15 +349,15 @@ mod tests {
         let all = ["20301120T010000Z", "20261120T010000Z", "20261121T010000Z"].map(|time| snapshot(id, time));
         let mut catalogue = Catalogue::new("by-tag");
         catalogue.update(all.to_vec(), vec![(id, "home".into())]);
-        assert_eq!(catalogue.newest(0), Some(2));
+        assert_eq!(catalogue.in_order(0), [0, 1, 2]);
         let edition = catalogue.edition();
-        catalogue.hide(2);
+        catalogue.hide(&[2]);
         assert_ne!(catalogue.edition(), edition);
-        assert_eq!((catalogue.newest(0), catalogue.name(2)), (Some(1), None));
+        assert_eq!((catalogue.in_order(0), catalogue.name(2)), ([0, 1].as_slice(), None));
         catalogue.update(all.to_vec(), Vec::new());
         assert_eq!(listed(catalogue.snapshots_of(0).unwrap()), ["20261120T010000Z", "20301120T010000Z"]);
-        [0, 1].into_iter().for_each(|number| catalogue.hide(number));
-        assert!(catalogue.snapshots_of(0).is_none() && catalogue.newest(0).is_none());
+        catalogue.hide(&[0, 1]);
+        assert!(catalogue.snapshots_of(0).is_none() && catalogue.in_order(0).is_empty());
     }
 
     #[test]

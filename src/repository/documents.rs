@@ -7,7 +7,7 @@ use crate::format::id::{ObjectId, SourceId};
 use crate::format::index::Index;
 use crate::format::name::{self, SnapshotName};
 use crate::format::secrets::Secrets;
-use crate::format::snapshot::Snapshot;
+use crate::format::snapshot::{SNAPSHOT_SIZE, Snapshot};
 use crate::format::source::Source;
 use crate::format::{self, DOCUMENT_SIZE};
 
@@ -105,11 +105,12 @@ impl<'r> Writer<'r> {
 
 impl Repository {
     /// The signed message in an object. No signature is verified.
-    pub(super) fn signed(&self, object: &str, opener: Option<&Opener>) -> Result<Vec<u8>, Error> {
-        let stored = self.target.get(object, DOCUMENT_SIZE + FRAMING)?;
+    /// `size`: the most bytes that the document may have.
+    pub(super) fn signed(&self, object: &str, opener: Option<&Opener>, size: usize) -> Result<Vec<u8>, Error> {
+        let stored = self.target.get(object, size + FRAMING)?;
         match (self.encrypted, opener) {
             (true, Some(opener)) => {
-                let opened = opener.open_message(&stored, DOCUMENT_SIZE + FRAMING);
+                let opened = opener.open_message(&stored, size + FRAMING);
                 opened.map_err(|source| Error::Crypt { object: object.to_owned(), source })
             }
             (true, None) => Err(Error::NoKey { object: object.to_owned() }),
@@ -142,31 +143,35 @@ impl Access {
 
     /// A snapshot, and who signed it.
     pub fn snapshot(&self, repository: &Repository, name: &SnapshotName) -> Result<(Snapshot, Fingerprint), Error> {
-        self.read(repository, name.object(), |bytes| Snapshot::decode(repository.id, name, bytes))
+        self.read(repository, name.object(), SNAPSHOT_SIZE, |bytes| Snapshot::decode(repository.id, name, bytes))
     }
 
     /// The name behind a source's id.
     pub fn source(&self, repository: &Repository, id: SourceId) -> Result<Source, Error> {
-        let read = self.read(repository, name::source(id), |bytes| Source::decode(repository.id, id, bytes))?;
+        let read =
+            self.read(repository, name::source(id), DOCUMENT_SIZE, |bytes| Source::decode(repository.id, id, bytes))?;
         Ok(read.0)
     }
 
     /// What a commit added.
     pub fn index(&self, repository: &Repository, id: ObjectId) -> Result<Index, Error> {
-        let read = self.read(repository, name::index(id), |bytes| Index::decode(repository.id, id, bytes))?;
+        let read =
+            self.read(repository, name::index(id), DOCUMENT_SIZE, |bytes| Index::decode(repository.id, id, bytes))?;
         Ok(read.0)
     }
 
     /// The secrets.
     pub fn secrets(&self, repository: &Repository, id: ObjectId) -> Result<Secrets, Error> {
-        let read = self.read(repository, name::secrets(id), |bytes| Secrets::decode(repository.id, id, bytes))?;
+        let read =
+            self.read(repository, name::secrets(id), DOCUMENT_SIZE, |bytes| Secrets::decode(repository.id, id, bytes))?;
         Ok(read.0)
     }
 
     /// A generation.
     pub fn generation(&self, repository: &Repository, number: u64) -> Result<Generation, Error> {
         let object = name::generation(number);
-        let read = self.read(repository, object, |bytes| Generation::decode(repository.id, number, bytes))?;
+        let read =
+            self.read(repository, object, DOCUMENT_SIZE, |bytes| Generation::decode(repository.id, number, bytes))?;
         Ok(read.0)
     }
 
@@ -174,9 +179,10 @@ impl Access {
         &self,
         repository: &Repository,
         object: String,
+        size: usize,
         decode: impl FnOnce(&[u8]) -> Result<T, format::Error>,
     ) -> Result<(T, Fingerprint), Error> {
-        let signed = repository.signed(&object, self.opener.as_ref())?;
+        let signed = repository.signed(&object, self.opener.as_ref(), size)?;
         let failed = |source| Error::Crypt { object: object.clone(), source };
         let (document, signer) = crypt::verify(&signed, &self.signers).map_err(|e| match e {
             crypt::Error::UnknownSigner { signer } => Error::Stranger { object: object.clone(), signer },

@@ -3,12 +3,11 @@
 //! Public certificates are there so that people find them; their place in `keys/` proves nothing. The owner's secret key
 //! is there, under its passphrase, if `init` was asked to keep it.
 
-use super::{Error, Repository};
+use super::{Error, Repository, is_damage};
 use crate::crypt::{self, Certificate, Fingerprint, Opener, SecretKey};
 use crate::format::id::ObjectId;
-use crate::format::name;
 use crate::format::secrets::Secrets;
-use crate::target::ErrorKind;
+use crate::format::{DOCUMENT_SIZE, name};
 
 /// Most bytes of a key file: certificates with many signatures are large.
 const KEY_SIZE: usize = 4 << 20;
@@ -71,7 +70,7 @@ impl<'r> Keys<'r> {
             let Some(id) = object.name.strip_prefix(name::SECRETS).and_then(|id| id.parse::<ObjectId>().ok()) else {
                 continue;
             };
-            let Ok(signed) = self.repository.signed(&object.name, opener) else { continue };
+            let Ok(signed) = self.repository.signed(&object.name, opener, DOCUMENT_SIZE) else { continue };
             for certificate in self.hosts_of(id, &signed) {
                 if found.iter().all(|known| known.fingerprint() != certificate.fingerprint()) {
                     found.push(certificate);
@@ -120,7 +119,7 @@ impl<'r> Keys<'r> {
     /// Whether there is no such object.
     pub fn is_missing(&self, object: &str) -> Result<bool, Error> {
         match self.repository.target.length(object) {
-            Err(e) if e.kind == ErrorKind::NotFound => Ok(true),
+            Err(e) if is_damage(e.kind) => Ok(true),
             other => Ok(other.map(|_| false)?),
         }
     }
@@ -129,7 +128,7 @@ impl<'r> Keys<'r> {
     fn holds(&self, object: &str) -> Result<bool, Error> {
         match self.check(object) {
             Ok(()) => Ok(true),
-            Err(Error::Target(e)) if !matches!(e.kind, ErrorKind::NotFound | ErrorKind::TooLarge) => Err(e.into()),
+            Err(Error::Target(e)) if !is_damage(e.kind) => Err(e.into()),
             Err(_) => Ok(false),
         }
     }

@@ -57,9 +57,7 @@ impl Repository {
         })?;
         let (id, encrypted) = match describe(&target, name::DESCRIPTION) {
             // The copy is as good: neither is believed before a signed document has said the same.
-            Err(error @ (Error::Missing { .. } | Error::Description { .. })) => {
-                describe(&target, name::DESCRIPTION_COPY).map_err(|_| error)?
-            }
+            Err(error) if is_lost(&error) => describe(&target, name::DESCRIPTION_COPY).map_err(|_| error)?,
             other => other?,
         };
         Ok(Repository { target, id, encrypted })
@@ -81,7 +79,7 @@ impl Repository {
         for object in [name::DESCRIPTION, name::DESCRIPTION_COPY] {
             match self.target.get(object, DESCRIPTION_SIZE) {
                 Ok(found) if found == text.as_bytes() => {}
-                Err(e) if !matches!(e.kind, ErrorKind::NotFound | ErrorKind::TooLarge) => return Err(e.into()),
+                Err(e) if !is_damage(e.kind) => return Err(e.into()),
                 _ => lost.push(object),
             }
         }
@@ -230,6 +228,20 @@ fn describe(target: &Target, object: &str) -> Result<(RepositoryId, bool), Error
         other => return Err(invalid(format!("unknown encryption {other:?}"))),
     };
     Ok((id, encrypted))
+}
+
+/// Whether a description is missing or damaged, so that its copy is as good.
+fn is_lost(error: &Error) -> bool {
+    match error {
+        Error::Missing { .. } | Error::Description { .. } => true,
+        Error::Target(error) => is_damage(error.kind),
+        _ => false,
+    }
+}
+
+/// Whether a target answers so for a small object that is missing or is not what was stored; it does not itself fail.
+fn is_damage(kind: ErrorKind) -> bool {
+    matches!(kind, ErrorKind::NotFound | ErrorKind::TooLarge | ErrorKind::NotAFile)
 }
 
 /// The version in a description that does not parse otherwise.
