@@ -9,7 +9,7 @@ use crate::catalog::{Catalog, Trust};
 use crate::crypt::{self, Certificate, Fingerprint, Passphrase, Profile, Role, SecretKey, Signer};
 use crate::format::RepositoryId;
 use crate::format::id::{CatalogId, ObjectId};
-use crate::repository::{Repository, Writer};
+use crate::repository::{ForPeople, Repository, Writer};
 use crate::state::RepositoryState;
 use crate::{catalog, repository, state};
 
@@ -107,6 +107,7 @@ fn fill(
     let keys = repository.keys();
     trust.recipients.iter().try_for_each(|recipient| keys.put_recipient(recipient))?;
     keys.put_host(&certificate)?;
+    let owner = kept.as_ref().map(SecretKey::fingerprint);
     if let Some(key) = kept {
         // The repository's copy is the only one otherwise.
         kept_here.put_owner_key(&key.to_armored()?)?;
@@ -114,7 +115,7 @@ fn fill(
     }
     let writer = Writer::new(repository, Signer::new(host)?, &certificate, &trust.recipients)?;
     writer.put_secrets(ObjectId::random(), &trust.secrets(std::slice::from_ref(&certificate))?)?;
-    repository.finish()?;
+    repository.finish(&ForPeople { host: &trust.host, owner: owner.as_ref() })?;
     Ok(Made {
         id: trust.repository,
         host: trust.host,

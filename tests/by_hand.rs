@@ -310,3 +310,126 @@ fn a_second_reader_refuses_snapshots_that_are_not_the_signers_or_not_in_their_pl
         shelf.list().ok();
     }
 }
+
+/// The commands of a README: its indented lines from one text to another.
+#[track_caller]
+fn commands(readme: &str, from: &str, to: &str) -> String {
+    let (_, rest) = readme.split_once(from).unwrap_or_else(|| panic!("no {from:?} in {readme}"));
+    let (part, _) = rest.split_once(to).unwrap_or_else(|| panic!("no {to:?} in {readme}"));
+    part.lines().filter(|line| line.starts_with("    ")).map(|line| format!("{line}\n")).collect()
+}
+
+/// Pastes commands into a shell in the repository.
+#[track_caller]
+fn paste(shelf: &Shelf, commands: &str) -> Run {
+    let mut shell = Command::new("bash");
+    shell.args(["-e", "-o", "pipefail", "-c", commands]).current_dir(shelf.site.repo());
+    // Debian's Python has Debian's cbor2.
+    shell.env("GNUPGHOME", shelf.site.keys()).env("PATH", "/usr/bin:/bin:/usr/local/bin");
+    run(shell).ok()
+}
+
+/// The numbers in the line of `list` below the entry of this name that begins with this word.
+#[track_caller]
+fn reference(listed: &str, name: &str, word: &str) -> (String, String) {
+    let below = listed.lines().skip_while(|line| !line.ends_with(&format!("b'{name}'"))).skip(1);
+    let line = below.take_while(|line| line.starts_with("  ")).find(|line| line.trim_start().starts_with(word));
+    let line = line.unwrap_or_else(|| panic!("no {word} of {name} in:\n{listed}"));
+    let (numbers, digest) = line.trim_start().strip_prefix(word).unwrap().trim().rsplit_once(' ').unwrap();
+    (numbers.to_owned(), digest.to_owned())
+}
+
+#[track_caller]
+fn the_commands_of_the_readme_lead_to_a_file(key: Key) {
+    let shelf = Shelf::new(key);
+    let site = &shelf.site;
+    let content = noise("content", (60 * KIB) as usize);
+    site.write("folder/file", &content);
+    site.write("folder/small", "small");
+    settle();
+    site.backup(&[]).ok();
+    let mut readme = fs::read_to_string(site.repo().join("README.txt")).unwrap();
+    assert!(readme.contains(&shelf.signer), "the host key is not named: {readme}");
+    if key == Key::Gpg {
+        let secret = site.path().join("secret.asc");
+        let mut gpg = Command::new("gpg");
+        gpg.env("GNUPGHOME", site.keys()).args(["--batch", "--quiet", "--armor", "--export-secret-keys", "--output"]);
+        run({
+            gpg.arg(&secret);
+            gpg
+        })
+        .ok();
+        readme = readme.replace("YOUR-SECRET-KEY", secret.to_str().unwrap());
+    }
+    let end = if key == Key::Gpg { "With sq 1.0" } else { "1. Functions" };
+    let functions = commands(&readme, "\n0. ", end) + &commands(&readme, "\n1. ", "\n2. ");
+    let step = |from: &str, to: &str, words: &[(&str, &str)]| {
+        let mut step = commands(&readme, from, to);
+        words.iter().for_each(|(word, value)| step = step.replace(word, value));
+        paste(&shelf, &format!("{functions}{step}")).stdout
+    };
+
+    let about = step("\n2. ", "\n3. ", &[]);
+    let [snapshot] = &shelf.objects("snapshots")[..] else { panic!("one snapshot") };
+    let source = site.source();
+    assert!(about.contains(&format!("{snapshot} source source paths [b'{}']", source.display())), "{about}");
+    let root = step("\n3. ", "\n4. ", &[("SNAPSHOT", snapshot)]);
+    let place = "PACK OFFSET STORED START LENGTH";
+    let (numbers, _) = reference(&root, "", "node");
+    let top = step("\n4. ", "\n5. ", &[(place, &numbers)]);
+    let (numbers, digest) = reference(&top, "folder", "node");
+    let folder = step("\n4. ", "\n5. ", &[(place, &numbers)]);
+    assert!(folder.contains(&digest), "b3sum prints another digest than {digest}: {folder}");
+    for (name, content) in [("file", &content[..]), ("small", b"small")] {
+        let (numbers, digest) = reference(&folder, name, "chunk");
+        let sum = step("\n5. ", "\nWhether", &[(place, &numbers)]);
+        assert!(sum.contains(&digest), "{sum}");
+        assert!(fs::read(site.repo().join("file")).unwrap() == content, "{name}");
+    }
+    for left in ["file", "block", "root.node", "some.node"] {
+        fs::remove_file(site.repo().join(left)).unwrap();
+    }
+    let (_, sums) = readme.split_once("Whether the disk kept everything:\n").unwrap();
+    let checked = paste(&shelf, sums).stdout;
+    assert_eq!(
+        checked.lines().filter(|line| line.ends_with(": OK")).count(),
+        shelf.objects("packs").len(),
+        "{checked}"
+    );
+}
+
+#[test]
+fn the_commands_of_the_readme_lead_to_a_file_with_gpg() {
+    the_commands_of_the_readme_lead_to_a_file(Key::Gpg);
+}
+
+#[test]
+fn the_commands_of_the_readme_lead_to_a_file_that_is_not_encrypted() {
+    the_commands_of_the_readme_lead_to_a_file(Key::None);
+}
+
+#[test]
+fn the_readme_says_which_standard_and_which_keys_the_repository_has() {
+    let site = Site::new();
+    let readme = |name: &str| fs::read_to_string(site.path().join(name).join("README.txt")).unwrap();
+    for profile in ["rfc9580", "rfc4880"] {
+        let key = site.key_named(profile, profile).with_extension("pub");
+        let repo = site.path().join(profile).display().to_string();
+        site.brackfs(&["init", &repo, "--recipient", key.to_str().unwrap()]).ok();
+    }
+    let (newer, older) = (readme("rfc9580"), readme("rfc4880"));
+    assert!(newer.contains("RFC 9580. GnuPG does not read that") && newer.contains("sq decrypt --recipient-file"));
+    assert!(older.contains("RFC 4880. GnuPG 2 reads it") && older.contains("gpg --decrypt"));
+    let mut command = site.command(&["init".into(), site.path().join("kept")]);
+    command.env("BRACKFS_PASSPHRASE", "secret");
+    run(command).ok();
+    let kept = readme("kept");
+    let owner = fs::read_dir(site.path().join("kept/keys")).unwrap().map(|entry| entry.unwrap().file_name());
+    let owner = owner.filter_map(|name| name.into_string().ok()).find(|name| name.starts_with("owner-")).unwrap();
+    assert!(kept.contains(&format!("KEY=keys/{owner}")) && kept.contains("Argon2"), "{kept}");
+    for repo in ["rfc9580", "rfc4880", "kept"] {
+        assert!(!readme(repo).contains("HOSTKEY") && !readme(repo).contains("OPTION"), "{repo}");
+        let format = fs::read_to_string(site.path().join(repo).join("FORMAT.txt")).unwrap();
+        assert!(format.contains("SIGNED DOCUMENTS") && format.contains("Padmé"), "not the page");
+    }
+}

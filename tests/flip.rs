@@ -75,8 +75,8 @@ fn role(object: &str) -> Role {
         "brackfs.toml" | "packs" | "snapshots" => Role::Needed,
         // The host's is what signatures are verified with; a recipient's is for people.
         "keys" if object.contains("/host-") => Role::Needed,
-        // README.txt is for people, and is written anew by nobody: nothing says what it should be.
-        "README.txt" => Role::Unread,
+        // These are for people, and no program reads them.
+        "README.txt" | "FORMAT.txt" => Role::Unread,
         _ => Role::Checked,
     }
 }
@@ -461,7 +461,7 @@ fn unneeded(profile: Option<&str>) {
             // For people, who get the key from its owner if they want to be sure. Whoever encrypts to it, has it
             // in the catalog; and armor has white space, headers and a checksum that nobody looks at.
             ("keys", _) => true,
-            ("README.txt", _) => true,
+            ("README.txt" | "FORMAT.txt", _) => true,
             _ => false,
         };
         assert!(hidden || !found.is_empty(), "{}: check found nothing", case());

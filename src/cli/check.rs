@@ -19,8 +19,8 @@ use crate::check;
 /// of the wrong length is named and not read.
 ///
 /// Each problem is named, and nothing is changed. What is shared by several snapshots is looked at once. If all that
-/// matters is whether a disk kept what it got, b3sum does it without a key: cd REPO && cat sums/* | b3sum --check. Whether
-/// the catalog of the machine that is backed up agrees with the repository is for brackfs-catalog-verify(1) to say.
+/// matters is whether a disk kept what it got, b3sum does it without a key: cd REPO && find sums -type f -exec cat {} + |
+/// b3sum --check. Whether the catalog of the machine that is backed up agrees with the repository is for brackfs-catalog-verify(1) to say.
 #[derive(Debug, clap::Args)]
 #[command(after_help = "\
 Examples:

@@ -9,6 +9,8 @@ pub const DESCRIPTION: &str = "brackfs.toml";
 pub const DESCRIPTION_COPY: &str = "brackfs-copy.toml";
 /// How to get data out without this program.
 pub const README: &str = "README.txt";
+/// The format, for people.
+pub const FORMAT: &str = "FORMAT.txt";
 /// Public certificates, and the owner's secret key under its passphrase.
 pub const KEYS: &str = "keys/";
 /// Blocks, one after the other.

@@ -17,6 +17,7 @@ use serde::{Deserialize, Serialize};
 pub use documents::{Access, Writer};
 pub use error::Error;
 pub use keys::Keys;
+pub use readme::ForPeople;
 
 use crate::format::id::RepositoryId;
 use crate::format::{SEALED_SIZE, VERSION, name};
@@ -114,8 +115,9 @@ impl Repository {
     }
 
     /// Writes the description, which makes a repository of what was prepared.
-    pub fn finish(&self) -> Result<(), Error> {
-        self.target.put(name::README, readme::text(self.encrypted).as_bytes())?;
+    pub fn finish(&self, keys: &ForPeople<'_>) -> Result<(), Error> {
+        self.target.put(name::README, readme::text(self.encrypted, keys).as_bytes())?;
+        self.target.put(name::FORMAT, readme::FORMAT.as_bytes())?;
         let text = self.description()?;
         self.target.put(name::DESCRIPTION, text.as_bytes())?;
         Ok(self.target.put(name::DESCRIPTION_COPY, text.as_bytes())?)
@@ -253,6 +255,7 @@ fn version_of(text: &str) -> Option<u32> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::crypt::SecretKey;
 
     #[test]
     fn a_repository_is_one_only_when_finished() {
@@ -260,7 +263,8 @@ mod tests {
         let location = dir.path().join("repo").display().to_string();
         let made = Repository::create(&location, true).unwrap();
         assert!(matches!(Repository::open(&location), Err(Error::Missing { .. })));
-        made.finish().unwrap();
+        let host = SecretKey::generate_host(&[]).unwrap().fingerprint();
+        made.finish(&ForPeople { host: &host, owner: None }).unwrap();
         let opened = Repository::open(&location).unwrap();
         assert_eq!((opened.id(), opened.encrypted()), (made.id(), true));
         assert!(matches!(Repository::create(&location, true), Err(Error::Exists { .. })));

@@ -96,6 +96,45 @@ fn groff_shows_every_page_without_a_warning() {
     }
 }
 
+/// A page as plain text. Widths of lines and spaces depend on the version of groff; words don't.
+fn plain(page: &str) -> String {
+    let mut groff = Command::new("groff");
+    groff.args(["-t", "-man", "-Tutf8", "-P-c", "-P-b", "-P-o", "-P-u", "-rLL=78n"]);
+    let mut groff =
+        groff.stdin(Stdio::piped()).stdout(Stdio::piped()).spawn().expect("groff, of the package groff-base");
+    let mut stdin = groff.stdin.take().expect("standard input of groff");
+    // Neither adjusted nor hyphenated.
+    let page = page.replacen(".SH NAME", ".ad l\n.nh\n.SH NAME", 1);
+    let writer = std::thread::spawn(move || stdin.write_all(page.as_bytes()).expect("page to groff"));
+    let output = groff.wait_with_output().expect("end of groff");
+    writer.join().expect("page to groff");
+    let text = String::from_utf8(output.stdout).expect("UTF-8 from groff");
+    // Hyphens and minus signs, so that commands can be pasted.
+    let text = text.replace(['\u{2010}', '\u{2212}'], "-");
+    text.lines().map(|line| format!("{}\n", line.trim_end())).collect()
+}
+
+#[test]
+fn repositories_get_the_page_of_the_format_as_it_is() {
+    let file = folder().join("../src/repository/FORMAT.txt");
+    let made = plain(committed().get("brackfs-format.5").expect("the page"));
+    if std::env::var_os(RENEW).is_some() {
+        fs::write(&file, made).expect("FORMAT.txt");
+        return;
+    }
+    let committed = fs::read_to_string(&file).expect("FORMAT.txt");
+    // The first line and the last are the header and the footer, which groff words as it likes.
+    let words = |text: &str| {
+        let lines: Vec<_> = text.trim().lines().collect();
+        let body = lines.get(1..lines.len() - 1).expect("more than a header and a footer");
+        body.iter().flat_map(|line| line.split_whitespace()).map(str::to_owned).collect::<Vec<_>>()
+    };
+    assert!(
+        words(&made) == words(&committed),
+        "src/repository/FORMAT.txt is not brackfs-format(5); renew it:\n    {RENEW}=1 cargo test --test manuals"
+    );
+}
+
 #[test]
 fn references_to_our_pages_lead_somewhere() {
     let pages = pages();
