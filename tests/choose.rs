@@ -734,7 +734,7 @@ fn what_came_through_a_pipe_and_got_into_no_snapshot_is_not_skipped() {
     let mut command = Command::new("mount");
     command.args(["-o", "remount,ro"]).arg(&closed.0);
     run(command).ok();
-    says(&run(fed(&mut dump_command(&site, &skip), b"second".to_vec())).code(1), "Read-only");
+    says(&run(fed(&mut dump_command(&site, &skip), b"second".to_vec())).code(1), "read-only");
     drop(closed);
     let next = dump(&site, b"second", &skip);
     assert!(next["snapshot_id"].is_string(), "{next}");
