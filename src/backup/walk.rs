@@ -41,6 +41,8 @@ const SEGMENT_MAX: usize = 1500;
 const SEGMENT: usize = 1000;
 /// A segment that shrank below this many takes the next one in.
 const SEGMENT_MIN: usize = 300;
+/// Bytes of the nodes of segments that are taken together.
+const GROUP_BYTES: u64 = 512 << 10;
 /// Events that go out together at most.
 const BATCH: usize = 32;
 /// Small files that are read together at most: no more than may wait, or they would wait for each other.
@@ -359,7 +361,7 @@ impl Walk<'_> {
         &mut self,
         here: &Here<'_>,
         group: &mut Group,
-        next: Option<SegmentRow>,
+        mut next: Option<SegmentRow>,
         removed: &mut Vec<SegmentId>,
     ) -> Result<(), Stop> {
         let in_place = here.known.is_some_and(|known| known.in_place);
@@ -371,8 +373,10 @@ impl Walk<'_> {
             && let Some(old) = self.if_unchanged(here, group)
         {
             self.unchanged(here, old, std::mem::take(&mut group.entries))?;
-        } else if group.entries.len() < SEGMENT_MIN && next.is_some() {
-            group.old.extend(next);
+        } else if group.entries.len() < SEGMENT_MIN
+            && let Some(next) = next.take_if(|next| group.has_room_for(next))
+        {
+            group.old.push(next);
             return Ok(());
         } else {
             self.flush(here, group, SEGMENT_MAX)?;
@@ -958,6 +962,12 @@ impl Segments {
 }
 
 impl Group {
+    /// Whether a segment can be taken in: all entries of those in the group are held at the same time.
+    fn has_room_for(&self, next: &SegmentRow) -> bool {
+        let lengths = self.old.iter().map(|row| u64::from(row.node.length));
+        lengths.sum::<u64>() + u64::from(next.node.length) <= GROUP_BYTES
+    }
+
     /// The entry of this name in the segments before; those of smaller names are gone.
     fn take_before(&mut self, name: &[u8]) -> Option<Before> {
         while self.entries_before.front().is_some_and(|(entry, ..)| entry.name.as_slice() < name) {
