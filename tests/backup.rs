@@ -557,7 +557,7 @@ fn what_a_run_could_not_write_a_snapshot_of_is_a_change_for_the_next_one() {
     command.args(["-o", "remount,ro"]).arg(&closed.0);
     run(command).ok();
     let failed = site.backup(&["--skip-if-unchanged"]).code(1);
-    assert!(failed.stderr.contains("Read-only"), "{failed}");
+    assert!(failed.stderr.contains("read-only"), "{failed}");
     drop(closed);
     let next = backup(&site, &["--skip-if-unchanged"]);
     assert_eq!(number(&next, "files_read"), 0, "{next}");
