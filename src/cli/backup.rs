@@ -14,6 +14,7 @@ use super::say;
 use super::show::{name_time, parse_duration, parse_size, rate, size};
 use crate::backup::{self, COMPRESSION, Options, RETRIES, Summary};
 use crate::catalog::stats::Identity;
+use crate::format::snapshot::{PATHS, TAGS};
 use crate::repository::Repository;
 
 /// Back up files
@@ -228,6 +229,11 @@ pub(super) struct Args {
 
 pub(super) fn run(args: &Args, global: &Global) -> Result<ExitCode> {
     let options = args.options()?;
+    for (count, limit, what) in [(options.tags.len(), TAGS, "tags"), (options.paths.len(), PATHS, "paths")] {
+        if count > limit {
+            return Err(Usage(format!("{count} {what} are more than the {limit} that a snapshot can have")).into());
+        }
+    }
     let repository = Repository::open(&args.repository.location)?;
     let monitor = global.monitor(args.json);
     let stop = stop_on_signals()?;

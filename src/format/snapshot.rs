@@ -174,3 +174,48 @@ impl Statistics {
         })
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::format::id::SourceId;
+
+    #[test]
+    fn lists_have_limits() {
+        let name = SnapshotName {
+            source: SourceId::random(),
+            sequence: 7,
+            time: name::time(1_795_186_321),
+            id: SnapshotId([7; 8]),
+        };
+        let root = Node {
+            blocks: Vec::new(),
+            items: Items::Entries(Vec::new()),
+            users: Default::default(),
+            groups: Default::default(),
+        };
+        let snapshot = Snapshot {
+            name: name.clone(),
+            source: "home".into(),
+            host: "host".into(),
+            started: Timestamp { seconds: 1_795_186_321, nanos: 5 },
+            finished: Timestamp::default(),
+            paths: Vec::new(),
+            tags: Vec::new(),
+            encrypted: true,
+            previous: None,
+            statistics: Statistics::default(),
+            program: "test".into(),
+            root,
+        };
+        let repository = RepositoryId::random();
+        let why = |snapshot: &Snapshot| {
+            let bytes = snapshot.encode(repository);
+            Snapshot::decode(repository, &snapshot.name, &bytes).map(drop).unwrap_err().to_string()
+        };
+        let tags = vec!["x".to_owned(); TAGS + 1];
+        assert!(why(&Snapshot { tags, ..snapshot.clone() }).contains("1025 items"));
+        let paths = vec![b"x".to_vec(); PATHS + 1];
+        assert!(why(&Snapshot { paths, ..snapshot }).contains("65537 items"));
+    }
+}
