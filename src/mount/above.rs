@@ -4,7 +4,7 @@
 //! long ago, and folders have the time of their last change, by which the kernel tells whether a listing that it kept
 //! still holds.
 
-use std::collections::HashSet;
+use std::collections::{HashMap, HashSet};
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::{Duration, Instant};
@@ -16,6 +16,7 @@ use super::lock::lock;
 use super::number::{Ino, Number, Place};
 use super::tags::{self, Tags};
 use crate::format::id::SourceId;
+use crate::format::name::SnapshotName;
 use crate::format::snapshot::Snapshot;
 use crate::format::{Kind, Timestamp, name};
 use crate::monitor::Monitor;
@@ -23,8 +24,13 @@ use crate::reader::{self, Reader};
 
 /// How long a listing of snapshots is believed.
 pub(super) const REFRESH: Duration = Duration::from_secs(1);
-/// How long it is believed that the tags of a snapshot can't be read.
-const TAGS_RETRY: Duration = Duration::from_secs(30);
+/// How long something that cannot be read is not tried again, at least.
+const RETRY: Duration = Duration::from_secs(30);
+/// For each second that went into listings, or into objects that cannot be read, this many seconds pass before the next
+/// try: anybody who may create objects can put hundreds of thousands there.
+const REST: u32 = 10;
+/// How long at most one look for the newest snapshot tries to open others that are not snapshots.
+const SEARCH: Duration = Duration::from_secs(2);
 
 const LATEST: &str = "latest";
 const BY_TAG: &str = "by-tag";
@@ -36,9 +42,10 @@ pub(super) struct Above {
     reader: Arc<Reader>,
     monitor: Arc<dyn Monitor>,
     catalogue: Mutex<Catalogue>,
-    /// When the snapshots were last listed. Held while they are, so that reads need not wait for that.
+    /// Until when the last listing of snapshots is believed. Held while they are listed, so that reads need not wait.
     listed: Mutex<Option<Instant>>,
     tags: Mutex<Tagged>,
+    unreadable: Mutex<Unreadable>,
     /// Objects whose damage was reported: each look would come upon it again.
     reported: Mutex<HashSet<String>>,
     /// When anything here last changed. Never the same again after a change.
@@ -54,10 +61,19 @@ struct Tagged {
     all_readable: bool,
 }
 
-impl Tagged {
-    /// Whether it is time to look again for those that could not be read.
-    fn is_due(&self) -> bool {
-        !self.all_readable && self.looked.is_some_and(|at| at.elapsed() >= TAGS_RETRY)
+/// What could not be read, and when.
+#[derive(Default)]
+struct Unreadable {
+    snapshots: HashMap<u64, Instant>,
+    sources: HashMap<SourceId, Instant>,
+    /// Time that went into it.
+    spent: Duration,
+}
+
+impl Unreadable {
+    /// Whether something that could not be read then is not tried again yet.
+    fn holds(&self, since: Option<&Instant>) -> bool {
+        since.is_some_and(|since| since.elapsed() < RETRY + self.spent * REST)
     }
 }
 
@@ -77,6 +93,7 @@ impl Above {
             catalogue: Mutex::new(Catalogue::new(BY_TAG)),
             listed: Mutex::default(),
             tags: Mutex::default(),
+            unreadable: Mutex::default(),
             reported: Mutex::default(),
             changed: Mutex::new(now()),
             owner: (rustix::process::getuid().as_raw(), rustix::process::getgid().as_raw()),
@@ -198,9 +215,36 @@ impl Above {
             }
             catalogue.name(number).cloned().ok_or(Error::NotFound)?
         };
-        let (snapshot, _) = self.reader.snapshot(&name)?;
+        let snapshot = self.try_to_open(number, &name)?;
         lock(&self.catalogue).keep(number, snapshot.clone());
         Ok(snapshot)
+    }
+
+    /// Opens a snapshot, unless that failed a short while ago.
+    fn try_to_open(&self, number: u64, name: &SnapshotName) -> Result<Arc<Snapshot>, Error> {
+        {
+            let unreadable = lock(&self.unreadable);
+            if unreadable.holds(unreadable.snapshots.get(&number)) {
+                return Err(Error::Unreadable);
+            }
+        }
+        let begun = Instant::now();
+        let opened = self.reader.snapshot(name);
+        let mut unreadable = lock(&self.unreadable);
+        match opened {
+            Ok((snapshot, _)) => {
+                unreadable.snapshots.remove(&number);
+                Ok(snapshot)
+            }
+            Err(error) => {
+                // A repository that is away says nothing about its objects.
+                if self.reader.repository().is_there() {
+                    unreadable.spent += begun.elapsed();
+                    unreadable.snapshots.insert(number, Instant::now());
+                }
+                Err(error.into())
+            }
+        }
     }
 
     /// All snapshots that somebody looked at, as far as they are still at hand, to `take`.
@@ -216,7 +260,8 @@ impl Above {
     /// The snapshots, listed anew if the last look is too long ago.
     fn refreshed(&self) -> Result<MutexGuard<'_, Catalogue>, Error> {
         let mut listed = lock(&self.listed);
-        if listed.is_none_or(|at| at.elapsed() >= REFRESH) {
+        let now = Instant::now();
+        if listed.is_none_or(|until| now >= until) {
             let there = self.reader.snapshots()?;
             if there.is_empty() && !self.reader.repository().is_there() {
                 return Err(reader::Error::NotFound("the repository is away".into()).into());
@@ -226,14 +271,16 @@ impl Above {
             if lock(&self.catalogue).update(there, names) {
                 self.change();
             }
-            *listed = Some(Instant::now());
+            *listed = Some(Instant::now() + REFRESH.max(now.elapsed() * REST));
         }
         Ok(lock(&self.catalogue))
     }
 
     /// The newest snapshot of a source that verifies. Anyone who can write to the target can make a name that is later than
-    /// all others, so it is opened; objects that do not verify are named once, and not shown any more.
+    /// all others, so it is opened; objects that do not verify are named once, and not shown any more. If there are very
+    /// many of them, the search ends without a result, and the next one goes on from there.
     fn newest(&self, source: u64) -> Result<Option<u64>, Error> {
+        let (begun, mut failed, mut newest) = (Instant::now(), Vec::new(), None);
         let candidates: Vec<_> = {
             let mut catalogue = self.refreshed()?;
             match catalogue.in_order(source).last().copied() {
@@ -241,35 +288,38 @@ impl Above {
                 _ => catalogue.in_order(source).iter().rev().copied().collect(),
             }
         };
-        let (mut newest, mut hidden) = (None, Vec::new());
         for number in candidates {
-            let Some(name) = lock(&self.catalogue).name(number).cloned() else { continue };
-            match self.reader.snapshot(&name) {
-                Ok((snapshot, _)) => {
-                    lock(&self.catalogue).keep(number, snapshot);
-                    newest = Some(number);
-                    break;
-                }
-                Err(error) if self.reader.is_lasting(&error) => {
-                    self.report_once(&name.object(), &error);
-                    hidden.push(number);
-                }
-                // Whoever goes there finds out.
-                Err(_) => {
+            if begun.elapsed() > SEARCH {
+                break;
+            }
+            match self.snapshot(number) {
+                Err(Error::Reader(error)) if self.reader.is_lasting(&error) => failed.push((number, error)),
+                Err(Error::Unreadable | Error::NotFound) => {}
+                // Of other errors a reader of the snapshot learns.
+                Ok(_) | Err(_) => {
                     newest = Some(number);
                     break;
                 }
             }
         }
-        self.hide(&hidden);
+        self.hide(&failed);
         Ok(newest)
     }
 
-    fn hide(&self, numbers: &[u64]) {
-        if !numbers.is_empty() {
-            lock(&self.catalogue).hide(numbers);
-            self.change();
+    /// Reports objects that turned out not to be snapshots, and shows them no longer.
+    fn hide(&self, failed: &[(u64, reader::Error)]) {
+        if failed.is_empty() {
+            return;
         }
+        for (number, error) in failed {
+            let name = lock(&self.catalogue).name(*number).cloned();
+            if let Some(name) = name {
+                self.report_once(&name.object(), error);
+            }
+        }
+        let numbers: Vec<_> = failed.iter().map(|(number, _)| *number).collect();
+        lock(&self.catalogue).hide(&numbers);
+        self.change();
     }
 
     /// Lists the snapshots anew, if it is time and they can be. What is only asked for the sake of the way through it
@@ -282,7 +332,7 @@ impl Above {
     /// keep it. No snapshot is opened for that: it could take long.
     fn look_for_tags(&self) {
         self.look();
-        if self.tags.try_lock().is_ok_and(|tagged| tagged.is_due()) {
+        if self.tags.try_lock().is_ok_and(|tagged| self.is_due(&tagged)) {
             self.change();
         }
     }
@@ -299,7 +349,25 @@ impl Above {
     }
 
     fn source_name(&self, id: SourceId) -> Option<String> {
-        self.reader.source_name(id).map_err(|error| self.report_once(&name::source(id), &error)).ok()
+        {
+            let unreadable = lock(&self.unreadable);
+            if unreadable.holds(unreadable.sources.get(&id)) {
+                return None;
+            }
+        }
+        let begun = Instant::now();
+        let name = self.reader.source_name(id).map_err(|error| self.report_once(&name::source(id), &error)).ok();
+        if name.is_none() && self.reader.repository().is_there() {
+            let mut unreadable = lock(&self.unreadable);
+            unreadable.spent += begun.elapsed();
+            unreadable.sources.insert(id, Instant::now());
+        }
+        name
+    }
+
+    /// Whether it is time to look again for tags that could not be read.
+    fn is_due(&self, tagged: &Tagged) -> bool {
+        !tagged.all_readable && !lock(&self.unreadable).holds(tagged.looked.as_ref())
     }
 
     /// Reports damage of an object that every look comes upon.
@@ -312,38 +380,39 @@ impl Above {
     /// The tags of all snapshots that are there: each is opened for that the first time.
     fn tagged(&self) -> Result<MutexGuard<'_, Tagged>, Error> {
         let mut tagged = lock(&self.tags);
-        if tagged.tags.is_up_to_date(&*self.refreshed()?) && !tagged.is_due() {
+        let is_due = self.is_due(&tagged);
+        if tagged.tags.is_up_to_date(&*self.refreshed()?) && !is_due {
             return Ok(tagged);
         }
         let mut found = false;
         loop {
             let unknown: Vec<_> = {
-                let catalogue = self.refreshed()?;
+                let catalogue = lock(&self.catalogue);
                 let unknown = catalogue.there().iter().filter(|number| !tagged.tags.knows(**number));
                 unknown.filter_map(|number| Some((*number, catalogue.name(*number)?.clone()))).collect()
             };
             tagged.all_readable = true;
-            let mut hidden = Vec::new();
+            let mut failed = Vec::new();
             for (number, name) in unknown {
-                match self.reader.snapshot(&name) {
-                    Ok((snapshot, _)) => {
+                match self.try_to_open(number, &name) {
+                    Ok(snapshot) => {
                         tagged.tags.add(number, &snapshot.tags);
                         found = true;
                     }
+                    Err(Error::Reader(error)) if self.reader.is_lasting(&error) => failed.push((number, error)),
                     Err(error) => {
-                        self.report_once(&name.object(), &error);
-                        match self.reader.is_lasting(&error) {
-                            true => hidden.push(number),
-                            false => tagged.all_readable = false,
+                        tagged.all_readable = false;
+                        if let Error::Reader(error) = error {
+                            self.report_once(&name.object(), &error);
                         }
                     }
                 }
             }
-            if hidden.is_empty() {
+            if failed.is_empty() {
                 break;
             }
-            // Others may get their names, and numbers of their own with them.
-            self.hide(&hidden);
+            // Others can have other names after that, and other numbers.
+            self.hide(&failed);
         }
         tagged.looked = Some(Instant::now());
         let catalogue = lock(&self.catalogue);

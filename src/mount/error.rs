@@ -35,6 +35,9 @@ pub enum Error {
     /// Nothing of the kind comes after this place in the file.
     #[error("beyond the end")]
     Beyond,
+    /// It could not be read a short while ago, which was reported then.
+    #[error("it could not be read a short while ago")]
+    Unreadable,
     /// It can't be read, or is not what was written.
     #[error(transparent)]
     Reader(#[from] reader::Error),

@@ -60,6 +60,9 @@ pub fn left_out(entries: u64) -> Option<String> {
     ))
 }
 
+/// Most snapshots that are opened to find the name of their source.
+const NAME_TRIES: usize = 64;
+
 /// A repository, and the keys to read it. Shared by threads.
 pub struct Reader {
     core: Arc<Core>,
@@ -113,7 +116,7 @@ impl Reader {
             Ok(source) => return Ok(source.name),
             Err(error) => error,
         };
-        let names = self.snapshots()?.into_iter().rev().filter(|name| name.source == id);
+        let names = self.snapshots()?.into_iter().rev().filter(|name| name.source == id).take(NAME_TRIES);
         let mut snapshots = names.filter_map(|name| self.snapshot(&name).ok());
         snapshots.next().map(|(snapshot, _)| snapshot.source.clone()).ok_or_else(|| error.into())
     }
