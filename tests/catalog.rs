@@ -720,7 +720,7 @@ fn whichever_pack_is_lost_the_next_snapshot_is_whole() {
         let (id, expected) = world.snapshots.pop().unwrap();
         let to = world.site.path().join("out");
         world.site.brackfs(&["restore", &id, "--to", to.to_str().unwrap()]).ok();
-        assert!(tree(&to) == expected, "{run}");
+        common::ordeal::same(&tree(&to), &expected, &run.to_string());
         fs::remove_dir_all(&to).unwrap();
         assert_eq!(number(&world.site.brackfs(&["catalog", "verify", "--json"]).ok().json(), "problems"), 0);
         assert_eq!(number(&world.backup(&options).ok().json(), "files_read"), 0, "{run}");

@@ -191,7 +191,7 @@ impl<W: Write> Run<'_, W> {
             return Ok(());
         }
         let known = match entry.link {
-            Some(link) => self.links.find(link, entry.inode_digest())?,
+            Some(link) => self.links.find(link, entry.file_digest())?,
             None => Known::Nothing,
         };
         if let Known::Named(first) = known {
@@ -207,7 +207,7 @@ impl<W: Write> Run<'_, W> {
         };
         if is_written {
             if let Some(link) = entry.link.filter(|_| known == Known::Nothing) {
-                self.links.add(link.id, entry.inode_digest(), link.count.saturating_sub(1), path)?;
+                self.links.add(link.id, entry.file_digest(), link.count.saturating_sub(1), path)?;
             }
             self.told(listed, path);
         }

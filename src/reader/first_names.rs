@@ -24,7 +24,7 @@ pub enum Known {
 
 impl FirstNames {
     /// What is known of the file with this id, of which a name came. `file`: what all its names have in common, that is
-    /// [`Entry::inode_digest`](crate::format::Entry::inode_digest).
+    /// [`Entry::file_digest`](crate::format::Entry::file_digest).
     pub fn find(&mut self, link: HardLink, file: Digest) -> Result<Known, Error> {
         let Some(value) = self.0.take(link.id)? else { return Ok(Known::Nothing) };
         let Some((known, left, path)) = decode(&value) else { return Ok(Known::Nothing) };

@@ -124,7 +124,7 @@ impl Files {
     fn assign(&mut self, job: &mut Job) -> Result<bool, spill::Error> {
         let entry = job.listed.entry();
         let Some(link) = entry.link else { return Ok(true) };
-        let file = entry.inode_digest();
+        let file = entry.file_digest();
         if let Some((known, left)) = self.writing.get_mut(&link.id) {
             if *known == file {
                 return Ok(false);
