@@ -28,7 +28,7 @@
 //! | `backup` | `inventory` `source` `catalog` `state` `repository` `target` `crypt` `format` `monitor` `threads` |
 //! | `reader` | `repository` `crypt` `format` |
 //! | `mount` | `reader` `format` `monitor` |
-//! | `restore` | `reader` `source` `format` `monitor` `threads` |
+//! | `restore` | `reader` `source` `format` `monitor` |
 //! | `dump` | `reader` `format` `monitor` |
 //! | `history` | `reader` `source` `format` `monitor` |
 //! | `check` | `reader` `repository` `target` `crypt` `format` `monitor` |
