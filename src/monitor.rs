@@ -31,6 +31,14 @@ pub trait Monitor: Send + Sync {
     }
 }
 
+/// A number of things, for people: `1 file`, `2 files`.
+pub fn count(number: u64, one: &str, many: &str) -> String {
+    match number {
+        1 => format!("1 {one}"),
+        number => format!("{number} {many}"),
+    }
+}
+
 /// How far an engine is. Its threads count here as they go, which costs next to nothing; whoever watches looks when
 /// it likes, also while the engine waits for something.
 #[derive(Debug, Default)]

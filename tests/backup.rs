@@ -851,7 +851,7 @@ fn people_are_told_what_was_read_new_and_stored() {
     let lines: Vec<_> = said.lines().collect();
     assert_eq!(lines[..3], names, "{said}");
     assert!(lines[3].starts_with("snapshot ") && lines[3].ends_with(" of source"), "{said}");
-    assert_eq!(lines[4], "2 files (2 new, 0 changed, 0 unmodified), 1 directories, 1.00 MiB");
+    assert_eq!(lines[4], "2 files (2 new, 0 changed, 0 unmodified), 1 directory, 1.00 MiB");
     assert!(lines[5].starts_with("1.00 MiB read, 1.00 MiB new, ") && lines[5].contains(":1) in "), "{said}");
     site.write("b", "other");
     settle();

@@ -352,7 +352,7 @@ fn a_repository_that_was_set_back_loses_nothing_that_comes_after() {
     let look = world.site.backup(&["--dry-run"]).ok();
     says(&look, &["set back"]);
     let run = world.backup(&[]).ok();
-    says(&run, &["set back", "1 snapshots are gone", "packs are missing"]);
+    says(&run, &["set back", "1 snapshot is gone", "packs are missing"]);
     assert!(number(&run.json(), "data_bytes") >= 2 * MIB as u64, "{run}");
     world.is_whole();
     let after = world.backup(&["--skip-if-unchanged"]).ok();

@@ -116,7 +116,7 @@ fn people_are_told_without_a_terminal_too() {
     let site = ready(&[("a", "one"), ("b", "three")]);
     let run = site.brackfs(&["backup", "source", "--dry-run"]).ok();
     assert!(run.stderr.starts_with("dry run of source: nothing is stored\n2 files (2 new, 0 changed"), "{run}");
-    assert!(run.stderr.contains("would read 2 files, 8 B; at most that would be stored"), "{run}");
+    assert!(run.stderr.contains("would read 2 files, 8 B. The size is an upper bound"), "{run}");
     assert_eq!(run.stdout, "");
     let run = site.brackfs(&["backup", "source", "--dry-run", "-q"]).ok();
     assert_eq!((run.stdout.as_str(), run.stderr.as_str()), ("", ""));

@@ -107,7 +107,7 @@ fn a_missing_index_is_named_by_check_and_costs_no_pack() {
     }
     remove_catalog(&site);
     let run = site.backup(&[]).ok();
-    says(&run, &["1 snapshots are in no index", "packs are in no index"]);
+    says(&run, &["1 snapshot is in no index", "packs are in no index"]);
     assert!(before.is_subset(&packs(&site)), "packs are gone\n{run}");
     // Nor does a run that is killed now give the next one a reason.
     kill(writing(&site));

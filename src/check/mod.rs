@@ -26,7 +26,7 @@ use crate::format::id::ObjectId;
 use crate::format::index::IndexedPack;
 use crate::format::name::SnapshotName;
 use crate::format::{BLOCK_SIZE, BlockLocation, ChunkRef, Digest, PackId, SourceId, name};
-use crate::monitor::Monitor;
+use crate::monitor::{self, Monitor};
 use crate::reader::{self, Directory, FileReader, Listed, Reader, Step, Walk};
 use crate::target::{ErrorKind, ObjectInfo};
 use content::{Look, Looked};
@@ -291,7 +291,7 @@ impl Run<'_> {
             bytes = bytes.saturating_add(*length);
         }
         if count > 0 {
-            let packs = if count == 1 { "1 pack".to_owned() } else { format!("{count} packs") };
+            let packs = monitor::count(count, "pack", "packs");
             self.monitor.note(&format!(
                 "{packs} in {} ({bytes} bytes) that no index names and no snapshot needs: written by a backup that is running or was broken off. They take space and do no harm",
                 name::PACKS

@@ -15,6 +15,7 @@ use super::show::{name_time, parse_duration, parse_size, rate, size};
 use crate::backup::{self, COMPRESSION, Options, RETRIES, Summary};
 use crate::catalog::stats::Identity;
 use crate::format::snapshot::{PATHS, TAGS};
+use crate::monitor::count;
 use crate::repository::Repository;
 
 /// Back up files
@@ -356,24 +357,24 @@ fn say(summary: &Summary) {
         None => say::aside(format!("nothing changed in {}, no snapshot was made", summary.source)),
     }
     say::aside(format!(
-        "{} files ({} new, {} changed, {} unmodified), {} directories, {}",
-        summary.files,
+        "{} ({} new, {} changed, {} unmodified), {}, {}",
+        count(summary.files, "file", "files"),
         summary.new_files,
         summary.changed_files,
         summary.unmodified_files,
-        summary.directories,
+        count(summary.directories, "directory", "directories"),
         size(summary.bytes)
     ));
     match summary.dry_run {
         true => say::aside(format!(
-            "would read {} files, {}; at most that would be stored: what the repository has already is not stored again",
-            summary.read_files,
+            "would read {}, {}. The size is an upper bound: data already in the repository is not stored again",
+            count(summary.read_files, "file", "files"),
             size(summary.read_bytes)
         )),
         false => say::aside(work(summary)),
     }
     if summary.problems > 0 {
-        say::aside(format!("{} problems: see above", summary.problems));
+        say::aside(format!("{}: see above", count(summary.problems, "problem", "problems")));
     }
 }
 

@@ -11,7 +11,7 @@ use super::say;
 use super::show::parse_duration;
 use crate::catalog::Catalog;
 use crate::inventory::{self, Inventory, host_access, host_key};
-use crate::monitor::Monitor;
+use crate::monitor::{Monitor, count};
 use crate::repository::Repository;
 use crate::state::RepositoryState;
 
@@ -127,19 +127,20 @@ fn verify(args: &VerifyArgs, global: &Global) -> Result<ExitCode> {
             "problems": found.problems,
         }))?;
     } else if !global.quiet && (is_interactive() || global.verbose) {
-        let (packs, blocks) = (found.packs, found.blocks);
-        say::aside(format!("{packs} packs, {blocks} blocks, {} chunks, {} snapshots", found.chunks, found.snapshots));
+        let (packs, blocks) = (count(found.packs, "pack", "packs"), count(found.blocks, "block", "blocks"));
+        let (chunks, snapshots) =
+            (count(found.chunks, "chunk", "chunks"), count(found.snapshots, "snapshot", "snapshots"));
+        say::aside(format!("{packs}, {blocks}, {chunks}, {snapshots}"));
         if found.lost_packs > 0 {
-            let lost = found.lost_packs;
-            say::aside(format!(
-                "{lost} more packs are lost, and not built upon any more; older snapshots may need them"
-            ));
+            let lost = count(found.lost_packs, "more pack is", "more packs are");
+            say::aside(format!("{lost} lost, and not built upon any more; older snapshots may need what they held"));
         }
     }
     match found.problems {
         0 => Ok(ExitCode::SUCCESS),
         problems => anyhow::bail!(
-            "{problems} problems; `brackfs catalog rebuild` makes a catalog that agrees with the repository, and the next backup stores what is lost as far as it is still at the source"
+            "{}; `brackfs catalog rebuild` makes a catalog that agrees with the repository, and the next backup stores what is lost as far as it is still at the source",
+            count(problems, "problem", "problems")
         ),
     }
 }

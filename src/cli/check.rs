@@ -8,6 +8,7 @@ use serde_json::json;
 use super::common::{Global, READ_ONCE, ReaderArgs, is_interactive, stop_soon_on_signals};
 use super::say;
 use crate::check;
+use crate::monitor::count;
 
 /// Check that everything is there that the snapshots need
 ///
@@ -61,14 +62,12 @@ pub(super) fn run(args: &Args, global: &Global) -> Result<ExitCode> {
         });
         say::result(object)?;
     } else if !global.quiet && (is_interactive() || global.verbose) {
-        let (files, directories) = (summary.files, summary.directories);
-        say::aside(format!(
-            "{} snapshots, {directories} directories, {files} files, {} chunks",
-            summary.snapshots, summary.chunks
-        ));
+        let directories = count(summary.directories, "directory", "directories");
+        let (files, chunks) = (count(summary.files, "file", "files"), count(summary.chunks, "chunk", "chunks"));
+        say::aside(format!("{}, {directories}, {files}, {chunks}", count(summary.snapshots, "snapshot", "snapshots")));
     }
     match summary.problems {
         0 => Ok(ExitCode::SUCCESS),
-        problems => anyhow::bail!("{problems} problems"),
+        problems => anyhow::bail!("{}", count(problems, "problem", "problems")),
     }
 }

@@ -14,6 +14,7 @@ use super::exit::Usage;
 use super::say;
 use super::show::size;
 use crate::dump;
+use crate::monitor::count;
 use crate::reader::Selector;
 
 /// Write files from a snapshot to standard output as a tar archive
@@ -69,10 +70,13 @@ pub(super) fn run(args: &Args, global: &Global) -> Result<ExitCode> {
     let summary = result?;
     if !global.quiet && (is_interactive() || global.verbose) {
         let (files, bytes) = (summary.files, size(summary.bytes));
-        say::aside(format!("{files} files, {} directories, {bytes} dumped", summary.directories));
+        let (files, directories) =
+            (count(files, "file", "files"), count(summary.directories, "directory", "directories"));
+        say::aside(format!("{files}, {directories}, {bytes} dumped"));
     }
     match summary.problems {
         0 => Ok(ExitCode::SUCCESS),
+        1 => anyhow::bail!("1 entry is missing in the archive, or not entirely there; the rest is"),
         problems => anyhow::bail!("{problems} entries are missing in the archive, or not entirely there; the rest is"),
     }
 }

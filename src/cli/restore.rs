@@ -13,7 +13,7 @@ use super::common::{Global, READ_ONCE, ReaderArgs, is_interactive, select, stop_
 use super::exit::Usage;
 use super::say;
 use super::show::size;
-use crate::monitor::{Monitor, Total};
+use crate::monitor::{Monitor, Total, count};
 use crate::reader::Selector;
 use crate::restore::{self, Conflict, Options};
 
@@ -152,13 +152,15 @@ pub(super) fn run(args: &Args, global: &Global) -> Result<ExitCode> {
     } else if !global.quiet && (is_interactive() || global.verbose) {
         let (files, bytes) = (summary.files, size(summary.bytes));
         let what = if args.dry_run { "would be restored" } else { "restored" };
-        say::aside(format!(
-            "{files} files, {} directories, {bytes} {what}; {} left as they were",
-            summary.directories, summary.skipped
-        ));
+        let (files, directories) =
+            (count(files, "file", "files"), count(summary.directories, "directory", "directories"));
+        say::aside(format!("{files}, {directories}, {bytes} {what}; {} left alone", summary.skipped));
     }
     match summary.problems {
         0 => Ok(ExitCode::SUCCESS),
-        problems => anyhow::bail!("{problems} entries could not be restored, or not entirely; the rest is restored"),
+        problems => {
+            let entries = count(problems, "entry", "entries");
+            anyhow::bail!("{entries} could not be restored, or not entirely; the rest is restored")
+        }
     }
 }

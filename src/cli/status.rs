@@ -5,7 +5,7 @@ use std::time::Duration;
 use serde_json::{Value, json};
 
 use super::show::{clock, printable, rate, size};
-use crate::monitor::{Look, Total};
+use crate::monitor::{Look, Total, count};
 
 /// Columns that a path should have at least; numbers that can be done without make room for it.
 const PATH_COLUMNS: usize = 20;
@@ -44,7 +44,7 @@ impl Status {
         let some = |bytes: u64, text: String| (bytes > 0).then_some(text);
         let mut parts = [
             self.percent(),
-            Some(format!("{files} files")),
+            Some(count(files, "file", "files")),
             Some(size(bytes)),
             some(read_bytes, rate(read_bytes, self.elapsed)),
             some(stored_bytes, format!("{} stored", size(stored_bytes))),
@@ -74,10 +74,10 @@ impl Status {
         parts.extend(self.percent().map(|percent| format!("{percent} done")));
         match total {
             Some(total) => {
-                parts.push(format!("{files} of {about}{} files", total.files));
+                parts.push(format!("{files} of {about}{}", count(total.files, "file", "files")));
                 parts.push(format!("{} of {about}{}", size(*bytes), size(total.bytes)));
             }
-            None => parts.extend([format!("{files} files"), size(*bytes)]),
+            None => parts.extend([count(*files, "file", "files"), size(*bytes)]),
         }
         if *read_bytes > 0 {
             parts.push(format!("{} read ({})", size(*read_bytes), rate(*read_bytes, self.elapsed)));

@@ -15,6 +15,7 @@ use crate::crypt;
 use crate::format::id::{ObjectId, SnapshotId};
 use crate::format::index::{Index, SnapshotBlocks};
 use crate::format::name;
+use crate::monitor::count;
 use crate::repository;
 use crate::target::ObjectInfo;
 
@@ -43,18 +44,20 @@ impl Reconciled {
     /// What came of it, for people.
     pub fn words(&self) -> String {
         let mut parts = Vec::new();
-        let mut say = |count: u64, what: &str| {
-            if count > 0 {
-                parts.push(format!("{count} {what}"));
+        let mut say = |number: u64, one: &str, many: &str, what: &str| {
+            if number > 0 {
+                parts.push(format!("{} {what}", count(number, one, many)));
             }
         };
-        say(self.condemned.packs + self.missing_packs, "packs are missing or cut short");
-        say(self.learnt_packs, "packs learnt of");
-        say(self.learnt_snapshots, "snapshots learnt of");
-        say(self.gone_snapshots, "snapshots are gone");
-        say(self.unknown_snapshots, "snapshots are in no index that this machine can read");
-        say(self.unusable_indexes, "indexes can't be used");
-        say(self.unknown_packs, "packs are in no index that this machine can read, and stay where they are");
+        let missing = self.condemned.packs + self.missing_packs;
+        let unread = "in no index that this machine can read";
+        say(missing, "pack is", "packs are", "missing or cut short");
+        say(self.learnt_packs, "pack", "packs", "learnt of");
+        say(self.learnt_snapshots, "snapshot", "snapshots", "learnt of");
+        say(self.gone_snapshots, "snapshot is", "snapshots are", "gone");
+        say(self.unknown_snapshots, "snapshot is", "snapshots are", unread);
+        say(self.unusable_indexes, "index", "indexes", "can't be used");
+        say(self.unknown_packs, "pack is", "packs are", &format!("{unread}, not removed"));
         match parts.is_empty() {
             true => "all packs and snapshots are there".to_owned(),
             false => parts.join(", "),
@@ -142,7 +145,10 @@ impl Inventory<'_> {
             }
         }
         if foreign > 0 {
-            self.monitor.note(&format!("{foreign} indexes are of another host key, and can't be used here"));
+            self.monitor.note(&format!(
+                "{} of another host key, and can't be used here",
+                count(foreign, "index is", "indexes are")
+            ));
         }
         unknown.sort_unstable();
         Ok(unknown.into_iter().map(|(_, id)| id).collect())

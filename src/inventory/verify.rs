@@ -8,6 +8,7 @@ use super::{Error, Inventory};
 use crate::catalog::{Catalog, Claims, Presence};
 use crate::crypt::Certificate;
 use crate::format::{Digest, PackId, name};
+use crate::monitor::count;
 use crate::state::RepositoryState;
 use crate::target::ObjectInfo;
 
@@ -100,7 +101,10 @@ impl Inventory<'_> {
         let (usable, all) = catalog.block_sets()?;
         let (chunks, lost) = catalog.count_chunks(&usable)?;
         if lost > 0 {
-            problem(path, &format!("{lost} chunks are said to be in blocks that are not there"));
+            problem(
+                path,
+                &format!("{} said to be in blocks that are not there", count(lost, "chunk is", "chunks are")),
+            );
         }
         let Claims { chunks: bad_chunks, nodes } = catalog.damaged_claims()?;
         for (count, what) in [(bad_chunks, "places of chunks"), (nodes, "parts of directories or of large files")] {
@@ -113,7 +117,13 @@ impl Inventory<'_> {
         }
         let lost = catalog.count_lost_nodes(&usable)?;
         if lost > 0 {
-            problem(path, &format!("{lost} directories or files refer to blocks that are not there"));
+            problem(
+                path,
+                &format!(
+                    "{} to blocks that are not there",
+                    count(lost, "directory or file refers", "directories or files refer")
+                ),
+            );
         }
         let there: HashSet<_> = self.repository.snapshots()?.into_iter().map(|name| name.id).collect();
         let mut snapshots = 0;

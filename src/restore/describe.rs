@@ -194,8 +194,8 @@ impl Describe {
         let gone = there.iter().filter(|name| ours(name) && !kept(name)).map(|name| (name, None));
         // A backup may have taken the mark of an unfinished directory.
         let left_out = self.is_left_out(entry);
-        let is_wanted = |name: &[u8]| !mark::is_attribute(name) && !(left_out && name == Entry::CAPABILITIES);
-        let wanted = entry.xattrs.iter().filter(|(name, _)| is_wanted(name));
+        let is_unwanted = |name: &[u8]| mark::is_attribute(name) || left_out && name == Entry::CAPABILITIES;
+        let wanted = entry.xattrs.iter().filter(|(name, _)| !is_unwanted(name));
         let set = wanted.map(|(name, value)| (name, Some(value.as_slice())));
         for (name, value) in gone.chain(set) {
             let result = match change(name, value) {

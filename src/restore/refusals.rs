@@ -9,6 +9,8 @@ use std::sync::{Mutex, PoisonError};
 
 use rustix::io::Errno;
 
+use crate::monitor::count;
+
 /// What was refused.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
 pub(super) enum What {
@@ -48,7 +50,7 @@ impl fmt::Display for Refusal {
             Errno::NOENT => "that takes /proc, which is not mounted".to_owned(),
             other => other.to_string(),
         };
-        let of = if self.times == 1 { "1 entry".to_owned() } else { format!("{} entries", self.times) };
+        let of = count(self.times, "entry", "entries");
         match &self.what {
             What::Owner => write!(f, "owner or group of {of} could not be set: {why}"),
             What::Xattr(space) => write!(f, "extended attributes {space}.* of {of} could not be set: {why}"),
