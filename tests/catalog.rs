@@ -572,7 +572,7 @@ fn a_target_that_exchanged_its_host_key_gains_no_recipient_from_an_adopt() {
     let repository = Repository::open(site.repo().to_str().unwrap()).unwrap();
     let operator = SecretKey::parse(&fs::read(site.key_named("operator", "rfc9580")).unwrap()).unwrap().certificate();
     let owner = repository.keys().recipients().unwrap();
-    let recipients = [owner.as_slice(), &[operator.clone()]].concat();
+    let recipients = [owner.as_slice(), std::slice::from_ref(&operator)].concat();
     let false_host = SecretKey::generate_host(&recipients).unwrap();
     let (host, signer) = (false_host.certificate(), Signer::new(false_host).unwrap());
     let bytes = |list: &[Certificate]| list.iter().map(|key| key.to_bytes().unwrap()).collect::<Vec<_>>();
