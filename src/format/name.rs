@@ -126,7 +126,7 @@ pub fn precedes_description(name: &str) -> bool {
     match (name.strip_prefix(KEYS), name.strip_prefix(SECRETS)) {
         (Some(leaf), _) => leaf.is_empty() || is_key(leaf),
         (_, Some(leaf)) => leaf.is_empty() || leaf.parse::<ObjectId>().is_ok(),
-        _ => name == README,
+        _ => [README, FORMAT].contains(&name),
     }
 }
 
@@ -231,7 +231,8 @@ mod tests {
         }
         assert!(SnapshotName::parse(&format!("snapshots/x/0000000007-20261120T145201Z-{id}")).is_err());
         assert!(SnapshotName::parse("snapshots/../..").is_err());
-        for name in [KEYS, SECRETS, README, &host("ab"), &owner("ab"), &recipient("ab"), &secrets(ObjectId::random())] {
+        let ids = [host("ab"), owner("ab"), recipient("ab"), secrets(ObjectId::random())];
+        for name in [KEYS, SECRETS, README, FORMAT].into_iter().chain(ids.iter().map(String::as_str)) {
             assert!(precedes_description(name), "{name}");
         }
         for name in [

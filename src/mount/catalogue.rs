@@ -12,7 +12,7 @@ use std::sync::Arc;
 
 use lru::LruCache;
 
-use crate::format::id::SourceId;
+use crate::format::id::{SnapshotId, SourceId};
 use crate::format::name::SnapshotName;
 use crate::format::snapshot::Snapshot;
 
@@ -80,6 +80,9 @@ struct Source {
     /// `None` as long as it can't be read.
     name: Option<String>,
     snapshots: Folder,
+    /// The names that snapshots have been given. None of them is given to another snapshot, so that a path never leads
+    /// to another one.
+    given: HashMap<String, SnapshotId>,
     /// Their numbers, oldest first. Names follow the clock, which may have been wrong.
     order: Vec<u64>,
 }
@@ -227,10 +230,11 @@ impl Catalogue {
                 }
             }
             // So are snapshots of one second.
-            let time = match source.snapshots.get(&name.time) {
-                Some(_) => format!("{}-{}", name.time, name.id.short()),
-                None => name.time.clone(),
+            let time = match source.given.get(&name.time) {
+                Some(id) if *id != name.id => format!("{}-{}", name.time, name.id.short()),
+                _ => name.time.clone(),
             };
+            source.given.insert(time.clone(), name.id);
             source.order.push(*number);
             if source.snapshots.add(time, *number) || renamed_sources.contains(&source_number) {
                 renamed.insert(*number);
@@ -309,7 +313,6 @@ fn at_mut<T>(list: &mut [T], number: u64) -> Option<&mut T> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::format::id::SnapshotId;
 
     fn snapshot(source: SourceId, time: &str) -> SnapshotName {
         SnapshotName { source, sequence: 1, time: time.into(), id: SnapshotId::random() }
@@ -374,18 +377,19 @@ mod tests {
         let (twin, second) = (format!("home-{}", ids[1]), format!("20261120T020000Z-{}", all[2].id.short()));
         assert_eq!(catalogue.shown(3), Some((twin.as_str(), "20261120T030000Z")));
         assert_eq!(catalogue.shown(2), Some((twin.as_str(), second.as_str())));
-        // What makes the second's name longer goes.
+        // The other snapshot of that second goes: its name is not given to this one.
         catalogue.update(vec![all[0].clone(), all[2].clone(), all[3].clone()], Vec::new());
-        assert_eq!((catalogue.shown(2), catalogue.there()), (None, [0, 4, 3].as_slice()));
-        assert_eq!(catalogue.shown(4), Some((twin.as_str(), "20261120T020000Z")));
-        // And what makes the source's so.
+        assert_eq!(catalogue.there(), [0, 2, 3]);
+        assert_eq!(catalogue.shown(2), Some((twin.as_str(), second.as_str())));
+        // What makes the source's name longer goes.
         catalogue.update(vec![all[2].clone(), all[3].clone()], Vec::new());
-        assert_eq!(catalogue.there(), [5, 6]);
-        assert_eq!(catalogue.shown(6), Some(("home", "20261120T030000Z")));
-        assert_eq!([3, 4].map(|number| catalogue.shown(number)), [None; 2]);
+        assert_eq!(catalogue.there(), [4, 5]);
+        assert_eq!(catalogue.shown(4), Some(("home", second.as_str())));
+        assert_eq!(catalogue.shown(5), Some(("home", "20261120T030000Z")));
+        assert_eq!([2, 3].map(|number| catalogue.shown(number)), [None; 2]);
         // Who is in it stays there.
-        assert_eq!([3, 4].map(|number| catalogue.name(number)), [Some(&all[3]), Some(&all[2])]);
-        assert_eq!(catalogue.name(6), Some(&all[3]));
+        assert_eq!([2, 3].map(|number| catalogue.name(number)), [Some(&all[2]), Some(&all[3])]);
+        assert_eq!(catalogue.name(5), Some(&all[3]));
     }
 
     #[test]
