@@ -610,6 +610,7 @@ impl Handmade {
             started: Default::default(),
             finished: Default::default(),
             paths: Vec::new(),
+            root_path: None,
             tags: Vec::new(),
             encrypted: false,
             previous: None,

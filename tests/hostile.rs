@@ -123,6 +123,7 @@ impl Forger {
             started: time,
             finished: time,
             paths: Vec::new(),
+            root_path: None,
             tags: Vec::new(),
             encrypted: false,
             previous: None,
@@ -712,7 +713,9 @@ fn documents_that_were_renamed_or_that_nobody_signed_are_named_by_check() {
         fs::remove_file(path.with_file_name(&renamed)).unwrap();
 
         // Bare CBOR: the document out of the message.
-        let at = good.windows(2).position(|window| window == [0xCB, 0xFF]).unwrap();
+        // A literal packet with a length of five octets, in binary, without a file name: other bytes may be random.
+        let is_literal = |window: &[u8]| window[..2] == [0xCB, 0xFF] && window[6..] == [b'b', 0];
+        let at = good.windows(8).position(is_literal).unwrap();
         let length = u32::from_be_bytes(good[at + 2..at + 6].try_into().unwrap()) as usize;
         fs::write(&path, &good[at + 12..at + 6 + length]).unwrap();
         says(&patiently(&site, &["check".into()]).code(1), &[leaf(&path)]);

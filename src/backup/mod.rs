@@ -610,6 +610,7 @@ impl Run<'_> {
             started: self.started,
             finished: now(),
             paths,
+            root_path: self.scope.root_path(),
             tags,
             encrypted: self.session.trust.encrypted,
             previous,

@@ -138,6 +138,14 @@ impl Scope {
         Ok(Scope { name, paths, origin: Origin::Tree { root, selection }, exclude, missing, wanted })
     }
 
+    /// The path that the snapshot's root has on this machine; `None` for a pipe.
+    pub(super) fn root_path(&self) -> Option<Vec<u8>> {
+        match &self.origin {
+            Origin::Tree { root, .. } => Some(root.as_os_str().as_bytes().to_vec()),
+            Origin::Stdin(_) => None,
+        }
+    }
+
     /// The snapshot's root, for messages; a pipe has none.
     pub(super) fn root(&self) -> &Path {
         match &self.origin {

@@ -46,6 +46,9 @@ pub struct Snapshot {
     pub finished: Timestamp,
     /// The paths that were given.
     pub paths: Vec<Vec<u8>>,
+    /// The path of the root directory on the machine: of the one directory that was given, else `/`. `None`: the content
+    /// came through a pipe.
+    pub root_path: Option<Vec<u8>>,
     /// The tags that were given.
     pub tags: Vec<String>,
     /// Whether blocks are encrypted.
@@ -76,7 +79,7 @@ impl Snapshot {
     /// The document's bytes.
     pub fn encode(&self, repository: RepositoryId) -> Vec<u8> {
         let header = Snapshot::header(repository, &self.name);
-        let mut w = header.begin(11 + usize::from(self.previous.is_some()));
+        let mut w = header.begin(11 + usize::from(self.previous.is_some()) + usize::from(self.root_path.is_some()));
         w.uint(3).uint(self.name.sequence);
         w.uint(4).text(&self.source);
         w.uint(5).text(&self.host);
@@ -97,6 +100,9 @@ impl Snapshot {
         self.statistics.write(w.uint(12));
         w.uint(13).text(&self.program);
         w.uint(14).bytes(&self.root.encode());
+        if let Some(path) = &self.root_path {
+            w.uint(15).bytes(path);
+        }
         w.finish()
     }
 
@@ -104,7 +110,7 @@ impl Snapshot {
     pub fn decode(repository: RepositoryId, name: &SnapshotName, bytes: &[u8]) -> Result<Self, Error> {
         let (mut sequence, mut source, mut host) = (None, None, None);
         let (mut started, mut finished) = (None, None);
-        let (mut paths, mut tags) = (Vec::new(), Vec::new());
+        let (mut paths, mut root_path, mut tags) = (Vec::new(), None, Vec::new());
         let (mut encrypted, mut previous, mut statistics) = (None, None, None);
         let (mut program, mut root) = (None, None);
         let r = Snapshot::header(repository, name).read(bytes, |r, key| {
@@ -127,6 +133,7 @@ impl Snapshot {
                 12 => statistics = Some(Statistics::read(r)?),
                 13 => program = Some(r.text()?.to_owned()),
                 14 => root = Some(Node::decode_root(r.bytes()?)?),
+                15 => root_path = Some(r.bytes()?.to_vec()),
                 _ => return Ok(false),
             }
             Ok(true)
@@ -147,6 +154,7 @@ impl Snapshot {
             started,
             finished: r.need("end", finished)?,
             paths,
+            root_path,
             tags,
             encrypted: r.need("encryption", encrypted)?,
             previous,
@@ -201,6 +209,7 @@ mod tests {
             started: Timestamp { seconds: 1_795_186_321, nanos: 5 },
             finished: Timestamp::default(),
             paths: Vec::new(),
+            root_path: None,
             tags: Vec::new(),
             encrypted: true,
             previous: None,

@@ -91,7 +91,7 @@ fn continues(newer: Option<&Listed>, older: Option<&Listed>) -> bool {
 
 /// What is at `path` in a snapshot.
 fn locate(reader: &Reader, snapshot: &Arc<Snapshot>, path: &[u8]) -> Result<Option<Listed>, reader::Error> {
-    for reading in readings(&snapshot.paths, path).into_iter().flatten() {
+    for reading in readings(snapshot.root_path.as_deref(), path).into_iter().flatten() {
         match reader.at_path(snapshot, reading) {
             Ok(found) => return Ok(Some(found)),
             Err(reader::Error::NotFound(_) | reader::Error::NotADirectory(_)) => {}
@@ -101,20 +101,14 @@ fn locate(reader: &Reader, snapshot: &Arc<Snapshot>, path: &[u8]) -> Result<Opti
     Ok(None)
 }
 
-/// What `path` may mean below the root of a snapshot of `paths`, the likelier first. If that was one directory, the
-/// root is it; if it was one file, the root is the machine's, and the snapshot does not say which of the two it is.
-fn readings<'p>(paths: &[Vec<u8>], path: &'p [u8]) -> [Option<&'p [u8]>; 2] {
-    let below = match paths {
-        [only] if only.starts_with(b"/") && path.starts_with(b"/") => {
-            let path = Path::new(OsStr::from_bytes(path));
-            path.strip_prefix(OsStr::from_bytes(only)).ok().map(|below| below.as_os_str().as_bytes())
-        }
-        _ => None,
-    };
-    match below {
-        Some(b"") => [Some(path), below],
-        _ => [below, Some(path)],
-    }
+/// Returns what `path` may mean below a root that was at `root` on the machine: an absolute path there, or else a path in
+/// the snapshot.
+fn readings<'p>(root: Option<&[u8]>, path: &'p [u8]) -> [Option<&'p [u8]>; 2] {
+    let below = root.filter(|_| path.starts_with(b"/")).and_then(|root| {
+        let below = Path::new(OsStr::from_bytes(path)).strip_prefix(OsStr::from_bytes(root)).ok()?;
+        Some(below.as_os_str().as_bytes())
+    });
+    [below, Some(path)]
 }
 
 #[cfg(test)]
@@ -123,17 +117,16 @@ mod tests {
 
     #[test]
     fn a_path_of_the_machine_is_meant_below_the_one_that_was_backed_up() {
-        let of = |paths: &[&str], path: &'static str| {
-            let paths: Vec<_> = paths.iter().map(|path| path.as_bytes().to_vec()).collect();
-            readings(&paths, path.as_bytes()).map(|reading| reading.map(|bytes| str::from_utf8(bytes).unwrap()))
+        let of = |root: Option<&str>, path: &'static str| {
+            readings(root.map(str::as_bytes), path.as_bytes())
+                .map(|reading| reading.map(|it| str::from_utf8(it).unwrap()))
         };
-        assert_eq!(of(&["/home/me"], "/home/me/d/f"), [Some("d/f"), Some("/home/me/d/f")]);
-        assert_eq!(of(&["/home/me"], "/home//me/d/f/"), [Some("d/f"), Some("/home//me/d/f/")]);
-        assert_eq!(of(&["/home/me"], "d/f"), [None, Some("d/f")]);
-        assert_eq!(of(&["/home/me"], "/home/meadow"), [None, Some("/home/meadow")]);
-        // A file that was given by itself, or the directory.
-        assert_eq!(of(&["/etc/hosts"], "/etc/hosts"), [Some("/etc/hosts"), Some("")]);
-        assert_eq!(of(&["/etc", "/home"], "/etc/hosts"), [None, Some("/etc/hosts")]);
-        assert_eq!(of(&["pipe"], "pipe"), [None, Some("pipe")]);
+        assert_eq!(of(Some("/home/me"), "/home/me/d/f"), [Some("d/f"), Some("/home/me/d/f")]);
+        assert_eq!(of(Some("/home/me"), "/home//me/d/f/"), [Some("d/f"), Some("/home//me/d/f/")]);
+        assert_eq!(of(Some("/home/me"), "/home/me"), [Some(""), Some("/home/me")]);
+        assert_eq!(of(Some("/home/me"), "d/f"), [None, Some("d/f")]);
+        assert_eq!(of(Some("/home/me"), "/home/meadow"), [None, Some("/home/meadow")]);
+        assert_eq!(of(Some("/"), "/etc/hosts"), [Some("etc/hosts"), Some("/etc/hosts")]);
+        assert_eq!(of(None, "pipe"), [None, Some("pipe")]);
     }
 }
