@@ -203,10 +203,12 @@ fn where_no_repository_is_every_command_says_so_with_exit_code_10() {
 #[test]
 fn a_repository_of_a_newer_version_is_refused_and_left_alone() {
     let site = backed_up();
-    let description = site.repo().join("brackfs.toml");
-    let text = fs::read_to_string(&description).unwrap();
-    assert!(text.contains("version = 1\n"), "{text}");
-    fs::write(&description, text.replace("version = 1\n", "version = 2\n")).unwrap();
+    for object in ["brackfs.toml", "brackfs-copy.toml"] {
+        let description = site.repo().join(object);
+        let text = fs::read_to_string(&description).unwrap();
+        assert!(text.contains("version = 1\n"), "{text}");
+        fs::write(&description, text.replace("version = 1\n", "version = 2\n")).unwrap();
+    }
     let before = objects(&site);
     says(&site.backup(&[]).code(1), "version");
     says(&site.brackfs(&["snapshots"]).code(1), "version 2");
@@ -493,12 +495,14 @@ fn a_repository_that_says_otherwise_whether_it_is_encrypted_is_refused() {
             }
         }
         site.backup(&[]).ok();
-        let description = site.repo().join("brackfs.toml");
-        let text = fs::read_to_string(&description).unwrap();
         let (is, becomes) = if encrypted { ("openpgp", "none") } else { ("none", "openpgp") };
         let is = format!("encryption = \"{is}\"");
-        assert!(text.contains(&is), "{text}");
-        fs::write(&description, text.replace(&is, &format!("encryption = \"{becomes}\""))).unwrap();
+        for object in ["brackfs.toml", "brackfs-copy.toml"] {
+            let description = site.repo().join(object);
+            let text = fs::read_to_string(&description).unwrap();
+            assert!(text.contains(&is), "{text}");
+            fs::write(&description, text.replace(&is, &format!("encryption = \"{becomes}\""))).unwrap();
+        }
         let before = objects(&site);
         says(&site.backup(&[]).code(1), "brackfs.toml");
         for arguments in ways_to_read(&site) {

@@ -64,18 +64,20 @@ struct Seen {
 enum Role {
     /// A reader of files needs it.
     Needed,
-    /// Only those who write need it, or people; but check looks at it.
+    /// A description of the repository. A reader needs one of the two.
+    Description,
+    /// Only writers or people need it; check looks at it.
     Checked,
-    /// It means nothing to any program.
+    /// For people. No program reads it.
     Unread,
 }
 
 fn role(object: &str) -> Role {
     match object.split('/').next().unwrap_or_default() {
-        "brackfs.toml" | "packs" | "snapshots" => Role::Needed,
+        "packs" | "snapshots" => Role::Needed,
         // The host's is what signatures are verified with; a recipient's is for people.
         "keys" if object.contains("/host-") => Role::Needed,
-        // These are for people, and no program reads them.
+        "brackfs.toml" | "brackfs-copy.toml" => Role::Description,
         "README.txt" | "FORMAT.txt" => Role::Unread,
         _ => Role::Checked,
     }
@@ -106,8 +108,9 @@ impl Original {
         let paths = tree(&site.repo()).into_keys().filter(|path| site.repo().join(path).is_file());
         let objects = paths.map(|path| (path.to_str().unwrap().to_owned(), fs::read(site.repo().join(path)).unwrap()));
         let objects: BTreeMap<_, _> = objects.collect();
-        let size: usize = objects.values().map(Vec::len).sum();
-        assert!(size < 30 << 10, "the repository has {size} bytes, and every one costs time");
+        let read = objects.iter().filter(|(name, _)| role(name) != Role::Unread);
+        let size: usize = read.map(|(_, bytes)| bytes.len()).sum();
+        assert!(size < 30 << 10, "programs read {size} bytes of the repository, and every one costs time");
         for folder in ["packs/", "sums/", "index/", "sources/", "snapshots/", "secrets/", "generation/", "keys/"] {
             assert!(objects.keys().any(|name| name.starts_with(folder)), "there is nothing in {folder}");
         }
@@ -224,16 +227,12 @@ impl<'o> Copy<'o> {
     }
 }
 
-/// Whether an error names an object; packs go by their ids, brackfs.toml also by what it is.
+/// Whether an error names an object; packs go by their ids.
 fn names(error: &str, object: &str) -> bool {
     let leaf = object.rsplit('/').next().unwrap();
-    let other = match object {
-        "brackfs.toml" => "repository",
-        _ => leaf,
-    };
     let host = object.strip_prefix("keys/host-").and_then(|name| name.strip_suffix(".asc"));
     // A certificate can be damaged so that it still has its key, and then it is the key that is named.
-    error.contains(leaf) || error.contains(other) || host.is_some_and(|fingerprint| error.contains(fingerprint))
+    error.contains(leaf) || host.is_some_and(|fingerprint| error.contains(fingerprint))
 }
 
 impl Seen {
@@ -381,9 +380,61 @@ fn needed(profile: Option<&str>, patterns: &[u8]) {
     });
     // It is the damage that is found, and not that everything fails.
     for (object, count) in noticed.into_inner().unwrap() {
-        // The description has a copy; a check names either.
-        assert!(count > 0 || object == "brackfs.toml", "no damage to {object} was noticed");
+        assert!(count > 0, "no damage to {object} was noticed");
     }
+}
+
+/// Damages the descriptions, one and both at once. While one is good it serves, unless the other has become a valid
+/// description that says something else: the error names both.
+fn descriptions(profile: Option<&str>) {
+    let original = Original::new(profile);
+    let both: Vec<_> = original.named(Role::Description).map(String::as_str).collect();
+    assert_eq!(both, ["brackfs-copy.toml", "brackfs.toml"]);
+    let bytes = &original.objects[both[0]];
+    assert_eq!(bytes, &original.objects[both[1]]);
+    let damages = Damage::all(bytes.len(), &[0xff, 0x01]);
+    let cases = |objects| damages.iter().map(move |&damage| (objects, damage));
+    let cases: Vec<_> = cases(&both[..1]).chain(cases(&both[1..])).chain(cases(&both[..])).collect();
+    let (served, refused) = (AtomicUsize::new(0), AtomicUsize::new(0));
+    let what = format!("descriptions, {}", profile.unwrap_or("not encrypted"));
+    run_all(&what, &original, &cases, |copy, &(objects, damage)| {
+        let damaged = damage.of(bytes);
+        objects.iter().for_each(|object| copy.write(object, &damaged));
+        let case = || format!("{objects:?} {damage:?}");
+        let seen = copy.read();
+        let found = copy.check();
+        for object in objects {
+            let named = |problem: &String| names(problem, object);
+            // Both in the same words can be another repository's, and then its documents are named.
+            let is_one = objects.len() == 1;
+            assert!(!found.is_empty() && (!is_one || found.iter().any(named)), "{}: {found:?}", case());
+        }
+        match &seen.errors[..] {
+            [] => assert_eq!(seen.content, original.content, "{}", case()),
+            errors => {
+                assert_eq!(seen.content, BTreeMap::new(), "{}", case());
+                if let [object] = objects {
+                    let is_both = errors.len() == 1 && both.iter().all(|one| names(&errors[0], one));
+                    assert!(is_both, "{}: {errors:?}", case());
+                    let says = |text: &[u8]| toml::from_slice::<toml::Table>(text).ok();
+                    assert_ne!(says(&damaged).expect("valid"), says(bytes).unwrap(), "{object}: {errors:?}");
+                }
+            }
+        }
+        if objects.len() == 1 {
+            let counter = if seen.errors.is_empty() { &served } else { &refused };
+            counter.fetch_add(1, Ordering::Relaxed);
+        }
+        objects.iter().for_each(|object| copy.repair(object));
+    });
+    let (served, refused) = (served.into_inner(), refused.into_inner());
+    assert!(served > 4 * refused && refused > 40, "{served} served, {refused} refused");
+}
+
+#[test]
+fn no_byte_of_a_description_can_change_what_is_read_and_a_check_names_it() {
+    descriptions(None);
+    descriptions(Some("rfc9580"));
 }
 
 enum Bytes {
@@ -428,11 +479,17 @@ fn envelope(message: &[u8]) -> usize {
 fn unneeded(profile: Option<&str>) {
     let original = Original::new(profile);
     let mut cases = Vec::new();
-    for object in original.named(Role::Checked).chain(original.named(Role::Unread)) {
+    for object in original.named(Role::Checked) {
         let damages = Damage::all(original.objects[object].len(), &[0xff]);
-        // Text for people is long, and little is demanded of it.
-        let every = if object.starts_with("keys/") || role(object) == Role::Unread { 11 } else { 1 };
+        // Certificates are long, and little is demanded of them.
+        let every = if object.starts_with("keys/") { 11 } else { 1 };
         cases.extend(damages.into_iter().step_by(every).map(|damage| (object.as_str(), damage)));
+    }
+    let unread: Vec<_> = original.named(Role::Unread).collect();
+    assert_eq!(unread, ["FORMAT.txt", "README.txt"]);
+    for object in unread {
+        let damages = [Damage::Flipped(0, 0xff), Damage::CutTo(0), Damage::Longer(4096)];
+        cases.extend(damages.map(|damage| (object.as_str(), damage)));
     }
     let what = format!("for writers and people, {}", profile.unwrap_or("not encrypted"));
     run_all(&what, &original, &cases, |copy, &(object, damage)| {
@@ -448,10 +505,7 @@ fn unneeded(profile: Option<&str>) {
             let seen = copy.read();
             assert!(seen.errors.is_empty() && seen.content == original.content, "{}: reading is not as before", case());
         }
-        let found = match role(object) {
-            Role::Checked => copy.check(),
-            _ => Vec::new(),
-        };
+        let found = copy.check();
         let hidden = match (object.split('/').next().unwrap(), damage) {
             // The owner opens it with his own session key; that of the host beside it is nothing to him.
             ("index" | "sources" | "secrets" | "generation", Damage::Flipped(at, _)) => match profile {
@@ -461,9 +515,9 @@ fn unneeded(profile: Option<&str>) {
             // For people, who get the key from its owner if they want to be sure. Whoever encrypts to it, has it
             // in the catalog; and armor has white space, headers and a checksum that nobody looks at.
             ("keys", _) => true,
-            ("README.txt" | "FORMAT.txt", _) => true,
-            _ => false,
+            _ => role(object) == Role::Unread,
         };
+        assert!(role(object) != Role::Unread || found.is_empty(), "{}: {found:?}", case());
         assert!(hidden || !found.is_empty(), "{}: check found nothing", case());
         for problem in &found {
             // A list of sums names packs, and a changed name is another pack's.

@@ -587,9 +587,9 @@ fn backed_up(encrypted: bool) -> Site {
     site
 }
 
-/// Objects below a folder of the repository, by name.
-fn objects(site: &Site, folder: &str) -> Vec<PathBuf> {
-    let paths = tree(&site.repo()).into_keys().filter(|path| path.starts_with(folder));
+/// Objects of the repository whose names begin so.
+fn objects(site: &Site, start: &str) -> Vec<PathBuf> {
+    let paths = tree(&site.repo()).into_keys().filter(|path| path.to_str().unwrap().starts_with(start));
     paths.map(|path| site.repo().join(path)).filter(|path| path.is_file()).collect()
 }
 
@@ -600,12 +600,23 @@ fn leaf(path: &Path) -> &str {
 #[test]
 fn what_is_no_file_in_the_place_of_an_object_is_an_error_and_never_waits() {
     for what in ["pipe", "directory", "device", "sparse"] {
-        for folder in
-            ["packs", "snapshots", "sources", "index", "sums", "secrets", "generation", "keys", "brackfs.toml"]
-        {
+        for start in [
+            "packs",
+            "snapshots",
+            "sources",
+            "index",
+            "sums",
+            "secrets",
+            "generation",
+            "keys",
+            "brackfs.toml",
+            "brackfs-copy.toml",
+            // The description and its copy.
+            "brackfs",
+        ] {
             let site = backed_up(false);
             // Of two packs, both; of keys, the host's is the only one.
-            for path in objects(&site, folder) {
+            for path in objects(&site, start) {
                 fs::remove_file(&path).unwrap();
                 match what {
                     "pipe" => assert!(Command::new("mkfifo").arg(&path).status().unwrap().success()),
@@ -618,62 +629,111 @@ fn what_is_no_file_in_the_place_of_an_object_is_an_error_and_never_waits() {
             let to = site.path().join("out");
             let restored = patiently(&site, &["restore".into(), "latest".into(), "--to".into(), to.clone().into()]);
             let checked = patiently(&site, &["check".into()]);
-            let is_needed = ["packs", "snapshots"].contains(&folder);
-            assert_eq!(restored.code != 0, is_needed, "a {what} in {folder}\n{restored}");
+            let is_needed = ["packs", "snapshots", "brackfs"].contains(&start);
+            assert_eq!(restored.code != 0, is_needed, "a {what} in {start}\n{restored}");
             match fs::read(to.join("file")) {
                 Ok(bytes) => assert_eq!(bytes, b"content"),
-                Err(_) => assert!(is_needed, "a {what} in {folder}\n{restored}"),
+                Err(_) => assert!(is_needed, "a {what} in {start}\n{restored}"),
             }
-            // What is no file is no object: of those that only writers need, nobody knows that they should be there.
-            let unmissed = what != "sparse" && ["index", "secrets", "generation", "snapshots"].contains(&folder);
-            let sums = folder == "sums" && checked.stderr.contains("sums/");
+            // Only files are objects: of those that only writers need, a check does not know that they are missing.
+            let unmissed = what != "sparse" && ["index", "secrets", "generation", "snapshots"].contains(&start);
+            let sums = start == "sums" && checked.stderr.contains("sums/");
             assert!(
                 checked.code != 0 && (!is_needed || !checked.stderr.is_empty()) || unmissed || sums,
-                "{what} {folder}\n{checked}"
+                "{what} {start}\n{checked}"
             );
+            let backup = patiently(&site, &["backup".into(), site.source().into()]);
+            assert!(start != "brackfs" || backup.code != 0, "a {what} in {start}\n{backup}");
         }
     }
 }
 
+/// Objects that describe the repository. Each serves for the other.
+const DESCRIPTIONS: [&str; 2] = ["brackfs.toml", "brackfs-copy.toml"];
+
+/// Ways to use a repository.
+fn uses(site: &Site) -> [Vec<OsString>; 4] {
+    let backup = vec!["backup".into(), site.source().into()];
+    let others = [vec!["check"], vec!["ls", "latest"], vec!["catalog", "verify"]];
+    let [check, ls, verify] = others.map(|words| words.into_iter().map(OsString::from).collect());
+    [check, ls, verify, backup]
+}
+
 #[test]
-fn a_description_that_was_edited_is_refused_in_words_and_a_damaged_one_replaced_by_its_copy() {
-    const COPY: &str = "the copy serves";
+fn a_description_that_was_damaged_is_replaced_and_until_then_the_other_serves() {
     let site = backed_up(false);
-    let path = site.repo().join("brackfs.toml");
-    let good = fs::read_to_string(&path).unwrap();
-    let other = "id = \"c28b6a0e-94a1-4f0c-9d5e-1f5a3f8f9d1b\"";
+    let good = fs::read_to_string(site.repo().join(DESCRIPTIONS[0])).unwrap();
     let without = |key: &str| good.lines().filter(|line| !line.starts_with(key)).map(|l| format!("{l}\n")).collect();
-    // Where it is damaged, the copy serves.
-    let cases: [(String, &str); 8] = [
-        (good.replace("version = 1", "version = 2"), "format version 2"),
-        (without("version"), COPY),
-        (without("id") + other, ""),
-        (without("encryption") + "encryption = \"rot13\"", COPY),
-        (without("encryption") + "encryption = \"openpgp\"", ""),
-        (format!("{good}#{}", "x".repeat(10 << 20)), COPY),
-        (format!("{good}deep = {}", "[".repeat(60_000)), COPY),
-        (format!("{good}deep = {}", "{a=".repeat(20_000)), COPY),
+    let cases: [String; 5] = [
+        without("version"),
+        without("encryption") + "encryption = \"rot13\"",
+        format!("{good}#{}", "x".repeat(10 << 20)),
+        format!("{good}deep = {}", "[".repeat(60_000)),
+        format!("{good}deep = {}", "{a=".repeat(20_000)),
     ];
-    for (text, words) in cases {
-        fs::write(&path, text).unwrap();
-        for arguments in [vec!["check"], vec!["ls", "latest"]] {
-            let is_check = arguments == ["check"];
-            let run = patiently(&site, &arguments.into_iter().map(OsString::from).collect::<Vec<_>>());
-            let words = if words == COPY && is_check { "brackfs.toml" } else { words };
-            assert_eq!(run.code != 0, is_check || words != COPY, "{run}");
-            assert!(words == COPY || run.stderr.contains(words), "{run}");
+    for object in DESCRIPTIONS {
+        let path = site.repo().join(object);
+        for text in &cases {
+            fs::write(&path, text).unwrap();
+            let [check, ls, verify, backup] = uses(&site).map(|arguments| patiently(&site, &arguments));
+            ls.ok();
+            says(&check.code(1), &[object]);
+            says(&verify.code(1), &[object]);
+            says(&backup.ok(), &[object, "put back"]);
+            assert_eq!(fs::read_to_string(&path).unwrap(), good);
+            patiently(&site, &["check".into()]).ok();
         }
     }
-    fs::write(&path, good).unwrap();
-    patiently(&site, &["check".into()]).ok();
 }
 
 #[test]
-fn encryption_that_was_switched_off_in_the_description_is_refused() {
+fn a_description_that_was_edited_is_refused_in_words_and_stays() {
+    for encrypted in [true, false] {
+        let site = backed_up(encrypted);
+        let good = fs::read_to_string(site.repo().join(DESCRIPTIONS[0])).unwrap();
+        let id = Repository::open(site.repo().to_str().unwrap()).unwrap().id().to_string();
+        let other = "c28b6a0e-94a1-4f0c-9d5e-1f5a3f8f9d1b";
+        let (is, becomes, shown) = match encrypted {
+            true => ("openpgp", "none", ", not encrypted"),
+            false => ("none", "openpgp", ", encrypted"),
+        };
+        let cases = [
+            (good.replace("version = 1", "version = 2"), "format version 2"),
+            (good.replace(&id, other), other),
+            (good.replace(is, becomes), shown),
+        ];
+        let put = |objects: &[&str], text: &str| {
+            objects.iter().for_each(|object| fs::write(site.repo().join(object), text).unwrap());
+        };
+        for (text, words) in &cases {
+            for edited in [&DESCRIPTIONS[..1], &DESCRIPTIONS[1..], &DESCRIPTIONS] {
+                put(edited, text);
+                let before = tree(&site.repo());
+                for arguments in uses(&site) {
+                    let run = patiently(&site, &arguments);
+                    assert!([1, 12].contains(&run.code), "{arguments:?} {edited:?}\n{run}");
+                    assert_eq!(run.stdout, "", "{arguments:?} {edited:?}");
+                    if edited.len() == 1 {
+                        says(&run, &DESCRIPTIONS);
+                        says(&run, &[words, &id]);
+                    }
+                }
+                assert_eq!(tree(&site.repo()), before, "{edited:?} {words}: the repository was changed");
+                put(edited, &good);
+            }
+        }
+        patiently(&site, &["check".into()]).ok();
+    }
+}
+
+#[test]
+fn encryption_that_was_switched_off_in_both_descriptions_is_refused() {
     let site = backed_up(true);
-    let path = site.repo().join("brackfs.toml");
-    let text = fs::read_to_string(&path).unwrap();
-    fs::write(&path, text.replace("openpgp", "none")).unwrap();
+    for object in DESCRIPTIONS {
+        let path = site.repo().join(object);
+        let text = fs::read_to_string(&path).unwrap();
+        fs::write(&path, text.replace("openpgp", "none")).unwrap();
+    }
     let snapshot = objects(&site, "snapshots").remove(0);
     for arguments in [vec!["ls", "latest"], vec!["check"]] {
         let run = patiently(&site, &arguments.into_iter().map(OsString::from).collect::<Vec<_>>()).code(1);
@@ -688,9 +748,11 @@ fn documents_of_another_repository_do_not_count_though_the_same_host_signed_them
     // The same machine, the same key, another repository: its id is all that differs.
     let other = site.path().join("other");
     assert!(Command::new("cp").arg("-a").arg(site.repo()).arg(&other).status().unwrap().success());
-    let path = other.join("brackfs.toml");
-    let text = fs::read_to_string(&path).unwrap();
-    fs::write(&path, text.replace(&id, "c28b6a0e-94a1-4f0c-9d5e-1f5a3f8f9d1b")).unwrap();
+    for object in DESCRIPTIONS {
+        let path = other.join(object);
+        let text = fs::read_to_string(&path).unwrap();
+        fs::write(&path, text.replace(&id, "c28b6a0e-94a1-4f0c-9d5e-1f5a3f8f9d1b")).unwrap();
+    }
     let arguments = ["check", "--repo", other.to_str().unwrap()].map(OsString::from);
     let run = patiently(&site, &arguments).code(1);
     says(&run, &[leaf(&objects(&site, "snapshots")[0]), &id, "repository", "moved, renamed or forged"]);

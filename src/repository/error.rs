@@ -23,13 +23,27 @@ pub enum Error {
         /// Which it is.
         id: RepositoryId,
     },
-    /// The plain description does not parse.
-    #[error("the description of the repository at {location} is damaged: {why}")]
+    /// A plain description does not parse.
+    #[error("{object} of the repository at {location} is damaged: {why}")]
     Description {
-        /// Where it is.
+        /// Where the repository is.
         location: String,
+        /// The description, or its copy.
+        object: &'static str,
         /// What is wrong.
         why: String,
+    },
+    /// The description and its copy are both valid, and differ.
+    #[error(
+        "the descriptions of the repository at {location} disagree: {one}; {other}. Move the one that was changed out of the repository, and keep the other"
+    )]
+    Disagreement {
+        /// Where the repository is.
+        location: String,
+        /// A description and what it says.
+        one: String,
+        /// The other one.
+        other: String,
     },
     /// A format that this program does not know.
     #[error("the repository has format version {found}, and this program reads version {known} only; a newer brackfs may read it", known = format::VERSION)]

@@ -1,30 +1,28 @@
 //! Object names, and which keys are trusted to sign them.
 //!
 //! - [`Repository`]: a repository at a target, opened: its id, and whether its blocks are encrypted
+//! - [`description`]: the plain description and its copy, which say both
 //! - [`keys`]: the certificates and the owner's key that lie next to the data
 //! - [`documents`]: signed documents: [`Writer`] signs and seals them, [`Access`] opens and verifies
 //!
 //! The format's bytes are [`crate::format`]'s, OpenPGP is [`crate::crypt`]'s, storage is
 //! [`crate::target`]'s; here they meet.
 
+mod description;
 mod documents;
 mod error;
 mod keys;
 mod readme;
-
-use serde::{Deserialize, Serialize};
 
 pub use documents::{Access, Writer};
 pub use error::Error;
 pub use keys::Keys;
 pub use readme::ForPeople;
 
+use self::description::{DESCRIPTION_SIZE, Identity};
 use crate::format::id::RepositoryId;
-use crate::format::{SEALED_SIZE, VERSION, name};
+use crate::format::{SEALED_SIZE, name};
 use crate::target::{ErrorKind, ObjectInfo, Target};
-
-/// Most bytes of the plain description.
-const DESCRIPTION_SIZE: usize = 64 << 10;
 
 /// A repository at a target.
 #[derive(Debug)]
@@ -34,20 +32,6 @@ pub struct Repository {
     encrypted: bool,
 }
 
-/// The plain description. Nothing in it is trusted: the id stands again in every signed document, and whether
-/// blocks are encrypted in snapshots and secrets.
-#[derive(Debug, Serialize, Deserialize)]
-struct Description {
-    version: u32,
-    id: String,
-    encryption: String,
-}
-
-/// The value of `encryption` in a repository whose blocks are OpenPGP messages.
-const OPENPGP: &str = "openpgp";
-/// The value of `encryption` in a repository whose blocks are bare zstd frames.
-const NONE: &str = "none";
-
 impl Repository {
     /// Opens the repository at `location`.
     pub fn open(location: &str) -> Result<Self, Error> {
@@ -56,40 +40,8 @@ impl Repository {
             ErrorKind::NotFound => missing(e.to_string()),
             _ => Error::Target(e),
         })?;
-        let (id, encrypted) = match describe(&target, name::DESCRIPTION) {
-            // The copy is as good: neither is believed before a signed document has said the same.
-            Err(error) if is_lost(&error) => describe(&target, name::DESCRIPTION_COPY).map_err(|_| error)?,
-            other => other?,
-        };
+        let Identity { id, encrypted } = description::read(&target)?;
         Ok(Repository { target, id, encrypted })
-    }
-
-    /// The text of the description.
-    fn description(&self) -> Result<String, Error> {
-        let encryption = if self.encrypted { OPENPGP } else { NONE }.to_owned();
-        let description = Description { version: VERSION, id: self.id.to_string(), encryption };
-        let text = toml::to_string(&description)
-            .map_err(|e| Error::Description { location: self.location().to_owned(), why: e.to_string() })?;
-        Ok(format!("# A brackfs repository. {} says how to get data out.\n{text}", name::README))
-    }
-
-    /// Those of the description and its copy that are missing or damaged.
-    pub fn lost_descriptions(&self) -> Result<Vec<&'static str>, Error> {
-        let mut lost = Vec::new();
-        let text = self.description()?;
-        for object in [name::DESCRIPTION, name::DESCRIPTION_COPY] {
-            match self.target.get(object, DESCRIPTION_SIZE) {
-                Ok(found) if found == text.as_bytes() => {}
-                Err(e) if !is_damage(e.kind) => return Err(e.into()),
-                _ => lost.push(object),
-            }
-        }
-        Ok(lost)
-    }
-
-    /// Writes the description again, or its copy, under the name that was lost.
-    pub fn put_description(&self, object: &str) -> Result<(), Error> {
-        self.replace(object, self.description()?.as_bytes())
     }
 
     /// Stores an object whose content is known in place of a damaged one, or where there is none.
@@ -201,55 +153,9 @@ impl Repository {
     }
 }
 
-/// What a description says: the repository's id, and whether blocks are encrypted.
-fn describe(target: &Target, object: &str) -> Result<(RepositoryId, bool), Error> {
-    let location = target.location();
-    let bytes = target.get(object, DESCRIPTION_SIZE).map_err(|e| match e.kind {
-        ErrorKind::NotFound => {
-            Error::Missing { location: location.to_owned(), why: format!("there is no {}", name::DESCRIPTION) }
-        }
-        _ => Error::Target(e),
-    })?;
-    let invalid = |why: String| Error::Description { location: location.to_owned(), why };
-    let text = String::from_utf8(bytes).map_err(|e| invalid(e.to_string()))?;
-    let description: Description = match toml::from_str(&text) {
-        Ok(description) => description,
-        // A newer version may have dropped the other fields.
-        Err(e) => match version_of(&text) {
-            Some(version) if version != VERSION => return Err(Error::Version { found: version }),
-            _ => return Err(invalid(e.message().to_owned())),
-        },
-    };
-    if description.version != VERSION {
-        return Err(Error::Version { found: description.version });
-    }
-    let id = description.id.parse().map_err(|e: crate::format::Error| invalid(e.to_string()))?;
-    let encrypted = match description.encryption.as_str() {
-        OPENPGP => true,
-        NONE => false,
-        other => return Err(invalid(format!("unknown encryption {other:?}"))),
-    };
-    Ok((id, encrypted))
-}
-
-/// Whether a description is missing or damaged, so that its copy is as good.
-fn is_lost(error: &Error) -> bool {
-    match error {
-        Error::Missing { .. } | Error::Description { .. } => true,
-        Error::Target(error) => is_damage(error.kind),
-        _ => false,
-    }
-}
-
 /// Whether a target answers so for a small object that is missing or is not what was stored; it does not itself fail.
 fn is_damage(kind: ErrorKind) -> bool {
     matches!(kind, ErrorKind::NotFound | ErrorKind::TooLarge | ErrorKind::NotAFile)
-}
-
-/// The version in a description that does not parse otherwise.
-fn version_of(text: &str) -> Option<u32> {
-    let table: toml::Table = toml::from_str(text).ok()?;
-    table.get("version")?.as_integer()?.try_into().ok()
 }
 
 #[cfg(test)]
@@ -268,18 +174,5 @@ mod tests {
         let opened = Repository::open(&location).unwrap();
         assert_eq!((opened.id(), opened.encrypted()), (made.id(), true));
         assert!(matches!(Repository::create(&location, true), Err(Error::Exists { .. })));
-    }
-
-    #[test]
-    fn other_versions_and_garbage_are_told_apart() {
-        let dir = tempfile::tempdir().unwrap();
-        let location = dir.path().display().to_string();
-        let open = |text: &str| {
-            std::fs::write(dir.path().join(name::DESCRIPTION), text).unwrap();
-            Repository::open(&location).unwrap_err()
-        };
-        assert!(matches!(open("version = 2\nnew = true\n"), Error::Version { found: 2 }));
-        assert!(matches!(open("version = 1\nid = \"x\"\nencryption = \"none\"\n"), Error::Description { .. }));
-        assert!(matches!(open("\u{0}"), Error::Description { .. }));
     }
 }
