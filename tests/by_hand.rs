@@ -301,12 +301,27 @@ fn a_second_reader_refuses_snapshots_that_are_not_the_signers_or_not_in_their_pl
         fs::rename(repo.join(&moved), repo.join(snapshot)).unwrap();
 
         // The right name in another repository.
-        let settings = fs::read_to_string(repo.join("brackfs.toml")).unwrap();
+        let descriptions = ["brackfs.toml", "brackfs-copy.toml"].map(|name| repo.join(name));
+        let settings = fs::read_to_string(&descriptions[0]).unwrap();
         let theirs = fs::read_to_string(shelf.site.path().join("other/brackfs.toml")).unwrap();
         let id = |settings: &str| settings.lines().find(|line| line.starts_with("id = ")).expect("an id").to_owned();
-        fs::write(repo.join("brackfs.toml"), settings.replace(&id(&settings), &id(&theirs))).unwrap();
+        let moved = settings.replace(&id(&settings), &id(&theirs));
+        for description in &descriptions {
+            fs::write(description, &moved).unwrap();
+            refuses(shelf.list(), "brackfs.toml", "brackfs-copy.toml says otherwise");
+            fs::write(description, &settings).unwrap();
+        }
+        descriptions.iter().for_each(|description| fs::write(description, &moved).unwrap());
         refuses(shelf.list(), snapshot, "another repository");
-        fs::write(repo.join("brackfs.toml"), settings).unwrap();
+
+        // Each serves for the other.
+        for description in &descriptions {
+            fs::write(description, "damaged").unwrap();
+            let other = descriptions.iter().find(|other| *other != description).unwrap();
+            fs::write(other, &settings).unwrap();
+            shelf.list().ok();
+        }
+        descriptions.iter().for_each(|description| fs::write(description, &settings).unwrap());
         shelf.list().ok();
     }
 }

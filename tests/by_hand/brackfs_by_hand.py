@@ -343,16 +343,35 @@ def shown(name):
 # --- The repository ---
 
 
+DESCRIPTIONS = ("brackfs.toml", "brackfs-copy.toml")
+
+
+def describe(path, where):
+    """The version that a description says, and of version 1 the id and whether the repository is encrypted."""
+    settings = tomllib.loads(read(path, where, 64 << 10).decode())
+    version = settings.get("version")
+    need(type(version) is int, where, "no version")
+    if version != 1:
+        return version, None, None
+    need(re.fullmatch(UUID, str(settings.get("id"))), where, "the id is no UUID")
+    need(settings.get("encryption") in ("openpgp", "none"), where, "encryption is neither openpgp nor none")
+    return version, uuid.UUID(settings["id"]).bytes, settings["encryption"] == "openpgp"
+
+
 class Repository:
     def __init__(self, path, signer):
         self.path = pathlib.Path(path)
-        where = "brackfs.toml"
-        settings = tomllib.loads(read(self.path / where, where, 64 << 10).decode())
-        need(number(1, 1)(settings.get("version")), where, "not of version 1")
-        need(re.fullmatch(UUID, str(settings.get("id"))), where, "the id is no UUID")
-        need(settings.get("encryption") in ("openpgp", "none"), where, "encryption is neither openpgp nor none")
-        self.id = uuid.UUID(settings["id"]).bytes
-        self.encrypted = settings["encryption"] == "openpgp"
+        said, lost = set(), []
+        for where in DESCRIPTIONS:
+            try:
+                said.add(describe(self.path / where, where))
+            except (Failure, OSError, tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+                lost.append(error)
+        if not said:
+            raise lost[0]
+        need(len(said) == 1, DESCRIPTIONS[0], f"{DESCRIPTIONS[1]} says otherwise")
+        version, self.id, self.encrypted = said.pop()
+        need(version == 1, DESCRIPTIONS[0], "not of version 1")
         self.signer = signer and signer.upper()
         if not signer:
             print("signatures are NOT checked: no --signer was given", file=sys.stderr)
