@@ -3,7 +3,7 @@
 //! A directory that stands where it stood, with the inode number that it had, is on the device that it was on. From
 //! there on the whole device goes by the number that it had when it was seen first. No two devices of a run go by one
 //! number: what is known of one, such as where a directory with a certain inode number was, would pass for known of
-//! the other. Foreign file systems ([`Mount::foreign`](crate::source::mounts::Mount::foreign)) are not asked about
+//! the other. Foreign file systems ([`is_foreign`](crate::source::is_foreign)) are not asked about
 //! here: their inode numbers prove nothing.
 
 use std::collections::{HashMap, HashSet};
