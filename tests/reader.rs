@@ -171,8 +171,10 @@ fn a_restore_decodes_each_block_once_however_many_backups_neighbours_are_from() 
     let restored = restore(&reader, &at(&reader, ""), &to, &Options::default(), &Silent, &AtomicBool::new(false));
     assert_eq!(restored.unwrap().files, (folders * files) as u64);
     assert!(tree(&to) == tree(&site.source()));
-    // Those of directories come on top, and two at work may want two at once.
-    let most = blocks.len() as u64 + 8;
+    // Blocks of directories come on top, and on a busy machine a worker that lags behind needs a block again that has left
+    // the small cache. In the order of the tree each folder would need a block of each backup.
+    let most = 2 * blocks.len() as u64;
+    assert!(most < folders as u64 * backups as u64 / 2);
     assert!((blocks.len() as u64..=most).contains(&decoded(&reader)), "{} of {}", decoded(&reader), blocks.len());
 }
 
