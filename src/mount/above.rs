@@ -237,8 +237,8 @@ impl Above {
                 Ok(snapshot)
             }
             Err(error) => {
-                // A repository that is away says nothing about its objects.
-                if self.reader.repository().is_there() {
+                // A target that fails or is away says nothing about its objects.
+                if self.reader.is_lasting(&error) {
                     unreadable.spent += begun.elapsed();
                     unreadable.snapshots.insert(number, Instant::now());
                 }
@@ -356,13 +356,18 @@ impl Above {
             }
         }
         let begun = Instant::now();
-        let name = self.reader.source_name(id).map_err(|error| self.report_once(&name::source(id), &error)).ok();
-        if name.is_none() && self.reader.repository().is_there() {
+        let error = match self.reader.source_name(id) {
+            Ok(name) => return Some(name),
+            Err(error) => error,
+        };
+        self.report_once(&name::source(id), &error);
+        // A target that fails or is away says nothing about its objects.
+        if self.reader.is_lasting(&error) || error.is_missing() && self.reader.repository().is_there() {
             let mut unreadable = lock(&self.unreadable);
             unreadable.spent += begun.elapsed();
             unreadable.sources.insert(id, Instant::now());
         }
-        name
+        None
     }
 
     /// Whether it is time to look again for tags that could not be read.

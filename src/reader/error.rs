@@ -72,6 +72,11 @@ impl Error {
         Error::Block { pack: at.pack, offset: at.offset, why: Arc::new(why) }
     }
 
+    /// Whether an object is missing; packs excepted.
+    pub fn is_missing(&self) -> bool {
+        matches!(self, Error::Repository(error) if error.is_missing())
+    }
+
     /// Whether it is the key or passphrase that is missing or wrong.
     pub fn is_key_problem(&self) -> bool {
         match self {

@@ -107,6 +107,11 @@ pub enum Error {
 }
 
 impl Error {
+    /// Whether an object is missing.
+    pub fn is_missing(&self) -> bool {
+        matches!(self, Error::Target(error) if error.kind == target::ErrorKind::NotFound)
+    }
+
     /// Whether it is the key or passphrase that is missing or wrong.
     pub fn is_key_problem(&self) -> bool {
         match self {
