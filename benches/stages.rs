@@ -12,7 +12,7 @@ use brackfs::format::block::{Encoder, decode};
 use brackfs::format::{
     BLOCK_SIZE, BlockLocation, ChunkRef, Content, Digest, Entry, Items, Kind, Node, PackId, Timestamp,
 };
-use brackfs::source::{Cutter, Error, Piece, Standing, Stat};
+use brackfs::source::{Chunker, Error, Piece, Standing, Stat};
 use divan::Bencher;
 use divan::counter::{BytesCount, ItemsCount};
 
@@ -55,7 +55,7 @@ fn cut(bencher: Bencher<'_, '_>, average: usize) {
     let content = noise(64 << 20);
     let mut file: File = tempfile::tempfile().unwrap();
     file.write_all(&content).unwrap();
-    let cutter = Cutter::new(1, average);
+    let cutter = Chunker::new(1, average);
     bencher.counter(bytes(&content)).bench_local(|| {
         let mut pieces = 0;
         let sink = &mut |piece: Piece| {

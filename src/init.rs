@@ -19,8 +19,8 @@ pub enum Owner {
     Recipients(Vec<Certificate>),
     /// Whoever knows the passphrase: a key is made, and kept in the repository under it.
     Passphrase(Passphrase),
-    /// Everyone: blocks are not encrypted.
-    Everyone,
+    /// Blocks are not encrypted.
+    Unencrypted,
 }
 
 /// A new repository.
@@ -70,7 +70,7 @@ pub fn init(location: &str, state: &Path, owner: Owner) -> Result<Made, Error> {
             kept = Some(key);
             vec![certificate]
         }
-        Owner::Everyone => Vec::new(),
+        Owner::Unencrypted => Vec::new(),
     };
     let repository = Repository::create(location, !recipients.is_empty())?;
     let kept_here = RepositoryState::new(state, repository.id());

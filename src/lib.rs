@@ -1,7 +1,7 @@
 //! Encrypted backup that you can mount: made with a public key only, in flat memory, verified on every read.
 //!
 //! Two journeys explain most of the code. A backup ([`backup`]) walks a [`source`], compares it with the
-//! [`catalog`], and writes blocks ([`format`](mod@format), [`crypt`]) into packs of a [`repository`] at a [`target`].
+//! [`catalog`], and writes blocks ([`format`](mod@format), [`crypt`]) into packs of a [`repository`] at a [`storage`].
 //! The [`inventory`] sees to it that the catalog claims nothing that the repository does not have.
 //! A read ([`reader`]) goes from a snapshot through trees to blocks, verifying each; [`mount`], [`restore`],
 //! [`dump`](mod@dump), [`history`] and [`check`] are on top of it. Engines tell a [`monitor`] what happens, and only [`cli`] prints.
@@ -13,26 +13,26 @@
 //! <!-- layers -->
 //! | module | may use |
 //! | --- | --- |
-//! | `kernel` | – |
-//! | `target` | `kernel` |
+//! | `sys` | – |
+//! | `storage` | `sys` |
 //! | `threads` | – |
 //! | `crypt` | – |
 //! | `format` | – |
 //! | `monitor` | – |
-//! | `source` | `format` `kernel` |
-//! | `repository` | `target` `crypt` `format` |
-//! | `state` | `kernel` `crypt` `format` |
+//! | `source` | `format` `sys` |
+//! | `repository` | `storage` `crypt` `format` |
+//! | `state` | `sys` `crypt` `format` |
 //! | `catalog` | `crypt` `format` `source` |
 //! | `init` | `catalog` `state` `repository` `crypt` `format` |
-//! | `inventory` | `catalog` `state` `repository` `target` `crypt` `format` `monitor` |
-//! | `backup` | `inventory` `source` `catalog` `state` `repository` `target` `crypt` `format` `monitor` `threads` |
+//! | `inventory` | `catalog` `state` `repository` `storage` `crypt` `format` `monitor` |
+//! | `backup` | `inventory` `source` `catalog` `state` `repository` `storage` `crypt` `format` `monitor` `threads` |
 //! | `reader` | `repository` `crypt` `format` |
 //! | `mount` | `reader` `format` `monitor` |
 //! | `restore` | `reader` `source` `format` `monitor` |
 //! | `dump` | `reader` `format` `monitor` |
 //! | `history` | `reader` `source` `format` `monitor` |
-//! | `check` | `reader` `repository` `target` `crypt` `format` `monitor` |
-//! | `cli` | `backup` `catalog` `check` `crypt` `dump` `format` `history` `init` `inventory` `kernel` `monitor` `mount` `reader` `repository` `restore` `state` |
+//! | `check` | `reader` `repository` `storage` `crypt` `format` `monitor` |
+//! | `cli` | `backup` `catalog` `check` `crypt` `dump` `format` `history` `init` `inventory` `sys` `monitor` `mount` `reader` `repository` `restore` `state` |
 //! <!-- /layers -->
 
 pub mod backup;
@@ -45,7 +45,6 @@ pub mod format;
 pub mod history;
 pub mod init;
 pub mod inventory;
-mod kernel;
 pub mod monitor;
 pub mod mount;
 pub mod reader;
@@ -53,5 +52,6 @@ pub mod repository;
 pub mod restore;
 pub mod source;
 pub mod state;
-pub mod target;
+pub mod storage;
+mod sys;
 pub mod threads;

@@ -23,7 +23,7 @@ use rustix::fs::FlockOperation;
 
 use crate::crypt::{Fingerprint, KeyStore};
 use crate::format::RepositoryId;
-use crate::kernel::sync_folder;
+use crate::sys::sync_folder;
 
 /// Something that failed in the state directory.
 #[derive(Debug, thiserror::Error)]

@@ -8,7 +8,7 @@ use std::fs;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
-use brackfs::target::Target;
+use brackfs::storage::Target;
 use common::disk::{Disk, Operation};
 use common::ordeal::{End, Ordeal, Random, count_calls, place, rounds, under_strace};
 use common::{Run, Site, run};

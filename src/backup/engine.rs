@@ -20,11 +20,11 @@ use super::event::{
 };
 use super::limits::{ATTRIBUTES_OPEN, ENTRIES_OPEN};
 use super::nodes::{Link, NodeKey, Nodes, PLACEHOLDER, Purpose};
+use super::path_stack::PathStack;
 use super::read::Reading;
 use super::seal::{Done, OpenPacks, Plain};
 use super::session::Session;
 use super::store::Store;
-use super::trail::Trail;
 use super::{Error, INLINE_EXTENTS, NODE_ITEMS, Options, change, entry_of};
 use crate::catalog::stats::Stats;
 use crate::catalog::{
@@ -77,7 +77,7 @@ pub(super) struct Engine<'a> {
     devices: HashMap<u64, u64>,
     frames: Vec<Frame>,
     /// Where the frames lead to, for messages.
-    trail: Trail,
+    trail: PathStack,
     /// Blocks of the snapshot that is being made.
     pub(super) used: RoaringTreemap,
     /// Directories were gone through again: `used` has blocks of what was in them before, too.
@@ -181,7 +181,7 @@ impl<'a> Engine<'a> {
         monitor: &'a dyn Monitor,
         (events, calls): (Receiver<Vec<Event>>, &'a Calls),
         (plain, buffers, open_packs, done): Stages<'a>,
-        (above, trail, reading): (DirectoryId, Trail, &Reading),
+        (above, trail, reading): (DirectoryId, PathStack, &Reading),
     ) -> Result<Self, Error> {
         Ok(Engine {
             session,

@@ -2,7 +2,7 @@
 
 use crate::crypt::Fingerprint;
 use crate::threads::TooFew;
-use crate::{catalog, crypt, format, inventory, repository, source, state, target};
+use crate::{catalog, crypt, format, inventory, repository, source, state, storage};
 
 /// A backup that did not come to its end. What was committed before stays and is not stored again.
 #[derive(Debug, thiserror::Error)]
@@ -21,7 +21,7 @@ pub enum Error {
     Inventory(#[from] inventory::Error),
     /// The target failed.
     #[error(transparent)]
-    Target(#[from] target::Error),
+    Target(#[from] storage::Error),
     /// A source failed as a whole: a path that was given is not there.
     #[error(transparent)]
     Source(#[from] source::Error),

@@ -7,7 +7,7 @@ use crossbeam_channel::Receiver;
 use super::Error;
 use super::budget::Loan;
 use super::calls::Calls;
-use super::parking::Parked;
+use super::spill::Parked;
 use crate::catalog::stats::Stats;
 use crate::catalog::{BlockId, DirectoryRow, SegmentId, SegmentRow};
 use crate::format::{BlockLocation, Digest, Entry};

@@ -33,8 +33,8 @@ use rustix::process::{Resource, getrlimit};
 
 use super::Error;
 use super::budget::Budget;
-use super::parking::Parking;
 use super::read::Lane;
+use super::spill::Spill;
 use crate::format::{BLOCK_SIZE, SEALED_SIZE};
 
 /// Bytes of small files that may be read ahead of the engine.
@@ -147,7 +147,7 @@ impl Lanes {
     pub(super) fn new(low_memory: bool) -> Result<Self, Error> {
         let attributes = Budget::new(ATTRIBUTES_AHEAD);
         if low_memory {
-            let [small, large] = [Parking::new()?, Parking::new()?].map(Lane::Parking);
+            let [small, large] = [Spill::new()?, Spill::new()?].map(Lane::Spill);
             return Ok(Lanes { small, large, budget: None, attributes });
         }
         let (small, large) = (Lane::Lent, Lane::Memory(Budget::new(LARGE_AHEAD)));
@@ -157,7 +157,7 @@ impl Lanes {
     /// Parked files wait for room when they are read: by a single reader, so that the first in the walk gets it first.
     pub(super) fn small_readers(&self) -> usize {
         match &self.small {
-            Lane::Parking(_) => 1,
+            Lane::Spill(_) => 1,
             _ => SMALL_READERS,
         }
     }
@@ -166,7 +166,7 @@ impl Lanes {
         for lane in [&self.small, &self.large] {
             match lane {
                 Lane::Memory(budget) => budget.close(),
-                Lane::Parking(parking) => parking.close(),
+                Lane::Spill(parking) => parking.close(),
                 Lane::Lent => {}
             }
         }

@@ -27,7 +27,6 @@
 //! - [`commit`]: the order of durability
 //! - [`limits`]: how much memory all of it takes
 
-mod ahead;
 mod budget;
 mod calls;
 mod commit;
@@ -35,23 +34,24 @@ mod devices;
 mod engine;
 mod error;
 mod event;
-mod found;
+mod hard_links;
 mod limits;
 mod list;
+mod listing;
 mod nodes;
-mod parking;
+mod path_stack;
 mod preview;
 mod read;
+mod readahead;
+mod retry;
 mod rules;
 mod scope;
 mod seal;
-mod seen;
 mod selection;
 mod session;
-mod settle;
+mod spill;
 mod stdin;
 mod store;
-mod trail;
 mod walk;
 
 use std::cell::RefCell;
@@ -80,22 +80,22 @@ use crate::format::{ChunkRef, Items, Node, Timestamp};
 use crate::inventory::READ_AGAIN;
 use crate::monitor::{Monitor, Total};
 use crate::repository::Repository;
-use crate::source::{Cutter, Extended, LastMount, MountTable, Standing, Stat, Tags, now, temporary_folder};
+use crate::source::{Chunker, Extended, LastMount, MountTable, Standing, Stat, Tags, now, temporary_folder};
 use crate::threads::{TooFew, start};
-use ahead::Ahead;
 use calls::Calls;
 use devices::Devices;
 use engine::{Engine, Outcome, Tally};
+use hard_links::Seen;
 use limits::{CHANNEL, Directories, EVENTS, HELPERS, Lanes, WALK_STACK, workers};
+use path_stack::PathStack;
 use preview::Preview;
 use read::Reading;
+use readahead::Readahead;
+use retry::Settling;
 use rules::Rules;
 use scope::{Origin, Scope, identify};
 use seal::OpenPacks;
-use seen::Seen;
 use session::{Session, look};
-use settle::Settling;
-use trail::Trail;
 use walk::{Counts, Stop, Walk};
 
 /// Items that an index node or a node of extents lists.
@@ -354,7 +354,7 @@ impl Attempt<'_> {
 /// Lets go, when it is dropped, whoever waits for memory or for work: also if what comes before comes to grief.
 struct End<'a> {
     lanes: &'a Lanes,
-    ahead: &'a Ahead,
+    ahead: &'a Readahead,
 }
 
 impl Drop for End<'_> {
@@ -431,7 +431,7 @@ impl Run<'_> {
         catalog.forget_put_off()?;
         let lanes = &Lanes::new(self.options.low_memory)?;
         let reading = Reading {
-            cutter: Cutter::new(self.session.trust.seed, self.options.chunk_size),
+            cutter: Chunker::new(self.session.trust.seed, self.options.chunk_size),
             whole_below: rules.large,
             attributes: lanes.attributes.clone(),
             seen: Seen::default(),
@@ -439,7 +439,7 @@ impl Run<'_> {
             calls: self.calls.clone(),
         };
         let reading = &reading;
-        let ahead = Ahead::default();
+        let ahead = Readahead::default();
         let settling = Settling { retries: self.options.retries, longest: self.options.settle_max };
 
         thread::scope(|threads| {
@@ -504,7 +504,7 @@ impl Run<'_> {
                 attempt: settling.first(),
             };
             let (go_in, go) = bounded(1);
-            let (above, trail) = (DirectoryId::above(self.source.0), Trail::new(self.scope.root()));
+            let (above, trail) = (DirectoryId::above(self.source.0), PathStack::new(self.scope.root()));
             let walk =
                 thread::Builder::new().name("walk".into()).stack_size(WALK_STACK).spawn_scoped(threads, move || {
                     let result = match &self.scope.origin {

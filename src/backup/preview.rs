@@ -12,15 +12,15 @@ use std::time::Duration;
 use crossbeam_channel::{Receiver, bounded};
 use roaring::RoaringTreemap;
 
-use super::ahead::Ahead;
 use super::budget::Budget;
 use super::calls::Calls;
 use super::devices::Devices;
 use super::event::Event;
 use super::limits::{ATTRIBUTES_AHEAD, Directories, EVENTS, HELPERS, WALK_STACK};
+use super::path_stack::PathStack;
+use super::readahead::Readahead;
 use super::rules::Rules;
 use super::scope::{Origin, Scope};
-use super::trail::Trail;
 use super::walk::{Attempt, Counts, Stop, Walk};
 use super::{Error, Summary, change};
 use crate::catalog::{Catalog, DirectoryId, SourceRow};
@@ -53,7 +53,7 @@ impl Preview<'_> {
         let above = DirectoryId::above(source.unwrap_or(NO_SOURCE));
         // The walk has a connection of its own.
         drop(catalog);
-        let ahead = Ahead::default();
+        let ahead = Readahead::default();
 
         thread::scope(|threads| {
             let (events_in, events) = bounded(EVENTS);
@@ -98,7 +98,7 @@ impl Preview<'_> {
             // Not before: they wait until they are told to go. Without them everything is only slower.
             let helped = &ahead;
             let _ = start(threads, "looking ahead", HELPERS, || move || helped.help());
-            let read_bytes = self.follow(&events, Trail::new(root));
+            let read_bytes = self.follow(&events, PathStack::new(root));
             if self.calls.are_abandoned() {
                 self.calls.leave(self.monitor);
             }
@@ -114,7 +114,7 @@ impl Preview<'_> {
     }
 
     /// Follows the walk to its end, and names what is new or changed. Returns the bytes of files that would be read.
-    fn follow(&self, events: &Receiver<Vec<Event>>, mut trail: Trail) -> u64 {
+    fn follow(&self, events: &Receiver<Vec<Event>>, mut trail: PathStack) -> u64 {
         let progress = self.monitor.progress();
         let mut read_bytes = 0;
         for event in std::iter::from_fn(|| self.calls.receive(events)).flatten() {

@@ -26,10 +26,10 @@ use super::Error;
 use super::budget::{Budget, Loan};
 use super::calls::{Call, Calls};
 use super::event::{Bytes, Content, End};
-use super::parking::Parking;
-use super::seen::{Seen, SeenFile, SeenPiece};
+use super::hard_links::{Seen, SeenFile, SeenPiece};
+use super::spill::Spill;
 use crate::format::{ContentHasher, Digest, Kind};
-use crate::source::{self, Clock, Cutter, Directory, Extended, MountTable, Passing, Piece, Stat, now};
+use crate::source::{self, Chunker, Clock, Directory, Extended, MountTable, Passing, Piece, Stat, now};
 
 /// Pieces of content, and bytes, that go to the engine together.
 const GATHER: usize = 64;
@@ -64,7 +64,7 @@ pub(super) struct JobFile {
 
 /// How files are read.
 pub(super) struct Reading {
-    pub(super) cutter: Cutter,
+    pub(super) cutter: Chunker,
     /// Files below this are one chunk.
     pub(super) whole_below: u64,
     /// Lends memory for attributes; the engine says which file it takes.
@@ -92,7 +92,7 @@ pub(super) enum Lane {
     /// In memory that is lent a chunk at a time.
     Memory(Budget),
     /// In a temporary file.
-    Parking(Parking),
+    Spill(Spill),
 }
 
 /// Why a file's content ended early.
@@ -418,7 +418,7 @@ impl<'o, 'c> Sink<'o, 'c> {
                 let _loan = Some(budget.take(bytes.len()).ok_or(Stop::Gone)?);
                 Bytes::Memory { bytes, _loan }
             }
-            (_, Lane::Parking(parking)) => {
+            (_, Lane::Spill(parking)) => {
                 let parked = parking.put(&bytes).map_err(Stop::Broken)?;
                 Bytes::Parked(parked.ok_or(Stop::Gone)?)
             }

@@ -19,7 +19,7 @@ use crate::format::block::Encoder;
 use crate::format::id::RunId;
 use crate::format::index::PackKind;
 use crate::format::{BLOCK_SIZE, BlockLocation, Digest, PackId, SEALED_SIZE, name};
-use crate::target::{Spool, Target};
+use crate::storage::{Spool, Target};
 
 /// A pack is stored when it has this many bytes.
 const PACK_SIZE: u64 = 16 << 20;

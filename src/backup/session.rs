@@ -12,12 +12,12 @@ use crate::crypt::{Certificate, Signer};
 use crate::format::generation::Generation;
 use crate::format::id::RunId;
 use crate::format::name;
-use crate::inventory::{self, Generations, Inventory, Standing, host_access, host_key};
+use crate::inventory::{self, Divergence, Generations, Inventory, host_access, host_key};
 use crate::monitor::Monitor;
 use crate::repository::{Access, Repository, Writer};
 use crate::source::now;
 use crate::state::{Lock, RepositoryState};
-use crate::target::ErrorKind;
+use crate::storage::ErrorKind;
 
 /// Seconds that the clock may be behind the last backup's before it is said: two machines or a correction differ by less.
 const CLOCK_TOLERANCE: i64 = 60;
@@ -75,14 +75,14 @@ impl<'r> Session<'r> {
         if let Some(words) = generations.words() {
             monitor.note(&words);
         }
-        let standing = generations.standing(&catalog)?;
+        let standing = generations.divergence(&catalog)?;
         let last = match standing {
-            Standing::AsLeft => known.number,
-            Standing::Begun { number, run } => {
+            Divergence::AsLeft => known.number,
+            Divergence::Begun { number, run } => {
                 catalog.set_run(number, run)?;
                 number
             }
-            Standing::SetBack { found, known } | Standing::Forgotten { found, known } => found.max(known),
+            Divergence::SetBack { found, known } | Divergence::Forgotten { found, known } => found.max(known),
         };
         if let Some(words) = standing.words() {
             monitor.note(&format!("{words}. Packs are listed and compared before anything is stored"));
@@ -237,9 +237,9 @@ pub(super) fn look(
     for lost in inventory.lost(&catalog, &state, &host)? {
         monitor.note(&format!("{}: {}", lost.object, lost.words()));
     }
-    if inventory.standing(&catalog)?.words().is_some()
+    if inventory.divergence(&catalog)?.words().is_some()
         // Asked again: a run of our own may have begun meanwhile.
-        && let Some(words) = inventory.standing(&view()?)?.words()
+        && let Some(words) = inventory.divergence(&view()?)?.words()
     {
         monitor.note(&format!("{words}. A backup compares packs first; what is lost it stores again"));
     }

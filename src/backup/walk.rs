@@ -17,17 +17,17 @@ use crossbeam_channel::{Sender, bounded};
 use roaring::RoaringTreemap;
 
 use super::Error;
-use super::ahead::{Ahead, Later};
 use super::budget::{Budget, Loan};
 use super::calls::Calls;
 use super::devices::Devices;
 use super::event::{Enter, Event, NewFile, NewFiles, OldSegment, Plain, Reused};
-use super::found::{Below, Borders, Entries, Found, Ground, Name, Names, Next, Opened, SIBLINGS};
 use super::limits::Directories;
-use super::parking::SLOTS;
+use super::listing::{Below, Borders, Entries, Found, Ground, Name, Names, Next, Opened, SIBLINGS};
 use super::read::{FILE_OVERHEAD, Job, JobFile, Patience};
+use super::readahead::{Later, Readahead};
 use super::rules::Rules;
 use super::selection::Part;
+use super::spill::SLOTS;
 use crate::catalog::stats::{Stats, StatsReader};
 use crate::catalog::{BlockId, DirectoryId, DirectoryRow, Past, SegmentId, SegmentNode, SegmentRow};
 use crate::format::entry::Xattr;
@@ -95,7 +95,7 @@ pub(super) struct Walk<'a> {
     pub(super) attributes: Budget,
     pub(super) monitor: &'a dyn Monitor,
     pub(super) stop: &'a AtomicBool,
-    pub(super) ahead: Ahead,
+    pub(super) ahead: Readahead,
     /// The directory at the top, and its parent in the catalog.
     pub(super) root: Option<(DirectoryId, Arc<Directory>)>,
     pub(super) counts: Counts,

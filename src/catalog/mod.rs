@@ -28,7 +28,7 @@ mod directories;
 mod error;
 mod numbers;
 mod packs;
-mod put_off;
+mod retry_queue;
 mod snapshots;
 pub mod stats;
 mod sums;
@@ -48,7 +48,7 @@ pub use claims::Claims;
 pub use directories::{DirectoryId, DirectoryRow, Past, SegmentId, SegmentNode, SegmentRow};
 pub use error::Error;
 pub use packs::{Condemned, KnownPack};
-pub use put_off::{PutOff, SoFar};
+pub use retry_queue::{PutOff, SoFar};
 pub use snapshots::{Labels, Presence, SnapshotRow, SourceRow};
 pub use trust::{LastRun, Trust};
 

@@ -28,7 +28,7 @@ use crate::format::name::SnapshotName;
 use crate::format::{BLOCK_SIZE, BlockLocation, ChunkRef, Digest, PackId, SourceId, name};
 use crate::monitor::{self, Monitor};
 use crate::reader::{self, Directory, FileReader, Listed, Reader, Step, Walk};
-use crate::target::{ErrorKind, ObjectInfo};
+use crate::storage::{ErrorKind, ObjectInfo};
 use content::{Look, Looked};
 
 /// Most bytes of a list of sums.

@@ -51,7 +51,7 @@ pub(super) struct Args {
 
 pub(super) fn run(args: &Args, global: &Global) -> Result<ExitCode> {
     let owner = match (args.no_encryption, args.recipient.as_slice()) {
-        (true, _) => Owner::Everyone,
+        (true, _) => Owner::Unencrypted,
         (false, []) => Owner::Passphrase(new_passphrase("Passphrase for the new repository: ")?),
         (false, paths) => Owner::Recipients(paths.iter().map(|path| read_certificate(path)).collect::<Result<_>>()?),
     };

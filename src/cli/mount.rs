@@ -16,11 +16,11 @@ use super::exit::Usage;
 use super::mount_log::Log;
 use super::terminal::Terminal;
 use crate::format::Kind;
-use crate::kernel;
 use crate::monitor::Monitor;
 use crate::mount::{FileSystem, Options, Owners, mount};
 use crate::reader::Selector;
 use crate::state::RepositoryState;
+use crate::sys;
 
 /// Mount snapshots, to browse them and copy files out
 ///
@@ -236,5 +236,5 @@ fn detach() {
         let _ = rustix::stdio::dup2_stdout(&null);
         let _ = rustix::stdio::dup2_stderr(&null);
     }
-    kernel::close_inherited();
+    sys::close_inherited();
 }

@@ -8,7 +8,7 @@ use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 
 use signal_hook::consts::SIGUSR1;
 
-use crate::kernel::{had_no_stdout, keep_heap_small};
+use crate::sys::{had_no_stdout, keep_heap_small};
 
 /// Keeps secrets out of core dumps, and allows as many open files as the system does: a walk holds each
 /// directory between the root and where it is. Where that is refused, things still work, less deep.

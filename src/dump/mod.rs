@@ -28,8 +28,8 @@
 
 mod acl;
 mod archive;
+mod extents;
 mod header;
-mod islands;
 
 use std::ffi::OsStr;
 use std::io::{self, Write};
@@ -41,8 +41,8 @@ use crate::format::{ContentHasher, Entry, Kind};
 use crate::monitor::Monitor;
 use crate::reader::{self, FileReader, FirstNames, Known, Listed, Reader, Step, Walk};
 use archive::Archive;
+use extents::{DataExtents, Island};
 use header::{Body, Member};
-use islands::{Island, Islands};
 
 /// Bytes of a file that are verified before its header is written. They fit into the reader's cache several times
 /// unless it was made small, so that they are fetched and decrypted once.
@@ -260,10 +260,10 @@ impl<W: Write> Run<'_, W> {
     }
 
     /// Looks at all of a file's map, and verifies what lies at its beginning. Of a sparse file, how large the map is.
-    fn verified(&self, file: &FileReader) -> Result<Option<islands::Size>, reader::Error> {
+    fn verified(&self, file: &FileReader) -> Result<Option<extents::Size>, reader::Error> {
         let mut data = 0u64;
-        let mut islands = Islands::new(file.size());
-        let mut size = islands::Size::default();
+        let mut islands = DataExtents::new(file.size());
+        let mut size = extents::Size::default();
         file.each_chunk(self.reader, |begins, at, chunk| {
             data += u64::from(chunk.length);
             islands.push(begins, chunk.length.into()).iter().for_each(|island| size.add(island));
@@ -277,10 +277,10 @@ impl<W: Write> Run<'_, W> {
     }
 
     /// The map of a sparse file, which comes before its data.
-    fn map(&mut self, file: &FileReader, path: &[u8], size: &islands::Size) -> Result<(), Error> {
+    fn map(&mut self, file: &FileReader, path: &[u8], size: &extents::Size) -> Result<(), Error> {
         let failed = |source| Error::Cut { path: shown(path).to_owned(), source };
         let archive = &mut self.archive;
-        let mut islands = Islands::new(file.size());
+        let mut islands = DataExtents::new(file.size());
         // What can't be written must not be taken for what can't be read.
         let mut result = archive.write(size.heading().as_bytes());
         let mut put = |island: &Island| {
@@ -300,13 +300,13 @@ impl<W: Write> Run<'_, W> {
 
     /// A file's bytes: all, or of a sparse file its islands. Chunks are verified before they are written. A digest
     /// of the whole that differs all the same is a problem: every piece of it is what was stored.
-    fn content(&mut self, file: &FileReader, path: &[u8], map: Option<&islands::Size>) -> Result<(), Error> {
+    fn content(&mut self, file: &FileReader, path: &[u8], map: Option<&extents::Size>) -> Result<(), Error> {
         // The digest of a single chunk is that of the file, and is compared anyway.
         let is_one_chunk = matches!(file.file().entry().content, Content::Chunk(_));
         let mut hasher = (!is_one_chunk).then(ContentHasher::default);
         let before = self.archive.written();
         let (archive, progress) = (&mut self.archive, self.monitor.progress());
-        let mut islands = Islands::new(file.size());
+        let mut islands = DataExtents::new(file.size());
         // Where in the file it is, and where what was written ends.
         let (mut at, mut end) = (0u64, 0u64);
         let result = file.each(self.reader, |stretch| -> Result<(), Error> {

@@ -3,7 +3,7 @@
 use std::path::PathBuf;
 
 use crate::crypt::Fingerprint;
-use crate::{catalog, crypt, repository, state, target};
+use crate::{catalog, crypt, repository, state, storage};
 
 /// Catalog and repository could not be made to agree.
 #[derive(Debug, thiserror::Error)]
@@ -19,7 +19,7 @@ pub enum Error {
     State(#[from] state::Error),
     /// The target failed.
     #[error(transparent)]
-    Target(#[from] target::Error),
+    Target(#[from] storage::Error),
     /// A key can't be used.
     #[error(transparent)]
     Crypt(#[from] crypt::Error),

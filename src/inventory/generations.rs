@@ -8,7 +8,7 @@ use super::{Error, Inventory};
 use crate::format::generation::Generation;
 use crate::format::name;
 use crate::repository;
-use crate::target::ErrorKind;
+use crate::storage::ErrorKind;
 
 /// What was found in the folder of generations.
 #[derive(Debug, Default)]

@@ -1,7 +1,7 @@
 //! The inventory: catalog and repository are made to agree.
 //!
 //! A catalog must never claim more than the repository has. While nothing unexpected happens the last generation shows that
-//! with one look ([`Standing`]). When it shows anything else, packs are listed, what is missing is condemned, and what the
+//! with one look ([`Divergence`]). When it shows anything else, packs are listed, what is missing is condemned, and what the
 //! catalog does not know is learnt from signed indexes ([`reconcile`]). A lost catalog is one that knows nothing:
 //! [`rebuild()`] makes an empty one and reconciles it. All of this takes the host key and no other.
 //!
@@ -18,6 +18,7 @@
 //! - [`removal`]: what may be removed from a repository, and the only place that removes anything
 
 mod adopt;
+mod divergence;
 mod error;
 mod generations;
 mod mend;
@@ -26,20 +27,19 @@ mod recheck;
 mod recipients;
 mod reconcile;
 mod removal;
-mod standing;
 mod upkeep;
 mod verify;
 
 use std::sync::atomic::{AtomicBool, Ordering};
 
 pub use adopt::{Adopted, adopt_with_host_key, adopt_with_owner_key};
+pub use divergence::Divergence;
 pub use error::Error;
 pub use generations::Generations;
 pub use rebuild::rebuild;
 pub use recheck::{READ_AGAIN, Rechecked};
 pub use recipients::Renewed;
 pub use reconcile::Reconciled;
-pub use standing::Standing;
 pub use upkeep::Lost;
 pub use verify::Verified;
 

@@ -10,7 +10,7 @@ use std::path::Path;
 use super::{Error, Inventory};
 use crate::catalog::{Catalog, Condemned, KnownPack};
 use crate::format::{Digest, name};
-use crate::target::{self, ErrorKind};
+use crate::storage::{self, ErrorKind};
 
 /// Bytes of packs that a run reads again, unless asked otherwise.
 pub const READ_AGAIN: u64 = 32 << 20;
@@ -140,7 +140,7 @@ enum Look {
 }
 
 /// What an error says of a pack. One that says nothing of it ends the run.
-fn gone(error: target::Error) -> Result<Look, Error> {
+fn gone(error: storage::Error) -> Result<Look, Error> {
     match error.kind {
         ErrorKind::NotFound | ErrorKind::NotAFile => Ok(Look::Gone),
         _ => Err(error.into()),

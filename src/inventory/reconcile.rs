@@ -17,7 +17,7 @@ use crate::format::index::{Index, SnapshotBlocks};
 use crate::format::name;
 use crate::monitor::count;
 use crate::repository;
-use crate::target::ObjectInfo;
+use crate::storage::ObjectInfo;
 
 /// What came of it.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]

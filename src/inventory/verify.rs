@@ -10,7 +10,7 @@ use crate::crypt::Certificate;
 use crate::format::{Digest, PackId, name};
 use crate::monitor::count;
 use crate::state::RepositoryState;
-use crate::target::ObjectInfo;
+use crate::storage::ObjectInfo;
 
 /// Most bytes of a list of sums.
 const SUMS_SIZE: usize = 64 << 20;
@@ -57,7 +57,7 @@ impl Inventory<'_> {
             // What can be read of it may be anything.
             return Ok(found);
         }
-        if let Some(words) = self.standing(catalog)?.words() {
+        if let Some(words) = self.divergence(catalog)?.words() {
             problem(path, &words);
         }
         let lost = self.lost(catalog, state, host)?;

@@ -16,13 +16,13 @@ use std::time::{Duration, Instant};
 
 use lru::LruCache;
 
-use super::above::{Above, Named};
 use super::attributes::{Attributes, Item, Lasting, stored_bytes};
 use super::error::Error;
 use super::links::Links;
 use super::lock::lock;
 use super::number::{Ino, Number, Place};
 use super::owners::Owners;
+use super::virtual_tree::{Named, VirtualTree};
 use crate::format::entry::Content;
 use crate::format::snapshot::Snapshot;
 use crate::format::{Entry, Kind};
@@ -57,23 +57,23 @@ pub struct FileSystem {
 /// What is shown.
 enum Shown {
     /// All snapshots.
-    All(Box<Above>),
+    All(Box<VirtualTree>),
     /// What lies at a rank of one, whose number is 0.
     One(Arc<Snapshot>, u64),
 }
 
 /// Where an inode number leads to.
 enum Spot {
-    /// Above the snapshots.
-    Above(Place),
+    /// VirtualTree the snapshots.
+    VirtualTree(Place),
     /// In the snapshot of this number, at this rank.
     Entry(u64, u64),
 }
 
 /// What an inode number leads to.
 enum Thing {
-    /// Above the snapshots.
-    Above(Place),
+    /// VirtualTree the snapshots.
+    VirtualTree(Place),
     /// In the snapshot of this number.
     Entry(u64, Listed),
 }
@@ -82,7 +82,7 @@ impl FileSystem {
     /// All snapshots of a repository, by source and time.
     pub fn of_all(reader: Reader, monitor: Box<dyn Monitor>) -> Self {
         let (reader, monitor) = (Arc::new(reader), Arc::from(monitor));
-        let above = Above::new(Arc::clone(&reader), Arc::clone(&monitor));
+        let above = VirtualTree::new(Arc::clone(&reader), Arc::clone(&monitor));
         FileSystem::new(reader, monitor, Shown::All(Box::new(above)))
     }
 
@@ -158,7 +158,7 @@ impl FileSystem {
     /// The entry `name` of a directory. The kernel remembers it until it is forgotten.
     pub fn lookup(&self, parent: Ino, name: &[u8]) -> Result<Attributes, Error> {
         match self.thing(parent)? {
-            Thing::Above(place) => match self.above()?.lookup(place, name)? {
+            Thing::VirtualTree(place) => match self.above()?.lookup(place, name)? {
                 Named::Here(attributes) => Ok(attributes),
                 Named::Snapshot(number) => self.attributes(Number::Entry(number, 0).ino()),
             },
@@ -176,7 +176,7 @@ impl FileSystem {
     /// What is known of a thing.
     pub fn attributes(&self, ino: Ino) -> Result<Attributes, Error> {
         match self.thing(ino)? {
-            Thing::Above(place) => self.above()?.attributes(place),
+            Thing::VirtualTree(place) => self.above()?.attributes(place),
             Thing::Entry(_, listed) => {
                 let is_root = !self.is_lasting() && listed.rank == 0;
                 let lasting = if is_root { Lasting::WhileThere } else { Lasting::Always };
@@ -188,7 +188,7 @@ impl FileSystem {
     /// The target of a symbolic link.
     pub fn read_link(&self, ino: Ino) -> Result<Vec<u8>, Error> {
         match self.thing(ino)? {
-            Thing::Above(place) => self.above()?.read_link(place),
+            Thing::VirtualTree(place) => self.above()?.read_link(place),
             Thing::Entry(_, listed) => match &listed.entry().content {
                 Content::Target(target) => Ok(target.clone()),
                 _ => Err(Error::NotALink),
@@ -206,7 +206,7 @@ impl FileSystem {
         take: &mut dyn FnMut(&Item) -> bool,
     ) -> Result<(), Error> {
         let (number, listed) = match self.thing(ino)? {
-            Thing::Above(place) => return self.above()?.list(place, from, take),
+            Thing::VirtualTree(place) => return self.above()?.list(place, from, take),
             Thing::Entry(number, listed) => (number, listed),
         };
         let directory = listed.directory().ok_or(Error::NotADirectory)?;
@@ -269,7 +269,7 @@ impl FileSystem {
     pub fn inode_flags(&self, ino: Ino) -> Result<u32, Error> {
         match self.thing(ino)? {
             Thing::Entry(_, listed) => Ok(listed.entry().inode_flags),
-            Thing::Above(_) => Ok(0),
+            Thing::VirtualTree(_) => Ok(0),
         }
     }
 
@@ -326,15 +326,15 @@ impl FileSystem {
 
     fn thing(&self, ino: Ino) -> Result<Thing, Error> {
         match self.spot(ino)? {
-            Spot::Above(place) => Ok(Thing::Above(place)),
+            Spot::VirtualTree(place) => Ok(Thing::VirtualTree(place)),
             Spot::Entry(number, rank) => Ok(Thing::Entry(number, self.entry(number, rank)?)),
         }
     }
 
     fn spot(&self, ino: Ino) -> Result<Spot, Error> {
         match (Number::of(ino).ok_or(Error::NotFound)?, &self.shown) {
-            (Number::Above(Place::Top), Shown::One(_, rank)) => Ok(Spot::Entry(0, *rank)),
-            (Number::Above(place), _) => Ok(Spot::Above(place)),
+            (Number::VirtualTree(Place::Top), Shown::One(_, rank)) => Ok(Spot::Entry(0, *rank)),
+            (Number::VirtualTree(place), _) => Ok(Spot::VirtualTree(place)),
             (Number::Entry(number, rank), _) => Ok(Spot::Entry(number, rank)),
             (Number::Linked(..), _) => {
                 let (number, rank) = self.links.place(ino).ok_or(Error::NotFound)?;
@@ -356,7 +356,7 @@ impl FileSystem {
     }
 
     /// What stands above the snapshots, where anything does.
-    fn above(&self) -> Result<&Above, Error> {
+    fn above(&self) -> Result<&VirtualTree, Error> {
         match &self.shown {
             Shown::All(above) => Ok(above),
             Shown::One(..) => Err(Error::NotFound),

@@ -12,11 +12,11 @@ use fuser::{
     ReplyEntry, ReplyIoctl, ReplyLseek, ReplyOpen, ReplyStatfs, ReplyXattr, Request,
 };
 
-use super::above::REFRESH;
 use super::attributes::{Attributes, Item, Lasting};
 use super::errno::errno;
 use super::error::Error;
 use super::filesystem::FileSystem;
+use super::virtual_tree::REFRESH;
 use crate::format::{Kind, Timestamp};
 use crate::reader::Seek;
 

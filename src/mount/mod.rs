@@ -11,9 +11,7 @@
 //! - [`threads`]: how many threads serve a mount
 //! - [`users`]: who uses a mount
 
-mod above;
 mod attributes;
-mod catalogue;
 mod errno;
 mod error;
 mod filesystem;
@@ -26,10 +24,12 @@ mod number;
 mod options;
 mod owners;
 mod place;
+mod snapshot_index;
 mod table;
 mod tags;
 mod threads;
 mod users;
+mod virtual_tree;
 
 pub use attributes::{Attributes, Item, Lasting};
 pub use error::Error as FileSystemError;

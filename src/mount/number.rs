@@ -28,8 +28,8 @@ const LINK_BITS: u32 = 23;
 /// What an inode number says.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Number {
-    /// Above the snapshots.
-    Above(Place),
+    /// VirtualTree the snapshots.
+    VirtualTree(Place),
     /// In the snapshot of this number, the entry of this rank.
     Entry(u64, u64),
     /// In the snapshot of this number, the file whose names have this in common: a link's id and bits of a digest.
@@ -65,14 +65,14 @@ impl Number {
             (Some(snapshot), true) => Some(Number::Linked(snapshot, low)),
             (Some(snapshot), false) => Some(Number::Entry(snapshot, low)),
             (None, true) => None,
-            (None, false) => Place::of(low).map(Number::Above),
+            (None, false) => Place::of(low).map(Number::VirtualTree),
         }
     }
 
     /// The inode number.
     pub(super) fn ino(self) -> Ino {
         match self {
-            Number::Above(place) => place.ino(),
+            Number::VirtualTree(place) => place.ino(),
             Number::Entry(snapshot, rank) => entry(snapshot, rank),
             Number::Linked(snapshot, id) => LINKED | entry(snapshot, id),
         }
@@ -115,7 +115,7 @@ fn entry(snapshot: u64, low: u64) -> Ino {
 
 #[cfg(test)]
 mod tests {
-    use super::super::catalogue::SNAPSHOTS;
+    use super::super::snapshot_index::SNAPSHOTS;
     use super::super::tags::TAGS;
     use super::*;
 
@@ -124,14 +124,14 @@ mod tests {
         let snapshots = [0, 1, 2, SNAPSHOTS / 2, SNAPSHOTS - 1];
         let tags = [0, 1, TAGS - 1];
         let lows = [0, 1, 2, BY_TAG, RANKS - 1];
-        let mut all = vec![Number::Above(Place::Top), Number::Above(Place::ByTag)];
+        let mut all = vec![Number::VirtualTree(Place::Top), Number::VirtualTree(Place::ByTag)];
         for snapshot in snapshots {
-            all.extend([Place::Source(snapshot), Place::Latest(snapshot)].map(Number::Above));
-            all.extend(tags.map(|tag| Number::Above(Place::Link(tag, snapshot))));
+            all.extend([Place::Source(snapshot), Place::Latest(snapshot)].map(Number::VirtualTree));
+            all.extend(tags.map(|tag| Number::VirtualTree(Place::Link(tag, snapshot))));
             all.extend(lows.map(|low| Number::Entry(snapshot, low)));
             all.extend(lows.map(|low| Number::Linked(snapshot, low)));
         }
-        all.extend(tags.map(|tag| Number::Above(Place::Tag(tag))));
+        all.extend(tags.map(|tag| Number::VirtualTree(Place::Tag(tag))));
         for number in &all {
             assert_eq!(Number::of(number.ino()), Some(*number), "{:x}", number.ino());
         }

@@ -5,7 +5,7 @@
 
 use std::collections::{HashMap, HashSet};
 
-use super::catalogue::{Catalogue, Folder};
+use super::snapshot_index::{Folder, SnapshotIndex};
 
 /// Numbers of tags are below this. Who has more of them sees the first.
 pub(super) const TAGS: u64 = (1 << 16) - 1;
@@ -37,7 +37,7 @@ struct Tag {
 
 impl Tags {
     /// Whether the folders show what the catalogue does.
-    pub(super) fn is_up_to_date(&self, catalogue: &Catalogue) -> bool {
+    pub(super) fn is_up_to_date(&self, catalogue: &SnapshotIndex) -> bool {
         self.edition == Some(catalogue.edition())
     }
 
@@ -70,7 +70,7 @@ impl Tags {
     }
 
     /// Fills the folders anew: with a link for each snapshot that is there.
-    pub(super) fn show(&mut self, catalogue: &Catalogue) {
+    pub(super) fn show(&mut self, catalogue: &SnapshotIndex) {
         self.top.clear();
         for (number, tag) in (0..).zip(&mut self.tags) {
             tag.links.clear();
@@ -99,7 +99,7 @@ impl Tags {
 }
 
 /// Where the link to a snapshot leads from the folder of a tag.
-pub(super) fn target(catalogue: &Catalogue, snapshot: u64) -> Option<String> {
+pub(super) fn target(catalogue: &SnapshotIndex, snapshot: u64) -> Option<String> {
     catalogue.shown(snapshot).map(|(source, time)| format!("../../{source}/{time}"))
 }
 

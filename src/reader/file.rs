@@ -5,8 +5,8 @@ use std::ops::Range;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 
-use super::ahead::{Until, Wanted};
 use super::blocks::NodeValue;
+use super::prefetch::{Until, Wanted};
 use super::tree::Listed;
 use super::{Error, Reader};
 use crate::format::entry::{Content, NodeRef};

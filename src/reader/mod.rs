@@ -14,13 +14,13 @@
 //! References are direct, so no index and no catalog is needed; what is held is the caches and what is being
 //! decoded at the moment. Nothing here knows of FUSE.
 
-mod ahead;
 mod blocks;
 mod buffers;
 mod cache;
 mod error;
 mod file;
 pub mod first_names;
+mod prefetch;
 mod select;
 pub mod spill;
 mod tree;
@@ -44,8 +44,8 @@ use crate::format::name::SnapshotName;
 use crate::format::snapshot::{Snapshot, Statistics};
 use crate::format::{BlockLocation, ChunkRef, Digest};
 use crate::repository::{self, Access, Repository};
-use ahead::{Ahead, Wanted};
 use blocks::Core;
+use prefetch::{Prefetch, Wanted};
 
 /// What to say of entries whose set-id bits, capabilities or devices were left out.
 pub fn left_out(entries: u64) -> Option<String> {
@@ -66,13 +66,13 @@ const NAME_TRIES: usize = 64;
 /// A repository, and the keys to read it. Shared by threads.
 pub struct Reader {
     core: Arc<Core>,
-    ahead: Ahead,
+    ahead: Prefetch,
 }
 
 impl Reader {
     /// A reader whose caches hold at most `cache_size` bytes.
     pub fn new(repository: Repository, access: Access, cache_size: usize) -> Self {
-        Reader { core: Arc::new(Core::new(repository, access, cache_size)), ahead: Ahead::default() }
+        Reader { core: Arc::new(Core::new(repository, access, cache_size)), ahead: Prefetch::default() }
     }
 
     /// The repository.

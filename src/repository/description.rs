@@ -11,7 +11,7 @@ use serde::{Deserialize, Serialize};
 use super::{Error, Repository, is_damage};
 use crate::format::id::RepositoryId;
 use crate::format::{VERSION, name};
-use crate::target::{ErrorKind, Target};
+use crate::storage::{ErrorKind, Target};
 
 /// Most bytes of a description.
 pub(super) const DESCRIPTION_SIZE: usize = 64 << 10;

@@ -2,7 +2,7 @@
 
 use crate::crypt::{self, Fingerprint};
 use crate::format::{self, RepositoryId};
-use crate::target;
+use crate::storage;
 
 /// A repository that is not there, not ours, or not as it should be.
 #[derive(Debug, thiserror::Error)]
@@ -53,7 +53,7 @@ pub enum Error {
     },
     /// The target failed.
     #[error(transparent)]
-    Target(#[from] target::Error),
+    Target(#[from] storage::Error),
     /// OpenPGP failed on an object.
     #[error("{object}: {source}")]
     Crypt {
@@ -109,7 +109,7 @@ pub enum Error {
 impl Error {
     /// Whether an object is missing.
     pub fn is_missing(&self) -> bool {
-        matches!(self, Error::Target(error) if error.kind == target::ErrorKind::NotFound)
+        matches!(self, Error::Target(error) if error.kind == storage::ErrorKind::NotFound)
     }
 
     /// Whether it is the key or passphrase that is missing or wrong.

@@ -6,7 +6,7 @@
 //! - [`documents`]: signed documents: [`Writer`] signs and seals them, [`Access`] opens and verifies
 //!
 //! The format's bytes are [`crate::format`]'s, OpenPGP is [`crate::crypt`]'s, storage is
-//! [`crate::target`]'s; here they meet.
+//! [`crate::storage`]'s; here they meet.
 
 mod description;
 mod documents;
@@ -22,7 +22,7 @@ pub use readme::ForPeople;
 use self::description::{DESCRIPTION_SIZE, Identity};
 use crate::format::id::RepositoryId;
 use crate::format::{SEALED_SIZE, name};
-use crate::target::{ErrorKind, ObjectInfo, Target};
+use crate::storage::{ErrorKind, ObjectInfo, Target};
 
 /// A repository at a target.
 #[derive(Debug)]

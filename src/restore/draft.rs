@@ -7,7 +7,7 @@ use std::sync::{LazyLock, Mutex, PoisonError};
 use rustix::fs::{Access, AtFlags, CWD, FileType, Mode, OFlags, RenameFlags, Stat};
 use rustix::io::Errno;
 
-use super::describe::{Inode, inode};
+use super::metadata::{Inode, inode};
 use super::temporary;
 use super::write::Error;
 

@@ -12,8 +12,8 @@ use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use rustix::fs::{AtFlags, FileType, Mode, OFlags, ResolveFlags};
 use rustix::io::Errno;
 
-use super::describe::{Describe, FORBIDDING, Inode, inode};
 use super::mark::{Mark, Marks};
+use super::metadata::{Describe, FORBIDDING, Inode, inode};
 use super::opened::{Clash, Opened};
 use super::temporary;
 use crate::format::Entry;

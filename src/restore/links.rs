@@ -10,8 +10,8 @@ use std::path::{Path, PathBuf};
 use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
 
 use super::Job;
-use super::describe::{Describe, FORBIDDING, Inode};
 use super::folder::Folder;
+use super::metadata::{Describe, FORBIDDING, Inode};
 use crate::format::{Digest, Entry};
 use crate::reader::{FirstNames, Known, Spill, spill};
 

@@ -18,11 +18,11 @@
 //! - [`describe`]: owner, extended attributes, mode, times, inode flags
 //! - [`refusals`]: what the system does not allow, said once
 
-mod describe;
 mod draft;
 mod folder;
 mod links;
 mod mark;
+mod metadata;
 mod opened;
 mod options;
 mod order;
@@ -47,10 +47,10 @@ pub use options::{Conflict, Options};
 use crate::format::{Entry, Kind};
 use crate::monitor::Monitor;
 use crate::reader::{self, Directory, Listed, Reader, Step, Walk, first_names};
-use describe::Describe;
 use folder::{Folder, Making};
 use links::{Links, Role};
 use mark::Marks;
+use metadata::Describe;
 use opened::Opened;
 use options::Chosen;
 use order::Ordered;

@@ -21,9 +21,9 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use rustix::fs::{AtFlags, Dir, Mode, OFlags};
 use rustix::io::Errno;
 
-use super::describe::{Inode, inode};
 use super::draft;
 use super::mark::{Mark, Marks};
+use super::metadata::{Inode, inode};
 use super::temporary;
 use crate::source::{Listing, SharedPath};
 

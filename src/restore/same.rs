@@ -11,8 +11,8 @@ use std::os::fd::OwnedFd;
 use rustix::fs::{AtFlags, FileType, Mode, OFlags, Stat};
 use rustix::io::Errno;
 
-use super::describe::{Inode, inode, times};
 use super::draft::Draft;
+use super::metadata::{Inode, inode, times};
 use crate::format::entry::Content;
 use crate::format::{Entry, Kind, Timestamp};
 use crate::reader::{self, FileReader, Listed, Reader};

@@ -12,8 +12,8 @@ use rustix::fs::{AtFlags, Mode};
 use rustix::io::Errno;
 
 use super::Conflict;
-use super::describe::{Describe, FORBIDDING, Inode, inode};
 use super::draft::Draft;
+use super::metadata::{Describe, FORBIDDING, Inode, inode};
 use super::opened::{Clash, Opened};
 use super::refusals::What;
 use super::same::{self, There, file_type};

@@ -21,7 +21,7 @@
 //!
 //! Memory is bounded whatever the tree looks like: each file says by how much.
 
-pub mod cut;
+pub mod chunker;
 pub mod directory;
 mod error;
 pub mod extended;
@@ -38,7 +38,7 @@ pub mod stat;
 pub mod tags;
 pub mod writers;
 
-pub use cut::{Cutter, PIECE_MAX, Piece};
+pub use chunker::{Chunker, PIECE_MAX, Piece};
 pub use directory::Directory;
 pub use error::Error;
 pub use extended::Extended;

@@ -6,17 +6,17 @@
 use std::fs::File;
 use std::os::fd::AsFd;
 
-use crate::kernel;
+use crate::sys;
 
 /// Sees to it that from now on nobody changes a file without its stamps showing it, not even through a mapping: one who
 /// has mapped it leaves no new stamps by changing pages that are not written yet, so writing them is begun. Where memory
 /// is all there is (tmpfs), changes through a mapping never show.
 pub fn have_changes_stamped(file: &File) {
-    kernel::begin_to_write(file.as_fd());
+    sys::begin_to_write(file.as_fd());
 }
 
 /// Whether somebody may be about to change a file, with stamps that are set already. Where nobody can tell, the answer
 /// is no.
 pub fn is_open_for_writing(file: &File) -> bool {
-    kernel::is_open_for_writing(file.as_fd())
+    sys::is_open_for_writing(file.as_fd())
 }

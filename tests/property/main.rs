@@ -220,7 +220,7 @@ impl Play {
         let key = encrypted.then(|| SecretKey::generate(Profile::Rfc9580, "owner", Role::Owner, None).unwrap());
         let owner = match &key {
             Some(key) => Owner::Recipients(vec![key.certificate()]),
-            None => Owner::Everyone,
+            None => Owner::Unencrypted,
         };
         init(site.repo().to_str().unwrap(), &site.state(), owner).unwrap();
         let world = World::new(site.source());

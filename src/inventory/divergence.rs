@@ -10,7 +10,7 @@ use crate::format::id::RunId;
 
 /// How a repository stands to a catalog that is its writer's.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Standing {
+pub enum Divergence {
     /// As it was left.
     AsLeft,
     /// As it was left by a run that was killed before it could note that it had begun.
@@ -36,15 +36,15 @@ pub enum Standing {
     },
 }
 
-impl Standing {
+impl Divergence {
     /// What it means, for people; none if there is nothing to say.
     pub fn words(self) -> Option<String> {
         match self {
-            Standing::AsLeft | Standing::Begun { .. } => None,
-            Standing::SetBack { found, known } => Some(format!(
+            Divergence::AsLeft | Divergence::Begun { .. } => None,
+            Divergence::SetBack { found, known } => Some(format!(
                 "the repository is older than this machine's catalog (generation {found}, the catalog knows {known}): it was set back, or lost objects"
             )),
-            Standing::Forgotten { found, known } => Some(format!(
+            Divergence::Forgotten { found, known } => Some(format!(
                 "the repository has runs of this machine that its catalog does not know (generation {found}, the catalog knows {known}): either this machine's state was set back to an older copy, or another machine uses a copy of it; in that case run `brackfs adopt` on the one that shall go on"
             )),
         }
@@ -53,19 +53,19 @@ impl Standing {
 
 impl Inventory<'_> {
     /// Compares the last generation with what the catalog knows. A repository whose writer is another one is refused.
-    pub fn standing(&self, catalog: &Catalog) -> Result<Standing, Error> {
-        self.generations(&catalog.strange_generations()?)?.standing(catalog)
+    pub fn divergence(&self, catalog: &Catalog) -> Result<Divergence, Error> {
+        self.generations(&catalog.strange_generations()?)?.divergence(catalog)
     }
 }
 
 impl Generations {
     /// Compares the last of them with what the catalog knows. A repository whose writer is another one is refused.
-    pub fn standing(&self, catalog: &Catalog) -> Result<Standing, Error> {
+    pub fn divergence(&self, catalog: &Catalog) -> Result<Divergence, Error> {
         let (known, intended) = catalog.runs()?;
         let Some(last) = &self.last else {
             return Ok(match known.number {
-                0 => Standing::AsLeft,
-                known => Standing::SetBack { found: 0, known },
+                0 => Divergence::AsLeft,
+                known => Divergence::SetBack { found: 0, known },
             });
         };
         let found = last.number;
@@ -74,10 +74,10 @@ impl Generations {
         }
         let run = LastRun { number: found, run: Some(last.run) };
         Ok(match () {
-            () if run == known => Standing::AsLeft,
-            () if run == intended => Standing::Begun { number: found, run: last.run },
-            () if found < known.number => Standing::SetBack { found, known: known.number },
-            () => Standing::Forgotten { found, known: known.number },
+            () if run == known => Divergence::AsLeft,
+            () if run == intended => Divergence::Begun { number: found, run: last.run },
+            () if found < known.number => Divergence::SetBack { found, known: known.number },
+            () => Divergence::Forgotten { found, known: known.number },
         })
     }
 }

@@ -1,7 +1,7 @@
 //! Where the data of a sparse file is: its islands, as GNU tar's sparse format 1.0 lists them.
 //!
 //! The list comes before the data, in decimal: how many islands, then offset and length of each. GNU tar lets each
-//! island's data begin at a block, other readers expect it right behind the one before. Islands of whole blocks suit
+//! island's data begin at a block, other readers expect it right behind the one before. DataExtents of whole blocks suit
 //! both, so each is rounded up, unless it ends with the file; what lies closer together becomes one island. A file
 //! that ends in a hole has an empty island at its end, which says how long it is.
 
@@ -26,16 +26,16 @@ impl Island {
 }
 
 /// Finds islands in what is stored of a file, in order and in constant memory.
-pub(super) struct Islands {
+pub(super) struct DataExtents {
     size: u64,
     /// The island at hand, not rounded.
     open: Option<Island>,
 }
 
-impl Islands {
+impl DataExtents {
     /// Those of a file of `size` bytes.
     pub(super) fn new(size: u64) -> Self {
-        Islands { size, open: None }
+        DataExtents { size, open: None }
     }
 
     /// Takes the next stored bytes; gives the island before them, if they are not part of it.
@@ -102,7 +102,7 @@ mod tests {
 
     /// The islands of a file, as (start, length).
     fn islands(size: u64, stored: &[(u64, u64)]) -> Vec<(u64, u64)> {
-        let mut islands = Islands::new(size);
+        let mut islands = DataExtents::new(size);
         let mut found: Vec<_> = stored.iter().filter_map(|(start, length)| islands.push(*start, *length)).collect();
         found.extend(islands.finish());
         found.iter().map(|island| (island.start, island.length)).collect()

@@ -15,7 +15,7 @@ const LEVELS: usize = 64;
 
 /// Work to be done. Clones are the same work.
 #[derive(Clone, Default)]
-pub(super) struct Ahead(Arc<Shared>);
+pub(super) struct Readahead(Arc<Shared>);
 
 #[derive(Default)]
 struct Shared {
@@ -36,7 +36,7 @@ struct Queue {
 pub(super) struct Later<T> {
     piece: Arc<Piece<T>>,
     /// It counts as one that is sent and not asked for.
-    counted: Option<Ahead>,
+    counted: Option<Readahead>,
 }
 
 struct Piece<T> {
@@ -71,12 +71,12 @@ impl Queue {
     }
 }
 
-impl Ahead {
+impl Readahead {
     fn queue(&self) -> MutexGuard<'_, Queue> {
         self.0.queue.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Does what is sent until [`Ahead::close`].
+    /// Does what is sent until [`Readahead::close`].
     pub(super) fn help(&self) {
         loop {
             let idle = |queue: &mut Queue| !queue.closed && queue.waiting == 0;
@@ -189,7 +189,7 @@ mod tests {
 
     #[test]
     fn who_asks_first_does_it_himself() {
-        let ahead = Ahead::default();
+        let ahead = Readahead::default();
         let here = thread::current().id();
         assert_eq!(ahead.send(0, move || thread::current().id() == here).get(), Some(true));
         assert_eq!(ahead.queue().unasked, 0);
@@ -197,7 +197,7 @@ mod tests {
 
     #[test]
     fn helpers_begin_with_what_is_deepest_and_sent_first() {
-        let ahead = Ahead::default();
+        let ahead = Readahead::default();
         let (sender, order) = mpsc::channel();
         let later: Vec<_> = [(1, "c"), (9, "a"), (1, "d"), (9, "b"), (0, "e")]
             .map(|(depth, name)| {
@@ -215,7 +215,7 @@ mod tests {
 
     #[test]
     fn what_is_too_much_is_done_when_it_is_asked_for() {
-        let ahead = Ahead::default();
+        let ahead = Readahead::default();
         let later: Vec<_> = (0..2 * MOST).map(|n| ahead.send(n, move || n)).collect();
         assert_eq!(ahead.queue().waiting, MOST);
         assert!(later.into_iter().map(Later::get).eq((0..2 * MOST).map(Some)));
@@ -223,7 +223,7 @@ mod tests {
 
     #[test]
     fn work_that_came_to_grief_is_not_waited_for() {
-        let ahead = Ahead::default();
+        let ahead = Readahead::default();
         let later = ahead.send(0, || -> u8 { std::panic::resume_unwind(Box::new(())) });
         thread::scope(|threads| assert!(threads.spawn(|| ahead.help()).join().is_err()));
         assert!(later.get().is_none());

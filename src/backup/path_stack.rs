@@ -5,14 +5,14 @@ use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 
 /// The path of the directory that the walk is in, for those who follow it.
-pub(super) struct Trail {
+pub(super) struct PathStack {
     path: PathBuf,
 }
 
-impl Trail {
+impl PathStack {
     /// A walk that begins at `root`.
     pub(super) fn new(root: &Path) -> Self {
-        Trail { path: root.to_owned() }
+        PathStack { path: root.to_owned() }
     }
 
     /// A directory begins; the root has no name.

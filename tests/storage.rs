@@ -10,7 +10,7 @@ use std::os::unix::fs::symlink;
 use std::path::Path;
 use std::process::Command;
 
-use brackfs::target::{ErrorKind, Target};
+use brackfs::storage::{ErrorKind, Target};
 use common::disk::{Disk, Operation};
 use common::ordeal::{place_one, under_strace};
 use common::silent::Silent;

@@ -27,7 +27,7 @@ use rustix::fs::{
 use rustix::io::Errno;
 use uuid::Uuid;
 
-use crate::kernel::{append_at, sync_folder};
+use crate::sys::{append_at, sync_folder};
 
 use super::place::{FOLDER, Root, beneath};
 use super::{Error, ErrorKind, ObjectInfo, Rivals, Spool, Storage};

@@ -20,7 +20,7 @@ pub(super) const SLOTS: usize = 16;
 
 /// An unnamed file with room for chunks. Clones are the same file.
 #[derive(Debug, Clone)]
-pub(super) struct Parking {
+pub(super) struct Spill {
     shared: Arc<Shared>,
     /// Counts slots.
     room: Budget,
@@ -41,7 +41,7 @@ pub(super) struct Parked {
     _room: Loan,
 }
 
-impl Parking {
+impl Spill {
     /// Makes the file, in the directory for temporary files.
     pub(super) fn new() -> Result<Self, Error> {
         let make = || -> io::Result<File> {
@@ -54,7 +54,7 @@ impl Parking {
         };
         let file = make().map_err(super::temporary)?;
         let free = Mutex::new((0..SLOTS as u64).collect());
-        Ok(Parking { shared: Arc::new(Shared { file, free }), room: Budget::new(SLOTS) })
+        Ok(Spill { shared: Arc::new(Shared { file, free }), room: Budget::new(SLOTS) })
     }
 
     /// Puts a chunk of at most [`PIECE_MAX`] bytes into the file, as soon as there is room. None: nobody takes chunks any more.
@@ -117,7 +117,7 @@ mod tests {
 
     #[test]
     fn chunks_come_back_in_any_order() {
-        let parking = Parking::new().unwrap();
+        let parking = Spill::new().unwrap();
         for _ in 0..3 {
             let put: Vec<_> =
                 (0..SLOTS).map(|n| parking.put(&vec![n as u8; PIECE_MAX - n]).unwrap().unwrap()).collect();
@@ -129,7 +129,7 @@ mod tests {
 
     #[test]
     fn a_chunk_waits_for_room() {
-        let parking = Parking::new().unwrap();
+        let parking = Spill::new().unwrap();
         let mut put: Vec<_> = (0..SLOTS).map(|_| parking.put(b"x").unwrap()).collect();
         std::thread::scope(|threads| {
             let more = threads.spawn(|| parking.put(b"more").unwrap().unwrap().take().unwrap());
@@ -143,7 +143,7 @@ mod tests {
 
     #[test]
     fn no_more_room_is_taken_than_said() {
-        let parking = Parking::new().unwrap();
+        let parking = Spill::new().unwrap();
         parking.put(&[1; PIECE_MAX]).unwrap().unwrap().take().unwrap();
         assert!(parking.shared.file.metadata().unwrap().len() <= (SLOTS * PIECE_MAX) as u64);
     }

@@ -42,7 +42,7 @@ pub enum Piece {
 
 /// Says where content is cut. Cheap to clone; threads may share it.
 #[derive(Clone)]
-pub struct Cutter {
+pub struct Chunker {
     rule: Rule,
 }
 
@@ -53,7 +53,7 @@ enum Rule {
     Fixed,
 }
 
-impl Cutter {
+impl Chunker {
     /// Cuts into chunks of `average` bytes.
     ///
     /// Up to 1 MiB, chunks are defined by content: `average / 4` to `2 * average` bytes, at most 1 MiB, and
@@ -64,7 +64,7 @@ impl Cutter {
             ..=PIECE_MAX => Rule::Content(ContentRule::new(seed, average)),
             _ => Rule::Fixed,
         };
-        Cutter { rule }
+        Chunker { rule }
     }
 
     /// Cuts a file's first `size` bytes and hands the pieces to `sink`, in order. `sparse` says that there may
@@ -133,14 +133,14 @@ impl Cutter {
     }
 }
 
-impl fmt::Debug for Cutter {
+impl fmt::Debug for Chunker {
     /// Without the gear table, which is a secret.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let (how, average) = match &self.rule {
             Rule::Content(rule) => ("by_content", rule.average as u64),
             Rule::Fixed => ("at_multiples", PIECE_MAX as u64),
         };
-        f.debug_struct("Cutter").field(how, &average).finish_non_exhaustive()
+        f.debug_struct("Chunker").field(how, &average).finish_non_exhaustive()
     }
 }
 
@@ -290,7 +290,7 @@ mod tests {
         file
     }
 
-    fn pieces_of(file: &File, cutter: &Cutter, size: u64, sparse: bool) -> Vec<Piece> {
+    fn pieces_of(file: &File, cutter: &Chunker, size: u64, sparse: bool) -> Vec<Piece> {
         let mut pieces = Vec::new();
         let delivered = cutter
             .cut::<Error>(file, size, sparse, &mut |piece| {
@@ -302,7 +302,7 @@ mod tests {
         pieces
     }
 
-    fn pieces(bytes: &[u8], cutter: &Cutter) -> Vec<Piece> {
+    fn pieces(bytes: &[u8], cutter: &Chunker) -> Vec<Piece> {
         pieces_of(&file(bytes), cutter, bytes.len() as u64, false)
     }
 
@@ -325,7 +325,7 @@ mod tests {
     }
 
     /// Digests of the chunks of content that is cut by content.
-    fn chunks(bytes: &[u8], cutter: &Cutter) -> Vec<blake3::Hash> {
+    fn chunks(bytes: &[u8], cutter: &Chunker) -> Vec<blake3::Hash> {
         let digest = |piece: &Piece| match piece {
             Piece::Data(bytes) => blake3::hash(bytes),
             other => panic!("{other:?}"),
@@ -336,7 +336,7 @@ mod tests {
     #[test]
     fn pieces_joined_are_the_file() {
         for average in [512 * KIB, 64 * KIB, 1000, 0, MIB, MIB + 1, 3 * MIB] {
-            let cutter = Cutter::new(7, average);
+            let cutter = Chunker::new(7, average);
             for size in [0, 1, 2, 127 * KIB + 1, MIB - 1, MIB, MIB + 1, 2 * MIB, 2 * MIB + 1, 5 * MIB + 4321] {
                 let bytes = random(size, 1);
                 let pieces = pieces(&bytes, &cutter);
@@ -366,7 +366,7 @@ mod tests {
     #[test]
     fn a_stream_is_cut_where_a_file_is() {
         for average in [512 * KIB, 64 * KIB, 3 * MIB] {
-            let cutter = Cutter::new(7, average);
+            let cutter = Chunker::new(7, average);
             for size in [0, 1, MIB, 2 * MIB, 5 * MIB + 4321] {
                 let bytes = random(size, 1);
                 let mut streamed = Vec::new();
@@ -384,7 +384,7 @@ mod tests {
     fn a_stream_that_fails_has_no_end() {
         for average in [64 * KIB, 3 * MIB] {
             let bytes = random(3 * MIB, 2);
-            let result = Cutter::new(7, average).cut_stream::<Error>(&mut Trickle(&bytes, true), &mut |_| Ok(()));
+            let result = Chunker::new(7, average).cut_stream::<Error>(&mut Trickle(&bytes, true), &mut |_| Ok(()));
             assert!(
                 matches!(&result, Err(Error::Content(e)) if e.kind() == io::ErrorKind::ConnectionReset),
                 "{result:?}"
@@ -396,7 +396,7 @@ mod tests {
     fn chunks_keep_to_their_sizes() {
         for average in [512 * KIB, 256 * KIB, 64 * KIB] {
             let bytes = random(24 * MIB, 2);
-            let lengths: Vec<_> = pieces(&bytes, &Cutter::new(3, average)).iter().map(length).collect();
+            let lengths: Vec<_> = pieces(&bytes, &Chunker::new(3, average)).iter().map(length).collect();
             let all_but_last = &lengths[..lengths.len() - 1];
             assert!(all_but_last.iter().all(|&length| (average / 4..=2 * average).contains(&(length as usize))));
             let mean = bytes.len() / lengths.len();
@@ -404,14 +404,14 @@ mod tests {
         }
         // Content without any variety has the largest chunks.
         let zeros = vec![0; 3 * MIB];
-        assert!(pieces(&zeros, &Cutter::new(3, 512 * KIB)).iter().all(|piece| length(piece) == MIB as u64));
+        assert!(pieces(&zeros, &Chunker::new(3, 512 * KIB)).iter().all(|piece| length(piece) == MIB as u64));
     }
 
     /// Other cuts would store everything again beside what older versions stored.
     #[test]
     fn cuts_stay_where_they_are_from_version_to_version() {
         let lengths = |seed, average| -> Vec<_> {
-            pieces(&random(2 * MIB, 5), &Cutter::new(seed, average)).iter().take(4).map(length).collect()
+            pieces(&random(2 * MIB, 5), &Chunker::new(seed, average)).iter().take(4).map(length).collect()
         };
         assert_eq!(lengths(0, 512 * KIB), [609_381, 797_891, 568_491, 121_389]);
         assert_eq!(lengths(0x0123_4567_89ab_cdef, 64 * KIB), [131_072, 25_667, 88_405, 85_434]);
@@ -419,7 +419,7 @@ mod tests {
 
     #[test]
     fn a_byte_in_front_moves_few_cuts() {
-        let cutter = Cutter::new(11, 64 * KIB);
+        let cutter = Chunker::new(11, 64 * KIB);
         let bytes = random(8 * MIB, 3);
         let before = chunks(&bytes, &cutter);
         let mut longer = vec![b'x'];
@@ -432,10 +432,10 @@ mod tests {
     #[test]
     fn another_seed_cuts_elsewhere() {
         let bytes = random(4 * MIB, 4);
-        let one = chunks(&bytes, &Cutter::new(1, 64 * KIB));
-        let two = chunks(&bytes, &Cutter::new(2, 64 * KIB));
+        let one = chunks(&bytes, &Chunker::new(1, 64 * KIB));
+        let two = chunks(&bytes, &Chunker::new(2, 64 * KIB));
         assert!(two.iter().all(|chunk| !one.contains(chunk)));
-        assert_eq!(one, chunks(&bytes, &Cutter::new(1, 64 * KIB)));
+        assert_eq!(one, chunks(&bytes, &Chunker::new(1, 64 * KIB)));
     }
 
     #[test]
@@ -450,7 +450,7 @@ mod tests {
         let stat = Stat::of_fd(&file).unwrap();
         assert!(stat.size == size && stat.blocks * 512 < size);
         for average in [512 * KIB, 2 * MIB] {
-            let pieces = pieces_of(&file, &Cutter::new(1, average), size, true);
+            let pieces = pieces_of(&file, &Chunker::new(1, average), size, true);
             let (Some((Piece::Hole(first), rest)), true) = (pieces.split_first(), pieces.len() > 3) else {
                 panic!("{} pieces", pieces.len())
             };
@@ -468,7 +468,7 @@ mod tests {
     fn a_file_of_nothing_but_hole_is_one_hole() {
         let file = tempfile::tempfile().unwrap();
         file.set_len(5 << 30).unwrap();
-        let cutter = Cutter::new(1, 512 * KIB);
+        let cutter = Chunker::new(1, 512 * KIB);
         assert_eq!(pieces_of(&file, &cutter, 5 << 30, true), [Piece::Hole(5 << 30)]);
         // Shorter than it was when somebody looked, and longer.
         file.set_len(3 << 30).unwrap();
@@ -482,7 +482,7 @@ mod tests {
         let start = (MIB / 2) as u64;
         file.set_len(4 * MIB as u64).unwrap();
         file.write_all_at(&random(2 * MIB, 8), start).unwrap();
-        let pieces = pieces_of(&file, &Cutter::new(1, 2 * MIB), 4 * MIB as u64, true);
+        let pieces = pieces_of(&file, &Chunker::new(1, 2 * MIB), 4 * MIB as u64, true);
         let mut at = 0;
         let mut ends = Vec::new();
         for piece in &pieces {
@@ -499,7 +499,7 @@ mod tests {
     #[test]
     fn above_a_block_cuts_are_at_multiples_of_it() {
         let lengths = |size: usize| -> Vec<u64> {
-            pieces(&random(size, 9), &Cutter::new(1, 256 * MIB)).iter().map(length).collect()
+            pieces(&random(size, 9), &Chunker::new(1, 256 * MIB)).iter().map(length).collect()
         };
         let mib = MIB as u64;
         assert_eq!(lengths(2 * MIB), [mib, mib]);
@@ -512,7 +512,7 @@ mod tests {
         let bytes = random(3 * MIB, 10);
         let file = file(&bytes);
         for average in [64 * KIB, 512 * KIB, 5 * MIB / 2, 3 * MIB, 8 * MIB] {
-            let cutter = Cutter::new(1, average);
+            let cutter = Chunker::new(1, average);
             for sparse in [false, true] {
                 for size in [bytes.len() + 1, 100 * MIB] {
                     let pieces = pieces_of(&file, &cutter, size as u64, sparse);
@@ -527,7 +527,7 @@ mod tests {
 
     #[test]
     fn the_sink_can_end_it() {
-        let cutter = Cutter::new(1, 64 * KIB);
+        let cutter = Chunker::new(1, 64 * KIB);
         let file = file(&random(MIB, 11));
         let mut taken = 0;
         let ended = cutter.cut(&file, MIB as u64, false, &mut |_| {
@@ -541,12 +541,12 @@ mod tests {
     #[test]
     fn what_cannot_be_read_is_an_error() {
         let directory = File::open(std::env::temp_dir()).unwrap();
-        let cut = Cutter::new(1, 64 * KIB).cut::<Error>(&directory, 10, false, &mut |_| Ok(()));
+        let cut = Chunker::new(1, 64 * KIB).cut::<Error>(&directory, 10, false, &mut |_| Ok(()));
         assert!(matches!(cut, Err(Error::Content(_))));
     }
 
     #[test]
     fn debug_output_keeps_the_secret() {
-        assert_eq!(format!("{:?}", Cutter::new(99, 512 * KIB)), "Cutter { by_content: 524288, .. }");
+        assert_eq!(format!("{:?}", Chunker::new(99, 512 * KIB)), "Chunker { by_content: 524288, .. }");
     }
 }

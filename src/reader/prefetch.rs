@@ -46,11 +46,11 @@ impl Until {
 
 /// Threads that decode ahead, as soon as there is something for them to do.
 #[derive(Default)]
-pub(super) struct Ahead {
+pub(super) struct Prefetch {
     queue: OnceLock<Sender<Wanted>>,
 }
 
-impl Ahead {
+impl Prefetch {
     /// Has a block decoded, and a chunk in it verified, if there is somebody who has time for it. What fails now fails
     /// again, with its reason, for who wants it.
     pub(super) fn send(&self, core: &Arc<Core>, wanted: Wanted) {

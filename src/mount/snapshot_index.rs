@@ -88,7 +88,7 @@ struct Source {
 }
 
 /// Snapshots as far as they were looked at.
-pub(super) struct Catalogue {
+pub(super) struct SnapshotIndex {
     /// By number.
     names: Vec<SnapshotName>,
     numbers: HashMap<SnapshotName, u64>,
@@ -108,10 +108,10 @@ pub(super) struct Catalogue {
     edition: u64,
 }
 
-impl Catalogue {
+impl SnapshotIndex {
     /// Of nothing yet. No source will be called `reserved`.
     pub(super) fn new(reserved: &'static str) -> Self {
-        Catalogue {
+        SnapshotIndex {
             names: Vec::new(),
             numbers: HashMap::new(),
             there: Vec::new(),
@@ -326,7 +326,7 @@ mod tests {
     fn names_are_told_apart_and_none_is_the_reserved_one() {
         let ids = [(); 5].map(|()| SourceId::random());
         let all: Vec<_> = ids.iter().map(|id| snapshot(*id, "20261120T145201Z")).collect();
-        let mut catalogue = Catalogue::new("by-tag");
+        let mut catalogue = SnapshotIndex::new("by-tag");
         let [a, b, c, d, e] = ids;
         let twin = format!("home-{b}");
         let names = vec![(a, "home".to_owned()), (b, "home".into()), (c, "by-tag".into()), (d, twin.clone())];
@@ -350,7 +350,7 @@ mod tests {
     fn the_newest_is_that_of_the_highest_number_and_what_is_hidden_is_not_it() {
         let id = SourceId::random();
         let all = ["20301120T010000Z", "20261120T010000Z", "20261121T010000Z"].map(|time| snapshot(id, time));
-        let mut catalogue = Catalogue::new("by-tag");
+        let mut catalogue = SnapshotIndex::new("by-tag");
         catalogue.update(all.to_vec(), vec![(id, "home".into())]);
         assert_eq!(catalogue.in_order(0), [0, 1, 2]);
         let edition = catalogue.edition();
@@ -372,7 +372,7 @@ mod tests {
             snapshot(ids[1], "20261120T020000Z"),
             snapshot(ids[1], "20261120T030000Z"),
         ];
-        let mut catalogue = Catalogue::new("by-tag");
+        let mut catalogue = SnapshotIndex::new("by-tag");
         catalogue.update(all.to_vec(), ids.map(|id| (id, "home".into())).to_vec());
         let (twin, second) = (format!("home-{}", ids[1]), format!("20261120T020000Z-{}", all[2].id.short()));
         assert_eq!(catalogue.shown(3), Some((twin.as_str(), "20261120T030000Z")));
@@ -396,7 +396,7 @@ mod tests {
     fn what_is_gone_is_not_shown_and_keeps_its_number() {
         let id = SourceId::random();
         let all: Vec<_> = (1..5).map(|hour| snapshot(id, &format!("20261120T0{hour}0000Z"))).collect();
-        let mut catalogue = Catalogue::new("by-tag");
+        let mut catalogue = SnapshotIndex::new("by-tag");
         catalogue.update(all.clone(), vec![(id, "home".into())]);
         let edition = catalogue.edition();
         catalogue.update(all.clone(), Vec::new());

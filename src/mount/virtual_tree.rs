@@ -10,10 +10,10 @@ use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::{Duration, Instant};
 
 use super::attributes::{Attributes, Item, Lasting};
-use super::catalogue::{Catalogue, Folder};
 use super::error::Error;
 use super::lock::lock;
 use super::number::{Ino, Number, Place};
+use super::snapshot_index::{Folder, SnapshotIndex};
 use super::tags::{self, Tags};
 use crate::format::id::SourceId;
 use crate::format::name::SnapshotName;
@@ -38,10 +38,10 @@ const BY_TAG: &str = "by-tag";
 const LAST: u64 = 1 << 60;
 
 /// What stands above the snapshots. Shared by threads.
-pub(super) struct Above {
+pub(super) struct VirtualTree {
     reader: Arc<Reader>,
     monitor: Arc<dyn Monitor>,
-    catalogue: Mutex<Catalogue>,
+    catalogue: Mutex<SnapshotIndex>,
     /// Until when the last listing of snapshots is believed. Held while they are listed, so that reads need not wait.
     listed: Mutex<Option<Instant>>,
     tags: Mutex<Tagged>,
@@ -85,12 +85,12 @@ pub(super) enum Named {
     Snapshot(u64),
 }
 
-impl Above {
+impl VirtualTree {
     pub(super) fn new(reader: Arc<Reader>, monitor: Arc<dyn Monitor>) -> Self {
-        Above {
+        VirtualTree {
             reader,
             monitor,
-            catalogue: Mutex::new(Catalogue::new(BY_TAG)),
+            catalogue: Mutex::new(SnapshotIndex::new(BY_TAG)),
             listed: Mutex::default(),
             tags: Mutex::default(),
             unreadable: Mutex::default(),
@@ -258,7 +258,7 @@ impl Above {
     }
 
     /// The snapshots, listed anew if the last look is too long ago.
-    fn refreshed(&self) -> Result<MutexGuard<'_, Catalogue>, Error> {
+    fn refreshed(&self) -> Result<MutexGuard<'_, SnapshotIndex>, Error> {
         let mut listed = lock(&self.listed);
         let now = Instant::now();
         if listed.is_none_or(|until| now >= until) {
@@ -454,14 +454,14 @@ impl Above {
         }
     }
 
-    fn symlink(&self, catalogue: &Catalogue, place: Place) -> Result<Attributes, Error> {
+    fn symlink(&self, catalogue: &SnapshotIndex, place: Place) -> Result<Attributes, Error> {
         let size = target(catalogue, place).ok_or(Error::NotFound)?.len() as u64;
         Ok(Attributes { kind: Kind::Symlink, mode: 0o777, size, ..self.folder(place) })
     }
 }
 
 /// Where a link leads; none if that is not there, or it is no link.
-fn target(catalogue: &Catalogue, place: Place) -> Option<String> {
+fn target(catalogue: &SnapshotIndex, place: Place) -> Option<String> {
     match place {
         Place::Latest(number) => catalogue.shown(number).map(|(_, newest)| newest.to_owned()),
         Place::Link(_, number) => tags::target(catalogue, number),

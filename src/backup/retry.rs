@@ -21,7 +21,7 @@ use crossbeam_channel::Receiver;
 use super::Error;
 use super::engine::CHANGED;
 use super::event::{Enter, Event, Kept, OldSegment};
-use super::found::{Borders, Found};
+use super::listing::{Borders, Found};
 use super::read::Patience;
 use super::selection::Part;
 use super::walk::{Attempt, Before, Here, Known, Parent, Place, Segments, Stop, Walk, blocks_of};

@@ -12,9 +12,9 @@ use std::ffi::{OsStr, OsString};
 use std::path::PathBuf;
 use std::sync::Arc;
 
-use super::ahead::{Ahead, Later};
 use super::calls::Calls;
 use super::limits::{Directories, OpenAhead};
+use super::readahead::{Later, Readahead};
 use super::rules::Rules;
 use crate::format::{Kind, Timestamp};
 use crate::source::{Directory, Error, Listed, Mount, MountPlace, Stat, Tagged, now};
@@ -272,7 +272,7 @@ impl<'p> Entries<'p> {
         entries
     }
 
-    pub(super) fn next(&mut self, ahead: &Ahead) -> Next {
+    pub(super) fn next(&mut self, ahead: &Readahead) -> Next {
         while self.ready.is_empty() && (self.names.is_some() || !self.ahead.is_empty()) {
             // The first batch may be all there is, and is wanted at once.
             let most = if self.batches == 0 { 1 } else { BATCHES };
