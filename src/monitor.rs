@@ -64,7 +64,7 @@ pub struct Total {
 
 /// What a look at the progress shows.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
-pub struct Look {
+pub struct ProgressSnapshot {
     /// Files done.
     pub files: u64,
     /// Bytes of files done, also of those that needed no work.
@@ -114,9 +114,9 @@ impl Progress {
     }
 
     /// How far it is now.
-    pub fn look(&self) -> Look {
+    pub fn snapshot(&self) -> ProgressSnapshot {
         let get = |count: &AtomicU64| count.load(Ordering::Relaxed);
-        Look {
+        ProgressSnapshot {
             files: get(&self.files),
             bytes: get(&self.bytes),
             read_bytes: get(&self.read_bytes),
@@ -127,7 +127,7 @@ impl Progress {
     }
 }
 
-impl Look {
+impl ProgressSnapshot {
     /// How much of all is done, from 0 to 1; a file is some work, however small it is. None as long as nobody knows how
     /// much there is, or if there is more than was estimated.
     pub fn fraction(&self) -> Option<f64> {
@@ -158,8 +158,8 @@ impl Monitor for Silent {
 mod tests {
     use super::*;
 
-    fn look(files: u64, bytes: u64, total: Option<Total>) -> Look {
-        Look { files, bytes, total, ..Look::default() }
+    fn look(files: u64, bytes: u64, total: Option<Total>) -> ProgressSnapshot {
+        ProgressSnapshot { files, bytes, total, ..ProgressSnapshot::default() }
     }
 
     #[test]
@@ -188,7 +188,7 @@ mod tests {
         progress.stored(3);
         progress.at(Path::new("/a/long/path"));
         progress.at(Path::new("/b"));
-        let seen = progress.look();
+        let seen = progress.snapshot();
         assert_eq!((seen.files, seen.bytes, seen.read_bytes, seen.stored_bytes), (1, 5, 4, 3));
         assert_eq!(seen.path, Path::new("/b"));
     }

@@ -103,8 +103,8 @@ impl RepositoryState {
     /// Removes what `init` made of it, for a repository that came to nothing. Best effort.
     pub fn discard(&self) {
         for path in [self.host_key_path(), self.owner_key_path(), self.catalog_path()] {
-            for end in ["", "-wal", "-shm", "-journal"] {
-                let _ = self.remove(&with_end(&path, end));
+            for suffix in ["", "-wal", "-shm", "-journal"] {
+                let _ = self.remove(&with_suffix(&path, suffix));
             }
         }
         let _ = fs::remove_dir(&self.folder);
@@ -129,7 +129,7 @@ impl RepositoryState {
     pub fn discard_new_catalog(&self) -> Result<(), Error> {
         ["", "-wal", "-shm", "-journal"]
             .iter()
-            .try_for_each(|end| self.remove(&with_end(&self.new_catalog_path(), end)))
+            .try_for_each(|suffix| self.remove(&with_suffix(&self.new_catalog_path(), suffix)))
     }
 
     /// Puts the new catalog, closed, in the place of the catalog, and keeps that. If it breaks off halfway there is none,
@@ -137,8 +137,8 @@ impl RepositoryState {
     pub fn put_new_catalog(&self) -> Result<(), Error> {
         let (catalog, old) = (self.catalog_path(), self.old_catalog_path());
         // What SQLite keeps beside a database belongs to that one only.
-        for end in ["", "-wal", "-shm", "-journal"] {
-            let (from, to) = (with_end(&catalog, end), with_end(&old, end));
+        for suffix in ["", "-wal", "-shm", "-journal"] {
+            let (from, to) = (with_suffix(&catalog, suffix), with_suffix(&old, suffix));
             self.remove(&to)?;
             match fs::rename(&from, &to) {
                 Err(e) if e.kind() == io::ErrorKind::NotFound => {}
@@ -270,7 +270,7 @@ impl RepositoryState {
         self.create()?;
         let path = self.session_keys_path();
         // Another process may write at the same time: whoever comes last wins.
-        let new = with_end(&path, &format!(".{}", std::process::id()));
+        let new = with_suffix(&path, &format!(".{}", std::process::id()));
         let write = || -> io::Result<()> {
             let mut file = OpenOptions::new().write(true).create(true).truncate(true).mode(0o600).open(&new)?;
             file.write_all(sealed)?;
@@ -313,9 +313,9 @@ impl KeyStore for RepositoryState {
     }
 }
 
-fn with_end(path: &Path, end: &str) -> PathBuf {
+fn with_suffix(path: &Path, suffix: &str) -> PathBuf {
     let mut name = path.as_os_str().to_owned();
-    name.push(end);
+    name.push(suffix);
     name.into()
 }
 

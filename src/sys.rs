@@ -8,7 +8,7 @@ use rustix::io::{Errno, pread, retry_on_intr};
 
 /// What takes as many bytes is not taken from the heap but from the system, and given back to it.
 #[cfg(target_env = "gnu")]
-const APART: libc::c_int = 128 << 10;
+const MMAP_THRESHOLD: libc::c_int = 128 << 10;
 
 /// Keeps the heap small.
 ///
@@ -18,7 +18,7 @@ const APART: libc::c_int = 128 << 10;
 /// large as all that is in use: they stay apart.
 #[cfg(target_env = "gnu")]
 pub(crate) fn keep_heap_small() {
-    for (what, value) in [(libc::M_ARENA_MAX, 1), (libc::M_MMAP_THRESHOLD, APART)] {
+    for (what, value) in [(libc::M_ARENA_MAX, 1), (libc::M_MMAP_THRESHOLD, MMAP_THRESHOLD)] {
         #[expect(unsafe_code, reason = "there is no safe way to say it")]
         // SAFETY: mallopt takes two numbers, and may be called at any time.
         let _done = unsafe { libc::mallopt(what, value) };
@@ -33,7 +33,7 @@ pub(crate) fn keep_heap_small() {}
 ///
 /// Whoever has the file mapped leaves no new stamps as long as he changes pages that are not written yet. From here on
 /// his next change of any page leaves some. Where that can't be asked for nothing is lost but this.
-pub(crate) fn begin_to_write(file: BorrowedFd<'_>) {
+pub(crate) fn start_writeback(file: BorrowedFd<'_>) {
     let flags = libc::SYNC_FILE_RANGE_WAIT_BEFORE | libc::SYNC_FILE_RANGE_WRITE;
     #[expect(unsafe_code, reason = "there is no safe way to say it")]
     // SAFETY: the descriptor is open as long as it is borrowed, and the call touches none of our memory.
@@ -57,11 +57,11 @@ pub(crate) fn append_at(file: BorrowedFd<'_>, offset: u64, most: usize, bytes: &
 
 /// Whether the process was started without a standard output. Rust opens `/dev/null` in its place before `main`, so that
 /// what is written there would vanish without an error.
-pub(crate) fn had_no_stdout() -> bool {
-    NO_STDOUT.load(Ordering::Relaxed)
+pub(crate) fn stdout_was_closed() -> bool {
+    STDOUT_WAS_CLOSED.load(Ordering::Relaxed)
 }
 
-static NO_STDOUT: AtomicBool = AtomicBool::new(false);
+static STDOUT_WAS_CLOSED: AtomicBool = AtomicBool::new(false);
 
 /// Runs before `main`.
 #[used]
@@ -69,13 +69,13 @@ static NO_STDOUT: AtomicBool = AtomicBool::new(false);
 // SAFETY: functions in this section are called at the start, without arguments that matter here. This one makes a system call
 // and sets a number, which needs nothing that is not set up yet.
 #[unsafe(link_section = ".init_array")]
-static LOOK_FOR_STDOUT: extern "C" fn() = look_for_stdout;
+static CHECK_STDOUT: extern "C" fn() = check_stdout;
 
-extern "C" fn look_for_stdout() {
+extern "C" fn check_stdout() {
     #[expect(unsafe_code, reason = "the descriptor may be closed, which safe types exclude")]
     // SAFETY: the call takes two numbers.
     let flags = unsafe { libc::fcntl(libc::STDOUT_FILENO, libc::F_GETFD) };
-    NO_STDOUT.store(flags == -1, Ordering::Relaxed);
+    STDOUT_WAS_CLOSED.store(flags == -1, Ordering::Relaxed);
 }
 
 /// Makes the names in a folder durable. Returns whether the file system can do that: some (CIFS, many FUSE file systems,
@@ -164,7 +164,7 @@ mod tests {
         };
         let first = change(1);
         assert_eq!(change(2), first);
-        begin_to_write(file.as_fd());
+        start_writeback(file.as_fd());
         assert_ne!(change(3), first);
     }
 

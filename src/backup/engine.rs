@@ -28,7 +28,7 @@ use super::store::Store;
 use super::{Error, INLINE_EXTENTS, NODE_ITEMS, Options, change, entry_of};
 use crate::catalog::stats::Stats;
 use crate::catalog::{
-    BlockId, Catalog, DirectoryId, DirectoryRow, PackRow, PutOff, SegmentId, SegmentRow, SoFar, Stored,
+    BlockId, Catalog, DeferredFile, DirectoryId, DirectoryRow, PackRow, SegmentId, SegmentRow, Stored, StoredState,
 };
 use crate::format::entry::NodeRef;
 use crate::format::index::{IndexedBlock, IndexedPack, PackKind};
@@ -223,7 +223,7 @@ impl<'a> Engine<'a> {
     /// committed before each, and `go` then says so. Returns the root directory; none if the walk broke off.
     pub(super) fn follow_all(&mut self, go: Sender<()>) -> Result<Option<Outcome>, Error> {
         let mut root = self.follow()?;
-        while root.is_some() && self.catalog.has_put_off()? {
+        while root.is_some() && self.catalog.has_deferred()? {
             self.settle()?;
             self.commit(None)?;
             // If the walk is over, it did what it could.
@@ -287,7 +287,7 @@ impl<'a> Engine<'a> {
             Event::Kept(kept) => self.keep(*kept)?,
             Event::Again { name } => {
                 let directory = self.frame()?.id;
-                self.catalog.take_up(directory, &name)?;
+                self.catalog.remove_deferred(directory, &name)?;
             }
             Event::Files(new) => {
                 let NewFiles { files, content } = *new;
@@ -499,9 +499,9 @@ impl<'a> Engine<'a> {
         self.attributes.serve(self.files_taken);
         let path = self.trail.child(&name);
         let directory = self.frame()?.id;
-        let put_off = |name: Vec<u8>, changed: bool, so_far: SoFar| {
+        let put_off = |name: Vec<u8>, changed: bool, so_far: StoredState| {
             let tries = tries + u32::from(changed);
-            PutOff { directory, name, tries, existed, so_far }
+            DeferredFile { directory, name, tries, existed, stored: so_far }
         };
         self.monitor.progress().at(&path);
         let key = self.new_part()?;
@@ -533,7 +533,7 @@ impl<'a> Engine<'a> {
                 }
                 Some(FileContent::End(end)) => break Ok(end),
                 Some(FileContent::PutOff { changed }) => {
-                    return Ok(self.catalog.put_off(&put_off(name, changed, SoFar::Nothing))?);
+                    return Ok(self.catalog.defer(&put_off(name, changed, StoredState::Nothing))?);
                 }
                 Some(FileContent::Failed(why)) => break Err(why),
                 Some(FileContent::Broken(error)) => return Err(error),
@@ -551,8 +551,8 @@ impl<'a> Engine<'a> {
         };
         match end {
             Ok(end) if end.put_off => {
-                let so_far = if end.changed { SoFar::Changed } else { SoFar::Fresh };
-                self.catalog.put_off(&put_off(name.clone(), end.changed, so_far))?;
+                let so_far = if end.changed { StoredState::Changed } else { StoredState::Fresh };
+                self.catalog.defer(&put_off(name.clone(), end.changed, so_far))?;
                 self.finish_file(key, name, &path, *end, Stretches { extents, nodes, holes })
             }
             Ok(end) => {

@@ -69,7 +69,7 @@ use roaring::RoaringTreemap;
 
 pub use error::Error;
 
-use crate::catalog::stats::{Identity, Stats};
+use crate::catalog::stats::{ComparedFields, Stats};
 use crate::catalog::{Catalog, DirectoryId, Labels, Presence, SnapshotRow, SourceRow};
 use crate::format::entry::{Content, Entry, Subtree};
 use crate::format::id::{SnapshotId, SourceId};
@@ -158,7 +158,7 @@ pub struct Options {
     /// Make no snapshot if nothing changed.
     pub skip_if_unchanged: bool,
     /// What makes a file the same as before.
-    pub identity: Identity,
+    pub identity: ComparedFields,
     /// Believe no identity: read every file.
     pub reread: bool,
     /// How often a file is read again that changes while it is read, before it is stored as it was read, and marked.
@@ -193,7 +193,7 @@ impl Default for Options {
             compression: COMPRESSION,
             commit_interval: COMMIT_INTERVAL,
             skip_if_unchanged: false,
-            identity: Identity::default(),
+            identity: ComparedFields::default(),
             reread: false,
             retries: RETRIES,
             settle_max: SETTLE_MAX,
@@ -428,7 +428,7 @@ impl Run<'_> {
         let sealer = self.session.writer.block_sealer();
         let rules = Arc::new(rules);
         let past = catalog.past()?;
-        catalog.forget_put_off()?;
+        catalog.clear_deferred()?;
         let lanes = &Lanes::new(self.options.low_memory)?;
         let reading = Reading {
             cutter: Chunker::new(self.session.trust.seed, self.options.chunk_size),

@@ -25,7 +25,7 @@ use super::listing::{Borders, Found};
 use super::read::Patience;
 use super::selection::Part;
 use super::walk::{Attempt, Before, Here, Known, Parent, Place, Segments, Stop, Walk, blocks_of};
-use crate::catalog::{PutOff, SegmentRow, SoFar};
+use crate::catalog::{DeferredFile, SegmentRow, StoredState};
 use crate::format::{Kind, Timestamp};
 use crate::source::{Directory, Stat, now};
 
@@ -62,7 +62,7 @@ impl Settling {
 /// Files that were put off, by where they are.
 #[derive(Default)]
 struct Folder {
-    files: BTreeMap<Vec<u8>, PutOff>,
+    files: BTreeMap<Vec<u8>, DeferredFile>,
     below: BTreeMap<Vec<u8>, Folder>,
 }
 
@@ -72,7 +72,7 @@ impl Folder {
     }
 
     /// Adds a file in the folder that `names` lead to.
-    fn add(&mut self, names: Vec<Vec<u8>>, file: PutOff) {
+    fn add(&mut self, names: Vec<Vec<u8>>, file: DeferredFile) {
         let folder = names.into_iter().fold(self, |folder, name| folder.below.entry(name).or_default());
         folder.files.insert(file.name.clone(), file);
     }
@@ -114,7 +114,7 @@ impl Walk<'_> {
             let pass = Pass { settling, left, part };
             let (mut after, mut some) = (None, false);
             loop {
-                let files = self.past.put_off(after.as_ref(), PASS)?;
+                let files = self.past.deferred(after.as_ref(), PASS)?;
                 let Some(last) = files.last() else { break };
                 after = Some(last.clone());
                 let files = self.ready(files, left)?;
@@ -151,7 +151,7 @@ impl Walk<'_> {
     }
 
     /// Those of the files that it makes sense to look at now, by where they are.
-    fn ready(&self, files: Vec<PutOff>, left: Duration) -> Result<Folder, Stop> {
+    fn ready(&self, files: Vec<DeferredFile>, left: Duration) -> Result<Folder, Stop> {
         let mut folder = Folder::default();
         let Some((above, root)) = &self.root else { return Ok(folder) };
         let mut place = None;
@@ -337,7 +337,13 @@ impl Walk<'_> {
     }
 
     /// Looks at a file that was put off, whatever it is by now. `old`: its entry, if there is one.
-    fn take_up(&mut self, pass: Pass<'_>, here: &Here<'_>, file: PutOff, old: Option<Before>) -> Result<(), Stop> {
+    fn take_up(
+        &mut self,
+        pass: Pass<'_>,
+        here: &Here<'_>,
+        file: DeferredFile,
+        old: Option<Before>,
+    ) -> Result<(), Stop> {
         let name = OsStr::from_bytes(&file.name);
         self.send(Event::Again { name: file.name.clone() })?;
         let looked = now();
@@ -349,7 +355,7 @@ impl Walk<'_> {
             Ok(stat) => stat,
             Err(e) => {
                 let why = if e.is_vanished() { VANISHED.to_owned() } else { e.to_string() };
-                self.gone(&here.directory.child_path(name), file.so_far, &why);
+                self.gone(&here.directory.child_path(name), file.stored, &why);
                 return old.map_or(Ok(()), |old| self.keep(old));
             }
         };
@@ -379,15 +385,15 @@ impl Walk<'_> {
     }
 
     /// A file that can't be looked at any more.
-    fn gone(&mut self, path: &Path, so_far: SoFar, why: &str) {
+    fn gone(&mut self, path: &Path, so_far: StoredState, why: &str) {
         match so_far {
-            SoFar::Nothing => {
+            StoredState::Nothing => {
                 self.counts.files -= 1;
                 self.problem(path, why);
             }
-            SoFar::Changed => self.problem(path, CHANGED),
+            StoredState::Changed => self.problem(path, CHANGED),
             // What was read of it is what it was.
-            SoFar::Fresh => {}
+            StoredState::Fresh => {}
         }
     }
 
@@ -395,14 +401,14 @@ impl Walk<'_> {
     fn give_up(&mut self, root: &Path) -> Result<(), Stop> {
         let mut after = None;
         loop {
-            let files = self.past.put_off(after.as_ref(), PASS)?;
+            let files = self.past.deferred(after.as_ref(), PASS)?;
             let Some(last) = files.last() else { return Ok(()) };
             after = Some(last.clone());
             for file in files {
                 let names = self.past.place(file.directory)?.map(|place| place.names).unwrap_or_default();
                 let mut path: PathBuf = root.to_owned();
                 path.extend(names.iter().chain([&file.name]).map(|name| OsStr::from_bytes(name)));
-                self.gone(&path, file.so_far, VANISHED);
+                self.gone(&path, file.stored, VANISHED);
             }
         }
     }

@@ -3,7 +3,7 @@
 use std::collections::HashSet;
 use std::ffi::OsStr;
 
-use crate::catalog::stats::Identity;
+use crate::catalog::stats::ComparedFields;
 use crate::format::Kind;
 use crate::source::{Directory, MountTable, Patterns, Stat, Tags};
 
@@ -14,7 +14,7 @@ pub(super) struct Rules {
     pub(super) tags: Tags,
     /// Leave out what has the attribute.
     pub(super) exclude_nodump: bool,
-    pub(super) identity: Identity,
+    pub(super) identity: ComparedFields,
     pub(super) one_file_system: bool,
     /// Believe no identity: read every file.
     pub(super) reread: bool,

@@ -67,12 +67,12 @@ impl<'r> Session<'r> {
         let (mut catalog, built) = open_catalog(&inventory, &state, &host, mend)?;
         let trust = catalog.trust().clone();
         compare(repository, &trust, &host)?;
-        inventory.name_strangers(&trust.recipients)?;
+        inventory.report_unknown_recipients(&trust.recipients)?;
         warn_of_expiry(&trust.recipients, monitor);
         let (known, _) = catalog.runs()?;
         let generations = inventory.generations(&catalog.strange_generations()?)?;
         catalog.note_strange_generations(&generations.learnt)?;
-        if let Some(words) = generations.words() {
+        if let Some(words) = generations.warning() {
             monitor.note(&words);
         }
         let standing = generations.divergence(&catalog)?;
@@ -84,10 +84,10 @@ impl<'r> Session<'r> {
             }
             Divergence::SetBack { found, known } | Divergence::Forgotten { found, known } => found.max(known),
         };
-        if let Some(words) = standing.words() {
+        if let Some(words) = standing.message() {
             monitor.note(&format!("{words}. Packs are listed and compared before anything is stored"));
             let found = inventory.reconcile(&mut catalog)?;
-            monitor.note(&format!("the catalog agrees with the repository now: {}", found.words()));
+            monitor.note(&format!("the catalog agrees with the repository now: {}", found.summary()));
         }
         // Generations may have been lost, too.
         let generation = generations.free_after(last.max(catalog.last_sequence()?))?;
@@ -105,7 +105,7 @@ impl<'r> Session<'r> {
             announced: AtomicBool::new(false),
             _lock: lock,
         };
-        if built || standing.words().is_some() {
+        if built || standing.message().is_some() {
             // So that the next run, or the other machine, finds it said.
             session.announce(&mut catalog)?;
             catalog.commit()?;
@@ -127,7 +127,7 @@ impl<'r> Session<'r> {
         if !session.unfinished.is_empty() {
             // A run with a copy of this catalog that may be writing at this moment is refused from here on.
             session.announce(&mut catalog)?;
-            inventory.clear_leftovers(&mut catalog, &session.unfinished)?;
+            inventory.clean_up_unfinished(&mut catalog, &session.unfinished)?;
         }
         Ok((session, catalog))
     }
@@ -201,7 +201,7 @@ fn open_catalog(
                 "{error}. It is built anew from the repository now; every file is read once, and what is stored already is not stored again"
             ));
             let (catalog, found) = inventory::rebuild(inventory, state, &host.fingerprint())?;
-            inventory.monitor.note(&format!("the catalog was built anew: {}", found.words()));
+            inventory.monitor.note(&format!("the catalog was built anew: {}", found.summary()));
             Ok((catalog, true))
         }
         other => Ok((other?, false)),
@@ -235,11 +235,11 @@ pub(super) fn look(
     let access = host_access(&key)?;
     let inventory = Inventory { repository, access: &access, monitor, stop };
     for lost in inventory.lost(&catalog, &state, &host)? {
-        monitor.note(&format!("{}: {}", lost.object, lost.words()));
+        monitor.note(&format!("{}: {}", lost.object, lost.message()));
     }
-    if inventory.divergence(&catalog)?.words().is_some()
+    if inventory.divergence(&catalog)?.message().is_some()
         // Asked again: a run of our own may have begun meanwhile.
-        && let Some(words) = inventory.divergence(&view()?)?.words()
+        && let Some(words) = inventory.divergence(&view()?)?.message()
     {
         monitor.note(&format!("{words}. A backup compares packs first; what is lost it stores again"));
     }

@@ -78,15 +78,15 @@ impl Catalog {
         self.bad_claims(lost, &mut |claim| {
             dropped.add(&claim);
             match claim {
-                Claim::Chunk(head) => self.run("DELETE FROM chunks WHERE head = ?", head),
-                Claim::ExtentNode(id) => self.run("DELETE FROM extent_nodes WHERE id = ?", id),
+                Claim::Chunk(head) => self.execute("DELETE FROM chunks WHERE head = ?", head),
+                Claim::ExtentNode(id) => self.execute("DELETE FROM extent_nodes WHERE id = ?", id),
                 // The next run takes neither its directory nor what is above that for unchanged.
                 Claim::Segment { id, directory } => {
-                    self.run("DELETE FROM segments WHERE id = ?", id)?;
-                    self.run("UPDATE directories SET sum = NULL WHERE id = ?", directory)
+                    self.execute("DELETE FROM segments WHERE id = ?", id)?;
+                    self.execute("UPDATE directories SET sum = NULL WHERE id = ?", directory)
                 }
                 // Its segments may still be good.
-                Claim::Directory(id) => self.run("UPDATE directories SET sum = NULL WHERE id = ?", id),
+                Claim::Directory(id) => self.execute("UPDATE directories SET sum = NULL WHERE id = ?", id),
             }
         })?;
         Ok(dropped)
@@ -148,7 +148,7 @@ impl Catalog {
         })
     }
 
-    fn run(&self, sql: &'static str, id: i64) -> Result<(), Error> {
+    fn execute(&self, sql: &'static str, id: i64) -> Result<(), Error> {
         let run = || self.db.prepare_cached(sql)?.execute([id]);
         run().map(drop).map_err(self.failed("drop what rests on lost blocks"))
     }

@@ -140,7 +140,7 @@ impl Past {
         let mut at = id.0;
         // Parents of roots are negative.
         while at > 0 {
-            if names.len() > DEEPEST {
+            if names.len() > MAX_DEPTH {
                 return Err(damaged(&self.path, "directories lie in a circle"));
             }
             let Some((parent, name)) = above(at).during("look up a directory", &self.path)? else { return Ok(None) };
@@ -510,7 +510,7 @@ impl Catalog {
 const NOWHERE: DirectoryId = DirectoryId(i64::MIN);
 
 /// Levels that no tree has.
-const DEEPEST: usize = 1 << 20;
+const MAX_DEPTH: usize = 1 << 20;
 
 /// In the column `linked`: yes.
 const LINKED: i64 = 90;

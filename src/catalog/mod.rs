@@ -48,7 +48,7 @@ pub use claims::Claims;
 pub use directories::{DirectoryId, DirectoryRow, Past, SegmentId, SegmentNode, SegmentRow};
 pub use error::Error;
 pub use packs::{Condemned, KnownPack};
-pub use retry_queue::{PutOff, SoFar};
+pub use retry_queue::{DeferredFile, StoredState};
 pub use snapshots::{Labels, Presence, SnapshotRow, SourceRow};
 pub use trust::{LastRun, Trust};
 

@@ -212,7 +212,7 @@ impl Catalog {
     }
 
     /// Adds blocks of a pack to `blocks`, or takes them out of it. False if not all of them are known.
-    pub fn count_in(
+    pub fn apply_runs(
         &self,
         blocks: &mut RoaringTreemap,
         runs: &[(PackId, BlockRuns)],
@@ -441,13 +441,15 @@ mod tests {
         assert_eq!(catalog.location(block_of(&catalog, 2)).unwrap().pack, there.id);
         let mut used = RoaringTreemap::new();
         assert!(
-            catalog.count_in(&mut used, &[(missing.id, vec![(0, 2), (5, 1)]), (there.id, vec![(0, 4)])], true).unwrap()
+            catalog
+                .apply_runs(&mut used, &[(missing.id, vec![(0, 2), (5, 1)]), (there.id, vec![(0, 4)])], true)
+                .unwrap()
         );
         assert_eq!(used.len(), 7);
-        assert!(catalog.count_in(&mut used, &[(there.id, vec![(1, 3)])], false).unwrap());
+        assert!(catalog.apply_runs(&mut used, &[(there.id, vec![(1, 3)])], false).unwrap());
         assert_eq!(used.len(), 4);
-        assert!(!catalog.count_in(&mut used, &[(there.id, vec![(3, 2)])], true).unwrap());
-        assert!(!catalog.count_in(&mut used, &[(PackId::random(), vec![(0, 1)])], true).unwrap());
+        assert!(!catalog.apply_runs(&mut used, &[(there.id, vec![(3, 2)])], true).unwrap());
+        assert!(!catalog.apply_runs(&mut used, &[(PackId::random(), vec![(0, 1)])], true).unwrap());
     }
 
     #[test]

@@ -10,26 +10,26 @@ use crate::source::{Standing, Stat};
 /// Which parts of a file's identity are expected to stay as long as the file does. Segments keep all parts, so one run
 /// may choose otherwise than the one before.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Identity {
+pub struct ComparedFields {
     /// Compare inode numbers. Some network and FUSE file systems make them up.
     pub inode: bool,
     /// Compare change times. Some programs touch them without touching the file.
     pub ctime: bool,
 }
 
-impl Default for Identity {
+impl Default for ComparedFields {
     fn default() -> Self {
-        Identity { inode: true, ctime: true }
+        ComparedFields { inode: true, ctime: true }
     }
 }
 
-impl Identity {
+impl ComparedFields {
     fn is_complete(self) -> bool {
-        self == Identity::default()
+        self == ComparedFields::default()
     }
 
     /// Whether two entries with these fields are the same, so far as it counts.
-    fn same(self, one: &Fields, other: &Fields) -> bool {
+    fn same(self, one: &StatFields, other: &StatFields) -> bool {
         one.fixed == other.fixed && (one.ctime == other.ctime || !self.ctime) && (one.ino == other.ino || !self.inode)
     }
 }
@@ -78,7 +78,7 @@ impl Stats {
 
     /// Whether these are the same entries, so far as it counts for `identity`, and nothing in their segment depends on
     /// the rest. These are of now: none is untrusted.
-    pub fn same_as(&self, other: &Stats, identity: Identity) -> bool {
+    pub fn same_as(&self, other: &Stats, identity: ComparedFields) -> bool {
         let equal = self == other;
         if equal || identity.is_complete() {
             return equal;
@@ -96,7 +96,7 @@ impl Stats {
 
     /// Whether the only entry of these is the one with identity `then`, so far as it counts for `identity`. A mount
     /// that ignores privileges, or does so no more, makes no other file of it.
-    pub fn is(&self, then: &[u8], identity: Identity) -> bool {
+    pub fn is(&self, then: &[u8], identity: ComparedFields) -> bool {
         let (mut one, mut other) = (StatsReader::new(self), StatsReader { left: then });
         match (one.next_fields(), other.next_fields()) {
             (Some((name, Some(this))), Some((other_name, Some(that)))) => {
@@ -121,7 +121,7 @@ fn take_time(left: &mut &[u8]) -> Option<(i64, u64)> {
 
 /// What a segment remembers of an entry, beside its name.
 #[derive(PartialEq)]
-struct Fields {
+struct StatFields {
     standing: Standing,
     ctime: (i64, u64),
     ino: u64,
@@ -129,10 +129,10 @@ struct Fields {
     fixed: ([u64; 3], (i64, u64), [u64; 3]),
 }
 
-impl Fields {
+impl StatFields {
     /// Whether the entry in the tree is the same for both, though they differ: the privileges are, and it has no other
     /// names, which are found by its inode number.
-    fn is_free(&self, other: &Fields) -> bool {
+    fn is_free(&self, other: &StatFields) -> bool {
         let (_, _, [_, names, _]) = self.fixed;
         self.standing == other.standing && names <= 1
     }
@@ -143,7 +143,7 @@ impl Fields {
         let (mtime, ctime, ino) = (take_time(left)?, take_time(left)?, take(left)?);
         let is_directory = kind_and_mode >> 12 == Kind::Directory.code();
         let rest = if is_directory { [0; 3] } else { [take(left)?, take(left)?, take(left)?] };
-        Some(Fields { standing, ctime, ino, fixed: (owner, mtime, rest) })
+        Some(StatFields { standing, ctime, ino, fixed: (owner, mtime, rest) })
     }
 }
 
@@ -167,13 +167,13 @@ impl<'b> StatsReader<'b> {
     }
 
     /// Name and fields of the next entry; no fields for one that is not trusted.
-    fn next_fields(&mut self) -> Option<(&'b [u8], Option<Fields>)> {
+    fn next_fields(&mut self) -> Option<(&'b [u8], Option<StatFields>)> {
         let length = usize::try_from(take(&mut self.left)?).ok()?;
         let name = self.left.get(..length)?;
         self.left = self.left.get(length..)?;
         let fields = match take(&mut self.left)? {
             UNTRUSTED => None,
-            kind_and_mode => Some(Fields::take(kind_and_mode, &mut self.left)?),
+            kind_and_mode => Some(StatFields::take(kind_and_mode, &mut self.left)?),
         };
         Some((name, fields))
     }
@@ -235,9 +235,9 @@ mod tests {
         let then = stat(Kind::File, 1);
         let ino = Stat { ino: 2, ..then.clone() };
         let ctime = Stat { ctime: Timestamp::default(), ..then.clone() };
-        let strict = Identity::default();
-        let [no_inode, no_ctime] = [(false, true), (true, false)].map(|(inode, ctime)| Identity { inode, ctime });
-        let none = Identity { inode: false, ctime: false };
+        let strict = ComparedFields::default();
+        let [no_inode, no_ctime] = [(false, true), (true, false)].map(|(inode, ctime)| ComparedFields { inode, ctime });
+        let none = ComparedFields { inode: false, ctime: false };
         for (now, same) in [
             (&then, [true, true, true, true]),
             (&ino, [false, true, false, true]),
@@ -258,7 +258,7 @@ mod tests {
 
     #[test]
     fn segments_are_the_same_only_as_a_whole() {
-        let identity = Identity { inode: false, ctime: false };
+        let identity = ComparedFields { inode: false, ctime: false };
         let (one, other) = (stat(Kind::File, 1), stat(Kind::File, 2));
         let mut longer = of(&other, NOTHING);
         longer.push(b"b", &other, NOTHING);
@@ -272,7 +272,7 @@ mod tests {
     /// An entry of the segment keeps the id that its other names have, and that goes by the inode number.
     #[test]
     fn a_segment_with_a_file_of_several_names_is_not_the_same_if_its_number_changed() {
-        let identity = Identity { inode: false, ctime: false };
+        let identity = ComparedFields { inode: false, ctime: false };
         let [one, other] = [1, 2].map(|ino| Stat { nlink: 2, ..stat(Kind::File, ino) });
         assert!(of(&one, NOTHING).same_as(&of(&one, NOTHING), identity));
         assert!(!of(&one, NOTHING).same_as(&of(&other, NOTHING), identity));
@@ -283,7 +283,7 @@ mod tests {
     fn an_untrusted_entry_is_like_none() {
         let mut untrusted = Stats::default();
         untrusted.push_untrusted(b"a");
-        for identity in [Identity::default(), Identity { inode: false, ctime: false }] {
+        for identity in [ComparedFields::default(), ComparedFields { inode: false, ctime: false }] {
             assert!(!of(&stat(Kind::File, 1), NOTHING).same_as(&untrusted, identity));
             assert!(!of(&stat(Kind::File, 1), NOTHING).is(&untrusted.0, identity));
             assert!(!untrusted.is(&untrusted.0, identity));
@@ -294,8 +294,8 @@ mod tests {
     fn a_mount_that_ignores_privileges_changes_the_segment_and_not_the_file() {
         let file = stat(Kind::File, 1);
         let (with, without) = (of(&file, NOTHING), of(&file, UNPRIVILEGED));
-        assert!(with.is(&without.0, Identity::default()));
-        for identity in [Identity::default(), Identity { inode: false, ctime: false }] {
+        assert!(with.is(&without.0, ComparedFields::default()));
+        for identity in [ComparedFields::default(), ComparedFields { inode: false, ctime: false }] {
             assert!(!with.same_as(&without, identity));
             assert!(!with.is(&of(&file, ELSEWHERE).0, identity));
         }

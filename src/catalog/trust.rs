@@ -63,8 +63,8 @@ impl Trust {
     }
 
     pub(super) fn load(db: &Connection, path: &Path) -> Result<Self, Error> {
-        type Row = (Vec<u8>, Vec<u8>, bool, i64, String);
-        let row: rusqlite::Result<Row> =
+        type TrustRow = (Vec<u8>, Vec<u8>, bool, i64, String);
+        let row: rusqlite::Result<TrustRow> =
             db.query_row("SELECT repository, catalog, encrypted, seed, host FROM trust", [], |row| {
                 Ok((row.get(0)?, row.get(1)?, row.get(2)?, row.get(3)?, row.get(4)?))
             });

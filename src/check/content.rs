@@ -1,33 +1,33 @@
-//! The content of files: every chunk lies where it should, and each part is looked at once.
+//! The content of files: every chunk lies where it should, and each part is checked once.
 //!
 //! A large file is a tree of nodes, and may name one of them any number of times, as may other files.
 
 use std::collections::{BTreeSet, HashMap, HashSet};
 use std::sync::atomic::{AtomicBool, Ordering};
 
-use super::{Seen, seen};
+use super::{ChunkKey, chunk_key};
 use crate::format::entry::NodeRef;
 use crate::format::{BlockLocation, ChunkRef, PackId};
 use crate::monitor::Progress;
 use crate::reader::{Error, FileReader, Parts, Reader};
 
 /// A node of extents: with the bytes that it should cover, and the levels below it.
-type Part = (Seen, u64, u8);
+type ExtentNodeKey = (ChunkKey, u64, u8);
 
-/// What was looked at of files so far.
+/// What was checked of files so far.
 #[derive(Default)]
-pub(super) struct Looked {
+pub(super) struct CheckedContent {
     /// Chunks.
-    pub(super) chunks: HashSet<Seen>,
-    parts: HashSet<Part>,
+    pub(super) chunks: HashSet<ChunkKey>,
+    parts: HashSet<ExtentNodeKey>,
     /// Packs that parts need and no index names.
-    lacking: HashMap<Part, BTreeSet<PackId>>,
+    lacking: HashMap<ExtentNodeKey, BTreeSet<PackId>>,
 }
 
 /// A look at a file.
-pub(super) struct Look<'l> {
+pub(super) struct FileCheck<'l> {
     pub(super) reader: &'l Reader,
-    pub(super) looked: &'l mut Looked,
+    pub(super) checked: &'l mut CheckedContent,
     /// Packs that are there, and their lengths.
     pub(super) packs: &'l HashMap<PackId, u64>,
     /// Whether no index names a pack that is there.
@@ -41,16 +41,16 @@ pub(super) struct Look<'l> {
     /// Packs that the file needs and no index names.
     pub(super) lacking: BTreeSet<PackId>,
     /// The parts that the look is in, with the packs that they need and no index names.
-    pub(super) open: Vec<(Part, BTreeSet<PackId>)>,
+    pub(super) open: Vec<(ExtentNodeKey, BTreeSet<PackId>)>,
 }
 
-impl Look<'_> {
+impl FileCheck<'_> {
     /// Looks at all of the file that is new.
-    pub(super) fn at(&mut self, file: &FileReader) -> Result<(), Error> {
+    pub(super) fn check_file(&mut self, file: &FileReader) -> Result<(), Error> {
         let result = file.each_part(self.reader, self);
         // After an error: it is one of each file that has these parts.
         for (part, lacking) in std::mem::take(&mut self.open) {
-            self.looked.parts.remove(&part);
+            self.checked.parts.remove(&part);
             self.lacking.extend(lacking);
         }
         result
@@ -66,14 +66,14 @@ impl Look<'_> {
     }
 }
 
-impl Parts for Look<'_> {
+impl Parts for FileCheck<'_> {
     fn enter(&mut self, at: &BlockLocation, part: &NodeRef, depth: u8) -> bool {
-        let key = (seen(at, &part.node), part.covers, depth);
+        let key = (chunk_key(at, &part.node), part.covers, depth);
         if self.is_over() {
             return false;
         }
-        if !self.looked.parts.insert(key) {
-            if let Some(lacking) = self.looked.lacking.get(&key).cloned() {
+        if !self.checked.parts.insert(key) {
+            if let Some(lacking) = self.checked.lacking.get(&key).cloned() {
                 self.lack(lacking);
             }
             return false;
@@ -89,7 +89,7 @@ impl Parts for Look<'_> {
         let Some((part, lacking)) = self.open.pop() else { return };
         if !lacking.is_empty() {
             self.lack(lacking.iter().copied());
-            self.looked.lacking.insert(part, lacking);
+            self.checked.lacking.insert(part, lacking);
         }
     }
 
@@ -97,7 +97,7 @@ impl Parts for Look<'_> {
         if (self.is_unindexed)(at.pack) {
             self.lack([at.pack]);
         }
-        if self.is_over() || !self.looked.chunks.insert(seen(at, chunk)) {
+        if self.is_over() || !self.checked.chunks.insert(chunk_key(at, chunk)) {
             return Ok(());
         }
         self.chunks += 1;

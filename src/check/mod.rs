@@ -8,7 +8,7 @@
 //! missing, and a rebuilt catalog would not know the pack. With the data: every chunk verifies, those that only an index
 //! knows too, and every pack that an index names has the digest that the index says. Nothing is changed.
 //!
-//! Subtrees, parts of large files and chunks that are used several times are looked at once; of each, a digest's head and
+//! Subtrees, parts of large files and chunks that are used several times are checked once; of each, a digest's head and
 //! a place are held. So a snapshot that repeats itself endlessly takes no longer than what is stored of it, and no more
 //! of a pack is read than the signed index says it has.
 
@@ -29,12 +29,12 @@ use crate::format::{BLOCK_SIZE, BlockLocation, ChunkRef, Digest, PackId, SourceI
 use crate::monitor::{self, Monitor};
 use crate::reader::{self, Directory, FileReader, Listed, Reader, Step, Walk};
 use crate::storage::{ErrorKind, ObjectInfo};
-use content::{Look, Looked};
+use content::{CheckedContent, FileCheck};
 
 /// Most bytes of a list of sums.
 const SUMS_SIZE: usize = 64 << 20;
 
-/// What was looked at.
+/// What was checked.
 #[derive(Debug, Clone, Copy, Default)]
 pub struct Summary {
     /// Snapshots.
@@ -77,14 +77,14 @@ pub fn check(reader: &Reader, read_data: bool, monitor: &dyn Monitor, stop: &Ato
             },
         );
     listed.map_err(|e| reader::Error::from(crate::repository::Error::from(e)))?;
-    let mut run = Run {
+    let mut checker = Checker {
         reader,
         read_data,
         monitor,
         stop,
         packs,
         directories: HashSet::new(),
-        looked: Looked::default(),
+        checked: CheckedContent::default(),
         indexed: HashMap::new(),
         misfits: HashSet::new(),
         lacking: HashMap::new(),
@@ -94,35 +94,35 @@ pub fn check(reader: &Reader, read_data: bool, monitor: &dyn Monitor, stop: &Ato
         opened: false,
         summary: Summary::default(),
     };
-    run.indexes(&indexes)?;
-    run.snapshots(names)?;
+    checker.indexes(&indexes)?;
+    checker.snapshots(names)?;
     if read_data {
-        run.unread_chunks(&indexes)?;
+        checker.unread_chunks(&indexes)?;
     }
-    run.strangers();
-    run.documents()?;
-    run.sums()?;
-    run.keys()?;
-    run.foreign(foreign)?;
-    Ok(run.summary)
+    checker.strangers();
+    checker.documents()?;
+    checker.sums()?;
+    checker.keys()?;
+    checker.foreign(foreign)?;
+    Ok(checker.summary)
 }
 
-struct Run<'a> {
+struct Checker<'a> {
     reader: &'a Reader,
     read_data: bool,
     monitor: &'a dyn Monitor,
     stop: &'a AtomicBool,
     packs: HashMap<PackId, u64>,
-    /// Directories that were looked at, and how many entries each was said to have below it.
-    directories: HashSet<(Seen, u64)>,
-    /// What was looked at of files.
-    looked: Looked,
+    /// Directories that were checked, and how many entries each was said to have below it.
+    directories: HashSet<(ChunkKey, u64)>,
+    /// What was checked of files.
+    checked: CheckedContent,
     /// What the indexes say of packs: the index, and the pack's digest.
     indexed: HashMap<PackId, (ObjectId, Digest)>,
     /// Packs that do not have the length that an index says.
     misfits: HashSet<PackId>,
-    /// Packs that no index names, by the directories that were looked at and need them.
-    lacking: HashMap<(Seen, u64), BTreeSet<PackId>>,
+    /// Packs that no index names, by the directories that were checked and need them.
+    lacking: HashMap<(ChunkKey, u64), BTreeSet<PackId>>,
     /// All packs that snapshots need and no index names.
     unindexed: BTreeSet<PackId>,
     /// An index that cannot be read, if there is one.
@@ -135,35 +135,35 @@ struct Run<'a> {
 }
 
 /// Stands for a chunk at its place: a digest's head mixed with a pack's, and where the block begins, and the chunk in it.
-/// A chunk that lies in two places is looked at in both.
-type Seen = (i64, u64);
+/// A chunk that lies in two places is checked in both.
+type ChunkKey = (i64, u64);
 
-fn seen(at: &BlockLocation, chunk: &ChunkRef) -> Seen {
+fn chunk_key(at: &BlockLocation, chunk: &ChunkRef) -> ChunkKey {
     let [a, b, c, d, e, f, g, h, ..] = *at.pack.as_bytes();
     let place = at.offset.wrapping_mul(BLOCK_SIZE as u64).wrapping_add(chunk.start.into());
     (chunk.digest.head() ^ i64::from_be_bytes([a, b, c, d, e, f, g, h]), place)
 }
 
 /// A directory that the check is in.
-struct Level {
-    key: Option<(Seen, u64)>,
-    /// Packs that it needs, with all that was looked at below it so far, and that no index names.
+struct OpenDirectory {
+    key: Option<(ChunkKey, u64)>,
+    /// Packs that it needs, with all that was checked below it so far, and that no index names.
     lacking: BTreeSet<PackId>,
 }
 
 /// Stands for a directory, unless that is empty.
-fn key(directory: &Directory) -> Option<(Seen, u64)> {
-    directory.node().map(|(location, chunk)| (seen(location, chunk), directory.below()))
+fn key(directory: &Directory) -> Option<(ChunkKey, u64)> {
+    directory.node().map(|(location, chunk)| (chunk_key(location, chunk), directory.below()))
 }
 
-impl Run<'_> {
+impl Checker<'_> {
     fn snapshots(&mut self, names: Vec<SnapshotName>) -> Result<(), Error> {
         // Only what verifies counts: a copy under another name does not stand for a snapshot that is missing.
         let (mut there, mut chained) = (HashSet::new(), Vec::new());
         // Snapshots that the key does not open. It is the wrong key only if it opens none.
         let mut closed = Vec::new();
         for name in names {
-            self.go_on()?;
+            self.check_interrupted()?;
             self.summary.snapshots += 1;
             let object = PathBuf::from(name.object());
             let opened = self.reader.snapshot(&name);
@@ -226,21 +226,21 @@ impl Run<'_> {
         Ok(())
     }
 
-    /// Looks at everything below a root that was not looked at yet. Returns the packs that the tree needs and that no index
+    /// Looks at everything below a root that was not checked yet. Returns the packs that the tree needs and that no index
     /// names.
     fn tree(&mut self, root: &Listed, mut path: PathBuf) -> Result<BTreeSet<PackId>, Error> {
         let Some(top) = self.new_directory(root) else { return Ok(self.lacking_below(root)) };
-        let mut levels = vec![self.level(&top)];
+        let mut open = vec![self.open_directory(&top)];
         let mut walk = Walk::new(self.reader, top);
         let mut whole = BTreeSet::new();
         while let Some(step) = walk.step() {
-            self.go_on()?;
+            self.check_interrupted()?;
             match step {
                 Step::Entry(child) => {
                     path.push(OsStr::from_bytes(&child.entry().name));
                     let lacking = match (child.directory().is_some(), self.new_directory(&child)) {
                         (true, Some(below)) => {
-                            levels.push(self.level(&below));
+                            open.push(self.open_directory(&below));
                             walk.enter(below);
                             continue;
                         }
@@ -248,15 +248,15 @@ impl Run<'_> {
                         (false, _) => self.file(child, &path)?,
                     };
                     path.pop();
-                    if let Some(level) = levels.last_mut() {
-                        level.lacking.extend(lacking);
+                    if let Some(directory) = open.last_mut() {
+                        directory.lacking.extend(lacking);
                     }
                 }
                 Step::Failed(error) => self.problem(&path, &error.to_string()),
                 Step::Leave => {
                     path.pop();
-                    let Some(Level { key, lacking }) = levels.pop() else { continue };
-                    levels.last_mut().map_or(&mut whole, |above| &mut above.lacking).extend(&lacking);
+                    let Some(OpenDirectory { key, lacking }) = open.pop() else { continue };
+                    open.last_mut().map_or(&mut whole, |above| &mut above.lacking).extend(&lacking);
                     if let (Some(key), false) = (key, lacking.is_empty()) {
                         self.lacking.insert(key, lacking);
                     }
@@ -267,12 +267,15 @@ impl Run<'_> {
     }
 
     /// Begins a directory.
-    fn level(&self, directory: &Directory) -> Level {
+    fn open_directory(&self, directory: &Directory) -> OpenDirectory {
         let pack = directory.node().map(|(location, _)| location.pack);
-        Level { key: key(directory), lacking: pack.filter(|pack| self.is_unindexed(*pack)).into_iter().collect() }
+        OpenDirectory {
+            key: key(directory),
+            lacking: pack.filter(|pack| self.is_unindexed(*pack)).into_iter().collect(),
+        }
     }
 
-    /// Packs that no index names and that a directory needs which was looked at before.
+    /// Packs that no index names and that a directory needs which was checked before.
     fn lacking_below(&self, listed: &Listed) -> BTreeSet<PackId> {
         let key = listed.directory().and_then(|directory| key(&directory));
         key.and_then(|key| self.lacking.get(&key)).cloned().unwrap_or_default()
@@ -299,7 +302,7 @@ impl Run<'_> {
         }
     }
 
-    /// The directory, if it is one that was not looked at yet.
+    /// The directory, if it is one that was not checked yet.
     fn new_directory(&mut self, listed: &Listed) -> Option<Directory> {
         let directory = listed.directory()?;
         let new = key(&directory).is_none_or(|key| self.directories.insert(key));
@@ -314,9 +317,9 @@ impl Run<'_> {
         progress.at(path);
         let file = FileReader::new(listed);
         let (packs, indexed) = (&self.packs, &self.indexed);
-        let mut look = Look {
+        let mut check = FileCheck {
             reader: self.reader,
-            looked: &mut self.looked,
+            checked: &mut self.checked,
             packs,
             is_unindexed: &|pack| is_unindexed(packs, indexed, pack),
             read_data: self.read_data,
@@ -326,10 +329,10 @@ impl Run<'_> {
             lacking: BTreeSet::new(),
             open: Vec::new(),
         };
-        let result = look.at(&file);
-        let (chunks, lacking) = (look.chunks, look.lacking);
+        let result = check.check_file(&file);
+        let (chunks, lacking) = (check.chunks, check.lacking);
         self.summary.chunks += chunks;
-        self.go_on()?;
+        self.check_interrupted()?;
         progress.file();
         if let Err(error) = result {
             self.problem(path, &error.to_string());
@@ -342,7 +345,7 @@ impl Run<'_> {
         let (access, repository) = (self.reader.access(), self.reader.repository());
         for object in objects {
             let Some(id) = id_of::<ObjectId>(object, name::INDEX) else { continue };
-            self.go_on()?;
+            self.check_interrupted()?;
             match access.index(repository, id) {
                 Ok(index) => {
                     for pack in &index.packs {
@@ -375,7 +378,7 @@ impl Run<'_> {
     }
 
     /// Ends a run that is told to stop.
-    fn go_on(&self) -> Result<(), Error> {
+    fn check_interrupted(&self) -> Result<(), Error> {
         match self.stop.load(Ordering::Relaxed) {
             true => Err(Error::Interrupted),
             false => Ok(()),
@@ -386,7 +389,7 @@ impl Run<'_> {
     fn documents(&mut self) -> Result<(), Error> {
         let (access, repository) = (self.reader.access(), self.reader.repository());
         for object in self.list(name::SOURCES)? {
-            self.go_on()?;
+            self.check_interrupted()?;
             let Some(id) = id_of::<SourceId>(&object, name::SOURCES) else { continue };
             if let Err(error) = access.source(repository, id) {
                 self.unopened(Path::new(&object), error.into())?;
@@ -394,7 +397,7 @@ impl Run<'_> {
         }
         let (mut recipients, mut damaged) = (None, false);
         for object in self.list(name::SECRETS)? {
-            self.go_on()?;
+            self.check_interrupted()?;
             let Some(id) = id_of::<ObjectId>(&object, name::SECRETS) else { continue };
             match access.secrets(repository, id) {
                 Ok(secrets) => recipients = Some(secrets.recipients),
@@ -411,7 +414,7 @@ impl Run<'_> {
             None => self.problem(Path::new(name::SECRETS), "no secrets document is there; the next backup writes one"),
         }
         for object in self.list(name::GENERATION)? {
-            self.go_on()?;
+            self.check_interrupted()?;
             let Some(number) = name::parse_generation(&object) else { continue };
             if let Err(error) = access.generation(repository, number) {
                 self.unopened(Path::new(&object), error.into())?;
@@ -438,14 +441,14 @@ impl Run<'_> {
         let object = name::pack(pack.id);
         let mut offset = 0;
         for block in &pack.blocks {
-            self.go_on()?;
+            self.check_interrupted()?;
             let at = BlockLocation { pack: pack.id, offset, length: block.length };
             offset += u64::from(block.length);
             let mut start = 0u32;
             let known = block.chunks.iter().all(|(digest, length)| {
                 let chunk = ChunkRef { digest: *digest, block: 0, start, length: *length };
                 start = start.saturating_add(*length);
-                self.looked.chunks.contains(&seen(&at, &chunk))
+                self.checked.chunks.contains(&chunk_key(&at, &chunk))
             });
             if known {
                 continue;
@@ -460,7 +463,7 @@ impl Run<'_> {
 
     /// Names of objects. A run that is told to stop does so here at the latest.
     fn list(&self, prefix: &str) -> Result<Vec<String>, Error> {
-        self.go_on()?;
+        self.check_interrupted()?;
         Ok(list(self.reader, prefix)?)
     }
 
@@ -482,7 +485,7 @@ impl Run<'_> {
                 self.problem(&object, "its last line is cut off");
             }
             for line in text.lines() {
-                self.go_on()?;
+                self.check_interrupted()?;
                 let parts = line.split_once("  ").and_then(|(sum, pack)| Some((sum, pack, name::parse_pack(pack)?)));
                 let Some((sum, pack, id)) = parts else {
                     self.problem(&object, "it holds a line that is no sum of a pack");
@@ -518,7 +521,7 @@ impl Run<'_> {
             hasher.update(bytes);
             progress.read(bytes.len() as u64);
         });
-        self.go_on()?;
+        self.check_interrupted()?;
         match read {
             Ok(_) if Digest::from(hasher.finalize()) == expected => {}
             // Packs that a killed run left go after their list.
@@ -573,7 +576,7 @@ impl Run<'_> {
             self.problem(Path::new(object), "it is missing or damaged; the next backup puts it back");
         }
         for object in self.list(name::KEYS)? {
-            self.go_on()?;
+            self.check_interrupted()?;
             if let Err(error) = self.reader.repository().keys().check(&object) {
                 self.problem(Path::new(&object), &error.to_string());
             }

@@ -106,7 +106,7 @@ pub(super) fn run(args: &Args, global: &Global) -> Result<ExitCode> {
             "missing_packs": found.condemned.packs + found.missing_packs,
         }))?;
     } else if !global.quiet {
-        say::aside(format!("this machine is the writer of the repository now: {}", found.words()));
+        say::aside(format!("this machine is the writer of the repository now: {}", found.summary()));
         for recipient in &adopted.recipients {
             let user = recipient.user_id().map(|user| format!(" ({})", printable(&user))).unwrap_or_default();
             say::aside(format!("backups are encrypted to {}{user}", recipient.fingerprint()));

@@ -13,7 +13,7 @@ use super::exit::{PARTIAL, Usage};
 use super::say;
 use super::show::{name_time, parse_duration, parse_size, rate, size};
 use crate::backup::{self, COMPRESSION, Options, RETRIES, Summary};
-use crate::catalog::stats::Identity;
+use crate::catalog::stats::ComparedFields;
 use crate::format::snapshot::{PATHS, TAGS};
 use crate::monitor::count;
 use crate::repository::Repository;
@@ -312,7 +312,7 @@ impl Args {
             compression: self.compression,
             commit_interval: self.commit_interval,
             skip_if_unchanged: self.skip_if_unchanged,
-            identity: Identity { inode: !self.ignore_inode, ctime: !self.ignore_ctime },
+            identity: ComparedFields { inode: !self.ignore_inode, ctime: !self.ignore_ctime },
             reread: self.reread,
             retries: self.retries,
             settle_max: self.settle_max,

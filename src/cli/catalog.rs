@@ -102,7 +102,7 @@ fn rebuild(args: &RebuildArgs, global: &Global) -> Result<ExitCode> {
             "unusable_indexes": found.unusable_indexes,
         }))?;
     } else if !global.quiet {
-        say::aside(format!("the catalog was built anew: {}; the next backup reads every file once", found.words()));
+        say::aside(format!("the catalog was built anew: {}; the next backup reads every file once", found.summary()));
     }
     Ok(ExitCode::SUCCESS)
 }

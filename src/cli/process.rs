@@ -8,7 +8,7 @@ use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 
 use signal_hook::consts::SIGUSR1;
 
-use crate::sys::{had_no_stdout, keep_heap_small};
+use crate::sys::{keep_heap_small, stdout_was_closed};
 
 /// Keeps secrets out of core dumps, and allows as many open files as the system does: a walk holds each
 /// directory between the root and where it is. Where that is refused, things still work, less deep.
@@ -27,7 +27,7 @@ pub(super) fn prepare() {
 
 /// Why nothing can be done in this process, whatever the command; `prints`: its result goes to standard output.
 pub(super) fn refusal(prints: bool) -> Option<String> {
-    if prints && had_no_stdout() {
+    if prints && stdout_was_closed() {
         return Some(
             "standard output is closed, and the result would be lost; send it somewhere, to /dev/null if you like"
                 .into(),

@@ -5,7 +5,7 @@ use std::time::Duration;
 use serde_json::{Value, json};
 
 use super::show::{clock, printable, rate, size};
-use crate::monitor::{Look, Total, count};
+use crate::monitor::{ProgressSnapshot, Total, count};
 
 /// Columns that a path should have at least; numbers that can be done without make room for it.
 const PATH_COLUMNS: usize = 20;
@@ -14,7 +14,7 @@ const ENOUGH: f64 = 0.01;
 
 /// How far a run is at a moment.
 pub(super) struct Status {
-    pub(super) look: Look,
+    pub(super) look: ProgressSnapshot,
     pub(super) elapsed: Duration,
 }
 
@@ -40,7 +40,7 @@ impl Status {
 
     /// One line of at most `width` columns: the numbers, and as much of the path's end as fits.
     pub(super) fn line(&self, width: usize) -> String {
-        let Look { files, bytes, read_bytes, stored_bytes, .. } = self.look;
+        let ProgressSnapshot { files, bytes, read_bytes, stored_bytes, .. } = self.look;
         let some = |bytes: u64, text: String| (bytes > 0).then_some(text);
         let mut parts = [
             self.percent(),
@@ -68,7 +68,7 @@ impl Status {
 
     /// All of it, for who asked.
     pub(super) fn sentence(&self) -> String {
-        let Look { files, bytes, read_bytes, stored_bytes, total, path } = &self.look;
+        let ProgressSnapshot { files, bytes, read_bytes, stored_bytes, total, path } = &self.look;
         let about = self.about();
         let mut parts = Vec::new();
         parts.extend(self.percent().map(|percent| format!("{percent} done")));
@@ -127,7 +127,7 @@ mod tests {
     use super::*;
 
     fn halfway(estimated: bool) -> Status {
-        let look = Look {
+        let look = ProgressSnapshot {
             files: 1000,
             bytes: 1 << 30,
             read_bytes: 100 << 20,
@@ -156,7 +156,10 @@ mod tests {
 
     #[test]
     fn what_is_not_known_is_not_said() {
-        let status = Status { look: Look { files: 3, ..Look::default() }, elapsed: Duration::from_millis(400) };
+        let status = Status {
+            look: ProgressSnapshot { files: 3, ..ProgressSnapshot::default() },
+            elapsed: Duration::from_millis(400),
+        };
         assert_eq!(status.line(80), "3 files  0 B  0:00  ");
         assert_eq!(status.sentence(), "3 files, 0 B, 0:00 elapsed");
         let json = status.json();

@@ -80,7 +80,7 @@ impl View {
     }
 
     fn show(&self, why: &Why, elapsed: Duration) {
-        let status = Status { look: self.progress.look(), elapsed };
+        let status = Status { look: self.progress.snapshot(), elapsed };
         match (why, self.json) {
             (Why::Asked, true) => self.say(&show::json(&status.json())),
             (Why::Asked, false) => self.say(&format!("brackfs: {}", status.sentence())),

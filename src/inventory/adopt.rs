@@ -91,7 +91,7 @@ pub fn adopt_with_owner_key(
     if state.host_key()?.is_some() {
         return Err(Error::HasHostKey { path: state.host_key_path() });
     }
-    inventory.refuse_strangers()?;
+    inventory.refuse_unknown_signers()?;
     let mut secrets = inventory.secrets()?;
     let named: Vec<_> = secrets.recipients.iter().map(|bytes| Certificate::parse(bytes)).collect::<Result<_, _>>()?;
     if !recipients.is_empty() && fingerprints(recipients) != fingerprints(&named) {
@@ -109,7 +109,7 @@ pub fn adopt_with_owner_key(
     let host = key.certificate();
     let writer = Writer::new(repository, Signer::new(key.clone())?, &host, &named)?;
     for id in inventory.indexes()? {
-        inventory.go_on()?;
+        inventory.check_interrupted()?;
         match inventory.access.index(repository, id) {
             Ok(index) => writer.put_index(ObjectId::random(), &index)?,
             Err(error) => inventory.monitor.problem(Path::new(&name::index(id)), &error.to_string()),
@@ -146,20 +146,20 @@ pub fn adopt_with_owner_key(
 
 impl Inventory<'_> {
     /// Refuses a repository with documents that open but are signed by a key that is not trusted here.
-    fn refuse_strangers(&self) -> Result<(), Error> {
-        let mut strangers: BTreeMap<String, (u64, String)> = BTreeMap::new();
+    fn refuse_unknown_signers(&self) -> Result<(), Error> {
+        let mut unknown: BTreeMap<String, (u64, String)> = BTreeMap::new();
         let mut look = |result: Result<(), repository::Error>| {
             if let Err(repository::Error::Stranger { object, signer }) = result {
-                strangers.entry(signer).or_insert((0, object)).0 += 1;
+                unknown.entry(signer).or_insert((0, object)).0 += 1;
             }
         };
         let (repository, access) = (self.repository, self.access);
         for name in repository.snapshots()? {
-            self.go_on()?;
+            self.check_interrupted()?;
             look(access.snapshot(repository, &name).map(drop));
         }
         for id in self.indexes()? {
-            self.go_on()?;
+            self.check_interrupted()?;
             look(access.index(repository, id).map(drop));
         }
         for object in repository.target().list(name::SECRETS)? {
@@ -172,14 +172,14 @@ impl Inventory<'_> {
                 look(access.source(repository, id).map(drop));
             }
         }
-        match strangers.is_empty() {
+        match unknown.is_empty() {
             true => Ok(()),
             false => {
                 let say = |(signer, (count, object)): (&String, &(u64, String))| match count {
                     1 => format!("{signer} ({object})"),
                     more => format!("{signer} ({object} and {} more)", more - 1),
                 };
-                Err(Error::Strangers { signers: strangers.iter().map(say).collect::<Vec<_>>().join(", ") })
+                Err(Error::UnknownSigners { signers: unknown.iter().map(say).collect::<Vec<_>>().join(", ") })
             }
         }
     }

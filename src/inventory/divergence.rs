@@ -38,7 +38,7 @@ pub enum Divergence {
 
 impl Divergence {
     /// What it means, for people; none if there is nothing to say.
-    pub fn words(self) -> Option<String> {
+    pub fn message(self) -> Option<String> {
         match self {
             Divergence::AsLeft | Divergence::Begun { .. } => None,
             Divergence::SetBack { found, known } => Some(format!(

@@ -82,7 +82,7 @@ pub enum Error {
     #[error(
         "documents of this repository are signed by host keys that this machine does not know: {signers}. Nothing was written. Compare each with the fingerprint that `brackfs init` or `brackfs adopt` printed on the machine before, and give those that are right with --signer; remove the objects of any other"
     )]
-    Strangers {
+    UnknownSigners {
         /// Who signed how many of them.
         signers: String,
     },

@@ -39,7 +39,7 @@ impl Generations {
     }
 
     /// What is to be said of objects that do not verify; none if there are none.
-    pub fn words(&self) -> Option<String> {
+    pub fn warning(&self) -> Option<String> {
         let (last, _) = self.strange.last()?;
         Some(format!(
             "cannot verify {} in {} (such as {}): either another machine with a host key of its own became the writer of this repository, or they do not belong there. The backup goes on; nothing is removed from the repository while they are there",
@@ -64,7 +64,7 @@ impl Inventory<'_> {
     pub fn generations(&self, known: &[(u64, u64)]) -> Result<Generations, Error> {
         let mut found = Generations::default();
         for (number, length) in self.repository.generations()?.into_iter().rev() {
-            self.go_on()?;
+            self.check_interrupted()?;
             if known.binary_search(&(number, length)).is_err() {
                 match self.access.generation(self.repository, number) {
                     Ok(generation) => {
@@ -90,7 +90,7 @@ impl Inventory<'_> {
     pub(super) fn doubt_of_generations(&self) -> Result<Option<String>, Error> {
         let mut before = None;
         for (number, _) in self.repository.generations()? {
-            self.go_on()?;
+            self.check_interrupted()?;
             let object = name::generation(number);
             if let Err(error) = self.access.generation(self.repository, number) {
                 return Ok(Some(format!("cannot verify {object}: {error}")));

@@ -12,7 +12,7 @@ impl Inventory<'_> {
         let dropped = catalog.mend()?;
         if dropped.chunks > 0 {
             for id in self.indexes()? {
-                self.go_on()?;
+                self.check_interrupted()?;
                 // One that can't be read costs space: its chunks are stored again.
                 let Ok(index) = self.access.index(self.repository, id) else { continue };
                 index.packs.iter().try_for_each(|pack| catalog.restore_chunks(pack))?;

@@ -40,7 +40,7 @@ pub use rebuild::rebuild;
 pub use recheck::{READ_AGAIN, Rechecked};
 pub use recipients::Renewed;
 pub use reconcile::Reconciled;
-pub use upkeep::Lost;
+pub use upkeep::LostObject;
 pub use verify::Verified;
 
 use crate::crypt::{Opener, SecretKey};
@@ -61,7 +61,7 @@ pub struct Inventory<'a> {
 }
 
 impl Inventory<'_> {
-    fn go_on(&self) -> Result<(), Error> {
+    fn check_interrupted(&self) -> Result<(), Error> {
         match self.stop.load(Ordering::Relaxed) {
             true => Err(Error::Interrupted),
             false => Ok(()),

@@ -4,7 +4,7 @@
 //! the repository is, indexes what there is. The new catalog is made beside the old one and takes its place when it is
 //! complete; the old one is kept.
 
-use super::recipients::together;
+use super::recipients::merge_secrets;
 use super::reconcile::Reconciled;
 use super::{Error, Inventory};
 use crate::catalog::{Catalog, Trust};
@@ -77,7 +77,7 @@ impl Inventory<'_> {
                 continue;
             };
             match (self.access.secrets(self.repository, id), &found) {
-                (Ok(secrets), Some(other)) => found = Some(together(secrets, other)?),
+                (Ok(secrets), Some(other)) => found = Some(merge_secrets(secrets, other)?),
                 (Ok(secrets), None) => found = Some(secrets),
                 (Err(error), _) => failed = Some(error),
             }

@@ -53,21 +53,21 @@ impl Inventory<'_> {
         }
         let (mut bad, mut missing) = (Vec::new(), false);
         for pack in candidates {
-            self.go_on()?;
+            self.check_interrupted()?;
             if !is_due(now.saturating_sub(pack.verified), random()?) {
                 continue;
             }
             found.packs += 1;
             let read = found.bytes + pack.length <= read_again;
             found.bytes += if read { pack.length } else { 0 };
-            match self.look_at(&pack, read)? {
-                Look::Right => catalog.set_verified(pack.row, now)?,
-                Look::Damaged(why) => {
-                    self.name(&pack, &why);
+            match self.check_pack(&pack, read)? {
+                PackCheck::Intact => catalog.set_verified(pack.row, now)?,
+                PackCheck::Damaged(why) => {
+                    self.report(&pack, &why);
                     bad.push(pack.row);
                     missing |= why != ANOTHER_SUM;
                 }
-                Look::Gone => missing = true,
+                PackCheck::Missing => missing = true,
             }
         }
         found.condemned = catalog.condemn(&bad)?;
@@ -78,8 +78,8 @@ impl Inventory<'_> {
                 return Err(Error::NoPacks);
             }
             let more = catalog.condemn_unlisted(&mut |pack, length| match length {
-                Some(length) => self.name(pack, &of_another_length(length, pack.length)),
-                None => self.name(pack, MISSING),
+                Some(length) => self.report(pack, &of_another_length(length, pack.length)),
+                None => self.report(pack, MISSING),
             })?;
             catalog.begin_listing()?;
             found.condemned.packs += more.packs;
@@ -89,23 +89,23 @@ impl Inventory<'_> {
         Ok(found)
     }
 
-    fn name(&self, pack: &KnownPack, why: &str) {
+    fn report(&self, pack: &KnownPack, why: &str) {
         let consequence = "older snapshots may need it; what is still at the source is stored again";
         self.monitor.problem(Path::new(&name::pack(pack.id)), &format!("{why}; {consequence}"));
     }
 
-    fn look_at(&self, pack: &KnownPack, read: bool) -> Result<Look, Error> {
+    fn check_pack(&self, pack: &KnownPack, read: bool) -> Result<PackCheck, Error> {
         let object = name::pack(pack.id);
         let target = self.repository.target();
         let length = match target.length(&object) {
             Ok(length) => length,
-            Err(error) => return gone(error),
+            Err(error) => return missing_or_error(error),
         };
         if length != pack.length {
-            return Ok(Look::Gone);
+            return Ok(PackCheck::Missing);
         }
         if !read {
-            return Ok(Look::Right);
+            return Ok(PackCheck::Intact);
         }
         let mut hasher = blake3::Hasher::new();
         match target.pieces(&object, length, self.stop, |bytes| _ = hasher.update(bytes)) {
@@ -113,13 +113,13 @@ impl Inventory<'_> {
             Ok(false) => return Err(Error::Interrupted),
             // A disk that can't read a part of it any more, or that is gone: then the listing fails.
             Err(error) if matches!(error.kind, ErrorKind::Other | ErrorKind::Truncated) => {
-                return Ok(Look::Damaged(error.to_string()));
+                return Ok(PackCheck::Damaged(error.to_string()));
             }
-            Err(error) => return gone(error),
+            Err(error) => return missing_or_error(error),
         }
         match Digest::from(hasher.finalize()) == pack.digest {
-            true => Ok(Look::Right),
-            false => Ok(Look::Damaged(ANOTHER_SUM.to_owned())),
+            true => Ok(PackCheck::Intact),
+            false => Ok(PackCheck::Damaged(ANOTHER_SUM.to_owned())),
         }
     }
 }
@@ -132,17 +132,17 @@ fn of_another_length(found: u64, expected: u64) -> String {
 }
 
 /// What a look at a pack showed.
-enum Look {
-    Right,
+enum PackCheck {
+    Intact,
     Damaged(String),
     /// It is not there, or not whole.
-    Gone,
+    Missing,
 }
 
 /// What an error says of a pack. One that says nothing of it ends the run.
-fn gone(error: storage::Error) -> Result<Look, Error> {
+fn missing_or_error(error: storage::Error) -> Result<PackCheck, Error> {
     match error.kind {
-        ErrorKind::NotFound | ErrorKind::NotAFile => Ok(Look::Gone),
+        ErrorKind::NotFound | ErrorKind::NotAFile => Ok(PackCheck::Missing),
         _ => Err(error.into()),
     }
 }

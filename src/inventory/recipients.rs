@@ -58,7 +58,7 @@ impl Inventory<'_> {
 
 /// Merges what two documents in `secrets/` say. They may differ in how new the recipients' certificates are, and in which
 /// hosts they name, since later ones hold those of earlier ones; their names are in no order.
-pub(super) fn together(one: Secrets, other: &Secrets) -> Result<Secrets, Error> {
+pub(super) fn merge_secrets(one: Secrets, other: &Secrets) -> Result<Secrets, Error> {
     let parse = |secrets: &Secrets| -> Result<Vec<Certificate>, Error> {
         Ok(secrets.recipients.iter().map(|bytes| Certificate::parse(bytes)).collect::<Result<_, _>>()?)
     };

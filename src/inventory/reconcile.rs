@@ -42,7 +42,7 @@ pub struct Reconciled {
 
 impl Reconciled {
     /// What came of it, for people.
-    pub fn words(&self) -> String {
+    pub fn summary(&self) -> String {
         let mut parts = Vec::new();
         let mut say = |number: u64, one: &str, many: &str, what: &str| {
             if number > 0 {
@@ -98,7 +98,7 @@ impl Inventory<'_> {
         let mut noted = Ok(());
         self.repository.target().visit(name::PACKS, &mut |ObjectInfo { name, length }| {
             if let (Ok(()), Some(pack)) = (&noted, name::parse_pack(&name)) {
-                noted = self.go_on().and_then(|()| Ok(catalog.note_listed(pack, length)?));
+                noted = self.check_interrupted().and_then(|()| Ok(catalog.note_listed(pack, length)?));
             }
         })?;
         noted
@@ -115,7 +115,7 @@ impl Inventory<'_> {
         let mut unknown = Vec::new();
         let mut foreign = 0;
         for id in self.indexes()? {
-            self.go_on()?;
+            self.check_interrupted()?;
             let index = match self.access.index(self.repository, id) {
                 Ok(index) => index,
                 Err(error) => {
@@ -163,7 +163,7 @@ impl Inventory<'_> {
         found: &mut Reconciled,
     ) -> Result<(), Error> {
         for id in indexes {
-            self.go_on()?;
+            self.check_interrupted()?;
             // It was read a moment ago.
             let Index { snapshot: Some(blocks), .. } = self.access.index(self.repository, id)? else { continue };
             let name = &blocks.snapshot;
@@ -193,8 +193,8 @@ impl Inventory<'_> {
             };
             let used = match base {
                 Some(mut used) => {
-                    let known = catalog.count_in(&mut used, &blocks.removed, false)?;
-                    let all = catalog.count_in(&mut used, &blocks.added, true)?;
+                    let known = catalog.apply_runs(&mut used, &blocks.removed, false)?;
+                    let all = catalog.apply_runs(&mut used, &blocks.added, true)?;
                     (known && all).then_some(used)
                 }
                 None => None,

@@ -56,7 +56,7 @@ struct Packs {
     /// Those of them that an index names.
     taken_in: HashSet<PackId>,
     /// Packs that neither the catalog nor an unfinished run of it knows.
-    strangers: Count,
+    unknown: Count,
 }
 
 impl Packs {
@@ -75,11 +75,11 @@ impl Inventory<'_> {
     /// Deals with what runs left at the target that did not come to their end: takes in what an index names, and removes
     /// what may be removed. This run must have announced itself before, so that a run with a copy of this catalog can no
     /// longer commit anything.
-    pub fn clear_leftovers(&self, catalog: &mut Catalog, unfinished: &[RunId]) -> Result<(), Error> {
+    pub fn clean_up_unfinished(&self, catalog: &mut Catalog, unfinished: &[RunId]) -> Result<(), Error> {
         if unfinished.is_empty() {
             return Ok(());
         }
-        match self.try_clear(catalog, unfinished) {
+        match self.try_clean_up(catalog, unfinished) {
             // Interrupted, or the catalog failed: that ends the run.
             Err(error @ (Error::Interrupted | Error::Catalog(_))) => return Err(error),
             Err(error) => self.monitor.note(&format!(
@@ -90,17 +90,17 @@ impl Inventory<'_> {
         Ok(catalog.commit()?)
     }
 
-    fn try_clear(&self, catalog: &Catalog, unfinished: &[RunId]) -> Result<(), Error> {
+    fn try_clean_up(&self, catalog: &Catalog, unfinished: &[RunId]) -> Result<(), Error> {
         let (mut packs, mut doubt) = self.compare_packs(catalog, unfinished)?;
         if catalog.is_learnt()? {
             doubt = Some("this machine's catalog was rebuilt, or compared with what the repository lists".into());
         }
         self.account(catalog, &mut packs, &mut doubt)?;
-        let Count { objects: strangers, bytes } = packs.strangers;
-        if strangers > 0 {
+        let Count { objects: unknown, bytes } = packs.unknown;
+        if unknown > 0 {
             self.monitor.note(&format!(
                 "{} in {} ({bytes} bytes) that neither an index nor this machine's catalog knows; nothing of that is removed",
-                objects(strangers),
+                objects(unknown),
                 name::PACKS
             ));
         }
@@ -121,7 +121,7 @@ impl Inventory<'_> {
         let target = self.repository.target();
         target.remove_temporaries(&name::FOLDERS)?;
         for pack in orphans {
-            self.go_on()?;
+            self.check_interrupted()?;
             target.remove(&name::pack(pack))?;
         }
         Ok(())
@@ -131,27 +131,27 @@ impl Inventory<'_> {
     fn compare_packs(&self, catalog: &Catalog, unfinished: &[RunId]) -> Result<(Packs, Option<String>), Error> {
         let known = catalog.pack_heads()?;
         let mut listed = vec![false; known.len()];
-        let (mut orphans, mut strangers) = (HashMap::new(), Count::default());
+        let (mut orphans, mut unknown) = (HashMap::new(), Count::default());
         self.repository.target().visit(name::PACKS, &mut |object| {
             let Some(pack) = name::parse_pack(&object.name) else { return };
             match known.binary_search(&head(pack)) {
                 Ok(at) => listed.iter_mut().skip(at).take(1).for_each(|listed| *listed = true),
                 Err(_) if unfinished.iter().any(|run| pack.is_of_run(*run)) => _ = orphans.insert(pack, object.length),
-                Err(_) => strangers.add(object.length),
+                Err(_) => unknown.add(object.length),
             }
         })?;
         let missing = listed.iter().filter(|listed| !**listed).count() as u64;
         let missing = missing.saturating_sub(catalog.condemned_packs()?);
         let doubt = (missing > 0).then(|| format!("{} of the catalog are not listed", packs_of(missing)));
         let indexed = vec![false; known.len()];
-        Ok((Packs { known, indexed, orphans, taken_in: HashSet::new(), strangers }, doubt))
+        Ok((Packs { known, indexed, orphans, taken_in: HashSet::new(), unknown }, doubt))
     }
 
     /// Reads indexes, takes in packs that they name, and looks for whatever is not accounted for.
     fn account(&self, catalog: &Catalog, packs: &mut Packs, doubt: &mut Option<String>) -> Result<(), Error> {
         let mut named: HashSet<SnapshotId> = HashSet::new();
         for id in self.indexes()? {
-            self.go_on()?;
+            self.check_interrupted()?;
             match self.access.index(self.repository, id) {
                 Ok(index) => {
                     index.packs.iter().try_for_each(|pack| take_in(catalog, packs, pack))?;
@@ -210,7 +210,7 @@ impl Inventory<'_> {
             if doubt.is_some() {
                 break;
             }
-            self.go_on()?;
+            self.check_interrupted()?;
             let text = self.repository.target().get(&object.name, SUMS_SIZE)?;
             if !packs_in(&text).all(|pack| packs.is_indexed(pack)) {
                 *doubt = Some(format!("{} names packs that no index names", object.name));

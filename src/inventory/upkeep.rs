@@ -16,13 +16,13 @@ use crate::repository::{self, Writer};
 use crate::state::RepositoryState;
 
 /// An object that is missing or damaged, and that the writer can make again.
-pub struct Lost {
+pub struct LostObject {
     /// Its name; the folder of one whose name is of no importance.
     pub object: String,
-    content: Content,
+    replacement: Replacement,
 }
 
-enum Content {
+enum Replacement {
     Description(&'static str),
     Host(Certificate),
     Recipient(Certificate),
@@ -31,11 +31,11 @@ enum Content {
     Source(Source),
 }
 
-impl Lost {
+impl LostObject {
     /// What is wrong, and what becomes of it.
-    pub fn words(&self) -> &'static str {
-        match self.content {
-            Content::Secrets => "no secrets document is there; the next backup writes one",
+    pub fn message(&self) -> &'static str {
+        match self.replacement {
+            Replacement::Secrets => "no secrets document is there; the next backup writes one",
             _ => "it is missing or damaged; the next backup puts it back",
         }
     }
@@ -43,26 +43,31 @@ impl Lost {
 
 impl Inventory<'_> {
     /// Looks for the objects that this machine can make again. `host`: its certificate.
-    pub fn lost(&self, catalog: &Catalog, state: &RepositoryState, host: &Certificate) -> Result<Vec<Lost>, Error> {
+    pub fn lost(
+        &self,
+        catalog: &Catalog,
+        state: &RepositoryState,
+        host: &Certificate,
+    ) -> Result<Vec<LostObject>, Error> {
         let (repository, keys) = (self.repository, self.repository.keys());
         let mut lost = Vec::new();
-        let mut add = |object: String, content| lost.push(Lost { object, content });
+        let mut add = |object: String, replacement| lost.push(LostObject { object, replacement });
         for object in repository.lost_descriptions()? {
-            add(object.to_owned(), Content::Description(object));
+            add(object.to_owned(), Replacement::Description(object));
         }
         if !keys.has_host(host)? {
-            add(name::host(&host.fingerprint().to_string()), Content::Host(host.clone()));
+            add(name::host(&host.fingerprint().to_string()), Replacement::Host(host.clone()));
         }
         for recipient in &catalog.trust().recipients {
             if !keys.has_recipient(recipient)? {
-                add(name::recipient(&recipient.fingerprint().to_string()), Content::Recipient(recipient.clone()));
+                add(name::recipient(&recipient.fingerprint().to_string()), Replacement::Recipient(recipient.clone()));
             }
         }
         // A copy that cannot be parsed is of no use to anyone.
         if let Some(owner) = state.owner_key()?.and_then(|bytes| SecretKey::parse(&bytes).ok())
             && !keys.has_owner(&owner)?
         {
-            add(name::owner(&owner.fingerprint().to_string()), Content::Owner(owner));
+            add(name::owner(&owner.fingerprint().to_string()), Replacement::Owner(owner));
         }
         let ids = |folder: &str| -> Result<HashSet<String>, Error> {
             let objects = repository.target().list(folder)?;
@@ -70,12 +75,12 @@ impl Inventory<'_> {
             Ok(there.filter_map(|object| Some(object.name.strip_prefix(folder)?.to_owned())).collect())
         };
         if !ids(name::SECRETS)?.iter().any(|id| id.parse::<ObjectId>().is_ok()) {
-            add(name::SECRETS.to_owned(), Content::Secrets);
+            add(name::SECRETS.to_owned(), Replacement::Secrets);
         }
         let there = ids(name::SOURCES)?;
         for source in catalog.sources()? {
             if !there.contains(&source.id.to_string()) {
-                add(name::source(source.id), Content::Source(source));
+                add(name::source(source.id), Replacement::Source(source));
             }
         }
         Ok(lost)
@@ -84,23 +89,23 @@ impl Inventory<'_> {
     /// Puts objects back. A target that refuses one is named and does not end the run: the objects were missing before.
     pub fn put_back(
         &self,
-        lost: Vec<Lost>,
+        lost: Vec<LostObject>,
         catalog: &Catalog,
         writer: &Writer<'_>,
         host: &Certificate,
     ) -> Result<(), Error> {
         let keys = self.repository.keys();
-        for Lost { object, content } in lost {
-            let put = match content {
-                Content::Description(object) => self.repository.put_description(object),
-                Content::Host(certificate) => keys.put_host(&certificate),
-                Content::Recipient(certificate) => keys.put_recipient(&certificate),
-                Content::Owner(key) => keys.put_owner(&key),
-                Content::Secrets => {
+        for LostObject { object, replacement } in lost {
+            let put = match replacement {
+                Replacement::Description(object) => self.repository.put_description(object),
+                Replacement::Host(certificate) => keys.put_host(&certificate),
+                Replacement::Recipient(certificate) => keys.put_recipient(&certificate),
+                Replacement::Owner(key) => keys.put_owner(&key),
+                Replacement::Secrets => {
                     let secrets = catalog.trust().secrets(std::slice::from_ref(host))?;
                     writer.put_secrets(ObjectId::random(), &secrets)
                 }
-                Content::Source(source) => writer.put_source(&source),
+                Replacement::Source(source) => writer.put_source(&source),
             };
             self.monitor.note(&match put {
                 Ok(()) => format!("{object} was missing or damaged; it was put back"),
@@ -114,7 +119,7 @@ impl Inventory<'_> {
     }
 
     /// Names certificates in `keys/` that pass for recipients and are none. Nothing is encrypted to them.
-    pub fn name_strangers(&self, recipients: &[Certificate]) -> Result<(), Error> {
+    pub fn report_unknown_recipients(&self, recipients: &[Certificate]) -> Result<(), Error> {
         let known: HashSet<_> = recipients.iter().map(|known| known.fingerprint().to_string()).collect();
         for object in self.repository.target().list(name::KEYS)? {
             let said = object.name.strip_prefix(name::KEYS).and_then(|leaf| leaf.strip_prefix("recipient-"));

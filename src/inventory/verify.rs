@@ -34,7 +34,7 @@ pub struct Verified {
 
 /// Where a pack is listed: the digest that indexes say it has, and that sums say.
 #[derive(Default)]
-struct Listed {
+struct PackRecords {
     length: Option<u64>,
     indexed: Option<Digest>,
     summed: Option<Digest>,
@@ -57,12 +57,12 @@ impl Inventory<'_> {
             // What can be read of it may be anything.
             return Ok(found);
         }
-        if let Some(words) = self.divergence(catalog)?.words() {
+        if let Some(words) = self.divergence(catalog)?.message() {
             problem(path, &words);
         }
         let lost = self.lost(catalog, state, host)?;
         for lost in &lost {
-            problem(Path::new(&lost.object), lost.words());
+            problem(Path::new(&lost.object), lost.message());
         }
         if lost.iter().all(|lost| lost.object != name::SECRETS)
             && let Err(error) = self.secrets()
@@ -75,8 +75,8 @@ impl Inventory<'_> {
             packs += 1;
             let object = name::pack(pack.id);
             let mut wrongs = Vec::from_iter(wrong);
-            let none = Listed::default();
-            let Listed { length, indexed, summed } = listed.get(&pack.id).unwrap_or(&none);
+            let none = PackRecords::default();
+            let PackRecords { length, indexed, summed } = listed.get(&pack.id).unwrap_or(&none);
             match length {
                 None => wrongs.push("the pack is missing".into()),
                 Some(length) if *length != pack.length => {
@@ -97,7 +97,7 @@ impl Inventory<'_> {
                 problem(Path::new(&object), &wrong);
             }
         })?;
-        self.go_on()?;
+        self.check_interrupted()?;
         let (usable, all) = catalog.block_sets()?;
         let (chunks, lost) = catalog.count_chunks(&usable)?;
         if lost > 0 {
@@ -144,15 +144,15 @@ impl Inventory<'_> {
     }
 
     /// What the repository shows of packs.
-    fn lists(&self, problem: &mut dyn FnMut(&Path, &str)) -> Result<HashMap<PackId, Listed>, Error> {
-        let mut listed: HashMap<PackId, Listed> = HashMap::new();
+    fn lists(&self, problem: &mut dyn FnMut(&Path, &str)) -> Result<HashMap<PackId, PackRecords>, Error> {
+        let mut listed: HashMap<PackId, PackRecords> = HashMap::new();
         self.repository.target().visit(name::PACKS, &mut |ObjectInfo { name, length }| {
             if let Some(pack) = name::parse_pack(&name) {
                 listed.entry(pack).or_default().length = Some(length);
             }
         })?;
         for id in self.indexes()? {
-            self.go_on()?;
+            self.check_interrupted()?;
             match self.access.index(self.repository, id) {
                 Ok(index) => {
                     for pack in index.packs {
@@ -168,7 +168,7 @@ impl Inventory<'_> {
             if name::parse_sums(&object.name).is_none() {
                 continue;
             }
-            self.go_on()?;
+            self.check_interrupted()?;
             let text = match self.repository.target().get(&object.name, SUMS_SIZE) {
                 Ok(bytes) => String::from_utf8_lossy(&bytes).into_owned(),
                 Err(error) => {

@@ -12,7 +12,7 @@ use crate::sys;
 /// has mapped it leaves no new stamps by changing pages that are not written yet, so writing them is begun. Where memory
 /// is all there is (tmpfs), changes through a mapping never show.
 pub fn have_changes_stamped(file: &File) {
-    sys::begin_to_write(file.as_fd());
+    sys::start_writeback(file.as_fd());
 }
 
 /// Whether somebody may be about to change a file, with stamps that are set already. Where nobody can tell, the answer

@@ -26,7 +26,7 @@ use std::time::Duration;
 
 use brackfs::backup::{self, Options, Summary};
 use brackfs::catalog::Catalog;
-use brackfs::catalog::stats::Identity;
+use brackfs::catalog::stats::ComparedFields;
 use brackfs::crypt::{Opener, Profile, Role, SecretKey};
 use brackfs::format::name::SnapshotName;
 use brackfs::init::{Owner, init};
@@ -249,7 +249,7 @@ impl Play {
             low_memory: how.low_memory,
             compression: 1,
             skip_if_unchanged: how.skip_if_unchanged,
-            identity: Identity { inode: how.inode, ctime: true },
+            identity: ComparedFields { inode: how.inode, ctime: true },
             reread: how.reread,
             ..Options::default()
         };
