@@ -12,7 +12,7 @@ use brackfs::format::block::{Encoder, decode};
 use brackfs::format::{
     BLOCK_SIZE, BlockLocation, ChunkRef, Content, Digest, Entry, Items, Kind, Node, PackId, Timestamp,
 };
-use brackfs::source::{Chunker, Error, Piece, Standing, Stat};
+use brackfs::source::{Chunker, EntryMount, Error, Piece, Stat};
 use divan::Bencher;
 use divan::counter::{BytesCount, ItemsCount};
 
@@ -175,7 +175,7 @@ fn compare_segment(bencher: Bencher<'_, '_>) {
     let listed: Vec<_> = (0..ENTRIES).map(|n| (format!("a-name-as-files-have-{n:06}.txt"), stat(n))).collect();
     let now = || {
         let mut stats = Stats::default();
-        listed.iter().for_each(|(name, stat)| stats.push(name.as_bytes(), stat, Standing::default()));
+        listed.iter().for_each(|(name, stat)| stats.push(name.as_bytes(), stat, EntryMount::default()));
         stats
     };
     let known = now();

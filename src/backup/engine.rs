@@ -407,15 +407,15 @@ impl<'a> Engine<'a> {
         if stat.nlink > 1 && stat.kind != crate::format::Kind::Directory {
             entry.link = self.hard_link(&entry, stat)?;
         }
-        let standing = self.mounts.of(stat).standing(stat, within);
+        let mount = self.mounts.of(stat).entry_mount(stat, within);
         entry.flags &= !Entry::UNPRIVILEGED;
-        if standing.is_unprivileged() && entry.has_privileges() {
+        if mount.is_unprivileged() && entry.has_privileges() {
             entry.flags |= Entry::UNPRIVILEGED;
         }
         if let Purpose::Segment { stats, .. } = self.node_purpose(key)? {
             match untrusted {
                 true => stats.push_untrusted(&entry.name),
-                false => stats.push(&entry.name, stat, standing),
+                false => stats.push(&entry.name, stat, mount),
             }
         }
         match self.node_items(key)? {

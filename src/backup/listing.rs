@@ -17,7 +17,7 @@ use super::limits::{Directories, OpenAhead};
 use super::readahead::{Later, Readahead};
 use super::rules::Rules;
 use crate::format::{Kind, Timestamp};
-use crate::source::{Directory, Error, Listed, Mount, MountPlace, Stat, Tagged, now};
+use crate::source::{Directory, Error, FoundTags, ListedName, Mount, MountPlace, Stat, now};
 
 /// Directories beside each other that are looked into ahead.
 pub(super) const SIBLINGS: usize = 8;
@@ -35,7 +35,7 @@ const BATCHES: usize = 8;
 /// A name in a directory.
 pub(super) struct Name {
     pub(super) name: OsString,
-    /// As [`Listed::is_directory`].
+    /// As [`ListedName::is_directory`].
     is_directory: Option<bool>,
     /// A path that was given is or goes through it: a mount there is entered.
     given: bool,
@@ -43,7 +43,7 @@ pub(super) struct Name {
 
 impl Name {
     /// One that is known to be in the directory.
-    pub(super) fn listed(Listed { name, is_directory }: Listed) -> Self {
+    pub(super) fn listed(ListedName { name, is_directory }: ListedName) -> Self {
         Name { name, is_directory, given: false }
     }
 
@@ -156,7 +156,7 @@ pub(super) type Look = Result<Found, (OsString, Error)>;
 pub(super) struct Opened {
     pub(super) directory: Arc<Directory>,
     /// Entries that say that no others are wanted.
-    pub(super) tagged: Tagged,
+    pub(super) tagged: FoundTags,
     /// All that is in it, unless that is much.
     short: Option<Vec<Look>>,
     /// Directories in it that were looked into, too.

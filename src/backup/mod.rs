@@ -80,7 +80,7 @@ use crate::format::{ChunkRef, Items, Node, Timestamp};
 use crate::inventory::READ_AGAIN;
 use crate::monitor::{Monitor, Total};
 use crate::repository::Repository;
-use crate::source::{Chunker, Extended, LastMount, MountTable, Standing, Stat, Tags, now, temporary_folder};
+use crate::source::{Chunker, EntryMount, Extended, LastMount, MountTable, Stat, Tags, now, temporary_folder};
 use crate::threads::{TooFew, start};
 use calls::Calls;
 use devices::Devices;
@@ -648,7 +648,7 @@ impl Run<'_> {
         let mut stats = Stats::default();
         match untrusted {
             true => stats.push_untrusted(b""),
-            false => stats.push(b"", &root.stat, Standing::default()),
+            false => stats.push(b"", &root.stat, EntryMount::default()),
         }
         stats
     }

@@ -29,7 +29,7 @@ use super::event::{Bytes, Content, End};
 use super::hard_links::{Seen, SeenFile, SeenPiece};
 use super::spill::Spill;
 use crate::format::{ContentHasher, Digest, Kind};
-use crate::source::{self, Chunker, Clock, Directory, Extended, MountTable, Passing, Piece, Stat, now};
+use crate::source::{self, Chunker, Clock, Directory, Extended, MountTable, Piece, Stat, UncachedReader, now};
 
 /// Pieces of content, and bytes, that go to the engine together.
 const GATHER: usize = 64;
@@ -303,7 +303,7 @@ fn read_unsized(file: &File, sink: &mut Sink<'_, '_>, call: &Call<'_>) -> Result
 /// Reads a file of `size` bytes. What it grew by meanwhile is left out.
 fn read_whole(file: &File, size: u64) -> io::Result<Vec<u8>> {
     let mut bytes = vec![0; size as usize];
-    let (mut passing, mut filled) = (Passing::new(file), 0);
+    let (mut passing, mut filled) = (UncachedReader::new(file), 0);
     while filled < bytes.len() {
         match passing.read_at(&mut bytes[filled..], filled as u64) {
             Ok(0) => break,

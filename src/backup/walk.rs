@@ -33,7 +33,7 @@ use crate::catalog::{BlockId, DirectoryId, DirectoryRow, Past, SegmentId, Segmen
 use crate::format::entry::Xattr;
 use crate::format::{BlockLocation, Content, Entry, Kind, Timestamp};
 use crate::monitor::{Monitor, Total};
-use crate::source::{self, Directory, Extended, LastMount, MountPlace, Standing, Stat, Tagged, is_foreign, now};
+use crate::source::{self, Directory, EntryMount, Extended, FoundTags, LastMount, MountPlace, Stat, is_foreign, now};
 
 /// Most entries of a segment: as many as were there before may come again, and be compared as a whole.
 const SEGMENT_MAX: usize = 1500;
@@ -290,7 +290,7 @@ impl Walk<'_> {
         let mut empty = true;
         let below = RefCell::new(std::mem::take(&mut opened.below));
         let here = Here { directory, known: known.as_ref(), place, below: &below };
-        let Tagged { tags, disregarded } = std::mem::take(&mut opened.tagged);
+        let FoundTags { tags, disregarded } = std::mem::take(&mut opened.tagged);
         for tag in disregarded {
             let path = directory.child_path(&tag);
             let why = "belongs neither to root nor to the owner of its directory, and leaves nothing out";
@@ -406,13 +406,13 @@ impl Walk<'_> {
     fn stats_of(&self, here: &Here<'_>, entries: &[Found]) -> Stats {
         let mut stats = Stats::default();
         for Found { name, stat, .. } in entries {
-            stats.push(name.as_bytes(), stat, self.standing(here, stat));
+            stats.push(name.as_bytes(), stat, self.entry_mount(here, stat));
         }
         stats
     }
 
-    fn standing(&self, here: &Here<'_>, stat: &Stat) -> Standing {
-        self.mounts.of(stat).standing(stat, here.place.within)
+    fn entry_mount(&self, here: &Here<'_>, stat: &Stat) -> EntryMount {
+        self.mounts.of(stat).entry_mount(stat, here.place.within)
     }
 
     /// A segment in which nothing changed: only its directories are looked into.
@@ -460,7 +460,7 @@ impl Walk<'_> {
             }
             let Found { name, stat, looked, .. } = found;
             let mut now = Stats::default();
-            now.push(name.as_bytes(), &stat, self.standing(here, &stat));
+            now.push(name.as_bytes(), &stat, self.entry_mount(here, &stat));
             let same =
                 !self.rules.reread && before.as_ref().is_some_and(|(_, then, _)| now.is(then, self.rules.identity));
             match before {

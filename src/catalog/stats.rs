@@ -5,7 +5,7 @@
 
 use super::numbers::{put, put_signed, take, take_signed};
 use crate::format::{Kind, Timestamp};
-use crate::source::{Standing, Stat};
+use crate::source::{EntryMount, Stat};
 
 /// Which parts of a file's identity are expected to stay as long as the file does. Segments keep all parts, so one run
 /// may choose otherwise than the one before.
@@ -40,12 +40,12 @@ pub struct Stats(pub(super) Vec<u8>);
 
 impl Stats {
     /// Adds an entry.
-    pub fn push(&mut self, name: &[u8], stat: &Stat, standing: Standing) {
+    pub fn push(&mut self, name: &[u8], stat: &Stat, mount: EntryMount) {
         let out = &mut self.0;
         put(out, name.len() as u64);
         out.extend_from_slice(name);
         put(out, stat.kind.code() << 12 | u64::from(stat.mode));
-        put(out, standing.0);
+        put(out, mount.0);
         put(out, stat.uid.into());
         put(out, stat.gid.into());
         put_time(out, stat.mtime);
@@ -100,7 +100,7 @@ impl Stats {
         let (mut one, mut other) = (StatsReader::new(self), StatsReader { left: then });
         match (one.next_fields(), other.next_fields()) {
             (Some((name, Some(this))), Some((other_name, Some(that)))) => {
-                name == other_name && this.standing.same_place_as(that.standing) && identity.same(&this, &that)
+                name == other_name && this.mount.same_file_system_as(that.mount) && identity.same(&this, &that)
             }
             _ => false,
         }
@@ -122,7 +122,7 @@ fn take_time(left: &mut &[u8]) -> Option<(i64, u64)> {
 /// What a segment remembers of an entry, beside its name.
 #[derive(PartialEq)]
 struct StatFields {
-    standing: Standing,
+    mount: EntryMount,
     ctime: (i64, u64),
     ino: u64,
     /// Kind and mode, owner, group; mtime; size, number of links and device, all 0 for a directory.
@@ -134,16 +134,16 @@ impl StatFields {
     /// names, which are found by its inode number.
     fn is_free(&self, other: &StatFields) -> bool {
         let (_, _, [_, names, _]) = self.fixed;
-        self.standing == other.standing && names <= 1
+        self.mount == other.mount && names <= 1
     }
 
     fn take(kind_and_mode: u64, left: &mut &[u8]) -> Option<Self> {
-        let standing = Standing(take(left)?);
+        let mount = EntryMount(take(left)?);
         let owner = [kind_and_mode, take(left)?, take(left)?];
         let (mtime, ctime, ino) = (take_time(left)?, take_time(left)?, take(left)?);
         let is_directory = kind_and_mode >> 12 == Kind::Directory.code();
         let rest = if is_directory { [0; 3] } else { [take(left)?, take(left)?, take(left)?] };
-        Some(StatFields { standing, ctime, ino, fixed: (owner, mtime, rest) })
+        Some(StatFields { mount, ctime, ino, fixed: (owner, mtime, rest) })
     }
 }
 
@@ -202,13 +202,13 @@ mod tests {
         }
     }
 
-    const NOTHING: Standing = Standing(0);
-    const UNPRIVILEGED: Standing = Standing(1);
-    const ELSEWHERE: Standing = Standing(1 << 63);
+    const NOTHING: EntryMount = EntryMount(0);
+    const UNPRIVILEGED: EntryMount = EntryMount(1);
+    const ELSEWHERE: EntryMount = EntryMount(1 << 63);
 
-    fn of(stat: &Stat, standing: Standing) -> Stats {
+    fn of(stat: &Stat, mount: EntryMount) -> Stats {
         let mut stats = Stats::default();
-        stats.push(b"a", stat, standing);
+        stats.push(b"a", stat, mount);
         stats
     }
 

@@ -20,7 +20,7 @@ use fastcdc::v2020::{Normalization, cut_gear, select_masks};
 use rustix::fs::{Advice, fadvise};
 
 use super::holes::next_data;
-use super::{Error, Passing};
+use super::{Error, UncachedReader};
 
 /// Most bytes of a piece. A block takes two, so that small files which are gathered in one compress better.
 pub const PIECE_MAX: usize = 1 << 20;
@@ -83,7 +83,7 @@ impl Chunker {
     ) -> Result<u64, E> {
         // A hint; without it reading is slower and no less right.
         let _ = fadvise(file, 0, None, Advice::Sequential);
-        let mut passing = Passing::new(file);
+        let mut passing = UncachedReader::new(file);
         let read = &mut |room: &mut [u8], at| passing.read_at(room, at);
         let mut pieces = Pieces { read, buffer: self.buffer(size), sink };
         let mut at = 0;
@@ -196,7 +196,7 @@ impl Gear {
 
 /// Content on its way to a sink.
 struct Pieces<'a, E> {
-    /// Reads what is at an offset, as [`Passing::read_at`] does.
+    /// Reads what is at an offset, as [`UncachedReader::read_at`] does.
     read: &'a mut dyn FnMut(&mut [u8], u64) -> io::Result<usize>,
     buffer: Vec<u8>,
     sink: &'a mut dyn FnMut(Piece) -> Result<(), E>,

@@ -12,7 +12,7 @@ use std::sync::{Mutex, PoisonError};
 use rustix::fs::{CWD, Mode, OFlags, openat, readlinkat};
 use rustix::io::{Errno, retry_on_intr};
 
-use super::{Error, Extended, Listed, Listing, SharedPath, Stat, listing, stat};
+use super::{Error, Extended, ListedName, Listing, SharedPath, Stat, listing, stat};
 use crate::format::Kind;
 
 /// An open directory. Threads may share it.
@@ -125,7 +125,7 @@ impl Directory {
     }
 
     /// The names in it, sorted, if they are no more than `most`.
-    pub fn list_short(&self, most: usize) -> Result<Option<Vec<Listed>>, Error> {
+    pub fn list_short(&self, most: usize) -> Result<Option<Vec<ListedName>>, Error> {
         let _alone = self.listing.lock().unwrap_or_else(PoisonError::into_inner);
         listing::read_short(self.fd.as_fd(), &self.path, most)
     }

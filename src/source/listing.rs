@@ -21,7 +21,7 @@ const BUFFER: usize = 32 << 10;
 
 /// A name in a directory, as a listing has it.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
-pub struct Listed {
+pub struct ListedName {
     /// The name.
     pub name: OsString,
     /// Whether it is a directory. None: only a stat tells. A mount point is of the same kind as what it covers.
@@ -59,12 +59,12 @@ impl Listing {
 }
 
 /// Reads the names in the directory that `fd` is open on, sorted, unless they are more than `most`.
-pub(super) fn read_short(fd: BorrowedFd<'_>, path: &SharedPath, most: usize) -> Result<Option<Vec<Listed>>, Error> {
+pub(super) fn read_short(fd: BorrowedFd<'_>, path: &SharedPath, most: usize) -> Result<Option<Vec<ListedName>>, Error> {
     let mut names = Vec::new();
     let mut long = false;
     each_name(fd, |name, is_directory| {
         long = names.len() == most;
-        names.push(Listed { name: OsString::from_vec(name.to_vec()), is_directory });
+        names.push(ListedName { name: OsString::from_vec(name.to_vec()), is_directory });
         !long
     })
     .map_err(|e| Error::io("list the directory", path.clone(), e))?;
@@ -117,18 +117,18 @@ fn key_of(name: &[u8], is_directory: Option<bool>, key: &mut Vec<u8>) {
 }
 
 /// The reverse of [`key_of`].
-fn of_key(mut key: Vec<u8>) -> Listed {
+fn of_key(mut key: Vec<u8>) -> ListedName {
     let is_directory = match key.pop() {
         Some(b'f') => Some(false),
         Some(b'd') => Some(true),
         _ => None,
     };
     key.pop();
-    Listed { name: OsString::from_vec(key), is_directory }
+    ListedName { name: OsString::from_vec(key), is_directory }
 }
 
 impl Iterator for Listing {
-    type Item = Result<Listed, Error>;
+    type Item = Result<ListedName, Error>;
 
     fn next(&mut self) -> Option<Self::Item> {
         while !self.failed {
@@ -234,7 +234,7 @@ mod tests {
         for (name, is_directory) in all {
             let mut key = Vec::new();
             key_of(name, is_directory, &mut key);
-            assert_eq!(of_key(key.clone()), Listed { name: OsString::from_vec(name.to_vec()), is_directory });
+            assert_eq!(of_key(key.clone()), ListedName { name: OsString::from_vec(name.to_vec()), is_directory });
             keys.push((key, name));
         }
         keys.sort();

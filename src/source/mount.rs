@@ -62,15 +62,15 @@ impl Mount {
         Some(number ^ apart | FOREIGN)
     }
 
-    /// What the mount of an entry changes about it. `device`: that of the directory that the entry is in.
-    pub fn standing(&self, stat: &Stat, device: u64) -> Standing {
+    /// The properties of this mount that matter for an entry on it. `device` is the device of the entry's directory.
+    pub fn entry_mount(&self, stat: &Stat, device: u64) -> EntryMount {
         let unprivileged = match stat.kind {
             Kind::File => self.nosuid,
             Kind::CharDevice | Kind::BlockDevice => self.nodev,
             Kind::Directory | Kind::Symlink | Kind::Fifo | Kind::Socket => false,
         };
         let number = if stat.dev == device || stat.kind == Kind::Directory { None } else { self.foreign(stat.dev) };
-        Standing(number.unwrap_or_default() & !Standing::UNPRIVILEGED | u64::from(unprivileged))
+        EntryMount(number.unwrap_or_default() & !EntryMount::UNPRIVILEGED | u64::from(unprivileged))
     }
 
     /// A line of the table, with the mount's id.
@@ -106,22 +106,23 @@ impl Mount {
     }
 }
 
-/// What the mount of an entry changes about it: whether the mount ignores the privileges that the entry may carry, and
-/// which foreign file system the entry is on, if that is mounted on the entry itself. Nearly always 0.
+/// The properties of an entry's mount that change detection compares, in one number that is nearly always 0. Bit 0: the
+/// mount ignores the entry's privileges. The other bits: the [foreign](Mount::foreign) file system that is mounted on
+/// the entry itself.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
-pub struct Standing(pub u64);
+pub struct EntryMount(pub u64);
 
-impl Standing {
+impl EntryMount {
     const UNPRIVILEGED: u64 = 1;
 
-    /// Set-id bits and capabilities of this file, or the number of this device, have no effect.
+    /// Whether the set-id bits and capabilities of this file, or the number of this device, have no effect.
     pub fn is_unprivileged(self) -> bool {
-        self.0 & Standing::UNPRIVILEGED != 0
+        self.0 & EntryMount::UNPRIVILEGED != 0
     }
 
-    /// Whether both are on the same file system, whatever their privileges.
-    pub fn same_place_as(self, other: Standing) -> bool {
-        (self.0 ^ other.0) & !Standing::UNPRIVILEGED == 0
+    /// Whether both are on the same file system, regardless of their privileges.
+    pub fn same_file_system_as(self, other: EntryMount) -> bool {
+        (self.0 ^ other.0) & !EntryMount::UNPRIVILEGED == 0
     }
 }
 

@@ -53,7 +53,7 @@ impl MountTable {
         Ok(MountTable::of_lines(&lines))
     }
 
-    fn of_lines(lines: &[Line]) -> Self {
+    fn of_lines(lines: &[MountLine]) -> Self {
         let met = lines.iter().map(|line| ((line.id, line.mount.device), line.mount)).collect();
         MountTable { met: Arc::new(RwLock::new(met)), top: Arc::new(visible(lines)) }
     }
@@ -87,8 +87,8 @@ impl MountTable {
 
 /// The mount with this id, or for a kernel that tells none (before 5.8) with this device: of several, privileges are
 /// ignored only if they are on all of them.
-fn find(lines: &[Line], (id, device): Key) -> Mount {
-    let meant = |line: &&Line| if id == 0 { line.mount.device == device } else { line.id == id };
+fn find(lines: &[MountLine], (id, device): Key) -> Mount {
+    let meant = |line: &&MountLine| if id == 0 { line.mount.device == device } else { line.id == id };
     let mounts = lines.iter().filter(meant).map(|line| line.mount);
     let all = mounts.reduce(|mut one, other| {
         one.nosuid &= other.nosuid;
@@ -125,7 +125,7 @@ impl LastMount {
 }
 
 /// A line of the table.
-struct Line {
+struct MountLine {
     id: u64,
     /// The mount that it is mounted on.
     parent: u64,
@@ -133,23 +133,23 @@ struct Line {
     mount: Mount,
 }
 
-impl Line {
+impl MountLine {
     /// See [`Mount::parse`].
-    fn parse(line: &[u8]) -> Option<Line> {
+    fn parse(line: &[u8]) -> Option<MountLine> {
         let (id, mount) = Mount::parse(line)?;
         let mut fields = line.split(|byte| *byte == b' ').skip(1);
         let parent = str::from_utf8(fields.next()?).ok()?.parse().ok()?;
         let point = PathBuf::from(OsString::from_vec(unescaped(fields.nth(2)?)));
-        Some(Line { id, parent, point, mount })
+        Some(MountLine { id, parent, point, mount })
     }
 }
 
-fn read_lines() -> io::Result<Vec<Line>> {
+fn read_lines() -> io::Result<Vec<MountLine>> {
     parse(BufReader::new(File::open(TABLE)?))
 }
 
-fn parse(table: impl BufRead) -> io::Result<Vec<Line>> {
-    table.split(b'\n').filter_map(|line| line.map(|line| Line::parse(&line)).transpose()).collect()
+fn parse(table: impl BufRead) -> io::Result<Vec<MountLine>> {
+    table.split(b'\n').filter_map(|line| line.map(|line| MountLine::parse(&line)).transpose()).collect()
 }
 
 /// Replaces `\` and three octal digits by the byte that they stand for.
@@ -173,10 +173,10 @@ fn unescaped(field: &[u8]) -> Vec<u8> {
 }
 
 /// The tree of mounts that can be reached. A mount hides those that its parent has below the same place.
-fn visible(lines: &[Line]) -> MountPlace {
+fn visible(lines: &[MountLine]) -> MountPlace {
     let ids: HashSet<u64> = lines.iter().map(|line| line.id).collect();
-    let mut children: HashMap<u64, Vec<&Line>> = HashMap::new();
-    let mut reached: Vec<Vec<&Line>> = vec![Vec::new()];
+    let mut children: HashMap<u64, Vec<&MountLine>> = HashMap::new();
+    let mut reached: Vec<Vec<&MountLine>> = vec![Vec::new()];
     for line in lines {
         match line.id != line.parent && ids.contains(&line.parent) {
             true => children.entry(line.parent).or_default().push(line),
@@ -184,7 +184,7 @@ fn visible(lines: &[Line]) -> MountPlace {
             false => reached[0].push(line),
         }
     }
-    let mut top = Place::default();
+    let mut top = PlaceBuilder::default();
     while let Some(siblings) = reached.pop() {
         let points: HashSet<&Path> = siblings.iter().map(|line| line.point.as_path()).collect();
         for line in siblings {
@@ -200,12 +200,12 @@ fn visible(lines: &[Line]) -> MountPlace {
 
 /// A [`MountPlace`] that is being made.
 #[derive(Default)]
-struct Place {
+struct PlaceBuilder {
     mounted: Option<Mount>,
-    below: BTreeMap<OsString, Place>,
+    below: BTreeMap<OsString, PlaceBuilder>,
 }
 
-impl Place {
+impl PlaceBuilder {
     fn mount(&mut self, point: &Path, mounted: Mount) {
         let names = point.components().filter_map(|part| match part {
             Component::Normal(name) => Some(name),

@@ -15,7 +15,7 @@ use rustix::io::{Errno, ReadWriteFlags, preadv2};
 const STRETCH: u64 = 8 << 20;
 
 /// Reads a file from its beginning on, and leaves the page cache as it was.
-pub struct Passing<'f> {
+pub struct UncachedReader<'f> {
     file: &'f File,
     /// Nobody had the file in memory before; none: nothing was read yet.
     cold: Option<bool>,
@@ -25,10 +25,10 @@ pub struct Passing<'f> {
     read: u64,
 }
 
-impl<'f> Passing<'f> {
+impl<'f> UncachedReader<'f> {
     /// A reader of `file`.
     pub fn new(file: &'f File) -> Self {
-        Passing { file, cold: None, dropped: 0, read: 0 }
+        UncachedReader { file, cold: None, dropped: 0, read: 0 }
     }
 
     /// Reads what is at `at`, as [`FileExt::read_at`] does; each read behind the one before.
@@ -69,7 +69,7 @@ impl<'f> Passing<'f> {
     }
 }
 
-impl Drop for Passing<'_> {
+impl Drop for UncachedReader<'_> {
     fn drop(&mut self) {
         self.drop_read();
     }
@@ -95,7 +95,7 @@ mod tests {
     }
 
     fn read(file: &File) {
-        let mut passing = Passing::new(file);
+        let mut passing = UncachedReader::new(file);
         let mut room = [0; 65_536];
         assert_eq!(passing.read_at(&mut room, 0).unwrap(), 65_536);
         assert_eq!(passing.read_at(&mut room, 65_536).unwrap(), 34_464);

@@ -10,10 +10,10 @@ use std::sync::Arc;
 
 /// A path: the one above it, and a name. Clones and paths below it share all of it.
 #[derive(Debug, Clone)]
-pub struct SharedPath(Arc<Node>);
+pub struct SharedPath(Arc<PathNode>);
 
 #[derive(Debug)]
-struct Node {
+struct PathNode {
     above: Option<SharedPath>,
     name: OsString,
 }
@@ -21,7 +21,7 @@ struct Node {
 impl SharedPath {
     /// The path of `name` below this one.
     pub fn child(&self, name: &OsStr) -> SharedPath {
-        SharedPath(Arc::new(Node { above: Some(self.clone()), name: name.to_owned() }))
+        SharedPath(Arc::new(PathNode { above: Some(self.clone()), name: name.to_owned() }))
     }
 
     /// The whole path in one piece.
@@ -42,7 +42,7 @@ impl SharedPath {
 
 impl From<&Path> for SharedPath {
     fn from(path: &Path) -> Self {
-        SharedPath(Arc::new(Node { above: None, name: path.as_os_str().to_owned() }))
+        SharedPath(Arc::new(PathNode { above: None, name: path.as_os_str().to_owned() }))
     }
 }
 
@@ -52,7 +52,7 @@ impl fmt::Display for SharedPath {
     }
 }
 
-impl Drop for Node {
+impl Drop for PathNode {
     /// Frees the nodes above it in a loop: recursion would overflow the stack of a deep path.
     fn drop(&mut self) {
         let mut next = self.above.take();

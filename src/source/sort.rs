@@ -49,13 +49,13 @@ impl Default for Limits {
 #[derive(Debug)]
 pub(super) struct Sorter {
     limits: Limits,
-    run: Run,
-    spilled: Option<Spill>,
+    run: NameRun,
+    spilled: Option<RunFile>,
 }
 
 impl Sorter {
     pub(super) fn new(limits: Limits) -> Self {
-        Sorter { limits, run: Run::default(), spilled: None }
+        Sorter { limits, run: NameRun::default(), spilled: None }
     }
 
     pub(super) fn push(&mut self, name: &[u8]) -> io::Result<()> {
@@ -70,7 +70,7 @@ impl Sorter {
     fn spill(&mut self) -> io::Result<()> {
         let spill = match &mut self.spilled {
             Some(spill) => spill,
-            none => none.insert(Spill::create()?),
+            none => none.insert(RunFile::create()?),
         };
         if spill.length + self.run.bytes.len() as u64 > self.limits.spilled {
             let most = self.limits.spilled >> 20;
@@ -107,7 +107,7 @@ impl Sorter {
 
 /// Merges each `at_once` runs into one.
 fn shorten(runs: &[Section], at_once: usize) -> io::Result<Vec<Section>> {
-    let mut spill = Spill::create()?;
+    let mut spill = RunFile::create()?;
     for group in runs.chunks(at_once.max(2)) {
         let mut merge = Merge::new(group.to_vec())?;
         while let Some(name) = merge.next()? {
@@ -120,13 +120,13 @@ fn shorten(runs: &[Section], at_once: usize) -> io::Result<Vec<Section>> {
 
 /// Names in RAM, back to back.
 #[derive(Debug, Default)]
-pub(super) struct Run {
+pub(super) struct NameRun {
     bytes: Vec<u8>,
     /// Where each name begins and ends.
     spans: Vec<(u32, u32)>,
 }
 
-impl Run {
+impl NameRun {
     fn push(&mut self, name: &[u8]) {
         // Within u32: the limits of a run are far below.
         let start = self.bytes.len() as u32;
@@ -151,7 +151,7 @@ impl Run {
 #[derive(Debug)]
 pub(super) enum Sorted {
     /// One run was enough.
-    InMemory { run: Run, taken: usize },
+    InMemory { run: NameRun, taken: usize },
     /// The runs are in a temporary file.
     Merged(Merge),
 }
@@ -171,7 +171,7 @@ impl Sorted {
 
 /// Runs on their way to a temporary file. A name is its length in 4 bytes, and its bytes.
 #[derive(Debug)]
-struct Spill {
+struct RunFile {
     out: BufWriter<File>,
     /// Bytes written.
     length: u64,
@@ -179,10 +179,10 @@ struct Spill {
     ends: Vec<u64>,
 }
 
-impl Spill {
+impl RunFile {
     fn create() -> io::Result<Self> {
         let file = tempfile::tempfile_in(temporary_folder())?;
-        Ok(Spill { out: BufWriter::with_capacity(BUFFER, file), length: 0, ends: Vec::new() })
+        Ok(RunFile { out: BufWriter::with_capacity(BUFFER, file), length: 0, ends: Vec::new() })
     }
 
     fn write(&mut self, name: &[u8]) -> io::Result<()> {

@@ -30,8 +30,8 @@ impl Tags {
     /// The tags that a directory has. If any count, its other content is not wanted.
     ///
     /// A tag that can't be looked at is none; whoever reads the directory meets the error again.
-    pub fn in_directory(&self, directory: &Directory) -> Tagged {
-        let mut tagged = Tagged::default();
+    pub fn in_directory(&self, directory: &Directory) -> FoundTags {
+        let mut tagged = FoundTags::default();
         for name in &self.names {
             if let Ok(stat) = directory.stat_child(name) {
                 tagged.add(directory, name.clone(), &stat);
@@ -54,14 +54,14 @@ impl Tags {
 
 /// The tags in a directory, sorted.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
-pub struct Tagged {
+pub struct FoundTags {
     /// Those that count.
     pub tags: Vec<OsString>,
     /// Those of others than root and the directory's owner.
     pub disregarded: Vec<OsString>,
 }
 
-impl Tagged {
+impl FoundTags {
     fn add(&mut self, directory: &Directory, name: OsString, tag: &Stat) {
         match tag.uid == 0 || directory.stat().is_ok_and(|directory| directory.uid == tag.uid) {
             true => self.tags.push(name),
@@ -117,11 +117,11 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         let directory = Directory::open_root(folder.path()).unwrap();
         let tags = Tags { caches: true, names: ["z", ".nobackup", "z"].map(OsString::from).into() };
-        assert_eq!(tags.in_directory(&directory), Tagged::default());
+        assert_eq!(tags.in_directory(&directory), FoundTags::default());
         fs::create_dir(folder.path().join("z")).unwrap();
         std::os::unix::fs::symlink("nowhere", folder.path().join(".nobackup")).unwrap();
         fs::write(folder.path().join(CACHE_TAG), CACHE_SIGNATURE).unwrap();
         assert_eq!(tags.in_directory(&directory).tags, [".nobackup", CACHE_TAG, "z"]);
-        assert_eq!(Tags::default().in_directory(&directory), Tagged::default());
+        assert_eq!(Tags::default().in_directory(&directory), FoundTags::default());
     }
 }
