@@ -21,7 +21,7 @@ use brackfs::format::{
     self, BlockLocation, ChunkRef, ContentHasher, Digest, Extent, Items, Node, PackId, SnapshotId, SourceId, block,
 };
 use brackfs::monitor::Monitor;
-use brackfs::reader::{Listed, Reader};
+use brackfs::reader::{EntryHandle, Reader};
 use brackfs::repository::{Access, Repository};
 use common::{Entry, Kind, Run, Site, age, noise, run, set_mode, set_time, settle, tree};
 use rustix::fs::{CWD, FileType, Mode};
@@ -618,7 +618,7 @@ impl Handmade {
             program: "tests".into(),
             root: node(&self.blocks, vec![root]),
         };
-        let listed = Listed::root(Arc::new(snapshot)).unwrap();
+        let listed = EntryHandle::root(Arc::new(snapshot)).unwrap();
         let archive = self.site.path().join("archive.tar");
         let told = Told::default();
         let summary = brackfs::dump::dump(&self.reader, &listed, File::create(&archive).unwrap(), false, &told)

@@ -21,7 +21,7 @@ use brackfs::crypt::{Fingerprint, Opener, SecretKey};
 use brackfs::format::Kind;
 use brackfs::format::name::SnapshotName;
 use brackfs::monitor::Monitor;
-use brackfs::reader::{FileReader, Listed, Reader, Step, Walk};
+use brackfs::reader::{EntryHandle, FileReader, Reader, TreeWalk, WalkStep};
 use brackfs::repository::{Access, Repository};
 use common::{Site, age, noise, settle, tree};
 use sequoia_openpgp::parse::Parse;
@@ -237,16 +237,16 @@ fn names(error: &str, object: &str) -> bool {
 
 impl Seen {
     fn snapshot(&mut self, reader: &Reader, name: &SnapshotName) {
-        let root = match reader.snapshot(name).and_then(|(snapshot, _)| Listed::root(snapshot)) {
+        let root = match reader.snapshot(name).and_then(|(snapshot, _)| EntryHandle::root(snapshot)) {
             Ok(root) => root,
             Err(error) => return self.errors.push(error.to_string()),
         };
         let entries = self.content.entry(name.id.to_string()).or_default();
-        let mut walk = Walk::new(reader, root.directory().unwrap());
+        let mut walk = TreeWalk::new(reader, root.directory().unwrap());
         let mut path = PathBuf::new();
         while let Some(step) = walk.step() {
             match step {
-                Step::Entry(listed) => {
+                WalkStep::Entry(listed) => {
                     let entry = listed.entry();
                     path.push(str::from_utf8(&entry.name).unwrap());
                     let key = path.to_str().unwrap().to_owned();
@@ -267,8 +267,8 @@ impl Seen {
                     }
                     path.pop();
                 }
-                Step::Failed(error) => self.errors.push(error.to_string()),
-                Step::Leave => _ = path.pop(),
+                WalkStep::Failed(error) => self.errors.push(error.to_string()),
+                WalkStep::Leave => _ = path.pop(),
             }
         }
     }

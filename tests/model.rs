@@ -18,7 +18,7 @@ use std::sync::Arc;
 
 use brackfs::format::Kind;
 use brackfs::monitor::Silent;
-use brackfs::mount::{Attributes, FileSystem, FileSystemError, Ino, Item};
+use brackfs::mount::{Attributes, FileSystem, FileSystemError, Ino, ListingEntry};
 use brackfs::reader::{Reader, Seek};
 use brackfs::repository::{Access, Repository};
 use common::{Site, noise, set_mode, set_time, settle};
@@ -315,9 +315,9 @@ struct Kernel<'m> {
     seen: HashMap<Ino, (usize, u64)>,
 }
 
-fn whole(filesystem: &FileSystem, ino: Ino) -> Vec<Item> {
+fn whole(filesystem: &FileSystem, ino: Ino) -> Vec<ListingEntry> {
     let mut items = Vec::new();
-    let mut take = |item: &Item| {
+    let mut take = |item: &ListingEntry| {
         items.push(item.clone());
         true
     };
@@ -384,7 +384,7 @@ impl<'m> Kernel<'m> {
                 let from = part_of(*from, known.names.len() as u64 + 2);
                 let mut left = *room;
                 let mut items = Vec::new();
-                let mut take = |item: &Item| {
+                let mut take = |item: &ListingEntry| {
                     let taken = left > 0;
                     left = left.saturating_sub(1);
                     if taken {

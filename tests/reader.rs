@@ -10,9 +10,9 @@ use std::sync::atomic::AtomicBool;
 
 use brackfs::crypt::{Opener, SecretKey};
 use brackfs::format::BlockLocation;
-use brackfs::history::{Wanted, Within, find};
+use brackfs::history::{Query, SearchScope, find};
 use brackfs::monitor::Silent;
-use brackfs::reader::{Error, FileReader, Listed, Reader};
+use brackfs::reader::{EntryHandle, Error, FileReader, Reader};
 use brackfs::repository::{Access, Repository};
 use brackfs::restore::{Options, restore};
 use common::{Site, noise, tree};
@@ -33,7 +33,7 @@ fn backed_up(files: &[(&str, Vec<u8>)]) -> Site {
     site
 }
 
-fn at(reader: &Reader, path: &str) -> Listed {
+fn at(reader: &Reader, path: &str) -> EntryHandle {
     let name = reader.snapshots().unwrap().pop().unwrap();
     let (snapshot, _) = reader.snapshot(&name).unwrap();
     reader.at_path(&snapshot, path.as_bytes()).unwrap()
@@ -192,7 +192,7 @@ fn a_search_does_not_read_again_what_is_the_same_in_the_next_snapshot() {
     }
     // Nodes of some directories stay, but not the block in which all of them are.
     let reader = reader(&site, 96 << 10);
-    let wanted = Wanted {
+    let wanted = Query {
         patterns: vec!["3".into()],
         ignore_case: false,
         kinds: Vec::new(),
@@ -216,9 +216,9 @@ fn a_search_does_not_read_again_what_is_the_same_in_the_next_snapshot() {
     };
     let name = reader.snapshots().unwrap().pop().unwrap();
     let (newest, _) = reader.snapshot(&name).unwrap();
-    let (names, one) = search(Within::One(newest));
+    let (names, one) = search(SearchScope::One(newest));
     assert!(one > 150, "all of it stays in memory: {one}");
-    let (more, all) = search(Within::All(None));
+    let (more, all) = search(SearchScope::All(None));
     // The file that changed each time, and its directories' names.
     assert!(more > names, "{more} and {names}");
     assert!(all < one + 8 * 12, "{all} blocks for all snapshots, {one} for one");

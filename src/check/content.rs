@@ -9,7 +9,7 @@ use super::{ChunkKey, chunk_key};
 use crate::format::entry::NodeRef;
 use crate::format::{BlockLocation, ChunkRef, PackId};
 use crate::monitor::Progress;
-use crate::reader::{Error, FileReader, Parts, Reader};
+use crate::reader::{Error, ExtentVisitor, FileReader, Reader};
 
 /// A node of extents: with the bytes that it should cover, and the levels below it.
 type ExtentNodeKey = (ChunkKey, u64, u8);
@@ -66,7 +66,7 @@ impl FileCheck<'_> {
     }
 }
 
-impl Parts for FileCheck<'_> {
+impl ExtentVisitor for FileCheck<'_> {
     fn enter(&mut self, at: &BlockLocation, part: &NodeRef, depth: u8) -> bool {
         let key = (chunk_key(at, &part.node), part.covers, depth);
         if self.is_over() {

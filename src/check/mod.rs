@@ -27,7 +27,7 @@ use crate::format::index::IndexedPack;
 use crate::format::name::SnapshotName;
 use crate::format::{BLOCK_SIZE, BlockLocation, ChunkRef, Digest, PackId, SourceId, name};
 use crate::monitor::{self, Monitor};
-use crate::reader::{self, Directory, FileReader, Listed, Reader, Step, Walk};
+use crate::reader::{self, EntryHandle, FileReader, Reader, SnapshotDirectory, TreeWalk, WalkStep};
 use crate::storage::{ErrorKind, ObjectInfo};
 use content::{CheckedContent, FileCheck};
 
@@ -152,7 +152,7 @@ struct OpenDirectory {
 }
 
 /// Stands for a directory, unless that is empty.
-fn key(directory: &Directory) -> Option<(ChunkKey, u64)> {
+fn key(directory: &SnapshotDirectory) -> Option<(ChunkKey, u64)> {
     directory.node().map(|(location, chunk)| (chunk_key(location, chunk), directory.below()))
 }
 
@@ -173,7 +173,7 @@ impl Checker<'_> {
                 self.signers.insert(signer.clone());
             }
             let opened = opened.map(|(snapshot, _)| snapshot);
-            let root = match opened.and_then(Listed::root) {
+            let root = match opened.and_then(EntryHandle::root) {
                 Ok(root) => root,
                 Err(error) if error.is_key_problem() && !self.opened => {
                     closed.push((object, error));
@@ -228,15 +228,15 @@ impl Checker<'_> {
 
     /// Looks at everything below a root that was not checked yet. Returns the packs that the tree needs and that no index
     /// names.
-    fn tree(&mut self, root: &Listed, mut path: PathBuf) -> Result<BTreeSet<PackId>, Error> {
+    fn tree(&mut self, root: &EntryHandle, mut path: PathBuf) -> Result<BTreeSet<PackId>, Error> {
         let Some(top) = self.new_directory(root) else { return Ok(self.lacking_below(root)) };
         let mut open = vec![self.open_directory(&top)];
-        let mut walk = Walk::new(self.reader, top);
+        let mut walk = TreeWalk::new(self.reader, top);
         let mut whole = BTreeSet::new();
         while let Some(step) = walk.step() {
             self.check_interrupted()?;
             match step {
-                Step::Entry(child) => {
+                WalkStep::Entry(child) => {
                     path.push(OsStr::from_bytes(&child.entry().name));
                     let lacking = match (child.directory().is_some(), self.new_directory(&child)) {
                         (true, Some(below)) => {
@@ -252,8 +252,8 @@ impl Checker<'_> {
                         directory.lacking.extend(lacking);
                     }
                 }
-                Step::Failed(error) => self.problem(&path, &error.to_string()),
-                Step::Leave => {
+                WalkStep::Failed(error) => self.problem(&path, &error.to_string()),
+                WalkStep::Leave => {
                     path.pop();
                     let Some(OpenDirectory { key, lacking }) = open.pop() else { continue };
                     open.last_mut().map_or(&mut whole, |above| &mut above.lacking).extend(&lacking);
@@ -267,7 +267,7 @@ impl Checker<'_> {
     }
 
     /// Begins a directory.
-    fn open_directory(&self, directory: &Directory) -> OpenDirectory {
+    fn open_directory(&self, directory: &SnapshotDirectory) -> OpenDirectory {
         let pack = directory.node().map(|(location, _)| location.pack);
         OpenDirectory {
             key: key(directory),
@@ -276,7 +276,7 @@ impl Checker<'_> {
     }
 
     /// Packs that no index names and that a directory needs which was checked before.
-    fn lacking_below(&self, listed: &Listed) -> BTreeSet<PackId> {
+    fn lacking_below(&self, listed: &EntryHandle) -> BTreeSet<PackId> {
         let key = listed.directory().and_then(|directory| key(&directory));
         key.and_then(|key| self.lacking.get(&key)).cloned().unwrap_or_default()
     }
@@ -303,7 +303,7 @@ impl Checker<'_> {
     }
 
     /// The directory, if it is one that was not checked yet.
-    fn new_directory(&mut self, listed: &Listed) -> Option<Directory> {
+    fn new_directory(&mut self, listed: &EntryHandle) -> Option<SnapshotDirectory> {
         let directory = listed.directory()?;
         let new = key(&directory).is_none_or(|key| self.directories.insert(key));
         self.summary.directories += u64::from(new);
@@ -311,7 +311,7 @@ impl Checker<'_> {
     }
 
     /// Looks at a file. Returns the packs that it needs and that no index names.
-    fn file(&mut self, listed: Listed, path: &Path) -> Result<BTreeSet<PackId>, Error> {
+    fn file(&mut self, listed: EntryHandle, path: &Path) -> Result<BTreeSet<PackId>, Error> {
         self.summary.files += 1;
         let progress = self.monitor.progress();
         progress.at(path);

@@ -7,10 +7,10 @@ use serde_json::{Value, json};
 use super::show;
 use crate::format::Entry;
 use crate::format::entry::Content;
-use crate::reader::Listed;
+use crate::reader::EntryHandle;
 
 /// Mode, number of names, owner, group, size and time, before a name.
-pub(super) fn write_details(out: &mut dyn Write, listed: &Listed) -> io::Result<()> {
+pub(super) fn write_details(out: &mut dyn Write, listed: &EntryHandle) -> io::Result<()> {
     let entry = listed.entry();
     let owner = listed.user().map_or_else(|| entry.uid.to_string().into(), show::shown);
     let group = listed.group().map_or_else(|| entry.gid.to_string().into(), show::shown);
@@ -45,7 +45,7 @@ pub(super) fn write_name(out: &mut dyn Write, name: &[u8]) -> io::Result<()> {
 }
 
 /// An object that has the fields of `head`, the path, and all that is known of the entry.
-pub(super) fn object(head: Value, listed: &Listed, path: &[u8]) -> Value {
+pub(super) fn object(head: Value, listed: &EntryHandle, path: &[u8]) -> Value {
     let entry = listed.entry();
     let mut object = json!({
         "path": String::from_utf8_lossy(path),

@@ -12,7 +12,7 @@ use super::entry;
 use super::exit::Usage;
 use super::show;
 use crate::format::{Kind, Timestamp};
-use crate::history::{Found, Wanted, Within, find};
+use crate::history::{Match, Query, SearchScope, find};
 use crate::reader::Selector;
 
 /// Find files by name in all snapshots
@@ -115,10 +115,10 @@ pub(super) fn run(args: &Args, global: &Global) -> Result<ExitCode> {
     let reader = args.reader.open(global, &monitor, READ_ONCE)?;
     end_on_signals()?;
     let within = match selector {
-        Some(selector) => Within::One(select(&reader, &selector, &monitor)?),
-        None => Within::All(args.source.clone()),
+        Some(selector) => SearchScope::One(select(&reader, &selector, &monitor)?),
+        None => SearchScope::All(args.source.clone()),
     };
-    let wanted = Wanted {
+    let wanted = Query {
         patterns: args.patterns.clone(),
         ignore_case: args.ignore_case,
         kinds: args.kinds.iter().copied().map(Kind::from).collect(),
@@ -133,7 +133,7 @@ pub(super) fn run(args: &Args, global: &Global) -> Result<ExitCode> {
     Ok(if problems > 0 { ExitCode::FAILURE } else { ExitCode::SUCCESS })
 }
 
-fn print(found: &Found<'_>, args: &Args, out: &mut dyn Write) -> std::io::Result<()> {
+fn print(found: &Match<'_>, args: &Args, out: &mut dyn Write) -> std::io::Result<()> {
     let (snapshot, listed) = (found.snapshot, found.listed);
     if args.json {
         let head = json!({

@@ -13,7 +13,7 @@ use super::entry;
 use super::exit::Usage;
 use super::show;
 use crate::format::Kind;
-use crate::reader::{Directory, Listed, Reader, Selector, Step, Walk};
+use crate::reader::{EntryHandle, Reader, Selector, SnapshotDirectory, TreeWalk, WalkStep};
 
 /// List files in a snapshot
 ///
@@ -62,13 +62,13 @@ pub(super) fn run(args: &Args, global: &Global) -> Result<ExitCode> {
     Ok(ExitCode::SUCCESS)
 }
 
-fn list(reader: &Reader, top: Directory, args: &Args, out: &mut dyn Write) -> Result<()> {
-    let mut walk = Walk::new(reader, top);
+fn list(reader: &Reader, top: SnapshotDirectory, args: &Args, out: &mut dyn Write) -> Result<()> {
+    let mut walk = TreeWalk::new(reader, top);
     // The path of the directory at hand, and where its own name begins in it.
     let (mut path, mut begins) = (Vec::new(), Vec::new());
     while let Some(step) = walk.step() {
         match step {
-            Step::Entry(child) => {
+            WalkStep::Entry(child) => {
                 print(&child, &path, args, out)?;
                 if let Some(below) = child.directory().filter(|_| args.recursive) {
                     begins.push(path.len());
@@ -77,14 +77,14 @@ fn list(reader: &Reader, top: Directory, args: &Args, out: &mut dyn Write) -> Re
                     walk.enter(below);
                 }
             }
-            Step::Failed(error) => return Err(error.into()),
-            Step::Leave => path.truncate(begins.pop().unwrap_or_default()),
+            WalkStep::Failed(error) => return Err(error.into()),
+            WalkStep::Leave => path.truncate(begins.pop().unwrap_or_default()),
         }
     }
     Ok(())
 }
 
-fn print(listed: &Listed, above: &[u8], args: &Args, out: &mut dyn Write) -> Result<()> {
+fn print(listed: &EntryHandle, above: &[u8], args: &Args, out: &mut dyn Write) -> Result<()> {
     let path = [above, &listed.entry().name].concat();
     if args.json {
         writeln!(out, "{}", show::json(&entry::object(json!({ "message_type": "entry" }), listed, &path)))?;

@@ -17,7 +17,7 @@ use super::mount_log::Log;
 use super::terminal::Terminal;
 use crate::format::Kind;
 use crate::monitor::Monitor;
-use crate::mount::{FileSystem, Options, Owners, mount};
+use crate::mount::{FileSystem, Options, OwnerMapping, mount};
 use crate::reader::Selector;
 use crate::state::RepositoryState;
 use crate::sys;
@@ -99,9 +99,9 @@ pub(super) struct Args {
 }
 
 impl Args {
-    fn owners(&self) -> Owners {
+    fn owners(&self) -> OwnerMapping {
         let me = (rustix::process::getuid().as_raw(), rustix::process::getgid().as_raw());
-        Owners {
+        OwnerMapping {
             all: self.owner_me.then_some(me),
             users: self.map_owner.iter().copied().collect(),
             groups: self.map_group.iter().copied().collect(),

@@ -9,7 +9,7 @@ use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
 use super::{exit, mount, say, show};
-use crate::mount::{Meaning, meaning};
+use crate::mount::{OptionEffect, meaning};
 
 /// The name under which the program is a helper.
 const NAME: &str = "mount.brackfs";
@@ -120,9 +120,9 @@ fn translate(repository: OsString, mountpoint: OsString, options: &[Vec<u8>], sl
             "map_group" => arguments.push(joined("--map-group", value()?)),
             _ if ADDED.contains(&&*text) => {}
             _ => match meaning(&text)? {
-                Meaning::Nothing => {}
-                Meaning::Unknown if sloppy => {}
-                Meaning::Unknown => return Err(format!("there is no option {text}; see mount.brackfs(8)")),
+                OptionEffect::Nothing => {}
+                OptionEffect::Unknown if sloppy => {}
+                OptionEffect::Unknown => return Err(format!("there is no option {text}; see mount.brackfs(8)")),
                 _ => arguments.push(joined("-o", option)),
             },
         }

@@ -13,8 +13,8 @@ use super::entry;
 use super::show::{self, name_time, rfc3339, size};
 use crate::format::name::SnapshotName;
 use crate::format::{Digest, Kind};
-use crate::history::{Stretch, versions};
-use crate::reader::{FileReader, Listed};
+use crate::history::{VersionSpan, versions};
+use crate::reader::{EntryHandle, FileReader};
 
 /// Show which versions of a file the snapshots have
 ///
@@ -60,7 +60,7 @@ pub(super) fn run(args: &Args, global: &Global) -> Result<ExitCode> {
     let path = args.path.as_bytes();
     // A line at a time: the next one may take long to be found.
     let mut out = std::io::stdout().lock();
-    let mut print = |stretch: &Stretch| match args.json {
+    let mut print = |stretch: &VersionSpan| match args.json {
         true => writeln!(out, "{}", show::json(&as_json(stretch, path))),
         false => write_line(stretch, &mut out),
     };
@@ -68,8 +68,8 @@ pub(super) fn run(args: &Args, global: &Global) -> Result<ExitCode> {
     Ok(if problems > 0 { ExitCode::FAILURE } else { ExitCode::SUCCESS })
 }
 
-fn write_line(stretch: &Stretch, out: &mut dyn Write) -> std::io::Result<()> {
-    let Stretch { newest, oldest, snapshots, source, version } = stretch;
+fn write_line(stretch: &VersionSpan, out: &mut dyn Write) -> std::io::Result<()> {
+    let VersionSpan { newest, oldest, snapshots, source, version } = stretch;
     let source = show::shown(source);
     write!(out, "{}  {}  {source:<12}  ", newest.id.short(), name_time(&newest.time))?;
     match version {
@@ -94,9 +94,9 @@ fn write_line(stretch: &Stretch, out: &mut dyn Write) -> std::io::Result<()> {
     out.write_all(b"\n")
 }
 
-fn as_json(stretch: &Stretch, path: &[u8]) -> serde_json::Value {
+fn as_json(stretch: &VersionSpan, path: &[u8]) -> serde_json::Value {
     let id = |name: &SnapshotName| name.id.to_string();
-    let Stretch { newest, oldest, snapshots, source, version } = stretch;
+    let VersionSpan { newest, oldest, snapshots, source, version } = stretch;
     let Some(version) = version else {
         return json!({
             "message_type": "absence",
@@ -123,7 +123,7 @@ fn as_json(stretch: &Stretch, path: &[u8]) -> serde_json::Value {
 }
 
 /// Of a file, the digest of its bytes; of a directory, that of its tree.
-fn digest(version: &Listed) -> Option<Digest> {
+fn digest(version: &EntryHandle) -> Option<Digest> {
     match version.directory() {
         Some(directory) => directory.node().map(|(_, chunk)| chunk.digest),
         None => FileReader::new(version.clone()).digest(),

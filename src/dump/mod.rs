@@ -39,7 +39,7 @@ use std::path::{Path, PathBuf};
 use crate::format::entry::Content;
 use crate::format::{ContentHasher, Entry, Kind};
 use crate::monitor::Monitor;
-use crate::reader::{self, FileReader, FirstNames, Known, Listed, Reader, Step, Walk};
+use crate::reader::{self, EntryHandle, FileReader, FirstNames, LinkLookup, Reader, TreeWalk, WalkStep};
 use archive::Archive;
 use extents::{DataExtents, Island};
 use header::{Body, Member};
@@ -98,7 +98,7 @@ pub enum Error {
 /// capabilities and devices also of entries that lay on a mount that ignored them.
 pub fn dump(
     reader: &Reader,
-    from: &Listed,
+    from: &EntryHandle,
     to: impl Write,
     trust_set_id: bool,
     monitor: &dyn Monitor,
@@ -144,13 +144,13 @@ struct Run<'a, W: Write> {
 
 impl<W: Write> Run<'_, W> {
     /// A directory and all below it. `path` ends in a slash.
-    fn directory(&mut self, listed: &Listed, mut path: Vec<u8>) -> Result<(), Error> {
+    fn directory(&mut self, listed: &EntryHandle, mut path: Vec<u8>) -> Result<(), Error> {
         self.one(listed, &path)?;
         let Some(directory) = listed.directory() else { return Ok(()) };
-        let mut walk = Walk::new(self.reader, directory);
+        let mut walk = TreeWalk::new(self.reader, directory);
         while let Some(step) = walk.step() {
             match step {
-                Step::Entry(child) => {
+                WalkStep::Entry(child) => {
                     let above = path.len();
                     path.extend_from_slice(&child.entry().name);
                     match child.directory() {
@@ -165,10 +165,10 @@ impl<W: Write> Run<'_, W> {
                         }
                     }
                 }
-                Step::Failed(e) => {
+                WalkStep::Failed(e) => {
                     self.problem(&path, &format!("a part of this directory is missing in the archive: {e}"));
                 }
-                Step::Leave => {
+                WalkStep::Leave => {
                     path.pop();
                     path.truncate(path.iter().rposition(|byte| *byte == b'/').map_or(0, |slash| slash + 1));
                 }
@@ -178,7 +178,7 @@ impl<W: Write> Run<'_, W> {
     }
 
     /// One entry.
-    fn one(&mut self, listed: &Listed, path: &[u8]) -> Result<(), Error> {
+    fn one(&mut self, listed: &EntryHandle, path: &[u8]) -> Result<(), Error> {
         let entry = listed.entry();
         if entry.kind == Kind::Socket {
             self.monitor.note(&format!("{}: a socket is left out, since tar has none", shown(path).display()));
@@ -192,21 +192,21 @@ impl<W: Write> Run<'_, W> {
         }
         let known = match entry.link {
             Some(link) => self.links.find(link, entry.file_digest())?,
-            None => Known::Nothing,
+            None => LinkLookup::Nothing,
         };
-        if let Known::Named(first) = known {
+        if let LinkLookup::Named(first) = known {
             self.header(listed, path, Body::Link(&first))?;
             self.summary.others += 1;
             self.told(listed, path);
             return Ok(());
         }
-        self.apart += u64::from(known == Known::Other);
+        self.apart += u64::from(known == LinkLookup::Other);
         let is_written = match entry.kind {
             Kind::File => self.file(&FileReader::new(listed.clone()), path)?,
             _ => self.special(listed, path)?,
         };
         if is_written {
-            if let Some(link) = entry.link.filter(|_| known == Known::Nothing) {
+            if let Some(link) = entry.link.filter(|_| known == LinkLookup::Nothing) {
                 self.links.add(link.id, entry.file_digest(), link.count.saturating_sub(1), path)?;
             }
             self.told(listed, path);
@@ -220,7 +220,7 @@ impl<W: Write> Run<'_, W> {
     }
 
     /// A symbolic link, FIFO or device. Whether it is in the archive.
-    fn special(&mut self, listed: &Listed, path: &[u8]) -> Result<bool, Error> {
+    fn special(&mut self, listed: &EntryHandle, path: &[u8]) -> Result<bool, Error> {
         if self.is_left_out(listed.entry()) && matches!(listed.entry().content, Content::Device(..)) {
             self.left_out += 1;
             return Ok(false);
@@ -355,7 +355,7 @@ impl<W: Write> Run<'_, W> {
         Ok(())
     }
 
-    fn header(&mut self, listed: &Listed, path: &[u8], body: Body<'_>) -> Result<(), Error> {
+    fn header(&mut self, listed: &EntryHandle, path: &[u8], body: Body<'_>) -> Result<(), Error> {
         let plain;
         let mut entry = listed.entry();
         if self.is_left_out(entry) {
@@ -367,7 +367,7 @@ impl<W: Write> Run<'_, W> {
         Ok(self.archive.write(&member.encode())?)
     }
 
-    fn told(&self, listed: &Listed, path: &[u8]) {
+    fn told(&self, listed: &EntryHandle, path: &[u8]) {
         let path = shown(path);
         if listed.entry().flags & Entry::CHANGED != 0 {
             self.monitor.note(&format!("{} changed while it was backed up", path.display()));

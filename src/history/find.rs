@@ -6,15 +6,15 @@ use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
 use std::sync::Arc;
 
-use super::{Error, Look, is_same, is_same_tree};
+use super::{Error, SnapshotScan, is_same, is_same_tree};
 use crate::format::snapshot::Snapshot;
 use crate::format::{Entry, Kind, Timestamp};
 use crate::monitor::Monitor;
-use crate::reader::{Directory, Listed, Reader, Step, Walk};
+use crate::reader::{EntryHandle, Reader, SnapshotDirectory, TreeWalk, WalkStep};
 use crate::source::{Pattern, Patterns};
 
 /// What is looked for: all of it must be so.
-pub struct Wanted {
+pub struct Query {
     /// The name or the path matches: patterns as in a `.gitignore` at the snapshot's root.
     pub patterns: Vec<String>,
     /// In patterns, upper and lower case are one.
@@ -32,7 +32,7 @@ pub struct Wanted {
 }
 
 /// Where it is looked for.
-pub enum Within {
+pub enum SearchScope {
     /// In every snapshot, or those of the source that is called so.
     All(Option<String>),
     /// In one snapshot.
@@ -40,13 +40,13 @@ pub enum Within {
 }
 
 /// Something that was found.
-pub struct Found<'f> {
+pub struct Match<'f> {
     /// The newest snapshot that has it as it is here.
     pub snapshot: &'f Snapshot,
     /// Its path below the snapshot's root.
     pub path: &'f [u8],
     /// What it is.
-    pub listed: &'f Listed,
+    pub listed: &'f EntryHandle,
 }
 
 /// Calls `found` with all that is wanted, source by source, newest snapshot first, and within a snapshot in order of
@@ -54,42 +54,42 @@ pub struct Found<'f> {
 /// Returns how much could not be read; it was named.
 pub fn find(
     reader: &Reader,
-    within: Within,
-    wanted: &Wanted,
+    within: SearchScope,
+    wanted: &Query,
     monitor: &dyn Monitor,
-    found: &mut dyn FnMut(&Found<'_>) -> io::Result<()>,
+    found: &mut dyn FnMut(&Match<'_>) -> io::Result<()>,
 ) -> Result<u64, Error> {
     let globs: Vec<_> = wanted.patterns.iter().map(Pattern::new).collect();
     let patterns = match wanted.ignore_case {
         true => Patterns::ignoring_case(Path::new("/"), &globs)?,
         false => Patterns::new(Path::new("/"), &globs)?,
     };
-    let look = Look::new(reader, monitor);
+    let look = SnapshotScan::new(reader, monitor);
     let mut search = Search { look, wanted, patterns, found };
     match within {
-        Within::One(snapshot) => {
+        SearchScope::One(snapshot) => {
             search.look.opened = true;
             search.one(&snapshot, None)?;
         }
-        Within::All(source) => search.all(source.as_deref())?,
+        SearchScope::All(source) => search.all(source.as_deref())?,
     }
     search.look.finish()
 }
 
 /// A search that is under way.
 struct Search<'s> {
-    look: Look<'s>,
-    wanted: &'s Wanted,
+    look: SnapshotScan<'s>,
+    wanted: &'s Query,
     patterns: Patterns,
-    found: &'s mut dyn FnMut(&Found<'_>) -> io::Result<()>,
+    found: &'s mut dyn FnMut(&Match<'_>) -> io::Result<()>,
 }
 
 /// A directory on the way to where a walk is.
-struct Level {
+struct PathLevel {
     /// Bytes of the path above it.
     above: usize,
     /// What is at its place in the newer snapshot, if that is a directory.
-    newer: Option<Directory>,
+    newer: Option<SnapshotDirectory>,
 }
 
 impl Search<'_> {
@@ -108,24 +108,24 @@ impl Search<'_> {
 
     /// Searches a snapshot for what is not the same in a `newer` one, which was searched already.
     fn one(&mut self, snapshot: &Arc<Snapshot>, newer: Option<&Arc<Snapshot>>) -> Result<(), Error> {
-        let top = |snapshot: &Arc<Snapshot>| Listed::root(snapshot.clone()).ok()?.directory();
+        let top = |snapshot: &Arc<Snapshot>| EntryHandle::root(snapshot.clone()).ok()?.directory();
         let Some(root) = top(snapshot) else { return Ok(()) };
         let newer = newer.and_then(top);
         if newer.as_ref().is_some_and(|newer| is_same_tree(&root, newer)) {
             return Ok(());
         }
         let reader = self.look.reader;
-        let mut walk = Walk::new(reader, root);
+        let mut walk = TreeWalk::new(reader, root);
         let mut path = Vec::new();
-        let mut levels = vec![Level { above: 0, newer }];
+        let mut levels = vec![PathLevel { above: 0, newer }];
         while let Some(step) = walk.step() {
             let listed = match step {
-                Step::Entry(listed) => listed,
-                Step::Leave => {
+                WalkStep::Entry(listed) => listed,
+                WalkStep::Leave => {
                     path.truncate(levels.pop().map_or(0, |level| level.above));
                     continue;
                 }
-                Step::Failed(error) => {
+                WalkStep::Failed(error) => {
                     let place = format!("{}:{}", snapshot.name.id.short(), String::from_utf8_lossy(&path));
                     self.look.problem(place.as_ref(), error)?;
                     continue;
@@ -139,13 +139,13 @@ impl Search<'_> {
                 false => None,
             };
             if fits && !newer.as_ref().is_some_and(|newer| is_same(newer, &listed)) {
-                (self.found)(&Found { snapshot, path: &path, listed: &listed })?;
+                (self.found)(&Match { snapshot, path: &path, listed: &listed })?;
             }
             let newer = newer.and_then(|newer| newer.directory());
             match below.filter(|below| !newer.as_ref().is_some_and(|newer| is_same_tree(below, newer))) {
                 Some(below) => {
                     path.push(b'/');
-                    levels.push(Level { above, newer });
+                    levels.push(PathLevel { above, newer });
                     walk.enter(below);
                 }
                 None => path.truncate(above),
@@ -168,6 +168,6 @@ impl Search<'_> {
 }
 
 /// What the newer snapshot has at the same path. What can't be read there was named when that one was searched.
-fn counterpart(reader: &Reader, level: &Level, name: &[u8]) -> Option<Listed> {
+fn counterpart(reader: &Reader, level: &PathLevel, name: &[u8]) -> Option<EntryHandle> {
     reader.lookup(level.newer.as_ref()?, name).ok().flatten()
 }

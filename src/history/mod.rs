@@ -16,21 +16,21 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 pub use error::Error;
-pub use find::{Found, Wanted, Within, find};
-pub use versions::{Stretch, versions};
+pub use find::{Match, Query, SearchScope, find};
+pub use versions::{VersionSpan, versions};
 
 use crate::format::entry::Content;
 use crate::format::id::SourceId;
 use crate::format::name::SnapshotName;
 use crate::format::snapshot::Snapshot;
 use crate::monitor::Monitor;
-use crate::reader::{self, Directory, Listed, Reader};
+use crate::reader::{self, EntryHandle, Reader, SnapshotDirectory};
 
 /// The snapshots of one source, newest first.
 type Lineage = Vec<SnapshotName>;
 
 /// A look at many snapshots, of which some may be damaged.
-struct Look<'l> {
+struct SnapshotScan<'l> {
     reader: &'l Reader,
     monitor: &'l dyn Monitor,
     /// Problems so far; each was named.
@@ -41,9 +41,9 @@ struct Look<'l> {
     closed: Vec<(PathBuf, reader::Error)>,
 }
 
-impl<'l> Look<'l> {
+impl<'l> SnapshotScan<'l> {
     fn new(reader: &'l Reader, monitor: &'l dyn Monitor) -> Self {
-        Look { reader, monitor, problems: 0, opened: false, closed: Vec::new() }
+        SnapshotScan { reader, monitor, problems: 0, opened: false, closed: Vec::new() }
     }
 
     /// A snapshot, unless it cannot be read, which is a problem.
@@ -117,7 +117,7 @@ impl<'l> Look<'l> {
 
 /// Whether two entries are the same version of what they stand for: same kind, time and content. Owners, modes and
 /// attributes don't count, and of directories what is in them doesn't either.
-fn is_same(a: &Listed, b: &Listed) -> bool {
+fn is_same(a: &EntryHandle, b: &EntryHandle) -> bool {
     let (one, other) = (a.entry(), b.entry());
     let same = match (&one.content, &other.content) {
         (Content::Target(one), Content::Target(other)) => one == other,
@@ -130,7 +130,7 @@ fn is_same(a: &Listed, b: &Listed) -> bool {
 
 /// Whether all is the same below two directories. (Where the node lies, and in which place of a table that stands, does
 /// not matter.)
-fn is_same_tree(a: &Directory, b: &Directory) -> bool {
-    let digest = |directory: &Directory| directory.node().map(|(_, chunk)| chunk.digest);
+fn is_same_tree(a: &SnapshotDirectory, b: &SnapshotDirectory) -> bool {
+    let digest = |directory: &SnapshotDirectory| directory.node().map(|(_, chunk)| chunk.digest);
     a.below() == b.below() && digest(a) == digest(b)
 }

@@ -6,18 +6,18 @@ use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
 use std::sync::Arc;
 
-use super::{Error, Look, is_same, is_same_tree};
+use super::{Error, SnapshotScan, is_same, is_same_tree};
 use crate::format::name::SnapshotName;
 use crate::format::snapshot::Snapshot;
 use crate::monitor::Monitor;
-use crate::reader::{self, Listed, Reader};
+use crate::reader::{self, EntryHandle, Reader};
 
 /// Snapshots of a source, one after the other, that have the same version of a path, or none of it.
-pub struct Stretch {
+pub struct VersionSpan {
     /// The source's name.
     pub source: String,
     /// What was there, from the newest of them; none if nothing was.
-    pub version: Option<Listed>,
+    pub version: Option<EntryHandle>,
     /// The last of these snapshots.
     pub newest: SnapshotName,
     /// The first of these snapshots.
@@ -37,12 +37,12 @@ pub fn versions(
     path: &[u8],
     source: Option<&str>,
     monitor: &dyn Monitor,
-    found: &mut dyn FnMut(&Stretch) -> io::Result<()>,
+    found: &mut dyn FnMut(&VersionSpan) -> io::Result<()>,
 ) -> Result<u64, Error> {
-    let mut look = Look::new(reader, monitor);
+    let mut look = SnapshotScan::new(reader, monitor);
     let mut seen = false;
     for lineage in look.lineages(source)? {
-        let mut stretch: Option<Stretch> = None;
+        let mut stretch: Option<VersionSpan> = None;
         for name in lineage {
             let Some(snapshot) = look.snapshot(&name)? else { continue };
             let version = match locate(reader, &snapshot, path) {
@@ -60,7 +60,7 @@ pub fn versions(
                 _ => {
                     seen |= version.is_some();
                     let source = snapshot.source.clone();
-                    let next = Stretch { source, version, newest: name.clone(), oldest: name, snapshots: 1 };
+                    let next = VersionSpan { source, version, newest: name.clone(), oldest: name, snapshots: 1 };
                     if let Some(done) = stretch.replace(next) {
                         found(&done)?;
                     }
@@ -78,7 +78,7 @@ pub fn versions(
     }
 }
 
-fn continues(newer: Option<&Listed>, older: Option<&Listed>) -> bool {
+fn continues(newer: Option<&EntryHandle>, older: Option<&EntryHandle>) -> bool {
     match (newer, older) {
         (None, None) => true,
         (Some(newer), Some(older)) => match (newer.directory(), older.directory()) {
@@ -90,7 +90,7 @@ fn continues(newer: Option<&Listed>, older: Option<&Listed>) -> bool {
 }
 
 /// What is at `path` in a snapshot.
-fn locate(reader: &Reader, snapshot: &Arc<Snapshot>, path: &[u8]) -> Result<Option<Listed>, reader::Error> {
+fn locate(reader: &Reader, snapshot: &Arc<Snapshot>, path: &[u8]) -> Result<Option<EntryHandle>, reader::Error> {
     for reading in readings(snapshot.root_path.as_deref(), path).into_iter().flatten() {
         match reader.at_path(snapshot, reading) {
             Ok(found) => return Ok(Some(found)),

@@ -1,7 +1,7 @@
 //! What is told of a thing.
 
 use super::number::Ino;
-use super::owners::Owners;
+use super::owners::OwnerMapping;
 use crate::format::entry::Content;
 use crate::format::{Entry, Extent, Kind, Timestamp};
 
@@ -32,12 +32,12 @@ pub struct Attributes {
     /// Device number, as (major, minor).
     pub device: (u32, u32),
     /// How long all this holds.
-    pub lasting: Lasting,
+    pub validity: Validity,
 }
 
 /// How long what was said of a thing holds.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Lasting {
+pub enum Validity {
     /// For ever, and so does its name.
     Always,
     /// As long as it is there. It can be removed: it is the root of a snapshot.
@@ -50,7 +50,7 @@ pub enum Lasting {
 
 /// An entry of a listing.
 #[derive(Debug, Clone)]
-pub struct Item {
+pub struct ListingEntry {
     /// Its name.
     pub name: Vec<u8>,
     /// What is known of it.
@@ -61,7 +61,7 @@ pub struct Item {
 
 impl Attributes {
     /// Those of an entry, whose number is `ino`.
-    pub(super) fn of(entry: &Entry, ino: Ino, owners: &Owners) -> Self {
+    pub(super) fn of(entry: &Entry, ino: Ino, owners: &OwnerMapping) -> Self {
         let (uid, gid) = owners.shown(entry.uid, entry.gid);
         let device = match entry.content {
             Content::Device(major, minor) => (major, minor),
@@ -78,7 +78,7 @@ impl Attributes {
             mtime: entry.mtime,
             nlink: entry.link.map_or(1, |link| link.count.max(1)),
             device,
-            lasting: Lasting::Always,
+            validity: Validity::Always,
         }
     }
 }

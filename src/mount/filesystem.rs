@@ -16,18 +16,18 @@ use std::time::{Duration, Instant};
 
 use lru::LruCache;
 
-use super::attributes::{Attributes, Item, Lasting, stored_bytes};
+use super::attributes::{Attributes, ListingEntry, Validity, stored_bytes};
 use super::error::Error;
-use super::links::Links;
+use super::links::SharedInodes;
 use super::lock::lock;
-use super::number::{Ino, Number, Place};
-use super::owners::Owners;
-use super::virtual_tree::{Named, VirtualTree};
+use super::number::{Ino, Number, VirtualNode};
+use super::owners::OwnerMapping;
+use super::virtual_tree::{LookupResult, VirtualTree};
 use crate::format::entry::Content;
 use crate::format::snapshot::Snapshot;
 use crate::format::{Entry, Kind};
 use crate::monitor::Monitor;
-use crate::reader::{FileReader, Listed, Reader, Seek};
+use crate::reader::{EntryHandle, FileReader, Reader, Seek};
 
 /// How long a target may be away before what needs it fails.
 const PATIENCE: Duration = Duration::from_secs(5);
@@ -46,10 +46,10 @@ pub struct FileSystem {
     reader: Arc<Reader>,
     monitor: Arc<dyn Monitor>,
     shown: Shown,
-    links: Links,
+    links: SharedInodes,
     /// The files that were read last, by snapshot and rank: finding an entry is a descent.
     readers: Mutex<LruCache<(u64, u64), Arc<FileReader>>>,
-    owners: Owners,
+    owners: OwnerMapping,
     /// Since when the target has been away.
     away: Mutex<Option<Instant>>,
 }
@@ -63,19 +63,19 @@ enum Shown {
 }
 
 /// Where an inode number leads to.
-enum Spot {
+enum InodeAddress {
     /// VirtualTree the snapshots.
-    VirtualTree(Place),
+    Virtual(VirtualNode),
     /// In the snapshot of this number, at this rank.
     Entry(u64, u64),
 }
 
 /// What an inode number leads to.
-enum Thing {
+enum MountedNode {
     /// VirtualTree the snapshots.
-    VirtualTree(Place),
+    Virtual(VirtualNode),
     /// In the snapshot of this number.
-    Entry(u64, Listed),
+    Entry(u64, EntryHandle),
 }
 
 impl FileSystem {
@@ -87,7 +87,7 @@ impl FileSystem {
     }
 
     /// What lies at `entry` of one snapshot.
-    pub fn of_one(reader: Reader, snapshot: Arc<Snapshot>, entry: &Listed, monitor: Box<dyn Monitor>) -> Self {
+    pub fn of_one(reader: Reader, snapshot: Arc<Snapshot>, entry: &EntryHandle, monitor: Box<dyn Monitor>) -> Self {
         FileSystem::new(Arc::new(reader), Arc::from(monitor), Shown::One(snapshot, entry.rank))
     }
 
@@ -96,27 +96,27 @@ impl FileSystem {
             reader,
             monitor,
             shown,
-            links: Links::default(),
+            links: SharedInodes::default(),
             readers: Mutex::new(LruCache::new(AT_HAND)),
-            owners: Owners::default(),
+            owners: OwnerMapping::default(),
             away: Mutex::default(),
         }
     }
 
     /// The same with other owners of what is in snapshots.
     #[must_use]
-    pub fn with_owners(self, owners: Owners) -> Self {
+    pub fn with_owners(self, owners: OwnerMapping) -> Self {
         FileSystem { owners, ..self }
     }
 
     /// Whether nothing of it ever changes: no snapshot comes or goes.
-    pub fn is_lasting(&self) -> bool {
+    pub fn is_immutable(&self) -> bool {
         matches!(self.shown, Shown::One(..))
     }
 
     /// Whether a thing is in a snapshot, or the top of one.
     pub fn is_within(&self, ino: Ino) -> bool {
-        self.is_lasting() || matches!(Number::of(ino), Some(Number::Entry(..) | Number::Linked(..)))
+        self.is_immutable() || matches!(Number::of(ino), Some(Number::Entry(..) | Number::Linked(..)))
     }
 
     /// The reader below.
@@ -158,11 +158,11 @@ impl FileSystem {
     /// The entry `name` of a directory. The kernel remembers it until it is forgotten.
     pub fn lookup(&self, parent: Ino, name: &[u8]) -> Result<Attributes, Error> {
         match self.thing(parent)? {
-            Thing::VirtualTree(place) => match self.above()?.lookup(place, name)? {
-                Named::Here(attributes) => Ok(attributes),
-                Named::Snapshot(number) => self.attributes(Number::Entry(number, 0).ino()),
+            MountedNode::Virtual(place) => match self.above()?.lookup(place, name)? {
+                LookupResult::Here(attributes) => Ok(attributes),
+                LookupResult::Snapshot(number) => self.attributes(Number::Entry(number, 0).ino()),
             },
-            Thing::Entry(number, listed) => {
+            MountedNode::Entry(number, listed) => {
                 let directory = listed.directory().ok_or(Error::NotADirectory)?;
                 match self.reader.lookup(&directory, name)? {
                     Some(found) => Ok(self.attributes_of(&found, self.tell(number, &found))),
@@ -176,11 +176,11 @@ impl FileSystem {
     /// What is known of a thing.
     pub fn attributes(&self, ino: Ino) -> Result<Attributes, Error> {
         match self.thing(ino)? {
-            Thing::VirtualTree(place) => self.above()?.attributes(place),
-            Thing::Entry(_, listed) => {
-                let is_root = !self.is_lasting() && listed.rank == 0;
-                let lasting = if is_root { Lasting::WhileThere } else { Lasting::Always };
-                Ok(Attributes { lasting, ..self.attributes_of(&listed, ino) })
+            MountedNode::Virtual(place) => self.above()?.attributes(place),
+            MountedNode::Entry(_, listed) => {
+                let is_root = !self.is_immutable() && listed.rank == 0;
+                let validity = if is_root { Validity::WhileThere } else { Validity::Always };
+                Ok(Attributes { validity, ..self.attributes_of(&listed, ino) })
             }
         }
     }
@@ -188,8 +188,8 @@ impl FileSystem {
     /// The target of a symbolic link.
     pub fn read_link(&self, ino: Ino) -> Result<Vec<u8>, Error> {
         match self.thing(ino)? {
-            Thing::VirtualTree(place) => self.above()?.read_link(place),
-            Thing::Entry(_, listed) => match &listed.entry().content {
+            MountedNode::Virtual(place) => self.above()?.read_link(place),
+            MountedNode::Entry(_, listed) => match &listed.entry().content {
                 Content::Target(target) => Ok(target.clone()),
                 _ => Err(Error::NotALink),
             },
@@ -203,11 +203,11 @@ impl FileSystem {
         ino: Ino,
         mut from: u64,
         remembered: bool,
-        take: &mut dyn FnMut(&Item) -> bool,
+        take: &mut dyn FnMut(&ListingEntry) -> bool,
     ) -> Result<(), Error> {
         let (number, listed) = match self.thing(ino)? {
-            Thing::VirtualTree(place) => return self.above()?.list(place, from, take),
-            Thing::Entry(number, listed) => (number, listed),
+            MountedNode::Virtual(place) => return self.above()?.list(place, from, take),
+            MountedNode::Entry(number, listed) => (number, listed),
         };
         let directory = listed.directory().ok_or(Error::NotADirectory)?;
         loop {
@@ -222,7 +222,7 @@ impl FileSystem {
                     false => self.ino_of(number, &listed),
                 };
                 let attributes = self.attributes_of(&listed, ino);
-                let item = Item { name: listed.entry().name.clone(), attributes, next: from };
+                let item = ListingEntry { name: listed.entry().name.clone(), attributes, next: from };
                 if !take(&item) {
                     if remembered {
                         self.forget(ino, 1);
@@ -250,7 +250,7 @@ impl FileSystem {
     }
 
     fn file(&self, ino: Ino) -> Result<Arc<FileReader>, Error> {
-        let Spot::Entry(number, rank) = self.spot(ino)? else { return Err(Error::IsADirectory) };
+        let InodeAddress::Entry(number, rank) = self.spot(ino)? else { return Err(Error::IsADirectory) };
         if let Some(file) = lock(&self.readers).get(&(number, rank)) {
             return Ok(file.clone());
         }
@@ -268,21 +268,21 @@ impl FileSystem {
     /// Inode flags of a thing, as Linux numbers them.
     pub fn inode_flags(&self, ino: Ino) -> Result<u32, Error> {
         match self.thing(ino)? {
-            Thing::Entry(_, listed) => Ok(listed.entry().inode_flags),
-            Thing::VirtualTree(_) => Ok(0),
+            MountedNode::Entry(_, listed) => Ok(listed.entry().inode_flags),
+            MountedNode::Virtual(_) => Ok(0),
         }
     }
 
     /// Names of the extended attributes of a thing.
     pub fn xattr_names(&self, ino: Ino) -> Result<Vec<Vec<u8>>, Error> {
-        let Thing::Entry(_, listed) = self.thing(ino)? else { return Ok(Vec::new()) };
+        let MountedNode::Entry(_, listed) = self.thing(ino)? else { return Ok(Vec::new()) };
         Ok(listed.entry().xattrs.iter().map(|(name, _)| name.clone()).collect())
     }
 
     /// An extended attribute. Beside those that were backed up there are two of our own, which are not listed
     /// where they would get copied: `user.brackfs.blake3` and `user.brackfs.flags`.
     pub fn xattr(&self, ino: Ino, name: &[u8]) -> Result<Vec<u8>, Error> {
-        let Thing::Entry(_, listed) = self.thing(ino)? else { return Err(Error::NoAttribute) };
+        let MountedNode::Entry(_, listed) = self.thing(ino)? else { return Err(Error::NoAttribute) };
         let entry = listed.entry();
         if let Ok(at) = entry.xattrs.binary_search_by(|(stored, _)| stored.as_slice().cmp(name)) {
             return entry.xattrs.get(at).map(|(_, value)| value.clone()).ok_or(Error::NoAttribute);
@@ -308,7 +308,7 @@ impl FileSystem {
     pub fn totals(&self, ino: Ino) -> (u64, u64) {
         let within = match (&self.shown, self.thing(ino)) {
             (Shown::One(snapshot, _), _) => Some(snapshot.clone()),
-            (Shown::All(above), Ok(Thing::Entry(number, _))) => above.snapshot(number).ok(),
+            (Shown::All(above), Ok(MountedNode::Entry(number, _))) => above.snapshot(number).ok(),
             (Shown::All(_), _) => None,
         };
         if let Some(snapshot) = within {
@@ -324,26 +324,26 @@ impl FileSystem {
         totals
     }
 
-    fn thing(&self, ino: Ino) -> Result<Thing, Error> {
+    fn thing(&self, ino: Ino) -> Result<MountedNode, Error> {
         match self.spot(ino)? {
-            Spot::VirtualTree(place) => Ok(Thing::VirtualTree(place)),
-            Spot::Entry(number, rank) => Ok(Thing::Entry(number, self.entry(number, rank)?)),
+            InodeAddress::Virtual(place) => Ok(MountedNode::Virtual(place)),
+            InodeAddress::Entry(number, rank) => Ok(MountedNode::Entry(number, self.entry(number, rank)?)),
         }
     }
 
-    fn spot(&self, ino: Ino) -> Result<Spot, Error> {
+    fn spot(&self, ino: Ino) -> Result<InodeAddress, Error> {
         match (Number::of(ino).ok_or(Error::NotFound)?, &self.shown) {
-            (Number::VirtualTree(Place::Top), Shown::One(_, rank)) => Ok(Spot::Entry(0, *rank)),
-            (Number::VirtualTree(place), _) => Ok(Spot::VirtualTree(place)),
-            (Number::Entry(number, rank), _) => Ok(Spot::Entry(number, rank)),
+            (Number::Virtual(VirtualNode::Top), Shown::One(_, rank)) => Ok(InodeAddress::Entry(0, *rank)),
+            (Number::Virtual(place), _) => Ok(InodeAddress::Virtual(place)),
+            (Number::Entry(number, rank), _) => Ok(InodeAddress::Entry(number, rank)),
             (Number::Linked(..), _) => {
                 let (number, rank) = self.links.place(ino).ok_or(Error::NotFound)?;
-                Ok(Spot::Entry(number, rank))
+                Ok(InodeAddress::Entry(number, rank))
             }
         }
     }
 
-    fn entry(&self, number: u64, rank: u64) -> Result<Listed, Error> {
+    fn entry(&self, number: u64, rank: u64) -> Result<EntryHandle, Error> {
         let snapshot = self.snapshot(number)?;
         Ok(self.reader.at_rank(&snapshot, rank)?)
     }
@@ -363,28 +363,28 @@ impl FileSystem {
         }
     }
 
-    fn ino_of(&self, number: u64, listed: &Listed) -> Ino {
+    fn ino_of(&self, number: u64, listed: &EntryHandle) -> Ino {
         self.links.ino(number, listed.rank, listed.entry())
     }
 
     /// The number of an entry, which the kernel remembers until [`FileSystem::forget`].
-    fn tell(&self, number: u64, listed: &Listed) -> Ino {
+    fn tell(&self, number: u64, listed: &EntryHandle) -> Ino {
         self.links.tell(number, listed.rank, listed.entry())
     }
 
-    fn attributes_of(&self, listed: &Listed, ino: Ino) -> Attributes {
+    fn attributes_of(&self, listed: &EntryHandle, ino: Ino) -> Attributes {
         Attributes::of(listed.entry(), ino, &self.owners)
     }
 
     /// The path of a thing, for messages.
     fn path_of(&self, ino: Ino) -> PathBuf {
         let mut path = PathBuf::from("/");
-        let Ok(Spot::Entry(number, rank)) = self.spot(ino) else { return path };
+        let Ok(InodeAddress::Entry(number, rank)) = self.spot(ino) else { return path };
         if let Shown::All(above) = &self.shown {
             path.extend(above.path_of(number));
         }
         let Ok(snapshot) = self.snapshot(number) else { return path };
-        let mut at = Listed::root(snapshot);
+        let mut at = EntryHandle::root(snapshot);
         while let Ok(listed) = &at {
             if listed.rank == rank {
                 break;

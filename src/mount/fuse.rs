@@ -12,7 +12,7 @@ use fuser::{
     ReplyEntry, ReplyIoctl, ReplyLseek, ReplyOpen, ReplyStatfs, ReplyXattr, Request,
 };
 
-use super::attributes::{Attributes, Item, Lasting};
+use super::attributes::{Attributes, ListingEntry, Validity};
 use super::errno::errno;
 use super::error::Error;
 use super::filesystem::FileSystem;
@@ -86,11 +86,11 @@ impl Shell {
         ino: INodeNo,
         offset: u64,
         remembered: bool,
-        take: &mut dyn FnMut(&Item) -> bool,
+        take: &mut dyn FnMut(&ListingEntry) -> bool,
     ) -> Result<(), Errno> {
         let mut taken = false;
         self.ask(ino, || {
-            let mut take = |item: &Item| {
+            let mut take = |item: &ListingEntry| {
                 let more = take(item);
                 taken |= more;
                 more
@@ -215,9 +215,9 @@ impl Filesystem for Shell {
                 let cached = FopenFlags::FOPEN_CACHE_DIR | FopenFlags::FOPEN_KEEP_CACHE;
                 reply.opened(
                     FileHandle(0),
-                    match found.lasting {
-                        Lasting::Always | Lasting::WhileThere => cached,
-                        Lasting::Briefly | Lasting::Unknown => FopenFlags::empty(),
+                    match found.validity {
+                        Validity::Always | Validity::WhileThere => cached,
+                        Validity::Briefly | Validity::Unknown => FopenFlags::empty(),
                     },
                 );
             }
@@ -231,7 +231,7 @@ impl Filesystem for Shell {
                 return reply.ok();
             }
         }
-        let mut take = |item: &Item| {
+        let mut take = |item: &ListingEntry| {
             let found = &item.attributes;
             let name = OsStr::from_bytes(&item.name);
             !reply.add(INodeNo(found.ino), item.next + DOTS, file_type(found.kind), name)
@@ -260,7 +260,7 @@ impl Filesystem for Shell {
                 return reply.ok();
             }
         }
-        let mut take = |item: &Item| {
+        let mut take = |item: &ListingEntry| {
             let found = &item.attributes;
             let (name, life) = (OsStr::from_bytes(&item.name), lifetime(found));
             !reply.add(INodeNo(found.ino), item.next + DOTS, name, &life, &attr(found), GENERATION)
@@ -344,11 +344,11 @@ fn sized(reply: ReplyXattr, value: &[u8], size: u32) {
 }
 
 fn lifetime(found: &Attributes) -> Duration {
-    match found.lasting {
-        Lasting::Always => FOR_EVER,
-        Lasting::WhileThere => FOR_A_WHILE,
-        Lasting::Briefly => FOR_NOW,
-        Lasting::Unknown => Duration::ZERO,
+    match found.validity {
+        Validity::Always => FOR_EVER,
+        Validity::WhileThere => FOR_A_WHILE,
+        Validity::Briefly => FOR_NOW,
+        Validity::Unknown => Duration::ZERO,
     }
 }
 

@@ -16,11 +16,11 @@ use crate::format::{Digest, Entry};
 
 /// Numbers of files with several names, as far as the kernel knows them. Each leads to the entry it was given to first.
 #[derive(Default)]
-pub(super) struct Links {
-    known: Mutex<HashMap<Ino, Known>>,
+pub(super) struct SharedInodes {
+    known: Mutex<HashMap<Ino, SharedInode>>,
 }
 
-struct Known {
+struct SharedInode {
     /// An entry of the file: the snapshot's number, and the entry's rank.
     place: (u64, u64),
     /// What all its names have in common.
@@ -29,7 +29,7 @@ struct Known {
     told: u64,
 }
 
-impl Links {
+impl SharedInodes {
     /// The number of an entry.
     pub(super) fn ino(&self, snapshot: u64, rank: u64, entry: &Entry) -> Ino {
         let own = Number::Entry(snapshot, rank).ino();
@@ -45,7 +45,7 @@ impl Links {
         let own = Number::Entry(snapshot, rank).ino();
         let Some((shared, file)) = shared(snapshot, entry) else { return own };
         let mut known = lock(&self.known);
-        let known = known.entry(shared).or_insert(Known { place: (snapshot, rank), file, told: 0 });
+        let known = known.entry(shared).or_insert(SharedInode { place: (snapshot, rank), file, told: 0 });
         if known.file != file {
             return own;
         }
@@ -113,7 +113,7 @@ mod tests {
 
     #[test]
     fn names_of_one_file_share_a_number_and_others_do_not() {
-        let links = Links::default();
+        let links = SharedInodes::default();
         let tell = |rank, entry: &Entry| links.tell(3, rank, entry);
         let first = tell(5, &entry("a", 0));
         assert_eq!((tell(9, &entry("b", 0)), links.place(first)), (first, Some((3, 5))));
@@ -128,7 +128,7 @@ mod tests {
     #[test]
     fn the_first_of_two_that_collide_has_the_number_until_it_is_forgotten() {
         let [first, second] = twins();
-        let links = Links::default();
+        let links = SharedInodes::default();
         let shared = links.tell(3, 5, &first);
         let own = Number::Entry(3, 9).ino();
         assert_eq!((links.ino(3, 9, &second), links.tell(3, 9, &second)), (own, own));

@@ -6,8 +6,8 @@
 //! - [`number`]: inode numbers; [`links`]: those that names of one file share; [`attributes`]: what is told of a thing; [`owners`]: whose the files are
 //! - [`fuse`]: translates the kernel's requests and our answers
 //! - [`error`]: why there is no answer; [`errno`]: the one table from that to numbers
-//! - [`life`]: mounting, unmounting, and what must not be mounted over; [`options`]: options of an fstab
-//! - [`place`]: mount points, found once; [`table`]: the kernel's table of mounts; [`helper`]: fusermount3
+//! - [`lifecycle`]: mounting, unmounting, and what must not be mounted over; [`options`]: options of an fstab
+//! - [`mount_point`]: mount points, found once; [`table`]: the kernel's table of mounts; [`helper`]: fusermount3
 //! - [`threads`]: how many threads serve a mount
 //! - [`users`]: who uses a mount
 
@@ -17,13 +17,13 @@ mod error;
 mod filesystem;
 mod fuse;
 mod helper;
-mod life;
+mod lifecycle;
 mod links;
 mod lock;
+mod mount_point;
 mod number;
 mod options;
 mod owners;
-mod place;
 mod snapshot_index;
 mod table;
 mod tags;
@@ -31,10 +31,10 @@ mod threads;
 mod users;
 mod virtual_tree;
 
-pub use attributes::{Attributes, Item, Lasting};
+pub use attributes::{Attributes, ListingEntry, Validity};
 pub use error::Error as FileSystemError;
 pub use filesystem::FileSystem;
-pub use life::{Error, mount, unmount};
+pub use lifecycle::{Error, mount, unmount};
 pub use number::Ino;
-pub use options::{Meaning, Options, meaning};
-pub use owners::Owners;
+pub use options::{OptionEffect, Options, meaning};
+pub use owners::OwnerMapping;

@@ -29,7 +29,7 @@ const LINK_BITS: u32 = 23;
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Number {
     /// VirtualTree the snapshots.
-    VirtualTree(Place),
+    Virtual(VirtualNode),
     /// In the snapshot of this number, the entry of this rank.
     Entry(u64, u64),
     /// In the snapshot of this number, the file whose names have this in common: a link's id and bits of a digest.
@@ -38,7 +38,7 @@ pub(super) enum Number {
 
 /// A place above the snapshots. Sources, snapshots and tags have numbers of their own, from 0 on.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Place {
+pub(super) enum VirtualNode {
     Top,
     /// The folder of a source.
     Source(u64),
@@ -65,33 +65,33 @@ impl Number {
             (Some(snapshot), true) => Some(Number::Linked(snapshot, low)),
             (Some(snapshot), false) => Some(Number::Entry(snapshot, low)),
             (None, true) => None,
-            (None, false) => Place::of(low).map(Number::VirtualTree),
+            (None, false) => VirtualNode::of(low).map(Number::Virtual),
         }
     }
 
     /// The inode number.
     pub(super) fn ino(self) -> Ino {
         match self {
-            Number::VirtualTree(place) => place.ino(),
+            Number::Virtual(place) => place.ino(),
             Number::Entry(snapshot, rank) => entry(snapshot, rank),
             Number::Linked(snapshot, id) => LINKED | entry(snapshot, id),
         }
     }
 }
 
-impl Place {
-    fn of(low: u64) -> Option<Place> {
+impl VirtualNode {
+    fn of(low: u64) -> Option<VirtualNode> {
         match low {
-            TOP => Some(Place::Top),
-            BY_TAG => Some(Place::ByTag),
+            TOP => Some(VirtualNode::Top),
+            BY_TAG => Some(VirtualNode::ByTag),
             _ if low > BY_TAG => {
                 let (tag, link) = ((low - BY_TAG) >> LINK_BITS, low % (1 << LINK_BITS));
                 let tag = tag.checked_sub(1)?;
-                Some(link.checked_sub(1).map_or(Place::Tag(tag), |snapshot| Place::Link(tag, snapshot)))
+                Some(link.checked_sub(1).map_or(VirtualNode::Tag(tag), |snapshot| VirtualNode::Link(tag, snapshot)))
             }
             _ => {
                 let of = (low / 2).checked_sub(1)?;
-                Some(if low.is_multiple_of(2) { Place::Source(of) } else { Place::Latest(of) })
+                Some(if low.is_multiple_of(2) { VirtualNode::Source(of) } else { VirtualNode::Latest(of) })
             }
         }
     }
@@ -99,12 +99,12 @@ impl Place {
     /// The inode number.
     pub(super) fn ino(self) -> Ino {
         match self {
-            Place::Top => TOP,
-            Place::Source(source) => (source + 1) * 2,
-            Place::Latest(snapshot) => (snapshot + 1) * 2 + 1,
-            Place::ByTag => BY_TAG,
-            Place::Tag(tag) => BY_TAG | ((tag + 1) << LINK_BITS),
-            Place::Link(tag, snapshot) => Place::Tag(tag).ino() | (snapshot + 1),
+            VirtualNode::Top => TOP,
+            VirtualNode::Source(source) => (source + 1) * 2,
+            VirtualNode::Latest(snapshot) => (snapshot + 1) * 2 + 1,
+            VirtualNode::ByTag => BY_TAG,
+            VirtualNode::Tag(tag) => BY_TAG | ((tag + 1) << LINK_BITS),
+            VirtualNode::Link(tag, snapshot) => VirtualNode::Tag(tag).ino() | (snapshot + 1),
         }
     }
 }
@@ -124,14 +124,14 @@ mod tests {
         let snapshots = [0, 1, 2, SNAPSHOTS / 2, SNAPSHOTS - 1];
         let tags = [0, 1, TAGS - 1];
         let lows = [0, 1, 2, BY_TAG, RANKS - 1];
-        let mut all = vec![Number::VirtualTree(Place::Top), Number::VirtualTree(Place::ByTag)];
+        let mut all = vec![Number::Virtual(VirtualNode::Top), Number::Virtual(VirtualNode::ByTag)];
         for snapshot in snapshots {
-            all.extend([Place::Source(snapshot), Place::Latest(snapshot)].map(Number::VirtualTree));
-            all.extend(tags.map(|tag| Number::VirtualTree(Place::Link(tag, snapshot))));
+            all.extend([VirtualNode::Source(snapshot), VirtualNode::Latest(snapshot)].map(Number::Virtual));
+            all.extend(tags.map(|tag| Number::Virtual(VirtualNode::Link(tag, snapshot))));
             all.extend(lows.map(|low| Number::Entry(snapshot, low)));
             all.extend(lows.map(|low| Number::Linked(snapshot, low)));
         }
-        all.extend(tags.map(|tag| Number::VirtualTree(Place::Tag(tag))));
+        all.extend(tags.map(|tag| Number::Virtual(VirtualNode::Tag(tag))));
         for number in &all {
             assert_eq!(Number::of(number.ino()), Some(*number), "{:x}", number.ino());
         }

@@ -4,7 +4,7 @@ use rustix::mount::MountFlags;
 
 /// What an option means.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Meaning {
+pub enum OptionEffect {
     /// It holds in any case, makes no difference to a file system that never changes, or is for mount(8) or systemd.
     Nothing,
     /// A flag to set.
@@ -61,21 +61,21 @@ const NOTHING: &[&str] = &[
 const NOTHING_PREFIXES: &[&str] = &["x-", "X-", "comment=", "user=", "uhelper=", "helper="];
 
 /// What an option means, or why it is refused.
-pub fn meaning(option: &str) -> Result<Meaning, String> {
+pub fn meaning(option: &str) -> Result<OptionEffect, String> {
     match option {
-        "noexec" => Ok(Meaning::Flag(MountFlags::NOEXEC)),
-        "exec" => Ok(Meaning::Without(MountFlags::NOEXEC)),
-        "nodiratime" => Ok(Meaning::Flag(MountFlags::NODIRATIME)),
-        "allow_other" => Ok(Meaning::AllowOther),
+        "noexec" => Ok(OptionEffect::Flag(MountFlags::NOEXEC)),
+        "exec" => Ok(OptionEffect::Without(MountFlags::NOEXEC)),
+        "nodiratime" => Ok(OptionEffect::Flag(MountFlags::NODIRATIME)),
+        "allow_other" => Ok(OptionEffect::AllowOther),
         "rw" | "suid" | "dev" => Err(format!("a mount of brackfs is never {option}")),
         "remount" => Err("a mount of brackfs cannot be changed; unmount it, and mount it again".into()),
         _ if NOTHING.contains(&option) || NOTHING_PREFIXES.iter().any(|front| option.starts_with(front)) => {
-            Ok(Meaning::Nothing)
+            Ok(OptionEffect::Nothing)
         }
         _ => match option.strip_prefix("max_read=").map(str::parse::<u32>) {
-            Some(Ok(_)) => Ok(Meaning::Word),
+            Some(Ok(_)) => Ok(OptionEffect::Word),
             Some(Err(_)) => Err(format!("{option}: a number of bytes is needed")),
-            None => Ok(Meaning::Unknown),
+            None => Ok(OptionEffect::Unknown),
         },
     }
 }
@@ -96,12 +96,12 @@ impl Options {
         let mut read = Options { allow_other: false, flags, words: Vec::new() };
         for option in options {
             match meaning(option)? {
-                Meaning::Nothing => {}
-                Meaning::Flag(flag) => read.flags |= flag,
-                Meaning::Without(flag) => read.flags -= flag,
-                Meaning::Word => read.words.push(option.clone()),
-                Meaning::AllowOther => read.allow_other = true,
-                Meaning::Unknown => return Err(format!("there is no option {option}")),
+                OptionEffect::Nothing => {}
+                OptionEffect::Flag(flag) => read.flags |= flag,
+                OptionEffect::Without(flag) => read.flags -= flag,
+                OptionEffect::Word => read.words.push(option.clone()),
+                OptionEffect::AllowOther => read.allow_other = true,
+                OptionEffect::Unknown => return Err(format!("there is no option {option}")),
             }
         }
         Ok(read)

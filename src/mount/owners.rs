@@ -4,7 +4,7 @@ use std::collections::HashMap;
 
 /// How owners are shown. By default as they were backed up.
 #[derive(Debug, Clone, Default)]
-pub struct Owners {
+pub struct OwnerMapping {
     /// Owner and group of everything.
     pub all: Option<(u32, u32)>,
     /// Users who are shown as others.
@@ -13,7 +13,7 @@ pub struct Owners {
     pub groups: HashMap<u32, u32>,
 }
 
-impl Owners {
+impl OwnerMapping {
     /// What stands for an owner and a group.
     pub(super) fn shown(&self, user: u32, group: u32) -> (u32, u32) {
         let other = |map: &HashMap<u32, u32>, of: u32| map.get(&of).copied().unwrap_or(of);

@@ -23,13 +23,13 @@ pub(super) const SNAPSHOTS: u64 = 1 << 22;
 
 /// Names in a folder that changes, and the number of what each stands for.
 #[derive(Default)]
-pub(super) struct Folder {
+pub(super) struct VirtualFolder {
     numbers: BTreeMap<String, u64>,
     /// The names that numbers have, or had: a listing goes on behind one that is gone.
     names: HashMap<u64, String>,
 }
 
-impl Folder {
+impl VirtualFolder {
     /// What a name stands for.
     pub(super) fn get(&self, name: &str) -> Option<u64> {
         self.numbers.get(name).copied()
@@ -45,7 +45,7 @@ impl Folder {
         self.numbers.is_empty()
     }
 
-    /// Names and numbers in order, behind the one that has this place (0: all of them); see [`Folder::place`].
+    /// Names and numbers in order, behind the one that has this place (0: all of them); see [`VirtualFolder::place`].
     pub(super) fn behind(&self, place: u64) -> impl Iterator<Item = (&str, u64)> {
         let first = match place.checked_sub(1).map(|number| self.names.get(&number)) {
             None => Some(Bound::Unbounded),
@@ -76,10 +76,10 @@ impl Folder {
 
 /// A source, and the folder of its snapshots.
 #[derive(Default)]
-struct Source {
+struct SourceFolder {
     /// `None` as long as it can't be read.
     name: Option<String>,
-    snapshots: Folder,
+    snapshots: VirtualFolder,
     /// The names that snapshots have been given. None of them is given to another snapshot, so that a path never leads
     /// to another one.
     given: HashMap<String, SnapshotId>,
@@ -99,10 +99,10 @@ pub(super) struct SnapshotIndex {
     is_there: Vec<bool>,
     open: LruCache<u64, Arc<Snapshot>>,
     /// By number.
-    sources: Vec<Source>,
+    sources: Vec<SourceFolder>,
     source_numbers: HashMap<SourceId, u64>,
     /// Folders of sources.
-    top: Folder,
+    top: VirtualFolder,
     /// No source may be shown under this name.
     reserved: &'static str,
     edition: u64,
@@ -120,7 +120,7 @@ impl SnapshotIndex {
             open: LruCache::new(OPEN),
             sources: Vec::new(),
             source_numbers: HashMap::new(),
-            top: Folder::default(),
+            top: VirtualFolder::default(),
             reserved,
             edition: 0,
         }
@@ -184,7 +184,7 @@ impl SnapshotIndex {
         let next = self.sources.len() as u64;
         let number = *self.source_numbers.entry(id).or_insert(next);
         if number == next {
-            self.sources.push(Source::default());
+            self.sources.push(SourceFolder::default());
         }
         number
     }
@@ -249,16 +249,16 @@ impl SnapshotIndex {
     }
 
     /// Folders of sources, with their numbers.
-    pub(super) fn top(&self) -> &Folder {
+    pub(super) fn top(&self) -> &VirtualFolder {
         &self.top
     }
 
-    fn source(&self, number: u64) -> Option<&Source> {
+    fn source(&self, number: u64) -> Option<&SourceFolder> {
         at(&self.sources, number)
     }
 
     /// The folder of a source: snapshots by time, with their numbers. None if there are none (any more).
-    pub(super) fn snapshots_of(&self, source: u64) -> Option<&Folder> {
+    pub(super) fn snapshots_of(&self, source: u64) -> Option<&VirtualFolder> {
         self.source(source).map(|source| &source.snapshots).filter(|folder| !folder.is_empty())
     }
 
@@ -318,7 +318,7 @@ mod tests {
         SnapshotName { source, sequence: 1, time: time.into(), id: SnapshotId::random() }
     }
 
-    fn listed(folder: &Folder) -> Vec<&str> {
+    fn listed(folder: &VirtualFolder) -> Vec<&str> {
         folder.behind(0).map(|(name, _)| name).collect()
     }
 
@@ -326,41 +326,41 @@ mod tests {
     fn names_are_told_apart_and_none_is_the_reserved_one() {
         let ids = [(); 5].map(|()| SourceId::random());
         let all: Vec<_> = ids.iter().map(|id| snapshot(*id, "20261120T145201Z")).collect();
-        let mut catalogue = SnapshotIndex::new("by-tag");
+        let mut index = SnapshotIndex::new("by-tag");
         let [a, b, c, d, e] = ids;
         let twin = format!("home-{b}");
         let names = vec![(a, "home".to_owned()), (b, "home".into()), (c, "by-tag".into()), (d, twin.clone())];
-        assert_eq!(catalogue.unnamed(&all).len(), 5);
-        catalogue.update(all.clone(), names);
-        assert_eq!(catalogue.unnamed(&all), [e]);
+        assert_eq!(index.unnamed(&all).len(), 5);
+        index.update(all.clone(), names);
+        assert_eq!(index.unnamed(&all), [e]);
         let mut expected =
             vec!["home".to_owned(), twin.clone(), format!("by-tag-{c}"), format!("{twin}-{d}"), e.to_string()];
         expected.sort();
-        assert_eq!(listed(catalogue.top()), expected);
+        assert_eq!(listed(index.top()), expected);
         let mut twice = all.clone();
         twice.push(snapshot(a, "20261120T145201Z"));
-        catalogue.update(twice.clone(), Vec::new());
-        let home = catalogue.top().get("home").unwrap();
+        index.update(twice.clone(), Vec::new());
+        let home = index.top().get("home").unwrap();
         let time = format!("20261120T145201Z-{}", twice[5].id.short());
-        assert_eq!(listed(catalogue.snapshots_of(home).unwrap()), ["20261120T145201Z", &time]);
-        assert_eq!(catalogue.shown(5), Some(("home", time.as_str())));
+        assert_eq!(listed(index.snapshots_of(home).unwrap()), ["20261120T145201Z", &time]);
+        assert_eq!(index.shown(5), Some(("home", time.as_str())));
     }
 
     #[test]
     fn the_newest_is_that_of_the_highest_number_and_what_is_hidden_is_not_it() {
         let id = SourceId::random();
         let all = ["20301120T010000Z", "20261120T010000Z", "20261121T010000Z"].map(|time| snapshot(id, time));
-        let mut catalogue = SnapshotIndex::new("by-tag");
-        catalogue.update(all.to_vec(), vec![(id, "home".into())]);
-        assert_eq!(catalogue.in_order(0), [0, 1, 2]);
-        let edition = catalogue.edition();
-        catalogue.hide(&[2]);
-        assert_ne!(catalogue.edition(), edition);
-        assert_eq!((catalogue.in_order(0), catalogue.name(2)), ([0, 1].as_slice(), None));
-        catalogue.update(all.to_vec(), Vec::new());
-        assert_eq!(listed(catalogue.snapshots_of(0).unwrap()), ["20261120T010000Z", "20301120T010000Z"]);
-        catalogue.hide(&[0, 1]);
-        assert!(catalogue.snapshots_of(0).is_none() && catalogue.in_order(0).is_empty());
+        let mut index = SnapshotIndex::new("by-tag");
+        index.update(all.to_vec(), vec![(id, "home".into())]);
+        assert_eq!(index.in_order(0), [0, 1, 2]);
+        let edition = index.edition();
+        index.hide(&[2]);
+        assert_ne!(index.edition(), edition);
+        assert_eq!((index.in_order(0), index.name(2)), ([0, 1].as_slice(), None));
+        index.update(all.to_vec(), Vec::new());
+        assert_eq!(listed(index.snapshots_of(0).unwrap()), ["20261120T010000Z", "20301120T010000Z"]);
+        index.hide(&[0, 1]);
+        assert!(index.snapshots_of(0).is_none() && index.in_order(0).is_empty());
     }
 
     #[test]
@@ -372,47 +372,47 @@ mod tests {
             snapshot(ids[1], "20261120T020000Z"),
             snapshot(ids[1], "20261120T030000Z"),
         ];
-        let mut catalogue = SnapshotIndex::new("by-tag");
-        catalogue.update(all.to_vec(), ids.map(|id| (id, "home".into())).to_vec());
+        let mut index = SnapshotIndex::new("by-tag");
+        index.update(all.to_vec(), ids.map(|id| (id, "home".into())).to_vec());
         let (twin, second) = (format!("home-{}", ids[1]), format!("20261120T020000Z-{}", all[2].id.short()));
-        assert_eq!(catalogue.shown(3), Some((twin.as_str(), "20261120T030000Z")));
-        assert_eq!(catalogue.shown(2), Some((twin.as_str(), second.as_str())));
+        assert_eq!(index.shown(3), Some((twin.as_str(), "20261120T030000Z")));
+        assert_eq!(index.shown(2), Some((twin.as_str(), second.as_str())));
         // The other snapshot of that second goes: its name is not given to this one.
-        catalogue.update(vec![all[0].clone(), all[2].clone(), all[3].clone()], Vec::new());
-        assert_eq!(catalogue.there(), [0, 2, 3]);
-        assert_eq!(catalogue.shown(2), Some((twin.as_str(), second.as_str())));
+        index.update(vec![all[0].clone(), all[2].clone(), all[3].clone()], Vec::new());
+        assert_eq!(index.there(), [0, 2, 3]);
+        assert_eq!(index.shown(2), Some((twin.as_str(), second.as_str())));
         // What makes the source's name longer goes.
-        catalogue.update(vec![all[2].clone(), all[3].clone()], Vec::new());
-        assert_eq!(catalogue.there(), [4, 5]);
-        assert_eq!(catalogue.shown(4), Some(("home", second.as_str())));
-        assert_eq!(catalogue.shown(5), Some(("home", "20261120T030000Z")));
-        assert_eq!([2, 3].map(|number| catalogue.shown(number)), [None; 2]);
+        index.update(vec![all[2].clone(), all[3].clone()], Vec::new());
+        assert_eq!(index.there(), [4, 5]);
+        assert_eq!(index.shown(4), Some(("home", second.as_str())));
+        assert_eq!(index.shown(5), Some(("home", "20261120T030000Z")));
+        assert_eq!([2, 3].map(|number| index.shown(number)), [None; 2]);
         // Who is in it stays there.
-        assert_eq!([2, 3].map(|number| catalogue.name(number)), [Some(&all[2]), Some(&all[3])]);
-        assert_eq!(catalogue.name(5), Some(&all[3]));
+        assert_eq!([2, 3].map(|number| index.name(number)), [Some(&all[2]), Some(&all[3])]);
+        assert_eq!(index.name(5), Some(&all[3]));
     }
 
     #[test]
     fn what_is_gone_is_not_shown_and_keeps_its_number() {
         let id = SourceId::random();
         let all: Vec<_> = (1..5).map(|hour| snapshot(id, &format!("20261120T0{hour}0000Z"))).collect();
-        let mut catalogue = SnapshotIndex::new("by-tag");
-        catalogue.update(all.clone(), vec![(id, "home".into())]);
-        let edition = catalogue.edition();
-        catalogue.update(all.clone(), Vec::new());
-        assert_eq!(catalogue.edition(), edition, "nothing is new");
-        catalogue.update(vec![all[0].clone(), all[3].clone()], Vec::new());
-        assert_ne!(catalogue.edition(), edition);
-        let folder = catalogue.snapshots_of(0).unwrap();
+        let mut index = SnapshotIndex::new("by-tag");
+        index.update(all.clone(), vec![(id, "home".into())]);
+        let edition = index.edition();
+        index.update(all.clone(), Vec::new());
+        assert_eq!(index.edition(), edition, "nothing is new");
+        index.update(vec![all[0].clone(), all[3].clone()], Vec::new());
+        assert_ne!(index.edition(), edition);
+        let folder = index.snapshots_of(0).unwrap();
         assert_eq!(listed(folder), ["20261120T010000Z", "20261120T040000Z"]);
-        assert_eq!(catalogue.name(1), None);
+        assert_eq!(index.name(1), None);
         // A listing that had come to one that is gone goes on.
-        let rest: Vec<_> = folder.behind(Folder::place(1)).collect();
+        let rest: Vec<_> = folder.behind(VirtualFolder::place(1)).collect();
         assert_eq!(rest, [("20261120T040000Z", 3)]);
-        assert_eq!(folder.behind(Folder::place(77)).count(), 0);
-        catalogue.update(Vec::new(), Vec::new());
-        assert!(catalogue.snapshots_of(0).is_none() && catalogue.top().is_empty());
-        catalogue.update(all.clone(), Vec::new());
-        assert_eq!((catalogue.name(2), catalogue.there().len()), (Some(&all[2]), 4));
+        assert_eq!(folder.behind(VirtualFolder::place(77)).count(), 0);
+        index.update(Vec::new(), Vec::new());
+        assert!(index.snapshots_of(0).is_none() && index.top().is_empty());
+        index.update(all.clone(), Vec::new());
+        assert_eq!((index.name(2), index.there().len()), (Some(&all[2]), 4));
     }
 }

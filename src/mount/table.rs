@@ -12,7 +12,7 @@ const OURS: &[u8] = b"fuse.brackfs";
 
 /// A mount.
 #[derive(Debug, PartialEq, Eq)]
-pub(super) struct Mount {
+pub(super) struct MountEntry {
     /// The number that the kernel gives to it.
     pub(super) id: u64,
     /// The number of its file system, as `major:minor`.
@@ -24,7 +24,7 @@ pub(super) struct Mount {
 }
 
 /// All mounts.
-pub(super) fn mounts() -> io::Result<Vec<Mount>> {
+pub(super) fn mounts() -> io::Result<Vec<MountEntry>> {
     let table = fs::read("/proc/self/mountinfo")?;
     Ok(table.split(|byte| *byte == b'\n').filter_map(mount).collect())
 }
@@ -37,13 +37,13 @@ pub(super) fn mount_id(of: impl AsFd) -> io::Result<u64> {
 }
 
 /// A line of the table: `36 35 98:0 /root /mnt rw,noatime master:1 - ext4 /dev/root rw`.
-fn mount(line: &[u8]) -> Option<Mount> {
+fn mount(line: &[u8]) -> Option<MountEntry> {
     let mut fields = line.split(|byte| *byte == b' ');
     let id = str::from_utf8(fields.next()?).ok()?.parse().ok()?;
     let device = String::from_utf8_lossy(fields.nth(1)?).into_owned();
     let point = unescape(fields.nth(1)?);
     let kind = fields.skip_while(|field| *field != b"-").nth(1)?;
-    Some(Mount { id, device, point, is_ours: kind == OURS })
+    Some(MountEntry { id, device, point, is_ours: kind == OURS })
 }
 
 /// A path as the table has it: blanks, tabs, newlines and backslashes are in octal.

@@ -5,7 +5,7 @@
 
 use std::collections::{HashMap, HashSet};
 
-use super::snapshot_index::{Folder, SnapshotIndex};
+use super::snapshot_index::{SnapshotIndex, VirtualFolder};
 
 /// Numbers of tags are below this. Who has more of them sees the first.
 pub(super) const TAGS: u64 = (1 << 16) - 1;
@@ -14,15 +14,15 @@ const NAME_MAX: usize = 255;
 
 /// Tags as far as they were looked at.
 #[derive(Default)]
-pub(super) struct Tags {
+pub(super) struct TagIndex {
     /// Snapshots whose tags are known.
     known: HashSet<u64>,
     numbers: HashMap<String, u64>,
     /// By number.
     tags: Vec<Tag>,
     /// Folders of tags.
-    top: Folder,
-    /// The edition of the catalogue from which folders were filled.
+    top: VirtualFolder,
+    /// The edition of the index from which folders were filled.
     edition: Option<u64>,
 }
 
@@ -32,13 +32,13 @@ struct Tag {
     name: String,
     /// All that ever had it.
     snapshots: Vec<u64>,
-    links: Folder,
+    links: VirtualFolder,
 }
 
-impl Tags {
-    /// Whether the folders show what the catalogue does.
-    pub(super) fn is_up_to_date(&self, catalogue: &SnapshotIndex) -> bool {
-        self.edition == Some(catalogue.edition())
+impl TagIndex {
+    /// Whether the folders show what the index does.
+    pub(super) fn is_up_to_date(&self, index: &SnapshotIndex) -> bool {
+        self.edition == Some(index.edition())
     }
 
     /// Whether the tags of a snapshot are known.
@@ -70,12 +70,12 @@ impl Tags {
     }
 
     /// Fills the folders anew: with a link for each snapshot that is there.
-    pub(super) fn show(&mut self, catalogue: &SnapshotIndex) {
+    pub(super) fn show(&mut self, index: &SnapshotIndex) {
         self.top.clear();
         for (number, tag) in (0..).zip(&mut self.tags) {
             tag.links.clear();
             for snapshot in &tag.snapshots {
-                if let Some((source, time)) = catalogue.shown(*snapshot) {
+                if let Some((source, time)) = index.shown(*snapshot) {
                     tag.links.add(format!("{source}-{time}"), *snapshot);
                 }
             }
@@ -83,24 +83,24 @@ impl Tags {
                 self.top.add(tag.name.clone(), number);
             }
         }
-        self.edition = Some(catalogue.edition());
+        self.edition = Some(index.edition());
     }
 
     /// Folders of tags, with their numbers.
-    pub(super) fn top(&self) -> &Folder {
+    pub(super) fn top(&self) -> &VirtualFolder {
         &self.top
     }
 
     /// The folder of a tag: links, with the numbers of the snapshots that they lead to. None if there are none (any more).
-    pub(super) fn links_of(&self, tag: u64) -> Option<&Folder> {
+    pub(super) fn links_of(&self, tag: u64) -> Option<&VirtualFolder> {
         let tag = self.tags.get(usize::try_from(tag).ok()?)?;
         Some(&tag.links).filter(|links| !links.is_empty())
     }
 }
 
 /// Where the link to a snapshot leads from the folder of a tag.
-pub(super) fn target(catalogue: &SnapshotIndex, snapshot: u64) -> Option<String> {
-    catalogue.shown(snapshot).map(|(source, time)| format!("../../{source}/{time}"))
+pub(super) fn target(index: &SnapshotIndex, snapshot: u64) -> Option<String> {
+    index.shown(snapshot).map(|(source, time)| format!("../../{source}/{time}"))
 }
 
 /// The name of a tag's folder: the tag, with what can't be in a name as `%` and two digits, and then `%` itself so too.
@@ -132,7 +132,7 @@ mod tests {
 
     #[test]
     fn more_tags_than_there_are_numbers_do_no_harm() {
-        let mut tags = Tags::default();
+        let mut tags = TagIndex::default();
         for number in 0..TAGS + 10 {
             tags.add(number, &[format!("tag {number}"), "tag 0".into()]);
         }

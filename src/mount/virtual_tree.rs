@@ -9,12 +9,12 @@ use std::path::PathBuf;
 use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::{Duration, Instant};
 
-use super::attributes::{Attributes, Item, Lasting};
+use super::attributes::{Attributes, ListingEntry, Validity};
 use super::error::Error;
 use super::lock::lock;
-use super::number::{Ino, Number, Place};
-use super::snapshot_index::{Folder, SnapshotIndex};
-use super::tags::{self, Tags};
+use super::number::{Ino, Number, VirtualNode};
+use super::snapshot_index::{SnapshotIndex, VirtualFolder};
+use super::tags::{self, TagIndex};
 use crate::format::id::SourceId;
 use crate::format::name::SnapshotName;
 use crate::format::snapshot::Snapshot;
@@ -41,10 +41,10 @@ const LAST: u64 = 1 << 60;
 pub(super) struct VirtualTree {
     reader: Arc<Reader>,
     monitor: Arc<dyn Monitor>,
-    catalogue: Mutex<SnapshotIndex>,
+    index: Mutex<SnapshotIndex>,
     /// Until when the last listing of snapshots is believed. Held while they are listed, so that reads need not wait.
     listed: Mutex<Option<Instant>>,
-    tags: Mutex<Tagged>,
+    tags: Mutex<TagState>,
     unreadable: Mutex<Unreadable>,
     /// Objects whose damage was reported: each look would come upon it again.
     reported: Mutex<HashSet<String>>,
@@ -55,8 +55,8 @@ pub(super) struct VirtualTree {
 
 /// Tags, and when they were last looked for.
 #[derive(Default)]
-struct Tagged {
-    tags: Tags,
+struct TagState {
+    tags: TagIndex,
     looked: Option<Instant>,
     all_readable: bool,
 }
@@ -78,7 +78,7 @@ impl Unreadable {
 }
 
 /// What a name stands for.
-pub(super) enum Named {
+pub(super) enum LookupResult {
     /// Something here.
     Here(Attributes),
     /// The snapshot of this number.
@@ -90,7 +90,7 @@ impl VirtualTree {
         VirtualTree {
             reader,
             monitor,
-            catalogue: Mutex::new(SnapshotIndex::new(BY_TAG)),
+            index: Mutex::new(SnapshotIndex::new(BY_TAG)),
             listed: Mutex::default(),
             tags: Mutex::default(),
             unreadable: Mutex::default(),
@@ -101,106 +101,122 @@ impl VirtualTree {
     }
 
     /// What `name` stands for in the folder at `place`.
-    pub(super) fn lookup(&self, place: Place, name: &[u8]) -> Result<Named, Error> {
+    pub(super) fn lookup(&self, place: VirtualNode, name: &[u8]) -> Result<LookupResult, Error> {
         // All names here are text.
         let text = str::from_utf8(name).ok();
         let name = || text.ok_or(Error::NotFound);
         let here = match place {
-            Place::Top if text == Some(BY_TAG) => self.folder(Place::ByTag),
-            Place::Top => {
+            VirtualNode::Top if text == Some(BY_TAG) => self.folder(VirtualNode::ByTag),
+            VirtualNode::Top => {
                 let source = self.refreshed()?.top().get(name()?).ok_or(Error::NotFound)?;
-                self.folder(Place::Source(source))
+                self.folder(VirtualNode::Source(source))
             }
-            Place::Source(source) => {
+            VirtualNode::Source(source) => {
                 if text == Some(LATEST) {
                     let newest = self.newest(source)?.ok_or(Error::NotFound)?;
-                    self.symlink(&lock(&self.catalogue), Place::Latest(newest))?
+                    self.symlink(&lock(&self.index), VirtualNode::Latest(newest))?
                 } else {
-                    let catalogue = self.refreshed()?;
-                    let shown = catalogue.snapshots_of(source).ok_or(Error::NotFound)?;
-                    return shown.get(name()?).map(Named::Snapshot).ok_or(Error::NotFound);
+                    let index = self.refreshed()?;
+                    let shown = index.snapshots_of(source).ok_or(Error::NotFound)?;
+                    return shown.get(name()?).map(LookupResult::Snapshot).ok_or(Error::NotFound);
                 }
             }
-            Place::ByTag => {
+            VirtualNode::ByTag => {
                 let tag = self.tagged()?.tags.top().get(name()?).ok_or(Error::NotFound)?;
-                self.folder(Place::Tag(tag))
+                self.folder(VirtualNode::Tag(tag))
             }
-            Place::Tag(tag) => {
+            VirtualNode::Tag(tag) => {
                 let number = {
                     let tagged = self.tagged()?;
                     let links = tagged.tags.links_of(tag).ok_or(Error::NotFound)?;
                     links.get(name()?).ok_or(Error::NotFound)?
                 };
-                self.symlink(&lock(&self.catalogue), Place::Link(tag, number))?
+                self.symlink(&lock(&self.index), VirtualNode::Link(tag, number))?
             }
-            Place::Latest(_) | Place::Link(..) => return Err(Error::NotADirectory),
+            VirtualNode::Latest(_) | VirtualNode::Link(..) => return Err(Error::NotADirectory),
         };
-        Ok(Named::Here(here))
+        Ok(LookupResult::Here(here))
     }
 
     /// What is known of a thing.
-    pub(super) fn attributes(&self, place: Place) -> Result<Attributes, Error> {
+    pub(super) fn attributes(&self, place: VirtualNode) -> Result<Attributes, Error> {
         match place {
-            Place::Top => self.look(),
-            Place::Source(source) => {
+            VirtualNode::Top => self.look(),
+            VirtualNode::Source(source) => {
                 self.look();
-                lock(&self.catalogue).snapshots_of(source).ok_or(Error::NotFound)?;
+                lock(&self.index).snapshots_of(source).ok_or(Error::NotFound)?;
             }
-            Place::ByTag => self.look_for_tags(),
-            Place::Tag(tag) => {
+            VirtualNode::ByTag => self.look_for_tags(),
+            VirtualNode::Tag(tag) => {
                 self.look_for_tags();
                 lock(&self.tags).tags.links_of(tag).ok_or(Error::NotFound)?;
             }
-            Place::Latest(_) | Place::Link(..) => return self.symlink(&*self.refreshed()?, place),
+            VirtualNode::Latest(_) | VirtualNode::Link(..) => return self.symlink(&*self.refreshed()?, place),
         }
         Ok(self.folder(place))
     }
 
     /// The target of a symbolic link.
-    pub(super) fn read_link(&self, place: Place) -> Result<Vec<u8>, Error> {
-        let catalogue = match place {
-            Place::Latest(_) | Place::Link(..) => self.refreshed()?,
-            Place::Top | Place::Source(_) | Place::ByTag | Place::Tag(_) => return Err(Error::NotALink),
+    pub(super) fn read_link(&self, place: VirtualNode) -> Result<Vec<u8>, Error> {
+        let index = match place {
+            VirtualNode::Latest(_) | VirtualNode::Link(..) => self.refreshed()?,
+            VirtualNode::Top | VirtualNode::Source(_) | VirtualNode::ByTag | VirtualNode::Tag(_) => {
+                return Err(Error::NotALink);
+            }
         };
-        target(&catalogue, place).map(String::into_bytes).ok_or(Error::NotFound)
+        target(&index, place).map(String::into_bytes).ok_or(Error::NotFound)
     }
 
     /// Entries of a folder from `from` on (0: the first), to `take`, until that says that it has enough by returning false.
-    pub(super) fn list(&self, place: Place, from: u64, take: &mut dyn FnMut(&Item) -> bool) -> Result<(), Error> {
+    pub(super) fn list(
+        &self,
+        place: VirtualNode,
+        from: u64,
+        take: &mut dyn FnMut(&ListingEntry) -> bool,
+    ) -> Result<(), Error> {
         match place {
-            Place::Top => {
-                let catalogue = self.refreshed()?;
-                let sources = catalogue.top().behind(from);
-                let sources =
-                    sources.map(|(name, source)| (name, Folder::place(source), self.folder(Place::Source(source))));
-                let by_tag = (from != LAST).then(|| (BY_TAG, LAST, self.folder(Place::ByTag)));
+            VirtualNode::Top => {
+                let index = self.refreshed()?;
+                let sources = index.top().behind(from);
+                let sources = sources.map(|(name, source)| {
+                    (name, VirtualFolder::place(source), self.folder(VirtualNode::Source(source)))
+                });
+                let by_tag = (from != LAST).then(|| (BY_TAG, LAST, self.folder(VirtualNode::ByTag)));
                 send(sources.chain(by_tag), take);
             }
-            Place::Source(source) => {
+            VirtualNode::Source(source) => {
                 let newest = self.newest(source)?;
-                let catalogue = lock(&self.catalogue);
-                let shown = catalogue.snapshots_of(source).ok_or(Error::NotFound)?;
+                let index = lock(&self.index);
+                let shown = index.snapshots_of(source).ok_or(Error::NotFound)?;
                 let snapshots = shown.behind(from);
-                let snapshots = snapshots.map(|(name, number)| (name, Folder::place(number), self.unopened(number)));
+                let snapshots =
+                    snapshots.map(|(name, number)| (name, VirtualFolder::place(number), self.unopened(number)));
                 let newest = newest.filter(|_| from != LAST);
-                let latest = newest.map(|number| self.symlink(&catalogue, Place::Latest(number))).transpose()?;
+                let latest = newest.map(|number| self.symlink(&index, VirtualNode::Latest(number))).transpose()?;
                 send(snapshots.chain(latest.map(|latest| (LATEST, LAST, latest))), take);
             }
-            Place::ByTag => {
+            VirtualNode::ByTag => {
                 let tagged = self.tagged()?;
                 let folders = tagged.tags.top().behind(from);
-                send(folders.map(|(name, tag)| (name, Folder::place(tag), self.folder(Place::Tag(tag)))), take);
+                send(
+                    folders.map(|(name, tag)| (name, VirtualFolder::place(tag), self.folder(VirtualNode::Tag(tag)))),
+                    take,
+                );
             }
-            Place::Tag(tag) => {
+            VirtualNode::Tag(tag) => {
                 let tagged = self.tagged()?;
-                let catalogue = lock(&self.catalogue);
+                let index = lock(&self.index);
                 let links = tagged.tags.links_of(tag).ok_or(Error::NotFound)?.behind(from);
                 let links = links.filter_map(|(name, number)| {
-                    Some((name, Folder::place(number), self.symlink(&catalogue, Place::Link(tag, number)).ok()?))
+                    Some((
+                        name,
+                        VirtualFolder::place(number),
+                        self.symlink(&index, VirtualNode::Link(tag, number)).ok()?,
+                    ))
                 });
                 send(links, take);
             }
-            Place::Latest(_) | Place::Link(..) => return Err(Error::NotADirectory),
+            VirtualNode::Latest(_) | VirtualNode::Link(..) => return Err(Error::NotADirectory),
         }
         Ok(())
     }
@@ -208,15 +224,15 @@ impl VirtualTree {
     /// The snapshot with this number, opened when it is first needed.
     pub(super) fn snapshot(&self, number: u64) -> Result<Arc<Snapshot>, Error> {
         let name = {
-            let mut catalogue = lock(&self.catalogue);
+            let mut index = lock(&self.index);
             // Also if it was removed: who is in it may stay.
-            if let Some(open) = catalogue.open(number) {
+            if let Some(open) = index.open(number) {
                 return Ok(open);
             }
-            catalogue.name(number).cloned().ok_or(Error::NotFound)?
+            index.name(number).cloned().ok_or(Error::NotFound)?
         };
         let snapshot = self.try_to_open(number, &name)?;
-        lock(&self.catalogue).keep(number, snapshot.clone());
+        lock(&self.index).keep(number, snapshot.clone());
         Ok(snapshot)
     }
 
@@ -238,7 +254,7 @@ impl VirtualTree {
             }
             Err(error) => {
                 // A target that fails or is away says nothing about its objects.
-                if self.reader.is_lasting(&error) {
+                if self.reader.is_permanent(&error) {
                     unreadable.spent += begun.elapsed();
                     unreadable.snapshots.insert(number, Instant::now());
                 }
@@ -249,12 +265,12 @@ impl VirtualTree {
 
     /// All snapshots that somebody looked at, as far as they are still at hand, to `take`.
     pub(super) fn each_open(&self, take: impl FnMut(&Arc<Snapshot>)) {
-        lock(&self.catalogue).all_open().for_each(take);
+        lock(&self.index).all_open().for_each(take);
     }
 
     /// Where a snapshot is, for messages.
     pub(super) fn path_of(&self, number: u64) -> Option<PathBuf> {
-        lock(&self.catalogue).shown(number).map(|(source, time)| PathBuf::from_iter([source, time]))
+        lock(&self.index).shown(number).map(|(source, time)| PathBuf::from_iter([source, time]))
     }
 
     /// The snapshots, listed anew if the last look is too long ago.
@@ -266,14 +282,14 @@ impl VirtualTree {
             if there.is_empty() && !self.reader.repository().is_there() {
                 return Err(reader::Error::NotFound("the repository is away".into()).into());
             }
-            let unnamed = lock(&self.catalogue).unnamed(&there);
+            let unnamed = lock(&self.index).unnamed(&there);
             let names = unnamed.into_iter().filter_map(|id| Some((id, self.source_name(id)?))).collect();
-            if lock(&self.catalogue).update(there, names) {
+            if lock(&self.index).update(there, names) {
                 self.change();
             }
             *listed = Some(Instant::now() + REFRESH.max(now.elapsed() * REST));
         }
-        Ok(lock(&self.catalogue))
+        Ok(lock(&self.index))
     }
 
     /// The newest snapshot of a source that verifies. Anyone who can write to the target can make a name that is later than
@@ -282,10 +298,10 @@ impl VirtualTree {
     fn newest(&self, source: u64) -> Result<Option<u64>, Error> {
         let (begun, mut failed, mut newest) = (Instant::now(), Vec::new(), None);
         let candidates: Vec<_> = {
-            let mut catalogue = self.refreshed()?;
-            match catalogue.in_order(source).last().copied() {
-                Some(newest) if catalogue.open(newest).is_some() => return Ok(Some(newest)),
-                _ => catalogue.in_order(source).iter().rev().copied().collect(),
+            let mut index = self.refreshed()?;
+            match index.in_order(source).last().copied() {
+                Some(newest) if index.open(newest).is_some() => return Ok(Some(newest)),
+                _ => index.in_order(source).iter().rev().copied().collect(),
             }
         };
         for number in candidates {
@@ -293,7 +309,7 @@ impl VirtualTree {
                 break;
             }
             match self.snapshot(number) {
-                Err(Error::Reader(error)) if self.reader.is_lasting(&error) => failed.push((number, error)),
+                Err(Error::Reader(error)) if self.reader.is_permanent(&error) => failed.push((number, error)),
                 Err(Error::Unreadable | Error::NotFound) => {}
                 // Of other errors a reader of the snapshot learns.
                 Ok(_) | Err(_) => {
@@ -312,13 +328,13 @@ impl VirtualTree {
             return;
         }
         for (number, error) in failed {
-            let name = lock(&self.catalogue).name(*number).cloned();
+            let name = lock(&self.index).name(*number).cloned();
             if let Some(name) = name {
                 self.report_once(&name.object(), error);
             }
         }
         let numbers: Vec<_> = failed.iter().map(|(number, _)| *number).collect();
-        lock(&self.catalogue).hide(&numbers);
+        lock(&self.index).hide(&numbers);
         self.change();
     }
 
@@ -362,7 +378,7 @@ impl VirtualTree {
         };
         self.report_once(&name::source(id), &error);
         // A target that fails or is away says nothing about its objects.
-        if self.reader.is_lasting(&error) || error.is_missing() && self.reader.repository().is_there() {
+        if self.reader.is_permanent(&error) || error.is_missing() && self.reader.repository().is_there() {
             let mut unreadable = lock(&self.unreadable);
             unreadable.spent += begun.elapsed();
             unreadable.sources.insert(id, Instant::now());
@@ -371,7 +387,7 @@ impl VirtualTree {
     }
 
     /// Whether it is time to look again for tags that could not be read.
-    fn is_due(&self, tagged: &Tagged) -> bool {
+    fn is_due(&self, tagged: &TagState) -> bool {
         !tagged.all_readable && !lock(&self.unreadable).holds(tagged.looked.as_ref())
     }
 
@@ -383,7 +399,7 @@ impl VirtualTree {
     }
 
     /// The tags of all snapshots that are there: each is opened for that the first time.
-    fn tagged(&self) -> Result<MutexGuard<'_, Tagged>, Error> {
+    fn tagged(&self) -> Result<MutexGuard<'_, TagState>, Error> {
         let mut tagged = lock(&self.tags);
         let is_due = self.is_due(&tagged);
         if tagged.tags.is_up_to_date(&*self.refreshed()?) && !is_due {
@@ -392,9 +408,9 @@ impl VirtualTree {
         let mut found = false;
         loop {
             let unknown: Vec<_> = {
-                let catalogue = lock(&self.catalogue);
-                let unknown = catalogue.there().iter().filter(|number| !tagged.tags.knows(**number));
-                unknown.filter_map(|number| Some((*number, catalogue.name(*number)?.clone()))).collect()
+                let index = lock(&self.index);
+                let unknown = index.there().iter().filter(|number| !tagged.tags.knows(**number));
+                unknown.filter_map(|number| Some((*number, index.name(*number)?.clone()))).collect()
             };
             tagged.all_readable = true;
             let mut failed = Vec::new();
@@ -404,7 +420,7 @@ impl VirtualTree {
                         tagged.tags.add(number, &snapshot.tags);
                         found = true;
                     }
-                    Err(Error::Reader(error)) if self.reader.is_lasting(&error) => failed.push((number, error)),
+                    Err(Error::Reader(error)) if self.reader.is_permanent(&error) => failed.push((number, error)),
                     Err(error) => {
                         tagged.all_readable = false;
                         if let Error::Reader(error) = error {
@@ -420,22 +436,22 @@ impl VirtualTree {
             self.hide(&failed);
         }
         tagged.looked = Some(Instant::now());
-        let catalogue = lock(&self.catalogue);
-        if !tagged.tags.is_up_to_date(&catalogue) || found {
-            tagged.tags.show(&catalogue);
-            drop(catalogue);
+        let index = lock(&self.index);
+        if !tagged.tags.is_up_to_date(&index) || found {
+            tagged.tags.show(&index);
+            drop(index);
             self.change();
         }
         Ok(tagged)
     }
 
-    fn folder(&self, place: Place) -> Attributes {
+    fn folder(&self, place: VirtualNode) -> Attributes {
         self.folder_of(place.ino())
     }
 
     /// The root of a snapshot that is opened when it is looked at, not when it is listed.
     fn unopened(&self, number: u64) -> Attributes {
-        Attributes { lasting: Lasting::Unknown, ..self.folder_of(Number::Entry(number, 0).ino()) }
+        Attributes { validity: Validity::Unknown, ..self.folder_of(Number::Entry(number, 0).ino()) }
     }
 
     fn folder_of(&self, ino: Ino) -> Attributes {
@@ -450,22 +466,22 @@ impl VirtualTree {
             mtime: *lock(&self.changed),
             nlink: 1,
             device: (0, 0),
-            lasting: Lasting::Briefly,
+            validity: Validity::Briefly,
         }
     }
 
-    fn symlink(&self, catalogue: &SnapshotIndex, place: Place) -> Result<Attributes, Error> {
-        let size = target(catalogue, place).ok_or(Error::NotFound)?.len() as u64;
+    fn symlink(&self, index: &SnapshotIndex, place: VirtualNode) -> Result<Attributes, Error> {
+        let size = target(index, place).ok_or(Error::NotFound)?.len() as u64;
         Ok(Attributes { kind: Kind::Symlink, mode: 0o777, size, ..self.folder(place) })
     }
 }
 
 /// Where a link leads; none if that is not there, or it is no link.
-fn target(catalogue: &SnapshotIndex, place: Place) -> Option<String> {
+fn target(index: &SnapshotIndex, place: VirtualNode) -> Option<String> {
     match place {
-        Place::Latest(number) => catalogue.shown(number).map(|(_, newest)| newest.to_owned()),
-        Place::Link(_, number) => tags::target(catalogue, number),
-        Place::Top | Place::Source(_) | Place::ByTag | Place::Tag(_) => None,
+        VirtualNode::Latest(number) => index.shown(number).map(|(_, newest)| newest.to_owned()),
+        VirtualNode::Link(_, number) => tags::target(index, number),
+        VirtualNode::Top | VirtualNode::Source(_) | VirtualNode::ByTag | VirtualNode::Tag(_) => None,
     }
 }
 
@@ -475,9 +491,9 @@ fn now() -> Timestamp {
 }
 
 /// Hands out names, places after them, and attributes, until `take` has enough.
-fn send<'n>(items: impl Iterator<Item = (&'n str, u64, Attributes)>, take: &mut dyn FnMut(&Item) -> bool) {
+fn send<'n>(items: impl Iterator<Item = (&'n str, u64, Attributes)>, take: &mut dyn FnMut(&ListingEntry) -> bool) {
     for (name, next, attributes) in items {
-        if !take(&Item { name: name.as_bytes().to_vec(), attributes, next }) {
+        if !take(&ListingEntry { name: name.as_bytes().to_vec(), attributes, next }) {
             break;
         }
     }

@@ -20,11 +20,11 @@ const OVERHEAD: usize = 128;
 
 /// A cache of shared values.
 pub(super) struct Cache<K, V, E> {
-    state: Mutex<State<K, V, E>>,
+    state: Mutex<CacheState<K, V, E>>,
     limit: usize,
 }
 
-struct State<K, V, E> {
+struct CacheState<K, V, E> {
     entries: LruCache<K, Arc<V>>,
     bytes: usize,
     loading: HashMap<K, Arc<Loading<V, E>>>,
@@ -39,7 +39,7 @@ struct Loading<V, E> {
 impl<K: Hash + Eq + Clone, V: Weigh, E: Clone> Cache<K, V, E> {
     /// A cache of at most `limit` bytes.
     pub(super) fn new(limit: usize) -> Self {
-        let state = State { entries: LruCache::unbounded(), bytes: 0, loading: HashMap::new() };
+        let state = CacheState { entries: LruCache::unbounded(), bytes: 0, loading: HashMap::new() };
         Cache { state: Mutex::new(state), limit }
     }
 
@@ -64,7 +64,7 @@ impl<K: Hash + Eq + Clone, V: Weigh, E: Clone> Cache<K, V, E> {
         is_done
     }
 
-    fn state(&self) -> MutexGuard<'_, State<K, V, E>> {
+    fn state(&self) -> MutexGuard<'_, CacheState<K, V, E>> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
@@ -173,15 +173,15 @@ mod tests {
         }
     }
 
-    type Bytes = Cache<u32, Vec<u8>, &'static str>;
+    type ByteCache = Cache<u32, Vec<u8>, &'static str>;
 
-    fn get(cache: &Bytes, key: u32, length: usize) -> Arc<Vec<u8>> {
+    fn get(cache: &ByteCache, key: u32, length: usize) -> Arc<Vec<u8>> {
         cache.get(&key, || Ok(vec![0; length]), || "abandoned").unwrap()
     }
 
     #[test]
     fn bytes_are_bounded_and_the_oldest_leave_first() {
-        let cache = Bytes::new(3 * (100 + OVERHEAD));
+        let cache = ByteCache::new(3 * (100 + OVERHEAD));
         for key in 0..10 {
             get(&cache, key, 100);
             get(&cache, 0, 100);
@@ -208,14 +208,14 @@ mod tests {
 
     #[test]
     fn what_is_too_large_is_handed_out_and_not_kept() {
-        let cache = Bytes::new(100);
+        let cache = ByteCache::new(100);
         assert_eq!(get(&cache, 1, 1000).len(), 1000);
         assert_eq!(cache.bytes(), 0);
     }
 
     #[test]
     fn a_miss_is_loaded_once_and_a_failure_is_not_remembered() {
-        let cache = Bytes::new(10_000);
+        let cache = ByteCache::new(10_000);
         let loads = AtomicUsize::new(0);
         std::thread::scope(|threads| {
             for _ in 0..8 {

@@ -6,8 +6,8 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 
 use super::blocks::NodeValue;
-use super::prefetch::{Until, Wanted};
-use super::tree::Listed;
+use super::prefetch::{PrefetchRequest, Until};
+use super::tree::EntryHandle;
 use super::{Error, Reader};
 use crate::format::entry::{Content, NodeRef};
 use crate::format::{BlockLocation, ChunkRef, Digest, Extent, Items, Node};
@@ -30,7 +30,7 @@ const SEARCHED: usize = 4096;
 
 /// A file whose content can be read. Cheap to make; holds no content.
 pub struct FileReader {
-    file: Listed,
+    file: EntryHandle,
     /// Where each item of the top list begins: extents, or nodes of extents.
     starts: Vec<u64>,
     size: u64,
@@ -77,18 +77,18 @@ pub enum Seek {
 }
 
 /// A stretch of a file at hand.
-enum Stretch {
+enum FileExtent {
     Chunk(BlockLocation, ChunkRef),
     Hole,
 }
 
 /// The node of extents that was used last, and where in the file it begins. The next stretch is mostly in it, too,
 /// and a node that is too large for the cache must not be decoded again for each.
-type Leaf = Option<(Arc<NodeValue>, u64)>;
+type ExtentLeaf = Option<(Arc<NodeValue>, u64)>;
 
 impl FileReader {
     /// A reader of `file`; an entry that is no file has no content.
-    pub fn new(file: Listed) -> Self {
+    pub fn new(file: EntryHandle) -> Self {
         let entry = file.entry();
         let starts = match &entry.content {
             Content::Extents { extents, .. } => starts_of(extents.iter().map(Extent::length)).0,
@@ -103,7 +103,7 @@ impl FileReader {
     }
 
     /// The file.
-    pub fn file(&self) -> &Listed {
+    pub fn file(&self) -> &EntryHandle {
         &self.file
     }
 
@@ -139,7 +139,7 @@ impl FileReader {
         let _ = self.look_ahead(reader, offset, length as u64, &mut leaf);
         let (begins, covers, stretch) = self.stretch(reader, offset, &mut leaf)?;
         let within = offset - begins;
-        if let Stretch::Chunk(location, chunk) = stretch
+        if let FileExtent::Chunk(location, chunk) = stretch
             && length as u64 <= covers - within
         {
             // Without a copy.
@@ -157,8 +157,8 @@ impl FileReader {
             let within = at - begins;
             let count = usize::try_from(covers - within).unwrap_or(usize::MAX).min(left);
             match stretch {
-                Stretch::Hole => out.resize(out.len() + count, 0),
-                Stretch::Chunk(location, chunk) => {
+                FileExtent::Hole => out.resize(out.len() + count, 0),
+                FileExtent::Chunk(location, chunk) => {
                     let within = within as usize;
                     reader.core.with_chunk(&location, &chunk, |bytes| {
                         out.extend_from_slice(bytes.get(within..within + count).unwrap_or_default());
@@ -174,8 +174,8 @@ impl FileReader {
     }
 
     /// A chunk that ends at `end`, and is wanted until the file is read to there.
-    fn wanted(&self, block: BlockLocation, chunk: ChunkRef, end: u64) -> Wanted {
-        Wanted { block, chunk: Some(chunk), until: Until::Passed(self.read_to.clone(), end) }
+    fn wanted(&self, block: BlockLocation, chunk: ChunkRef, end: u64) -> PrefetchRequest {
+        PrefetchRequest { block, chunk: Some(chunk), until: Until::Passed(self.read_to.clone(), end) }
     }
 
     /// Says that the chunk that covers `within` was read up to `at`, and lets go of those that were read to their ends and
@@ -196,12 +196,12 @@ impl FileReader {
     }
 
     /// Has decoded ahead what comes behind a read, as far as there is room for it.
-    fn look_ahead(&self, reader: &Reader, offset: u64, length: u64, leaf: &mut Leaf) -> Result<(), Error> {
+    fn look_ahead(&self, reader: &Reader, offset: u64, length: u64, leaf: &mut ExtentLeaf) -> Result<(), Error> {
         if self.starts.len() <= 1 {
             if let (0, Content::Chunk(chunk)) = (offset, &self.file.entry().content)
                 && let Some(next) = self.file.passes(chunk)
             {
-                reader.soon(Wanted { block: next, chunk: None, until: Until::Open });
+                reader.soon(PrefetchRequest { block: next, chunk: None, until: Until::Open });
             }
             return Ok(());
         }
@@ -216,7 +216,7 @@ impl FileReader {
         while at < until.min(self.size) && waiting < window {
             let (begins, covers, stretch) = self.stretch(reader, at, leaf)?;
             at = begins + covers;
-            if let Stretch::Chunk(location, chunk) = stretch {
+            if let FileExtent::Chunk(location, chunk) = stretch {
                 waiting += 1;
                 if begins >= sequence.ahead {
                     sequence.ahead = at;
@@ -242,7 +242,7 @@ impl FileReader {
             while waiting.len() <= ahead && at < self.size {
                 let (begins, covers, stretch) = self.stretch(reader, at, &mut leaf)?;
                 at = begins + covers;
-                if let (Stretch::Chunk(location, chunk), false) = (&stretch, waiting.is_empty()) {
+                if let (FileExtent::Chunk(location, chunk), false) = (&stretch, waiting.is_empty()) {
                     reader.soon(self.wanted(*location, *chunk, at));
                 }
                 waiting.push_back((covers, stretch));
@@ -251,8 +251,8 @@ impl FileReader {
                 self.read_to.fetch_add(*covers, Ordering::Relaxed);
             }
             match waiting.pop_front() {
-                Some((covers, Stretch::Hole)) => visit(Err(covers))?,
-                Some((_, Stretch::Chunk(location, chunk))) => {
+                Some((covers, FileExtent::Hole)) => visit(Err(covers))?,
+                Some((_, FileExtent::Chunk(location, chunk))) => {
                     reader.core.with_chunk(&location, &chunk, |bytes| visit(Ok(bytes)))??;
                     reader.core.passed(&location, &chunk, self.size >= LARGE);
                 }
@@ -271,7 +271,7 @@ impl FileReader {
         let (mut at, mut leaf) = (0, None);
         while at < self.size {
             let (begins, covers, stretch) = self.stretch(reader, at, &mut leaf)?;
-            if let Stretch::Chunk(location, chunk) = stretch {
+            if let FileExtent::Chunk(location, chunk) = stretch {
                 visit(begins, &location, &chunk)?;
             }
             at = begins + covers;
@@ -281,7 +281,7 @@ impl FileReader {
 
     /// Shows `parts` the file's chunks and where their blocks lie, like [`FileReader::each_chunk`], but goes only into those
     /// nodes of extents that it wants to see.
-    pub fn each_part(&self, reader: &Reader, parts: &mut dyn Parts) -> Result<(), Error> {
+    pub fn each_part(&self, reader: &Reader, parts: &mut dyn ExtentVisitor) -> Result<(), Error> {
         let Content::Nodes { depth, nodes, .. } = &self.file.entry().content else {
             return self.each_chunk(reader, |_, at, chunk| parts.chunk(at, chunk));
         };
@@ -303,10 +303,10 @@ impl FileReader {
             let (begins, covers, stretch) = self.stretch(reader, at, &mut leaf)?;
             searched += 1;
             match (stretch, to) {
-                (Stretch::Chunk(..), Seek::Data) => return Ok(Some(at)),
-                (Stretch::Hole, Seek::Data) => {}
-                (Stretch::Chunk(..), Seek::Hole) => data += begins + covers - at,
-                (Stretch::Hole, Seek::Hole) => {
+                (FileExtent::Chunk(..), Seek::Data) => return Ok(Some(at)),
+                (FileExtent::Hole, Seek::Data) => {}
+                (FileExtent::Chunk(..), Seek::Hole) => data += begins + covers - at,
+                (FileExtent::Hole, Seek::Hole) => {
                     holes += covers;
                     let ends_file = begins + covers >= self.size;
                     if covers > SMALL_HOLE || holes > data || ends_file || searched > SEARCHED {
@@ -321,11 +321,11 @@ impl FileReader {
 
     /// The stretch in which `offset`, which is below the size, lies: where it begins, how long it is, what it
     /// is.
-    fn stretch(&self, reader: &Reader, offset: u64, leaf: &mut Leaf) -> Result<(u64, u64, Stretch), Error> {
+    fn stretch(&self, reader: &Reader, offset: u64, leaf: &mut ExtentLeaf) -> Result<(u64, u64, FileExtent), Error> {
         let node = self.file.node();
         let (at, begins) = find(&self.starts, offset);
         match &self.file.entry().content {
-            Content::Chunk(chunk) => Ok((0, self.size, Stretch::Chunk(place(node, chunk)?, *chunk))),
+            Content::Chunk(chunk) => Ok((0, self.size, FileExtent::Chunk(place(node, chunk)?, *chunk))),
             Content::Extents { extents, .. } => extent(node, extents, at, begins),
             Content::Nodes { depth, nodes, .. } => {
                 let there = leaf.take().filter(|(value, begins)| {
@@ -368,7 +368,7 @@ fn descend(
 }
 
 /// What looks at the nodes and chunks of a file.
-pub trait Parts {
+pub trait ExtentVisitor {
     /// Comes to a node of extents, with the bytes that it should cover and the levels below it. Returns whether to go into
     /// it.
     fn enter(&mut self, at: &BlockLocation, part: &NodeRef, depth: u8) -> bool;
@@ -379,7 +379,13 @@ pub trait Parts {
 }
 
 /// Shows nodes of extents and what is below them. The format bounds the depth.
-fn show(reader: &Reader, home: &Node, nodes: &[NodeRef], depth: u8, parts: &mut dyn Parts) -> Result<(), Error> {
+fn show(
+    reader: &Reader,
+    home: &Node,
+    nodes: &[NodeRef],
+    depth: u8,
+    parts: &mut dyn ExtentVisitor,
+) -> Result<(), Error> {
     for part in nodes {
         if !parts.enter(&place(home, &part.node)?, part, depth) {
             continue;
@@ -414,10 +420,10 @@ fn another_kind() -> Error {
     Error::Tree("a node of another kind where extents should be".into())
 }
 
-fn extent(node: &Node, extents: &[Extent], at: usize, begins: u64) -> Result<(u64, u64, Stretch), Error> {
+fn extent(node: &Node, extents: &[Extent], at: usize, begins: u64) -> Result<(u64, u64, FileExtent), Error> {
     match extents.get(at) {
-        Some(Extent::Hole(length)) => Ok((begins, *length, Stretch::Hole)),
-        Some(Extent::Chunk(chunk)) => Ok((begins, chunk.length.into(), Stretch::Chunk(place(node, chunk)?, *chunk))),
+        Some(Extent::Hole(length)) => Ok((begins, *length, FileExtent::Hole)),
+        Some(Extent::Chunk(chunk)) => Ok((begins, chunk.length.into(), FileExtent::Chunk(place(node, chunk)?, *chunk))),
         None => Err(beyond()),
     }
 }

@@ -3,17 +3,17 @@
 //! A file is forgotten when as many of its names were seen as it had. Names outside of what is read never come, so that
 //! files may stay to the end; the table takes little memory all the same.
 
-use super::spill::{Error, Spill};
+use super::spill::{Error, SpillTable};
 use crate::format::Digest;
 use crate::format::entry::HardLink;
 
 /// First names, by the ids of hard links.
 #[derive(Default)]
-pub struct FirstNames(Spill);
+pub struct FirstNames(SpillTable);
 
 /// What is known of a file when one of its names comes.
 #[derive(Debug, PartialEq, Eq)]
-pub enum Known {
+pub enum LinkLookup {
     /// Nothing: this is its first name.
     Nothing,
     /// It has this name already.
@@ -25,12 +25,12 @@ pub enum Known {
 impl FirstNames {
     /// What is known of the file with this id, of which a name came. `file`: what all its names have in common, that is
     /// [`Entry::file_digest`](crate::format::Entry::file_digest).
-    pub fn find(&mut self, link: HardLink, file: Digest) -> Result<Known, Error> {
-        let Some(value) = self.0.take(link.id)? else { return Ok(Known::Nothing) };
-        let Some((known, left, path)) = decode(&value) else { return Ok(Known::Nothing) };
+    pub fn find(&mut self, link: HardLink, file: Digest) -> Result<LinkLookup, Error> {
+        let Some(value) = self.0.take(link.id)? else { return Ok(LinkLookup::Nothing) };
+        let Some((known, left, path)) = decode(&value) else { return Ok(LinkLookup::Nothing) };
         let found = match known == file {
-            true => Known::Named(path.to_vec()),
-            false => Known::Other,
+            true => LinkLookup::Named(path.to_vec()),
+            false => LinkLookup::Other,
         };
         if left > 1 {
             let value = encode(known, left - 1, path);
@@ -76,12 +76,12 @@ mod tests {
     fn a_file_is_known_until_its_last_name() {
         let mut names = FirstNames::default();
         let (link, file, other) = (HardLink { id: 7, count: 3 }, Digest::of(b"file"), Digest::of(b"other"));
-        assert_eq!(names.find(link, file).unwrap(), Known::Nothing);
+        assert_eq!(names.find(link, file).unwrap(), LinkLookup::Nothing);
         names.add(link.id, file, link.count - 1, b"a/first").unwrap();
-        assert_eq!(names.find(link, other).unwrap(), Known::Other);
-        assert_eq!(names.find(link, file).unwrap(), Known::Named(b"a/first".to_vec()));
-        assert_eq!(names.find(link, file).unwrap(), Known::Nothing);
+        assert_eq!(names.find(link, other).unwrap(), LinkLookup::Other);
+        assert_eq!(names.find(link, file).unwrap(), LinkLookup::Named(b"a/first".to_vec()));
+        assert_eq!(names.find(link, file).unwrap(), LinkLookup::Nothing);
         names.add(link.id, file, 0, b"alone").unwrap();
-        assert_eq!(names.find(link, file).unwrap(), Known::Nothing);
+        assert_eq!(names.find(link, file).unwrap(), LinkLookup::Nothing);
     }
 }

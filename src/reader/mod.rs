@@ -30,12 +30,12 @@ mod when;
 use std::sync::Arc;
 
 pub use error::Error;
-pub use file::{FileReader, Parts, Seek};
-pub use first_names::{FirstNames, Known};
+pub use file::{ExtentVisitor, FileReader, Seek};
+pub use first_names::{FirstNames, LinkLookup};
 pub use select::Selector;
-pub use spill::Spill;
-pub use tree::{Directory, Identity, Listed};
-pub use walk::{Step, Walk};
+pub use spill::SpillTable;
+pub use tree::{ContentIdentity, EntryHandle, SnapshotDirectory};
+pub use walk::{TreeWalk, WalkStep};
 
 use crate::crypt::Fingerprint;
 use crate::format::entry::Content;
@@ -45,7 +45,7 @@ use crate::format::snapshot::{Snapshot, Statistics};
 use crate::format::{BlockLocation, ChunkRef, Digest};
 use crate::repository::{self, Access, Repository};
 use blocks::Core;
-use prefetch::{Prefetch, Wanted};
+use prefetch::{Prefetch, PrefetchRequest};
 
 /// What to say of entries whose set-id bits, capabilities or devices were left out.
 pub fn left_out(entries: u64) -> Option<String> {
@@ -97,7 +97,7 @@ impl Reader {
 
     /// Whether a snapshot that failed to open fails as long as its object is there: it is not the target or a person that
     /// was asked that failed.
-    pub fn is_lasting(&self, error: &Error) -> bool {
+    pub fn is_permanent(&self, error: &Error) -> bool {
         let Error::Repository(cause) = error else { return matches!(error, Error::Encryption { .. }) };
         match &**cause {
             repository::Error::Crypt { .. } if error.is_key_problem() => {
@@ -137,7 +137,7 @@ impl Reader {
     }
 
     /// Has a block decoded that will be wanted soon.
-    fn soon(&self, wanted: Wanted) {
+    fn soon(&self, wanted: PrefetchRequest) {
         self.ahead.send(&self.core, wanted);
     }
 

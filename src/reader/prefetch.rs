@@ -18,7 +18,7 @@ const MOST: usize = 16;
 const THREADS: usize = 4;
 
 /// What is to be decoded.
-pub(super) struct Wanted {
+pub(super) struct PrefetchRequest {
     /// A block.
     pub(super) block: BlockLocation,
     /// A chunk in it that will be wanted first.
@@ -47,13 +47,13 @@ impl Until {
 /// Threads that decode ahead, as soon as there is something for them to do.
 #[derive(Default)]
 pub(super) struct Prefetch {
-    queue: OnceLock<Sender<Wanted>>,
+    queue: OnceLock<Sender<PrefetchRequest>>,
 }
 
 impl Prefetch {
     /// Has a block decoded, and a chunk in it verified, if there is somebody who has time for it. What fails now fails
     /// again, with its reason, for who wants it.
-    pub(super) fn send(&self, core: &Arc<Core>, wanted: Wanted) {
+    pub(super) fn send(&self, core: &Arc<Core>, wanted: PrefetchRequest) {
         if !core.has_block(&wanted.block) {
             let queue = self.queue.get_or_init(|| start(core));
             let _ = queue.try_send(wanted);
@@ -62,8 +62,8 @@ impl Prefetch {
 }
 
 /// Starts the threads. They end when nobody can send anything any more.
-fn start(core: &Arc<Core>) -> Sender<Wanted> {
-    let (sender, wanted) = bounded::<Wanted>(MOST);
+fn start(core: &Arc<Core>) -> Sender<PrefetchRequest> {
+    let (sender, wanted) = bounded::<PrefetchRequest>(MOST);
     let threads = thread::available_parallelism().map_or(1, usize::from).min(THREADS);
     for _ in 0..threads {
         let (core, wanted) = (Arc::clone(core), wanted.clone());
@@ -73,8 +73,8 @@ fn start(core: &Arc<Core>) -> Sender<Wanted> {
     sender
 }
 
-fn work(core: &Core, wanted: &Receiver<Wanted>) {
-    for Wanted { block, chunk, until } in wanted {
+fn work(core: &Core, wanted: &Receiver<PrefetchRequest>) {
+    for PrefetchRequest { block, chunk, until } in wanted {
         match chunk {
             // It was decoded by who wanted it, and may be gone from the cache already.
             _ if until.is_over() => {}

@@ -19,13 +19,13 @@ pub struct Error(#[from] rusqlite::Error);
 
 /// Values by number.
 #[derive(Default)]
-pub struct Spill {
+pub struct SpillTable {
     near: HashMap<u64, Vec<u8>>,
     bytes: usize,
     far: Option<Connection>,
 }
 
-impl Spill {
+impl SpillTable {
     /// Stores a value. The number must be free.
     pub fn put(&mut self, key: u64, value: Vec<u8>) -> Result<(), Error> {
         self.bytes += value.len() + OVERHEAD;
@@ -92,7 +92,7 @@ mod tests {
 
     #[test]
     fn values_are_found_in_memory_and_in_the_file() {
-        let mut table = Spill::default();
+        let mut table = SpillTable::default();
         let value = |key: u64| vec![key as u8; 100];
         let count = 3 * MEMORY as u64 / 100;
         for key in 0..count {

@@ -19,8 +19,8 @@ const INDEX_DEPTH: usize = 8;
 
 /// An entry, with the node that its references count in.
 #[derive(Clone)]
-pub struct Listed {
-    home: Home,
+pub struct EntryHandle {
+    home: EntryNode,
     at: usize,
     /// Its place in a preorder walk of the snapshot.
     pub rank: u64,
@@ -29,7 +29,7 @@ pub struct Listed {
 /// What names of one file must have in common to be links of each other: the file may have changed while they were
 /// backed up. The size counts too, because an empty file has no digest.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Identity {
+pub struct ContentIdentity {
     kind: Kind,
     size: u64,
     digest: Option<Digest>,
@@ -37,24 +37,24 @@ pub struct Identity {
 
 /// Where an entry stands.
 #[derive(Clone)]
-enum Home {
+enum EntryNode {
     Node(Arc<NodeValue>),
     Root(Arc<Snapshot>),
 }
 
-impl Listed {
+impl EntryHandle {
     /// The root directory of a snapshot.
     pub fn root(snapshot: Arc<Snapshot>) -> Result<Self, Error> {
         match snapshot.root_entry() {
-            Some(_) => Ok(Listed { home: Home::Root(snapshot), at: 0, rank: 0 }),
+            Some(_) => Ok(EntryHandle { home: EntryNode::Root(snapshot), at: 0, rank: 0 }),
             None => Err(Error::Tree("the snapshot has no root".into())),
         }
     }
 
     pub(super) fn node(&self) -> &Node {
         match &self.home {
-            Home::Node(value) => &value.node,
-            Home::Root(snapshot) => &snapshot.root,
+            EntryNode::Node(value) => &value.node,
+            EntryNode::Root(snapshot) => &snapshot.root,
         }
     }
 
@@ -62,8 +62,8 @@ impl Listed {
     /// block that comes behind that chunk's.
     pub(super) fn passes(&self, chunk: &ChunkRef) -> Option<BlockLocation> {
         match &self.home {
-            Home::Node(value) => value.passes(chunk),
-            Home::Root(_) => None,
+            EntryNode::Node(value) => value.passes(chunk),
+            EntryNode::Root(_) => None,
         }
     }
 
@@ -89,14 +89,14 @@ impl Listed {
     }
 
     /// What tells the content of a file from another's.
-    pub fn identity(&self) -> Identity {
+    pub fn identity(&self) -> ContentIdentity {
         let entry = self.entry();
         let digest = match &entry.content {
             Content::Chunk(chunk) => Some(chunk.digest),
             Content::Extents { digest, .. } | Content::Nodes { digest, .. } => Some(*digest),
             _ => None,
         };
-        Identity { kind: entry.kind, size: entry.size, digest }
+        ContentIdentity { kind: entry.kind, size: entry.size, digest }
     }
 
     /// Where the content begins, as far as that is known without reading anything.
@@ -117,22 +117,22 @@ impl Listed {
     /// Bytes that are held as long as this is, or another one beside it.
     pub fn node_bytes(&self) -> usize {
         match &self.home {
-            Home::Node(value) => value.weight(),
-            Home::Root(_) => 0,
+            EntryNode::Node(value) => value.weight(),
+            EntryNode::Root(_) => 0,
         }
     }
 
     /// Whether both stand in one node.
-    pub fn is_beside(&self, other: &Listed) -> bool {
+    pub fn is_beside(&self, other: &EntryHandle) -> bool {
         match (&self.home, &other.home) {
-            (Home::Node(one), Home::Node(another)) => Arc::ptr_eq(one, another),
-            (Home::Root(one), Home::Root(another)) => Arc::ptr_eq(one, another),
+            (EntryNode::Node(one), EntryNode::Node(another)) => Arc::ptr_eq(one, another),
+            (EntryNode::Root(one), EntryNode::Root(another)) => Arc::ptr_eq(one, another),
             _ => false,
         }
     }
 
     /// The directory, if it is one.
-    pub fn directory(&self) -> Option<Directory> {
+    pub fn directory(&self) -> Option<SnapshotDirectory> {
         let Content::Directory(subtree) = &self.entry().content else { return None };
         let top = match &subtree.node {
             None => Top::Empty,
@@ -141,7 +141,7 @@ impl Listed {
                 None => Top::Broken,
             },
         };
-        Some(Directory { top, rank: self.rank, below: subtree.below })
+        Some(SnapshotDirectory { top, rank: self.rank, below: subtree.below })
     }
 }
 
@@ -165,7 +165,7 @@ fn nothing() -> Entry {
 
 /// A directory in a snapshot.
 #[derive(Clone)]
-pub struct Directory {
+pub struct SnapshotDirectory {
     top: Top,
     rank: u64,
     below: u64,
@@ -178,7 +178,7 @@ enum Top {
     Broken,
 }
 
-impl Directory {
+impl SnapshotDirectory {
     /// Its place in a preorder walk.
     pub fn rank(&self) -> u64 {
         self.rank
@@ -209,7 +209,7 @@ enum Sought<'n> {
 }
 
 /// A leaf node of a directory, with what comes before it.
-struct Leaf {
+struct DirectoryLeaf {
     value: Arc<NodeValue>,
     /// Entries of the directory before this node.
     entries_before: u64,
@@ -217,9 +217,9 @@ struct Leaf {
     ranks_before: u64,
 }
 
-impl Leaf {
+impl DirectoryLeaf {
     /// Its entries from `at` on.
-    fn page(self, directory: &Directory, at: usize) -> Page {
+    fn page(self, directory: &SnapshotDirectory, at: usize) -> Page {
         let rank = directory.rank.saturating_add(1).saturating_add(self.ranks_before);
         Page { value: Some(self.value), at, rank }
     }
@@ -242,21 +242,21 @@ impl Page {
 }
 
 impl Iterator for Page {
-    type Item = Listed;
+    type Item = EntryHandle;
 
-    fn next(&mut self) -> Option<Listed> {
+    fn next(&mut self) -> Option<EntryHandle> {
         let value = self.value.as_ref()?;
         let Items::Entries(entries) = &value.node.items else { return None };
         let (_, at) = (entries.get(self.at)?, self.at);
         self.at += 1;
         let before = value.starts.get(at).copied()?;
-        Some(Listed { home: Home::Node(value.clone()), at, rank: self.rank.saturating_add(before) })
+        Some(EntryHandle { home: EntryNode::Node(value.clone()), at, rank: self.rank.saturating_add(before) })
     }
 }
 
 impl Reader {
     /// The entry `name` of a directory.
-    pub fn lookup(&self, directory: &Directory, name: &[u8]) -> Result<Option<Listed>, Error> {
+    pub fn lookup(&self, directory: &SnapshotDirectory, name: &[u8]) -> Result<Option<EntryHandle>, Error> {
         let Some(leaf) = self.leaf(directory, Sought::Name(name))? else { return Ok(None) };
         let entries = entries(&leaf.value.node)?;
         let found = entries.binary_search_by(|entry| entry.name.as_slice().cmp(name)).ok();
@@ -264,7 +264,7 @@ impl Reader {
     }
 
     /// The entry that has the absolute rank `rank`, or the directory among the entries that it lies below.
-    pub fn by_rank(&self, directory: &Directory, rank: u64) -> Result<Option<Listed>, Error> {
+    pub fn by_rank(&self, directory: &SnapshotDirectory, rank: u64) -> Result<Option<EntryHandle>, Error> {
         let Some(within) = rank.checked_sub(directory.rank + 1) else { return Ok(None) };
         let Some(leaf) = self.leaf(directory, Sought::Rank(within))? else { return Ok(None) };
         let (at, _) = find(&leaf.value.starts, within - leaf.ranks_before);
@@ -272,15 +272,15 @@ impl Reader {
     }
 
     /// Entries from position `from` on: those of one node, so that memory stays bounded. Empty at the end.
-    pub fn list(&self, directory: &Directory, from: u64) -> Result<Page, Error> {
+    pub fn list(&self, directory: &SnapshotDirectory, from: u64) -> Result<Page, Error> {
         let Some(leaf) = self.leaf(directory, Sought::Position(from))? else { return Ok(Page::default()) };
         let at = usize::try_from(from - leaf.entries_before).unwrap_or(usize::MAX);
         Ok(leaf.page(directory, at))
     }
 
     /// The entry at `path` below the snapshot's root; no symbolic link is followed.
-    pub fn at_path(&self, snapshot: &Arc<Snapshot>, path: &[u8]) -> Result<Listed, Error> {
-        let mut at = Listed::root(snapshot.clone())?;
+    pub fn at_path(&self, snapshot: &Arc<Snapshot>, path: &[u8]) -> Result<EntryHandle, Error> {
+        let mut at = EntryHandle::root(snapshot.clone())?;
         let mut walked = String::new();
         for name in path.split(|byte| *byte == b'/').filter(|name| !name.is_empty() && *name != b".") {
             let Some(directory) = at.directory() else { return Err(Error::NotADirectory(walked)) };
@@ -292,8 +292,8 @@ impl Reader {
     }
 
     /// The entry of a snapshot that has this rank.
-    pub fn at_rank(&self, snapshot: &Arc<Snapshot>, rank: u64) -> Result<Listed, Error> {
-        let mut at = Listed::root(snapshot.clone())?;
+    pub fn at_rank(&self, snapshot: &Arc<Snapshot>, rank: u64) -> Result<EntryHandle, Error> {
+        let mut at = EntryHandle::root(snapshot.clone())?;
         while at.rank != rank {
             let next = match at.directory() {
                 Some(directory) => self.by_rank(&directory, rank)?,
@@ -305,7 +305,7 @@ impl Reader {
     }
 
     /// The leaf node in which `sought` is, if it is there at all.
-    fn leaf(&self, directory: &Directory, sought: Sought<'_>) -> Result<Option<Leaf>, Error> {
+    fn leaf(&self, directory: &SnapshotDirectory, sought: Sought<'_>) -> Result<Option<DirectoryLeaf>, Error> {
         let (location, chunk) = match &directory.top {
             Top::Empty => return Ok(None),
             Top::Broken => return Err(Error::Tree("a directory in no block of its node".into())),
@@ -326,7 +326,7 @@ impl Reader {
                         Sought::Position(position) => position < entries_before + entries.len() as u64,
                         Sought::Rank(rank) => rank < ranks_before.saturating_add(value.covers.unwrap_or(u64::MAX)),
                     };
-                    return Ok(there.then_some(Leaf { value, entries_before, ranks_before }));
+                    return Ok(there.then_some(DirectoryLeaf { value, entries_before, ranks_before }));
                 }
                 Items::Segments(segments) => segments,
                 Items::Extents(_) | Items::ExtentIndex(_) => {

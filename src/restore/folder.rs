@@ -17,7 +17,7 @@ use super::metadata::{Describe, FORBIDDING, Inode, inode};
 use super::opened::{Clash, Opened};
 use super::temporary;
 use crate::format::Entry;
-use crate::reader::{self, Directory, Listed, Reader};
+use crate::reader::{self, EntryHandle, Reader, SnapshotDirectory};
 
 const DIRECTORY: OFlags = OFlags::RDONLY.union(OFlags::DIRECTORY).union(OFlags::CLOEXEC);
 
@@ -40,8 +40,8 @@ pub(super) struct Folder {
 /// Where its entry stands. Of a directory below it only that is kept: entries of all levels of a deep tree could
 /// take any memory.
 enum Place {
-    Top(Listed),
-    In(Directory, Vec<u8>),
+    Top(EntryHandle),
+    In(SnapshotDirectory, Vec<u8>),
 }
 
 /// What is needed to make directories.
@@ -70,7 +70,7 @@ pub(super) fn blocked() -> io::Error {
 
 impl Folder {
     /// The destination itself: already open, unless it is not there and will not be.
-    pub(super) fn top(listed: Listed, opened: Option<Opened>, wanted: bool) -> Self {
+    pub(super) fn top(listed: EntryHandle, opened: Option<Opened>, wanted: bool) -> Self {
         let (root, open) = (OnceLock::new(), OnceLock::new());
         if let Some(opened) = &opened {
             // Both are new and empty.
@@ -88,7 +88,7 @@ impl Folder {
     }
 
     /// A directory in another one; `directory` is that in the snapshot.
-    pub(super) fn below(above: &Arc<Folder>, directory: Directory, name: &[u8], wanted: bool) -> Self {
+    pub(super) fn below(above: &Arc<Folder>, directory: SnapshotDirectory, name: &[u8], wanted: bool) -> Self {
         Folder {
             above: Some(above.clone()),
             place: Place::In(directory, name.to_vec()),
@@ -117,7 +117,7 @@ impl Folder {
         }
     }
 
-    fn listed(&self, reader: &Reader) -> Result<Option<Listed>, reader::Error> {
+    fn listed(&self, reader: &Reader) -> Result<Option<EntryHandle>, reader::Error> {
         match &self.place {
             Place::Top(listed) => Ok(Some(listed.clone())),
             Place::In(directory, name) => reader.lookup(directory, name),
@@ -163,7 +163,7 @@ impl Folder {
     }
 
     /// The directory in the snapshot.
-    fn directory(&self, reader: &Reader) -> Result<Option<Directory>, reader::Error> {
+    fn directory(&self, reader: &Reader) -> Result<Option<SnapshotDirectory>, reader::Error> {
         Ok(self.listed(reader)?.and_then(|listed| listed.directory()))
     }
 

@@ -13,7 +13,7 @@ use super::Job;
 use super::folder::Folder;
 use super::metadata::{Describe, FORBIDDING, Inode};
 use crate::format::{Digest, Entry};
-use crate::reader::{FirstNames, Known, Spill, spill};
+use crate::reader::{FirstNames, LinkLookup, SpillTable, spill};
 
 /// What a name is among the names of its file.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -49,7 +49,7 @@ struct Files {
 #[derive(Default)]
 struct Forbidding {
     count: u64,
-    files: Spill,
+    files: SpillTable,
 }
 
 impl Links {
@@ -134,12 +134,12 @@ impl Files {
             return Ok(true);
         }
         match self.there.find(link, file)? {
-            Known::Nothing => {
+            LinkLookup::Nothing => {
                 self.writing.insert(link.id, (file, link.count.saturating_sub(1)));
                 job.role = Role::First;
             }
-            Known::Named(first) => job.role = Role::Further(PathBuf::from(OsString::from_vec(first))),
-            Known::Other => self.apart += 1,
+            LinkLookup::Named(first) => job.role = Role::Further(PathBuf::from(OsString::from_vec(first))),
+            LinkLookup::Other => self.apart += 1,
         }
         Ok(true)
     }

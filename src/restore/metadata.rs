@@ -17,7 +17,7 @@ use rustix::io::Errno;
 use super::refusals::{Refusals, What};
 use super::{Options, mark};
 use crate::format::{Entry, Kind, Timestamp};
-use crate::reader::Listed;
+use crate::reader::EntryHandle;
 use crate::source::{Extended, Owners};
 
 /// Inode flags that forbid what may still have to be done.
@@ -66,7 +66,7 @@ impl Describe {
     }
 
     /// A file that was just written. Returns what could not be done of it, though it should be possible.
-    pub(super) fn file(&self, file: impl AsFd, listed: &Listed) -> Option<String> {
+    pub(super) fn file(&self, file: impl AsFd, listed: &EntryHandle) -> Option<String> {
         let (fd, entry) = (file.as_fd(), listed.entry());
         let mut steps = Steps::default();
         let owned = steps.done("set its owner", self.own(listed, |uid, gid| rustix::fs::fchown(fd, uid, gid)));
@@ -84,7 +84,7 @@ impl Describe {
     pub(super) fn directory(
         &self,
         directory: impl AsFd,
-        listed: &Listed,
+        listed: &EntryHandle,
         unmark: impl FnOnce() -> Option<String>,
     ) -> Option<String> {
         let fd = directory.as_fd();
@@ -96,7 +96,7 @@ impl Describe {
     }
 
     /// What is not opened: a link, a device. `fd` only says which it is.
-    pub(super) fn special(&self, fd: &OwnedFd, listed: &Listed) -> Option<String> {
+    pub(super) fn special(&self, fd: &OwnedFd, listed: &EntryHandle) -> Option<String> {
         let entry = listed.entry();
         // Most calls can't be made with such a handle, but with its path, which leads to itself and nowhere else. Without
         // /proc they are refused.
@@ -136,7 +136,7 @@ impl Describe {
     /// Sets owner and group. Returns whether both are right now.
     fn own(
         &self,
-        listed: &Listed,
+        listed: &EntryHandle,
         change: impl Fn(Option<Uid>, Option<Gid>) -> Result<(), Errno>,
     ) -> Result<bool, Errno> {
         let (uid, gid) = self.owner(listed);
@@ -159,7 +159,7 @@ impl Describe {
     }
 
     /// Owner and group as numbers of this machine: by name where it knows the name.
-    fn owner(&self, listed: &Listed) -> (u32, u32) {
+    fn owner(&self, listed: &EntryHandle) -> (u32, u32) {
         let entry = listed.entry();
         if self.numeric_owner {
             return (entry.uid, entry.gid);

@@ -46,7 +46,7 @@ pub use options::{Conflict, Options};
 
 use crate::format::{Entry, Kind};
 use crate::monitor::Monitor;
-use crate::reader::{self, Directory, Listed, Reader, Step, Walk, first_names};
+use crate::reader::{self, EntryHandle, Reader, SnapshotDirectory, TreeWalk, WalkStep, first_names};
 use folder::{Folder, Making};
 use links::{Links, Role};
 use mark::Marks;
@@ -115,7 +115,7 @@ pub enum Error {
 /// if it is missing. A dry run only counts.
 pub fn restore(
     reader: &Reader,
-    from: &Listed,
+    from: &EntryHandle,
     to: &Path,
     options: &Options,
     monitor: &dyn Monitor,
@@ -176,7 +176,7 @@ pub fn restore(
 /// An entry to be made, in a directory that is open.
 struct Job {
     role: Role,
-    listed: Listed,
+    listed: EntryHandle,
     folder: Arc<Folder>,
     path: PathBuf,
     /// The directory had an entry of exactly this name before this run.
@@ -238,7 +238,7 @@ struct Run<'a> {
 
 impl Run<'_> {
     /// Starts the workers and walks.
-    fn stages(&self, from: &Listed, top: Arc<Folder>) -> Result<(), Error> {
+    fn stages(&self, from: &EntryHandle, top: Arc<Folder>) -> Result<(), Error> {
         thread::scope(|threads| {
             let (jobs, queue) = bounded(order::ahead());
             let wanted = thread::available_parallelism().map_or(1, usize::from);
@@ -278,17 +278,17 @@ impl Run<'_> {
     }
 
     /// Goes through what is to be restored: makes directories, hands out the rest.
-    fn walk(&self, from: &Listed, top: &Arc<Folder>, jobs: &mut Ordered<'_>) -> Result<(), Error> {
+    fn walk(&self, from: &EntryHandle, top: &Arc<Folder>, jobs: &mut Ordered<'_>) -> Result<(), Error> {
         let wanted = self.chosen.is_everything();
         let mut path = PathBuf::new();
         let Some(directory) = from.directory() else {
             return self.one(from.clone(), None, (top, wanted), &mut path, jobs).map(drop);
         };
-        let mut walk = Walk::new(self.reader, directory);
+        let mut walk = TreeWalk::new(self.reader, directory);
         let mut folders = vec![(top.clone(), wanted)];
         while let (Some(step), Some((into, wanted))) = (walk.step(), folders.last()) {
             match step {
-                Step::Entry(listed) => {
+                WalkStep::Entry(listed) => {
                     let below = listed.directory();
                     let entered = self.one(listed, walk.directory(), (into, *wanted), &mut path, jobs)?;
                     if let (Some(below), Some(entered)) = (below, entered) {
@@ -296,11 +296,11 @@ impl Run<'_> {
                         folders.push(entered);
                     }
                 }
-                Step::Failed(error) if walk.depth() == 1 => return Err(error.into()),
-                Step::Failed(error) => {
+                WalkStep::Failed(error) if walk.depth() == 1 => return Err(error.into()),
+                WalkStep::Failed(error) => {
                     self.problem(&path, &format!("a part of this directory is not restored: {error}"));
                 }
-                Step::Leave => {
+                WalkStep::Leave => {
                     path.pop();
                     if let Some((folder, _)) = folders.pop() {
                         folder.walked(&self.making());
@@ -316,8 +316,8 @@ impl Run<'_> {
     /// handed back. `wanted`: a pattern chose what it is in.
     fn one(
         &self,
-        listed: Listed,
-        above: Option<&Directory>,
+        listed: EntryHandle,
+        above: Option<&SnapshotDirectory>,
         (into, wanted): (&Arc<Folder>, bool),
         path: &mut PathBuf,
         jobs: &mut Ordered<'_>,

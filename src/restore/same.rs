@@ -15,7 +15,7 @@ use super::draft::Draft;
 use super::metadata::{Inode, inode, times};
 use crate::format::entry::Content;
 use crate::format::{Entry, Kind, Timestamp};
-use crate::reader::{self, FileReader, Listed, Reader};
+use crate::reader::{self, EntryHandle, FileReader, Reader};
 
 /// Steps in which file systems keep times, in nanoseconds: NTFS, 1 µs, 1 ms, 10 ms, whole seconds, FAT.
 const STEPS: [i128; 6] = [100, 1_000, 1_000_000, 10_000_000, 1_000_000_000, 2_000_000_000];
@@ -59,7 +59,7 @@ pub(super) fn there(directory: &OwnedFd, entry: &Entry) -> Option<There> {
 
 impl There {
     /// Asks the place what it makes of the entry's time, and compares contents if it keeps no time that is set.
-    pub(super) fn look_closer(mut self, directory: &OwnedFd, listed: &Listed, reader: &Reader) -> There {
+    pub(super) fn look_closer(mut self, directory: &OwnedFd, listed: &EntryHandle, reader: &Reader) -> There {
         if let Some(found) = self.time {
             let wanted = listed.entry().mtime;
             self.same = match kept(directory, wanted) {
@@ -71,7 +71,7 @@ impl There {
         self
     }
 
-    fn has_content_of(&self, directory: &OwnedFd, listed: &Listed, reader: &Reader) -> bool {
+    fn has_content_of(&self, directory: &OwnedFd, listed: &EntryHandle, reader: &Reader) -> bool {
         let flags = OFlags::RDONLY | OFlags::NOFOLLOW | OFlags::NONBLOCK | OFlags::CLOEXEC;
         let opened = rustix::fs::openat(directory, listed.entry().name.as_slice(), flags, Mode::empty());
         let Ok(file) = opened else { return false };

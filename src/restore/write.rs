@@ -21,7 +21,7 @@ use super::temporary;
 use crate::format::entry::Content;
 use crate::format::{ContentHasher, Kind};
 use crate::monitor::Progress;
-use crate::reader::{self, FileReader, Listed, Reader};
+use crate::reader::{self, EntryHandle, FileReader, Reader};
 
 /// What became of an entry.
 pub(super) enum Written {
@@ -95,7 +95,7 @@ pub(super) struct At<'a> {
 
 impl Writing<'_> {
     /// Writes an entry that is no directory.
-    pub(super) fn entry(&self, listed: &Listed, at: &At<'_>) -> Result<Written, Error> {
+    pub(super) fn entry(&self, listed: &EntryHandle, at: &At<'_>) -> Result<Written, Error> {
         let there = self.look(at, listed)?;
         match self.entry_unless(there, listed, at) {
             // Something got its name meanwhile: another entry, or a file of somebody else.
@@ -104,7 +104,7 @@ impl Writing<'_> {
         }
     }
 
-    fn entry_unless(&self, there: Option<There>, listed: &Listed, at: &At<'_>) -> Result<Written, Error> {
+    fn entry_unless(&self, there: Option<There>, listed: &EntryHandle, at: &At<'_>) -> Result<Written, Error> {
         let entry = listed.entry();
         match (there, self.conflict) {
             (Some(there), Conflict::Skip) => return Ok(Written::Skipped(there)),
@@ -145,7 +145,7 @@ impl Writing<'_> {
         }
     }
 
-    fn file<'d>(&self, listed: &Listed, into: &'d OwnedFd) -> Result<(Draft<'d>, Option<String>), Error> {
+    fn file<'d>(&self, listed: &EntryHandle, into: &'d OwnedFd) -> Result<(Draft<'d>, Option<String>), Error> {
         let draft = Draft::file(into)?;
         // How a file is stored is decided before there is anything in it.
         self.describe.set_inode_flags(&draft.fd, listed.entry().inode_flags & !FORBIDDING);
@@ -155,7 +155,7 @@ impl Writing<'_> {
         Ok((draft, differs.or(described)))
     }
 
-    fn special<'d>(&self, listed: &Listed, into: &'d OwnedFd) -> Result<(Draft<'d>, Option<String>), Error> {
+    fn special<'d>(&self, listed: &EntryHandle, into: &'d OwnedFd) -> Result<(Draft<'d>, Option<String>), Error> {
         let entry = listed.entry();
         let private = Mode::RUSR | Mode::WUSR;
         let draft = Draft::special(into, file_type(entry.kind), |name| match &entry.content {
@@ -172,7 +172,7 @@ impl Writing<'_> {
 
     /// Writes a file's content; holes stay holes. All chunks are verified before they are written. A digest of the
     /// whole that differs all the same is a warning: every piece of it is what was stored.
-    fn content(&self, listed: &Listed, file: &mut File) -> Result<Option<String>, Error> {
+    fn content(&self, listed: &EntryHandle, file: &mut File) -> Result<Option<String>, Error> {
         let source = FileReader::new(listed.clone());
         let mut hasher = ContentHasher::default();
         source.each(self.reader, |stretch| {
@@ -205,7 +205,7 @@ impl Writing<'_> {
         &self,
         (folder, first): (&OwnedFd, &[u8]),
         at: &At<'_>,
-        listed: &Listed,
+        listed: &EntryHandle,
     ) -> Result<Linked, Error> {
         let entry = listed.entry();
         let into = &*at.opened.fd;
@@ -235,7 +235,7 @@ impl Writing<'_> {
     }
 
     /// What has an entry's name, if anything; an error if it belongs to another entry.
-    fn look(&self, at: &At<'_>, listed: &Listed) -> Result<Option<There>, Error> {
+    fn look(&self, at: &At<'_>, listed: &EntryHandle) -> Result<Option<There>, Error> {
         let Some(there) = same::there(&at.opened.fd, listed.entry()) else { return Ok(None) };
         if let Some(clash) = (at.clash)(there.inode) {
             return Err(Error::Clash(clash));

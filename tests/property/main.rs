@@ -32,7 +32,7 @@ use brackfs::format::name::SnapshotName;
 use brackfs::init::{Owner, init};
 use brackfs::inventory::{Inventory, host_access, host_key};
 use brackfs::monitor::{Monitor, Progress};
-use brackfs::reader::{Listed, Reader};
+use brackfs::reader::{EntryHandle, Reader};
 use brackfs::repository::{Access, Repository};
 use brackfs::state::RepositoryState;
 use brackfs::{check, inventory, restore};
@@ -425,7 +425,7 @@ impl Play {
         let reader = self.reader();
         for (number, Taken { name, tree, .. }) in self.taken.iter().enumerate().filter(|(_, taken)| !taken.damaged) {
             let to = self.site.path().join(format!("restored-{number}"));
-            let root = Listed::root(reader.snapshot(name).unwrap().0).unwrap();
+            let root = EntryHandle::root(reader.snapshot(name).unwrap().0).unwrap();
             let watch = Watch::new(NEVER);
             let options = restore::Options::default();
             let summary = restore::restore(&reader, &root, &to, &options, &watch, &AtomicBool::new(false)).unwrap();

@@ -11,7 +11,7 @@ use std::sync::Arc;
 use brackfs::format;
 use brackfs::format::Content;
 use brackfs::format::name::SnapshotName;
-use brackfs::reader::{Error, FileReader, Listed, Reader};
+use brackfs::reader::{EntryHandle, Error, FileReader, Reader};
 
 use crate::common::{self, Entry, Kind};
 
@@ -100,7 +100,7 @@ pub fn assert_holes(tree: &Tree, restored: &Path) {
 /// What the reader shows of a snapshot.
 pub fn of_snapshot(reader: &Reader, name: &SnapshotName) -> Tree {
     let (snapshot, _) = reader.snapshot(name).unwrap();
-    let root = Listed::root(snapshot.clone()).unwrap();
+    let root = EntryHandle::root(snapshot.clone()).unwrap();
     let mut shown = Shown { reader, tree: Tree::new(), names: BTreeMap::new(), rank: 0 };
     shown.visit(&root, PathBuf::new());
     let Shown { mut tree, names, .. } = shown;
@@ -130,7 +130,7 @@ struct Shown<'r> {
 }
 
 impl Shown<'_> {
-    fn visit(&mut self, listed: &Listed, path: PathBuf) {
+    fn visit(&mut self, listed: &EntryHandle, path: PathBuf) {
         assert_eq!(listed.rank, self.rank, "the rank of {}", path.display());
         self.rank += 1;
         let entry = listed.entry();
@@ -175,7 +175,7 @@ impl Shown<'_> {
     }
 
     /// Read from end to end, and a part of it from the middle.
-    fn content(&self, listed: &Listed) -> blake3::Hash {
+    fn content(&self, listed: &EntryHandle) -> blake3::Hash {
         let file = FileReader::new(listed.clone());
         let mut bytes = Vec::new();
         let read = file.each(self.reader, |stretch| {

@@ -17,8 +17,8 @@ use signal_hook::iterator::Signals;
 
 use super::filesystem::FileSystem;
 use super::fuse::Shell;
+use super::mount_point::{CoveredDirectory, MountPoint};
 use super::options::Options;
-use super::place::{Directory, Place};
 use super::users::Users;
 use super::{helper, threads};
 
@@ -89,7 +89,7 @@ pub enum Error {
 }
 
 /// What ends a mount.
-enum End {
+enum Shutdown {
     /// Somebody unmounted it, or the session broke.
     Session(io::Result<()>),
     /// The process was told to end.
@@ -106,7 +106,7 @@ pub fn mount(
     ready: impl FnOnce(&Path),
     note: impl Fn(&str),
 ) -> Result<(), Error> {
-    let place = Place::find(mountpoint).map_err(|error| unfit(mountpoint, &error))?;
+    let place = MountPoint::find(mountpoint).map_err(|error| unfit(mountpoint, &error))?;
     let path = place.path().to_owned();
     if is_dead(&place) {
         note(&format!("the program of the mount on {} is gone; it is unmounted first", path.display()));
@@ -121,7 +121,7 @@ pub fn mount(
     let told = ended.clone();
     let tell = move || {
         for _ in signals.forever() {
-            if told.send(End::Signal).is_err() {
+            if told.send(Shutdown::Signal).is_err() {
                 break;
             }
         }
@@ -134,7 +134,7 @@ pub fn mount(
     let device = attach(&directory, &source, options).map_err(refused)?;
     drop(directory);
     let started = serve(filesystem, device, serving, options).map_err(refused).and_then(|session| {
-        let serve = move || drop(ended.send(End::Session(session.run())));
+        let serve = move || drop(ended.send(Shutdown::Session(session.run())));
         Builder::new().name("session".into()).spawn(serve).map_err(failed)
     });
     let mut next = match started.and_then(|_| answers(&place, &end)) {
@@ -151,18 +151,18 @@ pub fn mount(
     let mut asked = false;
     loop {
         match next.take().map_or_else(|| end.recv(), Ok) {
-            Ok(End::Session(Ok(()))) | Err(mpsc::RecvError) => return Ok(()),
-            Ok(End::Session(Err(source))) => {
+            Ok(Shutdown::Session(Ok(()))) | Err(mpsc::RecvError) => return Ok(()),
+            Ok(Shutdown::Session(Err(source))) => {
                 // Nobody serves it: whoever looks should find the empty directory, and no broken mount.
                 let _ = place.unmount(true);
                 return Err(Error::Broken { path, source });
             }
             // Told twice: whoever still uses it gets errors from now on.
-            Ok(End::Signal) if asked => return Ok(()),
-            Ok(End::Signal) => {
+            Ok(Shutdown::Signal) if asked => return Ok(()),
+            Ok(Shutdown::Signal) => {
                 asked = true;
                 if let Err(error) = place.unmount(false) {
-                    let why = Stays::of(&place, error);
+                    let why = UnmountFailure::of(&place, error);
                     note(&format!(
                         "{} can't be unmounted yet: {why}; it is detached now and goes when nobody uses it",
                         path.display()
@@ -175,14 +175,14 @@ pub fn mount(
 }
 
 /// Waits until the mount answers. Returns a message that came meanwhile, other than that it broke.
-fn answers(place: &Place, end: &mpsc::Receiver<End>) -> Result<Option<End>, Error> {
+fn answers(place: &MountPoint, end: &mpsc::Receiver<Shutdown>) -> Result<Option<Shutdown>, Error> {
     let first = match place.ask().map_err(|error| error.kind()) {
         Err(io::ErrorKind::NotConnected | io::ErrorKind::ConnectionAborted) => end.recv().ok(),
         // Whatever it said, it is served.
         _ => end.try_recv().ok(),
     };
     match first {
-        Some(End::Session(Err(source))) => Err(Error::Broken { path: place.path().to_owned(), source }),
+        Some(Shutdown::Session(Err(source))) => Err(Error::Broken { path: place.path().to_owned(), source }),
         first => Ok(first),
     }
 }
@@ -190,7 +190,7 @@ fn answers(place: &Place, end: &mpsc::Receiver<End>) -> Result<Option<End>, Erro
 /// Unmounts a mount of ours; `lazy` detaches it even if it is in use.
 pub fn unmount(mountpoint: &Path, lazy: bool) -> Result<(), Error> {
     let no_mount = |path: &Path| Error::NotMounted { path: path.to_owned() };
-    let place = Place::find(mountpoint).map_err(|_| no_mount(mountpoint))?;
+    let place = MountPoint::find(mountpoint).map_err(|_| no_mount(mountpoint))?;
     match place.mounted() {
         Ok(Some(_)) => place.unmount(lazy).map_err(|error| cannot_unmount(&place, error)),
         Ok(None) | Err(_) => Err(no_mount(place.path())),
@@ -198,37 +198,37 @@ pub fn unmount(mountpoint: &Path, lazy: bool) -> Result<(), Error> {
 }
 
 /// Why a mount is still there.
-enum Stays {
+enum UnmountFailure {
     InUse(Users),
     Otherwise(io::Error),
 }
 
-impl Stays {
-    fn of(place: &Place, error: io::Error) -> Stays {
+impl UnmountFailure {
+    fn of(place: &MountPoint, error: io::Error) -> UnmountFailure {
         match error.kind() {
-            io::ErrorKind::ResourceBusy => Stays::InUse(Users::of(place.path())),
-            _ => Stays::Otherwise(error),
+            io::ErrorKind::ResourceBusy => UnmountFailure::InUse(Users::of(place.path())),
+            _ => UnmountFailure::Otherwise(error),
         }
     }
 }
 
-impl fmt::Display for Stays {
+impl fmt::Display for UnmountFailure {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            Stays::InUse(users) => users.fmt(f),
-            Stays::Otherwise(why) => why.fmt(f),
+            UnmountFailure::InUse(users) => users.fmt(f),
+            UnmountFailure::Otherwise(why) => why.fmt(f),
         }
     }
 }
 
-fn cannot_unmount(place: &Place, error: io::Error) -> Error {
-    let why = Stays::of(place, error);
-    let hint = if matches!(why, Stays::InUse(_)) { "; end that, or give --lazy" } else { "" };
+fn cannot_unmount(place: &MountPoint, error: io::Error) -> Error {
+    let why = UnmountFailure::of(place, error);
+    let hint = if matches!(why, UnmountFailure::InUse(_)) { "; end that, or give --lazy" } else { "" };
     Error::Unmount { path: place.path().to_owned(), why: format!("{why}{hint}") }
 }
 
 /// Whether a mount of ours is there whose program was killed: nobody can use it.
-fn is_dead(place: &Place) -> bool {
+fn is_dead(place: &MountPoint) -> bool {
     matches!(place.mounted(), Ok(Some(_)))
         && place.ask().is_err_and(|error| error.kind() == io::ErrorKind::NotConnected)
 }
@@ -243,7 +243,7 @@ fn unfit(path: &Path, error: &io::Error) -> Error {
 }
 
 /// Checks the directory that is going to be covered, and keeps it open: it is that one which is covered.
-fn check_mountpoint(place: &Place, repository: Option<&Path>) -> Result<Directory, Error> {
+fn check_mountpoint(place: &MountPoint, repository: Option<&Path>) -> Result<CoveredDirectory, Error> {
     let path = place.path();
     let unfit = |error: io::Error| unfit(path, &error);
     if place.mounted().map_err(unfit)?.is_some() {
@@ -262,7 +262,7 @@ fn check_mountpoint(place: &Place, repository: Option<&Path>) -> Result<Director
 }
 
 /// Mounts: root by itself, others through fusermount3. `source` is what `mount` and `df` show as what is mounted.
-fn attach(directory: &Directory, source: &Path, options: &Options) -> io::Result<OwnedFd> {
+fn attach(directory: &CoveredDirectory, source: &Path, options: &Options) -> io::Result<OwnedFd> {
     let mut words = vec!["default_permissions".to_owned()];
     words.extend(options.allow_other.then(|| "allow_other".to_owned()));
     words.extend(options.words.iter().cloned());
@@ -308,7 +308,7 @@ fn refused(path: &Path, source: io::Error, options: &Options) -> Error {
 }
 
 /// Has the kernel read more of a file at once than it offers to a mount by itself. Only root can have it.
-fn read_ahead(place: &Place) {
+fn read_ahead(place: &MountPoint) {
     if let Ok(Some(mount)) = place.mounted() {
         let _ = fs::write(format!("/sys/class/bdi/{}/read_ahead_kb", mount.device), READ_AHEAD_KIB.to_string());
     }
@@ -323,7 +323,7 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let repository = dir.path().join("repo");
         fs::create_dir_all(repository.join("packs")).unwrap();
-        let fits = |path: &Path| check_mountpoint(&Place::find(path).unwrap(), Some(&repository)).is_ok();
+        let fits = |path: &Path| check_mountpoint(&MountPoint::find(path).unwrap(), Some(&repository)).is_ok();
         for path in [&repository, &repository.join("packs"), dir.path()] {
             assert!(!fits(path), "{}", path.display());
         }

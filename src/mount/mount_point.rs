@@ -15,18 +15,18 @@ use rustix::fs::{CWD, FileType, Mode, OFlags};
 use rustix::mount::{MountFlags, UnmountFlags};
 
 use super::helper;
-use super::table::{self, Mount};
+use super::table::{self, MountEntry};
 
 /// A name in a directory, where a mount is or is going to be.
-pub(super) struct Place {
+pub(super) struct MountPoint {
     parent: OwnedFd,
     name: OsString,
     path: PathBuf,
 }
 
-impl Place {
+impl MountPoint {
     /// Walks a path, except for its last component.
-    pub(super) fn find(path: &Path) -> io::Result<Place> {
+    pub(super) fn find(path: &Path) -> io::Result<MountPoint> {
         // A path that ends with `..` has its last component elsewhere.
         let resolved;
         let path = match path.file_name() {
@@ -45,7 +45,7 @@ impl Place {
         if name != "." {
             path.push(name);
         }
-        Ok(Place { name: name.to_owned(), parent, path })
+        Ok(MountPoint { name: name.to_owned(), parent, path })
     }
 
     /// The absolute path at the time it was found, without links.
@@ -54,7 +54,7 @@ impl Place {
     }
 
     /// The mount of ours that is there.
-    pub(super) fn mounted(&self) -> io::Result<Option<Mount>> {
+    pub(super) fn mounted(&self) -> io::Result<Option<MountEntry>> {
         let id = table::mount_id(self.open()?)?;
         if id == table::mount_id(&self.parent)? {
             return Ok(None);
@@ -75,10 +75,10 @@ impl Place {
     }
 
     /// Opens the directory that a mount is going to cover.
-    pub(super) fn directory(&self) -> io::Result<Directory> {
+    pub(super) fn directory(&self) -> io::Result<CoveredDirectory> {
         let opened = self.open()?;
         match FileType::from_raw_mode(rustix::fs::fstat(&opened)?.st_mode) {
-            FileType::Directory => Ok(Directory(opened)),
+            FileType::Directory => Ok(CoveredDirectory(opened)),
             FileType::Symlink => Err(io::Error::other("it is a symbolic link; name the directory that it leads to")),
             _ => Err(io::Error::other("it is not a directory")),
         }
@@ -96,9 +96,9 @@ impl Place {
 }
 
 /// A directory that a mount is going to cover, whatever its path is by then.
-pub(super) struct Directory(OwnedFd);
+pub(super) struct CoveredDirectory(OwnedFd);
 
-impl Directory {
+impl CoveredDirectory {
     /// Whether nothing is in it.
     pub(super) fn is_empty(&self) -> io::Result<bool> {
         Ok(fs::read_dir(self.path())?.next().is_none())
@@ -132,7 +132,7 @@ mod tests {
         fs::create_dir_all(path.join("above/empty")).unwrap();
         fs::create_dir_all(path.join("other/empty/full")).unwrap();
         symlink(path.join("other/empty"), path.join("link")).unwrap();
-        let place = Place::find(&path.join("above/empty")).unwrap();
+        let place = MountPoint::find(&path.join("above/empty")).unwrap();
         assert_eq!(place.path(), path.join("above/empty"));
         fs::rename(path.join("above"), path.join("moved")).unwrap();
         symlink(path.join("other"), path.join("above")).unwrap();
@@ -143,7 +143,7 @@ mod tests {
         assert!(place.directory().is_err_and(|error| error.to_string().contains("symbolic link")));
         assert!(directory.is_empty().unwrap());
         // The way there may be a link.
-        assert!(!Place::find(&path.join("above/empty")).unwrap().directory().unwrap().is_empty().unwrap());
+        assert!(!MountPoint::find(&path.join("above/empty")).unwrap().directory().unwrap().is_empty().unwrap());
     }
 
     #[test]
@@ -152,12 +152,12 @@ mod tests {
         let path = folder.path().canonicalize().unwrap();
         fs::create_dir(path.join("a")).unwrap();
         for (given, found) in [("a", "a"), ("a/", "a"), ("a/.", "a"), ("a/..", ""), ("missing", "missing")] {
-            let place = Place::find(&path.join(given)).unwrap();
+            let place = MountPoint::find(&path.join(given)).unwrap();
             assert_eq!(place.path(), path.join(found).components().collect::<PathBuf>(), "{given}");
             assert_eq!(place.directory().is_ok(), found != "missing");
             assert!(place.directory().is_err() || place.mounted().unwrap().is_none());
         }
-        assert!(!Place::find(Path::new("/")).unwrap().directory().unwrap().is_empty().unwrap());
-        assert!(Place::find(&path.join("missing/a")).is_err());
+        assert!(!MountPoint::find(Path::new("/")).unwrap().directory().unwrap().is_empty().unwrap());
+        assert!(MountPoint::find(&path.join("missing/a")).is_err());
     }
 }
