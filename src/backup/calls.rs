@@ -21,6 +21,9 @@ use crate::source::SharedPath;
 /// Calls that are noted at once: more than there are threads.
 const MOST: usize = 64;
 
+/// Bytes that most names and their NUL take at most.
+const NAME_LENGTH: usize = 24;
+
 /// How long a call may take before something is said, or done.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Patience {
@@ -163,7 +166,8 @@ impl Calls {
         for slot in self.slots.iter().cycle().skip(first() % MOST).take(MOST) {
             let Ok(mut asked) = slot.asked.try_lock() else { continue };
             if asked.is_none() {
-                let mut all = Vec::new();
+                let names = names.into_iter();
+                let mut all = Vec::with_capacity(names.size_hint().0 * NAME_LENGTH);
                 for name in names {
                     all.extend_from_slice(name.as_bytes());
                     all.push(0);

@@ -101,12 +101,12 @@ impl Ground {
         let looked = now();
         let path = (!self.rules.exclude.is_empty()).then(|| directory.path());
         let call = self.calls.about_names(directory.shared_path(), names.iter().map(|name| name.name.as_os_str()));
-        let look = |name| {
-            let look = self.look(directory, name, path.as_ref(), looked);
+        let mut looks = Vec::with_capacity(names.len());
+        for name in names {
+            looks.extend(self.look(directory, name, path.as_ref(), looked));
             call.next();
-            look
-        };
-        names.into_iter().filter_map(look).collect()
+        }
+        looks
     }
 
     /// Looks at a name. None: it is left out. `path`: that of the directory, if there are patterns.
@@ -195,8 +195,8 @@ impl Opened {
             if piece.entries == 0 || piece.directories == 0 {
                 break;
             }
-            let inside = mounted.is_none() && ground.rules.is_inside(stat, ground.borders.device);
-            if inside && stat.kind == Kind::Directory {
+            let is_entered = stat.kind == Kind::Directory && mounted.is_none();
+            if is_entered && ground.rules.is_inside(stat, ground.borders.device) {
                 let below = Opened::within(piece, &opened.directory, name, &ground.child(name));
                 opened.below.extend(below.map(|below| (name.clone(), below)));
             }

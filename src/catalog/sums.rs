@@ -11,32 +11,35 @@
 use rusqlite::types::ToSqlOutput;
 use rusqlite::{Row, ToSql};
 
-/// A sum that is being added up.
-pub(super) struct Sum(blake3::Hasher);
+/// A sum over the columns of a row: the bytes that it is made of.
+pub(super) struct Sum(Vec<u8>);
 
 impl Sum {
     /// Begins the sum of a row of `table`.
     pub(super) fn of(table: &str) -> Self {
-        let mut hasher = blake3::Hasher::new();
-        hasher.update(table.as_bytes());
-        Sum(hasher)
+        // Room for most rows: a digest and some numbers.
+        let mut bytes = Vec::with_capacity(192);
+        bytes.extend_from_slice(table.as_bytes());
+        Sum(bytes)
     }
 
     /// Adds a number.
     pub(super) fn number(mut self, number: i64) -> Self {
-        self.0.update(&number.to_le_bytes());
+        self.0.extend_from_slice(&number.to_le_bytes());
         self
     }
 
-    /// Adds bytes, and how many they are.
+    /// Adds bytes, and their count.
     pub(super) fn bytes(mut self, bytes: &[u8]) -> Self {
-        self.0.update(&(bytes.len() as u64).to_le_bytes()).update(bytes);
+        self.0.extend_from_slice(&(bytes.len() as u64).to_le_bytes());
+        self.0.extend_from_slice(bytes);
         self
     }
 
-    /// The sum as it stands in a column: 32 bits, which take five bytes.
+    /// The sum as a column holds it: the first 32 bits of a BLAKE3 digest, which take five bytes.
     pub(super) fn value(self) -> RowSum {
-        let [a, b, c, d, ..] = *self.0.finalize().as_bytes();
+        // One call over all bytes: the state of an incremental hasher is 2 KB, too much to set up for each row.
+        let [a, b, c, d, ..] = *blake3::hash(&self.0).as_bytes();
         RowSum(u32::from_le_bytes([a, b, c, d]))
     }
 
