@@ -1,17 +1,16 @@
-//! Objects as files below a directory.
+//! Stores objects as files in a directory.
 //!
-//! The durable write, used for every object: a file without a name (`O_TMPFILE`) in the object's own folder is written,
-//! synced and linked to its name, which fails if the name is taken, and the folder is synced. A kill at any moment
-//! leaves no trace.
+//! Every object is written to an unnamed file (`O_TMPFILE`) in its own folder, synced, and linked to its name, which
+//! fails if the name is taken. Then the folder is synced. A process killed at any point leaves no files.
 //!
-//! Not every file system can do all of that. The next best way is taken then:
-//! - without nameless files, or without a way to link them: a temporary named `.tmp-…` is renamed without replacing
-//! - without renames that refuse to replace: the temporary is linked, and its own name removed
-//! - without hard links too: the temporary is renamed after a look that the name is free. Where another writer may choose
-//!   the same name, the name is first taken by an empty file ([`Rivals::Possible`]).
-//! - without a sync of folders: the file system decides when names become durable
+//! Fallbacks for file systems that lack some of this:
+//! - no unnamed files, or they cannot be linked: a temporary file `.tmp-…` is renamed with `RENAME_NOREPLACE`
+//! - no `RENAME_NOREPLACE`: the temporary is hard-linked to its name and then unlinked
+//! - no hard links: the temporary is renamed after checking that the name is free. If another writer may store the same
+//!   name ([`Rivals::Possible`]), an empty file reserves the name first.
+//! - folders cannot be synced: the file system decides when names become durable
 //!
-//! [`place`](super::place) opens folders and files, and follows no links.
+//! [`place`](super::place) opens folders and files without following links.
 
 use std::fs::{self, File};
 use std::io::{self, Seek};
@@ -32,13 +31,13 @@ use crate::sys::{append_at, sync_folder};
 use super::place::{FOLDER, Root, beneath};
 use super::{Error, ErrorKind, ObjectInfo, Rivals, Spool, Storage};
 
-/// The beginning of the names of temporaries. No object's name begins so.
+/// The prefix of the names of temporary files. No object's name starts with it.
 const TEMPORARY: &str = ".tmp-";
 
-/// Folders between a listed one and an object: the one that packs are in, or that of a source's snapshots.
+/// The depth of folders below a listed folder: `packs/ab/` for packs, and one folder per source for snapshots.
 const DEPTH: usize = 1;
 
-/// Objects from this size on are not kept in the page cache when they are stored.
+/// Objects of at least this size (bytes) are dropped from the page cache once they are stored.
 const LARGE: u64 = 1 << 20;
 
 /// The mode of objects, before the umask.
@@ -46,26 +45,26 @@ const MODE: Mode = Mode::from_raw_mode(0o644);
 
 /// A target that is a directory.
 #[derive(Debug)]
-pub(super) struct Directory {
+pub(super) struct DirectoryStorage {
     root: Root,
-    /// Files without a name can be made and linked, as far as is known.
+    /// Unnamed files can be created and linked. Assumed until one fails.
     nameless: AtomicBool,
-    /// Neither hard links nor renames that refuse to replace were to be had.
+    /// The file system lacked both hard links and `RENAME_NOREPLACE`.
     unlinked: AtomicBool,
-    /// Folders could not be synced.
+    /// The file system could not sync folders.
     unsynced: AtomicBool,
-    /// The root while a repository is being made: locked, and whether it is new.
+    /// After `create`: the locked root, and whether `create` made it.
     making: Option<(OwnedFd, bool)>,
 }
 
-impl Directory {
+impl DirectoryStorage {
     pub(super) fn open(root: &Path) -> Result<Self, Error> {
         let shown = root.display().to_string();
         let root = fs::canonicalize(root).map_err(|e| Error::io("open", &shown, e))?;
         if !root.is_dir() {
             return Err(Error::new(ErrorKind::NotFound, "open", &shown, "it is not a directory"));
         }
-        Ok(Directory {
+        Ok(DirectoryStorage {
             root: Root::new(root),
             nameless: AtomicBool::new(true),
             unlinked: AtomicBool::default(),
@@ -74,7 +73,7 @@ impl Directory {
         })
     }
 
-    /// Makes the directory, or takes one that holds nothing but what an earlier try may have left.
+    /// Creates the directory, or uses an existing one that holds only leftovers of an interrupted `create`.
     pub(super) fn create(path: &Path, is_leftover: &dyn Fn(&str) -> bool) -> Result<Self, Error> {
         let shown = path.display().to_string();
         let failed = |e| Error::io("create", &shown, e);
@@ -83,19 +82,19 @@ impl Directory {
             Err(e) if e.kind() == io::ErrorKind::AlreadyExists => false,
             other => other.map(|()| true).map_err(failed)?,
         };
-        let mut target = Directory::open(path).map_err(|e| match e.kind {
+        let mut target = DirectoryStorage::open(path).map_err(|e| match e.kind {
             ErrorKind::NotFound if !new => taken("it is not a directory"),
             _ => e,
         })?;
         let root = target.root.open().map_err(failed)?;
-        // Where a file system has no locks, two runs at the same moment are told apart by the description, at the end.
+        // Without file locks, concurrent runs are still detected: only one of them can store the description, at the end.
         if flock(&root, FlockOperation::NonBlockingLockExclusive) == Err(Errno::WOULDBLOCK) {
-            return Err(taken("another run is making a repository there"));
+            return Err(taken("another run is creating a repository there"));
         }
         if !target.clear(is_leftover).map_err(failed)? {
             return Err(taken("the directory is not empty"));
         }
-        // Also if the directory was there: whoever made it may not have synced the one above.
+        // Needed for an existing directory as well: its creator may not have synced the parent.
         if let Some(above) = target.root.path().parent() {
             target.sync_folder(File::open(above).map_err(failed)?.as_fd()).map_err(failed)?;
         }
@@ -103,8 +102,8 @@ impl Directory {
         Ok(target)
     }
 
-    /// Removes all objects that `may_go` accepts, temporaries, and the folders that held them. If there is anything else,
-    /// nothing is removed, and the answer is no.
+    /// Removes all temporary files, all objects and folders that `may_go` accepts. If there is anything else, removes
+    /// nothing and returns false.
     fn clear(&self, may_go: &dyn Fn(&str) -> bool) -> io::Result<bool> {
         let root = self.root.open()?;
         let (mut files, mut folders) = (Vec::new(), Vec::new());
@@ -142,13 +141,12 @@ impl Directory {
         Ok(true)
     }
 
-    /// Opens an object.
     fn file(&self, name: &str) -> Result<File, Error> {
         let file = self.root.object(name).map_err(|e| Error::io("read", name, e))?;
         file.ok_or_else(|| Error::new(ErrorKind::NotAFile, "read", name, "it is not a file"))
     }
 
-    /// Opens the folder of an object. A missing one is made, durably.
+    /// Opens the folder of an object. Creates missing folders, durably.
     fn folder_for(&self, name: &str) -> io::Result<OwnedFd> {
         let mut at = self.root.open()?;
         let Some((folder, _)) = name.rsplit_once('/') else { return Ok(at) };
@@ -161,7 +159,7 @@ impl Directory {
                 Err(Errno::EXIST) => {}
                 made => {
                     made?;
-                    // From the top down: a folder is durable once the one above it is synced.
+                    // A folder becomes durable when its parent is synced.
                     self.sync_folder(at.as_fd())?;
                 }
             }
@@ -170,7 +168,7 @@ impl Directory {
         Ok(at)
     }
 
-    /// Syncs a folder, where the file system can do that.
+    /// Syncs a folder if the file system supports it.
     fn sync_folder(&self, folder: BorrowedFd<'_>) -> io::Result<()> {
         if !sync_folder(folder)? {
             self.unsynced.store(true, Ordering::Relaxed);
@@ -178,7 +176,7 @@ impl Directory {
         Ok(())
     }
 
-    /// Calls `visit` with each of these folders that is there, and with those in it that objects may lie in.
+    /// Calls `visit` with each of these folders that exists, and with its direct subfolders.
     fn each_folder(
         &self,
         folders: &[&str],
@@ -200,11 +198,11 @@ impl Directory {
         Ok(())
     }
 
-    /// Gives a nameless file its name. Returns whether the file system can do that.
+    /// Links an unnamed file to its name. Returns false if the file system does not support it.
     fn link(&self, spool: &Spool, leaf: &str) -> Result<bool, Errno> {
         let by_path = format!("/proc/self/fd/{}", spool.file.as_raw_fd());
         let linked = match linkat(CWD, &by_path, &spool.folder, leaf, AtFlags::SYMLINK_FOLLOW) {
-            // There is no /proc. This way needs a privilege on kernels before 6.10.
+            // Without /proc. AT_EMPTY_PATH needs CAP_DAC_READ_SEARCH on kernels before 6.10.
             Err(Errno::NOENT) => linkat(&spool.file, "", &spool.folder, leaf, AtFlags::EMPTY_PATH),
             other => other,
         };
@@ -215,12 +213,12 @@ impl Directory {
         }
     }
 
-    /// Renames a temporary to its object's name, which must be free.
+    /// Renames a temporary file to its object's name; fails if the name is taken.
     fn rename(&self, spool: &mut Spool, leaf: &str, rivals: Rivals) -> Result<(), Errno> {
         let Some(temporary) = spool.named.clone() else { return Ok(()) };
         let folder = &spool.folder;
         match renameat_with(folder, &temporary, folder, leaf, RenameFlags::NOREPLACE) {
-            // NFS and many others can't refuse to replace, and sandboxes may not know the call.
+            // NFS and many other file systems lack RENAME_NOREPLACE, and sandboxes may block the call.
             Err(Errno::INVAL | Errno::NOSYS | Errno::OPNOTSUPP | Errno::PERM) => {}
             other => {
                 other?;
@@ -230,7 +228,7 @@ impl Directory {
         }
         match linkat(folder, &temporary, folder, leaf, AtFlags::empty()) {
             Err(e) if knows_no_links(e) => {}
-            // The temporary goes with the spool.
+            // Dropping the spool removes the temporary's own name.
             other => return other,
         }
         match rivals {
@@ -242,7 +240,7 @@ impl Directory {
             Rivals::Possible => {
                 openat(folder, leaf, OFlags::WRONLY | OFlags::CREATE | OFlags::EXCL | OFlags::CLOEXEC, MODE)?;
                 renameat(folder, &temporary, folder, leaf).inspect_err(|_| {
-                    // Best effort: what stays is empty, and no object.
+                    // Best effort: the file is empty, which no object is.
                     let _ = unlinkat(folder, leaf, AtFlags::empty());
                 })?;
             }
@@ -252,7 +250,7 @@ impl Directory {
         Ok(())
     }
 
-    /// Objects in a folder and in folders below it, down to `depth`: no object lies deeper.
+    /// Calls `found` with the objects in a folder and in its subfolders, at most `depth` levels down.
     fn walk(
         &self,
         folder: OwnedFd,
@@ -272,7 +270,7 @@ impl Directory {
             let stat = match entry.file_type() {
                 FileType::Directory => None,
                 FileType::RegularFile | FileType::Unknown => match statat(folder, name, AtFlags::SYMLINK_NOFOLLOW) {
-                    // It was deleted while it was listed.
+                    // Removed during the listing.
                     Err(Errno::NOENT) => continue,
                     stat => Some(stat.map_err(failed)?),
                 },
@@ -298,7 +296,7 @@ impl Directory {
     }
 }
 
-impl Storage for Directory {
+impl Storage for DirectoryStorage {
     fn spool(&self, name: &str) -> Result<Spool, Error> {
         let failed = |e| Error::io("write", name, e);
         let folder = self.folder_for(name).map_err(failed)?;
@@ -319,12 +317,12 @@ impl Storage for Directory {
         let failed = |e| Error::io("store", name, e);
         let length = spool.file.metadata().map_err(failed)?.len();
         if length != spool.length {
-            let why = format!("{length} bytes reached the file where {} were written", spool.length);
+            let why = format!("the temporary file has {length} bytes, but {} were written; run again", spool.length);
             return Err(Error::new(ErrorKind::Other, "store", name, why));
         }
         spool.file.sync_all().map_err(failed)?;
         if length >= LARGE {
-            // It is not read again soon, so the page cache has better uses. Best effort.
+            // Best effort: the object will not be read again soon.
             let _ = fadvise(&spool.file, 0, None, Advice::DontNeed);
         }
         let leaf = name.rsplit('/').next().unwrap_or(name);
@@ -354,7 +352,7 @@ impl Storage for Directory {
     }
 
     fn forget(&self, name: &str, offset: u64, length: usize) {
-        // Only advice: if it is not taken, memory is used that could be used better.
+        // Best effort.
         if let (Ok(file), Some(length)) = (self.file(name), NonZeroU64::new(length as u64)) {
             let _ = fadvise(file, offset, Some(length), Advice::DontNeed);
         }
@@ -397,7 +395,7 @@ impl Storage for Directory {
                 removed.set(removed.get() + 1);
                 any = true;
             }
-            // Or they come back with a power cut, when no run looks for them any more.
+            // After a power cut they would reappear, and later runs would not look for them.
             if any { self.sync_folder(folder) } else { Ok(()) }
         })?;
         Ok(removed.get())
@@ -411,10 +409,10 @@ impl Storage for Directory {
     }
 
     fn shortcomings(&self) -> Vec<&'static str> {
-        let unlinked = "its file system has neither hard links nor renames that refuse to replace, so brackfs looks \
-                        whether a name is free before it stores an object";
-        let unsynced = "its file system does not sync directories, so a power cut may take the newest backup with it; \
-                        older ones stay";
+        let unlinked = "the file system supports neither hard links nor renames that refuse to replace, so brackfs \
+                        checks that a name is free before it stores an object";
+        let unsynced = "the file system does not sync directories, so a power cut may lose the newest backup; older \
+                        backups are safe";
         let known = [(&self.unlinked, unlinked), (&self.unsynced, unsynced)];
         known.into_iter().filter(|(lacks, _)| lacks.load(Ordering::Relaxed)).map(|(_, words)| words).collect()
     }
@@ -423,47 +421,51 @@ impl Storage for Directory {
         let Some((_, new)) = self.making else { return false };
         let cleared = self.clear(is_ours).unwrap_or_default();
         if cleared && new {
-            // An empty directory does no harm.
+            // Best effort: an empty directory does no harm.
             let _ = fs::remove_dir(self.root.path());
         }
         cleared
     }
 }
 
-/// What a file system says that has no hard links. Some say so in words that can mean a broken disk; the way that is
-/// tried next meets that again.
+/// Whether a link failed because the file system has no hard links. Some file systems report EIO for this, which may also
+/// mean a broken disk; in that case the fallback fails too.
 fn knows_no_links(error: Errno) -> bool {
     let known = [Errno::PERM, Errno::OPNOTSUPP, Errno::NOSYS, Errno::INVAL, Errno::IO, Errno::MLINK, Errno::XDEV];
     known.contains(&error)
 }
 
-/// A new temporary with a name in a folder.
+/// Creates a temporary file in a folder. Returns the file and its name.
 fn temporary_file(folder: &OwnedFd) -> Result<(File, String), Errno> {
     let name = format!("{TEMPORARY}{}", Uuid::new_v4());
     let flags = OFlags::RDWR | OFlags::CREATE | OFlags::EXCL | OFlags::NOFOLLOW | OFlags::CLOEXEC;
     Ok((openat(folder, &name, flags, MODE)?.into(), name))
 }
 
-/// Copies a nameless file to one with a name.
+/// Copies an unnamed file to a named temporary file.
 fn take_name(spool: &mut Spool) -> io::Result<()> {
     let (mut file, name) = temporary_file(&spool.folder)?;
     spool.named = Some(name);
     spool.file.rewind()?;
     let copied = io::copy(&mut spool.file, &mut file)?;
     if copied != spool.length {
-        return Err(io::Error::other(format!("{copied} of {} bytes could be copied", spool.length)));
+        return Err(io::Error::other(format!(
+            "only {copied} of {} bytes were copied to a temporary file; run again",
+            spool.length
+        )));
     }
     file.sync_all()?;
     spool.file = file;
     Ok(())
 }
 
-/// Whether it is a name that only a writer gives.
+/// Whether this is the name of a temporary file: the prefix and a UUID.
 fn is_temporary(name: &str) -> bool {
     name.strip_prefix(TEMPORARY).is_some_and(|id| Uuid::try_parse(id).is_ok())
 }
 
-/// Names in a folder and what each is. A name that is not UTF-8 is shown with replacements: none of ours is meant by it.
+/// Returns the names in a folder and their types. Invalid UTF-8 is replaced; names used by brackfs are ASCII, so such a
+/// name matches none of them.
 fn names(folder: BorrowedFd<'_>) -> io::Result<Vec<(String, FileType)>> {
     let mut found = Vec::new();
     for entry in Dir::read_from(folder)? {
@@ -491,7 +493,7 @@ mod tests {
     #[test]
     fn objects_are_created_once_and_whole() {
         let dir = tempfile::tempdir().unwrap();
-        let target = Directory::open(dir.path()).unwrap();
+        let target = DirectoryStorage::open(dir.path()).unwrap();
         let mut spool = target.spool("packs/ab/x").unwrap();
         spool.append(b"hello").unwrap();
         assert!(target.list("packs/").unwrap().is_empty());
@@ -509,9 +511,9 @@ mod tests {
     }
 
     #[test]
-    fn what_is_no_file_is_no_object_and_nothing_waits_for_it() {
+    fn reading_anything_but_a_regular_file_fails_without_blocking() {
         let dir = tempfile::tempdir().unwrap();
-        let target = Directory::open(dir.path()).unwrap();
+        let target = DirectoryStorage::open(dir.path()).unwrap();
         rustix::fs::mkfifoat(CWD, dir.path().join("pipe"), Mode::RWXU).unwrap();
         fs::create_dir(dir.path().join("folder")).unwrap();
         std::os::unix::fs::symlink("/dev/zero", dir.path().join("device")).unwrap();
@@ -522,9 +524,9 @@ mod tests {
     }
 
     #[test]
-    fn listings_go_as_deep_as_objects_lie() {
+    fn listings_stop_at_the_depth_of_objects() {
         let dir = tempfile::tempdir().unwrap();
-        let target = Directory::open(dir.path()).unwrap();
+        let target = DirectoryStorage::open(dir.path()).unwrap();
         for name in ["packs/ab/x", "packs/ab/deeper/y"] {
             let path = dir.path().join(name);
             fs::create_dir_all(path.parent().unwrap()).unwrap();
@@ -535,23 +537,23 @@ mod tests {
     }
 
     #[test]
-    fn a_folder_that_was_never_made_is_empty_and_a_target_that_is_away_is_not() {
+    fn a_missing_folder_lists_as_empty_and_a_missing_target_is_an_error() {
         let dir = tempfile::tempdir().unwrap();
         let root = dir.path().join("root");
-        let target = Directory::create(&root, &|_| false).unwrap();
+        let target = DirectoryStorage::create(&root, &|_| false).unwrap();
         fs::write(root.join("description"), "there").unwrap();
         assert!(target.list("packs/").unwrap().is_empty());
         fs::rename(&root, dir.path().join("away")).unwrap();
         assert_eq!(target.list("packs/").unwrap_err().kind, ErrorKind::NotFound);
-        // What a disk that was unplugged leaves.
+        // The empty mount point of an unplugged disk.
         fs::create_dir(&root).unwrap();
         assert!(target.list("packs/").unwrap_err().to_string().contains("not mounted"));
     }
 
     #[test]
-    fn a_dropped_spool_leaves_nothing_even_with_a_name() {
+    fn dropping_a_spool_removes_its_named_file() {
         let dir = tempfile::tempdir().unwrap();
-        let target = Directory::open(dir.path()).unwrap();
+        let target = DirectoryStorage::open(dir.path()).unwrap();
         target.nameless.store(false, Ordering::Relaxed);
         let spool = target.spool("packs/ab/x").unwrap();
         let path = dir.path().join("packs/ab").join(spool.named.as_ref().unwrap());
@@ -561,12 +563,12 @@ mod tests {
     }
 
     #[test]
-    fn what_a_killed_writer_left_goes_and_objects_stay() {
+    fn temporaries_of_a_killed_writer_are_removed_and_objects_stay() {
         let dir = tempfile::tempdir().unwrap();
-        let target = Directory::open(dir.path()).unwrap();
+        let target = DirectoryStorage::open(dir.path()).unwrap();
         let temporary = || format!("{TEMPORARY}{}", Uuid::new_v4());
         let left = ["packs/ab", "packs", "index"].map(|folder| format!("{folder}/{}", temporary()));
-        // In folders of other people, and under names that we don't give.
+        // Folders that are not listed, and names without a UUID.
         let others = ["packs/ab/deeper", "ours/not"].map(|folder| format!("{folder}/{}", temporary()));
         let others = others.into_iter().chain(["packs/ab/x", "packs/.tmp-1"].map(String::from));
         let others: Vec<_> = others.collect();
@@ -585,13 +587,13 @@ mod tests {
     }
 
     #[test]
-    fn what_is_forgotten_leaves_the_page_cache_and_is_still_there() {
-        // Not in memory only: what has no disk stays in the cache.
+    fn forgotten_bytes_leave_the_page_cache_and_can_still_be_read() {
+        // Not on tmpfs, where the page cache is the storage.
         let dir = tempfile::tempdir_in("/var/tmp").unwrap();
         if rustix::fs::statfs(dir.path()).unwrap().f_type == libc::TMPFS_MAGIC {
             return;
         }
-        let target = Directory::open(dir.path()).unwrap();
+        let target = DirectoryStorage::open(dir.path()).unwrap();
         let mut spool = target.spool("packs/ab/x").unwrap();
         spool.append(&[7; 500_000]).unwrap();
         target.store("packs/ab/x", spool, Rivals::None).unwrap();
@@ -606,20 +608,20 @@ mod tests {
         };
         read();
         if !is_cached() {
-            // A file system without a page cache of its own.
+            // This file system does not use the page cache.
             return;
         }
         target.forget("packs/ab/x", 0, 500_000);
         assert!(!is_cached());
         read();
-        // Nothing is said of what is not there.
+        // A missing object is ignored.
         target.forget("packs/ab/y", 0, 1);
     }
 
     #[test]
-    fn objects_do_not_replace_others_whatever_the_way() {
+    fn storing_never_replaces_an_object() {
         let dir = tempfile::tempdir().unwrap();
-        let target = Directory::open(dir.path()).unwrap();
+        let target = DirectoryStorage::open(dir.path()).unwrap();
         fs::write(dir.path().join("taken"), "old").unwrap();
         for nameless in [true, false] {
             target.nameless.store(nameless, Ordering::Relaxed);
@@ -634,9 +636,9 @@ mod tests {
     }
 
     #[test]
-    fn nameless_files_that_cannot_be_linked_are_copied_to_named_ones() {
+    fn unnamed_files_that_cannot_be_linked_are_copied_to_named_ones() {
         let dir = tempfile::tempdir().unwrap();
-        let target = Directory::open(dir.path()).unwrap();
+        let target = DirectoryStorage::open(dir.path()).unwrap();
         let mut spool = target.spool("x").unwrap();
         spool.append(b"bytes").unwrap();
         take_name(&mut spool).unwrap();
@@ -646,7 +648,7 @@ mod tests {
     }
 
     #[test]
-    fn links_in_a_repository_lead_nowhere() {
+    fn links_in_a_repository_are_not_followed() {
         let (dir, outside) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
         fs::write(outside.path().join("x"), "secret").unwrap();
         fs::write(outside.path().join(format!(".tmp-{}", Uuid::new_v4())), "").unwrap();
@@ -657,7 +659,7 @@ mod tests {
             std::os::unix::fs::symlink(outside.path(), dir.path().join(link)).unwrap();
         }
         std::os::unix::fs::symlink(outside.path().join("x"), dir.path().join("packs/cd/x")).unwrap();
-        let target = Directory::open(dir.path()).unwrap();
+        let target = DirectoryStorage::open(dir.path()).unwrap();
         for name in ["packs/ab/x", "index/x", "packs/cd/x"] {
             let error = target.read(name, 0, 1, &mut Vec::new()).unwrap_err();
             assert!(error.kind == ErrorKind::NotAFile && error.to_string().contains("symbolic link"), "{error}");
@@ -675,16 +677,16 @@ mod tests {
         // The root's own path may be a link.
         let link = outside.path().join("link");
         std::os::unix::fs::symlink(dir.path(), &link).unwrap();
-        let target = Directory::open(&link).unwrap();
+        let target = DirectoryStorage::open(&link).unwrap();
         target.store("packs/cd/y", target.spool("packs/cd/y").unwrap(), Rivals::None).unwrap();
         assert_eq!(target.list("packs/").unwrap().len(), 1);
     }
 
     #[test]
-    fn what_a_killed_try_left_is_replaced_and_nothing_else_is() {
+    fn create_replaces_leftovers_of_a_killed_run_and_nothing_else() {
         let dir = tempfile::tempdir().unwrap();
         let is_ours = |name: &str| matches!(name, "keys/" | "keys/a" | "readme");
-        let create = || Directory::create(dir.path(), &is_ours).map(drop);
+        let create = || DirectoryStorage::create(dir.path(), &is_ours).map(drop);
         let write = |name: &str| {
             let path = dir.path().join(name);
             fs::create_dir_all(path.parent().unwrap()).unwrap();
@@ -703,27 +705,27 @@ mod tests {
             fs::remove_dir_all(dir.path()).unwrap();
             fs::create_dir(dir.path()).unwrap();
         }
-        // Two at the same moment.
-        let one = Directory::create(dir.path(), &is_ours).unwrap();
+        // Two runs at the same time.
+        let one = DirectoryStorage::create(dir.path(), &is_ours).unwrap();
         assert!(create().unwrap_err().to_string().contains("another run"));
         write("keys/a");
         assert!(one.abandon(&is_ours));
         drop(one);
         create().unwrap();
         let new = dir.path().join("new");
-        let made = Directory::create(&new, &is_ours).unwrap();
+        let made = DirectoryStorage::create(&new, &is_ours).unwrap();
         write("new/readme");
         assert!(made.abandon(&is_ours) && !new.exists());
     }
 
     #[test]
-    fn a_target_is_made_only_where_nothing_is() {
+    fn a_target_is_created_only_in_a_new_or_empty_directory() {
         let dir = tempfile::tempdir().unwrap();
         fs::write(dir.path().join("file"), "").unwrap();
-        assert_eq!(Directory::create(dir.path(), &|_| false).unwrap_err().kind, ErrorKind::AlreadyExists);
-        Directory::create(&dir.path().join("new"), &|_| false).unwrap();
-        Directory::create(&dir.path().join("new"), &|_| false).unwrap();
-        assert!(Directory::open(&dir.path().join("file")).is_err());
-        assert!(Directory::open(&dir.path().join("none")).is_err());
+        assert_eq!(DirectoryStorage::create(dir.path(), &|_| false).unwrap_err().kind, ErrorKind::AlreadyExists);
+        DirectoryStorage::create(&dir.path().join("new"), &|_| false).unwrap();
+        DirectoryStorage::create(&dir.path().join("new"), &|_| false).unwrap();
+        assert!(DirectoryStorage::open(&dir.path().join("file")).is_err());
+        assert!(DirectoryStorage::open(&dir.path().join("none")).is_err());
     }
 }

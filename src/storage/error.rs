@@ -1,37 +1,37 @@
-//! What can go wrong at a target.
+//! Errors of targets.
 
 use std::io;
 
 use rustix::io::Errno;
 
-/// The cases that callers tell apart.
+/// The kinds of error that callers distinguish.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum ErrorKind {
-    /// No such object or no such target.
+    /// The object or the target does not exist.
     NotFound,
-    /// Something that is no file lies in the object's place.
+    /// The object's name belongs to something other than a regular file.
     NotAFile,
-    /// The object is there already, or the place for a new target is taken.
+    /// The object exists already, or the location of a new target is in use.
     AlreadyExists,
-    /// Not allowed.
+    /// Permission was denied, or the file system is read-only.
     PermissionDenied,
-    /// The object is shorter than it should be.
+    /// The object is shorter than expected.
     Truncated,
-    /// The object is larger than it may be.
+    /// The object exceeds the caller's size limit.
     TooLarge,
-    /// The disk or the quota is full.
+    /// The disk is full, or a quota or the maximum file size is reached.
     Full,
-    /// A kind of target that this version does not know.
+    /// This version does not support this kind of target.
     Unsupported,
-    /// Anything else.
+    /// Any other error.
     Other,
 }
 
-/// Something that failed at a target: what was done, to which object, and why it failed.
+/// A failed operation on a target.
 #[derive(Debug, thiserror::Error)]
 #[error("cannot {action} {object}: {why}")]
 pub struct Error {
-    /// Which case it is.
+    /// The kind of error.
     pub kind: ErrorKind,
     action: &'static str,
     object: String,
@@ -59,18 +59,18 @@ impl Error {
         };
         let why = match kind {
             _ if is_link => {
-                "it or a folder above it is a symbolic link, and links inside a repository are not followed; to have a \
-                 part of it on another disk, bind-mount that"
+                "it or a parent folder is a symbolic link, and links inside a repository are not followed; to keep a \
+                 part of the repository on another disk, use a bind mount"
                     .to_owned()
             }
             _ if error.kind() == io::ErrorKind::ReadOnlyFilesystem => {
-                "it is on a read-only file system; make that writable and run again".to_owned()
+                "it is on a read-only file system; remount that writable and run again".to_owned()
             }
-            ErrorKind::Truncated => "it is shorter than it should be".to_owned(),
-            ErrorKind::Full => format!("{error}; make room and run again, nothing that was there is lost"),
+            ErrorKind::Truncated => "it is shorter than expected".to_owned(),
+            ErrorKind::Full => format!("{error}; free some space and run again, no stored data is lost"),
             _ => error.to_string(),
         };
-        // Words of our own take the place of the system's.
+        // These two messages replace the system's.
         let source = (!is_link && error.kind() != io::ErrorKind::ReadOnlyFilesystem).then_some(error);
         Error { kind, action, object: object.to_owned(), why, source }
     }

@@ -1,11 +1,10 @@
-//! Targets: where bytes rest. The seam between brackfs and storage.
+//! Targets: the storage that a repository is kept on.
 //!
-//! A target holds objects, each under a name such as `packs/ab/…`. Objects are created whole or not at
-//! all, never rewritten. [`Target`] is what everyone uses; behind it stands a [`Storage`], of which there is
-//! one for directories so far.
+//! A target holds immutable objects under names such as `packs/ab/…`. Creating an object is atomic and durable. Other
+//! modules use [`Target`], which wraps an implementation of [`Storage`]. So far there is one, for directories.
 //!
-//! - [`directory`]: objects as files below a directory; [`place`]: how what is below it is opened
-//! - [`spool`]: an object on its way, in a file without a name
+//! - [`directory`]: objects as files in a directory; [`place`]: opens files in it without following symbolic links
+//! - [`spool`]: an object that is still being written, in an unnamed file
 
 mod directory;
 mod error;
@@ -19,59 +18,58 @@ use std::sync::atomic::{AtomicBool, Ordering};
 pub use error::{Error, ErrorKind};
 pub use spool::Spool;
 
-use directory::Directory;
+use directory::DirectoryStorage;
 
 /// An object in a listing.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct ObjectInfo {
-    /// Its name.
+    /// The name relative to the target, such as `packs/ab/…`.
     pub name: String,
-    /// Its bytes.
+    /// The size in bytes.
     pub length: u64,
 }
 
-/// Bytes that are read at once of an object that is only passed through.
+/// Bytes per read in [`Target::pieces`].
 const PIECE: usize = 1 << 20;
 
-/// Whether another writer may choose the same name for an object at the same moment.
+/// Whether another writer may store an object under the same name at the same time.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Rivals {
-    /// No: the name is random.
+    /// No, because the name is random.
     None,
-    /// Yes: at most one of them may succeed, on any file system.
+    /// Yes: at most one writer may succeed, on any file system.
     Possible,
 }
 
-/// What a kind of storage must do. All methods may be called from several threads.
+/// An implementation of a target. Several threads may call all methods at the same time.
 trait Storage: Send + Sync + fmt::Debug {
-    /// Opens a spool for an object that will go under `name`.
+    /// Opens a spool for the object `name`.
     fn spool(&self, name: &str) -> Result<Spool, Error>;
-    /// Stores the spooled bytes under `name`: all of them, durably, or nothing. An existing object is
-    /// left as it is and is [`ErrorKind::AlreadyExists`].
+    /// Stores the spooled bytes under `name`, atomically and durably. If the name is taken, the existing object stays
+    /// unchanged and the error is [`ErrorKind::AlreadyExists`].
     fn store(&self, name: &str, spool: Spool, rivals: Rivals) -> Result<(), Error>;
-    /// Has `bytes` hold `length` bytes from `offset` on, and nothing else. Fewer bytes there are
+    /// Replaces the content of `bytes` with `length` bytes of the object from `offset` on. A shorter object is
     /// [`ErrorKind::Truncated`].
     fn read(&self, name: &str, offset: u64, length: usize, bytes: &mut Vec<u8>) -> Result<(), Error>;
-    /// Nobody will want these bytes soon: what keeps them at hand can be used better.
+    /// Hint that these bytes will not be read again soon; caches may drop them.
     fn forget(&self, name: &str, offset: u64, length: usize);
-    /// The object's bytes. An absent name is [`ErrorKind::NotFound`].
+    /// Returns the object's size in bytes. A missing object is [`ErrorKind::NotFound`].
     fn length(&self, name: &str) -> Result<u64, Error>;
-    /// Objects whose names begin with `prefix` (which ends in `/`), sorted by name. Temporary files are
-    /// not objects.
+    /// Lists the objects whose names begin with `prefix` (which ends in `/`), sorted by name. Temporary files are not
+    /// listed.
     fn list(&self, prefix: &str) -> Result<Vec<ObjectInfo>, Error>;
-    /// Makes durable that all objects in these folders are there which a listing shows.
+    /// Makes every object that a listing of these folders shows durable.
     fn sync(&self, folders: &[&str]) -> Result<(), Error>;
-    /// Removes an object, durably. An absent name is [`ErrorKind::NotFound`].
+    /// Removes an object, durably. A missing object is [`ErrorKind::NotFound`].
     fn remove(&self, name: &str) -> Result<(), Error>;
-    /// Removes, durably, what a writer left in these folders that was killed in the midst of an object. Returns how many
-    /// files that were.
+    /// Removes temporary files of killed writers from these folders, durably. Returns the number of files removed.
     fn remove_temporaries(&self, folders: &[&str]) -> Result<u64, Error>;
-    /// Calls `found` with each object below `prefix`, in no order, so that a long listing needs no memory.
+    /// Calls `found` with each object below `prefix`, in any order, so that memory use does not grow with the listing.
     fn visit(&self, prefix: &str, found: &mut dyn FnMut(ObjectInfo)) -> Result<(), Error>;
-    /// What the storage turned out not to guarantee, in words.
+    /// Describes the guarantees that the storage turned out to lack.
     fn shortcomings(&self) -> Vec<&'static str>;
-    /// Removes a target that was created and holds nothing but what `is_ours` accepts. Returns whether it is empty or gone
-    /// now.
+    /// Undoes `create`: if the target holds only objects that `is_ours` accepts, removes them, and the root if `create`
+    /// made it. Returns whether the target is now empty or gone.
     fn abandon(&self, is_ours: &dyn Fn(&str) -> bool) -> bool;
 }
 
@@ -83,69 +81,68 @@ pub struct Target {
 }
 
 impl Target {
-    /// Opens the target at `location`, a path, to read from it and to add to it.
-    /// A missing directory is [`ErrorKind::NotFound`].
+    /// Opens the target at the path `location`. A missing directory is [`ErrorKind::NotFound`].
     pub fn open(location: &str) -> Result<Self, Error> {
-        let storage = Directory::open(Path::new(path_of(location)?))?;
+        let storage = DirectoryStorage::open(Path::new(path_of(location)?))?;
         Ok(Target { storage: Box::new(storage), location: location.to_owned() })
     }
 
-    /// Makes an empty target at `location`, a path: a new directory, or one that is there. Objects and folders (`keys/`) in
-    /// it for which `is_leftover` holds are removed; if there is anything else, that is [`ErrorKind::AlreadyExists`].
+    /// Creates an empty target at the path `location`, a new or an existing directory. Removes the objects and folders
+    /// (`keys/`) in it that `is_leftover` accepts; anything else in it is [`ErrorKind::AlreadyExists`].
     pub fn create(location: &str, is_leftover: &dyn Fn(&str) -> bool) -> Result<Self, Error> {
-        let storage = Directory::create(Path::new(path_of(location)?), is_leftover)?;
+        let storage = DirectoryStorage::create(Path::new(path_of(location)?), is_leftover)?;
         Ok(Target { storage: Box::new(storage), location: location.to_owned() })
     }
 
-    /// Where it is, as it was given.
+    /// The location as it was given to `open` or `create`.
     pub fn location(&self) -> &str {
         &self.location
     }
 
-    /// The directory of a target that is one.
+    /// The path of the target's directory; `None` if the target is not a directory.
     pub fn local_path(&self) -> Option<&Path> {
         path_of(&self.location).ok().map(Path::new)
     }
 
-    /// Opens a spool for the object `name`, to be handed to [`Target::store`]. Dropped, it leaves nothing.
+    /// Opens a spool for the object `name`, to be passed to [`Target::store`]. Dropping the spool discards the object.
     pub fn spool(&self, name: &str) -> Result<Spool, Error> {
         self.storage.spool(name)
     }
 
-    /// Stores the spooled bytes under `name`: all of them, durably, or nothing. An existing object is left
-    /// as it is and is [`ErrorKind::AlreadyExists`].
+    /// Stores the spooled bytes under `name`, atomically and durably. If the name is taken, the existing object stays
+    /// unchanged and the error is [`ErrorKind::AlreadyExists`].
     pub fn store(&self, name: &str, spool: Spool) -> Result<(), Error> {
         self.storage.store(name, spool, Rivals::None)
     }
 
-    /// Stores `bytes` under `name`, with the promises of [`Target::store`].
+    /// Stores `bytes` under `name`, with the guarantees of [`Target::store`].
     pub fn put(&self, name: &str, bytes: &[u8]) -> Result<(), Error> {
         let mut spool = self.spool(name)?;
         spool.append(bytes)?;
         self.store(name, spool)
     }
 
-    /// The same for a name that another writer may choose at the same moment: one of the two succeeds, on any file system.
+    /// Like [`Target::put`], for a name that another writer may store at the same time: only one of the two succeeds, on
+    /// any file system.
     pub fn claim(&self, name: &str, bytes: &[u8]) -> Result<(), Error> {
         let mut spool = self.spool(name)?;
         spool.append(bytes)?;
         self.storage.store(name, spool, Rivals::Possible)
     }
 
-    /// Has `bytes` hold `length` bytes of an object from `offset` on, and nothing else. Fewer bytes there are
+    /// Replaces the content of `bytes` with `length` bytes of the object from `offset` on. A shorter object is
     /// [`ErrorKind::Truncated`].
     pub fn read(&self, name: &str, offset: u64, length: usize, bytes: &mut Vec<u8>) -> Result<(), Error> {
         self.storage.read(name, offset, length, bytes)
     }
 
-    /// Says that nobody will want these bytes soon, so that no memory needs to keep them. If they are wanted all the same,
-    /// they are there.
+    /// Hint that these bytes will not be read again soon; caches may drop them. Reading them still works.
     pub fn forget(&self, name: &str, offset: u64, length: usize) {
         self.storage.forget(name, offset, length);
     }
 
-    /// Hands the first `length` bytes of an object to `take`, a piece after the other. Returns whether it came to the end
-    /// before it was told to `stop`.
+    /// Reads the first `length` bytes of an object and calls `take` with each piece in turn. Returns false if `stop` was
+    /// set before the end.
     pub fn pieces(
         &self,
         name: &str,
@@ -183,51 +180,52 @@ impl Target {
         }
     }
 
-    /// The object's bytes. An absent name is [`ErrorKind::NotFound`].
+    /// Returns the object's size in bytes. A missing object is [`ErrorKind::NotFound`].
     pub fn length(&self, name: &str) -> Result<u64, Error> {
         self.storage.length(name)
     }
 
-    /// Objects whose names begin with `prefix` (which ends in `/`), sorted by name.
+    /// Lists the objects whose names begin with `prefix` (which ends in `/`), sorted by name.
     pub fn list(&self, prefix: &str) -> Result<Vec<ObjectInfo>, Error> {
         self.storage.list(prefix)
     }
 
-    /// Makes durable that all objects in these folders are there which a listing shows: a writer that was killed may
-    /// not have come to that.
+    /// Makes every object that a listing of these folders shows durable. A killed writer may have stored objects without
+    /// syncing their folders.
     pub fn sync(&self, folders: &[&str]) -> Result<(), Error> {
         self.storage.sync(folders)
     }
 
-    /// Removes an object, durably. An absent name is [`ErrorKind::NotFound`].
+    /// Removes an object, durably. A missing object is [`ErrorKind::NotFound`].
     pub fn remove(&self, name: &str) -> Result<(), Error> {
         self.storage.remove(name)
     }
 
-    /// Removes what a writer left in these folders that was killed in the midst of an object; nobody else may be
-    /// writing. Returns how many files that were.
+    /// Removes temporary files of killed writers from these folders, durably. No other writer may be active. Returns the
+    /// number of files removed.
     pub fn remove_temporaries(&self, folders: &[&str]) -> Result<u64, Error> {
         self.storage.remove_temporaries(folders)
     }
 
-    /// Calls `found` with each object whose name begins with `prefix`, in no order.
+    /// Calls `found` with each object whose name begins with `prefix`, in any order.
     pub fn visit(&self, prefix: &str, found: &mut dyn FnMut(ObjectInfo)) -> Result<(), Error> {
         self.storage.visit(prefix, found)
     }
 
-    /// What the storage turned out not to guarantee, in words that follow the location; known once something was stored.
+    /// Describes the guarantees that the storage turned out to lack. Each text is a message to print after the location.
+    /// Complete only after an object was stored.
     pub fn shortcomings(&self) -> Vec<&'static str> {
         self.storage.shortcomings()
     }
 
-    /// Removes a target that was just created, as long as it holds nothing but what `is_ours` accepts. Returns whether it is
-    /// empty or gone now.
+    /// Undoes [`Target::create`]: if the target holds only objects that `is_ours` accepts, removes them, and the root if
+    /// `create` made it. Returns whether the target is now empty or gone.
     pub fn abandon(&self, is_ours: &dyn Fn(&str) -> bool) -> bool {
         self.storage.abandon(is_ours)
     }
 }
 
-/// The path that a location stands for.
+/// Returns the path in a location, which is a path or a `file://` URL.
 fn path_of(location: &str) -> Result<&str, Error> {
     if let Some((scheme, rest)) = location.split_once("://") {
         if scheme == "file" {

@@ -1,10 +1,10 @@
-//! The root of a target that is a directory, and how everything below it is opened.
+//! The root directory of a target, and opening files and folders below it.
 //!
-//! Reads, writes and listings all start at a descriptor of the root and follow no symbolic link on the way down, so a
-//! link inside the repository leads no access out of it. The root's own path may contain links: the user gave it.
+//! Reads, writes and listings start at a descriptor of the root and follow no symbolic links, so a link inside the
+//! repository cannot lead out of it. The root's own path may contain links, since it comes from the user.
 //!
-//! The root is opened anew for each access. A descriptor that stayed open would keep the disk busy that the repository
-//! is on, and would miss a disk that is unplugged and mounted again.
+//! Each access opens the root again. A descriptor kept open would keep the disk busy and would become stale when the
+//! disk is unplugged and mounted again.
 
 use std::fs::File;
 use std::io;
@@ -14,23 +14,22 @@ use std::path::PathBuf;
 use rustix::fs::{AtFlags, CWD, Dir, FileType, Mode, OFlags, ResolveFlags, openat, statat};
 use rustix::io::{Errno, retry_on_intr};
 
-/// Opens a folder so that its names can be listed and synced.
+/// Flags to open a folder for listing and syncing.
 pub(super) const FOLDER: OFlags = OFlags::RDONLY.union(OFlags::DIRECTORY).union(OFlags::CLOEXEC);
 
-/// Opens an object. A pipe must not block, and a terminal must not become ours.
+/// Flags to open an object. Opening a pipe must not block, and a terminal must not become the controlling terminal.
 const OBJECT: OFlags = OFlags::RDONLY.union(OFlags::NONBLOCK).union(OFlags::NOCTTY).union(OFlags::CLOEXEC);
 
-/// The directory that holds all objects.
+/// A target's root directory.
 #[derive(Debug)]
 pub(super) struct Root(PathBuf);
 
 impl Root {
-    /// The root at an absolute path without links.
+    /// `path` is absolute and contains no links.
     pub(super) fn new(path: PathBuf) -> Self {
         Root(path)
     }
 
-    /// Its path.
     pub(super) fn path(&self) -> &PathBuf {
         &self.0
     }
@@ -40,29 +39,31 @@ impl Root {
         Ok(openat(CWD, &self.0, FOLDER, Mode::empty())?)
     }
 
-    /// Opens a folder; `None` if it does not exist. That is believed only if the root holds anything at all: where a disk
-    /// was unplugged, an empty mount point is left.
+    /// Opens a folder; `None` if it does not exist. If the root itself is empty, that is an error: it may be the mount point
+    /// of an unplugged disk.
     pub(super) fn folder(&self, name: &str) -> io::Result<Option<OwnedFd>> {
         let root = self.open()?;
         match beneath(root.as_fd(), name, FOLDER) {
             Err(Errno::NOENT) if is_empty(&root)? => {
-                Err(io::Error::other("the repository's directory is empty; is a disk not mounted?"))
+                Err(io::Error::other("the repository's directory is empty; its disk is probably not mounted"))
             }
             Err(Errno::NOENT) => Ok(None),
             found => Ok(Some(found?)),
         }
     }
 
-    /// Opens the regular file `name`; `None` if something else has this name.
+    /// Opens the regular file `name`; `None` if it is not a regular file.
     pub(super) fn object(&self, name: &str) -> io::Result<Option<File>> {
         let root = self.open()?;
         let file = match beneath(root.as_fd(), name, OBJECT) {
-            // Another program holds a lease on the file, and gives it up only for an open that waits.
-            Err(Errno::AGAIN) => match is_file(&beneath(root.as_fd(), name, OFlags::PATH | OFlags::CLOEXEC)?)? {
-                true => beneath(root.as_fd(), name, OBJECT.difference(OFlags::NONBLOCK))?,
-                false => return Ok(None),
-            },
-            // A socket, or a device without a driver.
+            // Another process holds a lease on the file and releases it only for a blocking open.
+            Err(Errno::AGAIN) => {
+                if !is_file(&beneath(root.as_fd(), name, OFlags::PATH | OFlags::CLOEXEC)?)? {
+                    return Ok(None);
+                }
+                beneath(root.as_fd(), name, OBJECT.difference(OFlags::NONBLOCK))?
+            }
+            // A socket or a device without a driver.
             Err(Errno::NXIO | Errno::NODEV) => return Ok(None),
             opened => opened?,
         };
@@ -70,17 +71,17 @@ impl Root {
     }
 }
 
-/// Opens what `name` leads to below `from` without following any link: a link is [`Errno::LOOP`].
+/// Opens `name` below `from` without following links. A link on the way is [`Errno::LOOP`].
 pub(super) fn beneath(from: BorrowedFd<'_>, name: &str, flags: OFlags) -> Result<OwnedFd, Errno> {
     let resolve = ResolveFlags::BENEATH | ResolveFlags::NO_SYMLINKS;
     match retry_on_intr(|| rustix::fs::openat2(from, name, flags, Mode::empty(), resolve)) {
-        // Kernels before 5.6, and sandboxes that do not know the call.
+        // Kernels before 5.6, and sandboxes that block openat2.
         Err(Errno::NOSYS | Errno::PERM) => step_by_step(from, name, flags),
         opened => opened,
     }
 }
 
-/// The same, one name after the other.
+/// Does the same as `openat2`, one path component at a time.
 fn step_by_step(from: BorrowedFd<'_>, name: &str, flags: OFlags) -> Result<OwnedFd, Errno> {
     let mut names = name.split('/').filter(|name| !name.is_empty()).peekable();
     let mut at: Option<OwnedFd> = None;
@@ -91,7 +92,7 @@ fn step_by_step(from: BorrowedFd<'_>, name: &str, flags: OFlags) -> Result<Owned
         };
         let from = at.as_ref().map_or(from, AsFd::as_fd);
         let opened = match retry_on_intr(|| openat(from, name, flags | OFlags::NOFOLLOW, Mode::empty())) {
-            // What openat says of a link that should be a directory.
+            // openat reports a link as ENOTDIR if a directory is required.
             Err(Errno::NOTDIR) if is_link(from, name) => return Err(Errno::LOOP),
             opened => opened?,
         };
@@ -149,7 +150,7 @@ mod tests {
     }
 
     #[test]
-    fn a_missing_folder_is_believed_only_where_something_else_is() {
+    fn a_missing_folder_in_an_empty_root_is_an_error() {
         let dir = tempfile::tempdir().unwrap();
         let root = Root::new(dir.path().to_owned());
         assert!(root.folder("packs").unwrap_err().to_string().contains("not mounted"));

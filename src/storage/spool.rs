@@ -1,4 +1,4 @@
-//! An object on its way: bytes that go into a file until the object is complete.
+//! An object that is still being written, in a temporary file.
 
 use std::fs::File;
 use std::io::Write;
@@ -8,27 +8,27 @@ use rustix::fs::{AtFlags, unlinkat};
 
 use super::Error;
 
-/// Bytes of an object that is not stored yet. Memory does not grow with it. Dropped, it leaves nothing.
+/// An object being written. Its bytes are in a file, not in memory. Dropping it removes the file.
 #[derive(Debug)]
 pub struct Spool {
     pub(super) file: File,
     pub(super) object: String,
     pub(super) length: u64,
-    /// The folder that the object will lie in.
+    /// The object's folder.
     pub(super) folder: OwnedFd,
-    /// The file's name in the folder, where the file system knows no files without one.
+    /// The temporary file's name in the folder; `None` for an unnamed file (`O_TMPFILE`).
     pub(super) named: Option<String>,
 }
 
 impl Spool {
-    /// Adds bytes at the end.
+    /// Appends bytes to the object.
     pub fn append(&mut self, bytes: &[u8]) -> Result<(), Error> {
         self.file.write_all(bytes).map_err(|e| Error::io("write", &self.object, e))?;
         self.length += bytes.len() as u64;
         Ok(())
     }
 
-    /// Bytes so far.
+    /// The number of bytes appended so far.
     pub fn length(&self) -> u64 {
         self.length
     }
@@ -37,7 +37,7 @@ impl Spool {
 impl Drop for Spool {
     fn drop(&mut self) {
         if let Some(name) = self.named.take() {
-            // Best effort: what stays behind has a temporary's name and is no object.
+            // Best effort: a file that stays has a temporary name, so listings skip it.
             let _ = unlinkat(&self.folder, name, AtFlags::empty());
         }
     }
