@@ -53,7 +53,7 @@ pub enum Error {
     /// The threads that serve it cannot be started.
     #[error(
         "cannot mount on {path}: cannot start the threads that serve it: {source}; \
-             raise the limit on processes (ulimit -u), memory (ulimit -v) or open files (ulimit -n)"
+             raise the limit on processes (ulimit -u), memory (ulimit -v) or open files (ulimit -n), or lower --cache-size"
     )]
     Threads {
         /// The mount point.
@@ -115,7 +115,7 @@ pub fn mount(
     let directory = check_mountpoint(&place, repository)?;
     let (ended, end) = mpsc::channel();
     let failed = |source| Error::Threads { path: path.clone(), source };
-    let serving = threads::serving().map_err(failed)?;
+    let serving = threads::serving(&filesystem.reader().needs()).map_err(failed)?;
     // From here on a signal is kept until it can be served.
     let mut signals = Signals::new([SIGINT, SIGTERM, SIGHUP]).map_err(Error::Signals)?;
     let told = ended.clone();

@@ -5,10 +5,12 @@
 
 use std::fs::File;
 use std::hint::black_box;
-use std::io;
 use std::thread::{self, Builder};
+use std::{io, iter};
 
 use crossbeam_channel::{bounded, unbounded};
+
+use crate::reader::Needs;
 
 /// Most threads, however many processors there are.
 const MOST: usize = 16;
@@ -19,29 +21,40 @@ const FEWEST: usize = 4;
 const BESIDES: usize = 3;
 /// Address space that a serving thread needs: the buffer for requests is 16 MiB, and blocks are decoded into others.
 const ROOM: usize = 24 << 20;
+/// Address space for the rest: small values on the heap, and stacks of other threads.
+const SPARE: usize = 8 << 20;
 
-/// How many threads can serve. An error says why none can.
-pub(super) fn serving() -> io::Result<usize> {
+/// How many threads can serve if the reader takes all that it needs. An error says why none can.
+pub(super) fn serving(reader: &Needs) -> io::Result<usize> {
+    // Held while threads are tried, since the reader takes it later: a failed allocation ends the process and leaves a
+    // dead mount.
+    let room = take(reader.bytes.saturating_add(SPARE))?;
     let wanted = thread::available_parallelism().map_or(1, usize::from).clamp(FEWEST, MOST);
-    let (started, limit) = try_to_start(wanted + BESIDES);
-    match (started.saturating_sub(BESIDES), limit) {
-        (0, Some(error)) => Err(error),
-        (threads, _) => Ok(threads.max(1)),
+    // The first ones are required. Without a prefetch thread, or a second one that serves, reads are slower.
+    let mut rooms = vec![0; BESIDES];
+    rooms.push(ROOM);
+    rooms.extend(iter::repeat_n(0, reader.threads));
+    rooms.extend(iter::repeat_n(ROOM, wanted - 1));
+    let (started, limit) = try_to_start(&rooms);
+    drop(room);
+    match (started > BESIDES, limit) {
+        (false, Some(error)) => Err(error),
+        _ => Ok(1 + started.saturating_sub(BESIDES + 1 + reader.threads)),
     }
 }
 
-/// Starts so many threads, which end at once. Returns how many could be had at the same time, and why no more.
-fn try_to_start(count: usize) -> (usize, Option<io::Error>) {
+/// Starts one thread for each of these numbers. It takes that many bytes and waits until all were tried. Returns how many
+/// threads could run at the same time, and the error that stopped the next one.
+fn try_to_start(rooms: &[usize]) -> (usize, Option<io::Error>) {
     // They wait until this is dropped.
     let (hold, held) = bounded::<()>(0);
     let (tell, told) = unbounded();
     thread::scope(|scope| {
         let hold = hold;
-        for number in 0..count {
+        for (number, bytes) in rooms.iter().enumerate() {
             let (held, tell) = (held.clone(), tell.clone());
-            let serves = number >= BESIDES;
             let probe = move || {
-                let room = take_room(serves);
+                let room = take(*bytes).and_then(|room| Ok((room, take_files()?)));
                 let _ = tell.send(room.as_ref().err().map(|error| io::Error::new(error.kind(), error.to_string())));
                 let _ = held.recv();
             };
@@ -55,17 +68,20 @@ fn try_to_start(count: usize) -> (usize, Option<io::Error>) {
             }
         }
         drop(hold);
-        (count, None)
+        (rooms.len(), None)
     })
 }
 
-/// Takes what a thread needs that serves, or what one needs that does not.
-fn take_room(serves: bool) -> io::Result<(Vec<u8>, [File; 2])> {
+/// Allocates this many bytes and does not touch them.
+fn take(bytes: usize) -> io::Result<Vec<u8>> {
     let mut room = Vec::new();
-    if serves {
-        room.try_reserve_exact(ROOM).map_err(|_| io::Error::from(io::ErrorKind::OutOfMemory))?;
-    }
-    Ok((black_box(room), [File::open("/dev/null")?, File::open("/dev/null")?]))
+    room.try_reserve_exact(bytes).map_err(|_| io::Error::from(io::ErrorKind::OutOfMemory))?;
+    Ok(black_box(room))
+}
+
+/// Opens as many descriptors as a thread needs.
+fn take_files() -> io::Result<[File; 2]> {
+    Ok([File::open("/dev/null")?, File::open("/dev/null")?])
 }
 
 #[cfg(test)]
@@ -74,7 +90,15 @@ mod tests {
 
     #[test]
     fn where_nothing_is_short_all_threads_can_be_had() {
-        assert!((FEWEST..=MOST).contains(&serving().unwrap()));
-        assert!(matches!(try_to_start(0), (0, None)));
+        assert!((FEWEST..=MOST).contains(&serving(&Needs { threads: 2, bytes: 64 << 20 }).unwrap()));
+        assert!(matches!(try_to_start(&[]), (0, None)));
+    }
+
+    #[test]
+    fn memory_that_the_reader_cannot_have_is_an_error() {
+        for bytes in [usize::MAX, isize::MAX.unsigned_abs() - SPARE] {
+            let error = serving(&Needs { threads: 2, bytes }).unwrap_err();
+            assert_eq!(error.kind(), io::ErrorKind::OutOfMemory);
+        }
     }
 }

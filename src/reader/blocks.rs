@@ -5,7 +5,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 
 use super::Error;
-use super::buffers::Buffers;
+use super::buffers::{self, Buffers};
 use super::cache::{Cache, Weigh};
 use super::error::BlockProblem;
 use super::file::starts_of;
@@ -115,6 +115,12 @@ impl Core {
             buffers: Arc::default(),
             decoded: AtomicU64::new(0),
         }
+    }
+
+    /// Bytes that the caches and the buffers kept for reuse take at most.
+    pub(super) fn room(&self) -> usize {
+        let caches = self.blocks.blocks.limit().saturating_add(self.blocks.nodes.limit());
+        caches.saturating_add(buffers::KEPT + buffers::WORK_KEPT)
     }
 
     /// How many blocks were decoded so far.

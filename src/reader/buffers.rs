@@ -10,8 +10,10 @@ use std::sync::{Mutex, PoisonError};
 use crate::format::{BLOCK_SIZE, SEALED_SIZE};
 
 /// Bytes that are kept at most of buffers for plaintext, and of those for what is not opened or decompressed yet.
-const KEPT: usize = 4 * BLOCK_SIZE;
-const WORK_KEPT: usize = 4 * SEALED_SIZE;
+pub(super) const KEPT: usize = 4 * BLOCK_SIZE;
+pub(super) const WORK_KEPT: usize = 4 * SEALED_SIZE;
+/// Bytes of the buffers that one thread uses to decode a block: as it is stored, opened, and decompressed.
+pub(super) const IN_USE: usize = 2 * SEALED_SIZE + BLOCK_SIZE;
 
 /// Smaller ones are taken from the heap: what they leave there others can use.
 const LARGE: usize = 64 << 10;

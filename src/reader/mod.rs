@@ -4,7 +4,7 @@
 //! - [`blocks`]: blocks fetched, opened and kept in a cache of bounded bytes; each is fetched once, however
 //!   many wait for it
 //! - [`buffers`]: what blocks are read, opened and decompressed into
-//! - [`ahead`]: threads that decode what will be wanted soon
+//! - [`prefetch`]: threads that decode what will be wanted soon
 //! - [`cache`]: that cache: least recently used, counted in bytes
 //! - [`tree`]: directories: entries by name, by position and by rank
 //! - [`walk`]: all that is below a directory, however deep
@@ -69,10 +69,24 @@ pub struct Reader {
     ahead: Prefetch,
 }
 
+/// What a [`Reader`] takes at most, next to what the threads that call it need.
+pub struct Needs {
+    /// Prefetch threads. If they cannot be started, reads are slower.
+    pub threads: usize,
+    /// Bytes of memory: caches, buffers, and those of its threads.
+    pub bytes: usize,
+}
+
 impl Reader {
     /// A reader whose caches hold at most `cache_size` bytes.
     pub fn new(repository: Repository, access: Access, cache_size: usize) -> Self {
         Reader { core: Arc::new(Core::new(repository, access, cache_size)), ahead: Prefetch::default() }
+    }
+
+    /// The memory and the threads that reading takes at most.
+    pub fn needs(&self) -> Needs {
+        let threads = prefetch::threads();
+        Needs { threads, bytes: self.core.room().saturating_add(threads * buffers::IN_USE) }
     }
 
     /// The repository.

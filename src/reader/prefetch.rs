@@ -61,11 +61,15 @@ impl Prefetch {
     }
 }
 
+/// The number of prefetch threads.
+pub(super) fn threads() -> usize {
+    thread::available_parallelism().map_or(1, usize::from).min(THREADS)
+}
+
 /// Starts the threads. They end when nobody can send anything any more.
 fn start(core: &Arc<Core>) -> Sender<PrefetchRequest> {
     let (sender, wanted) = bounded::<PrefetchRequest>(MOST);
-    let threads = thread::available_parallelism().map_or(1, usize::from).min(THREADS);
-    for _ in 0..threads {
+    for _ in 0..threads() {
         let (core, wanted) = (Arc::clone(core), wanted.clone());
         // Without them everything is only slower.
         let _ = thread::Builder::new().name("ahead".into()).spawn(move || work(&core, &wanted));
