@@ -14,6 +14,7 @@ use roaring::RoaringTreemap;
 
 use super::budget::Budget;
 use super::calls::Calls;
+use super::entry::{CHANGED, change, entry_of, weight};
 use super::event::{
     Arriving, Content as FileContent, End, Enter, Event, Kept, NewFile, NewFiles, OldSegment, Plain as PlainEntry,
     Reused,
@@ -21,11 +22,11 @@ use super::event::{
 use super::limits::{ATTRIBUTES_OPEN, ENTRIES_OPEN};
 use super::nodes::{Link, NodeKey, Nodes, PLACEHOLDER, Purpose};
 use super::path_stack::PathStack;
-use super::read::Reading;
+use super::read::ReadSetup;
 use super::seal::{Done, OpenPacks, Plain};
 use super::session::Session;
 use super::store::Store;
-use super::{Error, INLINE_EXTENTS, NODE_ITEMS, Options, change, entry_of};
+use super::{Error, INLINE_EXTENTS, NODE_ITEMS, Options};
 use crate::catalog::stats::Stats;
 use crate::catalog::{
     BlockId, Catalog, DeferredFile, DirectoryId, DirectoryRow, PackRow, SegmentId, SegmentRow, Stored, StoredState,
@@ -35,9 +36,6 @@ use crate::format::index::{IndexedBlock, IndexedPack, PackKind};
 use crate::format::{Content, Digest, Entry, Extent, HardLink, Items, PackId, Segment, Subtree};
 use crate::monitor::Monitor;
 use crate::source::{Extended, LastMount, Owners, Stat};
-
-/// What is said of a file that did not keep still.
-pub(super) const CHANGED: &str = "it changed while it was read; what was read is stored and marked";
 
 /// A commit comes earlier after so many chunks: until then SQLite holds back what it changed.
 const COMMIT_CHUNKS: usize = 100_000;
@@ -181,7 +179,7 @@ impl<'a> Engine<'a> {
         monitor: &'a dyn Monitor,
         (events, calls): (Receiver<Vec<Event>>, &'a Calls),
         (plain, buffers, open_packs, done): Stages<'a>,
-        (above, trail, reading): (DirectoryId, PathStack, &Reading),
+        (above, trail, reading): (DirectoryId, PathStack, &ReadSetup),
     ) -> Result<Self, Error> {
         Ok(Engine {
             session,
@@ -436,7 +434,7 @@ impl<'a> Engine<'a> {
             None if self.devices.values().any(|number| *number == stat.dev) => return Ok(None),
             None => stat.dev,
         };
-        let by_ctime = self.options.identity.ctime;
+        let by_ctime = self.options.reading.identity.ctime;
         let id = self.catalog.hard_link((number, stat.ino), stat.ctime, &entry.content_digest(), by_ctime)?;
         Ok((id < HardLink::ID_LIMIT).then_some(HardLink { id, count: stat.nlink }))
     }
@@ -841,7 +839,8 @@ impl<'a> Engine<'a> {
     }
 
     fn commit_if_due(&mut self) -> Result<(), Error> {
-        if self.last_commit.elapsed() < self.options.commit_interval && self.chunks_since_commit < COMMIT_CHUNKS {
+        if self.last_commit.elapsed() < self.options.policy.commit_interval && self.chunks_since_commit < COMMIT_CHUNKS
+        {
             return Ok(());
         }
         self.commit(None)?;
@@ -860,19 +859,6 @@ impl<'a> Engine<'a> {
         }
         Error::Stopped(stage)
     }
-}
-
-/// About how many bytes an entry takes in a node, rather too many than too few.
-pub(super) fn weight(entry: &Entry) -> usize {
-    let content = match &entry.content {
-        Content::Target(target) => target.len(),
-        Content::Extents { extents, .. } => 50 * extents.len(),
-        Content::Nodes { nodes, .. } => 60 * nodes.len(),
-        _ => 0,
-    };
-    let xattrs: usize = entry.xattrs.iter().map(|(name, value)| name.len() + value.len() + 10).sum();
-    // A name, numbers, a digest and a block of its own in the table; owners' names.
-    300 + entry.name.len() + content + xattrs
 }
 
 fn extent_of(stored: &Stored) -> Extent {

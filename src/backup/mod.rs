@@ -6,32 +6,35 @@
 //!                                       catalog ───┘ └───────────────────────────┘
 //! ```
 //!
-//! - [`session`]: the lock, and a catalog that agrees with the repository, before anything is written
-//! - [`scope`]: what is backed up; [`list`] reads lists of paths, [`selection`] holds them
-//! - [`walk`]: lists, compares with the catalog, asks for what changed to be read
-//! - [`ahead`], [`found`]: helpers look into directories before the walk gets there
+//! - [`options`], [`summary`], [`error`]: input and output of a backup
+//! - [`session`]: takes the lock and makes the catalog agree with the repository before anything is written
+//! - [`scope`]: the paths to back up; [`list`] reads lists of paths, [`selection`] holds them
+//! - [`walk`]: lists directories, compares them with the catalog, and sends jobs to the readers
+//! - [`readahead`], [`listing`]: helpers that look into directories before the walk gets there
 //! - [`calls`]: calls to the source that do not return
-//! - [`settle`]: files that do not keep still are looked at again in the end
-//! - [`devices`]: devices that have other numbers than last time
-//! - [`stdin`]: a pipe in the walk's place
-//! - [`event`]: what the walk tells the engine
-//! - [`read`]: many readers of small files, one of large files
-//! - [`seen`]: files of several names, which are read once
-//! - [`budget`]: the loan of memory for what was read ahead; [`parking`]: a temporary file in its place
-//! - [`preview`]: a dry run, in the place of all that follows the walk
-//! - [`trail`]: where the walk is, for messages
-//! - [`engine`]: decides, in one thread
-//! - [`store`]: chunks into blocks; what is known is not stored again
-//! - [`nodes`]: tree nodes that wait for what they refer to
+//! - [`retry`]: files that changed while they were read are visited again at the end
+//! - [`devices`]: devices with other numbers than in the last backup
+//! - [`stdin`]: reads a pipe instead of walking a tree
+//! - [`event`]: the messages from the walk to the engine
+//! - [`read`]: several readers of small files, one of large files
+//! - [`hard_links`]: files with several names are read once
+//! - [`budget`]: bounds the memory of readahead; [`spill`] is a temporary file used instead
+//! - [`preview`]: a dry run, which follows the walk instead of the engine
+//! - [`path_stack`]: the path of the current directory, for messages
+//! - [`entry`]: entries as the file system describes them
+//! - [`engine`]: decides everything, in one thread
+//! - [`store`]: chunks into blocks, without duplicates
+//! - [`nodes`]: tree nodes that wait for the blocks that they refer to
 //! - [`seal`]: compression, encryption, packs
 //! - [`commit`]: the order of durability
-//! - [`limits`]: how much memory all of it takes
+//! - [`limits`]: upper bounds on memory
 
 mod budget;
 mod calls;
 mod commit;
 mod devices;
 mod engine;
+mod entry;
 mod error;
 mod event;
 mod hard_links;
@@ -39,6 +42,7 @@ mod limits;
 mod list;
 mod listing;
 mod nodes;
+mod options;
 mod path_stack;
 mod preview;
 mod read;
@@ -52,13 +56,13 @@ mod session;
 mod spill;
 mod stdin;
 mod store;
+mod summary;
 mod walk;
 
 use std::cell::RefCell;
 use std::collections::HashSet;
-use std::ffi::OsString;
 use std::os::unix::ffi::OsStrExt;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
@@ -68,28 +72,33 @@ use crossbeam_channel::{bounded, unbounded};
 use roaring::RoaringTreemap;
 
 pub use error::Error;
+pub use options::{
+    CHUNK_SIZE, COMMIT_INTERVAL, COMPRESSION, MERGE_FILES_UNDER, Options, RETRIES, Reading, RunPolicy, SETTLE_MAX,
+    Selection, Storing,
+};
+pub use summary::Summary;
 
-use crate::catalog::stats::{ComparedFields, Stats};
+use crate::catalog::stats::Stats;
 use crate::catalog::{Catalog, DirectoryId, Labels, Presence, SnapshotRow, SourceRow};
-use crate::format::entry::{Content, Entry, Subtree};
+use crate::format::entry::{Content, Subtree};
 use crate::format::id::{SnapshotId, SourceId};
 use crate::format::name::{self, SnapshotName};
 use crate::format::snapshot::{Snapshot, Statistics};
 use crate::format::source::Source;
 use crate::format::{ChunkRef, Items, Node, Timestamp};
-use crate::inventory::READ_AGAIN;
 use crate::monitor::{Monitor, Total};
 use crate::repository::Repository;
-use crate::source::{Chunker, EntryMount, Extended, LastMount, MountTable, Stat, Tags, now, temporary_folder};
+use crate::source::{Chunker, EntryMount, LastMount, MountTable, Tags, now};
 use crate::threads::{TooFew, start};
 use calls::Calls;
 use devices::Devices;
 use engine::{Engine, Outcome, Tally};
+use entry::entry_of;
 use hard_links::Seen;
 use limits::{CHANNEL, Directories, EVENTS, HELPERS, Lanes, WALK_STACK, workers};
 use path_stack::PathStack;
 use preview::Preview;
-use read::Reading;
+use read::ReadSetup;
 use readahead::Readahead;
 use retry::Settling;
 use rules::Rules;
@@ -102,150 +111,6 @@ use walk::{Counts, Stop, Walk};
 const NODE_ITEMS: usize = 1000;
 /// Extents, or nodes of extents, that stand in an entry itself.
 const INLINE_EXTENTS: usize = 100;
-
-/// Average bytes of a chunk, unless asked otherwise.
-pub const CHUNK_SIZE: usize = 512 << 10;
-/// Files below this are gathered into composites, unless asked otherwise.
-pub const MERGE_FILES_UNDER: usize = 512 << 10;
-/// zstd's level, unless asked otherwise.
-pub const COMPRESSION: i32 = 3;
-/// Time between commits, unless asked otherwise.
-pub const COMMIT_INTERVAL: Duration = Duration::from_secs(60);
-
-/// How often a file that changes is read again, unless asked otherwise.
-pub const RETRIES: u32 = 3;
-/// How long files that changed just now are waited for, unless asked otherwise.
-pub const SETTLE_MAX: Duration = Duration::from_secs(5);
-
-/// What to back up, and how.
-#[derive(Debug, Clone)]
-pub struct Options {
-    /// The source's name; none: the last name of the path or the name of standard input, `root` for several.
-    pub source: Option<String>,
-    /// What to back up. One directory is the snapshot's root; otherwise the root is `/`, with what leads to the paths. A
-    /// symbolic link at the end of a path is followed only if a slash follows it.
-    pub paths: Vec<PathBuf>,
-    /// Files that list more paths, one a line or with a NUL behind each; `-` is standard input. With a list the
-    /// root is always `/`. What is listed is taken with all below it, but a symbolic link stays one.
-    pub files_from: Vec<PathBuf>,
-    /// Instead of paths: standard input, as a file of this name. It is the only one in the snapshot.
-    pub stdin: Option<OsString>,
-    /// Words to find the snapshot by.
-    pub tags: Vec<String>,
-    /// Patterns of what to leave out, as in a `.gitignore` at the snapshot's root. Like all that is left out,
-    /// it is on the way to a path, too, and what a list names.
-    pub exclude: Vec<String>,
-    /// Files of such patterns, which come before those in `exclude`: of several that match the last one counts.
-    pub exclude_from: Vec<PathBuf>,
-    /// Of directories with a valid `CACHEDIR.TAG` take nothing but that.
-    pub exclude_caches: bool,
-    /// Of directories that have an entry of one of these names take nothing but that entry.
-    pub exclude_if_present: Vec<OsString>,
-    /// Leave out what has the attribute `d` (`chattr +d`).
-    pub exclude_nodump: bool,
-    /// Leave mounts of other file systems below the paths empty. Each path counts for itself.
-    pub one_file_system: bool,
-    /// Average bytes of a chunk. From 1 MiB on files are cut at fixed offsets of 1 MiB.
-    pub chunk_size: usize,
-    /// Files, and tails of files, below this are gathered into composites.
-    pub merge_files_under: usize,
-    /// One worker, and chunks wait in unnamed temporary files.
-    pub low_memory: bool,
-    /// zstd's level.
-    pub compression: i32,
-    /// Time between commits. A run that is killed loses at most so much work.
-    pub commit_interval: Duration,
-    /// Make no snapshot if nothing changed.
-    pub skip_if_unchanged: bool,
-    /// What makes a file the same as before.
-    pub identity: ComparedFields,
-    /// Believe no identity: read every file.
-    pub reread: bool,
-    /// How often a file is read again that changes while it is read, before it is stored as it was read, and marked.
-    pub retries: u32,
-    /// How long to wait in all for files that changed just now.
-    pub settle_max: Duration,
-    /// Time to wait for another run that writes.
-    pub wait_lock: Duration,
-    /// Bytes of packs to read again, of those that were not looked at for long.
-    pub recheck: u64,
-    /// Only say what is new or changed. No file is opened, and nothing is written.
-    pub dry_run: bool,
-}
-
-impl Default for Options {
-    fn default() -> Self {
-        Options {
-            source: None,
-            paths: Vec::new(),
-            files_from: Vec::new(),
-            stdin: None,
-            tags: Vec::new(),
-            exclude: Vec::new(),
-            exclude_from: Vec::new(),
-            exclude_caches: false,
-            exclude_if_present: Vec::new(),
-            exclude_nodump: false,
-            one_file_system: false,
-            chunk_size: CHUNK_SIZE,
-            merge_files_under: MERGE_FILES_UNDER,
-            low_memory: false,
-            compression: COMPRESSION,
-            commit_interval: COMMIT_INTERVAL,
-            skip_if_unchanged: false,
-            identity: ComparedFields::default(),
-            reread: false,
-            retries: RETRIES,
-            settle_max: SETTLE_MAX,
-            wait_lock: Duration::ZERO,
-            recheck: READ_AGAIN,
-            dry_run: false,
-        }
-    }
-}
-
-/// What a backup did.
-#[derive(Debug, Clone)]
-pub struct Summary {
-    /// The snapshot; none if nothing changed and none was wanted then.
-    pub snapshot: Option<SnapshotName>,
-    /// The source's name.
-    pub source: String,
-    /// Nothing was done: what is said to be read is what would have been.
-    pub dry_run: bool,
-    /// Files that were not there before.
-    pub new_files: u64,
-    /// Files that look different.
-    pub changed_files: u64,
-    /// Files that look as before, and were not opened.
-    pub unmodified_files: u64,
-    /// Files that were opened and read.
-    pub read_files: u64,
-    /// All files.
-    pub files: u64,
-    /// All directories.
-    pub directories: u64,
-    /// Links and special files.
-    pub others: u64,
-    /// Sizes of all files added up.
-    pub bytes: u64,
-    /// Bytes of files that were read, holes left out.
-    pub read_bytes: u64,
-    /// Bytes that the repository did not have, of files and of directories, before they were compressed.
-    pub added_bytes: u64,
-    /// Packs of file content that were stored.
-    pub data_packs: u64,
-    /// Packs of tree nodes that were stored.
-    pub tree_packs: u64,
-    /// Bytes of those data packs.
-    pub data_bytes: u64,
-    /// Bytes of those tree packs.
-    pub tree_bytes: u64,
-    /// Files and directories that could not be read as they were, and packs that were found to be lost.
-    pub problems: u64,
-    /// Time from start to end.
-    pub duration: Duration,
-}
 
 /// Makes a backup, or only says what it would do. `state` is the machine's state directory; `stop` ends the run early
 /// when set.
@@ -284,12 +149,12 @@ fn run_watched(
 ) -> Result<Summary, Error> {
     let started = (now(), Instant::now());
     let mounts = MountTable::read()?;
-    let scope = Scope::of(options, &mounts, calls, monitor)?;
+    let scope = Scope::of(&options.selection, &mounts, calls, monitor)?;
     let mut problems = scope.missing;
     let local = repository.target().local_path();
     let forbidden = local.into_iter().chain([state]).filter_map(identify).collect();
     scope.stay_out_of(&forbidden)?;
-    let mut summary = if options.dry_run {
+    let mut summary = if options.policy.dry_run {
         let preview = Preview { scope: &scope, monitor, stop, calls };
         preview.run(look(repository, state, monitor, stop)?, rules(&scope, options, (mounts, forbidden)))?
     } else {
@@ -331,7 +196,7 @@ impl Attempt<'_> {
     fn run(&self, watch: &Watch<'_>, mend: bool, problems: &mut u64) -> Result<Summary, Error> {
         let Attempt { repository, state, scope, options, .. } = *self;
         let Watch { monitor, stop, calls, started } = *watch;
-        let (session, mut catalog) = Session::open(repository, state, options, mend, monitor, stop)?;
+        let (session, mut catalog) = Session::open(repository, state, &options.policy, mend, monitor, stop)?;
         *problems += session.lost_packs;
         let source = find_source(&session, &mut catalog, &scope.name)?;
         expect_as_before(&catalog, Some(source.0), monitor)?;
@@ -344,7 +209,7 @@ impl Attempt<'_> {
         match self.scope.origin {
             Origin::Tree { .. } => self.run(watch, true, problems),
             Origin::Stdin(_) => {
-                Session::open(self.repository, self.state, self.options, true, watch.monitor, watch.stop)?;
+                Session::open(self.repository, self.state, &self.options.policy, true, watch.monitor, watch.stop)?;
                 Err(error)
             }
         }
@@ -379,12 +244,12 @@ fn find_source(session: &Session<'_>, catalog: &mut Catalog, name: &str) -> Resu
 fn rules(scope: &Scope, options: &Options, (mounts, forbidden): (MountTable, HashSet<(u64, u64)>)) -> Rules {
     Rules {
         exclude: scope.exclude.clone(),
-        tags: Tags { caches: options.exclude_caches, names: options.exclude_if_present.clone() },
-        exclude_nodump: options.exclude_nodump,
-        identity: options.identity,
-        one_file_system: options.one_file_system,
-        reread: options.reread,
-        large: options.merge_files_under as u64,
+        tags: Tags { caches: options.selection.exclude_caches, names: options.selection.exclude_if_present.clone() },
+        exclude_nodump: options.selection.exclude_nodump,
+        identity: options.reading.identity,
+        one_file_system: options.selection.one_file_system,
+        reread: options.reading.reread,
+        large: options.storing.merge_files_under as u64,
         mounts,
         forbidden,
     }
@@ -398,11 +263,6 @@ fn expect_as_before(catalog: &Catalog, source: Option<SourceRow>, monitor: &dyn 
         monitor.progress().expect(Total { files, bytes, estimated: true });
     }
     Ok(())
-}
-
-/// What is said of an entry that a snapshot gets anew.
-fn change(existed: bool) -> &'static str {
-    if existed { "changed" } else { "new" }
 }
 
 /// What one run is made of.
@@ -420,18 +280,18 @@ struct Run<'a> {
 impl Run<'_> {
     /// Starts all stages, follows the walk with the engine, and makes the snapshot.
     fn stages(&self, catalog: Catalog, rules: Rules) -> Result<Summary, Error> {
-        let workers = match self.options.low_memory {
+        let workers = match self.options.policy.low_memory {
             true => 1,
-            false => workers(self.options.compression),
+            false => workers(self.options.storing.compression),
         };
         let target = self.session.repository.target();
         let sealer = self.session.writer.block_sealer();
         let rules = Arc::new(rules);
         let past = catalog.past()?;
         catalog.clear_deferred()?;
-        let lanes = &Lanes::new(self.options.low_memory)?;
-        let reading = Reading {
-            cutter: Chunker::new(self.session.trust.seed, self.options.chunk_size),
+        let lanes = &Lanes::new(self.options.policy.low_memory)?;
+        let reading = ReadSetup {
+            cutter: Chunker::new(self.session.trust.seed, self.options.storing.chunk_size),
             whole_below: rules.large,
             attributes: lanes.attributes.clone(),
             seen: Seen::default(),
@@ -440,7 +300,7 @@ impl Run<'_> {
         };
         let reading = &reading;
         let ahead = Readahead::default();
-        let settling = Settling { retries: self.options.retries, longest: self.options.settle_max };
+        let settling = Settling { retries: self.options.reading.retries, longest: self.options.reading.settle_max };
 
         thread::scope(|threads| {
             let (events_in, events) = bounded(EVENTS);
@@ -453,7 +313,7 @@ impl Run<'_> {
             let (large, large_out) = bounded(directories.jobs);
 
             let packs = Arc::new(OpenPacks::new(target, self.session.run, full, done_in.clone()));
-            let level = self.options.compression;
+            let level = self.options.storing.compression;
             let make_sealer = {
                 let packs = packs.clone();
                 move || {
@@ -564,11 +424,11 @@ impl Run<'_> {
             Origin::Stdin(_) => counts.unmodified == 1 || !root.changed,
             Origin::Tree { .. } => {
                 let now = self.identity(root, false);
-                let as_before = |(row, _): &(SnapshotRow, _)| now.same_as(&row.root, self.options.identity);
+                let as_before = |(row, _): &(SnapshotRow, _)| now.same_as(&row.root, self.options.reading.identity);
                 !root.changed && previous.as_ref().is_some_and(as_before)
             }
         };
-        if self.options.skip_if_unchanged && same && previous.is_some() {
+        if self.options.policy.skip_if_unchanged && same && previous.is_some() {
             engine.catalog.link_directories(&[root.id])?;
             engine.catalog.set_finished()?;
             engine.commit(None)?;
@@ -658,7 +518,7 @@ impl Run<'_> {
         Labels {
             host: rustix::system::uname().nodename().to_string_lossy().into_owned(),
             paths: self.scope.paths.iter().map(|path| path.as_os_str().as_bytes().to_vec()).collect(),
-            tags: self.options.tags.clone(),
+            tags: self.options.policy.tags.clone(),
         }
     }
 
@@ -717,31 +577,4 @@ fn statistics(counts: Counts, tally: Tally) -> Statistics {
         bytes: counts.bytes,
         stored_bytes: tally.data_bytes + tally.tree_bytes,
     }
-}
-
-/// An entry with what the file system says of it.
-fn entry_of(name: Vec<u8>, stat: &Stat, extended: Extended, content: Content) -> Entry {
-    let size = match &content {
-        Content::Target(target) => target.len() as u64,
-        _ => 0,
-    };
-    Entry {
-        name,
-        kind: stat.kind,
-        mode: stat.mode,
-        uid: stat.uid,
-        gid: stat.gid,
-        mtime: stat.mtime,
-        size,
-        content,
-        link: None,
-        xattrs: extended.xattrs,
-        flags: 0,
-        inode_flags: extended.inode_flags,
-    }
-}
-
-/// A temporary file that failed.
-fn temporary(source: std::io::Error) -> Error {
-    Error::Temporary { folder: temporary_folder().display().to_string(), source }
 }

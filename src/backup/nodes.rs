@@ -8,7 +8,8 @@
 use std::collections::HashMap;
 
 use super::Error;
-use super::engine::{Engine, weight};
+use super::engine::Engine;
+use super::entry::weight;
 use super::limits::NODES_WAITING;
 use crate::catalog::stats::Stats;
 use crate::catalog::{BlockId, DirectoryId, SegmentId, Stored};

@@ -1,4 +1,4 @@
-//! Reading files: many small ones at once, large ones one after the other.
+//! ReadSetup files: many small ones at once, large ones one after the other.
 //!
 //! On a cold disk a small file costs a seek, so many are asked for at once, whatever the number of cores.
 //! Small files that are neighbours are one job, since waking a reader, and then the engine, takes longer than reading
@@ -63,7 +63,7 @@ pub(super) struct JobFile {
 }
 
 /// How files are read.
-pub(super) struct Reading {
+pub(super) struct ReadSetup {
     pub(super) cutter: Chunker,
     /// Files below this are one chunk.
     pub(super) whole_below: u64,
@@ -118,7 +118,7 @@ impl From<source::Error> for Stop {
 }
 
 /// Reads files until there are no more jobs.
-pub(super) fn work(jobs: &Receiver<Job>, reading: &Reading, lane: &Lane) {
+pub(super) fn work(jobs: &Receiver<Job>, reading: &ReadSetup, lane: &Lane) {
     for Job { directory, files, content } in jobs {
         let mut out = Out::new(&content);
         // If nobody listens any more, nobody needs to know why.
@@ -131,7 +131,7 @@ pub(super) fn work(jobs: &Receiver<Job>, reading: &Reading, lane: &Lane) {
     }
 }
 
-fn read(directory: &Directory, job: JobFile, reading: &Reading, lane: &Lane, out: &mut Out<'_>) -> Result<(), Stop> {
+fn read(directory: &Directory, job: JobFile, reading: &ReadSetup, lane: &Lane, out: &mut Out<'_>) -> Result<(), Stop> {
     let name = OsStr::from_bytes(&job.name);
     let patience = job.patience;
     let call = reading.calls.about_names(directory.shared_path(), [name]);
@@ -247,7 +247,7 @@ fn open(directory: &Directory, name: &OsStr, patience: Patience) -> Result<File,
 }
 
 /// Reads a file's content and returns its digest.
-fn digest_of(file: &File, stat: &Stat, reading: &Reading, call: &Call<'_>) -> Result<Digest, Stop> {
+fn digest_of(file: &File, stat: &Stat, reading: &ReadSetup, call: &Call<'_>) -> Result<Digest, Stop> {
     let mut hasher = ContentHasher::default();
     let sparse = source::has_holes(file, stat)?;
     reading.cutter.cut(file, stat.size, sparse, &mut |piece| -> Result<(), Stop> {
@@ -262,7 +262,7 @@ fn digest_of(file: &File, stat: &Stat, reading: &Reading, call: &Call<'_>) -> Re
 
 /// Whether there is more in a file than its size: the kernel and FUSE programs make up files. Elsewhere only a file of no
 /// size is asked.
-fn has_more(file: &File, stat: &Stat, reading: &Reading) -> io::Result<bool> {
+fn has_more(file: &File, stat: &Stat, reading: &ReadSetup) -> io::Result<bool> {
     if stat.size > 0 && reading.mounts.of(stat).clock == Clock::Ours {
         return Ok(false);
     }

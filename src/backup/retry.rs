@@ -19,11 +19,11 @@ use std::time::{Duration, Instant};
 use crossbeam_channel::Receiver;
 
 use super::Error;
-use super::engine::CHANGED;
+use super::entry::CHANGED;
 use super::event::{Enter, Event, Kept, OldSegment};
 use super::listing::{Borders, Found};
 use super::read::Patience;
-use super::selection::Part;
+use super::selection::Subset;
 use super::walk::{Attempt, Before, Here, Known, Parent, Place, Segments, Stop, Walk, blocks_of};
 use crate::catalog::{DeferredFile, SegmentRow, StoredState};
 use crate::format::{Kind, Timestamp};
@@ -91,7 +91,7 @@ struct Pass<'p> {
     settling: Settling,
     /// Time until the last pass.
     left: Duration,
-    part: Part<'p>,
+    part: Subset<'p>,
 }
 
 impl Walk<'_> {
@@ -102,7 +102,7 @@ impl Walk<'_> {
         settling: Settling,
         go: &Receiver<()>,
         root: &Path,
-        part: Part<'_>,
+        part: Subset<'_>,
     ) -> Result<(), Stop> {
         if go.recv().is_err() {
             return Ok(());

@@ -10,8 +10,8 @@ use std::path::{Component, Path, PathBuf};
 use rustix::io::Errno;
 
 use super::calls::Calls;
-use super::selection::Selection;
-use super::{Error, Options, list};
+use super::selection::PathSet;
+use super::{Error, Selection, list};
 use crate::format::entry::is_name;
 use crate::format::source::is_source_name;
 use crate::monitor::Monitor;
@@ -38,7 +38,7 @@ pub(super) enum Origin {
         /// The snapshot's root.
         root: PathBuf,
         /// What of it is wanted.
-        selection: Selection,
+        selection: PathSet,
     },
     /// Standard input, as a file of this name.
     Stdin(Vec<u8>),
@@ -47,26 +47,26 @@ pub(super) enum Origin {
 impl Scope {
     /// Finds out what to back up. Paths that are not there are problems, as long as there are others.
     pub(super) fn of(
-        options: &Options,
+        given: &Selection,
         mounts: &MountTable,
         calls: &Calls,
         monitor: &dyn Monitor,
     ) -> Result<Self, Error> {
-        if let Some(bad) = options.exclude_if_present.iter().find(|name| !is_name(name.as_bytes())) {
+        if let Some(bad) = given.exclude_if_present.iter().find(|name| !is_name(name.as_bytes())) {
             return Err(Error::Usage(format!("{bad:?} can't be the name of an entry of a directory")));
         }
-        match &options.stdin {
-            Some(name) => Scope::of_stdin(name, options),
-            None => Scope::of_tree(options, (mounts, calls), monitor),
+        match &given.stdin {
+            Some(name) => Scope::of_stdin(name, given),
+            None => Scope::of_tree(given, (mounts, calls), monitor),
         }
     }
 
-    fn of_stdin(name: &OsStr, options: &Options) -> Result<Self, Error> {
+    fn of_stdin(name: &OsStr, given: &Selection) -> Result<Self, Error> {
         if !is_name(name.as_bytes()) {
             return Err(Error::Usage(format!("{name:?} can't be the name of a file in a snapshot")));
         }
         Ok(Scope {
-            name: source_name(options, Some(name))?,
+            name: source_name(given, Some(name))?,
             paths: vec![name.into()],
             origin: Origin::Stdin(name.as_bytes().to_vec()),
             exclude: Patterns::new(Path::new("/"), &[])?,
@@ -76,38 +76,38 @@ impl Scope {
     }
 
     fn of_tree(
-        options: &Options,
+        given: &Selection,
         (mounts, calls): (&MountTable, &Calls),
         monitor: &dyn Monitor,
     ) -> Result<Self, Error> {
         // All of the rules are looked at before any of the paths: those may be many.
-        let patterns = patterns(options)?;
-        let alone = options.files_from.is_empty() && options.paths.len() == 1;
+        let patterns = patterns(given)?;
+        let alone = given.files_from.is_empty() && given.paths.len() == 1;
         // The only path is the root of all patterns, or a single file.
         let exclude = Patterns::new(Path::new("/"), if alone { &[] } else { &patterns })?;
         let mut resolver = Resolver { exclude, mounts, calls, last: None };
         let (mut paths, mut wanted, mut missing) = (Vec::new(), Vec::new(), 0);
-        let mut selection = Selection::limited();
+        let mut selection = PathSet::limited();
         let mut found = false;
-        for given in &options.paths {
-            match resolver.resolve(given, Last::Follow) {
+        for written in &given.paths {
+            match resolver.resolve(written, Last::Follow) {
                 Ok(Resolved { path, excluded, link }) => {
                     if let Some(link) = link {
-                        monitor.note(&link_note(given, &path, &link));
+                        monitor.note(&link_note(written, &path, &link));
                     }
                     if !excluded {
                         wanted.push(path.clone());
                     }
                     paths.push(path);
                 }
-                Err(source) if alone => return Err(Error::NoSource { path: given.display().to_string(), source }),
+                Err(source) if alone => return Err(Error::NoSource { path: written.display().to_string(), source }),
                 Err(e) => {
                     missing += 1;
-                    monitor.problem(given, &e.to_string());
+                    monitor.problem(written, &e.to_string());
                 }
             }
         }
-        for list in &options.files_from {
+        for list in &given.files_from {
             list::read(list, &mut |path| match resolver.resolve(path, Last::Keep) {
                 Ok(resolved) => {
                     found = true;
@@ -120,15 +120,15 @@ impl Scope {
             })?;
         }
         if paths.is_empty() && !found {
-            return Err(match options.paths.is_empty() && options.files_from.is_empty() {
+            return Err(match given.paths.is_empty() && given.files_from.is_empty() {
                 true => Error::Usage("nothing was given to back up".into()),
                 false => Error::NothingThere,
             });
         }
-        let name = source_name(options, paths.first().filter(|_| alone).and_then(|path| path.file_name()))?;
+        let name = source_name(given, paths.first().filter(|_| alone).and_then(|path| path.file_name()))?;
         let is_directory = |path: &Path| path.symlink_metadata().is_ok_and(|metadata| metadata.is_dir());
         let (root, selection) = match paths.first().filter(|path| alone && is_directory(path)) {
-            Some(path) => (path.clone(), Selection::default()),
+            Some(path) => (path.clone(), PathSet::default()),
             None => {
                 paths.iter().for_each(|path| selection.add(path));
                 (PathBuf::from("/"), selection.finish())
@@ -178,17 +178,17 @@ pub(super) fn identify(path: &Path) -> Option<(u64, u64)> {
 }
 
 /// Of files first, then those that were given by themselves, so that these win.
-fn patterns(options: &Options) -> Result<Vec<Pattern>, Error> {
+fn patterns(given: &Selection) -> Result<Vec<Pattern>, Error> {
     let mut patterns = Vec::new();
-    for file in &options.exclude_from {
+    for file in &given.exclude_from {
         patterns.extend(Pattern::read_file(file)?);
     }
-    patterns.extend(options.exclude.iter().map(Pattern::new));
+    patterns.extend(given.exclude.iter().map(Pattern::new));
     Ok(patterns)
 }
 
-fn source_name(options: &Options, last: Option<&OsStr>) -> Result<String, Error> {
-    let name = match (&options.source, last) {
+fn source_name(given: &Selection, last: Option<&OsStr>) -> Result<String, Error> {
+    let name = match (&given.source, last) {
         (Some(name), _) => name.clone(),
         (None, Some(last)) => match last.to_str() {
             Some(name) => name.to_owned(),

@@ -10,7 +10,7 @@ use std::path::{Component, Path};
 
 /// Paths of which each is wanted with all below it. Without any: everything is wanted.
 #[derive(Debug, Default)]
-pub(super) struct Selection {
+pub(super) struct PathSet {
     names: Vec<u8>,
     /// Where each path stands in `names`.
     spans: Vec<Span>,
@@ -30,10 +30,10 @@ impl Span {
     }
 }
 
-impl Selection {
+impl PathSet {
     /// Gathers paths.
     pub(super) fn limited() -> Self {
-        Selection { limited: true, ..Selection::default() }
+        PathSet { limited: true, ..PathSet::default() }
     }
 
     /// Adds a path, which is absolute.
@@ -61,14 +61,14 @@ impl Selection {
     }
 
     /// The part of the root.
-    pub(super) fn root(&self) -> Part<'_> {
-        Part { names: &self.names, spans: &self.spans, length: 0, whole: !self.limited }.or_given()
+    pub(super) fn root(&self) -> Subset<'_> {
+        Subset { names: &self.names, spans: &self.spans, length: 0, whole: !self.limited }.or_given()
     }
 }
 
 /// What is wanted of a directory.
 #[derive(Debug, Clone, Copy)]
-pub(super) struct Part<'s> {
+pub(super) struct Subset<'s> {
     names: &'s [u8],
     /// The paths to it and to what is below it.
     spans: &'s [Span],
@@ -78,7 +78,7 @@ pub(super) struct Part<'s> {
     pub(super) whole: bool,
 }
 
-impl<'s> Part<'s> {
+impl<'s> Subset<'s> {
     fn or_given(mut self) -> Self {
         self.whole |= self.is_given();
         self
@@ -96,7 +96,7 @@ impl<'s> Part<'s> {
 
     /// Only what leads to the paths below it.
     pub(super) fn without_the_rest(self) -> Self {
-        Part { whole: false, ..self }
+        Subset { whole: false, ..self }
     }
 
     /// The name below the directory that a path goes on with; none if it ends there.
@@ -126,12 +126,12 @@ impl<'s> Part<'s> {
     }
 
     /// What is wanted of what has this name in it.
-    pub(super) fn child(&self, name: &OsStr) -> Part<'s> {
+    pub(super) fn child(&self, name: &OsStr) -> Subset<'s> {
         let name = name.as_bytes();
         let start = self.spans.partition_point(|span| self.next(span) < Some(name));
         let end = self.spans.partition_point(|span| self.next(span) <= Some(name));
         let spans = self.spans.get(start..end).unwrap_or_default();
-        Part { spans, length: self.length + 1 + name.len(), ..*self }.or_given()
+        Subset { spans, length: self.length + 1 + name.len(), ..*self }.or_given()
     }
 }
 
@@ -139,23 +139,23 @@ impl<'s> Part<'s> {
 mod tests {
     use super::*;
 
-    fn selection(paths: &[&str]) -> Selection {
-        let mut selection = Selection::limited();
+    fn selection(paths: &[&str]) -> PathSet {
+        let mut selection = PathSet::limited();
         paths.iter().for_each(|path| selection.add(Path::new(path)));
         selection.finish()
     }
 
-    fn names(part: Part<'_>) -> Vec<String> {
+    fn names(part: Subset<'_>) -> Vec<String> {
         part.names().map(|name| name.into_string().unwrap()).collect()
     }
 
-    fn at<'s>(selection: &'s Selection, path: &str) -> Part<'s> {
+    fn at<'s>(selection: &'s PathSet, path: &str) -> Subset<'s> {
         path.split('/').filter(|name| !name.is_empty()).fold(selection.root(), |part, name| part.child(name.as_ref()))
     }
 
     #[test]
     fn everything_is_whole_all_the_way_down() {
-        let all = Selection::default();
+        let all = PathSet::default();
         for path in ["/", "/a", "/a/b"] {
             let part = at(&all, path);
             assert!(part.whole && !part.leads_further(), "{path}");
@@ -218,7 +218,7 @@ mod tests {
 
     #[test]
     fn a_path_takes_little_memory() {
-        let mut s = Selection::limited();
+        let mut s = PathSet::limited();
         let length = "/data/some/directory/file-0000000".len();
         let count = 100_000;
         (0..count).for_each(|number| s.add(Path::new(&format!("/data/some/directory/file-{number:07}"))));

@@ -6,7 +6,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, SystemTime};
 
-use super::{Error, Options};
+use super::{Error, RunPolicy};
 use crate::catalog::{Catalog, Claims, Presence, Trust};
 use crate::crypt::{Certificate, Signer};
 use crate::format::generation::Generation;
@@ -51,14 +51,14 @@ impl<'r> Session<'r> {
     pub(super) fn open(
         repository: &'r Repository,
         state: &Path,
-        options: &Options,
+        policy: &RunPolicy,
         mend: bool,
         monitor: &dyn Monitor,
         stop: &AtomicBool,
     ) -> Result<(Self, Catalog), Error> {
         let state = RepositoryState::new(state, repository.id());
         let key = host_key(&state)?;
-        let lock = state.lock(options.wait_lock, stop, |holder| {
+        let lock = state.lock(policy.wait_lock, stop, |holder| {
             monitor.note(&format!("waiting for another run of brackfs that writes to this repository ({holder})"));
         })?;
         let host = key.certificate();
@@ -122,7 +122,7 @@ impl<'r> Session<'r> {
             repository.target().sync(&name::FOLDERS)?;
         }
         settle_snapshots(repository, &mut catalog)?;
-        let found = inventory.recheck(&mut catalog, options.recheck, now().seconds, random)?;
+        let found = inventory.recheck(&mut catalog, policy.recheck, now().seconds, random)?;
         session.lost_packs = found.condemned.packs;
         if !session.unfinished.is_empty() {
             // A run with a copy of this catalog that may be writing at this moment is refused from here on.

@@ -52,7 +52,7 @@ impl Spill {
                 Err(e) => Err(e.into()),
             }
         };
-        let file = make().map_err(super::temporary)?;
+        let file = make().map_err(temporary)?;
         let free = Mutex::new((0..SLOTS as u64).collect());
         Ok(Spill { shared: Arc::new(Shared { file, free }), room: Budget::new(SLOTS) })
     }
@@ -66,7 +66,7 @@ impl Spill {
         let slot = self.shared.free().pop().ok_or(Error::Stopped("temporary files"))?;
         // From here on the slot comes back whatever happens.
         let parked = Parked { shared: self.shared.clone(), slot, length: bytes.len(), _room: room };
-        self.shared.file.write_all_at(bytes, parked.offset()).map_err(super::temporary)?;
+        self.shared.file.write_all_at(bytes, parked.offset()).map_err(temporary)?;
         Ok(Some(parked))
     }
 
@@ -86,7 +86,7 @@ impl Parked {
     /// Reads the chunk back.
     pub(super) fn take(self) -> Result<Vec<u8>, Error> {
         let mut bytes = vec![0; self.length];
-        self.shared.file.read_exact_at(&mut bytes, self.offset()).map_err(super::temporary)?;
+        self.shared.file.read_exact_at(&mut bytes, self.offset()).map_err(temporary)?;
         Ok(bytes)
     }
 
@@ -109,6 +109,11 @@ impl Drop for Parked {
         // The loan goes back after this, so whoever gets it finds the slot.
         self.shared.free().push(self.slot);
     }
+}
+
+/// The error of a temporary file.
+fn temporary(source: io::Error) -> Error {
+    Error::Temporary { folder: temporary_folder().display().to_string(), source }
 }
 
 #[cfg(test)]

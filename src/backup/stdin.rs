@@ -15,7 +15,7 @@ use rustix::io::Errno;
 
 use super::Error;
 use super::event::{Content, End, Event, NewFile, NewFiles};
-use super::read::{self, Lane, Out, Reading, Sink};
+use super::read::{self, Lane, Out, ReadSetup, Sink};
 use super::walk::{AHEAD, Known, Stop, Walk};
 use crate::catalog::DirectoryId;
 use crate::format::entry::Content as Stored;
@@ -32,7 +32,7 @@ impl Walk<'_> {
         &mut self,
         name: &[u8],
         above: DirectoryId,
-        (reading, lane): (&Reading, &Lane),
+        (reading, lane): (&ReadSetup, &Lane),
         started: Timestamp,
     ) -> Result<(), Stop> {
         // It has no inode to be found by, so only what stands at its own place counts.
@@ -130,7 +130,7 @@ fn content_of(items: &Items, name: &[u8]) -> Option<(u64, Digest)> {
     (entry.name == name && entry.kind == Kind::File).then_some((entry.size, digest))
 }
 
-fn read_all(sink: &mut Sink<'_, '_>, reading: &Reading, stop: &AtomicBool) -> Result<(), Stop> {
+fn read_all(sink: &mut Sink<'_, '_>, reading: &ReadSetup, stop: &AtomicBool) -> Result<(), Stop> {
     let stdin = rustix::stdio::stdin().try_clone_to_owned().map_err(Error::Stdin)?;
     let mut input = Input { file: File::from(stdin), stop };
     let result = reading.cutter.cut_stream(&mut input, &mut |piece| sink.piece(piece));

@@ -133,7 +133,7 @@ impl Engine<'_> {
             return Err(Error::Stopped("a chunk is larger than a block"));
         }
         let gathers = match kind {
-            PackKind::Data => bytes.len() < self.options.merge_files_under,
+            PackKind::Data => bytes.len() < self.options.storing.merge_files_under,
             PackKind::Tree => bytes.len() < TREE_COMPOSITE,
         };
         if gathers {

@@ -20,13 +20,14 @@ use super::Error;
 use super::budget::{Budget, Loan};
 use super::calls::Calls;
 use super::devices::Devices;
+use super::entry::entry_of;
 use super::event::{Enter, Event, NewFile, NewFiles, OldSegment, Plain, Reused};
 use super::limits::Directories;
 use super::listing::{Below, Borders, Entries, Found, Ground, Name, Names, Next, Opened, SIBLINGS};
 use super::read::{FILE_OVERHEAD, Job, JobFile, Patience};
 use super::readahead::{Later, Readahead};
 use super::rules::Rules;
-use super::selection::Part;
+use super::selection::Subset;
 use super::spill::SLOTS;
 use crate::catalog::stats::{Stats, StatsReader};
 use crate::catalog::{BlockId, DirectoryId, DirectoryRow, Past, SegmentId, SegmentNode, SegmentRow};
@@ -194,7 +195,7 @@ struct Group {
 
 impl Walk<'_> {
     /// Walks the root directory. `above` is the catalog's parent of it.
-    pub(super) fn root(&mut self, path: &Path, above: DirectoryId, part: Part<'_>) -> Result<(), Stop> {
+    pub(super) fn root(&mut self, path: &Path, above: DirectoryId, part: Subset<'_>) -> Result<(), Stop> {
         let calls = self.calls.clone();
         let call = calls.about(path.into());
         let opened = Opened::only(Directory::open_root(path)?, &self.rules);
@@ -531,7 +532,7 @@ impl Walk<'_> {
         let extended = self.checked(here.directory.extended_of_child(&name), path);
         drop(call);
         let untrusted = self.is_fresh(&stat, looked) || extended.missing.is_some();
-        let entry = super::entry_of(name.into_vec(), &stat, extended, content);
+        let entry = entry_of(name.into_vec(), &stat, extended, content);
         let lent = self.lend(&entry.xattrs)?;
         self.send(Event::Plain(Box::new(Plain { entry, stat, untrusted, existed, lent })))
     }
@@ -832,7 +833,7 @@ pub(super) struct Here<'a> {
 /// Where a directory is, and what is wanted of it.
 #[derive(Clone, Copy)]
 pub(super) struct Place<'a> {
-    pub(super) part: Part<'a>,
+    pub(super) part: Subset<'a>,
     /// Where there are mounts in it or below.
     pub(super) mounts: Option<&'a Arc<MountPlace>>,
     pub(super) borders: Borders,
@@ -858,7 +859,7 @@ impl<'a> Place<'a> {
 }
 
 /// The names in a directory that are looked at.
-fn names<'p>(directory: &Directory, mut tagged: Vec<OsString>, part: Part<'p>) -> Result<Names<'p>, source::Error> {
+fn names<'p>(directory: &Directory, mut tagged: Vec<OsString>, part: Subset<'p>) -> Result<Names<'p>, source::Error> {
     let unlisted = move |name: OsString| {
         let given = part.has(&name);
         Ok(Name::unlisted(name).if_given(given))

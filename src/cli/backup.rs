@@ -12,7 +12,7 @@ use super::common::{Global, RepositoryArg, is_interactive, stop_on_signals};
 use super::exit::{PARTIAL, Usage};
 use super::say;
 use super::show::{name_time, parse_duration, parse_size, rate, size};
-use crate::backup::{self, COMPRESSION, Options, RETRIES, Summary};
+use crate::backup::{self, COMPRESSION, Options, RETRIES, Reading, RunPolicy, Selection, Storing, Summary};
 use crate::catalog::stats::ComparedFields;
 use crate::format::snapshot::{PATHS, TAGS};
 use crate::monitor::count;
@@ -230,7 +230,9 @@ pub(super) struct Args {
 
 pub(super) fn run(args: &Args, global: &Global) -> Result<ExitCode> {
     let options = args.options()?;
-    for (count, limit, what) in [(options.tags.len(), TAGS, "tags"), (options.paths.len(), PATHS, "paths")] {
+    for (count, limit, what) in
+        [(options.policy.tags.len(), TAGS, "tags"), (options.selection.paths.len(), PATHS, "paths")]
+    {
         if count > limit {
             return Err(Usage(format!("{count} {what} are more than the {limit} that a snapshot can have")).into());
         }
@@ -295,30 +297,38 @@ impl Args {
             false => Err(Usage(format!("--{name} must be from {} to {}", size(least), size(most)))),
         };
         Ok(Options {
-            source: self.source.clone(),
-            paths: self.paths.clone(),
-            files_from: self.files_from.clone(),
-            stdin: self.stdin_filename.clone(),
-            tags: self.tags(),
-            exclude: self.exclude.clone(),
-            exclude_from: self.exclude_from.clone(),
-            exclude_caches: self.exclude_caches,
-            exclude_if_present: self.exclude_if_present.clone(),
-            exclude_nodump: self.exclude_nodump,
-            one_file_system: self.one_file_system,
-            chunk_size: within("chunk-size", self.chunk_size, 16 << 10, 1 << 40)?,
-            merge_files_under: within("merge-files-under", self.merge_files_under, 0, 1 << 20)?,
-            low_memory: self.low_memory,
-            compression: self.compression,
-            commit_interval: self.commit_interval,
-            skip_if_unchanged: self.skip_if_unchanged,
-            identity: ComparedFields { inode: !self.ignore_inode, ctime: !self.ignore_ctime },
-            reread: self.reread,
-            retries: self.retries,
-            settle_max: self.settle_max,
-            wait_lock: self.wait_lock,
-            recheck: self.recheck,
-            dry_run: self.dry_run,
+            selection: Selection {
+                source: self.source.clone(),
+                paths: self.paths.clone(),
+                files_from: self.files_from.clone(),
+                stdin: self.stdin_filename.clone(),
+                exclude: self.exclude.clone(),
+                exclude_from: self.exclude_from.clone(),
+                exclude_caches: self.exclude_caches,
+                exclude_if_present: self.exclude_if_present.clone(),
+                exclude_nodump: self.exclude_nodump,
+                one_file_system: self.one_file_system,
+            },
+            reading: Reading {
+                identity: ComparedFields { inode: !self.ignore_inode, ctime: !self.ignore_ctime },
+                reread: self.reread,
+                retries: self.retries,
+                settle_max: self.settle_max,
+            },
+            storing: Storing {
+                chunk_size: within("chunk-size", self.chunk_size, 16 << 10, 1 << 40)?,
+                merge_files_under: within("merge-files-under", self.merge_files_under, 0, 1 << 20)?,
+                compression: self.compression,
+            },
+            policy: RunPolicy {
+                tags: self.tags(),
+                skip_if_unchanged: self.skip_if_unchanged,
+                dry_run: self.dry_run,
+                low_memory: self.low_memory,
+                commit_interval: self.commit_interval,
+                wait_lock: self.wait_lock,
+                recheck: self.recheck,
+            },
         })
     }
 }

@@ -24,7 +24,7 @@ use std::sync::atomic::{AtomicBool, AtomicI64, Ordering};
 use std::thread::{scope, sleep};
 use std::time::Duration;
 
-use brackfs::backup::{self, Options, Summary};
+use brackfs::backup::{self, Options, Reading, RunPolicy, Selection, Storing, Summary};
 use brackfs::catalog::Catalog;
 use brackfs::catalog::stats::ComparedFields;
 use brackfs::crypt::{Opener, Profile, Role, SecretKey};
@@ -242,16 +242,22 @@ impl Play {
     fn run(&self, how: &How, watch: &Watch) -> Result<Summary, backup::Error> {
         let exclude = PATTERNS.iter().enumerate().filter(|(at, _)| how.exclude >> at & 1 == 1);
         let options = Options {
-            paths: vec![self.site.source()],
-            exclude: exclude.map(|(_, pattern)| pattern.glob.to_owned()).collect(),
-            chunk_size: how.chunk_size,
-            merge_files_under: how.merge_files_under,
-            low_memory: how.low_memory,
-            compression: 1,
-            skip_if_unchanged: how.skip_if_unchanged,
-            identity: ComparedFields { inode: how.inode, ctime: true },
-            reread: how.reread,
-            ..Options::default()
+            selection: Selection {
+                paths: vec![self.site.source()],
+                exclude: exclude.map(|(_, pattern)| pattern.glob.to_owned()).collect(),
+                ..Selection::default()
+            },
+            reading: Reading {
+                identity: ComparedFields { inode: how.inode, ctime: true },
+                reread: how.reread,
+                ..Reading::default()
+            },
+            storing: Storing { chunk_size: how.chunk_size, merge_files_under: how.merge_files_under, compression: 1 },
+            policy: RunPolicy {
+                low_memory: how.low_memory,
+                skip_if_unchanged: how.skip_if_unchanged,
+                ..RunPolicy::default()
+            },
         };
         backup::run(&self.repository(), &self.site.state(), &options, watch, &watch.stop)
     }

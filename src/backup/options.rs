@@ -1,0 +1,131 @@
+//! The options of a backup, by the stage that they are for.
+
+use std::ffi::OsString;
+use std::path::PathBuf;
+use std::time::Duration;
+
+use crate::catalog::stats::ComparedFields;
+use crate::inventory::READ_AGAIN;
+
+/// Default average size of a chunk in bytes.
+pub const CHUNK_SIZE: usize = 512 << 10;
+/// Default size in bytes below which files are gathered into composites.
+pub const MERGE_FILES_UNDER: usize = 512 << 10;
+/// Default zstd level.
+pub const COMPRESSION: i32 = 3;
+/// Default time between commits.
+pub const COMMIT_INTERVAL: Duration = Duration::from_secs(60);
+/// Default number of times that a changing file is read again.
+pub const RETRIES: u32 = 3;
+/// Default total time to wait for files that have just changed.
+pub const SETTLE_MAX: Duration = Duration::from_secs(5);
+
+/// The options of a backup.
+#[derive(Debug, Clone, Default)]
+pub struct Options {
+    /// What to back up.
+    pub selection: Selection,
+    /// How files are recognized and read.
+    pub reading: Reading,
+    /// How content is stored.
+    pub storing: Storing,
+    /// What the run does apart from reading and storing.
+    pub policy: RunPolicy,
+}
+
+/// What to back up.
+#[derive(Debug, Clone, Default)]
+pub struct Selection {
+    /// The source's name. `None`: the last name of the only path, the name of standard input, or `root`.
+    pub source: Option<String>,
+    /// A single directory becomes the root of the snapshot. Otherwise the root is `/`, with the directories that lead to
+    /// the paths. A symbolic link at the end of a path is followed only if the path ends with a slash.
+    pub paths: Vec<PathBuf>,
+    /// Files that list more paths, one per line or NUL-terminated; `-` is standard input. With a list the root is always
+    /// `/`. A listed directory is taken with everything below it; a listed symbolic link is never followed.
+    pub files_from: Vec<PathBuf>,
+    /// Back up standard input instead of paths, as a file of this name. It is the only file in the snapshot.
+    pub stdin: Option<OsString>,
+    /// Patterns to leave out, as in a `.gitignore` at the root of the snapshot. Like every exclusion they also apply to
+    /// the directories on the way to a path, and to listed paths.
+    pub exclude: Vec<String>,
+    /// Files of such patterns. They precede those in `exclude`; the last pattern that matches wins.
+    pub exclude_from: Vec<PathBuf>,
+    /// Of a directory with a valid `CACHEDIR.TAG`, take only that file.
+    pub exclude_caches: bool,
+    /// Of a directory with an entry of one of these names, take only that entry.
+    pub exclude_if_present: Vec<OsString>,
+    /// Leave out files and directories with the attribute `d` (`chattr +d`).
+    pub exclude_nodump: bool,
+    /// Leave mount points below the paths empty. Each path has its own file system.
+    pub one_file_system: bool,
+}
+
+/// How files are recognized and read.
+#[derive(Debug, Clone)]
+pub struct Reading {
+    /// The fields that must be equal for a file to count as unchanged.
+    pub identity: ComparedFields,
+    /// Read every file, even if it looks unchanged.
+    pub reread: bool,
+    /// How often a file that changes while it is read is read again before it is stored as read, and marked.
+    pub retries: u32,
+    /// Total time to wait for files that have just changed.
+    pub settle_max: Duration,
+}
+
+impl Default for Reading {
+    fn default() -> Self {
+        Reading { identity: ComparedFields::default(), reread: false, retries: RETRIES, settle_max: SETTLE_MAX }
+    }
+}
+
+/// How content is stored.
+#[derive(Debug, Clone)]
+pub struct Storing {
+    /// Average bytes of a chunk. From 1 MiB on, files are cut at fixed offsets of 1 MiB.
+    pub chunk_size: usize,
+    /// Files, and tails of files, below this many bytes are gathered into composites.
+    pub merge_files_under: usize,
+    /// The zstd level.
+    pub compression: i32,
+}
+
+impl Default for Storing {
+    fn default() -> Self {
+        Storing { chunk_size: CHUNK_SIZE, merge_files_under: MERGE_FILES_UNDER, compression: COMPRESSION }
+    }
+}
+
+/// What a run does apart from reading and storing.
+#[derive(Debug, Clone)]
+pub struct RunPolicy {
+    /// Labels of the snapshot.
+    pub tags: Vec<String>,
+    /// Make no snapshot if nothing changed.
+    pub skip_if_unchanged: bool,
+    /// Only report new and changed files. No file is opened, and nothing is written.
+    pub dry_run: bool,
+    /// Use a single worker, and keep chunks that wait in unnamed temporary files.
+    pub low_memory: bool,
+    /// Time between commits. A run that is killed loses at most the work of this time.
+    pub commit_interval: Duration,
+    /// How long to wait for another run that holds the lock.
+    pub wait_lock: Duration,
+    /// Bytes of packs to verify again, oldest check first.
+    pub recheck: u64,
+}
+
+impl Default for RunPolicy {
+    fn default() -> Self {
+        RunPolicy {
+            tags: Vec::new(),
+            skip_if_unchanged: false,
+            dry_run: false,
+            low_memory: false,
+            commit_interval: COMMIT_INTERVAL,
+            wait_lock: Duration::ZERO,
+            recheck: READ_AGAIN,
+        }
+    }
+}

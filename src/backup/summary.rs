@@ -1,0 +1,48 @@
+//! The result of a backup.
+
+use std::time::Duration;
+
+use crate::format::name::SnapshotName;
+
+/// The result of a backup.
+#[derive(Debug, Clone)]
+pub struct Summary {
+    /// The new snapshot. `None`: a dry run, or nothing changed and no snapshot was wanted then.
+    pub snapshot: Option<SnapshotName>,
+    /// The source's name.
+    pub source: String,
+    /// Nothing was stored; `read_files` and `read_bytes` are what a backup would read.
+    pub dry_run: bool,
+    /// Files that the last backup does not have.
+    pub new_files: u64,
+    /// Files that look different.
+    pub changed_files: u64,
+    /// Files that look unchanged and were not opened.
+    pub unmodified_files: u64,
+    /// Files that were opened and read.
+    pub read_files: u64,
+    /// All files.
+    pub files: u64,
+    /// All directories.
+    pub directories: u64,
+    /// Links and special files.
+    pub others: u64,
+    /// The sum of all file sizes.
+    pub bytes: u64,
+    /// Bytes that were read, holes not counted.
+    pub read_bytes: u64,
+    /// Bytes of file content and tree nodes that the repository did not have yet, before compression.
+    pub added_bytes: u64,
+    /// Stored packs of file content.
+    pub data_packs: u64,
+    /// Stored packs of tree nodes.
+    pub tree_packs: u64,
+    /// Bytes of those data packs.
+    pub data_bytes: u64,
+    /// Bytes of those tree packs.
+    pub tree_bytes: u64,
+    /// Files and directories that could not be read in full, and packs that were found missing or damaged.
+    pub problems: u64,
+    /// Time from start to end.
+    pub duration: Duration,
+}
