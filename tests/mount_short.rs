@@ -70,6 +70,31 @@ fn little_memory_or_few_files_make_it_slower_and_not_dead() {
     assert!(["-v 190000", "-v 400000", "-n 64"].iter().all(|limit| worked.iter().any(|it| it == limit)), "{worked:?}");
 }
 
+#[test]
+fn too_little_memory_for_a_passphrase_is_told_from_a_wrong_one() {
+    let site = Site::with_files(&[("file", b"content".to_vec())]);
+    let phrase = site.path().join("phrase");
+    fs::write(&phrase, "correct horse").unwrap();
+    let with_phrase = |command: &mut Command| {
+        command.env_remove("BRACKFS_KEY_FILE").env("BRACKFS_PASSPHRASE_FILE", &phrase);
+    };
+    for arguments in [vec!["init"], vec!["backup", site.source().to_str().unwrap()]] {
+        let mut command = site.command(&arguments);
+        with_phrase(&mut command);
+        run(command).ok();
+    }
+    let inner = site.command(&["snapshots", "--no-key-cache"]);
+    let mut command = Command::new("prlimit");
+    command.args(["--as=60000000", "--"]).arg(inner.get_program()).args(inner.get_args());
+    command.envs(inner.get_envs().filter_map(|(name, value)| Some((name, value?))));
+    with_phrase(&mut command);
+    // This machine's own state would open the snapshots without the owner's key.
+    command.env("BRACKFS_STATE_DIR", site.path().join("elsewhere"));
+    let run = run(command);
+    assert_eq!(run.code, 1, "{run}");
+    assert!(run.stderr.contains("64 MiB of memory") && !run.stderr.contains("wrong"), "{run}");
+}
+
 /// Run in a mount namespace of its own, where /dev/fuse is a node that everybody may open, and the user has a name:
 /// fusermount3 wants one.
 const WITH_FEW_PROCESSES: &str = r#"

@@ -67,6 +67,17 @@ pub enum Error {
         /// Which key.
         key: String,
     },
+    /// There is too little memory to unlock the key.
+    #[error(
+        "cannot unlock {key}: it takes {} MiB of memory, and less is available; raise the limit (ulimit -v)",
+        bytes >> 20
+    )]
+    NoMemory {
+        /// Which key.
+        key: String,
+        /// Bytes that are needed at once.
+        bytes: usize,
+    },
     /// An audience of nobody.
     #[error("there is no certificate to encrypt to; at least one recipient is needed")]
     NoAudience,

@@ -4,6 +4,7 @@
 //! without one, since nobody is there to type it.
 
 use std::fmt;
+use std::hint::black_box;
 use std::str::FromStr;
 use std::time::SystemTime;
 
@@ -75,6 +76,8 @@ impl fmt::Debug for Passphrase {
     }
 }
 
+/// Bytes beside those of Argon2 that unlocking takes at most.
+const UNLOCK_SPARE: usize = 1 << 20;
 /// Most memory that unlocking a key may take: 2^21 KiB. A key from a target is not to be believed.
 const MAX_ARGON2_MEMORY: u8 = 21;
 
@@ -152,6 +155,7 @@ impl SecretKey {
     pub fn unlock(self, passphrase: &Passphrase) -> Result<Self, Error> {
         let mut open = Vec::new();
         for key in self.secrets() {
+            self.check_memory(&key)?;
             // `None` for another passphrase, and for a part that is open already.
             if let Some(secret) = numbers::unlock(key.key().clone(), &passphrase.0) {
                 open.push(match key.primary() {
@@ -167,6 +171,19 @@ impl SecretKey {
             true => Err(Error::WrongPassphrase { key: name }),
             false => Ok(key),
         }
+    }
+
+    /// Fails if there is not enough memory to unlock `key`. The library takes that for a wrong passphrase.
+    fn check_memory(&self, key: &SecretAmalgamation<'_>) -> Result<(), Error> {
+        let SecretKeyMaterial::Encrypted(locked) = key.key().secret() else { return Ok(()) };
+        let S2K::Argon2 { m, .. } = locked.s2k() else { return Ok(()) };
+        let bytes = 1024_usize.checked_shl((*m).into()).unwrap_or(usize::MAX);
+        let mut room = Vec::<u8>::new();
+        match room.try_reserve_exact(bytes.saturating_add(UNLOCK_SPARE)) {
+            Ok(()) => drop(black_box(room)),
+            Err(_) => return Err(Error::NoMemory { key: self.name(), bytes }),
+        }
+        Ok(())
     }
 
     /// What messages call it.
