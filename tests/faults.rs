@@ -53,7 +53,7 @@ fn where_nothing_may_be_deleted_leftovers_stay_and_the_backup_is_done() {
     assert!(left.iter().any(|name| name.starts_with("packs/")), "{left:?}");
     disk.refuse(Operation::Unlink, 1, Errno::PERM.raw_os_error(), false);
     let told = ordeal.back_up();
-    assert!(told.stderr.contains("is not removed"), "{told}");
+    assert!(told.stderr.contains("are not removed"), "{told}");
     assert!(disk.relent() > 0);
     assert_eq!(ordeal.orphans(), left);
     // It is said once.

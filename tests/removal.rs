@@ -107,13 +107,13 @@ fn a_missing_index_is_named_by_check_and_costs_no_pack() {
     }
     remove_catalog(&site);
     let run = site.backup(&[]).ok();
-    says(&run, &["1 snapshot is in no index", "packs are in no index"]);
+    says(&run, &["1 snapshot in no index", "packs in no index"]);
     assert!(before.is_subset(&packs(&site)), "packs are gone\n{run}");
     // Nor does a run that is killed now give the next one a reason.
     kill(writing(&site));
     let before = packs(&site);
     let run = site.backup(&[]).ok();
-    says(&run, &["is not removed: this machine's catalog was rebuilt"]);
+    says(&run, &["are not removed from the repository: this machine's catalog was rebuilt"]);
     assert!(before.is_subset(&packs(&site)), "packs are gone\n{run}");
     fs::rename(hidden, first).unwrap();
     site.brackfs(&["check", "--read-data"]).ok();
@@ -131,11 +131,11 @@ fn whatever_is_not_accounted_for_keeps_everything() {
 
     type Doubt = (&'static str, fn(&Site));
     let doubts: [Doubt; 9] = [
-        ("named by no index", |site| _ = hide(site, &objects(site, "index")[0])),
+        ("are in no index", |site| _ = hide(site, &objects(site, "index")[0])),
         ("cannot read an index", |site| fs::write(&objects(site, "index")[0], "damaged").unwrap()),
         ("not listed", |site| _ = hide(site, &objects(site, "packs")[0])),
         ("not listed", |site| _ = hide(site, &objects(site, "snapshots")[1])),
-        ("does not know", |site| {
+        ("is not in the catalog", |site| {
             let known = objects(site, "snapshots").remove(0);
             let other = known.to_str().unwrap().rsplit_once('-').unwrap().0.to_owned();
             fs::copy(&known, format!("{other}-0123456789abcdef")).map(drop).unwrap();
@@ -146,7 +146,7 @@ fn whatever_is_not_accounted_for_keeps_everything() {
         ("cannot verify generation/0000000007", |site| {
             fs::write(site.repo().join("generation/0000000007"), "").unwrap();
         }),
-        ("names packs that no index names", |site| {
+        ("contains packs that are in no index", |site| {
             let id = "ab000000-0000-4000-8000-000000000000";
             let line = format!("{}  packs/ab/{id}\n", "0".repeat(64));
             fs::write(site.repo().join("sums/00000000-0000-4000-8000-000000000000"), line).unwrap();
@@ -163,7 +163,7 @@ fn whatever_is_not_accounted_for_keeps_everything() {
         doubt(&site);
         let there = packs(&site);
         let run = site.backup(&[]).ok();
-        says(&run, &["is not removed", words]);
+        says(&run, &["are not removed", words]);
         assert!(there.is_subset(&packs(&site)), "{words}: packs are gone\n{run}");
     }
 
@@ -215,7 +215,7 @@ fn packs_that_no_run_of_this_catalog_wrote_stay_and_are_reported() {
     says(&site.brackfs(&["check"]).ok(), &["1 pack in packs/ (8 bytes) that no index names and no snapshot needs"]);
     kill(writing(&site));
     let run = site.backup(&[]).ok();
-    says(&run, &["1 object in packs/ (8 bytes) that neither an index nor this machine's catalog knows"]);
+    says(&run, &["1 object in packs/ (8 bytes) in no index and not in this machine's catalog"]);
     assert!(stranger.exists());
     fs::remove_file(stranger).unwrap();
     let check = site.brackfs(&["check", "--read-data"]).ok();

@@ -1,13 +1,13 @@
-//! This machine becomes the one that writes.
+//! Adoption: makes this machine the writer of a repository.
 //!
-//! It gets a new catalog id and writes a generation with it. The former writer finds that id in the last generation, and
-//! is refused from then on. A machine that has the host key (its state was restored, or it is a clone) needs nothing
-//! else. A new machine needs the owner's secret key once: it makes a host key of its own, and writes the documents that a
-//! host must be able to read again for that key.
+//! The machine gets a new catalog id and writes a generation with it. The former writer sees another id in the last
+//! generation and is refused from then on. A machine that has the host key (its state was restored, or it is a clone)
+//! needs nothing else. A new machine needs the owner's secret key once: it generates a host key and writes the documents
+//! that a host must read again, encrypted to that key.
 //!
-//! A new machine trusts nobody at first use. It takes recipients and indexes from documents only if their signer was
-//! named or is remembered, and it refuses if any document has another signer: such a document may name a recipient whom
-//! the owner does not know, or blocks that are not what it says.
+//! A new machine does not trust on first use. It takes recipients and indexes from a document only if the signer was
+//! given or is remembered, and it refuses to adopt if any document has another signer: such a document could add a
+//! recipient unknown to the owner, or misstate the content of blocks.
 
 use std::collections::BTreeMap;
 use std::path::Path;
@@ -22,20 +22,20 @@ use crate::format::name;
 use crate::repository::{self, Writer};
 use crate::state::RepositoryState;
 
-/// What came of it.
+/// The result of an adoption.
 #[derive(Debug)]
 pub struct Adopted {
     /// The host key that signs from now on.
     pub host: Fingerprint,
-    /// The generation that says so.
+    /// The generation that names the new catalog.
     pub generation: u64,
-    /// What the catalog learnt.
+    /// Differences between catalog and repository.
     pub found: Reconciled,
-    /// Whom backups are encrypted to from now on.
+    /// Backups are encrypted to these certificates from now on.
     pub recipients: Vec<Certificate>,
 }
 
-/// Adopts with the host key that is there; the lock must be held. The catalog is kept if it is good.
+/// Adopts with an existing host key; the lock must be held. An intact catalog is kept.
 pub fn adopt_with_host_key(
     inventory: &Inventory<'_>,
     state: &RepositoryState,
@@ -74,14 +74,14 @@ pub fn adopt_with_host_key(
     Ok(Adopted { host: host.fingerprint(), generation: number, found, recipients })
 }
 
-/// Fails if nothing can be written for one of them, before anything is changed: a catalog with an id that no generation
-/// has is nobody's writer.
+/// Fails if a recipient cannot be encrypted to. Called before any change: a catalog whose id is in no generation could
+/// not write any more.
 fn check_recipients(recipients: &[Certificate]) -> Result<(), Error> {
     Ok(recipients.iter().try_for_each(Certificate::check_recipient)?)
 }
 
-/// Adopts without a host key. `inventory` has the access of an owner and trusts no signer at first use; the lock must be
-/// held. `recipients`: whom to encrypt to, if the owner says so; then the documents must name the same ones.
+/// Adopts without a host key. `inventory` must have the owner's access without trust on first use, and the lock must be
+/// held. If `recipients` is not empty, the documents must name the same recipients.
 pub fn adopt_with_owner_key(
     inventory: &Inventory<'_>,
     state: &RepositoryState,
@@ -97,7 +97,7 @@ pub fn adopt_with_owner_key(
     if !recipients.is_empty() && fingerprints(recipients) != fingerprints(&named) {
         return Err(Error::Recipients { found: fingerprints(&named), expected: fingerprints(recipients) });
     }
-    // The owner may give renewed certificates.
+    // The given certificates may be renewed ones.
     let renewed = |known: &Certificate| match recipients.iter().find(|given| given.fingerprint() == known.fingerprint())
     {
         Some(given) => known.merged_with(given),
@@ -123,7 +123,7 @@ pub fn adopt_with_owner_key(
     }
     writer.put_secrets(ObjectId::random(), &secrets)?;
     repository.keys().put_host(&host)?;
-    // The one that opened the repository, should it be lost there.
+    // Keep a copy of the owner's locked key, in case the repository loses it.
     let owners = repository.keys().owners()?.into_iter().filter_map(|(_, key)| key.ok());
     let owner = owners
         .filter(SecretKey::is_locked)
@@ -131,24 +131,24 @@ pub fn adopt_with_owner_key(
     if let Some(owner) = owner.filter(|_| matches!(state.owner_key(), Ok(None))) {
         state.put_owner_key(&owner.to_armored()?)?;
     }
-    // Readers on this machine go on trusting the former host.
-    let believed = state.signers()?;
+    // Readers on this machine continue to trust the former host.
+    let trusted = state.signers()?;
     for signer in inventory.access.signers().iter().map(Certificate::fingerprint) {
-        if !believed.contains(&signer) {
+        if !trusted.contains(&signer) {
             state.remember_signer(&signer)?;
         }
     }
-    // Last of all: until here this machine is no host, and can begin again.
+    // Last, so that a failed adoption leaves this machine without a host key and can be repeated.
     state.put_host_key(&key.to_armored()?)?;
     let access = host_access(&key)?;
     adopt_with_host_key(&Inventory { access: &access, ..*inventory }, state, key)
 }
 
 impl Inventory<'_> {
-    /// Refuses a repository with documents that open but are signed by a key that is not trusted here.
+    /// Refuses a repository with documents that open but are signed by an untrusted key.
     fn refuse_unknown_signers(&self) -> Result<(), Error> {
         let mut unknown: BTreeMap<String, (u64, String)> = BTreeMap::new();
-        let mut look = |result: Result<(), repository::Error>| {
+        let mut collect = |result: Result<(), repository::Error>| {
             if let Err(repository::Error::Stranger { object, signer }) = result {
                 unknown.entry(signer).or_insert((0, object)).0 += 1;
             }
@@ -156,41 +156,36 @@ impl Inventory<'_> {
         let (repository, access) = (self.repository, self.access);
         for name in repository.snapshots()? {
             self.check_interrupted()?;
-            look(access.snapshot(repository, &name).map(drop));
+            collect(access.snapshot(repository, &name).map(drop));
         }
         for id in self.indexes()? {
             self.check_interrupted()?;
-            look(access.index(repository, id).map(drop));
+            collect(access.index(repository, id).map(drop));
         }
         for object in repository.target().list(name::SECRETS)? {
             if let Some(Ok(id)) = object.name.strip_prefix(name::SECRETS).map(str::parse) {
-                look(access.secrets(repository, id).map(drop));
+                collect(access.secrets(repository, id).map(drop));
             }
         }
         for object in repository.target().list(name::SOURCES)? {
             if let Some(Ok(id)) = object.name.strip_prefix(name::SOURCES).map(str::parse) {
-                look(access.source(repository, id).map(drop));
+                collect(access.source(repository, id).map(drop));
             }
         }
-        match unknown.is_empty() {
-            true => Ok(()),
-            false => {
-                let say = |(signer, (count, object)): (&String, &(u64, String))| match count {
-                    1 => format!("{signer} ({object})"),
-                    more => format!("{signer} ({object} and {} more)", more - 1),
-                };
-                Err(Error::UnknownSigners { signers: unknown.iter().map(say).collect::<Vec<_>>().join(", ") })
-            }
+        if unknown.is_empty() {
+            return Ok(());
         }
+        let describe = |(signer, (count, object)): (&String, &(u64, String))| match count {
+            1 => format!("{signer} ({object})"),
+            count => format!("{signer} ({object} and {} more)", count - 1),
+        };
+        Err(Error::UnknownSigners { signers: unknown.iter().map(describe).collect::<Vec<_>>().join(", ") })
     }
 }
 
-/// Fingerprints in order, for comparison and for people.
+/// Sorted fingerprints, for comparison and for messages.
 fn fingerprints(certificates: &[Certificate]) -> String {
     let mut names: Vec<_> = certificates.iter().map(|certificate| certificate.fingerprint().to_string()).collect();
     names.sort();
-    match names.is_empty() {
-        true => "none".to_owned(),
-        false => names.join(", "),
-    }
+    if names.is_empty() { "none".to_owned() } else { names.join(", ") }
 }

@@ -1,65 +1,65 @@
-//! Is the repository as this catalog left it?
+//! Detects whether the repository is still as this catalog left it.
 //!
-//! The writer of a repository is the catalog of its last generation, and a generation names its run. So one look tells
-//! whether anything happened that the catalog does not know of.
+//! A repository's writer is the catalog named in its last generation, and a generation names its run. Reading the last
+//! generation is therefore enough to find writes and losses that the catalog does not know.
 
 use super::generations::Generations;
 use super::{Error, Inventory};
 use crate::catalog::{Catalog, LastRun};
 use crate::format::id::RunId;
 
-/// How a repository stands to a catalog that is its writer's.
+/// The state of a repository relative to its writer's catalog.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Divergence {
-    /// As it was left.
+    /// Unchanged since the catalog's last run.
     AsLeft,
-    /// As it was left by a run that was killed before it could note that it had begun.
+    /// The last generation is that of an intended run, which was killed before the catalog recorded its start.
     Begun {
-        /// Its number.
+        /// The number of the run's generation.
         number: u64,
-        /// Its id.
+        /// The id of the run.
         run: RunId,
     },
-    /// The last run that the catalog knows of is not there any more.
+    /// The last run in the catalog is missing from the repository.
     SetBack {
-        /// The last generation that is there; 0: none.
+        /// The last generation in the repository; 0 if there is none.
         found: u64,
-        /// The last one that the catalog knows.
+        /// The last generation in the catalog.
         known: u64,
     },
-    /// There are runs of this catalog that it does not remember.
+    /// The repository has runs of this catalog that the catalog does not contain.
     Forgotten {
-        /// The last generation that is there.
+        /// The last generation in the repository.
         found: u64,
-        /// The last one that the catalog knows.
+        /// The last generation in the catalog.
         known: u64,
     },
 }
 
 impl Divergence {
-    /// What it means, for people; none if there is nothing to say.
+    /// A message for the user, or `None` if all is well.
     pub fn message(self) -> Option<String> {
         match self {
             Divergence::AsLeft | Divergence::Begun { .. } => None,
             Divergence::SetBack { found, known } => Some(format!(
-                "the repository is older than this machine's catalog (generation {found}, the catalog knows {known}): it was set back, or lost objects"
+                "the repository is older than this machine's catalog (generation {found}, the catalog knows {known}): it was set back to an older copy, or lost objects"
             )),
             Divergence::Forgotten { found, known } => Some(format!(
-                "the repository has runs of this machine that its catalog does not know (generation {found}, the catalog knows {known}): either this machine's state was set back to an older copy, or another machine uses a copy of it; in that case run `brackfs adopt` on the one that shall go on"
+                "the repository has runs of this machine that its catalog does not know (generation {found}, the catalog knows {known}): this machine's state was set back to an older copy, or another machine uses a copy of it. In the latter case, run `brackfs adopt` on the machine that should continue"
             )),
         }
     }
 }
 
 impl Inventory<'_> {
-    /// Compares the last generation with what the catalog knows. A repository whose writer is another one is refused.
+    /// Compares the last generation with the catalog. Fails if the repository has another writer.
     pub fn divergence(&self, catalog: &Catalog) -> Result<Divergence, Error> {
         self.generations(&catalog.strange_generations()?)?.divergence(catalog)
     }
 }
 
 impl Generations {
-    /// Compares the last of them with what the catalog knows. A repository whose writer is another one is refused.
+    /// Compares the last generation with the catalog. Fails if the repository has another writer.
     pub fn divergence(&self, catalog: &Catalog) -> Result<Divergence, Error> {
         let (known, intended) = catalog.runs()?;
         let Some(last) = &self.last else {

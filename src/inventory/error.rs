@@ -1,103 +1,103 @@
-//! What ends a comparison of catalog and repository.
+//! Errors of the inventory.
 
 use std::path::PathBuf;
 
 use crate::crypt::Fingerprint;
 use crate::{catalog, crypt, repository, state, storage};
 
-/// Catalog and repository could not be made to agree.
+/// Catalog and repository could not be compared or brought into agreement.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
-    /// The repository failed.
+    /// An object of the repository could not be read or written.
     #[error(transparent)]
     Repository(#[from] repository::Error),
-    /// The catalog failed.
+    /// The catalog could not be read or written.
     #[error(transparent)]
     Catalog(#[from] catalog::Error),
     /// The state directory failed, or another run holds the lock.
     #[error(transparent)]
     State(#[from] state::Error),
-    /// The target failed.
+    /// The storage failed.
     #[error(transparent)]
     Target(#[from] storage::Error),
-    /// A key can't be used.
+    /// A key is unusable.
     #[error(transparent)]
     Crypt(#[from] crypt::Error),
-    /// This machine can't write to the repository.
+    /// This machine has no host key, so it cannot write to the repository.
     #[error(
-        "this machine has no host key for the repository ({path} is missing); a repository is written to by the machine that made it, or that was made its writer with `brackfs adopt`"
+        "this machine cannot write to the repository: it has no host key ({path} is missing). Use the machine that made the repository, or make this one its writer with `brackfs adopt`"
     )]
     NoHostKey {
-        /// Where it should be.
+        /// The expected path of the host key.
         path: PathBuf,
     },
     /// Another catalog is the repository's writer.
     #[error(
-        "another machine, or another state directory of this one, is the writer of this repository (generation {found}, this catalog knows {known}); nothing was written. If this machine shall be the writer, run `brackfs adopt` here; the other one is refused from then on"
+        "another machine, or another state directory of this one, is the writer of this repository (generation {found}, this catalog knows {known}); nothing was written. To make this machine the writer, run `brackfs adopt` here; the other one is refused from then on"
     )]
     OtherWriter {
-        /// The last generation at the target.
+        /// The last generation in the repository.
         found: u64,
         /// The last generation of this catalog.
         known: u64,
     },
-    /// Every number for a run is in use, which only objects that no program of ours wrote can bring about.
-    #[error("cannot begin a run: no number is free in {folder}; remove the objects there that brackfs did not write")]
+    /// All generation numbers are in use. Only objects that brackfs did not write can cause this.
+    #[error("cannot begin a run: {folder} has no free number; remove the objects there that brackfs did not write")]
     NoNumber {
-        /// Where the numbers are.
+        /// The folder of generations.
         folder: &'static str,
     },
-    /// Generations are as they were left, and packs are not there.
+    /// Generations are unchanged, but all packs are missing.
     #[error(
-        "not one of the packs is there that the catalog knows, though the repository is as it was left: is a disk not mounted at packs/? Nothing was changed. If they are lost, `brackfs catalog rebuild` lets the next backup store everything again"
+        "none of the packs in the catalog were found, although the repository's generation is unchanged: is the disk at packs/ not mounted? Nothing was changed. If the packs are lost, run `brackfs catalog rebuild`; the next backup then stores everything again"
     )]
     NoPacks,
-    /// There is no secrets document that this machine can open and believe.
+    /// The host key opens no trusted secrets document.
     #[error(
-        "the repository has no document in secrets/ that this machine's host key can open and has signed{why}; the catalog can't be built without it"
+        "cannot build the catalog: no document in secrets/ can be opened with this machine's host key and is signed by it{why}"
     )]
     NoSecrets {
-        /// What is wrong with one that is there.
+        /// The error of one of the documents, in parentheses, or empty if there are none.
         why: String,
     },
-    /// There are secrets that contradict each other.
-    #[error("the documents in secrets/ are not of one mind about recipients or encryption; nothing was changed")]
+    /// Secrets documents contradict each other.
+    #[error("the documents in secrets/ disagree about recipients or encryption; nothing was changed")]
     SecretsDiffer,
-    /// A certificate of a key that backups are not encrypted to.
+    /// The certificate of a key that is not a recipient.
     #[error(
         "{found} is not a recipient of this repository (see `brackfs recipients list`), and recipients cannot be added \
-         yet; encrypting to another key takes a new repository"
+         yet; to encrypt to another key, make a new repository"
     )]
     NoRecipient {
-        /// The fingerprint.
+        /// The certificate's fingerprint.
         found: Fingerprint,
     },
-    /// A machine that has a host key needs no owner's key to adopt.
-    #[error("this machine has a host key for the repository already ({path}): run `brackfs adopt` without --key")]
+    /// The owner's key was given, but this machine has a host key and can adopt with that.
+    #[error("this machine already has a host key for the repository ({path}): run `brackfs adopt` without --key")]
     HasHostKey {
-        /// The host key.
+        /// The path of the host key.
         path: PathBuf,
     },
-    /// There are documents of an unknown signer, and this machine does not trust at first use when it adopts.
+    /// Documents have unknown signers, and adoption does not trust on first use.
     #[error(
-        "documents of this repository are signed by host keys that this machine does not know: {signers}. Nothing was written. Compare each with the fingerprint that `brackfs init` or `brackfs adopt` printed on the machine before, and give those that are right with --signer; remove the objects of any other"
+        "documents of this repository are signed by host keys that this machine does not know: {signers}. Nothing was written. Compare each key with the fingerprint that `brackfs init` or `brackfs adopt` printed on the former machine; pass the correct ones with --signer, and remove the objects of all others"
     )]
     UnknownSigners {
-        /// Who signed how many of them.
+        /// Fingerprints of the signers, each with one of its objects and the number of further ones.
         signers: String,
     },
-    /// The recipients in the repository's secrets are not the ones that were given.
-    #[error("the repository encrypts to {found}, and --recipient names {expected}; nothing was written")]
+    /// The given recipients differ from those in the repository's secrets.
+    #[error("the repository encrypts to {found}, but --recipient names {expected}; nothing was written")]
     Recipients {
         /// Fingerprints of the repository's recipients.
         found: String,
-        /// Fingerprints of those that were given.
+        /// Fingerprints of the given recipients.
         expected: String,
     },
-    /// The machine has no randomness.
+    /// The operating system returned no random bytes.
     #[error("cannot get random bytes: {0}")]
     Random(#[from] getrandom::Error),
-    /// It was told to stop.
-    #[error("interrupted; what was found out so far is not kept")]
+    /// The stop flag was set.
+    #[error("interrupted; the findings so far are discarded")]
     Interrupted,
 }

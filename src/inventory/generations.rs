@@ -1,8 +1,8 @@
-//! The generations at the target: the last one that verifies, and the numbers that are free.
+//! The generations of a repository: the last one that verifies, and the free numbers.
 //!
-//! Whoever may create objects at the target can create one with any number in its name. So a name proves nothing: only an
-//! object that opens with the host key and that a known key signed counts. The others stop no backup. They may be the
-//! work of another writer with a key of its own, so nothing is removed while one of them is there.
+//! Anyone with write access to the storage can create an object with any number in its name. Therefore only objects count
+//! that open with the host key and have a known signer. Others do not stop a backup. They may belong to another writer
+//! with its own host key, so nothing is removed while there are any.
 
 use super::{Error, Inventory};
 use crate::format::generation::Generation;
@@ -10,39 +10,36 @@ use crate::format::name;
 use crate::repository;
 use crate::storage::ErrorKind;
 
-/// What was found in the folder of generations.
+/// The content of the folder of generations.
 #[derive(Debug, Default)]
 pub struct Generations {
-    /// The last one that verifies.
+    /// The last generation that verifies.
     pub last: Option<Generation>,
-    /// Numbers and lengths of objects above it that do not verify, ascending.
+    /// Numbers and lengths (in bytes) of later objects that do not verify, ascending.
     pub strange: Vec<(u64, u64)>,
-    /// Those of them that never will while their length stays the same, and that were not known before.
+    /// The newly found ones among them that cannot verify while their length stays the same.
     pub learnt: Vec<(u64, u64)>,
 }
 
 impl Generations {
-    /// The first number above `number` that no object has.
+    /// The first unused number above `number`.
     pub fn free_after(&self, number: u64) -> Result<u64, Error> {
         let mut next = number.saturating_add(1);
         let from = self.strange.partition_point(|(strange, _)| *strange < next);
         for (strange, _) in self.strange.iter().skip(from) {
-            match *strange == next {
-                true => next += 1,
-                false => break,
+            if *strange != next {
+                break;
             }
+            next += 1;
         }
-        match next <= name::LAST_NUMBER {
-            true => Ok(next),
-            false => Err(Error::NoNumber { folder: name::GENERATION }),
-        }
+        if next <= name::LAST_NUMBER { Ok(next) } else { Err(Error::NoNumber { folder: name::GENERATION }) }
     }
 
-    /// What is to be said of objects that do not verify; none if there are none.
+    /// A warning about objects that do not verify, or `None` if there are none.
     pub fn warning(&self) -> Option<String> {
         let (last, _) = self.strange.last()?;
         Some(format!(
-            "cannot verify {} in {} (such as {}): either another machine with a host key of its own became the writer of this repository, or they do not belong there. The backup goes on; nothing is removed from the repository while they are there",
+            "cannot verify {} in {} (such as {}): either another machine with a host key of its own became the writer of this repository, or they do not belong there. The backup continues, but removes nothing from the repository while they exist",
             objects(self.strange.len() as u64),
             name::GENERATION,
             name::generation(*last),
@@ -50,7 +47,7 @@ impl Generations {
     }
 }
 
-/// A number of objects, for people.
+/// A number of objects, for messages.
 pub(super) fn objects(count: u64) -> String {
     match count {
         1 => "1 object".to_owned(),
@@ -59,8 +56,8 @@ pub(super) fn objects(count: u64) -> String {
 }
 
 impl Inventory<'_> {
-    /// Finds the last generation that verifies. Objects in `known`, numbers and lengths in order, are known not to, and
-    /// are not opened.
+    /// Finds the last generation that verifies. Objects in `known` (sorted numbers and lengths) failed before and are not
+    /// opened again.
     pub fn generations(&self, known: &[(u64, u64)]) -> Result<Generations, Error> {
         let mut found = Generations::default();
         for (number, length) in self.repository.generations()?.into_iter().rev() {
@@ -72,7 +69,7 @@ impl Inventory<'_> {
                         break;
                     }
                     Err(repository::Error::Target(error)) if error.kind == ErrorKind::NotFound => continue,
-                    // A disk may read it the next time.
+                    // May be temporary, so it is not added to `learnt`.
                     Err(error @ repository::Error::Target(_)) if !self.repository.is_there() => {
                         return Err(error.into());
                     }
@@ -86,7 +83,7 @@ impl Inventory<'_> {
         Ok(found)
     }
 
-    /// What speaks against the generations being all there and all ours; none if nothing does. Opens every one of them.
+    /// Opens every generation. Returns a reason to doubt that all of them are present and ours, if there is one.
     pub(super) fn doubt_of_generations(&self) -> Result<Option<String>, Error> {
         let mut before = None;
         for (number, _) in self.repository.generations()? {
@@ -109,7 +106,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_free_number_is_one_that_no_object_has_and_ten_digits_can_say() {
+    fn a_free_number_is_unused_and_has_at_most_ten_digits() {
         let with = |strange: &[u64]| Generations {
             strange: strange.iter().map(|number| (*number, 0)).collect(),
             ..Generations::default()

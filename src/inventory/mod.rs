@@ -1,21 +1,21 @@
-//! The inventory: catalog and repository are made to agree.
+//! Brings catalog and repository into agreement.
 //!
-//! A catalog must never claim more than the repository has. While nothing unexpected happens the last generation shows that
-//! with one look ([`Divergence`]). When it shows anything else, packs are listed, what is missing is condemned, and what the
-//! catalog does not know is learnt from signed indexes ([`reconcile`]). A lost catalog is one that knows nothing:
-//! [`rebuild()`] makes an empty one and reconciles it. All of this takes the host key and no other.
+//! A catalog must never claim more than the repository has. Normally, reading the last generation is enough to show that
+//! ([`Divergence`]). Otherwise packs are listed, missing ones are condemned, and unknown ones are added from signed
+//! indexes ([`reconcile`]). For a lost catalog, [`rebuild()`] creates an empty one and reconciles it. All of this needs
+//! only the host key.
 //!
-//! - [`mod@generations`]: which runs are known to have written to it
-//! - [`standing`]: is the repository as this catalog left it, and whose is it?
-//! - [`reconcile`]: packs, blocks, chunks and snapshots as the repository has them
-//! - [`mod@rebuild`]: a new catalog in the place of one that was lost
+//! - [`mod@generations`]: the runs that wrote to the repository
+//! - [`mod@divergence`]: whether the repository is as this catalog left it, and whether this catalog is its writer
+//! - [`reconcile`]: compares packs, blocks, chunks and snapshots with the repository
+//! - [`mod@rebuild`]: replaces a lost catalog
 //! - [`recipients`]: renewed certificates of recipients
-//! - [`adopt`]: this machine becomes the one that writes
-//! - [`mend`]: a catalog of which a part is damaged
-//! - [`recheck`]: a few packs each run, so that what a disk lost does not stay unknown
-//! - [`upkeep`]: small objects that must not be lost are put back
-//! - [`verify`]: everything that the catalog claims, without changing anything
-//! - [`removal`]: what may be removed from a repository, and the only place that removes anything
+//! - [`adopt`]: makes this machine the writer
+//! - [`mend`]: repairs a partly damaged catalog
+//! - [`recheck`]: checks a few packs in each run, to detect losses on disk
+//! - [`upkeep`]: puts back small objects that must not be lost
+//! - [`verify`]: checks all claims of the catalog without changing anything
+//! - [`removal`]: removes orphans; the only code that removes objects from a repository
 
 mod adopt;
 mod divergence;
@@ -48,28 +48,25 @@ use crate::monitor::Monitor;
 use crate::repository::{Access, Repository};
 use crate::state::RepositoryState;
 
-/// What it takes to compare a catalog with its repository.
+/// Compares a catalog with its repository.
 pub struct Inventory<'a> {
-    /// The repository.
+    /// The repository to compare with.
     pub repository: &'a Repository,
     /// Opens indexes and generations.
     pub access: &'a Access,
-    /// Hears what is found.
+    /// Receives findings.
     pub monitor: &'a dyn Monitor,
-    /// Ends it early when set.
+    /// When set, operations end early with [`Error::Interrupted`].
     pub stop: &'a AtomicBool,
 }
 
 impl Inventory<'_> {
     fn check_interrupted(&self) -> Result<(), Error> {
-        match self.stop.load(Ordering::Relaxed) {
-            true => Err(Error::Interrupted),
-            false => Ok(()),
-        }
+        if self.stop.load(Ordering::Relaxed) { Err(Error::Interrupted) } else { Ok(()) }
     }
 }
 
-/// This machine's own key for the repository.
+/// This machine's host key for the repository.
 pub fn host_key(state: &RepositoryState) -> Result<SecretKey, Error> {
     match state.host_key()? {
         Some(key) => Ok(SecretKey::parse(&key)?),
@@ -77,7 +74,7 @@ pub fn host_key(state: &RepositoryState) -> Result<SecretKey, Error> {
     }
 }
 
-/// What the host key opens, believing only itself.
+/// Access with the host key, which is also the only trusted signer.
 pub fn host_access(key: &SecretKey) -> Result<Access, Error> {
     Ok(Access::new(Some(Opener::new(key.clone())?), vec![key.certificate()]))
 }

@@ -1,8 +1,8 @@
-//! A new catalog in the place of one that was lost.
+//! Replaces a lost catalog.
 //!
-//! The host key is the root of trust. What it signed into `secrets/` says whom to encrypt to, the last generation whose
-//! the repository is, indexes what there is. The new catalog is made beside the old one and takes its place when it is
-//! complete; the old one is kept.
+//! The host key is the root of trust. The recipients come from `secrets/` documents that it signed, the writer from the
+//! last generation, and packs and snapshots from indexes. The new catalog is built next to the old one and replaces it
+//! when it is complete; the old one is kept.
 
 use super::recipients::merge_secrets;
 use super::reconcile::Reconciled;
@@ -14,8 +14,8 @@ use crate::format::name;
 use crate::format::secrets::Secrets;
 use crate::state::RepositoryState;
 
-/// Makes a catalog from what the repository has, and opens it; the lock must be held. It becomes
-/// the catalog of the last generation that verifies. An existing catalog is kept under another name.
+/// Builds a catalog from the repository and opens it; the lock must be held. It gets the catalog id of the last
+/// generation that verifies. An existing catalog is kept under another name.
 pub fn rebuild(
     inventory: &Inventory<'_>,
     state: &RepositoryState,
@@ -32,7 +32,7 @@ pub fn rebuild(
 }
 
 impl Inventory<'_> {
-    /// Makes a catalog beside the one that is there, and puts it in its place; `finish` has the last word on it.
+    /// Builds a catalog next to the existing one, then replaces that. `finish` is called before the new one is closed.
     pub(super) fn build(
         &self,
         state: &RepositoryState,
@@ -54,21 +54,21 @@ impl Inventory<'_> {
                 Ok(found)
             }
             Err(error) => {
-                // What could not be made complete is of no use. If it can't be removed, the next one does it.
+                // An incomplete catalog is useless. If this fails, the next call removes it.
                 let _ = state.discard_new_catalog();
                 Err(error)
             }
         }
     }
 
-    /// What a catalog of this id trusts, by what the host signed.
+    /// The trust of a catalog with this id, from documents that the host signed.
     pub(super) fn trust(&self, host: &Fingerprint, catalog: CatalogId) -> Result<Trust, Error> {
         let Secrets { seed, encrypted, recipients, .. } = self.secrets()?;
         let recipients = recipients.iter().map(|bytes| Certificate::parse(bytes)).collect::<Result<_, _>>()?;
         Ok(Trust { repository: self.repository.id(), catalog, encrypted, seed, host: host.clone(), recipients })
     }
 
-    /// The secrets that are believed.
+    /// The merged content of all trusted secrets documents.
     pub(super) fn secrets(&self) -> Result<Secrets, Error> {
         let mut found: Option<Secrets> = None;
         let mut failed = None;

@@ -1,9 +1,9 @@
-//! A few packs each run: are they still there, and what they were?
+//! Checks a few packs in each run.
 //!
-//! A catalog is believed for years, and disks forget. So each run looks at some packs that nobody looked at for long, and
-//! what fails is condemned before the run builds on it. How many that are is bounded, and a run that finds nothing due
-//! asks the catalog once. The chance of a pack grows with the time since it was last looked at, so that packs which were
-//! stored together are not all due together (as in Tahoe-LAFS, whose backup database does so with files).
+//! A catalog is used for years, and disks lose data. Each run therefore checks some packs that were not checked for long,
+//! and condemns bad ones before new snapshots refer to them. The number is bounded, and a run without due packs costs one
+//! query. The probability grows with the time since the last check, so that packs which were stored together are not all
+//! due together (Tahoe-LAFS does the same with files in its backup database).
 
 use std::path::Path;
 
@@ -12,33 +12,33 @@ use crate::catalog::{Catalog, Condemned, KnownPack};
 use crate::format::{Digest, name};
 use crate::storage::{self, ErrorKind};
 
-/// Bytes of packs that a run reads again, unless asked otherwise.
+/// Default limit for the bytes of packs that a run reads again.
 pub const READ_AGAIN: u64 = 32 << 20;
 
-/// Seconds in which nobody looks again; after as many more everyone does.
+/// Seconds for which a checked pack is not checked again. After twice as long, it is always due.
 const MONTH: i64 = 30 * 24 * 60 * 60;
-/// Packs that one run looks at, at most.
+/// The most packs that one run checks.
 const PACKS: usize = 16;
 
-/// What came of it.
+/// The result of a recheck.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Rechecked {
-    /// Packs that were looked at.
+    /// Packs that were checked.
     pub packs: u64,
-    /// Bytes of them that were read.
+    /// Bytes that were read.
     pub bytes: u64,
-    /// What was condemned. Each was named.
+    /// Condemned packs; each was reported.
     pub condemned: Condemned,
 }
 
-/// Whether a pack is due that was not looked at for `age` seconds; `random` is from 0 up to, but not including, 1.
+/// Whether a pack is due that was last checked `age` seconds ago; `random` is in the range 0..1.
 fn is_due(age: i64, random: f64) -> bool {
     random < age.saturating_sub(MONTH) as f64 / MONTH as f64
 }
 
 impl Inventory<'_> {
-    /// Looks at packs that are due `now`, in seconds since 1970: at the length of each, and at all bytes of as many as
-    /// `read_again` bytes allow. `random` gives a number for each, from 0 up to 1. What fails is named and condemned.
+    /// Checks packs that are due `now` (seconds since 1970): the length of each, and the content as long as at most
+    /// `read_again` bytes are read in total. Reports and condemns bad packs. `random` returns numbers in the range 0..1.
     pub fn recheck(
         &self,
         catalog: &mut Catalog,
@@ -65,20 +65,20 @@ impl Inventory<'_> {
                 PackCheck::Damaged(why) => {
                     self.report(&pack, &why);
                     bad.push(pack.row);
-                    missing |= why != ANOTHER_SUM;
+                    missing |= why != WRONG_DIGEST;
                 }
                 PackCheck::Missing => missing = true,
             }
         }
         found.condemned = catalog.condemn(&bad)?;
         if missing {
-            // It is hardly the only one, or none is and the target was away for a moment: the listing tells.
+            // Probably not the only one, or the storage was unavailable for a moment: list all packs.
             self.list_packs(catalog)?;
             if !catalog.any_listed()? {
                 return Err(Error::NoPacks);
             }
             let more = catalog.condemn_unlisted(&mut |pack, length| match length {
-                Some(length) => self.report(pack, &of_another_length(length, pack.length)),
+                Some(length) => self.report(pack, &wrong_length(length, pack.length)),
                 None => self.report(pack, MISSING),
             })?;
             catalog.begin_listing()?;
@@ -90,7 +90,7 @@ impl Inventory<'_> {
     }
 
     fn report(&self, pack: &KnownPack, why: &str) {
-        let consequence = "older snapshots may need it; what is still at the source is stored again";
+        let consequence = "older snapshots may need it; data still at the source is stored again";
         self.monitor.problem(Path::new(&name::pack(pack.id)), &format!("{why}; {consequence}"));
     }
 
@@ -111,35 +111,33 @@ impl Inventory<'_> {
         match target.pieces(&object, length, self.stop, |bytes| _ = hasher.update(bytes)) {
             Ok(true) => {}
             Ok(false) => return Err(Error::Interrupted),
-            // A disk that can't read a part of it any more, or that is gone: then the listing fails.
+            // A part of the disk is unreadable. If the whole disk is gone, the listing fails.
             Err(error) if matches!(error.kind, ErrorKind::Other | ErrorKind::Truncated) => {
                 return Ok(PackCheck::Damaged(error.to_string()));
             }
             Err(error) => return missing_or_error(error),
         }
-        match Digest::from(hasher.finalize()) == pack.digest {
-            true => Ok(PackCheck::Intact),
-            false => Ok(PackCheck::Damaged(ANOTHER_SUM.to_owned())),
-        }
+        let intact = Digest::from(hasher.finalize()) == pack.digest;
+        Ok(if intact { PackCheck::Intact } else { PackCheck::Damaged(WRONG_DIGEST.to_owned()) })
     }
 }
 
 const MISSING: &str = "the pack is missing";
-const ANOTHER_SUM: &str = "the pack's bytes are not those that were stored";
+const WRONG_DIGEST: &str = "the pack's bytes are not those that were stored";
 
-fn of_another_length(found: u64, expected: u64) -> String {
+fn wrong_length(found: u64, expected: u64) -> String {
     format!("the pack has {found} bytes where {expected} were stored")
 }
 
-/// What a look at a pack showed.
+/// The state of a pack in the repository.
 enum PackCheck {
     Intact,
     Damaged(String),
-    /// It is not there, or not whole.
+    /// Absent, or of another length.
     Missing,
 }
 
-/// What an error says of a pack. One that says nothing of it ends the run.
+/// Turns an error that shows that a pack is absent into a result. Other errors end the run.
 fn missing_or_error(error: storage::Error) -> Result<PackCheck, Error> {
     match error.kind {
         ErrorKind::NotFound | ErrorKind::NotAFile => Ok(PackCheck::Missing),
@@ -152,7 +150,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_chance_of_a_pack_grows_from_its_thirtieth_day_to_its_sixtieth() {
+    fn the_probability_of_a_check_grows_from_day_30_to_day_60() {
         let day = 24 * 60 * 60;
         for random in [0.0, 0.5, 0.999] {
             assert!(!is_due(0, random));

@@ -1,12 +1,12 @@
 //! Renewed certificates of recipients.
 //!
-//! A certificate that expires ends backups, so its owner renews it: the key stays, and new signatures are added. This
-//! machine then takes the renewed certificate, with no key but its own. It is merged with the one that is known, so that
-//! nothing is lost (a revocation, for example) whichever of the two is newer.
+//! Backups fail once a recipient's certificate has expired, so its owner renews it: the key stays the same, and new
+//! signatures are added. The renewed certificate is accepted with the host key alone. It is merged with the known one, so
+//! that nothing (such as a revocation) is lost, whichever of them is newer.
 //!
-//! The renewed certificate goes into a further document in `secrets/`, from which a lost catalog or a new machine learns
-//! it, then to `keys/`, where people find it, and last into the catalog. A run that is killed in between is run again. This
-//! machine need not be the writer: to become the writer takes certificates that are valid.
+//! The renewed certificate is written to a new document in `secrets/`, which rebuilt catalogs and new machines read, then
+//! to `keys/`, for people, and finally to the catalog. If the command is interrupted, it can be repeated. This machine
+//! need not be the writer, since becoming the writer requires valid certificates.
 
 use super::{Error, Inventory};
 use crate::catalog::{Catalog, Trust};
@@ -15,17 +15,17 @@ use crate::format::id::ObjectId;
 use crate::format::secrets::Secrets;
 use crate::repository::Writer;
 
-/// A certificate that was given as a renewed one.
+/// The result for a renewed certificate.
 #[derive(Debug)]
 pub struct Renewed {
-    /// What the repository has of it now.
+    /// The merged certificate.
     pub certificate: Certificate,
-    /// Whether it brought anything new.
+    /// Whether it differs from the one before.
     pub changed: bool,
 }
 
 impl Inventory<'_> {
-    /// Takes renewed certificates of recipients; `host` is this machine's key, and the lock must be held.
+    /// Merges renewed certificates into those of the recipients. `host` is the host key; the lock must be held.
     pub fn renew(&self, catalog: &mut Catalog, host: SecretKey, given: &[Certificate]) -> Result<Vec<Renewed>, Error> {
         let trust = catalog.trust().clone();
         let mut recipients = trust.recipients.clone();
@@ -40,7 +40,7 @@ impl Inventory<'_> {
             renewed.push(Renewed { certificate: merged, changed });
         }
         if renewed.iter().any(|renewed| renewed.changed) {
-            // Another recipient's certificate may have expired, too, and is renewed later. The host reads these documents.
+            // Skip recipients whose certificates have expired too and are renewed later. The host reads these documents.
             let readers: Vec<_> = recipients.iter().filter(|known| known.check_recipient().is_ok()).cloned().collect();
             let certificate = host.certificate();
             let writer = Writer::new(self.repository, Signer::new(host)?, &certificate, &readers)?;
@@ -56,14 +56,14 @@ impl Inventory<'_> {
     }
 }
 
-/// Merges what two documents in `secrets/` say. They may differ in how new the recipients' certificates are, and in which
-/// hosts they name, since later ones hold those of earlier ones; their names are in no order.
+/// Merges two documents of `secrets/`. They may have newer or older certificates of the same recipients, and more or fewer
+/// hosts, since later documents include the hosts of earlier ones; object names do not show which is newer.
 pub(super) fn merge_secrets(one: Secrets, other: &Secrets) -> Result<Secrets, Error> {
     let parse = |secrets: &Secrets| -> Result<Vec<Certificate>, Error> {
         Ok(secrets.recipients.iter().map(|bytes| Certificate::parse(bytes)).collect::<Result<_, _>>()?)
     };
     let (mut recipients, others) = (parse(&one)?, parse(other)?);
-    if (one.seed, one.encrypted) != (other.seed, other.encrypted) || names(&recipients) != names(&others) {
+    if (one.seed, one.encrypted) != (other.seed, other.encrypted) || sorted(&recipients) != sorted(&others) {
         return Err(Error::SecretsDiffer);
     }
     for recipient in &mut recipients {
@@ -82,8 +82,8 @@ pub(super) fn merge_secrets(one: Secrets, other: &Secrets) -> Result<Secrets, Er
     Ok(Secrets { recipients, hosts, ..one })
 }
 
-fn names(certificates: &[Certificate]) -> Vec<Fingerprint> {
-    let mut names: Vec<_> = certificates.iter().map(Certificate::fingerprint).collect();
-    names.sort();
-    names
+fn sorted(certificates: &[Certificate]) -> Vec<Fingerprint> {
+    let mut fingerprints: Vec<_> = certificates.iter().map(Certificate::fingerprint).collect();
+    fingerprints.sort();
+    fingerprints
 }

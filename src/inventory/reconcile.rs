@@ -1,10 +1,10 @@
-//! A catalog learns what the repository has.
+//! Updates a catalog from the repository.
 //!
-//! In one transaction: packs are listed; those that the catalog knows and that are missing, or of another length, are
-//! condemned; snapshots that are not listed are marked as such, and stay known, since they may turn up; indexes tell of
-//! packs and snapshots that the catalog does not know. One index and one snapshot's blocks are held at a time.
+//! In one transaction: lists packs; condemns known packs that are missing or have another length; marks known snapshots
+//! that are missing (they stay in the catalog, since they may reappear); adds unknown packs and snapshots from indexes.
+//! One index and the blocks of one snapshot are in memory at a time.
 //!
-//! Listings can be incomplete. So a catalog that was reconciled is marked: see [`Catalog::set_learnt`].
+//! Listings can be incomplete, so a reconciled catalog is marked: see [`Catalog::set_learnt`].
 
 use std::collections::HashSet;
 use std::path::Path;
@@ -19,72 +19,69 @@ use crate::monitor::count;
 use crate::repository;
 use crate::storage::ObjectInfo;
 
-/// What came of it.
+/// The differences that were found.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Reconciled {
-    /// Packs that the catalog knew, and that are missing or of another length.
+    /// Packs of the catalog that are missing or have another length.
     pub condemned: Condemned,
-    /// Packs that it learnt of, and that are there.
+    /// Packs that were added to the catalog.
     pub learnt_packs: u64,
-    /// Packs that it learnt of, and that are missing or of another length.
+    /// Packs in indexes, unknown to the catalog, that are missing or have another length.
     pub missing_packs: u64,
-    /// Snapshots that it learnt of.
+    /// Snapshots that were added to the catalog.
     pub learnt_snapshots: u64,
-    /// Snapshots that it knew, and that are gone.
+    /// Snapshots of the catalog that are missing.
     pub gone_snapshots: u64,
-    /// Snapshots that are there, and of which no index that can be read tells.
+    /// Snapshots in the repository that are in no readable index.
     pub unknown_snapshots: u64,
     /// Indexes that could not be used.
     pub unusable_indexes: u64,
-    /// Packs that are there, and that no index names that can be read.
+    /// Packs in the repository that are in no readable index.
     pub unknown_packs: u64,
 }
 
 impl Reconciled {
-    /// What came of it, for people.
+    /// One line for the user.
     pub fn summary(&self) -> String {
         let mut parts = Vec::new();
-        let mut say = |number: u64, one: &str, many: &str, what: &str| {
+        let mut add = |number: u64, one: &str, many: &str, state: &str| {
             if number > 0 {
-                parts.push(format!("{} {what}", count(number, one, many)));
+                parts.push(format!("{} {state}", count(number, one, many)));
             }
         };
         let missing = self.condemned.packs + self.missing_packs;
         let unread = "in no index that this machine can read";
-        say(missing, "pack is", "packs are", "missing or cut short");
-        say(self.learnt_packs, "pack", "packs", "learnt of");
-        say(self.learnt_snapshots, "snapshot", "snapshots", "learnt of");
-        say(self.gone_snapshots, "snapshot is", "snapshots are", "gone");
-        say(self.unknown_snapshots, "snapshot is", "snapshots are", unread);
-        say(self.unusable_indexes, "index", "indexes", "can't be used");
-        say(self.unknown_packs, "pack is", "packs are", &format!("{unread}, not removed"));
-        match parts.is_empty() {
-            true => "all packs and snapshots are there".to_owned(),
-            false => parts.join(", "),
-        }
+        add(missing, "pack", "packs", "missing or truncated");
+        add(self.learnt_packs, "pack", "packs", "added to the catalog");
+        add(self.learnt_snapshots, "snapshot", "snapshots", "added to the catalog");
+        add(self.gone_snapshots, "snapshot", "snapshots", "missing");
+        add(self.unknown_snapshots, "snapshot", "snapshots", unread);
+        add(self.unusable_indexes, "index", "indexes", "unusable");
+        add(self.unknown_packs, "pack", "packs", &format!("{unread}, not removed"));
+        if parts.is_empty() { "all packs and snapshots are present".to_owned() } else { parts.join(", ") }
     }
 }
 
 impl Inventory<'_> {
-    /// Makes the catalog agree with the repository.
+    /// Updates the catalog from the repository, in one transaction.
     pub fn reconcile(&self, catalog: &mut Catalog) -> Result<Reconciled, Error> {
-        // What a killed run left in sight may not be on disk yet, and is relied on from here on.
+        // Objects of a killed run may be visible but not durable yet, and the catalog relies on them from now on.
         self.repository.target().sync(&name::FOLDERS)?;
         catalog.set_learnt()?;
         self.list_packs(catalog)?;
         let condemned = catalog.condemn_unlisted(&mut |pack, found| {
-            let what = if found.is_some() { "of another length" } else { "missing" };
-            self.monitor.entry(Path::new(&name::pack(pack.id)), what);
+            let state = if found.is_some() { "of another length" } else { "missing" };
+            self.monitor.entry(Path::new(&name::pack(pack.id)), state);
         })?;
         let mut found = Reconciled { condemned, ..Reconciled::default() };
         let there: HashSet<_> = self.repository.snapshots()?.into_iter().map(|name| name.id).collect();
-        let known = self.look_for_snapshots(catalog, &there, &mut found)?;
+        let known = self.update_snapshots(catalog, &there, &mut found)?;
         let unknown = self.learn_packs(catalog, &mut found)?;
         self.learn_snapshots(catalog, unknown, &there, &mut found)?;
         found.unknown_snapshots = (there.len() as u64).saturating_sub(known + found.learnt_snapshots);
         if found.learnt_snapshots > 0 {
             self.monitor.note(
-                "indexes do not hold host, paths and tags of the snapshots that the catalog learnt of: without the owner's key these are shown as unknown",
+                "indexes do not contain host, paths and tags of the snapshots added to the catalog: without the owner's key these are shown as unknown",
             );
         }
         found.unknown_packs = catalog.unknown_listed()?;
@@ -104,13 +101,13 @@ impl Inventory<'_> {
         noted
     }
 
-    /// The ids of all indexes.
+    /// Lists the ids of all indexes.
     pub(super) fn indexes(&self) -> Result<Vec<ObjectId>, Error> {
         let objects = self.repository.target().list(name::INDEX)?;
         Ok(objects.iter().filter_map(|object| object.name.strip_prefix(name::INDEX)?.parse().ok()).collect())
     }
 
-    /// Adds packs that only indexes know. Returns the indexes that tell of unknown snapshots, in the order of these.
+    /// Adds packs of indexes to the catalog. Returns the indexes of unknown snapshots, ordered by snapshot.
     fn learn_packs(&self, catalog: &Catalog, found: &mut Reconciled) -> Result<Vec<ObjectId>, Error> {
         let mut unknown = Vec::new();
         let mut foreign = 0;
@@ -120,9 +117,10 @@ impl Inventory<'_> {
                 Ok(index) => index,
                 Err(error) => {
                     found.unusable_indexes += 1;
-                    match is_foreign(&error) {
-                        true => foreign += 1,
-                        false => self.monitor.note(&format!("an index can't be used: {error}")),
+                    if is_foreign(&error) {
+                        foreign += 1;
+                    } else {
+                        self.monitor.note(&format!("cannot use an index: {error}"));
                     }
                     continue;
                 }
@@ -133,10 +131,7 @@ impl Inventory<'_> {
                 }
                 let there = catalog.listed(pack.id)? == Some(pack.length());
                 catalog.import_pack(pack, there)?;
-                match there {
-                    true => found.learnt_packs += 1,
-                    false => found.missing_packs += 1,
-                }
+                *if there { &mut found.learnt_packs } else { &mut found.missing_packs } += 1;
             }
             if let Some(SnapshotBlocks { snapshot, .. }) = &index.snapshot
                 && !catalog.has_snapshot(snapshot.id)?
@@ -146,7 +141,7 @@ impl Inventory<'_> {
         }
         if foreign > 0 {
             self.monitor.note(&format!(
-                "{} of another host key, and can't be used here",
+                "{} of another host key, and cannot be used here",
                 count(foreign, "index is", "indexes are")
             ));
         }
@@ -154,7 +149,7 @@ impl Inventory<'_> {
         Ok(unknown.into_iter().map(|(_, id)| id).collect())
     }
 
-    /// Adds snapshots, those that others begin from first.
+    /// Adds the snapshots of these indexes, in order: a snapshot's blocks may be given relative to an earlier one.
     fn learn_snapshots(
         &self,
         catalog: &Catalog,
@@ -164,10 +159,10 @@ impl Inventory<'_> {
     ) -> Result<(), Error> {
         for id in indexes {
             self.check_interrupted()?;
-            // It was read a moment ago.
+            // `learn_packs` could read it, so an error is unexpected here.
             let Index { snapshot: Some(blocks), .. } = self.access.index(self.repository, id)? else { continue };
             let name = &blocks.snapshot;
-            // Of two histories of the repository, the one that is there counts.
+            // The catalog may have another snapshot with this number, from before the repository was set back.
             catalog.forget_not_found(name.sequence)?;
             if catalog.has_snapshot(name.id)? || catalog.has_sequence(name.sequence)? {
                 continue;
@@ -205,8 +200,8 @@ impl Inventory<'_> {
         Ok(())
     }
 
-    /// Compares the snapshots that the catalog knows with those that are listed. Returns how many of them are there.
-    fn look_for_snapshots(
+    /// Updates the presence of known snapshots from the listing. Returns the number of those present.
+    fn update_snapshots(
         &self,
         catalog: &Catalog,
         there: &HashSet<SnapshotId>,
@@ -227,7 +222,7 @@ impl Inventory<'_> {
                     if presence == Presence::There {
                         found.gone_snapshots += 1;
                         self.monitor.note(&format!(
-                            "the snapshot {} of {source} ({}) is gone",
+                            "the snapshot {} of {source} ({}) is missing",
                             name.id.short(),
                             name.time
                         ));
@@ -239,7 +234,7 @@ impl Inventory<'_> {
     }
 }
 
-/// Whether an object is that of another host, and as good as it should be.
+/// Whether an object could not be opened only because it belongs to another host.
 pub(super) fn is_foreign(error: &repository::Error) -> bool {
     matches!(
         error,

@@ -1,22 +1,21 @@
-//! What may be removed from a repository. This is the only place that removes objects, and this is its rule.
+//! Removes orphaned packs. This is the only module that removes objects from a repository.
 //!
-//! A pack is an orphan, and is removed, if all of this holds:
+//! A pack is an orphan, and is removed, if all of these conditions hold:
 //!
-//! 1. This very catalog recorded the run that wrote it as begun, and not as finished. A run is recorded, durably, before
-//!    the first of its bytes is at the target, and each of its packs carries its mark (see [`PackId::of_run`]).
-//! 2. Nothing in the catalog was learnt from listings: it was never rebuilt or reconciled ([`Catalog::is_learnt`]). So the
-//!    repository was as this catalog left it at the beginning of every run.
-//! 3. No index at the target names the pack.
-//! 4. Everything is accounted for. Each pack and each snapshot that the catalog knows is listed and named by an index that
-//!    can be read; each snapshot that is listed is known; each pack in a list of sums is named by an index; generations
-//!    have no gaps and all verify. Otherwise something is missing from a listing, or was written by somebody else, and
-//!    absence from a listing proves nothing.
+//! 1. This catalog recorded that the run which wrote the pack began, and not that it finished. A run is recorded durably
+//!    before its first byte is written to the repository, and each of its packs carries its mark ([`PackId::of_run`]).
+//! 2. Nothing in the catalog comes from listings: it was never rebuilt or reconciled ([`Catalog::is_learnt`]). So at the
+//!    start of every run the repository was as this catalog had left it.
+//! 3. No index in the repository lists the pack.
+//! 4. Everything is accounted for. Each pack and snapshot in the catalog is listed and in a readable index; each listed
+//!    snapshot is in the catalog; each pack in a list of sums is in an index; generations have no gaps and all verify.
+//!    Otherwise a listing is incomplete or another writer was active, and absence from a listing proves nothing.
 //!
-//! Temporaries of killed writers go under the same rule. All else stays, takes space and does no harm: that is said, and
-//! the backup goes on. So a machine image that was restored from the middle of a run, a partial copy of a repository, and a
-//! target whose listings lag behind lose nothing.
+//! Temporary files of killed writers are removed under the same conditions. Everything else is kept and reported; it takes
+//! space and is harmless. So nothing is lost if a machine image was restored that was taken during a run, if a repository
+//! was copied partially, or if the storage's listings are outdated.
 //!
-//! Packs of a killed run that an index does name are taken into the catalog, so that nothing is stored twice.
+//! Packs of a killed run that are in an index are added to the catalog, so that nothing is stored twice.
 
 use std::collections::{HashMap, HashSet};
 
@@ -27,10 +26,10 @@ use crate::format::id::{RunId, SnapshotId};
 use crate::format::index::IndexedPack;
 use crate::format::{PackId, name};
 
-/// Most bytes of a list of sums.
+/// The longest list of sums that is read, in bytes.
 const SUMS_SIZE: usize = 64 << 20;
 
-/// Objects and their bytes.
+/// A number of objects and their total size.
 #[derive(Debug, Default, Clone, Copy)]
 struct Count {
     objects: u64,
@@ -44,18 +43,18 @@ impl Count {
     }
 }
 
-/// The packs at the target, compared with those that the catalog knows.
+/// The packs in the repository, compared with those in the catalog.
 struct Packs {
-    /// Heads of the ids of all packs that the catalog knows, ascending. Many fit into memory; a pack that shares its head
-    /// with a known one is never taken for an orphan.
+    /// Heads of the ids of all packs in the catalog, ascending. Heads save memory; a pack that shares its head with a known
+    /// one is never an orphan.
     known: Vec<u64>,
-    /// Which of them an index names.
+    /// For each of `known`: whether it is in an index.
     indexed: Vec<bool>,
-    /// Packs of unfinished runs that the catalog does not know, and their bytes.
+    /// Packs of unfinished runs that are not in the catalog, and their lengths.
     orphans: HashMap<PackId, u64>,
-    /// Those of them that an index names.
+    /// Former orphans that were found in an index.
     taken_in: HashSet<PackId>,
-    /// Packs that neither the catalog nor an unfinished run of it knows.
+    /// Packs that are neither in the catalog nor of an unfinished run.
     unknown: Count,
 }
 
@@ -72,18 +71,16 @@ fn head(pack: PackId) -> u64 {
 }
 
 impl Inventory<'_> {
-    /// Deals with what runs left at the target that did not come to their end: takes in what an index names, and removes
-    /// what may be removed. This run must have announced itself before, so that a run with a copy of this catalog can no
-    /// longer commit anything.
+    /// Cleans up after unfinished runs: adds their indexed packs to the catalog and removes their orphans. The current run
+    /// must have written its generation before, so that a run with a copy of this catalog can no longer commit anything.
     pub fn clean_up_unfinished(&self, catalog: &mut Catalog, unfinished: &[RunId]) -> Result<(), Error> {
         if unfinished.is_empty() {
             return Ok(());
         }
         match self.try_clean_up(catalog, unfinished) {
-            // Interrupted, or the catalog failed: that ends the run.
             Err(error @ (Error::Interrupted | Error::Catalog(_))) => return Err(error),
             Err(error) => self.monitor.note(&format!(
-                "what an unfinished run left in the repository is not removed: {error}; it takes space and does no harm"
+                "leftovers of an unfinished run are not removed from the repository: {error}; they take space and are harmless"
             )),
             Ok(()) => {}
         }
@@ -93,13 +90,13 @@ impl Inventory<'_> {
     fn try_clean_up(&self, catalog: &Catalog, unfinished: &[RunId]) -> Result<(), Error> {
         let (mut packs, mut doubt) = self.compare_packs(catalog, unfinished)?;
         if catalog.is_learnt()? {
-            doubt = Some("this machine's catalog was rebuilt, or compared with what the repository lists".into());
+            doubt = Some("this machine's catalog was rebuilt or reconciled with the repository".into());
         }
         self.account(catalog, &mut packs, &mut doubt)?;
         let Count { objects: unknown, bytes } = packs.unknown;
         if unknown > 0 {
             self.monitor.note(&format!(
-                "{} in {} ({bytes} bytes) that neither an index nor this machine's catalog knows; nothing of that is removed",
+                "{} in {} ({bytes} bytes) in no index and not in this machine's catalog; they are not removed",
                 objects(unknown),
                 name::PACKS
             ));
@@ -110,7 +107,7 @@ impl Inventory<'_> {
             Some(why) => {
                 let (count, bytes) = (packs_of(packs.orphans.len() as u64), packs.orphans.values().sum::<u64>());
                 self.monitor.note(&format!(
-                    "what an unfinished run left in the repository ({count}, {bytes} bytes) is not removed: {why}; it takes space and does no harm"
+                    "leftovers of an unfinished run ({count}, {bytes} bytes) are not removed from the repository: {why}; they take space and are harmless"
                 ));
             }
         }
@@ -127,7 +124,7 @@ impl Inventory<'_> {
         Ok(())
     }
 
-    /// Lists packs. The second is a doubt, if there is one.
+    /// Lists packs and compares them with the catalog. If any are missing, also returns a reason for doubt.
     fn compare_packs(&self, catalog: &Catalog, unfinished: &[RunId]) -> Result<(Packs, Option<String>), Error> {
         let known = catalog.pack_heads()?;
         let mut listed = vec![false; known.len()];
@@ -147,7 +144,7 @@ impl Inventory<'_> {
         Ok((Packs { known, indexed, orphans, taken_in: HashSet::new(), unknown }, doubt))
     }
 
-    /// Reads indexes, takes in packs that they name, and looks for whatever is not accounted for.
+    /// Reads all indexes and takes in their packs. Sets `doubt` if anything is unaccounted for.
     fn account(&self, catalog: &Catalog, packs: &mut Packs, doubt: &mut Option<String>) -> Result<(), Error> {
         let mut named: HashSet<SnapshotId> = HashSet::new();
         for id in self.indexes()? {
@@ -162,7 +159,7 @@ impl Inventory<'_> {
         }
         let missing = packs.indexed.iter().filter(|indexed| !**indexed).count() as u64;
         if missing > 0 {
-            doubt.get_or_insert(format!("{} of the catalog are named by no index", packs_of(missing)));
+            doubt.get_or_insert(format!("{} of the catalog are in no index", packs_of(missing)));
         }
         self.account_for_snapshots(catalog, &named, doubt)?;
         self.account_for_sums(packs, doubt)?;
@@ -185,11 +182,8 @@ impl Inventory<'_> {
             listed.insert(snapshot.id);
             match known.get(&snapshot.id) {
                 Some(_) if named.contains(&snapshot.id) => {}
-                Some(_) => _ = doubt.get_or_insert(format!("no index names the snapshot {}", snapshot.object())),
-                None => {
-                    _ = doubt
-                        .get_or_insert(format!("{} is a snapshot that the catalog does not know", snapshot.object()))
-                }
+                Some(_) => _ = doubt.get_or_insert(format!("the snapshot {} is in no index", snapshot.object())),
+                None => _ = doubt.get_or_insert(format!("the snapshot {} is not in the catalog", snapshot.object())),
             }
         }
         for (id, (presence, name)) in known {
@@ -200,8 +194,8 @@ impl Inventory<'_> {
         Ok(())
     }
 
-    /// Each list of sums is written just before the index of the same packs. One without the other means a kill between
-    /// the two, or an index that is missing from the listing: which of them cannot be told.
+    /// A list of sums is written just before the index of the same packs. If only the list is found, either the run was
+    /// killed between the two, or the index is missing from the listing; these cases cannot be told apart.
     fn account_for_sums(&self, packs: &Packs, doubt: &mut Option<String>) -> Result<(), Error> {
         for object in self.repository.target().list(name::SUMS)? {
             if name::parse_sums(&object.name).is_none() {
@@ -213,14 +207,14 @@ impl Inventory<'_> {
             self.check_interrupted()?;
             let text = self.repository.target().get(&object.name, SUMS_SIZE)?;
             if !packs_in(&text).all(|pack| packs.is_indexed(pack)) {
-                *doubt = Some(format!("{} names packs that no index names", object.name));
+                *doubt = Some(format!("{} contains packs that are in no index", object.name));
             }
         }
         Ok(())
     }
 }
 
-/// Notes that an index names a pack, and takes it into the catalog if it is new there and whole.
+/// Records that a pack is in an index, and adds it to the catalog if it is an orphan with the right length.
 fn take_in(catalog: &Catalog, packs: &mut Packs, pack: &IndexedPack) -> Result<(), Error> {
     if let Some(indexed) = packs.known.binary_search(&head(pack.id)).ok().and_then(|at| packs.indexed.get_mut(at)) {
         *indexed = true;
@@ -234,7 +228,7 @@ fn take_in(catalog: &Catalog, packs: &mut Packs, pack: &IndexedPack) -> Result<(
     Ok(())
 }
 
-/// A number of packs, for people.
+/// A number of packs, for messages.
 fn packs_of(count: u64) -> String {
     match count {
         1 => "1 pack".to_owned(),
@@ -242,7 +236,7 @@ fn packs_of(count: u64) -> String {
     }
 }
 
-/// The packs that a list of sums names.
+/// The packs in a list of sums.
 fn packs_in(sums: &[u8]) -> impl Iterator<Item = PackId> {
     let lines = sums.split(|byte| *byte == b'\n');
     lines.filter_map(|line| name::parse_pack(std::str::from_utf8(line).ok()?.split_once("  ")?.1))
@@ -253,7 +247,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_list_of_sums_names_packs() {
+    fn packs_are_parsed_from_a_list_of_sums() {
         let [a, b] = [PackId::random(), PackId::random()];
         let text = format!("00  {}\n11  {}\nneither\n22  packs/x\n", name::pack(a), name::pack(b));
         assert_eq!(packs_in(text.as_bytes()).collect::<Vec<_>>(), [a, b]);

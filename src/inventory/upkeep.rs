@@ -1,8 +1,8 @@
-//! Small objects whose loss would close a repository, or hide what is in it.
+//! Puts back small objects whose loss would make a repository or its content inaccessible.
 //!
-//! The writer has a copy of all of them: its own certificate, the recipients', the owner's locked key, the description, the
-//! secrets and the names of sources. So each run that writes looks for them and puts back those that are missing or
-//! damaged, and [`Inventory::verify`] reports them.
+//! The writer has a copy of all of them: its own certificate, those of the recipients, the owner's locked key, the
+//! description, the secrets and the names of sources. Each run that writes puts back the missing and damaged ones, and
+//! [`Inventory::verify`] reports them.
 
 use std::collections::HashSet;
 
@@ -15,9 +15,9 @@ use crate::format::source::Source;
 use crate::repository::{self, Writer};
 use crate::state::RepositoryState;
 
-/// An object that is missing or damaged, and that the writer can make again.
+/// A missing or damaged object that the writer can restore.
 pub struct LostObject {
-    /// Its name; the folder of one whose name is of no importance.
+    /// The object's name, or its folder if any name in it will do.
     pub object: String,
     replacement: Replacement,
 }
@@ -32,17 +32,17 @@ enum Replacement {
 }
 
 impl LostObject {
-    /// What is wrong, and what becomes of it.
+    /// A message for the user: the problem and how it is solved.
     pub fn message(&self) -> &'static str {
         match self.replacement {
-            Replacement::Secrets => "no secrets document is there; the next backup writes one",
+            Replacement::Secrets => "the secrets document is missing; the next backup writes one",
             _ => "it is missing or damaged; the next backup puts it back",
         }
     }
 }
 
 impl Inventory<'_> {
-    /// Looks for the objects that this machine can make again. `host`: its certificate.
+    /// Finds missing and damaged objects. `host` is this machine's certificate.
     pub fn lost(
         &self,
         catalog: &Catalog,
@@ -63,7 +63,7 @@ impl Inventory<'_> {
                 add(name::recipient(&recipient.fingerprint().to_string()), Replacement::Recipient(recipient.clone()));
             }
         }
-        // A copy that cannot be parsed is of no use to anyone.
+        // A copy that cannot be parsed is useless.
         if let Some(owner) = state.owner_key()?.and_then(|bytes| SecretKey::parse(&bytes).ok())
             && !keys.has_owner(&owner)?
         {
@@ -86,7 +86,7 @@ impl Inventory<'_> {
         Ok(lost)
     }
 
-    /// Puts objects back. A target that refuses one is named and does not end the run: the objects were missing before.
+    /// Puts objects back. If the storage refuses one, this is only reported, since the object was missing before.
     pub fn put_back(
         &self,
         lost: Vec<LostObject>,
@@ -110,7 +110,7 @@ impl Inventory<'_> {
             self.monitor.note(&match put {
                 Ok(()) => format!("{object} was missing or damaged; it was put back"),
                 Err(repository::Error::Target(error)) => {
-                    format!("{object} is missing or damaged, and cannot be put back: {error}")
+                    format!("{object} is missing or damaged and cannot be put back: {error}")
                 }
                 Err(error) => return Err(error.into()),
             });
@@ -118,15 +118,15 @@ impl Inventory<'_> {
         Ok(())
     }
 
-    /// Names certificates in `keys/` that pass for recipients and are none. Nothing is encrypted to them.
+    /// Reports certificates in `keys/` that are named like those of recipients but belong to other keys.
     pub fn report_unknown_recipients(&self, recipients: &[Certificate]) -> Result<(), Error> {
         let known: HashSet<_> = recipients.iter().map(|known| known.fingerprint().to_string()).collect();
         for object in self.repository.target().list(name::KEYS)? {
-            let said = object.name.strip_prefix(name::KEYS).and_then(|leaf| leaf.strip_prefix("recipient-"));
-            let Some(said) = said.and_then(|leaf| leaf.strip_suffix(".asc")) else { continue };
-            if !known.contains(said) {
+            let leaf = object.name.strip_prefix(name::KEYS).and_then(|leaf| leaf.strip_prefix("recipient-"));
+            let Some(fingerprint) = leaf.and_then(|leaf| leaf.strip_suffix(".asc")) else { continue };
+            if !known.contains(fingerprint) {
                 self.monitor.note(&format!(
-                    "{} is not a recipient's certificate of this repository; nothing is encrypted to it",
+                    "{} is not the certificate of a recipient; nothing is encrypted to it",
                     object.name
                 ));
             }

@@ -1,4 +1,4 @@
-//! Everything that the catalog claims, held against the repository. Nothing is changed.
+//! Compares all claims of the catalog with the repository, without changing anything.
 
 use std::collections::{HashMap, HashSet};
 use std::path::Path;
@@ -12,27 +12,27 @@ use crate::monitor::count;
 use crate::state::RepositoryState;
 use crate::storage::ObjectInfo;
 
-/// Most bytes of a list of sums.
+/// The longest list of sums that is read, in bytes.
 const SUMS_SIZE: usize = 64 << 20;
 
-/// What was looked at.
+/// Numbers of verified items.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Verified {
-    /// Packs that the catalog builds upon.
+    /// Packs that new snapshots may refer to.
     pub packs: u64,
-    /// Packs that are lost, and that it does not build upon any more. Older snapshots may need them.
+    /// Condemned packs: lost, but older snapshots may need them.
     pub lost_packs: u64,
-    /// Blocks.
+    /// Blocks in packs that are not condemned.
     pub blocks: u64,
-    /// Chunks.
+    /// Chunks in the catalog.
     pub chunks: u64,
-    /// Snapshots.
+    /// Snapshots that should be in the repository.
     pub snapshots: u64,
-    /// What is wrong. Each was named.
+    /// Problems; each was reported.
     pub problems: u64,
 }
 
-/// Where a pack is listed: the digest that indexes say it has, and that sums say.
+/// The records of a pack in the repository: its listing, and its digests in indexes and lists of sums.
 #[derive(Default)]
 struct PackRecords {
     length: Option<u64>,
@@ -41,7 +41,7 @@ struct PackRecords {
 }
 
 impl Inventory<'_> {
-    /// Compares all that a catalog claims with what the repository shows. `host`: this machine's certificate.
+    /// Compares all claims of a catalog with the repository. `host` is this machine's certificate.
     pub fn verify(&self, catalog: &Catalog, state: &RepositoryState, host: &Certificate) -> Result<Verified, Error> {
         let path = &state.catalog_path();
         let mut found = Verified::default();
@@ -54,11 +54,11 @@ impl Inventory<'_> {
             problem(path, finding);
         }
         if !findings.is_empty() {
-            // What can be read of it may be anything.
+            // Nothing that is read from a corrupt database can be relied on.
             return Ok(found);
         }
-        if let Some(words) = self.divergence(catalog)?.message() {
-            problem(path, &words);
+        if let Some(message) = self.divergence(catalog)?.message() {
+            problem(path, &message);
         }
         let lost = self.lost(catalog, state, host)?;
         for lost in &lost {
@@ -69,47 +69,47 @@ impl Inventory<'_> {
         {
             problem(Path::new(name::SECRETS), &error.to_string());
         }
-        let listed = self.lists(&mut problem)?;
+        let records = self.pack_records(&mut problem)?;
         let mut packs = 0;
         catalog.each_pack(&mut |pack, wrong| {
             packs += 1;
             let object = name::pack(pack.id);
-            let mut wrongs = Vec::from_iter(wrong);
+            let mut problems = Vec::from_iter(wrong);
             let none = PackRecords::default();
-            let PackRecords { length, indexed, summed } = listed.get(&pack.id).unwrap_or(&none);
+            let PackRecords { length, indexed, summed } = records.get(&pack.id).unwrap_or(&none);
             match length {
-                None => wrongs.push("the pack is missing".into()),
+                None => problems.push("the pack is missing".into()),
                 Some(length) if *length != pack.length => {
-                    wrongs.push(format!("the pack has {length} bytes where {} were stored", pack.length));
+                    problems.push(format!("the pack has {length} bytes where {} were stored", pack.length));
                 }
                 Some(_) => {}
             }
-            for (digest, whose) in [(indexed, "index"), (summed, "list of sums")] {
+            for (digest, list) in [(indexed, "index"), (summed, "list of sums")] {
                 match digest {
-                    None => wrongs.push(format!("no {whose} that can be read has it")),
+                    None => problems.push(format!("the pack is in no readable {list}")),
                     Some(digest) if *digest != pack.digest => {
-                        wrongs.push(format!("the {whose} says that it has another digest"));
+                        problems.push(format!("the {list} has another digest of the pack"));
                     }
                     Some(_) => {}
                 }
             }
-            for wrong in wrongs {
-                problem(Path::new(&object), &wrong);
+            for message in problems {
+                problem(Path::new(&object), &message);
             }
         })?;
         self.check_interrupted()?;
         let (usable, all) = catalog.block_sets()?;
         let (chunks, lost) = catalog.count_chunks(&usable)?;
         if lost > 0 {
-            problem(
-                path,
-                &format!("{} said to be in blocks that are not there", count(lost, "chunk is", "chunks are")),
-            );
+            problem(path, &format!("{} to missing blocks", count(lost, "chunk refers", "chunks refer")));
         }
         let Claims { chunks: bad_chunks, nodes } = catalog.damaged_claims()?;
-        for (count, what) in [(bad_chunks, "places of chunks"), (nodes, "parts of directories or of large files")] {
+        for (count, rows) in [(bad_chunks, "locations of chunks"), (nodes, "parts of directories or of large files")] {
             if count > 0 {
-                problem(path, &format!("{count} {what} are not what was written; the next backup reads them again"));
+                problem(
+                    path,
+                    &format!("{count} {rows} do not match their checksums; the next backup reads them again"),
+                );
             }
         }
         if let Err(error) = catalog.check_blocks() {
@@ -119,10 +119,7 @@ impl Inventory<'_> {
         if lost > 0 {
             problem(
                 path,
-                &format!(
-                    "{} to blocks that are not there",
-                    count(lost, "directory or file refers", "directories or files refer")
-                ),
+                &format!("{} to missing blocks", count(lost, "directory or file refers", "directories or files refer")),
             );
         }
         let there: HashSet<_> = self.repository.snapshots()?.into_iter().map(|name| name.id).collect();
@@ -135,20 +132,20 @@ impl Inventory<'_> {
             }
             match catalog.snapshot_blocks(row.name.id)? {
                 Some(blocks) if blocks.is_subset(&all) => {}
-                Some(_) => problem(Path::new(&object), "it is said to use blocks that the catalog does not have"),
-                None => problem(Path::new(&object), "the catalog does not know which blocks it uses"),
+                Some(_) => problem(Path::new(&object), "the snapshot uses blocks that are not in the catalog"),
+                None => problem(Path::new(&object), "the catalog does not know which blocks the snapshot uses"),
             }
         }
         let lost_packs = catalog.condemned_packs()?;
         Ok(Verified { packs, lost_packs, blocks: usable.len(), chunks, snapshots, ..found })
     }
 
-    /// What the repository shows of packs.
-    fn lists(&self, problem: &mut dyn FnMut(&Path, &str)) -> Result<HashMap<PackId, PackRecords>, Error> {
-        let mut listed: HashMap<PackId, PackRecords> = HashMap::new();
+    /// Collects the records of all packs from the listing, indexes and lists of sums.
+    fn pack_records(&self, problem: &mut dyn FnMut(&Path, &str)) -> Result<HashMap<PackId, PackRecords>, Error> {
+        let mut records: HashMap<PackId, PackRecords> = HashMap::new();
         self.repository.target().visit(name::PACKS, &mut |ObjectInfo { name, length }| {
             if let Some(pack) = name::parse_pack(&name) {
-                listed.entry(pack).or_default().length = Some(length);
+                records.entry(pack).or_default().length = Some(length);
             }
         })?;
         for id in self.indexes()? {
@@ -156,10 +153,10 @@ impl Inventory<'_> {
             match self.access.index(self.repository, id) {
                 Ok(index) => {
                     for pack in index.packs {
-                        listed.entry(pack.id).or_default().indexed = Some(pack.digest);
+                        records.entry(pack.id).or_default().indexed = Some(pack.digest);
                     }
                 }
-                // That of a host before this one. What it lists stands in another one, too.
+                // Written by a former host; its packs are in another index, too.
                 Err(error) if is_foreign(&error) => {}
                 Err(error) => problem(Path::new(&name::index(id)), &error.to_string()),
             }
@@ -178,10 +175,10 @@ impl Inventory<'_> {
             };
             for (sum, pack) in text.lines().filter_map(|line| line.split_once("  ")) {
                 if let (Ok(sum), Some(pack)) = (blake3::Hash::from_hex(sum), name::parse_pack(pack)) {
-                    listed.entry(pack).or_default().summed = Some(sum.into());
+                    records.entry(pack).or_default().summed = Some(sum.into());
                 }
             }
         }
-        Ok(listed)
+        Ok(records)
     }
 }
