@@ -1,14 +1,14 @@
-//! Content, cut into chunks.
+//! Splits content into chunks.
 //!
-//! Up to an average of 1 MiB cuts depend on the content (FastCDC), so a byte that is put in moves one or two
-//! of them and no more. Above it they are at multiples of 1 MiB. A hole is never read, and ends a chunk.
+//! For an average size of up to 1 MiB, boundaries are content-defined (FastCDC): an inserted byte moves one or two of
+//! them. For a larger average, boundaries are at multiples of 1 MiB. Holes are not read; a hole ends a chunk.
 //!
-//! Where content is cut depends on a secret of the repository: who sees only the sizes of chunks can't compare
-//! them with those of a file that he knows. All 256 entries of the gear table come from it. (The crate's own
-//! seed is XORed to a table that everyone has, which leaves much less to guess.)
+//! Boundaries depend on a secret of the repository, so an attacker who sees only chunk sizes cannot match them with the
+//! chunk sizes of a known file. All 256 entries of the gear table are derived from the secret. (The crate's own seed is
+//! only XORed to a public table, which leaves far fewer possibilities.)
 //!
-//! Memory for each file that is being cut: a buffer of 2 MiB, or of the file's size if it is smaller, and the
-//! piece that is handed out; at fixed offsets just that piece.
+//! Memory for each file being chunked: a buffer of 2 MiB, or of the file's size if that is smaller, and the current
+//! chunk. With fixed boundaries, only the current chunk.
 
 use std::fmt;
 use std::fs::File;
@@ -22,25 +22,25 @@ use rustix::fs::{Advice, fadvise};
 use super::holes::next_data;
 use super::{Error, UncachedReader};
 
-/// Most bytes of a piece. A block takes two, so that small files which are gathered in one compress better.
+/// The maximum chunk size in bytes. A block holds two, so that small files packed into one block compress better.
 pub const PIECE_MAX: usize = 1 << 20;
-/// Smallest average. Chunks of a few hundred bytes would cost more than they hold.
+/// The minimum average in bytes. The metadata of smaller chunks would outweigh their data.
 const AVERAGE_MIN: usize = 1 << 10;
-/// Bytes that are read at once: two of the largest chunks, so that less is moved than is read.
+/// Buffer size in bytes: two maximum chunks, so that fewer bytes are moved within the buffer than are read.
 const BUFFER: usize = 2 * PIECE_MAX;
-/// What the gear table is derived for. Changing it changes all cuts.
+/// Key derivation context of the gear table. Changing it changes all boundaries.
 const GEAR_CONTEXT: &str = "brackfs 1 gear table of content-defined chunking";
 
 /// The next part of a file.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Piece {
-    /// A chunk. Never empty, at most 1 MiB.
+    /// A chunk of 1 byte to 1 MiB.
     Data(Vec<u8>),
-    /// This many zeros for which the file takes no space. Never 0.
+    /// A hole of this many bytes, at least 1.
     Hole(u64),
 }
 
-/// Says where content is cut. Cheap to clone; threads may share it.
+/// The rule that places chunk boundaries. Cheap to clone; threads may share it.
 #[derive(Clone)]
 pub struct Chunker {
     rule: Rule,
@@ -54,26 +54,23 @@ enum Rule {
 }
 
 impl Chunker {
-    /// Cuts into chunks of `average` bytes.
+    /// A chunker for chunks of `average` bytes, at least 1 KiB.
     ///
-    /// Up to 1 MiB, chunks are defined by content: `average / 4` to `2 * average` bytes, at most 1 MiB, and
-    /// `seed` decides where. (Near 1 MiB most of them are of the largest size. Below 1 KiB it is 1 KiB.) Above,
-    /// cuts are at multiples of 1 MiB.
+    /// Up to an average of 1 MiB, chunks are content-defined with boundaries that depend on `seed`: `average / 4` to
+    /// `2 * average` bytes, at most 1 MiB. (With an average close to 1 MiB most chunks have the maximum size.) Above,
+    /// boundaries are at multiples of 1 MiB.
     pub fn new(seed: u64, average: usize) -> Self {
-        let rule = match average {
-            ..=PIECE_MAX => Rule::Content(ContentRule::new(seed, average)),
-            _ => Rule::Fixed,
-        };
+        let rule = if average <= PIECE_MAX { Rule::Content(ContentRule::new(seed, average)) } else { Rule::Fixed };
         Chunker { rule }
     }
 
-    /// Cuts a file's first `size` bytes and hands the pieces to `sink`, in order. `sparse` says that there may
-    /// be holes; without it none are looked for.
+    /// Splits a file's first `size` bytes and passes the pieces to `sink`, in order. Holes are detected only if
+    /// `sparse` is set. Stops at the first error of `sink`.
     ///
-    /// Returns the bytes that were handed out, holes included: less than `size` if the file is shorter by now.
-    /// What it grew meanwhile is left out. An error of `sink` ends it.
+    /// Returns the number of bytes passed on, holes included. It is less than `size` if the file has been truncated;
+    /// bytes appended beyond `size` are ignored.
     ///
-    /// The place in `file` does not matter, but is moved if `sparse`: one thread at a time.
+    /// The file offset of `file` is ignored, but changes if `sparse` is set: one thread at a time.
     pub fn cut<E: From<Error>>(
         &self,
         file: &File,
@@ -81,17 +78,14 @@ impl Chunker {
         sparse: bool,
         sink: &mut dyn FnMut(Piece) -> Result<(), E>,
     ) -> Result<u64, E> {
-        // A hint; without it reading is slower and no less right.
+        // Best effort: only affects readahead.
         let _ = fadvise(file, 0, None, Advice::Sequential);
-        let mut passing = UncachedReader::new(file);
-        let read = &mut |room: &mut [u8], at| passing.read_at(room, at);
+        let mut reader = UncachedReader::new(file);
+        let read = &mut |room: &mut [u8], at| reader.read_at(room, at);
         let mut pieces = Pieces { read, buffer: self.buffer(size), sink };
         let mut at = 0;
         while at < size {
-            let data = match sparse {
-                true => next_data(file, at, size).map_err(Error::Content)?,
-                false => at..size,
-            };
+            let data = if sparse { next_data(file, at, size).map_err(Error::Content)? } else { at..size };
             if data.start > at {
                 (pieces.sink)(Piece::Hole(data.start - at))?;
             }
@@ -100,7 +94,7 @@ impl Chunker {
                 Rule::Content(rule) => pieces.by_content(rule, data.clone())?,
                 Rule::Fixed => pieces.at_multiples(data.clone())?,
             };
-            // The end of the file, sooner than it was.
+            // The file was truncated.
             if data.is_empty() || at < data.end {
                 break;
             }
@@ -108,14 +102,14 @@ impl Chunker {
         Ok(at)
     }
 
-    /// Cuts what `stream` gives until it ends, at the places where a file of the same content is cut. Returns how
-    /// many bytes it gave. An error of `sink` ends it.
+    /// Splits a stream up to its end, at the same boundaries as a file with the same content. Returns the number of
+    /// bytes read. Stops at the first error of `sink`.
     pub fn cut_stream<E: From<Error>>(
         &self,
         stream: &mut dyn Read,
         sink: &mut dyn FnMut(Piece) -> Result<(), E>,
     ) -> Result<u64, E> {
-        // Pieces are read one behind the other, so where the next one is read from need not be said.
+        // Reads are sequential, so the offset is not needed.
         let read = &mut |room: &mut [u8], _| stream.read(room);
         let mut pieces = Pieces { read, buffer: self.buffer(u64::MAX), sink };
         match &self.rule {
@@ -124,7 +118,7 @@ impl Chunker {
         }
     }
 
-    /// Room to find cuts in: for the file as a whole, or for more than the largest chunk.
+    /// A buffer for content-defined chunking: it holds the whole file, or more than the largest chunk.
     fn buffer(&self, size: u64) -> Vec<u8> {
         match &self.rule {
             Rule::Content(_) => vec![0; usize::try_from(size).map_or(BUFFER, |size| size.min(BUFFER))],
@@ -134,7 +128,7 @@ impl Chunker {
 }
 
 impl fmt::Debug for Chunker {
-    /// Without the gear table, which is a secret.
+    /// Omits the gear table, which is secret.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let (how, average) = match &self.rule {
             Rule::Content(rule) => ("by_content", rule.average as u64),
@@ -144,14 +138,14 @@ impl fmt::Debug for Chunker {
     }
 }
 
-/// Cuts where the last bytes, as the gear table mixes them, have zeros in certain places.
+/// Content-defined boundaries: a chunk ends where the masked bits of the gear hash are zero.
 #[derive(Clone)]
 struct ContentRule {
-    // In bytes, and even, as FastCDC wants them: it looks at two bytes at a time.
+    // Sizes in bytes. FastCDC needs even ones, since it processes two bytes at a time.
     min: usize,
     average: usize,
     max: usize,
-    /// Which places have to be zero up to the average size, and which behind it, where it is made easier.
+    /// The mask up to the average size, and the weaker one after it.
     strict: u64,
     loose: u64,
     gear: Arc<Gear>,
@@ -159,7 +153,7 @@ struct ContentRule {
 
 struct Gear {
     plain: [u64; 256],
-    /// The same, a bit to the left.
+    /// The entries of `plain`, shifted left by one bit.
     shifted: [u64; 256],
 }
 
@@ -172,7 +166,7 @@ impl ContentRule {
         ContentRule { min: average / 4, average, max: (2 * average).min(PIECE_MAX), strict, loose, gear }
     }
 
-    /// Length of the chunk that `bytes` begin with. Unless the data end with them, there are `max` or more.
+    /// The length of the first chunk in `bytes`, which are at least `max` bytes or extend to the end of the data.
     fn first_chunk(&self, bytes: &[u8]) -> usize {
         let Gear { plain, shifted } = &*self.gear;
         let (strict, loose) = (self.strict, self.loose);
@@ -196,18 +190,18 @@ impl Gear {
 
 /// Content on its way to a sink.
 struct Pieces<'a, E> {
-    /// Reads what is at an offset, as [`UncachedReader::read_at`] does.
+    /// Reads at an offset, like [`UncachedReader::read_at`].
     read: &'a mut dyn FnMut(&mut [u8], u64) -> io::Result<usize>,
     buffer: Vec<u8>,
     sink: &'a mut dyn FnMut(Piece) -> Result<(), E>,
 }
 
 impl<E: From<Error>> Pieces<'_, E> {
-    /// Cuts a stretch of data by content. Returns where it ended, which is before the end of the stretch only
-    /// if the file is.
+    /// Splits an extent at content-defined boundaries. Returns the offset where reading ended: the end of the extent,
+    /// or an earlier end of the file.
     fn by_content(&mut self, rule: &ContentRule, data: Range<u64>) -> Result<u64, E> {
         let buffer = self.buffer.as_mut_slice();
-        // buffer[cut..filled] was read and not handed out; it is what the file has before `at`.
+        // buffer[cut..filled] holds the bytes before `at` that are not part of a chunk yet.
         let (mut cut, mut filled) = (0, 0);
         let mut at = data.start;
         let mut ended = false;
@@ -232,7 +226,7 @@ impl<E: From<Error>> Pieces<'_, E> {
         }
     }
 
-    /// Cuts a stretch of data at multiples of [`PIECE_MAX`] in the file. Returns what [`Self::by_content`] does.
+    /// Splits an extent at multiples of [`PIECE_MAX`] in the file. Returns the same as [`Self::by_content`].
     fn at_multiples(&mut self, data: Range<u64>) -> Result<u64, E> {
         let mut at = data.start;
         while at < data.end {
@@ -252,7 +246,7 @@ impl<E: From<Error>> Pieces<'_, E> {
     }
 }
 
-/// Fills `buffer` with what is at `at`. Returns how many bytes there were: fewer only at the end of the file.
+/// Fills `buffer` from offset `at`. Returns the number of bytes read, which is smaller only at the end of the file.
 fn fill(read: &mut dyn FnMut(&mut [u8], u64) -> io::Result<usize>, buffer: &mut [u8], at: u64) -> io::Result<usize> {
     let mut filled = 0;
     while filled < buffer.len() {
@@ -324,7 +318,7 @@ mod tests {
         all
     }
 
-    /// Digests of the chunks of content that is cut by content.
+    /// Digests of content-defined chunks.
     fn chunks(bytes: &[u8], cutter: &Chunker) -> Vec<blake3::Hash> {
         let digest = |piece: &Piece| match piece {
             Piece::Data(bytes) => blake3::hash(bytes),
@@ -347,7 +341,7 @@ mod tests {
         }
     }
 
-    /// Gives a few bytes at a time, as a pipe may, and fails after all of them if it is told to.
+    /// Returns a few bytes at a time, like a pipe. At its end it fails if the flag is set.
     struct Trickle<'b>(&'b [u8], bool);
 
     impl Read for Trickle<'_> {
@@ -381,7 +375,7 @@ mod tests {
     }
 
     #[test]
-    fn a_stream_that_fails_has_no_end() {
+    fn a_stream_that_fails_is_an_error() {
         for average in [64 * KIB, 3 * MIB] {
             let bytes = random(3 * MIB, 2);
             let result = Chunker::new(7, average).cut_stream::<Error>(&mut Trickle(&bytes, true), &mut |_| Ok(()));
@@ -393,7 +387,7 @@ mod tests {
     }
 
     #[test]
-    fn chunks_keep_to_their_sizes() {
+    fn chunk_sizes_are_within_their_limits() {
         for average in [512 * KIB, 256 * KIB, 64 * KIB] {
             let bytes = random(24 * MIB, 2);
             let lengths: Vec<_> = pieces(&bytes, &Chunker::new(3, average)).iter().map(length).collect();
@@ -402,14 +396,14 @@ mod tests {
             let mean = bytes.len() / lengths.len();
             assert!((average * 2 / 3..average * 3 / 2).contains(&mean), "{mean} for {average}");
         }
-        // Content without any variety has the largest chunks.
+        // Constant content has chunks of the maximum size.
         let zeros = vec![0; 3 * MIB];
         assert!(pieces(&zeros, &Chunker::new(3, 512 * KIB)).iter().all(|piece| length(piece) == MIB as u64));
     }
 
-    /// Other cuts would store everything again beside what older versions stored.
+    /// Other boundaries would break deduplication against data that older versions stored.
     #[test]
-    fn cuts_stay_where_they_are_from_version_to_version() {
+    fn boundaries_are_the_same_in_all_versions() {
         let lengths = |seed, average| -> Vec<_> {
             pieces(&random(2 * MIB, 5), &Chunker::new(seed, average)).iter().take(4).map(length).collect()
         };
@@ -439,7 +433,7 @@ mod tests {
     }
 
     #[test]
-    fn a_huge_sparse_file_costs_what_it_holds() {
+    fn a_huge_sparse_file_costs_only_its_data() {
         let started = Instant::now();
         let size = 1 << 40;
         let middle = 1 << 39;
@@ -455,7 +449,7 @@ mod tests {
                 panic!("{} pieces", pieces.len())
             };
             let (Some(Piece::Hole(last)), data) = (rest.last(), &rest[..rest.len() - 1]) else { panic!("no hole") };
-            // The file system may find data a little earlier, and hold it a little longer, than was written.
+            // The file system may report a slightly larger data extent than was written.
             let data = joined(data);
             let early = usize::try_from(middle - first).unwrap();
             assert_eq!(first + last + data.len() as u64, size);
@@ -465,12 +459,12 @@ mod tests {
     }
 
     #[test]
-    fn a_file_of_nothing_but_hole_is_one_hole() {
+    fn a_file_without_data_is_one_hole() {
         let file = tempfile::tempfile().unwrap();
         file.set_len(5 << 30).unwrap();
         let cutter = Chunker::new(1, 512 * KIB);
         assert_eq!(pieces_of(&file, &cutter, 5 << 30, true), [Piece::Hole(5 << 30)]);
-        // Shorter than it was when somebody looked, and longer.
+        // The file is shorter than its stat said, and longer.
         file.set_len(3 << 30).unwrap();
         assert_eq!(pieces_of(&file, &cutter, 5 << 30, true), [Piece::Hole(3 << 30)]);
         assert_eq!(pieces_of(&file, &cutter, 1 << 30, true), [Piece::Hole(1 << 30)]);
@@ -508,7 +502,7 @@ mod tests {
     }
 
     #[test]
-    fn a_file_that_shrank_ends_early_and_one_that_grew_on_time() {
+    fn a_truncated_file_ends_early_and_appended_bytes_are_ignored() {
         let bytes = random(3 * MIB, 10);
         let file = file(&bytes);
         for average in [64 * KIB, 512 * KIB, 5 * MIB / 2, 3 * MIB, 8 * MIB] {
@@ -526,7 +520,7 @@ mod tests {
     }
 
     #[test]
-    fn the_sink_can_end_it() {
+    fn chunking_stops_at_an_error_of_the_sink() {
         let cutter = Chunker::new(1, 64 * KIB);
         let file = file(&random(MIB, 11));
         let mut taken = 0;
@@ -539,7 +533,7 @@ mod tests {
     }
 
     #[test]
-    fn what_cannot_be_read_is_an_error() {
+    fn a_read_failure_is_an_error() {
         let directory = File::open(std::env::temp_dir()).unwrap();
         let cut = Chunker::new(1, 64 * KIB).cut::<Error>(&directory, 10, false, &mut |_| Ok(()));
         assert!(matches!(cut, Err(Error::Content(_))));

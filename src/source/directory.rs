@@ -1,7 +1,6 @@
-//! An open directory, and the way to what is in it: one name at a time, through its handle.
+//! An open directory. Its entries are reached by a single name, relative to its handle.
 //!
-//! A name is a single component, as a [`Listing`] gives it. Nothing but the root is ever reached through a
-//! symlink.
+//! A name is a single path component, as in a [`Listing`]. Symlinks are followed only in the path of the root.
 
 use std::ffi::OsStr;
 use std::fs::File;
@@ -20,17 +19,17 @@ use crate::format::Kind;
 pub struct Directory {
     fd: OwnedFd,
     path: SharedPath,
-    /// Held while the names are read: the place that was reached belongs to the handle.
+    /// Held while the names are read, because the read position belongs to the handle.
     listing: Mutex<()>,
 }
 
 impl Directory {
-    /// Opens the directory where a walk begins. Symlinks on the way are followed: the user named them.
+    /// Opens the root of a walk. Follows symlinks, since the user named the path.
     pub fn open_root(path: &Path) -> Result<Self, Error> {
         Directory::open(CWD, path.as_os_str(), OFlags::empty(), path.into())
     }
 
-    /// Opens a directory in this one. A symlink is refused. Access times stay as they are, if we may say so.
+    /// Opens a subdirectory; fails for a symlink. Access times are preserved if the system permits it.
     pub fn open_child(&self, name: &OsStr) -> Result<Directory, Error> {
         Directory::open(&self.fd, name, OFlags::NOFOLLOW, self.path.child(name))
     }
@@ -42,47 +41,46 @@ impl Directory {
         }
     }
 
-    /// What this directory is.
+    /// Stats the directory itself.
     pub fn stat(&self) -> Result<Stat, Error> {
         Stat::of_fd(&self.fd).map_err(|e| Error::io("look at", self.path.clone(), e))
     }
 
-    /// What has this name here; a symlink itself, not what it leads to.
-    /// A name that is not there [is vanished](Error::is_vanished).
+    /// Stats an entry; does not follow a symlink. If the name is missing, the error [is
+    /// vanished](Error::is_vanished).
     pub fn stat_child(&self, name: &OsStr) -> Result<Stat, Error> {
         Stat::child(&self.fd, name).map_err(|e| Error::io("look at", self.path.child(name), e))
     }
 
-    /// The root of the mount that covers `name` here, without asking the file system mounted there: the kernel's own idea
-    /// of it. So it neither waits for a server or a FUSE program, nor fails with it. If the kernel has none, `device` is
-    /// all that is known.
+    /// Stats the root of the mount at `name` from the kernel's cache. It contacts no server or FUSE program, so it
+    /// cannot hang or fail with one. If the kernel has no cached stat, the result is a private directory on `device`.
     pub fn stat_mount_point(&self, name: &OsStr, device: u64) -> Stat {
         Stat::cached_child(&self.fd, name).unwrap_or_else(|_| Stat::of_hidden_directory(device))
     }
 
-    /// Whether the mount that covers `name` here is of a directory, and not of a single file. It waits for nothing, as
-    /// [`Directory::stat_mount_point`]. None: the kernel does not say.
+    /// Whether a directory, not a single file, is mounted at `name`. Does not block, like
+    /// [`Directory::stat_mount_point`]. `None` if the kernel does not know.
     pub fn is_mounted_directory(&self, name: &OsStr) -> Option<bool> {
         Stat::cached_child(&self.fd, name).ok().map(|stat| stat.kind == Kind::Directory)
     }
 
-    /// Whether what has this name here belongs to the same mount as the directory itself. None: the kernel can't tell.
+    /// Whether an entry is on the same mount as the directory itself. `None` if the kernel does not report mounts.
     pub fn shares_mount_with(&self, name: &OsStr) -> Option<bool> {
         let own = stat::mount_id(&self.fd, OsStr::new(""))?;
         Some(own == stat::mount_id(&self.fd, name)?)
     }
 
-    /// What the file system keeps of this directory beside its stat.
+    /// Extended attributes and inode flags of the directory itself.
     pub fn extended(&self) -> Extended {
         Extended::of_fd(&self.fd)
     }
 
-    /// The same of what has this name here; a symlink itself, not what it leads to.
+    /// Extended attributes and inode flags of an entry; does not follow a symlink.
     pub fn extended_of_child(&self, name: &OsStr) -> Extended {
         Extended::of_child(&self.fd, name)
     }
 
-    /// Where a symlink leads, as it is written in it.
+    /// The target of a symlink, unchanged.
     pub fn read_link(&self, name: &OsStr) -> Result<Vec<u8>, Error> {
         match readlinkat(&self.fd, name, Vec::new()) {
             Ok(target) => Ok(target.into_bytes()),
@@ -90,9 +88,9 @@ impl Directory {
         }
     }
 
-    /// Opens a file for reading. A symlink is refused. Access times stay as they are, if we may say so.
+    /// Opens a file for reading; fails for a symlink. Access times are preserved if the system permits it.
     ///
-    /// It does not wait for anybody, whatever has that name by now: [`Stat::of_fd`] says what was opened.
+    /// Does not block, even if the name is a FIFO by now. Check the type of the opened file with [`Stat::of_fd`].
     pub fn open_file(&self, name: &OsStr) -> Result<File, Error> {
         let flags = OFlags::NOFOLLOW | OFlags::NONBLOCK | OFlags::NOCTTY;
         match open_quietly(&self.fd, name, flags) {
@@ -101,42 +99,42 @@ impl Directory {
         }
     }
 
-    /// The path by which the walk came to the directory.
+    /// The path of the directory.
     pub fn shared_path(&self) -> SharedPath {
         self.path.clone()
     }
 
-    /// Builds the path by which the walk came to the directory.
+    /// The path of the directory, in one piece.
     pub fn path(&self) -> PathBuf {
         self.path.to_path()
     }
 
-    /// Builds the path of `name` in the directory.
+    /// The path of `name` in the directory.
     pub fn child_path(&self, name: &OsStr) -> PathBuf {
         let mut path = self.path();
         path.push(name);
         path
     }
 
-    /// The names in this directory as of now, sorted as bytes.
+    /// Lists the names in the directory, sorted as bytes.
     pub fn list(&self) -> Result<Listing, Error> {
         let _alone = self.listing.lock().unwrap_or_else(PoisonError::into_inner);
         Listing::read(self.fd.as_fd(), &self.path)
     }
 
-    /// The names in it, sorted, if they are no more than `most`.
+    /// Lists the names in the directory, sorted; `None` if there are more than `most`.
     pub fn list_short(&self, most: usize) -> Result<Option<Vec<ListedName>>, Error> {
         let _alone = self.listing.lock().unwrap_or_else(PoisonError::into_inner);
         listing::read_short(self.fd.as_fd(), &self.path, most)
     }
 }
 
-/// Opens for reading, without a trace in the access time if that is allowed.
+/// Opens for reading. Preserves the access time if the system permits it.
 fn open_quietly(directory: impl AsFd, name: &OsStr, flags: OFlags) -> Result<OwnedFd, Errno> {
     let flags = flags | OFlags::RDONLY | OFlags::CLOEXEC;
     let open = |flags| retry_on_intr(|| openat(&directory, name, flags, Mode::empty()));
     match open(flags | OFlags::NOATIME) {
-        // Only the owner and root may ask for it.
+        // Only the owner and root may use O_NOATIME.
         Err(Errno::PERM) => open(flags),
         other => other,
     }
@@ -164,7 +162,7 @@ mod tests {
     }
 
     #[test]
-    fn stat_tells_each_kind() {
+    fn stat_reports_each_kind() {
         let (folder, directory) = site();
         let path = folder.path();
         fs::write(path.join("file"), "12345").unwrap();
@@ -191,7 +189,7 @@ mod tests {
     }
 
     #[test]
-    fn stat_tells_devices() {
+    fn stat_reports_devices() {
         let devices = Directory::open_root(Path::new("/dev")).unwrap();
         let null = devices.stat_child(OsStr::new("null")).unwrap();
         assert_eq!((null.kind, null.rdev), (Kind::CharDevice, makedev(1, 3)));
@@ -214,7 +212,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_absent_is_vanished() {
+    fn an_absent_name_is_vanished() {
         let (folder, directory) = site();
         let name = OsStr::new("absent");
         assert!(directory.stat_child(name).unwrap_err().is_vanished());
@@ -259,8 +257,8 @@ mod tests {
     }
 
     #[test]
-    fn what_belongs_to_others_can_be_read_too() {
-        // As root this shows nothing; as anybody else the first try is refused.
+    fn files_of_other_users_can_be_read() {
+        // For root both opens succeed; for others O_NOATIME is refused.
         let root = Directory::open_root(Path::new("/")).unwrap();
         let etc = root.open_child(OsStr::new("etc")).unwrap();
         etc.open_file(OsStr::new("passwd")).unwrap();

@@ -1,65 +1,65 @@
-//! What can go wrong with a source.
+//! Errors of reading a source.
 
 use std::io;
 use std::path::PathBuf;
 
 use super::SharedPath;
 
-/// Something that could not be read, or a rule that makes no sense.
+/// A failure to read a source, or an invalid pattern.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
-    /// The operating system refused something.
+    /// A system call failed.
     #[error("cannot {action} {path}: {source}")]
     Io {
-        /// What was being done, to be read after "cannot".
+        /// The failed action, as a verb phrase after "cannot".
         action: &'static str,
-        /// To what.
+        /// The object of the action.
         path: SharedPath,
-        /// Why it failed.
+        /// The cause.
         source: io::Error,
     },
-    /// Reading a file's content failed. Whoever opened the file knows its path.
+    /// Reading a file's content failed. The caller knows the path.
     #[error("cannot read the content: {0}")]
     Content(#[source] io::Error),
-    /// A temporary file failed, without which a long directory can't be sorted.
+    /// A temporary file for sorting a long directory failed.
     #[error(
-        "cannot sort the names in {path} by way of a temporary file in {}: {source} (TMPDIR chooses another folder)",
+        "cannot sort the names in {path} with a temporary file in {}: {source}; set TMPDIR to use another directory",
         folder.display()
     )]
     Temporary {
-        /// The directory.
+        /// The directory being listed.
         path: SharedPath,
-        /// Where temporary files are made.
+        /// The directory of the temporary file.
         folder: PathBuf,
-        /// Why it failed.
+        /// The cause.
         source: io::Error,
     },
-    /// A directory is deeper than the walk can go.
+    /// A directory is too deep for the limit of open files.
     #[error(
-        "cannot open the directory {path}: it is more than {levels} levels deep; it is left empty (a higher limit of open files, ulimit -n, may help)"
+        "cannot open the directory {path}: it is more than {levels} levels deep; it is left empty; raise the limit of open files (ulimit -n)"
     )]
     TooDeep {
         /// The directory.
         path: SharedPath,
-        /// As many levels as it can go.
+        /// The maximum number of levels.
         levels: usize,
     },
-    /// A pattern that says what to exclude is none.
+    /// A pattern is not valid.
     #[error("the pattern {pattern:?}{place} is not valid: {why}")]
     Pattern {
-        /// The pattern as it was given.
+        /// The pattern as given by the user.
         pattern: String,
-        /// The file and line it stands in, as part of the sentence; or nothing.
+        /// " in FILE, line N,", or empty.
         place: String,
-        /// What is wrong with it.
+        /// The cause.
         why: String,
     },
-    /// A file of patterns can't be read.
+    /// A file of patterns cannot be read.
     #[error("cannot read patterns from {}: {why}", path.display())]
     PatternFile {
-        /// The file.
+        /// The file of patterns.
         path: PathBuf,
-        /// What is wrong with it.
+        /// The cause.
         why: String,
     },
 }
@@ -69,31 +69,31 @@ impl Error {
         Error::Io { action, path: path.into(), source: source.into() }
     }
 
-    /// Whether a rule that was given makes no sense.
+    /// Whether an argument of the user is wrong.
     pub fn is_usage(&self) -> bool {
         matches!(self, Error::Pattern { .. } | Error::PatternFile { .. })
     }
 
-    /// Whether it would have had to wait: another process has a lease on the file, and is asked to give it up.
+    /// Whether opening would have blocked: another process holds a lease on the file and has been asked to release it.
     pub fn is_leased(&self) -> bool {
         matches!(self, Error::Io { source, .. } if source.kind() == io::ErrorKind::WouldBlock)
     }
 
-    /// Whether it failed because a symlink has the name.
+    /// Whether the name is a symlink.
     pub fn is_symlink(&self) -> bool {
         let Error::Io { source, .. } = self else { return false };
         source.raw_os_error() == Some(rustix::io::Errno::LOOP.raw_os_error())
     }
 
-    /// Whether it failed because what was named is not there (any more).
+    /// Whether the file does not exist, or no longer exists.
     pub fn is_vanished(&self) -> bool {
         let (Error::Io { source, .. } | Error::Content(source)) = self else { return false };
-        // A file that was deleted on the server is "stale" and not "not found" on a network file system.
+        // A network file system reports a file that was deleted on the server as stale.
         matches!(source.kind(), io::ErrorKind::NotFound | io::ErrorKind::StaleNetworkFileHandle)
     }
 }
 
-/// For those who pass content on through [`io`]: the kind stays.
+/// Keeps the [`io::ErrorKind`] of the cause.
 impl From<Error> for io::Error {
     fn from(error: Error) -> Self {
         let kind = match &error {
@@ -112,7 +112,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn message_names_deed_path_and_cause() {
+    fn message_names_action_path_and_cause() {
         let error = Error::io("open", Path::new("/a/b"), io::Error::from_raw_os_error(13));
         assert_eq!(error.to_string(), "cannot open /a/b: Permission denied (os error 13)");
         assert!(!error.is_vanished());
@@ -120,7 +120,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_not_there_is_vanished() {
+    fn missing_and_stale_files_are_vanished() {
         for errno in [rustix::io::Errno::NOENT, rustix::io::Errno::STALE] {
             assert!(Error::io("open", Path::new("x"), errno).is_vanished());
             assert!(Error::Content(errno.into()).is_vanished());

@@ -1,7 +1,7 @@
-//! What a file system keeps beside the stat: extended attributes and inode flags.
+//! Extended attributes and inode flags.
 //!
-//! POSIX ACLs and file capabilities are extended attributes too. Inode flags are what `chattr` sets. Both are
-//! read where the file system has them and lets us; that it has none is no error.
+//! POSIX ACLs and file capabilities are stored as extended attributes. Inode flags are set by `chattr`. A file system
+//! without them is not an error.
 
 use std::ffi::OsStr;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd};
@@ -13,43 +13,43 @@ use rustix::io::{Errno, retry_on_intr};
 use crate::format::Entry;
 use crate::format::entry::Xattr;
 
-/// Linux lists no more bytes of names, and allows no longer value.
+/// Linux's limits of a list of names and of a value, in bytes.
 const XATTR_MAX: usize = 64 << 10;
 
-/// What is known of a file, directory or anything else beside its stat.
+/// The metadata of an inode that is not in its stat.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Extended {
-    /// Extended attributes, in order of their names.
+    /// Extended attributes, sorted by name.
     pub xattrs: Vec<Xattr>,
-    /// Inode flags, as far as [`Entry::INODE_FLAGS`] keeps them.
+    /// Inode flags, restricted to [`Entry::INODE_FLAGS`].
     pub inode_flags: u32,
-    /// Why something of it is not here.
+    /// The first error, if some attributes could not be read.
     pub missing: Option<String>,
 }
 
 impl Extended {
-    /// Of what `fd` is open on.
+    /// Reads the attributes and flags of an open file or directory.
     pub fn of_fd(fd: impl AsFd) -> Self {
         let fd = fd.as_fd();
         let mut found = read(&Handle(fd));
-        // Most file systems that have no such flags say so in one way or another, and none means harm.
+        // File systems without inode flags fail with various errors; all mean that there are none.
         found.inode_flags = ioctl_getflags(fd).map_or(0, |flags| flags.bits() & Entry::INODE_FLAGS);
         found
     }
 
-    /// Bytes of names and values of the attributes.
+    /// Total size of the attributes' names and values in bytes.
     pub fn bytes(&self) -> usize {
         self.xattrs.iter().map(|(name, value)| name.len() + value.len()).sum()
     }
 
-    /// Names of the extended attributes of what `fd` is open on; none if they can't be listed.
+    /// Lists the names of an open file's extended attributes; empty if that fails.
     pub fn names_of(fd: impl AsFd) -> Vec<Vec<u8>> {
         let list = with_room(|buffer| Handle(fd.as_fd()).list(buffer)).unwrap_or_default();
         list.split(|byte| *byte == 0).filter(|name| !name.is_empty()).map(<[u8]>::to_vec).collect()
     }
 
-    /// Of what has this name in an open directory, and can't or shouldn't be opened: a symlink itself, a
-    /// device. Such things have no inode flags that matter.
+    /// Reads the attributes of a directory entry that should not be opened, such as a symlink or a device. Such entries
+    /// have no relevant inode flags.
     pub(super) fn of_child(directory: impl AsFd, name: &OsStr) -> Self {
         let mut path = format!("/proc/self/fd/{}/", directory.as_fd().as_raw_fd()).into_bytes();
         path.extend_from_slice(name.as_bytes());
@@ -57,7 +57,7 @@ impl Extended {
     }
 }
 
-/// Something that has extended attributes.
+/// An object with extended attributes.
 trait Attributed {
     fn list(&self, buffer: &mut [u8]) -> Result<usize, Errno>;
     fn get(&self, name: &[u8], buffer: &mut [u8]) -> Result<usize, Errno>;
@@ -91,7 +91,7 @@ fn read(of: &impl Attributed) -> Extended {
     let mut found = Extended::default();
     let names = match with_room(|buffer| of.list(buffer)) {
         Ok(names) => names,
-        // No such thing there, or the file is gone by now.
+        // Not supported, or the file was removed.
         Err(Errno::OPNOTSUPP | Errno::NOSYS | Errno::NOENT) => return found,
         Err(e) => {
             found.missing = Some(format!("cannot list its extended attributes: {e}"));
@@ -110,7 +110,7 @@ fn read(of: &impl Attributed) -> Extended {
                 let why = format!("it has more than {most} KiB of extended attributes; {name} is not stored");
                 found.missing.get_or_insert(why);
             }
-            // Removed since it was listed.
+            // The attribute was removed after it was listed.
             Err(Errno::NODATA | Errno::NOENT) => {}
             Err(e) => {
                 let name = String::from_utf8_lossy(name);
@@ -119,12 +119,12 @@ fn read(of: &impl Attributed) -> Extended {
         }
     }
     found.xattrs.sort_unstable();
-    // A file system of a user's own may list a name twice.
+    // A FUSE file system may list a name twice.
     found.xattrs.dedup_by(|one, other| one.0 == other.0);
     found
 }
 
-/// Calls `fill` with a small buffer, and again with a large one if that was too small.
+/// Calls `fill` with a small buffer, and again with a large one if it was too small.
 fn with_room(fill: impl Fn(&mut [u8]) -> Result<usize, Errno>) -> Result<Vec<u8>, Errno> {
     let mut small = [0; 512];
     match retry_on_intr(|| fill(&mut small)) {
@@ -150,7 +150,7 @@ mod tests {
     use super::super::Directory;
     use super::*;
 
-    /// Names and values as a file system may give them.
+    /// Attributes of a fake file system: names, and the length or error of each value.
     struct Fake(Vec<(&'static str, Result<usize, Errno>)>);
 
     impl Attributed for Fake {
@@ -178,14 +178,14 @@ mod tests {
     }
 
     #[test]
-    fn what_cannot_be_read_is_said_and_the_rest_is_there() {
+    fn an_unreadable_attribute_is_reported_and_the_others_are_read() {
         let found = read(&Fake(vec![("a", Err(Errno::NODATA)), ("b", Err(Errno::IO)), ("c", Ok(1))]));
         assert_eq!(found.xattrs, [(b"c".to_vec(), b"v".to_vec())]);
         assert!(found.missing.unwrap().starts_with("cannot read its extended attribute b: "));
     }
 
     #[test]
-    fn more_than_an_entry_can_hold_is_said() {
+    fn attributes_beyond_the_limit_are_reported() {
         let names = ["a", "b", "c", "d", "e", "f", "g"];
         let found = read(&Fake(names.iter().map(|name| (*name, Ok(60 << 10))).collect()));
         assert_eq!(found.xattrs.len(), 6);
@@ -193,7 +193,7 @@ mod tests {
     }
 
     #[test]
-    fn a_list_that_grows_meanwhile_is_an_error_not_a_loop() {
+    fn a_list_that_keeps_growing_is_an_error_not_a_loop() {
         let calls = Cell::new(0);
         let result = with_room(|_| {
             calls.set(calls.get() + 1);
@@ -207,7 +207,7 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         let file = File::create(folder.path().join("file")).unwrap();
         symlink("file", folder.path().join("link")).unwrap();
-        // Needs a file system that has them.
+        // Needs a file system with extended attributes.
         if fsetxattr(&file, "user.test", b"value", XattrFlags::empty()).is_err() {
             return;
         }

@@ -1,4 +1,4 @@
-//! Where a sparse file has data.
+//! Data extents of sparse files.
 
 use std::fs::File;
 use std::io;
@@ -9,14 +9,14 @@ use rustix::io::Errno;
 
 use super::Stat;
 
-/// The next stretch of data from `at` on, as far as it is below `limit`: before it is a hole.
+/// The next data extent at or after `at`, clipped to `limit`. The bytes between `at` and the extent are a hole.
 ///
-/// Empty if there is no more data; it then begins where the file or `limit` ends. A file system that does not
-/// know of holes has none.
+/// If no data follows, an empty range at the end of the file or at `limit`, whichever is lower. If the file system does
+/// not support holes, all bytes are data.
 pub(super) fn next_data(file: &File, at: u64, limit: u64) -> io::Result<Range<u64>> {
     let start = match seek(file, SeekFrom::Data(at)) {
         Ok(start) => start.clamp(at, limit),
-        // No data up to the end of the file, which may be nearer than it was.
+        // No data up to the end of the file, which may have been truncated.
         Err(Errno::NXIO) => {
             let end = file.metadata()?.len().clamp(at, limit);
             return Ok(end..end);
@@ -29,18 +29,17 @@ pub(super) fn next_data(file: &File, at: u64, limit: u64) -> io::Result<Range<u6
     }
     match seek(file, SeekFrom::Hole(start)) {
         Ok(end) if end > start => Ok(start..end.min(limit)),
-        // No hole where data begins: what else a file system may say makes no sense. Cut off meanwhile: the
-        // reader will see it.
+        // A hole cannot begin where data begins. After a truncation (ENXIO) the reader finds the new end.
         Ok(_) | Err(Errno::NXIO) => Ok(start..limit),
         Err(e) if is_unsupported(e) => Ok(start..limit),
         Err(e) => Err(e.into()),
     }
 }
 
-/// Whether a file has holes; `stat` is what it looks like. That of a file without is enough to tell.
+/// Whether a file has holes. A file whose blocks cover its size is not probed.
 pub fn has_holes(file: &File, stat: &Stat) -> io::Result<bool> {
     let sparse = stat.blocks.saturating_mul(512) < stat.size;
-    // It may also be compressed, or so small that it takes no blocks.
+    // A compressed or inline file may also have fewer blocks.
     Ok(sparse && next_data(file, 0, stat.size)? != (0..stat.size))
 }
 

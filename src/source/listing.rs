@@ -1,8 +1,8 @@
-//! The names in a directory, sorted as bytes, each with its kind if the file system says it.
+//! The names in a directory, sorted as bytes, with their kind if the file system reports it.
 //!
-//! The directory is read to its end first, so that changes during the walk below it do not matter. Up to 50,000 names
-//! (4 MiB of them) wait in RAM, more in an unnamed temporary file; a live listing takes 5 MiB at most, whatever the size
-//! of the directory.
+//! The directory is read to its end first, so changes during the walk of its entries do not affect the listing. Up to
+//! 50,000 names or 4 MiB are kept in RAM, more in an unnamed temporary file. A listing uses at most 5 MiB of memory for
+//! any size of directory.
 
 use std::ffi::OsString;
 use std::io;
@@ -16,22 +16,23 @@ use rustix::io::Errno;
 use super::sort::{Limits, Sorted, Sorter, temporary_folder};
 use super::{Error, SharedPath};
 
-/// Bytes asked of the kernel at once, about a thousand names. A single name is far smaller.
+/// Size in bytes of the buffer for directory entries, about a thousand names.
 const BUFFER: usize = 32 << 10;
 
-/// A name in a directory, as a listing has it.
+/// A name in a directory.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
 pub struct ListedName {
-    /// The name.
+    /// The name, a single path component.
     pub name: OsString,
-    /// Whether it is a directory. None: only a stat tells. A mount point is of the same kind as what it covers.
+    /// Whether the entry is a directory; `None` if the file system does not report it. For a mount point, this is the
+    /// kind of the covered entry.
     pub is_directory: Option<bool>,
 }
 
-/// The names in a directory without `.` and `..`, strictly ascending. It ends at the first error.
+/// The names in a directory without `.` and `..`, strictly ascending. The iteration ends after the first error.
 #[derive(Debug)]
 pub struct Listing {
-    /// Keys made by [`key_of`].
+    /// Sort keys from [`key_of`].
     names: Sorted,
     last: OsString,
     path: SharedPath,
@@ -39,7 +40,7 @@ pub struct Listing {
 }
 
 impl Listing {
-    /// Reads the directory that `fd` is open on, from the start. `path` is for messages.
+    /// Reads an open directory from its start. `path` is used in messages.
     pub fn read(fd: BorrowedFd<'_>, path: &SharedPath) -> Result<Self, Error> {
         let unreadable = |e: Errno| Error::io("list the directory", path.clone(), e);
         let unsorted = |source| unsorted(path, source);
@@ -58,7 +59,7 @@ impl Listing {
     }
 }
 
-/// Reads the names in the directory that `fd` is open on, sorted, unless they are more than `most`.
+/// Reads the sorted names in an open directory; `None` if there are more than `most`.
 pub(super) fn read_short(fd: BorrowedFd<'_>, path: &SharedPath, most: usize) -> Result<Option<Vec<ListedName>>, Error> {
     let mut names = Vec::new();
     let mut long = false;
@@ -81,7 +82,7 @@ fn unsorted(path: &SharedPath, source: io::Error) -> Error {
     Error::Temporary { path: path.clone(), folder: temporary_folder(), source }
 }
 
-/// Hands out names from the start of a directory on, as they come, until `sink` says no.
+/// Passes the names in a directory to `sink`, unsorted, until it returns false.
 fn each_name(fd: BorrowedFd<'_>, mut sink: impl FnMut(&[u8], Option<bool>) -> bool) -> Result<(), Errno> {
     seek(fd, SeekFrom::Start(0))?;
     let mut buffer = Vec::with_capacity(BUFFER);
@@ -104,8 +105,7 @@ fn is_directory(found: FileType) -> Option<bool> {
     (found != FileType::Unknown).then_some(found == FileType::Directory)
 }
 
-/// The key by which a name is sorted: the name, a NUL, which sorts before all bytes of names, and what is known of its
-/// kind.
+/// The sort key of a name: the name, a NUL, which sorts before all bytes of names, and a letter for its kind.
 fn key_of(name: &[u8], is_directory: Option<bool>, key: &mut Vec<u8>) {
     key.clear();
     key.extend_from_slice(name);
@@ -116,7 +116,7 @@ fn key_of(name: &[u8], is_directory: Option<bool>, key: &mut Vec<u8>) {
     });
 }
 
-/// The reverse of [`key_of`].
+/// The inverse of [`key_of`].
 fn of_key(mut key: Vec<u8>) -> ListedName {
     let is_directory = match key.pop() {
         Some(b'f') => Some(false),
@@ -135,7 +135,7 @@ impl Iterator for Listing {
             match self.names.next()? {
                 Ok(key) => {
                     let listed = of_key(key);
-                    // A directory that changes while it is read may show a name twice, and as two things.
+                    // A directory that changes while it is read may show a name twice, with different kinds.
                     if listed.name != self.last {
                         self.last.clone_from(&listed.name);
                         return Some(Ok(listed));
@@ -181,7 +181,7 @@ mod tests {
     }
 
     #[test]
-    fn one_name() {
+    fn a_single_name_is_listed() {
         assert_eq!(listed(&[b"a"]), [b"a"]);
     }
 
@@ -201,7 +201,7 @@ mod tests {
     }
 
     #[test]
-    fn short_directories_are_listed_at_once() {
+    fn only_short_directories_are_listed_at_once() {
         let folder = tempfile::tempdir().unwrap();
         ["c", "a", "b"].iter().for_each(|name| std::fs::write(folder.path().join(name), "").unwrap());
         let directory = Directory::open_root(folder.path()).unwrap();
@@ -220,13 +220,13 @@ mod tests {
         std::os::unix::fs::symlink("folder", folder.path().join("link")).unwrap();
         let directory = Directory::open_root(folder.path()).unwrap();
         let kinds: Vec<_> = directory.list().unwrap().map(|listed| listed.unwrap().is_directory).collect();
-        // File systems need not tell.
+        // File systems may leave the kinds out.
         assert!(kinds == [Some(false), Some(true), Some(false)] || kinds == [None; 3], "{kinds:?}");
         assert!(directory.list_short(3).unwrap().unwrap().iter().map(|listed| listed.is_directory).eq(kinds));
     }
 
     #[test]
-    fn keys_sort_as_names_and_give_them_back() {
+    fn keys_sort_like_names_and_are_reversible() {
         let names: [&[u8]; 5] = [b"a", b"a\x01", b"a\xff", b"ab", b"\xff"];
         let kinds = [None, Some(false), Some(true)];
         let all = names.iter().flat_map(|name| kinds.map(|kind| (*name, kind)));

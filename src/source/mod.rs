@@ -1,25 +1,25 @@
-//! Reading the live file system: what is there, what it is, and its bytes in pieces.
+//! Reading the live file system: directory listings, stats, attributes, and content as chunks.
 //!
-//! Everything below the root is reached through open directories and single names, never through a path,
-//! so a tree may be deeper than paths are long, and a directory that is swapped for a symlink meanwhile
-//! leads nowhere else. Nothing here decides what a backup does about what it sees.
+//! Everything below the root is opened relative to an open directory, one name at a time. So a tree may be deeper than
+//! the longest path, and replacing a directory by a symlink during the walk cannot redirect it. Decisions about what to
+//! back up are made elsewhere.
 //!
-//! - [`directory`]: an open directory, and the way to what is in it
-//! - [`listing`]: the names in a directory, sorted
-//! - [`shared_path`]: paths that share their beginnings
-//! - `sort`: sorting them outside of RAM
-//! - [`stat`]: what a file is, and whether it is the one that was read before
+//! - [`directory`]: an open directory
+//! - [`listing`]: the sorted names in a directory
+//! - `sort`: external merge sort for long listings
+//! - [`shared_path`]: paths that share their prefixes
+//! - [`stat`]: stat fields, and change detection by them
 //! - [`extended`]: extended attributes and inode flags
-//! - [`patterns`]: which paths the user means or does not want
-//! - [`tags`]: directories whose owners do not want their content kept
-//! - [`mount`]: whose a mount is, and which privileges it ignores; [`mounts`]: where mounts are, and what is on which
+//! - [`patterns`]: include and exclude patterns
+//! - [`tags`]: tag files (`CACHEDIR.TAG`) that exclude the content of a directory
+//! - [`mount`]: the properties of one mount; [`mounts`]: the mount table
 //! - [`owners`]: names of users and groups
-//! - [`cut`]: content, cut into chunks
-//! - [`page_cache`]: reading without pushing out what others use
-//! - [`writers`]: others who may write to a file while it is read
-//! - `holes`: where a sparse file has data
+//! - [`chunker`]: splits content into chunks
+//! - [`page_cache`]: reading without evicting other programs' data from the page cache
+//! - [`writers`]: detection of concurrent writers
+//! - `holes`: data extents of sparse files
 //!
-//! Memory is bounded whatever the tree looks like: each file says by how much.
+//! Memory is bounded for any tree; each module states its bound.
 
 pub mod chunker;
 pub mod directory;

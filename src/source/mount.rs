@@ -1,14 +1,14 @@
-//! One mount: whether it is our own (a backup that entered one would back up backups), whose clock stamps its files, who
-//! decides what it shows, and which privileges it ignores.
+//! The properties of one mount: whether it is a brackfs mount (which a backup must not enter), which clock sets its
+//! timestamps, whether a server or a user controls its content, and which privileges it ignores.
 
 use rustix::fs::makedev;
 
 use super::{Clock, Stat};
 use crate::format::{Digest, Kind};
 
-/// The type of a mount of ours.
+/// The file system type of a brackfs mount.
 const OURS: &[u8] = b"fuse.brackfs";
-/// Types of file systems that lie on a server.
+/// Types of network file systems.
 const REMOTE: [&[u8]; 13] = [
     b"nfs",
     b"nfs4",
@@ -24,37 +24,37 @@ const REMOTE: [&[u8]; 13] = [
     b"gpfs",
     b"orangefs",
 ];
-/// Set in every number that stands for a foreign file system, and in no device number of Linux.
+/// Set in every number of a foreign file system, and in no device number of Linux.
 const FOREIGN: u64 = 1 << 63;
 
-/// What a backup needs to know of a mount.
+/// The properties of a mount that a backup needs.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Mount {
-    /// Whose clock stamps its files.
+    /// The clock that sets the timestamps of its files.
     pub clock: Clock,
-    /// It is a mount of a brackfs repository.
+    /// Whether it is a mount of a brackfs repository.
     pub is_brackfs: bool,
-    /// Set-id bits and file capabilities have no effect on it.
+    /// Whether set-id bits and file capabilities are ignored.
     pub nosuid: bool,
-    /// Devices can't be opened on it.
+    /// Whether device files cannot be opened.
     pub nodev: bool,
-    /// The file system's device. Equal for all mounts of one file system, also where a stat shows others (btrfs).
+    /// The file system's device. It is the same for all mounts of one file system; the device in a stat may differ
+    /// (btrfs).
     pub device: u64,
-    /// A number that stands for the mount, if a server or a FUSE program decides what it shows.
+    /// A number for the mount if a server or a FUSE program controls its content.
     foreign: Option<u64>,
 }
 
 impl Mount {
-    /// A mount of this machine's own that is in no table.
+    /// A local mount that is not in the mount table.
     pub(super) fn unlisted(device: u64) -> Self {
         Mount { clock: Clock::Ours, is_brackfs: false, nosuid: false, nodev: false, device, foreign: None }
     }
 
-    /// The number by which the device `dev`, which lies on this mount, is told from others, if a server or a FUSE
-    /// program decides what the mount shows. Its inode numbers and times are claims that say nothing about other
-    /// file systems, and its device number may have been another one's before. The number is made from what is
-    /// mounted, where and by which user, stays the same when that is mounted again, and is no device number: see
-    /// [`is_foreign`].
+    /// A number that identifies the device `dev` on this mount, if the mount is foreign: a server or a FUSE program
+    /// controls its content. Inode numbers and times of a foreign file system are not trusted for other file systems,
+    /// and its device number may be reused. So the number is a hash of type, source, root, mount point and mounting
+    /// user. It is the same after a remount and distinct from all device numbers: see [`is_foreign`].
     pub fn foreign(&self, dev: u64) -> Option<u64> {
         let number = self.foreign?;
         // A server may show several file systems in one mount.
@@ -73,10 +73,10 @@ impl Mount {
         EntryMount(number.unwrap_or_default() & !EntryMount::UNPRIVILEGED | u64::from(unprivileged))
     }
 
-    /// A line of the table, with the mount's id.
+    /// Parses a line of the mount table. Returns the mount's id and the mount.
     ///
-    /// `36 35 98:0 /root /mnt rw,noatime master:1 - ext4 /dev/root rw`: any number of fields stand before the lone
-    /// dash. After it come type, source and the options of the file system. Blanks in a field are escaped.
+    /// `36 35 98:0 /root /mnt rw,noatime master:1 - ext4 /dev/root rw`: the number of fields before the single dash
+    /// varies. After it come type, source and options of the file system. Blanks in a field are escaped.
     pub(super) fn parse(line: &[u8]) -> Option<(u64, Mount)> {
         let mut fields = line.split(|byte| *byte == b' ');
         let id = str::from_utf8(fields.next()?).ok()?.parse().ok()?;
@@ -126,7 +126,7 @@ impl EntryMount {
     }
 }
 
-/// Whether a number stands for a foreign file system: see [`Mount::foreign`].
+/// Whether a number identifies a foreign file system: see [`Mount::foreign`].
 pub fn is_foreign(number: u64) -> bool {
     number & FOREIGN != 0
 }
@@ -152,7 +152,7 @@ mod tests {
     }
 
     #[test]
-    fn mounts_are_known_by_their_type() {
+    fn mounts_are_recognized_by_their_type() {
         assert!(at(90).is_brackfs && at(91).is_brackfs);
         assert!(![22, 92, 95].iter().any(|id| at(*id).is_brackfs));
         assert_eq!([22, 96, 97].map(|id| at(id).clock), [Clock::Ours; 3]);
@@ -160,7 +160,7 @@ mod tests {
     }
 
     #[test]
-    fn a_mount_ignores_privileges_by_its_options_or_because_a_user_made_it() {
+    fn a_mount_ignores_privileges_by_its_options_or_if_a_user_mounted_it() {
         let ignored = |mount: Mount| (mount.nosuid, mount.nodev);
         assert_eq!(ignored(at(22)), (false, false));
         assert_eq!(ignored(at(96)), (true, false));
@@ -171,7 +171,7 @@ mod tests {
     }
 
     #[test]
-    fn file_systems_of_servers_and_users_have_numbers_that_no_device_has() {
+    fn foreign_file_systems_have_numbers_that_no_device_has() {
         let number = |id, dev| at(id).foreign(dev);
         assert_eq!([22, 96, 97].map(|id| number(id, 7)), [None; 3]);
         let foreign = [number(90, makedev(0, 51)), number(92, makedev(0, 52)), number(95, makedev(0, 54))];
@@ -179,7 +179,7 @@ mod tests {
         assert!(foreign[0] != foreign[1] && foreign[1] != foreign[2]);
         // Another file system of the same server.
         assert_ne!(number(95, makedev(0, 54)), number(95, makedev(0, 55)));
-        // Mounted again, it has another id and another device.
+        // A remount has a different id and device.
         let (_, again) = Mount::parse(b"99 22 0:77 / /n rw - nfs4 server:/ rw").unwrap();
         assert_eq!(again.foreign(makedev(0, 77)), number(95, makedev(0, 54)));
         assert_eq!(Mount::parse(b"93 22 nonsense / /x rw - fuse.brackfs x rw"), None);

@@ -1,4 +1,5 @@
-//! All mounts: which one a file is on, and where they are, so that one that is left out need not be asked anything.
+//! The mount table: finds the mount of a file, and the mount points below a directory, so that a backup can skip a
+//! mount without accessing it.
 
 use std::cell::Cell;
 use std::collections::{BTreeMap, HashMap, HashSet};
@@ -14,19 +15,20 @@ use super::{Error, Stat};
 
 const TABLE: &str = "/proc/self/mountinfo";
 
-/// The mounts that this process sees. Clones are the same table.
+/// The mounts visible to this process. Clones share the table.
 #[derive(Debug, Clone, Default)]
 pub struct MountTable {
-    /// Mounts by what a stat tells of them, as far as they were met.
+    /// Cache of the mounts of files that were looked up.
     met: Arc<RwLock<HashMap<Key, Mount>>>,
-    /// The place `/`.
+    /// The root directory.
     top: Arc<MountPlace>,
 }
 
-/// Id and device of a mount. A device of btrfs differs from that of its mount, and ids are used again.
+/// Mount id and device of a file. The id alone is not enough, since ids are reused. With btrfs, the device differs from
+/// the mount's.
 type Key = (u64, u64);
 
-/// A place in the tree of directories at or below which something is mounted.
+/// A directory that is a mount point or contains mount points.
 #[derive(Debug, Default)]
 pub struct MountPlace {
     mounted: Option<Mount>,
@@ -34,20 +36,19 @@ pub struct MountPlace {
 }
 
 impl MountPlace {
-    /// What is mounted here, and not hidden by another mount.
+    /// The visible mount on this directory.
     pub fn mounted(&self) -> Option<Mount> {
         self.mounted
     }
 
-    /// The place of this name below it. None: nothing is mounted there or below.
+    /// A subdirectory; `None` if nothing is mounted on or below it.
     pub fn child(&self, name: &OsStr) -> Option<&Arc<MountPlace>> {
         self.below.get(name)
     }
 }
 
 impl MountTable {
-    /// Reads the table of this moment. A mount that comes later has no place in it, and is looked up when a file on it
-    /// is met.
+    /// Reads the current mount table. A later mount has no [`MountPlace`]; it is looked up for its first file.
     pub fn read() -> Result<Self, Error> {
         let lines = read_lines().map_err(|e| Error::io("read", Path::new(TABLE), e))?;
         Ok(MountTable::of_lines(&lines))
@@ -58,20 +59,19 @@ impl MountTable {
         MountTable { met: Arc::new(RwLock::new(met)), top: Arc::new(visible(lines)) }
     }
 
-    /// The mount that a file is on. [`LastMount`] is faster for many of them.
+    /// The mount that a file is on. [`LastMount`] is faster for many files.
     pub fn of(&self, stat: &Stat) -> Mount {
         let key = (stat.mount, stat.dev);
         if let Some(mount) = self.met.read().unwrap_or_else(PoisonError::into_inner).get(&key) {
             return *mount;
         }
-        // It was readable before.
+        // Reading the table succeeded before.
         let mount = find(&read_lines().unwrap_or_default(), key);
         self.met.write().unwrap_or_else(PoisonError::into_inner).insert(key, mount);
         mount
     }
 
-    /// Goes to an absolute path: what is mounted at it or else above it, and the place, if something is mounted there or
-    /// below.
+    /// The mount that an absolute path is on, and its place if something is mounted on or below the path.
     pub fn find(&self, path: &Path) -> (Option<Mount>, Option<Arc<MountPlace>>) {
         let mut place = Some(&self.top);
         let mut mounted = self.top.mounted;
@@ -85,8 +85,8 @@ impl MountTable {
     }
 }
 
-/// The mount with this id, or for a kernel that tells none (before 5.8) with this device: of several, privileges are
-/// ignored only if they are on all of them.
+/// Finds a mount by its id. Without an id (kernels before 5.8), merges all mounts of the device: privileges count as
+/// ignored only if all of them ignore them.
 fn find(lines: &[MountLine], (id, device): Key) -> Mount {
     let meant = |line: &&MountLine| if id == 0 { line.mount.device == device } else { line.id == id };
     let mounts = lines.iter().filter(meant).map(|line| line.mount);
@@ -98,7 +98,7 @@ fn find(lines: &[MountLine], (id, device): Key) -> Mount {
     all.unwrap_or_else(|| Mount::unlisted(device))
 }
 
-/// A [`MountTable`] that remembers the last answer: neighbours are usually on the same mount.
+/// A [`MountTable`] with a cache of one mount: consecutive files are usually on the same mount.
 #[derive(Debug)]
 pub struct LastMount {
     table: MountTable,
@@ -124,10 +124,10 @@ impl LastMount {
     }
 }
 
-/// A line of the table.
+/// A line of the mount table.
 struct MountLine {
     id: u64,
-    /// The mount that it is mounted on.
+    /// The id of the mount below the mount point.
     parent: u64,
     point: PathBuf,
     mount: Mount,
@@ -152,11 +152,11 @@ fn parse(table: impl BufRead) -> io::Result<Vec<MountLine>> {
     table.split(b'\n').filter_map(|line| line.map(|line| MountLine::parse(&line)).transpose()).collect()
 }
 
-/// Replaces `\` and three octal digits by the byte that they stand for.
+/// Replaces each escape sequence, `\` and three octal digits, by its byte.
 fn unescaped(field: &[u8]) -> Vec<u8> {
     let mut bytes = Vec::with_capacity(field.len());
     let mut rest = field;
-    while let Some((&first, behind)) = rest.split_first() {
+    while let Some((&first, after)) = rest.split_first() {
         let code = rest.get(1..4).and_then(|digits| u8::from_str_radix(str::from_utf8(digits).ok()?, 8).ok());
         match code {
             Some(byte) if first == b'\\' => {
@@ -165,23 +165,24 @@ fn unescaped(field: &[u8]) -> Vec<u8> {
             }
             _ => {
                 bytes.push(first);
-                rest = behind;
+                rest = after;
             }
         }
     }
     bytes
 }
 
-/// The tree of mounts that can be reached. A mount hides those that its parent has below the same place.
+/// The tree of reachable mounts. A mount hides its siblings below its mount point.
 fn visible(lines: &[MountLine]) -> MountPlace {
     let ids: HashSet<u64> = lines.iter().map(|line| line.id).collect();
     let mut children: HashMap<u64, Vec<&MountLine>> = HashMap::new();
     let mut reached: Vec<Vec<&MountLine>> = vec![Vec::new()];
     for line in lines {
-        match line.id != line.parent && ids.contains(&line.parent) {
-            true => children.entry(line.parent).or_default().push(line),
-            // The first that this process can see.
-            false => reached[0].push(line),
+        if line.id != line.parent && ids.contains(&line.parent) {
+            children.entry(line.parent).or_default().push(line);
+        } else {
+            // A root of the visible tree.
+            reached[0].push(line);
         }
     }
     let mut top = PlaceBuilder::default();
@@ -198,7 +199,7 @@ fn visible(lines: &[MountLine]) -> MountPlace {
     top.freeze()
 }
 
-/// A [`MountPlace`] that is being made.
+/// Builds a [`MountPlace`].
 #[derive(Default)]
 struct PlaceBuilder {
     mounted: Option<Mount>,
@@ -236,7 +237,7 @@ mod tests {
     }
 
     #[test]
-    fn a_file_is_on_the_mount_with_the_id_or_else_the_device_that_it_tells() {
+    fn the_mount_of_a_file_is_found_by_its_id_or_else_by_its_device() {
         let lines = parse(
             &b"22 1 8:1 / / rw,relatime shared:1 - ext4 /dev/sda1 rw\n\
             96 22 8:1 /home /a\\040b rw,nosuid - ext4 /dev/sda1 rw\n\
@@ -247,9 +248,9 @@ mod tests {
         assert_eq!(lines.len(), 3);
         let [one, other] = [1, 17].map(|minor| makedev(8, minor));
         assert!(!find(&lines, (22, one)).nosuid && find(&lines, (96, one)).nosuid);
-        // A subvolume has a device of its own.
+        // The device of a btrfs subvolume differs from the mount's.
         assert!(find(&lines, (97, 7)).is_brackfs);
-        // Not on all mounts of the device.
+        // Without an id, nosuid must be set on all mounts of the device.
         assert!(!find(&lines, (0, one)).nosuid && find(&lines, (0, other)).nosuid);
         assert_eq!(find(&lines, (5, one)), Mount::unlisted(one));
         assert!(MountTable::of_lines(&lines).find(Path::new("/a b/c")).0.unwrap().nosuid);
@@ -280,7 +281,7 @@ mod tests {
     }
 
     #[test]
-    fn hidden_mounts_are_not_there() {
+    fn hidden_mounts_are_not_found() {
         let mounts = table(
             b"22 1 0:1 / / rw - ext4 x rw\n\
             23 22 0:2 / /a/b rw - ext4 x rw\n\
@@ -295,14 +296,14 @@ mod tests {
     }
 
     #[test]
-    fn mounts_whose_parent_is_not_seen_are_first() {
+    fn a_mount_with_an_invisible_parent_is_a_root() {
         let mounts = table(b"30 29 0:1 / /data rw - ext4 x rw\n31 30 0:2 / /data/x rw - ext4 x rw\n");
         assert_eq!(mounts.find(Path::new("/data/x/y")).0, mounted(2));
         assert_eq!(mounts.find(Path::new("/")).0, None);
     }
 
     #[test]
-    fn the_table_of_this_machine_can_be_read() {
+    fn the_mount_table_of_this_machine_can_be_read() {
         let table = MountTable::read().unwrap();
         assert!(table.find(Path::new("/proc")).0.is_some());
         let stat = Stat::of_fd(File::open("/proc").unwrap()).unwrap();

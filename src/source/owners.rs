@@ -1,4 +1,4 @@
-//! Names and numbers of users and groups, as this machine has them.
+//! Names and ids of users and groups on this machine.
 
 use std::borrow::Borrow;
 use std::collections::HashMap;
@@ -7,10 +7,10 @@ use std::sync::Arc;
 
 use nix::unistd::{Gid, Group, Uid, User};
 
-/// Most names that are remembered of users, and of groups. A machine with more asks again now and then.
+/// The maximum number of cached answers of each kind. A full cache is cleared.
 const REMEMBERED: usize = 4096;
 
-/// Looks up names and remembers the answers. Asking may go to the network, if the machine is set up so.
+/// Looks up users and groups, and caches the answers. A lookup may use the network (NSS).
 #[derive(Debug, Default)]
 pub struct Owners {
     users: HashMap<u32, Option<Arc<str>>>,
@@ -20,22 +20,22 @@ pub struct Owners {
 }
 
 impl Owners {
-    /// A user's name; `None` if the number has none, or nobody can say.
+    /// A user's name; `None` if there is none or the lookup fails.
     pub fn user(&mut self, uid: u32) -> Option<Arc<str>> {
         remember(&mut self.users, &uid, || named(User::from_uid(Uid::from_raw(uid)).ok().flatten()?.name))
     }
 
-    /// A group's name; `None` if the number has none, or nobody can say.
+    /// A group's name; `None` if there is none or the lookup fails.
     pub fn group(&mut self, gid: u32) -> Option<Arc<str>> {
         remember(&mut self.groups, &gid, || named(Group::from_gid(Gid::from_raw(gid)).ok().flatten()?.name))
     }
 
-    /// A user's number; `None` if nobody has this name here.
+    /// The uid of a user name; `None` if this machine does not know it.
     pub fn uid(&mut self, name: &str) -> Option<u32> {
         remember(&mut self.uids, name, || Some(User::from_name(name).ok()??.uid.as_raw()))
     }
 
-    /// A group's number; `None` if no group has this name here.
+    /// The gid of a group name; `None` if this machine does not know it.
     pub fn gid(&mut self, name: &str) -> Option<u32> {
         remember(&mut self.gids, name, || Some(Group::from_name(name).ok()??.gid.as_raw()))
     }
@@ -57,7 +57,7 @@ fn remember<Q: Eq + Hash + ToOwned<Owned = K> + ?Sized, K: Eq + Hash + Borrow<Q>
     answer
 }
 
-/// A name that can be used.
+/// The name unless it is empty.
 fn named(name: String) -> Option<Arc<str>> {
     (!name.is_empty()).then(|| Arc::from(name))
 }
@@ -80,7 +80,7 @@ mod tests {
     }
 
     #[test]
-    fn a_name_is_asked_for_once_and_few_are_remembered() {
+    fn answers_are_cached_up_to_a_limit() {
         let mut names = HashMap::new();
         assert_eq!(remember(&mut names, &7, || named("seven".into())).as_deref(), Some("seven"));
         assert_eq!(remember(&mut names, &7, || panic!("asked again")).as_deref(), Some("seven"));

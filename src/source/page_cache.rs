@@ -1,7 +1,7 @@
-//! Reading without pushing what others use out of the page cache.
+//! Reading without evicting other programs' data from the page cache.
 //!
-//! A backup reads everything once. What was in the page cache before stays there; what came in only because of the
-//! backup is dropped again.
+//! A backup reads every file once. Pages that were cached before stay cached; pages that only the backup brought in are
+//! dropped.
 
 use std::fs::File;
 use std::io::{self, IoSliceMut};
@@ -11,17 +11,17 @@ use std::os::unix::fs::FileExt;
 use rustix::fs::{Advice, fadvise};
 use rustix::io::{Errno, ReadWriteFlags, preadv2};
 
-/// Bytes of a file that are dropped together.
+/// Bytes of a file that are dropped in one call.
 const STRETCH: u64 = 8 << 20;
 
-/// Reads a file from its beginning on, and leaves the page cache as it was.
+/// Reads a file sequentially and leaves the page cache as it was.
 pub struct UncachedReader<'f> {
     file: &'f File,
-    /// Nobody had the file in memory before; none: nothing was read yet.
+    /// Whether the file was not cached before; `None` before the first read.
     cold: Option<bool>,
-    /// What lies before this is dropped.
+    /// Pages before this offset are dropped.
     dropped: u64,
-    /// What lies before this was read.
+    /// Bytes before this offset are read.
     read: u64,
 }
 
@@ -31,7 +31,7 @@ impl<'f> UncachedReader<'f> {
         UncachedReader { file, cold: None, dropped: 0, read: 0 }
     }
 
-    /// Reads what is at `at`, as [`FileExt::read_at`] does; each read behind the one before.
+    /// Reads at offset `at`, like [`FileExt::read_at`]. Each read must follow the one before.
     pub fn read_at(&mut self, room: &mut [u8], at: u64) -> io::Result<usize> {
         let read = match self.cold {
             Some(_) => self.file.read_at(room, at)?,
@@ -44,7 +44,7 @@ impl<'f> UncachedReader<'f> {
         Ok(read)
     }
 
-    /// The first read shows whether the file is in memory already.
+    /// The first read. It detects whether the file is cached already.
     fn first(&mut self, room: &mut [u8], at: u64) -> io::Result<usize> {
         self.dropped = at;
         match preadv2(self.file, &mut [IoSliceMut::new(room)], at, ReadWriteFlags::NOWAIT) {
@@ -53,7 +53,7 @@ impl<'f> UncachedReader<'f> {
                 Ok(read)
             }
             Err(e) => {
-                // Other errors: who can't be asked is left alone.
+                // With any other error it is unknown whether the file was cached, so it is not dropped.
                 self.cold = Some(e == Errno::AGAIN);
                 self.file.read_at(room, at)
             }
@@ -62,7 +62,7 @@ impl<'f> UncachedReader<'f> {
 
     fn drop_read(&mut self) {
         if let (Some(true), Some(length)) = (self.cold, NonZeroU64::new(self.read.saturating_sub(self.dropped))) {
-            // Only advice: if it is not taken, memory is used that could be used better.
+            // Best effort.
             let _ = fadvise(self.file, self.dropped, Some(length), Advice::DontNeed);
         }
         self.dropped = self.read;
@@ -81,25 +81,25 @@ mod tests {
 
     use super::*;
 
-    /// Whether the first page of a file is in memory.
+    /// Whether the first page of a file is cached.
     fn is_cached(file: &File) -> bool {
         preadv2(file, &mut [IoSliceMut::new(&mut [0])], 0, ReadWriteFlags::NOWAIT).is_ok()
     }
 
     fn file() -> File {
-        // Not in memory only: what has no disk stays in the cache.
+        // Not on tmpfs, where files cannot be dropped from the page cache.
         let mut file = tempfile::tempfile_in("/var/tmp").unwrap();
         file.write_all(&[7; 100_000]).unwrap();
         file.sync_all().unwrap();
         file
     }
 
-    /// Reads a file to its end. Returns whether none of it was in memory.
+    /// Reads a file to its end. Returns whether it was uncached before.
     fn read(file: &File) -> Option<bool> {
-        let (mut passing, mut room, mut at) = (UncachedReader::new(file), [0; 65_536], 0);
+        let (mut reader, mut room, mut at) = (UncachedReader::new(file), [0; 65_536], 0);
         loop {
             // Short if the page cache has only the beginning.
-            let read = passing.read_at(&mut room, at).unwrap();
+            let read = reader.read_at(&mut room, at).unwrap();
             if read == 0 {
                 break;
             }
@@ -107,18 +107,18 @@ mod tests {
             at += read as u64;
         }
         assert_eq!(at, 100_000);
-        passing.cold
+        reader.cold
     }
 
     #[test]
-    fn what_was_in_the_page_cache_stays_there() {
+    fn a_cached_file_stays_cached() {
         let file = file();
         read(&file);
         assert!(is_cached(&file));
     }
 
     #[test]
-    fn what_was_not_is_dropped_again() {
+    fn an_uncached_file_is_dropped_after_reading() {
         let file = file();
         // The kernel keeps pages that are in use, so one request may not drop them.
         for _ in 0..100 {

@@ -1,12 +1,12 @@
-//! Which paths the user means, or does not want, in the language of `.gitignore`.
+//! Include and exclude patterns in the syntax of `.gitignore`.
 //!
-//! A pattern with a `/` at its start or inside is meant from the root on, another one anywhere. A `/` at the
-//! end matches directories only, `!` takes back what a pattern before it said, `**` stands for any number of
-//! directories. Empty patterns and those that begin with `#` say nothing (`\#` is a `#`). Besides, `{a,b}` is
-//! a choice.
+//! A pattern with a `/` at its start or in the middle is anchored at the root; others match at any depth. A `/` at the
+//! end restricts a pattern to directories, `!` negates an earlier match, `**` matches any number of directories. Empty
+//! patterns and those that begin with `#` are ignored (`\#` is a literal `#`). In addition, `{a,b}` matches
+//! alternatives.
 //!
-//! Of a file of patterns each line is one. Blanks at its end are no part of it, unless a backslash stands before
-//! them; a byte order mark at the start, and carriage returns at line ends, do not count.
+//! A file of patterns has one pattern per line. Trailing blanks are removed unless escaped with a backslash. A byte
+//! order mark and carriage returns at line ends are ignored.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -15,21 +15,21 @@ use ignore::gitignore::{Gitignore, GitignoreBuilder};
 
 use super::Error;
 
-/// A pattern, and where it was found.
+/// A pattern and its origin.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Pattern {
     glob: String,
-    /// The file and the line, counted from 1; none if it was given by itself.
+    /// The file and the line number from 1; `None` for a pattern outside of a file.
     place: Option<(PathBuf, usize)>,
 }
 
 impl Pattern {
-    /// A pattern that was given by itself.
+    /// A pattern outside of a file.
     pub fn new(glob: impl Into<String>) -> Self {
         Pattern { glob: glob.into(), place: None }
     }
 
-    /// The patterns in a file, in its order.
+    /// Reads the patterns in a file, in order.
     pub fn read_file(path: &Path) -> Result<Vec<Self>, Error> {
         let failed = |why: String| Error::PatternFile { path: path.to_owned(), why };
         let bytes = fs::read(path).map_err(|e| failed(e.to_string()))?;
@@ -38,64 +38,64 @@ impl Pattern {
             let line = line.strip_suffix(b"\r").unwrap_or(line);
             let number = before + 1;
             let text = str::from_utf8(line).map_err(|_| failed(format!("line {number} is not UTF-8")))?;
-            Ok(Pattern { glob: without_blanks_behind(text).to_owned(), place: Some((path.to_owned(), number)) })
+            Ok(Pattern { glob: without_trailing_blanks(text).to_owned(), place: Some((path.to_owned(), number)) })
         });
         let is_pattern = |pattern: &Pattern| !pattern.glob.is_empty() && !pattern.glob.starts_with('#');
         lines.filter(|line| line.as_ref().map_or(true, is_pattern)).collect()
     }
 }
 
-/// A line without the blanks at its end that no backslash protects.
-fn without_blanks_behind(line: &str) -> &str {
+/// Removes trailing blanks that are not escaped with a backslash.
+fn without_trailing_blanks(line: &str) -> &str {
     let trimmed = line.trim_end_matches(' ');
     let escaping = trimmed.len() - trimmed.trim_end_matches('\\').len();
     match escaping % 2 {
-        // The backslash is for the blank behind it, if there is one.
+        // The backslash escapes the next blank, if there is one.
         1 => line.get(..trimmed.len() + 1).unwrap_or(trimmed),
         _ => trimmed,
     }
 }
 
-/// Patterns that belong together.
+/// A compiled list of patterns.
 #[derive(Debug, Clone)]
 pub struct Patterns {
-    /// Absent if there are no patterns: asking costs nothing then.
+    /// `None` without patterns, so that matching costs nothing.
     patterns: Option<Gitignore>,
 }
 
 impl Patterns {
-    /// Reads `patterns`, of which later ones win. Those that are anchored begin at `root`.
+    /// Compiles `patterns`; later ones take precedence. Anchored patterns begin at `root`.
     pub fn new(root: &Path, patterns: &[Pattern]) -> Result<Self, Error> {
         Patterns::build(root, patterns, false)
     }
 
-    /// The same, but upper and lower case are one.
+    /// Like [`Patterns::new`], but ignores case.
     pub fn ignoring_case(root: &Path, patterns: &[Pattern]) -> Result<Self, Error> {
         Patterns::build(root, patterns, true)
     }
 
     fn build(root: &Path, patterns: &[Pattern], ignore_case: bool) -> Result<Self, Error> {
-        // The root is cut off the front of paths: it must not be mistaken for the start of a relative one.
+        // The crate strips the root from paths. A relative root could be the prefix of a relative path.
         let mut builder = GitignoreBuilder::new(if root.is_absolute() { root } else { Path::new(".") });
-        // A `[` that nothing closes is more likely an error than meant.
+        // An unclosed `[` is more likely a mistake than intended.
         builder.allow_unclosed_class(false);
         builder.case_insensitive(ignore_case).map_err(|e| bad_pattern(&Pattern::new(""), e))?;
         for pattern in patterns {
             builder.add_line(None, &pattern.glob).map_err(|e| bad_pattern(pattern, e))?;
         }
-        // Each pattern is sound, but all of them together may be too large.
+        // Each pattern is valid, but all of them together may be too large.
         let all = || Pattern::new(patterns.iter().map(|pattern| pattern.glob.as_str()).collect::<Vec<_>>().join("\n"));
         let patterns = builder.build().map_err(|e| bad_pattern(&all(), e))?;
         Ok(Patterns { patterns: (!patterns.is_empty()).then_some(patterns) })
     }
 
-    /// Whether there are none, so that nothing matches.
+    /// Whether there are no patterns, so that nothing matches.
     pub fn is_empty(&self) -> bool {
         self.patterns.is_none()
     }
 
-    /// Whether the last pattern that has to do with a path matches it. What is below a directory that matches
-    /// need not match: do not ask. The path is relative to the root (or absolute and below it).
+    /// Whether the patterns select a path; the last matching pattern decides. The path is relative to the root, or
+    /// absolute and below it. Paths below a matching directory may not match themselves, so check directories top-down.
     pub fn matches(&self, relative_path: &Path, is_directory: bool) -> bool {
         self.patterns.as_ref().is_some_and(|patterns| patterns.matched(relative_path, is_directory).is_ignore())
     }
@@ -185,7 +185,7 @@ mod tests {
     }
 
     #[test]
-    fn a_relative_root_is_not_cut_off() {
+    fn a_relative_root_is_not_stripped() {
         let e = Patterns::new(Path::new("src"), &[Pattern::new("/src/x")]).unwrap();
         assert!(file(&e, "src/x"));
         assert!(!file(&e, "x"));
@@ -194,7 +194,7 @@ mod tests {
     }
 
     #[test]
-    fn a_bad_pattern_is_named() {
+    fn the_error_names_a_bad_pattern() {
         for bad in ["[a", "{a", "z[b-a]"] {
             let patterns = ["*.o", bad].map(Pattern::new);
             let error = Patterns::new(Path::new("/"), &patterns).unwrap_err().to_string();
@@ -209,7 +209,7 @@ mod tests {
     }
 
     #[test]
-    fn lines_of_a_file_are_patterns_but_for_comments_and_blanks() {
+    fn lines_of_a_file_are_patterns_except_comments_and_blank_lines() {
         let content = "\u{feff}*.o\r\n\n# no pattern\n\\#one\n   \nplain  \nkept\\ \nkept\\  \neven\\\\ \nlast";
         let patterns = Pattern::read_file(file_of(content).path()).unwrap();
         let found: Vec<_> =
@@ -223,7 +223,7 @@ mod tests {
     }
 
     #[test]
-    fn a_bad_line_is_named_with_its_file_and_number() {
+    fn the_error_names_file_and_line_of_a_bad_pattern() {
         let bad = file_of("*.o\n\n[a\n");
         let patterns = Pattern::read_file(bad.path()).unwrap();
         let error = Patterns::new(Path::new("/"), &patterns).unwrap_err().to_string();

@@ -1,14 +1,14 @@
-//! Paths that share their beginnings.
+//! Paths that share their prefixes.
 //!
-//! A walk has a directory open for each level that it is deep, and results that wait. If each held its whole path, memory
-//! would grow with the square of the depth.
+//! A walk keeps a directory open on each level, and a queue of results. If each held its whole path, memory would grow
+//! with the square of the depth.
 
 use std::ffi::{OsStr, OsString};
 use std::fmt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-/// A path: the one above it, and a name. Clones and paths below it share all of it.
+/// A path as a linked list: the parent's path, and a name. Clones and descendants share it.
 #[derive(Debug, Clone)]
 pub struct SharedPath(Arc<PathNode>);
 
@@ -19,12 +19,12 @@ struct PathNode {
 }
 
 impl SharedPath {
-    /// The path of `name` below this one.
+    /// Appends a name.
     pub fn child(&self, name: &OsStr) -> SharedPath {
         SharedPath(Arc::new(PathNode { above: Some(self.clone()), name: name.to_owned() }))
     }
 
-    /// The whole path in one piece.
+    /// Builds the path in one piece.
     pub fn to_path(&self) -> PathBuf {
         let mut names = Vec::new();
         let mut length = 0;
@@ -53,7 +53,7 @@ impl fmt::Display for SharedPath {
 }
 
 impl Drop for PathNode {
-    /// Frees the nodes above it in a loop: recursion would overflow the stack of a deep path.
+    /// Frees the ancestors in a loop: recursion would overflow the stack for a deep path.
     fn drop(&mut self) {
         let mut next = self.above.take();
         while let Some(mut node) = next.and_then(|SharedPath(node)| Arc::into_inner(node)) {

@@ -1,12 +1,11 @@
-//! Sorting names outside of RAM.
+//! External merge sort of names.
 //!
-//! Names are gathered and sorted in runs. If one run is enough, it stays in RAM. Otherwise the runs go to an
-//! unnamed temporary file, one behind the other, and are merged as names are taken. One file whatever the
-//! number of runs: a walk has a listing open for each level of the tree, and descriptors are few. The file has a limit:
-//! names that do not fit are an error of the directory.
+//! Names are collected and sorted in runs. A single run stays in RAM. Several runs are written to one unnamed temporary
+//! file and merged while the names are read. All runs share a file because a walk keeps a listing open on each level of
+//! the tree and file descriptors are limited. The size of the file is limited; more names are an error.
 //!
-//! Memory: a run while names are gathered (4 MiB and 8 bytes a name), 32 KiB for each run that is merged
-//! (at most 64; more are first merged into fewer, larger ones) when they are taken.
+//! Memory: one run while names are collected (4 MiB, and 8 bytes per name), then 32 KiB for each run being merged, at
+//! most 64. More runs are first merged into fewer, larger ones.
 
 use std::cmp::Reverse;
 use std::collections::BinaryHeap;
@@ -16,26 +15,27 @@ use std::os::unix::fs::FileExt;
 use std::path::PathBuf;
 use std::sync::Arc;
 
-/// Bytes of the buffer for each run that is merged.
+/// Buffer size in bytes for each run being merged.
 const BUFFER: usize = 32 << 10;
 
-/// Where temporary files are made: `$TMPDIR`, or `/var/tmp`, which unlike `/tmp` is a disk and no memory, or `/tmp`.
+/// The directory for temporary files: `$TMPDIR`, or `/var/tmp`, or `/tmp`. `/tmp` comes last because it may be in
+/// memory.
 pub fn temporary_folder() -> PathBuf {
     let given = std::env::var_os("TMPDIR").filter(|given| !given.is_empty()).map(PathBuf::from);
     let disk = || Some(PathBuf::from("/var/tmp")).filter(|folder| folder.is_dir());
     given.or_else(disk).unwrap_or_else(std::env::temp_dir)
 }
 
-/// How much is in RAM at once.
+/// The limits of memory and temporary space.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Limits {
-    /// Names in a run.
+    /// Names per run.
     pub(super) names: usize,
-    /// Bytes of names in a run; a single longer name is a run of its own.
+    /// Bytes of names per run; a longer name forms its own run.
     pub(super) bytes: usize,
-    /// Runs that are merged at once, at least 2.
+    /// Runs merged at once, at least 2.
     pub(super) runs: usize,
-    /// Bytes in a temporary file. A directory of a user's own file system may have no end.
+    /// Bytes in the temporary file. The directory of a malicious FUSE file system may be endless.
     pub(super) spilled: u64,
 }
 
@@ -45,7 +45,7 @@ impl Default for Limits {
     }
 }
 
-/// Takes names in any order.
+/// Collects names in any order.
 #[derive(Debug)]
 pub(super) struct Sorter {
     limits: Limits,
@@ -86,7 +86,7 @@ impl Sorter {
         Ok(())
     }
 
-    /// The names that were pushed: ascending, each once.
+    /// The collected names, ascending and without duplicates.
     pub(super) fn finish(mut self) -> io::Result<Sorted> {
         if self.spilled.is_some() {
             self.spill()?;
@@ -95,7 +95,7 @@ impl Sorter {
             self.run.sort();
             return Ok(Sorted::InMemory { run: self.run, taken: 0 });
         };
-        // Its memory is not needed any more.
+        // Free its memory before the merge.
         drop(self.run);
         let mut runs = spill.finish()?;
         while runs.len() > self.limits.runs {
@@ -105,7 +105,7 @@ impl Sorter {
     }
 }
 
-/// Merges each `at_once` runs into one.
+/// Merges each group of `at_once` runs into one run.
 fn shorten(runs: &[Section], at_once: usize) -> io::Result<Vec<Section>> {
     let mut spill = RunFile::create()?;
     for group in runs.chunks(at_once.max(2)) {
@@ -118,17 +118,17 @@ fn shorten(runs: &[Section], at_once: usize) -> io::Result<Vec<Section>> {
     spill.finish()
 }
 
-/// Names in RAM, back to back.
+/// A run of names in RAM, in one buffer.
 #[derive(Debug, Default)]
 pub(super) struct NameRun {
     bytes: Vec<u8>,
-    /// Where each name begins and ends.
+    /// Start and end of each name.
     spans: Vec<(u32, u32)>,
 }
 
 impl NameRun {
     fn push(&mut self, name: &[u8]) {
-        // Within u32: the limits of a run are far below.
+        // Fits in u32: runs are limited to far less.
         let start = self.bytes.len() as u32;
         self.bytes.extend_from_slice(name);
         self.spans.push((start, self.bytes.len() as u32));
@@ -147,12 +147,12 @@ impl NameRun {
     }
 }
 
-/// Sorted names that are taken one by one.
+/// An iterator over sorted names.
 #[derive(Debug)]
 pub(super) enum Sorted {
-    /// One run was enough.
+    /// A single run.
     InMemory { run: NameRun, taken: usize },
-    /// The runs are in a temporary file.
+    /// Runs in a temporary file.
     Merged(Merge),
 }
 
@@ -169,13 +169,13 @@ impl Sorted {
     }
 }
 
-/// Runs on their way to a temporary file. A name is its length in 4 bytes, and its bytes.
+/// Writes runs to a temporary file. A name is encoded as its length in 4 bytes, little endian, and its bytes.
 #[derive(Debug)]
 struct RunFile {
     out: BufWriter<File>,
     /// Bytes written.
     length: u64,
-    /// Where each run ends.
+    /// The end offset of each run.
     ends: Vec<u64>,
 }
 
@@ -203,7 +203,7 @@ impl RunFile {
     }
 }
 
-/// A part of a file that many parts of are read side by side.
+/// A section of a file that is read concurrently with other sections.
 #[derive(Debug, Clone)]
 struct Section {
     file: Arc<File>,
@@ -223,11 +223,11 @@ impl Read for Section {
     }
 }
 
-/// Runs that are being merged.
+/// A k-way merge of runs.
 #[derive(Debug)]
 pub(super) struct Merge {
     runs: Vec<BufReader<Section>>,
-    /// The first name of each run that has one, and which run it is from.
+    /// The next name of each unfinished run, and the index of the run.
     heads: BinaryHeap<Reverse<(Vec<u8>, usize)>>,
 }
 
@@ -243,7 +243,7 @@ impl Merge {
 
     fn next(&mut self) -> io::Result<Option<Vec<u8>>> {
         let Some(name) = self.pop()? else { return Ok(None) };
-        // Runs have a name once each, but several may have it.
+        // Each run is free of duplicates, but several runs may contain the name.
         while self.heads.peek().is_some_and(|Reverse((next, _))| *next == name) {
             self.pop()?;
         }
@@ -256,7 +256,7 @@ impl Merge {
         Ok(Some(name))
     }
 
-    /// Gets the next name of a run, if it has one.
+    /// Pushes the next name of a run to the heap, if there is one.
     fn advance(&mut self, run: usize) -> io::Result<()> {
         let Some(reader) = self.runs.get_mut(run) else { return Ok(()) };
         if reader.fill_buf()?.is_empty() {
@@ -284,7 +284,7 @@ mod tests {
         (std::iter::from_fn(|| sorted.next()).map(Result::unwrap).collect(), sorted)
     }
 
-    /// Names in no order, some of them twice, of 1 to 200 bytes.
+    /// Unsorted names of 1 to 200 bytes, some of them twice.
     fn names(count: u64) -> Vec<Vec<u8>> {
         let scatter = |n: u64| n.wrapping_mul(0x9e37_79b9_7f4a_7c15).rotate_left(29);
         let name = |n: u64| {
@@ -296,7 +296,7 @@ mod tests {
     }
 
     #[test]
-    fn spilled_names_come_as_from_memory() {
+    fn spilled_names_are_the_same_as_names_in_memory() {
         let names = names(5000);
         let (truth, state) = sorted(&names, Limits::default());
         assert!(matches!(state, Sorted::InMemory { .. }));
@@ -312,20 +312,20 @@ mod tests {
     }
 
     #[test]
-    fn nothing_and_one_name() {
+    fn no_name_and_one_name() {
         assert!(sorted(&[], Limits::default()).0.is_empty());
         assert_eq!(sorted(&[b"x".to_vec()], Limits::default()).0, [b"x"]);
     }
 
     #[test]
-    fn names_without_end_are_an_error() {
+    fn endless_names_are_an_error() {
         let mut sorter = Sorter::new(Limits { names: 100, bytes: 1 << 20, runs: 2, spilled: 1 << 20 });
         let failed = (0u64..).find_map(|n| sorter.push(&n.to_be_bytes()).err()).unwrap();
         assert_eq!(failed.to_string(), "it has more than 1 MiB of names");
     }
 
     #[test]
-    fn a_run_that_is_just_full_stays_in_memory() {
+    fn a_run_that_is_exactly_full_stays_in_memory() {
         let limits = Limits { names: 10, bytes: 1 << 20, runs: 2, ..Limits::default() };
         assert!(matches!(sorted(&names(10), limits).1, Sorted::InMemory { .. }));
         assert!(matches!(sorted(&names(11), limits).1, Sorted::Merged(_)));

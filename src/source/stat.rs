@@ -1,4 +1,4 @@
-//! What a file is: the stat fields that a backup keeps, or knows a file again by.
+//! The stat fields that a backup stores or detects changes by.
 
 use std::ffi::OsStr;
 use std::io;
@@ -12,73 +12,70 @@ use rustix::time::{ClockId, Timespec, clock_getres, clock_gettime};
 
 use crate::format::{Kind, Timestamp};
 
-/// What the kernel is asked for.
 const FIELDS: StatxFlags = StatxFlags::BASIC_STATS.union(StatxFlags::MNT_ID);
-/// Nanoseconds in a second.
 const SECOND: i128 = 1_000_000_000;
-/// The clock's tick is taken to be at least this long, in nanoseconds: kernels with 100 ticks a second stamp
-/// files on a server whose ticks we can't ask for.
+/// Lower bound of the timestamp granularity in nanoseconds: one tick of a kernel with 100 Hz, such as a server may run.
 const TICK_MIN: i128 = SECOND / 100;
-/// The coarsest stamps that are in use, those of FAT, in nanoseconds.
+/// The coarsest timestamp granularity in use, that of FAT, in nanoseconds.
 const TICK_COARSE: i128 = 2 * SECOND;
 const MINUTE: i128 = 60 * SECOND;
-/// How far apart our clock and that of a server may be, in nanoseconds, for its stamps to be judged rightly.
+/// The maximum difference in nanoseconds between the local clock and a server's that change detection tolerates.
 const SKEW: i128 = MINUTE;
-/// A stamp may be this far ahead of our clock, in nanoseconds, and still come from a write of just now by a
-/// machine whose clock is ahead. Beyond it, it was set by hand, and waiting would not make it older.
+/// A timestamp up to this many nanoseconds ahead of the local clock may come from a recent write by a machine whose
+/// clock is ahead. A later one was set explicitly, and waiting would not help.
 const AHEAD: i128 = 3600 * SECOND;
 
-/// What the file system says of a file, directory or anything else that has a name.
+/// The stat of an inode.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Stat {
-    /// What it is.
+    /// The file type.
     pub kind: Kind,
     /// Permission, set-id and sticky bits (07777).
     pub mode: u32,
-    /// Owner.
+    /// The owner's uid.
     pub uid: u32,
-    /// Group.
+    /// The group's gid.
     pub gid: u32,
-    /// Bytes in a file, holes included, or of a symlink's target; 0 for anything else.
+    /// Bytes in a file, holes included, or of a symlink's target; 0 for other kinds.
     pub size: u64,
-    /// When the content was last changed. It can be set at will.
+    /// Time of the last change of content. Programs can set it to any value.
     pub mtime: Timestamp,
-    /// When anything was last changed. Only the kernel sets it.
+    /// Time of the last change of content or metadata. Only the kernel sets it.
     pub ctime: Timestamp,
-    /// The device it is on, as `makedev` makes it.
+    /// The device of the file system, encoded as by `makedev`.
     pub dev: u64,
-    /// The id of the mount it was reached through; 0 if the kernel does not tell (before 5.8).
+    /// The id of the mount; 0 if the kernel does not report it (before 5.8).
     pub mount: u64,
-    /// Its number on that device.
+    /// The inode number.
     pub ino: u64,
-    /// How many names it has.
+    /// The number of hard links.
     pub nlink: u32,
-    /// Which device it is, as `makedev` makes it; 0 for what is no device.
+    /// The number of a device file, encoded as by `makedev`; 0 for other kinds.
     pub rdev: u64,
-    /// Space that it takes, in units of 512 bytes.
+    /// Allocated space in units of 512 bytes.
     pub blocks: u64,
-    /// Its owner wants it left out of backups (chattr +d).
+    /// Whether the nodump flag is set (`chattr +d`), which excludes the file from backups.
     pub nodump: bool,
 }
 
 impl Stat {
-    /// What `fd` is open on.
+    /// Stats an open file.
     pub fn of_fd(fd: impl AsFd) -> io::Result<Stat> {
         Stat::at(fd, OsStr::new(""), AtFlags::EMPTY_PATH)
     }
 
-    /// What has this name in an open directory; a symlink itself, not what it leads to.
+    /// Stats an entry of an open directory; does not follow a symlink.
     pub(super) fn child(directory: impl AsFd, name: &OsStr) -> io::Result<Stat> {
         Stat::at(directory, name, AtFlags::SYMLINK_NOFOLLOW)
     }
 
-    /// The same from the kernel's caches only: no server or FUSE program is asked.
+    /// Like [`Stat::child`], but only from the kernel's cache: contacts no server or FUSE program.
     pub(super) fn cached_child(directory: impl AsFd, name: &OsStr) -> io::Result<Stat> {
         let flags = AtFlags::SYMLINK_NOFOLLOW | AtFlags::STATX_DONT_SYNC | AtFlags::NO_AUTOMOUNT;
         Stat::new(&retry_on_intr(|| statx(&directory, name, flags, FIELDS))?)
     }
 
-    /// A directory of which nothing but its device is known, such as another user's FUSE mount.
+    /// A placeholder for an inaccessible directory, such as another user's FUSE mount: private, empty, on device `dev`.
     pub(super) fn of_hidden_directory(dev: u64) -> Stat {
         let owner = (rustix::process::geteuid().as_raw(), rustix::process::getegid().as_raw());
         Stat {
@@ -100,8 +97,8 @@ impl Stat {
     }
 
     fn at(fd: impl AsFd, name: &OsStr, flags: AtFlags) -> io::Result<Stat> {
-        // Stamps must be the server's of now: with DONT_SYNC a network file system could show us those of the
-        // last look, and a change would be missed. Elsewhere it makes no difference. A look mounts nothing.
+        // Not DONT_SYNC: a network file system could return stale timestamps, and a change would be missed.
+        // NO_AUTOMOUNT: a stat must not trigger a mount.
         let flags = flags | AtFlags::STATX_SYNC_AS_STAT | AtFlags::NO_AUTOMOUNT;
         Stat::new(&retry_on_intr(|| statx(&fd, name, flags, FIELDS))?)
     }
@@ -141,7 +138,7 @@ impl Stat {
         })
     }
 
-    /// Whether nothing suggests that the content is another one: kind, size, both times and inode are equal.
+    /// Whether the content is presumably unchanged: kind, size, mtime, ctime and inode are equal.
     pub fn same_content_as(&self, other: &Stat) -> bool {
         self.kind == other.kind
             && self.size == other.size
@@ -150,25 +147,23 @@ impl Stat {
             && self.ino == other.ino
     }
 
-    /// Whether the file changed so shortly before `read_started` that one more change after it could leave
-    /// the same stamps: see [`Stat::fresh_for`].
+    /// Whether the file changed so shortly before `read_started` that a later change could have the same timestamps:
+    /// see [`Stat::fresh_for`].
     pub fn is_fresh(&self, read_started: Timestamp, clock: Clock) -> bool {
         self.fresh_for(read_started, clock).is_some()
     }
 
-    /// Whether the file changed in the last minute before `now`: what somebody was about to write then may still be on
-    /// its way.
+    /// Whether the file changed within the last minute before `now`, so that a writer may not be finished yet.
     pub fn is_young(&self, now: Timestamp) -> bool {
         self.fresh_for(now, Clock::Servers).is_some()
     }
 
-    /// If the file changed so shortly before `read_started` that one more change after it could leave the same
-    /// stamps, that is, mtime or ctime is within the granularity of the clock that made it, or later: how long it
-    /// takes from then on until that is over.
+    /// How long after `read_started` a change of the file could still have the same timestamps. `None` if it could not:
+    /// mtime and ctime are older than the granularity of the clock that set them.
     ///
-    /// The granularity is a tick of this machine, at least 10 ms, or 2 s if both stamps are whole seconds. A server's
-    /// clock may differ from ours, so of its stamps those of the last minute count. A stamp more than an hour ahead of
-    /// `read_started` says nothing.
+    /// The granularity is a tick of this machine, at least 10 ms, or 2 s if both timestamps are whole seconds. A
+    /// server's clock may differ from the local one, so its granularity counts as one minute. A timestamp more than an
+    /// hour after `read_started` is ignored.
     pub fn fresh_for(&self, read_started: Timestamp, clock: Clock) -> Option<Duration> {
         let whole_seconds = self.mtime.nanos == 0 && self.ctime.nanos == 0;
         let tick = match clock {
@@ -185,30 +180,30 @@ impl Stat {
     }
 }
 
-/// The kernel's number of the mount that `name` in an open directory belongs to; an empty name is the directory. None:
-/// kernels before 5.8 do not tell.
+/// The mount id of an entry of an open directory, or of the directory itself if `name` is empty. `None` with kernels
+/// before 5.8.
 pub(super) fn mount_id(directory: impl AsFd, name: &OsStr) -> Option<u64> {
     let flags = AtFlags::SYMLINK_NOFOLLOW | AtFlags::EMPTY_PATH | AtFlags::STATX_DONT_SYNC | AtFlags::NO_AUTOMOUNT;
     let stat = retry_on_intr(|| statx(&directory, name, flags, StatxFlags::MNT_ID)).ok()?;
     (stat.stx_mask & StatxFlags::MNT_ID.bits() != 0).then_some(stat.stx_mnt_id)
 }
 
-/// Whose clock stamps the files of a file system.
+/// The clock that sets the timestamps of a file system.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Clock {
-    /// That of this machine.
+    /// The clock of this machine.
     Ours,
-    /// That of another one, or of a program that may ask another one.
+    /// The clock of a server, or of a FUSE program that may use a server.
     Servers,
 }
 
-/// The time of day.
+/// The current time.
 pub fn now() -> Timestamp {
     let Timespec { tv_sec, tv_nsec } = clock_gettime(ClockId::Realtime);
     Timestamp { seconds: tv_sec, nanos: u32::try_from(tv_nsec).unwrap_or_default() }
 }
 
-/// How far apart, in nanoseconds, the times are that this kernel stamps files with.
+/// The granularity of this kernel's file timestamps in nanoseconds.
 fn tick() -> i128 {
     static TICK: OnceLock<i128> = OnceLock::new();
     *TICK.get_or_init(|| {
@@ -222,7 +217,7 @@ fn nanoseconds(time: Timestamp) -> i128 {
 }
 
 fn stamp(stamp: StatxTimestamp) -> Timestamp {
-    // A user's own file system may say anything; a timestamp of ours is always valid.
+    // A FUSE file system may report invalid nanoseconds.
     Timestamp { seconds: stamp.tv_sec, nanos: stamp.tv_nsec.min(999_999_999) }
 }
 
@@ -244,7 +239,7 @@ mod tests {
     const STARTED: Timestamp = Timestamp { seconds: 1_000_000, nanos: 500_000_000 };
 
     #[test]
-    fn fresh_within_a_tick_by_either_stamp() {
+    fn a_file_is_fresh_if_either_timestamp_is_within_a_tick() {
         let old = (999_000, 1);
         assert!(!with_stamps(old, old).is_fresh(STARTED, Clock::Ours));
         for recent in [(1_000_000, 500_000_000), (1_000_000, 495_000_000), (1_000_000, 500_000_001), (1_000_007, 1)] {
@@ -255,21 +250,21 @@ mod tests {
     }
 
     #[test]
-    fn whole_seconds_are_fresh_for_two_seconds() {
+    fn timestamps_in_whole_seconds_are_fresh_for_two_seconds() {
         assert!(with_stamps((999_999, 0), (999_999, 0)).is_fresh(STARTED, Clock::Ours));
         assert!(!with_stamps((999_998, 0), (999_998, 0)).is_fresh(STARTED, Clock::Ours));
-        // One stamp with a fraction shows that the file system keeps fractions.
+        // One timestamp with a fraction proves that the file system stores fractions.
         assert!(!with_stamps((999_999, 0), (999_999, 1)).is_fresh(STARTED, Clock::Ours));
     }
 
     #[test]
-    fn a_stamp_set_to_the_future_is_not_fresh() {
+    fn a_timestamp_far_in_the_future_is_not_fresh() {
         assert!(!with_stamps((2_000_000, 0), (900_000, 1)).is_fresh(STARTED, Clock::Ours));
         assert!(!with_stamps((i64::MAX, 0), (i64::MIN, 0)).is_fresh(STARTED, Clock::Ours));
     }
 
     #[test]
-    fn stamps_of_a_server_are_fresh_for_a_minute() {
+    fn timestamps_of_a_server_are_fresh_for_a_minute() {
         let old = (900_000, 1);
         for (stamp, fresh) in [((999_950, 7), true), ((999_940, 500_000_000), true), ((999_930, 7), false)] {
             assert_eq!(with_stamps(stamp, old).is_fresh(STARTED, Clock::Servers), fresh, "{stamp:?}");
@@ -278,7 +273,7 @@ mod tests {
     }
 
     #[test]
-    fn a_file_is_fresh_for_as_long_as_it_takes() {
+    fn a_file_is_fresh_until_the_returned_time_has_passed() {
         let stat = with_stamps((1_000_000, 0), (999_999, 0));
         let left = stat.fresh_for(STARTED, Clock::Ours).unwrap();
         assert_eq!(left, Duration::from_millis(1500) + Duration::from_nanos(1));

@@ -1,10 +1,10 @@
-//! Directories whose content nobody wants kept: an entry in them says so.
+//! Tags: entries, such as `CACHEDIR.TAG`, that exclude the content of their directory.
 //!
-//! What is left of a tagged directory is the directory itself and the tags, as `tar --exclude-caches` has it,
-//! so that a restored cache is known as one again. A tag that is a directory keeps what is in it.
+//! A tagged directory is stored with only its tags, as with `tar --exclude-caches`, so that a restored cache is
+//! recognized as one. If a tag is a directory, its content is stored.
 //!
-//! Only a tag of the directory's owner, or of root, counts: in a directory that others may write to, a user could take
-//! the files of all others out of the backup.
+//! A tag is ignored unless it belongs to root or to the directory's owner: otherwise any user could exclude the files
+//! of others in a shared directory.
 
 use std::ffi::{OsStr, OsString};
 use std::io::Read;
@@ -12,24 +12,24 @@ use std::io::Read;
 use super::{Directory, Stat};
 use crate::format::Kind;
 
-/// The name of the file that marks a cache.
+/// The name of the tag of a cache directory.
 const CACHE_TAG: &str = "CACHEDIR.TAG";
-/// What it begins with (<https://bford.info/cachedir/>). A file of this name that does not is no tag.
+/// The required first bytes of a cache tag (<https://bford.info/cachedir/>).
 const CACHE_SIGNATURE: &[u8; 43] = b"Signature: 8a477f597d28d172789f06886806bc55";
 
-/// Which entries make a directory one whose content is left out.
+/// The entries that count as tags.
 #[derive(Debug, Clone, Default)]
 pub struct Tags {
-    /// A valid `CACHEDIR.TAG` does.
+    /// Whether a valid `CACHEDIR.TAG` is a tag.
     pub caches: bool,
-    /// Anything of one of these names does.
+    /// Names that are tags, for entries of any kind.
     pub names: Vec<OsString>,
 }
 
 impl Tags {
-    /// The tags that a directory has. If any count, its other content is not wanted.
+    /// Finds the tags in a directory. If any of them counts, the other content is excluded.
     ///
-    /// A tag that can't be looked at is none; whoever reads the directory meets the error again.
+    /// Errors are ignored; the later read of the directory reports them.
     pub fn in_directory(&self, directory: &Directory) -> FoundTags {
         let mut tagged = FoundTags::default();
         for name in &self.names {
@@ -55,23 +55,22 @@ impl Tags {
 /// The tags in a directory, sorted.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct FoundTags {
-    /// Those that count.
+    /// Tags that count.
     pub tags: Vec<OsString>,
-    /// Those of others than root and the directory's owner.
+    /// Tags ignored because they belong neither to root nor to the directory's owner.
     pub disregarded: Vec<OsString>,
 }
 
 impl FoundTags {
     fn add(&mut self, directory: &Directory, name: OsString, tag: &Stat) {
-        match tag.uid == 0 || directory.stat().is_ok_and(|directory| directory.uid == tag.uid) {
-            true => self.tags.push(name),
-            false => self.disregarded.push(name),
-        }
+        let counts = tag.uid == 0 || directory.stat().is_ok_and(|directory| directory.uid == tag.uid);
+        let list = if counts { &mut self.tags } else { &mut self.disregarded };
+        list.push(name);
     }
 }
 
 fn is_cache(directory: &Directory, name: &OsStr, stat: &Stat) -> bool {
-    // Looked at before it is opened: opening a device can do things.
+    // Checked first, because opening a device can have side effects.
     if stat.kind != Kind::File {
         return false;
     }
@@ -94,7 +93,7 @@ mod tests {
     }
 
     #[test]
-    fn a_cache_tag_counts_by_its_signature_at_the_start() {
+    fn a_cache_tag_begins_with_the_signature() {
         let longer = [CACHE_SIGNATURE.as_slice(), b"\n# made by a test\n"].concat();
         assert_eq!(caches(CACHE_SIGNATURE), [CACHE_TAG]);
         assert_eq!(caches(&longer), [CACHE_TAG]);
@@ -104,7 +103,7 @@ mod tests {
     }
 
     #[test]
-    fn a_cache_tag_is_a_file() {
+    fn a_symlink_is_not_a_cache_tag() {
         let folder = tempfile::tempdir().unwrap();
         fs::write(folder.path().join("real"), CACHE_SIGNATURE).unwrap();
         std::os::unix::fs::symlink("real", folder.path().join(CACHE_TAG)).unwrap();
@@ -113,7 +112,7 @@ mod tests {
     }
 
     #[test]
-    fn anything_of_a_name_is_a_tag_if_it_was_asked_for() {
+    fn an_entry_of_any_kind_with_a_given_name_is_a_tag() {
         let folder = tempfile::tempdir().unwrap();
         let directory = Directory::open_root(folder.path()).unwrap();
         let tags = Tags { caches: true, names: ["z", ".nobackup", "z"].map(OsString::from).into() };

@@ -1,22 +1,22 @@
-//! Others who may write to a file while it is read.
+//! Detection of concurrent writers.
 //!
-//! A file's stamps change when a call that writes begins, or when a page of a mapping is first written to; what is
-//! written may come later. So that a file did not change takes more than equal stamps.
+//! A file's timestamps change when a write call begins, or at the first store to a clean page of a shared mapping; the
+//! data may follow later. So equal timestamps do not prove that a file did not change.
 
 use std::fs::File;
 use std::os::fd::AsFd;
 
 use crate::sys;
 
-/// Sees to it that from now on nobody changes a file without its stamps showing it, not even through a mapping: one who
-/// has mapped it leaves no new stamps by changing pages that are not written yet, so writing them is begun. Where memory
-/// is all there is (tmpfs), changes through a mapping never show.
+/// Ensures that later changes of a file update its timestamps, even changes through a shared mapping: stores to dirty
+/// pages do not update them, so writeback of dirty pages is started. On tmpfs, changes through a mapping never update
+/// the timestamps.
 pub fn have_changes_stamped(file: &File) {
     sys::start_writeback(file.as_fd());
 }
 
-/// Whether somebody may be about to change a file, with stamps that are set already. Where nobody can tell, the answer
-/// is no.
+/// Whether a process has a file open for writing, so that it may still change without new timestamps. False if the
+/// system cannot tell.
 pub fn is_open_for_writing(file: &File) -> bool {
     sys::is_open_for_writing(file.as_fd())
 }
