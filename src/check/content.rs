@@ -47,7 +47,7 @@ pub(super) struct FileCheck<'l> {
 impl FileCheck<'_> {
     /// Looks at all of the file that is new.
     pub(super) fn check_file(&mut self, file: &FileReader) -> Result<(), Error> {
-        let result = file.each_part(self.reader, self);
+        let result = file.visit_extents(self.reader, self);
         // After an error: it is one of each file that has these parts.
         for (part, lacking) in std::mem::take(&mut self.open) {
             self.checked.parts.remove(&part);

@@ -1,4 +1,4 @@
-//! Blocks: fetched, opened, decompressed, and each slice verified before its first use.
+//! Blocks: fetched, decrypted, decompressed and cached. Each chunk is verified before its first use.
 
 use std::collections::HashMap;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -13,31 +13,31 @@ use crate::format::block;
 use crate::format::{BLOCK_SIZE, BlockLocation, ChunkRef, Digest, Entry, Extent, Items, Node, SEALED_SIZE};
 use crate::repository::{Access, Repository};
 
-/// Part of the cache's bytes that is for decoded tree nodes.
+/// Divisor: this fraction of the cache is for decoded tree nodes.
 const NODE_SHARE: usize = 4;
 
-/// A repository, the keys to read it, and what was read of it lately. Shared by threads.
+/// A repository, the keys to read it, and the caches. Threads share it.
 pub(super) struct Core {
     pub(super) repository: Repository,
     pub(super) access: Access,
     blocks: Blocks,
     buffers: Arc<Buffers>,
-    /// Blocks that were decoded.
+    /// Number of blocks decoded.
     decoded: AtomicU64,
 }
 
 /// Caches of blocks and nodes.
 pub(super) struct Blocks {
     blocks: Cache<BlockLocation, Block, Error>,
-    /// By place, too: that a node is good in one does not make it good in another.
+    /// The key includes the location: a copy of the node elsewhere must be verified again.
     pub(super) nodes: Cache<(BlockLocation, Digest), NodeValue, Error>,
 }
 
-/// A decoded block. Its buffer is given back when nobody uses it any more.
+/// A decoded block. On drop its buffer returns to the pool.
 pub(super) struct Block {
     plaintext: Vec<u8>,
     buffers: Arc<Buffers>,
-    /// Slices that were verified, by where they begin.
+    /// Length and digest of the verified chunks, by offset in the block.
     verified: Mutex<HashMap<u32, (u32, Digest)>>,
 }
 
@@ -56,12 +56,14 @@ impl Drop for Block {
 /// A decoded node.
 pub(super) struct NodeValue {
     pub(super) node: Node,
-    /// Where each item begins in what the node covers, and how much that is: bytes of a file, or ranks of a directory.
-    /// Added up once: a node of a megabyte can list as many holes.
+    /// Start of each item within the node, in bytes of a file or ranks of a directory. Computed once: a node of a megabyte
+    /// can list a million holes.
     pub(super) starts: Vec<u64>,
+    /// Sum of the lengths of all items; `None` if it overflows.
     pub(super) covers: Option<u64>,
+    /// Size of the encoded node, in bytes.
     encoded: usize,
-    /// Block and place of the small file that was read last, among those of the node.
+    /// Position of the chunk read last: the block's index in the high half, the offset in the block in the low half.
     last: AtomicU64,
 }
 
@@ -76,19 +78,21 @@ impl NodeValue {
         NodeValue { node, starts, covers, encoded, last: AtomicU64::new(u64::MAX) }
     }
 
-    /// Takes note that a chunk is read. If that is behind the one before: the block behind the chunk's.
-    pub(super) fn passes(&self, chunk: &ChunkRef) -> Option<BlockLocation> {
-        let place = |block: u32, start: u32| u64::from(block) << 32 | u64::from(start);
-        let last = self.last.swap(place(chunk.block, chunk.start), Ordering::Relaxed);
-        let ahead = last < place(chunk.block, chunk.start) && place(chunk.block, 0) <= last.saturating_add(1 << 32);
+    /// Records that a chunk is being read. If the node's chunks are read in order, returns the block after the chunk's as
+    /// the one to prefetch.
+    pub(super) fn next_block(&self, chunk: &ChunkRef) -> Option<BlockLocation> {
+        let position = |block: u32, start: u32| u64::from(block) << 32 | u64::from(start);
+        let last = self.last.swap(position(chunk.block, chunk.start), Ordering::Relaxed);
+        let in_order =
+            last < position(chunk.block, chunk.start) && position(chunk.block, 0) <= last.saturating_add(1 << 32);
         let next = chunk.block.checked_add(1)? as usize;
-        self.node.blocks.get(next).filter(|_| ahead).copied()
+        self.node.blocks.get(next).filter(|_| in_order).copied()
     }
 }
 
 impl Weigh for NodeValue {
     fn weight(&self) -> usize {
-        // What entries and segments hold outside of themselves is about as long as it is encoded.
+        // The heap data of entries and segments is about as large as their encoding.
         let items = match &self.node.items {
             Items::Entries(entries) => size_of_val(entries.as_slice()),
             Items::Segments(segments) => size_of_val(segments.as_slice()),
@@ -117,32 +121,32 @@ impl Core {
         }
     }
 
-    /// Bytes that the caches and the buffers kept for reuse take at most.
+    /// Maximum size of the caches and the free buffers, in bytes.
     pub(super) fn room(&self) -> usize {
         let caches = self.blocks.blocks.limit().saturating_add(self.blocks.nodes.limit());
         caches.saturating_add(buffers::KEPT + buffers::WORK_KEPT)
     }
 
-    /// How many blocks were decoded so far.
+    /// Number of blocks decoded so far.
     pub(super) fn decoded(&self) -> u64 {
         self.decoded.load(Ordering::Relaxed)
     }
 
-    /// Whether a block is at hand, or will be in a moment.
+    /// Whether a block is cached or being loaded.
     pub(super) fn has_block(&self, location: &BlockLocation) -> bool {
         self.blocks.blocks.has(location)
     }
 
-    /// A chunk was read to its end. If that is the end of its block, the block is wanted least of all that are at hand.
-    /// One of a large file is not to be kept as it is stored, either: who reads that has its plaintext in memory.
-    pub(super) fn passed(&self, location: &BlockLocation, chunk: &ChunkRef, large: bool) {
+    /// Notes that a chunk was read to its end. If it is the last in its block, moves the block to the LRU tail. For large
+    /// files it also drops the ciphertext from the page cache, which holds it in addition to the cached plaintext.
+    pub(super) fn chunk_finished(&self, location: &BlockLocation, chunk: &ChunkRef, large: bool) {
         let end = u64::from(chunk.start) + u64::from(chunk.length);
         if self.blocks.blocks.demote_if(location, |block| block.plaintext.len() as u64 == end) && large {
             self.repository.forget_block(location);
         }
     }
 
-    /// Hands the verified bytes of a chunk, which lies in the block at `location`, to `use_bytes`.
+    /// Calls `use_bytes` with the verified bytes of a chunk in the block at `location`.
     pub(super) fn with_chunk<T>(
         &self,
         location: &BlockLocation,
@@ -153,7 +157,7 @@ impl Core {
         Ok(use_bytes(block.chunk(location, chunk)?))
     }
 
-    /// How many of the largest blocks may wait in half of the cache.
+    /// Number of blocks of the maximum size that fit half of the cache.
     pub(super) fn room_for_blocks(&self) -> usize {
         self.blocks.blocks.limit() / BLOCK_SIZE / 2
     }
@@ -163,7 +167,7 @@ impl Core {
         self.with_chunk(location, chunk, |_| ())
     }
 
-    /// Reads a block and verifies that it holds these chunks, one after the other, and nothing else.
+    /// Reads a block and verifies that it consists of exactly these chunks, in this order.
     pub(super) fn verify_block(&self, location: &BlockLocation, chunks: &[(Digest, u32)]) -> Result<(), Error> {
         let block = self.fetch(location)?;
         let mut start = 0u32;
@@ -171,18 +175,19 @@ impl Core {
             block.chunk(location, &ChunkRef { digest: *digest, block: 0, start, length: *length })?;
             start = start.saturating_add(*length);
         }
-        match block.plaintext.len() as u64 == u64::from(start) {
-            true => Ok(()),
-            false => Err(Error::Tree(format!(
-                "the block at {} of pack {} holds {} bytes, and its chunks {start}",
+        if block.plaintext.len() as u64 == u64::from(start) {
+            Ok(())
+        } else {
+            Err(Error::Tree(format!(
+                "the block at {} of pack {} has {} bytes, and its chunks {start}",
                 location.offset,
                 location.pack,
                 block.plaintext.len()
-            ))),
+            )))
         }
     }
 
-    /// A tree node, verified and decoded.
+    /// Returns a tree node, verified and decoded.
     pub(super) fn node(&self, location: &BlockLocation, chunk: &ChunkRef) -> Result<Arc<NodeValue>, Error> {
         let load = || {
             let node = self.with_chunk(location, chunk, Node::decode)?;
@@ -194,17 +199,17 @@ impl Core {
         self.blocks.nodes.get(&(*location, chunk.digest), load, abandoned)
     }
 
-    /// A block, decoded.
+    /// Returns a decoded block.
     pub(super) fn block(&self, location: &BlockLocation) -> Result<Arc<Block>, Error> {
         self.blocks.blocks.get(location, || self.fetch(location), abandoned)
     }
 
-    /// An empty buffer with room for `length` bytes.
+    /// Returns an empty buffer with room for `length` bytes.
     pub(super) fn buffer(&self, length: usize) -> Vec<u8> {
         self.buffers.plaintext(length)
     }
 
-    /// Keeps such a buffer for who needs one next.
+    /// Returns such a buffer to the pool.
     pub(super) fn give_back(&self, buffer: Vec<u8>) {
         self.buffers.give_plaintext(buffer);
     }
@@ -232,7 +237,7 @@ impl Core {
 }
 
 impl Block {
-    /// The verified bytes of `chunk`.
+    /// Returns the bytes of `chunk`, verifying them on first use.
     fn chunk(&self, location: &BlockLocation, chunk: &ChunkRef) -> Result<&[u8], Error> {
         let wrong = || Error::Chunk { pack: location.pack, offset: location.offset, start: chunk.start };
         let start = chunk.start as usize;

@@ -1,24 +1,24 @@
-//! Buffers that are used again.
+//! A pool of buffers for blocks.
 //!
-//! Blocks come and go by the thousand, and each takes three buffers: as it is stored, opened, and decompressed. Taken from
-//! the heap and given back each time they would leave holes that smaller things settle in; taken from the system each time
-//! they would leave none, but it has to clear them first, which takes as long as to decrypt what goes into them. So the
-//! first two are all of one size, and the third has one of six.
+//! Decoding a block takes three buffers: ciphertext, compressed data and plaintext. Allocated on the heap for each block,
+//! they would fragment it; mapped for each block, the kernel would zero them, which takes as long as decrypting the block.
+//! So they are reused: the first two have one size, and plaintext buffers have one of six.
 
 use std::sync::{Mutex, PoisonError};
 
 use crate::format::{BLOCK_SIZE, SEALED_SIZE};
 
-/// Bytes that are kept at most of buffers for plaintext, and of those for what is not opened or decompressed yet.
+/// Maximum size of all free plaintext buffers, in bytes.
 pub(super) const KEPT: usize = 4 * BLOCK_SIZE;
+/// Maximum size of all free buffers for ciphertext and compressed data, in bytes.
 pub(super) const WORK_KEPT: usize = 4 * SEALED_SIZE;
-/// Bytes of the buffers that one thread uses to decode a block: as it is stored, opened, and decompressed.
+/// Size of the buffers with which one thread decodes a block, in bytes: ciphertext, compressed data and plaintext.
 pub(super) const IN_USE: usize = 2 * SEALED_SIZE + BLOCK_SIZE;
 
-/// Smaller ones are taken from the heap: what they leave there others can use.
+/// Smaller plaintext buffers are not pooled: other allocations can use the heap space they leave.
 const LARGE: usize = 64 << 10;
 
-/// Buffers that nobody uses at the moment.
+/// The free buffers.
 #[derive(Default)]
 pub(super) struct Buffers {
     plaintext: Mutex<Vec<Vec<u8>>>,
@@ -26,7 +26,7 @@ pub(super) struct Buffers {
 }
 
 impl Buffers {
-    /// An empty buffer with room for `length` bytes of plaintext, and for less than twice as many.
+    /// Returns an empty buffer with a capacity of at least `length` and less than twice `length` bytes.
     pub(super) fn plaintext(&self, length: usize) -> Vec<u8> {
         let room = round_up(length);
         let mut free = self.plaintext.lock().unwrap_or_else(PoisonError::into_inner);
@@ -36,26 +36,27 @@ impl Buffers {
         }
     }
 
-    /// Keeps a buffer of plaintext for who needs one next.
+    /// Returns a plaintext buffer to the pool.
     pub(super) fn give_plaintext(&self, buffer: Vec<u8>) {
         if buffer.capacity() >= LARGE {
             keep(&self.plaintext, buffer, KEPT);
         }
     }
 
-    /// An empty buffer with room for any block as it is stored.
+    /// Returns an empty buffer with room for any stored block.
     pub(super) fn work(&self) -> Vec<u8> {
         let free = self.work.lock().unwrap_or_else(PoisonError::into_inner).pop();
         free.unwrap_or_else(|| Vec::with_capacity(SEALED_SIZE))
     }
 
-    /// Keeps a buffer that came from [`Buffers::work`].
+    /// Returns a buffer from [`Buffers::work`] to the pool.
     pub(super) fn give_work(&self, buffer: Vec<u8>) {
         keep(&self.work, buffer, WORK_KEPT);
     }
 }
 
-/// So few lengths are left that a buffer fits again soon. What gathers small files fills such lengths.
+/// Rounds up to one of a few sizes, so that a free buffer soon fits again. Blocks of small files are packed close to these
+/// sizes.
 fn round_up(length: usize) -> usize {
     match length {
         0..LARGE => length,
@@ -63,7 +64,7 @@ fn round_up(length: usize) -> usize {
     }
 }
 
-/// Keeps a buffer. The oldest go if they become too many bytes: lengths that nobody wanted for long.
+/// Adds a free buffer. Drops the least recently used ones above `most` bytes.
 fn keep(free: &Mutex<Vec<Vec<u8>>>, mut buffer: Vec<u8>, most: usize) {
     buffer.clear();
     let mut free = free.lock().unwrap_or_else(PoisonError::into_inner);
@@ -87,7 +88,7 @@ mod tests {
     }
 
     #[test]
-    fn few_lengths_are_left() {
+    fn lengths_are_rounded_to_a_few_sizes() {
         assert_eq!([0, 1, LARGE - 1, LARGE, BLOCK_SIZE].map(round_up), [0, 1, LARGE - 1, LARGE, BLOCK_SIZE]);
         let mut few: Vec<usize> = (LARGE..=BLOCK_SIZE).map(round_up).collect();
         few.dedup();
@@ -95,7 +96,7 @@ mod tests {
     }
 
     #[test]
-    fn a_buffer_is_used_again_by_who_needs_about_as_much() {
+    fn a_buffer_is_reused_for_a_similar_length() {
         let buffers = Buffers::default();
         let mut first = buffers.plaintext(100_000);
         let (capacity, at) = (first.capacity(), first.as_ptr());
@@ -109,7 +110,7 @@ mod tests {
     }
 
     #[test]
-    fn no_more_is_kept_than_may_be() {
+    fn free_buffers_are_bounded_in_bytes() {
         let buffers = Buffers::default();
         let sizes = [KEPT / 2, KEPT / 4, KEPT / 8, KEPT / 2];
         sizes.into_iter().for_each(|size| buffers.give_plaintext(Vec::with_capacity(size)));

@@ -1,7 +1,7 @@
-//! A cache that is bounded in bytes, and that loads what is missing once.
+//! An LRU cache with a limit in bytes.
 //!
-//! Whoever asks for what is being loaded waits for the same result. A failure goes to all who wait, and is
-//! not remembered. A value larger than the whole cache is handed out and not kept.
+//! Concurrent requests for a missing key load it once and share the result. All of them get the error if the load fails;
+//! errors are not cached. A value larger than the whole cache is returned and not cached.
 
 use std::collections::HashMap;
 use std::hash::Hash;
@@ -9,13 +9,13 @@ use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 
 use lru::LruCache;
 
-/// A value that knows what it weighs.
+/// A value that counts against the limit of a cache.
 pub(super) trait Weigh {
-    /// Bytes that it takes, overhead included.
+    /// Memory it uses, in bytes.
     fn weight(&self) -> usize;
 }
 
-/// Bytes that an entry takes beside its value: list and table of the LRU, and the reference counts.
+/// Bytes per entry in addition to its value: list and table of the LRU, and the reference counts.
 const OVERHEAD: usize = 128;
 
 /// A cache of shared values.
@@ -30,31 +30,31 @@ struct CacheState<K, V, E> {
     loading: HashMap<K, Arc<Loading<V, E>>>,
 }
 
-/// A load that others may wait for.
+/// A load in progress.
 struct Loading<V, E> {
     result: Mutex<Option<Result<Arc<V>, E>>>,
     ready: Condvar,
 }
 
 impl<K: Hash + Eq + Clone, V: Weigh, E: Clone> Cache<K, V, E> {
-    /// A cache of at most `limit` bytes.
+    /// Creates a cache of at most `limit` bytes.
     pub(super) fn new(limit: usize) -> Self {
         let state = CacheState { entries: LruCache::unbounded(), bytes: 0, loading: HashMap::new() };
         Cache { state: Mutex::new(state), limit }
     }
 
-    /// Bytes that it may hold.
+    /// The limit in bytes.
     pub(super) fn limit(&self) -> usize {
         self.limit
     }
 
-    /// Whether a value is there, or is being loaded.
+    /// Whether a value is cached or being loaded.
     pub(super) fn has(&self, key: &K) -> bool {
         let state = self.state();
         state.entries.contains(key) || state.loading.contains_key(key)
     }
 
-    /// Has a value leave before all others, if `is_done` says so. Returns what it says; not of values that are not there.
+    /// Moves a cached value to the LRU tail if `is_done` returns true for it, and returns whether it did.
     pub(super) fn demote_if(&self, key: &K, is_done: impl FnOnce(&V) -> bool) -> bool {
         let mut state = self.state();
         let is_done = state.entries.peek(key).is_some_and(|value| is_done(value));
@@ -68,8 +68,8 @@ impl<K: Hash + Eq + Clone, V: Weigh, E: Clone> Cache<K, V, E> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// The value of `key`, made by `load` if it is not there. `abandoned` is what others get who waited for a
-    /// load that panicked.
+    /// Returns the value of `key`, loading it with `load` if it is not cached. Threads that waited for a load that
+    /// panicked get the error `abandoned`.
     pub(super) fn get(
         &self,
         key: &K,
@@ -92,7 +92,7 @@ impl<K: Hash + Eq + Clone, V: Weigh, E: Clone> Cache<K, V, E> {
         };
         match loading {
             Ok(mine) => {
-                // Others must not wait for ever if `load` panics.
+                // Wakes the waiting threads even if `load` panics.
                 let finish = Finish { cache: self, key, loading: mine, abandoned: abandoned() };
                 let result = load().map(Arc::new);
                 finish.with(result)
@@ -129,14 +129,13 @@ impl<K: Hash + Eq + Clone, V: Weigh, E: Clone> Cache<K, V, E> {
         loading.ready.notify_all();
     }
 
-    /// Bytes held.
     #[cfg(test)]
     fn bytes(&self) -> usize {
         self.state().bytes
     }
 }
 
-/// Tells those who wait, also if the load never comes to its end.
+/// Publishes the result of a load, or on drop the error `abandoned` if the load panicked.
 struct Finish<'c, K: Hash + Eq + Clone, V: Weigh, E: Clone> {
     cache: &'c Cache<K, V, E>,
     key: &'c K,
@@ -180,7 +179,7 @@ mod tests {
     }
 
     #[test]
-    fn bytes_are_bounded_and_the_oldest_leave_first() {
+    fn bytes_are_bounded_and_the_least_recently_used_are_dropped_first() {
         let cache = ByteCache::new(3 * (100 + OVERHEAD));
         for key in 0..10 {
             get(&cache, key, 100);
@@ -207,14 +206,14 @@ mod tests {
     }
 
     #[test]
-    fn what_is_too_large_is_handed_out_and_not_kept() {
+    fn a_value_larger_than_the_cache_is_returned_and_not_cached() {
         let cache = ByteCache::new(100);
         assert_eq!(get(&cache, 1, 1000).len(), 1000);
         assert_eq!(cache.bytes(), 0);
     }
 
     #[test]
-    fn a_miss_is_loaded_once_and_a_failure_is_not_remembered() {
+    fn a_miss_is_loaded_once_and_an_error_is_not_cached() {
         let cache = ByteCache::new(10_000);
         let loads = AtomicUsize::new(0);
         std::thread::scope(|threads| {

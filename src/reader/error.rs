@@ -1,68 +1,66 @@
-//! Why something can't be read.
+//! Errors of the reader.
 
 use std::sync::Arc;
 
 use crate::format::{self, BlockLocation};
 use crate::{crypt, repository};
 
-/// Something that can't be read, or that is not what was written.
+/// An object that cannot be read or does not verify.
 #[derive(Debug, Clone, thiserror::Error)]
 pub enum Error {
-    /// The repository, or an object in it.
+    /// The repository or one of its documents cannot be read.
     #[error(transparent)]
     Repository(Arc<repository::Error>),
-    /// A block can't be fetched, opened or decompressed.
+    /// A block cannot be fetched, decrypted or decompressed.
     #[error("the block at {offset} of pack {pack} {why}")]
     Block {
-        /// The pack.
+        /// The pack with the block.
         pack: format::PackId,
-        /// Where in it the block begins.
+        /// Offset of the block in the pack, in bytes.
         offset: u64,
-        /// What is wrong.
+        /// The cause.
         why: Arc<BlockProblem>,
     },
-    /// A chunk's bytes are not those that were stored.
-    #[error("the chunk at {start} of the block at {offset} of pack {pack} is not what was stored: its digest differs")]
+    /// The digest of a chunk differs from the one in its reference.
+    #[error("the chunk at {start} of the block at {offset} of pack {pack} is damaged: its digest differs")]
     Chunk {
-        /// The pack.
+        /// The pack with the block.
         pack: format::PackId,
-        /// Where in it the block begins.
+        /// Offset of the block in the pack, in bytes.
         offset: u64,
-        /// Where in the block the chunk begins.
+        /// Offset of the chunk in the decoded block, in bytes.
         start: u32,
     },
-    /// A tree node verified, but makes no sense.
-    #[error("a tree node makes no sense: {0}")]
+    /// A tree node that verified is malformed or contradicts its parent.
+    #[error("a tree node is not valid: {0}")]
     Tree(String),
-    /// The snapshot says otherwise than the repository whether blocks are encrypted.
-    #[error(
-        "{snapshot} and brackfs.toml do not agree whether the repository is encrypted; somebody changed brackfs.toml"
-    )]
+    /// The snapshot and the repository disagree whether blocks are encrypted.
+    #[error("{snapshot} and brackfs.toml disagree whether the repository is encrypted; brackfs.toml was changed")]
     Encryption {
-        /// The snapshot.
+        /// Object name of the snapshot.
         snapshot: String,
     },
-    /// Nothing has this name.
+    /// No snapshot, source or entry matches.
     #[error("{0}")]
     NotFound(String),
-    /// A component of the path is no directory.
+    /// A component of the path is not a directory.
     #[error("{0} is not a directory")]
     NotADirectory(String),
 }
 
-/// What can be wrong with a block.
+/// Why a block cannot be read.
 #[derive(Debug, thiserror::Error)]
 pub enum BlockProblem {
-    /// It can't be fetched.
+    /// Fetching it failed.
     #[error("cannot be read: {0}")]
     Read(repository::Error),
-    /// It can't be decrypted.
+    /// Decryption failed.
     #[error("cannot be decrypted: {0}")]
     Open(crypt::Error),
-    /// There is no key to decrypt it with.
-    #[error("is encrypted, and there is no secret key to open it with; give one with --key or BRACKFS_KEY_FILE")]
+    /// The repository is encrypted and the reader has no secret key.
+    #[error("is encrypted, and no secret key is available; give one with --key or BRACKFS_KEY_FILE")]
     NoKey,
-    /// It can't be decompressed.
+    /// Decompression failed.
     #[error("is damaged: {0}")]
     Decode(format::Error),
 }
@@ -72,12 +70,12 @@ impl Error {
         Error::Block { pack: at.pack, offset: at.offset, why: Arc::new(why) }
     }
 
-    /// Whether an object is missing; packs excepted.
+    /// Whether an object other than a pack is missing.
     pub fn is_missing(&self) -> bool {
         matches!(self, Error::Repository(error) if error.is_missing())
     }
 
-    /// Whether it is the key or passphrase that is missing or wrong.
+    /// Whether the cause is a missing or wrong key or passphrase.
     pub fn is_key_problem(&self) -> bool {
         match self {
             Error::Repository(error) => error.is_key_problem(),

@@ -1,4 +1,4 @@
-//! Content of files: any bytes, from anywhere, verified.
+//! Content of files: verified reads at any offset.
 
 use std::collections::VecDeque;
 use std::ops::Range;
@@ -12,49 +12,47 @@ use super::{Error, Reader};
 use crate::format::entry::{Content, NodeRef};
 use crate::format::{BlockLocation, ChunkRef, Digest, Extent, Items, Node};
 
-/// Files from this size on are worth a thread, and not worth to be in memory twice.
+/// Minimum size of files that are prefetched from the start, and whose ciphertext leaves the page cache after reading.
 const LARGE: u64 = 4 << 20;
-/// Stretches that are decoded ahead at most.
+/// Maximum number of extents to prefetch.
 const WINDOW: usize = 4;
-/// Reads that are no farther apart than this are one after the other: those who read ahead ask for several at once, and
-/// they arrive in any order.
+/// Maximum distance of reads that count as sequential: with readahead the kernel sends several at once, in any order.
 const NEAR: u64 = 2 << 20;
-/// Bytes that must be read one after the other before anything is decoded ahead.
+/// Minimum length of a sequential read, in bytes, before prefetching starts.
 const SETTLED: u64 = 256 << 10;
 
-/// Holes that are no longer can count as data when a hole is looked for. Programs that copy files ask for each hole, and
-/// for a file of many small ones that takes several times as long as to read it.
+/// Maximum length of a hole that may be reported as data. Copy programs seek for each hole; in a file with many small
+/// ones that takes several times as long as reading it.
 const SMALL_HOLE: u64 = 32 << 10;
-/// Most stretches that are looked at in search of a hole.
+/// Maximum number of extents examined in search of a hole.
 const SEARCHED: usize = 4096;
 
-/// A file whose content can be read. Cheap to make; holds no content.
+/// Reads the content of a file. Cheap to create; holds no content.
 pub struct FileReader {
     file: EntryHandle,
-    /// Where each item of the top list begins: extents, or nodes of extents.
+    /// Start of each item of the top list: extents, or nodes of extents.
     starts: Vec<u64>,
     size: u64,
     sequence: Mutex<Sequence>,
-    /// What lies before this is read, or being so.
+    /// Prefetch requests for data before this offset have expired.
     read_to: Arc<AtomicU64>,
 }
 
-/// How a file is being read.
+/// Detects sequential reads of a file.
 #[derive(Debug, Default)]
 struct Sequence {
-    /// Where the farthest read of those that are one after the other ended.
+    /// Highest end of the sequential reads.
     end: u64,
-    /// Bytes that were read so.
+    /// Number of bytes read sequentially.
     run: u64,
-    /// What lies before this was decoded ahead, or is being so.
+    /// End of the prefetched data.
     ahead: u64,
-    /// Chunks that were read to their ends, and where those are. What comes late may still want them.
+    /// Chunks read to their ends, with the ends. Reads that arrive out of order may still need them.
     passed: VecDeque<(u64, BlockLocation, ChunkRef)>,
 }
 
 impl Sequence {
-    /// Takes note of a read. Returns how far it makes sense to decode ahead; none if reads are not one after the other,
-    /// or not yet.
+    /// Records a read. Returns the offset up to which to prefetch; `None` if reads are not sequential or too few.
     fn read(&mut self, offset: u64, length: u64) -> Option<u64> {
         let end = offset + length;
         if self.end.abs_diff(offset) > NEAR {
@@ -67,27 +65,27 @@ impl Sequence {
     }
 }
 
-/// What to look for in a file.
+/// The target of a seek, as in lseek(2).
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Seek {
-    /// Bytes that are stored.
+    /// Stored bytes.
     Data,
-    /// Zeros that are not.
+    /// Zeros that are not stored.
     Hole,
 }
 
-/// A stretch of a file at hand.
+/// An extent of a file.
 enum FileExtent {
     Chunk(BlockLocation, ChunkRef),
     Hole,
 }
 
-/// The node of extents that was used last, and where in the file it begins. The next stretch is mostly in it, too,
-/// and a node that is too large for the cache must not be decoded again for each.
+/// The last extent node used, and its start in the file. The next extent is usually in it, and a node too large for the
+/// cache must not be decoded again for each extent.
 type ExtentLeaf = Option<(Arc<NodeValue>, u64)>;
 
 impl FileReader {
-    /// A reader of `file`; an entry that is no file has no content.
+    /// Creates a reader of `file`. Entries of other kinds have no content.
     pub fn new(file: EntryHandle) -> Self {
         let entry = file.entry();
         let starts = match &entry.content {
@@ -102,12 +100,12 @@ impl FileReader {
         FileReader { file, starts, size, sequence: Mutex::default(), read_to: Arc::default() }
     }
 
-    /// The file.
+    /// The file's entry.
     pub fn file(&self) -> &EntryHandle {
         &self.file
     }
 
-    /// Its bytes.
+    /// The file's size in bytes.
     pub fn size(&self) -> u64 {
         self.size
     }
@@ -121,8 +119,8 @@ impl FileReader {
         }
     }
 
-    /// Hands bytes from `offset` on, as many as there are up to `length`, to `use_bytes`. If the file is being read from one
-    /// end to the other, what comes next is decoded meanwhile; the more was read, the more of it.
+    /// Calls `use_bytes` with up to `length` bytes from `offset` on; fewer at the end of the file. Sequential reads are
+    /// prefetched; the window grows with the bytes read.
     pub fn read<T>(
         &self,
         reader: &Reader,
@@ -135,35 +133,35 @@ impl FileReader {
             return Ok(use_bytes(&[]));
         }
         let mut leaf = None;
-        // What can't be found out ahead is an error for who comes to it.
-        let _ = self.look_ahead(reader, offset, length as u64, &mut leaf);
-        let (begins, covers, stretch) = self.stretch(reader, offset, &mut leaf)?;
+        // Prefetch errors are ignored: the read that needs the data reports them.
+        let _ = self.prefetch(reader, offset, length as u64, &mut leaf);
+        let (begins, covers, extent) = self.extent_at(reader, offset, &mut leaf)?;
         let within = offset - begins;
-        if let FileExtent::Chunk(location, chunk) = stretch
+        if let FileExtent::Chunk(location, chunk) = extent
             && length as u64 <= covers - within
         {
             // Without a copy.
             let within = within as usize;
             let use_slice = |bytes: &[u8]| use_bytes(bytes.get(within..within + length).unwrap_or_default());
             let result = reader.core.with_chunk(&location, &chunk, use_slice)?;
-            self.pass(reader, offset + length as u64, begins..begins + covers, (location, chunk));
+            self.chunk_read(reader, offset + length as u64, begins..begins + covers, (location, chunk));
             return Ok(result);
         }
         let mut out = reader.core.buffer(length);
         let mut at = offset;
         while out.len() < length {
             let left = length - out.len();
-            let (begins, covers, stretch) = self.stretch(reader, at, &mut leaf)?;
+            let (begins, covers, extent) = self.extent_at(reader, at, &mut leaf)?;
             let within = at - begins;
             let count = usize::try_from(covers - within).unwrap_or(usize::MAX).min(left);
-            match stretch {
+            match extent {
                 FileExtent::Hole => out.resize(out.len() + count, 0),
                 FileExtent::Chunk(location, chunk) => {
                     let within = within as usize;
                     reader.core.with_chunk(&location, &chunk, |bytes| {
                         out.extend_from_slice(bytes.get(within..within + count).unwrap_or_default());
                     })?;
-                    self.pass(reader, at + count as u64, begins..begins + covers, (location, chunk));
+                    self.chunk_read(reader, at + count as u64, begins..begins + covers, (location, chunk));
                 }
             }
             at += count as u64;
@@ -173,14 +171,14 @@ impl FileReader {
         Ok(result)
     }
 
-    /// A chunk that ends at `end`, and is wanted until the file is read to there.
-    fn wanted(&self, block: BlockLocation, chunk: ChunkRef, end: u64) -> PrefetchRequest {
+    /// A request for a chunk that ends at `end` in the file. It expires when the file has been read up to there.
+    fn prefetch_request(&self, block: BlockLocation, chunk: ChunkRef, end: u64) -> PrefetchRequest {
         PrefetchRequest { block, chunk: Some(chunk), until: Until::Passed(self.read_to.clone(), end) }
     }
 
-    /// Says that the chunk that covers `within` was read up to `at`, and lets go of those that were read to their ends and
-    /// lie far behind.
-    fn pass(&self, reader: &Reader, at: u64, within: Range<u64>, (location, chunk): (BlockLocation, ChunkRef)) {
+    /// Records that the chunk that covers `within` was read up to `at`. Demotes the blocks of finished chunks more than
+    /// [`NEAR`] before the read position.
+    fn chunk_read(&self, reader: &Reader, at: u64, within: Range<u64>, (location, chunk): (BlockLocation, ChunkRef)) {
         if at < within.end {
             return;
         }
@@ -191,17 +189,17 @@ impl FileReader {
             && (passed + NEAR <= end || end == self.size)
         {
             sequence.passed.pop_front();
-            reader.core.passed(&location, &chunk, self.size >= LARGE);
+            reader.core.chunk_finished(&location, &chunk, self.size >= LARGE);
         }
     }
 
-    /// Has decoded ahead what comes behind a read, as far as there is room for it.
-    fn look_ahead(&self, reader: &Reader, offset: u64, length: u64, leaf: &mut ExtentLeaf) -> Result<(), Error> {
+    /// Prefetches the data after a read, as far as the cache has room.
+    fn prefetch(&self, reader: &Reader, offset: u64, length: u64, leaf: &mut ExtentLeaf) -> Result<(), Error> {
         if self.starts.len() <= 1 {
             if let (0, Content::Chunk(chunk)) = (offset, &self.file.entry().content)
-                && let Some(next) = self.file.passes(chunk)
+                && let Some(next) = self.file.next_block(chunk)
             {
-                reader.soon(PrefetchRequest { block: next, chunk: None, until: Until::Open });
+                reader.prefetch(PrefetchRequest { block: next, chunk: None, until: Until::Open });
             }
             return Ok(());
         }
@@ -212,23 +210,23 @@ impl FileReader {
         let Some(until) = until else { return Ok(()) };
         let mut waiting = 0;
         let mut at = sequence.end;
-        // Those that were begun with before count, too.
+        // Chunks that were already requested count, too.
         while at < until.min(self.size) && waiting < window {
-            let (begins, covers, stretch) = self.stretch(reader, at, leaf)?;
+            let (begins, covers, extent) = self.extent_at(reader, at, leaf)?;
             at = begins + covers;
-            if let FileExtent::Chunk(location, chunk) = stretch {
+            if let FileExtent::Chunk(location, chunk) = extent {
                 waiting += 1;
                 if begins >= sequence.ahead {
                     sequence.ahead = at;
-                    reader.soon(self.wanted(location, chunk, at));
+                    reader.prefetch(self.prefetch_request(location, chunk, at));
                 }
             }
         }
         Ok(())
     }
 
-    /// Calls `visit` with every stretch of the file in order: bytes of a chunk, or the length of a hole. Chunks that
-    /// come next are decoded meanwhile, if the cache has room for them.
+    /// Calls `visit` with every extent of the file in order: `Ok` with the bytes of a chunk, or `Err` with the length of a
+    /// hole. The next chunks are prefetched if the file is large and the cache has room.
     pub fn each<E: From<Error>>(
         &self,
         reader: &Reader,
@@ -240,12 +238,12 @@ impl FileReader {
         let mut waiting = VecDeque::with_capacity(ahead + 1);
         loop {
             while waiting.len() <= ahead && at < self.size {
-                let (begins, covers, stretch) = self.stretch(reader, at, &mut leaf)?;
+                let (begins, covers, extent) = self.extent_at(reader, at, &mut leaf)?;
                 at = begins + covers;
-                if let (FileExtent::Chunk(location, chunk), false) = (&stretch, waiting.is_empty()) {
-                    reader.soon(self.wanted(*location, *chunk, at));
+                if let (FileExtent::Chunk(location, chunk), false) = (&extent, waiting.is_empty()) {
+                    reader.prefetch(self.prefetch_request(*location, *chunk, at));
                 }
-                waiting.push_back((covers, stretch));
+                waiting.push_back((covers, extent));
             }
             if let Some((covers, _)) = waiting.front() {
                 self.read_to.fetch_add(*covers, Ordering::Relaxed);
@@ -254,15 +252,14 @@ impl FileReader {
                 Some((covers, FileExtent::Hole)) => visit(Err(covers))?,
                 Some((_, FileExtent::Chunk(location, chunk))) => {
                     reader.core.with_chunk(&location, &chunk, |bytes| visit(Ok(bytes)))??;
-                    reader.core.passed(&location, &chunk, self.size >= LARGE);
+                    reader.core.chunk_finished(&location, &chunk, self.size >= LARGE);
                 }
                 None => return Ok(()),
             }
         }
     }
 
-    /// Calls `visit` with every chunk of the file, where in the file it begins and where its block lies, without
-    /// reading any.
+    /// Calls `visit` with every chunk of the file, its start in the file and the location of its block. Reads no chunk.
     pub fn each_chunk(
         &self,
         reader: &Reader,
@@ -270,8 +267,8 @@ impl FileReader {
     ) -> Result<(), Error> {
         let (mut at, mut leaf) = (0, None);
         while at < self.size {
-            let (begins, covers, stretch) = self.stretch(reader, at, &mut leaf)?;
-            if let FileExtent::Chunk(location, chunk) = stretch {
+            let (begins, covers, extent) = self.extent_at(reader, at, &mut leaf)?;
+            if let FileExtent::Chunk(location, chunk) = extent {
                 visit(begins, &location, &chunk)?;
             }
             at = begins + covers;
@@ -279,30 +276,29 @@ impl FileReader {
         Ok(())
     }
 
-    /// Shows `parts` the file's chunks and where their blocks lie, like [`FileReader::each_chunk`], but goes only into those
-    /// nodes of extents that it wants to see.
-    pub fn each_part(&self, reader: &Reader, parts: &mut dyn ExtentVisitor) -> Result<(), Error> {
+    /// Like [`FileReader::each_chunk`], but descends only into the extent nodes that the visitor asks for.
+    pub fn visit_extents(&self, reader: &Reader, visitor: &mut dyn ExtentVisitor) -> Result<(), Error> {
         let Content::Nodes { depth, nodes, .. } = &self.file.entry().content else {
-            return self.each_chunk(reader, |_, at, chunk| parts.chunk(at, chunk));
+            return self.each_chunk(reader, |_, at, chunk| visitor.chunk(at, chunk));
         };
         if nodes.iter().fold(0u64, |sum, node| sum.saturating_add(node.covers)) < self.size {
-            return Err(beyond());
+            return Err(too_short());
         }
-        show(reader, self.file.node(), nodes, *depth, parts)
+        visit_nodes(reader, self.file.node(), nodes, *depth, visitor)
     }
 
-    /// The next offset at or after `offset` that lies in data, or in a hole; the end of the file counts as a hole.
-    /// `None`: there is none.
+    /// Returns the next offset at or after `offset` in data or in a hole; `None` if there is none. The end of the file
+    /// counts as a hole.
     ///
-    /// From within data, small holes count as data as long as they are no more bytes than the data between them. Data
-    /// never counts as a hole.
+    /// When searching for a hole from within data, small holes count as data as long as they have, in total, no more bytes
+    /// than the data between them. Data never counts as a hole.
     pub fn seek(&self, reader: &Reader, offset: u64, to: Seek) -> Result<Option<u64>, Error> {
         let (mut at, mut leaf) = (offset, None);
         let (mut data, mut holes, mut searched) = (0, 0, 0);
         while at < self.size {
-            let (begins, covers, stretch) = self.stretch(reader, at, &mut leaf)?;
+            let (begins, covers, extent) = self.extent_at(reader, at, &mut leaf)?;
             searched += 1;
-            match (stretch, to) {
+            match (extent, to) {
                 (FileExtent::Chunk(..), Seek::Data) => return Ok(Some(at)),
                 (FileExtent::Hole, Seek::Data) => {}
                 (FileExtent::Chunk(..), Seek::Hole) => data += begins + covers - at,
@@ -319,124 +315,126 @@ impl FileReader {
         Ok((offset < self.size && to == Seek::Hole).then_some(self.size))
     }
 
-    /// The stretch in which `offset`, which is below the size, lies: where it begins, how long it is, what it
-    /// is.
-    fn stretch(&self, reader: &Reader, offset: u64, leaf: &mut ExtentLeaf) -> Result<(u64, u64, FileExtent), Error> {
+    /// Returns start, length and content of the extent with `offset`, which must be below the size.
+    fn extent_at(&self, reader: &Reader, offset: u64, leaf: &mut ExtentLeaf) -> Result<(u64, u64, FileExtent), Error> {
         let node = self.file.node();
         let (at, begins) = find(&self.starts, offset);
         match &self.file.entry().content {
-            Content::Chunk(chunk) => Ok((0, self.size, FileExtent::Chunk(place(node, chunk)?, *chunk))),
-            Content::Extents { extents, .. } => extent(node, extents, at, begins),
+            Content::Chunk(chunk) => Ok((0, self.size, FileExtent::Chunk(location_of(node, chunk)?, *chunk))),
+            Content::Extents { extents, .. } => nth_extent(node, extents, at, begins),
             Content::Nodes { depth, nodes, .. } => {
                 let there = leaf.take().filter(|(value, begins)| {
                     offset >= *begins && value.covers.is_some_and(|covers| offset - begins < covers)
                 });
                 let (value, begins) = match there {
                     Some(there) => there,
-                    None => descend(reader, node, nodes.get(at).ok_or_else(beyond)?, *depth, begins, offset)?,
+                    None => descend(reader, node, nodes.get(at).ok_or_else(too_short)?, *depth, begins, offset)?,
                 };
                 let (at, within) = find(&value.starts, offset - begins);
-                let Items::Extents(extents) = &value.node.items else { return Err(beyond()) };
-                let stretch = extent(&value.node, extents, at, begins + within);
+                let Items::Extents(extents) = &value.node.items else { return Err(too_short()) };
+                let extent = nth_extent(&value.node, extents, at, begins + within);
                 *leaf = Some((value, begins));
-                stretch
+                extent
             }
-            _ => Err(beyond()),
+            _ => Err(too_short()),
         }
     }
 }
 
-/// Goes down from a node to the one of extents in which `offset` lies, and tells where that begins.
+/// Descends from a node to the extent node with `offset`. Returns it and its start in the file.
 fn descend(
     reader: &Reader,
-    home: &Node,
+    parent: &Node,
     part: &NodeRef,
     depth: u8,
     begins: u64,
     offset: u64,
 ) -> Result<(Arc<NodeValue>, u64), Error> {
-    let value = part_of(reader, home, part)?;
+    let value = child_node(reader, parent, part)?;
     match (&value.node.items, depth) {
         (Items::Extents(_), 0) => Ok((value, begins)),
         (Items::ExtentIndex(nodes), 1..) => {
             let (at, within) = find(&value.starts, offset - begins);
-            let part = nodes.get(at).ok_or_else(beyond)?;
+            let part = nodes.get(at).ok_or_else(too_short)?;
             descend(reader, &value.node, part, depth - 1, begins + within, offset)
         }
-        _ => Err(another_kind()),
+        _ => Err(wrong_kind()),
     }
 }
 
-/// What looks at the nodes and chunks of a file.
+/// Visits the extent nodes and chunks of a file.
 pub trait ExtentVisitor {
-    /// Comes to a node of extents, with the bytes that it should cover and the levels below it. Returns whether to go into
-    /// it.
+    /// Called for each extent node with the location of its block, its reference, and the number of levels below it.
+    /// Returns whether to descend into it.
     fn enter(&mut self, at: &BlockLocation, part: &NodeRef, depth: u8) -> bool;
-    /// Comes out of a node that was entered.
+    /// Called after the last child of a node that was entered.
     fn leave(&mut self);
-    /// Comes to a chunk.
+    /// Called for each chunk with the location of its block.
     fn chunk(&mut self, at: &BlockLocation, chunk: &ChunkRef) -> Result<(), Error>;
 }
 
-/// Shows nodes of extents and what is below them. The format bounds the depth.
-fn show(
+/// Visits extent nodes recursively. The format bounds the depth.
+fn visit_nodes(
     reader: &Reader,
-    home: &Node,
+    parent: &Node,
     nodes: &[NodeRef],
     depth: u8,
     parts: &mut dyn ExtentVisitor,
 ) -> Result<(), Error> {
     for part in nodes {
-        if !parts.enter(&place(home, &part.node)?, part, depth) {
+        if !parts.enter(&location_of(parent, &part.node)?, part, depth) {
             continue;
         }
-        let value = part_of(reader, home, part)?;
+        let value = child_node(reader, parent, part)?;
         match (&value.node.items, depth) {
             (Items::Extents(extents), 0) => {
                 for extent in extents {
                     if let Extent::Chunk(chunk) = extent {
-                        parts.chunk(&place(&value.node, chunk)?, chunk)?;
+                        parts.chunk(&location_of(&value.node, chunk)?, chunk)?;
                     }
                 }
             }
-            (Items::ExtentIndex(nodes), 1..) => show(reader, &value.node, nodes, depth - 1, parts)?,
-            _ => return Err(another_kind()),
+            (Items::ExtentIndex(nodes), 1..) => visit_nodes(reader, &value.node, nodes, depth - 1, parts)?,
+            _ => return Err(wrong_kind()),
         }
         parts.leave();
     }
     Ok(())
 }
 
-/// A node that must cover as many bytes as the one above it says.
-fn part_of(reader: &Reader, home: &Node, part: &NodeRef) -> Result<Arc<NodeValue>, Error> {
-    let value = reader.core.node(&place(home, &part.node)?, &part.node)?;
-    match value.covers == Some(part.covers) {
-        true => Ok(value),
-        false => Err(Error::Tree(format!("extents that do not cover {} bytes", part.covers))),
+/// Reads a child node and checks that it covers as many bytes as its parent says.
+fn child_node(reader: &Reader, parent: &Node, part: &NodeRef) -> Result<Arc<NodeValue>, Error> {
+    let value = reader.core.node(&location_of(parent, &part.node)?, &part.node)?;
+    if value.covers == Some(part.covers) {
+        Ok(value)
+    } else {
+        Err(Error::Tree(format!("extents that do not cover {} bytes", part.covers)))
     }
 }
 
-fn another_kind() -> Error {
-    Error::Tree("a node of another kind where extents should be".into())
+fn wrong_kind() -> Error {
+    Error::Tree("a node of another kind in place of extents".into())
 }
 
-fn extent(node: &Node, extents: &[Extent], at: usize, begins: u64) -> Result<(u64, u64, FileExtent), Error> {
+fn nth_extent(node: &Node, extents: &[Extent], at: usize, begins: u64) -> Result<(u64, u64, FileExtent), Error> {
     match extents.get(at) {
         Some(Extent::Hole(length)) => Ok((begins, *length, FileExtent::Hole)),
-        Some(Extent::Chunk(chunk)) => Ok((begins, chunk.length.into(), FileExtent::Chunk(place(node, chunk)?, *chunk))),
-        None => Err(beyond()),
+        Some(Extent::Chunk(chunk)) => {
+            Ok((begins, chunk.length.into(), FileExtent::Chunk(location_of(node, chunk)?, *chunk)))
+        }
+        None => Err(too_short()),
     }
 }
 
-fn place(node: &Node, chunk: &ChunkRef) -> Result<BlockLocation, Error> {
-    node.location(chunk).ok_or_else(|| Error::Tree("a chunk in no block of its node".into()))
+fn location_of(node: &Node, chunk: &ChunkRef) -> Result<BlockLocation, Error> {
+    node.location(chunk).ok_or_else(|| Error::Tree("the reference of a chunk names no block of its node".into()))
 }
 
-fn beyond() -> Error {
-    Error::Tree("a file that is shorter than its size".into())
+fn too_short() -> Error {
+    Error::Tree("the extents of a file are shorter than its size".into())
 }
 
-/// Where each of several lengths begins, one after the other, and their sum, if that is a number at all.
+/// Returns the start of each of several consecutive lengths, and their sum; `None` if that overflows.
 pub(super) fn starts_of(lengths: impl Iterator<Item = u64>) -> (Vec<u64>, Option<u64>) {
     let mut end = Some(0u64);
     let mut start = 0;
@@ -449,7 +447,7 @@ pub(super) fn starts_of(lengths: impl Iterator<Item = u64>) -> (Vec<u64>, Option
     (starts.collect(), end)
 }
 
-/// The last start that is not above `offset`, and which it is.
+/// Returns the index and the value of the last start that is not above `offset`.
 pub(super) fn find(starts: &[u64], offset: u64) -> (usize, u64) {
     let at = starts.partition_point(|start| *start <= offset).saturating_sub(1);
     (at, starts.get(at).copied().unwrap_or(0))
@@ -460,7 +458,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn offsets_find_their_stretch() {
+    fn offsets_find_their_extent() {
         let (starts, end) = starts_of([5, 1, 10].into_iter());
         assert_eq!((starts.as_slice(), end), ([0, 5, 6].as_slice(), Some(16)));
         assert_eq!(starts_of([u64::MAX, 1].into_iter()).1, None);

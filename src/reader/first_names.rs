@@ -1,37 +1,34 @@
-//! The first names of files that have several, for those who make the other names links to them.
+//! The first path of each hard-linked file, to which restore and dump link the others.
 //!
-//! A file is forgotten when as many of its names were seen as it had. Names outside of what is read never come, so that
-//! files may stay to the end; the table takes little memory all the same.
+//! A file is removed once all its names have been seen. Names outside the selected subtree are never seen, so entries may
+//! stay until the end; the table's memory is bounded (see [`super::spill`]).
 
 use super::spill::{Error, SpillTable};
 use crate::format::Digest;
 use crate::format::entry::HardLink;
 
-/// First names, by the ids of hard links.
+/// First paths by hard link id.
 #[derive(Default)]
 pub struct FirstNames(SpillTable);
 
-/// What is known of a file when one of its names comes.
+/// The result of [`FirstNames::find`].
 #[derive(Debug, PartialEq, Eq)]
 pub enum LinkLookup {
-    /// Nothing: this is its first name.
+    /// The id is new: this is the file's first name.
     Nothing,
-    /// It has this name already.
+    /// The path of the file's first name.
     Named(Vec<u8>),
     /// The id belongs to another file, with another content, owner, mode or attributes.
     Other,
 }
 
 impl FirstNames {
-    /// What is known of the file with this id, of which a name came. `file`: what all its names have in common, that is
+    /// Looks up a name of a hard-linked file. `file` is the digest of everything its names share,
     /// [`Entry::file_digest`](crate::format::Entry::file_digest).
     pub fn find(&mut self, link: HardLink, file: Digest) -> Result<LinkLookup, Error> {
         let Some(value) = self.0.take(link.id)? else { return Ok(LinkLookup::Nothing) };
         let Some((known, left, path)) = decode(&value) else { return Ok(LinkLookup::Nothing) };
-        let found = match known == file {
-            true => LinkLookup::Named(path.to_vec()),
-            false => LinkLookup::Other,
-        };
+        let found = if known == file { LinkLookup::Named(path.to_vec()) } else { LinkLookup::Other };
         if left > 1 {
             let value = encode(known, left - 1, path);
             self.0.put(link.id, value)?;
@@ -39,7 +36,7 @@ impl FirstNames {
         Ok(found)
     }
 
-    /// Remembers the first name of a file, of which `left` names are still to come.
+    /// Stores the first path of a file with `left` more names.
     pub fn add(&mut self, id: u64, file: Digest, left: u32, path: &[u8]) -> Result<(), Error> {
         match left {
             0 => Ok(()),
@@ -48,14 +45,14 @@ impl FirstNames {
     }
 }
 
-/// What to say of names that became files of their own, since the id belonged to another file.
+/// Returns a message about names stored as separate files because their id belonged to another file; `None` for 0 names.
 pub fn apart(names: u64) -> Option<String> {
     let what = match names {
         0 => return None,
-        1 => "a name of a hard-linked file is a file of its own".to_owned(),
-        more => format!("{more} names of hard-linked files are files of their own"),
+        1 => "1 name of a hard-linked file became a separate file".to_owned(),
+        more => format!("{more} names of hard-linked files became separate files"),
     };
-    Some(format!("{what}: its content, owner, mode or attributes in the snapshot are not those of the first name"))
+    Some(format!("{what}: its content, owner, mode or attributes in the snapshot differ from those of the first name"))
 }
 
 fn encode(file: Digest, left: u32, path: &[u8]) -> Vec<u8> {

@@ -1,18 +1,18 @@
-//! Reading a repository: snapshot, tree, block. Every byte is verified before it is handed out.
+//! Reading a repository: snapshots, trees and blocks. Every byte is verified before it is returned.
 //!
 //! - [`Reader`]: a repository with the keys to read it; snapshots by name
-//! - [`blocks`]: blocks fetched, opened and kept in a cache of bounded bytes; each is fetched once, however
-//!   many wait for it
-//! - [`buffers`]: what blocks are read, opened and decompressed into
-//! - [`prefetch`]: threads that decode what will be wanted soon
-//! - [`cache`]: that cache: least recently used, counted in bytes
+//! - [`select`]: snapshots as users name them; [`when`]: times in such names
+//! - [`blocks`]: fetches, decrypts and caches blocks
+//! - [`cache`]: LRU cache with a limit in bytes; concurrent requests for one key load it once
+//! - [`buffers`]: a pool of buffers for reading, decrypting and decompressing blocks
+//! - [`prefetch`]: threads that decode blocks before they are needed
 //! - [`tree`]: directories: entries by name, by position and by rank
-//! - [`walk`]: all that is below a directory, however deep
+//! - [`walk`]: walks a subtree of any depth
 //! - [`mod@file`]: content of files
-//! - [`first_names`]: which name of a file with several names came first; [`spill`]: tables that take little memory
+//! - [`first_names`]: the first path of each hard-linked file; [`spill`]: a table with bounded memory
 //!
-//! References are direct, so no index and no catalog is needed; what is held is the caches and what is being
-//! decoded at the moment. Nothing here knows of FUSE.
+//! References point directly to blocks, so reading needs neither an index nor the catalog. Memory is bounded by the
+//! caches and the blocks being decoded. The reader does not depend on FUSE.
 
 mod blocks;
 mod buffers;
@@ -47,7 +47,7 @@ use crate::repository::{self, Access, Repository};
 use blocks::Core;
 use prefetch::{Prefetch, PrefetchRequest};
 
-/// What to say of entries whose set-id bits, capabilities or devices were left out.
+/// Returns a message about entries whose set-id bits, capabilities or devices were left out; `None` for 0 entries.
 pub fn left_out(entries: u64) -> Option<String> {
     let of = match entries {
         0 => return None,
@@ -60,30 +60,30 @@ pub fn left_out(entries: u64) -> Option<String> {
     ))
 }
 
-/// Most snapshots that are opened to find the name of their source.
+/// Maximum number of snapshots opened to find the name of their source.
 const NAME_TRIES: usize = 64;
 
-/// A repository, and the keys to read it. Shared by threads.
+/// A repository and the keys to read it. Threads share it.
 pub struct Reader {
     core: Arc<Core>,
-    ahead: Prefetch,
+    prefetch: Prefetch,
 }
 
-/// What a [`Reader`] takes at most, next to what the threads that call it need.
+/// The maximum resources of a [`Reader`], in addition to those of the threads that call it.
 pub struct Needs {
     /// Prefetch threads. If they cannot be started, reads are slower.
     pub threads: usize,
-    /// Bytes of memory: caches, buffers, and those of its threads.
+    /// Memory in bytes: caches, free buffers, and the buffers of the prefetch threads.
     pub bytes: usize,
 }
 
 impl Reader {
-    /// A reader whose caches hold at most `cache_size` bytes.
+    /// Creates a reader whose caches hold at most `cache_size` bytes.
     pub fn new(repository: Repository, access: Access, cache_size: usize) -> Self {
-        Reader { core: Arc::new(Core::new(repository, access, cache_size)), ahead: Prefetch::default() }
+        Reader { core: Arc::new(Core::new(repository, access, cache_size)), prefetch: Prefetch::default() }
     }
 
-    /// The memory and the threads that reading takes at most.
+    /// Returns the maximum memory and threads of this reader.
     pub fn needs(&self) -> Needs {
         let threads = prefetch::threads();
         Needs { threads, bytes: self.core.room().saturating_add(threads * buffers::IN_USE) }
@@ -94,23 +94,23 @@ impl Reader {
         &self.core.repository
     }
 
-    /// All snapshots by name, oldest first. None is opened.
+    /// Lists all snapshots, oldest first, without opening them.
     pub fn snapshots(&self) -> Result<Vec<SnapshotName>, Error> {
         Ok(self.core.repository.snapshots()?)
     }
 
-    /// Opens a snapshot: decrypts it, and verifies that a known host signed it for this place.
+    /// Decrypts a snapshot and verifies that a trusted host key signed it for this object name.
     pub fn snapshot(&self, name: &SnapshotName) -> Result<(Arc<Snapshot>, Fingerprint), Error> {
         let (snapshot, signer) = self.core.access.snapshot(&self.core.repository, name)?;
         if snapshot.encrypted != self.core.repository.encrypted() {
             return Err(Error::Encryption { snapshot: name.object() });
         }
-        check_extent(&snapshot)?;
+        check_entry_count(&snapshot)?;
         Ok((Arc::new(snapshot), signer))
     }
 
-    /// Whether a snapshot that failed to open fails as long as its object is there: it is not the target or a person that
-    /// was asked that failed.
+    /// Whether opening the snapshot fails again for as long as its object exists. Failures of the storage and of a
+    /// passphrase prompt are not permanent.
     pub fn is_permanent(&self, error: &Error) -> bool {
         let Error::Repository(cause) = error else { return matches!(error, Error::Encryption { .. }) };
         match &**cause {
@@ -124,7 +124,8 @@ impl Reader {
         }
     }
 
-    /// The name of a source. If its document is lost, the newest snapshot of the source that verifies says it too.
+    /// Returns the name of a source: from its document, or, if that cannot be read, from the newest snapshot of the
+    /// source that verifies.
     pub fn source_name(&self, id: SourceId) -> Result<String, Error> {
         let error = match self.core.access.source(&self.core.repository, id) {
             Ok(source) => return Ok(source.name),
@@ -140,46 +141,44 @@ impl Reader {
         self.core.verify(location, chunk)
     }
 
-    /// Reads a block, and verifies that it holds these chunks one after the other, and nothing else.
+    /// Reads a block and verifies that it consists of exactly these chunks, in this order.
     pub fn verify_block(&self, location: &BlockLocation, chunks: &[(Digest, u32)]) -> Result<(), Error> {
         self.core.verify_block(location, chunks)
     }
 
-    /// How many blocks were decoded so far: what is read in order decodes none twice.
+    /// Number of blocks decoded so far. A sequential read decodes each block once.
     pub fn decoded_blocks(&self) -> u64 {
         self.core.decoded()
     }
 
-    /// Has a block decoded that will be wanted soon.
-    fn soon(&self, wanted: PrefetchRequest) {
-        self.ahead.send(&self.core, wanted);
+    fn prefetch(&self, request: PrefetchRequest) {
+        self.prefetch.send(&self.core, request);
     }
 
-    /// The keys that open documents, and the signers that are believed.
+    /// The decryption keys and the trusted signers.
     pub fn access(&self) -> &Access {
         &self.core.access
     }
 }
 
-/// Checks that a snapshot does not hold more entries than it counts. Directories may share what is below them, so a few of
-/// them can stand for more entries than any command comes to the end of. Each node is compared with the number of
-/// entries above it, so this holds for all that a reader comes to.
-fn check_extent(snapshot: &Snapshot) -> Result<(), Error> {
+/// Checks that the root of a snapshot has no more entries below it than the snapshot counts.
+///
+/// Directories may share subtrees, so a small hostile tree can expand to more entries than any command could process.
+/// Each node is also checked against the count in its parent, so the limit holds for the whole tree.
+fn check_entry_count(snapshot: &Snapshot) -> Result<(), Error> {
     let Some(Content::Directory(root)) = snapshot.root_entry().map(|root| &root.content) else { return Ok(()) };
     let Statistics { files, directories, others, .. } = snapshot.statistics;
     let counted = files.saturating_add(directories).saturating_add(others);
-    match root.below < counted {
-        true => Ok(()),
-        false => Err(Error::Tree(format!(
-            "the snapshot counts {counted} entries, and its root claims {} below it",
-            root.below
-        ))),
+    if root.below < counted {
+        Ok(())
+    } else {
+        Err(Error::Tree(format!("the snapshot counts {counted} entries, and its root claims {} below it", root.below)))
     }
 }
 
 impl Drop for Reader {
     fn drop(&mut self) {
-        // Threads that decode ahead may hold the opener until the process ends, and then it is not dropped.
+        // Prefetch threads may hold the opener until the process exits; then its own `drop` does not run.
         if let Some(opener) = self.core.access.opener() {
             opener.keep();
         }

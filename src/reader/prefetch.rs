@@ -1,7 +1,7 @@
-//! Blocks that will be wanted soon are decoded by threads of their own.
+//! Prefetch: threads that decode blocks before a reader needs them.
 //!
-//! Nothing is lost if that does not happen: who wants a block that nobody began with decodes it himself, and who wants
-//! one that is being decoded waits for it.
+//! Prefetching is best effort. A reader decodes a block itself if no thread has started on it, and otherwise waits for
+//! that thread.
 
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, OnceLock};
@@ -12,26 +12,24 @@ use crossbeam_channel::{Receiver, Sender, bounded};
 use super::blocks::Core;
 use crate::format::{BlockLocation, ChunkRef};
 
-/// Blocks that are waited for at most; of more nobody is told.
-const MOST: usize = 16;
-/// Threads that decode ahead, at most.
-const THREADS: usize = 4;
+/// Maximum length of the queue; requests beyond it are dropped.
+const MAX_QUEUED: usize = 16;
+/// Maximum number of threads.
+const MAX_THREADS: usize = 4;
 
-/// What is to be decoded.
+/// A block to decode.
 pub(super) struct PrefetchRequest {
-    /// A block.
     pub(super) block: BlockLocation,
-    /// A chunk in it that will be wanted first.
+    /// The chunk in it to verify, too.
     pub(super) chunk: Option<ChunkRef>,
-    /// Until when it is wanted.
     pub(super) until: Until,
 }
 
-/// Until when something is wanted.
+/// When a request expires.
 pub(super) enum Until {
-    /// Until who reads a file has come to this place in it.
+    /// When the reader of the file, whose position is the first field, has reached this offset.
     Passed(Arc<AtomicU64>, u64),
-    /// Nobody knows.
+    /// Never.
     Open,
 }
 
@@ -44,43 +42,43 @@ impl Until {
     }
 }
 
-/// Threads that decode ahead, as soon as there is something for them to do.
+/// The prefetch threads, started with the first request.
 #[derive(Default)]
 pub(super) struct Prefetch {
     queue: OnceLock<Sender<PrefetchRequest>>,
 }
 
 impl Prefetch {
-    /// Has a block decoded, and a chunk in it verified, if there is somebody who has time for it. What fails now fails
-    /// again, with its reason, for who wants it.
-    pub(super) fn send(&self, core: &Arc<Core>, wanted: PrefetchRequest) {
-        if !core.has_block(&wanted.block) {
+    /// Queues a request unless the block is cached or the queue is full. Errors are dropped: the read that needs the block
+    /// reports them.
+    pub(super) fn send(&self, core: &Arc<Core>, request: PrefetchRequest) {
+        if !core.has_block(&request.block) {
             let queue = self.queue.get_or_init(|| start(core));
-            let _ = queue.try_send(wanted);
+            let _ = queue.try_send(request);
         }
     }
 }
 
 /// The number of prefetch threads.
 pub(super) fn threads() -> usize {
-    thread::available_parallelism().map_or(1, usize::from).min(THREADS)
+    thread::available_parallelism().map_or(1, usize::from).min(MAX_THREADS)
 }
 
-/// Starts the threads. They end when nobody can send anything any more.
+/// Starts the threads. They exit once the sender is dropped.
 fn start(core: &Arc<Core>) -> Sender<PrefetchRequest> {
-    let (sender, wanted) = bounded::<PrefetchRequest>(MOST);
+    let (sender, requests) = bounded::<PrefetchRequest>(MAX_QUEUED);
     for _ in 0..threads() {
-        let (core, wanted) = (Arc::clone(core), wanted.clone());
-        // Without them everything is only slower.
-        let _ = thread::Builder::new().name("ahead".into()).spawn(move || work(&core, &wanted));
+        let (core, requests) = (Arc::clone(core), requests.clone());
+        // If no thread can be started, reads are only slower.
+        let _ = thread::Builder::new().name("prefetch".into()).spawn(move || decode_queued(&core, &requests));
     }
     sender
 }
 
-fn work(core: &Core, wanted: &Receiver<PrefetchRequest>) {
-    for PrefetchRequest { block, chunk, until } in wanted {
+fn decode_queued(core: &Core, requests: &Receiver<PrefetchRequest>) {
+    for PrefetchRequest { block, chunk, until } in requests {
         match chunk {
-            // It was decoded by who wanted it, and may be gone from the cache already.
+            // The reader has passed the chunk; its block may already have left the cache.
             _ if until.is_over() => {}
             Some(chunk) => drop(core.verify(&block, &chunk)),
             None => drop(core.block(&block)),

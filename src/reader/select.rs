@@ -1,4 +1,4 @@
-//! Which snapshot is meant: `latest`, `SOURCE/latest`, the beginning of an id, or a time.
+//! Finds the snapshot that the user names: `latest`, `SOURCE/latest`, a prefix of an id, or a time.
 
 use std::sync::Arc;
 
@@ -8,41 +8,41 @@ use crate::format::id::SourceId;
 use crate::format::name::SnapshotName;
 use crate::format::snapshot::Snapshot;
 
-/// Stands for the newest snapshot.
+/// The name of the newest snapshot.
 const LATEST: &str = "latest";
-/// So many snapshots that the key does not open are enough, if each try calls gpg.
+/// Maximum number of snapshots tried with a key that opens none of them, if each try calls gpg.
 const SLOW_TRIES: usize = 64;
 
-/// A snapshot as people name it, and a path in it: `SNAP[:PATH]`.
+/// A snapshot as the user names it, and a path in it: `SNAP[:PATH]`.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Selector {
-    /// The source, if one was named.
+    /// The source in `SOURCE/SNAP`.
     pub source: Option<String>,
-    /// `latest`, the beginning of an id, or of a time, as it was written.
+    /// `latest`, or a prefix of an id or of a time, as the user wrote it.
     pub snapshot: String,
-    /// The beginning of the time in the snapshot's name; `None`: no time was meant.
+    /// A prefix of the time in the snapshot's name; `None` if `snapshot` is not a time.
     time: Option<String>,
     /// The path below the snapshot's root; empty for the root.
     pub path: Vec<u8>,
 }
 
 impl Selector {
-    /// Takes `SNAP[:PATH]` apart.
+    /// Parses `SNAP[:PATH]`.
     pub fn parse(text: &[u8]) -> Result<Self, String> {
         let colon = text.iter().position(|byte| *byte == b':').unwrap_or(text.len());
         let source = text.iter().take(colon).rposition(|byte| *byte == b'/').map_or(0, |slash| slash + 1);
-        let when = text.get(source..).and_then(when::read);
+        let when = text.get(source..).and_then(when::parse_time);
         let (snapshot, path) = text.split_at(when.as_ref().map_or(colon, |(_, length)| source + length));
         let path = path.strip_prefix(b":").unwrap_or(path).to_vec();
-        let snapshot = str::from_utf8(snapshot).map_err(|_| "a snapshot's name is text".to_owned())?;
+        let snapshot = str::from_utf8(snapshot).map_err(|_| "the name of a snapshot must be UTF-8".to_owned())?;
         let (source, snapshot) = match snapshot.rsplit_once('/') {
             Some((source, snapshot)) => (Some(source.to_owned()), snapshot),
             None => (None, snapshot),
         };
         match snapshot {
-            "" => Err("no snapshot is named; say latest, or the beginning of an id or a time".to_owned()),
+            "" => Err("no snapshot is named; use latest, or the beginning of an id or a time".to_owned()),
             snapshot => {
-                // A date, or a part of one; names have no dashes in it.
+                // A date or a part of one. The dates in snapshot names have no dashes.
                 let date = || snapshot.replace(['-', '_'], "");
                 let time = when.map(|(time, _)| time).unwrap_or_else(date);
                 let is_time = time.starts_with(|c: char| c.is_ascii_digit());
@@ -62,10 +62,10 @@ impl Selector {
 }
 
 impl Reader {
-    /// The snapshot that is meant: the newest that fits `latest` or a time, or the only one whose id begins so.
+    /// Returns the selected snapshot: the newest that matches `latest` or a time, or the only one with this id prefix.
     ///
-    /// An object's name proves nothing, so only snapshots that verify are candidates. `passed_over` hears of the others that
-    /// would have been chosen. If none verifies, the error is that of the newest.
+    /// Object names are not authenticated, so only snapshots that verify are candidates. Calls `passed_over` for each
+    /// snapshot that would have been selected but does not verify. If none verifies, returns the error of the newest.
     pub fn select(
         &self,
         selector: &Selector,
@@ -115,8 +115,7 @@ impl Reader {
         }))
     }
 
-    /// Whether the key is taken for the wrong one after it did not open so many snapshots, and opened none: always
-    /// `false` if a try costs nothing.
+    /// Whether to give up on a key that failed to open `closed` snapshots and opened none. `false` if tries are cheap.
     pub fn is_hopeless(&self, closed: usize) -> bool {
         closed >= SLOW_TRIES && self.access().opener().is_some_and(Opener::is_slow)
     }
@@ -146,7 +145,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn what_people_write() {
+    fn selectors_are_parsed() {
         let parsed = |text: &str| Selector::parse(text.as_bytes()).map(|s| (s.source, s.snapshot, s.path));
         assert_eq!(parsed("latest"), Ok((None, "latest".into(), vec![])));
         assert_eq!(parsed("home/latest:a:b"), Ok((Some("home".into()), "latest".into(), b"a:b".to_vec())));

@@ -1,23 +1,25 @@
-//! A table that takes little memory, however much it holds.
+//! A table with bounded memory.
 //!
-//! Values wait in memory up to [`MEMORY`]; then all of them go to an unnamed temporary file, in the clear. SQLite makes
-//! and searches it, in the directory `TMPDIR`, or `/var/tmp`.
+//! Up to [`MEMORY`] bytes of values are held in memory. Above that, all of them move to an unnamed SQLite database in the
+//! directory `TMPDIR`, or else `/var/tmp`. It is not encrypted.
 
 use std::collections::HashMap;
 
 use rusqlite::{Connection, OptionalExtension};
 
-/// Bytes of values, and of what the map takes for each, that wait in memory.
+/// Maximum size of the values in memory, in bytes, including [`OVERHEAD`].
 const MEMORY: usize = 4 << 20;
-/// Bytes that a value takes in the map beside its own.
+/// Bytes per value in addition to its own: its slot in the map.
 const OVERHEAD: usize = 64;
 
-/// Why the temporary file can't be used.
+/// An error of the temporary file.
 #[derive(Debug, thiserror::Error)]
-#[error("cannot use a temporary file for names of hard-linked files: {0}; TMPDIR can name a directory with more room")]
+#[error(
+    "cannot use a temporary file for names of hard-linked files: {0}; set TMPDIR to a directory with more free space"
+)]
 pub struct Error(#[from] rusqlite::Error);
 
-/// Values by number.
+/// A map from numbers to values.
 #[derive(Default)]
 pub struct SpillTable {
     near: HashMap<u64, Vec<u8>>,
@@ -26,7 +28,7 @@ pub struct SpillTable {
 }
 
 impl SpillTable {
-    /// Stores a value. The number must be free.
+    /// Stores a value. The key must not be in use.
     pub fn put(&mut self, key: u64, value: Vec<u8>) -> Result<(), Error> {
         self.bytes += value.len() + OVERHEAD;
         if let Some(old) = self.near.insert(key, value) {
@@ -50,7 +52,7 @@ impl SpillTable {
         Ok(())
     }
 
-    /// Takes a value out.
+    /// Removes and returns a value.
     pub fn take(&mut self, key: u64) -> Result<Option<Vec<u8>>, Error> {
         if let Some(value) = self.near.remove(&key) {
             self.bytes -= value.len() + OVERHEAD;
@@ -61,7 +63,7 @@ impl SpillTable {
         Ok(delete.query_row([key.cast_signed()], |row| row.get(0)).optional()?)
     }
 
-    /// Takes all values out, in any order.
+    /// Removes all values and calls `each` with them, in any order.
     pub fn drain(&mut self, mut each: impl FnMut(Vec<u8>)) -> Result<(), Error> {
         self.bytes = 0;
         self.near.drain().for_each(|(_, value)| each(value));
@@ -75,8 +77,8 @@ impl SpillTable {
     }
 }
 
-/// An empty table in a temporary file, which is gone when it is closed. Nothing of it outlives the process, so nothing
-/// is written to the disk on purpose.
+/// Opens an empty table in a temporary file that is deleted when it is closed. It need not survive a crash, so it is
+/// neither journaled nor synced.
 fn open() -> Result<Connection, Error> {
     let far = Connection::open("")?;
     far.execute_batch(
@@ -103,7 +105,7 @@ mod tests {
             assert_eq!(table.take(key.wrapping_mul(u64::MAX / 7)).unwrap(), Some(value(key)), "{key}");
             assert_eq!(table.take(key.wrapping_mul(u64::MAX / 7)).unwrap(), None, "{key}");
         }
-        // What was taken out can be put back.
+        // A removed value can be stored again.
         table.put(0, value(9)).unwrap();
         let mut left = 0;
         table.drain(|_| left += 1).unwrap();

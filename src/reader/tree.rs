@@ -1,8 +1,8 @@
 //! Directories: entries by name, by position, and by rank.
 //!
-//! An entry's rank is its place in a preorder walk of the snapshot: the root has rank 0, and a directory of
-//! rank r with n entries below it takes the ranks r to r + n. Nodes say how many ranks their parts take, so an
-//! entry is found again from its rank by descending, without any table.
+//! The rank of an entry is its position in a preorder walk of the snapshot: the root has rank 0, and a directory of rank
+//! r with n entries below it takes the ranks r to r + n. Nodes store how many ranks each child takes, so an entry is found
+//! by its rank with one descent and no table.
 
 use std::sync::Arc;
 
@@ -14,20 +14,20 @@ use crate::format::entry::Content;
 use crate::format::snapshot::Snapshot;
 use crate::format::{BlockLocation, ChunkRef, Digest, Entry, Extent, Items, Kind, Node, Segment};
 
-/// How deep indexes over segments may nest: 1,000 to this power is more than any directory has.
+/// Maximum depth of segment indexes. With about 1,000 segments per node, no directory needs this many.
 const INDEX_DEPTH: usize = 8;
 
-/// An entry, with the node that its references count in.
+/// An entry and the node that contains it, to which its block references are relative.
 #[derive(Clone)]
 pub struct EntryHandle {
     home: EntryNode,
+    /// Index of the entry in the node.
     at: usize,
-    /// Its place in a preorder walk of the snapshot.
+    /// Position in a preorder walk of the snapshot.
     pub rank: u64,
 }
 
-/// What names of one file must have in common to be links of each other: the file may have changed while they were
-/// backed up. The size counts too, because an empty file has no digest.
+/// Identifies the content of a file. The size is part of it because an empty file has no digest.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct ContentIdentity {
     kind: Kind,
@@ -35,7 +35,7 @@ pub struct ContentIdentity {
     digest: Option<Digest>,
 }
 
-/// Where an entry stands.
+/// The node that contains an entry.
 #[derive(Clone)]
 enum EntryNode {
     Node(Arc<NodeValue>),
@@ -43,7 +43,7 @@ enum EntryNode {
 }
 
 impl EntryHandle {
-    /// The root directory of a snapshot.
+    /// Returns the root directory of a snapshot.
     pub fn root(snapshot: Arc<Snapshot>) -> Result<Self, Error> {
         match snapshot.root_entry() {
             Some(_) => Ok(EntryHandle { home: EntryNode::Root(snapshot), at: 0, rank: 0 }),
@@ -58,37 +58,37 @@ impl EntryHandle {
         }
     }
 
-    /// Takes note that the file's only chunk is read. If files of its directory are being read one after the other: the
-    /// block that comes behind that chunk's.
-    pub(super) fn passes(&self, chunk: &ChunkRef) -> Option<BlockLocation> {
+    /// Records that the file's only chunk is being read. If the files of the directory are read in order, returns the
+    /// block after the chunk's as the one to prefetch.
+    pub(super) fn next_block(&self, chunk: &ChunkRef) -> Option<BlockLocation> {
         match &self.home {
-            EntryNode::Node(value) => value.passes(chunk),
+            EntryNode::Node(value) => value.next_block(chunk),
             EntryNode::Root(_) => None,
         }
     }
 
-    /// The entry.
+    /// The entry itself.
     pub fn entry(&self) -> &Entry {
         static NOTHING: std::sync::OnceLock<Entry> = std::sync::OnceLock::new();
         match &self.node().items {
             Items::Entries(entries) => entries.get(self.at),
             _ => None,
         }
-        // Made only for positions that are there.
+        // Handles are created only for entries that exist.
         .unwrap_or_else(|| NOTHING.get_or_init(nothing))
     }
 
-    /// The owner's name, where the machine that was backed up knew it.
+    /// The owner's name, if the machine that was backed up had one.
     pub fn user(&self) -> Option<&str> {
         self.node().users.get(&self.entry().uid).map(String::as_str)
     }
 
-    /// The group's name, where the machine that was backed up knew it.
+    /// The group's name, if the machine that was backed up had one.
     pub fn group(&self) -> Option<&str> {
         self.node().groups.get(&self.entry().gid).map(String::as_str)
     }
 
-    /// What tells the content of a file from another's.
+    /// Returns the identity of the file's content.
     pub fn identity(&self) -> ContentIdentity {
         let entry = self.entry();
         let digest = match &entry.content {
@@ -99,7 +99,7 @@ impl EntryHandle {
         ContentIdentity { kind: entry.kind, size: entry.size, digest }
     }
 
-    /// Where the content begins, as far as that is known without reading anything.
+    /// Returns the block with the start of the content, as far as it is known without reading a node.
     pub fn first_block(&self) -> Option<BlockLocation> {
         let chunk = match &self.entry().content {
             Content::Chunk(chunk) => chunk,
@@ -107,14 +107,14 @@ impl EntryHandle {
                 Extent::Chunk(chunk) => Some(chunk),
                 Extent::Hole(_) => None,
             })?,
-            // Those of a large file lie where its content does.
+            // The nodes of a large file are stored next to its content.
             Content::Nodes { nodes, .. } => &nodes.first()?.node,
             _ => return None,
         };
         self.node().location(chunk)
     }
 
-    /// Bytes that are held as long as this is, or another one beside it.
+    /// Size in bytes of the node that this handle keeps in memory. All handles of one node share it.
     pub fn node_bytes(&self) -> usize {
         match &self.home {
             EntryNode::Node(value) => value.weight(),
@@ -122,8 +122,8 @@ impl EntryHandle {
         }
     }
 
-    /// Whether both stand in one node.
-    pub fn is_beside(&self, other: &EntryHandle) -> bool {
+    /// Whether both entries are in the same node in memory.
+    pub fn shares_node(&self, other: &EntryHandle) -> bool {
         match (&self.home, &other.home) {
             (EntryNode::Node(one), EntryNode::Node(another)) => Arc::ptr_eq(one, another),
             (EntryNode::Root(one), EntryNode::Root(another)) => Arc::ptr_eq(one, another),
@@ -131,7 +131,7 @@ impl EntryHandle {
         }
     }
 
-    /// The directory, if it is one.
+    /// Returns the directory, or `None` for other kinds.
     pub fn directory(&self) -> Option<SnapshotDirectory> {
         let Content::Directory(subtree) = &self.entry().content else { return None };
         let top = match &subtree.node {
@@ -145,7 +145,7 @@ impl EntryHandle {
     }
 }
 
-/// An entry for positions that are not there; never shown.
+/// A placeholder for an entry that does not exist; never shown.
 fn nothing() -> Entry {
     Entry {
         name: Vec::new(),
@@ -179,17 +179,17 @@ enum Top {
 }
 
 impl SnapshotDirectory {
-    /// Its place in a preorder walk.
+    /// Position in a preorder walk of the snapshot.
     pub fn rank(&self) -> u64 {
         self.rank
     }
 
-    /// Entries below it at any depth, as its own entry says.
+    /// Number of entries below it at any depth, as stored in its entry.
     pub fn below(&self) -> u64 {
         self.below
     }
 
-    /// Its top node and where that lies; none if the directory is empty, or points nowhere.
+    /// Its top node and the block with it; `None` if the directory is empty or its reference is invalid.
     pub fn node(&self) -> Option<(&BlockLocation, &ChunkRef)> {
         match &self.top {
             Top::Node(location, chunk) => Some((location, chunk)),
@@ -198,7 +198,7 @@ impl SnapshotDirectory {
     }
 }
 
-/// What to look for in a directory.
+/// A search key in a directory.
 #[derive(Clone, Copy)]
 enum Sought<'n> {
     Name(&'n [u8]),
@@ -208,7 +208,7 @@ enum Sought<'n> {
     Rank(u64),
 }
 
-/// A leaf node of a directory, with what comes before it.
+/// A leaf node of a directory, and its position in the directory.
 struct DirectoryLeaf {
     value: Arc<NodeValue>,
     /// Entries of the directory before this node.
@@ -218,14 +218,14 @@ struct DirectoryLeaf {
 }
 
 impl DirectoryLeaf {
-    /// Its entries from `at` on.
+    /// Returns its entries from index `at` on.
     fn page(self, directory: &SnapshotDirectory, at: usize) -> Page {
         let rank = directory.rank.saturating_add(1).saturating_add(self.ranks_before);
         Page { value: Some(self.value), at, rank }
     }
 }
 
-/// Entries of a directory that stand in one node, one after the other.
+/// An iterator over the entries of one directory node.
 #[derive(Default)]
 pub struct Page {
     value: Option<Arc<NodeValue>>,
@@ -235,7 +235,7 @@ pub struct Page {
 }
 
 impl Page {
-    /// Whether nothing is left of it.
+    /// Whether no entry is left.
     pub fn is_empty(&self) -> bool {
         self.value.as_ref().is_none_or(|value| self.at >= value.starts.len())
     }
@@ -255,7 +255,7 @@ impl Iterator for Page {
 }
 
 impl Reader {
-    /// The entry `name` of a directory.
+    /// Finds an entry of a directory by name.
     pub fn lookup(&self, directory: &SnapshotDirectory, name: &[u8]) -> Result<Option<EntryHandle>, Error> {
         let Some(leaf) = self.leaf(directory, Sought::Name(name))? else { return Ok(None) };
         let entries = entries(&leaf.value.node)?;
@@ -263,7 +263,7 @@ impl Reader {
         Ok(found.and_then(|at| leaf.page(directory, at).next()))
     }
 
-    /// The entry that has the absolute rank `rank`, or the directory among the entries that it lies below.
+    /// Finds the entry of a directory that has the absolute rank `rank` or contains the entry with it.
     pub fn by_rank(&self, directory: &SnapshotDirectory, rank: u64) -> Result<Option<EntryHandle>, Error> {
         let Some(within) = rank.checked_sub(directory.rank + 1) else { return Ok(None) };
         let Some(leaf) = self.leaf(directory, Sought::Rank(within))? else { return Ok(None) };
@@ -271,14 +271,14 @@ impl Reader {
         Ok(leaf.page(directory, at).next())
     }
 
-    /// Entries from position `from` on: those of one node, so that memory stays bounded. Empty at the end.
+    /// Returns entries from position `from` on: those of one node, so that memory stays bounded. Empty at the end.
     pub fn list(&self, directory: &SnapshotDirectory, from: u64) -> Result<Page, Error> {
         let Some(leaf) = self.leaf(directory, Sought::Position(from))? else { return Ok(Page::default()) };
         let at = usize::try_from(from - leaf.entries_before).unwrap_or(usize::MAX);
         Ok(leaf.page(directory, at))
     }
 
-    /// The entry at `path` below the snapshot's root; no symbolic link is followed.
+    /// Returns the entry at `path` below the snapshot's root. Symbolic links are not followed.
     pub fn at_path(&self, snapshot: &Arc<Snapshot>, path: &[u8]) -> Result<EntryHandle, Error> {
         let mut at = EntryHandle::root(snapshot.clone())?;
         let mut walked = String::new();
@@ -291,7 +291,7 @@ impl Reader {
         Ok(at)
     }
 
-    /// The entry of a snapshot that has this rank.
+    /// Returns the entry of a snapshot with this rank.
     pub fn at_rank(&self, snapshot: &Arc<Snapshot>, rank: u64) -> Result<EntryHandle, Error> {
         let mut at = EntryHandle::root(snapshot.clone())?;
         while at.rank != rank {
@@ -299,24 +299,24 @@ impl Reader {
                 Some(directory) => self.by_rank(&directory, rank)?,
                 None => None,
             };
-            at = next.ok_or_else(|| Error::NotFound(format!("nothing of rank {rank} in the snapshot")))?;
+            at = next.ok_or_else(|| Error::NotFound(format!("no entry with rank {rank} in the snapshot")))?;
         }
         Ok(at)
     }
 
-    /// The leaf node in which `sought` is, if it is there at all.
+    /// Returns the leaf node that contains `sought`, if it exists.
     fn leaf(&self, directory: &SnapshotDirectory, sought: Sought<'_>) -> Result<Option<DirectoryLeaf>, Error> {
         let (location, chunk) = match &directory.top {
             Top::Empty => return Ok(None),
-            Top::Broken => return Err(Error::Tree("a directory in no block of its node".into())),
+            Top::Broken => return Err(Error::Tree("the reference of a directory names no block of its node".into())),
             Top::Node(location, chunk) => (location, chunk),
         };
         let (mut entries_before, mut ranks_before) = (0u64, 0u64);
         let mut value = self.core.node(location, chunk)?;
         if value.covers != Some(directory.below) {
-            return Err(not_as_said("ranks"));
+            return Err(contradicts_parent("ranks"));
         }
-        // No name may reach the part behind the one at hand.
+        // First name of the next segment: all names of the chosen one must sort before it.
         let mut before: Option<Vec<u8>> = None;
         for _ in 0..INDEX_DEPTH {
             let segments = match &value.node.items {
@@ -330,7 +330,7 @@ impl Reader {
                 }
                 Items::Segments(segments) => segments,
                 Items::Extents(_) | Items::ExtentIndex(_) => {
-                    return Err(Error::Tree("extents where a directory should be".into()));
+                    return Err(Error::Tree("extents in place of a directory".into()));
                 }
             };
             let mut chosen: Option<&Segment> = None;
@@ -352,35 +352,40 @@ impl Reader {
                 }
             }
             let Some(segment) = chosen else { return Ok(None) };
-            let location = value.node.location(&segment.node).ok_or_else(|| Error::Tree("a segment nowhere".into()))?;
+            let location = value.node.location(&segment.node);
+            let location =
+                location.ok_or_else(|| Error::Tree("the reference of a segment names no block of its node".into()))?;
             let next = self.core.node(&location, &segment.node)?;
             check_segment(&next, segment, before.as_deref())?;
             value = next;
         }
-        Err(Error::Tree("indexes that nest without end".into()))
+        Err(Error::Tree("directory indexes nest too deep".into()))
     }
 }
 
-/// Checks that a node is what was said of it above: otherwise two entries could share a rank or a name.
-fn check_segment(value: &NodeValue, said: &Segment, before: Option<&[u8]>) -> Result<(), Error> {
-    let Some((first, last)) = value.node.names() else { return Err(not_as_said("names")) };
-    if first != said.first || before.is_some_and(|before| last >= before) {
-        return Err(not_as_said("names"));
+/// Checks a node against the segment in its parent: otherwise two entries could share a rank or a name. All its names
+/// must sort before `before`.
+fn check_segment(value: &NodeValue, segment: &Segment, before: Option<&[u8]>) -> Result<(), Error> {
+    let Some((first, last)) = value.node.names() else { return Err(contradicts_parent("names")) };
+    if first != segment.first || before.is_some_and(|before| last >= before) {
+        return Err(contradicts_parent("names"));
     }
-    match (value.covers == Some(said.span), value.node.entries() == said.entries) {
-        (true, true) => Ok(()),
-        (false, _) => Err(not_as_said("ranks")),
-        (true, false) => Err(not_as_said("entries")),
+    if value.covers != Some(segment.span) {
+        return Err(contradicts_parent("ranks"));
     }
+    if value.node.entries() != segment.entries {
+        return Err(contradicts_parent("entries"));
+    }
+    Ok(())
 }
 
-fn not_as_said(what: &str) -> Error {
-    Error::Tree(format!("a node has other {what} than the node above it says"))
+fn contradicts_parent(what: &str) -> Error {
+    Error::Tree(format!("the {what} of a node differ from those in its parent"))
 }
 
 fn entries(node: &Node) -> Result<&[Entry], Error> {
     match &node.items {
         Items::Entries(entries) => Ok(entries),
-        _ => Err(Error::Tree("no entries where a directory should be".into())),
+        _ => Err(Error::Tree("a directory node without entries".into())),
     }
 }

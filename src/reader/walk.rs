@@ -1,15 +1,15 @@
-//! Walks: all that is below a directory, in order, however deep it is.
+//! Walks a subtree of any depth, in order.
 //!
-//! No step calls itself, and of a directory that the walk has left for one below it, only the place is kept: so
-//! neither the stack nor the memory grows with the nodes that a hostile tree lines up, only by the levels.
+//! The walk is not recursive, and of the directories above the current one it keeps only the position (and the listings
+//! of the nearest [`KEPT`]). So a hostile tree can increase its memory only by its depth, never the stack.
 
 use super::tree::Page;
 use super::{EntryHandle, Error, Reader, SnapshotDirectory};
 
-/// Levels whose listings are kept while the walk is below them. Those above are listed again on return.
+/// Levels whose listings are kept while the walk is below them. Levels further up are listed again on return.
 const KEPT: usize = 8;
 
-/// A walk. Whoever walks decides which directories are entered.
+/// A depth-first walk. The caller decides which directories to enter.
 pub struct TreeWalk<'r> {
     reader: &'r Reader,
     levels: Vec<WalkLevel>,
@@ -17,31 +17,31 @@ pub struct TreeWalk<'r> {
 
 struct WalkLevel {
     directory: SnapshotDirectory,
-    /// Position of the first entry that was not handed out.
+    /// Position of the next entry.
     next: u64,
     ready: Page,
     over: bool,
 }
 
-/// What a walk comes to.
+/// One step of a walk.
 pub enum WalkStep {
-    /// An entry of the directory at hand. If it is a directory, [`TreeWalk::enter`] goes into it.
+    /// An entry of the current directory. If it is a directory, [`TreeWalk::enter`] descends into it.
     Entry(EntryHandle),
-    /// The rest of the directory at hand can't be read. It is left next.
+    /// The rest of the current directory cannot be read. [`WalkStep::Leave`] follows.
     Failed(Error),
-    /// The directory at hand is done; at hand is again the one that it was entered from.
+    /// The current directory is finished; the walk returns to its parent.
     Leave,
 }
 
 impl<'r> TreeWalk<'r> {
-    /// A walk that begins in `top`.
+    /// Starts a walk in `top`.
     pub fn new(reader: &'r Reader, top: SnapshotDirectory) -> Self {
         let mut walk = TreeWalk { reader, levels: Vec::new() };
         walk.enter(top);
         walk
     }
 
-    /// Goes on in `directory`, and with what follows it when that is done.
+    /// Descends into `directory`; the entries after it follow when it is finished.
     pub fn enter(&mut self, directory: SnapshotDirectory) {
         if let Some(far) = self.levels.len().checked_sub(KEPT).and_then(|at| self.levels.get_mut(at)) {
             far.ready = Page::default();
@@ -49,17 +49,17 @@ impl<'r> TreeWalk<'r> {
         self.levels.push(WalkLevel { directory, next: 0, ready: Page::default(), over: false });
     }
 
-    /// Directories that were entered and not left, the first one included.
+    /// Number of directories entered and not left, including the first.
     pub fn depth(&self) -> usize {
         self.levels.len()
     }
 
-    /// The directory at hand.
+    /// The current directory.
     pub fn directory(&self) -> Option<&SnapshotDirectory> {
         self.levels.last().map(|level| &level.directory)
     }
 
-    /// The next step; none when the directory that the walk began in was left.
+    /// Returns the next step; `None` after the first directory was left.
     pub fn step(&mut self) -> Option<WalkStep> {
         let level = self.levels.last_mut()?;
         loop {

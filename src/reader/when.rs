@@ -1,13 +1,14 @@
-//! Times as people write them to name a snapshot.
+//! Parses the time in `SNAP[:PATH]`.
 //!
-//! A colon stands before a path as well as within a time, so a time is read as far as it goes: it must be followed by the
-//! end or by the colon before a path.
+//! A colon both separates the path and occurs within a time, so the longest time is taken that is followed by the end or
+//! by a colon.
 
 use crate::format::name;
 
-/// A time as the beginning of the time in a snapshot's name, and how many bytes of the text it takes. The text begins
-/// with a date and an hour at least; shorter times have no colon. A time without a zone is UTC, as in all listings.
-pub(super) fn read(text: &[u8]) -> Option<(String, usize)> {
+/// Parses a time at the start of `text` and returns it as a prefix of the time in snapshot names, with the number of
+/// bytes parsed. The time has at least a date and an hour; shorter ones contain no colon and are not handled here. A time
+/// without a zone is UTC, as in all listings.
+pub(super) fn parse_time(text: &[u8]) -> Option<(String, usize)> {
     let mut scan = Scan { text, at: 0 };
     let mut fields = vec![scan.digits(4)?];
     for _ in 0..2 {
@@ -38,7 +39,7 @@ struct Scan<'t> {
 }
 
 impl Scan<'_> {
-    /// A number of so many digits.
+    /// Parses a number of exactly `count` digits.
     fn digits(&mut self, count: usize) -> Option<i64> {
         let digits = self.text.get(self.at..self.at + count)?;
         let digits = digits.iter().all(u8::is_ascii_digit).then_some(digits)?;
@@ -46,21 +47,21 @@ impl Scan<'_> {
         str::from_utf8(digits).ok()?.parse().ok()
     }
 
-    /// Passes over one of these bytes, if it is there.
+    /// Skips one byte if it is one of these.
     fn eat(&mut self, any: &[u8]) -> bool {
         let is_there = self.text.get(self.at).is_some_and(|byte| any.contains(byte));
         self.at += usize::from(is_there);
         is_there
     }
 
-    /// The time, if it ends here or after a zone.
+    /// Returns the time if it ends here or after a zone.
     fn end(mut self, fields: &[i64]) -> Option<(String, usize)> {
         let seconds_east = self.zone();
         let is_end = self.text.get(self.at).is_none_or(|byte| *byte == b':');
         is_end.then(|| Some((name_of(fields, seconds_east)?, self.at)))?
     }
 
-    /// Seconds east of UTC: `Z`, `+01:00`, `+0100` or `+01`. Passes over it, if there is any.
+    /// Parses an optional zone (`Z`, `+01:00`, `+0100` or `+01`) and returns its offset in seconds east of UTC.
     fn zone(&mut self) -> i64 {
         if self.eat(b"Zz") {
             return 0;
@@ -82,7 +83,7 @@ impl Scan<'_> {
     }
 }
 
-/// What the name of a snapshot begins with that began then, with as many fields as were given.
+/// Returns the time as in a snapshot's name, truncated to the fields given.
 fn name_of(fields: &[i64], seconds_east: i64) -> Option<String> {
     let field = |at: usize, least| fields.get(at).copied().unwrap_or(least);
     let date = jiff::civil::DateTime::new(
@@ -96,7 +97,7 @@ fn name_of(fields: &[i64], seconds_east: i64) -> Option<String> {
     );
     let time = date.ok()?.to_zoned(jiff::tz::TimeZone::UTC).ok()?.timestamp().as_second();
     let mut name = name::time(time - seconds_east);
-    // 20261120T14, and two digits each for minutes and seconds.
+    // 20261120T14, then two digits each for minutes and seconds.
     name.truncate(11 + 2 * fields.len().saturating_sub(4));
     Some(name)
 }
@@ -106,8 +107,8 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_time_goes_as_far_as_it_can() {
-        let time = |text: &str| read(text.as_bytes()).map(|(time, length)| (time, text[length..].to_owned()));
+    fn the_longest_time_is_parsed() {
+        let time = |text: &str| parse_time(text.as_bytes()).map(|(time, length)| (time, text[length..].to_owned()));
         for (text, begins, rest) in [
             ("2026-11-20T14:52:01Z", "20261120T145201", ""),
             ("2026-11-20T14:52:01Z:etc/a:b", "20261120T145201", ":etc/a:b"),

@@ -50,7 +50,7 @@ impl<'j> Ordered<'j> {
         if last.is_none_or(|last| !Arc::ptr_eq(&last.folder, &job.folder)) {
             self.folders += job.path.iter().count().saturating_sub(1 + shared).max(1);
         }
-        if last.is_none_or(|last| !last.listed.is_beside(&job.listed)) {
+        if last.is_none_or(|last| !last.listed.shares_node(&job.listed)) {
             self.bytes += job.listed.node_bytes();
         }
         self.bytes += job.path.as_os_str().len();
