@@ -148,7 +148,7 @@ fn sources_are_apart_and_one_can_be_chosen() {
     assert_eq!(versions(&site, &["file"]), [version(7, 1), version(4, 1), version(4, 1)]);
     assert_eq!(versions(&site, &["file", "--source", "other"]), [version(4, 1)]);
     let run = site.brackfs(&["versions", "file", "--source", "unheard"]).code(1);
-    assert!(run.stderr.contains("no snapshot is of a source called unheard"), "{run}");
+    assert!(run.stderr.contains("no snapshot of a source called unheard"), "{run}");
 }
 
 #[test]

@@ -1,25 +1,25 @@
-//! Why a look at the history ends before its end.
+//! Errors of searches through the history.
 
 use std::io;
 
 use crate::reader;
 
-/// What ends a look at many snapshots.
+/// An error that ends a search. Unreadable snapshots do not; they are reported as problems.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
-    /// The repository can't be listed, or the key is not the right one.
+    /// The repository cannot be listed, or the key opens no snapshot.
     #[error(transparent)]
     Reader(#[from] reader::Error),
     /// A pattern is not valid.
     #[error(transparent)]
     Pattern(#[from] crate::source::Error),
-    /// No snapshot is of this source.
-    #[error("no snapshot is of a source called {0}")]
+    /// The repository has no snapshot of this source.
+    #[error("no snapshot of a source called {0}")]
     NoSource(String),
-    /// No snapshot has the path.
+    /// No snapshot contains this path.
     #[error("no snapshot has {0}")]
     Nowhere(String),
-    /// What was found could not be handed on.
-    #[error("cannot write what was found")]
+    /// The results cannot be written.
+    #[error("cannot write the results")]
     Output(#[from] io::Error),
 }

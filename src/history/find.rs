@@ -1,4 +1,4 @@
-//! Names, looked for in many snapshots.
+//! Finds entries by name, kind, time and size in all snapshots.
 
 use std::ffi::OsStr;
 use std::io;
@@ -13,92 +13,91 @@ use crate::monitor::Monitor;
 use crate::reader::{EntryHandle, Reader, SnapshotDirectory, TreeWalk, WalkStep};
 use crate::source::{Pattern, Patterns};
 
-/// What is looked for: all of it must be so.
+/// Conditions for entries. An entry must meet all of them.
 pub struct Query {
-    /// The name or the path matches: patterns as in a `.gitignore` at the snapshot's root.
+    /// Patterns for the name or path, as in a `.gitignore` at the snapshot's root.
     pub patterns: Vec<String>,
-    /// In patterns, upper and lower case are one.
+    /// Whether patterns ignore case.
     pub ignore_case: bool,
-    /// It is one of these; none: it may be anything.
+    /// Accepted kinds; empty for any.
     pub kinds: Vec<Kind>,
-    /// It was last changed then or later.
+    /// Minimum modification time, inclusive.
     pub newer: Option<Timestamp>,
-    /// It was last changed before that.
+    /// Maximum modification time, exclusive.
     pub older: Option<Timestamp>,
-    /// It is a file of more bytes.
+    /// Minimum size of files in bytes, exclusive.
     pub larger: Option<u64>,
-    /// It is a file of fewer bytes.
+    /// Maximum size of files in bytes, exclusive.
     pub smaller: Option<u64>,
 }
 
-/// Where it is looked for.
+/// The snapshots to search.
 pub enum SearchScope {
-    /// In every snapshot, or those of the source that is called so.
+    /// All snapshots, or those of the source with this name.
     All(Option<String>),
-    /// In one snapshot.
+    /// One snapshot.
     One(Arc<Snapshot>),
 }
 
-/// Something that was found.
+/// A matching entry.
 pub struct Match<'f> {
-    /// The newest snapshot that has it as it is here.
+    /// The newest snapshot with this version of the entry.
     pub snapshot: &'f Snapshot,
-    /// Its path below the snapshot's root.
+    /// Path below the snapshot's root.
     pub path: &'f [u8],
-    /// What it is.
+    /// The entry.
     pub listed: &'f EntryHandle,
 }
 
-/// Calls `found` with all that is wanted, source by source, newest snapshot first, and within a snapshot in order of
-/// paths. What a snapshot has just as the one after it (kind, time, content), at the same path, is not named again.
-/// Returns how much could not be read; it was named.
+/// Calls `found` with each match: source by source, newest snapshot first, in order of paths within a snapshot. An entry
+/// whose version (kind, time, content) is the same at the same path in the next newer snapshot is skipped. Problems go to
+/// `monitor`; returns their number.
 pub fn find(
     reader: &Reader,
     within: SearchScope,
-    wanted: &Query,
+    query: &Query,
     monitor: &dyn Monitor,
     found: &mut dyn FnMut(&Match<'_>) -> io::Result<()>,
 ) -> Result<u64, Error> {
-    let globs: Vec<_> = wanted.patterns.iter().map(Pattern::new).collect();
-    let patterns = match wanted.ignore_case {
-        true => Patterns::ignoring_case(Path::new("/"), &globs)?,
-        false => Patterns::new(Path::new("/"), &globs)?,
-    };
-    let look = SnapshotScan::new(reader, monitor);
-    let mut search = Search { look, wanted, patterns, found };
+    let globs: Vec<_> = query.patterns.iter().map(Pattern::new).collect();
+    let root = Path::new("/");
+    let patterns =
+        if query.ignore_case { Patterns::ignoring_case(root, &globs)? } else { Patterns::new(root, &globs)? };
+    let scan = SnapshotScan::new(reader, monitor);
+    let mut search = Search { scan, query, patterns, found };
     match within {
         SearchScope::One(snapshot) => {
-            search.look.opened = true;
-            search.one(&snapshot, None)?;
+            search.scan.opened = true;
+            search.search_snapshot(&snapshot, None)?;
         }
-        SearchScope::All(source) => search.all(source.as_deref())?,
+        SearchScope::All(source) => search.search_lineages(source.as_deref())?,
     }
-    search.look.finish()
+    search.scan.finish()
 }
 
-/// A search that is under way.
+/// A search in progress.
 struct Search<'s> {
-    look: SnapshotScan<'s>,
-    wanted: &'s Query,
+    scan: SnapshotScan<'s>,
+    query: &'s Query,
     patterns: Patterns,
     found: &'s mut dyn FnMut(&Match<'_>) -> io::Result<()>,
 }
 
-/// A directory on the way to where a walk is.
+/// A directory on the path to the current entry.
 struct PathLevel {
-    /// Bytes of the path above it.
+    /// Length of the path of its parent, in bytes.
     above: usize,
-    /// What is at its place in the newer snapshot, if that is a directory.
+    /// The directory at the same path in the newer snapshot.
     newer: Option<SnapshotDirectory>,
 }
 
 impl Search<'_> {
-    fn all(&mut self, source: Option<&str>) -> Result<(), Error> {
-        for lineage in self.look.lineages(source)? {
+    fn search_lineages(&mut self, source: Option<&str>) -> Result<(), Error> {
+        for lineage in self.scan.lineages(source)? {
             let mut newer: Option<Arc<Snapshot>> = None;
             for name in lineage {
-                if let Some(snapshot) = self.look.snapshot(&name)? {
-                    self.one(&snapshot, newer.as_ref())?;
+                if let Some(snapshot) = self.scan.snapshot(&name)? {
+                    self.search_snapshot(&snapshot, newer.as_ref())?;
                     newer = Some(snapshot);
                 }
             }
@@ -106,15 +105,15 @@ impl Search<'_> {
         Ok(())
     }
 
-    /// Searches a snapshot for what is not the same in a `newer` one, which was searched already.
-    fn one(&mut self, snapshot: &Arc<Snapshot>, newer: Option<&Arc<Snapshot>>) -> Result<(), Error> {
+    /// Searches a snapshot for entries that differ from those in `newer`, which was searched before.
+    fn search_snapshot(&mut self, snapshot: &Arc<Snapshot>, newer: Option<&Arc<Snapshot>>) -> Result<(), Error> {
         let top = |snapshot: &Arc<Snapshot>| EntryHandle::root(snapshot.clone()).ok()?.directory();
         let Some(root) = top(snapshot) else { return Ok(()) };
         let newer = newer.and_then(top);
         if newer.as_ref().is_some_and(|newer| is_same_tree(&root, newer)) {
             return Ok(());
         }
-        let reader = self.look.reader;
+        let reader = self.scan.reader;
         let mut walk = TreeWalk::new(reader, root);
         let mut path = Vec::new();
         let mut levels = vec![PathLevel { above: 0, newer }];
@@ -127,16 +126,17 @@ impl Search<'_> {
                 }
                 WalkStep::Failed(error) => {
                     let place = format!("{}:{}", snapshot.name.id.short(), String::from_utf8_lossy(&path));
-                    self.look.problem(place.as_ref(), error)?;
+                    self.scan.problem(place.as_ref(), error)?;
                     continue;
                 }
             };
             let above = path.len();
             path.extend_from_slice(&listed.entry().name);
             let (fits, below) = (self.fits(&path, listed.entry()), listed.directory());
-            let newer = match fits || below.is_some() {
-                true => levels.last().and_then(|level| counterpart(reader, level, &listed.entry().name)),
-                false => None,
+            let newer = if fits || below.is_some() {
+                levels.last().and_then(|level| counterpart(reader, level, &listed.entry().name))
+            } else {
+                None
             };
             if fits && !newer.as_ref().is_some_and(|newer| is_same(newer, &listed)) {
                 (self.found)(&Match { snapshot, path: &path, listed: &listed })?;
@@ -155,19 +155,20 @@ impl Search<'_> {
     }
 
     fn fits(&self, path: &[u8], entry: &Entry) -> bool {
-        let wanted = self.wanted;
-        let is_sized = wanted.larger.is_some() || wanted.smaller.is_some();
-        (wanted.kinds.is_empty() || wanted.kinds.contains(&entry.kind))
-            && wanted.newer.is_none_or(|time| entry.mtime >= time)
-            && wanted.older.is_none_or(|time| entry.mtime < time)
+        let query = self.query;
+        let is_sized = query.larger.is_some() || query.smaller.is_some();
+        (query.kinds.is_empty() || query.kinds.contains(&entry.kind))
+            && query.newer.is_none_or(|time| entry.mtime >= time)
+            && query.older.is_none_or(|time| entry.mtime < time)
             && (!is_sized || entry.kind == Kind::File)
-            && wanted.larger.is_none_or(|size| entry.size > size)
-            && wanted.smaller.is_none_or(|size| entry.size < size)
+            && query.larger.is_none_or(|size| entry.size > size)
+            && query.smaller.is_none_or(|size| entry.size < size)
             && self.patterns.matches(Path::new(OsStr::from_bytes(path)), entry.kind == Kind::Directory)
     }
 }
 
-/// What the newer snapshot has at the same path. What can't be read there was named when that one was searched.
+/// Returns the entry at the same path in the newer snapshot. Read errors are ignored here: they were reported when that
+/// snapshot was searched.
 fn counterpart(reader: &Reader, level: &PathLevel, name: &[u8]) -> Option<EntryHandle> {
     reader.lookup(level.newer.as_ref()?, name).ok().flatten()
 }

@@ -1,11 +1,11 @@
-//! What became of files over the snapshots of a repository.
+//! Searches across the snapshots of a repository.
 //!
-//! - [`mod@versions`]: what was at one path, and from when to when
-//! - [`mod@find`]: where names are found
+//! - [`mod@versions`]: the versions of one path
+//! - [`mod@find`]: finds entries by name and other conditions
 //!
-//! The snapshots of a source are taken from the newest to the oldest, and each is compared with the one that was
-//! looked at before it and no other: what did not change in between is the same node, and is passed over. So nothing
-//! is kept but the names of snapshots, and what was found goes out at once.
+//! The snapshots of a source are read from newest to oldest, and each is compared only with the one read before it.
+//! Unchanged subtrees share a node and are skipped. So only the names of snapshots are held in memory, and results are
+//! returned as they are found.
 
 mod error;
 mod find;
@@ -29,15 +29,15 @@ use crate::reader::{self, EntryHandle, Reader, SnapshotDirectory};
 /// The snapshots of one source, newest first.
 type Lineage = Vec<SnapshotName>;
 
-/// A look at many snapshots, of which some may be damaged.
+/// Reads many snapshots, of which some may be damaged.
 struct SnapshotScan<'l> {
     reader: &'l Reader,
     monitor: &'l dyn Monitor,
-    /// Problems so far; each was named.
+    /// Number of problems reported to the monitor.
     problems: u64,
-    /// Whether the key opened something.
+    /// Whether the key has opened an object.
     opened: bool,
-    /// Objects that the key did not open before it opened any.
+    /// Key errors not reported yet because the key has opened nothing so far.
     closed: Vec<(PathBuf, reader::Error)>,
 }
 
@@ -46,7 +46,7 @@ impl<'l> SnapshotScan<'l> {
         SnapshotScan { reader, monitor, problems: 0, opened: false, closed: Vec::new() }
     }
 
-    /// A snapshot, unless it cannot be read, which is a problem.
+    /// Opens a snapshot. If it cannot be read, reports a problem and returns `None`.
     fn snapshot(&mut self, name: &SnapshotName) -> Result<Option<Arc<Snapshot>>, Error> {
         match self.reader.snapshot(name) {
             Ok((snapshot, _)) => {
@@ -57,25 +57,24 @@ impl<'l> SnapshotScan<'l> {
         }
     }
 
-    /// The number of problems. If the key opened nothing at all, it is the wrong one.
+    /// Returns the number of problems, or the first key error if the key opened nothing.
     fn finish(mut self) -> Result<u64, Error> {
         let mut closed = std::mem::take(&mut self.closed);
         if !self.opened && !closed.is_empty() {
             return Err(closed.swap_remove(0).1.into());
         }
-        for (what, error) in closed {
-            self.name(&what, &error);
+        for (path, error) in closed {
+            self.report(&path, &error);
         }
         Ok(self.problems)
     }
 
-    fn name(&mut self, what: &Path, error: &reader::Error) {
+    fn report(&mut self, path: &Path, error: &reader::Error) {
         self.problems += 1;
-        self.monitor.problem(what, &error.to_string());
+        self.monitor.problem(path, &error.to_string());
     }
 
-    /// The snapshots of each source, or of those that are called `source`. The source that was backed up last
-    /// comes first.
+    /// Returns the snapshots of each source, or of the sources called `source`; the most recently backed up source first.
     fn lineages(&mut self, source: Option<&str>) -> Result<Vec<Lineage>, Error> {
         let mut lineages: Vec<(SourceId, Lineage)> = Vec::new();
         let mut places = HashMap::new();
@@ -97,39 +96,38 @@ impl<'l> SnapshotScan<'l> {
                 Err(error) => self.problem(format!("source {id}").as_ref(), error)?,
             }
         }
-        match called.is_empty() {
-            true => Err(Error::NoSource(wanted.to_owned())),
-            false => Ok(called),
-        }
+        if called.is_empty() { Err(Error::NoSource(wanted.to_owned())) } else { Ok(called) }
     }
 
-    /// Names an object or a path that cannot be read. If the key does not open it, it may be the wrong key, so that waits
-    /// until it is known.
-    fn problem(&mut self, what: &Path, error: reader::Error) -> Result<(), Error> {
-        match error.is_key_problem() && !self.opened {
-            true if self.reader.is_hopeless(self.closed.len()) => return Err(error.into()),
-            true => self.closed.push((what.to_owned(), error)),
-            false => self.name(what, &error),
+    /// Reports an object or path that cannot be read. Key errors are held back until the key has opened an object: it may
+    /// be the wrong key.
+    fn problem(&mut self, path: &Path, error: reader::Error) -> Result<(), Error> {
+        if self.opened || !error.is_key_problem() {
+            self.report(path, &error);
+        } else if self.reader.is_hopeless(self.closed.len()) {
+            return Err(error.into());
+        } else {
+            self.closed.push((path.to_owned(), error));
         }
         Ok(())
     }
 }
 
-/// Whether two entries are the same version of what they stand for: same kind, time and content. Owners, modes and
-/// attributes don't count, and of directories what is in them doesn't either.
+/// Whether two entries are the same version: same kind, time and content. Owners, modes, attributes and the contents of
+/// directories are not compared.
 fn is_same(a: &EntryHandle, b: &EntryHandle) -> bool {
     let (one, other) = (a.entry(), b.entry());
     let same = match (&one.content, &other.content) {
         (Content::Target(one), Content::Target(other)) => one == other,
         (Content::Device(..), Content::Device(..)) => one.content == other.content,
-        // Of files, the identity knows.
+        // The content of files is part of the identity.
         _ => true,
     };
     same && one.mtime == other.mtime && a.identity() == b.identity()
 }
 
-/// Whether all is the same below two directories. (Where the node lies, and in which place of a table that stands, does
-/// not matter.)
+/// Whether two directories have the same subtree. The location of the node and its index in the block table are not
+/// compared.
 fn is_same_tree(a: &SnapshotDirectory, b: &SnapshotDirectory) -> bool {
     let digest = |directory: &SnapshotDirectory| directory.node().map(|(_, chunk)| chunk.digest);
     a.below() == b.below() && digest(a) == digest(b)

@@ -12,26 +12,26 @@ use crate::format::snapshot::Snapshot;
 use crate::monitor::Monitor;
 use crate::reader::{self, EntryHandle, Reader};
 
-/// Snapshots of a source, one after the other, that have the same version of a path, or none of it.
+/// Consecutive snapshots of a source with the same version of a path, or without the path.
 pub struct VersionSpan {
-    /// The source's name.
+    /// Name of the source.
     pub source: String,
-    /// What was there, from the newest of them; none if nothing was.
+    /// The entry in the newest of these snapshots; `None` if the path does not exist in them.
     pub version: Option<EntryHandle>,
-    /// The last of these snapshots.
+    /// The newest of these snapshots.
     pub newest: SnapshotName,
-    /// The first of these snapshots.
+    /// The oldest of these snapshots.
     pub oldest: SnapshotName,
-    /// How many they are.
+    /// Number of these snapshots.
     pub snapshots: u64,
 }
 
-/// Calls `found` with each version of `path`, newest first, source by source, and with each time between or after them
-/// in which it was missing. A version that came back later is named twice. Of directories, that is another version in
-/// which anything below is another.
+/// Calls `found` with each version of `path`, source by source and newest first, and with each span between or after
+/// versions in which the path is missing. A version that reappears is returned again. Any change below a directory makes
+/// a new version of it.
 ///
-/// The path begins at the root of a snapshot; if that is one directory of the machine, it may begin at the machine's
-/// root as well. Returns how much could not be read; it was named.
+/// The path is relative to the root of the snapshot; if that was a directory other than `/`, an absolute path on the
+/// machine that was backed up works, too. Problems go to `monitor`; returns their number.
 pub fn versions(
     reader: &Reader,
     path: &[u8],
@@ -39,16 +39,16 @@ pub fn versions(
     monitor: &dyn Monitor,
     found: &mut dyn FnMut(&VersionSpan) -> io::Result<()>,
 ) -> Result<u64, Error> {
-    let mut look = SnapshotScan::new(reader, monitor);
+    let mut scan = SnapshotScan::new(reader, monitor);
     let mut seen = false;
-    for lineage in look.lineages(source)? {
+    for lineage in scan.lineages(source)? {
         let mut stretch: Option<VersionSpan> = None;
         for name in lineage {
-            let Some(snapshot) = look.snapshot(&name)? else { continue };
+            let Some(snapshot) = scan.snapshot(&name)? else { continue };
             let version = match locate(reader, &snapshot, path) {
                 Ok(version) => version,
                 Err(error) => {
-                    look.problem(name.object().as_ref(), error)?;
+                    scan.problem(name.object().as_ref(), error)?;
                     continue;
                 }
             };
@@ -67,12 +67,12 @@ pub fn versions(
                 }
             }
         }
-        // Before a path was there for the first time it is not missing.
+        // The span before the path first existed is not reported.
         if let Some(last) = stretch.filter(|stretch| stretch.version.is_some()) {
             found(&last)?;
         }
     }
-    match (seen, look.finish()?) {
+    match (seen, scan.finish()?) {
         (false, 0) => Err(Error::Nowhere(String::from_utf8_lossy(path).into_owned())),
         (_, problems) => Ok(problems),
     }
@@ -89,7 +89,7 @@ fn continues(newer: Option<&EntryHandle>, older: Option<&EntryHandle>) -> bool {
     }
 }
 
-/// What is at `path` in a snapshot.
+/// Finds the entry at `path` in a snapshot.
 fn locate(reader: &Reader, snapshot: &Arc<Snapshot>, path: &[u8]) -> Result<Option<EntryHandle>, reader::Error> {
     for reading in readings(snapshot.root_path.as_deref(), path).into_iter().flatten() {
         match reader.at_path(snapshot, reading) {
@@ -101,8 +101,8 @@ fn locate(reader: &Reader, snapshot: &Arc<Snapshot>, path: &[u8]) -> Result<Opti
     Ok(None)
 }
 
-/// Returns what `path` may mean below a root that was at `root` on the machine: an absolute path there, or else a path in
-/// the snapshot.
+/// Returns the possible meanings of `path` in a snapshot of the directory `root`, in order: an absolute path on the
+/// machine, then a path in the snapshot.
 fn readings<'p>(root: Option<&[u8]>, path: &'p [u8]) -> [Option<&'p [u8]>; 2] {
     let below = root.filter(|_| path.starts_with(b"/")).and_then(|root| {
         let below = Path::new(OsStr::from_bytes(path)).strip_prefix(OsStr::from_bytes(root)).ok()?;
@@ -116,7 +116,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_path_of_the_machine_is_meant_below_the_one_that_was_backed_up() {
+    fn an_absolute_path_is_resolved_below_the_backed_up_directory() {
         let of = |root: Option<&str>, path: &'static str| {
             readings(root.map(str::as_bytes), path.as_bytes())
                 .map(|reading| reading.map(|it| str::from_utf8(it).unwrap()))
