@@ -1,4 +1,4 @@
-//! Packs, blocks and chunks: what is stored, and where.
+//! Stored packs, blocks and chunks, and their locations.
 
 use rusqlite::{OptionalExtension, Row, params};
 
@@ -8,29 +8,29 @@ use crate::format::index::{IndexedPack, PackKind};
 use crate::format::{BlockLocation, Digest, PackId};
 use crate::source::now;
 
-/// Names a block in this catalog. Given out in order, never again.
+/// The id of a block in this catalog. Ids ascend and are never reused.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct BlockId(pub u64);
 
-/// Names a pack in this catalog.
+/// The id of a pack in this catalog.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub struct PackRow(pub i64);
 
-/// A chunk that is stored, or about to be.
+/// The location of a chunk that is stored or about to be stored.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Stored {
-    /// The digest of its bytes.
+    /// The digest of the chunk.
     pub digest: Digest,
-    /// The block that holds it.
+    /// The block that contains the chunk.
     pub block: BlockId,
-    /// Where in the block it begins.
+    /// The offset in the decoded block, in bytes.
     pub start: u32,
-    /// Its bytes.
+    /// The length in bytes.
     pub length: u32,
 }
 
 impl Catalog {
-    /// A chunk with this digest, if it is stored.
+    /// Looks up a chunk by its digest.
     pub fn chunk(&self, digest: &Digest) -> Result<Option<Stored>, Error> {
         let find = || {
             self.db
@@ -50,12 +50,12 @@ impl Catalog {
                 .optional()
         };
         match find().map_err(self.failed("look up a chunk"))?.flatten() {
-            Some((_, false)) => Err(self.damaged("the place of a chunk is not what was written")),
+            Some((_, false)) => Err(self.damaged("the location of a chunk does not match its checksum")),
             found => Ok(found.map(|(stored, _)| stored)),
         }
     }
 
-    /// Adds chunks of a pack, as far as they are not known. Its blocks are.
+    /// Adds the missing chunks of a pack whose blocks are in the catalog.
     pub fn restore_chunks(&self, pack: &IndexedPack) -> Result<(), Error> {
         let find = || {
             let select = "SELECT blocks.id FROM packs JOIN blocks ON pack = packs.id
@@ -79,7 +79,7 @@ impl Catalog {
         Ok(())
     }
 
-    /// Adds chunks whose blocks are added too. In order of their digests it goes fastest.
+    /// Adds chunks; the caller adds their blocks. Ascending digests are fastest.
     pub fn add_chunks(&self, chunks: impl Iterator<Item = Stored>) -> Result<(), Error> {
         let add = || {
             let mut statement = self.db.prepare_cached("INSERT OR IGNORE INTO chunks VALUES (?, ?, ?, ?, ?, ?)")?;
@@ -93,15 +93,15 @@ impl Catalog {
         add().map_err(self.failed("add chunks"))
     }
 
-    /// The first block id that was never given out.
+    /// The first block id that was never used.
     pub fn next_block(&self) -> Result<BlockId, Error> {
-        // Both: rows may be lost, and ids may have been given out since the last commit.
+        // Both are needed: rows may be lost, and ids may have been used since the last commit.
         let select = "SELECT max(next_block, (SELECT coalesce(max(id), 0) + 1 FROM blocks)) FROM trust";
         let next = self.db.query_row(select, [], |row| row.get::<_, i64>(0));
-        Ok(BlockId(next.map_err(self.failed("read the last block"))? as u64))
+        Ok(BlockId(next.map_err(self.failed("read the last block id"))? as u64))
     }
 
-    /// Adds a pack that is being filled.
+    /// Adds a pack that is being written.
     pub fn add_pack(&self, id: PackId, kind: PackKind) -> Result<PackRow, Error> {
         let added = self.db.execute(
             "INSERT INTO packs (uuid, kind, length, digest, verified, condemned, sum) VALUES (?, ?, 0, x'', ?, 0, ?)",
@@ -111,7 +111,7 @@ impl Catalog {
         Ok(PackRow(self.db.last_insert_rowid()))
     }
 
-    /// Notes length and digest of a pack that is stored.
+    /// Records length and digest of a pack that was stored.
     pub fn finish_pack(
         &self,
         pack: PackRow,
@@ -153,19 +153,19 @@ impl Catalog {
         add().map(drop).map_err(self.failed("add a block"))
     }
 
-    /// Where a block lies.
+    /// The location of a block.
     pub fn location(&self, id: BlockId) -> Result<BlockLocation, Error> {
-        let (pack, _, offset, length) = self.place(id)?;
+        let (pack, _, offset, length) = self.find_block(id)?;
         Ok(BlockLocation { pack, offset, length })
     }
 
-    /// The pack that a block lies in, and which of its blocks it is.
+    /// The pack that contains a block, and the block's ordinal in it.
     pub fn ordinal(&self, id: BlockId) -> Result<(PackId, u32), Error> {
-        let (pack, ordinal, _, _) = self.place(id)?;
+        let (pack, ordinal, _, _) = self.find_block(id)?;
         Ok((pack, ordinal))
     }
 
-    fn place(&self, id: BlockId) -> Result<(PackId, u32, u64, u32), Error> {
+    fn find_block(&self, id: BlockId) -> Result<(PackId, u32, u64, u32), Error> {
         let find = || {
             self.db
                 .prepare_cached(
@@ -173,22 +173,22 @@ impl Catalog {
                      FROM blocks JOIN packs ON packs.id = pack WHERE blocks.id = ?",
                 )?
                 .query_row([id.0 as i64], |row| {
-                    let place = (row.get::<_, Vec<u8>>(0)?, row.get(2)?, row.get::<_, i64>(3)? as u64, row.get(4)?);
-                    Ok((place, block_is_whole(row)?))
+                    let block = (row.get::<_, Vec<u8>>(0)?, row.get(2)?, row.get::<_, i64>(3)? as u64, row.get(4)?);
+                    Ok((block, block_is_whole(row)?))
                 })
                 .optional()
         };
-        let (place, whole) = find()
+        let (block, whole) = find()
             .map_err(self.failed("look up a block"))?
-            .ok_or_else(|| self.damaged(format!("block {} is referred to, and is not there", id.0)))?;
+            .ok_or_else(|| self.damaged(format!("block {} is in use but missing", id.0)))?;
         if !whole {
-            return Err(self.damaged(format!("the place of block {} is not what was written", id.0)));
+            return Err(self.damaged(format!("the location of block {} does not match its checksum", id.0)));
         }
-        let (pack, ordinal, offset, length) = place;
+        let (pack, ordinal, offset, length) = block;
         Ok((PackId::from_slice(&pack).map_err(|e| self.damaged(e))?, ordinal, offset, length))
     }
 
-    /// Fails if the place of any block is not what was written.
+    /// Fails if any block's row does not match its checksum.
     pub fn check_blocks(&self) -> Result<(), Error> {
         let all = "SELECT uuid, blocks.id, ordinal, start, blocks.length, blocks.sum
              FROM blocks LEFT JOIN packs ON packs.id = pack WHERE blocks.id > ?1 ORDER BY blocks.id LIMIT ?2";
@@ -196,13 +196,16 @@ impl Catalog {
             let whole = row.get_ref(0)?.as_blob_or_null()?.is_some() && block_is_whole(row)?;
             Ok((row.get::<_, i64>(1)?, whole))
         };
-        self.in_pages(all, read, |(id, whole)| match whole {
-            true => Ok(id),
-            false => Err(self.damaged(format!("the place of block {id} is not what was written"))),
+        self.in_pages(all, read, |(id, whole)| {
+            if whole {
+                Ok(id)
+            } else {
+                Err(self.damaged(format!("the location of block {id} does not match its checksum")))
+            }
         })
     }
 
-    /// Notes all blocks below a node of a long extent list.
+    /// Records all blocks below an extent node of a large file.
     pub fn add_extent_node(&self, digest: &Digest, blocks: &[BlockId]) -> Result<(), Error> {
         let blocks = super::numbers::from_blocks(blocks);
         let add = || {
@@ -213,7 +216,7 @@ impl Catalog {
         add().map(drop).map_err(self.failed("add an extent node"))
     }
 
-    /// All blocks below a node of a long extent list; none if it is not known.
+    /// All blocks below an extent node; `None` if the node is not in the catalog.
     pub fn extent_node(&self, digest: &Digest) -> Result<Option<Vec<BlockId>>, Error> {
         let find = || {
             self.db
@@ -222,12 +225,12 @@ impl Catalog {
                 .optional()
         };
         match find().map_err(self.failed("look up an extent node"))? {
-            Some((_, false)) => Err(self.damaged("the blocks of a large file are not what was written")),
+            Some((_, false)) => Err(self.damaged("the blocks of a large file do not match their checksum")),
             found => found.map(|(blob, _)| self.blocks(&blob)).transpose(),
         }
     }
 
-    /// Whether a node of a long extent list is known.
+    /// Whether an extent node is in the catalog.
     pub(super) fn has_extent_node(&self, digest: &Digest) -> Result<bool, Error> {
         let find = || {
             let mut statement =
@@ -239,37 +242,37 @@ impl Catalog {
 
     pub(super) fn blocks(&self, blob: &[u8]) -> Result<Vec<BlockId>, Error> {
         super::numbers::to_blocks(blob)
-            .ok_or_else(|| Error::Damaged { path: self.path.clone(), why: "a list of blocks is cut off".into() })
+            .ok_or_else(|| Error::Damaged { path: self.path.clone(), why: "a list of blocks is truncated".into() })
     }
 }
 
-/// What stands in a chunk's row of its digest beside the head.
+/// The part of a digest after its head, as stored in a chunk's row.
 pub(super) fn tail(digest: &Digest) -> &[u8] {
     digest.0.get(8..).unwrap_or_default()
 }
 
-/// The sum of a chunk's row.
+/// The checksum of a chunk's row.
 pub(super) fn chunk_sum(head: i64, tail: &[u8], block: i64, start: i64, length: i64) -> Sum {
     Sum::of("chunks").number(head).bytes(tail).number(block).number(start).number(length)
 }
 
-/// Whether a row of head, digest, block, start, length and sum is what was written.
+/// Whether a row of head, digest, block, start, length and sum matches its checksum.
 pub(super) fn chunk_is_whole(row: &Row<'_>) -> rusqlite::Result<bool> {
     let sum = chunk_sum(row.get(0)?, row.get_ref(1)?.as_blob()?, row.get(2)?, row.get(3)?, row.get(4)?);
     sum.agrees(row, 5)
 }
 
-/// The sum of a pack's row.
+/// The checksum of a pack's row.
 pub(super) fn pack_sum(id: PackId, kind: PackKind, length: u64, digest: &[u8]) -> Sum {
     Sum::of("packs").bytes(id.as_bytes()).number(kind.code() as i64).number(length as i64).bytes(digest)
 }
 
-/// The sum of a block's row, with the id of its pack.
+/// The checksum of a block's row and its pack's id.
 pub(super) fn block_sum(id: i64, pack: &[u8], ordinal: i64, start: i64, length: i64) -> Sum {
     Sum::of("blocks").number(id).bytes(pack).number(ordinal).number(start).number(length)
 }
 
-/// Whether a row of the pack's id, and id, ordinal, start, length and sum of a block, is what was written.
+/// Whether a row of a pack's id and a block's id, ordinal, start, length and sum matches its checksum.
 fn block_is_whole(row: &Row<'_>) -> rusqlite::Result<bool> {
     let sum = block_sum(row.get(1)?, row.get_ref(0)?.as_blob()?, row.get(2)?, row.get(3)?, row.get(4)?);
     sum.agrees(row, 5)
@@ -279,7 +282,7 @@ fn extent_node_sum(digest: &[u8], blocks: &[u8]) -> Sum {
     Sum::of("extent_nodes").bytes(digest).bytes(blocks)
 }
 
-/// Whether a row of id, digest, blocks and sum is what was written.
+/// Whether a row of id, digest, blocks and sum matches its checksum.
 pub(super) fn extent_node_is_whole(row: &Row<'_>) -> rusqlite::Result<bool> {
     extent_node_sum(row.get_ref(1)?.as_blob()?, row.get_ref(2)?.as_blob()?).agrees(row, 3)
 }

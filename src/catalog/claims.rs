@@ -1,7 +1,7 @@
-//! Claims: rows that say in which blocks something lies. They are dropped when a block is lost, or when they are damaged.
+//! Claims: rows that refer to blocks. A claim is dropped if one of its blocks is lost, or if the row is damaged.
 //!
-//! A claim that is dropped costs that files are read again, and nothing else: they are stored again only if they are not
-//! stored elsewhere. Rows of packs, blocks and snapshots are no claims: if these are damaged, the catalog is rebuilt.
+//! A dropped claim only means that files are read again; they are stored again only if their chunks are not stored
+//! elsewhere. Rows of packs, blocks and snapshots are not claims: if these are damaged, the catalog must be rebuilt.
 
 use roaring::RoaringTreemap;
 use rusqlite::Row;
@@ -11,7 +11,7 @@ use super::directories::{directory_is_whole, segment_is_whole};
 use super::{Catalog, Error};
 use crate::format::{Content, Digest, Items, Node};
 
-/// A row that claims something.
+/// A row that refers to blocks.
 enum Claim {
     Chunk(i64),
     ExtentNode(i64),
@@ -19,12 +19,12 @@ enum Claim {
     Directory(i64),
 }
 
-/// Claims of each kind.
+/// Numbers of claims.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct Claims {
-    /// Chunks and the places where they are stored.
+    /// Locations of chunks.
     pub chunks: u64,
-    /// Parts of directories, and of lists of the pieces of large files.
+    /// Segments of directories, directories, and extent nodes of large files.
     pub nodes: u64,
 }
 
@@ -38,8 +38,8 @@ impl Claims {
 }
 
 impl Catalog {
-    /// Drops claims that are damaged, or rest on a block that is not there. Fails if what they rest on is damaged itself,
-    /// or the file: then only a new catalog helps.
+    /// Drops claims that are damaged or refer to a missing block. Fails if the database, or a row of a pack, block or
+    /// snapshot, is damaged: then the catalog must be rebuilt.
     pub fn mend(&self) -> Result<Claims, Error> {
         if let Some(finding) = self.integrity()?.into_iter().next() {
             return Err(self.damaged(finding));
@@ -62,7 +62,7 @@ impl Catalog {
         self.drop_claims(&|block| !usable.contains(block))
     }
 
-    /// Counts claims that are damaged.
+    /// Counts damaged claims.
     pub fn damaged_claims(&self) -> Result<Claims, Error> {
         let mut found = Claims::default();
         self.bad_claims(&|_| false, &mut |claim| {
@@ -72,7 +72,7 @@ impl Catalog {
         Ok(found)
     }
 
-    /// Drops claims that are damaged, or rest on a block that is lost.
+    /// Drops claims that are damaged or refer to a lost block.
     pub(super) fn drop_claims(&self, lost: &dyn Fn(u64) -> bool) -> Result<Claims, Error> {
         let mut dropped = Claims::default();
         self.bad_claims(lost, &mut |claim| {
@@ -80,19 +80,19 @@ impl Catalog {
             match claim {
                 Claim::Chunk(head) => self.execute("DELETE FROM chunks WHERE head = ?", head),
                 Claim::ExtentNode(id) => self.execute("DELETE FROM extent_nodes WHERE id = ?", id),
-                // The next run takes neither its directory nor what is above that for unchanged.
+                // The next run takes neither its directory nor the directories above for unchanged.
                 Claim::Segment { id, directory } => {
                     self.execute("DELETE FROM segments WHERE id = ?", id)?;
                     self.execute("UPDATE directories SET sum = NULL WHERE id = ?", directory)
                 }
-                // Its segments may still be good.
+                // The directory's segments may still be intact.
                 Claim::Directory(id) => self.execute("UPDATE directories SET sum = NULL WHERE id = ?", id),
             }
         })?;
         Ok(dropped)
     }
 
-    /// The same for blocks of a set.
+    /// Drops claims that are damaged or refer to one of these blocks.
     pub(super) fn drop_claims_on(&self, lost: &RoaringTreemap) -> Result<(), Error> {
         self.drop_claims(&|block| lost.contains(block)).map(drop)
     }
@@ -103,7 +103,7 @@ impl Catalog {
         found: &mut dyn FnMut(Claim) -> Result<(), Error>,
     ) -> Result<(), Error> {
         let mut look = |good: bool, lists: &[Vec<u8>], claim: Claim| -> Result<(), Error> {
-            // Lists of a damaged row may make no sense.
+            // Lists of a damaged row may not be decodable.
             let mut bad = !good;
             for list in lists.iter().filter(|_| good) {
                 bad |= self.blocks(list)?.iter().any(|block| lost(block.0));
@@ -150,11 +150,11 @@ impl Catalog {
 
     fn execute(&self, sql: &'static str, id: i64) -> Result<(), Error> {
         let run = || self.db.prepare_cached(sql)?.execute([id]);
-        run().map(drop).map_err(self.failed("drop what rests on lost blocks"))
+        run().map(drop).map_err(self.failed("drop claims on lost blocks"))
     }
 }
 
-/// Nodes that list the pieces of large files, of those that an encoded node of a directory refers to.
+/// The extent nodes that an encoded directory node refers to.
 fn extent_nodes_of(node: &[u8]) -> Vec<Digest> {
     let Ok(Node { items: Items::Entries(entries), .. }) = Node::decode(node) else { return Vec::new() };
     let nodes = entries.iter().flat_map(|entry| match &entry.content {

@@ -1,7 +1,7 @@
-//! Directories in segments: what each entry looked like, and where its content is stored.
+//! Directories in segments: the last stat data of each entry, and the location of its content.
 //!
-//! The host cannot read its own trees. So a segment keeps its tree node's bytes: when one file changes, its
-//! neighbours' entries come from here.
+//! The host cannot read its own trees. So a segment contains the bytes of its tree node: when one file changes,
+//! the unchanged entries of the segment are taken from the catalog.
 
 use std::path::{Path, PathBuf};
 
@@ -17,82 +17,83 @@ use super::sums::Sum;
 use super::{Catalog, Error};
 use crate::format::{Digest, Node, Timestamp};
 
-/// Names a directory in this catalog.
+/// The id of a directory in this catalog.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub struct DirectoryId(pub i64);
 
 impl DirectoryId {
-    /// The parent of a source's root directory.
+    /// The pseudo parent of a source's root directory.
     pub fn above(source: SourceRow) -> Self {
         DirectoryId(-source.0)
     }
 }
 
-/// Names a segment in this catalog.
+/// The id of a segment in this catalog.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub struct SegmentId(i64);
 
-/// A directory as it was.
+/// A directory in its last known state.
 #[derive(Debug, Clone)]
 pub struct DirectoryRow {
-    /// Its id.
+    /// The directory's id.
     pub id: DirectoryId,
-    /// Whether it was found where it is now, and not elsewhere by its inode.
+    /// Whether it was looked up by its parent and name, and not by its inode.
     pub in_place: bool,
-    /// What its device goes by in the catalog.
+    /// The catalog's number for the device.
     pub device: u64,
-    /// Its inode number.
+    /// The inode number.
     pub inode: u64,
-    /// Whether the parent's segment holds this row's node.
+    /// Whether the parent's segment refers to this row's node.
     pub linked: bool,
-    /// Entries below it and its top node (none: empty); none if a run broke off inside of it.
+    /// The number of entries below the directory, and its top node (`None`: empty directory). `None` if the directory is
+    /// incomplete, because a run stopped in it.
     pub subtree: Option<(u64, Option<Stored>)>,
-    /// Blocks of its index nodes.
+    /// The blocks of its index nodes.
     pub indexes: Vec<BlockId>,
 }
 
-/// Where a directory was.
+/// The path of a directory in the catalog.
 #[derive(Debug, Clone)]
 pub struct DirectoryPlace {
-    /// The parent of the root that it was below.
+    /// The pseudo parent of the source's root directory.
     pub above: DirectoryId,
-    /// The names that lead to it from that root.
+    /// The names on the path from the root to the directory.
     pub names: Vec<Vec<u8>>,
 }
 
-/// A segment as it was, without its node.
+/// A segment in its last known state, without its node.
 #[derive(Debug, Clone)]
 pub struct SegmentRow {
-    /// Its id.
+    /// The segment's id.
     pub id: SegmentId,
-    /// Names from here on, up to the next segment's, belong to it.
+    /// The first name of the segment's range, which ends before the next segment's first name.
     pub first: Vec<u8>,
-    /// Entries of the directory in it.
+    /// The number of entries in the segment.
     pub entries: u64,
-    /// Places of a preorder walk that they take.
+    /// The number of entries including those below, as counted by a preorder walk.
     pub span: u64,
-    /// Where its node is stored.
+    /// The location of the segment's node.
     pub node: Stored,
-    /// The blocks of the node's table, in its order.
+    /// The blocks of the node's block table, in its order.
     pub blocks: Vec<BlockId>,
-    /// Blocks below extent nodes that the node refers to.
+    /// The blocks below extent nodes that the node refers to.
     pub more: Vec<BlockId>,
-    /// The identities of its entries.
+    /// The stat data of the entries.
     pub stats: Stats,
 }
 
 /// A segment's entries.
 #[derive(Debug, Clone)]
 pub struct SegmentNode {
-    /// The node.
+    /// The decoded tree node.
     pub node: Node,
-    /// The blocks of the node's table, in its order.
+    /// The blocks of the node's block table, in its order.
     pub blocks: Vec<BlockId>,
-    /// The identities of its entries.
+    /// The stat data of the entries.
     pub stats: Stats,
 }
 
-/// What was committed, on a connection of its own that only reads.
+/// The committed state of a catalog, on a read-only connection of its own.
 #[derive(Debug)]
 pub struct Past {
     pub(super) db: Connection,
@@ -104,12 +105,12 @@ impl Past {
         Past { db, path }
     }
 
-    /// The directory `name` of `parent`.
+    /// Looks up the directory `name` in `parent`.
     pub fn directory(&self, parent: DirectoryId, name: &[u8]) -> Result<Option<DirectoryRow>, Error> {
         self.find_directory(DIRECTORY_BY_NAME, params![parent.0, name], true)
     }
 
-    /// The directory with this device and inode number, wherever it was.
+    /// Looks up a directory by device and inode number, in any place.
     pub fn directory_by_inode(&self, (dev, ino): (u64, u64)) -> Result<Option<DirectoryRow>, Error> {
         self.find_directory(DIRECTORY_BY_INODE, params![dev as i64, ino as i64], false)
     }
@@ -128,9 +129,9 @@ impl Past {
         row.map(|row| row.checked(&self.path)).transpose()
     }
 
-    /// Where a directory was. None if it has no place any more.
+    /// The path of a directory; `None` if it is displaced.
     pub fn place(&self, id: DirectoryId) -> Result<Option<DirectoryPlace>, Error> {
-        let above = |id: i64| {
+        let parent = |id: i64| {
             self.db
                 .prepare_cached("SELECT parent, name FROM directories WHERE id = ?")?
                 .query_row([id], |row| Ok((row.get::<_, i64>(0)?, row.get::<_, Vec<u8>>(1)?)))
@@ -138,12 +139,12 @@ impl Past {
         };
         let mut names = Vec::new();
         let mut at = id.0;
-        // Parents of roots are negative.
+        // Pseudo parents of roots are negative.
         while at > 0 {
             if names.len() > MAX_DEPTH {
-                return Err(damaged(&self.path, "directories lie in a circle"));
+                return Err(damaged(&self.path, "directories form a cycle"));
             }
-            let Some((parent, name)) = above(at).during("look up a directory", &self.path)? else { return Ok(None) };
+            let Some((parent, name)) = parent(at).during("look up a directory", &self.path)? else { return Ok(None) };
             if parent > 0 {
                 names.push(name);
             }
@@ -153,7 +154,7 @@ impl Past {
         Ok((DirectoryId(at) != NOWHERE).then_some(DirectoryPlace { above: DirectoryId(at), names }))
     }
 
-    /// Segments of a directory, in order: at most `most` of those that begin behind `after`.
+    /// The next segments of a directory, at most `most`, whose first name is after `after`.
     pub fn segments(
         &self,
         directory: DirectoryId,
@@ -186,12 +187,12 @@ impl Past {
                 (Some(node), Some(blocks), Some(more)) => {
                     Ok(SegmentRow { id, first, entries, span, node, blocks, more, stats })
                 }
-                _ => Err(damaged(&self.path, "a part of a directory is not what was written")),
+                _ => Err(damaged(&self.path, SEGMENT_DAMAGED)),
             })
             .collect()
     }
 
-    /// All segments of a directory, by their ids only.
+    /// The ids of all segments of a directory.
     pub fn segment_ids(&self, directory: DirectoryId) -> Result<Vec<SegmentId>, Error> {
         let find = || {
             self.db
@@ -202,7 +203,7 @@ impl Past {
         find().during("read segments", &self.path)
     }
 
-    /// The entries of a segment; none if a commit replaced it meanwhile.
+    /// The entries of a segment; `None` if a commit has replaced it.
     pub fn segment_node(&self, segment: SegmentId) -> Result<Option<SegmentNode>, Error> {
         segment_node(&self.db, &self.path, segment)
     }
@@ -214,7 +215,7 @@ impl Catalog {
         segment_node(&self.db, &self.path, segment)?.ok_or_else(|| damaged(&self.path, "a segment is missing"))
     }
 
-    /// Adds a directory that is being read. Another one that was there has no place from now on.
+    /// Adds a directory that is being read. Displaces a directory that had this parent and name.
     pub fn enter_directory(
         &self,
         parent: DirectoryId,
@@ -231,7 +232,7 @@ impl Catalog {
         enter().map_err(self.failed("enter a directory"))
     }
 
-    /// Notes that a directory has other numbers than it had.
+    /// Updates the device and inode numbers of a directory.
     pub fn renumber_directory(&self, id: DirectoryId, (dev, ino): (u64, u64)) -> Result<(), Error> {
         let update = || {
             self.db
@@ -241,7 +242,7 @@ impl Catalog {
         update().map(drop).map_err(self.failed("renumber a directory"))
     }
 
-    /// Notes that a directory was moved, with all below it. Another one that was there has no place from now on.
+    /// Moves a directory, with all below it. Displaces a directory that had this parent and name.
     pub fn move_directory(&self, id: DirectoryId, parent: DirectoryId, name: &[u8]) -> Result<(), Error> {
         let update = || {
             self.displace(parent, name)?;
@@ -252,7 +253,7 @@ impl Catalog {
         update().map(drop).map_err(self.failed("move a directory"))
     }
 
-    /// Leaves a directory without a place. It may be found again elsewhere.
+    /// Displaces a directory: it has no path any more, but may still be found by its inode.
     fn displace(&self, parent: DirectoryId, name: &[u8]) -> rusqlite::Result<()> {
         self.db
             .prepare_cached("UPDATE directories SET parent = ?, name = CAST(id AS BLOB) WHERE parent = ? AND name = ?")?
@@ -260,12 +261,12 @@ impl Catalog {
             .map(drop)
     }
 
-    /// Removes all directories without a place.
+    /// Removes all displaced directories.
     pub fn remove_displaced(&self) -> Result<(), Error> {
         self.remove("parent = ?1", params![NOWHERE.0])
     }
 
-    /// Notes the top node of a directory whose segments are all here.
+    /// Records the top node of a directory whose segments are complete.
     pub fn finish_directory(
         &self,
         id: DirectoryId,
@@ -295,7 +296,7 @@ impl Catalog {
         finish().map(drop).map_err(self.failed("finish a directory"))
     }
 
-    /// Entries below a directory that is complete, and its top node.
+    /// The number of entries below a complete directory, and its top node.
     pub fn subtree(&self, id: DirectoryId) -> Result<(u64, Option<Stored>), Error> {
         let find = || {
             self.db
@@ -313,7 +314,7 @@ impl Catalog {
         }
     }
 
-    /// Notes that the parent's segments hold these directories' nodes.
+    /// Records that the parents' segments refer to the nodes of these directories.
     pub fn link_directories(&self, ids: &[DirectoryId]) -> Result<(), Error> {
         let link = || {
             let mut statement = self.db.prepare_cached("UPDATE directories SET linked = ? WHERE id = ?")?;
@@ -322,9 +323,9 @@ impl Catalog {
         link().map_err(self.failed("link directories"))
     }
 
-    /// Adds a segment, in the place of those that it replaces. The directory is incomplete from now on: should
-    /// the run break off here, its node is not that of its segments any more.
-    #[expect(clippy::too_many_arguments, reason = "a row has as many columns")]
+    /// Adds a segment that replaces others. The directory is incomplete from now on, since its node does not match
+    /// its segments until the run has finished the directory.
+    #[expect(clippy::too_many_arguments, reason = "one for each column")]
     pub fn put_segment(
         &self,
         directory: DirectoryId,
@@ -341,8 +342,7 @@ impl Catalog {
         let sum = segment_sum(directory.0, first, counts, stored, (&blocks, &more)).value();
         let put = || -> rusqlite::Result<()> {
             self.change_segments(directory, replaced)?;
-            // What is replaced may begin with this very name, and the part that comes before this one, and that will
-            // remove it, may have to wait longer.
+            // A split segment may have begun with this name, and its first part, which removes it, may be stored later.
             self.db
                 .prepare_cached(
                     "INSERT OR REPLACE INTO segments (directory, first, entries, span, digest, block, start, length,
@@ -368,20 +368,20 @@ impl Catalog {
         put().map_err(self.failed("write a segment"))
     }
 
-    /// Notes that the entries of a segment have other identities than they had, and are the same all the same.
+    /// Updates the stat data of a segment whose node did not change.
     pub fn renew_stats(&self, segment: SegmentId, stats: &Stats) -> Result<(), Error> {
         let update = || {
             self.db.prepare_cached("UPDATE segments SET stats = ? WHERE id = ?")?.execute(params![stats.0, segment.0])
         };
-        update().map(drop).map_err(self.failed("renew a segment"))
+        update().map(drop).map_err(self.failed("update a segment"))
     }
 
-    /// Removes segments whose names are all gone. The directory is incomplete from now on.
+    /// Removes segments whose entries were all deleted. The directory is incomplete from now on.
     pub fn remove_segments(&self, directory: DirectoryId, ids: &[SegmentId]) -> Result<(), Error> {
-        match ids.is_empty() {
-            true => Ok(()),
-            false => self.change_segments(directory, ids).map_err(self.failed("remove segments")),
+        if ids.is_empty() {
+            return Ok(());
         }
+        self.change_segments(directory, ids).map_err(self.failed("remove segments"))
     }
 
     fn change_segments(&self, directory: DirectoryId, removed: &[SegmentId]) -> rusqlite::Result<()> {
@@ -392,7 +392,7 @@ impl Catalog {
         incomplete.execute([directory.0]).map(drop)
     }
 
-    /// Names of the directories below `parent`, with their ids, in order.
+    /// Names and ids of the directories in `parent`, sorted by name.
     pub fn children(&self, parent: DirectoryId) -> Result<Vec<(Vec<u8>, DirectoryId)>, Error> {
         let find = || {
             self.db
@@ -403,7 +403,7 @@ impl Catalog {
         find().map_err(self.failed("read directories"))
     }
 
-    /// All blocks that a directory uses, with all below it. Of a run that broke off there may be a few that it does not.
+    /// All blocks that a directory and its descendants use. After an interrupted run, a few unused blocks may be included.
     pub fn blocks_below(&self, id: DirectoryId) -> Result<RoaringTreemap, Error> {
         let find = || {
             let below = "WITH RECURSIVE below (id) AS (
@@ -434,23 +434,22 @@ impl Catalog {
         };
         find()
             .map_err(self.failed("read the blocks of a directory"))?
-            .ok_or_else(|| damaged(&self.path, "a list of blocks is cut off"))
+            .ok_or_else(|| damaged(&self.path, "a list of blocks is truncated"))
     }
 
-    /// Removes the directory `id` and all below it, if it still is `name` of `parent`: it may have been
-    /// found again elsewhere.
+    /// Removes the directory `id` and all below it, unless it was moved away from `name` in `parent`.
     pub fn remove_directory(&self, parent: DirectoryId, name: &[u8], id: DirectoryId) -> Result<(), Error> {
         self.remove("id = ?1 AND parent = ?2 AND name = ?3", params![id.0, parent.0, name])
     }
 
-    /// Removes directories that `meant` is true of, and all below them.
-    fn remove(&self, meant: &str, values: &[&dyn ToSql]) -> Result<(), Error> {
+    /// Removes the directories that match the SQL condition, and all below them.
+    fn remove(&self, condition: &str, values: &[&dyn ToSql]) -> Result<(), Error> {
         let remove = || {
             self.db.execute_batch("CREATE TEMP TABLE IF NOT EXISTS gone (id INTEGER PRIMARY KEY)")?;
             let find = format!(
                 "INSERT OR IGNORE INTO gone
                  WITH RECURSIVE below (id) AS (
-                     SELECT id FROM directories WHERE {meant}
+                     SELECT id FROM directories WHERE {condition}
                      UNION SELECT directories.id FROM directories JOIN below ON directories.parent = below.id)
                  SELECT id FROM below"
             );
@@ -464,10 +463,9 @@ impl Catalog {
         remove().map_err(self.failed("remove a directory"))
     }
 
-    /// The id that all names of the file with this device and inode share. The change time tells it from another file
-    /// that had the inode before, and `content` (a digest) from one that only claims its inode, or from itself before
-    /// a write. Without `by_ctime` a new change
-    /// time is learnt.
+    /// The link id of the file with this device and inode number, which all its names share. The change time distinguishes
+    /// the file from an earlier one with the same inode; `content` (a digest) distinguishes it from another file that claims
+    /// the same inode, and from its own state before a write. Without `by_ctime`, the change time is updated, not compared.
     pub fn hard_link(
         &self,
         (dev, ino): (u64, u64),
@@ -506,26 +504,27 @@ impl Catalog {
     }
 }
 
-/// The parent of directories without a place. No directory has this id, and no source's roots are below it.
+/// The pseudo parent of displaced directories. It is not the id of any directory or source.
 const NOWHERE: DirectoryId = DirectoryId(i64::MIN);
 
-/// Levels that no tree has.
+/// More levels than any tree has.
 const MAX_DEPTH: usize = 1 << 20;
 
-/// In the column `linked`: yes.
+/// The value for yes in the column `linked`.
 const LINKED: i64 = 90;
 
-const DIRECTORY_DAMAGED: &str = "a directory is not what was written";
+const DIRECTORY_DAMAGED: &str = "a directory does not match its checksum";
+const SEGMENT_DAMAGED: &str = "a part of a directory does not match its checksum";
 
 const DIRECTORY_BY_NAME: &str = "SELECT digest, block, start, length, id, below, indexes, sum, linked, dev, ino
      FROM directories WHERE parent = ? AND name = ?";
 const DIRECTORY_BY_INODE: &str = "SELECT digest, block, start, length, id, below, indexes, sum, linked, dev, ino
      FROM directories WHERE dev = ? AND ino = ? LIMIT 1";
 
-/// The columns that the sum of a segment is made of, but for its directory.
+/// The columns of a segment that are in its checksum.
 const SEGMENT: &str = "SELECT digest, block, start, length, first, entries, span, blocks, more, directory";
 
-/// The sum of a segment's row.
+/// The checksum of a segment's row.
 fn segment_sum(
     directory: i64,
     first: &[u8],
@@ -538,7 +537,7 @@ fn segment_sum(
         .bytes(more)
 }
 
-/// Whether a row of the columns of [`SEGMENT`] and the sum is what was written, as a part of `directory`.
+/// Whether a row of the columns in [`SEGMENT`] and the sum is a part of `directory` and matches its checksum.
 pub(super) fn segment_is_whole(row: &Row<'_>, directory: i64) -> rusqlite::Result<bool> {
     let (Some(node), true) = (stored(row, 0)?, row.get::<_, i64>(9)? == directory) else { return Ok(false) };
     let lists = (row.get_ref(7)?.as_blob()?, row.get_ref(8)?.as_blob()?);
@@ -546,7 +545,7 @@ pub(super) fn segment_is_whole(row: &Row<'_>, directory: i64) -> rusqlite::Resul
     segment_sum(directory, row.get_ref(4)?.as_blob()?, counts, &node, lists).agrees(row, 10)
 }
 
-/// The sum of a directory's row. Its place and its inode are not in it.
+/// The checksum of a directory's row. It does not cover path and inode.
 fn directory_sum(id: i64, below: i64, node: Option<&Stored>, indexes: &[u8]) -> Sum {
     let sum = Sum::of("directories").number(id).number(below);
     match node {
@@ -556,7 +555,7 @@ fn directory_sum(id: i64, below: i64, node: Option<&Stored>, indexes: &[u8]) -> 
     .bytes(indexes)
 }
 
-/// Whether a row of digest, block, start, length, id, below, indexes and sum is what was written.
+/// Whether a row of digest, block, start, length, id, below, indexes and sum matches its checksum.
 pub(super) fn directory_is_whole(row: &Row<'_>) -> rusqlite::Result<bool> {
     let node = stored(row, 0)?;
     let indexes = row.get_ref(6)?.as_blob_or_null()?.unwrap_or_default();
@@ -568,11 +567,11 @@ fn stored_sum(sum: Sum, Stored { digest, block, start, length }: &Stored) -> Sum
     sum.bytes(&digest.0).number(block.0 as i64).number((*start).into()).number((*length).into())
 }
 
-/// A row as it was read, not yet checked.
+/// A directory's row as it was read, not yet validated.
 struct RawDirectory {
     row: DirectoryRow,
     indexes: Option<Vec<BlockId>>,
-    /// Its sum is right, or it is not complete.
+    /// Whether the row matches its checksum, or is of an incomplete directory.
     whole: bool,
 }
 
@@ -585,10 +584,8 @@ impl RawDirectory {
 
 fn directory_row(row: &Row<'_>, in_place: bool) -> rusqlite::Result<RawDirectory> {
     let complete = row.get_ref(7)?.data_type() != rusqlite::types::Type::Null;
-    let subtree = match complete {
-        true => Some((row.get::<_, Option<i64>>(5)?.unwrap_or_default() as u64, stored(row, 0)?)),
-        false => None,
-    };
+    let subtree =
+        if complete { Some((row.get::<_, Option<i64>>(5)?.unwrap_or_default() as u64, stored(row, 0)?)) } else { None };
     Ok(RawDirectory {
         row: DirectoryRow {
             id: DirectoryId(row.get(4)?),
@@ -604,7 +601,7 @@ fn directory_row(row: &Row<'_>, in_place: bool) -> rusqlite::Result<RawDirectory
     })
 }
 
-/// A stored chunk in the four columns from `at` on; none if they are null.
+/// Reads the location of a chunk from the four columns from `at` on; `None` if they are null.
 fn stored(row: &Row<'_>, at: usize) -> rusqlite::Result<Option<Stored>> {
     let Some(digest) = row.get_ref(at)?.as_blob_or_null()?.and_then(Digest::from_slice) else {
         return Ok(None);
@@ -623,7 +620,7 @@ fn segment_node(db: &Connection, path: &Path, segment: SegmentId) -> Result<Opti
         let found = statement.query_row([segment.0], |row| {
             let bytes = row.get_ref(12)?.as_blob()?;
             let digest = stored(row, 0)?.map(|node| node.digest);
-            // What was written is what is to be stored again, together with what has changed.
+            // The node's unchanged entries will be stored again, so the node must be intact, too.
             let whole = segment_is_whole(row, row.get(9)?)? && digest == Some(Digest::of(bytes));
             Ok((to_blocks(row.get_ref(7)?.as_blob()?), Stats(row.get(11)?), whole.then(|| Node::decode(bytes))))
         });
@@ -635,8 +632,8 @@ fn segment_node(db: &Connection, path: &Path, segment: SegmentId) -> Result<Opti
             Ok(Some(SegmentNode { node, blocks, stats }))
         }
         Some((_, _, Some(Err(e)))) => Err(damaged(path, e)),
-        Some((_, _, None)) => Err(damaged(path, "a part of a directory is not what was written")),
-        Some(_) => Err(damaged(path, "a segment's blocks do not go with its node")),
+        Some((_, _, None)) => Err(damaged(path, SEGMENT_DAMAGED)),
+        Some(_) => Err(damaged(path, "a segment's blocks do not match its node")),
     }
 }
 
@@ -661,10 +658,10 @@ mod tests {
         catalog.put_segment(directory, replaced, first, (1, 1), &stored, (&[], &[]), &stats, &node).unwrap();
     }
 
-    /// A run may break off at a commit between a new segment and the node above it. Then the old node must
-    /// not pass for that of the new segments.
+    /// A run may stop at a commit between a new segment and the node above it. The old node must not be taken for that
+    /// of the new segments.
     #[test]
-    fn a_directory_is_incomplete_from_the_first_change_of_its_segments_on() {
+    fn a_directory_is_incomplete_after_a_change_of_its_segments() {
         let folder = tempfile::tempdir().unwrap();
         let mut catalog = catalog(folder.path());
         let above = DirectoryId(-1);
@@ -694,9 +691,9 @@ mod tests {
         assert_eq!(row().subtree, None);
     }
 
-    /// Of the parts that a segment is split into, the second may come first, and begin where the whole began.
+    /// When a segment is split, the second part may be stored first, and may begin where the whole segment began.
     #[test]
-    fn a_segment_takes_the_place_of_one_that_begins_with_the_same_name() {
+    fn a_segment_replaces_one_that_begins_with_the_same_name() {
         let folder = tempfile::tempdir().unwrap();
         let mut catalog = catalog(folder.path());
         let id = catalog.enter_directory(DirectoryId(-1), b"d", (1, 2)).unwrap();
@@ -709,13 +706,13 @@ mod tests {
         catalog.commit().unwrap();
         let parts = past.segments(id, None, 9).unwrap();
         assert_eq!(parts.iter().map(|part| part.first.clone()).collect::<Vec<_>>(), [b"a", b"m"]);
-        // Who still asks for the whole gets nothing, and no other segment.
+        // The old id returns no segment, in particular not another one.
         assert!(past.segment_node(whole[0].id).unwrap().is_none());
         assert!(past.segment_node(parts[0].id).unwrap().is_some());
     }
 
     #[test]
-    fn a_moved_directory_is_found_by_its_inode_and_one_that_is_gone_with_all_below_it() {
+    fn a_directory_is_found_by_its_inode_and_removed_with_all_below_it() {
         let folder = tempfile::tempdir().unwrap();
         let mut catalog = catalog(folder.path());
         let above = DirectoryId(-1);
@@ -730,7 +727,7 @@ mod tests {
         assert!(past.directory(above, b"new").unwrap().is_none());
         let there = past.directory(above, b"old").unwrap().unwrap();
         assert_eq!((there.id, there.in_place, there.device, there.inode), (id, true, 1, 2));
-        // Another directory has the name by now: nothing goes.
+        // The directory does not have this name, so nothing is removed.
         catalog.remove_directory(above, b"other", id).unwrap();
         assert_eq!(catalog.children(id).unwrap(), [(b"below".to_vec(), below)]);
         catalog.remove_directory(above, b"old", id).unwrap();
@@ -740,7 +737,7 @@ mod tests {
     }
 
     #[test]
-    fn a_directory_is_moved_with_all_below_it_and_what_was_there_goes_unless_it_turns_up() {
+    fn a_directory_is_moved_with_all_below_it_and_displaces_another() {
         let folder = tempfile::tempdir().unwrap();
         let mut catalog = catalog(folder.path());
         let above = DirectoryId(-1);
@@ -759,7 +756,7 @@ mod tests {
         assert_eq!(place(below(b)), Some((above, b"bbelow".to_vec())));
         assert_eq!(place(root), Some((above, Vec::new())));
 
-        // a and b change places, and d is new where c was.
+        // Swap a and b, and replace c by a new directory d.
         catalog.move_directory(b, root, b"a").unwrap();
         catalog.move_directory(a, root, b"b").unwrap();
         let d = catalog.enter_directory(root, b"c", (1, 5)).unwrap();
@@ -778,7 +775,7 @@ mod tests {
     }
 
     #[test]
-    fn one_file_has_one_link_id_and_the_next_one_with_its_inode_another() {
+    fn a_file_keeps_its_link_id_and_a_later_one_with_its_inode_gets_another() {
         let folder = tempfile::tempdir().unwrap();
         let catalog = catalog(folder.path());
         let at = |seconds| Timestamp { seconds, nanos: 0 };
@@ -789,11 +786,11 @@ mod tests {
         let second = link(20, &one);
         assert_ne!(second, first);
         assert_ne!(link(10, &one), first);
-        // An inode number is only claimed, or the file was written to.
+        // The content differs: another file claims the inode number, or the file was written to.
         let third = link(20, &one);
         let fourth = link(20, &other);
         assert_ne!(fourth, third);
-        // Where change times say nothing, contents still do, and the new time is learnt.
+        // If change times are ignored, contents are still compared, and the new time is recorded.
         let lax = |seconds, content| catalog.hard_link((1, 7), at(seconds), content, false).unwrap();
         assert_eq!(lax(30, &other), fourth);
         assert_eq!(link(30, &other), fourth);

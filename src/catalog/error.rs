@@ -1,4 +1,4 @@
-//! What can be wrong with a catalog.
+//! Errors of the catalog.
 
 use std::io;
 use std::path::{Path, PathBuf};
@@ -8,15 +8,15 @@ use crate::format::RepositoryId;
 /// A catalog that is missing, damaged, foreign, or cannot be written.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
-    /// There is none.
+    /// The catalog does not exist.
     #[error(
-        "this machine has no catalog for the repository ({path} is missing); on the machine that is backed up `brackfs catalog rebuild` makes one"
+        "this machine has no catalog for the repository ({path} is missing); to make one, run `brackfs catalog rebuild` on the machine that is backed up"
     )]
     Missing {
-        /// Where it should be.
+        /// The expected path of the catalog.
         path: PathBuf,
     },
-    /// It belongs to another repository.
+    /// The catalog belongs to another repository.
     #[error("the catalog {path} belongs to repository {found}, not to {expected}")]
     Foreign {
         /// The catalog.
@@ -26,57 +26,57 @@ pub enum Error {
         /// The repository that was opened.
         expected: RepositoryId,
     },
-    /// Made by another version of the program.
+    /// The catalog has the schema of another version of brackfs.
     #[error("the catalog {path} {}, which this version of brackfs does not read", schema(*found))]
     Schema {
         /// The catalog.
         path: PathBuf,
-        /// Its schema.
+        /// Its schema version.
         found: i64,
     },
-    /// A row holds what no program of ours writes.
+    /// The database is corrupt, or a row has content that brackfs never writes.
     #[error("the catalog {path} is damaged: {why}; `brackfs catalog rebuild` makes a new one from the repository")]
     Damaged {
         /// The catalog.
         path: PathBuf,
-        /// What is wrong.
+        /// The kind of damage.
         why: String,
     },
-    /// Another process writes to it.
+    /// Another process writes to the catalog.
     #[error("the catalog {path} is in use by another process")]
     Busy {
         /// The catalog.
         path: PathBuf,
     },
-    /// There is no room for it.
-    #[error("cannot {action} in {path}: the disk is full; make room and run again, nothing that was there is lost")]
+    /// The disk with the catalog is full.
+    #[error("cannot {action} in {path}: the disk is full; free some space and run again, existing data is not lost")]
     Full {
-        /// What was tried.
+        /// The failed action, a verb with its object.
         action: &'static str,
         /// The catalog.
         path: PathBuf,
     },
-    /// SQLite failed.
+    /// Another error of SQLite.
     #[error("cannot {action} in {path}: {source}")]
     Sqlite {
-        /// What was tried.
+        /// The failed action, a verb with its object.
         action: &'static str,
         /// The catalog.
         path: PathBuf,
-        /// What SQLite says.
+        /// The error of SQLite.
         source: rusqlite::Error,
     },
-    /// The file system failed.
+    /// The file could not be opened.
     #[error("cannot open the catalog {path}: {source}")]
     File {
         /// The catalog.
         path: PathBuf,
-        /// Why.
+        /// The error of the file system.
         source: io::Error,
     },
 }
 
-/// What is wrong with a schema of this number.
+/// Describes an unsupported schema version.
 fn schema(found: i64) -> String {
     match found {
         0 => "is empty".to_owned(),
@@ -85,7 +85,7 @@ fn schema(found: i64) -> String {
 }
 
 impl Error {
-    /// Whether there is no catalog of this version that can be read, so that a new one is no loss.
+    /// Whether there is no readable catalog, so that building a new one loses nothing.
     pub fn is_lost(&self) -> bool {
         matches!(self, Error::Missing { .. } | Error::Schema { .. } | Error::Damaged { .. })
     }
@@ -101,11 +101,11 @@ impl Error {
         let misses = |code| code == Some(rusqlite::ffi::SQLITE_ERROR) && source.to_string().starts_with("no such ");
         match source.sqlite_error_code() {
             Some(DatabaseCorrupt | NotADatabase) => Error::Damaged { path, why: source.to_string() },
-            // What is to be added contradicts what is there.
+            // A new row contradicts the existing ones.
             Some(ConstraintViolation) => Error::Damaged { path, why: source.to_string() },
             Some(DatabaseBusy | DatabaseLocked) => Error::Busy { path },
             Some(DiskFull) => Error::Full { action, path },
-            // No program of ours writes such a value.
+            // brackfs never writes such a value.
             _ if matches!(
                 source,
                 FromSqlConversionFailure(..) | IntegralValueOutOfRange(..) | InvalidColumnType(..) | Utf8Error(..)
@@ -113,20 +113,20 @@ impl Error {
             {
                 Error::Damaged { path, why: source.to_string() }
             }
-            // The statements are right, so the tables are not.
+            // The statements are correct, so the schema is damaged.
             _ if matches!(source, SqlInputError { .. }) => Error::Damaged { path, why: one_line(&source) },
-            // A table or a row that every catalog has.
+            // A table or row is missing that every catalog has.
             _ if matches!(source, rusqlite::Error::QueryReturnedNoRows) || misses(extended(&source)) => {
                 Error::Damaged { path, why: source.to_string() }
             }
-            // What it keeps beside the database could not be made as long as it should be.
+            // The shared-memory file next to the database could not be extended.
             _ if extended(&source) == Some(rusqlite::ffi::SQLITE_IOERR_SHMSIZE) => Error::Full { action, path },
             _ => Error::Sqlite { action, path, source },
         }
     }
 }
 
-/// What SQLite says, without the statement.
+/// The error message of SQLite, without the statement.
 fn one_line(error: &rusqlite::Error) -> String {
     match error {
         rusqlite::Error::SqlInputError { msg, .. } => msg.clone(),
@@ -138,7 +138,7 @@ fn extended(error: &rusqlite::Error) -> Option<i32> {
     error.sqlite_error().map(|error| error.extended_code)
 }
 
-/// Adds to a result of SQLite what was being done, and where.
+/// Adds the failed action and the catalog's path to an error of SQLite.
 pub(super) trait Context<T> {
     fn during(self, action: &'static str, path: &Path) -> Result<T, Error>;
 }

@@ -1,26 +1,26 @@
-//! The catalog: what this machine knows of a repository it writes to. All SQL is here.
+//! The catalog: this machine's database about a repository that it writes to. All SQL is in this module.
 //!
-//! It makes backups cheap (what is stored already, and where; what each file looked like last time), and it
-//! holds what this machine trusts, so that nothing at the target has to be believed. It is never needed
-//! for a restore.
+//! The catalog makes backups cheap (stored chunks and their locations; the last state of each file), and it
+//! records the trusted keys, so that nothing in the repository has to be trusted blindly. A restore never
+//! needs it.
 //!
-//! It may claim less than the repository has, and never more: see [`packs`]. Whether it does is for
-//! [`crate::inventory`] to find out.
+//! A catalog may claim less than the repository has, but never more: see [`packs`]. [`crate::inventory`]
+//! enforces this.
 //!
 //! - [`trust`]: repository, host key, recipients, encryption; fixed at init
-//! - [`chunks`]: packs, blocks and chunks: what is stored, and where
-//! - [`packs`]: which packs may be built upon, and what goes when one may not any more
-//! - [`directories`]: directories in segments of about 1,000 entries, each with all that its tree node holds
-//! - [`stats`]: the stat identity of a segment's entries, in a form that is compared as bytes
-//! - [`put_off`]: files that a run looks at again before it makes its snapshot
+//! - [`chunks`]: packs, blocks and chunks, and where they are stored
+//! - [`packs`]: condemned packs, and the removal of claims that depend on them
+//! - [`directories`]: directories in segments of about 1,000 entries, each with its encoded tree node
+//! - [`stats`]: the stat data of a segment's entries, in a form that is compared bytewise
+//! - [`retry_queue`]: files that a run reads again before it makes its snapshot
 //! - [`snapshots`]: sources, snapshots and the blocks that each uses
-//! - [`sums`]: how a damaged row is noticed
-//! - [`claims`]: rows that rest on blocks, and go when those are lost or they themselves are damaged
-//! - [`verify`]: whether it agrees with itself
-//! - [`numbers`]: lists of integers as small blobs
+//! - [`sums`]: checksums of rows
+//! - [`claims`]: rows that depend on blocks; dropped if a block is lost or the row is damaged
+//! - [`verify`]: internal consistency
+//! - [`numbers`]: lists of integers as compact blobs
 //!
-//! One [`Catalog`] writes, in one transaction that spans all since the last [`Catalog::commit`]; a
-//! [`Past`] on a second connection reads what was committed, while the first is busy.
+//! One [`Catalog`] writes, in one transaction from each [`Catalog::commit`] to the next; a [`Past`] reads the
+//! committed state on a second connection at the same time.
 
 mod chunks;
 mod claims;
@@ -55,13 +55,12 @@ pub use trust::{LastRun, Trust};
 use crate::format::RepositoryId;
 use error::Context;
 
-/// The schema's number, in SQLite's `user_version`. There is no way from one to another yet: a catalog of
-/// another number is refused.
+/// The schema version, in SQLite's `user_version`. There are no migrations: other versions are refused.
 const SCHEMA: i64 = 6;
 
-/// Pages of SQLite's cache of what writes, in KiB. Lookups beyond it stay on disk.
+/// SQLite's page cache of the connection that writes, in KiB.
 const CACHE_KIB: i64 = 6 << 10;
-/// The same of what only reads: it goes from one end to the other.
+/// The page cache of connections that only read, in KiB: they mostly scan, so a larger one is of little use.
 const READ_CACHE_KIB: i64 = 2 << 10;
 
 /// The catalog, opened for writing. Everything since the last commit is one transaction.
@@ -73,9 +72,9 @@ pub struct Catalog {
 }
 
 impl Catalog {
-    /// Makes the catalog of a new repository, readable by its user only.
+    /// Creates the catalog of a new repository, readable by its user only.
     pub fn create(path: &Path, trust: Trust) -> Result<Self, Error> {
-        // SQLite would make it readable by everyone.
+        // SQLite would make the file readable by all users.
         let made = OpenOptions::new().write(true).create_new(true).mode(0o600).open(path);
         made.map_err(|source| Error::File { path: path.to_owned(), source })?;
         let db = connect(path, OpenFlags::SQLITE_OPEN_READ_WRITE)?;
@@ -93,24 +92,24 @@ impl Catalog {
         Ok(Catalog { db, path: path.to_owned(), trust })
     }
 
-    /// Opens the catalog of `repository` to look at it, beside a run that may be writing.
+    /// Opens the catalog of `repository` read-only, possibly while a run writes to it.
     pub fn view(path: &Path, repository: RepositoryId) -> Result<Self, Error> {
         let (db, trust) = open(path, repository, OpenFlags::SQLITE_OPEN_READ_ONLY)?;
         Ok(Catalog { db, path: path.to_owned(), trust })
     }
 
-    /// What this machine trusts.
+    /// The trusted keys and fixed properties of the repository.
     pub fn trust(&self) -> &Trust {
         &self.trust
     }
 
-    /// A second connection, which reads what was committed.
+    /// Opens a second connection, which reads the committed state.
     pub fn past(&self) -> Result<Past, Error> {
         let db = connect(&self.path, OpenFlags::SQLITE_OPEN_READ_ONLY)?;
         Ok(Past::new(db, self.path.clone()))
     }
 
-    /// Makes everything since the last commit durable, and begins anew.
+    /// Makes everything since the last commit durable, and begins a new transaction.
     pub fn commit(&mut self) -> Result<(), Error> {
         let end =
             "UPDATE trust SET next_block = max(next_block, (SELECT coalesce(max(id), 0) + 1 FROM blocks)); COMMIT";
@@ -118,7 +117,7 @@ impl Catalog {
         begin(&self.db, &self.path)
     }
 
-    /// Commits and closes it. Nothing is left beside the file, so it can be moved.
+    /// Commits and closes the catalog. It is then a single file, so it can be moved.
     pub fn close(self) -> Result<(), Error> {
         let end = || {
             self.db.execute_batch("COMMIT")?;
@@ -127,14 +126,14 @@ impl Catalog {
         end().during("close the catalog", &self.path)
     }
 
-    /// An error in SQL that was run to do `action`.
+    /// Converts an error of SQL that was run to do `action`.
     fn failed(&self, action: &'static str) -> impl FnOnce(rusqlite::Error) -> Error {
         let path = self.path.clone();
         move |source| Error::sqlite(action, &path, source)
     }
 }
 
-/// What a catalog says to those who only look: no transaction is begun, and nothing is written.
+/// Reads the trust of a catalog without a transaction; `None` if there is no catalog.
 pub fn trust_of(path: &Path, repository: RepositoryId) -> Result<Option<Trust>, Error> {
     match path.try_exists() {
         Ok(false) => Ok(None),
@@ -167,11 +166,11 @@ fn connect(path: &Path, flags: OpenFlags) -> Result<Connection, Error> {
         let writes = flags.contains(OpenFlags::SQLITE_OPEN_READ_WRITE);
         if writes {
             db.pragma_update(None, "journal_mode", "wal")?;
-            // A commit that was reported must survive a power cut: others build on it.
+            // A reported commit must survive a power cut: later writes to the repository depend on it.
             db.pragma_update(None, "synchronous", "full")?;
         }
         db.pragma_update(None, "cache_size", if writes { -CACHE_KIB } else { -READ_CACHE_KIB })?;
-        // Otherwise a statement is planned anew for each value that it compares with.
+        // Otherwise SQLite plans a statement again for each bound value.
         db.set_db_config(DbConfig::SQLITE_DBCONFIG_ENABLE_QPSG, true)?;
         db.pragma_update(None, "temp_store", "memory")?;
         db.pragma_update(None, "trusted_schema", false)?;

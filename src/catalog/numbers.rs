@@ -1,8 +1,8 @@
-//! Integers in small blobs: LEB128, and lists of neighbouring numbers as differences.
+//! Integers in compact blobs: LEB128, with delta encoding for lists.
 
 use super::chunks::BlockId;
 
-/// Appends `value` in groups of seven bits, the low ones first.
+/// Appends `value` in LEB128.
 pub(super) fn put(out: &mut Vec<u8>, mut value: u64) {
     while value >= 0x80 {
         out.push(value as u8 | 0x80);
@@ -11,7 +11,7 @@ pub(super) fn put(out: &mut Vec<u8>, mut value: u64) {
     out.push(value as u8);
 }
 
-/// Takes a number off the front of `bytes`.
+/// Removes a number from the front of `bytes`. Returns `None` if it is truncated or too large.
 pub(super) fn take(bytes: &mut &[u8]) -> Option<u64> {
     let mut value = 0u64;
     for shift in (0..64).step_by(7) {
@@ -25,18 +25,18 @@ pub(super) fn take(bytes: &mut &[u8]) -> Option<u64> {
     None
 }
 
-/// Appends a signed number, small ones short.
+/// Appends a signed number in zigzag encoding.
 pub(super) fn put_signed(out: &mut Vec<u8>, value: i64) {
     put(out, ((value << 1) ^ (value >> 63)) as u64);
 }
 
-/// Takes a signed number off the front.
+/// Removes a signed number from the front of `bytes`.
 pub(super) fn take_signed(bytes: &mut &[u8]) -> Option<i64> {
     let value = take(bytes)?;
     Some((value >> 1) as i64 ^ -((value & 1) as i64))
 }
 
-/// A list of blocks as a blob, order and repetitions kept.
+/// Encodes a list of blocks, keeping order and repetitions.
 pub(super) fn from_blocks(blocks: &[BlockId]) -> Vec<u8> {
     let mut out = Vec::with_capacity(blocks.len() * 2);
     let mut last = 0;
@@ -47,7 +47,7 @@ pub(super) fn from_blocks(blocks: &[BlockId]) -> Vec<u8> {
     out
 }
 
-/// The list of blocks in a blob.
+/// Decodes a list of blocks.
 pub(super) fn to_blocks(mut bytes: &[u8]) -> Option<Vec<BlockId>> {
     let mut blocks = Vec::with_capacity(bytes.len());
     let mut last = 0i64;

@@ -1,9 +1,9 @@
-//! Packs as a whole: which of them may be built upon.
+//! Condemned packs: packs that new snapshots must not refer to.
 //!
-//! The catalog may claim less than the repository has, which costs space, but never more: a snapshot would name what is
-//! not there. So a pack that is missing or damaged is *condemned*: its chunks are forgotten, and the segments and
-//! directories whose nodes refer to it, so that the next backup reads and stores again what is still at the source.
-//! Rows of the pack and its blocks stay, since older snapshots name them.
+//! The catalog may claim less than the repository has, which only costs space, but never more: a snapshot would refer to
+//! missing data. So a missing or damaged pack is *condemned*: all claims on its blocks are dropped (chunks, segments,
+//! directories and extent nodes), and the next backup reads and stores data again that still exists at the source. The
+//! rows of the pack and its blocks stay, since older snapshots refer to them.
 
 use roaring::RoaringTreemap;
 use rusqlite::{OptionalExtension, Row, params};
@@ -14,35 +14,35 @@ use crate::format::index::{BlockRuns, IndexedPack, PackKind};
 use crate::format::{Digest, PackId};
 use crate::source::now;
 
-/// Rows that are looked at together. Whatever has to be gone through, no more is held.
+/// The number of rows per page of a scan, which limits its memory.
 const PAGE: usize = 512;
 
-/// Packs that are not to be built upon any more.
+/// Newly condemned packs.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Condemned {
-    /// How many.
+    /// The number of packs.
     pub packs: u64,
-    /// Their bytes.
+    /// Their total size in bytes.
     pub bytes: u64,
 }
 
-/// A pack as the catalog knows it.
+/// A pack in the catalog.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct KnownPack {
-    /// Its row.
+    /// The pack's row in the catalog.
     pub row: PackRow,
-    /// Its id.
+    /// The pack's id in the repository.
     pub id: PackId,
-    /// Its bytes.
+    /// The size in bytes.
     pub length: u64,
-    /// Their digest.
+    /// The digest of all bytes.
     pub digest: Digest,
-    /// When it was stored, or last found to be there, in seconds since 1970.
+    /// The time at which the pack was stored or last checked, in seconds since 1970.
     pub verified: i64,
 }
 
 impl Catalog {
-    /// Begins a list of the packs that are at the target.
+    /// Empties the list of packs in the repository.
     pub fn begin_listing(&self) -> Result<(), Error> {
         self.db.execute("DELETE FROM listing", []).map(drop).map_err(self.failed("list packs"))
     }
@@ -56,7 +56,7 @@ impl Catalog {
         add().map(drop).map_err(self.failed("list packs"))
     }
 
-    /// The bytes of a pack on the list.
+    /// The length of a pack on the list, in bytes.
     pub fn listed(&self, pack: PackId) -> Result<Option<u64>, Error> {
         let find = || {
             let mut statement = self.db.prepare_cached("SELECT length FROM listing WHERE pack = ?")?;
@@ -65,21 +65,21 @@ impl Catalog {
         find().map_err(self.failed("list packs"))
     }
 
-    /// Packs on the list that the catalog does not know.
+    /// Counts packs on the list that are not in the catalog.
     pub fn unknown_listed(&self) -> Result<u64, Error> {
         let count = "SELECT count(*) FROM listing WHERE pack NOT IN (SELECT uuid FROM packs)";
         let found = self.db.query_row(count, [], |row| row.get::<_, i64>(0));
         Ok(found.map_err(self.failed("list packs"))? as u64)
     }
 
-    /// Whether any pack that may be built upon is on the list.
+    /// Whether any pack that is not condemned is on the list.
     pub fn any_listed(&self) -> Result<bool, Error> {
         let any = "SELECT EXISTS (SELECT 1 FROM packs JOIN listing ON listing.pack = uuid WHERE condemned = 0)";
         self.db.query_row(any, [], |row| row.get(0)).map_err(self.failed("list packs"))
     }
 
-    /// Condemns packs that are not on the list, or with another length. Calls `found` with each of them, and with the
-    /// length on the list if it has one.
+    /// Condemns packs that are not on the list, or have another length there. Calls `found` with each of them and with its
+    /// length on the list, if any.
     pub fn condemn_unlisted(&self, found: &mut dyn FnMut(&KnownPack, Option<u64>)) -> Result<Condemned, Error> {
         let unlisted = format!(
             "{KNOWN_PACK}, listing.length FROM packs LEFT JOIN listing ON listing.pack = uuid
@@ -98,7 +98,7 @@ impl Catalog {
         self.drop_marked()
     }
 
-    /// Condemns packs.
+    /// Condemns these packs.
     pub fn condemn(&self, packs: &[PackRow]) -> Result<Condemned, Error> {
         packs.iter().try_for_each(|pack| self.mark(*pack))?;
         self.drop_marked()
@@ -109,7 +109,7 @@ impl Catalog {
         set.map(drop).map_err(self.failed("condemn packs"))
     }
 
-    /// Takes back all that rests on marked packs.
+    /// Drops all claims on marked packs, and condemns them.
     fn drop_marked(&self) -> Result<Condemned, Error> {
         let count = || {
             let count = "SELECT count(*), coalesce(sum(length), 0) FROM packs WHERE condemned = 2";
@@ -118,7 +118,7 @@ impl Catalog {
             let mut statement =
                 self.db.prepare("SELECT blocks.id FROM packs JOIN blocks ON pack = packs.id WHERE condemned = 2")?;
             let mut rows = statement.query([])?;
-            // As a bitmap, like the blocks that a snapshot uses: ids of a pack's blocks are neighbours.
+            // A bitmap, as for a snapshot's blocks: the ids of a pack's blocks are consecutive.
             let mut gone = RoaringTreemap::new();
             while let Some(row) = rows.next()? {
                 gone.insert(row.get::<_, i64>(0)? as u64);
@@ -134,8 +134,8 @@ impl Catalog {
         Ok(condemned)
     }
 
-    /// Goes through the rows of `select`, which takes those above ?1, at most ?2 of them, in order. `handle` returns the
-    /// number that a row stands under; it may delete rows.
+    /// Scans the rows of `select`, which must return rows with keys above ?1 in ascending order, at most ?2 of them.
+    /// `handle` returns the key of its row, and may delete rows.
     pub(super) fn in_pages<T>(
         &self,
         select: &str,
@@ -148,7 +148,7 @@ impl Catalog {
                 let mut statement = self.db.prepare_cached(select)?;
                 statement.query_map(params![last, PAGE as i64], &read)?.collect::<rusqlite::Result<Vec<_>>>()
             };
-            let page = page().map_err(self.failed("go through the catalog"))?;
+            let page = page().map_err(self.failed("scan the catalog"))?;
             let full = page.len() == PAGE;
             for row in page {
                 last = handle(row)?;
@@ -159,7 +159,7 @@ impl Catalog {
         }
     }
 
-    /// The row of a pack, if it is known.
+    /// The row of a pack, if it is in the catalog.
     pub fn pack(&self, id: PackId) -> Result<Option<PackRow>, Error> {
         let find = || {
             let mut statement = self.db.prepare_cached("SELECT id FROM packs WHERE uuid = ?")?;
@@ -168,8 +168,8 @@ impl Catalog {
         find().map_err(self.failed("look up a pack"))
     }
 
-    /// Adds a pack that an index names and the catalog does not know. If it is not `there`, it is condemned from the start:
-    /// only snapshots may name its blocks.
+    /// Adds a pack from an index. If it is not `there`, it is condemned from the start: only existing snapshots may refer
+    /// to its blocks.
     pub fn import_pack(&self, pack: &IndexedPack, there: bool) -> Result<(), Error> {
         let mut block = self.next_block()?;
         let mut add = || -> rusqlite::Result<()> {
@@ -211,7 +211,7 @@ impl Catalog {
         add().map_err(self.failed("add a pack"))
     }
 
-    /// Adds blocks of a pack to `blocks`, or takes them out of it. False if not all of them are known.
+    /// Adds runs of packs' blocks to `blocks`, or removes them. Returns false if not all of them are in the catalog.
     pub fn apply_runs(
         &self,
         blocks: &mut RoaringTreemap,
@@ -248,7 +248,7 @@ impl Catalog {
         Ok(all)
     }
 
-    /// Packs that were last found to be there before a time, the longest ago first; at most `most`.
+    /// Packs last checked before a time (seconds since 1970), in ascending order of that time; at most `most`.
     pub fn longest_unverified(&self, before: i64, most: usize) -> Result<Vec<KnownPack>, Error> {
         let find = || {
             self.db
@@ -261,33 +261,33 @@ impl Catalog {
         find().map_err(self.failed("look up packs"))?.into_iter().map(|pack| self.checked(pack)).collect()
     }
 
-    /// Notes that a pack was found to be there.
+    /// Records the time at which a pack was checked, in seconds since 1970.
     pub fn set_verified(&self, pack: PackRow, at: i64) -> Result<(), Error> {
         let set = self.db.execute("UPDATE packs SET verified = ? WHERE id = ?", [at, pack.0]);
-        set.map(drop).map_err(self.failed("note a pack"))
+        set.map(drop).map_err(self.failed("record a checked pack"))
     }
 
     pub(super) fn checked(&self, raw: RawPack) -> Result<KnownPack, Error> {
         let RawPack { row, uuid, length, digest, verified, whole } = raw;
         if !whole {
-            return Err(self.damaged("a pack's row is not what was written"));
+            return Err(self.damaged("a pack's row does not match its checksum"));
         }
         let id = PackId::from_slice(&uuid).map_err(|e| self.damaged(e))?;
-        let digest = Digest::from_slice(&digest).ok_or_else(|| self.damaged("a pack's digest is cut off"))?;
+        let digest = Digest::from_slice(&digest).ok_or_else(|| self.damaged("a pack's digest is truncated"))?;
         Ok(KnownPack { row, id, length, digest, verified })
     }
 }
 
 pub(super) const KNOWN_PACK: &str = "SELECT id, uuid, packs.length, digest, verified, kind, sum";
 
-/// A pack as it was read, not yet checked.
+/// A pack's row as it was read, not yet validated.
 pub(super) struct RawPack {
     row: PackRow,
     uuid: Vec<u8>,
     length: u64,
     digest: Vec<u8>,
     verified: i64,
-    /// Its sum is right.
+    /// Whether the row matches its checksum.
     whole: bool,
 }
 
@@ -310,7 +310,7 @@ mod tests {
     use crate::catalog::{DirectoryId, Past, Stored};
     use crate::format::index::IndexedBlock;
 
-    /// A pack of blocks of one chunk each, named by these numbers.
+    /// A pack with a block of one chunk for each of these numbers.
     fn pack(chunks: std::ops::Range<u32>) -> IndexedPack {
         let block = |i| IndexedBlock { length: 10, chunks: vec![(digest(i), 5)] };
         IndexedPack {
@@ -329,7 +329,7 @@ mod tests {
         catalog.chunk(&digest(i)).unwrap().expect("a known chunk").block
     }
 
-    /// A directory whose single segment, itself stored in `node`, refers to these blocks.
+    /// Adds a directory with a single segment, whose node is stored in block `node` and refers to these blocks.
     fn directory(catalog: &Catalog, name: &[u8], node: BlockId, blocks: &[BlockId], more: &[BlockId]) -> DirectoryId {
         let id = catalog.enter_directory(DirectoryId(-1), name, (1, name.len() as u64)).unwrap();
         let stored = Stored { digest: Digest::of(b""), block: node, start: 0, length: 1 };
@@ -344,10 +344,10 @@ mod tests {
     }
 
     #[test]
-    fn what_rests_on_a_condemned_pack_is_forgotten_and_nothing_else() {
+    fn exactly_the_claims_on_a_condemned_pack_are_dropped() {
         let folder = tempfile::tempdir().unwrap();
         let mut catalog = catalog(folder.path());
-        // More rows of each kind than are looked at together.
+        // More than one page of rows of each kind.
         let many = 3 * PAGE as u32 / 2;
         let (good, bad) = (pack(0..many), pack(many..2 * many));
         for pack in [&good, &bad] {
@@ -365,7 +365,7 @@ mod tests {
         for (name, node, blocks, more, _) in cases {
             directory(&catalog, name, node, blocks, more);
         }
-        // A long directory: its segments are good, the nodes that list them are not.
+        // A long directory: its segments are intact, but its index nodes are lost.
         let indexed = directory(&catalog, b"indexed", g, &[g], &[]);
         let stored = Stored { digest: Digest::of(b"i"), block: g, start: 0, length: 1 };
         catalog.finish_directory(indexed, 2, Some(&stored), &[g, b]).unwrap();
@@ -398,17 +398,17 @@ mod tests {
         assert_eq!((usable.len(), all.len()), (u64::from(many), 2 * u64::from(many)));
         assert_eq!(catalog.count_chunks(&usable).unwrap(), (u64::from(many), 0));
         assert_eq!(catalog.count_lost_nodes(&usable).unwrap(), 0);
-        // Snapshots may name the blocks still, so these mean what they meant.
+        // Snapshots may still refer to the blocks, so their ids remain valid.
         assert_eq!(catalog.ordinal(b).unwrap(), (bad.id, 0));
         assert_eq!(catalog.next_block().unwrap(), next);
-        // What is stored again is known again.
+        // A chunk that is stored again is found again.
         catalog.import_pack(&pack(many..2 * many), true).unwrap();
         assert_ne!(block_of(&catalog, many), b);
         assert_eq!(catalog.condemn(&[row]).unwrap(), Condemned::default());
     }
 
     #[test]
-    fn packs_that_are_not_on_the_list_or_with_another_length_are_condemned() {
+    fn packs_that_are_not_listed_or_have_another_length_are_condemned() {
         let folder = tempfile::tempdir().unwrap();
         let catalog = catalog(folder.path());
         let packs = [pack(0..3), pack(3..6), pack(6..9)];
@@ -424,20 +424,20 @@ mod tests {
         assert_eq!(seen, [(packs[1].id, Some(29)), (packs[2].id, None)]);
         assert_eq!(condemned, Condemned { packs: 2, bytes: 60 });
         assert!(catalog.chunk(&digest(0)).unwrap().is_some() && catalog.chunk(&digest(3)).unwrap().is_none());
-        // Once is enough.
+        // A second call is a no-op.
         let again = catalog.condemn_unlisted(&mut |_, _| unreachable!("condemned already")).unwrap();
         assert_eq!(again, Condemned::default());
     }
 
     #[test]
-    fn a_pack_that_is_missing_when_it_is_learnt_of_can_be_named_and_not_built_upon() {
+    fn a_missing_pack_from_an_index_has_blocks_but_no_chunks() {
         let folder = tempfile::tempdir().unwrap();
         let catalog = catalog(folder.path());
         let (there, missing) = (pack(0..4), pack(2..8));
         catalog.import_pack(&missing, false).unwrap();
         catalog.import_pack(&there, true).unwrap();
         assert!(catalog.chunk(&digest(7)).unwrap().is_none());
-        // It is in both; the one that is there counts.
+        // The chunk is in both packs; only the existing pack counts.
         assert_eq!(catalog.location(block_of(&catalog, 2)).unwrap().pack, there.id);
         let mut used = RoaringTreemap::new();
         assert!(
@@ -453,7 +453,7 @@ mod tests {
     }
 
     #[test]
-    fn those_that_nobody_looked_at_longest_come_first() {
+    fn the_least_recently_checked_packs_come_first() {
         let folder = tempfile::tempdir().unwrap();
         let catalog = catalog(folder.path());
         let packs: Vec<_> = (0..5).map(|i| pack(i..i + 1)).collect();

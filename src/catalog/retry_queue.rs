@@ -1,35 +1,36 @@
-//! Files that were put off: each is looked at again before the snapshot is made.
+//! The retry queue: files that changed while they were read, or just before. They are read again before the snapshot is
+//! made.
 //!
-//! They wait here, and not in memory: there may be many.
+//! The queue is in the catalog and not in memory, because it may be long.
 
 use rusqlite::params;
 
 use super::error::Context;
 use super::{Catalog, DirectoryId, Error, Past};
 
-/// A file that was put off.
+/// A file in the retry queue.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct DeferredFile {
-    /// The directory that it is in.
+    /// The directory that contains the file.
     pub directory: DirectoryId,
-    /// Its name there.
+    /// The file's name in the directory.
     pub name: Vec<u8>,
-    /// How often it was found changing.
+    /// The number of reads during which the file changed.
     pub tries: u32,
-    /// There was something of its name in the snapshot before.
+    /// Whether the previous snapshot has an entry with this name.
     pub existed: bool,
-    /// What its directory has of it so far.
+    /// The file's entry in its directory so far.
     pub stored: StoredState,
 }
 
-/// What was stored of a file that was put off.
+/// The entry of a deferred file in its directory.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum StoredState {
-    /// Nothing: the directory has no such entry.
+    /// The directory has no entry for the file.
     Nothing,
-    /// An entry that is marked as changed while it was read.
+    /// The entry is marked as changed while it was read.
     Changed,
-    /// An entry that may be out of date.
+    /// The entry may be outdated, since the file had been changed just before it was read.
     Fresh,
 }
 
@@ -52,7 +53,7 @@ impl StoredState {
 }
 
 impl Catalog {
-    /// Puts a file off.
+    /// Adds a file to the retry queue.
     pub fn defer(&self, file: &DeferredFile) -> Result<(), Error> {
         let add = || {
             self.db.prepare_cached("INSERT OR REPLACE INTO put_off VALUES (?, ?, ?, ?, ?)")?.execute(params![
@@ -63,33 +64,33 @@ impl Catalog {
                 file.stored.code()
             ])
         };
-        add().map(drop).map_err(self.failed("put a file off"))
+        add().map(drop).map_err(self.failed("add a file to the retry queue"))
     }
 
-    /// Says that a file is looked at now.
+    /// Removes a file from the retry queue.
     pub fn remove_deferred(&self, directory: DirectoryId, name: &[u8]) -> Result<(), Error> {
         let remove = || {
             self.db
                 .prepare_cached("DELETE FROM put_off WHERE directory = ? AND name = ?")?
                 .execute(params![directory.0, name])
         };
-        remove().map(drop).map_err(self.failed("take a file up"))
+        remove().map(drop).map_err(self.failed("remove a file from the retry queue"))
     }
 
-    /// Whether files wait.
+    /// Whether the retry queue has any files.
     pub fn has_deferred(&self) -> Result<bool, Error> {
         let any = self.db.query_row("SELECT EXISTS (SELECT 1 FROM put_off)", [], |row| row.get(0));
-        any.map_err(self.failed("look for files that were put off"))
+        any.map_err(self.failed("read the retry queue"))
     }
 
-    /// Forgets what an earlier run put off: this one looks at everything anyway.
+    /// Empties the retry queue at the start of a run, which reads all changed files anyway.
     pub fn clear_deferred(&self) -> Result<(), Error> {
-        self.db.execute("DELETE FROM put_off", []).map(drop).map_err(self.failed("forget files that were put off"))
+        self.db.execute("DELETE FROM put_off", []).map(drop).map_err(self.failed("empty the retry queue"))
     }
 }
 
 impl Past {
-    /// At most `most` of the files that were put off, in order, behind the one given.
+    /// The next files of the retry queue after `after`, at most `most`, ordered by directory and name.
     pub fn deferred(&self, after: Option<&DeferredFile>, most: usize) -> Result<Vec<DeferredFile>, Error> {
         let (directory, name) = after.map_or((i64::MIN, &[][..]), |file| (file.directory.0, &file.name));
         let find = || {
@@ -109,7 +110,7 @@ impl Past {
                 })?
                 .collect::<rusqlite::Result<_>>()
         };
-        find().during("read files that were put off", &self.path)
+        find().during("read the retry queue", &self.path)
     }
 }
 
@@ -119,7 +120,7 @@ mod tests {
     use crate::catalog::tests::catalog;
 
     #[test]
-    fn what_is_put_off_waits_in_order_until_it_is_taken_up() {
+    fn deferred_files_are_returned_in_order_until_they_are_removed() {
         let folder = tempfile::tempdir().unwrap();
         let mut catalog = catalog(folder.path());
         let file = |directory, name: &str, stored| DeferredFile {

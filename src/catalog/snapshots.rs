@@ -11,50 +11,50 @@ use crate::format::id::{SnapshotId, SourceId};
 use crate::format::name::SnapshotName;
 use crate::format::source::Source;
 
-/// Names a source in this catalog.
+/// The id of a source in this catalog.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct SourceRow(pub i64);
 
-/// A snapshot, as far as the host knows it without a key.
+/// A snapshot in the catalog, which the host can read without the owner's key.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct SnapshotRow {
-    /// Its place.
+    /// Source, number, time and id.
     pub name: SnapshotName,
-    /// Its source's name.
+    /// The name of the source.
     pub source: String,
-    /// What it was given to be found by. Indexes do not tell, so a rebuilt catalog does not know it.
+    /// Host, paths and tags. Indexes do not contain them, so they are `None` in a rebuilt catalog.
     pub labels: Option<Labels>,
-    /// Regular files.
+    /// The number of regular files.
     pub files: u64,
-    /// Their sizes added up.
+    /// Their total size in bytes.
     pub bytes: u64,
-    /// Bytes that it added.
+    /// The number of bytes that were stored for this snapshot.
     pub stored_bytes: u64,
-    /// Whether it is at the target.
+    /// Whether the snapshot is in the repository.
     pub presence: Presence,
-    /// The identity of its root directory.
+    /// The stat data of the root directory.
     pub root: Stats,
 }
 
-/// What a snapshot was given to be found by.
+/// The labels by which users select snapshots.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Labels {
-    /// The machine.
+    /// The host name of the machine.
     pub host: String,
-    /// The paths that were given.
+    /// The paths that were backed up.
     pub paths: Vec<Vec<u8>>,
-    /// The tags that were given.
+    /// The tags of the snapshot.
     pub tags: Vec<String>,
 }
 
-/// What is known of a snapshot's object.
+/// The state of a snapshot's object in the repository.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Presence {
-    /// It was about to be written.
+    /// The object was about to be written.
     Intended,
-    /// It is at the target.
+    /// The object is in the repository.
     There,
-    /// It was looked for and not found. It may turn up: a listing can be incomplete.
+    /// The object was not found. It may reappear, since listings can be incomplete.
     NotFound,
 }
 
@@ -73,7 +73,7 @@ impl Presence {
 }
 
 impl Catalog {
-    /// The source of this name, if there is one.
+    /// Looks up a source by its name.
     pub fn source(&self, name: &str) -> Result<Option<(SourceRow, SourceId)>, Error> {
         let found = self
             .db
@@ -85,13 +85,13 @@ impl Catalog {
         found.map(|(row, raw)| Ok((row, self.known_source(raw)?.id))).transpose()
     }
 
-    /// The source of this id, if it is known.
+    /// Looks up a source by its id.
     pub fn source_by_id(&self, id: SourceId) -> Result<Option<SourceRow>, Error> {
         let found = self.db.query_row("SELECT id FROM sources WHERE uuid = ?", [id.as_bytes()], |row| row.get(0));
         Ok(found.optional().map_err(self.failed("look up a source"))?.map(SourceRow))
     }
 
-    /// All sources: ids and names.
+    /// Ids and names of all sources.
     pub fn sources(&self) -> Result<Vec<Source>, Error> {
         let find = || {
             let mut statement = self.db.prepare("SELECT id, uuid, name, sum FROM sources ORDER BY id")?;
@@ -101,7 +101,7 @@ impl Catalog {
     }
 
     fn known_source(&self, raw: Option<(Vec<u8>, String)>) -> Result<Source, Error> {
-        let (uuid, name) = raw.ok_or_else(|| self.damaged("a source is not what was written"))?;
+        let (uuid, name) = raw.ok_or_else(|| self.damaged("a source does not match its checksum"))?;
         Ok(Source { id: SourceId::from_slice(&uuid).map_err(|e| self.damaged(e))?, name })
     }
 
@@ -114,7 +114,7 @@ impl Catalog {
         Ok(SourceRow(self.db.last_insert_rowid()))
     }
 
-    /// Adds a snapshot that is about to be written, or was found; `blocks`: what it uses, if that is known.
+    /// Adds a snapshot that is about to be written, or was found in an index, with the blocks that it uses, if known.
     pub fn add_snapshot(
         &self,
         snapshot: &SnapshotRow,
@@ -158,17 +158,17 @@ impl Catalog {
         added.map(drop).map_err(self.failed("add a snapshot"))
     }
 
-    /// Records that a snapshot is at the target, and how many bytes it added, if that is known.
+    /// Records that a snapshot is in the repository, and the number of bytes stored for it, if known.
     pub fn set_there(&self, id: SnapshotId, stored_bytes: Option<u64>) -> Result<(), Error> {
         let set = self.db.execute(
             "UPDATE snapshots SET presence = 1, stored = coalesce(?, stored) WHERE uuid = ?",
             params![stored_bytes.map(|bytes| bytes as i64), id.0],
         );
-        set.map(drop).map_err(self.failed("note a snapshot"))
+        set.map(drop).map_err(self.failed("update a snapshot"))
     }
 
-    /// Records that a snapshot was not found at the target. Its source's root directory may be in no snapshot now, so the
-    /// next run must not take it for unchanged.
+    /// Records that a snapshot is not in the repository. Its source's root directory may now be in no snapshot, so the next
+    /// run must not take it for unchanged.
     pub fn set_not_found(&self, id: SnapshotId) -> Result<(), Error> {
         let set = || {
             let unlink = "UPDATE directories SET linked = 0
@@ -176,10 +176,10 @@ impl Catalog {
             self.db.execute(unlink, [id.0])?;
             self.db.execute("UPDATE snapshots SET presence = 2 WHERE uuid = ?", [id.0])
         };
-        set().map(drop).map_err(self.failed("note a snapshot"))
+        set().map(drop).map_err(self.failed("update a snapshot"))
     }
 
-    /// Forgets a snapshot of this number that was not found at the target.
+    /// Removes the snapshot with this number from the catalog if it is not in the repository.
     pub fn forget_not_found(&self, sequence: u64) -> Result<(), Error> {
         let removed = self.db.execute("DELETE FROM snapshots WHERE sequence = ? AND presence = 2", [sequence as i64]);
         removed.map(drop).map_err(self.failed("remove a snapshot"))
@@ -197,14 +197,14 @@ impl Catalog {
         rows.into_iter().map(|raw| self.snapshot(raw)).collect()
     }
 
-    /// When the backup of the newest snapshot began, as its name says; `None` if there is no snapshot.
+    /// The start time of the newest snapshot, in the format of object names; `None` if there are no snapshots.
     pub fn newest_time(&self) -> Result<Option<String>, Error> {
         let select = "SELECT time FROM snapshots ORDER BY sequence DESC LIMIT 1";
         let newest = self.db.query_row(select, [], |row| row.get(0)).optional();
         newest.map_err(self.failed("read the last snapshot"))
     }
 
-    /// The newest snapshot of a source that is at the target, and its blocks, if these are known.
+    /// The newest snapshot of a source that is in the repository, and its blocks, if known.
     pub fn latest_snapshot(&self, source: SourceRow) -> Result<Option<(SnapshotRow, Option<RoaringTreemap>)>, Error> {
         let raw = self
             .db
@@ -221,26 +221,26 @@ impl Catalog {
         Ok(Some((row, blocks)))
     }
 
-    /// The blocks that a snapshot uses; none if it, or they, are not known.
+    /// The blocks that a snapshot uses; `None` if the snapshot or its blocks are unknown.
     pub fn snapshot_blocks(&self, id: SnapshotId) -> Result<Option<RoaringTreemap>, Error> {
         let bitmap = self.db.query_row("SELECT blocks FROM snapshots WHERE uuid = ?", [id.0], |row| row.get(0));
         self.bitmap(id, bitmap.optional().map_err(self.failed("read a snapshot"))?.flatten())
     }
 
-    /// Whether a snapshot is known.
+    /// Whether a snapshot is in the catalog.
     pub fn has_snapshot(&self, id: SnapshotId) -> Result<bool, Error> {
         let found = self.db.query_row("SELECT 1 FROM snapshots WHERE uuid = ?", [id.0], |_| Ok(()));
         Ok(found.optional().map_err(self.failed("read a snapshot"))?.is_some())
     }
 
-    /// The number of the newest snapshot; 0: there is none.
+    /// The number of the newest snapshot; 0 if there are no snapshots.
     pub fn last_sequence(&self) -> Result<u64, Error> {
         let last =
             self.db.query_row("SELECT coalesce(max(sequence), 0) FROM snapshots", [], |row| row.get::<_, i64>(0));
         Ok(last.map_err(self.failed("read the last snapshot"))? as u64)
     }
 
-    /// Whether there is a snapshot of this number.
+    /// Whether there is a snapshot with this number.
     pub fn has_sequence(&self, sequence: u64) -> Result<bool, Error> {
         let select = "SELECT 1 FROM snapshots WHERE sequence = ?";
         let found = self.db.query_row(select, [sequence as i64], |_| Ok(()));
@@ -252,12 +252,12 @@ impl Catalog {
             Some((bitmap, sum)) if *sum == bitmap_sum(id, bitmap) => {
                 RoaringTreemap::deserialize_from(bitmap).map_err(|e| self.damaged(e))
             }
-            _ => Err(self.damaged("the blocks of a snapshot are not what was written")),
+            _ => Err(self.damaged("the blocks of a snapshot do not match their checksum")),
         };
         bytes.map(read).transpose()
     }
 
-    /// Files and bytes of the newest snapshot of a source that is at the target.
+    /// Number of files and total bytes of the newest snapshot of a source that is in the repository.
     pub fn latest_size(&self, source: SourceRow) -> Result<Option<(u64, u64)>, Error> {
         let size = self.db.query_row(
             "SELECT files, bytes FROM snapshots WHERE source = ? AND presence = 1 ORDER BY sequence DESC LIMIT 1",
@@ -269,7 +269,7 @@ impl Catalog {
 
     fn snapshot(&self, raw: RawSnapshot) -> Result<SnapshotRow, Error> {
         if !raw.whole {
-            return Err(self.damaged("a snapshot's row is not what was written"));
+            return Err(self.damaged("a snapshot's row does not match its checksum"));
         }
         let source = SourceId::from_slice(&raw.source_id).map_err(|e| self.damaged(e))?;
         let id = SnapshotId::from_slice(&raw.id).map_err(|e| self.damaged(e))?;
@@ -284,12 +284,12 @@ impl Catalog {
             files: raw.files as u64,
             bytes: raw.bytes as u64,
             stored_bytes: raw.stored_bytes as u64,
-            presence: Presence::from_code(raw.presence).ok_or_else(|| self.damaged("a snapshot of no known state"))?,
+            presence: Presence::from_code(raw.presence).ok_or_else(|| self.damaged("a snapshot's state is invalid"))?,
             root: Stats(raw.root),
         })
     }
 
-    /// An error that says what is damaged in the catalog.
+    /// An error for damage in the catalog.
     pub fn damaged(&self, why: impl ToString) -> Error {
         Error::Damaged { path: self.path.clone(), why: why.to_string() }
     }
@@ -303,19 +303,19 @@ fn source_sum(uuid: &[u8], name: &str) -> Sum {
     Sum::of("sources").bytes(uuid).bytes(name.as_bytes())
 }
 
-/// Id and name of a source, from a row of id, uuid, name and sum; none if it is not what was written.
+/// Id and name of a source, from a row of id, uuid, name and sum; `None` if the row does not match its checksum.
 fn raw_source(row: &Row<'_>) -> rusqlite::Result<Option<(Vec<u8>, String)>> {
     let (uuid, name): (Vec<u8>, String) = (row.get(1)?, row.get(2)?);
     let whole = source_sum(&uuid, &name).agrees(row, 3)?;
     Ok(whole.then_some((uuid, name)))
 }
 
-/// The sum that ends a snapshot's bitmap: the row is often read without that.
+/// The checksum at the end of a snapshot's bitmap. It is separate because the row is often read without the bitmap.
 fn bitmap_sum(id: SnapshotId, bitmap: &[u8]) -> [u8; 4] {
     Sum::of("bitmaps").bytes(&id.0).bytes(bitmap).value().bytes()
 }
 
-/// The columns of a snapshot that its sum is made of.
+/// The columns of a snapshot that are in its checksum.
 struct Columns<'a> {
     numbers: [u64; 4],
     id: &'a [u8],
@@ -343,7 +343,7 @@ struct RawSnapshot {
     stored_bytes: i64,
     presence: i64,
     root: Vec<u8>,
-    /// Its sum is right.
+    /// Whether the row matches its checksum.
     whole: bool,
 }
 

@@ -1,19 +1,19 @@
-//! The stat identity of a segment's entries, in a form that is compared as bytes.
+//! The stat data of a segment's entries, in a form that is compared bytewise.
 //!
-//! A nothing-changed backup is a listing, a stat for each entry, and a comparison of two byte strings for
-//! every thousand entries: nothing has to be decoded.
+//! A backup without changes lists directories, calls stat for each entry, and compares two byte strings for
+//! every thousand entries. It decodes nothing.
 
 use super::numbers::{put, put_signed, take, take_signed};
 use crate::format::{Kind, Timestamp};
 use crate::source::{EntryMount, Stat};
 
-/// Which parts of a file's identity are expected to stay as long as the file does. Segments keep all parts, so one run
-/// may choose otherwise than the one before.
+/// The optional stat fields that are compared to detect changes. Segments store all fields, so the choice may differ from
+/// run to run.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct ComparedFields {
-    /// Compare inode numbers. Some network and FUSE file systems make them up.
+    /// Compare inode numbers. On some network and FUSE file systems they change without reason.
     pub inode: bool,
-    /// Compare change times. Some programs touch them without touching the file.
+    /// Compare change times. Some programs update them without changing the file.
     pub ctime: bool,
 }
 
@@ -28,13 +28,13 @@ impl ComparedFields {
         self == ComparedFields::default()
     }
 
-    /// Whether two entries with these fields are the same, so far as it counts.
+    /// Whether the compared fields of two entries are equal.
     fn same(self, one: &StatFields, other: &StatFields) -> bool {
         one.fixed == other.fixed && (one.ctime == other.ctime || !self.ctime) && (one.ino == other.ino || !self.inode)
     }
 }
 
-/// The identities of a segment's entries, to be compared as a whole.
+/// The encoded stat data of a segment's entries.
 #[derive(Debug, Default, Clone, PartialEq, Eq)]
 pub struct Stats(pub(super) Vec<u8>);
 
@@ -51,7 +51,7 @@ impl Stats {
         put_time(out, stat.mtime);
         put_time(out, stat.ctime);
         put(out, stat.ino);
-        // A directory's size and number of links say nothing of it that its entries don't.
+        // A directory's size and link count carry no information beyond its entries.
         if stat.kind != Kind::Directory {
             put(out, stat.size);
             put(out, stat.nlink.into());
@@ -59,28 +59,28 @@ impl Stats {
         }
     }
 
-    /// Bytes that it takes.
+    /// The encoded size in bytes.
     pub fn bytes(&self) -> usize {
         self.0.len()
     }
 
-    /// Adds an entry by its identity, as a [`StatsReader`] gave it.
-    pub fn push_again(&mut self, identity: &[u8]) {
-        self.0.extend_from_slice(identity);
+    /// Adds an encoded entry from a [`StatsReader`].
+    pub fn push_again(&mut self, entry: &[u8]) {
+        self.0.extend_from_slice(entry);
     }
 
-    /// Adds an entry whose next look must find it changed, whatever it then is.
+    /// Adds an entry that the next run must treat as changed, whatever its stat data then is.
     pub fn push_untrusted(&mut self, name: &[u8]) {
         put(&mut self.0, name.len() as u64);
         self.0.extend_from_slice(name);
         put(&mut self.0, UNTRUSTED);
     }
 
-    /// Whether these are the same entries, so far as it counts for `identity`, and nothing in their segment depends on
-    /// the rest. These are of now: none is untrusted.
-    pub fn same_as(&self, other: &Stats, identity: ComparedFields) -> bool {
+    /// Whether these entries are the same as in `other` regarding the compared fields, and the segment's node does not
+    /// depend on the ignored ones. `self` is the current state, without untrusted entries.
+    pub fn same_as(&self, other: &Stats, compared: ComparedFields) -> bool {
         let equal = self == other;
-        if equal || identity.is_complete() {
+        if equal || compared.is_complete() {
             return equal;
         }
         let (mut one, mut other) = (StatsReader::new(self), StatsReader::new(other));
@@ -88,26 +88,27 @@ impl Stats {
             match (one.next_fields(), other.next_fields()) {
                 (None, None) => return one.left.is_empty() && other.left.is_empty(),
                 (Some((name, Some(this))), Some((other_name, Some(that))))
-                    if name == other_name && (this == that || identity.same(&this, &that) && this.is_free(&that)) => {}
+                    if name == other_name
+                        && (this == that || compared.same(&this, &that) && this.keeps_node(&that)) => {}
                 _ => return false,
             }
         }
     }
 
-    /// Whether the only entry of these is the one with identity `then`, so far as it counts for `identity`. A mount
-    /// that ignores privileges, or does so no more, makes no other file of it.
-    pub fn is(&self, then: &[u8], identity: ComparedFields) -> bool {
+    /// Whether the single entry of `self` is the same as the encoded entry `then` regarding the compared fields. It is also
+    /// the same if the mount has begun or ceased to ignore privileges.
+    pub fn is(&self, then: &[u8], compared: ComparedFields) -> bool {
         let (mut one, mut other) = (StatsReader::new(self), StatsReader { left: then });
         match (one.next_fields(), other.next_fields()) {
             (Some((name, Some(this))), Some((other_name, Some(that)))) => {
-                name == other_name && this.mount.same_file_system_as(that.mount) && identity.same(&this, &that)
+                name == other_name && this.mount.same_file_system_as(that.mount) && compared.same(&this, &that)
             }
             _ => false,
         }
     }
 }
 
-/// Stands in the place of kind and mode; no kind has this code.
+/// Replaces kind and mode of an untrusted entry; no kind has this code.
 const UNTRUSTED: u64 = u64::MAX;
 
 fn put_time(out: &mut Vec<u8>, time: Timestamp) {
@@ -119,7 +120,7 @@ fn take_time(left: &mut &[u8]) -> Option<(i64, u64)> {
     Some((take_signed(left)?, take(left)?))
 }
 
-/// What a segment remembers of an entry, beside its name.
+/// The decoded stat data of an entry.
 #[derive(PartialEq)]
 struct StatFields {
     mount: EntryMount,
@@ -130,9 +131,9 @@ struct StatFields {
 }
 
 impl StatFields {
-    /// Whether the entry in the tree is the same for both, though they differ: the privileges are, and it has no other
-    /// names, which are found by its inode number.
-    fn is_free(&self, other: &StatFields) -> bool {
+    /// Whether the entry's tree node stays the same although ignored fields differ: privileges are equal, and it has no
+    /// other hard links, whose id depends on the inode number.
+    fn keeps_node(&self, other: &StatFields) -> bool {
         let (_, _, [_, names, _]) = self.fixed;
         self.mount == other.mount && names <= 1
     }
@@ -147,18 +148,18 @@ impl StatFields {
     }
 }
 
-/// The identities of a segment's entries one by one, for when the whole differs.
+/// Iterates over the entries of a segment's stat data, to compare them one by one.
 pub struct StatsReader<'b> {
     left: &'b [u8],
 }
 
 impl<'b> StatsReader<'b> {
-    /// Reads `stats` from the start.
+    /// Starts at the first entry of `stats`.
     pub fn new(stats: &'b Stats) -> Self {
         StatsReader { left: &stats.0 }
     }
 
-    /// Name and identity of the next entry; the identity is bytes that [`Stats::push`] made for it.
+    /// The next entry: its name, and all its bytes as [`Stats::push`] encoded them.
     pub fn next_entry(&mut self) -> Option<(&'b [u8], &'b [u8])> {
         let whole = self.left;
         let (name, _) = self.next_fields()?;
@@ -166,7 +167,7 @@ impl<'b> StatsReader<'b> {
         Some((name, whole.get(..used)?))
     }
 
-    /// Name and fields of the next entry; no fields for one that is not trusted.
+    /// Name and fields of the next entry; the fields of an untrusted entry are `None`.
     fn next_fields(&mut self) -> Option<(&'b [u8], Option<StatFields>)> {
         let length = usize::try_from(take(&mut self.left)?).ok()?;
         let name = self.left.get(..length)?;
@@ -213,7 +214,7 @@ mod tests {
     }
 
     #[test]
-    fn entries_are_told_apart_one_by_one() {
+    fn a_reader_splits_stats_into_entries() {
         let mut stats = Stats::default();
         stats.push(b"a", &stat(Kind::File, 300), UNPRIVILEGED);
         stats.push(b"d", &stat(Kind::Directory, 2), NOTHING);
@@ -231,7 +232,7 @@ mod tests {
     }
 
     #[test]
-    fn ignored_fields_are_kept_and_do_not_count() {
+    fn ignored_fields_are_stored_but_not_compared() {
         let then = stat(Kind::File, 1);
         let ino = Stat { ino: 2, ..then.clone() };
         let ctime = Stat { ctime: Timestamp::default(), ..then.clone() };
@@ -257,7 +258,7 @@ mod tests {
     }
 
     #[test]
-    fn segments_are_the_same_only_as_a_whole() {
+    fn segments_with_other_entries_are_not_the_same() {
         let identity = ComparedFields { inode: false, ctime: false };
         let (one, other) = (stat(Kind::File, 1), stat(Kind::File, 2));
         let mut longer = of(&other, NOTHING);
@@ -269,9 +270,9 @@ mod tests {
         assert!(!of(&one, NOTHING).same_as(&renamed, identity));
     }
 
-    /// An entry of the segment keeps the id that its other names have, and that goes by the inode number.
+    /// The entry has the link id of its file, which depends on the inode number.
     #[test]
-    fn a_segment_with_a_file_of_several_names_is_not_the_same_if_its_number_changed() {
+    fn a_segment_with_a_hard_link_is_not_the_same_if_its_inode_number_changed() {
         let identity = ComparedFields { inode: false, ctime: false };
         let [one, other] = [1, 2].map(|ino| Stat { nlink: 2, ..stat(Kind::File, ino) });
         assert!(of(&one, NOTHING).same_as(&of(&one, NOTHING), identity));
@@ -280,7 +281,7 @@ mod tests {
     }
 
     #[test]
-    fn an_untrusted_entry_is_like_none() {
+    fn an_untrusted_entry_equals_no_other() {
         let mut untrusted = Stats::default();
         untrusted.push_untrusted(b"a");
         for identity in [ComparedFields::default(), ComparedFields { inode: false, ctime: false }] {
@@ -291,7 +292,7 @@ mod tests {
     }
 
     #[test]
-    fn a_mount_that_ignores_privileges_changes_the_segment_and_not_the_file() {
+    fn ignored_privileges_change_the_segment_and_not_the_file() {
         let file = stat(Kind::File, 1);
         let (with, without) = (of(&file, NOTHING), of(&file, UNPRIVILEGED));
         assert!(with.is(&without.0, ComparedFields::default()));

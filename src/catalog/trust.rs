@@ -1,4 +1,4 @@
-//! What this machine trusts: fixed when the repository was made, but for renewals of recipients' certificates.
+//! The trusted keys and properties of a repository. Fixed at init, except that recipients' certificates can be renewed.
 
 use std::path::Path;
 
@@ -12,34 +12,34 @@ use crate::format::RepositoryId;
 use crate::format::id::{CatalogId, RunId};
 use crate::format::secrets::Secrets;
 
-/// What this machine trusts of a repository. The target's copies are only compared with it.
+/// The trusted keys and properties of a repository. The repository's own copies are only compared with these.
 #[derive(Debug, Clone)]
 pub struct Trust {
-    /// The repository.
+    /// The repository's id.
     pub repository: RepositoryId,
-    /// This catalog.
+    /// This catalog's id.
     pub catalog: CatalogId,
     /// Whether blocks are encrypted.
     pub encrypted: bool,
-    /// Seeds the cutting of files.
+    /// The seed for chunking files.
     pub seed: u64,
     /// The host key.
     pub host: Fingerprint,
-    /// Whom blocks are encrypted to.
+    /// Blocks are encrypted to these certificates.
     pub recipients: Vec<Certificate>,
 }
 
-/// A run of a catalog, by what its generation says.
+/// The run in a generation.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct LastRun {
-    /// Its number; 0: there was none.
+    /// The generation's number; 0 if there was no run.
     pub number: u64,
-    /// Its id.
+    /// The run's id.
     pub run: Option<RunId>,
 }
 
 impl Trust {
-    /// What a secrets document says of it; `hosts`: certificates of the host keys that readers may meet.
+    /// The content of a secrets document; `hosts`: certificates of all host keys with documents in the repository.
     pub fn secrets(&self, hosts: &[Certificate]) -> Result<Secrets, crypt::Error> {
         let bytes =
             |certificates: &[Certificate]| certificates.iter().map(Certificate::to_bytes).collect::<Result<_, _>>();
@@ -68,10 +68,10 @@ impl Trust {
             db.query_row("SELECT repository, catalog, encrypted, seed, host FROM trust", [], |row| {
                 Ok((row.get(0)?, row.get(1)?, row.get(2)?, row.get(3)?, row.get(4)?))
             });
-        let (repository, catalog, encrypted, seed, host) = row.during("read what is trusted", path)?;
+        let (repository, catalog, encrypted, seed, host) = row.during("read trusted keys", path)?;
         let damaged = |why: String| Error::Damaged { path: path.to_owned(), why };
-        if let (_, false) = sum(db).during("read what is trusted", path)? {
-            return Err(damaged("what is trusted is not what was written".into()));
+        if let (_, false) = sum(db).during("read trusted keys", path)? {
+            return Err(damaged("the trusted keys do not match their checksum".into()));
         }
         let mut statement = db.prepare("SELECT certificate FROM recipients").during("read recipients", path)?;
         let certificates: Vec<Vec<u8>> =
@@ -88,7 +88,7 @@ impl Trust {
     }
 }
 
-/// The sum of what is trusted, and whether it is there.
+/// The checksum of trust and recipients, and whether the stored one is equal.
 fn sum(db: &Connection) -> rusqlite::Result<(RowSum, bool)> {
     let mut recipients = Sum::of("recipients");
     let mut statement = db.prepare("SELECT certificate FROM recipients ORDER BY rowid")?;
@@ -103,7 +103,7 @@ fn sum(db: &Connection) -> rusqlite::Result<(RowSum, bool)> {
     })
 }
 
-/// Stores the sum of what is trusted now.
+/// Updates the stored checksum of trust and recipients.
 fn set_sum(db: &Connection) -> rusqlite::Result<()> {
     let (sum, _) = sum(db)?;
     db.execute("UPDATE trust SET sum = ?", [sum]).map(drop)
@@ -118,19 +118,19 @@ fn insert_recipients(recipients: &[Certificate], db: &Connection) -> rusqlite::R
 }
 
 impl Catalog {
-    /// Takes renewed certificates of the same recipients.
+    /// Replaces the recipients' certificates with renewed ones of the same keys.
     pub fn set_recipients(&mut self, recipients: Vec<Certificate>) -> Result<(), Error> {
         let set = || {
             self.db.execute("DELETE FROM recipients", [])?;
             insert_recipients(&recipients, &self.db)?;
             set_sum(&self.db)
         };
-        set().map_err(self.failed("note renewed certificates"))?;
+        set().map_err(self.failed("record renewed certificates"))?;
         self.trust.recipients = recipients;
         Ok(())
     }
 
-    /// The last run of this catalog that wrote, and the one that was about to (equal, unless it was killed).
+    /// The last run of this catalog, and the last intended one. They differ if that was killed before it was recorded.
     pub fn runs(&self) -> Result<(LastRun, LastRun), Error> {
         let read = |row: &rusqlite::Row<'_>, at: usize| -> rusqlite::Result<(u64, Option<Vec<u8>>)> {
             Ok((row.get::<_, i64>(at)? as u64, row.get(at + 1)?))
@@ -145,48 +145,48 @@ impl Catalog {
         Ok((last_run(last)?, last_run(intended)?))
     }
 
-    /// Makes it another catalog: one that no generation names yet.
+    /// Gives the catalog a new id, which is in no generation yet.
     pub fn set_id(&mut self, id: CatalogId) -> Result<(), Error> {
         let set = || {
             self.db.execute("UPDATE trust SET catalog = ?", [id.as_bytes()])?;
             set_sum(&self.db)
         };
-        set().map_err(self.failed("note the catalog's id"))?;
+        set().map_err(self.failed("record the catalog's id"))?;
         self.trust.catalog = id;
         Ok(())
     }
 
-    /// Records that a run is about to write its generation, and packs after that. It is unfinished from now on.
+    /// Records that a run is about to write its generation, and then packs. It counts as unfinished from now on.
     pub fn intend_run(&self, number: u64, run: RunId) -> Result<(), Error> {
         let set = || {
             let values = params![number as i64, run.as_bytes()];
             self.db.execute("UPDATE trust SET intended = ?, intended_run = ?", values)?;
             self.db.execute("INSERT OR IGNORE INTO unfinished VALUES (?)", [run.as_bytes()])
         };
-        set().map(drop).map_err(self.failed("note the generation"))
+        set().map(drop).map_err(self.failed("record the generation"))
     }
 
-    /// Runs that began to write and did not come to their end.
+    /// Runs that began to write and did not finish.
     pub fn unfinished(&self) -> Result<Vec<RunId>, Error> {
         let find = || {
             let mut statement = self.db.prepare("SELECT run FROM unfinished")?;
             statement.query_map([], |row| row.get(0))?.collect::<rusqlite::Result<Vec<Vec<u8>>>>()
         };
-        let runs = find().map_err(self.failed("read whether the last run came to its end"))?;
+        let runs = find().map_err(self.failed("read unfinished runs"))?;
         runs.iter().map(|run| RunId::from_slice(run).map_err(|e| self.damaged(e))).collect()
     }
 
-    /// Records that some of the catalog was learnt from what the target listed. A listing may be incomplete, so from now on
-    /// nothing may be removed on the strength of this catalog.
+    /// Records that some of the catalog comes from listings of the repository. Listings may be incomplete, so from now on
+    /// this catalog is not evidence that an object may be removed.
     pub fn set_learnt(&self) -> Result<(), Error> {
         let set = self.db.execute("UPDATE trust SET learnt = 1", []);
-        set.map(drop).map_err(self.failed("note that the catalog was compared"))
+        set.map(drop).map_err(self.failed("record that the catalog was reconciled"))
     }
 
-    /// Whether some of the catalog was learnt from listings.
+    /// Whether some of the catalog comes from listings.
     pub fn is_learnt(&self) -> Result<bool, Error> {
         let found = self.db.query_row("SELECT learnt <> 0 FROM trust", [], |row| row.get(0));
-        found.map_err(self.failed("read whether the catalog was compared"))
+        found.map_err(self.failed("read whether the catalog was reconciled"))
     }
 
     /// Numbers and lengths of generation objects that did not verify, ascending.
@@ -208,21 +208,21 @@ impl Catalog {
                 .iter()
                 .try_for_each(|(number, length)| statement.execute([*number as i64, *length as i64]).map(drop))
         };
-        add().map_err(self.failed("note generations"))
+        add().map_err(self.failed("record generations"))
     }
 
-    /// Records that the run came to its end, and that what the runs before it left was dealt with.
+    /// Records that the run finished, and that it cleaned up after the unfinished runs before it.
     pub fn set_finished(&self) -> Result<(), Error> {
         let set = self.db.execute("DELETE FROM unfinished", []);
-        set.map(drop).map_err(self.failed("note the end of a run"))
+        set.map(drop).map_err(self.failed("record the end of a run"))
     }
 
-    /// Says that a run has written its generation.
+    /// Records that a run has written its generation.
     pub fn set_run(&self, number: u64, run: RunId) -> Result<(), Error> {
         let set = self.db.execute(
             "UPDATE trust SET generation = ?1, run = ?2, intended = ?1, intended_run = ?2",
             params![number as i64, run.as_bytes()],
         );
-        set.map(drop).map_err(self.failed("note the generation"))
+        set.map(drop).map_err(self.failed("record the generation"))
     }
 }

@@ -1,4 +1,4 @@
-//! Whether the catalog agrees with itself.
+//! Checks the internal consistency of a catalog.
 
 use roaring::RoaringTreemap;
 use rusqlite::Row;
@@ -6,11 +6,11 @@ use rusqlite::Row;
 use super::packs::{KNOWN_PACK, RawPack, known_pack};
 use super::{Catalog, Error, KnownPack};
 
-/// Findings of SQLite's own check that are told.
+/// The most findings of SQLite's integrity check that are reported.
 const FINDINGS: u32 = 20;
 
 impl Catalog {
-    /// What SQLite finds wrong with the file.
+    /// Runs SQLite's integrity check. Returns its findings; empty if there are none.
     pub fn integrity(&self) -> Result<Vec<String>, Error> {
         let find = || {
             let mut statement = self.db.prepare(&format!("PRAGMA integrity_check({FINDINGS})"))?;
@@ -20,19 +20,19 @@ impl Catalog {
         Ok(found.into_iter().filter(|line| line != "ok").collect())
     }
 
-    /// Calls `found` with each pack that is not condemned, and with what is wrong with its blocks, if something is.
+    /// Calls `found` with each pack that is not condemned, and with the problem of its blocks, if there is one.
     pub fn each_pack(&self, found: &mut dyn FnMut(&KnownPack, Option<String>)) -> Result<(), Error> {
         let all = format!("{KNOWN_PACK} FROM packs WHERE condemned = 0 AND id > ?1 ORDER BY id LIMIT ?2");
         let read: fn(&Row<'_>) -> rusqlite::Result<RawPack> = known_pack;
         self.in_pages(&all, read, |raw| {
             let pack = self.checked(raw)?;
-            found(&pack, self.blocks_of(&pack)?);
+            found(&pack, self.check_layout(&pack)?);
             Ok(pack.row.0)
         })
     }
 
-    /// Blocks lie one after the other from the pack's first byte to its last.
-    fn blocks_of(&self, pack: &KnownPack) -> Result<Option<String>, Error> {
+    /// Checks that the blocks of a pack cover it completely, without gaps or overlaps. Returns the problem, if any.
+    fn check_layout(&self, pack: &KnownPack) -> Result<Option<String>, Error> {
         let add_up = || {
             let select = "SELECT ordinal, start, length FROM blocks WHERE pack = ? ORDER BY ordinal";
             let mut statement = self.db.prepare_cached(select)?;
@@ -41,17 +41,17 @@ impl Catalog {
             while let Some(row) = rows.next()? {
                 let (ordinal, start, length) = (row.get::<_, i64>(0)?, row.get::<_, i64>(1)?, row.get::<_, i64>(2)?);
                 if (ordinal, start) != (next, end) || length <= 0 {
-                    return Ok(Some(format!("block {ordinal} of it does not begin where the one before ends")));
+                    return Ok(Some(format!("its block {ordinal} does not begin at the end of the previous one")));
                 }
                 (next, end) = (ordinal + 1, start.saturating_add(length));
             }
             Ok((end != pack.length as i64)
-                .then(|| format!("its blocks add up to {end} bytes, and it has {}", pack.length)))
+                .then(|| format!("its blocks add up to {end} bytes, but it has {}", pack.length)))
         };
         add_up().map_err(self.failed("check blocks"))
     }
 
-    /// All blocks that may be built upon, and all blocks.
+    /// The blocks of packs that are not condemned, and all blocks.
     pub fn block_sets(&self) -> Result<(RoaringTreemap, RoaringTreemap), Error> {
         let (mut usable, mut all) = (RoaringTreemap::new(), RoaringTreemap::new());
         let select = "SELECT blocks.id, condemned FROM blocks LEFT JOIN packs ON packs.id = pack
@@ -67,13 +67,13 @@ impl Catalog {
         Ok((usable, all))
     }
 
-    /// How many packs are condemned.
+    /// Counts condemned packs.
     pub fn condemned_packs(&self) -> Result<u64, Error> {
         let count = self.db.query_row("SELECT count(*) FROM packs WHERE condemned", [], |row| row.get::<_, i64>(0));
         Ok(count.map_err(self.failed("count packs"))? as u64)
     }
 
-    /// Counts chunks, and those whose block is not among `usable`.
+    /// Counts all chunks, and those whose block is not in `usable`.
     pub fn count_chunks(&self, usable: &RoaringTreemap) -> Result<(u64, u64), Error> {
         let (mut chunks, mut lost) = (0, 0);
         let all = "SELECT head, block FROM chunks WHERE head > ?1 ORDER BY head LIMIT ?2";
@@ -89,7 +89,7 @@ impl Catalog {
         Ok((chunks, lost))
     }
 
-    /// Counts segments, directories and nodes of extents that refer to blocks that are not among `usable`.
+    /// Counts segments, directories and extent nodes that refer to blocks not in `usable`.
     pub fn count_lost_nodes(&self, usable: &RoaringTreemap) -> Result<u64, Error> {
         let mut lost = 0;
         let mut look = |blocks: &[Vec<u8>], block: Option<i64>| -> Result<(), Error> {
