@@ -260,7 +260,7 @@ fn a_catalog_is_rebuilt_on_request_and_the_old_one_kept() {
     let mut command = world.site.command(&["snapshots"]);
     command.env_remove("BRACKFS_KEY_FILE");
     let shown = common::run(command).ok();
-    says(&shown, &["does not know host, paths and tags", "--key"]);
+    says(&shown, &["host, paths and tags of older snapshots are unknown", "--key"]);
     assert_eq!(shown.stdout.matches("(paths and tags unknown)").count(), 3, "{shown}");
     let old = world.state().join("catalog.sqlite.old");
     let kept = rusqlite::Connection::open(old).unwrap();

@@ -97,7 +97,7 @@ fn it_ends_with_the_codes_of_mount() {
     let site = ready();
     let with = |more: &str| options(&site, more);
     for (more, code, why) in [
-        (",uid=0", 1, "there is no option uid=0"),
+        (",uid=0", 1, "unknown option uid=0"),
         (",snapshot=", 1, "the option snapshot needs a value"),
         (",remount", 1, "cannot be changed"),
         (",cache_size=huge", 1, "cache-size"),

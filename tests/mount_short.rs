@@ -161,7 +161,7 @@ fn where_the_state_is_read_only_it_works_and_says_once_that_there_is_no_log() {
     command.env("BRACKFS_STATE_DIR", &state);
     let run = run(command).ok();
     assert!(works_or_says_why(&site, &run));
-    assert!(run.stderr.contains("keeps no log") && run.stderr.contains("--state-dir"), "{run}");
+    assert!(run.stderr.contains("cannot log") && run.stderr.contains("--state-dir"), "{run}");
     let mut lines: Vec<_> = run.stderr.lines().collect();
     let count = lines.len();
     lines.sort_unstable();

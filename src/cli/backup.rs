@@ -8,10 +8,13 @@ use std::time::Duration;
 use anyhow::Result;
 use serde_json::json;
 
-use super::common::{Global, RepositoryArg, is_interactive, stop_on_signals};
 use super::exit::{PARTIAL, Usage};
-use super::say;
+use super::global::Global;
+use super::output;
+use super::reader_args::RepositoryArg;
 use super::show::{name_time, parse_duration, parse_size, rate, size};
+use super::signals::stop_on_signals;
+use super::terminal::is_interactive;
 use crate::backup::{self, COMPRESSION, Options, RETRIES, Reading, RunPolicy, Selection, Storing, Summary};
 use crate::catalog::stats::ComparedFields;
 use crate::format::snapshot::{PATHS, TAGS};
@@ -20,41 +23,40 @@ use crate::repository::Repository;
 
 /// Back up files
 ///
-/// Makes a snapshot of a source. No secret key is needed: what is stored is encrypted to the recipients that were given
-/// to init, and signed by this machine's own key. Only the machine that made the repository can write to it.
+/// Makes a snapshot of a source. No secret key is needed: data is encrypted to the recipients that were given to init, and
+/// signed with this machine's host key. Only the machine that made the repository can write to it; see brackfs-adopt(1).
 ///
-/// Files that look as they did last time (size, times, inode number) are not opened, and what is in the repository
-/// already is not stored again, whatever its name. A run can be killed at any moment, and the power may fail: older
-/// snapshots stay as they are, there is no half snapshot, what it stored until a minute before (--commit-interval) is
-/// not stored again, and the next run removes what it left behind.
+/// Files whose size, times and inode number are unchanged since the last backup are not opened, and data that the repository
+/// already has is not stored again, even under another name. A run can be killed at any moment, and the power can fail: older
+/// snapshots stay intact, no incomplete snapshot appears, the next run reuses all data that was stored up to the last commit
+/// (--commit-interval), and removes leftovers.
 ///
-/// A file that can't be read, vanishes, or keeps changing while it is read is named, and the backup goes on; the exit
-/// code is 3 then. So it is if the source, or one of several PATHs, is empty and was not in the last backup, or if
-/// another file system was mounted there: the snapshot is made all the same.
+/// If a file can't be read, vanishes, or keeps changing while it is read, the backup reports it, continues, and exits with
+/// code 3. It also does so if the source or one of several PATHs was not empty in the last backup and is empty now, or if
+/// a file system that was mounted there is gone.
 ///
-/// Of a file's extended attributes 384 KiB are stored; what is more is named. So is a file whose attributes' names take more
-/// than the 64 KiB that Linux lists. A directory is left empty, and named, if its names take more than 1 GiB, or if it is
-/// more than 10,000 levels deep.
+/// At most 384 KiB of extended attributes are stored for each file. If a file has more, or more than the 64 KiB of attribute
+/// names that Linux lists, it is reported. A directory whose names take more than 1 GiB, or that is more than 10,000 levels
+/// deep, is reported and stored as empty.
 ///
-/// A path that does not answer for 30 seconds is named. SIGINT, SIGTERM or SIGHUP ends the backup within some seconds, with
-/// exit code 130; what was stored so far is kept.
+/// A path that does not answer for 30 seconds is reported. SIGINT, SIGTERM or SIGHUP ends the backup within a few seconds
+/// with exit code 130; the data stored so far is kept.
 ///
-/// A file that changes while it is read, or did so just now, is read again after the others (--retries, --settle-max).
-/// What is recorded is what was read: if that may be of two moments the file is marked (ls and restore say so), and the
-/// next backup reads it again, whatever it looks like. Different files are of different moments all the same: back up a
-/// snapshot of the file system, or a database's own dump, if they belong together.
+/// A file that changes while it is read, or changed just before, is read again after the other files (--retries,
+/// --settle-max). If its content may mix two states, the file is marked (ls and restore show the mark), and the next backup
+/// reads it again in any case. Different files are still read at different times: if they must be consistent with each other,
+/// back up a snapshot of the file system, or a dump made by the database.
 ///
-/// This machine's catalog says what the repository has. If it is lost or broken, it is built anew; if the repository, or
-/// this machine's state, was set back to an older copy, the two are compared first. Both are said on standard error. What
-/// the repository has lost is stored again as far as it is still at the source. Another machine that has become the
-/// writer is not overruled: see brackfs-adopt(1).
+/// This machine's catalog lists the content of the repository. If the catalog is lost or damaged, it is rebuilt. If the
+/// repository or this machine's state was reset to an older copy, the two are compared first. Both are reported on standard
+/// error. Data that the repository has lost is stored again if it is still at the source. If another machine has become the
+/// writer, the backup fails; see brackfs-adopt(1).
 ///
-/// The repository, brackfs's own state and its mounts are never backed up on the way; a mount that is named as PATH
-/// is.
+/// The repository, brackfs's state directory and its mounts are always left out, except for a mount that is named as PATH.
 ///
-/// On a terminal a line shows how far it is; ~ means that it is judged by the source's last snapshot. On SIGUSR1 (kill
-/// -USR1) it is said on standard error, terminal or not. With -v, what is new or changed is named; unchanged files, and
-/// directories that are not new, are not.
+/// On a terminal, a line shows the progress; ~ marks estimates based on the source's last snapshot. On SIGUSR1 (kill -USR1),
+/// the progress is printed to standard error, with or without a terminal. With -v, new and changed files and new directories
+/// are listed.
 #[derive(Debug, clap::Args)]
 #[command(after_help = "\
 Examples:
@@ -65,165 +67,165 @@ Examples:
   find /srv -name '*.conf' -print0 | brackfs backup --files-from - --repo /backup
   pg_dump shop | brackfs backup --stdin-filename shop.sql --repo /backup
 
-A pipe does not tell whether the program that fills it failed or had nothing to say: the snapshot then holds
-what came, which may be nothing. Begin such a script with `set -o pipefail`, or look at the exit code of that
-program, and do not take the snapshot for a backup if it failed.
+A pipe does not show whether the program that writes to it succeeded: the snapshot holds the bytes that \
+arrived, possibly none. Begin such a script with `set -o pipefail`, or check the exit code of that program, \
+and do not rely on the snapshot if it failed.
 
-Patterns are those of .gitignore. With a / at the start or inside they count from the snapshot's
-root, otherwise anywhere; a / at the end means directories. The last one that matches wins, and
-with a ! in front it takes back what others left out, but for what is in a directory left out.
+Patterns are written as in .gitignore. A pattern with a / at the start or in the middle is relative to the \
+snapshot's root; others match at any depth. A / at the end matches only directories. The last matching pattern \
+decides. A pattern with ! in front includes matches again, but nothing inside an excluded directory.
 
 In a crontab:
   17 * * * *  brackfs backup /home --repo /backup")]
 pub(super) struct Args {
-    /// What to back up. Of one directory the snapshot's root is that directory, of several paths it is /
+    /// Back up these files and directories
     ///
-    /// A PATH that is a symbolic link is stored as a link. With a slash at its end, the directory that it leads to is
-    /// backed up. Both are said on standard error.
+    /// With one directory, it becomes the root of the snapshot; with several paths the root is /. A PATH that is a symbolic
+    /// link is stored as a link; with a slash at its end, the directory that it points to is backed up. Both cases are
+    /// reported on standard error.
     #[arg(required_unless_present_any = ["files_from", "stdin_filename"], value_name = "PATH")]
     paths: Vec<PathBuf>,
-    /// Back up what FILE lists, too: a path a line, or with a NUL behind each; - is standard input. May be
-    /// repeated
+    /// Also back up the paths listed in FILE, one per line or NUL-terminated; - is standard input (repeatable)
     ///
-    /// Paths stand as they are, without patterns or comments, and are relative to the current directory. A
-    /// directory is taken with all below it, a symbolic link as a link. What is not there is reported, and the
-    /// rest is backed up (exit code 3). What is excluded stays so. The snapshot's root is /, however few paths
-    /// there are.
+    /// The paths are literal, without patterns or comments, and relative to the current directory. Directories are backed up
+    /// with everything below them, symbolic links as links. Missing paths are reported, and the exit code is 3. Exclusions
+    /// apply. The root of the snapshot is always /.
     #[arg(long, value_name = "FILE")]
     files_from: Vec<PathBuf>,
-    /// Back up standard input, as a file of this name, which is alone in the snapshot
+    /// Back up standard input as the only file in the snapshot, with this name
     ///
-    /// Parts that the repository has are not stored again. If reading fails no snapshot is made.
+    /// Only data that the repository does not have is stored. If reading fails, no snapshot is made.
     #[arg(long, value_name = "NAME", conflicts_with_all = CHOOSING)]
     stdin_filename: Option<OsString>,
     #[command(flatten)]
     repository: RepositoryArg,
-    /// The source's name [default: the path's last name or that of --stdin-filename; root for /, for
-    /// several paths and for lists]
+    /// Set the name of the source [default: the last component of the path, or the name of --stdin-filename; root for /,
+    /// for several paths and for lists]
     #[arg(long, value_name = "NAME")]
     source: Option<String>,
-    /// Leave out what matches, as in a .gitignore at the snapshot's root; may be repeated
+    /// Exclude paths that match GLOB, as in a .gitignore at the snapshot's root (repeatable)
     ///
-    /// A GLOB without a slash matches names at any depth ('*.o'), one with a slash paths from the snapshot's root
-    /// ('/tmp', 'cache/*.db'). One that ends in a slash matches directories only, ** stands for any directories, and one
-    /// that begins with ! takes back what those before it said. Nothing is asked of what is left out, so a
-    /// mount that does not answer can be excluded.
+    /// A GLOB without a slash matches names at any depth ('*.o'); one with a slash matches paths from the snapshot's root
+    /// ('/tmp', 'cache/*.db'). A slash at the end matches only directories, ** matches any number of directories, and a
+    /// leading ! undoes earlier exclusions. Excluded paths are not accessed, so a mount that does not answer can be
+    /// excluded.
     #[arg(short, long, value_name = "GLOB")]
     exclude: Vec<String>,
-    /// Leave out what matches a line of FILE, written like a .gitignore; may be repeated. They come before those
-    /// of --exclude, which can take back what they leave out
+    /// Exclude paths that match a line of FILE, written like a .gitignore (repeatable)
+    ///
+    /// These patterns come before those of --exclude, which can undo them.
     #[arg(long, value_name = "FILE")]
     exclude_from: Vec<PathBuf>,
-    /// Of directories with a valid CACHEDIR.TAG take only the directory and that file
+    /// Exclude the content of directories with a valid CACHEDIR.TAG, except for that file
     ///
-    /// Only a tag that belongs to the directory's owner or to root counts. Others are named.
+    /// The tag counts only if it belongs to the directory's owner or to root. Other tags are reported.
     #[arg(long)]
     exclude_caches: bool,
-    /// Of directories that hold an entry NAME take only the directory and that entry (if that is a directory, all
-    /// in it); may be repeated
+    /// Exclude the content of directories that have an entry NAME, except for that entry (repeatable)
     ///
-    /// Only an entry that belongs to the directory's owner or to root counts. Others are named.
+    /// If the entry is a directory, it is backed up with its content. It counts only if it belongs to the directory's
+    /// owner or to root. Other such entries are reported.
     #[arg(long, value_name = "NAME")]
     exclude_if_present: Vec<OsString>,
-    /// Leave out files and directories with the attribute d (chattr +d)
+    /// Exclude files and directories with the attribute d (chattr +d)
     #[arg(long)]
     exclude_nodump: bool,
-    /// Leave mounts of other file systems empty; with several paths each one's own file system counts
+    /// Do not enter other file systems; store their mount points as empty directories
     ///
-    /// Nothing is asked of such a mount, so it need not answer. A btrfs subvolume that is not mounted by itself belongs to the
-    /// file system and is backed up; to leave out such snapshots of it, exclude them.
+    /// With several paths, each path has its own file system. The mounts are not accessed, so they need not answer. A btrfs
+    /// subvolume that is not a mount of its own belongs to its file system and is backed up; use --exclude for snapshots
+    /// inside the file system.
     #[arg(short = 'x', long)]
     one_file_system: bool,
-    /// A word to find the snapshot by; may be repeated
+    /// Add this tag to the snapshot (repeatable)
     #[arg(long, value_name = "T", value_parser = parse_tag)]
     tag: Vec<String>,
-    /// How large chunks are on average, from 16KiB on; above 1MiB, files are cut at fixed offsets
+    /// Set the average chunk size, at least 16KiB; above 1MiB, files are split at fixed offsets
     ///
-    /// Smaller chunks find more that is there already, and cost more space in the catalog. Another size than last time
-    /// stores files again when they are read again.
+    /// Smaller chunks deduplicate better and need more space in the catalog. After a change of the size, files that are read
+    /// again are stored again.
     #[arg(long, value_name = "SIZE", default_value = "512KiB", value_parser = parse_size)]
     chunk_size: u64,
-    /// Store smaller files gathered, several to a block; at most 1MiB
+    /// Pack files smaller than SIZE together into blocks; at most 1MiB
     #[arg(long, value_name = "SIZE", default_value = "512KiB", value_parser = parse_size)]
     merge_files_under: u64,
-    /// Use less memory: one worker at a time, and chunks wait in unnamed temporary files
+    /// Use less memory: one worker, and chunks wait in unnamed temporary files
     ///
-    /// They take 32 MiB in $TMPDIR, or else in /var/tmp. A backup takes a fifth longer.
+    /// The files take 32 MiB in $TMPDIR, or else in /var/tmp. A backup takes about a fifth longer.
     #[arg(long)]
     low_memory: bool,
-    /// zstd's level, 1 (fast) to 19 (small)
+    /// Set the zstd compression level, from 1 (fast) to 19 (small)
     #[arg(long, value_name = "LEVEL", default_value_t = COMPRESSION, value_parser = clap::value_parser!(i32).range(1..=19))]
     compression: i32,
-    /// How often what was stored so far is made final; a run that is killed loses at most so much work
+    /// Commit stored data this often; a killed run loses at most this much work
     ///
-    /// A number with ms, s, m or h. More often means more objects in the repository, and more waiting for disks.
+    /// DURATION is a number with ms, s, m or h. Shorter intervals make more objects in the repository and more disk syncs.
     #[arg(long, value_name = "DURATION", default_value = "60s", value_parser = parse_duration)]
     commit_interval: Duration,
-    /// Make no snapshot if nothing changed since the source's last one
+    /// Make no snapshot if nothing changed since the source's last snapshot
     #[arg(long)]
     skip_if_unchanged: bool,
-    /// Ignore inode numbers when looking for changes
+    /// Ignore inode numbers in the detection of changes
     ///
-    /// For file systems that make them up, and once after files were copied to another disk: the new numbers are
-    /// remembered. A directory that was moved is not recognized, and its files are read.
+    /// For file systems without stable inode numbers. Also useful once after files were copied to another disk; the new
+    /// numbers are remembered. Moved directories are not recognized, and their files are read.
     #[arg(long)]
     ignore_inode: bool,
-    /// Ignore change times (ctime) when looking for changes
+    /// Ignore change times (ctime) in the detection of changes
     ///
-    /// For programs that touch files without changing them, and once after files were copied to another disk: the new
-    /// times are remembered. A change that left size and mtime as they were is missed, also by later backups.
+    /// For programs that update the ctime without changing the file. Also useful once after files were copied to another
+    /// disk; the new times are remembered. Changes that keep size and mtime are missed, by later backups too.
     #[arg(long)]
     ignore_ctime: bool,
-    /// Read all files, whatever they look like
+    /// Read all files, even unchanged ones
     #[arg(long)]
     reread: bool,
-    /// How often a file is read again that changes while it is read
+    /// Retry a file that changes while it is read up to N times
     ///
-    /// It is read again after the others. If it still changes then, it is stored as it was read, and marked: ls and restore
-    /// say so, and the exit code is 3.
+    /// Retries come after the other files. If the file still changes, it is stored and marked (ls and restore show the mark),
+    /// and the exit code is 3.
     #[arg(long, value_name = "N", default_value_t = RETRIES)]
     retries: u32,
-    /// How long to wait in all for files that changed just now
+    /// Wait up to DURATION in total for files that changed just before they were read
     ///
-    /// A file that was changed within a tick of the clock could be changed once more without its times showing it. It is
-    /// read after the others, as soon as that is over. One that is never over, such as a busy log, is stored all the same,
-    /// and read again by the next backup whatever it looks like.
-    #[arg(long, value_name = "TIME", default_value = "5s", value_parser = parse_duration)]
+    /// A second change within one tick of the file system's clock does not alter a file's times. So a file that changed within
+    /// the last tick is read after the other files, once the tick is over. A file that changes all the time, such as a busy
+    /// log, is stored anyway, and the next backup reads it again in any case.
+    #[arg(long, value_name = "DURATION", default_value = "5s", value_parser = parse_duration)]
     settle_max: Duration,
-    /// Wait so long for another run that writes to the repository, as in 90s, 10m or 1h30m; without it the exit code is 11
-    /// at once
+    /// Wait up to DURATION (such as 90s, 10m or 1h30m) for another run that writes to the repository; then exit with 11
     #[arg(long, value_name = "DURATION", default_value = "0s", value_parser = parse_duration)]
     wait_lock: Duration,
-    /// How much of the repository to read again, of packs that nobody looked at for a month or longer; 0 for none
+    /// Read and verify up to SIZE of packs that were not checked for a month; 0 disables this
     ///
-    /// Each run looks at a few packs (16 at most) that were stored or looked at 30 to 60 days ago: whether they are there,
-    /// and with their length, and, as far as this allows, whether their bytes are what was stored. A pack that is lost is
-    /// named, what is still at the source is stored again by the same run, and the exit code is 3.
+    /// Each run checks at most 16 packs that were stored or last checked 30 to 60 days ago: that they exist, have the right
+    /// length and, as far as SIZE allows, the right content. Lost packs are reported, data still at the source is stored
+    /// again by the same run, and the exit code is 3.
     #[arg(long, value_name = "SIZE", default_value = "32MiB", value_parser = parse_size)]
     recheck: u64,
-    /// Store nothing; say what is new or changed. With -v, name it
+    /// Store nothing; report what is new or changed, and list it with -v
     ///
-    /// Compares all there is with what was backed up last, opens no file, and changes neither the repository nor this
-    /// machine's state. At most what would be read would be stored: what the repository has already is not stored again.
-    /// That a file can't be read is not found out.
+    /// Compares the files with the last backup, opens none of them, and modifies neither the repository nor this machine's
+    /// state. The reported size is an upper bound: data already in the repository is not stored again. Unreadable files are
+    /// not detected.
     #[arg(short = 'n', long, conflicts_with = "stdin_filename")]
     dry_run: bool,
-    /// Print the result, problems, and how far it is, as JSON, one object a line
+    /// Print the result, problems and progress as JSON, one object per line
     ///
-    /// The result, the last line on standard output, has message_type summary, and dry_run, snapshot_id and time (null if
+    /// The result is the last line on standard output. It has message_type summary, and dry_run, snapshot_id and time (null if
     /// no snapshot was made), source, files_new, files_changed, files_unmodified, files_read, files, directories, others,
-    /// bytes, bytes_read, bytes_added (what the repository did not have, before compression), data_packs, data_bytes,
-    /// tree_packs, tree_bytes, stored_bytes, problems, seconds. Of a dry run, files_read and bytes_read are what would be
-    /// read.
+    /// bytes, bytes_read, bytes_added (new data before compression), data_packs, data_bytes, tree_packs, tree_bytes,
+    /// stored_bytes, problems, seconds. In a dry run, files_read and bytes_read count the files that a backup would read.
     ///
-    /// A problem, on standard error, has message_type error, and path and message.
+    /// Problems are written to standard error, with message_type error, path and message.
     ///
-    /// Of a run that takes longer, each second a line on standard output has message_type status, and percent_done (from 0
-    /// to 1), files_done, total_files, bytes_done, total_bytes, total_estimated (the totals are those of the last
-    /// snapshot), bytes_read, stored_bytes, seconds_elapsed, seconds_remaining, path. What is not known is null. SIGUSR1
-    /// is answered with such a line on standard error.
+    /// Once a second, progress is written to standard output, with message_type status, and percent_done (from 0 to 1),
+    /// files_done, total_files, bytes_done, total_bytes, total_estimated (whether the totals are those of the last
+    /// snapshot), bytes_read, stored_bytes, seconds_elapsed, seconds_remaining, path. Unknown values are null. On SIGUSR1,
+    /// such an object is written to standard error.
     ///
-    /// With -v, lines on standard output have message_type verbose_status, and action (new or changed) and item, a path.
+    /// With -v, entries are written to standard output, with message_type verbose_status, action (new or changed) and item (a
+    /// path).
     #[arg(long)]
     json: bool,
 }
@@ -234,7 +236,8 @@ pub(super) fn run(args: &Args, global: &Global) -> Result<ExitCode> {
         [(options.policy.tags.len(), TAGS, "tags"), (options.selection.paths.len(), PATHS, "paths")]
     {
         if count > limit {
-            return Err(Usage(format!("{count} {what} are more than the {limit} that a snapshot can have")).into());
+            let why = format!("{count} {what} are too many: a snapshot can have at most {limit}");
+            return Err(Usage(why).into());
         }
     }
     let repository = Repository::open(&args.repository.location)?;
@@ -242,17 +245,17 @@ pub(super) fn run(args: &Args, global: &Global) -> Result<ExitCode> {
     let stop = stop_on_signals()?;
     monitor.start();
     let result = backup::run(&repository, &global.state()?, &options, &monitor, &stop);
-    monitor.done();
+    monitor.finish();
     let summary = result?;
     if args.json {
-        say::result(as_json(&summary))?;
+        output::result(as_json(&summary))?;
     } else if !global.quiet && (is_interactive() || global.verbose || args.dry_run) {
-        say(&summary);
+        print_summary(&summary);
     }
     Ok(if summary.problems > 0 { ExitCode::from(PARTIAL) } else { ExitCode::SUCCESS })
 }
 
-/// Flags that choose among files, and mean nothing when there is only standard input.
+/// Options that select files, and conflict with --stdin-filename.
 const CHOOSING: [&str; 8] = [
     "paths",
     "files_from",
@@ -264,10 +267,10 @@ const CHOOSING: [&str; 8] = [
     "one_file_system",
 ];
 
-/// Most bytes of a tag.
+/// Maximum length of a tag in bytes.
 const TAG_SIZE: usize = 255;
 
-/// A tag. Commas stand between tags where several are shown, so a tag has none.
+/// Checks a tag. Lists of tags are printed with commas, so a tag must not have one.
 fn parse_tag(text: &str) -> Result<String, String> {
     match text {
         "" => Err("a tag can't be empty".into()),
@@ -280,7 +283,7 @@ fn parse_tag(text: &str) -> Result<String, String> {
 }
 
 impl Args {
-    /// The tags, each once.
+    /// The tags without duplicates.
     fn tags(&self) -> Vec<String> {
         let mut tags: Vec<String> = Vec::new();
         for tag in &self.tag {
@@ -292,9 +295,9 @@ impl Args {
     }
 
     fn options(&self) -> Result<Options> {
-        let within = |name: &str, value: u64, least: u64, most: u64| match (least..=most).contains(&value) {
-            true => Ok(value as usize),
-            false => Err(Usage(format!("--{name} must be from {} to {}", size(least), size(most)))),
+        let within = |name: &str, value: u64, least: u64, most: u64| {
+            let why = || Usage(format!("--{name} must be from {} to {}", size(least), size(most)));
+            if (least..=most).contains(&value) { Ok(value as usize) } else { Err(why()) }
         };
         Ok(Options {
             selection: Selection {
@@ -360,13 +363,13 @@ fn as_json(summary: &Summary) -> serde_json::Value {
     })
 }
 
-fn say(summary: &Summary) {
+fn print_summary(summary: &Summary) {
     match &summary.snapshot {
-        _ if summary.dry_run => say::aside(format!("dry run of {}: nothing is stored", summary.source)),
-        Some(name) => say::aside(format!("snapshot {} of {}", name.id.short(), summary.source)),
-        None => say::aside(format!("nothing changed in {}, no snapshot was made", summary.source)),
+        _ if summary.dry_run => output::message(format!("dry run of {}: nothing is stored", summary.source)),
+        Some(name) => output::message(format!("snapshot {} of {}", name.id.short(), summary.source)),
+        None => output::message(format!("nothing changed in {}, no snapshot was made", summary.source)),
     }
-    say::aside(format!(
+    output::message(format!(
         "{} ({} new, {} changed, {} unmodified), {}, {}",
         count(summary.files, "file", "files"),
         summary.new_files,
@@ -375,25 +378,26 @@ fn say(summary: &Summary) {
         count(summary.directories, "directory", "directories"),
         size(summary.bytes)
     ));
-    match summary.dry_run {
-        true => say::aside(format!(
+    if summary.dry_run {
+        output::message(format!(
             "would read {}, {}. The size is an upper bound: data already in the repository is not stored again",
             count(summary.read_files, "file", "files"),
             size(summary.read_bytes)
-        )),
-        false => say::aside(work(summary)),
+        ));
+    } else {
+        output::message(transfer(summary));
     }
     if summary.problems > 0 {
-        say::aside(format!("{}: see above", count(summary.problems, "problem", "problems")));
+        output::message(format!("{}: see above", count(summary.problems, "problem", "problems")));
     }
 }
 
-/// What was read and stored, and how fast.
-fn work(summary: &Summary) -> String {
+/// Bytes read and stored, the ratio of compression, and the rate.
+fn transfer(summary: &Summary) -> String {
     let (read, added) = (summary.read_bytes, summary.added_bytes);
     let stored = summary.data_bytes + summary.tree_bytes;
     let mut text = format!("{} read, {} new, {} stored", size(read), size(added), size(stored));
-    // Of a little, encryption makes more.
+    // Encryption can make a small amount of data larger; a ratio below 1 is not printed.
     if stored > 0 && added >= stored {
         text += &format!(" ({:.1}:1)", added as f64 / stored as f64);
     }

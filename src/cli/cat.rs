@@ -7,17 +7,19 @@ use std::process::ExitCode;
 
 use anyhow::Result;
 
-use super::common::{Global, READ_ONCE, ReaderArgs, end_on_signals, select};
 use super::exit::Usage;
+use super::global::Global;
+use super::reader_args::{ReaderArgs, SMALL_CACHE, select};
+use super::signals::end_on_signals;
 use crate::format::Kind;
 use crate::reader::{FileReader, Selector};
 
-/// Zeros that a hole is made of.
+/// Written repeatedly for a hole.
 static ZEROS: [u8; 64 << 10] = [0; 64 << 10];
 
 /// Write a file in a snapshot to standard output
 ///
-/// Every piece is verified before it is written. Damage is an error, and ends the output where the damage begins.
+/// Every chunk is verified before it is written. At damaged data, the output ends with an error.
 #[derive(Debug, clap::Args)]
 #[command(after_help = "\
 Examples:
@@ -26,7 +28,7 @@ Examples:
 pub(super) struct Args {
     #[command(flatten)]
     reader: ReaderArgs,
-    /// The snapshot, and the path of the file in it
+    /// Write this file
     #[arg(value_name = "SNAP:PATH")]
     what: OsString,
 }
@@ -34,12 +36,12 @@ pub(super) struct Args {
 pub(super) fn run(args: &Args, global: &Global) -> Result<ExitCode> {
     let selector = Selector::parse(args.what.as_bytes()).map_err(Usage)?;
     let monitor = global.monitor(false);
-    let reader = args.reader.open(global, &monitor, READ_ONCE)?;
+    let reader = args.reader.open(global, &monitor, SMALL_CACHE)?;
     end_on_signals()?;
     let snapshot = select(&reader, &selector, &monitor)?;
     let listed = reader.at_path(&snapshot, &selector.path)?;
     let shown = String::from_utf8_lossy(&selector.path).into_owned();
-    anyhow::ensure!(listed.entry().kind == Kind::File, "{shown:?} is not a file; ls shows what is there");
+    anyhow::ensure!(listed.entry().kind == Kind::File, "{shown:?} is not a file; list the snapshot with `brackfs ls`");
     let mut out = std::io::stdout().lock();
     FileReader::new(listed).each(&reader, |stretch| -> Result<()> {
         match stretch {

@@ -6,9 +6,12 @@ use std::time::Duration;
 use anyhow::Result;
 use serde_json::json;
 
-use super::common::{Global, RepositoryArg, is_interactive, stop_on_signals};
-use super::say;
+use super::global::Global;
+use super::output;
+use super::reader_args::RepositoryArg;
 use super::show::parse_duration;
+use super::signals::stop_on_signals;
+use super::terminal::is_interactive;
 use crate::catalog::Catalog;
 use crate::inventory::{self, Inventory, host_access, host_key};
 use crate::monitor::{Monitor, count};
@@ -21,17 +24,17 @@ pub(super) enum CatalogCommand {
     Verify(VerifyArgs),
 }
 
-/// Build the catalog anew from the repository
+/// Rebuild the catalog from the repository
 ///
-/// On the machine that is backed up. It takes the host key and nothing else: from what that key signed, brackfs learns whom
-/// to encrypt to, which packs and chunks there are, and which snapshots. Packs that are missing, or have another length
-/// than the indexes say, are left out. The catalog that was there is kept as catalog.sqlite.old.
+/// Runs on the machine that is backed up, and needs only its host key. The recipients, packs, chunks and snapshots are read
+/// from documents that the host key signed. Packs that are missing, or whose length differs from the indexes, are left out.
+/// The old catalog is kept as catalog.sqlite.old.
 ///
-/// A backup does this by itself when the catalog is missing or broken. No restore ever needs it.
+/// A backup rebuilds a missing or damaged catalog automatically. A restore never needs it.
 ///
-/// Afterwards the next backup reads every file once, since how files looked is not in the repository, and stores nothing
-/// again that is there. Paths, tags and host of older snapshots are sealed to the owner: `brackfs snapshots` shows them
-/// with the owner's key only.
+/// The next backup reads every file once, since the repository does not hold the files' inode numbers and change times; data
+/// that is already stored is not stored again. Paths, tags and hosts of older snapshots are encrypted to the owner:
+/// `brackfs snapshots` shows them only with the owner's key.
 #[derive(Debug, clap::Args)]
 #[command(after_help = "\
 Examples:
@@ -39,26 +42,26 @@ Examples:
 pub(super) struct RebuildArgs {
     #[command(flatten)]
     repository: RepositoryArg,
-    /// Wait so long for another run that writes, as in 90s, 10m or 1h30m
+    /// Wait up to DURATION (such as 90s, 10m or 1h30m) for another run that writes to the repository; then exit with 11
     #[arg(long, value_name = "DURATION", default_value = "0s", value_parser = parse_duration)]
     wait_lock: Duration,
     /// Print the result as a JSON object
     ///
-    /// It has message_type summary, and packs and snapshots (those that were found), missing_packs, unknown_snapshots
-    /// (of which no index tells), unusable_indexes.
+    /// It has message_type summary, and packs and snapshots (the numbers found), missing_packs, unknown_snapshots
+    /// (snapshots without an index), unusable_indexes.
     #[arg(long)]
     json: bool,
 }
 
 /// Compare the catalog with the repository
 ///
-/// On the machine that is backed up, with no key but its own. Looked at are the file itself, and all that it claims: that
-/// each pack is there with its length and stands with the same digest in an index and in a list of sums, that its blocks
-/// lie one after the other, that chunks and directories refer to blocks that are there, and that snapshots are there and
-/// use blocks that are known. No pack is read: see brackfs-check(1) and b3sum for that.
+/// Runs on the machine that is backed up, and needs only its host key. Checks the catalog's file and its content: each pack
+/// exists, has the recorded length, and has the same digest in an index and in a list of sums; its blocks are contiguous;
+/// chunks and directories refer to existing blocks; snapshots exist and use known blocks. Packs are not read; use
+/// brackfs-check(1) or b3sum for that.
 ///
-/// Each problem is named, and nothing is changed. The exit code is 1 if there are any; `brackfs catalog rebuild` then makes
-/// a catalog that agrees with the repository. Beside a backup that writes, what it is writing may be missed.
+/// Problems are reported, and nothing is changed. If there are any, the exit code is 1; `brackfs catalog rebuild` then makes
+/// a catalog that agrees with the repository. While a backup is running, objects it is writing may be reported as missing.
 #[derive(Debug, clap::Args)]
 #[command(after_help = "\
 Examples:
@@ -67,11 +70,10 @@ Examples:
 pub(super) struct VerifyArgs {
     #[command(flatten)]
     repository: RepositoryArg,
-    /// Print the result and problems as JSON, one object a line
+    /// Print the result and problems as JSON, one object per line
     ///
-    /// The result has message_type summary, and packs, lost_packs (known to be lost, and not built upon any more), blocks,
-    /// chunks, snapshots, problems. A problem, on standard error,
-    /// has message_type error, and path and message.
+    /// The result has message_type summary, and packs, lost_packs (known to be lost, and no longer used), blocks, chunks,
+    /// snapshots, problems. Problems are written to standard error, with message_type error, path and message.
     #[arg(long)]
     json: bool,
 }
@@ -93,7 +95,7 @@ fn rebuild(args: &RebuildArgs, global: &Global) -> Result<ExitCode> {
     let inventory = Inventory { repository: &repository, access: &access, monitor: &monitor, stop: &stop };
     let (_, found) = inventory::rebuild(&inventory, &state, &key.fingerprint())?;
     if args.json {
-        say::result(json!({
+        output::result(json!({
             "message_type": "summary",
             "packs": found.learnt_packs,
             "snapshots": found.learnt_snapshots,
@@ -102,7 +104,7 @@ fn rebuild(args: &RebuildArgs, global: &Global) -> Result<ExitCode> {
             "unusable_indexes": found.unusable_indexes,
         }))?;
     } else if !global.quiet {
-        say::aside(format!("the catalog was built anew: {}; the next backup reads every file once", found.summary()));
+        output::message(format!("the catalog was rebuilt: {}; the next backup reads every file once", found.summary()));
     }
     Ok(ExitCode::SUCCESS)
 }
@@ -117,7 +119,7 @@ fn verify(args: &VerifyArgs, global: &Global) -> Result<ExitCode> {
     let inventory = Inventory { repository: &repository, access: &access, monitor: &monitor, stop: &stop };
     let found = inventory.verify(&catalog, &state, &key.certificate())?;
     if args.json {
-        say::result(json!({
+        output::result(json!({
             "message_type": "summary",
             "packs": found.packs,
             "lost_packs": found.lost_packs,
@@ -130,22 +132,22 @@ fn verify(args: &VerifyArgs, global: &Global) -> Result<ExitCode> {
         let (packs, blocks) = (count(found.packs, "pack", "packs"), count(found.blocks, "block", "blocks"));
         let (chunks, snapshots) =
             (count(found.chunks, "chunk", "chunks"), count(found.snapshots, "snapshot", "snapshots"));
-        say::aside(format!("{packs}, {blocks}, {chunks}, {snapshots}"));
+        output::message(format!("{packs}, {blocks}, {chunks}, {snapshots}"));
         if found.lost_packs > 0 {
             let lost = count(found.lost_packs, "more pack is", "more packs are");
-            say::aside(format!("{lost} lost, and not built upon any more; older snapshots may need what they held"));
+            output::message(format!("{lost} lost and no longer used; older snapshots may need their data"));
         }
     }
     match found.problems {
         0 => Ok(ExitCode::SUCCESS),
         problems => anyhow::bail!(
-            "{}; `brackfs catalog rebuild` makes a catalog that agrees with the repository, and the next backup stores what is lost as far as it is still at the source",
+            "{}; run `brackfs catalog rebuild` for a catalog that agrees with the repository; the next backup stores lost data again if it is still at the source",
             count(problems, "problem", "problems")
         ),
     }
 }
 
-/// What is said by who waits for the lock.
+/// The message of a command that waits for the lock.
 pub(super) fn waiting(holder: &str) -> String {
     format!("waiting for another run of brackfs that writes to this repository ({holder})")
 }

@@ -5,23 +5,27 @@ use std::process::ExitCode;
 use anyhow::Result;
 use serde_json::json;
 
-use super::common::{Global, READ_ONCE, ReaderArgs, is_interactive, stop_soon_on_signals};
-use super::say;
+use super::global::Global;
+use super::output;
+use super::reader_args::{ReaderArgs, SMALL_CACHE};
+use super::signals::stop_soon_on_signals;
+use super::terminal::is_interactive;
 use crate::check;
 use crate::monitor::count;
 
-/// Check that everything is there that the snapshots need
+/// Check that the repository has all data that the snapshots need
 ///
-/// Without --read-data the structure is checked: that every snapshot opens and is signed by a known host key, that every
-/// directory verifies, that the data which files need lies within packs that are there and long enough, and that no
-/// snapshot is missing from the chain in which each names the one before; and what only machines that write need:
-/// indexes and the packs that they name, generations, sums, keys. With it, all data is read, too: every chunk
-/// is verified, those that only an index leads to as well, and every pack that an index names is compared with its sum. A pack
-/// of the wrong length is named and not read.
+/// Without --read-data, only the structure is checked. Every snapshot must open and be signed by a trusted host key; every
+/// directory must verify; the data of every file must lie in an existing pack that is long enough; and no snapshot may be
+/// missing from the chain in which each snapshot names the previous one. Objects that only writers need are checked too:
+/// indexes and the packs they list, generations, sums and keys.
 ///
-/// Each problem is named, and nothing is changed. What is shared by several snapshots is looked at once. If all that
-/// matters is whether a disk kept what it got, b3sum does it without a key: cd REPO && find sums -type f -exec cat {} + |
-/// b3sum --check. Whether the catalog of the machine that is backed up agrees with the repository is for brackfs-catalog-verify(1) to say.
+/// With --read-data, all data is read: every chunk is verified, including chunks that only an index refers to, and every
+/// pack in an index is compared with its sum. Packs of the wrong length are reported and not read.
+///
+/// Problems are reported, and nothing is changed. Data shared by several snapshots is checked once. To check without a key
+/// whether a disk kept the packs intact, run b3sum: cd REPO && find sums -type f -exec cat {} + | b3sum --check. To compare
+/// the repository with the catalog of the machine that is backed up, run brackfs-catalog-verify(1) there.
 #[derive(Debug, clap::Args)]
 #[command(after_help = "\
 Examples:
@@ -30,25 +34,25 @@ Examples:
 pub(super) struct Args {
     #[command(flatten)]
     reader: ReaderArgs,
-    /// Read and verify all data, too
+    /// Read and verify all data
     #[arg(long)]
     read_data: bool,
-    /// Print the result, problems, and how far it is, as JSON, one object a line
+    /// Print the result, problems and progress as JSON, one object per line
     ///
-    /// The result, the last line on standard output, has message_type summary, and snapshots, directories, files, chunks,
-    /// packs, problems. A problem, on standard error, has message_type error, and path and message. Progress is told as by
-    /// backup --json.
+    /// The result is the last line on standard output. It has message_type summary, and snapshots, directories, files, chunks,
+    /// packs, problems. Problems are written to standard error, with message_type error, path and message. Progress is
+    /// written as by backup --json.
     #[arg(long)]
     json: bool,
 }
 
 pub(super) fn run(args: &Args, global: &Global) -> Result<ExitCode> {
     let monitor = global.monitor(args.json);
-    let reader = args.reader.open(global, &monitor, READ_ONCE)?;
+    let reader = args.reader.open(global, &monitor, SMALL_CACHE)?;
     let stop = stop_soon_on_signals()?;
     monitor.start();
     let result = check::check(&reader, args.read_data, &monitor, &stop);
-    monitor.done();
+    monitor.finish();
     let summary = result?;
     if args.json {
         let object = json!({
@@ -60,11 +64,14 @@ pub(super) fn run(args: &Args, global: &Global) -> Result<ExitCode> {
             "packs": summary.packs,
             "problems": summary.problems,
         });
-        say::result(object)?;
+        output::result(object)?;
     } else if !global.quiet && (is_interactive() || global.verbose) {
         let directories = count(summary.directories, "directory", "directories");
         let (files, chunks) = (count(summary.files, "file", "files"), count(summary.chunks, "chunk", "chunks"));
-        say::aside(format!("{}, {directories}, {files}, {chunks}", count(summary.snapshots, "snapshot", "snapshots")));
+        output::message(format!(
+            "{}, {directories}, {files}, {chunks}",
+            count(summary.snapshots, "snapshot", "snapshots")
+        ));
     }
     match summary.problems {
         0 => Ok(ExitCode::SUCCESS),

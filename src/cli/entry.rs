@@ -9,7 +9,7 @@ use crate::format::Entry;
 use crate::format::entry::Content;
 use crate::reader::EntryHandle;
 
-/// Mode, number of names, owner, group, size and time, before a name.
+/// Writes mode, link count, owner, group, size and time, which come before the name.
 pub(super) fn write_details(out: &mut dyn Write, listed: &EntryHandle) -> io::Result<()> {
     let entry = listed.entry();
     let owner = listed.user().map_or_else(|| entry.uid.to_string().into(), show::shown);
@@ -24,8 +24,8 @@ pub(super) fn write_details(out: &mut dyn Write, listed: &EntryHandle) -> io::Re
     write!(out, "{mode} {names:>2} {owner:<8} {group:<8} {size:>12} {time:<20} ")
 }
 
-/// What follows a name where there are details.
-pub(super) fn write_behind(out: &mut dyn Write, entry: &Entry) -> io::Result<()> {
+/// Writes the link target and the mark of changed files, which come after the name.
+pub(super) fn write_suffix(out: &mut dyn Write, entry: &Entry) -> io::Result<()> {
     if let Content::Target(target) = &entry.content {
         out.write_all(b" -> ")?;
         write_name(out, target)?;
@@ -36,15 +36,16 @@ pub(super) fn write_behind(out: &mut dyn Write, entry: &Entry) -> io::Result<()>
     Ok(())
 }
 
-/// A name as it is, but to a terminal without orders to it.
+/// Writes a name. Control characters are escaped on a terminal.
 pub(super) fn write_name(out: &mut dyn Write, name: &[u8]) -> io::Result<()> {
-    match io::stdout().is_terminal() {
-        true => out.write_all(show::printable(&String::from_utf8_lossy(name)).as_bytes()),
-        false => out.write_all(name),
+    if io::stdout().is_terminal() {
+        out.write_all(show::printable(&String::from_utf8_lossy(name)).as_bytes())
+    } else {
+        out.write_all(name)
     }
 }
 
-/// An object that has the fields of `head`, the path, and all that is known of the entry.
+/// A JSON object with the fields of `head`, the path, and the metadata of the entry.
 pub(super) fn object(head: Value, listed: &EntryHandle, path: &[u8]) -> Value {
     let entry = listed.entry();
     let mut object = json!({

@@ -2,37 +2,32 @@
 
 use crate::{backup, catalog, check, crypt, dump, history, init, inventory, reader, repository, restore, state};
 
-/// Something failed.
 const FAILED: u8 = 1;
-/// Wrong usage.
 pub(super) const USAGE: u8 = 2;
-/// Done, but some files could not be read as they were.
+/// Done, but some files could not be read consistently, or the repository has lost data.
 pub(super) const PARTIAL: u8 = 3;
-/// There is no such repository.
 const NO_REPOSITORY: u8 = 10;
-/// Another run holds the lock.
 const LOCKED: u8 = 11;
-/// The key or the passphrase is wrong, or missing.
+/// The key or the passphrase is wrong or missing.
 const KEY: u8 = 12;
-/// Interrupted.
 pub(super) const INTERRUPTED: u8 = 130;
 
-/// A command line that parses, but makes no sense.
+/// A command line that parses, but is not valid.
 #[derive(Debug, thiserror::Error)]
 #[error("{0}")]
 pub(super) struct Usage(pub(super) String);
 
-/// A secret that is needed, and was not given.
+/// A required key or passphrase could not be read.
 #[derive(Debug, thiserror::Error)]
 #[error("{0}")]
 pub(super) struct NoSecret(pub(super) String);
 
-/// The exit code that stands for an error.
+/// The exit code of an error.
 pub(super) fn code(error: &anyhow::Error) -> u8 {
     error.chain().find_map(known).unwrap_or(FAILED)
 }
 
-/// What an error says: itself, and of its causes those that it does not name already.
+/// The message of an error, followed by the causes that it does not contain.
 pub(super) fn text(error: &anyhow::Error) -> String {
     let mut text = String::new();
     for cause in error.chain().map(ToString::to_string) {
@@ -45,7 +40,7 @@ pub(super) fn text(error: &anyhow::Error) -> String {
     text
 }
 
-/// Whether the one who reads our output went away.
+/// Whether the error is a broken pipe.
 pub(super) fn is_broken_pipe(error: &anyhow::Error) -> bool {
     let pipe = |cause: &(dyn std::error::Error + 'static)| {
         cause.downcast_ref::<std::io::Error>().is_some_and(|e| e.kind() == std::io::ErrorKind::BrokenPipe)

@@ -7,26 +7,28 @@ use anyhow::Result;
 use clap::ValueEnum;
 use serde_json::json;
 
-use super::common::{Global, READ_ONCE, ReaderArgs, end_on_signals, select};
 use super::entry;
 use super::exit::Usage;
+use super::global::Global;
+use super::reader_args::{ReaderArgs, SMALL_CACHE, select};
 use super::show;
+use super::signals::end_on_signals;
 use crate::format::{Kind, Timestamp};
 use crate::history::{Match, Query, SearchScope, find};
 use crate::reader::Selector;
 
 /// Find files by name in all snapshots
 ///
-/// Patterns are those of .gitignore. Without a / they match names, in any directory; with a / at the start or inside
-/// they match paths from the snapshot's root on. * and ? stop at a /, ** does not, and {a,b} is a choice. A / at the
-/// end matches directories only. Of several patterns one has to match.
+/// Patterns are written as in .gitignore. Without a /, a pattern matches names in any directory; with a / at the start or in
+/// the middle, it matches paths from the snapshot's root. * and ? do not match a /, ** does, and {a,b} matches a or b. A / at
+/// the end matches only directories. With several patterns, an entry is printed if any of them matches.
 ///
-/// Each line is SNAP:PATH, as cat, restore and mount take it, beginning with the newest snapshot of a source. What an
-/// older snapshot has at the same path with the same kind, time and content is not listed again: brackfs versions tells
-/// in which snapshots a path is the same. Directories that are the same as in the next newer snapshot are not even
-/// read, so all snapshots take little longer than one, and memory doesn't grow with their number.
+/// Each line is SNAP:PATH, which cat, restore and mount accept, with the newest snapshot of each source first. An entry of an
+/// older snapshot is not printed if a newer one has the same path with the same kind, time and content; brackfs versions
+/// shows which snapshots have the same version. Directories that are unchanged in the next newer snapshot are not read, so a
+/// search in all snapshots takes little longer than in one, and memory does not grow with their number.
 ///
-/// The exit code is 0 also if nothing is found, and 1 if something could not be read.
+/// The exit code is 0 even if nothing is found, and 1 if something could not be read.
 #[derive(Debug, clap::Args)]
 #[command(after_help = "\
 Examples:
@@ -36,40 +38,40 @@ Examples:
 pub(super) struct Args {
     #[command(flatten)]
     reader: ReaderArgs,
-    /// A name, or a path, with wildcards
+    /// Find names or paths that match this pattern
     #[arg(value_name = "PATTERN", required = true)]
     patterns: Vec<String>,
-    /// Take upper and lower case in patterns as one
+    /// Ignore case in patterns
     #[arg(short, long)]
     ignore_case: bool,
-    /// Look only into snapshots of this source
+    /// Search only snapshots of this source
     #[arg(long, value_name = "NAME")]
     source: Option<String>,
-    /// Look only into this snapshot
+    /// Search only this snapshot
     #[arg(long, value_name = "SNAP", conflicts_with = "source")]
     snapshot: Option<String>,
-    /// Only what is of this kind; may be repeated
+    /// Print only entries of this kind (repeatable)
     #[arg(long = "type", value_enum, value_name = "KIND")]
     kinds: Vec<Type>,
-    /// Only what was last changed then or later: a date or a time such as 2026-11-20T14:52, in UTC
+    /// Print only entries modified at TIME or later: a date or a time such as 2026-11-20T14:52, in UTC
     #[arg(long, value_name = "TIME", value_parser = show::parse_time)]
     newer: Option<Timestamp>,
-    /// Only what was last changed before
+    /// Print only entries modified before TIME
     #[arg(long, value_name = "TIME", value_parser = show::parse_time)]
     older: Option<Timestamp>,
-    /// Only files of more bytes
+    /// Print only files of more than SIZE bytes
     #[arg(long, value_name = "SIZE", value_parser = show::parse_size)]
     larger: Option<u64>,
-    /// Only files of fewer bytes
+    /// Print only files of less than SIZE bytes
     #[arg(long, value_name = "SIZE", value_parser = show::parse_size)]
     smaller: Option<u64>,
-    /// Show mode, number of names, owner, group, size in bytes, and time in UTC
+    /// Print mode, link count, owner, group, size in bytes, and modification time in UTC
     #[arg(short)]
     long: bool,
     /// Print one JSON object for each entry
     ///
-    /// It has message_type found, snapshot (the id), time (of the snapshot) and source, and all that ls --json says of
-    /// an entry; path begins at the snapshot's root.
+    /// It has message_type found, snapshot (the id), time (of the snapshot), source, and the fields of ls --json; path begins
+    /// at the snapshot's root.
     #[arg(long)]
     json: bool,
 }
@@ -109,10 +111,10 @@ impl From<Type> for Kind {
 pub(super) fn run(args: &Args, global: &Global) -> Result<ExitCode> {
     let selector = args.snapshot.as_ref().map(|text| Selector::parse(text.as_bytes())).transpose().map_err(Usage)?;
     if selector.as_ref().is_some_and(|selector| !selector.path.is_empty()) {
-        return Err(Usage("--snapshot takes no path; put it into the pattern".into()).into());
+        return Err(Usage("--snapshot does not accept a path; put the path into the pattern".into()).into());
     }
     let monitor = global.monitor(args.json);
-    let reader = args.reader.open(global, &monitor, READ_ONCE)?;
+    let reader = args.reader.open(global, &monitor, SMALL_CACHE)?;
     end_on_signals()?;
     let within = match selector {
         Some(selector) => SearchScope::One(select(&reader, &selector, &monitor)?),
@@ -127,7 +129,7 @@ pub(super) fn run(args: &Args, global: &Global) -> Result<ExitCode> {
         larger: args.larger,
         smaller: args.smaller,
     };
-    // A line at a time: the next one may take long to be found.
+    // Unbuffered, since the search for the next entry can take long.
     let mut out = std::io::stdout().lock();
     let problems = find(&reader, within, &wanted, &monitor, &mut |found| print(found, args, &mut out))?;
     Ok(if problems > 0 { ExitCode::FAILURE } else { ExitCode::SUCCESS })
@@ -150,7 +152,7 @@ fn print(found: &Match<'_>, args: &Args, out: &mut dyn Write) -> std::io::Result
     write!(out, "{}:", snapshot.name.id.short())?;
     entry::write_name(out, found.path)?;
     if args.long {
-        entry::write_behind(out, listed.entry())?;
+        entry::write_suffix(out, listed.entry())?;
     } else if listed.entry().kind == Kind::Directory {
         out.write_all(b"/")?;
     }

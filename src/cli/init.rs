@@ -6,45 +6,48 @@ use std::process::ExitCode;
 use anyhow::Result;
 use serde_json::json;
 
-use super::common::{Global, new_passphrase, parse_location, read_certificate};
-use super::say;
+use super::global::Global;
+use super::output;
+use super::passphrase::new_passphrase;
+use super::reader_args::parse_location;
+use super::recipients::read_certificate;
 use crate::init::{Made, Owner, init};
 use crate::monitor::Monitor;
 
-/// Make a repository, with this machine as the one that writes to it
+/// Make a repository that this machine writes to
 ///
-/// With --recipient, it is encrypted to keys that exist. Without, a passphrase is asked for, a key is made, and
-/// kept in the repository under the passphrase. Backups need neither; restores do. With --no-encryption whoever gets at
-/// the repository reads the backups; they are signed all the same.
+/// With --recipient, the repository is encrypted to existing keys. Without it, init asks for a passphrase, makes a key, and
+/// stores the key in the repository, locked with the passphrase. Backups need neither a secret key nor the passphrase;
+/// restores do. With --no-encryption, anyone who can read the repository can read the backups; they are signed anyway.
 ///
-/// The machine gets a key of its own, the host key, which signs the backups and stays in the state directory. Its
-/// fingerprint is shown: note it, since whoever restores elsewhere can tell by it that a snapshot is yours.
+/// init also makes a key for this machine, the host key, which signs the backups and stays in the state directory. Its
+/// fingerprint is printed. Write it down: on another machine, it proves that a snapshot is yours.
 #[derive(Debug, clap::Args)]
 #[command(after_help = "\
 Examples:
   brackfs init /backup --recipient owner.key.pub
   brackfs init /backup --recipient alice.asc --recipient escrow.asc
   brackfs init /backup                              asks for a passphrase
-  brackfs init /backup --no-encryption              signed, but readable by everyone")]
+  brackfs init /backup --no-encryption              signed, but not encrypted")]
 pub(super) struct Args {
-    /// Where to make it: a path that does not exist yet, or an empty directory
+    /// Make the repository in REPO, which must not exist, or be an empty directory
     ///
-    /// A directory in which an earlier init was killed serves too. File systems without hard links (exFAT, a mount of rclone)
-    /// or without a sync of directories (CIFS) will do; init says once what that means.
+    /// A directory that an interrupted init left is accepted too. File systems without hard links (exFAT, a mount of rclone)
+    /// or without a sync of directories (CIFS) work; init prints which guarantees they do not give.
     #[arg(value_name = "REPO", env = "BRACKFS_REPOSITORY", value_hint = clap::ValueHint::DirPath)]
     #[arg(value_parser = parse_location)]
     repository: String,
-    /// Encrypt to this certificate; may be repeated, and each of them alone can read then
+    /// Encrypt to this certificate (repeatable); the key of any recipient can decrypt
     ///
-    /// A file, armored or binary, with one OpenPGP certificate. Of a secret key's file the public part is used.
+    /// CERT is a file, armored or binary, with one OpenPGP certificate, or a secret key, whose public part is used.
     #[arg(short, long, value_name = "CERT", conflicts_with = "no_encryption")]
     recipient: Vec<PathBuf>,
     /// Do not encrypt
     #[arg(long)]
     no_encryption: bool,
-    /// Print the result as JSON
+    /// Print the result as a JSON object
     ///
-    /// One object with message_type initialized, and id, host_key, and recipients, an array of fingerprints.
+    /// It has message_type initialized, and id, host_key, and recipients, an array of fingerprints.
     #[arg(long)]
     json: bool,
 }
@@ -66,16 +69,14 @@ pub(super) fn run(args: &Args, global: &Global) -> Result<ExitCode> {
             "host_key": host.to_string(),
             "recipients": recipients,
         });
-        say::result(made)?;
+        output::result(made)?;
     } else if !global.quiet {
-        say::result(format!("repository  {id} at {}", args.repository))?;
-        say::result(format!("host key    {host}"))?;
-        match recipients.is_empty() {
-            true => say::result("recipients  none: it is not encrypted")?,
-            false => {
-                recipients.iter().try_for_each(|recipient| say::result(format!("recipient   {recipient}")))?;
-            }
+        output::result(format!("repository  {id} at {}", args.repository))?;
+        output::result(format!("host key    {host}"))?;
+        if recipients.is_empty() {
+            output::result("recipients  none: it is not encrypted")?;
         }
+        recipients.iter().try_for_each(|recipient| output::result(format!("recipient   {recipient}")))?;
     }
     Ok(ExitCode::SUCCESS)
 }

@@ -9,30 +9,31 @@ use std::process::ExitCode;
 use anyhow::{Context, Result};
 use clap::Subcommand;
 
-use super::common::{Global, new_passphrase};
-use super::say;
+use super::global::Global;
+use super::output;
+use super::passphrase::new_passphrase;
 use crate::crypt::{Profile, Role, SecretKey};
 
 #[derive(Debug, Subcommand)]
 pub(super) enum KeyCommand {
     /// Make an owner's key: the secret key in FILE, its certificate in FILE.pub
     ///
-    /// Keep FILE where backups are restored, and a copy of it in a safe place: without it nothing can be read.
-    /// Give FILE.pub to the machines that are backed up. The key never expires. Files that are there are not overwritten.
+    /// Keep FILE on the machine where you restore, and a copy of it in a safe place: without it, no backup can be read. Copy
+    /// FILE.pub to the machines that are backed up. The key never expires. Existing files are not overwritten.
     #[command(after_help = "\
 Examples:
   brackfs key generate --output owner.key
   brackfs key generate --output owner.key --profile rfc4880     gpg 2.2 and 2.4 can read the backups")]
     Generate {
-        /// Where the secret key goes; the certificate goes beside it, with .pub added
+        /// Write the secret key to FILE, and the certificate to FILE.pub
         #[arg(short, long, value_name = "FILE")]
         output: PathBuf,
-        /// The standard that the key follows: rfc9580 (fast, authenticated) or rfc4880 (any gpg reads it)
+        /// Follow this standard: rfc9580 (fast, authenticated) or rfc4880 (readable by any gpg)
         ///
-        /// It decides how the repositories of the key are encrypted; see brackfs-security(7).
+        /// The standard also decides how repositories for the key are encrypted; see brackfs-security(7).
         #[arg(long, value_name = "PROFILE", default_value = "rfc9580")]
         profile: Profile,
-        /// The name in the key
+        /// Set the user ID of the key
         #[arg(long, value_name = "NAME", default_value = "brackfs owner")]
         user_id: String,
         /// Do not protect the key with a passphrase
@@ -47,20 +48,21 @@ pub(super) fn run(command: &KeyCommand, global: &Global) -> Result<ExitCode> {
     public.push(".pub");
     let public = PathBuf::from(public);
     for path in [output, &public] {
-        anyhow::ensure!(!path.exists(), "{} is there already; keys are never overwritten", path.display());
+        anyhow::ensure!(
+            !path.exists(),
+            "cannot write {}: it exists already, and keys are never overwritten",
+            path.display()
+        );
     }
-    let passphrase = match no_passphrase {
-        true => None,
-        false => Some(new_passphrase("Passphrase for the new key: ")?),
-    };
+    let passphrase = if *no_passphrase { None } else { Some(new_passphrase("Passphrase for the new key: ")?) };
     let key = SecretKey::generate(*profile, user_id, Role::Owner, passphrase.as_ref())?;
     let certificate = key.certificate();
     write(output, 0o600, &key.to_armored()?)?;
     write(&public, 0o644, &certificate.to_armored()?)?;
     if !global.quiet {
-        say::result(format!("secret key   {}", output.display()))?;
-        say::result(format!("certificate  {}", public.display()))?;
-        say::result(format!("fingerprint  {}", certificate.fingerprint()))?;
+        output::result(format!("secret key   {}", output.display()))?;
+        output::result(format!("certificate  {}", public.display()))?;
+        output::result(format!("fingerprint  {}", certificate.fingerprint()))?;
     }
     Ok(ExitCode::SUCCESS)
 }

@@ -8,17 +8,20 @@ use std::process::ExitCode;
 use anyhow::Result;
 use serde_json::json;
 
-use super::common::{Global, READ_ONCE, ReaderArgs, end_on_signals, select};
 use super::entry;
 use super::exit::Usage;
+use super::global::Global;
+use super::reader_args::{ReaderArgs, SMALL_CACHE, select};
 use super::show;
+use super::signals::end_on_signals;
 use crate::format::Kind;
 use crate::reader::{EntryHandle, Reader, Selector, SnapshotDirectory, TreeWalk, WalkStep};
 
 /// List files in a snapshot
 ///
-/// Of a directory, what is in it; of anything else, itself. Names are written as they are, each on a line, but to a
-/// terminal with control characters escaped; --json is for names with newlines. Only the directories on the way are read.
+/// A directory is listed with its entries, anything else as a single entry. Each line has one name, unchanged except for
+/// control characters, which are escaped on a terminal. Use --json for names with newlines. Only the directories on the path
+/// are read.
 #[derive(Debug, clap::Args)]
 #[command(after_help = "\
 Examples:
@@ -27,19 +30,19 @@ Examples:
 pub(super) struct Args {
     #[command(flatten)]
     reader: ReaderArgs,
-    /// The snapshot, and a path in it
+    /// List this snapshot, or this file or directory in it
     #[arg(value_name = "SNAP[:PATH]")]
     what: OsString,
-    /// Show mode, number of names, owner, group, size in bytes, and time in UTC
+    /// Print mode, link count, owner, group, size in bytes, and modification time in UTC
     #[arg(short)]
     long: bool,
-    /// List directories below, too
+    /// List subdirectories recursively
     #[arg(short = 'R', long)]
     recursive: bool,
     /// Print one JSON object for each entry
     ///
-    /// It has message_type entry, and path, type, mode (a number), uid, gid, user, group (null if the name was not
-    /// known), size, mtime, mtime_nanos, links, changed_while_read, unprivileged (the source's mount ignored its set-id
+    /// It has message_type entry, and path, type, mode (a number), uid, gid, user, group (null if the name is
+    /// unknown), size, mtime, mtime_nanos, links, changed_while_read, unprivileged (the source's mount ignored its set-id
     /// bits, capabilities or device number), xattrs (names), inode_flags; target for a symbolic link; path_hex for a
     /// path that is not UTF-8.
     #[arg(long)]
@@ -49,7 +52,7 @@ pub(super) struct Args {
 pub(super) fn run(args: &Args, global: &Global) -> Result<ExitCode> {
     let selector = Selector::parse(args.what.as_bytes()).map_err(Usage)?;
     let monitor = global.monitor(false);
-    let reader = args.reader.open(global, &monitor, READ_ONCE)?;
+    let reader = args.reader.open(global, &monitor, SMALL_CACHE)?;
     end_on_signals()?;
     let snapshot = select(&reader, &selector, &monitor)?;
     let listed = reader.at_path(&snapshot, &selector.path)?;
@@ -64,7 +67,7 @@ pub(super) fn run(args: &Args, global: &Global) -> Result<ExitCode> {
 
 fn list(reader: &Reader, top: SnapshotDirectory, args: &Args, out: &mut dyn Write) -> Result<()> {
     let mut walk = TreeWalk::new(reader, top);
-    // The path of the directory at hand, and where its own name begins in it.
+    // The path of the current directory, and the start of each name on it.
     let (mut path, mut begins) = (Vec::new(), Vec::new());
     while let Some(step) = walk.step() {
         match step {
@@ -95,7 +98,7 @@ fn print(listed: &EntryHandle, above: &[u8], args: &Args, out: &mut dyn Write) -
     }
     entry::write_name(out, &path)?;
     if args.long {
-        entry::write_behind(out, listed.entry())?;
+        entry::write_suffix(out, listed.entry())?;
     } else if listed.entry().kind == Kind::Directory {
         out.write_all(b"/")?;
     }

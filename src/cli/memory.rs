@@ -1,16 +1,16 @@
-//! How much memory may be taken for a cache that nobody gave a size to.
+//! Default cache sizes, limited by the memory of the machine, the cgroup and the process.
 
 use std::fs;
 use std::path::Path;
 
 use rustix::process::{Resource, getrlimit};
 
-/// What part of the memory that may be used a cache takes at most.
+/// A cache takes at most this fraction of the available memory: one SHARE-th.
 const SHARE: u64 = 4;
-/// Less is of no use.
+/// Minimum size of a cache in bytes; smaller ones are useless.
 const LEAST: u64 = 4 << 20;
 
-/// The size of a cache: `wanted`, or less where memory is short.
+/// The size of a cache in bytes: `wanted`, or less if memory is short.
 pub(super) fn cache(wanted: u64) -> u64 {
     let cgroups = fs::read_to_string("/proc/self/cgroup").unwrap_or_default();
     let limits = [of_cgroups(&cgroups, Path::new("/sys/fs/cgroup")), of_machine(), of_process()];
@@ -21,26 +21,25 @@ fn part(wanted: u64, limit: Option<u64>) -> u64 {
     limit.map_or(wanted, |limit| wanted.min((limit / SHARE).max(LEAST)))
 }
 
-/// The memory of the machine.
 fn of_machine() -> Option<u64> {
     bytes(&fs::read_to_string("/proc/meminfo").ok()?, "MemTotal:")
 }
 
-/// What is left of the address space that the process may have.
+/// The address space that the process can still allocate.
 fn of_process() -> Option<u64> {
     let limit = getrlimit(Resource::As).current?;
     let used = fs::read_to_string("/proc/self/status").ok().and_then(|status| bytes(&status, "VmSize:"));
     Some(limit.saturating_sub(used.unwrap_or(0)))
 }
 
-/// The number on a line `NAME  123 kB` of a file below /proc.
+/// The bytes on a line `NAME  123 kB` of a file in /proc.
 fn bytes(text: &str, name: &str) -> Option<u64> {
     let number = text.lines().find_map(|line| line.strip_prefix(name))?.trim().strip_suffix("kB")?;
     number.trim().parse::<u64>().ok()?.checked_mul(1024)
 }
 
-/// The least limit of the cgroups that the process is in, and of those above them. `cgroups` is /proc/self/cgroup, and
-/// `root` is where their hierarchies are mounted: version 2 there or in `unified`, version 1 in `memory`.
+/// The lowest memory limit of the process's cgroups and their ancestors. `cgroups` is the text of /proc/self/cgroup. The
+/// hierarchies are mounted at `root`: version 2 there or in `unified`, version 1 in `memory`.
 fn of_cgroups(cgroups: &str, root: &Path) -> Option<u64> {
     let limits = cgroups.lines().filter_map(|line| {
         let mut fields = line.splitn(3, ':');
@@ -56,8 +55,8 @@ fn of_cgroups(cgroups: &str, root: &Path) -> Option<u64> {
     limits.min()
 }
 
-/// The least number in the files `name` from `root` down to `path`. Those that are not there, or hold no number, do not
-/// count: in a container the path can be one of the host's.
+/// The lowest number in the files `name` from `root` down to `path`. Files that are missing or hold no number are ignored:
+/// in a container, the path can be one of the host.
 fn of_folder(root: &Path, path: &str, name: &str) -> Option<u64> {
     let below = Path::new(path.trim_start_matches('/'));
     let limits = below.ancestors().filter_map(|folder| {
@@ -74,7 +73,7 @@ mod tests {
     const MIB: u64 = 1 << 20;
 
     #[test]
-    fn a_cache_is_a_part_of_what_may_be_used() {
+    fn a_cache_takes_a_quarter_of_the_limit() {
         assert_eq!(part(128 * MIB, None), 128 * MIB);
         assert_eq!(part(128 * MIB, Some(1 << 40)), 128 * MIB);
         assert_eq!(part(128 * MIB, Some(64 * MIB)), 16 * MIB);
@@ -83,12 +82,12 @@ mod tests {
     }
 
     #[test]
-    fn the_machine_has_memory() {
+    fn the_memory_of_the_machine_is_read() {
         assert!(of_machine().unwrap() > 16 * MIB);
     }
 
     #[test]
-    fn limits_of_cgroups_are_found_in_both_versions_and_above() {
+    fn cgroup_limits_of_both_versions_and_of_ancestors_are_read() {
         let folder = tempfile::tempdir().unwrap();
         let root = folder.path();
         let put = |path: &str, text: &str| {

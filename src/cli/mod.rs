@@ -1,72 +1,84 @@
-//! The command line: one file a command. Each has its flags, one call, and what is printed.
+//! The command line, one module per command.
 //!
-//! - [`common`]: flags that several commands share, and how a reader is opened
-//! - [`entry`]: entries of snapshots, as lines and as JSON
+//! Shared by commands:
+//!
+//! - [`global`]: options of every command
+//! - [`reader_args`]: options of commands that read, and opening the reader
+//! - [`passphrase`]: passphrases from the environment or the terminal
+//! - [`signals`]: ending on signals
+//! - [`memory`]: default cache sizes
+//! - [`terminal`]: problems and progress of a run; [`status`] formats the progress, [`ticker`] calls it
+//! - [`entry`]: entries of snapshots, as text and as JSON
+//! - [`show`]: sizes, times and modes as text
+//! - [`output`]: lines on standard output and standard error
 //! - [`exit`]: from errors to exit codes
-//! - [`terminal`]: what a run says while it goes on; [`status`] puts it into words, [`watch`] says when
-//! - [`mount_helper`]: the program as mount(8) calls it, by another name
-//! - [`process`]: what is asked of the system at the start
-//! - [`say`]: lines to standard output and standard error
-//! - [`show`]: sizes, times and modes as people read them
+//! - [`process`]: limits and signal handlers at startup
+//! - [`mount_helper`]: the program under the name `mount.brackfs`, called by mount(8)
+//! - [`manual`]: text of manual pages that clap does not generate
 
 mod adopt;
 mod backup;
 mod cat;
 mod catalog;
 mod check;
-mod common;
 mod completions;
 mod dump;
 mod entry;
 mod exit;
 mod find;
+mod global;
 mod init;
 mod key;
 mod ls;
+pub mod manual;
 mod memory;
 mod mount;
 mod mount_helper;
 mod mount_log;
+mod output;
+mod passphrase;
 mod process;
+mod reader_args;
 mod recipients;
 mod restore;
-mod say;
 mod show;
+mod signals;
 mod snapshots;
 mod status;
 mod terminal;
+mod ticker;
 mod umount;
 mod versions;
-mod watch;
 
 use std::ffi::OsString;
-use std::panic::resume_unwind;
 use std::process::ExitCode;
-use std::thread;
 
 use clap::error::ErrorKind;
 use clap::{CommandFactory, Parser, Subcommand};
+use global::Global;
+use signals::run_in_thread;
 
-/// Encrypted backup that you can mount.
+/// Encrypted backup that you can mount
 ///
-/// A machine backs itself up with nothing but a public key; the owner of the secret key mounts any snapshot,
-/// browses it, and copies files out. Every byte is decrypted and verified when it is read.
+/// A machine needs only a public key to back itself up. With the secret key, the owner can mount any snapshot, browse it,
+/// and copy files out. Every byte is decrypted and verified when it is read.
 #[derive(Debug, Parser)]
 #[command(name = "brackfs", version, propagate_version = true, max_term_width = 100)]
 #[command(after_help = "\
 Examples:
-  brackfs key generate --output owner.key          the owner's key; keep it off the machine
-  brackfs init /backup --recipient owner.key.pub   a repository for it
-  brackfs backup /home --repo /backup              from cron; needs no secret
+  brackfs key generate --output owner.key          make the owner's key; keep it off the machine
+  brackfs init /backup --recipient owner.key.pub   make a repository encrypted to it
+  brackfs backup /home --repo /backup              back up, as from cron; needs no secret key
   brackfs mount /mnt --repo /backup --key owner.key
 
-Exit codes: 0 done, 1 failed, 2 usage, 3 done but some files could not be read as they were, or
-the repository has lost data, 10 no such repository, 11 locked, 12 key or passphrase wrong, 130 interrupted.")]
+Exit codes: 0 done, 1 failed, 2 wrong usage, 3 done but some files could not be read consistently or the \
+repository has lost data, 10 no such repository, 11 locked by another run, 12 key or passphrase wrong or missing, \
+130 interrupted.")]
 struct Cli {
     #[command(subcommand)]
     command: Command,
     #[command(flatten)]
-    global: common::Global,
+    global: Global,
 }
 
 #[derive(Debug, Subcommand)]
@@ -86,17 +98,17 @@ enum Command {
     Restore(restore::Args),
     Dump(dump::Args),
     Check(check::Args),
-    /// Build the catalog anew, or compare it with the repository
+    /// Rebuild the catalog, or compare it with the repository
     #[command(subcommand)]
     Catalog(catalog::CatalogCommand),
-    /// List the certificates that backups are encrypted to, or take renewed ones
+    /// List or renew the certificates that backups are encrypted to
     #[command(subcommand)]
     Recipients(recipients::RecipientsCommand),
     Adopt(adopt::Args),
     Completions(completions::Args),
 }
 
-/// The command line's definition: what completions and the manual pages are made from.
+/// The definition of the command line. Shell completions and manual pages are generated from it.
 pub fn command() -> clap::Command {
     Cli::command()
 }
@@ -105,12 +117,12 @@ pub fn command() -> clap::Command {
 pub fn main() -> ExitCode {
     process::prepare();
     let arguments: Vec<_> = std::env::args_os().collect();
-    if mount_helper::is_meant(&arguments) {
+    if mount_helper::is_called(&arguments) {
         return mount_helper::main(&arguments);
     }
     let Cli { command, global } = match Cli::try_parse() {
         Ok(cli) => cli,
-        // Variables of the environment count as arguments, so clap does not see that there are none.
+        // clap counts environment variables as arguments, so it does not print help if one is set.
         Err(error) if error.kind() == ErrorKind::MissingSubcommand => return help(&arguments),
         Err(error) => error.exit(),
     };
@@ -124,30 +136,14 @@ pub fn main() -> ExitCode {
         Err(error) => {
             let code = exit::code(&error);
             let lines: Vec<_> = exit::text(&error).lines().map(|line| show::printable(line).into_owned()).collect();
-            say::aside(format_args!("brackfs: {}", lines.join("\n")));
+            output::message(format_args!("brackfs: {}", lines.join("\n")));
             ExitCode::from(code)
         }
     }
 }
 
-/// Stack of a command's thread: as large as the first thread's usually is.
-const COMMAND_STACK: usize = 8 << 20;
-
-/// Runs a command that handles signals in a thread of its own. The kernel hands a signal to the first thread if it can, and
-/// while a thread waits for a file system that does not answer, the signal waits, too.
-fn hearing_signals(run: impl Fn() -> anyhow::Result<ExitCode> + Sync) -> anyhow::Result<ExitCode> {
-    thread::scope(|threads| {
-        let command = thread::Builder::new().name("command".into()).stack_size(COMMAND_STACK);
-        match command.spawn_scoped(threads, &run) {
-            Ok(command) => command.join().unwrap_or_else(|panic| resume_unwind(panic)),
-            // Where no thread can be had, this one does it.
-            Err(_) => run(),
-        }
-    })
-}
-
 impl Command {
-    /// Whether what it prints is all that it does.
+    /// Whether the command has no effect except its output.
     fn prints(&self) -> bool {
         matches!(
             self,
@@ -162,24 +158,24 @@ impl Command {
     }
 }
 
-fn run(command: Command, global: &common::Global) -> anyhow::Result<ExitCode> {
+fn run(command: Command, global: &Global) -> anyhow::Result<ExitCode> {
     match command {
         Command::Key(command) => key::run(&command, global),
         Command::Init(args) => init::run(&args, global),
-        Command::Backup(args) => hearing_signals(|| backup::run(&args, global)),
+        Command::Backup(args) => run_in_thread(|| backup::run(&args, global)),
         Command::Snapshots(args) => snapshots::run(&args, global),
-        Command::Ls(args) => hearing_signals(|| ls::run(&args, global)),
-        Command::Find(args) => hearing_signals(|| find::run(&args, global)),
-        Command::Versions(args) => hearing_signals(|| versions::run(&args, global)),
-        Command::Cat(args) => hearing_signals(|| cat::run(&args, global)),
+        Command::Ls(args) => run_in_thread(|| ls::run(&args, global)),
+        Command::Find(args) => run_in_thread(|| find::run(&args, global)),
+        Command::Versions(args) => run_in_thread(|| versions::run(&args, global)),
+        Command::Cat(args) => run_in_thread(|| cat::run(&args, global)),
         Command::Mount(args) => mount::run(&args, global),
         Command::Umount(args) => umount::run(&args),
-        Command::Restore(args) => hearing_signals(|| restore::run(&args, global)),
-        Command::Dump(args) => hearing_signals(|| dump::run(&args, global)),
-        Command::Check(args) => hearing_signals(|| check::run(&args, global)),
-        Command::Catalog(command) => hearing_signals(|| catalog::run(&command, global)),
-        Command::Recipients(command) => hearing_signals(|| recipients::run(&command, global)),
-        Command::Adopt(args) => hearing_signals(|| adopt::run(&args, global)),
+        Command::Restore(args) => run_in_thread(|| restore::run(&args, global)),
+        Command::Dump(args) => run_in_thread(|| dump::run(&args, global)),
+        Command::Check(args) => run_in_thread(|| check::run(&args, global)),
+        Command::Catalog(command) => run_in_thread(|| catalog::run(&command, global)),
+        Command::Recipients(command) => run_in_thread(|| recipients::run(&command, global)),
+        Command::Adopt(args) => run_in_thread(|| adopt::run(&args, global)),
         Command::Completions(args) => completions::run(&args),
     }
 }
@@ -193,7 +189,7 @@ fn help(arguments: &[OsString]) -> ExitCode {
             command = below.clone();
         }
     }
-    say::aside(command.render_help());
+    output::message(command.render_help());
     ExitCode::from(exit::USAGE)
 }
 

@@ -11,9 +11,10 @@ use std::sync::Arc;
 use anyhow::{Context, Result};
 use nix::unistd::{Group, User};
 
-use super::common::{Global, READ_OFTEN, ReaderArgs, select};
 use super::exit::Usage;
+use super::global::Global;
 use super::mount_log::Log;
+use super::reader_args::{LARGE_CACHE, ReaderArgs, select};
 use super::terminal::Terminal;
 use crate::format::Kind;
 use crate::monitor::Monitor;
@@ -24,27 +25,29 @@ use crate::sys;
 
 /// Mount snapshots, to browse them and copy files out
 ///
-/// All snapshots appear as SOURCE/TIME and SOURCE/latest, and those with tags also as by-tag/TAG/SOURCE-TIME; new ones
-/// by themselves. (The first look into by-tag opens every snapshot. Where a tag has a / or a %, it is %2F or %25.) With SNAP, that snapshot is at the
-/// top, or the directory PATH in it. The mount is read-only. What is read is fetched, decrypted and verified at that
-/// moment; damage is an input/output error (EIO).
+/// All snapshots appear as SOURCE/TIME and SOURCE/latest, and snapshots with tags also as by-tag/TAG/SOURCE-TIME, where %2F
+/// and %25 stand for / and % in the tag. New snapshots appear automatically. The first access to by-tag opens every snapshot.
+/// With SNAP, the top of the mount is that snapshot, or the directory PATH in it. The mount is read-only. Data is fetched,
+/// decrypted and verified when it is read; damage is an input/output error (EIO).
 ///
-/// The program goes to the background once the mount answers. From then on its messages about damaged files go to the
-/// file mount.log in the repository's state, each at most once an hour. A log of more than 1 MiB becomes mount.log.old. If
-/// the state directory cannot be written to, there is no log. The mount ends with brackfs umount, umount, or fusermount3 -u; SIGINT, SIGTERM
-/// and SIGHUP unmount too, and if the mount is in use it goes when nobody uses it any more; a second signal ends it at
-/// once. A mount whose program was killed is cleaned up by umount, and by a new mount at the same place.
+/// The program goes to the background once the mount is ready. Its later messages about damaged files go to mount.log in the
+/// state directory's folder for the repository, each at most once an hour. A log of more than 1 MiB becomes mount.log.old. If
+/// the state directory is not writable, there is no log.
 ///
-/// If the repository is away, as on a disk that was unplugged, reads wait up to five seconds for it, and fail after that
-/// (EIO). They work again as soon as it is back.
+/// To unmount, use brackfs umount, umount or fusermount3 -u, or send SIGINT, SIGTERM or SIGHUP. If the mount is in use, a
+/// signal detaches it, and it ends after its last use; a second signal ends it at once. If the program was killed, umount or
+/// a new mount at the same place cleans up.
 ///
-/// Programs that look for holes in a file, such as cp and tar, are not told of small ones (up to 32 KiB each, and in all
-/// no more bytes than the data between them), since asking for each takes longer than reading it. Their copies can need up
-/// to twice the room. restore keeps all holes.
+/// If the repository is unavailable, for example because a disk was unplugged, reads wait for up to five seconds and then
+/// fail (EIO). They work again as soon as it is back.
 ///
-/// The mount point must be an empty directory, not a symbolic link to one, and not within the repository. fuse3 and
-/// /dev/fuse are needed. Where few processes, little memory or few open files are allowed, fewer threads serve the mount;
-/// if none can be started, nothing is mounted.
+/// Programs that look for holes in a file, such as cp and tar, are told that small holes are data (holes of up to 32 KiB, in
+/// total no more bytes than the data between them), since each query takes longer than reading the zeros. Their copies can
+/// need up to twice the space. restore keeps all holes.
+///
+/// The mount point must be an empty directory outside of the repository, and not a symbolic link. Mounting needs fuse3 and
+/// /dev/fuse. If limits on processes, memory or open files are low, fewer threads serve the mount; if no thread can be
+/// started, nothing is mounted.
 #[derive(Debug, clap::Args)]
 #[command(
     allow_missing_positional = true,
@@ -57,43 +60,42 @@ Examples:
   brackfs mount home/latest:alice /mnt --repo /backup --key owner.key"
 )]
 pub(super) struct Args {
-    /// A snapshot, and a directory in it, to mount instead of all
+    /// Mount only this snapshot, or a directory in it
     #[arg(value_name = "SNAP[:PATH]")]
     what: Option<OsString>,
-    /// Where to mount: an empty directory
+    /// Mount on this directory, which must be empty
     #[arg(value_name = "MOUNTPOINT")]
     mountpoint: PathBuf,
     #[command(flatten)]
     reader: ReaderArgs,
-    /// Let other users in; what they may read is decided by the permissions that were backed up
+    /// Allow other users access, as far as the permissions in the snapshots do
     ///
-    /// Takes root, or user_allow_other in /etc/fuse.conf.
+    /// Requires root, or user_allow_other in /etc/fuse.conf.
     #[arg(long)]
     allow_other: bool,
-    /// Show everything as owned by who mounts it
+    /// Show all files as owned by the user who mounts
     ///
-    /// So an ordinary user can read what was backed up as somebody else: of the permissions, those of the owner are
-    /// his. ACLs are left as they were.
+    /// An ordinary user can then read files of other users: the owner's permissions apply to this user. ACLs are unchanged.
     #[arg(long, conflicts_with_all = ["map_owner", "map_group"])]
     owner_me: bool,
-    /// Show what belongs to user FROM as belonging to user TO; may be repeated
+    /// Show files of user FROM as owned by user TO (repeatable)
     ///
-    /// Each is a number, or a name of this machine. Permissions count for whom is shown. ACLs are left as they were.
+    /// FROM and TO are numbers, or names known to this machine. Permissions apply to TO. ACLs are unchanged.
     #[arg(long, value_name = "FROM:TO", value_parser = parse_users)]
     map_owner: Vec<(u32, u32)>,
-    /// Show what belongs to group FROM as belonging to group TO; may be repeated
+    /// Show files of group FROM as belonging to group TO (repeatable)
     #[arg(long, value_name = "FROM:TO", value_parser = parse_groups)]
     map_group: Vec<(u32, u32)>,
-    /// Stay in the foreground; Ctrl-C unmounts
+    /// Stay in the foreground, and unmount on Ctrl-C
     #[arg(short, long)]
     foreground: bool,
-    /// An option as in an fstab: noexec, nodiratime, allow_other, max_read=BYTES; may be repeated
+    /// Set a mount option as in an fstab: noexec, nodiratime, allow_other, max_read=BYTES (repeatable)
     ///
-    /// Options that hold in any case, such as ro and nosuid, and those for mount(8) and systemd are accepted too. Others
-    /// are an error.
+    /// Options that are always on, such as ro and nosuid, and options for mount(8) and systemd are accepted too. Others are
+    /// an error.
     #[arg(short, value_name = "OPTION", value_delimiter = ',')]
     options: Vec<String>,
-    /// The part of the program that stays in the background
+    /// Run as the background process
     #[arg(long, hide = true)]
     daemon: bool,
 }
@@ -118,32 +120,30 @@ fn parse_groups(text: &str) -> Result<(u32, u32), String> {
 }
 
 fn parse_pair(text: &str, what: &str, named: impl Fn(&str) -> Option<u32>) -> Result<(u32, u32), String> {
-    let (from, to) = text.split_once(':').ok_or("two are needed, with a colon between")?;
+    let (from, to) = text.split_once(':').ok_or("expected two values with a colon between them, FROM:TO")?;
     let number = |word: &str| {
         let number = word.parse().ok().or_else(|| named(word));
-        number.ok_or_else(|| format!("this machine knows no {what} {word:?}"))
+        number.ok_or_else(|| format!("{what} {word:?} is unknown on this machine"))
     };
     Ok((number(from)?, number(to)?))
 }
 
-/// What the part in the background says when the mount answers.
+/// Written to standard output by the background process when the mount is ready.
 const READY: &[u8] = b"ready\n";
 
 pub(super) fn run(args: &Args, global: &Global) -> Result<ExitCode> {
-    match args.foreground || args.daemon {
-        true => stay(args, global),
-        false => {
-            let arguments: Vec<_> = std::env::args_os().skip(1).collect();
-            in_background(&arguments, &[]).map(ExitCode::from)
-        }
+    if args.foreground || args.daemon {
+        return serve(args, global);
     }
+    let arguments: Vec<_> = std::env::args_os().skip(1).collect();
+    start_in_background(&arguments, &[]).map(ExitCode::from)
 }
 
-/// Starts the program with these arguments, to stay, and waits until its mount answers or it gives up. Returns its exit
-/// code, or 0 if it stays.
-pub(super) fn in_background(arguments: &[OsString], environment: &[(&str, OsString)]) -> Result<u8> {
-    let program = std::env::current_exe().context("cannot find the program itself")?;
-    // Behind `--` it would be no option.
+/// Starts this program with the given arguments in the background, and waits until its mount is ready or it ends. Returns
+/// its exit code, or 0 once the mount is ready.
+pub(super) fn start_in_background(arguments: &[OsString], environment: &[(&str, OsString)]) -> Result<u8> {
+    let program = std::env::current_exe().context("cannot find the brackfs program")?;
+    // After `--` it would be taken for a path.
     let options = arguments.iter().position(|argument| argument == "--").unwrap_or(arguments.len());
     let (options, rest) = arguments.split_at(options);
     let mut child = Command::new(program)
@@ -153,32 +153,30 @@ pub(super) fn in_background(arguments: &[OsString], environment: &[(&str, OsStri
         .envs(environment.iter().map(|(name, value)| (name, value)))
         .stdout(Stdio::piped())
         .spawn()
-        .context("cannot start the part that stays in the background")?;
-    let mut said = Vec::new();
+        .context("cannot start the background process")?;
+    let mut written = Vec::new();
     if let Some(mut out) = child.stdout.take() {
-        out.read_to_end(&mut said).context("cannot hear from the part that stays in the background")?;
+        out.read_to_end(&mut written).context("cannot read from the background process")?;
     }
-    if said == READY {
+    if written == READY {
         return Ok(0);
     }
-    // It said on standard error why.
-    let status = child.wait().context("cannot wait for the part that stays in the background")?;
+    // It has written the reason to standard error.
+    let status = child.wait().context("cannot wait for the background process")?;
     let code = status.code().and_then(|code| u8::try_from(code).ok()).filter(|code| *code != 0);
     Ok(code.unwrap_or(1))
 }
 
-fn stay(args: &Args, global: &Global) -> Result<ExitCode> {
+/// Mounts, and serves the mount until it is unmounted.
+fn serve(args: &Args, global: &Global) -> Result<ExitCode> {
     let options = Options::read(&args.options).map_err(Usage)?.allowing_other(args.allow_other);
     let selector = args.what.as_ref().map(|what| Selector::parse(what.as_bytes())).transpose().map_err(Usage)?;
     let terminal = global.monitor(false);
-    let reader = args.reader.open(global, &terminal, READ_OFTEN)?;
+    let reader = args.reader.open(global, &terminal, LARGE_CACHE)?;
     let local = reader.repository().target().local_path().map(Path::to_owned);
     let state = RepositoryState::new(&global.state()?, reader.repository().id());
     let log = if args.daemon { log(&state, &terminal) } else { Log::default() };
-    let monitor: Box<dyn Monitor> = match args.daemon {
-        true => Box::new(log.clone()),
-        false => Box::new(global.monitor(false)),
-    };
+    let monitor: Box<dyn Monitor> = if args.daemon { Box::new(log.clone()) } else { Box::new(global.monitor(false)) };
     let filesystem = match selector {
         Some(selector) => {
             let snapshot = select(&reader, &selector, &*monitor)?;
@@ -188,19 +186,22 @@ fn stay(args: &Args, global: &Global) -> Result<ExitCode> {
             FileSystem::of_one(reader, snapshot, &top, monitor)
         }
         None => {
-            // A wrong key should be an error now, and not in the middle of the night.
+            // Detect a wrong key now, not when a file is read.
             if let Some(newest) = reader.snapshots()?.last()
                 && let Err(error) = reader.snapshot(newest)
             {
                 anyhow::ensure!(!error.is_key_problem(), error);
-                terminal.note(&format!("the newest snapshot can't be shown: {error}"));
+                terminal.note(&format!("cannot show the newest snapshot: {error}"));
             }
             FileSystem::of_all(reader, monitor)
         }
     };
-    let ready = |path: &Path| match args.daemon {
-        true => detach(),
-        false => terminal.note(&format!("mounted on {}; Ctrl-C unmounts", path.display())),
+    let ready = |path: &Path| {
+        if args.daemon {
+            detach();
+        } else {
+            terminal.note(&format!("mounted on {}; Ctrl-C unmounts", path.display()));
+        }
     };
     let note = |message: &str| {
         terminal.note(message);
@@ -211,22 +212,21 @@ fn stay(args: &Args, global: &Global) -> Result<ExitCode> {
     Ok(ExitCode::SUCCESS)
 }
 
-/// The log. Where the state cannot be written to, as in a rescue system, there is none.
+/// Opens the log. If the state directory is not writable, as in a rescue system, messages are dropped.
 fn log(state: &RepositoryState, terminal: &Terminal) -> Log {
     let opened = state.create().map_err(anyhow::Error::from).and_then(|()| Ok(Log::open(state.folder())?));
     opened.unwrap_or_else(|error| {
         terminal.note(&format!(
-            "this mount keeps no log of damaged files (give --state-dir for one): {}",
+            "cannot log damaged files of this mount (set --state-dir to a writable directory): {}",
             super::exit::text(&error)
         ));
         Log::default()
     })
 }
 
-/// Says that the mount answers, and lets go of the terminal, the working directory, and all files that whoever
-/// started the program had open.
+/// Reports that the mount is ready, and detaches from the terminal, the working directory, and all inherited files.
 fn detach() {
-    // Whatever fails here, the mount is there and works.
+    // The mount works even if any of this fails.
     let mut out = std::io::stdout();
     let _ = out.write_all(READY).and_then(|()| out.flush());
     let _ = rustix::process::setsid();

@@ -1,69 +1,67 @@
-//! `mount.brackfs`: what mount(8) runs for `mount -t brackfs`, and for lines of an fstab.
+//! `mount.brackfs`: the helper that mount(8) runs for `mount -t brackfs` and for lines of an fstab.
 //!
-//! The program does it under that name, as a symbolic link to it. It understands what mount(8) says to helpers, says
-//! the same as a command line of `brackfs mount`, and ends with the exit codes of mount(8).
+//! The helper is a symbolic link to the program. It translates the arguments of mount(8) into a command line of
+//! `brackfs mount`, and returns the exit codes of mount(8).
 
 use std::ffi::{OsStr, OsString};
 use std::os::unix::ffi::{OsStrExt, OsStringExt};
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
-use super::{exit, mount, say, show};
+use super::{exit, mount, output, show};
 use crate::mount::{OptionEffect, meaning};
 
-/// The name under which the program is a helper.
+/// Called by this name, the program is the helper.
 const NAME: &str = "mount.brackfs";
 
-/// For mount(8): the call was wrong, or may not be made.
+/// Exit code of mount(8): wrong usage, or not permitted.
 const WRONG_CALL: u8 = 1;
-/// For mount(8): nothing was mounted.
+/// Exit code of mount(8): nothing was mounted.
 const NOT_MOUNTED: u8 = 32;
-/// What the command says to a wrong call.
-const USAGE: u8 = 2;
 
-/// Options that mount(8) adds of its own accord, although a mount of brackfs never has them.
+/// Options that mount(8) adds by default. They are ignored: a mount of brackfs never has them.
 const ADDED: &[&str] = &["rw", "suid", "dev"];
 
-/// What is to be done.
+/// A parsed call of the helper.
 #[derive(Debug, PartialEq, Eq)]
-enum Call {
-    /// To run the program with these arguments, and this in its environment.
+enum HelperCall {
+    /// Run the program with these arguments and environment variables.
     Mount { arguments: Vec<OsString>, environment: Vec<(&'static str, OsString)> },
-    /// To do as if (`mount -f`).
+    /// Do nothing (`mount -f`).
     Fake,
 }
 
-/// Whether the program was called as a helper.
-pub(super) fn is_meant(arguments: &[OsString]) -> bool {
+/// Whether the program was called as the helper.
+pub(super) fn is_called(arguments: &[OsString]) -> bool {
     let name = arguments.first().and_then(|name| Path::new(name).file_name());
     name == Some(OsStr::new(NAME))
 }
 
-/// Does what the arguments say, the first of which is the name.
+/// Runs the helper. The first argument is the name of the program.
 pub(super) fn main(arguments: &[OsString]) -> ExitCode {
-    let complain = |text: &str| say::aside(format_args!("{NAME}: {}", show::printable(text)));
-    let call = match read(arguments.get(1..).unwrap_or_default()) {
+    let print_error = |text: &str| output::message(format_args!("{NAME}: {}", show::printable(text)));
+    let call = match parse(arguments.get(1..).unwrap_or_default()) {
         Ok(call) => call,
         Err(why) => {
-            complain(&why);
+            print_error(&why);
             return ExitCode::from(WRONG_CALL);
         }
     };
-    let Call::Mount { arguments, environment } = call else { return ExitCode::SUCCESS };
-    match mount::in_background(&arguments, &environment) {
+    let HelperCall::Mount { arguments, environment } = call else { return ExitCode::SUCCESS };
+    match mount::start_in_background(&arguments, &environment) {
         Ok(0) => ExitCode::SUCCESS,
-        // It said itself what is wrong.
-        Ok(USAGE) => ExitCode::from(WRONG_CALL),
+        // It has printed the reason.
+        Ok(exit::USAGE) => ExitCode::from(WRONG_CALL),
         Ok(_) => ExitCode::from(NOT_MOUNTED),
         Err(error) => {
-            complain(&exit::text(&error));
+            print_error(&exit::text(&error));
             ExitCode::from(NOT_MOUNTED)
         }
     }
 }
 
-/// Reads what mount(8) says: `SPEC DIR [-sfnv] [-N NAMESPACE] [-o OPTIONS] [-t TYPE]`, in any order.
-fn read(arguments: &[OsString]) -> Result<Call, String> {
+/// Parses the arguments of mount(8): `SPEC DIR [-sfnv] [-o OPTIONS] [-t TYPE]`, in any order.
+fn parse(arguments: &[OsString]) -> Result<HelperCall, String> {
     let (mut places, mut options) = (Vec::new(), Vec::new());
     let (mut sloppy, mut fake) = (false, false);
     let mut rest = arguments.iter();
@@ -89,18 +87,23 @@ fn read(arguments: &[OsString]) -> Result<Call, String> {
                     }
                     break;
                 }
-                other => return Err(format!("there is no option -{}", char::from(*other))),
+                other => return Err(format!("unknown option -{}", char::from(*other))),
             }
         }
     }
     let [repository, mountpoint] = <[OsString; 2]>::try_from(places)
-        .map_err(|_| format!("called as {NAME} REPO MOUNTPOINT [-sfnv] [-o OPTIONS]; see mount.brackfs(8)"))?;
+        .map_err(|_| format!("usage: {NAME} REPO MOUNTPOINT [-sfnv] [-o OPTIONS]; see mount.brackfs(8)"))?;
     let call = translate(repository, mountpoint, &options, sloppy)?;
-    Ok(if fake { Call::Fake } else { call })
+    Ok(if fake { HelperCall::Fake } else { call })
 }
 
-/// The same as a command line.
-fn translate(repository: OsString, mountpoint: OsString, options: &[Vec<u8>], sloppy: bool) -> Result<Call, String> {
+/// Translates a call into a command line of `brackfs mount`.
+fn translate(
+    repository: OsString,
+    mountpoint: OsString,
+    options: &[Vec<u8>],
+    sloppy: bool,
+) -> Result<HelperCall, String> {
     let mut arguments = vec!["mount".into(), joined("--repo", repository.as_bytes())];
     let (mut environment, mut snapshot) = (Vec::new(), None);
     for option in options {
@@ -122,24 +125,24 @@ fn translate(repository: OsString, mountpoint: OsString, options: &[Vec<u8>], sl
             _ => match meaning(&text)? {
                 OptionEffect::Nothing => {}
                 OptionEffect::Unknown if sloppy => {}
-                OptionEffect::Unknown => return Err(format!("there is no option {text}; see mount.brackfs(8)")),
+                OptionEffect::Unknown => return Err(format!("unknown option {text}; see mount.brackfs(8)")),
                 _ => arguments.push(joined("-o", option)),
             },
         }
     }
     arguments.extend(snapshot);
-    // mount(8) says the whole path; behind `--`, two arguments can't be told from one.
+    // An absolute path can't be taken for an option. `--` would end the options, but some follow.
     arguments.push(std::path::absolute(&mountpoint).map_or(mountpoint, PathBuf::into));
-    Ok(Call::Mount { arguments, environment })
+    Ok(HelperCall::Mount { arguments, environment })
 }
 
-/// An option with its value in one word, whatever the value begins with.
+/// An option and its value as one argument, so that the value can begin with a hyphen.
 fn joined(option: &str, value: &[u8]) -> OsString {
     let equals: &[u8] = if option.starts_with("--") { b"=" } else { b"" };
     OsString::from_vec([option.as_bytes(), equals, value].concat())
 }
 
-/// Takes options apart at their commas. Those within double quotes belong to a value; the quotes don't.
+/// Splits options at commas, except within double quotes. The quotes are removed.
 fn split(options: &[u8]) -> Vec<Vec<u8>> {
     let (mut all, mut quoted) = (vec![Vec::new()], false);
     for byte in options {
@@ -162,20 +165,20 @@ mod tests {
     }
 
     fn command(line: &[&str]) -> Result<String, String> {
-        match read(&words(line))? {
-            Call::Mount { arguments, .. } => Ok(arguments.join(OsStr::new(" ")).into_string().unwrap()),
-            Call::Fake => Ok("fake".into()),
+        match parse(&words(line))? {
+            HelperCall::Mount { arguments, .. } => Ok(arguments.join(OsStr::new(" ")).into_string().unwrap()),
+            HelperCall::Fake => Ok("fake".into()),
         }
     }
 
     #[test]
-    fn it_is_the_name_that_counts() {
-        assert!(is_meant(&words(&["/sbin/mount.brackfs", "repo"])) && is_meant(&words(&["mount.brackfs"])));
-        assert!(!is_meant(&words(&["brackfs", "mount.brackfs"])) && !is_meant(&[]));
+    fn the_name_of_the_program_makes_it_the_helper() {
+        assert!(is_called(&words(&["/sbin/mount.brackfs", "repo"])) && is_called(&words(&["mount.brackfs"])));
+        assert!(!is_called(&words(&["brackfs", "mount.brackfs"])) && !is_called(&[]));
     }
 
     #[test]
-    fn what_mount_says_becomes_a_command_line() {
+    fn arguments_of_mount_become_a_command_line() {
         assert_eq!(command(&["/repo", "/mnt", "-o", "rw"]).unwrap(), "mount --repo=/repo /mnt");
         assert_eq!(command(&["-n", "-o", "ro", "/repo", "/mnt"]).unwrap(), "mount --repo=/repo /mnt");
         let options = "rw,noexec,nosuid,user=me,_netdev,x-systemd.automount,X-mount.mkdir,nofail,key=/k,allow_other";
@@ -184,20 +187,20 @@ mod tests {
             "mount --repo=/repo -onoexec --key=/k -oallow_other /mnt"
         );
         let options = "-ocache_size=1G,snapshot=home/latest:a=\"b,c\",signer=ab,state_dir=/s,key=";
-        assert_eq!(command(&["-r", "-m", options]), Err("there is no option -r".into()));
+        assert_eq!(command(&["-r", "-m", options]), Err("unknown option -r".into()));
         assert_eq!(command(&["/r", "/m", options]), Err("the option key needs a value".into()));
         assert_eq!(
             command(&["/r", "/m", options.trim_end_matches(",key=")]).unwrap(),
             "mount --repo=/r --cache-size=1G --signer=ab --state-dir=/s home/latest:a=b,c /m"
         );
         assert_eq!(command(&["/r", "/m", "-f"]).unwrap(), "fake");
-        let call = read(&words(&["/r", "/m", "-o", "passphrase_file=/p"])).unwrap();
-        let Call::Mount { environment, .. } = call else { panic!("{call:?}") };
+        let call = parse(&words(&["/r", "/m", "-o", "passphrase_file=/p"])).unwrap();
+        let HelperCall::Mount { environment, .. } = call else { panic!("{call:?}") };
         assert_eq!(environment, [("BRACKFS_PASSPHRASE_FILE", "/p".into())]);
     }
 
     #[test]
-    fn what_makes_no_sense_is_refused_unless_mount_is_sloppy() {
+    fn unknown_options_are_refused_unless_mount_is_sloppy() {
         assert!(command(&["/r", "/m", "-o", "uid=0"]).unwrap_err().contains("uid=0"));
         assert_eq!(command(&["/r", "/m", "-s", "-o", "uid=0"]).unwrap(), "mount --repo=/r /m");
         for line in [&["/r"][..], &["/r", "/m", "/n"], &[], &["/r", "/m", "-o"], &["/r", "/m", "-o", "remount,ro"]] {

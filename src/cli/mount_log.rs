@@ -1,8 +1,8 @@
-//! `mount.log`: messages of a mount in the background, in the repository's state.
+//! `mount.log`: messages of a background mount, in the state directory's folder for the repository.
 //!
-//! Any user of a shared mount can cause messages: each read of a damaged file is one. So the log is bounded. The same
-//! message is written once an hour, an hour has room for a limited number of messages, and a long log is moved aside.
-//! Several mounts of one repository write to one log, so no file is kept open.
+//! Any user of a shared mount can cause messages, by reading a damaged file. So the log is bounded: each message is written
+//! at most once an hour, the number of messages per hour is limited, and a long log is renamed. Several mounts of a
+//! repository write to the same log, so the file is opened for each message.
 
 use std::collections::HashSet;
 use std::fs::{self, File, OpenOptions};
@@ -17,14 +17,14 @@ use crate::format::Digest;
 use crate::monitor::Monitor;
 
 const NAME: &str = "mount.log";
-/// A log that is longer becomes the old one. There is one old log.
-const SIZE: u64 = 1 << 20;
-/// Time in which a message is written once.
+/// Size in bytes at which the log is renamed. Only one old log is kept.
+const MAX_SIZE: u64 = 1 << 20;
+/// Each message is written at most once in this time.
 const PERIOD: Duration = Duration::from_secs(3600);
-/// Most messages in that time.
-const MOST: usize = 1000;
+/// Maximum number of messages in this time.
+const MAX_MESSAGES: usize = 1000;
 
-/// The log of a mount. Without a file it takes messages and drops them.
+/// The log of a mount. Without a file, messages are dropped.
 #[derive(Clone, Default)]
 pub(super) struct Log(Option<Arc<Inner>>);
 
@@ -33,14 +33,14 @@ struct Inner {
     recent: Mutex<Recent>,
 }
 
-/// What was written in the current period.
+/// The messages written in the current period.
 struct Recent {
     since: Instant,
     messages: HashSet<Digest>,
 }
 
 impl Log {
-    /// The log in a folder, which must be writable.
+    /// Opens the log in a folder, which must be writable.
     pub(super) fn open(folder: &Path) -> io::Result<Log> {
         let path = folder.join(NAME);
         open(&path)?;
@@ -48,10 +48,10 @@ impl Log {
         Ok(Log(Some(Arc::new(Inner { path, recent }))))
     }
 
-    fn say(&self, text: &str) {
+    fn log(&self, text: &str) {
         let Some(inner) = &self.0 else { return };
         let room = inner.recent.lock().unwrap_or_else(PoisonError::into_inner).take(text);
-        // Errors are ignored: a full disk must not end a mount.
+        // Errors are ignored: a full disk must not end the mount.
         let _ = match room {
             Room::Free => inner.write(text),
             Room::Last => inner.write(text).and_then(|()| inner.write("too many messages; the log pauses for an hour")),
@@ -60,13 +60,13 @@ impl Log {
     }
 }
 
-/// Whether there is room for a message.
+/// Whether a message is written.
 #[derive(Debug, PartialEq, Eq)]
 enum Room {
     Free,
-    /// It is the last one in this period.
+    /// Written as the last one in this period.
     Last,
-    /// It was written already, or there is no room.
+    /// Dropped: it was written already, or the limit is reached.
     Taken,
 }
 
@@ -75,17 +75,17 @@ impl Recent {
         if self.since.elapsed() >= PERIOD {
             *self = Recent { since: Instant::now(), messages: HashSet::new() };
         }
-        if self.messages.len() >= MOST || !self.messages.insert(Digest::of(text.as_bytes())) {
+        if self.messages.len() >= MAX_MESSAGES || !self.messages.insert(Digest::of(text.as_bytes())) {
             return Room::Taken;
         }
-        if self.messages.len() == MOST { Room::Last } else { Room::Free }
+        if self.messages.len() == MAX_MESSAGES { Room::Last } else { Room::Free }
     }
 }
 
 impl Inner {
     fn write(&self, text: &str) -> io::Result<()> {
         let mut file = open(&self.path)?;
-        if file.metadata()?.len() >= SIZE {
+        if file.metadata()?.len() >= MAX_SIZE {
             fs::rename(&self.path, self.path.with_extension("log.old"))?;
             file = open(&self.path)?;
         }
@@ -100,11 +100,11 @@ fn open(path: &Path) -> io::Result<File> {
 
 impl Monitor for Log {
     fn problem(&self, path: &Path, message: &str) {
-        self.say(&format!("{}: {message}", path.display()));
+        self.log(&format!("{}: {message}", path.display()));
     }
 
     fn note(&self, message: &str) {
-        self.say(message);
+        self.log(message);
     }
 
     fn entry(&self, _path: &Path, _what: &str) {}
@@ -119,7 +119,7 @@ mod tests {
     }
 
     #[test]
-    fn a_message_is_written_once_an_hour() {
+    fn a_message_is_written_at_most_once_an_hour() {
         let folder = tempfile::tempdir().unwrap();
         let log = Log::open(folder.path()).unwrap();
         for _ in 0..5 {
@@ -136,33 +136,33 @@ mod tests {
     }
 
     #[test]
-    fn an_hour_has_room_for_so_many_messages() {
+    fn messages_per_hour_are_limited() {
         let folder = tempfile::tempdir().unwrap();
         let log = Log::open(folder.path()).unwrap();
-        for number in 0..MOST * 3 {
+        for number in 0..MAX_MESSAGES * 3 {
             log.note(&number.to_string());
         }
         let lines = lines(folder.path(), NAME);
-        assert_eq!(lines.len(), MOST + 1);
-        assert!(lines[MOST].contains("pauses"));
+        assert_eq!(lines.len(), MAX_MESSAGES + 1);
+        assert!(lines[MAX_MESSAGES].contains("pauses"));
     }
 
     #[test]
-    fn a_long_log_is_moved_aside_by_whichever_mount_writes_next() {
+    fn a_long_log_is_renamed_by_the_next_mount_that_writes() {
         let folder = tempfile::tempdir().unwrap();
         let logs = [Log::open(folder.path()).unwrap(), Log::open(folder.path()).unwrap()];
         let long = "x".repeat(10_000);
-        for number in 0..MOST - 1 {
+        for number in 0..MAX_MESSAGES - 1 {
             logs[number % 2].note(&format!("{number} {long}"));
         }
         let size = |name: &str| folder.path().join(name).metadata().unwrap().len();
-        let limit = SIZE + 2 * long.len() as u64;
-        assert!(size(NAME) <= limit && (SIZE..=limit).contains(&size("mount.log.old")));
+        let limit = MAX_SIZE + 2 * long.len() as u64;
+        assert!(size(NAME) <= limit && (MAX_SIZE..=limit).contains(&size("mount.log.old")));
         assert_eq!(fs::read_dir(folder.path()).unwrap().count(), 2);
     }
 
     #[test]
-    fn without_a_place_messages_are_dropped() {
+    fn messages_are_dropped_without_a_log_file() {
         let folder = tempfile::tempdir().unwrap();
         assert!(Log::open(&folder.path().join("missing")).is_err());
         Log::default().note("nowhere");

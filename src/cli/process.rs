@@ -1,4 +1,4 @@
-//! What the process asks of the system before it does anything.
+//! Limits and signal handlers of the process, set at startup, and checks of its environment.
 
 use std::sync::Arc;
 use std::time::{SystemTime, UNIX_EPOCH};
@@ -10,11 +10,11 @@ use signal_hook::consts::SIGUSR1;
 
 use crate::sys::{keep_heap_small, stdout_was_closed};
 
-/// Keeps secrets out of core dumps, and allows as many open files as the system does: a walk holds each
-/// directory between the root and where it is. Where that is refused, things still work, less deep.
+/// Disables core dumps, which could contain secrets, and raises the limit of open files: a walk keeps all directories between
+/// the root and the current one open. If the limit can't be raised, deep trees are cut.
 ///
-/// Two signals would end the process by default. SIGUSR1 asks how far a run is, and is ignored until a run can tell. SIGXFSZ
-/// comes with a write beyond the limit of file sizes, and the error of that write says what to do.
+/// Handles two signals that end a process by default. SIGUSR1 requests the progress of a run, and is ignored before a run
+/// starts. SIGXFSZ is sent for a write beyond the file size limit; the write's error is reported instead.
 pub(super) fn prepare() {
     keep_heap_small();
     let _ = setrlimit(Resource::Core, Rlimit { current: Some(0), maximum: Some(0) });
@@ -25,24 +25,26 @@ pub(super) fn prepare() {
     let _ = setrlimit(Resource::Nofile, Rlimit { current: files.maximum, maximum: files.maximum });
 }
 
-/// Why nothing can be done in this process, whatever the command; `prints`: its result goes to standard output.
+/// The reason why no command can run in this process. `prints`: the command has no effect except its output.
 pub(super) fn refusal(prints: bool) -> Option<String> {
     if prints && stdout_was_closed() {
         return Some(
-            "standard output is closed, and the result would be lost; send it somewhere, to /dev/null if you like"
-                .into(),
+            "cannot print the result: standard output is closed; redirect it to a file or to /dev/null".into(),
         );
     }
     clock_problem(SystemTime::now())
 }
 
-/// What is wrong with a time of day. OpenPGP counts the seconds since 1970 in 32 bits.
+/// Checks the system time. OpenPGP stores times as 32-bit seconds since 1970.
 fn clock_problem(now: SystemTime) -> Option<String> {
     let seconds = now.duration_since(UNIX_EPOCH).map(|since| since.as_secs());
     match seconds {
         Ok(seconds) if u32::try_from(seconds).is_ok() => None,
-        Ok(_) => Some("the clock of this machine is in the year 2106 or later, which keys and signatures know no times for; set it".into()),
-        Err(_) => Some("the clock of this machine is before 1970; set it".into()),
+        Ok(_) => Some(
+            "the clock of this machine is in the year 2106 or later, which OpenPGP can't represent; set the clock"
+                .into(),
+        ),
+        Err(_) => Some("the clock of this machine is before 1970; set the clock".into()),
     }
 }
 
@@ -53,7 +55,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_clock_that_signatures_cannot_state_is_refused() {
+    fn a_time_that_openpgp_cannot_represent_is_refused() {
         let at = |seconds: u64| clock_problem(UNIX_EPOCH + Duration::from_secs(seconds));
         assert_eq!([0, 1_800_000_000, u32::MAX.into()].map(at), [const { None }; 3]);
         assert!(at(1 << 32).is_some_and(|why| why.contains("2106")));

@@ -1,16 +1,18 @@
 //! `brackfs recipients`
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::time::Duration;
 
-use anyhow::Result;
+use anyhow::{Context, Result};
 use serde_json::json;
 
 use super::catalog::waiting;
-use super::common::{Global, RepositoryArg, read_certificate, stop_on_signals};
-use super::say;
+use super::global::Global;
+use super::output;
+use super::reader_args::RepositoryArg;
 use super::show::{parse_duration, rfc3339_of};
+use super::signals::stop_on_signals;
 use crate::catalog::Catalog;
 use crate::crypt::Certificate;
 use crate::inventory::{Inventory, host_access, host_key};
@@ -26,8 +28,8 @@ pub(super) enum RecipientsCommand {
 
 /// List the certificates that backups are encrypted to
 ///
-/// On the machine that is backed up. One line per recipient: the fingerprint, until when its certificate can be used, and
-/// its user ID. If nothing can be encrypted to it now, the reason follows, and the exit code is 1: backups fail then.
+/// Runs on the machine that is backed up. Each line has the fingerprint of a recipient, the expiry of its certificate, and
+/// its user ID. If nothing can be encrypted to a recipient now, the reason follows and the exit code is 1: backups fail then.
 #[derive(Debug, clap::Args)]
 #[command(after_help = "\
 Examples:
@@ -37,40 +39,39 @@ pub(super) struct ListArgs {
     repository: RepositoryArg,
     /// Print one JSON object per recipient
     ///
-    /// It has message_type recipient, and fingerprint, user_id (or null), expires (a time, or null), and problem (why
-    /// nothing can be encrypted to it, or null).
+    /// It has message_type recipient, and fingerprint, user_id (or null), expires (a time, or null), and problem (the reason
+    /// why nothing can be encrypted to it, or null).
     #[arg(long)]
     json: bool,
 }
 
-/// Take the renewed certificate of a recipient
+/// Update a recipient's certificate with a renewed one
 ///
-/// On the machine that is backed up; no secret key is needed. CERT must have the same primary key as a recipient's
-/// certificate; what is new in it (a later end, another encryption key, a revocation) is added to the known certificate,
-/// and the next backup uses it. Older backups stay as they are.
+/// Runs on the machine that is backed up; no secret key is needed. CERT must have the same primary key as the certificate of
+/// a recipient. Its additions (a later expiry, another encryption key, a revocation) are merged into the known certificate
+/// and used from the next backup on. Older backups do not change.
 ///
-/// A certificate with an expiry date has to be renewed before that date, or backups fail; backup warns from 30 days before.
-/// In gpg: gpg --quick-set-expire FINGERPRINT 2y; the same again with '*' at its end, which renews the subkeys (if they have
-/// expired, with their fingerprints instead of '*'); then gpg --export FINGERPRINT > CERT.
+/// A certificate must be renewed before it expires, or backups fail; backup warns from 30 days before. With gpg: run gpg
+/// --quick-set-expire FINGERPRINT 2y, then the same with '*' at the end to renew the subkeys (if they have expired, with their
+/// fingerprints instead of '*'), then gpg --export FINGERPRINT > CERT.
 ///
-/// Recipients cannot be added or removed yet; that takes a new repository.
+/// Recipients cannot be added or removed yet; that needs a new repository.
 #[derive(Debug, clap::Args)]
 #[command(after_help = "\
 Examples:
   brackfs recipients update owner.asc --repo /backup")]
 pub(super) struct UpdateArgs {
-    /// The renewed certificate: a file, armored or binary; of a secret key's file the public part is used
+    /// Read the renewed certificate from CERT: a file, armored or binary, or a secret key, whose public part is used
     #[arg(value_name = "CERT", required = true)]
     certificates: Vec<PathBuf>,
     #[command(flatten)]
     repository: RepositoryArg,
-    /// Wait so long for another run that writes, as in 90s, 10m or 1h30m
+    /// Wait up to DURATION (such as 90s, 10m or 1h30m) for another run that writes to the repository; then exit with 11
     #[arg(long, value_name = "DURATION", default_value = "0s", value_parser = parse_duration)]
     wait_lock: Duration,
     /// Print one JSON object per certificate
     ///
-    /// It has message_type updated, and fingerprint, expires (a time, or null), and changed (whether anything in it was
-    /// new).
+    /// It has message_type updated, and fingerprint, expires (a time, or null), and changed (whether CERT had additions).
     #[arg(long)]
     json: bool,
 }
@@ -92,7 +93,7 @@ fn list(args: &ListArgs, global: &Global) -> Result<ExitCode> {
         is_fit &= problem.is_none();
         let problem = problem.map(|problem| problem.to_string());
         if args.json {
-            say::result(json!({
+            output::result(json!({
                 "message_type": "recipient",
                 "fingerprint": fingerprint,
                 "user_id": recipient.user_id(),
@@ -101,14 +102,14 @@ fn list(args: &ListArgs, global: &Global) -> Result<ExitCode> {
             }))?;
         } else {
             let user_id = recipient.user_id().unwrap_or_default();
-            say::result(format!("{fingerprint}  {}  {user_id}", until(recipient)).trim_end())?;
+            output::result(format!("{fingerprint}  {}  {user_id}", until(recipient)).trim_end())?;
             if let Some(problem) = problem {
-                say::aside(format!("brackfs: {problem}"));
+                output::message(format!("brackfs: {problem}"));
             }
         }
     }
     if catalog.trust().recipients.is_empty() && !args.json && !global.quiet {
-        say::aside("the repository is not encrypted, so it has no recipients");
+        output::message("the repository is not encrypted, so it has no recipients");
     }
     Ok(if is_fit { ExitCode::SUCCESS } else { ExitCode::FAILURE })
 }
@@ -126,7 +127,7 @@ fn update(args: &UpdateArgs, global: &Global) -> Result<ExitCode> {
     for renewed in inventory.renew(&mut catalog, key, &certificates)? {
         let fingerprint = renewed.certificate.fingerprint();
         if args.json {
-            say::result(json!({
+            output::result(json!({
                 "message_type": "updated",
                 "fingerprint": fingerprint.to_string(),
                 "expires": renewed.certificate.expiry().map(rfc3339_of),
@@ -134,17 +135,23 @@ fn update(args: &UpdateArgs, global: &Global) -> Result<ExitCode> {
             }))?;
         } else if !global.quiet {
             let what = if renewed.changed { "renewed" } else { "nothing new" };
-            say::aside(format!("{fingerprint}: {what}; {}", until(&renewed.certificate)));
+            output::message(format!("{fingerprint}: {what}; {}", until(&renewed.certificate)));
         }
     }
     Ok(ExitCode::SUCCESS)
 }
 
-/// Until when a certificate can be used.
+/// The validity of a certificate in words.
 fn until(certificate: &Certificate) -> String {
     match (certificate.check_recipient(), certificate.expiry()) {
         (Err(_), _) => "cannot be used".to_owned(),
         (Ok(()), None) => "does not expire".to_owned(),
         (Ok(()), Some(end)) => format!("expires {}", rfc3339_of(end)),
     }
+}
+
+/// Reads a certificate, or the public part of a key, from a file.
+pub(super) fn read_certificate(path: &Path) -> Result<Certificate> {
+    let bytes = std::fs::read(path).with_context(|| format!("cannot read the certificate {}", path.display()))?;
+    Certificate::parse(&bytes).with_context(|| format!("cannot use the certificate {}", path.display()))
 }

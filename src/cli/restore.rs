@@ -9,33 +9,36 @@ use anyhow::Result;
 use clap::ValueEnum;
 use serde_json::json;
 
-use super::common::{Global, READ_ONCE, ReaderArgs, is_interactive, select, stop_soon_on_signals};
 use super::exit::Usage;
-use super::say;
+use super::global::Global;
+use super::output;
+use super::reader_args::{ReaderArgs, SMALL_CACHE, select};
 use super::show::size;
+use super::signals::stop_soon_on_signals;
+use super::terminal::is_interactive;
 use crate::monitor::{Monitor, Total, count};
 use crate::reader::Selector;
 use crate::restore::{self, Conflict, Options};
 
 /// Restore files from a snapshot
 ///
-/// If PATH is a directory, its contents are restored into DIR; if it is a file, the file itself. A file gets its name
-/// when it is complete and verified. Entries that cannot be restored are named, the others are restored, and the exit
-/// code is 1.
+/// If PATH is a directory, its contents are restored into DIR; if it is a file, the file itself. A file appears under its
+/// name once it is complete and verified. If some entries cannot be restored, they are reported, the others are restored, and
+/// the exit code is 1.
 ///
-/// A restore that was interrupted goes on when it is run again, and removes the unfinished files of the interrupted one.
-/// Their names begin with .brackfs-restore-; a backup stores them like any other file.
+/// To continue an interrupted restore, run it again. It also removes the unfinished files of the interrupted run. Their names
+/// begin with .brackfs-restore-; a backup stores them like any other file.
 ///
-/// Some file systems take different names for the same: README and readme, for example. Of such entries the one that
-/// comes first is restored. The others are left out, and named together with it.
+/// Some file systems treat different names as equal, such as README and readme. Of such entries, only the first one is
+/// restored. The others are skipped, and reported together with it.
 ///
-/// Owners, modes, times, extended attributes, ACLs, inode flags (chattr) and holes are restored too. Root restores
-/// owners, set-id bits and device files; for other users, files belong to them, and set-id bits are left out. What you
-/// may not set here, or the file system does not have, is said once at the end. No symbolic link below DIR is followed.
+/// Owners, modes, times, extended attributes, ACLs, inode flags (chattr) and holes are restored too. Only root restores
+/// owners, set-id bits and device files; files restored by another user belong to that user and get no set-id bits.
+/// Attributes that you may not set, or that the file system does not support, are reported once at the end. Symbolic links
+/// below DIR are not followed. Access times are not restored.
 ///
-/// Directories that are there already, DIR too unless it is empty, keep their owner, mode, times and attributes with
-/// --conflict abort or skip, and get those of the snapshot with update or overwrite. When files were last read is not
-/// restored.
+/// With --conflict abort or skip, existing directories keep their owner, mode, times and attributes. With update or
+/// overwrite, they get those of the snapshot. The same holds for DIR unless it is empty.
 #[derive(Debug, clap::Args)]
 #[command(after_help = "\
 Examples:
@@ -45,51 +48,51 @@ Examples:
 pub(super) struct Args {
     #[command(flatten)]
     reader: ReaderArgs,
-    /// The snapshot, and a path in it
+    /// Restore this snapshot, or this file or directory in it
     #[arg(value_name = "SNAP[:PATH]")]
     what: OsString,
-    /// The directory to restore into; it is made if it is missing
+    /// Restore into this directory, which is created if it does not exist
     #[arg(long, value_name = "DIR")]
     to: PathBuf,
-    /// Restore only what matches, and what is below it: a pattern as in a .gitignore in DIR. May be repeated
+    /// Restore only entries that match GLOB, as in a .gitignore in DIR, and entries below them (repeatable)
     #[arg(long, value_name = "GLOB")]
     include: Vec<String>,
-    /// Leave out what matches, also of what is included. May be repeated
+    /// Exclude entries that match GLOB, even if they are included (repeatable)
     #[arg(long, value_name = "GLOB")]
     exclude: Vec<String>,
-    /// What to do with files that are there already
+    /// Handle existing files in this way
     #[arg(long, value_enum, default_value_t = OnConflict::Abort)]
     conflict: OnConflict,
-    /// Take owners by number, even if this machine has users and groups of their names
+    /// Restore owners by number, even if this machine has users and groups with their names
     #[arg(long)]
     numeric_owner: bool,
-    /// Restore set-id bits, capabilities and devices also from mounts that ignored them (nosuid, nodev)
+    /// Also restore set-id bits, capabilities and devices from mounts that ignored them (nosuid, nodev)
     ///
-    /// Without this option they are left out of such entries: a user of the machine that was backed up could have made
-    /// them, on a mount of their own, and a restore by root would bring them to life.
+    /// By default they are left out of such entries: an ordinary user of the machine that was backed up could have created
+    /// them on their own mount, and they would take effect when root restores them.
     #[arg(long)]
     trust_set_id: bool,
-    /// Change nothing; with -v, name what would be restored
+    /// Change nothing; with -v, list the entries that would be restored
     #[arg(short = 'n', long)]
     dry_run: bool,
-    /// Print the result, problems, and how far it is, as JSON, one object a line
+    /// Print the result, problems and progress as JSON, one object per line
     ///
-    /// The result, the last line on standard output, has message_type summary, and dry_run, files, directories, others,
-    /// bytes, skipped, problems. A problem, on standard error, has message_type error, and path and message. Progress
-    /// is told as by backup --json; with -v, action is restored, or would restore.
+    /// The result is the last line on standard output. It has message_type summary, and dry_run, files, directories, others,
+    /// bytes, skipped, problems. Problems are written to standard error, with message_type error, path and message. Progress
+    /// is written as by backup --json; with -v, action is restored, or would restore.
     #[arg(long)]
     json: bool,
 }
 
 #[derive(Debug, Clone, Copy, ValueEnum)]
 enum OnConflict {
-    /// Leave those that look the same (kind, size, time; target of a link); stop at any other
+    /// Keep a file that looks the same (kind, size, time; target of a link); stop at any other
     Abort,
-    /// Leave them
+    /// Keep existing files
     Skip,
-    /// Replace them
+    /// Replace existing files
     Overwrite,
-    /// Replace those whose kind, size, time or target differs
+    /// Replace files that differ in kind, size, time or target
     Update,
 }
 
@@ -105,7 +108,7 @@ impl From<OnConflict> for Conflict {
 }
 
 impl Args {
-    /// Whether all of a snapshot is restored, so that it says how much that is.
+    /// Whether the whole snapshot is restored, so that its totals apply.
     fn is_whole(&self, selector: &Selector) -> bool {
         let named = selector.path.iter().any(|byte| !b"/.".contains(byte));
         !named && self.include.is_empty() && self.exclude.is_empty()
@@ -115,12 +118,12 @@ impl Args {
 pub(super) fn run(args: &Args, global: &Global) -> Result<ExitCode> {
     let selector = Selector::parse(args.what.as_bytes()).map_err(Usage)?;
     let monitor = global.monitor(args.json);
-    let reader = args.reader.open(global, &monitor, READ_ONCE)?;
+    let reader = args.reader.open(global, &monitor, SMALL_CACHE)?;
     let snapshot = select(&reader, &selector, &monitor)?;
     let listed = reader.at_path(&snapshot, &selector.path)?;
     if args.is_whole(&selector) {
         let statistics = snapshot.statistics;
-        // Files that are there already, and further names, are no work.
+        // An estimate: existing files and further hard links are not written.
         let (files, bytes) = (statistics.files, statistics.bytes);
         monitor.progress().expect(Total { files, bytes, estimated: true });
     }
@@ -135,7 +138,7 @@ pub(super) fn run(args: &Args, global: &Global) -> Result<ExitCode> {
     };
     monitor.start();
     let result = restore::restore(&reader, &listed, &args.to, &options, &monitor, &stop);
-    monitor.done();
+    monitor.finish();
     let summary = result?;
     if args.json {
         let object = json!({
@@ -148,19 +151,19 @@ pub(super) fn run(args: &Args, global: &Global) -> Result<ExitCode> {
             "skipped": summary.skipped,
             "problems": summary.problems,
         });
-        say::result(object)?;
+        output::result(object)?;
     } else if !global.quiet && (is_interactive() || global.verbose) {
         let (files, bytes) = (summary.files, size(summary.bytes));
         let what = if args.dry_run { "would be restored" } else { "restored" };
         let (files, directories) =
             (count(files, "file", "files"), count(summary.directories, "directory", "directories"));
-        say::aside(format!("{files}, {directories}, {bytes} {what}; {} left alone", summary.skipped));
+        output::message(format!("{files}, {directories}, {bytes} {what}; {} skipped", summary.skipped));
     }
     match summary.problems {
         0 => Ok(ExitCode::SUCCESS),
         problems => {
             let entries = count(problems, "entry", "entries");
-            anyhow::bail!("{entries} could not be restored, or not entirely; the rest is restored")
+            anyhow::bail!("{entries} could not be restored completely; the others are restored")
         }
     }
 }

@@ -1,4 +1,4 @@
-//! Sizes, times and modes as people read and write them.
+//! Formats and parses sizes, times and modes; escapes text for terminals.
 
 use std::borrow::Cow;
 use std::io::IsTerminal;
@@ -6,7 +6,7 @@ use std::time::{Duration, SystemTime};
 
 use crate::format::{Kind, Timestamp};
 
-/// Text for a terminal: a name in it could otherwise command the terminal, or show as another name.
+/// Escapes control characters, which could send commands to the terminal or disguise a name.
 pub(super) fn printable(text: &str) -> Cow<'_, str> {
     if !text.contains(is_command) {
         return text.into();
@@ -15,35 +15,33 @@ pub(super) fn printable(text: &str) -> Cow<'_, str> {
     text.chars().map(shown).collect::<String>().into()
 }
 
-/// Text on standard output: safe for a terminal, and as it is for a pipe or a file.
+/// Escapes text for standard output if that is a terminal.
 pub(super) fn shown(text: &str) -> Cow<'_, str> {
-    match std::io::stdout().is_terminal() {
-        true => printable(text),
-        false => text.into(),
-    }
+    if std::io::stdout().is_terminal() { printable(text) } else { text.into() }
 }
 
-/// JSON that is safe for a terminal, too: serde escapes only the characters that JSON demands.
+/// JSON that is safe for a terminal: serde escapes only the characters that JSON requires.
 pub(super) fn json(value: &serde_json::Value) -> String {
     let mut text = String::new();
     for c in value.to_string().chars() {
-        match is_command(c) {
-            // All of them are below U+10000, and they stand in strings only.
-            true => text.push_str(&format!("\\u{:04x}", u32::from(c))),
-            false => text.push(c),
+        if is_command(c) {
+            // They occur only in strings, and all are below U+10000.
+            text.push_str(&format!("\\u{:04x}", u32::from(c)));
+        } else {
+            text.push(c);
         }
     }
     text
 }
 
-/// Whether a character commands a terminal (C0, DEL, C1), breaks a line, or changes the direction of the text after it.
+/// Whether a character is a control character (C0, DEL, C1), a line separator, or changes the direction of text.
 fn is_command(c: char) -> bool {
     let is_direction =
         matches!(c, '\u{61c}' | '\u{200e}' | '\u{200f}' | '\u{202a}'..='\u{202e}' | '\u{2066}'..='\u{2069}');
     c.is_control() || is_direction || matches!(c, '\u{2028}' | '\u{2029}')
 }
 
-/// A size in powers of 1024, in three digits.
+/// A size with a unit in powers of 1024 and three significant digits.
 pub(super) fn size(bytes: u64) -> String {
     let mut value = bytes as f64;
     let units = ["B", "KiB", "MiB", "GiB", "TiB", "PiB"];
@@ -62,14 +60,14 @@ pub(super) fn size(bytes: u64) -> String {
     format!("{value:.digits$} {}", units.get(unit).unwrap_or(&""))
 }
 
-/// Bytes in a time, as bytes a second.
+/// A rate per second.
 pub(super) fn rate(bytes: u64, time: Duration) -> String {
-    // What took no time at all has no rate.
+    // Avoids a division by zero.
     let a_second = bytes as f64 / time.as_secs_f64().max(0.001);
     format!("{}/s", size(a_second as u64))
 }
 
-/// How long something takes: minutes and seconds, and hours if there are.
+/// A duration as `M:SS` or `H:MM:SS`.
 pub(super) fn clock(time: Duration) -> String {
     let seconds = time.as_secs();
     let (hours, minutes, seconds) = (seconds / 3600, seconds / 60 % 60, seconds % 60);
@@ -79,7 +77,7 @@ pub(super) fn clock(time: Duration) -> String {
     }
 }
 
-/// A size as people write it: a number and, if they like, K, M, G or T (KiB, KB and kb are the same).
+/// Parses a size: a number of bytes, or a number with K, M, G or T (KiB, KB and kb mean the same as K).
 pub(super) fn parse_size(text: &str) -> Result<u64, String> {
     let end = text.find(|c: char| !c.is_ascii_digit()).unwrap_or(text.len());
     let (number, unit) = text.split_at(end);
@@ -89,41 +87,42 @@ pub(super) fn parse_size(text: &str) -> Result<u64, String> {
         "m" | "mb" | "mib" => 20,
         "g" | "gb" | "gib" => 30,
         "t" | "tb" | "tib" => 40,
-        _ => return Err(format!("{unit:?} is no unit; give a number and K, M, G or T")),
+        _ => return Err(format!("unknown unit {unit:?}; write a number with K, M, G or T")),
     };
-    let number: u64 = number.parse().map_err(|_| "it does not begin with a number".to_owned())?;
-    number.checked_mul(1 << shift).ok_or_else(|| "it is too large".to_owned())
+    let number: u64 = number.parse().map_err(|_| "expected a number, such as 100 or 32MiB".to_owned())?;
+    number.checked_mul(1 << shift).ok_or_else(|| "the size is too large".to_owned())
 }
 
-/// A length of time as people write it: seconds, or numbers with units (500ms, 5s, 10m, 1h30m).
+/// Parses a duration: a number of seconds, or numbers with units (500ms, 5s, 10m, 1h30m).
 pub(super) fn parse_duration(text: &str) -> Result<Duration, String> {
     if let Ok(seconds) = text.parse() {
         return Ok(Duration::from_secs(seconds));
     }
     let span: jiff::SignedDuration =
-        text.parse().map_err(|_| "it is no length of time; give a number and ms, s, m or h".to_owned())?;
-    Duration::try_from(span).map_err(|_| "it is less than nothing".to_owned())
+        text.parse().map_err(|_| "not a duration; write a number with ms, s, m or h".to_owned())?;
+    Duration::try_from(span).map_err(|_| "a duration cannot be negative".to_owned())
 }
 
-/// A point in time as people write it: a date, or a date and a time, in UTC unless it says another offset.
+/// Parses a date, or a date and time, in UTC unless it has an offset.
 pub(super) fn parse_time(text: &str) -> Result<Timestamp, String> {
     let utc = || text.parse::<jiff::civil::DateTime>().ok()?.to_zoned(jiff::tz::TimeZone::UTC).ok();
     let time = text.parse().ok().or_else(|| utc().map(|zoned| zoned.timestamp()));
-    let time: jiff::Timestamp = time.ok_or("it is no time; write 2026-11-20, or 2026-11-20T14:52, or add an offset")?;
-    // Nanoseconds count from the second before.
+    let time: jiff::Timestamp =
+        time.ok_or("not a time; write 2026-11-20 or 2026-11-20T14:52, in UTC or with an offset such as +01:00")?;
+    // A timestamp counts nanoseconds up from the second before.
     let (seconds, nanos) = (time.as_second(), time.subsec_nanosecond());
     let (seconds, nanos) = if nanos < 0 { (seconds - 1, nanos + 1_000_000_000) } else { (seconds, nanos) };
     Ok(Timestamp { seconds, nanos: nanos.unsigned_abs() })
 }
 
-/// A time of the system's clock as RFC 3339, to the second.
+/// A system time in RFC 3339, in UTC and whole seconds.
 pub(super) fn rfc3339_of(time: SystemTime) -> String {
     let seconds = |time: SystemTime| i64::try_from(time.duration_since(SystemTime::UNIX_EPOCH).ok()?.as_secs()).ok();
     rfc3339(Timestamp { seconds: seconds(time).unwrap_or(0), nanos: 0 })
 }
 
-/// A time in RFC 3339, UTC, whole seconds. One outside of the years 0 to 9999, which RFC 3339 cannot show, is `@` and
-/// the seconds since 1970, as date(1) takes it.
+/// A time in RFC 3339, in UTC and whole seconds. RFC 3339 is limited to the years 0 to 9999; other times are formatted as
+/// `@` and the seconds since 1970, which date(1) accepts.
 pub(super) fn rfc3339(time: Timestamp) -> String {
     let shown = jiff::Timestamp::from_second(time.seconds).ok().filter(|_| time.seconds >= YEAR_0);
     shown.map_or_else(|| format!("@{}", time.seconds), |time| time.to_string())
@@ -132,14 +131,14 @@ pub(super) fn rfc3339(time: Timestamp) -> String {
 /// The first second of the year 0.
 const YEAR_0: i64 = -62_167_219_200;
 
-/// The time in a snapshot's name in RFC 3339.
+/// The time in a snapshot's name, in RFC 3339.
 pub(super) fn name_time(name: &str) -> String {
     let part = |from: usize, to: usize| name.get(from..to).unwrap_or_default();
     let (year, month, day) = (part(0, 4), part(4, 6), part(6, 8));
     format!("{year}-{month}-{day}T{}:{}:{}Z", part(9, 11), part(11, 13), part(13, 15))
 }
 
-/// Kind and permissions as `ls -l` shows them.
+/// Kind and permissions as `ls -l` prints them.
 pub(super) fn mode(kind: Kind, mode: u32) -> String {
     let mut text = String::with_capacity(10);
     text.push(match kind {
@@ -197,7 +196,7 @@ mod tests {
     }
 
     #[test]
-    fn nothing_commands_a_terminal() {
+    fn control_characters_are_escaped() {
         let text = "a\u{1b}[31mb\u{9b}c\u{7f}\n\u{202e}d\u{2066}\u{2028}\u{e9}";
         let shown = "a\\u{1b}[31mb\\u{9b}c\\u{7f}\\n\\u{202e}d\\u{2066}\\u{2028}\u{e9}";
         assert_eq!(printable(text), shown);
@@ -209,7 +208,7 @@ mod tests {
     }
 
     #[test]
-    fn lengths_of_time() {
+    fn durations() {
         let read = |text| parse_duration(text).map(|time| time.as_millis());
         assert_eq!(["0", "7", "250ms", "5s", "1h30m"].map(read), [0, 7000, 250, 5000, 5_400_000].map(Ok));
         for bad in ["", "s", "-5s", "5 parsecs", "1.5"] {
@@ -218,7 +217,7 @@ mod tests {
     }
 
     #[test]
-    fn points_in_time() {
+    fn times() {
         let read = |text| parse_time(text).map(|time| (time.seconds, time.nanos));
         assert_eq!(read("1970-01-02"), Ok((86_400, 0)));
         for same in ["2026-11-20T14:52", "2026-11-20 14:52:00", "2026-11-20T14:52Z", "2026-11-20T15:52+01:00"] {
@@ -231,7 +230,7 @@ mod tests {
     }
 
     #[test]
-    fn rates_and_durations() {
+    fn rates_and_clocks() {
         assert_eq!(rate(3 << 20, Duration::from_secs(2)), "1.50 MiB/s");
         assert_eq!(rate(0, Duration::ZERO), "0 B/s");
         assert_eq!(

@@ -6,7 +6,8 @@ use std::process::ExitCode;
 use anyhow::Result;
 use serde_json::{Value, json};
 
-use super::common::{Global, READ_ONCE, ReaderArgs};
+use super::global::Global;
+use super::reader_args::{ReaderArgs, SMALL_CACHE};
 use super::show::{self, name_time, size};
 use crate::catalog::{Catalog, Labels, Presence, SnapshotRow};
 use crate::format::snapshot::Snapshot;
@@ -17,16 +18,16 @@ use crate::state::RepositoryState;
 
 /// List snapshots, oldest first
 ///
-/// On the machine that is backed up no key is needed: it knows them from its catalog. With --key, and on other machines,
-/// they are read from the repository and verified.
+/// On the machine that is backed up, the snapshots are listed from the catalog, and no key is needed. With --key, and on other
+/// machines, they are read from the repository and verified.
 ///
-/// A line shows the beginning of the id, the time at which the backup began (UTC), the source, the number of files, their
-/// size, the paths, and tags. The order is that in which the snapshots were made, whatever the clock said then. Paths and
-/// tags of snapshots from before a rebuild of the catalog are shown as unknown.
+/// A line has the beginning of the id, the time at which the backup began (UTC), the source, the number of files, their size,
+/// the paths, and the tags. Snapshots are listed in the order in which they were made, even if the clock was wrong. Paths and
+/// tags of snapshots from before a rebuild of the catalog are listed as unknown.
 ///
-/// Other commands take a snapshot (SNAP) by these words: latest; the beginning of the id; or a time as it is listed here,
-/// or its beginning, such as 2026-11-20, 2026-11-20T14:52 or '2026-11-20 14:52:01Z', in UTC unless it has an offset such
-/// as +01:00. SOURCE/ before any of them means a source's own. Of several snapshots with such a time the newest is taken.
+/// Other commands accept as SNAP: latest; the beginning of an id; or a time as listed here, or the beginning of one, such as
+/// 2026-11-20, 2026-11-20T14:52 or '2026-11-20 14:52:01Z', in UTC unless it has an offset such as +01:00. With SOURCE/ in
+/// front, only snapshots of that source count. If several snapshots match a time, the newest is used.
 #[derive(Debug, clap::Args)]
 #[command(after_help = "\
 Examples:
@@ -35,23 +36,23 @@ Examples:
 pub(super) struct Args {
     #[command(flatten)]
     reader: ReaderArgs,
-    /// Show only this source's
+    /// List only snapshots of this source
     #[arg(long, value_name = "NAME")]
     source: Option<String>,
-    /// Print an array of objects
+    /// Print a JSON array of objects
     ///
-    /// Each has id, time, source, host, paths, tags, files, bytes, stored_bytes. Host, paths and tags are null if the
-    /// catalog was rebuilt and does not know them.
+    /// Each object has id, time, source, host, paths, tags, files, bytes, stored_bytes. Host, paths and tags are null if the
+    /// catalog was rebuilt and does not have them.
     #[arg(long)]
     json: bool,
 }
 
-/// A line of the list.
-struct Line {
+/// A snapshot as it is listed.
+struct ListedSnapshot {
     id: String,
     time: String,
     source: String,
-    /// None: this machine's catalog was rebuilt since, and does not know.
+    /// `None` if the catalog was rebuilt after the snapshot was made.
     labels: Option<Labels>,
     files: u64,
     bytes: u64,
@@ -63,32 +64,32 @@ pub(super) fn run(args: &Args, global: &Global) -> Result<ExitCode> {
     let repository = Repository::open(&args.reader.repository.location)?;
     let state = RepositoryState::new(&global.state()?, repository.id());
     let mut problems = 0;
-    let mut lines: Vec<Line> = match args.reader.key.is_none() && state.catalog_path().exists() {
-        true => {
-            let rows = Catalog::view(&state.catalog_path(), repository.id())?.snapshots()?;
-            rows.into_iter().filter(|row| row.presence == Presence::There).map(Line::from).collect()
-        }
-        false => from_repository(&args.reader.open(global, &monitor, READ_ONCE)?, &monitor, &mut problems)?,
+    let mut lines: Vec<ListedSnapshot> = if args.reader.key.is_none() && state.catalog_path().exists() {
+        let rows = Catalog::view(&state.catalog_path(), repository.id())?.snapshots()?;
+        rows.into_iter().filter(|row| row.presence == Presence::There).map(ListedSnapshot::from).collect()
+    } else {
+        from_repository(&args.reader.open(global, &monitor, SMALL_CACHE)?, &monitor, &mut problems)?
     };
     lines.retain(|line| args.source.as_ref().is_none_or(|source| *source == line.source));
     if lines.iter().any(|line| line.labels.is_none()) {
         monitor.note(
-            "this machine's catalog was rebuilt, and does not know host, paths and tags of older snapshots; the owner's key (--key) reads them from the repository",
+            "host, paths and tags of older snapshots are unknown, because this machine's catalog was rebuilt; list the snapshots with the owner's key (--key)",
         );
     }
     let mut out = std::io::stdout().lock();
-    match args.json {
-        true => writeln!(out, "{}", show::json(&Value::Array(lines.iter().map(Line::json).collect())))?,
-        false => lines.iter().try_for_each(|line| writeln!(out, "{}", line.text()))?,
+    if args.json {
+        writeln!(out, "{}", show::json(&Value::Array(lines.iter().map(ListedSnapshot::json).collect())))?;
+    } else {
+        lines.iter().try_for_each(|line| writeln!(out, "{}", line.text()))?;
     }
     Ok(if problems > 0 { ExitCode::FAILURE } else { ExitCode::SUCCESS })
 }
 
-fn from_repository(reader: &Reader, monitor: &dyn Monitor, problems: &mut u64) -> Result<Vec<Line>> {
+fn from_repository(reader: &Reader, monitor: &dyn Monitor, problems: &mut u64) -> Result<Vec<ListedSnapshot>> {
     let (mut lines, mut failed) = (Vec::new(), Vec::new());
     for name in reader.snapshots()? {
         match reader.snapshot(&name) {
-            Ok((snapshot, _)) => lines.push(Line::from(&*snapshot)),
+            Ok((snapshot, _)) => lines.push(ListedSnapshot::from(&*snapshot)),
             Err(error) => failed.push((name, error)),
         }
         let closed = || failed.iter().filter(|(_, error)| error.is_key_problem()).count();
@@ -96,7 +97,7 @@ fn from_repository(reader: &Reader, monitor: &dyn Monitor, problems: &mut u64) -
             break;
         }
     }
-    // It is the wrong key only if it opens nothing: anyone who can write to the target can add an object.
+    // Report a wrong key only if it opens no snapshot: anyone with write access can add an object that it does not open.
     if lines.is_empty()
         && let Some(at) = failed.iter().position(|(_, error)| error.is_key_problem())
     {
@@ -113,9 +114,9 @@ fn text(bytes: &[u8]) -> String {
     String::from_utf8_lossy(bytes).into_owned()
 }
 
-impl From<SnapshotRow> for Line {
+impl From<SnapshotRow> for ListedSnapshot {
     fn from(row: SnapshotRow) -> Self {
-        Line {
+        ListedSnapshot {
             id: row.name.id.to_string(),
             time: name_time(&row.name.time),
             source: row.source,
@@ -127,9 +128,9 @@ impl From<SnapshotRow> for Line {
     }
 }
 
-impl From<&Snapshot> for Line {
+impl From<&Snapshot> for ListedSnapshot {
     fn from(snapshot: &Snapshot) -> Self {
-        Line {
+        ListedSnapshot {
             id: snapshot.name.id.to_string(),
             time: name_time(&snapshot.name.time),
             source: snapshot.source.clone(),
@@ -145,7 +146,7 @@ impl From<&Snapshot> for Line {
     }
 }
 
-impl Line {
+impl ListedSnapshot {
     fn json(&self) -> Value {
         json!({
             "id": self.id,

@@ -1,4 +1,4 @@
-//! How far a run is, as text and as JSON.
+//! The progress of a run, as text and as JSON.
 
 use std::time::Duration;
 
@@ -7,21 +7,21 @@ use serde_json::{Value, json};
 use super::show::{clock, printable, rate, size};
 use crate::monitor::{ProgressSnapshot, Total, count};
 
-/// Columns that a path should have at least; numbers that can be done without make room for it.
+/// Minimum number of columns for the path; less important numbers are dropped to make room for it.
 const PATH_COLUMNS: usize = 20;
-/// As long as less than this is done, how long the rest takes is anybody's guess.
-const ENOUGH: f64 = 0.01;
+/// Below this fraction, the remaining time is not estimated.
+const MIN_FRACTION: f64 = 0.01;
 
-/// How far a run is at a moment.
+/// The progress of a run at a moment.
 pub(super) struct Status {
     pub(super) look: ProgressSnapshot,
     pub(super) elapsed: Duration,
 }
 
 impl Status {
-    /// The time that the rest will take, if it goes on like that.
+    /// The estimated time left, at the average rate so far.
     fn remaining(&self) -> Option<Duration> {
-        let done = self.look.fraction().filter(|done| *done >= ENOUGH)?;
+        let done = self.look.fraction().filter(|done| *done >= MIN_FRACTION)?;
         Duration::try_from_secs_f64(self.elapsed.as_secs_f64() * (1.0 - done) / done).ok()
     }
 
@@ -30,7 +30,7 @@ impl Status {
         Some(format!("{}{percent}%", self.about()))
     }
 
-    /// What stands before numbers that are an estimate.
+    /// The prefix of estimated numbers.
     fn about(&self) -> &'static str {
         match self.look.total {
             Some(Total { estimated: true, .. }) => "~",
@@ -38,7 +38,7 @@ impl Status {
         }
     }
 
-    /// One line of at most `width` columns: the numbers, and as much of the path's end as fits.
+    /// A line of at most `width` columns: the numbers, and the end of the path if it does not fit.
     pub(super) fn line(&self, width: usize) -> String {
         let ProgressSnapshot { files, bytes, read_bytes, stored_bytes, .. } = self.look;
         let some = |bytes: u64, text: String| (bytes > 0).then_some(text);
@@ -66,7 +66,7 @@ impl Status {
         format!("{text}  {}", end_of(&printable(&path), room))
     }
 
-    /// All of it, for who asked.
+    /// All numbers and the whole path.
     pub(super) fn sentence(&self) -> String {
         let ProgressSnapshot { files, bytes, read_bytes, stored_bytes, total, path } = &self.look;
         let about = self.about();
@@ -93,7 +93,7 @@ impl Status {
         printable(&parts.join(", ")).into_owned()
     }
 
-    /// The same for programs.
+    /// A `status` object.
     pub(super) fn json(&self) -> Value {
         let look = &self.look;
         json!({
@@ -113,13 +113,13 @@ impl Status {
     }
 }
 
-/// The end of a text, in at most `room` columns if each character takes one.
+/// The end of a text, in at most `room` columns. Each character counts as one column.
 fn end_of(text: &str, room: usize) -> String {
     let length = text.chars().count();
-    match length <= room {
-        true => text.to_owned(),
-        false => std::iter::once('…').take(room).chain(text.chars().skip(length + 1 - room.max(1))).collect(),
+    if length <= room {
+        return text.to_owned();
     }
+    std::iter::once('…').take(room).chain(text.chars().skip(length + 1 - room.max(1))).collect()
 }
 
 #[cfg(test)]
@@ -139,7 +139,7 @@ mod tests {
     }
 
     #[test]
-    fn a_line_fits_whatever_the_width() {
+    fn a_line_fits_every_width() {
         let status = halfway(true);
         assert_eq!(
             status.line(120),
@@ -155,7 +155,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_not_known_is_not_said() {
+    fn unknown_numbers_are_left_out() {
         let status = Status {
             look: ProgressSnapshot { files: 3, ..ProgressSnapshot::default() },
             elapsed: Duration::from_millis(400),
@@ -169,7 +169,7 @@ mod tests {
     }
 
     #[test]
-    fn who_asks_is_told_everything() {
+    fn a_report_has_all_numbers() {
         assert_eq!(
             halfway(true).sentence(),
             "~50% done, 1000 of ~2000 files, 1.00 GiB of ~2.00 GiB, 100 MiB read (1.00 MiB/s), 50.0 MiB stored, \
@@ -182,7 +182,7 @@ mod tests {
     }
 
     #[test]
-    fn names_give_the_terminal_no_orders() {
+    fn control_characters_in_paths_are_escaped() {
         let mut status = halfway(false);
         status.look.path = "/a\x1b[2J\n".into();
         assert!(!status.line(200).contains(char::is_control));

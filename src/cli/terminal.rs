@@ -1,6 +1,6 @@
-//! What a run says while it goes on: problems on standard error, a line of progress if somebody looks, and how far it
-//! is to whoever asks by a signal.
+//! The monitor of a run at the terminal: problems and a progress line on standard error, and a report on SIGUSR1.
 
+use std::io::IsTerminal;
 use std::path::Path;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
@@ -8,30 +8,34 @@ use std::time::{Duration, Instant};
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 use serde_json::json;
 
-use super::common::is_interactive;
 use super::exit::INTERRUPTED;
-use super::say;
+use super::output;
 use super::show::{self, printable};
 use super::status::Status;
-use super::watch::{Watch, Why};
+use super::ticker::{Tick, Ticker};
 use crate::monitor::{Monitor, Progress};
 
-/// Time between two looks at the progress, for people.
-const TICK: Duration = Duration::from_millis(100);
-/// The same for programs.
-const JSON_TICK: Duration = Duration::from_secs(1);
-/// Columns of a terminal that does not say how many it has.
+/// Interval of the progress line.
+const INTERVAL: Duration = Duration::from_millis(100);
+/// Interval of status objects with --json.
+const JSON_INTERVAL: Duration = Duration::from_secs(1);
+/// Width of a terminal that does not report it.
 const COLUMNS: usize = 80;
 
-/// A monitor that writes to standard error; with `json`, what is no problem goes to standard output.
+/// Whether standard error is a terminal.
+pub(super) fn is_interactive() -> bool {
+    std::io::stderr().is_terminal()
+}
+
+/// A monitor that writes to standard error. With `json`, everything except problems goes to standard output.
 pub(super) struct Terminal {
     quiet: bool,
     verbose: bool,
     view: Arc<View>,
-    watch: Mutex<Option<Watch>>,
+    ticker: Mutex<Option<Ticker>>,
 }
 
-/// What is looked at, and where it is shown.
+/// The parts that the reporter thread shares.
 struct View {
     json: bool,
     bar: ProgressBar,
@@ -40,53 +44,54 @@ struct View {
 
 impl Terminal {
     pub(super) fn new(quiet: bool, verbose: bool, json: bool) -> Self {
-        let bar = match !quiet && !json && is_interactive() {
-            true => ProgressBar::with_draw_target(None, ProgressDrawTarget::stderr()),
-            false => ProgressBar::hidden(),
+        let is_shown = !quiet && !json && is_interactive();
+        let bar = if is_shown {
+            ProgressBar::with_draw_target(None, ProgressDrawTarget::stderr())
+        } else {
+            ProgressBar::hidden()
         };
         if let Ok(style) = ProgressStyle::with_template("{wide_msg}") {
             bar.set_style(style);
         }
         let view = Arc::new(View { json, bar, progress: Progress::default() });
-        Terminal { quiet, verbose, view, watch: Mutex::new(None) }
+        Terminal { quiet, verbose, view, ticker: Mutex::new(None) }
     }
 
-    /// The run begins: from here on its progress is shown, and SIGUSR1 is answered. Where the system allows no thread for
-    /// that, the run goes on without.
+    /// Starts to show progress and to answer SIGUSR1. If no thread can be started, the run goes on without.
     pub(super) fn start(&self) {
-        let every = match (self.quiet, self.view.json, self.view.bar.is_hidden()) {
-            (false, true, _) => Some(JSON_TICK),
-            (false, false, false) => Some(TICK),
+        let interval = match (self.quiet, self.view.json, self.view.bar.is_hidden()) {
+            (false, true, _) => Some(JSON_INTERVAL),
+            (false, false, false) => Some(INTERVAL),
             _ => None,
         };
-        let (view, begun) = (self.view.clone(), Instant::now());
-        let watch = Watch::begin(every, move |why| view.show(&why, begun.elapsed()));
-        *self.watch.lock().unwrap_or_else(PoisonError::into_inner) = watch.ok();
+        let (view, started) = (self.view.clone(), Instant::now());
+        let ticker = Ticker::start(interval, move |tick| view.show(&tick, started.elapsed()));
+        *self.ticker.lock().unwrap_or_else(PoisonError::into_inner) = ticker.ok();
     }
 
-    /// The run is over: takes the line of progress away.
-    pub(super) fn done(&self) {
-        if let Some(watch) = self.watch.lock().unwrap_or_else(PoisonError::into_inner).take() {
-            watch.end();
+    /// Ends what `start` began, and clears the progress line.
+    pub(super) fn finish(&self) {
+        if let Some(ticker) = self.ticker.lock().unwrap_or_else(PoisonError::into_inner).take() {
+            ticker.stop();
         }
         self.view.bar.finish_and_clear();
     }
 }
 
 impl View {
-    /// A line beside that of the progress.
-    fn say(&self, line: &str) {
-        self.bar.suspend(|| say::aside(line));
+    /// Writes a line above the progress line.
+    fn message(&self, line: &str) {
+        self.bar.suspend(|| output::message(line));
     }
 
-    fn show(&self, why: &Why, elapsed: Duration) {
+    fn show(&self, tick: &Tick, elapsed: Duration) {
         let status = Status { look: self.progress.snapshot(), elapsed };
-        match (why, self.json) {
-            (Why::Asked, true) => self.say(&show::json(&status.json())),
-            (Why::Asked, false) => self.say(&format!("brackfs: {}", status.sentence())),
-            // If nobody reads any more, the result will tell.
-            (Why::Time, true) => _ = say::result(show::json(&status.json())),
-            (Why::Time, false) => {
+        match (tick, self.json) {
+            (Tick::Signal, true) => self.message(&show::json(&status.json())),
+            (Tick::Signal, false) => self.message(&format!("brackfs: {}", status.sentence())),
+            // A broken pipe is reported when the result is written.
+            (Tick::Interval, true) => _ = output::result(show::json(&status.json())),
+            (Tick::Interval, false) => {
                 self.bar.set_message(status.line(columns()));
                 self.bar.tick();
             }
@@ -96,41 +101,41 @@ impl View {
 
 impl Monitor for Terminal {
     fn problem(&self, path: &Path, message: &str) {
-        match self.view.json {
-            true => {
-                let path = path.to_string_lossy();
-                self.view.say(&show::json(&json!({ "message_type": "error", "path": path, "message": message })));
-            }
-            // Errors of the file system name the path themselves.
-            false if message.contains(&*path.to_string_lossy()) => {
-                self.view.say(&format!("brackfs: {}", printable(message)));
-            }
-            false => self.view.say(&printable(&format!("brackfs: {}: {message}", path.display()))),
+        let shown = path.to_string_lossy();
+        if self.view.json {
+            let object = json!({ "message_type": "error", "path": shown, "message": message });
+            self.view.message(&show::json(&object));
+        } else if message.contains(&*shown) {
+            // The message names the path already.
+            self.view.message(&format!("brackfs: {}", printable(message)));
+        } else {
+            self.view.message(&printable(&format!("brackfs: {shown}: {message}")));
         }
     }
 
     fn note(&self, message: &str) {
         if !self.quiet {
-            self.view.say(&printable(&format!("brackfs: {message}")));
+            self.view.message(&printable(&format!("brackfs: {message}")));
         }
     }
 
     fn entry(&self, path: &Path, what: &str) {
-        match (self.verbose, self.view.json) {
-            (false, _) => {}
-            (true, true) => {
-                let item = path.to_string_lossy();
-                // If nobody reads any more, the result will tell.
-                let _ =
-                    say::result(show::json(&json!({ "message_type": "verbose_status", "action": what, "item": item })));
-            }
-            (true, false) => self.view.say(&printable(&format!("{what} {}", path.display()))),
+        if !self.verbose {
+            return;
+        }
+        let item = path.to_string_lossy();
+        if self.view.json {
+            let object = json!({ "message_type": "verbose_status", "action": what, "item": item });
+            // A broken pipe is reported when the result is written.
+            let _ = output::result(show::json(&object));
+        } else {
+            self.view.message(&printable(&format!("{what} {item}")));
         }
     }
 
     fn hangs(&self, path: &Path) {
         self.view.bar.finish_and_clear();
-        self.problem(path, "interrupted; it does not answer, so it was not waited for. What was stored so far is kept");
+        self.problem(path, "interrupted: this path does not answer. The data stored so far is kept");
         std::process::exit(INTERRUPTED.into());
     }
 
@@ -139,7 +144,7 @@ impl Monitor for Terminal {
     }
 }
 
-/// How wide standard error is.
+/// The width of standard error.
 fn columns() -> usize {
     let size = rustix::termios::tcgetwinsize(rustix::stdio::stderr());
     size.map(|size| usize::from(size.ws_col)).ok().filter(|columns| *columns > 0).unwrap_or(COLUMNS)

@@ -7,19 +7,19 @@ use anyhow::Result;
 
 use crate::mount::unmount;
 
-/// Unmount what mount mounted
+/// Unmount a mount of brackfs
 ///
-/// Also what a mount left behind whose program is gone.
+/// Also cleans up a mount whose program was killed.
 #[derive(Debug, clap::Args)]
 #[command(after_help = "\
 Examples:
   brackfs umount /mnt
   brackfs umount --lazy /mnt        detach it now, even if it is in use")]
 pub(super) struct Args {
-    /// Where it is mounted
+    /// Unmount this directory
     #[arg(value_name = "MOUNTPOINT")]
     mountpoint: PathBuf,
-    /// Detach it even if it is in use; it goes when nobody uses it any more
+    /// Detach the mount even if it is in use; it ends after its last use
     #[arg(short = 'z', long)]
     lazy: bool,
 }

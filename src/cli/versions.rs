@@ -8,27 +8,28 @@ use std::process::ExitCode;
 use anyhow::Result;
 use serde_json::json;
 
-use super::common::{Global, READ_ONCE, ReaderArgs, end_on_signals};
 use super::entry;
+use super::global::Global;
+use super::reader_args::{ReaderArgs, SMALL_CACHE};
 use super::show::{self, name_time, rfc3339, size};
+use super::signals::end_on_signals;
 use crate::format::name::SnapshotName;
 use crate::format::{Digest, Kind};
 use crate::history::{VersionSpan, versions};
 use crate::reader::{EntryHandle, FileReader};
 
-/// Show which versions of a file the snapshots have
+/// Show the versions of a file in the snapshots
 ///
-/// PATH begins at the root of the snapshots, as in ls. Where that is the one directory that was backed up, the path that
-/// the file has on the machine serves as well. Sources follow one another, and of each the newest version comes first.
+/// PATH begins at the root of the snapshots, as in ls. If the root is a single directory that was backed up, the absolute path
+/// of the file on the machine works too. Versions are listed by source, newest first.
 ///
-/// A line shows the newest snapshot that has the version (the beginning of its id, for cat and restore, and its time),
-/// the source, the file's size, the time at which it was last changed, the beginning of its BLAKE3 digest, and how many
-/// snapshots in a row have it, since when. A version is another one if kind, size, time or content is; owners, modes and
-/// attributes don't count. Snapshots that do not have the path, but have an older version behind them, are a line, too: it
-/// is missing there. So the first line says whether the file was deleted, and since when. A version that came back is
-/// shown again.
+/// A line has the newest snapshot with the version (the beginning of its id, for cat and restore, and its time), the source,
+/// the file's size, its modification time, the beginning of its BLAKE3 digest, and the number of consecutive snapshots with
+/// the version and the time of the first of them. A new version is a change of kind, size, time or content; owners, modes and
+/// attributes do not count. If the path is missing from snapshots that are newer than a version, a line says so. So the first
+/// line shows whether the file was deleted, and when. A version that reappears is listed again.
 ///
-/// Of a directory, the digest is that of its tree, and it is another version if anything below it is.
+/// The digest of a directory is that of its tree. Any change below a directory makes a new version.
 #[derive(Debug, clap::Args)]
 #[command(after_help = "\
 Examples:
@@ -37,32 +38,31 @@ Examples:
 pub(super) struct Args {
     #[command(flatten)]
     reader: ReaderArgs,
-    /// The file or directory
+    /// Show the versions of this file or directory
     #[arg(value_name = "PATH")]
     path: OsString,
-    /// Look only into snapshots of this source
+    /// Search only snapshots of this source
     #[arg(long, value_name = "NAME")]
     source: Option<String>,
     /// Print one JSON object for each version
     ///
-    /// It has message_type version, source, snapshots (how many have it), first_id, first_time, last_id and last_time (of
-    /// the oldest and the newest of them), digest (null for an empty file, and for what has no content), and all that ls
-    /// --json says of an entry. Where the path is missing, message_type is absence, and source, path and the fields on
-    /// snapshots are all.
+    /// It has message_type version, source, snapshots (their number), first_id, first_time, last_id and last_time (of the
+    /// oldest and the newest of them), digest (null for an empty file, and for entries without content), and the fields of
+    /// ls --json. If the path is missing, message_type is absence, and only source, path and the fields of the snapshots are
+    /// present.
     #[arg(long)]
     json: bool,
 }
 
 pub(super) fn run(args: &Args, global: &Global) -> Result<ExitCode> {
     let monitor = global.monitor(args.json);
-    let reader = args.reader.open(global, &monitor, READ_ONCE)?;
+    let reader = args.reader.open(global, &monitor, SMALL_CACHE)?;
     end_on_signals()?;
     let path = args.path.as_bytes();
-    // A line at a time: the next one may take long to be found.
+    // Unbuffered, since the search for the next version can take long.
     let mut out = std::io::stdout().lock();
-    let mut print = |stretch: &VersionSpan| match args.json {
-        true => writeln!(out, "{}", show::json(&as_json(stretch, path))),
-        false => write_line(stretch, &mut out),
+    let mut print = |stretch: &VersionSpan| {
+        if args.json { writeln!(out, "{}", show::json(&as_json(stretch, path))) } else { write_line(stretch, &mut out) }
     };
     let problems = versions(&reader, path, args.source.as_deref(), &monitor, &mut print)?;
     Ok(if problems > 0 { ExitCode::FAILURE } else { ExitCode::SUCCESS })
@@ -89,7 +89,7 @@ fn write_line(stretch: &VersionSpan, out: &mut dyn Write) -> std::io::Result<()>
         many => write!(out, "{many} snapshots since {} ({})", name_time(&oldest.time), oldest.id.short())?,
     }
     if let Some(version) = version {
-        entry::write_behind(out, version.entry())?;
+        entry::write_suffix(out, version.entry())?;
     }
     out.write_all(b"\n")
 }
@@ -122,7 +122,7 @@ fn as_json(stretch: &VersionSpan, path: &[u8]) -> serde_json::Value {
     entry::object(head, version, path)
 }
 
-/// Of a file, the digest of its bytes; of a directory, that of its tree.
+/// The digest of a file's bytes, or of a directory's tree.
 fn digest(version: &EntryHandle) -> Option<Digest> {
     match version.directory() {
         Some(directory) => directory.node().map(|(_, chunk)| chunk.digest),

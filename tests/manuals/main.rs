@@ -1,19 +1,15 @@
-//! The manual pages of commands, in `man/`, are those that the definition of the command line makes, and each can be
-//! shown. After a change of the definition, or of what stands in [`prose`]:
+//! The pages of commands in `man/` are generated from the definition of the command line and `cli::manual` by [`page`]. This
+//! test compares them. To renew them after a change:
 //!
 //! ```text
 //! BRACKFS_RENEW=1 cargo test --test manuals
 //! ```
 //!
-//! - [`page`]: a page from a command: clap_mangen's sections, and those that it can't know
-//! - [`prose`]: what those others say: exit codes, environment, files, and more on the page of brackfs itself
-//!
-//! Pages of sections 5, 7 and 8 are written by hand; they are tested here too.
+//! Pages of sections 5, 7 and 8 are written by hand. The tests of layout, references and examples cover them too.
 
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::print_stdout, clippy::print_stderr)]
 
 mod page;
-mod prose;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
@@ -21,21 +17,21 @@ use std::io::Write;
 use std::path::PathBuf;
 use std::process::{Command, Stdio};
 
-/// Set, it makes the first test write the pages instead of comparing them.
+/// If this variable is set, files are written instead of compared.
 const RENEW: &str = "BRACKFS_RENEW";
 
 fn folder() -> PathBuf {
     PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("man")
 }
 
-/// What lies in `man/`, by file name.
+/// The files in `man/`, by name.
 fn committed() -> BTreeMap<String, String> {
     let entries = fs::read_dir(folder()).expect("man/").map(|entry| entry.expect("entry of man/"));
     let text = |path| fs::read_to_string(path).expect("page");
     entries.map(|entry| (entry.file_name().into_string().expect("file name"), text(entry.path()))).collect()
 }
 
-/// All pages: those of commands as they are made now, and those written by hand.
+/// All pages: the generated ones as they would be now, and those written by hand.
 fn pages() -> BTreeMap<String, String> {
     let mut pages = committed();
     pages.retain(|name, _| !name.ends_with(".1"));
@@ -44,7 +40,7 @@ fn pages() -> BTreeMap<String, String> {
 }
 
 #[test]
-fn committed_pages_are_those_that_the_definition_makes() {
+fn committed_pages_match_the_definition() {
     let (made, mut there) = (page::all(), committed());
     there.retain(|name, _| name.ends_with(".1"));
     if std::env::var_os(RENEW).is_some() {
@@ -58,7 +54,7 @@ fn committed_pages_are_those_that_the_definition_makes() {
     let other: Vec<_> = names.into_iter().filter(|name| made.get(*name) != there.get(*name)).collect();
     assert!(
         other.is_empty(),
-        "not as the definition of the command line makes them: {other:?}; renew them:\n    {RENEW}=1 cargo test --test manuals"
+        "these pages do not match the definition of the command line: {other:?}; renew them:\n    {RENEW}=1 cargo test --test manuals"
     );
 }
 
@@ -121,7 +117,7 @@ fn plain(page: &str) -> String {
 }
 
 #[test]
-fn repositories_get_the_page_of_the_format_as_it_is() {
+fn format_txt_is_the_page_of_the_format() {
     let file = folder().join("../src/repository/FORMAT.txt");
     let made = plain(committed().get("brackfs-format.5").expect("the page"));
     if std::env::var_os(RENEW).is_some() {
@@ -138,7 +134,7 @@ fn repositories_get_the_page_of_the_format_as_it_is() {
 }
 
 #[test]
-fn references_to_our_pages_lead_somewhere() {
+fn references_lead_to_existing_pages() {
     let pages = pages();
     let mut seen = 0;
     for (name, text) in &pages {
@@ -161,14 +157,14 @@ fn references_to_our_pages_lead_somewhere() {
 }
 
 #[test]
-fn examples_are_command_lines_that_the_definition_allows() {
+fn examples_are_valid_command_lines() {
     for (name, page) in pages() {
         let mut seen = 0;
         let blocks = page.split("\n.EX\n").skip(1).filter_map(|block| block.split("\n.EE\n").next());
         for line in blocks.flat_map(str::lines) {
             let line = line.replace("\\-", "-").replace("\\(aq", "'").replace("\\(ti", "~");
-            // What comes before (a time in a crontab) and after (a comment, a pipe) is not ours.
-            // A type of file systems is none of ours, and neither is a link to the program.
+            // The example may have a time of a crontab in front, and a comment or a pipe at the end. Lines with a type of
+            // file system or a link to the program are skipped.
             if line.contains("-t brackfs ") || line.starts_with("ln ") {
                 continue;
             }
@@ -177,7 +173,7 @@ fn examples_are_command_lines_that_the_definition_allows() {
             let ours = ours.split([';', '|', '>', '&']).next().expect("command");
             let words = ours.split_whitespace().map(|word| word.trim_matches(['\'', '"']));
             if let Err(error) = brackfs::cli::command().try_get_matches_from(words) {
-                panic!("an example in {name} is no command line: {ours}\n{error}");
+                panic!("an example in {name} is not a valid command line: {ours}\n{error}");
             }
             seen += 1;
         }
@@ -186,7 +182,7 @@ fn examples_are_command_lines_that_the_definition_allows() {
 }
 
 #[test]
-fn kinds_of_messages_are_on_the_page_of_brackfs() {
+fn message_types_are_on_the_page_of_brackfs() {
     let page = page::all().remove("brackfs.1").expect("brackfs.1");
     let mut seen = 0;
     for entry in fs::read_dir(concat!(env!("CARGO_MANIFEST_DIR"), "/src/cli")).expect("src/cli") {
@@ -196,7 +192,7 @@ fn kinds_of_messages_are_on_the_page_of_brackfs() {
             seen += 1;
             assert!(
                 page.contains(&format!("\n.B {kind}\n")),
-                "brackfs(1) does not know message_type {kind}: see prose.rs"
+                "brackfs(1) does not describe message_type {kind}: see src/cli/manual.rs"
             );
         }
     }

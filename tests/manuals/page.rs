@@ -1,16 +1,15 @@
-//! A manual page from a command.
+//! The manual page of a command.
 //!
-//! clap_mangen renders what the definition says: name, synopsis, description, options. It would lose the layout of
-//! examples, and knows no exit codes; those sections are made here.
+//! clap_mangen renders name, synopsis, description and options. The other sections are rendered here: clap_mangen would
+//! lose the layout of examples, and the definition of a command has no exit codes.
 
 use std::collections::BTreeMap;
 
+use brackfs::cli::manual::{self, escaped};
 use clap::Command;
 use clap_mangen::Man;
 
-use super::prose;
-
-/// Changed by hand when the pages change much: pages must not depend on the day they are made.
+/// Fixed, so that the pages do not depend on the day on which they are made. Updated by hand.
 const DATE: &str = "2026-11-21";
 
 /// Every page, by file name.
@@ -20,13 +19,14 @@ pub fn all() -> BTreeMap<String, String> {
     commands.iter().map(|command| (format!("{}.1", name(command)), page(command, &commands, &names))).collect()
 }
 
-/// brackfs and each command that does something; not those that only hold others, as `key`.
+/// brackfs and all its commands, except for groups such as `key`.
 fn commands() -> Vec<Command> {
     fn below(command: &Command, found: &mut Vec<Command>) {
         for command in command.get_subcommands().filter(|command| !command.is_hide_set()) {
-            match command.has_subcommands() {
-                true => below(command, found),
-                false => found.push(command.clone()),
+            if command.has_subcommands() {
+                below(command, found);
+            } else {
+                found.push(command.clone());
             }
         }
     }
@@ -37,13 +37,13 @@ fn commands() -> Vec<Command> {
     found
 }
 
-/// As the page is called: `brackfs-key-generate`.
+/// The name of the page, such as `brackfs-key-generate`.
 fn name(command: &Command) -> String {
     command.get_display_name().unwrap_or_else(|| command.get_name()).to_owned()
 }
 
 fn page(command: &Command, commands: &[Command], names: &[String]) -> String {
-    // Of clap_mangen's own synopsis, options are half a page, without their values.
+    // clap_mangen's own synopsis lists every option without its value, which takes half a page.
     let usage = command.clone().render_usage().to_string();
     let command = command.clone().override_usage(usage.trim_start_matches("Usage: ").to_owned());
     let is_root = command.has_subcommands();
@@ -55,14 +55,14 @@ fn page(command: &Command, commands: &[Command], names: &[String]) -> String {
     page.push_str(&description(&rendered(|out| man.render_description_section(out))));
     if is_root {
         section(&mut page, "COMMANDS", &commands_section(commands));
-        section(&mut page, "A FIRST BACKUP", prose::FIRST);
+        section(&mut page, "A FIRST BACKUP", manual::FIRST);
     }
     page.push_str(&arguments(&command));
-    prose::arguments(&command).into_iter().for_each(|(name, text)| section(&mut page, name, text));
-    section(&mut page, "EXIT STATUS", &list(prose::exit_codes(&command)));
-    section(&mut page, "ENVIRONMENT", &list(prose::environment(&command, commands)));
+    manual::arguments(&command).into_iter().for_each(|(name, text)| section(&mut page, name, text));
+    section(&mut page, "EXIT STATUS", &list(manual::exit_codes(&command)));
+    section(&mut page, "ENVIRONMENT", &list(manual::environment(&command, commands)));
     if is_root {
-        prose::ROOT.iter().for_each(|(name, text)| section(&mut page, name, text));
+        manual::ROOT.iter().for_each(|(name, text)| section(&mut page, name, text));
     }
     section(&mut page, "EXAMPLES", &examples_section(after(&command)));
     section(&mut page, "SEE ALSO", &see_also(&command, names));
@@ -73,12 +73,12 @@ fn rendered(render: impl FnOnce(&mut dyn std::io::Write) -> std::io::Result<()>)
     let mut out = Vec::new();
     render(&mut out).expect("a page in memory");
     let text = String::from_utf8(out).expect("a page in UTF-8");
-    // Each section begins with a definition of what an apostrophe is; there is a character for it.
+    // Drops the definition of a string for apostrophes in each section: \(aq works everywhere.
     let lines = text.lines().filter(|line| !line.starts_with(".ie ") && !line.starts_with(".el "));
     lines.map(|line| format!("{}\n", heading(line.trim_end()).replace("\\*(Aq", "\\(aq"))).collect()
 }
 
-/// Headings all look the same, whoever made them.
+/// Puts quotes around headings, as in the other sections.
 fn heading(line: &str) -> String {
     match line.strip_prefix(".SH ") {
         Some(name) => format!(".SH \"{}\"", name.trim_matches('"')),
@@ -86,7 +86,7 @@ fn heading(line: &str) -> String {
     }
 }
 
-/// The first line of a description is a heading in help, and a sentence here.
+/// Makes the first line, a heading in help, a sentence.
 fn description(text: &str) -> String {
     let mut lines: Vec<_> = text.lines().map(str::to_owned).collect();
     if let Some(first) = lines.get_mut(1).filter(|line| !line.ends_with('.')) {
@@ -95,18 +95,15 @@ fn description(text: &str) -> String {
     lines.iter().map(|line| format!("{line}\n")).collect()
 }
 
-/// Arguments, then options, as in help. Paragraphs stay below what they explain, and so do lists of values.
+/// Arguments, then options, as in help. Paragraphs and lists of values are indented below their option.
 fn arguments(command: &Command) -> String {
     let only = |positional: bool| {
-        let command = command.clone().mut_args(|arg| match arg.is_positional() == positional {
-            true => arg,
-            false => arg.hide(true),
-        });
-        let some = command.get_arguments().any(|arg| !arg.is_hide_set());
-        match some {
-            true => rendered(|out| Man::new(command).render_options_section(out)),
-            false => String::new(),
+        let command =
+            command.clone().mut_args(|arg| if arg.is_positional() == positional { arg } else { arg.hide(true) });
+        if command.get_arguments().all(|arg| arg.is_hide_set()) {
+            return String::new();
         }
+        rendered(|out| Man::new(command).render_options_section(out))
     };
     let text = only(true).replace("\"OPTIONS\"", "\"ARGUMENTS\"") + &only(false);
     text.replace("\n\n", "\n.IP\n").replace("\n.br\n.IP\n.br\n", "\n.IP\n").replace("\n.RS 14\n", "\n.RS 7\n")
@@ -118,7 +115,7 @@ fn section(page: &mut String, name: &str, text: &str) {
     }
 }
 
-/// Terms, and what each means, in roff.
+/// A list of terms with their text, in roff.
 fn list(entries: Vec<(String, String)>) -> String {
     entries.iter().map(|(term, text)| format!(".TP\n.B {}\n{text}\n", escaped(term))).collect()
 }
@@ -136,8 +133,8 @@ fn after(command: &Command) -> String {
     command.get_after_long_help().or_else(|| command.get_after_help()).map(ToString::to_string).unwrap_or_default()
 }
 
-/// `Examples:`, then lines set apart, which stay as they are, and headings between them. What follows on exit codes
-/// has a section of its own.
+/// The text after `Examples:`: indented lines are blocks of code, other lines are text between them. Exit codes have their
+/// own section.
 fn examples_section(text: String) -> String {
     let mut out = String::new();
     let mut apart = false;
@@ -158,36 +155,21 @@ fn examples_section(text: String) -> String {
     if apart {
         out.push_str(".EE\n.RE\n");
     }
-    // Blank lines before a heading are between blocks, not in them.
+    // A blank line before text is not part of the block.
     out.replace("\n\n.EE", "\n.EE")
 }
 
 fn see_also(command: &Command, names: &[String]) -> String {
     let own = name(command);
     let mut pages: Vec<(String, &str)> = Vec::new();
-    match command.has_subcommands() {
-        true => pages.extend(names.iter().skip(1).map(|name| (name.clone(), "1"))),
-        false => {
-            pages.push(("brackfs".to_owned(), "1"));
-            let related = prose::related(command).iter().map(|name| format!("brackfs-{name}"));
-            pages.extend(related.filter(|name| *name != own).map(|name| (name, "1")));
-        }
+    if command.has_subcommands() {
+        pages.extend(names.iter().skip(1).map(|name| (name.clone(), "1")));
+    } else {
+        pages.push(("brackfs".to_owned(), "1"));
+        let related = manual::related(command).iter().map(|name| format!("brackfs-{name}"));
+        pages.extend(related.filter(|name| *name != own).map(|name| (name, "1")));
     }
-    pages.extend(prose::further(command).iter().map(|(name, section)| ((*name).to_owned(), *section)));
+    pages.extend(manual::further(command).iter().map(|(name, section)| ((*name).to_owned(), *section)));
     let lines: Vec<_> = pages.iter().map(|(name, section)| format!(".BR {} ({section})", escaped(name))).collect();
     lines.join(",\n")
-}
-
-/// Text in roff: what would be a command or another character is what it is.
-pub fn escaped(text: &str) -> String {
-    let text = text
-        .replace('\\', "\\e")
-        .replace('-', "\\-")
-        .replace('\'', "\\(aq")
-        .replace('~', "\\(ti")
-        .replace('^', "\\(ha");
-    match text.starts_with('.') {
-        true => format!("\\&{text}"),
-        false => text,
-    }
 }

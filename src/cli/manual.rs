@@ -1,14 +1,15 @@
-//! What pages say beside the definition of the command line, in roff. Which page says what follows from the options that
-//! a command has, so a new command needs nothing here, or little.
+//! Text of manual pages that clap does not generate, in roff: exit codes, environment, references, and the sections of
+//! brackfs(1). The sections of a page follow from the options of its command, so most new commands need no text here.
+//!
+//! `tests/manuals` makes the pages.
 
 use clap::Command;
 
-/// Whether a command has the option `--long`.
 fn has(command: &Command, long: &str) -> bool {
     command.get_arguments().any(|argument| argument.get_long() == Some(long))
 }
 
-/// Whether an argument of a command is called so in its usage.
+/// Whether an argument of the command has this name for its value.
 fn takes(command: &Command, value: &str) -> bool {
     let mut names = command
         .get_arguments()
@@ -25,17 +26,18 @@ fn is_root(command: &Command) -> bool {
     command.has_subcommands()
 }
 
-/// Whether it may ask for a passphrase.
-fn asks(command: &Command) -> bool {
+/// Whether the command may ask for a passphrase.
+fn may_ask(command: &Command) -> bool {
     has(command, "key") || is(command, &["init", "generate"])
 }
 
+/// The terms that apply, with their text.
 fn entries(all: &[(&str, &str, bool)]) -> Vec<(String, String)> {
     let entries = all.iter().filter(|(_, _, applies)| *applies);
     entries.map(|(term, text, _)| ((*term).to_owned(), text.trim().to_owned())).collect()
 }
 
-/// Kinds of arguments that take more than a line to explain.
+/// Sections on arguments that need more than a line.
 pub fn arguments(command: &Command) -> Vec<(&'static str, &'static str)> {
     let mut sections = Vec::new();
     if takes(command, "SNAP") || is_root(command) {
@@ -56,16 +58,16 @@ is
 (the newest of a source), the beginning of a snapshot's id, or the beginning of a time in UTC, such as
 .B 2026\-11\-20
 or
-.BR 2026\-11\-20T14:52 ;
-of several that begin so, the newest is taken.
+.BR 2026\-11\-20T14:52 .
+If several snapshots match a time, the newest is used.
 An id or a time can have
 .IB SOURCE /
-before it, too.
+in front, too.
 .PP
 .I PATH
-begins at the snapshot's root.
-That is the one directory that was backed up, or / if there were several paths.
-A slash at its beginning makes no difference, and no symbolic link in it is followed.
+begins at the snapshot's root: the directory that was backed up, or / if there were several paths.
+A slash at its beginning makes no difference.
+Symbolic links in it are not followed.
 ";
 
 const SIZE: &str = r"
@@ -84,37 +86,34 @@ mean the same as
 .BR K .
 ";
 
-/// Exit codes, and what they mean.
+/// Exit codes and their meanings.
 pub fn exit_codes(command: &Command) -> Vec<(String, String)> {
     let root = is_root(command);
-    let done = match is(command, &["check", "verify"]) {
-        true => "Done, and nothing is wrong.",
-        false => "Done.",
-    };
+    let done = if is(command, &["check", "verify"]) { "Done, and no problems were found." } else { "Done." };
     let failed = match command.get_name() {
-        "restore" => "Failed, or some entries could not be restored; they were named.",
-        "check" | "verify" => "Something is wrong; it was named. Or the check failed.",
-        "snapshots" => "Failed, or some snapshots can't be shown; they were named.",
-        "find" => "Failed, or something could not be read; it was named, and the rest was searched.",
-        "versions" => "Failed, or no snapshot has the path, or some snapshots could not be read; they were named.",
-        _ => "Failed; standard error says why.",
+        "restore" => "Failed, or some entries could not be restored and were reported.",
+        "check" | "verify" => "Problems were found and reported, or the check failed.",
+        "snapshots" => "Failed, or some snapshots could not be listed and were reported.",
+        "find" => "Failed, or some data could not be read; it was reported, and the rest was searched.",
+        "versions" => "Failed, no snapshot has the path, or some snapshots could not be read and were reported.",
+        _ => "Failed; standard error has the reason.",
     };
     entries(&[
         ("0", done, true),
         ("1", failed, true),
-        ("2", "The command line makes no sense.", true),
+        ("2", "Wrong usage.", true),
         (
             "3",
-            "Done, but some source files could not be read as they were, or packs of the repository are lost; they were named.",
+            "Done, but some source files could not be read consistently, a source is empty that was not empty before, or packs of the repository are lost; all were reported.",
             root || is(command, &["backup"]),
         ),
-        ("10", "There is no such repository.", root || has(command, "repo")),
+        ("10", "The repository does not exist.", root || has(command, "repo")),
         (
             "11",
             "Locked: another run is writing to the repository.",
             root || is(command, &["backup", "rebuild", "update", "adopt"]),
         ),
-        ("12", "The key or the passphrase is wrong, or missing.", root || asks(command)),
+        ("12", "The key or the passphrase is wrong or missing.", root || may_ask(command)),
         (
             "130",
             "Interrupted by SIGINT, SIGTERM or SIGHUP.",
@@ -123,7 +122,7 @@ pub fn exit_codes(command: &Command) -> Vec<(String, String)> {
     ])
 }
 
-/// Variables, and what they are for: those that stand in for options, and the others.
+/// Environment variables: first those that set options, then the others.
 pub fn environment(command: &Command, commands: &[Command]) -> Vec<(String, String)> {
     let root = is_root(command);
     let mut found: Vec<(String, String)> = Vec::new();
@@ -132,36 +131,40 @@ pub fn environment(command: &Command, commands: &[Command]) -> Vec<(String, Stri
             let Some(variable) = argument.get_env() else { continue };
             let variable = variable.to_string_lossy().into_owned();
             let option = match argument.get_long() {
-                Some(long) => format!(".BR \\-\\-{} .", super::page::escaped(long)),
+                Some(long) => format!(".BR \\-\\-{} .", escaped(long)),
                 None => format!(".IR {} .", argument.get_value_names().unwrap_or_default().join(" ")),
             };
             if !found.iter().any(|(known, _)| *known == variable) {
-                found.push((variable, format!("Stands in for\n{option}")));
+                found.push((variable, format!("Default for\n{option}")));
             }
         }
     }
     found.sort();
-    let asks = root || asks(command);
+    let may_ask = root || may_ask(command);
     found.extend(entries(&[
-        ("BRACKFS_PASSPHRASE", "The passphrase.\nWhoever runs as the same user, or as root, can see it.", asks),
-        ("BRACKFS_PASSPHRASE_FILE", "A file that holds the passphrase.\nNewlines at its end do not count.", asks),
+        ("BRACKFS_PASSPHRASE", "The passphrase.\nProcesses of the same user and of root can read it.", may_ask),
+        ("BRACKFS_PASSPHRASE_FILE", "A file that holds the passphrase.\nNewlines at its end are ignored.", may_ask),
         (
             "BRACKFS_PASSPHRASE_COMMAND",
-            "A command, for\n.BR sh ,\nthat writes the passphrase to standard output.\nThe first of these three that is set and not empty is used; without any, the passphrase is asked for at the terminal.",
-            asks,
+            "A command, run by\n.BR sh ,\nthat writes the passphrase to standard output.\nThe first of these three variables that is set and not empty is used; otherwise the passphrase is asked for at the terminal.",
+            may_ask,
         ),
-        ("GNUPGHOME", "Where gpg looks for the secret key, if it is gpg that has it.", root || has(command, "key")),
-        ("TMPDIR", "Where unnamed temporary files are made, instead of /var/tmp, or of /tmp if that is missing.", root || is(command, &["backup"])),
+        ("GNUPGHOME", "The directory of gpg, if gpg has the secret key.", root || has(command, "key")),
+        (
+            "TMPDIR",
+            "The directory of unnamed temporary files, instead of /var/tmp, or of /tmp if that does not exist.",
+            root || is(command, &["backup"]),
+        ),
         (
             "XDG_STATE_HOME",
-            "Where the state directory lies, for all users but root; see\n.BR \\-\\-state\\-dir .",
+            "The parent of the state directory, except for root; see\n.BR \\-\\-state\\-dir .",
             !is(command, &["generate", "umount", "completions"]),
         ),
     ]));
     found
 }
 
-/// Other commands that whoever reads this page may look for.
+/// Related commands.
 pub fn related(command: &Command) -> &'static [&'static str] {
     match command.get_name() {
         "init" | "generate" | "backup" => &["key-generate", "init", "backup", "snapshots", "check"],
@@ -174,7 +177,7 @@ pub fn related(command: &Command) -> &'static [&'static str] {
     }
 }
 
-/// Other pages.
+/// Related pages other than those of commands.
 pub fn further(command: &Command) -> &'static [(&'static str, &'static str)] {
     match command.get_name() {
         "mount" => &[("fusermount3", "1"), ("mount.brackfs", "8"), ("mount.fuse3", "8"), ("brackfs-security", "7")],
@@ -189,18 +192,30 @@ pub fn further(command: &Command) -> &'static [(&'static str, &'static str)] {
     }
 }
 
-/// Further sections of brackfs(1).
+/// Escapes text for roff.
+pub fn escaped(text: &str) -> String {
+    let text = text
+        .replace('\\', "\\e")
+        .replace('-', "\\-")
+        .replace('\'', "\\(aq")
+        .replace('~', "\\(ti")
+        .replace('^', "\\(ha");
+    if text.starts_with('.') { format!("\\&{text}") } else { text }
+}
+
+/// The last sections of brackfs(1).
 pub const ROOT: &[(&str, &str)] = &[("FILES", FILES), ("OUTPUT", OUTPUT), ("SIGNALS", SIGNALS)];
 
-/// What brackfs(1) begins with.
+/// The first section of brackfs(1).
 pub const FIRST: &str = r"
 On a computer that you trust, make your key.
-It asks for a passphrase.
+The command asks for a passphrase.
 .I owner.key
-is the secret key,
+is the secret key, and
 .I owner.key.pub
-the certificate, which is public.
-Without the secret key nobody reads the backups, you neither: keep copies.
+is the public certificate.
+Without the secret key nobody, including you, can read the backups.
+Keep copies.
 .PP
 .RS 4
 .EX
@@ -208,9 +223,10 @@ brackfs key generate \-\-output owner.key
 .EE
 .RE
 .PP
-On the machine to be backed up, with the certificate only, make a repository, then a backup of two directories.
+On the machine to be backed up, which needs only the certificate, make a repository and back up two directories.
 .B init
-prints the fingerprint of the machine's own key: write it down.
+prints the fingerprint of the machine's host key.
+Write it down.
 .PP
 .RS 4
 .EX
@@ -220,7 +236,7 @@ brackfs snapshots \-\-repo /srv/backup
 .EE
 .RE
 .PP
-With the secret key at hand, on this machine or another, look at what there is, and take files out.
+With the secret key, on this machine or another, browse the snapshots and copy files out.
 .PP
 .RS 4
 .EX
@@ -231,7 +247,7 @@ brackfs umount /mnt
 .EE
 .RE
 .PP
-Or restore a part in one go, and see now and then whether all is there.
+Or restore a directory, and check the repository from time to time.
 .PP
 .RS 4
 .EX
@@ -250,129 +266,127 @@ The state directory of root.
 The state directory of other users; without that variable,
 .IR \(ti/.local/state/brackfs .
 .PP
-It has a folder for each repository, named by the repository's id, for its user only:
+The state directory has a folder for each repository, named by the repository's id and accessible only to its user:
 .TP
 .I host.key
-The machine's own secret key for the repository, with which it signs.
-Only on the machine that was backed up.
-It can't be made again: without it, that machine can write to the repository only after
+The machine's own secret key for the repository.
+It signs the backups, and exists only on the machine that is backed up.
+It cannot be recreated: without it, the machine can write to the repository only after
 .BR brackfs\-adopt (1)
 with the owner's key.
 .TP
 .I catalog.sqlite
-The catalog: what is in the repository, and how files looked when they were backed up.
-It makes backups cheap.
-Only on the machine that was backed up; no restore needs it.
-Beside it lie
+The catalog: the content of the repository, and the metadata of the files that were backed up.
+It makes backups fast, and exists only on the machine that is backed up; a restore does not need it.
 .I catalog.sqlite\-wal
 and
-.IR catalog.sqlite\-shm ,
-which belong to it.
-If it is lost, the next backup builds it anew from the repository; see
+.I catalog.sqlite\-shm
+are part of it.
+If it is lost, the next backup rebuilds it from the repository; see
 .BR brackfs\-catalog\-rebuild (1).
 .TP
 .I catalog.sqlite.old
-The catalog that was there before one was built anew.
+The catalog from before the last rebuild.
 It can be removed.
 .TP
 .I lock
-Held by a run that writes; it has the number of its process.
-The system frees it when the run ends, however it ends; the file stays.
+Locked by a run that writes, and holds its process number.
+The kernel releases the lock when the process ends; the file remains.
 .TP
 .I signers
-Fingerprints of host keys that this machine believes when it reads, each on a line.
+Fingerprints of the host keys that this machine trusts as a reader, one per line.
 Lines can be added and removed by hand.
 .TP
 .I session\-keys
-Session keys that gpg found out when this machine read, encrypted to the key that it used; see
+Session keys that gpg decrypted for this machine as a reader, encrypted to the owner's key; see
 .BR brackfs\-security (7).
-It can be removed: gpg is asked for each of them again then.
+It can be removed: gpg is then asked for them again.
 .TP
 .I mount.log
-Messages of mounts in the background; a long one becomes mount.log.old.
+Messages of background mounts.
+A long log is renamed to mount.log.old.
 .PP
-What is in a repository is described in
+The files of a repository are described in
 .BR brackfs\-format (5).
 ";
 
 const OUTPUT: &str = r"
-Results go to standard output, everything else to standard error.
-If standard error is a terminal, there is a line of progress, and a summary at the end; otherwise nothing is said unless there is a problem, so that a crontab needs no redirection.
+Results go to standard output, and messages to standard error.
+If standard error is a terminal, it shows a line of progress, and a summary at the end.
+Otherwise only problems are printed, so that a crontab needs no redirection.
 .PP
 With
 .BR \-\-json ,
-results are JSON objects, one on a line, and problems are too.
+results and problems are JSON objects, one per line.
 Each object has a
 .BR message_type :
 .TP
 .B initialized
-What
+The repository that
 .BR brackfs\-init (1)
 made.
 .TP
 .B adopted
-What
-.BR brackfs\-adopt (1)
-did.
+The result of
+.BR brackfs\-adopt (1).
 .TP
 .B recipient
 A recipient, from
 .BR brackfs\-recipients\-list (1).
 .TP
 .B updated
-What became of a renewed certificate, from
+A renewed certificate, from
 .BR brackfs\-recipients\-update (1).
 .TP
 .B summary
-What a backup, a restore, a check or a look at the catalog came to; always the last.
+The totals of a backup, restore, check, or command on the catalog; always the last object.
 .TP
 .B status
-How far a backup, a restore or a check is: once a second, if it takes longer; see
+The progress of a backup, restore or check, once a second; see
 .BR brackfs\-backup (1).
 .TP
 .B verbose_status
 With
 .BR \-v ,
-an entry that was handled:
+a processed entry, with its
 .B action
-says how, and
-.B item
-is its path.
+and its path as
+.BR item .
 .TP
 .B entry
-A file or directory in a snapshot, from
+An entry of a snapshot, from
 .BR brackfs\-ls (1).
 .TP
 .B found
-The same, and in which snapshot it is, from
+An entry and its snapshot, from
 .BR brackfs\-find (1).
 .TP
 .B version
-The same, and in how many snapshots it is so, from
+A version of an entry and the snapshots that have it, from
 .BR brackfs\-versions (1).
 .TP
 .B absence
-In how many snapshots it is missing, from there too.
+The snapshots from which the path is missing, from the same command.
 .TP
 .B error
-A problem with one file or object, with
+A problem with a file or an object, with
 .B path
 and
 .BR message ;
 on standard error.
 .PP
 .BR brackfs\-snapshots (1)
-writes one array of objects instead.
-Programs should pass over types and fields that they do not know.
-What ends a run before its end is said in words in any case, and by the exit code.
+writes an array of objects instead.
+Programs should ignore types and fields that they do not know.
+An error that ends a command is always text on standard error, and sets the exit code.
 ";
 
 const SIGNALS: &str = r"
-On SIGINT, SIGTERM or SIGHUP, a backup, restore or check ends as soon as it can, in good order, with exit code 130; a second signal ends it at once.
+On SIGINT, SIGTERM or SIGHUP, a backup, restore or check cleans up and ends as soon as possible with exit code 130; a second signal ends it at once.
 A mount is unmounted.
-On SIGUSR1, a backup, restore, check or dump says on standard error how far it is, with or without a terminal, and with
-.B \-q
-too; whatever else runs passes it over.
-What a snapshot holds is not lost by SIGKILL or a power cut either: see
+On SIGUSR1, a backup, restore, check or dump prints its progress to standard error, with or without a terminal, even with
+.BR \-q ;
+other commands ignore it.
+SIGKILL or a power failure does not damage a snapshot; see
 .BR brackfs\-backup (1).
 ";

@@ -1,0 +1,55 @@
+//! Options of every command.
+
+use std::path::PathBuf;
+
+use anyhow::{Context, Result};
+use clap::Args;
+
+use super::terminal::Terminal;
+
+/// Heading of these options in help and manual pages.
+const HEADING: &str = "Common options";
+
+/// Options of every command.
+#[derive(Debug, Args)]
+pub(super) struct Global {
+    /// Print only errors
+    #[arg(short, long, global = true, conflicts_with = "verbose", help_heading = HEADING)]
+    pub(super) quiet: bool,
+    /// List processed files on standard error
+    #[arg(short, long, global = true, help_heading = HEADING)]
+    pub(super) verbose: bool,
+    /// Keep this machine's catalogs and keys in DIR [default: /var/lib/brackfs for root, else
+    /// $XDG_STATE_HOME/brackfs or ~/.local/state/brackfs]
+    #[arg(long, global = true, env = "BRACKFS_STATE_DIR", value_name = "DIR", help_heading = HEADING)]
+    pub(super) state_dir: Option<PathBuf>,
+}
+
+impl Global {
+    /// The state directory.
+    pub(super) fn state(&self) -> Result<PathBuf> {
+        if let Some(given) = &self.state_dir {
+            return std::path::absolute(given)
+                .with_context(|| format!("cannot use the state directory {}", given.display()));
+        }
+        if rustix::process::geteuid().is_root() {
+            return Ok(PathBuf::from("/var/lib/brackfs"));
+        }
+        let absolute = |name: &str| std::env::var_os(name).map(PathBuf::from).filter(|path| path.is_absolute());
+        absolute("XDG_STATE_HOME")
+            .or_else(|| absolute("HOME").map(|home| home.join(".local/state")))
+            .map(|path| path.join("brackfs"))
+            .context("cannot find a home directory for the state; set --state-dir or BRACKFS_STATE_DIR")
+    }
+
+    /// The state directory of a command that only reads. Without a home directory this is a path that does not exist, so
+    /// the command finds and keeps no state.
+    pub(super) fn state_to_read(&self) -> PathBuf {
+        self.state().unwrap_or_else(|_| PathBuf::from("/nonexistent/brackfs"))
+    }
+
+    /// The monitor for this run.
+    pub(super) fn monitor(&self, json: bool) -> Terminal {
+        Terminal::new(self.quiet, self.verbose, json)
+    }
+}

@@ -1,0 +1,273 @@
+//! Options of commands that read a repository: its path, the key, and the host keys to trust.
+
+use std::path::PathBuf;
+use std::sync::Arc;
+
+use anyhow::{Context, Result};
+use clap::{ArgAction, Args, ValueHint};
+
+use super::exit::NoSecret;
+use super::global::Global;
+use super::memory;
+use super::passphrase::passphrase;
+use crate::catalog;
+use crate::crypt::{Certificate, Fingerprint, KeyStore, Opener, SecretKey};
+use crate::format::snapshot::Snapshot;
+use crate::monitor::Monitor;
+use crate::reader::{Reader, Selector};
+use crate::repository::{Access, Repository};
+use crate::state::RepositoryState;
+
+/// The path of the repository.
+#[derive(Debug, Args)]
+pub(super) struct RepositoryArg {
+    /// Use the repository in this directory
+    #[arg(long = "repo", env = "BRACKFS_REPOSITORY", value_name = "REPO", value_hint = ValueHint::DirPath)]
+    #[arg(value_parser = parse_location)]
+    pub(super) location: String,
+}
+
+/// Checks the path of a repository. A colon before the first slash is how other programs name a machine or a service, so it
+/// is refused; `./` in front makes it a path.
+pub(super) fn parse_location(text: &str) -> Result<String, String> {
+    let head = text.split('/').next().unwrap_or_default();
+    let Some((place, _)) = head.split_once(':').filter(|_| !text.starts_with("file://")) else {
+        return Ok(text.to_owned());
+    };
+    let help = match place {
+        "sftp" | "ssh" => "mount it with sshfs, and give the mount point",
+        "rclone" | "s3" | "b2" | "gs" | "azure" | "swift" | "rest" | "ftp" | "ftps" | "http" | "https" | "webdav"
+        | "webdavs" => "mount it with `rclone mount`, and give the mount point",
+        _ => "mount it, as with sshfs, and give the mount point",
+    };
+    Err(format!(
+        "this names another machine or a service, but a repository must be a local directory: {help}. For a local directory of this name, write ./{text}"
+    ))
+}
+
+/// Default cache size, in bytes, of commands that read each block about once.
+pub(super) const SMALL_CACHE: u64 = 24 << 20;
+/// Default cache size, in bytes, of mounts, which read blocks repeatedly, and of commands that read file content in the order
+/// of the tree, which alternates between blocks of many backups.
+pub(super) const LARGE_CACHE: u64 = 128 << 20;
+
+/// Most owner's keys in a repository that are tried: unlocking one takes a fraction of a second.
+const MAX_OWNER_KEYS: usize = 16;
+
+/// Options that select the repository, the key, and the trusted host keys.
+#[derive(Debug, Args)]
+pub(super) struct ReaderArgs {
+    #[command(flatten)]
+    pub(super) repository: RepositoryArg,
+    /// Decrypt with the owner's secret key in FILE [default: the key in the repository, else gpg]
+    ///
+    /// FILE holds one OpenPGP secret key, armored or binary. If the key is locked, its passphrase is asked for. Without
+    /// this option, the key that init stored in the repository is used. If the repository has none, gpg decrypts, with its
+    /// agent and smart cards. A repository that is not encrypted needs no key.
+    #[arg(long, env = "BRACKFS_KEY_FILE", value_name = "FILE")]
+    pub(super) key: Option<PathBuf>,
+    /// Do not use or store cached session keys from gpg
+    ///
+    /// Each backup run encrypts with its own session key. If gpg has the secret key, the session keys that it decrypts are
+    /// cached in the state directory, encrypted to the same secret key. With the cache, a command asks gpg or a smart card
+    /// once; without it, once for each run whose data it reads. See brackfs-security(7).
+    #[arg(long)]
+    pub(super) no_key_cache: bool,
+    /// Trust snapshots signed by the host key with this fingerprint (repeatable)
+    ///
+    /// init prints the fingerprint. Snapshots signed by this machine's own host key or by a remembered one are trusted too.
+    /// If none of these is known, the key found in the repository is trusted on first use, printed and remembered.
+    #[arg(long, value_name = "FINGERPRINT", action = ArgAction::Append)]
+    pub(super) signer: Vec<Fingerprint>,
+    /// Cache up to SIZE of decrypted data in memory [default: 128MiB for mount and dump, else 24MiB; less where
+    /// memory is short]
+    ///
+    /// The default is at most a quarter of the machine's memory, of the memory limit of the cgroup (a container, or a
+    /// systemd service with MemoryMax=), and of the limit of ulimit -v.
+    #[arg(long, value_name = "SIZE", value_parser = super::show::parse_size)]
+    pub(super) cache_size: Option<u64>,
+}
+
+impl ReaderArgs {
+    /// Opens a reader: finds the key and the trusted host keys. `cache` is the default size of its cache, in bytes.
+    pub(super) fn open(&self, global: &Global, monitor: &dyn Monitor, cache: u64) -> Result<Reader> {
+        self.open_trusting(FirstUse::Trusted, global, monitor, cache)
+    }
+
+    /// The same; `first_use` decides if no host key is known yet.
+    pub(super) fn open_trusting(
+        &self,
+        first_use: FirstUse,
+        global: &Global,
+        monitor: &dyn Monitor,
+        cache: u64,
+    ) -> Result<Reader> {
+        let repository = Repository::open(&self.repository.location)?;
+        let state = RepositoryState::new(&global.state_to_read(), repository.id());
+        let opener = if repository.encrypted() { Some(self.opener(&state, &repository, monitor)?) } else { None };
+        let signers = Signers { repository: &repository, state: &state, opener: opener.as_ref(), monitor };
+        let signers = signers.find(&self.signer, first_use)?;
+        let cache = usize::try_from(self.cache_size.unwrap_or_else(|| memory::cache(cache)))
+            .context("the value of --cache-size is too large")?;
+        Ok(Reader::new(repository, Access::new(opener, signers), cache))
+    }
+
+    fn opener(&self, state: &RepositoryState, repository: &Repository, monitor: &dyn Monitor) -> Result<Opener> {
+        let Some(path) = &self.key else {
+            let owners = owners(state, repository, monitor)?;
+            return if owners.is_empty() { Ok(Opener::gpg(self.key_store(state))) } else { unlock_any(owners) };
+        };
+        let shown = path.display();
+        let bytes = std::fs::read(path).map_err(|e| NoSecret(format!("cannot read the key {shown}: {e}")))?;
+        let mut key = SecretKey::parse(&bytes).with_context(|| format!("cannot use the key {shown}"))?;
+        if key.is_locked() {
+            let passphrase = passphrase(&format!("Passphrase for the key in {shown}: "))?;
+            key = key.unlock(&passphrase).with_context(|| format!("cannot unlock the key {shown}"))?;
+        }
+        Ok(Opener::new(key)?)
+    }
+
+    /// The cache of session keys from gpg, if it may be used.
+    fn key_store(&self, state: &RepositoryState) -> Option<Box<dyn KeyStore>> {
+        if self.no_key_cache { None } else { Some(Box::new(state.clone())) }
+    }
+}
+
+/// The owner's keys in the repository, keys of recipients first, and the copy in the host's state. Anyone with write access
+/// to the repository can add such a file, so each key is only a candidate.
+fn owners(state: &RepositoryState, repository: &Repository, monitor: &dyn Monitor) -> Result<Vec<SecretKey>> {
+    let mut owners: Vec<SecretKey> = Vec::new();
+    owners.extend(state.owner_key()?.and_then(|bytes| SecretKey::parse(&bytes).ok()));
+    for (object, key) in repository.keys().owners()? {
+        match key {
+            Ok(key) if owners.iter().any(|known| known.fingerprint() == key.fingerprint()) => {}
+            Ok(key) => owners.push(key),
+            Err(error) => monitor.note(&format!("{object} is ignored: {error}")),
+        }
+    }
+    if owners.len() > 1 {
+        let recipients = repository.keys().recipients()?;
+        // The sort is stable, so the copy in the state stays first among its equals.
+        owners.sort_by_key(|key| recipients.iter().all(|recipient| recipient.fingerprint() != key.fingerprint()));
+        owners.truncate(MAX_OWNER_KEYS);
+    }
+    Ok(owners)
+}
+
+/// Makes an opener of all keys that are unlocked, or that the passphrase unlocks. A key that an attacker added does no harm:
+/// each message is opened with the key that it is encrypted to.
+fn unlock_any(owners: Vec<SecretKey>) -> Result<Opener> {
+    let (locked, mut open): (Vec<_>, Vec<_>) = owners.into_iter().partition(SecretKey::is_locked);
+    if !locked.is_empty() {
+        let passphrase = passphrase("Passphrase for the key in the repository: ")?;
+        let (mut unlocked, mut failed) = (Vec::new(), None);
+        for key in locked {
+            match key.unlock(&passphrase) {
+                Ok(key) => unlocked.push(key),
+                Err(error) => failed = failed.or(Some(error)),
+            }
+        }
+        if let (true, Some(error)) = (unlocked.is_empty(), failed) {
+            return Err(error).context("cannot unlock the key in the repository");
+        }
+        open.extend(unlocked);
+    }
+    Ok(Opener::with_any(open)?)
+}
+
+/// Whether to trust the host key found in the repository if no host key is known.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum FirstUse {
+    /// The key is trusted, printed and remembered.
+    Trusted,
+    /// The user must name the key.
+    Refused,
+}
+
+/// Finds the certificates of the trusted host keys.
+struct Signers<'s> {
+    repository: &'s Repository,
+    state: &'s RepositoryState,
+    opener: Option<&'s Opener>,
+    monitor: &'s dyn Monitor,
+}
+
+impl Signers<'_> {
+    /// Certificates of this machine's own host key, of the remembered ones, and of the `given` ones. If there are none, the
+    /// one in the repository, if `first_use` allows it.
+    fn find(&self, given: &[Fingerprint], first_use: FirstUse) -> Result<Vec<Certificate>> {
+        let mut known = given.to_vec();
+        known.extend(self.state.signers()?);
+        match catalog::trust_of(&self.state.catalog_path(), self.repository.id()) {
+            Ok(trust) => known.extend(trust.map(|trust| trust.host)),
+            Err(error) => self.monitor.note(&format!("cannot read the trusted host key from the catalog: {error}")),
+        }
+        // The certificate of this machine's own key is derived from the key, so the repository need not have it.
+        let own = self.state.host_key()?.and_then(|key| SecretKey::parse(&key).ok()).map(|key| key.certificate());
+        known.retain(|signer| own.as_ref().is_none_or(|own| own.fingerprint() != *signer));
+        known.sort();
+        known.dedup();
+        if known.is_empty() && own.is_none() { self.first(first_use) } else { self.certificates(own, known) }
+    }
+
+    fn certificates(&self, own: Option<Certificate>, known: Vec<Fingerprint>) -> Result<Vec<Certificate>> {
+        let mut found = Vec::from_iter(own);
+        let mut missing = Vec::new();
+        for signer in known {
+            match self.repository.keys().host(&signer) {
+                Ok(certificate) => found.push(certificate),
+                Err(error) => missing.push((signer, error)),
+            }
+        }
+        if !missing.is_empty() {
+            let hosts = self.repository.keys().hosts_in_secrets(self.opener)?;
+            missing.retain(|(signer, _)| match hosts.iter().find(|host| host.fingerprint() == *signer) {
+                Some(certificate) => {
+                    found.push(certificate.clone());
+                    false
+                }
+                None => true,
+            });
+        }
+        // A missing certificate is an error only if there is no other.
+        match (found.is_empty(), missing.into_iter().next()) {
+            (true, Some((_, error))) => Err(error.into()),
+            _ => Ok(found),
+        }
+    }
+
+    /// Trust on first use: the only host key in the repository.
+    fn first(&self, first_use: FirstUse) -> Result<Vec<Certificate>> {
+        let mut hosts = self.repository.keys().hosts()?;
+        if hosts.is_empty() {
+            hosts = self.repository.keys().hosts_in_secrets(self.opener)?;
+        }
+        let shown: Vec<_> = hosts.iter().map(|host| host.fingerprint().to_string()).collect();
+        let shown = if shown.is_empty() { "none".to_owned() } else { shown.join(", ") };
+        if first_use == FirstUse::Refused {
+            anyhow::bail!(
+                "cannot tell whether the repository's host key is genuine (it shows {shown}); give --signer with the fingerprint that `brackfs init` or `brackfs adopt` printed"
+            );
+        }
+        let [host] = hosts.as_slice() else {
+            anyhow::bail!(
+                "cannot tell which host key to trust: this machine knows none, and the repository shows {shown}; name the right one with --signer"
+            );
+        };
+        let signer = host.fingerprint();
+        self.monitor.note(&format!(
+            "first use of this repository on this machine: snapshots signed by host key {signer} are trusted from now on; compare it with the fingerprint that init printed"
+        ));
+        if let Err(error) = self.state.remember_signer(&signer) {
+            self.monitor.note(&format!("cannot remember host key {signer}: {error}"));
+        }
+        Ok(hosts)
+    }
+}
+
+/// Finds the snapshot that a selector names. Candidates that do not verify are reported and skipped.
+pub(super) fn select(reader: &Reader, selector: &Selector, monitor: &dyn Monitor) -> Result<Arc<Snapshot>> {
+    Ok(reader.select(selector, &mut |name, error| {
+        monitor.note(&format!("skipping {}: {error}", name.object()));
+    })?)
+}

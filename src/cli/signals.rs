@@ -1,0 +1,81 @@
+//! Ending on SIGINT, SIGTERM and SIGHUP.
+
+use std::io::Read;
+use std::os::unix::net::UnixStream;
+use std::panic::resume_unwind;
+use std::process::ExitCode;
+use std::sync::Arc;
+use std::sync::atomic::AtomicBool;
+use std::thread;
+use std::time::Duration;
+
+use anyhow::{Context, Result};
+use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
+
+use super::exit::INTERRUPTED;
+use super::output;
+
+/// Stack of a command's thread: as large as the main thread's usually is.
+const COMMAND_STACK: usize = 8 << 20;
+
+/// Time limit for an orderly end after a signal. Service managers wait longer before they kill.
+const GRACE: Duration = Duration::from_secs(60);
+
+/// Time limit for commands that leave no state to clean up.
+const READER_GRACE: Duration = Duration::from_secs(2);
+
+/// Runs a command in a thread of its own. The kernel delivers a signal to the main thread if it can, and while that thread
+/// is blocked in a file system that does not answer, the signal is not handled.
+pub(super) fn run_in_thread(run: impl Fn() -> Result<ExitCode> + Sync) -> Result<ExitCode> {
+    thread::scope(|threads| {
+        let command = thread::Builder::new().name("command".into()).stack_size(COMMAND_STACK);
+        match command.spawn_scoped(threads, &run) {
+            Ok(command) => command.join().unwrap_or_else(|panic| resume_unwind(panic)),
+            // If no thread can be started, run it here.
+            Err(_) => run(),
+        }
+    })
+}
+
+/// A flag that the first signal sets. A second signal ends the process at once, and so does the end of [`GRACE`].
+pub(super) fn stop_on_signals() -> Result<Arc<AtomicBool>> {
+    stop_within(GRACE)
+}
+
+/// The same with [`READER_GRACE`], for commands that may be blocked in a file system and lose nothing by ending early.
+pub(super) fn stop_soon_on_signals() -> Result<Arc<AtomicBool>> {
+    stop_within(READER_GRACE)
+}
+
+fn stop_within(grace: Duration) -> Result<Arc<AtomicBool>> {
+    let stop = Arc::new(AtomicBool::new(false));
+    let failed = "cannot install signal handlers";
+    let (mut waiting, wake) = UnixStream::pair().context(failed)?;
+    for signal in [SIGINT, SIGTERM, SIGHUP] {
+        // In this order: the first handler checks the flag before the second one sets it.
+        signal_hook::flag::register_conditional_shutdown(signal, INTERRUPTED.into(), stop.clone())
+            .and_then(|_| signal_hook::flag::register(signal, stop.clone()))
+            .and_then(|_| signal_hook::low_level::pipe::register(signal, wake.try_clone()?))
+            .context(failed)?;
+    }
+    let end = move || {
+        if waiting.read_exact(&mut [0]).is_ok() {
+            thread::sleep(grace);
+            let seconds = grace.as_secs();
+            output::message(format!("brackfs: interrupted, and killed because it did not end within {seconds} s"));
+            std::process::exit(INTERRUPTED.into());
+        }
+    };
+    // Without this thread, a second signal still ends the process.
+    let _ending = thread::Builder::new().name("ending".into()).spawn(end);
+    Ok(stop)
+}
+
+/// Makes the first signal end the process with code 130, for commands that only read and print.
+pub(super) fn end_on_signals() -> Result<()> {
+    for signal in [SIGINT, SIGTERM, SIGHUP] {
+        signal_hook::flag::register_conditional_shutdown(signal, INTERRUPTED.into(), Arc::new(AtomicBool::new(true)))
+            .context("cannot install signal handlers")?;
+    }
+    Ok(())
+}
