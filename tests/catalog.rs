@@ -442,7 +442,7 @@ fn clones_in_turn_lose_nothing_and_are_noticed_each_time() {
     let run = world.backup_with(&clone).ok();
     assert_eq!((run.stderr.as_str(), number(&run.json(), "files_read")), ("", 0), "{run}");
     // And back again.
-    says(&world.site.brackfs(&["adopt"]).ok(), &["this machine is the writer"]);
+    says(&world.site.brackfs(&["adopt"]).ok(), &["this machine is now the writer"]);
     assert_eq!(world.backup(&[]).ok().stderr, "");
     says(&world.backup_with(&clone).code(1), &["is the writer of this repository"]);
     world.is_whole();
