@@ -255,7 +255,7 @@ fn a_planted_link_in_place_of_a_directory_is_not_followed() {
             let run = run.code(1);
             assert!(run.stderr.contains("dir"), "{run}");
         }
-        assert_eq!(read(out.join("z")), "last", "the others are restored");
+        assert_eq!(read(out.join("z")), "last", "the rest is restored");
     }
 }
 
