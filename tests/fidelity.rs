@@ -403,7 +403,7 @@ fn an_ordinary_user_is_told_once_what_is_not_for_him() {
     // Devices are missing, so it is not all done.
     let run = run.code(1);
     for once in
-        ["devices were not restored, 2 entries", "owner or group of", "extended attributes trusted.* of 3 entries"]
+        ["cannot restore devices (2 entries)", "owner or group of", "extended attributes trusted.* of 3 entries"]
     {
         assert_eq!(run.stderr.matches(once).count(), 1, "{once}\n{run}");
     }

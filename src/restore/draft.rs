@@ -1,4 +1,4 @@
-//! Something that is being made, and does not have its name yet.
+//! A file, link or device that is being created and does not have its final name yet.
 
 use std::io;
 use std::os::fd::{AsRawFd, OwnedFd};
@@ -11,16 +11,16 @@ use super::metadata::{Inode, inode};
 use super::temporary;
 use super::write::Error;
 
-/// Held while a name is found free and then taken, where that takes two calls.
+/// Serializes checking and taking a name where the file system cannot do both in one call.
 static RENAMING: Mutex<()> = Mutex::new(());
 
 static IS_ROOT: LazyLock<bool> = LazyLock::new(|| rustix::process::geteuid().is_root());
 
-/// Whether a file that is made without a name can get one. Without /proc that takes root's rights.
+/// Whether an unnamed file can be linked to a name later, which takes either /proc or root.
 static CAN_BE_NAMED_LATER: LazyLock<bool> =
     LazyLock::new(|| *IS_ROOT || rustix::fs::access("/proc/self/fd", Access::EXISTS).is_ok());
 
-/// Something that is being made, and does not have its name yet. Dropped, it is gone.
+/// A file, link or device without its final name. It is deleted on drop.
 pub(super) struct Draft<'d> {
     into: &'d OwnedFd,
     pub(super) fd: OwnedFd,
@@ -28,12 +28,13 @@ pub(super) struct Draft<'d> {
 }
 
 impl<'d> Draft<'d> {
-    /// A new file: without any name, where the file system can do that.
+    /// Creates a regular file: unnamed if the file system supports it, otherwise with a temporary name.
     pub(super) fn file(into: &'d OwnedFd) -> Result<Self, Errno> {
         let (write, private) = (OFlags::WRONLY | OFlags::CLOEXEC, Mode::RUSR | Mode::WUSR);
-        let unnamed = match *CAN_BE_NAMED_LATER {
-            true => rustix::fs::openat(into, c".", write | OFlags::TMPFILE, private),
-            false => Err(Errno::OPNOTSUPP),
+        let unnamed = if *CAN_BE_NAMED_LATER {
+            rustix::fs::openat(into, c".", write | OFlags::TMPFILE, private)
+        } else {
+            Err(Errno::OPNOTSUPP)
         };
         match unnamed {
             Ok(fd) => Ok(Draft { into, fd, temporary: None }),
@@ -47,7 +48,7 @@ impl<'d> Draft<'d> {
         }
     }
 
-    /// Anything else, which `make` makes under a name that it is given.
+    /// Creates an entry of another kind by calling `make` with a temporary name.
     pub(super) fn special(
         into: &'d OwnedFd,
         kind: FileType,
@@ -56,7 +57,7 @@ impl<'d> Draft<'d> {
         let name = temporary::name();
         make(&name)?;
         let fd = rustix::fs::openat(into, &name, OFlags::PATH | OFlags::NOFOLLOW | OFlags::CLOEXEC, Mode::empty());
-        // From here on it goes again, whatever it is: the name is ours.
+        // The temporary name is removed on drop, whatever has it.
         let draft = match fd {
             Ok(fd) => Draft { into, fd, temporary: Some(name) },
             Err(e) => {
@@ -65,11 +66,12 @@ impl<'d> Draft<'d> {
             }
         };
         let stat = rustix::fs::fstat(&draft.fd)?;
-        // Between the two calls somebody else could have put something of another's there.
+        // Another process may have replaced the entry between the two calls.
         let is_right = FileType::from_raw_mode(stat.st_mode) == kind && stat.st_nlink == 1 && is_own(into, &stat)?;
-        match is_right {
-            true => Ok(draft),
-            false => Err(io::Error::other("something else took its place while it was made").into()),
+        if is_right {
+            Ok(draft)
+        } else {
+            Err(io::Error::other("another process replaced it while it was created").into())
         }
     }
 
@@ -77,13 +79,13 @@ impl<'d> Draft<'d> {
         rustix::fs::fstat(&self.fd).map(|stat: Stat| inode(&stat))
     }
 
-    /// Gives it its name, now that it is complete. `replace`: what has the name goes.
+    /// Gives the complete draft its final name. With `replace`, replaces an existing file.
     pub(super) fn name(mut self, name: &[u8], replace: bool) -> Result<(), Error> {
         if self.temporary.is_none() {
             let link = |name: &[u8]| link_unnamed(&self.fd, self.into, name);
             match link(name) {
                 Err(Errno::EXIST) if replace => {
-                    // Only a rename takes the place of something without a gap.
+                    // Only a rename replaces a file atomically, and it needs a name.
                     let temporary = temporary::name();
                     link(temporary.as_bytes())?;
                     self.temporary = Some(temporary);
@@ -93,9 +95,10 @@ impl<'d> Draft<'d> {
             }
         }
         let Some(temporary) = &self.temporary else { return Ok(()) };
-        let renamed = match replace {
-            true => rustix::fs::renameat(self.into, temporary, self.into, name),
-            false => rename(self.into, temporary.as_bytes(), name),
+        let renamed = if replace {
+            rustix::fs::renameat(self.into, temporary, self.into, name)
+        } else {
+            rename(self.into, temporary.as_bytes(), name)
         };
         match renamed {
             Err(Errno::EXIST) => Err(Error::Exists),
@@ -118,15 +121,15 @@ impl Drop for Draft<'_> {
 }
 
 fn remove(folder: &OwnedFd, name: &str) {
-    // If it can't be removed, the error that led here is the one to report; the next restore removes it.
+    // Best effort: the next restore removes leftovers.
     let _ = rustix::fs::unlinkat(folder, name, AtFlags::empty());
 }
 
-/// Gives a file without a name one: by its handle, which takes rights that root has, or by way of /proc.
+/// Links an unnamed file to a name: by its handle, which only root may do, or through /proc.
 fn link_unnamed(file: &OwnedFd, folder: &OwnedFd, name: &[u8]) -> Result<(), Errno> {
     if *IS_ROOT {
         match rustix::fs::linkat(file, c"", folder, name, AtFlags::EMPTY_PATH) {
-            // Root of a user namespace has not all rights.
+            // Root in a user namespace may lack the capability.
             Err(Errno::NOENT | Errno::INVAL) => {}
             other => return other,
         }
@@ -135,10 +138,10 @@ fn link_unnamed(file: &OwnedFd, folder: &OwnedFd, name: &[u8]) -> Result<(), Err
     rustix::fs::linkat(CWD, &itself, folder, name, AtFlags::SYMLINK_FOLLOW)
 }
 
-/// Gives what is called `old` the name `new`, unless that is taken.
+/// Renames `old` to `new`; fails with EEXIST if `new` exists.
 pub(super) fn rename(folder: &OwnedFd, old: &[u8], new: &[u8]) -> Result<(), Errno> {
     match rustix::fs::renameat_with(folder, old, folder, new, RenameFlags::NOREPLACE) {
-        // The file system can't promise that. So at least no two workers may find the name free at the same time.
+        // Not supported by the file system. The lock prevents at least races between workers.
         Err(Errno::INVAL | Errno::NOSYS) => {
             let _alone = RENAMING.lock().unwrap_or_else(PoisonError::into_inner);
             match rustix::fs::statat(folder, new, AtFlags::SYMLINK_NOFOLLOW) {
@@ -150,8 +153,8 @@ pub(super) fn rename(folder: &OwnedFd, old: &[u8], new: &[u8]) -> Result<(), Err
     }
 }
 
-/// Whether something in `folder` belongs to the user that new files there belong to. That is not always the user who
-/// makes them: NFS servers and mounts of NTFS and CIFS may give all files one owner.
+/// Whether a file in `folder` has the owner that new files get there. That may differ from the current user: NFS
+/// servers, and mounts of NTFS and CIFS, may give all files the same owner.
 pub(super) fn is_own(folder: &OwnedFd, stat: &Stat) -> Result<bool, Errno> {
     if stat.st_uid == rustix::process::geteuid().as_raw() {
         return Ok(true);

@@ -1,7 +1,7 @@
-//! Files of several names: the first name gets the content, the others become links to it.
+//! Hard links: the first name of a file gets the content, further names become links to it.
 //!
-//! A name becomes a link only if all its entry says is the same: content, owner, mode, attributes. Otherwise an id that
-//! somebody chose, or that two file systems gave to two files, would give one file's owner and mode to another's content.
+//! A name becomes a link only if content, owner, mode and attributes of its entry are equal. Otherwise a forged id, or
+//! one that occurs on two file systems, would combine one file's owner and mode with the content of another.
 
 use std::collections::HashMap;
 use std::ffi::{OsStr, OsString};
@@ -9,40 +9,40 @@ use std::os::unix::ffi::{OsStrExt, OsStringExt};
 use std::path::{Path, PathBuf};
 use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
 
-use super::Job;
-use super::folder::Folder;
-use super::metadata::{Describe, FORBIDDING, Inode};
+use super::RestoreJob;
+use super::metadata::{FORBIDDING, Inode, MetadataWriter};
+use super::output_directory::OutputDirectory;
 use crate::format::{Digest, Entry};
 use crate::reader::{FirstNames, LinkLookup, SpillTable, spill};
 
-/// What a name is among the names of its file.
+/// The role of a name among the names of its file.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(super) enum Role {
-    /// The only one that matters.
+pub(super) enum LinkRole {
+    /// Not part of a hard link.
     Alone,
-    /// The one that gets the content.
+    /// The first name, which gets the content.
     First,
-    /// To be a link to this one.
+    /// A link to this path.
     Further(PathBuf),
 }
 
-/// Which files have names already.
+/// Tracks the files whose first names are written.
 #[derive(Default)]
-pub(super) struct Links {
+pub(super) struct HardLinks {
     files: Mutex<Files>,
-    /// The first name of a file is written.
+    /// Signals that a first name has been written, or has failed.
     written: Condvar,
-    /// Files with inode flags that forbid further links.
+    /// Files that still get restrictive inode flags, which would prevent further links.
     forbidding: Mutex<Forbidding>,
 }
 
 #[derive(Default)]
 struct Files {
-    /// Files whose first names are being written, and how many names are still to come.
+    /// Files whose first names are being written, with the number of further names.
     writing: HashMap<u64, (Digest, u32)>,
-    /// Files whose first names are there.
+    /// Files whose first names are written.
     there: FirstNames,
-    /// Names that became files of their own.
+    /// The number of names that became separate files.
     apart: u64,
 }
 
@@ -52,18 +52,18 @@ struct Forbidding {
     files: SpillTable,
 }
 
-impl Links {
+impl HardLinks {
     fn files(&self) -> MutexGuard<'_, Files> {
         self.files.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Gives a job its role. False: not before the first name of its file is written.
-    pub(super) fn assign(&self, job: &mut Job) -> Result<bool, spill::Error> {
+    /// Sets the role of a job. Returns false if the first name of its file is not written yet.
+    pub(super) fn assign(&self, job: &mut RestoreJob) -> Result<bool, spill::Error> {
         self.files().assign(job)
     }
 
-    /// Gives a job its role, and waits while the first name of its file is being written.
-    pub(super) fn assign_in_time(&self, job: &mut Job) -> Result<(), spill::Error> {
+    /// Sets the role of a job. Blocks while the first name of its file is being written.
+    pub(super) fn assign_blocking(&self, job: &mut RestoreJob) -> Result<(), spill::Error> {
         let mut files = self.files();
         while !files.assign(job)? {
             files = self.written.wait(files).unwrap_or_else(PoisonError::into_inner);
@@ -71,25 +71,25 @@ impl Links {
         Ok(())
     }
 
-    /// A job is done; `there`: its name has the content.
-    pub(super) fn done(&self, job: &Job, there: bool) -> Result<(), spill::Error> {
-        let Some(link) = job.listed.entry().link.filter(|_| job.role == Role::First) else { return Ok(()) };
+    /// Records the end of a job. `there`: the content exists under its name.
+    pub(super) fn finish_name(&self, job: &RestoreJob, there: bool) -> Result<(), spill::Error> {
+        let Some(link) = job.listed.entry().link.filter(|_| job.role == LinkRole::First) else { return Ok(()) };
         let mut files = self.files();
         let added = match files.writing.remove(&link.id) {
             Some((file, left)) if there => files.there.add(link.id, file, left, job.path.as_os_str().as_bytes()),
-            // The next name that comes is the first.
+            // The next name becomes the first one.
             _ => Ok(()),
         };
         self.written.notify_all();
         added
     }
 
-    /// How many names became files of their own, though another name had the same id.
+    /// The number of names that became separate files, although another name has the same id.
     pub(super) fn apart(&self) -> u64 {
         self.files().apart
     }
 
-    /// Remembers inode flags of a file that forbid to change it, or to link it.
+    /// Schedules restrictive inode flags of a file, which are set after all its names exist.
     pub(super) fn forbid_later(&self, path: &Path, entry: &Entry, inode: Inode) -> Result<(), spill::Error> {
         let flags = entry.inode_flags & FORBIDDING;
         if flags == 0 {
@@ -101,18 +101,18 @@ impl Links {
         forbidding.files.put(key, encode(path, inode, flags))
     }
 
-    /// All names are there.
+    /// Sets the scheduled inode flags. Called after all names are written.
     pub(super) fn finish(
         &self,
-        top: &Folder,
-        describe: &Describe,
+        top: &OutputDirectory,
+        metadata: &MetadataWriter,
         mut problem: impl FnMut(&Path, &str),
     ) -> Result<(), spill::Error> {
         let mut forbidding = self.forbidding.lock().unwrap_or_else(PoisonError::into_inner);
         forbidding.files.drain(|value| {
             let Some((path, inode, flags)) = decode(&value) else { return };
             match top.open_beneath(path) {
-                Ok((folder, name)) => describe.forbid(&folder, &name, inode, flags),
+                Ok((folder, name)) => metadata.forbid(&folder, &name, inode, flags),
                 Err(e) => problem(path, &format!("cannot set its inode flags: {e}")),
             }
         })
@@ -120,8 +120,8 @@ impl Links {
 }
 
 impl Files {
-    /// Gives a job its role, unless the first name of its file is being written.
-    fn assign(&mut self, job: &mut Job) -> Result<bool, spill::Error> {
+    /// Sets the role of a job. Returns false if the first name of its file is being written.
+    fn assign(&mut self, job: &mut RestoreJob) -> Result<bool, spill::Error> {
         let entry = job.listed.entry();
         let Some(link) = entry.link else { return Ok(true) };
         let file = entry.file_digest();
@@ -136,9 +136,9 @@ impl Files {
         match self.there.find(link, file)? {
             LinkLookup::Nothing => {
                 self.writing.insert(link.id, (file, link.count.saturating_sub(1)));
-                job.role = Role::First;
+                job.role = LinkRole::First;
             }
-            LinkLookup::Named(first) => job.role = Role::Further(PathBuf::from(OsString::from_vec(first))),
+            LinkLookup::Named(first) => job.role = LinkRole::Further(PathBuf::from(OsString::from_vec(first))),
             LinkLookup::Other => self.apart += 1,
         }
         Ok(true)

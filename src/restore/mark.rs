@@ -1,10 +1,12 @@
-//! The mark of a directory that a restore made, or found empty, and has not finished.
+//! Marks of unfinished directories, which a restore has created or found empty.
 //!
-//! It is what tells such a directory from one of somebody else's, which keeps its owner, mode and times. It holds the
-//! repository's id, not the snapshot's: `latest` may be another one when an interrupted restore is run again. Where
-//! only root can set it (`trusted.*`) nobody can forge it. Where there are extended attributes of users only, a mark is
-//! believed if no other user may write to the directory. Where there are none, the mark is an empty file that belongs
-//! to the directory's owner.
+//! A directory without a mark belongs to the user and keeps its owner, mode and times. The mark contains the
+//! repository's id instead of the snapshot's, since `latest` may be a different snapshot when an interrupted restore is
+//! run again.
+//!
+//! The mark is a `trusted.*` attribute, which only root can set or forge. For other users it is a `user.*` attribute,
+//! which is accepted only if no other user may write to the directory. Without extended attributes it is an empty file
+//! with the same owner as the directory.
 
 use std::os::fd::OwnedFd;
 
@@ -17,7 +19,7 @@ use crate::format::id::RepositoryId;
 const TRUSTED: &str = "trusted.brackfs.unfinished";
 const USER: &str = "user.brackfs.unfinished";
 
-/// Permission to write for anyone but the owner.
+/// Write permission for group and others.
 const OTHERS_WRITE: u32 = 0o022;
 
 /// Whether an extended attribute is a mark.
@@ -28,22 +30,22 @@ pub(super) fn is_attribute(name: &[u8]) -> bool {
 /// How a directory is marked.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Mark {
-    /// By an extended attribute.
+    /// By an extended attribute of this name.
     Attribute(&'static str),
-    /// By a file in it.
+    /// By a file in the directory.
     File,
-    /// Not at all: nothing can be written there but what is restored. It is not recognized later.
+    /// The directory cannot be marked, so a later restore does not recognize it.
     None,
 }
 
 impl Mark {
-    /// Whether it must be removed before the directory gets its mode and times.
+    /// Whether the mark must be removed before the directory's mode and times are set.
     pub(super) fn goes_first(self) -> bool {
         self != Mark::Attribute(TRUSTED)
     }
 }
 
-/// Sets and finds marks of one repository.
+/// Sets, finds and removes marks of one repository.
 #[derive(Debug)]
 pub(super) struct Marks {
     id: String,
@@ -58,12 +60,11 @@ impl Marks {
         Marks { file: temporary::named(id.replace('-', "")), id, privileged }
     }
 
-    /// The name of the file that is a mark.
+    /// The name of a mark file.
     pub(super) fn file(&self) -> &str {
         &self.file
     }
 
-    /// Marks a directory.
     pub(super) fn set(&self, directory: &OwnedFd) -> Mark {
         for name in [TRUSTED, USER] {
             let may = name == USER || self.privileged;
@@ -78,7 +79,7 @@ impl Marks {
         }
     }
 
-    /// How a directory is marked, if it is.
+    /// Finds the mark of a directory; `None` if it is not marked.
     pub(super) fn find(&self, directory: &OwnedFd) -> Option<Mark> {
         let stat = rustix::fs::fstat(directory).ok()?;
         for name in [TRUSTED, USER] {
@@ -97,7 +98,7 @@ impl Marks {
         length.and_then(|length| value.get(..length)) == Some(self.id.as_bytes())
     }
 
-    /// Removes a mark.
+    /// Removes a mark; succeeds if it is missing.
     pub(super) fn remove(&self, directory: &OwnedFd, mark: Mark) -> Result<(), Errno> {
         let removed = match mark {
             Mark::Attribute(name) => fremovexattr(directory, name),
@@ -111,7 +112,7 @@ impl Marks {
     }
 }
 
-/// Whether a file in `directory` is a mark that its owner set.
+/// Whether a file in `directory` is a mark set by the directory's owner.
 fn is_mark(file: &Stat, directory: &Stat) -> bool {
     FileType::from_raw_mode(file.st_mode) == FileType::RegularFile
         && file.st_uid == directory.st_uid

@@ -1,8 +1,8 @@
-//! What belongs to an entry beside its content: owner, extended attributes, mode, times, inode flags.
+//! Sets the metadata of a restored entry: owner, extended attributes, mode, times, inode flags.
 //!
-//! The order matters. A change of owner takes set-id bits and capabilities away, an ACL decides over the mode, a
-//! read-only mode keeps its owner from setting attributes, and times come after everything that changes them. A step
-//! that fails does not keep the others from being made, and never costs the content.
+//! The order matters: a change of owner clears set-id bits and capabilities, an ACL changes the mode, a read-only mode
+//! prevents its owner from setting attributes, and all these steps change the times. If a step fails, the others still
+//! run, and the content is kept.
 
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -14,32 +14,32 @@ use rustix::fs::{
 };
 use rustix::io::Errno;
 
-use super::refusals::{Refusals, What};
+use super::refusals::{Property, Refusals};
 use super::{Options, mark};
 use crate::format::{Entry, Kind, Timestamp};
 use crate::reader::EntryHandle;
 use crate::source::{Extended, Owners};
 
-/// Inode flags that forbid what may still have to be done.
+/// Restrictive inode flags. They prevent further changes and links, so they are set last.
 pub(super) const FORBIDDING: u32 = Entry::IMMUTABLE | Entry::APPEND_ONLY;
 
-/// The attribute that holds a POSIX ACL.
+/// The attribute of a POSIX access ACL.
 const ACL: &[u8] = b"system.posix_acl_access";
 
-/// How entries are described, and what of it was refused.
-pub(super) struct Describe {
+/// Sets the metadata of entries, and counts refused operations.
+pub(super) struct MetadataWriter {
     privileged: bool,
     numeric_owner: bool,
     trust_set_id: bool,
     owners: Mutex<Owners>,
-    /// Entries whose set-id bits, capabilities or devices were left out, since their mount ignored them.
+    /// The number of entries restored without privileges or not at all, because their mount ignored privileges.
     left_out: AtomicU64,
     pub(super) refusals: Refusals,
 }
 
-impl Describe {
+impl MetadataWriter {
     pub(super) fn new(options: &Options) -> Self {
-        Describe {
+        MetadataWriter {
             privileged: rustix::process::geteuid().is_root(),
             numeric_owner: options.numeric_owner,
             trust_set_id: options.trust_set_id,
@@ -49,38 +49,38 @@ impl Describe {
         }
     }
 
-    /// Whether set-id bits, capabilities or the device of an entry are left out because they had no effect where it lay.
-    /// Other users than root can't restore them anyway.
+    /// Whether set-id bits, capabilities or device number of an entry are not restored because the mount it was on
+    /// ignored them. False for users other than root, who cannot restore them anyway.
     pub(super) fn is_left_out(&self, entry: &Entry) -> bool {
         self.privileged && !self.trust_set_id && entry.flags & Entry::UNPRIVILEGED != 0
     }
 
-    /// Counts an entry of which something was left out.
+    /// Counts an entry for [`MetadataWriter::left_out`].
     pub(super) fn count_left_out(&self) {
         self.left_out.fetch_add(1, Ordering::Relaxed);
     }
 
-    /// How many entries were counted.
+    /// The number of entries restored without privileges or not at all.
     pub(super) fn left_out(&self) -> u64 {
         self.left_out.load(Ordering::Relaxed)
     }
 
-    /// A file that was just written. Returns what could not be done of it, though it should be possible.
+    /// Sets the metadata of a file that was just written. Returns the first unexpected failure.
     pub(super) fn file(&self, file: impl AsFd, listed: &EntryHandle) -> Option<String> {
         let (fd, entry) = (file.as_fd(), listed.entry());
         let mut steps = Steps::default();
-        let owned = steps.done("set its owner", self.own(listed, |uid, gid| rustix::fs::fchown(fd, uid, gid)));
+        let owned = steps.record("set its owner", self.own(listed, |uid, gid| rustix::fs::fchown(fd, uid, gid)));
         self.xattrs(entry, &mut steps, &Extended::names_of(fd), |attribute, value| match value {
             Some(value) => fsetxattr(fd, attribute, value, XattrFlags::empty()),
             None => fremovexattr(fd, attribute),
         });
         let mode = self.mode(entry, owned.unwrap_or(false));
-        steps.done("set its mode", self.allowed(What::Mode, rustix::fs::fchmod(fd, mode)));
-        steps.done("set its times", self.allowed(What::Times, rustix::fs::futimens(fd, &times(entry.mtime))));
+        steps.record("set its mode", self.allowed(Property::Mode, rustix::fs::fchmod(fd, mode)));
+        steps.record("set its times", self.allowed(Property::Times, rustix::fs::futimens(fd, &times(entry.mtime))));
         steps.first
     }
 
-    /// A directory that has everything in it. `unmark` makes it a finished one.
+    /// Sets the metadata of a complete directory. `unmark` removes its mark.
     pub(super) fn directory(
         &self,
         directory: impl AsFd,
@@ -89,51 +89,50 @@ impl Describe {
     ) -> Option<String> {
         let fd = directory.as_fd();
         let problem = self.file(fd, listed);
-        // Inode flags may forbid to change attributes.
+        // Before the inode flags, which may prevent the removal of an attribute.
         let unmarked = unmark();
         self.set_inode_flags(fd, listed.entry().inode_flags);
         problem.or(unmarked)
     }
 
-    /// What is not opened: a link, a device. `fd` only says which it is.
+    /// Sets the metadata of a symlink or special file. `fd` is open with O_PATH.
     pub(super) fn special(&self, fd: &OwnedFd, listed: &EntryHandle) -> Option<String> {
         let entry = listed.entry();
-        // Most calls can't be made with such a handle, but with its path, which leads to itself and nowhere else. Without
-        // /proc they are refused.
+        // Most calls fail for an O_PATH handle, so they use its path in /proc. Without /proc they count as refused.
         let path = format!("/proc/self/fd/{}", fd.as_raw_fd());
         let mut steps = Steps::default();
         let own = self.own(listed, |uid, gid| rustix::fs::chownat(fd, c"", uid, gid, AtFlags::EMPTY_PATH));
-        let owned = steps.done("set its owner", own);
-        // Of a default ACL of its directory it can have no more than this.
+        let owned = steps.record("set its owner", own);
+        // The only attribute that a new entry inherits, from the default ACL of its directory.
         let inherited = if entry.kind == Kind::Symlink { vec![] } else { vec![ACL.to_vec()] };
         self.xattrs(entry, &mut steps, &inherited, |attribute, value| match value {
             Some(value) => setxattr(&path, attribute, value, XattrFlags::empty()),
             None => removexattr(&path, attribute),
         });
-        // Links have no mode of their own.
+        // Symlinks have no mode.
         if entry.kind != Kind::Symlink {
             let mode = self.mode(entry, owned.unwrap_or(false));
             let set = rustix::fs::chmodat(CWD, &path, mode, AtFlags::empty());
-            steps.done("set its mode", self.allowed(What::Mode, set));
+            steps.record("set its mode", self.allowed(Property::Mode, set));
         }
         let set = match rustix::fs::utimensat(fd, c"", &times(entry.mtime), AtFlags::EMPTY_PATH) {
             // Linux before 5.8.
             Err(Errno::INVAL) => rustix::fs::utimensat(CWD, &path, &times(entry.mtime), AtFlags::empty()),
             other => other,
         };
-        steps.done("set its times", self.allowed(What::Times, set));
+        steps.record("set its times", self.allowed(Property::Times, set));
         steps.first
     }
 
-    /// Takes an error away that is counted as a refusal.
-    fn allowed(&self, what: What, result: Result<(), Errno>) -> Result<(), Errno> {
+    /// Counts an expected error as a refusal and returns success.
+    fn allowed(&self, property: Property, result: Result<(), Errno>) -> Result<(), Errno> {
         match result {
-            Err(why) if self.refusals.count(what, why) => Ok(()),
+            Err(why) if self.refusals.count(property, why) => Ok(()),
             other => other,
         }
     }
 
-    /// Sets owner and group. Returns whether both are right now.
+    /// Sets owner and group. Returns whether the owner and group are those of the entry.
     fn own(
         &self,
         listed: &EntryHandle,
@@ -142,23 +141,24 @@ impl Describe {
         let (uid, gid) = self.owner(listed);
         let (uid, gid) = (Uid::from_raw(uid), Gid::from_raw(gid));
         let mine = rustix::process::geteuid() == uid;
-        // Those who may not give files away can keep what is theirs, and give to groups that they are in.
-        let result = match self.privileged {
-            true => change(Some(uid), Some(gid)).map(|()| true),
-            false => change(None, Some(gid)).map(|()| mine),
+        // Other users cannot change the owner, but can set a group that they are in.
+        let result = if self.privileged {
+            change(Some(uid), Some(gid)).map(|()| true)
+        } else {
+            change(None, Some(gid)).map(|()| mine)
         };
         match result {
             Ok(true) => Ok(true),
             Ok(false) => {
-                self.refusals.count(What::Owner, Errno::PERM);
+                self.refusals.count(Property::Owner, Errno::PERM);
                 Ok(false)
             }
-            Err(why) if self.refusals.count(What::Owner, why) => Ok(false),
+            Err(why) if self.refusals.count(Property::Owner, why) => Ok(false),
             Err(why) => Err(why),
         }
     }
 
-    /// Owner and group as numbers of this machine: by name where it knows the name.
+    /// The ids of owner and group on this machine: by name if it knows the name, otherwise the stored ids.
     fn owner(&self, listed: &EntryHandle) -> (u32, u32) {
         let entry = listed.entry();
         if self.numeric_owner {
@@ -170,18 +170,17 @@ impl Describe {
         (uid, gid)
     }
 
-    /// The mode of an entry. Set-id bits of files are for the owner that was backed up, and only root can say who that is:
-    /// a user's own number in a snapshot may stand for somebody else's file.
+    /// The mode of an entry. Set-id bits of files are restored only by root and only if the owner was set: with a
+    /// different owner they would give a wrong user's rights. A uid in a snapshot may belong to another user on this
+    /// machine.
     fn mode(&self, entry: &Entry, owned: bool) -> Mode {
         let trusted = self.privileged && owned && !self.is_left_out(entry);
-        let bits = match trusted || entry.kind == Kind::Directory {
-            true => entry.mode,
-            false => entry.mode & !Entry::SET_ID,
-        };
+        let keeps_set_id = trusted || entry.kind == Kind::Directory;
+        let bits = if keeps_set_id { entry.mode } else { entry.mode & !Entry::SET_ID };
         Mode::from_raw_mode(bits)
     }
 
-    /// Sets attributes, and takes away those that are `there` because of a default ACL, or were there before.
+    /// Sets the attributes of an entry, and removes others in `there`, which were inherited or existed before.
     fn xattrs(
         &self,
         entry: &Entry,
@@ -192,24 +191,24 @@ impl Describe {
         let ours = |name: &[u8]| name.starts_with(b"user.") || name.starts_with(b"system.posix_acl_");
         let kept = |name: &[u8]| entry.xattrs.binary_search_by(|(kept, _)| kept.as_slice().cmp(name)).is_ok();
         let gone = there.iter().filter(|name| ours(name) && !kept(name)).map(|name| (name, None));
-        // A backup may have taken the mark of an unfinished directory.
+        // The snapshot may contain the mark of an unfinished directory.
         let left_out = self.is_left_out(entry);
         let is_unwanted = |name: &[u8]| mark::is_attribute(name) || left_out && name == Entry::CAPABILITIES;
         let wanted = entry.xattrs.iter().filter(|(name, _)| !is_unwanted(name));
         let set = wanted.map(|(name, value)| (name, Some(value.as_slice())));
         for (name, value) in gone.chain(set) {
             let result = match change(name, value) {
-                // It was not there, or the file system has none.
+                // The attribute was removed already, or attributes are not supported.
                 Err(Errno::NODATA | Errno::OPNOTSUPP) if value.is_none() => Ok(()),
                 other => other,
             };
             let space = String::from_utf8_lossy(name.split(|byte| *byte == b'.').next().unwrap_or_default());
             let what = format!("set its extended attribute {}", String::from_utf8_lossy(name));
-            steps.done(&what, self.allowed(What::Xattr(space.into_owned()), result));
+            steps.record(&what, self.allowed(Property::Xattr(space.into_owned()), result));
         }
     }
 
-    /// Adds inode flags. Each may be one that this file system lacks.
+    /// Adds inode flags: together, or one by one if the file system lacks some of them.
     pub(super) fn set_inode_flags(&self, fd: impl AsFd, flags: u32) {
         if flags == 0 {
             return;
@@ -224,12 +223,12 @@ impl Describe {
         }
         for flag in (0..u32::BITS).map(|bit| 1 << bit).filter(|flag| flags & flag != 0) {
             if let Err(why) = set(flag) {
-                self.refusals.count(What::InodeFlags, why);
+                self.refusals.count(Property::InodeFlags, why);
             }
         }
     }
 
-    /// Gives a complete file the inode flags that forbid to change it, if it still has its name.
+    /// Sets the restrictive inode flags of a complete file, unless its name belongs to a different inode by now.
     pub(super) fn forbid(&self, above: &OwnedFd, name: &[u8], expected: Inode, flags: u32) {
         let open = OFlags::RDONLY | OFlags::NOFOLLOW | OFlags::NONBLOCK | OFlags::CLOEXEC;
         let result = rustix::fs::openat(above, name, open, Mode::empty());
@@ -237,32 +236,32 @@ impl Describe {
             Ok((file, stat)) if inode(&stat) == expected => self.set_inode_flags(file, flags),
             Ok(_) => {}
             Err(why) => {
-                self.refusals.count(What::InodeFlags, why);
+                self.refusals.count(Property::InodeFlags, why);
             }
         }
     }
 }
 
-/// What is done one after the other, whatever becomes of the step before.
+/// A sequence of steps that continues after a failure.
 #[derive(Default)]
 struct Steps {
-    /// The first that failed.
+    /// The first failure.
     first: Option<String>,
 }
 
 impl Steps {
-    fn done<T>(&mut self, what: &str, result: Result<T, Errno>) -> Option<T> {
+    fn record<T>(&mut self, what: &str, result: Result<T, Errno>) -> Option<T> {
         match result {
             Ok(value) => Some(value),
             Err(e) => {
-                self.first.get_or_insert_with(|| format!("it is there, but cannot {what}: {e}"));
+                self.first.get_or_insert_with(|| format!("restored, but cannot {what}: {e}"));
                 None
             }
         }
     }
 }
 
-/// Which file it is: device and inode.
+/// Device and inode number of a file.
 pub(super) type Inode = (u64, u64);
 
 pub(super) fn inode(stat: &Stat) -> Inode {
@@ -270,8 +269,8 @@ pub(super) fn inode(stat: &Stat) -> Inode {
 }
 
 pub(super) fn times(mtime: Timestamp) -> Timestamps {
-    // The time of the last access is not in the snapshot. It is set all the same: file systems built on version 2 of
-    // libfuse ignore a call that sets only one of both times, and report success.
+    // The snapshot has no access time, so it is set to now. It cannot be omitted: file systems based on libfuse 2
+    // ignore a call that sets only one of the times, and report success.
     let now = Timespec { tv_sec: 0, tv_nsec: UTIME_NOW };
     let time = Timespec { tv_sec: mtime.seconds, tv_nsec: mtime.nanos.into() };
     Timestamps { last_access: now, last_modification: time }

@@ -1,35 +1,35 @@
-//! Restoring: a part of a snapshot becomes files again.
+//! Restores a snapshot, or a part of it, to a directory.
 //!
-//! One walk over the snapshot makes directories and hands files to workers, many at a time, in the order in which
-//! their content lies in packs. A directory gets its owner, mode and times when nobody needs it any more: what is made
-//! in it would change them again. Further names of a hard-linked file are made when its content is there.
+//! One walk over the snapshot creates directories and queues files for a pool of workers, in batches sorted by the
+//! position of their content in packs. A directory gets its owner, mode and times after all its entries are written,
+//! since writing them would change its times. Hard links are created after the content of their file is written.
 //!
-//! Everything is done relative to open directories, and no symbolic link is followed, so nothing is written
-//! outside of the destination, whatever the repository says. A file gets its name when it is complete; so a
-//! restore that was interrupted goes on when it is run again, and leaves what is there already.
+//! All operations are relative to open directories and follow no symlinks, so a malicious repository cannot write
+//! outside of the destination. A file gets its name when it is complete. Running an interrupted restore again skips the
+//! complete files.
 //!
-//! - [`options`]: what is asked for
-//! - [`folder`]: a directory of the destination; [`opened`]: the same once it is open, and the names in it
-//! - [`mark`]: what tells an unfinished directory from others; [`temporary`]: names of what is being made
-//! - [`links`]: files of several names
-//! - [`order`]: the order of the packs
-//! - [`work`]: what workers do; [`mod@write`]: an entry, and its content; [`draft`]: what has no name yet
-//! - [`same`]: whether an entry is there already
-//! - [`describe`]: owner, extended attributes, mode, times, inode flags
-//! - [`refusals`]: what the system does not allow, said once
+//! - [`options`]: options, and include and exclude patterns
+//! - [`output_directory`]: a directory of the destination; [`open_output`]: its handle, and detection of name clashes
+//! - [`mark`]: marks of unfinished directories; [`temporary`]: names of temporary files
+//! - [`links`]: hard links
+//! - [`order`]: sorts entries by the position of their content in packs
+//! - [`worker`]: a worker's job; [`mod@write`]: writes an entry; [`draft`]: a file that has no final name yet
+//! - [`existing`]: compares an existing file with an entry
+//! - [`metadata`]: owner, extended attributes, mode, times, inode flags
+//! - [`refusals`]: operations that the system refuses, reported once for each kind
 
 mod draft;
-mod folder;
+mod existing;
 mod links;
 mod mark;
 mod metadata;
-mod opened;
+mod open_output;
 mod options;
 mod order;
+mod output_directory;
 mod refusals;
-mod same;
 mod temporary;
-mod work;
+mod worker;
 mod write;
 
 use std::ffi::OsStr;
@@ -47,72 +47,74 @@ pub use options::{Conflict, Options};
 use crate::format::{Entry, Kind};
 use crate::monitor::Monitor;
 use crate::reader::{self, EntryHandle, Reader, SnapshotDirectory, TreeWalk, WalkStep, first_names};
-use folder::{Folder, Making};
-use links::{Links, Role};
+use links::{HardLinks, LinkRole};
 use mark::Marks;
-use metadata::Describe;
-use opened::Opened;
-use options::Chosen;
-use order::Ordered;
+use metadata::MetadataWriter;
+use open_output::OpenOutput;
+use options::PathFilter;
+use order::JobQueue;
+use output_directory::{CreateContext, OutputDirectory};
 
-/// What was restored, or would be.
+/// Counts of restored entries, or in a dry run of entries to restore.
 #[derive(Debug, Clone, Copy, Default)]
 pub struct Summary {
     /// Files written.
     pub files: u64,
-    /// Directories made or found.
+    /// Directories, both created and existing.
     pub directories: u64,
-    /// Links and special files made.
+    /// Symlinks, hard links and special files created.
     pub others: u64,
-    /// Bytes of files written.
+    /// Total size of the files written, holes included.
     pub bytes: u64,
-    /// Files left as they were.
+    /// Existing entries that were left unchanged.
     pub skipped: u64,
-    /// Entries that could not be restored, or not entirely.
+    /// Entries that were not restored, or only partly.
     pub problems: u64,
 }
 
-/// What ends a restore.
+/// An error that aborts a restore.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
-    /// The snapshot can't be read.
+    /// The snapshot cannot be read.
     #[error(transparent)]
     Reader(#[from] reader::Error),
     /// A pattern is not valid.
     #[error(transparent)]
     Pattern(#[from] crate::source::Error),
-    /// The destination can't be used.
+    /// The destination cannot be created or opened.
     #[error("cannot restore to {path}: {source}")]
     Destination {
         /// The destination.
         path: PathBuf,
-        /// Why.
+        /// The cause.
         source: io::Error,
     },
-    /// The disk is full: every further file would fail too.
-    #[error("no space left while writing {path}; what was restored so far is complete, run again to go on")]
+    /// The disk or the quota is full, so further files would fail too.
+    #[error(
+        "cannot write {path}: no space left; the files restored so far are complete; free space and run again to continue"
+    )]
     Full {
-        /// The file.
+        /// The file being written.
         path: PathBuf,
     },
-    /// There is no room to remember files of several names.
+    /// The table of hard links cannot be written to its temporary file.
     #[error(transparent)]
     Names(#[from] reader::spill::Error),
-    /// A file is there already, and looks different.
+    /// An existing file differs from the snapshot.
     #[error(
-        "{path} is there already, and differs; choose with --conflict what to do with files that are (skip, overwrite, update)"
+        "cannot restore {path}: it exists already and differs; use --conflict to skip, overwrite or update existing files"
     )]
     Conflict {
-        /// The file.
+        /// The existing file.
         path: PathBuf,
     },
-    /// The run was told to stop.
-    #[error("interrupted; files that have their names are complete, run again to go on")]
+    /// The restore was interrupted.
+    #[error("interrupted; the files restored so far are complete; run again to continue")]
     Interrupted,
 }
 
-/// Restores `from` (a directory: what is in it; anything else: itself) into the directory `to`, which is made
-/// if it is missing. A dry run only counts.
+/// Restores the content of the directory `from`, or a single entry `from` of another kind, into the directory `to`,
+/// which is created if it is missing. A dry run only counts.
 pub fn restore(
     reader: &Reader,
     from: &EntryHandle,
@@ -121,31 +123,32 @@ pub fn restore(
     monitor: &dyn Monitor,
     stop: &AtomicBool,
 ) -> Result<Summary, Error> {
-    let chosen = Chosen::of(options)?;
+    let chosen = PathFilter::of(options)?;
     let failed = |source| Error::Destination { path: to.to_owned(), source };
     let marks = Marks::new(reader.repository().id());
-    let top = match options.dry_run {
-        true => Opened::to_look_at(to),
-        // One file may be restored into a directory that has nothing to do with it.
-        false => folder::make_top(to, from.directory().is_some(), &marks).map(Some),
+    let top = if options.dry_run {
+        OpenOutput::open_for_dry_run(to)
+    } else {
+        // A single file does not change the metadata of the directory it is restored into.
+        output_directory::make_top(to, from.directory().is_some(), &marks).map(Some)
     };
     let top = top.map_err(failed)?;
     let wanted = from.directory().is_some() && chosen.is_everything();
-    let run = Run {
+    let run = Restorer {
         reader,
         options,
         chosen,
         monitor,
         stop,
         to,
-        counts: Counts::default(),
-        describe: Describe::new(options),
-        links: Links::default(),
+        counts: RestoreCounters::default(),
+        metadata: MetadataWriter::new(options),
+        links: HardLinks::default(),
         marks,
         leftovers: AtomicU64::new(0),
         failed: Mutex::new(None),
     };
-    let result = run.stages(from, Arc::new(Folder::top(from.clone(), top, wanted)));
+    let result = run.run_workers(from, Arc::new(OutputDirectory::top(from.clone(), top, wanted)));
     if let Some(error) = run.failed().take() {
         return Err(error);
     }
@@ -161,30 +164,31 @@ pub fn restore(
         1 => monitor.note("an unfinished file of an interrupted restore was removed"),
         more => monitor.note(&format!("{more} unfinished files of an interrupted restore were removed")),
     }
-    if let Some(note) = reader::left_out(run.describe.left_out()) {
+    if let Some(note) = reader::left_out(run.metadata.left_out()) {
         monitor.note(&note);
     }
-    for refusal in run.describe.refusals.take() {
-        match refusal.loses_an_entry {
-            true => run.problem(Path::new(""), &refusal.to_string()),
-            false => monitor.note(&refusal.to_string()),
+    for refusal in run.metadata.refusals.take() {
+        if refusal.loses_an_entry {
+            run.problem(Path::new(""), &refusal.to_string());
+        } else {
+            monitor.note(&refusal.to_string());
         }
     }
     Ok(run.counts.summary())
 }
 
-/// An entry to be made, in a directory that is open.
-struct Job {
-    role: Role,
+/// An entry to restore.
+struct RestoreJob {
+    role: LinkRole,
     listed: EntryHandle,
-    folder: Arc<Folder>,
+    folder: Arc<OutputDirectory>,
     path: PathBuf,
-    /// The directory had an entry of exactly this name before this run.
+    /// Whether the output directory contained exactly this name before the restore.
     had: bool,
 }
 
 #[derive(Default)]
-struct Counts {
+struct RestoreCounters {
     files: AtomicU64,
     directories: AtomicU64,
     others: AtomicU64,
@@ -193,7 +197,7 @@ struct Counts {
     problems: AtomicU64,
 }
 
-impl Counts {
+impl RestoreCounters {
     fn summary(&self) -> Summary {
         let get = |count: &AtomicU64| count.load(Ordering::Relaxed);
         Summary {
@@ -219,51 +223,53 @@ impl Counts {
     }
 }
 
-struct Run<'a> {
+struct Restorer<'a> {
     reader: &'a Reader,
     options: &'a Options,
-    chosen: Chosen,
+    chosen: PathFilter,
     monitor: &'a dyn Monitor,
     stop: &'a AtomicBool,
     to: &'a Path,
-    counts: Counts,
-    describe: Describe,
-    links: Links,
+    counts: RestoreCounters,
+    metadata: MetadataWriter,
+    links: HardLinks,
     marks: Marks,
-    /// What interrupted restores left, and this one removed.
+    /// The number of temporary files of interrupted restores that this one removed.
     leftovers: AtomicU64,
-    /// The error that ended the work of a worker.
+    /// The first fatal error.
     failed: Mutex<Option<Error>>,
 }
 
-impl Run<'_> {
-    /// Starts the workers and walks.
-    fn stages(&self, from: &EntryHandle, top: Arc<Folder>) -> Result<(), Error> {
+impl Restorer<'_> {
+    /// Walks the snapshot while workers write the entries.
+    fn run_workers(&self, from: &EntryHandle, top: Arc<OutputDirectory>) -> Result<(), Error> {
         thread::scope(|threads| {
             let (jobs, queue) = bounded(order::ahead());
             let wanted = thread::available_parallelism().map_or(1, usize::from);
-            // Where threads are few, some do.
+            // If not all threads can be started, use fewer.
             let start = |_| {
                 let queue = queue.clone();
-                thread::Builder::new().spawn_scoped(threads, move || queue.iter().for_each(|job| self.work(job))).ok()
+                thread::Builder::new()
+                    .spawn_scoped(threads, move || queue.iter().for_each(|job| self.process(job)))
+                    .ok()
             };
             let workers = (0..wanted).map_while(start).count();
             drop(queue);
             let take = |job| match workers {
                 0 => {
-                    self.work(job);
+                    self.process(job);
                     Ok(())
                 }
-                // Workers only go away with an error of their own, which ends the run.
+                // Workers end early only after a fatal error, which is already stored.
                 _ => jobs.send(job).map_err(|_| Error::Interrupted),
             };
-            let mut jobs = Ordered::new(&take, &self.links);
+            let mut jobs = JobQueue::new(&take, &self.links);
             match self.walk(from, &top, &mut jobs) {
-                Ok(()) => jobs.hand_out(),
+                Ok(()) => jobs.flush(),
                 // Entries before the unreadable node are restored.
-                Err(error @ Error::Reader(_)) => jobs.hand_out().and(Err(error)),
+                Err(error @ Error::Reader(_)) => jobs.flush().and(Err(error)),
                 Err(error) => {
-                    // Known before what waits is dropped: no directory may look complete without it.
+                    // Set the error before the queue is dropped: directories of discarded entries must stay marked.
                     self.failed().get_or_insert(error);
                     Err(Error::Interrupted)
                 }
@@ -272,17 +278,17 @@ impl Run<'_> {
         if self.is_over() {
             return Err(Error::Interrupted);
         }
-        self.links.finish(&top, &self.describe, |path, why| self.problem(path, why))?;
+        self.links.finish(&top, &self.metadata, |path, why| self.problem(path, why))?;
         self.leave(top);
         Ok(())
     }
 
-    /// Goes through what is to be restored: makes directories, hands out the rest.
-    fn walk(&self, from: &EntryHandle, top: &Arc<Folder>, jobs: &mut Ordered<'_>) -> Result<(), Error> {
+    /// Walks the snapshot: creates directories and queues the other entries.
+    fn walk(&self, from: &EntryHandle, top: &Arc<OutputDirectory>, jobs: &mut JobQueue<'_>) -> Result<(), Error> {
         let wanted = self.chosen.is_everything();
         let mut path = PathBuf::new();
         let Some(directory) = from.directory() else {
-            return self.one(from.clone(), None, (top, wanted), &mut path, jobs).map(drop);
+            return self.visit_entry(from.clone(), None, (top, wanted), &mut path, jobs).map(drop);
         };
         let mut walk = TreeWalk::new(self.reader, directory);
         let mut folders = vec![(top.clone(), wanted)];
@@ -290,7 +296,7 @@ impl Run<'_> {
             match step {
                 WalkStep::Entry(listed) => {
                     let below = listed.directory();
-                    let entered = self.one(listed, walk.directory(), (into, *wanted), &mut path, jobs)?;
+                    let entered = self.visit_entry(listed, walk.directory(), (into, *wanted), &mut path, jobs)?;
                     if let (Some(below), Some(entered)) = (below, entered) {
                         walk.enter(below);
                         folders.push(entered);
@@ -298,7 +304,7 @@ impl Run<'_> {
                 }
                 WalkStep::Failed(error) if walk.depth() == 1 => return Err(error.into()),
                 WalkStep::Failed(error) => {
-                    self.problem(&path, &format!("a part of this directory is not restored: {error}"));
+                    self.problem(&path, &format!("cannot restore all of this directory: {error}"));
                 }
                 WalkStep::Leave => {
                     path.pop();
@@ -312,16 +318,16 @@ impl Run<'_> {
         Ok(())
     }
 
-    /// One entry of the directory at `path`, which is left as it is unless a directory is to be entered: that is
-    /// handed back. `wanted`: a pattern chose what it is in.
-    fn one(
+    /// Queues an entry of the directory at `path`. If the entry is a directory to walk, appends its name to `path` and
+    /// returns it. `wanted`: the parent directory is selected by the patterns.
+    fn visit_entry(
         &self,
         listed: EntryHandle,
         above: Option<&SnapshotDirectory>,
-        (into, wanted): (&Arc<Folder>, bool),
+        (into, wanted): (&Arc<OutputDirectory>, bool),
         path: &mut PathBuf,
-        jobs: &mut Ordered<'_>,
-    ) -> Result<Option<(Arc<Folder>, bool)>, Error> {
+        jobs: &mut JobQueue<'_>,
+    ) -> Result<Option<(Arc<OutputDirectory>, bool)>, Error> {
         if self.is_over() {
             return Err(Error::Interrupted);
         }
@@ -331,14 +337,20 @@ impl Run<'_> {
         let entered = match (self.chosen.choose(path, is_directory, wanted), above) {
             (None, _) => None,
             (Some(wanted), Some(above)) if is_directory => {
-                let folder = Arc::new(Folder::below(into, above.clone(), &entry.name, wanted));
+                let folder = Arc::new(OutputDirectory::below(into, above.clone(), &entry.name, wanted));
                 self.counts.directories.fetch_add(wanted.into(), Ordering::Relaxed);
                 (!wanted || self.make(&folder)?).then_some((folder, wanted))
             }
             (Some(wanted), _) => {
                 if wanted {
                     self.hand_out(
-                        Job { role: Role::Alone, listed, folder: into.clone(), path: path.clone(), had: false },
+                        RestoreJob {
+                            role: LinkRole::Alone,
+                            listed,
+                            folder: into.clone(),
+                            path: path.clone(),
+                            had: false,
+                        },
                         jobs,
                     )?;
                 }
@@ -351,12 +363,12 @@ impl Run<'_> {
         Ok(entered)
     }
 
-    fn hand_out(&self, mut job: Job, jobs: &mut Ordered<'_>) -> Result<(), Error> {
+    fn hand_out(&self, mut job: RestoreJob, jobs: &mut JobQueue<'_>) -> Result<(), Error> {
         if self.options.dry_run {
-            // Nobody is at work, so it has not to wait.
+            // Without workers there is no first name to wait for.
             self.links.assign(&mut job)?;
             let there = self.would_write(&job)?;
-            return Ok(self.links.done(&job, there)?);
+            return Ok(self.links.finish_name(&job, there)?);
         }
         if !self.make(&job.folder)? {
             return Ok(());
@@ -365,8 +377,8 @@ impl Run<'_> {
         jobs.add(job)
     }
 
-    /// Sees to it that a directory of the destination is there and open; otherwise that was reported.
-    fn make(&self, folder: &Folder) -> Result<bool, Error> {
+    /// Creates and opens an output directory. Returns whether it is open; if not, the problem has been reported.
+    fn make(&self, folder: &OutputDirectory) -> Result<bool, Error> {
         let failed = if !self.options.dry_run {
             match folder.make(&self.making()) {
                 Ok(open) => return Ok(open),
@@ -376,27 +388,27 @@ impl Run<'_> {
         } else if self.replace() || !folder.is_blocked() {
             return Ok(true);
         } else {
-            (folder.path(), folder::blocked())
+            (folder.path(), output_directory::blocked())
         };
         let (path, why) = failed;
-        self.problem(&path, &format!("cannot make the directory: {why}"));
+        self.problem(&path, &format!("cannot create the directory: {why}"));
         Ok(false)
     }
 
-    fn making(&self) -> Making<'_> {
+    fn making(&self) -> CreateContext<'_> {
         let (reader, marks, replace) = (self.reader, &self.marks, self.replace());
-        Making { reader, marks, replace, leftovers: &self.leftovers }
+        CreateContext { reader, marks, replace, leftovers: &self.leftovers }
     }
 
-    /// Whether what is there is replaced.
+    /// Whether existing files are replaced.
     fn replace(&self) -> bool {
         matches!(self.options.conflict, Conflict::Overwrite | Conflict::Update)
     }
 
-    /// Counts what would become of an entry. Returns whether its content would be there.
-    fn would_write(&self, job: &Job) -> Result<bool, Error> {
+    /// Counts an entry in a dry run. Returns whether its content would exist after a restore.
+    fn would_write(&self, job: &RestoreJob) -> Result<bool, Error> {
         let entry = job.listed.entry();
-        let there = job.folder.find().and_then(|directory| same::there(&directory, entry));
+        let there = job.folder.find().and_then(|directory| existing::find(&directory, entry));
         match (there, self.options.conflict) {
             (Some(there), Conflict::Abort) if !there.same => {
                 return Err(Error::Conflict { path: self.to.join(&job.path) });
@@ -416,16 +428,16 @@ impl Run<'_> {
             _ => {}
         }
         match job.role {
-            Role::Further(_) => {
+            LinkRole::Further(_) => {
                 self.counts.others.fetch_add(1, Ordering::Relaxed);
             }
-            Role::First | Role::Alone => self.counts.made(entry),
+            LinkRole::First | LinkRole::Alone => self.counts.made(entry),
         }
         self.monitor.entry(&job.path, "would restore");
         Ok(true)
     }
 
-    /// Whether the run ends before everything is done.
+    /// Whether the restore is interrupted or has failed.
     fn is_over(&self) -> bool {
         self.stop.load(Ordering::Relaxed) || self.failed().is_some()
     }
@@ -434,14 +446,14 @@ impl Run<'_> {
         self.failed.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Lets go of a directory. The last to do so gives it what belongs to it, and lets go of the one above.
-    fn leave(&self, folder: Arc<Folder>) {
-        // What is not complete must not look as if it were: a later run goes on with it.
+    /// Releases a reference to a directory. The last release sets its metadata and releases the parent directory.
+    fn leave(&self, folder: Arc<OutputDirectory>) {
+        // An incomplete directory must keep its mark, so that a later restore continues it.
         let over = self.options.dry_run || self.is_over();
         let mut next = Some(folder).filter(|_| !over);
         while let Some(mut folder) = next.and_then(Arc::into_inner) {
             folder
-                .finish(self.reader, &self.describe, &self.marks, self.replace(), |path, why| self.problem(path, why));
+                .finish(self.reader, &self.metadata, &self.marks, self.replace(), |path, why| self.problem(path, why));
             next = folder.above.take();
         }
     }
@@ -452,7 +464,7 @@ impl Run<'_> {
     }
 }
 
-/// Whether there is no room: every further file would fail too.
+/// Whether the disk or the quota is full.
 fn is_full(error: &io::Error) -> bool {
     matches!(error.kind(), io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded)
 }

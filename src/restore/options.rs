@@ -1,66 +1,63 @@
-//! What is asked for.
+//! Options of a restore, and the filter of paths.
 
 use std::path::Path;
 
 use crate::source::{Pattern, Patterns};
 
-/// What to do with a file that is there already.
+/// The treatment of existing files.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub enum Conflict {
-    /// Leave it if its kind, size and time (of a link: its target) are those in the snapshot; otherwise stop.
+    /// Keep the file if kind, size and mtime (for a symlink: its target) equal the snapshot's; otherwise abort.
     #[default]
     Abort,
-    /// Leave it as it is.
+    /// Keep the file.
     Skip,
-    /// Replace it.
+    /// Replace the file.
     Overwrite,
-    /// Replace it if its kind, size or time (of a link: its target) differs.
+    /// Replace the file if kind, size or mtime (for a symlink: its target) differs.
     Update,
 }
 
-/// How to restore.
+/// Options of a restore.
 #[derive(Debug, Clone, Default)]
 pub struct Options {
-    /// What to do with files that are there already.
+    /// The treatment of existing files.
     pub conflict: Conflict,
-    /// Patterns of what to restore, as in a `.gitignore` at the top of what is restored; none: everything.
+    /// Patterns of paths to restore, as in a `.gitignore` in the restored directory. Empty: everything.
     pub include: Vec<String>,
-    /// Patterns of what to leave out, also of what is included.
+    /// Patterns of paths to skip. They take precedence over `include`.
     pub exclude: Vec<String>,
-    /// Take owners by number, even if this machine knows their names.
+    /// Restore owners by uid and gid, even if this machine knows their names.
     pub numeric_owner: bool,
-    /// Restore set-id bits, capabilities and devices also of entries that lay on a mount that ignored them.
+    /// Restore set-id bits, capabilities and devices even if the mount they were on ignored them.
     pub trust_set_id: bool,
-    /// Change nothing, only count.
+    /// Only count; change nothing.
     pub dry_run: bool,
 }
 
-/// The patterns of the options.
-pub(super) struct Chosen {
+/// The compiled patterns.
+pub(super) struct PathFilter {
     include: Option<Patterns>,
     exclude: Patterns,
 }
 
-impl Chosen {
+impl PathFilter {
     pub(super) fn of(options: &Options) -> Result<Self, crate::source::Error> {
         let patterns = |globs: &[String]| {
             let globs: Vec<_> = globs.iter().map(Pattern::new).collect();
             Patterns::new(Path::new("/"), &globs)
         };
-        let include = match options.include.is_empty() {
-            true => None,
-            false => Some(patterns(&options.include)?),
-        };
-        Ok(Chosen { include, exclude: patterns(&options.exclude)? })
+        let include = if options.include.is_empty() { None } else { Some(patterns(&options.include)?) };
+        Ok(PathFilter { include, exclude: patterns(&options.exclude)? })
     }
 
-    /// Whether there is nothing to choose from the start.
+    /// Whether all paths are selected, except excluded ones.
     pub(super) fn is_everything(&self) -> bool {
         self.include.is_none()
     }
 
-    /// What to do with an entry below one that is `wanted` or not: `None`, leave it out; `Some(false)`, only
-    /// look into it, for something below may be wanted.
+    /// Whether an entry is selected, where `wanted` says whether its directory is. `None`: excluded. `Some(false)`: not
+    /// selected, but entries below it may be.
     pub(super) fn choose(&self, path: &Path, is_directory: bool, wanted: bool) -> Option<bool> {
         if self.exclude.matches(path, is_directory) {
             return None;
@@ -75,16 +72,16 @@ mod tests {
     use super::*;
 
     #[test]
-    fn includes_choose_what_is_below_them_and_excludes_win() {
+    fn includes_apply_recursively_and_excludes_take_precedence() {
         let globs = |list: &[&str]| list.iter().map(|glob| (*glob).to_owned()).collect();
         let options = Options { include: globs(&["/a/b", "*.c"]), exclude: globs(&["x.c"]), ..Options::default() };
-        let chosen = Chosen::of(&options).unwrap();
+        let chosen = PathFilter::of(&options).unwrap();
         assert!(!chosen.is_everything());
         assert_eq!(chosen.choose(Path::new("a"), true, false), Some(false));
         assert_eq!(chosen.choose(Path::new("a/b"), true, false), Some(true));
         assert_eq!(chosen.choose(Path::new("a/b/any"), false, true), Some(true));
         assert_eq!(chosen.choose(Path::new("d/y.c"), false, false), Some(true));
         assert_eq!(chosen.choose(Path::new("a/b/x.c"), false, true), None);
-        assert!(Chosen::of(&Options::default()).unwrap().is_everything());
+        assert!(PathFilter::of(&Options::default()).unwrap().is_everything());
     }
 }

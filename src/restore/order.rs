@@ -1,51 +1,50 @@
-//! The order of the packs.
+//! A queue that sorts entries by the position of their content in packs.
 //!
-//! Small files share blocks, and each backup puts those that had changed into blocks of its own. Neighbours in a
-//! directory so come from as many blocks as there were backups, and in the order of the tree each block would be decoded
-//! again and again, unless all of them stay in memory. So entries wait until there are many, and are handed out in the order in
-//! which their content lies in packs.
+//! Small files share blocks, and each backup stores changed files in new blocks. So the files of a directory may be
+//! spread over as many blocks as there were backups. In tree order, each block would be decoded many times unless all
+//! blocks fit in memory. The queue therefore collects many entries and passes them on in pack order.
 
 use std::sync::Arc;
 
 use rustix::process::{Resource, getrlimit};
 
-use super::links::Links;
-use super::{Error, Job};
+use super::links::HardLinks;
+use super::{Error, RestoreJob};
 
-/// Entries that are handed out before workers have time for them, at most.
+/// The maximum number of entries in the channel to the workers.
 const AHEAD: usize = 64;
-/// Entries that wait at most.
+/// The maximum number of queued entries.
 const ENTRIES: usize = 8192;
-/// Directories that are held open for them at most, but for those that the walk is in.
+/// The maximum number of directories held open by queued entries, in addition to those of the walk.
 const FOLDERS: usize = 512;
-/// Bytes of decoded nodes, and of paths, that are held for them at most.
+/// The maximum number of bytes of decoded nodes and paths held by queued entries.
 const BYTES: usize = 16 << 20;
 
-/// Entries that wait to be handed out. What still waits when this is dropped is not handed out.
-pub(super) struct Ordered<'j> {
-    /// Takes what is handed out.
-    take: &'j dyn Fn(Job) -> Result<(), Error>,
-    links: &'j Links,
-    waiting: Vec<Job>,
-    /// Further names of files whose first names wait, or are being written.
-    later: Vec<Job>,
+/// A queue of entries. On drop, remaining entries are discarded.
+pub(super) struct JobQueue<'j> {
+    /// Receives the sorted entries.
+    take: &'j dyn Fn(RestoreJob) -> Result<(), Error>,
+    links: &'j HardLinks,
+    waiting: Vec<RestoreJob>,
+    /// Further names of files whose first names are queued or being written.
+    later: Vec<RestoreJob>,
     most_folders: usize,
     folders: usize,
     bytes: usize,
 }
 
-impl<'j> Ordered<'j> {
-    pub(super) fn new(take: &'j dyn Fn(Job) -> Result<(), Error>, links: &'j Links) -> Self {
+impl<'j> JobQueue<'j> {
+    pub(super) fn new(take: &'j dyn Fn(RestoreJob) -> Result<(), Error>, links: &'j HardLinks) -> Self {
         let most_folders = most_folders();
-        Ordered { take, links, waiting: Vec::new(), later: Vec::new(), most_folders, folders: 0, bytes: 0 }
+        JobQueue { take, links, waiting: Vec::new(), later: Vec::new(), most_folders, folders: 0, bytes: 0 }
     }
 
-    /// Adds an entry. If there are enough, all are handed out.
-    pub(super) fn add(&mut self, mut job: Job) -> Result<(), Error> {
+    /// Adds an entry. Flushes the queue when a limit is reached.
+    pub(super) fn add(&mut self, mut job: RestoreJob) -> Result<(), Error> {
         let is_ready = self.links.assign(&mut job)?;
         let list = if is_ready { &mut self.waiting } else { &mut self.later };
         let last = list.last();
-        // Of those that lead to it the ones that the last one's path has, too, are counted.
+        // Ancestors shared with the previous entry are already counted.
         let shared = last.map_or(0, |last| last.path.iter().zip(&job.path).take_while(|(a, b)| a == b).count());
         if last.is_none_or(|last| !Arc::ptr_eq(&last.folder, &job.folder)) {
             self.folders += job.path.iter().count().saturating_sub(1 + shared).max(1);
@@ -56,36 +55,34 @@ impl<'j> Ordered<'j> {
         self.bytes += job.path.as_os_str().len();
         list.push(job);
         let entries = self.waiting.len() + self.later.len();
-        match entries >= ENTRIES || self.folders >= self.most_folders || self.bytes >= BYTES {
-            true => self.hand_out(),
-            false => Ok(()),
-        }
+        let is_full = entries >= ENTRIES || self.folders >= self.most_folders || self.bytes >= BYTES;
+        if is_full { self.flush() } else { Ok(()) }
     }
 
-    /// Hands out all that wait.
-    pub(super) fn hand_out(&mut self) -> Result<(), Error> {
+    /// Passes on all queued entries in pack order.
+    pub(super) fn flush(&mut self) -> Result<(), Error> {
         (self.folders, self.bytes) = (0, 0);
-        // Of one block, in the order of the tree.
+        // The sort is stable: entries of the same block stay in tree order.
         self.waiting.sort_by_cached_key(|job| job.listed.first_block());
         self.waiting.drain(..).try_for_each(self.take)?;
         self.later.drain(..).try_for_each(|mut job| {
-            self.links.assign_in_time(&mut job)?;
+            self.links.assign_blocking(&mut job)?;
             (self.take)(job)
         })
     }
 }
 
-/// How many directories entries that wait may hold open: a quarter of the files that may be open, at most.
+/// The number of directories that queued entries may hold open: at most a quarter of the limit of open files.
 fn most_folders() -> usize {
     FOLDERS.min(open_files() / 4).max(1)
 }
 
-/// How many entries may be handed out before workers have time for them. Each can hold a directory open, too.
+/// The capacity of the channel to the workers. Each entry in it can hold a directory open.
 pub(super) fn ahead() -> usize {
     AHEAD.min(open_files() / 8).max(1)
 }
 
-/// How many files may be open.
+/// The process's limit of open files.
 fn open_files() -> usize {
     getrlimit(Resource::Nofile).current.and_then(|files| usize::try_from(files).ok()).unwrap_or(usize::MAX)
 }

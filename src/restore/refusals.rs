@@ -1,7 +1,7 @@
-//! What the system does not allow: said once for each kind, not for each file.
+//! Operations that the system refuses, reported once for each kind instead of for each file.
 //!
-//! An ordinary user can't give files away, and not every file system has attributes. Both are known before, and
-//! thousands of lines about it would hide what else went wrong.
+//! Unprivileged users cannot change owners, and some file systems have no extended attributes. A message per file about
+//! such expected failures would hide other problems.
 
 use std::collections::BTreeMap;
 use std::fmt;
@@ -11,80 +11,80 @@ use rustix::io::Errno;
 
 use crate::monitor::count;
 
-/// What was refused.
+/// The property that could not be restored.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
-pub(super) enum What {
-    /// The owner or group of an entry.
+pub(super) enum Property {
+    /// Owner or group.
     Owner,
     /// Extended attributes of a namespace, such as `user`.
     Xattr(String),
-    /// The mode of an entry.
     Mode,
-    /// The times of an entry.
     Times,
-    /// Inode flags.
     InodeFlags,
-    /// A device, which is missing now.
+    /// A device; the whole entry is missing.
     Device,
 }
 
-/// How often something was refused, and why.
+/// The number of refusals of one property with one error.
 #[derive(Debug)]
 pub(super) struct Refusal {
-    what: What,
+    property: Property,
     why: Errno,
     times: u64,
-    /// Entries are missing, not only something of them.
+    /// Whether entries are missing, and not only a property of them.
     pub(super) loses_an_entry: bool,
 }
 
 impl fmt::Display for Refusal {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let why = match self.why {
-            Errno::PERM | Errno::ACCESS => "that takes more rights than you have here".to_owned(),
-            Errno::INVAL if self.what == What::Owner => "there are no such owners here".to_owned(),
-            Errno::OPNOTSUPP | Errno::NOTTY | Errno::NOSYS | Errno::INVAL => {
-                "the file system at the destination has no such thing".to_owned()
+            Errno::PERM | Errno::ACCESS => "permission denied".to_owned(),
+            Errno::INVAL if self.property == Property::Owner => {
+                "the owners do not exist in this user namespace".to_owned()
             }
-            // Other paths than that of a handle are not used.
-            Errno::NOENT => "that takes /proc, which is not mounted".to_owned(),
+            Errno::OPNOTSUPP | Errno::NOTTY | Errno::NOSYS | Errno::INVAL => {
+                "the file system at the destination does not support it".to_owned()
+            }
+            // The only path used is that of a handle in /proc.
+            Errno::NOENT => "/proc is not mounted".to_owned(),
             other => other.to_string(),
         };
         let of = count(self.times, "entry", "entries");
-        match &self.what {
-            What::Owner => write!(f, "owner or group of {of} could not be set: {why}"),
-            What::Xattr(space) => write!(f, "extended attributes {space}.* of {of} could not be set: {why}"),
-            What::Mode => write!(f, "the mode of {of} could not be set: {why}"),
-            What::Times => write!(f, "the times of {of} could not be set: {why}"),
-            What::InodeFlags => write!(f, "inode flags (chattr) of {of} could not be set: {why}"),
-            What::Device => write!(f, "devices were not restored, {of}: {why}"),
+        match &self.property {
+            Property::Owner => write!(f, "cannot set owner or group of {of}: {why}"),
+            Property::Xattr(space) => write!(f, "cannot set extended attributes {space}.* of {of}: {why}"),
+            Property::Mode => write!(f, "cannot set the mode of {of}: {why}"),
+            Property::Times => write!(f, "cannot set the times of {of}: {why}"),
+            Property::InodeFlags => write!(f, "cannot set inode flags (chattr) of {of}: {why}"),
+            Property::Device => write!(f, "cannot restore devices ({of}): {why}"),
         }
     }
 }
 
-/// All that was refused during a run.
+/// Counts of refusals.
 #[derive(Debug, Default)]
-pub(super) struct Refusals(Mutex<BTreeMap<(What, i32), u64>>);
+pub(super) struct Refusals(Mutex<BTreeMap<(Property, i32), u64>>);
 
 impl Refusals {
-    /// Whether an error is of the kind that is counted here; if so, it is.
-    pub(super) fn count(&self, what: What, why: Errno) -> bool {
+    /// Counts an expected error and returns true; returns false for other errors.
+    pub(super) fn count(&self, property: Property, why: Errno) -> bool {
         let known = [Errno::PERM, Errno::ACCESS, Errno::OPNOTSUPP, Errno::NOTTY, Errno::NOSYS, Errno::INVAL];
-        let takes_proc = why == Errno::NOENT && matches!(what, What::Xattr(_) | What::Mode | What::Times);
+        let takes_proc =
+            why == Errno::NOENT && matches!(property, Property::Xattr(_) | Property::Mode | Property::Times);
         if !known.contains(&why) && !takes_proc {
             return false;
         }
         let mut counts = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        *counts.entry((what, why.raw_os_error())).or_default() += 1;
+        *counts.entry((property, why.raw_os_error())).or_default() += 1;
         true
     }
 
-    /// What was counted so far.
+    /// Takes the counts so far.
     pub(super) fn take(&self) -> Vec<Refusal> {
         let counts = std::mem::take(&mut *self.0.lock().unwrap_or_else(PoisonError::into_inner));
-        let refusal = |((what, why), times)| {
-            let loses_an_entry = what == What::Device;
-            Refusal { what, why: Errno::from_raw_os_error(why), times, loses_an_entry }
+        let refusal = |((property, why), times)| {
+            let loses_an_entry = property == Property::Device;
+            Refusal { property, why: Errno::from_raw_os_error(why), times, loses_an_entry }
         };
         counts.into_iter().map(refusal).collect()
     }
@@ -95,23 +95,23 @@ mod tests {
     use super::*;
 
     #[test]
-    fn each_kind_is_said_once() {
+    fn each_kind_is_reported_once() {
         let refusals = Refusals::default();
         for _ in 0..3 {
-            assert!(refusals.count(What::Owner, Errno::PERM));
+            assert!(refusals.count(Property::Owner, Errno::PERM));
         }
-        assert!(refusals.count(What::Xattr("trusted".into()), Errno::PERM));
-        assert!(refusals.count(What::Device, Errno::PERM));
-        assert!(!refusals.count(What::Owner, Errno::IO));
+        assert!(refusals.count(Property::Xattr("trusted".into()), Errno::PERM));
+        assert!(refusals.count(Property::Device, Errno::PERM));
+        assert!(!refusals.count(Property::Owner, Errno::IO));
         let said: Vec<_> =
             refusals.take().iter().map(|refusal| (refusal.to_string(), refusal.loses_an_entry)).collect();
-        let rights = "that takes more rights than you have here";
+        let rights = "permission denied";
         assert_eq!(
             said,
             [
-                (format!("owner or group of 3 entries could not be set: {rights}"), false),
-                (format!("extended attributes trusted.* of 1 entry could not be set: {rights}"), false),
-                (format!("devices were not restored, 1 entry: {rights}"), true),
+                (format!("cannot set owner or group of 3 entries: {rights}"), false),
+                (format!("cannot set extended attributes trusted.* of 1 entry: {rights}"), false),
+                (format!("cannot restore devices (1 entry): {rights}"), true),
             ]
         );
         assert!(refusals.take().is_empty());

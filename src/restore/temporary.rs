@@ -1,8 +1,8 @@
-//! Names of temporary files, and what an interrupted restore left of them.
+//! Names of temporary files, and removal of leftovers of an interrupted restore.
 //!
-//! A name is a prefix and 32 random hex digits, so nobody can guess it, and a later restore recognizes it. A running
-//! restore holds a shared lock (`flock`) on every directory that it has open. A later one removes leftovers from a
-//! directory only if it got an exclusive lock when it listed the names: no other restore on this machine was there then.
+//! A name is a prefix and 32 random hex digits, so it cannot be guessed, and a later restore recognizes it. A running
+//! restore holds a shared lock (`flock`) on each open directory. A later restore removes leftovers from a directory
+//! only if it held an exclusive lock while listing the names, when no other restore on this machine used the directory.
 
 use std::fmt::Display;
 use std::os::fd::OwnedFd;
@@ -11,36 +11,35 @@ use rustix::fs::{AtFlags, FlockOperation, Mode, OFlags, flock};
 use rustix::io::Errno;
 use uuid::Uuid;
 
-/// What all names begin with.
+/// The prefix of all temporary names.
 const PREFIX: &str = ".brackfs-restore-";
-/// Hex digits that follow.
+/// The number of hex digits after the prefix.
 const DIGITS: usize = 32;
 
-/// A name that nothing has, and that nobody can guess.
+/// A new, unpredictable name.
 pub(super) fn name() -> String {
     named(Uuid::new_v4().simple())
 }
 
-/// The name with these digits.
+/// The temporary name with these digits.
 pub(super) fn named(digits: impl Display) -> String {
     format!("{PREFIX}{digits}")
 }
 
-/// Whether a name is one of these.
-pub(super) fn is_one(name: &[u8]) -> bool {
+/// Whether a name is that of a temporary file.
+pub(super) fn is_temporary(name: &[u8]) -> bool {
     let digits = name.strip_prefix(PREFIX.as_bytes());
     digits.is_some_and(|digits| digits.len() == DIGITS && digits.iter().all(u8::is_ascii_hexdigit))
 }
 
-/// Removes what has the name `name`: a file, or a directory that holds nothing but the file `mark`. Returns whether it
-/// is gone.
+/// Removes a file, or a directory that is empty except for the file `mark`. Returns whether it was removed.
 pub(super) fn remove(folder: &OwnedFd, name: &[u8], mark: &str) -> bool {
     match rustix::fs::unlinkat(folder, name, AtFlags::empty()) {
-        // Which of the two it is depends on the file system.
+        // The name is a directory. The error depends on the file system.
         Err(Errno::ISDIR | Errno::PERM) => {
             let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
             if let Ok(inside) = rustix::fs::openat(folder, name, flags, Mode::empty()) {
-                // It need not be there.
+                // The mark may be missing.
                 let _ = rustix::fs::unlinkat(&inside, mark, AtFlags::empty());
             }
             rustix::fs::unlinkat(folder, name, AtFlags::REMOVEDIR).is_ok()
@@ -49,13 +48,13 @@ pub(super) fn remove(folder: &OwnedFd, name: &[u8], mark: &str) -> bool {
     }
 }
 
-/// Keeps later restores from removing temporary files in this directory, as long as it is open.
+/// Takes a shared lock, which prevents other restores from removing temporary files, until the directory is closed.
 pub(super) fn lock(folder: &OwnedFd) {
-    // Somebody else may hold a lock for reasons of their own. Then no restore removes anything here.
+    // If another program holds a lock, no restore can lock the directory exclusively and remove files.
     let _ = flock(folder, FlockOperation::NonBlockingLockShared);
 }
 
-/// Locks the directory for this restore alone. Returns whether no other one is in it.
+/// Takes an exclusive lock. Returns false if another restore uses the directory.
 pub(super) fn lock_alone(folder: &OwnedFd) -> bool {
     flock(folder, FlockOperation::NonBlockingLockExclusive).is_ok()
 }
@@ -66,12 +65,12 @@ mod tests {
 
     #[test]
     fn only_names_of_temporary_files_are_recognized() {
-        assert!(is_one(name().as_bytes()));
+        assert!(is_temporary(name().as_bytes()));
         assert_ne!(name(), name());
         let (short, long) = (format!("{PREFIX}{}", "a".repeat(31)), format!("{PREFIX}{}", "a".repeat(33)));
         let other = format!("{PREFIX}{}", "g".repeat(32));
         for name in [short.as_str(), &long, &other, PREFIX, ".brackfs-", "a", ""] {
-            assert!(!is_one(name.as_bytes()), "{name}");
+            assert!(!is_temporary(name.as_bytes()), "{name}");
         }
     }
 }

@@ -1,7 +1,7 @@
-//! Writing one entry, relative to an open directory.
+//! Writes one entry, relative to an open directory.
 //!
-//! What is made has no name, or one that nobody can guess, until it is complete. Somebody else may be able to write
-//! to the directory, so what was made is only touched through a handle, and never again by its name.
+//! An incomplete file has no name or an unpredictable one. Since other users may have write permission in the
+//! directory, a created file is only accessed through its handle, never again by its name.
 
 use std::fs::File;
 use std::io::{self, Seek, SeekFrom, Write};
@@ -13,59 +13,57 @@ use rustix::io::Errno;
 
 use super::Conflict;
 use super::draft::Draft;
-use super::metadata::{Describe, FORBIDDING, Inode, inode};
-use super::opened::{Clash, Opened};
-use super::refusals::What;
-use super::same::{self, There, file_type};
+use super::existing::{self, ExistingEntry, file_type};
+use super::metadata::{FORBIDDING, Inode, MetadataWriter, inode};
+use super::open_output::{Clash, OpenOutput};
+use super::refusals::Property;
 use super::temporary;
 use crate::format::entry::Content;
 use crate::format::{ContentHasher, Kind};
 use crate::monitor::Progress;
 use crate::reader::{self, EntryHandle, FileReader, Reader};
 
-/// What became of an entry.
+/// The result of writing an entry.
 pub(super) enum Written {
-    /// It is there.
     Made {
-        /// What is not as it should be all the same.
+        /// A property that is not restored.
         warning: Option<String>,
         inode: Inode,
     },
-    /// Something was there, and was left.
-    Skipped(There),
-    /// The system does not let us, or it would be a device that its mount ignored; that is counted.
+    /// An existing file was kept.
+    Skipped(ExistingEntry),
+    /// A device that the system refuses to create, or whose mount ignored devices. It has been counted.
     Refused,
 }
 
-/// What became of a further name.
+/// The result of creating a hard link.
 pub(super) enum Linked {
     Made,
-    /// It was there already, or something else was, and was left.
+    /// The link or another file existed and was kept.
     There,
 }
 
-/// Why an entry is not there.
+/// An error that prevents an entry from being restored.
 #[derive(Debug, thiserror::Error)]
 pub(super) enum Error {
-    #[error("it is not restored: {0}")]
+    #[error("cannot restore it: {0}")]
     Reader(#[from] reader::Error),
-    #[error("cannot write it: {}", said(.0))]
+    #[error("cannot write it: {}", describe_io(.0))]
     Io(#[from] io::Error),
-    #[error("it is there already")]
+    #[error("it exists already")]
     Exists,
-    #[error("it is not restored: {0}")]
+    #[error("cannot restore it: {0}")]
     Clash(Clash),
-    #[error("it is not restored: a directory has its name")]
+    #[error("cannot restore it: a directory with its name exists")]
     Directory,
     #[error("interrupted")]
     Stopped,
 }
 
-/// An error of the system in words.
-fn said(error: &io::Error) -> String {
+fn describe_io(error: &io::Error) -> String {
     match error.kind() {
         io::ErrorKind::FileTooLarge => {
-            "it is larger than the file system, or the limit of file sizes here (ulimit -f), allows".to_owned()
+            "it exceeds the maximum file size of the file system or of the process (ulimit -f)".to_owned()
         }
         _ => error.to_string(),
     }
@@ -77,46 +75,51 @@ impl From<Errno> for Error {
     }
 }
 
-/// How entries are written.
-pub(super) struct Writing<'a> {
+/// Writes entries.
+pub(super) struct EntryWriter<'a> {
     pub(super) reader: &'a Reader,
     pub(super) conflict: Conflict,
-    pub(super) describe: &'a Describe,
+    pub(super) metadata: &'a MetadataWriter,
     pub(super) progress: &'a Progress,
     pub(super) stop: &'a AtomicBool,
 }
 
-/// Where an entry goes.
-pub(super) struct At<'a> {
-    pub(super) opened: &'a Opened,
-    /// Whether what has the entry's name belongs to another entry.
+/// The destination of an entry.
+pub(super) struct Destination<'a> {
+    pub(super) opened: &'a OpenOutput,
+    /// Whether an existing file with the entry's name belongs to another entry.
     pub(super) clash: &'a dyn Fn(Inode) -> Option<Clash>,
 }
 
-impl Writing<'_> {
-    /// Writes an entry that is no directory.
-    pub(super) fn entry(&self, listed: &EntryHandle, at: &At<'_>) -> Result<Written, Error> {
+impl EntryWriter<'_> {
+    /// Writes an entry that is not a directory.
+    pub(super) fn entry(&self, listed: &EntryHandle, at: &Destination<'_>) -> Result<Written, Error> {
         let there = self.look(at, listed)?;
         match self.entry_unless(there, listed, at) {
-            // Something got its name meanwhile: another entry, or a file of somebody else.
+            // A race: the name was taken by another entry or another process.
             Err(Error::Exists) if there.is_none() => self.entry_unless(self.look(at, listed)?, listed, at),
             other => other,
         }
     }
 
-    fn entry_unless(&self, there: Option<There>, listed: &EntryHandle, at: &At<'_>) -> Result<Written, Error> {
+    fn entry_unless(
+        &self,
+        there: Option<ExistingEntry>,
+        listed: &EntryHandle,
+        at: &Destination<'_>,
+    ) -> Result<Written, Error> {
         let entry = listed.entry();
         match (there, self.conflict) {
             (Some(there), Conflict::Skip) => return Ok(Written::Skipped(there)),
             (Some(there), Conflict::Abort | Conflict::Update) if there.same => return Ok(Written::Skipped(there)),
             (Some(_), Conflict::Abort) => return Err(Error::Exists),
-            (Some(There { directory: true, .. }), _) => return Err(Error::Directory),
+            (Some(ExistingEntry { directory: true, .. }), _) => return Err(Error::Directory),
             (Some(_), Conflict::Update | Conflict::Overwrite) | (None, _) => {}
         }
         let is_device = matches!(entry.kind, Kind::CharDevice | Kind::BlockDevice);
-        let left_out = self.describe.is_left_out(entry);
+        let left_out = self.metadata.is_left_out(entry);
         if left_out {
-            self.describe.count_left_out();
+            self.metadata.count_left_out();
         }
         if left_out && is_device {
             return Ok(Written::Refused);
@@ -137,7 +140,8 @@ impl Writing<'_> {
             }
             Err(Error::Io(e))
                 if is_device
-                    && Errno::from_io_error(&e).is_some_and(|why| self.describe.refusals.count(What::Device, why)) =>
+                    && Errno::from_io_error(&e)
+                        .is_some_and(|why| self.metadata.refusals.count(Property::Device, why)) =>
             {
                 Ok(Written::Refused)
             }
@@ -147,11 +151,11 @@ impl Writing<'_> {
 
     fn file<'d>(&self, listed: &EntryHandle, into: &'d OwnedFd) -> Result<(Draft<'d>, Option<String>), Error> {
         let draft = Draft::file(into)?;
-        // How a file is stored is decided before there is anything in it.
-        self.describe.set_inode_flags(&draft.fd, listed.entry().inode_flags & !FORBIDDING);
+        // Set before the first write: flags such as compression or no-copy-on-write apply to new data only.
+        self.metadata.set_inode_flags(&draft.fd, listed.entry().inode_flags & !FORBIDDING);
         let mut file = File::from(draft.fd.try_clone()?);
         let differs = self.content(listed, &mut file)?;
-        let described = self.describe.file(&file, listed);
+        let described = self.metadata.file(&file, listed);
         Ok((draft, differs.or(described)))
     }
 
@@ -166,12 +170,12 @@ impl Writing<'_> {
             }
             _ => rustix::fs::mknodat(into, name, file_type(entry.kind), private, 0),
         })?;
-        let described = self.describe.special(&draft.fd, listed);
+        let described = self.metadata.special(&draft.fd, listed);
         Ok((draft, described))
     }
 
-    /// Writes a file's content; holes stay holes. All chunks are verified before they are written. A digest of the
-    /// whole that differs all the same is a warning: every piece of it is what was stored.
+    /// Writes a file's content and preserves holes. Each chunk is verified before it is written. A wrong digest of the
+    /// whole file is only a warning, since every chunk is what was stored.
     fn content(&self, listed: &EntryHandle, file: &mut File) -> Result<Option<String>, Error> {
         let source = FileReader::new(listed.clone());
         let mut hasher = ContentHasher::default();
@@ -194,17 +198,17 @@ impl Writing<'_> {
             }
             Ok(())
         })?;
-        // A hole at the end has no byte that would make the file so long.
+        // Extends the file by a hole at its end.
         file.set_len(source.size())?;
         let right = source.digest().is_none_or(|digest| digest == hasher.finish());
-        Ok((!right).then(|| "all of its chunks are right, but not its digest as a whole".to_owned()))
+        Ok((!right).then(|| "the digest of the whole file is wrong, although all its chunks are valid".to_owned()))
     }
 
-    /// Gives the file `first` in `folder` a further name.
+    /// Creates a hard link to the file `first` in `folder`.
     pub(super) fn link(
         &self,
         (folder, first): (&OwnedFd, &[u8]),
-        at: &At<'_>,
+        at: &Destination<'_>,
         listed: &EntryHandle,
     ) -> Result<Linked, Error> {
         let entry = listed.entry();
@@ -228,15 +232,15 @@ impl Writing<'_> {
         link(temporary.as_bytes())?;
         at.opened.replaces(there.inode, first_inode()?);
         rustix::fs::renameat(into, &temporary, into, entry.name.as_slice()).inspect_err(|_| {
-            // The error that is reported says why it may have stayed.
+            // Best effort: the next restore removes leftovers.
             let _ = rustix::fs::unlinkat(into, &temporary, AtFlags::empty());
         })?;
         Ok(Linked::Made)
     }
 
-    /// What has an entry's name, if anything; an error if it belongs to another entry.
-    fn look(&self, at: &At<'_>, listed: &EntryHandle) -> Result<Option<There>, Error> {
-        let Some(there) = same::there(&at.opened.fd, listed.entry()) else { return Ok(None) };
+    /// Finds the existing file with an entry's name, if any. Fails if it belongs to another entry.
+    fn look(&self, at: &Destination<'_>, listed: &EntryHandle) -> Result<Option<ExistingEntry>, Error> {
+        let Some(there) = existing::find(&at.opened.fd, listed.entry()) else { return Ok(None) };
         if let Some(clash) = (at.clash)(there.inode) {
             return Err(Error::Clash(clash));
         }

@@ -1,11 +1,13 @@
-//! A directory of the destination that is open, and the names in it.
+//! An open directory of the destination, and detection of name clashes.
 //!
-//! Some file systems take different names for the same: they ignore case, normalize Unicode, or drop dots and blanks at
-//! the end. Two entries of a snapshot can so come to one name, and the second must not replace or skip the first. In a
-//! directory that this run made, whatever has the name of an entry is such a clash. In one that was there before, the
-//! names that it had are compared with those of the entries, both sorted, as the walk goes. An entry whose name is taken
-//! without having been listed has the name of something that is spelled otherwise; if that is another entry, they clash.
-//! Of entries nothing is remembered unless this happens, so memory does not grow with the directory.
+//! Some file systems treat different names as equal: they ignore case, normalize Unicode, or strip trailing dots and
+//! blanks. Two entries of a snapshot may then have the same name, and the second must neither replace nor skip the
+//! first.
+//!
+//! In a directory created by this restore, any existing file with an entry's name is a clash. In an existing directory,
+//! the walk merges the sorted names listed before the restore with the sorted entries. If an entry's name exists but
+//! was not listed, it is an alias of a file with a different spelling; if that file belongs to another entry, it is a
+//! clash. Only aliases are stored, so memory does not grow with the directory.
 
 use std::collections::HashMap;
 use std::ffi::OsStr;
@@ -29,39 +31,40 @@ use crate::source::{Listing, SharedPath};
 
 const DIRECTORY: OFlags = OFlags::RDONLY.union(OFlags::DIRECTORY).union(OFlags::CLOEXEC);
 
-/// How many entries of one directory are looked at to find those whose names are the same as others'.
+/// The maximum number of entries of one directory that are compared to find clashes.
 const LOOKS: u64 = 4_000_000;
 
 /// An open directory of the destination.
-pub(super) struct Opened {
+pub(super) struct OpenOutput {
     pub(super) fd: Arc<OwnedFd>,
-    /// This run made it, or an earlier one did and was interrupted.
+    /// The mark, if this restore or an earlier interrupted one created the directory.
     pub(super) mark: Option<Mark>,
-    /// Names that it had before this run. Without any it was empty.
-    earlier: Option<Mutex<Earlier>>,
+    /// The names before this restore; `None` if the directory is new or was empty.
+    earlier: Option<Mutex<EarlierNames>>,
+    /// Files with a different spelling than the entry that they belong to.
     aliases: Mutex<HashMap<Inode, Vec<u8>>>,
-    /// Entries that were looked at to find those of the same names.
+    /// The number of entries compared to find clashes.
     looks: AtomicU64,
 }
 
-/// The entry whose name cannot be told from another's. Empty: it was not found.
+/// A name clash with the entry of this name, or of an unknown name if it is empty.
 #[derive(Debug, PartialEq, Eq)]
 pub(super) struct Clash(Vec<u8>);
 
 impl fmt::Display for Clash {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self.0.as_slice() {
-            b"" => write!(f, "the file system at the destination takes its name for that of another entry"),
+            b"" => write!(f, "the file system at the destination treats its name and that of another entry as equal"),
             other => {
                 let other = Path::new(OsStr::from_bytes(other)).display();
-                write!(f, "the file system at the destination takes its name for the same as {other}")
+                write!(f, "the file system at the destination treats its name and {other} as equal")
             }
         }
     }
 }
 
-impl Opened {
-    /// Makes a directory. It has its name only once it is marked; an error if the name is taken.
+impl OpenOutput {
+    /// Creates a directory, and marks it before it gets its name. Fails if the name exists.
     pub(super) fn create(above: &OwnedFd, name: &[u8], marks: &Marks) -> io::Result<Self> {
         let temporary = temporary::name();
         let made = make(above, temporary.as_bytes(), marks);
@@ -71,55 +74,55 @@ impl Opened {
             Err(e) => {
                 temporary::remove(above, temporary.as_bytes(), marks.file());
                 match Errno::from_io_error(&e) {
-                    // Some file systems cannot rename directories.
+                    // The file system cannot rename directories.
                     Some(Errno::XDEV | Errno::PERM | Errno::NOSYS | Errno::OPNOTSUPP) => make(above, name, marks)?,
                     _ => return Err(e),
                 }
             }
         };
         temporary::lock(&fd);
-        Ok(Opened::new(fd, Some(mark), None))
+        Ok(OpenOutput::new(fd, Some(mark), None))
     }
 
-    /// Opens a directory that is there. A link in its place is not followed.
+    /// Opens an existing directory; fails for a symlink.
     pub(super) fn existing(above: &OwnedFd, name: &[u8], path: &Path, marks: &Marks) -> io::Result<Self> {
         let fd = rustix::fs::openat(above, name, DIRECTORY | OFlags::NOFOLLOW, Mode::empty())?;
-        let earlier = Earlier::of(&fd, path)?;
+        let earlier = EarlierNames::of(&fd, path)?;
         let mark = marks.find(&fd);
-        Ok(Opened::new(fd, mark, Some(earlier)))
+        Ok(OpenOutput::new(fd, mark, Some(earlier)))
     }
 
-    /// Opens the destination. If it is empty, and `take` is set, it becomes one that this run made.
+    /// Opens the destination. With `take`, an empty destination is treated as created by this restore.
     pub(super) fn top(path: &Path, take: bool, marks: &Marks) -> io::Result<Self> {
         let fd = rustix::fs::open(path, DIRECTORY, Mode::empty())?;
-        let mut earlier = Earlier::of(&fd, path)?;
+        let mut earlier = EarlierNames::of(&fd, path)?;
         if !earlier.is_empty() {
             let mark = marks.find(&fd).filter(|_| take);
-            return Ok(Opened::new(fd, mark, Some(earlier)));
+            return Ok(OpenOutput::new(fd, mark, Some(earlier)));
         }
         let mut mark = None;
         if take {
             let set = marks.set(&fd);
-            // Until it is complete nobody else needs to look.
+            // Private until it is complete.
             match rustix::fs::fchmod(&fd, Mode::RWXU) {
                 Ok(()) => mark = Some(set),
                 Err(_) => marks.remove(&fd, set)?,
             }
         }
-        Ok(Opened::new(fd, mark, None))
+        Ok(OpenOutput::new(fd, mark, None))
     }
 
-    /// Only to look at: in a dry run.
-    pub(super) fn to_look_at(path: &Path) -> io::Result<Option<Self>> {
+    /// Opens an existing destination for a dry run; `None` if it is missing.
+    pub(super) fn open_for_dry_run(path: &Path) -> io::Result<Option<Self>> {
         match rustix::fs::open(path, DIRECTORY, Mode::empty()) {
-            Ok(fd) => Ok(Some(Opened::new(fd, None, None))),
+            Ok(fd) => Ok(Some(OpenOutput::new(fd, None, None))),
             Err(Errno::NOENT) => Ok(None),
             Err(e) => Err(e.into()),
         }
     }
 
-    fn new(fd: OwnedFd, mark: Option<Mark>, earlier: Option<Earlier>) -> Self {
-        Opened {
+    fn new(fd: OwnedFd, mark: Option<Mark>, earlier: Option<EarlierNames>) -> Self {
+        OpenOutput {
             fd: Arc::new(fd),
             mark,
             earlier: earlier.map(Mutex::new),
@@ -128,18 +131,18 @@ impl Opened {
         }
     }
 
-    /// Whether nothing was in it before this run.
+    /// Whether the directory was empty before this restore.
     pub(super) fn is_new(&self) -> bool {
         self.earlier.is_none()
     }
 
-    /// Whether it had an entry of exactly this name before this run. Names are asked for in ascending order; leftovers
-    /// of earlier restores that come before go to `leftover`.
+    /// Whether the directory contained exactly this name before this restore. Call it with ascending names. Names of
+    /// temporary files that sort before `name` are passed to `leftover`.
     pub(super) fn had(&self, name: &[u8], leftover: impl FnMut(&[u8])) -> bool {
         self.earlier().is_some_and(|mut earlier| earlier.advance(Some(name), leftover))
     }
 
-    /// The walk asks for no more names.
+    /// Called after the last [`OpenOutput::had`].
     pub(super) fn walked(&self, leftover: impl FnMut(&[u8])) {
         if let Some(mut earlier) = self.earlier() {
             earlier.advance(None, leftover);
@@ -147,12 +150,12 @@ impl Opened {
         }
     }
 
-    fn earlier(&self) -> Option<MutexGuard<'_, Earlier>> {
+    fn earlier(&self) -> Option<MutexGuard<'_, EarlierNames>> {
         self.earlier.as_ref().map(|earlier| earlier.lock().unwrap_or_else(PoisonError::into_inner))
     }
 
-    /// Whether the entry `name` clashes with another one, since `there` has its name. `had`: the name was listed before
-    /// this run. `entries` calls its argument with the names of the snapshot's entries here, until it returns true.
+    /// Whether an existing file `there` with the entry's name belongs to another entry. `had`: the name was listed
+    /// before this restore. `entries` calls its argument with the names of all entries here, until it returns true.
     pub(super) fn clash(
         &self,
         name: &[u8],
@@ -172,17 +175,18 @@ impl Opened {
             return other.or(Some(Clash(Vec::new())));
         }
         if self.lists(name) {
-            // Somebody else made it meanwhile.
+            // Another process created it after the listing.
             return None;
         }
-        // It was there before, and no entry has its name as it is spelled. The first entry that comes to it gets it.
+        // An existing file that no entry has the exact name of. The first entry with an equal name gets it.
         match self.aliases().insert(there, name.to_vec()) {
             Some(earlier) if earlier != name => Some(Clash(earlier)),
             _ => None,
         }
     }
 
-    /// Another entry that `there` has the name of, too. Empty if there are too many to look at.
+    /// Finds another entry whose name also refers to `there`. An unknown clash if there are too many entries to
+    /// compare.
     fn other_name(
         &self,
         name: &[u8],
@@ -202,13 +206,13 @@ impl Opened {
         found
     }
 
-    /// Whether the directory lists this name.
+    /// Whether the directory currently lists exactly this name.
     fn lists(&self, name: &[u8]) -> bool {
         let listed = Dir::read_from(&self.fd).into_iter().flatten();
         listed.map_while(Result::ok).any(|entry| entry.file_name().to_bytes() == name)
     }
 
-    /// Remembers that what replaces `old` has the name of the same entry, if that is spelled otherwise here.
+    /// Transfers the alias of the replaced file `old`, if it has one, to the file `new`.
     pub(super) fn replaces(&self, old: Inode, new: Inode) {
         let mut aliases = self.aliases();
         if let Some(name) = aliases.get(&old).cloned() {
@@ -221,41 +225,41 @@ impl Opened {
     }
 }
 
-/// Makes a directory and marks it.
+/// Creates a directory and marks it.
 fn make(above: &OwnedFd, name: &[u8], marks: &Marks) -> io::Result<(OwnedFd, Mark)> {
     rustix::fs::mkdirat(above, name, Mode::RWXU)?;
     let fd = rustix::fs::openat(above, name, DIRECTORY | OFlags::NOFOLLOW, Mode::empty())?;
-    // Between the two calls somebody else could have put a directory of another owner there.
+    // Another process may have replaced the directory between the two calls.
     if !draft::is_own(above, &rustix::fs::fstat(&fd)?)? {
-        return Err(io::Error::other("something else took its place while it was made"));
+        return Err(io::Error::other("another process replaced it while it was created"));
     }
     let mark = marks.set(&fd);
     Ok((fd, mark))
 }
 
-/// Names that a directory had before this run, as far as the walk has not passed them.
-struct Earlier {
+/// The names in a directory before this restore, from the walk's position on.
+struct EarlierNames {
     names: Option<Peekable<Listing>>,
-    /// No other restore was in the directory when they were listed.
+    /// Whether no other restore used the directory when it was listed.
     alone: bool,
 }
 
-impl Earlier {
+impl EarlierNames {
     fn of(directory: &OwnedFd, path: &Path) -> io::Result<Self> {
         let alone = temporary::lock_alone(directory);
         let names = Listing::read(directory.as_fd(), &SharedPath::from(path)).map_err(io::Error::other);
         temporary::lock(directory);
-        Ok(Earlier { names: Some(names?.peekable()), alone })
+        Ok(EarlierNames { names: Some(names?.peekable()), alone })
     }
 
     fn is_empty(&mut self) -> bool {
         self.names.as_mut().is_none_or(|names| names.peek().is_none())
     }
 
-    /// Goes on to `name`, or to the end, and returns whether the name is there.
+    /// Advances to `name`, or to the end, and returns whether the name exists.
     fn advance(&mut self, name: Option<&[u8]>, mut leftover: impl FnMut(&[u8])) -> bool {
         let Some(names) = &mut self.names else { return false };
-        // A name that cannot be read is not there; an entry that is there all the same is searched for.
+        // After a read error, names count as missing; a file that exists nevertheless is handled as an alias.
         while let Some(Ok(next)) = names.peek() {
             let next = next.name.as_bytes();
             match name {
@@ -263,7 +267,7 @@ impl Earlier {
                 Some(name) if next > name => return false,
                 _ => {}
             }
-            if self.alone && temporary::is_one(next) {
+            if self.alone && temporary::is_temporary(next) {
                 leftover(next);
             }
             names.next();

@@ -1,44 +1,41 @@
-//! What workers do: they make entries, and report what became of them.
+//! A worker's job: writes an entry, and reports the result.
 
 use std::path::Path;
 use std::sync::atomic::Ordering;
 
-use super::links::Role;
-use super::write::{self, At, Linked, Writing, Written};
-use super::{Error, Job, Run, is_full};
+use super::links::LinkRole;
+use super::write::{self, Destination, EntryWriter, Linked, Written};
+use super::{Error, RestoreJob, Restorer, is_full};
 use crate::format::{Entry, Kind};
 
-impl Run<'_> {
-    /// Makes an entry that was handed out.
-    pub(super) fn work(&self, job: Job) {
-        // After an error the rest is only taken away, so that the walk does not wait for room for ever.
-        let result = match self.is_over() {
-            true => Ok(false),
-            false => self.write(&job),
-        };
-        let done = self.links.done(&job, matches!(result, Ok(true)));
+impl Restorer<'_> {
+    /// Processes a job.
+    pub(super) fn process(&self, job: RestoreJob) {
+        // After a fatal error, drain the channel, so that the walk is not blocked.
+        let result = if self.is_over() { Ok(false) } else { self.write(&job) };
+        let done = self.links.finish_name(&job, matches!(result, Ok(true)));
         if let Err(error) = result.and(done.map_err(Error::from)) {
-            // The first error counts. The others stop because the walk does.
+            // Only the first error is kept.
             self.failed().get_or_insert(error);
         }
         self.leave(job.folder);
     }
 
-    /// Makes an entry. Returns whether its content is there now under its name.
-    fn write(&self, job: &Job) -> Result<bool, Error> {
+    /// Writes an entry. Returns whether its content exists under its name.
+    fn write(&self, job: &RestoreJob) -> Result<bool, Error> {
         let Some(opened) = job.folder.opened() else { return Ok(false) };
         let clash = |there| job.folder.clash(&job.listed.entry().name, job.had, there, self.reader);
-        let at = At { opened, clash: &clash };
-        let (reader, describe, progress) = (self.reader, &self.describe, self.monitor.progress());
-        let writing = Writing { reader, conflict: self.options.conflict, describe, progress, stop: self.stop };
+        let at = Destination { opened, clash: &clash };
+        let (reader, metadata, progress) = (self.reader, &self.metadata, self.monitor.progress());
+        let writing = EntryWriter { reader, conflict: self.options.conflict, metadata, progress, stop: self.stop };
         progress.at(&job.path);
         match &job.role {
-            Role::Further(first) => self.link(job, first, &at, &writing),
-            Role::First | Role::Alone => self.write_new(job, &at, &writing),
+            LinkRole::Further(first) => self.link(job, first, &at, &writing),
+            LinkRole::First | LinkRole::Alone => self.write_new(job, &at, &writing),
         }
     }
 
-    fn write_new(&self, job: &Job, at: &At<'_>, writing: &Writing<'_>) -> Result<bool, Error> {
+    fn write_new(&self, job: &RestoreJob, at: &Destination<'_>, writing: &EntryWriter<'_>) -> Result<bool, Error> {
         let entry = job.listed.entry();
         let forbid_later = |inode| match entry.link {
             Some(_) => self.links.forbid_later(&job.path, entry, inode),
@@ -51,7 +48,7 @@ impl Run<'_> {
             Ok(Written::Skipped(there)) => {
                 self.counts.skipped.fetch_add(1, Ordering::Relaxed);
                 self.passed(entry);
-                // A run that was broken off may have left it so.
+                // An interrupted restore may have written it without its restrictive flags.
                 if there.same {
                     forbid_later(there.inode)?;
                 }
@@ -79,8 +76,14 @@ impl Run<'_> {
         Ok(false)
     }
 
-    /// Gives the file at `first` one more name. If it can't be linked, the name gets a file of its own.
-    fn link(&self, job: &Job, first: &Path, at: &At<'_>, writing: &Writing<'_>) -> Result<bool, Error> {
+    /// Creates a hard link to the file at `first`. If that fails, writes a separate file.
+    fn link(
+        &self,
+        job: &RestoreJob,
+        first: &Path,
+        at: &Destination<'_>,
+        writing: &EntryWriter<'_>,
+    ) -> Result<bool, Error> {
         let entry = job.listed.entry();
         let linked = job.folder.open_beneath(first).map_err(write::Error::Io);
         match linked.and_then(|(folder, first)| writing.link((&folder, &first), at, &job.listed)) {
@@ -99,7 +102,7 @@ impl Run<'_> {
                 if written {
                     self.problem(
                         &job.path,
-                        &format!("it is a file of its own and no link to {}: {e}", first.display()),
+                        &format!("cannot link it to {}: {e}; it is restored as a separate file", first.display()),
                     );
                 }
                 Ok(written)
@@ -108,7 +111,7 @@ impl Run<'_> {
         }
     }
 
-    /// An entry is not there: that ends the run, or is a problem.
+    /// Handles a failed entry: returns a fatal error, or reports a problem.
     fn missed(&self, path: &Path, error: write::Error) -> Result<(), Error> {
         match error {
             write::Error::Exists => Err(Error::Conflict { path: self.to.join(path) }),
@@ -121,7 +124,7 @@ impl Run<'_> {
         }
     }
 
-    /// A file that is done without any work.
+    /// Advances the progress for a file that needed no writing.
     fn passed(&self, entry: &Entry) {
         if entry.kind == Kind::File {
             self.monitor.progress().file();

@@ -1,8 +1,8 @@
-//! Whether what has the name of an entry is that entry already: as far as the place can hold it.
+//! Compares an existing file with an entry.
 //!
-//! Of a link the target counts, of a device its number, of a file its size and the time of its last change. A file
-//! system may keep times in coarser steps, or only those of some years, or none that is set. So a time that differs is
-//! compared with what the place makes of the right one; if it makes something else each time, the content decides.
+//! Symlinks are compared by target, devices by number, files by size and mtime. The destination's file system may round
+//! times, limit their range, or ignore changes of them. So if the times differ, the entry's time is set on a temporary
+//! file, and the result is compared. If the file system does not store the time, the contents are compared.
 
 use std::fs::File;
 use std::io::{self, Read};
@@ -17,26 +17,26 @@ use crate::format::entry::Content;
 use crate::format::{Entry, Kind, Timestamp};
 use crate::reader::{self, EntryHandle, FileReader, Reader};
 
-/// Steps in which file systems keep times, in nanoseconds: NTFS, 1 µs, 1 ms, 10 ms, whole seconds, FAT.
+/// Timestamp granularities of file systems in nanoseconds: NTFS, 1 µs, 1 ms, 10 ms, whole seconds, FAT.
 const STEPS: [i128; 6] = [100, 1_000, 1_000_000, 10_000_000, 1_000_000_000, 2_000_000_000];
 
-/// Bytes that are compared at once.
+/// Size in bytes of the buffer for comparing contents.
 const BUFFER: usize = 64 << 10;
 
-/// What has the name of an entry already.
+/// An existing file with the name of an entry.
 #[derive(Debug, Clone, Copy)]
-pub(super) struct There {
-    /// It looks like the entry.
+pub(super) struct ExistingEntry {
+    /// Whether it equals the entry.
     pub(super) same: bool,
-    /// It is a directory, which no file takes the place of.
+    /// Whether it is a directory, which is never replaced by a file.
     pub(super) directory: bool,
     pub(super) inode: Inode,
-    /// It differs from the entry in its time only, which it has instead.
+    /// Its mtime, if that is the only difference from the entry.
     time: Option<Timestamp>,
 }
 
-/// What has the entry's name, if anything.
-pub(super) fn there(directory: &OwnedFd, entry: &Entry) -> Option<There> {
+/// Finds the existing file with the entry's name, if any.
+pub(super) fn find(directory: &OwnedFd, entry: &Entry) -> Option<ExistingEntry> {
     let stat = rustix::fs::statat(directory, entry.name.as_slice(), AtFlags::SYMLINK_NOFOLLOW).ok()?;
     let kind = FileType::from_raw_mode(stat.st_mode);
     let mut time = None;
@@ -54,12 +54,13 @@ pub(super) fn there(directory: &OwnedFd, entry: &Entry) -> Option<There> {
                 agrees
             }
         };
-    Some(There { same, directory: kind == FileType::Directory, inode: inode(&stat), time })
+    Some(ExistingEntry { same, directory: kind == FileType::Directory, inode: inode(&stat), time })
 }
 
-impl There {
-    /// Asks the place what it makes of the entry's time, and compares contents if it keeps no time that is set.
-    pub(super) fn look_closer(mut self, directory: &OwnedFd, listed: &EntryHandle, reader: &Reader) -> There {
+impl ExistingEntry {
+    /// If only the times differ, checks whether the file system can store the entry's time, and compares contents if it
+    /// cannot.
+    pub(super) fn look_closer(mut self, directory: &OwnedFd, listed: &EntryHandle, reader: &Reader) -> ExistingEntry {
         if let Some(found) = self.time {
             let wanted = listed.entry().mtime;
             self.same = match kept(directory, wanted) {
@@ -101,7 +102,7 @@ impl There {
     }
 }
 
-/// Contents differ, or can't be compared.
+/// Contents differ or cannot be compared.
 struct Differs;
 
 impl From<reader::Error> for Differs {
@@ -116,7 +117,7 @@ impl From<io::Error> for Differs {
     }
 }
 
-/// What becomes of a time that is set there. `None`: it can't be set.
+/// The mtime that a file in `directory` has after setting `time`. `None` if it cannot be set.
 fn kept(directory: &OwnedFd, time: Timestamp) -> Option<Timestamp> {
     let set = || -> Result<Timestamp, Errno> {
         let draft = Draft::file(directory)?;
@@ -130,7 +131,7 @@ fn modified(stat: &Stat) -> Timestamp {
     Timestamp { seconds: stat.st_mtime, nanos: u32::try_from(stat.st_mtime_nsec).unwrap_or_default() }
 }
 
-/// Whether `found` is `wanted`, rounded down to one of the steps.
+/// Whether `found` is `wanted` rounded down to one of the granularities.
 fn is_rounded(found: Timestamp, wanted: Timestamp) -> bool {
     let [found, wanted] = [found, wanted].map(|time| i128::from(time.seconds) * 1_000_000_000 + i128::from(time.nanos));
     STEPS.iter().any(|step| wanted - wanted.rem_euclid(*step) == found)
@@ -153,7 +154,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_time_agrees_with_what_a_coarser_clock_makes_of_it() {
+    fn a_time_rounded_down_to_a_known_granularity_is_equal() {
         let time = |seconds, nanos| Timestamp { seconds, nanos };
         let wanted = time(1_000_000_001, 123_456_789);
         for (seconds, nanos) in [(1, 123_456_700), (1, 123_456_000), (1, 123_000_000), (1, 120_000_000), (1, 0), (0, 0)]
