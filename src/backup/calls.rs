@@ -26,7 +26,7 @@ const NAME_LENGTH: usize = 24;
 
 /// How long a call may take before something is said, or done.
 #[derive(Debug, Clone, Copy)]
-pub(super) struct Patience {
+pub(super) struct CallTimeouts {
     /// Before it is said which path does not answer.
     silence: Duration,
     /// Before a run that is to stop no longer waits.
@@ -37,9 +37,9 @@ pub(super) struct Patience {
     look: Duration,
 }
 
-impl Default for Patience {
+impl Default for CallTimeouts {
     fn default() -> Self {
-        Patience {
+        CallTimeouts {
             silence: Duration::from_secs(30),
             stopping: Duration::from_secs(5),
             commit: Duration::from_secs(10),
@@ -50,8 +50,8 @@ impl Default for Patience {
 
 /// The calls of one run.
 pub(super) struct Calls {
-    slots: [Slot; MOST],
-    patience: Patience,
+    slots: [CallSlot; MOST],
+    timeouts: CallTimeouts,
     /// A call that keeps the run from stopping is no longer waited for.
     abandoned: AtomicBool,
     closed: Mutex<bool>,
@@ -59,7 +59,7 @@ pub(super) struct Calls {
 }
 
 #[derive(Default)]
-struct Slot {
+struct CallSlot {
     /// What is asked; none if the slot is free.
     asked: Mutex<Option<Asked>>,
     /// Which of the names is asked about.
@@ -84,7 +84,7 @@ impl Asked {
     }
 }
 
-impl Slot {
+impl CallSlot {
     fn asked(&self) -> MutexGuard<'_, Option<Asked>> {
         self.asked.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -96,9 +96,9 @@ impl Slot {
 }
 
 /// Calls that a thread makes one after the other. They are over when it is dropped.
-pub(super) struct Call<'c>(Option<&'c Slot>);
+pub(super) struct NotedCall<'c>(Option<&'c CallSlot>);
 
-impl Call<'_> {
+impl NotedCall<'_> {
     /// The call about one name returned, and that about the next one begins.
     pub(super) fn next(&self) {
         if let Some(slot) = self.0 {
@@ -120,7 +120,7 @@ impl Call<'_> {
     }
 }
 
-impl Drop for Call<'_> {
+impl Drop for NotedCall<'_> {
     fn drop(&mut self) {
         if let Some(slot) = self.0 {
             *slot.asked() = None;
@@ -131,15 +131,15 @@ impl Drop for Call<'_> {
 
 impl Default for Calls {
     fn default() -> Self {
-        Calls::with(Patience::default())
+        Calls::with(CallTimeouts::default())
     }
 }
 
 impl Calls {
-    fn with(patience: Patience) -> Self {
+    fn with(timeouts: CallTimeouts) -> Self {
         Calls {
-            slots: std::array::from_fn(|_| Slot::default()),
-            patience,
+            slots: std::array::from_fn(|_| CallSlot::default()),
+            timeouts,
             abandoned: AtomicBool::new(false),
             closed: Mutex::new(false),
             changed: Condvar::new(),
@@ -147,16 +147,16 @@ impl Calls {
     }
 
     /// Notes that a directory is asked about.
-    pub(super) fn about(&self, directory: SharedPath) -> Call<'_> {
+    pub(super) fn about(&self, directory: SharedPath) -> NotedCall<'_> {
         self.about_names(directory, [])
     }
 
-    /// Notes that these names in a directory are asked about, one after the other: [`Call::next`] goes on to the next.
+    /// Notes that these names in a directory are asked about, one after the other: [`NotedCall::next`] goes on to the next.
     pub(super) fn about_names<'n>(
         &self,
         directory: SharedPath,
         names: impl IntoIterator<Item = &'n OsStr>,
-    ) -> Call<'_> {
+    ) -> NotedCall<'_> {
         /// The slot at which a thread begins to look for a free one.
         fn first() -> usize {
             static THREADS: AtomicUsize = AtomicUsize::new(0);
@@ -175,10 +175,10 @@ impl Calls {
                 *asked = Some(Asked { directory, names: all });
                 slot.at.store(0, Ordering::Relaxed);
                 slot.advance(1);
-                return Call(Some(slot));
+                return NotedCall(Some(slot));
             }
         }
-        Call(None)
+        NotedCall(None)
     }
 
     /// Whether the run must end although a call has not returned.
@@ -189,7 +189,7 @@ impl Calls {
     /// Waits for a message. None: there will be no more, or none is waited for because calls were abandoned.
     pub(super) fn receive<T>(&self, messages: &Receiver<T>) -> Option<T> {
         while !self.are_abandoned() {
-            match messages.recv_timeout(self.patience.look) {
+            match messages.recv_timeout(self.timeouts.look) {
                 Ok(message) => return Some(message),
                 Err(RecvTimeoutError::Timeout) => {}
                 Err(RecvTimeoutError::Disconnected) => return None,
@@ -204,7 +204,7 @@ impl Calls {
         let (mut stopping, mut abandoned): (Option<Instant>, Option<Instant>) = (None, None);
         loop {
             let closed = self.closed.lock().unwrap_or_else(PoisonError::into_inner);
-            let wait = self.changed.wait_timeout_while(closed, self.patience.look, |closed| !*closed);
+            let wait = self.changed.wait_timeout_while(closed, self.timeouts.look, |closed| !*closed);
             if *wait.unwrap_or_else(PoisonError::into_inner).0 {
                 return;
             }
@@ -218,21 +218,21 @@ impl Calls {
                     continue;
                 }
                 let is_over = |start: Instant, time| start.elapsed() >= time;
-                if !*said && stopping.is_none() && is_over(*since, self.patience.silence) {
+                if !*said && stopping.is_none() && is_over(*since, self.timeouts.silence) {
                     *said = true;
                     if let Some(path) = self.path(slot) {
-                        let time = self.patience.silence.as_secs();
+                        let time = self.timeouts.silence.as_secs();
                         monitor.note(&format!(
                             "{} has not answered for {time} s; the backup waits for it",
                             path.display()
                         ));
                     }
                 }
-                let stuck = is_over(*since, self.patience.stopping);
-                if stuck && stopping.is_some_and(|start| is_over(start, self.patience.stopping)) {
+                let stuck = is_over(*since, self.timeouts.stopping);
+                if stuck && stopping.is_some_and(|start| is_over(start, self.timeouts.stopping)) {
                     self.abandoned.store(true, Ordering::Relaxed);
                     let start = *abandoned.get_or_insert_with(Instant::now);
-                    if is_over(start, self.patience.commit) {
+                    if is_over(start, self.timeouts.commit) {
                         self.leave(monitor);
                     }
                 }
@@ -240,13 +240,13 @@ impl Calls {
         }
     }
 
-    fn path(&self, slot: &Slot) -> Option<PathBuf> {
+    fn path(&self, slot: &CallSlot) -> Option<PathBuf> {
         slot.asked().as_ref().map(|asked| asked.path(slot.at.load(Ordering::Relaxed)))
     }
 
     /// Ends the process because of the calls that were abandoned, if whoever runs it has it so.
     pub(super) fn leave(&self, monitor: &dyn Monitor) {
-        let is_busy = |slot: &&Slot| slot.step.load(Ordering::Relaxed) % 2 == 1;
+        let is_busy = |slot: &&CallSlot| slot.step.load(Ordering::Relaxed) % 2 == 1;
         if let Some(path) = self.slots.iter().filter(is_busy).find_map(|slot| self.path(slot)) {
             monitor.hangs(&path);
         }
@@ -289,8 +289,8 @@ mod tests {
     }
 
     /// Runs `work` while its calls are watched, until a condition holds.
-    fn watched(patience: Patience, stop: bool, work: impl FnOnce(&Calls, &Told)) -> Told {
-        let (calls, told, stop) = (Calls::with(patience), Told::default(), AtomicBool::new(stop));
+    fn watched(timeouts: CallTimeouts, stop: bool, work: impl FnOnce(&Calls, &Told)) -> Told {
+        let (calls, told, stop) = (Calls::with(timeouts), Told::default(), AtomicBool::new(stop));
         thread::scope(|threads| {
             threads.spawn(|| calls.watch(&told, &stop));
             work(&calls, &told);
@@ -307,7 +307,7 @@ mod tests {
 
     const LONG: Duration = Duration::from_secs(10_000);
     const SHORT: Duration = Duration::from_millis(5);
-    const QUICK: Patience = Patience { silence: SHORT, stopping: SHORT, commit: SHORT, look: SHORT };
+    const QUICK: CallTimeouts = CallTimeouts { silence: SHORT, stopping: SHORT, commit: SHORT, look: SHORT };
 
     #[test]
     fn a_path_that_does_not_answer_is_named_once() {
@@ -329,7 +329,7 @@ mod tests {
 
     #[test]
     fn work_that_is_no_call_may_take_long() {
-        let told = watched(Patience { stopping: LONG, ..QUICK }, false, |calls, _| {
+        let told = watched(CallTimeouts { stopping: LONG, ..QUICK }, false, |calls, _| {
             let call = calls.about(SharedPath::from(Path::new("/d")));
             call.pause(|| thread::sleep(20 * SHORT));
         });
@@ -352,7 +352,7 @@ mod tests {
         let calls = Calls::default();
         let path = SharedPath::from(Path::new("/d"));
         let all: Vec<_> = (0..2 * MOST).map(|_| calls.about(path.clone())).collect();
-        all.iter().for_each(Call::next);
+        all.iter().for_each(NotedCall::next);
         drop(all);
         assert!(calls.slots.iter().all(|slot| slot.asked().is_none() && slot.step.load(Ordering::Relaxed) % 2 == 0));
     }

@@ -31,16 +31,12 @@ use std::thread;
 
 use rustix::process::{Resource, getrlimit};
 
-use super::Error;
-use super::budget::Budget;
-use super::read::Lane;
-use super::spill::Spill;
 use crate::format::{BLOCK_SIZE, SEALED_SIZE};
 
 /// Bytes of small files that may be read ahead of the engine.
-const SMALL_AHEAD: usize = 4 << 20;
+pub(super) const SMALL_AHEAD: usize = 4 << 20;
 /// Bytes of large files' chunks that may be.
-const LARGE_AHEAD: usize = 4 << 20;
+pub(super) const LARGE_AHEAD: usize = 4 << 20;
 /// Bytes of large sets of extended attributes that may be.
 pub(super) const ATTRIBUTES_AHEAD: usize = 2 << 20;
 /// Bytes of extended attributes of the directories that the walk is in. They are written when it leaves them.
@@ -54,8 +50,10 @@ pub(super) const NODES_WAITING: usize = 2 << 20;
 pub(super) const CHANNEL: usize = 1;
 /// Batches of events, and jobs, that the walk may be ahead of the engine.
 pub(super) const EVENTS: usize = 128;
+/// Messages that the content of a file may be ahead of the assembler.
+pub(super) const CONTENT_AHEAD: usize = 4;
 /// Readers of small files: on a cold disk each waits for a seek, so their number has nothing to do with cores.
-const SMALL_READERS: usize = 16;
+pub(super) const SMALL_READERS: usize = 16;
 /// Helpers that look at directories ahead of the walk: on a cold disk they wait, too.
 pub(super) const HELPERS: usize = 4;
 /// Stack of the walk's thread, which recurses into directories. Only what is used takes memory.
@@ -129,51 +127,6 @@ pub(super) struct OpenAhead(Arc<Directories>);
 impl Drop for OpenAhead {
     fn drop(&mut self) {
         self.0.ahead.fetch_add(1, Ordering::Relaxed);
-    }
-}
-
-/// Where content waits that was read ahead: small files, and chunks of large ones. Each has room of its own, since the
-/// engine takes files in the order of the walk, and one kind must not wait for the other.
-pub(super) struct Lanes {
-    pub(super) small: Lane,
-    pub(super) large: Lane,
-    /// What the walk takes loans for small files from.
-    pub(super) budget: Option<Budget>,
-    /// What loans for large sets of attributes are taken from.
-    pub(super) attributes: Budget,
-}
-
-impl Lanes {
-    pub(super) fn new(low_memory: bool) -> Result<Self, Error> {
-        let attributes = Budget::new(ATTRIBUTES_AHEAD);
-        if low_memory {
-            let [small, large] = [Spill::new()?, Spill::new()?].map(Lane::Spill);
-            return Ok(Lanes { small, large, budget: None, attributes });
-        }
-        let (small, large) = (Lane::Lent, Lane::Memory(Budget::new(LARGE_AHEAD)));
-        Ok(Lanes { small, large, budget: Some(Budget::new(SMALL_AHEAD)), attributes })
-    }
-
-    /// Parked files wait for room when they are read: by a single reader, so that the first in the walk gets it first.
-    pub(super) fn small_readers(&self) -> usize {
-        match &self.small {
-            Lane::Spill(_) => 1,
-            _ => SMALL_READERS,
-        }
-    }
-
-    pub(super) fn close(&self) {
-        for lane in [&self.small, &self.large] {
-            match lane {
-                Lane::Memory(budget) => budget.close(),
-                Lane::Spill(parking) => parking.close(),
-                Lane::Lent => {}
-            }
-        }
-        self.attributes.close();
-        if let Some(budget) = &self.budget {
-            budget.close();
-        }
     }
 }
 

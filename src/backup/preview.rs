@@ -1,164 +1,86 @@
-//! A dry run: the same walk, followed by one who stores nothing.
+//! A dry run: the same walk as in a backup, with a follower that stores nothing.
 //!
 //! Directories are listed and compared with the catalog as in a backup, and no file is opened. Neither the lock nor a
-//! transaction is taken, so a backup may run beside it.
+//! transaction is taken, so a backup may run at the same time.
 
-use std::cell::RefCell;
-use std::sync::Arc;
-use std::sync::atomic::AtomicBool;
-use std::thread;
+use std::path::Path;
 use std::time::Duration;
 
-use crossbeam_channel::{Receiver, bounded};
-use roaring::RoaringTreemap;
-
-use super::budget::Budget;
-use super::calls::Calls;
-use super::devices::Devices;
 use super::entry::change;
-use super::event::Event;
-use super::limits::{ATTRIBUTES_AHEAD, Directories, EVENTS, HELPERS, WALK_STACK};
-use super::path_stack::PathStack;
-use super::readahead::Readahead;
-use super::rules::Rules;
-use super::scope::{Origin, Scope};
-use super::walk::{Attempt, Counts, Stop, Walk};
-use super::{Error, Summary};
-use crate::catalog::{Catalog, DirectoryId, SourceRow};
+use super::error::Error;
+use super::pipeline::Follower;
+use super::summary::Summary;
+use super::walk::event::Event;
+use super::walk::path_stack::PathStack;
+use super::walk::tree::WalkCounts;
 use crate::format::Kind;
 use crate::monitor::Monitor;
-use crate::source::LastMount;
-use crate::threads::{TooFew, start};
 
-/// A parent that no directory has: the root of a source that does not exist yet is found by its inode at most, as in
-/// a backup.
-const NO_SOURCE: SourceRow = SourceRow(0);
-
-/// What a dry run is made of.
+/// Reports the entries that a backup would store.
 pub(super) struct Preview<'a> {
-    pub(super) scope: &'a Scope,
-    pub(super) monitor: &'a dyn Monitor,
-    pub(super) stop: &'a AtomicBool,
-    pub(super) calls: &'a Arc<Calls>,
+    monitor: &'a dyn Monitor,
+    /// The source's name.
+    source: &'a str,
+    path: PathStack,
+    /// Bytes of files that would be read.
+    read_bytes: u64,
 }
 
-impl Preview<'_> {
-    /// Walks, and says what a backup would read.
-    pub(super) fn run(&self, catalog: Catalog, rules: Rules) -> Result<Summary, Error> {
-        let Origin::Tree { root, selection } = &self.scope.origin else {
-            return Err(Error::Usage("a dry run can't tell what standard input will hold".into()));
-        };
-        let past = catalog.past()?;
-        let source = catalog.source(&self.scope.name)?.map(|(row, _)| row);
-        super::expect_as_before(&catalog, source, self.monitor)?;
-        let above = DirectoryId::above(source.unwrap_or(NO_SOURCE));
-        // The walk has a connection of its own.
-        drop(catalog);
-        let ahead = Readahead::default();
-
-        thread::scope(|threads| {
-            let (events_in, events) = bounded(EVENTS);
-            let (jobs, unread) = bounded(EVENTS);
-            let directories = Arc::new(Directories::of_process());
-            start(threads, "passing over files", 1, || {
-                let unread = unread.clone();
-                move || unread.iter().for_each(drop)
-            })?;
-            drop(unread);
-            let mounts = LastMount::of_table(&rules.mounts);
-            let mut walk = Walk {
-                past,
-                rules: Arc::new(rules),
-                calls: self.calls.clone(),
-                directories: directories.clone(),
-                events: events_in,
-                batch: RefCell::default(),
-                held: RefCell::default(),
-                small: jobs.clone(),
-                large: jobs,
-                budget: None,
-                attributes: Budget::new(ATTRIBUTES_AHEAD),
-                monitor: self.monitor,
-                stop: self.stop,
-                ahead: ahead.clone(),
-                root: None,
-                counts: Counts::default(),
-                files_sent: 0,
-                devices: Devices::default(),
-                mounts,
-                entered: RoaringTreemap::new(),
-                attempt: Attempt::default(),
-            };
-            let walk =
-                thread::Builder::new().name("walk".into()).stack_size(WALK_STACK).spawn_scoped(threads, move || {
-                    let result = walk.root(root, above, selection.root()).and_then(|()| walk.send_batch());
-                    walk.counts.expect_if(result.is_ok(), walk.monitor);
-                    (walk.counts, result)
-                });
-            let walk = walk.map_err(|source| TooFew { work: "the walk", source })?;
-            // Not before: they wait until they are told to go. Without them everything is only slower.
-            let helped = &ahead;
-            let _ = start(threads, "looking ahead", HELPERS, || move || helped.help());
-            let read_bytes = self.follow(&events, PathStack::new(root));
-            if self.calls.are_abandoned() {
-                self.calls.leave(self.monitor);
-            }
-            let walk = walk.join();
-            ahead.close();
-            match walk.map_err(|_| Error::Stopped("the walk"))? {
-                (counts, Ok(())) => Ok(self.summary(counts, read_bytes)),
-                (_, Err(Stop::Failed(Error::Interrupted))) => Err(Error::PreviewInterrupted),
-                (_, Err(Stop::Failed(error))) => Err(error),
-                (_, Err(Stop::Gone)) => Err(Error::Stopped("the walk")),
-            }
-        })
+impl<'a> Preview<'a> {
+    /// A preview of the tree at `root`.
+    pub(super) fn new(source: &'a str, root: &Path, monitor: &'a dyn Monitor) -> Self {
+        Preview { monitor, source, path: PathStack::new(root), read_bytes: 0 }
     }
+}
 
-    /// Follows the walk to its end, and names what is new or changed. Returns the bytes of files that would be read.
-    fn follow(&self, events: &Receiver<Vec<Event>>, mut trail: PathStack) -> u64 {
+impl Follower for Preview<'_> {
+    fn event(&mut self, event: Event) -> Result<(), Error> {
         let progress = self.monitor.progress();
-        let mut read_bytes = 0;
-        for event in std::iter::from_fn(|| self.calls.receive(events)).flatten() {
-            match event {
-                Event::Enter(enter) => {
-                    trail.enter(&enter.name);
-                    progress.at(trail.path());
-                    if enter.row.is_none() {
-                        self.monitor.entry(trail.path(), change(false));
-                    }
+        match event {
+            Event::Enter(enter) => {
+                self.path.enter(&enter.name);
+                progress.at(self.path.path());
+                if enter.row.is_none() {
+                    self.monitor.entry(self.path.path(), change(false));
                 }
-                Event::Files(new) => {
-                    for file in &new.files {
-                        self.monitor.entry(&trail.child(&file.name), change(file.existed));
-                        progress.file();
-                        progress.bytes(file.size);
-                        read_bytes += file.size;
-                    }
-                }
-                Event::Plain(plain) => self.monitor.entry(&trail.child(&plain.entry.name), change(plain.existed)),
-                Event::Reused(reused) if reused.stat.kind == Kind::File => {
-                    progress.file();
-                    progress.bytes(reused.stat.size);
-                }
-                Event::Leave { .. } => {
-                    trail.leave();
-                    progress.at(trail.path());
-                }
-                Event::Reused(_)
-                | Event::Kept(_)
-                | Event::Again { .. }
-                | Event::OldSegment(_)
-                | Event::NewSegment { .. }
-                | Event::EndSegment => {}
             }
+            Event::Files(new) => {
+                for file in &new.files {
+                    self.monitor.entry(&self.path.child(&file.name), change(file.existed));
+                    progress.file();
+                    progress.bytes(file.size);
+                    self.read_bytes += file.size;
+                }
+            }
+            Event::Plain(plain) => {
+                self.monitor.entry(&self.path.child(&plain.entry.name), change(plain.existed));
+            }
+            Event::Reused(reused) if reused.stat.kind == Kind::File => {
+                progress.file();
+                progress.bytes(reused.stat.size);
+            }
+            Event::Leave { .. } => {
+                self.path.leave();
+                progress.at(self.path.path());
+            }
+            Event::Reused(_)
+            | Event::Kept(_)
+            | Event::Again { .. }
+            | Event::OldSegment(_)
+            | Event::NewSegment { .. }
+            | Event::EndSegment => {}
         }
-        read_bytes
+        Ok(())
     }
 
-    fn summary(&self, counts: Counts, read_bytes: u64) -> Summary {
-        Summary {
+    fn root_left(&mut self) -> Result<bool, Error> {
+        Ok(false)
+    }
+
+    fn finish(self, counts: WalkCounts) -> Result<Summary, Error> {
+        Ok(Summary {
             snapshot: None,
-            source: self.scope.name.clone(),
+            source: self.source.to_owned(),
             dry_run: true,
             new_files: counts.new,
             changed_files: counts.changed,
@@ -168,7 +90,7 @@ impl Preview<'_> {
             directories: counts.directories,
             others: counts.others,
             bytes: counts.bytes,
-            read_bytes,
+            read_bytes: self.read_bytes,
             added_bytes: 0,
             data_packs: 0,
             tree_packs: 0,
@@ -176,6 +98,10 @@ impl Preview<'_> {
             tree_bytes: 0,
             problems: counts.problems,
             duration: Duration::ZERO,
-        }
+        })
+    }
+
+    fn interrupt(self) -> Error {
+        Error::PreviewInterrupted
     }
 }

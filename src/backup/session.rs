@@ -6,7 +6,8 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, SystemTime};
 
-use super::{Error, RunPolicy};
+use super::error::Error;
+use super::options::RunPolicy;
 use crate::catalog::{Catalog, Claims, Presence, Trust};
 use crate::crypt::{Certificate, Signer};
 use crate::format::generation::Generation;
@@ -21,6 +22,13 @@ use crate::storage::ErrorKind;
 
 /// Seconds that the clock may be behind the last backup's before it is said: two machines or a correction differ by less.
 const CLOCK_TOLERANCE: i64 = 60;
+
+/// Whether the whole catalog is verified before a run, and damaged rows are dropped.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Mend {
+    No,
+    Yes,
+}
 
 /// A run that may write to a repository.
 pub(super) struct Session<'r> {
@@ -52,7 +60,7 @@ impl<'r> Session<'r> {
         repository: &'r Repository,
         state: &Path,
         policy: &RunPolicy,
-        mend: bool,
+        mend: Mend,
         monitor: &dyn Monitor,
         stop: &AtomicBool,
     ) -> Result<(Self, Catalog), Error> {
@@ -183,11 +191,11 @@ fn open_catalog(
     inventory: &Inventory<'_>,
     state: &RepositoryState,
     host: &Certificate,
-    mend: bool,
+    mend: Mend,
 ) -> Result<(Catalog, bool), Error> {
     let open = || -> Result<Catalog, inventory::Error> {
         let mut catalog = Catalog::open(&state.catalog_path(), inventory.repository.id())?;
-        if mend {
+        if mend == Mend::Yes {
             let Claims { chunks, nodes } = inventory.mend(&mut catalog)?;
             inventory.monitor.note(&format!(
                 "the catalog was mended: {nodes} parts of directories or of large files are read again, the places of {chunks} chunks were taken from the repository"

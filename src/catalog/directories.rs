@@ -16,15 +16,39 @@ use super::stats::Stats;
 use super::sums::Sum;
 use super::{Catalog, Error};
 use crate::format::{Digest, Node, Timestamp};
+use crate::source::Inode;
 
 /// The id of a directory in this catalog.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub struct DirectoryId(pub i64);
 
-impl DirectoryId {
-    /// The pseudo parent of a source's root directory.
-    pub fn above(source: SourceRow) -> Self {
-        DirectoryId(-source.0)
+/// The place of a directory.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Parent {
+    /// Above the root directory of a source.
+    Source(SourceRow),
+    /// In another directory.
+    Directory(DirectoryId),
+    /// No place: another directory took it. The directory may still be found by its inode.
+    Displaced,
+}
+
+impl Parent {
+    /// The value of the column `parent`. Ids of directories are positive, so those of sources are stored negated.
+    fn code(self) -> i64 {
+        match self {
+            Parent::Source(source) => -source.0,
+            Parent::Directory(directory) => directory.0,
+            Parent::Displaced => i64::MIN,
+        }
+    }
+
+    fn from_code(code: i64) -> Self {
+        match code {
+            i64::MIN => Parent::Displaced,
+            1.. => Parent::Directory(DirectoryId(code)),
+            _ => Parent::Source(SourceRow(-code)),
+        }
     }
 }
 
@@ -39,10 +63,8 @@ pub struct DirectoryRow {
     pub id: DirectoryId,
     /// Whether it was looked up by its parent and name, and not by its inode.
     pub in_place: bool,
-    /// The catalog's number for the device.
-    pub device: u64,
-    /// The inode number.
-    pub inode: u64,
+    /// The inode. Its device is the catalog's number for the device, which may differ from that of a stat.
+    pub inode: Inode,
     /// Whether the parent's segment refers to this row's node.
     pub linked: bool,
     /// The number of entries below the directory, and its top node (`None`: empty directory). `None` if the directory is
@@ -55,8 +77,8 @@ pub struct DirectoryRow {
 /// The path of a directory in the catalog.
 #[derive(Debug, Clone)]
 pub struct DirectoryPlace {
-    /// The pseudo parent of the source's root directory.
-    pub above: DirectoryId,
+    /// The source that it belongs to.
+    pub source: SourceRow,
     /// The names on the path from the root to the directory.
     pub names: Vec<Vec<u8>>,
 }
@@ -80,6 +102,31 @@ pub struct SegmentRow {
     pub more: Vec<BlockId>,
     /// The stat data of the entries.
     pub stats: Stats,
+}
+
+/// A segment that is to be written.
+#[derive(Debug)]
+pub struct NewSegment {
+    /// The directory that it is a part of.
+    pub directory: DirectoryId,
+    /// The segments that it takes the place of.
+    pub replaces: Vec<SegmentId>,
+    /// The name of its first entry.
+    pub first: Vec<u8>,
+    /// Entries of the directory in it.
+    pub entries: u64,
+    /// Places of a preorder walk that they take.
+    pub span: u64,
+    /// Where its node is stored.
+    pub stored: Stored,
+    /// The blocks of the node's table, in its order.
+    pub blocks: Vec<BlockId>,
+    /// Blocks below extent nodes that the node refers to.
+    pub more: Vec<BlockId>,
+    /// The identities of its entries.
+    pub stats: Stats,
+    /// The node's bytes.
+    pub node: Vec<u8>,
 }
 
 /// A segment's entries.
@@ -106,13 +153,13 @@ impl Past {
     }
 
     /// Looks up the directory `name` in `parent`.
-    pub fn directory(&self, parent: DirectoryId, name: &[u8]) -> Result<Option<DirectoryRow>, Error> {
-        self.find_directory(DIRECTORY_BY_NAME, params![parent.0, name], true)
+    pub fn directory(&self, parent: Parent, name: &[u8]) -> Result<Option<DirectoryRow>, Error> {
+        self.find_directory(DIRECTORY_BY_NAME, params![parent.code(), name], true)
     }
 
-    /// Looks up a directory by device and inode number, in any place.
-    pub fn directory_by_inode(&self, (dev, ino): (u64, u64)) -> Result<Option<DirectoryRow>, Error> {
-        self.find_directory(DIRECTORY_BY_INODE, params![dev as i64, ino as i64], false)
+    /// Looks up a directory by its inode, in any place.
+    pub fn directory_by_inode(&self, inode: Inode) -> Result<Option<DirectoryRow>, Error> {
+        self.find_directory(DIRECTORY_BY_INODE, params![inode.device as i64, inode.number as i64], false)
     }
 
     fn find_directory(
@@ -131,27 +178,30 @@ impl Past {
 
     /// The path of a directory; `None` if it is displaced.
     pub fn place(&self, id: DirectoryId) -> Result<Option<DirectoryPlace>, Error> {
-        let parent = |id: i64| {
+        let parent = |id: DirectoryId| {
             self.db
                 .prepare_cached("SELECT parent, name FROM directories WHERE id = ?")?
-                .query_row([id], |row| Ok((row.get::<_, i64>(0)?, row.get::<_, Vec<u8>>(1)?)))
+                .query_row([id.0], |row| Ok((Parent::from_code(row.get(0)?), row.get::<_, Vec<u8>>(1)?)))
                 .optional()
         };
         let mut names = Vec::new();
-        let mut at = id.0;
-        // Pseudo parents of roots are negative.
-        while at > 0 {
+        let mut at = id;
+        loop {
             if names.len() > MAX_DEPTH {
                 return Err(damaged(&self.path, "directories form a cycle"));
             }
-            let Some((parent, name)) = parent(at).during("look up a directory", &self.path)? else { return Ok(None) };
-            if parent > 0 {
-                names.push(name);
+            match parent(at).during("look up a directory", &self.path)? {
+                Some((Parent::Directory(directory), name)) => {
+                    names.push(name);
+                    at = directory;
+                }
+                Some((Parent::Source(source), _)) => {
+                    names.reverse();
+                    return Ok(Some(DirectoryPlace { source, names }));
+                }
+                Some((Parent::Displaced, _)) | None => return Ok(None),
             }
-            at = parent;
         }
-        names.reverse();
-        Ok((DirectoryId(at) != NOWHERE).then_some(DirectoryPlace { above: DirectoryId(at), names }))
     }
 
     /// The next segments of a directory, at most `most`, whose first name is after `after`.
@@ -216,54 +266,51 @@ impl Catalog {
     }
 
     /// Adds a directory that is being read. Displaces a directory that had this parent and name.
-    pub fn enter_directory(
-        &self,
-        parent: DirectoryId,
-        name: &[u8],
-        (dev, ino): (u64, u64),
-    ) -> Result<DirectoryId, Error> {
+    pub fn enter_directory(&self, parent: Parent, name: &[u8], inode: Inode) -> Result<DirectoryId, Error> {
         let enter = || {
             self.displace(parent, name)?;
             self.db
                 .prepare_cached("INSERT INTO directories (parent, name, dev, ino, linked) VALUES (?, ?, ?, ?, 0)")?
-                .execute(params![parent.0, name, dev as i64, ino as i64])?;
+                .execute(params![parent.code(), name, inode.device as i64, inode.number as i64])?;
             Ok(DirectoryId(self.db.last_insert_rowid()))
         };
         enter().map_err(self.failed("enter a directory"))
     }
 
-    /// Updates the device and inode numbers of a directory.
-    pub fn renumber_directory(&self, id: DirectoryId, (dev, ino): (u64, u64)) -> Result<(), Error> {
+    /// Updates the inode of a directory.
+    pub fn renumber_directory(&self, id: DirectoryId, inode: Inode) -> Result<(), Error> {
         let update = || {
-            self.db
-                .prepare_cached("UPDATE directories SET dev = ?, ino = ? WHERE id = ?")?
-                .execute(params![dev as i64, ino as i64, id.0])
+            self.db.prepare_cached("UPDATE directories SET dev = ?, ino = ? WHERE id = ?")?.execute(params![
+                inode.device as i64,
+                inode.number as i64,
+                id.0
+            ])
         };
         update().map(drop).map_err(self.failed("renumber a directory"))
     }
 
     /// Moves a directory, with all below it. Displaces a directory that had this parent and name.
-    pub fn move_directory(&self, id: DirectoryId, parent: DirectoryId, name: &[u8]) -> Result<(), Error> {
+    pub fn move_directory(&self, id: DirectoryId, parent: Parent, name: &[u8]) -> Result<(), Error> {
         let update = || {
             self.displace(parent, name)?;
             self.db
                 .prepare_cached("UPDATE directories SET parent = ?, name = ?, linked = 0 WHERE id = ?")?
-                .execute(params![parent.0, name, id.0])
+                .execute(params![parent.code(), name, id.0])
         };
         update().map(drop).map_err(self.failed("move a directory"))
     }
 
     /// Displaces a directory: it has no path any more, but may still be found by its inode.
-    fn displace(&self, parent: DirectoryId, name: &[u8]) -> rusqlite::Result<()> {
+    fn displace(&self, parent: Parent, name: &[u8]) -> rusqlite::Result<()> {
         self.db
             .prepare_cached("UPDATE directories SET parent = ?, name = CAST(id AS BLOB) WHERE parent = ? AND name = ?")?
-            .execute(params![NOWHERE.0, parent.0, name])
+            .execute(params![Parent::Displaced.code(), parent.code(), name])
             .map(drop)
     }
 
     /// Removes all displaced directories.
     pub fn remove_displaced(&self) -> Result<(), Error> {
-        self.remove("parent = ?1", params![NOWHERE.0])
+        self.remove("parent = ?1", params![Parent::Displaced.code()])
     }
 
     /// Records the top node of a directory whose segments are complete.
@@ -325,23 +372,13 @@ impl Catalog {
 
     /// Adds a segment that replaces others. The directory is incomplete from now on, since its node does not match
     /// its segments until the run has finished the directory.
-    #[expect(clippy::too_many_arguments, reason = "one for each column")]
-    pub fn put_segment(
-        &self,
-        directory: DirectoryId,
-        replaced: &[SegmentId],
-        first: &[u8],
-        (entries, span): (u64, u64),
-        stored: &Stored,
-        (blocks, more): (&[BlockId], &[BlockId]),
-        stats: &Stats,
-        node: &[u8],
-    ) -> Result<(), Error> {
+    pub fn put_segment(&self, segment: &NewSegment) -> Result<(), Error> {
+        let NewSegment { directory, replaces, first, entries, span, stored, blocks, more, stats, node } = segment;
         let (blocks, more) = (from_blocks(blocks), from_blocks(more));
-        let counts = (entries as i64, span as i64);
+        let counts = (*entries as i64, *span as i64);
         let sum = segment_sum(directory.0, first, counts, stored, (&blocks, &more)).value();
         let put = || -> rusqlite::Result<()> {
-            self.change_segments(directory, replaced)?;
+            self.change_segments(*directory, replaces)?;
             // A split segment may have begun with this name, and its first part, which removes it, may be stored later.
             self.db
                 .prepare_cached(
@@ -351,8 +388,8 @@ impl Catalog {
                 .execute(params![
                     directory.0,
                     first,
-                    entries as i64,
-                    span as i64,
+                    counts.0,
+                    counts.1,
                     stored.digest.0,
                     stored.block.0 as i64,
                     stored.start,
@@ -438,8 +475,8 @@ impl Catalog {
     }
 
     /// Removes the directory `id` and all below it, unless it was moved away from `name` in `parent`.
-    pub fn remove_directory(&self, parent: DirectoryId, name: &[u8], id: DirectoryId) -> Result<(), Error> {
-        self.remove("id = ?1 AND parent = ?2 AND name = ?3", params![id.0, parent.0, name])
+    pub fn remove_directory(&self, parent: Parent, name: &[u8], id: DirectoryId) -> Result<(), Error> {
+        self.remove("id = ?1 AND parent = ?2 AND name = ?3", params![id.0, parent.code(), name])
     }
 
     /// Removes the directories that match the SQL condition, and all below them.
@@ -463,21 +500,15 @@ impl Catalog {
         remove().map_err(self.failed("remove a directory"))
     }
 
-    /// The link id of the file with this device and inode number, which all its names share. The change time distinguishes
-    /// the file from an earlier one with the same inode; `content` (a digest) distinguishes it from another file that claims
-    /// the same inode, and from its own state before a write. Without `by_ctime`, the change time is updated, not compared.
-    pub fn hard_link(
-        &self,
-        (dev, ino): (u64, u64),
-        ctime: Timestamp,
-        content: &Digest,
-        by_ctime: bool,
-    ) -> Result<u64, Error> {
+    /// The link id of the file with this inode, which all its names share. The change time distinguishes the file from an
+    /// earlier one with the same inode; `content` (a digest) distinguishes it from another file that claims the same inode,
+    /// and from its own state before a write. Without `by_ctime`, the change time is updated, not compared.
+    pub fn hard_link(&self, inode: Inode, ctime: Timestamp, content: &Digest, by_ctime: bool) -> Result<u64, Error> {
         let find = || {
             let found = self
                 .db
                 .prepare_cached("SELECT id, seconds, nanos, content FROM links WHERE dev = ? AND ino = ?")?
-                .query_row(params![dev as i64, ino as i64], |row| {
+                .query_row(params![inode.device as i64, inode.number as i64], |row| {
                     let then = Timestamp { seconds: row.get(1)?, nanos: row.get(2)? };
                     let same = Digest::from_slice(row.get_ref(3)?.as_blob()?).as_ref() == Some(content);
                     Ok((row.get::<_, i64>(0)?, same, then))
@@ -497,15 +528,12 @@ impl Catalog {
                 .prepare_cached(
                     "INSERT OR REPLACE INTO links (dev, ino, seconds, nanos, content) VALUES (?, ?, ?, ?, ?)",
                 )?
-                .execute(params![dev as i64, ino as i64, ctime.seconds, ctime.nanos, content.0])?;
+                .execute(params![inode.device as i64, inode.number as i64, ctime.seconds, ctime.nanos, content.0])?;
             Ok(self.db.last_insert_rowid() as u64)
         };
         find().map_err(self.failed("look up a hard link"))
     }
 }
-
-/// The pseudo parent of displaced directories. It is not the id of any directory or source.
-const NOWHERE: DirectoryId = DirectoryId(i64::MIN);
 
 /// More levels than any tree has.
 const MAX_DEPTH: usize = 1 << 20;
@@ -590,8 +618,7 @@ fn directory_row(row: &Row<'_>, in_place: bool) -> rusqlite::Result<RawDirectory
         row: DirectoryRow {
             id: DirectoryId(row.get(4)?),
             in_place,
-            device: row.get::<_, i64>(9)? as u64,
-            inode: row.get::<_, i64>(10)? as u64,
+            inode: Inode { device: row.get::<_, i64>(9)? as u64, number: row.get::<_, i64>(10)? as u64 },
             linked: row.get::<_, i64>(8)? == LINKED,
             subtree,
             indexes: Vec::new(),
@@ -650,12 +677,30 @@ mod tests {
     use crate::format::index::PackKind;
     use crate::format::{BlockLocation, Items, PackId};
 
+    const ABOVE: Parent = Parent::Source(SourceRow(1));
+
+    fn inode(device: u64, number: u64) -> Inode {
+        Inode { device, number }
+    }
+
     fn put(catalog: &Catalog, directory: DirectoryId, replaced: &[SegmentId], first: &[u8]) {
         let node =
             Node { blocks: vec![], items: Items::Entries(vec![]), users: BTreeMap::new(), groups: BTreeMap::new() };
         let (stats, node) = (Stats::default(), node.encode());
         let stored = Stored { digest: Digest::of(&node), block: BlockId(1), start: 0, length: 1 };
-        catalog.put_segment(directory, replaced, first, (1, 1), &stored, (&[], &[]), &stats, &node).unwrap();
+        let segment = NewSegment {
+            directory,
+            replaces: replaced.to_vec(),
+            first: first.to_vec(),
+            entries: 1,
+            span: 1,
+            stored,
+            blocks: vec![],
+            more: vec![],
+            stats,
+            node,
+        };
+        catalog.put_segment(&segment).unwrap();
     }
 
     /// A run may stop at a commit between a new segment and the node above it. The old node must not be taken for that
@@ -664,8 +709,8 @@ mod tests {
     fn a_directory_is_incomplete_after_a_change_of_its_segments() {
         let folder = tempfile::tempdir().unwrap();
         let mut catalog = catalog(folder.path());
-        let above = DirectoryId(-1);
-        let id = catalog.enter_directory(above, b"d", (1, 2)).unwrap();
+        let above = ABOVE;
+        let id = catalog.enter_directory(above, b"d", inode(1, 2)).unwrap();
         put(&catalog, id, &[], b"a");
         put(&catalog, id, &[], b"m");
         catalog.finish_directory(id, 2, None, &[]).unwrap();
@@ -696,7 +741,7 @@ mod tests {
     fn a_segment_replaces_one_that_begins_with_the_same_name() {
         let folder = tempfile::tempdir().unwrap();
         let mut catalog = catalog(folder.path());
-        let id = catalog.enter_directory(DirectoryId(-1), b"d", (1, 2)).unwrap();
+        let id = catalog.enter_directory(ABOVE, b"d", inode(1, 2)).unwrap();
         put(&catalog, id, &[], b"m");
         catalog.commit().unwrap();
         let past = catalog.past().unwrap();
@@ -715,24 +760,24 @@ mod tests {
     fn a_directory_is_found_by_its_inode_and_removed_with_all_below_it() {
         let folder = tempfile::tempdir().unwrap();
         let mut catalog = catalog(folder.path());
-        let above = DirectoryId(-1);
-        let id = catalog.enter_directory(above, b"old", (1, 2)).unwrap();
-        let below = catalog.enter_directory(id, b"below", (1, 3)).unwrap();
+        let above = ABOVE;
+        let id = catalog.enter_directory(above, b"old", inode(1, 2)).unwrap();
+        let below = catalog.enter_directory(Parent::Directory(id), b"below", inode(1, 3)).unwrap();
         put(&catalog, below, &[], b"x");
         catalog.commit().unwrap();
         let past = catalog.past().unwrap();
-        let found = past.directory_by_inode((1, 2)).unwrap().unwrap();
+        let found = past.directory_by_inode(inode(1, 2)).unwrap().unwrap();
         assert_eq!((found.id, found.in_place), (id, false));
-        assert!(past.directory_by_inode((9, 2)).unwrap().is_none());
+        assert!(past.directory_by_inode(inode(9, 2)).unwrap().is_none());
         assert!(past.directory(above, b"new").unwrap().is_none());
         let there = past.directory(above, b"old").unwrap().unwrap();
-        assert_eq!((there.id, there.in_place, there.device, there.inode), (id, true, 1, 2));
-        // The directory does not have this name, so nothing is removed.
+        assert_eq!((there.id, there.in_place, there.inode), (id, true, inode(1, 2)));
+        // Another directory has the name by now: nothing goes.
         catalog.remove_directory(above, b"other", id).unwrap();
         assert_eq!(catalog.children(id).unwrap(), [(b"below".to_vec(), below)]);
         catalog.remove_directory(above, b"old", id).unwrap();
         catalog.commit().unwrap();
-        assert!(past.directory_by_inode((1, 2)).unwrap().is_none());
+        assert!(past.directory_by_inode(inode(1, 2)).unwrap().is_none());
         assert!(past.segment_ids(below).unwrap().is_empty());
     }
 
@@ -740,38 +785,38 @@ mod tests {
     fn a_directory_is_moved_with_all_below_it_and_displaces_another() {
         let folder = tempfile::tempdir().unwrap();
         let mut catalog = catalog(folder.path());
-        let above = DirectoryId(-1);
-        let root = catalog.enter_directory(above, b"", (1, 1)).unwrap();
+        let above = ABOVE;
+        let root = catalog.enter_directory(above, b"", inode(1, 1)).unwrap();
         let [a, b, c] = [(b"a", 2), (b"b", 3), (b"c", 4)].map(|(name, ino)| {
-            let id = catalog.enter_directory(root, name, (1, ino)).unwrap();
-            let below = catalog.enter_directory(id, b"below", (1, ino + 10)).unwrap();
+            let id = catalog.enter_directory(Parent::Directory(root), name, inode(1, ino)).unwrap();
+            let below = catalog.enter_directory(Parent::Directory(id), b"below", inode(1, ino + 10)).unwrap();
             put(&catalog, below, &[], b"x");
             id
         });
         catalog.link_directories(&[a, b, c]).unwrap();
         catalog.commit().unwrap();
         let past = catalog.past().unwrap();
-        let place = |id| past.place(id).unwrap().map(|place| (place.above, place.names.concat()));
+        let place = |id| past.place(id).unwrap().map(|place| (place.source, place.names.concat()));
         let below = |id| catalog.children(id).unwrap()[0].1;
-        assert_eq!(place(below(b)), Some((above, b"bbelow".to_vec())));
-        assert_eq!(place(root), Some((above, Vec::new())));
+        assert_eq!(place(below(b)), Some((SourceRow(1), b"bbelow".to_vec())));
+        assert_eq!(place(root), Some((SourceRow(1), Vec::new())));
 
-        // Swap a and b, and replace c by a new directory d.
-        catalog.move_directory(b, root, b"a").unwrap();
-        catalog.move_directory(a, root, b"b").unwrap();
-        let d = catalog.enter_directory(root, b"c", (1, 5)).unwrap();
+        // a and b change places, and d is new where c was.
+        catalog.move_directory(b, Parent::Directory(root), b"a").unwrap();
+        catalog.move_directory(a, Parent::Directory(root), b"b").unwrap();
+        let d = catalog.enter_directory(Parent::Directory(root), b"c", inode(1, 5)).unwrap();
         assert_eq!(catalog.children(root).unwrap(), [(b"a".to_vec(), b), (b"b".to_vec(), a), (b"c".to_vec(), d)]);
         let [a_below, b_below, c_below] = [a, b, c].map(below);
         catalog.db.execute_batch("COMMIT; BEGIN IMMEDIATE").unwrap();
-        assert_eq!(place(b_below), Some((above, b"abelow".to_vec())));
+        assert_eq!(place(b_below), Some((SourceRow(1), b"abelow".to_vec())));
         assert_eq!((place(c), place(c_below)), (None, None));
-        let row = past.directory(root, b"b").unwrap().unwrap();
+        let row = past.directory(Parent::Directory(root), b"b").unwrap().unwrap();
         assert_eq!((row.id, row.in_place, row.linked), (a, true, false));
 
         catalog.remove_displaced().unwrap();
         catalog.commit().unwrap();
         assert_eq!([a_below, b_below, c_below].map(|id| past.segment_ids(id).unwrap().len()), [1, 1, 0]);
-        assert!(past.directory_by_inode((1, 4)).unwrap().is_none());
+        assert!(past.directory_by_inode(inode(1, 4)).unwrap().is_none());
     }
 
     #[test]
@@ -780,7 +825,7 @@ mod tests {
         let catalog = catalog(folder.path());
         let at = |seconds| Timestamp { seconds, nanos: 0 };
         let [one, other] = [b"one", b"two"].map(|content| Digest::of(content));
-        let link = |seconds, content| catalog.hard_link((1, 7), at(seconds), content, true).unwrap();
+        let link = |seconds, content| catalog.hard_link(inode(1, 7), at(seconds), content, true).unwrap();
         let first = link(10, &one);
         assert_eq!(link(10, &one), first);
         let second = link(20, &one);
@@ -790,8 +835,8 @@ mod tests {
         let third = link(20, &one);
         let fourth = link(20, &other);
         assert_ne!(fourth, third);
-        // If change times are ignored, contents are still compared, and the new time is recorded.
-        let lax = |seconds, content| catalog.hard_link((1, 7), at(seconds), content, false).unwrap();
+        // Where change times say nothing, contents still do, and the new time is learnt.
+        let lax = |seconds, content| catalog.hard_link(inode(1, 7), at(seconds), content, false).unwrap();
         assert_eq!(lax(30, &other), fourth);
         assert_eq!(link(30, &other), fourth);
         assert_ne!(lax(30, &one), fourth);

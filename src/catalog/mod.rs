@@ -45,7 +45,7 @@ use rusqlite::{Connection, OpenFlags};
 
 pub use chunks::{BlockId, PackRow, Stored};
 pub use claims::Claims;
-pub use directories::{DirectoryId, DirectoryRow, Past, SegmentId, SegmentNode, SegmentRow};
+pub use directories::{DirectoryId, DirectoryRow, NewSegment, Parent, Past, SegmentId, SegmentNode, SegmentRow};
 pub use error::Error;
 pub use packs::{Condemned, KnownPack};
 pub use retry_queue::{DeferredFile, StoredState};

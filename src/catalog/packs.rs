@@ -307,8 +307,11 @@ mod tests {
     use super::*;
     use crate::catalog::stats::Stats;
     use crate::catalog::tests::catalog;
-    use crate::catalog::{DirectoryId, Past, Stored};
+    use crate::catalog::{DirectoryId, NewSegment, Parent, Past, SourceRow, Stored};
     use crate::format::index::IndexedBlock;
+    use crate::source::Inode;
+
+    const ABOVE: Parent = Parent::Source(SourceRow(1));
 
     /// A pack with a block of one chunk for each of these numbers.
     fn pack(chunks: std::ops::Range<u32>) -> IndexedPack {
@@ -331,15 +334,27 @@ mod tests {
 
     /// Adds a directory with a single segment, whose node is stored in block `node` and refers to these blocks.
     fn directory(catalog: &Catalog, name: &[u8], node: BlockId, blocks: &[BlockId], more: &[BlockId]) -> DirectoryId {
-        let id = catalog.enter_directory(DirectoryId(-1), name, (1, name.len() as u64)).unwrap();
+        let id = catalog.enter_directory(ABOVE, name, Inode { device: 1, number: name.len() as u64 }).unwrap();
         let stored = Stored { digest: Digest::of(b""), block: node, start: 0, length: 1 };
-        catalog.put_segment(id, &[], b"a", (1, 1), &stored, (blocks, more), &Stats::default(), b"").unwrap();
+        let segment = NewSegment {
+            directory: id,
+            replaces: vec![],
+            first: b"a".to_vec(),
+            entries: 1,
+            span: 1,
+            stored,
+            blocks: blocks.to_vec(),
+            more: more.to_vec(),
+            stats: Stats::default(),
+            node: vec![],
+        };
+        catalog.put_segment(&segment).unwrap();
         catalog.finish_directory(id, 1, Some(&stored), &[]).unwrap();
         id
     }
 
     fn is_complete(past: &Past, name: &[u8]) -> bool {
-        let row = past.directory(DirectoryId(-1), name).unwrap();
+        let row = past.directory(ABOVE, name).unwrap();
         row.expect("a directory").subtree.is_some()
     }
 

@@ -244,7 +244,7 @@ pub(super) fn run(args: &Args, global: &Global) -> Result<ExitCode> {
     let monitor = global.monitor(args.json);
     let stop = stop_on_signals()?;
     monitor.start();
-    let result = backup::run(&repository, &global.state()?, &options, &monitor, &stop);
+    let result = backup::back_up(&repository, &global.state()?, &options, &monitor, &stop);
     monitor.finish();
     let summary = result?;
     if args.json {

@@ -51,6 +51,6 @@ pub use page_cache::UncachedReader;
 pub use patterns::{Pattern, Patterns};
 pub use shared_path::SharedPath;
 pub use sort::temporary_folder;
-pub use stat::{Clock, Stat, now};
+pub use stat::{Clock, Inode, Stat, now};
 pub use tags::{FoundTags, Tags};
 pub use writers::{have_changes_stamped, is_open_for_writing};

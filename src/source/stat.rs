@@ -58,7 +58,21 @@ pub struct Stat {
     pub nodump: bool,
 }
 
+/// What names a file on this machine, as long as it exists.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub struct Inode {
+    /// The device, as `makedev` makes it.
+    pub device: u64,
+    /// The inode number on that device.
+    pub number: u64,
+}
+
 impl Stat {
+    /// The device and inode number.
+    pub fn inode(&self) -> Inode {
+        Inode { device: self.dev, number: self.ino }
+    }
+
     /// Stats an open file.
     pub fn of_fd(fd: impl AsFd) -> io::Result<Stat> {
         Stat::at(fd, OsStr::new(""), AtFlags::EMPTY_PATH)

@@ -259,7 +259,7 @@ impl Play {
                 ..RunPolicy::default()
             },
         };
-        backup::run(&self.repository(), &self.site.state(), &options, watch, &watch.stop)
+        backup::back_up(&self.repository(), &self.site.state(), &options, watch, &watch.stop)
     }
 
     fn step(&mut self, step: &Step) {

@@ -1,50 +1,50 @@
-//! Loans of memory: a thread that fills a buffer waits until there is room for it.
+//! Memory budgets: a thread takes a loan before it fills a buffer, and waits until there is room.
 
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 
 /// Bytes that may be held at once. Clones are the same budget.
 #[derive(Debug, Clone)]
-pub(super) struct Budget(Arc<Shared>);
+pub(in crate::backup) struct Budget(Arc<BudgetShared>);
 
 #[derive(Debug)]
-struct Shared {
-    state: Mutex<State>,
+struct BudgetShared {
+    state: Mutex<BudgetState>,
     returned: Condvar,
     limit: usize,
 }
 
 #[derive(Debug, Default)]
-struct State {
+struct BudgetState {
     lent: usize,
     closed: bool,
-    /// Threads that wait: to wake nobody costs a system call, too.
+    /// Threads that wait. A notification costs a system call even if there are none.
     waiting: usize,
     /// Files up to this number need not wait.
     served: u64,
 }
 
-/// Bytes that were lent. They are given back when this is dropped.
+/// A loan of bytes. They are given back when it is dropped.
 #[derive(Debug)]
-pub(super) struct Loan {
+pub(in crate::backup) struct Loan {
     budget: Budget,
     bytes: usize,
 }
 
 impl Budget {
     /// A budget of `limit` bytes.
-    pub(super) fn new(limit: usize) -> Self {
-        Budget(Arc::new(Shared { state: Mutex::default(), returned: Condvar::new(), limit }))
+    pub(in crate::backup) fn new(limit: usize) -> Self {
+        Budget(Arc::new(BudgetShared { state: Mutex::default(), returned: Condvar::new(), limit }))
     }
 
-    /// Waits until `bytes` are free and takes them; none if the budget was closed. A loan above the limit
-    /// is granted when nothing else is lent.
-    pub(super) fn take(&self, bytes: usize) -> Option<Loan> {
+    /// Waits until `bytes` are free and takes them. `None` if the budget is closed. A loan above the limit is granted when
+    /// there are no other loans.
+    pub(in crate::backup) fn take(&self, bytes: usize) -> Option<Loan> {
         self.take_for(u64::MAX, bytes)
     }
 
-    /// The same for a file that is being read. Files are read in any order and taken in that of their numbers, so the
-    /// one that is taken next must not wait for loans of those after it: see [`Budget::serve`].
-    pub(super) fn take_for(&self, number: u64, bytes: usize) -> Option<Loan> {
+    /// The same for a file that is being read. Files are read in any order and taken in the order of their numbers, so the
+    /// next one to be taken must not wait for loans of later ones: see [`Budget::serve`].
+    pub(in crate::backup) fn take_for(&self, number: u64, bytes: usize) -> Option<Loan> {
         let mut state = self.state();
         while !state.closed && number > state.served && self.is_full(&state, bytes) {
             state.waiting += 1;
@@ -54,40 +54,40 @@ impl Budget {
         (!state.closed).then(|| self.lend(&mut state, bytes))
     }
 
-    /// Takes `bytes` if they are free now.
-    pub(super) fn try_take(&self, bytes: usize) -> Option<Loan> {
+    /// Takes `bytes` if they are free, without waiting.
+    pub(in crate::backup) fn try_take(&self, bytes: usize) -> Option<Loan> {
         let mut state = self.state();
         (!state.closed && !self.is_full(&state, bytes)).then(|| self.lend(&mut state, bytes))
     }
 
-    /// Says that file `number` is taken now: up to it, none waits for a loan.
-    pub(super) fn serve(&self, number: u64) {
+    /// Notes that file `number` is being taken: files up to it get loans at once.
+    pub(in crate::backup) fn serve(&self, number: u64) {
         let mut state = self.state();
         state.served = number;
         self.wake(&state);
     }
 
-    /// Wakes all threads that wait; they get nothing, now or later.
-    pub(super) fn close(&self) {
+    /// Wakes all waiting threads. No loan is granted from here on.
+    pub(in crate::backup) fn close(&self) {
         let mut state = self.state();
         state.closed = true;
         self.wake(&state);
     }
 
-    fn state(&self) -> MutexGuard<'_, State> {
+    fn state(&self) -> MutexGuard<'_, BudgetState> {
         self.0.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn is_full(&self, state: &State, bytes: usize) -> bool {
+    fn is_full(&self, state: &BudgetState, bytes: usize) -> bool {
         state.lent > 0 && state.lent + bytes > self.0.limit
     }
 
-    fn lend(&self, state: &mut State, bytes: usize) -> Loan {
+    fn lend(&self, state: &mut BudgetState, bytes: usize) -> Loan {
         state.lent += bytes;
         Loan { budget: self.clone(), bytes }
     }
 
-    fn wake(&self, state: &State) {
+    fn wake(&self, state: &BudgetState) {
         if state.waiting > 0 {
             self.0.returned.notify_all();
         }
@@ -107,7 +107,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn what_is_lent_comes_back() {
+    fn loans_are_given_back() {
         let budget = Budget::new(10);
         let first = budget.take(6).unwrap();
         let second = budget.take(4).unwrap();
@@ -120,7 +120,7 @@ mod tests {
     }
 
     #[test]
-    fn more_than_there_is_is_lent_alone() {
+    fn a_loan_above_the_limit_is_granted_alone() {
         let budget = Budget::new(10);
         let large = budget.take(1000).unwrap();
         std::thread::scope(|threads| {
@@ -131,7 +131,7 @@ mod tests {
     }
 
     #[test]
-    fn the_file_that_is_taken_next_waits_for_no_other() {
+    fn the_next_file_does_not_wait_for_later_ones() {
         let budget = Budget::new(10);
         let later = budget.take_for(9, 10).unwrap();
         assert!(budget.try_take(1).is_none());
@@ -146,7 +146,7 @@ mod tests {
     }
 
     #[test]
-    fn nobody_waits_for_a_closed_budget() {
+    fn a_closed_budget_wakes_all_threads() {
         let budget = Budget::new(10);
         let held = budget.take(10);
         std::thread::scope(|threads| {

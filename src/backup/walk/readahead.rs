@@ -8,43 +8,43 @@ use std::array;
 use std::collections::VecDeque;
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 
-/// Most pieces of work that are sent and not asked for yet. Further ones are done when they are asked for.
+/// Most tasks of work that are sent and not asked for yet. Further ones are done when they are asked for.
 const MOST: usize = 32;
 /// Levels of a tree that are told apart.
 const LEVELS: usize = 64;
 
 /// Work to be done. Clones are the same work.
 #[derive(Clone, Default)]
-pub(super) struct Readahead(Arc<Shared>);
+pub(in crate::backup) struct Readahead(Arc<ReadaheadShared>);
 
 #[derive(Default)]
-struct Shared {
+struct ReadaheadShared {
     queue: Mutex<Queue>,
     more: Condvar,
 }
 
 struct Queue {
     /// By depth in the tree: what is deepest is asked for first.
-    levels: [VecDeque<Arc<dyn Run>>; LEVELS],
+    levels: [VecDeque<Arc<dyn Runnable>>; LEVELS],
     waiting: usize,
     /// Sent and not asked for.
     unasked: usize,
     closed: bool,
 }
 
-/// The result of a piece of work, some time.
-pub(super) struct Later<T> {
-    piece: Arc<Piece<T>>,
+/// The result of a task of work, some time.
+pub(in crate::backup) struct Later<T> {
+    task: Arc<Task<T>>,
     /// It counts as one that is sent and not asked for.
     counted: Option<Readahead>,
 }
 
-struct Piece<T> {
-    state: Mutex<State<T>>,
+struct Task<T> {
+    state: Mutex<TaskState<T>>,
     changed: Condvar,
 }
 
-enum State<T> {
+enum TaskState<T> {
     Waiting(Box<dyn FnOnce() -> T + Send>),
     Begun,
     Done(T),
@@ -52,9 +52,9 @@ enum State<T> {
     Lost,
 }
 
-trait Run: Send + Sync {
+trait Runnable: Send + Sync {
     /// Does the work, unless somebody else did or does.
-    fn run(&self);
+    fn run_if_waiting(&self);
 }
 
 impl Default for Queue {
@@ -64,7 +64,7 @@ impl Default for Queue {
 }
 
 impl Queue {
-    fn next(&mut self) -> Option<Arc<dyn Run>> {
+    fn next(&mut self) -> Option<Arc<dyn Runnable>> {
         let next = self.levels.iter_mut().rev().find_map(VecDeque::pop_front);
         self.waiting -= usize::from(next.is_some());
         next
@@ -77,7 +77,7 @@ impl Readahead {
     }
 
     /// Does what is sent until [`Readahead::close`].
-    pub(super) fn help(&self) {
+    pub(in crate::backup) fn help(&self) {
         loop {
             let idle = |queue: &mut Queue| !queue.closed && queue.waiting == 0;
             let mut queue = self.0.more.wait_while(self.queue(), idle).unwrap_or_else(PoisonError::into_inner);
@@ -86,50 +86,54 @@ impl Readahead {
             }
             let next = queue.next();
             drop(queue);
-            if let Some(piece) = next {
-                piece.run();
+            if let Some(task) = next {
+                task.run_if_waiting();
             }
         }
     }
 
     /// Lets helpers go when they have done what they are at.
-    pub(super) fn close(&self) {
+    pub(in crate::backup) fn close(&self) {
         self.queue().closed = true;
         self.0.more.notify_all();
     }
 
     /// Has `work` done that is `depth` deep in the tree.
-    pub(super) fn send<T: Send + 'static>(&self, depth: usize, work: impl FnOnce() -> T + Send + 'static) -> Later<T> {
-        let piece = Arc::new(Piece { state: Mutex::new(State::Waiting(Box::new(work))), changed: Condvar::new() });
+    pub(in crate::backup) fn send<T: Send + 'static>(
+        &self,
+        depth: usize,
+        work: impl FnOnce() -> T + Send + 'static,
+    ) -> Later<T> {
+        let task = Arc::new(Task { state: Mutex::new(TaskState::Waiting(Box::new(work))), changed: Condvar::new() });
         let mut queue = self.queue();
         if queue.unasked >= MOST {
-            return Later { piece, counted: None };
+            return Later { task, counted: None };
         }
         queue.unasked += 1;
         queue.waiting += 1;
-        queue.levels[depth.min(LEVELS - 1)].push_back(piece.clone());
+        queue.levels[depth.min(LEVELS - 1)].push_back(task.clone());
         drop(queue);
         self.0.more.notify_one();
-        Later { piece, counted: Some(self.clone()) }
+        Later { task, counted: Some(self.clone()) }
     }
 }
 
 impl<T: Send> Later<T> {
     /// What is there already.
-    pub(super) fn now(result: T) -> Self {
+    pub(in crate::backup) fn now(result: T) -> Self {
         Later {
-            piece: Arc::new(Piece { state: Mutex::new(State::Done(result)), changed: Condvar::new() }),
+            task: Arc::new(Task { state: Mutex::new(TaskState::Done(result)), changed: Condvar::new() }),
             counted: None,
         }
     }
 
     /// The result. None if whoever did the work panicked.
-    pub(super) fn get(self) -> Option<T> {
-        self.piece.run();
-        let begun = |state: &mut State<T>| matches!(state, State::Begun);
-        let state = self.piece.changed.wait_while(self.piece.state(), begun);
-        match std::mem::replace(&mut *state.unwrap_or_else(PoisonError::into_inner), State::Lost) {
-            State::Done(result) => Some(result),
+    pub(in crate::backup) fn get(self) -> Option<T> {
+        self.task.run_if_waiting();
+        let begun = |state: &mut TaskState<T>| matches!(state, TaskState::Begun);
+        let state = self.task.changed.wait_while(self.task.state(), begun);
+        match std::mem::replace(&mut *state.unwrap_or_else(PoisonError::into_inner), TaskState::Lost) {
+            TaskState::Done(result) => Some(result),
             _ => None,
         }
     }
@@ -143,40 +147,40 @@ impl<T> Drop for Later<T> {
     }
 }
 
-impl<T> Piece<T> {
-    fn state(&self) -> MutexGuard<'_, State<T>> {
+impl<T> Task<T> {
+    fn state(&self) -> MutexGuard<'_, TaskState<T>> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn change(&self, state: State<T>) {
+    fn change(&self, state: TaskState<T>) {
         *self.state() = state;
         self.changed.notify_all();
     }
 }
 
-impl<T: Send> Run for Piece<T> {
-    fn run(&self) {
+impl<T: Send> Runnable for Task<T> {
+    fn run_if_waiting(&self) {
         let mut state = self.state();
-        if !matches!(*state, State::Waiting(_)) {
+        if !matches!(*state, TaskState::Waiting(_)) {
             return;
         }
-        let work = std::mem::replace(&mut *state, State::Begun);
+        let work = std::mem::replace(&mut *state, TaskState::Begun);
         drop(state);
-        if let State::Waiting(work) = work {
-            let lost = Lost(self);
+        if let TaskState::Waiting(work) = work {
+            let lost = PanicGuard(self);
             let result = work();
             std::mem::forget(lost);
-            self.change(State::Done(result));
+            self.change(TaskState::Done(result));
         }
     }
 }
 
 /// Says that work was lost, if it is dropped on the way out of a panic.
-struct Lost<'p, T>(&'p Piece<T>);
+struct PanicGuard<'p, T>(&'p Task<T>);
 
-impl<T> Drop for Lost<'_, T> {
+impl<T> Drop for PanicGuard<'_, T> {
     fn drop(&mut self) {
-        self.0.change(State::Lost);
+        self.0.change(TaskState::Lost);
     }
 }
 

@@ -2,6 +2,7 @@
 
 use std::collections::HashSet;
 use std::ffi::{OsStr, OsString};
+use std::fs::Metadata;
 use std::io;
 use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::MetadataExt;
@@ -9,30 +10,32 @@ use std::path::{Component, Path, PathBuf};
 
 use rustix::io::Errno;
 
-use super::calls::Calls;
-use super::selection::PathSet;
-use super::{Error, Selection, list};
+use super::list;
+use super::path_set::PathSet;
+use crate::backup::calls::Calls;
+use crate::backup::error::Error;
+use crate::backup::options::Selection;
 use crate::format::entry::is_name;
 use crate::format::source::is_source_name;
 use crate::monitor::Monitor;
-use crate::source::{MountTable, Pattern, Patterns};
+use crate::source::{Inode, MountTable, Pattern, Patterns};
 
 /// What a backup is of.
-pub(super) struct Scope {
+pub(in crate::backup) struct Scope {
     /// The source's name.
-    pub(super) name: String,
+    pub(in crate::backup) name: String,
     /// What was given, for people: paths without those in lists, or the name of what is read from a pipe.
-    pub(super) paths: Vec<PathBuf>,
-    pub(super) origin: Origin,
-    pub(super) exclude: Patterns,
+    pub(in crate::backup) paths: Vec<PathBuf>,
+    pub(in crate::backup) origin: Origin,
+    pub(in crate::backup) exclude: Patterns,
     /// Paths that are not there.
-    pub(super) missing: u64,
+    pub(in crate::backup) missing: u64,
     /// Those of `paths` that are not left out.
     wanted: Vec<PathBuf>,
 }
 
 /// Where it comes from.
-pub(super) enum Origin {
+pub(in crate::backup) enum Origin {
     /// A part of the file system.
     Tree {
         /// The snapshot's root.
@@ -46,7 +49,7 @@ pub(super) enum Origin {
 
 impl Scope {
     /// Finds out what to back up. Paths that are not there are problems, as long as there are others.
-    pub(super) fn of(
+    pub(in crate::backup) fn of(
         given: &Selection,
         mounts: &MountTable,
         calls: &Calls,
@@ -139,7 +142,7 @@ impl Scope {
     }
 
     /// The path that the snapshot's root has on this machine; `None` for a pipe.
-    pub(super) fn root_path(&self) -> Option<Vec<u8>> {
+    pub(in crate::backup) fn root_path(&self) -> Option<Vec<u8>> {
         match &self.origin {
             Origin::Tree { root, .. } => Some(root.as_os_str().as_bytes().to_vec()),
             Origin::Stdin(_) => None,
@@ -147,7 +150,7 @@ impl Scope {
     }
 
     /// The snapshot's root, for messages; a pipe has none.
-    pub(super) fn root(&self) -> &Path {
+    pub(in crate::backup) fn root(&self) -> &Path {
         match &self.origin {
             Origin::Tree { root, .. } => root,
             Origin::Stdin(_) => Path::new(""),
@@ -155,9 +158,9 @@ impl Scope {
     }
 
     /// Refuses paths inside of directories that are never entered. Those below the paths are merely left empty.
-    pub(super) fn stay_out_of(&self, forbidden: &HashSet<(u64, u64)>) -> Result<(), Error> {
+    pub(in crate::backup) fn stay_out_of(&self, forbidden: &HashSet<Inode>) -> Result<(), Error> {
         let Origin::Tree { .. } = self.origin else { return Ok(()) };
-        let inode = |path: &Path| path.symlink_metadata().map(|metadata| (metadata.dev(), metadata.ino()));
+        let inode = |path: &Path| path.symlink_metadata().map(|metadata| inode_of(&metadata));
         let is_forbidden = |path: &&Path| inode(path).is_ok_and(|inode| forbidden.contains(&inode));
         for path in &self.wanted {
             if let Some(own) = path.ancestors().find(is_forbidden) {
@@ -172,9 +175,13 @@ impl Scope {
     }
 }
 
-/// Device and inode of what is at a path.
-pub(super) fn identify(path: &Path) -> Option<(u64, u64)> {
-    path.metadata().ok().map(|metadata| (metadata.dev(), metadata.ino()))
+/// The inode of the file or directory that a path leads to.
+pub(in crate::backup) fn identify(path: &Path) -> Option<Inode> {
+    path.metadata().ok().map(|metadata| inode_of(&metadata))
+}
+
+fn inode_of(metadata: &Metadata) -> Inode {
+    Inode { device: metadata.dev(), number: metadata.ino() }
 }
 
 /// Of files first, then those that were given by themselves, so that these win.

@@ -12,10 +12,10 @@ use std::ffi::{OsStr, OsString};
 use std::path::PathBuf;
 use std::sync::Arc;
 
-use super::calls::Calls;
-use super::limits::{Directories, OpenAhead};
 use super::readahead::{Later, Readahead};
 use super::rules::Rules;
+use crate::backup::calls::Calls;
+use crate::backup::limits::{Directories, OpenAhead};
 use crate::format::{Kind, Timestamp};
 use crate::source::{Directory, Error, FoundTags, ListedName, Mount, MountPlace, Stat, now};
 
@@ -58,13 +58,19 @@ impl Name {
     }
 }
 
-/// What is known of a directory before anything in it is looked at.
+/// What all directories of a walk share.
 #[derive(Clone)]
-pub(super) struct Ground {
+pub(super) struct WalkContext {
     pub(super) rules: Arc<Rules>,
     pub(super) calls: Arc<Calls>,
     pub(super) directories: Arc<Directories>,
-    /// Where there are mounts in it or below.
+}
+
+/// What is known about a directory before its entries are looked at.
+#[derive(Clone)]
+pub(super) struct Ground {
+    pub(super) context: WalkContext,
+    /// The mounts in it or below.
     pub(super) mounts: Option<Arc<MountPlace>>,
     pub(super) borders: Borders,
 }
@@ -82,7 +88,7 @@ impl Ground {
     /// The mount that a name in the directory is, if that is left empty.
     fn left_empty(&self, name: &Name) -> Option<Mount> {
         let mounted = self.mounts.as_ref()?.child(&name.name)?.mounted()?;
-        let foreign = self.rules.one_file_system && Some(mounted.device) != self.borders.file_system;
+        let foreign = self.context.rules.one_file_system && Some(mounted.device) != self.borders.file_system;
         (!name.given && (mounted.is_brackfs || foreign)).then_some(mounted)
     }
 
@@ -97,10 +103,11 @@ impl Ground {
     }
 
     /// Looks at names in `directory`, but for those that are left out.
-    fn look_at(&self, directory: &Directory, names: Vec<Name>) -> Vec<Look> {
+    fn look_at(&self, directory: &Directory, names: Vec<Name>) -> Vec<StatResult> {
         let looked = now();
-        let path = (!self.rules.exclude.is_empty()).then(|| directory.path());
-        let call = self.calls.about_names(directory.shared_path(), names.iter().map(|name| name.name.as_os_str()));
+        let path = (!self.context.rules.exclude.is_empty()).then(|| directory.path());
+        let call =
+            self.context.calls.about_names(directory.shared_path(), names.iter().map(|name| name.name.as_os_str()));
         let mut looks = Vec::with_capacity(names.len());
         for name in names {
             looks.extend(self.look(directory, name, path.as_ref(), looked));
@@ -110,13 +117,14 @@ impl Ground {
     }
 
     /// Looks at a name. None: it is left out. `path`: that of the directory, if there are patterns.
-    fn look(&self, directory: &Directory, name: Name, path: Option<&PathBuf>, looked: Timestamp) -> Option<Look> {
+    fn look(&self, directory: &Directory, name: Name, path: Option<&PathBuf>, looked: Timestamp) -> Option<StatResult> {
         let mut is_directory = name.is_directory;
         if is_directory.is_none() && self.is_mount(&name.name) {
             is_directory = directory.is_mounted_directory(&name.name);
         }
         let path = path.map(|path| path.join(&name.name));
-        let excludes = |is_directory| path.as_ref().is_some_and(|path| self.rules.exclude.matches(path, is_directory));
+        let excludes =
+            |is_directory| path.as_ref().is_some_and(|path| self.context.rules.exclude.matches(path, is_directory));
         let excluded = match is_directory {
             Some(is_directory) => Some(excludes(is_directory)),
             None => Some(excludes(true)).filter(|excluded| *excluded == excludes(false)),
@@ -128,19 +136,19 @@ impl Ground {
             && let Some(mounted) = self.left_empty(&name)
         {
             let stat = directory.stat_mount_point(&name.name, mounted.device);
-            return Some(Ok(Found { name: name.name, stat, looked, mounted: Some(mounted) }));
+            return Some(Ok(StatEntry { name: name.name, stat, looked, mounted: Some(mounted) }));
         }
         match directory.stat_child(&name.name) {
-            Ok(stat) if self.rules.exclude_nodump && stat.nodump => None,
+            Ok(stat) if self.context.rules.exclude_nodump && stat.nodump => None,
             Ok(stat) if excluded.is_none() && excludes(stat.kind == Kind::Directory) => None,
-            Ok(stat) => Some(Ok(Found { name: name.name, stat, looked, mounted: None })),
+            Ok(stat) => Some(Ok(StatEntry { name: name.name, stat, looked, mounted: None })),
             Err(e) => Some(Err((name.name, e))),
         }
     }
 }
 
 /// An entry of a directory.
-pub(super) struct Found {
+pub(super) struct StatEntry {
     pub(super) name: OsString,
     pub(super) stat: Stat,
     /// A time before it was looked at.
@@ -150,15 +158,15 @@ pub(super) struct Found {
 }
 
 /// An entry, or a name and why it can't be looked at.
-pub(super) type Look = Result<Found, (OsString, Error)>;
+pub(super) type StatResult = Result<StatEntry, (OsString, Error)>;
 
 /// A directory that was opened.
-pub(super) struct Opened {
+pub(super) struct OpenedDirectory {
     pub(super) directory: Arc<Directory>,
     /// Entries that say that no others are wanted.
     pub(super) tagged: FoundTags,
     /// All that is in it, unless that is much.
-    short: Option<Vec<Look>>,
+    short: Option<Vec<StatResult>>,
     /// Directories in it that were looked into, too.
     pub(super) below: Below,
     /// It is open before the walk is there.
@@ -166,22 +174,22 @@ pub(super) struct Opened {
 }
 
 /// Directories in a directory, in order.
-pub(super) type Below = VecDeque<(OsString, Opened)>;
+pub(super) type Below = VecDeque<(OsString, OpenedDirectory)>;
 
-impl Opened {
+impl OpenedDirectory {
     /// Opens a directory and, if it is short, looks at what is in it, and at some of what is below it.
     ///
     /// None: it can't be opened, or not yet. The walk will see.
     pub(super) fn with_below(above: &Directory, name: &OsStr, ground: &Ground) -> Option<Self> {
-        let mut piece = Piece { entries: PIECE_ENTRIES, directories: PIECE_DIRECTORIES };
-        Opened::within(&mut piece, above, name, ground)
+        let mut piece = PieceBudget { entries: PIECE_ENTRIES, directories: PIECE_DIRECTORIES };
+        OpenedDirectory::within(&mut piece, above, name, ground)
     }
 
-    fn within(piece: &mut Piece, above: &Directory, name: &OsStr, ground: &Ground) -> Option<Self> {
+    fn within(piece: &mut PieceBudget, above: &Directory, name: &OsStr, ground: &Ground) -> Option<Self> {
         piece.directories -= 1;
-        let ahead = ground.directories.take_ahead()?;
-        let call = ground.calls.about_names(above.shared_path(), [name]);
-        let mut opened = Opened::only(above.open_child(name).ok()?, &ground.rules);
+        let ahead = ground.context.directories.take_ahead()?;
+        let call = ground.context.calls.about_names(above.shared_path(), [name]);
+        let mut opened = OpenedDirectory::open(above.open_child(name).ok()?, &ground.context.rules);
         opened.ahead = Some(ahead);
         if !opened.tagged.tags.is_empty() {
             return Some(opened);
@@ -191,13 +199,13 @@ impl Opened {
         drop(call);
         let looks = ground.look_at(&opened.directory, names.into_iter().map(Name::listed).collect());
         piece.entries = piece.entries.saturating_sub(looks.len());
-        for Found { name, stat, mounted, .. } in looks.iter().flatten() {
+        for StatEntry { name, stat, mounted, .. } in looks.iter().flatten() {
             if piece.entries == 0 || piece.directories == 0 {
                 break;
             }
             let is_entered = stat.kind == Kind::Directory && mounted.is_none();
-            if is_entered && ground.rules.is_inside(stat, ground.borders.device) {
-                let below = Opened::within(piece, &opened.directory, name, &ground.child(name));
+            if is_entered && ground.context.rules.is_inside(stat, ground.borders.device) {
+                let below = OpenedDirectory::within(piece, &opened.directory, name, &ground.child(name));
                 opened.below.extend(below.map(|below| (name.clone(), below)));
             }
         }
@@ -206,14 +214,14 @@ impl Opened {
     }
 
     /// A directory of which not everything may be wanted.
-    pub(super) fn only(directory: Directory, rules: &Rules) -> Self {
+    pub(super) fn open(directory: Directory, rules: &Rules) -> Self {
         let tagged = rules.tags.in_directory(&directory);
-        Opened { directory: Arc::new(directory), tagged, short: None, below: Below::new(), ahead: None }
+        OpenedDirectory { directory: Arc::new(directory), tagged, short: None, below: Below::new(), ahead: None }
     }
 }
 
 /// How much more is looked at in one go.
-struct Piece {
+struct PieceBudget {
     entries: usize,
     directories: usize,
 }
@@ -225,8 +233,8 @@ pub(super) type Names<'p> = Box<dyn Iterator<Item = Result<Name, Error>> + 'p>;
 pub(super) struct Entries<'p> {
     directory: Arc<Directory>,
     ground: Ground,
-    ready: VecDeque<Look>,
-    ahead: VecDeque<Later<Vec<Look>>>,
+    ready: VecDeque<StatResult>,
+    ahead: VecDeque<Later<Vec<StatResult>>>,
     names: Option<Names<'p>>,
     depth: usize,
     /// Why there are no more names.
@@ -237,7 +245,7 @@ pub(super) struct Entries<'p> {
 
 /// What comes next.
 pub(super) enum Next {
-    Look(Look),
+    Entry(StatResult),
     /// The directory can't be read to its end.
     Failed(Error),
     /// A part of the backup came to grief.
@@ -248,8 +256,9 @@ pub(super) enum Next {
 impl<'p> Entries<'p> {
     /// Those of a directory `depth` deep in the tree, by `names` unless they were looked at when it was opened.
     pub(super) fn new(
-        opened: &mut Opened,
-        (ground, depth): (Ground, usize),
+        opened: &mut OpenedDirectory,
+        ground: Ground,
+        depth: usize,
         names: impl FnOnce() -> Result<Names<'p>, Error>,
     ) -> Self {
         let mut entries = Entries {
@@ -297,7 +306,7 @@ impl<'p> Entries<'p> {
         match (self.ready.pop_front(), self.failed.take()) {
             (Some(look), failed) => {
                 self.failed = failed;
-                Next::Look(look)
+                Next::Entry(look)
             }
             (None, Some(error)) => Next::Failed(error),
             (None, None) => Next::End,

@@ -10,7 +10,7 @@ use std::path::{Component, Path};
 
 /// Paths of which each is wanted with all below it. Without any: everything is wanted.
 #[derive(Debug, Default)]
-pub(super) struct PathSet {
+pub(in crate::backup) struct PathSet {
     names: Vec<u8>,
     /// Where each path stands in `names`.
     spans: Vec<Span>,
@@ -32,12 +32,12 @@ impl Span {
 
 impl PathSet {
     /// Gathers paths.
-    pub(super) fn limited() -> Self {
+    pub(in crate::backup) fn limited() -> Self {
         PathSet { limited: true, ..PathSet::default() }
     }
 
     /// Adds a path, which is absolute.
-    pub(super) fn add(&mut self, path: &Path) {
+    pub(in crate::backup) fn add(&mut self, path: &Path) {
         let start = self.names.len();
         for part in path.components() {
             if let Component::Normal(part) = part {
@@ -51,7 +51,7 @@ impl PathSet {
     }
 
     /// Makes the paths ready to be asked for.
-    pub(super) fn finish(mut self) -> Self {
+    pub(in crate::backup) fn finish(mut self) -> Self {
         let names = &self.names;
         // With NUL between names, bytes sort as names do, directory by directory.
         self.spans.sort_unstable_by(|a, b| a.of(names).cmp(b.of(names)));
@@ -61,21 +61,21 @@ impl PathSet {
     }
 
     /// The part of the root.
-    pub(super) fn root(&self) -> Subset<'_> {
+    pub(in crate::backup) fn root(&self) -> Subset<'_> {
         Subset { names: &self.names, spans: &self.spans, length: 0, whole: !self.limited }.or_given()
     }
 }
 
 /// What is wanted of a directory.
 #[derive(Debug, Clone, Copy)]
-pub(super) struct Subset<'s> {
+pub(in crate::backup) struct Subset<'s> {
     names: &'s [u8],
     /// The paths to it and to what is below it.
     spans: &'s [Span],
     /// Bytes of each that lead to the directory.
     length: usize,
     /// Everything in it is wanted.
-    pub(super) whole: bool,
+    pub(in crate::backup) whole: bool,
 }
 
 impl<'s> Subset<'s> {
@@ -85,17 +85,17 @@ impl<'s> Subset<'s> {
     }
 
     /// Whether the directory itself is one of the paths.
-    pub(super) fn is_given(&self) -> bool {
+    pub(in crate::backup) fn is_given(&self) -> bool {
         self.spans.first().is_some_and(|first| first.length as usize == self.length)
     }
 
     /// Whether there are paths below it.
-    pub(super) fn leads_further(&self) -> bool {
+    pub(in crate::backup) fn leads_further(&self) -> bool {
         self.spans.len() > usize::from(self.is_given())
     }
 
     /// Only what leads to the paths below it.
-    pub(super) fn without_the_rest(self) -> Self {
+    pub(in crate::backup) fn without_the_rest(self) -> Self {
         Subset { whole: false, ..self }
     }
 
@@ -105,7 +105,7 @@ impl<'s> Subset<'s> {
     }
 
     /// The names in it that lead to paths, in order.
-    pub(super) fn names(self) -> impl Iterator<Item = OsString> + 's {
+    pub(in crate::backup) fn names(self) -> impl Iterator<Item = OsString> + 's {
         let mut left = self.spans;
         std::iter::from_fn(move || {
             loop {
@@ -121,12 +121,12 @@ impl<'s> Subset<'s> {
     }
 
     /// Whether a path leads to or through this name.
-    pub(super) fn has(&self, name: &OsStr) -> bool {
+    pub(in crate::backup) fn has(&self, name: &OsStr) -> bool {
         !self.child(name).spans.is_empty()
     }
 
     /// What is wanted of what has this name in it.
-    pub(super) fn child(&self, name: &OsStr) -> Subset<'s> {
+    pub(in crate::backup) fn child(&self, name: &OsStr) -> Subset<'s> {
         let name = name.as_bytes();
         let start = self.spans.partition_point(|span| self.next(span) < Some(name));
         let end = self.spans.partition_point(|span| self.next(span) <= Some(name));

@@ -8,7 +8,7 @@ use std::io::{self, BufRead, BufReader, Read};
 use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
 
-use super::Error;
+use crate::backup::error::Error;
 
 /// More bytes than a path may have.
 const LONGEST: u64 = 64 << 10;

@@ -5,35 +5,35 @@ use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 
 /// The path of the directory that the walk is in, for those who follow it.
-pub(super) struct PathStack {
+pub(in crate::backup) struct PathStack {
     path: PathBuf,
 }
 
 impl PathStack {
     /// A walk that begins at `root`.
-    pub(super) fn new(root: &Path) -> Self {
+    pub(in crate::backup) fn new(root: &Path) -> Self {
         PathStack { path: root.to_owned() }
     }
 
     /// A directory begins; the root has no name.
-    pub(super) fn enter(&mut self, name: &[u8]) {
+    pub(in crate::backup) fn enter(&mut self, name: &[u8]) {
         if !name.is_empty() {
             self.path.push(OsStr::from_bytes(name));
         }
     }
 
     /// A directory ends.
-    pub(super) fn leave(&mut self) {
+    pub(in crate::backup) fn leave(&mut self) {
         self.path.pop();
     }
 
     /// The directory.
-    pub(super) fn path(&self) -> &Path {
+    pub(in crate::backup) fn path(&self) -> &Path {
         &self.path
     }
 
     /// What has this name in it.
-    pub(super) fn child(&self, name: &[u8]) -> PathBuf {
+    pub(in crate::backup) fn child(&self, name: &[u8]) -> PathBuf {
         self.path.join(OsStr::from_bytes(name))
     }
 }

@@ -1,0 +1,268 @@
+//! One backup from start to end.
+
+use std::collections::HashSet;
+use std::path::Path;
+use std::sync::Arc;
+use std::sync::atomic::AtomicBool;
+use std::thread;
+use std::time::Instant;
+
+use super::calls::Calls;
+use super::error::Error;
+use super::limits::workers;
+use super::options::Options;
+use super::pipeline::{Pipeline, Readers, Watch};
+use super::preview::Preview;
+use super::read::files::ReadSetup;
+use super::read::hard_links::HardLinkCache;
+use super::read::lanes::Lanes;
+use super::session::{Mend, Session, look};
+use super::snapshot::{SnapshotMaker, SnapshotPlan};
+use super::store::assembler::Assembler;
+use super::store::blocks::BlockStore;
+use super::store::nodes::Nodes;
+use super::store::publisher::Publisher;
+use super::store::seal::Sealing;
+use super::summary::Summary;
+use super::walk::readahead::Readahead;
+use super::walk::retry::Settling;
+use super::walk::rules::Rules;
+use super::walk::scope::{Origin, Scope, identify};
+use crate::catalog::{Catalog, Parent, SourceRow};
+use crate::format::Timestamp;
+use crate::format::id::SourceId;
+use crate::format::source::Source;
+use crate::monitor::{Monitor, Total};
+use crate::repository::Repository;
+use crate::source::{Chunker, Inode, MountTable, now};
+
+/// Makes a backup, or a dry run of one. `state` is the machine's state directory. The run ends early when `stop` is set.
+pub fn back_up(
+    repository: &Repository,
+    state: &Path,
+    options: &Options,
+    monitor: &dyn Monitor,
+    stop: &AtomicBool,
+) -> Result<Summary, Error> {
+    let calls = Arc::new(Calls::default());
+    thread::scope(|threads| {
+        // If the thread can't be started, calls that hang are not reported.
+        let _watcher = thread::Builder::new().name("calls".into()).spawn_scoped(threads, || calls.watch(monitor, stop));
+        let _close = CloseCalls(&calls);
+        let begin = Instant::now();
+        let started = now();
+        let watch = Watch { monitor, stop, calls: &calls };
+        let mut summary = Invocation::new(repository, state, options, watch, started)?.make()?;
+        summary.duration = begin.elapsed();
+        Ok(summary)
+    })
+}
+
+/// Ends the thread that watches the calls.
+struct CloseCalls<'c>(&'c Calls);
+
+impl Drop for CloseCalls<'_> {
+    fn drop(&mut self) {
+        self.0.close();
+    }
+}
+
+/// Wakes all threads that wait for memory or for work, also on unwinding.
+struct CloseQueues<'a> {
+    lanes: Option<&'a Lanes>,
+    ahead: &'a Readahead,
+}
+
+impl Drop for CloseQueues<'_> {
+    fn drop(&mut self) {
+        self.ahead.close();
+        if let Some(lanes) = self.lanes {
+            lanes.close();
+        }
+    }
+}
+
+/// What a backup is asked to do, with its paths resolved.
+struct Invocation<'a> {
+    repository: &'a Repository,
+    state: &'a Path,
+    options: &'a Options,
+    scope: Scope,
+    mounts: MountTable,
+    /// Directories that are never entered: the repository and this program's state.
+    forbidden: HashSet<Inode>,
+    watch: Watch<'a>,
+    started: Timestamp,
+}
+
+impl<'a> Invocation<'a> {
+    fn new(
+        repository: &'a Repository,
+        state: &'a Path,
+        options: &'a Options,
+        watch: Watch<'a>,
+        started: Timestamp,
+    ) -> Result<Self, Error> {
+        let mounts = MountTable::read()?;
+        let scope = Scope::of(&options.selection, &mounts, watch.calls, watch.monitor)?;
+        let local = repository.target().local_path();
+        let forbidden = local.into_iter().chain([state]).filter_map(identify).collect();
+        scope.stay_out_of(&forbidden)?;
+        Ok(Invocation { repository, state, options, scope, mounts, forbidden, watch, started })
+    }
+
+    fn make(&self) -> Result<Summary, Error> {
+        let mut summary = if self.options.policy.dry_run { self.preview()? } else { self.write_or_mend()? };
+        summary.problems += self.scope.missing;
+        Ok(summary)
+    }
+
+    fn rules(&self) -> Rules {
+        let Options { selection, reading, storing, .. } = self.options;
+        let large = storing.merge_files_under as u64;
+        let exclude = self.scope.exclude.clone();
+        Rules::new(selection, reading, exclude, large, self.mounts.clone(), self.forbidden.clone())
+    }
+
+    /// Walks, and reports what a backup would read.
+    fn preview(&self) -> Result<Summary, Error> {
+        let Watch { monitor, stop, .. } = self.watch;
+        let catalog = look(self.repository, self.state, monitor, stop)?;
+        let past = catalog.past()?;
+        let source = catalog.source(&self.scope.name)?.map(|(row, _)| row);
+        expect_as_before(&catalog, source, monitor)?;
+        // The walk has a connection of its own.
+        drop(catalog);
+        let ahead = Readahead::default();
+        thread::scope(|threads| {
+            let _close = CloseQueues { lanes: None, ahead: &ahead };
+            let pipeline = Pipeline {
+                scope: &self.scope,
+                source,
+                past,
+                rules: self.rules(),
+                readers: None,
+                started: self.started,
+                watch: self.watch,
+                ahead: &ahead,
+            };
+            let (following, more) = pipeline.start(threads)?;
+            more.start(threads);
+            following.follow(Preview::new(&self.scope.name, self.scope.root(), monitor))
+        })
+    }
+
+    /// Makes the backup. If the catalog turns out to be damaged, mends it and begins again.
+    fn write_or_mend(&self) -> Result<Summary, Error> {
+        // Packs that were found lost are reported once, also if the run begins again.
+        let mut lost_packs = 0;
+        let result = match self.write(Mend::No, &mut lost_packs) {
+            Err(error) if error.is_damaged_catalog() => {
+                self.watch.monitor.note(&format!("{error}. What is damaged is left out now, and read again"));
+                match self.scope.origin {
+                    Origin::Tree { .. } => self.write(Mend::Yes, &mut lost_packs),
+                    // The content of the pipe is gone: only mend the catalog.
+                    Origin::Stdin(_) => {
+                        self.open_session(Mend::Yes)?;
+                        Err(error)
+                    }
+                }
+            }
+            result => result,
+        };
+        let mut summary = result?;
+        summary.problems += lost_packs;
+        Ok(summary)
+    }
+
+    fn open_session(&self, mend: Mend) -> Result<(Session<'a>, Catalog), Error> {
+        let Watch { monitor, stop, .. } = self.watch;
+        Session::open(self.repository, self.state, &self.options.policy, mend, monitor, stop)
+    }
+
+    /// Makes the backup.
+    fn write(&self, mend: Mend, lost_packs: &mut u64) -> Result<Summary, Error> {
+        let (session, mut catalog) = self.open_session(mend)?;
+        *lost_packs += session.lost_packs;
+        let source = find_source(&session, &mut catalog, &self.scope.name)?;
+        expect_as_before(&catalog, Some(source.0), self.watch.monitor)?;
+        self.run_stages(&session, catalog, source)
+    }
+
+    /// Starts all stages, follows the walk, and makes the snapshot.
+    fn run_stages(
+        &self,
+        session: &Session<'_>,
+        catalog: Catalog,
+        source: (SourceRow, SourceId),
+    ) -> Result<Summary, Error> {
+        let Options { reading, storing, policy, .. } = self.options;
+        let Watch { monitor, stop, calls } = self.watch;
+        let past = catalog.past()?;
+        catalog.clear_deferred()?;
+        let lanes = Lanes::new(policy.low_memory)?;
+        let setup = ReadSetup {
+            chunker: Chunker::new(session.trust.seed, storing.chunk_size),
+            whole_below: storing.merge_files_under as u64,
+            attributes: lanes.attributes.clone(),
+            hard_links: HardLinkCache::default(),
+            mounts: self.mounts.clone(),
+            calls: calls.clone(),
+        };
+        let settling = Settling { retries: reading.retries, longest: reading.settle_max };
+        let ahead = Readahead::default();
+        thread::scope(|threads| {
+            let _close = CloseQueues { lanes: Some(&lanes), ahead: &ahead };
+            let target = session.repository.target();
+            let sealer = session.writer.block_sealer();
+            // First one thread of each kind, which a backup can't do without.
+            let (sealing, more_sealers) = Sealing::start(threads, target, session.run, sealer, storing.compression)?;
+            let pipeline = Pipeline {
+                scope: &self.scope,
+                source: Some(source.0),
+                past,
+                rules: self.rules(),
+                readers: Some(Readers { lanes: &lanes, setup: &setup, settling }),
+                started: self.started,
+                watch: self.watch,
+                ahead: &ahead,
+            };
+            let (following, more_threads) = pipeline.start(threads)?;
+            let sealers = if policy.low_memory { 1 } else { workers(storing.compression) };
+            more_sealers.start(threads, sealers - 1);
+            more_threads.start(threads);
+
+            let publisher = Publisher::new(session, catalog, sealing, policy.commit_interval, monitor);
+            let nodes = Nodes::new(BlockStore::new(publisher, storing.merge_files_under)?);
+            let root = Parent::Source(source.0);
+            let by_ctime = reading.identity.ctime;
+            let assembler = Assembler::new(nodes, root, self.scope.root(), &setup, by_ctime, monitor);
+            let plan =
+                SnapshotPlan { session, scope: &self.scope, source, reading, policy, started: self.started, stop };
+            following.follow(SnapshotMaker::new(plan, assembler))
+        })
+    }
+}
+
+/// Finds the source of this name, or makes a new one.
+fn find_source(session: &Session<'_>, catalog: &mut Catalog, name: &str) -> Result<(SourceRow, SourceId), Error> {
+    if let Some(source) = catalog.source(name)? {
+        return Ok(source);
+    }
+    let source = Source { id: SourceId::random(), name: name.to_owned() };
+    session.announce(catalog)?;
+    session.writer.put_source(&source)?;
+    let row = catalog.add_source(source.id, name)?;
+    catalog.commit()?;
+    Ok((row, source.id))
+}
+
+/// Tells the monitor the size of the last backup, as an estimate until the walk is done.
+fn expect_as_before(catalog: &Catalog, source: Option<SourceRow>, monitor: &dyn Monitor) -> Result<(), Error> {
+    if let Some(source) = source
+        && let Some((files, bytes)) = catalog.latest_size(source)?
+    {
+        monitor.progress().expect(Total { files, bytes, estimated: true });
+    }
+    Ok(())
+}

@@ -1,0 +1,249 @@
+//! A backup: stores what the walk finds, and makes a snapshot of it.
+
+use std::os::unix::ffi::OsStrExt;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
+
+use super::entry::entry_of;
+use super::error::Error;
+use super::options::{Reading, RunPolicy};
+use super::pipeline::Follower;
+use super::session::Session;
+use super::store::assembler::{AssembledTree, Assembler, ReadCounts};
+use super::store::frames::FinishedDirectory;
+use super::store::publisher::{NewSnapshot, StoredCounts};
+use super::summary::Summary;
+use super::walk::event::Event;
+use super::walk::scope::{Origin, Scope};
+use super::walk::tree::WalkCounts;
+use crate::catalog::stats::Stats;
+use crate::catalog::{Labels, Parent, Presence, SnapshotRow, SourceRow};
+use crate::format::Timestamp;
+use crate::format::entry::{Content, Subtree};
+use crate::format::id::{SnapshotId, SourceId};
+use crate::format::name::{self, SnapshotName};
+use crate::format::snapshot::{Snapshot, Statistics};
+use crate::source::{EntryMount, now};
+
+/// The snapshot that a run is to make.
+pub(super) struct SnapshotPlan<'a> {
+    pub(super) session: &'a Session<'a>,
+    pub(super) scope: &'a Scope,
+    pub(super) source: (SourceRow, SourceId),
+    pub(super) reading: &'a Reading,
+    pub(super) policy: &'a RunPolicy,
+    pub(super) started: Timestamp,
+    pub(super) stop: &'a AtomicBool,
+}
+
+/// Follows the walk with the assembler, and makes the snapshot in the end.
+pub(super) struct SnapshotMaker<'a> {
+    plan: SnapshotPlan<'a>,
+    assembler: Assembler<'a>,
+}
+
+impl<'a> SnapshotMaker<'a> {
+    pub(super) fn new(plan: SnapshotPlan<'a>, assembler: Assembler<'a>) -> Self {
+        SnapshotMaker { plan, assembler }
+    }
+}
+
+impl Follower for SnapshotMaker<'_> {
+    fn event(&mut self, event: Event) -> Result<(), Error> {
+        self.assembler.event(event)
+    }
+
+    fn root_left(&mut self) -> Result<bool, Error> {
+        self.assembler.prepare_retry()
+    }
+
+    fn finish(self, walked: WalkCounts) -> Result<Summary, Error> {
+        let plan = self.plan;
+        let mut tree = self.assembler.finish()?;
+        // An interrupt that ended the program that fills a pipe may look like the end of the pipe at first.
+        if plan.stop.load(Ordering::Relaxed) {
+            return Err(keep_stored(&mut tree));
+        }
+        let previous = tree.nodes.catalog().latest_snapshot(plan.source.0)?;
+        let is_same = plan.is_unchanged(&tree.root, &walked, previous.as_ref().map(|(row, _)| row));
+        let snapshot = if is_same && plan.policy.skip_if_unchanged && previous.is_some() {
+            skip_snapshot(&mut tree)?;
+            None
+        } else {
+            Some(plan.write(&mut tree, &walked, previous)?)
+        };
+        let stored = tree.nodes.blocks().publisher().counts();
+        Ok(plan.summary(snapshot, walked, tree.counts, stored))
+    }
+
+    fn interrupt(self) -> Error {
+        self.assembler.interrupt().err().unwrap_or(Error::Interrupted)
+    }
+}
+
+/// Commits what is stored, without a snapshot. Returns the error that ends the run.
+fn keep_stored(tree: &mut AssembledTree<'_>) -> Error {
+    let mut commit = || -> Result<(), Error> {
+        tree.nodes.catalog().set_finished()?;
+        tree.nodes.commit()
+    };
+    commit().err().unwrap_or(Error::Interrupted)
+}
+
+/// Commits what the catalog learnt, without a snapshot.
+fn skip_snapshot(tree: &mut AssembledTree<'_>) -> Result<(), Error> {
+    let catalog = tree.nodes.catalog();
+    catalog.link_directories(&[tree.root.id])?;
+    catalog.set_finished()?;
+    tree.nodes.commit()
+}
+
+/// Removes the rows of directories that were not found again.
+fn remove_vanished(tree: &mut AssembledTree<'_>) -> Result<(), Error> {
+    let catalog = tree.nodes.catalog();
+    for gone in &tree.vanished {
+        catalog.remove_directory(Parent::Directory(gone.parent), &gone.name, gone.id)?;
+    }
+    Ok(catalog.remove_displaced()?)
+}
+
+impl SnapshotPlan<'_> {
+    /// Whether the tree is as it was in the previous snapshot.
+    fn is_unchanged(&self, root: &FinishedDirectory, walked: &WalkCounts, previous: Option<&SnapshotRow>) -> bool {
+        match self.scope.origin {
+            // The file of a pipe is always written again, with another time.
+            Origin::Stdin(_) => walked.unmodified == 1 || !root.changed,
+            Origin::Tree { .. } => {
+                let now = identity(root, false);
+                !root.changed && previous.is_some_and(|row| now.same_as(&row.root, self.reading.identity))
+            }
+        }
+    }
+
+    /// Writes the snapshot, last of all, after everything that it refers to.
+    fn write(
+        &self,
+        tree: &mut AssembledTree<'_>,
+        walked: &WalkCounts,
+        previous: Option<(SnapshotRow, Option<roaring::RoaringTreemap>)>,
+    ) -> Result<SnapshotName, Error> {
+        tree.nodes.blocks_mut().publisher_mut().announce()?;
+        remove_vanished(tree)?;
+        let mut used = tree.nodes.take_used();
+        if tree.repeated {
+            used = tree.nodes.catalog().blocks_below(tree.root.id)?;
+        }
+        // A subset: a run that broke off may have left directories that have vanished since.
+        debug_assert!(used.is_subset(&tree.nodes.catalog().blocks_below(tree.root.id)?));
+        let (previous, base) = match previous {
+            Some((row, blocks)) => (Some(row.name.id), blocks.map(|blocks| (row.name, blocks))),
+            None => (None, None),
+        };
+        let name = SnapshotName {
+            source: self.source.1,
+            sequence: self.session.generation,
+            time: name::time(self.started.seconds),
+            id: SnapshotId::random(),
+        };
+        let root = tree.nodes.root(tree.root.id, |below, node| {
+            let FinishedDirectory { stat, extended, .. } = &tree.root;
+            entry_of(Vec::new(), stat, extended.clone(), Content::Directory(Subtree { below, node }))
+        })?;
+        let row = self.row(&name, tree, walked);
+        tree.nodes.commit_snapshot(&NewSnapshot { row, used, base }, self.source.0)?;
+        // The last packs are counted only now.
+        let statistics = statistics(walked, &tree.counts, &tree.nodes.blocks().publisher().counts());
+        let Labels { host, paths, tags } = self.labels();
+        let snapshot = Snapshot {
+            name,
+            source: self.scope.name.clone(),
+            host,
+            started: self.started,
+            finished: now(),
+            paths,
+            root_path: self.scope.root_path(),
+            tags,
+            encrypted: self.session.trust.encrypted,
+            previous,
+            statistics,
+            program: concat!("brackfs ", env!("CARGO_PKG_VERSION")).into(),
+            root,
+        };
+        tree.nodes.blocks_mut().publisher_mut().put_snapshot(&snapshot)?;
+        Ok(snapshot.name)
+    }
+
+    fn labels(&self) -> Labels {
+        Labels {
+            host: rustix::system::uname().nodename().to_string_lossy().into_owned(),
+            paths: self.scope.paths.iter().map(|path| path.as_os_str().as_bytes().to_vec()).collect(),
+            tags: self.policy.tags.clone(),
+        }
+    }
+
+    fn row(&self, name: &SnapshotName, tree: &AssembledTree<'_>, walked: &WalkCounts) -> SnapshotRow {
+        let statistics = statistics(walked, &tree.counts, &tree.nodes.blocks().publisher().counts());
+        SnapshotRow {
+            name: name.clone(),
+            source: self.scope.name.clone(),
+            labels: Some(self.labels()),
+            files: statistics.files,
+            bytes: statistics.bytes,
+            stored_bytes: statistics.stored_bytes,
+            presence: Presence::Intended,
+            root: identity(&tree.root, tree.root.untrusted),
+        }
+    }
+
+    fn summary(
+        &self,
+        snapshot: Option<SnapshotName>,
+        walked: WalkCounts,
+        read: ReadCounts,
+        stored: StoredCounts,
+    ) -> Summary {
+        let Statistics { files, directories, others, bytes, .. } = statistics(&walked, &read, &stored);
+        Summary {
+            snapshot,
+            source: self.scope.name.clone(),
+            dry_run: false,
+            new_files: walked.new,
+            changed_files: walked.changed,
+            unmodified_files: walked.unmodified,
+            read_files: read.read_files,
+            files,
+            directories,
+            others,
+            bytes,
+            read_bytes: read.read_bytes,
+            added_bytes: stored.added_bytes,
+            data_packs: stored.data_packs,
+            tree_packs: stored.tree_packs,
+            data_bytes: stored.data_bytes,
+            tree_bytes: stored.tree_bytes,
+            problems: walked.problems + read.problems,
+            duration: Duration::ZERO,
+        }
+    }
+}
+
+/// The identity of a root directory.
+fn identity(root: &FinishedDirectory, untrusted: bool) -> Stats {
+    let mut stats = Stats::default();
+    if untrusted {
+        stats.push_untrusted(b"");
+    } else {
+        stats.push(b"", &root.stat, EntryMount::default());
+    }
+    stats
+}
+
+fn statistics(walked: &WalkCounts, read: &ReadCounts, stored: &StoredCounts) -> Statistics {
+    Statistics {
+        files: walked.files.saturating_sub(read.missing_files),
+        directories: walked.directories,
+        others: walked.others,
+        bytes: walked.bytes,
+        stored_bytes: stored.pack_bytes(),
+    }
+}

@@ -1,0 +1,303 @@
+//! Sealing blocks and filling packs.
+//!
+//! ```text
+//! publisher ─► sealers (compress, pad, encrypt, append to a pack) ─► storer (sync, link) ─► publisher
+//! ```
+//!
+//! All sealers append to the same open pack of each kind, so packs are full and their blocks lie nearly in the order of the
+//! walk. While the storer waits for the disk, the next pack is filled. All channels are bounded except the one back to the
+//! publisher, which never holds more than the blocks in flight.
+
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::thread::Scope;
+
+use crossbeam_channel::{Receiver, Sender, bounded, unbounded};
+
+use crate::backup::error::Error;
+use crate::backup::limits::CHANNEL;
+use crate::catalog::BlockId;
+use crate::crypt::Sealer;
+use crate::format::block::Encoder;
+use crate::format::id::RunId;
+use crate::format::index::PackKind;
+use crate::format::{BLOCK_SIZE, BlockLocation, Digest, PackId, SEALED_SIZE, name};
+use crate::storage::{Spool, Target};
+use crate::threads::{TooFew, start};
+
+/// Bytes at which a pack is stored.
+const PACK_SIZE: u64 = 16 << 20;
+
+/// A block to be sealed.
+pub(super) struct PlainBlock {
+    pub(super) block: BlockId,
+    pub(super) kind: PackKind,
+    pub(super) bytes: Vec<u8>,
+    /// Hide the exact length.
+    pub(super) pad: bool,
+}
+
+/// A sealed block with its place in a pack.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct SealedBlock {
+    pub(super) block: BlockId,
+    pub(super) kind: PackKind,
+    /// The number of the block in its pack.
+    pub(super) ordinal: u32,
+    pub(super) at: BlockLocation,
+}
+
+/// A message from the sealers or the storer.
+pub(super) enum SealResult {
+    Block(SealedBlock),
+    /// A pack is stored durably.
+    Pack {
+        pack: PackId,
+        length: u64,
+        digest: Digest,
+    },
+    /// The backup can't go on.
+    Failed(Error),
+}
+
+/// The sealers and the storer, as the publisher sees them. They end when this is dropped.
+pub(in crate::backup) struct Sealing<'t> {
+    plain: Sender<PlainBlock>,
+    /// Empty buffers of sealed blocks.
+    buffers: Receiver<Vec<u8>>,
+    packs: Arc<OpenPacks<'t>>,
+    results: Receiver<SealResult>,
+}
+
+/// Starts more sealers.
+pub(in crate::backup) struct MoreSealers<'t> {
+    plain: Receiver<PlainBlock>,
+    buffers: Sender<Vec<u8>>,
+    packs: Arc<OpenPacks<'t>>,
+    /// `None` in an unencrypted repository.
+    sealer: Option<Sealer>,
+    level: i32,
+}
+
+impl<'t> Sealing<'t> {
+    /// Starts one sealer and the storer for packs of `run`. `sealer` is `None` in an unencrypted repository; `level` is
+    /// that of zstd.
+    pub(in crate::backup) fn start<'scope>(
+        threads: &'scope Scope<'scope, '_>,
+        target: &'t Target,
+        run: RunId,
+        sealer: Option<Sealer>,
+        level: i32,
+    ) -> Result<(Self, MoreSealers<'t>), TooFew>
+    where
+        't: 'scope,
+    {
+        let (plain, plain_out) = bounded(CHANNEL);
+        let (buffers_in, buffers) = bounded(CHANNEL);
+        let (full, full_out) = bounded::<FullPack>(1);
+        let (results_in, results) = unbounded();
+        let packs = Arc::new(OpenPacks::new(target, run, full, results_in.clone()));
+        let more = MoreSealers { plain: plain_out, buffers: buffers_in, packs: packs.clone(), sealer, level };
+        more.try_start(threads, 1)?;
+        start(threads, "storing", 1, || {
+            let (full, results) = (full_out.clone(), results_in.clone());
+            move || report(store_packs(target, &full, &results), &results)
+        })?;
+        Ok((Sealing { plain, buffers, packs, results }, more))
+    }
+
+    /// An empty buffer with room for a block.
+    pub(super) fn buffer(&self) -> Vec<u8> {
+        self.buffers.try_recv().unwrap_or_else(|_| Vec::with_capacity(BLOCK_SIZE))
+    }
+
+    /// Sends a block to the sealers. Waits while they are busy.
+    pub(super) fn send(&self, block: PlainBlock) -> Result<(), Error> {
+        self.plain.send(block).map_err(|_| self.why_stopped("sealing"))
+    }
+
+    /// The next result, if one is available.
+    pub(super) fn try_next(&self) -> Option<SealResult> {
+        self.results.try_recv().ok()
+    }
+
+    /// Waits for the next result.
+    pub(super) fn next(&self) -> Result<SealResult, Error> {
+        self.results.recv().map_err(|_| Error::Stopped("sealing"))
+    }
+
+    /// Sends the open packs to the storer, however short they are.
+    pub(super) fn flush(&self) -> Result<(), Error> {
+        if self.packs.flush() { Ok(()) } else { Err(self.why_stopped("storing packs")) }
+    }
+
+    /// The error of the stage that stopped. A stage sends its error before it closes its channel.
+    fn why_stopped(&self, stage: &'static str) -> Error {
+        let failed = |result| match result {
+            SealResult::Failed(error) => Some(error),
+            _ => None,
+        };
+        self.results.try_iter().find_map(failed).unwrap_or(Error::Stopped(stage))
+    }
+}
+
+impl<'t> MoreSealers<'t> {
+    /// Starts up to `count` sealers. Without them the backup is only slower.
+    pub(in crate::backup) fn start<'scope>(self, threads: &'scope Scope<'scope, '_>, count: usize)
+    where
+        't: 'scope,
+    {
+        let _ = self.try_start(threads, count);
+    }
+
+    fn try_start<'scope>(&self, threads: &'scope Scope<'scope, '_>, count: usize) -> Result<usize, TooFew>
+    where
+        't: 'scope,
+    {
+        let level = self.level;
+        start(threads, "sealing", count, || {
+            let (plain, buffers) = (self.plain.clone(), self.buffers.clone());
+            let (packs, sealer) = (self.packs.clone(), self.sealer.clone());
+            move || report(seal_blocks(&plain, sealer.as_ref(), level, &packs, &buffers), &packs.results)
+        })
+    }
+}
+
+/// Seals blocks until the channel is closed. Buffers of blocks go back through `buffers`.
+fn seal_blocks(
+    plain: &Receiver<PlainBlock>,
+    sealer: Option<&Sealer>,
+    level: i32,
+    packs: &OpenPacks<'_>,
+    buffers: &Sender<Vec<u8>>,
+) -> Result<(), Error> {
+    let mut encoder = Encoder::new(level)?;
+    let mut frame = Vec::with_capacity(SEALED_SIZE);
+    let mut sealed = Vec::with_capacity(SEALED_SIZE);
+    for PlainBlock { block, kind, mut bytes, pad } in plain {
+        encoder.encode(&bytes, pad, &mut frame)?;
+        bytes.clear();
+        if bytes.capacity() >= BLOCK_SIZE {
+            // If the channel is full, there are enough buffers.
+            let _ = buffers.try_send(bytes);
+        }
+        let stored = match sealer {
+            Some(sealer) => {
+                sealed.clear();
+                sealer.seal(&frame, &mut sealed)?;
+                &sealed
+            }
+            None => &frame,
+        };
+        if !packs.append(block, kind, stored)? {
+            break;
+        }
+    }
+    Ok(())
+}
+
+/// Stores full packs until the channel is closed.
+fn store_packs(target: &Target, full: &Receiver<FullPack>, results: &Sender<SealResult>) -> Result<(), Error> {
+    for FullPack { pack, spool, digest } in full {
+        let length = spool.length();
+        target.store(&name::pack(pack), spool)?;
+        if results.send(SealResult::Pack { pack, length, digest }).is_err() {
+            break;
+        }
+    }
+    Ok(())
+}
+
+fn report(result: Result<(), Error>, results: &Sender<SealResult>) {
+    if let Err(error) = result {
+        // If the publisher is gone, the run has failed with an error of its own.
+        let _ = results.send(SealResult::Failed(error));
+    }
+}
+
+/// The packs that are being filled, one of each kind.
+struct OpenPacks<'t> {
+    target: &'t Target,
+    run: RunId,
+    data: Mutex<Option<OpenPack>>,
+    tree: Mutex<Option<OpenPack>>,
+    full: Sender<FullPack>,
+    results: Sender<SealResult>,
+}
+
+impl<'t> OpenPacks<'t> {
+    fn new(target: &'t Target, run: RunId, full: Sender<FullPack>, results: Sender<SealResult>) -> Self {
+        OpenPacks { target, run, data: Mutex::default(), tree: Mutex::default(), full, results }
+    }
+
+    fn lock(&self, kind: PackKind) -> MutexGuard<'_, Option<OpenPack>> {
+        let pack = match kind {
+            PackKind::Data => &self.data,
+            PackKind::Tree => &self.tree,
+        };
+        pack.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Appends a sealed block. Returns false if the publisher is gone.
+    fn append(&self, block: BlockId, kind: PackKind, bytes: &[u8]) -> Result<bool, Error> {
+        // Locked to the end: the publisher must learn of a block before it learns of the block's pack.
+        let mut slot = self.lock(kind);
+        let open = match &mut *slot {
+            Some(open) => open,
+            none => none.insert(OpenPack::new(self.target, self.run)?),
+        };
+        let (ordinal, at) = open.append(bytes)?;
+        if self.results.send(SealResult::Block(SealedBlock { block, kind, ordinal, at })).is_err() {
+            return Ok(false);
+        }
+        Ok(open.spool.length() < PACK_SIZE || self.hand_over(slot.take()))
+    }
+
+    /// Sends both packs to the storer. Returns false if that is gone.
+    fn flush(&self) -> bool {
+        [PackKind::Data, PackKind::Tree].into_iter().all(|kind| {
+            let open = self.lock(kind).take();
+            self.hand_over(open)
+        })
+    }
+
+    fn hand_over(&self, open: Option<OpenPack>) -> bool {
+        match open {
+            Some(OpenPack { pack, spool, hasher, .. }) => {
+                self.full.send(FullPack { pack, spool, digest: hasher.finalize().into() }).is_ok()
+            }
+            None => true,
+        }
+    }
+}
+
+/// A pack that is being filled.
+struct OpenPack {
+    pack: PackId,
+    spool: Spool,
+    hasher: blake3::Hasher,
+    blocks: u32,
+}
+
+impl OpenPack {
+    fn new(target: &Target, run: RunId) -> Result<Self, Error> {
+        let pack = PackId::of_run(run);
+        Ok(OpenPack { pack, spool: target.spool(&name::pack(pack))?, hasher: blake3::Hasher::new(), blocks: 0 })
+    }
+
+    /// Returns the number of the block in the pack, and its place.
+    fn append(&mut self, bytes: &[u8]) -> Result<(u32, BlockLocation), Error> {
+        let offset = self.spool.length();
+        self.spool.append(bytes)?;
+        self.hasher.update(bytes);
+        let ordinal = self.blocks;
+        self.blocks += 1;
+        Ok((ordinal, BlockLocation { pack: self.pack, offset, length: bytes.len() as u32 }))
+    }
+}
+
+/// A pack that is ready to be stored.
+struct FullPack {
+    pack: PackId,
+    spool: Spool,
+    digest: Digest,
+}
