@@ -1,10 +1,10 @@
-//! Calls to the source's file systems that have not returned.
+//! System calls on the source that do not return.
 //!
-//! A call to a server, or to a FUSE program, may never return, and a thread that waits in the kernel can't be ended. So
-//! each thread notes what it asks before it asks, and a watching thread says what has not answered for long. When the run
-//! is told to stop and such a call keeps it from that, the engine commits what it has, and the process ends.
+//! A call to a server, or to a FUSE program, may never return, and a thread that waits in the kernel can't be killed. So each
+//! thread notes a call before it makes it, and a watcher thread reports paths that do not answer for long. If such a call
+//! keeps the run from stopping, the run commits what it has, and the process exits.
 //!
-//! A note costs a lock that nobody else wants and a copy of the names; each further name two stores.
+//! A note costs an uncontended lock and a copy of the names; each further name costs two stores.
 
 use std::ffi::OsStr;
 use std::os::unix::ffi::OsStrExt;
@@ -18,23 +18,23 @@ use crossbeam_channel::{Receiver, RecvTimeoutError};
 use crate::monitor::Monitor;
 use crate::source::SharedPath;
 
-/// Calls that are noted at once: more than there are threads.
+/// Calls that can be noted at once: more than there are threads.
 const MOST: usize = 64;
 
-/// Bytes that most names and their NUL take at most.
+/// Bytes that suffice for most names with their NUL.
 const NAME_LENGTH: usize = 24;
 
-/// How long a call may take before something is said, or done.
+/// How long a call may take.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct CallTimeouts {
-    /// Before it is said which path does not answer.
+    /// Until its path is reported.
     silence: Duration,
-    /// Before a run that is to stop no longer waits.
+    /// Until a run that is to stop abandons it.
     stopping: Duration,
-    /// Before a run that no longer waits ends without a commit.
+    /// Until a run that has abandoned it ends without a commit.
     commit: Duration,
-    /// Time between two looks.
-    look: Duration,
+    /// Time between two checks.
+    poll: Duration,
 }
 
 impl Default for CallTimeouts {
@@ -43,7 +43,7 @@ impl Default for CallTimeouts {
             silence: Duration::from_secs(30),
             stopping: Duration::from_secs(5),
             commit: Duration::from_secs(10),
-            look: Duration::from_millis(500),
+            poll: Duration::from_millis(500),
         }
     }
 }
@@ -52,7 +52,7 @@ impl Default for CallTimeouts {
 pub(super) struct Calls {
     slots: [CallSlot; MOST],
     timeouts: CallTimeouts,
-    /// A call that keeps the run from stopping is no longer waited for.
+    /// The run no longer waits for calls that keep it from stopping.
     abandoned: AtomicBool,
     closed: Mutex<bool>,
     changed: Condvar,
@@ -60,17 +60,17 @@ pub(super) struct Calls {
 
 #[derive(Default)]
 struct CallSlot {
-    /// What is asked; none if the slot is free.
+    /// The call; `None` if the slot is free.
     asked: Mutex<Option<Asked>>,
-    /// Which of the names is asked about.
+    /// The number of the name that the call is about.
     at: AtomicUsize,
-    /// Changes with each call. Odd while there is one.
+    /// Changes with each call. Odd during a call.
     step: AtomicU64,
 }
 
 struct Asked {
     directory: SharedPath,
-    /// Names in it, with a NUL behind each. None: the directory itself is asked about.
+    /// Names in it, NUL-terminated. Empty if the call is about the directory itself.
     names: Vec<u8>,
 }
 
@@ -89,17 +89,17 @@ impl CallSlot {
         self.asked.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Only the thread that has the slot calls it.
+    /// To be called only by the thread that has the slot.
     fn advance(&self, steps: u64) {
         self.step.store(self.step.load(Ordering::Relaxed).wrapping_add(steps), Ordering::Relaxed);
     }
 }
 
-/// Calls that a thread makes one after the other. They are over when it is dropped.
+/// Calls of one thread, one after the other. The last one ends when this is dropped.
 pub(super) struct NotedCall<'c>(Option<&'c CallSlot>);
 
 impl NotedCall<'_> {
-    /// The call about one name returned, and that about the next one begins.
+    /// Goes on to the call about the next name.
     pub(super) fn next(&self) {
         if let Some(slot) = self.0 {
             slot.at.store(slot.at.load(Ordering::Relaxed) + 1, Ordering::Relaxed);
@@ -107,7 +107,7 @@ impl NotedCall<'_> {
         }
     }
 
-    /// Does `work` that is no call to the source.
+    /// Does `work` that makes no call to the source.
     pub(super) fn pause<T>(&self, work: impl FnOnce() -> T) -> T {
         if let Some(slot) = self.0 {
             slot.advance(1);
@@ -146,18 +146,18 @@ impl Calls {
         }
     }
 
-    /// Notes that a directory is asked about.
+    /// Notes a call about a directory.
     pub(super) fn about(&self, directory: SharedPath) -> NotedCall<'_> {
         self.about_names(directory, [])
     }
 
-    /// Notes that these names in a directory are asked about, one after the other: [`NotedCall::next`] goes on to the next.
+    /// Notes calls about names in a directory, one after the other: see [`NotedCall::next`].
     pub(super) fn about_names<'n>(
         &self,
         directory: SharedPath,
         names: impl IntoIterator<Item = &'n OsStr>,
     ) -> NotedCall<'_> {
-        /// The slot at which a thread begins to look for a free one.
+        /// The slot where a thread starts to search for a free one.
         fn first() -> usize {
             static THREADS: AtomicUsize = AtomicUsize::new(0);
             thread_local!(static FIRST: usize = THREADS.fetch_add(1, Ordering::Relaxed));
@@ -181,15 +181,15 @@ impl Calls {
         NotedCall(None)
     }
 
-    /// Whether the run must end although a call has not returned.
+    /// Whether the run must end while a call has not returned.
     pub(super) fn are_abandoned(&self) -> bool {
         self.abandoned.load(Ordering::Relaxed)
     }
 
-    /// Waits for a message. None: there will be no more, or none is waited for because calls were abandoned.
+    /// Waits for a message. `None` if the channel is closed, or once calls are abandoned.
     pub(super) fn receive<T>(&self, messages: &Receiver<T>) -> Option<T> {
         while !self.are_abandoned() {
-            match messages.recv_timeout(self.timeouts.look) {
+            match messages.recv_timeout(self.timeouts.poll) {
                 Ok(message) => return Some(message),
                 Err(RecvTimeoutError::Timeout) => {}
                 Err(RecvTimeoutError::Disconnected) => return None,
@@ -204,7 +204,7 @@ impl Calls {
         let (mut stopping, mut abandoned): (Option<Instant>, Option<Instant>) = (None, None);
         loop {
             let closed = self.closed.lock().unwrap_or_else(PoisonError::into_inner);
-            let wait = self.changed.wait_timeout_while(closed, self.timeouts.look, |closed| !*closed);
+            let wait = self.changed.wait_timeout_while(closed, self.timeouts.poll, |closed| !*closed);
             if *wait.unwrap_or_else(PoisonError::into_inner).0 {
                 return;
             }
@@ -244,7 +244,7 @@ impl Calls {
         slot.asked().as_ref().map(|asked| asked.path(slot.at.load(Ordering::Relaxed)))
     }
 
-    /// Ends the process because of the calls that were abandoned, if whoever runs it has it so.
+    /// Tells the monitor about an abandoned call. It may end the process.
     pub(super) fn leave(&self, monitor: &dyn Monitor) {
         let is_busy = |slot: &&CallSlot| slot.step.load(Ordering::Relaxed) % 2 == 1;
         if let Some(path) = self.slots.iter().filter(is_busy).find_map(|slot| self.path(slot)) {
@@ -266,7 +266,7 @@ mod tests {
 
     use super::*;
 
-    /// Remembers what it is told.
+    /// A monitor that keeps its messages.
     #[derive(Default)]
     struct Told {
         notes: Mutex<Vec<String>>,
@@ -307,7 +307,7 @@ mod tests {
 
     const LONG: Duration = Duration::from_secs(10_000);
     const SHORT: Duration = Duration::from_millis(5);
-    const QUICK: CallTimeouts = CallTimeouts { silence: SHORT, stopping: SHORT, commit: SHORT, look: SHORT };
+    const QUICK: CallTimeouts = CallTimeouts { silence: SHORT, stopping: SHORT, commit: SHORT, poll: SHORT };
 
     #[test]
     fn a_path_that_does_not_answer_is_named_once() {
@@ -328,7 +328,7 @@ mod tests {
     }
 
     #[test]
-    fn work_that_is_no_call_may_take_long() {
+    fn other_work_may_take_long() {
         let told = watched(CallTimeouts { stopping: LONG, ..QUICK }, false, |calls, _| {
             let call = calls.about(SharedPath::from(Path::new("/d")));
             call.pause(|| thread::sleep(20 * SHORT));
@@ -338,7 +338,7 @@ mod tests {
     }
 
     #[test]
-    fn a_run_that_is_to_stop_abandons_a_call_that_does_not_return() {
+    fn a_run_that_is_to_stop_abandons_a_call_that_hangs() {
         let told = watched(QUICK, true, |calls, told| {
             let _call = calls.about(SharedPath::from(Path::new("/d")));
             wait_until(|| calls.are_abandoned());

@@ -119,7 +119,7 @@ mod tests {
     fn a_file_that_a_process_may_write_to_is_read_twice_and_not_deferred_if_equal() {
         let written_to = Observation { written_to: true, ..STILL };
         assert_eq!(verdict(written_to, ALL, Some(false)), Verdict { doubtful: true, ..GOOD });
-        assert_eq!(verdict(Observation { size: 0, expected_size: 0, ..written_to }, ALL, None).changed, false);
+        assert!(!verdict(Observation { size: 0, expected_size: 0, ..written_to }, ALL, None).changed);
     }
 
     #[test]

@@ -1,7 +1,7 @@
-//! Lists of paths: one a line, or with a NUL behind each.
+//! Lists of paths: one per line, or NUL-terminated.
 //!
-//! A list is taken for one with NULs if there is one among its first bytes, more than any path has. A path stands
-//! as it is: blanks belong to it, and there are no comments and no patterns. Empty ones are passed over.
+//! A list is NUL-terminated if there is a NUL within the first 64 KiB, which is more than any path has. Paths are taken
+//! literally: blanks count, and there are no comments or patterns. Empty paths are skipped.
 
 use std::fs::File;
 use std::io::{self, BufRead, BufReader, Read};
@@ -13,13 +13,14 @@ use crate::backup::error::Error;
 /// More bytes than a path may have.
 const LONGEST: u64 = 64 << 10;
 
-/// Calls `each` with the paths of a list, one after the other; `-` is standard input. A list without any, or one
-/// that is none, is an error.
+/// Calls `each` with the paths of a list, one after the other; `-` is standard input. Fails if the list is empty, or not a
+/// list of paths.
 pub(super) fn read(list: &Path, each: &mut dyn FnMut(&Path)) -> Result<(), Error> {
     let failed = |e| Error::Usage(format!("cannot read the list of files {}: {e}", list.display()));
-    let result = match list == Path::new("-") {
-        true => read_from(io::stdin().lock(), each),
-        false => File::open(list).and_then(|file| read_from(BufReader::new(file), each)),
+    let result = if list == Path::new("-") {
+        read_from(io::stdin().lock(), each)
+    } else {
+        File::open(list).and_then(|file| read_from(BufReader::new(file), each))
     };
     match result.map_err(failed)? {
         0 => Err(Error::Usage(format!("the list of files {} is empty: it names nothing to back up", list.display()))),
@@ -27,7 +28,7 @@ pub(super) fn read(list: &Path, each: &mut dyn FnMut(&Path)) -> Result<(), Error
     }
 }
 
-/// Returns how many paths there were.
+/// Returns the number of paths.
 fn read_from(mut list: impl BufRead, each: &mut dyn FnMut(&Path)) -> io::Result<u64> {
     let mut head = Vec::new();
     list.by_ref().take(LONGEST).read_to_end(&mut head)?;
@@ -66,20 +67,20 @@ mod tests {
     }
 
     #[test]
-    fn lines_are_paths_as_they_stand() {
+    fn lines_are_taken_literally() {
         assert_eq!(paths(b"/a\n\n b \n#c\n./-\nlast"), ["/a", " b ", "#c", "./-", "last"]);
         assert!(paths(b"").is_empty() && paths(b"\n\n").is_empty());
     }
 
     #[test]
-    fn with_a_nul_in_it_it_is_separated_by_nuls() {
+    fn a_list_with_a_nul_is_nul_terminated() {
         assert_eq!(paths(b"/a\nb\0c\0"), ["/a\nb", "c"]);
         assert_eq!(paths(b"one\0two"), ["one", "two"]);
         assert!(paths(b"\0\0").is_empty());
     }
 
     #[test]
-    fn a_list_may_be_longer_than_what_is_looked_at_first() {
+    fn a_list_may_be_long() {
         for separator in ['\n', '\0'] {
             let names: Vec<_> = (0..20_000).map(|number| format!("/some/directory/{number}")).collect();
             let list: String = names.iter().flat_map(|name| [name.as_str().into(), separator.to_string()]).collect();
@@ -88,7 +89,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_no_list_does_not_fill_the_memory() {
+    fn other_files_do_not_fill_the_memory() {
         let error = read_from(BufReader::new(io::repeat(b'x')), &mut |_| panic!("a path")).unwrap_err();
         assert_eq!(error.to_string(), "what follows path 0 is too long for a path");
     }

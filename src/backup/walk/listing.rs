@@ -1,11 +1,11 @@
-//! What a walk finds in a directory: names in order, and what each of them is, looked at ahead of the walk.
+//! The entries of a directory: names in order, each with a stat, read ahead of the walk.
 //!
-//! What is left out by its name, its kind as the listing says it, or because a mount is not wanted, is not looked at: it
-//! may be on a server or behind a FUSE program that does not answer.
+//! There is no stat call for entries that are excluded by name, by the kind that the listing shows, or as an unwanted mount:
+//! these may be on a server, or behind a FUSE program, that does not answer.
 //!
-//! A short directory is looked at as a whole, and those below it with it, until they have [`PIECE_ENTRIES`] entries
-//! together: less would be over before a helper woke up. At most [`SIBLINGS`] such pieces are made for each level of
-//! the tree; of a longer directory [`BATCHES`] batches of names are looked at ahead. Each takes some 50 KiB.
+//! A short directory is read as one piece of work, with directories below it, until the piece has [`PIECE_ENTRIES`] entries:
+//! less would be done before a helper woke up. There are at most [`SIBLINGS`] pieces for each level of the tree. Of a long
+//! directory, [`BATCHES`] batches of names are read ahead. Each takes some 50 KiB.
 
 use std::collections::VecDeque;
 use std::ffi::{OsStr, OsString};
@@ -19,17 +19,17 @@ use crate::backup::limits::{Directories, OpenAhead};
 use crate::format::{Kind, Timestamp};
 use crate::source::{Directory, Error, FoundTags, ListedName, Mount, MountPlace, Stat, now};
 
-/// Directories beside each other that are looked into ahead.
+/// Neighbouring directories that are read ahead.
 pub(super) const SIBLINGS: usize = 8;
-/// Names in a directory that is looked into as a whole.
+/// Most names in a directory that is read as one piece.
 const SHORT: usize = 256;
-/// Entries that are looked at as one piece of work.
+/// Entries in a piece of work.
 const PIECE_ENTRIES: usize = 512;
-/// Directories in such a piece. Each is open until the walk has been there.
+/// Directories in a piece of work. Each is open until the walk has been there.
 const PIECE_DIRECTORIES: usize = 16;
-/// Names that are looked at together.
+/// Names in a batch.
 const BATCH: usize = 128;
-/// Batches that are looked at ahead.
+/// Batches that are read ahead.
 const BATCHES: usize = 8;
 
 /// A name in a directory.
@@ -37,28 +37,28 @@ pub(super) struct Name {
     pub(super) name: OsString,
     /// As [`ListedName::is_directory`].
     is_directory: Option<bool>,
-    /// A path that was given is or goes through it: a mount there is entered.
+    /// A given path is, or goes through, this entry: if it is a mount, it is entered.
     given: bool,
 }
 
 impl Name {
-    /// One that is known to be in the directory.
+    /// A name from a listing of the directory.
     pub(super) fn listed(ListedName { name, is_directory }: ListedName) -> Self {
         Name { name, is_directory, given: false }
     }
 
-    /// One that may be there.
+    /// A name that the directory may have.
     pub(super) fn unlisted(name: OsString) -> Self {
         Name { name, is_directory: None, given: false }
     }
 
-    /// The same, and whether a path that was given is or goes through it.
+    /// The same name, with whether a given path is, or goes through, it.
     pub(super) fn if_given(self, given: bool) -> Self {
         Name { given, ..self }
     }
 }
 
-/// What all directories of a walk share.
+/// Shared by all directories of a walk.
 #[derive(Clone)]
 pub(super) struct WalkContext {
     pub(super) rules: Arc<Rules>,
@@ -66,7 +66,7 @@ pub(super) struct WalkContext {
     pub(super) directories: Arc<Directories>,
 }
 
-/// What is known about a directory before its entries are looked at.
+/// What is known about a directory before its entries are read.
 #[derive(Clone)]
 pub(super) struct Ground {
     pub(super) context: WalkContext,
@@ -75,17 +75,17 @@ pub(super) struct Ground {
     pub(super) borders: Borders,
 }
 
-/// The file system of the path that was given and led to a directory.
+/// The file system of the given path that led to a directory.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct Borders {
-    /// Its device, as a stat shows it.
+    /// Its device in stats.
     pub(super) device: u64,
-    /// Its device, as the mount table has it. None: the table does not have it.
+    /// Its device in the mount table. `None` if the table does not have it.
     pub(super) file_system: Option<u64>,
 }
 
 impl Ground {
-    /// The mount that a name in the directory is, if that is left empty.
+    /// The mount at a name, if it is left empty.
     fn left_empty(&self, name: &Name) -> Option<Mount> {
         let mounted = self.mounts.as_ref()?.child(&name.name)?.mounted()?;
         let foreign = self.context.rules.one_file_system && Some(mounted.device) != self.borders.file_system;
@@ -96,28 +96,28 @@ impl Ground {
         self.mounts.as_ref().and_then(|place| place.child(name)).is_some_and(|place| place.mounted().is_some())
     }
 
-    /// The same of a directory in it.
+    /// The ground of a directory in this one.
     fn child(&self, name: &OsStr) -> Ground {
         let mounts = self.mounts.as_ref().and_then(|place| place.child(name)).cloned();
         Ground { mounts, ..self.clone() }
     }
 
-    /// Looks at names in `directory`, but for those that are left out.
-    fn look_at(&self, directory: &Directory, names: Vec<Name>) -> Vec<StatResult> {
+    /// Stats the entries of these names, except excluded ones.
+    fn stat_all(&self, directory: &Directory, names: Vec<Name>) -> Vec<StatResult> {
         let looked = now();
         let path = (!self.context.rules.exclude.is_empty()).then(|| directory.path());
         let call =
             self.context.calls.about_names(directory.shared_path(), names.iter().map(|name| name.name.as_os_str()));
         let mut looks = Vec::with_capacity(names.len());
         for name in names {
-            looks.extend(self.look(directory, name, path.as_ref(), looked));
+            looks.extend(self.stat(directory, name, path.as_ref(), looked));
             call.next();
         }
         looks
     }
 
-    /// Looks at a name. None: it is left out. `path`: that of the directory, if there are patterns.
-    fn look(&self, directory: &Directory, name: Name, path: Option<&PathBuf>, looked: Timestamp) -> Option<StatResult> {
+    /// Stats an entry. `None` if it is excluded. `path` is that of the directory, if there are patterns.
+    fn stat(&self, directory: &Directory, name: Name, path: Option<&PathBuf>, looked: Timestamp) -> Option<StatResult> {
         let mut is_directory = name.is_directory;
         if is_directory.is_none() && self.is_mount(&name.name) {
             is_directory = directory.is_mounted_directory(&name.name);
@@ -151,25 +151,25 @@ impl Ground {
 pub(super) struct StatEntry {
     pub(super) name: OsString,
     pub(super) stat: Stat,
-    /// A time before it was looked at.
+    /// A time before the stat call.
     pub(super) looked: Timestamp,
-    /// It is this mount, which is left empty and must not be asked anything.
+    /// It is the mount point of this mount, which is left empty and must not be accessed.
     pub(super) mounted: Option<Mount>,
 }
 
-/// An entry, or a name and why it can't be looked at.
+/// An entry, or its name and the error of the stat call.
 pub(super) type StatResult = Result<StatEntry, (OsString, Error)>;
 
-/// A directory that was opened.
+/// An open directory.
 pub(super) struct OpenedDirectory {
     pub(super) directory: Arc<Directory>,
-    /// Entries that say that no others are wanted.
+    /// Entries that exclude all others.
     pub(super) tagged: FoundTags,
-    /// All that is in it, unless that is much.
+    /// Its entries, if it is short and they were read already.
     short: Option<Vec<StatResult>>,
-    /// Directories in it that were looked into, too.
+    /// Directories in it that were read already.
     pub(super) below: Below,
-    /// It is open before the walk is there.
+    /// Counts it as opened ahead of the walk.
     pub(super) ahead: Option<OpenAhead>,
 }
 
@@ -177,9 +177,9 @@ pub(super) struct OpenedDirectory {
 pub(super) type Below = VecDeque<(OsString, OpenedDirectory)>;
 
 impl OpenedDirectory {
-    /// Opens a directory and, if it is short, looks at what is in it, and at some of what is below it.
+    /// Opens a directory and, if it is short, reads its entries, and some directories below it.
     ///
-    /// None: it can't be opened, or not yet. The walk will see.
+    /// `None` if it can't be opened, or not yet. The walk tries again.
     pub(super) fn with_below(above: &Directory, name: &OsStr, ground: &Ground) -> Option<Self> {
         let mut piece = PieceBudget { entries: PIECE_ENTRIES, directories: PIECE_DIRECTORIES };
         OpenedDirectory::within(&mut piece, above, name, ground)
@@ -194,10 +194,10 @@ impl OpenedDirectory {
         if !opened.tagged.tags.is_empty() {
             return Some(opened);
         }
-        // What fails here fails again when the walk comes, which reports it.
+        // Errors are ignored here: the walk tries again, and reports them.
         let Some(names) = opened.directory.list_short(SHORT).ok().flatten() else { return Some(opened) };
         drop(call);
-        let looks = ground.look_at(&opened.directory, names.into_iter().map(Name::listed).collect());
+        let looks = ground.stat_all(&opened.directory, names.into_iter().map(Name::listed).collect());
         piece.entries = piece.entries.saturating_sub(looks.len());
         for StatEntry { name, stat, mounted, .. } in looks.iter().flatten() {
             if piece.entries == 0 || piece.directories == 0 {
@@ -213,14 +213,14 @@ impl OpenedDirectory {
         Some(opened)
     }
 
-    /// A directory of which not everything may be wanted.
+    /// A directory, and the tags in it.
     pub(super) fn open(directory: Directory, rules: &Rules) -> Self {
         let tagged = rules.tags.in_directory(&directory);
         OpenedDirectory { directory: Arc::new(directory), tagged, short: None, below: Below::new(), ahead: None }
     }
 }
 
-/// How much more is looked at in one go.
+/// What a piece of work may still take.
 struct PieceBudget {
     entries: usize,
     directories: usize,
@@ -237,24 +237,24 @@ pub(super) struct Entries<'p> {
     ahead: VecDeque<Later<Vec<StatResult>>>,
     names: Option<Names<'p>>,
     depth: usize,
-    /// Why there are no more names.
+    /// The error that ended the names.
     failed: Option<Error>,
     /// Batches so far.
     batches: usize,
 }
 
-/// What comes next.
+/// The next of a directory's entries.
 pub(super) enum Next {
     Entry(StatResult),
     /// The directory can't be read to its end.
     Failed(Error),
-    /// A part of the backup came to grief.
+    /// A helper panicked.
     Lost,
     End,
 }
 
 impl<'p> Entries<'p> {
-    /// Those of a directory `depth` deep in the tree, by `names` unless they were looked at when it was opened.
+    /// The entries of a directory at this depth of the tree. `names` is called unless they were read when it was opened.
     pub(super) fn new(
         opened: &mut OpenedDirectory,
         ground: Ground,
@@ -283,17 +283,17 @@ impl<'p> Entries<'p> {
 
     pub(super) fn next(&mut self, ahead: &Readahead) -> Next {
         while self.ready.is_empty() && (self.names.is_some() || !self.ahead.is_empty()) {
-            // The first batch may be all there is, and is wanted at once.
+            // The first batch is needed now, and is often the only one.
             let most = if self.batches == 0 { 1 } else { BATCHES };
             while self.ahead.len() < most
                 && let Some(names) = self.batch()
             {
                 self.batches += 1;
                 self.ahead.push_back(match self.batches {
-                    1 => Later::now(self.ground.look_at(&self.directory, names)),
+                    1 => Later::now(self.ground.stat_all(&self.directory, names)),
                     _ => {
                         let (directory, ground) = (self.directory.clone(), self.ground.clone());
-                        ahead.send(self.depth, move || ground.look_at(&directory, names))
+                        ahead.send(self.depth, move || ground.stat_all(&directory, names))
                     }
                 });
             }
@@ -313,7 +313,7 @@ impl<'p> Entries<'p> {
         }
     }
 
-    /// The next names to be looked at together.
+    /// The next batch of names.
     fn batch(&mut self) -> Option<Vec<Name>> {
         let names = self.names.as_mut()?;
         let mut batch = Vec::with_capacity(BATCH);

@@ -1,20 +1,20 @@
-//! What of a tree is wanted: all of it, or what leads to some paths and what is below them.
+//! The wanted part of a tree: all of it, or some paths with everything below them.
 //!
-//! The paths stand in one buffer, sorted, each as the names that lead to it with a NUL before each name; a
-//! directory's own part of them is a stretch. So a path takes its own length and 16 bytes more, and while
-//! the paths are gathered at most twice that: a list of a million paths of 100 bytes takes about 120 MB.
+//! All paths are in one buffer, as names with a NUL before each, and sorted, so the paths below a directory are a range. A
+//! path takes its length and 16 bytes more, and up to twice that while paths are added: a list of a million paths of 100
+//! bytes takes about 120 MB.
 
 use std::ffi::{OsStr, OsString};
 use std::os::unix::ffi::{OsStrExt, OsStringExt};
 use std::path::{Component, Path};
 
-/// Paths of which each is wanted with all below it. Without any: everything is wanted.
+/// Wanted paths, each with everything below it. By default everything is wanted.
 #[derive(Debug, Default)]
 pub(in crate::backup) struct PathSet {
     names: Vec<u8>,
-    /// Where each path stands in `names`.
+    /// The range of each path in `names`.
     spans: Vec<Span>,
-    /// Given are paths, even if there are none.
+    /// Only the paths are wanted, even if there are none.
     limited: bool,
 }
 
@@ -31,12 +31,12 @@ impl Span {
 }
 
 impl PathSet {
-    /// Gathers paths.
+    /// An empty set: nothing is wanted.
     pub(in crate::backup) fn limited() -> Self {
         PathSet { limited: true, ..PathSet::default() }
     }
 
-    /// Adds a path, which is absolute.
+    /// Adds an absolute path.
     pub(in crate::backup) fn add(&mut self, path: &Path) {
         let start = self.names.len();
         for part in path.components() {
@@ -45,12 +45,12 @@ impl PathSet {
                 self.names.extend_from_slice(part.as_bytes());
             }
         }
-        // A path is as long as the system takes at most, which is much less.
+        // The system accepts only much shorter paths.
         let length = u32::try_from(self.names.len() - start).unwrap_or(u32::MAX);
         self.spans.push(Span { start, length });
     }
 
-    /// Makes the paths ready to be asked for.
+    /// Sorts the paths, once all are added.
     pub(in crate::backup) fn finish(mut self) -> Self {
         let names = &self.names;
         // With NUL between names, bytes sort as names do, directory by directory.
@@ -60,21 +60,21 @@ impl PathSet {
         self
     }
 
-    /// The part of the root.
+    /// The wanted part of the root.
     pub(in crate::backup) fn root(&self) -> Subset<'_> {
         Subset { names: &self.names, spans: &self.spans, length: 0, whole: !self.limited }.or_given()
     }
 }
 
-/// What is wanted of a directory.
+/// The wanted part of a directory.
 #[derive(Debug, Clone, Copy)]
 pub(in crate::backup) struct Subset<'s> {
     names: &'s [u8],
-    /// The paths to it and to what is below it.
+    /// The paths to it and below it.
     spans: &'s [Span],
-    /// Bytes of each that lead to the directory.
+    /// The length of the directory's own path, with which each begins.
     length: usize,
-    /// Everything in it is wanted.
+    /// Everything in the directory is wanted.
     pub(in crate::backup) whole: bool,
 }
 
@@ -94,12 +94,12 @@ impl<'s> Subset<'s> {
         self.spans.len() > usize::from(self.is_given())
     }
 
-    /// Only what leads to the paths below it.
+    /// The same part without entries that lead to no path.
     pub(in crate::backup) fn without_the_rest(self) -> Self {
         Subset { whole: false, ..self }
     }
 
-    /// The name below the directory that a path goes on with; none if it ends there.
+    /// The next name of a path after the directory. `None` if the path ends there.
     fn next(&self, span: &Span) -> Option<&'s [u8]> {
         span.of(self.names).get(self.length + 1..)?.split(|byte| *byte == 0).next()
     }
@@ -125,7 +125,7 @@ impl<'s> Subset<'s> {
         !self.child(name).spans.is_empty()
     }
 
-    /// What is wanted of what has this name in it.
+    /// The wanted part of an entry.
     pub(in crate::backup) fn child(&self, name: &OsStr) -> Subset<'s> {
         let name = name.as_bytes();
         let start = self.spans.partition_point(|span| self.next(span) < Some(name));
@@ -154,7 +154,7 @@ mod tests {
     }
 
     #[test]
-    fn everything_is_whole_all_the_way_down() {
+    fn by_default_every_directory_is_whole() {
         let all = PathSet::default();
         for path in ["/", "/a", "/a/b"] {
             let part = at(&all, path);
@@ -163,7 +163,7 @@ mod tests {
     }
 
     #[test]
-    fn only_what_leads_to_paths_is_named_and_below_them_all_is_wanted() {
+    fn paths_are_wanted_with_everything_below_them() {
         let s = selection(&["/home/me", "/etc/fstab", "/home/me too/x", "/etc/passwd", "/etc/fstab"]);
         assert_eq!(names(s.root()), ["etc", "home"]);
         assert_eq!(names(at(&s, "/etc")), ["fstab", "passwd"]);
@@ -186,7 +186,7 @@ mod tests {
     }
 
     #[test]
-    fn a_path_below_another_is_still_known() {
+    fn a_path_below_another_one_is_kept() {
         let s = selection(&["/a/b/c", "/a"]);
         let a = at(&s, "/a");
         assert!(a.whole && a.is_given() && a.leads_further());
@@ -211,7 +211,7 @@ mod tests {
     }
 
     #[test]
-    fn no_paths_want_nothing() {
+    fn an_empty_set_wants_nothing() {
         let s = selection(&[]);
         assert!(!s.root().whole && names(s.root()).is_empty());
     }

@@ -1,10 +1,10 @@
-//! Where in the source an event is: events say no more than the name.
+//! The path of the current directory: events have only names.
 
 use std::ffi::OsStr;
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 
-/// The path of the directory that the walk is in, for those who follow it.
+/// The path of the directory that a walk is in.
 pub(in crate::backup) struct PathStack {
     path: PathBuf,
 }
@@ -15,14 +15,14 @@ impl PathStack {
         PathStack { path: root.to_owned() }
     }
 
-    /// A directory begins; the root has no name.
+    /// Enters a directory. The root has no name.
     pub(in crate::backup) fn enter(&mut self, name: &[u8]) {
         if !name.is_empty() {
             self.path.push(OsStr::from_bytes(name));
         }
     }
 
-    /// A directory ends.
+    /// Leaves the directory.
     pub(in crate::backup) fn leave(&mut self) {
         self.path.pop();
     }
@@ -32,7 +32,7 @@ impl PathStack {
         &self.path
     }
 
-    /// What has this name in it.
+    /// The path of an entry of the directory.
     pub(in crate::backup) fn child(&self, name: &[u8]) -> PathBuf {
         self.path.join(OsStr::from_bytes(name))
     }

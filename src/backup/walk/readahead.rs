@@ -1,19 +1,19 @@
-//! Work that is done ahead of its turn, by helpers, or else by who needs it.
+//! A queue of work that helper threads do ahead of the walk.
 //!
-//! The walk goes through a tree in order, and would mostly wait: for the kernel, and on a cold disk for the disk. So
-//! it says early what it will ask for, and helpers begin with that. Who asks before they did does it himself: nobody
-//! ever waits for work that has not begun.
+//! A walk that goes through a tree in order mostly waits: for the kernel, and on a cold disk for the disk. So it queues early
+//! what it will need, and helpers start on that. If no helper has started a task when the walk needs it, the walk does it
+//! itself; it never waits for unstarted work.
 
 use std::array;
 use std::collections::VecDeque;
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 
-/// Most tasks of work that are sent and not asked for yet. Further ones are done when they are asked for.
+/// Most tasks whose results were not asked for yet. Further tasks are done when they are asked for.
 const MOST: usize = 32;
-/// Levels of a tree that are told apart.
+/// Levels of a tree with a queue of their own.
 const LEVELS: usize = 64;
 
-/// Work to be done. Clones are the same work.
+/// The queue. Clones are the same queue.
 #[derive(Clone, Default)]
 pub(in crate::backup) struct Readahead(Arc<ReadaheadShared>);
 
@@ -24,18 +24,18 @@ struct ReadaheadShared {
 }
 
 struct Queue {
-    /// By depth in the tree: what is deepest is asked for first.
+    /// Tasks by depth in the tree: the walk needs the deepest ones first.
     levels: [VecDeque<Arc<dyn Runnable>>; LEVELS],
     waiting: usize,
-    /// Sent and not asked for.
+    /// Tasks whose results were not asked for yet.
     unasked: usize,
     closed: bool,
 }
 
-/// The result of a task of work, some time.
+/// The future result of a task.
 pub(in crate::backup) struct Later<T> {
     task: Arc<Task<T>>,
-    /// It counts as one that is sent and not asked for.
+    /// The queue that counts it as not asked for.
     counted: Option<Readahead>,
 }
 
@@ -48,12 +48,12 @@ enum TaskState<T> {
     Waiting(Box<dyn FnOnce() -> T + Send>),
     Begun,
     Done(T),
-    /// Whoever did it came to grief.
+    /// The task panicked.
     Lost,
 }
 
 trait Runnable: Send + Sync {
-    /// Does the work, unless somebody else did or does.
+    /// Does the task, unless another thread has started it.
     fn run_if_waiting(&self);
 }
 
@@ -76,7 +76,7 @@ impl Readahead {
         self.0.queue.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Does what is sent until [`Readahead::close`].
+    /// Does tasks until [`Readahead::close`].
     pub(in crate::backup) fn help(&self) {
         loop {
             let idle = |queue: &mut Queue| !queue.closed && queue.waiting == 0;
@@ -92,13 +92,13 @@ impl Readahead {
         }
     }
 
-    /// Lets helpers go when they have done what they are at.
+    /// Ends the helpers. Each finishes its current task.
     pub(in crate::backup) fn close(&self) {
         self.queue().closed = true;
         self.0.more.notify_all();
     }
 
-    /// Has `work` done that is `depth` deep in the tree.
+    /// Queues `work` for a directory at this depth of the tree.
     pub(in crate::backup) fn send<T: Send + 'static>(
         &self,
         depth: usize,
@@ -119,7 +119,7 @@ impl Readahead {
 }
 
 impl<T: Send> Later<T> {
-    /// What is there already.
+    /// A result that is available already.
     pub(in crate::backup) fn now(result: T) -> Self {
         Later {
             task: Arc::new(Task { state: Mutex::new(TaskState::Done(result)), changed: Condvar::new() }),
@@ -127,7 +127,7 @@ impl<T: Send> Later<T> {
         }
     }
 
-    /// The result. None if whoever did the work panicked.
+    /// Waits for the result, or does the task. `None` if the task panicked.
     pub(in crate::backup) fn get(self) -> Option<T> {
         self.task.run_if_waiting();
         let begun = |state: &mut TaskState<T>| matches!(state, TaskState::Begun);
@@ -175,7 +175,7 @@ impl<T: Send> Runnable for Task<T> {
     }
 }
 
-/// Says that work was lost, if it is dropped on the way out of a panic.
+/// Marks a task as lost when it is dropped, that is, on a panic.
 struct PanicGuard<'p, T>(&'p Task<T>);
 
 impl<T> Drop for PanicGuard<'_, T> {
@@ -192,7 +192,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn who_asks_first_does_it_himself() {
+    fn an_unstarted_task_is_done_by_the_thread_that_needs_it() {
         let ahead = Readahead::default();
         let here = thread::current().id();
         assert_eq!(ahead.send(0, move || thread::current().id() == here).get(), Some(true));
@@ -200,7 +200,7 @@ mod tests {
     }
 
     #[test]
-    fn helpers_begin_with_what_is_deepest_and_sent_first() {
+    fn helpers_take_the_deepest_and_oldest_tasks_first() {
         let ahead = Readahead::default();
         let (sender, order) = mpsc::channel();
         let later: Vec<_> = [(1, "c"), (9, "a"), (1, "d"), (9, "b"), (0, "e")]
@@ -218,7 +218,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_too_much_is_done_when_it_is_asked_for() {
+    fn tasks_beyond_the_bound_are_done_when_they_are_needed() {
         let ahead = Readahead::default();
         let later: Vec<_> = (0..2 * MOST).map(|n| ahead.send(n, move || n)).collect();
         assert_eq!(ahead.queue().waiting, MOST);
@@ -226,7 +226,7 @@ mod tests {
     }
 
     #[test]
-    fn work_that_came_to_grief_is_not_waited_for() {
+    fn a_task_that_panicked_is_not_waited_for() {
         let ahead = Readahead::default();
         let later = ahead.send(0, || -> u8 { std::panic::resume_unwind(Box::new(())) });
         thread::scope(|threads| assert!(threads.spawn(|| ahead.help()).join().is_err()));
