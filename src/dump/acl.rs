@@ -1,14 +1,14 @@
-//! POSIX access control lists: from the attributes in which Linux keeps them to the text that is in archives.
+//! Converts POSIX ACLs from Linux's extended attributes to the text format of tar archives.
 //!
-//! Linux: version 2 in four bytes, then eight bytes an entry: tag, permission, and a number that counts only for
-//! named users and groups; all little endian. Text: a line an entry, as getfacl shows it with --numeric. Names would
-//! be looked up where the archive is read; numbers are what was backed up.
+//! Attribute: version 2 in four bytes, then eight bytes per entry: tag, permissions, and an id that is used only for
+//! named users and groups; all little endian. Text: one line per entry, like `getfacl --numeric`. Ids are used because
+//! a name would be resolved on the machine that extracts the archive.
 
-/// The extended attributes that are lists, and the pax records that stand for them.
+/// The extended attributes of ACLs, and their pax keywords.
 pub(super) const KINDS: [(&[u8], &str); 2] =
     [(b"system.posix_acl_access", "SCHILY.acl.access"), (b"system.posix_acl_default", "SCHILY.acl.default")];
 
-/// The text of a list; none if it makes no sense.
+/// The text of an ACL; `None` if it is malformed.
 pub(super) fn text(value: &[u8]) -> Option<String> {
     let entries = value.strip_prefix(&2u32.to_le_bytes())?;
     let (entries, rest) = entries.as_chunks::<8>();
@@ -42,7 +42,7 @@ fn line(entry: &[u8; 8]) -> Option<String> {
 mod tests {
     use super::*;
 
-    /// A list as Linux keeps it: of tag, permission and number.
+    /// Encodes an ACL from entries of tag, permissions and id.
     fn list(entries: &[(u16, u16, u32)]) -> Vec<u8> {
         let encode = |(tag, allowed, id): &(u16, u16, u32)| {
             [tag.to_le_bytes().as_slice(), &allowed.to_le_bytes(), &id.to_le_bytes()].concat()
@@ -53,7 +53,7 @@ mod tests {
     const NONE: u32 = u32::MAX;
 
     #[test]
-    fn every_kind_of_entry_has_its_line() {
+    fn each_kind_of_entry_is_converted() {
         let all = [
             (1, 6, NONE),
             (2, 7, 12_345),
@@ -69,7 +69,7 @@ mod tests {
     }
 
     #[test]
-    fn what_makes_no_sense_has_no_text() {
+    fn a_malformed_list_has_no_text() {
         let good = list(&[(1, 6, NONE), (4, 4, NONE), (32, 4, NONE)]);
         assert!(text(&good).is_some());
         assert_eq!(text(&good[..good.len() - 1]), None, "cut off");

@@ -1,12 +1,12 @@
-//! An archive being written: blocks of 512 bytes, in records of 20.
+//! Output of an archive: blocks of 512 bytes, in records of 20 blocks.
 
 use std::io::{self, BufWriter, Write};
 
-/// Bytes of a block: headers take one, and everything begins at one.
+/// Block size in bytes. Headers and content begin at a block boundary.
 pub(super) const BLOCK: u64 = 512;
-/// Bytes of a record: what tar reads at once from a tape, and pads its archives to.
+/// Record size in bytes. Archives are padded to whole records.
 const RECORD: u64 = 20 * BLOCK;
-/// Small files and headers are gathered up to this.
+/// Size in bytes of the write buffer, which combines headers and small files.
 const BUFFER: usize = 256 << 10;
 
 static ZEROS: [u8; 64 << 10] = [0; 64 << 10];
@@ -21,7 +21,7 @@ impl<W: Write> Archive<W> {
         Archive { to: BufWriter::with_capacity(BUFFER, to), written: 0 }
     }
 
-    /// Bytes so far.
+    /// The number of bytes written.
     pub(super) fn written(&self) -> u64 {
         self.written
     }
@@ -41,12 +41,12 @@ impl<W: Write> Archive<W> {
         Ok(())
     }
 
-    /// Ends what was written with zeros, up to a whole block.
+    /// Pads the archive with zeros to a whole block.
     pub(super) fn pad(&mut self) -> io::Result<()> {
         self.zeros(self.written.next_multiple_of(BLOCK) - self.written)
     }
 
-    /// Writes the mark of the end: two blocks of zeros, and more up to a whole record.
+    /// Writes the end-of-archive mark, two blocks of zeros, and pads to a whole record.
     pub(super) fn finish(&mut self) -> io::Result<()> {
         self.zeros(2 * BLOCK)?;
         self.zeros(self.written.next_multiple_of(RECORD) - self.written)?;
@@ -59,7 +59,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn an_archive_ends_with_two_blocks_of_zeros_at_the_end_of_a_record() {
+    fn an_archive_ends_with_two_zero_blocks_and_a_whole_record() {
         for (bytes, expected) in [(0, RECORD), (1, RECORD), (9 * 1024, RECORD), (9 * 1024 + 1, 2 * RECORD)] {
             let mut out = Vec::new();
             let mut archive = Archive::new(&mut out);

@@ -1,45 +1,49 @@
-//! An entry's header: a block of fixed fields (ustar), and before it, for what they can't hold, pax records.
+//! An entry's header: a block of fixed fields (ustar), preceded by pax records for values that do not fit in them.
 //!
-//! Every reader understands the fields, which hold ASCII, names of 100 bytes and octal numbers. A record is
-//! `LENGTH KEYWORD=VALUE` and a newline, where LENGTH counts its own digits too; values may hold any bytes. Where a
-//! record stands for a field, the field holds what comes nearest.
+//! All tar readers understand the fields: ASCII text, names of up to 100 bytes, octal numbers. A record is `LENGTH
+//! KEYWORD=VALUE` and a newline, where LENGTH includes its own digits; values may contain any bytes. If a record
+//! replaces a field, the field contains a truncated or the nearest possible value.
 
 use super::acl;
 use super::archive::BLOCK;
 use crate::format::entry::Content;
 use crate::format::{Entry, Kind, Timestamp};
 
-/// Bytes of the fields for names and for names of users.
+/// Size in bytes of the fields for paths.
 const NAME: usize = 100;
-/// One less than the field, which old readers want to end with a zero.
+/// Maximum length in bytes of user and group names: one less than the field, since old readers expect a NUL.
 const USER: usize = 31;
-/// Largest numbers in fields of 8 and 12 bytes, whose last one is a zero.
+/// The largest numbers in fields of 8 and 12 bytes, which end with a NUL.
 const SMALL: u64 = 0o7777777;
 const LARGE: u64 = 0o77777777777;
 
-/// What comes with a header.
+/// The data that follows a header.
 pub(super) enum Body<'a> {
-    /// Nothing.
     None,
-    /// A file's bytes.
-    File { size: u64 },
-    /// A list of islands and their data, `stored` bytes together.
-    Sparse { size: u64, stored: u64 },
-    /// Nothing, since it is the file that has this name in the archive.
+    /// The content of a file.
+    File {
+        size: u64,
+    },
+    /// The extent map and the extents of a sparse file, `stored` bytes in total.
+    Sparse {
+        size: u64,
+        stored: u64,
+    },
+    /// None: the entry is a hard link to this name in the archive.
     Link(&'a [u8]),
 }
 
 /// An entry in the archive.
 pub(super) struct Member<'a> {
     pub(super) entry: &'a Entry,
-    /// Its name there; that of a directory ends in a slash.
+    /// The name in the archive; that of a directory ends in a slash.
     pub(super) path: &'a [u8],
     pub(super) user: Option<&'a str>,
     pub(super) group: Option<&'a str>,
     pub(super) body: Body<'a>,
 }
 
-/// Whether the fields can hold a device's number, for which pax has no records. Those of Linux fit.
+/// Whether a device number fits in the fields; pax has no records for it. All device numbers of Linux fit.
 pub(super) fn fits(entry: &Entry) -> bool {
     match entry.content {
         Content::Device(major, minor) => u64::from(major.max(minor)) <= SMALL,
@@ -55,10 +59,10 @@ impl Member<'_> {
         if records.bytes.is_empty() {
             return own.to_vec();
         }
-        // Whoever doesn't know pax takes the records for a file of this name.
+        // Readers without pax support extract the records as a file of this name.
         let base = self.path.strip_suffix(b"/").unwrap_or(self.path);
         let name = [b"./PaxHeaders/", base.rsplit(|byte| *byte == b'/').next().unwrap_or_default()].concat();
-        let mut header = Fields::new();
+        let mut header = TarHeader::new();
         header.text(0, NAME, &name);
         header.number(100, 8, 0o644);
         header.number(124, 12, records.bytes.len() as u64);
@@ -80,14 +84,14 @@ impl Member<'_> {
         let sparse_name;
         let path = match self.body {
             Body::Sparse { .. } => {
-                // Whoever doesn't know sparse files gets list and islands, which must not look like the file.
+                // Readers without sparse support extract map and extents, which must not have the name of the file.
                 let (folder, base) = split(self.path);
                 sparse_name = [folder, b"GNUSparseFile.0/", base].concat();
                 sparse_name.as_slice()
             }
             _ => self.path,
         };
-        let mut fields = Fields::new();
+        let mut fields = TarHeader::new();
         fields.text_or_record(0, NAME, path, "path", records);
         fields.number(100, 8, entry.mode.into());
         fields.number_or_record(108, 8, entry.uid.into(), "uid", records);
@@ -119,14 +123,14 @@ impl Member<'_> {
             records.push("GNU.sparse.name", self.path);
             records.push("GNU.sparse.realsize", size.to_string().as_bytes());
         }
-        // A further name shares those of the first.
+        // A hard link shares the attributes of the first name.
         if !matches!(self.body, Body::Link(_)) {
             entry.xattrs.iter().for_each(|(name, value)| records.attribute(name, value));
         }
         fields.finish()
     }
 
-    /// Where a link leads.
+    /// The target of a symlink or hard link.
     fn target(&self) -> &[u8] {
         match (&self.body, &self.entry.content) {
             (Body::Link(first), _) => first,
@@ -138,7 +142,7 @@ impl Member<'_> {
     fn kind(&self) -> &'static [u8; 1] {
         match (&self.body, self.entry.kind) {
             (Body::Link(_), _) => b"1",
-            // Sockets get no header.
+            // Sockets are skipped.
             (_, Kind::File | Kind::Socket) => b"0",
             (_, Kind::Symlink) => b"2",
             (_, Kind::CharDevice) => b"3",
@@ -149,14 +153,14 @@ impl Member<'_> {
     }
 }
 
-/// A path up to its last slash, and what follows.
+/// Splits a path after its last slash.
 fn split(path: &[u8]) -> (&[u8], &[u8]) {
     path.split_at(path.iter().rposition(|byte| *byte == b'/').map_or(0, |slash| slash + 1))
 }
 
-/// A time in seconds, with as many decimals as it takes.
+/// Seconds as a decimal number, without trailing zeros.
 fn decimal(time: Timestamp) -> String {
-    // Seconds are rounded down, but a decimal counts away from zero.
+    // The fraction is added to the seconds, so for a negative time both must be converted.
     let (sign, seconds, nanos) = match (time.seconds < 0, time.nanos) {
         (false, nanos) => ("", time.seconds.unsigned_abs(), nanos),
         (true, 0) => ("-", time.seconds.unsigned_abs(), 0),
@@ -166,7 +170,6 @@ fn decimal(time: Timestamp) -> String {
     text.trim_end_matches('0').trim_end_matches('.').to_owned()
 }
 
-/// Pax records.
 #[derive(Default)]
 struct Records {
     bytes: Vec<u8>,
@@ -175,7 +178,7 @@ struct Records {
 impl Records {
     fn push(&mut self, keyword: impl AsRef<[u8]>, value: &[u8]) {
         let keyword = keyword.as_ref();
-        // A space, an equals sign, a newline.
+        // 3 bytes for the space, the equals sign and the newline.
         let rest = keyword.len() + value.len() + 3;
         let mut length = rest;
         while length != rest + digits(length) {
@@ -187,13 +190,13 @@ impl Records {
         }
     }
 
-    /// An extended attribute; as text if it is an access control list that makes sense.
+    /// Adds an extended attribute; as text if it is a valid ACL.
     fn attribute(&mut self, name: &[u8], value: &[u8]) {
         let list = acl::KINDS.iter().find(|(attribute, _)| *attribute == name);
         if let Some(((_, keyword), text)) = list.zip(acl::text(value)) {
             return self.push(keyword, text.as_bytes());
         }
-        // An equals sign would end the keyword. GNU tar writes and reads it so; bsdtar keeps the %3D in the name.
+        // An equals sign would end the keyword. GNU tar uses the same escapes; bsdtar does not decode them.
         let mut keyword = b"SCHILY.xattr.".to_vec();
         for byte in name {
             match byte {
@@ -210,12 +213,12 @@ fn digits(number: usize) -> usize {
     number.to_string().len()
 }
 
-/// The fields of a block, by offset and length.
-struct Fields([u8; BLOCK as usize]);
+/// A ustar header block; its fields are set by offset and length.
+struct TarHeader([u8; BLOCK as usize]);
 
-impl Fields {
+impl TarHeader {
     fn new() -> Self {
-        let mut fields = Fields([0; BLOCK as usize]);
+        let mut fields = TarHeader([0; BLOCK as usize]);
         fields.put(257, b"ustar\x0000");
         fields
     }
@@ -226,7 +229,7 @@ impl Fields {
         }
     }
 
-    /// As much of a text as there is room for.
+    /// Sets a text, truncated to `room` bytes.
     fn text(&mut self, at: usize, room: usize, text: &[u8]) {
         self.put(at, text.get(..room).unwrap_or(text));
     }
@@ -238,7 +241,7 @@ impl Fields {
         }
     }
 
-    /// A number that fits, or the largest that does.
+    /// Sets a number, or the largest possible one if it does not fit.
     fn number(&mut self, at: usize, length: usize, number: u64) {
         let largest = if length == 8 { SMALL } else { LARGE };
         let number = number.min(largest);
@@ -253,7 +256,7 @@ impl Fields {
         }
     }
 
-    /// The block, with its checksum: the sum of all bytes, where those of the checksum count as spaces.
+    /// Returns the block with its checksum: the sum of all bytes, with the checksum field as spaces.
     fn finish(mut self) -> [u8; BLOCK as usize] {
         self.put(148, b"        ");
         let sum: u32 = self.0.iter().map(|byte| u32::from(*byte)).sum();
@@ -291,13 +294,13 @@ mod tests {
         Member { entry, path, user: Some("daemon"), group: None, body }.encode()
     }
 
-    /// The fields of an entry's own header, which is the last block.
+    /// A field of an entry's own header, which is the last block.
     fn field(encoded: &[u8], at: usize, length: usize) -> String {
         let block = &encoded[encoded.len() - 512..];
         String::from_utf8_lossy(&block[at..at + length]).trim_end_matches('\0').to_owned()
     }
 
-    /// The pax records, taken apart by their lengths.
+    /// Parses the pax records.
     fn records(encoded: &[u8]) -> Vec<(String, Vec<u8>)> {
         if encoded.len() == 512 {
             return Vec::new();
@@ -335,7 +338,7 @@ mod tests {
     }
 
     #[test]
-    fn what_fits_into_the_fields_takes_one_block() {
+    fn an_entry_that_fits_in_the_fields_takes_one_block() {
         let device = entry(Kind::BlockDevice, Content::Device(259, 1_048_575));
         let header = encoded(&device, b"./dev/disk", Body::None);
         assert_eq!(header.len(), 512);
@@ -353,7 +356,7 @@ mod tests {
     }
 
     #[test]
-    fn names_that_are_long_or_no_ascii_have_records() {
+    fn long_and_non_ascii_names_have_records() {
         let file = entry(Kind::File, Content::Empty);
         let long = [b"./".as_slice(), &[b'n'; 300]].concat();
         let (just, beyond) = (&long[..100], &long[..101]);
@@ -391,7 +394,7 @@ mod tests {
     }
 
     #[test]
-    fn a_sparse_file_has_another_name_for_those_who_do_not_know_sparse_files() {
+    fn a_sparse_file_has_a_different_name_for_readers_without_sparse_support() {
         let header = encoded(&entry(Kind::File, Content::Empty), b"./d/a", Body::Sparse { size: 9, stored: 512 });
         assert_eq!(field(&header, 0, 100), "./d/GNUSparseFile.0/a");
         assert_eq!(record(&header, "GNU.sparse.name").as_deref(), Some(b"./d/a".as_slice()));
@@ -420,18 +423,18 @@ mod tests {
     }
 
     #[test]
-    fn devices_that_tar_cannot_hold_are_told_apart() {
+    fn device_numbers_that_do_not_fit_are_detected() {
         assert!(fits(&entry(Kind::CharDevice, Content::Device(0o7777777, 0o7777777))));
         assert!(!fits(&entry(Kind::CharDevice, Content::Device(1, 0o10000000))));
         assert!(!fits(&entry(Kind::CharDevice, Content::Device(0o10000000, 1))));
     }
 
-    /// An ACL as Linux keeps it: user::rw-, user:12345:rwx, group::r--, mask::rwx, other::---
+    /// An ACL as a Linux attribute: user::rw-, user:12345:rwx, group::r--, mask::rwx, other::---
     const ACL: &[u8] = b"\x02\0\0\0\
         \x01\0\x06\0\xff\xff\xff\xff\x02\0\x07\0\x39\x30\0\0\x04\0\x04\0\xff\xff\xff\xff\
         \x10\0\x07\0\xff\xff\xff\xff\x20\0\0\0\xff\xff\xff\xff";
 
-    /// Root's capability to bind low ports, as Linux keeps it.
+    /// CAP_NET_BIND_SERVICE as a Linux attribute.
     const CAPABILITY: &[u8] = b"\x01\0\0\x02\0\x04\0\0\0\0\0\0\0\0\0\0\0\0\0\0";
 
     fn attributes() -> Vec<(Vec<u8>, Vec<u8>)> {
@@ -466,7 +469,7 @@ mod tests {
     }
 
     #[test]
-    fn gnu_tar_gives_a_file_its_attributes_and_access_lists() {
+    fn gnu_tar_restores_attributes_and_access_lists() {
         let folder = tempfile::tempdir().unwrap();
         let file = Entry { xattrs: attributes(), ..entry(Kind::File, Content::Empty) };
         let mut directory = Entry { mode: 0o750, ..entry(Kind::Directory, Content::Directory(Default::default())) };

@@ -1,30 +1,30 @@
-//! Dumping: a snapshot, or a part of it, as a tar archive in the pax format (POSIX.1-2001), written as it is read.
+//! Writes a snapshot, or a part of it, as a tar archive in the pax format (POSIX.1-2001).
 //!
-//! What an entry holds is in the archive: a name of any bytes and length, mode with set-id bits, owner and group as
-//! numbers and names, the time of change to the nanosecond before 1970 and after 2242, sizes beyond 8 GiB, symbolic
-//! links, FIFOs, devices, extended attributes (`SCHILY.xattr.`) and POSIX ACLs (`SCHILY.acl.`). Holes stay holes
-//! (GNU sparse format 1.0). Further names of a file are hard links to the first one in the archive, unless the snapshot
-//! has another content, owner, mode or attributes for them: then they are written in full. Sockets are left out, with a note: tar has none.
-//! Nor has it inode flags (those of `chattr`), which restore gives back.
+//! The archive contains the full metadata of each entry: names of any bytes and length, mode with set-id bits, owner
+//! and group by id and name, mtime in nanoseconds (also before 1970 and after 2242), sizes above 8 GiB, symlinks,
+//! FIFOs, devices, extended attributes (`SCHILY.xattr.`) and POSIX ACLs (`SCHILY.acl.`). Holes are preserved (GNU
+//! sparse format 1.0). Further names of a file are hard links to its first name in the archive, unless content, owner,
+//! mode or attributes differ; then they are written in full. Tar has no sockets, which are skipped with a note, and no
+//! inode flags (`chattr`).
 //!
-//! Entries come in the order of the tree, a directory before what is in it. Of a directory, names begin with `./`,
-//! as those of `tar -C DIR .` do: tar gives `./` its time and mode only after all that begins with it.
+//! Entries are in tree order, a directory before its content. The names of a dumped directory begin with `./`, like
+//! those of `tar -C DIR .`: tar sets mode and mtime of `./` only after extracting all entries below it.
 //!
-//! Memory is that of the reader, and 5 MiB for the first names of hard-linked files. An archive has no index and can't be
-//! changed once it is written, which decides what becomes of damage:
+//! Memory: that of the reader, and 5 MiB for the first names of hard-linked files. A tar archive has no index and
+//! cannot be changed after it is written, so damage is handled as follows:
 //!
-//! - A directory that can't be read, wholly or in part, is a problem; all else is written.
-//! - Of a file, its map and its first [`VERIFIED_FIRST`] bytes are verified before its header is written; if that
-//!   fails, the file is left out, which is a problem.
-//! - What fails further on ends the archive there, in the middle of the file: an error. It has no mark of the end,
-//!   so tar notices too. What can't be verified is never written, nor zeros in its place.
+//! - An unreadable directory, or part of one, is a problem; the other entries are written.
+//! - The chunk list of a file and its first [`VERIFIED_FIRST`] bytes are verified before its header is written. If that
+//!   fails, the file is skipped, which is a problem.
+//! - A later failure is an error and ends the archive in the middle of the file. The end-of-archive mark is missing, so tar
+//!   detects it. Unverified data is never written, nor replaced by zeros.
 //!
-//! Files, in the order in which an entry meets them:
+//! Modules, in the order in which they process an entry:
 //!
-//! - [`mod@islands`]: where the data of a sparse file is
-//! - [`mod@header`]: an entry's header and its pax records
-//! - [`mod@acl`]: access control lists as text
-//! - [`mod@archive`]: headers and data into blocks
+//! - `extents`: data extents of sparse files
+//! - `header`: header block and pax records
+//! - `acl`: ACLs as text
+//! - `archive`: output in blocks
 
 mod acl;
 mod archive;
@@ -41,61 +41,61 @@ use crate::format::{ContentHasher, Entry, Kind};
 use crate::monitor::Monitor;
 use crate::reader::{self, EntryHandle, FileReader, FirstNames, LinkLookup, Reader, TreeWalk, WalkStep};
 use archive::Archive;
-use extents::{DataExtents, Island};
+use extents::{DataExtent, DataExtents};
 use header::{Body, Member};
 
-/// Bytes of a file that are verified before its header is written. They fit into the reader's cache several times
-/// unless it was made small, so that they are fetched and decrypted once.
+/// The number of bytes of a file that are verified before its header is written. They fit in a reader's cache of normal
+/// size, so they are fetched and decrypted only once.
 pub const VERIFIED_FIRST: u64 = 16 << 20;
 
-/// What was written.
+/// Counts of dumped entries.
 #[derive(Debug, Clone, Copy, Default)]
 pub struct Summary {
-    /// Files, hard links not counted.
+    /// Regular files, without further names of hard-linked files.
     pub files: u64,
-    /// Directories.
+    /// Directories, including the dumped one.
     pub directories: u64,
-    /// Hard links, symbolic links and special files.
+    /// Hard links, symlinks and special files.
     pub others: u64,
-    /// Bytes of files; holes count.
+    /// Total size of the files, holes included.
     pub bytes: u64,
-    /// Entries that are missing in the archive, or not as they should be.
+    /// Entries that are missing from the archive or incomplete.
     pub problems: u64,
 }
 
-/// What ends a dump. The archive then has no mark of its end.
+/// An error that aborts a dump. The archive has no end-of-archive mark then.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
-    /// The bytes of a file can't be read; said with the file's name.
+    /// The snapshot cannot be read.
     #[error(transparent)]
     Reader(#[from] reader::Error),
-    /// There is no room to remember files of several names.
+    /// The table of hard links cannot be written to its temporary file.
     #[error(transparent)]
     Names(#[from] reader::spill::Error),
-    /// The archive can't be written.
+    /// The archive cannot be written.
     #[error("cannot write the archive: {0}")]
     Write(#[from] io::Error),
-    /// A file's header is written, but the rest of the file can't be read.
+    /// A file's header is written, but the rest of the file cannot be read.
     #[error(
-        "{path}: cannot be read to its end: {source}; the archive ends in the middle of it, since what follows in a \
-         tar archive can't be found behind a gap; restore gives all that can be read"
+        "cannot read {path} to its end: {source}; the archive ends in the middle of this file; use restore to get all \
+         readable files"
     )]
     Cut {
-        /// The file.
+        /// The file, as named in the archive.
         path: PathBuf,
-        /// Why.
+        /// The cause.
         source: reader::Error,
     },
-    /// A file has not as many bytes as its header says.
-    #[error("{path}: its stored parts are not as long as the file; the archive ends here")]
+    /// A file's chunks do not match the size in its header.
+    #[error("cannot dump {path}: its chunks do not add up to its size; the archive ends in the middle of this file")]
     Length {
-        /// The file.
+        /// The file, as named in the archive.
         path: PathBuf,
     },
 }
 
-/// Writes `from` (a directory: with all that is in it) to `to` as a tar archive. `trust_set_id`: with set-id bits,
-/// capabilities and devices also of entries that lay on a mount that ignored them.
+/// Writes `from`, and all entries below it, to `to` as a tar archive. With `trust_set_id`, set-id bits, capabilities
+/// and devices are included even if the mount they were on ignored them.
 pub fn dump(
     reader: &Reader,
     from: &EntryHandle,
@@ -104,7 +104,7 @@ pub fn dump(
     monitor: &dyn Monitor,
 ) -> Result<Summary, Error> {
     let archive = Archive::new(to);
-    let mut run = Run {
+    let mut run = Dumper {
         reader,
         monitor,
         archive,
@@ -116,7 +116,7 @@ pub fn dump(
     };
     match from.directory() {
         Some(_) => run.directory(from, b"./".to_vec())?,
-        None => run.one(from, &from.entry().name)?,
+        None => run.write_entry(from, &from.entry().name)?,
     }
     run.archive.finish()?;
     if let Some(note) = reader::first_names::apart(run.apart) {
@@ -128,24 +128,24 @@ pub fn dump(
     Ok(run.summary)
 }
 
-struct Run<'a, W: Write> {
+struct Dumper<'a, W: Write> {
     reader: &'a Reader,
     monitor: &'a dyn Monitor,
     archive: Archive<W>,
-    /// The first names of files that have several.
+    /// The first names of hard-linked files.
     links: FirstNames,
-    /// Names that became files of their own, though another name has the same id.
+    /// The number of names that became separate files, although another name has the same id.
     apart: u64,
     trust_set_id: bool,
-    /// Entries whose set-id bits, capabilities or devices are left out.
+    /// The number of entries written without privileges or not at all, because their mount ignored privileges.
     left_out: u64,
     summary: Summary,
 }
 
-impl<W: Write> Run<'_, W> {
-    /// A directory and all below it. `path` ends in a slash.
+impl<W: Write> Dumper<'_, W> {
+    /// Writes a directory and all entries below it. `path` ends in a slash.
     fn directory(&mut self, listed: &EntryHandle, mut path: Vec<u8>) -> Result<(), Error> {
-        self.one(listed, &path)?;
+        self.write_entry(listed, &path)?;
         let Some(directory) = listed.directory() else { return Ok(()) };
         let mut walk = TreeWalk::new(self.reader, directory);
         while let Some(step) = walk.step() {
@@ -156,17 +156,17 @@ impl<W: Write> Run<'_, W> {
                     match child.directory() {
                         Some(below) => {
                             path.push(b'/');
-                            self.one(&child, &path)?;
+                            self.write_entry(&child, &path)?;
                             walk.enter(below);
                         }
                         None => {
-                            self.one(&child, &path)?;
+                            self.write_entry(&child, &path)?;
                             path.truncate(above);
                         }
                     }
                 }
                 WalkStep::Failed(e) => {
-                    self.problem(&path, &format!("a part of this directory is missing in the archive: {e}"));
+                    self.problem(&path, &format!("cannot read all of this directory: {e}"));
                 }
                 WalkStep::Leave => {
                     path.pop();
@@ -177,17 +177,17 @@ impl<W: Write> Run<'_, W> {
         Ok(())
     }
 
-    /// One entry.
-    fn one(&mut self, listed: &EntryHandle, path: &[u8]) -> Result<(), Error> {
+    fn write_entry(&mut self, listed: &EntryHandle, path: &[u8]) -> Result<(), Error> {
         let entry = listed.entry();
         if entry.kind == Kind::Socket {
-            self.monitor.note(&format!("{}: a socket is left out, since tar has none", shown(path).display()));
+            self.monitor
+                .note(&format!("{}: skipped, since tar archives cannot contain sockets", shown(path).display()));
             return Ok(());
         }
         if entry.kind == Kind::Directory {
             self.header(listed, path, Body::None)?;
             self.summary.directories += 1;
-            self.told(listed, path);
+            self.report(listed, path);
             return Ok(());
         }
         let known = match entry.link {
@@ -197,7 +197,7 @@ impl<W: Write> Run<'_, W> {
         if let LinkLookup::Named(first) = known {
             self.header(listed, path, Body::Link(&first))?;
             self.summary.others += 1;
-            self.told(listed, path);
+            self.report(listed, path);
             return Ok(());
         }
         self.apart += u64::from(known == LinkLookup::Other);
@@ -209,24 +209,25 @@ impl<W: Write> Run<'_, W> {
             if let Some(link) = entry.link.filter(|_| known == LinkLookup::Nothing) {
                 self.links.add(link.id, entry.file_digest(), link.count.saturating_sub(1), path)?;
             }
-            self.told(listed, path);
+            self.report(listed, path);
         }
         Ok(())
     }
 
-    /// Whether set-id bits, capabilities or the device of an entry are left out because they had no effect where it lay.
+    /// Whether set-id bits, capabilities or device number of an entry are omitted because the mount it was on ignored
+    /// them.
     fn is_left_out(&self, entry: &Entry) -> bool {
         !self.trust_set_id && entry.flags & Entry::UNPRIVILEGED != 0
     }
 
-    /// A symbolic link, FIFO or device. Whether it is in the archive.
+    /// Writes a symlink, FIFO or device. Returns false if it is skipped.
     fn special(&mut self, listed: &EntryHandle, path: &[u8]) -> Result<bool, Error> {
         if self.is_left_out(listed.entry()) && matches!(listed.entry().content, Content::Device(..)) {
             self.left_out += 1;
             return Ok(false);
         }
         if !header::fits(listed.entry()) {
-            self.problem(path, "left out: tar has no room for its device number");
+            self.problem(path, "skipped: its device number is too large for tar");
             return Ok(false);
         }
         self.header(listed, path, Body::None)?;
@@ -234,13 +235,13 @@ impl<W: Write> Run<'_, W> {
         Ok(true)
     }
 
-    /// A file. Whether it is in the archive.
+    /// Writes a file. Returns false if it is skipped.
     fn file(&mut self, file: &FileReader, path: &[u8]) -> Result<bool, Error> {
         self.monitor.progress().at(shown(path));
         let map = match self.verified(file) {
             Ok(map) => map,
             Err(e) => {
-                self.problem(path, &format!("left out: {e}"));
+                self.problem(path, &format!("skipped: {e}"));
                 return Ok(false);
             }
         };
@@ -249,7 +250,7 @@ impl<W: Write> Run<'_, W> {
             Some(map) => {
                 let stored = map.encoded().saturating_add(map.data);
                 self.header(file.file(), path, Body::Sparse { size: file.size(), stored })?;
-                self.map(file, path, map)?;
+                self.write_map(file, path, map)?;
             }
         }
         self.content(file, path, map.as_ref())?;
@@ -259,55 +260,53 @@ impl<W: Write> Run<'_, W> {
         Ok(true)
     }
 
-    /// Looks at all of a file's map, and verifies what lies at its beginning. Of a sparse file, how large the map is.
-    fn verified(&self, file: &FileReader) -> Result<Option<extents::Size>, reader::Error> {
+    /// Reads the whole chunk list of a file and verifies the first [`VERIFIED_FIRST`] bytes. Returns the size of the
+    /// extent map if the file is sparse.
+    fn verified(&self, file: &FileReader) -> Result<Option<extents::SparseMapSize>, reader::Error> {
         let mut data = 0u64;
-        let mut islands = DataExtents::new(file.size());
-        let mut size = extents::Size::default();
+        let mut extents = DataExtents::new(file.size());
+        let mut size = extents::SparseMapSize::default();
         file.each_chunk(self.reader, |begins, at, chunk| {
             data += u64::from(chunk.length);
-            islands.push(begins, chunk.length.into()).iter().for_each(|island| size.add(island));
-            match data <= VERIFIED_FIRST {
-                true => self.reader.verify(at, chunk),
-                false => Ok(()),
-            }
+            extents.push(begins, chunk.length.into()).iter().for_each(|extent| size.add(extent));
+            if data <= VERIFIED_FIRST { self.reader.verify(at, chunk) } else { Ok(()) }
         })?;
-        islands.finish().iter().for_each(|island| size.add(island));
+        extents.finish().iter().for_each(|extent| size.add(extent));
         Ok((data < file.size()).then_some(size))
     }
 
-    /// The map of a sparse file, which comes before its data.
-    fn map(&mut self, file: &FileReader, path: &[u8], size: &extents::Size) -> Result<(), Error> {
+    /// Writes the extent map of a sparse file, which precedes its data.
+    fn write_map(&mut self, file: &FileReader, path: &[u8], size: &extents::SparseMapSize) -> Result<(), Error> {
         let failed = |source| Error::Cut { path: shown(path).to_owned(), source };
         let archive = &mut self.archive;
-        let mut islands = DataExtents::new(file.size());
-        // What can't be written must not be taken for what can't be read.
+        let mut extents = DataExtents::new(file.size());
+        // A write error is kept apart from read errors.
         let mut result = archive.write(size.heading().as_bytes());
-        let mut put = |island: &Island| {
+        let mut put = |extent: &DataExtent| {
             if result.is_ok() {
-                result = archive.write(island.line().as_bytes());
+                result = archive.write(extent.line().as_bytes());
             }
         };
         file.each_chunk(self.reader, |begins, _, chunk| {
-            islands.push(begins, chunk.length.into()).iter().for_each(&mut put);
+            extents.push(begins, chunk.length.into()).iter().for_each(&mut put);
             Ok(())
         })
         .map_err(failed)?;
-        islands.finish().iter().for_each(&mut put);
+        extents.finish().iter().for_each(&mut put);
         result?;
         Ok(self.archive.pad()?)
     }
 
-    /// A file's bytes: all, or of a sparse file its islands. Chunks are verified before they are written. A digest
-    /// of the whole that differs all the same is a problem: every piece of it is what was stored.
-    fn content(&mut self, file: &FileReader, path: &[u8], map: Option<&extents::Size>) -> Result<(), Error> {
-        // The digest of a single chunk is that of the file, and is compared anyway.
+    /// Writes a file's content, or the extents of a sparse file. Each chunk is verified before it is written. A wrong
+    /// digest of the whole file is only a problem, since every chunk is what was stored.
+    fn content(&mut self, file: &FileReader, path: &[u8], map: Option<&extents::SparseMapSize>) -> Result<(), Error> {
+        // The digest of a single chunk is also that of the file, and is verified anyway.
         let is_one_chunk = matches!(file.file().entry().content, Content::Chunk(_));
         let mut hasher = (!is_one_chunk).then(ContentHasher::default);
         let before = self.archive.written();
         let (archive, progress) = (&mut self.archive, self.monitor.progress());
-        let mut islands = DataExtents::new(file.size());
-        // Where in the file it is, and where what was written ends.
+        let mut extents = DataExtents::new(file.size());
+        // The position in the file, and the end of the last data written.
         let (mut at, mut end) = (0u64, 0u64);
         let result = file.each(self.reader, |stretch| -> Result<(), Error> {
             let bytes = match stretch {
@@ -321,9 +320,9 @@ impl<W: Write> Run<'_, W> {
                     return Ok(());
                 }
             };
-            match islands.push(at, bytes.len() as u64) {
-                // Zeros up to whole blocks belong to the island.
-                Some(island) => archive.zeros(island.end().saturating_sub(end))?,
+            match extents.push(at, bytes.len() as u64) {
+                // Pad the previous extent to whole blocks.
+                Some(extent) => archive.zeros(extent.end().saturating_sub(end))?,
                 None if end > 0 => archive.zeros(at - end)?,
                 None => {}
             }
@@ -340,8 +339,8 @@ impl<W: Write> Run<'_, W> {
             Err(Error::Reader(source)) => return Err(Error::Cut { path: shown(path).to_owned(), source }),
             other => other?,
         }
-        if let Some(island) = islands.finish().first().filter(|island| island.length > 0) {
-            self.archive.zeros(island.end().saturating_sub(end))?;
+        if let Some(extent) = extents.finish().first().filter(|extent| extent.length > 0) {
+            self.archive.zeros(extent.end().saturating_sub(end))?;
         }
         let expected = map.map_or(file.size(), |map| map.data);
         if self.archive.written() - before != expected {
@@ -350,7 +349,7 @@ impl<W: Write> Run<'_, W> {
         self.archive.pad()?;
         let differs = |hasher: ContentHasher| file.digest().is_some_and(|digest| digest != hasher.finish());
         if hasher.is_some_and(differs) {
-            self.problem(path, "all of its chunks are right, but not its digest as a whole");
+            self.problem(path, "the digest of the whole file is wrong, although all its chunks are valid");
         }
         Ok(())
     }
@@ -367,7 +366,7 @@ impl<W: Write> Run<'_, W> {
         Ok(self.archive.write(&member.encode())?)
     }
 
-    fn told(&self, listed: &EntryHandle, path: &[u8]) {
+    fn report(&self, listed: &EntryHandle, path: &[u8]) {
         let path = shown(path);
         if listed.entry().flags & Entry::CHANGED != 0 {
             self.monitor.note(&format!("{} changed while it was backed up", path.display()));
