@@ -92,6 +92,30 @@ fn remove_catalog(site: &Site) {
     }
 }
 
+/// A directory of more than 1,500 entries has its own nodes in several packs after a while.
+#[test]
+fn a_pack_that_holds_parts_of_a_large_directory_must_be_in_an_index() {
+    let site = Site::new();
+    // Without content: only nodes refer to the packs.
+    for n in 0..4000 {
+        site.write(&format!("large/{n:05}"), "");
+    }
+    site.init();
+    settle();
+    site.backup(&[]).ok();
+    site.write("large/zzz", "");
+    settle();
+    site.backup(&[]).ok();
+    site.brackfs(&["check"]).ok();
+    hide(&site, &objects(&site, "index").remove(0));
+    let check = site.brackfs(&["check"]).code(1);
+    for snapshot in objects(&site, "snapshots") {
+        let name = snapshot.file_name().unwrap().to_str().unwrap().to_owned();
+        let named = check.stderr.lines().any(|line| line.contains(&name) && line.contains("no index names"));
+        assert!(named, "{name}\n{check}");
+    }
+}
+
 /// The repository may be copied in part, or list an object late.
 #[test]
 fn a_missing_index_is_named_by_check_and_costs_no_pack() {

@@ -89,12 +89,14 @@ pub fn check(reader: &Reader, read_data: bool, monitor: &dyn Monitor, stop: &Ato
         misfits: HashSet::new(),
         lacking: HashMap::new(),
         unindexed: BTreeSet::new(),
+        all_indexed: false,
         unreadable: None,
         signers: HashSet::new(),
         opened: false,
         summary: Summary::default(),
     };
     checker.indexes(&indexes)?;
+    checker.all_indexed = checker.packs.keys().all(|pack| checker.indexed.contains_key(pack));
     checker.snapshots(names)?;
     if read_data {
         checker.unread_chunks(&indexes)?;
@@ -125,6 +127,8 @@ struct Checker<'a> {
     lacking: HashMap<(ChunkKey, u64), BTreeSet<PackId>>,
     /// All packs that snapshots need and no index names.
     unindexed: BTreeSet<PackId>,
+    /// Indexes name all packs that are there.
+    all_indexed: bool,
     /// An index that cannot be read, if there is one.
     unreadable: Option<String>,
     /// Host keys that signed snapshots.
@@ -268,11 +272,15 @@ impl Checker<'_> {
 
     /// Begins a directory.
     fn open_directory(&self, directory: &SnapshotDirectory) -> OpenDirectory {
-        let pack = directory.node().map(|(location, _)| location.pack);
-        OpenDirectory {
-            key: key(directory),
-            lacking: pack.filter(|pack| self.is_unindexed(*pack)).into_iter().collect(),
+        let mut lacking = BTreeSet::new();
+        // Large directories have parts, which would be read twice.
+        if !self.all_indexed {
+            // The walk reports errors.
+            let _ = self.reader.each_node(directory, &mut |location| {
+                lacking.extend(Some(location.pack).filter(|pack| self.is_unindexed(*pack)));
+            });
         }
+        OpenDirectory { key: key(directory), lacking }
     }
 
     /// Packs that no index names and that a directory needs which was checked before.

@@ -4,6 +4,7 @@
 //! r with n entries below it takes the ranks r to r + n. Nodes store how many ranks each child takes, so an entry is found
 //! by its rank with one descent and no table.
 
+use std::collections::HashSet;
 use std::sync::Arc;
 
 use super::blocks::NodeValue;
@@ -276,6 +277,26 @@ impl Reader {
         let Some(leaf) = self.leaf(directory, Sought::Position(from))? else { return Ok(Page::default()) };
         let at = usize::try_from(from - leaf.entries_before).unwrap_or(usize::MAX);
         Ok(leaf.page(directory, at))
+    }
+
+    /// Passes the location of each node of a directory to `take`: of its top node, and of the parts of a large directory.
+    /// A node that is used several times is passed once.
+    pub fn each_node(&self, directory: &SnapshotDirectory, take: &mut dyn FnMut(&BlockLocation)) -> Result<(), Error> {
+        let Some((location, chunk)) = directory.node() else { return Ok(()) };
+        let mut passed = HashSet::new();
+        let mut waiting = vec![(*location, *chunk, 0)];
+        while let Some((location, chunk, depth)) = waiting.pop() {
+            if depth > INDEX_DEPTH || !passed.insert((location, chunk.start)) {
+                continue;
+            }
+            take(&location);
+            let value = self.core.node(&location, &chunk)?;
+            if let Items::Segments(segments) = &value.node.items {
+                let parts = segments.iter().map(|segment| segment.node);
+                waiting.extend(parts.filter_map(|part| Some((value.node.location(&part)?, part, depth + 1))));
+            }
+        }
+        Ok(())
     }
 
     /// Returns the entry at `path` below the snapshot's root. Symbolic links are not followed.
