@@ -1,5 +1,6 @@
 //! From errors to exit codes.
 
+use super::show;
 use crate::{backup, catalog, check, crypt, dump, history, init, inventory, reader, repository, restore, state};
 
 const FAILED: u8 = 1;
@@ -37,7 +38,7 @@ pub(super) fn text(error: &anyhow::Error) -> String {
             text = format!("{text}: {cause}");
         }
     }
-    text
+    show::worded(&text).into_owned()
 }
 
 /// Whether the error is a broken pipe.

@@ -50,6 +50,7 @@ impl Log {
 
     fn log(&self, text: &str) {
         let Some(inner) = &self.0 else { return };
+        let text = &*show::worded(text);
         let room = inner.recent.lock().unwrap_or_else(PoisonError::into_inner).take(text);
         // Errors are ignored: a full disk must not end the mount.
         let _ = match room {

@@ -15,6 +15,27 @@ pub(super) fn printable(text: &str) -> Cow<'_, str> {
     text.chars().map(shown).collect::<String>().into()
 }
 
+/// Removes the numbers that the standard library appends to system errors.
+pub(super) fn worded(message: &str) -> Cow<'_, str> {
+    const BEFORE: &str = " (os error ";
+    let (mut text, mut rest) = (String::new(), message);
+    while let Some((before, after)) = rest.split_once(BEFORE) {
+        text.push_str(before);
+        let digits = after.len() - after.trim_start_matches(|c: char| c.is_ascii_digit()).len();
+        rest = match after.get(digits..).and_then(|after| after.strip_prefix(')')) {
+            Some(after) if digits > 0 => after,
+            _ => {
+                text.push_str(BEFORE);
+                after
+            }
+        };
+    }
+    match text.is_empty() {
+        true => message.into(),
+        false => (text + rest).into(),
+    }
+}
+
 /// Escapes text for standard output if that is a terminal.
 pub(super) fn shown(text: &str) -> Cow<'_, str> {
     if std::io::stdout().is_terminal() { printable(text) } else { text.into() }
@@ -192,6 +213,19 @@ mod tests {
         assert_eq!(parse_size("7"), Ok(7));
         for bad in ["", "MiB", "-1", "1x", "99999999999T"] {
             assert!(parse_size(bad).is_err(), "{bad}");
+        }
+    }
+
+    #[test]
+    fn messages_have_no_error_numbers() {
+        let error = std::io::Error::from_raw_os_error(28);
+        assert_eq!(
+            worded(&format!("cannot write x: {error} (TMPDIR)")),
+            "cannot write x: No space left on device (TMPDIR)"
+        );
+        assert_eq!(worded(&format!("{error}; {error}")), "No space left on device; No space left on device");
+        for kept in ["plain", "", "a (os error )", "a (os error 2", "a (os error x)"] {
+            assert_eq!(worded(kept), kept);
         }
     }
 

@@ -10,7 +10,7 @@ use serde_json::json;
 
 use super::exit::INTERRUPTED;
 use super::output;
-use super::show::{self, printable};
+use super::show::{self, printable, worded};
 use super::status::Status;
 use super::ticker::{Tick, Ticker};
 use crate::monitor::{Monitor, Progress};
@@ -101,6 +101,7 @@ impl View {
 
 impl Monitor for Terminal {
     fn problem(&self, path: &Path, message: &str) {
+        let message = &*worded(message);
         let shown = path.to_string_lossy();
         if self.view.json {
             let object = json!({ "message_type": "error", "path": shown, "message": message });
@@ -115,7 +116,7 @@ impl Monitor for Terminal {
 
     fn note(&self, message: &str) {
         if !self.quiet {
-            self.view.message(&printable(&format!("brackfs: {message}")));
+            self.view.message(&printable(&format!("brackfs: {}", worded(message))));
         }
     }
 
