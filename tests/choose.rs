@@ -405,6 +405,26 @@ fn a_source_that_is_empty_and_had_files_is_a_problem_once() {
 }
 
 #[test]
+fn excluding_everything_is_not_taken_for_an_empty_directory() {
+    let site = with_names(&["a", "d/b"]);
+    let paths = ["a", "d"].map(|name| site.source().join(name).display().to_string());
+    backup(&site, &[]);
+    for extra in [&["--dry-run", "--exclude", "*"][..], &["--exclude", "*"]] {
+        let run = site.backup(extra).code(3);
+        says(&run, "everything in it is excluded, but was not in the last backup (entries: 3); check the patterns");
+        assert!(!run.stderr.contains("is a file system not mounted"), "{run}");
+    }
+    // So it is if the directory is one of several paths, which is looked into ahead of the walk.
+    let several = |extra: &[&str]| {
+        let mut arguments: Vec<_> = vec!["backup", "--source", "several"];
+        arguments.extend(paths.iter().map(String::as_str).chain(extra.iter().copied()));
+        site.brackfs(&arguments)
+    };
+    several(&[]).ok();
+    says(&several(&["--exclude", "b"]).code(3), "everything in it is excluded, but was not in the last backup");
+}
+
+#[test]
 fn one_of_several_paths_that_is_empty_and_had_files_is_a_problem() {
     let site = with_names(&["a/1", "b/2", "never/x"]);
     fs::remove_file(site.source().join("never/x")).unwrap();

@@ -32,8 +32,8 @@ use crate::repository::Repository;
 /// (--commit-interval), and removes leftovers.
 ///
 /// If a file can't be read, vanishes, or keeps changing while it is read, the backup reports it, continues, and exits with
-/// code 3. It also does so if the source or one of several PATHs was not empty in the last backup and is empty now, or if
-/// a file system that was mounted there is gone.
+/// code 3. It also does so if the source or one of several PATHs was not empty in the last backup and is now empty or
+/// entirely excluded, or if a file system that was mounted there is gone.
 ///
 /// At most 384 KiB of extended attributes are stored for each file. If a file has more, or more than the 64 KiB of attribute
 /// names that Linux lists, it is reported. A directory whose names take more than 1 GiB, or that is more than 10,000 levels

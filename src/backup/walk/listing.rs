@@ -167,6 +167,8 @@ pub(super) struct OpenedDirectory {
     pub(super) tagged: FoundTags,
     /// Its entries, if it is short and they were read already.
     short: Option<Vec<StatResult>>,
+    /// Some entries of the short list were excluded.
+    left_out: bool,
     /// Directories in it that were read already.
     pub(super) below: Below,
     /// Counts it as opened ahead of the walk.
@@ -197,7 +199,9 @@ impl OpenedDirectory {
         // Errors are ignored here: the walk tries again, and reports them.
         let Some(names) = opened.directory.list_short(SHORT).ok().flatten() else { return Some(opened) };
         drop(call);
+        let listed = names.len();
         let looks = ground.stat_all(&opened.directory, names.into_iter().map(Name::listed).collect());
+        opened.left_out = looks.len() < listed;
         piece.entries = piece.entries.saturating_sub(looks.len());
         for StatEntry { name, stat, mounted, .. } in looks.iter().flatten() {
             if piece.entries == 0 || piece.directories == 0 {
@@ -216,7 +220,14 @@ impl OpenedDirectory {
     /// A directory, and the tags in it.
     pub(super) fn open(directory: Directory, rules: &Rules) -> Self {
         let tagged = rules.tags.in_directory(&directory);
-        OpenedDirectory { directory: Arc::new(directory), tagged, short: None, below: Below::new(), ahead: None }
+        OpenedDirectory {
+            directory: Arc::new(directory),
+            tagged,
+            short: None,
+            left_out: false,
+            below: Below::new(),
+            ahead: None,
+        }
     }
 }
 
@@ -241,6 +252,8 @@ pub(super) struct Entries<'p> {
     failed: Option<Error>,
     /// Batches so far.
     batches: usize,
+    /// The directory has names, even if all of them are excluded.
+    any_names: bool,
 }
 
 /// The next of a directory's entries.
@@ -270,6 +283,7 @@ impl<'p> Entries<'p> {
             depth,
             failed: None,
             batches: 0,
+            any_names: opened.left_out,
         };
         match opened.short.take() {
             Some(looks) => entries.ready = looks.into(),
@@ -327,6 +341,12 @@ impl<'p> Entries<'p> {
                 }
             }
         }
+        self.any_names |= !batch.is_empty();
         (!batch.is_empty()).then_some(batch)
+    }
+
+    /// Whether names were excluded, if no entry came.
+    pub(super) fn left_out(&self) -> bool {
+        self.any_names
     }
 }

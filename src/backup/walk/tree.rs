@@ -244,8 +244,14 @@ impl<'a> TreeWalk<'a> {
         }
         if is_empty && place.entries_before > 0 {
             let had = place.entries_before;
-            let why =
-                format!("it is empty, but was not in the last backup (entries: {had}); is a file system not mounted?");
+            let why = match entries.left_out() {
+                true => format!(
+                    "everything in it is excluded, but was not in the last backup (entries: {had}); check the patterns"
+                ),
+                false => format!(
+                    "it is empty, but was not in the last backup (entries: {had}); is a file system not mounted?"
+                ),
+            };
             self.problem(&directory.path(), &why);
         }
         loop {
