@@ -203,6 +203,28 @@ fn only_what_is_looked_at_is_opened() {
 }
 
 #[test]
+fn a_damaged_snapshot_that_is_mended_is_shown_again() {
+    let site = ready();
+    for tag in ["1", "2"] {
+        backup(&site, "home", &[tag]);
+    }
+    let newest = objects(&site).pop().unwrap();
+    let bytes = fs::read(&newest).unwrap();
+    fs::write(&newest, "no snapshot").unwrap();
+    let mounted = site.mount(&[]);
+    let home = mounted.path().join("home");
+    let latest = || fs::read_link(home.join("latest")).unwrap();
+    let shown = names(&home);
+    assert_eq!((shown.len(), latest()), (2, PathBuf::from(&shown[0])), "{shown:?}");
+    fs::write(&newest, bytes).unwrap();
+    within_seconds("it is shown again", || names(&home).len() == 3);
+    within_seconds("it is the newest", || latest() == Path::new(&names(&home)[1]));
+    within_seconds("it has its tag", || names(&mounted.path().join("by-tag")) == ["1", "2"]);
+    assert_eq!(tree(&home.join("latest").canonicalize().unwrap()), tree(&site.source()));
+    assert_eq!(log(&site).lines().count(), 1, "{}", log(&site));
+}
+
+#[test]
 fn a_source_whose_name_cannot_be_read_is_named_by_a_snapshot_or_shown_by_its_id() {
     let site = ready();
     backup(&site, "home", &[]);

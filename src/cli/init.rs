@@ -30,7 +30,7 @@ Examples:
   brackfs init /backup                              asks for a passphrase
   brackfs init /backup --no-encryption              signed, but not encrypted")]
 pub(super) struct Args {
-    /// Make the repository in REPO, which must not exist, or be an empty directory
+    /// Make the repository in REPO, which must not exist, or be an empty directory (lost+found does not count)
     ///
     /// A directory that an interrupted init left is accepted too. File systems without hard links (exFAT, a mount of rclone)
     /// or without a sync of directories (CIFS) work; init prints which guarantees they do not give.

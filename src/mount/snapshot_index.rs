@@ -172,6 +172,17 @@ impl SnapshotIndex {
         self.show_again();
     }
 
+    /// Objects that are not shown.
+    pub(super) fn hidden(&self) -> Vec<(u64, SnapshotName)> {
+        self.hidden.iter().filter_map(|number| Some((*number, at(&self.names, *number)?.clone()))).collect()
+    }
+
+    /// Shows hidden objects again.
+    pub(super) fn unhide(&mut self, numbers: &[u64]) {
+        numbers.iter().for_each(|number| _ = self.hidden.remove(number));
+        self.show_again();
+    }
+
     fn show_again(&mut self) {
         let renamed = self.show();
         if !renamed.is_empty() {

@@ -20,7 +20,7 @@ use crate::format::name::SnapshotName;
 use crate::format::snapshot::Snapshot;
 use crate::format::{Kind, Timestamp, name};
 use crate::monitor::Monitor;
-use crate::reader::{self, Reader};
+use crate::reader::{self, Reader, Stamp};
 
 /// How long a listing of snapshots is believed.
 pub(super) const REFRESH: Duration = Duration::from_secs(1);
@@ -64,10 +64,17 @@ struct TagState {
 /// What could not be read, and when.
 #[derive(Default)]
 struct Unreadable {
-    snapshots: HashMap<u64, Instant>,
+    snapshots: HashMap<u64, Failure>,
     sources: HashMap<SourceId, Instant>,
     /// Time that went into it.
     spent: Duration,
+}
+
+/// An object that could not be read.
+struct Failure {
+    at: Instant,
+    /// The stamp of its file before that.
+    stamp: Option<Stamp>,
 }
 
 impl Unreadable {
@@ -240,11 +247,12 @@ impl VirtualTree {
     fn try_to_open(&self, number: u64, name: &SnapshotName) -> Result<Arc<Snapshot>, Error> {
         {
             let unreadable = lock(&self.unreadable);
-            if unreadable.holds(unreadable.snapshots.get(&number)) {
+            if unreadable.holds(unreadable.snapshots.get(&number).map(|failure| &failure.at)) {
                 return Err(Error::Unreadable);
             }
         }
         let begun = Instant::now();
+        let stamp = self.reader.stamp(name);
         let opened = self.reader.snapshot(name);
         let mut unreadable = lock(&self.unreadable);
         match opened {
@@ -256,7 +264,7 @@ impl VirtualTree {
                 // A target that fails or is away says nothing about its objects.
                 if self.reader.is_permanent(&error) {
                     unreadable.spent += begun.elapsed();
-                    unreadable.snapshots.insert(number, Instant::now());
+                    unreadable.snapshots.insert(number, Failure { at: Instant::now(), stamp });
                 }
                 Err(error.into())
             }
@@ -287,6 +295,7 @@ impl VirtualTree {
             if lock(&self.index).update(there, names) {
                 self.change();
             }
+            self.show_mended();
             *listed = Some(Instant::now() + REFRESH.max(now.elapsed() * REST));
         }
         Ok(lock(&self.index))
@@ -336,6 +345,26 @@ impl VirtualTree {
         let numbers: Vec<_> = failed.iter().map(|(number, _)| *number).collect();
         lock(&self.index).hide(&numbers);
         self.change();
+    }
+
+    /// Shows hidden objects again if their files changed: a damaged snapshot may have been restored from a copy. Those that
+    /// still do not verify are hidden again by the next look.
+    fn show_mended(&self) {
+        let hidden = lock(&self.index).hidden();
+        let mut changed = Vec::new();
+        for (number, name) in hidden {
+            let Some(stamp) = self.reader.stamp(&name) else { continue };
+            let mut unreadable = lock(&self.unreadable);
+            if unreadable.snapshots.get(&number).is_none_or(|failure| failure.stamp != Some(stamp)) {
+                unreadable.snapshots.remove(&number);
+                lock(&self.reported).remove(&name.object());
+                changed.push(number);
+            }
+        }
+        if !changed.is_empty() {
+            lock(&self.index).unhide(&changed);
+            self.change();
+        }
     }
 
     /// Lists the snapshots anew, if it is time and they can be. What is only asked for the sake of the way through it

@@ -29,6 +29,7 @@ mod when;
 
 use std::sync::Arc;
 
+pub use crate::repository::Stamp;
 pub use error::Error;
 pub use file::{ExtentVisitor, FileReader, Seek};
 pub use first_names::{FirstNames, LinkLookup};
@@ -97,6 +98,11 @@ impl Reader {
     /// Lists all snapshots, oldest first, without opening them.
     pub fn snapshots(&self) -> Result<Vec<SnapshotName>, Error> {
         Ok(self.core.repository.snapshots()?)
+    }
+
+    /// Returns the stamp of a snapshot's file, or `None` if it cannot be read.
+    pub fn stamp(&self, name: &SnapshotName) -> Option<Stamp> {
+        self.core.repository.target().stamp(&name.object()).ok()
     }
 
     /// Decrypts a snapshot and verifies that a trusted host key signed it for this object name.

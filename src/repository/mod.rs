@@ -14,6 +14,7 @@ mod error;
 mod keys;
 mod readme;
 
+pub use crate::storage::Stamp;
 pub use documents::{Access, Writer};
 pub use error::Error;
 pub use keys::Keys;

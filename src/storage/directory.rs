@@ -16,6 +16,7 @@ use std::fs::{self, File};
 use std::io::{self, Seek};
 use std::num::NonZeroU64;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
+use std::os::unix::fs::MetadataExt;
 use std::path::Path;
 use std::sync::atomic::{AtomicBool, Ordering};
 
@@ -29,10 +30,12 @@ use uuid::Uuid;
 use crate::sys::{append_at, sync_folder};
 
 use super::place::{FOLDER, Root, beneath};
-use super::{Error, ErrorKind, ObjectInfo, Rivals, Spool, Storage};
+use super::{Error, ErrorKind, ObjectInfo, Rivals, Spool, Stamp, Storage};
 
 /// The prefix of the names of temporary files. No object's name starts with it.
 const TEMPORARY: &str = ".tmp-";
+/// The directory for recovered files in the root of an ext file system.
+const LOST_AND_FOUND: &str = "lost+found";
 
 /// The depth of folders below a listed folder: `packs/ab/` for packs, and one folder per source for snapshots.
 const DEPTH: usize = 1;
@@ -102,13 +105,15 @@ impl DirectoryStorage {
         Ok(target)
     }
 
-    /// Removes all temporary files, all objects and folders that `may_go` accepts. If there is anything else, removes
+    /// Removes all temporary files, all objects and folders that `may_go` accepts. `lost+found` does not count. If there is anything else, removes
     /// nothing and returns false.
     fn clear(&self, may_go: &dyn Fn(&str) -> bool) -> io::Result<bool> {
         let root = self.root.open()?;
         let (mut files, mut folders) = (Vec::new(), Vec::new());
         for (name, kind) in names(root.as_fd())? {
             match kind {
+                // It is part of the file system, so it stays.
+                FileType::Directory if name == LOST_AND_FOUND => {}
                 FileType::RegularFile => files.push((None, name)),
                 FileType::Directory if may_go(&format!("{name}/")) => {
                     let folder = openat(&root, &name, FOLDER | OFlags::NOFOLLOW, Mode::empty())?;
@@ -361,6 +366,11 @@ impl Storage for DirectoryStorage {
     fn length(&self, name: &str) -> Result<u64, Error> {
         let metadata = self.file(name)?.metadata().map_err(|e| Error::io("read", name, e))?;
         Ok(metadata.len())
+    }
+
+    fn stamp(&self, name: &str) -> Result<Stamp, Error> {
+        let metadata = self.file(name)?.metadata().map_err(|e| Error::io("read", name, e))?;
+        Ok(Stamp { inode: metadata.ino(), length: metadata.len(), changed: (metadata.ctime(), metadata.ctime_nsec()) })
     }
 
     fn list(&self, prefix: &str) -> Result<Vec<ObjectInfo>, Error> {
@@ -697,6 +707,15 @@ mod tests {
         write(&format!(".tmp-{}", Uuid::new_v4()));
         create().unwrap();
         assert_eq!(fs::read_dir(dir.path()).unwrap().count(), 0);
+        // The root of a file system.
+        write("lost+found/#12");
+        write("keys/a");
+        create().unwrap();
+        assert!(dir.path().join("lost+found/#12").exists() && !dir.path().join("keys/a").exists());
+        fs::remove_dir_all(dir.path().join("lost+found")).unwrap();
+        write("lost+found");
+        assert_eq!(create().unwrap_err().kind, ErrorKind::AlreadyExists, "a file of this name");
+        fs::remove_file(dir.path().join("lost+found")).unwrap();
         for other in ["keys/b", "other", "packs/a", "keys/below/a"] {
             write("keys/a");
             write(other);

@@ -29,6 +29,15 @@ pub struct ObjectInfo {
     pub length: u64,
 }
 
+/// Tells whether an object's file was replaced or rewritten between two looks.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Stamp {
+    inode: u64,
+    length: u64,
+    /// The ctime, in seconds and nanoseconds.
+    changed: (i64, i64),
+}
+
 /// Bytes per read in [`Target::pieces`].
 const PIECE: usize = 1 << 20;
 
@@ -55,6 +64,8 @@ trait Storage: Send + Sync + fmt::Debug {
     fn forget(&self, name: &str, offset: u64, length: usize);
     /// Returns the object's size in bytes. A missing object is [`ErrorKind::NotFound`].
     fn length(&self, name: &str) -> Result<u64, Error>;
+    /// Returns a stamp of the object's file. A missing object is [`ErrorKind::NotFound`].
+    fn stamp(&self, name: &str) -> Result<Stamp, Error>;
     /// Lists the objects whose names begin with `prefix` (which ends in `/`), sorted by name. Temporary files are not
     /// listed.
     fn list(&self, prefix: &str) -> Result<Vec<ObjectInfo>, Error>;
@@ -183,6 +194,11 @@ impl Target {
     /// Returns the object's size in bytes. A missing object is [`ErrorKind::NotFound`].
     pub fn length(&self, name: &str) -> Result<u64, Error> {
         self.storage.length(name)
+    }
+
+    /// Returns a stamp of the object's file. A missing object is [`ErrorKind::NotFound`].
+    pub fn stamp(&self, name: &str) -> Result<Stamp, Error> {
+        self.storage.stamp(name)
     }
 
     /// Lists the objects whose names begin with `prefix` (which ends in `/`), sorted by name.
