@@ -1,4 +1,4 @@
-"""What is backed up: trees that are the same wherever they are made, and how they change and change back."""
+"""Data sets: trees that are identical on every machine, and reversible changes of them."""
 
 import os
 import random
@@ -12,7 +12,7 @@ LINUX_PACKAGE = "linux-source-6.1"
 
 
 class Material:
-    """Bytes that are the same for the same seed: noise, and text that compresses but repeats no chunk."""
+    """Deterministic content from a seed: noise, and text that compresses but has no duplicate chunks."""
 
     def __init__(self, seed):
         self.random = random.Random(seed)
@@ -51,7 +51,7 @@ def files(folder, count, limit, material):
 
 
 def image(path, mebibytes, material):
-    """A file that compresses in every other stretch of 32 MiB (of a quarter, when it is smaller)."""
+    """A file of alternating ranges of noise and text, of 32 MiB each (a quarter of the file, if it is smaller)."""
     stretch = min(32, mebibytes // 4)
     with open(path, "wb") as out:
         for at in range(mebibytes):
@@ -82,7 +82,7 @@ def make_big(root):
 
 
 def make_linux(root):
-    """The sources of Debian's kernel, out of the package if it is not installed."""
+    """The sources of Debian's kernel, from the installed package or a downloaded one."""
     archive = Path(f"/usr/src/{LINUX_PACKAGE}.tar.xz")
     if not archive.exists():
         archive = root / archive.name
@@ -101,11 +101,11 @@ def make_linux(root):
 class DataSet:
     def __init__(self, name, make, operations, directory=None, image=None, part=None):
         self.name, self.make, self.operations = name, make, operations
-        # What is renamed, what is written to at scattered places, and what is copied by itself.
+        # The directory to rename, the file to overwrite at scattered offsets, and the directory to copy alone.
         self.directory, self.image, self.part = directory, image, part
 
     def cached(self, data):
-        """Where it is; made there if it is missing. What was made in part has another name."""
+        """The cached data set, made if it is missing. Incomplete ones have another name."""
         folder, part = data / self.name, data / f"{self.name}.part"
         if not folder.exists():
             if part.exists():
@@ -116,9 +116,9 @@ class DataSet:
         return folder
 
     def copy(self, data, to):
-        """A copy that may be changed."""
+        """Makes a copy that may be changed."""
         subprocess.run(["cp", "-a", "--reflink=auto", self.cached(data), to], check=True)
-        # borg takes the newest file of a backup for changed the next time: let that be one that costs nothing.
+        # borg treats the newest file of a backup as changed the next time: make it a tiny one.
         time.sleep(1.1)
         (to / "newest").write_text("newest\n")
 
@@ -137,7 +137,7 @@ DATA_SETS = {
 
 
 def change(data_set, root, operation):
-    """Changes the tree for an operation; returns what undoes it."""
+    """Changes the tree for an operation. Returns a function that undoes it."""
     if operation == "changed":
         return change_files(root)
     if operation == "renamed":
@@ -150,7 +150,7 @@ def change(data_set, root, operation):
 
 
 def change_files(root):
-    """Puts a line into the middle and at the end of every hundredth file."""
+    """Inserts a line in the middle and at the end of every hundredth file."""
     paths = sorted(Path(folder, name) for folder, _, names in os.walk(root) for name in names)
     paths = [path for path in paths if not path.is_symlink()][::100]
     before = [path.read_bytes() for path in paths]
@@ -166,7 +166,7 @@ def change_files(root):
 
 
 def scatter(path, count=200, length=64 << 10):
-    """Overwrites so many stretches of a file in place, as a virtual machine does with its disk."""
+    """Overwrites `count` ranges of a file in place, as a virtual machine does with its disk image."""
     material = random.Random("scatter")
     places = [material.randrange(path.stat().st_size // 4096 - length // 4096) * 4096 for _ in range(count)]
     before = []
@@ -178,7 +178,7 @@ def scatter(path, count=200, length=64 << 10):
             file.write(material.randbytes(length))
 
     def undo():
-        # Places may overlap: what was written last is taken back first.
+        # Ranges may overlap, so undo them in reverse order.
         with open(path, "r+b") as file:
             for at, content in reversed(list(zip(places, before))):
                 file.seek(at)

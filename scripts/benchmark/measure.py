@@ -1,4 +1,4 @@
-"""One run of a command, measured."""
+"""Measures one run of a command."""
 
 import contextlib
 import mmap
@@ -16,20 +16,20 @@ TICKS = os.sysconf("SC_CLK_TCK")
 @dataclass
 class Figures:
     wall: float  # seconds from start to exit
-    cpu: float  # seconds, user and system, of the process and all that it waited for
-    memory: int  # bytes: the most that tree_memory said
-    others: float  # part of the machine's CPU time that went to other processes meanwhile
+    cpu: float  # seconds, user and system, of the process and its reaped children
+    memory: int  # bytes: the maximum of tree_memory
+    others: float  # fraction of the machine's CPU time that other processes used
     stored: int = 0  # bytes of all files in the repository afterwards
-    added: int = 0  # by how much that grew
+    added: int = 0  # bytes by which the repository grew
 
 
 class Failed(Exception):
-    """The command failed; the text says how."""
+    """The command failed; the text has its exit code and output."""
 
 
 def tree_memory(root):
-    """Resident bytes of a process and its descendants, and the peak so far of the largest of them. Not what wait4
-    says: that counts this program, which the process was until it became another."""
+    """The larger of: resident bytes of a process and its descendants, and the peak so far of the largest of them.
+    ru_maxrss from wait4 is not usable: it includes this program's memory, from between fork and exec."""
     total, largest, todo = 0, 0, [str(root)]
     while todo:
         pid = todo.pop()
@@ -47,14 +47,14 @@ def tree_memory(root):
 
 
 def busy_seconds():
-    """CPU time that all processes took since the machine started."""
+    """CPU seconds that all processes used since the machine booted."""
     with open("/proc/stat") as stat:
         user, nice, system, _, _, irq, softirq = map(int, stat.readline().split()[1:8])
     return (user + nice + system + irq + softirq) / TICKS
 
 
 def measure(command, env, cwd, log):
-    """Runs a command to its end. What it prints goes to the file `log`."""
+    """Runs a command and waits for its exit. Its output goes to the file `log`."""
     peak, done = 0, threading.Event()
 
     def sample(pid):
@@ -74,7 +74,7 @@ def measure(command, env, cwd, log):
             _, status, usage = os.wait4(process.pid, 0)
             wall = time.perf_counter() - start
         except BaseException:
-            # The session is ours alone, so nothing else is hit.
+            # The command has a session of its own, so this kills no other processes.
             with contextlib.suppress(ProcessLookupError):
                 os.killpg(process.pid, signal.SIGKILL)
             process.wait()
@@ -84,15 +84,15 @@ def measure(command, env, cwd, log):
             sampler.join()
     process.returncode = os.waitstatus_to_exitcode(status)
     if process.returncode:
-        said = log.read_text(errors="replace")[-2000:]
-        raise Failed(f"{' '.join(map(str, command))}: exit code {process.returncode}\n{said}")
+        output = log.read_text(errors="replace")[-2000:]
+        raise Failed(f"{' '.join(map(str, command))}: exit code {process.returncode}\n{output}")
     cpu = usage.ru_utime + usage.ru_stime
     others = min(1.0, max(0.0, busy_seconds() - busy - cpu) / (wall * os.cpu_count()))
     return Figures(wall, cpu, peak, others)
 
 
 def settle(cold):
-    """Lets nothing be written to disk meanwhile that somebody else left; with `cold`, makes the kernel forget."""
+    """Flushes dirty pages, so that they are not written during a measurement; with `cold`, also drops caches."""
     os.sync()
     if cold:
         with open("/proc/sys/vm/drop_caches", "w") as drop:
@@ -101,8 +101,8 @@ def settle(cold):
 
 
 def touch_memory():
-    """Uses memory that is free, as much as any tool here will, and gives it back: a virtual machine whose host lends it
-    memory only when it is used waits for that, a second or two for each GB, and the tool that comes first would pay for all."""
+    """Touches free memory, as much as any tool will use, and frees it. In a virtual machine whose host allocates memory on
+    first use (a second or two per GB), the first tool would otherwise be slower than the others."""
     with open("/proc/meminfo") as info:
         free = next(int(line.split()[1]) << 10 for line in info if line.startswith("MemFree:"))
     page = 2 << 20
@@ -117,6 +117,6 @@ def stored_bytes(folder):
 
 
 def listing(folder):
-    """Files and links below a folder, with their sizes: what a restore is compared by."""
+    """Files and links below a folder, with their sizes, to compare a restore with its source."""
     paths = (os.path.join(at, name) for at, _, names in os.walk(folder) for name in names)
     return sorted((os.path.relpath(path, folder), os.lstat(path).st_size) for path in paths)

@@ -1,4 +1,4 @@
-"""What is done with a snapshot that is mounted, beside the same with the files themselves."""
+"""Measures operations on a mounted snapshot, and the same operations on the source files."""
 
 import contextlib
 import os
@@ -9,7 +9,7 @@ import time
 
 from benchmark.measure import TICKS, Failed, Figures, listing, measure, settle
 
-# In this order: what was read before helps what comes later, as it does for people.
+# In this order: earlier operations warm caches for later ones, as in normal use.
 OPERATIONS = ["mount", "find", "find-again", "copy-part", "copy-all", "read-random", "read-one", "read-four"]
 PATIENCE_SECONDS = 120
 
@@ -27,7 +27,7 @@ def read(part):
     fd, at = os.open(path, os.O_RDONLY), part * length
     while at < (part + 1) * length:
         got = len(os.pread(fd, 1 << 20, at))
-        # Small files end before.
+        # The file may be shorter.
         if not got: break
         at += got
 threads = [threading.Thread(target=read, args=(part,)) for part in range(count)]
@@ -37,14 +37,14 @@ for thread in threads: thread.join()
 
 
 class Mount:
-    """A tool's newest snapshot, mounted while this is open. `seconds`: from the start to the first listing."""
+    """A context in which a tool's newest snapshot is mounted. `seconds`: from the start to the first listing."""
 
     def __init__(self, tool, at, log):
         self.tool, self.at, self.log, self.process, self.seconds = tool, at, log, None, 0.0
 
     def __enter__(self):
         command = self.tool.mount(self.at)
-        # The files themselves need none.
+        # Source files need no mount.
         if command:
             self.at.mkdir()
             with open(self.log, "wb") as out:
@@ -86,7 +86,7 @@ class Mount:
             self.at.rmdir()
 
     def used(self):
-        """CPU seconds and the peak of resident bytes of the program behind the mount, so far."""
+        """CPU seconds and peak resident bytes, so far, of the process that serves the mount."""
         if not self.process:
             return 0.0, 0
         with open(f"/proc/{self.process.pid}/stat") as stat:
@@ -97,7 +97,7 @@ class Mount:
 
 
 def command_of(operation, data_set, top, to):
-    """The command of an operation; none if the data set has nothing to do it with."""
+    """The command of an operation; None if it does not apply to the data set."""
     part, image = data_set.part, data_set.image and top / data_set.image
     return {
         "find": ["find", f"{top}/", "-printf", "%s %m %T@\\n"],
@@ -111,7 +111,7 @@ def command_of(operation, data_set, top, to):
 
 
 def measure_mounted(tool, data_set, source, operations, cold, scratch, log):
-    """Figures of all operations that are wanted, by name. CPU and memory are those of the program behind the mount, too."""
+    """Figures of the given operations, by name. CPU and memory include the process that serves the mount."""
     found = {}
     settle(cold)
     with Mount(tool, scratch / "mnt", log) as mount:
@@ -133,6 +133,6 @@ def measure_mounted(tool, data_set, source, operations, cold, scratch, log):
             if operation.startswith("copy") and command:
                 copied = source / data_set.part if operation == "copy-part" else source
                 if listing(to / "copy") != listing(copied):
-                    raise Failed(f"{operation}: something else was copied than was backed up")
+                    raise Failed(f"{operation}: the copy differs from the source")
             shutil.rmtree(to)
     return found

@@ -1,4 +1,4 @@
-"""What is measured: each tool as its commands. All of them are used as they are when nobody sets anything."""
+"""The measured tools and their commands. All tools run with their default options."""
 
 import json
 import os
@@ -10,8 +10,7 @@ OURS = ("BRACKFS_", "RESTIC_", "BORG_", "RUSTIC_", "BUPSTASH_")
 
 
 class Tool:
-    """A tool with a repository, cache and home of its own below `home`. Without a command for an operation it has
-    no part in it."""
+    """A tool with its own repository, cache and home below `home`. Operations without a command are skipped."""
 
     program = ""
     about = ""
@@ -22,7 +21,7 @@ class Tool:
         home.mkdir(parents=True)
 
     def env(self):
-        """The caller's environment, but nothing of it that leads to the caller's own repositories."""
+        """The caller's environment, without variables that lead to the caller's own repositories."""
         env = {name: value for name, value in os.environ.items() if not name.startswith(OURS)}
         kept = {"HOME": self.home, "XDG_CACHE_HOME": self.home / "cache", "XDG_CONFIG_HOME": self.home / "config",
                 "XDG_DATA_HOME": self.home / "data", "XDG_STATE_HOME": self.home / "state", "TZ": "UTC"}
@@ -30,7 +29,7 @@ class Tool:
         return {name: str(value) for name, value in env.items()}
 
     def run(self, *arguments):
-        """A command that is not measured; its output."""
+        """Runs a command without measuring it. Returns its output."""
         command = [str(self.program), *map(str, arguments)]
         done = subprocess.run(command, env=self.env(), stdin=subprocess.DEVNULL, capture_output=True, text=True)
         if done.returncode:
@@ -51,22 +50,22 @@ class Tool:
         return None
 
     def unchanged(self):
-        """The command for a backup after nothing changed, where that is another."""
+        """The command for a backup without changes; overridden if it differs."""
         return self.backup()
 
     def restore(self, to):
         return None
 
     def restored(self, to):
-        """Where in `to` the source's files are after a restore."""
+        """The path of the source's files in `to` after a restore."""
         return to / str(self.source).lstrip("/")
 
     def mount(self, at):
-        """The command that mounts the newest snapshot, or all, and stays."""
+        """The command that mounts the newest snapshot, or all snapshots, in the foreground."""
         return None
 
     def mounted(self, at):
-        """Where below `at` the source's files are then; none if there is no such thing."""
+        """The path of the source's files in the mount at `at`; None if the tool cannot mount."""
         return None
 
 
@@ -128,7 +127,7 @@ class Restic(Tool):
         return {"RESTIC_REPOSITORY": self.repo, "RESTIC_PASSWORD": PASSPHRASE}
 
     def init(self):
-        # The older version of its format, which some releases make by default, does not compress.
+        # Some releases default to the older repository version, which does not compress.
         self.run("init", "--repository-version", "latest")
 
     def backup(self):
@@ -210,7 +209,7 @@ class Bupstash(Tool):
 
 
 class Copy(Tool):
-    """A floor: what the disk and the kernel take, without waiting until anything is on disk."""
+    """A lower bound: the cost of disk and kernel, without waiting for writeback."""
 
     program, about = "cp", "-a"
 
@@ -241,7 +240,7 @@ class Tar(Copy):
 
 
 class Disk(Tool):
-    """A floor of what is done with a mount: the same with the files themselves."""
+    """A lower bound for mounts: the same operations on the source files."""
 
     program, about = "cp", "of the files themselves"
 
@@ -250,7 +249,7 @@ class Disk(Tool):
 
 
 class Find(Tool):
-    """A floor of a backup that finds nothing changed: every entry's stat, and nothing done with it."""
+    """A lower bound for a backup without changes: only stat every entry."""
 
     program, about = "find", "-printf, all stat fields"
 
@@ -262,7 +261,7 @@ PEERS = {"restic": Restic, "borg": Borg, "rustic": Rustic, "bupstash": Bupstash}
 FLOORS = {"cp": Copy, "tar": Tar, "find": Find, "disk": Disk}
 MODES = {"default": Brackfs, "rfc4880": BrackfsRfc4880, "no-encryption": BrackfsNoEncryption,
          "low-memory": BrackfsLowMemory, "low-memory-large-chunks": BrackfsLowMemoryLargeChunks}
-# These are on PATH or have no part; Debian has the others.
+# These are skipped if they are not on PATH; the others are Debian packages.
 OPTIONAL = ("rustic", "bupstash")
 
 
