@@ -1,4 +1,4 @@
-//! The stages that a byte or an entry goes through, each by itself: `cargo bench`, or `cargo bench seal`.
+//! Benchmarks of the individual stages of a backup and of a read: `cargo bench`, or `cargo bench seal`.
 
 #![allow(clippy::unwrap_used)]
 
@@ -16,23 +16,23 @@ use brackfs::source::{Chunker, EntryMount, Error, Piece, Stat};
 use divan::Bencher;
 use divan::counter::{BytesCount, ItemsCount};
 
-/// The one that repositories get by default comes first.
+/// The default profile of new repositories comes first.
 const PROFILES: [Profile; 2] = [Profile::Rfc9580, Profile::Rfc4880];
-/// As many as a node or a segment of a directory has at most, about.
+/// About the largest number of entries in a segment of a directory.
 const ENTRIES: usize = 1000;
 
 fn main() {
     divan::main();
 }
 
-/// Bytes that neither compress nor repeat.
+/// Incompressible bytes without repetitions.
 fn noise(length: usize) -> Vec<u8> {
     let mut bytes = vec![0; length];
     blake3::Hasher::new().update(b"bench").finalize_xof().fill(&mut bytes);
     bytes
 }
 
-/// A block of words, of which some are much more frequent than others: it compresses about as text does.
+/// A block of words with a skewed distribution, which compresses about as well as text.
 fn text() -> Vec<u8> {
     let letters: Vec<u8> = noise(16 << 10).iter().map(|byte| b"etaoinshrdlucmfw"[usize::from(byte & 15)]).collect();
     let word = |at: usize| &letters[at * 4..at * 4 + 2 + at % 7];
@@ -49,7 +49,7 @@ fn bytes(block: &[u8]) -> BytesCount {
     BytesCount::of_slice(block)
 }
 
-/// Averages: of the default, and one above which cuts are at fixed offsets.
+/// Average chunk sizes: the default, and one above which chunks have a fixed size.
 #[divan::bench(args = [512 << 10, 4 << 20])]
 fn cut(bencher: Bencher<'_, '_>, average: usize) {
     let content = noise(64 << 20);
@@ -153,7 +153,7 @@ fn decode_node(bencher: Bencher<'_, '_>) {
     bencher.counter(ItemsCount::new(ENTRIES)).bench_local(|| Node::decode(&encoded).unwrap());
 }
 
-/// What a backup does of a segment that did not change: encode what the file system says, and compare.
+/// A backup of an unchanged segment: encode the current stat data, and compare it.
 #[divan::bench]
 fn compare_segment(bencher: Bencher<'_, '_>) {
     let stat = |number: usize| Stat {

@@ -1,7 +1,7 @@
-//! Making a repository, and what this machine keeps of it.
+//! Creates a repository and this machine's state for it.
 //!
-//! The description is written last: until then there is no repository. A run that fails removes what it wrote, and a run
-//! finds out what a killed one left, and removes that.
+//! The description is written last; until then there is no repository. A run that fails removes its objects, and also
+//! recognizes and removes those of a killed run.
 
 use std::path::Path;
 
@@ -13,50 +13,50 @@ use crate::repository::{ForPeople, Repository, Writer};
 use crate::state::RepositoryState;
 use crate::{catalog, repository, state};
 
-/// Who will be able to read a new repository.
+/// The encryption of a new repository.
 pub enum Owner {
-    /// The holders of these certificates' secret keys.
+    /// Encrypt to these certificates.
     Recipients(Vec<Certificate>),
-    /// Whoever knows the passphrase: a key is made, and kept in the repository under it.
+    /// Generate a key, lock it with this passphrase, and store it in the repository.
     Passphrase(Passphrase),
-    /// Blocks are not encrypted.
+    /// Do not encrypt blocks.
     Unencrypted,
 }
 
 /// A new repository.
 #[derive(Debug)]
 pub struct Made {
-    /// The repository.
+    /// The repository's id.
     pub id: RepositoryId,
-    /// This machine's own key for it. Whoever reads the repository should compare it.
+    /// This machine's host key. Readers should compare its fingerprint.
     pub host: Fingerprint,
-    /// Whom it is encrypted to.
+    /// The keys that the repository is encrypted to.
     pub recipients: Vec<Fingerprint>,
-    /// What its target does not guarantee, in words that follow its location.
+    /// Guarantees that the storage lacks, as phrases that continue a sentence with its location.
     pub shortcomings: Vec<&'static str>,
 }
 
-/// Why a repository could not be made. Nothing usable is left at the target.
+/// A repository could not be created. No usable repository is left at the location.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
-    /// A key or certificate can't be used.
+    /// A key or certificate is unusable.
     #[error(transparent)]
     Crypt(#[from] crypt::Error),
     /// The repository could not be written.
     #[error(transparent)]
     Repository(#[from] repository::Error),
-    /// The catalog could not be made.
+    /// The catalog could not be created.
     #[error(transparent)]
     Catalog(#[from] catalog::Error),
-    /// The state directory failed.
+    /// The state directory could not be written.
     #[error(transparent)]
     State(#[from] state::Error),
-    /// The machine has no randomness.
+    /// The operating system returned no random bytes.
     #[error("cannot get random bytes: {0}")]
     Random(getrandom::Error),
 }
 
-/// Makes a repository at `location`, with this machine as its host; `state` is the state directory.
+/// Creates a repository at `location`, with this machine as its host; `state` is the state directory.
 pub fn init(location: &str, state: &Path, owner: Owner) -> Result<Made, Error> {
     let mut kept = None;
     let recipients = match owner {
@@ -76,13 +76,13 @@ pub fn init(location: &str, state: &Path, owner: Owner) -> Result<Made, Error> {
     let kept_here = RepositoryState::new(state, repository.id());
     let made = fill(&repository, &kept_here, recipients, kept);
     if made.is_err() && repository.abandon() {
-        // Keys of a repository that does not exist.
+        // The keys are useless without the repository.
         kept_here.discard();
     }
     made
 }
 
-/// Writes all that makes a repository, and what this machine keeps of it.
+/// Writes the objects of a new repository and this machine's state.
 fn fill(
     repository: &Repository,
     kept_here: &RepositoryState,
@@ -109,7 +109,7 @@ fn fill(
     keys.put_host(&certificate)?;
     let owner = kept.as_ref().map(SecretKey::fingerprint);
     if let Some(key) = kept {
-        // The repository's copy is the only one otherwise.
+        // A second copy, in case the repository's is lost.
         kept_here.put_owner_key(&key.to_armored()?)?;
         keys.put_owner(&key)?;
     }

@@ -1,14 +1,14 @@
-//! Encrypted backup that you can mount: made with a public key only, in flat memory, verified on every read.
+//! Encrypted, mountable backups: made with a public key only, in constant memory, verified on every read.
 //!
-//! Two journeys explain most of the code. A backup ([`backup`]) walks a [`source`], compares it with the
-//! [`catalog`], and writes blocks ([`format`](mod@format), [`crypt`]) into packs of a [`repository`] at a [`storage`].
-//! The [`inventory`] sees to it that the catalog claims nothing that the repository does not have.
-//! A read ([`reader`]) goes from a snapshot through trees to blocks, verifying each; [`mount`], [`restore`],
-//! [`dump`](mod@dump), [`history`] and [`check`] are on top of it. Engines tell a [`monitor`] what happens, and only [`cli`] prints.
+//! Two data flows explain most of the code. A backup ([`backup`]) walks a [`source`], compares it with the
+//! [`catalog`], and writes blocks ([`format`](mod@format), [`crypt`]) into packs of a [`repository`] in a [`storage`].
+//! The [`inventory`] ensures that the catalog never claims more than the repository has.
+//! A read ([`reader`]) goes from a snapshot through trees to blocks, and verifies each; [`mount`], [`restore`],
+//! [`dump`](mod@dump), [`history`] and [`check`] are built on it. Engines report to a [`monitor`]; only [`cli`] prints.
 //!
-//! ## Who may use whom
+//! ## Layers
 //!
-//! Arrows go down only; a script in `scripts/` compares this table with the code.
+//! Modules use only modules above them in this table; `scripts/check-layers` compares it with the code.
 //!
 //! <!-- layers -->
 //! | module | may use |

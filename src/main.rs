@@ -1,4 +1,4 @@
-//! Arguments in, exit code out.
+//! The `brackfs` program.
 
 use std::process::ExitCode;
 

@@ -1,37 +1,37 @@
-//! What engines tell those who watch them. Engines never print.
+//! Reports of engines to their callers: problems, notes and progress. Engines never print.
 
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{LazyLock, Mutex, PoisonError};
 
-/// A file takes about as long as so many bytes of a large one: it has to be found, opened and described.
+/// The fixed cost of a file (lookup, open, metadata), in bytes of a large file that take as long.
 const FILE_WORK: f64 = 32.0 * 1024.0;
 
-/// Receives what an engine reports. Called from several threads; must be quick.
+/// Receives the reports of an engine. Called from several threads; must be quick.
 pub trait Monitor: Send + Sync {
-    /// Something that the user should know, and that does not end the run: a file that could not be read,
-    /// a damaged block. `path` is the file it is about.
+    /// A problem that does not end the run, such as an unreadable file or a damaged block. `path` is the affected file
+    /// or object.
     fn problem(&self, path: &Path, message: &str);
 
-    /// Something worth knowing that is no problem.
+    /// Information that is not a problem.
     fn note(&self, message: &str);
 
-    /// An entry was handled; shown at high verbosity.
+    /// An entry was processed with this result; shown at high verbosity.
     fn entry(&self, path: &Path, what: &str);
 
-    /// The run was told to stop, and a call about this path does not return. A thread that waits in the kernel can't be
-    /// ended, so a program that has nothing else to do should end now; otherwise the run goes on to wait.
+    /// The run was stopped, but a system call on this path does not return. A thread that is blocked in the kernel
+    /// cannot be ended, so a program with nothing else to do should exit now; otherwise the run keeps waiting.
     fn hangs(&self, _path: &Path) {}
 
-    /// Where an engine counts how far it is.
+    /// The engine's progress counters.
     fn progress(&self) -> &Progress {
-        /// For all who don't look.
-        static UNSEEN: LazyLock<Progress> = LazyLock::new(Progress::default);
-        &UNSEEN
+        /// Shared by all monitors that do not show progress.
+        static UNUSED: LazyLock<Progress> = LazyLock::new(Progress::default);
+        &UNUSED
     }
 }
 
-/// A number of things, for people: `1 file`, `2 files`.
+/// Formats a number with a singular or plural noun: `1 file`, `2 files`.
 pub fn count(number: u64, one: &str, many: &str) -> String {
     match number {
         1 => format!("1 {one}"),
@@ -39,8 +39,8 @@ pub fn count(number: u64, one: &str, many: &str) -> String {
     }
 }
 
-/// How far an engine is. Its threads count here as they go, which costs next to nothing; whoever watches looks when
-/// it likes, also while the engine waits for something.
+/// Progress counters of an engine. Its threads update them at negligible cost; other threads can take a snapshot at any
+/// time, even while the engine is blocked.
 #[derive(Debug, Default)]
 pub struct Progress {
     files: AtomicU64,
@@ -51,69 +51,69 @@ pub struct Progress {
     path: Mutex<PathBuf>,
 }
 
-/// How much there is to do.
+/// The total work of a run.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Total {
-    /// Files.
+    /// The number of files.
     pub files: u64,
-    /// Their bytes.
+    /// The total size of the files in bytes.
     pub bytes: u64,
-    /// It was so last time, or is near enough.
+    /// Whether this is only an estimate, such as the totals of the previous run.
     pub estimated: bool,
 }
 
-/// What a look at the progress shows.
+/// The state of [`Progress`] at one moment.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct ProgressSnapshot {
-    /// Files done.
+    /// The number of finished files.
     pub files: u64,
-    /// Bytes of files done, also of those that needed no work.
+    /// Bytes of finished files and parts of files, including unchanged ones that were not read.
     pub bytes: u64,
-    /// Bytes that had to be read for that.
+    /// Bytes that were read.
     pub read_bytes: u64,
-    /// Bytes written.
+    /// Bytes that were written.
     pub stored_bytes: u64,
-    /// How much there is, as soon as that is known.
+    /// The total work, once it is known.
     pub total: Option<Total>,
-    /// What is at hand.
+    /// The path that is being processed.
     pub path: PathBuf,
 }
 
 impl Progress {
-    /// A file is done; its bytes are counted as they come.
+    /// Counts a finished file. Its bytes are counted separately.
     pub fn file(&self) {
         self.files.fetch_add(1, Ordering::Relaxed);
     }
 
-    /// Bytes of a file are done.
+    /// Counts finished bytes of files.
     pub fn bytes(&self, bytes: u64) {
         self.bytes.fetch_add(bytes, Ordering::Relaxed);
     }
 
-    /// Bytes were read.
+    /// Counts bytes that were read.
     pub fn read(&self, bytes: u64) {
         self.read_bytes.fetch_add(bytes, Ordering::Relaxed);
     }
 
-    /// Bytes were written.
+    /// Counts bytes that were written.
     pub fn stored(&self, bytes: u64) {
         self.stored_bytes.fetch_add(bytes, Ordering::Relaxed);
     }
 
-    /// Says how much there is to do.
+    /// Sets the total work.
     pub fn expect(&self, total: Total) {
         *self.total.lock().unwrap_or_else(PoisonError::into_inner) = Some(total);
     }
 
-    /// Says what is at hand.
+    /// Sets the path that is being processed.
     pub fn at(&self, path: &Path) {
         let mut at = self.path.lock().unwrap_or_else(PoisonError::into_inner);
-        // Its room is used again.
+        // Reuse the allocation.
         at.as_mut_os_string().clear();
         at.as_mut_os_string().push(path);
     }
 
-    /// How far it is now.
+    /// Reads all counters.
     pub fn snapshot(&self) -> ProgressSnapshot {
         let get = |count: &AtomicU64| count.load(Ordering::Relaxed);
         ProgressSnapshot {
@@ -128,8 +128,8 @@ impl Progress {
 }
 
 impl ProgressSnapshot {
-    /// How much of all is done, from 0 to 1; a file is some work, however small it is. None as long as nobody knows how
-    /// much there is, or if there is more than was estimated.
+    /// The finished part of the total work, from 0 to 1, with a fixed cost for each file. `None` if the total is
+    /// unknown, or if it was estimated and has been exceeded.
     pub fn fraction(&self) -> Option<f64> {
         let total = self.total?;
         if total.estimated && (self.files > total.files || self.bytes > total.bytes) {
@@ -144,7 +144,7 @@ impl ProgressSnapshot {
     }
 }
 
-/// A monitor for those who don't want to know.
+/// A monitor that ignores all reports.
 #[derive(Debug, Default)]
 pub struct Silent;
 
@@ -158,29 +158,29 @@ impl Monitor for Silent {
 mod tests {
     use super::*;
 
-    fn look(files: u64, bytes: u64, total: Option<Total>) -> ProgressSnapshot {
+    fn snapshot(files: u64, bytes: u64, total: Option<Total>) -> ProgressSnapshot {
         ProgressSnapshot { files, bytes, total, ..ProgressSnapshot::default() }
     }
 
     #[test]
-    fn files_and_bytes_are_work() {
+    fn files_and_bytes_count_as_work() {
         let mib = 1 << 20;
         let total = |estimated| Some(Total { files: 32, bytes: mib, estimated });
-        assert_eq!(look(0, 0, total(false)).fraction(), Some(0.0));
-        assert_eq!(look(16, 0, total(false)).fraction(), Some(0.25));
-        assert_eq!(look(0, mib / 2, total(true)).fraction(), Some(0.25));
-        assert_eq!(look(32, mib, total(false)).fraction(), Some(1.0));
-        // More than there was is known to be all only if that was counted.
-        assert_eq!(look(32, mib + 1, total(false)).fraction(), Some(1.0));
-        assert_eq!(look(32, mib + 1, total(true)).fraction(), None);
-        assert_eq!(look(33, mib, total(true)).fraction(), None);
-        assert_eq!(look(1, 1, None).fraction(), None);
+        assert_eq!(snapshot(0, 0, total(false)).fraction(), Some(0.0));
+        assert_eq!(snapshot(16, 0, total(false)).fraction(), Some(0.25));
+        assert_eq!(snapshot(0, mib / 2, total(true)).fraction(), Some(0.25));
+        assert_eq!(snapshot(32, mib, total(false)).fraction(), Some(1.0));
+        // If the total is exceeded, the fraction is 1 only if the total was exact.
+        assert_eq!(snapshot(32, mib + 1, total(false)).fraction(), Some(1.0));
+        assert_eq!(snapshot(32, mib + 1, total(true)).fraction(), None);
+        assert_eq!(snapshot(33, mib, total(true)).fraction(), None);
+        assert_eq!(snapshot(1, 1, None).fraction(), None);
         let nothing = Some(Total { files: 0, bytes: 0, estimated: false });
-        assert_eq!(look(0, 0, nothing).fraction(), Some(1.0));
+        assert_eq!(snapshot(0, 0, nothing).fraction(), Some(1.0));
     }
 
     #[test]
-    fn what_is_counted_is_seen() {
+    fn a_snapshot_has_all_counters() {
         let progress = Progress::default();
         progress.file();
         progress.bytes(5);

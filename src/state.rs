@@ -1,13 +1,13 @@
-//! What this machine keeps beside the repositories: a folder for each, readable by its user only.
+//! This machine's state directory: a folder for each repository, readable by its user only.
 //!
 //! ```text
-//! <state>/<repository id>/host.key         the machine's own key for it (hosts only)
-//! <state>/<repository id>/owner.asc        a copy of the owner's locked key, if the repository keeps that (hosts only)
-//! <state>/<repository id>/catalog.sqlite   the catalog (hosts only)
-//! <state>/<repository id>/catalog.sqlite.old   the one before, if it was built anew
-//! <state>/<repository id>/lock             held while a run writes; the kernel frees it with the process
-//! <state>/<repository id>/signers          fingerprints of host keys that a reader believes
-//! <state>/<repository id>/session-keys     session keys that gpg found out for a reader, sealed to the owner
+//! <state>/<repository id>/host.key             the host key of this machine (hosts only)
+//! <state>/<repository id>/owner.asc            a copy of the owner's locked key, if the repository has one (hosts only)
+//! <state>/<repository id>/catalog.sqlite       the catalog (hosts only)
+//! <state>/<repository id>/catalog.sqlite.old   the previous catalog, after a rebuild
+//! <state>/<repository id>/lock                 locked while a run writes; the kernel unlocks it when the process ends
+//! <state>/<repository id>/signers              fingerprints of host keys that readers trust
+//! <state>/<repository id>/session-keys         session keys that gpg decrypted for readers, sealed to the owner
 //! ```
 
 use std::fs::{self, DirBuilder, File, OpenOptions};
@@ -25,82 +25,82 @@ use crate::crypt::{Fingerprint, KeyStore};
 use crate::format::RepositoryId;
 use crate::sys::sync_folder;
 
-/// Something that failed in the state directory.
+/// An error in the state directory.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
-    /// The file system failed.
+    /// A file system operation failed.
     #[error("cannot {action} {path}: {source}")]
     Io {
-        /// What was tried.
+        /// The failed action, as a verb.
         action: &'static str,
-        /// On what.
+        /// The affected file or folder.
         path: PathBuf,
-        /// Why it failed.
+        /// The error of the file system.
         source: io::Error,
     },
     /// Another run holds the lock.
     #[error(
-        "another run of brackfs is writing to this repository ({holder} holds {path}); try again when it is done, or let --wait-lock wait for it"
+        "another run of brackfs is writing to this repository ({holder} holds {path}); try again later, or wait for it with --wait-lock"
     )]
     Locked {
         /// The lock file.
         path: PathBuf,
-        /// Who holds it, as far as that is known.
+        /// The process that holds the lock, if known.
         holder: String,
     },
-    /// The wait for the lock was told to end.
+    /// The stop flag was set while waiting for the lock.
     #[error("interrupted while waiting for another run of brackfs")]
     Interrupted,
-    /// A file whose content makes no sense.
+    /// A file has invalid content.
     #[error("{path} is damaged: {why}")]
     Damaged {
         /// The file.
         path: PathBuf,
-        /// What is wrong.
+        /// The kind of damage.
         why: String,
     },
 }
 
-/// Time between two tries to get the lock.
+/// The interval between attempts to get the lock.
 const TRY_AGAIN: Duration = Duration::from_millis(100);
-/// Most bytes of a process id in a lock file.
+/// The longest process id that is read from a lock file, in bytes.
 const HOLDER_SIZE: u64 = 20;
 
-/// What this machine keeps of one repository.
+/// This machine's state for one repository.
 #[derive(Debug, Clone)]
 pub struct RepositoryState {
     folder: PathBuf,
 }
 
-/// The lock of a run that writes. Freed when dropped, or with the process.
+/// The lock of a run that writes. Released on drop, or when the process ends.
 #[derive(Debug)]
 pub struct Lock {
     _file: File,
 }
 
 impl RepositoryState {
-    /// The state of repository `id` below `state`. Nothing is touched yet.
+    /// The state of repository `id` in the state directory `state`. Does not access the file system.
     pub fn new(state: &Path, id: RepositoryId) -> Self {
         RepositoryState { folder: state.join(id.to_string()) }
     }
 
-    /// The folder.
+    /// The folder of this repository.
     pub fn folder(&self) -> &Path {
         &self.folder
     }
 
-    /// Makes the folder, for its user only, durably.
+    /// Creates the folder durably, accessible by its user only.
     pub fn create(&self) -> Result<(), Error> {
         let missing: Vec<_> = self.folder.ancestors().take_while(|folder| !folder.is_dir()).collect();
         let make = || -> io::Result<()> {
             DirBuilder::new().recursive(true).mode(0o700).create(&self.folder)?;
-            // A folder is durable once the one above it is synced.
+            // A new folder is durable once its parent is synced.
             missing.iter().filter_map(|folder| folder.parent()).try_for_each(sync)
         };
         make().map_err(|source| self.failed("create", &self.folder, source))
     }
 
-    /// Removes what `init` made of it, for a repository that came to nothing. Best effort.
+    /// Removes the files that `init` creates, after it has failed. Best effort.
     pub fn discard(&self) {
         for path in [self.host_key_path(), self.owner_key_path(), self.catalog_path()] {
             for suffix in ["", "-wal", "-shm", "-journal"] {
@@ -110,33 +110,33 @@ impl RepositoryState {
         let _ = fs::remove_dir(&self.folder);
     }
 
-    /// Where the catalog is.
+    /// The path of the catalog.
     pub fn catalog_path(&self) -> PathBuf {
         self.folder.join("catalog.sqlite")
     }
 
-    /// Where a new catalog is made, until it takes the place of the other.
+    /// The path of a catalog that is being built.
     pub fn new_catalog_path(&self) -> PathBuf {
         self.folder.join("catalog.sqlite.new")
     }
 
-    /// Where the catalog is kept that a new one replaced.
+    /// The path of the previous catalog.
     pub fn old_catalog_path(&self) -> PathBuf {
         self.folder.join("catalog.sqlite.old")
     }
 
-    /// Removes what there is of a new catalog.
+    /// Removes an unfinished new catalog.
     pub fn discard_new_catalog(&self) -> Result<(), Error> {
         ["", "-wal", "-shm", "-journal"]
             .iter()
             .try_for_each(|suffix| self.remove(&with_suffix(&self.new_catalog_path(), suffix)))
     }
 
-    /// Puts the new catalog, closed, in the place of the catalog, and keeps that. If it breaks off halfway there is none,
-    /// and one can be built.
+    /// Replaces the catalog by the new one, which must be closed, and keeps the old one. If this is interrupted, there
+    /// may be no catalog; then one must be built again.
     pub fn put_new_catalog(&self) -> Result<(), Error> {
         let (catalog, old) = (self.catalog_path(), self.old_catalog_path());
-        // What SQLite keeps beside a database belongs to that one only.
+        // SQLite's auxiliary files belong to the old database.
         for suffix in ["", "-wal", "-shm", "-journal"] {
             let (from, to) = (with_suffix(&catalog, suffix), with_suffix(&old, suffix));
             self.remove(&to)?;
@@ -157,7 +157,7 @@ impl RepositoryState {
         }
     }
 
-    /// Where the machine's own key is.
+    /// The path of the host key.
     pub fn host_key_path(&self) -> PathBuf {
         self.folder.join("host.key")
     }
@@ -166,12 +166,12 @@ impl RepositoryState {
         self.folder.join("signers")
     }
 
-    /// The machine's own key; none if this machine is no host of the repository.
+    /// The armored host key; `None` if this machine is not a host of the repository.
     pub fn host_key(&self) -> Result<Option<Vec<u8>>, Error> {
         self.read(&self.host_key_path())
     }
 
-    /// Keeps the machine's own key. An older one is never replaced.
+    /// Stores the host key. Fails if there is one already.
     pub fn put_host_key(&self, armored: &[u8]) -> Result<(), Error> {
         self.put_new(&self.host_key_path(), armored)
     }
@@ -180,12 +180,12 @@ impl RepositoryState {
         self.folder.join("owner.asc")
     }
 
-    /// The copy of the owner's locked key; `None` if the repository keeps no such key, or this machine is not its host.
+    /// The copy of the owner's locked key; `None` if the repository has no such key, or this machine is not its host.
     pub fn owner_key(&self) -> Result<Option<Vec<u8>>, Error> {
         self.read(&self.owner_key_path())
     }
 
-    /// Keeps a copy of the owner's locked key. An older one is never replaced.
+    /// Stores a copy of the owner's locked key. Fails if there is one already.
     pub fn put_owner_key(&self, armored: &[u8]) -> Result<(), Error> {
         self.put_new(&self.owner_key_path(), armored)
     }
@@ -200,8 +200,8 @@ impl RepositoryState {
         write().map_err(|source| self.failed("write", path, source))
     }
 
-    /// Takes the lock, or says who holds it ([`Error::Locked`]) if it isn't free within `wait`. Before it begins to wait it
-    /// tells `waits` for whom; `stop` ends the wait.
+    /// Takes the lock. Fails with [`Error::Locked`] if it is not free within `wait`, or when `stop` is set. If it has
+    /// to wait, it first calls `waits` with a description of the holder.
     pub fn lock(&self, wait: Duration, stop: &AtomicBool, waits: impl FnOnce(&str)) -> Result<Lock, Error> {
         let path = self.folder.join("lock");
         let file = OpenOptions::new().read(true).write(true).create(true).truncate(false).mode(0o600).open(&path);
@@ -224,12 +224,12 @@ impl RepositoryState {
             }
             sleep(TRY_AGAIN.min(wait.saturating_sub(since.elapsed())));
         }
-        // For those who wait. Nothing depends on it, so a full disk does not matter here.
+        // Only for the messages of waiting processes, so errors (such as a full disk) are ignored.
         let _ = file.set_len(0).and_then(|()| file.write_all(std::process::id().to_string().as_bytes()));
         Ok(Lock { _file: file })
     }
 
-    /// Host keys that this machine's readers believe.
+    /// The host keys that readers on this machine trust.
     pub fn signers(&self) -> Result<Vec<Fingerprint>, Error> {
         let path = self.signers_path();
         let bytes = self.read(&path)?.unwrap_or_default();
@@ -239,7 +239,7 @@ impl RepositoryState {
         lines.map(|line| line.parse().map_err(|e: crate::crypt::Error| damaged(e.to_string()))).collect()
     }
 
-    /// Remembers a host key as one to believe.
+    /// Adds a host key to the trusted ones.
     pub fn remember_signer(&self, signer: &Fingerprint) -> Result<(), Error> {
         self.create()?;
         let path = self.signers_path();
@@ -254,7 +254,7 @@ impl RepositoryState {
         self.folder.join("session-keys")
     }
 
-    /// Session keys that a reader kept, sealed; none if there are more than `limit` bytes of them.
+    /// The sealed session keys; `None` if there are none or they are longer than `limit` bytes.
     pub fn session_keys(&self, limit: usize) -> Result<Option<Vec<u8>>, Error> {
         let path = self.session_keys_path();
         let mut bytes = Vec::new();
@@ -265,11 +265,11 @@ impl RepositoryState {
         }
     }
 
-    /// Keeps session keys in the place of those that are there, all of them or none.
+    /// Replaces the sealed session keys atomically.
     pub fn put_session_keys(&self, sealed: &[u8]) -> Result<(), Error> {
         self.create()?;
         let path = self.session_keys_path();
-        // Another process may write at the same time: whoever comes last wins.
+        // Another process may write at the same time; the last rename wins.
         let new = with_suffix(&path, &format!(".{}", std::process::id()));
         let write = || -> io::Result<()> {
             let mut file = OpenOptions::new().write(true).create(true).truncate(true).mode(0o600).open(&new)?;
@@ -297,7 +297,7 @@ impl RepositoryState {
     }
 }
 
-/// Makes the names in a folder durable, as far as its file system can.
+/// Syncs a folder, if its file system supports that.
 fn sync(folder: &Path) -> io::Result<()> {
     sync_folder(File::open(folder)?.as_fd()).map(drop)
 }
@@ -308,7 +308,7 @@ impl KeyStore for RepositoryState {
     }
 
     fn write(&self, sealed: &[u8]) {
-        // A reader works on machines where it may keep nothing, too.
+        // Only a cache: readers must also work where the state directory is not writable.
         let _ = self.put_session_keys(sealed);
     }
 }
@@ -319,7 +319,7 @@ fn with_suffix(path: &Path, suffix: &str) -> PathBuf {
     name.into()
 }
 
-/// Who holds a lock, by what it wrote into it.
+/// Describes the holder of a lock from the process id in the lock file.
 fn holder(path: &Path) -> String {
     let mut text = String::new();
     let read = File::open(path).and_then(|file| file.take(HOLDER_SIZE).read_to_string(&mut text));
@@ -336,7 +336,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn session_keys_are_replaced_whole_and_only_their_user_reads_them() {
+    fn session_keys_are_replaced_atomically_and_private() {
         let folder = tempfile::tempdir().unwrap();
         let state = RepositoryState::new(folder.path(), RepositoryId::random());
         assert_eq!(state.session_keys(10).unwrap(), None);
@@ -354,7 +354,7 @@ mod tests {
     fn session_keys_that_cannot_be_kept_leave_nothing() {
         let folder = tempfile::tempdir().unwrap();
         let state = RepositoryState::new(folder.path(), RepositoryId::random());
-        // Nothing takes the place of a directory in use.
+        // A non-empty directory cannot be replaced by a file.
         fs::create_dir_all(state.session_keys_path().join("in use")).unwrap();
         assert!(matches!(state.session_keys(10), Err(Error::Io { action: "read", .. })));
         assert!(matches!(state.put_session_keys(b"sealed"), Err(Error::Io { action: "write", .. })));
@@ -365,12 +365,12 @@ mod tests {
     }
 
     #[test]
-    fn one_holds_the_lock_and_another_waits_as_long_as_it_was_told() {
+    fn a_second_lock_waits_until_the_time_limit_or_the_release() {
         let folder = tempfile::tempdir().unwrap();
         let state = RepositoryState::new(folder.path(), RepositoryId::random());
         state.create().unwrap();
         let stop = AtomicBool::new(false);
-        let none = |_: &str| unreachable!("nobody has to wait");
+        let none = |_: &str| unreachable!("the lock is free");
         let held = state.lock(Duration::ZERO, &stop, none).unwrap();
         let told = |wait, stop: &AtomicBool| {
             let mut said = None;

@@ -1,26 +1,26 @@
-//! Threads that share work: as many as are wanted, or as many as the system allows.
+//! Starts worker threads, as many as wanted or as the system allows.
 
 use std::io;
 use std::thread::{Builder, Scope};
 
-/// The system allows no thread for work that cannot be done without one.
+/// The system did not allow even one thread.
 #[derive(Debug, thiserror::Error)]
 #[error(
-    "cannot start a thread for {work}: {source}; the limit of processes (ulimit -u, or pids.max of a container) or of \
-     memory is too low"
+    "cannot start a thread for {work}: {source}; raise the limit of processes (ulimit -u, or pids.max of a container) or \
+     of memory"
 )]
 pub struct TooFew {
-    /// What the thread was for.
+    /// The thread's task, which is also the thread's name.
     pub work: &'static str,
-    /// Why it could not be started.
+    /// The error of the system.
     pub source: io::Error,
 }
 
-/// Starts `wanted` threads in a scope, or fewer if the system allows no more. Returns how many run: at least one.
-/// `make` is called once for each, and returns what that thread does.
+/// Starts `wanted` threads in a scope, or fewer if the system allows no more. Returns the number of started threads,
+/// which is at least one unless `wanted` is 0. `make` is called once per thread and returns the thread's function.
 ///
-/// Start what a run cannot do without first, one of each kind, and then what makes it faster. After an error, drop the
-/// channels that threads wait at before the scope ends.
+/// Start one thread of each required kind first, then additional ones. After an error, drop the channels on which
+/// threads wait before the scope ends.
 pub fn start<'scope, W>(
     scope: &'scope Scope<'scope, '_>,
     work: &'static str,
@@ -48,7 +48,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn each_thread_does_its_work() {
+    fn all_wanted_threads_run() {
         let done = AtomicUsize::new(0);
         let work = || _ = done.fetch_add(1, Ordering::Relaxed);
         scope(|threads| {

@@ -856,13 +856,13 @@ fn an_index_that_does_not_tell_the_truth_is_found_by_check() {
     // Lies that only the data gives away.
     type Forge<'a> = &'a dyn Fn(&mut Index);
     let in_data: [(&str, Forge<'_>); 4] = [
-        ("is not what index/", &|index| blocks(index, &|block| block.chunks.reverse())),
-        ("is not what index/", &|index| blocks(index, &|block| block.chunks[0].1 -= 1)),
+        ("does not match index/", &|index| blocks(index, &|block| block.chunks.reverse())),
+        ("does not match index/", &|index| blocks(index, &|block| block.chunks[0].1 -= 1)),
         // More than there is; less does no harm, and is not looked for.
-        ("is not what index/", &|index| {
+        ("does not match index/", &|index| {
             blocks(index, &|block| block.chunks.push((Digest::of(b"invented"), 8)));
         }),
-        ("is not what index/", &|index| blocks(index, &|block| block.chunks[0].0.0[31] ^= 1)),
+        ("does not match index/", &|index| blocks(index, &|block| block.chunks[0].0.0[31] ^= 1)),
     ];
     for (words, forge) in in_data {
         let (without, with, words) = check(forge, words);

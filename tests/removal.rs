@@ -125,7 +125,7 @@ fn a_missing_index_is_named_by_check_and_costs_no_pack() {
     let hidden = hide(&site, &first);
     let check = site.brackfs(&["check"]).code(1);
     // Both snapshots need its packs.
-    says(&check, &["no index names", "an object is missing from index/"]);
+    says(&check, &["are in no index", "an object is missing from index/"]);
     for snapshot in objects(&site, "snapshots") {
         says(&check, &[snapshot.file_name().unwrap().to_str().unwrap()]);
     }
@@ -236,12 +236,12 @@ fn packs_that_no_run_of_this_catalog_wrote_stay_and_are_reported() {
     let stranger = site.repo().join("packs/ab/ab000000-0000-4000-8000-000000000000");
     fs::create_dir_all(stranger.parent().unwrap()).unwrap();
     fs::write(&stranger, "stranger").unwrap();
-    says(&site.brackfs(&["check"]).ok(), &["1 pack in packs/ (8 bytes) that no index names and no snapshot needs"]);
+    says(&site.brackfs(&["check"]).ok(), &["1 pack in packs/ (8 bytes) in no index and needed by no snapshot"]);
     kill(writing(&site));
     let run = site.backup(&[]).ok();
     says(&run, &["1 object in packs/ (8 bytes) in no index and not in this machine's catalog"]);
     assert!(stranger.exists());
     fs::remove_file(stranger).unwrap();
     let check = site.brackfs(&["check", "--read-data"]).ok();
-    assert!(!check.stderr.contains("no index names"), "{check}");
+    assert!(!check.stderr.contains("in no index"), "{check}");
 }

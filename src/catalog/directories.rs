@@ -63,12 +63,12 @@ pub struct DirectoryRow {
     pub id: DirectoryId,
     /// Whether it was looked up by its parent and name, and not by its inode.
     pub in_place: bool,
-    /// The inode. Its device is the catalog's number for the device, which may differ from that of a stat.
+    /// The inode. For FUSE and network mounts, its device is a number that identifies the mounted file system.
     pub inode: Inode,
     /// Whether the parent's segment refers to this row's node.
     pub linked: bool,
-    /// The number of entries below the directory, and its top node (`None`: empty directory). `None` if the directory is
-    /// incomplete, because a run stopped in it.
+    /// The number of entries below the directory, and its top node (`None`: empty directory). `None` if the directory
+    /// is incomplete, because a run stopped in it.
     pub subtree: Option<(u64, Option<Stored>)>,
     /// The blocks of its index nodes.
     pub indexes: Vec<BlockId>,
@@ -440,7 +440,8 @@ impl Catalog {
         find().map_err(self.failed("read directories"))
     }
 
-    /// All blocks that a directory and its descendants use. After an interrupted run, a few unused blocks may be included.
+    /// All blocks that a directory and its descendants use. After an interrupted run, a few unused blocks may be
+    /// included.
     pub fn blocks_below(&self, id: DirectoryId) -> Result<RoaringTreemap, Error> {
         let find = || {
             let below = "WITH RECURSIVE below (id) AS (
@@ -500,9 +501,9 @@ impl Catalog {
         remove().map_err(self.failed("remove a directory"))
     }
 
-    /// The link id of the file with this inode, which all its names share. The change time distinguishes the file from an
-    /// earlier one with the same inode; `content` (a digest) distinguishes it from another file that claims the same inode,
-    /// and from its own state before a write. Without `by_ctime`, the change time is updated, not compared.
+    /// The link id of the file with this inode, which all its names share. The change time distinguishes the file from
+    /// an earlier one with the same inode; `content` (a digest) distinguishes it from another file that claims the same
+    /// inode, and from its own state before a write. Without `by_ctime`, the change time is updated, not compared.
     pub fn hard_link(&self, inode: Inode, ctime: Timestamp, content: &Digest, by_ctime: bool) -> Result<u64, Error> {
         let find = || {
             let found = self

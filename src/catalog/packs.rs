@@ -1,9 +1,9 @@
 //! Condemned packs: packs that new snapshots must not refer to.
 //!
-//! The catalog may claim less than the repository has, which only costs space, but never more: a snapshot would refer to
-//! missing data. So a missing or damaged pack is *condemned*: all claims on its blocks are dropped (chunks, segments,
-//! directories and extent nodes), and the next backup reads and stores data again that still exists at the source. The
-//! rows of the pack and its blocks stay, since older snapshots refer to them.
+//! The catalog may claim less than the repository has, which only costs space, but never more: a snapshot would refer
+//! to missing data. So a missing or damaged pack is *condemned*: all claims on its blocks are dropped (chunks,
+//! segments, directories and extent nodes), and the next backup reads and stores data again that still exists at the
+//! source. The rows of the pack and its blocks stay, since older snapshots refer to them.
 
 use roaring::RoaringTreemap;
 use rusqlite::{OptionalExtension, Row, params};
@@ -78,8 +78,8 @@ impl Catalog {
         self.db.query_row(any, [], |row| row.get(0)).map_err(self.failed("list packs"))
     }
 
-    /// Condemns packs that are not on the list, or have another length there. Calls `found` with each of them and with its
-    /// length on the list, if any.
+    /// Condemns packs that are not on the list, or have another length there. Calls `found` with each of them and with
+    /// its length on the list, if any.
     pub fn condemn_unlisted(&self, found: &mut dyn FnMut(&KnownPack, Option<u64>)) -> Result<Condemned, Error> {
         let unlisted = format!(
             "{KNOWN_PACK}, listing.length FROM packs LEFT JOIN listing ON listing.pack = uuid
@@ -168,8 +168,8 @@ impl Catalog {
         find().map_err(self.failed("look up a pack"))
     }
 
-    /// Adds a pack from an index. If it is not `there`, it is condemned from the start: only existing snapshots may refer
-    /// to its blocks.
+    /// Adds a pack from an index. If it is not `there`, it is condemned from the start: only existing snapshots may
+    /// refer to its blocks.
     pub fn import_pack(&self, pack: &IndexedPack, there: bool) -> Result<(), Error> {
         let mut block = self.next_block()?;
         let mut add = || -> rusqlite::Result<()> {

@@ -45,7 +45,7 @@ CREATE TABLE extent_nodes (
 -- The listed packs, during a comparison with the repository; otherwise empty.
 CREATE TABLE listing (pack BLOB PRIMARY KEY, length INTEGER NOT NULL) WITHOUT ROWID;
 
--- dev: the device number; for FUSE and network mounts, a number assigned by the catalog's user instead.
+-- dev: the device number, or, for FUSE and network mounts, a number that identifies the mounted file system.
 CREATE TABLE directories (
     id INTEGER PRIMARY KEY, parent INTEGER NOT NULL, name BLOB NOT NULL,
     dev INTEGER NOT NULL, ino INTEGER NOT NULL,

@@ -167,8 +167,8 @@ impl Catalog {
         set.map(drop).map_err(self.failed("update a snapshot"))
     }
 
-    /// Records that a snapshot is not in the repository. Its source's root directory may now be in no snapshot, so the next
-    /// run must not take it for unchanged.
+    /// Records that a snapshot is not in the repository. Its source's root directory may now be in no snapshot, so the
+    /// next run must not take it for unchanged.
     pub fn set_not_found(&self, id: SnapshotId) -> Result<(), Error> {
         let set = || {
             let unlink = "UPDATE directories SET linked = 0

@@ -7,8 +7,8 @@ use super::numbers::{put, put_signed, take, take_signed};
 use crate::format::{Kind, Timestamp};
 use crate::source::{EntryMount, Stat};
 
-/// The optional stat fields that are compared to detect changes. Segments store all fields, so the choice may differ from
-/// run to run.
+/// The optional stat fields that are compared to detect changes. Segments store all fields, so the choice may differ
+/// from run to run.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct ComparedFields {
     /// Compare inode numbers. On some network and FUSE file systems they change without reason.
@@ -95,8 +95,8 @@ impl Stats {
         }
     }
 
-    /// Whether the single entry of `self` is the same as the encoded entry `then` regarding the compared fields. It is also
-    /// the same if the mount has begun or ceased to ignore privileges.
+    /// Whether the single entry of `self` is the same as the encoded entry `then` regarding the compared fields. It is
+    /// also the same if the mount has begun or ceased to ignore privileges.
     pub fn is(&self, then: &[u8], compared: ComparedFields) -> bool {
         let (mut one, mut other) = (StatsReader::new(self), StatsReader { left: then });
         match (one.next_fields(), other.next_fields()) {

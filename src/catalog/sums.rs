@@ -1,9 +1,9 @@
 //! Checksums of rows, which detect bit flips on disk or in memory before a row is used.
 //!
-//! SQLite does not verify its pages. A wrong block location or digest would end up in a signed snapshot, so the rows that
-//! snapshots are made from have a checksum over their columns, which is compared when a row is used. It protects against
-//! accidents, not against attackers with write access. If a row is looked up by number, the checksum covers the number
-//! too, so that a damaged index cannot lead to another valid row.
+//! SQLite does not verify its pages. A wrong block location or digest would end up in a signed snapshot, so the rows
+//! that snapshots are made from have a checksum over their columns, which is compared when a row is used. It protects
+//! against accidents, not against attackers with write access. If a row is looked up by number, the checksum covers the
+//! number too, so that a damaged index cannot lead to another valid row.
 //!
 //! Data that may be wrong without harm has no checksum: stat data (a file is read once more), names and inodes of
 //! directories (the directory is walked as a new one), and rows that are used in one run only.

@@ -39,7 +39,7 @@ pub struct LastRun {
 }
 
 impl Trust {
-    /// The content of a secrets document; `hosts`: certificates of all host keys with documents in the repository.
+    /// The content of a secrets document; `hosts`: certificates of host keys that signed documents.
     pub fn secrets(&self, hosts: &[Certificate]) -> Result<Secrets, crypt::Error> {
         let bytes =
             |certificates: &[Certificate]| certificates.iter().map(Certificate::to_bytes).collect::<Result<_, _>>();
@@ -176,8 +176,8 @@ impl Catalog {
         runs.iter().map(|run| RunId::from_slice(run).map_err(|e| self.damaged(e))).collect()
     }
 
-    /// Records that some of the catalog comes from listings of the repository. Listings may be incomplete, so from now on
-    /// this catalog is not evidence that an object may be removed.
+    /// Records that some of the catalog comes from listings of the repository. Listings may be incomplete, so from now
+    /// on this catalog is not evidence that an object may be removed.
     pub fn set_learnt(&self) -> Result<(), Error> {
         let set = self.db.execute("UPDATE trust SET learnt = 1", []);
         set.map(drop).map_err(self.failed("record that the catalog was reconciled"))

@@ -1,6 +1,6 @@
-//! The content of files: every chunk lies where it should, and each part is checked once.
+//! Checks the content of files: the location of every chunk, and the tree of extent nodes.
 //!
-//! A large file is a tree of nodes, and may name one of them any number of times, as may other files.
+//! Large files, and several files, may refer to the same extent node any number of times; each is checked once.
 
 use std::collections::{BTreeSet, HashMap, HashSet};
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -11,44 +11,43 @@ use crate::format::{BlockLocation, ChunkRef, PackId};
 use crate::monitor::Progress;
 use crate::reader::{Error, ExtentVisitor, FileReader, Reader};
 
-/// A node of extents: with the bytes that it should cover, and the levels below it.
+/// Identifies an extent node together with the bytes that it should cover and the number of levels below it.
 type ExtentNodeKey = (ChunkKey, u64, u8);
 
-/// What was checked of files so far.
+/// Content of files that was checked so far.
 #[derive(Default)]
 pub(super) struct CheckedContent {
-    /// Chunks.
     pub(super) chunks: HashSet<ChunkKey>,
     parts: HashSet<ExtentNodeKey>,
-    /// Packs that parts need and no index names.
+    /// Packs in no index that extent nodes need.
     lacking: HashMap<ExtentNodeKey, BTreeSet<PackId>>,
 }
 
-/// A look at a file.
+/// The check of a file's content.
 pub(super) struct FileCheck<'l> {
     pub(super) reader: &'l Reader,
     pub(super) checked: &'l mut CheckedContent,
-    /// Packs that are there, and their lengths.
+    /// Lengths of all packs in the repository.
     pub(super) packs: &'l HashMap<PackId, u64>,
-    /// Whether no index names a pack that is there.
+    /// Whether a pack is present but in no index.
     pub(super) is_unindexed: &'l dyn Fn(PackId) -> bool,
     pub(super) read_data: bool,
     pub(super) progress: &'l Progress,
-    /// Once it is set, nothing more is entered or read.
+    /// When set, nothing more is entered or read.
     pub(super) stop: &'l AtomicBool,
-    /// Chunks that were new.
+    /// The number of newly checked chunks.
     pub(super) chunks: u64,
-    /// Packs that the file needs and no index names.
+    /// Packs in no index that the file needs.
     pub(super) lacking: BTreeSet<PackId>,
-    /// The parts that the look is in, with the packs that they need and no index names.
+    /// Extent nodes on the path of the walk, with the packs in no index that they need so far.
     pub(super) open: Vec<(ExtentNodeKey, BTreeSet<PackId>)>,
 }
 
 impl FileCheck<'_> {
-    /// Looks at all of the file that is new.
+    /// Checks the parts of the file that were not checked yet.
     pub(super) fn check_file(&mut self, file: &FileReader) -> Result<(), Error> {
         let result = file.visit_extents(self.reader, self);
-        // After an error: it is one of each file that has these parts.
+        // After an error, forget the open parts, so that the error is reported for each file that contains them.
         for (part, lacking) in std::mem::take(&mut self.open) {
             self.checked.parts.remove(&part);
             self.lacking.extend(lacking);
@@ -60,7 +59,7 @@ impl FileCheck<'_> {
         self.stop.load(Ordering::Relaxed)
     }
 
-    /// Takes note of packs that the part at hand needs and no index names.
+    /// Adds packs in no index that the current part needs.
     fn lack(&mut self, packs: impl IntoIterator<Item = PackId>) {
         self.open.last_mut().map_or(&mut self.lacking, |(_, lacking)| lacking).extend(packs);
     }
@@ -102,7 +101,7 @@ impl ExtentVisitor for FileCheck<'_> {
         }
         self.chunks += 1;
         self.progress.bytes(chunk.length.into());
-        placed(self.packs, at)?;
+        check_location(self.packs, at)?;
         if self.read_data {
             self.reader.verify(at, chunk)?;
             self.progress.read(chunk.length.into());
@@ -111,13 +110,13 @@ impl ExtentVisitor for FileCheck<'_> {
     }
 }
 
-/// Checks that a block lies within its pack.
-fn placed(packs: &HashMap<PackId, u64>, at: &BlockLocation) -> Result<(), Error> {
+/// Checks that a block is within its pack.
+fn check_location(packs: &HashMap<PackId, u64>, at: &BlockLocation) -> Result<(), Error> {
     let wrong = |why: String| Error::Tree(format!("its data is lost: pack {} {why}", at.pack));
     let end = at.offset.saturating_add(at.length.into());
     match packs.get(&at.pack) {
         None => Err(wrong("is missing".into())),
-        Some(length) if *length < end => Err(wrong(format!("has {length} bytes, and {end} are needed"))),
+        Some(length) if *length < end => Err(wrong(format!("has {length} bytes, but {end} are needed"))),
         Some(_) => Ok(()),
     }
 }

@@ -1,16 +1,16 @@
-//! Checking: is everything there that the snapshots need, and is it what was written?
+//! Checks that everything the snapshots need is present and intact. Changes nothing.
 //!
-//! The structure: every snapshot opens and is signed by a known host, every tree node is there and verifies,
-//! every block that a file needs lies within a pack of the right length, and no snapshot is missing from the
-//! chain in which each names the one before. Documents for those who write open, too, sums say of every pack
-//! what the signed indexes say, and keys have the fingerprints that they are named for. Packs that indexes name
-//! are there, with their length, and each pack that a snapshot needs is named by an index: otherwise an index is
-//! missing, and a rebuilt catalog would not know the pack. With the data: every chunk verifies, those that only an index
-//! knows too, and every pack that an index names has the digest that the index says. Nothing is changed.
+//! Structure: every snapshot opens and has a known signer; every tree node is present and verifies; every block that a
+//! file needs is within a pack of the right length; and no snapshot is missing from the chain in which each refers to
+//! the previous one. The writer's documents open, lists of sums agree with the signed indexes, and keys match the
+//! fingerprints in their names. Packs in indexes are present and have the right length. Each pack that a snapshot needs
+//! is in an index: otherwise an index is missing, and a rebuilt catalog would not know the pack. With `read_data`:
+//! every chunk verifies, including those that are only in an index, and every pack in an index has the digest given
+//! there.
 //!
-//! Subtrees, parts of large files and chunks that are used several times are checked once; of each, a digest's head and
-//! a place are held. So a snapshot that repeats itself endlessly takes no longer than what is stored of it, and no more
-//! of a pack is read than the signed index says it has.
+//! Subtrees, extent nodes and chunks that are used several times are checked once; for each of them, the head of a
+//! digest and a location are kept in memory. The time of a check is therefore bounded by the stored data, however often
+//! a snapshot refers to it, and no more of a pack is read than the length in the signed index.
 
 mod content;
 
@@ -31,40 +31,41 @@ use crate::reader::{self, EntryHandle, FileReader, Reader, SnapshotDirectory, Tr
 use crate::storage::{ErrorKind, ObjectInfo};
 use content::{CheckedContent, FileCheck};
 
-/// Most bytes of a list of sums.
+/// The longest list of sums that is read, in bytes.
 const SUMS_SIZE: usize = 64 << 20;
 
-/// What was checked.
+/// Numbers of checked items.
 #[derive(Debug, Clone, Copy, Default)]
 pub struct Summary {
-    /// Snapshots.
+    /// Snapshots in the repository, including damaged ones.
     pub snapshots: u64,
-    /// Directories, shared ones once.
+    /// Directories, counting shared ones once.
     pub directories: u64,
-    /// Files, shared ones once.
+    /// Files, counting those in shared directories once.
     pub files: u64,
-    /// Chunks of files, shared ones once.
+    /// Chunks of files, counting shared ones once.
     pub chunks: u64,
     /// Packs whose digest was computed.
     pub packs: u64,
-    /// What is wrong.
+    /// Problems; each was reported.
     pub problems: u64,
 }
 
-/// What ends a check before its end.
+/// An error that ends a check.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
-    /// Nothing can be read: no repository, no key.
+    /// The repository cannot be read, or the key opens no snapshot.
     #[error(transparent)]
     Reader(#[from] reader::Error),
-    /// The run was told to stop.
+    /// The stop flag was set.
     #[error("interrupted")]
     Interrupted,
 }
 
-/// Checks a repository; with `read_data` also every byte of it.
+/// Checks a repository; with `read_data`, reads and verifies all data too.
 pub fn check(reader: &Reader, read_data: bool, monitor: &dyn Monitor, stop: &AtomicBool) -> Result<Summary, Error> {
-    // Before packs: a backup may go on meanwhile, and snapshots and indexes come after what they name.
+    // List these before packs: a concurrent backup writes packs first, then the snapshots and indexes that refer to
+    // them.
     let names = reader.snapshots()?;
     let indexes = list(reader, name::INDEX)?;
     let (mut packs, mut foreign) = (HashMap::new(), Vec::new());
@@ -101,7 +102,7 @@ pub fn check(reader: &Reader, read_data: bool, monitor: &dyn Monitor, stop: &Ato
     if read_data {
         checker.unread_chunks(&indexes)?;
     }
-    checker.strangers();
+    checker.unreferenced_packs();
     checker.documents()?;
     checker.sums()?;
     checker.keys()?;
@@ -115,31 +116,30 @@ struct Checker<'a> {
     monitor: &'a dyn Monitor,
     stop: &'a AtomicBool,
     packs: HashMap<PackId, u64>,
-    /// Directories that were checked, and how many entries each was said to have below it.
+    /// Checked directories, with the number of entries that each claims to have below it.
     directories: HashSet<(ChunkKey, u64)>,
-    /// What was checked of files.
     checked: CheckedContent,
-    /// What the indexes say of packs: the index, and the pack's digest.
+    /// Packs in indexes: one of their indexes, and the digest.
     indexed: HashMap<PackId, (ObjectId, Digest)>,
-    /// Packs that do not have the length that an index says.
+    /// Packs that are missing or whose length differs from the index.
     misfits: HashSet<PackId>,
-    /// Packs that no index names, by the directories that were checked and need them.
+    /// Packs in no index that each checked directory needs.
     lacking: HashMap<(ChunkKey, u64), BTreeSet<PackId>>,
-    /// All packs that snapshots need and no index names.
+    /// All packs in no index that snapshots need.
     unindexed: BTreeSet<PackId>,
-    /// Indexes name all packs that are there.
+    /// Whether all packs in the repository are in indexes.
     all_indexed: bool,
-    /// An index that cannot be read, if there is one.
+    /// The first unreadable index.
     unreadable: Option<String>,
     /// Host keys that signed snapshots.
     signers: HashSet<Fingerprint>,
-    /// Something was opened, so the key is right.
+    /// Whether any snapshot opened, so that the key is known to be right.
     opened: bool,
     summary: Summary,
 }
 
-/// Stands for a chunk at its place: a digest's head mixed with a pack's, and where the block begins, and the chunk in it.
-/// A chunk that lies in two places is checked in both.
+/// Identifies a chunk at a location: the head of its digest XOR that of the pack's id, and the chunk's position in the
+/// pack. A chunk that is stored in two places has two keys.
 type ChunkKey = (i64, u64);
 
 fn chunk_key(at: &BlockLocation, chunk: &ChunkRef) -> ChunkKey {
@@ -148,23 +148,23 @@ fn chunk_key(at: &BlockLocation, chunk: &ChunkRef) -> ChunkKey {
     (chunk.digest.head() ^ i64::from_be_bytes([a, b, c, d, e, f, g, h]), place)
 }
 
-/// A directory that the check is in.
+/// A directory on the path of the walk.
 struct OpenDirectory {
     key: Option<(ChunkKey, u64)>,
-    /// Packs that it needs, with all that was checked below it so far, and that no index names.
+    /// Packs in no index that the directory and its entries so far need.
     lacking: BTreeSet<PackId>,
 }
 
-/// Stands for a directory, unless that is empty.
+/// Identifies a directory; `None` if it is empty.
 fn key(directory: &SnapshotDirectory) -> Option<(ChunkKey, u64)> {
     directory.node().map(|(location, chunk)| (chunk_key(location, chunk), directory.below()))
 }
 
 impl Checker<'_> {
     fn snapshots(&mut self, names: Vec<SnapshotName>) -> Result<(), Error> {
-        // Only what verifies counts: a copy under another name does not stand for a snapshot that is missing.
+        // Only snapshots that verify are counted as present: a copy under another name does not replace a missing one.
         let (mut there, mut chained) = (HashSet::new(), Vec::new());
-        // Snapshots that the key does not open. It is the wrong key only if it opens none.
+        // Snapshots that the key does not open. The key is wrong only if it opens none at all.
         let mut closed = Vec::new();
         for name in names {
             self.check_interrupted()?;
@@ -205,7 +205,7 @@ impl Checker<'_> {
                     None => format!("an object is missing from {}", name::INDEX),
                 };
                 let why = format!(
-                    "no index names {count} of the packs that it needs (such as {first}): {cause}, and a rebuilt catalog will not know these packs"
+                    "{count} of the packs that it needs are in no index (such as {first}): {cause}; a rebuilt catalog will not know these packs"
                 );
                 self.problem(&object, &why);
                 self.unindexed.extend(lacking);
@@ -215,13 +215,13 @@ impl Checker<'_> {
             self.unopened(&object, error)?;
         }
         for (object, previous) in chained.into_iter().filter(|(_, previous)| !there.contains(previous)) {
-            self.problem(&object, &format!("the snapshot before it ({previous}) is missing"));
+            self.problem(&object, &format!("the previous snapshot ({previous}) is missing"));
         }
         Ok(())
     }
 
-    /// An object that can't be opened. If nothing could be so far, the key may be the wrong one, and then nothing
-    /// can be said of any of them.
+    /// Reports an object that cannot be opened. If no snapshot has opened and the error is one of the key, the key is
+    /// probably wrong, and the check ends.
     fn unopened(&mut self, object: &Path, error: reader::Error) -> Result<(), Error> {
         if error.is_key_problem() && !self.opened {
             return Err(error.into());
@@ -230,8 +230,8 @@ impl Checker<'_> {
         Ok(())
     }
 
-    /// Looks at everything below a root that was not checked yet. Returns the packs that the tree needs and that no index
-    /// names.
+    /// Checks the tree below a root, except for subtrees that were checked before. Returns the packs in no index that
+    /// the tree needs.
     fn tree(&mut self, root: &EntryHandle, mut path: PathBuf) -> Result<BTreeSet<PackId>, Error> {
         let Some(top) = self.new_directory(root) else { return Ok(self.lacking_below(root)) };
         let mut open = vec![self.open_directory(&top)];
@@ -270,12 +270,12 @@ impl Checker<'_> {
         Ok(whole)
     }
 
-    /// Begins a directory.
+    /// Begins the check of a directory.
     fn open_directory(&self, directory: &SnapshotDirectory) -> OpenDirectory {
         let mut lacking = BTreeSet::new();
-        // Large directories have parts, which would be read twice.
+        // Skipped if possible, since it reads the index nodes of large directories a second time.
         if !self.all_indexed {
-            // The walk reports errors.
+            // Ignore errors: the walk reports them.
             let _ = self.reader.each_node(directory, &mut |location| {
                 lacking.extend(Some(location.pack).filter(|pack| self.is_unindexed(*pack)));
             });
@@ -283,7 +283,7 @@ impl Checker<'_> {
         OpenDirectory { key: key(directory), lacking }
     }
 
-    /// Packs that no index names and that a directory needs which was checked before.
+    /// The packs in no index that a directory needs which was checked before.
     fn lacking_below(&self, listed: &EntryHandle) -> BTreeSet<PackId> {
         let key = listed.directory().and_then(|directory| key(&directory));
         key.and_then(|key| self.lacking.get(&key)).cloned().unwrap_or_default()
@@ -293,24 +293,24 @@ impl Checker<'_> {
         is_unindexed(&self.packs, &self.indexed, pack)
     }
 
-    /// Says how many packs are neither in an index nor needed.
-    fn strangers(&self) {
-        let stranger = |pack: &PackId| !self.indexed.contains_key(pack) && !self.unindexed.contains(pack);
+    /// Reports the number of packs that are neither in an index nor needed by a snapshot.
+    fn unreferenced_packs(&self) {
+        let unreferenced = |pack: &PackId| !self.indexed.contains_key(pack) && !self.unindexed.contains(pack);
         let (mut count, mut bytes) = (0u64, 0u64);
-        for (_, length) in self.packs.iter().filter(|(pack, _)| stranger(pack)) {
+        for (_, length) in self.packs.iter().filter(|(pack, _)| unreferenced(pack)) {
             count += 1;
             bytes = bytes.saturating_add(*length);
         }
         if count > 0 {
             let packs = monitor::count(count, "pack", "packs");
             self.monitor.note(&format!(
-                "{packs} in {} ({bytes} bytes) that no index names and no snapshot needs: written by a backup that is running or was broken off. They take space and do no harm",
+                "{packs} in {} ({bytes} bytes) in no index and needed by no snapshot: written by a running or interrupted backup. They take space and are harmless",
                 name::PACKS
             ));
         }
     }
 
-    /// The directory, if it is one that was not checked yet.
+    /// Returns the directory if this is one that was not checked yet.
     fn new_directory(&mut self, listed: &EntryHandle) -> Option<SnapshotDirectory> {
         let directory = listed.directory()?;
         let new = key(&directory).is_none_or(|key| self.directories.insert(key));
@@ -318,7 +318,7 @@ impl Checker<'_> {
         new.then_some(directory)
     }
 
-    /// Looks at a file. Returns the packs that it needs and that no index names.
+    /// Checks a file. Returns the packs in no index that it needs.
     fn file(&mut self, listed: EntryHandle, path: &Path) -> Result<BTreeSet<PackId>, Error> {
         self.summary.files += 1;
         let progress = self.monitor.progress();
@@ -348,7 +348,7 @@ impl Checker<'_> {
         Ok(lacking)
     }
 
-    /// Opens indexes, and compares them with packs. A name that is none of theirs means nothing.
+    /// Opens indexes and compares them with packs. Ignores objects whose names are not those of indexes.
     fn indexes(&mut self, objects: &[String]) -> Result<(), Error> {
         let (access, repository) = (self.reader.access(), self.reader.repository());
         for object in objects {
@@ -370,11 +370,11 @@ impl Checker<'_> {
         Ok(())
     }
 
-    /// Reads chunks that indexes name and that no file led to.
+    /// Verifies chunks that are in indexes but were not found through files.
     fn unread_chunks(&mut self, objects: &[String]) -> Result<(), Error> {
         let (access, repository) = (self.reader.access(), self.reader.repository());
         for object in objects {
-            // Indexes that do not open, and packs of another length, were named before.
+            // Indexes that do not open, and packs of another length, were reported before.
             let index = id_of::<ObjectId>(object, name::INDEX).and_then(|id| access.index(repository, id).ok());
             for pack in index.into_iter().flat_map(|index| index.packs) {
                 if self.packs.get(&pack.id) == Some(&pack.length()) {
@@ -385,15 +385,11 @@ impl Checker<'_> {
         Ok(())
     }
 
-    /// Ends a run that is told to stop.
     fn check_interrupted(&self) -> Result<(), Error> {
-        match self.stop.load(Ordering::Relaxed) {
-            true => Err(Error::Interrupted),
-            false => Ok(()),
-        }
+        if self.stop.load(Ordering::Relaxed) { Err(Error::Interrupted) } else { Ok(()) }
     }
 
-    /// Opens the other documents that no reader of files needs. A name that is none of theirs means nothing.
+    /// Opens the documents that only writers need. Ignores objects whose names are not those of documents.
     fn documents(&mut self) -> Result<(), Error> {
         let (access, repository) = (self.reader.access(), self.reader.repository());
         for object in self.list(name::SOURCES)? {
@@ -417,9 +413,11 @@ impl Checker<'_> {
         }
         match recipients {
             Some(recipients) => self.certificates(&recipients)?,
-            // Those that are damaged were named.
+            // Damaged ones were reported.
             None if damaged => {}
-            None => self.problem(Path::new(name::SECRETS), "no secrets document is there; the next backup writes one"),
+            None => {
+                self.problem(Path::new(name::SECRETS), "the secrets document is missing; the next backup writes one");
+            }
         }
         for object in self.list(name::GENERATION)? {
             self.check_interrupted()?;
@@ -431,20 +429,20 @@ impl Checker<'_> {
         Ok(())
     }
 
-    /// Compares the length that an index says of a pack with the pack's.
+    /// Compares the length of a pack in an index with the actual length.
     fn indexed_pack(&mut self, index: &str, pack: &IndexedPack) {
         match self.packs.get(&pack.id) {
             Some(length) if *length == pack.length() => {}
             found => {
                 let found = found.map_or("it is missing".to_owned(), |length| format!("it has {length} bytes"));
-                let why = format!("{found}, and {index} says that it has {} bytes", pack.length());
+                let why = format!("{found}, but should have {} bytes according to {index}", pack.length());
                 self.problem(Path::new(&name::pack(pack.id)), &why);
                 self.misfits.insert(pack.id);
             }
         }
     }
 
-    /// Reads those blocks of a pack that hold a chunk that no file led to.
+    /// Verifies those blocks of a pack that contain a chunk not yet checked.
     fn unread_blocks(&mut self, index: &str, pack: &IndexedPack) -> Result<(), Error> {
         let object = name::pack(pack.id);
         let mut offset = 0;
@@ -463,26 +461,26 @@ impl Checker<'_> {
             }
             self.monitor.progress().read(block.length.into());
             if let Err(error) = self.reader.verify_block(&at, &block.chunks) {
-                self.problem(Path::new(&object), &format!("it is not what {index} says: {error}"));
+                self.problem(Path::new(&object), &format!("it does not match {index}: {error}"));
             }
         }
         Ok(())
     }
 
-    /// Names of objects. A run that is told to stop does so here at the latest.
+    /// Lists the names of objects, unless the check was interrupted.
     fn list(&self, prefix: &str) -> Result<Vec<String>, Error> {
         self.check_interrupted()?;
         Ok(list(self.reader, prefix)?)
     }
 
-    /// Compares the sums with the indexes and, if the data is to be read, with every pack.
+    /// Compares lists of sums with indexes and, with `read_data`, with every pack.
     fn sums(&mut self) -> Result<(), Error> {
         let mut summed = HashSet::new();
         for name in self.list(name::SUMS)?.into_iter().filter(|name| name::parse_sums(name).is_some()) {
             let object = PathBuf::from(&name);
             let text = match self.reader.repository().target().get(&name, SUMS_SIZE) {
                 Ok(bytes) => String::from_utf8_lossy(&bytes).into_owned(),
-                // A run that goes on meanwhile removes what a killed one left.
+                // A concurrent run may remove leftovers of a killed one.
                 Err(error) if error.kind == ErrorKind::NotFound => continue,
                 Err(error) => {
                     self.problem(&object, &error.to_string());
@@ -490,19 +488,19 @@ impl Checker<'_> {
                 }
             };
             if !text.ends_with('\n') {
-                self.problem(&object, "its last line is cut off");
+                self.problem(&object, "its last line is truncated");
             }
             for line in text.lines() {
                 self.check_interrupted()?;
                 let parts = line.split_once("  ").and_then(|(sum, pack)| Some((sum, pack, name::parse_pack(pack)?)));
                 let Some((sum, pack, id)) = parts else {
-                    self.problem(&object, "it holds a line that is no sum of a pack");
+                    self.problem(&object, "it has a line that is not the sum of a pack");
                     continue;
                 };
                 let Some((index, digest)) = self.indexed.get(&id).copied() else { continue };
                 if digest.to_string() != sum {
                     let index = name::index(index);
-                    self.problem(&object, &format!("it has another sum of {pack} than {index}"));
+                    self.problem(&object, &format!("its sum of {pack} differs from {index}"));
                 }
                 if summed.insert(id) && self.read_data {
                     self.sum(pack, id, digest, &name)?;
@@ -512,13 +510,14 @@ impl Checker<'_> {
         let unsummed: Vec<_> = self.indexed.iter().filter(|(pack, _)| !summed.contains(pack)).collect();
         let unsummed: Vec<_> = unsummed.into_iter().map(|(pack, (index, _))| (*pack, *index)).collect();
         for (pack, index) in unsummed {
-            let why = format!("no list in {} has a sum of it, though {} names it", name::SUMS, name::index(index));
+            let why = format!("it is in {}, but no list in {} has its sum", name::index(index), name::SUMS);
             self.problem(Path::new(&name::pack(pack)), &why);
         }
         Ok(())
     }
 
-    /// Compares a pack with its digest. One of another length was named before, and is not read: it may be huge.
+    /// Compares a pack with its digest. A pack of another length was reported before and is not read, since it may be
+    /// huge.
     fn sum(&mut self, pack: &str, id: PackId, expected: Digest, list: &str) -> Result<(), Error> {
         let Some(length) = self.packs.get(&id).copied().filter(|_| !self.misfits.contains(&id)) else { return Ok(()) };
         self.summary.packs += 1;
@@ -532,10 +531,10 @@ impl Checker<'_> {
         self.check_interrupted()?;
         match read {
             Ok(_) if Digest::from(hasher.finalize()) == expected => {}
-            // Packs that a killed run left go after their list.
+            // A concurrent run removed leftovers of a killed one: first the list, then the packs.
             Err(error) if error.kind == ErrorKind::NotFound && self.is_gone(list) => {}
             Ok(_) => {
-                let why = format!("its bytes are not those that were stored: its sum is another than {list} says");
+                let why = format!("its bytes are not those that were stored: its sum differs from {list}");
                 self.problem(Path::new(pack), &why);
             }
             Err(error) => self.problem(Path::new(pack), &error.to_string()),
@@ -548,8 +547,8 @@ impl Checker<'_> {
         length.is_err_and(|error| error.kind == ErrorKind::NotFound)
     }
 
-    /// Looks for the certificates of the recipients, and of the hosts that signed snapshots. Readers find the latter in
-    /// secrets as well, but people with other programs do not.
+    /// Checks that the certificates of recipients, and of hosts that signed snapshots, are present. Readers also find
+    /// the latter in secrets documents, but users of other OpenPGP programs do not.
     fn certificates(&mut self, recipients: &[Vec<u8>]) -> Result<(), Error> {
         let keys = self.reader.repository().keys();
         let recipients = recipients.iter().filter_map(|bytes| Certificate::parse(bytes).ok());
@@ -564,7 +563,7 @@ impl Checker<'_> {
         Ok(())
     }
 
-    /// Notes files that no writer of a repository made, such as those of file managers: `found` and all others.
+    /// Reports files that brackfs did not write, such as those of file managers: `found` and those in other folders.
     fn foreign(&mut self, mut found: Vec<String>) -> Result<(), Error> {
         for folder in name::FOLDERS.into_iter().filter(|folder| *folder != name::PACKS) {
             found.extend(self.list(folder)?.into_iter().filter(|object| !name::is_object(object)));
@@ -572,13 +571,14 @@ impl Checker<'_> {
         found.sort();
         if let Some(first) = found.first() {
             let count = found.len();
-            self.monitor
-                .note(&format!("{count} files in the repository are not its own, such as {first}; they do no harm"));
+            self.monitor.note(&format!(
+                "{count} files in the repository do not belong to it, such as {first}; they are harmless"
+            ));
         }
         Ok(())
     }
 
-    /// Compares the keys that people would find with the fingerprints in their names.
+    /// Checks descriptions, and compares keys with the fingerprints in their names.
     fn keys(&mut self) -> Result<(), Error> {
         for object in self.reader.repository().lost_descriptions().map_err(reader::Error::from)? {
             self.problem(Path::new(object), "it is missing or damaged; the next backup puts it back");
@@ -598,18 +598,18 @@ impl Checker<'_> {
     }
 }
 
-/// Whether a pack is there and in no index. One that is not there is lost, which is said elsewhere.
+/// Whether a pack is present and in no index. Missing packs are reported elsewhere.
 fn is_unindexed(packs: &HashMap<PackId, u64>, indexed: &HashMap<PackId, (ObjectId, Digest)>, pack: PackId) -> bool {
     !indexed.contains_key(&pack) && packs.contains_key(&pack)
 }
 
-/// Names of objects.
+/// Lists the names of objects.
 fn list(reader: &Reader, prefix: &str) -> Result<Vec<String>, reader::Error> {
     let objects = reader.repository().target().list(prefix).map_err(crate::repository::Error::from)?;
     Ok(objects.into_iter().map(|object| object.name).collect())
 }
 
-/// The id that the name of an object is made of.
+/// Parses the id in the name of an object.
 fn id_of<T: FromStr>(object: &str, folder: &str) -> Option<T> {
     object.strip_prefix(folder)?.parse().ok()
 }

@@ -2,8 +2,8 @@
 //!
 //! The machine gets a new catalog id and writes a generation with it. The former writer sees another id in the last
 //! generation and is refused from then on. A machine that has the host key (its state was restored, or it is a clone)
-//! needs nothing else. A new machine needs the owner's secret key once: it generates a host key and writes the documents
-//! that a host must read again, encrypted to that key.
+//! needs nothing else. A new machine needs the owner's secret key once: it generates a host key and writes the
+//! documents that a host must read again, encrypted to that key.
 //!
 //! A new machine does not trust on first use. It takes recipients and indexes from a document only if the signer was
 //! given or is remembered, and it refuses to adopt if any document has another signer: such a document could add a

@@ -1,8 +1,8 @@
 //! The generations of a repository: the last one that verifies, and the free numbers.
 //!
-//! Anyone with write access to the storage can create an object with any number in its name. Therefore only objects count
-//! that open with the host key and have a known signer. Others do not stop a backup. They may belong to another writer
-//! with its own host key, so nothing is removed while there are any.
+//! Anyone with write access to the storage can create an object with any number in its name. Therefore only objects
+//! count that open with the host key and have a known signer. Others do not stop a backup. They may belong to another
+//! writer with its own host key, so nothing is removed while there are any.
 
 use super::{Error, Inventory};
 use crate::format::generation::Generation;
@@ -56,8 +56,8 @@ pub(super) fn objects(count: u64) -> String {
 }
 
 impl Inventory<'_> {
-    /// Finds the last generation that verifies. Objects in `known` (sorted numbers and lengths) failed before and are not
-    /// opened again.
+    /// Finds the last generation that verifies. Objects in `known` (sorted numbers and lengths) failed before and are
+    /// not opened again.
     pub fn generations(&self, known: &[(u64, u64)]) -> Result<Generations, Error> {
         let mut found = Generations::default();
         for (number, length) in self.repository.generations()?.into_iter().rev() {

@@ -1,7 +1,8 @@
 //! Repairs a damaged catalog: drops damaged claims, and restores them from the repository where possible.
 //!
 //! The state of files is recovered by reading the files again in the next backup, the locations of chunks from indexes.
-//! If rows of packs, blocks or snapshots are damaged, or the database itself, repair fails and the catalog must be rebuilt.
+//! If rows of packs, blocks or snapshots are damaged, or the database itself, repair fails and the catalog must be
+//! rebuilt.
 
 use super::{Error, Inventory};
 use crate::catalog::{Catalog, Claims};

@@ -1,9 +1,9 @@
 //! Brings catalog and repository into agreement.
 //!
-//! A catalog must never claim more than the repository has. Normally, reading the last generation is enough to show that
-//! ([`Divergence`]). Otherwise packs are listed, missing ones are condemned, and unknown ones are added from signed
-//! indexes ([`reconcile`]). For a lost catalog, [`rebuild()`] creates an empty one and reconciles it. All of this needs
-//! only the host key.
+//! A catalog must never claim more than the repository has. Normally, reading the last generation is enough to show
+//! that ([`Divergence`]). Otherwise packs are listed, missing ones are condemned, and unknown ones are added from
+//! signed indexes ([`reconcile`]). For a lost catalog, [`rebuild()`] creates an empty one and reconciles it. All of
+//! this needs only the host key.
 //!
 //! - [`mod@generations`]: the runs that wrote to the repository
 //! - [`mod@divergence`]: whether the repository is as this catalog left it, and whether this catalog is its writer

@@ -1,9 +1,9 @@
 //! Checks a few packs in each run.
 //!
-//! A catalog is used for years, and disks lose data. Each run therefore checks some packs that were not checked for long,
-//! and condemns bad ones before new snapshots refer to them. The number is bounded, and a run without due packs costs one
-//! query. The probability grows with the time since the last check, so that packs which were stored together are not all
-//! due together (Tahoe-LAFS does the same with files in its backup database).
+//! A catalog is used for years, and disks lose data. Each run therefore checks some packs that were not checked for
+//! long, and condemns bad ones before new snapshots refer to them. The number is bounded, and a run without due packs
+//! costs one query. The probability grows with the time since the last check, so that packs which were stored together
+//! are not all due together (Tahoe-LAFS does the same with files in its backup database).
 
 use std::path::Path;
 

@@ -1,12 +1,12 @@
 //! Renewed certificates of recipients.
 //!
 //! Backups fail once a recipient's certificate has expired, so its owner renews it: the key stays the same, and new
-//! signatures are added. The renewed certificate is accepted with the host key alone. It is merged with the known one, so
-//! that nothing (such as a revocation) is lost, whichever of them is newer.
+//! signatures are added. The renewed certificate is accepted with the host key alone. It is merged with the known one,
+//! so that nothing (such as a revocation) is lost, whichever of them is newer.
 //!
-//! The renewed certificate is written to a new document in `secrets/`, which rebuilt catalogs and new machines read, then
-//! to `keys/`, for people, and finally to the catalog. If the command is interrupted, it can be repeated. This machine
-//! need not be the writer, since becoming the writer requires valid certificates.
+//! The renewed certificate is written to a new document in `secrets/`, which rebuilt catalogs and new machines read,
+//! then to `keys/`, for people, and finally to the catalog. If the command is interrupted, it can be repeated. This
+//! machine need not be the writer, since becoming the writer requires valid certificates.
 
 use super::{Error, Inventory};
 use crate::catalog::{Catalog, Trust};
@@ -40,7 +40,8 @@ impl Inventory<'_> {
             renewed.push(Renewed { certificate: merged, changed });
         }
         if renewed.iter().any(|renewed| renewed.changed) {
-            // Skip recipients whose certificates have expired too and are renewed later. The host reads these documents.
+            // Skip recipients whose certificates have expired too and are renewed later. The host reads these
+            // documents.
             let readers: Vec<_> = recipients.iter().filter(|known| known.check_recipient().is_ok()).cloned().collect();
             let certificate = host.certificate();
             let writer = Writer::new(self.repository, Signer::new(host)?, &certificate, &readers)?;
@@ -56,8 +57,8 @@ impl Inventory<'_> {
     }
 }
 
-/// Merges two documents of `secrets/`. They may have newer or older certificates of the same recipients, and more or fewer
-/// hosts, since later documents include the hosts of earlier ones; object names do not show which is newer.
+/// Merges two documents of `secrets/`. They may have newer or older certificates of the same recipients, and more or
+/// fewer hosts, since later documents include the hosts of earlier ones; object names do not show which is newer.
 pub(super) fn merge_secrets(one: Secrets, other: &Secrets) -> Result<Secrets, Error> {
     let parse = |secrets: &Secrets| -> Result<Vec<Certificate>, Error> {
         Ok(secrets.recipients.iter().map(|bytes| Certificate::parse(bytes)).collect::<Result<_, _>>()?)

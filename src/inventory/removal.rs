@@ -11,9 +11,9 @@
 //!    snapshot is in the catalog; each pack in a list of sums is in an index; generations have no gaps and all verify.
 //!    Otherwise a listing is incomplete or another writer was active, and absence from a listing proves nothing.
 //!
-//! Temporary files of killed writers are removed under the same conditions. Everything else is kept and reported; it takes
-//! space and is harmless. So nothing is lost if a machine image was restored that was taken during a run, if a repository
-//! was copied partially, or if the storage's listings are outdated.
+//! Temporary files of killed writers are removed under the same conditions. Everything else is kept and reported; it
+//! takes space and is harmless. So nothing is lost if a machine image was restored that was taken during a run, if a
+//! repository was copied partially, or if the storage's listings are outdated.
 //!
 //! Packs of a killed run that are in an index are added to the catalog, so that nothing is stored twice.
 
@@ -45,8 +45,8 @@ impl Count {
 
 /// The packs in the repository, compared with those in the catalog.
 struct Packs {
-    /// Heads of the ids of all packs in the catalog, ascending. Heads save memory; a pack that shares its head with a known
-    /// one is never an orphan.
+    /// Heads of the ids of all packs in the catalog, ascending. Heads save memory; a pack that shares its head with a
+    /// known one is never an orphan.
     known: Vec<u64>,
     /// For each of `known`: whether it is in an index.
     indexed: Vec<bool>,
@@ -71,8 +71,9 @@ fn head(pack: PackId) -> u64 {
 }
 
 impl Inventory<'_> {
-    /// Cleans up after unfinished runs: adds their indexed packs to the catalog and removes their orphans. The current run
-    /// must have written its generation before, so that a run with a copy of this catalog can no longer commit anything.
+    /// Cleans up after unfinished runs: adds their indexed packs to the catalog and removes their orphans. The current
+    /// run must have written its generation before, so that a run with a copy of this catalog can no longer commit
+    /// anything.
     pub fn clean_up_unfinished(&self, catalog: &mut Catalog, unfinished: &[RunId]) -> Result<(), Error> {
         if unfinished.is_empty() {
             return Ok(());
