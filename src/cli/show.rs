@@ -30,10 +30,7 @@ pub(super) fn worded(message: &str) -> Cow<'_, str> {
             }
         };
     }
-    match text.is_empty() {
-        true => message.into(),
-        false => (text + rest).into(),
-    }
+    if text.is_empty() { message.into() } else { (text + rest).into() }
 }
 
 /// Escapes text for standard output if that is a terminal.
