@@ -269,7 +269,10 @@ fn a_link_in_one_segment_and_a_file_of_its_name_in_the_next_write_nothing_outsid
         let (restored, out) = forger.restore();
         let checked = patiently(&forger.site, &["check".into()]);
         for run in [restored.code(1), checked.code(1)] {
-            assert!(run.stderr.contains("other names") || run.stderr.contains("twice or out of order"), "{run}");
+            assert!(
+                run.stderr.contains("the names of a node") || run.stderr.contains("twice or out of order"),
+                "{run}"
+            );
         }
         assert!(!outside.exists());
         assert!(!out.join("same").is_file());
@@ -297,7 +300,7 @@ fn a_link_and_a_directory_below_its_name_write_nothing_outside() {
     let top = forger.store_node(&nodes, Items::Segments(vec![part(0, "same", 1), part(1, "tame", 2)]));
     forger.snapshot(top, 3);
     let (run, _) = forger.restore();
-    says(&run.code(1), &["other names"]);
+    says(&run.code(1), &["the names of a node"]);
     assert_eq!(fs::read_dir(&outside).unwrap().count(), 0, "something was written outside");
 }
 

@@ -326,7 +326,7 @@ fn umount_of_what_is_no_mount_is_an_error() {
     let site = Site::new();
     for path in [site.mnt(), site.path().join("missing")] {
         let run = site.brackfs(&["umount", path.to_str().unwrap()]).code(1);
-        assert!(run.stderr.contains("is no mount of brackfs"), "{run}");
+        assert!(run.stderr.contains("is not a mount of brackfs"), "{run}");
     }
 }
 
@@ -347,8 +347,8 @@ fn unfit_mount_points_are_refused_with_the_reason() {
     refused(&site, &site.source(), "the directory is not empty");
     let inside = site.repo().join("inside");
     fs::create_dir(&inside).unwrap();
-    refused(&site, &inside, "the repository lies there");
-    refused(&site, &site.repo(), "the repository lies there");
+    refused(&site, &inside, "it contains the repository or is in it");
+    refused(&site, &site.repo(), "it contains the repository or is in it");
 }
 
 #[test]

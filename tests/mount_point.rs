@@ -47,7 +47,7 @@ fn a_link_is_no_mount_point_and_the_way_to_one_may_have_links() {
     assert_eq!(fs::read_to_string(empty.join("passwd")).unwrap(), "evil");
     let unmount = |path: &Path| site.brackfs(&["umount", path.to_str().unwrap()]);
     let run = unmount(&link).code(1);
-    assert!(run.stderr.contains("is no mount of brackfs"), "{run}");
+    assert!(run.stderr.contains("is not a mount of brackfs"), "{run}");
     unmount(&way.join("empty")).ok();
     assert!(!is_mounted(&empty));
 }
@@ -98,7 +98,7 @@ fn only_what_brackfs_mounted_is_unmounted() {
     rustix::mount::mount("tmpfs", site.mnt(), "tmpfs", flags, c"size=64k").unwrap();
     for lazy in [&[][..], &["--lazy"]] {
         let run = site.brackfs(&[&["umount", site.mnt().to_str().unwrap()], lazy].concat()).code(1);
-        assert!(run.stderr.contains("is no mount of brackfs"), "{run}");
+        assert!(run.stderr.contains("is not a mount of brackfs"), "{run}");
     }
     assert!(is_mounted(&site.mnt()));
     // Nor a directory in a mount of its.
@@ -106,7 +106,7 @@ fn only_what_brackfs_mounted_is_unmounted() {
     fs::create_dir(&below).unwrap();
     site.brackfs(&["mount", below.to_str().unwrap()]).ok();
     let run = site.brackfs(&["umount", below.join("source").to_str().unwrap()]).code(1);
-    assert!(run.stderr.contains("is no mount of brackfs"), "{run}");
+    assert!(run.stderr.contains("is not a mount of brackfs"), "{run}");
     site.brackfs(&["umount", below.to_str().unwrap()]).ok();
     assert!(!is_mounted(&below) && is_mounted(&site.mnt()));
 }
@@ -161,8 +161,16 @@ fn allow_other_is_one_thing_however_it_is_given() {
     }
 }
 
+/// The options of the site's mount in /proc/mounts.
+fn mount_options(site: &Site) -> Vec<String> {
+    let mounts = fs::read_to_string("/proc/mounts").unwrap();
+    let mnt = site.mnt();
+    let line = mounts.lines().find(|line| line.split(' ').nth(1) == mnt.to_str()).expect("a mount");
+    line.split(' ').nth(3).unwrap().split(',').map(str::to_owned).collect()
+}
+
 #[test]
-fn options_are_accepted_or_refused_alike_by_the_command_and_for_mount() {
+fn the_command_and_mount_brackfs_treat_every_option_the_same() {
     let site = ready();
     let helper = site.path().join("mount.brackfs");
     symlink(site.command(&["--version"]).get_program(), &helper).unwrap();
@@ -170,6 +178,12 @@ fn options_are_accepted_or_refused_alike_by_the_command_and_for_mount() {
     for (option, accepted) in [
         ("noexec", true),
         ("exec", true),
+        ("noexec,exec", true),
+        ("exec,noexec", true),
+        ("rw", true),
+        ("suid", true),
+        ("dev", true),
+        ("allow_other", true),
         ("nodiratime", true),
         ("max_read=65536", true),
         ("lazytime", true),
@@ -187,6 +201,8 @@ fn options_are_accepted_or_refused_alike_by_the_command_and_for_mount() {
         ("uid=7", false),
     ] {
         let ways = [("command", if accepted { 0 } else { 2 }), ("helper", i32::from(!accepted))];
+        let last = option.split(',').rfind(|option| ["exec", "noexec"].contains(option));
+        let mut mounted = Vec::new();
         for (way, code) in ways {
             let command = match way {
                 "command" => site.command(&["mount", "-o", option, site.mnt().to_str().unwrap()]),
@@ -199,10 +215,18 @@ fn options_are_accepted_or_refused_alike_by_the_command_and_for_mount() {
             let run = run(command).code(code);
             assert_eq!(is_mounted(&site.mnt()), accepted, "{option} by the {way}\n{run}");
             if accepted {
+                let options = mount_options(&site);
+                for always in ["ro", "nosuid", "nodev", "default_permissions"] {
+                    assert!(options.iter().any(|option| option == always), "{always} with {option}: {options:?}");
+                }
+                let is_noexec = options.iter().any(|option| option == "noexec");
+                assert_eq!(is_noexec, last == Some("noexec"), "{option} by the {way}: {options:?}");
+                mounted.push(options);
                 site.brackfs(&["umount", site.mnt().to_str().unwrap()]).ok();
             } else {
                 assert!(run.stderr.contains(option) || option == "remount", "{run}");
             }
         }
+        assert!(mounted.iter().all(|options| options == &mounted[0]), "{option}: {mounted:?}");
     }
 }

@@ -91,8 +91,8 @@ pub(super) struct Args {
     foreground: bool,
     /// Set a mount option as in an fstab: noexec, nodiratime, allow_other, max_read=BYTES (repeatable)
     ///
-    /// Options that are always on, such as ro and nosuid, and options for mount(8) and systemd are accepted too. Others are
-    /// an error.
+    /// A mount always has ro, nosuid, nodev and noatime; rw, suid and dev have no effect. Options for mount(8) and systemd
+    /// are ignored. Others are an error.
     #[arg(short, value_name = "OPTION", value_delimiter = ',')]
     options: Vec<String>,
     /// Run as the background process
@@ -169,7 +169,7 @@ pub(super) fn start_in_background(arguments: &[OsString], environment: &[(&str, 
 
 /// Mounts, and serves the mount until it is unmounted.
 fn serve(args: &Args, global: &Global) -> Result<ExitCode> {
-    let options = Options::read(&args.options).map_err(Usage)?.allowing_other(args.allow_other);
+    let options = Options::parse(&args.options).map_err(Usage)?.allowing_other(args.allow_other);
     let selector = args.what.as_ref().map(|what| Selector::parse(what.as_bytes())).transpose().map_err(Usage)?;
     let terminal = global.monitor(false);
     let reader = args.reader.open(global, &terminal, LARGE_CACHE)?;

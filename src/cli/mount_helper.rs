@@ -9,7 +9,7 @@ use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
 use super::{exit, mount, output, show};
-use crate::mount::{OptionEffect, meaning};
+use crate::mount::{OptionEffect, parse_option};
 
 /// Called by this name, the program is the helper.
 const NAME: &str = "mount.brackfs";
@@ -18,9 +18,6 @@ const NAME: &str = "mount.brackfs";
 const WRONG_CALL: u8 = 1;
 /// Exit code of mount(8): nothing was mounted.
 const NOT_MOUNTED: u8 = 32;
-
-/// Options that mount(8) adds by default. They are ignored: a mount of brackfs never has them.
-const ADDED: &[&str] = &["rw", "suid", "dev"];
 
 /// A parsed call of the helper.
 #[derive(Debug, PartialEq, Eq)]
@@ -121,8 +118,7 @@ fn translate(
             "owner_me" => arguments.push("--owner-me".into()),
             "map_owner" => arguments.push(joined("--map-owner", value()?)),
             "map_group" => arguments.push(joined("--map-group", value()?)),
-            _ if ADDED.contains(&&*text) => {}
-            _ => match meaning(&text)? {
+            _ => match parse_option(&text)? {
                 OptionEffect::Nothing => {}
                 OptionEffect::Unknown if sloppy => {}
                 OptionEffect::Unknown => return Err(format!("unknown option {text}; see mount.brackfs(8)")),

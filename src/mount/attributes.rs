@@ -1,66 +1,66 @@
-//! What is told of a thing.
+//! Attributes of files and directories in a mount.
 
 use super::number::Ino;
 use super::owners::OwnerMapping;
 use crate::format::entry::Content;
 use crate::format::{Entry, Extent, Kind, Timestamp};
 
-/// What a block of `st_blocks` is.
+/// Unit of `st_blocks`, in bytes.
 const SECTOR: u64 = 512;
 
-/// What is known of a thing without reading its content.
+/// The attributes of an inode, as in stat(2).
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Attributes {
-    /// Its number.
+    /// Inode number.
     pub ino: Ino,
-    /// What it is.
+    /// Kind of the inode.
     pub kind: Kind,
     /// Permission bits.
     pub mode: u32,
-    /// Owner.
+    /// Owner as shown.
     pub uid: u32,
-    /// Group.
+    /// Group as shown.
     pub gid: u32,
-    /// Bytes.
+    /// Size in bytes.
     pub size: u64,
-    /// Blocks of 512 bytes that are no holes.
+    /// Size without holes, in units of 512 bytes.
     pub sectors: u64,
-    /// Last change.
+    /// Modification time.
     pub mtime: Timestamp,
-    /// Number of names; 1 for directories, which means that it does not count their directories.
+    /// Number of names; 1 for directories, which means that their subdirectories are not counted.
     pub nlink: u32,
     /// Device number, as (major, minor).
     pub device: (u32, u32),
-    /// How long all this holds.
+    /// How long the kernel may cache the attributes.
     pub validity: Validity,
 }
 
-/// How long what was said of a thing holds.
+/// How long attributes and names may be cached.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Validity {
-    /// For ever, and so does its name.
+    /// Forever: the entry is in a snapshot.
     Always,
-    /// As long as it is there. It can be removed: it is the root of a snapshot.
+    /// As long as the snapshot exists: the entry is the root of one.
     WhileThere,
-    /// It changes with the snapshots that there are.
+    /// Until snapshots are added or removed.
     Briefly,
-    /// It is not known yet: who asks for the thing itself is told something else.
+    /// Not at all: these are placeholders for a snapshot that is not open.
     Unknown,
 }
 
-/// An entry of a listing.
+/// An entry of a directory listing.
 #[derive(Debug, Clone)]
 pub struct ListingEntry {
-    /// Its name.
+    /// Name in the directory.
     pub name: Vec<u8>,
-    /// What is known of it.
+    /// Attributes of the entry.
     pub attributes: Attributes,
-    /// Where a listing goes on after it.
+    /// Offset at which the listing continues after this entry.
     pub next: u64,
 }
 
 impl Attributes {
-    /// Those of an entry, whose number is `ino`.
+    /// Returns the attributes of an entry with the inode number `ino`.
     pub(super) fn of(entry: &Entry, ino: Ino, owners: &OwnerMapping) -> Self {
         let (uid, gid) = owners.shown(entry.uid, entry.gid);
         let device = match entry.content {
@@ -83,7 +83,7 @@ impl Attributes {
     }
 }
 
-/// Bytes of a file outside of its holes.
+/// Returns the size of a file without its holes, in bytes.
 pub(super) fn stored_bytes(entry: &Entry) -> u64 {
     match &entry.content {
         Content::Extents { extents, .. } => extents

@@ -1,11 +1,11 @@
-//! The one place that knows errno.
+//! Maps errors to errno values.
 
 use fuser::Errno;
 
 use super::error::Error;
 
-/// The number that stands for an error. Damage is EIO, never ENOENT and never ENOSYS: the kernel takes the
-/// first for an absence, and the second for a word never to ask again.
+/// Returns the errno for an error. Damage is EIO, never ENOENT or ENOSYS: the kernel caches ENOENT as a missing entry, and
+/// after ENOSYS it never sends that request again.
 pub(super) fn errno(error: &Error) -> Errno {
     match error {
         Error::NotFound | Error::NeverThere => Errno::ENOENT,

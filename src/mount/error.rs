@@ -1,44 +1,44 @@
-//! Why the file system can't answer as hoped.
+//! Errors of the file system.
 
 use crate::reader;
 
-/// Why the file system can't answer as hoped.
+/// Why a request of the kernel fails.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
-    /// There is no such thing.
-    #[error("not there")]
+    /// The entry does not exist now.
+    #[error("no such file or directory")]
     NotFound,
-    /// There is no such thing, and never will be.
-    #[error("not there")]
+    /// The entry does not exist and never will: its directory is in a snapshot.
+    #[error("no such file or directory")]
     NeverThere,
-    /// No name is as long.
+    /// The name is longer than 255 bytes.
     #[error("name too long")]
     NameTooLong,
-    /// It has no entries.
+    /// The inode is not a directory.
     #[error("not a directory")]
     NotADirectory,
-    /// It has entries and no content.
-    #[error("a directory")]
+    /// The inode is a directory.
+    #[error("is a directory")]
     IsADirectory,
-    /// It has no target.
+    /// The inode is not a symbolic link.
     #[error("not a symbolic link")]
     NotALink,
-    /// It has no such extended attribute.
+    /// The inode does not have this extended attribute.
     #[error("no such attribute")]
     NoAttribute,
-    /// It is no file.
-    #[error("not a file")]
+    /// The inode is not a regular file.
+    #[error("not a regular file")]
     NotAFile,
-    /// It can't be changed.
-    #[error("read only")]
+    /// The request would change the file system.
+    #[error("read-only file system")]
     ReadOnly,
-    /// Nothing of the kind comes after this place in the file.
-    #[error("beyond the end")]
+    /// The file has no data or hole at or after the offset.
+    #[error("offset beyond the end of the file")]
     Beyond,
-    /// It could not be read a short while ago, which was reported then.
-    #[error("it could not be read a short while ago")]
+    /// Reading failed recently; the error was reported then.
+    #[error("reading it failed a short while ago")]
     Unreadable,
-    /// It can't be read, or is not what was written.
+    /// The repository cannot be read or is damaged.
     #[error(transparent)]
     Reader(#[from] reader::Error),
 }

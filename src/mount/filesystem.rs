@@ -1,4 +1,4 @@
-//! The tree that is shown.
+//! The mounted tree.
 //!
 //! ```text
 //! all snapshots                                                     one snapshot
@@ -29,64 +29,64 @@ use crate::format::{Entry, Kind};
 use crate::monitor::Monitor;
 use crate::reader::{EntryHandle, FileReader, Reader, Seek};
 
-/// How long a target may be away before what needs it fails.
+/// How long requests wait for an unavailable repository.
 const PATIENCE: Duration = Duration::from_secs(5);
-/// How often is tried whether it is back.
+/// Interval of the checks whether it is available again.
 const RETRY: Duration = Duration::from_millis(100);
-/// Longest name on Linux, and what it says of longer ones that are not there.
+/// Maximum length of a name on Linux, in bytes.
 const NAME_MAX: usize = 255;
-/// Files that are kept at hand while they are read.
-const AT_HAND: NonZeroUsize = NonZeroUsize::MIN.saturating_add(15);
+/// Number of open file readers to keep.
+const KEPT_READERS: NonZeroUsize = NonZeroUsize::MIN.saturating_add(15);
 
 const XATTR_DIGEST: &[u8] = b"user.brackfs.blake3";
 const XATTR_FLAGS: &[u8] = b"user.brackfs.flags";
 
-/// A file system over a reader. Shared by threads.
+/// A read-only file system over a repository. Threads share it.
 pub struct FileSystem {
     reader: Arc<Reader>,
     monitor: Arc<dyn Monitor>,
     shown: Shown,
     links: SharedInodes,
-    /// The files that were read last, by snapshot and rank: finding an entry is a descent.
+    /// Recently read files by snapshot and rank, since finding an entry takes a descent from the root.
     readers: Mutex<LruCache<(u64, u64), Arc<FileReader>>>,
     owners: OwnerMapping,
-    /// Since when the target has been away.
+    /// When the repository became unavailable.
     away: Mutex<Option<Instant>>,
 }
 
-/// What is shown.
+/// The content of the mount.
 enum Shown {
     /// All snapshots.
     All(Box<VirtualTree>),
-    /// What lies at a rank of one, whose number is 0.
+    /// The directory at a rank of one snapshot, whose number is 0.
     One(Arc<Snapshot>, u64),
 }
 
-/// Where an inode number leads to.
+/// The location of an inode.
 enum InodeAddress {
-    /// VirtualTree the snapshots.
+    /// Above the snapshots.
     Virtual(VirtualNode),
-    /// In the snapshot of this number, at this rank.
+    /// A snapshot's number and a rank in it.
     Entry(u64, u64),
 }
 
-/// What an inode number leads to.
+/// An inode.
 enum MountedNode {
-    /// VirtualTree the snapshots.
+    /// Above the snapshots.
     Virtual(VirtualNode),
-    /// In the snapshot of this number.
+    /// A snapshot's number and an entry in it.
     Entry(u64, EntryHandle),
 }
 
 impl FileSystem {
-    /// All snapshots of a repository, by source and time.
+    /// Creates a file system of all snapshots, by source and time.
     pub fn of_all(reader: Reader, monitor: Box<dyn Monitor>) -> Self {
         let (reader, monitor) = (Arc::new(reader), Arc::from(monitor));
-        let above = VirtualTree::new(Arc::clone(&reader), Arc::clone(&monitor));
-        FileSystem::new(reader, monitor, Shown::All(Box::new(above)))
+        let tree = VirtualTree::new(Arc::clone(&reader), Arc::clone(&monitor));
+        FileSystem::new(reader, monitor, Shown::All(Box::new(tree)))
     }
 
-    /// What lies at `entry` of one snapshot.
+    /// Creates a file system of the directory `entry` of one snapshot.
     pub fn of_one(reader: Reader, snapshot: Arc<Snapshot>, entry: &EntryHandle, monitor: Box<dyn Monitor>) -> Self {
         FileSystem::new(Arc::new(reader), Arc::from(monitor), Shown::One(snapshot, entry.rank))
     }
@@ -97,46 +97,46 @@ impl FileSystem {
             monitor,
             shown,
             links: SharedInodes::default(),
-            readers: Mutex::new(LruCache::new(AT_HAND)),
+            readers: Mutex::new(LruCache::new(KEPT_READERS)),
             owners: OwnerMapping::default(),
             away: Mutex::default(),
         }
     }
 
-    /// The same with other owners of what is in snapshots.
+    /// Replaces the owner mapping for entries of snapshots.
     #[must_use]
     pub fn with_owners(self, owners: OwnerMapping) -> Self {
         FileSystem { owners, ..self }
     }
 
-    /// Whether nothing of it ever changes: no snapshot comes or goes.
+    /// Whether the tree never changes: it is one snapshot.
     pub fn is_immutable(&self) -> bool {
         matches!(self.shown, Shown::One(..))
     }
 
-    /// Whether a thing is in a snapshot, or the top of one.
+    /// Whether an inode is in a snapshot or the root of one.
     pub fn is_within(&self, ino: Ino) -> bool {
         self.is_immutable() || matches!(Number::of(ino), Some(Number::Entry(..) | Number::Linked(..)))
     }
 
-    /// The reader below.
+    /// The reader of the repository.
     pub fn reader(&self) -> &Reader {
         &self.reader
     }
 
-    /// Does `act`, again and again while the target is away, but only for so long: who waits for a disk that is not
-    /// plugged in again should not wait for ever, and after the first who did so in vain nobody waits.
-    pub fn patiently<T>(&self, mut act: impl FnMut() -> Result<T, Error>) -> Result<T, Error> {
+    /// Runs `act` and retries it while the repository is unavailable, for at most [`PATIENCE`]. Once a call has timed out,
+    /// later calls fail at once until the repository is available again.
+    pub fn with_retry<T>(&self, mut act: impl FnMut() -> Result<T, Error>) -> Result<T, Error> {
         loop {
             let result = act();
             let failed = matches!(result, Err(Error::Reader(_)));
             if !failed && lock(&self.away).is_none() {
                 return result;
             }
-            // What is at hand is answered without the target, and says nothing of it.
+            // A success may come from the caches, so it does not show that the repository is available.
             if self.reader.repository().is_there() {
                 match lock(&self.away).take() {
-                    // It came back behind the back of `act`.
+                    // It became available after `act` failed.
                     Some(_) if failed => continue,
                     _ => return result,
                 }
@@ -148,24 +148,24 @@ impl FileSystem {
         }
     }
 
-    /// Says that something could not be read, and what it was.
+    /// Reports a read error to the monitor, with the path of the inode.
     pub fn report(&self, ino: Ino, error: &Error) {
         if let Error::Reader(error) = error {
             self.monitor.problem(&self.path_of(ino), &error.to_string());
         }
     }
 
-    /// The entry `name` of a directory. The kernel remembers it until it is forgotten.
+    /// Looks up a name in a directory. Counts as one lookup of the inode, until [`FileSystem::forget`].
     pub fn lookup(&self, parent: Ino, name: &[u8]) -> Result<Attributes, Error> {
-        match self.thing(parent)? {
-            MountedNode::Virtual(place) => match self.above()?.lookup(place, name)? {
+        match self.node(parent)? {
+            MountedNode::Virtual(place) => match self.virtual_tree()?.lookup(place, name)? {
                 LookupResult::Here(attributes) => Ok(attributes),
                 LookupResult::Snapshot(number) => self.attributes(Number::Entry(number, 0).ino()),
             },
             MountedNode::Entry(number, listed) => {
                 let directory = listed.directory().ok_or(Error::NotADirectory)?;
                 match self.reader.lookup(&directory, name)? {
-                    Some(found) => Ok(self.attributes_of(&found, self.tell(number, &found))),
+                    Some(found) => Ok(self.attributes_of(&found, self.ino_counted(number, &found))),
                     None if name.len() > NAME_MAX => Err(Error::NameTooLong),
                     None => Err(Error::NeverThere),
                 }
@@ -173,10 +173,10 @@ impl FileSystem {
         }
     }
 
-    /// What is known of a thing.
+    /// Returns the attributes of an inode.
     pub fn attributes(&self, ino: Ino) -> Result<Attributes, Error> {
-        match self.thing(ino)? {
-            MountedNode::Virtual(place) => self.above()?.attributes(place),
+        match self.node(ino)? {
+            MountedNode::Virtual(place) => self.virtual_tree()?.attributes(place),
             MountedNode::Entry(_, listed) => {
                 let is_root = !self.is_immutable() && listed.rank == 0;
                 let validity = if is_root { Validity::WhileThere } else { Validity::Always };
@@ -185,10 +185,10 @@ impl FileSystem {
         }
     }
 
-    /// The target of a symbolic link.
+    /// Returns the target of a symbolic link.
     pub fn read_link(&self, ino: Ino) -> Result<Vec<u8>, Error> {
-        match self.thing(ino)? {
-            MountedNode::Virtual(place) => self.above()?.read_link(place),
+        match self.node(ino)? {
+            MountedNode::Virtual(place) => self.virtual_tree()?.read_link(place),
             MountedNode::Entry(_, listed) => match &listed.entry().content {
                 Content::Target(target) => Ok(target.clone()),
                 _ => Err(Error::NotALink),
@@ -196,17 +196,17 @@ impl FileSystem {
         }
     }
 
-    /// Entries of a directory from `from` on (0: the first), to `take`, until that says that it has enough by
-    /// returning false. An entry that was taken is remembered by the kernel if `remembered` is set.
+    /// Calls `take` with the entries of a directory from offset `from` on (0: the first), until it returns false. With
+    /// `counted`, each entry taken counts as one lookup of its inode.
     pub fn list(
         &self,
         ino: Ino,
         mut from: u64,
-        remembered: bool,
+        counted: bool,
         take: &mut dyn FnMut(&ListingEntry) -> bool,
     ) -> Result<(), Error> {
-        let (number, listed) = match self.thing(ino)? {
-            MountedNode::Virtual(place) => return self.above()?.list(place, from, take),
+        let (number, listed) = match self.node(ino)? {
+            MountedNode::Virtual(place) => return self.virtual_tree()?.list(place, from, take),
             MountedNode::Entry(number, listed) => (number, listed),
         };
         let directory = listed.directory().ok_or(Error::NotADirectory)?;
@@ -217,14 +217,11 @@ impl FileSystem {
             }
             for listed in page {
                 from += 1;
-                let ino = match remembered {
-                    true => self.tell(number, &listed),
-                    false => self.ino_of(number, &listed),
-                };
+                let ino = if counted { self.ino_counted(number, &listed) } else { self.ino_of(number, &listed) };
                 let attributes = self.attributes_of(&listed, ino);
                 let item = ListingEntry { name: listed.entry().name.clone(), attributes, next: from };
                 if !take(&item) {
-                    if remembered {
+                    if counted {
                         self.forget(ino, 1);
                     }
                     return Ok(());
@@ -233,7 +230,7 @@ impl FileSystem {
         }
     }
 
-    /// Hands bytes of a file, as many as there are up to `length`, to `use_bytes`.
+    /// Calls `use_bytes` with up to `length` bytes of a file from `offset` on; fewer at the end of the file.
     pub fn read<T>(
         &self,
         ino: Ino,
@@ -244,13 +241,13 @@ impl FileSystem {
         Ok(self.file(ino)?.read(&self.reader, offset, length, use_bytes)?)
     }
 
-    /// The next data or hole of a file.
+    /// Returns the offset of the next data or hole of a file.
     pub fn seek(&self, ino: Ino, offset: u64, to: Seek) -> Result<u64, Error> {
         self.file(ino)?.seek(&self.reader, offset, to)?.ok_or(Error::Beyond)
     }
 
     fn file(&self, ino: Ino) -> Result<Arc<FileReader>, Error> {
-        let InodeAddress::Entry(number, rank) = self.spot(ino)? else { return Err(Error::IsADirectory) };
+        let InodeAddress::Entry(number, rank) = self.address(ino)? else { return Err(Error::IsADirectory) };
         if let Some(file) = lock(&self.readers).get(&(number, rank)) {
             return Ok(file.clone());
         }
@@ -265,30 +262,30 @@ impl FileSystem {
         Ok(file)
     }
 
-    /// Inode flags of a thing, as Linux numbers them.
+    /// Returns the inode flags, as Linux numbers them.
     pub fn inode_flags(&self, ino: Ino) -> Result<u32, Error> {
-        match self.thing(ino)? {
+        match self.node(ino)? {
             MountedNode::Entry(_, listed) => Ok(listed.entry().inode_flags),
             MountedNode::Virtual(_) => Ok(0),
         }
     }
 
-    /// Names of the extended attributes of a thing.
+    /// Returns the names of an inode's extended attributes.
     pub fn xattr_names(&self, ino: Ino) -> Result<Vec<Vec<u8>>, Error> {
-        let MountedNode::Entry(_, listed) = self.thing(ino)? else { return Ok(Vec::new()) };
+        let MountedNode::Entry(_, listed) = self.node(ino)? else { return Ok(Vec::new()) };
         Ok(listed.entry().xattrs.iter().map(|(name, _)| name.clone()).collect())
     }
 
-    /// An extended attribute. Beside those that were backed up there are two of our own, which are not listed
-    /// where they would get copied: `user.brackfs.blake3` and `user.brackfs.flags`.
+    /// Returns an extended attribute. In addition to the stored ones there are `user.brackfs.blake3` and
+    /// `user.brackfs.flags`, which are not listed, so that programs do not copy them.
     pub fn xattr(&self, ino: Ino, name: &[u8]) -> Result<Vec<u8>, Error> {
-        let MountedNode::Entry(_, listed) = self.thing(ino)? else { return Err(Error::NoAttribute) };
+        let MountedNode::Entry(_, listed) = self.node(ino)? else { return Err(Error::NoAttribute) };
         let entry = listed.entry();
         if let Ok(at) = entry.xattrs.binary_search_by(|(stored, _)| stored.as_slice().cmp(name)) {
             return entry.xattrs.get(at).map(|(_, value)| value.clone()).ok_or(Error::NoAttribute);
         }
         match name {
-            // The digest of a file with holes is not what b3sum prints for it.
+            // The digest of a file with holes differs from the one b3sum prints.
             XATTR_DIGEST if stored_bytes(entry) == entry.size => {
                 let digest = FileReader::new(listed).digest().ok_or(Error::NoAttribute)?;
                 Ok(digest.to_string().into_bytes())
@@ -298,25 +295,24 @@ impl FileSystem {
         }
     }
 
-    /// The kernel forgot `times` answers that named this number.
+    /// Reduces the lookup count of an inode by `times`.
     pub fn forget(&self, ino: Ino, times: u64) {
         self.links.forget(ino, times);
     }
 
-    /// Bytes and entries, for `df`: those of the snapshot that the thing is in, above that those of all snapshots
-    /// that somebody looked at.
+    /// Returns bytes and entries for statfs(2): of the snapshot with the inode, or above the snapshots of all open ones.
     pub fn totals(&self, ino: Ino) -> (u64, u64) {
-        let within = match (&self.shown, self.thing(ino)) {
+        let within = match (&self.shown, self.node(ino)) {
             (Shown::One(snapshot, _), _) => Some(snapshot.clone()),
-            (Shown::All(above), Ok(MountedNode::Entry(number, _))) => above.snapshot(number).ok(),
+            (Shown::All(tree), Ok(MountedNode::Entry(number, _))) => tree.snapshot(number).ok(),
             (Shown::All(_), _) => None,
         };
         if let Some(snapshot) = within {
             return totals_of(&snapshot);
         }
         let mut totals = (0u64, 0u64);
-        if let Shown::All(above) = &self.shown {
-            above.each_open(|snapshot| {
+        if let Shown::All(tree) = &self.shown {
+            tree.each_open(|snapshot| {
                 let (bytes, entries) = totals_of(snapshot);
                 totals = (totals.0.saturating_add(bytes), totals.1.saturating_add(entries));
             });
@@ -324,20 +320,20 @@ impl FileSystem {
         totals
     }
 
-    fn thing(&self, ino: Ino) -> Result<MountedNode, Error> {
-        match self.spot(ino)? {
+    fn node(&self, ino: Ino) -> Result<MountedNode, Error> {
+        match self.address(ino)? {
             InodeAddress::Virtual(place) => Ok(MountedNode::Virtual(place)),
             InodeAddress::Entry(number, rank) => Ok(MountedNode::Entry(number, self.entry(number, rank)?)),
         }
     }
 
-    fn spot(&self, ino: Ino) -> Result<InodeAddress, Error> {
+    fn address(&self, ino: Ino) -> Result<InodeAddress, Error> {
         match (Number::of(ino).ok_or(Error::NotFound)?, &self.shown) {
             (Number::Virtual(VirtualNode::Top), Shown::One(_, rank)) => Ok(InodeAddress::Entry(0, *rank)),
             (Number::Virtual(place), _) => Ok(InodeAddress::Virtual(place)),
             (Number::Entry(number, rank), _) => Ok(InodeAddress::Entry(number, rank)),
             (Number::Linked(..), _) => {
-                let (number, rank) = self.links.place(ino).ok_or(Error::NotFound)?;
+                let (number, rank) = self.links.entry(ino).ok_or(Error::NotFound)?;
                 Ok(InodeAddress::Entry(number, rank))
             }
         }
@@ -350,15 +346,15 @@ impl FileSystem {
 
     fn snapshot(&self, number: u64) -> Result<Arc<Snapshot>, Error> {
         match &self.shown {
-            Shown::All(above) => above.snapshot(number),
+            Shown::All(tree) => tree.snapshot(number),
             Shown::One(snapshot, _) => Ok(snapshot.clone()),
         }
     }
 
-    /// What stands above the snapshots, where anything does.
-    fn above(&self) -> Result<&VirtualTree, Error> {
+    /// Returns the tree above the snapshots; an error if only one snapshot is mounted.
+    fn virtual_tree(&self) -> Result<&VirtualTree, Error> {
         match &self.shown {
-            Shown::All(above) => Ok(above),
+            Shown::All(tree) => Ok(tree),
             Shown::One(..) => Err(Error::NotFound),
         }
     }
@@ -367,21 +363,21 @@ impl FileSystem {
         self.links.ino(number, listed.rank, listed.entry())
     }
 
-    /// The number of an entry, which the kernel remembers until [`FileSystem::forget`].
-    fn tell(&self, number: u64, listed: &EntryHandle) -> Ino {
-        self.links.tell(number, listed.rank, listed.entry())
+    /// Returns the inode number of an entry and counts a lookup of it, until [`FileSystem::forget`].
+    fn ino_counted(&self, number: u64, listed: &EntryHandle) -> Ino {
+        self.links.ino_counted(number, listed.rank, listed.entry())
     }
 
     fn attributes_of(&self, listed: &EntryHandle, ino: Ino) -> Attributes {
         Attributes::of(listed.entry(), ino, &self.owners)
     }
 
-    /// The path of a thing, for messages.
+    /// Returns the path of an inode, for messages.
     fn path_of(&self, ino: Ino) -> PathBuf {
         let mut path = PathBuf::from("/");
-        let Ok(InodeAddress::Entry(number, rank)) = self.spot(ino) else { return path };
-        if let Shown::All(above) = &self.shown {
-            path.extend(above.path_of(number));
+        let Ok(InodeAddress::Entry(number, rank)) = self.address(ino) else { return path };
+        if let Shown::All(tree) = &self.shown {
+            path.extend(tree.path_of(number));
         }
         let Ok(snapshot) = self.snapshot(number) else { return path };
         let mut at = EntryHandle::root(snapshot);
@@ -402,7 +398,7 @@ impl FileSystem {
     }
 }
 
-/// Bytes and entries of a snapshot.
+/// Returns the number of bytes and of entries of a snapshot.
 fn totals_of(snapshot: &Snapshot) -> (u64, u64) {
     let statistics = &snapshot.statistics;
     let entries = statistics.files.saturating_add(statistics.directories).saturating_add(statistics.others);

@@ -1,4 +1,4 @@
-//! Translates the kernel's requests into calls, and what they return into answers.
+//! Translates FUSE requests into calls of the file system, and their results into replies.
 
 use std::ffi::OsStr;
 use std::io;
@@ -20,19 +20,19 @@ use super::virtual_tree::REFRESH;
 use crate::format::{Kind, Timestamp};
 use crate::reader::Seek;
 
-/// How long the kernel may believe what never changes.
-const FOR_EVER: Duration = Duration::from_secs(1 << 30);
-/// How long it may believe that a snapshot is there.
-const FOR_A_WHILE: Duration = Duration::from_secs(1);
-/// How long it may believe what new snapshots change: as long as a listing of them is believed here. With nothing
-/// at all it would ask for the first folders of a path each time that the path is used.
-const FOR_NOW: Duration = REFRESH;
-/// Numbers are never given to another thing, so there is one generation of them.
+/// Cache lifetime of entries in snapshots: they never change.
+const FOREVER: Duration = Duration::from_secs(1 << 30);
+/// Cache lifetime of the roots of snapshots: snapshots can be removed.
+const SNAPSHOT_TTL: Duration = Duration::from_secs(1);
+/// Cache lifetime of the directories above the snapshots: the interval at which snapshots are listed. With 0 the kernel
+/// would look up the first components of a path on each access.
+const VIRTUAL_TTL: Duration = REFRESH;
+/// Always 0: inode numbers are never reused.
 const GENERATION: Generation = Generation(0);
-/// Places of `.` and `..` in a listing.
+/// Number of offsets that `.` and `..` take in a listing.
 const DOTS: u64 = 2;
-/// What stands for a name that is not there and never will be.
-const NOTHING: FileAttr = FileAttr {
+/// A negative entry, which the kernel caches.
+const NEGATIVE: FileAttr = FileAttr {
     ino: INodeNo(0),
     size: 0,
     blocks: 0,
@@ -49,43 +49,43 @@ const NOTHING: FileAttr = FileAttr {
     blksize: 0,
     flags: 0,
 };
-/// What programs should read at once.
+/// `st_blksize`: the preferred read size, in bytes.
 const READ_SIZE: u32 = 128 << 10;
 
 /// `FS_IOC_GETFLAGS`: the inode flags, as `lsattr` shows them.
 const GET_FLAGS: u32 = 0x8008_6601;
 
-/// The shell over a file system.
+/// Serves a file system over FUSE.
 pub(super) struct Shell {
     filesystem: Arc<FileSystem>,
-    /// Others than the one who mounts may look in, so the kernel has to ask for ACLs: of a file that has one,
-    /// the mode alone allows a group more than it should.
+    /// Whether other users have access. Then the kernel must check ACLs: the group bits of a file with an ACL are its
+    /// mask, so the mode alone would allow the group too much.
     shared: bool,
-    /// The kernel opens files without asking.
-    opens_itself: bool,
-    /// The kernel opens directories without asking, and keeps what it read of them until their times change.
-    lists_itself: bool,
+    /// Whether the kernel supports ENOSYS for `open`, and then opens files without a request.
+    no_open: bool,
+    /// Whether the kernel supports ENOSYS for `opendir`, and caches listings until the directory's mtime changes.
+    no_opendir: bool,
 }
 
 impl Shell {
     pub(super) fn new(filesystem: Arc<FileSystem>, shared: bool) -> Self {
-        Shell { filesystem, shared, opens_itself: false, lists_itself: false }
+        Shell { filesystem, shared, no_open: false, no_opendir: false }
     }
 
-    /// What `act` says, or the number for the kernel, after damage was reported.
+    /// Runs `act` with retries. Reports an error and returns it as an errno.
     fn ask<T>(&self, ino: INodeNo, act: impl FnMut() -> Result<T, Error>) -> Result<T, Errno> {
-        self.filesystem.patiently(act).map_err(|error| {
+        self.filesystem.with_retry(act).map_err(|error| {
             self.filesystem.report(ino.0, &error);
             errno(&error)
         })
     }
 
-    /// Entries from the place that the kernel knows as `offset` on. `take` is never told of one twice.
+    /// Lists entries from the kernel's `offset` on. A retry never passes an entry to `take` twice.
     fn list(
         &self,
         ino: INodeNo,
         offset: u64,
-        remembered: bool,
+        counted: bool,
         take: &mut dyn FnMut(&ListingEntry) -> bool,
     ) -> Result<(), Errno> {
         let mut taken = false;
@@ -95,8 +95,8 @@ impl Shell {
                 taken |= more;
                 more
             };
-            match self.filesystem.list(ino.0, offset.saturating_sub(DOTS), remembered, &mut take) {
-                // What can't be read is asked for again after those that were there.
+            match self.filesystem.list(ino.0, offset.saturating_sub(DOTS), counted, &mut take) {
+                // The entries so far are returned; the kernel's next request gets the error.
                 Err(_) if taken => Ok(()),
                 result => result,
             }
@@ -106,18 +106,19 @@ impl Shell {
 
 impl Filesystem for Shell {
     fn init(&mut self, _request: &Request, config: &mut KernelConfig) -> io::Result<()> {
-        // AUTO_INVAL_DATA has it look at a folder's time before it shows a listing that it kept.
+        // With AUTO_INVAL_DATA the kernel checks the mtime of a directory before it uses a cached listing.
         let wanted = InitFlags::FUSE_DO_READDIRPLUS
             | InitFlags::FUSE_PARALLEL_DIROPS
             | InitFlags::FUSE_AUTO_INVAL_DATA
             | InitFlags::FUSE_CACHE_SYMLINKS;
-        let there = config.capabilities();
-        // A kernel that lacks one of them is only slower.
-        let _ = config.add_capabilities(wanted & there);
-        self.opens_itself = there.contains(InitFlags::FUSE_NO_OPEN_SUPPORT);
-        self.lists_itself = there.contains(InitFlags::FUSE_NO_OPENDIR_SUPPORT | InitFlags::FUSE_AUTO_INVAL_DATA);
+        let available = config.capabilities();
+        // Without one of these the mount is only slower.
+        let _ = config.add_capabilities(wanted & available);
+        self.no_open = available.contains(InitFlags::FUSE_NO_OPEN_SUPPORT);
+        self.no_opendir = available.contains(InitFlags::FUSE_NO_OPENDIR_SUPPORT | InitFlags::FUSE_AUTO_INVAL_DATA);
         if self.shared {
-            let lacking = |_| io::Error::new(io::ErrorKind::Unsupported, "this kernel can't respect ACLs of a mount");
+            let lacking =
+                |_| io::Error::new(io::ErrorKind::Unsupported, "this kernel does not check ACLs of FUSE mounts");
             config.add_capabilities(InitFlags::FUSE_POSIX_ACL).map_err(lacking)?;
         }
         Ok(())
@@ -131,12 +132,12 @@ impl Filesystem for Shell {
         });
         match found {
             Ok(Some(found)) => {
-                // A snapshot that is there does not change, but it may go.
-                let named = if self.filesystem.is_within(parent.0) { FOR_EVER } else { FOR_NOW };
+                // Names in a snapshot never change; names of snapshots may be removed.
+                let named = if self.filesystem.is_within(parent.0) { FOREVER } else { VIRTUAL_TTL };
                 reply.entry_with_ttls(&lifetime(&found), &named, &attr(&found), GENERATION);
             }
-            // Not just an error: that would be asked for again.
-            Ok(None) => reply.entry(&FOR_EVER, &NOTHING, GENERATION),
+            // ENOENT would not be cached.
+            Ok(None) => reply.entry(&FOREVER, &NEGATIVE, GENERATION),
             Err(number) => reply.error(number),
         }
     }
@@ -160,11 +161,13 @@ impl Filesystem for Shell {
     }
 
     fn open(&self, _request: &Request, _ino: INodeNo, flags: OpenFlags, reply: ReplyOpen) {
-        match flags.acc_mode() == fuser::OpenAccMode::O_RDONLY {
-            // From now on it does so without asking, and files need no handle here.
-            true if self.opens_itself => reply.error(Errno::ENOSYS),
-            true => reply.opened(FileHandle(0), FopenFlags::FOPEN_KEEP_CACHE | FopenFlags::FOPEN_NOFLUSH),
-            false => reply.error(errno(&Error::ReadOnly)),
+        if flags.acc_mode() != fuser::OpenAccMode::O_RDONLY {
+            reply.error(errno(&Error::ReadOnly));
+        } else if self.no_open {
+            // The kernel opens files without a request from now on.
+            reply.error(Errno::ENOSYS);
+        } else {
+            reply.opened(FileHandle(0), FopenFlags::FOPEN_KEEP_CACHE | FopenFlags::FOPEN_NOFLUSH);
         }
     }
 
@@ -206,7 +209,7 @@ impl Filesystem for Shell {
     }
 
     fn opendir(&self, _request: &Request, ino: INodeNo, _flags: OpenFlags, reply: ReplyOpen) {
-        if self.lists_itself {
+        if self.no_opendir {
             return reply.error(Errno::ENOSYS);
         }
         match self.ask(ino, || self.filesystem.attributes(ino.0)) {
@@ -255,8 +258,8 @@ impl Filesystem for Shell {
             Err(number) => return reply.error(number),
         };
         for (at, name) in [(0, "."), (1, "..")] {
-            // The kernel takes no attributes from these two.
-            if offset <= at && reply.add(ino, at + 1, name, &FOR_NOW, &itself, GENERATION) {
+            // The kernel ignores the attributes of these two.
+            if offset <= at && reply.add(ino, at + 1, name, &VIRTUAL_TTL, &itself, GENERATION) {
                 return reply.ok();
             }
         }
@@ -334,7 +337,7 @@ impl Filesystem for Shell {
     }
 }
 
-/// Answers with a value, or with its size if that was asked for.
+/// Replies with a value, or with its size if `size` is 0.
 fn sized(reply: ReplyXattr, value: &[u8], size: u32) {
     match (size, u32::try_from(value.len())) {
         (0, Ok(length)) => reply.size(length),
@@ -345,9 +348,9 @@ fn sized(reply: ReplyXattr, value: &[u8], size: u32) {
 
 fn lifetime(found: &Attributes) -> Duration {
     match found.validity {
-        Validity::Always => FOR_EVER,
-        Validity::WhileThere => FOR_A_WHILE,
-        Validity::Briefly => FOR_NOW,
+        Validity::Always => FOREVER,
+        Validity::WhileThere => SNAPSHOT_TTL,
+        Validity::Briefly => VIRTUAL_TTL,
         Validity::Unknown => Duration::ZERO,
     }
 }
@@ -378,10 +381,7 @@ fn attr(found: &Attributes) -> FileAttr {
 fn system_time(time: Timestamp) -> SystemTime {
     let nanos = Duration::from_nanos(time.nanos.into());
     let whole = Duration::from_secs(time.seconds.unsigned_abs());
-    let moment = match time.seconds < 0 {
-        true => UNIX_EPOCH.checked_sub(whole),
-        false => UNIX_EPOCH.checked_add(whole),
-    };
+    let moment = if time.seconds < 0 { UNIX_EPOCH.checked_sub(whole) } else { UNIX_EPOCH.checked_add(whole) };
     moment.and_then(|moment| moment.checked_add(nanos)).unwrap_or(UNIX_EPOCH)
 }
 

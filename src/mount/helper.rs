@@ -1,6 +1,6 @@
-//! fusermount3, which mounts and unmounts for users other than root.
+//! Runs fusermount3, which mounts and unmounts for users other than root.
 //!
-//! It is told where by its working directory: a path could lead elsewhere by the time it looks.
+//! Its working directory is the mount point or its parent: a path could refer to another directory by the time it is used.
 
 use std::ffi::OsStr;
 use std::io::{self, IoSliceMut};
@@ -14,13 +14,13 @@ use rustix::net::{RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags};
 
 const PROGRAM: &str = "fusermount3";
 
-/// Mounts on `directory`, and returns the device that the kernel's requests come from.
+/// Mounts on `directory` and returns the FUSE device.
 pub(super) fn mount(directory: &Path, options: &str) -> io::Result<OwnedFd> {
     let (ours, theirs) = UnixStream::pair()?;
     let mut command = command(directory);
     command.args(["-o", options, "--", "."]).env("_FUSE_COMMFD", "0").stdin(OwnedFd::from(theirs));
     let child = command.spawn().map_err(missing)?;
-    // The helper has the only other end now, so its exit is noticed.
+    // Closes our copy of the other end, so that reading ends when the helper exits.
     drop(command);
     let device = receive(&ours)?;
     let output = child.wait_with_output()?;
@@ -35,20 +35,17 @@ pub(super) fn unmount(parent: &Path, name: &OsStr, lazy: bool) -> io::Result<()>
     let mut command = command(parent);
     command.arg("-u").args(lazy.then_some("-z")).arg("--").arg(name).stdin(Stdio::null());
     let output = command.output().map_err(missing)?;
-    match output.status.success() {
-        true => Ok(()),
-        false => Err(refusal(&output)),
-    }
+    if output.status.success() { Ok(()) } else { Err(refusal(&output)) }
 }
 
 fn command(directory: &Path) -> Command {
     let mut command = Command::new(PROGRAM);
-    // Its messages are looked into.
+    // `refusal` parses its messages.
     command.env("LC_ALL", "C").current_dir(directory).stdout(Stdio::null()).stderr(Stdio::piped());
     command
 }
 
-/// The descriptor that the helper sends. `None`: it ended without.
+/// Receives the descriptor from the helper; `None` if it exited without sending one.
 fn receive(socket: &UnixStream) -> io::Result<Option<OwnedFd>> {
     let mut byte = [0];
     let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(1))];
@@ -65,12 +62,12 @@ fn receive(socket: &UnixStream) -> io::Result<Option<OwnedFd>> {
 
 fn missing(error: io::Error) -> io::Error {
     match error.kind() {
-        io::ErrorKind::NotFound => io::Error::new(io::ErrorKind::NotFound, format!("there is no {PROGRAM}")),
+        io::ErrorKind::NotFound => io::Error::new(io::ErrorKind::NotFound, format!("{PROGRAM} was not found")),
         kind => io::Error::new(kind, format!("cannot run {PROGRAM}: {error}")),
     }
 }
 
-/// What the helper said, as an error of a kind that the caller understands.
+/// Converts the helper's message to an error, with a kind for the causes that get a hint.
 fn refusal(output: &Output) -> io::Error {
     let said = String::from_utf8_lossy(&output.stderr);
     let said = said.trim().trim_start_matches("fusermount3:").trim();

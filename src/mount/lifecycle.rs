@@ -1,4 +1,4 @@
-//! The life of a mount: from the checks before it to the moment when nobody uses it any more.
+//! The lifecycle of a mount: checks, mounting, serving, signals and unmounting.
 
 use std::ffi::CString;
 use std::fmt;
@@ -22,35 +22,35 @@ use super::options::Options;
 use super::users::Users;
 use super::{helper, threads};
 
-/// The kernel's name for our mounts is `fuse.` and this.
+/// The type of our mounts is `fuse.` and this.
 const SUBTYPE: &str = "brackfs";
-/// Where the kernel's requests come from.
+/// The FUSE device.
 const DEVICE: &str = "/dev/fuse";
-/// The largest request that the kernel makes is of this many, too.
+/// Readahead of the mount. Also the maximum size of FUSE reads.
 const READ_AHEAD_KIB: u32 = 1024;
 
-/// Why something is not mounted, or still is.
+/// Why mounting, serving or unmounting failed.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
-    /// The mount point can't be used.
+    /// The mount point is not usable.
     #[error("cannot mount on {path}: {why}")]
     MountPoint {
         /// The mount point.
         path: PathBuf,
-        /// What is wrong with it.
+        /// The cause and the remedy.
         why: String,
     },
-    /// The kernel or fusermount3 refused.
+    /// The kernel or fusermount3 refused to mount.
     #[error("cannot mount on {path}: {source}{hint}")]
     Refused {
         /// The mount point.
         path: PathBuf,
-        /// What it said.
+        /// The error of the kernel, or the message of fusermount3.
         source: io::Error,
-        /// What may help.
+        /// A possible remedy, or empty.
         hint: &'static str,
     },
-    /// The threads that serve it cannot be started.
+    /// The resources for the serving threads are not available.
     #[error(
         "cannot mount on {path}: cannot start the threads that serve it: {source}; \
              raise the limit on processes (ulimit -u), memory (ulimit -v) or open files (ulimit -n), or lower --cache-size"
@@ -58,46 +58,47 @@ pub enum Error {
     Threads {
         /// The mount point.
         path: PathBuf,
-        /// Why not.
+        /// The error of the resource.
         source: io::Error,
     },
-    /// There is no mount of ours.
-    #[error("{path} is no mount of brackfs")]
+    /// The path to unmount is not the mount point of a brackfs mount.
+    #[error("{path} is not a mount of brackfs")]
     NotMounted {
-        /// Where one was expected.
+        /// The path given.
         path: PathBuf,
     },
-    /// It could not be unmounted.
+    /// The kernel or fusermount3 refused to unmount.
     #[error("cannot unmount {path}: {why}")]
     Unmount {
         /// The mount point.
         path: PathBuf,
-        /// What is wrong.
+        /// The cause and the remedy.
         why: String,
     },
-    /// The session broke.
-    #[error("the mount on {path} broke: {source}")]
+    /// The FUSE session ended with an error.
+    #[error("the mount on {path} failed: {source}")]
     Broken {
         /// The mount point.
         path: PathBuf,
-        /// What happened.
+        /// The error of the session.
         source: io::Error,
     },
-    /// Signals can't be waited for.
-    #[error("cannot wait for signals: {0}")]
+    /// The signal handlers cannot be installed.
+    #[error("cannot handle signals: {0}")]
     Signals(io::Error),
 }
 
-/// What ends a mount.
+/// An event that ends a mount.
 enum Shutdown {
-    /// Somebody unmounted it, or the session broke.
+    /// The mount was unmounted, or the session failed.
     Session(io::Result<()>),
-    /// The process was told to end.
+    /// The process received SIGINT, SIGTERM or SIGHUP.
     Signal,
 }
 
-/// Mounts, calls `ready` once the mount answers, and returns when it is unmounted: by `umount`, or because
-/// the process was told to end. `repository` is the repository's directory, which must not meet the mount.
+/// Mounts a file system and serves it until it is unmounted, by umount(8) or because of a signal. Calls `ready` once the
+/// mount answers, and `note` with messages for the user. `repository` is the repository's directory; neither it nor the
+/// mount point may contain the other.
 pub fn mount(
     filesystem: Arc<FileSystem>,
     mountpoint: &Path,
@@ -109,24 +110,24 @@ pub fn mount(
     let place = MountPoint::find(mountpoint).map_err(|error| unfit(mountpoint, &error))?;
     let path = place.path().to_owned();
     if is_dead(&place) {
-        note(&format!("the program of the mount on {} is gone; it is unmounted first", path.display()));
+        note(&format!("the program of the mount on {} has exited; unmounting it first", path.display()));
         place.unmount(true).map_err(|error| cannot_unmount(&place, error))?;
     }
     let directory = check_mountpoint(&place, repository)?;
     let (ended, end) = mpsc::channel();
     let failed = |source| Error::Threads { path: path.clone(), source };
     let serving = threads::serving(&filesystem.reader().needs()).map_err(failed)?;
-    // From here on a signal is kept until it can be served.
+    // Signals from here on are queued until the loop below handles them.
     let mut signals = Signals::new([SIGINT, SIGTERM, SIGHUP]).map_err(Error::Signals)?;
-    let told = ended.clone();
-    let tell = move || {
+    let signalled = ended.clone();
+    let forward = move || {
         for _ in signals.forever() {
-            if told.send(Shutdown::Signal).is_err() {
+            if signalled.send(Shutdown::Signal).is_err() {
                 break;
             }
         }
     };
-    Builder::new().name("signals".into()).spawn(tell).map_err(failed)?;
+    Builder::new().name("signals".into()).spawn(forward).map_err(failed)?;
 
     let source = repository.and_then(|repository| fs::canonicalize(repository).ok());
     let source = source.unwrap_or_else(|| SUBTYPE.into());
@@ -137,10 +138,10 @@ pub fn mount(
         let serve = move || drop(ended.send(Shutdown::Session(session.run())));
         Builder::new().name("session".into()).spawn(serve).map_err(failed)
     });
-    let mut next = match started.and_then(|_| answers(&place, &end)) {
+    let mut next = match started.and_then(|_| wait_until_ready(&place, &end)) {
         Ok(next) => next,
         Err(error) => {
-            // The error to report is why it did not start.
+            // The first error is reported, not that of unmounting.
             let _ = place.unmount(true);
             return Err(error);
         }
@@ -153,18 +154,18 @@ pub fn mount(
         match next.take().map_or_else(|| end.recv(), Ok) {
             Ok(Shutdown::Session(Ok(()))) | Err(mpsc::RecvError) => return Ok(()),
             Ok(Shutdown::Session(Err(source))) => {
-                // Nobody serves it: whoever looks should find the empty directory, and no broken mount.
+                // Without a server, leave the empty directory and not a dead mount.
                 let _ = place.unmount(true);
                 return Err(Error::Broken { path, source });
             }
-            // Told twice: whoever still uses it gets errors from now on.
+            // The second signal: processes that still use the mount get errors.
             Ok(Shutdown::Signal) if asked => return Ok(()),
             Ok(Shutdown::Signal) => {
                 asked = true;
                 if let Err(error) = place.unmount(false) {
                     let why = UnmountFailure::of(&place, error);
                     note(&format!(
-                        "{} can't be unmounted yet: {why}; it is detached now and goes when nobody uses it",
+                        "cannot unmount {} yet: {why}; it is detached and ends when it is no longer in use",
                         path.display()
                     ));
                     place.unmount(true).map_err(|error| cannot_unmount(&place, error))?;
@@ -174,11 +175,11 @@ pub fn mount(
     }
 }
 
-/// Waits until the mount answers. Returns a message that came meanwhile, other than that it broke.
-fn answers(place: &MountPoint, end: &mpsc::Receiver<Shutdown>) -> Result<Option<Shutdown>, Error> {
+/// Waits until the mount answers. Returns an event received in that time; a failed session is an error.
+fn wait_until_ready(place: &MountPoint, end: &mpsc::Receiver<Shutdown>) -> Result<Option<Shutdown>, Error> {
     let first = match place.ask().map_err(|error| error.kind()) {
         Err(io::ErrorKind::NotConnected | io::ErrorKind::ConnectionAborted) => end.recv().ok(),
-        // Whatever it said, it is served.
+        // Any other reply, also an error, comes from the serving threads.
         _ => end.try_recv().ok(),
     };
     match first {
@@ -187,7 +188,7 @@ fn answers(place: &MountPoint, end: &mpsc::Receiver<Shutdown>) -> Result<Option<
     }
 }
 
-/// Unmounts a mount of ours; `lazy` detaches it even if it is in use.
+/// Unmounts a brackfs mount; `lazy` detaches it even if it is in use.
 pub fn unmount(mountpoint: &Path, lazy: bool) -> Result<(), Error> {
     let no_mount = |path: &Path| Error::NotMounted { path: path.to_owned() };
     let place = MountPoint::find(mountpoint).map_err(|_| no_mount(mountpoint))?;
@@ -197,7 +198,7 @@ pub fn unmount(mountpoint: &Path, lazy: bool) -> Result<(), Error> {
     }
 }
 
-/// Why a mount is still there.
+/// Why unmounting failed.
 enum UnmountFailure {
     InUse(Users),
     Otherwise(io::Error),
@@ -223,11 +224,11 @@ impl fmt::Display for UnmountFailure {
 
 fn cannot_unmount(place: &MountPoint, error: io::Error) -> Error {
     let why = UnmountFailure::of(place, error);
-    let hint = if matches!(why, UnmountFailure::InUse(_)) { "; end that, or give --lazy" } else { "" };
+    let hint = if matches!(why, UnmountFailure::InUse(_)) { "; stop using it, or give --lazy" } else { "" };
     Error::Unmount { path: place.path().to_owned(), why: format!("{why}{hint}") }
 }
 
-/// Whether a mount of ours is there whose program was killed: nobody can use it.
+/// Whether a brackfs mount is there whose program was killed.
 fn is_dead(place: &MountPoint) -> bool {
     matches!(place.mounted(), Ok(Some(_)))
         && place.ask().is_err_and(|error| error.kind() == io::ErrorKind::NotConnected)
@@ -236,32 +237,33 @@ fn is_dead(place: &MountPoint) -> bool {
 fn unfit(path: &Path, error: &io::Error) -> Error {
     let why = match error.kind() {
         io::ErrorKind::NotFound => "there is no such directory".to_owned(),
-        io::ErrorKind::NotConnected => "a mount whose program is gone is there; unmount it first".to_owned(),
+        io::ErrorKind::NotConnected => "a mount is there whose program has exited; unmount it first".to_owned(),
         _ => error.to_string(),
     };
     Error::MountPoint { path: path.to_owned(), why }
 }
 
-/// Checks the directory that is going to be covered, and keeps it open: it is that one which is covered.
+/// Checks the directory to mount on and returns it open, so that exactly this directory is covered.
 fn check_mountpoint(place: &MountPoint, repository: Option<&Path>) -> Result<CoveredDirectory, Error> {
     let path = place.path();
     let unfit = |error: io::Error| unfit(path, &error);
     if place.mounted().map_err(unfit)?.is_some() {
-        return Err(unfit(io::Error::other("something is mounted there by brackfs already; unmount it first")));
+        return Err(unfit(io::Error::other("a brackfs mount is already there; unmount it first")));
     }
     let directory = place.directory().map_err(unfit)?;
     if let Some(repository) = repository.and_then(|repository| fs::canonicalize(repository).ok())
         && (path.starts_with(&repository) || repository.starts_with(path))
     {
-        return Err(unfit(io::Error::other("the repository lies there, and would wait for itself")));
+        return Err(unfit(io::Error::other("it contains the repository or is in it; choose another directory")));
     }
-    match directory.is_empty().map_err(unfit)? {
-        true => Ok(directory),
-        false => Err(unfit(io::Error::other("the directory is not empty"))),
+    if directory.is_empty().map_err(unfit)? {
+        Ok(directory)
+    } else {
+        Err(unfit(io::Error::other("the directory is not empty")))
     }
 }
 
-/// Mounts: root by itself, others through fusermount3. `source` is what `mount` and `df` show as what is mounted.
+/// Mounts as root directly, as other users through fusermount3. `source` is the device that mount(8) and df(1) show.
 fn attach(directory: &CoveredDirectory, source: &Path, options: &Options) -> io::Result<OwnedFd> {
     let mut words = vec!["default_permissions".to_owned()];
     words.extend(options.allow_other.then(|| "allow_other".to_owned()));
@@ -269,7 +271,7 @@ fn attach(directory: &CoveredDirectory, source: &Path, options: &Options) -> io:
     if !rustix::process::geteuid().is_root() {
         words.extend(["ro", "nosuid", "nodev", "noatime"].map(str::to_owned));
         words.extend(options.flags.contains(MountFlags::NOEXEC).then(|| "noexec".to_owned()));
-        // It takes options apart at commas.
+        // fusermount3 splits options at commas.
         let source = source.to_string_lossy().replace('\\', "\\\\").replace(',', "\\,");
         words.extend([format!("fsname={source}"), format!("subtype={SUBTYPE}")]);
         return helper::mount(&directory.path(), &words.join(","));
@@ -290,8 +292,7 @@ fn serve(
     let mut config = Config::default();
     config.acl = if options.allow_other { SessionACL::All } else { SessionACL::Owner };
     config.n_threads = Some(threads);
-    // Threads with descriptors of their own are faster, but each has to open the device, and fusermount3 may be the only
-    // one that can.
+    // One descriptor per thread is faster, but needs access to the device, which only fusermount3 may have.
     config.clone_fd = File::options().read(true).write(true).open(DEVICE).is_ok();
     Session::from_fd(Shell::new(filesystem, options.allow_other), device, config.acl, config)
 }
@@ -307,7 +308,7 @@ fn refused(path: &Path, source: io::Error, options: &Options) -> Error {
     Error::Refused { path: path.to_owned(), source, hint }
 }
 
-/// Has the kernel read more of a file at once than it offers to a mount by itself. Only root can have it.
+/// Increases the kernel's readahead above the default of FUSE mounts. Works only as root.
 fn read_ahead(place: &MountPoint) {
     if let Ok(Some(mount)) = place.mounted() {
         let _ = fs::write(format!("/sys/class/bdi/{}/read_ahead_kb", mount.device), READ_AHEAD_KIB.to_string());
@@ -319,7 +320,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_mount_never_meets_its_repository() {
+    fn mount_point_and_repository_cannot_contain_each_other() {
         let dir = tempfile::tempdir().unwrap();
         let repository = dir.path().join("repo");
         fs::create_dir_all(repository.join("packs")).unwrap();

@@ -1,11 +1,11 @@
-//! Files with several names: which number their names share.
+//! Inode numbers of hard-linked files.
 //!
-//! A link's id alone says nothing that can be relied on: file systems give two files one inode number, a file changes
-//! between the backups of two of its names, and a stolen host key signs anything. The kernel keeps one set of attributes
-//! and one set of cached pages per inode number, so names share a number only if their entries agree in everything but
-//! the name. A part of the digest of everything else is in the number, so that names that differ get different numbers in
-//! each mount. Where those parts are equal by chance or by intent, the names that the kernel heard of first have the
-//! number, and others are shown as files of their own.
+//! A stored link id cannot be trusted: file systems reuse inode numbers, a file may change between the backups of two of
+//! its names, and a stolen host key can sign anything. The kernel keeps one set of attributes and cached pages per inode
+//! number, so names share a number only if their entries are equal in everything except the name. The number contains
+//! some bits of a digest of the rest, so that names that differ get different numbers, the same in each mount. If those
+//! bits collide, the file that the kernel looked up first keeps the number, and names of the other are shown as separate
+//! files.
 
 use std::collections::HashMap;
 use std::sync::Mutex;
@@ -14,23 +14,23 @@ use super::lock::lock;
 use super::number::{Ino, Number};
 use crate::format::{Digest, Entry};
 
-/// Numbers of files with several names, as far as the kernel knows them. Each leads to the entry it was given to first.
+/// The shared inode numbers that the kernel holds. Each refers to the entry for which it was first returned.
 #[derive(Default)]
 pub(super) struct SharedInodes {
     known: Mutex<HashMap<Ino, SharedInode>>,
 }
 
 struct SharedInode {
-    /// An entry of the file: the snapshot's number, and the entry's rank.
-    place: (u64, u64),
-    /// What all its names have in common.
+    /// An entry of the file: the snapshot's number and the entry's rank.
+    entry: (u64, u64),
+    /// Digest of everything the file's names share.
     file: Digest,
-    /// How many times the kernel was told of the number and did not forget it.
-    told: u64,
+    /// Lookup count of the kernel.
+    lookups: u64,
 }
 
 impl SharedInodes {
-    /// The number of an entry.
+    /// Returns the inode number of an entry.
     pub(super) fn ino(&self, snapshot: u64, rank: u64, entry: &Entry) -> Ino {
         let own = Number::Entry(snapshot, rank).ino();
         let Some((shared, file)) = shared(snapshot, entry) else { return own };
@@ -40,40 +40,41 @@ impl SharedInodes {
         }
     }
 
-    /// The number of an entry, which the kernel is told and remembers until it forgets it.
-    pub(super) fn tell(&self, snapshot: u64, rank: u64, entry: &Entry) -> Ino {
+    /// Returns the inode number of an entry and counts a lookup of it, until [`SharedInodes::forget`].
+    pub(super) fn ino_counted(&self, snapshot: u64, rank: u64, entry: &Entry) -> Ino {
         let own = Number::Entry(snapshot, rank).ino();
         let Some((shared, file)) = shared(snapshot, entry) else { return own };
         let mut known = lock(&self.known);
-        let known = known.entry(shared).or_insert(SharedInode { place: (snapshot, rank), file, told: 0 });
+        let known = known.entry(shared).or_insert(SharedInode { entry: (snapshot, rank), file, lookups: 0 });
         if known.file != file {
             return own;
         }
-        known.told += 1;
+        known.lookups += 1;
         shared
     }
 
-    /// The kernel forgot a number so many times.
+    /// Reduces the lookup count of an inode number by `times`.
     pub(super) fn forget(&self, ino: Ino, times: u64) {
         if !matches!(Number::of(ino), Some(Number::Linked(..))) {
             return;
         }
         let mut all = lock(&self.known);
         if let Some(known) = all.get_mut(&ino) {
-            known.told = known.told.saturating_sub(times);
-            if known.told == 0 {
+            known.lookups = known.lookups.saturating_sub(times);
+            if known.lookups == 0 {
                 all.remove(&ino);
             }
         }
     }
 
-    /// The entry that a number leads to: the snapshot's number, and the entry's rank.
-    pub(super) fn place(&self, ino: Ino) -> Option<(u64, u64)> {
-        lock(&self.known).get(&ino).map(|known| known.place)
+    /// Returns the entry of a shared inode number: the snapshot's number and the entry's rank.
+    pub(super) fn entry(&self, ino: Ino) -> Option<(u64, u64)> {
+        lock(&self.known).get(&ino).map(|known| known.entry)
     }
 }
 
-/// The number that the names of the entry's file share, and what they have in common. `None`: it has one name.
+/// Returns the shared inode number of the entry's file and the digest of everything its names share; `None` if it has one
+/// name.
 fn shared(snapshot: u64, entry: &Entry) -> Option<(Ino, Digest)> {
     let link = entry.link.filter(|link| link.count > 1)?;
     let file = entry.inode_digest();
@@ -103,7 +104,7 @@ mod tests {
         }
     }
 
-    /// Two entries with one link id that differ, although the parts of their digests in their numbers are equal.
+    /// Two different entries with one link id whose digests collide in the bits that the numbers contain.
     fn twins() -> [Entry; 2] {
         let first = entry("first", 0);
         let ino = |entry: &Entry| shared(3, entry).unwrap().0;
@@ -114,12 +115,12 @@ mod tests {
     #[test]
     fn names_of_one_file_share_a_number_and_others_do_not() {
         let links = SharedInodes::default();
-        let tell = |rank, entry: &Entry| links.tell(3, rank, entry);
+        let tell = |rank, entry: &Entry| links.ino_counted(3, rank, entry);
         let first = tell(5, &entry("a", 0));
-        assert_eq!((tell(9, &entry("b", 0)), links.place(first)), (first, Some((3, 5))));
+        assert_eq!((tell(9, &entry("b", 0)), links.entry(first)), (first, Some((3, 5))));
         let different: Vec<_> = (1..20).map(|mtime| tell(mtime as u64 + 20, &entry("c", mtime))).collect();
         assert!(!different.contains(&first));
-        let other_snapshot = links.tell(4, 5, &entry("a", 0));
+        let other_snapshot = links.ino_counted(4, 5, &entry("a", 0));
         assert_ne!(other_snapshot, first);
         let alone = Entry { link: None, ..entry("a", 0) };
         assert_eq!(tell(5, &alone), Number::Entry(3, 5).ino());
@@ -129,15 +130,15 @@ mod tests {
     fn the_first_of_two_that_collide_has_the_number_until_it_is_forgotten() {
         let [first, second] = twins();
         let links = SharedInodes::default();
-        let shared = links.tell(3, 5, &first);
+        let shared = links.ino_counted(3, 5, &first);
         let own = Number::Entry(3, 9).ino();
-        assert_eq!((links.ino(3, 9, &second), links.tell(3, 9, &second)), (own, own));
-        assert_eq!((links.tell(3, 6, &first), links.place(shared)), (shared, Some((3, 5))));
+        assert_eq!((links.ino(3, 9, &second), links.ino_counted(3, 9, &second)), (own, own));
+        assert_eq!((links.ino_counted(3, 6, &first), links.entry(shared)), (shared, Some((3, 5))));
         links.forget(shared, 1);
         links.forget(own, 1);
-        assert_eq!(links.tell(3, 9, &second), own, "one name of it is still known");
+        assert_eq!(links.ino_counted(3, 9, &second), own, "one name of it is still known");
         links.forget(shared, 1);
-        assert_eq!(links.place(shared), None);
-        assert_eq!((links.tell(3, 9, &second), links.place(shared)), (shared, Some((3, 9))));
+        assert_eq!(links.entry(shared), None);
+        assert_eq!((links.ino_counted(3, 9, &second), links.entry(shared)), (shared, Some((3, 9))));
     }
 }

@@ -1,15 +1,16 @@
-//! The mount: a thin FUSE shell over a file system that knows no kernel.
+//! The mount: a thin FUSE shell over a file system that does not depend on the kernel.
 //!
-//! - [`filesystem`]: the tree that is shown
-//! - [`above`]: of it, what stands above the snapshots; [`catalogue`]: which of those there are, and under which names;
-//!   [`tags`]: which of them have which tag
-//! - [`number`]: inode numbers; [`links`]: those that names of one file share; [`attributes`]: what is told of a thing; [`owners`]: whose the files are
-//! - [`fuse`]: translates the kernel's requests and our answers
-//! - [`error`]: why there is no answer; [`errno`]: the one table from that to numbers
-//! - [`lifecycle`]: mounting, unmounting, and what must not be mounted over; [`options`]: options of an fstab
-//! - [`mount_point`]: mount points, found once; [`table`]: the kernel's table of mounts; [`helper`]: fusermount3
-//! - [`threads`]: how many threads serve a mount
-//! - [`users`]: who uses a mount
+//! - [`lifecycle`]: checks, mounting, serving, signals and unmounting
+//! - [`options`]: mount options, one table for `brackfs mount` and `mount.brackfs`
+//! - [`mount_point`]: a mount point, held by descriptor; [`table`]: the kernel's mount table; [`helper`]: fusermount3
+//! - [`threads`]: the number of threads that serve a mount; [`users`]: processes that use a mount
+//! - [`fuse`]: translates FUSE requests and replies; [`errno`]: maps errors to errno values
+//! - [`filesystem`]: the mounted tree
+//! - [`virtual_tree`]: the directories above the snapshots; [`snapshot_index`]: snapshots and their names there;
+//!   [`tags`]: snapshots by tag
+//! - [`number`]: inode numbers; [`links`]: inode numbers of hard-linked files
+//! - [`attributes`]: attributes of entries; [`owners`]: shown owners and groups
+//! - [`error`]: errors of the file system; [`lock`]: locking mutexes
 
 mod attributes;
 mod errno;
@@ -36,5 +37,5 @@ pub use error::Error as FileSystemError;
 pub use filesystem::FileSystem;
 pub use lifecycle::{Error, mount, unmount};
 pub use number::Ino;
-pub use options::{OptionEffect, Options, meaning};
+pub use options::{OptionEffect, Options, parse_option};
 pub use owners::OwnerMapping;

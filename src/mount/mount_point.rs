@@ -1,9 +1,9 @@
-//! Mount points, found once.
+//! Mount points, resolved once and used by descriptor.
 //!
-//! Who owns a directory above a mount point can rename what is in it at any moment, and put a link or another directory
-//! in its place. A path that is used twice can lead to two places: the second may be `/etc`. So a path is walked once.
-//! Its last component must not be a symbolic link, and from then on everything is done through descriptors: of the
-//! directory that the mount covers, or of its parent. While a mount is on a name, the kernel lets nobody rename it.
+//! The owner of a directory above a mount point can replace it by a link or another directory at any time, so that a path
+//! resolved twice may refer to two directories, the second one `/etc`. So the path is resolved once. Its last component
+//! must not be a symbolic link, and all later steps use descriptors of the directory to cover or of its parent. The kernel
+//! does not allow renaming a directory that something is mounted on.
 
 use std::ffi::{CStr, OsStr, OsString};
 use std::fs;
@@ -17,7 +17,7 @@ use rustix::mount::{MountFlags, UnmountFlags};
 use super::helper;
 use super::table::{self, MountEntry};
 
-/// A name in a directory, where a mount is or is going to be.
+/// A name in a directory, on which a mount is or will be.
 pub(super) struct MountPoint {
     parent: OwnedFd,
     name: OsString,
@@ -25,9 +25,9 @@ pub(super) struct MountPoint {
 }
 
 impl MountPoint {
-    /// Walks a path, except for its last component.
+    /// Resolves a path except for its last component.
     pub(super) fn find(path: &Path) -> io::Result<MountPoint> {
-        // A path that ends with `..` has its last component elsewhere.
+        // The name of a path that ends with `..` is known only after resolving it.
         let resolved;
         let path = match path.file_name() {
             Some(_) => path,
@@ -48,12 +48,12 @@ impl MountPoint {
         Ok(MountPoint { name: name.to_owned(), parent, path })
     }
 
-    /// The absolute path at the time it was found, without links.
+    /// The absolute path at the time of resolving it, without symbolic links.
     pub(super) fn path(&self) -> &Path {
         &self.path
     }
 
-    /// The mount of ours that is there.
+    /// Returns the brackfs mount that is there, if any.
     pub(super) fn mounted(&self) -> io::Result<Option<MountEntry>> {
         let id = table::mount_id(self.open()?)?;
         if id == table::mount_id(&self.parent)? {
@@ -62,29 +62,29 @@ impl MountPoint {
         Ok(table::mounts()?.into_iter().find(|mount| mount.id == id && mount.is_ours))
     }
 
-    /// Asks the file system that is there whether it answers. Nothing is answered from a cache of the kernel's.
+    /// Sends a request to the file system that is there. The kernel does not answer it from a cache.
     pub(super) fn ask(&self) -> io::Result<()> {
         rustix::fs::fstatfs(self.open()?)?;
         Ok(())
     }
 
-    /// Opens what is there.
+    /// Opens the file or directory that is there, without following a symbolic link.
     fn open(&self) -> io::Result<OwnedFd> {
         let flags = OFlags::PATH | OFlags::NOFOLLOW | OFlags::CLOEXEC;
         Ok(rustix::fs::openat(&self.parent, &self.name, flags, Mode::empty())?)
     }
 
-    /// Opens the directory that a mount is going to cover.
+    /// Opens the directory to mount on.
     pub(super) fn directory(&self) -> io::Result<CoveredDirectory> {
         let opened = self.open()?;
         match FileType::from_raw_mode(rustix::fs::fstat(&opened)?.st_mode) {
             FileType::Directory => Ok(CoveredDirectory(opened)),
-            FileType::Symlink => Err(io::Error::other("it is a symbolic link; name the directory that it leads to")),
+            FileType::Symlink => Err(io::Error::other("it is a symbolic link; give the directory that it points to")),
             _ => Err(io::Error::other("it is not a directory")),
         }
     }
 
-    /// Unmounts what is there; `lazy` detaches it even if it is in use.
+    /// Unmounts the mount that is there; `lazy` detaches it even if it is in use.
     pub(super) fn unmount(&self, lazy: bool) -> io::Result<()> {
         if !rustix::process::geteuid().is_root() {
             return helper::unmount(&descriptor(&self.parent), &self.name, lazy);
@@ -95,21 +95,21 @@ impl MountPoint {
     }
 }
 
-/// A directory that a mount is going to cover, whatever its path is by then.
+/// A directory to mount on, independent of its path.
 pub(super) struct CoveredDirectory(OwnedFd);
 
 impl CoveredDirectory {
-    /// Whether nothing is in it.
+    /// Whether the directory has no entries.
     pub(super) fn is_empty(&self) -> io::Result<bool> {
         Ok(fs::read_dir(self.path())?.next().is_none())
     }
 
-    /// A path that leads to it for as long as it is open, for this process only.
+    /// Returns a path that this process can use for as long as the directory is open.
     pub(super) fn path(&self) -> PathBuf {
         descriptor(&self.0)
     }
 
-    /// Covers it.
+    /// Mounts on it.
     pub(super) fn mount(&self, source: &Path, kind: &str, flags: MountFlags, data: &CStr) -> io::Result<()> {
         Ok(rustix::mount::mount(source, self.path(), kind, flags, data)?)
     }
@@ -126,7 +126,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_directory_is_the_one_that_was_found_whatever_its_name_leads_to_later() {
+    fn a_directory_stays_the_same_when_its_path_changes() {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().canonicalize().unwrap();
         fs::create_dir_all(path.join("above/empty")).unwrap();
@@ -142,12 +142,12 @@ mod tests {
         fs::rename(path.join("link"), path.join("moved/empty")).unwrap();
         assert!(place.directory().is_err_and(|error| error.to_string().contains("symbolic link")));
         assert!(directory.is_empty().unwrap());
-        // The way there may be a link.
+        // A link in the path is followed.
         assert!(!MountPoint::find(&path.join("above/empty")).unwrap().directory().unwrap().is_empty().unwrap());
     }
 
     #[test]
-    fn any_path_has_a_place() {
+    fn any_path_is_resolved() {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().canonicalize().unwrap();
         fs::create_dir(path.join("a")).unwrap();

@@ -1,64 +1,75 @@
 //! Inode numbers.
 //!
-//! They say where a thing is, so there is no table to grow: 23 bits count the snapshots as they are found, 40 bits are the
-//! entry's rank in its snapshot (its place in a preorder walk; the root has 0). An entry is found again by descending.
-//! Names of the same file must share a number, so hard links have the highest bit set, and instead of a rank their link's
-//! id (32 bits) and 8 bits of a digest of everything that the names must have in common (see `links`).
-//! What stands above the snapshots has none in its number: sources have even ones, `latest` has an odd one that says
-//! which snapshot it leads to, and with the highest bit below the snapshot's, 16 bits count tags and 23 the links in them.
-//! So no link ever leads elsewhere, and the kernel may keep where they lead.
+//! A number encodes the location of its inode, so no table is needed that grows with the files looked up:
+//!
+//! | inode | bit 63 | bits 62–40 | bits 39–0 |
+//! | --- | --- | --- | --- |
+//! | entry of a snapshot | 0 | snapshot + 1 | rank of the entry |
+//! | hard-linked file | 1 | snapshot + 1 | bits 39–32: digest, bits 31–0: link id |
+//! | root of the mount | 0 | 0 | 1 |
+//! | directory of a source | 0 | 0 | bit 39: 0, bits 38–0: 2 × (source + 1) |
+//! | `latest` | 0 | 0 | bit 39: 0, bits 38–0: 2 × (snapshot + 1) + 1 |
+//! | `by-tag` | 0 | 0 | bit 39: 1, other bits 0 |
+//! | directory of a tag | 0 | 0 | bit 39: 1, bits 38–23: tag + 1, bits 22–0: 0 |
+//! | link in such a directory | 0 | 0 | bit 39: 1, bits 38–23: tag + 1, bits 22–0: snapshot + 1 |
+//!
+//! Snapshots, sources and tags are numbered from 0 in the order in which they are found. The rank is the position in a
+//! preorder walk of the snapshot; the root has rank 0. All names of a hard-linked file share one number; `digest` is the
+//! first byte of the digest of everything its names share (see [`super::links`]).
+//!
+//! The number of a link contains the snapshot it points to, so its target never changes and the kernel may cache it.
 
 use crate::format::{Digest, HardLink};
 
 /// An inode number.
 pub type Ino = u64;
 
-/// The top of what is mounted.
+/// The root of the mount.
 pub(super) const TOP: Ino = 1;
-/// Bits of a number that are a rank, or stand for a hard link.
+/// Number of bits for a rank, or for digest and link id.
 const RANK_BITS: u32 = 40;
 const RANKS: u64 = 1 << RANK_BITS;
-/// Set in the number of a file with several names.
+/// The bit of hard-linked files.
 const LINKED: u64 = 1 << 63;
-/// The folder of tags; its folders and links have numbers above.
+/// The directory `by-tag`. The directories and links in it have higher numbers.
 const BY_TAG: Ino = 1 << (RANK_BITS - 1);
-/// Bits of a number that say which snapshot a link in a tag's folder leads to.
+/// Number of bits for the snapshot of a link in `by-tag`.
 const LINK_BITS: u32 = 23;
 
-/// What an inode number says.
+/// A decoded inode number.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Number {
-    /// VirtualTree the snapshots.
+    /// An inode above the snapshots.
     Virtual(VirtualNode),
-    /// In the snapshot of this number, the entry of this rank.
+    /// A snapshot's number and the rank of an entry in it.
     Entry(u64, u64),
-    /// In the snapshot of this number, the file whose names have this in common: a link's id and bits of a digest.
+    /// A snapshot's number, and digest and link id of a hard-linked file in it.
     Linked(u64, u64),
 }
 
-/// A place above the snapshots. Sources, snapshots and tags have numbers of their own, from 0 on.
+/// An inode above the snapshots. Sources, snapshots and tags are given by their numbers.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum VirtualNode {
     Top,
-    /// The folder of a source.
+    /// The directory of a source.
     Source(u64),
-    /// The link to the newest snapshot of a source, by the snapshot's number.
+    /// The link `latest` to this snapshot.
     Latest(u64),
     ByTag,
-    /// The folder of a tag.
+    /// The directory of a tag.
     Tag(u64),
-    /// In the folder of a tag, the link to a snapshot.
+    /// The link to a snapshot (second) in the directory of a tag (first).
     Link(u64, u64),
 }
 
 impl Number {
-    /// In the snapshot of this number, the file of this link id and digest.
+    /// The file with this link id and digest in a snapshot.
     pub(super) fn linked(snapshot: u64, id: u64, file: Digest) -> Number {
         let Digest([check, ..]) = file;
         Number::Linked(snapshot, (u64::from(check) * HardLink::ID_LIMIT) | (id % HardLink::ID_LIMIT))
     }
 
-    /// What `ino` says; none: nothing has such a number.
+    /// Decodes `ino`; `None` if it is not valid.
     pub(super) fn of(ino: Ino) -> Option<Number> {
         let (snapshot, low) = ((ino & !LINKED) >> RANK_BITS, ino % RANKS);
         match (snapshot.checked_sub(1), ino & LINKED != 0) {
@@ -120,7 +131,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn every_thing_has_a_number_of_its_own_that_says_where_it_is() {
+    fn every_inode_has_a_unique_number_that_encodes_its_location() {
         let snapshots = [0, 1, 2, SNAPSHOTS / 2, SNAPSHOTS - 1];
         let tags = [0, 1, TAGS - 1];
         let lows = [0, 1, 2, BY_TAG, RANKS - 1];
@@ -142,7 +153,7 @@ mod tests {
     }
 
     #[test]
-    fn a_link_id_and_what_its_names_have_in_common_are_told_apart() {
+    fn link_ids_and_digests_give_different_numbers() {
         let digest = |first| Digest([first; 32]);
         let ids = [0, 1, HardLink::ID_LIMIT - 1];
         let all = ids.iter().flat_map(|id| [0, 1, 255].map(|first| Number::linked(7, *id, digest(first))));
@@ -156,7 +167,7 @@ mod tests {
     }
 
     #[test]
-    fn what_has_no_number_is_told_from_what_has_one() {
+    fn invalid_numbers_are_not_decoded() {
         for ino in [0, BY_TAG | 1, BY_TAG | 7, LINKED, LINKED | 5] {
             assert_eq!(Number::of(ino), None, "{ino:x}");
         }

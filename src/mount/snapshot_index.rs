@@ -1,9 +1,8 @@
-//! Which snapshots there are, and under which names they are shown.
+//! The snapshots of a mount and the names under which they are shown.
 //!
-//! Snapshots and sources get numbers as they are found, which are never given again; inode numbers are made of them.
-//! A snapshot that gets another name gets another number, too: it is gone where it was, and links that lead to it lead
-//! elsewhere now.
-//! All of it grows by some hundred bytes with each snapshot, and taking in a listing takes time in proportion to it.
+//! Snapshots and sources are numbered as they are found, for their inode numbers; a number is never reused. A snapshot
+//! whose name or source's name changes gets a new number, because its old path no longer exists and links to it get new
+//! targets. The index takes some hundred bytes per snapshot, and updating it takes time proportional to its size.
 
 use std::collections::{BTreeMap, HashMap, HashSet};
 use std::num::NonZeroUsize;
@@ -16,38 +15,38 @@ use crate::format::id::{SnapshotId, SourceId};
 use crate::format::name::SnapshotName;
 use crate::format::snapshot::Snapshot;
 
-/// Snapshots that are kept open. Another one takes a fraction of a millisecond, or a look at a smart card.
+/// Maximum number of open snapshots. Opening one takes a fraction of a millisecond, or an operation of a smart card.
 const OPEN: NonZeroUsize = NonZeroUsize::MIN.saturating_add(255);
-/// Numbers of snapshots are below this.
+/// Maximum number of snapshots; further ones are not shown.
 pub(super) const SNAPSHOTS: u64 = 1 << 22;
 
-/// Names in a folder that changes, and the number of what each stands for.
+/// The names in a directory above the snapshots, and the number for each.
 #[derive(Default)]
 pub(super) struct VirtualFolder {
     numbers: BTreeMap<String, u64>,
-    /// The names that numbers have, or had: a listing goes on behind one that is gone.
+    /// Current or last name of each number: a listing can continue after a removed name.
     names: HashMap<u64, String>,
 }
 
 impl VirtualFolder {
-    /// What a name stands for.
+    /// Returns the number for a name.
     pub(super) fn get(&self, name: &str) -> Option<u64> {
         self.numbers.get(name).copied()
     }
 
-    /// The name of what is there.
+    /// Returns the current name of a number.
     pub(super) fn name(&self, number: u64) -> Option<&str> {
         self.names.get(&number).map(String::as_str).filter(|name| self.get(name) == Some(number))
     }
 
-    /// Whether nothing is there.
     pub(super) fn is_empty(&self) -> bool {
         self.numbers.is_empty()
     }
 
-    /// Names and numbers in order, behind the one that has this place (0: all of them); see [`VirtualFolder::place`].
-    pub(super) fn behind(&self, place: u64) -> impl Iterator<Item = (&str, u64)> {
-        let first = match place.checked_sub(1).map(|number| self.names.get(&number)) {
+    /// Returns names and numbers in order, after the one with this listing offset (0: all of them); see
+    /// [`VirtualFolder::offset`].
+    pub(super) fn after(&self, offset: u64) -> impl Iterator<Item = (&str, u64)> {
+        let first = match offset.checked_sub(1).map(|number| self.names.get(&number)) {
             None => Some(Bound::Unbounded),
             Some(Some(name)) => Some(Bound::Excluded(name.as_str())),
             Some(None) => None,
@@ -56,17 +55,17 @@ impl VirtualFolder {
         range.into_iter().flatten().map(|(name, number)| (name.as_str(), *number))
     }
 
-    /// Where a listing is after a number; never 0.
-    pub(super) fn place(number: u64) -> u64 {
+    /// Returns the listing offset after a number; never 0.
+    pub(super) fn offset(number: u64) -> u64 {
         number + 1
     }
 
-    /// Begins anew.
+    /// Removes all names, but remembers them for listings in progress and for renames.
     pub(super) fn clear(&mut self) {
         self.numbers.clear();
     }
 
-    /// Adds what is not there yet. Whether it was there before, under another name.
+    /// Adds a name. Returns whether its number had another name before.
     pub(super) fn add(&mut self, name: String, number: u64) -> bool {
         let renamed = self.names.insert(number, name.clone()).is_some_and(|before| before != name);
         self.numbers.insert(name, number);
@@ -74,42 +73,42 @@ impl VirtualFolder {
     }
 }
 
-/// A source, and the folder of its snapshots.
+/// A source and the directory of its snapshots.
 #[derive(Default)]
 struct SourceFolder {
-    /// `None` as long as it can't be read.
+    /// `None` while it cannot be read.
     name: Option<String>,
     snapshots: VirtualFolder,
-    /// The names that snapshots have been given. None of them is given to another snapshot, so that a path never leads
-    /// to another one.
+    /// All names ever given. A name is not given to another snapshot, so that a path never changes its target.
     given: HashMap<String, SnapshotId>,
-    /// Their numbers, oldest first. Names follow the clock, which may have been wrong.
+    /// Numbers of the snapshots, oldest first. Names are in the order of the clock, which may have been wrong.
     order: Vec<u64>,
 }
 
-/// Snapshots as far as they were looked at.
+/// The snapshots found so far, and the directories of sources.
 pub(super) struct SnapshotIndex {
     /// By number.
     names: Vec<SnapshotName>,
     numbers: HashMap<SnapshotName, u64>,
-    /// Numbers of those that are there, oldest first.
+    /// Numbers of the existing snapshots, oldest first.
     there: Vec<u64>,
     /// Numbers of objects that have the name of a snapshot and do not verify. They are not shown.
     hidden: HashSet<u64>,
+    /// Whether the snapshot exists and is shown, by number.
     is_there: Vec<bool>,
     open: LruCache<u64, Arc<Snapshot>>,
     /// By number.
     sources: Vec<SourceFolder>,
     source_numbers: HashMap<SourceId, u64>,
-    /// Folders of sources.
+    /// The directories of sources.
     top: VirtualFolder,
-    /// No source may be shown under this name.
+    /// A name that no source may have.
     reserved: &'static str,
     edition: u64,
 }
 
 impl SnapshotIndex {
-    /// Of nothing yet. No source will be called `reserved`.
+    /// Creates an empty index, in which no source gets the name `reserved`.
     pub(super) fn new(reserved: &'static str) -> Self {
         SnapshotIndex {
             names: Vec::new(),
@@ -126,7 +125,7 @@ impl SnapshotIndex {
         }
     }
 
-    /// Those of the sources of `listed` whose names are not known, each once.
+    /// Returns the sources of `listed` whose names are not known yet.
     pub(super) fn unnamed(&self, listed: &[SnapshotName]) -> Vec<SourceId> {
         let is_named = |id: &SourceId| {
             let number = self.source_numbers.get(id);
@@ -138,7 +137,8 @@ impl SnapshotIndex {
         ids
     }
 
-    /// Takes in what is there now, oldest first, and names of sources that were found out. Whether anything changed.
+    /// Updates the index with all existing snapshots, oldest first, and with newly read names of sources. Returns whether
+    /// anything changed.
     pub(super) fn update(&mut self, listed: Vec<SnapshotName>, names: Vec<(SourceId, String)>) -> bool {
         let mut there = Vec::with_capacity(listed.len());
         for name in listed {
@@ -166,7 +166,7 @@ impl SnapshotIndex {
         is_new
     }
 
-    /// No longer shows objects that turned out not to be snapshots.
+    /// Hides objects that are not valid snapshots.
     pub(super) fn hide(&mut self, numbers: &[u64]) {
         self.hidden.extend(numbers);
         self.show_again();
@@ -200,7 +200,7 @@ impl SnapshotIndex {
         number
     }
 
-    /// Gives new numbers to snapshots.
+    /// Gives new numbers to renamed snapshots.
     fn renumber(&mut self, renamed: &HashSet<u64>) {
         for number in self.there.iter_mut().filter(|number| renamed.contains(number)) {
             let next = self.names.len() as u64;
@@ -211,7 +211,7 @@ impl SnapshotIndex {
         }
     }
 
-    /// Fills the folders anew. Returns the snapshots that were shown elsewhere before.
+    /// Rebuilds the directories. Returns the snapshots whose paths changed.
     fn show(&mut self) -> HashSet<u64> {
         let (mut renamed, mut renamed_sources) = (HashSet::new(), HashSet::new());
         self.edition += 1;
@@ -230,7 +230,7 @@ impl SnapshotIndex {
             let Some(source_number) = self.source_numbers.get(&name.source).copied() else { continue };
             let Some(source) = at_mut(&mut self.sources, source_number) else { continue };
             if source.snapshots.is_empty() {
-                // Sources of one name are told apart by their ids, and so is one whose name can't be read.
+                // The id is appended to a name in use, and stands for a name that cannot be read.
                 let id = name.source.to_string();
                 let names = source.name.iter().flat_map(|name| [name.clone(), format!("{name}-{id}")]);
                 let is_free = |name: &String| self.top.get(name).is_none() && name != self.reserved;
@@ -240,7 +240,7 @@ impl SnapshotIndex {
                     renamed_sources.insert(source_number);
                 }
             }
-            // So are snapshots of one second.
+            // Likewise for snapshots of the same second.
             let time = match source.given.get(&name.time) {
                 Some(id) if *id != name.id => format!("{}-{}", name.time, name.id.short()),
                 _ => name.time.clone(),
@@ -254,12 +254,12 @@ impl SnapshotIndex {
         renamed
     }
 
-    /// Changes whenever the folders do.
+    /// A number that changes whenever the directories do.
     pub(super) fn edition(&self) -> u64 {
         self.edition
     }
 
-    /// Folders of sources, with their numbers.
+    /// The directories of sources, with their numbers.
     pub(super) fn top(&self) -> &VirtualFolder {
         &self.top
     }
@@ -268,23 +268,23 @@ impl SnapshotIndex {
         at(&self.sources, number)
     }
 
-    /// The folder of a source: snapshots by time, with their numbers. None if there are none (any more).
+    /// Returns the directory of a source: snapshots by time, with their numbers. `None` if it has no snapshots.
     pub(super) fn snapshots_of(&self, source: u64) -> Option<&VirtualFolder> {
         self.source(source).map(|source| &source.snapshots).filter(|folder| !folder.is_empty())
     }
 
-    /// The snapshots of a source, oldest first.
+    /// Returns the snapshots of a source, oldest first.
     pub(super) fn in_order(&self, source: u64) -> &[u64] {
         self.source(source).map_or(&[], |source| &source.order)
     }
 
-    /// Where a snapshot that is there is shown: the names of its source's folder, and of its own in it.
+    /// Returns the path of an existing snapshot: the name of its source's directory, and its own name in it.
     pub(super) fn shown(&self, number: u64) -> Option<(&str, &str)> {
         let source = *self.source_numbers.get(&self.name(number)?.source)?;
         Some((self.top.name(source)?, self.snapshots_of(source)?.name(number)?))
     }
 
-    /// The snapshot of this number, if it is there; also under another number by now.
+    /// Returns the object name of a snapshot if it exists, even if it has a new number by now.
     pub(super) fn name(&self, number: u64) -> Option<&SnapshotName> {
         at(&self.names, number).filter(|name| {
             let now = self.numbers.get(name);
@@ -292,22 +292,22 @@ impl SnapshotIndex {
         })
     }
 
-    /// Numbers of the snapshots that are there.
+    /// Numbers of the existing snapshots, oldest first.
     pub(super) fn there(&self) -> &[u64] {
         &self.there
     }
 
-    /// A snapshot, if it is open.
+    /// Returns a snapshot if it is open.
     pub(super) fn open(&mut self, number: u64) -> Option<Arc<Snapshot>> {
         self.open.get(&number).cloned()
     }
 
-    /// Keeps a snapshot open for a while.
+    /// Caches an open snapshot.
     pub(super) fn keep(&mut self, number: u64, snapshot: Arc<Snapshot>) {
         self.open.put(number, snapshot);
     }
 
-    /// Those that are open.
+    /// Returns all open snapshots.
     pub(super) fn all_open(&self) -> impl Iterator<Item = &Arc<Snapshot>> {
         self.open.iter().map(|(_, snapshot)| snapshot)
     }
@@ -330,11 +330,11 @@ mod tests {
     }
 
     fn listed(folder: &VirtualFolder) -> Vec<&str> {
-        folder.behind(0).map(|(name, _)| name).collect()
+        folder.after(0).map(|(name, _)| name).collect()
     }
 
     #[test]
-    fn names_are_told_apart_and_none_is_the_reserved_one() {
+    fn names_are_unique_and_the_reserved_name_is_not_used() {
         let ids = [(); 5].map(|()| SourceId::random());
         let all: Vec<_> = ids.iter().map(|id| snapshot(*id, "20261120T145201Z")).collect();
         let mut index = SnapshotIndex::new("by-tag");
@@ -358,7 +358,7 @@ mod tests {
     }
 
     #[test]
-    fn the_newest_is_that_of_the_highest_number_and_what_is_hidden_is_not_it() {
+    fn the_newest_has_the_highest_number_and_is_not_hidden() {
         let id = SourceId::random();
         let all = ["20301120T010000Z", "20261120T010000Z", "20261121T010000Z"].map(|time| snapshot(id, time));
         let mut index = SnapshotIndex::new("by-tag");
@@ -375,7 +375,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_shown_under_another_name_has_another_number() {
+    fn a_renamed_snapshot_gets_a_new_number() {
         let ids = [(); 2].map(|()| SourceId::random());
         let all = [
             snapshot(ids[0], "20261120T010000Z"),
@@ -388,23 +388,23 @@ mod tests {
         let (twin, second) = (format!("home-{}", ids[1]), format!("20261120T020000Z-{}", all[2].id.short()));
         assert_eq!(index.shown(3), Some((twin.as_str(), "20261120T030000Z")));
         assert_eq!(index.shown(2), Some((twin.as_str(), second.as_str())));
-        // The other snapshot of that second goes: its name is not given to this one.
+        // The other snapshot of that second is removed; its name is not given to this one.
         index.update(vec![all[0].clone(), all[2].clone(), all[3].clone()], Vec::new());
         assert_eq!(index.there(), [0, 2, 3]);
         assert_eq!(index.shown(2), Some((twin.as_str(), second.as_str())));
-        // What makes the source's name longer goes.
+        // The other source called home is removed.
         index.update(vec![all[2].clone(), all[3].clone()], Vec::new());
         assert_eq!(index.there(), [4, 5]);
         assert_eq!(index.shown(4), Some(("home", second.as_str())));
         assert_eq!(index.shown(5), Some(("home", "20261120T030000Z")));
         assert_eq!([2, 3].map(|number| index.shown(number)), [None; 2]);
-        // Who is in it stays there.
+        // Processes in the snapshot can still use the old number.
         assert_eq!([2, 3].map(|number| index.name(number)), [Some(&all[2]), Some(&all[3])]);
         assert_eq!(index.name(5), Some(&all[3]));
     }
 
     #[test]
-    fn what_is_gone_is_not_shown_and_keeps_its_number() {
+    fn a_removed_snapshot_is_not_shown_and_keeps_its_number() {
         let id = SourceId::random();
         let all: Vec<_> = (1..5).map(|hour| snapshot(id, &format!("20261120T0{hour}0000Z"))).collect();
         let mut index = SnapshotIndex::new("by-tag");
@@ -417,10 +417,10 @@ mod tests {
         let folder = index.snapshots_of(0).unwrap();
         assert_eq!(listed(folder), ["20261120T010000Z", "20261120T040000Z"]);
         assert_eq!(index.name(1), None);
-        // A listing that had come to one that is gone goes on.
-        let rest: Vec<_> = folder.behind(VirtualFolder::place(1)).collect();
+        // A listing continues after a removed snapshot.
+        let rest: Vec<_> = folder.after(VirtualFolder::offset(1)).collect();
         assert_eq!(rest, [("20261120T040000Z", 3)]);
-        assert_eq!(folder.behind(VirtualFolder::place(77)).count(), 0);
+        assert_eq!(folder.after(VirtualFolder::offset(77)).count(), 0);
         index.update(Vec::new(), Vec::new());
         assert!(index.snapshots_of(0).is_none() && index.top().is_empty());
         index.update(all.clone(), Vec::new());

@@ -1,4 +1,4 @@
-//! The kernel's table of mounts, as this process sees it.
+//! The kernel's mount table, as this process sees it.
 
 use std::ffi::OsString;
 use std::fs;
@@ -10,33 +10,33 @@ use std::path::PathBuf;
 /// The type of our mounts.
 const OURS: &[u8] = b"fuse.brackfs";
 
-/// A mount.
+/// A line of the mount table.
 #[derive(Debug, PartialEq, Eq)]
 pub(super) struct MountEntry {
-    /// The number that the kernel gives to it.
+    /// The kernel's id of the mount.
     pub(super) id: u64,
-    /// The number of its file system, as `major:minor`.
+    /// The file system's device number, as `major:minor`.
     pub(super) device: String,
-    /// Where it is.
+    /// The mount point.
     pub(super) point: PathBuf,
-    /// Whether brackfs made it.
+    /// Whether it is a brackfs mount.
     pub(super) is_ours: bool,
 }
 
-/// All mounts.
+/// Reads all mounts.
 pub(super) fn mounts() -> io::Result<Vec<MountEntry>> {
     let table = fs::read("/proc/self/mountinfo")?;
     Ok(table.split(|byte| *byte == b'\n').filter_map(mount).collect())
 }
 
-/// The id of the mount that an open file is on.
+/// Returns the id of the mount that an open file is on.
 pub(super) fn mount_id(of: impl AsFd) -> io::Result<u64> {
     let info = fs::read_to_string(format!("/proc/self/fdinfo/{}", of.as_fd().as_raw_fd()))?;
     let id = info.lines().find_map(|line| line.strip_prefix("mnt_id:")?.trim().parse().ok());
     id.ok_or_else(|| io::Error::new(io::ErrorKind::Unsupported, "this kernel does not say which mount a file is on"))
 }
 
-/// A line of the table: `36 35 98:0 /root /mnt rw,noatime master:1 - ext4 /dev/root rw`.
+/// Parses a line such as `36 35 98:0 /root /mnt rw,noatime master:1 - ext4 /dev/root rw`.
 fn mount(line: &[u8]) -> Option<MountEntry> {
     let mut fields = line.split(|byte| *byte == b' ');
     let id = str::from_utf8(fields.next()?).ok()?.parse().ok()?;
@@ -46,7 +46,7 @@ fn mount(line: &[u8]) -> Option<MountEntry> {
     Some(MountEntry { id, device, point, is_ours: kind == OURS })
 }
 
-/// A path as the table has it: blanks, tabs, newlines and backslashes are in octal.
+/// Decodes a path of the table, in which spaces, tabs, newlines and backslashes are octal escapes.
 fn unescape(field: &[u8]) -> PathBuf {
     let mut path = Vec::with_capacity(field.len());
     let mut rest = field;
@@ -83,7 +83,7 @@ mod tests {
     }
 
     #[test]
-    fn lines_are_taken_apart() {
+    fn lines_are_parsed() {
         let mount = mount(b"91 29 0:52 / /mnt/a\\040b ro,nosuid shared:4 - fuse.brackfs /repo ro,user_id=0").unwrap();
         assert_eq!((mount.id, mount.device.as_str(), mount.is_ours), (91, "0:52", true));
         assert_eq!(mount.point, Path::new("/mnt/a b"));
@@ -92,7 +92,7 @@ mod tests {
     }
 
     #[test]
-    fn an_open_file_tells_its_mount() {
+    fn an_open_file_has_the_id_of_its_mount() {
         let root = fs::File::open("/").unwrap();
         let id = mount_id(&root).unwrap();
         assert!(mounts().unwrap().iter().any(|mount| mount.id == id && mount.point == Path::new("/")));

@@ -1,18 +1,18 @@
-//! Snapshots by their tags.
+//! Snapshots by tag.
 //!
-//! Tags stand in the sealed snapshots, so all of them have to be opened: once, when somebody looks. They are not kept
-//! open; what stays is which of them have which tag.
+//! Tags are stored in the encrypted snapshots, so the first access to `by-tag` opens all of them. They are not kept open,
+//! only their numbers for each tag are.
 
 use std::collections::{HashMap, HashSet};
 
 use super::snapshot_index::{SnapshotIndex, VirtualFolder};
 
-/// Numbers of tags are below this. Who has more of them sees the first.
+/// Maximum number of tags; further ones are not shown.
 pub(super) const TAGS: u64 = (1 << 16) - 1;
-/// Most bytes of a name on Linux.
+/// Maximum length of a name on Linux, in bytes.
 const NAME_MAX: usize = 255;
 
-/// Tags as far as they were looked at.
+/// The tags read so far, and the directories of tags.
 #[derive(Default)]
 pub(super) struct TagIndex {
     /// Snapshots whose tags are known.
@@ -20,23 +20,23 @@ pub(super) struct TagIndex {
     numbers: HashMap<String, u64>,
     /// By number.
     tags: Vec<Tag>,
-    /// Folders of tags.
+    /// The directories of tags.
     top: VirtualFolder,
-    /// The edition of the index from which folders were filled.
+    /// The edition of the snapshot index that the directories show.
     edition: Option<u64>,
 }
 
 #[derive(Default)]
 struct Tag {
-    /// Its folder's name.
+    /// Name of its directory.
     name: String,
-    /// All that ever had it.
+    /// All snapshots that ever had it.
     snapshots: Vec<u64>,
     links: VirtualFolder,
 }
 
 impl TagIndex {
-    /// Whether the folders show what the index does.
+    /// Whether the directories show the current edition of the snapshot index.
     pub(super) fn is_up_to_date(&self, index: &SnapshotIndex) -> bool {
         self.edition == Some(index.edition())
     }
@@ -46,7 +46,7 @@ impl TagIndex {
         self.known.contains(&snapshot)
     }
 
-    /// Takes in the tags of a snapshot.
+    /// Adds the tags of a snapshot.
     pub(super) fn add(&mut self, snapshot: u64, tags: &[String]) {
         if !self.known.insert(snapshot) {
             return;
@@ -69,7 +69,7 @@ impl TagIndex {
         }
     }
 
-    /// Fills the folders anew: with a link for each snapshot that is there.
+    /// Rebuilds the directories, with a link for each existing snapshot.
     pub(super) fn show(&mut self, index: &SnapshotIndex) {
         self.top.clear();
         for (number, tag) in (0..).zip(&mut self.tags) {
@@ -86,25 +86,25 @@ impl TagIndex {
         self.edition = Some(index.edition());
     }
 
-    /// Folders of tags, with their numbers.
+    /// The directories of tags, with their numbers.
     pub(super) fn top(&self) -> &VirtualFolder {
         &self.top
     }
 
-    /// The folder of a tag: links, with the numbers of the snapshots that they lead to. None if there are none (any more).
+    /// Returns the directory of a tag: links, with the numbers of their snapshots. `None` if it has no links.
     pub(super) fn links_of(&self, tag: u64) -> Option<&VirtualFolder> {
         let tag = self.tags.get(usize::try_from(tag).ok()?)?;
         Some(&tag.links).filter(|links| !links.is_empty())
     }
 }
 
-/// Where the link to a snapshot leads from the folder of a tag.
+/// Returns the target of the link to a snapshot in the directory of a tag.
 pub(super) fn target(index: &SnapshotIndex, snapshot: u64) -> Option<String> {
     index.shown(snapshot).map(|(source, time)| format!("../../{source}/{time}"))
 }
 
-/// The name of a tag's folder: the tag, with what can't be in a name as `%` and two digits, and then `%` itself so too.
-/// None for a tag that is too long.
+/// Returns the name of a tag's directory: the tag, in which `%`, characters that a file name cannot contain, and the dots
+/// of `.` and `..` are written as `%` and two hex digits. `None` if the tag is empty or the name too long.
 fn folder_name(tag: &str) -> Option<String> {
     let is_dots = matches!(tag, "." | "..");
     let mut name = String::with_capacity(tag.len());
@@ -123,7 +123,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn any_tag_has_a_name_that_a_folder_can_have() {
+    fn the_name_of_any_tag_is_a_valid_file_name() {
         let names = ["weekly", "before/after", "50%", "..", ".", "a.b", "50%25"].map(|tag| folder_name(tag).unwrap());
         assert_eq!(names, ["weekly", "before%2Fafter", "50%25", "%2E%2E", "%2E", "a.b", "50%2525"]);
         assert_eq!(folder_name(&"x".repeat(256)), None);
@@ -131,12 +131,12 @@ mod tests {
     }
 
     #[test]
-    fn more_tags_than_there_are_numbers_do_no_harm() {
+    fn tags_beyond_the_maximum_are_ignored() {
         let mut tags = TagIndex::default();
         for number in 0..TAGS + 10 {
             tags.add(number, &[format!("tag {number}"), "tag 0".into()]);
         }
         assert_eq!(tags.tags.len() as u64, TAGS);
-        assert_eq!(tags.tags[0].snapshots.len() as u64, TAGS + 10, "the first is had by all");
+        assert_eq!(tags.tags[0].snapshots.len() as u64, TAGS + 10, "all snapshots have the first tag");
     }
 }

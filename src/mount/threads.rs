@@ -1,7 +1,7 @@
-//! How many threads serve a mount.
+//! The number of threads that serve a mount.
 //!
-//! Where few processes or little memory are allowed, a mount is slower and not dead: fewer threads serve it. Whether
-//! they can be started is tried before anything is mounted, since a mount that nobody serves is worse than none.
+//! Under tight limits on processes or memory fewer threads serve the mount, which makes it slower. Whether they can be
+//! started is tried before mounting, since a mount without a server is worse than an error.
 
 use std::fs::File;
 use std::hint::black_box;
@@ -12,41 +12,41 @@ use crossbeam_channel::{bounded, unbounded};
 
 use crate::reader::Needs;
 
-/// Most threads, however many processors there are.
-const MOST: usize = 16;
-/// Fewest, where nothing is short. More than processors: if the repository is far away, most of them wait.
-const FEWEST: usize = 4;
-/// Threads and processes that are needed besides: one that waits for those that serve, one for signals, and a helper that
-/// unmounts.
-const BESIDES: usize = 3;
-/// Address space that a serving thread needs: the buffer for requests is 16 MiB, and blocks are decoded into others.
+/// Maximum number of threads.
+const MAX_THREADS: usize = 16;
+/// Minimum number of threads, unless limits allow fewer. It may exceed the number of processors, since threads wait for a
+/// slow repository.
+const MIN_THREADS: usize = 4;
+/// Other threads and processes: the session thread, the signal thread, and the helper that unmounts.
+const OTHERS: usize = 3;
+/// Address space of a serving thread, in bytes: 16 MiB for requests, the rest for decoding blocks.
 const ROOM: usize = 24 << 20;
-/// Address space for the rest: small values on the heap, and stacks of other threads.
+/// Address space for small values on the heap and for stacks of other threads, in bytes.
 const SPARE: usize = 8 << 20;
 
-/// How many threads can serve if the reader takes all that it needs. An error says why none can.
+/// Returns the number of threads that can serve if the reader uses its maximum; an error if none can.
 pub(super) fn serving(reader: &Needs) -> io::Result<usize> {
-    // Held while threads are tried, since the reader takes it later: a failed allocation ends the process and leaves a
-    // dead mount.
+    // Held while threads are tried, because the reader allocates it later, when a failed allocation would abort the
+    // process and leave a dead mount.
     let room = take(reader.bytes.saturating_add(SPARE))?;
-    let wanted = thread::available_parallelism().map_or(1, usize::from).clamp(FEWEST, MOST);
-    // The first ones are required. Without a prefetch thread, or a second one that serves, reads are slower.
-    let mut rooms = vec![0; BESIDES];
+    let wanted = thread::available_parallelism().map_or(1, usize::from).clamp(MIN_THREADS, MAX_THREADS);
+    // The first ones are required. With fewer prefetch threads or a single serving thread, reads are only slower.
+    let mut rooms = vec![0; OTHERS];
     rooms.push(ROOM);
     rooms.extend(iter::repeat_n(0, reader.threads));
     rooms.extend(iter::repeat_n(ROOM, wanted - 1));
     let (started, limit) = try_to_start(&rooms);
     drop(room);
-    match (started > BESIDES, limit) {
+    match (started > OTHERS, limit) {
         (false, Some(error)) => Err(error),
-        _ => Ok(1 + started.saturating_sub(BESIDES + 1 + reader.threads)),
+        _ => Ok(1 + started.saturating_sub(OTHERS + 1 + reader.threads)),
     }
 }
 
-/// Starts one thread for each of these numbers. It takes that many bytes and waits until all were tried. Returns how many
-/// threads could run at the same time, and the error that stopped the next one.
+/// Starts one thread per element, which allocates that many bytes and waits for the others. Returns how many threads
+/// could run at the same time, and the error of the next one.
 fn try_to_start(rooms: &[usize]) -> (usize, Option<io::Error>) {
-    // They wait until this is dropped.
+    // The threads wait until `hold` is dropped.
     let (hold, held) = bounded::<()>(0);
     let (tell, told) = unbounded();
     thread::scope(|scope| {
@@ -72,7 +72,7 @@ fn try_to_start(rooms: &[usize]) -> (usize, Option<io::Error>) {
     })
 }
 
-/// Allocates this many bytes and does not touch them.
+/// Allocates this many bytes without touching them.
 fn take(bytes: usize) -> io::Result<Vec<u8>> {
     let mut room = Vec::new();
     room.try_reserve_exact(bytes).map_err(|_| io::Error::from(io::ErrorKind::OutOfMemory))?;
@@ -89,13 +89,13 @@ mod tests {
     use super::*;
 
     #[test]
-    fn where_nothing_is_short_all_threads_can_be_had() {
-        assert!((FEWEST..=MOST).contains(&serving(&Needs { threads: 2, bytes: 64 << 20 }).unwrap()));
+    fn without_limits_all_threads_can_be_started() {
+        assert!((MIN_THREADS..=MAX_THREADS).contains(&serving(&Needs { threads: 2, bytes: 64 << 20 }).unwrap()));
         assert!(matches!(try_to_start(&[]), (0, None)));
     }
 
     #[test]
-    fn memory_that_the_reader_cannot_have_is_an_error() {
+    fn too_little_memory_for_the_reader_is_an_error() {
         for bytes in [usize::MAX, isize::MAX.unsigned_abs() - SPARE] {
             let error = serving(&Needs { threads: 2, bytes }).unwrap_err();
             assert_eq!(error.kind(), io::ErrorKind::OutOfMemory);

@@ -1,21 +1,22 @@
-//! Who uses a mount, for the message that it is in use.
+//! Finds the processes that use a mount, for the message that it is in use.
 
 use std::fmt;
 use std::fs;
 use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
 
-/// How many are named.
+/// Maximum number of processes in the message.
 const NAMED: usize = 5;
 
-/// Processes that use a mount, as far as one may know.
+/// Processes that use a mount, as far as this user may see them.
 pub(super) struct Users {
-    /// Number and name of each.
+    /// Pid and name.
     processes: Vec<(u32, String)>,
 }
 
 impl Users {
-    /// Who has something at or below `path` open, mapped, or as its directory. The file system is not asked.
+    /// Finds processes with an open or mapped file, working directory, root directory or executable at or below `path`.
+    /// Sends no request to the mounted file system.
     pub(super) fn of(path: &Path) -> Self {
         let entries = fs::read_dir("/proc").into_iter().flatten().flatten();
         let numbers = entries.filter_map(|entry| entry.file_name().to_str()?.parse().ok());
@@ -39,10 +40,10 @@ fn uses(pid: u32, path: &Path) -> bool {
         || maps(&fs::read(process.join("maps")).unwrap_or_default(), path)
 }
 
-/// Whether a mapping is listed of a file at or below `path`.
+/// Whether `list`, in the format of `/proc/PID/maps`, has a file at or below `path`.
 fn maps(list: &[u8], path: &Path) -> bool {
     list.split(|byte| *byte == b'\n').any(|line| {
-        // What comes before a file's name has no slash in it.
+        // The fields before the path have no slash.
         let file = line.iter().position(|byte| *byte == b'/').and_then(|at| line.get(at..));
         file.is_some_and(|file| Path::new(std::ffi::OsStr::from_bytes(file)).starts_with(path))
     })
@@ -73,7 +74,7 @@ mod tests {
     }
 
     #[test]
-    fn who_is_in_a_directory_is_named() {
+    fn a_process_in_a_directory_is_named() {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().canonicalize().unwrap();
         assert_eq!(Users::of(&path).to_string(), "it is in use");

@@ -1,8 +1,7 @@
-//! What stands above the snapshots: folders of sources and tags, and links.
+//! The virtual tree above the snapshots: directories of sources and tags, and links.
 //!
-//! All of it follows from which snapshots there are. They are listed again when somebody looks and the last look is too
-//! long ago, and folders have the time of their last change, by which the kernel tells whether a listing that it kept
-//! still holds.
+//! It is derived from the list of snapshots, which is read again on access if it is older than [`REFRESH`]. The mtime of
+//! the directories is the time of the last change, so that the kernel can tell whether a cached listing is still valid.
 
 use std::collections::{HashMap, HashSet};
 use std::path::PathBuf;
@@ -22,73 +21,73 @@ use crate::format::{Kind, Timestamp, name};
 use crate::monitor::Monitor;
 use crate::reader::{self, Reader, Stamp};
 
-/// How long a listing of snapshots is believed.
+/// Minimum time between two listings of the snapshots.
 pub(super) const REFRESH: Duration = Duration::from_secs(1);
-/// How long something that cannot be read is not tried again, at least.
+/// Minimum time until an unreadable object is tried again.
 const RETRY: Duration = Duration::from_secs(30);
-/// For each second that went into listings, or into objects that cannot be read, this many seconds pass before the next
-/// try: anybody who may create objects can put hundreds of thousands there.
+/// For each second spent on listings or on unreadable objects, the seconds until the next try: an attacker with write
+/// access to the repository can create hundreds of thousands of objects.
 const REST: u32 = 10;
-/// How long at most one look for the newest snapshot tries to open others that are not snapshots.
+/// Maximum time that one search for the newest snapshot spends on objects that are not valid snapshots.
 const SEARCH: Duration = Duration::from_secs(2);
 
 const LATEST: &str = "latest";
 const BY_TAG: &str = "by-tag";
-/// Where a listing is after what comes behind all that have numbers.
+/// The listing offset after `latest` and `by-tag`, which follow the numbered entries.
 const LAST: u64 = 1 << 60;
 
-/// What stands above the snapshots. Shared by threads.
+/// The tree above the snapshots. Threads share it.
 pub(super) struct VirtualTree {
     reader: Arc<Reader>,
     monitor: Arc<dyn Monitor>,
     index: Mutex<SnapshotIndex>,
-    /// Until when the last listing of snapshots is believed. Held while they are listed, so that reads need not wait.
+    /// When the last listing of snapshots expires. Locked during a listing, while `index` stays available to reads.
     listed: Mutex<Option<Instant>>,
     tags: Mutex<TagState>,
     unreadable: Mutex<Unreadable>,
-    /// Objects whose damage was reported: each look would come upon it again.
+    /// Objects whose damage was reported, since each access would find it again.
     reported: Mutex<HashSet<String>>,
-    /// When anything here last changed. Never the same again after a change.
+    /// Time of the last change. Strictly increasing.
     changed: Mutex<Timestamp>,
     owner: (u32, u32),
 }
 
-/// Tags, and when they were last looked for.
+/// The tag index and the state of its last update.
 #[derive(Default)]
 struct TagState {
     tags: TagIndex,
-    looked: Option<Instant>,
+    updated: Option<Instant>,
     all_readable: bool,
 }
 
-/// What could not be read, and when.
+/// Objects that could not be read, with the time of the last try.
 #[derive(Default)]
 struct Unreadable {
     snapshots: HashMap<u64, Failure>,
     sources: HashMap<SourceId, Instant>,
-    /// Time that went into it.
+    /// Total time spent on them.
     spent: Duration,
 }
 
 /// An object that could not be read.
 struct Failure {
     at: Instant,
-    /// The stamp of its file before that.
+    /// The stamp of its file before the try.
     stamp: Option<Stamp>,
 }
 
 impl Unreadable {
-    /// Whether something that could not be read then is not tried again yet.
+    /// Whether it is too early to try an object again.
     fn holds(&self, since: Option<&Instant>) -> bool {
         since.is_some_and(|since| since.elapsed() < RETRY + self.spent * REST)
     }
 }
 
-/// What a name stands for.
+/// The result of a lookup.
 pub(super) enum LookupResult {
-    /// Something here.
+    /// An inode of the virtual tree.
     Here(Attributes),
-    /// The snapshot of this number.
+    /// The number of a snapshot.
     Snapshot(u64),
 }
 
@@ -107,9 +106,9 @@ impl VirtualTree {
         }
     }
 
-    /// What `name` stands for in the folder at `place`.
+    /// Looks up a name in a directory.
     pub(super) fn lookup(&self, place: VirtualNode, name: &[u8]) -> Result<LookupResult, Error> {
-        // All names here are text.
+        // All names here are UTF-8.
         let text = str::from_utf8(name).ok();
         let name = || text.ok_or(Error::NotFound);
         let here = match place {
@@ -145,17 +144,17 @@ impl VirtualTree {
         Ok(LookupResult::Here(here))
     }
 
-    /// What is known of a thing.
+    /// Returns the attributes of an inode.
     pub(super) fn attributes(&self, place: VirtualNode) -> Result<Attributes, Error> {
         match place {
-            VirtualNode::Top => self.look(),
+            VirtualNode::Top => self.refresh(),
             VirtualNode::Source(source) => {
-                self.look();
+                self.refresh();
                 lock(&self.index).snapshots_of(source).ok_or(Error::NotFound)?;
             }
-            VirtualNode::ByTag => self.look_for_tags(),
+            VirtualNode::ByTag => self.refresh_tags(),
             VirtualNode::Tag(tag) => {
-                self.look_for_tags();
+                self.refresh_tags();
                 lock(&self.tags).tags.links_of(tag).ok_or(Error::NotFound)?;
             }
             VirtualNode::Latest(_) | VirtualNode::Link(..) => return self.symlink(&*self.refreshed()?, place),
@@ -163,7 +162,7 @@ impl VirtualTree {
         Ok(self.folder(place))
     }
 
-    /// The target of a symbolic link.
+    /// Returns the target of a symbolic link.
     pub(super) fn read_link(&self, place: VirtualNode) -> Result<Vec<u8>, Error> {
         let index = match place {
             VirtualNode::Latest(_) | VirtualNode::Link(..) => self.refreshed()?,
@@ -174,7 +173,7 @@ impl VirtualTree {
         target(&index, place).map(String::into_bytes).ok_or(Error::NotFound)
     }
 
-    /// Entries of a folder from `from` on (0: the first), to `take`, until that says that it has enough by returning false.
+    /// Calls `take` with the entries of a directory from offset `from` on (0: the first), until it returns false.
     pub(super) fn list(
         &self,
         place: VirtualNode,
@@ -184,9 +183,9 @@ impl VirtualTree {
         match place {
             VirtualNode::Top => {
                 let index = self.refreshed()?;
-                let sources = index.top().behind(from);
+                let sources = index.top().after(from);
                 let sources = sources.map(|(name, source)| {
-                    (name, VirtualFolder::place(source), self.folder(VirtualNode::Source(source)))
+                    (name, VirtualFolder::offset(source), self.folder(VirtualNode::Source(source)))
                 });
                 let by_tag = (from != LAST).then(|| (BY_TAG, LAST, self.folder(VirtualNode::ByTag)));
                 send(sources.chain(by_tag), take);
@@ -195,29 +194,29 @@ impl VirtualTree {
                 let newest = self.newest(source)?;
                 let index = lock(&self.index);
                 let shown = index.snapshots_of(source).ok_or(Error::NotFound)?;
-                let snapshots = shown.behind(from);
+                let snapshots = shown.after(from);
                 let snapshots =
-                    snapshots.map(|(name, number)| (name, VirtualFolder::place(number), self.unopened(number)));
+                    snapshots.map(|(name, number)| (name, VirtualFolder::offset(number), self.unopened(number)));
                 let newest = newest.filter(|_| from != LAST);
                 let latest = newest.map(|number| self.symlink(&index, VirtualNode::Latest(number))).transpose()?;
                 send(snapshots.chain(latest.map(|latest| (LATEST, LAST, latest))), take);
             }
             VirtualNode::ByTag => {
                 let tagged = self.tagged()?;
-                let folders = tagged.tags.top().behind(from);
+                let folders = tagged.tags.top().after(from);
                 send(
-                    folders.map(|(name, tag)| (name, VirtualFolder::place(tag), self.folder(VirtualNode::Tag(tag)))),
+                    folders.map(|(name, tag)| (name, VirtualFolder::offset(tag), self.folder(VirtualNode::Tag(tag)))),
                     take,
                 );
             }
             VirtualNode::Tag(tag) => {
                 let tagged = self.tagged()?;
                 let index = lock(&self.index);
-                let links = tagged.tags.links_of(tag).ok_or(Error::NotFound)?.behind(from);
+                let links = tagged.tags.links_of(tag).ok_or(Error::NotFound)?.after(from);
                 let links = links.filter_map(|(name, number)| {
                     Some((
                         name,
-                        VirtualFolder::place(number),
+                        VirtualFolder::offset(number),
                         self.symlink(&index, VirtualNode::Link(tag, number)).ok()?,
                     ))
                 });
@@ -228,11 +227,11 @@ impl VirtualTree {
         Ok(())
     }
 
-    /// The snapshot with this number, opened when it is first needed.
+    /// Returns the snapshot with this number, opening it if necessary.
     pub(super) fn snapshot(&self, number: u64) -> Result<Arc<Snapshot>, Error> {
         let name = {
             let mut index = lock(&self.index);
-            // Also if it was removed: who is in it may stay.
+            // Even if it was removed: processes in it may continue.
             if let Some(open) = index.open(number) {
                 return Ok(open);
             }
@@ -243,7 +242,7 @@ impl VirtualTree {
         Ok(snapshot)
     }
 
-    /// Opens a snapshot, unless that failed a short while ago.
+    /// Opens a snapshot, unless that failed recently.
     fn try_to_open(&self, number: u64, name: &SnapshotName) -> Result<Arc<Snapshot>, Error> {
         {
             let unreadable = lock(&self.unreadable);
@@ -261,7 +260,7 @@ impl VirtualTree {
                 Ok(snapshot)
             }
             Err(error) => {
-                // A target that fails or is away says nothing about its objects.
+                // Errors of the storage do not show that the object is damaged.
                 if self.reader.is_permanent(&error) {
                     unreadable.spent += begun.elapsed();
                     unreadable.snapshots.insert(number, Failure { at: Instant::now(), stamp });
@@ -271,24 +270,24 @@ impl VirtualTree {
         }
     }
 
-    /// All snapshots that somebody looked at, as far as they are still at hand, to `take`.
+    /// Calls `take` with all open snapshots.
     pub(super) fn each_open(&self, take: impl FnMut(&Arc<Snapshot>)) {
         lock(&self.index).all_open().for_each(take);
     }
 
-    /// Where a snapshot is, for messages.
+    /// Returns the path of a snapshot, for messages.
     pub(super) fn path_of(&self, number: u64) -> Option<PathBuf> {
         lock(&self.index).shown(number).map(|(source, time)| PathBuf::from_iter([source, time]))
     }
 
-    /// The snapshots, listed anew if the last look is too long ago.
+    /// Returns the index, updated by a new listing if the last one has expired.
     fn refreshed(&self) -> Result<MutexGuard<'_, SnapshotIndex>, Error> {
         let mut listed = lock(&self.listed);
         let now = Instant::now();
         if listed.is_none_or(|until| now >= until) {
             let there = self.reader.snapshots()?;
             if there.is_empty() && !self.reader.repository().is_there() {
-                return Err(reader::Error::NotFound("the repository is away".into()).into());
+                return Err(reader::Error::NotFound("the repository is not available".into()).into());
             }
             let unnamed = lock(&self.index).unnamed(&there);
             let names = unnamed.into_iter().filter_map(|id| Some((id, self.source_name(id)?))).collect();
@@ -301,9 +300,9 @@ impl VirtualTree {
         Ok(lock(&self.index))
     }
 
-    /// The newest snapshot of a source that verifies. Anyone who can write to the target can make a name that is later than
-    /// all others, so it is opened; objects that do not verify are named once, and not shown any more. If there are very
-    /// many of them, the search ends without a result, and the next one goes on from there.
+    /// Returns the newest snapshot of a source that verifies. An attacker with write access to the repository can create an
+    /// object with a later name, so candidates are opened. Objects that do not verify are reported once and hidden. After
+    /// [`SEARCH`] the search ends without a result; the next one continues from there.
     fn newest(&self, source: u64) -> Result<Option<u64>, Error> {
         let (begun, mut failed, mut newest) = (Instant::now(), Vec::new(), None);
         let candidates: Vec<_> = {
@@ -320,7 +319,7 @@ impl VirtualTree {
             match self.snapshot(number) {
                 Err(Error::Reader(error)) if self.reader.is_permanent(&error) => failed.push((number, error)),
                 Err(Error::Unreadable | Error::NotFound) => {}
-                // Of other errors a reader of the snapshot learns.
+                // Other errors are returned when the snapshot is read.
                 Ok(_) | Err(_) => {
                     newest = Some(number);
                     break;
@@ -331,7 +330,7 @@ impl VirtualTree {
         Ok(newest)
     }
 
-    /// Reports objects that turned out not to be snapshots, and shows them no longer.
+    /// Reports and hides objects that are not valid snapshots.
     fn hide(&self, failed: &[(u64, reader::Error)]) {
         if failed.is_empty() {
             return;
@@ -347,8 +346,8 @@ impl VirtualTree {
         self.change();
     }
 
-    /// Shows hidden objects again if their files changed: a damaged snapshot may have been restored from a copy. Those that
-    /// still do not verify are hidden again by the next look.
+    /// Shows hidden objects again if their files changed: a damaged snapshot may have been replaced by a good copy. Those
+    /// that still do not verify are hidden again on the next access.
     fn show_mended(&self) {
         let hidden = lock(&self.index).hidden();
         let mut changed = Vec::new();
@@ -367,22 +366,22 @@ impl VirtualTree {
         }
     }
 
-    /// Lists the snapshots anew, if it is time and they can be. What is only asked for the sake of the way through it
-    /// must not fail while the target is away.
-    fn look(&self) {
+    /// Updates the index if the last listing has expired. Ignores errors: a lookup of a path component must not fail while
+    /// the repository is unavailable.
+    fn refresh(&self) {
         drop(self.refreshed());
     }
 
-    /// The same, and if it is time to look again for tags that could not be read, whoever kept a listing of them may not
-    /// keep it. No snapshot is opened for that: it could take long.
-    fn look_for_tags(&self) {
-        self.look();
+    /// Like [`VirtualTree::refresh`]. If it is time to read missing tags again, it also makes the kernel drop cached
+    /// listings. It opens no snapshot, which could take long.
+    fn refresh_tags(&self) {
+        self.refresh();
         if self.tags.try_lock().is_ok_and(|tagged| self.is_due(&tagged)) {
             self.change();
         }
     }
 
-    /// Takes note that something here has changed.
+    /// Sets the time of the last change, which invalidates cached listings.
     fn change(&self) {
         let mut changed = lock(&self.changed);
         let next = match changed.nanos.checked_add(1).filter(|nanos| *nanos < 1_000_000_000) {
@@ -406,7 +405,7 @@ impl VirtualTree {
             Err(error) => error,
         };
         self.report_once(&name::source(id), &error);
-        // A target that fails or is away says nothing about its objects.
+        // Errors of the storage do not show that the object is damaged.
         if self.reader.is_permanent(&error) || error.is_missing() && self.reader.repository().is_there() {
             let mut unreadable = lock(&self.unreadable);
             unreadable.spent += begun.elapsed();
@@ -415,19 +414,19 @@ impl VirtualTree {
         None
     }
 
-    /// Whether it is time to look again for tags that could not be read.
+    /// Whether it is time to read missing tags again.
     fn is_due(&self, tagged: &TagState) -> bool {
-        !tagged.all_readable && !lock(&self.unreadable).holds(tagged.looked.as_ref())
+        !tagged.all_readable && !lock(&self.unreadable).holds(tagged.updated.as_ref())
     }
 
-    /// Reports damage of an object that every look comes upon.
+    /// Reports damage of an object the first time it is found.
     fn report_once(&self, object: &str, error: &reader::Error) {
         if lock(&self.reported).insert(object.to_owned()) {
             self.monitor.problem(object.as_ref(), &error.to_string());
         }
     }
 
-    /// The tags of all snapshots that are there: each is opened for that the first time.
+    /// Returns the tags of all snapshots. Opens each snapshot whose tags are not known yet.
     fn tagged(&self) -> Result<MutexGuard<'_, TagState>, Error> {
         let mut tagged = lock(&self.tags);
         let is_due = self.is_due(&tagged);
@@ -461,10 +460,10 @@ impl VirtualTree {
             if failed.is_empty() {
                 break;
             }
-            // Others can have other names after that, and other numbers.
+            // Hiding them may rename and renumber others.
             self.hide(&failed);
         }
-        tagged.looked = Some(Instant::now());
+        tagged.updated = Some(Instant::now());
         let index = lock(&self.index);
         if !tagged.tags.is_up_to_date(&index) || found {
             tagged.tags.show(&index);
@@ -478,7 +477,7 @@ impl VirtualTree {
         self.folder_of(place.ino())
     }
 
-    /// The root of a snapshot that is opened when it is looked at, not when it is listed.
+    /// Placeholder attributes of a snapshot's root: listing does not open snapshots.
     fn unopened(&self, number: u64) -> Attributes {
         Attributes { validity: Validity::Unknown, ..self.folder_of(Number::Entry(number, 0).ino()) }
     }
@@ -505,7 +504,7 @@ impl VirtualTree {
     }
 }
 
-/// Where a link leads; none if that is not there, or it is no link.
+/// Returns the target of a link; `None` if the snapshot does not exist or the inode is not a link.
 fn target(index: &SnapshotIndex, place: VirtualNode) -> Option<String> {
     match place {
         VirtualNode::Latest(number) => index.shown(number).map(|(_, newest)| newest.to_owned()),
@@ -519,7 +518,7 @@ fn now() -> Timestamp {
     Timestamp { seconds: now.as_second(), nanos: now.subsec_nanosecond().unsigned_abs() }
 }
 
-/// Hands out names, places after them, and attributes, until `take` has enough.
+/// Calls `take` with names, the offsets after them, and attributes, until it returns false.
 fn send<'n>(items: impl Iterator<Item = (&'n str, u64, Attributes)>, take: &mut dyn FnMut(&ListingEntry) -> bool) {
     for (name, next, attributes) in items {
         if !take(&ListingEntry { name: name.as_bytes().to_vec(), attributes, next }) {
