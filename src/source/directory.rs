@@ -43,13 +43,13 @@ impl Directory {
 
     /// Stats the directory itself.
     pub fn stat(&self) -> Result<Stat, Error> {
-        Stat::of_fd(&self.fd).map_err(|e| Error::io("look at", self.path.clone(), e))
+        Stat::of_fd(&self.fd).map_err(|e| Error::io("stat", self.path.clone(), e))
     }
 
     /// Stats an entry; does not follow a symlink. If the name is missing, the error [is
     /// vanished](Error::is_vanished).
     pub fn stat_child(&self, name: &OsStr) -> Result<Stat, Error> {
-        Stat::child(&self.fd, name).map_err(|e| Error::io("look at", self.path.child(name), e))
+        Stat::child(&self.fd, name).map_err(|e| Error::io("stat", self.path.child(name), e))
     }
 
     /// Stats the root of the mount at `name` from the kernel's cache. It contacts no server or FUSE program, so it
