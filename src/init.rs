@@ -6,7 +6,7 @@
 use std::path::Path;
 
 use crate::catalog::{Catalog, Trust};
-use crate::crypt::{self, Certificate, Fingerprint, Passphrase, Profile, Role, SecretKey, Signer};
+use crate::crypt::{self, Certificate, Fingerprint, KeyPurpose, Passphrase, Profile, SecretKey, Signer};
 use crate::format::RepositoryId;
 use crate::format::id::{CatalogId, ObjectId};
 use crate::repository::{ForPeople, Repository, Writer};
@@ -65,7 +65,7 @@ pub fn init(location: &str, state: &Path, owner: Owner) -> Result<Made, Error> {
             recipients
         }
         Owner::Passphrase(passphrase) => {
-            let key = SecretKey::generate(Profile::Rfc9580, "brackfs owner", Role::Owner, Some(&passphrase))?;
+            let key = SecretKey::generate(Profile::Rfc9580, "brackfs owner", KeyPurpose::Owner, Some(&passphrase))?;
             let certificate = key.certificate();
             kept = Some(key);
             vec![certificate]

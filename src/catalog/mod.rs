@@ -187,12 +187,12 @@ fn begin(db: &Connection, path: &Path) -> Result<(), Error> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::crypt::{Profile, Role, SecretKey};
+    use crate::crypt::{KeyPurpose, Profile, SecretKey};
     use crate::format::id::CatalogId;
 
     /// A new catalog in `folder`.
     pub(super) fn catalog(folder: &Path) -> Catalog {
-        let host = SecretKey::generate(Profile::Rfc9580, "test", Role::Host, None).unwrap();
+        let host = SecretKey::generate(Profile::Rfc9580, "test", KeyPurpose::Host, None).unwrap();
         let trust = Trust {
             repository: RepositoryId::random(),
             catalog: CatalogId::random(),

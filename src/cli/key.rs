@@ -12,7 +12,7 @@ use clap::Subcommand;
 use super::global::Global;
 use super::output;
 use super::passphrase::new_passphrase;
-use crate::crypt::{Profile, Role, SecretKey};
+use crate::crypt::{KeyPurpose, Profile, SecretKey};
 
 #[derive(Debug, Subcommand)]
 pub(super) enum KeyCommand {
@@ -55,7 +55,7 @@ pub(super) fn run(command: &KeyCommand, global: &Global) -> Result<ExitCode> {
         );
     }
     let passphrase = if *no_passphrase { None } else { Some(new_passphrase("Passphrase for the new key: ")?) };
-    let key = SecretKey::generate(*profile, user_id, Role::Owner, passphrase.as_ref())?;
+    let key = SecretKey::generate(*profile, user_id, KeyPurpose::Owner, passphrase.as_ref())?;
     let certificate = key.certificate();
     write(output, 0o600, &key.to_armored()?)?;
     write(&public, 0o644, &certificate.to_armored()?)?;

@@ -1,4 +1,4 @@
-//! Certificates: the public part of a key, which is all that sealing needs.
+//! Certificates: the public part of a key. Sealing needs nothing else.
 
 use std::fmt;
 use std::time::SystemTime;
@@ -15,23 +15,23 @@ use sequoia_openpgp::{Cert, KeyHandle, Packet, PacketPile};
 
 use super::{Error, Fingerprint, numbers};
 
-/// Packets that a certificate or a secret key may begin with.
+/// The first packet of a certificate or a secret key.
 const KEYS: [Tag; 2] = [Tag::PublicKey, Tag::SecretKey];
 
-/// The curve of Bitcoin, which the library has no name for.
+/// The OID of the curve secp256k1, which the library does not know.
 const SECP256K1: [u8; 5] = [0x2B, 0x81, 0x04, 0x00, 0x0A];
 
-/// A key for encryption, or for signatures, without its secret.
+/// A public key for encryption or signatures.
 pub(super) type PublicKey = Key<PublicParts, UnspecifiedRole>;
 
-/// An OpenPGP certificate. It never holds a secret.
+/// An OpenPGP certificate. It never contains secret keys.
 #[derive(Clone)]
 pub struct Certificate {
     cert: Cert,
 }
 
 impl Certificate {
-    /// Parses one certificate, armored or binary. Of a secret key the public part is taken.
+    /// Parses one certificate, armored or binary. Drops the secret part of a secret key.
     pub fn parse(bytes: &[u8]) -> Result<Self, Error> {
         parse_one(bytes, "certificate").map(Self::new)
     }
@@ -44,61 +44,60 @@ impl Certificate {
         &self.cert
     }
 
-    /// The fingerprint of its primary key.
+    /// The fingerprint of the primary key.
     pub fn fingerprint(&self) -> Fingerprint {
         self.cert.fingerprint().into()
     }
 
-    /// Whose it says it is. Control characters are replaced, so that it can be printed.
+    /// The primary user id. Control characters are replaced, so that it is safe to print.
     pub fn user_id(&self) -> Option<String> {
         user_id(&self.cert)
     }
 
-    /// The certificate as text.
+    /// Serializes the certificate as armored text.
     pub fn to_armored(&self) -> Result<Vec<u8>, Error> {
         self.cert.armored().to_vec().map_err(Error::during("write a certificate"))
     }
 
-    /// The certificate as bytes.
+    /// Serializes the certificate in binary.
     pub fn to_bytes(&self) -> Result<Vec<u8>, Error> {
         self.cert.to_vec().map_err(Error::during("write a certificate"))
     }
 
-    /// Checks that blocks can be encrypted to it now.
+    /// Checks that it has a key for encryption that is valid now.
     pub fn check_recipient(&self) -> Result<(), Error> {
         self.encryption_key().map(drop)
     }
 
-    /// Whether it announces that its owner reads AEAD encryption (SEIPD version 2, RFC 9580).
+    /// Whether it announces support for AEAD encryption (SEIPD version 2, RFC 9580).
     pub fn supports_aead(&self) -> bool {
         let policy = StandardPolicy::new();
         let valid = self.cert.with_policy(&policy, None);
         valid.ok().and_then(|valid| valid.features()).is_some_and(|features| features.supports_seipdv2())
     }
 
-    /// The moment from which on nothing can be encrypted to it any more. `None` if there is no such moment, or if nothing
-    /// can be encrypted to it now.
+    /// The time when its last encryption key expires. `None` if it never does, or if no key is valid now.
     pub fn expiry(&self) -> Option<SystemTime> {
         let policy = StandardPolicy::new();
         let valid = self.cert.with_policy(&policy, None).ok()?;
         valid.alive().ok()?;
         let keys = valid.keys().for_storage_encryption().for_transport_encryption().revoked(false).alive();
         let ends = keys.filter(|key| is_supported(key.key())).map(|key| key.key_expiration_time());
-        // A key without an end outlasts all others.
+        // A key that never expires outlasts all others.
         let last = ends.reduce(|one, other| Some(one?.max(other?)))?;
         let certificate = valid.primary_key().key_expiration_time();
         [last, certificate].into_iter().flatten().min()
     }
 
-    /// This certificate together with all that `other`, a later copy of it, has.
+    /// Merges this certificate with `other`, a later copy of it.
     ///
-    /// What only one of the two has is kept, so nothing is lost (a revocation, for example) if `other` is in fact older.
+    /// The result contains all packets of both, so nothing (such as a revocation) is lost if `other` is in fact older.
     pub fn merged_with(&self, other: &Certificate) -> Result<Certificate, Error> {
         let merged = self.cert.clone().merge_public(other.cert.clone());
         merged.map(Certificate::new).map_err(Error::during("merge two certificates of different keys"))
     }
 
-    /// The newest key to which blocks can be encrypted now.
+    /// Returns the newest encryption key that is valid now.
     pub(super) fn encryption_key(&self) -> Result<PublicKey, Error> {
         let now = SystemTime::now();
         let certificate = || name(&self.cert);
@@ -121,7 +120,7 @@ impl Certificate {
         if let Some(newest) = fit.max_by_key(|key| key.key().creation_time()) {
             return Ok(newest.key().clone());
         }
-        // There is none: the rest finds out why.
+        // There is no such key. Find the reason.
         let part = "encryption key";
         if let Some(key) = keys().revoked(false).filter(|key| is_supported(key.key())).last() {
             return Err(match key.key_expiration_time() {
@@ -132,7 +131,7 @@ impl Certificate {
         if keys().any(|key| is_supported(key.key())) {
             return Err(Error::Revoked { certificate: certificate(), part });
         }
-        // Keys whose binding comes from a clock that is ahead are not among those that are valid now.
+        // Keys with a binding signature from the future are not among those that are valid now.
         if let Some(since) = self.moments().into_iter().filter(|moment| *moment > now).find(|moment| {
             let valid = self.cert.with_policy(&policy, *moment);
             let keys = |valid: &ValidCert<'_>| valid.keys().for_storage_encryption().for_transport_encryption().count();
@@ -146,7 +145,7 @@ impl Certificate {
         })
     }
 
-    /// Why the certificate as a whole is not valid now.
+    /// Returns the reason why the certificate as a whole is not valid now.
     fn why_invalid(&self, now: SystemTime) -> Error {
         let (certificate, part) = (name(&self.cert), "certificate");
         let primary = self.cert.primary_key().key();
@@ -159,7 +158,7 @@ impl Certificate {
         if let Some(since) = self.moments().into_iter().filter(|moment| *moment > now).find(is_valid) {
             return not_yet_valid(certificate, part, since, now);
         }
-        // Only to find the right words: it is refused in any case.
+        // The relaxed policies only select the message: the certificate is refused in any case.
         if self.cert.with_policy(&any_algorithm(), now).is_ok() {
             return Error::UnsupportedAlgorithm { certificate, part: "primary key", algorithm: algorithm(primary) };
         }
@@ -169,7 +168,7 @@ impl Certificate {
         }
     }
 
-    /// When its keys and its owner's signatures on them were made, the oldest first.
+    /// The creation times of its keys and self-signatures, the oldest first.
     fn moments(&self) -> Vec<SystemTime> {
         let keys = self.cert.keys().map(|key| key.key().creation_time());
         let of_keys = self.cert.keys().flat_map(|key| key.self_signatures());
@@ -180,14 +179,14 @@ impl Certificate {
         moments
     }
 
-    /// The key with this fingerprint, whatever it is for and fit for.
+    /// Returns the key with this fingerprint, whether it is valid or not.
     pub(super) fn key(&self, fingerprint: &Fingerprint) -> Result<PublicKey, Error> {
         let key = self.cert.keys().find(|key| Fingerprint::from(key.key().fingerprint()) == *fingerprint);
         let key = key.ok_or_else(|| Error::NoEncryptionKey { certificate: name(&self.cert) })?;
         Ok(key.key().clone())
     }
 
-    /// The algorithm of a key for encryption that we can't or don't want to use.
+    /// Returns the algorithm of an encryption key that was refused for its algorithm.
     fn refused_algorithm(&self, now: SystemTime) -> Option<String> {
         let anything = any_algorithm();
         let keys = self.cert.keys().with_policy(&anything, now).for_storage_encryption().for_transport_encryption();
@@ -195,7 +194,7 @@ impl Certificate {
     }
 }
 
-/// Its fingerprint and, if it has one, its user id.
+/// The fingerprint and, if there is one, the user id.
 impl fmt::Display for Certificate {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(&name(&self.cert))
@@ -208,21 +207,21 @@ impl fmt::Debug for Certificate {
     }
 }
 
-/// Parses exactly one certificate or key; `expected` is the word for it.
+/// Parses exactly one certificate or key. `expected` names it in error messages.
 pub(super) fn parse_one(bytes: &[u8], expected: &'static str) -> Result<Cert, Error> {
-    // The parser stops after the first armored block, and would overlook the others.
+    // The parser stops after the first armored block and would ignore further ones.
     const ARMOR: &[u8] = b"-----BEGIN PGP ";
     let is_text = bytes.first().is_none_or(|first| first & 0x80 == 0);
     if is_text && bytes.windows(ARMOR.len()).filter(|window| *window == ARMOR).count() > 1 {
         return Err(Error::SeveralKeys);
     }
     let not_a_key = |why| Error::NotAKey { expected, why };
-    let packets = PacketPile::from_bytes(bytes).map_err(|_| not_a_key("it is something else, or damaged"))?;
-    let packets: Vec<_> = packets.into_children().map(numbers::understood).collect();
+    let packets = PacketPile::from_bytes(bytes).map_err(|_| not_a_key("it is something else or damaged"))?;
+    let packets: Vec<_> = packets.into_children().map(numbers::repair_secret_key).collect();
     match packets.first() {
         None => return Err(not_a_key("it is empty")),
         Some(Packet::Unknown(key)) if KEYS.contains(&key.tag()) => {
-            // No standard has a key of these versions: GnuPG writes version 5, and version 3 is of the last century.
+            // Other versions are not in RFC 4880 or 9580 or are obsolete: GnuPG writes version 5; version 3 is from the 1990s.
             return Err(match key.body().first() {
                 Some(version) if !matches!(version, 4 | 6) => Error::KeyVersion { version: *version },
                 _ => not_a_key("it is damaged"),
@@ -239,7 +238,7 @@ pub(super) fn parse_one(bytes: &[u8], expected: &'static str) -> Result<Cert, Er
     }
 }
 
-/// What messages call a key: its fingerprint and, if it has one, its user id.
+/// The name of a key in messages: its fingerprint and, if it has one, its user id.
 pub(super) fn name(cert: &Cert) -> String {
     match user_id(cert) {
         Some(user_id) => format!("{} ({user_id})", cert.fingerprint()),
@@ -255,7 +254,7 @@ fn user_id(cert: &Cert) -> Option<String> {
     Some(text.replace(char::is_control, "\u{FFFD}"))
 }
 
-/// Whether the library can encrypt with a key of this kind.
+/// Whether the library supports the key's algorithm.
 fn is_supported(key: &PublicKey) -> bool {
     key.pk_algo().is_supported() && has_supported_curve(key)
 }
@@ -273,32 +272,32 @@ fn curve<P: KeyParts, R: KeyRole>(key: &Key<P, R>) -> Option<&Curve> {
     }
 }
 
-/// What messages call the algorithm of a key.
+/// The name of a key's algorithm in messages.
 fn algorithm<P: KeyParts, R: KeyRole>(key: &Key<P, R>) -> String {
     let algorithm = key.pk_algo();
     match (curve(key), key.mpis().bits()) {
         (Some(Curve::Unknown(oid)), _) if **oid == SECP256K1 => format!("{algorithm} on the curve secp256k1"),
-        (Some(Curve::Unknown(_)), _) => format!("{algorithm} on a curve that is not known here"),
+        (Some(Curve::Unknown(_)), _) => format!("{algorithm} on an unknown curve"),
         (Some(curve), _) => format!("{algorithm} on the curve {curve}"),
         (None, Some(bits)) => format!("{algorithm} with {bits} bits"),
         (None, None) => algorithm.to_string(),
     }
 }
 
-/// Among `known`, the certificates that have one of the keys `issuers`.
+/// Returns the certificates in `known` that have one of the keys `issuers`.
 pub(super) fn with_key<'k>(known: &'k [Certificate], issuers: &[KeyHandle]) -> impl Iterator<Item = &'k Certificate> {
     let has_key = |certificate: &&Certificate| certificate.cert.keys().key_handles(issuers.iter()).next().is_some();
     known.iter().filter(has_key)
 }
 
-/// The usual rules, but for the algorithms of keys.
+/// The standard policy, except that it accepts all key algorithms.
 fn any_algorithm() -> StandardPolicy<'static> {
     let mut policy = StandardPolicy::new();
     AsymmetricAlgorithm::variants().for_each(|algorithm| policy.accept_asymmetric_algo(algorithm));
     policy
 }
 
-/// The usual rules, but for hashes: those that once were good enough are.
+/// The same, except that it also accepts weak hashes.
 fn any_hash() -> StandardPolicy<'static> {
     let mut policy = any_algorithm();
     [HashAlgorithm::SHA1, HashAlgorithm::MD5, HashAlgorithm::RipeMD].iter().for_each(|hash| policy.accept_hash(*hash));
@@ -310,16 +309,16 @@ fn not_yet_valid(certificate: String, part: &'static str, since: SystemTime, now
 }
 
 fn day(time: SystemTime) -> String {
-    said(time, "%Y-%m-%d")
+    format_time(time, "%Y-%m-%d")
 }
 
 fn minute(time: SystemTime) -> String {
-    said(time, "%Y-%m-%d %H:%M:%S UTC")
+    format_time(time, "%Y-%m-%d %H:%M:%S UTC")
 }
 
-fn said(time: SystemTime, format: &str) -> String {
+fn format_time(time: SystemTime, format: &str) -> String {
     match jiff::Timestamp::try_from(time) {
         Ok(time) => time.strftime(format).to_string(),
-        Err(_) => "a time that has no name".into(),
+        Err(_) => "a time out of range".into(),
     }
 }

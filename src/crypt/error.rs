@@ -1,70 +1,68 @@
-//! What can go wrong with keys and messages.
+//! Errors of keys and messages.
 
 use std::error::Error as StdError;
 use std::io;
 
-/// A key that does not fit, or a message that is not as it was written.
+/// An unusable key, or a message that cannot be opened or verified.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
-    /// Text that is no fingerprint.
-    #[error("`{text}` is not a fingerprint; it should be 40 or 64 hexadecimal digits")]
+    /// The text is not a fingerprint.
+    #[error("`{text}` is not a key fingerprint: expected 40 or 64 hexadecimal digits")]
     Fingerprint {
-        /// The text.
+        /// The text given.
         text: String,
     },
-    /// Text that names no profile.
-    #[error("`{text}` is not a key profile; there are rfc9580 and rfc4880")]
+    /// The text is not the name of a profile.
+    #[error("`{text}` is not a key profile: expected rfc9580 or rfc4880")]
     Profile {
-        /// The text.
+        /// The text given.
         text: String,
     },
-    /// Bytes that are no key or certificate.
-    #[error("this is not an OpenPGP {expected}: {why}")]
+    /// The bytes are not a key or certificate.
+    #[error("cannot parse the OpenPGP {expected}: {why}")]
     NotAKey {
-        /// What was expected.
+        /// "certificate" or "secret key".
         expected: &'static str,
-        /// What was found instead.
+        /// The reason.
         why: &'static str,
     },
-    /// A key of a version that only other programs know.
-    #[error(
-        "keys of version {version} are not supported; brackfs uses those of version 4, which gpg makes by default, and 6"
-    )]
+    /// The key's version is neither 4 nor 6.
+    #[error("OpenPGP keys of version {version} are not supported; use a key of version 4, the default of gpg, or 6")]
     KeyVersion {
-        /// The version.
+        /// The key's version.
         version: u8,
     },
-    /// More than one key or certificate where one is needed.
-    #[error("there are several OpenPGP keys here, and one is needed; put each into a file of its own")]
+    /// There are several keys or certificates where one is expected.
+    #[error("expected one OpenPGP key, found several; put each into its own file")]
     SeveralKeys,
-    /// A public certificate where a secret key is needed.
-    #[error("{key} holds no secret key, only the public certificate; give the file with the secret key")]
+    /// The key is a public certificate, but a secret key is needed.
+    #[error("{key} is only a public certificate; give the file with the secret key")]
     NoSecretKey {
-        /// Which key.
+        /// The fingerprint and user id.
         key: String,
     },
-    /// A secret key that cannot decrypt.
-    #[error("{key} has no secret key for decryption; give a file that has it")]
+    /// The secret key cannot decrypt.
+    #[error("cannot decrypt with {key}: it has no secret encryption key; give a file that has one")]
     NoDecryptionKey {
-        /// Which key.
+        /// The fingerprint and user id.
         key: String,
     },
-    /// A secret key that cannot sign.
-    #[error("{key} has no secret key for signing that is valid today")]
+    /// The secret key cannot sign.
+    #[error("cannot sign with {key}: it has no secret signing key that is valid today")]
     NoSigningKey {
-        /// Which key.
+        /// The fingerprint and user id.
         key: String,
     },
-    /// A secret key whose passphrase was not given yet.
+    /// The secret key has not been unlocked.
     #[error("{key} is locked; its passphrase is needed")]
     Locked {
-        /// Which key.
+        /// The fingerprint and user id.
         key: String,
     },
     /// The passphrase does not unlock the key.
     #[error("the passphrase is wrong for {key}")]
     WrongPassphrase {
-        /// Which key.
+        /// The fingerprint and user id.
         key: String,
     },
     /// There is too little memory to unlock the key.
@@ -73,172 +71,173 @@ pub enum Error {
         bytes >> 20
     )]
     NoMemory {
-        /// Which key.
+        /// The fingerprint and user id.
         key: String,
-        /// Bytes that are needed at once.
+        /// The memory needed in bytes.
         bytes: usize,
     },
-    /// An audience of nobody.
-    #[error("there is no certificate to encrypt to; at least one recipient is needed")]
+    /// There are no recipients.
+    #[error("cannot encrypt without recipients; give at least one certificate")]
     NoAudience,
-    /// A certificate without a signature of its owner that holds.
+    /// The certificate has no valid self-signature.
     #[error(
-        "cannot encrypt to {certificate}: its owner's signatures on it are missing or wrong; export it again from where \
-         it was made"
+        "cannot encrypt to {certificate}: its self-signatures are missing or invalid; export it again from the keyring \
+         where it was created"
     )]
     Invalid {
-        /// Whose.
+        /// The fingerprint and user id.
         certificate: String,
     },
-    /// A certificate whose signatures could be forged.
+    /// The certificate's self-signatures use a broken hash and could be forged.
     #[error(
-        "cannot encrypt to {certificate}: its owner's signatures on it are too weak (SHA-1); ask its owner to renew it, \
-         in gpg with --cert-digest-algo SHA256 --quick-set-expire FINGERPRINT 0"
+        "cannot encrypt to {certificate}: its self-signatures are too weak (SHA-1); ask its owner to renew it, in gpg \
+         with --cert-digest-algo SHA256 --quick-set-expire FINGERPRINT 0"
     )]
     Weak {
-        /// Whose.
+        /// The fingerprint and user id.
         certificate: String,
     },
-    /// A certificate, or its key for encryption, from a time that has not come yet.
+    /// The certificate or its encryption key is valid only from a later time on.
     #[error(
-        "cannot encrypt to {certificate}: its {part} is not valid before {since}, and the clock of this machine says \
-         {now}; set the clock if it is wrong, or wait"
+        "cannot encrypt to {certificate}: its {part} is not valid before {since}, and this machine's clock says {now}; \
+         correct the clock or wait"
     )]
     NotYetValid {
-        /// Whose.
+        /// The fingerprint and user id.
         certificate: String,
-        /// What is not valid yet.
+        /// "certificate" or "encryption key".
         part: &'static str,
-        /// When it will be.
+        /// The start of its validity, UTC.
         since: String,
-        /// What the clock says.
+        /// The current time, UTC.
         now: String,
     },
-    /// A certificate, or its key for encryption, that has expired.
+    /// The certificate or its encryption key has expired.
     #[error(
-        "cannot encrypt to {certificate}: its {part} expired on {day}; ask its owner for a renewed certificate; a \
-         repository takes it with `brackfs recipients update`"
+        "cannot encrypt to {certificate}: its {part} expired on {day}; ask its owner for a renewed certificate and run \
+         `brackfs recipients update`"
     )]
     Expired {
-        /// Whose.
+        /// The fingerprint and user id.
         certificate: String,
-        /// What has expired.
+        /// "certificate" or "encryption key".
         part: &'static str,
-        /// When.
+        /// The day, UTC.
         day: String,
     },
-    /// A certificate, or its key for encryption, that was revoked.
+    /// The certificate or its encryption key was revoked.
     #[error("cannot encrypt to {certificate}: its {part} was revoked; ask its owner for a new one")]
     Revoked {
-        /// Whose.
+        /// The fingerprint and user id.
         certificate: String,
-        /// What was revoked.
+        /// "certificate" or "encryption key".
         part: &'static str,
     },
-    /// A certificate without a key for encryption.
+    /// The certificate has no key for encryption.
     #[error("cannot encrypt to {certificate}: it has no encryption key (is it for signing only?)")]
     NoEncryptionKey {
-        /// Whose.
+        /// The fingerprint and user id.
         certificate: String,
     },
-    /// A certificate with an algorithm that is too weak or not known here.
-    #[error("cannot encrypt to {certificate}: the algorithm of its {part} ({algorithm}) is not supported here")]
+    /// The certificate uses an algorithm that is too weak or not supported.
+    #[error("cannot encrypt to {certificate}: the algorithm of its {part} ({algorithm}) is not supported")]
     UnsupportedAlgorithm {
-        /// Whose.
+        /// The fingerprint and user id.
         certificate: String,
-        /// Which key has it.
+        /// "primary key" or "encryption key".
         part: &'static str,
-        /// The algorithm.
+        /// The name of the algorithm.
         algorithm: String,
     },
-    /// A message for others.
+    /// The message is encrypted to other keys.
     #[error(
-        "the message can't be opened with {key}: it is encrypted to {recipients}; give the secret key of one of them"
+        "cannot open the message with {key}: it is encrypted to {recipients}; give the secret key of one of them with \
+         --key"
     )]
     NoKey {
-        /// The key at hand.
+        /// The fingerprints and user ids of the available keys.
         key: String,
         /// The ids of the keys that it is encrypted to.
         recipients: String,
     },
-    /// There is no gpg.
-    #[error("cannot run gpg, which holds the secret key: {source}; install it, or give the secret key as a file")]
+    /// gpg cannot be run.
+    #[error("cannot run gpg to use its secret key: {source}; install gpg, or give the secret key as a file with --key")]
     GpgMissing {
-        /// Why it cannot be run.
+        /// The error of starting gpg.
         source: io::Error,
     },
-    /// The user has cancelled the question for the passphrase.
-    #[error("gpg was not given the passphrase: the question was cancelled")]
+    /// The user cancelled the passphrase prompt.
+    #[error("cannot decrypt with gpg: the passphrase prompt was cancelled")]
     GpgCancelled,
-    /// Nothing can ask for the passphrase.
+    /// gpg cannot prompt for the passphrase.
     #[error(
-        "gpg has the secret key, but cannot ask for its passphrase here ({why}); run brackfs at a terminal with a \
-         pinentry program installed, use the key with gpg once before, or give it as a file with --key"
+        "gpg cannot ask for the passphrase here ({why}); install a pinentry program and run at a terminal, use the key \
+         with gpg first, or give it as a file with --key"
     )]
     GpgCannotAsk {
-        /// What gpg calls the reason.
+        /// The reason that gpg reported.
         why: String,
     },
-    /// A gpg that knows only the older standard.
+    /// gpg supports only the older standard.
     #[error(
-        "this gpg does not read RFC 9580, which the backups are encrypted by; give the secret key as a file with --key"
+        "gpg does not support RFC 9580, which these backups are encrypted with; give the secret key as a file with --key"
     )]
     GpgTooOld,
-    /// gpg failed for a reason of its own.
-    #[error("gpg could not get the session key: {why}")]
+    /// gpg failed for another reason.
+    #[error("cannot get the session key from gpg: {why}")]
     Gpg {
-        /// What it said.
+        /// The reason that gpg reported.
         why: String,
     },
-    /// Bytes that were changed or cut off since they were written.
+    /// The message was changed or truncated after it was written.
     #[error("the message is damaged: {what}")]
     Damaged {
-        /// What shows it.
+        /// The evidence, a clause about the message.
         what: &'static str,
     },
-    /// A message of a shape that this program never writes.
-    #[error("refused to open the message: {what}, which brackfs never writes")]
+    /// The message has a structure that brackfs never writes.
+    #[error("refused to open the message, which brackfs did not write: {what}")]
     Refused {
-        /// What is in it.
+        /// The reason, a clause about the message.
         what: &'static str,
     },
-    /// A message with more content than is expected here.
-    #[error("refused to open the message: {size} bytes inside, more than the {limit} allowed")]
+    /// The message has more content than the caller allows.
+    #[error("refused to open the message: its content has {size} bytes, more than the {limit} allowed")]
     TooLarge {
-        /// Bytes of content, by the message's length.
+        /// The size of the content in bytes, calculated from the message's length.
         size: u64,
-        /// Most bytes allowed.
+        /// The limit in bytes.
         limit: u64,
     },
-    /// Signed by a key that is not known.
-    #[error("signed by {signer}, which is not a known key")]
+    /// The message is signed by an unknown key.
+    #[error("signed by the unknown key {signer}")]
     UnknownSigner {
         /// The fingerprint or key id that the signature claims.
         signer: String,
     },
-    /// A signature that does not hold.
-    #[error("the signature of {signer} is bad: {why}")]
+    /// The signature is not valid.
+    #[error("bad signature by {signer}: {why}")]
     BadSignature {
         /// The fingerprint or key id that the signature claims.
         signer: String,
-        /// What is wrong with it.
+        /// The reason.
         why: &'static str,
     },
-    /// The machine gives no random bytes.
+    /// The system returned no random bytes.
     #[error("cannot get random bytes: {0}")]
     Random(#[from] getrandom::Error),
     /// The OpenPGP library failed.
     #[error("cannot {action}: {source}")]
     OpenPgp {
-        /// What was tried.
+        /// The failed operation, a verb and its object.
         action: &'static str,
-        /// Why it failed.
+        /// The library's error.
         source: Box<dyn StdError + Send + Sync>,
     },
 }
 
 impl Error {
-    /// Whether it is the key or passphrase that is missing or wrong, and not the message.
+    /// Whether the key or passphrase is missing or wrong, rather than the message.
     pub fn is_key_problem(&self) -> bool {
         matches!(
             self,
@@ -255,7 +254,7 @@ impl Error {
         )
     }
 
-    /// For `map_err`: the library failed at `action`.
+    /// Wraps an error of the library, for `map_err`. `action` is a verb and its object.
     pub(super) fn during<E: Into<Box<dyn StdError + Send + Sync>>>(action: &'static str) -> impl Fn(E) -> Error + Copy {
         move |source| Error::OpenPgp { action, source: source.into() }
     }

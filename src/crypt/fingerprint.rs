@@ -1,4 +1,4 @@
-//! The name of a key.
+//! Fingerprints of keys.
 
 use std::fmt;
 use std::str::FromStr;
@@ -18,13 +18,13 @@ impl From<sequoia_openpgp::Fingerprint> for Fingerprint {
 impl FromStr for Fingerprint {
     type Err = Error;
 
-    /// Takes spaces and lower-case digits, as people copy them.
+    /// Accepts spaces and lower-case digits.
     fn from_str(text: &str) -> Result<Self, Error> {
         let digits: String = text.chars().filter(|c| !c.is_whitespace()).map(|c| c.to_ascii_uppercase()).collect();
-        match matches!(digits.len(), 40 | 64) && digits.bytes().all(|b| b.is_ascii_hexdigit()) {
-            true => Ok(Fingerprint(digits)),
-            false => Err(Error::Fingerprint { text: text.to_owned() }),
+        if !matches!(digits.len(), 40 | 64) || !digits.bytes().all(|b| b.is_ascii_hexdigit()) {
+            return Err(Error::Fingerprint { text: text.to_owned() });
         }
+        Ok(Fingerprint(digits))
     }
 }
 
@@ -39,7 +39,7 @@ mod tests {
     use super::Fingerprint;
 
     #[test]
-    fn fingerprint_is_parsed_as_people_copy_it() {
+    fn a_fingerprint_may_have_spaces_and_lower_case_digits() {
         let plain = "0123456789ABCDEF0123456789ABCDEF01234567";
         let copied = " 0123 4567 89ab cdef 0123  4567 89ab cdef 0123 4567\n";
         assert_eq!(copied.parse::<Fingerprint>().unwrap().to_string(), plain);
@@ -49,7 +49,7 @@ mod tests {
         }
         assert_eq!(
             "beef".parse::<Fingerprint>().unwrap_err().to_string(),
-            "`beef` is not a fingerprint; it should be 40 or 64 hexadecimal digits"
+            "`beef` is not a key fingerprint: expected 40 or 64 hexadecimal digits"
         );
     }
 }

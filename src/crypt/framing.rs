@@ -1,7 +1,6 @@
-//! Packet headers, and where the packets of a sealed message begin and end.
+//! Packet headers, and splitting messages into packets.
 //!
-//! Only the new format with a definite length is known here. What may be inside is compared byte by
-//! byte with what we write.
+//! Only the new format with definite lengths is accepted. Literal packets must be byte for byte as brackfs writes them.
 
 use super::Error;
 
@@ -13,10 +12,10 @@ const COMPRESSED: u8 = 8;
 pub(super) const LITERAL: u8 = 11;
 pub(super) const SEIPD: u8 = 18;
 
-/// Most recipients of a message.
+/// The most recipients of a message.
 const MAX_RECIPIENTS: usize = 64;
 
-/// Appends the header of a packet with `length` bytes, in the five-octet form whatever the length.
+/// Appends the header of a packet with `length` bytes, always with a five-octet length.
 pub(super) fn push_header(tag: u8, length: usize, out: &mut Vec<u8>) -> Result<(), Error> {
     let limit = u32::MAX;
     let length = u32::try_from(length).map_err(|_| Error::TooLarge { size: length as u64, limit: u64::from(limit) })?;
@@ -25,67 +24,67 @@ pub(super) fn push_header(tag: u8, length: usize, out: &mut Vec<u8>) -> Result<(
     Ok(())
 }
 
-/// What a container holds.
+/// The plaintext of an encrypted packet.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Inside {
-    /// One literal packet around the content.
+pub(super) enum Payload {
+    /// One literal packet with the content.
     Literal,
-    /// A sequence of packets, which is the content.
+    /// A sequence of packets; these are the content.
     Packets,
 }
 
-/// Bytes before the content of a literal packet.
+/// The number of bytes before the content of a literal packet.
 const LITERAL_HEAD: usize = 12;
 
-impl Inside {
-    /// What stands between the beginning of the container and `content` bytes.
+impl Payload {
+    /// Returns the plaintext before `content` bytes of content.
     pub(super) fn head(self, content: usize) -> Result<Vec<u8>, Error> {
         let mut head = Vec::with_capacity(LITERAL_HEAD);
-        if self == Inside::Literal {
-            // The body begins: binary, no file name, no date.
+        if self == Payload::Literal {
+            // The start of the body: binary, no file name, no date.
             push_header(LITERAL, content.saturating_add(6), &mut head)?;
             head.extend([b'b', 0, 0, 0, 0, 0]);
         }
         Ok(head)
     }
 
-    /// The head that a container of `size` bytes must begin with, and the bytes of content after it.
-    /// `limit` is the most content that is allowed.
+    /// Returns the head that a plaintext of `size` bytes must start with, and the number of bytes of content after it,
+    /// which must not exceed `limit`.
     pub(super) fn expected(self, size: usize, limit: usize) -> Result<(Vec<u8>, usize), Error> {
         let head = match self {
-            Inside::Literal => LITERAL_HEAD,
-            Inside::Packets => 0,
+            Payload::Literal => LITERAL_HEAD,
+            Payload::Packets => 0,
         };
         let content = size.checked_sub(head).ok_or(Error::Damaged { what: "it is too short" })?;
-        match content > limit {
-            true => Err(Error::TooLarge { size: content as u64, limit: limit as u64 }),
-            false => Ok((self.head(content)?, content)),
+        if content > limit {
+            return Err(Error::TooLarge { size: content as u64, limit: limit as u64 });
         }
+        Ok((self.head(content)?, content))
     }
 }
 
-/// The content of a literal packet, if it is one as we write it.
+/// Returns the content of a literal packet; `None` if brackfs would not write it like this.
 pub(super) fn literal_content(packet: &[u8]) -> Option<&[u8]> {
-    let head = Inside::Literal.head(packet.len().checked_sub(LITERAL_HEAD)?).ok()?;
+    let head = Payload::Literal.head(packet.len().checked_sub(LITERAL_HEAD)?).ok()?;
     packet.strip_prefix(head.as_slice())
 }
 
-/// A packet of a message.
+/// A packet.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct Packet<'m> {
     pub(super) tag: u8,
-    /// With its header.
+    /// The packet with its header.
     pub(super) raw: &'m [u8],
     pub(super) body: &'m [u8],
 }
 
 impl<'m> Packet<'m> {
-    /// Splits the first packet off.
+    /// Splits off the first packet.
     pub(super) fn split(bytes: &'m [u8]) -> Result<(Self, &'m [u8]), Error> {
         let cut = Error::Damaged { what: "it is cut off" };
         let (tag, header, length) = match *bytes {
             [first, ..] if first & 0xC0 != 0xC0 => {
-                return Err(Error::Refused { what: "it is not made of OpenPGP packets in the new format" });
+                return Err(Error::Refused { what: "it does not consist of OpenPGP packets in the new format" });
             }
             [first, length @ 0..192, ..] => (first, 2, usize::from(length)),
             [first, high @ 192..224, low, ..] => (first, 3, (usize::from(high) - 192) * 256 + usize::from(low) + 192),
@@ -101,21 +100,21 @@ impl<'m> Packet<'m> {
     }
 }
 
-/// The outside of a sealed message.
+/// A sealed message, split into its packets.
 #[derive(Debug)]
 pub(super) struct Envelope<'m> {
-    /// The session key, encrypted to each recipient: all these packets as they stand.
-    pub(super) address: &'m [u8],
-    /// The same one by one, without their headers.
+    /// All PKESK packets (the session key encrypted to each recipient), with their headers.
+    pub(super) pkesks: &'m [u8],
+    /// The bodies of the PKESK packets.
     pub(super) recipients: Vec<&'m [u8]>,
-    /// The version of the container.
+    /// The version of the encrypted packet.
     pub(super) version: u8,
-    /// The container after its version.
+    /// The body of the encrypted packet without the version.
     pub(super) sealed: &'m [u8],
 }
 
 impl<'m> Envelope<'m> {
-    /// Takes a sealed message apart. Anything but recipients and one container is refused.
+    /// Splits a sealed message. Refuses anything except PKESK packets and one encrypted packet.
     pub(super) fn parse(message: &'m [u8]) -> Result<Self, Error> {
         let mut recipients = Vec::new();
         let mut rest = message;
@@ -130,17 +129,17 @@ impl<'m> Envelope<'m> {
                 }
                 PKESK => "it has more than 64 recipients",
                 SEIPD if recipients.is_empty() => "it has no recipient",
-                SEIPD if !rest.is_empty() => "something follows the encrypted packet",
+                SEIPD if !rest.is_empty() => "it has data after the encrypted packet",
                 SEIPD => {
-                    let address = message.get(..message.len() - here.len()).unwrap_or_default();
+                    let pkesks = message.get(..message.len() - here.len()).unwrap_or_default();
                     let (&version, sealed) =
                         packet.body.split_first().ok_or(Error::Damaged { what: "it is cut off" })?;
-                    return Ok(Envelope { address, recipients, version, sealed });
+                    return Ok(Envelope { pkesks, recipients, version, sealed });
                 }
                 SKESK => "it is encrypted with a password",
                 COMPRESSED => "it holds compressed data",
                 LITERAL | SIGNATURE | ONE_PASS_SIGNATURE => "it is not encrypted",
-                _ => "it holds a packet of another kind",
+                _ => "it holds an unexpected packet",
             };
             return Err(Error::Refused { what });
         }
@@ -149,11 +148,11 @@ impl<'m> Envelope<'m> {
 
 #[cfg(test)]
 mod tests {
-    use super::{Envelope, Inside, LITERAL, Packet, literal_content, push_header};
+    use super::{Envelope, LITERAL, Packet, Payload, literal_content, push_header};
     use crate::crypt::Error;
 
     #[test]
-    fn every_definite_length_is_read() {
+    fn all_forms_of_definite_lengths_are_parsed() {
         for length in [0usize, 1, 191, 192, 8383, 8384, 70_000] {
             let mut header = vec![0xC0 | LITERAL];
             match length {
@@ -182,11 +181,11 @@ mod tests {
     }
 
     #[test]
-    fn only_recipients_and_one_container_make_a_sealed_message() {
+    fn a_sealed_message_has_only_recipients_and_one_encrypted_packet() {
         let (pkesk, skesk, seipd) = ([0xC1, 1, 3], [0xC3, 1, 4], [0xD2, 2, 1, 0]);
         let good = [pkesk.as_slice(), &pkesk, &seipd].concat();
         let envelope = Envelope::parse(&good).unwrap();
-        assert_eq!((envelope.address, envelope.recipients.len()), (&good[..6], 2));
+        assert_eq!((envelope.pkesks, envelope.recipients.len()), (&good[..6], 2));
         assert_eq!((envelope.version, envelope.sealed), (1, [0].as_slice()));
         let refused = |parts: &[&[u8]]| match Envelope::parse(&parts.concat()) {
             Err(Error::Refused { what }) => what,
@@ -194,15 +193,15 @@ mod tests {
         };
         assert_eq!(refused(&[&pkesk, &skesk, &seipd]), "it is encrypted with a password");
         assert_eq!(refused(&[&seipd]), "it has no recipient");
-        assert_eq!(refused(&[&pkesk, &seipd, &[0]]), "something follows the encrypted packet");
+        assert_eq!(refused(&[&pkesk, &seipd, &[0]]), "it has data after the encrypted packet");
         assert_eq!(refused(&[&pkesk, &[0xC8, 0]]), "it holds compressed data");
         assert_eq!(refused(&[&pkesk.repeat(65), &seipd]), "it has more than 64 recipients");
         assert!(Envelope::parse(&[pkesk.repeat(64), seipd.to_vec()].concat()).is_ok());
     }
 
     #[test]
-    fn only_our_literal_is_a_literal() {
-        let head = Inside::Literal.head(3).unwrap();
+    fn only_the_literal_packets_that_brackfs_writes_are_accepted() {
+        let head = Payload::Literal.head(3).unwrap();
         let good = [head.as_slice(), b"abc"].concat();
         assert_eq!(literal_content(&good), Some(b"abc".as_slice()));
         for at in 0..head.len() {

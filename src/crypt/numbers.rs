@@ -1,10 +1,10 @@
-//! The numbers of secret keys, as GnuPG writes them.
+//! Secret key numbers (MPIs) in GnuPG's encoding.
 //!
-//! OpenPGP writes a number after its length in bits, and the first of these bits is set. GnuPG 2.3 and later export the
-//! secret number of a locked elliptic-curve key with its length rounded up to whole octets, so its first bits may be
-//! zero. The OpenPGP library refuses such numbers (of a Curve25519 key always, of others by chance), and its error cannot
-//! be told from that for a wrong passphrase. This module shortens the numbers before the library sees them. The checksum
-//! covers the numbers as they were written, so it is checked here.
+//! OpenPGP encodes a number as its length in bits and its bits, of which the first is set. GnuPG 2.3 and later export the
+//! secret number of a locked elliptic-curve key with the length rounded up to whole octets, so leading bits may be zero.
+//! The OpenPGP library rejects such numbers (always for Curve25519 keys, by chance for others), and its error looks like
+//! that for a wrong passphrase. This module normalizes the numbers before the library parses them. The checksum covers the
+//! original encoding, so it is verified here.
 
 use std::io::Read;
 
@@ -22,12 +22,12 @@ use sha1::{Digest, Sha1};
 
 type AnySecretKey = Key<SecretParts, UnspecifiedRole>;
 
-/// Octets of the checksums.
+/// The sizes of the checksums in octets.
 const SUM: usize = 2;
 const SHA1: usize = 20;
 
-/// Parses an unlocked secret key that the library could not parse. Other packets are returned as they are.
-pub(super) fn understood(packet: Packet) -> Packet {
+/// Parses an unlocked secret key that the library could not parse. Returns other packets unchanged.
+pub(super) fn repair_secret_key(packet: Packet) -> Packet {
     let key = match &packet {
         Packet::Unknown(unknown) => parse_unlocked(unknown.body()),
         _ => None,
@@ -39,12 +39,12 @@ pub(super) fn understood(packet: Packet) -> Packet {
     }
 }
 
-/// Parses the body of a secret key packet of version 4 without a passphrase.
+/// Parses the body of an unlocked secret key packet of version 4.
 fn parse_unlocked(body: &[u8]) -> Option<AnySecretKey> {
     let (&[version, t0, t1, t2, t3, algorithm], rest) = body.split_first_chunk()?;
     let algorithm = PublicKeyAlgorithm::from(algorithm);
     let public = PublicKey::parse(algorithm, rest).ok()?;
-    // Public numbers are written exactly, so what was parsed has the length that it would be written with.
+    // Public numbers have no leading zeros, so serializing them gives the length that was parsed.
     let (protection, secret) = rest.get(public.serialized_len()..)?.split_first()?;
     if (version, *protection) != (4, 0) {
         return None;
@@ -56,10 +56,10 @@ fn parse_unlocked(body: &[u8]) -> Option<AnySecretKey> {
     Some(Key::from(public).add_secret(numbers.into()).0)
 }
 
-/// Unlocks a key. `None` if the passphrase is not that of the key, or the key has none.
+/// Unlocks a key. `None` if the passphrase is wrong or the key is not locked.
 pub(super) fn unlock(key: AnySecretKey, passphrase: &Password) -> Option<AnySecretKey> {
     match key.secret() {
-        // Other ways to lock a key came with RFC 9580, which GnuPG does not write.
+        // GnuPG does not use the other ways to lock a key, which are from RFC 9580.
         SecretKeyMaterial::Encrypted(locked) if key.version() == 4 && locked.aead_algo().is_none() => {
             let plain = decrypt(locked, passphrase).ok()?;
             let numbers = parse(key.pk_algo(), checked(&plain, locked.checksum().unwrap_or_default())?)?;
@@ -69,13 +69,13 @@ pub(super) fn unlock(key: AnySecretKey, passphrase: &Password) -> Option<AnySecr
     }
 }
 
-/// The numbers of a locked key, with their checksum.
+/// Decrypts the numbers of a locked key, with their checksum.
 fn decrypt(locked: &Encrypted, passphrase: &Password) -> sequoia_openpgp::Result<Protected> {
     let (cipher, stored) = (locked.algo(), locked.ciphertext()?);
     let key: SessionKey = locked.s2k().derive_key(passphrase, cipher.key_size()?)?;
     let source = Memory::with_cookie(stored, Default::default());
     let mut decryptor = Decryptor::new(cipher, BlockCipherMode::CFB, UnpaddingMode::None, &key, None, source)?;
-    // The initialization vector stands before the ciphertext, so it is decrypted as its first block.
+    // The initialization vector precedes the ciphertext, so it decrypts as the first block, which is discarded.
     let mut vector = Protected::new(cipher.block_size()?);
     let mut plain = Protected::new(stored.len().saturating_sub(vector.len()));
     decryptor.read_exact(&mut vector)?;
@@ -83,7 +83,7 @@ fn decrypt(locked: &Encrypted, passphrase: &Password) -> sequoia_openpgp::Result
     Ok(plain)
 }
 
-/// The numbers before a checksum, if it is right.
+/// Returns the numbers before a checksum if the checksum is correct.
 fn checked(secret: &[u8], checksum: SecretKeyChecksum) -> Option<&[u8]> {
     match checksum {
         SecretKeyChecksum::SHA1 => {
@@ -99,14 +99,14 @@ fn checked(secret: &[u8], checksum: SecretKeyChecksum) -> Option<&[u8]> {
 }
 
 fn parse(algorithm: PublicKeyAlgorithm, numbers: &[u8]) -> Option<Numbers> {
-    // As they are first: newer algorithms have secrets of a fixed length in the place of numbers.
+    // First without normalizing: newer algorithms have secrets of fixed length instead of numbers.
     let parsed = Numbers::from_bytes(algorithm, numbers).ok();
     parsed.or_else(|| Numbers::from_bytes(algorithm, &exact(numbers)?).ok())
 }
 
-/// Numbers with their exact lengths in bits.
+/// Encodes numbers with their exact lengths in bits.
 fn exact(numbers: &[u8]) -> Option<Protected> {
-    // It never grows, so no copy of the secret is left behind.
+    // Allocated once, so that no copy of the secret stays in memory.
     let mut exact = Vec::with_capacity(numbers.len());
     let mut rest = numbers;
     while let Some((bits, after)) = rest.split_first_chunk() {
@@ -143,7 +143,7 @@ mod tests {
         Key4::generate_ecc(false, Curve::Cv25519).unwrap().into()
     }
 
-    /// Secret numbers with more and more zeros in front.
+    /// Secret numbers with 0 to 20 leading zero bits.
     fn numbers() -> Vec<[u8; 32]> {
         let mut number = [0xA5; 32];
         let mut numbers = vec![number];
@@ -155,7 +155,7 @@ mod tests {
         numbers
     }
 
-    /// As GnuPG writes it.
+    /// Encodes a number like GnuPG.
     fn written(number: &[u8]) -> Vec<u8> {
         [&(8 * number.len() as u16).to_be_bytes(), number].concat()
     }
@@ -173,7 +173,7 @@ mod tests {
         });
     }
 
-    /// A packet of an unlocked secret subkey.
+    /// The packet of an unlocked secret subkey.
     fn unlocked(number: &[u8], change: u8) -> Packet {
         let key = subkey();
         let mut body = vec![4, 0, 0, 0, 1, key.pk_algo().into()];
@@ -184,17 +184,17 @@ mod tests {
         body.extend(secret);
         body.extend([high, low ^ change]);
         let packet = [&[0xC7, 0xFF], &(body.len() as u32).to_be_bytes()[..], &body].concat();
-        understood(PacketPile::from_bytes(&packet).unwrap().into_children().next().unwrap())
+        repair_secret_key(PacketPile::from_bytes(&packet).unwrap().into_children().next().unwrap())
     }
 
     #[test]
-    fn unlocked_numbers_may_begin_with_zeros() {
+    fn unlocked_numbers_may_have_leading_zeros() {
         for number in numbers() {
             match unlocked(&number, 0) {
                 Packet::SecretSubkey(key) => assert_holds(&key.role_into_unspecified(), &number),
                 other => panic!("{other:?}"),
             }
-            assert!(matches!(unlocked(&number, 1), Packet::Unknown(_)), "with another checksum");
+            assert!(matches!(unlocked(&number, 1), Packet::Unknown(_)), "with a wrong checksum");
         }
     }
 
@@ -216,7 +216,7 @@ mod tests {
     }
 
     #[test]
-    fn locked_numbers_may_begin_with_zeros() {
+    fn locked_numbers_may_have_leading_zeros() {
         let (right, wrong) = (Password::from("right"), Password::from("wrong"));
         for number in numbers() {
             for checksum in [SecretKeyChecksum::SHA1, SecretKeyChecksum::Sum16] {
@@ -228,7 +228,7 @@ mod tests {
     }
 
     #[test]
-    fn bytes_in_the_place_of_numbers_may_be_anything() {
+    fn malformed_numbers_are_rejected() {
         let passphrase = Password::from("right");
         let number = written(&[0x15; 32]);
         for length in 0..number.len() {
@@ -237,13 +237,13 @@ mod tests {
         }
         assert!(exact(&[]).is_some() && exact(&[0]).is_none() && exact(&[0, 9, 1]).is_none());
         assert_eq!(exact(&[0, 8, 0, 0, 16, 0, 1]).unwrap()[..], [0, 0, 0, 1, 1]);
-        // More bits than two octets can count, if it were rounded up: it has as many as it says.
+        // 65,535 bits take 8,192 octets, whose exact length in bits does not fit into two octets.
         let long = [&[0xFF, 0xFF][..], &[0xFF; 8192]].concat();
         assert!(exact(&long).is_none());
     }
 
     #[test]
-    fn bodies_of_other_keys_are_not_understood() {
+    fn bodies_of_other_keys_are_rejected() {
         for body in [&[][..], &[4], &[4, 0, 0, 0, 1, 18], &[4, 0, 0, 0, 1, 18, 0], &[5, 0, 0, 0, 1, 18, 0, 0, 0, 0]] {
             assert!(parse_unlocked(body).is_none(), "{body:?}");
         }

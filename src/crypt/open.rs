@@ -1,4 +1,4 @@
-//! Opening: from a message to its session key, and to its content.
+//! Opens messages: finds the session key of a message, then decrypts its content.
 
 use std::fmt;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -9,46 +9,47 @@ use sequoia_openpgp::crypto::{KeyPair, SessionKey, SymmetricAlgorithm};
 use sequoia_openpgp::packet::PKESK;
 use sequoia_openpgp::parse::Parse;
 
-use super::framing::{Envelope, Inside};
-use super::gpg::{Found, Gpg};
-use super::kept::{self, Kept, KeyStore, Known};
-use super::{Error, SecretKey, seipd1, seipd2};
+use super::framing::{Envelope, Payload};
+use super::gpg::{Gpg, GpgSessionKey};
+use super::seipd1::SeipdV1;
+use super::seipd2::SeipdV2;
+use super::session_keys::{self, KeyStore, SavedSessionKeys, SessionKeyCache};
+use super::{Error, SecretKey};
 
 const CIPHER: SymmetricAlgorithm = SymmetricAlgorithm::AES256;
 
-/// Opens messages with a secret key. Any number of threads may open at once.
+/// Opens messages with a secret key. Several threads may use one opener at the same time.
 ///
-/// Finding out a session key is slow, and with gpg may ask a person, so session keys are remembered, and with gpg also
-/// kept for the next run.
+/// Decrypting a session key is slow, and gpg may prompt the user for it. So session keys are cached in memory, and those
+/// from gpg are also saved for the next run.
 pub struct Opener {
-    keys: Keys,
-    known: Mutex<Known>,
-    /// Held while a session key is found out, so that many threads ask once.
-    asking: Mutex<Asking>,
+    keys: KeySource,
+    cache: Mutex<SessionKeyCache>,
+    /// Locked while a session key is looked up, so that concurrent threads do it only once.
+    lookup: Mutex<Lookup>,
 }
 
-struct Asking {
-    /// How often.
-    times: u64,
-    /// What is kept for the next run, if that is wanted.
-    kept: Option<Kept>,
+struct Lookup {
+    attempts: u64,
+    /// `None` if session keys are not saved between runs.
+    saved: Option<SavedSessionKeys>,
 }
 
-enum Keys {
-    /// Secret keys at hand, and what messages call them.
-    Held(Vec<KeyPair>, String),
-    /// Secret keys that only the user's gpg can use.
+enum KeySource {
+    /// Secret keys held in memory, and their name in error messages.
+    Secret(Vec<KeyPair>, String),
+    /// Secret keys held by the user's gpg.
     Gpg(Gpg),
 }
 
 impl Opener {
-    /// Opens with a key that must be unlocked. Expired and revoked keys open what was sealed to them.
+    /// Opens with a key, which must be unlocked. Expired and revoked keys still decrypt.
     pub fn new(key: SecretKey) -> Result<Self, Error> {
-        Ok(Self::with_keys(Keys::Held(key.decryption_pairs()?, key.name()), None))
+        Ok(Self::with_keys(KeySource::Secret(key.decryption_pairs()?, key.name()), None))
     }
 
-    /// Opens with any of several keys. Those that are locked or cannot decrypt are left out; without any other, the first
-    /// one's error is returned.
+    /// Opens with any of several keys. Skips keys that are locked or cannot decrypt; if no other key is left, returns the
+    /// error of the first one.
     pub fn with_any(keys: Vec<SecretKey>) -> Result<Self, Error> {
         let names: Vec<_> = keys.iter().map(SecretKey::name).collect();
         let (mut pairs, mut failed) = (Vec::new(), None);
@@ -60,63 +61,61 @@ impl Opener {
         }
         match (pairs.is_empty(), failed) {
             (true, Some(error)) => Err(error),
-            _ => Ok(Self::with_keys(Keys::Held(pairs, names.join(", ")), None)),
+            _ => Ok(Self::with_keys(KeySource::Secret(pairs, names.join(", ")), None)),
         }
     }
 
-    /// Opens with the keys of the user's gpg: its agent asks for passphrases, and reaches smart cards.
-    /// gpg runs once for each session key, and once for all that are in `store`: there they are kept, sealed to the key
-    /// that gpg used.
+    /// Opens with the keys of the user's gpg, whose agent asks for passphrases and accesses smart cards. gpg runs once for
+    /// each session key, and once for all session keys in `store`. They are saved there, sealed to the key that gpg used.
     pub fn gpg(store: Option<Box<dyn KeyStore>>) -> Self {
         Self::with_gpg(Gpg::default(), store)
     }
 
     pub(super) fn with_gpg(gpg: Gpg, store: Option<Box<dyn KeyStore>>) -> Self {
-        Self::with_keys(Keys::Gpg(gpg), store)
+        Self::with_keys(KeySource::Gpg(gpg), store)
     }
 
-    fn with_keys(keys: Keys, store: Option<Box<dyn KeyStore>>) -> Self {
-        let asking = Asking { times: 0, kept: store.map(Kept::new) };
-        Opener { keys, known: Mutex::new(Known::new(kept::REMEMBERED)), asking: Mutex::new(asking) }
+    fn with_keys(keys: KeySource, store: Option<Box<dyn KeyStore>>) -> Self {
+        let lookup = Lookup { attempts: 0, saved: store.map(SavedSessionKeys::new) };
+        Opener { keys, cache: Mutex::new(SessionKeyCache::new(session_keys::CACHE_SIZE)), lookup: Mutex::new(lookup) }
     }
 
-    /// Whether a session key costs a call of another program, and maybe a person's attention.
+    /// Whether getting a session key runs another program, which may prompt the user.
     pub fn is_slow(&self) -> bool {
-        matches!(self.keys, Keys::Gpg(_))
+        matches!(self.keys, KeySource::Gpg(_))
     }
 
-    /// Appends the content of a message to `out`. A message with more than `limit` bytes of it is refused
-    /// before memory is taken. If it fails, `out` is as before.
+    /// Appends the content of a message to `out`. Refuses a message with more than `limit` bytes of content before it
+    /// allocates memory. On error, `out` is unchanged.
     pub fn open(&self, message: &[u8], limit: usize, out: &mut Vec<u8>) -> Result<(), Error> {
-        self.append(Inside::Literal, message, limit, out)
+        self.append(Payload::Literal, message, limit, out)
     }
 
-    /// The packets in a message, for example a signed message: at most `limit` bytes.
+    /// Returns the packets in a message, for example a signed message; at most `limit` bytes.
     pub fn open_message(&self, message: &[u8], limit: usize) -> Result<Vec<u8>, Error> {
         let mut packets = Vec::new();
-        self.append(Inside::Packets, message, limit, &mut packets)?;
+        self.append(Payload::Packets, message, limit, &mut packets)?;
         Ok(packets)
     }
 
-    /// Keeps session keys that are new for the next run. That happens now and then, and at the end, too; nothing
-    /// depends on it, so it does not fail.
-    pub fn keep(&self) {
-        self.write_down(&mut lock(&self.asking));
+    /// Saves new session keys for the next run. This also happens periodically and on drop. Best effort.
+    pub fn save_session_keys(&self) {
+        self.save(&mut lock(&self.lookup));
     }
 
-    /// How often a session key was found out, which is slow.
+    /// The number of session key lookups that were not answered by the cache.
     #[cfg(test)]
-    pub(super) fn asked(&self) -> u64 {
-        lock(&self.asking).times
+    pub(super) fn lookups(&self) -> u64 {
+        lock(&self.lookup).attempts
     }
 
-    fn append(&self, inside: Inside, message: &[u8], limit: usize, out: &mut Vec<u8>) -> Result<(), Error> {
+    fn append(&self, payload: Payload, message: &[u8], limit: usize, out: &mut Vec<u8>) -> Result<(), Error> {
         let envelope = Envelope::parse(message)?;
-        // Before the key is asked for, so that nobody types a passphrase in vain.
-        let container = Container::parse(&envelope, inside, limit)?;
+        // Check the packet first, so that gpg does not ask for a passphrase for nothing.
+        let seipd = Seipd::parse(&envelope, payload, limit)?;
         let key = self.session_key(message, &envelope)?;
         let start = out.len();
-        let opened = container.open(&key, out);
+        let opened = seipd.open(&key, out);
         if opened.is_err() {
             out.truncate(start);
         }
@@ -124,116 +123,116 @@ impl Opener {
     }
 
     fn session_key(&self, message: &[u8], envelope: &Envelope<'_>) -> Result<Arc<SessionKey>, Error> {
-        let digest = blake3::hash(envelope.address);
-        let known = || lock(&self.known).get(&digest).cloned();
-        if let Some(key) = known() {
+        let digest = blake3::hash(envelope.pkesks);
+        let cached = || lock(&self.cache).get(&digest).cloned();
+        if let Some(key) = cached() {
             return Ok(key);
         }
-        let mut asking = lock(&self.asking);
-        // Another thread may have asked while this one waited.
-        if let Some(key) = known() {
+        let mut lookup = lock(&self.lookup);
+        // Another thread may have found the key while this one waited for the lock.
+        if let Some(key) = cached() {
             return Ok(key);
         }
         let key = match &self.keys {
-            Keys::Held(pairs, name) => {
-                asking.times += 1;
-                find(pairs, name, envelope)?
+            KeySource::Secret(pairs, name) => {
+                lookup.attempts += 1;
+                decrypt_session_key(pairs, name, envelope)?
             }
-            Keys::Gpg(gpg) => {
-                self.recall(gpg, &mut asking);
-                if let Some(key) = known() {
+            KeySource::Gpg(gpg) => {
+                self.load_saved(gpg, &mut lookup);
+                if let Some(key) = cached() {
                     return Ok(key);
                 }
-                let Found { key, by } = asking.ask(gpg, message, envelope)?;
-                if let Some(kept) = &mut asking.kept {
-                    kept.add(by);
+                let GpgSessionKey { key, recipient } = lookup.ask(gpg, message, envelope)?;
+                if let Some(saved) = &mut lookup.saved {
+                    saved.add(recipient);
                 }
                 key
             }
         };
         let key = Arc::new(key);
-        lock(&self.known).put(digest, Arc::clone(&key));
-        if asking.kept.as_ref().is_some_and(Kept::is_due) {
-            self.write_down(&mut asking);
+        lock(&self.cache).put(digest, Arc::clone(&key));
+        if lookup.saved.as_ref().is_some_and(SavedSessionKeys::is_due) {
+            self.save(&mut lookup);
         }
         Ok(key)
     }
 
-    /// Takes in what an earlier run kept, before the first question. If it can't be opened, it is as if there were none.
-    fn recall(&self, gpg: &Gpg, asking: &mut Asking) {
-        let Some(sealed) = asking.kept.as_mut().and_then(Kept::recall) else { return };
+    /// Loads the session keys saved by earlier runs, before the first lookup. Best effort.
+    fn load_saved(&self, gpg: &Gpg, lookup: &mut Lookup) {
+        let Some(sealed) = lookup.saved.as_mut().and_then(SavedSessionKeys::load_once) else { return };
         let mut open = || -> Result<Protected, Error> {
             let envelope = Envelope::parse(&sealed)?;
-            let container = Container::parse(&envelope, Inside::Literal, kept::CONTENT)?;
+            let seipd = Seipd::parse(&envelope, Payload::Literal, session_keys::MAX_CONTENT)?;
             let mut content = Vec::new();
-            container.open(&asking.ask(gpg, &sealed, &envelope)?.key, &mut content)?;
+            seipd.open(&lookup.ask(gpg, &sealed, &envelope)?.key, &mut content)?;
             Ok(content.into())
         };
         if let Ok(content) = open() {
-            kept::decode(&content, &mut lock(&self.known));
+            session_keys::decode(&content, &mut lock(&self.cache));
         }
     }
 
-    fn write_down(&self, asking: &mut Asking) {
-        if let (Keys::Gpg(gpg), Some(kept)) = (&self.keys, &mut asking.kept) {
-            kept.write(gpg, || kept::encode(&lock(&self.known)));
+    fn save(&self, lookup: &mut Lookup) {
+        if let (KeySource::Gpg(gpg), Some(saved)) = (&self.keys, &mut lookup.saved) {
+            saved.write(gpg, || session_keys::encode(&lock(&self.cache)));
         }
     }
 }
 
-impl Asking {
-    fn ask(&mut self, gpg: &Gpg, message: &[u8], envelope: &Envelope<'_>) -> Result<Found, Error> {
-        self.times += 1;
+impl Lookup {
+    fn ask(&mut self, gpg: &Gpg, message: &[u8], envelope: &Envelope<'_>) -> Result<GpgSessionKey, Error> {
+        self.attempts += 1;
         gpg.session_key(message, &recipients(envelope)?)
     }
 }
 
 impl Drop for Opener {
     fn drop(&mut self) {
-        self.keep();
+        self.save_session_keys();
     }
 }
 
 impl fmt::Debug for Opener {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match &self.keys {
-            Keys::Held(_, name) => write!(f, "Opener({name})"),
-            Keys::Gpg(_) => f.write_str("Opener(gpg)"),
+            KeySource::Secret(_, name) => write!(f, "Opener({name})"),
+            KeySource::Gpg(_) => f.write_str("Opener(gpg)"),
         }
     }
 }
 
-/// The encrypted packet of either version.
-enum Container<'m> {
-    One(seipd1::Container<'m>),
-    Two(seipd2::Container<'m>),
+/// The encrypted packet of a message, of either version.
+enum Seipd<'m> {
+    V1(SeipdV1<'m>),
+    V2(SeipdV2<'m>),
 }
 
-impl<'m> Container<'m> {
-    fn parse(envelope: &Envelope<'m>, inside: Inside, limit: usize) -> Result<Self, Error> {
+impl<'m> Seipd<'m> {
+    fn parse(envelope: &Envelope<'m>, payload: Payload, limit: usize) -> Result<Self, Error> {
         match envelope.version {
-            1 => seipd1::Container::parse(envelope.sealed, inside, limit).map(Container::One),
-            2 => seipd2::Container::parse(envelope.sealed, inside, limit).map(Container::Two),
-            _ => Err(Error::Refused { what: "it is encrypted in a version that is not known" }),
+            1 => SeipdV1::parse(envelope.sealed, payload, limit).map(Seipd::V1),
+            2 => SeipdV2::parse(envelope.sealed, payload, limit).map(Seipd::V2),
+            _ => Err(Error::Refused { what: "the version of its encrypted packet is unknown" }),
         }
     }
 
-    /// Appends the content. What was appended when an error is returned is not authenticated.
+    /// Appends the content. On error, `out` may hold unauthenticated bytes.
     fn open(&self, key: &SessionKey, out: &mut Vec<u8>) -> Result<(), Error> {
         match self {
-            Container::One(container) => container.open(key, out),
-            Container::Two(container) => container.open(key, out),
+            Seipd::V1(packet) => packet.open(key, out),
+            Seipd::V2(packet) => packet.open(key, out),
         }
     }
 }
 
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    // Nothing is left half done under these locks.
+    // The locked data is consistent even after a panic.
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-/// The encrypted session keys of a message, whose versions must fit the container's: with one of the
-/// other version, a message could be passed off as weaker than it was written.
+/// Parses the encrypted session keys of a message. Their version must match that of the encrypted packet, to prevent
+/// downgrade attacks.
 fn encrypted_keys(envelope: &Envelope<'_>) -> Result<Vec<PKESK>, Error> {
     let fitting = match envelope.version {
         1 => 3,
@@ -241,13 +240,13 @@ fn encrypted_keys(envelope: &Envelope<'_>) -> Result<Vec<PKESK>, Error> {
     };
     let parse = |body: &&[u8]| match PKESK::from_bytes(*body) {
         Ok(pkesk) if pkesk.version() == fitting => Ok(pkesk),
-        Ok(_) => Err(Error::Refused { what: "its session key is of another version than its content" }),
-        Err(_) => Err(Error::Damaged { what: "its encrypted session key can't be read" }),
+        Ok(_) => Err(Error::Refused { what: "the versions of its session key and its content do not match" }),
+        Err(_) => Err(Error::Damaged { what: "its encrypted session key cannot be parsed" }),
     };
     envelope.recipients.iter().map(parse).collect()
 }
 
-/// The ids of the keys that a message is encrypted to, in words.
+/// The ids of the keys that a message is encrypted to, for error messages.
 fn recipients(envelope: &Envelope<'_>) -> Result<String, Error> {
     let names = encrypted_keys(envelope)?.iter().map(recipient).collect::<Vec<_>>();
     Ok(names.join(", "))
@@ -257,30 +256,31 @@ fn recipient(pkesk: &PKESK) -> String {
     match pkesk.recipient() {
         Some(KeyHandle::Fingerprint(fingerprint)) => fingerprint.to_hex(),
         Some(KeyHandle::KeyID(id)) => id.to_hex(),
-        None => "someone hidden".into(),
+        None => "a hidden recipient".into(),
     }
 }
 
-/// Finds the session key of a message with the keys at hand.
-fn find(pairs: &[KeyPair], name: &str, envelope: &Envelope<'_>) -> Result<SessionKey, Error> {
+/// Decrypts the session key of a message with one of `pairs`.
+fn decrypt_session_key(pairs: &[KeyPair], name: &str, envelope: &Envelope<'_>) -> Result<SessionKey, Error> {
     let mut addressed = false;
     for pkesk in encrypted_keys(envelope)? {
         let recipient = pkesk.recipient();
         for pair in pairs.iter().filter(|pair| pair.public().pk_algo() == pkesk.pk_algo()) {
-            // A hidden recipient may be anyone.
+            // If the recipient is hidden, try every key.
             let named = recipient.as_ref().map(|handle| pair.public().key_handle().aliases(handle));
             if named == Some(false) {
                 continue;
             }
             addressed |= named.is_some();
             match pkesk.decrypt(&mut pair.clone(), Some(CIPHER)) {
-                Some((None | Some(CIPHER), key)) if key.len() == kept::KEY => return Ok(key),
+                Some((None | Some(CIPHER), key)) if key.len() == session_keys::SESSION_KEY_SIZE => return Ok(key),
                 _ => {}
             }
         }
     }
-    match addressed {
-        true => Err(Error::Damaged { what: "its encrypted session key does not decrypt" }),
-        false => Err(Error::NoKey { key: name.to_owned(), recipients: recipients(envelope)? }),
+    if addressed {
+        Err(Error::Damaged { what: "its encrypted session key cannot be decrypted" })
+    } else {
+        Err(Error::NoKey { key: name.to_owned(), recipients: recipients(envelope)? })
     }
 }

@@ -1,4 +1,4 @@
-//! Sealing: an audience, and the session key that serves it for a while.
+//! Seals messages to an audience. Many messages share a session key.
 
 use std::fmt;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -10,59 +10,63 @@ use sequoia_openpgp::packet::pkesk::{PKESK3, PKESK6};
 use sequoia_openpgp::serialize::MarshalInto;
 
 use super::certificate::PublicKey;
-use super::framing::Inside;
+use super::framing::Payload;
 use super::{Certificate, Error, Fingerprint, seipd1, seipd2};
 
-/// Most messages of one session key.
+/// The most messages per session key.
 const MAX_MESSAGES: u64 = 1 << 20;
-/// Most bytes under one session key.
+/// The most bytes of content per session key.
 const MAX_BYTES: u64 = 64 << 30;
 
-/// Seals messages to an audience. Clones share the session key; any number of threads may seal at once.
+/// Seals messages to an audience. Clones share the session key. Several threads may seal at the same time.
 ///
-/// A session key serves up to 2^20 messages and 64 GiB, so that a reader, or his smart card, finds it
-/// out once and not for every message. Each message has a salt or random block of its own.
+/// A session key is used for up to 2^20 messages and 64 GiB, so that a reader (or a smart card) decrypts it once and not
+/// for every message. Each message has its own salt or random block.
 #[derive(Clone)]
 pub struct Sealer {
-    shared: Arc<Shared>,
+    shared: Arc<SealerState>,
 }
 
-struct Shared {
+struct SealerState {
     audience: Vec<PublicKey>,
     version: Version,
-    session: Mutex<Session>,
+    session: Mutex<SessionKeyUsage>,
 }
 
-/// The version of the encrypted packet.
+/// The version of the encrypted packet (SEIPD).
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Version {
     One,
     Two,
 }
 
-/// A session key, and what was done with it.
-struct Session {
-    keys: Arc<Keys>,
+/// The current session key and its use so far.
+struct SessionKeyUsage {
+    keys: Arc<SealingKey>,
     messages: u64,
     bytes: u64,
 }
 
-/// A session key, and the same encrypted to each of the audience.
-struct Keys {
+/// A session key, and its PKESK packets: the key encrypted to each recipient.
+struct SealingKey {
     session: SessionKey,
-    address: Vec<u8>,
+    pkesks: Vec<u8>,
+}
+
+impl Version {
+    /// Version 2 if all certificates support it.
+    fn for_audience(audience: &[Certificate]) -> Self {
+        if audience.iter().all(Certificate::supports_aead) { Version::Two } else { Version::One }
+    }
 }
 
 impl Sealer {
-    /// Seals to the newest encryption key of each certificate, all of which must be fit for it today.
+    /// Seals to the newest encryption key of each certificate. Each certificate must have one that is valid today.
     pub fn new(audience: &[Certificate]) -> Result<Self, Error> {
         if audience.is_empty() {
             return Err(Error::NoAudience);
         }
-        let version = match audience.iter().all(Certificate::supports_aead) {
-            true => Version::Two,
-            false => Version::One,
-        };
+        let version = Version::for_audience(audience);
         let mut keys = Vec::<PublicKey>::new();
         for certificate in audience {
             let key = certificate.encryption_key()?;
@@ -73,38 +77,33 @@ impl Sealer {
         Self::with(keys, version)
     }
 
-    /// Seals to a key of a certificate, be it fit for it today or not: for what stays with its owner.
+    /// Seals to one key of a certificate, even if the key is expired or revoked. Only for data that stays with its owner.
     pub(super) fn to_key(certificate: &Certificate, key: &Fingerprint) -> Result<Self, Error> {
-        let version = match certificate.supports_aead() {
-            true => Version::Two,
-            false => Version::One,
-        };
-        Self::with(vec![certificate.key(key)?], version)
+        Self::with(vec![certificate.key(key)?], Version::for_audience(std::slice::from_ref(certificate)))
     }
 
     fn with(audience: Vec<PublicKey>, version: Version) -> Result<Self, Error> {
-        let session = Mutex::new(Session::new(&audience, version)?);
-        Ok(Sealer { shared: Arc::new(Shared { audience, version, session }) })
+        let session = Mutex::new(SessionKeyUsage::new(&audience, version)?);
+        Ok(Sealer { shared: Arc::new(SealerState { audience, version, session }) })
     }
 
-    /// Appends a message with `content` to `out`. If it fails, `out` is as before.
+    /// Appends a message with `content` to `out`. On error, `out` is unchanged.
     pub fn seal(&self, content: &[u8], out: &mut Vec<u8>) -> Result<(), Error> {
-        self.append(Inside::Literal, content, out)
+        self.append(Payload::Literal, content, out)
     }
 
-    /// Appends a message around `packets`, for example a signed message, to `out`. If it fails, `out` is
-    /// as before.
+    /// Appends a message that contains `packets`, for example a signed message, to `out`. On error, `out` is unchanged.
     pub fn seal_message(&self, packets: &[u8], out: &mut Vec<u8>) -> Result<(), Error> {
-        self.append(Inside::Packets, packets, out)
+        self.append(Payload::Packets, packets, out)
     }
 
-    fn append(&self, inside: Inside, content: &[u8], out: &mut Vec<u8>) -> Result<(), Error> {
+    fn append(&self, payload: Payload, content: &[u8], out: &mut Vec<u8>) -> Result<(), Error> {
         let keys = self.shared.keys_for(content.len() as u64)?;
         let start = out.len();
-        out.extend(&keys.address);
+        out.extend(&keys.pkesks);
         let sealed = match self.shared.version {
-            Version::One => seipd1::seal(&keys.session, inside, content, out),
-            Version::Two => seipd2::seal(&keys.session, inside, content, out),
+            Version::One => seipd1::seal(&keys.session, payload, content, out),
+            Version::Two => seipd2::seal(&keys.session, payload, content, out),
         };
         if sealed.is_err() {
             out.truncate(start);
@@ -120,12 +119,12 @@ impl fmt::Debug for Sealer {
     }
 }
 
-impl Shared {
-    /// The keys for a message of so many bytes.
-    fn keys_for(&self, bytes: u64) -> Result<Arc<Keys>, Error> {
+impl SealerState {
+    /// Returns the session key for a message with this many bytes of content. Replaces the session key at its limits.
+    fn keys_for(&self, bytes: u64) -> Result<Arc<SealingKey>, Error> {
         let mut session = self.session.lock().unwrap_or_else(PoisonError::into_inner);
         if session.messages >= MAX_MESSAGES || session.bytes.saturating_add(bytes) > MAX_BYTES {
-            *session = Session::new(&self.audience, self.version)?;
+            *session = SessionKeyUsage::new(&self.audience, self.version)?;
         }
         session.messages += 1;
         session.bytes = session.bytes.saturating_add(bytes);
@@ -133,51 +132,51 @@ impl Shared {
     }
 }
 
-impl Session {
+impl SessionKeyUsage {
     fn new(audience: &[PublicKey], version: Version) -> Result<Self, Error> {
-        let keys = Keys::new(audience, version).map_err(Error::during("encrypt a session key"))?;
-        Ok(Session { keys: Arc::new(keys), messages: 0, bytes: 0 })
+        let keys = SealingKey::new(audience, version).map_err(Error::during("encrypt a session key"))?;
+        Ok(SessionKeyUsage { keys: Arc::new(keys), messages: 0, bytes: 0 })
     }
 }
 
-impl Keys {
+impl SealingKey {
     fn new(audience: &[PublicKey], version: Version) -> sequoia_openpgp::Result<Self> {
         let cipher = SymmetricAlgorithm::AES256;
         let session = SessionKey::new(cipher.key_size()?)?;
-        let mut address = Vec::new();
+        let mut pkesks = Vec::new();
         for key in audience {
             let pkesk: PKESK = match version {
                 Version::One => PKESK3::for_recipient(cipher, &session, key)?.into(),
                 Version::Two => PKESK6::for_recipient(&session, key)?.into(),
             };
-            address.extend(Packet::from(pkesk).to_vec()?);
+            pkesks.extend(Packet::from(pkesk).to_vec()?);
         }
-        Ok(Keys { session, address })
+        Ok(SealingKey { session, pkesks })
     }
 }
 
 #[cfg(test)]
 mod tests {
     use super::{MAX_BYTES, MAX_MESSAGES, Sealer};
-    use crate::crypt::{Error, Profile, Role, SecretKey};
+    use crate::crypt::{Error, KeyPurpose, Profile, SecretKey};
 
     #[test]
-    fn session_key_is_renewed_after_so_many_messages_or_bytes() {
-        let key = SecretKey::generate(Profile::Rfc9580, "owner", Role::Owner, None).unwrap();
+    fn the_session_key_is_replaced_at_its_limits_of_messages_and_bytes() {
+        let key = SecretKey::generate(Profile::Rfc9580, "owner", KeyPurpose::Owner, None).unwrap();
         let sealer = Sealer::new(&[key.certificate()]).unwrap();
-        let address = |bytes| sealer.shared.keys_for(bytes).unwrap().address.clone();
-        let first = address(0);
-        assert_eq!(address(MAX_BYTES), first);
-        let second = address(1);
+        let pkesks = |bytes| sealer.shared.keys_for(bytes).unwrap().pkesks.clone();
+        let first = pkesks(0);
+        assert_eq!(pkesks(MAX_BYTES), first);
+        let second = pkesks(1);
         assert_ne!(second, first);
         for _ in 1..MAX_MESSAGES {
             sealer.shared.keys_for(0).unwrap();
         }
-        assert_ne!(address(0), second);
+        assert_ne!(pkesks(0), second);
     }
 
     #[test]
-    fn audience_of_nobody_is_an_error() {
+    fn an_empty_audience_is_an_error() {
         assert!(matches!(Sealer::new(&[]), Err(Error::NoAudience)));
     }
 }

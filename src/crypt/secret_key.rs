@@ -1,7 +1,7 @@
-//! Secret keys: made, parsed, unlocked.
+//! Generates, parses and unlocks secret keys.
 //!
-//! An owner's key opens backups, and rests under a passphrase. A host's key signs them, and rests
-//! without one, since nobody is there to type it.
+//! An owner's key opens backups and is stored under a passphrase. A host's key signs backups and is stored without a
+//! passphrase, since backups run unattended.
 
 use std::fmt;
 use std::hint::black_box;
@@ -21,12 +21,12 @@ use sequoia_openpgp::{Cert, Packet};
 use super::certificate::{name, parse_one};
 use super::{Certificate, Error, Fingerprint, numbers};
 
-/// The standard that a new key follows, and with it all that is sealed to it.
+/// The OpenPGP standard of a new key and of the messages sealed to it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Profile {
-    /// RFC 9580 of 2024: fast.
+    /// RFC 9580 of 2024: faster.
     Rfc9580,
-    /// RFC 4880 of 2007: for programs that know nothing newer, as gpg.
+    /// RFC 4880 of 2007: for programs that do not support RFC 9580, such as gpg.
     Rfc4880,
 }
 
@@ -51,12 +51,12 @@ impl fmt::Display for Profile {
     }
 }
 
-/// What a new key is for.
+/// The purpose of a new key.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Role {
+pub enum KeyPurpose {
     /// Opens backups.
     Owner,
-    /// Signs backups, and opens what their machine has to read again.
+    /// Signs backups, and opens the documents that the host reads again.
     Host,
 }
 
@@ -76,26 +76,26 @@ impl fmt::Debug for Passphrase {
     }
 }
 
-/// Bytes beside those of Argon2 that unlocking takes at most.
+/// The most memory that unlocking takes besides that of Argon2, in bytes.
 const UNLOCK_SPARE: usize = 1 << 20;
-/// Most memory that unlocking a key may take: 2^21 KiB. A key from a target is not to be believed.
+/// The most memory for unlocking a key, as a power of two in KiB: 2 GiB. Keys from a target are not trusted.
 const MAX_ARGON2_MEMORY: u8 = 21;
 
-/// A secret key with its certificate: locked under a passphrase, or ready for use.
+/// A secret key with its certificate, locked with a passphrase or unlocked.
 #[derive(Clone)]
 pub struct SecretKey {
     cert: Cert,
 }
 
 impl SecretKey {
-    /// Makes a key that never expires, locked if there is a `passphrase`.
+    /// Generates a key that never expires, locked with `passphrase` if there is one.
     pub fn generate(
         profile: Profile,
         user_id: &str,
-        role: Role,
+        purpose: KeyPurpose,
         passphrase: Option<&Passphrase>,
     ) -> Result<Self, Error> {
-        let cert = make(profile, user_id, role).map_err(Error::during("generate a key"))?;
+        let cert = generate_cert(profile, user_id, purpose).map_err(Error::during("generate a key"))?;
         let cert = match passphrase {
             Some(passphrase) => lock(cert, profile, &passphrase.0).map_err(Error::during("lock the new key"))?,
             None => cert,
@@ -103,17 +103,15 @@ impl SecretKey {
         Ok(SecretKey { cert })
     }
 
-    /// Makes the key of a machine that writes for `recipients`.
+    /// Generates the key of a host whose backups are encrypted to `recipients`.
     pub fn generate_host(recipients: &[Certificate]) -> Result<Self, Error> {
-        // Without encryption only signatures matter, and those of the older standard any gpg can check.
-        let profile = match !recipients.is_empty() && recipients.iter().all(Certificate::supports_aead) {
-            true => Profile::Rfc9580,
-            false => Profile::Rfc4880,
-        };
-        SecretKey::generate(profile, "brackfs host", Role::Host, None)
+        // Without encryption only signatures matter, and every gpg can verify those of the older standard.
+        let supports_aead = !recipients.is_empty() && recipients.iter().all(Certificate::supports_aead);
+        let profile = if supports_aead { Profile::Rfc9580 } else { Profile::Rfc4880 };
+        SecretKey::generate(profile, "brackfs host", KeyPurpose::Host, None)
     }
 
-    /// Parses one secret key, armored or binary. A mere certificate is an error.
+    /// Parses one secret key, armored or binary. A certificate without a secret key is an error.
     pub fn parse(bytes: &[u8]) -> Result<Self, Error> {
         let key = SecretKey { cert: parse_one(bytes, "secret key")? };
         if key.secrets().next().is_none() {
@@ -122,7 +120,7 @@ impl SecretKey {
         Ok(key)
     }
 
-    /// The public part.
+    /// Returns the public part.
     pub fn certificate(&self) -> Certificate {
         Certificate::new(self.cert.clone())
     }
@@ -132,48 +130,46 @@ impl SecretKey {
         self.cert.fingerprint().into()
     }
 
-    /// The secret key as text, locked as it is. Whoever gets it without a passphrase can use it.
+    /// Returns the armored secret key. It is locked only if this key is; an unlocked key needs protection.
     pub fn to_armored(&self) -> Result<Vec<u8>, Error> {
         self.cert.as_tsk().armored().to_vec().map_err(Error::during("write a secret key"))
     }
 
-    /// Whether it needs a passphrase before it can decrypt (or sign, if it is for nothing else).
+    /// Whether it needs a passphrase to decrypt, or to sign if it has no encryption key.
     pub fn is_locked(&self) -> bool {
         let locked = |key: SecretAmalgamation<'_>| key.key().secret().is_encrypted();
-        match self.has_encryption_secret() {
-            true => self.decryption_keys().all(locked),
-            false => self.secrets().all(locked),
-        }
+        if self.has_encryption_secret() { self.decryption_keys().all(locked) } else { self.secrets().all(locked) }
     }
 
-    /// Whether it can decrypt (once unlocked).
+    /// Whether it can decrypt once unlocked.
     pub fn has_encryption_secret(&self) -> bool {
         self.decryption_keys().next().is_some()
     }
 
-    /// Unlocks it. Should its parts have passphrases of their own, those that don't open stay locked.
+    /// Unlocks the key. Subkeys with a different passphrase stay locked.
     pub fn unlock(self, passphrase: &Passphrase) -> Result<Self, Error> {
         let mut open = Vec::new();
         for key in self.secrets() {
             self.check_memory(&key)?;
-            // `None` for another passphrase, and for a part that is open already.
+            // `None` for a wrong passphrase and for an unlocked key.
             if let Some(secret) = numbers::unlock(key.key().clone(), &passphrase.0) {
-                open.push(match key.primary() {
-                    true => Packet::from(secret.role_into_primary()),
-                    false => Packet::from(secret.role_into_subordinate()),
+                open.push(if key.primary() {
+                    Packet::from(secret.role_into_primary())
+                } else {
+                    Packet::from(secret.role_into_subordinate())
                 });
             }
         }
         let name = self.name();
         let (cert, _) = self.cert.insert_packets(open).map_err(Error::during("unlock a key"))?;
         let key = SecretKey { cert };
-        match key.is_locked() {
-            true => Err(Error::WrongPassphrase { key: name }),
-            false => Ok(key),
+        if key.is_locked() {
+            return Err(Error::WrongPassphrase { key: name });
         }
+        Ok(key)
     }
 
-    /// Fails if there is not enough memory to unlock `key`. The library takes that for a wrong passphrase.
+    /// Fails if there is not enough memory to unlock `key`. The library would report a wrong passphrase.
     fn check_memory(&self, key: &SecretAmalgamation<'_>) -> Result<(), Error> {
         let SecretKeyMaterial::Encrypted(locked) = key.key().secret() else { return Ok(()) };
         let S2K::Argon2 { m, .. } = locked.s2k() else { return Ok(()) };
@@ -186,12 +182,12 @@ impl SecretKey {
         Ok(())
     }
 
-    /// What messages call it.
+    /// The key's name in messages: its fingerprint and user id.
     pub(super) fn name(&self) -> String {
         name(&self.cert)
     }
 
-    /// All its keys that can decrypt, those that have expired or were revoked too.
+    /// Returns all unlocked keys that can decrypt, including expired and revoked ones.
     pub(super) fn decryption_pairs(&self) -> Result<Vec<KeyPair>, Error> {
         if !self.has_encryption_secret() {
             return Err(Error::NoDecryptionKey { key: self.name() });
@@ -199,16 +195,16 @@ impl SecretKey {
         let open = self.decryption_keys().filter(|key| !key.key().secret().is_encrypted());
         let pairs: Result<Vec<_>, _> = open.map(|key| key.key().clone().into_keypair()).collect();
         let pairs = pairs.map_err(Error::during("use a secret key"))?;
-        match pairs.is_empty() {
-            true => Err(Error::Locked { key: self.name() }),
-            false => Ok(pairs),
+        if pairs.is_empty() {
+            return Err(Error::Locked { key: self.name() });
         }
+        Ok(pairs)
     }
 
-    /// Its newest key that can sign today.
+    /// Returns the newest key that can sign today.
     pub(super) fn signing_pair(&self) -> Result<KeyPair, Error> {
         let policy = StandardPolicy::new();
-        // A clock that was set back must not make the key invalid.
+        // The key must stay valid if the clock was set back.
         let now = SystemTime::now().max(self.cert.primary_key().key().creation_time());
         let keys = || self.cert.keys().with_policy(&policy, now).for_signing().alive().revoked(false).supported();
         if let Some(key) = keys().unencrypted_secret().max_by_key(|key| key.key().creation_time()) {
@@ -220,7 +216,7 @@ impl SecretKey {
         })
     }
 
-    /// The keys whose secret is really here: not on a smart card, and not left out.
+    /// The keys whose secret is present, that is, not on a smart card and not omitted from an export.
     fn secrets(&self) -> impl Iterator<Item = SecretAmalgamation<'_>> {
         self.cert.keys().secret().filter(|key| match key.key().secret() {
             SecretKeyMaterial::Unencrypted(_) => true,
@@ -244,19 +240,19 @@ impl fmt::Debug for SecretKey {
 
 type SecretAmalgamation<'a> = ErasedKeyAmalgamation<'a, SecretParts>;
 
-/// Whether the key was ever meant for encryption: RSA keys for signatures could decrypt, too. Validity
-/// does not matter, since old messages want to be read.
+/// Whether the key was ever flagged for encryption. Signing-only RSA keys could decrypt as well, but must not be used.
+/// Validity is ignored, so that old messages can be read.
 fn may_encrypt(key: &SecretAmalgamation<'_>) -> bool {
     let of_user_ids = key.cert().userids().filter(|_| key.primary()).flat_map(|user_id| user_id.self_signatures());
     let mut flags = key.self_signatures().chain(of_user_ids).filter_map(|signature| signature.key_flags()).peekable();
     flags.peek().is_none() || flags.any(|flags| flags.for_storage_encryption() || flags.for_transport_encryption())
 }
 
-fn make(profile: Profile, user_id: &str, role: Role) -> sequoia_openpgp::Result<Cert> {
+fn generate_cert(profile: Profile, user_id: &str, purpose: KeyPurpose) -> sequoia_openpgp::Result<Cert> {
     let certify = KeyFlags::empty().set_certification();
-    let primary = match role {
-        Role::Owner => certify,
-        Role::Host => certify.set_signing(),
+    let primary = match purpose {
+        KeyPurpose::Owner => certify,
+        KeyPurpose::Host => certify.set_signing(),
     };
     let (standard, features) = match profile {
         Profile::Rfc9580 => (sequoia_openpgp::Profile::RFC9580, Features::empty().set_seipdv1().set_seipdv2()),
@@ -274,14 +270,15 @@ fn make(profile: Profile, user_id: &str, role: Role) -> sequoia_openpgp::Result<
     Ok(cert)
 }
 
-/// Puts all secrets of a new key under a passphrase.
+/// Encrypts all secrets of a new key with a passphrase.
 fn lock(cert: Cert, profile: Profile, password: &Password) -> sequoia_openpgp::Result<Cert> {
     let mut packets = Vec::new();
     for key in cert.keys().unencrypted_secret() {
         let (public, secret) = key.key().clone().take_secret();
-        packets.push(match key.primary() {
-            true => Packet::from(add_locked(public.role_into_primary(), secret, profile, password)?),
-            false => Packet::from(add_locked(public.role_into_subordinate(), secret, profile, password)?),
+        packets.push(if key.primary() {
+            Packet::from(add_locked(public.role_into_primary(), secret, profile, password)?)
+        } else {
+            Packet::from(add_locked(public.role_into_subordinate(), secret, profile, password)?)
         });
     }
     Ok(cert.insert_packets(packets)?.0)
@@ -297,13 +294,13 @@ fn add_locked<R: KeyRole>(
         Profile::Rfc9580 => Some(AEADAlgorithm::OCB),
         Profile::Rfc4880 => None,
     };
-    let locked = secret.encrypt_with(&public, stretch(profile)?, SymmetricAlgorithm::AES256, mode, password)?;
+    let locked = secret.encrypt_with(&public, key_derivation(profile)?, SymmetricAlgorithm::AES256, mode, password)?;
     Ok(public.add_secret(locked).0)
 }
 
-/// How a passphrase becomes a key. The second choice of RFC 9106 (64 MiB of memory) makes guessing
-/// dear, since the key may lie at a target; for programs that do not know it, the most that there was.
-fn stretch(profile: Profile) -> sequoia_openpgp::Result<S2K> {
+/// The key derivation for a passphrase: the second recommended option of RFC 9106 (Argon2 with 64 MiB of memory), since an
+/// attacker may get the key from a target. RFC 4880 has no Argon2; there it is the maximum number of SHA-256 rounds.
+fn key_derivation(profile: Profile) -> sequoia_openpgp::Result<S2K> {
     match profile {
         Profile::Rfc9580 => {
             let mut salt = [0; 16];

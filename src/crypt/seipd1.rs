@@ -1,4 +1,4 @@
-//! The encrypted packet of RFC 4880: AES-256 in CFB mode around the plaintext and its SHA-1.
+//! The encrypted packet of RFC 4880 (SEIPD version 1): AES-256-CFB over the plaintext and its SHA-1.
 
 use std::io::{self, Read, Write};
 
@@ -8,21 +8,22 @@ use sequoia_openpgp::parse::buffered_reader::Memory;
 use sha1::{Digest, Sha1};
 
 use super::Error;
-use super::framing::{self, Inside};
+use super::framing::{self, Payload};
 
 const CIPHER: SymmetricAlgorithm = SymmetricAlgorithm::AES256;
 const BLOCK: usize = 16;
-/// A random block, and its last two bytes again.
+/// The size of the prefix: a random block and its last two bytes repeated.
 const PREFIX: usize = BLOCK + 2;
-/// The packet with the SHA-1: its header, and the digest.
+/// The header of the modification detection code packet, which holds the SHA-1.
 const MDC_HEADER: [u8; 2] = [0xD3, 20];
+/// The size of that packet with its header.
 const MDC: usize = 22;
-/// Bytes between two looks of the digest and the cipher, so that both find them in the cache.
+/// Bytes that are hashed and encrypted in turn, few enough to stay in the CPU cache.
 const STRIDE: usize = 32 << 10;
 
-/// Appends a container around `content`.
-pub(super) fn seal(key: &SessionKey, inside: Inside, content: &[u8], out: &mut Vec<u8>) -> Result<(), Error> {
-    let head = inside.head(content.len())?;
+/// Appends the encrypted packet for `content`.
+pub(super) fn seal(key: &SessionKey, payload: Payload, content: &[u8], out: &mut Vec<u8>) -> Result<(), Error> {
+    let head = payload.head(content.len())?;
     let body = 1 + PREFIX + head.len() + content.len() + MDC;
     let mut prefix = [0; PREFIX];
     getrandom::fill(&mut prefix[..BLOCK])?;
@@ -52,22 +53,22 @@ fn encrypt(
     Ok(())
 }
 
-/// A container whose length is right.
-pub(super) struct Container<'m> {
+/// A packet whose length has been checked.
+pub(super) struct SeipdV1<'m> {
     sealed: &'m [u8],
     head: Vec<u8>,
     content: usize,
 }
 
-impl<'m> Container<'m> {
-    /// Looks at a container, which stands in `sealed` after its version, before there is a key.
-    pub(super) fn parse(sealed: &'m [u8], inside: Inside, limit: usize) -> Result<Self, Error> {
+impl<'m> SeipdV1<'m> {
+    /// Checks the length of a packet. `sealed` is its body without the version. Needs no key.
+    pub(super) fn parse(sealed: &'m [u8], payload: Payload, limit: usize) -> Result<Self, Error> {
         let plain = sealed.len().checked_sub(PREFIX + MDC).ok_or(Error::Damaged { what: "it is cut off" })?;
-        let (head, content) = inside.expected(plain, limit)?;
-        Ok(Container { sealed, head, content })
+        let (head, content) = payload.expected(plain, limit)?;
+        Ok(SeipdV1 { sealed, head, content })
     }
 
-    /// Appends the content. What was appended when an error is returned is not authenticated.
+    /// Appends the content. On error, `out` may hold unauthenticated bytes.
     pub(super) fn open(&self, key: &SessionKey, out: &mut Vec<u8>) -> Result<(), Error> {
         let start = out.len();
         out.resize(start + self.content, 0);
@@ -77,14 +78,14 @@ impl<'m> Container<'m> {
         if !decrypted.map_err(Error::during("decrypt a message"))? {
             return Err(Error::Damaged { what: "its content does not match its digest" });
         }
-        match head == self.head {
-            true => Ok(()),
-            false => Err(Error::Refused { what: "there is something else than one literal packet inside" }),
+        if head != self.head {
+            return Err(Error::Refused { what: "its content is not a single literal packet" });
         }
+        Ok(())
     }
 }
 
-/// Fills `head` and `content`, and tells whether the digest after them is right.
+/// Decrypts into `head` and `content`. Returns whether the digest after them is correct.
 fn decrypt(key: &SessionKey, sealed: &[u8], head: &mut [u8], content: &mut [u8]) -> sequoia_openpgp::Result<bool> {
     let source = Memory::with_cookie(sealed, Default::default());
     let mut decryptor = Decryptor::new(CIPHER, BlockCipherMode::CFB, UnpaddingMode::None, key, None, source)?;
@@ -94,7 +95,7 @@ fn decrypt(key: &SessionKey, sealed: &[u8], head: &mut [u8], content: &mut [u8])
         digest.update(plain);
         Ok(())
     };
-    // The two repeated bytes need no look of their own: the digest covers them.
+    // The two repeated bytes are not compared: the digest covers them.
     let (mut prefix, mut mdc_header) = ([0; PREFIX], [0; MDC_HEADER.len()]);
     read(&mut prefix)?;
     read(head)?;

@@ -1,4 +1,4 @@
-//! Signed messages: what a host writes, anyone who knows its key can verify.
+//! Signs documents with a host's key, and verifies signed documents.
 
 use std::fmt;
 use std::time::SystemTime;
@@ -14,7 +14,7 @@ use sequoia_openpgp::serialize::MarshalInto;
 use sequoia_openpgp::types::{RevocationStatus, SignatureType};
 
 use super::certificate::with_key;
-use super::framing::{self, Inside, literal_content};
+use super::framing::{self, Payload, literal_content};
 use super::{Certificate, Error, Fingerprint, SecretKey};
 
 /// Signs documents with a host's key.
@@ -24,42 +24,42 @@ pub struct Signer {
 }
 
 impl Signer {
-    /// Signs with a key that must be unlocked and valid.
+    /// The key must be unlocked and valid.
     pub fn new(key: SecretKey) -> Result<Self, Error> {
         Ok(Signer { pair: key.signing_pair()?, fingerprint: key.fingerprint() })
     }
 
-    /// The fingerprint of the certificate that verifies what this signs.
+    /// The fingerprint of the certificate that verifies these signatures.
     pub fn fingerprint(&self) -> Fingerprint {
         self.fingerprint.clone()
     }
 
-    /// A signed message with `document` in it.
+    /// Returns a signed message that contains `document`.
     pub fn sign(&self, document: &[u8]) -> Result<Vec<u8>, Error> {
-        // A signature from before its key, by a clock that was set back, would never verify.
+        // If the clock was set back, a signature older than its key would never verify.
         self.sign_at(document, SystemTime::now().max(self.pair.public().creation_time()))
     }
 
     pub(super) fn sign_at(&self, document: &[u8], time: SystemTime) -> Result<Vec<u8>, Error> {
-        let head = Inside::Literal.head(document.len())?;
-        let (announcement, signature) = self.packets(document, time).map_err(Error::during("sign a document"))?;
-        Ok([announcement.as_slice(), &head, document, &signature].concat())
+        let head = Payload::Literal.head(document.len())?;
+        let (one_pass, signature) = self.packets(document, time).map_err(Error::during("sign a document"))?;
+        Ok([one_pass.as_slice(), &head, document, &signature].concat())
     }
 
-    /// What stands before the literal packet, and after it.
+    /// Returns the packets before and after the literal packet.
     fn packets(&self, document: &[u8], time: SystemTime) -> sequoia_openpgp::Result<(Vec<u8>, Vec<u8>)> {
         let signature = SignatureBuilder::new(SignatureType::Binary)
             .set_signature_creation_time(time)?
             .sign_message(&mut self.pair.clone(), document)?;
-        Ok((announcement(&signature)?, Packet::from(signature).to_vec()?))
+        Ok((one_pass_packet(&signature)?, Packet::from(signature).to_vec()?))
     }
 }
 
-/// The one-pass signature packet that announces a signature.
-fn announcement(signature: &Signature) -> sequoia_openpgp::Result<Vec<u8>> {
-    let mut announcement = OnePassSig::try_from(signature)?;
-    announcement.set_last(true);
-    Packet::from(announcement).to_vec()
+/// Returns the one-pass signature packet for a signature.
+fn one_pass_packet(signature: &Signature) -> sequoia_openpgp::Result<Vec<u8>> {
+    let mut one_pass = OnePassSig::try_from(signature)?;
+    one_pass.set_last(true);
+    Packet::from(one_pass).to_vec()
 }
 
 impl fmt::Debug for Signer {
@@ -68,18 +68,17 @@ impl fmt::Debug for Signer {
     }
 }
 
-/// Verifies a signed message, and returns its document and the fingerprint of the certificate, one of
-/// `known`, that signed it.
+/// Verifies a signed message. Returns its document and the fingerprint of the certificate in `known` that signed it.
 ///
-/// What counts is whether the key was valid when it signed: later it may expire. A key that was revoked
-/// as compromised never counts.
+/// The key must have been valid when it signed; it may have expired since. Signatures by a key revoked as compromised are
+/// never accepted.
 pub fn verify<'m>(message: &'m [u8], known: &[Certificate]) -> Result<(&'m [u8], Fingerprint), Error> {
-    let (document, signature) = take_apart(message)?;
+    let (document, signature) = split_signed_message(message)?;
     let issuers = signature.get_issuers();
-    let claimed = || issuers.first().map_or("someone unnamed".to_owned(), |issuer| format!("{issuer:X}"));
+    let claimed = || issuers.first().map_or("an unnamed key".to_owned(), |issuer| format!("{issuer:X}"));
     let mut why = None;
     for certificate in with_key(known, &issuers) {
-        match verify_by(&signature, document, certificate) {
+        match verify_with(&signature, document, certificate) {
             Ok(()) => return Ok((document, certificate.fingerprint())),
             Err(reason) => why = Some(reason),
         }
@@ -90,17 +89,17 @@ pub fn verify<'m>(message: &'m [u8], known: &[Certificate]) -> Result<(&'m [u8],
     }
 }
 
-/// The document of a signed message. Nothing is verified.
+/// Returns the document of a signed message without verifying the signature.
 pub fn unverified(message: &[u8]) -> Result<&[u8], Error> {
-    take_apart(message).map(|(document, _)| document)
+    split_signed_message(message).map(|(document, _)| document)
 }
 
-/// The document and the signature of a message of the shape that [`Signer::sign`] writes.
-fn take_apart(message: &[u8]) -> Result<(&[u8], Signature), Error> {
-    let other = Error::Refused { what: "it is something else than one signed document" };
+/// Splits a message written by [`Signer::sign`] into document and signature.
+fn split_signed_message(message: &[u8]) -> Result<(&[u8], Signature), Error> {
+    let other = Error::Refused { what: "it is not a single signed document" };
     let (first, rest) = framing::Packet::split(message)?;
     if first.tag == framing::PKESK {
-        return Err(Error::Refused { what: "it is encrypted where only a signature should be" });
+        return Err(Error::Refused { what: "it is encrypted, but should only be signed" });
     }
     let (literal, rest) = framing::Packet::split(rest)?;
     let (signature, rest) = framing::Packet::split(rest)?;
@@ -110,32 +109,32 @@ fn take_apart(message: &[u8]) -> Result<(&[u8], Signature), Error> {
     }
     let Some(document) = literal_content(literal.raw) else { return Err(other) };
     let signature = Signature::from_bytes(signature.body);
-    let signature = signature.map_err(|_| Error::Damaged { what: "its signature can't be read" })?;
-    // No signature covers what announces it, and gpg can't check a message in which the two differ.
-    match announcement(&signature) {
-        Ok(announced) if announced == first.raw => Ok((document, signature)),
+    let signature = signature.map_err(|_| Error::Damaged { what: "its signature cannot be parsed" })?;
+    // The signature does not cover the one-pass packet, and gpg cannot verify a message in which the two differ.
+    match one_pass_packet(&signature) {
+        Ok(one_pass) if one_pass == first.raw => Ok((document, signature)),
         _ => Err(other),
     }
 }
 
-/// Says what is wrong with the signature, if anything is.
-fn verify_by(signature: &Signature, document: &[u8], certificate: &Certificate) -> Result<(), &'static str> {
+/// Verifies a signature with a certificate. The error says why the signature is not accepted.
+fn verify_with(signature: &Signature, document: &[u8], certificate: &Certificate) -> Result<(), &'static str> {
     let policy = StandardPolicy::new();
     let strong = policy.signature(signature, HashAlgoSecurity::CollisionResistance);
-    strong.map_err(|_| "its algorithm is too weak, or not known here")?;
-    let created = signature.signature_creation_time().ok_or("it does not say when it was made")?;
+    strong.map_err(|_| "its algorithm is too weak or not supported")?;
+    let created = signature.signature_creation_time().ok_or("it has no creation time")?;
     if signature.typ() != SignatureType::Binary {
-        return Err("it is a signature of another kind");
+        return Err("it is not a signature of a binary document");
     }
     let keys = certificate.cert().keys().with_policy(&policy, created).for_signing().alive().revoked(false);
     let mut result = Err("its key was not valid for signing when it was made");
     for key in keys.key_handles(signature.get_issuers()) {
-        // A key may be valid by itself when its certificate is not.
+        // A key may be valid while its certificate is not.
         if let RevocationStatus::Revoked(_) = key.valid_cert().revocation_status() {
             return Err("its certificate was revoked");
         }
         key.valid_cert().alive().map_err(|_| "its certificate was not valid when it was made")?;
-        result = signature.verify_message(key.key(), document).map_err(|_| "it does not fit the document");
+        result = signature.verify_message(key.key(), document).map_err(|_| "it does not match the document");
         if result.is_ok() {
             break;
         }

@@ -186,7 +186,7 @@ impl Drop for Reader {
     fn drop(&mut self) {
         // Prefetch threads may hold the opener until the process exits; then its own `drop` does not run.
         if let Some(opener) = self.core.access.opener() {
-            opener.keep();
+            opener.save_session_keys();
         }
     }
 }

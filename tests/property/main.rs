@@ -27,7 +27,7 @@ use std::time::Duration;
 use brackfs::backup::{self, Options, Reading, RunPolicy, Selection, Storing, Summary};
 use brackfs::catalog::Catalog;
 use brackfs::catalog::stats::ComparedFields;
-use brackfs::crypt::{Opener, Profile, Role, SecretKey};
+use brackfs::crypt::{KeyPurpose, Opener, Profile, SecretKey};
 use brackfs::format::name::SnapshotName;
 use brackfs::init::{Owner, init};
 use brackfs::inventory::{Inventory, host_access, host_key};
@@ -217,7 +217,7 @@ struct Play {
 impl Play {
     fn new(encrypted: bool) -> Play {
         let site = Site::in_memory();
-        let key = encrypted.then(|| SecretKey::generate(Profile::Rfc9580, "owner", Role::Owner, None).unwrap());
+        let key = encrypted.then(|| SecretKey::generate(Profile::Rfc9580, "owner", KeyPurpose::Owner, None).unwrap());
         let owner = match &key {
             Some(key) => Owner::Recipients(vec![key.certificate()]),
             None => Owner::Unencrypted,

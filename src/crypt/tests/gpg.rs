@@ -1,4 +1,4 @@
-//! Together with GnuPG, in a home of its own.
+//! Tests with GnuPG, in a separate home directory.
 
 use std::fs;
 use std::io::Write;
@@ -12,28 +12,28 @@ use tempfile::TempDir;
 use super::{content, host, opened, owner, sealed_to};
 use crate::crypt::gpg::Gpg;
 use crate::crypt::{
-    Certificate, Error, Fingerprint, KeyStore, Opener, Passphrase, Profile, Role, Sealer, SecretKey, Signer,
+    Certificate, Error, Fingerprint, KeyPurpose, KeyStore, Opener, Passphrase, Profile, Sealer, SecretKey, Signer,
 };
 
-/// A home of gpg, whose agent goes when it goes.
-struct Home(TempDir);
+/// A home directory of gpg. Dropping it stops its agent.
+struct GpgHome(TempDir);
 
-impl Home {
+impl GpgHome {
     fn new() -> Self {
         let home = TempDir::with_prefix("gpg").unwrap();
         fs::set_permissions(home.path(), fs::Permissions::from_mode(0o700)).unwrap();
-        // Passphrases are stretched less than they should be, for speed, and asked for each time.
+        // Fast key derivation, and a passphrase prompt for every use.
         let pinentry = home.path().join("pinentry");
         let settings = format!("s2k-count 65536\nmax-cache-ttl 0\npinentry-program {}\n", pinentry.display());
         fs::write(home.path().join("gpg-agent.conf"), settings).unwrap();
-        Home(home)
+        GpgHome(home)
     }
 
     fn path(&self) -> &Path {
         self.0.path()
     }
 
-    /// Runs gpg, which must succeed, and returns what it writes.
+    /// Runs gpg, which must succeed, and returns its standard output.
     fn run(&self, arguments: &[&str], input: &[u8]) -> Vec<u8> {
         let output = self.try_run(arguments, input);
         assert!(output.status.success(), "gpg {arguments:?}: {}", String::from_utf8_lossy(&output.stderr));
@@ -58,7 +58,7 @@ impl Home {
         })
     }
 
-    /// Makes a key.
+    /// Generates a key.
     fn generate(&self, algorithm: &str, passphrase: &str) {
         let (primary, subkey) = match algorithm {
             "rsa" => ("rsa3072", "rsa3072"),
@@ -89,7 +89,7 @@ impl Home {
         Gpg::with("gpg", &["--homedir".as_ref(), self.path().as_os_str()])
     }
 
-    /// Whoever is asked for a passphrase answers with this piece of shell script.
+    /// Sets the shell code that answers passphrase prompts.
     fn set_pinentry(&self, answer: &str) {
         let pinentry = self.path().join("pinentry");
         let script = format!("case $line in GETPIN*) {answer};; *) echo OK;; esac");
@@ -97,22 +97,22 @@ impl Home {
         fs::set_permissions(&pinentry, fs::Permissions::from_mode(0o700)).unwrap();
     }
 
-    /// The agent forgets passphrases.
+    /// Stops the agent, which clears its cache of passphrases.
     fn stop_agent(&self) {
         let killed = Command::new("gpgconf").arg("--homedir").arg(self.path()).args(["--kill", "all"]).status();
         assert!(killed.unwrap().success());
     }
 
-    /// Opens messages with gpg, and tells how often it was asked for a session key.
-    fn open_all(&self, messages: &[Vec<u8>], store: &Memory) -> u64 {
+    /// Opens messages with gpg. Returns the number of session keys requested from it.
+    fn open_all(&self, messages: &[Vec<u8>], store: &MemoryStore) -> u64 {
         let opener = Opener::with_gpg(self.gpg(), Some(Box::new(store.clone())));
         for message in messages {
             assert_eq!(opened(&opener, message).unwrap(), b"hello");
         }
-        opener.asked()
+        opener.lookups()
     }
 
-    /// A gpg that adds a line to the file `runs` each time.
+    /// A gpg that appends a line to the file `runs` on each call.
     fn counted_gpg(&self) -> Gpg {
         let program = self.path().join("gpg");
         let (runs, home) = (self.path().join("runs"), self.path().display().to_string());
@@ -127,13 +127,13 @@ impl Home {
     }
 }
 
-impl Drop for Home {
+impl Drop for GpgHome {
     fn drop(&mut self) {
         self.stop_agent();
     }
 }
 
-fn both_ways(home: &Home, key: SecretKey, passphrase: &str) {
+fn both_ways(home: &GpgHome, key: SecretKey, passphrase: &str) {
     let certificate = home.certificate();
     certificate.check_recipient().unwrap();
     assert!(!certificate.supports_aead());
@@ -150,26 +150,26 @@ fn both_ways(home: &Home, key: SecretKey, passphrase: &str) {
         assert!(opened(&ours, &message).unwrap() == content);
         assert!(opened(&theirs, &message).unwrap() == content);
     }
-    assert_eq!((ours.asked(), theirs.asked()), (1, 1));
+    assert_eq!((ours.lookups(), theirs.lookups()), (1, 1));
 }
 
 #[test]
-fn rsa_key_of_gpg_works_both_ways() {
-    let home = Home::new();
+fn rsa_keys_of_gpg_work_both_ways() {
+    let home = GpgHome::new();
     home.generate("rsa", "");
     both_ways(&home, home.secret_key(""), "");
 }
 
 #[test]
-fn curve_key_of_gpg_works_both_ways() {
-    let home = Home::new();
+fn curve_keys_of_gpg_work_both_ways() {
+    let home = GpgHome::new();
     home.generate("curve", "");
     both_ways(&home, home.secret_key(""), "");
 }
 
 #[test]
-fn locked_key_of_gpg_works_both_ways() {
-    let home = Home::new();
+fn locked_keys_of_gpg_work_both_ways() {
+    let home = GpgHome::new();
     home.generate("curve", "secret");
     let key = home.secret_key("secret");
     assert!(key.is_locked());
@@ -180,8 +180,8 @@ fn locked_key_of_gpg_works_both_ways() {
 }
 
 #[test]
-fn passphrase_that_is_refused_or_wrong_is_told_apart() {
-    let home = Home::new();
+fn a_cancelled_prompt_and_a_wrong_passphrase_are_different_errors() {
+    let home = GpgHome::new();
     home.generate("curve", "secret");
     let mut message = Vec::new();
     Sealer::new(&[home.certificate()]).unwrap().seal(b"hello", &mut message).unwrap();
@@ -205,7 +205,7 @@ fn passphrase_that_is_refused_or_wrong_is_told_apart() {
 
 #[test]
 fn gpg_without_the_key_names_the_recipients() {
-    let home = Home::new();
+    let home = GpgHome::new();
     let message = sealed_to(&[&owner(Profile::Rfc4880), &owner(Profile::Rfc4880)], b"not for gpg");
     let error = opened(&Opener::with_gpg(home.gpg(), None), &message).unwrap_err();
     assert!(error.is_key_problem());
@@ -216,15 +216,15 @@ fn gpg_without_the_key_names_the_recipients() {
 }
 
 #[test]
-fn missing_gpg_is_said_so() {
+fn a_missing_gpg_is_reported() {
     let message = sealed_to(&[&owner(Profile::Rfc4880)], b"not for gpg");
     let error = opened(&Opener::with_gpg(Gpg::with("/nowhere/gpg", &[]), None), &message).unwrap_err();
     assert!(matches!(error, Error::GpgMissing { .. }) && error.is_key_problem(), "{error}");
 }
 
 #[test]
-fn gpg_that_is_too_old_is_said_so() {
-    let home = Home::new();
+fn a_gpg_that_is_too_old_is_reported() {
+    let home = GpgHome::new();
     let message = sealed_to(&[&owner(Profile::Rfc9580)], b"AEAD");
     let error = opened(&Opener::with_gpg(home.gpg(), None), &message).unwrap_err();
     assert!(error.is_key_problem());
@@ -232,11 +232,11 @@ fn gpg_that_is_too_old_is_said_so() {
 }
 
 #[test]
-fn gpg_takes_our_keys_locked_or_not() {
+fn gpg_imports_generated_keys_locked_or_not() {
     for passphrase in [None, Some("secret")] {
-        let home = Home::new();
+        let home = GpgHome::new();
         let given = passphrase.map(|text| Passphrase::from(text.to_owned()));
-        let key = SecretKey::generate(Profile::Rfc4880, "Greta", Role::Owner, given.as_ref()).unwrap();
+        let key = SecretKey::generate(Profile::Rfc4880, "Greta", KeyPurpose::Owner, given.as_ref()).unwrap();
         home.run(&["--import"], &key.to_armored().unwrap());
         let message = sealed_to(&[&key], b"hello");
         let decrypted = home.run(&["--passphrase", passphrase.unwrap_or(""), "--decrypt"], &message);
@@ -245,8 +245,8 @@ fn gpg_takes_our_keys_locked_or_not() {
 }
 
 #[test]
-fn gpg_verifies_what_we_sign_and_opens_it_when_sealed() {
-    let home = Home::new();
+fn gpg_verifies_and_opens_signed_documents() {
+    let home = GpgHome::new();
     let (host, owner) = (host(Profile::Rfc4880), owner(Profile::Rfc4880));
     let signed = Signer::new(host.clone()).unwrap().sign(b"document").unwrap();
     home.run(&["--import"], &host.certificate().to_armored().unwrap());
@@ -263,13 +263,13 @@ fn gpg_verifies_what_we_sign_and_opens_it_when_sealed() {
     assert_eq!(Opener::with_gpg(home.gpg(), None).open_message(&sealed, 10_000).unwrap(), signed);
 }
 
-/// Kept in memory, and how often.
+/// A store in memory: the bytes, and the number of writes.
 #[derive(Clone, Default)]
-struct Memory(Arc<Mutex<(Option<Vec<u8>>, usize)>>);
+struct MemoryStore(Arc<Mutex<(Option<Vec<u8>>, usize)>>);
 
-impl Memory {
+impl MemoryStore {
     fn holding(sealed: Vec<u8>) -> Self {
-        Memory(Arc::new(Mutex::new((Some(sealed), 0))))
+        MemoryStore(Arc::new(Mutex::new((Some(sealed), 0))))
     }
 
     fn sealed(&self) -> Option<Vec<u8>> {
@@ -281,7 +281,7 @@ impl Memory {
     }
 }
 
-impl KeyStore for Memory {
+impl KeyStore for MemoryStore {
     fn read(&self, limit: usize) -> Option<Vec<u8>> {
         self.sealed().filter(|sealed| sealed.len() <= limit)
     }
@@ -292,14 +292,14 @@ impl KeyStore for Memory {
     }
 }
 
-/// The fingerprints of somebody's key and of its subkeys.
-fn fingerprints(home: &Home, who: &str) -> Vec<String> {
+/// The fingerprints of a user's primary key and subkeys.
+fn fingerprints(home: &GpgHome, who: &str) -> Vec<String> {
     let listing = String::from_utf8(home.run(&["--list-keys", "--with-colons", who], b"")).unwrap();
     let lines = listing.lines().filter_map(|line| line.strip_prefix("fpr:::::::::"));
     lines.map(|line| line.trim_end_matches(':').to_owned()).collect()
 }
 
-/// Messages with a session key of its own each.
+/// Messages with different session keys.
 fn messages(certificate: &Certificate, count: usize) -> Vec<Vec<u8>> {
     let seal = |_| {
         let mut message = Vec::new();
@@ -310,47 +310,47 @@ fn messages(certificate: &Certificate, count: usize) -> Vec<Vec<u8>> {
 }
 
 #[test]
-fn all_session_keys_that_were_kept_cost_one_question() {
-    let home = Home::new();
+fn loading_all_saved_session_keys_takes_one_passphrase_prompt() {
+    let home = GpgHome::new();
     home.generate("curve", "secret");
     let prompts = home.path().join("prompts");
     home.set_pinentry(&format!("echo asked >> {}; echo D secret; echo OK", prompts.display()));
-    let (mut messages, store, gpg) = (messages(&home.certificate(), 5), Memory::default(), home.counted_gpg());
+    let (mut messages, store, gpg) = (messages(&home.certificate(), 5), MemoryStore::default(), home.counted_gpg());
     let open_all = |messages: &[Vec<u8>]| {
         let before = home.lines("runs");
         let opener = Opener::with_gpg(gpg.clone(), Some(Box::new(store.clone())));
         messages.iter().for_each(|message| assert_eq!(opened(&opener, message).unwrap(), b"hello"));
-        let asked = opener.asked();
+        let asked = opener.lookups();
         drop(opener);
         (asked, home.lines("runs") - before, store.writes())
     };
-    // Once more than it is asked gpg gives the certificate to seal to.
+    // The additional run exports the certificate to seal to.
     assert_eq!(open_all(&messages), (5, 6, 1));
-    // Another agent, which knows no passphrase: it asks once.
+    // A new agent has no cached passphrase and prompts once.
     home.stop_agent();
     let before = home.lines("prompts");
     assert_eq!(open_all(&messages), (1, 1, 1));
     assert_eq!(home.lines("prompts"), before + 1);
     messages.extend(self::messages(&home.certificate(), 1));
     assert_eq!(open_all(&messages[4..]), (2, 3, 2));
-    // Those that this run did not need are still there.
+    // Session keys not used by this run are still saved.
     assert_eq!(open_all(&messages), (1, 1, 2));
 }
 
 #[test]
-fn session_keys_that_are_needed_by_nobody_are_not_brought_back() {
-    let home = Home::new();
+fn saved_session_keys_are_not_loaded_before_they_are_needed() {
+    let home = GpgHome::new();
     home.generate("curve", "");
-    let store = Memory::default();
+    let store = MemoryStore::default();
     home.open_all(&messages(&home.certificate(), 1), &store);
     assert_eq!((home.open_all(&[], &store), store.writes()), (0, 1));
 }
 
 #[test]
-fn whatever_is_wrong_with_what_was_kept_everything_opens_and_it_is_kept_anew() {
-    let home = Home::new();
+fn damaged_saved_session_keys_are_ignored_and_replaced() {
+    let home = GpgHome::new();
     home.generate("curve", "");
-    let (messages, store) = (messages(&home.certificate(), 2), Memory::default());
+    let (messages, store) = (messages(&home.certificate(), 2), MemoryStore::default());
     assert_eq!(home.open_all(&messages, &store), 2);
     let good = store.sealed().unwrap();
     let changed = |at: usize| {
@@ -363,35 +363,35 @@ fn whatever_is_wrong_with_what_was_kept_everything_opens_and_it_is_kept_anew() {
         Sealer::new(&[home.certificate()]).unwrap().seal(content, &mut message).unwrap();
         message
     };
-    // Whether gpg is asked in vain depends on whether there is anything that it could know.
+    // gpg is asked once more if the saved message looks valid.
     let wrong = [
         ("empty", vec![], 0),
         ("no message", b"no message".to_vec(), 0),
-        ("changed at its begin", changed(0), 0),
-        ("changed at its end", changed(good.len() - 1), 1),
-        ("cut off", good[..good.len() - 1].to_vec(), 0),
-        ("longer", [&good[..], b"x"].concat(), 0),
+        ("changed first byte", changed(0), 0),
+        ("changed last byte", changed(good.len() - 1), 1),
+        ("truncated", good[..good.len() - 1].to_vec(), 0),
+        ("trailing byte", [&good[..], b"x"].concat(), 0),
         ("too long", vec![0; 1 << 20], 0),
-        ("of somebody else", sealed_to(&[&owner(Profile::Rfc4880)], b"brackfs session keys 1\n"), 1),
-        ("something else", mine(b"hello"), 1),
-        ("something else that is large", mine(&[0; 1 << 19]), 0),
-        ("a part of a record", mine(b"brackfs session keys 1\nhello"), 1),
-        ("a later version", mine(b"brackfs session keys 2\n"), 1),
-        ("nothing", mine(b"brackfs session keys 1\n"), 1),
+        ("sealed to another key", sealed_to(&[&owner(Profile::Rfc4880)], b"brackfs session keys 1\n"), 1),
+        ("other content", mine(b"hello"), 1),
+        ("large other content", mine(&[0; 1 << 19]), 0),
+        ("partial record", mine(b"brackfs session keys 1\nhello"), 1),
+        ("later version", mine(b"brackfs session keys 2\n"), 1),
+        ("no records", mine(b"brackfs session keys 1\n"), 1),
     ];
-    for (what, sealed, in_vain) in wrong {
-        let store = Memory::holding(sealed);
-        assert_eq!(home.open_all(&messages, &store), 2 + in_vain, "{what}");
-        assert_eq!(home.open_all(&messages, &store), 1, "{what}");
+    for (case, sealed, extra) in wrong {
+        let store = MemoryStore::holding(sealed);
+        assert_eq!(home.open_all(&messages, &store), 2 + extra, "{case}");
+        assert_eq!(home.open_all(&messages, &store), 1, "{case}");
     }
 }
 
 #[test]
-fn what_was_kept_with_a_key_that_is_gone_is_kept_with_the_one_that_is_there() {
-    let (lost, home) = (Home::new(), Home::new());
+fn session_keys_saved_for_a_lost_key_are_saved_again_for_the_available_key() {
+    let (lost, home) = (GpgHome::new(), GpgHome::new());
     lost.generate("curve", "");
     home.generate("rsa", "");
-    let (mut message, store) = (Vec::new(), Memory::default());
+    let (mut message, store) = (Vec::new(), MemoryStore::default());
     Sealer::new(&[lost.certificate(), home.certificate()]).unwrap().seal(b"hello", &mut message).unwrap();
     assert_eq!(lost.open_all(std::slice::from_ref(&message), &store), 1);
     assert_eq!(home.open_all(std::slice::from_ref(&message), &store), 2);
@@ -400,13 +400,13 @@ fn what_was_kept_with_a_key_that_is_gone_is_kept_with_the_one_that_is_there() {
 }
 
 #[test]
-fn session_keys_are_sealed_to_the_very_key_that_decrypted_even_if_it_has_expired() {
-    let home = Home::new();
+fn session_keys_are_sealed_to_the_key_that_decrypted_them_even_if_it_has_expired() {
+    let home = GpgHome::new();
     home.generate("curve", "");
     let primary = home.certificate().fingerprint().to_string();
     let old = ["--faked-system-time", "20200101T000000!", "--passphrase", ""];
     home.run(&[&old[2..], &["--quick-add-key", &primary, "cv25519", "encr", "never"]].concat(), b"");
-    // Another key, which was made in 2020, for a year.
+    // Another key, created in 2020 and valid for one year.
     home.run(&[&old[..], &["--quick-generate-key", "Gone", "ed25519", "sign", "1y"]].concat(), b"");
     let gone = fingerprints(&home, "Gone").remove(0);
     home.run(&[&old[..], &["--quick-add-key", &gone, "cv25519", "encr", "1y"]].concat(), b"");
@@ -414,7 +414,7 @@ fn session_keys_are_sealed_to_the_very_key_that_decrypted_even_if_it_has_expired
     for subkey in subkeys {
         let subkey: Fingerprint = subkey.parse().unwrap();
         let certificate = Certificate::parse(&home.run(&["--export", &subkey.to_string()], b"")).unwrap();
-        let (mut message, store) = (Vec::new(), Memory::default());
+        let (mut message, store) = (Vec::new(), MemoryStore::default());
         Sealer::to_key(&certificate, &subkey).unwrap().seal(b"hello", &mut message).unwrap();
         assert_eq!(home.open_all(std::slice::from_ref(&message), &store), 1);
         let status = home.try_run(&["--status-fd", "2", "--decrypt"], &store.sealed().unwrap()).stderr;
@@ -426,24 +426,24 @@ fn session_keys_are_sealed_to_the_very_key_that_decrypted_even_if_it_has_expired
 }
 
 #[test]
-fn long_runs_keep_session_keys_before_they_end() {
-    let home = Home::new();
+fn long_runs_save_session_keys_before_they_end() {
+    let home = GpgHome::new();
     home.generate("curve", "");
-    let (messages, store) = (messages(&home.certificate(), 65), Memory::default());
+    let (messages, store) = (messages(&home.certificate(), 65), MemoryStore::default());
     let opener = Opener::with_gpg(home.gpg(), Some(Box::new(store.clone())));
     for (count, message) in messages.iter().enumerate() {
         assert_eq!(store.writes(), count / 64);
         opened(&opener, message).unwrap();
     }
-    // As if it were killed now.
+    // Simulates a kill.
     std::mem::forget(opener);
     assert_eq!(home.open_all(&messages, &store), 2);
 }
 
 #[test]
-fn what_gpg_could_not_open_is_not_kept() {
-    let home = Home::new();
-    let store = Memory::default();
+fn session_keys_of_unopened_messages_are_not_saved() {
+    let home = GpgHome::new();
+    let store = MemoryStore::default();
     let opener = Opener::with_gpg(home.gpg(), Some(Box::new(store.clone())));
     assert!(opened(&opener, &sealed_to(&[&owner(Profile::Rfc4880)], b"not for gpg")).is_err());
     drop(opener);

@@ -1,4 +1,4 @@
-//! Keys and certificates: fit for their use, or refused with the right words.
+//! Keys and certificates: usable for their purpose, or refused with the right message.
 
 use std::time::{Duration, SystemTime};
 
@@ -10,7 +10,7 @@ use sequoia_openpgp::serialize::MarshalInto;
 use sequoia_openpgp::types::{HashAlgorithm, KeyFlags, ReasonForRevocation, SignatureType};
 
 use super::{PROFILES, host, opened, owner, sealed_to, secret_key};
-use crate::crypt::{Certificate, Error, Opener, Passphrase, Profile, Role, Sealer, SecretKey, Signer};
+use crate::crypt::{Certificate, Error, KeyPurpose, Opener, Passphrase, Profile, Sealer, SecretKey, Signer};
 
 const DAY: Duration = Duration::from_secs(24 * 60 * 60);
 
@@ -18,7 +18,7 @@ fn passphrase(text: &str) -> Passphrase {
     Passphrase::from(text.to_owned())
 }
 
-/// Someone with a key of two days.
+/// A user with a key created two days ago.
 fn alice() -> CertBuilder<'static> {
     CertBuilder::new().add_userid("Alice").set_creation_time(SystemTime::now() - 2 * DAY)
 }
@@ -35,10 +35,10 @@ fn refusal(cert: &Cert) -> String {
 }
 
 #[test]
-fn generated_keys_are_fit_for_their_role() {
+fn generated_keys_are_usable_for_their_purpose() {
     for (profile, digits) in PROFILES.into_iter().zip([64, 40]) {
-        for role in [Role::Owner, Role::Host] {
-            let key = SecretKey::generate(profile, "Olga <olga@example.org>", role, None).unwrap();
+        for purpose in [KeyPurpose::Owner, KeyPurpose::Host] {
+            let key = SecretKey::generate(profile, "Olga <olga@example.org>", purpose, None).unwrap();
             let certificate = key.certificate();
             assert_eq!(certificate.fingerprint().to_string().len(), digits);
             assert_eq!(certificate.user_id().as_deref(), Some("Olga <olga@example.org>"));
@@ -48,23 +48,23 @@ fn generated_keys_are_fit_for_their_role() {
             let policy = sequoia_openpgp::policy::StandardPolicy::new();
             let valid = certificate.cert().with_policy(&policy, None).unwrap();
             assert!(valid.keys().all(|key| key.key_expiration_time().is_none()));
-            match role {
-                Role::Owner => assert!(matches!(Signer::new(key), Err(Error::NoSigningKey { .. }))),
-                Role::Host => assert_eq!(Signer::new(key).unwrap().fingerprint(), certificate.fingerprint()),
+            match purpose {
+                KeyPurpose::Owner => assert!(matches!(Signer::new(key), Err(Error::NoSigningKey { .. }))),
+                KeyPurpose::Host => assert_eq!(Signer::new(key).unwrap().fingerprint(), certificate.fingerprint()),
             }
         }
     }
 }
 
 #[test]
-fn keys_and_certificates_survive_being_written() {
+fn keys_and_certificates_can_be_written_and_parsed_again() {
     for profile in PROFILES {
         let key = owner(profile);
         let certificate = key.certificate();
         for bytes in [certificate.to_bytes().unwrap(), certificate.to_armored().unwrap(), key.to_armored().unwrap()] {
             let parsed = Certificate::parse(&bytes).unwrap();
             assert_eq!(parsed.fingerprint(), certificate.fingerprint());
-            // Of a secret key only the public part is taken.
+            // The secret part of a secret key is dropped.
             assert_eq!(parsed.to_bytes().unwrap(), certificate.to_bytes().unwrap());
         }
         let again = SecretKey::parse(&key.to_armored().unwrap()).unwrap();
@@ -73,10 +73,10 @@ fn keys_and_certificates_survive_being_written() {
 }
 
 #[test]
-fn locked_key_opens_with_its_passphrase_only() {
+fn a_locked_key_is_unlocked_only_by_its_passphrase() {
     for profile in PROFILES {
         let secret = passphrase("correct horse");
-        let key = SecretKey::generate(profile, "Olga", Role::Owner, Some(&secret)).unwrap();
+        let key = SecretKey::generate(profile, "Olga", KeyPurpose::Owner, Some(&secret)).unwrap();
         let message = sealed_to(&[&key], b"hello");
         let key = SecretKey::parse(&key.to_armored().unwrap()).unwrap();
         assert!(key.is_locked() && key.has_encryption_secret());
@@ -88,12 +88,12 @@ fn locked_key_opens_with_its_passphrase_only() {
         let open = key.unlock(&secret).unwrap();
         assert!(!open.is_locked());
         assert_eq!(opened(&Opener::new(open.clone()).unwrap(), &message).unwrap(), b"hello");
-        // To unlock it again does no harm, whatever the passphrase.
+        // Unlocking it again succeeds with any passphrase.
         open.unlock(&passphrase("any")).unwrap();
     }
 }
 
-/// Keys that GnuPG 2.4.7 exported; the passphrase is "secret", and stretched little so that tests are fast.
+/// Keys exported by GnuPG 2.4.7. The passphrase is "secret", with a fast key derivation to keep the tests fast.
 const OF_GNUPG: [(&str, &[u8]); 8] = [
     ("curve25519", include_bytes!("gnupg-2.4/curve25519.asc")),
     ("nistp256", include_bytes!("gnupg-2.4/nistp256.asc")),
@@ -106,7 +106,7 @@ const OF_GNUPG: [(&str, &[u8]); 8] = [
 ];
 
 #[test]
-fn locked_keys_that_gnupg_exported_open() {
+fn locked_keys_exported_by_gnupg_can_be_unlocked() {
     for (name, armored) in OF_GNUPG {
         let key = SecretKey::parse(armored).unwrap();
         key.certificate().check_recipient().unwrap();
@@ -115,7 +115,7 @@ fn locked_keys_that_gnupg_exported_open() {
         let wrong = key.clone().unlock(&passphrase("secrets")).unwrap_err();
         assert!(matches!(wrong, Error::WrongPassphrase { .. }), "{name}: {wrong}");
         let key = key.unlock(&passphrase("secret")).unwrap_or_else(|error| panic!("{name}: {error}"));
-        // What is written again is as any program expects it.
+        // Written again, the key is in the standard encoding.
         let again = SecretKey::parse(&key.to_armored().unwrap()).unwrap();
         for key in [key, again] {
             assert_eq!(opened(&Opener::new(key.clone()).unwrap(), &message).unwrap(), b"hello", "{name}");
@@ -125,7 +125,7 @@ fn locked_keys_that_gnupg_exported_open() {
 }
 
 #[test]
-fn open_key_that_gnupg_exported_opens() {
+fn an_unlocked_key_exported_by_gnupg_opens_messages() {
     let key = SecretKey::parse(include_bytes!("gnupg-2.4/curve25519-open.asc")).unwrap();
     assert!(!key.is_locked());
     let message = sealed_to(&[&key], b"hello");
@@ -133,46 +133,46 @@ fn open_key_that_gnupg_exported_opens() {
 }
 
 #[test]
-fn keys_of_gnupg_that_are_not_supported_are_named_as_such() {
+fn unsupported_keys_of_gnupg_are_reported_as_such() {
     let error = Certificate::parse(include_bytes!("gnupg-2.4/ed448.asc")).unwrap_err();
     assert!(matches!(error, Error::KeyVersion { version: 5 }), "{error}");
     let secp256k1 = Certificate::parse(include_bytes!("gnupg-2.4/secp256k1.asc")).unwrap();
     let error = secp256k1.check_recipient().unwrap_err().to_string();
     assert!(
-        error.ends_with(": the algorithm of its primary key (ECDSA on the curve secp256k1) is not supported here"),
+        error.ends_with(": the algorithm of its primary key (ECDSA on the curve secp256k1) is not supported"),
         "{error}"
     );
 }
 
 #[test]
-fn locked_host_key_does_not_sign() {
+fn a_locked_host_key_does_not_sign() {
     let secret = passphrase("correct horse");
-    let key = SecretKey::generate(Profile::Rfc9580, "host", Role::Host, Some(&secret)).unwrap();
+    let key = SecretKey::generate(Profile::Rfc9580, "host", KeyPurpose::Host, Some(&secret)).unwrap();
     assert!(matches!(Signer::new(key.clone()), Err(Error::Locked { .. })));
     Signer::new(key.unlock(&secret).unwrap()).unwrap();
 }
 
 #[test]
-fn certificate_in_place_of_a_secret_key_is_an_error() {
+fn a_certificate_instead_of_a_secret_key_is_an_error() {
     let certificate = owner(Profile::Rfc9580).certificate();
     let error = SecretKey::parse(&certificate.to_armored().unwrap()).unwrap_err();
     assert!(error.is_key_problem());
     assert_eq!(
         error.to_string(),
         format!(
-            "{} (Olga Owner) holds no secret key, only the public certificate; give the file with the secret key",
+            "{} (Olga Owner) is only a public certificate; give the file with the secret key",
             certificate.fingerprint()
         )
     );
 }
 
 #[test]
-fn key_that_only_signs_does_not_open() {
+fn a_signing_key_does_not_open_messages() {
     let (cert, _) = alice().add_signing_subkey().generate().unwrap();
     let key = secret_key(&cert);
     assert!(!key.has_encryption_secret());
     assert!(matches!(Opener::new(key), Err(Error::NoDecryptionKey { .. })));
-    // An RSA key could, but was not meant to.
+    // An RSA key could decrypt, but lacks the flag.
     let (cert, _) = alice().set_cipher_suite(CipherSuite::RSA2k).add_signing_subkey().generate().unwrap();
     assert!(!secret_key(&cert).has_encryption_secret());
 }
@@ -189,13 +189,13 @@ fn several_keys_or_none_are_an_error() {
     let message = sealed_to(&[&owner(Profile::Rfc9580)], b"no key");
     for none in [b"".as_slice(), b"hello", b"-----BEGIN PGP PUBLIC KEY BLOCK-----\n\nxxx", &[0x99], &message] {
         let error = Certificate::parse(none).unwrap_err();
-        assert!(error.to_string().starts_with("this is not an OpenPGP certificate: "), "{error}");
+        assert!(error.to_string().starts_with("cannot parse the OpenPGP certificate: "), "{error}");
         assert!(matches!(SecretKey::parse(none), Err(Error::NotAKey { .. })));
     }
 }
 
 #[test]
-fn bytes_of_a_key_may_be_anything() {
+fn parsing_damaged_keys_does_not_panic() {
     let bytes = owner(Profile::Rfc4880).certificate().to_bytes().unwrap();
     for at in 0..bytes.len() {
         let mut flipped = bytes.clone();
@@ -208,35 +208,32 @@ fn bytes_of_a_key_may_be_anything() {
 }
 
 #[test]
-fn user_id_can_be_printed() {
+fn a_user_id_is_safe_to_print() {
     let (cert, _) = CertBuilder::new().add_userid("evil\x1b[2J\n").generate().unwrap();
     assert_eq!(certificate(&cert).user_id().unwrap(), "evil\u{FFFD}[2J\u{FFFD}");
 }
 
 #[test]
-fn expired_certificate_is_refused() {
+fn an_expired_certificate_is_refused() {
     let (cert, _) = alice().set_validity_period(DAY).add_storage_encryption_subkey().generate().unwrap();
     let text = refusal(&cert);
     let (begin, end) = text.split_once("20").unwrap();
     assert_eq!(begin, "cannot encrypt to FINGERPRINT (Alice): its certificate expired on ");
-    assert_eq!(
-        &end[8..],
-        "; ask its owner for a renewed certificate; a repository takes it with `brackfs recipients update`"
-    );
+    assert_eq!(&end[8..], "; ask its owner for a renewed certificate and run `brackfs recipients update`");
 }
 
 #[test]
-fn expired_encryption_key_is_refused() {
+fn an_expired_encryption_key_is_refused() {
     let (cert, _) = alice().add_subkey(KeyFlags::empty().set_storage_encryption(), DAY, None).generate().unwrap();
     let text = refusal(&cert);
     assert!(text.starts_with("cannot encrypt to FINGERPRINT (Alice): its encryption key expired on 20"), "{text}");
 }
 
 #[test]
-fn certificate_from_the_future_is_refused_with_both_times() {
+fn the_error_for_a_certificate_from_the_future_has_both_times() {
     let later = SystemTime::now() + DAY;
     let from = |time| CertBuilder::new().add_userid("Alice").set_creation_time(time);
-    // The whole certificate, then only its encryption key.
+    // First the whole certificate is from the future, then only its encryption key.
     let (whole, _) = from(later).add_storage_encryption_subkey().generate().unwrap();
     let (cert, _) = alice().generate().unwrap();
     let mut primary = cert.primary_key().key().clone().parts_into_secret().unwrap().into_keypair().unwrap();
@@ -252,17 +249,17 @@ fn certificate_from_the_future_is_refused_with_both_times() {
     for (cert, what) in [(whole, "certificate"), (part, "encryption key")] {
         let text = refusal(&cert);
         let begin = format!("cannot encrypt to FINGERPRINT (Alice): its {what} is not valid before 20");
-        assert!(text.starts_with(&begin) && text.contains("the clock of this machine says 20"), "{text}");
+        assert!(text.starts_with(&begin) && text.contains("this machine's clock says 20"), "{text}");
     }
 }
 
 #[test]
-fn certificate_that_weak_or_no_signatures_vouch_for_is_refused() {
+fn a_certificate_with_weak_or_missing_self_signatures_is_refused() {
     let (cert, _) = alice().add_storage_encryption_subkey().generate().unwrap();
     let naked = cert.clone().retain_userids(|_| false).into_packets().filter(|packet| packet.tag() != Tag::Signature);
     let naked = Cert::from_packets(naked.collect::<Vec<_>>().into_iter()).unwrap();
-    assert!(refusal(&naked).contains("its owner's signatures on it are missing or wrong"));
-    // With SHA-1, as an old gpg made it.
+    assert!(refusal(&naked).contains("its self-signatures are missing or invalid"));
+    // With SHA-1, like old versions of gpg.
     let mut primary = cert.primary_key().key().clone().parts_into_secret().unwrap().into_keypair().unwrap();
     let user_id = cert.userids().next().unwrap().userid().clone();
     let weak = SignatureBuilder::new(SignatureType::PositiveCertification).set_hash_algo(HashAlgorithm::SHA1);
@@ -274,7 +271,7 @@ fn certificate_that_weak_or_no_signatures_vouch_for_is_refused() {
 }
 
 #[test]
-fn expiry_is_when_the_last_encryption_key_ends() {
+fn a_certificate_expires_with_its_last_encryption_key() {
     let storage = || KeyFlags::empty().set_storage_encryption();
     let made = SystemTime::now() - 2 * DAY;
     let days = |cert: CertBuilder<'_>| {
@@ -291,7 +288,7 @@ fn expiry_is_when_the_last_encryption_key_ends() {
 }
 
 #[test]
-fn renewed_certificate_is_merged_with_the_old_one() {
+fn a_renewed_certificate_is_merged_with_the_old_one() {
     let storage = KeyFlags::empty().set_storage_encryption();
     let (cert, _) = alice().set_validity_period(DAY).add_subkey(storage, 90 * DAY, None).generate().unwrap();
     let old = certificate(&cert);
@@ -304,7 +301,7 @@ fn renewed_certificate_is_merged_with_the_old_one() {
     let renewed = certificate(&renewed);
     let merged = old.merged_with(&renewed).unwrap();
     merged.check_recipient().unwrap();
-    // The order does not matter, and a second time changes nothing.
+    // Merging is commutative and idempotent.
     let bytes = merged.to_bytes().unwrap();
     assert_eq!(renewed.merged_with(&old).unwrap().to_bytes().unwrap(), bytes);
     assert_eq!(merged.merged_with(&renewed).unwrap().to_bytes().unwrap(), bytes);
@@ -312,7 +309,7 @@ fn renewed_certificate_is_merged_with_the_old_one() {
 }
 
 #[test]
-fn revoked_certificate_is_refused_and_still_opens() {
+fn a_revoked_certificate_is_refused_and_its_key_still_opens_messages() {
     let (cert, revocation) = alice().add_storage_encryption_subkey().generate().unwrap();
     let message = sealed_to(&[&secret_key(&cert)], b"before");
     let (cert, _) = cert.insert_packets(revocation).unwrap();
@@ -324,7 +321,7 @@ fn revoked_certificate_is_refused_and_still_opens() {
 }
 
 #[test]
-fn revoked_encryption_key_is_refused_and_still_opens() {
+fn a_revoked_encryption_key_is_refused_and_still_opens_messages() {
     let (cert, _) = alice().add_storage_encryption_subkey().generate().unwrap();
     let message = sealed_to(&[&secret_key(&cert)], b"before");
     let mut primary = cert.primary_key().key().clone().parts_into_secret().unwrap().into_keypair().unwrap();
@@ -343,7 +340,7 @@ fn revoked_encryption_key_is_refused_and_still_opens() {
 }
 
 #[test]
-fn certificate_for_signing_only_is_refused() {
+fn a_signing_certificate_is_refused() {
     let (cert, _) = alice().add_signing_subkey().generate().unwrap();
     assert_eq!(
         refusal(&cert),
@@ -352,7 +349,7 @@ fn certificate_for_signing_only_is_refused() {
 }
 
 #[test]
-fn weak_encryption_key_is_refused() {
+fn a_weak_encryption_key_is_refused() {
     use sequoia_openpgp::packet::Key;
     use sequoia_openpgp::packet::key::{Key4, SecretParts, SubordinateRole};
     let (cert, _) = alice().generate().unwrap();
@@ -366,12 +363,12 @@ fn weak_encryption_key_is_refused() {
     let (cert, _) = cert.insert_packets(packets).unwrap();
     assert_eq!(
         refusal(&cert),
-        "cannot encrypt to FINGERPRINT (Alice): the algorithm of its encryption key (RSA with 1024 bits) is not supported here"
+        "cannot encrypt to FINGERPRINT (Alice): the algorithm of its encryption key (RSA with 1024 bits) is not supported"
     );
 }
 
 #[test]
-fn newest_encryption_key_is_taken() {
+fn the_newest_encryption_key_is_used() {
     let storage = || KeyFlags::empty().set_storage_encryption();
     let (cert, _) = alice().add_subkey(storage(), None, None).generate().unwrap();
     let old = certificate(&cert).encryption_key().unwrap().fingerprint();

@@ -11,7 +11,7 @@ use crate::crypt::{Certificate, Error, Profile, Signer, verify};
 
 const DAY: Duration = Duration::from_secs(24 * 60 * 60);
 
-/// A host with a key of ten days.
+/// A host with a key created ten days ago.
 fn old_host() -> CertBuilder<'static> {
     CertBuilder::new()
         .add_userid("old host")
@@ -24,7 +24,7 @@ fn certificate(cert: &Cert) -> Certificate {
 }
 
 #[test]
-fn signed_document_of_any_size_verifies() {
+fn a_signed_document_of_any_size_verifies() {
     for profile in PROFILES {
         let key = host(profile);
         let known = [owner(profile).certificate(), key.certificate()];
@@ -39,7 +39,7 @@ fn signed_document_of_any_size_verifies() {
 }
 
 #[test]
-fn unknown_signer_is_named() {
+fn the_error_names_an_unknown_signer() {
     for profile in PROFILES {
         let signer = Signer::new(host(profile)).unwrap();
         let message = signer.sign(b"document").unwrap();
@@ -55,11 +55,11 @@ fn unknown_signer_is_named() {
 }
 
 #[test]
-fn what_announces_a_signature_must_announce_this_one() {
+fn the_one_pass_packet_must_match_the_signature() {
     for profile in PROFILES {
         let key = host(profile);
         let signed = Signer::new(key.clone()).unwrap().sign(b"document").unwrap();
-        // The bytes of the one-pass signature packet, behind its header.
+        // The bytes of the one-pass signature packet after its header.
         for at in 2..2 + usize::from(signed[1]) {
             let mut changed = signed.clone();
             changed[at] ^= 1;
@@ -69,7 +69,7 @@ fn what_announces_a_signature_must_announce_this_one() {
 }
 
 #[test]
-fn swapped_document_is_noticed() {
+fn a_replaced_document_is_detected() {
     for profile in PROFILES {
         let key = host(profile);
         let signer = Signer::new(key.clone()).unwrap();
@@ -79,14 +79,11 @@ fn swapped_document_is_noticed() {
         swapped[at..at + 10].copy_from_slice(b"document 2");
         assert!(matches!(verify(&swapped, &[key.certificate()]), Err(Error::BadSignature { .. })));
         let mixed = [&one[..at + 10], &two[at + 10..]].concat();
-        // With the salt of version 6, the announcement is another's, too.
+        // The one-pass packet of version 6 has a salt, so it does not match either.
         let refused = verify(&mixed, &[key.certificate()]);
         assert!(matches!(refused, Err(Error::BadSignature { .. } | Error::Refused { .. })), "{refused:?}");
         let error = verify(&swapped, &[key.certificate()]).unwrap_err();
-        assert!(
-            error.to_string().starts_with(&format!("the signature of {} is bad: ", signer.fingerprint())),
-            "{error}"
-        );
+        assert!(error.to_string().starts_with(&format!("bad signature by {}: ", signer.fingerprint())), "{error}");
         assert!(!error.is_key_problem());
     }
 }
@@ -114,7 +111,7 @@ fn damage_never_yields_another_document() {
 }
 
 #[test]
-fn key_that_expires_later_does_not_matter() {
+fn a_signature_stays_valid_after_its_key_expired() {
     let (cert, _) = old_host().generate().unwrap();
     let signer = Signer::new(secret_key(&cert)).unwrap();
     let then = signer.sign_at(b"then", SystemTime::now() - 9 * DAY).unwrap();
@@ -136,7 +133,7 @@ fn key_that_expires_later_does_not_matter() {
 }
 
 #[test]
-fn key_that_was_retired_verifies_and_one_that_was_stolen_does_not() {
+fn signatures_of_a_retired_key_verify_and_those_of_a_compromised_key_do_not() {
     for (reason, verifies) in [(ReasonForRevocation::KeyRetired, true), (ReasonForRevocation::KeyCompromised, false)] {
         let (cert, _) = old_host().generate().unwrap();
         let message = Signer::new(secret_key(&cert)).unwrap().sign_at(b"old", SystemTime::now() - 2 * DAY).unwrap();
@@ -148,8 +145,8 @@ fn key_that_was_retired_verifies_and_one_that_was_stolen_does_not() {
 }
 
 #[test]
-fn key_without_the_right_to_sign_does_not_count() {
-    // The same key, once with the right and once without.
+fn a_key_without_the_signing_flag_does_not_verify() {
+    // The same key with and without the flag.
     let (with, _) = old_host().generate().unwrap();
     let message = Signer::new(secret_key(&with)).unwrap().sign(b"document").unwrap();
     let mut primary = with.primary_key().key().clone().parts_into_secret().unwrap().into_keypair().unwrap();
@@ -168,7 +165,7 @@ fn key_without_the_right_to_sign_does_not_count() {
 }
 
 #[test]
-fn signature_from_before_its_key_does_not_count() {
+fn a_signature_older_than_its_key_does_not_verify() {
     let key = host(Profile::Rfc9580);
     let signer = Signer::new(key.clone()).unwrap();
     let early = signer.sign_at(b"early", SystemTime::now() - 10 * DAY).unwrap();
