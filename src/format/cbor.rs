@@ -1,28 +1,28 @@
-//! Bounded reading and plain writing of CBOR (RFC 8949), as far as the format needs it.
+//! Reads CBOR (RFC 8949) with limits, and writes it; only the subset that the format uses.
 //!
-//! All structures are maps with small unsigned keys, arrays of known length, integers, byte strings
-//! and text. Everything has a definite length. Keys that a reader does not know are skipped.
+//! All structures are maps with small unsigned keys, arrays, integers, byte strings and text. All lengths are definite.
+//! Unknown keys are skipped.
 
 use minicbor::data::Type;
 use minicbor::{Decoder, Encoder};
 
 use super::Error;
 
-/// Writes CBOR into a growing buffer; cannot fail.
-pub struct Writer(Encoder<Vec<u8>>);
+/// Writes CBOR to a growing buffer. Cannot fail.
+pub struct CborWriter(Encoder<Vec<u8>>);
 
-impl Default for Writer {
+impl Default for CborWriter {
     fn default() -> Self {
-        Writer(Encoder::new(Vec::new()))
+        CborWriter(Encoder::new(Vec::new()))
     }
 }
 
-/// A writer into a `Vec` has no way to fail.
+/// Checks the result of writing to a `Vec`, which cannot fail.
 fn infallible<T>(result: Result<T, minicbor::encode::Error<std::convert::Infallible>>) {
     debug_assert!(result.is_ok());
 }
 
-impl Writer {
+impl CborWriter {
     /// Starts a map of `length` pairs.
     pub fn map(&mut self, length: usize) -> &mut Self {
         infallible(self.0.map(length as u64));
@@ -35,54 +35,55 @@ impl Writer {
         self
     }
 
-    /// An unsigned integer: a key or a value.
+    /// Writes an unsigned integer, a key or a value.
     pub fn uint(&mut self, value: u64) -> &mut Self {
         infallible(self.0.u64(value));
         self
     }
 
-    /// A signed integer.
+    /// Writes a signed integer.
     pub fn int(&mut self, value: i64) -> &mut Self {
         infallible(self.0.i64(value));
         self
     }
 
-    /// A byte string.
+    /// Writes a byte string.
     pub fn bytes(&mut self, value: &[u8]) -> &mut Self {
         infallible(self.0.bytes(value));
         self
     }
 
-    /// A text string.
+    /// Writes a text string.
     pub fn text(&mut self, value: &str) -> &mut Self {
         infallible(self.0.str(value));
         self
     }
 
-    /// What was written.
+    /// Returns the bytes written.
     pub fn finish(self) -> Vec<u8> {
         self.0.into_writer()
     }
 }
 
-/// Reads CBOR out of a slice. `what` names the structure in errors.
-pub struct Reader<'b> {
+/// Reads CBOR from a slice.
+pub struct CborReader<'b> {
     decoder: Decoder<'b>,
+    /// The structure's name in errors.
     what: &'static str,
 }
 
-impl<'b> Reader<'b> {
-    /// A reader of `bytes`, which should hold one `what`.
+impl<'b> CborReader<'b> {
+    /// Makes a reader for one structure, which is called `what` in errors.
     pub fn new(what: &'static str, bytes: &'b [u8]) -> Self {
-        Reader { decoder: Decoder::new(bytes), what }
+        CborReader { decoder: Decoder::new(bytes), what }
     }
 
-    /// An error in the structure being read.
+    /// Makes an error about the structure being read.
     pub fn wrong(&self, why: impl ToString) -> Error {
         Error::malformed(self.what, why)
     }
 
-    /// The start of an array of at most `limit` items.
+    /// Reads the length of an array, at most `limit` items.
     pub fn array_up_to(&mut self, limit: usize) -> Result<usize, Error> {
         match self.array()? {
             count if count <= limit => Ok(count),
@@ -90,19 +91,19 @@ impl<'b> Reader<'b> {
         }
     }
 
-    /// Bytes not read yet.
+    /// The number of unread bytes.
     fn left(&self) -> usize {
         self.decoder.input().len().saturating_sub(self.decoder.position())
     }
 
-    /// The length of an array. It can't be longer than the bytes that are left, so taking memory for
-    /// it is safe up to a small factor.
+    /// Reads the length of an array. It is at most the number of unread bytes, so allocating memory for the items is safe,
+    /// up to a small factor.
     pub fn array(&mut self) -> Result<usize, Error> {
         let length = self.decoder.array().map_err(|e| self.wrong(e))?;
         self.definite(length)
     }
 
-    /// An array of exactly `length` items.
+    /// Reads the start of an array of exactly `length` items.
     pub fn array_of(&mut self, length: usize) -> Result<(), Error> {
         match self.array()? {
             found if found == length => Ok(()),
@@ -110,7 +111,7 @@ impl<'b> Reader<'b> {
         }
     }
 
-    /// The number of pairs of a map.
+    /// Reads the number of pairs of a map.
     pub fn map(&mut self) -> Result<usize, Error> {
         let length = self.decoder.map().map_err(|e| self.wrong(e))?;
         self.definite(length)
@@ -124,33 +125,32 @@ impl<'b> Reader<'b> {
         }
     }
 
-    /// An unsigned integer of 64 bits.
+    /// Reads an unsigned integer of 64 bits.
     pub fn uint(&mut self) -> Result<u64, Error> {
         self.decoder.u64().map_err(|e| self.wrong(e))
     }
 
-    /// An unsigned integer of 32 bits.
+    /// Reads an unsigned integer of 32 bits.
     pub fn u32(&mut self) -> Result<u32, Error> {
         self.decoder.u32().map_err(|e| self.wrong(e))
     }
 
-    /// A signed integer of 64 bits.
+    /// Reads a signed integer of 64 bits.
     pub fn int(&mut self) -> Result<i64, Error> {
         self.decoder.i64().map_err(|e| self.wrong(e))
     }
 
-    /// A byte string of a definite length.
+    /// Reads a byte string of definite length.
     pub fn bytes(&mut self) -> Result<&'b [u8], Error> {
         self.decoder.bytes().map_err(|e| self.wrong(e))
     }
 
-    /// A text string of a definite length.
+    /// Reads a text string of definite length.
     pub fn text(&mut self) -> Result<&'b str, Error> {
         self.decoder.str().map_err(|e| self.wrong(e))
     }
 
-    /// Skips the value of a key that this version does not know. Only four levels of arrays and maps are
-    /// passed over, so that hostile nesting costs nothing.
+    /// Skips the value of an unknown key. Refuses more than four levels of arrays and maps, to limit recursion.
     pub fn skip(&mut self) -> Result<(), Error> {
         self.skip_within(4)
     }
@@ -165,7 +165,7 @@ impl<'b> Reader<'b> {
             _ => return self.decoder.skip().map_err(|e| self.wrong(e)),
         };
         if depth == 0 {
-            return Err(self.wrong("nested too deep"));
+            return Err(self.wrong("nested too deeply"));
         }
         (0..items).try_for_each(|_| self.skip_within(depth - 1))
     }
@@ -178,14 +178,14 @@ impl<'b> Reader<'b> {
         )
     }
 
-    /// Reads a map of unsigned keys, in strictly ascending order; `field` reads the value of a key, and
-    /// returns false for a key it does not know.
+    /// Reads a map with unsigned keys in strictly ascending order. `field` reads the value of a key, or returns false for an
+    /// unknown key.
     pub fn fields(&mut self, mut field: impl FnMut(&mut Self, u64) -> Result<bool, Error>) -> Result<(), Error> {
         let mut last = None;
         for _ in 0..self.map()? {
             let key = self.uint()?;
             if last.is_some_and(|last| key <= last) {
-                return Err(self.wrong(format!("key {key} twice or out of order")));
+                return Err(self.wrong(format!("key {key} is repeated or out of order")));
             }
             last = Some(key);
             let before = self.decoder.position();
@@ -197,15 +197,15 @@ impl<'b> Reader<'b> {
         Ok(())
     }
 
-    /// Demands that everything was read.
+    /// Fails unless everything was read.
     pub fn end(&self) -> Result<(), Error> {
         match self.left() {
             0 => Ok(()),
-            left => Err(self.wrong(format!("{left} bytes too many"))),
+            left => Err(self.wrong(format!("{left} extra bytes at the end"))),
         }
     }
 
-    /// The value of a field that must be there.
+    /// Returns the value of a required field.
     pub fn need<T>(&self, field: &'static str, value: Option<T>) -> Result<T, Error> {
         value.ok_or_else(|| self.wrong(format!("no {field}")))
     }
@@ -216,17 +216,17 @@ mod tests {
     use super::*;
 
     #[test]
-    fn announced_lengths_are_checked_against_what_is_there() {
+    fn lengths_beyond_the_input_are_refused() {
         // An array of 2^60 items in nine bytes.
         let bytes = [0x9b, 0x10, 0, 0, 0, 0, 0, 0, 0];
-        assert!(Reader::new("test", &bytes).array().is_err());
+        assert!(CborReader::new("test", &bytes).array().is_err());
         // A byte string of 2^60 bytes.
         let bytes = [0x5b, 0x10, 0, 0, 0, 0, 0, 0, 0];
-        assert!(Reader::new("test", &bytes).bytes().is_err());
+        assert!(CborReader::new("test", &bytes).bytes().is_err());
     }
 
     #[test]
-    fn an_unknown_key_holds_nothing_of_indefinite_length_tagged_or_longer_than_what_is_there() {
+    fn unknown_keys_with_indefinite_tagged_or_too_long_values_are_refused() {
         let huge = [0x10, 0, 0, 0, 0, 0, 0, 0];
         let values: [&[u8]; 9] = [
             &[0x9f, 0xff],
@@ -242,7 +242,7 @@ mod tests {
         for value in values {
             for nested in [[].as_slice(), &[0x81], &[0xa1, 0x01]] {
                 let bytes = [&[0xa1, 0x05], nested, value].concat();
-                assert!(Reader::new("test", &bytes).fields(|_, _| Ok(false)).is_err(), "{bytes:x?}");
+                assert!(CborReader::new("test", &bytes).fields(|_, _| Ok(false)).is_err(), "{bytes:x?}");
             }
         }
     }
@@ -252,16 +252,16 @@ mod tests {
         let mut deep = vec![0xa1, 0x05];
         deep.extend([0x81; 10_000]);
         deep.push(0);
-        assert!(Reader::new("test", &deep).fields(|_, _| Ok(false)).is_err());
+        assert!(CborReader::new("test", &deep).fields(|_, _| Ok(false)).is_err());
         let known = [0xa1, 0x05, 0x82, 0x01, 0x41, 0xff];
-        let mut reader = Reader::new("test", &known);
+        let mut reader = CborReader::new("test", &known);
         reader.fields(|_, _| Ok(false)).unwrap();
         reader.end().unwrap();
     }
 
     #[test]
-    fn keys_come_once_and_in_order() {
+    fn repeated_keys_are_refused() {
         let twice = [0xa2, 0x01, 0x00, 0x01, 0x00];
-        assert!(Reader::new("test", &twice).fields(|r, _| r.uint().map(|_| true)).is_err());
+        assert!(CborReader::new("test", &twice).fields(|r, _| r.uint().map(|_| true)).is_err());
     }
 }

@@ -1,39 +1,40 @@
-//! The digest of a file's content: its bytes, and where its holes are.
+//! The digest of a file's content: its bytes and the positions of its holes.
 
 use super::Digest;
 
-/// Separates the digest of a file with holes from that of any file whose bytes happen to be the same.
+/// Key derivation context, so that the digest of a file with holes never equals that of a file without.
 const HOLES: &str = "brackfs 2026 file with holes";
 
-/// Computes a file's digest from its stretches in order.
+/// Computes a file's digest from its data and holes, in order.
 ///
-/// Without holes it is BLAKE3 of the bytes, as `b3sum` prints it. With holes it is BLAKE3 in its key derivation mode
-/// of the offset and length of each hole, both as 64 bits in big-endian order, and then BLAKE3 of all bytes between
-/// the holes. Holes that touch count as one, so the digest does not depend on how a hole is cut into pieces.
+/// Without holes it is the BLAKE3 digest of the bytes, as printed by `b3sum`. With holes it is a digest in BLAKE3's key
+/// derivation mode: of the offset and length of each hole, both as 64-bit big-endian numbers, followed by the BLAKE3 digest
+/// of all data. Adjacent holes are merged, so the digest does not depend on how a hole is split.
 #[derive(Debug, Clone, Default)]
 pub struct ContentHasher {
     data: blake3::Hasher,
-    /// The finished holes. Files that have none never make it.
+    /// Hashes the finished holes; `None` before the first one.
     holes: Option<Box<blake3::Hasher>>,
     /// Offset and length of the hole that ends at `at`.
     open: Option<(u64, u64)>,
+    /// The current offset in the file.
     at: u64,
 }
 
 impl ContentHasher {
-    /// Adds bytes.
+    /// Adds data.
     pub fn data(&mut self, bytes: &[u8]) {
         if bytes.is_empty() {
             return;
         }
         if let Some(hole) = self.open.take() {
-            add(self.holes.get_or_insert_with(holes), hole);
+            hash_hole(self.holes.get_or_insert_with(hole_hasher), hole);
         }
         self.data.update(bytes);
         self.at = self.at.saturating_add(bytes.len() as u64);
     }
 
-    /// Adds a hole.
+    /// Adds a hole of `length` bytes.
     pub fn hole(&mut self, length: u64) {
         if length > 0 {
             let (_, open) = self.open.get_or_insert((self.at, 0));
@@ -42,25 +43,25 @@ impl ContentHasher {
         }
     }
 
-    /// Returns the digest of all stretches so far.
+    /// Returns the digest of all data and holes so far.
     pub fn finish(&self) -> Digest {
         let data = self.data.finalize();
         let mut layout = match (&self.holes, self.open) {
             (None, None) => return data.into(),
-            (closed, _) => closed.clone().unwrap_or_else(holes),
+            (closed, _) => closed.clone().unwrap_or_else(hole_hasher),
         };
         if let Some(hole) = self.open {
-            add(&mut layout, hole);
+            hash_hole(&mut layout, hole);
         }
         layout.update(data.as_bytes()).finalize().into()
     }
 }
 
-fn holes() -> Box<blake3::Hasher> {
+fn hole_hasher() -> Box<blake3::Hasher> {
     Box::new(blake3::Hasher::new_derive_key(HOLES))
 }
 
-fn add(layout: &mut blake3::Hasher, (start, length): (u64, u64)) {
+fn hash_hole(layout: &mut blake3::Hasher, (start, length): (u64, u64)) {
     layout.update(&start.to_be_bytes()).update(&length.to_be_bytes());
 }
 
@@ -68,16 +69,16 @@ fn add(layout: &mut blake3::Hasher, (start, length): (u64, u64)) {
 mod tests {
     use super::*;
 
-    enum Stretch<'a> {
+    enum Part<'a> {
         Data(&'a [u8]),
         Hole(u64),
     }
-    use Stretch::{Data, Hole};
+    use Part::{Data, Hole};
 
-    fn digest(stretches: &[Stretch<'_>]) -> Digest {
+    fn digest(parts: &[Part<'_>]) -> Digest {
         let mut hasher = ContentHasher::default();
-        for stretch in stretches {
-            match stretch {
+        for part in parts {
+            match part {
                 Data(bytes) => hasher.data(bytes),
                 Hole(length) => hasher.hole(*length),
             }
@@ -86,13 +87,13 @@ mod tests {
     }
 
     #[test]
-    fn without_holes_it_is_the_digest_of_the_bytes() {
+    fn the_digest_of_a_file_without_holes_is_that_of_its_bytes() {
         assert_eq!(digest(&[]), Digest::of(b""));
         assert_eq!(digest(&[Data(b"ab"), Data(b"c"), Hole(0)]), Digest::of(b"abc"));
     }
 
     #[test]
-    fn layouts_of_the_same_bytes_differ() {
+    fn files_with_the_same_bytes_and_different_holes_have_different_digests() {
         let q = [b'q'; 16];
         let layouts = [
             digest(&[Data(&q)]),
@@ -109,14 +110,14 @@ mod tests {
     }
 
     #[test]
-    fn holes_that_touch_are_one() {
+    fn adjacent_holes_are_merged() {
         let whole = digest(&[Data(b"a"), Hole(30), Data(b"b"), Hole(7)]);
         assert_eq!(digest(&[Data(b"a"), Hole(10), Data(b""), Hole(20), Data(b"b"), Hole(0), Hole(7)]), whole);
     }
 
     #[test]
-    fn no_file_has_the_digest_of_another_ones_layout() {
-        // The bytes that are digested for a hole of 5 bytes, as the content of a file.
+    fn a_file_with_the_hashed_bytes_of_a_layout_has_another_digest() {
+        // A file whose content is the hash input for a hole of 5 bytes and data.
         let mut layout = Vec::new();
         layout.extend([0u64.to_be_bytes(), 5u64.to_be_bytes()].concat());
         layout.extend(Digest::of(b"x").0);

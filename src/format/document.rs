@@ -1,13 +1,13 @@
-//! What all signed documents share: they say what they are and where they belong.
+//! The header of all signed documents: repository, type and object name.
 //!
-//! A signature proves who wrote a document, not that it lies where its writer put it. So each names the
-//! repository, its type and its own object name, and a reader compares all three.
+//! A signature proves who wrote a document, but not where it was stored. So readers compare all three fields, which
+//! detects documents that were moved, renamed or copied from another repository.
 
 use super::Error;
-use super::cbor::{Reader, Writer};
+use super::cbor::{CborReader, CborWriter};
 use super::id::RepositoryId;
 
-/// What a signed document is.
+/// The type of a signed document.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum DocumentKind {
     /// [`super::snapshot`]
@@ -23,7 +23,7 @@ pub enum DocumentKind {
 }
 
 impl DocumentKind {
-    /// The word that stands for it in the format.
+    /// The type's name in the format.
     pub fn word(self) -> &'static str {
         match self {
             DocumentKind::Snapshot => "snapshot",
@@ -35,24 +35,24 @@ impl DocumentKind {
     }
 }
 
-/// Where a document belongs.
+/// The header of a document.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Header {
-    /// The repository.
+    /// The repository that the document belongs to.
     pub repository: RepositoryId,
-    /// What it is.
+    /// The document's type.
     pub kind: DocumentKind,
-    /// The object that holds it.
+    /// The name of the document's object.
     pub name: String,
 }
 
-/// Keys 0 to 2 of every document are its header's; its own fields follow from here.
+/// The first key of a document's own fields. Keys 0 to 2 belong to the header.
 pub const FIRST_KEY: u64 = 3;
 
 impl Header {
-    /// Starts a document of `fields` pairs beside the header's own.
-    pub(super) fn begin(&self, fields: usize) -> Writer {
-        let mut w = Writer::default();
+    /// Starts a document with this header and `fields` fields of its own.
+    pub(super) fn begin(&self, fields: usize) -> CborWriter {
+        let mut w = CborWriter::default();
         w.map(3 + fields);
         w.uint(0).bytes(self.repository.as_bytes());
         w.uint(1).text(self.kind.word());
@@ -60,13 +60,13 @@ impl Header {
         w
     }
 
-    /// Reads a document that should have this header; `field` gets the keys from [`FIRST_KEY`] on.
+    /// Reads a document, which must have this header. Calls `field` for the keys from [`FIRST_KEY`] on.
     pub(super) fn read<'b>(
         &self,
         bytes: &'b [u8],
-        mut field: impl FnMut(&mut Reader<'b>, u64) -> Result<bool, Error>,
-    ) -> Result<Reader<'b>, Error> {
-        let mut r = Reader::new(self.kind.word(), bytes);
+        mut field: impl FnMut(&mut CborReader<'b>, u64) -> Result<bool, Error>,
+    ) -> Result<CborReader<'b>, Error> {
+        let mut r = CborReader::new(self.kind.word(), bytes);
         let mut seen = 0;
         r.fields(|r, key| {
             let (what, found, expected) = match key {
@@ -76,13 +76,13 @@ impl Header {
                 _ => return field(r, key),
             };
             seen += 1;
-            match found == expected {
-                true => Ok(true),
-                false => Err(Error::Mismatch { field: what, found, expected }),
+            if found != expected {
+                return Err(Error::Mismatch { field: what, found, expected });
             }
+            Ok(true)
         })?;
         if seen != 3 {
-            return Err(r.wrong("no header"));
+            return Err(r.wrong("incomplete header"));
         }
         r.end()?;
         Ok(r)

@@ -1,15 +1,15 @@
-//! One entry of a tree: a file, directory, link or special file, with all that is known of it.
+//! Entries of a tree: files, directories, links and special files with their metadata.
 
-use super::cbor::{Reader, Writer};
+use super::cbor::{CborReader, CborWriter};
 use super::id::Digest;
 use super::{BLOCK_SIZE, Error};
 
-/// Most bytes of a name. Linux allows 255; other systems that are mounted on it a little more.
+/// The longest name in bytes. Linux allows 255; some foreign file systems a little more.
 const NAME_MAX: usize = 1024;
-/// Most bytes of a link target, as on Linux.
+/// The longest link target in bytes, as on Linux.
 const TARGET_MAX: usize = 4096;
 
-/// What an entry is.
+/// The type of an entry.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Kind {
     /// A regular file.
@@ -32,7 +32,7 @@ impl Kind {
     const ALL: [Kind; 7] =
         [Kind::File, Kind::Directory, Kind::Symlink, Kind::Fifo, Kind::Socket, Kind::CharDevice, Kind::BlockDevice];
 
-    /// The number that stands for it in the format.
+    /// The type's number in the format.
     pub fn code(self) -> u64 {
         Kind::ALL.iter().position(|kind| *kind == self).unwrap_or_default() as u64
     }
@@ -42,85 +42,85 @@ impl Kind {
     }
 }
 
-/// A point in time: seconds since 1970 (before it, negative) and nanoseconds from there on.
+/// A point in time, as the time since 1970 in UTC.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Default)]
 pub struct Timestamp {
-    /// Whole seconds, rounded down.
+    /// Whole seconds, rounded down; negative before 1970.
     pub seconds: i64,
-    /// Nanoseconds since then, below 1,000,000,000.
+    /// Nanoseconds to add, below 1,000,000,000.
     pub nanos: u32,
 }
 
 impl Timestamp {
-    pub(super) fn write(&self, w: &mut Writer) {
+    pub(super) fn write(&self, w: &mut CborWriter) {
         w.array(2).int(self.seconds).uint(self.nanos.into());
     }
 
-    pub(super) fn read(r: &mut Reader<'_>) -> Result<Self, Error> {
+    pub(super) fn read(r: &mut CborReader<'_>) -> Result<Self, Error> {
         r.array_of(2)?;
         let (seconds, nanos) = (r.int()?, r.u32()?);
         if nanos >= 1_000_000_000 {
-            return Err(r.wrong(format!("{nanos} nanoseconds in a time")));
+            return Err(r.wrong(format!("a time with {nanos} nanoseconds")));
         }
         Ok(Timestamp { seconds, nanos })
     }
 }
 
-/// Where a chunk lies: a slice of one block.
+/// A reference to a chunk, which is a slice of one block.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct ChunkRef {
-    /// The digest of the chunk's bytes.
+    /// The digest of the chunk.
     pub digest: Digest,
     /// The block, as an index into the node's table of blocks.
     pub block: u32,
-    /// Where in the block the chunk begins.
+    /// The offset of the chunk in the block's plaintext.
     pub start: u32,
-    /// Bytes of the chunk.
+    /// The size of the chunk in bytes.
     pub length: u32,
 }
 
 impl ChunkRef {
-    pub(super) fn write<'w>(&self, w: &'w mut Writer) -> &'w mut Writer {
+    pub(super) fn write<'w>(&self, w: &'w mut CborWriter) -> &'w mut CborWriter {
         w.bytes(&self.digest.0).uint(self.block.into()).uint(self.start.into()).uint(self.length.into())
     }
 
-    pub(super) fn read(r: &mut Reader<'_>, table: usize) -> Result<Self, Error> {
-        let (digest, block, start) = read_place(r)?;
+    pub(super) fn read(r: &mut CborReader<'_>, table: usize) -> Result<Self, Error> {
+        let (digest, block, start) = read_location(r)?;
         let length = r.u32()?;
         ChunkRef { digest, block, start, length }.checked(r, table)
     }
 
     /// Checks the reference against the number of blocks in the node's table.
-    fn checked(self, r: &Reader<'_>, table: usize) -> Result<Self, Error> {
+    fn checked(self, r: &CborReader<'_>, table: usize) -> Result<Self, Error> {
         let inside = u64::from(self.start) + u64::from(self.length) <= BLOCK_SIZE as u64;
         if self.length == 0 || !inside || self.block as usize >= table {
-            return Err(r.wrong("a chunk outside of its block or of the table of blocks"));
+            return Err(r.wrong("a chunk reference beyond its block or the table of blocks"));
         }
         Ok(self)
     }
 }
 
-fn read_place(r: &mut Reader<'_>) -> Result<(Digest, u32, u32), Error> {
+fn read_location(r: &mut CborReader<'_>) -> Result<(Digest, u32, u32), Error> {
     let digest = read_digest(r)?;
     Ok((digest, r.u32()?, r.u32()?))
 }
 
-pub(super) fn read_digest(r: &mut Reader<'_>) -> Result<Digest, Error> {
+pub(super) fn read_digest(r: &mut CborReader<'_>) -> Result<Digest, Error> {
     let bytes = r.bytes()?;
     Digest::from_slice(bytes).ok_or_else(|| r.wrong("a digest that is not 32 bytes"))
 }
 
-/// A stretch of a file.
+/// A part of a file: a chunk or a hole.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Extent {
-    /// Bytes that are stored.
+    /// Stored data.
     Chunk(ChunkRef),
-    /// Zeros that no disk block stood for.
+    /// A hole (unallocated zeros) of this many bytes.
     Hole(u64),
 }
 
 impl Extent {
-    /// Bytes of the file that it covers.
+    /// The number of bytes of the file in this extent.
     pub fn length(&self) -> u64 {
         match self {
             Extent::Chunk(chunk) => chunk.length.into(),
@@ -128,7 +128,7 @@ impl Extent {
         }
     }
 
-    pub(super) fn write(&self, w: &mut Writer) {
+    pub(super) fn write(&self, w: &mut CborWriter) {
         match self {
             Extent::Chunk(chunk) => {
                 chunk.write(w.array(4));
@@ -139,7 +139,7 @@ impl Extent {
         }
     }
 
-    pub(super) fn read(r: &mut Reader<'_>, table: usize) -> Result<Self, Error> {
+    pub(super) fn read(r: &mut CborReader<'_>, table: usize) -> Result<Self, Error> {
         if r.at_integer() {
             return match r.uint()? {
                 0 => Err(r.wrong("an empty hole")),
@@ -151,136 +151,137 @@ impl Extent {
     }
 }
 
-/// A node of a long extent list, and how much of the file it covers.
+/// A reference to a node of a long extent list.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct NodeRef {
-    /// Bytes of the file below this node.
+    /// The number of bytes of the file below this node.
     pub covers: u64,
-    /// Where the node lies.
+    /// The node's chunk.
     pub node: ChunkRef,
 }
 
 impl NodeRef {
-    pub(super) fn write(&self, w: &mut Writer) {
+    pub(super) fn write(&self, w: &mut CborWriter) {
         self.node.write(w.array(5).uint(self.covers));
     }
 
-    pub(super) fn read(r: &mut Reader<'_>, table: usize) -> Result<Self, Error> {
+    pub(super) fn read(r: &mut CborReader<'_>, table: usize) -> Result<Self, Error> {
         r.array_of(5)?;
         let covers = r.uint()?;
         if covers == 0 {
-            return Err(r.wrong("a node of extents that covers nothing"));
+            return Err(r.wrong("a node without extents"));
         }
         Ok(NodeRef { covers, node: ChunkRef::read(r, table)? })
     }
 }
 
-/// What lies below a directory.
+/// The content of a directory.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub struct Subtree {
-    /// Entries below it at any depth; the directory itself does not count.
+    /// The number of entries below the directory at any depth, without the directory itself.
     pub below: u64,
-    /// The directory's top node; none when it is empty.
+    /// The directory's top node; `None` if it is empty.
     pub node: Option<ChunkRef>,
 }
 
-/// What an entry holds.
+/// The content of an entry.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Content {
-    /// Nothing: an empty file, or an entry that has no content.
+    /// An empty file, or an entry of a type without content.
     Empty,
-    /// A file that is one chunk.
+    /// A file with one chunk.
     Chunk(ChunkRef),
-    /// A file of several chunks and holes, listed here.
+    /// A file with several chunks or holes, all listed here.
     Extents {
         /// The file's digest; see [`ContentHasher`](super::ContentHasher).
         digest: Digest,
-        /// The stretches in order; their lengths add up to the file's size.
+        /// The extents in order. Their lengths add up to the file's size.
         extents: Vec<Extent>,
     },
-    /// A file of more chunks than one node lists.
+    /// A file with too many extents for one node.
     Nodes {
         /// The file's digest; see [`ContentHasher`](super::ContentHasher).
         digest: Digest,
-        /// How many levels of extent indexes stand above the extents; 0: these nodes hold extents.
+        /// The number of levels of extent indexes between these references and the extents; 0 if these nodes contain
+        /// extents.
         depth: u8,
-        /// The nodes in order; what they cover adds up to the file's size.
+        /// The nodes in order. The bytes that they cover add up to the file's size.
         nodes: Vec<NodeRef>,
-        /// Bytes of the holes among the extents, so that nobody needs to go through them to know. A writer may leave
-        /// it 0; no reader of content relies on it.
+        /// The total size of the holes in bytes, known without reading the nodes. Optional: writers may store 0, and
+        /// readers of the content must not rely on it.
         holes: u64,
     },
-    /// A symbolic link's target.
+    /// The target of a symbolic link.
     Target(Vec<u8>),
-    /// A directory's entries.
+    /// The entries of a directory.
     Directory(Subtree),
-    /// A device's number, as (major, minor).
+    /// A device number (major, minor).
     Device(u32, u32),
 }
 
-/// One of several names of the same file.
+/// The link id and link count of a file with several names.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct HardLink {
-    /// The same in all entries of a snapshot that are the same file; below 2^32. Entries that have it in common may
-    /// still differ: see [`Entry::inode_digest`].
+    /// The same for all entries of a snapshot that are the same file; below 2^32. Entries with the same id may still
+    /// differ: see [`Entry::inode_digest`].
     pub id: u64,
-    /// How many names the file had, inside or outside of the snapshot.
+    /// The number of names of the file, inside and outside of the snapshot.
     pub count: u32,
 }
 
 impl HardLink {
-    /// Ids are below this, so that they fit into inode numbers next to a snapshot's number and a part of a digest.
+    /// Upper bound of ids, exclusive. Mount inode numbers have room for an id, a snapshot number and a part of a digest.
     pub const ID_LIMIT: u64 = 1 << 32;
 }
 
-/// Name and value of an extended attribute.
+/// The name and value of an extended attribute.
 pub type Xattr = (Vec<u8>, Vec<u8>);
 
 /// One entry of a directory.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Entry {
-    /// The name, any bytes but `/` and NUL.
+    /// The name: any bytes except `/` and NUL.
     pub name: Vec<u8>,
-    /// What it is.
+    /// The type.
     pub kind: Kind,
     /// Permission, set-id and sticky bits (07777).
     pub mode: u32,
-    /// The owner's number.
+    /// The numeric user id.
     pub uid: u32,
-    /// The group's number.
+    /// The numeric group id.
     pub gid: u32,
-    /// When the content was last changed.
+    /// The time of the last change of the content.
     pub mtime: Timestamp,
-    /// Bytes of a file; the length of a link's target; otherwise 0.
+    /// The size of a file or of a link's target in bytes; otherwise 0.
     pub size: u64,
-    /// What it holds.
+    /// The content; its variant matches `kind`.
     pub content: Content,
     /// Set if the file has other names.
     pub link: Option<HardLink>,
-    /// Extended attributes, in order of their names.
+    /// The extended attributes, sorted by name.
     pub xattrs: Vec<Xattr>,
-    /// Set bits of [`Entry::CHANGED`] and [`Entry::UNPRIVILEGED`].
+    /// Bits of [`Entry::CHANGED`] and [`Entry::UNPRIVILEGED`].
     pub flags: u64,
-    /// Set bits of [`Entry::INODE_FLAGS`].
+    /// Bits of [`Entry::INODE_FLAGS`].
     pub inode_flags: u32,
 }
 
 impl Subtree {
-    /// Entries below a directory, and ranks that a segment takes, are below this: ranks fit into inode numbers
-    /// beside a snapshot's number, and no sum of them in a node overflows.
+    /// Upper bound, exclusive, of the number of entries below a directory and of the span of a segment. Mount inode numbers
+    /// have room for a rank and a snapshot number, and no sum of them in a node overflows.
     pub const LIMIT: u64 = 1 << 40;
 }
 
 impl Entry {
-    /// The file changed while it was read: what is stored may mix two states of it.
+    /// The file changed while it was read; the stored content may mix two states.
     pub const CHANGED: u64 = 1;
-    /// The entry has set-id bits, file capabilities or a device number, and the mount it was read from ignored them
-    /// (`nosuid`, `nodev`, or a FUSE mount of an ordinary user). Recreating them gives them an effect that they did
-    /// not have on the source. Set only on entries to which it makes a difference, never on a directory.
+    /// The entry has set-id bits, file capabilities or a device number, but the mount that it was read from ignored them
+    /// (`nosuid`, `nodev`, or a FUSE mount of an ordinary user). Restoring them would give them an effect that they did not
+    /// have on the source. Set only if there are any, never on directories.
     pub const UNPRIVILEGED: u64 = 2;
 
-    /// Inode flags that are kept, numbered as in Linux's `FS_IOC_GETFLAGS`: those that somebody set with
-    /// `chattr`, and that say nothing of how one file system stores a file.
+    /// The inode flags that are stored, with the values of Linux's `FS_IOC_GETFLAGS`: those that users set with `chattr`
+    /// and that do not depend on the file system's storage.
     pub const INODE_FLAGS: u32 = Entry::SYNCHRONOUS
         | Entry::IMMUTABLE
         | Entry::APPEND_ONLY
@@ -290,35 +291,35 @@ impl Entry {
         | Entry::TOP_DIR
         | Entry::NO_COW
         | Entry::PROJECT_INHERIT;
-    /// `chattr +S`: changes are written at once.
+    /// `chattr +S`: synchronous updates.
     pub const SYNCHRONOUS: u32 = 0x8;
-    /// `chattr +i`: nobody may change it.
+    /// `chattr +i`: immutable.
     pub const IMMUTABLE: u32 = 0x10;
-    /// `chattr +a`: it may only grow.
+    /// `chattr +a`: append only.
     pub const APPEND_ONLY: u32 = 0x20;
-    /// `chattr +d`: backups may leave it out.
+    /// `chattr +d`: backups may omit it.
     pub const NO_DUMP: u32 = 0x40;
-    /// `chattr +A`: reading leaves no time.
+    /// `chattr +A`: no updates of the access time.
     pub const NO_ATIME: u32 = 0x80;
-    /// `chattr +D`: changes to the directory are written at once.
+    /// `chattr +D`: synchronous directory updates.
     pub const DIR_SYNC: u32 = 0x1_0000;
-    /// `chattr +T`: the directories in it have nothing to do with each other.
+    /// `chattr +T`: the subdirectories are unrelated (top of a directory hierarchy).
     pub const TOP_DIR: u32 = 0x2_0000;
-    /// `chattr +C`: written in place.
+    /// `chattr +C`: no copy on write.
     pub const NO_COW: u32 = 0x80_0000;
-    /// `chattr +P`: what is made in it belongs to the same project.
+    /// `chattr +P`: new entries inherit the project id.
     pub const PROJECT_INHERIT: u32 = 0x2000_0000;
 
-    /// Most bytes of names and values of extended attributes that a writer keeps of one entry: a node must
-    /// have room for it.
+    /// The most bytes of extended attributes (names and values) that a writer stores for one entry, so that the entry fits
+    /// into a node.
     pub const XATTRS_MAX: usize = 384 << 10;
 
-    /// Bits of the mode that let a program run with the rights of its owner or group.
+    /// The set-user-id and set-group-id bits of the mode.
     pub const SET_ID: u32 = 0o6000;
-    /// The extended attribute that holds file capabilities.
+    /// The extended attribute for file capabilities.
     pub const CAPABILITIES: &[u8] = b"security.capability";
 
-    /// How many places of a preorder walk the entry takes: itself and what is below it.
+    /// The number of entries in a preorder walk of this entry: itself and everything below it.
     pub fn span(&self) -> u64 {
         match &self.content {
             Content::Directory(subtree) => subtree.below.saturating_add(1),
@@ -326,31 +327,30 @@ impl Entry {
         }
     }
 
-    /// A digest of everything that the names of one file share: all fields but the name, and where chunks are stored.
+    /// Returns a digest of the inode: all fields except the name and the location of chunks.
     ///
-    /// Names with one link id belong to one file only if this is equal.
+    /// Entries with the same link id are the same file only if this digest is equal.
     pub fn inode_digest(&self) -> Digest {
         let mut inode = Entry { name: Vec::new(), ..self.clone() };
         for chunk in inode.chunk_refs_mut() {
             (chunk.block, chunk.start) = (0, 0);
         }
-        let mut encoded = Writer::default();
+        let mut encoded = CborWriter::default();
         inode.write(&mut encoded);
         Digest::of(&encoded.finish())
     }
 
-    /// The same, but for content only its digest: names whose content was cut or stored at different times have it in
-    /// common, too. For readers that compare what they read with the digest.
+    /// Like [`Entry::inode_digest`], but with only the digest of the content, so it does not depend on how the content was
+    /// split into chunks. For readers that verify the content's digest.
     pub fn file_digest(&self) -> Digest {
-        let mut w = Writer::default();
+        let mut w = CborWriter::default();
         let inode = Entry { name: Vec::new(), content: Content::Empty, xattrs: self.xattrs.clone(), ..*self };
         inode.write(&mut w);
         w.bytes(&self.content_digest().0);
         Digest::of(&w.finish())
     }
 
-    /// Whether it has what [`Entry::UNPRIVILEGED`] is about: set-id bits or file capabilities of a file, or a device
-    /// number.
+    /// Whether [`Entry::UNPRIVILEGED`] may apply: it is a file with set-id bits or capabilities, or a device.
     pub fn has_privileges(&self) -> bool {
         match self.kind {
             Kind::File => self.mode & 0o6000 != 0 || self.xattrs.iter().any(|(name, _)| name == b"security.capability"),
@@ -359,10 +359,10 @@ impl Entry {
         }
     }
 
-    /// A digest of kind, size and content of anything but a directory: two entries of which it is the same hold the
-    /// same, wherever that is stored.
+    /// Returns a digest of type, size and content, independent of where the content is stored. Not for directories, whose
+    /// entries it does not include.
     pub fn content_digest(&self) -> Digest {
-        let mut w = Writer::default();
+        let mut w = CborWriter::default();
         w.uint(self.kind.code()).uint(self.size);
         match &self.content {
             Content::Chunk(chunk) => w.bytes(&chunk.digest.0),
@@ -374,7 +374,7 @@ impl Entry {
         Digest::of(&w.finish())
     }
 
-    /// Bytes of holes of a file whose extents are listed elsewhere.
+    /// The total size of the holes of a [`Content::Nodes`] in bytes, otherwise 0.
     fn holes(&self) -> u64 {
         match self.content {
             Content::Nodes { holes, .. } => holes,
@@ -382,7 +382,7 @@ impl Entry {
         }
     }
 
-    /// Every reference to a chunk that stands in the entry itself.
+    /// Returns all chunk references in the entry itself.
     pub fn chunk_refs_mut(&mut self) -> Vec<&mut ChunkRef> {
         match &mut self.content {
             Content::Chunk(chunk) => vec![chunk],
@@ -399,7 +399,7 @@ impl Entry {
         }
     }
 
-    pub(super) fn write(&self, w: &mut Writer) {
+    pub(super) fn write(&self, w: &mut CborWriter) {
         let content = match &self.content {
             Content::Empty => 0,
             _ => 1,
@@ -470,9 +470,9 @@ impl Entry {
         }
     }
 
-    /// Reads an entry. `table` is the number of blocks in the node's table; `root` allows the empty name
-    /// that a snapshot's root has.
-    pub(super) fn read(r: &mut Reader<'_>, table: usize, root: bool) -> Result<Self, Error> {
+    /// Reads an entry. `table` is the number of blocks in the node's table. `root` allows an empty name, for the root of a
+    /// snapshot.
+    pub(super) fn read(r: &mut CborReader<'_>, table: usize, root: bool) -> Result<Self, Error> {
         let mut name = None;
         let mut kind = None;
         let (mut mode, mut uid, mut gid) = (None, None, None);
@@ -491,7 +491,7 @@ impl Entry {
                 4 => gid = Some(r.u32()?),
                 5 => mtime = Some(Timestamp::read(r)?),
                 6 => size = r.uint()?,
-                7..=12 if content.is_some() => return Err(r.wrong("an entry with two contents")),
+                7..=12 if content.is_some() => return Err(r.wrong("an entry with several contents")),
                 7..=12 => content = Some(read_content(r, key, size, table)?),
                 13 => link = Some(read_link(r)?),
                 14 => xattrs = read_xattrs(r)?,
@@ -499,7 +499,7 @@ impl Entry {
                 16 => inode_flags = r.u32()? & Entry::INODE_FLAGS,
                 17 => match (r.uint()?, &mut content) {
                     (found, Some(Content::Nodes { holes, .. })) if found <= size => *holes = found,
-                    _ => return Err(r.wrong("holes of more than the file, or of no list of nodes")),
+                    _ => return Err(r.wrong("holes that exceed the file, or without a list of nodes")),
                 },
                 _ => return Ok(false),
             }
@@ -509,7 +509,7 @@ impl Entry {
         let content = content.unwrap_or(Content::Empty);
         let name = r.need("name", name)?;
         if !(is_name(name) || root && name.is_empty()) {
-            return Err(r.wrong(format!("the name {:?}", String::from_utf8_lossy(name))));
+            return Err(r.wrong(format!("invalid name {:?}", String::from_utf8_lossy(name))));
         }
         let mode = r.need("mode", mode)?;
         let fits = match (&content, kind) {
@@ -523,7 +523,7 @@ impl Entry {
         };
         let linked = link.is_some() && kind == Kind::Directory;
         if !fits || linked || mode > 0o7777 {
-            return Err(r.wrong("an entry whose kind, size, mode, links and content do not go together"));
+            return Err(r.wrong("an entry with contradicting type, size, mode, links or content"));
         }
         if let Content::Target(target) = &content {
             size = target.len() as u64;
@@ -545,7 +545,7 @@ impl Entry {
     }
 }
 
-/// Whether `name` may stand in a directory: what a hostile repository would like to hand to `open`.
+/// Whether `name` is valid for a directory entry. Names from a hostile repository must not escape from the directory.
 pub fn is_name(name: &[u8]) -> bool {
     !name.is_empty()
         && name.len() <= NAME_MAX
@@ -554,11 +554,11 @@ pub fn is_name(name: &[u8]) -> bool {
         && !name.iter().any(|byte| matches!(byte, b'/' | 0))
 }
 
-fn read_content(r: &mut Reader<'_>, key: u64, size: u64, table: usize) -> Result<Content, Error> {
+fn read_content(r: &mut CborReader<'_>, key: u64, size: u64, table: usize) -> Result<Content, Error> {
     match key {
         7 => {
             r.array_of(3)?;
-            let (digest, block, start) = read_place(r)?;
+            let (digest, block, start) = read_location(r)?;
             let length = u32::try_from(size).map_err(|_| r.wrong("a chunk longer than a block"))?;
             let chunk = ChunkRef { digest, block, start, length }.checked(r, table)?;
             Ok(Content::Chunk(chunk))
@@ -584,21 +584,21 @@ fn read_content(r: &mut Reader<'_>, key: u64, size: u64, table: usize) -> Result
         }
         10 => match r.bytes()? {
             target if target.is_empty() || target.len() > TARGET_MAX || target.contains(&0) => {
-                Err(r.wrong("a link target that is empty, too long or holds a NUL"))
+                Err(r.wrong("a link target that is empty, too long or contains a NUL"))
             }
             target => Ok(Content::Target(target.to_vec())),
         },
         11 => match r.array()? {
             1 if r.uint()? == 0 => Ok(Content::Directory(Subtree::default())),
             5 => {
-                let below = read_ranks(r)?;
+                let below = read_entry_count(r)?;
                 if below == 0 {
-                    return Err(r.wrong("a node of an empty directory"));
+                    return Err(r.wrong("an empty directory with a node"));
                 }
                 let node = ChunkRef::read(r, table)?;
                 Ok(Content::Directory(Subtree { below, node: Some(node) }))
             }
-            _ => Err(r.wrong("a subtree of neither one nor five items")),
+            _ => Err(r.wrong("a subtree with neither one nor five items")),
         },
         _ => {
             r.array_of(2)?;
@@ -607,8 +607,8 @@ fn read_content(r: &mut Reader<'_>, key: u64, size: u64, table: usize) -> Result
     }
 }
 
-/// A number of entries or ranks.
-pub(super) fn read_ranks(r: &mut Reader<'_>) -> Result<u64, Error> {
+/// Reads a number of entries.
+pub(super) fn read_entry_count(r: &mut CborReader<'_>) -> Result<u64, Error> {
     match r.uint()? {
         found if found >= Subtree::LIMIT => {
             Err(Error::TooLarge { what: "number of entries", found, limit: Subtree::LIMIT - 1 })
@@ -617,41 +617,41 @@ pub(super) fn read_ranks(r: &mut Reader<'_>) -> Result<u64, Error> {
     }
 }
 
-/// Checks that the lengths of parts add up to the whole.
-pub(super) fn check_sum(r: &Reader<'_>, whole: u64, parts: impl Iterator<Item = u64>) -> Result<(), Error> {
+/// Checks that the sizes of parts add up to the whole.
+pub(super) fn check_sum(r: &CborReader<'_>, whole: u64, parts: impl Iterator<Item = u64>) -> Result<(), Error> {
     let sum = parts.into_iter().try_fold(0u64, u64::checked_add);
-    match sum == Some(whole) {
-        true => Ok(()),
-        false => Err(r.wrong(format!("parts that do not add up to {whole}"))),
+    if sum != Some(whole) {
+        return Err(r.wrong(format!("extents that do not add up to {whole} bytes")));
     }
+    Ok(())
 }
 
-fn read_link(r: &mut Reader<'_>) -> Result<HardLink, Error> {
+fn read_link(r: &mut CborReader<'_>) -> Result<HardLink, Error> {
     r.array_of(2)?;
     let link = HardLink { id: r.uint()?, count: r.u32()? };
-    match link {
-        HardLink { id, .. } if id >= HardLink::ID_LIMIT => Err(r.wrong("a hard-link id that is too large")),
-        link => Ok(link),
+    if link.id >= HardLink::ID_LIMIT {
+        return Err(r.wrong("a hard-link id that is too large"));
     }
+    Ok(link)
 }
 
-/// Most extended attributes of an entry. Linux lists at most 64 KiB of names, which is fewer.
+/// The most extended attributes of an entry. Linux lists at most 64 KiB of names, so it allows fewer.
 const XATTRS: usize = 16_384;
 
-fn read_xattrs(r: &mut Reader<'_>) -> Result<Vec<Xattr>, Error> {
+fn read_xattrs(r: &mut CborReader<'_>) -> Result<Vec<Xattr>, Error> {
     let items = r.array()?;
     if items % 2 != 0 {
         return Err(r.wrong("an extended attribute without a value"));
     }
     let mut xattrs: Vec<Xattr> = Vec::new();
     if items / 2 > XATTRS {
-        return Err(r.wrong("more extended attributes than there can be"));
+        return Err(r.wrong("too many extended attributes"));
     }
     for _ in 0..items / 2 {
         let (name, value) = (r.bytes()?, r.bytes()?);
         let follows = xattrs.last().is_none_or(|(last, _)| last.as_slice() < name);
         if name.is_empty() || name.contains(&0) || !follows {
-            return Err(r.wrong("the name of an extended attribute is empty, out of order or holds a NUL"));
+            return Err(r.wrong("the name of an extended attribute is empty, out of order or contains a NUL"));
         }
         xattrs.push((name.to_vec(), value.to_vec()));
     }

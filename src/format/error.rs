@@ -1,46 +1,46 @@
-//! What can be wrong with bytes.
+//! Errors of encoding and decoding.
 
-/// Bytes that are not what the format says.
+/// Data that does not conform to the format, or cannot be encoded.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
-    /// CBOR that does not parse, or is not of the grammar.
+    /// The bytes are not valid CBOR or do not follow the grammar.
     #[error("malformed {what}: {why}")]
     Malformed {
         /// The structure being read.
         what: &'static str,
-        /// What was found or missing.
+        /// The reason.
         why: String,
     },
-    /// A number above what the format allows; refused before memory is taken.
+    /// A number exceeds a limit of the format. Reported before memory is allocated.
     #[error("{what} of {found} is above the limit of {limit}")]
     TooLarge {
-        /// What is too large.
+        /// The quantity.
         what: &'static str,
         /// The value found.
         found: u64,
-        /// The most that the format allows.
+        /// The limit.
         limit: u64,
     },
-    /// A zstd frame that does not decode to what it announces.
-    #[error("block does not decompress: {0}")]
+    /// The block is not a single zstd frame of the announced size.
+    #[error("cannot decompress the block: {0}")]
     Decompress(String),
-    /// zstd refused to compress (out of memory, or a level it does not know).
+    /// zstd failed to compress (out of memory, or an unknown level).
     #[error("cannot compress a block: {0}")]
     Compress(std::io::Error),
-    /// A signed document that speaks of another place than where it was found.
-    #[error("the document says {field} {found}, but {expected} was expected: it was moved, renamed or forged")]
+    /// A signed document belongs to another repository or another object.
+    #[error("the document has {field} {found}, but {expected} was expected: it was moved, renamed or forged")]
     Mismatch {
         /// The field that differs.
         field: &'static str,
-        /// What the document says.
+        /// Its value in the document.
         found: String,
-        /// What its place says.
+        /// The value expected from the object's name and repository.
         expected: String,
     },
 }
 
 impl Error {
-    /// A [`Error::Malformed`] in few words.
+    /// Makes an [`Error::Malformed`].
     pub(super) fn malformed(what: &'static str, why: impl ToString) -> Self {
         Error::Malformed { what, why: why.to_string() }
     }

@@ -12,18 +12,18 @@ use super::Error;
 pub struct Digest(pub [u8; 32]);
 
 impl Digest {
-    /// The digest of `bytes`.
+    /// Computes the digest of `bytes`.
     pub fn of(bytes: &[u8]) -> Self {
         Digest(*blake3::hash(bytes).as_bytes())
     }
 
-    /// The first eight bytes as a number, for tables that are keyed by integers.
+    /// The first eight bytes as an integer, for database keys.
     pub fn head(&self) -> i64 {
         let [a, b, c, d, e, f, g, h, ..] = self.0;
         i64::from_be_bytes([a, b, c, d, e, f, g, h])
     }
 
-    /// A digest out of exactly 32 bytes.
+    /// Makes a digest from exactly 32 bytes.
     pub fn from_slice(bytes: &[u8]) -> Option<Self> {
         bytes.try_into().ok().map(Digest)
     }
@@ -47,7 +47,7 @@ impl fmt::Debug for Digest {
     }
 }
 
-/// An identifier that is a random UUID.
+/// Defines an identifier that is a UUID.
 macro_rules! uuid_id {
     ($(#[$doc:meta])* $name:ident, $what:literal) => {
         $(#[$doc])*
@@ -55,17 +55,17 @@ macro_rules! uuid_id {
         pub struct $name(Uuid);
 
         impl $name {
-            /// A new random identifier.
+            /// Generates a random identifier.
             pub fn random() -> Self {
                 $name(Uuid::new_v4())
             }
 
-            /// The identifier's 16 bytes, as they stand in CBOR.
+            /// The identifier's 16 bytes, as encoded in CBOR.
             pub fn as_bytes(&self) -> &[u8; 16] {
                 self.0.as_bytes()
             }
 
-            /// The identifier of exactly 16 bytes.
+            /// Makes an identifier from exactly 16 bytes.
             pub fn from_slice(bytes: &[u8]) -> Result<Self, Error> {
                 Uuid::from_slice(bytes).map($name).map_err(|e| Error::malformed($what, e))
             }
@@ -81,7 +81,7 @@ macro_rules! uuid_id {
             type Err = Error;
             fn from_str(text: &str) -> Result<Self, Error> {
                 let id = Uuid::try_parse(text).map_err(|e| Error::malformed($what, e))?;
-                // One spelling only, so that a name cannot stand for two objects.
+                // Accept only one spelling, so that two object names cannot have the same id.
                 if id.to_string() != text {
                     return Err(Error::malformed($what, "not in lower case with hyphens"));
                 }
@@ -92,51 +92,51 @@ macro_rules! uuid_id {
 }
 
 uuid_id!(
-    /// Names a repository; every signed document repeats it.
+    /// Identifies a repository. Part of every signed document.
     RepositoryId,
     "repository id"
 );
 uuid_id!(
-    /// Names a pack. Its first half is random, so that nothing has to be known before its first byte is written. The
-    /// second half marks it as a pack of its run: see [`PackId::of_run`].
+    /// Identifies a pack. The first half is random, so that it does not depend on the content. The second half marks the
+    /// pack as one of its run: see [`PackId::of_run`].
     PackId,
     "pack id"
 );
 uuid_id!(
-    /// Names a source without saying what it is.
+    /// Identifies a source without revealing its name.
     SourceId,
     "source id"
 );
 uuid_id!(
-    /// Names any other object that is written once: index, sums, secrets.
+    /// Identifies an index, sums or secrets object.
     ObjectId,
     "object id"
 );
 uuid_id!(
-    /// Names one catalog, that is, one writer of a repository.
+    /// Identifies a catalog, and so a writer of a repository.
     CatalogId,
     "catalog id"
 );
 
 uuid_id!(
-    /// Names one run that writes, so that it is known again and not taken for another one of its number.
+    /// Identifies a writing run, also among runs with the same number.
     RunId,
     "run id"
 );
 
 impl PackId {
-    /// A new identifier for a pack that `run` writes. It looks random to everyone who does not know the run's id.
+    /// Generates an identifier for a pack of `run`. It looks random without the run's id.
     pub fn of_run(run: RunId) -> Self {
         PackId(marked(*Uuid::new_v4().as_bytes(), run))
     }
 
-    /// Whether `run` made this identifier.
+    /// Whether this identifier was generated for `run`.
     pub fn is_of_run(&self, run: RunId) -> bool {
         marked(*self.as_bytes(), run) == self.0
     }
 }
 
-/// A version 4 UUID with the first half of `bytes`, and a second half that follows from that and the run.
+/// Returns a version 4 UUID with the first half of `bytes`, and a second half derived from that and the run.
 fn marked(mut bytes: [u8; 16], run: RunId) -> Uuid {
     let (head, tail) = bytes.split_at_mut(8);
     let mut hasher = blake3::Hasher::new_derive_key("brackfs 2026-11-28 packs of a run");
@@ -145,24 +145,24 @@ fn marked(mut bytes: [u8; 16], run: RunId) -> Uuid {
     uuid::Builder::from_random_bytes(bytes).into_uuid()
 }
 
-/// Names a snapshot: eight random bytes, written as 16 hexadecimal digits.
+/// Identifies a snapshot: eight random bytes, written as 16 hexadecimal digits.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
 pub struct SnapshotId(pub [u8; 8]);
 
 impl SnapshotId {
-    /// A new random identifier.
+    /// Generates a random identifier.
     pub fn random() -> Self {
         let [a, b, c, d, e, f, g, h, ..] = *Uuid::new_v4().as_bytes();
         // A version 4 UUID fixes four bits of byte 6; the other 60 are random.
         SnapshotId([a, b, c, d, e, f, g, h])
     }
 
-    /// The identifier of exactly 8 bytes.
+    /// Makes an identifier from exactly 8 bytes.
     pub fn from_slice(bytes: &[u8]) -> Result<Self, Error> {
         bytes.try_into().map(SnapshotId).map_err(|_| Error::malformed("snapshot id", "not 8 bytes"))
     }
 
-    /// The first eight digits, enough to tell snapshots apart by eye.
+    /// The first eight digits, as shown to users.
     pub fn short(&self) -> String {
         self.to_string().chars().take(8).collect()
     }
@@ -192,7 +192,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_run_knows_its_packs_and_no_others() {
+    fn a_run_recognizes_only_its_own_packs() {
         let [run, other] = [RunId::random(), RunId::random()];
         for _ in 0..100 {
             let pack = PackId::of_run(run);

@@ -1,27 +1,27 @@
-//! Indexes: what a commit added to a repository, or a part of it.
+//! Indexes: the packs and blocks that a commit added to a repository, or a part of them.
 //!
-//! No reader needs them: references in trees are direct. They let the host rebuild a lost catalog, and
-//! say which blocks a snapshot uses, so that old data can be deleted without the owner's key.
+//! Readers do not need indexes, since trees refer to blocks directly. The host uses them to rebuild a lost catalog, and to
+//! find the blocks used by a snapshot, so that old data can be deleted without the owner's key.
 
 use super::Error;
-use super::cbor::{Reader, Writer};
+use super::cbor::{CborReader, CborWriter};
 use super::document::{DocumentKind, Header};
 use super::entry::read_digest;
 use super::id::{Digest, ObjectId, PackId, RepositoryId};
 use super::name::{self, SnapshotName};
 use super::source::is_source_name;
 
-/// What a pack holds.
+/// The kind of data in a pack.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum PackKind {
-    /// Content of files.
+    /// File content.
     Data,
-    /// Nodes of trees.
+    /// Tree nodes.
     Tree,
 }
 
 impl PackKind {
-    /// The number that stands for it in the format.
+    /// The kind's number in the format.
     pub fn code(self) -> u64 {
         match self {
             PackKind::Data => 0,
@@ -29,7 +29,7 @@ impl PackKind {
         }
     }
 
-    /// The kind that a number stands for.
+    /// Returns the kind with this number.
     pub fn from_code(code: u64) -> Option<Self> {
         match code {
             0 => Some(PackKind::Data),
@@ -42,63 +42,63 @@ impl PackKind {
 /// A block in an index.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct IndexedBlock {
-    /// Bytes as stored. Blocks lie one after the other, so offsets are sums of lengths.
+    /// The stored size in bytes. Blocks are contiguous, so the sum of earlier lengths is a block's offset.
     pub length: u32,
-    /// The chunks that it holds, one after the other, with their lengths.
+    /// The block's chunks in order, with their lengths in bytes of plaintext.
     pub chunks: Vec<(Digest, u32)>,
 }
 
 /// A pack in an index.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct IndexedPack {
-    /// Its id.
+    /// The pack's id.
     pub id: PackId,
-    /// What it holds.
+    /// The kind of data in it.
     pub kind: PackKind,
-    /// The digest of the pack as stored.
+    /// The digest of the stored pack.
     pub digest: Digest,
-    /// All of its blocks in order.
+    /// All blocks of the pack in order.
     pub blocks: Vec<IndexedBlock>,
 }
 
 impl IndexedPack {
-    /// Bytes of the pack.
+    /// The size of the pack in bytes.
     pub fn length(&self) -> u64 {
         self.blocks.iter().map(|block| u64::from(block.length)).fold(0, u64::saturating_add)
     }
 }
 
-/// Blocks of one pack, as runs of (first, count).
+/// Blocks of one pack, as runs of (index of the first block, number of blocks).
 pub type BlockRuns = Vec<(u32, u32)>;
 
-/// A snapshot, as far as the host needs to know it, and the blocks that it uses as the difference to another one. Of what
-/// it holds nothing is said here: that is for the owner.
+/// The blocks that a snapshot uses, as the difference to another snapshot, and its statistics. The host can read this, so
+/// it contains nothing about the snapshot's content.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct SnapshotBlocks {
     /// The snapshot.
     pub snapshot: SnapshotName,
-    /// Its source's name.
+    /// The source's name.
     pub source: String,
-    /// Its files.
+    /// The number of regular files.
     pub files: u64,
-    /// Their sizes added up.
+    /// The total size of the files in bytes.
     pub bytes: u64,
-    /// Bytes that it added.
+    /// The number of bytes that the backup added to packs.
     pub stored_bytes: u64,
-    /// The snapshot that the difference starts from; none: from nothing.
+    /// The snapshot that the difference is relative to. If it is `None`, `added` lists all blocks.
     pub base: Option<SnapshotName>,
-    /// Blocks that it uses beside the base's.
+    /// The blocks used by this snapshot but not by the base.
     pub added: Vec<(PackId, BlockRuns)>,
-    /// Blocks of the base that it does not use.
+    /// The blocks used by the base but not by this snapshot.
     pub removed: Vec<(PackId, BlockRuns)>,
 }
 
-/// What a commit added, or a part of it.
+/// An index document.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct Index {
-    /// New packs.
+    /// The new packs.
     pub packs: Vec<IndexedPack>,
-    /// The snapshot that the commit was made for, if it is the last of a backup.
+    /// The finished snapshot; only in the last commit of a backup.
     pub snapshot: Option<SnapshotBlocks>,
 }
 
@@ -107,7 +107,7 @@ impl Index {
         Header { repository, kind: DocumentKind::Index, name: name::index(id) }
     }
 
-    /// The document's bytes.
+    /// Encodes the document.
     pub fn encode(&self, repository: RepositoryId, id: ObjectId) -> Vec<u8> {
         let mut w = Index::header(repository, id).begin(1 + usize::from(self.snapshot.is_some()));
         w.uint(3).array(self.packs.len());
@@ -127,7 +127,7 @@ impl Index {
         w.finish()
     }
 
-    /// Reads the index found under `id`.
+    /// Decodes the index with this `id`.
     pub fn decode(repository: RepositoryId, id: ObjectId, bytes: &[u8]) -> Result<Self, Error> {
         let mut index = Index::default();
         Index::header(repository, id).read(bytes, |r, key| {
@@ -143,7 +143,7 @@ impl Index {
                     let (added, removed) = (read_runs(r)?, read_runs(r)?);
                     let source = r.text()?.to_owned();
                     if !is_source_name(&source) {
-                        return Err(r.wrong(format!("the source name {source:?}")));
+                        return Err(r.wrong(format!("invalid source name {source:?}")));
                     }
                     let (files, bytes, stored_bytes) = (r.uint()?, r.uint()?, r.uint()?);
                     let blocks = SnapshotBlocks { snapshot, source, files, bytes, stored_bytes, base, added, removed };
@@ -158,18 +158,18 @@ impl Index {
 }
 
 impl IndexedBlock {
-    /// A block is its length, then digest and length of each chunk.
-    fn write(&self, w: &mut Writer) {
+    /// A block is an array of its length, and the digest and length of each chunk.
+    fn write(&self, w: &mut CborWriter) {
         w.array(1 + 2 * self.chunks.len()).uint(self.length.into());
         for (digest, length) in &self.chunks {
             w.bytes(&digest.0).uint((*length).into());
         }
     }
 
-    fn read(r: &mut Reader<'_>) -> Result<Self, Error> {
+    fn read(r: &mut CborReader<'_>) -> Result<Self, Error> {
         let items = r.array()?;
         if items % 2 == 0 {
-            return Err(r.wrong("a list of chunks that is cut off"));
+            return Err(r.wrong("truncated list of chunks"));
         }
         let length = r.u32()?;
         let chunks = (0..items / 2).map(|_| Ok((read_digest(r)?, r.u32()?))).collect::<Result<_, Error>>()?;
@@ -177,7 +177,7 @@ impl IndexedBlock {
     }
 }
 
-fn read_pack(r: &mut Reader<'_>) -> Result<IndexedPack, Error> {
+fn read_pack(r: &mut CborReader<'_>) -> Result<IndexedPack, Error> {
     r.array_of(4)?;
     let id = PackId::from_slice(r.bytes()?)?;
     let kind = PackKind::from_code(r.uint()?);
@@ -187,7 +187,7 @@ fn read_pack(r: &mut Reader<'_>) -> Result<IndexedPack, Error> {
     Ok(IndexedPack { id, kind, digest, blocks })
 }
 
-fn write_runs(w: &mut Writer, packs: &[(PackId, BlockRuns)]) {
+fn write_runs(w: &mut CborWriter, packs: &[(PackId, BlockRuns)]) {
     w.array(packs.len());
     for (pack, runs) in packs {
         w.array(1 + 2 * runs.len()).bytes(pack.as_bytes());
@@ -197,12 +197,12 @@ fn write_runs(w: &mut Writer, packs: &[(PackId, BlockRuns)]) {
     }
 }
 
-fn read_runs(r: &mut Reader<'_>) -> Result<Vec<(PackId, BlockRuns)>, Error> {
+fn read_runs(r: &mut CborReader<'_>) -> Result<Vec<(PackId, BlockRuns)>, Error> {
     (0..r.array()?)
         .map(|_| {
             let items = r.array()?;
             if items % 2 == 0 {
-                return Err(r.wrong("a run of blocks that is cut off"));
+                return Err(r.wrong("truncated run of blocks"));
             }
             let pack = PackId::from_slice(r.bytes()?)?;
             let runs = (0..items / 2).map(|_| read_run(r)).collect::<Result<_, _>>()?;
@@ -211,12 +211,12 @@ fn read_runs(r: &mut Reader<'_>) -> Result<Vec<(PackId, BlockRuns)>, Error> {
         .collect()
 }
 
-fn read_run(r: &mut Reader<'_>) -> Result<(u32, u32), Error> {
+fn read_run(r: &mut CborReader<'_>) -> Result<(u32, u32), Error> {
     let (first, count) = (r.u32()?, r.u32()?);
-    match count > 0 && first.checked_add(count).is_some() {
-        true => Ok((first, count)),
-        false => Err(r.wrong("a run of no blocks, or of more than there can be")),
+    if count == 0 || first.checked_add(count).is_none() {
+        return Err(r.wrong("a run of blocks that is empty or too long"));
     }
+    Ok((first, count))
 }
 
 #[cfg(test)]

@@ -1,17 +1,17 @@
-//! The bytes of repository format 1. Pure: no files, no network, no keys.
+//! Encodes and decodes repository format 1. Uses no files, network or keys.
 //!
 //! - [`id`]: digests and the identifiers of repositories, packs, sources and snapshots
-//! - [`name`]: object names, that is, what lies where in a repository
-//! - [`block`]: zstd frames and the padding that hides their exact length
-//! - [`node`]: trees, the nodes that directories and long extent lists are made of
+//! - [`name`]: object names, which are the layout of a repository
+//! - [`block`]: zstd frames, and padding that hides their exact length
+//! - [`node`]: tree nodes, which directories and long extent lists consist of
 //! - [`entry`]: one file, directory or link in a tree
 //! - [`ContentHasher`]: the digest of a file
-//! - [`document`]: what all signed documents share
+//! - [`document`]: the header of all signed documents
 //! - [`snapshot`], [`index`], [`secrets`], [`generation`], [`source`]: the signed documents
-//! - [`cbor`]: bounded reading and plain writing of CBOR
+//! - [`cbor`]: reading CBOR with limits, and writing it
 //!
-//! `man/brackfs-format.5` describes every byte. Whatever is parsed here came from outside: a length is
-//! checked before memory is taken for it, nesting is fixed by the grammar, and nothing panics.
+//! `man/brackfs-format.5` describes every byte. All input is untrusted: lengths are checked before memory is allocated,
+//! nesting is limited by the grammar, and nothing panics.
 
 pub mod block;
 pub mod cbor;
@@ -34,15 +34,15 @@ pub use error::Error;
 pub use id::{Digest, PackId, RepositoryId, SnapshotId, SourceId};
 pub use node::{BlockLocation, Items, Node, Segment};
 
-/// The format version that this program writes, and the only one it reads.
+/// The only format version that this program writes and reads.
 pub const VERSION: u32 = 1;
 
-/// Most bytes of plaintext in one block, and so of a chunk. Changing it is a change of format.
+/// The largest plaintext of a block, and so of a chunk, in bytes. Changing it changes the format.
 pub const BLOCK_SIZE: usize = 2 << 20;
 
-/// Most bytes of one stored block: a plaintext that does not compress, its frame, padding and OpenPGP
-/// framing for many recipients. Readers refuse to fetch more.
+/// The largest stored block in bytes: incompressible plaintext with its frame, padding and OpenPGP framing for many
+/// recipients. Readers refuse larger blocks.
 pub const SEALED_SIZE: usize = BLOCK_SIZE + BLOCK_SIZE / 4;
 
-/// Most bytes of a signed document (an index is the largest).
+/// The largest signed document in bytes; the largest ones are indexes.
 pub const DOCUMENT_SIZE: usize = 64 << 20;

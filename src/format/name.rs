@@ -1,91 +1,90 @@
-//! Object names: what lies where in a repository.
+//! Object names, which are the layout of a repository.
 
 use super::Error;
 use super::id::{ObjectId, PackId, SnapshotId, SourceId};
 
-/// The plain description of a repository: version, id, whether blocks are encrypted.
+/// The plaintext description of a repository: version, id, and whether blocks are encrypted.
 pub const DESCRIPTION: &str = "brackfs.toml";
-/// The same again, for when that is lost or damaged.
+/// A copy of the description, in case it is lost or damaged.
 pub const DESCRIPTION_COPY: &str = "brackfs-copy.toml";
-/// How to get data out without this program.
+/// Instructions to get data out without brackfs.
 pub const README: &str = "README.txt";
-/// The format, for people.
+/// The documentation of the format.
 pub const FORMAT: &str = "FORMAT.txt";
-/// Public certificates, and the owner's secret key under its passphrase.
+/// The folder of certificates and of the owner's secret key, which is under a passphrase.
 pub const KEYS: &str = "keys/";
-/// Blocks, one after the other.
+/// The folder of packs, which are concatenated blocks.
 pub const PACKS: &str = "packs/";
-/// Digests of packs, in the format of `b3sum --check`.
+/// The folder of pack digests, in the format of `b3sum --check`.
 pub const SUMS: &str = "sums/";
-/// What one commit added.
+/// The folder of indexes.
 pub const INDEX: &str = "index/";
-/// The names of sources.
+/// The folder of the names of sources.
 pub const SOURCES: &str = "sources/";
-/// Snapshots, below the id of their source.
+/// The folder of snapshots, with a subfolder for each source id.
 pub const SNAPSHOTS: &str = "snapshots/";
-/// What the writers share with the owner.
+/// The folder of secrets documents.
 pub const SECRETS: &str = "secrets/";
-/// One object a run that writes.
+/// The folder of generations, one object for each writing run.
 pub const GENERATION: &str = "generation/";
 
-/// All folders that objects lie in, but for the few at the top.
+/// All folders of objects. A few objects are at the top level.
 pub const FOLDERS: [&str; 8] = [KEYS, PACKS, SUMS, INDEX, SOURCES, SNAPSHOTS, SECRETS, GENERATION];
 
-/// The name of a pack. The first two digits of the id are a folder, so that no folder grows huge.
+/// Returns the name of a pack. The first two digits of the id name a subfolder, to keep folders small.
 pub fn pack(id: PackId) -> String {
     let id = id.to_string();
     let (head, _) = id.split_at(2);
     format!("{PACKS}{head}/{id}")
 }
 
-/// The pack that an object name stands for.
+/// Parses the name of a pack.
 pub fn parse_pack(name: &str) -> Option<PackId> {
     let id: PackId = name.rsplit('/').next()?.parse().ok()?;
     (pack(id) == name).then_some(id)
 }
 
-/// The name of the list of pack digests of one commit.
+/// Returns the name of a commit's list of pack digests.
 pub fn sums(id: ObjectId) -> String {
     format!("{SUMS}{id}")
 }
 
-/// The name of the index of one commit.
+/// Returns the name of a commit's index.
 pub fn index(id: ObjectId) -> String {
     format!("{INDEX}{id}")
 }
 
-/// The name of the document that holds a source's name.
+/// Returns the name of a source document.
 pub fn source(id: SourceId) -> String {
     format!("{SOURCES}{id}")
 }
 
-/// The name of a secrets document.
+/// Returns the name of a secrets document.
 pub fn secrets(id: ObjectId) -> String {
     format!("{SECRETS}{id}")
 }
 
-/// The highest number of a generation, and of a snapshot: what ten digits can say.
+/// The highest number of a generation or snapshot: ten digits.
 pub const LAST_NUMBER: u64 = 9_999_999_999;
 
-/// The name of the generation `number`; ten digits, so that they sort as numbers.
+/// Returns the name of generation `number`, with ten digits so that names sort by number.
 pub fn generation(number: u64) -> String {
     format!("{GENERATION}{number:010}")
 }
 
-/// The number of the generation that an object name stands for. Only a name that [`generation`] makes of a number up to
-/// [`LAST_NUMBER`] stands for one.
+/// Parses the name of a generation, as returned by [`generation`], with a number up to [`LAST_NUMBER`].
 pub fn parse_generation(name: &str) -> Option<u64> {
     let number = name.strip_prefix(GENERATION)?.parse().ok()?;
     (number <= LAST_NUMBER && generation(number) == name).then_some(number)
 }
 
-/// The id of the list of pack digests that an object name stands for.
+/// Parses the name of a list of pack digests.
 pub fn parse_sums(name: &str) -> Option<ObjectId> {
     name.strip_prefix(SUMS)?.parse().ok()
 }
 
-/// Whether an object in one of the [`FOLDERS`] has a name that a writer gives. File managers and synchronizing programs
-/// leave files of their own everywhere; these are not objects.
+/// Whether `name` is the name of an object in one of the [`FOLDERS`]. File managers and synchronization programs create
+/// other files there, which are not objects.
 pub fn is_object(name: &str) -> bool {
     let Some((folder, leaf)) = name.split_once('/') else { return false };
     match folder {
@@ -101,23 +100,23 @@ pub fn is_object(name: &str) -> bool {
     }
 }
 
-/// A recipient's certificate.
+/// Returns the name of a recipient's certificate.
 pub fn recipient(fingerprint: &str) -> String {
     format!("{KEYS}recipient-{fingerprint}.asc")
 }
 
-/// The certificate of a machine that writes.
+/// Returns the name of a host's certificate.
 pub fn host(fingerprint: &str) -> String {
     format!("{KEYS}host-{fingerprint}.asc")
 }
 
-/// The owner's secret key, under a passphrase.
+/// Returns the name of the owner's secret key, which is under a passphrase.
 pub fn owner(fingerprint: &str) -> String {
     format!("{KEYS}owner-{fingerprint}.asc")
 }
 
-/// Whether `init` writes an object before the description, or makes this folder (`keys/`). As long as there is nothing else
-/// and no description, there is no repository, and nothing in it that anyone could need.
+/// Whether `init` writes this object, or creates this folder (such as `keys/`), before the description. If a directory has
+/// nothing else and no description, it is the leftover of an interrupted `init` and can be removed.
 pub fn precedes_description(name: &str) -> bool {
     let is_key = |leaf: &str| {
         let roles = ["recipient-", "host-", "owner-"];
@@ -130,46 +129,46 @@ pub fn precedes_description(name: &str) -> bool {
     }
 }
 
-/// A snapshot's place: its source, its number, when the backup began, and its id.
+/// The name of a snapshot: its source, number, start time and id.
 ///
-/// The number gives the order; the clock may have been wrong at any time. Both stand in the name so that snapshots can be
-/// listed in order, and with their times, without opening any. Only the document proves them.
+/// The number determines the order, since the clock may be wrong. Number and time are part of the name, so that snapshots
+/// can be listed in order with their times without opening them. Only the document authenticates them.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct SnapshotName {
-    /// The source it is a snapshot of.
+    /// The id of the source.
     pub source: SourceId,
-    /// Its number, at most [`LAST_NUMBER`]: greater than those of all earlier snapshots of the repository.
+    /// The number, greater than those of all earlier snapshots of the repository; at most [`LAST_NUMBER`].
     pub sequence: u64,
-    /// When the backup began, in UTC: `20261120T145201Z`.
+    /// The start of the backup in UTC, such as `20261120T145201Z`.
     pub time: String,
-    /// Its id.
+    /// The snapshot's id.
     pub id: SnapshotId,
 }
 
-/// The first and the last second that a name can show: years have four digits.
+/// The first and the last time that fit into a name, whose year has four digits; in seconds since 1970.
 const TIMES: (i64, i64) = (-62_167_219_200, 253_402_207_200);
 
-/// A time as it stands in a snapshot's name. Times that it cannot show become the nearest that it can.
+/// Formats a time for a snapshot's name. Times out of range become the nearest one in range.
 pub fn time(seconds: i64) -> String {
     let (first, last) = TIMES;
-    // All of these have a date.
+    // This cannot fail in the range.
     let time = jiff::Timestamp::from_second(seconds.clamp(first, last)).unwrap_or_default();
     time.strftime("%Y%m%dT%H%M%SZ").to_string()
 }
 
-/// The seconds since 1970 that a time in a snapshot's name stands for; `None` if there is no such date.
+/// Parses a time in a snapshot's name to seconds since 1970. `None` if there is no such date.
 pub fn parse_time(text: &str) -> Option<i64> {
     let time = jiff::civil::DateTime::strptime("%Y%m%dT%H%M%SZ", text).ok()?;
     Some(time.to_zoned(jiff::tz::TimeZone::UTC).ok()?.timestamp().as_second())
 }
 
 impl SnapshotName {
-    /// The name of the object.
+    /// Returns the object's name.
     pub fn object(&self) -> String {
         format!("{SNAPSHOTS}{}/{:010}-{}-{}", self.source, self.sequence, self.time, self.id)
     }
 
-    /// The snapshot that an object name stands for.
+    /// Parses the name of a snapshot's object.
     pub fn parse(name: &str) -> Result<Self, Error> {
         let parts = || {
             let (source, leaf) = name.strip_prefix(SNAPSHOTS)?.split_once('/')?;
@@ -179,9 +178,10 @@ impl SnapshotName {
         };
         let (source, number, time, id) = parts().ok_or_else(|| Error::malformed("snapshot name", name))?;
         let sequence = number.parse().ok().filter(|_| number.len() == 10 && is_digits(number));
-        let sequence = sequence.ok_or_else(|| Error::malformed("snapshot name", format!("{number} is no number")))?;
+        let sequence =
+            sequence.ok_or_else(|| Error::malformed("snapshot name", format!("{number} is not a number")))?;
         if !is_time(time) {
-            return Err(Error::malformed("snapshot name", format!("{time} is no time")));
+            return Err(Error::malformed("snapshot name", format!("{time} is not a time")));
         }
         Ok(SnapshotName { source: source.parse()?, sequence, time: time.to_owned(), id: id.parse()? })
     }
@@ -191,7 +191,7 @@ fn is_digits(text: &str) -> bool {
     text.bytes().all(|byte| byte.is_ascii_digit())
 }
 
-/// Whether `text` has the shape `20261120T145201Z`.
+/// Whether `text` has the form `20261120T145201Z`.
 fn is_time(text: &str) -> bool {
     let parts = text.strip_suffix('Z').and_then(|text| text.split_once('T'));
     parts.is_some_and(|(date, time)| date.len() == 8 && time.len() == 6 && is_digits(date) && is_digits(time))
@@ -202,7 +202,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn names_are_read_back() {
+    fn only_generated_names_are_parsed() {
         let id = PackId::random();
         assert_eq!(parse_pack(&pack(id)), Some(id));
         assert_eq!(parse_pack(&format!("packs/zz/{id}")), None);
@@ -251,7 +251,7 @@ mod tests {
     }
 
     #[test]
-    fn names_sort_by_number_whatever_the_clock_said() {
+    fn names_sort_by_number_even_with_a_wrong_clock() {
         let source = SourceId::random();
         let name = |sequence, seconds| {
             SnapshotName { source, sequence, time: time(seconds), id: SnapshotId::random() }.object()

@@ -1,69 +1,69 @@
-//! Nodes: the pieces that trees are made of.
+//! Tree nodes.
 //!
-//! A directory of up to about 1,000 entries is one node; a larger one is an index over such nodes, and so
-//! on. A file of up to about 100 extents has them in its entry; a larger one has nodes of extents. A
-//! node carries the locations of all blocks that it refers to, so a reader needs nothing else to follow
-//! it, and equal digests mean equal content at equal places.
+//! A directory of up to about 1,000 entries is one node. A larger one is an index of such nodes, with further levels if
+//! needed. A file of up to about 100 extents lists them in its entry. A larger one has nodes of extents. A node contains
+//! the locations of all blocks that it refers to, so readers need no index, and equal digests mean equal content at equal
+//! locations.
 
 use std::collections::BTreeMap;
 
-use super::cbor::{Reader, Writer};
-use super::entry::{ChunkRef, Entry, Extent, Kind, NodeRef, is_name, read_ranks};
+use super::cbor::{CborReader, CborWriter};
+use super::entry::{ChunkRef, Entry, Extent, Kind, NodeRef, is_name, read_entry_count};
 use super::id::PackId;
 use super::{BLOCK_SIZE, Error, SEALED_SIZE};
 
-/// Where a block lies.
+/// The location of a block.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct BlockLocation {
-    /// The pack that holds it.
+    /// The pack that contains it.
     pub pack: PackId,
-    /// Where in the pack it begins.
+    /// The offset in the pack in bytes.
     pub offset: u64,
-    /// Its bytes as stored.
+    /// The stored size in bytes.
     pub length: u32,
 }
 
-/// A part of a large directory: the entries from one name up to the next part's.
+/// A part of a large directory: the entries from its first name to the first name of the next segment.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Segment {
-    /// The first name in the part.
+    /// The first name in the segment.
     pub first: Vec<u8>,
-    /// Entries of the directory in this part.
+    /// The number of the directory's entries in this segment.
     pub entries: u64,
-    /// Places of a preorder walk that they take: themselves and all below them.
+    /// The number of entries in this segment, including everything below them.
     pub span: u64,
-    /// The node that holds the part, or a further index.
+    /// The node with the entries, or a further index.
     pub node: ChunkRef,
 }
 
-/// What a node lists.
+/// The items of a node.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Items {
-    /// Entries of a directory, in order of their names as bytes.
+    /// Entries of a directory, sorted by name as bytes.
     Entries(Vec<Entry>),
-    /// Parts of a directory, in order.
+    /// Segments of a directory, in order.
     Segments(Vec<Segment>),
-    /// Stretches of a file, in order.
+    /// Extents of a file, in order.
     Extents(Vec<Extent>),
-    /// Nodes of a file's extents, in order.
+    /// References to nodes of a file's extents, in order.
     ExtentIndex(Vec<NodeRef>),
 }
 
 /// A node of a tree.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Node {
-    /// The blocks that the items refer to, by index.
+    /// The table of blocks; items refer to them by index.
     pub blocks: Vec<BlockLocation>,
-    /// What it lists.
+    /// All items are of one type.
     pub items: Items,
-    /// Names of the entries' owners, as far as the machine knew them.
+    /// User names by uid, for the entries' owners that have a name on the source.
     pub users: BTreeMap<u32, String>,
-    /// Names of the entries' groups, as far as the machine knew them.
+    /// Group names by gid, for the entries' groups that have a name on the source.
     pub groups: BTreeMap<u32, String>,
 }
 
 impl Node {
-    /// Places of a preorder walk that the node's entries take (none for extents).
+    /// The number of entries in this node, including everything below them; 0 for extents.
     pub fn span(&self) -> u64 {
         match &self.items {
             Items::Entries(entries) => entries.iter().map(Entry::span).fold(0, u64::saturating_add),
@@ -72,7 +72,7 @@ impl Node {
         }
     }
 
-    /// Entries of the directory in this node and below it (none for extents).
+    /// The number of the directory's entries in this node and the nodes below it; 0 for extents.
     pub fn entries(&self) -> u64 {
         match &self.items {
             Items::Entries(entries) => entries.len() as u64,
@@ -81,7 +81,7 @@ impl Node {
         }
     }
 
-    /// The first and the last name that the node itself shows.
+    /// The first and the last name in the node itself; `None` for extents.
     pub fn names(&self) -> Option<(&[u8], &[u8])> {
         match &self.items {
             Items::Entries(entries) => Some((&entries.first()?.name, &entries.last()?.name)),
@@ -90,20 +90,20 @@ impl Node {
         }
     }
 
-    /// Where the block of a chunk lies; none for a reference that is not of this node.
+    /// Returns the location of a chunk's block; `None` if it is not in the table.
     pub fn location(&self, chunk: &ChunkRef) -> Option<BlockLocation> {
         self.blocks.get(chunk.block as usize).copied()
     }
 
-    /// The node's bytes.
+    /// Encodes the node.
     pub fn encode(&self) -> Vec<u8> {
-        let mut w = Writer::default();
+        let mut w = CborWriter::default();
         let named = usize::from(!self.users.is_empty()) + usize::from(!self.groups.is_empty());
         w.map(4 + named);
         let mut packs: Vec<PackId> = Vec::new();
         let mut places = Vec::with_capacity(self.blocks.len());
         for block in &self.blocks {
-            // Neighbours share a pack, so the last one is nearly always the one.
+            // Search from the end: adjacent blocks are usually in the same pack.
             let at = packs.iter().rposition(|pack| *pack == block.pack).unwrap_or_else(|| {
                 packs.push(block.pack);
                 packs.len() - 1
@@ -149,12 +149,12 @@ impl Node {
         w.finish()
     }
 
-    /// Reads a node.
+    /// Decodes a node.
     pub fn decode(bytes: &[u8]) -> Result<Self, Error> {
         Self::read(bytes, false)
     }
 
-    /// Reads the node that stands in a snapshot: one entry without a name, its root.
+    /// Decodes the node in a snapshot, which has one entry without a name, the root.
     pub fn decode_root(bytes: &[u8]) -> Result<Self, Error> {
         Self::read(bytes, true)
     }
@@ -163,7 +163,7 @@ impl Node {
         if bytes.len() > BLOCK_SIZE {
             return Err(Error::TooLarge { what: "tree node", found: bytes.len() as u64, limit: BLOCK_SIZE as u64 });
         }
-        let mut r = Reader::new("tree node", bytes);
+        let mut r = CborReader::new("tree node", bytes);
         let mut code = None;
         let mut packs = Vec::new();
         let mut blocks = Vec::new();
@@ -200,47 +200,47 @@ impl Items {
 }
 
 impl Segment {
-    fn write(&self, w: &mut Writer) {
+    fn write(&self, w: &mut CborWriter) {
         self.node.write(w.array(7).bytes(&self.first).uint(self.entries).uint(self.span));
     }
 
-    fn read(r: &mut Reader<'_>, table: usize) -> Result<Self, Error> {
+    fn read(r: &mut CborReader<'_>, table: usize) -> Result<Self, Error> {
         r.array_of(7)?;
         let first = r.bytes()?;
         if !is_name(first) {
-            return Err(r.wrong("a segment that begins with no name"));
+            return Err(r.wrong("a segment with an invalid first name"));
         }
-        let (entries, span) = (read_ranks(r)?, read_ranks(r)?);
+        let (entries, span) = (read_entry_count(r)?, read_entry_count(r)?);
         let node = ChunkRef::read(r, table)?;
         if entries == 0 || span < entries {
-            return Err(r.wrong("a segment whose counts are impossible"));
+            return Err(r.wrong("a segment with impossible counts"));
         }
         Ok(Segment { first: first.to_vec(), entries, span, node })
     }
 }
 
-fn read_blocks(r: &mut Reader<'_>, packs: &[PackId]) -> Result<Vec<BlockLocation>, Error> {
+fn read_blocks(r: &mut CborReader<'_>, packs: &[PackId]) -> Result<Vec<BlockLocation>, Error> {
     let numbers = r.array()?;
     if numbers % 3 != 0 {
-        return Err(r.wrong("a table of blocks that is cut off"));
+        return Err(r.wrong("truncated table of blocks"));
     }
     (0..numbers / 3)
         .map(|_| {
             let at = r.u32()? as usize;
-            let pack = *packs.get(at).ok_or_else(|| r.wrong("a block in no pack of the table"))?;
+            let pack = *packs.get(at).ok_or_else(|| r.wrong("a block in a pack beyond the table"))?;
             let (offset, length) = (r.uint()?, r.u32()?);
             if length as usize > SEALED_SIZE {
                 return Err(Error::TooLarge { what: "stored block", found: length.into(), limit: SEALED_SIZE as u64 });
             }
             if length == 0 || offset.checked_add(length.into()).is_none() {
-                return Err(r.wrong("a block of nothing or beyond all packs"));
+                return Err(r.wrong("an empty block, or one with too large an offset"));
             }
             Ok(BlockLocation { pack, offset, length })
         })
         .collect()
 }
 
-fn read_items(r: &mut Reader<'_>, code: Option<u64>, table: usize, root: bool) -> Result<Items, Error> {
+fn read_items(r: &mut CborReader<'_>, code: Option<u64>, table: usize, root: bool) -> Result<Items, Error> {
     let count = r.array()?;
     match code {
         Some(0) => {
@@ -248,23 +248,23 @@ fn read_items(r: &mut Reader<'_>, code: Option<u64>, table: usize, root: bool) -
             for _ in 0..count {
                 let entry = Entry::read(r, table, root)?;
                 if entries.last().is_some_and(|last| last.name >= entry.name) {
-                    return Err(r.wrong("a name twice or out of order"));
+                    return Err(r.wrong("a name is repeated or out of order"));
                 }
                 entries.push(entry);
             }
             let rooted = matches!(entries.as_slice(), [only] if only.name.is_empty() && only.kind == Kind::Directory);
-            match rooted || !root {
-                true => Ok(Items::Entries(entries)),
-                false => Err(r.wrong("not exactly one root, a directory without a name")),
+            if root && !rooted {
+                return Err(r.wrong("the root is not a single directory without a name"));
             }
+            Ok(Items::Entries(entries))
         }
-        _ if root => Err(r.wrong("no root")),
+        _ if root => Err(r.wrong("a root that is not a directory")),
         Some(1) => {
             let mut segments: Vec<Segment> = Vec::new();
             for _ in 0..count {
                 let segment = Segment::read(r, table)?;
                 if segments.last().is_some_and(|last| last.first >= segment.first) {
-                    return Err(r.wrong("a segment twice or out of order"));
+                    return Err(r.wrong("a segment is repeated or out of order"));
                 }
                 segments.push(segment);
             }
@@ -272,14 +272,14 @@ fn read_items(r: &mut Reader<'_>, code: Option<u64>, table: usize, root: bool) -
         }
         Some(2) => (0..count).map(|_| Extent::read(r, table)).collect::<Result<_, _>>().map(Items::Extents),
         Some(3) => (0..count).map(|_| NodeRef::read(r, table)).collect::<Result<_, _>>().map(Items::ExtentIndex),
-        _ => Err(r.wrong("a node of unknown kind")),
+        _ => Err(r.wrong("a node of unknown type")),
     }
 }
 
-fn read_names(r: &mut Reader<'_>) -> Result<BTreeMap<u32, String>, Error> {
+fn read_names(r: &mut CborReader<'_>) -> Result<BTreeMap<u32, String>, Error> {
     let mut names = BTreeMap::new();
     r.fields(|r, id| {
-        let id = u32::try_from(id).map_err(|_| r.wrong("an owner's number that is too large"))?;
+        let id = u32::try_from(id).map_err(|_| r.wrong("a user or group id that is too large"))?;
         names.insert(id, r.text()?.to_owned());
         Ok(true)
     })?;
@@ -362,7 +362,7 @@ mod tests {
     }
 
     #[test]
-    fn a_file_has_no_more_holes_than_bytes() {
+    fn holes_larger_than_the_file_are_refused() {
         let with = |found: u64| {
             let mut node = every_kind();
             let Items::Entries(entries) = &mut node.items else { panic!("entries") };
@@ -394,7 +394,7 @@ mod tests {
     }
 
     #[test]
-    fn planted_names_are_refused() {
+    fn hostile_and_repeated_names_are_refused() {
         let long = "n".repeat(1025);
         for name in ["", ".", "..", "a/b", "/etc", "nul\0", &long] {
             let node = Node {
@@ -442,7 +442,7 @@ mod tests {
     }
 
     #[test]
-    fn references_stay_inside_the_table_and_the_block() {
+    fn references_beyond_the_table_or_the_block_are_refused() {
         for bad in [
             chunk(1, 0, 1),
             chunk(0, BLOCK_SIZE as u32 - 1, 2),
@@ -460,7 +460,7 @@ mod tests {
     }
 
     #[test]
-    fn no_truncation_and_no_flipped_byte_panics() {
+    fn truncated_and_damaged_nodes_do_not_panic() {
         let bytes = every_kind().encode();
         for length in 0..bytes.len() {
             assert!(Node::decode(&bytes[..length]).is_err());

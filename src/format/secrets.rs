@@ -1,10 +1,9 @@
-//! Secrets: what the machines that write share with the owner, and what they agreed on at init.
+//! Secrets: the settings of a repository that the hosts share with the owner.
 //!
-//! Signed by the host key, so that a host that lost its catalog learns again, from its key alone, whom it
-//! encrypts to.
+//! They are signed by the host key, so a host that lost its catalog can get the recipients back with its key alone.
 
 use super::Error;
-use super::cbor::Reader;
+use super::cbor::CborReader;
 use super::document::{DocumentKind, Header};
 use super::id::{ObjectId, RepositoryId};
 use super::name;
@@ -12,14 +11,14 @@ use super::name;
 /// The secrets of a repository.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Secrets {
-    /// Seeds the cutting of files, so that chunk sizes say nothing to those who don't know it.
+    /// The seed of the chunker. Without it, chunk sizes reveal nothing about the content.
     pub seed: u64,
     /// Whether blocks are encrypted.
     pub encrypted: bool,
     /// The recipients' certificates, in binary.
     pub recipients: Vec<Vec<u8>>,
-    /// Certificates of host keys, in binary: that of the writer, and those of the hosts before it. A reader that knows
-    /// the fingerprint of a host key finds its certificate here when `keys/` lacks it.
+    /// The certificates of the writing host and of earlier hosts, in binary. A reader that knows the fingerprint of a host
+    /// key finds the certificate here if it is missing in `keys/`.
     pub hosts: Vec<Vec<u8>>,
 }
 
@@ -28,7 +27,7 @@ impl Secrets {
         Header { repository, kind: DocumentKind::Secrets, name: name::secrets(id) }
     }
 
-    /// The document's bytes.
+    /// Encodes the document.
     pub fn encode(&self, repository: RepositoryId, id: ObjectId) -> Vec<u8> {
         let mut w = Secrets::header(repository, id).begin(4);
         w.uint(3).uint(self.seed);
@@ -42,7 +41,7 @@ impl Secrets {
         w.finish()
     }
 
-    /// Reads the document found under `id`.
+    /// Decodes the document with this `id`.
     pub fn decode(repository: RepositoryId, id: ObjectId, bytes: &[u8]) -> Result<Self, Error> {
         let (mut seed, mut encrypted, mut recipients, mut hosts) = (None, None, Vec::new(), Vec::new());
         let r = Secrets::header(repository, id).read(bytes, |r, key| {
@@ -59,6 +58,6 @@ impl Secrets {
     }
 }
 
-fn certificates(r: &mut Reader<'_>) -> Result<Vec<Vec<u8>>, Error> {
+fn certificates(r: &mut CborReader<'_>) -> Result<Vec<Vec<u8>>, Error> {
     (0..r.array()?).map(|_| r.bytes().map(<[u8]>::to_vec)).collect()
 }

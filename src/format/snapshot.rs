@@ -1,7 +1,7 @@
 //! Snapshots: the signed root of one finished backup.
 
 use super::Error;
-use super::cbor::{Reader, Writer};
+use super::cbor::{CborReader, CborWriter};
 use super::document::{DocumentKind, Header};
 use super::entry::{Entry, Timestamp};
 use super::id::{RepositoryId, SnapshotId};
@@ -9,57 +9,57 @@ use super::name::{self, SnapshotName};
 use super::node::{Items, Node};
 use super::source::is_source_name;
 
-/// Most bytes of a snapshot's document. Its root node, the largest part, has one entry.
+/// The largest snapshot document in bytes. Its largest part, the root node, has one entry.
 pub const SNAPSHOT_SIZE: usize = 4 << 20;
-/// Most paths of a snapshot.
+/// The most paths of a snapshot.
 pub const PATHS: usize = 65_536;
-/// Most tags of a snapshot.
+/// The most tags of a snapshot.
 pub const TAGS: usize = 1024;
 
-/// What a backup counted.
+/// The statistics of a backup.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct Statistics {
-    /// Regular files in the snapshot.
+    /// The number of regular files in the snapshot.
     pub files: u64,
-    /// Directories in the snapshot, its root included.
+    /// The number of directories in the snapshot, including the root.
     pub directories: u64,
-    /// All other entries.
+    /// The number of all other entries.
     pub others: u64,
-    /// Sizes of the regular files added up.
+    /// The total size of the regular files in bytes.
     pub bytes: u64,
-    /// Bytes that this backup added to packs.
+    /// The number of bytes that this backup added to packs.
     pub stored_bytes: u64,
 }
 
 /// One finished backup of one source.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Snapshot {
-    /// Its place, with its source, number, time and id.
+    /// The object's name, with source id, number, time and snapshot id.
     pub name: SnapshotName,
     /// The source's name.
     pub source: String,
-    /// The name of the machine.
+    /// The host name of the machine.
     pub host: String,
-    /// When the backup began.
+    /// The start of the backup.
     pub started: Timestamp,
-    /// When everything was read.
+    /// The time when all files had been read.
     pub finished: Timestamp,
-    /// The paths that were given.
+    /// The paths given on the command line.
     pub paths: Vec<Vec<u8>>,
-    /// The path of the root directory on the machine: of the one directory that was given, else `/`. `None`: the content
-    /// came through a pipe.
+    /// The path of the snapshot's root on the machine: the directory if one was given, else `/`. `None` if the content came
+    /// from standard input.
     pub root_path: Option<Vec<u8>>,
-    /// The tags that were given.
+    /// The tags given on the command line.
     pub tags: Vec<String>,
     /// Whether blocks are encrypted.
     pub encrypted: bool,
-    /// The snapshot of the same source before this one.
+    /// The previous snapshot of the same source.
     pub previous: Option<SnapshotId>,
-    /// What was counted.
+    /// The counts of files and bytes.
     pub statistics: Statistics,
-    /// The program that wrote it.
+    /// The name and version of the program that wrote it.
     pub program: String,
-    /// A node with one entry without a name: the root directory.
+    /// A node with a single entry without a name: the root directory.
     pub root: Node,
 }
 
@@ -76,7 +76,7 @@ impl Snapshot {
         }
     }
 
-    /// The document's bytes.
+    /// Encodes the document.
     pub fn encode(&self, repository: RepositoryId) -> Vec<u8> {
         let header = Snapshot::header(repository, &self.name);
         let mut w = header.begin(11 + usize::from(self.previous.is_some()) + usize::from(self.root_path.is_some()));
@@ -106,7 +106,7 @@ impl Snapshot {
         w.finish()
     }
 
-    /// Reads the document found under `name`.
+    /// Decodes the snapshot with this `name`.
     pub fn decode(repository: RepositoryId, name: &SnapshotName, bytes: &[u8]) -> Result<Self, Error> {
         let (mut sequence, mut source, mut host) = (None, None, None);
         let (mut started, mut finished) = (None, None);
@@ -138,14 +138,14 @@ impl Snapshot {
             }
             Ok(true)
         })?;
-        // The name is the place, and it is shown without opening the snapshot.
+        // Listings show the number and time from the name without opening the snapshot, so they must match.
         let (sequence, started) = (r.need("sequence", sequence)?, r.need("start", started)?);
         if sequence != name.sequence || name::time(started.seconds) != name.time {
-            return Err(r.wrong("another number or time than its name"));
+            return Err(r.wrong("the number or time differs from the object's name"));
         }
         let source = r.need("source", source)?;
         if !is_source_name(&source) {
-            return Err(r.wrong(format!("the source name {source:?}")));
+            return Err(r.wrong(format!("invalid source name {source:?}")));
         }
         Ok(Snapshot {
             name: name.clone(),
@@ -166,12 +166,12 @@ impl Snapshot {
 }
 
 impl Statistics {
-    fn write(&self, w: &mut Writer) {
+    fn write(&self, w: &mut CborWriter) {
         w.array(5).uint(self.files).uint(self.directories).uint(self.others);
         w.uint(self.bytes).uint(self.stored_bytes);
     }
 
-    fn read(r: &mut Reader<'_>) -> Result<Self, Error> {
+    fn read(r: &mut CborReader<'_>) -> Result<Self, Error> {
         r.array_of(5)?;
         Ok(Statistics {
             files: r.uint()?,
@@ -189,7 +189,7 @@ mod tests {
     use crate::format::id::SourceId;
 
     #[test]
-    fn lists_have_limits() {
+    fn too_many_tags_or_paths_are_refused() {
         let name = SnapshotName {
             source: SourceId::random(),
             sequence: 7,

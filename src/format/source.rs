@@ -1,16 +1,16 @@
-//! Sources: the name behind an opaque id.
+//! Source documents, which map an opaque id to the source's name.
 
 use super::Error;
 use super::document::{DocumentKind, Header};
 use super::id::{RepositoryId, SourceId};
 use super::name;
 
-/// What is backed up under one name.
+/// A source: files and directories that are backed up under one name.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Source {
-    /// Its id, which names its snapshots.
+    /// The source's id, part of the names of its snapshots.
     pub id: SourceId,
-    /// Its name, for people.
+    /// The source's name for users.
     pub name: String,
 }
 
@@ -19,14 +19,14 @@ impl Source {
         Header { repository, kind: DocumentKind::Source, name: name::source(id) }
     }
 
-    /// The document's bytes.
+    /// Encodes the document.
     pub fn encode(&self, repository: RepositoryId) -> Vec<u8> {
         let mut w = Source::header(repository, self.id).begin(1);
         w.uint(3).text(&self.name);
         w.finish()
     }
 
-    /// Reads the document of source `id`.
+    /// Decodes the document of source `id`.
     pub fn decode(repository: RepositoryId, id: SourceId, bytes: &[u8]) -> Result<Self, Error> {
         let mut name = None;
         let r = Source::header(repository, id).read(bytes, |r, key| {
@@ -36,15 +36,14 @@ impl Source {
             Ok(key == 3)
         })?;
         let name = r.need("name", name)?;
-        match is_source_name(&name) {
-            true => Ok(Source { id, name }),
-            false => Err(r.wrong(format!("the source name {name:?}"))),
+        if !is_source_name(&name) {
+            return Err(r.wrong(format!("invalid source name {name:?}")));
         }
+        Ok(Source { id, name })
     }
 }
 
-/// Whether `name` may name a source: it becomes a folder of the mount and stands before a `/` on the
-/// command line.
+/// Whether `name` is allowed for a source. It becomes a directory in the mount and precedes a `/` on the command line.
 pub fn is_source_name(name: &str) -> bool {
     super::entry::is_name(name.as_bytes()) && name != "latest" && !name.contains([':', '\n'])
 }
