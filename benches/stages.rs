@@ -7,7 +7,7 @@ use std::hint::black_box;
 use std::io::Write;
 
 use brackfs::catalog::stats::Stats;
-use brackfs::crypt::{Opener, Profile, Role, Sealer, SecretKey};
+use brackfs::crypt::{KeyPurpose, Opener, Profile, Sealer, SecretKey};
 use brackfs::format::block::{Encoder, decode};
 use brackfs::format::{
     BLOCK_SIZE, BlockLocation, ChunkRef, Content, Digest, Entry, Items, Kind, Node, PackId, Timestamp,
@@ -89,7 +89,7 @@ fn decode_block(bencher: Bencher<'_, '_>) {
 }
 
 fn owner(profile: Profile) -> (Sealer, Opener) {
-    let key = SecretKey::generate(profile, "bench", Role::Owner, None).unwrap();
+    let key = SecretKey::generate(profile, "bench", KeyPurpose::Owner, None).unwrap();
     (Sealer::new(&[key.certificate()]).unwrap(), Opener::new(key).unwrap())
 }
 

@@ -9,7 +9,7 @@ use crate::catalog::{Catalog, Trust};
 use crate::crypt::{self, Certificate, Fingerprint, KeyPurpose, Passphrase, Profile, SecretKey, Signer};
 use crate::format::RepositoryId;
 use crate::format::id::{CatalogId, ObjectId};
-use crate::repository::{ForPeople, Repository, Writer};
+use crate::repository::{ReadmeKeys, Repository, Writer};
 use crate::state::RepositoryState;
 use crate::{catalog, repository, state};
 
@@ -115,7 +115,7 @@ fn fill(
     }
     let writer = Writer::new(repository, Signer::new(host)?, &certificate, &trust.recipients)?;
     writer.put_secrets(ObjectId::random(), &trust.secrets(std::slice::from_ref(&certificate))?)?;
-    repository.finish(&ForPeople { host: &trust.host, owner: owner.as_ref() })?;
+    repository.finish(&ReadmeKeys { host: &trust.host, owner: owner.as_ref() })?;
     Ok(Made {
         id: trust.repository,
         host: trust.host,

@@ -376,7 +376,7 @@ fn the_commands_of_the_readme_lead_to_a_file(key: Key) {
         .ok();
         readme = readme.replace("YOUR-SECRET-KEY", secret.to_str().unwrap());
     }
-    let end = if key == Key::Gpg { "With sq 1.0" } else { "1. Functions" };
+    let end = if key == Key::Gpg { "With sq 1.0" } else { "\n1. " };
     let functions = commands(&readme, "\n0. ", end) + &commands(&readme, "\n1. ", "\n2. ");
     let step = |from: &str, to: &str, words: &[(&str, &str)]| {
         let mut step = commands(&readme, from, to);
@@ -397,14 +397,14 @@ fn the_commands_of_the_readme_lead_to_a_file(key: Key) {
     assert!(folder.contains(&digest), "b3sum prints another digest than {digest}: {folder}");
     for (name, content) in [("file", &content[..]), ("small", b"small")] {
         let (numbers, digest) = reference(&folder, name, "chunk");
-        let sum = step("\n5. ", "\nWhether", &[(place, &numbers)]);
+        let sum = step("\n5. ", "\nTo check", &[(place, &numbers)]);
         assert!(sum.contains(&digest), "{sum}");
         assert!(fs::read(site.repo().join("file")).unwrap() == content, "{name}");
     }
     for left in ["file", "block", "root.node", "some.node"] {
         fs::remove_file(site.repo().join(left)).unwrap();
     }
-    let (_, sums) = readme.split_once("Whether the disk kept everything:\n").unwrap();
+    let (_, sums) = readme.split_once("To check whether the disk returns all packs unchanged:\n").unwrap();
     let checked = paste(&shelf, sums).stdout;
     assert_eq!(
         checked.lines().filter(|line| line.ends_with(": OK")).count(),
@@ -433,8 +433,8 @@ fn the_readme_says_which_standard_and_which_keys_the_repository_has() {
         site.brackfs(&["init", &repo, "--recipient", key.to_str().unwrap()]).ok();
     }
     let (newer, older) = (readme("rfc9580"), readme("rfc4880"));
-    assert!(newer.contains("RFC 9580. GnuPG does not read that") && newer.contains("sq decrypt --recipient-file"));
-    assert!(older.contains("RFC 4880. GnuPG 2 reads it") && older.contains("gpg --decrypt"));
+    assert!(newer.contains("RFC 9580. GnuPG does not support it") && newer.contains("sq decrypt --recipient-file"));
+    assert!(older.contains("RFC 4880. GnuPG 2 and Sequoia") && older.contains("gpg --decrypt"));
     let mut command = site.command(&["init".into(), site.path().join("kept")]);
     command.env("BRACKFS_PASSPHRASE", "secret");
     run(command).ok();

@@ -793,7 +793,7 @@ fn documents_that_were_renamed_or_that_nobody_signed_are_named_by_check() {
         let key = SecretKey::parse(&fs::read(state.join("host.key")).unwrap()).unwrap();
         let signed = Signer::new(key).unwrap().sign(&good[at + 12..at + 6 + length]).unwrap();
         fs::write(&path, signed).unwrap();
-        says(&patiently(&site, &["check".into()]).code(1), &[leaf(&path), "does not know"]);
+        says(&patiently(&site, &["check".into()]).code(1), &[leaf(&path), "unknown key"]);
         fs::write(&path, &good).unwrap();
         patiently(&site, &["check".into()]).ok();
     }

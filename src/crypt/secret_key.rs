@@ -76,7 +76,7 @@ impl fmt::Debug for Passphrase {
     }
 }
 
-/// The most memory that unlocking takes besides that of Argon2, in bytes.
+/// The most memory that unlocking takes in addition to that of Argon2, in bytes.
 const UNLOCK_SPARE: usize = 1 << 20;
 /// The most memory for unlocking a key, as a power of two in KiB: 2 GiB. Keys from a target are not trusted.
 const MAX_ARGON2_MEMORY: u8 = 21;

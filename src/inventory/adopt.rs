@@ -149,7 +149,7 @@ impl Inventory<'_> {
     fn refuse_unknown_signers(&self) -> Result<(), Error> {
         let mut unknown: BTreeMap<String, (u64, String)> = BTreeMap::new();
         let mut collect = |result: Result<(), repository::Error>| {
-            if let Err(repository::Error::Stranger { object, signer }) = result {
+            if let Err(repository::Error::UnknownSigner { object, signer }) = result {
                 unknown.entry(signer).or_insert((0, object)).0 += 1;
             }
         };

@@ -238,6 +238,6 @@ impl Inventory<'_> {
 pub(super) fn is_foreign(error: &repository::Error) -> bool {
     matches!(
         error,
-        repository::Error::Stranger { .. } | repository::Error::Crypt { source: crypt::Error::NoKey { .. }, .. }
+        repository::Error::UnknownSigner { .. } | repository::Error::Crypt { source: crypt::Error::NoKey { .. }, .. }
     )
 }

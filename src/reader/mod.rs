@@ -123,9 +123,9 @@ impl Reader {
             repository::Error::Crypt { .. } if error.is_key_problem() => {
                 self.access().opener().is_some_and(|opener| !opener.is_slow())
             }
-            repository::Error::Crypt { .. } | repository::Error::Format { .. } | repository::Error::Stranger { .. } => {
-                true
-            }
+            repository::Error::Crypt { .. }
+            | repository::Error::Format { .. }
+            | repository::Error::UnknownSigner { .. } => true,
             _ => false,
         }
     }

@@ -1,8 +1,8 @@
-//! The plain description of a repository, and its copy.
+//! The plaintext description of a repository, and its copy.
 //!
-//! Nothing in them is trusted: the id stands again in every signed document, and whether blocks are encrypted in
-//! snapshots and secrets. If one is missing or damaged, the other serves. If both are valid, they must agree, so that a
-//! changed one neither wins over the other nor is taken for damage and replaced.
+//! They are not trusted: every signed document repeats the id, and snapshots and secrets repeat whether blocks are
+//! encrypted. If one is missing or damaged, the other is used. If both are valid, they must agree, so that a forged one is
+//! neither used nor treated as damage and replaced.
 
 use std::fmt;
 
@@ -13,7 +13,7 @@ use crate::format::id::RepositoryId;
 use crate::format::{VERSION, name};
 use crate::storage::{ErrorKind, Target};
 
-/// Most bytes of a description.
+/// The largest description in bytes.
 pub(super) const DESCRIPTION_SIZE: usize = 64 << 10;
 
 /// The description and its copy.
@@ -31,69 +31,69 @@ const OPENPGP: &str = "openpgp";
 /// The value of `encryption` in a repository whose blocks are bare zstd frames.
 const NONE: &str = "none";
 
-/// Which repository it is, and whether its blocks are encrypted.
+/// A repository's id and encryption.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) struct Identity {
+pub(super) struct RepositoryIdentity {
     pub(super) id: RepositoryId,
     pub(super) encrypted: bool,
 }
 
-/// What a valid description says.
+/// The content of a valid description.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Said {
-    Known(Identity),
-    /// A format version that this program does not read.
+enum ParsedDescription {
+    Known(RepositoryIdentity),
+    /// An unsupported format version.
     Version(u32),
 }
 
-impl fmt::Display for Said {
+impl fmt::Display for ParsedDescription {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            Said::Known(Identity { id, encrypted: true }) => write!(f, "{id}, encrypted"),
-            Said::Known(Identity { id, encrypted: false }) => write!(f, "{id}, not encrypted"),
-            Said::Version(version) => write!(f, "format version {version}"),
+            ParsedDescription::Known(RepositoryIdentity { id, encrypted: true }) => write!(f, "{id}, encrypted"),
+            ParsedDescription::Known(RepositoryIdentity { id, encrypted: false }) => write!(f, "{id}, not encrypted"),
+            ParsedDescription::Version(version) => write!(f, "format version {version}"),
         }
     }
 }
 
-/// Reads the description and its copy. One of them is enough; two that differ are an error.
-pub(super) fn read(target: &Target) -> Result<Identity, Error> {
-    let said = match BOTH.map(|object| read_one(target, object)) {
+/// Reads the description and its copy. One of them is enough; if they differ, that is an error.
+pub(super) fn read(target: &Target) -> Result<RepositoryIdentity, Error> {
+    let parsed = match BOTH.map(|object| read_object(target, object)) {
         [Ok(one), Ok(other)] if one != other => return Err(disagreement(target, one, other)),
-        [Ok(said), _] | [Err(_), Ok(said)] => said,
+        [Ok(parsed), _] | [Err(_), Ok(parsed)] => parsed,
         [Err(Error::Missing { .. }), Err(error @ Error::Description { .. })] | [Err(error), Err(_)] => {
             return Err(error);
         }
     };
-    match said {
-        Said::Known(identity) => Ok(identity),
-        Said::Version(found) => Err(Error::Version { found }),
+    match parsed {
+        ParsedDescription::Known(identity) => Ok(identity),
+        ParsedDescription::Version(found) => Err(Error::Version { found }),
     }
 }
 
-fn read_one(target: &Target, object: &'static str) -> Result<Said, Error> {
+fn read_object(target: &Target, object: &'static str) -> Result<ParsedDescription, Error> {
     let bytes = target.get(object, DESCRIPTION_SIZE).map_err(|e| match e.kind {
         ErrorKind::NotFound => {
-            Error::Missing { location: target.location().to_owned(), why: format!("there is no {object}") }
+            Error::Missing { location: target.location().to_owned(), why: format!("{object} does not exist") }
         }
         _ => Error::Target(e),
     })?;
     parse(&bytes).map_err(|why| Error::Description { location: target.location().to_owned(), object, why })
 }
 
-/// What a description says, or why it says nothing.
-fn parse(bytes: &[u8]) -> Result<Said, String> {
+/// Parses a description. The error is the reason.
+fn parse(bytes: &[u8]) -> Result<ParsedDescription, String> {
     let text = str::from_utf8(bytes).map_err(|e| e.to_string())?;
     let description: Description = match toml::from_str(text) {
         Ok(description) => description,
-        // A newer version may have dropped the other fields.
+        // A newer version may lack the other fields.
         Err(e) => match version_of(text) {
-            Some(version) if version != VERSION => return Ok(Said::Version(version)),
+            Some(version) if version != VERSION => return Ok(ParsedDescription::Version(version)),
             _ => return Err(e.message().to_owned()),
         },
     };
     if description.version != VERSION {
-        return Ok(Said::Version(description.version));
+        return Ok(ParsedDescription::Version(description.version));
     }
     let id = description.id.parse().map_err(|e: crate::format::Error| e.to_string())?;
     let encrypted = match description.encryption.as_str() {
@@ -101,29 +101,29 @@ fn parse(bytes: &[u8]) -> Result<Said, String> {
         NONE => false,
         other => return Err(format!("unknown encryption {other:?}")),
     };
-    Ok(Said::Known(Identity { id, encrypted }))
+    Ok(ParsedDescription::Known(RepositoryIdentity { id, encrypted }))
 }
 
-/// The version in a description that does not parse otherwise.
+/// Returns the version in a description whose other fields cannot be parsed.
 fn version_of(text: &str) -> Option<u32> {
     let table: toml::Table = toml::from_str(text).ok()?;
     table.get("version")?.as_integer()?.try_into().ok()
 }
 
-fn disagreement(target: &Target, one: Said, other: Said) -> Error {
+fn disagreement(target: &Target, one: ParsedDescription, other: ParsedDescription) -> Error {
     Error::Disagreement {
         location: target.location().to_owned(),
-        one: format!("{} says {one}", name::DESCRIPTION),
-        other: format!("{} says {other}", name::DESCRIPTION_COPY),
+        one: format!("{}: {one}", name::DESCRIPTION),
+        other: format!("{}: {other}", name::DESCRIPTION_COPY),
     }
 }
 
 impl Repository {
-    fn said(&self) -> Said {
-        Said::Known(Identity { id: self.id, encrypted: self.encrypted })
+    fn parsed_description(&self) -> ParsedDescription {
+        ParsedDescription::Known(RepositoryIdentity { id: self.id, encrypted: self.encrypted })
     }
 
-    /// The text of the description.
+    /// Returns the text of the description.
     pub(super) fn description(&self) -> Result<String, Error> {
         let encryption = if self.encrypted { OPENPGP } else { NONE }.to_owned();
         let description = Description { version: VERSION, id: self.id.to_string(), encryption };
@@ -132,11 +132,11 @@ impl Repository {
             object: name::DESCRIPTION,
             why: e.to_string(),
         })?;
-        Ok(format!("# A brackfs repository. {} says how to get data out.\n{text}", name::README))
+        Ok(format!("# A brackfs repository. {} explains how to get data out.\n{text}", name::README))
     }
 
-    /// Those of the description and its copy that are missing or damaged. One that was changed to another valid description
-    /// since the repository was opened is an error: it may belong to another repository.
+    /// Returns the names of the missing or damaged ones of the description and its copy. If one has become a different valid
+    /// description since the repository was opened, that is an error: it may belong to another repository.
     pub fn lost_descriptions(&self) -> Result<Vec<&'static str>, Error> {
         let mut lost = Vec::new();
         let text = self.description()?;
@@ -144,11 +144,11 @@ impl Repository {
             match self.target.get(object, DESCRIPTION_SIZE) {
                 Ok(found) if found == text.as_bytes() => continue,
                 Ok(found) => {
-                    if let Some(said) = parse(&found).ok().filter(|said| *said != self.said()) {
+                    if let Some(parsed) = parse(&found).ok().filter(|parsed| *parsed != self.parsed_description()) {
                         return Err(Error::Disagreement {
                             location: self.location().to_owned(),
-                            one: format!("{object} says {said}"),
-                            other: format!("when this run began it was {}", self.said()),
+                            one: format!("{object}: {parsed}"),
+                            other: format!("at the start of this run: {}", self.parsed_description()),
                         });
                     }
                 }
@@ -160,7 +160,7 @@ impl Repository {
         Ok(lost)
     }
 
-    /// Writes the description again, or its copy, under the name that was lost.
+    /// Writes the description or its copy again. `object` is the name of the lost one.
     pub fn put_description(&self, object: &str) -> Result<(), Error> {
         self.replace(object, self.description()?.as_bytes())
     }
@@ -184,7 +184,7 @@ mod tests {
     }
 
     #[test]
-    fn other_versions_and_garbage_are_told_apart() {
+    fn other_versions_and_damaged_descriptions_are_different_errors() {
         let newer = "version = 2\nnew = true\n";
         let error = |description, copy| open(description, copy).unwrap_err();
         for (one, other) in [(Some(newer), None), (None, Some(newer)), (Some(newer), Some(newer))] {
@@ -216,7 +216,7 @@ mod tests {
     }
 
     #[test]
-    fn a_description_that_becomes_another_while_the_repository_is_open_is_not_lost() {
+    fn a_description_that_changes_while_the_repository_is_open_is_an_error() {
         let dir = tempfile::tempdir().unwrap();
         let put = |object, text: &str| std::fs::write(dir.path().join(object), text).unwrap();
         put(BOTH[0], GOOD);

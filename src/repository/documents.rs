@@ -1,4 +1,4 @@
-//! Signed documents: written by one who holds the host key, read by those who know it.
+//! Writes and reads signed documents.
 
 use super::{Error, Repository};
 use crate::crypt::{self, Certificate, Fingerprint, Opener, Sealer, Signer};
@@ -11,21 +11,21 @@ use crate::format::snapshot::{SNAPSHOT_SIZE, Snapshot};
 use crate::format::source::Source;
 use crate::format::{self, DOCUMENT_SIZE};
 
-/// Bytes that signature and encryption may add to a document.
+/// The most bytes that signature and encryption add to a document.
 const FRAMING: usize = 1 << 20;
 
-/// Signs documents, and seals them to those who should read them.
+/// Signs documents and seals them to their readers.
 pub struct Writer<'r> {
     repository: &'r Repository,
     signer: Signer,
-    /// To the host key and the recipients; none in an unencrypted repository.
+    /// Seals to the host key and the recipients; `None` in an unencrypted repository.
     shared: Option<Sealer>,
-    /// To the recipients alone; none in an unencrypted repository.
+    /// Seals to the recipients only; `None` in an unencrypted repository.
     owners: Option<Sealer>,
 }
 
 impl<'r> Writer<'r> {
-    /// A writer with the host's `signer`. In an encrypted repository `recipients` must not be empty.
+    /// `signer` has the host's key. In an encrypted repository `recipients` must not be empty.
     pub fn new(
         repository: &'r Repository,
         signer: Signer,
@@ -40,34 +40,34 @@ impl<'r> Writer<'r> {
         if repository.encrypted() {
             let mut all = recipients.to_vec();
             all.push(host.clone());
-            // One session key per audience: what the host can open must say nothing of what it can't.
+            // Each audience has its own session key: the host must not be able to open the recipients' documents.
             shared = Some(seal(&all)?);
             owners = Some(seal(recipients)?);
         }
         Ok(Writer { repository, signer, shared, owners })
     }
 
-    /// Seals blocks to the recipients; none in an unencrypted repository.
+    /// Returns a sealer for blocks, to the recipients; `None` in an unencrypted repository.
     pub fn block_sealer(&self) -> Option<Sealer> {
         self.owners.clone()
     }
 
-    /// Writes a snapshot, which only the recipients can read.
+    /// Writes a snapshot. Only the recipients can read it.
     pub fn put_snapshot(&self, snapshot: &Snapshot) -> Result<(), Error> {
         self.put(&snapshot.name.object(), &snapshot.encode(self.repository.id), self.owners.as_ref())
     }
 
-    /// Writes what a commit added.
+    /// Writes an index.
     pub fn put_index(&self, id: ObjectId, index: &Index) -> Result<(), Error> {
         self.put(&name::index(id), &index.encode(self.repository.id, id), self.shared.as_ref())
     }
 
-    /// Writes the secrets.
+    /// Writes a secrets document.
     pub fn put_secrets(&self, id: ObjectId, secrets: &Secrets) -> Result<(), Error> {
         self.put(&name::secrets(id), &secrets.encode(self.repository.id, id), self.shared.as_ref())
     }
 
-    /// Writes a generation. If there is one of this number already, it stays, and that is an error.
+    /// Writes a generation. If one with this number exists, it stays unchanged, and that is an error.
     pub fn put_generation(&self, generation: &Generation) -> Result<(), Error> {
         let bytes = generation.encode(self.repository.id);
         let object = name::generation(generation.number);
@@ -75,13 +75,13 @@ impl<'r> Writer<'r> {
         Ok(self.repository.target.claim(&object, &bytes)?)
     }
 
-    /// Writes a source's name.
+    /// Writes a source document.
     pub fn put_source(&self, source: &Source) -> Result<(), Error> {
         self.put(&name::source(source.id), &source.encode(self.repository.id), self.shared.as_ref())
     }
 
-    /// Writes the digests of packs in the format of `b3sum --check`, as the one object that is neither
-    /// signed nor sealed: anyone who keeps the target can check it.
+    /// Writes the digests of packs in the format of `b3sum --check`. This object is neither signed nor sealed, so that the
+    /// operator of the target can check the packs.
     pub fn put_sums(&self, id: ObjectId, sums: &[(format::PackId, format::Digest)]) -> Result<(), Error> {
         let lines = sums.iter().map(|(pack, digest)| format!("{digest}  {}\n", name::pack(*pack)));
         let text: String = lines.collect();
@@ -92,7 +92,7 @@ impl<'r> Writer<'r> {
         Ok(self.repository.target.put(object, &self.seal(object, document, audience)?)?)
     }
 
-    /// Signs a document, and seals it to its audience.
+    /// Signs a document and seals it to its audience.
     fn seal(&self, object: &str, document: &[u8], audience: Option<&Sealer>) -> Result<Vec<u8>, Error> {
         let failed = |source| Error::Crypt { object: object.to_owned(), source };
         let signed = self.signer.sign(document).map_err(failed)?;
@@ -104,8 +104,8 @@ impl<'r> Writer<'r> {
 }
 
 impl Repository {
-    /// The signed message in an object. No signature is verified.
-    /// `size`: the most bytes that the document may have.
+    /// Reads and opens the signed message in an object without verifying the signature. `size` is the largest document in
+    /// bytes.
     pub(super) fn signed(&self, object: &str, opener: Option<&Opener>, size: usize) -> Result<Vec<u8>, Error> {
         let stored = self.target.get(object, size + FRAMING)?;
         match (self.encrypted, opener) {
@@ -119,14 +119,14 @@ impl Repository {
     }
 }
 
-/// Opens documents and blocks with the keys at hand, and believes only the signers it was given.
+/// Opens documents with a secret key, and verifies that they are signed by trusted signers.
 pub struct Access {
     opener: Option<Opener>,
     signers: Vec<Certificate>,
 }
 
 impl Access {
-    /// Access with a secret key (none: to unencrypted repositories only), believing `signers`.
+    /// `opener` is needed for encrypted repositories. `signers` are the trusted host keys.
     pub fn new(opener: Option<Opener>, signers: Vec<Certificate>) -> Self {
         Access { opener, signers }
     }
@@ -136,38 +136,38 @@ impl Access {
         self.opener.as_ref()
     }
 
-    /// Who is believed.
+    /// The trusted signers.
     pub fn signers(&self) -> &[Certificate] {
         &self.signers
     }
 
-    /// A snapshot, and who signed it.
+    /// Reads a snapshot. Returns its signer as well.
     pub fn snapshot(&self, repository: &Repository, name: &SnapshotName) -> Result<(Snapshot, Fingerprint), Error> {
         self.read(repository, name.object(), SNAPSHOT_SIZE, |bytes| Snapshot::decode(repository.id, name, bytes))
     }
 
-    /// The name behind a source's id.
+    /// Reads a source document.
     pub fn source(&self, repository: &Repository, id: SourceId) -> Result<Source, Error> {
         let read =
             self.read(repository, name::source(id), DOCUMENT_SIZE, |bytes| Source::decode(repository.id, id, bytes))?;
         Ok(read.0)
     }
 
-    /// What a commit added.
+    /// Reads an index.
     pub fn index(&self, repository: &Repository, id: ObjectId) -> Result<Index, Error> {
         let read =
             self.read(repository, name::index(id), DOCUMENT_SIZE, |bytes| Index::decode(repository.id, id, bytes))?;
         Ok(read.0)
     }
 
-    /// The secrets.
+    /// Reads a secrets document.
     pub fn secrets(&self, repository: &Repository, id: ObjectId) -> Result<Secrets, Error> {
         let read =
             self.read(repository, name::secrets(id), DOCUMENT_SIZE, |bytes| Secrets::decode(repository.id, id, bytes))?;
         Ok(read.0)
     }
 
-    /// A generation.
+    /// Reads a generation.
     pub fn generation(&self, repository: &Repository, number: u64) -> Result<Generation, Error> {
         let object = name::generation(number);
         let read =
@@ -185,7 +185,7 @@ impl Access {
         let signed = repository.signed(&object, self.opener.as_ref(), size)?;
         let failed = |source| Error::Crypt { object: object.clone(), source };
         let (document, signer) = crypt::verify(&signed, &self.signers).map_err(|e| match e {
-            crypt::Error::UnknownSigner { signer } => Error::Stranger { object: object.clone(), signer },
+            crypt::Error::UnknownSigner { signer } => Error::UnknownSigner { object: object.clone(), signer },
             other => failed(other),
         })?;
         match decode(document) {

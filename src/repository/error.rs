@@ -1,107 +1,110 @@
-//! What can be wrong with a repository.
+//! Errors of repositories.
 
 use crate::crypt::{self, Fingerprint};
 use crate::format::{self, RepositoryId};
 use crate::storage;
 
-/// A repository that is not there, not ours, or not as it should be.
+/// An error of a repository.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
-    /// There is no repository.
+    /// There is no repository at the location.
     #[error("no repository at {location}: {why}")]
     Missing {
-        /// Where it was looked for.
+        /// The location as it was given.
         location: String,
-        /// What is missing.
+        /// The reason.
         why: String,
     },
-    /// There is a repository where a new one should be made.
-    #[error("there is a repository at {location} already ({id})")]
+    /// A new repository cannot be created, because there is one already.
+    #[error("cannot create a repository at {location}: repository {id} already exists there")]
     Exists {
-        /// Where it is.
+        /// The location as it was given.
         location: String,
-        /// Which it is.
+        /// The id of the existing repository.
         id: RepositoryId,
     },
-    /// A plain description does not parse.
+    /// A description cannot be parsed.
     #[error("{object} of the repository at {location} is damaged: {why}")]
     Description {
-        /// Where the repository is.
+        /// The location of the repository.
         location: String,
-        /// The description, or its copy.
+        /// The name of the description or of its copy.
         object: &'static str,
-        /// What is wrong.
+        /// The reason.
         why: String,
     },
-    /// The description and its copy are both valid, and differ.
+    /// The description and its copy are both valid but differ.
     #[error(
-        "the descriptions of the repository at {location} disagree: {one}; {other}. Move the one that was changed out of the repository, and keep the other"
+        "the descriptions of the repository at {location} disagree ({one}; {other}); move the changed one out of the \
+         repository and keep the other"
     )]
     Disagreement {
-        /// Where the repository is.
+        /// The location of the repository.
         location: String,
-        /// A description and what it says.
+        /// The name of a description and its content.
         one: String,
-        /// The other one.
+        /// The same of the other description.
         other: String,
     },
-    /// A format that this program does not know.
-    #[error("the repository has format version {found}, and this program reads version {known} only; a newer brackfs may read it", known = format::VERSION)]
+    /// The format version is not supported.
+    #[error(
+        "cannot read format version {found} of the repository: this brackfs supports only version {known}; use a newer \
+         brackfs",
+        known = format::VERSION
+    )]
     Version {
-        /// Its version.
+        /// The repository's format version.
         found: u32,
     },
     /// The target failed.
     #[error(transparent)]
     Target(#[from] storage::Error),
-    /// OpenPGP failed on an object.
+    /// An object cannot be opened or verified.
     #[error("{object}: {source}")]
     Crypt {
-        /// The object.
+        /// The object's name.
         object: String,
-        /// What failed.
+        /// The error of OpenPGP.
         source: crypt::Error,
     },
-    /// An object's bytes are not what they should be.
+    /// An object cannot be decoded.
     #[error("{object}: {source}")]
     Format {
-        /// The object.
+        /// The object's name.
         object: String,
-        /// What is wrong.
+        /// The error of decoding.
         source: format::Error,
     },
-    /// No key was given where one is needed.
-    #[error(
-        "{object} is encrypted, and there is no secret key to open it with; give one with --key or BRACKFS_KEY_FILE"
-    )]
+    /// A secret key is needed, but none was given.
+    #[error("cannot open {object}: it is encrypted, and no secret key was given; use --key or BRACKFS_KEY_FILE")]
     NoKey {
-        /// The object.
+        /// The object's name.
         object: String,
     },
-    /// Signed by a key that this machine does not know.
-    #[error(
-        "{object} is signed by {signer}, whom this machine does not know; if you trust that key, give --signer {signer}"
-    )]
-    Stranger {
-        /// The object.
+    /// An object is signed by an unknown key.
+    #[error("{object} is signed by the unknown key {signer}; if you trust this key, use --signer {signer}")]
+    UnknownSigner {
+        /// The object's name.
         object: String,
-        /// Who signed, as the signature says.
+        /// The fingerprint or key id that the signature claims.
         signer: String,
     },
-    /// Signed, but the signer's certificate is not in the repository.
+    /// The certificate of a trusted host key is not in the repository.
     #[error(
-        "the repository has no certificate of the host key {signer}: keys/host-{signer}.asc is missing or altered, and no document in secrets/ that this key opens has it. Compare the fingerprint; if it is right, the next backup of the host puts the file back"
+        "cannot find the certificate of the host key {signer}: keys/host-{signer}.asc is missing or changed, and no \
+         document in secrets/ that this key opens has it. Check the fingerprint; if it is correct, the next backup of \
+         the host restores the file"
     )]
     NoCertificate {
-        /// Who should have signed.
+        /// The fingerprint of the host key.
         signer: Fingerprint,
     },
-    /// A key file under the name of another key.
-    #[error("{object} holds another key, {found}: somebody exchanged it")]
+    /// A key file contains another key than the one that it is named after.
+    #[error("{object} contains another key, {found}: the file was replaced")]
     OtherKey {
-        /// The key file.
+        /// The name of the key file.
         object: String,
-        /// The key in it.
+        /// The fingerprint of the key in it.
         found: Fingerprint,
     },
 }
@@ -112,7 +115,7 @@ impl Error {
         matches!(self, Error::Target(error) if error.kind == storage::ErrorKind::NotFound)
     }
 
-    /// Whether it is the key or passphrase that is missing or wrong.
+    /// Whether the key or passphrase is missing or wrong.
     pub fn is_key_problem(&self) -> bool {
         match self {
             Error::NoKey { .. } => true,

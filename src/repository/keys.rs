@@ -1,7 +1,7 @@
-//! The keys that lie next to the data.
+//! The keys stored in the repository.
 //!
-//! Public certificates are there so that people find them; their place in `keys/` proves nothing. The owner's secret key
-//! is there, under its passphrase, if `init` was asked to keep it.
+//! The certificates in `keys/` are not trusted: callers must compare fingerprints. The owner's secret key is stored there
+//! under its passphrase, unless `init` got other recipients.
 
 use super::{Error, Repository, is_damage};
 use crate::crypt::{self, Certificate, Fingerprint, Opener, SecretKey};
@@ -9,7 +9,7 @@ use crate::format::id::ObjectId;
 use crate::format::secrets::Secrets;
 use crate::format::{DOCUMENT_SIZE, name};
 
-/// Most bytes of a key file: certificates with many signatures are large.
+/// The largest key file in bytes. Certificates with many signatures are large.
 const KEY_SIZE: usize = 4 << 20;
 
 /// The keys of a repository.
@@ -17,53 +17,53 @@ pub struct Keys<'r> {
     repository: &'r Repository,
 }
 
-/// What a key file holds.
-pub type Found<T> = (String, Result<T, Error>);
+/// The name of a key file, and its key or the reason why it cannot be parsed.
+pub type KeyFile<T> = (String, Result<T, Error>);
 
 impl<'r> Keys<'r> {
     pub(super) fn new(repository: &'r Repository) -> Self {
         Keys { repository }
     }
 
-    /// Stores a recipient's certificate, in place of a damaged file if there is one.
+    /// Stores a recipient's certificate. Replaces a damaged file.
     pub fn put_recipient(&self, certificate: &Certificate) -> Result<(), Error> {
         self.put(name::recipient(&certificate.fingerprint().to_string()), certificate.to_armored())
     }
 
-    /// Stores the certificate of a host, in place of a damaged file if there is one.
+    /// Stores a host's certificate. Replaces a damaged file.
     pub fn put_host(&self, certificate: &Certificate) -> Result<(), Error> {
         self.put(name::host(&certificate.fingerprint().to_string()), certificate.to_armored())
     }
 
-    /// Stores the owner's secret key, which must be locked, in place of a damaged file if there is one.
+    /// Stores the owner's secret key, which must be locked. Replaces a damaged file.
     pub fn put_owner(&self, key: &SecretKey) -> Result<(), Error> {
         self.put(name::owner(&key.fingerprint().to_string()), key.to_armored())
     }
 
-    /// The recipients' certificates, as the target has them. Files that cannot be parsed are left out.
+    /// Returns the recipients' certificates, which are not trusted. Skips files that cannot be parsed.
     pub fn recipients(&self) -> Result<Vec<Certificate>, Error> {
         self.certificates("recipient-")
     }
 
-    /// The certificates of hosts, as the target has them. Files that cannot be parsed are left out.
+    /// Returns the hosts' certificates, which are not trusted. Skips files that cannot be parsed.
     pub fn hosts(&self) -> Result<Vec<Certificate>, Error> {
         self.certificates("host-")
     }
 
-    /// The certificate of the host with this fingerprint.
+    /// Returns the certificate of the host with this fingerprint.
     pub fn host(&self, fingerprint: &Fingerprint) -> Result<Certificate, Error> {
         let missing = || Error::NoCertificate { signer: fingerprint.clone() };
         let bytes = self.get(&name::host(&fingerprint.to_string())).map_err(|_| missing())?;
-        // The name is the target's word; the fingerprint is computed from the key.
+        // The file name is not trusted; the fingerprint is computed from the key.
         match Certificate::parse(&bytes) {
             Ok(certificate) if certificate.fingerprint() == *fingerprint => Ok(certificate),
             _ => Err(missing()),
         }
     }
 
-    /// Certificates of host keys from the documents in `secrets/`, for a reader that misses one in `keys/`. Each document
-    /// was signed by a key that it holds itself, which proves nothing: the caller has to know the fingerprint.
-    /// Documents that cannot be opened are left out.
+    /// Returns the hosts' certificates from the documents in `secrets/`, in case one is missing in `keys/`. Each document is
+    /// signed by a key that it contains itself, which proves nothing: the caller must know the fingerprint. Skips documents
+    /// that cannot be opened.
     pub fn hosts_in_secrets(&self, opener: Option<&Opener>) -> Result<Vec<Certificate>, Error> {
         let mut found: Vec<Certificate> = Vec::new();
         for object in self.repository.target.list(name::SECRETS)? {
@@ -91,8 +91,8 @@ impl<'r> Keys<'r> {
         }
     }
 
-    /// The owner's secret keys that are kept here, by file.
-    pub fn owners(&self) -> Result<Vec<Found<SecretKey>>, Error> {
+    /// Returns the owner's secret keys that are stored in the repository.
+    pub fn owners(&self) -> Result<Vec<KeyFile<SecretKey>>, Error> {
         let read = |object: String| {
             let failed = |source| Error::Crypt { object: object.clone(), source };
             let key = self.get(&object).and_then(|bytes| SecretKey::parse(&bytes).map_err(failed));
@@ -101,22 +101,22 @@ impl<'r> Keys<'r> {
         Ok(self.objects("owner-")?.into_iter().map(read).collect())
     }
 
-    /// Whether the certificate of this host lies where it should.
+    /// Whether the certificate of this host is stored and undamaged.
     pub fn has_host(&self, certificate: &Certificate) -> Result<bool, Error> {
         self.holds(&name::host(&certificate.fingerprint().to_string()))
     }
 
-    /// Whether the certificate of this recipient lies where it should.
+    /// Whether the certificate of this recipient is stored and undamaged.
     pub fn has_recipient(&self, certificate: &Certificate) -> Result<bool, Error> {
         self.holds(&name::recipient(&certificate.fingerprint().to_string()))
     }
 
-    /// Whether the owner's secret key lies where it should.
+    /// Whether the owner's secret key is stored and undamaged.
     pub fn has_owner(&self, key: &SecretKey) -> Result<bool, Error> {
         self.holds(&name::owner(&key.fingerprint().to_string()))
     }
 
-    /// Whether there is no such object.
+    /// Whether the object is missing.
     pub fn is_missing(&self, object: &str) -> Result<bool, Error> {
         match self.repository.target.length(object) {
             Err(e) if is_damage(e.kind) => Ok(true),
@@ -124,7 +124,7 @@ impl<'r> Keys<'r> {
         }
     }
 
-    /// Whether a key file is there, and holds the key that it is named for. A target that fails is an error.
+    /// Whether a key file exists and contains the key that it is named after. A failure of the target is an error.
     fn holds(&self, object: &str) -> Result<bool, Error> {
         match self.check(object) {
             Ok(()) => Ok(true),
@@ -133,12 +133,12 @@ impl<'r> Keys<'r> {
         }
     }
 
-    /// Checks that a key file holds the key that its name says. A file of another name means nothing.
+    /// Checks that a key file contains the key that it is named after. Ignores files with other names.
     pub fn check(&self, object: &str) -> Result<(), Error> {
         let Some(leaf) = object.strip_prefix(name::KEYS).and_then(|leaf| leaf.strip_suffix(".asc")) else {
             return Ok(());
         };
-        let Some((role @ ("recipient" | "host" | "owner"), said)) = leaf.split_once('-') else { return Ok(()) };
+        let Some((role @ ("recipient" | "host" | "owner"), expected)) = leaf.split_once('-') else { return Ok(()) };
         let bytes = self.get(object)?;
         let fingerprint = match role {
             "owner" => SecretKey::parse(&bytes).map(|key| key.fingerprint()),
@@ -146,10 +146,10 @@ impl<'r> Keys<'r> {
         };
         let failed = |source| Error::Crypt { object: object.to_owned(), source };
         let found = fingerprint.map_err(failed)?;
-        match found.to_string() == said {
-            true => Ok(()),
-            false => Err(Error::OtherKey { object: object.to_owned(), found }),
+        if found.to_string() != expected {
+            return Err(Error::OtherKey { object: object.to_owned(), found });
         }
+        Ok(())
     }
 
     fn get(&self, object: &str) -> Result<Vec<u8>, Error> {

@@ -1,12 +1,11 @@
-//! Object names, and which keys are trusted to sign them.
+//! Repositories: combines the encoding of [`crate::format`], the OpenPGP of [`crate::crypt`] and the targets of
+//! [`crate::storage`].
 //!
-//! - [`Repository`]: a repository at a target, opened: its id, and whether its blocks are encrypted
-//! - [`description`]: the plain description and its copy, which say both
-//! - [`keys`]: the certificates and the owner's key that lie next to the data
-//! - [`documents`]: signed documents: [`Writer`] signs and seals them, [`Access`] opens and verifies
-//!
-//! The format's bytes are [`crate::format`]'s, OpenPGP is [`crate::crypt`]'s, storage is
-//! [`crate::storage`]'s; here they meet.
+//! - [`Repository`]: an open repository: its target, its id, and whether its blocks are encrypted
+//! - [`description`]: the plaintext description and its copy, which have the id and the encryption
+//! - [`keys`]: the certificates and the owner's key in the repository
+//! - [`documents`]: signed documents: [`Writer`] signs and seals them, [`Access`] opens and verifies them
+//! - [`readme`]: README.txt and FORMAT.txt
 
 mod description;
 mod documents;
@@ -18,14 +17,14 @@ pub use crate::storage::Stamp;
 pub use documents::{Access, Writer};
 pub use error::Error;
 pub use keys::Keys;
-pub use readme::ForPeople;
+pub use readme::ReadmeKeys;
 
-use self::description::{DESCRIPTION_SIZE, Identity};
+use self::description::{DESCRIPTION_SIZE, RepositoryIdentity};
 use crate::format::id::RepositoryId;
 use crate::format::{SEALED_SIZE, name};
 use crate::storage::{ErrorKind, ObjectInfo, Target};
 
-/// A repository at a target.
+/// An open repository.
 #[derive(Debug)]
 pub struct Repository {
     target: Target,
@@ -41,11 +40,11 @@ impl Repository {
             ErrorKind::NotFound => missing(e.to_string()),
             _ => Error::Target(e),
         })?;
-        let Identity { id, encrypted } = description::read(&target)?;
+        let RepositoryIdentity { id, encrypted } = description::read(&target)?;
         Ok(Repository { target, id, encrypted })
     }
 
-    /// Stores an object whose content is known in place of a damaged one, or where there is none.
+    /// Stores an object. Replaces an existing one, which is damaged.
     fn replace(&self, object: &str, bytes: &[u8]) -> Result<(), Error> {
         match self.target.remove(object) {
             Err(e) if e.kind == ErrorKind::NotFound => {}
@@ -54,8 +53,8 @@ impl Repository {
         Ok(self.target.put(object, bytes)?)
     }
 
-    /// Makes the folder of a new repository, or takes one where an earlier try broke off. It is not a repository until
-    /// [`Repository::finish`].
+    /// Creates the directory of a new repository, or reuses that of an interrupted `init`. It becomes a repository only
+    /// with [`Repository::finish`].
     pub fn create(location: &str, encrypted: bool) -> Result<Self, Error> {
         let target = Target::create(location, &name::precedes_description).map_err(|e| match e.kind {
             ErrorKind::AlreadyExists => match Repository::open(location) {
@@ -67,8 +66,8 @@ impl Repository {
         Ok(Repository { target, id: RepositoryId::random(), encrypted })
     }
 
-    /// Writes the description, which makes a repository of what was prepared.
-    pub fn finish(&self, keys: &ForPeople<'_>) -> Result<(), Error> {
+    /// Writes the description, which completes the repository.
+    pub fn finish(&self, keys: &ReadmeKeys<'_>) -> Result<(), Error> {
         self.target.put(name::README, readme::text(self.encrypted, keys).as_bytes())?;
         self.target.put(name::FORMAT, readme::FORMAT.as_bytes())?;
         let text = self.description()?;
@@ -76,11 +75,12 @@ impl Repository {
         Ok(self.target.put(name::DESCRIPTION_COPY, text.as_bytes())?)
     }
 
-    /// Removes what there is of a repository that could not be made. Returns whether nothing is left of it.
+    /// Removes the parts of a repository that could not be created. Returns whether all of them are gone.
     pub fn abandon(&self) -> bool {
         let text = self.description().unwrap_or_default();
         for object in [name::DESCRIPTION, name::DESCRIPTION_COPY] {
-            // Another run may have made a repository here meanwhile, and its description stays. If this one's does, so does all.
+            // Keep the description of another run, which may have created a repository here in the meantime. If this
+            // run's description cannot be removed, `Target::abandon` below removes nothing.
             if self.target.get(object, DESCRIPTION_SIZE).is_ok_and(|found| found == text.as_bytes()) {
                 let _ = self.target.remove(object);
             }
@@ -88,50 +88,51 @@ impl Repository {
         self.target.abandon(&name::precedes_description)
     }
 
-    /// Names the repository.
+    /// The repository's id.
     pub fn id(&self) -> RepositoryId {
         self.id
     }
 
-    /// Whether the target says that blocks are encrypted. Pinned by hosts, signed in snapshots.
+    /// Whether blocks are encrypted, according to the description, which is not trusted. Hosts pin the value, and snapshots
+    /// have it signed.
     pub fn encrypted(&self) -> bool {
         self.encrypted
     }
 
-    /// Where it is, as it was given.
+    /// The location as it was given.
     pub fn location(&self) -> &str {
         self.target.location()
     }
 
-    /// The target that holds it.
+    /// The repository's target.
     pub fn target(&self) -> &Target {
         &self.target
     }
 
-    /// Whether the target is there at this moment: a disk can be unplugged, and a network break.
+    /// Whether the target is available now. It may be an unplugged disk or on a broken network.
     pub fn is_there(&self) -> bool {
         [name::DESCRIPTION, name::DESCRIPTION_COPY].iter().any(|object| self.target.length(object).is_ok())
     }
 
-    /// The keys that lie in it.
+    /// The keys in the repository.
     pub fn keys(&self) -> Keys<'_> {
         Keys::new(self)
     }
 
-    /// Has `bytes` hold the stored bytes of a block, and nothing else.
+    /// Replaces the content of `bytes` with the stored bytes of a block.
     pub fn read_block(&self, block: &crate::format::BlockLocation, bytes: &mut Vec<u8>) -> Result<(), Error> {
         let length = block.length as usize;
         debug_assert!(length <= SEALED_SIZE);
         Ok(self.target.read(&name::pack(block.pack), block.offset, length, bytes)?)
     }
 
-    /// Says that nobody will want a block soon.
+    /// Hint that a block will not be read again soon; caches may drop it.
     pub fn forget_block(&self, block: &crate::format::BlockLocation) {
         self.target.forget(&name::pack(block.pack), block.offset, block.length as usize);
     }
 
-    /// Numbers and lengths of all objects that are named as generations, ascending. Anyone who may create objects can have
-    /// made them: see [`Access::generation`].
+    /// Returns the numbers and sizes (bytes) of all objects named as generations, in ascending order. The objects are not
+    /// verified: see [`Access::generation`].
     pub fn generations(&self) -> Result<Vec<(u64, u64)>, Error> {
         let mut found = Vec::new();
         self.target.visit(name::GENERATION, &mut |ObjectInfo { name, length }| {
@@ -141,7 +142,7 @@ impl Repository {
         Ok(found)
     }
 
-    /// All snapshots by name, oldest first, without opening any. Objects that are none are left out.
+    /// Returns the names of all snapshots, oldest first, without opening them. Skips other objects.
     pub fn snapshots(&self) -> Result<Vec<name::SnapshotName>, Error> {
         let mut names: Vec<_> = self
             .target
@@ -154,7 +155,7 @@ impl Repository {
     }
 }
 
-/// Whether a target answers so for a small object that is missing or is not what was stored; it does not itself fail.
+/// Whether an error means that a small object is missing or damaged, rather than that the target failed.
 fn is_damage(kind: ErrorKind) -> bool {
     matches!(kind, ErrorKind::NotFound | ErrorKind::TooLarge | ErrorKind::NotAFile)
 }
@@ -165,13 +166,13 @@ mod tests {
     use crate::crypt::SecretKey;
 
     #[test]
-    fn a_repository_is_one_only_when_finished() {
+    fn a_repository_can_be_opened_only_after_finish() {
         let dir = tempfile::tempdir().unwrap();
         let location = dir.path().join("repo").display().to_string();
         let made = Repository::create(&location, true).unwrap();
         assert!(matches!(Repository::open(&location), Err(Error::Missing { .. })));
         let host = SecretKey::generate_host(&[]).unwrap().fingerprint();
-        made.finish(&ForPeople { host: &host, owner: None }).unwrap();
+        made.finish(&ReadmeKeys { host: &host, owner: None }).unwrap();
         let opened = Repository::open(&location).unwrap();
         assert_eq!((opened.id(), opened.encrypted()), (made.id(), true));
         assert!(matches!(Repository::create(&location, true), Err(Error::Exists { .. })));

@@ -1,26 +1,26 @@
-//! The texts in every repository, for the day when this program is gone.
+//! The texts in every repository, which explain how to get data out without brackfs.
 //!
-//! `README.txt` is made for its repository: it names the standard, the host key, and commands that can be pasted.
-//! `FORMAT.txt` is the page brackfs-format(5).
+//! `README.txt` is generated for each repository: it has the OpenPGP standard, the host key, and commands to paste.
+//! `FORMAT.txt` is the man page brackfs-format(5).
 
 use crate::crypt::Fingerprint;
 
-/// brackfs-format(5) as plain text; the tests of the manual compare it with the page.
+/// brackfs-format(5) as plain text. The tests of the manual compare it with the man page.
 pub(super) const FORMAT: &str = include_str!("FORMAT.txt");
 
-/// What the commands for a repository depend on.
+/// The keys named in the README of a repository.
 #[derive(Debug)]
-pub struct ForPeople<'a> {
-    /// The host key.
+pub struct ReadmeKeys<'a> {
+    /// The host key, which signs the backups.
     pub host: &'a Fingerprint,
-    /// The owner's key, if it is kept in the repository.
+    /// The owner's key, if it is stored in the repository.
     pub owner: Option<&'a Fingerprint>,
 }
 
-/// How to get data out of a repository without brackfs.
-pub(super) fn text(encrypted: bool, keys: &ForPeople<'_>) -> String {
+/// Returns the text of README.txt.
+pub(super) fn text(encrypted: bool, keys: &ReadmeKeys<'_>) -> String {
     let host = keys.host.to_string();
-    // The host key follows the standard that all recipients read.
+    // The host key has the newest standard that all recipients support.
     let opening = match (encrypted, host.len()) {
         (false, _) => PLAIN,
         (true, 40) => OLDER,
@@ -45,25 +45,25 @@ The easy way to get files back is brackfs itself:
     brackfs mount /mnt --repo HEREOPTION
     brackfs restore latest --repo HERE --to DIRECTORYOPTION
 
-Without brackfs it takes a shell, zstd, b3sum, Python 3 with cbor2
+Without brackfs you need a shell, zstd, b3sum, Python 3 with cbor2
 (python3-cbor2), and an OpenPGP program. FORMAT.txt next to this file describes
 every byte; with it you can write a program that restores everything. To get
-single files, paste the commands below in this directory.
+single files, paste the commands below into a shell in this directory.
 
 The host key, which signs the backups, is
 HOSTKEY.
-Compare it with what `brackfs init` printed, if you have a note of that: whoever
-can write here could have put another certificate in keys/.
+If you noted the key that `brackfs init` printed, compare it: anyone who can
+write to this directory could have replaced the certificate in keys/.
 
 ";
 
 const NEWER: &str = "\
-This repository: encrypted, OpenPGP of RFC 9580. GnuPG does not read that (\"packet
-with unknown version\"). Sequoia's sq 1.0 or later does, and so do sqop, rsop and
-gosop. sq asks for the passphrase of a locked key at each call; write it into a
-file and add --password-file FILE before `decrypt` to prevent that.
+This repository is encrypted with OpenPGP of RFC 9580. GnuPG does not support it
+(\"packet with unknown version\"). Use Sequoia's sq 1.0 or later, sqop, rsop or
+gosop. sq asks for the passphrase of a locked key at each call; to avoid that,
+write it to a file and add --password-file FILE before `decrypt`.
 PASSPHRASE
-0. The secret key, and the functions that open a snapshot and a block:
+0. Set the secret key, and define the functions that open a snapshot and a block:
 
     KEY=KEYFILE
     document() {
@@ -73,18 +73,18 @@ PASSPHRASE
     opened() { sq decrypt --recipient-file \"$KEY\"; }
 
    `document` must report one authenticated signature, by the host key. `opened`
-   reports none: blocks are not signed, and b3sum checks them below.
+   reports none: blocks are not signed, but verified with b3sum below.
 
 ";
 
 const KEPT: &str = "\
-The secret key is kept here, under the passphrase that `init` asked for (AES-256,
-OCB, Argon2): keys/owner-*.asc.
+The secret key is in keys/owner-*.asc, encrypted with the passphrase that was
+given to `brackfs init` (AES-256, OCB, Argon2).
 ";
 
 const OLDER: &str = "\
-This repository: encrypted, OpenPGP of RFC 4880. GnuPG 2 reads it, and so does
-Sequoia's sq.
+This repository is encrypted with OpenPGP of RFC 4880. GnuPG 2 and Sequoia's sq
+support it.
 
 0. Import the keys, and define the functions that open a snapshot and a block:
 
@@ -93,9 +93,9 @@ Sequoia's sq.
     document() { gpg --decrypt \"$1\"; }
     opened() { gpg --quiet --decrypt; }
 
-   `document` must say: Good signature, and the host key as the primary key. That
-   the key is not certified with a trusted signature does not matter. Without
-   the import of the host key gpg writes the content, but exits with code 2.
+   `document` must report a good signature, with the host key as the primary key.
+   Ignore the warning that the key is not certified with a trusted signature. If
+   the host key was not imported, gpg prints the content but exits with code 2.
    With sq 1.0 or later instead of gpg:
 
     document() {
@@ -107,7 +107,7 @@ Sequoia's sq.
 ";
 
 const PLAIN: &str = "\
-This repository: not encrypted, only signed.
+This repository is signed, but not encrypted.
 
 0. Import the key, and define the functions that open a snapshot and a block:
 
@@ -115,14 +115,14 @@ This repository: not encrypted, only signed.
     document() { gpg --decrypt \"$1\"; }
     opened() { cat; }
 
-   `document` must say: Good signature, and the host key as the primary key. That
-   the key is not certified with a trusted signature does not matter.
+   `document` must report a good signature, with the host key as the primary key.
+   Ignore the warning that the key is not certified with a trusted signature.
 
 ";
 
-const STEPS: &str = r#"1. Functions to look into what was opened. `list` prints a node: each reference
-   as pack, offset, length of the stored block, start, length and digest of what
-   it refers to. `fetch` takes the first five of these.
+const STEPS: &str = r#"1. Define the functions that show opened data. `list` prints a node, with each
+   reference as pack, offset and stored length of a block, and start, length and
+   digest of the data in it. `fetch` takes the first five of these values.
 
     about() {
         document "$1" | python3 -c 'if 1:
@@ -142,11 +142,11 @@ const STEPS: &str = r#"1. Functions to look into what was opened. `list` prints 
             import cbor2, sys, uuid
             node = cbor2.load(sys.stdin.buffer)
             packs, table = node.get(1, ()), node.get(2, ())
-            def chunk(what, digest, block, start, length):
+            def chunk(word, digest, block, start, length):
                 pack, offset, stored = table[3 * block : 3 * block + 3]
                 pack = uuid.UUID(bytes=packs[pack])
                 where = pack, offset, stored, start, length
-                print(" ", what, *where, digest.hex())
+                print(" ", word, *where, digest.hex())
             def extent(item):
                 if isinstance(item, int):
                     print("  hole", item)
@@ -180,38 +180,38 @@ const STEPS: &str = r#"1. Functions to look into what was opened. `list` prints 
                 iflag=skip_bytes,count_bytes status=none
     }
 
-   START counts from 0. A pack is the file packs/ab/UUID; ab are the first two
-   digits of the UUID. `fetch` leaves the file `block`; remove it at the end.
+   START counts from 0. A pack is the file packs/ab/UUID, where ab are the first
+   two digits of the UUID. `fetch` leaves the file `block`; remove it at the end.
 
-2. Each folder below snapshots/ is a source. In the name of a snapshot stand a
-   number, which is greater for a later one, and when it began, in UTC. This says
-   which source a folder is, and which paths were backed up:
+2. Each folder in snapshots/ is a source. The name of a snapshot has a number,
+   which is higher for later snapshots, and the start of the backup in UTC. Print
+   the source and the paths of each snapshot:
 
     for snapshot in snapshots/*/*; do about "$snapshot"; done
 
-3. The root of a snapshot, and what is in it:
+3. Print the root of a snapshot:
 
     root SNAPSHOT > root.node
     list < root.node
 
-4. One step down, with the numbers of a line that says `node`. For a name in a
-   large directory, take the last `from` that is not above the name:
+4. Go down one level, with the numbers of a `node` line. For a name in a large
+   directory, use the last `from` whose name is not greater:
 
     fetch PACK OFFSET STORED START LENGTH > some.node
     b3sum some.node
     list < some.node
 
-   b3sum must print the digest of that line: nothing else tells that it is the
-   right one. A node of a large file lists `chunk` or `node` lines in order.
+   b3sum must print the digest of that line; nothing else verifies the data. The
+   node of a large file lists `chunk` or `node` lines in order.
 
-5. A file: its `chunk` lines one after the other; `hole` is that many zeros.
+5. Get a file: its `chunk` lines in order; `hole` stands for that many zero bytes.
 
     fetch PACK OFFSET STORED START LENGTH > file
     b3sum file
 
    Again, b3sum must print the digest of the line.
 
-Whether the disk kept everything:
+To check whether the disk returns all packs unchanged:
 
     find sums -type f -exec cat {} + | b3sum --check
 "#;
