@@ -232,7 +232,7 @@ fn planted_names_come_out_nowhere() {
         let mut forger = Forger::new();
         let stored = forger.store(b"planted");
         forger.snapshot_of(&[stored], vec![file(name, &stored, 0)]);
-        refused(&forger, &["tree node", "the name", &forger.pack.to_string()]);
+        refused(&forger, &["tree node", "invalid name", &forger.pack.to_string()]);
     }
 }
 
@@ -243,7 +243,7 @@ fn names_that_come_twice_or_out_of_order_are_refused() {
         let stored = forger.store(b"planted");
         let outside = forger.site.path().join("outside");
         forger.snapshot_of(&[stored], vec![link(names[0], &outside), file(names[1], &stored, 0)]);
-        refused(&forger, &["a name twice or out of order"]);
+        refused(&forger, &["a name is repeated or out of order"]);
         assert!(!outside.exists());
     }
 }
@@ -270,7 +270,7 @@ fn a_link_in_one_segment_and_a_file_of_its_name_in_the_next_write_nothing_outsid
         let checked = patiently(&forger.site, &["check".into()]);
         for run in [restored.code(1), checked.code(1)] {
             assert!(
-                run.stderr.contains("the names of a node") || run.stderr.contains("twice or out of order"),
+                run.stderr.contains("the names of a node") || run.stderr.contains("repeated or out of order"),
                 "{run}"
             );
         }
@@ -401,7 +401,7 @@ fn a_mount_gives_each_name_its_own_bytes_whatever_links_a_host_claims() {
 #[test]
 fn counts_that_do_not_add_up_are_refused() {
     for (below, words) in
-        [(0, "a node of an empty directory"), (2, "the ranks of a node"), ((1 << 40) - 1, "the ranks of a node")]
+        [(0, "an empty directory with a node"), (2, "the ranks of a node"), ((1 << 40) - 1, "the ranks of a node")]
     {
         let mut forger = Forger::new();
         let top = forger.store_node(&[], Items::Entries(vec![entry("fifo", Kind::Fifo, 0, Content::Empty)]));
@@ -742,7 +742,7 @@ fn encryption_that_was_switched_off_in_both_descriptions_is_refused() {
     let snapshot = objects(&site, "snapshots").remove(0);
     for arguments in [vec!["ls", "latest"], vec!["check"]] {
         let run = patiently(&site, &arguments.into_iter().map(OsString::from).collect::<Vec<_>>()).code(1);
-        says(&run, &[leaf(&snapshot), "it is encrypted where only a signature should be"]);
+        says(&run, &[leaf(&snapshot), "it is encrypted, but should only be signed"]);
     }
 }
 

@@ -1,7 +1,7 @@
 //! The keys stored in the repository.
 //!
-//! The certificates in `keys/` are not trusted: callers must compare fingerprints. The owner's secret key is stored there
-//! under its passphrase, unless `init` got other recipients.
+//! The certificates in `keys/` are not trusted: callers must compare fingerprints. If `init` generated the owner's secret
+//! key, it is stored there as well, under its passphrase.
 
 use super::{Error, Repository, is_damage};
 use crate::crypt::{self, Certificate, Fingerprint, Opener, SecretKey};
