@@ -752,7 +752,7 @@ fn files_of_other_programs_in_a_repository_are_noted_and_are_no_problem() {
         }
     }
     let check = site.brackfs(&["check", "--read-data"]).ok();
-    says(&check, "they are harmless");
+    says(&check, "this is harmless");
     site.backup(&[]).ok();
     site.brackfs(&["catalog", "verify"]).ok();
     assert_eq!(site.brackfs(&["cat", "latest:file"]).ok().stdout, "content");

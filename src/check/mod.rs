@@ -199,13 +199,14 @@ impl Checker<'_> {
             let shown = self.reader.source_name(name.source).unwrap_or_else(|_| name.source.to_string());
             let lacking = self.tree(&root, PathBuf::from(shown).join(&name.time))?;
             if let Some(first) = lacking.first() {
-                let (count, first) = (lacking.len(), name::pack(*first));
+                let (count, first) = (lacking.len() as u64, name::pack(*first));
+                let packs = monitor::count(count, "pack that it needs is", "packs that it needs are");
                 let cause = match &self.unreadable {
                     Some(index) => format!("{index} cannot be read"),
                     None => format!("an object is missing from {}", name::INDEX),
                 };
                 let why = format!(
-                    "{count} of the packs that it needs are in no index (such as {first}): {cause}; a rebuilt catalog will not know these packs"
+                    "{packs} in no index (such as {first}): {cause}; a rebuilt catalog will not know such packs"
                 );
                 self.problem(&object, &why);
                 self.unindexed.extend(lacking);
@@ -570,10 +571,8 @@ impl Checker<'_> {
         }
         found.sort();
         if let Some(first) = found.first() {
-            let count = found.len();
-            self.monitor.note(&format!(
-                "{count} files in the repository do not belong to it, such as {first}; they are harmless"
-            ));
+            let files = monitor::count(found.len() as u64, "file in the repository does", "files in the repository do");
+            self.monitor.note(&format!("{files} not belong to it (such as {first}); this is harmless"));
         }
         Ok(())
     }

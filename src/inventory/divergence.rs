@@ -45,7 +45,7 @@ impl Divergence {
                 "the repository is older than this machine's catalog (generation {found}, the catalog knows {known}): it was set back to an older copy, or lost objects"
             )),
             Divergence::Forgotten { found, known } => Some(format!(
-                "the repository has runs of this machine that its catalog does not know (generation {found}, the catalog knows {known}): this machine's state was set back to an older copy, or another machine uses a copy of it. In the latter case, run `brackfs adopt` on the machine that should continue"
+                "the repository has runs that this machine's catalog does not know (generation {found}, the catalog knows {known}): its state was set back to an older copy, or another machine uses a copy of it (then run `brackfs adopt` on one of them)"
             )),
         }
     }

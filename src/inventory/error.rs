@@ -33,7 +33,7 @@ pub enum Error {
     },
     /// Another catalog is the repository's writer.
     #[error(
-        "another machine, or another state directory of this one, is the writer of this repository (generation {found}, this catalog knows {known}); nothing was written. To make this machine the writer, run `brackfs adopt` here; the other one is refused from then on"
+        "another machine or state directory is the writer of this repository (generation {found}, this catalog knows {known}); nothing was written. To make this machine the writer instead, run `brackfs adopt`"
     )]
     OtherWriter {
         /// The last generation in the repository.
@@ -49,7 +49,7 @@ pub enum Error {
     },
     /// Generations are unchanged, but all packs are missing.
     #[error(
-        "none of the packs in the catalog were found, although the repository's generation is unchanged: is the disk at packs/ not mounted? Nothing was changed. If the packs are lost, run `brackfs catalog rebuild`; the next backup then stores everything again"
+        "none of the packs in the catalog were found: is the disk at packs/ not mounted? Nothing was changed. If the packs are lost, run `brackfs catalog rebuild`; the next backup then stores everything again"
     )]
     NoPacks,
     /// The host key opens no trusted secrets document.
@@ -80,7 +80,7 @@ pub enum Error {
     },
     /// Documents have unknown signers, and adoption does not trust on first use.
     #[error(
-        "documents of this repository are signed by host keys that this machine does not know: {signers}. Nothing was written. Compare each key with the fingerprint that `brackfs init` or `brackfs adopt` printed on the former machine; pass the correct ones with --signer, and remove the objects of all others"
+        "documents of this repository are signed by unknown host keys: {signers}. Nothing was written. Compare the keys with those printed on the former machine; pass the right ones with --signer, and remove the objects of all others"
     )]
     UnknownSigners {
         /// Fingerprints of the signers, each with one of its objects and the number of further ones.

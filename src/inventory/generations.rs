@@ -39,7 +39,7 @@ impl Generations {
     pub fn warning(&self) -> Option<String> {
         let (last, _) = self.strange.last()?;
         Some(format!(
-            "cannot verify {} in {} (such as {}): either another machine with a host key of its own became the writer of this repository, or they do not belong there. The backup continues, but removes nothing from the repository while they exist",
+            "cannot verify {} in {} (such as {}): another machine with a host key of its own became the writer, or they do not belong there. The backup continues, but removes nothing while they exist",
             objects(self.strange.len() as u64),
             name::GENERATION,
             name::generation(*last),
