@@ -99,8 +99,9 @@ pub(super) struct Args {
     stdin_filename: Option<OsString>,
     #[command(flatten)]
     repository: RepositoryArg,
-    /// Set the name of the source [default: the last component of the path, or the name of --stdin-filename; root for /,
-    /// for several paths and for lists]
+    /// Set the name of the source [default: the last component of the path]
+    ///
+    /// The default is the name of --stdin-filename for standard input, and root for /, for several paths and for lists.
     #[arg(long, value_name = "NAME")]
     source: Option<String>,
     /// Exclude paths that match GLOB, as in a .gitignore at the snapshot's root (repeatable)
@@ -193,7 +194,9 @@ pub(super) struct Args {
     /// log, is stored anyway, and the next backup reads it again in any case.
     #[arg(long, value_name = "DURATION", default_value = "5s", value_parser = parse_duration)]
     settle_max: Duration,
-    /// Wait up to DURATION (such as 90s, 10m or 1h30m) for another run that writes to the repository; then exit with 11
+    /// Wait up to DURATION for another run that writes to the repository; then exit with 11
+    ///
+    /// DURATION is a number with ms, s, m or h, such as 90s, 10m or 1h30m.
     #[arg(long, value_name = "DURATION", default_value = "0s", value_parser = parse_duration)]
     wait_lock: Duration,
     /// Read and verify up to SIZE of packs that were not checked for a month; 0 disables this

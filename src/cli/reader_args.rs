@@ -79,10 +79,9 @@ pub(super) struct ReaderArgs {
     /// If none of these is known, the key found in the repository is trusted on first use, printed and remembered.
     #[arg(long, value_name = "FINGERPRINT", action = ArgAction::Append)]
     pub(super) signer: Vec<Fingerprint>,
-    /// Cache up to SIZE of decrypted data in memory [default: 128MiB for mount and dump, else 24MiB; less where
-    /// memory is short]
+    /// Cache up to SIZE of decrypted data in memory [default: 128MiB for mount and dump, else 24MiB]
     ///
-    /// The default is at most a quarter of the machine's memory, of the memory limit of the cgroup (a container, or a
+    /// The default is less if memory is short: at most a quarter of the machine's memory, of the memory limit of the cgroup (a container, or a
     /// systemd service with MemoryMax=), and of the limit of ulimit -v.
     #[arg(long, value_name = "SIZE", value_parser = super::show::parse_size)]
     pub(super) cache_size: Option<u64>,
