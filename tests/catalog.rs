@@ -195,10 +195,10 @@ fn a_lost_or_broken_catalog_is_built_anew_by_the_next_backup() {
             let _ = fs::remove_file(format!("{}{end}", world.catalog().display()));
         }
         damage(&world.catalog());
-        says(&world.site.backup(&["--dry-run"]).code(1), &[words, "A backup builds it anew"]);
+        says(&world.site.backup(&["--dry-run"]).code(1), &[words, "A backup rebuilds it"]);
         assert!(!world.state().join("catalog.sqlite.new").exists());
         let run = world.backup(&[]).ok();
-        says(&run, &[words, "built anew"]);
+        says(&run, &[words, "rebuilt"]);
         stored_nothing_again(&world, &run);
         world.agrees();
         let after = world.backup(&[]).ok();
@@ -288,7 +288,7 @@ fn what_breaks_in_the_midst_of_a_backup_is_said_and_rebuilt_at_once() {
     OpenOptions::new().write(true).open(&path).unwrap().write_all_at(&noise("bad page", 4096), page).unwrap();
     says(&world.site.brackfs(&["catalog", "verify"]).code(1), &["catalog.sqlite", "rebuild"]);
     let run = world.backup(&[]).ok();
-    says(&run, &["damaged", "built anew"]);
+    says(&run, &["damaged", "rebuilt"]);
     stored_nothing_again(&world, &run);
     world.is_whole();
 }
@@ -337,7 +337,7 @@ fn lost_packs_are_left_out_of_a_new_catalog_and_stored_again() {
     world.snapshots.clear();
     fs::remove_file(world.catalog()).unwrap();
     let run = world.backup(&[]).ok();
-    says(&run, &["built anew", "packs missing"]);
+    says(&run, &["rebuilt", "packs missing"]);
     assert!(number(&run.json(), "data_bytes") > 5 * MIB as u64, "{run}");
     let (id, expected) = &world.snapshots[0];
     let to = world.site.path().join("out");
@@ -471,7 +471,7 @@ fn of_clones_that_begin_to_write_at_the_same_moment_one_is_refused() {
     let output = waiting.wait_with_output().unwrap();
     let said = String::from_utf8_lossy(&output.stderr);
     assert_eq!(output.status.code(), Some(1), "{said}");
-    assert!(said.contains("at the same moment") && said.contains("brackfs adopt"), "{said}");
+    assert!(said.contains("at the same time") && said.contains("brackfs adopt"), "{said}");
     // The next time it finds what happened, and goes on.
     says(&world.backup(&[]).ok(), &["does not know"]);
     world.site.brackfs(&["check", "--read-data"]).ok();
@@ -496,7 +496,7 @@ fn of_a_machine_that_is_copied_while_it_writes_one_is_refused() {
     let output = writing.wait_with_output().unwrap();
     let said = String::from_utf8_lossy(&output.stderr);
     assert_eq!(output.status.code(), Some(1), "{said}");
-    assert!(said.contains("at the same moment") && said.contains("brackfs adopt"), "{said}");
+    assert!(said.contains("at the same time") && said.contains("brackfs adopt"), "{said}");
     world.site.brackfs(&["check", "--read-data"]).ok();
     says(&world.site.backup(&[]).ok(), &["does not know"]);
     world.site.brackfs(&["check", "--read-data"]).ok();
@@ -558,7 +558,7 @@ fn a_new_machine_goes_on_with_the_owners_key() {
     // The new host key alone is enough from now on.
     fs::remove_file(world.catalog()).unwrap();
     let run = world.backup(&[]).ok();
-    says(&run, &["built anew"]);
+    says(&run, &["rebuilt"]);
     stored_nothing_again(&world, &run);
     world.site.brackfs(&["check", "--read-data"]).ok();
     // And the old machine can be the writer again.

@@ -93,7 +93,7 @@ fn what_an_interrupted_backup_stored_is_not_stored_again() {
         send(&child, signal);
         let (status, said) = end(child);
         assert_eq!(status.code(), Some(130), "{signal:?}: {said}");
-        assert!(said.contains("the next backup goes on from there"), "{said}");
+        assert!(said.contains("the next backup continues from there"), "{said}");
         let kept = ordeal.committed() - committed;
         assert!(kept >= 16 << 20, "a pack was stored, but {kept} bytes are known");
         // It looks that the rest is stored once.

@@ -1,10 +1,10 @@
-//! What ends a backup.
+//! The errors that end a backup.
 
 use crate::crypt::Fingerprint;
 use crate::threads::TooFew;
 use crate::{catalog, crypt, format, inventory, repository, source, state, storage};
 
-/// A backup that did not come to its end. What was committed before stays and is not stored again.
+/// Why a backup failed. Everything committed before is kept, and is not stored again.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
     /// The repository failed.
@@ -16,13 +16,13 @@ pub enum Error {
     /// The state directory failed, or another run holds the lock.
     #[error(transparent)]
     State(#[from] state::Error),
-    /// Catalog and repository can't be made to agree.
+    /// The catalog can't be made to agree with the repository.
     #[error(transparent)]
     Inventory(#[from] inventory::Error),
     /// The target failed.
     #[error(transparent)]
     Target(#[from] storage::Error),
-    /// A source failed as a whole: a path that was given is not there.
+    /// The source failed as a whole: a given path does not exist.
     #[error(transparent)]
     Source(#[from] source::Error),
     /// A block could not be made.
@@ -31,87 +31,90 @@ pub enum Error {
     /// A block could not be sealed.
     #[error("cannot encrypt: {0}")]
     Crypt(#[from] crypt::Error),
-    /// The target says otherwise than agreed whether blocks are encrypted.
+    /// The target contradicts the catalog about whether blocks are encrypted.
     #[error(
-        "the repository says that it is {found}, but it was made {expected}; somebody changed brackfs.toml, nothing was backed up"
+        "brackfs.toml says that the repository is {found}, but it was created {expected}; the file was changed, and nothing was backed up"
     )]
     Encryption {
-        /// What the target says.
+        /// The claim of the target.
         found: &'static str,
-        /// What was fixed at init.
+        /// The choice made at init.
         expected: &'static str,
     },
-    /// The host key on disk is not the one that the catalog knows.
+    /// The host key on disk is not that of the catalog.
     #[error("the host key of this machine is {found}, but the catalog was made for {expected}")]
     HostKey {
         /// The key on disk.
         found: Fingerprint,
-        /// The key that was fixed at init.
+        /// The key of the catalog.
         expected: Fingerprint,
     },
-    /// Another machine began a run at the same moment.
+    /// Another machine started a run at the same time.
     #[error(
-        "another machine that uses a copy of this machine's state began to write at the same moment (generation {found}); run `brackfs adopt` on the one that shall go on"
+        "another machine with a copy of this machine's state started to write at the same time (generation {found}); run `brackfs adopt` on the one that is to go on"
     )]
-    AtOnce {
-        /// The generation that both wanted.
+    ConcurrentWriter {
+        /// The generation of both.
         found: u64,
     },
-    /// What this run wrote first is gone.
+    /// The generation that this run wrote is gone.
     #[error(
-        "the repository was set back while this backup was writing to it (the object of generation {generation} is gone); nothing more was written. Run the backup again"
+        "the repository was set back while this backup was writing to it (the object of generation {generation} is gone); the backup stopped. Run it again"
     )]
     SetBack {
         /// The generation of this run.
         generation: u64,
     },
-    /// A dry run has nothing to compare with.
-    #[error("{source}. A backup builds it anew by itself; a dry run changes nothing, so it can't")]
+    /// A dry run has no catalog to compare with.
+    #[error("{source}. A backup rebuilds it; a dry run changes nothing, so it can't")]
     NothingToCompare {
-        /// What is wrong with the catalog.
+        /// The error of the catalog.
         source: catalog::Error,
     },
-    /// There is nothing to back up.
+    /// The only path to back up can't be used.
     #[error("cannot back up {path}: {source}")]
     NoSource {
-        /// The path that was given.
+        /// The path as it was given.
         path: String,
-        /// Why it can't be looked at.
+        /// The error of the system call.
         source: std::io::Error,
     },
-    /// Of several paths none is there.
-    #[error("none of the paths to back up is there")]
+    /// None of several paths exists.
+    #[error("none of the paths to back up exists")]
     NothingThere,
-    /// Standard input failed: how much of it is missing nobody knows.
+    /// Standard input failed. How much of it is missing is unknown.
     #[error("cannot read standard input: {0}; no snapshot was made")]
     Stdin(#[source] std::io::Error),
-    /// Paths that can't be backed up together, or an option that makes no sense.
+    /// Wrong usage: paths that can't be backed up, or an invalid option.
     #[error("{0}")]
     Usage(String),
-    /// The run was told to stop.
-    #[error("interrupted; what was stored so far is kept, and the next backup goes on from there")]
+    /// The run was interrupted.
+    #[error("interrupted; stored content is kept, and the next backup continues from there")]
     Interrupted,
-    /// A dry run was told to stop.
+    /// A dry run was interrupted.
     #[error("interrupted; a dry run stores nothing")]
     PreviewInterrupted,
     /// A temporary file failed.
     #[error("cannot use a temporary file in {folder}: {source} (TMPDIR chooses another folder)")]
     Temporary {
-        /// Where temporary files are made.
+        /// The folder for temporary files.
         folder: String,
-        /// Why.
+        /// The error of the system call.
         source: std::io::Error,
     },
     /// The system allows too few threads.
     #[error(transparent)]
     Threads(#[from] TooFew),
-    /// A thread ended without saying why: a defect.
+    /// A thread ended without an error: a bug.
     #[error("a part of the backup stopped unexpectedly ({0}); please report this")]
     Stopped(&'static str),
+    /// A condition that can't occur: a bug.
+    #[error("internal error: {0}; please report this")]
+    Internal(&'static str),
 }
 
 impl Error {
-    /// Whether a part of the catalog turned out to be damaged.
+    /// Whether a part of the catalog is damaged.
     pub(super) fn is_damaged_catalog(&self) -> bool {
         matches!(
             self,
@@ -120,7 +123,7 @@ impl Error {
         )
     }
 
-    /// Whether what was asked for makes no sense.
+    /// Whether it is wrong usage.
     pub fn is_usage(&self) -> bool {
         match self {
             Error::Usage(_) => true,

@@ -82,7 +82,7 @@ impl Drop for CloseQueues<'_> {
     }
 }
 
-/// What a backup is asked to do, with its paths resolved.
+/// The parameters of a backup, with its paths resolved.
 struct Invocation<'a> {
     repository: &'a Repository,
     state: &'a Path,
@@ -124,7 +124,7 @@ impl<'a> Invocation<'a> {
         Rules::new(selection, reading, exclude, large, self.mounts.clone(), self.forbidden.clone())
     }
 
-    /// Walks, and reports what a backup would read.
+    /// Walks, and reports the files that a backup would read.
     fn preview(&self) -> Result<Summary, Error> {
         let Watch { monitor, stop, .. } = self.watch;
         let catalog = look(self.repository, self.state, monitor, stop)?;
@@ -158,7 +158,7 @@ impl<'a> Invocation<'a> {
         let mut lost_packs = 0;
         let result = match self.write(Mend::No, &mut lost_packs) {
             Err(error) if error.is_damaged_catalog() => {
-                self.watch.monitor.note(&format!("{error}. What is damaged is left out now, and read again"));
+                self.watch.monitor.note(&format!("{error}. The damaged parts are dropped now, and read again"));
                 match self.scope.origin {
                     Origin::Tree { .. } => self.write(Mend::Yes, &mut lost_packs),
                     // The content of the pipe is gone: only mend the catalog.

@@ -1,9 +1,9 @@
-//! Upper bounds on the memory of a backup, whatever it backs up.
+//! Upper bounds on the memory of a backup, for any source.
 //!
 //! | what | MiB |
 //! | --- | --- |
 //! | small files read ahead ([`SMALL_AHEAD`]), chunks of large files ([`LARGE_AHEAD`]) | 4 + 4 |
-//! | extended attributes read ahead ([`ATTRIBUTES_AHEAD`]), those of the next file, and one set (384 KiB) in each of 17 readers and the walk | 2 + 7 |
+//! | extended attributes read ahead ([`ATTRIBUTES_AHEAD`]), the attributes of the next file, and one set (384 KiB) in each of 17 readers and the walk | 2 + 7 |
 //! | directories that the walk is in: their attributes ([`ATTRIBUTES_OPEN`]) and entries ([`ENTRIES_OPEN`]) | 4 + 8 |
 //! | nodes that wait for a block to be sealed: at most [`NODES_WAITING`] for each block in flight | 10 |
 //! | the chunker of a large file: its buffer, and the current chunk | 3 |

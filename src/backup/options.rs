@@ -23,17 +23,17 @@ pub const SETTLE_MAX: Duration = Duration::from_secs(5);
 /// The options of a backup.
 #[derive(Debug, Clone, Default)]
 pub struct Options {
-    /// What to back up.
+    /// The paths to back up.
     pub selection: Selection,
     /// How files are recognized and read.
     pub reading: Reading,
     /// How content is stored.
     pub storing: Storing,
-    /// What the run does apart from reading and storing.
+    /// Settings of the run itself.
     pub policy: RunPolicy,
 }
 
-/// What to back up.
+/// The paths to back up, and exclusions.
 #[derive(Debug, Clone, Default)]
 pub struct Selection {
     /// The source's name. `None`: the last name of the only path, the name of standard input, or `root`.
@@ -97,7 +97,7 @@ impl Default for Storing {
     }
 }
 
-/// What a run does apart from reading and storing.
+/// Settings of a run, apart from reading and storing.
 #[derive(Debug, Clone)]
 pub struct RunPolicy {
     /// Labels of the snapshot.

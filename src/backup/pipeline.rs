@@ -26,7 +26,7 @@ use super::walk::retry::Settling;
 use super::walk::rules::Rules;
 use super::walk::scope::{Origin, Scope};
 use super::walk::stop::WalkStop;
-use super::walk::tree::{TreeWalk, WalkCounts, WalkSetup};
+use super::walk::tree::{SourceWalk, WalkCounts, WalkSetup};
 use crate::catalog::{Past, SourceRow};
 use crate::format::Timestamp;
 use crate::monitor::{Monitor, Total};
@@ -44,7 +44,7 @@ pub(super) trait Follower {
     /// Ends a run whose walk is complete.
     fn finish(self, counts: WalkCounts) -> Result<Summary, Error>;
 
-    /// Ends a run that was interrupted: keeps what was done so far, and returns the error to report.
+    /// Ends a run that was interrupted: keeps the stored content, and returns the error to report.
     fn interrupt(self) -> Error;
 }
 
@@ -124,7 +124,7 @@ impl<'a> Pipeline<'a> {
                 let settling = readers.map(|readers| readers.settling).unwrap_or_default();
                 let (calls, ahead, attempt) = (calls.clone(), ahead.clone(), settling.first());
                 let rules = Arc::new(rules);
-                let mut walk = TreeWalk::new(WalkSetup {
+                let mut walk = SourceWalk::new(WalkSetup {
                     past,
                     source,
                     rules,
@@ -168,7 +168,7 @@ impl<'a> Pipeline<'a> {
     }
 }
 
-/// What the walk's thread does. Returns the counts so far, also if the walk ends early.
+/// The body of the walk's thread. Returns the counts so far, also if the walk ends early.
 type WalkBody<'scope> = Box<dyn FnOnce() -> (WalkCounts, Result<(), WalkStop>) + Send + 'scope>;
 
 /// Starts one reader of each kind. Returns their queues, and the jobs of small files for more readers.
@@ -187,7 +187,7 @@ fn start_readers<'scope, 'a: 'scope>(
     Ok((ReaderQueues { small, large }, small_out))
 }
 
-/// What a reader of small files does.
+/// The body of a reader of small files.
 fn small_reader<'a>(readers: Readers<'a>, jobs: &Receiver<ReadJob>) -> impl FnOnce() + Send + use<'a> {
     let jobs = jobs.clone();
     move || read_files(&jobs, readers.setup, &readers.lanes.small)
@@ -261,7 +261,7 @@ fn follow_events(
             let is_root_left = depth == 0 && matches!(event, Event::Leave { .. });
             follower.event(event)?;
             if is_root_left {
-                // If the walk is over, it did what it could.
+                // If the walk has ended, it has reported the files that are left.
                 go = if follower.root_left()? { go.filter(|go| go.send(()).is_ok()) } else { None };
             }
         }

@@ -1,4 +1,4 @@
-//! A run that may write: it holds the lock, and its catalog claims nothing that the repository does not have.
+//! A run that may write: it holds the lock, and its catalog claims nothing that the repository lacks.
 
 use std::collections::HashSet;
 use std::path::Path;
@@ -20,10 +20,10 @@ use crate::source::now;
 use crate::state::{Lock, RepositoryState};
 use crate::storage::ErrorKind;
 
-/// Seconds that the clock may be behind the last backup's before it is said: two machines or a correction differ by less.
+/// Seconds that the clock may be behind the last backup without a warning. Clocks of two machines differ by less.
 const CLOCK_TOLERANCE: i64 = 60;
 
-/// Whether the whole catalog is verified before a run, and damaged rows are dropped.
+/// Whether the whole catalog is verified before the run, and damaged rows are dropped.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Mend {
     No,
@@ -35,27 +35,26 @@ pub(super) struct Session<'r> {
     pub(super) repository: &'r Repository,
     pub(super) writer: Writer<'r>,
     pub(super) trust: Trust,
-    /// Opens what this machine signed and may read.
+    /// Opens documents that this machine signed and may read.
     pub(super) access: Access,
-    /// Runs that wrote and did not come to their end.
+    /// Earlier runs that wrote and did not finish.
     unfinished: Vec<RunId>,
-    /// The number of this run.
+    /// The generation of this run.
     pub(super) generation: u64,
-    /// Objects above the last generation that do not verify: numbers and lengths.
+    /// Numbers and lengths of objects above the last generation that do not verify.
     strange: Mutex<Vec<(u64, u64)>>,
-    /// Packs that were found to be lost. Each was named.
+    /// Packs that were found lost and reported.
     pub(super) lost_packs: u64,
-    /// Names this run, and marks its packs.
+    /// The id of this run. It is part of the names of its packs.
     pub(super) run: RunId,
-    /// The target knows of this run.
+    /// The generation of this run is at the target.
     announced: AtomicBool,
     _lock: Lock,
 }
 
 impl<'r> Session<'r> {
-    /// Takes the lock, and compares what the target shows with what this machine trusts and its catalog knows. A catalog
-    /// that is lost is rebuilt, one that does not agree with the repository is made to. With `mend` the whole catalog is
-    /// looked through, and damaged rows are dropped.
+    /// Takes the lock, and compares the target with the catalog and the keys that this machine trusts. A lost catalog is
+    /// rebuilt; one that disagrees with the repository is corrected.
     pub(super) fn open(
         repository: &'r Repository,
         state: &Path,
@@ -80,11 +79,11 @@ impl<'r> Session<'r> {
         let (known, _) = catalog.runs()?;
         let generations = inventory.generations(&catalog.strange_generations()?)?;
         catalog.note_strange_generations(&generations.learnt)?;
-        if let Some(words) = generations.warning() {
-            monitor.note(&words);
+        if let Some(warning) = generations.warning() {
+            monitor.note(&warning);
         }
-        let standing = generations.divergence(&catalog)?;
-        let last = match standing {
+        let divergence = generations.divergence(&catalog)?;
+        let last = match divergence {
             Divergence::AsLeft => known.number,
             Divergence::Begun { number, run } => {
                 catalog.set_run(number, run)?;
@@ -92,12 +91,12 @@ impl<'r> Session<'r> {
             }
             Divergence::SetBack { found, known } | Divergence::Forgotten { found, known } => found.max(known),
         };
-        if let Some(words) = standing.message() {
-            monitor.note(&format!("{words}. Packs are listed and compared before anything is stored"));
+        if let Some(message) = divergence.message() {
+            monitor.note(&format!("{message}. Packs are compared with the catalog before anything is stored"));
             let found = inventory.reconcile(&mut catalog)?;
             monitor.note(&format!("the catalog agrees with the repository now: {}", found.summary()));
         }
-        // Generations may have been lost, too.
+        // Generations may have been lost too.
         let generation = generations.free_after(last.max(catalog.last_sequence()?))?;
         let Generations { strange, .. } = generations;
         let mut session = Session {
@@ -113,8 +112,8 @@ impl<'r> Session<'r> {
             announced: AtomicBool::new(false),
             _lock: lock,
         };
-        if built || standing.message().is_some() {
-            // So that the next run, or the other machine, finds it said.
+        if built || divergence.message().is_some() {
+            // So that the next run, or another machine, finds a generation that explains the difference.
             session.announce(&mut catalog)?;
             catalog.commit()?;
         }
@@ -124,24 +123,24 @@ impl<'r> Session<'r> {
             session.announce(&mut catalog)?;
             inventory.put_back(lost, &catalog, &session.writer, &host)?;
         }
-        say_if_clock_is_behind(&catalog, monitor)?;
+        report_clock_behind(&catalog, monitor)?;
         if !session.unfinished.is_empty() {
-            // What a killed run left in sight may not be on disk yet, and is relied on from here on.
+            // Objects of a killed run may be visible and not yet on disk; from here on they are relied on.
             repository.target().sync(&name::FOLDERS)?;
         }
-        settle_snapshots(repository, &mut catalog)?;
+        look_for_snapshots(repository, &mut catalog)?;
         let found = inventory.recheck(&mut catalog, policy.recheck, now().seconds, random)?;
         session.lost_packs = found.condemned.packs;
         if !session.unfinished.is_empty() {
-            // A run with a copy of this catalog that may be writing at this moment is refused from here on.
+            // From here on, a concurrent run with a copy of this catalog fails.
             session.announce(&mut catalog)?;
             inventory.clean_up_unfinished(&mut catalog, &session.unfinished)?;
         }
         Ok((session, catalog))
     }
 
-    /// Announces this run at the target, before it writes anything else there. Only one run can have this
-    /// number.
+    /// Announces this run at the target, before it writes anything else there. Only one run can have a
+    /// generation.
     pub(super) fn announce(&self, catalog: &mut Catalog) -> Result<(), Error> {
         if self.announced.swap(true, Ordering::Relaxed) {
             return Ok(());
@@ -151,15 +150,15 @@ impl<'r> Session<'r> {
         let generation = Generation { number: self.generation, catalog: self.trust.catalog, run: self.run };
         match self.writer.put_generation(&generation) {
             Err(crate::repository::Error::Target(e)) if e.kind == ErrorKind::AlreadyExists => {
-                Err(Error::AtOnce { found: self.generation })
+                Err(Error::ConcurrentWriter { found: self.generation })
             }
             other => other.map_err(Error::from),
         }?;
         Ok(catalog.set_run(self.generation, self.run)?)
     }
 
-    /// Makes sure that no other run has begun to write with a copy of this catalog: it may have removed packs that no
-    /// index names yet.
+    /// Fails if another machine with a copy of this catalog has started a run: it may have deleted packs that no index
+    /// lists yet.
     pub(super) fn still_alone(&self) -> Result<(), Error> {
         let mut strange = self.strange.lock().unwrap_or_else(PoisonError::into_inner);
         let mut there = false;
@@ -169,13 +168,13 @@ impl<'r> Session<'r> {
                 continue;
             }
             match self.access.generation(self.repository, number) {
-                Ok(_) => return Err(Error::AtOnce { found: number }),
+                Ok(_) => return Err(Error::ConcurrentWriter { found: number }),
                 // Anyone may have created it.
                 Err(_) => strange.push((number, length)),
             }
         }
         if !there {
-            // A listing may lag behind; a look at the object itself does not.
+            // A listing may be stale; the object itself is not.
             let found = self.repository.target().length(&name::generation(self.generation));
             match found {
                 Err(e) if e.kind == ErrorKind::NotFound => return Err(Error::SetBack { generation: self.generation }),
@@ -186,7 +185,7 @@ impl<'r> Session<'r> {
     }
 }
 
-/// The catalog, and whether it had to be built anew.
+/// Opens the catalog. Returns true if it had to be rebuilt.
 fn open_catalog(
     inventory: &Inventory<'_>,
     state: &RepositoryState,
@@ -198,7 +197,7 @@ fn open_catalog(
         if mend == Mend::Yes {
             let Claims { chunks, nodes } = inventory.mend(&mut catalog)?;
             inventory.monitor.note(&format!(
-                "the catalog was mended: {nodes} parts of directories or of large files are read again, the places of {chunks} chunks were taken from the repository"
+                "the catalog was repaired: {nodes} parts of directories or large files are read again; the locations of {chunks} chunks were taken from the repository"
             ));
         }
         Ok(catalog)
@@ -206,24 +205,24 @@ fn open_catalog(
     match open() {
         Err(inventory::Error::Catalog(error)) if error.is_lost() => {
             inventory.monitor.note(&format!(
-                "{error}. It is built anew from the repository now; every file is read once, and what is stored already is not stored again"
+                "{error}. It is rebuilt from the repository now; every file is read once, and known content is not stored again"
             ));
             let (catalog, found) = inventory::rebuild(inventory, state, &host.fingerprint())?;
-            inventory.monitor.note(&format!("the catalog was built anew: {}", found.summary()));
+            inventory.monitor.note(&format!("the catalog was rebuilt: {}", found.summary()));
             Ok((catalog, true))
         }
         other => Ok((other?, false)),
     }
 }
 
-/// A number from 0 up to, but not including, 1.
+/// A random number in [0, 1).
 fn random() -> Result<f64, inventory::Error> {
-    // As many bits as fit.
+    // The bits of the mantissa.
     Ok((getrandom::u64()? >> 11) as f64 / (1u64 << 53) as f64)
 }
 
-/// The catalog of a run that only looks, after the same comparisons. It takes no lock, and changes nothing: what a backup
-/// would have to do first is said.
+/// Opens the catalog for a dry run, after the same comparisons. Takes no lock and changes nothing; reports the differences
+/// that a backup would correct first.
 pub(super) fn look(
     repository: &Repository,
     state: &Path,
@@ -246,23 +245,24 @@ pub(super) fn look(
         monitor.note(&format!("{}: {}", lost.object, lost.message()));
     }
     if inventory.divergence(&catalog)?.message().is_some()
-        // Asked again: a run of our own may have begun meanwhile.
-        && let Some(words) = inventory.divergence(&view()?)?.message()
+        // Checked again: a backup of this machine may have started meanwhile.
+        && let Some(message) = inventory.divergence(&view()?)?.message()
     {
-        monitor.note(&format!("{words}. A backup compares packs first; what is lost it stores again"));
+        monitor
+            .note(&format!("{message}. A backup compares packs with the catalog first, and stores lost content again"));
     }
     Ok(catalog)
 }
 
-/// Says so if the clock is behind the last snapshot: either it is wrong now, or it was then.
-fn say_if_clock_is_behind(catalog: &Catalog, monitor: &dyn Monitor) -> Result<(), Error> {
+/// Reports a clock that is behind the last snapshot: it is wrong now, or was wrong then.
+fn report_clock_behind(catalog: &Catalog, monitor: &dyn Monitor) -> Result<(), Error> {
     let shown = |seconds| jiff::Timestamp::from_second(seconds).unwrap_or_default();
     let newest = catalog.newest_time()?;
     if let Some(newest) = newest.as_deref().and_then(name::parse_time)
         && newest.saturating_sub(now().seconds) > CLOCK_TOLERANCE
     {
         monitor.note(&format!(
-            "the clock ({}) is behind the start of the last backup ({}); snapshots are dated by the clock and listed in the order in which they were made",
+            "the clock ({}) is behind the start of the last backup ({}); snapshots are listed in the order in which they were made",
             shown(now().seconds),
             shown(newest)
         ));
@@ -270,10 +270,10 @@ fn say_if_clock_is_behind(catalog: &Catalog, monitor: &dyn Monitor) -> Result<()
     Ok(())
 }
 
-/// Time before the end of a certificate in which each run warns of it.
+/// Time before the expiry of a certificate from which on every run warns.
 const WARN_BEFORE: Duration = Duration::from_secs(30 * 24 * 60 * 60);
 
-/// Says which certificates expire soon: after that day backups fail.
+/// Reports certificates that expire soon: backups fail after that.
 fn warn_of_expiry(recipients: &[Certificate], monitor: &dyn Monitor) {
     let soon = SystemTime::now() + WARN_BEFORE;
     for recipient in recipients {
@@ -281,14 +281,14 @@ fn warn_of_expiry(recipients: &[Certificate], monitor: &dyn Monitor) {
             let day = jiff::Timestamp::try_from(expiry).map(|expiry| expiry.strftime("%Y-%m-%d").to_string());
             monitor.note(&format!(
                 "the certificate {recipient} expires on {}, and backups fail from then on; ask its owner for a renewed \
-                 one, and give it to `brackfs recipients update`",
+                 one and pass it to `brackfs recipients update`",
                 day.unwrap_or_default()
             ));
         }
     }
 }
 
-/// Compares the host key, and what the target shows, with what was fixed at init.
+/// Compares the host key and the target with the trust established at init.
 fn compare(repository: &Repository, trust: &Trust, host: &Certificate) -> Result<(), Error> {
     if host.fingerprint() != trust.host {
         return Err(Error::HostKey { found: host.fingerprint(), expected: trust.host.clone() });
@@ -300,13 +300,13 @@ fn compare(repository: &Repository, trust: &Trust, host: &Certificate) -> Result
     Ok(())
 }
 
-/// Looks for snapshots that a killed run was about to write, and for those that were not found before: they may have
-/// turned up.
-fn settle_snapshots(repository: &Repository, catalog: &mut Catalog) -> Result<(), Error> {
+/// Looks for snapshots that a killed run was about to write, and for those that were missing before: they may exist by
+/// now.
+fn look_for_snapshots(repository: &Repository, catalog: &mut Catalog) -> Result<(), Error> {
     let mut unsettled: Vec<_> = catalog.snapshots()?;
     unsettled.retain(|snapshot| snapshot.presence != Presence::There);
     if !unsettled.is_empty() {
-        // In one listing: asking one by one takes a round trip each.
+        // One listing: separate lookups take a round trip each.
         let there: HashSet<_> = repository.snapshots()?.into_iter().collect();
         for snapshot in unsettled {
             match (there.contains(&snapshot.name), snapshot.presence) {

@@ -1,4 +1,4 @@
-//! A backup: stores what the walk finds, and makes a snapshot of it.
+//! The follower of a backup: stores the files of the walk, and makes a snapshot of them.
 
 use std::os::unix::ffi::OsStrExt;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -81,7 +81,7 @@ impl Follower for SnapshotMaker<'_> {
     }
 }
 
-/// Commits what is stored, without a snapshot. Returns the error that ends the run.
+/// Commits the stored content, without a snapshot. Returns the error that ends the run.
 fn keep_stored(tree: &mut AssembledTree<'_>) -> Error {
     let mut commit = || -> Result<(), Error> {
         tree.nodes.catalog().set_finished()?;
@@ -90,7 +90,7 @@ fn keep_stored(tree: &mut AssembledTree<'_>) -> Error {
     commit().err().unwrap_or(Error::Interrupted)
 }
 
-/// Commits what the catalog learnt, without a snapshot.
+/// Commits the changes of the catalog, without a snapshot.
 fn skip_snapshot(tree: &mut AssembledTree<'_>) -> Result<(), Error> {
     let catalog = tree.nodes.catalog();
     catalog.link_directories(&[tree.root.id])?;

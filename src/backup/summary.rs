@@ -11,7 +11,7 @@ pub struct Summary {
     pub snapshot: Option<SnapshotName>,
     /// The source's name.
     pub source: String,
-    /// Nothing was stored; `read_files` and `read_bytes` are what a backup would read.
+    /// Nothing was stored; a backup would read `read_files` and `read_bytes`.
     pub dry_run: bool,
     /// Files that the last backup does not have.
     pub new_files: u64,

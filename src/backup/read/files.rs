@@ -1,6 +1,6 @@
 //! Reading files: many small ones at the same time, large ones one after the other.
 //!
-//! On a cold disk a small file costs a seek, so many are read at the same time, whatever the number of cores. Neighbouring
+//! On a cold disk a small file costs a seek, so many are read at the same time, regardless of the number of cores. Neighbouring
 //! small files are one job: waking a reader, and then the assembler, takes longer than reading one of them. The content of
 //! each job goes to a channel of its own, so the assembler takes files in the order of the walk, however they arrive. The
 //! memory of a small file is lent by the walk, in the order in which files are taken; that of a large file by its reader,
@@ -55,7 +55,7 @@ pub(in crate::backup) struct JobFile {
     pub(in crate::backup) patience: Patience,
 }
 
-/// What all readers of a run share.
+/// Shared by all readers of a run.
 pub(in crate::backup) struct ReadSetup {
     pub(in crate::backup) chunker: Chunker,
     /// Files below this many bytes are one chunk.
@@ -230,7 +230,7 @@ impl OpenedFile {
         }
     }
 
-    /// Reads a file to its end, whatever its size says. Returns the content of a short one; delivers a longer one in
+    /// Reads a file to its end, regardless of its size. Returns the content of a short one; delivers a longer one in
     /// pieces.
     fn read_unsized(&self, sink: &mut Sink<'_, '_>, call: &NotedCall<'_>) -> Result<Option<Vec<u8>>, ReadStop> {
         sink.expect_any();

@@ -60,10 +60,10 @@ impl SpillFile {
     /// Writes a chunk of at most [`PIECE_MAX`] bytes, as soon as there is room. `None` if the file is closed.
     pub(in crate::backup) fn put(&self, bytes: &[u8]) -> Result<Option<SpilledChunk>, Error> {
         if bytes.len() > PIECE_MAX {
-            return Err(Error::Stopped("a chunk is larger than its room"));
+            return Err(Error::Internal("a chunk is larger than its slot"));
         }
         let Some(room) = self.room.take(1) else { return Ok(None) };
-        let slot = self.shared.free().pop().ok_or(Error::Stopped("temporary files"))?;
+        let slot = self.shared.free().pop().ok_or(Error::Internal("no slot is free in a temporary file"))?;
         // From here on the slot is freed on every path.
         let chunk = SpilledChunk { shared: self.shared.clone(), slot, length: bytes.len(), _room: room };
         self.shared.file.write_all_at(bytes, chunk.offset()).map_err(temporary)?;

@@ -16,7 +16,7 @@ pub(in crate::backup) struct Patience {
     pub(in crate::backup) fresh: Duration,
 }
 
-/// What was seen of a file before, while and after it was read.
+/// Observations of a file before, while and after it was read.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Observation {
     /// Kind, size, stamps and inode were the same before and after.
@@ -25,7 +25,7 @@ pub(super) struct Observation {
     pub(super) expected_size: u64,
     /// Bytes that were read, holes included.
     pub(super) size: u64,
-    /// The file is read to its end, whatever its size says.
+    /// The file was read to its end, regardless of its size.
     pub(super) is_unsized: bool,
     /// One more change could leave the same stamps for this time after the reading began.
     pub(super) fresh: Option<Duration>,
@@ -33,7 +33,7 @@ pub(super) struct Observation {
     pub(super) written_to: bool,
 }
 
-/// What to make of a file that was read. The fields are those of [`super::content::FileEnd`].
+/// The judgement of a file that was read. The fields are those of [`super::content::FileEnd`].
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct Verdict {
     pub(super) changed: bool,

@@ -1,6 +1,6 @@
 //! Assembles the tree of a snapshot from the events of the walk.
 //!
-//! Every decision is made here, in one thread: which chunks are known, what goes where, when to commit. The walk, the
+//! Every decision is made here, in one thread: which chunks are known, where new ones go, when to commit. The walk, the
 //! readers and the sealers run beside it. The channels between them are bounded, and files are taken in the order of the
 //! walk, so no stage gets ahead without limit, and no two stages wait for each other.
 
@@ -33,7 +33,7 @@ use crate::source::{Inode, LastMount, Stat};
 /// Segments, or indexes of segments, in an index node.
 const INDEX_ITEMS: usize = 1000;
 
-/// What the assembler counted.
+/// The counts of the assembler.
 #[derive(Debug, Default, Clone, Copy)]
 pub(in crate::backup) struct ReadCounts {
     pub(in crate::backup) problems: u64,
@@ -50,7 +50,7 @@ pub(in crate::backup) struct VanishedDirectory {
     pub(in crate::backup) id: DirectoryId,
 }
 
-/// What the assembler made of a whole walk.
+/// The result of a whole walk.
 pub(in crate::backup) struct AssembledTree<'a> {
     pub(in crate::backup) nodes: Nodes<'a>,
     pub(in crate::backup) root: FinishedDirectory,
@@ -149,7 +149,7 @@ impl<'a> Assembler<'a> {
         Ok(AssembledTree { nodes, root, vanished, repeated, counts })
     }
 
-    /// Breaks off: keeps what is stored so far.
+    /// Breaks off, and commits the content stored so far.
     pub(in crate::backup) fn interrupt(mut self) -> Result<(), Error> {
         self.wrong_sizes.report(self.monitor);
         self.nodes.catalog().set_finished()?;
@@ -245,7 +245,7 @@ impl<'a> Assembler<'a> {
         }
         match &self.frames.last()?.segment {
             OpenSegment::New(part) => Ok(part.key),
-            _ => Err(Error::Stopped("the walk")),
+            _ => Err(Error::Internal("an entry is in no new segment")),
         }
     }
 
@@ -277,7 +277,7 @@ impl<'a> Assembler<'a> {
                 entries.push(entry);
                 Ok(entries.len() - 1)
             }
-            _ => Err(Error::Stopped("the walk")),
+            _ => Err(Error::Internal("an entry is in no new segment")),
         }
     }
 
@@ -545,7 +545,7 @@ impl<'a> Assembler<'a> {
                 Ok(())
             }
             OpenSegment::New(_) => self.add_directory(done),
-            OpenSegment::None => Err(Error::Stopped("the walk")),
+            OpenSegment::None => Err(Error::Internal("a directory is in no segment")),
         }
     }
 
@@ -591,7 +591,7 @@ impl<'a> Assembler<'a> {
     }
 }
 
-/// What became of a file's content.
+/// The outcome of receiving a file's content.
 enum Received {
     End(Box<FileEnd>),
     /// Nothing of it is stored, and it is to be read again.
@@ -617,5 +617,167 @@ impl WrongSizes {
         let what = "is not of the size that its file system says; it was read to its end";
         let more = if count > 1 { format!(", and so were {} more files", count - 1) } else { String::new() };
         monitor.note(&format!("{} {what}{more}", first.display()));
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Arc;
+
+    use crossbeam_channel::bounded;
+
+    use super::*;
+    use crate::backup::read::content::ChunkBytes;
+    use crate::backup::read::hard_links::HardLinkCache;
+    use crate::backup::store::fixture::Site;
+    use crate::catalog::SourceRow;
+    use crate::format::Digest;
+    use crate::monitor::Silent;
+    use crate::source::{Chunker, Extended, MountTable};
+
+    fn stat(kind: Kind) -> Stat {
+        Stat { kind, ..Stat::of_fd(tempfile::tempfile().unwrap()).unwrap() }
+    }
+
+    fn enter(name: &str, number: u64) -> Event {
+        Event::Enter(Box::new(EnterDirectory {
+            name: name.into(),
+            stat: Stat { ino: number, ..stat(Kind::Directory) },
+            device: 1,
+            extended: Extended::default(),
+            untrusted: false,
+            row: None,
+            again: false,
+            lent: None,
+        }))
+    }
+
+    fn leave() -> Event {
+        Event::Leave { removed: Vec::new() }
+    }
+
+    fn link(name: &str) -> Event {
+        let stat = Stat { nlink: 1, ..stat(Kind::Symlink) };
+        let entry = entry_of(name.into(), &stat, Extended::default(), Content::Target(b"target".to_vec()));
+        Event::Plain(Box::new(PlainEntry { entry, stat, untrusted: false, existed: false, lent: None }))
+    }
+
+    /// A file with this content.
+    fn file(name: &str, content: Vec<FileContent>) -> Event {
+        let (sender, receiver) = bounded(1);
+        sender.send(content).unwrap();
+        let files = vec![NewFile { name: name.into(), owner: 0, existed: false, size: 1, tries: 0 }];
+        Event::Files(Box::new(NewFiles { files, content: receiver }))
+    }
+
+    fn end(deferred: bool) -> FileContent {
+        FileContent::End(Box::new(FileEnd {
+            stat: Stat { nlink: 1, ..stat(Kind::File) },
+            extended: Extended::default(),
+            size: 1,
+            digest: Digest::of(b"x"),
+            changed: deferred,
+            doubtful: false,
+            wrong_size: false,
+            deferred,
+            lent: None,
+        }))
+    }
+
+    fn chunk() -> FileContent {
+        FileContent::Chunk(ChunkBytes::Memory { bytes: b"x".to_vec(), _loan: None }, Digest::of(b"x"))
+    }
+
+    /// Sends events to a new assembler.
+    fn assemble<T>(events: Vec<Event>, test: impl FnOnce(Result<Assembler<'_>, Error>) -> T) -> T {
+        let setup = ReadSetup {
+            chunker: Chunker::new(1, 1 << 20),
+            whole_below: 0,
+            attributes: Budget::new(1),
+            hard_links: HardLinkCache::default(),
+            mounts: MountTable::default(),
+            calls: Arc::default(),
+        };
+        Site::new().with_nodes(|nodes| {
+            let source = Parent::Source(SourceRow(1));
+            let mut assembler = Assembler::new(nodes, source, Path::new("/"), &setup, true, &Silent);
+            let result = events.into_iter().try_for_each(|event| assembler.event(event));
+            test(result.map(|()| assembler))
+        })
+    }
+
+    fn segment(events: impl IntoIterator<Item = Event>) -> Vec<Event> {
+        let mut all = vec![Event::NewSegment { replaces: Vec::new() }];
+        all.extend(events);
+        all.push(Event::EndSegment);
+        all
+    }
+
+    fn tree(events: impl IntoIterator<Item = Event>) -> Vec<Event> {
+        let mut all = vec![enter("", 1)];
+        all.extend(segment(events));
+        all.push(leave());
+        all
+    }
+
+    #[test]
+    fn entries_become_a_tree() {
+        let mut below = vec![enter("d", 2)];
+        below.extend(segment([link("l"), file("f", vec![chunk(), end(false)])]));
+        below.extend([leave(), link("m")]);
+        assemble(tree(below), |assembler| {
+            let tree = assembler.unwrap().finish().unwrap();
+            assert_eq!((tree.root.below, tree.repeated, tree.vanished.len()), (4, false, 0));
+            assert_eq!((tree.counts.read_files, tree.counts.read_bytes), (1, 1));
+            assert!(tree.root.link.is_some() && tree.root.changed);
+            assert_eq!(tree.nodes.catalog().subtree(tree.root.id).unwrap().0, 4);
+        });
+    }
+
+    #[test]
+    fn a_file_that_failed_is_a_problem_and_an_empty_directory_has_no_node() {
+        assemble(tree([file("f", vec![chunk(), FileContent::Failed("it is gone".into())])]), |assembler| {
+            let tree = assembler.unwrap().finish().unwrap();
+            assert_eq!((tree.counts.problems, tree.counts.missing_files), (1, 1));
+            assert!(tree.root.below == 0 && tree.root.link.is_none());
+        });
+    }
+
+    #[test]
+    fn a_deferred_file_makes_the_walk_go_on() {
+        assemble(tree([file("f", vec![FileContent::Deferred { changed: true }])]), |assembler| {
+            assert!(assembler.unwrap().prepare_retry().unwrap());
+        });
+        assemble(tree([file("f", vec![chunk(), end(true)])]), |assembler| {
+            let mut assembler = assembler.unwrap();
+            assert!(assembler.prepare_retry().unwrap());
+            // It is reported when it is read again.
+            assert_eq!((assembler.counts.problems, assembler.counts.read_files), (0, 0));
+        });
+        assemble(tree([file("f", vec![chunk(), end(false)])]), |assembler| {
+            assert!(!assembler.unwrap().prepare_retry().unwrap());
+        });
+    }
+
+    #[test]
+    fn a_walk_that_ends_within_the_tree_has_no_root() {
+        let mut events = tree([link("l")]);
+        events.pop();
+        assemble(events, |assembler| assert!(assembler.unwrap().finish().is_err()));
+    }
+
+    #[test]
+    fn events_out_of_order_are_an_error() {
+        for events in [vec![leave()], vec![Event::EndSegment], vec![enter("", 1), link("l")], vec![link("l")]] {
+            assemble(events, |assembler| assert!(assembler.is_err()));
+        }
+    }
+
+    #[test]
+    fn a_lost_reader_is_an_error_and_a_broken_off_run_is_not() {
+        assemble(tree([file("f", vec![chunk()])]), |assembler| assert!(assembler.is_err()));
+        assemble(tree([file("f", vec![FileContent::BrokenOff])]), |assembler| {
+            assembler.unwrap().interrupt().unwrap();
+        });
     }
 }

@@ -17,7 +17,7 @@ const CHUNKS_HELD: usize = 1 << 15;
 
 /// Whose bytes a chunk holds, and in which kind of pack they go.
 #[derive(Debug, Clone, Copy)]
-struct Purpose {
+struct ChunkClass {
     kind: PackKind,
     owner: u32,
 }
@@ -32,7 +32,7 @@ struct ChunkPlace {
 /// Chunks that the catalog does not have yet.
 struct NewChunks {
     places: HashMap<Digest, ChunkPlace>,
-    /// Those whose blocks have places, so that they may enter the catalog.
+    /// The chunks whose blocks have places, so that they may enter the catalog.
     ready: Vec<Digest>,
 }
 
@@ -127,7 +127,7 @@ impl<'a> BlockStore<'a> {
     ) -> Result<Stored, Error> {
         match self.known(&digest)? {
             Some(known) => Ok(known),
-            None => self.store_new(Purpose { kind: PackKind::Data, owner }, bytes()?.into(), digest),
+            None => self.store_new(ChunkClass { kind: PackKind::Data, owner }, bytes()?.into(), digest),
         }
     }
 
@@ -136,30 +136,35 @@ impl<'a> BlockStore<'a> {
         let digest = Digest::of(bytes);
         match self.known(&digest)? {
             Some(known) => Ok(known),
-            None => self.store_new(Purpose { kind: PackKind::Tree, owner }, bytes.into(), digest),
+            None => self.store_new(ChunkClass { kind: PackKind::Tree, owner }, bytes.into(), digest),
         }
     }
 
-    fn store_new(&mut self, purpose: Purpose, bytes: Cow<'_, [u8]>, digest: Digest) -> Result<Stored, Error> {
+    fn store_new(&mut self, class: ChunkClass, bytes: Cow<'_, [u8]>, digest: Digest) -> Result<Stored, Error> {
         if bytes.len() > BLOCK_SIZE {
-            return Err(Error::Stopped("a chunk is larger than a block"));
+            return Err(Error::Internal("a chunk is larger than a block"));
         }
-        let is_small = match purpose.kind {
+        let is_small = match class.kind {
             PackKind::Data => bytes.len() < self.merge_under,
             PackKind::Tree => bytes.len() < TREE_COMPOSITE,
         };
         if is_small {
-            return self.gather(purpose, &bytes, digest);
+            return self.gather(class, &bytes, digest);
         }
         let block = self.new_block();
         let length = bytes.len() as u32;
         let stored = Stored { digest, block, start: 0, length };
         self.new_chunks.insert(stored);
-        self.seal(block, purpose.kind, bytes.into_owned(), vec![(digest, length)])?;
+        self.seal(block, class.kind, bytes.into_owned(), vec![(digest, length)])?;
         Ok(stored)
     }
 
-    fn gather(&mut self, Purpose { kind, owner }: Purpose, bytes: &[u8], digest: Digest) -> Result<Stored, Error> {
+    fn gather(
+        &mut self,
+        ChunkClass { kind, owner }: ChunkClass,
+        bytes: &[u8],
+        digest: Digest,
+    ) -> Result<Stored, Error> {
         if let Some(composite) = self.composites.take_blocking(kind, owner, bytes.len()) {
             if self.composites.is_empty(kind) {
                 self.reset_waiting(kind);
@@ -253,7 +258,8 @@ impl<'a> BlockStore<'a> {
 
     fn take(&mut self, sealed: SealedBlock) -> Result<BlockId, Error> {
         let block = sealed.block;
-        let chunks = self.in_flight.remove(&block).ok_or(Error::Stopped("sealing"))?;
+        let chunks =
+            self.in_flight.remove(&block).ok_or(Error::Internal("a block was sealed that is not in flight"))?;
         self.cache_place(block, sealed.at);
         self.unplaced.remove(&block);
         self.new_chunks.ready.extend(chunks.iter().map(|(digest, _)| *digest));
@@ -311,5 +317,86 @@ impl<'a> BlockStore<'a> {
     pub(super) fn commit_snapshot(&mut self, snapshot: &NewSnapshot, source: SourceRow) -> Result<(), Error> {
         self.hand_over_chunks()?;
         self.publisher.commit_snapshot(snapshot, source)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::backup::store::fixture::{MERGE_UNDER, Site};
+
+    fn store(blocks: &mut BlockStore<'_>, bytes: &[u8], owner: u32) -> Stored {
+        blocks.store_data(Digest::of(bytes), owner, || Ok(bytes.to_vec())).unwrap()
+    }
+
+    /// Seals everything, and waits for it.
+    fn place_all(blocks: &mut BlockStore<'_>) {
+        blocks.close_composites(PackKind::Data).unwrap();
+        while blocks.is_sealing() {
+            blocks.wait().unwrap();
+        }
+    }
+
+    #[test]
+    fn a_known_chunk_is_not_stored_again() {
+        let site = Site::new();
+        let bytes = [7; 100];
+        let first = site.with_blocks(|mut blocks| {
+            let first = store(&mut blocks, &bytes, 1);
+            let again = blocks.store_data(first.digest, 1, || panic!("the bytes are not needed")).unwrap();
+            assert_eq!(again, first);
+            place_all(&mut blocks);
+            blocks.commit().unwrap();
+            first
+        });
+        // Nor by a later run.
+        site.with_blocks(|mut blocks| {
+            let again = blocks.store_data(first.digest, 2, || panic!("the bytes are not needed")).unwrap();
+            assert_eq!(again, first);
+        });
+    }
+
+    #[test]
+    fn small_chunks_of_an_owner_share_a_block_and_large_ones_do_not() {
+        Site::new().with_blocks(|mut blocks| {
+            let [a, b] = [b"a", b"b"].map(|bytes| store(&mut blocks, bytes, 1));
+            let other = store(&mut blocks, b"c", 2);
+            let large = store(&mut blocks, &[0; MERGE_UNDER], 1);
+            assert_eq!((a.block, a.start, b.block, b.start), (b.block, 0, a.block, 1));
+            assert!(other.block != a.block && large.block != a.block && large.start == 0);
+        });
+    }
+
+    #[test]
+    fn a_block_has_a_place_once_it_is_sealed() {
+        Site::new().with_blocks(|mut blocks| {
+            let stored = store(&mut blocks, b"a", 1);
+            assert!(blocks.is_unplaced(stored.block) && !blocks.is_sealing() && !blocks.is_idle());
+            place_all(&mut blocks);
+            assert!(!blocks.is_unplaced(stored.block) && blocks.is_idle());
+            let place = blocks.location(stored.block).unwrap();
+            assert_eq!(blocks.catalog().location(stored.block).unwrap(), place);
+        });
+    }
+
+    #[test]
+    fn composites_are_sealed_early_if_much_waits_for_them() {
+        Site::new().with_blocks(|mut blocks| {
+            store(&mut blocks, b"a", 1);
+            blocks.note_waiting(PackKind::Data, NODES_WAITING);
+            blocks.seal_if_awaited().unwrap();
+            assert!(!blocks.is_sealing());
+            blocks.note_waiting(PackKind::Data, 1);
+            blocks.seal_if_awaited().unwrap();
+            assert!(blocks.is_sealing() && blocks.waiting_for_data == 0);
+        });
+    }
+
+    #[test]
+    fn a_chunk_larger_than_a_block_is_an_error() {
+        Site::new().with_blocks(|mut blocks| {
+            let bytes = vec![0; BLOCK_SIZE + 1];
+            assert!(blocks.store_data(Digest::of(&bytes), 1, || Ok(bytes)).is_err());
+        });
     }
 }

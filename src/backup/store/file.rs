@@ -108,3 +108,52 @@ impl StoredContent {
 fn place_all(parts: &[FilePart], key: NodeKey, nodes: &mut Nodes<'_>) -> Result<Vec<Extent>, Error> {
     parts.iter().map(|part| part.place(key, nodes)).collect()
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::backup::store::fixture::Site;
+
+    fn stored(nodes: &mut Nodes<'_>, number: usize) -> FilePart {
+        let bytes = number.to_be_bytes().to_vec();
+        let digest = Digest::of(&bytes);
+        FilePart::Chunk(nodes.blocks_mut().store_data(digest, 0, || Ok(bytes)).unwrap())
+    }
+
+    /// The content of a file of this many chunks, and a hole at the end if that is wanted.
+    fn content(chunks: usize, hole: bool) -> FinishedContent {
+        Site::new().with_nodes(|mut nodes| {
+            let key = nodes.open(0, Purpose::Extents, Items::Extents(Vec::new()));
+            let mut content = StoredContent::new(0);
+            for number in 0..chunks {
+                let part = stored(&mut nodes, number);
+                content.push(part, &mut nodes).unwrap();
+            }
+            if hole {
+                content.push(FilePart::Hole(7), &mut nodes).unwrap();
+            }
+            content.finish(key, Digest::of(b"all"), &mut nodes).unwrap()
+        })
+    }
+
+    #[test]
+    fn few_extents_are_in_the_entry() {
+        assert!(matches!(content(0, false).content, Content::Empty));
+        assert!(matches!(content(1, false).content, Content::Chunk(_)));
+        assert!(matches!(content(0, true).content, Content::Extents { extents, .. } if extents.len() == 1));
+        assert!(
+            matches!(content(INLINE_EXTENTS, false).content, Content::Extents { extents, .. } if extents.len() == INLINE_EXTENTS)
+        );
+    }
+
+    #[test]
+    fn many_extents_are_in_nodes() {
+        for (chunks, nodes) in [(INLINE_EXTENTS, 1), (NODE_ITEMS, 2), (2 * NODE_ITEMS - 1, 2)] {
+            let FinishedContent { content, links } = content(chunks, true);
+            let Content::Nodes { depth, nodes: list, holes, .. } = content else { panic!("{chunks} are not in nodes") };
+            assert_eq!((depth, list.len(), links.len(), holes), (0, nodes, nodes, 7), "{chunks}");
+            let covers: u64 = list.iter().map(|node| node.covers).sum();
+            assert_eq!(covers, 8 * chunks as u64 + 7);
+        }
+    }
+}

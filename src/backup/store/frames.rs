@@ -1,4 +1,4 @@
-//! The directories that the walk is in, from the root down, with what was made of their entries so far.
+//! The directories that the walk is in, from the root down, with their entries so far.
 
 use std::collections::HashSet;
 use std::path::{Path, PathBuf};
@@ -13,6 +13,9 @@ use crate::source::{Extended, Stat};
 
 /// Bytes at which a segment ends, well before its node could be larger than a block.
 const NODE_BYTES: usize = 512 << 10;
+
+/// The error of events in the wrong order.
+const NO_DIRECTORY: Error = Error::Internal("an event is outside of all directories");
 
 /// A directory that the walk is in.
 pub(super) struct Frame {
@@ -77,7 +80,7 @@ pub(in crate::backup) struct FinishedDirectory {
     pub(in crate::backup) changed: bool,
 }
 
-/// All directories that the walk is in, and the bounds on what they take together.
+/// All directories that the walk is in, and the bounds on their memory.
 pub(super) struct Frames {
     open: Vec<Frame>,
     path: PathStack,
@@ -104,7 +107,7 @@ impl Frames {
 
     /// The innermost directory.
     pub(super) fn last(&mut self) -> Result<&mut Frame, Error> {
-        self.open.last_mut().ok_or(Error::Stopped("the walk"))
+        self.open.last_mut().ok_or(NO_DIRECTORY)
     }
 
     /// The innermost directory, if the walk is in any.
@@ -134,7 +137,7 @@ impl Frames {
 
     /// Leaves the innermost directory.
     pub(super) fn pop(&mut self) -> Result<Frame, Error> {
-        let frame = self.open.pop().ok_or(Error::Stopped("the walk"))?;
+        let frame = self.open.pop().ok_or(NO_DIRECTORY)?;
         self.attributes -= frame.extended.bytes();
         self.path.leave();
         Ok(frame)
@@ -142,7 +145,9 @@ impl Frames {
 
     /// Notes that an entry of `bytes` was added to the open segment, and returns the segment's node.
     pub(super) fn add(&mut self, bytes: usize) -> Result<NodeKey, Error> {
-        let OpenSegment::New(part) = &mut self.last()?.segment else { return Err(Error::Stopped("the walk")) };
+        let OpenSegment::New(part) = &mut self.last()?.segment else {
+            return Err(Error::Internal("an entry is in no new segment"));
+        };
         part.bytes += bytes;
         let key = part.key;
         self.entries += bytes;
@@ -164,5 +169,61 @@ impl Frames {
         let has_entries =
             self.open.last().is_some_and(|frame| matches!(frame.segment, OpenSegment::New(NewPart { bytes: 1.., .. })));
         has_entries && self.entries > ENTRIES_OPEN
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::backup::store::fixture::Site;
+    use crate::backup::store::nodes::Purpose;
+    use crate::format::Items;
+
+    fn frame(attributes: usize) -> Frame {
+        let stat = Stat::of_fd(tempfile::tempfile().unwrap()).unwrap();
+        let xattrs = vec![(Vec::new(), vec![0; attributes])];
+        Frame {
+            id: DirectoryId(1),
+            name: Vec::new(),
+            stat,
+            extended: Extended { xattrs, ..Extended::default() },
+            untrusted: false,
+            row: None,
+            parts: Vec::new(),
+            segment: OpenSegment::None,
+            children: HashSet::new(),
+            changed: false,
+            again: false,
+        }
+    }
+
+    #[test]
+    fn attributes_of_open_directories_are_bounded() {
+        let mut frames = Frames::new(Path::new("/"));
+        let large = frame(ATTRIBUTES_OPEN).extended;
+        assert!(frames.has_room_for(&large));
+        frames.push(frame(1));
+        assert!(!frames.has_room_for(&large));
+        frames.pop().unwrap();
+        assert!(frames.has_room_for(&large));
+        assert!(frames.pop().is_err());
+    }
+
+    #[test]
+    fn entries_of_open_segments_are_bounded() {
+        Site::new().with_nodes(|mut nodes| {
+            let mut frames = Frames::new(Path::new("/"));
+            for _ in 0..2 {
+                frames.push(frame(0));
+                assert!(frames.add(1).is_err());
+                let key = nodes.open(0, Purpose::Index, Items::Segments(Vec::new()));
+                frames.last().unwrap().segment = OpenSegment::New(NewPart { key, bytes: 0 });
+            }
+            assert!(!frames.is_heavy());
+            frames.add(ENTRIES_OPEN + 1).unwrap();
+            assert!(frames.is_heavy());
+            assert!(matches!(frames.take_segment().unwrap(), OpenSegment::New(part) if part.is_full()));
+            assert!(!frames.is_heavy());
+        });
     }
 }

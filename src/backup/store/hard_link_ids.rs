@@ -26,7 +26,7 @@ impl HardLinkIds {
         self.devices.insert(device, number);
     }
 
-    /// Returns what joins the names of a file. `None` if all ids are taken, or if the file's device has the number by
+    /// Returns the link id that joins the names of a file. `None` if all ids are taken, or if the file's device has the number by
     /// which the catalog knows another one: a file may be mounted by itself, or come from a layer below its directory.
     pub(super) fn find(&self, catalog: &Catalog, entry: &Entry, stat: &Stat) -> Result<Option<HardLink>, Error> {
         let foreign = self.mounts.of(stat).foreign(stat.dev);

@@ -76,3 +76,43 @@ pub(super) fn over_extents(
     }
     Ok((depth, parts))
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::backup::store::fixture::Site;
+    use crate::format::Extent;
+
+    fn leaf(nodes: &mut Nodes<'_>, length: u64) -> Link {
+        let key = nodes.open(0, Purpose::Extents, Items::Extents(vec![Extent::Hole(length)]));
+        nodes.close(key).unwrap()
+    }
+
+    #[test]
+    fn extents_get_as_many_levels_as_they_need() {
+        Site::new().with_nodes(|mut nodes| {
+            for (count, depth, top) in [(0, 0, 0), (3, 0, 3), (4, 1, 2), (9, 1, 3), (10, 2, 2)] {
+                let parts =
+                    (1..=count).map(|covers| LinkedExtents { covers, link: leaf(&mut nodes, covers) }).collect();
+                let (levels, parts) = over_extents(&mut nodes, 0, parts, 3).unwrap();
+                assert_eq!((levels, parts.len()), (depth, top), "{count}");
+                assert_eq!(parts.iter().map(|part| part.covers).sum::<u64>(), (1..=count).sum::<u64>());
+            }
+        });
+    }
+
+    #[test]
+    fn segments_have_one_top_node() {
+        Site::new().with_nodes(|mut nodes| {
+            for count in [0, 1, 3, 4, 28] {
+                let part = |nodes: &mut Nodes<'_>, number: u64| {
+                    let first = number.to_be_bytes().to_vec();
+                    (Segment { first, entries: 1, span: 2, node: PLACEHOLDER }, leaf(nodes, number))
+                };
+                let parts = (0..count).map(|number| part(&mut nodes, number)).collect();
+                let top = over_segments(&mut nodes, 0, parts, 3).unwrap();
+                assert_eq!(top.is_some(), count > 0, "{count}");
+            }
+        });
+    }
+}

@@ -1,8 +1,8 @@
-//! Storing what a walk finds. Each part owns the next one.
+//! Storing the files of a walk. Each part owns the next one.
 //!
 //! - [`assembler`]: events into entries, segments and directories; [`frames`] are the directories that the walk is in,
 //!   [`file`](mod@file) is the content of a file, [`hard_link_ids`] joins the names of a file
-//! - [`nodes`]: tree nodes that wait for what they refer to; [`indexes`] are nodes above nodes, [`rows`] the catalog's rows
+//! - [`nodes`]: tree nodes that wait for the blocks they refer to; [`indexes`] are nodes above nodes, [`rows`] the catalog's rows
 //!   about nodes
 //! - [`blocks`]: chunks into blocks, without duplicates; [`composites`] are blocks of many small chunks
 //! - [`publisher`]: the order of durability; [`seal`] compresses and encrypts blocks, and fills packs
@@ -11,6 +11,8 @@ pub(super) mod assembler;
 pub(super) mod blocks;
 mod composites;
 mod file;
+#[cfg(test)]
+mod fixture;
 pub(super) mod frames;
 mod hard_link_ids;
 mod indexes;

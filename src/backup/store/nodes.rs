@@ -44,7 +44,7 @@ struct OpenReference {
     reference: usize,
 }
 
-/// What a node is for. Decides which rows the catalog gets about it.
+/// The purpose of a node. It decides which rows the catalog gets about the node.
 pub(super) enum Purpose {
     /// A segment of a directory.
     Segment(SegmentDraft),
@@ -229,7 +229,7 @@ impl<'a> Nodes<'a> {
     pub(super) fn segment(&mut self, key: NodeKey) -> Result<&mut SegmentDraft, Error> {
         match &mut self.get(key)?.purpose {
             Purpose::Segment(draft) => Ok(draft),
-            _ => Err(Error::Stopped("a tree node is not a segment")),
+            _ => Err(Error::Internal("a tree node is not a segment")),
         }
     }
 
@@ -253,7 +253,7 @@ impl<'a> Nodes<'a> {
         chunk: &Stored,
         place: Option<BlockLocation>,
     ) -> Result<ChunkRef, Error> {
-        let node = self.waiting.get_mut(&key).ok_or(Error::Stopped("a tree node is missing"))?;
+        let node = self.waiting.get_mut(&key).ok_or(Error::Internal("a tree node is missing"))?;
         let (block, new) = node.table.add(chunk.block, place);
         if new && self.blocks.is_unplaced(chunk.block) {
             node.missing += 1;
@@ -319,7 +319,7 @@ impl<'a> Nodes<'a> {
             // Nodes that could be written now may have begun a composite again.
             if self.blocks.is_idle() {
                 let done = self.waiting.is_empty() && self.rows.is_empty();
-                return if done { Ok(()) } else { Err(Error::Stopped("a tree node waits for nothing")) };
+                return if done { Ok(()) } else { Err(Error::Internal("a tree node waits for nothing")) };
             }
         }
     }
@@ -334,7 +334,7 @@ impl<'a> Nodes<'a> {
         Ok(())
     }
 
-    /// Makes durable what has been sent to the sealers, and what the catalog says about it.
+    /// Makes all sealed blocks durable, and the catalog's rows about them.
     pub(in crate::backup) fn commit(&mut self) -> Result<(), Error> {
         self.drain()?;
         self.blocks.commit()
@@ -356,7 +356,7 @@ impl<'a> Nodes<'a> {
     }
 
     fn get(&mut self, key: NodeKey) -> Result<&mut WaitingNode, Error> {
-        self.waiting.get_mut(&key).ok_or(Error::Stopped("a tree node is missing"))
+        self.waiting.get_mut(&key).ok_or(Error::Internal("a tree node is missing"))
     }
 
     /// Replaces a link to a waiting node if that has been written since.
@@ -395,7 +395,7 @@ impl<'a> Nodes<'a> {
     /// Stores a node whose references all have places, and the rows about it.
     fn write(&mut self, key: NodeKey) -> Result<(), Error> {
         let WaitingNode { purpose, owner, items, table, more, dependents, completes, .. } =
-            self.waiting.remove(&key).ok_or(Error::Stopped("a tree node is missing"))?;
+            self.waiting.remove(&key).ok_or(Error::Internal("a tree node is missing"))?;
         let node = self.node_of(items, &table)?;
         let bytes = node.encode();
         let stored = self.blocks.store_node(&bytes, owner)?;
@@ -494,4 +494,144 @@ struct NodeInBlock {
     blocks: Vec<BlockId>,
     /// Blocks below extent nodes that it refers to.
     more: Vec<BlockId>,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::backup::store::fixture::Site;
+    use crate::catalog::Parent;
+    use crate::format::{Extent, Kind, Subtree, Timestamp};
+    use crate::source::Inode;
+
+    fn entry(name: &str, kind: Kind, content: Content) -> Entry {
+        Entry {
+            name: name.into(),
+            kind,
+            mode: 0,
+            uid: 0,
+            gid: 0,
+            mtime: Timestamp::default(),
+            size: 1,
+            content,
+            link: None,
+            xattrs: Vec::new(),
+            flags: 0,
+            inode_flags: 0,
+        }
+    }
+
+    /// A new directory of the catalog.
+    fn directory(nodes: &Nodes<'_>, number: u64) -> DirectoryId {
+        let parent = Parent::Source(SourceRow(1));
+        nodes.catalog().enter_directory(parent, &number.to_be_bytes(), Inode { device: 1, number }).unwrap()
+    }
+
+    fn open_segment(nodes: &mut Nodes<'_>, directory: DirectoryId) -> NodeKey {
+        let draft = SegmentDraft { directory, replaces: Vec::new(), stats: Stats::default(), children: Vec::new() };
+        nodes.open(0, Purpose::Segment(draft), Items::Entries(Vec::new()))
+    }
+
+    fn push(nodes: &mut Nodes<'_>, key: NodeKey, entry: Entry) {
+        match nodes.items(key).unwrap() {
+            Items::Entries(entries) => entries.push(entry),
+            _ => panic!("not a segment"),
+        }
+    }
+
+    fn store(nodes: &mut Nodes<'_>, bytes: &[u8]) -> Stored {
+        nodes.blocks_mut().store_data(Digest::of(bytes), 0, || Ok(bytes.to_vec())).unwrap()
+    }
+
+    /// Closes a segment that is all of its directory.
+    fn finish(nodes: &mut Nodes<'_>, key: NodeKey, directory: DirectoryId, below: u64) -> Link {
+        let link = nodes.close(key).unwrap();
+        nodes.complete(link, directory, below).unwrap()
+    }
+
+    #[test]
+    fn a_node_waits_for_the_block_of_its_file_and_its_row_for_its_own_block() {
+        Site::new().with_nodes(|mut nodes| {
+            let directory = directory(&nodes, 1);
+            let key = open_segment(&mut nodes, directory);
+            let chunk = store(&mut nodes, b"x");
+            let content = Content::Chunk(nodes.refer(key, &chunk, None).unwrap());
+            push(&mut nodes, key, entry("f", Kind::File, content));
+            assert!(matches!(finish(&mut nodes, key, directory, 1), Link::Waiting(_)));
+
+            nodes.blocks.close_composites(PackKind::Data).unwrap();
+            nodes.drain().unwrap();
+            assert!(nodes.waiting.is_empty() && !nodes.rows.is_empty());
+            assert!(nodes.catalog().subtree(directory).is_err());
+
+            nodes.settle().unwrap();
+            assert!(nodes.rows.is_empty());
+            let (below, top) = nodes.catalog().subtree(directory).unwrap();
+            assert_eq!(below, 1);
+            assert_eq!(nodes.take_used(), [chunk.block.0, top.unwrap().block.0].into_iter().collect());
+        });
+    }
+
+    #[test]
+    fn a_directory_waits_for_the_directories_in_it() {
+        Site::new().with_nodes(|mut nodes| {
+            let [parent, child] = [1, 2].map(|number| directory(&nodes, number));
+            let below = open_segment(&mut nodes, child);
+            let chunk = store(&mut nodes, b"x");
+            let content = Content::Chunk(nodes.refer(below, &chunk, None).unwrap());
+            push(&mut nodes, below, entry("f", Kind::File, content));
+            let link = finish(&mut nodes, below, child, 1);
+
+            let above = open_segment(&mut nodes, parent);
+            push(&mut nodes, above, entry("d", Kind::Directory, Content::Directory(Subtree { below: 1, node: None })));
+            nodes.depend(above, 0, 0, link).unwrap();
+            finish(&mut nodes, above, parent, 2);
+            nodes.settle().unwrap();
+
+            let node = nodes.root(parent, |below, top| {
+                assert_eq!(below, 2);
+                entry("", Kind::Directory, Content::Directory(Subtree { below, node: top }))
+            });
+            assert_eq!(node.unwrap().blocks.len(), 1);
+            let top = nodes.catalog().subtree(child).unwrap().1.unwrap();
+            assert!(nodes.take_used().contains(top.block.0));
+        });
+    }
+
+    #[test]
+    fn a_node_without_open_references_is_written_when_it_is_closed() {
+        Site::new().with_nodes(|mut nodes| {
+            let key = nodes.open(0, Purpose::Extents, Items::Extents(vec![Extent::Hole(5)]));
+            let Link::Written(stored, below) = nodes.close(key).unwrap() else { panic!("it waits") };
+            assert!(below.is_empty() && nodes.waiting.is_empty() && nodes.written.is_empty());
+            assert!(nodes.blocks.known(&stored.digest).unwrap().is_some());
+        });
+    }
+
+    #[test]
+    fn a_node_that_waits_for_nothing_that_comes_is_an_error() {
+        Site::new().with_nodes(|mut nodes| {
+            let directory = directory(&nodes, 1);
+            open_segment(&mut nodes, directory);
+            assert!(nodes.settle().is_err());
+        });
+    }
+
+    #[test]
+    fn a_dropped_node_is_not_waited_for() {
+        Site::new().with_nodes(|mut nodes| {
+            let directory = directory(&nodes, 1);
+            let key = open_segment(&mut nodes, directory);
+            assert!(matches!(nodes.discard(key), Some(Purpose::Segment(_))));
+            nodes.settle().unwrap();
+            nodes.commit().unwrap();
+        });
+    }
+
+    #[test]
+    fn a_table_has_each_block_once() {
+        let mut table = BlockTable::default();
+        assert_eq!([3, 5, 3].map(|block| table.add(BlockId(block), None)), [(0, true), (1, true), (0, false)]);
+        assert_eq!(table.ids(), [BlockId(3), BlockId(5)]);
+    }
 }

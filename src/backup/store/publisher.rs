@@ -25,7 +25,7 @@ const INDEX_CHUNKS: usize = 16_000;
 /// Chunks after which a commit is made early: until then SQLite keeps changed pages in memory.
 const COMMIT_CHUNKS: usize = 100_000;
 
-/// What a run has stored.
+/// The counts of stored packs.
 #[derive(Debug, Default, Clone, Copy, PartialEq, Eq)]
 pub(in crate::backup) struct StoredCounts {
     /// Bytes of blocks before compression.
@@ -172,7 +172,8 @@ impl<'a> Publisher<'a> {
     }
 
     fn finish_pack(&mut self, id: PackId, length: u64, digest: Digest) -> Result<(), Error> {
-        let PendingPack { row, kind, blocks } = self.pending.remove(&id).ok_or(Error::Stopped("storing packs"))?;
+        let PendingPack { row, kind, blocks } =
+            self.pending.remove(&id).ok_or(Error::Internal("a pack was stored that is not pending"))?;
         self.catalog.finish_pack(row, (id, kind), length, &digest)?;
         match kind {
             PackKind::Data => {
@@ -194,7 +195,7 @@ impl<'a> Publisher<'a> {
         self.last_commit.elapsed() >= self.interval || self.chunks_since_commit >= COMMIT_CHUNKS
     }
 
-    /// Makes durable what is sealed, and what the catalog says about it. No block may be with the sealers.
+    /// Makes all sealed blocks durable, and the catalog's rows about them. No block may be with the sealers.
     pub(super) fn commit(&mut self) -> Result<(), Error> {
         self.store_packs()?;
         self.write_index(None)?;
@@ -241,7 +242,7 @@ impl<'a> Publisher<'a> {
         self.sealing.flush()?;
         while !self.pending.is_empty() {
             if self.wait()?.is_some() {
-                return Err(Error::Stopped("sealing"));
+                return Err(Error::Internal("a block was in flight during a commit"));
             }
         }
         Ok(())
@@ -301,4 +302,77 @@ fn runs_of(mut numbers: Vec<u32>) -> BlockRuns {
         }
     }
     runs
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::backup::store::fixture::Site;
+    use crate::format::name;
+
+    fn block(number: u64) -> PlainBlock {
+        PlainBlock { block: BlockId(number), kind: PackKind::Data, bytes: vec![number as u8; 5000], pad: false }
+    }
+
+    /// Seals a block and enters it into the catalog.
+    fn store(publisher: &mut Publisher<'_>, number: u64) {
+        let block = block(number);
+        let chunks = vec![(Digest::of(&block.bytes), block.bytes.len() as u32)];
+        publisher.seal(block).unwrap();
+        let sealed = publisher.wait().unwrap().expect("a sealed block");
+        publisher.add_block(&sealed, chunks).unwrap();
+    }
+
+    #[test]
+    fn a_run_that_stores_nothing_writes_nothing() {
+        let site = Site::new();
+        site.with_publisher(|mut publisher| publisher.commit().unwrap());
+        assert_eq!([name::PACKS, name::INDEX, name::SUMS, name::GENERATION].map(|folder| site.count(folder)), [0; 4]);
+    }
+
+    #[test]
+    fn a_commit_stores_packs_and_then_lists_them() {
+        let site = Site::new();
+        let counts = site.with_publisher(|mut publisher| {
+            (1..=3).for_each(|number| store(&mut publisher, number));
+            // The run is announced before its first block is sealed.
+            assert_eq!([name::GENERATION, name::PACKS].map(|folder| site.count(folder)), [1, 0]);
+            publisher.commit().unwrap();
+            assert!(publisher.pending.is_empty() && publisher.finished.is_empty());
+            publisher.counts()
+        });
+        assert_eq!((counts.added_bytes, counts.data_packs, counts.tree_packs), (15_000, 1, 0));
+        assert_eq!([name::PACKS, name::INDEX, name::SUMS].map(|folder| site.count(folder)), [1, 1, 1]);
+        site.with_publisher(|publisher| {
+            let places = [1, 2, 3].map(|number| publisher.catalog().location(BlockId(number)).unwrap());
+            assert!(places.windows(2).all(|two| two[0].pack == two[1].pack && two[0].offset < two[1].offset));
+        });
+    }
+
+    #[test]
+    fn without_a_commit_the_next_run_knows_of_no_block() {
+        let site = Site::new();
+        site.with_publisher(|mut publisher| store(&mut publisher, 1));
+        site.with_publisher(|publisher| assert!(publisher.catalog().location(BlockId(1)).is_err()));
+        assert_eq!(site.count(name::INDEX), 0);
+    }
+
+    #[test]
+    fn a_commit_is_due_after_the_interval_or_many_chunks() {
+        Site::new().with_publisher(|mut publisher| {
+            assert!(!publisher.is_commit_due());
+            publisher.chunks_since_commit = COMMIT_CHUNKS;
+            assert!(publisher.is_commit_due());
+            publisher.commit().unwrap();
+            assert!(!publisher.is_commit_due());
+            publisher.interval = Duration::ZERO;
+            assert!(publisher.is_commit_due());
+        });
+    }
+
+    #[test]
+    fn neighbouring_blocks_join_in_a_run() {
+        assert_eq!(runs_of(vec![]), []);
+        assert_eq!(runs_of(vec![3, 1, 2, 7, 9, 8]), [(1, 3), (7, 3)]);
+    }
 }

@@ -66,7 +66,7 @@ pub(super) struct WalkContext {
     pub(super) directories: Arc<Directories>,
 }
 
-/// What is known about a directory before its entries are read.
+/// The context of a directory, from before its entries are read.
 #[derive(Clone)]
 pub(super) struct Ground {
     pub(super) context: WalkContext,
@@ -231,7 +231,7 @@ impl OpenedDirectory {
     }
 }
 
-/// What a piece of work may still take.
+/// The entries and directories that a piece of work may still take.
 struct PieceBudget {
     entries: usize,
     directories: usize,

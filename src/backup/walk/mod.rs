@@ -1,7 +1,7 @@
 //! Walking the source: finding out which directories and files there are, and which of them changed.
 //!
 //! - [`scope`]: the paths to back up; [`list`] reads lists of paths, [`path_set`] holds them
-//! - [`rules`]: what is left out, and how files are recognized
+//! - [`rules`]: exclusions, and how files are recognized
 //! - [`tree`]: the walk through a tree; [`place`] is where it is, [`segments`] the directory as it was
 //! - [`recognize`]: finds the catalog's row of a directory; [`devices`]: devices with other numbers than before
 //! - [`listing`]: the entries of a directory, looked at ahead of the walk by helpers: [`readahead`], [`siblings`]

@@ -1,4 +1,4 @@
-//! What a walk sends: events to its follower, and jobs to the readers.
+//! The outgoing messages of a walk: events to its follower, and jobs to the readers.
 
 use std::sync::Arc;
 

@@ -49,7 +49,7 @@ struct LastBackup {
     file: Option<PipeContent>,
 }
 
-/// What identifies the content of a pipe.
+/// The size and digest of a pipe's content.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 struct PipeContent {
     size: u64,

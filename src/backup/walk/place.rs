@@ -1,4 +1,4 @@
-//! Where the walk is in the tree, and what is wanted there.
+//! The position of the walk in the tree, and the wanted entries there.
 
 use std::cell::RefCell;
 use std::ffi::{OsStr, OsString};
@@ -10,7 +10,7 @@ use super::recognize::KnownDirectory;
 use super::rules::Rules;
 use crate::source::{self, Directory, MountPlace, Stat};
 
-/// Where a directory is, and what of it is wanted.
+/// The position of a directory in the tree, and its wanted part.
 #[derive(Clone, Copy)]
 pub(super) struct Position<'a> {
     pub(super) part: Subset<'a>,
@@ -122,7 +122,7 @@ pub(super) fn passage<'a>(
     if is_forbidden || is_brackfs { Passage::SkipOwn } else { Passage::Skip }
 }
 
-/// What is known about the mount that a directory is on.
+/// The mount that a directory is on.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct DirectoryMount {
     /// It is a mount point that must not be visited.

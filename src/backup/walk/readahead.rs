@@ -1,7 +1,7 @@
 //! A queue of work that helper threads do ahead of the walk.
 //!
-//! A walk that goes through a tree in order mostly waits: for the kernel, and on a cold disk for the disk. So it queues early
-//! what it will need, and helpers start on that. If no helper has started a task when the walk needs it, the walk does it
+//! A walk that goes through a tree in order mostly waits: for the kernel, and on a cold disk for the disk. So it queues
+//! its next tasks early, and helpers start on them. If no helper has started a task when the walk needs it, the walk does it
 //! itself; it never waits for unstarted work.
 
 use std::array;

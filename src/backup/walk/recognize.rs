@@ -55,7 +55,7 @@ impl KnownParent {
     }
 }
 
-/// What a root, or a given path, was in the last backup.
+/// The root, or a given path, in the last backup.
 pub(super) enum LastTime {
     /// Entries below it; 0 if it was not there.
     Entries(u64),
@@ -108,8 +108,8 @@ impl Recognizer {
         self.entered.insert(row.id.0 as u64);
     }
 
-    /// Finds a directory that the walk has not been to. A row is entered only once in a run: after that it describes what the
-    /// run found elsewhere.
+    /// Finds a directory that the walk has not been to. A row is entered only once in a run: after that it describes another
+    /// directory of this run.
     pub(super) fn find_new(
         &mut self,
         parent: KnownParent,
@@ -183,7 +183,7 @@ impl Recognizer {
         Inode { device: self.device_of(stat), number: stat.ino }
     }
 
-    /// What the directory `name` of `parent`, which is the root or a given path, was in the last backup. It may be another
+    /// Looks up the directory `name` of `parent`, which is the root or a given path, in the last backup. It may be another
     /// directory by now.
     pub(super) fn last_time(
         &self,

@@ -24,7 +24,7 @@ use super::recognize::{KnownDirectory, KnownParent};
 use super::segments::{EntryWithBlocks, OldEntry, Segments, read_segment};
 use super::siblings::Siblings;
 use super::stop::WalkStop;
-use super::tree::{InSegment, ReadAttempt, TreeWalk};
+use super::tree::{InSegment, ReadAttempt, SourceWalk};
 use crate::backup::entry::CHANGED;
 use crate::backup::read::verdict::Patience;
 use crate::catalog::{DeferredFile, SegmentRow, StoredState};
@@ -97,7 +97,7 @@ struct Pass<'p> {
     part: Subset<'p>,
 }
 
-impl TreeWalk<'_> {
+impl SourceWalk<'_> {
     /// Visits deferred files until there are none. The follower says through `go` that it has committed everything it was
     /// sent, and that files are deferred; it drops its end when none are.
     pub(in crate::backup) fn settle(
@@ -349,7 +349,7 @@ impl TreeWalk<'_> {
         Ok(true)
     }
 
-    /// Visits a deferred file, or whatever has its name now. `old` is its entry, if it has one.
+    /// Visits a deferred file, or another entry that has its name now. `old` is its entry, if it has one.
     fn visit_file(
         &mut self,
         pass: Pass<'_>,
@@ -404,7 +404,7 @@ impl TreeWalk<'_> {
                 self.problem(path, why);
             }
             StoredState::Changed => self.problem(path, CHANGED),
-            // The stored content is what the file was.
+            // The stored content is a state that the file was in.
             StoredState::Fresh => {}
         }
     }

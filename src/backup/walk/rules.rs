@@ -1,4 +1,4 @@
-//! What a backup leaves out, and how it recognizes files.
+//! Exclusions, and how files are recognized.
 
 use std::collections::HashSet;
 use std::ffi::OsStr;
@@ -48,7 +48,7 @@ impl Rules {
         }
     }
 
-    /// Whether an entry of a directory is left out.
+    /// Whether an entry of a directory is excluded.
     pub(super) fn leaves_out(&self, directory: &Directory, name: &OsStr, stat: &Stat) -> bool {
         let excluded = || self.exclude.matches(&directory.child_path(name), stat.kind == Kind::Directory);
         self.exclude_nodump && stat.nodump || !self.exclude.is_empty() && excluded()

@@ -1,4 +1,4 @@
-//! What a backup is of: its paths, found once and without symbolic links, and the name of their source.
+//! The paths of a backup, without symbolic links, and the name of their source.
 
 use std::collections::HashSet;
 use std::ffi::{OsStr, OsString};
@@ -20,27 +20,27 @@ use crate::format::source::is_source_name;
 use crate::monitor::Monitor;
 use crate::source::{Inode, MountTable, Pattern, Patterns};
 
-/// What a backup is of.
+/// The paths to back up.
 pub(in crate::backup) struct Scope {
     /// The source's name.
     pub(in crate::backup) name: String,
-    /// What was given, for people: paths without those in lists, or the name of what is read from a pipe.
+    /// The given paths, without those in lists, or the name of the pipe's file. Shown to people.
     pub(in crate::backup) paths: Vec<PathBuf>,
     pub(in crate::backup) origin: Origin,
     pub(in crate::backup) exclude: Patterns,
-    /// Paths that are not there.
+    /// How many given paths do not exist.
     pub(in crate::backup) missing: u64,
-    /// Those of `paths` that are not left out.
+    /// The `paths` that are not excluded.
     wanted: Vec<PathBuf>,
 }
 
-/// Where it comes from.
+/// Where content comes from.
 pub(in crate::backup) enum Origin {
     /// A part of the file system.
     Tree {
-        /// The snapshot's root.
+        /// The root of the snapshot.
         root: PathBuf,
-        /// What of it is wanted.
+        /// The wanted paths below it.
         selection: PathSet,
     },
     /// Standard input, as a file of this name.
@@ -48,7 +48,7 @@ pub(in crate::backup) enum Origin {
 }
 
 impl Scope {
-    /// Finds out what to back up. Paths that are not there are problems, as long as there are others.
+    /// Resolves the given paths. Missing paths are problems, unless all are missing.
     pub(in crate::backup) fn of(
         given: &Selection,
         mounts: &MountTable,
@@ -83,7 +83,7 @@ impl Scope {
         (mounts, calls): (&MountTable, &Calls),
         monitor: &dyn Monitor,
     ) -> Result<Self, Error> {
-        // All of the rules are looked at before any of the paths: those may be many.
+        // Patterns are checked before the paths, which may be many.
         let patterns = patterns(given)?;
         let alone = given.files_from.is_empty() && given.paths.len() == 1;
         // The only path is the root of all patterns, or a single file.
@@ -123,10 +123,9 @@ impl Scope {
             })?;
         }
         if paths.is_empty() && !found {
-            return Err(match given.paths.is_empty() && given.files_from.is_empty() {
-                true => Error::Usage("nothing was given to back up".into()),
-                false => Error::NothingThere,
-            });
+            let is_nothing_given = given.paths.is_empty() && given.files_from.is_empty();
+            let usage = || Error::Usage("nothing was given to back up".into());
+            return Err(if is_nothing_given { usage() } else { Error::NothingThere });
         }
         let name = source_name(given, paths.first().filter(|_| alone).and_then(|path| path.file_name()))?;
         let is_directory = |path: &Path| path.symlink_metadata().is_ok_and(|metadata| metadata.is_dir());
@@ -149,7 +148,7 @@ impl Scope {
         }
     }
 
-    /// The snapshot's root, for messages; a pipe has none.
+    /// The root of the snapshot, for messages; empty for a pipe.
     pub(in crate::backup) fn root(&self) -> &Path {
         match &self.origin {
             Origin::Tree { root, .. } => root,
@@ -157,7 +156,7 @@ impl Scope {
         }
     }
 
-    /// Refuses paths inside of directories that are never entered. Those below the paths are merely left empty.
+    /// Fails if a path is inside a directory that is never entered. Such directories below the paths are left empty.
     pub(in crate::backup) fn stay_out_of(&self, forbidden: &HashSet<Inode>) -> Result<(), Error> {
         let Origin::Tree { .. } = self.origin else { return Ok(()) };
         let inode = |path: &Path| path.symlink_metadata().map(|metadata| inode_of(&metadata));
@@ -184,7 +183,7 @@ fn inode_of(metadata: &Metadata) -> Inode {
     Inode { device: metadata.dev(), number: metadata.ino() }
 }
 
-/// Of files first, then those that were given by themselves, so that these win.
+/// All patterns. Patterns from files come first, so that the patterns given directly win.
 fn patterns(given: &Selection) -> Result<Vec<Pattern>, Error> {
     let mut patterns = Vec::new();
     for file in &given.exclude_from {
@@ -206,31 +205,31 @@ fn source_name(given: &Selection, last: Option<&OsStr>) -> Result<String, Error>
         },
         (None, None) => "root".into(),
     };
-    match is_source_name(&name) {
-        true => Ok(name),
-        false => Err(Error::Usage(format!("{name:?} can't name a source; give another name with --source"))),
+    if !is_source_name(&name) {
+        return Err(Error::Usage(format!("{name:?} can't name a source; give another name with --source")));
     }
+    Ok(name)
 }
 
-/// Whether a path ends in a slash, or in one and a dot.
+/// Whether a path ends with `/` or `/.`.
 fn is_meant_as_directory(path: &Path) -> bool {
     let path = path.as_os_str().as_bytes();
     path.strip_suffix(b".").unwrap_or(path).ends_with(b"/")
 }
 
-/// Says what becomes of a path whose last name is a symbolic link.
+/// The note about a path that ends with a symbolic link.
 fn link_note(given: &Path, found: &Path, link: &Path) -> String {
-    match is_meant_as_directory(given) {
-        true => format!("{} is a symbolic link: {} is backed up", given.display(), found.display()),
-        false => format!(
-            "{0} is a symbolic link to {1} and stored as a link; to back up what it leads to, give {0}/",
-            given.display(),
-            link.display()
-        ),
+    if is_meant_as_directory(given) {
+        return format!("{} is a symbolic link: {} is backed up", given.display(), found.display());
     }
+    format!(
+        "{0} is a symbolic link to {1} and stored as a link; to back up its target, give {0}/",
+        given.display(),
+        link.display()
+    )
 }
 
-/// What to do with a symbolic link at the end of a path.
+/// How to treat a symbolic link at the end of a path.
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Last {
     /// Follow it if the path ends with a slash.
@@ -239,12 +238,11 @@ enum Last {
     Keep,
 }
 
-/// Where a path leads.
+/// A path without symbolic links.
 struct Resolved {
-    /// The path without symbolic links, but for one at its end that is kept. If something on the way is left out, the
-    /// path ends there.
+    /// The path. A symbolic link at its end may be kept. If a directory on the way is excluded, the path ends there.
     path: PathBuf,
-    /// Something on the way, or at the end, is left out. Nothing of it was looked at.
+    /// The path is excluded. It was not accessed.
     excluded: bool,
     /// The target of a symbolic link at the end.
     link: Option<PathBuf>,
@@ -253,8 +251,8 @@ struct Resolved {
 /// As many symbolic links as the kernel follows in one path.
 const LINKS_MAX: usize = 40;
 
-/// Finds paths without symbolic links in them, and without a look at what is left out. Remembers the last directory: in a
-/// list the next path is often in the same one.
+/// Resolves symbolic links without accessing excluded paths. Caches the last directory: in a list the next path is often in
+/// the same one.
 struct Resolver<'m> {
     exclude: Patterns,
     mounts: &'m MountTable,
@@ -289,17 +287,17 @@ impl Resolver<'_> {
             return Ok(Resolved { path, excluded: false, link: None });
         }
         let link = Some(path.read_link()?);
-        match follow {
-            true => Ok(Resolved { link, ..self.walk(real, Path::new(name))? }),
-            false => Ok(Resolved { path, excluded: false, link }),
+        if !follow {
+            return Ok(Resolved { path, excluded: false, link });
         }
+        Ok(Resolved { link, ..self.walk(real, Path::new(name))? })
     }
 
-    /// Goes from a directory along a path, through all symbolic links.
+    /// Follows a path from a directory, through all symbolic links.
     fn walk(&self, from: PathBuf, path: &Path) -> io::Result<Resolved> {
         let mut real = from;
         let mut links = 0;
-        // The next name is the last one.
+        // The last name is the next one.
         let mut names = Vec::new();
         push_names(&mut names, path);
         while let Some(name) = names.pop() {
@@ -329,8 +327,8 @@ impl Resolver<'_> {
         Ok(Resolved { path: real, excluded: false, link: None })
     }
 
-    /// Whether a path, without symbolic links on the way, is left out whatever it is; or as the directory that the mount
-    /// table has there.
+    /// Whether a path without symbolic links is excluded, whether it is a directory or not; or is excluded as a directory, and
+    /// is a mount point.
     fn is_excluded(&self, path: &Path) -> bool {
         if self.exclude.is_empty() || !self.exclude.matches(path, true) {
             return false;
@@ -340,7 +338,7 @@ impl Resolver<'_> {
     }
 }
 
-/// Adds the names of a path so that the first one is taken first.
+/// Pushes the names of a path, so that the first one is popped first.
 fn push_names(names: &mut Vec<OsString>, path: &Path) {
     let parts: Vec<_> = path.components().collect();
     names.extend(parts.iter().rev().filter_map(|part| match part {
@@ -363,7 +361,7 @@ mod tests {
     }
 
     #[test]
-    fn links_on_the_way_are_followed_and_those_at_the_end_if_a_slash_follows() {
+    fn links_are_followed_on_the_way_and_at_the_end_if_a_slash_follows() {
         let folder = tempfile::tempdir().unwrap();
         let real = folder.path().canonicalize().unwrap();
         fs::create_dir_all(real.join("d/e")).unwrap();
@@ -409,7 +407,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_left_out_is_not_looked_at() {
+    fn excluded_paths_are_not_accessed() {
         let folder = tempfile::tempdir().unwrap();
         let real = folder.path().canonicalize().unwrap();
         fs::create_dir(real.join("d")).unwrap();
@@ -422,7 +420,7 @@ mod tests {
             let found = resolver.resolve(&real.join(path), Last::Follow).unwrap();
             assert_eq!((found.path, found.excluded), (real.join(end), true), "{path}");
         }
-        // Only directories are left out, and nothing says that it is one.
+        // Only directories are excluded, and its kind is unknown.
         assert!(resolver.resolve(&real.join("here"), Last::Follow).is_err());
     }
 }

@@ -39,7 +39,7 @@ const SEGMENT: usize = 1000;
 /// A segment that has shrunk below this many entries is joined with the next one.
 const SEGMENT_MIN: usize = 300;
 
-/// What a walk counted.
+/// The counts of a walk.
 #[derive(Debug, Default, Clone, Copy)]
 pub(in crate::backup) struct WalkCounts {
     pub(in crate::backup) files: u64,
@@ -74,7 +74,7 @@ pub(in crate::backup) struct ReadAttempt {
     pub(in crate::backup) patience: Patience,
 }
 
-/// What a walk is made of.
+/// The parts of a walk.
 pub(in crate::backup) struct WalkSetup<'a> {
     pub(in crate::backup) past: Past,
     /// The source, if the catalog has it.
@@ -91,7 +91,7 @@ pub(in crate::backup) struct WalkSetup<'a> {
 }
 
 /// Walks a tree and sends events, until it is done or the follower is gone.
-pub(in crate::backup) struct TreeWalk<'a> {
+pub(in crate::backup) struct SourceWalk<'a> {
     pub(super) context: WalkContext,
     pub(super) recognizer: Recognizer,
     pub(super) outbox: Outbox,
@@ -105,15 +105,15 @@ pub(in crate::backup) struct TreeWalk<'a> {
 /// The segment that a directory's entry is in.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum InSegment {
-    /// One that is unchanged: the entry is not written again.
+    /// An unchanged segment: the entry is not written again.
     Old,
     New,
 }
 
-impl<'a> TreeWalk<'a> {
+impl<'a> SourceWalk<'a> {
     pub(in crate::backup) fn new(setup: WalkSetup<'a>) -> Self {
         let WalkSetup { past, source, rules, calls, directories, outbox, ahead, attempt, monitor, stop } = setup;
-        TreeWalk {
+        SourceWalk {
             recognizer: Recognizer::new(past, &rules.mounts, rules.identity.inode, source),
             context: WalkContext { rules, calls, directories },
             outbox,
