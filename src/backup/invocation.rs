@@ -17,7 +17,7 @@ use super::read::files::ReadSetup;
 use super::read::hard_links::HardLinkCache;
 use super::read::lanes::Lanes;
 use super::session::{Mend, Session, look};
-use super::snapshot::{SnapshotMaker, SnapshotPlan};
+use super::snapshot::{SnapshotMaker, SnapshotPlan, SnapshotSource};
 use super::store::assembler::Assembler;
 use super::store::blocks::BlockStore;
 use super::store::nodes::Nodes;
@@ -185,17 +185,12 @@ impl<'a> Invocation<'a> {
         let (session, mut catalog) = self.open_session(mend)?;
         *lost_packs += session.lost_packs;
         let source = find_source(&session, &mut catalog, &self.scope.name)?;
-        expect_as_before(&catalog, Some(source.0), self.watch.monitor)?;
+        expect_as_before(&catalog, Some(source.row), self.watch.monitor)?;
         self.run_stages(&session, catalog, source)
     }
 
     /// Starts all stages, follows the walk, and makes the snapshot.
-    fn run_stages(
-        &self,
-        session: &Session<'_>,
-        catalog: Catalog,
-        source: (SourceRow, SourceId),
-    ) -> Result<Summary, Error> {
+    fn run_stages(&self, session: &Session<'_>, catalog: Catalog, source: SnapshotSource) -> Result<Summary, Error> {
         let Options { reading, storing, policy, .. } = self.options;
         let Watch { monitor, stop, calls } = self.watch;
         let past = catalog.past()?;
@@ -219,7 +214,7 @@ impl<'a> Invocation<'a> {
             let (sealing, more_sealers) = Sealing::start(threads, target, session.run, sealer, storing.compression)?;
             let pipeline = Pipeline {
                 scope: &self.scope,
-                source: Some(source.0),
+                source: Some(source.row),
                 past,
                 rules: self.rules(),
                 readers: Some(Readers { lanes: &lanes, setup: &setup, settling }),
@@ -234,7 +229,7 @@ impl<'a> Invocation<'a> {
 
             let publisher = Publisher::new(session, catalog, sealing, policy.commit_interval, monitor);
             let nodes = Nodes::new(BlockStore::new(publisher, storing.merge_files_under)?);
-            let root = Parent::Source(source.0);
+            let root = Parent::Source(source.row);
             let by_ctime = reading.identity.ctime;
             let assembler = Assembler::new(nodes, root, self.scope.root(), &setup, by_ctime, monitor);
             let plan =
@@ -245,16 +240,16 @@ impl<'a> Invocation<'a> {
 }
 
 /// Finds the source of this name, or makes a new one.
-fn find_source(session: &Session<'_>, catalog: &mut Catalog, name: &str) -> Result<(SourceRow, SourceId), Error> {
-    if let Some(source) = catalog.source(name)? {
-        return Ok(source);
+fn find_source(session: &Session<'_>, catalog: &mut Catalog, name: &str) -> Result<SnapshotSource, Error> {
+    if let Some((row, id)) = catalog.source(name)? {
+        return Ok(SnapshotSource { row, id });
     }
     let source = Source { id: SourceId::random(), name: name.to_owned() };
     session.announce(catalog)?;
     session.writer.put_source(&source)?;
     let row = catalog.add_source(source.id, name)?;
     catalog.commit()?;
-    Ok((row, source.id))
+    Ok(SnapshotSource { row, id: source.id })
 }
 
 /// Tells the monitor the size of the last backup, as an estimate until the walk is done.

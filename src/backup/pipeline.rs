@@ -102,7 +102,7 @@ impl<'a> Pipeline<'a> {
     where
         'a: 'scope,
     {
-        let Pipeline { scope, source, past, rules, readers, started, watch, ahead } = self;
+        let Pipeline { readers, watch, ahead, .. } = self;
         let (events_in, events) = bounded(EVENTS);
         let (go, go_out) = bounded(1);
         let directories = Arc::new(Directories::of_process());
@@ -118,8 +118,31 @@ impl<'a> Pipeline<'a> {
             None => (None, Budget::new(ATTRIBUTES_AHEAD)),
         };
         let outbox = Outbox::new(events_in, queues, budget, attributes);
+        let body = self.walk_body(outbox, directories, go_out)?;
+        let walk = Builder::new().name("walk".into()).stack_size(WALK_STACK).spawn_scoped(threads, move || {
+            let (counts, result) = body();
+            if result.is_ok() {
+                let total = Total { files: counts.files, bytes: counts.bytes, estimated: false };
+                watch.monitor.progress().expect(total);
+            }
+            (counts, result)
+        });
+        let walk = walk.map_err(|source| TooFew { work: "the walk", source })?;
+        Ok((Following { events, go, walk, watch }, MoreThreads { readers: more, ahead }))
+    }
+
+    fn walk_body<'scope>(
+        self,
+        outbox: Outbox,
+        directories: Arc<Directories>,
+        go: Receiver<()>,
+    ) -> Result<WalkBody<'scope>, Error>
+    where
+        'a: 'scope,
+    {
+        let Pipeline { scope, source, past, rules, readers, started, watch, ahead } = self;
         let Watch { monitor, stop, calls } = watch;
-        let body: WalkBody<'scope> = match (&scope.origin, readers, source) {
+        Ok(match (&scope.origin, readers, source) {
             (Origin::Tree { root, selection }, _, _) => {
                 let settling = readers.map(|readers| readers.settling).unwrap_or_default();
                 let (calls, ahead, attempt) = (calls.clone(), ahead.clone(), settling.first());
@@ -138,7 +161,7 @@ impl<'a> Pipeline<'a> {
                 });
                 Box::new(move || {
                     let result = walk.root(root, selection.root()).and_then(|()| walk.flush());
-                    let result = result.and_then(|()| walk.settle(settling, &go_out, root, selection.root()));
+                    let result = result.and_then(|()| walk.settle(settling, &go, root, selection.root()));
                     (walk.counts(), result.and_then(|()| walk.flush()))
                 })
             }
@@ -153,18 +176,7 @@ impl<'a> Pipeline<'a> {
             (Origin::Stdin(_), _, _) => {
                 return Err(Error::Usage("a dry run can't tell what standard input will hold".into()));
             }
-        };
-        let body = move || {
-            let (counts, result) = body();
-            if result.is_ok() {
-                let total = Total { files: counts.files, bytes: counts.bytes, estimated: false };
-                monitor.progress().expect(total);
-            }
-            (counts, result)
-        };
-        let walk = Builder::new().name("walk".into()).stack_size(WALK_STACK).spawn_scoped(threads, body);
-        let walk = walk.map_err(|source| TooFew { work: "the walk", source })?;
-        Ok((Following { events, go, walk, watch }, MoreThreads { readers: more, ahead }))
+        })
     }
 }
 

@@ -13,7 +13,7 @@ use crate::crypt::{Certificate, Signer};
 use crate::format::generation::Generation;
 use crate::format::id::RunId;
 use crate::format::name;
-use crate::inventory::{self, Divergence, Generations, Inventory, host_access, host_key};
+use crate::inventory::{self, Divergence, Inventory, host_access, host_key};
 use crate::monitor::Monitor;
 use crate::repository::{Access, Repository, Writer};
 use crate::source::now;
@@ -76,29 +76,7 @@ impl<'r> Session<'r> {
         compare(repository, &trust, &host)?;
         inventory.report_unknown_recipients(&trust.recipients)?;
         warn_of_expiry(&trust.recipients, monitor);
-        let (known, _) = catalog.runs()?;
-        let generations = inventory.generations(&catalog.strange_generations()?)?;
-        catalog.note_strange_generations(&generations.learnt)?;
-        if let Some(warning) = generations.warning() {
-            monitor.note(&warning);
-        }
-        let divergence = generations.divergence(&catalog)?;
-        let last = match divergence {
-            Divergence::AsLeft => known.number,
-            Divergence::Begun { number, run } => {
-                catalog.set_run(number, run)?;
-                number
-            }
-            Divergence::SetBack { found, known } | Divergence::Forgotten { found, known } => found.max(known),
-        };
-        if let Some(message) = divergence.message() {
-            monitor.note(&format!("{message}. Packs are compared with the catalog before anything is stored"));
-            let found = inventory.reconcile(&mut catalog)?;
-            monitor.note(&format!("the catalog agrees with the repository now: {}", found.summary()));
-        }
-        // Generations may have been lost too.
-        let generation = generations.free_after(last.max(catalog.last_sequence()?))?;
-        let Generations { strange, .. } = generations;
+        let RunNumber { generation, strange, diverged } = choose_number(&inventory, &mut catalog)?;
         let mut session = Session {
             repository,
             writer: Writer::new(repository, Signer::new(key)?, &host, &trust.recipients)?,
@@ -112,7 +90,7 @@ impl<'r> Session<'r> {
             announced: AtomicBool::new(false),
             _lock: lock,
         };
-        if built || divergence.message().is_some() {
+        if built || diverged {
             // So that the next run, or another machine, finds a generation that explains the difference.
             session.announce(&mut catalog)?;
             catalog.commit()?;
@@ -124,19 +102,24 @@ impl<'r> Session<'r> {
             inventory.put_back(lost, &catalog, &session.writer, &host)?;
         }
         report_clock_behind(&catalog, monitor)?;
-        if !session.unfinished.is_empty() {
-            // Objects of a killed run may be visible and not yet on disk; from here on they are relied on.
-            repository.target().sync(&name::FOLDERS)?;
-        }
-        look_for_snapshots(repository, &mut catalog)?;
-        let found = inventory.recheck(&mut catalog, policy.recheck, now().seconds, random)?;
-        session.lost_packs = found.condemned.packs;
-        if !session.unfinished.is_empty() {
-            // From here on, a concurrent run with a copy of this catalog fails.
-            session.announce(&mut catalog)?;
-            inventory.clean_up_unfinished(&mut catalog, &session.unfinished)?;
-        }
+        session.lost_packs = session.recover(&mut catalog, policy, &inventory)?;
         Ok((session, catalog))
+    }
+
+    /// Cleans up after runs that did not finish, and verifies some packs again. Returns how many packs are lost.
+    fn recover(&self, catalog: &mut Catalog, policy: &RunPolicy, inventory: &Inventory<'_>) -> Result<u64, Error> {
+        if !self.unfinished.is_empty() {
+            // Objects of a killed run may be visible and not yet on disk; from here on they are relied on.
+            self.repository.target().sync(&name::FOLDERS)?;
+        }
+        look_for_snapshots(self.repository, catalog)?;
+        let found = inventory.recheck(catalog, policy.recheck, now().seconds, random)?;
+        if !self.unfinished.is_empty() {
+            // From here on, a concurrent run with a copy of this catalog fails.
+            self.announce(catalog)?;
+            inventory.clean_up_unfinished(catalog, &self.unfinished)?;
+        }
+        Ok(found.condemned.packs)
     }
 
     /// Announces this run at the target, before it writes anything else there. Only one run can have a
@@ -183,6 +166,44 @@ impl<'r> Session<'r> {
         }
         Ok(())
     }
+}
+
+/// The generation of a run.
+struct RunNumber {
+    generation: u64,
+    /// Numbers and lengths of objects above the last generation that do not verify.
+    strange: Vec<(u64, u64)>,
+    /// The repository is not as the catalog knows it.
+    diverged: bool,
+}
+
+/// Chooses the generation of this run. If the repository is not as the catalog knows it, corrects the catalog.
+fn choose_number(inventory: &Inventory<'_>, catalog: &mut Catalog) -> Result<RunNumber, Error> {
+    let monitor = inventory.monitor;
+    let (known, _) = catalog.runs()?;
+    let generations = inventory.generations(&catalog.strange_generations()?)?;
+    catalog.note_strange_generations(&generations.learnt)?;
+    if let Some(warning) = generations.warning() {
+        monitor.note(&warning);
+    }
+    let divergence = generations.divergence(catalog)?;
+    let last = match divergence {
+        Divergence::AsLeft => known.number,
+        Divergence::Begun { number, run } => {
+            catalog.set_run(number, run)?;
+            number
+        }
+        Divergence::SetBack { found, known } | Divergence::Forgotten { found, known } => found.max(known),
+    };
+    let message = divergence.message();
+    if let Some(message) = &message {
+        monitor.note(&format!("{message}. Packs are compared with the catalog before anything is stored"));
+        let found = inventory.reconcile(catalog)?;
+        monitor.note(&format!("the catalog agrees with the repository now: {}", found.summary()));
+    }
+    // Generations may have been lost too.
+    let generation = generations.free_after(last.max(catalog.last_sequence()?))?;
+    Ok(RunNumber { generation, strange: generations.strange, diverged: message.is_some() })
 }
 
 /// Opens the catalog. Returns true if it had to be rebuilt.

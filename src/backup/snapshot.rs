@@ -25,11 +25,18 @@ use crate::format::name::{self, SnapshotName};
 use crate::format::snapshot::{Snapshot, Statistics};
 use crate::source::{EntryMount, now};
 
+/// The source of a snapshot.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct SnapshotSource {
+    pub(super) row: SourceRow,
+    pub(super) id: SourceId,
+}
+
 /// The snapshot that a run is to make.
 pub(super) struct SnapshotPlan<'a> {
     pub(super) session: &'a Session<'a>,
     pub(super) scope: &'a Scope,
-    pub(super) source: (SourceRow, SourceId),
+    pub(super) source: SnapshotSource,
     pub(super) reading: &'a Reading,
     pub(super) policy: &'a RunPolicy,
     pub(super) started: Timestamp,
@@ -64,7 +71,7 @@ impl Follower for SnapshotMaker<'_> {
         if plan.stop.load(Ordering::Relaxed) {
             return Err(keep_stored(&mut tree));
         }
-        let previous = tree.nodes.catalog().latest_snapshot(plan.source.0)?;
+        let previous = tree.nodes.catalog().latest_snapshot(plan.source.row)?;
         let is_same = plan.is_unchanged(&tree.root, &walked, previous.as_ref().map(|(row, _)| row));
         let snapshot = if is_same && plan.policy.skip_if_unchanged && previous.is_some() {
             skip_snapshot(&mut tree)?;
@@ -140,7 +147,7 @@ impl SnapshotPlan<'_> {
             None => (None, None),
         };
         let name = SnapshotName {
-            source: self.source.1,
+            source: self.source.id,
             sequence: self.session.generation,
             time: name::time(self.started.seconds),
             id: SnapshotId::random(),
@@ -150,7 +157,7 @@ impl SnapshotPlan<'_> {
             entry_of(Vec::new(), stat, extended.clone(), Content::Directory(Subtree { below, node }))
         })?;
         let row = self.row(&name, tree, walked);
-        tree.nodes.commit_snapshot(&NewSnapshot { row, used, base }, self.source.0)?;
+        tree.nodes.commit_snapshot(&NewSnapshot { row, used, base }, self.source.row)?;
         // The last packs are counted only now.
         let statistics = statistics(walked, &tree.counts, &tree.nodes.blocks().publisher().counts());
         let Labels { host, paths, tags } = self.labels();

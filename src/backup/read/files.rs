@@ -97,15 +97,7 @@ fn read_file(
         return out.send(FileContent::Deferred { changed: true });
     };
     let mut sink = Sink::new(out, lane, file.before.size).with_loan(job.loan);
-    let cached = if HardLinkCache::wants(&file.before) {
-        let cached = setup.hard_links.find(&file.before, job.number);
-        if cached.is_none() {
-            sink.remember_pieces();
-        }
-        cached
-    } else {
-        None
-    };
+    let cached = find_cached(setup, &file.before, job.number, &mut sink);
     let is_unsized = cached.is_none() && file.has_more(setup)?;
     // A small file is delivered once it is known whether it is deferred.
     let held = match &cached {
@@ -154,6 +146,18 @@ fn read_file(
         deferred: verdict.deferred,
         lent,
     })))
+}
+
+/// Finds the content of a file that was read under another name, or prepares to remember it.
+fn find_cached(setup: &ReadSetup, before: &Stat, number: u64, sink: &mut Sink<'_, '_>) -> Option<CachedFile> {
+    if !HardLinkCache::wants(before) {
+        return None;
+    }
+    let cached = setup.hard_links.find(before, number);
+    if cached.is_none() {
+        sink.remember_pieces();
+    }
+    cached
 }
 
 /// Waits until there is room for this many bytes of attributes, unless the loan for the file covers them.

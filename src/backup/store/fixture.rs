@@ -17,7 +17,7 @@ use crate::catalog::{Catalog, Trust};
 use crate::crypt::{SecretKey, Signer};
 use crate::format::id::{CatalogId, ObjectId};
 use crate::monitor::Silent;
-use crate::repository::{ForPeople, Repository, Writer};
+use crate::repository::{ReadmeKeys, Repository, Writer};
 use crate::state::RepositoryState;
 
 /// Chunks of files below this many bytes are gathered.
@@ -51,7 +51,7 @@ impl Site {
         let writer = Writer::new(&repository, Signer::new(host).unwrap(), &certificate, &[]).unwrap();
         let secrets = trust.secrets(std::slice::from_ref(&certificate)).unwrap();
         writer.put_secrets(ObjectId::random(), &secrets).unwrap();
-        repository.finish(&ForPeople { host: &trust.host, owner: None }).unwrap();
+        repository.finish(&ReadmeKeys { host: &trust.host, owner: None }).unwrap();
         Site { folder, repository }
     }
 

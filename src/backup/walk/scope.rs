@@ -60,7 +60,7 @@ impl Scope {
         }
         match &given.stdin {
             Some(name) => Scope::of_stdin(name, given),
-            None => Scope::of_tree(given, (mounts, calls), monitor),
+            None => Scope::of_tree(given, mounts, calls, monitor),
         }
     }
 
@@ -78,11 +78,7 @@ impl Scope {
         })
     }
 
-    fn of_tree(
-        given: &Selection,
-        (mounts, calls): (&MountTable, &Calls),
-        monitor: &dyn Monitor,
-    ) -> Result<Self, Error> {
+    fn of_tree(given: &Selection, mounts: &MountTable, calls: &Calls, monitor: &dyn Monitor) -> Result<Self, Error> {
         // Patterns are checked before the paths, which may be many.
         let patterns = patterns(given)?;
         let alone = given.files_from.is_empty() && given.paths.len() == 1;

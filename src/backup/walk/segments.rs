@@ -11,7 +11,7 @@ use super::listing::StatEntry;
 use super::recognize::KnownDirectory;
 use crate::backup::error::Error;
 use crate::catalog::stats::StatsReader;
-use crate::catalog::{BlockId, DirectoryId, Past, SegmentNode, SegmentRow};
+use crate::catalog::{BlockId, DirectoryId, Past, SegmentId, SegmentNode, SegmentRow};
 use crate::format::{BlockLocation, Entry, Items};
 
 /// Bytes of the nodes of segments that are compared together.
@@ -127,5 +127,21 @@ impl Group {
         }
         let is_it = self.old_entries.front().is_some_and(|old| old.entry.name == name);
         if is_it { self.old_entries.pop_front() } else { None }
+    }
+}
+
+/// The comparison of a directory with its segments.
+pub(super) struct Comparison {
+    pub(super) segments: Segments,
+    pub(super) group: Group,
+    /// Segments none of whose names exist any more.
+    pub(super) removed: Vec<SegmentId>,
+}
+
+impl Comparison {
+    pub(super) fn begin(known: Option<&KnownDirectory>, past: &Past) -> Result<Self, Error> {
+        let mut segments = Segments::new(known);
+        let group = Group::of(segments.next(past)?);
+        Ok(Comparison { segments, group, removed: Vec::new() })
     }
 }

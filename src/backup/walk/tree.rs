@@ -17,7 +17,7 @@ use super::place::{DirectoryMount, Here, Passage, Position, passage, wanted_name
 use super::readahead::Readahead;
 use super::recognize::{KnownDirectory, KnownParent, LastTime, Recognizer};
 use super::rules::Rules;
-use super::segments::{EntryWithBlocks, Group, OldEntry, Segments, read_segment};
+use super::segments::{Comparison, EntryWithBlocks, Group, OldEntry, read_segment};
 use super::siblings::{OpenedAhead, Siblings, ground_of};
 use super::stop::WalkStop;
 use crate::backup::calls::Calls;
@@ -213,59 +213,68 @@ impl<'a> SourceWalk<'a> {
         let mut entries = Entries::new(&mut opened, ground, place.depth + 1, names);
         drop(call);
 
-        let mut segments = Segments::new(known.as_ref());
-        let mut group = Group::of(segments.next(&self.recognizer.past)?);
-        let mut removed = Vec::new();
+        let mut comparison = Comparison::begin(known.as_ref(), &self.recognizer.past)?;
+        let is_empty = self.compare_entries(&here, &mut entries, &mut comparison)?;
+        if is_empty && place.entries_before > 0 {
+            let had = place.entries_before;
+            let why = if entries.left_out() {
+                format!(
+                    "everything in it is excluded, but was not in the last backup (entries: {had}); check the patterns"
+                )
+            } else {
+                format!("it is empty, but was not in the last backup (entries: {had}); is a file system not mounted?")
+            };
+            self.problem(&directory.path(), &why);
+        }
+        let removed = self.finish_comparison(&here, comparison)?;
+        self.outbox.send(Event::Leave { removed })
+    }
+
+    /// Compares the entries of a directory with its segments, and sends groups of them. Returns whether there are none.
+    fn compare_entries(
+        &mut self,
+        here: &Here<'_>,
+        entries: &mut Entries<'_>,
+        comparison: &mut Comparison,
+    ) -> Result<bool, WalkStop> {
         let mut is_empty = true;
         loop {
             self.check_stop()?;
             let entry = match entries.next(&self.ahead) {
                 Next::Entry(entry) => entry,
                 Next::Failed(e) => {
-                    is_empty = false;
-                    self.problem(&directory.path(), &e.to_string());
-                    break;
+                    self.problem(&here.directory.path(), &e.to_string());
+                    return Ok(false);
                 }
                 Next::Lost => return Err(Error::Stopped("looking ahead").into()),
-                Next::End => break,
+                Next::End => return Ok(is_empty),
             };
             is_empty = false;
-            while segments.next_begins_by(name_of(&entry)) {
-                let next = segments.next(&self.recognizer.past)?;
-                self.close_group(&here, &mut group, next, &mut removed)?;
+            while comparison.segments.next_begins_by(name_of(&entry)) {
+                let next = comparison.segments.next(&self.recognizer.past)?;
+                self.close_group(here, comparison, next)?;
             }
             match entry {
-                Ok(entry) => group.entries.push(entry),
-                Err((name, e)) => self.problem(&directory.child_path(&name), &e.to_string()),
+                Ok(entry) => comparison.group.entries.push(entry),
+                Err((name, e)) => self.problem(&here.directory.child_path(&name), &e.to_string()),
             }
-            if group.entries.len() > SEGMENT_MAX {
-                self.send_group(&here, &mut group, SEGMENT)?;
+            if comparison.group.entries.len() > SEGMENT_MAX {
+                self.send_group(here, &mut comparison.group, SEGMENT)?;
             }
         }
-        if is_empty && place.entries_before > 0 {
-            let had = place.entries_before;
-            let why = match entries.left_out() {
-                true => format!(
-                    "everything in it is excluded, but was not in the last backup (entries: {had}); check the patterns"
-                ),
-                false => format!(
-                    "it is empty, but was not in the last backup (entries: {had}); is a file system not mounted?"
-                ),
-            };
-            self.problem(&directory.path(), &why);
-        }
+    }
+
+    /// Sends the last groups of a directory. Returns the segments none of whose names exist any more.
+    fn finish_comparison(&mut self, here: &Here<'_>, mut comparison: Comparison) -> Result<Vec<SegmentId>, WalkStop> {
         loop {
-            let next = segments.next(&self.recognizer.past)?;
+            let next = comparison.segments.next(&self.recognizer.past)?;
             let is_last = next.is_none();
-            self.close_group(&here, &mut group, next, &mut removed)?;
+            self.close_group(here, &mut comparison, next)?;
             if is_last {
                 break;
             }
         }
-        if !here.is_in_place() {
-            removed.clear();
-        }
-        self.outbox.send(Event::Leave { removed })
+        Ok(if here.is_in_place() { comparison.removed } else { Vec::new() })
     }
 
     /// Reports tags that exclude nothing.
@@ -281,10 +290,10 @@ impl<'a> SourceWalk<'a> {
     fn close_group(
         &mut self,
         here: &Here<'_>,
-        group: &mut Group,
+        comparison: &mut Comparison,
         mut next: Option<SegmentRow>,
-        removed: &mut Vec<SegmentId>,
     ) -> Result<(), WalkStop> {
+        let Comparison { group, removed, .. } = comparison;
         if group.entries.is_empty() {
             removed.extend(group.old.iter().map(|row| row.id));
         } else if let Some(old) = self.take_if_unchanged(here, group) {
