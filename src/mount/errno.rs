@@ -4,8 +4,8 @@ use fuser::Errno;
 
 use super::error::Error;
 
-/// Returns the errno for an error. Damage is EIO, never ENOENT or ENOSYS: the kernel caches ENOENT as a missing entry, and
-/// after ENOSYS it never sends that request again.
+/// Returns the errno for an error. Damage is EIO, never ENOENT or ENOSYS: programs would take the entry for missing, and
+/// after ENOSYS the kernel never sends that request again.
 pub(super) fn errno(error: &Error) -> Errno {
     match error {
         Error::NotFound | Error::NeverThere => Errno::ENOENT,

@@ -12,7 +12,7 @@ pub enum Error {
     #[error(transparent)]
     Repository(Arc<repository::Error>),
     /// A block cannot be fetched, decrypted or decompressed.
-    #[error("the block at {offset} of pack {pack} {why}")]
+    #[error("cannot {} the block at {offset} of pack {pack}: {why}", .why.step())]
     Block {
         /// The pack with the block.
         pack: format::PackId,
@@ -52,17 +52,28 @@ pub enum Error {
 #[derive(Debug, thiserror::Error)]
 pub enum BlockProblem {
     /// Fetching it failed.
-    #[error("cannot be read: {0}")]
+    #[error("{0}")]
     Read(repository::Error),
     /// Decryption failed.
-    #[error("cannot be decrypted: {0}")]
+    #[error("{0}")]
     Open(crypt::Error),
     /// The repository is encrypted and the reader has no secret key.
-    #[error("is encrypted, and no secret key is available; give one with --key or BRACKFS_KEY_FILE")]
+    #[error("no secret key is available; give one with --key or BRACKFS_KEY_FILE")]
     NoKey,
     /// Decompression failed.
-    #[error("is damaged: {0}")]
+    #[error("it is damaged: {0}")]
     Decode(format::Error),
+}
+
+impl BlockProblem {
+    /// The step that failed, as a verb for the message.
+    fn step(&self) -> &'static str {
+        match self {
+            BlockProblem::Read(_) => "read",
+            BlockProblem::Open(_) | BlockProblem::NoKey => "decrypt",
+            BlockProblem::Decode(_) => "decode",
+        }
+    }
 }
 
 impl Error {
