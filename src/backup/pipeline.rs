@@ -22,7 +22,7 @@ use super::walk::event::Event;
 use super::walk::outbox::{Outbox, ReaderQueues};
 use super::walk::pipe::PipeWalk;
 use super::walk::readahead::Readahead;
-use super::walk::retry::Settling;
+use super::walk::retry::{Retry, Settling};
 use super::walk::rules::Rules;
 use super::walk::scope::{Origin, Scope};
 use super::walk::stop::WalkStop;
@@ -161,7 +161,10 @@ impl<'a> Pipeline<'a> {
                 });
                 Box::new(move || {
                     let result = walk.root(root, selection.root()).and_then(|()| walk.flush());
-                    let result = result.and_then(|()| walk.settle(settling, &go, root, selection.root()));
+                    let result = result.and_then(|()| {
+                        let retry = Retry::new(&mut walk, settling, selection.root());
+                        retry.settle(&go, root)
+                    });
                     (walk.counts(), result.and_then(|()| walk.flush()))
                 })
             }

@@ -595,6 +595,16 @@ mod tests {
             assert_eq!(node.unwrap().blocks.len(), 1);
             let top = nodes.catalog().subtree(child).unwrap().1.unwrap();
             assert!(nodes.take_used().contains(top.block.0));
+
+            // The parent's node refers to the child's.
+            nodes.commit().unwrap();
+            let past = nodes.catalog().past().unwrap();
+            let segment = past.segment_node(past.segment_ids(parent).unwrap()[0]).unwrap().unwrap();
+            let Items::Entries(entries) = segment.node.items else { panic!("not a segment") };
+            let Content::Directory(Subtree { node: Some(chunk), .. }) = &entries[0].content else {
+                panic!("the directory has no node")
+            };
+            assert_eq!((chunk.digest, segment.blocks[chunk.block as usize]), (top.digest, top.block));
         });
     }
 

@@ -31,8 +31,8 @@ use crate::catalog::{DeferredFile, SegmentRow, StoredState};
 use crate::format::Kind;
 use crate::source::{Directory, now};
 
-/// Files that are visited in one pass, so that their names take little memory.
-const PASS: usize = 4096;
+/// Files that are read from the catalog at once, so that their names take little memory.
+const FILES_AT_ONCE: usize = 4096;
 /// The first pause, in which most files settle: a few ticks of the clock.
 const FIRST_PAUSE: Duration = Duration::from_millis(20);
 const LONGEST_PAUSE: Duration = Duration::from_secs(1);
@@ -88,52 +88,55 @@ impl DeferredTree {
     }
 }
 
-/// One pass over deferred files.
-#[derive(Clone, Copy)]
-struct Pass<'p> {
+/// Visits the deferred files of a walk that is otherwise done.
+pub(in crate::backup) struct Retry<'w, 'a> {
+    walk: &'w mut SourceWalk<'a>,
     settling: Settling,
-    /// Time until the last pass.
+    part: Subset<'w>,
+    /// Time until the last pass over the files.
     left: Duration,
-    part: Subset<'p>,
 }
 
-impl SourceWalk<'_> {
+impl<'w, 'a> Retry<'w, 'a> {
+    /// `part` is the wanted part of the root.
+    pub(in crate::backup) fn new(walk: &'w mut SourceWalk<'a>, settling: Settling, part: Subset<'w>) -> Self {
+        Retry { walk, settling, part, left: settling.longest }
+    }
+
     /// Visits deferred files until there are none. The follower says through `go` that it has committed everything it was
-    /// sent, and that files are deferred; it drops its end when none are.
-    pub(in crate::backup) fn settle(
-        &mut self,
-        settling: Settling,
-        go: &Receiver<()>,
-        root: &Path,
-        part: Subset<'_>,
-    ) -> Result<(), WalkStop> {
+    /// sent, and that files are deferred; it drops its end when none are. `root` is the path of the tree.
+    pub(in crate::backup) fn settle(mut self, go: &Receiver<()>, root: &Path) -> Result<(), WalkStop> {
         if go.recv().is_err() {
             return Ok(());
         }
-        let end = Instant::now() + settling.longest;
+        let end = Instant::now() + self.settling.longest;
         let mut pause = FIRST_PAUSE;
         loop {
-            let left = end.saturating_duration_since(Instant::now());
-            let pass = Pass { settling, left, part };
-            let (mut after, mut some) = (None, false);
-            loop {
-                let files = self.recognizer.past.deferred(after.as_ref(), PASS)?;
-                let Some(last) = files.last() else { break };
-                after = Some(last.clone());
-                let files = self.ready(files, left)?;
-                if !files.is_empty() && self.visit(pass, files)? {
-                    some = true;
-                    self.flush()?;
-                    if go.recv().is_err() {
-                        return Ok(());
-                    }
-                }
-            }
-            if !left.is_zero() {
-                self.pause(pause.min(left))?;
+            self.left = end.saturating_duration_since(Instant::now());
+            let Pass::Continue { visited } = self.pass(go)? else { return Ok(()) };
+            if !self.left.is_zero() {
+                self.pause(pause.min(self.left))?;
                 pause = (pause * 2).min(LONGEST_PAUSE);
-            } else if !some {
+            } else if !visited {
                 return self.give_up(root);
+            }
+        }
+    }
+
+    /// Goes through all deferred files once.
+    fn pass(&mut self, go: &Receiver<()>) -> Result<Pass, WalkStop> {
+        let (mut after, mut visited) = (None, false);
+        loop {
+            let files = self.walk.recognizer.past.deferred(after.as_ref(), FILES_AT_ONCE)?;
+            let Some(last) = files.last() else { return Ok(Pass::Continue { visited }) };
+            after = Some(last.clone());
+            let files = self.ready(files)?;
+            if !files.is_empty() && self.visit(files)? {
+                visited = true;
+                self.walk.flush()?;
+                if go.recv().is_err() {
+                    return Ok(Pass::Done);
+                }
             }
         }
     }
@@ -141,7 +144,7 @@ impl SourceWalk<'_> {
     fn pause(&self, time: Duration) -> Result<(), WalkStop> {
         let end = Instant::now() + time;
         loop {
-            self.check_stop()?;
+            self.walk.check_stop()?;
             match end.saturating_duration_since(Instant::now()) {
                 Duration::ZERO => return Ok(()),
                 left => sleep(left.min(STOP_POLL)),
@@ -150,35 +153,35 @@ impl SourceWalk<'_> {
     }
 
     /// The files of this source that would not be deferred again right away, by directory.
-    fn ready(&self, files: Vec<DeferredFile>, left: Duration) -> Result<DeferredTree, WalkStop> {
+    fn ready(&self, files: Vec<DeferredFile>) -> Result<DeferredTree, WalkStop> {
         let mut tree = DeferredTree::default();
-        let Some(root) = self.recognizer.root() else { return Ok(tree) };
+        let Some(root) = self.walk.recognizer.root() else { return Ok(tree) };
         let mut place = None;
         for file in files {
             if place.as_ref().is_none_or(|(directory, _)| *directory != file.directory) {
-                place = Some((file.directory, self.recognizer.past.place(file.directory)?));
+                place = Some((file.directory, self.walk.recognizer.past.place(file.directory)?));
             }
             if let Some((_, Some(place))) = &place
-                && Some(place.source) == self.recognizer.source()
+                && Some(place.source) == self.walk.recognizer.source()
             {
                 tree.add(place.names.clone(), file);
             }
         }
-        self.retain_ready(root, &mut tree, left);
+        self.retain_ready(root, &mut tree);
         Ok(tree)
     }
 
     /// Drops files that would be deferred again, and directories that can't be opened now.
-    fn retain_ready(&self, directory: &Directory, tree: &mut DeferredTree, left: Duration) {
+    fn retain_ready(&self, directory: &Directory, tree: &mut DeferredTree) {
         let names = tree.files.keys().map(|name| OsStr::from_bytes(name));
-        let call = self.context.calls.about_names(directory.shared_path(), names);
+        let call = self.walk.context.calls.about_names(directory.shared_path(), names);
         tree.files.retain(|name, _| {
             let stat = directory.stat_child(OsStr::from_bytes(name));
             call.next();
             match stat {
                 Ok(stat) if stat.kind == Kind::File => {
-                    let fresh = self.recognizer.fresh_for(&stat, now());
-                    left.is_zero() || fresh.is_none_or(|fresh| fresh > left)
+                    let fresh = self.walk.recognizer.fresh_for(&stat, now());
+                    self.left.is_zero() || fresh.is_none_or(|fresh| fresh > self.left)
                 }
                 _ => true,
             }
@@ -186,29 +189,29 @@ impl SourceWalk<'_> {
         drop(call);
         tree.below.retain(|name, below| {
             let name = OsStr::from_bytes(name);
-            let call = self.context.calls.about_names(directory.shared_path(), [name]);
+            let call = self.walk.context.calls.about_names(directory.shared_path(), [name]);
             let child = directory.open_child(name);
             drop(call);
             child.is_ok_and(|child| {
-                self.retain_ready(&child, below, left);
+                self.retain_ready(&child, below);
                 !below.is_empty()
             })
         });
     }
 
     /// Walks the tree once more, for these files only. Returns false if they can't be reached, and nothing was sent.
-    fn visit(&mut self, pass: Pass<'_>, files: DeferredTree) -> Result<bool, WalkStop> {
-        let Some(directory) = self.recognizer.root().cloned() else { return Ok(false) };
+    fn visit(&mut self, files: DeferredTree) -> Result<bool, WalkStop> {
+        let Some(directory) = self.walk.recognizer.root().cloned() else { return Ok(false) };
         let looked = now();
         let stat = directory.stat()?;
-        let parent = KnownParent::above(self.recognizer.source());
-        let known = self.recognizer.find(parent, b"", &stat)?;
+        let parent = KnownParent::above(self.walk.recognizer.source());
+        let known = self.walk.recognizer.find(parent, b"", &stat)?;
         let Some(known) = known.filter(is_whole) else { return Ok(false) };
-        let (mounted, mounts) = self.context.rules.mounts.find(&directory.path());
-        let place = Position::root(pass.part, mounts.as_ref(), mounted.map(|mounted| mounted.device), &stat);
+        let (mounted, mounts) = self.walk.context.rules.mounts.find(&directory.path());
+        let place = Position::root(self.part, mounts.as_ref(), mounted.map(|mounted| mounted.device), &stat);
         let here = Here { directory: &directory, known: Some(&known), place, below: &RefCell::default() };
         self.enter_again(&here, StatEntry { name: Default::default(), stat, looked, mounted: None })?;
-        self.visit_entries(pass, &here, files)?;
+        self.visit_entries(&here, files)?;
         Ok(true)
     }
 
@@ -217,60 +220,53 @@ impl SourceWalk<'_> {
         let StatEntry { name, stat, looked, .. } = entry;
         // Missing metadata was reported before.
         let extended = {
-            let _call = self.context.calls.about(here.directory.shared_path());
+            let _call = self.walk.context.calls.about(here.directory.shared_path());
             here.directory.extended()
         };
         let enter = EnterDirectory {
             name: name.as_bytes().to_vec(),
-            device: self.recognizer.device_of(&stat),
-            untrusted: self.recognizer.is_fresh(&stat, looked) || extended.missing.is_some(),
+            device: self.walk.recognizer.device_of(&stat),
+            untrusted: self.walk.recognizer.is_fresh(&stat, looked) || extended.missing.is_some(),
             stat,
-            lent: self.outbox.lend(&extended.xattrs)?,
+            lent: self.walk.outbox.lend(&extended.xattrs)?,
             extended,
             row: here.known.map(|known| known.row.clone()),
             again: true,
         };
-        self.outbox.send(Event::Enter(Box::new(enter)))
+        self.walk.outbox.send(Event::Enter(Box::new(enter)))
     }
 
     /// Visits deferred files in and below a directory that was entered, and leaves it.
-    fn visit_entries(&mut self, pass: Pass<'_>, here: &Here<'_>, mut files: DeferredTree) -> Result<(), WalkStop> {
+    fn visit_entries(&mut self, here: &Here<'_>, mut files: DeferredTree) -> Result<(), WalkStop> {
         let mut segments = Segments::new(here.known);
-        let mut segment = segments.next(&self.recognizer.past)?;
+        let mut segment = segments.next(&self.walk.recognizer.past)?;
         loop {
-            let next = segments.next(&self.recognizer.past)?;
+            let next = segments.next(&self.walk.recognizer.past)?;
             let here_in = files.take_before(next.as_ref().map(|next| next.first.as_slice()));
             match segment {
-                Some(row) if here_in.files.is_empty() => self.visit_old_segment(pass, here, row, here_in)?,
+                Some(row) if here_in.files.is_empty() => self.visit_old_segment(here, row, here_in)?,
                 None if here_in.files.is_empty() => {}
-                row => self.rewrite_segment(pass, here, row, here_in)?,
+                row => self.rewrite_segment(here, row, here_in)?,
             }
             if next.is_none() {
-                return self.outbox.send(Event::Leave { removed: Vec::new() });
+                return self.walk.outbox.send(Event::Leave { removed: Vec::new() });
             }
             segment = next;
         }
     }
 
     /// Visits the directories in a segment without deferred files.
-    fn visit_old_segment(
-        &mut self,
-        pass: Pass<'_>,
-        here: &Here<'_>,
-        row: SegmentRow,
-        files: DeferredTree,
-    ) -> Result<(), WalkStop> {
-        self.outbox.send(Event::OldSegment(Box::new(OldSegment { row, stats: None })))?;
+    fn visit_old_segment(&mut self, here: &Here<'_>, row: SegmentRow, files: DeferredTree) -> Result<(), WalkStop> {
+        self.walk.outbox.send(Event::OldSegment(Box::new(OldSegment { row, stats: None })))?;
         for (name, below) in files.below {
-            self.visit_child(pass, here, &name, below)?;
+            self.visit_child(here, &name, below)?;
         }
-        self.outbox.send(Event::EndSegment)
+        self.walk.outbox.send(Event::EndSegment)
     }
 
     /// Sends a segment again, with its deferred files.
     fn rewrite_segment(
         &mut self,
-        pass: Pass<'_>,
         here: &Here<'_>,
         row: Option<SegmentRow>,
         files: DeferredTree,
@@ -278,34 +274,33 @@ impl SourceWalk<'_> {
         let mut old_entries = VecDeque::new();
         let mut replaces = Vec::new();
         if let Some(row) = &row {
-            read_segment(&self.recognizer.past, row, &mut old_entries)?;
+            read_segment(&self.walk.recognizer.past, row, &mut old_entries)?;
             replaces.push(row.id);
         }
-        self.outbox.send(Event::NewSegment { replaces })?;
+        self.walk.outbox.send(Event::NewSegment { replaces })?;
         let DeferredTree { files, mut below } = files;
         for (name, file) in files {
             while let Some(old) = take_if(&mut old_entries, |old| old < name.as_slice()) {
-                self.keep_or_visit(pass, here, old, &mut below)?;
+                self.keep_or_visit(here, old, &mut below)?;
             }
             let old = take_if(&mut old_entries, |old| old == name.as_slice());
-            self.visit_file(pass, here, file, old)?;
+            self.visit_file(here, file, old)?;
         }
         for old in old_entries {
-            self.keep_or_visit(pass, here, old, &mut below)?;
+            self.keep_or_visit(here, old, &mut below)?;
         }
-        self.outbox.send(Event::EndSegment)
+        self.walk.outbox.send(Event::EndSegment)
     }
 
     /// Sends an entry that is not deferred: a directory is visited if there are deferred files below it.
     fn keep_or_visit(
         &mut self,
-        pass: Pass<'_>,
         here: &Here<'_>,
         old: OldEntry,
         below: &mut BTreeMap<Vec<u8>, DeferredTree>,
     ) -> Result<(), WalkStop> {
         let visited = match below.remove(&old.entry.name) {
-            Some(files) => self.visit_child(pass, here, &old.entry.name, files)?,
+            Some(files) => self.visit_child(here, &old.entry.name, files)?,
             None => false,
         };
         if visited { Ok(()) } else { self.keep(old) }
@@ -315,22 +310,16 @@ impl SourceWalk<'_> {
     fn keep(&mut self, mut old: OldEntry) -> Result<(), WalkStop> {
         let identity = std::mem::take(&mut old.identity);
         let EntryWithBlocks { entry, blocks } = old.detach();
-        let lent = self.outbox.lend(&entry.xattrs)?;
-        self.outbox.send(Event::Kept(Box::new(KeptEntry { entry, identity, blocks, lent })))
+        let lent = self.walk.outbox.lend(&entry.xattrs)?;
+        self.walk.outbox.send(Event::Kept(Box::new(KeptEntry { entry, identity, blocks, lent })))
     }
 
     /// Visits a directory with deferred files below it. Returns false if it is not the one that was walked, and nothing was
     /// sent.
-    fn visit_child(
-        &mut self,
-        pass: Pass<'_>,
-        here: &Here<'_>,
-        name: &[u8],
-        files: DeferredTree,
-    ) -> Result<bool, WalkStop> {
+    fn visit_child(&mut self, here: &Here<'_>, name: &[u8], files: DeferredTree) -> Result<bool, WalkStop> {
         let name = OsStr::from_bytes(name);
         let looked = now();
-        let call = self.context.calls.about_names(here.directory.shared_path(), [name]);
+        let call = self.walk.context.calls.about_names(here.directory.shared_path(), [name]);
         let opened = here.directory.open_child(name).and_then(|directory| Ok((directory.stat()?, directory)));
         drop(call);
         let Ok((stat, directory)) = opened else { return Ok(false) };
@@ -339,29 +328,23 @@ impl SourceWalk<'_> {
             return Ok(false);
         }
         let parent = KnownParent::of(here.known).in_place();
-        let known = self.recognizer.find(parent, name.as_bytes(), &stat)?;
+        let known = self.walk.recognizer.find(parent, name.as_bytes(), &stat)?;
         let Some(known) = known.filter(is_whole) else { return Ok(false) };
         let entry = StatEntry { name: name.to_owned(), stat, looked, mounted: None };
-        let Some(place) = self.passage(here, &entry) else { return Ok(false) };
+        let Some(place) = self.walk.passage(here, &entry) else { return Ok(false) };
         let below = Here { directory: &directory, known: Some(&known), place, below: &RefCell::default() };
         self.enter_again(&below, entry)?;
-        self.visit_entries(pass, &below, files)?;
+        self.visit_entries(&below, files)?;
         Ok(true)
     }
 
     /// Visits a deferred file, or another entry that has its name now. `old` is its entry, if it has one.
-    fn visit_file(
-        &mut self,
-        pass: Pass<'_>,
-        here: &Here<'_>,
-        file: DeferredFile,
-        old: Option<OldEntry>,
-    ) -> Result<(), WalkStop> {
+    fn visit_file(&mut self, here: &Here<'_>, file: DeferredFile, old: Option<OldEntry>) -> Result<(), WalkStop> {
         let name = OsStr::from_bytes(&file.name);
-        self.outbox.send(Event::Again { name: file.name.clone() })?;
+        self.walk.outbox.send(Event::Again { name: file.name.clone() })?;
         let looked = now();
         let stat = {
-            let _call = self.context.calls.about_names(here.directory.shared_path(), [name]);
+            let _call = self.walk.context.calls.about_names(here.directory.shared_path(), [name]);
             here.directory.stat_child(name)
         };
         let stat = match stat {
@@ -372,27 +355,27 @@ impl SourceWalk<'_> {
                 return old.map_or(Ok(()), |old| self.keep(old));
             }
         };
-        if self.context.rules.leaves_out(here.directory, name, &stat) {
-            self.counts.files -= 1;
+        if self.walk.context.rules.leaves_out(here.directory, name, &stat) {
+            self.walk.counts.files -= 1;
             return Ok(());
         }
         let entry = StatEntry { name: name.to_owned(), stat, looked, mounted: None };
         if entry.stat.kind == Kind::Directory {
-            self.counts.files -= 1;
-            self.counts.add(&entry.stat);
-            self.attempt = pass.settling.attempt(0, pass.left);
-            let mut siblings = Siblings::of(here, std::slice::from_ref(&entry), &self.context);
-            return self.child(here, &entry, InSegment::New, &mut siblings);
+            self.walk.counts.files -= 1;
+            self.walk.counts.add(&entry.stat);
+            self.walk.attempt = self.settling.attempt(0, self.left);
+            let mut siblings = Siblings::of(here, std::slice::from_ref(&entry), &self.walk.context);
+            return self.walk.child(here, &entry, InSegment::New, &mut siblings);
         }
-        self.attempt = pass.settling.attempt(file.tries, pass.left);
-        let counts = self.counts;
+        self.walk.attempt = self.settling.attempt(file.tries, self.left);
+        let counts = self.walk.counts;
         if entry.stat.kind != Kind::File {
-            self.counts.files -= 1;
-            self.counts.add(&entry.stat);
+            self.walk.counts.files -= 1;
+            self.walk.counts.add(&entry.stat);
         }
-        self.store(here, entry, file.existed)?;
+        self.walk.store(here, entry, file.existed)?;
         // It was counted when it was deferred.
-        (self.counts.new, self.counts.changed) = (counts.new, counts.changed);
+        (self.walk.counts.new, self.walk.counts.changed) = (counts.new, counts.changed);
         Ok(())
     }
 
@@ -400,10 +383,10 @@ impl SourceWalk<'_> {
     fn report_gone(&mut self, path: &Path, stored: StoredState, why: &str) {
         match stored {
             StoredState::Nothing => {
-                self.counts.files -= 1;
-                self.problem(path, why);
+                self.walk.counts.files -= 1;
+                self.walk.problem(path, why);
             }
-            StoredState::Changed => self.problem(path, CHANGED),
+            StoredState::Changed => self.walk.problem(path, CHANGED),
             // The stored content is a state that the file was in.
             StoredState::Fresh => {}
         }
@@ -413,17 +396,28 @@ impl SourceWalk<'_> {
     fn give_up(&mut self, root: &Path) -> Result<(), WalkStop> {
         let mut after = None;
         loop {
-            let files = self.recognizer.past.deferred(after.as_ref(), PASS)?;
+            let files = self.walk.recognizer.past.deferred(after.as_ref(), FILES_AT_ONCE)?;
             let Some(last) = files.last() else { return Ok(()) };
             after = Some(last.clone());
             for file in files {
-                let names = self.recognizer.past.place(file.directory)?.map(|place| place.names).unwrap_or_default();
+                let names =
+                    self.walk.recognizer.past.place(file.directory)?.map(|place| place.names).unwrap_or_default();
                 let mut path: PathBuf = root.to_owned();
                 path.extend(names.iter().chain([&file.name]).map(|name| OsStr::from_bytes(name)));
                 self.report_gone(&path, file.stored, VANISHED);
             }
         }
     }
+}
+
+/// The result of a pass over deferred files.
+enum Pass {
+    /// No file is deferred any more.
+    Done,
+    Continue {
+        /// Some files were visited.
+        visited: bool,
+    },
 }
 
 /// Takes the first entry if its name is meant.
