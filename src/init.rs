@@ -11,6 +11,7 @@ use crate::format::RepositoryId;
 use crate::format::id::{CatalogId, ObjectId};
 use crate::repository::{ReadmeKeys, Repository, Writer};
 use crate::state::RepositoryState;
+use crate::storage::{Location, Target};
 use crate::{catalog, repository, state};
 
 /// The encryption of a new repository.
@@ -57,7 +58,21 @@ pub enum Error {
 }
 
 /// Creates a repository at `location`, with this machine as its host; `state` is the state directory.
-pub fn init(location: &str, state: &Path, owner: Owner) -> Result<Made, Error> {
+pub fn init(location: &Location, state: &Path, owner: Owner) -> Result<Made, Error> {
+    make(|encrypted| Repository::create(location, encrypted), state, owner)
+}
+
+/// Creates a repository at an empty target, with this machine as its host; `state` is the state directory.
+pub fn init_at(target: Target, state: &Path, owner: Owner) -> Result<Made, Error> {
+    make(|encrypted| Ok(Repository::new_at(target, encrypted)), state, owner)
+}
+
+/// Creates a repository with `create`, whose argument is whether it is encrypted.
+fn make(
+    create: impl FnOnce(bool) -> Result<Repository, repository::Error>,
+    state: &Path,
+    owner: Owner,
+) -> Result<Made, Error> {
     let mut kept = None;
     let recipients = match owner {
         Owner::Recipients(recipients) => {
@@ -72,7 +87,7 @@ pub fn init(location: &str, state: &Path, owner: Owner) -> Result<Made, Error> {
         }
         Owner::Unencrypted => Vec::new(),
     };
-    let repository = Repository::create(location, !recipients.is_empty())?;
+    let repository = create(!recipients.is_empty())?;
     let kept_here = RepositoryState::new(state, repository.id());
     let made = fill(&repository, &kept_here, recipients, kept);
     if made.is_err() && repository.abandon() {
@@ -120,6 +135,6 @@ fn fill(
         id: trust.repository,
         host: trust.host,
         recipients: trust.recipients.iter().map(Certificate::fingerprint).collect(),
-        shortcomings: repository.target().shortcomings(),
+        shortcomings: repository.target().capabilities().shortcomings,
     })
 }

@@ -23,7 +23,7 @@
 //! | `repository` | `storage` `crypt` `format` |
 //! | `state` | `sys` `crypt` `format` |
 //! | `catalog` | `crypt` `format` `source` |
-//! | `init` | `catalog` `state` `repository` `crypt` `format` |
+//! | `init` | `catalog` `state` `repository` `storage` `crypt` `format` |
 //! | `inventory` | `catalog` `state` `repository` `storage` `crypt` `format` `monitor` |
 //! | `backup` | `inventory` `source` `catalog` `state` `repository` `storage` `crypt` `format` `monitor` `threads` |
 //! | `reader` | `repository` `crypt` `format` |
@@ -32,7 +32,7 @@
 //! | `dump` | `reader` `format` `monitor` |
 //! | `history` | `reader` `source` `format` `monitor` |
 //! | `check` | `reader` `repository` `storage` `crypt` `format` `monitor` |
-//! | `cli` | `backup` `catalog` `check` `crypt` `dump` `format` `history` `init` `inventory` `sys` `monitor` `mount` `reader` `repository` `restore` `state` |
+//! | `cli` | `backup` `catalog` `check` `crypt` `dump` `format` `history` `init` `inventory` `sys` `monitor` `mount` `reader` `repository` `restore` `state` `storage` |
 //! <!-- /layers -->
 
 pub mod backup;

@@ -576,7 +576,7 @@ fn a_target_that_exchanged_its_host_key_gains_no_recipient_from_an_adopt() {
     let key = SecretKey::parse(&fs::read(world.state().join("host.key")).unwrap()).unwrap();
     let real = key.fingerprint().to_string();
     // The operator needs no secret for this: another host key, and secrets that name him too, sealed to the owner.
-    let repository = Repository::open(site.repo().to_str().unwrap()).unwrap();
+    let repository = Repository::open(&site.repo().as_path().into()).unwrap();
     let operator = SecretKey::parse(&fs::read(site.key_named("operator", "rfc9580")).unwrap()).unwrap().certificate();
     let owner = repository.keys().recipients().unwrap();
     let recipients = [owner.as_slice(), std::slice::from_ref(&operator)].concat();
@@ -827,7 +827,7 @@ fn a_run_waits_for_another_as_long_as_it_may() {
 
 /// Puts other indexes, signed as they should be, in the place of those that are there.
 fn forge_indexes(world: &World, forge: impl Fn(&mut Index)) {
-    let repository = Repository::open(world.site.repo().to_str().unwrap()).unwrap();
+    let repository = Repository::open(&world.site.repo().as_path().into()).unwrap();
     let key = SecretKey::parse(&fs::read(world.state().join("host.key")).unwrap()).unwrap();
     let host = key.certificate();
     let recipients = repository.keys().recipients().unwrap();

@@ -354,7 +354,7 @@ impl Monitor for Problems {
 fn findings(site: &Site) -> Vec<String> {
     let problems = Problems::default();
     let look = || -> Result<(), Box<dyn std::error::Error>> {
-        let repository = Repository::open(site.repo().to_str().expect("a path"))?;
+        let repository = Repository::open(&site.repo().as_path().into())?;
         let opener = match repository.encrypted() {
             true => Some(Opener::new(SecretKey::parse(&fs::read(site.keys().join("owner"))?)?)?),
             false => None,

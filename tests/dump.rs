@@ -567,7 +567,7 @@ impl Handmade {
     fn new() -> Handmade {
         let site = Site::new();
         site.brackfs(&["init".into(), site.repo(), "--no-encryption".into()]).ok();
-        let repository = Repository::open(site.repo().to_str().unwrap()).unwrap();
+        let repository = Repository::open(&site.repo().as_path().into()).unwrap();
         let reader = Reader::new(repository, Access::new(None, Vec::new()), 64 << 20);
         Handmade { site, reader, pack: PackId::random(), bytes: Vec::new(), blocks: Vec::new() }
     }

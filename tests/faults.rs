@@ -116,13 +116,13 @@ fn what_a_disk_that_falters_lists_and_syncs_is_all_or_an_error() {
     let unreliable = ordeal.site.path().join("unreliable");
     fs::create_dir(&unreliable).unwrap();
     disk.show_unreliably(&unreliable);
-    let target = Target::open(unreliable.join("repo").to_str().unwrap()).unwrap();
+    let target = Target::open(&unreliable.join("repo").as_path().into()).unwrap();
     let list = || FOLDERS.map(|folder| target.list(folder));
     let all = list().map(Result::unwrap);
     assert!(all.iter().all(|objects| objects.len() > 3));
     let synced = || {
         disk.count();
-        target.sync(&FOLDERS).map(|()| disk.counts()[&Operation::SyncFolder])
+        target.settle(&FOLDERS).map(|()| disk.counts()[&Operation::SyncFolder])
     };
     let folders = synced().unwrap();
     let (mut whole, mut failed) = (0, 0);

@@ -170,7 +170,7 @@ impl<'o> Copy<'o> {
     }
 
     fn reader(&self) -> Result<Reader, String> {
-        let repository = Repository::open(self.folder.path().to_str().unwrap()).map_err(|e| e.to_string())?;
+        let repository = Repository::open(&self.folder.path().into()).map_err(|e| e.to_string())?;
         let opener = match repository.encrypted() {
             true => self.key.clone().map(|key| Opener::new(key).unwrap()),
             false => None,

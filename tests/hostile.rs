@@ -70,7 +70,7 @@ impl Forger {
     fn new() -> Forger {
         let site = Site::new();
         site.brackfs(&["init".into(), site.repo(), "--no-encryption".into()]).ok();
-        let repository = Repository::open(site.repo().to_str().unwrap()).unwrap();
+        let repository = Repository::open(&site.repo().as_path().into()).unwrap();
         let (pack, encoder) = (PackId::random(), Encoder::new(1).unwrap());
         Forger { repository, site, pack, bytes: Vec::new(), blocks: Vec::new(), encoder, counted: u64::MAX }
     }
@@ -696,7 +696,7 @@ fn a_description_that_was_edited_is_refused_in_words_and_stays() {
     for encrypted in [true, false] {
         let site = backed_up(encrypted);
         let good = fs::read_to_string(site.repo().join(DESCRIPTIONS[0])).unwrap();
-        let id = Repository::open(site.repo().to_str().unwrap()).unwrap().id().to_string();
+        let id = Repository::open(&site.repo().as_path().into()).unwrap().id().to_string();
         let other = "c28b6a0e-94a1-4f0c-9d5e-1f5a3f8f9d1b";
         let (is, becomes, shown) = match encrypted {
             true => ("openpgp", "none", ", not encrypted"),
@@ -749,7 +749,7 @@ fn encryption_that_was_switched_off_in_both_descriptions_is_refused() {
 #[test]
 fn documents_of_another_repository_do_not_count_though_the_same_host_signed_them() {
     let site = backed_up(false);
-    let id = Repository::open(site.repo().to_str().unwrap()).unwrap().id().to_string();
+    let id = Repository::open(&site.repo().as_path().into()).unwrap().id().to_string();
     // The same machine, the same key, another repository: its id is all that differs.
     let other = site.path().join("other");
     assert!(Command::new("cp").arg("-a").arg(site.repo()).arg(&other).status().unwrap().success());

@@ -298,7 +298,7 @@ fn steps() -> impl Strategy<Value = Vec<Vec<Step>>> {
 }
 
 fn filesystem(site: &Site) -> FileSystem {
-    let repository = Repository::open(site.repo().to_str().unwrap()).unwrap();
+    let repository = Repository::open(&site.repo().as_path().into()).unwrap();
     let hosts = repository.keys().hosts().unwrap();
     // Caches that are too small for all of it.
     FileSystem::of_all(Reader::new(repository, Access::new(None, hosts), 2 << 20), Box::new(Silent))

@@ -20,7 +20,7 @@ use common::{Site, noise, tree};
 const MIB: usize = 1 << 20;
 
 fn reader(site: &Site, cache_size: usize) -> Reader {
-    let repository = Repository::open(site.repo().to_str().unwrap()).unwrap();
+    let repository = Repository::open(&site.repo().as_path().into()).unwrap();
     let key = SecretKey::parse(&fs::read(site.keys().join("owner")).unwrap()).unwrap();
     let hosts = repository.keys().hosts().unwrap();
     Reader::new(repository, Access::new(Some(Opener::new(key).unwrap()), hosts), cache_size)

@@ -1,267 +1,582 @@
-//! Repositories on file systems that lack something, or in which something is in the way.
+//! The contract of a storage, held against each kind and each wrapper; and backups to storage that is not a directory.
 
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::print_stdout, clippy::print_stderr)]
 
 mod common;
 
-use std::ffi::OsString;
 use std::fs;
-use std::os::unix::fs::symlink;
-use std::path::Path;
-use std::process::Command;
+use std::io::Read;
+use std::num::NonZeroU64;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, mpsc};
+use std::thread;
+use std::time::{Duration, Instant};
 
-use brackfs::storage::{ErrorKind, Target};
-use common::disk::{Disk, Operation};
-use common::ordeal::{place_one, under_strace};
-use common::silent::Silent;
-use common::{Run, Site, age, run, settle, tree};
-use rustix::io::Errno;
+use brackfs::backup::{Options, Selection, back_up};
+use brackfs::check::check;
+use brackfs::init::{Owner, init_at};
+use brackfs::monitor::Silent;
+use brackfs::reader::Reader;
+use brackfs::repository::{Access, Repository};
+use brackfs::restore::restore;
+use brackfs::storage::testing::{Fault, Faults, Faulty, Memory, Record, Recording};
+use brackfs::storage::{
+    DirectoryStorage, Error, ErrorKind, Interrupt, Limit, ObjectInfo, Operation, Patience, Rates, Retry, Rivals,
+    Storage, Target,
+};
+use common::{Site, age, noise, settle, tree};
+use tempfile::TempDir;
+use uuid::Uuid;
 
-fn files() -> Site {
-    Site::with_files(&[("file", b"content".to_vec()), ("large", vec![7; 3 << 20])])
+const RUN: Uuid = Uuid::from_u128(7);
+const OTHER_RUN: Uuid = Uuid::from_u128(8);
+
+/// Short waits, and a bound that is never reached.
+const PATIENT: Patience = Patience {
+    longest: Duration::from_secs(600),
+    first_wait: Duration::from_millis(1),
+    longest_wait: Duration::from_millis(5),
+};
+
+/// A storage without objects. The directory, if it has one, lasts as long as this does.
+struct Empty {
+    name: &'static str,
+    storage: Box<dyn Storage>,
+    directory: Option<TempDir>,
 }
 
-fn init_command(site: &Site) -> Command {
-    site.command(&["init".into(), site.repo(), "--no-encryption".into()])
-}
-
-/// Backs up twice, checks, and restores.
-#[track_caller]
-fn serves(site: &Site, wrapped: impl Fn(Command) -> Command) {
-    for content in ["more", "still more"] {
-        site.write("new", content);
-        age(&site.source());
-        settle();
-        run(wrapped(site.command(&["backup".into(), site.source()]))).ok();
+impl Empty {
+    fn in_memory(name: &'static str, wrap: impl FnOnce(Box<dyn Storage>) -> Box<dyn Storage>) -> Empty {
+        Empty { name, storage: wrap(Box::new(Memory::default())), directory: None }
     }
-    run(wrapped(site.command(&["check", "--read-data"]))).ok();
-    let out = site.path().join("out");
-    let arguments: [OsString; 4] = ["restore".into(), "latest".into(), "--to".into(), out.clone().into()];
-    run(wrapped(site.command(&arguments))).ok();
-    assert_eq!(tree(&out), tree(&site.source()));
-    let left: Vec<_> = tree(&site.repo()).into_keys().filter(|path| path.to_string_lossy().contains(".tmp-")).collect();
-    assert!(left.is_empty(), "temporary files are left: {left:?}");
+
+    fn indirectory(name: &'static str, wrap: impl FnOnce(Box<dyn Storage>) -> Box<dyn Storage>) -> Empty {
+        let directory = tempfile::tempdir().unwrap();
+        let storage = wrap(Box::new(DirectoryStorage::open(directory.path()).unwrap()));
+        Empty { name, storage, directory: Some(directory) }
+    }
 }
 
-#[track_caller]
-fn says(run: &Run, words: &[&str]) {
-    for word in words {
-        assert_eq!(run.stderr.matches(word).count(), 1, "it does not say {word:?} once\n{run}");
-    }
+fn limited(storage: Box<dyn Storage>) -> Box<dyn Storage> {
+    let rate = NonZeroU64::new(1 << 30);
+    Box::new(Limit::new(storage, Rates { upload: rate, download: rate }))
+}
+
+/// Each kind of storage, and each wrapper around one.
+fn kinds() -> Vec<Empty> {
+    vec![
+        Empty::indirectory("directory", |storage| storage),
+        Empty::in_memory("memory", |storage| storage),
+        Empty::indirectory("retry", |storage| Box::new(Retry::new(storage, PATIENT))),
+        Empty::indirectory("limit", limited),
+        Empty::in_memory("faulty", |storage| Box::new(Faulty::new(storage).0)),
+        Empty::in_memory("recording", |storage| Box::new(Recording::new(storage).0)),
+        Empty::indirectory("all", |storage| {
+            let faulty = Faulty::new(Box::new(Recording::new(storage).0)).0;
+            Box::new(Retry::new(limited(Box::new(faulty)), PATIENT))
+        }),
+    ]
+}
+
+fn put(storage: &dyn Storage, name: &str, bytes: &[u8], rivals: Rivals) -> Result<(), Error> {
+    let mut spool = storage.spool(name, RUN)?;
+    spool.append(bytes)?;
+    storage.store(&spool, rivals)
+}
+
+fn get(storage: &dyn Storage, name: &str, offset: u64, length: usize) -> Result<Vec<u8>, ErrorKind> {
+    let mut bytes = b"from before".to_vec();
+    storage.read(name, offset, length, &mut bytes).map(|()| bytes).map_err(|error| error.kind)
+}
+
+fn list(storage: &dyn Storage, prefix: &str) -> Vec<(String, u64)> {
+    let mut found = Vec::new();
+    storage.visit(prefix, &mut |ObjectInfo { name, length }| found.push((name, length))).unwrap();
+    found.sort();
+    found
 }
 
 #[test]
-fn a_repository_needs_no_hard_links_and_no_sync_of_folders() {
-    for error in [Errno::INVAL, Errno::OPNOTSUPP, Errno::NOTTY] {
-        let site = files();
-        let at = site.path().join("disk");
-        fs::create_dir(&at).unwrap();
-        let disk = Disk::mount(&at);
-        place_one(&site, "repo", &at);
-        disk.rename_plainly();
-        disk.refuse(Operation::SyncFolder, 1, error.raw_os_error(), false);
-        let made = run(init_command(&site)).ok();
-        says(&made, &["hard links", "does not sync directories"]);
-        serves(&site, |command| command);
-        // Said when the place is chosen, and not each night.
-        assert_eq!(site.backup(&[]).ok().stderr, "");
-        assert!(disk.relent() > 0);
-    }
-}
-
-#[test]
-fn where_nothing_refuses_to_replace_one_of_two_writers_gets_a_name() {
-    let site = files();
-    let at = site.path().join("disk");
-    fs::create_dir(&at).unwrap();
-    let disk = Disk::mount(&at);
-    disk.rename_plainly();
-    let target = Target::open(at.to_str().unwrap()).unwrap();
-    for round in 0..20 {
-        let name = format!("generation/{round}");
-        let made = std::thread::scope(|threads| {
-            let claims = [b"one", b"two"].map(|bytes| threads.spawn(|| target.claim(&name, bytes)));
-            claims.map(|claim| claim.join().unwrap())
-        });
-        let failed: Vec<_> = made.iter().filter_map(|made| made.as_ref().err()).collect();
-        assert!(failed.len() == 1 && failed[0].kind == ErrorKind::AlreadyExists, "{made:?}");
-        assert_eq!(target.get(&name, 10).unwrap(), if made[0].is_ok() { b"one" } else { b"two" });
-        target.put(&name, b"three").unwrap_err();
-    }
-}
-
-#[test]
-fn a_repository_needs_no_nameless_files_openat2_or_proc() {
-    for injected in [
-        &["linkat:error=EPERM"][..],
-        &["linkat:error=ENOENT"],
-        &["linkat:error=EIO", "renameat2:error=EINVAL"],
-        &["linkat:error=EPERM", "renameat2:error=ENOSYS"],
-        &["openat2:error=ENOSYS"],
-        &["openat2:error=EPERM"],
-    ] {
-        let site = files();
-        let wrapped = |command: Command| {
-            let injected = injected.iter().flat_map(|what| ["-e".to_owned(), format!("inject={what}")]);
-            let calls = ["-o", "/dev/null", "-e", "trace=linkat,renameat2,openat2"].map(str::to_owned);
-            let arguments: Vec<_> = calls.into_iter().chain(injected).collect();
-            under_strace(&arguments.iter().map(String::as_str).collect::<Vec<_>>(), &command)
-        };
-        run(wrapped(init_command(&site))).ok();
-        for content in ["more", "still more"] {
-            site.write("new", content);
-            age(&site.source());
-            settle();
-            run(wrapped(site.command(&["backup".into(), site.source()]))).ok();
+fn an_object_is_there_once_it_is_stored_and_never_replaced() {
+    for Empty { name, storage, .. } in kinds() {
+        let storage = &*storage;
+        let mut spool = storage.spool("packs/ab/x", RUN).unwrap();
+        spool.append(b"hel").unwrap();
+        spool.append(b"lo").unwrap();
+        assert_eq!((spool.object(), spool.run(), spool.length()), ("packs/ab/x", RUN, 5), "{name}");
+        assert_eq!(list(storage, ""), [], "{name}");
+        assert_eq!(get(storage, "packs/ab/x", 0, 1), Err(ErrorKind::NotFound), "{name}");
+        storage.store(&spool, Rivals::None).unwrap();
+        assert_eq!(get(storage, "packs/ab/x", 0, 5).unwrap(), b"hello", "{name}");
+        for rivals in [Rivals::None, Rivals::Possible] {
+            let again = put(storage, "packs/ab/x", b"other", rivals).unwrap_err();
+            assert_eq!(again.kind, ErrorKind::AlreadyExists, "{name}");
+            assert!(again.to_string().contains("packs/ab/x"), "{name}: {again}");
         }
-        run(wrapped(site.command(&["check", "--read-data"]))).ok();
-        serves(&site, |command| command);
+        assert_eq!(get(storage, "packs/ab/x", 0, 5).unwrap(), b"hello", "{name}");
+        assert_eq!(list(storage, ""), [("packs/ab/x".into(), 5)], "{name}");
     }
 }
 
 #[test]
-fn an_init_that_fails_leaves_nothing() {
-    let site = files();
-    let at = site.path().join("disk");
-    fs::create_dir(&at).unwrap();
-    let disk = Disk::mount(&at);
-    place_one(&site, "repo", &at);
-    for nth in 1..20 {
-        disk.refuse(Operation::Rename, nth, Errno::IO.raw_os_error(), true);
-        let made = run(init_command(&site));
-        if disk.relent() == 0 {
-            made.ok();
+fn ranges_are_read_whole_or_not_at_all() {
+    for Empty { name, storage, .. } in kinds() {
+        let storage = &*storage;
+        let bytes: Vec<u8> = (0..3_000_000u32).flat_map(u32::to_le_bytes).collect();
+        put(storage, "packs/ab/x", &bytes, Rivals::None).unwrap();
+        let length = bytes.len();
+        assert_eq!(storage.length("packs/ab/x").unwrap(), length as u64, "{name}");
+        for range in [0..0, 0..length, 17..18, 999_999..2_000_001, length - 1..length, length..length] {
+            let read = get(storage, "packs/ab/x", range.start as u64, range.len());
+            assert!(read.unwrap() == bytes[range.clone()], "{name}: {range:?}");
+        }
+        for (offset, length) in [(0, length + 1), (length - 1, 2), (length + 5, 1)] {
+            assert_eq!(get(storage, "packs/ab/x", offset as u64, length), Err(ErrorKind::Truncated), "{name}");
+        }
+        // A hint has no effect on content, and none at all on a missing object.
+        storage.evict("packs/ab/x", 0, length);
+        storage.evict("packs/ab/y", 0, 1);
+        assert_eq!(get(storage, "packs/ab/x", 4, 4).unwrap(), 1u32.to_le_bytes(), "{name}");
+    }
+}
+
+#[test]
+fn missing_objects_are_missing_for_every_operation() {
+    for Empty { name, storage, .. } in kinds() {
+        put(&*storage, "there", b"x", Rivals::None).unwrap();
+        for object in ["missing", "packs/ab/x"] {
+            assert_eq!(storage.length(object).unwrap_err().kind, ErrorKind::NotFound, "{name}");
+            assert_eq!(get(&*storage, object, 0, 0), Err(ErrorKind::NotFound), "{name}");
+            assert_eq!(storage.remove(object).unwrap_err().kind, ErrorKind::NotFound, "{name}");
+        }
+    }
+}
+
+#[test]
+fn listings_show_all_objects_below_a_prefix_and_no_others() {
+    for Empty { name, storage, .. } in kinds() {
+        let storage = &*storage;
+        let objects = ["brackfs.toml", "index/a", "index/b", "packs/00/x", "packs/ff/y"];
+        for object in objects {
+            put(storage, object, object.as_bytes(), Rivals::None).unwrap();
+        }
+        let expected = |prefix: &str| -> Vec<_> {
+            let below = objects.iter().filter(|object| object.starts_with(prefix));
+            below.map(|object| ((*object).to_owned(), object.len() as u64)).collect()
+        };
+        for prefix in ["", "index/", "packs/", "none/"] {
+            assert_eq!(list(storage, prefix), expected(prefix), "{name}: {prefix:?}");
+        }
+        storage.remove("packs/00/x").unwrap();
+        assert_eq!(list(storage, "packs/"), [("packs/ff/y".into(), 10)], "{name}");
+        // A removed name is free.
+        put(storage, "packs/00/x", b"new", Rivals::None).unwrap();
+        assert_eq!(get(storage, "packs/00/x", 0, 3).unwrap(), b"new", "{name}");
+        assert!(!storage.abandon(&|object| object != "index/a"), "{name}");
+        assert_eq!(list(storage, "").len(), objects.len(), "{name}");
+    }
+}
+
+#[test]
+fn a_stamp_changes_when_an_object_is_replaced() {
+    for Empty { name, storage, .. } in kinds() {
+        let storage = &*storage;
+        put(storage, "x", b"one", Rivals::None).unwrap();
+        let before = storage.stamp("x").unwrap();
+        put(storage, "y", b"one", Rivals::None).unwrap();
+        get(storage, "x", 0, 3).unwrap();
+        assert_eq!(storage.stamp("x").unwrap(), before, "{name}");
+        storage.remove("x").unwrap();
+        assert_eq!(storage.stamp("x").unwrap_err().kind, ErrorKind::NotFound, "{name}");
+        settle();
+        put(storage, "x", b"two", Rivals::None).unwrap();
+        assert_ne!(storage.stamp("x").unwrap(), before, "{name}");
+    }
+}
+
+#[test]
+fn of_writers_of_one_name_one_succeeds() {
+    for Empty { name, storage, .. } in kinds() {
+        assert!(storage.capabilities().exclusive, "{name}");
+        for round in 0..20 {
+            let object = format!("generation/{round}");
+            let claims = thread::scope(|threads| {
+                let claim = |writer: u8| put(&*storage, &object, &[writer], Rivals::Possible).map_err(|e| e.kind);
+                let writers = [0, 1, 2].map(|writer| threads.spawn(move || claim(writer)));
+                writers.map(|writer| writer.join().unwrap())
+            });
+            let winner = claims.iter().position(Result::is_ok).unwrap();
+            let lost = claims.iter().filter(|claim| **claim == Err(ErrorKind::AlreadyExists)).count();
+            assert_eq!(lost, 2, "{name}: {claims:?}");
+            assert_eq!(get(&*storage, &object, 0, 1).unwrap(), [winner as u8], "{name}");
+        }
+    }
+}
+
+#[test]
+fn a_spool_can_be_stored_after_a_failure_and_leaves_nothing_when_it_is_dropped() {
+    for Empty { name, storage, directory } in kinds() {
+        let storage = &*storage;
+        put(storage, "index/a", b"old", Rivals::None).unwrap();
+        let mut spool = storage.spool("index/a", RUN).unwrap();
+        spool.append(b"new").unwrap();
+        assert_eq!(storage.store(&spool, Rivals::None).unwrap_err().kind, ErrorKind::AlreadyExists, "{name}");
+        storage.remove("index/a").unwrap();
+        storage.store(&spool, Rivals::None).unwrap();
+        let mut text = String::new();
+        spool.contents().read_to_string(&mut text).unwrap();
+        assert_eq!(text, "new", "{name}");
+        drop(spool);
+        drop(storage.spool("index/b", RUN).unwrap());
+        assert_eq!(list(storage, ""), [("index/a".into(), 3)], "{name}");
+        storage.settle(&["index/", "none/"]).unwrap();
+        assert_eq!(storage.discard(&["index/", "none/"], &[RUN, OTHER_RUN]).unwrap(), 0, "{name}");
+        if let Some(directory) = directory {
+            assert_eq!(tree(directory.path()).len(), 3, "{name}: the root, a folder and an object");
+        }
+    }
+}
+
+#[test]
+fn threads_use_a_storage_at_the_same_time() {
+    for Empty { name, storage, .. } in kinds() {
+        let storage = &*storage;
+        thread::scope(|threads| {
+            for writer in 0..6u8 {
+                threads.spawn(move || {
+                    for object in 0..20 {
+                        let object = format!("packs/{object:02x}/{writer}");
+                        put(storage, &object, &[writer; 1000], Rivals::None).unwrap();
+                        assert_eq!(get(storage, &object, 0, 1000).unwrap(), [writer; 1000], "{name}");
+                    }
+                });
+            }
+        });
+        assert_eq!(list(storage, "packs/").len(), 120, "{name}");
+    }
+}
+
+/// A storage in memory that fails on request, in a wrapper that tries again; and the waits of the wrapper: tries so far and
+/// kind of error.
+struct Trial {
+    storage: Retry,
+    faults: Faults,
+    memory: Memory,
+    waits: Arc<Mutex<Vec<(u32, ErrorKind)>>>,
+}
+
+impl Trial {
+    fn new(patience: Patience) -> Trial {
+        let memory = Memory::default();
+        let (faulty, faults) = Faulty::new(Box::new(memory.clone()));
+        let waits = Arc::new(Mutex::new(Vec::new()));
+        let noted = waits.clone();
+        let storage = Retry::new(Box::new(faulty), patience).with_notice(move |waiting| {
+            assert!(waiting.wait <= patience.longest_wait, "{waiting:?}");
+            noted.lock().unwrap().push((waiting.tries, waiting.error.kind));
+        });
+        put(&memory, "x", b"bytes", Rivals::None).unwrap();
+        Trial { storage, faults, memory, waits }
+    }
+
+    fn read(&self) -> Result<Vec<u8>, ErrorKind> {
+        get(&self.storage, "x", 0, 5)
+    }
+
+    fn waits(&self) -> Vec<(u32, ErrorKind)> {
+        std::mem::take(&mut self.waits.lock().unwrap())
+    }
+}
+
+const ALL_KINDS: [ErrorKind; 11] = [
+    ErrorKind::NotFound,
+    ErrorKind::NotAFile,
+    ErrorKind::AlreadyExists,
+    ErrorKind::PermissionDenied,
+    ErrorKind::Truncated,
+    ErrorKind::TooLarge,
+    ErrorKind::Full,
+    ErrorKind::Damaged,
+    ErrorKind::Unavailable,
+    ErrorKind::Throttled,
+    ErrorKind::Other,
+];
+
+#[test]
+fn temporary_errors_are_tried_again_and_others_are_not() {
+    let trial = Trial::new(PATIENT);
+    for kind in ALL_KINDS {
+        trial.faults.add(Fault { times: 3, ..Fault::next(Operation::Read, kind) });
+        if kind.is_temporary() {
+            assert_eq!(trial.read().unwrap(), b"bytes", "{kind:?}");
+            assert_eq!(trial.waits(), [(1, kind), (2, kind), (3, kind)]);
+        } else {
+            for _ in 0..3 {
+                assert_eq!(trial.read(), Err(kind));
+            }
+            assert_eq!(trial.read().unwrap(), b"bytes", "{kind:?}");
+            assert_eq!(trial.waits(), []);
+        }
+    }
+}
+
+#[test]
+fn a_target_that_stays_away_is_waited_for_once_until_it_is_back() {
+    let patience = Patience { longest: Duration::from_millis(100), ..PATIENT };
+    let trial = Trial::new(patience);
+    for _ in 0..3 {
+        trial.faults.set_away(true);
+        let begun = Instant::now();
+        assert_eq!(trial.read(), Err(ErrorKind::Unavailable));
+        assert!(begun.elapsed() >= patience.longest);
+        assert!(!trial.waits().is_empty());
+        // From now on each operation is tried once.
+        assert_eq!(trial.read(), Err(ErrorKind::Unavailable));
+        assert_eq!(trial.storage.length("x").unwrap_err().kind, ErrorKind::Unavailable);
+        assert_eq!(trial.waits(), []);
+        trial.faults.set_away(false);
+        assert_eq!(trial.read().unwrap(), b"bytes");
+    }
+}
+
+#[test]
+fn an_operation_that_never_succeeds_ends_although_others_do() {
+    let trial = Trial::new(Patience { longest: Duration::from_millis(100), ..PATIENT });
+    trial.faults.add(Fault { times: u64::MAX, ..Fault::next(Operation::Read, ErrorKind::Unavailable) });
+    let done = AtomicBool::new(false);
+    thread::scope(|threads| {
+        threads.spawn(|| {
+            while !done.load(Ordering::Relaxed) {
+                trial.storage.length("x").unwrap();
+            }
+        });
+        let read = trial.read();
+        done.store(true, Ordering::Relaxed);
+        assert_eq!(read, Err(ErrorKind::Unavailable));
+    });
+}
+
+#[test]
+fn an_interrupt_ends_all_waits() {
+    let interrupt = Interrupt::default();
+    let wait = Duration::from_secs(600);
+    let patience = Patience { longest: wait, first_wait: wait, longest_wait: wait };
+    let (faulty, faults) = Faulty::new(Box::new(Memory::default()));
+    let (waits, begun) = mpsc::channel();
+    let storage = Retry::new(Box::new(faulty), patience)
+        .with_interrupt(interrupt.clone())
+        .with_notice(move |_| waits.send(()).unwrap());
+    faults.set_away(true);
+    thread::scope(|threads| {
+        let readers = [0; 3].map(|_| threads.spawn(|| get(&storage, "x", 0, 1)));
+        readers.iter().for_each(|_| begun.recv().unwrap());
+        interrupt.set();
+        for reader in readers {
+            assert_eq!(reader.join().unwrap(), Err(ErrorKind::Unavailable));
+        }
+    });
+    // And those that begin later.
+    assert_eq!(get(&storage, "x", 0, 1), Err(ErrorKind::Unavailable));
+}
+
+#[test]
+fn what_took_effect_although_its_answer_was_lost_is_no_error() {
+    let trial = Trial::new(PATIENT);
+    let lost = |operation| Fault { takes_effect: true, ..Fault::next(operation, ErrorKind::Unavailable) };
+    for rivals in [Rivals::None, Rivals::Possible] {
+        trial.faults.add(lost(Operation::Store));
+        put(&trial.storage, "generation/1", &[1; 3 << 20], rivals).unwrap();
+        assert_eq!(trial.storage.length("generation/1").unwrap(), 3 << 20);
+        trial.faults.add(lost(Operation::Remove));
+        trial.storage.remove("generation/1").unwrap();
+        assert_eq!(trial.memory.names(), ["x"]);
+        // Objects of others stay theirs, even those of the same length.
+        for theirs in [&b"other"[..], b"longer than ours"] {
+            put(&trial.memory, "generation/1", theirs, Rivals::None).unwrap();
+            trial.faults.add(Fault::next(Operation::Store, ErrorKind::Unavailable));
+            let claimed = put(&trial.storage, "generation/1", b"bytes", rivals);
+            assert_eq!(claimed.unwrap_err().kind, ErrorKind::AlreadyExists);
+            trial.memory.remove("generation/1").unwrap();
+        }
+    }
+    trial.storage.remove("generation/1").unwrap_err();
+}
+
+#[test]
+fn a_listing_that_is_tried_again_shows_each_object_once() {
+    let trial = Trial::new(PATIENT);
+    trial.faults.add(Fault { times: 2, takes_effect: true, ..Fault::next(Operation::List, ErrorKind::Throttled) });
+    assert_eq!(list(&trial.storage, ""), [("x".into(), 5)]);
+    assert_eq!(trial.waits().len(), 2);
+}
+
+#[test]
+fn bytes_per_second_are_bounded_in_each_direction() {
+    let rate = NonZeroU64::new(1_000_000);
+    for (rates, is_slow) in [
+        (Rates { upload: rate, download: None }, [true, false]),
+        (Rates { upload: None, download: rate }, [false, true]),
+    ] {
+        let storage = Limit::new(Box::new(Memory::default()), rates);
+        let begun = Instant::now();
+        put(&storage, "x", &[0; 200_000], Rivals::None).unwrap();
+        put(&storage, "y", &[0; 100_000], Rivals::None).unwrap();
+        let stored = begun.elapsed();
+        get(&storage, "x", 0, 200_000).unwrap();
+        get(&storage, "y", 0, 100_000).unwrap();
+        for (took, is_slow) in [stored, begun.elapsed() - stored].into_iter().zip(is_slow) {
+            assert!(!is_slow || took >= Duration::from_millis(300), "{rates:?}: {took:?}");
+        }
+    }
+}
+
+#[test]
+fn operations_are_recorded() {
+    let (storage, records) = Recording::new(Box::new(Memory::default()));
+    put(&storage, "index/a", b"bytes", Rivals::None).unwrap();
+    put(&storage, "index/a", b"bytes", Rivals::None).unwrap_err();
+    get(&storage, "index/a", 1, 3).unwrap();
+    list(&storage, "index/");
+    storage.remove("index/a").unwrap();
+    let record = |operation, name: &str, bytes, error| Record { operation, name: name.into(), bytes, error };
+    assert_eq!(
+        records.take(),
+        [
+            record(Operation::Spool, "index/a", 0, None),
+            record(Operation::Store, "index/a", 5, None),
+            record(Operation::Spool, "index/a", 0, None),
+            record(Operation::Store, "index/a", 0, Some(ErrorKind::AlreadyExists)),
+            record(Operation::Read, "index/a", 3, None),
+            record(Operation::List, "index/", 0, None),
+            record(Operation::Remove, "index/a", 0, None),
+        ]
+    );
+    assert_eq!(records.take(), []);
+}
+
+/// A site whose repository is in memory.
+struct Remote {
+    site: Site,
+    memory: Memory,
+}
+
+impl Remote {
+    fn new() -> Remote {
+        let site = Site::with_files(&[("file", b"content".to_vec()), ("large", noise("large", 3 << 20))]);
+        age(&site.source());
+        let memory = Memory::default();
+        let target = Target::new(Box::new(memory.clone()), "memory".into());
+        init_at(target, &site.state(), Owner::Unencrypted).unwrap();
+        Remote { site, memory }
+    }
+
+    fn repository(&self, wrap: impl FnOnce(Box<dyn Storage>) -> Box<dyn Storage>) -> Repository {
+        Repository::at(Target::new(wrap(Box::new(self.memory.clone())), "memory".into())).unwrap()
+    }
+
+    fn back_up(&self, repository: &Repository) -> Result<(), brackfs::backup::Error> {
+        let selection = Selection { paths: vec![self.site.source()], ..Selection::default() };
+        let options = Options { selection, ..Options::default() };
+        let summary = back_up(repository, &self.site.state(), &options, &Silent, &AtomicBool::new(false))?;
+        assert_eq!(summary.problems, 0);
+        Ok(())
+    }
+
+    fn reader(&self) -> Reader {
+        let repository = self.repository(|storage| storage);
+        let access = Access::new(None, repository.keys().hosts().unwrap());
+        Reader::new(repository, access, 4 << 20)
+    }
+
+    /// Checks every byte of the repository, and restores the last snapshot.
+    fn holds(&self) {
+        let reader = self.reader();
+        let found = check(&reader, true, &Silent, &AtomicBool::new(false)).unwrap();
+        assert_eq!(found.problems, 0, "{found:?}");
+        let newest = reader.snapshots().unwrap().pop().unwrap();
+        let (snapshot, _) = reader.snapshot(&newest).unwrap();
+        let top = reader.at_path(&snapshot, b"").unwrap();
+        let out = self.site.path().join("out");
+        restore(&reader, &top, &out, &Default::default(), &Silent, &AtomicBool::new(false)).unwrap();
+        assert_eq!(tree(&out), tree(&self.site.source()));
+        fs::remove_dir_all(out).unwrap();
+    }
+
+    /// Changes the source.
+    fn change(&self, round: u64) {
+        self.site.write("changing", format!("round {round}"));
+        self.site.write("new", noise(&round.to_string(), 300_000));
+        age(&self.site.source());
+        settle();
+    }
+}
+
+#[test]
+fn a_repository_in_memory_is_backed_up_to_checked_and_restored() {
+    let remote = Remote::new();
+    let repository = remote.repository(|storage| storage);
+    assert_eq!(repository.target().local_path(), None);
+    for round in 0..3 {
+        remote.change(round);
+        remote.back_up(&repository).unwrap();
+        remote.holds();
+    }
+    // A check finds damage there as well.
+    let pack = remote.memory.names().into_iter().find(|name| name.starts_with("packs/")).unwrap();
+    assert!(remote.memory.change(&pack, |bytes| bytes[10] ^= 1));
+    let found = check(&remote.reader(), true, &Silent, &AtomicBool::new(false)).unwrap();
+    assert!(found.problems > 0);
+}
+
+#[test]
+fn a_storage_that_fails_at_any_operation_ends_a_backup_and_loses_nothing() {
+    let remote = Remote::new();
+    remote.back_up(&remote.repository(|storage| storage)).unwrap();
+    let (mut after, mut failed) = (0, 0);
+    loop {
+        remote.change(after);
+        let mut faults = None;
+        let repository = remote.repository(|storage| {
+            let (faulty, steering) = Faulty::new(storage);
+            faults = Some(steering);
+            Box::new(faulty)
+        });
+        let faults = faults.unwrap();
+        let takes_effect = after % 2 == 1;
+        faults.add(Fault { operation: None, after, times: u64::MAX, kind: ErrorKind::Other, takes_effect });
+        let ended = remote.back_up(&repository);
+        if faults.failures() == 0 {
+            ended.unwrap();
             break;
         }
-        made.code(1);
-        assert_eq!(fs::read_dir(site.repo()).unwrap().count(), 0, "a part of a repository is left");
-        assert_eq!(fs::read_dir(site.state()).unwrap().count(), 0, "keys of no repository are left");
+        failed += u64::from(ended.is_err());
+        remote.back_up(&remote.repository(|storage| storage)).unwrap();
+        remote.holds();
+        after += 1;
     }
-    serves(&site, |command| command);
+    assert!(failed > 20, "{failed} of {after} runs failed");
+    remote.holds();
 }
 
 #[test]
-fn an_init_that_was_killed_is_replaced_by_the_next() {
-    for nth in 1..50 {
-        let site = files();
-        let kill = format!("inject=fsync:signal=KILL:when={nth}");
-        let arguments = ["-o", "/dev/null", "-e", "trace=fsync", "-e", kill.as_str()];
-        let whole = run(under_strace(&arguments, &init_command(&site))).code == 0;
-        if !whole && !site.repo().join("brackfs.toml").exists() {
-            run(init_command(&site)).ok();
+fn a_backup_waits_for_a_storage_that_is_away_for_a_moment() {
+    let remote = Remote::new();
+    for (round, takes_effect) in [false, true].into_iter().enumerate() {
+        remote.change(round as u64);
+        let mut faults = None;
+        let repository = remote.repository(|storage| {
+            let (faulty, steering) = Faulty::new(storage);
+            faults = Some(steering);
+            Box::new(Retry::new(Box::new(faulty), PATIENT))
+        });
+        let faults = faults.unwrap();
+        // Every fourth operation needs three tries.
+        for fault in 0..200 {
+            let kind = if fault % 2 == 0 { ErrorKind::Unavailable } else { ErrorKind::Throttled };
+            faults.add(Fault { operation: None, after: 3, times: 2, kind, takes_effect });
         }
-        serves(&site, |command| command);
-        if whole {
-            assert!(nth > 5);
-            return;
-        }
-    }
-    panic!("init syncs without end");
-}
-
-#[test]
-fn links_in_a_repository_lead_no_command_out_of_it() {
-    let site = files();
-    run(init_command(&site)).ok();
-    site.backup(&[]).ok();
-    let outside = site.path().join("outside");
-    fs::create_dir(&outside).unwrap();
-    for folder in ["packs", "sums", "index", "sources", "snapshots", "secrets", "generation", "keys"] {
-        let at = site.repo().join(folder);
-        let there = at.exists();
-        if there {
-            fs::rename(&at, outside.join(folder)).unwrap();
-        }
-        symlink(outside.join(folder), &at).unwrap();
-        let before = tree(&outside);
-        site.write("new", folder);
-        age(&site.source());
-        settle();
-        let refused = site.brackfs(&["backup".into(), site.source()]);
-        let read = site.brackfs(&["restore", "latest", "--to", "out"]);
-        let checked = site.brackfs(&["check", "--read-data"]).code(1);
-        let words = ["symbolic link", "certificate of the signing key"];
-        assert!(words.iter().any(|words| checked.stderr.contains(words)), "{checked}");
-        assert_eq!(tree(&outside), before, "{folder}: written outside of the repository\n{refused}\n{read}");
-        fs::remove_file(&at).unwrap();
-        if there {
-            fs::rename(outside.join(folder), &at).unwrap();
-        }
-        let _ = fs::remove_dir_all(site.path().join("out"));
-    }
-    // Folders of packs that are not there yet.
-    for folder in 0..256 {
-        let _ = symlink(&outside, site.repo().join(format!("packs/{folder:02x}")));
-    }
-    site.write("new", "the last");
-    age(&site.source());
-    settle();
-    let refused = site.brackfs(&["backup".into(), site.source()]);
-    assert!(refused.code == 1 && refused.stderr.contains("symbolic link"), "{refused}");
-    assert_eq!(tree(&outside).len(), 1, "{refused}");
-}
-
-#[test]
-fn a_repository_whose_path_is_a_link_is_one() {
-    let site = files();
-    let real = site.path().join("real");
-    fs::create_dir(&real).unwrap();
-    symlink(&real, site.repo()).unwrap();
-    run(init_command(&site)).ok();
-    serves(&site, |command| command);
-}
-
-#[test]
-fn strangers_files_in_a_repository_are_no_problem() {
-    let site = files();
-    run(init_command(&site)).ok();
-    site.backup(&[]).ok();
-    for folder in ["packs", "sums", "index", "sources", "snapshots", "secrets", "generation", "keys"] {
-        fs::write(site.repo().join(folder).join(".DS_Store"), "stranger").unwrap();
-    }
-    serves(&site, |command| command);
-}
-
-/// Sends a signal to a run that waits for a repository which does not answer.
-#[track_caller]
-fn ends_when_told(site: &Site, arguments: &[&str]) {
-    let mut child = site.command(arguments).stdout(std::process::Stdio::null()).spawn().unwrap();
-    std::thread::sleep(std::time::Duration::from_millis(700));
-    assert!(child.try_wait().unwrap().is_none(), "{arguments:?} does not wait");
-    let pid = rustix::process::Pid::from_child(&child);
-    rustix::process::kill_process(pid, rustix::process::Signal::TERM).unwrap();
-    let begun = std::time::Instant::now();
-    let code = loop {
-        match child.try_wait().unwrap() {
-            Some(status) => break status.code(),
-            None if begun.elapsed().as_secs() > 30 => {
-                child.kill().unwrap();
-                panic!("{arguments:?} does not end");
-            }
-            None => std::thread::sleep(std::time::Duration::from_millis(20)),
-        }
-    };
-    assert_eq!(code, Some(130), "{arguments:?}");
-}
-
-#[test]
-fn the_first_signal_ends_a_run_that_waits_for_a_repository_that_does_not_answer() {
-    let site = files();
-    run(init_command(&site)).ok();
-    site.backup(&[]).ok();
-    // What is remembered is not asked for.
-    site.brackfs(&["ls", "latest"]).ok();
-    let packs: Vec<_> = fs::read_dir(site.repo().join("packs")).unwrap().map(|entry| entry.unwrap().path()).collect();
-    let _silent: Vec<_> = packs.iter().map(|path: &std::path::PathBuf| Silent::mount(Path::new(path))).collect();
-    for arguments in [
-        &["check"][..],
-        &["restore", "latest", "--to", "out"],
-        &["dump", "latest"],
-        &["find", "file"],
-        &["versions", "file"],
-        &["ls", "latest"],
-        &["cat", "latest:file"],
-    ] {
-        ends_when_told(&site, arguments);
+        remote.back_up(&repository).unwrap();
+        assert!(faults.failures() > 10, "{}", faults.failures());
+        remote.holds();
     }
 }

@@ -106,7 +106,7 @@ impl<'a> Invocation<'a> {
         let mounts = MountTable::read()?;
         let scope = Scope::of(&options.selection, &mounts, watch.calls, watch.monitor)?;
         let local = repository.target().local_path();
-        let forbidden = local.into_iter().chain([state]).filter_map(identify).collect();
+        let forbidden = local.as_deref().into_iter().chain([state]).filter_map(identify).collect();
         scope.stay_out_of(&forbidden)?;
         Ok(Invocation { repository, state, options, scope, mounts, forbidden, watch, started })
     }

@@ -90,6 +90,7 @@ impl<'r> Session<'r> {
             announced: AtomicBool::new(false),
             _lock: lock,
         };
+        repository.target().set_run(session.run.writer());
         if built || diverged {
             // So that the next run, or another machine, finds a generation that explains the difference.
             session.announce(&mut catalog)?;
@@ -110,7 +111,7 @@ impl<'r> Session<'r> {
     fn recover(&self, catalog: &mut Catalog, policy: &RunPolicy, inventory: &Inventory<'_>) -> Result<u64, Error> {
         if !self.unfinished.is_empty() {
             // Objects of a killed run may be visible and not yet on disk; from here on they are relied on.
-            self.repository.target().sync(&name::FOLDERS)?;
+            self.repository.target().settle(&name::FOLDERS)?;
         }
         look_for_snapshots(self.repository, catalog)?;
         let found = inventory.recheck(catalog, policy.recheck, now().seconds, random)?;

@@ -9,10 +9,10 @@ use serde_json::json;
 use super::global::Global;
 use super::output;
 use super::passphrase::new_passphrase;
-use super::reader_args::parse_location;
 use super::recipients::read_certificate;
 use crate::init::{Made, Owner, init};
 use crate::monitor::Monitor;
+use crate::storage::Location;
 
 /// Make a repository that this machine writes to
 ///
@@ -35,8 +35,7 @@ pub(super) struct Args {
     /// A directory that an interrupted init left is accepted too. File systems without hard links (exFAT, a mount of rclone)
     /// or without a sync of directories (CIFS) work; init prints which guarantees they do not give.
     #[arg(value_name = "REPO", env = "BRACKFS_REPOSITORY", value_hint = clap::ValueHint::DirPath)]
-    #[arg(value_parser = parse_location)]
-    repository: String,
+    repository: Location,
     /// Encrypt to this certificate (repeatable); the key of any recipient can decrypt
     ///
     /// CERT is a file, armored or binary, with one OpenPGP certificate, or a secret key, whose public part is used.

@@ -7,6 +7,7 @@ use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 use std::process::{Command, ExitCode, Stdio};
 use std::sync::Arc;
+use std::time::Duration;
 
 use anyhow::{Context, Result};
 use nix::unistd::{Group, User};
@@ -21,7 +22,15 @@ use crate::monitor::Monitor;
 use crate::mount::{FileSystem, Options, OwnerMapping, mount};
 use crate::reader::Selector;
 use crate::state::RepositoryState;
+use crate::storage::Patience;
 use crate::sys;
+
+/// How long reads wait for a repository that is unavailable, such as a disk that was unplugged.
+const PATIENCE: Patience = Patience {
+    longest: Duration::from_secs(5),
+    first_wait: Duration::from_millis(100),
+    longest_wait: Duration::from_millis(400),
+};
 
 /// Mount snapshots, to browse them and copy files out
 ///
@@ -172,8 +181,8 @@ fn serve(args: &Args, global: &Global) -> Result<ExitCode> {
     let options = Options::parse(&args.options).map_err(Usage)?.allowing_other(args.allow_other);
     let selector = args.what.as_ref().map(|what| Selector::parse(what.as_bytes())).transpose().map_err(Usage)?;
     let terminal = global.monitor(false);
-    let reader = args.reader.open(global, &terminal, LARGE_CACHE)?;
-    let local = reader.repository().target().local_path().map(Path::to_owned);
+    let reader = args.reader.open_patiently(PATIENCE, global, &terminal, LARGE_CACHE)?;
+    let local = reader.repository().target().local_path();
     let state = RepositoryState::new(&global.state()?, reader.repository().id());
     let log = if args.daemon { log(&state, &terminal) } else { Log::default() };
     let monitor: Box<dyn Monitor> = if args.daemon { Box::new(log.clone()) } else { Box::new(global.monitor(false)) };

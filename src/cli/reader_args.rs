@@ -17,32 +17,14 @@ use crate::monitor::Monitor;
 use crate::reader::{Reader, Selector};
 use crate::repository::{Access, Repository};
 use crate::state::RepositoryState;
+use crate::storage::{Location, Patience, Retry};
 
 /// The path of the repository.
 #[derive(Debug, Args)]
 pub(super) struct RepositoryArg {
     /// Use the repository in this directory
     #[arg(long = "repo", env = "BRACKFS_REPOSITORY", value_name = "REPO", value_hint = ValueHint::DirPath)]
-    #[arg(value_parser = parse_location)]
-    pub(super) location: String,
-}
-
-/// Checks the path of a repository. A colon before the first slash is how other programs name a machine or a service, so it
-/// is refused; `./` in front makes it a path.
-pub(super) fn parse_location(text: &str) -> Result<String, String> {
-    let head = text.split('/').next().unwrap_or_default();
-    let Some((place, _)) = head.split_once(':').filter(|_| !text.starts_with("file://")) else {
-        return Ok(text.to_owned());
-    };
-    let help = match place {
-        "sftp" | "ssh" => "mount it with sshfs, and give the mount point",
-        "rclone" | "s3" | "b2" | "gs" | "azure" | "swift" | "rest" | "ftp" | "ftps" | "http" | "https" | "webdav"
-        | "webdavs" => "mount it with `rclone mount`, and give the mount point",
-        _ => "mount it, as with sshfs, and give the mount point",
-    };
-    Err(format!(
-        "this names another machine or a service, but a repository must be a local directory: {help}. For a local directory of this name, write ./{text}"
-    ))
+    pub(super) location: Location,
 }
 
 /// Default cache size, in bytes, of commands that read each block about once.
@@ -87,6 +69,14 @@ pub(super) struct ReaderArgs {
     pub(super) cache_size: Option<u64>,
 }
 
+/// What a reader is made of.
+struct Opened {
+    repository: Repository,
+    access: Access,
+    /// The size of the cache, in bytes.
+    cache: usize,
+}
+
 impl ReaderArgs {
     /// Opens a reader: finds the key and the trusted host keys. `cache` is the default size of its cache, in bytes.
     pub(super) fn open(&self, global: &Global, monitor: &dyn Monitor, cache: u64) -> Result<Reader> {
@@ -101,6 +91,24 @@ impl ReaderArgs {
         monitor: &dyn Monitor,
         cache: u64,
     ) -> Result<Reader> {
+        let Opened { repository, access, cache } = self.open_parts(first_use, global, monitor, cache)?;
+        Ok(Reader::new(repository, access, cache))
+    }
+
+    /// Opens a reader that waits for a target that is away. Opening it waits for nothing.
+    pub(super) fn open_patiently(
+        &self,
+        patience: Patience,
+        global: &Global,
+        monitor: &dyn Monitor,
+        cache: u64,
+    ) -> Result<Reader> {
+        let Opened { repository, access, cache } = self.open_parts(FirstUse::Trusted, global, monitor, cache)?;
+        let repository = repository.with_storage(|storage| Box::new(Retry::new(storage, patience)));
+        Ok(Reader::new(repository, access, cache))
+    }
+
+    fn open_parts(&self, first_use: FirstUse, global: &Global, monitor: &dyn Monitor, cache: u64) -> Result<Opened> {
         let repository = Repository::open(&self.repository.location)?;
         let state = RepositoryState::new(&global.state_to_read(), repository.id());
         let opener = if repository.encrypted() { Some(self.opener(&state, &repository, monitor)?) } else { None };
@@ -108,7 +116,7 @@ impl ReaderArgs {
         let signers = signers.find(&self.signer, first_use)?;
         let cache = usize::try_from(self.cache_size.unwrap_or_else(|| memory::cache(cache)))
             .context("the value of --cache-size is too large")?;
-        Ok(Reader::new(repository, Access::new(opener, signers), cache))
+        Ok(Opened { repository, access: Access::new(opener, signers), cache })
     }
 
     fn opener(&self, state: &RepositoryState, repository: &Repository, monitor: &dyn Monitor) -> Result<Opener> {

@@ -136,6 +136,16 @@ impl PackId {
     }
 }
 
+impl RunId {
+    /// Returns the name of the run in its temporary files. It does not reveal the run's id, which identifies its packs.
+    pub fn writer(self) -> Uuid {
+        let mut hasher = blake3::Hasher::new_derive_key("brackfs 2026-11-28 temporary files of a run");
+        let mut bytes = [0; 16];
+        hasher.update(self.as_bytes()).finalize_xof().fill(&mut bytes);
+        uuid::Builder::from_random_bytes(bytes).into_uuid()
+    }
+}
+
 /// Returns a version 4 UUID with the first half of `bytes`, and a second half derived from that and the run.
 fn marked(mut bytes: [u8; 16], run: RunId) -> Uuid {
     let (head, tail) = bytes.split_at_mut(8);
@@ -200,6 +210,14 @@ mod tests {
             assert_eq!(pack.to_string().parse::<PackId>().unwrap(), pack);
             assert!(!PackId::random().is_of_run(run));
         }
+    }
+
+    #[test]
+    fn temporary_files_name_their_run_without_its_id() {
+        let [run, other] = [RunId::random(), RunId::random()];
+        assert_eq!(run.writer(), run.writer());
+        assert_ne!(run.writer(), other.writer());
+        assert_ne!(run.writer().as_bytes(), run.as_bytes());
     }
 
     #[test]

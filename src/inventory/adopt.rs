@@ -61,6 +61,7 @@ pub fn adopt_with_host_key(
         }
     };
     let number = generations.free_after(number.max(catalog.runs()?.0.number).max(catalog.last_sequence()?))?;
+    repository.target().set_run(run.writer());
     catalog.intend_run(number, run)?;
     catalog.commit()?;
     let writer = Writer::new(repository, Signer::new(key)?, &host, &catalog.trust().recipients)?;

@@ -112,7 +112,7 @@ impl Inventory<'_> {
             Ok(true) => {}
             Ok(false) => return Err(Error::Interrupted),
             // A part of the disk is unreadable. If the whole disk is gone, the listing fails.
-            Err(error) if matches!(error.kind, ErrorKind::Other | ErrorKind::Truncated) => {
+            Err(error) if matches!(error.kind, ErrorKind::Damaged | ErrorKind::Other | ErrorKind::Truncated) => {
                 return Ok(PackCheck::Damaged(error.to_string()));
             }
             Err(error) => return missing_or_error(error),

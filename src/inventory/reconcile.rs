@@ -66,7 +66,7 @@ impl Inventory<'_> {
     /// Updates the catalog from the repository, in one transaction.
     pub fn reconcile(&self, catalog: &mut Catalog) -> Result<Reconciled, Error> {
         // Objects of a killed run may be visible but not durable yet, and the catalog relies on them from now on.
-        self.repository.target().sync(&name::FOLDERS)?;
+        self.repository.target().settle(&name::FOLDERS)?;
         catalog.set_learnt()?;
         self.list_packs(catalog)?;
         let condemned = catalog.condemn_unlisted(&mut |pack, found| {

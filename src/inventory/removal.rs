@@ -11,9 +11,9 @@
 //!    snapshot is in the catalog; each pack in a list of sums is in an index; generations have no gaps and all verify.
 //!    Otherwise a listing is incomplete or another writer was active, and absence from a listing proves nothing.
 //!
-//! Temporary files of killed writers are removed under the same conditions. Everything else is kept and reported; it
-//! takes space and is harmless. So nothing is lost if a machine image was restored that was taken during a run, if a
-//! repository was copied partially, or if the storage's listings are outdated.
+//! Temporary files of unfinished runs are removed under the same conditions. Everything else is kept and reported; it takes
+//! space and is harmless. So nothing is lost if a machine image was restored that was taken during a run, if a repository
+//! was copied partially, or if the storage's listings are outdated.
 //!
 //! Packs of a killed run that are in an index are added to the catalog, so that nothing is stored twice.
 
@@ -103,7 +103,7 @@ impl Inventory<'_> {
             ));
         }
         match doubt {
-            None => return self.remove(packs.orphans.into_keys()),
+            None => return self.remove(packs.orphans.into_keys(), unfinished),
             Some(_) if packs.orphans.is_empty() => {}
             Some(why) => {
                 let (count, bytes) = (packs_of(packs.orphans.len() as u64), packs.orphans.values().sum::<u64>());
@@ -115,9 +115,10 @@ impl Inventory<'_> {
         Ok(())
     }
 
-    fn remove(&self, orphans: impl Iterator<Item = PackId>) -> Result<(), Error> {
+    fn remove(&self, orphans: impl Iterator<Item = PackId>, unfinished: &[RunId]) -> Result<(), Error> {
         let target = self.repository.target();
-        target.remove_temporaries(&name::FOLDERS)?;
+        let runs: Vec<_> = unfinished.iter().map(|run| run.writer()).collect();
+        target.discard(&name::FOLDERS, &runs)?;
         for pack in orphans {
             self.check_interrupted()?;
             target.remove(&name::pack(pack))?;

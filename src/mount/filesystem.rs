@@ -11,8 +11,6 @@ use std::num::NonZeroUsize;
 use std::os::unix::ffi::OsStringExt;
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex};
-use std::thread;
-use std::time::{Duration, Instant};
 
 use lru::LruCache;
 
@@ -29,10 +27,6 @@ use crate::format::{Entry, Kind};
 use crate::monitor::Monitor;
 use crate::reader::{EntryHandle, FileReader, Reader, Seek};
 
-/// How long requests wait for an unavailable repository.
-const PATIENCE: Duration = Duration::from_secs(5);
-/// Interval of the checks whether it is available again.
-const RETRY: Duration = Duration::from_millis(100);
 /// Maximum length of a name on Linux, in bytes.
 const NAME_MAX: usize = 255;
 /// Number of open file readers to keep.
@@ -50,8 +44,6 @@ pub struct FileSystem {
     /// Recently read files by snapshot and rank, since finding an entry takes a descent from the root.
     readers: Mutex<LruCache<(u64, u64), Arc<FileReader>>>,
     owners: OwnerMapping,
-    /// When the repository became unavailable.
-    away: Mutex<Option<Instant>>,
 }
 
 /// The content of the mount.
@@ -99,7 +91,6 @@ impl FileSystem {
             links: SharedInodes::default(),
             readers: Mutex::new(LruCache::new(KEPT_READERS)),
             owners: OwnerMapping::default(),
-            away: Mutex::default(),
         }
     }
 
@@ -122,30 +113,6 @@ impl FileSystem {
     /// The reader of the repository.
     pub fn reader(&self) -> &Reader {
         &self.reader
-    }
-
-    /// Runs `act` and retries it while the repository is unavailable, for at most [`PATIENCE`]. Once a call has timed out,
-    /// later calls fail at once until the repository is available again.
-    pub fn with_retry<T>(&self, mut act: impl FnMut() -> Result<T, Error>) -> Result<T, Error> {
-        loop {
-            let result = act();
-            let failed = matches!(result, Err(Error::Reader(_)));
-            if !failed && lock(&self.away).is_none() {
-                return result;
-            }
-            // A success may come from the caches, so it does not show that the repository is available.
-            if self.reader.repository().is_there() {
-                match lock(&self.away).take() {
-                    // It became available after `act` failed.
-                    Some(_) if failed => continue,
-                    _ => return result,
-                }
-            }
-            if !failed || lock(&self.away).get_or_insert_with(Instant::now).elapsed() > PATIENCE {
-                return result;
-            }
-            thread::sleep(RETRY);
-        }
     }
 
     /// Reports a read error to the monitor, with the path of the inode.

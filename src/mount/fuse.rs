@@ -72,9 +72,9 @@ impl Shell {
         Shell { filesystem, shared, no_open: false, no_opendir: false }
     }
 
-    /// Runs `act` with retries. Reports an error and returns it as an errno.
-    fn ask<T>(&self, ino: INodeNo, act: impl FnMut() -> Result<T, Error>) -> Result<T, Errno> {
-        self.filesystem.with_retry(act).map_err(|error| {
+    /// Runs `act`. Reports an error and returns it as an errno.
+    fn ask<T>(&self, ino: INodeNo, act: impl FnOnce() -> Result<T, Error>) -> Result<T, Errno> {
+        act().map_err(|error| {
             self.filesystem.report(ino.0, &error);
             errno(&error)
         })

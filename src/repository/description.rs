@@ -180,7 +180,7 @@ mod tests {
                 std::fs::write(dir.path().join(object), text).unwrap();
             }
         }
-        Repository::open(dir.path().to_str().unwrap())
+        Repository::open(&dir.path().into())
     }
 
     #[test]
@@ -220,7 +220,7 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let put = |object, text: &str| std::fs::write(dir.path().join(object), text).unwrap();
         put(BOTH[0], GOOD);
-        let repository = Repository::open(dir.path().to_str().unwrap()).unwrap();
+        let repository = Repository::open(&dir.path().into()).unwrap();
         put(BOTH[0], &repository.description().unwrap());
         assert_eq!(repository.lost_descriptions().unwrap(), [BOTH[1]]);
         put(BOTH[1], "damaged");

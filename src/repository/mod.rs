@@ -22,7 +22,7 @@ pub use readme::ReadmeKeys;
 use self::description::{DESCRIPTION_SIZE, RepositoryIdentity};
 use crate::format::id::RepositoryId;
 use crate::format::{SEALED_SIZE, name};
-use crate::storage::{ErrorKind, ObjectInfo, Target};
+use crate::storage::{ErrorKind, Location, ObjectInfo, Storage, Target};
 
 /// An open repository.
 #[derive(Debug)]
@@ -34,12 +34,16 @@ pub struct Repository {
 
 impl Repository {
     /// Opens the repository at `location`.
-    pub fn open(location: &str) -> Result<Self, Error> {
-        let missing = |why: String| Error::Missing { location: location.to_owned(), why };
-        let target = Target::open(location).map_err(|e| match e.kind {
+    pub fn open(location: &Location) -> Result<Self, Error> {
+        let missing = |why: String| Error::Missing { location: location.to_string(), why };
+        Repository::at(Target::open(location).map_err(|e| match e.kind {
             ErrorKind::NotFound => missing(e.to_string()),
             _ => Error::Target(e),
-        })?;
+        })?)
+    }
+
+    /// Opens the repository at a target.
+    pub fn at(target: Target) -> Result<Self, Error> {
         let RepositoryIdentity { id, encrypted } = description::read(&target)?;
         Ok(Repository { target, id, encrypted })
     }
@@ -55,15 +59,26 @@ impl Repository {
 
     /// Creates the directory of a new repository, or reuses that of an interrupted `init`. It becomes a repository only
     /// with [`Repository::finish`].
-    pub fn create(location: &str, encrypted: bool) -> Result<Self, Error> {
+    pub fn create(location: &Location, encrypted: bool) -> Result<Self, Error> {
         let target = Target::create(location, &name::precedes_description).map_err(|e| match e.kind {
             ErrorKind::AlreadyExists => match Repository::open(location) {
-                Ok(there) => Error::Exists { location: location.to_owned(), id: there.id },
+                Ok(there) => Error::Exists { location: location.to_string(), id: there.id },
                 Err(_) => Error::Target(e),
             },
             _ => Error::Target(e),
         })?;
-        Ok(Repository { target, id: RepositoryId::random(), encrypted })
+        Ok(Repository::new_at(target, encrypted))
+    }
+
+    /// Begins a new repository at an empty target. It becomes a repository only with [`Repository::finish`].
+    pub fn new_at(target: Target, encrypted: bool) -> Self {
+        Repository { target, id: RepositoryId::random(), encrypted }
+    }
+
+    /// The same repository with its storage in a wrapper, such as [`Retry`](crate::storage::Retry).
+    #[must_use]
+    pub fn with_storage(self, wrap: impl FnOnce(Box<dyn Storage>) -> Box<dyn Storage>) -> Self {
+        Repository { target: self.target.wrapped(wrap), ..self }
     }
 
     /// Writes the description, which completes the repository.
@@ -128,7 +143,7 @@ impl Repository {
 
     /// Hint that a block will not be read again soon; caches may drop it.
     pub fn forget_block(&self, block: &crate::format::BlockLocation) {
-        self.target.forget(&name::pack(block.pack), block.offset, block.length as usize);
+        self.target.evict(&name::pack(block.pack), block.offset, block.length as usize);
     }
 
     /// Returns the numbers and sizes (bytes) of all objects named as generations, in ascending order. The objects are not
@@ -168,7 +183,7 @@ mod tests {
     #[test]
     fn a_repository_can_be_opened_only_after_finish() {
         let dir = tempfile::tempdir().unwrap();
-        let location = dir.path().join("repo").display().to_string();
+        let location = Location::from(&*dir.path().join("repo"));
         let made = Repository::create(&location, true).unwrap();
         assert!(matches!(Repository::open(&location), Err(Error::Missing { .. })));
         let host = SecretKey::generate_host(&[]).unwrap().fingerprint();

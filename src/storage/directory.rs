@@ -4,7 +4,7 @@
 //! fails if the name is taken. Then the folder is synced. A process killed at any point leaves no files.
 //!
 //! Fallbacks for file systems that lack some of this:
-//! - no unnamed files, or they cannot be linked: a temporary file `.tmp-…` is renamed with `RENAME_NOREPLACE`
+//! - no unnamed files, or they cannot be linked: a temporary file `.tmp-<run>-<uuid>` is renamed with `RENAME_NOREPLACE`
 //! - no `RENAME_NOREPLACE`: the temporary is hard-linked to its name and then unlinked
 //! - no hard links: the temporary is renamed after checking that the name is free. If another writer may store the same
 //!   name ([`Rivals::Possible`]), an empty file reserves the name first.
@@ -13,7 +13,7 @@
 //! [`place`](super::place) opens folders and files without following links.
 
 use std::fs::{self, File};
-use std::io::{self, Seek};
+use std::io;
 use std::num::NonZeroU64;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::os::unix::fs::MetadataExt;
@@ -29,8 +29,9 @@ use uuid::Uuid;
 
 use crate::sys::{append_at, sync_folder};
 
-use super::place::{FOLDER, Root, beneath};
-use super::{Error, ErrorKind, ObjectInfo, Rivals, Spool, Stamp, Storage};
+use super::place::{FOLDER, Root, beneath, is_empty};
+use super::spool::Home;
+use super::{Capabilities, Error, ErrorKind, ObjectInfo, Rivals, Spool, Stamp, Storage};
 
 /// The prefix of the names of temporary files. No object's name starts with it.
 const TEMPORARY: &str = ".tmp-";
@@ -48,7 +49,7 @@ const MODE: Mode = Mode::from_raw_mode(0o644);
 
 /// A target that is a directory.
 #[derive(Debug)]
-pub(super) struct DirectoryStorage {
+pub struct DirectoryStorage {
     root: Root,
     /// Unnamed files can be created and linked. Assumed until one fails.
     nameless: AtomicBool,
@@ -56,13 +57,19 @@ pub(super) struct DirectoryStorage {
     unlinked: AtomicBool,
     /// The file system could not sync folders.
     unsynced: AtomicBool,
+    /// An object was read from here, so the directory cannot be empty unless its disk was unmounted.
+    seen: AtomicBool,
     /// After `create`: the locked root, and whether `create` made it.
     making: Option<(OwnedFd, bool)>,
 }
 
 impl DirectoryStorage {
-    pub(super) fn open(root: &Path) -> Result<Self, Error> {
+    /// Opens the target in the directory `root`. A missing directory is [`ErrorKind::NotFound`].
+    pub fn open(root: &Path) -> Result<Self, Error> {
         let shown = root.display().to_string();
+        if root.as_os_str().is_empty() {
+            return Err(Error::new(ErrorKind::NotFound, "open", &shown, "the location is empty"));
+        }
         let root = fs::canonicalize(root).map_err(|e| Error::io("open", &shown, e))?;
         if !root.is_dir() {
             return Err(Error::new(ErrorKind::NotFound, "open", &shown, "it is not a directory"));
@@ -72,6 +79,7 @@ impl DirectoryStorage {
             nameless: AtomicBool::new(true),
             unlinked: AtomicBool::default(),
             unsynced: AtomicBool::default(),
+            seen: AtomicBool::default(),
             making: None,
         })
     }
@@ -105,8 +113,8 @@ impl DirectoryStorage {
         Ok(target)
     }
 
-    /// Removes all temporary files, all objects and folders that `may_go` accepts. `lost+found` does not count. If there is anything else, removes
-    /// nothing and returns false.
+    /// Removes all temporary files, all objects and folders that `may_go` accepts. `lost+found` does not count. If there is
+    /// anything else, removes nothing and returns false.
     fn clear(&self, may_go: &dyn Fn(&str) -> bool) -> io::Result<bool> {
         let root = self.root.open()?;
         let (mut files, mut folders) = (Vec::new(), Vec::new());
@@ -131,7 +139,7 @@ impl DirectoryStorage {
         let folder_of = |at: &Option<usize>| at.and_then(|at| folders.get(at));
         let may_all_go = files.iter().all(|(at, file)| {
             let object = folder_of(at).map_or(file.clone(), |(folder, _)| format!("{folder}/{file}"));
-            is_temporary(file) || may_go(&object)
+            writer_of(file).is_some() || may_go(&object)
         });
         if !may_all_go {
             return Ok(false);
@@ -147,8 +155,30 @@ impl DirectoryStorage {
     }
 
     fn file(&self, name: &str) -> Result<File, Error> {
-        let file = self.root.object(name).map_err(|e| Error::io("read", name, e))?;
-        file.ok_or_else(|| Error::new(ErrorKind::NotAFile, "read", name, "it is not a file"))
+        let file = self.root.object(name).map_err(|e| self.explain(Error::reading(name, e)))?;
+        let file = file.ok_or_else(|| Error::new(ErrorKind::NotAFile, "read", name, "it is not a file"))?;
+        if !self.seen.load(Ordering::Relaxed) {
+            self.seen.store(true, Ordering::Relaxed);
+        }
+        Ok(file)
+    }
+
+    fn failed(&self, action: &'static str, object: &str, error: impl Into<io::Error>) -> Error {
+        self.explain(Error::io(action, object, error.into()))
+    }
+
+    /// Changes an error to [`ErrorKind::Unavailable`] if the whole target is away: then it says nothing about the object.
+    fn explain(&self, error: Error) -> Error {
+        match error.kind {
+            ErrorKind::NotFound | ErrorKind::Damaged | ErrorKind::Other if !self.is_there() => error.unavailable(),
+            _ => error,
+        }
+    }
+
+    /// Whether the root can be opened and is not the empty mount point of an unplugged disk.
+    fn is_there(&self) -> bool {
+        let seen = self.seen.load(Ordering::Relaxed);
+        self.root.open().and_then(|root| Ok(!(seen && is_empty(&root)?))).unwrap_or(false)
     }
 
     /// Opens the folder of an object. Creates missing folders, durably.
@@ -189,11 +219,11 @@ impl DirectoryStorage {
         visit: &dyn Fn(BorrowedFd<'_>) -> io::Result<()>,
     ) -> Result<(), Error> {
         for name in folders {
-            let failed = |e| Error::io(action, name, e);
+            let failed = |e| self.failed(action, name, e);
             let Some(folder) = self.root.folder(name).map_err(failed)? else { continue };
             visit(folder.as_fd()).map_err(failed)?;
             for (below, kind) in names(folder.as_fd()).map_err(failed)? {
-                let failed = |e| Error::io(action, &format!("{name}{below}"), e);
+                let failed = |e| self.failed(action, &format!("{name}{below}"), e);
                 if kind == FileType::Directory {
                     let below = openat(&folder, &below, FOLDER | OFlags::NOFOLLOW, Mode::empty());
                     below.map_err(io::Error::from).and_then(|below| visit(below.as_fd())).map_err(failed)?;
@@ -204,11 +234,11 @@ impl DirectoryStorage {
     }
 
     /// Links an unnamed file to its name. Returns false if the file system does not support it.
-    fn link(&self, spool: &Spool, leaf: &str) -> Result<bool, Errno> {
+    fn link(spool: &Spool, folder: &OwnedFd, leaf: &str) -> Result<bool, Errno> {
         let by_path = format!("/proc/self/fd/{}", spool.file.as_raw_fd());
-        let linked = match linkat(CWD, &by_path, &spool.folder, leaf, AtFlags::SYMLINK_FOLLOW) {
+        let linked = match linkat(CWD, &by_path, folder, leaf, AtFlags::SYMLINK_FOLLOW) {
             // Without /proc. AT_EMPTY_PATH needs CAP_DAC_READ_SEARCH on kernels before 6.10.
-            Err(Errno::NOENT) => linkat(&spool.file, "", &spool.folder, leaf, AtFlags::EMPTY_PATH),
+            Err(Errno::NOENT) => linkat(&spool.file, "", folder, leaf, AtFlags::EMPTY_PATH),
             other => other,
         };
         match linked {
@@ -218,40 +248,54 @@ impl DirectoryStorage {
         }
     }
 
-    /// Renames a temporary file to its object's name; fails if the name is taken.
-    fn rename(&self, spool: &mut Spool, leaf: &str, rivals: Rivals) -> Result<(), Errno> {
-        let Some(temporary) = spool.named.clone() else { return Ok(()) };
-        let folder = &spool.folder;
-        match renameat_with(folder, &temporary, folder, leaf, RenameFlags::NOREPLACE) {
+    /// Copies a spool to a synced temporary file in the folder of its object.
+    fn copy(&self, spool: &Spool) -> io::Result<Spool> {
+        let (name, length) = (spool.object(), spool.length());
+        let mut copy = temporary_file(name, self.folder_for(name)?, spool.run())?;
+        let copied = io::copy(&mut spool.contents(), &mut copy.file)?;
+        if copied != length {
+            return Err(io::Error::other(format!(
+                "only {copied} of {length} bytes were copied to a temporary file; run again"
+            )));
+        }
+        copy.file.sync_all()?;
+        Ok(copy)
+    }
+
+    /// Renames a temporary file to its object's name; fails if the name is taken. An unnamed file is left as it is.
+    fn rename(&self, home: &Home, leaf: &str, rivals: Rivals) -> Result<(), Errno> {
+        let Some(temporary) = &home.temporary else { return Ok(()) };
+        let folder = &home.folder;
+        match renameat_with(folder, temporary, folder, leaf, RenameFlags::NOREPLACE) {
             // NFS and many other file systems lack RENAME_NOREPLACE, and sandboxes may block the call.
             Err(Errno::INVAL | Errno::NOSYS | Errno::OPNOTSUPP | Errno::PERM) => {}
             other => {
                 other?;
-                spool.named = None;
+                home.renamed.store(true, Ordering::Relaxed);
                 return Ok(());
             }
         }
-        match linkat(folder, &temporary, folder, leaf, AtFlags::empty()) {
+        match linkat(folder, temporary, folder, leaf, AtFlags::empty()) {
             Err(e) if knows_no_links(e) => {}
             // Dropping the spool removes the temporary's own name.
             other => return other,
         }
         match rivals {
             Rivals::None => match statat(folder, leaf, AtFlags::SYMLINK_NOFOLLOW) {
-                Err(Errno::NOENT) => renameat(folder, &temporary, folder, leaf)?,
+                Err(Errno::NOENT) => renameat(folder, temporary, folder, leaf)?,
                 Err(e) => return Err(e),
                 Ok(_) => return Err(Errno::EXIST),
             },
             Rivals::Possible => {
                 openat(folder, leaf, OFlags::WRONLY | OFlags::CREATE | OFlags::EXCL | OFlags::CLOEXEC, MODE)?;
-                renameat(folder, &temporary, folder, leaf).inspect_err(|_| {
+                renameat(folder, temporary, folder, leaf).inspect_err(|_| {
                     // Best effort: the file is empty, which no object is.
                     let _ = unlinkat(folder, leaf, AtFlags::empty());
                 })?;
             }
         }
         self.unlinked.store(true, Ordering::Relaxed);
-        spool.named = None;
+        home.renamed.store(true, Ordering::Relaxed);
         Ok(())
     }
 
@@ -263,12 +307,13 @@ impl DirectoryStorage {
         depth: usize,
         found: &mut dyn FnMut(ObjectInfo),
     ) -> Result<(), Error> {
-        let failed = |e: Errno| Error::io("list", prefix, e.into());
+        let failed = |e: Errno| self.failed("list", prefix, e);
         let mut entries = Dir::new(folder).map_err(failed)?;
         while let Some(entry) = entries.read() {
             let entry = entry.map_err(failed)?;
             let Ok(name) = entry.file_name().to_str() else { continue };
-            if matches!(name, "." | "..") || name.starts_with(TEMPORARY) {
+            let is_foreign = prefix.is_empty() && name == LOST_AND_FOUND;
+            if matches!(name, "." | "..") || name.starts_with(TEMPORARY) || is_foreign {
                 continue;
             }
             let folder = entries.fd().map_err(failed)?;
@@ -302,48 +347,62 @@ impl DirectoryStorage {
 }
 
 impl Storage for DirectoryStorage {
-    fn spool(&self, name: &str) -> Result<Spool, Error> {
-        let failed = |e| Error::io("write", name, e);
-        let folder = self.folder_for(name).map_err(failed)?;
-        if self.nameless.load(Ordering::Relaxed) {
-            match openat(&folder, ".", OFlags::RDWR | OFlags::TMPFILE | OFlags::CLOEXEC, MODE) {
-                Ok(fd) => {
-                    return Ok(Spool { file: fd.into(), object: name.to_owned(), length: 0, folder, named: None });
-                }
-                Err(Errno::OPNOTSUPP | Errno::ISDIR | Errno::INVAL | Errno::NOENT | Errno::NOSYS) => {}
-                Err(e) => return Err(failed(e.into())),
-            }
+    fn capabilities(&self) -> Capabilities {
+        let unlinked = "the file system supports neither hard links nor renames that refuse to replace, so brackfs \
+                        checks that a name is free before it stores an object";
+        let unsynced = "the file system does not sync directories, so a power cut may lose the newest backup; older \
+                        backups are safe";
+        let known = [(&self.unlinked, unlinked), (&self.unsynced, unsynced)];
+        let lacking = known.into_iter().filter(|(lacks, _)| lacks.load(Ordering::Relaxed));
+        Capabilities {
+            directory: Some(self.root.path().clone()),
+            exclusive: true,
+            shortcomings: lacking.map(|(_, words)| words).collect(),
         }
-        let (file, temporary) = temporary_file(&folder).map_err(|e| failed(e.into()))?;
-        Ok(Spool { file, object: name.to_owned(), length: 0, folder, named: Some(temporary) })
     }
 
-    fn store(&self, name: &str, mut spool: Spool, rivals: Rivals) -> Result<(), Error> {
-        let failed = |e| Error::io("store", name, e);
+    fn spool(&self, name: &str, run: Uuid) -> Result<Spool, Error> {
+        let folder = self.folder_for(name).map_err(|e| self.failed("write", name, e))?;
+        if self.nameless.load(Ordering::Relaxed) {
+            match openat(&folder, ".", OFlags::RDWR | OFlags::TMPFILE | OFlags::CLOEXEC, MODE) {
+                Ok(fd) => return Ok(Spool::in_folder(fd.into(), name, run, Home::new(folder, None))),
+                Err(Errno::OPNOTSUPP | Errno::ISDIR | Errno::INVAL | Errno::NOENT | Errno::NOSYS) => {}
+                Err(e) => return Err(self.failed("write", name, e)),
+            }
+        }
+        temporary_file(name, folder, run).map_err(|e| self.failed("write", name, e))
+    }
+
+    fn store(&self, spool: &Spool, rivals: Rivals) -> Result<(), Error> {
+        let name = spool.object();
+        let failed = |e| self.failed("store", name, e);
         let length = spool.file.metadata().map_err(failed)?.len();
-        if length != spool.length {
-            let why = format!("the temporary file has {length} bytes, but {} were written; run again", spool.length);
+        if length != spool.length() {
+            let why = format!("the temporary file has {length} bytes, but {} were written; run again", spool.length());
             return Err(Error::new(ErrorKind::Other, "store", name, why));
         }
-        spool.file.sync_all().map_err(failed)?;
-        if length >= LARGE {
-            // Best effort: the object will not be read again soon.
-            let _ = fadvise(&spool.file, 0, None, Advice::DontNeed);
-        }
         let leaf = name.rsplit('/').next().unwrap_or(name);
-        let linked = spool.named.is_none() && self.link(&spool, leaf).map_err(|e| failed(e.into()))?;
-        if !linked {
-            if spool.named.is_none() {
-                take_name(&mut spool).map_err(failed)?;
-                self.nameless.store(false, Ordering::Relaxed);
+        let place = |home: &Home| {
+            self.rename(home, leaf, rivals).map_err(|e| failed(e.into()))?;
+            self.sync_folder(home.folder.as_fd()).map_err(failed)
+        };
+        if let Some(home) = &spool.home {
+            spool.file.sync_all().map_err(failed)?;
+            if length >= LARGE {
+                // Best effort: the object will not be read again soon.
+                let _ = fadvise(&spool.file, 0, None, Advice::DontNeed);
             }
-            self.rename(&mut spool, leaf, rivals).map_err(|e| failed(e.into()))?;
+            if home.temporary.is_some() || Self::link(spool, &home.folder, leaf).map_err(|e| failed(e.into()))? {
+                return place(home);
+            }
+            self.nameless.store(false, Ordering::Relaxed);
         }
-        self.sync_folder(spool.folder.as_fd()).map_err(failed)
+        let copy = self.copy(spool).map_err(failed)?;
+        copy.home.as_ref().map_or(Ok(()), place)
     }
 
     fn read(&self, name: &str, offset: u64, length: usize, bytes: &mut Vec<u8>) -> Result<(), Error> {
-        let failed = |e| Error::io("read", name, e);
+        let failed = |e| self.explain(Error::reading(name, e));
         let file = self.file(name)?;
         bytes.clear();
         bytes.reserve_exact(length);
@@ -356,7 +415,7 @@ impl Storage for DirectoryStorage {
         Ok(())
     }
 
-    fn forget(&self, name: &str, offset: u64, length: usize) {
+    fn evict(&self, name: &str, offset: u64, length: usize) {
         // Best effort.
         if let (Ok(file), Some(length)) = (self.file(name), NonZeroU64::new(length as u64)) {
             let _ = fadvise(file, offset, Some(length), Advice::DontNeed);
@@ -364,30 +423,29 @@ impl Storage for DirectoryStorage {
     }
 
     fn length(&self, name: &str) -> Result<u64, Error> {
-        let metadata = self.file(name)?.metadata().map_err(|e| Error::io("read", name, e))?;
+        let metadata = self.file(name)?.metadata().map_err(|e| self.explain(Error::reading(name, e)))?;
         Ok(metadata.len())
     }
 
     fn stamp(&self, name: &str) -> Result<Stamp, Error> {
-        let metadata = self.file(name)?.metadata().map_err(|e| Error::io("read", name, e))?;
-        Ok(Stamp { inode: metadata.ino(), length: metadata.len(), changed: (metadata.ctime(), metadata.ctime_nsec()) })
+        let metadata = self.file(name)?.metadata().map_err(|e| self.explain(Error::reading(name, e)))?;
+        let version = [metadata.ino(), metadata.ctime().cast_unsigned(), metadata.ctime_nsec().cast_unsigned()];
+        Ok(Stamp::new(metadata.len(), version))
     }
 
-    fn list(&self, prefix: &str) -> Result<Vec<ObjectInfo>, Error> {
-        let mut objects = Vec::new();
-        self.visit(prefix, &mut |object| objects.push(object))?;
-        objects.sort_by(|a, b| a.name.cmp(&b.name));
-        Ok(objects)
-    }
-
-    fn sync(&self, folders: &[&str]) -> Result<(), Error> {
-        let root = self.root.open().and_then(|root| self.sync_folder(root.as_fd()));
-        root.map_err(|e| Error::io("sync", &self.root.path().display().to_string(), e))?;
-        self.each_folder(folders, "sync", &|folder| self.sync_folder(folder))
+    fn visit(&self, prefix: &str, found: &mut dyn FnMut(ObjectInfo)) -> Result<(), Error> {
+        if prefix.is_empty() {
+            let root = self.root.open().map_err(|e| self.failed("list", "the repository", e))?;
+            return self.walk(root, prefix, DEPTH + 1, found);
+        }
+        match self.root.folder(prefix).map_err(|e| self.failed("list", prefix, e))? {
+            Some(folder) => self.walk(folder, prefix, DEPTH, found),
+            None => Ok(()),
+        }
     }
 
     fn remove(&self, name: &str) -> Result<(), Error> {
-        let failed = |e| Error::io("remove", name, e);
+        let failed = |e| self.failed("remove", name, e);
         let (folder, leaf) = name.rsplit_once('/').unwrap_or((".", name));
         let root = self.root.open().map_err(failed)?;
         let folder = beneath(root.as_fd(), folder, FOLDER).map_err(|e| failed(e.into()))?;
@@ -395,10 +453,19 @@ impl Storage for DirectoryStorage {
         self.sync_folder(folder.as_fd()).map_err(failed)
     }
 
-    fn remove_temporaries(&self, folders: &[&str]) -> Result<u64, Error> {
+    /// A killed writer may have linked objects without syncing their folders.
+    fn settle(&self, prefixes: &[&str]) -> Result<(), Error> {
+        let root = self.root.open().and_then(|root| self.sync_folder(root.as_fd()));
+        root.map_err(|e| self.failed("sync", &self.root.path().display().to_string(), e))?;
+        self.each_folder(prefixes, "sync", &|folder| self.sync_folder(folder))
+    }
+
+    /// The remains are temporary files.
+    fn discard(&self, prefixes: &[&str], runs: &[Uuid]) -> Result<u64, Error> {
         let removed = std::cell::Cell::new(0);
-        self.each_folder(folders, "remove temporary files in", &|folder| {
-            let temporaries = names(folder)?.into_iter().filter(|(name, _)| is_temporary(name));
+        self.each_folder(prefixes, "remove temporary files in", &|folder| {
+            let is_of_run = |name: &str| writer_of(name).is_some_and(|run| runs.contains(&run));
+            let temporaries = names(folder)?.into_iter().filter(|(name, _)| is_of_run(name));
             let mut any = false;
             for (name, _) in temporaries {
                 unlinkat(folder, &name, AtFlags::empty())?;
@@ -409,22 +476,6 @@ impl Storage for DirectoryStorage {
             if any { self.sync_folder(folder) } else { Ok(()) }
         })?;
         Ok(removed.get())
-    }
-
-    fn visit(&self, prefix: &str, found: &mut dyn FnMut(ObjectInfo)) -> Result<(), Error> {
-        match self.root.folder(prefix).map_err(|e| Error::io("list", prefix, e))? {
-            Some(folder) => self.walk(folder, prefix, DEPTH, found),
-            None => Ok(()),
-        }
-    }
-
-    fn shortcomings(&self) -> Vec<&'static str> {
-        let unlinked = "the file system supports neither hard links nor renames that refuse to replace, so brackfs \
-                        checks that a name is free before it stores an object";
-        let unsynced = "the file system does not sync directories, so a power cut may lose the newest backup; older \
-                        backups are safe";
-        let known = [(&self.unlinked, unlinked), (&self.unsynced, unsynced)];
-        known.into_iter().filter(|(lacks, _)| lacks.load(Ordering::Relaxed)).map(|(_, words)| words).collect()
     }
 
     fn abandon(&self, is_ours: &dyn Fn(&str) -> bool) -> bool {
@@ -445,33 +496,25 @@ fn knows_no_links(error: Errno) -> bool {
     known.contains(&error)
 }
 
-/// Creates a temporary file in a folder. Returns the file and its name.
-fn temporary_file(folder: &OwnedFd) -> Result<(File, String), Errno> {
-    let name = format!("{TEMPORARY}{}", Uuid::new_v4());
+/// Creates a spool for `name` with a temporary name in its folder.
+fn temporary_file(name: &str, folder: OwnedFd, run: Uuid) -> Result<Spool, Errno> {
+    let temporary = temporary_name(run);
     let flags = OFlags::RDWR | OFlags::CREATE | OFlags::EXCL | OFlags::NOFOLLOW | OFlags::CLOEXEC;
-    Ok((openat(folder, &name, flags, MODE)?.into(), name))
+    let file = openat(&folder, &temporary, flags, MODE)?.into();
+    Ok(Spool::in_folder(file, name, run, Home::new(folder, Some(temporary))))
 }
 
-/// Copies an unnamed file to a named temporary file.
-fn take_name(spool: &mut Spool) -> io::Result<()> {
-    let (mut file, name) = temporary_file(&spool.folder)?;
-    spool.named = Some(name);
-    spool.file.rewind()?;
-    let copied = io::copy(&mut spool.file, &mut file)?;
-    if copied != spool.length {
-        return Err(io::Error::other(format!(
-            "only {copied} of {} bytes were copied to a temporary file; run again",
-            spool.length
-        )));
-    }
-    file.sync_all()?;
-    spool.file = file;
-    Ok(())
+/// The name of a temporary file that `run` writes.
+fn temporary_name(run: Uuid) -> String {
+    format!("{TEMPORARY}{run}-{}", Uuid::new_v4())
 }
 
-/// Whether this is the name of a temporary file: the prefix and a UUID.
-fn is_temporary(name: &str) -> bool {
-    name.strip_prefix(TEMPORARY).is_some_and(|id| Uuid::try_parse(id).is_ok())
+/// The run that wrote the temporary file of this name; `None` if this is not the name of a temporary file.
+fn writer_of(name: &str) -> Option<Uuid> {
+    let ids = name.strip_prefix(TEMPORARY)?;
+    let (run, id) = ids.split_at_checked(uuid::fmt::Hyphenated::LENGTH)?;
+    Uuid::try_parse(id.strip_prefix('-')?).ok()?;
+    Uuid::try_parse(run).ok()
 }
 
 /// Returns the names in a folder and their types. Invalid UTF-8 is replaced; names used by brackfs are ASCII, so such a
@@ -499,19 +542,29 @@ mod tests {
     use rustix::io::{ReadWriteFlags, preadv2};
 
     use super::*;
+    use crate::storage::spool::Spools;
+
+    const RUN: Uuid = Uuid::from_u128(7);
+
+    fn list(storage: &DirectoryStorage, prefix: &str) -> Result<Vec<ObjectInfo>, Error> {
+        let mut objects = Vec::new();
+        storage.visit(prefix, &mut |object| objects.push(object))?;
+        objects.sort_by(|a, b| a.name.cmp(&b.name));
+        Ok(objects)
+    }
 
     #[test]
     fn objects_are_created_once_and_whole() {
         let dir = tempfile::tempdir().unwrap();
         let target = DirectoryStorage::open(dir.path()).unwrap();
-        let mut spool = target.spool("packs/ab/x").unwrap();
+        let mut spool = target.spool("packs/ab/x", RUN).unwrap();
         spool.append(b"hello").unwrap();
-        assert!(target.list("packs/").unwrap().is_empty());
-        target.store("packs/ab/x", spool, Rivals::None).unwrap();
-        let listed = target.list("packs/").unwrap();
+        assert!(list(&target, "packs/").unwrap().is_empty());
+        target.store(&spool, Rivals::None).unwrap();
+        let listed = list(&target, "packs/").unwrap();
         assert_eq!(listed, [ObjectInfo { name: "packs/ab/x".into(), length: 5 }]);
-        let again = target.spool("packs/ab/x").unwrap();
-        assert_eq!(target.store("packs/ab/x", again, Rivals::None).unwrap_err().kind, ErrorKind::AlreadyExists);
+        let again = target.spool("packs/ab/x", RUN).unwrap();
+        assert_eq!(target.store(&again, Rivals::None).unwrap_err().kind, ErrorKind::AlreadyExists);
         let mut bytes = b"what was there before".to_vec();
         target.read("packs/ab/x", 1, 3, &mut bytes).unwrap();
         assert_eq!(bytes, b"ell");
@@ -542,7 +595,7 @@ mod tests {
             fs::create_dir_all(path.parent().unwrap()).unwrap();
             fs::write(path, "").unwrap();
         }
-        let listed = target.list("packs/").unwrap();
+        let listed = list(&target, "packs/").unwrap();
         assert_eq!(listed, [ObjectInfo { name: "packs/ab/x".into(), length: 0 }]);
     }
 
@@ -552,12 +605,31 @@ mod tests {
         let root = dir.path().join("root");
         let target = DirectoryStorage::create(&root, &|_| false).unwrap();
         fs::write(root.join("description"), "there").unwrap();
-        assert!(target.list("packs/").unwrap().is_empty());
+        assert!(list(&target, "packs/").unwrap().is_empty());
         fs::rename(&root, dir.path().join("away")).unwrap();
-        assert_eq!(target.list("packs/").unwrap_err().kind, ErrorKind::NotFound);
+        assert_eq!(list(&target, "packs/").unwrap_err().kind, ErrorKind::Unavailable);
         // The empty mount point of an unplugged disk.
         fs::create_dir(&root).unwrap();
-        assert!(target.list("packs/").unwrap_err().to_string().contains("not mounted"));
+        assert!(list(&target, "packs/").unwrap_err().to_string().contains("not mounted"));
+    }
+
+    #[test]
+    fn an_object_is_missing_only_if_its_target_is_there() {
+        let dir = tempfile::tempdir().unwrap();
+        let (root, away) = (dir.path().join("root"), dir.path().join("away"));
+        fs::create_dir(&root).unwrap();
+        let target = DirectoryStorage::open(&root).unwrap();
+        let kind = || target.length("description").unwrap_err().kind;
+        // Nothing was ever seen in it: it is an empty directory, and not known to be a repository.
+        assert_eq!(kind(), ErrorKind::NotFound);
+        fs::write(root.join("description"), "there").unwrap();
+        assert_eq!(target.length("description").unwrap(), 5);
+        fs::rename(&root, &away).unwrap();
+        assert_eq!(kind(), ErrorKind::Unavailable);
+        fs::create_dir(&root).unwrap();
+        assert_eq!(kind(), ErrorKind::Unavailable);
+        fs::write(root.join("other"), "").unwrap();
+        assert_eq!(kind(), ErrorKind::NotFound);
     }
 
     #[test]
@@ -565,8 +637,8 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let target = DirectoryStorage::open(dir.path()).unwrap();
         target.nameless.store(false, Ordering::Relaxed);
-        let spool = target.spool("packs/ab/x").unwrap();
-        let path = dir.path().join("packs/ab").join(spool.named.as_ref().unwrap());
+        let spool = target.spool("packs/ab/x", RUN).unwrap();
+        let path = dir.path().join("packs/ab").join(spool.home.as_ref().unwrap().temporary.as_ref().unwrap());
         assert!(path.exists());
         drop(spool);
         assert!(!path.exists());
@@ -576,11 +648,13 @@ mod tests {
     fn temporaries_of_a_killed_writer_are_removed_and_objects_stay() {
         let dir = tempfile::tempdir().unwrap();
         let target = DirectoryStorage::open(dir.path()).unwrap();
-        let temporary = || format!("{TEMPORARY}{}", Uuid::new_v4());
+        let temporary = || temporary_name(RUN);
         let left = ["packs/ab", "packs", "index"].map(|folder| format!("{folder}/{}", temporary()));
-        // Folders that are not listed, and names without a UUID.
+        // Folders that are not listed, other runs, and names without two UUIDs.
         let others = ["packs/ab/deeper", "ours/not"].map(|folder| format!("{folder}/{}", temporary()));
-        let others = others.into_iter().chain(["packs/ab/x", "packs/.tmp-1"].map(String::from));
+        let other_run = format!("packs/ab/{}", temporary_name(Uuid::from_u128(8)));
+        let nameless = format!("packs/{TEMPORARY}{}", Uuid::new_v4());
+        let others = others.into_iter().chain([other_run, nameless, "packs/ab/x".into(), "packs/.tmp-1".into()]);
         let others: Vec<_> = others.collect();
         for name in left.iter().chain(&others) {
             let path = dir.path().join(name);
@@ -588,9 +662,9 @@ mod tests {
             fs::write(path, "").unwrap();
         }
         let folders = ["packs/", "index/", "none/"];
-        target.sync(&folders).unwrap();
-        assert_eq!(target.remove_temporaries(&folders).unwrap(), 3);
-        assert_eq!(target.remove_temporaries(&folders).unwrap(), 0);
+        target.settle(&folders).unwrap();
+        assert_eq!(target.discard(&folders, &[RUN]).unwrap(), 3);
+        assert_eq!(target.discard(&folders, &[RUN]).unwrap(), 0);
         assert!(others.iter().all(|name| dir.path().join(name).exists()));
         target.remove("packs/ab/x").unwrap();
         assert_eq!(target.remove("packs/ab/x").unwrap_err().kind, ErrorKind::NotFound);
@@ -604,9 +678,9 @@ mod tests {
             return;
         }
         let target = DirectoryStorage::open(dir.path()).unwrap();
-        let mut spool = target.spool("packs/ab/x").unwrap();
+        let mut spool = target.spool("packs/ab/x", RUN).unwrap();
         spool.append(&[7; 500_000]).unwrap();
-        target.store("packs/ab/x", spool, Rivals::None).unwrap();
+        target.store(&spool, Rivals::None).unwrap();
         let is_cached = || {
             let file = target.file("packs/ab/x").unwrap();
             preadv2(&file, &mut [io::IoSliceMut::new(&mut [0])], 0, ReadWriteFlags::NOWAIT).is_ok()
@@ -621,11 +695,11 @@ mod tests {
             // This file system does not use the page cache.
             return;
         }
-        target.forget("packs/ab/x", 0, 500_000);
+        target.evict("packs/ab/x", 0, 500_000);
         assert!(!is_cached());
         read();
         // A missing object is ignored.
-        target.forget("packs/ab/y", 0, 1);
+        target.evict("packs/ab/y", 0, 1);
     }
 
     #[test]
@@ -636,9 +710,9 @@ mod tests {
         for nameless in [true, false] {
             target.nameless.store(nameless, Ordering::Relaxed);
             for rivals in [Rivals::None, Rivals::Possible] {
-                let spool = target.spool("taken").unwrap();
-                assert_eq!(spool.named.is_none(), nameless);
-                assert_eq!(target.store("taken", spool, rivals).unwrap_err().kind, ErrorKind::AlreadyExists);
+                let spool = target.spool("taken", RUN).unwrap();
+                assert_eq!(spool.home.as_ref().unwrap().temporary.is_none(), nameless);
+                assert_eq!(target.store(&spool, rivals).unwrap_err().kind, ErrorKind::AlreadyExists);
             }
         }
         assert_eq!(fs::read(dir.path().join("taken")).unwrap(), b"old");
@@ -646,22 +720,24 @@ mod tests {
     }
 
     #[test]
-    fn unnamed_files_that_cannot_be_linked_are_copied_to_named_ones() {
+    fn files_that_cannot_be_linked_are_copied_to_named_ones() {
         let dir = tempfile::tempdir().unwrap();
         let target = DirectoryStorage::open(dir.path()).unwrap();
-        let mut spool = target.spool("x").unwrap();
+        // A spool that is not in the directory can never be linked.
+        let mut spool = Spools::new(None, 1, 100).open("x", RUN).unwrap();
         spool.append(b"bytes").unwrap();
-        take_name(&mut spool).unwrap();
-        target.store("x", spool, Rivals::None).unwrap();
-        assert_eq!(fs::read(dir.path().join("x")).unwrap(), b"bytes");
-        assert_eq!(fs::read_dir(dir.path()).unwrap().count(), 1);
+        for (rivals, failure) in [(Rivals::None, None), (Rivals::Possible, Some(ErrorKind::AlreadyExists))] {
+            assert_eq!(target.store(&spool, rivals).err().map(|e| e.kind), failure);
+            assert_eq!(fs::read(dir.path().join("x")).unwrap(), b"bytes");
+            assert_eq!(fs::read_dir(dir.path()).unwrap().count(), 1);
+        }
     }
 
     #[test]
     fn links_in_a_repository_are_not_followed() {
         let (dir, outside) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
         fs::write(outside.path().join("x"), "secret").unwrap();
-        fs::write(outside.path().join(format!(".tmp-{}", Uuid::new_v4())), "").unwrap();
+        fs::write(outside.path().join(temporary_name(RUN)), "").unwrap();
         for folder in ["packs", "packs/cd"] {
             fs::create_dir(dir.path().join(folder)).unwrap();
         }
@@ -675,21 +751,21 @@ mod tests {
             assert!(error.kind == ErrorKind::NotAFile && error.to_string().contains("symbolic link"), "{error}");
         }
         for name in ["packs/ab/y", "index/y"] {
-            assert!(target.spool(name).unwrap_err().to_string().contains("symbolic link"));
+            assert!(target.spool(name, RUN).unwrap_err().to_string().contains("symbolic link"));
             target.remove(name).unwrap_err();
         }
-        assert_eq!(target.list("packs/").unwrap(), []);
-        target.list("index/").unwrap_err();
-        assert_eq!(target.remove_temporaries(&["packs/"]).unwrap(), 0);
-        target.remove_temporaries(&["index/"]).unwrap_err();
+        assert_eq!(list(&target, "packs/").unwrap(), []);
+        list(&target, "index/").unwrap_err();
+        assert_eq!(target.discard(&["packs/"], &[RUN]).unwrap(), 0);
+        target.discard(&["index/"], &[RUN]).unwrap_err();
         target.remove("index/x").unwrap_err();
         assert_eq!(fs::read_dir(outside.path()).unwrap().count(), 2);
         // The root's own path may be a link.
         let link = outside.path().join("link");
         std::os::unix::fs::symlink(dir.path(), &link).unwrap();
         let target = DirectoryStorage::open(&link).unwrap();
-        target.store("packs/cd/y", target.spool("packs/cd/y").unwrap(), Rivals::None).unwrap();
-        assert_eq!(target.list("packs/").unwrap().len(), 1);
+        target.store(&target.spool("packs/cd/y", RUN).unwrap(), Rivals::None).unwrap();
+        assert_eq!(list(&target, "packs/").unwrap().len(), 1);
     }
 
     #[test]
@@ -704,7 +780,7 @@ mod tests {
         };
         write("keys/a");
         write("readme");
-        write(&format!(".tmp-{}", Uuid::new_v4()));
+        write(&temporary_name(RUN));
         create().unwrap();
         assert_eq!(fs::read_dir(dir.path()).unwrap().count(), 0);
         // The root of a file system.

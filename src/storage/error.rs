@@ -1,11 +1,12 @@
 //! Errors of targets.
 
 use std::io;
+use std::time::Duration;
 
 use rustix::io::Errno;
 
 /// The kinds of error that callers distinguish.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum ErrorKind {
     /// The object or the target does not exist.
     NotFound,
@@ -17,14 +18,36 @@ pub enum ErrorKind {
     PermissionDenied,
     /// The object is shorter than expected.
     Truncated,
-    /// The object exceeds the caller's size limit.
+    /// The object exceeds a size limit.
     TooLarge,
     /// The disk is full, or a quota or the maximum file size is reached.
     Full,
-    /// This version does not support this kind of target.
-    Unsupported,
+    /// The storage cannot return the object's bytes, or they fail the storage's own checks.
+    Damaged,
+    /// The target cannot be reached: its disk is unplugged, or its server does not answer. Says nothing about objects.
+    Unavailable,
+    /// The target asks for fewer requests. Says nothing about objects.
+    Throttled,
     /// Any other error.
     Other,
+}
+
+impl ErrorKind {
+    /// Whether the same operation may succeed later, without anyone doing anything about the object.
+    pub fn is_temporary(self) -> bool {
+        match self {
+            ErrorKind::Unavailable | ErrorKind::Throttled => true,
+            ErrorKind::NotFound
+            | ErrorKind::NotAFile
+            | ErrorKind::AlreadyExists
+            | ErrorKind::PermissionDenied
+            | ErrorKind::Truncated
+            | ErrorKind::TooLarge
+            | ErrorKind::Full
+            | ErrorKind::Damaged
+            | ErrorKind::Other => false,
+        }
+    }
 }
 
 /// A failed operation on a target.
@@ -36,27 +59,42 @@ pub struct Error {
     action: &'static str,
     object: String,
     why: String,
+    retry_after: Option<Duration>,
     #[source]
     source: Option<io::Error>,
 }
 
 impl Error {
-    pub(super) fn new(kind: ErrorKind, action: &'static str, object: &str, why: impl Into<String>) -> Self {
-        Error { kind, action, object: object.to_owned(), why: why.into(), source: None }
+    /// An error whose message is `cannot ACTION OBJECT: WHY`.
+    pub fn new(kind: ErrorKind, action: &'static str, object: &str, why: impl Into<String>) -> Self {
+        Error { kind, action, object: object.to_owned(), why: why.into(), retry_after: None, source: None }
+    }
+
+    /// The same error, with the time after which the target wants to be asked again.
+    #[must_use]
+    pub fn with_retry_after(self, wait: Duration) -> Self {
+        Error { retry_after: Some(wait), ..self }
+    }
+
+    /// See [`ErrorKind::is_temporary`].
+    pub fn is_temporary(&self) -> bool {
+        self.kind.is_temporary()
+    }
+
+    /// The time after which the target wants to be asked again, if it said so.
+    pub fn retry_after(&self) -> Option<Duration> {
+        self.retry_after
+    }
+
+    /// The same error of the kind [`ErrorKind::Unavailable`].
+    pub(super) fn unavailable(self) -> Self {
+        Error { kind: ErrorKind::Unavailable, ..self }
     }
 
     /// An error of the operating system.
     pub(super) fn io(action: &'static str, object: &str, error: io::Error) -> Self {
         let is_link = Errno::from_io_error(&error) == Some(Errno::LOOP);
-        let kind = match error.kind() {
-            _ if is_link => ErrorKind::NotAFile,
-            io::ErrorKind::NotFound | io::ErrorKind::NotADirectory => ErrorKind::NotFound,
-            io::ErrorKind::AlreadyExists => ErrorKind::AlreadyExists,
-            io::ErrorKind::PermissionDenied | io::ErrorKind::ReadOnlyFilesystem => ErrorKind::PermissionDenied,
-            io::ErrorKind::UnexpectedEof => ErrorKind::Truncated,
-            io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded | io::ErrorKind::FileTooLarge => ErrorKind::Full,
-            _ => ErrorKind::Other,
-        };
+        let kind = if is_link { ErrorKind::NotAFile } else { kind_of(&error) };
         let why = match kind {
             _ if is_link => {
                 "it or a parent folder is a symbolic link, and links inside a repository are not followed; to keep a \
@@ -72,6 +110,72 @@ impl Error {
         };
         // These two messages replace the system's.
         let source = (!is_link && error.kind() != io::ErrorKind::ReadOnlyFilesystem).then_some(error);
-        Error { kind, action, object: object.to_owned(), why, source }
+        Error { kind, action, object: object.to_owned(), why, retry_after: None, source }
+    }
+
+    /// An error of the operating system while an object's bytes were read.
+    pub(super) fn reading(object: &str, error: io::Error) -> Self {
+        // EIO, and what some block devices and file systems return for a bad sector or a failed checksum.
+        const DAMAGE: [Errno; 6] =
+            [Errno::IO, Errno::BADMSG, Errno::UCLEAN, Errno::REMOTEIO, Errno::NODATA, Errno::ILSEQ];
+        let is_damage = Errno::from_io_error(&error).is_some_and(|number| DAMAGE.contains(&number));
+        let error = Error::io("read", object, error);
+        if is_damage { Error { kind: ErrorKind::Damaged, ..error } } else { error }
+    }
+}
+
+fn kind_of(error: &io::Error) -> ErrorKind {
+    match error.kind() {
+        io::ErrorKind::NotFound | io::ErrorKind::NotADirectory => ErrorKind::NotFound,
+        io::ErrorKind::AlreadyExists => ErrorKind::AlreadyExists,
+        io::ErrorKind::PermissionDenied | io::ErrorKind::ReadOnlyFilesystem => ErrorKind::PermissionDenied,
+        io::ErrorKind::UnexpectedEof => ErrorKind::Truncated,
+        io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded | io::ErrorKind::FileTooLarge => ErrorKind::Full,
+        io::ErrorKind::NotConnected
+        | io::ErrorKind::ConnectionRefused
+        | io::ErrorKind::ConnectionReset
+        | io::ErrorKind::ConnectionAborted
+        | io::ErrorKind::HostUnreachable
+        | io::ErrorKind::NetworkUnreachable
+        | io::ErrorKind::NetworkDown
+        | io::ErrorKind::StaleNetworkFileHandle
+        | io::ErrorKind::TimedOut => ErrorKind::Unavailable,
+        _ => ErrorKind::Other,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn errors_of_the_system_have_kinds() {
+        let of = |errno: Errno| Error::reading("packs/x", errno.into());
+        for (errno, kind, is_temporary) in [
+            (Errno::NOENT, ErrorKind::NotFound, false),
+            (Errno::EXIST, ErrorKind::AlreadyExists, false),
+            (Errno::ACCESS, ErrorKind::PermissionDenied, false),
+            (Errno::ROFS, ErrorKind::PermissionDenied, false),
+            (Errno::NOSPC, ErrorKind::Full, false),
+            (Errno::LOOP, ErrorKind::NotAFile, false),
+            (Errno::IO, ErrorKind::Damaged, false),
+            (Errno::UCLEAN, ErrorKind::Damaged, false),
+            (Errno::NOTCONN, ErrorKind::Unavailable, true),
+            (Errno::STALE, ErrorKind::Unavailable, true),
+            (Errno::MFILE, ErrorKind::Other, false),
+        ] {
+            let error = of(errno);
+            assert_eq!((error.kind, error.is_temporary()), (kind, is_temporary), "{errno}");
+        }
+        // A write that fails says nothing about an object.
+        assert_eq!(Error::io("store", "packs/x", Errno::IO.into()).kind, ErrorKind::Other);
+    }
+
+    #[test]
+    fn a_throttled_error_carries_the_wait_that_the_target_asked_for() {
+        let error = Error::new(ErrorKind::Throttled, "read", "x", "too many requests");
+        assert!(error.is_temporary() && error.retry_after().is_none());
+        let wait = Duration::from_secs(3);
+        assert_eq!(error.with_retry_after(wait).retry_after(), Some(wait));
     }
 }

@@ -45,7 +45,8 @@ impl Root {
         let root = self.open()?;
         match beneath(root.as_fd(), name, FOLDER) {
             Err(Errno::NOENT) if is_empty(&root)? => {
-                Err(io::Error::other("the repository's directory is empty; its disk is probably not mounted"))
+                let why = "the repository's directory is empty; its disk is probably not mounted";
+                Err(io::Error::new(io::ErrorKind::NotConnected, why))
             }
             Err(Errno::NOENT) => Ok(None),
             found => Ok(Some(found?)),

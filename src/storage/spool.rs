@@ -1,30 +1,73 @@
 //! An object that is still being written, in a temporary file.
+//!
+//! For a directory the file is the final one: it is on the target's file system and later gets the object's name. For other
+//! storage it is an unnamed file on this machine, from [`Spools`], which bounds the number and the size of such files.
 
 use std::fs::File;
-use std::io::Write;
+use std::io::{self, Read, Seek, SeekFrom, Write};
 use std::os::fd::OwnedFd;
+use std::os::unix::fs::FileExt;
+use std::path::PathBuf;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Condvar, Mutex, PoisonError};
 
 use rustix::fs::{AtFlags, unlinkat};
+use uuid::Uuid;
 
-use super::Error;
+use super::{Error, ErrorKind};
 
 /// An object being written. Its bytes are in a file, not in memory. Dropping it removes the file.
+///
+/// It is appended to by one thread and stays as it is while it is stored, so storing can be tried again.
 #[derive(Debug)]
 pub struct Spool {
     pub(super) file: File,
-    pub(super) object: String,
-    pub(super) length: u64,
-    /// The object's folder.
+    object: String,
+    run: Uuid,
+    length: u64,
+    /// The maximum length.
+    limit: u64,
+    /// Where the file is, if it is in the target's directory.
+    pub(super) home: Option<Home>,
+    /// Held until the file is gone.
+    _slot: Option<Slot>,
+}
+
+/// The folder of an object in a directory, and the file's temporary name in it.
+#[derive(Debug)]
+pub(super) struct Home {
     pub(super) folder: OwnedFd,
-    /// The temporary file's name in the folder; `None` for an unnamed file (`O_TMPFILE`).
-    pub(super) named: Option<String>,
+    /// `None` for an unnamed file (`O_TMPFILE`).
+    pub(super) temporary: Option<String>,
+    /// The temporary name was renamed to the object's name.
+    pub(super) renamed: AtomicBool,
 }
 
 impl Spool {
-    /// Appends bytes to the object.
+    /// A spool for a directory. Its file system has its own limit.
+    pub(super) fn in_folder(file: File, object: &str, run: Uuid, home: Home) -> Self {
+        Spool { file, object: object.to_owned(), run, length: 0, limit: u64::MAX, home: Some(home), _slot: None }
+    }
+
+    /// The name of the object.
+    pub fn object(&self) -> &str {
+        &self.object
+    }
+
+    /// The run that writes it.
+    pub fn run(&self) -> Uuid {
+        self.run
+    }
+
+    /// Appends bytes to the object. Beyond the size limit of the target the error is [`ErrorKind::TooLarge`].
     pub fn append(&mut self, bytes: &[u8]) -> Result<(), Error> {
+        let length = self.length.saturating_add(bytes.len() as u64);
+        if length > self.limit {
+            let why = format!("the target stores at most {} bytes per object", self.limit);
+            return Err(Error::new(ErrorKind::TooLarge, "write", &self.object, why));
+        }
         self.file.write_all(bytes).map_err(|e| Error::io("write", &self.object, e))?;
-        self.length += bytes.len() as u64;
+        self.length = length;
         Ok(())
     }
 
@@ -32,13 +75,156 @@ impl Spool {
     pub fn length(&self) -> u64 {
         self.length
     }
+
+    /// Reads the object from its start; it can be read any number of times.
+    pub fn contents(&self) -> SpoolReader<'_> {
+        SpoolReader { spool: self, at: 0 }
+    }
 }
 
-impl Drop for Spool {
+impl Home {
+    pub(super) fn new(folder: OwnedFd, temporary: Option<String>) -> Self {
+        Home { folder, temporary, renamed: AtomicBool::default() }
+    }
+}
+
+impl Drop for Home {
     fn drop(&mut self) {
-        if let Some(name) = self.named.take() {
+        if let Some(name) = self.temporary.take().filter(|_| !self.renamed.load(Ordering::Relaxed)) {
             // Best effort: a file that stays has a temporary name, so listings skip it.
             let _ = unlinkat(&self.folder, name, AtFlags::empty());
         }
+    }
+}
+
+/// Reads a [`Spool`]. Readers are independent of each other.
+#[derive(Debug)]
+pub struct SpoolReader<'s> {
+    spool: &'s Spool,
+    at: u64,
+}
+
+impl Read for SpoolReader<'_> {
+    fn read(&mut self, bytes: &mut [u8]) -> io::Result<usize> {
+        let left = usize::try_from(self.spool.length.saturating_sub(self.at)).unwrap_or(usize::MAX);
+        let most = bytes.len().min(left);
+        let read = self.spool.file.read_at(bytes.get_mut(..most).unwrap_or_default(), self.at)?;
+        self.at += read as u64;
+        Ok(read)
+    }
+}
+
+impl Seek for SpoolReader<'_> {
+    fn seek(&mut self, to: SeekFrom) -> io::Result<u64> {
+        let at = match to {
+            SeekFrom::Start(at) => Some(at),
+            SeekFrom::Current(by) => self.at.checked_add_signed(by),
+            SeekFrom::End(by) => self.spool.length.checked_add_signed(by),
+        };
+        self.at = at.ok_or_else(|| io::Error::from(io::ErrorKind::InvalidInput))?;
+        Ok(self.at)
+    }
+}
+
+/// Temporary files for the spools of storage that is not a directory. Clones share the bound.
+#[derive(Debug, Clone)]
+pub struct Spools {
+    /// `None` for the folder of the system's temporary files.
+    folder: Option<PathBuf>,
+    limit: u64,
+    slots: Arc<Slots>,
+}
+
+#[derive(Debug)]
+struct Slots {
+    free: Mutex<usize>,
+    freed: Condvar,
+}
+
+/// The right to have one spool.
+#[derive(Debug)]
+struct Slot(Arc<Slots>);
+
+impl Spools {
+    /// At most `count` spools at a time, of at most `limit` bytes each. A backup needs at least four: one for each of two
+    /// open packs, one that is being stored, and one for a document.
+    pub fn new(folder: Option<PathBuf>, count: usize, limit: u64) -> Self {
+        Spools { folder, limit, slots: Arc::new(Slots { free: Mutex::new(count), freed: Condvar::new() }) }
+    }
+
+    /// Opens a spool for the object `object`, which `run` writes. Waits while all are in use.
+    pub fn open(&self, object: &str, run: Uuid) -> Result<Spool, Error> {
+        let slot = Slot::take(&self.slots);
+        let file = match &self.folder {
+            Some(folder) => tempfile::tempfile_in(folder),
+            None => tempfile::tempfile(),
+        };
+        let file = file.map_err(|e| Error::io("create a temporary file for", object, e))?;
+        let object = object.to_owned();
+        Ok(Spool { file, object, run, length: 0, limit: self.limit, home: None, _slot: Some(slot) })
+    }
+}
+
+impl Slot {
+    fn take(slots: &Arc<Slots>) -> Slot {
+        let free = slots.free.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut free = slots.freed.wait_while(free, |free| *free == 0).unwrap_or_else(PoisonError::into_inner);
+        *free -= 1;
+        Slot(slots.clone())
+    }
+}
+
+impl Drop for Slot {
+    fn drop(&mut self) {
+        *self.0.free.lock().unwrap_or_else(PoisonError::into_inner) += 1;
+        self.0.freed.notify_one();
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::thread;
+    use std::time::Duration;
+
+    use super::*;
+
+    const RUN: Uuid = Uuid::from_u128(7);
+
+    #[test]
+    fn a_spool_is_read_from_any_place_and_any_number_of_times() {
+        let mut spool = Spools::new(None, 1, 100).open("x", RUN).unwrap();
+        spool.append(b"01234").unwrap();
+        spool.append(b"56789").unwrap();
+        for _ in 0..2 {
+            let mut text = String::new();
+            spool.contents().read_to_string(&mut text).unwrap();
+            assert_eq!(text, "0123456789");
+        }
+        let mut contents = spool.contents();
+        for (to, expected) in [(SeekFrom::Start(7), "789"), (SeekFrom::End(-1), "9"), (SeekFrom::Start(20), "")] {
+            contents.seek(to).unwrap();
+            let mut text = String::new();
+            contents.read_to_string(&mut text).unwrap();
+            assert_eq!(text, expected);
+        }
+        contents.seek(SeekFrom::Current(-100)).unwrap_err();
+        spool.append(b"more").unwrap();
+        assert_eq!(spool.length(), 14);
+    }
+
+    #[test]
+    fn size_and_number_of_spools_are_bounded() {
+        let spools = Spools::new(Some(std::env::temp_dir()), 2, 10);
+        let (mut one, two) = (spools.open("one", RUN).unwrap(), spools.open("two", RUN).unwrap());
+        one.append(&[0; 10]).unwrap();
+        assert_eq!(one.append(&[0]).unwrap_err().kind, ErrorKind::TooLarge);
+        assert_eq!(one.length(), 10);
+        thread::scope(|threads| {
+            let third = threads.spawn(|| spools.clone().open("three", RUN).map(drop));
+            thread::sleep(Duration::from_millis(50));
+            assert!(!third.is_finished());
+            drop(two);
+            third.join().unwrap().unwrap();
+        });
     }
 }

@@ -381,7 +381,7 @@ impl Ordeal {
     /// Packs that indexes name, read as the machine can read them.
     #[track_caller]
     pub fn indexed_packs(&self) -> BTreeSet<String> {
-        let repository = Repository::open(self.site.repo().to_str().expect("a path")).expect("the repository");
+        let repository = Repository::open(&self.site.repo().as_path().into()).expect("the repository");
         let key = self.site.state().join(repository.id().to_string()).join("host.key");
         let key = SecretKey::parse(&fs::read(key).expect("the host key")).expect("the host key");
         let signer = key.certificate();

@@ -222,13 +222,13 @@ impl Play {
             Some(key) => Owner::Recipients(vec![key.certificate()]),
             None => Owner::Unencrypted,
         };
-        init(site.repo().to_str().unwrap(), &site.state(), owner).unwrap();
+        init(&site.repo().as_path().into(), &site.state(), owner).unwrap();
         let world = World::new(site.source());
         Play { site, world, key, taken: Vec::new(), before: None, saved: None }
     }
 
     fn repository(&self) -> Repository {
-        Repository::open(self.site.repo().to_str().unwrap()).unwrap()
+        Repository::open(&self.site.repo().as_path().into()).unwrap()
     }
 
     fn reader(&self) -> Reader {

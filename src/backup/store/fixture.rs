@@ -32,7 +32,7 @@ pub(super) struct Site {
 impl Site {
     pub(super) fn new() -> Self {
         let folder = tempfile::tempdir().unwrap();
-        let repository = Repository::create(&folder.path().join("repository").display().to_string(), false).unwrap();
+        let repository = Repository::create(&folder.path().join("repository").as_path().into(), false).unwrap();
         let host = SecretKey::generate_host(&[]).unwrap();
         let certificate = host.certificate();
         let state = RepositoryState::new(&folder.path().join("state"), repository.id());

@@ -199,7 +199,7 @@ fn seal_blocks(
 fn store_packs(target: &Target, full: &Receiver<FullPack>, results: &Sender<SealResult>) -> Result<(), Error> {
     for FullPack { pack, spool, digest } in full {
         let length = spool.length();
-        target.store(&name::pack(pack), spool)?;
+        target.store(&spool)?;
         if results.send(SealResult::Pack { pack, length, digest }).is_err() {
             break;
         }

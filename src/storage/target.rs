@@ -1,0 +1,202 @@
+//! An open target.
+
+use std::path::PathBuf;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Mutex, MutexGuard, PoisonError};
+
+use uuid::Uuid;
+
+use super::directory::DirectoryStorage;
+use super::{Capabilities, Error, ErrorKind, Location, LocationKind, ObjectInfo, Rivals, Spool, Stamp, Storage};
+
+/// Bytes per read in [`Target::pieces`].
+const PIECE: usize = 1 << 20;
+
+/// An open target.
+#[derive(Debug)]
+pub struct Target {
+    storage: Box<dyn Storage>,
+    location: String,
+    /// The run that writes.
+    run: Mutex<Uuid>,
+}
+
+impl Target {
+    /// Opens the target at `location`. A missing directory is [`ErrorKind::NotFound`].
+    pub fn open(location: &Location) -> Result<Self, Error> {
+        let storage = match location.kind() {
+            LocationKind::Directory(path) => DirectoryStorage::open(path)?,
+        };
+        Ok(Target::new(Box::new(storage), location.to_string()))
+    }
+
+    /// Creates an empty target at `location`, a new or an existing directory. Removes the objects and folders (`keys/`) in
+    /// it that `is_leftover` accepts; anything else in it is [`ErrorKind::AlreadyExists`].
+    pub fn create(location: &Location, is_leftover: &dyn Fn(&str) -> bool) -> Result<Self, Error> {
+        let storage = match location.kind() {
+            LocationKind::Directory(path) => DirectoryStorage::create(path, is_leftover)?,
+        };
+        Ok(Target::new(Box::new(storage), location.to_string()))
+    }
+
+    /// A target on `storage`. Messages name it by `location`.
+    pub fn new(storage: Box<dyn Storage>, location: String) -> Self {
+        Target { storage, location, run: Mutex::new(Uuid::new_v4()) }
+    }
+
+    /// The same target with its storage in a wrapper, such as [`Retry`](super::Retry).
+    #[must_use]
+    pub fn wrapped(self, wrap: impl FnOnce(Box<dyn Storage>) -> Box<dyn Storage>) -> Self {
+        Target { storage: wrap(self.storage), ..self }
+    }
+
+    /// The location as it was given.
+    pub fn location(&self) -> &str {
+        &self.location
+    }
+
+    /// The path of the target's directory; `None` if the target is not a directory.
+    pub fn local_path(&self) -> Option<PathBuf> {
+        self.capabilities().directory
+    }
+
+    /// Returns what the target can do.
+    pub fn capabilities(&self) -> Capabilities {
+        self.storage.capabilities()
+    }
+
+    /// Sets the run that writes from now on, so that its remains can be told from those of others. Before that it is a random
+    /// one.
+    pub fn set_run(&self, run: Uuid) {
+        *self.run() = run;
+    }
+
+    fn run(&self) -> MutexGuard<'_, Uuid> {
+        self.run.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Opens a spool for the object `name`, to be passed to [`Target::store`]. Dropping the spool discards the object.
+    pub fn spool(&self, name: &str) -> Result<Spool, Error> {
+        let run = *self.run();
+        self.storage.spool(name, run)
+    }
+
+    /// Stores a spooled object, atomically and durably. If the name is taken, the existing object stays unchanged and the
+    /// error is [`ErrorKind::AlreadyExists`].
+    pub fn store(&self, spool: &Spool) -> Result<(), Error> {
+        self.storage.store(spool, Rivals::None)
+    }
+
+    /// Stores `bytes` under `name`, with the guarantees of [`Target::store`].
+    pub fn put(&self, name: &str, bytes: &[u8]) -> Result<(), Error> {
+        self.store(&self.filled(name, bytes)?)
+    }
+
+    /// Like [`Target::put`], for a name that another writer may store at the same time: only one of the two succeeds, on
+    /// any target that is exclusive.
+    pub fn claim(&self, name: &str, bytes: &[u8]) -> Result<(), Error> {
+        self.storage.store(&self.filled(name, bytes)?, Rivals::Possible)
+    }
+
+    fn filled(&self, name: &str, bytes: &[u8]) -> Result<Spool, Error> {
+        let mut spool = self.spool(name)?;
+        spool.append(bytes)?;
+        Ok(spool)
+    }
+
+    /// Replaces the content of `bytes` with `length` bytes of the object from `offset` on. A shorter object is
+    /// [`ErrorKind::Truncated`].
+    pub fn read(&self, name: &str, offset: u64, length: usize, bytes: &mut Vec<u8>) -> Result<(), Error> {
+        self.storage.read(name, offset, length, bytes)
+    }
+
+    /// Hint that these bytes will not be read again soon; caches may drop them. Reading them still works.
+    pub fn evict(&self, name: &str, offset: u64, length: usize) {
+        self.storage.evict(name, offset, length);
+    }
+
+    /// Reads the first `length` bytes of an object and calls `take` with each piece in turn. Returns false if `stop` was
+    /// set before the end.
+    pub fn pieces(
+        &self,
+        name: &str,
+        length: u64,
+        stop: &AtomicBool,
+        mut take: impl FnMut(&[u8]),
+    ) -> Result<bool, Error> {
+        let (mut at, mut bytes) = (0, Vec::new());
+        while at < length {
+            if stop.load(Ordering::Relaxed) {
+                return Ok(false);
+            }
+            self.read(name, at, PIECE.min(usize::try_from(length - at).unwrap_or(PIECE)), &mut bytes)?;
+            at += bytes.len() as u64;
+            take(&bytes);
+        }
+        Ok(true)
+    }
+
+    /// Reads a whole object of at most `limit` bytes.
+    pub fn get(&self, name: &str, limit: usize) -> Result<Vec<u8>, Error> {
+        let length = self.length(name)?;
+        match usize::try_from(length) {
+            Ok(length) if length <= limit => {
+                let mut bytes = Vec::new();
+                self.read(name, 0, length, &mut bytes)?;
+                Ok(bytes)
+            }
+            _ => Err(Error::new(
+                ErrorKind::TooLarge,
+                "read",
+                name,
+                format!("{length} bytes, more than the {limit} allowed"),
+            )),
+        }
+    }
+
+    /// Returns the object's size in bytes. A missing object is [`ErrorKind::NotFound`].
+    pub fn length(&self, name: &str) -> Result<u64, Error> {
+        self.storage.length(name)
+    }
+
+    /// Returns the object's stamp, which changes when the object is replaced or rewritten. A missing object is
+    /// [`ErrorKind::NotFound`].
+    pub fn stamp(&self, name: &str) -> Result<Stamp, Error> {
+        self.storage.stamp(name)
+    }
+
+    /// Lists the objects whose names begin with `prefix` (which ends in `/`), sorted by name.
+    pub fn list(&self, prefix: &str) -> Result<Vec<ObjectInfo>, Error> {
+        let mut objects = Vec::new();
+        self.visit(prefix, &mut |object| objects.push(object))?;
+        objects.sort_by(|a, b| a.name.cmp(&b.name));
+        Ok(objects)
+    }
+
+    /// Calls `found` with each object whose name begins with `prefix`, in any order.
+    pub fn visit(&self, prefix: &str, found: &mut dyn FnMut(ObjectInfo)) -> Result<(), Error> {
+        self.storage.visit(prefix, found)
+    }
+
+    /// Makes every object that a listing of these prefixes shows durable, including those of killed writers.
+    pub fn settle(&self, prefixes: &[&str]) -> Result<(), Error> {
+        self.storage.settle(prefixes)
+    }
+
+    /// Removes an object, durably. A missing object is [`ErrorKind::NotFound`].
+    pub fn remove(&self, name: &str) -> Result<(), Error> {
+        self.storage.remove(name)
+    }
+
+    /// Removes what these runs left below the prefixes when they were killed and what no listing shows. None of the runs
+    /// may be active. Returns the number of remains.
+    pub fn discard(&self, prefixes: &[&str], runs: &[Uuid]) -> Result<u64, Error> {
+        self.storage.discard(prefixes, runs)
+    }
+
+    /// Undoes [`Target::create`]: if the target holds only objects that `is_ours` accepts, removes them, and everything
+    /// that `create` made. Returns whether the target is now empty or gone.
+    pub fn abandon(&self, is_ours: &dyn Fn(&str) -> bool) -> bool {
+        self.storage.abandon(is_ours)
+    }
+}

@@ -1,0 +1,119 @@
+//! Storage that fails on request.
+
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use crate::storage::wrapper::{Call, Try, Wrapper};
+use crate::storage::{Error, ErrorKind, Operation, Storage};
+
+/// Operations that fail.
+#[derive(Debug, Clone, Copy)]
+pub struct Fault {
+    /// The kind of operation; `None` for all.
+    pub operation: Option<Operation>,
+    /// The number of such operations that succeed first.
+    pub after: u64,
+    /// The number of operations that fail then.
+    pub times: u64,
+    /// The kind of their error.
+    pub kind: ErrorKind,
+    /// They take effect all the same, as if the answer was lost.
+    pub takes_effect: bool,
+}
+
+impl Fault {
+    /// The next operation of this kind fails, and takes no effect.
+    pub fn next(operation: Operation, kind: ErrorKind) -> Self {
+        Fault { operation: Some(operation), after: 0, times: 1, kind, takes_effect: false }
+    }
+}
+
+/// Tells a [`Faulty`] what fails. Clones steer the same storage.
+#[derive(Debug, Clone, Default)]
+pub struct Faults(Arc<Mutex<State>>);
+
+#[derive(Debug, Default)]
+struct State {
+    faults: Vec<Fault>,
+    away: bool,
+    failures: u64,
+}
+
+impl State {
+    fn take_fault(&mut self, operation: Operation) -> Option<(ErrorKind, bool)> {
+        let fits = |fault: &&mut Fault| fault.times > 0 && fault.operation.is_none_or(|wanted| wanted == operation);
+        let fault = self.faults.iter_mut().find(fits)?;
+        if fault.after > 0 {
+            fault.after -= 1;
+            return None;
+        }
+        fault.times -= 1;
+        Some((fault.kind, fault.takes_effect))
+    }
+}
+
+impl Faults {
+    /// Lets operations fail. Of several faults that fit an operation, the first one counts.
+    pub fn add(&self, fault: Fault) {
+        self.state().faults.push(fault);
+    }
+
+    /// Takes the storage away, so that every operation is [`ErrorKind::Unavailable`], or brings it back.
+    pub fn set_away(&self, away: bool) {
+        self.state().away = away;
+    }
+
+    /// The number of operations that failed so far.
+    pub fn failures(&self) -> u64 {
+        self.state().failures
+    }
+
+    /// The kind of error of the next operation, and whether it takes effect all the same.
+    fn next(&self, operation: Operation) -> Option<(ErrorKind, bool)> {
+        let mut state = self.state();
+        let fails = if state.away { Some((ErrorKind::Unavailable, false)) } else { state.take_fault(operation) };
+        state.failures += u64::from(fails.is_some());
+        fails
+    }
+
+    fn state(&self) -> MutexGuard<'_, State> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// A storage whose operations fail when its [`Faults`] say so.
+#[derive(Debug)]
+pub struct Faulty {
+    inner: Box<dyn Storage>,
+    faults: Faults,
+}
+
+impl Faulty {
+    /// A storage around `inner`, and what steers it. At first nothing fails.
+    pub fn new(inner: Box<dyn Storage>) -> (Self, Faults) {
+        let faults = Faults::default();
+        (Faulty { inner, faults: faults.clone() }, faults)
+    }
+}
+
+impl Wrapper for Faulty {
+    fn inner(&self) -> &dyn Storage {
+        &*self.inner
+    }
+
+    fn around(&self, call: Call<'_>, attempt: Try<'_>) -> Result<(), Error> {
+        let Some((kind, takes_effect)) = self.faults.next(call.operation) else { return attempt() };
+        if takes_effect {
+            attempt()?;
+        }
+        let action = match call.operation {
+            Operation::Spool => "write",
+            Operation::Store => "store",
+            Operation::Read | Operation::Length => "read",
+            Operation::List => "list",
+            Operation::Remove => "remove",
+            Operation::Settle => "settle",
+            Operation::Discard => "discard remains in",
+        };
+        Err(Error::new(kind, action, call.name, "the test wants it to fail"))
+    }
+}

@@ -1,0 +1,145 @@
+//! Storage that adds something to another storage: one method around all operations.
+
+use std::fmt;
+
+use uuid::Uuid;
+
+use super::{Capabilities, Error, ErrorKind, ObjectInfo, Rivals, Spool, Stamp, Storage};
+
+/// The kinds of operation on a storage.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum Operation {
+    /// [`Storage::spool`]
+    Spool,
+    /// [`Storage::store`]
+    Store,
+    /// [`Storage::read`]
+    Read,
+    /// [`Storage::length`] and [`Storage::stamp`]
+    Length,
+    /// [`Storage::visit`]
+    List,
+    /// [`Storage::remove`]
+    Remove,
+    /// [`Storage::settle`]
+    Settle,
+    /// [`Storage::discard`]
+    Discard,
+}
+
+/// One operation.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Call<'a> {
+    pub(super) operation: Operation,
+    /// The object or the prefix; empty if there are several.
+    pub(super) name: &'a str,
+    /// The bytes that it transfers if it succeeds.
+    pub(super) bytes: u64,
+    /// For [`Operation::Store`].
+    pub(super) spool: Option<&'a Spool>,
+}
+
+impl<'a> Call<'a> {
+    fn new(operation: Operation, name: &'a str) -> Self {
+        Call { operation, name, bytes: 0, spool: None }
+    }
+}
+
+/// Makes an operation. Each call is one try.
+pub(super) type Try<'t> = &'t mut dyn FnMut() -> Result<(), Error>;
+
+/// A storage around another one. Hints and capabilities are those of the inner one.
+pub(super) trait Wrapper: Send + Sync + fmt::Debug {
+    /// Whether `around` may try several times.
+    const REPEATS: bool = false;
+
+    /// The wrapped storage.
+    fn inner(&self) -> &dyn Storage;
+
+    /// Makes an operation on the inner storage by calling `attempt`, and adds what the wrapper is for. If this succeeds,
+    /// the last attempt did.
+    fn around(&self, call: Call<'_>, attempt: Try<'_>) -> Result<(), Error>;
+}
+
+impl<W: Wrapper> Storage for W {
+    fn capabilities(&self) -> Capabilities {
+        self.inner().capabilities()
+    }
+
+    fn spool(&self, name: &str, run: Uuid) -> Result<Spool, Error> {
+        let mut spool = None;
+        self.around(Call::new(Operation::Spool, name), &mut || {
+            spool = Some(self.inner().spool(name, run)?);
+            Ok(())
+        })?;
+        spool.ok_or_else(|| Error::new(ErrorKind::Other, "write", name, "the storage did not open a temporary file"))
+    }
+
+    fn store(&self, spool: &Spool, rivals: Rivals) -> Result<(), Error> {
+        let call = Call { bytes: spool.length(), spool: Some(spool), ..Call::new(Operation::Store, spool.object()) };
+        self.around(call, &mut || self.inner().store(spool, rivals))
+    }
+
+    fn read(&self, name: &str, offset: u64, length: usize, bytes: &mut Vec<u8>) -> Result<(), Error> {
+        let call = Call { bytes: length as u64, ..Call::new(Operation::Read, name) };
+        self.around(call, &mut || self.inner().read(name, offset, length, bytes))
+    }
+
+    fn evict(&self, name: &str, offset: u64, length: usize) {
+        self.inner().evict(name, offset, length);
+    }
+
+    fn length(&self, name: &str) -> Result<u64, Error> {
+        let mut length = 0;
+        self.around(Call::new(Operation::Length, name), &mut || {
+            length = self.inner().length(name)?;
+            Ok(())
+        })?;
+        Ok(length)
+    }
+
+    fn stamp(&self, name: &str) -> Result<Stamp, Error> {
+        let mut stamp = None;
+        self.around(Call::new(Operation::Length, name), &mut || {
+            stamp = Some(self.inner().stamp(name)?);
+            Ok(())
+        })?;
+        stamp.ok_or_else(|| Error::new(ErrorKind::Other, "read", name, "the storage did not look at it"))
+    }
+
+    /// A wrapper that repeats collects the listing first: a second try lists everything again.
+    fn visit(&self, prefix: &str, found: &mut dyn FnMut(ObjectInfo)) -> Result<(), Error> {
+        let call = Call::new(Operation::List, prefix);
+        if !W::REPEATS {
+            return self.around(call, &mut || self.inner().visit(prefix, found));
+        }
+        let mut objects = Vec::new();
+        self.around(call, &mut || {
+            objects.clear();
+            self.inner().visit(prefix, &mut |object| objects.push(object))
+        })?;
+        objects.into_iter().for_each(found);
+        Ok(())
+    }
+
+    fn remove(&self, name: &str) -> Result<(), Error> {
+        self.around(Call::new(Operation::Remove, name), &mut || self.inner().remove(name))
+    }
+
+    fn settle(&self, prefixes: &[&str]) -> Result<(), Error> {
+        self.around(Call::new(Operation::Settle, ""), &mut || self.inner().settle(prefixes))
+    }
+
+    fn discard(&self, prefixes: &[&str], runs: &[Uuid]) -> Result<u64, Error> {
+        let mut removed = 0;
+        self.around(Call::new(Operation::Discard, ""), &mut || {
+            removed += self.inner().discard(prefixes, runs)?;
+            Ok(())
+        })?;
+        Ok(removed)
+    }
+
+    fn abandon(&self, is_ours: &dyn Fn(&str) -> bool) -> bool {
+        self.inner().abandon(is_ours)
+    }
+}

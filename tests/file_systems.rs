@@ -1,0 +1,267 @@
+//! Repositories on file systems that lack something, or in which something is in the way.
+
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::print_stdout, clippy::print_stderr)]
+
+mod common;
+
+use std::ffi::OsString;
+use std::fs;
+use std::os::unix::fs::symlink;
+use std::path::Path;
+use std::process::Command;
+
+use brackfs::storage::{ErrorKind, Target};
+use common::disk::{Disk, Operation};
+use common::ordeal::{place_one, under_strace};
+use common::silent::Silent;
+use common::{Run, Site, age, run, settle, tree};
+use rustix::io::Errno;
+
+fn files() -> Site {
+    Site::with_files(&[("file", b"content".to_vec()), ("large", vec![7; 3 << 20])])
+}
+
+fn init_command(site: &Site) -> Command {
+    site.command(&["init".into(), site.repo(), "--no-encryption".into()])
+}
+
+/// Backs up twice, checks, and restores.
+#[track_caller]
+fn serves(site: &Site, wrapped: impl Fn(Command) -> Command) {
+    for content in ["more", "still more"] {
+        site.write("new", content);
+        age(&site.source());
+        settle();
+        run(wrapped(site.command(&["backup".into(), site.source()]))).ok();
+    }
+    run(wrapped(site.command(&["check", "--read-data"]))).ok();
+    let out = site.path().join("out");
+    let arguments: [OsString; 4] = ["restore".into(), "latest".into(), "--to".into(), out.clone().into()];
+    run(wrapped(site.command(&arguments))).ok();
+    assert_eq!(tree(&out), tree(&site.source()));
+    let left: Vec<_> = tree(&site.repo()).into_keys().filter(|path| path.to_string_lossy().contains(".tmp-")).collect();
+    assert!(left.is_empty(), "temporary files are left: {left:?}");
+}
+
+#[track_caller]
+fn says(run: &Run, words: &[&str]) {
+    for word in words {
+        assert_eq!(run.stderr.matches(word).count(), 1, "it does not say {word:?} once\n{run}");
+    }
+}
+
+#[test]
+fn a_repository_needs_no_hard_links_and_no_sync_of_folders() {
+    for error in [Errno::INVAL, Errno::OPNOTSUPP, Errno::NOTTY] {
+        let site = files();
+        let at = site.path().join("disk");
+        fs::create_dir(&at).unwrap();
+        let disk = Disk::mount(&at);
+        place_one(&site, "repo", &at);
+        disk.rename_plainly();
+        disk.refuse(Operation::SyncFolder, 1, error.raw_os_error(), false);
+        let made = run(init_command(&site)).ok();
+        says(&made, &["hard links", "does not sync directories"]);
+        serves(&site, |command| command);
+        // Said when the place is chosen, and not each night.
+        assert_eq!(site.backup(&[]).ok().stderr, "");
+        assert!(disk.relent() > 0);
+    }
+}
+
+#[test]
+fn where_nothing_refuses_to_replace_one_of_two_writers_gets_a_name() {
+    let site = files();
+    let at = site.path().join("disk");
+    fs::create_dir(&at).unwrap();
+    let disk = Disk::mount(&at);
+    disk.rename_plainly();
+    let target = Target::open(&at.as_path().into()).unwrap();
+    for round in 0..20 {
+        let name = format!("generation/{round}");
+        let made = std::thread::scope(|threads| {
+            let claims = [b"one", b"two"].map(|bytes| threads.spawn(|| target.claim(&name, bytes)));
+            claims.map(|claim| claim.join().unwrap())
+        });
+        let failed: Vec<_> = made.iter().filter_map(|made| made.as_ref().err()).collect();
+        assert!(failed.len() == 1 && failed[0].kind == ErrorKind::AlreadyExists, "{made:?}");
+        assert_eq!(target.get(&name, 10).unwrap(), if made[0].is_ok() { b"one" } else { b"two" });
+        target.put(&name, b"three").unwrap_err();
+    }
+}
+
+#[test]
+fn a_repository_needs_no_nameless_files_openat2_or_proc() {
+    for injected in [
+        &["linkat:error=EPERM"][..],
+        &["linkat:error=ENOENT"],
+        &["linkat:error=EIO", "renameat2:error=EINVAL"],
+        &["linkat:error=EPERM", "renameat2:error=ENOSYS"],
+        &["openat2:error=ENOSYS"],
+        &["openat2:error=EPERM"],
+    ] {
+        let site = files();
+        let wrapped = |command: Command| {
+            let injected = injected.iter().flat_map(|what| ["-e".to_owned(), format!("inject={what}")]);
+            let calls = ["-o", "/dev/null", "-e", "trace=linkat,renameat2,openat2"].map(str::to_owned);
+            let arguments: Vec<_> = calls.into_iter().chain(injected).collect();
+            under_strace(&arguments.iter().map(String::as_str).collect::<Vec<_>>(), &command)
+        };
+        run(wrapped(init_command(&site))).ok();
+        for content in ["more", "still more"] {
+            site.write("new", content);
+            age(&site.source());
+            settle();
+            run(wrapped(site.command(&["backup".into(), site.source()]))).ok();
+        }
+        run(wrapped(site.command(&["check", "--read-data"]))).ok();
+        serves(&site, |command| command);
+    }
+}
+
+#[test]
+fn an_init_that_fails_leaves_nothing() {
+    let site = files();
+    let at = site.path().join("disk");
+    fs::create_dir(&at).unwrap();
+    let disk = Disk::mount(&at);
+    place_one(&site, "repo", &at);
+    for nth in 1..20 {
+        disk.refuse(Operation::Rename, nth, Errno::IO.raw_os_error(), true);
+        let made = run(init_command(&site));
+        if disk.relent() == 0 {
+            made.ok();
+            break;
+        }
+        made.code(1);
+        assert_eq!(fs::read_dir(site.repo()).unwrap().count(), 0, "a part of a repository is left");
+        assert_eq!(fs::read_dir(site.state()).unwrap().count(), 0, "keys of no repository are left");
+    }
+    serves(&site, |command| command);
+}
+
+#[test]
+fn an_init_that_was_killed_is_replaced_by_the_next() {
+    for nth in 1..50 {
+        let site = files();
+        let kill = format!("inject=fsync:signal=KILL:when={nth}");
+        let arguments = ["-o", "/dev/null", "-e", "trace=fsync", "-e", kill.as_str()];
+        let whole = run(under_strace(&arguments, &init_command(&site))).code == 0;
+        if !whole && !site.repo().join("brackfs.toml").exists() {
+            run(init_command(&site)).ok();
+        }
+        serves(&site, |command| command);
+        if whole {
+            assert!(nth > 5);
+            return;
+        }
+    }
+    panic!("init syncs without end");
+}
+
+#[test]
+fn links_in_a_repository_lead_no_command_out_of_it() {
+    let site = files();
+    run(init_command(&site)).ok();
+    site.backup(&[]).ok();
+    let outside = site.path().join("outside");
+    fs::create_dir(&outside).unwrap();
+    for folder in ["packs", "sums", "index", "sources", "snapshots", "secrets", "generation", "keys"] {
+        let at = site.repo().join(folder);
+        let there = at.exists();
+        if there {
+            fs::rename(&at, outside.join(folder)).unwrap();
+        }
+        symlink(outside.join(folder), &at).unwrap();
+        let before = tree(&outside);
+        site.write("new", folder);
+        age(&site.source());
+        settle();
+        let refused = site.brackfs(&["backup".into(), site.source()]);
+        let read = site.brackfs(&["restore", "latest", "--to", "out"]);
+        let checked = site.brackfs(&["check", "--read-data"]).code(1);
+        let words = ["symbolic link", "certificate of the signing key"];
+        assert!(words.iter().any(|words| checked.stderr.contains(words)), "{checked}");
+        assert_eq!(tree(&outside), before, "{folder}: written outside of the repository\n{refused}\n{read}");
+        fs::remove_file(&at).unwrap();
+        if there {
+            fs::rename(outside.join(folder), &at).unwrap();
+        }
+        let _ = fs::remove_dir_all(site.path().join("out"));
+    }
+    // Folders of packs that are not there yet.
+    for folder in 0..256 {
+        let _ = symlink(&outside, site.repo().join(format!("packs/{folder:02x}")));
+    }
+    site.write("new", "the last");
+    age(&site.source());
+    settle();
+    let refused = site.brackfs(&["backup".into(), site.source()]);
+    assert!(refused.code == 1 && refused.stderr.contains("symbolic link"), "{refused}");
+    assert_eq!(tree(&outside).len(), 1, "{refused}");
+}
+
+#[test]
+fn a_repository_whose_path_is_a_link_is_one() {
+    let site = files();
+    let real = site.path().join("real");
+    fs::create_dir(&real).unwrap();
+    symlink(&real, site.repo()).unwrap();
+    run(init_command(&site)).ok();
+    serves(&site, |command| command);
+}
+
+#[test]
+fn strangers_files_in_a_repository_are_no_problem() {
+    let site = files();
+    run(init_command(&site)).ok();
+    site.backup(&[]).ok();
+    for folder in ["packs", "sums", "index", "sources", "snapshots", "secrets", "generation", "keys"] {
+        fs::write(site.repo().join(folder).join(".DS_Store"), "stranger").unwrap();
+    }
+    serves(&site, |command| command);
+}
+
+/// Sends a signal to a run that waits for a repository which does not answer.
+#[track_caller]
+fn ends_when_told(site: &Site, arguments: &[&str]) {
+    let mut child = site.command(arguments).stdout(std::process::Stdio::null()).spawn().unwrap();
+    std::thread::sleep(std::time::Duration::from_millis(700));
+    assert!(child.try_wait().unwrap().is_none(), "{arguments:?} does not wait");
+    let pid = rustix::process::Pid::from_child(&child);
+    rustix::process::kill_process(pid, rustix::process::Signal::TERM).unwrap();
+    let begun = std::time::Instant::now();
+    let code = loop {
+        match child.try_wait().unwrap() {
+            Some(status) => break status.code(),
+            None if begun.elapsed().as_secs() > 30 => {
+                child.kill().unwrap();
+                panic!("{arguments:?} does not end");
+            }
+            None => std::thread::sleep(std::time::Duration::from_millis(20)),
+        }
+    };
+    assert_eq!(code, Some(130), "{arguments:?}");
+}
+
+#[test]
+fn the_first_signal_ends_a_run_that_waits_for_a_repository_that_does_not_answer() {
+    let site = files();
+    run(init_command(&site)).ok();
+    site.backup(&[]).ok();
+    // What is remembered is not asked for.
+    site.brackfs(&["ls", "latest"]).ok();
+    let packs: Vec<_> = fs::read_dir(site.repo().join("packs")).unwrap().map(|entry| entry.unwrap().path()).collect();
+    let _silent: Vec<_> = packs.iter().map(|path: &std::path::PathBuf| Silent::mount(Path::new(path))).collect();
+    for arguments in [
+        &["check"][..],
+        &["restore", "latest", "--to", "out"],
+        &["dump", "latest"],
+        &["find", "file"],
+        &["versions", "file"],
+        &["ls", "latest"],
+        &["cat", "latest:file"],
+    ] {
+        ends_when_told(&site, arguments);
+    }
+}
