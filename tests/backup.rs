@@ -63,7 +63,7 @@ fn set_mtime(path: &Path, time: SystemTime) {
 }
 
 #[test]
-fn a_file_of_many_names_is_read_once() {
+fn a_file_with_several_names_is_read_once() {
     let site = Site::new();
     let first = site.write("first", noise("first", 20 * MIB));
     for i in 0..200 {
@@ -103,7 +103,7 @@ fn an_unchanged_tree_is_neither_read_nor_stored_again() {
 }
 
 #[test]
-fn of_many_files_only_the_changed_one_is_read() {
+fn only_the_changed_file_of_many_is_read() {
     let site = ready(&[("a", "one"), ("d/b", "two"), ("d/c", "three")]);
     backup(&site, &[]);
     site.write("d/b", "twice");
@@ -132,7 +132,7 @@ fn files_of_a_renamed_directory_are_not_read_again() {
 /// Moves directories in each of many ways; each time none of their files is opened, next to nothing is stored, and the
 /// run after it finds nothing changed.
 #[test]
-fn directories_that_were_moved_in_any_way_are_known_again() {
+fn moved_directories_are_recognized() {
     let files = ["a/1", "a/deep/2", "b/3", "b/deep/4", "c/5", "d/6"];
     let site = ready(&files.map(|name| (name, name)));
     // An empty one more makes the root's own segment change without a file.
@@ -163,7 +163,7 @@ fn directories_that_were_moved_in_any_way_are_known_again() {
 
 /// The old name is taken again at once, so both must be told apart by more than their names.
 #[test]
-fn a_directory_that_was_moved_is_known_though_another_took_its_name() {
+fn a_moved_directory_is_recognized_if_another_has_its_old_name() {
     let site = ready(&[("a/1", "one"), ("a/deep/2", "two"), ("z", "last")]);
     backup(&site, &[]);
     fs::rename(site.source().join("a"), site.source().join("b")).unwrap();
@@ -197,7 +197,7 @@ impl Drop for Bound {
 
 /// A bind mount shows a directory twice: neither place may take it from the other, run after run.
 #[test]
-fn a_directory_that_is_seen_twice_is_not_taken_for_moved() {
+fn a_directory_seen_twice_does_not_count_as_moved() {
     let site = ready(&[("once/1", "one"), ("once/deep/2", "two")]);
     backup(&site, &[]);
     let (once, twice) = (site.source().join("once"), site.source().join("twice"));
@@ -265,7 +265,7 @@ impl Drop for OtherFileSystem {
 }
 
 #[test]
-fn one_file_system_leaves_the_directory_of_a_mount_empty() {
+fn one_file_system_stores_mount_points_as_empty_directories() {
     let site = Site::with_files(&[("a", "one"), ("below/covered", "by the mount")]);
     site.init();
     let other = OtherFileSystem::mount(site.source().join("below"));
@@ -328,7 +328,7 @@ fn as_nobody(site: &Site, arguments: &[&str]) -> Command {
 }
 
 #[test]
-fn an_unreadable_file_is_named_and_the_rest_is_backed_up() {
+fn an_unreadable_file_is_reported_and_the_rest_is_backed_up() {
     let site = ready(&[("a", "one"), ("secret", "not for you"), ("z", "last")]);
     let secret = site.source().join("secret");
     fs::set_permissions(&secret, fs::Permissions::from_mode(0o000)).unwrap();
@@ -341,7 +341,7 @@ fn an_unreadable_file_is_named_and_the_rest_is_backed_up() {
 }
 
 #[test]
-fn an_unreadable_directory_is_named_and_the_rest_is_backed_up() {
+fn an_unreadable_directory_is_reported_and_the_rest_is_backed_up() {
     let site = ready(&[("a", "one"), ("closed/b", "not for you"), ("z", "last")]);
     let closed = site.source().join("closed");
     fs::set_permissions(&closed, fs::Permissions::from_mode(0o000)).unwrap();
@@ -367,7 +367,7 @@ fn a_file_rewritten_right_after_a_backup_gets_its_new_content() {
 }
 
 #[test]
-fn a_fresh_file_is_read_again_even_if_no_stamp_tells() {
+fn a_fresh_file_is_read_again_even_if_its_stamps_are_unchanged() {
     let site = Site::with_files(&[("old", "not read again")]);
     site.init();
     let file = site.write("fresh", "before");
@@ -383,7 +383,7 @@ fn a_fresh_file_is_read_again_even_if_no_stamp_tells() {
 }
 
 #[test]
-fn fresh_links_and_directories_are_looked_at_again_even_if_no_stamp_tells() {
+fn fresh_links_and_directories_are_read_again_even_if_their_stamps_are_unchanged() {
     let site = Site::with_files(&[("d/old", "not read again")]);
     site.init();
     let (link, directory) = (site.source().join("link"), site.source().join("d"));
@@ -429,14 +429,14 @@ fn backup_after_a_hidden_change(extra: &[&str]) -> (Site, Value) {
 }
 
 #[test]
-fn a_changed_ctime_alone_makes_a_file_be_read() {
+fn a_file_with_only_a_changed_ctime_is_read_again() {
     let (site, second) = backup_after_a_hidden_change(&[]);
     assert_eq!(number(&second, "files_read"), 1, "{second}");
     assert_eq!(cat(&site, "latest:a"), "behind");
 }
 
 #[test]
-fn ignore_ctime_does_not_take_a_changed_ctime_for_a_change() {
+fn ignore_ctime_skips_files_with_only_a_changed_ctime() {
     let (site, second) = backup_after_a_hidden_change(&["--ignore-ctime"]);
     assert_eq!(number(&second, "files_read"), 0, "{second}");
     assert_eq!(cat(&site, "latest:a"), "before");
@@ -489,7 +489,7 @@ fn nested_directories_with_large_attributes_come_back_as_far_as_there_is_room() 
 /// All fields of a file's identity are remembered, whichever count: to ignore some costs nothing, and what they are by
 /// then is learnt.
 #[test]
-fn to_ignore_inodes_and_ctimes_once_reads_nothing_then_or_later() {
+fn ignoring_inodes_and_ctimes_once_causes_no_reads_then_or_later() {
     let files: Vec<_> = (0..40).map(|n| (format!("d{}/f{n}", n % 4), n.to_string())).collect();
     let files: Vec<_> = files.iter().map(|(name, content)| (name.as_str(), content.as_bytes())).collect();
     let site = ready(&files);
@@ -523,7 +523,7 @@ fn to_ignore_inodes_and_ctimes_once_reads_nothing_then_or_later() {
 }
 
 #[test]
-fn skip_if_unchanged_makes_no_snapshot_unless_something_changed() {
+fn skip_if_unchanged_makes_a_snapshot_only_after_a_change() {
     let site = ready(&[("a", "one")]);
     backup(&site, &["--skip-if-unchanged"]);
     assert_eq!(snapshots(&site).len(), 1);
@@ -536,7 +536,7 @@ fn skip_if_unchanged_makes_no_snapshot_unless_something_changed() {
 }
 
 #[test]
-fn another_mode_of_the_root_is_a_change() {
+fn a_new_mode_of_the_root_is_a_change() {
     let site = ready(&[("a", "one")]);
     backup(&site, &[]);
     fs::set_permissions(site.source(), fs::Permissions::from_mode(0o751)).unwrap();
@@ -639,7 +639,7 @@ fn in_a_large_directory_files_come_and_go() {
 }
 
 #[test]
-fn a_part_that_is_split_off_may_begin_where_the_whole_began() {
+fn a_segment_that_is_split_off_may_begin_with_the_same_name() {
     let old: Vec<_> = (0..600).map(|number| (format!("many/old-{number:04}"), "old")).collect();
     let old: Vec<_> = old.iter().map(|(name, content)| (name.as_str(), content)).collect();
     let site = ready(&old);
@@ -677,7 +677,7 @@ fn write_sparse(site: &Site, name: &str) -> PathBuf {
 }
 
 #[test]
-fn large_and_sparse_files_come_back() {
+fn large_and_sparse_files_are_restored() {
     let site = Site::with_files(&[("d/small", "beside them")]);
     site.init();
     write_noise(&site, "d/large", 5);
@@ -692,7 +692,7 @@ fn large_and_sparse_files_come_back() {
 }
 
 #[test]
-fn of_a_file_of_thousands_of_chunks_only_the_appended_tail_is_stored_again() {
+fn appending_to_a_file_of_thousands_of_chunks_stores_only_the_tail() {
     let site = Site::with_files(&[("small", "beside it")]);
     site.init();
     let large = write_noise(&site, "large", 40);
@@ -743,7 +743,7 @@ fn low_memory_takes_turns_with_many_small_chunks() {
 }
 
 #[test]
-fn without_room_for_temporary_files_a_backup_that_needs_them_says_so() {
+fn a_backup_without_room_for_temporary_files_fails_with_a_message() {
     let site = ready(&[("a", "one")]);
     let limited = site.path().join("limited");
     fs::create_dir(&limited).unwrap();
@@ -769,7 +769,7 @@ fn without_room_for_temporary_files_a_backup_that_needs_them_says_so() {
 }
 
 #[test]
-fn low_memory_needs_little_memory_however_large_the_file() {
+fn low_memory_bounds_memory_for_large_files() {
     let site = Site::with_files(&[("small", "beside it")]);
     site.init();
     write_noise(&site, "large", 300);
@@ -811,7 +811,7 @@ fn a_second_run_at_once_is_told_that_the_first_holds_the_lock() {
 }
 
 #[test]
-fn the_summary_is_in_numbers() {
+fn the_summary_has_numbers() {
     let site = ready(&[("a", "one"), ("d/b", "three")]);
     let summary = backup(&site, &[]);
     let fields = ["files_new", "files_changed", "files_unmodified", "files_read", "files", "directories", "others"];

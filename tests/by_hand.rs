@@ -202,7 +202,7 @@ fn a_second_reader_restores_everything_with_gpg() {
 }
 
 #[test]
-fn a_second_reader_restores_everything_that_is_not_encrypted() {
+fn a_second_reader_restores_everything_without_encryption() {
     a_second_reader_restores_everything(Key::None);
 }
 
@@ -260,7 +260,7 @@ fn a_second_reader_refuses_a_flipped_byte_in_a_pack() {
 }
 
 #[test]
-fn a_second_reader_refuses_a_block_in_the_place_of_another() {
+fn a_second_reader_refuses_swapped_blocks() {
     let shelf = Shelf::new(Key::None);
     // Of equal length, so that only the digest tells; and not so long that it could be cut.
     shelf.site.write("file", noise("one", (60 * KIB) as usize));
@@ -279,7 +279,7 @@ fn a_second_reader_refuses_a_block_in_the_place_of_another() {
 }
 
 #[test]
-fn a_second_reader_refuses_snapshots_that_are_not_the_signers_or_not_in_their_place() {
+fn a_second_reader_refuses_foreign_and_misplaced_snapshots() {
     for key in [Key::Gpg, Key::None] {
         let shelf = with_snapshot(key);
         let repo = shelf.site.repo();
@@ -308,7 +308,7 @@ fn a_second_reader_refuses_snapshots_that_are_not_the_signers_or_not_in_their_pl
         let moved = settings.replace(&id(&settings), &id(&theirs));
         for description in &descriptions {
             fs::write(description, &moved).unwrap();
-            refuses(shelf.list(), "brackfs.toml", "brackfs-copy.toml says otherwise");
+            refuses(shelf.list(), "brackfs.toml", "brackfs-copy.toml differs");
             fs::write(description, &settings).unwrap();
         }
         descriptions.iter().for_each(|description| fs::write(description, &moved).unwrap());
@@ -355,7 +355,7 @@ fn reference(listed: &str, name: &str, word: &str) -> (String, String) {
 }
 
 #[track_caller]
-fn the_commands_of_the_readme_lead_to_a_file(key: Key) {
+fn the_commands_of_the_readme_restore_a_file(key: Key) {
     let shelf = Shelf::new(key);
     let site = &shelf.site;
     let content = noise("content", (60 * KIB) as usize);
@@ -414,17 +414,17 @@ fn the_commands_of_the_readme_lead_to_a_file(key: Key) {
 }
 
 #[test]
-fn the_commands_of_the_readme_lead_to_a_file_with_gpg() {
-    the_commands_of_the_readme_lead_to_a_file(Key::Gpg);
+fn the_commands_of_the_readme_restore_a_file_with_gpg() {
+    the_commands_of_the_readme_restore_a_file(Key::Gpg);
 }
 
 #[test]
-fn the_commands_of_the_readme_lead_to_a_file_that_is_not_encrypted() {
-    the_commands_of_the_readme_lead_to_a_file(Key::None);
+fn the_commands_of_the_readme_restore_a_file_without_encryption() {
+    the_commands_of_the_readme_restore_a_file(Key::None);
 }
 
 #[test]
-fn the_readme_says_which_standard_and_which_keys_the_repository_has() {
+fn the_readme_names_the_standard_and_the_keys_of_the_repository() {
     let site = Site::new();
     let readme = |name: &str| fs::read_to_string(site.path().join(name).join("README.txt")).unwrap();
     for profile in ["rfc9580", "rfc4880"] {

@@ -145,7 +145,7 @@ fn copy(from: &Path, to: &Path) -> PathBuf {
 }
 
 /// Puts a copy in the place of a directory.
-fn put_back(copy_of: &Path, place: &Path) {
+fn replace_directory(copy_of: &Path, place: &Path) {
     fs::remove_dir_all(place).unwrap();
     copy(copy_of, place);
 }
@@ -159,7 +159,7 @@ fn says(run: &Run, words: &[&str]) {
 
 /// Nothing was stored twice, though every file was read.
 #[track_caller]
-fn stored_nothing_again(world: &World, run: &Run) {
+fn assert_stored_nothing_again(world: &World, run: &Run) {
     let summary = run.json();
     let files = tree(&world.site.source()).values().filter(|entry| entry.content.is_some()).count();
     assert_eq!(number(&summary, "files_read"), files as u64, "{run}");
@@ -199,7 +199,7 @@ fn a_lost_or_broken_catalog_is_built_anew_by_the_next_backup() {
         assert!(!world.state().join("catalog.sqlite.new").exists());
         let run = world.backup(&[]).ok();
         says(&run, &[words, "rebuilt"]);
-        stored_nothing_again(&world, &run);
+        assert_stored_nothing_again(&world, &run);
         world.agrees();
         let after = world.backup(&[]).ok();
         assert_eq!(after.stderr, "", "{after}");
@@ -210,7 +210,7 @@ fn a_lost_or_broken_catalog_is_built_anew_by_the_next_backup() {
 }
 
 #[test]
-fn repositories_of_every_kind_give_a_catalog() {
+fn a_catalog_is_rebuilt_from_every_kind_of_repository() {
     let inits: [fn(&Site); 2] = [
         |site| {
             site.key("rfc4880");
@@ -222,13 +222,13 @@ fn repositories_of_every_kind_give_a_catalog() {
         let mut world = World::made_by(init);
         fs::remove_file(world.catalog()).unwrap();
         let run = world.backup(&[]).ok();
-        stored_nothing_again(&world, &run);
+        assert_stored_nothing_again(&world, &run);
         world.is_whole();
     }
 }
 
 #[test]
-fn a_catalog_is_rebuilt_on_request_and_the_old_one_kept() {
+fn a_catalog_is_rebuilt_on_request_and_the_old_one_is_kept() {
     let mut world = World::new();
     world.site.write("more", noise("more", 300_000));
     world.backup(&["--source", "other"]).ok();
@@ -268,7 +268,7 @@ fn a_catalog_is_rebuilt_on_request_and_the_old_one_kept() {
     assert_eq!(snapshots, 3);
     let run = world.backup(&[]).ok();
     assert_eq!(run.stderr, "");
-    stored_nothing_again(&world, &run);
+    assert_stored_nothing_again(&world, &run);
     world.is_whole();
 }
 
@@ -289,7 +289,7 @@ fn what_breaks_in_the_midst_of_a_backup_is_said_and_rebuilt_at_once() {
     says(&world.site.brackfs(&["catalog", "verify"]).code(1), &["catalog.sqlite", "rebuild"]);
     let run = world.backup(&[]).ok();
     says(&run, &["damaged", "rebuilt"]);
-    stored_nothing_again(&world, &run);
+    assert_stored_nothing_again(&world, &run);
     world.is_whole();
 }
 
@@ -327,7 +327,7 @@ fn verify_names_what_the_catalog_claims_and_the_repository_does_not_have() {
 }
 
 #[test]
-fn lost_packs_are_left_out_of_a_new_catalog_and_stored_again() {
+fn a_new_catalog_omits_lost_packs_and_their_data_is_stored_again() {
     let mut world = World::new();
     for pack in world.packs() {
         fs::remove_file(pack).unwrap();
@@ -354,7 +354,7 @@ fn a_repository_that_was_set_back_loses_nothing_that_comes_after() {
     world.site.write("d/new", noise("new", 2 * MIB));
     world.site.write("d/e/3", "changed");
     world.backup(&[]).ok();
-    put_back(&older, &world.site.repo());
+    replace_directory(&older, &world.site.repo());
     world.snapshots.pop();
     let look = world.site.backup(&["--dry-run"]).ok();
     says(&look, &["set back"]);
@@ -383,7 +383,7 @@ fn a_machine_that_was_set_back_learns_what_it_forgot() {
     world.site.write("d/e/3", "changed");
     world.backup(&[]).ok();
     world.backup(&["--source", "second"]).ok();
-    put_back(&older, &world.site.state());
+    replace_directory(&older, &world.site.state());
     let run = world.backup(&[]).ok();
     says(&run, &["does not know", "set back to an older copy", "2 snapshots added to the catalog"]);
     assert_eq!(number(&run.json(), "data_packs"), 0, "{run}");
@@ -394,26 +394,26 @@ fn a_machine_that_was_set_back_learns_what_it_forgot() {
 }
 
 #[test]
-fn both_set_back_to_different_times_agree_again() {
+fn machine_and_repository_agree_again_after_rollbacks_to_different_times() {
     let mut world = World::new();
     let repo = copy(&world.site.repo(), &world.site.path().join("older-repo"));
     world.site.write("a", noise("a", MIB));
     world.backup(&[]).ok();
     let state = world.copy_of_state("older-state");
     // The machine's state knows a run that the repository does not have, and goes on from there.
-    put_back(&repo, &world.site.repo());
+    replace_directory(&repo, &world.site.repo());
     world.snapshots.pop();
     world.site.write("b", noise("b", MIB));
     says(&world.backup(&[]).ok(), &["set back"]);
     // Now it is set back, too: to where it knows a run that never was in this repository.
-    put_back(&state, &world.site.state());
+    replace_directory(&state, &world.site.state());
     world.site.write("c", noise("c", MIB));
     says(&world.backup(&[]).ok(), &["does not know"]);
     world.is_whole();
 }
 
 #[test]
-fn clones_in_turn_lose_nothing_and_are_noticed_each_time() {
+fn clones_that_take_turns_lose_nothing_and_are_detected_each_time() {
     let mut world = World::new();
     let clone = world.copy_of_state("clone");
     for turn in 0..3 {
@@ -449,7 +449,7 @@ fn clones_in_turn_lose_nothing_and_are_noticed_each_time() {
 }
 
 #[test]
-fn of_clones_that_begin_to_write_at_the_same_moment_one_is_refused() {
+fn one_of_two_clones_that_start_together_is_refused() {
     let mut world = World::new();
     let piped = ["backup", "--stdin-filename", "pipe"];
     world.site.brackfs(&piped).ok();
@@ -479,7 +479,7 @@ fn of_clones_that_begin_to_write_at_the_same_moment_one_is_refused() {
 
 /// The copy takes what the other one has stored so far for what a killed run left.
 #[test]
-fn of_a_machine_that_is_copied_while_it_writes_one_is_refused() {
+fn a_machine_and_its_copy_made_during_a_backup_cannot_both_write() {
     let mut world = World::new();
     let packs = world.packs().len();
     let mut writing = world.site.command(&["backup", "--stdin-filename", "pipe"]);
@@ -503,7 +503,7 @@ fn of_a_machine_that_is_copied_while_it_writes_one_is_refused() {
 }
 
 #[test]
-fn a_host_key_that_was_brought_back_is_enough_to_go_on() {
+fn backups_continue_with_only_the_restored_host_key() {
     let mut world = World::new();
     let key = fs::read(world.state().join("host.key")).unwrap();
     let second = world.site.path().join("second").join(world.state().file_name().unwrap());
@@ -516,13 +516,13 @@ fn a_host_key_that_was_brought_back_is_enough_to_go_on() {
     assert!(run.stdout.contains("\"new_host_key\":false"), "{run}");
     says(&world.backup(&[]).code(1), &["brackfs adopt"]);
     let run = world.backup_with(&second).ok();
-    stored_nothing_again(&world, &run);
-    put_back(&second, &world.site.state());
+    assert_stored_nothing_again(&world, &run);
+    replace_directory(&second, &world.site.state());
     world.is_whole();
 }
 
 #[test]
-fn a_new_machine_goes_on_with_the_owners_key() {
+fn a_new_machine_continues_with_the_owners_key() {
     let mut world = World::new();
     world.site.write("more", noise("more", MIB));
     world.backup(&[]).ok();
@@ -550,7 +550,7 @@ fn a_new_machine_goes_on_with_the_owners_key() {
     let told: serde_json::Value = serde_json::from_str(run.stdout.lines().last().unwrap()).unwrap();
     assert_eq!(told["recipients"].as_array().unwrap().len(), 1, "{run}");
     let run = world.backup(&[]).ok();
-    stored_nothing_again(&world, &run);
+    assert_stored_nothing_again(&world, &run);
     world.is_whole();
     // The old machine can't verify what the new one signs. It says so, and loses nothing.
     says(&world.backup_with(&old).ok(), &["cannot verify", "another machine with a host key of its own"]);
@@ -559,7 +559,7 @@ fn a_new_machine_goes_on_with_the_owners_key() {
     fs::remove_file(world.catalog()).unwrap();
     let run = world.backup(&[]).ok();
     says(&run, &["rebuilt"]);
-    stored_nothing_again(&world, &run);
+    assert_stored_nothing_again(&world, &run);
     world.site.brackfs(&["check", "--read-data"]).ok();
     // And the old machine can be the writer again.
     let mut adopt = world.site.command(&["adopt"]);
@@ -570,7 +570,7 @@ fn a_new_machine_goes_on_with_the_owners_key() {
 }
 
 #[test]
-fn a_target_that_exchanged_its_host_key_gains_no_recipient_from_an_adopt() {
+fn adopt_adds_no_recipient_after_the_target_exchanged_the_host_key() {
     let world = World::new();
     let site = &world.site;
     let key = SecretKey::parse(&fs::read(world.state().join("host.key")).unwrap()).unwrap();
@@ -614,7 +614,7 @@ fn a_target_that_exchanged_its_host_key_gains_no_recipient_from_an_adopt() {
 }
 
 #[test]
-fn generations_that_do_not_verify_stop_no_backup_and_are_named() {
+fn invalid_generations_are_named_and_stop_no_backup() {
     let mut world = World::new();
     world.site.write("new", "new");
     world.backup(&[]).ok();
@@ -645,7 +645,7 @@ fn generations_that_do_not_verify_stop_no_backup_and_are_named() {
     world.backup(&[]).ok();
     fs::remove_file(world.catalog()).unwrap();
     let run = world.backup(&[]).ok();
-    stored_nothing_again(&world, &run);
+    assert_stored_nothing_again(&world, &run);
     for object in ["0000000004", "0000000005", "4000000000", "9999999999"] {
         fs::remove_file(folder.join(object)).unwrap();
     }
@@ -655,7 +655,7 @@ fn generations_that_do_not_verify_stop_no_backup_and_are_named() {
 }
 
 #[test]
-fn state_that_cannot_be_written_is_an_error_and_harms_nothing() {
+fn unwritable_state_is_an_error_and_harms_nothing() {
     let mut world = World::new();
     let state = world.site.state();
     let mount = |arguments: &[&str]| {
@@ -673,7 +673,7 @@ fn state_that_cannot_be_written_is_an_error_and_harms_nothing() {
 }
 
 #[test]
-fn a_full_disk_under_the_state_is_an_error_and_harms_nothing() {
+fn a_full_disk_of_the_state_is_an_error_and_harms_nothing() {
     let mut world = World::new();
     let state = world.site.state();
     let aside = world.copy_of_state("aside");
@@ -702,7 +702,7 @@ fn a_full_disk_under_the_state_is_an_error_and_harms_nothing() {
 
 /// Of a tree with long directories and long files, whichever pack is lost: the next snapshot is whole.
 #[test]
-fn whichever_pack_is_lost_the_next_snapshot_is_whole() {
+fn the_next_snapshot_is_whole_after_the_loss_of_any_pack() {
     let mut world = World::new();
     let options = ["--chunk-size", "16KiB"];
     world.site.write("long", noise("long", 24 * MIB));
@@ -732,13 +732,13 @@ fn whichever_pack_is_lost_the_next_snapshot_is_whole() {
         assert_eq!(number(&world.site.brackfs(&["catalog", "verify", "--json"]).ok().json(), "problems"), 0);
         assert_eq!(number(&world.backup(&options).ok().json(), "files_read"), 0, "{run}");
         world.snapshots.pop();
-        put_back(&state, &world.site.state());
-        put_back(&repo, &world.site.repo());
+        replace_directory(&state, &world.site.state());
+        replace_directory(&repo, &world.site.repo());
     }
 }
 
 #[test]
-fn a_disk_that_is_not_mounted_is_not_taken_for_lost_packs() {
+fn an_unmounted_disk_does_not_count_as_lost_packs() {
     let mut world = World::new();
     let (packs, away) = (world.site.repo().join("packs"), world.site.path().join("away"));
     fs::rename(&packs, &away).unwrap();
@@ -800,7 +800,7 @@ fn packs_that_nobody_looked_at_for_long_are_looked_at_and_what_is_lost_is_stored
 }
 
 #[test]
-fn a_run_waits_for_another_as_long_as_it_may() {
+fn a_run_waits_for_another_up_to_its_limit() {
     let mut world = World::new();
     let lock = File::options().write(true).open(world.state().join("lock")).unwrap();
     flock(&lock, FlockOperation::LockExclusive).unwrap();
@@ -843,7 +843,7 @@ fn forge_indexes(world: &World, forge: impl Fn(&mut Index)) {
 }
 
 #[test]
-fn an_index_that_does_not_tell_the_truth_is_found_by_check() {
+fn check_finds_a_false_index() {
     let check = |forge: &dyn Fn(&mut Index), words: &str| {
         let world = World::new();
         world.site.brackfs(&["check", "--read-data"]).ok();

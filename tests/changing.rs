@@ -76,13 +76,13 @@ fn restored(site: &Site, into: &str) -> PathBuf {
 }
 
 #[track_caller]
-fn latest_is_the_source(site: &Site, into: &str) {
+fn assert_latest_equals_source(site: &Site, into: &str) {
     assert_eq!(tree(&restored(site, into)), tree(&site.source()));
 }
 
 /// What is known of all files is trusted: none is read again.
 #[track_caller]
-fn nothing_is_read_again(site: &Site) {
+fn assert_nothing_is_read_again(site: &Site) {
     assert_eq!(number(&site.backup(&[]).ok().json(), "files_read"), 0);
 }
 
@@ -106,14 +106,14 @@ fn a_file_that_changes_once_is_read_again_after_the_others() {
         assert_eq!(problems(&run), [""; 0]);
         assert_eq!(number(&run.json(), "files_read"), 2);
         assert_eq!(number(&run.json(), "files"), 2);
-        latest_is_the_source(&site, "out");
-        nothing_is_read_again(&site);
+        assert_latest_equals_source(&site, "out");
+        assert_nothing_is_read_again(&site);
         site.brackfs(&["check", "--read-data"]).ok();
     }
 }
 
 #[test]
-fn a_file_that_never_keeps_still_is_stored_as_it_was_read_and_marked() {
+fn a_file_that_keeps_changing_is_stored_as_read_and_marked() {
     for (length, retries) in [(10_000, 3), (3 * MIB, 1), (10_000, 0)] {
         let site = ready(&[("f", &noise("0", length)), ("d/g", b"still")]);
         let path = site.source().join("f");
@@ -149,8 +149,8 @@ fn a_file_that_never_keeps_still_is_stored_as_it_was_read_and_marked() {
         settle();
         let next = site.backup(&[]).ok();
         assert_eq!(number(&next.json(), "files_read"), 1, "{next}");
-        latest_is_the_source(&site, "out");
-        nothing_is_read_again(&site);
+        assert_latest_equals_source(&site, "out");
+        assert_nothing_is_read_again(&site);
     }
 }
 
@@ -182,9 +182,9 @@ fn what_a_file_became_before_it_was_opened_is_what_is_stored() {
     let json = run.json();
     let counts = ["files", "directories", "others"].map(|field| number(&json, field));
     assert_eq!(counts, [5, 3, 1], "{json}");
-    latest_is_the_source(&site, "out");
+    assert_latest_equals_source(&site, "out");
     settle();
-    nothing_is_read_again(&site);
+    assert_nothing_is_read_again(&site);
     site.brackfs(&["check", "--read-data"]).ok();
 }
 
@@ -218,13 +218,13 @@ fn a_file_that_grows_or_shrinks_while_it_is_read_is_read_again() {
         }
     });
     assert_eq!(problems(&run.ok()), [""; 0]);
-    latest_is_the_source(&site, "out");
+    assert_latest_equals_source(&site, "out");
     settle();
-    nothing_is_read_again(&site);
+    assert_nothing_is_read_again(&site);
 }
 
 #[test]
-fn a_file_of_several_names_is_right_under_each() {
+fn a_file_with_several_names_has_valid_content_under_each() {
     let site = ready(&[("a", &noise("old", 5000)), ("z", b"last")]);
     for name in ["b", "d1"] {
         fs::hard_link(site.source().join("a"), site.source().join(name)).unwrap();
@@ -241,7 +241,7 @@ fn a_file_of_several_names_is_right_under_each() {
     // All names were read before; the next backup sees the change.
     settle();
     site.backup(&[]).ok();
-    latest_is_the_source(&site, "out");
+    assert_latest_equals_source(&site, "out");
 }
 
 #[test]
@@ -259,7 +259,7 @@ fn a_directory_that_goes_away_meanwhile_is_no_harm() {
     site.brackfs(&["check", "--read-data"]).ok();
     settle();
     site.backup(&[]).ok();
-    latest_is_the_source(&site, "out");
+    assert_latest_equals_source(&site, "out");
 }
 
 /// A file that was put off, in a directory that is not there any more when it is its turn.
@@ -289,7 +289,7 @@ fn a_file_whose_directory_goes_away_is_said_to_be_gone() {
     site.brackfs(&["check", "--read-data"]).ok();
     settle();
     site.backup(&[]).ok();
-    latest_is_the_source(&site, "out");
+    assert_latest_equals_source(&site, "out");
 }
 
 /// An ext4 of its own, mounted where the source is.
@@ -310,7 +310,7 @@ fn stamps(path: &Path) -> (i64, i64, i64, i64) {
 }
 
 /// Waits for the beginning of a second.
-fn until_a_second_begins() {
+fn wait_for_next_second() {
     let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap();
     thread::sleep(Duration::from_secs(1) - Duration::from_nanos(now.subsec_nanos().into()));
 }
@@ -326,7 +326,7 @@ fn what_changes_within_a_tick_of_the_clock_is_seen_by_the_next_backup() {
     loop {
         tries += 1;
         assert!(tries < 20, "a backup takes longer than a second");
-        until_a_second_begins();
+        wait_for_next_second();
         fs::write(&path, format!("old {tries:4}")).unwrap();
         let before = stamps(&path);
         assert_eq!((before.1, before.3), (0, 0));
@@ -339,11 +339,11 @@ fn what_changes_within_a_tick_of_the_clock_is_seen_by_the_next_backup() {
         }
     }
     site.backup(&["--settle-max", "0"]).ok();
-    latest_is_the_source(&site, "out");
+    assert_latest_equals_source(&site, "out");
 }
 
 #[test]
-fn what_changed_just_now_is_waited_for_and_then_trusted() {
+fn a_backup_waits_until_fresh_files_can_be_trusted() {
     let site = Site::new();
     site.init();
     on_ext4(&site, &["-I", "128"]);
@@ -353,8 +353,8 @@ fn what_changed_just_now_is_waited_for_and_then_trusted() {
     let json = run.json();
     assert_eq!(number(&json, "files_read"), 2, "{json}");
     assert!(json["seconds"].as_f64().unwrap() > 0.9, "{json}");
-    latest_is_the_source(&site, "out");
-    nothing_is_read_again(&site);
+    assert_latest_equals_source(&site, "out");
+    assert_nothing_is_read_again(&site);
     site.brackfs(&["check", "--read-data"]).ok();
 }
 
@@ -411,17 +411,17 @@ fn what_is_written_through_a_mapping_is_seen() {
     site.backup(&[]).ok();
     order("second");
     site.backup(&[]).ok();
-    latest_is_the_source(&site, "second");
+    assert_latest_equals_source(&site, "second");
     drop(orders);
     writer.wait().unwrap();
     settle();
     site.backup(&[]).ok();
-    nothing_is_read_again(&site);
+    assert_nothing_is_read_again(&site);
 }
 
 /// What it is about to write may be stamped already.
 #[test]
-fn a_young_file_that_is_open_for_writing_is_not_taken_for_known() {
+fn a_young_file_that_is_open_for_writing_is_read_again() {
     let site = ready(&[("f", b"some"), ("g", b"other")]);
     let writer = OpenOptions::new().append(true).open(site.source().join("f")).unwrap();
     for _ in 0..2 {
@@ -430,8 +430,8 @@ fn a_young_file_that_is_open_for_writing_is_not_taken_for_known() {
     }
     drop(writer);
     site.backup(&[]).ok();
-    nothing_is_read_again(&site);
-    latest_is_the_source(&site, "out");
+    assert_nothing_is_read_again(&site);
+    assert_latest_equals_source(&site, "out");
 }
 
 #[test]
@@ -451,5 +451,5 @@ fn a_device_with_another_number_is_the_same_device() {
     let json = site.backup(&[]).ok().json();
     assert_eq!(number(&json, "files_read"), 1, "{json}");
     // Both names of the file still are one.
-    latest_is_the_source(&site, "out");
+    assert_latest_equals_source(&site, "out");
 }

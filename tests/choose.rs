@@ -106,7 +106,7 @@ fn patterns_of_files_come_before_those_of_flags() {
 }
 
 #[test]
-fn a_rule_that_makes_no_sense_is_a_usage_error_and_changes_nothing() {
+fn an_invalid_rule_is_a_usage_error_and_changes_nothing() {
     let site = with_names(&["a"]);
     let before = objects(&site);
     let bad = beside(&site, "bad", "*.o\n# fine\n[a\n");
@@ -128,7 +128,7 @@ fn a_rule_that_makes_no_sense_is_a_usage_error_and_changes_nothing() {
 // --- directories and files that ask to be left out ---
 
 #[test]
-fn of_a_cache_only_the_directory_and_the_tag_are_kept() {
+fn only_the_directory_and_the_tag_of_a_cache_are_kept() {
     let site = ready(&[
         ("c/CACHEDIR.TAG", CACHE),
         ("c/data", "x"),
@@ -149,7 +149,7 @@ fn of_a_cache_only_the_directory_and_the_tag_are_kept() {
 }
 
 #[test]
-fn of_a_directory_with_a_named_entry_only_that_entry_is_kept() {
+fn exclude_if_present_keeps_only_the_named_entry() {
     let site = with_names(&["a/.nobackup", "a/b/c", "a/d", "git/.git/config", "git/work", "z/nobackup"]);
     backup(&site, &["--exclude-if-present", ".nobackup", "--exclude-if-present", ".git"]);
     let expected = ["a/", "a/.nobackup", "git/", "git/.git/", "git/.git/config", "z/", "z/nobackup"];
@@ -255,7 +255,7 @@ impl Drop for OtherFileSystem {
 }
 
 #[test]
-fn of_several_paths_each_has_its_own_file_system() {
+fn each_of_several_paths_has_its_own_file_system() {
     let site = with_names(&["one/a", "one/below/covered", "z"]);
     let _below = OtherFileSystem::mount(site.source().join("one/below"));
     let _other = OtherFileSystem::mount(site.source().join("other"));
@@ -285,7 +285,7 @@ fn of_several_paths_each_has_its_own_file_system() {
 }
 
 #[test]
-fn the_directory_of_a_mount_keeps_the_looks_of_the_mount() {
+fn an_empty_mount_point_keeps_the_metadata_of_the_mount() {
     let site = with_names(&["a"]);
     let below = site.source().join("below");
     let _mount = OtherFileSystem::mount(below.clone());
@@ -316,7 +316,7 @@ fn there(site: &Site, arguments: &[&str]) -> Run {
 }
 
 #[test]
-fn the_repository_and_the_state_are_left_empty_when_they_are_below_the_source() {
+fn repository_and_state_below_the_source_are_stored_empty() {
     let site = with_own_files_below();
     let source = site.source();
     let expected = ["a", "back/", "back/up/", "back/up/b", "back/up/repo/", "state/"];
@@ -338,7 +338,7 @@ fn the_repository_and_the_state_are_left_empty_when_they_are_below_the_source() 
 }
 
 #[test]
-fn a_source_inside_of_the_repository_or_the_state_is_refused() {
+fn a_source_inside_the_repository_or_the_state_is_refused() {
     let site = with_names(&["a"]);
     let before = objects(&site);
     symlink(site.repo().join("keys"), site.path().join("detour")).unwrap();
@@ -351,7 +351,7 @@ fn a_source_inside_of_the_repository_or_the_state_is_refused() {
 }
 
 #[test]
-fn a_path_that_is_a_link_is_stored_as_one_and_followed_with_a_slash() {
+fn a_link_given_as_path_is_stored_and_followed_only_with_a_slash() {
     let site = with_names(&["private/secret", "other"]);
     let link = site.path().join("project");
     symlink("source/private", &link).unwrap();
@@ -374,7 +374,7 @@ fn a_path_that_is_a_link_is_stored_as_one_and_followed_with_a_slash() {
 }
 
 #[test]
-fn a_path_that_is_not_utf8_needs_a_name_for_its_source() {
+fn a_path_that_is_not_utf8_needs_a_source_name() {
     let site = with_names(&["a"]);
     let [one, other] = [b"bad\xff", b"bad\xfe"].map(|name| site.source().join(std::ffi::OsStr::from_bytes(name)));
     for path in [&one, &other] {
@@ -390,7 +390,7 @@ fn a_path_that_is_not_utf8_needs_a_name_for_its_source() {
 }
 
 #[test]
-fn a_source_that_is_empty_and_had_files_is_a_problem_once() {
+fn a_source_that_became_empty_is_a_problem_once() {
     let site = with_names(&["a", "d/b"]);
     backup(&site, &[]);
     fs::remove_dir_all(site.source()).unwrap();
@@ -405,7 +405,7 @@ fn a_source_that_is_empty_and_had_files_is_a_problem_once() {
 }
 
 #[test]
-fn excluding_everything_is_not_taken_for_an_empty_directory() {
+fn excluding_everything_does_not_count_as_an_empty_directory() {
     let site = with_names(&["a", "d/b"]);
     let paths = ["a", "d"].map(|name| site.source().join(name).display().to_string());
     backup(&site, &[]);
@@ -425,7 +425,7 @@ fn excluding_everything_is_not_taken_for_an_empty_directory() {
 }
 
 #[test]
-fn one_of_several_paths_that_is_empty_and_had_files_is_a_problem() {
+fn one_of_several_paths_that_became_empty_is_a_problem() {
     let site = with_names(&["a/1", "b/2", "never/x"]);
     fs::remove_file(site.source().join("never/x")).unwrap();
     let paths = ["a", "b", "never"].map(|name| text(&site.source().join(name)).to_owned());
@@ -440,7 +440,7 @@ fn one_of_several_paths_that_is_empty_and_had_files_is_a_problem() {
 }
 
 #[test]
-fn a_path_at_which_a_file_system_is_no_longer_mounted_is_a_problem() {
+fn a_path_whose_file_system_is_no_longer_mounted_is_a_problem() {
     let site = with_names(&["disk/stray"]);
     let disk = site.source().join("disk");
     let mounted = |content: &str| {
@@ -468,7 +468,7 @@ fn a_path_at_which_a_file_system_is_no_longer_mounted_is_a_problem() {
 }
 
 #[test]
-fn one_file_system_has_the_subvolumes_that_are_not_mounted() {
+fn one_file_system_includes_unmounted_subvolumes() {
     let site = with_names(&["a"]);
     let (image, source) = (site.path().join("image"), site.source());
     File::create(&image).unwrap().set_len(128 << 20).unwrap();
@@ -496,7 +496,7 @@ fn one_file_system_has_the_subvolumes_that_are_not_mounted() {
 }
 
 #[test]
-fn a_tag_of_another_user_leaves_nothing_out_and_is_named() {
+fn a_cache_tag_of_another_user_is_reported_and_ignored() {
     let site = with_names(&["shared/file", "own/file", "roots/file"]);
     let own = Some(12_345);
     for (directory, owner, tag_owner) in [("shared", Some(0), own), ("own", own, own), ("roots", own, Some(0))] {
@@ -519,7 +519,7 @@ fn a_tag_of_another_user_leaves_nothing_out_and_is_named() {
 }
 
 #[test]
-fn our_own_mount_is_left_empty_on_the_way_and_backed_up_when_it_is_the_path() {
+fn a_brackfs_mount_is_backed_up_only_if_it_is_the_given_path() {
     let site = with_names(&["a", "d/b"]);
     backup(&site, &[]);
     let mounted = site.mount(&[]);
@@ -578,7 +578,7 @@ fn what_a_list_names_is_backed_up_with_what_leads_to_it() {
 }
 
 #[test]
-fn with_a_list_the_root_is_the_root_also_for_one_directory() {
+fn a_list_of_one_directory_keeps_the_root_as_root() {
     let site = with_names(&["d/b"]);
     let list = beside(&site, "list", "source/d\n");
     backup_of(&site, &["--files-from", &list]).ok();
@@ -586,7 +586,7 @@ fn with_a_list_the_root_is_the_root_also_for_one_directory() {
 }
 
 #[test]
-fn lists_and_paths_add_up_and_excluded_is_excluded() {
+fn lists_add_to_paths_and_exclusions_apply() {
     let site = with_names(&["a.o", "b", "c/d", "c/e.o", "f", "g/h", "g/i"]);
     let one = beside(&site, "one", "source/a.o\nsource/b\n");
     let two = beside(&site, "two", "source/c\nsource/g/h\n");
@@ -626,7 +626,7 @@ fn what_is_missing_of_a_list_is_named_and_the_rest_is_backed_up() {
 }
 
 #[test]
-fn a_list_of_nothing_is_an_error_and_makes_no_snapshot() {
+fn an_empty_list_is_an_error_and_makes_no_snapshot() {
     let site = with_names(&["a"]);
     let source = site.source();
     let before = objects(&site);
@@ -693,7 +693,7 @@ fn standard_input_becomes_the_only_file_of_a_snapshot() {
 }
 
 #[test]
-fn an_empty_pipe_is_an_empty_file_and_a_note() {
+fn an_empty_pipe_becomes_an_empty_file_with_a_note() {
     let site = ready::<&str>(&[]);
     let run = run(fed(&mut dump_command(&site, &[]), Vec::new())).ok();
     says(&run, "standard input was empty");
@@ -702,7 +702,7 @@ fn an_empty_pipe_is_an_empty_file_and_a_note() {
 }
 
 #[test]
-fn of_a_dump_that_changed_little_little_is_stored_again() {
+fn a_small_change_of_a_dump_stores_little_data() {
     let site = ready::<&str>(&[]);
     let mut bytes = noise("dump", 40 * MIB);
     let extra = ["--chunk-size", "16KiB"];
@@ -717,7 +717,7 @@ fn of_a_dump_that_changed_little_little_is_stored_again() {
 }
 
 #[test]
-fn a_pipe_with_the_same_content_makes_no_snapshot_if_that_is_to_be_skipped() {
+fn skip_if_unchanged_makes_no_snapshot_of_an_unchanged_pipe() {
     let site = ready::<&str>(&[]);
     let large = noise("same", 3 * MIB);
     let mut count = 0;
@@ -762,7 +762,7 @@ fn what_came_through_a_pipe_and_got_into_no_snapshot_is_not_skipped() {
 }
 
 #[test]
-fn a_source_may_be_a_pipe_once_and_a_directory_then() {
+fn a_source_may_change_from_a_pipe_to_a_directory() {
     let site = with_names(&["d/e/f", "db.sql"]);
     let as_source = ["--source", "source"];
     backup(&site, &[]);
@@ -795,7 +795,7 @@ fn a_file_is_never_taken_for_what_came_through_a_pipe() {
 }
 
 #[test]
-fn a_pipe_that_cannot_be_read_makes_no_snapshot() {
+fn an_unreadable_pipe_makes_no_snapshot() {
     let site = ready::<&str>(&[]);
     // A directory can be a standard input, but not be read.
     let mut command = dump_command(&site, &[]);
@@ -811,7 +811,7 @@ fn a_pipe_that_cannot_be_read_makes_no_snapshot() {
 }
 
 #[test]
-fn an_interrupt_while_a_pipe_is_open_makes_no_snapshot_and_keeps_what_was_stored() {
+fn an_interrupt_while_a_pipe_is_open_makes_no_snapshot_and_keeps_stored_data() {
     let site = ready::<&str>(&[]);
     let bytes = noise("interrupted", 24 * MIB);
     let (reader, mut writer) = std::io::pipe().unwrap();
@@ -834,7 +834,7 @@ fn an_interrupt_while_a_pipe_is_open_makes_no_snapshot_and_keeps_what_was_stored
 }
 
 #[test]
-fn a_pipe_needs_no_more_memory_for_being_long() {
+fn memory_does_not_grow_with_the_length_of_a_pipe() {
     let site = ready::<&str>(&[]);
     let (reader, mut writer) = std::io::pipe().unwrap();
     let mut command = dump_command(&site, &[]);
@@ -856,7 +856,7 @@ fn a_pipe_needs_no_more_memory_for_being_long() {
 }
 
 #[test]
-fn a_pipe_goes_with_no_path_and_no_rule_and_has_a_plain_name() {
+fn a_pipe_excludes_paths_and_rules_and_needs_a_plain_name() {
     let site = with_names(&["a"]);
     let before = objects(&site);
     let source = site.source();
@@ -881,7 +881,7 @@ fn a_pipe_goes_with_no_path_and_no_rule_and_has_a_plain_name() {
 // --- tags ---
 
 #[test]
-fn tags_are_shown_once_each_in_the_order_given() {
+fn tags_are_shown_once_in_the_given_order() {
     let site = with_names(&["a"]);
     backup(&site, &["--tag", "weekly", "--tag", "before upgrade", "--tag", "weekly"]);
     assert_eq!(snapshots(&site)[0]["tags"], serde_json::json!(["weekly", "before upgrade"]));
@@ -895,7 +895,7 @@ fn tags_are_shown_once_each_in_the_order_given() {
 }
 
 #[test]
-fn a_tag_that_could_not_be_told_from_others_is_refused() {
+fn an_ambiguous_tag_is_refused() {
     let site = with_names(&["a"]);
     for tag in ["", " ", "a,b", "two\nlines", "tab\there", " front", "behind "] {
         says(&site.backup(&["--tag", tag]).code(2), "tag");

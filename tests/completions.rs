@@ -39,7 +39,7 @@ fn is_installed(program: &str) -> bool {
 }
 
 #[test]
-fn every_shell_gets_a_script_that_knows_commands_and_options() {
+fn scripts_for_every_shell_have_commands_and_options() {
     for shell in SHELLS {
         let script = script(shell);
         for word in ["snapshots", "umount", "completions", "generate", "one-file-system"] {

@@ -45,7 +45,7 @@ fn duration(command: Command) -> Duration {
 }
 
 #[test]
-fn a_backup_that_is_killed_at_any_moment_loses_nothing() {
+fn a_backup_killed_at_any_moment_loses_nothing() {
     let mut killed = 0;
     rounds("crash by time", 7, |random| {
         let mut ordeal = Ordeal::new(random, 2);
@@ -67,7 +67,7 @@ fn a_backup_that_is_killed_at_any_moment_loses_nothing() {
 }
 
 #[test]
-fn a_backup_that_is_killed_at_a_system_call_loses_nothing() {
+fn a_backup_killed_at_a_system_call_loses_nothing() {
     let mut killed = 0;
     rounds("crash by system call", 7, |random| {
         let mut ordeal = Ordeal::new(random, 1);
@@ -106,7 +106,7 @@ fn kill_at(call: &str, nth: u64, command: &Command) -> Run {
 }
 
 #[test]
-fn a_backup_that_is_killed_before_any_of_its_objects_loses_nothing_and_the_next_one_clears_up() {
+fn a_backup_killed_before_any_object_loses_nothing_and_the_next_one_cleans_up() {
     let (mut left, mut unknown) = (0, 0);
     // Each thread counts for itself: what is first in one of them comes long after what is first in another.
     for call in ["linkat", "fsync"] {
@@ -132,7 +132,7 @@ fn a_backup_that_is_killed_before_any_of_its_objects_loses_nothing_and_the_next_
 }
 
 #[test]
-fn a_backup_that_is_stopped_and_killed_holds_no_lock() {
+fn a_stopped_and_killed_backup_holds_no_lock() {
     let mut ordeal = Ordeal::new(Random::new(1, "lock"), 2);
     ordeal.change();
     let mut child = ordeal.command().stdout(Stdio::null()).stderr(Stdio::null()).spawn().expect("brackfs runs");

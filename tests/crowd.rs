@@ -154,8 +154,8 @@ impl Visitor {
             0 => self.look_around(),
             1 => self.compare_by_rsync(&taken),
             2 => self.compare_by_mapping(&taken),
-            3 => self.read_here_and_there(&taken, true),
-            4 => self.read_here_and_there(&taken, false),
+            3 => self.read_at_random(&taken, true),
+            4 => self.read_at_random(&taken, false),
             _ => self.walk(&taken),
         }
     }
@@ -229,7 +229,7 @@ impl Visitor {
     }
 
     /// Reads parts of files, in no order.
-    fn read_here_and_there(&mut self, taken: &Taken, direct: bool) {
+    fn read_at_random(&mut self, taken: &Taken, direct: bool) {
         let root = self.root(taken);
         let files: Vec<_> = taken.tree.iter().filter(|(_, entry)| entry.kind == Kind::File && entry.size > 0).collect();
         for _ in 0..50 {
@@ -477,7 +477,7 @@ impl Crowd {
 
     /// Nobody hangs, and nobody found anything wrong.
     #[track_caller]
-    fn is_well(&mut self, mounted: &mut Foreground) {
+    fn assert_well(&mut self, mounted: &mut Foreground) {
         for (number, (_, doing)) in self.visitors.iter().enumerate() {
             let hangs = doing.lock().unwrap().as_ref().filter(|doing| doing.since.elapsed() > HANGING).map(|doing| {
                 format!("visitor {number} waits since {:?} for this: {}", doing.since.elapsed(), doing.what)
@@ -500,7 +500,7 @@ impl Crowd {
     fn stay(&mut self, mounted: &mut Foreground, time: Duration) {
         let start = Instant::now();
         while start.elapsed() < time {
-            self.is_well(mounted);
+            self.assert_well(mounted);
             sleep(Duration::from_millis(20));
         }
     }
@@ -514,7 +514,7 @@ impl Crowd {
     /// Waits until all have left.
     fn leave(mut self, mounted: &mut Foreground) {
         while !self.visitors.is_empty() {
-            self.is_well(mounted);
+            self.assert_well(mounted);
             sleep(Duration::from_millis(5));
         }
     }
@@ -599,7 +599,7 @@ fn a_crowd_reads_right_bytes_or_errors_while_all_below_comes_and_goes() {
                 gone.removed.store(true, Ordering::SeqCst);
                 fs::remove_file(&gone.object).unwrap();
             }
-            crowd.is_well(&mut mounted);
+            crowd.assert_well(&mut mounted);
         }
         world.disk.falter(0, random.clone());
         crowd.end(&mut mounted);

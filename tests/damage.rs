@@ -178,12 +178,12 @@ fn damaged_data(encrypted: bool) {
 }
 
 #[test]
-fn damaged_data_is_noticed_and_named_and_all_other_files_are_restored() {
+fn damaged_data_is_named_and_all_other_files_are_restored() {
     damaged_data(true);
 }
 
 #[test]
-fn damaged_data_that_is_not_encrypted_is_noticed_and_named_and_all_other_files_are_restored() {
+fn damaged_unencrypted_data_is_named_and_all_other_files_are_restored() {
     damaged_data(false);
 }
 
@@ -202,17 +202,17 @@ fn damaged_trees(encrypted: bool) {
 }
 
 #[test]
-fn a_damaged_tree_is_noticed_and_named_and_all_other_directories_are_restored() {
+fn a_damaged_tree_is_named_and_all_other_directories_are_restored() {
     damaged_trees(true);
 }
 
 #[test]
-fn a_damaged_tree_that_is_not_encrypted_is_noticed_and_named_and_all_other_directories_are_restored() {
+fn a_damaged_unencrypted_tree_is_named_and_all_other_directories_are_restored() {
     damaged_trees(false);
 }
 
 #[test]
-fn a_damaged_snapshot_is_noticed_and_named_and_the_other_one_is_restored() {
+fn a_damaged_snapshot_is_named_and_the_other_one_is_restored() {
     for encrypted in [true, false] {
         let twice = Twice::new(encrypted);
         for damage in [Damage::Truncated, Damage::Flipped] {
@@ -236,7 +236,7 @@ fn a_damaged_snapshot_is_noticed_and_named_and_the_other_one_is_restored() {
 }
 
 #[test]
-fn a_mount_shows_the_older_snapshot_though_the_newest_is_damaged() {
+fn a_mount_shows_the_older_snapshot_if_the_newest_is_damaged() {
     for damage in [Damage::Truncated, Damage::Flipped] {
         let twice = Twice::new(true);
         let _damaged = Damaged::new(&twice.snapshots[1], damage);
@@ -249,7 +249,7 @@ fn a_mount_shows_the_older_snapshot_though_the_newest_is_damaged() {
 }
 
 #[test]
-fn an_older_snapshot_that_is_missing_is_noticed() {
+fn a_missing_older_snapshot_is_detected() {
     let twice = Twice::new(true);
     let _damaged = Damaged::new(&twice.snapshots[0], Damage::Missing);
     let (_, id) = leaf(&twice.snapshots[0]).rsplit_once('-').expect("an id");
@@ -257,7 +257,7 @@ fn an_older_snapshot_that_is_missing_is_noticed() {
 }
 
 #[test]
-fn a_damaged_file_in_a_mount_is_an_io_error_and_its_neighbours_read_right() {
+fn a_damaged_file_in_a_mount_is_an_io_error_and_its_neighbours_are_readable() {
     for encrypted in [true, false] {
         let twice = Twice::new(encrypted);
         for damage in DAMAGES {
@@ -286,7 +286,7 @@ fn a_damaged_file_in_a_mount_is_an_io_error_and_its_neighbours_read_right() {
 }
 
 #[test]
-fn a_damaged_tree_in_a_mount_is_an_io_error_and_its_neighbours_read_right() {
+fn a_damaged_tree_in_a_mount_is_an_io_error_and_its_neighbours_are_readable() {
     let twice = Twice::new(true);
     let _damaged = Damaged::new(&twice.trees[0], Damage::Flipped);
     let mounted = twice.site.mount(&["--quiet"]);
@@ -301,7 +301,7 @@ fn a_damaged_tree_in_a_mount_is_an_io_error_and_its_neighbours_read_right() {
 }
 
 #[test]
-fn packs_that_were_exchanged_are_noticed_and_give_no_wrong_bytes() {
+fn swapped_packs_are_detected_and_give_no_wrong_bytes() {
     for encrypted in [true, false] {
         let twice = Twice::new(encrypted);
         let aside = twice.site.path().join("aside");
@@ -324,7 +324,7 @@ fn packs_that_were_exchanged_are_noticed_and_give_no_wrong_bytes() {
 }
 
 #[test]
-fn an_older_snapshot_that_was_renamed_to_look_newer_is_passed_over() {
+fn an_older_snapshot_renamed_to_look_newer_is_ignored() {
     for encrypted in [true, false] {
         let twice = Twice::new(encrypted);
         let (_, id) = leaf(&twice.snapshots[0]).rsplit_once('-').unwrap();

@@ -56,7 +56,7 @@ fn named(site: &Site, arguments: &[&str]) -> Vec<String> {
 }
 
 #[test]
-fn nothing_is_changed_and_the_backup_then_does_what_was_said() {
+fn a_dry_run_changes_nothing_and_predicts_the_backup() {
     let site = ready(&[("a", "one"), ("d/b", "two"), ("d/e/c", "three")]);
     symlink("a", site.source().join("link")).unwrap();
     let before = everything(&site);
@@ -147,7 +147,7 @@ fn no_file_is_opened_however_much_there_is() {
 }
 
 #[test]
-fn all_that_chooses_files_counts() {
+fn a_dry_run_honors_all_options_that_select_files() {
     let site = ready(&[("a.o", "one"), ("b", "two"), ("d/c", "three"), ("d/e.o", "four")]);
     assert_eq!(
         named(&site, &["-n", "--exclude", "*.o"]),
@@ -160,7 +160,7 @@ fn all_that_chooses_files_counts() {
 }
 
 #[test]
-fn it_goes_beside_a_backup_and_takes_no_lock() {
+fn a_dry_run_takes_no_lock_and_runs_during_a_backup() {
     let site = ready(&[("a", "one")]);
     let (reader, mut pipe) = std::io::pipe().unwrap();
     let mut command = site.command(&["backup", "--stdin-filename", "x"]);
@@ -195,7 +195,7 @@ fn what_would_stop_a_backup_stops_a_dry_run() {
 }
 
 #[test]
-fn an_interrupt_ends_it() {
+fn an_interrupt_ends_a_dry_run() {
     let site = ready(&[("a", "one")]);
     let list = site.path().join("list");
     rustix::fs::mknodat(rustix::fs::CWD, &list, rustix::fs::FileType::Fifo, 0o600.into(), 0).unwrap();

@@ -72,7 +72,7 @@ fn extracted(site: &Site, archive: &Path) -> PathBuf {
 
 /// Dumps, extracts, and compares with the source.
 #[track_caller]
-fn comes_back(site: &Site) -> PathBuf {
+fn assert_round_trip(site: &Site) -> PathBuf {
     let (run, archive) = dump(site, &["latest"]);
     run.ok();
     let out = extracted(site, &archive);
@@ -120,7 +120,7 @@ fn content_modes_owners_and_directories_come_back() {
         set_time(&path, seconds, 123_456_789);
     }
     back_up(&site);
-    comes_back(&site);
+    assert_round_trip(&site);
 }
 
 #[test]
@@ -151,7 +151,7 @@ fn names_and_link_targets_of_any_bytes_and_length_come_back() {
         fs::hard_link(site.source().join(name), site.source().join(format!("z-{at}"))).unwrap();
     }
     back_up(&site);
-    comes_back(&site);
+    assert_round_trip(&site);
 }
 
 #[test]
@@ -169,7 +169,7 @@ fn times_to_the_nanosecond_before_1970_and_far_from_now_come_back() {
         set_time(&site.write(name, name), seconds, nanoseconds);
     }
     back_up(&site);
-    comes_back(&site);
+    assert_round_trip(&site);
 }
 
 #[test]
@@ -188,7 +188,7 @@ fn special_files_come_back_and_sockets_are_named() {
     symlink("a", below("link")).unwrap();
     fs::hard_link(below("link"), below("link too")).unwrap();
     back_up(&site);
-    let out = comes_back(&site);
+    let out = assert_round_trip(&site);
     assert_eq!(fs::metadata(out.join("disk")).unwrap().rdev(), rustix::fs::makedev(259, 70_000));
     let (run, _) = dump(&site, &["latest"]);
     let run = run.ok();
@@ -236,14 +236,14 @@ fn attributes_and_access_lists_come_back() {
 }
 
 #[test]
-fn names_of_one_file_are_links_to_the_first() {
+fn further_names_of_a_file_are_links_to_the_first() {
     let site = Site::with_files(&[("d/first", noise("linked", 2 * MIB))]);
     fs::create_dir(site.source().join("e")).unwrap();
     for name in ["d/second", "e/third"] {
         fs::hard_link(site.source().join("d/first"), site.source().join(name)).unwrap();
     }
     back_up(&site);
-    let out = comes_back(&site);
+    let out = assert_round_trip(&site);
     assert_eq!(fs::metadata(out.join("e/third")).unwrap().nlink(), 3);
     let archive = site.path().join("archive.tar");
     let size = fs::metadata(&archive).unwrap().len();
@@ -288,7 +288,7 @@ fn holes_come_back_as_holes() {
     fs::hard_link(site.source().join("a hole at the end"), site.source().join("a second name")).unwrap();
     age(&site.source());
     back_up(&site);
-    let out = comes_back(&site);
+    let out = assert_round_trip(&site);
     for path in tree(&out).into_keys() {
         let blocks = |below: &Path| fs::metadata(below.join(&path)).unwrap().blocks();
         let (there, here) = (blocks(&out), blocks(&site.source()));
@@ -298,7 +298,7 @@ fn holes_come_back_as_holes() {
 }
 
 #[test]
-fn an_enormous_file_of_holes_takes_little_of_the_archive() {
+fn a_huge_sparse_file_takes_little_space_in_the_archive() {
     let site = Site::new();
     let mut file = File::create(site.source().join("enormous")).unwrap();
     for at in [1 << 30, 1 << 39, (1 << 40) - 100] {
@@ -320,7 +320,7 @@ fn an_enormous_file_of_holes_takes_little_of_the_archive() {
 }
 
 #[test]
-fn names_are_relative_and_in_the_order_of_the_tree() {
+fn names_are_relative_and_in_tree_order() {
     let site = Site::with_files(&[("b/two", "2"), ("b/one/x", "1"), ("a.b", "3"), ("a/z", "4"), ("-dash", "5")]);
     back_up(&site);
     let (run, archive) = dump(&site, &["latest", "--verbose"]);
@@ -341,7 +341,7 @@ fn names_are_relative_and_in_the_order_of_the_tree() {
 }
 
 #[test]
-fn owners_have_their_names() {
+fn owners_have_names() {
     let site = Site::with_files(&[("a", "one")]);
     chown(site.source().join("a"), Some(1), Some(0)).unwrap();
     back_up(&site);
@@ -354,7 +354,7 @@ fn owners_have_their_names() {
 }
 
 #[test]
-fn another_reader_finds_the_same() {
+fn another_tar_reader_finds_the_same_entries() {
     let site = Site::with_files(&[("d/a", "one"), ("d/b", "two")]);
     let long = format!("d/{}", "long ".repeat(40));
     site.write(&long, "three");
@@ -424,7 +424,7 @@ fn only(site: &Site, out: &Path, files: &[&str]) {
 }
 
 #[test]
-fn a_small_file_that_is_damaged_is_left_out_and_named() {
+fn a_damaged_small_file_is_left_out_and_reported() {
     let site = Site::with_files(&[("a/intact", noise("intact", 300 << 10))]);
     back_up(&site);
     let mut packs = BTreeSet::new();
@@ -445,7 +445,7 @@ fn a_small_file_that_is_damaged_is_left_out_and_named() {
 }
 
 #[test]
-fn damage_far_inside_a_file_ends_the_archive_there() {
+fn damage_far_inside_a_file_ends_the_archive() {
     let site = Site::with_files(&[("large", noise("large", 20 * MIB)), ("z", b"behind it".to_vec())]);
     settle();
     site.init();
@@ -475,7 +475,7 @@ fn damage_far_inside_a_file_ends_the_archive_there() {
 }
 
 #[test]
-fn a_directory_that_is_damaged_is_named_and_the_rest_is_there() {
+fn a_damaged_directory_is_reported_and_the_rest_is_dumped() {
     let site = Site::new();
     site.write("a/lost", "one");
     age(&site.source());
@@ -729,7 +729,7 @@ fn holes_that_are_no_whole_blocks_come_back_in_every_reader() {
 }
 
 #[test]
-fn a_digest_of_the_whole_that_differs_is_a_problem() {
+fn a_wrong_digest_of_a_file_is_a_problem() {
     let mut made = Handmade::new();
     let parts = [made.chunk(b"one"), made.chunk(b"two")].map(Extent::Chunk);
     let content = |digest| Content::Extents { digest, extents: parts.to_vec() };

@@ -150,7 +150,7 @@ fn ways_to_read(site: &Site) -> Vec<Vec<OsString>> {
 
 /// All ways to read, with more arguments; all of them must end with this code and say these words.
 #[track_caller]
-fn nothing_is_read(site: &Site, extra: &[&str], environment: &[(&str, &Path)], code: i32, words: &str) {
+fn assert_nothing_is_read(site: &Site, extra: &[&str], environment: &[(&str, &Path)], code: i32, words: &str) {
     for mut arguments in ways_to_read(site) {
         arguments.extend(extra.iter().map(OsString::from));
         let mut command = site.command(&arguments);
@@ -201,7 +201,7 @@ fn where_no_repository_is_every_command_says_so_with_exit_code_10() {
 }
 
 #[test]
-fn a_repository_of_a_newer_version_is_refused_and_left_alone() {
+fn a_repository_of_a_newer_version_is_refused_and_unchanged() {
     let site = backed_up();
     for object in ["brackfs.toml", "brackfs-copy.toml"] {
         let description = site.repo().join(object);
@@ -212,45 +212,45 @@ fn a_repository_of_a_newer_version_is_refused_and_left_alone() {
     let before = objects(&site);
     says(&site.backup(&[]).code(1), "version");
     says(&site.brackfs(&["snapshots"]).code(1), "version 2");
-    nothing_is_read(&site, &[], &[], 1, "version");
+    assert_nothing_is_read(&site, &[], &[], 1, "version");
     assert_eq!(objects(&site), before, "the repository was changed");
 }
 
 #[test]
-fn a_wrong_key_file_is_exit_code_12() {
+fn a_wrong_key_file_gives_exit_code_12() {
     let site = backed_up();
     let other = site.key_named("other", "rfc9580");
-    nothing_is_read(&site, &["--key", other.to_str().unwrap()], &[], 12, "key");
+    assert_nothing_is_read(&site, &["--key", other.to_str().unwrap()], &[], 12, "key");
     let run = site.brackfs(&["snapshots", "--key", other.to_str().unwrap()]).code(12);
     says(&run, "key");
 }
 
 #[test]
-fn a_key_file_that_is_missing_is_exit_code_12() {
+fn a_missing_key_file_gives_exit_code_12() {
     let site = backed_up();
-    nothing_is_read(&site, &["--key", "/nowhere/owner"], &[], 12, "/nowhere/owner");
+    assert_nothing_is_read(&site, &["--key", "/nowhere/owner"], &[], 12, "/nowhere/owner");
 }
 
 #[test]
-fn a_public_certificate_given_as_the_key_is_named_as_such() {
+fn a_public_certificate_given_as_the_key_is_reported_as_one() {
     let site = backed_up();
     let certificate = site.keys().join("owner.pub");
-    nothing_is_read(&site, &["--key", certificate.to_str().unwrap()], &[], 12, "secret");
+    assert_nothing_is_read(&site, &["--key", certificate.to_str().unwrap()], &[], 12, "secret");
 }
 
 #[test]
-fn without_any_key_nothing_is_read_and_it_is_exit_code_12() {
+fn reading_without_a_key_gives_exit_code_12() {
     let site = backed_up();
     let home = Home::new();
     fs::remove_file(site.keys().join("owner")).unwrap();
-    nothing_is_read(&site, &[], &[("GNUPGHOME", home.path())], 12, "key");
+    assert_nothing_is_read(&site, &[], &[("GNUPGHOME", home.path())], 12, "key");
     // Backups go on.
     site.backup(&[]).ok();
     site.brackfs(&["snapshots"]).ok();
 }
 
 #[test]
-fn a_passphrase_opens_a_repository_that_keeps_its_key() {
+fn a_passphrase_opens_a_repository_with_a_stored_key() {
     let site = Site::with_files(&[("file", "content")]);
     let init = |passphrase: &str| {
         let mut command = site.command(&["init".into(), site.repo()]);
@@ -286,7 +286,7 @@ fn a_passphrase_opens_a_repository_that_keeps_its_key() {
         assert_eq!(run.stdout, "");
     }
     // And none at all.
-    nothing_is_read(&site, &[], &[], 12, "BRACKFS_PASSPHRASE");
+    assert_nothing_is_read(&site, &[], &[], 12, "BRACKFS_PASSPHRASE");
 }
 
 #[test]
@@ -298,7 +298,7 @@ fn init_without_a_passphrase_makes_no_repository() {
 }
 
 #[test]
-fn a_repository_without_encryption_needs_no_key_at_all() {
+fn a_repository_without_encryption_needs_no_key() {
     let site = Site::with_files(&[("file", "content"), ("folder/other", "more")]);
     let home = Home::new();
     let plain: &[(&str, &Path)] = &[("GNUPGHOME", home.path())];
@@ -312,7 +312,7 @@ fn a_repository_without_encryption_needs_no_key_at_all() {
 }
 
 #[test]
-fn init_never_touches_what_is_there_already() {
+fn init_never_changes_existing_files() {
     let site = backed_up();
     let certificate = site.keys().join("owner.pub");
     let init = |at: &Path| {
@@ -333,7 +333,7 @@ fn init_never_touches_what_is_there_already() {
 }
 
 #[test]
-fn a_repository_that_may_not_be_written_to_is_not_changed() {
+fn a_repository_without_write_permission_is_unchanged() {
     let site = backed_up();
     site.write("new", "more");
     age(&site.source());
@@ -355,7 +355,7 @@ fn a_repository_that_may_not_be_written_to_is_not_changed() {
 }
 
 #[test]
-fn a_repository_on_a_read_only_file_system_is_named_as_such() {
+fn a_read_only_file_system_is_reported_as_one() {
     let site = Site::with_files(&[("file", "content")]);
     let disk = Disk::new(site.repo(), "8m");
     site.init();
@@ -418,7 +418,7 @@ fn noise(number: u64, length: usize) -> Vec<u8> {
 }
 
 #[test]
-fn recipients_that_nothing_can_be_encrypted_to_are_refused_in_words() {
+fn recipients_without_an_encryption_key_are_refused_with_a_message() {
     let site = Site::new();
     let home = Home::new();
     let past = ["--faked-system-time", "20200101T000000"];
@@ -468,7 +468,7 @@ fn what_is_no_certificate_is_no_recipient() {
 }
 
 #[test]
-fn a_recipients_certificate_that_was_exchanged_is_put_back_and_never_encrypted_to() {
+fn an_exchanged_certificate_is_replaced_and_never_encrypted_to() {
     let site = backed_up();
     let other = site.key_named("other", "rfc9580");
     let recipient = object(&site.repo(), "keys/recipient-");
@@ -484,7 +484,7 @@ fn a_recipients_certificate_that_was_exchanged_is_put_back_and_never_encrypted_t
 }
 
 #[test]
-fn a_repository_that_says_otherwise_whether_it_is_encrypted_is_refused() {
+fn a_repository_with_a_false_encryption_setting_is_refused() {
     for encrypted in [true, false] {
         let site = Site::with_files(&[("file", "content")]);
         match encrypted {
@@ -520,7 +520,7 @@ fn a_repository_that_says_otherwise_whether_it_is_encrypted_is_refused() {
 }
 
 #[test]
-fn a_snapshot_that_a_stranger_signed_is_named_and_not_shown() {
+fn a_snapshot_signed_by_a_stranger_is_reported_and_not_shown() {
     let site = backed_up();
     let own = object(&site.repo(), "snapshots/");
     let stranger = site.path().join("stranger");
@@ -606,7 +606,7 @@ fn the_catalog_of_another_repository_is_refused() {
 }
 
 #[test]
-fn a_command_line_that_makes_no_sense_is_exit_code_2() {
+fn an_invalid_command_line_gives_exit_code_2() {
     let site = backed_up();
     let before = objects(&site);
     let wrong: [&[&str]; 12] = [
@@ -632,7 +632,7 @@ fn a_command_line_that_makes_no_sense_is_exit_code_2() {
 }
 
 #[test]
-fn a_snapshot_or_path_that_does_not_exist_is_exit_code_1() {
+fn a_missing_snapshot_or_path_gives_exit_code_1() {
     let site = Site::with_files(&[("file", "content")]);
     site.init();
     says(&site.brackfs(&["ls", "latest"]).code(1), "no snapshot");
@@ -654,7 +654,7 @@ fn elsewhere(site: &Site, state: &Path, arguments: &[&str]) -> Run {
 }
 
 #[test]
-fn the_first_use_elsewhere_shows_the_host_key_and_remembers_it() {
+fn the_first_use_on_another_machine_prints_and_remembers_the_host_key() {
     let site = Site::with_files(&[("file", "content")]);
     site.key("rfc9580");
     let words = ["init".into(), site.repo(), "--json".into(), "--recipient".into(), site.keys().join("owner.pub")];
@@ -679,7 +679,7 @@ fn the_first_use_elsewhere_shows_the_host_key_and_remembers_it() {
 }
 
 #[test]
-fn a_host_key_that_was_exchanged_after_the_first_use_is_not_believed() {
+fn a_host_key_exchanged_after_the_first_use_is_not_trusted() {
     let site = backed_up();
     let state = site.path().join("elsewhere");
     elsewhere(&site, &state, &["check"]).ok();
@@ -707,7 +707,7 @@ fn a_wrong_signer_refuses_all_snapshots() {
 }
 
 #[test]
-fn a_place_that_looks_like_another_machine_is_refused_and_no_directory_is_made() {
+fn a_path_that_looks_remote_is_refused_and_no_directory_is_made() {
     let site = Site::with_files(&[("file", "content")]);
     site.key("rfc9580");
     let before = tree(site.path());
@@ -729,7 +729,7 @@ fn a_place_that_looks_like_another_machine_is_refused_and_no_directory_is_made()
 }
 
 #[test]
-fn without_a_command_the_help_is_shown() {
+fn help_is_shown_without_a_command() {
     let site = Site::new();
     // The environment of a site names a repository and a state directory.
     for (arguments, words) in [([].as_slice(), "Usage: brackfs [OPTIONS] <COMMAND>"), (&["catalog"], "rebuild")] {

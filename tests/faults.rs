@@ -45,7 +45,7 @@ fn on_disk(random: Random) -> (Disk, Ordeal) {
 }
 
 #[test]
-fn where_nothing_may_be_deleted_leftovers_stay_and_the_backup_is_done() {
+fn a_backup_succeeds_and_keeps_leftovers_where_it_may_not_delete() {
     let (disk, mut ordeal) = on_disk(Random::new(1, "no deletion"));
     ordeal.change();
     // Packs are there, and a list of their sums that no index follows.

@@ -257,7 +257,7 @@ fn restore(site: &Site, to: &Path, extra: &[&str]) -> Run {
 }
 
 #[test]
-fn everything_comes_back() {
+fn everything_is_restored() {
     let site = ready();
     let out = site.path().join("out");
     let run = restore(&site, &out, &[]).ok();
@@ -285,7 +285,7 @@ fn everything_comes_back() {
 }
 
 #[test]
-fn tar_makes_the_same_of_the_mount() {
+fn tar_archives_the_mount_like_the_source() {
     let site = ready();
     let mounted = site.mount(&[]);
     let archive = |root: &Path| {
@@ -303,7 +303,7 @@ fn tar_makes_the_same_of_the_mount() {
 }
 
 #[test]
-fn a_changed_attribute_is_noticed_and_the_file_is_not_stored_again() {
+fn a_changed_attribute_is_detected_without_storing_the_file_again() {
     let site = ready();
     settle();
     assert_eq!(site.backup(&[]).ok().json()["files_read"], 0);
@@ -320,7 +320,7 @@ fn a_changed_attribute_is_noticed_and_the_file_is_not_stored_again() {
 }
 
 #[test]
-fn a_huge_sparse_file_costs_what_is_in_it() {
+fn a_huge_sparse_file_costs_only_its_data() {
     let site = Site::on_tmpfs();
     let path = site.source().join("huge");
     // More than 4 GiB, most of it nothing.
@@ -356,7 +356,7 @@ fn a_huge_sparse_file_costs_what_is_in_it() {
 }
 
 #[test]
-fn a_directory_of_200_000_entries() {
+fn a_directory_of_200_000_entries_is_restored() {
     let site = Site::on_tmpfs();
     let directory = site.source().join("flat");
     fs::create_dir(&directory).unwrap();
@@ -456,7 +456,7 @@ fn an_ordinary_users_backup_names_what_he_may_not_read() {
 }
 
 #[test]
-fn owners_are_taken_by_name_unless_numbers_are_asked_for() {
+fn owners_are_restored_by_name_unless_numbers_are_requested() {
     let site = Site::with_files(&[("file", "x")]);
     chown(site.source().join("file"), Some(1), Some(2)).unwrap();
     settle();

@@ -68,7 +68,7 @@ fn eventful() -> Site {
 }
 
 #[test]
-fn case_counts_unless_it_is_ignored() {
+fn case_matters_unless_it_is_ignored() {
     let site = ready();
     write(&site, "Photos/IMG.JPG", "one", 0);
     write(&site, "photos.jpg", "two", 0);
@@ -102,7 +102,7 @@ fn lines_are_what_cat_takes() {
 }
 
 #[test]
-fn patterns_are_those_of_gitignore() {
+fn patterns_work_as_in_gitignore() {
     let site = eventful();
     assert_eq!(found(&site, &["/*.txt"]), ["2:link.txt", "2:new.txt", "2:stays.txt"]);
     assert_eq!(found(&site, &["d/**/stays.txt"]), ["2:d/e/stays.txt"]);
@@ -130,7 +130,7 @@ fn one_snapshot_or_one_source_can_be_searched() {
 }
 
 #[test]
-fn kind_time_and_size_narrow_it() {
+fn kind_time_and_size_restrict_results() {
     let site = eventful();
     assert_eq!(found(&site, &["*", "--type", "d"]), ["2:d/", "2:d/e/", "0:gone/"]);
     assert_eq!(found(&site, &["*", "--type", "l"]), ["2:link.txt"]);
@@ -145,7 +145,7 @@ fn kind_time_and_size_narrow_it() {
 }
 
 #[test]
-fn details_and_json_say_what_ls_says() {
+fn details_and_json_agree_with_ls() {
     let site = eventful();
     let run = find(&site, &["-l", "/link.txt"]);
     assert!(run.stdout.starts_with("lrwxrwxrwx  1 ") && run.stdout.ends_with(":link.txt -> new.txt\n"), "{run}");
@@ -170,7 +170,7 @@ fn what_cannot_be_read_is_named_and_the_rest_is_searched() {
 }
 
 #[test]
-fn many_snapshots_of_an_unchanged_tree_are_searched_by_their_roots() {
+fn snapshots_of_an_unchanged_tree_are_searched_by_their_roots() {
     let site = ready();
     for number in 0..300 {
         write(&site, &format!("d{}/f{number}", number % 7), "small", 0);

@@ -571,7 +571,7 @@ fn exchanged(profile: Option<&str>) {
 }
 
 #[test]
-fn objects_in_each_others_place_are_noticed() {
+fn swapped_objects_are_detected() {
     exchanged(None);
     exchanged(Some("rfc9580"));
 }

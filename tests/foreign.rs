@@ -100,7 +100,7 @@ fn what_a_user_claims_is_read_from_him_and_never_stored_as_another_file() {
 
 /// A server is no better, and root's own FUSE mounts show what others wrote.
 #[test]
-fn that_holds_for_foreign_mounts_of_root() {
+fn claims_of_a_root_mount_are_never_stored_as_another_file() {
     let (site, m) = ready();
     let _lying = liar(&site, &m).mount(&m, 0, MountFlags::empty());
     site.backup(&[]).ok();
@@ -109,7 +109,7 @@ fn that_holds_for_foreign_mounts_of_root() {
 }
 
 #[test]
-fn a_claimed_inode_number_makes_no_name_of_anothers_file() {
+fn a_claimed_inode_number_makes_no_hard_link() {
     let site = Site::with_files(&[("tool", "a program")]);
     let tool = site.source().join("tool");
     fs::hard_link(&tool, site.source().join("tool-too")).unwrap();
@@ -131,7 +131,7 @@ fn a_claimed_inode_number_makes_no_name_of_anothers_file() {
 }
 
 #[test]
-fn a_foreign_mount_is_known_again_when_it_is_mounted_again() {
+fn a_foreign_mount_is_recognized_after_a_remount() {
     let (site, m) = ready();
     let backup = || {
         let _lying = liar(&site, &m).mount(&m, MALLORY, user_mount());
@@ -193,7 +193,7 @@ fn privileged(folder: &Path) {
 }
 
 #[test]
-fn privileges_that_a_mount_ignores_are_marked_and_a_new_option_rereads_nothing() {
+fn privileges_ignored_by_a_mount_are_marked_and_a_new_option_rereads_nothing() {
     let site = Site::new();
     let inner = site.source().join("inner");
     fs::create_dir(&inner).unwrap();

@@ -92,17 +92,17 @@ fn sweep(name: &str, folder: &str, steps: u64, most: u64) {
 }
 
 #[test]
-fn the_repository_is_full_at_any_point_and_nothing_is_lost() {
+fn a_full_repository_disk_at_any_point_loses_nothing() {
     sweep("full repository", "repo", 8, 1800 << 10);
 }
 
 #[test]
-fn the_state_directory_is_full_at_any_point_and_nothing_is_lost() {
+fn a_full_state_disk_at_any_point_loses_nothing() {
     sweep("full state directory", "state", 8, 400 << 10);
 }
 
 #[test]
-fn temporary_files_find_no_room_and_nothing_is_lost() {
+fn a_full_temporary_directory_loses_nothing() {
     let mut ordeal = Ordeal::new(Random::new(1, "full temporary files"), 1);
     let small = Small::new(&ordeal.site, "temporary");
     let mut full = 0;

@@ -258,7 +258,7 @@ fn segments(forger: &mut Forger, entries: [Entry; 2], said: [&str; 2], blocks: &
 }
 
 #[test]
-fn a_link_in_one_segment_and_a_file_of_its_name_in_the_next_write_nothing_outside() {
+fn a_link_and_a_file_of_the_same_name_write_nothing_outside() {
     // The second segment says that it begins later than it does, or says the truth and is out of order.
     for said in [["same", "tame"], ["same", "same"], ["same", "a"]] {
         let mut forger = Forger::new();
@@ -280,7 +280,7 @@ fn a_link_in_one_segment_and_a_file_of_its_name_in_the_next_write_nothing_outsid
 }
 
 #[test]
-fn a_link_and_a_directory_below_its_name_write_nothing_outside() {
+fn a_link_and_a_directory_of_the_same_name_write_nothing_outside() {
     let mut forger = Forger::new();
     let outside = forger.site.path().join("outside");
     fs::create_dir(&outside).unwrap();
@@ -305,7 +305,7 @@ fn a_link_and_a_directory_below_its_name_write_nothing_outside() {
 }
 
 #[test]
-fn a_further_name_of_a_link_does_not_lead_outside() {
+fn a_hard_link_to_a_symlink_does_not_lead_outside() {
     let mut forger = Forger::new();
     let outside = forger.site.path().join("outside");
     fs::write(&outside, "untouched").unwrap();
@@ -399,7 +399,7 @@ fn a_mount_gives_each_name_its_own_bytes_whatever_links_a_host_claims() {
 }
 
 #[test]
-fn counts_that_do_not_add_up_are_refused() {
+fn inconsistent_counts_are_refused() {
     for (below, words) in
         [(0, "an empty directory with a node"), (2, "the ranks of a node"), ((1 << 40) - 1, "the ranks of a node")]
     {
@@ -431,7 +431,7 @@ fn repeated(counted: u64) -> Forger {
 }
 
 #[test]
-fn a_snapshot_of_more_entries_than_it_counts_is_refused_by_every_reader() {
+fn every_reader_refuses_a_snapshot_with_more_entries_than_its_count() {
     let forger = repeated(1_000_000);
     refused(&forger, &["counts 1000000 entries", "1483137930 below it"]);
     for arguments in
@@ -516,7 +516,7 @@ fn a_hundred_thousand_levels_overflow_no_stack() {
 }
 
 #[test]
-fn a_node_of_a_million_holes_takes_a_moment() {
+fn a_node_of_a_million_holes_is_read_quickly() {
     let mut forger = Forger::new();
     let holes = 1_000_000u64;
     let list = forger.store_node(&[], Items::Extents(vec![Extent::Hole(1); holes as usize]));
@@ -545,7 +545,7 @@ fn a_node_of_a_million_holes_takes_a_moment() {
 }
 
 #[test]
-fn a_file_whose_parts_are_of_another_kind_or_nest_too_deep_is_refused() {
+fn a_file_with_nodes_of_a_wrong_kind_or_depth_is_refused() {
     let mut forger = Forger::new();
     let leaf = forger.store_node(&[], Items::Extents(vec![Extent::Hole(5)]));
     let index = forger.store_node(&[leaf], Items::ExtentIndex(vec![NodeRef { covers: 5, node: leaf.chunk(0) }]));
@@ -569,7 +569,7 @@ fn a_file_whose_parts_are_of_another_kind_or_nest_too_deep_is_refused() {
 }
 
 #[test]
-fn compressed_bombs_in_a_pack_are_refused_and_their_neighbours_read() {
+fn decompression_bombs_are_refused_and_their_neighbours_are_readable() {
     let mut forger = Forger::new();
     let huge = zstd::bulk::compress(&vec![0; 512 << 20], 1).unwrap();
     let bomb = forger.store_frame(&huge, b"x");
@@ -665,7 +665,7 @@ fn uses(site: &Site) -> [Vec<OsString>; 4] {
 }
 
 #[test]
-fn a_description_that_was_damaged_is_replaced_and_until_then_the_other_serves() {
+fn a_damaged_description_is_replaced_and_its_copy_serves_until_then() {
     let site = backed_up(false);
     let good = fs::read_to_string(site.repo().join(DESCRIPTIONS[0])).unwrap();
     let without = |key: &str| good.lines().filter(|line| !line.starts_with(key)).map(|l| format!("{l}\n")).collect();
@@ -692,7 +692,7 @@ fn a_description_that_was_damaged_is_replaced_and_until_then_the_other_serves() 
 }
 
 #[test]
-fn a_description_that_was_edited_is_refused_in_words_and_stays() {
+fn an_edited_description_is_refused_with_a_message_and_kept() {
     for encrypted in [true, false] {
         let site = backed_up(encrypted);
         let good = fs::read_to_string(site.repo().join(DESCRIPTIONS[0])).unwrap();
@@ -732,7 +732,7 @@ fn a_description_that_was_edited_is_refused_in_words_and_stays() {
 }
 
 #[test]
-fn encryption_that_was_switched_off_in_both_descriptions_is_refused() {
+fn descriptions_with_encryption_switched_off_are_refused() {
     let site = backed_up(true);
     for object in DESCRIPTIONS {
         let path = site.repo().join(object);
@@ -747,7 +747,7 @@ fn encryption_that_was_switched_off_in_both_descriptions_is_refused() {
 }
 
 #[test]
-fn documents_of_another_repository_do_not_count_though_the_same_host_signed_them() {
+fn documents_of_another_repository_by_the_same_host_are_refused() {
     let site = backed_up(false);
     let id = Repository::open(&site.repo().as_path().into()).unwrap().id().to_string();
     // The same machine, the same key, another repository: its id is all that differs.
@@ -800,7 +800,7 @@ fn documents_that_were_renamed_or_that_nobody_signed_are_named_by_check() {
 }
 
 #[test]
-fn keys_under_the_names_of_others_are_not_believed_and_named() {
+fn keys_under_wrong_names_are_reported_and_not_trusted() {
     let site = backed_up(true);
     let strangers = backed_up(true);
     for role in ["host-", "recipient-"] {
@@ -872,7 +872,7 @@ fn names_of_one_id_are_links_only_if_all_that_is_said_of_them_agrees() {
 }
 
 #[test]
-fn set_id_bits_capabilities_and_devices_that_a_mount_ignored_are_not_brought_to_life_unasked() {
+fn privileges_and_devices_ignored_by_a_mount_are_restored_only_on_request() {
     let mut forger = Forger::new();
     let stored = forger.store(b"a program");
     // cap_net_raw+ep

@@ -167,7 +167,7 @@ fn is_in(blocks: &[Vec<u8>], content: &[u8]) -> bool {
 }
 
 #[track_caller]
-fn holds_the_source(site: &Site, blocks: &[Vec<u8>]) {
+fn assert_holds_source(site: &Site, blocks: &[Vec<u8>]) {
     for name in ["notes.txt", "folder/noise"] {
         assert!(is_in(blocks, &fs::read(site.source().join(name)).unwrap()), "{name} is in no block");
     }
@@ -193,7 +193,7 @@ fn gpg_reads_what_brackfs_writes(home: &Home) {
         unzstd(&output.stdout)
     };
     let blocks: Vec<_> = all_messages(&site).iter().map(|message| decrypt(message)).collect();
-    holds_the_source(&site, &blocks);
+    assert_holds_source(&site, &blocks);
     for snapshot in objects(&site, "snapshots") {
         // It can't check the signature, and says so by its exit code.
         let document = home.gpg(&["--decrypt"], &fs::read(&snapshot).unwrap()).stdout;
@@ -231,7 +231,7 @@ fn gpg_with_a_curve25519_key_of_its_own_reads_what_brackfs_writes() {
 }
 
 #[test]
-fn gpg_reads_backups_for_a_key_of_the_older_standard_that_brackfs_made() {
+fn gpg_reads_backups_for_an_rfc4880_key_of_brackfs() {
     let site = site();
     let key = site.key("rfc4880");
     site.init();
@@ -241,7 +241,7 @@ fn gpg_reads_backups_for_a_key_of_the_older_standard_that_brackfs_made() {
     assert!(import.status.success(), "{}", String::from_utf8_lossy(&import.stderr));
     let decrypt = |message: &Vec<u8>| unzstd(&home.gpg(&["--decrypt"], message).stdout);
     let blocks: Vec<_> = all_messages(&site).iter().map(decrypt).collect();
-    holds_the_source(&site, &blocks);
+    assert_holds_source(&site, &blocks);
     assert_eq!(cat(&site, home.path(), &[]).ok().stdout, LINE.repeat(3));
 }
 
@@ -337,7 +337,7 @@ fn decrypt(message: &[u8], key: &SignedSecretKey) -> Result<Vec<u8>, Box<dyn std
 }
 
 #[test]
-fn another_library_reads_backups_for_a_key_that_brackfs_made() {
+fn another_library_reads_backups_for_a_key_of_brackfs() {
     for profile in ["rfc9580", "rfc4880"] {
         let site = site();
         let key = secret_key(&site.key(profile));
@@ -345,12 +345,12 @@ fn another_library_reads_backups_for_a_key_that_brackfs_made() {
         site.backup(&[]).ok();
         let decrypt = |message: &Vec<u8>| unzstd(&decrypt(message, &key).expect("a block"));
         let blocks: Vec<_> = all_messages(&site).iter().map(decrypt).collect();
-        holds_the_source(&site, &blocks);
+        assert_holds_source(&site, &blocks);
     }
 }
 
 #[test]
-fn b3sum_finds_all_packs_as_they_were_stored() {
+fn b3sum_verifies_all_packs() {
     let site = site();
     site.init();
     site.backup(&[]).ok();
@@ -380,7 +380,7 @@ fn b3sum_finds_all_packs_as_they_were_stored() {
 }
 
 #[test]
-fn the_host_can_write_backups_and_not_read_them() {
+fn the_host_can_write_backups_but_not_read_them() {
     for profile in ["rfc9580", "rfc4880"] {
         let site = site();
         let owner = site.key(profile);
@@ -410,7 +410,7 @@ fn the_host_can_write_backups_and_not_read_them() {
 }
 
 #[test]
-fn no_name_and_no_content_is_in_an_encrypted_repository_in_the_clear() {
+fn an_encrypted_repository_has_no_plaintext_names_or_content() {
     let site = Site::with_files(&[("conspicuous-name", LINE.repeat(3))]);
     site.init();
     site.backup(&["--tag", "conspicuous-tag"]).ok();
@@ -424,7 +424,7 @@ fn no_name_and_no_content_is_in_an_encrypted_repository_in_the_clear() {
 }
 
 #[test]
-fn each_of_several_recipients_reads_alone() {
+fn each_of_several_recipients_can_read_alone() {
     let gpg = Home::with_key(
         "Key-Type: EDDSA\nKey-Curve: ed25519\nKey-Usage: sign",
         "Subkey-Type: ECDH\nSubkey-Curve: cv25519\nSubkey-Usage: encrypt",

@@ -102,7 +102,7 @@ fn what_an_interrupted_backup_stored_is_not_stored_again() {
 }
 
 #[test]
-fn who_interrupts_twice_does_not_wait_and_loses_nothing() {
+fn a_second_interrupt_ends_a_backup_at_once_and_loses_nothing() {
     let mut ordeal = large("interrupted twice");
     let before = packs(&ordeal);
     let mut child = backup(&ordeal, &[]).spawn().expect("a backup");
@@ -119,7 +119,7 @@ fn who_interrupts_twice_does_not_wait_and_loses_nothing() {
 }
 
 #[test]
-fn at_any_moment_an_interrupt_loses_nothing() {
+fn an_interrupt_at_any_moment_loses_nothing() {
     rounds("interrupts", 6, |random| {
         let mut ordeal = Ordeal::new(random, 1);
         for _ in 0..3 {
@@ -141,7 +141,7 @@ fn at_any_moment_an_interrupt_loses_nothing() {
 }
 
 #[test]
-fn a_backup_that_is_suspended_goes_on() {
+fn a_suspended_backup_continues() {
     for signal in [Signal::TSTP, Signal::STOP] {
         let mut ordeal = large("suspended");
         let before = packs(&ordeal);
@@ -173,7 +173,7 @@ fn is_stopped(child: &Child) -> bool {
 }
 
 #[test]
-fn a_backup_is_finished_though_nobody_listens_any_more() {
+fn a_backup_finishes_after_its_outputs_are_closed() {
     for arguments in [["--json", "-v"].as_slice(), &["--json"], &["-v"]] {
         let mut ordeal = large("nobody listens");
         let before = packs(&ordeal);

@@ -166,7 +166,7 @@ fn any_object_may_be_lost_and_all_opens_or_it_is_said() {
 }
 
 #[test]
-fn the_host_reads_without_its_certificate_in_the_repository_and_adopt_needs_none() {
+fn the_host_and_adopt_need_no_host_certificate_in_the_repository() {
     let world = World::new(Kind::Encrypted);
     let certificate = world.site.repo().join(format!("keys/host-{}.asc", world.host));
     fs::remove_file(&certificate).unwrap();
@@ -187,7 +187,7 @@ fn the_host_reads_without_its_certificate_in_the_repository_and_adopt_needs_none
 }
 
 #[test]
-fn a_first_use_without_certificates_takes_the_one_that_signed_the_secrets() {
+fn a_first_use_without_certificates_trusts_the_signer_of_the_secrets() {
     let world = World::new(Kind::Encrypted);
     fs::remove_file(world.site.repo().join(format!("keys/host-{}.asc", world.host))).unwrap();
     let mut command = world.site.command(&["cat", "latest:a"]);
@@ -197,7 +197,7 @@ fn a_first_use_without_certificates_takes_the_one_that_signed_the_secrets() {
 }
 
 #[test]
-fn a_certificate_that_was_added_changes_no_recipient_and_stops_no_backup() {
+fn an_added_certificate_changes_no_recipient_and_stops_no_backup() {
     let world = World::new(Kind::Encrypted);
     let other = world.site.key_named("other", "rfc9580").with_extension("pub");
     let added = world.site.repo().join(format!("keys/recipient-{}.asc", "AB".repeat(32)));
@@ -213,7 +213,7 @@ fn a_certificate_that_was_added_changes_no_recipient_and_stops_no_backup() {
 }
 
 #[test]
-fn keys_that_were_added_do_not_shadow_the_owners() {
+fn added_keys_do_not_shadow_the_owners_key() {
     let world = World::new(Kind::Passphrase);
     let keys = world.site.repo().join("keys");
     // Names that come before any other, and after.
@@ -235,7 +235,7 @@ fn keys_that_were_added_do_not_shadow_the_owners() {
 }
 
 #[test]
-fn only_snapshots_that_verify_are_candidates() {
+fn only_valid_snapshots_are_selected() {
     for kind in [Kind::Plain, Kind::Encrypted] {
         let world = World::new(kind);
         let folder = world.snapshots();

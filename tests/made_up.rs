@@ -37,7 +37,7 @@ fn files_of_unknown_size_are_read_to_their_end() {
 }
 
 #[test]
-fn files_that_the_kernel_makes_up_are_whole() {
+fn files_generated_by_the_kernel_are_complete() {
     let site = Site::with_files(&[("symbols", "")]);
     site.init();
     let symbols = site.source().join("symbols");

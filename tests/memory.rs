@@ -177,7 +177,7 @@ fn grows_by_at_most(limit: u64, what: &str, few: u64, many: u64) {
 
 /// The block with their content never fills. Measured: 5 and 6 MiB more; before nodes that wait were bounded 23.
 #[test]
-fn memory_does_not_grow_with_names_of_one_content() {
+fn memory_does_not_grow_with_the_number_of_names_of_one_content() {
     let fill = |links: bool, folders: usize| {
         move |source: &Path| {
             for folder in 0..folders {
@@ -273,7 +273,7 @@ fn memory_does_not_grow_with_the_square_of_the_depth() {
 }
 
 #[test]
-fn a_deep_tree_leaves_descriptors_for_files() {
+fn a_deep_tree_leaves_file_descriptors_for_files() {
     let site = Site::on_tmpfs();
     site.init();
     nest(&site.source().join("."), 400, "d");
@@ -296,7 +296,7 @@ fn a_deep_tree_leaves_descriptors_for_files() {
 }
 
 #[test]
-fn memory_does_not_grow_with_names_outside_of_the_snapshot() {
+fn memory_does_not_grow_with_names_outside_the_snapshot() {
     let peaks = |files: usize| {
         let site = Site::in_memory();
         let outside = site.path().join("outside");

@@ -512,7 +512,7 @@ impl World {
 }
 
 #[test]
-fn random_operations_say_what_the_model_says() {
+fn random_operations_agree_with_the_model() {
     let asked = std::env::var("PROPTEST_CASES").ok().and_then(|cases| cases.parse().ok());
     let file = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/proptest-regressions/model.txt");
     let config = Config {
@@ -541,7 +541,7 @@ fn random_operations_say_what_the_model_says() {
 }
 
 #[test]
-fn readers_of_one_file_system_are_not_in_each_others_way() {
+fn concurrent_readers_of_one_file_system_get_correct_results() {
     let mut source = source().new_tree(&mut TestRunner::deterministic()).unwrap().current();
     source.truncate(1);
     let World { site, models } = World::new(&source);

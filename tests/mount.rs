@@ -115,7 +115,7 @@ fn numbers(root: &Path) -> BTreeMap<PathBuf, u64> {
 }
 
 #[test]
-fn inode_numbers_are_distinct_and_the_same_in_the_next_mount() {
+fn inode_numbers_are_distinct_and_stable_across_mounts() {
     let site = motley();
     let mounted = site.mount(&[]);
     let before = numbers(&mounted.latest());
@@ -127,21 +127,21 @@ fn inode_numbers_are_distinct_and_the_same_in_the_next_mount() {
 }
 
 #[test]
-fn one_snapshot_can_be_at_the_top() {
+fn one_snapshot_can_be_the_root() {
     let site = motley();
     let mounted = site.mount(&["latest"]);
     assert_eq!(tree(mounted.path()), tree(&site.source()));
 }
 
 #[test]
-fn a_directory_of_a_snapshot_can_be_at_the_top() {
+fn a_directory_of_a_snapshot_can_be_the_root() {
     let site = motley();
     let mounted = site.mount(&["source/latest:names"]);
     assert_eq!(tree(mounted.path()), tree(&site.source().join("names")));
 }
 
 #[test]
-fn a_file_or_a_missing_path_cannot_be_at_the_top() {
+fn a_file_or_a_missing_path_cannot_be_the_root() {
     let site = ready(&[("a", "one")]);
     for what in ["latest:a", "latest:missing", "other/latest"] {
         let run = site.brackfs(&["mount", what, site.mnt().to_str().unwrap()]).code(1);
@@ -184,7 +184,7 @@ fn nothing_can_be_written() {
 }
 
 #[test]
-fn reads_at_any_offset_give_the_bytes_that_are_there() {
+fn reads_at_any_offset_give_correct_bytes() {
     let bytes = noise("offsets", 3 * MIB + 4321);
     let site = Site::with_files(&[("file", &bytes)]);
     site.init();
@@ -340,7 +340,7 @@ fn refused(site: &Site, mountpoint: &Path, why: &str) {
 }
 
 #[test]
-fn unfit_mount_points_are_refused_with_the_reason() {
+fn unsuitable_mount_points_are_refused_with_a_reason() {
     let site = ready(&[("a", "one")]);
     refused(&site, &site.path().join("missing"), "there is no such directory");
     refused(&site, &site.source().join("a"), "it is not a directory");
@@ -411,7 +411,7 @@ fn a_large_directory_is_listed_completely_and_in_order() {
 }
 
 #[test]
-fn parallel_readers_get_the_right_bytes() {
+fn parallel_readers_get_correct_bytes() {
     let files: Vec<_> = (0..60)
         .map(|number| (format!("d{}/f{number}", number % 5), noise(&number.to_string(), number * 9973)))
         .collect();
@@ -487,7 +487,7 @@ fn an_ordinary_user_can_back_up_and_mount() {
 }
 
 #[test]
-fn dropping_the_guard_leaves_no_mount() {
+fn dropping_the_guard_unmounts() {
     let site = ready(&[("a", "one")]);
     let mounted: Mounted = site.mount(&[]);
     assert!(mounted.is_mounted());

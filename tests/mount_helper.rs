@@ -52,7 +52,7 @@ fn mounted_as(site: &Site) -> Vec<String> {
 }
 
 #[test]
-fn it_mounts_in_the_background_with_the_options_of_an_fstab() {
+fn the_helper_mounts_in_the_background_with_options_of_an_fstab() {
     let site = ready();
     helper(&site, &["-n", "-o", &options(&site, ",noexec,_netdev,nofail,x-systemd.automount,cache_size=16M")]).ok();
     assert!(is_mounted(&site.mnt()));
@@ -68,7 +68,7 @@ fn it_mounts_in_the_background_with_the_options_of_an_fstab() {
 }
 
 #[test]
-fn one_snapshot_can_be_mounted_and_others_let_in() {
+fn one_snapshot_can_be_mounted_for_all_users() {
     let site = ready();
     helper(&site, &["-t", "brackfs", "-o", &options(&site, ",snapshot=source/latest:d,allow_other")]).ok();
     assert_eq!(fs::read_to_string(site.mnt().join("b")).unwrap(), "two");
@@ -93,7 +93,7 @@ fn the_passphrase_can_be_in_a_file() {
 }
 
 #[test]
-fn it_ends_with_the_codes_of_mount() {
+fn the_helper_exits_with_the_codes_of_mount() {
     let site = ready();
     let with = |more: &str| options(&site, more);
     for (more, code, why) in [

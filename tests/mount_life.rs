@@ -50,7 +50,7 @@ impl Drop for Visitor {
 }
 
 #[test]
-fn who_uses_a_mount_is_named() {
+fn processes_that_use_a_mount_are_named() {
     let site = ready(&[("d/a", "one")]);
     let mut mounted = Foreground::of(&site, &[]);
     let visitor = Visitor::of(&mounted.latest().join("d"));
@@ -66,7 +66,7 @@ fn who_uses_a_mount_is_named() {
 }
 
 #[test]
-fn a_second_signal_ends_it_whoever_uses_it() {
+fn a_second_signal_ends_a_mount_in_use() {
     let site = ready(&[("a", "one")]);
     let mut mounted = Foreground::of(&site, &[]);
     let file = open_direct(&mounted.latest().join("a")).unwrap();
@@ -299,7 +299,7 @@ fn many_readers_get_right_bytes_or_an_error_whatever_goes_on() {
 }
 
 #[test]
-fn the_end_of_the_session_unmounts() {
+fn a_hangup_or_an_external_umount_ends_a_mount() {
     let site = ready(&[("a", "one")]);
     let mut mounted = Foreground::of(&site, &[]);
     mounted.signal(Signal::HUP);

@@ -92,7 +92,7 @@ fn whoever_renames_the_mount_point_has_nothing_else_covered() {
 }
 
 #[test]
-fn only_what_brackfs_mounted_is_unmounted() {
+fn only_mounts_of_brackfs_are_unmounted() {
     let site = ready();
     let flags = rustix::mount::MountFlags::empty();
     rustix::mount::mount("tmpfs", site.mnt(), "tmpfs", flags, c"size=64k").unwrap();
@@ -119,7 +119,7 @@ fn read_by_nobody(path: &Path) -> Run {
 }
 
 #[test]
-fn allow_other_is_one_thing_however_it_is_given() {
+fn all_forms_of_allow_other_are_equivalent() {
     let site = Site::with_files(&[("open", "open"), ("closed", "closed"), ("denied", "denied")]);
     fs::set_permissions(site.path(), fs::Permissions::from_mode(0o755)).unwrap();
     let source = site.source();

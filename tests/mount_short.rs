@@ -41,7 +41,7 @@ fn mount_after(site: &Site, words: &str) -> Run {
 
 /// Either the mount works, also for a large file, or nothing is mounted and it is said why. Whether it works.
 #[track_caller]
-fn works_or_says_why(site: &Site, run: &Run) -> bool {
+fn assert_works_or_says_why(site: &Site, run: &Run) -> bool {
     if run.code == 0 {
         let expected = content(&site.source().join("large")).unwrap();
         assert_eq!(content(&site.mnt().join("large")).expect("a mount that works"), expected, "{run}");
@@ -54,14 +54,14 @@ fn works_or_says_why(site: &Site, run: &Run) -> bool {
 }
 
 #[test]
-fn little_memory_or_few_files_make_it_slower_and_not_dead() {
+fn little_memory_or_few_files_slow_a_mount_but_do_not_end_it() {
     let site = ready();
     let mut worked = Vec::new();
     // In steps small enough to find a limit that lets the mount start and not fill its cache.
     let memory = (50_000..200_000).step_by(10_000).chain([400_000]).map(|kib| format!("-v {kib}"));
     for limit in memory.chain([8, 16, 32, 64].map(|files| format!("-n {files}"))) {
         let run = mount_after(&site, &format!("ulimit {limit}"));
-        if works_or_says_why(&site, &run) {
+        if assert_works_or_says_why(&site, &run) {
             worked.push(limit);
         } else {
             println!("{limit}: {}", run.stderr.trim());
@@ -126,7 +126,7 @@ done
 "#;
 
 #[test]
-fn few_processes_make_it_slower_and_not_dead() {
+fn few_processes_slow_a_mount_but_do_not_end_it() {
     let helper = ["/usr/bin/fusermount3", "/bin/fusermount3"].iter().find_map(|path| fs::metadata(path).ok());
     let is_set_id = helper.is_some_and(|helper| helper.uid() == 0 && helper.mode() & 0o4000 != 0);
     assert!(is_set_id, "fusermount3 (Debian package fuse3) has to be set-uid root");
@@ -160,7 +160,7 @@ fn where_the_state_is_read_only_it_works_and_says_once_that_there_is_no_log() {
     let mut command = site.command(&["mount", "latest", site.mnt().to_str().unwrap()]);
     command.env("BRACKFS_STATE_DIR", &state);
     let run = run(command).ok();
-    assert!(works_or_says_why(&site, &run));
+    assert!(assert_works_or_says_why(&site, &run));
     assert!(run.stderr.contains("cannot log") && run.stderr.contains("--state-dir"), "{run}");
     let mut lines: Vec<_> = run.stderr.lines().collect();
     let count = lines.len();
@@ -170,14 +170,14 @@ fn where_the_state_is_read_only_it_works_and_says_once_that_there_is_no_log() {
 }
 
 #[test]
-fn files_that_were_open_before_are_not_kept_open() {
+fn a_mount_closes_inherited_files() {
     let site = ready();
     let lock = site.path().join("lock");
     let run = mount_after(&site, "exec 9>lock\nflock -n 9");
     assert_eq!(run.code, 0, "{run}");
     // Whoever waited for the end of the wrapper goes on.
     rustix::fs::flock(File::open(&lock).unwrap(), FlockOperation::NonBlockingLockExclusive).expect("the lock is free");
-    assert!(works_or_says_why(&site, &run));
+    assert!(assert_works_or_says_why(&site, &run));
 }
 
 #[test]

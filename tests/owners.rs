@@ -51,7 +51,7 @@ fn added(secret: &str, guess: &str, in_name: bool) -> u64 {
 }
 
 #[test]
-fn a_right_guess_at_content_or_name_is_stored_in_as_many_bytes_as_a_wrong_one() {
+fn right_and_wrong_guesses_at_content_or_names_take_the_same_space() {
     let token = secret("lucy");
     for in_name in [false, true] {
         let right = added(&token, &token, in_name);

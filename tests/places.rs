@@ -90,7 +90,7 @@ fn with_twins() -> Site {
 
 /// Of each pair one is there, and what was said of the other names both.
 #[track_caller]
-fn one_of_each_is_there(run: Run, out: &Path) {
+fn assert_one_of_each_pair(run: Run, out: &Path) {
     let run = run.code(1);
     let problems = problems(&run, out);
     assert_eq!(problems.len(), TWINS.len(), "{run}");
@@ -115,12 +115,12 @@ fn one_of_each_is_there(run: Run, out: &Path) {
 }
 
 #[test]
-fn entries_whose_names_the_place_cannot_tell_apart_are_named_and_nothing_is_replaced() {
+fn entries_whose_names_collide_are_reported_and_nothing_is_replaced() {
     let site = with_twins();
     let place = ntfs(&site, "lowntfs-3g", "ignore_case");
     for conflict in ["abort", "skip", "overwrite", "update"] {
         let out = place.join(conflict);
-        one_of_each_is_there(restore(&site, &out, &["--conflict", conflict]), &out);
+        assert_one_of_each_pair(restore(&site, &out, &["--conflict", conflict]), &out);
     }
     let out = place.join("chosen");
     let run = restore(&site, &out, &["--include", "README", "--include", "readme"]).code(1);
@@ -163,7 +163,7 @@ fn an_interrupted_restore_goes_on_and_leaves_nothing_where_files_have_names_from
 }
 
 #[test]
-fn what_a_running_restore_has_not_finished_is_left_alone() {
+fn unfinished_files_of_a_running_restore_are_left_alone() {
     let site = Site::with_files(&[("d/a", "one"), ("d/b", "two")]);
     ready(&site);
     let out = site.path().join("out");
@@ -211,7 +211,7 @@ fn with_times() -> Site {
 
 /// A restore that is run again finds that all is there, but for what is missing or has another content.
 #[track_caller]
-fn goes_on(out: &Path, restore: &dyn Fn() -> Run) {
+fn assert_continues(out: &Path, restore: &dyn Fn() -> Run) {
     restore().ok();
     fs::remove_file(out.join("late")).unwrap();
     let run = restore().ok();
@@ -227,7 +227,7 @@ fn goes_on(out: &Path, restore: &dyn Fn() -> Run) {
 fn a_restore_goes_on_where_times_are_kept_in_coarse_steps_or_not_all_of_them() {
     let site = with_times();
     let out = ntfs(&site, "ntfs-3g", "permissions").join("out");
-    goes_on(&out, &|| restore(&site, &out, &[]));
+    assert_continues(&out, &|| restore(&site, &out, &[]));
 
     // Small inodes hold whole seconds from 1901 to 2038.
     let site = with_times();
@@ -237,7 +237,7 @@ fn a_restore_goes_on_where_times_are_kept_in_coarse_steps_or_not_all_of_them() {
     tool("e2fsprogs", "mkfs.ext4", &[Path::new("-q"), Path::new("-F"), Path::new("-I"), Path::new("128"), &image]);
     tool("mount", "mount", &[Path::new("-o"), Path::new("loop"), &image, &place]);
     let out = place.join("out");
-    goes_on(&out, &|| restore(&site, &out, &[]));
+    assert_continues(&out, &|| restore(&site, &out, &[]));
 }
 
 #[test]
@@ -245,7 +245,7 @@ fn a_restore_goes_on_where_no_time_can_be_set_since_contents_are_compared() {
     let site = with_times();
     let out = site.path().join("out");
     let arguments = ["restore", "latest", "--json", "--to", out.to_str().unwrap()];
-    goes_on(&out, &|| with_failing(&site, "utimensat:error=EPERM", &arguments));
+    assert_continues(&out, &|| with_failing(&site, "utimensat:error=EPERM", &arguments));
 }
 
 #[test]
@@ -353,7 +353,7 @@ fn a_restore_works_with_few_open_files_and_few_threads() {
 }
 
 #[test]
-fn a_file_that_is_too_large_for_the_place_is_named_and_the_rest_is_restored() {
+fn a_file_too_large_for_the_destination_is_reported_and_the_rest_is_restored() {
     let site = Site::with_files(&[("small", vec![1; 100]), ("large", common::noise("large", 3 << 20))]);
     ready(&site);
     let out = site.path().join("out");

@@ -52,7 +52,7 @@ fn statx(path: &Path) -> Statx {
 }
 
 #[test]
-fn times_are_those_that_were_stored_to_the_nanosecond_and_far_out() {
+fn times_are_exact_to_the_nanosecond_over_the_whole_range() {
     let moments = [
         ("first second before", -1, 999_999_999),
         ("one nanosecond before", -1, 1),
@@ -83,7 +83,7 @@ fn times_are_those_that_were_stored_to_the_nanosecond_and_far_out() {
 }
 
 #[test]
-fn modes_owners_and_counts_are_those_of_the_source() {
+fn modes_owners_and_link_counts_equal_the_source() {
     let site = backed_up(|site| {
         for (at, mode) in [0, 0o1777, 0o2755, 0o4711, 0o6777, 0o7000, 0o640].into_iter().enumerate() {
             set_mode(&site.write(&format!("file {mode:o}"), "x"), mode);
@@ -393,7 +393,7 @@ fn descriptor(path: &Path) -> Result<OwnedFd, Errno> {
 }
 
 #[test]
-fn every_operation_ends_as_on_another_file_system_that_is_read_only() {
+fn every_operation_ends_as_on_a_local_read_only_file_system() {
     let long = "n".repeat(255);
     let site = backed_up(|site| {
         fs::write(site.path().join("outside"), "content").unwrap();
@@ -478,7 +478,7 @@ fn every_operation_ends_as_on_another_file_system_that_is_read_only() {
 }
 
 #[test]
-fn names_that_are_not_there_are_not_there_at_the_second_look_either() {
+fn missing_names_stay_missing_at_the_second_lookup() {
     let site = backed_up(|site| drop(site.write("directory/there", "x")));
     let mounted = site.mount(&[]);
     for _ in 0..3 {
@@ -490,7 +490,7 @@ fn names_that_are_not_there_are_not_there_at_the_second_look_either() {
 }
 
 #[test]
-fn owners_are_mapped_when_asked() {
+fn owners_are_mapped_on_request() {
     let site = backed_up(|site| {
         for (name, owner, group) in [("root", 0, 0), ("daemon", 1, 1), ("other", 4711, 4712)] {
             let path = site.write(name, "secret");
@@ -528,7 +528,7 @@ fn owners_are_mapped_when_asked() {
 }
 
 #[test]
-fn df_shows_what_the_snapshot_holds() {
+fn df_shows_the_size_of_the_snapshot() {
     let site = backed_up(|site| {
         site.write("d/a", noise("a", 3 * MIB));
         sparse(&site.source().join("sparse"), 7 << 20, &[]);
@@ -565,7 +565,7 @@ fn listed(directory: &File, room: usize) -> Vec<(Vec<u8>, u64)> {
 }
 
 #[test]
-fn a_directory_of_many_entries_is_read_from_any_place_and_by_many() {
+fn a_large_directory_is_read_from_any_offset_and_by_many_readers() {
     let count = if common::ordeal::is_long() { 1_000_000 } else { 100_000 };
     let site = Site::on_tmpfs();
     let many = site.source().join("many");
@@ -618,7 +618,7 @@ fn a_directory_of_many_entries_is_read_from_any_place_and_by_many() {
 }
 
 #[test]
-fn programs_run_from_the_mount_and_set_no_id() {
+fn programs_run_from_the_mount_without_set_id() {
     let site = backed_up(|site| {
         let program = site.source().join("id");
         fs::copy("/usr/bin/id", &program).unwrap();
@@ -640,7 +640,7 @@ fn programs_run_from_the_mount_and_set_no_id() {
 }
 
 #[test]
-fn reads_past_the_page_cache_and_mappings_give_the_same_bytes() {
+fn direct_reads_and_mappings_give_the_same_bytes() {
     let bytes = noise("direct", 3 * MIB + 123);
     let site = backed_up(|site| {
         site.write("file", &bytes);
@@ -680,7 +680,7 @@ assert mine[5:] == wanted[5:] and os.pread(fd, 5, 0) == wanted[:5]
 }
 
 #[test]
-fn holes_are_found_from_anywhere_as_in_the_source() {
+fn holes_are_found_from_any_offset_as_in_the_source() {
     let site = backed_up(|site| {
         sparse(&site.source().join("hole"), 1 << 20, &[]);
         sparse(&site.source().join("full"), 64 << 10, &[(0, 64 << 10)]);
@@ -714,7 +714,7 @@ fn data_of(file: &File, size: u64) -> Vec<(u64, u64)> {
 }
 
 #[test]
-fn many_small_holes_are_passed_over_and_no_data_is_ever_called_a_hole() {
+fn many_small_holes_are_skipped_and_data_is_never_reported_as_a_hole() {
     // Islands of a page, and the pages from one to the next.
     let patterns = [("even", 2, 3000), ("wide", 4, 700), ("far", 16, 200)];
     let size = |step: u64, count: u64| (count * step + 1) * 4096;

@@ -52,7 +52,7 @@ fn choose(moments: usize, random: &mut Random) -> Vec<(usize, Cut)> {
 }
 
 #[test]
-fn the_power_fails_at_any_sync_of_a_backup_and_nothing_is_lost() {
+fn a_power_cut_at_any_sync_of_a_backup_loses_nothing() {
     rounds("power", 3, |random| {
         let site = Site::in_memory();
         let disk = disk_of(&site);
@@ -142,7 +142,7 @@ fn read(path: &Path) -> Vec<u8> {
 }
 
 #[test]
-fn the_disk_forgets_what_was_not_synced() {
+fn the_disk_loses_unsynced_changes() {
     let site = Site::in_memory();
     let disk = disk_of(&site);
     let repo = site.repo();

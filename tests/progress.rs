@@ -71,7 +71,7 @@ fn json(line: &str) -> Value {
 }
 
 #[test]
-fn who_asks_by_a_signal_is_answered_at_once() {
+fn a_signal_prints_the_progress_at_once() {
     for quiet in [&[][..], &["-q"]] {
         let site = ready();
         let mut held = Held::of_pipe(&site, quiet);
@@ -92,7 +92,7 @@ fn who_asks_by_a_signal_is_answered_at_once() {
 }
 
 #[test]
-fn the_last_snapshot_tells_how_much_there_will_be() {
+fn the_last_snapshot_gives_an_estimate_of_the_total() {
     let site = ready();
     let first = Held::of_pipe(&site, &[]);
     first.end();
@@ -108,7 +108,7 @@ fn the_last_snapshot_tells_how_much_there_will_be() {
 }
 
 #[test]
-fn lines_of_json_say_how_far_it_is_and_the_summary_is_the_last() {
+fn json_lines_show_the_progress_and_end_with_the_summary() {
     let site = ready();
     let mut held = Held::of_pipe(&site, &["--json", "-v"]);
     let mut lines = BufReader::new(held.child.stdout.take().unwrap());
@@ -188,7 +188,7 @@ fn read_until(screen: &mut File, seen: &mut Vec<u8>, wanted: &str) {
 }
 
 #[test]
-fn on_a_terminal_a_line_shows_how_far_it_is_and_is_gone_at_the_end() {
+fn a_line_on_a_terminal_shows_the_progress_and_is_erased_at_the_end() {
     let site = ready();
     let (mut screen, theirs) = terminal(60);
     let mut command = site.command(&["backup", "--stdin-filename", "x"]);
@@ -215,7 +215,7 @@ fn on_a_terminal_a_line_shows_how_far_it_is_and_is_gone_at_the_end() {
 }
 
 #[test]
-fn a_quiet_run_says_nothing_on_a_terminal() {
+fn a_quiet_run_prints_nothing_on_a_terminal() {
     for json in [false, true] {
         let site = ready();
         let (mut screen, theirs) = terminal(80);

@@ -62,7 +62,7 @@ fn decoded(reader: &Reader) -> u64 {
 }
 
 #[test]
-fn who_reads_a_large_file_in_order_has_each_block_decoded_once() {
+fn sequential_reads_of_a_large_file_decode_each_block_once() {
     let content = noise("large", 40 * MIB);
     let site = backed_up(&[("large", content.clone())]);
     // Little cache and much; one who reads, and one who asks for two pieces at once in the wrong order.
@@ -145,7 +145,7 @@ fn who_reads_small_files_in_order_has_each_block_decoded_once_and_the_next_one_b
 }
 
 #[test]
-fn a_restore_decodes_each_block_once_however_many_backups_neighbours_are_from() {
+fn a_restore_of_files_from_many_backups_decodes_each_block_once() {
     let site = Site::new();
     site.init();
     let (folders, files, backups) = (20, 30, 6);

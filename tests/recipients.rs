@@ -116,7 +116,7 @@ fn at(site: &Site, days: i64, arguments: &[&str]) -> Run {
 }
 
 #[test]
-fn a_certificate_that_expires_soon_is_named_once_in_each_run() {
+fn a_certificate_that_expires_soon_is_reported_once_per_run() {
     let (soon, late) = (Owner::new("soon", 5, 29), Owner::new("late", 5, 32));
     let site = site(&[&soon, &late]);
     for arguments in [&["backup"][..], &["backup", "--dry-run"]] {
@@ -133,7 +133,7 @@ fn a_certificate_that_expires_soon_is_named_once_in_each_run() {
 }
 
 #[test]
-fn backups_go_on_with_the_renewed_certificate_of_an_expired_one() {
+fn backups_continue_after_an_expired_certificate_is_renewed() {
     let owner = Owner::new("owner", 5, -2);
     let site = Site::with_files(&[("file", "content")]);
     let certificate = owner.certificate();
@@ -215,7 +215,7 @@ fn only(folder: &Path, begin: &str) -> PathBuf {
 }
 
 #[test]
-fn recipients_are_renewed_one_after_the_other_or_all_at_once() {
+fn recipients_are_renewed_one_by_one_or_all_at_once() {
     let owners = [Owner::new("alice", 5, -2), Owner::new("bob", 5, -1)];
     let certificates = |which: &str| owners.each_ref().map(|owner| owner.file(which, "--export").display().to_string());
     let old = certificates("old");

@@ -231,7 +231,7 @@ fn a_machine_image_from_the_middle_of_a_run_loses_nothing() {
 
 /// Packs of nobody that is known here: another program's, or of a state that is lost.
 #[test]
-fn packs_that_no_run_of_this_catalog_wrote_stay_and_are_reported() {
+fn unknown_packs_are_reported_and_kept() {
     let site = two_snapshots();
     let stranger = site.repo().join("packs/ab/ab000000-0000-4000-8000-000000000000");
     fs::create_dir_all(stranger.parent().unwrap()).unwrap();

@@ -124,7 +124,7 @@ fn a_sparse_file_stays_sparse() {
 }
 
 #[test]
-fn of_a_directory_what_is_in_it_is_restored() {
+fn restoring_a_directory_restores_its_entries() {
     let site = motley();
     let out = site.path().join("out");
     restore(&site, "source/latest:names", &out, &[]).ok();
@@ -188,7 +188,7 @@ fn a_conflict_stops_the_restore_and_nothing_is_overwritten() {
 }
 
 #[test]
-fn conflict_skip_leaves_what_is_there() {
+fn conflict_skip_keeps_existing_files() {
     let (site, out) = occupied();
     let summary = restore(&site, "latest", &out, &["--conflict", "skip"]).ok().json();
     assert_eq!(summary["skipped"], 2);
@@ -199,7 +199,7 @@ fn conflict_skip_leaves_what_is_there() {
 }
 
 #[test]
-fn conflict_overwrite_replaces_what_is_there() {
+fn conflict_overwrite_replaces_existing_files() {
     let (site, out) = occupied();
     let summary = restore(&site, "latest", &out, &["--conflict", "overwrite"]).ok().json();
     assert_eq!(summary["files"], 3);
@@ -207,7 +207,7 @@ fn conflict_overwrite_replaces_what_is_there() {
 }
 
 #[test]
-fn conflict_update_replaces_what_looks_different() {
+fn conflict_update_replaces_files_that_look_different() {
     let (site, out) = occupied();
     let summary = restore(&site, "latest", &out, &["--conflict", "update"]).ok().json();
     assert_eq!(summary["skipped"], 1);
@@ -239,7 +239,7 @@ fn files_that_are_not_in_the_snapshot_stay() {
 }
 
 #[test]
-fn a_planted_link_in_place_of_a_directory_is_not_followed() {
+fn a_link_in_place_of_a_directory_is_not_followed() {
     let site = ready(&[("dir/a", "one"), ("dir/below/b", "two"), ("z", "last")]);
     let elsewhere = site.path().join("elsewhere");
     fs::create_dir_all(elsewhere.join("below")).unwrap();
@@ -260,7 +260,7 @@ fn a_planted_link_in_place_of_a_directory_is_not_followed() {
 }
 
 #[test]
-fn a_planted_link_in_place_of_a_file_is_not_followed() {
+fn a_link_in_place_of_a_file_is_not_followed() {
     let site = ready(&[("a", "one")]);
     let elsewhere = site.path().join("elsewhere");
     fs::write(&elsewhere, "not to be touched").unwrap();
@@ -324,7 +324,7 @@ fn what_only_leads_to_what_is_wanted_stays_as_it_is() {
 }
 
 #[test]
-fn a_dry_run_changes_nothing_and_counts_the_same() {
+fn a_dry_run_changes_nothing_and_has_the_same_counts() {
     let (site, out) = occupied();
     let before = tree(&out);
     for extra in [&["--conflict", "skip"][..], &["--conflict", "update"], &["--conflict", "overwrite"]] {
@@ -392,7 +392,7 @@ fn a_restore_that_was_broken_off_goes_on_when_it_is_run_again() {
 }
 
 #[test]
-fn directories_that_were_there_keep_what_they_have_unless_files_are_replaced() {
+fn existing_directories_keep_their_metadata_unless_files_are_replaced() {
     let site = ready(&[("d/a", "one"), ("d/e/b", "two")]);
     for (conflict, mode) in [("abort", 0o1777), ("skip", 0o1777), ("update", 0o755), ("overwrite", 0o755)] {
         let out = site.path().join(conflict);
@@ -408,7 +408,7 @@ fn directories_that_were_there_keep_what_they_have_unless_files_are_replaced() {
 }
 
 #[test]
-fn private_directories_that_were_there_stay_private() {
+fn existing_private_directories_stay_private() {
     let site = ready(&[("d/a", "one"), ("d/e/b", "two")]);
     for path in ["", "d", "d/e"] {
         chown(site.source().join(path), Some(1), Some(2)).unwrap();
@@ -443,7 +443,7 @@ fn a_directory_that_gets_one_file_keeps_what_it_has() {
 }
 
 #[test]
-fn what_cannot_be_set_does_not_cost_the_content() {
+fn metadata_that_cannot_be_set_does_not_prevent_the_content() {
     let site = Site::on_tmpfs();
     let (path, value) = (site.write("file", "content"), vec![b'x'; 60_000]);
     rustix::fs::setxattr(&path, "user.large", &value, rustix::fs::XattrFlags::empty()).unwrap();
@@ -549,7 +549,7 @@ fn ls(site: &Site, arguments: &[&str]) -> Vec<String> {
 }
 
 #[test]
-fn ls_lists_one_directory_or_all_below() {
+fn ls_lists_one_directory_or_the_tree_below_it() {
     let site = ready(&[("a", "one"), ("d/b", "two"), ("d/e/c", "three"), ("z", "last")]);
     assert_eq!(ls(&site, &["latest"]), ["a", "d/", "z"]);
     assert_eq!(ls(&site, &["source/latest:d"]), ["b", "e/"]);

@@ -130,7 +130,7 @@ fn copy(from: &Path, to: &Path) {
 }
 
 #[test]
-fn whichever_bit_of_the_catalog_flips_no_snapshot_is_wrong() {
+fn a_flipped_bit_of_the_catalog_makes_no_wrong_snapshot() {
     rounds("flipped bits", 2, |mut random: Random| {
         let mut then = Then::new();
         for _ in 0..FLIPS {
@@ -149,7 +149,7 @@ fn whichever_bit_of_the_catalog_flips_no_snapshot_is_wrong() {
 
 /// Every column that snapshots are made from, one at a time, through SQLite: so nothing but the row is damaged.
 #[test]
-fn whichever_column_of_the_catalog_is_wrong_no_snapshot_is() {
+fn a_wrong_column_of_the_catalog_makes_no_wrong_snapshot() {
     let mut then = Then::new();
     let number = "UPDATE {table} SET {column} = {column} + 1 WHERE rowid % 3 = 0 AND {column} IS NOT NULL";
     let blob = "UPDATE {table} SET {column} = CAST(substr({column}, 1, length({column}) - 1) || x'07' AS BLOB)
@@ -188,7 +188,7 @@ fn whichever_column_of_the_catalog_is_wrong_no_snapshot_is() {
 
 /// What is damaged is named by `catalog verify`; the next backup leaves it out by itself, and says so.
 #[test]
-fn damaged_rows_are_named_and_read_again_without_a_rebuild() {
+fn damaged_rows_are_reported_and_replaced_without_a_rebuild() {
     let mut then = Then::new();
     let damages = [
         "UPDATE segments SET node = CAST(substr(node, 1, length(node) - 1) || x'70' AS BLOB)",

@@ -80,7 +80,7 @@ fn with_few_threads_everything_works_or_says_why_not() {
 }
 
 #[test]
-fn a_limit_of_file_sizes_is_an_error_in_words_and_nothing_is_lost() {
+fn a_limit_of_file_sizes_is_reported_and_loses_nothing() {
     let site = backed_up();
     let limit = "ulimit -c 0; ulimit -f 500";
     site.write("noise", common::ordeal::Random::new(1, "noise").bytes(3 << 20));
@@ -119,7 +119,7 @@ fn with_few_open_files_everything_works_or_says_why_not() {
 }
 
 #[test]
-fn a_result_that_would_be_lost_is_an_error() {
+fn output_to_a_closed_standard_output_is_an_error() {
     let site = backed_up();
     for arguments in [
         &["cat", "latest:a"][..],

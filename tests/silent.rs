@@ -49,7 +49,7 @@ fn backup(site: &Site, arguments: &[&str]) -> Run {
 
 /// A run that did all it should, and said nothing.
 #[track_caller]
-fn is_silent_success(run: Run, what: &str) {
+fn assert_silent_success(run: Run, what: &str) {
     println!("{what}");
     assert_eq!(run.ok().stderr, "", "{what}");
 }
@@ -74,7 +74,10 @@ fn what_patterns_leave_out_is_not_asked_anything() {
             &["--exclude", "*hung", "--one-file-system"],
             &["--exclude", "*hung", "--exclude-nodump", "--exclude-caches", "--exclude-if-present", "absent"],
         ] {
-            is_silent_success(backup(&site, &[arguments, &["--reread"]].concat()), &format!("{how}: {arguments:?}"));
+            assert_silent_success(
+                backup(&site, &[arguments, &["--reread"]].concat()),
+                &format!("{how}: {arguments:?}"),
+            );
             assert!(!names(&site).iter().any(|name| name.contains("hung")));
             assert!(names(&site).contains(&"zz/last".to_owned()));
             let dry = backup(&site, &[arguments, &["--dry-run"]].concat()).ok();
@@ -84,13 +87,13 @@ fn what_patterns_leave_out_is_not_asked_anything() {
 }
 
 #[test]
-fn mounts_that_one_file_system_leaves_empty_are_not_asked_anything() {
+fn one_file_system_does_not_access_other_mounts() {
     let mounts: [(&str, Mount); 3] = [("dead", Silent::dead), ("silent", Silent::mount), ("private", Silent::private)];
     for (how, mounted) in mounts {
         let (site, points) = site();
         let _mounts = mount(&site, &points, mounted);
         for more in [&[][..], &["--exclude-nodump"], &["--reread"]] {
-            is_silent_success(backup(&site, &[&["-x"], more].concat()), &format!("{how}: -x {more:?}"));
+            assert_silent_success(backup(&site, &[&["-x"], more].concat()), &format!("{how}: -x {more:?}"));
         }
         backup(&site, &["-x", "--dry-run"]).ok();
         let names = names(&site);
@@ -103,7 +106,7 @@ fn mounts_that_one_file_system_leaves_empty_are_not_asked_anything() {
 }
 
 #[test]
-fn a_mount_of_our_own_is_left_empty_without_a_question() {
+fn a_brackfs_mount_is_stored_empty_without_access() {
     let (site, points) = site();
     let _mounts = mount(&site, &points, Silent::brackfs);
     for arguments in [&[][..], &["--dry-run"], &["-x"]] {
@@ -117,7 +120,7 @@ fn a_mount_of_our_own_is_left_empty_without_a_question() {
 }
 
 #[test]
-fn paths_that_are_left_out_are_not_resolved() {
+fn excluded_paths_are_not_resolved() {
     let (site, points) = site();
     let source = site.source();
     let inside = format!("{}/hung/below/file", source.display());
@@ -127,9 +130,9 @@ fn paths_that_are_left_out_are_not_resolved() {
     let list = list.to_str().unwrap();
     for pattern in ["hung", "hung/", &format!("{}/**/hung", source.display())] {
         let listed = site.command(&["backup", "--files-from", list, "--exclude", pattern]);
-        is_silent_success(run_within(listed, LIMIT), pattern);
+        assert_silent_success(run_within(listed, LIMIT), pattern);
         let given = site.command(&["backup", &inside, last.to_str().unwrap(), "--exclude", pattern]);
-        is_silent_success(run_within(given, LIMIT), pattern);
+        assert_silent_success(run_within(given, LIMIT), pattern);
         let found = site.brackfs(&["cat", &format!("latest:{}", last.display())]).ok();
         assert_eq!(found.stdout, "content");
     }
@@ -137,7 +140,7 @@ fn paths_that_are_left_out_are_not_resolved() {
 
 /// Starts a backup that meets a mount that does not answer, and tells it to end once it waits for it.
 #[track_caller]
-fn is_ended_by_one_signal(mut command: Command, path: &Path) {
+fn assert_one_signal_ends(mut command: Command, path: &Path) {
     let (stderr, mut text) = (tempfile::tempfile().unwrap(), String::new());
     let mut child = command.stderr(stderr.try_clone().unwrap()).stdout(Stdio::null()).spawn().unwrap();
     // Early signals must be heard, too; this is to meet the wait itself.
@@ -168,7 +171,7 @@ fn one_signal_ends_a_backup_that_waits_for_a_mount() {
         let _mounts = mount(&site, &points[point..=point], Silent::mount);
         let path = if inside.is_empty() { site.source() } else { hung.join(inside) };
         let arguments = [&["backup", path.to_str().unwrap()], extra].concat();
-        is_ended_by_one_signal(site.command(&arguments), if inside.is_empty() { &hung } else { &path });
+        assert_one_signal_ends(site.command(&arguments), if inside.is_empty() { &hung } else { &path });
     };
     thread::scope(|threads| {
         for point in 0..3 {
@@ -180,14 +183,14 @@ fn one_signal_ends_a_backup_that_waits_for_a_mount() {
 }
 
 #[test]
-fn what_was_stored_before_a_wait_that_was_interrupted_is_kept() {
+fn data_stored_before_an_interrupted_wait_is_kept() {
     let (site, _) = site();
     let source = site.source();
     site.write("few/large", noise("kept", 3 << 20));
     fs::create_dir(source.join("zz/later")).unwrap();
     settle();
     let mounts = mount(&site, &["zz/later"], Silent::mount);
-    is_ended_by_one_signal(site.command(&["backup", source.to_str().unwrap()]), &source.join("zz/later"));
+    assert_one_signal_ends(site.command(&["backup", source.to_str().unwrap()]), &source.join("zz/later"));
     drop(mounts);
     let summary = site.backup(&[]).ok().json();
     assert!(number(&summary, "data_bytes") < 1 << 20, "it was stored again: {summary}");
@@ -204,7 +207,7 @@ fn a_path_given_inside_a_mount_is_backed_up_with_one_file_system() {
     let _mounts = mount(&site, &[points[0], "few/given/hung"], Silent::mount);
     let (given, source) = (inside.join("given"), site.source());
     let arguments = ["backup", "-x", source.to_str().unwrap(), given.to_str().unwrap()];
-    is_silent_success(run_within(site.command(&arguments), LIMIT), "a path inside of a mount");
+    assert_silent_success(run_within(site.command(&arguments), LIMIT), "a path inside of a mount");
     let found = site.brackfs(&["cat", &format!("latest:{}", given.join("file").display())]).ok();
     assert_eq!(found.stdout, "content");
 }

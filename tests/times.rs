@@ -63,7 +63,7 @@ fn many_backups_in_a_row_are_not_dated_into_the_future() {
 }
 
 #[test]
-fn a_snapshot_from_the_future_dates_no_later_one() {
+fn a_snapshot_from_the_future_does_not_shift_later_ones() {
     let site = versions(1);
     let catalog = tree(&site.state()).into_keys().find(|path| path.ends_with("catalog.sqlite")).unwrap();
     // As if the clock had been years ahead.
@@ -84,7 +84,7 @@ fn a_snapshot_from_the_future_dates_no_later_one() {
 }
 
 #[test]
-fn the_times_that_are_listed_name_snapshots() {
+fn listed_times_select_snapshots() {
     let site = versions(2);
     let list = listed(&site, &[]);
     let time = list[1]["time"].as_str().unwrap();

@@ -32,7 +32,7 @@ fn read(site: &Site, snapshot: &str, expected: &Path, number: usize, stop: &Atom
 }
 
 #[test]
-fn backups_and_readers_at_once_do_each_other_no_harm() {
+fn concurrent_backups_and_readers_do_not_disturb_each_other() {
     let (mut refused, mut turns) = (0, 0);
     rounds("together", 4, |random| {
         let mut ordeal = Ordeal::new(random, 1);

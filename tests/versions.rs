@@ -82,7 +82,7 @@ fn eventful() -> Site {
 }
 
 #[test]
-fn each_version_is_shown_newest_first_with_the_snapshots_that_have_it() {
+fn versions_are_listed_newest_first_with_their_snapshots() {
     let site = eventful();
     let expected = [absence(1), version(9, 1), absence(2), version(6, 1), version(3, 2)];
     assert_eq!(versions(&site, &["d/notes"]), expected);
@@ -98,7 +98,7 @@ fn each_version_is_shown_newest_first_with_the_snapshots_that_have_it() {
 }
 
 #[test]
-fn lines_say_where_to_take_each_version_from_and_since_when_it_is_missing() {
+fn lines_name_a_snapshot_of_each_version_and_the_time_of_removal() {
     let site = eventful();
     let run = site.brackfs(&["versions", "d/notes"]).ok();
     let ids = ids(&site);
@@ -115,7 +115,7 @@ fn lines_say_where_to_take_each_version_from_and_since_when_it_is_missing() {
 }
 
 #[test]
-fn a_path_of_the_machine_serves_where_one_directory_was_backed_up() {
+fn a_local_path_selects_an_entry_of_a_backed_up_directory() {
     let site = eventful();
     let inside = versions(&site, &["d/notes"]);
     let absolute = site.source().canonicalize().unwrap().join("d/notes");
@@ -124,7 +124,7 @@ fn a_path_of_the_machine_serves_where_one_directory_was_backed_up() {
 }
 
 #[test]
-fn a_path_of_the_machine_serves_where_files_or_several_paths_were_backed_up() {
+fn a_local_path_selects_an_entry_of_backed_up_files_and_paths() {
     let site = ready();
     write(&site, "one/file", "of one", 0);
     write(&site, "two/file", "of two, longer", 0);
@@ -138,7 +138,7 @@ fn a_path_of_the_machine_serves_where_files_or_several_paths_were_backed_up() {
 }
 
 #[test]
-fn sources_are_apart_and_one_can_be_chosen() {
+fn sources_are_listed_separately_and_one_can_be_selected() {
     let site = ready();
     write(&site, "file", "here", 0);
     backup(&site);
@@ -152,7 +152,7 @@ fn sources_are_apart_and_one_can_be_chosen() {
 }
 
 #[test]
-fn a_path_that_no_snapshot_has_is_an_error() {
+fn a_path_in_no_snapshot_is_an_error() {
     let site = eventful();
     for path in ["nothing", "d/notes/below", "other/below"] {
         let run = site.brackfs(&["versions", path]).code(1);
@@ -161,7 +161,7 @@ fn a_path_that_no_snapshot_has_is_an_error() {
 }
 
 #[test]
-fn time_content_and_kind_make_a_version_and_mode_does_not() {
+fn a_new_time_content_or_kind_makes_a_version_and_a_new_mode_does_not() {
     let site = ready();
     write(&site, "file", "same", 0);
     backup(&site);
@@ -182,7 +182,7 @@ fn time_content_and_kind_make_a_version_and_mode_does_not() {
 }
 
 #[test]
-fn a_directory_is_another_version_if_anything_below_it_is() {
+fn a_change_below_a_directory_makes_a_version_of_it() {
     let site = ready();
     write(&site, "d/e/f", "deep", 0);
     write(&site, "beside/f", "beside", 0);
@@ -206,7 +206,7 @@ fn names_need_not_be_utf8() {
 }
 
 #[test]
-fn a_snapshot_that_cannot_be_read_is_named_and_the_others_are_shown() {
+fn an_unreadable_snapshot_is_reported_and_the_others_are_shown() {
     let site = eventful();
     let damaged = &ids(&site)[3];
     let folder = fs::read_dir(site.repo().join("snapshots")).unwrap().next().unwrap().unwrap().path();
@@ -233,7 +233,7 @@ fn write_sparse(site: &Site, path: &str, offset: u64) {
 }
 
 #[test]
-fn a_file_whose_holes_moved_is_another_version() {
+fn moved_holes_make_a_version_of_a_file() {
     let site = ready();
     for offset in [0, 512 << 10, (1 << 20) - (64 << 10)] {
         write_sparse(&site, "image", offset);

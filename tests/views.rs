@@ -59,7 +59,7 @@ fn within_seconds(what: &str, is_so: impl Fn() -> bool) {
 }
 
 #[test]
-fn snapshots_are_found_by_their_tags() {
+fn snapshots_are_listed_by_tag() {
     let site = ready();
     backup(&site, "home", &["weekly", "before/after"]);
     site.write("a", "changed");
@@ -89,7 +89,7 @@ fn snapshots_are_found_by_their_tags() {
 }
 
 #[test]
-fn tags_of_new_snapshots_appear_and_those_of_removed_ones_go() {
+fn tags_appear_with_new_snapshots_and_disappear_with_removed_ones() {
     let site = ready();
     backup(&site, "home", &["first"]);
     let mounted = site.mount(&[]);
@@ -103,7 +103,7 @@ fn tags_of_new_snapshots_appear_and_those_of_removed_ones_go() {
 }
 
 #[test]
-fn folders_tell_when_they_changed() {
+fn modification_times_of_folders_show_their_changes() {
     let site = ready();
     backup(&site, "home", &["first"]);
     let mounted = site.mount(&[]);
@@ -121,7 +121,7 @@ fn folders_tell_when_they_changed() {
 }
 
 #[test]
-fn a_source_called_by_tag_gets_another_name() {
+fn a_source_named_by_tag_is_shown_under_another_name() {
     let site = ready();
     backup(&site, "by-tag", &["x"]);
     let mounted = site.mount(&[]);
@@ -138,7 +138,7 @@ fn a_source_called_by_tag_gets_another_name() {
 }
 
 #[test]
-fn a_removed_snapshot_vanishes_and_latest_follows() {
+fn a_removed_snapshot_disappears_and_latest_follows() {
     let site = ready();
     for tag in ["1", "2", "3"] {
         backup(&site, "home", &[tag]);
@@ -203,7 +203,7 @@ fn only_what_is_looked_at_is_opened() {
 }
 
 #[test]
-fn a_damaged_snapshot_that_is_mended_is_shown_again() {
+fn a_repaired_snapshot_is_shown_again() {
     let site = ready();
     for tag in ["1", "2"] {
         backup(&site, "home", &[tag]);
@@ -225,7 +225,7 @@ fn a_damaged_snapshot_that_is_mended_is_shown_again() {
 }
 
 #[test]
-fn a_source_whose_name_cannot_be_read_is_named_by_a_snapshot_or_shown_by_its_id() {
+fn a_source_without_a_readable_name_takes_it_from_a_snapshot_or_shows_its_id() {
     let site = ready();
     backup(&site, "home", &[]);
     let object = fs::read_dir(site.repo().join("sources")).unwrap().next().unwrap().unwrap().path();
@@ -268,7 +268,7 @@ fn latest_is_found_below_many_objects_that_are_not_snapshots() {
 }
 
 #[test]
-fn an_object_that_cannot_be_read_is_not_read_again_and_again() {
+fn an_unreadable_object_is_read_only_once() {
     let site = ready();
     backup(&site, "home", &[]);
     let real = objects(&site)[0].clone();

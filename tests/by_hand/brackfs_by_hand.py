@@ -1,12 +1,12 @@
 #!/usr/bin/python3
-"""Lists and restores snapshots of a brackfs repository. Written from brackfs-format(5) alone: that page must suffice.
+"""Lists and restores snapshots of a brackfs repository. Written only from brackfs-format(5), which must suffice.
 
     brackfs_by_hand.py [--signer FINGERPRINT] list REPO [SNAPSHOT]
     brackfs_by_hand.py [--signer FINGERPRINT] restore REPO SNAPSHOT DESTINATION
 
 SNAPSHOT is a name below snapshots/, the beginning of an id, or `latest`. gpg decrypts, with the keys of GNUPGHOME, and
-checks the signature; zstd decompresses; b3sum computes digests. What the page says must hold is checked. Exit code 1 is
-damage or another failure; 3 says that all content was restored, but not all that is known of it, for lack of rights.
+checks the signature; zstd decompresses; b3sum computes digests. All rules of the page are checked. Exit code 1 means
+damage or another failure, 3 that all content was restored, but some metadata was not, for lack of rights.
 """
 
 import argparse
@@ -32,7 +32,7 @@ UUID = r"[0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12}"
 SNAPSHOT_NAME = rf"{UUID}/[0-9]{{10}}-[0-9]{{8}}T[0-9]{{6}}Z-[0-9a-f]{{16}}"
 # Inode attribute flags of Linux that may be stored.
 FLAGS = 0x2083_00F8
-# Flag of an entry: the source's mount ignored its set-id bits, capabilities and device number.
+# Flag of an entry whose mount ignored set-id bits, capabilities and device numbers.
 UNPRIVILEGED = 2
 FILE, DIRECTORY, SYMLINK, FIFO, SOCKET, CHARACTER_DEVICE, BLOCK_DEVICE = range(7)
 TYPES = {FIFO: stat.S_IFIFO, SOCKET: stat.S_IFSOCK, CHARACTER_DEVICE: stat.S_IFCHR, BLOCK_DEVICE: stat.S_IFBLK}
@@ -40,7 +40,7 @@ B3SUM = ["b3sum", "--no-names"]
 
 
 class Failure(Exception):
-    """The object that the message names breaks a rule of the page, or cannot be had."""
+    """An object, named in the message, that is unreadable or breaks a rule of the page."""
 
 
 def need(condition, where, rule):
@@ -54,7 +54,7 @@ def read(path, where, most):
 
 
 def program(where, arguments, data):
-    """What a program makes of the data."""
+    """Passes data through a program. Returns its standard output and standard error."""
     run = subprocess.run(arguments, input=data, capture_output=True)
     said = run.stderr.decode(errors="replace")
     problems = [line for line in said.splitlines() if not line.startswith("[GNUPG:]")]
@@ -66,9 +66,9 @@ def program(where, arguments, data):
 
 
 def decompress(data, where):
-    """The plaintext of one frame with its padding, which zstd passes over."""
+    """The plaintext of one frame. zstd ignores the padding after it."""
     need(data[:4] == b"\x28\xb5\x2f\xfd" and len(data) > 5, where, "not a zstd frame")
-    # RFC 8878, 3.1.1.1: what stands before the content size, and how wide that is.
+    # RFC 8878, 3.1.1.1: offset and width of the content size.
     at = 6 - (data[4] >> 5 & 1) + (0, 1, 2, 4)[data[4] & 3]
     width = (data[4] >> 5 & 1, 2, 4, 8)[data[4] >> 6]
     size = int.from_bytes(data[at : at + width], "little") + (256 if width == 2 else 0)
@@ -83,7 +83,7 @@ def decompress(data, where):
 
 
 def packets(message, where):
-    """A message's OpenPGP packets: tags, and all their bytes."""
+    """The OpenPGP packets of a message: tag and bytes of each."""
     found, at = [], 0
     while at < len(message):
         need(message[at] & 0xC0 == 0xC0, where, "not OpenPGP packets with headers of the new format")
@@ -102,7 +102,7 @@ def packets(message, where):
 
 
 def literal(packet, where):
-    """What a literal data packet holds."""
+    """The content of a literal data packet."""
     right = packet[:2] == b"\xcb\xff" and packet[6:12] == b"b\0\0\0\0\0"
     need(right, where, "a literal data packet with a name, a date, or another format")
     return packet[12:]
@@ -112,7 +112,7 @@ GPG = ["gpg", "--batch", "--no-tty", "--quiet", "--status-fd", "2"]
 
 
 def unseal(message, where):
-    """The packets within an encrypted message; gpg fails if it is not authentic."""
+    """The packets inside an encrypted message. gpg fails if the message is not authentic."""
     tags = [tag for tag, _ in packets(message, where)]
     need(tags[-1:] == [18] and {*tags[:-1]} == {1}, where, f"not one encrypted message, but packets {tags}")
     need(len(tags) <= 65, where, "more than 64 recipients")
@@ -122,20 +122,20 @@ def unseal(message, where):
 
 
 def verify(certificate, fingerprint, message, where):
-    """Checks that a signed message is by the key of this fingerprint, alone in a home of gpg's."""
+    """Checks the signature of a message by the key with this fingerprint, in a GnuPG home with no other key."""
     with tempfile.TemporaryDirectory(prefix="brackfs-by-hand-") as home:
         gpg = [*GPG, "--homedir", home, "--no-autostart", "--trust-model", "always"]
         program(where, [*gpg, "--import"], certificate)
         _, said = program(where, [*gpg, "--decrypt"], message)
     status = [line.split()[1:] for line in said.splitlines() if line.startswith("[GNUPG:] ")]
-    # Expired is as good: it was not when it signed.
+    # An expired key is valid: it had not expired when it signed.
     good = [words for words in status if words[0] in ("GOODSIG", "EXPKEYSIG")]
-    # The type of the signature, and the key that the signing key belongs to.
+    # The type of the signature and the primary key of the signing key.
     valid = [words[9:11] for words in status if words[0] == "VALIDSIG"]
     need(len(good) == 1 and valid == [["00", fingerprint]], where, f"not signed by the host key {fingerprint}")
 
 
-# --- CBOR: what the library does not check, then the grammar ---
+# --- CBOR: checks that the library lacks, then the grammar ---
 
 
 def head(data, at, where):
@@ -149,7 +149,7 @@ def head(data, at, where):
 
 
 def skip(data, at, where, deep=4):
-    """The position after a value, which has no tag and nests at most so deep."""
+    """The position after a value without tags and with at most `deep` levels of nesting."""
     major, number, at = head(data, at, where)
     need(major != 6, where, "CBOR with a tag")
     if major in (2, 3):
@@ -162,7 +162,7 @@ def skip(data, at, where, deep=4):
 
 
 def skip_map(data, at, where):
-    """The position after a map of the page's plain kind. Maps in the array of key 3 are entries of a node."""
+    """The position after a map with ascending integer keys. Maps in the array of key 3 are entries of a node."""
     major, count, at = head(data, at, where)
     need(major == 5, where, "not a CBOR map")
     last = -1
@@ -182,7 +182,7 @@ def skip_map(data, at, where):
 def decode(data, where):
     try:
         end = skip_map(data, 0, where)
-        need(end == len(data), where, "CBOR that ends too early, or is followed by something")
+        need(end == len(data), where, "CBOR that ends too early, or has trailing data")
         return cbor2.loads(data)
     except (IndexError, cbor2.CBORDecodeError) as error:
         raise Failure(f"{where}: not CBOR: {error}") from error
@@ -230,9 +230,9 @@ DIGEST, NAME = octets(32, 32), octets(1024, 1)
 REFERENCE = (DIGEST, U32, U32, number(2 * MIB, 1))
 ABOVE_0 = number(2**64 - 1, 1)
 EXTENT, NODE_REFERENCE = either(fixed(*REFERENCE), ABOVE_0), fixed(ABOVE_0, *REFERENCE)
-# By the kind of the node.
+# Item types by kind of node.
 ITEMS = lambda entry: type(entry) is dict, fixed(NAME, ABOVE_0, ABOVE_0, *REFERENCE), EXTENT, NODE_REFERENCE
-# Keys that must be there, and keys that may be.
+# Required keys and optional keys.
 NODE = {0: number(3), 3: each(lambda _: True)}, {
     1: each(octets(16, 16)),
     2: flat(U32, U64, number(2_621_440, 1)),
@@ -262,7 +262,7 @@ def check_keys(value, shapes, where):
     required, optional = shapes
     for key, shape in (required | optional).items():
         if key in required or key in value:
-            need(key in value and shape(value[key]), where, f"key {key} is missing or not as it should be")
+            need(key in value and shape(value[key]), where, f"key {key} is missing or invalid")
 
 
 def ascending(values):
@@ -282,7 +282,7 @@ class Chunk(typing.NamedTuple):
 
 
 class Node:
-    """A node that was found to be in order by itself."""
+    """A node whose own rules were checked."""
 
     def __init__(self, data, where, is_root=False):
         node = decode(data, where)
@@ -291,7 +291,7 @@ class Node:
         self.where = where
         for pack, offset, stored in zip(*[iter(self.table)] * 3):
             need(pack < len(self.packs) and offset + stored < 1 << 64, where, "a block in no pack, or beyond its end")
-        need(all(map(ITEMS[self.kind], self.items)), where, f"an item that does not belong into kind {self.kind}")
+        need(all(map(ITEMS[self.kind], self.items)), where, f"an item that a node of kind {self.kind} cannot have")
         if self.kind == 0:
             for entry in self.items:
                 check_entry(entry, where, is_root)
@@ -299,7 +299,7 @@ class Node:
             need(ascending(item[0] for item in self.items), where, "names that are not in ascending order")
 
     def chunk(self, digest, block, start, length):
-        """Where a reference of this node leads."""
+        """The chunk that a reference of this node names."""
         need(3 * block < len(self.table), self.where, f"no block {block} in the table")
         pack, offset, stored = self.table[3 * block : 3 * block + 3]
         need(start + length <= 2 * MIB, self.where, "a chunk that is not within a block")
@@ -330,12 +330,12 @@ def span(entry):
 
 
 def content_of(entry):
-    """Which of the keys 7 to 12 an entry has, and what is there."""
+    """The key from 7 to 12 that an entry has, and its value."""
     return next(((key, entry[key]) for key in range(7, 13) if key in entry), (None, [None]))
 
 
 def shown(name):
-    """A name for people, on one line."""
+    """A printable form of a name, on one line."""
     escaped = name.replace(b"\\", b"\\\\").decode("utf-8", "backslashreplace")
     return "".join(char if char.isprintable() else char.encode("unicode_escape").decode() for char in escaped)
 
@@ -347,13 +347,13 @@ DESCRIPTIONS = ("brackfs.toml", "brackfs-copy.toml")
 
 
 def describe(path, where):
-    """The version that a description says, and of version 1 the id and whether the repository is encrypted."""
+    """The version in a description. For version 1 also the id, and whether the repository is encrypted."""
     settings = tomllib.loads(read(path, where, 64 << 10).decode())
     version = settings.get("version")
     need(type(version) is int, where, "no version")
     if version != 1:
         return version, None, None
-    need(re.fullmatch(UUID, str(settings.get("id"))), where, "the id is no UUID")
+    need(re.fullmatch(UUID, str(settings.get("id"))), where, "the id is not a UUID")
     need(settings.get("encryption") in ("openpgp", "none"), where, "encryption is neither openpgp nor none")
     return version, uuid.UUID(settings["id"]).bytes, settings["encryption"] == "openpgp"
 
@@ -369,13 +369,13 @@ class Repository:
                 lost.append(error)
         if not said:
             raise lost[0]
-        need(len(said) == 1, DESCRIPTIONS[0], f"{DESCRIPTIONS[1]} says otherwise")
+        need(len(said) == 1, DESCRIPTIONS[0], f"{DESCRIPTIONS[1]} differs")
         version, self.id, self.encrypted = said.pop()
         need(version == 1, DESCRIPTIONS[0], "not of version 1")
         self.signer = signer and signer.upper()
         if not signer:
             print("signatures are NOT checked: no --signer was given", file=sys.stderr)
-        # gpg knows keys of version 4, whose fingerprints have 40 digits.
+        # gpg supports only keys of version 4, whose fingerprints have 40 digits.
         need(not signer or re.fullmatch("[0-9A-F]{40}", self.signer), signer, "not the fingerprint of a key for gpg")
         # Neighbours in a composite are read one after the other.
         self.block = functools.lru_cache(16)(self.block)
@@ -443,7 +443,7 @@ class Repository:
         return node
 
     def entries(self, chunk, ranks, own=None, first=None, limit=None, depth=1):
-        """Entries of a directory or segment in order, each with its node. They take so many ranks."""
+        """Entries of a directory or segment in order, each with its node. `ranks` is the number of their ranks."""
         node = self.node(chunk, (0, 1))
         items, where = node.items, node.where
         need(depth <= 8, where, "segments that are nested too deep")
@@ -454,7 +454,7 @@ class Repository:
         need(sum(spans) == ranks, where, f"takes {sum(spans)} ranks, not {ranks}")
         need(own in (None, sum(counts)), where, f"has {sum(counts)} entries, not {own}")
         need(first in (None, items[0][0]), where, "its first name is not the segment's")
-        need(limit is None or items[-1][0] < limit, where, "a name that belongs into the next segment")
+        need(limit is None or items[-1][0] < limit, where, "a name that belongs to the next segment")
         if node.kind == 0:
             yield from ((entry, node) for entry in items)
             return
@@ -479,7 +479,7 @@ class Repository:
                 stack.append((path, self.entries(node.chunk(*reference), below)))
 
     def extents(self, entry, node):
-        """A file's extents in order: length, and the chunk or None for a hole."""
+        """The extents of a file in order: the length, and the chunk or None for a hole."""
         size, (key, content) = entry.get(6, 0), content_of(entry)
         if key == 7:
             yield size, node.chunk(*content, size)
@@ -517,7 +517,7 @@ class Restore:
         for _, path, entry, node in self.repository.walk(root):
             target = os.path.join(self.destination, path) if path else self.destination
             key, content = content_of(entry)
-            # Names of one file agree in everything but the name and the places of chunks, whatever the link id says.
+            # Names of one file may differ only in name and chunk locations. An equal link id is not enough.
             fields = sorted((key, value) for key, value in entry.items() if key not in (0, 7, 8, 9))
             file = str((fields, content[0] if key in (7, 8, 9) else None))
             if 13 in entry and file in links:
@@ -525,7 +525,7 @@ class Restore:
             elif self.make(target, entry, node):
                 links[file] = target
                 made.append((target, entry))
-        # Backwards, since what is made in a directory changes its time; flags last, since some forbid the rest.
+        # Children first, since creating them changes the time of a directory. Flags last: some forbid other changes.
         for target, entry in reversed(made):
             self.describe(target, entry)
         for target, entry in reversed(made):
@@ -561,15 +561,15 @@ class Restore:
         size, (_, content) = entry.get(6, 0), content_of(entry)
         with open(target, "xb") as file:
             os.fchmod(file.fileno(), 0o600)
-            # What is not written stays a hole.
+            # Unwritten ranges remain holes.
             os.ftruncate(file.fileno(), size)
             digest = self.fill(file, self.repository.extents(entry, node)) if size else None
         need(digest == content[0], f"{node.where}, entry {entry[0]!r}", "the file has another digest")
 
     def fill(self, file, extents):
-        """Writes a file's chunks, and returns its digest."""
+        """Writes the chunks of a file, and returns its digest."""
         holes = []
-        # If a chunk is bad, b3sum has nobody to tell what it found, and complains.
+        # After a bad chunk, b3sum complains that its output pipe is closed.
         pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.DEVNULL}
         with subprocess.Popen(B3SUM, **pipes) as b3sum:
             at = 0
@@ -629,7 +629,7 @@ def list_snapshots(repository):
 
 
 def list_entries(repository, root):
-    """Rank, kind, mode, owner, size, mtime, path; where a link leads or what a device is."""
+    """Rank, kind, mode, owner, size, mtime, path; target of a link or number of a device."""
     for rank, path, entry, _ in repository.walk(root):
         seconds, nanos = entry[5]
         words = [rank, "fdlpscb"[entry[1]], f"{entry[2]:04o}", f"{entry[3]}:{entry[4]}", entry.get(6, 0)]
@@ -640,7 +640,7 @@ def list_entries(repository, root):
 
 def main():
     parser = argparse.ArgumentParser(description="Reads a brackfs repository without brackfs.")
-    parser.add_argument("--signer", help="fingerprint of the host key that is believed")
+    parser.add_argument("--signer", help="fingerprint of the trusted host key")
     commands = parser.add_subparsers(dest="command", required=True)
     listing, restoring = [commands.add_parser(command) for command in ("list", "restore")]
     for command in listing, restoring:

@@ -117,7 +117,7 @@ fn plain(page: &str) -> String {
 }
 
 #[test]
-fn format_txt_is_the_page_of_the_format() {
+fn format_txt_equals_the_page_of_the_format() {
     let file = folder().join("../src/repository/FORMAT.txt");
     let made = plain(committed().get("brackfs-format.5").expect("the page"));
     if std::env::var_os(RENEW).is_some() {
@@ -182,7 +182,7 @@ fn examples_are_valid_command_lines() {
 }
 
 #[test]
-fn message_types_are_on_the_page_of_brackfs() {
+fn the_page_of_brackfs_lists_all_message_types() {
     let page = page::all().remove("brackfs.1").expect("brackfs.1");
     let mut seen = 0;
     for entry in fs::read_dir(concat!(env!("CARGO_MANIFEST_DIR"), "/src/cli")).expect("src/cli") {

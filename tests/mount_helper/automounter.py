@@ -1,7 +1,7 @@
-"""An automounter for one mount, that does as systemd does: automounter.py DIRECTORY FILE COMMAND...
+"""An automounter for one mount, which works like that of systemd: automounter.py DIRECTORY FILE COMMAND...
 
-DIRECTORY becomes an automount point. A process reads FILE below it, which waits until COMMAND has mounted something
-there. What it reads is printed. Ends with 1 if anything fails, and leaves no mount.
+DIRECTORY becomes an automount point. A process reads FILE below it, which blocks until COMMAND has mounted a file
+system there. Prints the content of FILE. Exits with code 1 on any failure, and leaves no mount.
 """
 
 import ctypes
@@ -28,7 +28,7 @@ place = os.open(directory, os.O_RDONLY | os.O_DIRECTORY)
 
 reader = subprocess.Popen(["cat", file], start_new_session=True, stdout=subprocess.PIPE)
 _version, _kind, token = struct.unpack_from("iiI", os.read(requests, 4096))
-# In the same process group: the kernel lets it look into the directory without waiting for itself.
+# The kernel does not block access to the directory by processes in this process group.
 helper = subprocess.Popen(command)
 try:
     code = helper.wait(PATIENCE)

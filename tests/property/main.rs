@@ -499,7 +499,7 @@ fn play(name: &str, mix: Mix, cases: u32, share: u32, encrypted: bool) {
 }
 
 #[test]
-fn each_snapshot_is_the_tree_of_its_time() {
+fn each_snapshot_equals_the_tree_of_its_time() {
     play("trees", Mix::Any, 64, 1, false);
 }
 
@@ -509,6 +509,6 @@ fn directories_of_thousands_of_files_split_and_merge() {
 }
 
 #[test]
-fn each_snapshot_is_the_tree_of_its_time_in_an_encrypted_repository() {
+fn each_snapshot_in_an_encrypted_repository_equals_the_tree_of_its_time() {
     play("encrypted", Mix::Any, 4, 8, true);
 }
