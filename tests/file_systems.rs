@@ -51,7 +51,7 @@ fn says(run: &Run, words: &[&str]) {
 }
 
 #[test]
-fn a_repository_needs_no_hard_links_and_no_sync_of_folders() {
+fn a_repository_needs_neither_hard_links_nor_sync_of_folders() {
     for error in [Errno::INVAL, Errno::OPNOTSUPP, Errno::NOTTY] {
         let site = files();
         let at = site.path().join("disk");
@@ -70,7 +70,7 @@ fn a_repository_needs_no_hard_links_and_no_sync_of_folders() {
 }
 
 #[test]
-fn where_nothing_refuses_to_replace_one_of_two_writers_gets_a_name() {
+fn one_of_two_writers_gets_a_name_without_exclusive_renames() {
     let site = files();
     let at = site.path().join("disk");
     fs::create_dir(&at).unwrap();
@@ -91,7 +91,7 @@ fn where_nothing_refuses_to_replace_one_of_two_writers_gets_a_name() {
 }
 
 #[test]
-fn a_repository_needs_no_nameless_files_openat2_or_proc() {
+fn a_repository_needs_no_unnamed_files_openat2_or_proc() {
     for injected in [
         &["linkat:error=EPERM"][..],
         &["linkat:error=ENOENT"],
@@ -120,7 +120,7 @@ fn a_repository_needs_no_nameless_files_openat2_or_proc() {
 }
 
 #[test]
-fn an_init_that_fails_leaves_nothing() {
+fn a_failed_init_leaves_nothing() {
     let site = files();
     let at = site.path().join("disk");
     fs::create_dir(&at).unwrap();
@@ -141,7 +141,7 @@ fn an_init_that_fails_leaves_nothing() {
 }
 
 #[test]
-fn an_init_that_was_killed_is_replaced_by_the_next() {
+fn the_next_init_replaces_a_killed_one() {
     for nth in 1..50 {
         let site = files();
         let kill = format!("inject=fsync:signal=KILL:when={nth}");
@@ -199,7 +199,7 @@ fn temporary_files_of_a_killed_run_are_removed_by_the_next_and_those_of_others_s
 }
 
 #[test]
-fn links_in_a_repository_lead_no_command_out_of_it() {
+fn links_in_a_repository_lead_no_command_outside() {
     let site = files();
     run(init_command(&site)).ok();
     site.backup(&[]).ok();
@@ -241,7 +241,7 @@ fn links_in_a_repository_lead_no_command_out_of_it() {
 }
 
 #[test]
-fn a_repository_whose_path_is_a_link_is_one() {
+fn the_path_of_a_repository_may_be_a_link() {
     let site = files();
     let real = site.path().join("real");
     fs::create_dir(&real).unwrap();
@@ -251,7 +251,7 @@ fn a_repository_whose_path_is_a_link_is_one() {
 }
 
 #[test]
-fn strangers_files_in_a_repository_are_no_problem() {
+fn foreign_files_in_a_repository_are_not_a_problem() {
     let site = files();
     run(init_command(&site)).ok();
     site.backup(&[]).ok();
@@ -263,7 +263,7 @@ fn strangers_files_in_a_repository_are_no_problem() {
 
 /// Sends a signal to a run that waits for a repository which does not answer.
 #[track_caller]
-fn ends_when_told(site: &Site, arguments: &[&str]) {
+fn assert_ends_on_signal(site: &Site, arguments: &[&str]) {
     let mut child = site.command(arguments).stdout(std::process::Stdio::null()).spawn().unwrap();
     std::thread::sleep(std::time::Duration::from_millis(700));
     assert!(child.try_wait().unwrap().is_none(), "{arguments:?} does not wait");
@@ -284,7 +284,7 @@ fn ends_when_told(site: &Site, arguments: &[&str]) {
 }
 
 #[test]
-fn the_first_signal_ends_a_run_that_waits_for_a_repository_that_does_not_answer() {
+fn the_first_signal_ends_a_run_that_waits_for_an_unresponsive_repository() {
     let site = files();
     run(init_command(&site)).ok();
     site.backup(&[]).ok();
@@ -301,6 +301,6 @@ fn the_first_signal_ends_a_run_that_waits_for_a_repository_that_does_not_answer(
         &["ls", "latest"],
         &["cat", "latest:file"],
     ] {
-        ends_when_told(&site, arguments);
+        assert_ends_on_signal(&site, arguments);
     }
 }

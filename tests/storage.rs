@@ -97,7 +97,7 @@ fn list(storage: &dyn Storage, prefix: &str) -> Vec<(String, u64)> {
 }
 
 #[test]
-fn an_object_is_there_once_it_is_stored_and_never_replaced() {
+fn a_stored_object_exists_at_once_and_is_never_replaced() {
     for Empty { name, storage, .. } in kinds() {
         let storage = &*storage;
         let mut spool = storage.spool("packs/ab/x", RUN).unwrap();
@@ -119,7 +119,7 @@ fn an_object_is_there_once_it_is_stored_and_never_replaced() {
 }
 
 #[test]
-fn ranges_are_read_whole_or_not_at_all() {
+fn ranges_are_read_completely_or_fail() {
     for Empty { name, storage, .. } in kinds() {
         let storage = &*storage;
         let bytes: Vec<u8> = (0..3_000_000u32).flat_map(u32::to_le_bytes).collect();
@@ -141,7 +141,7 @@ fn ranges_are_read_whole_or_not_at_all() {
 }
 
 #[test]
-fn missing_objects_are_missing_for_every_operation() {
+fn every_operation_reports_missing_objects() {
     for Empty { name, storage, .. } in kinds() {
         put(&*storage, "there", b"x", Rivals::None).unwrap();
         for object in ["missing", "packs/ab/x"] {
@@ -195,7 +195,7 @@ fn a_stamp_changes_when_an_object_is_replaced() {
 }
 
 #[test]
-fn of_writers_of_one_name_one_succeeds() {
+fn one_of_several_writers_of_a_name_succeeds() {
     for Empty { name, storage, .. } in kinds() {
         assert!(storage.capabilities().exclusive, "{name}");
         for round in 0..20 {
@@ -214,7 +214,7 @@ fn of_writers_of_one_name_one_succeeds() {
 }
 
 #[test]
-fn a_spool_can_be_stored_after_a_failure_and_leaves_nothing_when_it_is_dropped() {
+fn a_spool_can_be_stored_after_a_failure_and_cleans_up_on_drop() {
     for Empty { name, storage, directory } in kinds() {
         let storage = &*storage;
         put(storage, "index/a", b"old", Rivals::None).unwrap();
@@ -303,7 +303,7 @@ const ALL_KINDS: [ErrorKind; 11] = [
 ];
 
 #[test]
-fn temporary_errors_are_tried_again_and_others_are_not() {
+fn only_temporary_errors_are_retried() {
     let trial = Trial::new(PATIENT);
     for kind in ALL_KINDS {
         trial.faults.add(Fault { times: 3, ..Fault::next(Operation::Read, kind) });
@@ -321,7 +321,7 @@ fn temporary_errors_are_tried_again_and_others_are_not() {
 }
 
 #[test]
-fn a_target_that_stays_away_is_waited_for_once_until_it_is_back() {
+fn only_one_call_waits_for_an_unavailable_target() {
     let patience = Patience { longest: Duration::from_millis(100), ..PATIENT };
     let trial = Trial::new(patience);
     for _ in 0..3 {
@@ -340,7 +340,7 @@ fn a_target_that_stays_away_is_waited_for_once_until_it_is_back() {
 }
 
 #[test]
-fn an_operation_that_never_succeeds_ends_although_others_do() {
+fn a_failing_operation_ends_even_if_others_succeed() {
     let trial = Trial::new(Patience { longest: Duration::from_millis(100), ..PATIENT });
     trial.faults.add(Fault { times: u64::MAX, ..Fault::next(Operation::Read, ErrorKind::Unavailable) });
     let done = AtomicBool::new(false);
@@ -380,7 +380,7 @@ fn an_interrupt_ends_all_waits() {
 }
 
 #[test]
-fn what_took_effect_although_its_answer_was_lost_is_no_error() {
+fn an_operation_whose_reply_was_lost_succeeds() {
     let trial = Trial::new(PATIENT);
     let lost = |operation| Fault { takes_effect: true, ..Fault::next(operation, ErrorKind::Unavailable) };
     for rivals in [Rivals::None, Rivals::Possible] {
@@ -403,7 +403,7 @@ fn what_took_effect_although_its_answer_was_lost_is_no_error() {
 }
 
 #[test]
-fn a_listing_that_is_tried_again_shows_each_object_once() {
+fn a_retried_listing_shows_each_object_once() {
     let trial = Trial::new(PATIENT);
     trial.faults.add(Fault { times: 2, takes_effect: true, ..Fault::next(Operation::List, ErrorKind::Throttled) });
     assert_eq!(list(&trial.storage, ""), [("x".into(), 5)]);
@@ -512,7 +512,7 @@ impl Remote {
 }
 
 #[test]
-fn a_repository_in_memory_is_backed_up_to_checked_and_restored() {
+fn a_repository_in_memory_supports_backup_check_and_restore() {
     let remote = Remote::new();
     let repository = remote.repository(|storage| storage);
     assert_eq!(repository.target().local_path(), None);
@@ -529,7 +529,7 @@ fn a_repository_in_memory_is_backed_up_to_checked_and_restored() {
 }
 
 #[test]
-fn a_storage_that_fails_at_any_operation_ends_a_backup_and_loses_nothing() {
+fn a_failure_of_any_storage_operation_loses_nothing() {
     let remote = Remote::new();
     remote.back_up(&remote.repository(|storage| storage)).unwrap();
     let (mut after, mut failed) = (0, 0);
@@ -559,7 +559,7 @@ fn a_storage_that_fails_at_any_operation_ends_a_backup_and_loses_nothing() {
 }
 
 #[test]
-fn a_backup_waits_for_a_storage_that_is_away_for_a_moment() {
+fn a_backup_waits_for_a_briefly_unavailable_storage() {
     let remote = Remote::new();
     for (round, takes_effect) in [false, true].into_iter().enumerate() {
         remote.change(round as u64);
