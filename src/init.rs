@@ -7,6 +7,7 @@ use std::path::Path;
 
 use crate::catalog::{Catalog, Trust};
 use crate::crypt::{self, Certificate, Fingerprint, KeyPurpose, Passphrase, Profile, SecretKey, Signer};
+use crate::failure::{Failure, FailureKind};
 use crate::format::RepositoryId;
 use crate::format::id::{CatalogId, ObjectId};
 use crate::repository::{ReadmeKeys, Repository, Writer};
@@ -55,6 +56,18 @@ pub enum Error {
     /// The operating system returned no random bytes.
     #[error("cannot get random bytes: {0}")]
     Random(getrandom::Error),
+}
+
+impl Failure for Error {
+    fn kind(&self) -> FailureKind {
+        match self {
+            Error::Crypt(error) => error.kind(),
+            Error::Repository(error) => error.kind(),
+            Error::Catalog(error) => error.kind(),
+            Error::State(error) => error.kind(),
+            Error::Random(_) => FailureKind::Failed,
+        }
+    }
 }
 
 /// Creates a repository at `location`, with this machine as its host; `state` is the state directory.

@@ -13,26 +13,27 @@
 //! <!-- layers -->
 //! | module | may use |
 //! | --- | --- |
+//! | `failure` | – |
 //! | `sys` | – |
 //! | `storage` | `sys` |
 //! | `threads` | – |
-//! | `crypt` | – |
+//! | `crypt` | `failure` |
 //! | `format` | – |
 //! | `monitor` | – |
-//! | `source` | `format` `sys` |
-//! | `repository` | `storage` `crypt` `format` |
-//! | `state` | `sys` `crypt` `format` |
-//! | `catalog` | `crypt` `format` `source` |
-//! | `init` | `catalog` `state` `repository` `storage` `crypt` `format` |
-//! | `inventory` | `catalog` `state` `repository` `storage` `crypt` `format` `monitor` |
-//! | `backup` | `inventory` `source` `catalog` `state` `repository` `storage` `crypt` `format` `monitor` `threads` |
-//! | `reader` | `repository` `crypt` `format` |
-//! | `mount` | `reader` `format` `monitor` |
-//! | `restore` | `reader` `source` `format` `monitor` |
-//! | `dump` | `reader` `format` `monitor` |
-//! | `history` | `reader` `source` `format` `monitor` |
-//! | `check` | `reader` `repository` `storage` `crypt` `format` `monitor` |
-//! | `cli` | `backup` `catalog` `check` `crypt` `dump` `format` `history` `init` `inventory` `sys` `monitor` `mount` `reader` `repository` `restore` `state` `storage` |
+//! | `source` | `format` `sys` `failure` |
+//! | `repository` | `storage` `crypt` `format` `failure` |
+//! | `state` | `sys` `crypt` `format` `failure` |
+//! | `catalog` | `crypt` `format` `source` `failure` |
+//! | `init` | `catalog` `state` `repository` `storage` `crypt` `format` `failure` |
+//! | `inventory` | `catalog` `state` `repository` `storage` `crypt` `format` `monitor` `failure` |
+//! | `backup` | `inventory` `source` `catalog` `state` `repository` `storage` `crypt` `format` `monitor` `threads` `failure` |
+//! | `reader` | `repository` `crypt` `format` `failure` |
+//! | `mount` | `sys` `reader` `format` `monitor` |
+//! | `restore` | `reader` `source` `format` `monitor` `failure` |
+//! | `dump` | `reader` `format` `monitor` `failure` |
+//! | `history` | `reader` `source` `format` `monitor` `failure` |
+//! | `check` | `reader` `repository` `storage` `crypt` `format` `monitor` `failure` |
+//! | `cli` | `backup` `catalog` `check` `crypt` `dump` `format` `history` `init` `inventory` `sys` `monitor` `mount` `reader` `repository` `restore` `state` `storage` `failure` |
 //! <!-- /layers -->
 
 pub mod backup;
@@ -41,6 +42,7 @@ pub mod check;
 pub mod cli;
 pub mod crypt;
 pub mod dump;
+pub mod failure;
 pub mod format;
 pub mod history;
 pub mod init;

@@ -12,7 +12,6 @@
 
 use std::fs::{self, DirBuilder, File, OpenOptions};
 use std::io::{self, Read, Write};
-use std::os::fd::AsFd;
 use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -22,8 +21,9 @@ use std::time::{Duration, Instant};
 use rustix::fs::FlockOperation;
 
 use crate::crypt::{Fingerprint, KeyStore};
+use crate::failure::{Failure, FailureKind};
 use crate::format::RepositoryId;
-use crate::sys::sync_folder;
+use crate::sys::durable::{IfExists, sync_path, write_file};
 
 /// An error in the state directory.
 #[derive(Debug, thiserror::Error)]
@@ -61,6 +61,16 @@ pub enum Error {
     },
 }
 
+impl Failure for Error {
+    fn kind(&self) -> FailureKind {
+        match self {
+            Error::Locked { .. } => FailureKind::Locked,
+            Error::Interrupted => FailureKind::Interrupted,
+            Error::Io { .. } | Error::Damaged { .. } => FailureKind::Failed,
+        }
+    }
+}
+
 /// The interval between attempts to get the lock.
 const TRY_AGAIN: Duration = Duration::from_millis(100);
 /// The longest process id that is read from a lock file, in bytes.
@@ -95,7 +105,7 @@ impl RepositoryState {
         let make = || -> io::Result<()> {
             DirBuilder::new().recursive(true).mode(0o700).create(&self.folder)?;
             // A new folder is durable once its parent is synced.
-            missing.iter().filter_map(|folder| folder.parent()).try_for_each(sync)
+            missing.iter().filter_map(|folder| folder.parent()).try_for_each(sync_path)
         };
         make().map_err(|source| self.failed("create", &self.folder, source))
     }
@@ -145,7 +155,7 @@ impl RepositoryState {
                 other => other.map_err(|source| self.failed("move aside", &from, source))?,
             }
         }
-        let sync = || sync(&self.folder);
+        let sync = || sync_path(&self.folder);
         let put = sync().and_then(|()| fs::rename(self.new_catalog_path(), &catalog)).and_then(|()| sync());
         put.map_err(|source| self.failed("write", &catalog, source))
     }
@@ -173,7 +183,7 @@ impl RepositoryState {
 
     /// Stores the host key. Fails if there is one already.
     pub fn put_host_key(&self, armored: &[u8]) -> Result<(), Error> {
-        self.put_new(&self.host_key_path(), armored)
+        self.write(&self.host_key_path(), armored, IfExists::Fail)
     }
 
     fn owner_key_path(&self) -> PathBuf {
@@ -187,17 +197,12 @@ impl RepositoryState {
 
     /// Stores a copy of the owner's locked key. Fails if there is one already.
     pub fn put_owner_key(&self, armored: &[u8]) -> Result<(), Error> {
-        self.put_new(&self.owner_key_path(), armored)
+        self.write(&self.owner_key_path(), armored, IfExists::Fail)
     }
 
-    fn put_new(&self, path: &Path, bytes: &[u8]) -> Result<(), Error> {
-        let write = || -> io::Result<()> {
-            let mut file = OpenOptions::new().write(true).create_new(true).mode(0o600).open(path)?;
-            file.write_all(bytes)?;
-            file.sync_all()?;
-            sync(&self.folder)
-        };
-        write().map_err(|source| self.failed("write", path, source))
+    /// Writes a file that only its user can read, atomically and durably.
+    fn write(&self, path: &Path, bytes: &[u8], if_exists: IfExists) -> Result<(), Error> {
+        write_file(path, bytes, 0o600, if_exists).map_err(|source| self.failed("write", path, source))
     }
 
     /// Takes the lock. Fails with [`Error::Locked`] if it is not free within `wait`, or when `stop` is set. If it has
@@ -242,12 +247,16 @@ impl RepositoryState {
     /// Adds a host key to the trusted ones.
     pub fn remember_signer(&self, signer: &Fingerprint) -> Result<(), Error> {
         self.create()?;
+        // Another process may add a key at the same time. Not all file systems have locks on directories.
+        let folder = File::open(&self.folder).map_err(|source| self.failed("open", &self.folder, source))?;
+        let _ = rustix::fs::flock(&folder, FlockOperation::LockExclusive);
         let path = self.signers_path();
-        let write = || -> io::Result<()> {
-            let mut file = OpenOptions::new().append(true).create(true).mode(0o600).open(&path)?;
-            file.write_all(format!("{signer}\n").as_bytes())
-        };
-        write().map_err(|source| self.failed("write", &path, source))
+        let mut list = self.read(&path)?.unwrap_or_default();
+        if list.last().is_some_and(|last| *last != b'\n') {
+            list.push(b'\n');
+        }
+        list.extend_from_slice(format!("{signer}\n").as_bytes());
+        self.write(&path, &list, IfExists::Replace)
     }
 
     fn session_keys_path(&self) -> PathBuf {
@@ -268,20 +277,7 @@ impl RepositoryState {
     /// Replaces the sealed session keys atomically.
     pub fn put_session_keys(&self, sealed: &[u8]) -> Result<(), Error> {
         self.create()?;
-        let path = self.session_keys_path();
-        // Another process may write at the same time; the last rename wins.
-        let new = with_suffix(&path, &format!(".{}", std::process::id()));
-        let write = || -> io::Result<()> {
-            let mut file = OpenOptions::new().write(true).create(true).truncate(true).mode(0o600).open(&new)?;
-            file.write_all(sealed)?;
-            file.sync_all()?;
-            fs::rename(&new, &path)?;
-            sync(&self.folder)
-        };
-        write().map_err(|source| {
-            let _ = fs::remove_file(&new);
-            self.failed("write", &path, source)
-        })
+        self.write(&self.session_keys_path(), sealed, IfExists::Replace)
     }
 
     fn read(&self, path: &Path) -> Result<Option<Vec<u8>>, Error> {
@@ -295,11 +291,6 @@ impl RepositoryState {
     fn failed(&self, action: &'static str, path: &Path, source: io::Error) -> Error {
         Error::Io { action, path: path.to_owned(), source }
     }
-}
-
-/// Syncs a folder, if its file system supports that.
-fn sync(folder: &Path) -> io::Result<()> {
-    sync_folder(File::open(folder)?.as_fd()).map(drop)
 }
 
 impl KeyStore for RepositoryState {
@@ -362,6 +353,22 @@ mod tests {
         let store: &dyn KeyStore = &state;
         store.write(b"sealed");
         assert_eq!(store.read(10), None);
+    }
+
+    #[test]
+    fn signers_are_added_to_the_list_as_it_is() {
+        let folder = tempfile::tempdir().unwrap();
+        let state = RepositoryState::new(folder.path(), RepositoryId::random());
+        let signers: Vec<Fingerprint> =
+            ["a", "b", "c"].map(|digit| digit.repeat(64).parse().unwrap()).into_iter().collect();
+        assert_eq!(state.signers().unwrap(), []);
+        state.remember_signer(&signers[0]).unwrap();
+        // As edited by hand, without a newline at the end.
+        fs::write(state.signers_path(), format!("# by hand\n{}", signers[0])).unwrap();
+        state.remember_signer(&signers[1]).unwrap();
+        state.remember_signer(&signers[2]).unwrap();
+        assert_eq!(state.signers().unwrap(), signers);
+        assert!(fs::read_to_string(state.signers_path()).unwrap().starts_with("# by hand\n"));
     }
 
     #[test]

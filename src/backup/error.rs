@@ -1,6 +1,7 @@
 //! The errors that end a backup.
 
 use crate::crypt::Fingerprint;
+use crate::failure::{Failure, FailureKind};
 use crate::threads::TooFew;
 use crate::{catalog, crypt, format, inventory, repository, source, state, storage};
 
@@ -48,14 +49,6 @@ pub enum Error {
         found: Fingerprint,
         /// The key of the catalog.
         expected: Fingerprint,
-    },
-    /// Another machine started a run at the same time.
-    #[error(
-        "another machine with a copy of this machine's state started to write at the same time (generation {found}); run `brackfs adopt` on the one that is to go on"
-    )]
-    ConcurrentWriter {
-        /// The generation of both.
-        found: u64,
     },
     /// The generation that this run wrote is gone.
     #[error(
@@ -122,13 +115,20 @@ impl Error {
                 | Error::Inventory(inventory::Error::Catalog(catalog::Error::Damaged { .. }))
         )
     }
+}
 
-    /// Whether it is wrong usage.
-    pub fn is_usage(&self) -> bool {
+impl Failure for Error {
+    fn kind(&self) -> FailureKind {
         match self {
-            Error::Usage(_) => true,
-            Error::Source(error) => error.is_usage(),
-            _ => false,
+            Error::Repository(error) => error.kind(),
+            Error::Catalog(error) | Error::NothingToCompare { source: error } => error.kind(),
+            Error::State(error) => error.kind(),
+            Error::Inventory(error) => error.kind(),
+            Error::Source(error) => error.kind(),
+            Error::Crypt(error) => error.kind(),
+            Error::Usage(_) => FailureKind::Usage,
+            Error::Interrupted | Error::PreviewInterrupted => FailureKind::Interrupted,
+            _ => FailureKind::Failed,
         }
     }
 }

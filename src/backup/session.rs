@@ -13,7 +13,7 @@ use crate::crypt::{Certificate, Signer};
 use crate::format::generation::Generation;
 use crate::format::id::RunId;
 use crate::format::name;
-use crate::inventory::{self, Divergence, Inventory, host_access, host_key};
+use crate::inventory::{self, Divergence, Inventory, announce, host_access, host_key};
 use crate::monitor::Monitor;
 use crate::repository::{Access, Repository, Writer};
 use crate::source::now;
@@ -129,16 +129,8 @@ impl<'r> Session<'r> {
         if self.announced.swap(true, Ordering::Relaxed) {
             return Ok(());
         }
-        catalog.intend_run(self.generation, self.run)?;
-        catalog.commit()?;
         let generation = Generation { number: self.generation, catalog: self.trust.catalog, run: self.run };
-        match self.writer.put_generation(&generation) {
-            Err(crate::repository::Error::Target(e)) if e.kind == ErrorKind::AlreadyExists => {
-                Err(Error::ConcurrentWriter { found: self.generation })
-            }
-            other => other.map_err(Error::from),
-        }?;
-        Ok(catalog.set_run(self.generation, self.run)?)
+        Ok(announce(catalog, &self.writer, &generation)?)
     }
 
     /// Fails if another machine with a copy of this catalog has started a run: it may have deleted packs that no index
@@ -152,7 +144,7 @@ impl<'r> Session<'r> {
                 continue;
             }
             match self.access.generation(self.repository, number) {
-                Ok(_) => return Err(Error::ConcurrentWriter { found: number }),
+                Ok(_) => return Err(inventory::Error::ConcurrentWriter { found: number }.into()),
                 // Anyone may have created it.
                 Err(_) => strange.push((number, length)),
             }

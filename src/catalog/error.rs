@@ -3,6 +3,7 @@
 use std::io;
 use std::path::{Path, PathBuf};
 
+use crate::failure::{Failure, FailureKind};
 use crate::format::RepositoryId;
 
 /// A catalog that is missing, damaged, foreign, or cannot be written.
@@ -122,6 +123,15 @@ impl Error {
             // The shared-memory file next to the database could not be extended.
             _ if extended(&source) == Some(rusqlite::ffi::SQLITE_IOERR_SHMSIZE) => Error::Full { action, path },
             _ => Error::Sqlite { action, path, source },
+        }
+    }
+}
+
+impl Failure for Error {
+    fn kind(&self) -> FailureKind {
+        match self {
+            Error::Busy { .. } => FailureKind::Locked,
+            _ => FailureKind::Failed,
         }
     }
 }

@@ -18,21 +18,19 @@ use std::collections::{BTreeSet, HashMap, HashSet};
 use std::ffi::OsStr;
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
-use std::str::FromStr;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use crate::crypt::{Certificate, Fingerprint};
+use crate::failure::{Failure, FailureKind};
 use crate::format::id::ObjectId;
 use crate::format::index::IndexedPack;
 use crate::format::name::SnapshotName;
-use crate::format::{BLOCK_SIZE, BlockLocation, ChunkRef, Digest, PackId, SourceId, name};
+use crate::format::sums::{PackSum, SUMS_SIZE};
+use crate::format::{BLOCK_SIZE, BlockLocation, ChunkRef, Digest, PackId, name, sums};
 use crate::monitor::{self, Monitor};
 use crate::reader::{self, EntryHandle, FileReader, Reader, SnapshotDirectory, TreeWalk, WalkStep};
 use crate::storage::{ErrorKind, ObjectInfo};
 use content::{CheckedContent, FileCheck};
-
-/// The longest list of sums that is read, in bytes.
-const SUMS_SIZE: usize = 64 << 20;
 
 /// Numbers of checked items.
 #[derive(Debug, Clone, Copy, Default)]
@@ -60,6 +58,15 @@ pub enum Error {
     /// The stop flag was set.
     #[error("interrupted")]
     Interrupted,
+}
+
+impl Failure for Error {
+    fn kind(&self) -> FailureKind {
+        match self {
+            Error::Reader(error) => error.kind(),
+            Error::Interrupted => FailureKind::Interrupted,
+        }
+    }
 }
 
 /// Checks a repository; with `read_data`, reads and verifies all data too.
@@ -353,7 +360,7 @@ impl Checker<'_> {
     fn indexes(&mut self, objects: &[String]) -> Result<(), Error> {
         let (access, repository) = (self.reader.access(), self.reader.repository());
         for object in objects {
-            let Some(id) = id_of::<ObjectId>(object, name::INDEX) else { continue };
+            let Some(id) = name::parse_index(object) else { continue };
             self.check_interrupted()?;
             match access.index(repository, id) {
                 Ok(index) => {
@@ -376,7 +383,7 @@ impl Checker<'_> {
         let (access, repository) = (self.reader.access(), self.reader.repository());
         for object in objects {
             // Indexes that do not open, and packs of another length, were reported before.
-            let index = id_of::<ObjectId>(object, name::INDEX).and_then(|id| access.index(repository, id).ok());
+            let index = name::parse_index(object).and_then(|id| access.index(repository, id).ok());
             for pack in index.into_iter().flat_map(|index| index.packs) {
                 if self.packs.get(&pack.id) == Some(&pack.length()) {
                     self.unread_blocks(object, &pack)?;
@@ -395,7 +402,7 @@ impl Checker<'_> {
         let (access, repository) = (self.reader.access(), self.reader.repository());
         for object in self.list(name::SOURCES)? {
             self.check_interrupted()?;
-            let Some(id) = id_of::<SourceId>(&object, name::SOURCES) else { continue };
+            let Some(id) = name::parse_source(&object) else { continue };
             if let Err(error) = access.source(repository, id) {
                 self.unopened(Path::new(&object), error.into())?;
             }
@@ -403,7 +410,7 @@ impl Checker<'_> {
         let (mut recipients, mut damaged) = (None, false);
         for object in self.list(name::SECRETS)? {
             self.check_interrupted()?;
-            let Some(id) = id_of::<ObjectId>(&object, name::SECRETS) else { continue };
+            let Some(id) = name::parse_secrets(&object) else { continue };
             match access.secrets(repository, id) {
                 Ok(secrets) => recipients = Some(secrets.recipients),
                 Err(error) => {
@@ -479,8 +486,8 @@ impl Checker<'_> {
         let mut summed = HashSet::new();
         for name in self.list(name::SUMS)?.into_iter().filter(|name| name::parse_sums(name).is_some()) {
             let object = PathBuf::from(&name);
-            let text = match self.reader.repository().target().get(&name, SUMS_SIZE) {
-                Ok(bytes) => String::from_utf8_lossy(&bytes).into_owned(),
+            let list = match self.reader.repository().target().get(&name, SUMS_SIZE) {
+                Ok(list) => list,
                 // A concurrent run may remove leftovers of a killed one.
                 Err(error) if error.kind == ErrorKind::NotFound => continue,
                 Err(error) => {
@@ -488,23 +495,23 @@ impl Checker<'_> {
                     continue;
                 }
             };
-            if !text.ends_with('\n') {
+            if !sums::is_complete(&list) {
                 self.problem(&object, "its last line is truncated");
             }
-            for line in text.lines() {
+            for line in sums::lines(&list) {
                 self.check_interrupted()?;
-                let parts = line.split_once("  ").and_then(|(sum, pack)| Some((sum, pack, name::parse_pack(pack)?)));
-                let Some((sum, pack, id)) = parts else {
+                let Some(PackSum { pack: id, digest: sum }) = line else {
                     self.problem(&object, "it has a line that is not the sum of a pack");
                     continue;
                 };
                 let Some((index, digest)) = self.indexed.get(&id).copied() else { continue };
-                if digest.to_string() != sum {
+                let pack = name::pack(id);
+                if sum != Some(digest) {
                     let index = name::index(index);
                     self.problem(&object, &format!("its sum of {pack} differs from {index}"));
                 }
                 if summed.insert(id) && self.read_data {
-                    self.sum(pack, id, digest, &name)?;
+                    self.sum(&pack, id, digest, &name)?;
                 }
             }
         }
@@ -606,9 +613,4 @@ fn is_unindexed(packs: &HashMap<PackId, u64>, indexed: &HashMap<PackId, (ObjectI
 fn list(reader: &Reader, prefix: &str) -> Result<Vec<String>, reader::Error> {
     let objects = reader.repository().target().list(prefix).map_err(crate::repository::Error::from)?;
     Ok(objects.into_iter().map(|object| object.name).collect())
-}
-
-/// Parses the id in the name of an object.
-fn id_of<T: FromStr>(object: &str, folder: &str) -> Option<T> {
-    object.strip_prefix(folder)?.parse().ok()
 }

@@ -8,7 +8,7 @@ use std::time::Duration;
 use anyhow::Result;
 use serde_json::json;
 
-use super::exit::{PARTIAL, Usage};
+use super::exit::{self, Usage};
 use super::global::Global;
 use super::output;
 use super::reader_args::RepositoryArg;
@@ -17,6 +17,7 @@ use super::signals::stop_on_signals;
 use super::terminal::is_interactive;
 use crate::backup::{self, COMPRESSION, Options, RETRIES, Reading, RunPolicy, Selection, Storing, Summary};
 use crate::catalog::stats::ComparedFields;
+use crate::failure::FailureKind;
 use crate::format::snapshot::{PATHS, TAGS};
 use crate::monitor::count;
 use crate::repository::Repository;
@@ -255,7 +256,7 @@ pub(super) fn run(args: &Args, global: &Global) -> Result<ExitCode> {
     } else if !global.quiet && (is_interactive() || global.verbose || args.dry_run) {
         print_summary(&summary);
     }
-    Ok(if summary.problems > 0 { ExitCode::from(PARTIAL) } else { ExitCode::SUCCESS })
+    Ok(if summary.problems > 0 { ExitCode::from(exit::code(FailureKind::Partial)) } else { ExitCode::SUCCESS })
 }
 
 /// Options that select files, and conflict with --stdin-filename.

@@ -1,17 +1,10 @@
 //! From errors to exit codes.
 
-use super::show;
-use crate::{backup, catalog, check, crypt, dump, history, init, inventory, reader, repository, restore, state};
+use std::error::Error;
 
-const FAILED: u8 = 1;
-pub(super) const USAGE: u8 = 2;
-/// Done, but some files could not be read consistently, or the repository has lost data.
-pub(super) const PARTIAL: u8 = 3;
-const NO_REPOSITORY: u8 = 10;
-const LOCKED: u8 = 11;
-/// The key or the passphrase is wrong or missing.
-const KEY: u8 = 12;
-pub(super) const INTERRUPTED: u8 = 130;
+use super::show;
+use crate::failure::{Failure, FailureKind};
+use crate::{backup, catalog, check, crypt, dump, history, init, inventory, reader, repository, restore, state};
 
 /// A command line that parses, but is not valid.
 #[derive(Debug, thiserror::Error)]
@@ -23,9 +16,60 @@ pub(super) struct Usage(pub(super) String);
 #[error("{0}")]
 pub(super) struct NoSecret(pub(super) String);
 
-/// The exit code of an error.
-pub(super) fn code(error: &anyhow::Error) -> u8 {
-    error.chain().find_map(known).unwrap_or(FAILED)
+impl Failure for Usage {
+    fn kind(&self) -> FailureKind {
+        FailureKind::Usage
+    }
+}
+
+impl Failure for NoSecret {
+    fn kind(&self) -> FailureKind {
+        FailureKind::Key
+    }
+}
+
+/// The exit code of a kind of failure.
+pub(super) const fn code(kind: FailureKind) -> u8 {
+    match kind {
+        FailureKind::Failed => 1,
+        FailureKind::Usage => 2,
+        FailureKind::Partial => 3,
+        FailureKind::NoRepository => 10,
+        FailureKind::Locked => 11,
+        FailureKind::Key => 12,
+        FailureKind::Interrupted => 130,
+    }
+}
+
+/// The kind of the first error in the chain that has a kind other than [`FailureKind::Failed`].
+pub(super) fn kind(error: &anyhow::Error) -> FailureKind {
+    let mut kinds = error.chain().filter_map(|cause| FAILURES.iter().find_map(|kind_of| kind_of(cause)));
+    kinds.find(|kind| *kind != FailureKind::Failed).unwrap_or(FailureKind::Failed)
+}
+
+/// The kind of a cause, if it is of the function's type.
+type KindOf = fn(&(dyn Error + 'static)) -> Option<FailureKind>;
+
+/// The types of [`Failure`] that reach the command line: an error in a chain can only be found by its type.
+const FAILURES: [KindOf; 14] = [
+    kind_of::<Usage>,
+    kind_of::<NoSecret>,
+    kind_of::<backup::Error>,
+    kind_of::<catalog::Error>,
+    kind_of::<check::Error>,
+    kind_of::<crypt::Error>,
+    kind_of::<dump::Error>,
+    kind_of::<history::Error>,
+    kind_of::<init::Error>,
+    kind_of::<inventory::Error>,
+    kind_of::<reader::Error>,
+    kind_of::<repository::Error>,
+    kind_of::<restore::Error>,
+    kind_of::<state::Error>,
+];
+
+fn kind_of<E: Failure + 'static>(cause: &(dyn Error + 'static)) -> Option<FailureKind> {
+    cause.downcast_ref::<E>().map(Failure::kind)
 }
 
 /// The message of an error, followed by the causes that it does not contain.
@@ -43,109 +87,95 @@ pub(super) fn text(error: &anyhow::Error) -> String {
 
 /// Whether the error is a broken pipe.
 pub(super) fn is_broken_pipe(error: &anyhow::Error) -> bool {
-    let pipe = |cause: &(dyn std::error::Error + 'static)| {
+    let pipe = |cause: &(dyn Error + 'static)| {
         cause.downcast_ref::<std::io::Error>().is_some_and(|e| e.kind() == std::io::ErrorKind::BrokenPipe)
     };
     error.chain().any(pipe)
 }
 
-fn known(cause: &(dyn std::error::Error + 'static)) -> Option<u8> {
-    if cause.is::<Usage>() {
-        return Some(USAGE);
-    }
-    if cause.is::<NoSecret>() {
-        return Some(KEY);
-    }
-    if let Some(error) = cause.downcast_ref() {
-        return of_crypt(error);
-    }
-    if let Some(error) = cause.downcast_ref() {
-        return of_repository(error);
-    }
-    if let Some(error) = cause.downcast_ref() {
-        return of_state(error);
-    }
-    if let Some(error) = cause.downcast_ref() {
-        return of_catalog(error);
-    }
-    if let Some(error) = cause.downcast_ref() {
-        return of_reader(error);
-    }
-    if let Some(error) = cause.downcast_ref() {
-        return of_inventory(error);
-    }
-    match cause.downcast_ref() {
-        Some(backup::Error::Repository(error)) => return of_repository(error),
-        Some(backup::Error::State(error)) => return of_state(error),
-        Some(backup::Error::Catalog(error)) => return of_catalog(error),
-        Some(backup::Error::Inventory(error)) => return of_inventory(error),
-        Some(error) if error.is_usage() => return Some(USAGE),
-        Some(backup::Error::Interrupted | backup::Error::PreviewInterrupted) => return Some(INTERRUPTED),
-        _ => {}
-    }
-    match cause.downcast_ref() {
-        Some(init::Error::Repository(error)) => return of_repository(error),
-        Some(init::Error::State(error)) => return of_state(error),
-        _ => {}
-    }
-    match cause.downcast_ref() {
-        Some(restore::Error::Reader(error)) => return of_reader(error),
-        Some(restore::Error::Pattern(_)) => return Some(USAGE),
-        Some(restore::Error::Interrupted) => return Some(INTERRUPTED),
-        _ => {}
-    }
-    match cause.downcast_ref() {
-        Some(history::Error::Reader(error)) => return of_reader(error),
-        Some(history::Error::Pattern(_)) => return Some(USAGE),
-        _ => {}
-    }
-    if let Some(dump::Error::Reader(error) | dump::Error::Cut { source: error, .. }) = cause.downcast_ref() {
-        return of_reader(error);
-    }
-    match cause.downcast_ref() {
-        Some(check::Error::Reader(error)) => of_reader(error),
-        Some(check::Error::Interrupted) => Some(INTERRUPTED),
-        _ => None,
-    }
-}
+#[cfg(test)]
+mod tests {
+    use std::path::PathBuf;
 
-fn of_crypt(error: &crypt::Error) -> Option<u8> {
-    error.is_key_problem().then_some(KEY)
-}
+    use super::*;
 
-fn of_repository(error: &repository::Error) -> Option<u8> {
-    match error {
-        repository::Error::Missing { .. } => Some(NO_REPOSITORY),
-        error => error.is_key_problem().then_some(KEY),
+    /// The documented exit code, and the code of an error with context around it.
+    #[track_caller]
+    fn assert_code(expected: u8, error: impl Error + Send + Sync + 'static) {
+        let error = anyhow::Error::new(error).context("context");
+        assert_eq!(code(kind(&error)), expected, "{error:?}");
     }
-}
 
-fn of_state(error: &state::Error) -> Option<u8> {
-    match error {
-        state::Error::Locked { .. } => Some(LOCKED),
-        state::Error::Interrupted => Some(INTERRUPTED),
-        state::Error::Io { .. } | state::Error::Damaged { .. } => None,
+    fn missing() -> repository::Error {
+        repository::Error::Missing { location: "/backup".into(), why: "brackfs.toml".into() }
     }
-}
 
-fn of_inventory(error: &inventory::Error) -> Option<u8> {
-    match error {
-        inventory::Error::Repository(error) => of_repository(error),
-        inventory::Error::State(error) => of_state(error),
-        inventory::Error::Catalog(error) => of_catalog(error),
-        inventory::Error::Crypt(error) => of_crypt(error),
-        inventory::Error::Interrupted => Some(INTERRUPTED),
-        _ => None,
+    fn locked() -> state::Error {
+        state::Error::Locked { path: PathBuf::from("lock"), holder: "process 1".into() }
     }
-}
 
-fn of_catalog(error: &catalog::Error) -> Option<u8> {
-    matches!(error, catalog::Error::Busy { .. }).then_some(LOCKED)
-}
+    fn no_key() -> repository::Error {
+        repository::Error::NoKey { object: "snapshot".into() }
+    }
 
-fn of_reader(error: &reader::Error) -> Option<u8> {
-    match error {
-        reader::Error::Repository(error) => of_repository(error),
-        error => error.is_key_problem().then_some(KEY),
+    #[test]
+    fn each_kind_has_its_documented_code() {
+        let kinds = [
+            FailureKind::Failed,
+            FailureKind::Usage,
+            FailureKind::Partial,
+            FailureKind::NoRepository,
+            FailureKind::Locked,
+            FailureKind::Key,
+            FailureKind::Interrupted,
+        ];
+        assert_eq!(kinds.map(code), [1, 2, 3, 10, 11, 12, 130]);
+    }
+
+    #[test]
+    fn errors_of_the_command_line_have_codes() {
+        assert_code(2, Usage("wrong".into()));
+        assert_code(2, backup::Error::Usage("wrong".into()));
+        assert_code(12, NoSecret("missing".into()));
+        assert_eq!(code(kind(&anyhow::anyhow!("any other"))), 1);
+    }
+
+    #[test]
+    fn a_wrapped_error_keeps_its_code() {
+        assert_code(10, missing());
+        assert_code(10, backup::Error::from(missing()));
+        assert_code(10, init::Error::from(missing()));
+        assert_code(10, inventory::Error::from(missing()));
+        assert_code(10, backup::Error::from(inventory::Error::from(missing())));
+        assert_code(11, locked());
+        assert_code(11, backup::Error::from(locked()));
+        assert_code(11, catalog::Error::Busy { path: PathBuf::new() });
+        assert_code(11, inventory::Error::from(catalog::Error::Busy { path: PathBuf::new() }));
+        let reader = || reader::Error::from(no_key());
+        assert_code(12, crypt::Error::GpgCancelled);
+        assert_code(12, no_key());
+        assert_code(12, reader());
+        assert_code(12, history::Error::from(reader()));
+        assert_code(12, check::Error::from(reader()));
+        assert_code(12, restore::Error::from(reader()));
+        assert_code(12, dump::Error::Cut { path: PathBuf::new(), source: reader() });
+    }
+
+    #[test]
+    fn interruption_has_a_code_in_each_engine() {
+        assert_code(130, backup::Error::Interrupted);
+        assert_code(130, backup::Error::PreviewInterrupted);
+        assert_code(130, check::Error::Interrupted);
+        assert_code(130, inventory::Error::Interrupted);
+        assert_code(130, restore::Error::Interrupted);
+        assert_code(130, state::Error::Interrupted);
+    }
+
+    #[test]
+    fn other_errors_are_failures() {
+        let source = std::io::Error::from_raw_os_error(5);
+        assert_code(1, state::Error::Io { action: "read", path: PathBuf::new(), source });
+        assert_code(1, reader::Error::NotFound("no such snapshot".into()));
+        assert_code(1, backup::Error::NothingThere);
     }
 }

@@ -1,8 +1,5 @@
 //! `brackfs key`
 
-use std::fs::OpenOptions;
-use std::io::Write;
-use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
@@ -13,6 +10,7 @@ use super::global::Global;
 use super::output;
 use super::passphrase::new_passphrase;
 use crate::crypt::{KeyPurpose, Profile, SecretKey};
+use crate::sys::durable::{IfExists, write_file};
 
 #[derive(Debug, Subcommand)]
 pub(super) enum KeyCommand {
@@ -68,10 +66,5 @@ pub(super) fn run(command: &KeyCommand, global: &Global) -> Result<ExitCode> {
 }
 
 fn write(path: &Path, mode: u32, bytes: &[u8]) -> Result<()> {
-    let write = || -> std::io::Result<()> {
-        let mut file = OpenOptions::new().write(true).create_new(true).mode(mode).open(path)?;
-        file.write_all(bytes)?;
-        file.sync_all()
-    };
-    write().with_context(|| format!("cannot write {}", path.display()))
+    write_file(path, bytes, mode, IfExists::Fail).with_context(|| format!("cannot write {}", path.display()))
 }

@@ -58,6 +58,8 @@ use clap::{CommandFactory, Parser, Subcommand};
 use global::Global;
 use signals::run_in_thread;
 
+use crate::failure::FailureKind;
+
 /// Encrypted backup that you can mount
 ///
 /// A machine needs only a public key to back itself up. With the secret key, the owner can mount any snapshot, browse it,
@@ -134,7 +136,7 @@ pub fn main() -> ExitCode {
         Ok(code) => code,
         Err(error) if exit::is_broken_pipe(&error) => ExitCode::SUCCESS,
         Err(error) => {
-            let code = exit::code(&error);
+            let code = exit::code(exit::kind(&error));
             let lines: Vec<_> = exit::text(&error).lines().map(|line| show::printable(line).into_owned()).collect();
             output::message(format_args!("brackfs: {}", lines.join("\n")));
             ExitCode::from(code)
@@ -190,7 +192,7 @@ fn help(arguments: &[OsString]) -> ExitCode {
         }
     }
     output::message(command.render_help());
-    ExitCode::from(exit::USAGE)
+    ExitCode::from(exit::code(FailureKind::Usage))
 }
 
 #[cfg(test)]

@@ -17,6 +17,7 @@ use super::global::Global;
 use super::mount_log::Log;
 use super::reader_args::{LARGE_CACHE, ReaderArgs, select};
 use super::terminal::Terminal;
+use crate::failure::Failure;
 use crate::format::Kind;
 use crate::monitor::Monitor;
 use crate::mount::{FileSystem, Options, OwnerMapping, mount};

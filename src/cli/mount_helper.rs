@@ -9,6 +9,7 @@ use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
 use super::{exit, mount, output, show};
+use crate::failure::FailureKind;
 use crate::mount::{OptionEffect, parse_option};
 
 /// Called by this name, the program is the helper.
@@ -48,7 +49,7 @@ pub(super) fn main(arguments: &[OsString]) -> ExitCode {
     match mount::start_in_background(&arguments, &environment) {
         Ok(0) => ExitCode::SUCCESS,
         // It has printed the reason.
-        Ok(exit::USAGE) => ExitCode::from(WRONG_CALL),
+        Ok(code) if code == exit::code(FailureKind::Usage) => ExitCode::from(WRONG_CALL),
         Ok(_) => ExitCode::from(NOT_MOUNTED),
         Err(error) => {
             print_error(&exit::text(&error));

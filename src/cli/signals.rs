@@ -12,8 +12,11 @@ use std::time::Duration;
 use anyhow::{Context, Result};
 use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
 
-use super::exit::INTERRUPTED;
-use super::output;
+use super::{exit, output};
+use crate::failure::FailureKind;
+
+/// Exit code after a signal.
+pub(super) const INTERRUPTED: u8 = exit::code(FailureKind::Interrupted);
 
 /// Stack of a command's thread: as large as the main thread's usually is.
 const COMMAND_STACK: usize = 8 << 20;

@@ -10,6 +10,7 @@ use super::global::Global;
 use super::reader_args::{ReaderArgs, SMALL_CACHE};
 use super::show::{self, name_time, size};
 use crate::catalog::{Catalog, Labels, Presence, SnapshotRow};
+use crate::failure::Failure;
 use crate::format::snapshot::Snapshot;
 use crate::monitor::Monitor;
 use crate::reader::Reader;

@@ -8,9 +8,9 @@ use std::time::{Duration, Instant};
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 use serde_json::json;
 
-use super::exit::INTERRUPTED;
 use super::output;
 use super::show::{self, printable, worded};
+use super::signals::INTERRUPTED;
 use super::status::Status;
 use super::ticker::{Tick, Ticker};
 use crate::monitor::{Monitor, Progress};

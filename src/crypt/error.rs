@@ -3,6 +3,8 @@
 use std::error::Error as StdError;
 use std::io;
 
+use crate::failure::{Failure, FailureKind};
+
 /// An unusable key, or a message that cannot be opened or verified.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
@@ -236,24 +238,25 @@ pub enum Error {
     },
 }
 
-impl Error {
-    /// Whether the key or passphrase is missing or wrong, rather than the message.
-    pub fn is_key_problem(&self) -> bool {
-        matches!(
-            self,
+impl Failure for Error {
+    fn kind(&self) -> FailureKind {
+        match self {
             Error::NoSecretKey { .. }
-                | Error::NoDecryptionKey { .. }
-                | Error::Locked { .. }
-                | Error::WrongPassphrase { .. }
-                | Error::NoKey { .. }
-                | Error::GpgMissing { .. }
-                | Error::GpgCancelled
-                | Error::GpgCannotAsk { .. }
-                | Error::GpgTooOld
-                | Error::Gpg { .. }
-        )
+            | Error::NoDecryptionKey { .. }
+            | Error::Locked { .. }
+            | Error::WrongPassphrase { .. }
+            | Error::NoKey { .. }
+            | Error::GpgMissing { .. }
+            | Error::GpgCancelled
+            | Error::GpgCannotAsk { .. }
+            | Error::GpgTooOld
+            | Error::Gpg { .. } => FailureKind::Key,
+            _ => FailureKind::Failed,
+        }
     }
+}
 
+impl Error {
     /// Wraps an error of the library, for `map_err`. `action` is a verb and its object.
     pub(super) fn during<E: Into<Box<dyn StdError + Send + Sync>>>(action: &'static str) -> impl Fn(E) -> Error + Copy {
         move |source| Error::OpenPgp { action, source: source.into() }

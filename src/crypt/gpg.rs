@@ -232,6 +232,7 @@ fn decode_hex(digits: &[u8]) -> Option<Protected> {
 mod tests {
     use super::{decryption_key, session_key};
     use crate::crypt::Error;
+    use crate::failure::Failure;
 
     #[test]
     fn the_session_key_is_found_among_other_lines() {

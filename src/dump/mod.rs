@@ -36,6 +36,7 @@ use std::io::{self, Write};
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 
+use crate::failure::{Failure, FailureKind};
 use crate::format::entry::Content;
 use crate::format::{ContentHasher, Entry, Kind};
 use crate::monitor::Monitor;
@@ -92,6 +93,15 @@ pub enum Error {
         /// The file, as named in the archive.
         path: PathBuf,
     },
+}
+
+impl Failure for Error {
+    fn kind(&self) -> FailureKind {
+        match self {
+            Error::Reader(error) | Error::Cut { source: error, .. } => error.kind(),
+            Error::Names(_) | Error::Write(_) | Error::Length { .. } => FailureKind::Failed,
+        }
+    }
 }
 
 /// Writes `from`, and all entries below it, to `to` as a tar archive. With `trust_set_id`, set-id bits, capabilities

@@ -8,6 +8,7 @@
 //! - [`ContentHasher`]: the digest of a file
 //! - [`document`]: the header of all signed documents
 //! - [`snapshot`], [`index`], [`secrets`], [`generation`], [`source`]: the signed documents
+//! - [`sums`]: lists of digests of packs, which anyone can check
 //! - [`cbor`]: reading CBOR with limits, and writing it
 //!
 //! `man/brackfs-format.5` describes every byte. All input is untrusted: lengths are checked before memory is allocated,
@@ -27,6 +28,7 @@ pub mod node;
 pub mod secrets;
 pub mod snapshot;
 pub mod source;
+pub mod sums;
 
 pub use content::ContentHasher;
 pub use entry::{ChunkRef, Content, Entry, Extent, HardLink, Kind, NodeRef, Subtree, Timestamp};

@@ -1,5 +1,7 @@
 //! Object names, which are the layout of a repository.
 
+use std::str::FromStr;
+
 use super::Error;
 use super::id::{ObjectId, PackId, SnapshotId, SourceId};
 
@@ -80,24 +82,45 @@ pub fn parse_generation(name: &str) -> Option<u64> {
 
 /// Parses the name of a list of pack digests.
 pub fn parse_sums(name: &str) -> Option<ObjectId> {
-    name.strip_prefix(SUMS)?.parse().ok()
+    parse_id(SUMS, name)
+}
+
+/// Parses the name of an index.
+pub fn parse_index(name: &str) -> Option<ObjectId> {
+    parse_id(INDEX, name)
+}
+
+/// Parses the name of a source document.
+pub fn parse_source(name: &str) -> Option<SourceId> {
+    parse_id(SOURCES, name)
+}
+
+/// Parses the name of a secrets document.
+pub fn parse_secrets(name: &str) -> Option<ObjectId> {
+    parse_id(SECRETS, name)
+}
+
+fn parse_id<T: FromStr>(folder: &str, name: &str) -> Option<T> {
+    name.strip_prefix(folder)?.parse().ok()
+}
+
+/// Parses the name of a key file: the role (`recipient`, `host` or `owner`) and the fingerprint.
+pub fn parse_key(name: &str) -> Option<(&str, &str)> {
+    let (role, fingerprint) = name.strip_prefix(KEYS)?.strip_suffix(".asc")?.split_once('-')?;
+    matches!(role, "recipient" | "host" | "owner").then_some((role, fingerprint))
 }
 
 /// Whether `name` is the name of an object in one of the [`FOLDERS`]. File managers and synchronization programs create
 /// other files there, which are not objects.
 pub fn is_object(name: &str) -> bool {
-    let Some((folder, leaf)) = name.split_once('/') else { return false };
-    match folder {
-        "keys" => {
-            let leaf = leaf.strip_suffix(".asc").and_then(|leaf| leaf.split_once('-'));
-            leaf.is_some_and(|(role, _)| matches!(role, "recipient" | "host" | "owner"))
-        }
-        "packs" => parse_pack(name).is_some(),
-        "sources" => leaf.parse::<SourceId>().is_ok(),
-        "snapshots" => SnapshotName::parse(name).is_ok(),
-        "generation" => parse_generation(name).is_some(),
-        _ => leaf.parse::<ObjectId>().is_ok(),
-    }
+    parse_key(name).is_some()
+        || parse_pack(name).is_some()
+        || parse_sums(name).is_some()
+        || parse_index(name).is_some()
+        || parse_source(name).is_some()
+        || SnapshotName::parse(name).is_ok()
+        || parse_secrets(name).is_some()
+        || parse_generation(name).is_some()
 }
 
 /// Returns the name of a recipient's certificate.
@@ -118,15 +141,7 @@ pub fn owner(fingerprint: &str) -> String {
 /// Whether `init` writes this object, or creates this folder (such as `keys/`), before the description. If a directory has
 /// nothing else and no description, it is the leftover of an interrupted `init` and can be removed.
 pub fn precedes_description(name: &str) -> bool {
-    let is_key = |leaf: &str| {
-        let roles = ["recipient-", "host-", "owner-"];
-        leaf.ends_with(".asc") && roles.iter().any(|role| leaf.starts_with(role))
-    };
-    match (name.strip_prefix(KEYS), name.strip_prefix(SECRETS)) {
-        (Some(leaf), _) => leaf.is_empty() || is_key(leaf),
-        (_, Some(leaf)) => leaf.is_empty() || leaf.parse::<ObjectId>().is_ok(),
-        _ => [README, FORMAT].contains(&name),
-    }
+    [KEYS, SECRETS, README, FORMAT].contains(&name) || parse_key(name).is_some() || parse_secrets(name).is_some()
 }
 
 /// The name of a snapshot: its source, number, start time and id.
@@ -206,6 +221,17 @@ mod tests {
         let id = PackId::random();
         assert_eq!(parse_pack(&pack(id)), Some(id));
         assert_eq!(parse_pack(&format!("packs/zz/{id}")), None);
+        let id = ObjectId::random();
+        assert_eq!(parse_sums(&sums(id)), Some(id));
+        assert_eq!(parse_index(&index(id)), Some(id));
+        assert_eq!(parse_secrets(&secrets(id)), Some(id));
+        for other in [sums(id), secrets(id), format!("index/x/{id}"), format!("index/{id}.tmp"), id.to_string()] {
+            assert_eq!(parse_index(&other), None, "{other}");
+        }
+        let id = SourceId::random();
+        assert_eq!(parse_source(&source(id)), Some(id));
+        assert_eq!(parse_key(&host("ab")), Some(("host", "ab")));
+        assert_eq!([parse_key("keys/guest-ab.asc"), parse_key("keys/host-ab"), parse_key("host-ab.asc")], [None; 3]);
         assert_eq!(parse_generation(&generation(7)), Some(7));
         assert_eq!(parse_generation(&generation(LAST_NUMBER)), Some(LAST_NUMBER));
         let strange = ["7", "+000000007", " 000000007", "00000000007", "10000000000", "18446744073709551615", "x", ""];

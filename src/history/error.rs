@@ -2,6 +2,7 @@
 
 use std::io;
 
+use crate::failure::{Failure, FailureKind};
 use crate::reader;
 
 /// An error that ends a search. Unreadable snapshots do not; they are reported as problems.
@@ -22,4 +23,14 @@ pub enum Error {
     /// The results cannot be written.
     #[error("cannot write the results")]
     Output(#[from] io::Error),
+}
+
+impl Failure for Error {
+    fn kind(&self) -> FailureKind {
+        match self {
+            Error::Reader(error) => error.kind(),
+            Error::Pattern(error) => error.kind(),
+            _ => FailureKind::Failed,
+        }
+    }
 }

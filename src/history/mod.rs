@@ -19,6 +19,7 @@ pub use error::Error;
 pub use find::{Match, Query, SearchScope, find};
 pub use versions::{VersionSpan, versions};
 
+use crate::failure::Failure;
 use crate::format::entry::Content;
 use crate::format::id::SourceId;
 use crate::format::name::SnapshotName;

@@ -12,6 +12,7 @@
 use std::collections::BTreeMap;
 use std::path::Path;
 
+use super::announce::announce;
 use super::reconcile::Reconciled;
 use super::{Error, Inventory, host_access};
 use crate::catalog::Catalog;
@@ -62,11 +63,8 @@ pub fn adopt_with_host_key(
     };
     let number = generations.free_after(number.max(catalog.runs()?.0.number).max(catalog.last_sequence()?))?;
     repository.target().set_run(run.writer());
-    catalog.intend_run(number, run)?;
-    catalog.commit()?;
     let writer = Writer::new(repository, Signer::new(key)?, &host, &catalog.trust().recipients)?;
-    writer.put_generation(&Generation { number, catalog: catalog_id, run })?;
-    catalog.set_run(number, run)?;
+    announce(&mut catalog, &writer, &Generation { number, catalog: catalog_id, run })?;
     catalog.set_finished()?;
     catalog.commit()?;
     let lost = inventory.lost(&catalog, state, &host)?;
@@ -164,12 +162,12 @@ impl Inventory<'_> {
             collect(access.index(repository, id).map(drop));
         }
         for object in repository.target().list(name::SECRETS)? {
-            if let Some(Ok(id)) = object.name.strip_prefix(name::SECRETS).map(str::parse) {
+            if let Some(id) = name::parse_secrets(&object.name) {
                 collect(access.secrets(repository, id).map(drop));
             }
         }
         for object in repository.target().list(name::SOURCES)? {
-            if let Some(Ok(id)) = object.name.strip_prefix(name::SOURCES).map(str::parse) {
+            if let Some(id) = name::parse_source(&object.name) {
                 collect(access.source(repository, id).map(drop));
             }
         }

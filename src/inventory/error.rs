@@ -3,6 +3,7 @@
 use std::path::PathBuf;
 
 use crate::crypt::Fingerprint;
+use crate::failure::{Failure, FailureKind};
 use crate::{catalog, crypt, repository, state, storage};
 
 /// Catalog and repository could not be compared or brought into agreement.
@@ -40,6 +41,14 @@ pub enum Error {
         found: u64,
         /// The last generation of this catalog.
         known: u64,
+    },
+    /// Another machine started a run at the same time.
+    #[error(
+        "another machine with a copy of this machine's state started to write at the same time (generation {found}); run `brackfs adopt` on the one that is to go on"
+    )]
+    ConcurrentWriter {
+        /// The generation of both.
+        found: u64,
     },
     /// All generation numbers are in use. Only objects that brackfs did not write can cause this.
     #[error("cannot begin a run: {folder} has no free number; remove the objects there that brackfs did not write")]
@@ -100,4 +109,17 @@ pub enum Error {
     /// The stop flag was set.
     #[error("interrupted; the findings so far are discarded")]
     Interrupted,
+}
+
+impl Failure for Error {
+    fn kind(&self) -> FailureKind {
+        match self {
+            Error::Repository(error) => error.kind(),
+            Error::Catalog(error) => error.kind(),
+            Error::State(error) => error.kind(),
+            Error::Crypt(error) => error.kind(),
+            Error::Interrupted => FailureKind::Interrupted,
+            _ => FailureKind::Failed,
+        }
+    }
 }

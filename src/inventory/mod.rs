@@ -5,6 +5,7 @@
 //! signed indexes ([`reconcile`]). For a lost catalog, [`rebuild()`] creates an empty one and reconciles it. All of
 //! this needs only the host key.
 //!
+//! - [`mod@announce`]: announces a run that writes
 //! - [`mod@generations`]: the runs that wrote to the repository
 //! - [`mod@divergence`]: whether the repository is as this catalog left it, and whether this catalog is its writer
 //! - [`reconcile`]: compares packs, blocks, chunks and snapshots with the repository
@@ -18,6 +19,7 @@
 //! - [`removal`]: removes orphans; the only code that removes objects from a repository
 
 mod adopt;
+mod announce;
 mod divergence;
 mod error;
 mod generations;
@@ -33,6 +35,7 @@ mod verify;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 pub use adopt::{Adopted, adopt_with_host_key, adopt_with_owner_key};
+pub use announce::announce;
 pub use divergence::Divergence;
 pub use error::Error;
 pub use generations::Generations;

@@ -9,7 +9,8 @@ use super::reconcile::Reconciled;
 use super::{Error, Inventory};
 use crate::catalog::{Catalog, Trust};
 use crate::crypt::{Certificate, Fingerprint};
-use crate::format::id::{CatalogId, ObjectId};
+use crate::failure::Failure;
+use crate::format::id::CatalogId;
 use crate::format::name;
 use crate::format::secrets::Secrets;
 use crate::state::RepositoryState;
@@ -73,9 +74,7 @@ impl Inventory<'_> {
         let mut found: Option<Secrets> = None;
         let mut failed = None;
         for object in self.repository.target().list(name::SECRETS)? {
-            let Some(id) = object.name.strip_prefix(name::SECRETS).and_then(|id| id.parse::<ObjectId>().ok()) else {
-                continue;
-            };
+            let Some(id) = name::parse_secrets(&object.name) else { continue };
             match (self.access.secrets(self.repository, id), &found) {
                 (Ok(secrets), Some(other)) => found = Some(merge_secrets(secrets, other)?),
                 (Ok(secrets), None) => found = Some(secrets),

@@ -104,7 +104,7 @@ impl Inventory<'_> {
     /// Lists the ids of all indexes.
     pub(super) fn indexes(&self) -> Result<Vec<ObjectId>, Error> {
         let objects = self.repository.target().list(name::INDEX)?;
-        Ok(objects.iter().filter_map(|object| object.name.strip_prefix(name::INDEX)?.parse().ok()).collect())
+        Ok(objects.iter().filter_map(|object| name::parse_index(&object.name)).collect())
     }
 
     /// Adds packs of indexes to the catalog. Returns the indexes of unknown snapshots, ordered by snapshot.

@@ -24,10 +24,8 @@ use super::{Error, Inventory};
 use crate::catalog::{Catalog, Presence};
 use crate::format::id::{RunId, SnapshotId};
 use crate::format::index::IndexedPack;
-use crate::format::{PackId, name};
-
-/// The longest list of sums that is read, in bytes.
-const SUMS_SIZE: usize = 64 << 20;
+use crate::format::sums::SUMS_SIZE;
+use crate::format::{PackId, name, sums};
 
 /// A number of objects and their total size.
 #[derive(Debug, Default, Clone, Copy)]
@@ -207,8 +205,8 @@ impl Inventory<'_> {
                 break;
             }
             self.check_interrupted()?;
-            let text = self.repository.target().get(&object.name, SUMS_SIZE)?;
-            if !packs_in(&text).all(|pack| packs.is_indexed(pack)) {
+            let list = self.repository.target().get(&object.name, SUMS_SIZE)?;
+            if !sums::lines(&list).flatten().all(|line| packs.is_indexed(line.pack)) {
                 *doubt = Some(format!("{} contains packs that are in no index", object.name));
             }
         }
@@ -235,23 +233,5 @@ fn packs_of(count: u64) -> String {
     match count {
         1 => "1 pack".to_owned(),
         count => format!("{count} packs"),
-    }
-}
-
-/// The packs in a list of sums.
-fn packs_in(sums: &[u8]) -> impl Iterator<Item = PackId> {
-    let lines = sums.split(|byte| *byte == b'\n');
-    lines.filter_map(|line| name::parse_pack(std::str::from_utf8(line).ok()?.split_once("  ")?.1))
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn packs_are_parsed_from_a_list_of_sums() {
-        let [a, b] = [PackId::random(), PackId::random()];
-        let text = format!("00  {}\n11  {}\nneither\n22  packs/x\n", name::pack(a), name::pack(b));
-        assert_eq!(packs_in(text.as_bytes()).collect::<Vec<_>>(), [a, b]);
     }
 }

@@ -69,17 +69,17 @@ impl Inventory<'_> {
         {
             add(name::owner(&owner.fingerprint().to_string()), Replacement::Owner(owner));
         }
-        let ids = |folder: &str| -> Result<HashSet<String>, Error> {
+        // An empty object is as good as none.
+        let names = |folder: &str| -> Result<Vec<String>, Error> {
             let objects = repository.target().list(folder)?;
-            let there = objects.into_iter().filter(|object| object.length > 0);
-            Ok(there.filter_map(|object| Some(object.name.strip_prefix(folder)?.to_owned())).collect())
+            Ok(objects.into_iter().filter(|object| object.length > 0).map(|object| object.name).collect())
         };
-        if !ids(name::SECRETS)?.iter().any(|id| id.parse::<ObjectId>().is_ok()) {
+        if !names(name::SECRETS)?.iter().any(|name| name::parse_secrets(name).is_some()) {
             add(name::SECRETS.to_owned(), Replacement::Secrets);
         }
-        let there = ids(name::SOURCES)?;
+        let there: HashSet<_> = names(name::SOURCES)?.iter().filter_map(|name| name::parse_source(name)).collect();
         for source in catalog.sources()? {
-            if !there.contains(&source.id.to_string()) {
+            if !there.contains(&source.id) {
                 add(name::source(source.id), Replacement::Source(source));
             }
         }
@@ -122,8 +122,7 @@ impl Inventory<'_> {
     pub fn report_unknown_recipients(&self, recipients: &[Certificate]) -> Result<(), Error> {
         let known: HashSet<_> = recipients.iter().map(|known| known.fingerprint().to_string()).collect();
         for object in self.repository.target().list(name::KEYS)? {
-            let leaf = object.name.strip_prefix(name::KEYS).and_then(|leaf| leaf.strip_prefix("recipient-"));
-            let Some(fingerprint) = leaf.and_then(|leaf| leaf.strip_suffix(".asc")) else { continue };
+            let Some(("recipient", fingerprint)) = name::parse_key(&object.name) else { continue };
             if !known.contains(fingerprint) {
                 self.monitor.note(&format!(
                     "{} is not the certificate of a recipient; nothing is encrypted to it",

@@ -7,13 +7,11 @@ use super::reconcile::is_foreign;
 use super::{Error, Inventory};
 use crate::catalog::{Catalog, Claims, Presence};
 use crate::crypt::Certificate;
-use crate::format::{Digest, PackId, name};
+use crate::format::sums::{PackSum, SUMS_SIZE};
+use crate::format::{Digest, PackId, name, sums};
 use crate::monitor::count;
 use crate::state::RepositoryState;
 use crate::storage::ObjectInfo;
-
-/// The longest list of sums that is read, in bytes.
-const SUMS_SIZE: usize = 64 << 20;
 
 /// Numbers of verified items.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -166,16 +164,16 @@ impl Inventory<'_> {
                 continue;
             }
             self.check_interrupted()?;
-            let text = match self.repository.target().get(&object.name, SUMS_SIZE) {
-                Ok(bytes) => String::from_utf8_lossy(&bytes).into_owned(),
+            let list = match self.repository.target().get(&object.name, SUMS_SIZE) {
+                Ok(list) => list,
                 Err(error) => {
                     problem(Path::new(&object.name), &error.to_string());
                     continue;
                 }
             };
-            for (sum, pack) in text.lines().filter_map(|line| line.split_once("  ")) {
-                if let (Ok(sum), Some(pack)) = (blake3::Hash::from_hex(sum), name::parse_pack(pack)) {
-                    records.entry(pack).or_default().summed = Some(sum.into());
+            for PackSum { pack, digest } in sums::lines(&list).flatten() {
+                if digest.is_some() {
+                    records.entry(pack).or_default().summed = digest;
                 }
             }
         }

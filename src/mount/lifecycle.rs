@@ -21,9 +21,8 @@ use super::mount_point::{CoveredDirectory, MountPoint};
 use super::options::Options;
 use super::users::Users;
 use super::{helper, threads};
+use crate::sys::mountinfo::SUBTYPE;
 
-/// The type of our mounts is `fuse.` and this.
-const SUBTYPE: &str = "brackfs";
 /// The FUSE device.
 const DEVICE: &str = "/dev/fuse";
 /// Readahead of the mount. Also the maximum size of FUSE reads.
@@ -310,8 +309,8 @@ fn refused(path: &Path, source: io::Error, options: &Options) -> Error {
 
 /// Increases the kernel's readahead above the default of FUSE mounts. Works only as root.
 fn read_ahead(place: &MountPoint) {
-    if let Ok(Some(mount)) = place.mounted() {
-        let _ = fs::write(format!("/sys/class/bdi/{}/read_ahead_kb", mount.device), READ_AHEAD_KIB.to_string());
+    if let Ok(Some((major, minor))) = place.mounted() {
+        let _ = fs::write(format!("/sys/class/bdi/{major}:{minor}/read_ahead_kb"), READ_AHEAD_KIB.to_string());
     }
 }
 

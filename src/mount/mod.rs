@@ -2,7 +2,7 @@
 //!
 //! - [`lifecycle`]: checks, mounting, serving, signals and unmounting
 //! - [`options`]: mount options, one table for `brackfs mount` and `mount.brackfs`
-//! - [`mount_point`]: a mount point, held by descriptor; [`table`]: the kernel's mount table; [`helper`]: fusermount3
+//! - [`mount_point`]: a mount point, held by descriptor; [`helper`]: fusermount3
 //! - [`threads`]: the number of threads that serve a mount; [`users`]: processes that use a mount
 //! - [`fuse`]: translates FUSE requests and replies; [`errno`]: maps errors to errno values
 //! - [`filesystem`]: the mounted tree
@@ -26,7 +26,6 @@ mod number;
 mod options;
 mod owners;
 mod snapshot_index;
-mod table;
 mod tags;
 mod threads;
 mod users;

@@ -15,7 +15,7 @@ use rustix::fs::{CWD, FileType, Mode, OFlags};
 use rustix::mount::{MountFlags, UnmountFlags};
 
 use super::helper;
-use super::table::{self, MountEntry};
+use crate::sys::mountinfo::{self, mount_id};
 
 /// A name in a directory, on which a mount is or will be.
 pub(super) struct MountPoint {
@@ -53,13 +53,15 @@ impl MountPoint {
         &self.path
     }
 
-    /// Returns the brackfs mount that is there, if any.
-    pub(super) fn mounted(&self) -> io::Result<Option<MountEntry>> {
-        let id = table::mount_id(self.open()?)?;
-        if id == table::mount_id(&self.parent)? {
+    /// Returns the major and minor device number of the brackfs mount that is there, if any.
+    pub(super) fn mounted(&self) -> io::Result<Option<(u32, u32)>> {
+        let id = mount_id(self.open()?)?;
+        if id == mount_id(&self.parent)? {
             return Ok(None);
         }
-        Ok(table::mounts()?.into_iter().find(|mount| mount.id == id && mount.is_ours))
+        let table = mountinfo::read()?;
+        let mut mounts = mountinfo::mounts(&table);
+        Ok(mounts.find(|mount| mount.id == id && mount.is_brackfs()).map(|mount| mount.device))
     }
 
     /// Sends a request to the file system that is there. The kernel does not answer it from a cache.

@@ -2,6 +2,7 @@
 
 use std::sync::Arc;
 
+use crate::failure::{Failure, FailureKind};
 use crate::format::{self, BlockLocation};
 use crate::{crypt, repository};
 
@@ -85,17 +86,18 @@ impl Error {
     pub fn is_missing(&self) -> bool {
         matches!(self, Error::Repository(error) if error.is_missing())
     }
+}
 
-    /// Whether the cause is a missing or wrong key or passphrase.
-    pub fn is_key_problem(&self) -> bool {
+impl Failure for Error {
+    fn kind(&self) -> FailureKind {
         match self {
-            Error::Repository(error) => error.is_key_problem(),
+            Error::Repository(error) => error.kind(),
             Error::Block { why, .. } => match &**why {
-                BlockProblem::NoKey => true,
-                BlockProblem::Open(error) => error.is_key_problem(),
-                BlockProblem::Read(_) | BlockProblem::Decode(_) => false,
+                BlockProblem::NoKey => FailureKind::Key,
+                BlockProblem::Open(error) => error.kind(),
+                BlockProblem::Read(_) | BlockProblem::Decode(_) => FailureKind::Failed,
             },
-            _ => false,
+            _ => FailureKind::Failed,
         }
     }
 }
@@ -103,5 +105,19 @@ impl Error {
 impl From<repository::Error> for Error {
     fn from(error: repository::Error) -> Self {
         Error::Repository(Arc::new(error))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_a_block_that_needs_another_key_is_a_key_problem() {
+        let at = BlockLocation { pack: format::PackId::random(), offset: 0, length: 0 };
+        assert!(Error::block(&at, BlockProblem::NoKey).is_key_problem());
+        assert!(Error::block(&at, BlockProblem::Open(crypt::Error::GpgCancelled)).is_key_problem());
+        let damaged = format::Error::Malformed { what: "block", why: "it is too short".into() };
+        assert!(!Error::block(&at, BlockProblem::Decode(damaged)).is_key_problem());
     }
 }

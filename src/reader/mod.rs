@@ -39,6 +39,7 @@ pub use tree::{ContentIdentity, EntryHandle, SnapshotDirectory};
 pub use walk::{TreeWalk, WalkStep};
 
 use crate::crypt::Fingerprint;
+use crate::failure::Failure;
 use crate::format::entry::Content;
 use crate::format::id::SourceId;
 use crate::format::name::SnapshotName;

@@ -4,6 +4,7 @@ use std::sync::Arc;
 
 use super::{Error, Reader, when};
 use crate::crypt::Opener;
+use crate::failure::Failure;
 use crate::format::id::SourceId;
 use crate::format::name::SnapshotName;
 use crate::format::snapshot::Snapshot;

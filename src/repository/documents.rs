@@ -9,7 +9,7 @@ use crate::format::name::{self, SnapshotName};
 use crate::format::secrets::Secrets;
 use crate::format::snapshot::{SNAPSHOT_SIZE, Snapshot};
 use crate::format::source::Source;
-use crate::format::{self, DOCUMENT_SIZE};
+use crate::format::{self, DOCUMENT_SIZE, sums};
 
 /// The most bytes that signature and encryption add to a document.
 const FRAMING: usize = 1 << 20;
@@ -83,9 +83,7 @@ impl<'r> Writer<'r> {
     /// Writes the digests of packs in the format of `b3sum --check`. This object is neither signed nor sealed, so that the
     /// operator of the target can check the packs.
     pub fn put_sums(&self, id: ObjectId, sums: &[(format::PackId, format::Digest)]) -> Result<(), Error> {
-        let lines = sums.iter().map(|(pack, digest)| format!("{digest}  {}\n", name::pack(*pack)));
-        let text: String = lines.collect();
-        Ok(self.repository.target.put(&name::sums(id), text.as_bytes())?)
+        Ok(self.repository.target.put(&name::sums(id), sums::encode(sums).as_bytes())?)
     }
 
     fn put(&self, object: &str, document: &[u8], audience: Option<&Sealer>) -> Result<(), Error> {

@@ -1,6 +1,7 @@
 //! Errors of repositories.
 
 use crate::crypt::{self, Fingerprint};
+use crate::failure::{Failure, FailureKind};
 use crate::format::{self, RepositoryId};
 use crate::storage;
 
@@ -114,13 +115,15 @@ impl Error {
     pub fn is_missing(&self) -> bool {
         matches!(self, Error::Target(error) if error.kind == storage::ErrorKind::NotFound)
     }
+}
 
-    /// Whether the key or passphrase is missing or wrong.
-    pub fn is_key_problem(&self) -> bool {
+impl Failure for Error {
+    fn kind(&self) -> FailureKind {
         match self {
-            Error::NoKey { .. } => true,
-            Error::Crypt { source, .. } => source.is_key_problem(),
-            _ => false,
+            Error::Missing { .. } => FailureKind::NoRepository,
+            Error::NoKey { .. } => FailureKind::Key,
+            Error::Crypt { source, .. } => source.kind(),
+            _ => FailureKind::Failed,
         }
     }
 }

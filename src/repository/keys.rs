@@ -67,9 +67,7 @@ impl<'r> Keys<'r> {
     pub fn hosts_in_secrets(&self, opener: Option<&Opener>) -> Result<Vec<Certificate>, Error> {
         let mut found: Vec<Certificate> = Vec::new();
         for object in self.repository.target.list(name::SECRETS)? {
-            let Some(id) = object.name.strip_prefix(name::SECRETS).and_then(|id| id.parse::<ObjectId>().ok()) else {
-                continue;
-            };
+            let Some(id) = name::parse_secrets(&object.name) else { continue };
             let Ok(signed) = self.repository.signed(&object.name, opener, DOCUMENT_SIZE) else { continue };
             for certificate in self.hosts_of(id, &signed) {
                 if found.iter().all(|known| known.fingerprint() != certificate.fingerprint()) {
@@ -135,10 +133,7 @@ impl<'r> Keys<'r> {
 
     /// Checks that a key file contains the key that it is named after. Ignores files with other names.
     pub fn check(&self, object: &str) -> Result<(), Error> {
-        let Some(leaf) = object.strip_prefix(name::KEYS).and_then(|leaf| leaf.strip_suffix(".asc")) else {
-            return Ok(());
-        };
-        let Some((role @ ("recipient" | "host" | "owner"), expected)) = leaf.split_once('-') else { return Ok(()) };
+        let Some((role, expected)) = name::parse_key(object) else { return Ok(()) };
         let bytes = self.get(object)?;
         let fingerprint = match role {
             "owner" => SecretKey::parse(&bytes).map(|key| key.fingerprint()),

@@ -44,6 +44,7 @@ use crossbeam_channel::bounded;
 
 pub use options::{Conflict, Options};
 
+use crate::failure::{Failure, FailureKind};
 use crate::format::{Entry, Kind};
 use crate::monitor::Monitor;
 use crate::reader::{self, EntryHandle, Reader, SnapshotDirectory, TreeWalk, WalkStep, first_names};
@@ -111,6 +112,19 @@ pub enum Error {
     /// The restore was interrupted.
     #[error("interrupted; the files restored so far are complete; run again to continue")]
     Interrupted,
+}
+
+impl Failure for Error {
+    fn kind(&self) -> FailureKind {
+        match self {
+            Error::Reader(error) => error.kind(),
+            Error::Pattern(error) => error.kind(),
+            Error::Interrupted => FailureKind::Interrupted,
+            Error::Destination { .. } | Error::Full { .. } | Error::Names(_) | Error::Conflict { .. } => {
+                FailureKind::Failed
+            }
+        }
+    }
 }
 
 /// Restores the content of the directory `from`, or a single entry `from` of another kind, into the directory `to`,

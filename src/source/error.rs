@@ -4,6 +4,7 @@ use std::io;
 use std::path::PathBuf;
 
 use super::SharedPath;
+use crate::failure::{Failure, FailureKind};
 
 /// A failure to read a source, or an invalid pattern.
 #[derive(Debug, thiserror::Error)]
@@ -69,11 +70,6 @@ impl Error {
         Error::Io { action, path: path.into(), source: source.into() }
     }
 
-    /// Whether an argument of the user is wrong.
-    pub fn is_usage(&self) -> bool {
-        matches!(self, Error::Pattern { .. } | Error::PatternFile { .. })
-    }
-
     /// Whether opening would have blocked: another process holds a lease on the file and has been asked to release it.
     pub fn is_leased(&self) -> bool {
         matches!(self, Error::Io { source, .. } if source.kind() == io::ErrorKind::WouldBlock)
@@ -90,6 +86,15 @@ impl Error {
         let (Error::Io { source, .. } | Error::Content(source)) = self else { return false };
         // A network file system reports a file that was deleted on the server as stale.
         matches!(source.kind(), io::ErrorKind::NotFound | io::ErrorKind::StaleNetworkFileHandle)
+    }
+}
+
+impl Failure for Error {
+    fn kind(&self) -> FailureKind {
+        match self {
+            Error::Pattern { .. } | Error::PatternFile { .. } => FailureKind::Usage,
+            _ => FailureKind::Failed,
+        }
     }
 }
 
@@ -125,6 +130,8 @@ mod tests {
             assert!(Error::io("open", Path::new("x"), errno).is_vanished());
             assert!(Error::Content(errno.into()).is_vanished());
         }
-        assert!(!Error::Pattern { pattern: "[".into(), place: String::new(), why: "no".into() }.is_vanished());
+        let pattern = Error::Pattern { pattern: "[".into(), place: String::new(), why: "no".into() };
+        assert!(!pattern.is_vanished());
+        assert_eq!(pattern.kind(), FailureKind::Usage);
     }
 }

@@ -5,9 +5,8 @@ use rustix::fs::makedev;
 
 use super::{Clock, Stat};
 use crate::format::{Digest, Kind};
+use crate::sys::mountinfo::MountInfo;
 
-/// The file system type of a brackfs mount.
-const OURS: &[u8] = b"fuse.brackfs";
 /// Types of network file systems.
 const REMOTE: [&[u8]; 13] = [
     b"nfs",
@@ -73,20 +72,10 @@ impl Mount {
         EntryMount(number.unwrap_or_default() & !EntryMount::UNPRIVILEGED | u64::from(unprivileged))
     }
 
-    /// Parses a line of the mount table. Returns the mount's id and the mount.
-    ///
-    /// `36 35 98:0 /root /mnt rw,noatime master:1 - ext4 /dev/root rw`: the number of fields before the single dash
-    /// varies. After it come type, source and options of the file system. Blanks in a field are escaped.
-    pub(super) fn parse(line: &[u8]) -> Option<(u64, Mount)> {
-        let mut fields = line.split(|byte| *byte == b' ');
-        let id = str::from_utf8(fields.next()?).ok()?.parse().ok()?;
-        let (major, minor) = str::from_utf8(fields.nth(1)?).ok()?.split_once(':')?;
-        let device = makedev(major.parse().ok()?, minor.parse().ok()?);
-        let (root, point, flags) = (fields.next()?, fields.next()?, fields.next()?);
-        let mut fields = fields.skip_while(|field| *field != b"-").skip(1);
-        let (kind, source, options) = (fields.next()?, fields.next()?, fields.next().unwrap_or_default());
-        let has = |flag: &[u8]| flags.split(|byte| *byte == b',').any(|there| there == flag);
-        let user = options.split(|byte| *byte == b',').find_map(|option| option.strip_prefix(b"user_id="));
+    /// The properties of a mount in the table.
+    pub(super) fn listed(info: &MountInfo<'_>) -> Self {
+        let MountInfo { kind, source, root, point, device: (major, minor), .. } = *info;
+        let user = info.user();
         let users = user.is_some_and(|user| user != b"0");
         let fuse = kind == b"fuse" || kind.starts_with(b"fuse.");
         let remote = fuse || REMOTE.contains(&kind);
@@ -94,15 +83,14 @@ impl Mount {
             let what = [kind, source, root, point, user.unwrap_or_default()].join(&0);
             Digest::of(&what).head() as u64
         });
-        let mount = Mount {
+        Mount {
             clock: if remote { Clock::Servers } else { Clock::Ours },
-            is_brackfs: kind == OURS,
-            nosuid: users || has(b"nosuid"),
-            nodev: users || has(b"nodev"),
-            device,
+            is_brackfs: info.is_brackfs(),
+            nosuid: users || info.has_flag("nosuid"),
+            nodev: users || info.has_flag("nodev"),
+            device: makedev(major, minor),
             foreign,
-        };
-        Some((id, mount))
+        }
     }
 }
 
@@ -134,6 +122,7 @@ pub fn is_foreign(number: u64) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::sys::mountinfo;
 
     const MOUNTS: &[u8] = b"22 1 8:1 / / rw,relatime shared:1 - ext4 /dev/sda1 rw\n\
         90 22 0:51 / /mnt/a\\040b ro,nosuid,nodev shared:3 master:2 - fuse.brackfs brackfs ro,user_id=0\n\
@@ -147,8 +136,7 @@ mod tests {
         97 22 8:17 / /u rw,nosuid,nodev - fuseblk /dev/sdb1 rw,user_id=0\n";
 
     fn at(wanted: u64) -> Mount {
-        let mut mounts = MOUNTS.split(|byte| *byte == b'\n').filter_map(Mount::parse);
-        mounts.find_map(|(id, mount)| (id == wanted).then_some(mount)).unwrap()
+        Mount::listed(&mountinfo::mounts(MOUNTS).find(|info| info.id == wanted).unwrap())
     }
 
     #[test]
@@ -180,9 +168,7 @@ mod tests {
         // Another file system of the same server.
         assert_ne!(number(95, makedev(0, 54)), number(95, makedev(0, 55)));
         // A remount has a different id and device.
-        let (_, again) = Mount::parse(b"99 22 0:77 / /n rw - nfs4 server:/ rw").unwrap();
-        assert_eq!(again.foreign(makedev(0, 77)), number(95, makedev(0, 54)));
-        assert_eq!(Mount::parse(b"93 22 nonsense / /x rw - fuse.brackfs x rw"), None);
-        assert_eq!(Mount::parse(b"94 22 0:53"), None);
+        let again = MountInfo::parse(b"99 22 0:77 / /n rw - nfs4 server:/ rw").unwrap();
+        assert_eq!(Mount::listed(&again).foreign(makedev(0, 77)), number(95, makedev(0, 54)));
     }
 }

@@ -4,16 +4,13 @@
 use std::cell::Cell;
 use std::collections::{BTreeMap, HashMap, HashSet};
 use std::ffi::{OsStr, OsString};
-use std::fs::File;
-use std::io::{self, BufRead, BufReader};
-use std::os::unix::ffi::OsStringExt;
+use std::io;
 use std::path::{Component, Path, PathBuf};
 use std::sync::{Arc, PoisonError, RwLock};
 
 use super::mount::Mount;
 use super::{Error, Stat};
-
-const TABLE: &str = "/proc/self/mountinfo";
+use crate::sys::mountinfo::{self, MountInfo, TABLE};
 
 /// The mounts visible to this process. Clones share the table.
 #[derive(Debug, Clone, Default)]
@@ -133,43 +130,16 @@ struct MountLine {
     mount: Mount,
 }
 
-impl MountLine {
-    /// See [`Mount::parse`].
-    fn parse(line: &[u8]) -> Option<MountLine> {
-        let (id, mount) = Mount::parse(line)?;
-        let mut fields = line.split(|byte| *byte == b' ').skip(1);
-        let parent = str::from_utf8(fields.next()?).ok()?.parse().ok()?;
-        let point = PathBuf::from(OsString::from_vec(unescaped(fields.nth(2)?)));
-        Some(MountLine { id, parent, point, mount })
-    }
-}
-
 fn read_lines() -> io::Result<Vec<MountLine>> {
-    parse(BufReader::new(File::open(TABLE)?))
+    Ok(lines(&mountinfo::read()?))
 }
 
-fn parse(table: impl BufRead) -> io::Result<Vec<MountLine>> {
-    table.split(b'\n').filter_map(|line| line.map(|line| MountLine::parse(&line)).transpose()).collect()
-}
-
-/// Replaces each escape sequence, `\` and three octal digits, by its byte.
-fn unescaped(field: &[u8]) -> Vec<u8> {
-    let mut bytes = Vec::with_capacity(field.len());
-    let mut rest = field;
-    while let Some((&first, after)) = rest.split_first() {
-        let code = rest.get(1..4).and_then(|digits| u8::from_str_radix(str::from_utf8(digits).ok()?, 8).ok());
-        match code {
-            Some(byte) if first == b'\\' => {
-                bytes.push(byte);
-                rest = &rest[4..];
-            }
-            _ => {
-                bytes.push(first);
-                rest = after;
-            }
-        }
-    }
-    bytes
+fn lines(table: &[u8]) -> Vec<MountLine> {
+    let line = |info: MountInfo<'_>| {
+        let MountInfo { id, parent, .. } = info;
+        MountLine { id, parent, point: info.mount_point(), mount: Mount::listed(&info) }
+    };
+    mountinfo::mounts(table).map(line).collect()
 }
 
 /// The tree of reachable mounts. A mount hides its siblings below its mount point.
@@ -224,12 +194,14 @@ impl PlaceBuilder {
 
 #[cfg(test)]
 mod tests {
+    use std::fs::File;
+
     use rustix::fs::makedev;
 
     use super::*;
 
     fn table(table: &[u8]) -> MountTable {
-        MountTable::of_lines(&parse(table).unwrap())
+        MountTable::of_lines(&lines(table))
     }
 
     fn mounted(minor: u32) -> Option<Mount> {
@@ -238,13 +210,12 @@ mod tests {
 
     #[test]
     fn the_mount_of_a_file_is_found_by_its_id_or_else_by_its_device() {
-        let lines = parse(
-            &b"22 1 8:1 / / rw,relatime shared:1 - ext4 /dev/sda1 rw\n\
+        let lines = lines(
+            b"22 1 8:1 / / rw,relatime shared:1 - ext4 /dev/sda1 rw\n\
             96 22 8:1 /home /a\\040b rw,nosuid - ext4 /dev/sda1 rw\n\
             97 22 8:17 / /u rw,nosuid,nodev - fuse.brackfs /dev/sdb1 rw\n\
-            98 22 nonsense / /x rw - fuse.brackfs x rw\n"[..],
+            98 22 nonsense / /x rw - fuse.brackfs x rw\n",
         );
-        let lines = lines.unwrap();
         assert_eq!(lines.len(), 3);
         let [one, other] = [1, 17].map(|minor| makedev(8, minor));
         assert!(!find(&lines, (22, one)).nosuid && find(&lines, (96, one)).nosuid);

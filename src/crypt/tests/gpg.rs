@@ -14,6 +14,7 @@ use crate::crypt::gpg::Gpg;
 use crate::crypt::{
     Certificate, Error, Fingerprint, KeyPurpose, KeyStore, Opener, Passphrase, Profile, Sealer, SecretKey, Signer,
 };
+use crate::failure::Failure;
 
 /// A home directory of gpg. Dropping it stops its agent.
 struct GpgHome(TempDir);

@@ -11,6 +11,7 @@ use sequoia_openpgp::types::{HashAlgorithm, KeyFlags, ReasonForRevocation, Signa
 
 use super::{PROFILES, host, opened, owner, sealed_to, secret_key};
 use crate::crypt::{Certificate, Error, KeyPurpose, Opener, Passphrase, Profile, Sealer, SecretKey, Signer};
+use crate::failure::Failure;
 
 const DAY: Duration = Duration::from_secs(24 * 60 * 60);
 

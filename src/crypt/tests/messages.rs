@@ -13,6 +13,7 @@ use sequoia_openpgp::serialize::stream::{Encryptor, LiteralWriter, Message};
 use super::{LIMIT, PROFILES, content, opened, owner, sealed_to};
 use crate::crypt::framing::{self, Envelope};
 use crate::crypt::{Error, Opener, Profile, Sealer};
+use crate::failure::Failure;
 
 fn version(message: &[u8]) -> u8 {
     Envelope::parse(message).unwrap().version

@@ -8,6 +8,7 @@ use sequoia_openpgp::types::{KeyFlags, ReasonForRevocation};
 
 use super::{PROFILES, host, owner, secret_key};
 use crate::crypt::{Certificate, Error, Profile, Signer, verify};
+use crate::failure::Failure;
 
 const DAY: Duration = Duration::from_secs(24 * 60 * 60);
 

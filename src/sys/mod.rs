@@ -1,4 +1,10 @@
 //! System calls that several modules use or that need `unsafe` code. No other module has `unsafe` code.
+//!
+//! - [`durable`]: durable writes of small files
+//! - [`mountinfo`]: the kernel's table of mounts
+
+pub(crate) mod durable;
+pub(crate) mod mountinfo;
 
 use std::io;
 use std::os::fd::{AsRawFd, BorrowedFd};
