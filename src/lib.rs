@@ -8,7 +8,7 @@
 //!
 //! ## Layers
 //!
-//! Modules use only modules above them in this table; `scripts/check-layers` compares it with the code.
+//! Modules use only modules above them in this table; `tests/layers.rs` compares it with the code.
 //!
 //! <!-- layers -->
 //! | module | may use |
