@@ -391,10 +391,14 @@ mod tests {
         assert_eq!(said, Some(own));
         assert!(matches!(told(Duration::MAX, &AtomicBool::new(true)).0, Err(Error::Interrupted)));
         std::thread::scope(|threads| {
-            let waits = threads.spawn(|| told(Duration::from_secs(60), &stop).0.is_ok());
-            sleep(Duration::from_millis(50));
+            let (waits, waiting) = std::sync::mpsc::channel();
+            let second = threads.spawn(|| {
+                let wait = Duration::from_secs(60);
+                state.lock(wait, &stop, move |_| waits.send(()).unwrap()).is_ok()
+            });
+            waiting.recv().unwrap();
             drop(held);
-            assert!(waits.join().unwrap());
+            assert!(second.join().unwrap());
         });
     }
 }

@@ -1,4 +1,4 @@
-//! What `brackfs backup` promises: what is read, what is stored, what the snapshot holds then.
+//! `brackfs backup`: the files it reads, the data it stores, and the content of the snapshot.
 
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::print_stdout, clippy::print_stderr)]
 
@@ -12,6 +12,7 @@ use std::process::{Command, Stdio};
 use std::thread::sleep;
 use std::time::{Duration, SystemTime};
 
+use common::machine::{copy, mount_tmpfs, need, succeed};
 use common::{NOBODY, Run, Site, age, content, noise, number, run, settle, tree};
 use rustix::fs::{AtFlags, CWD, FlockOperation, Timespec, Timestamps, XattrFlags, setxattr, utimensat};
 use serde_json::Value;
@@ -25,7 +26,7 @@ fn ready<C: AsRef<[u8]>>(files: &[(&str, C)]) -> Site {
     site
 }
 
-/// Backs up and says what came of it.
+/// Backs up the source and returns the summary.
 #[track_caller]
 fn backup(site: &Site, extra: &[&str]) -> Value {
     site.backup(extra).ok().json()
@@ -184,7 +185,7 @@ struct Bound(PathBuf);
 
 impl Bound {
     fn new(what: &Path, at: PathBuf) -> Self {
-        assert!(Command::new("mount").arg("--bind").args([what, &at]).status().unwrap().success());
+        succeed(Command::new("mount").arg("--bind").args([what, &at]));
         Bound(at)
     }
 }
@@ -241,7 +242,7 @@ fn patterns_exclude_as_in_a_gitignore() {
     let patterns = ["--exclude", "*.o", "-e", "!keep.o", "--exclude", "/top", "--exclude", "cache/"];
     backup(&site, &patterns);
     assert_eq!(names(&site, "latest"), ["d/", "d/a.c", "d/cache", "d/keep.o", "d/top"]);
-    // What is no longer excluded is there again, what now is goes.
+    // The snapshot has the entries that are no longer excluded, and lacks the newly excluded ones.
     backup(&site, &["--exclude", "/d"]);
     assert_eq!(names(&site, "latest"), ["a.o", "cache/", "cache/x", "top"]);
 }
@@ -280,7 +281,7 @@ fn one_file_system_stores_mount_points_as_empty_directories() {
 }
 
 #[test]
-fn of_several_paths_the_root_is_the_root_with_what_leads_to_them() {
+fn several_paths_have_a_common_root_with_their_parents() {
     let site = ready(&[("one/a", "a"), ("two/b", "b"), ("three/c", "c")]);
     let [one, two] = ["one", "two/b"].map(|name| site.source().join(name));
     let arguments = ["backup", one.to_str().unwrap(), two.to_str().unwrap(), "--json"];
@@ -313,7 +314,7 @@ fn a_single_file_can_be_backed_up() {
     assert_eq!(cat(&site, &format!("latest:{name}")), "content");
 }
 
-/// The command, run by a user who may not read everything. The site becomes his.
+/// The command, run by a user that may not read everything. That user gets the site.
 fn as_nobody(site: &Site, arguments: &[&str]) -> Command {
     let mut command = site.command_as_nobody(arguments);
     let mut all = vec![site.path().to_owned()];
@@ -387,7 +388,13 @@ fn fresh_links_and_directories_are_read_again_even_if_their_stamps_are_unchanged
     let site = Site::with_files(&[("d/old", "not read again")]);
     site.init();
     let (link, directory) = (site.source().join("link"), site.source().join("d"));
-    let has_attributes = setxattr(&directory, "user.test", b"before", XattrFlags::empty()).is_ok();
+    let attribute = |value: &[u8]| {
+        need(
+            setxattr(&directory, "user.test", value, XattrFlags::empty()),
+            "user attributes in the temporary directory",
+        );
+    };
+    attribute(b"before");
     symlink("before", &link).unwrap();
     // As from a clock that is a little ahead: fresh however long the run takes to get there.
     let ahead = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap() + Duration::from_secs(600);
@@ -402,9 +409,7 @@ fn fresh_links_and_directories_are_read_again_even_if_their_stamps_are_unchanged
     backup(&site, &extra);
     fs::remove_file(&link).unwrap();
     symlink("behind", &link).unwrap();
-    if has_attributes {
-        setxattr(&directory, "user.test", b"behind", XattrFlags::empty()).unwrap();
-    }
+    attribute(b"behind");
     stamp(&link);
     stamp(&directory);
     let second = backup(&site, &extra);
@@ -442,10 +447,10 @@ fn ignore_ctime_skips_files_with_only_a_changed_ctime() {
     assert_eq!(cat(&site, "latest:a"), "before");
 }
 
-/// The entries of directories that the walk is in, and their attributes, are bounded: what is above the bound is written
-/// early, or named.
+/// Memory for the entries and attributes of open directories is bounded: beyond the bound, entries are written early or
+/// reported.
 #[test]
-fn nested_directories_with_large_attributes_come_back_as_far_as_there_is_room() {
+fn nested_directories_with_large_attributes_are_restored_as_far_as_there_is_room() {
     let site = Site::on_tmpfs();
     let set = |path: &Path, most: u8| {
         for number in 0..most {
@@ -486,8 +491,7 @@ fn nested_directories_with_large_attributes_come_back_as_far_as_there_is_room() 
     assert!((50..60).contains(&kept), "{kept}");
 }
 
-/// All fields of a file's identity are remembered, whichever count: to ignore some costs nothing, and what they are by
-/// then is learnt.
+/// The catalog stores all fields of a file's identity, including ignored ones, and updates them when they change.
 #[test]
 fn ignoring_inodes_and_ctimes_once_causes_no_reads_then_or_later() {
     let files: Vec<_> = (0..40).map(|n| (format!("d{}/f{n}", n % 4), n.to_string())).collect();
@@ -498,8 +502,7 @@ fn ignoring_inodes_and_ctimes_once_causes_no_reads_then_or_later() {
     backup(&site, &[]);
     // Another disk, to all appearances.
     let copied = site.path().join("copied");
-    let copy = std::process::Command::new("cp").arg("-a").args([&site.source(), &copied]).status().unwrap();
-    assert!(copy.success());
+    copy(&site.source(), &copied);
     fs::remove_dir_all(site.source()).unwrap();
     fs::rename(&copied, site.source()).unwrap();
     settle();
@@ -547,7 +550,7 @@ fn a_new_mode_of_the_root_is_a_change() {
 }
 
 #[test]
-fn what_a_run_could_not_write_a_snapshot_of_is_a_change_for_the_next_one() {
+fn a_change_without_a_snapshot_is_still_a_change_for_the_next_run() {
     let site = ready(&[("a", "one")]);
     backup(&site, &["--skip-if-unchanged"]);
     age(&site.write("b", "two"));
@@ -606,7 +609,7 @@ fn backing_up_and_listing_need_no_secret_key() {
 }
 
 #[test]
-fn in_a_large_directory_files_come_and_go() {
+fn files_are_added_to_and_removed_from_a_large_directory() {
     let name = |number: usize| format!("many/file-{number:05}");
     let files: Vec<_> = (0..2500).map(|number| (name(number), number.to_string())).collect();
     let files: Vec<_> = files.iter().map(|(name, content)| (name.as_str(), content)).collect();
@@ -667,7 +670,7 @@ fn write_noise(site: &Site, name: &str, mebibytes: usize) -> PathBuf {
     path
 }
 
-/// A file of 100 MiB that is a hole but for its last bytes.
+/// A file of 100 MiB that is a hole except for its last bytes.
 fn write_sparse(site: &Site, name: &str) -> PathBuf {
     let path = site.write(name, b"");
     let mut file = File::create(&path).unwrap();
@@ -704,7 +707,7 @@ fn appending_to_a_file_of_thousands_of_chunks_stores_only_the_tail() {
     settle();
     let second = backup(&site, &extra);
     assert_eq!(number(&second, "files_read"), 1);
-    // The last chunk, which is another one now, and what was appended.
+    // The changed last chunk and the appended data.
     assert!(number(&second, "data_bytes") < 256 << 10, "{second}");
     let out = restored(&site, "out");
     assert_eq!(content(&out.join("large")).unwrap(), content(&large).unwrap());
@@ -725,7 +728,7 @@ fn low_memory_makes_the_same_snapshot() {
     assert_eq!(number(&second, "data_packs"), 0, "{second}");
 }
 
-/// More chunks than may wait, of many files and of one: whoever waits must get room in the order of the walk.
+/// More chunks than may wait, from many files and from one: readers must get room in the order of the walk.
 #[test]
 fn low_memory_takes_turns_with_many_small_chunks() {
     let site = Site::new();
@@ -747,7 +750,7 @@ fn a_backup_without_room_for_temporary_files_fails_with_a_message() {
     let site = ready(&[("a", "one")]);
     let limited = site.path().join("limited");
     fs::create_dir(&limited).unwrap();
-    rustix::mount::mount("tmpfs", &limited, "tmpfs", rustix::mount::MountFlags::empty(), c"size=4m").unwrap();
+    mount_tmpfs(&limited, c"size=4m");
     // More names than are sorted in memory.
     let long = site.source().join("long");
     fs::create_dir(&long).unwrap();
@@ -779,7 +782,7 @@ fn low_memory_bounds_memory_for_large_files() {
     let status = format!("/proc/{}/status", child.id());
     let mut peak = 0;
     let ended = loop {
-        // The kernel remembers the peak, so it is enough to ask often until the end.
+        // The kernel keeps the peak, so polling until the end is enough.
         let status = fs::read_to_string(&status).unwrap_or_default();
         let line = status.lines().find_map(|line| line.strip_prefix("VmHWM:"));
         let kibibytes: Option<u64> = line.and_then(|line| line.trim().strip_suffix(" kB")?.parse().ok());
@@ -795,7 +798,7 @@ fn low_memory_bounds_memory_for_large_files() {
 }
 
 #[test]
-fn a_second_run_at_once_is_told_that_the_first_holds_the_lock() {
+fn a_concurrent_run_fails_because_the_first_one_holds_the_lock() {
     let site = ready(&[("a", "one")]);
     backup(&site, &[]);
     let folders = fs::read_dir(site.state()).unwrap().map(|entry| entry.unwrap().path());
@@ -829,13 +832,13 @@ fn the_summary_has_numbers() {
 }
 
 #[test]
-fn what_was_read_and_what_of_it_was_new_is_told_apart() {
+fn the_summary_distinguishes_read_new_and_stored_bytes() {
     let kib = 1 << 10;
     let twice = noise("twice", 200 * kib);
     let site = ready(&[("a", &twice), ("b", &twice)]);
     let first = backup(&site, &[]);
     assert_eq!(number(&first, "bytes_read"), 400 * kib as u64);
-    // What the directories say comes on top.
+    // Plus the nodes of the directories.
     assert!((200..210).contains(&(number(&first, "bytes_added") / kib as u64)), "{first}");
     let second = backup(&site, &["--reread"]);
     assert_eq!((number(&second, "bytes_read"), number(&second, "data_bytes")), (400 * kib as u64, 0));
@@ -844,7 +847,7 @@ fn what_was_read_and_what_of_it_was_new_is_told_apart() {
 }
 
 #[test]
-fn people_are_told_what_was_read_new_and_stored() {
+fn the_message_shows_read_new_and_stored_bytes() {
     let site = ready(&[("a", vec![b'a'; MIB / 2]), ("b", vec![b'b'; MIB / 2])]);
     let said = site.brackfs(&["backup", "source", "-v"]).ok().stderr;
     let names: Vec<_> = ["", "/a", "/b"].map(|name| format!("new {}{name}", site.source().display())).into();

@@ -12,13 +12,14 @@ use std::os::unix::fs::{FileExt, MetadataExt, PermissionsExt, chown, symlink};
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
+use common::machine::need;
 use common::{AGED, Run, Site, noise, run, settle, tree};
 use rustix::fs::{AtFlags, CWD, FileType, Mode, Timespec, Timestamps, XattrFlags};
 
 const KIB: u64 = 1 << 10;
 const MIB: u64 = 1 << 20;
 
-/// What decrypts, and so the shape of the repository.
+/// The key of a repository.
 #[derive(Clone, Copy, PartialEq)]
 enum Key {
     /// gpg, with an RSA key that it made.
@@ -79,9 +80,9 @@ impl Shelf {
     /// Runs the second program, which believes this host key.
     #[must_use = "it may have failed: say .ok() or .code(n)"]
     fn by_hand_as(&self, signer: &str, arguments: &[&OsStr]) -> Run {
-        // Debian's own has Debian's cbor2, whatever comes first in PATH.
+        // Only Debian's own python3 finds Debian's cbor2; another one may come first in PATH.
         let mut python = Command::new("/usr/bin/python3");
-        // -B: nothing is left beside the program.
+        // -B: do not write bytecode next to the program.
         python.arg("-B").arg(Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/by_hand/brackfs_by_hand.py"));
         python.args(["--signer", signer]).args(arguments);
         python.current_dir(self.site.path()).env("GNUPGHOME", self.site.keys());
@@ -108,7 +109,7 @@ impl Shelf {
     }
 }
 
-/// A file of holes but for islands of 4 KiB, one every 64 KiB. It begins and ends with a hole.
+/// A sparse file with 4 KiB of data every 64 KiB. It begins and ends with a hole.
 fn write_islands(site: &Site, name: &str, islands: u64) {
     let path = site.write(name, b"");
     let file = File::options().write(true).open(&path).unwrap();
@@ -146,19 +147,20 @@ fn write_source(site: &Site) {
         fs::write(below.join(OsStr::from_bytes(name)), name).unwrap();
     }
     let node = |name: &str, kind, device| {
-        rustix::fs::mknodat(CWD, below.join(name), kind, Mode::from_raw_mode(0o640), device).unwrap();
+        need(
+            rustix::fs::mknodat(CWD, below.join(name), kind, Mode::from_raw_mode(0o640), device),
+            "root, to make devices",
+        );
     };
     node("fifo", FileType::Fifo, 0);
     node("socket", FileType::Socket, 0);
-    if rustix::process::geteuid().is_root() {
-        node("device", FileType::CharacterDevice, rustix::fs::makedev(1, 3));
-        chown(below.join("small"), Some(1), Some(4_000_000_000)).unwrap();
-    }
+    node("device", FileType::CharacterDevice, rustix::fs::makedev(1, 3));
+    need(chown(below.join("small"), Some(1), Some(4_000_000_000)), "root, to change owners");
     for (name, mode) in [("small", 0o6755), ("empty", 0o400), ("sparse", 0o1711)] {
         fs::set_permissions(below.join(name), fs::Permissions::from_mode(mode)).unwrap();
     }
-    // Not every file system has them.
-    let _ = rustix::fs::setxattr(below.join("large"), "user.colour", b"green", XattrFlags::empty());
+    let attribute = rustix::fs::setxattr(below.join("large"), "user.colour", b"green", XattrFlags::empty());
+    need(attribute, "user attributes in the temporary directory");
     // A time of its own for each, some before 1970.
     for (number, path) in (0..).zip(tree(&below).keys()) {
         let seconds = if number % 7 == 0 { -number } else { AGED + number };
@@ -241,7 +243,7 @@ fn a_second_reader_refuses_a_flipped_byte_in_a_pack() {
         for pack in shelf.objects("packs") {
             let path = shelf.site.repo().join(&pack);
             let whole = fs::read(&path).unwrap();
-            // In the plain, the last bytes are filling, which nobody checks.
+            // The last bytes of an unencrypted object are padding, which is not verified.
             let last = if key == Key::Gpg { whole.len() - 1 } else { 20 };
             for position in [0, 20, last] {
                 let mut bytes = whole.clone();

@@ -1,5 +1,5 @@
-//! What becomes of the catalog: it can be lost, set back and copied, and the repository can lose what it claims. Whatever
-//! happens, every snapshot that is there restores byte for byte.
+//! The catalog is lost, restored from an old copy or cloned, and the repository loses objects that it lists. In all
+//! cases, every snapshot restores byte for byte.
 
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::print_stdout, clippy::print_stderr)]
 
@@ -11,7 +11,6 @@ use std::io::Write;
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
-use std::thread::sleep;
 use std::time::{Duration, Instant};
 
 use brackfs::crypt::{Certificate, Opener, SecretKey, Signer};
@@ -20,9 +19,11 @@ use brackfs::format::index::{Index, IndexedBlock};
 use brackfs::format::secrets::Secrets;
 use brackfs::format::{Digest, PackId};
 use brackfs::repository::{Access, Repository, Writer};
+use common::machine;
+use common::wait::{ended, send, threads, until};
 use common::{Entry, Run, Site, noise, number, run, settle, tree};
 use rustix::fs::{FlockOperation, flock};
-use rustix::process::{Pid, Signal};
+use rustix::process::Signal;
 use serde_json::Value;
 
 const MIB: usize = 1 << 20;
@@ -34,7 +35,7 @@ type Tree = BTreeMap<PathBuf, Entry>;
 /// Something that is done to a file.
 type Damage = fn(&Path);
 
-/// A source that is backed up, and what each of its snapshots must restore to.
+/// A site with backups, and the expected tree of each snapshot.
 struct World {
     site: Site,
     snapshots: Vec<(String, Tree)>,
@@ -60,7 +61,7 @@ impl World {
         world
     }
 
-    /// Backs up, and remembers what the snapshot must restore to.
+    /// Backs up, and records the expected tree of the snapshot.
     fn backup(&mut self, extra: &[&str]) -> Run {
         settle();
         let run = self.site.backup(extra);
@@ -96,7 +97,7 @@ impl World {
         copy(&self.site.state(), &self.site.path().join(name))
     }
 
-    /// All snapshots restore to what was backed up, and nothing else is wrong.
+    /// Asserts that all snapshots restore to the expected trees, and that a check finds no problem.
     #[track_caller]
     fn is_whole(&self) {
         for (id, expected) in &self.snapshots {
@@ -138,9 +139,9 @@ fn state_in(state: &Path) -> PathBuf {
     folders.find(|path| path.join("host.key").exists()).expect("a folder with host.key")
 }
 
-/// Copies a directory to where nothing is.
+/// Copies a directory, and returns the copy.
 fn copy(from: &Path, to: &Path) -> PathBuf {
-    assert!(Command::new("cp").arg("-a").arg(from).arg(to).status().unwrap().success());
+    machine::copy(from, to);
     to.to_owned()
 }
 
@@ -168,7 +169,7 @@ fn assert_stored_nothing_again(world: &World, run: &Run) {
 }
 
 #[test]
-fn a_lost_or_broken_catalog_is_built_anew_by_the_next_backup() {
+fn the_next_backup_rebuilds_a_lost_or_damaged_catalog() {
     let damages: [(&str, Damage); 8] = [
         ("is missing", |path| fs::remove_file(path).unwrap()),
         ("is empty", |path| File::create(path).map(drop).unwrap()),
@@ -190,7 +191,7 @@ fn a_lost_or_broken_catalog_is_built_anew_by_the_next_backup() {
     ];
     let mut world = World::new();
     for (words, damage) in damages {
-        // Others come and go with whoever has it open.
+        // Files of SQLite exist only while the catalog is open.
         for end in ["-wal", "-shm"] {
             let _ = fs::remove_file(format!("{}{end}", world.catalog().display()));
         }
@@ -241,7 +242,7 @@ fn a_catalog_is_rebuilt_on_request_and_the_old_one_is_kept() {
     assert_eq!(number(&run.json(), "missing_packs"), 0);
     assert_eq!(number(&run.json(), "packs"), world.packs().len() as u64);
     world.agrees();
-    // What the host may know of snapshots it knows still; without the owner's key, as from cron.
+    // The host still knows its part of the snapshots without the owner's key, as in a cron job.
     let mut command = world.site.command(&["snapshots", "--json"]);
     command.env_remove("BRACKFS_KEY_FILE");
     let parse = |text: &str| serde_json::from_str::<Vec<Value>>(text).unwrap();
@@ -252,7 +253,7 @@ fn a_catalog_is_rebuilt_on_request_and_the_old_one_is_kept() {
         }
     }
     assert_eq!(before.len(), after.len());
-    // What only the owner may know is unknown, and does not pass for nothing.
+    // Fields that only the owner can read are unknown, not empty.
     for field in ["host", "paths", "tags"] {
         assert!(after.iter().all(|snapshot| snapshot[field].is_null()), "{field}: {after:?}");
         assert!(before.iter().all(|snapshot| !snapshot[field].is_null()), "{field}: {before:?}");
@@ -273,9 +274,9 @@ fn a_catalog_is_rebuilt_on_request_and_the_old_one_is_kept() {
 }
 
 #[test]
-fn what_breaks_in_the_midst_of_a_backup_is_said_and_rebuilt_at_once() {
+fn damage_found_during_a_backup_is_reported_and_the_catalog_rebuilt_at_once() {
     let mut world = World::new();
-    // All but the first page, which is what a quick look sees: the length stays, so the file opens.
+    // Everything except the first page, which a quick check reads. The length stays, so the file opens.
     let path = world.catalog();
     let (length, connection) = (fs::metadata(&path).unwrap().len(), rusqlite::Connection::open(&path).unwrap());
     connection.pragma_update(None, "journal_mode", "delete").unwrap();
@@ -294,7 +295,7 @@ fn what_breaks_in_the_midst_of_a_backup_is_said_and_rebuilt_at_once() {
 }
 
 #[test]
-fn verify_names_what_the_catalog_claims_and_the_repository_does_not_have() {
+fn verify_reports_catalog_entries_that_the_repository_lacks() {
     let world = World::new();
     world.agrees();
     let packs = world.packs();
@@ -321,7 +322,7 @@ fn verify_names_what_the_catalog_claims_and_the_repository_does_not_have() {
         ],
     );
     says(&run, &["brackfs catalog rebuild"]);
-    // Without the host key nobody can tell.
+    // Without the host key this cannot be detected.
     fs::rename(world.state().join("host.key"), world.site.path().join("host.key")).unwrap();
     says(&world.site.brackfs(&["catalog", "verify"]).code(1), &["host key"]);
 }
@@ -348,7 +349,7 @@ fn a_new_catalog_omits_lost_packs_and_their_data_is_stored_again() {
 }
 
 #[test]
-fn a_repository_that_was_set_back_loses_nothing_that_comes_after() {
+fn after_the_repository_is_restored_from_an_old_copy_later_backups_are_complete() {
     let mut world = World::new();
     let older = copy(&world.site.repo(), &world.site.path().join("older"));
     world.site.write("d/new", noise("new", 2 * MIB));
@@ -365,7 +366,7 @@ fn a_repository_that_was_set_back_loses_nothing_that_comes_after() {
     let after = world.backup(&["--skip-if-unchanged"]).ok();
     assert_eq!((after.stderr.as_str(), number(&after.json(), "files_read")), ("", 0));
     world.is_whole();
-    // To before the first run: nothing but keys is left.
+    // The state before the first run: only keys are left.
     for folder in ["packs", "sums", "index", "snapshots", "sources", "generation"] {
         let _ = fs::remove_dir_all(world.site.repo().join(folder));
     }
@@ -376,7 +377,7 @@ fn a_repository_that_was_set_back_loses_nothing_that_comes_after() {
 }
 
 #[test]
-fn a_machine_that_was_set_back_learns_what_it_forgot() {
+fn a_machine_restored_from_an_old_copy_learns_the_missing_snapshots() {
     let mut world = World::new();
     let older = world.copy_of_state("older");
     world.site.write("d/new", noise("new", 2 * MIB));
@@ -425,7 +426,7 @@ fn clones_that_take_turns_lose_nothing_and_are_detected_each_time() {
         world.site.write(&format!("d/of b {turn}"), noise(&format!("b {turn}"), 400_000));
         let run = world.backup_with(&clone).ok();
         says(&run, &["another machine uses a copy of it", "brackfs adopt"]);
-        // What the other one stored is not stored again.
+        // Data that the other machine stored is not stored again.
         assert!(number(&run.json(), "data_bytes") < 500_000, "{run}");
     }
     says(&world.backup(&[]).ok(), &["brackfs adopt"]);
@@ -441,7 +442,7 @@ fn clones_that_take_turns_lose_nothing_and_are_detected_each_time() {
     assert_eq!(world.packs(), packs);
     let run = world.backup_with(&clone).ok();
     assert_eq!((run.stderr.as_str(), number(&run.json(), "files_read")), ("", 0), "{run}");
-    // And back again.
+    // And back.
     says(&world.site.brackfs(&["adopt"]).ok(), &["this machine is now the writer"]);
     assert_eq!(world.backup(&[]).ok().stderr, "");
     says(&world.backup_with(&clone).code(1), &["is the writer of this repository"]);
@@ -454,17 +455,11 @@ fn one_of_two_clones_that_start_together_is_refused() {
     let piped = ["backup", "--stdin-filename", "pipe"];
     world.site.brackfs(&piped).ok();
     let clone = world.copy_of_state("clone");
-    // It has looked at the repository, and writes when something comes.
+    // It has read the state of the repository, and will write once data arrives.
     let mut waiting = world.site.command(&piped);
     let mut waiting = waiting.stdin(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
-    let threads = PathBuf::from(format!("/proc/{}/task", waiting.id()));
-    let walks = || {
-        let mut names = fs::read_dir(&threads).unwrap().map(|thread| fs::read(thread.unwrap().path().join("comm")));
-        names.any(|name| name.is_ok_and(|name| name == b"walk\n"))
-    };
-    while !walks() {
-        sleep(Duration::from_millis(5));
-    }
+    let walks = || threads(waiting.id(), "comm").iter().any(|name| name == "walk\n");
+    until("it walks", walks);
     world.site.write("new", "new");
     world.backup_with(&clone).ok();
     waiting.stdin.take().unwrap().write_all(&noise("pipe", MIB)).unwrap();
@@ -472,12 +467,12 @@ fn one_of_two_clones_that_start_together_is_refused() {
     let said = String::from_utf8_lossy(&output.stderr);
     assert_eq!(output.status.code(), Some(1), "{said}");
     assert!(said.contains("at the same time") && said.contains("brackfs adopt"), "{said}");
-    // The next time it finds what happened, and goes on.
+    // The next run detects it and continues.
     says(&world.backup(&[]).ok(), &["does not know"]);
     world.site.brackfs(&["check", "--read-data"]).ok();
 }
 
-/// The copy takes what the other one has stored so far for what a killed run left.
+/// To the copy, data stored by the other machine looks like leftovers of a killed run.
 #[test]
 fn a_machine_and_its_copy_made_during_a_backup_cannot_both_write() {
     let mut world = World::new();
@@ -486,9 +481,7 @@ fn a_machine_and_its_copy_made_during_a_backup_cannot_both_write() {
     let mut writing = writing.stdin(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
     let mut pipe = writing.stdin.take().unwrap();
     pipe.write_all(&noise("pipe", 24 * MIB)).unwrap();
-    while world.packs().len() == packs {
-        sleep(Duration::from_millis(5));
-    }
+    until("a pack is stored", || world.packs().len() > packs);
     let clone = world.copy_of_state("clone");
     world.site.write("new", "new");
     world.backup_with(&clone).ok();
@@ -552,7 +545,7 @@ fn a_new_machine_continues_with_the_owners_key() {
     let run = world.backup(&[]).ok();
     assert_stored_nothing_again(&world, &run);
     world.is_whole();
-    // The old machine can't verify what the new one signs. It says so, and loses nothing.
+    // The old machine cannot verify the signatures of the new one. It reports that, and loses nothing.
     says(&world.backup_with(&old).ok(), &["cannot verify", "another machine with a host key of its own"]);
     world.site.brackfs(&["check", "--read-data"]).ok();
     // The new host key alone is enough from now on.
@@ -604,7 +597,8 @@ fn adopt_adds_no_recipient_after_the_target_exchanged_the_host_key() {
         command.env("BRACKFS_STATE_DIR", &state);
         common::run(command)
     };
-    // No signer, the one that the repository shows, and both: documents of the other one are always there.
+    // Without a signer, with the one in the repository, and with both. Documents of the other machine are always
+    // present.
     says(&adopt(&[]).code(1), &["--signer"]);
     let shown = host.fingerprint().to_string();
     says(&adopt(&["--signer", &shown]).code(1), &[&real, "Nothing was written"]);
@@ -619,7 +613,7 @@ fn invalid_generations_are_named_and_stop_no_backup() {
     world.site.write("new", "new");
     world.backup(&[]).ok();
     let folder = world.site.repo().join("generation");
-    // The last one that is there is as good as gone.
+    // The last remaining one is unreadable.
     let last = folder.join("0000000002");
     let good = fs::read(&last).unwrap();
     let mut bad = good.clone();
@@ -659,7 +653,7 @@ fn unwritable_state_is_an_error_and_harms_nothing() {
     let mut world = World::new();
     let state = world.site.state();
     let mount = |arguments: &[&str]| {
-        assert!(Command::new("mount").args(arguments).arg(&state).status().unwrap().success());
+        machine::succeed(Command::new("mount").args(arguments).arg(&state));
     };
     mount(&["--bind", state.to_str().unwrap()]);
     mount(&["-o", "remount,ro,bind"]);
@@ -667,7 +661,7 @@ fn unwritable_state_is_an_error_and_harms_nothing() {
         let run = world.site.brackfs(arguments).code(1);
         says(&run, &["Read-only file system", state.to_str().unwrap()]);
     }
-    assert!(Command::new("umount").arg(&state).status().unwrap().success());
+    machine::succeed(Command::new("umount").arg(&state));
     assert_eq!(world.backup(&[]).ok().stderr, "");
     world.is_whole();
 }
@@ -678,8 +672,7 @@ fn a_full_disk_of_the_state_is_an_error_and_harms_nothing() {
     let state = world.site.state();
     let aside = world.copy_of_state("aside");
     let folder = state.join(world.state().file_name().unwrap());
-    let mount = Command::new("mount").args(["-t", "tmpfs", "-o", "size=1m", "tmpfs"]).arg(&state).status();
-    assert!(mount.unwrap().success());
+    machine::mount_tmpfs(&state, c"size=1m");
     copy(&aside.join(folder.file_name().unwrap()), &folder);
     let filler = state.join("filler");
     let fill = || {
@@ -752,14 +745,14 @@ fn an_unmounted_disk_does_not_count_as_lost_packs() {
     world.is_whole();
 }
 
-/// Makes packs look as if nobody had looked at them for years.
+/// Makes all packs look as if their last check was years ago.
 fn forget_looks(world: &World) {
     let db = rusqlite::Connection::open(world.catalog()).unwrap();
     assert!(db.execute("UPDATE packs SET verified = 0", []).unwrap() > 0);
 }
 
 #[test]
-fn packs_that_nobody_looked_at_for_long_are_looked_at_and_what_is_lost_is_stored_again() {
+fn packs_are_checked_again_after_a_while_and_lost_data_is_stored_again() {
     let leaf = |path: &Path| path.file_name().unwrap().to_str().unwrap().to_owned();
     let damages: [(&str, Damage); 3] = [
         ("the pack is missing", |path| fs::remove_file(path).unwrap()),
@@ -793,7 +786,7 @@ fn packs_that_nobody_looked_at_for_long_are_looked_at_and_what_is_lost_is_stored
         assert!(tree(&to) == *expected);
         let verified = world.site.brackfs(&["catalog", "verify", "--json"]).ok().json();
         assert_eq!(number(&verified, "lost_packs"), 1);
-        // It was said; what is there now is good.
+        // The loss was reported already, and the current state is valid.
         let after = world.backup(&["--skip-if-unchanged"]).ok();
         assert_eq!((after.stderr.as_str(), number(&after.json(), "files_read")), ("", 0));
     }
@@ -811,21 +804,23 @@ fn a_run_waits_for_another_up_to_its_limit() {
     says(&world.site.brackfs(&["catalog", "rebuild"]).code(11), &["another run"]);
     world.backup(&["--wait-lock", "soon"]).code(2);
 
-    let waits = |arguments: &[&str]| {
-        let child = world.site.command(arguments).stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap();
-        sleep(Duration::from_millis(300));
+    let waits = || {
+        let said = world.site.path().join("said");
+        let mut command = world.site.command(&["backup", "source", "--wait-lock", "10m"]);
+        let child = command.stdout(Stdio::null()).stderr(File::create(&said).unwrap()).spawn().unwrap();
+        until("it waits", || fs::read_to_string(&said).unwrap().contains("waiting for another run"));
         child
     };
-    let mut child = waits(&["backup", "source", "--wait-lock", "10m"]);
-    rustix::process::kill_process(Pid::from_child(&child), Signal::INT).unwrap();
-    assert_eq!(child.wait().unwrap().code(), Some(130));
-    let mut child = waits(&["backup", "source", "--wait-lock", "10m"]);
+    let mut child = waits();
+    send(&child, Signal::INT);
+    assert_eq!(ended(&mut child).code(), Some(130));
+    let mut child = waits();
     drop(lock);
-    assert!(child.wait().unwrap().success());
+    assert!(ended(&mut child).success());
     world.backup(&[]).ok();
 }
 
-/// Puts other indexes, signed as they should be, in the place of those that are there.
+/// Replaces the indexes by forged ones with valid signatures.
 fn forge_indexes(world: &World, forge: impl Fn(&mut Index)) {
     let repository = Repository::open(&world.site.repo().as_path().into()).unwrap();
     let key = SecretKey::parse(&fs::read(world.state().join("host.key")).unwrap()).unwrap();
@@ -853,12 +848,12 @@ fn check_finds_a_false_index() {
     let blocks = |index: &mut Index, change: &dyn Fn(&mut IndexedBlock)| {
         index.packs.iter_mut().flat_map(|pack| &mut pack.blocks).for_each(change);
     };
-    // Lies that only the data gives away.
+    // Lies that only the data reveals.
     type Forge<'a> = &'a dyn Fn(&mut Index);
     let in_data: [(&str, Forge<'_>); 4] = [
         ("does not match index/", &|index| blocks(index, &|block| block.chunks.reverse())),
         ("does not match index/", &|index| blocks(index, &|block| block.chunks[0].1 -= 1)),
-        // More than there is; less does no harm, and is not looked for.
+        // Too many chunks. Too few are harmless and not checked.
         ("does not match index/", &|index| {
             blocks(index, &|block| block.chunks.push((Digest::of(b"invented"), 8)));
         }),
@@ -869,7 +864,7 @@ fn check_finds_a_false_index() {
         without.ok();
         says(&with, &[&words]);
     }
-    // Those that lengths do.
+    // Lies that lengths reveal.
     let in_lengths: [Forge<'_>; 2] =
         [&|index| index.packs.iter_mut().for_each(|pack| drop(pack.blocks.pop())), &|index| {
             index.packs.iter_mut().for_each(|pack| pack.id = PackId::random())

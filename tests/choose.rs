@@ -1,4 +1,4 @@
-//! What of all there is a backup takes: rules that leave out, lists, a pipe, borders that are never crossed.
+//! Selection of the files to back up: exclusions, lists, pipes, and file systems that are never entered.
 
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::print_stdout, clippy::print_stderr)]
 
@@ -11,10 +11,12 @@ use std::os::unix::fs::{MetadataExt, symlink};
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::thread;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
+use common::machine::{mount_tmpfs, succeed};
+use common::wait::{ended, send, until};
 use common::{Run, Site, age, content, noise, number, run, settle, tree};
-use rustix::process::{Pid, Signal};
+use rustix::process::Signal;
 use serde_json::Value;
 
 const MIB: usize = 1 << 20;
@@ -32,7 +34,7 @@ fn with_names(names: &[&str]) -> Site {
     ready(&names.iter().map(|name| (*name, *name)).collect::<Vec<_>>())
 }
 
-/// Backs up and says what came of it.
+/// Backs up the source and returns the summary.
 #[track_caller]
 fn backup(site: &Site, extra: &[&str]) -> Value {
     site.backup(extra).ok().json()
@@ -79,7 +81,7 @@ fn objects(site: &Site) -> Vec<PathBuf> {
     tree(&site.repo()).into_keys().collect()
 }
 
-/// A file beside the source.
+/// Writes a file next to the source.
 fn beside(site: &Site, name: &str, content: impl AsRef<[u8]>) -> String {
     let path = site.path().join(name);
     fs::write(&path, content).unwrap();
@@ -93,7 +95,7 @@ fn text(path: &Path) -> &str {
 // --- patterns in files ---
 
 #[test]
-fn patterns_of_files_come_before_those_of_flags() {
+fn patterns_in_files_precede_those_of_flags() {
     let site = with_names(&["a.o", "keep.o", "x.tmp", "top", "d/top", "#odd", "d/b.log"]);
     let one = beside(&site, "one", "# not this: top\n*.o\n\n/top   \n\\#odd\n");
     let two = beside(&site, "two", "*.tmp\r\n*.log\r\n!b.log\r\n");
@@ -161,7 +163,7 @@ fn exclude_if_present_keeps_only_the_named_entry() {
 }
 
 #[test]
-fn what_has_the_nodump_attribute_is_left_out_if_asked() {
+fn files_with_the_nodump_attribute_are_excluded_on_request() {
     let site = with_names(&["a", "file", "d/b", "z"]);
     let mut chattr = Command::new("chattr");
     chattr.arg("+d").arg(site.source().join("file")).arg(site.source().join("d"));
@@ -175,7 +177,7 @@ fn what_has_the_nodump_attribute_is_left_out_if_asked() {
 }
 
 #[test]
-fn when_rules_change_the_next_snapshot_is_right_and_only_what_is_new_is_read() {
+fn after_a_change_of_rules_the_next_snapshot_is_correct_and_only_new_files_are_read() {
     let mut files: Vec<String> = (0..40).map(|number| format!("d/e/file-{number:02}")).collect();
     files.extend(["a".into(), "d/one.o".into(), "d/two.o".into(), "z".into()]);
     let site = with_names(&files.iter().map(String::as_str).collect::<Vec<_>>());
@@ -444,7 +446,7 @@ fn a_path_whose_file_system_is_no_longer_mounted_is_a_problem() {
     let site = with_names(&["disk/stray"]);
     let disk = site.source().join("disk");
     let mounted = |content: &str| {
-        rustix::mount::mount("tmpfs", &disk, "tmpfs", rustix::mount::MountFlags::empty(), c"mode=755").unwrap();
+        mount_tmpfs(&disk, c"mode=755");
         fs::write(disk.join("precious"), content).unwrap();
     };
     let unmount = || rustix::mount::unmount(&disk, rustix::mount::UnmountFlags::DETACH).unwrap();
@@ -457,7 +459,7 @@ fn a_path_whose_file_system_is_no_longer_mounted_is_a_problem() {
         unmount();
         says(&backup_of(&site, paths).code(3), "another file system was here in the last backup");
         backup_of(&site, paths).ok();
-        // A mount that comes back, or another one, is no problem.
+        // The mount may return, or be another one.
         mounted("two");
         backup_of(&site, paths).ok();
         unmount();
@@ -472,11 +474,7 @@ fn one_file_system_includes_unmounted_subvolumes() {
     let site = with_names(&["a"]);
     let (image, source) = (site.path().join("image"), site.source());
     File::create(&image).unwrap().set_len(128 << 20).unwrap();
-    let tool = |command: &mut Command| {
-        let ended = command.stdout(Stdio::null()).status();
-        let ended = ended.unwrap_or_else(|e| panic!("{command:?}: {e} (Debian package btrfs-progs)"));
-        assert!(ended.success(), "{command:?}");
-    };
+    let tool = |command: &mut Command| succeed(command.stdout(Stdio::null()));
     tool(Command::new("mkfs.btrfs").arg("-q").arg(&image));
     tool(Command::new("mount").args(["-o", "loop"]).arg(&image).arg(&source));
     for name in ["home", "home/nested", "mounted"] {
@@ -534,11 +532,7 @@ fn a_brackfs_mount_is_backed_up_only_if_it_is_the_given_path() {
     let (other, owner) = (site.path().join("other"), site.keys().join("owner.pub"));
     site.brackfs(&["init", text(&other), "--recipient", text(&owner)]).ok();
     // New snapshots appear by and by.
-    let start = Instant::now();
-    while fs::read_dir(mounted.path()).unwrap().count() < 3 {
-        assert!(start.elapsed() < Duration::from_secs(10), "the second snapshot does not appear");
-        thread::sleep(Duration::from_millis(20));
-    }
+    until("the second snapshot appears", || fs::read_dir(mounted.path()).unwrap().count() >= 3);
     let latest = mounted.latest();
     let into_other = ["--repo", text(&other), "--ignore-inode", "--ignore-ctime"];
     let copy = |paths: &[&str]| backup_of(&site, &[paths, &into_other[..]].concat()).ok().json();
@@ -560,7 +554,7 @@ fn a_brackfs_mount_is_backed_up_only_if_it_is_the_given_path() {
 // --- lists ---
 
 #[test]
-fn what_a_list_names_is_backed_up_with_what_leads_to_it() {
+fn listed_paths_are_backed_up_with_their_parents() {
     let site = with_names(&["a", "d/b", "d/c", "e/deep/f", "e/g", "not", " blank ", "#odd"]);
     symlink("d", site.source().join("to-d")).unwrap();
     let absolute = site.source().join("a");
@@ -598,7 +592,7 @@ fn lists_add_to_paths_and_exclusions_apply() {
 }
 
 #[test]
-fn a_list_may_be_separated_by_nuls_and_come_through_a_pipe() {
+fn a_list_may_be_separated_by_nuls_and_read_from_a_pipe() {
     let site = with_names(&["two\nlines", "b", "not"]);
     let mut command = site.command(&["backup", "--files-from", "-"]);
     run(fed(&mut command, b"source/two\nlines\0source/b\0".to_vec())).ok();
@@ -610,7 +604,7 @@ fn a_list_may_be_separated_by_nuls_and_come_through_a_pipe() {
 }
 
 #[test]
-fn what_is_missing_of_a_list_is_named_and_the_rest_is_backed_up() {
+fn missing_paths_of_a_list_are_reported_and_the_others_backed_up() {
     let site = with_names(&["a", "b"]);
     let list = beside(&site, "list", "source/a\nsource/gone\nnowhere/at/all\nsource/b\n");
     let run = backup_of(&site, &["--files-from", &list]).code(3);
@@ -632,7 +626,7 @@ fn an_empty_list_is_an_error_and_makes_no_snapshot() {
     let before = objects(&site);
     let empty = beside(&site, "empty", "\n\n");
     says(&backup_of(&site, &["--files-from", &empty]).code(2), &empty);
-    // Next to a path as well: whatever made the list went wrong.
+    // Also next to a path: the program that made the list failed.
     says(&backup_of(&site, &[text(&source), "--files-from", &empty]).code(2), &empty);
     says(&backup_of(&site, &["--files-from", "-"]).code(2), "is empty");
     let missing = text(&site.path().join("missing")).to_owned();
@@ -746,7 +740,7 @@ fn skip_if_unchanged_makes_no_snapshot_of_an_unchanged_pipe() {
 }
 
 #[test]
-fn what_came_through_a_pipe_and_got_into_no_snapshot_is_not_skipped() {
+fn input_from_a_pipe_without_a_snapshot_is_not_skipped() {
     let site = ready::<&str>(&[]);
     let skip = ["--skip-if-unchanged"];
     dump(&site, b"first", &skip);
@@ -778,9 +772,9 @@ fn a_source_may_change_from_a_pipe_to_a_directory() {
 }
 
 #[test]
-fn a_file_is_never_taken_for_what_came_through_a_pipe() {
+fn a_file_is_never_taken_for_input_from_a_pipe() {
     let site = ready::<&str>(&[]);
-    // What would be compared is then all the same.
+    // Then all compared fields are equal.
     let lax = ["--ignore-inode", "--ignore-ctime"];
     dump(&site, b"through a pipe", &[&["--source", "source"], &lax[..]].concat());
     let out = site.path().join("out");
@@ -820,10 +814,8 @@ fn an_interrupt_while_a_pipe_is_open_makes_no_snapshot_and_keeps_stored_data() {
     drop(command);
     writer.write_all(&bytes).unwrap();
     // The pipe stays open: more could come.
-    rustix::process::kill_process(Pid::from_child(&child), Signal::INT).unwrap();
-    let started = Instant::now();
-    let status = child.wait().unwrap();
-    assert!(started.elapsed() < Duration::from_secs(60));
+    send(&child, Signal::INT);
+    let status = ended(&mut child);
     drop(writer);
     let mut said = String::new();
     child.stderr.take().unwrap().read_to_string(&mut said).unwrap();
@@ -846,7 +838,7 @@ fn memory_does_not_grow_with_the_length_of_a_pipe() {
         stream.fill(&mut piece);
         writer.write_all(&piece).unwrap();
     }
-    // All but the last few MiB was handled, and the end has not come: this is what it takes.
+    // The memory in use after all but the last few MiB, before the end of the pipe.
     let status = fs::read_to_string(format!("/proc/{}/status", child.id())).unwrap();
     drop(writer);
     let line = status.lines().find_map(|line| line.strip_prefix("VmHWM:")).expect("a peak");
@@ -887,7 +879,7 @@ fn tags_are_shown_once_in_the_given_order() {
     assert_eq!(snapshots(&site)[0]["tags"], serde_json::json!(["weekly", "before upgrade"]));
     let shown = site.brackfs(&["snapshots"]).ok().stdout;
     assert!(shown.trim_end().ends_with("[weekly, before upgrade]"), "{shown}");
-    // Who has only the key sees them as well.
+    // A reader that has only the key sees them, too.
     let key = site.keys().join("owner");
     let shown = site.brackfs(&["snapshots", "--json", "--key", text(&key)]).ok().stdout;
     let shown: Value = serde_json::from_str(&shown).unwrap();

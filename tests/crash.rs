@@ -4,15 +4,17 @@
 
 mod common;
 
+use std::fs;
 use std::process::{Command, Stdio};
 use std::thread::sleep;
 use std::time::{Duration, Instant};
 
 use common::ordeal::{Ordeal, Random, count_calls, rounds, under_strace};
+use common::wait::{send, until};
 use common::{Run, run};
-use rustix::process::{Pid, Signal, kill_process};
+use rustix::process::Signal;
 
-/// System calls that change what others see, or that order such changes.
+/// System calls that make changes visible to other processes, or that order such changes.
 const CALLS: [&str; 11] = [
     "write",
     "pwrite64",
@@ -27,7 +29,7 @@ const CALLS: [&str; 11] = [
     "mmap",
 ];
 
-/// Kills a command so long after its start. True if it was still running.
+/// Kills a command this long after its start. True if it was still running.
 fn killed_after(mut command: Command, time: Duration) -> bool {
     let mut child = command.stdout(Stdio::null()).stderr(Stdio::null()).spawn().expect("brackfs runs");
     sleep(time);
@@ -37,7 +39,7 @@ fn killed_after(mut command: Command, time: Duration) -> bool {
     running
 }
 
-/// How long an undisturbed run takes.
+/// Duration of an undisturbed run.
 fn duration(command: Command) -> Duration {
     let start = Instant::now();
     run(command).ok();
@@ -53,7 +55,7 @@ fn a_backup_killed_at_any_moment_loses_nothing() {
         let command = ordeal.command();
         let usual = duration(command);
         ordeal.holds();
-        // Kills come one after the other, too: what the first left is looked after by one that is killed, too.
+        // Several kills in a row: the run that recovers from the first one is killed, too.
         for _ in 0..ordeal.random.within(1, 4) {
             ordeal.change();
             let command = ordeal.command();
@@ -86,7 +88,7 @@ fn a_backup_killed_at_a_system_call_loses_nothing() {
     assert!(killed > 0, "no run was killed: none made so many calls");
 }
 
-/// Kills a command at one of these calls. True if it came so far.
+/// Kills a command at one of these calls. True if it got that far.
 fn killed_at(random: &mut Random, calls: &std::collections::BTreeMap<&'static str, u64>, command: &Command) -> bool {
     let names: Vec<_> = calls.keys().collect();
     let call = *random.choose(&names);
@@ -108,7 +110,7 @@ fn kill_at(call: &str, nth: u64, command: &Command) -> Run {
 #[test]
 fn a_backup_killed_before_any_object_loses_nothing_and_the_next_one_cleans_up() {
     let (mut left, mut unknown) = (0, 0);
-    // Each thread counts for itself: what is first in one of them comes long after what is first in another.
+    // strace counts the calls of each thread separately, so the n-th calls of different threads are far apart.
     for call in ["linkat", "fsync"] {
         for nth in 1.. {
             let mut ordeal = Ordeal::new(Random::new(nth, call), 1);
@@ -136,9 +138,10 @@ fn a_stopped_and_killed_backup_holds_no_lock() {
     let mut ordeal = Ordeal::new(Random::new(1, "lock"), 2);
     ordeal.change();
     let mut child = ordeal.command().stdout(Stdio::null()).stderr(Stdio::null()).spawn().expect("brackfs runs");
-    let pid = Pid::from_child(&child);
-    sleep(Duration::from_millis(30));
-    kill_process(pid, Signal::STOP).expect("a stop");
+    let locks = || fs::read_to_string("/proc/locks").expect("/proc/locks");
+    let holder = format!(" {} ", child.id());
+    until("it holds a lock", || locks().lines().any(|lock| lock.contains("FLOCK") && lock.contains(&holder)));
+    send(&child, Signal::STOP);
     child.kill().expect("a kill");
     child.wait().expect("waiting");
     ordeal.holds();

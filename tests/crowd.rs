@@ -1,8 +1,8 @@
-//! A mount that is put through it: a crowd reads whole snapshots in every way that programs read, while new snapshots
-//! are made, old ones removed, and the disk below fails at random or is away for a moment.
+//! Stress test of a mount: many threads read whole snapshots in every way that programs read, while snapshots are made
+//! and removed, and the disk of the repository fails at random or is unplugged for a while.
 //!
-//! Each byte that is read is right, or the read fails and says so; nobody waits for ever; the program lives and takes
-//! no more than before; and when the disk is well again, so is everything, without another mount.
+//! Each read returns correct bytes or an error. No reader waits forever. The process survives and its memory is
+//! bounded. Once the disk works again, so does the same mount.
 
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::print_stdout, clippy::print_stderr)]
 
@@ -26,25 +26,24 @@ use common::{Entry, Kind, Run, Site, entry, run, set_mode, set_time, settle, sna
 use rustix::fs::{Advice, XattrFlags};
 use rustix::io::Errno;
 
-/// Who waits longer than this for one thing hangs.
+/// A visitor that waits longer than this hangs.
 const HANGING: Duration = Duration::from_secs(120);
-/// How many MiB of what was read are kept in memory: next to nothing, so that all of it is read again and again, or
-/// most.
+/// Cache sizes in MiB: one that holds almost nothing, so that everything is read repeatedly, and one that holds most.
 const CACHES: [u64; 2] = [4, 32];
-/// What the program of a mount may take beside its cache, in KiB.
+/// Memory of the mount process in addition to its cache, in KiB.
 const REST: u64 = 64 << 10;
-/// Files and threads that a busy mount may have more of than an idle one: what is open for a read that is under way,
-/// and threads that decode ahead.
+/// Files and threads of a busy mount in addition to those of an idle one: files open for current reads, and prefetch
+/// threads.
 const MORE: usize = 4;
-/// A listing of snapshots is believed for a second, and no longer.
+/// Longer than the mount caches a listing of snapshots, which is a second.
 const SEEN: Duration = Duration::from_millis(1100);
 
-/// A snapshot, and what it holds.
+/// A snapshot and its expected tree.
 struct Taken {
     /// As it is called in the folder of its source.
     name: String,
     object: PathBuf,
-    /// A copy of what was backed up.
+    /// A copy of the source.
     kept: PathBuf,
     tree: BTreeMap<PathBuf, Entry>,
     /// It will be removed now, or is.
@@ -63,16 +62,16 @@ impl Drop for Taken {
     }
 }
 
-/// What somebody is doing, and since when.
+/// The current action of a visitor.
 struct Doing {
     what: String,
     since: Instant,
 }
 
-/// What somebody is doing now.
+/// The current action of a visitor, if any.
 type Now = Arc<Mutex<Option<Doing>>>;
 
-/// What all of the crowd share.
+/// State shared by all visitors.
 struct Place {
     mnt: PathBuf,
     taken: Mutex<Vec<Arc<Taken>>>,
@@ -81,7 +80,7 @@ struct Place {
     stop: AtomicBool,
     right: AtomicU64,
     failed: AtomicU64,
-    /// MiB that the mount keeps of what was read.
+    /// Cache size of the mount, in MiB.
     cache: u64,
 }
 
@@ -111,7 +110,7 @@ impl Visitor {
         result
     }
 
-    /// The same with what a snapshot holds. Nothing if it failed, as it may.
+    /// The same in a snapshot. `None` if the operation failed as expected.
     #[track_caller]
     fn tries<T>(&self, taken: &Taken, what: impl Fn() -> String, act: impl FnOnce() -> io::Result<T>) -> Option<T> {
         // Trouble that ends meanwhile was there when it began.
@@ -129,7 +128,7 @@ impl Visitor {
         }
     }
 
-    /// An error is one of those that are to be expected now.
+    /// Asserts that an error is expected at the moment.
     #[track_caller]
     fn may_fail(&self, taken: &Taken, number: Errno, trouble: bool, what: impl Fn() -> String) {
         let trouble = trouble || self.place.trouble.load(Ordering::SeqCst);
@@ -160,7 +159,7 @@ impl Visitor {
         }
     }
 
-    /// What lies above snapshots.
+    /// Reads the directories above snapshots.
     fn look_around(&mut self) {
         let place = self.place.clone();
         let before = place.taken();
@@ -207,7 +206,7 @@ impl Visitor {
             let full = root.join(path);
             let look = || {
                 if expected.kind == Kind::File {
-                    // Or the kernel would remember what others read.
+                    // Otherwise the page cache would serve data that other visitors read.
                     rustix::fs::fadvise(File::open(&full)?, 0, None, Advice::DontNeed)?;
                 }
                 entry(&full)
@@ -258,7 +257,7 @@ impl Visitor {
         }
     }
 
-    /// Has rsync compare it with what was backed up.
+    /// Compares a snapshot with its copy, with rsync.
     fn compare_by_rsync(&mut self, taken: &Taken) {
         let root = self.root(taken);
         let trouble = self.place.trouble.load(Ordering::SeqCst);
@@ -266,7 +265,7 @@ impl Visitor {
         let trouble = trouble || self.place.trouble.load(Ordering::SeqCst) || taken.is_removed();
         let allowed: &[i32] = if trouble { &[0, 23, 24] } else { &[0] };
         assert!(allowed.contains(&done.code), "{done}");
-        // What could not be read is another content to rsync, or none: that is looked at once more.
+        // To rsync, unreadable files differ or are missing. So compare these again.
         for name in done.stdout.lines().filter_map(|line| line.strip_prefix(DIFFERS)) {
             let name = name.trim_end_matches('/');
             assert!(trouble, "{name} is not the same\n{done}");
@@ -280,7 +279,7 @@ impl Visitor {
         }
     }
 
-    /// Has a program map its files, and compare them with what was backed up.
+    /// Compares a snapshot with its copy, through memory mappings.
     fn compare_by_mapping(&mut self, taken: &Taken) {
         let root = self.root(taken);
         let trouble = self.place.trouble.load(Ordering::SeqCst);
@@ -340,10 +339,10 @@ fn set<const N: usize>(names: [&str; N]) -> BTreeSet<String> {
     names.map(str::to_owned).into()
 }
 
-/// What lines of names that differ begin with.
+/// Prefix of lines that name a difference.
 const DIFFERS: &str = "differs: ";
 
-/// Says what differs, by content too, and copies nothing.
+/// Prints differences, including content, without copying.
 fn rsync(from: &Path, to: &Path) -> Run {
     let mut command = Command::new("rsync");
     command.args(["-aHAXnc", "--delete", "--8-bit-output"]).arg(format!("--out-format={DIFFERS}%n"));
@@ -351,7 +350,7 @@ fn rsync(from: &Path, to: &Path) -> Run {
     run(command)
 }
 
-/// Changes a source: what is new, and what goes.
+/// Adds and removes files of a source.
 fn change(source: &Path, random: &mut Random, step: u64) {
     let mut folders = vec![source.to_owned()];
     for at in 0..random.within(2, 6) {
@@ -442,7 +441,7 @@ impl World {
         let object = snapshot_objects(&self.site).pop().unwrap();
         let name = object.file_name().unwrap().to_str().unwrap().split('-').nth(1).unwrap().to_owned();
         let taken = Taken { name, object, tree: tree(&kept), kept, removed: AtomicBool::new(false) };
-        // From now on it is listed, and the next one has another name.
+        // From now on every listing has it, and the next snapshot has another name.
         sleep(SEEN);
         taken
     }
@@ -475,7 +474,7 @@ impl Crowd {
         Crowd { place: place.clone(), visitors: visitors.collect() }
     }
 
-    /// Nobody hangs, and nobody found anything wrong.
+    /// Asserts that no visitor hangs or found an error, and that the mount process is healthy.
     #[track_caller]
     fn assert_well(&mut self, mounted: &mut Foreground) {
         for (number, (_, doing)) in self.visitors.iter().enumerate() {
@@ -483,7 +482,7 @@ impl Crowd {
                 format!("visitor {number} waits since {:?} for this: {}", doing.since.elapsed(), doing.what)
             });
             if let Some(what) = hangs {
-                // Whoever waits for it would else wait for ever.
+                // Otherwise threads that wait for it would wait forever.
                 let _ = mounted.child.kill();
                 panic!("{what}\n{}", mounted.said());
             }
@@ -526,7 +525,7 @@ impl Drop for Crowd {
     }
 }
 
-/// All is there and right, whoever looks at it in whatever way.
+/// Asserts that every kind of read returns the expected trees.
 fn all_is_well(place: &Place, mounted: &mut Foreground) {
     let all = place.taken();
     let there: BTreeSet<_> = all.iter().filter(|one| !one.is_removed()).map(|one| one.name.clone()).collect();
@@ -550,7 +549,7 @@ fn all_is_well(place: &Place, mounted: &mut Foreground) {
 }
 
 #[test]
-fn a_crowd_reads_right_bytes_or_errors_while_all_below_comes_and_goes() {
+fn concurrent_readers_get_correct_bytes_or_errors_while_snapshots_and_the_disk_come_and_go() {
     let (visitors, steps) = if is_long() { (16, 12) } else { (6, 3) };
     rounds("crowd", 1, |mut random| {
         let mut world = World::new();

@@ -19,7 +19,7 @@ use brackfs::repository::{Access, Repository};
 use common::{Run, Site, age, content, noise, settle, tree};
 use tempfile::TempDir;
 
-/// What may happen to a file on a disk.
+/// Damage to a file on a disk.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Damage {
     Truncated,
@@ -338,7 +338,7 @@ fn an_older_snapshot_renamed_to_look_newer_is_ignored() {
     }
 }
 
-/// Gathers what a check finds.
+/// Collects the findings of a check.
 #[derive(Default)]
 struct Problems(Mutex<Vec<String>>);
 
@@ -350,7 +350,7 @@ impl Monitor for Problems {
     fn entry(&self, _path: &Path, _what: &str) {}
 }
 
-/// What `check --read-data` finds in a repository; an error is a finding too.
+/// The findings of `check --read-data`. An error is a finding, too.
 fn findings(site: &Site) -> Vec<String> {
     let problems = Problems::default();
     let look = || -> Result<(), Box<dyn std::error::Error>> {
@@ -380,7 +380,7 @@ fn envelope(message: &[u8]) -> usize {
 }
 
 #[test]
-fn no_byte_of_what_a_reader_needs_can_change_unnoticed() {
+fn a_change_of_any_byte_that_a_reader_needs_is_detected() {
     for encrypted in [true, false] {
         let site = Site::with_files(&[("a", noise("a", 700)), ("folder/b", noise("b", 300))]);
         site.key("rfc9580");
@@ -414,7 +414,7 @@ fn no_byte_of_what_a_reader_needs_can_change_unnoticed() {
 }
 
 #[test]
-fn whatever_byte_changes_a_restore_says_so_or_gives_the_right_bytes() {
+fn after_a_change_of_any_byte_a_restore_fails_or_gives_the_right_bytes() {
     let files = [("a", noise("a", 700)), ("folder/b", noise("b", 300))];
     let site = Site::with_files(&files);
     site.init();

@@ -1,4 +1,4 @@
-//! What `brackfs backup --dry-run` promises: it says what a backup would do, and does none of it.
+//! `brackfs backup --dry-run` prints the actions of a backup, and changes nothing.
 
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::print_stdout, clippy::print_stderr)]
 
@@ -28,8 +28,8 @@ fn dry_run(site: &Site, extra: &[&str]) -> Value {
     site.backup(&[&["--dry-run"], extra].concat()).ok().json()
 }
 
-/// Every file of the repository and of the machine's state, with its bytes. SQLite's own files beside the catalog
-/// come and go with whoever looks at it; what would be in one of them is not in the catalog yet, so it is empty.
+/// Every file of the repository and the state directory, with its bytes. SQLite's own files next to the catalog exist
+/// while it is open; a log with content would mean a change, so it must be empty.
 #[track_caller]
 fn everything(site: &Site) -> BTreeMap<PathBuf, Vec<u8>> {
     let mut files = BTreeMap::new();
@@ -46,7 +46,7 @@ fn everything(site: &Site) -> BTreeMap<PathBuf, Vec<u8>> {
     files
 }
 
-/// What `-v` says of each path, the site's own part of it cut off.
+/// The lines of `-v`, with paths relative to the site.
 #[track_caller]
 fn named(site: &Site, arguments: &[&str]) -> Vec<String> {
     let run = site.brackfs(&[&["backup", "source", "-v"], arguments].concat()).ok();
@@ -90,7 +90,7 @@ fn a_dry_run_changes_nothing_and_predicts_the_backup() {
 }
 
 #[test]
-fn what_is_new_or_changed_is_named_as_the_backup_names_it() {
+fn new_and_changed_files_are_named_as_in_a_backup() {
     let site = ready(&[("a", "one"), ("d/b", "two"), ("z", "last")]);
     symlink("a", site.source().join("link")).unwrap();
     let said = named(&site, &["-n"]);
@@ -112,7 +112,7 @@ fn what_is_new_or_changed_is_named_as_the_backup_names_it() {
 }
 
 #[test]
-fn people_are_told_without_a_terminal_too() {
+fn the_message_is_also_printed_without_a_terminal() {
     let site = ready(&[("a", "one"), ("b", "three")]);
     let run = site.brackfs(&["backup", "source", "--dry-run"]).ok();
     assert!(run.stderr.starts_with("dry run of source: nothing is stored\n2 files (2 new, 0 changed"), "{run}");
@@ -124,7 +124,7 @@ fn people_are_told_without_a_terminal_too() {
 
 #[test]
 fn no_file_is_opened_however_much_there_is() {
-    // More than is read ahead at once: what is lent for a file must come back.
+    // More than the readahead limit: the budget of each file must be returned.
     let names: Vec<_> = (0..200).map(|i| format!("d{}/{i}", i % 7)).collect();
     let bytes = noise("small", 100 << 10);
     let files: Vec<_> = names.iter().map(|name| (name.as_str(), &bytes)).collect();
@@ -176,7 +176,7 @@ fn a_dry_run_takes_no_lock_and_runs_during_a_backup() {
 }
 
 #[test]
-fn what_would_stop_a_backup_stops_a_dry_run() {
+fn errors_that_stop_a_backup_stop_a_dry_run() {
     let says = |run: Run, text: &str| assert!(run.stderr.contains(text), "{run}");
     let site = ready(&[("a", "one")]);
     site.backup(&[]).ok();

@@ -1,4 +1,4 @@
-//! What `brackfs dump` promises: an archive from which tar makes the same files, and never wrong bytes.
+//! `brackfs dump`: tar extracts the same files from the archive, and it never has wrong bytes.
 
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::print_stdout, clippy::print_stderr)]
 
@@ -35,7 +35,7 @@ fn back_up(site: &Site) {
     site.backup(&[]).ok();
 }
 
-/// Dumps into `archive.tar` of the site. What is in `stdout` is not to be believed: it went to the file.
+/// Dumps into `archive.tar` of the site. The `stdout` of the run is not meaningful.
 #[must_use = "it may have failed: say .ok() or .code(n)"]
 fn dump(site: &Site, arguments: &[&str]) -> (Run, PathBuf) {
     let archive = site.path().join("archive.tar");
@@ -97,7 +97,7 @@ fn make_node(path: &Path, kind: FileType, major: u32, minor: u32) {
 }
 
 #[test]
-fn content_modes_owners_and_directories_come_back() {
+fn content_modes_owners_and_directories_are_restored() {
     let site = Site::with_files(&[("empty file", ""), ("small", "one"), ("d/below", "two"), ("d/e/f/deep", "three")]);
     // Sizes around those of a block and of a chunk.
     for size in [511, 512, 513, 3 * MIB + 17] {
@@ -113,7 +113,7 @@ fn content_modes_owners_and_directories_come_back() {
     }
     fs::create_dir_all(site.source().join("empty/er")).unwrap();
     age(&site.source());
-    // A directory's own are set after what is in it is made.
+    // Mode and time of a directory are set after its entries are made.
     for (name, mode, seconds) in [("d/e", 0o555, 7), ("modes", 0o2711, 8), ("empty", 0o1755, 9), ("", 0o750, 10)] {
         let path = site.source().join(name);
         set_mode(&path, mode);
@@ -124,7 +124,7 @@ fn content_modes_owners_and_directories_come_back() {
 }
 
 #[test]
-fn names_and_link_targets_of_any_bytes_and_length_come_back() {
+fn names_and_link_targets_of_any_bytes_and_length_are_restored() {
     let site = Site::new();
     let (long, bytes) = ("n".repeat(250), b"not \xff UTF-8 \xc3\x28");
     let deep = PathBuf::from(&long).join(&long).join(&long);
@@ -134,7 +134,7 @@ fn names_and_link_targets_of_any_bytes_and_length_come_back() {
         [&b"line\nbreak"[..], bytes, b"-rf *", b" ", b"back\\slash", b"\x01", b"=", b"%"]
             .map(|name| OsStr::from_bytes(name).into()),
     );
-    // Around the room that a header has, behind the two bytes of "./".
+    // Lengths around the limit of a header, after the two bytes of "./".
     names.extend((95..=101).map(|length| OsString::from("m".repeat(length))));
     names.push("grün".into());
     for name in &names {
@@ -155,7 +155,7 @@ fn names_and_link_targets_of_any_bytes_and_length_come_back() {
 }
 
 #[test]
-fn times_to_the_nanosecond_before_1970_and_far_from_now_come_back() {
+fn times_to_the_nanosecond_before_1970_and_far_from_now_are_restored() {
     let site = Site::new();
     for (name, seconds, nanoseconds) in [
         ("long-ago", -1_234_567_890, 987_654_321),
@@ -173,7 +173,7 @@ fn times_to_the_nanosecond_before_1970_and_far_from_now_come_back() {
 }
 
 #[test]
-fn special_files_come_back_and_sockets_are_named() {
+fn special_files_are_restored_and_sockets_reported() {
     let site = Site::with_files(&[("a", "one")]);
     let below = |name: &str| site.source().join(name);
     make_node(&below("fifo"), FileType::Fifo, 0, 0);
@@ -183,7 +183,7 @@ fn special_files_come_back_and_sockets_are_named() {
     for name in ["fifo", "null", "disk"] {
         set_time(&below(name), 1_000_000_000, 6);
     }
-    // Several names of what is no file.
+    // Several names of special files.
     fs::hard_link(below("fifo"), below("fifo too")).unwrap();
     symlink("a", below("link")).unwrap();
     fs::hard_link(below("link"), below("link too")).unwrap();
@@ -203,7 +203,7 @@ const ACCESS_LIST: &[u8] = b"\x02\0\0\0\
     \x10\0\x07\0\xff\xff\xff\xff\x20\0\0\0\xff\xff\xff\xff";
 
 #[test]
-fn attributes_and_access_lists_come_back() {
+fn attributes_and_access_lists_are_restored() {
     let site = Site::with_files(&[("file", "one"), ("program", "two"), ("d/x", "three")]);
     let set: [(&str, &str, &[u8]); 6] = [
         ("file", "user.lines and bytes", b"a\nb=c\0d\xff\n"),
@@ -248,7 +248,7 @@ fn further_names_of_a_file_are_links_to_the_first() {
     let archive = site.path().join("archive.tar");
     let size = fs::metadata(&archive).unwrap().len();
     assert!(size < 3 * MIB as u64, "the content is there once, in {size} bytes");
-    // Alone, the name that is no first one is a file.
+    // Alone, a second name is a file.
     let (run, archive) = dump(&site, &["latest:e"]);
     run.ok();
     fs::remove_dir_all(&out).unwrap();
@@ -257,7 +257,7 @@ fn further_names_of_a_file_are_links_to_the_first() {
 }
 
 #[test]
-fn holes_come_back_as_holes() {
+fn holes_are_restored_as_holes() {
     let site = Site::with_files(&[("small", "beside it")]);
     let sparse = |name: &str, size: u64, islands: &[(u64, &[u8])]| {
         let mut file = File::create(site.source().join(name)).unwrap();
@@ -347,7 +347,7 @@ fn owners_have_names() {
     back_up(&site);
     let (run_of_dump, archive) = dump(&site, &["latest:a"]);
     run_of_dump.ok();
-    // As whoever backed up knew them; so the names, not what this system makes of the numbers.
+    // User and group names are those of the machine that made the backup, not of this one.
     let header = fs::read(&archive).unwrap();
     assert_eq!(header[265..272], *b"daemon\0");
     assert_eq!(header[297..302], *b"root\0");
@@ -409,7 +409,7 @@ fn flip_the_middle(path: &Path) {
     fs::write(path, bytes).unwrap();
 }
 
-/// What is in `out` is as in the source, and these files are all there is.
+/// Asserts that `out` has exactly these files, as in the source.
 #[track_caller]
 fn only(site: &Site, out: &Path, files: &[&str]) {
     let expected = tree(&site.source());
@@ -504,7 +504,7 @@ fn a_damaged_directory_is_reported_and_the_rest_is_dumped() {
 }
 
 #[test]
-fn a_reader_that_goes_away_is_no_failure() {
+fn a_closed_pipe_is_not_an_error() {
     let site = Site::with_files(&[("large", noise("large", 3 * MIB))]);
     back_up(&site);
     let mut child = site.command(&["dump", "latest"]).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
@@ -542,7 +542,7 @@ fn a_terminal_gets_no_archive() {
 }
 
 #[test]
-fn what_is_not_there_gives_no_archive() {
+fn a_missing_path_makes_no_archive() {
     let site = Site::with_files(&[("a", "one")]);
     back_up(&site);
     for (what, code) in [("latest:missing", 1), ("latest:a/below", 1), ("ffffffffffff", 1), (":a", 2)] {
@@ -553,12 +553,12 @@ fn what_is_not_there_gives_no_archive() {
     }
 }
 
-/// A repository whose trees are made by hand, for what no backup stores on demand.
+/// A repository with handmade trees, for entries that no backup makes on demand.
 struct Handmade {
     site: Site,
     reader: Reader,
     pack: PackId,
-    /// What is in the pack.
+    /// The content of the pack.
     bytes: Vec<u8>,
     blocks: Vec<BlockLocation>,
 }
@@ -688,7 +688,7 @@ fn a_file_that_changed_between_its_names_is_written_in_full() {
 }
 
 #[test]
-fn holes_that_are_no_whole_blocks_come_back_in_every_reader() {
+fn unaligned_holes_are_restored_by_every_reader() {
     let mut made = Handmade::new();
     let data = noise("islands", 3000);
     let [a, b, c, d] = [0..7, 7..1000, 1000..1513, 1513..3000].map(|part| made.chunk(&data[part]));

@@ -1,4 +1,4 @@
-//! What goes wrong in an ordinary way: its exit code, and the words that say what to do about it.
+//! Ordinary failures: exit codes, and messages that say what to do.
 
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::print_stdout, clippy::print_stderr)]
 
@@ -10,6 +10,7 @@ use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
+use common::machine::{spawn, succeed};
 use common::{Run, Site, age, run, settle, tree};
 use tempfile::TempDir;
 
@@ -33,13 +34,14 @@ impl Home {
     /// Runs gpg, which must succeed.
     #[track_caller]
     fn gpg(&self, arguments: &[&str]) -> Vec<u8> {
-        let output = Command::new("gpg")
-            .env("GNUPGHOME", self.path())
+        let mut gpg = Command::new("gpg");
+        gpg.env("GNUPGHOME", self.path())
             .args(["--batch", "--quiet", "--no-tty", "--pinentry-mode", "loopback", "--passphrase", ""])
             .args(arguments)
             .stdin(Stdio::null())
-            .output()
-            .expect("gpg runs");
+            .stdout(Stdio::piped())
+            .stderr(Stdio::piped());
+        let output = spawn(&mut gpg).wait_with_output().expect("output of gpg");
         assert!(output.status.success(), "gpg {arguments:?}\n{}", String::from_utf8_lossy(&output.stderr));
         output.stdout
     }
@@ -80,8 +82,7 @@ impl Disk {
 
     #[track_caller]
     fn mount(&self, options: &str) {
-        let mount = Command::new("mount").args(["-t", "tmpfs", "-o", options, "tmpfs"]).arg(&self.path).status();
-        assert!(mount.expect("mount runs").success(), "cannot mount a tmpfs with {options}");
+        succeed(Command::new("mount").args(["-t", "tmpfs", "-o", options, "tmpfs"]).arg(&self.path));
     }
 }
 
@@ -106,7 +107,7 @@ fn says(run: &Run, words: &str) {
     assert!(!said.contains("panicked"), "{run}");
 }
 
-/// What is in the repository, to see whether something changed.
+/// All objects of the repository, to detect changes.
 fn objects(site: &Site) -> Vec<(PathBuf, Vec<u8>)> {
     let files = tree(&site.repo()).into_keys().filter(|path| site.repo().join(path).is_file());
     files.map(|path| (path.clone(), fs::read(site.repo().join(path)).expect("object"))).collect()
@@ -173,7 +174,7 @@ fn restores(site: &Site, snapshot: &str, environment: &[(&str, &Path)]) -> PathB
 }
 
 #[test]
-fn where_no_repository_is_every_command_says_so_with_exit_code_10() {
+fn every_command_exits_with_10_if_the_repository_is_missing() {
     let site = Site::with_files(&[("file", "content")]);
     let to = site.path().join("out");
     let (source, mnt, to) = (site.source(), site.mnt(), to);
@@ -388,7 +389,7 @@ fn a_full_disk_ends_a_backup_and_harms_no_snapshot() {
     assert_eq!(tree(&restores(&site, "latest", &[])), older);
     site.brackfs(&["check", "--read-data"]).ok();
 
-    // What is small still fits, or does once there is room.
+    // A small backup still fits, or fits once there is room.
     fs::remove_file(large).unwrap();
     site.write("little", "little");
     age(&site.source());
@@ -400,7 +401,7 @@ fn a_full_disk_ends_a_backup_and_harms_no_snapshot() {
         site.backup(&[]).ok();
     }
     assert_eq!(tree(&restores(&site, "latest", &[])), tree(&site.source()));
-    // And so does what did not.
+    // And so does the large one.
     disk.grow("64m");
     site.write("large", noise(2, 20 << 20));
     age(&site.source());
@@ -454,7 +455,7 @@ fn recipients_without_an_encryption_key_are_refused_with_a_message() {
 }
 
 #[test]
-fn what_is_no_certificate_is_no_recipient() {
+fn only_certificates_can_be_recipients() {
     let site = Site::new();
     for (name, content) in [("empty", ""), ("text", "not a key\n")] {
         let file = site.keys().join(name);
@@ -506,7 +507,7 @@ fn a_repository_with_a_false_encryption_setting_is_refused() {
         let before = objects(&site);
         says(&site.backup(&[]).code(1), "brackfs.toml");
         for arguments in ways_to_read(&site) {
-            // The list of all snapshots is no content.
+            // The list of all snapshots does not read content.
             if arguments[0] == "mount" {
                 continue;
             }
@@ -564,7 +565,7 @@ fn a_snapshot_signed_by_a_stranger_is_reported_and_not_shown() {
     let mut found = Vec::new();
     let mut folders = vec![mounted.path().to_owned()];
     while let Some(folder) = folders.pop() {
-        // What can't be listed shows nothing.
+        // An unreadable directory has no entries.
         for path in fs::read_dir(folder).into_iter().flatten().flatten().map(|entry| entry.path()) {
             match fs::symlink_metadata(&path) {
                 Ok(stat) if stat.is_dir() => folders.push(path),
@@ -740,7 +741,7 @@ fn help_is_shown_without_a_command() {
 }
 
 #[test]
-fn files_of_other_programs_in_a_repository_are_noted_and_are_no_problem() {
+fn files_of_other_programs_in_a_repository_are_reported_as_notes() {
     let site = Site::with_files(&[("file", "content")]);
     site.init();
     site.backup(&[]).ok();

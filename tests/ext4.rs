@@ -1,7 +1,7 @@
-//! The power is cut to an ext4, which keeps what it likes of what was not synced. Repository and state lie on it.
+//! Power cuts of an ext4 file system that has the repository and the state. It may keep any part of the unsynced
+//! changes.
 //!
-//! Unlike the disk in `tests/power.rs` it knows files without names. It takes root and a loop device: `scripts/soak`
-//! runs it.
+//! Unlike the disk in `tests/power.rs`, it supports unnamed files. Needs root and a loop device.
 
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::print_stdout, clippy::print_stderr)]
 
@@ -11,13 +11,14 @@ use std::fs::{self, File};
 use std::path::PathBuf;
 use std::process::{Command, Stdio};
 
+use common::machine::succeed;
 use common::ordeal::{Ordeal, count_calls, place, rounds, under_strace};
 use common::{Site, run};
 
 /// System calls at which the power is cut.
 const CALLS: [&str; 7] = ["fsync", "fdatasync", "linkat", "mkdir", "pwrite64", "write", "unlink"];
 
-/// Stops a file system at once: what is not in its journal on the disk is lost (`FS_IOC_SHUTDOWN`, without a flush).
+/// Stops a file system at once (`FS_IOC_SHUTDOWN` without a flush): changes that are not in its journal are lost.
 const SHUT_DOWN: &str = "
 import fcntl, os, struct, sys
 fcntl.ioctl(os.open(sys.argv[1], os.O_RDONLY), 0x8004587d, struct.pack('I', 2))";
@@ -33,20 +34,20 @@ impl Ext4 {
         let [image, path] = ["image", "disk"].map(|name| site.path().join(name));
         File::create(&image).and_then(|file| file.set_len(96 << 20)).expect("an image");
         fs::create_dir(&path).expect("a mount point");
-        done(Command::new("mkfs.ext4").args(["-q", "-F"]).arg(&image));
+        succeed(Command::new("mkfs.ext4").args(["-q", "-F"]).arg(&image));
         let disk = Ext4 { image, path };
         disk.mount();
         disk
     }
 
     fn mount(&self) {
-        done(Command::new("mount").args(["-o", "loop"]).args([&self.image, &self.path]));
+        succeed(Command::new("mount").args(["-o", "loop"]).args([&self.image, &self.path]));
     }
 
     /// Cuts the power, and has the journal replayed.
     fn cut(&self) {
-        done(Command::new("python3").args(["-c", SHUT_DOWN]).arg(&self.path));
-        done(Command::new("umount").arg(&self.path));
+        succeed(Command::new("python3").args(["-c", SHUT_DOWN]).arg(&self.path));
+        succeed(Command::new("umount").arg(&self.path));
         self.mount();
     }
 }
@@ -58,21 +59,14 @@ impl Drop for Ext4 {
     }
 }
 
-#[track_caller]
-fn done(command: &mut Command) {
-    let status = command.status().unwrap_or_else(|e| panic!("{command:?}: {e}"));
-    assert!(status.success(), "{command:?}: {status}");
-}
-
 #[test]
-#[ignore = "takes root and a loop device; scripts/soak runs it"]
 fn the_power_is_cut_to_an_ext4_and_nothing_is_lost() {
     let mut cuts = 0;
     rounds("ext4", 5, |random| {
         let site = Site::in_memory();
         let disk = Ext4::new(&site);
         place(&site, &disk.path);
-        // That these folders are there is nobody's work but ours.
+        // The test made these folders, so it must sync them.
         rustix::fs::syncfs(File::open(&disk.path).expect("the disk")).expect("a sync");
         let mut ordeal = Ordeal::at(site, random, 1);
         ordeal.change();
@@ -90,7 +84,7 @@ fn the_power_is_cut_to_an_ext4_and_nothing_is_lost() {
             eprintln!("ext4: power cut at {call} {when}, exit code {}", end.code);
             assert!([0, 137].contains(&end.code), "{end}");
             if end.code == 0 {
-                // What is reported as done is kept.
+                // Reported success must survive.
                 ordeal.look();
             }
             disk.cut();

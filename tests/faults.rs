@@ -1,4 +1,4 @@
-//! Whatever the system refuses to a backup, it ends in words, and nothing is lost.
+//! System calls of a backup fail: it ends with a message, and no data is lost.
 
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::print_stdout, clippy::print_stderr)]
 
@@ -14,20 +14,20 @@ use common::ordeal::{End, Ordeal, Random, count_calls, place, rounds, under_stra
 use common::{Run, Site, run};
 use rustix::io::Errno;
 
-/// What disks say.
+/// Errors of disks.
 const ERRORS: [(Errno, &str); 3] = [(Errno::IO, "EIO"), (Errno::NOSPC, "ENOSPC"), (Errno::DQUOT, "EDQUOT")];
 
 /// The exit code of a run that SIGBUS ended.
 const BUS: i32 = 128 + 7;
 
-/// Whether a run that met an error said so: in a line that names what failed and why, and not more than once.
+/// Asserts that a failed run printed one line with the failed operation and the cause.
 #[track_caller]
 fn says_why(end: &Run) {
     assert!(!end.stderr.contains("panicked") && !end.stderr.contains("please report"), "a defect shows\n{end}");
     let mut lines = end.stderr.lines().filter(|line| line.starts_with("brackfs: "));
     let line = lines.next().unwrap_or_else(|| panic!("nothing is said\n{end}"));
     assert!(lines.next().is_none(), "it is said more than once\n{end}");
-    // SQLite has its own words, and takes a file that it can't open for one that it may not write to.
+    // SQLite has its own messages, and treats a file that it cannot open as read-only.
     let system = ["Input/output error", "No space left on device", "Disk quota exceeded", "Operation not permitted"];
     assert!(!line.contains("os error"), "a number is said\n{end}");
     let words = ["disk I/O error", "full", "unable to open database file", "readonly database"];
@@ -66,7 +66,7 @@ fn a_backup_succeeds_and_keeps_leftovers_where_it_may_not_delete() {
 }
 
 #[test]
-fn whatever_a_disk_refuses_a_backup_ends_in_words_and_nothing_is_lost() {
+fn after_any_error_of_the_disk_a_backup_ends_with_a_message_and_loses_nothing() {
     let mut refused = 0;
     rounds("refusal", 4, |random| {
         let (disk, mut ordeal) = on_disk(random);
@@ -91,7 +91,7 @@ fn whatever_a_disk_refuses_a_backup_ends_in_words_and_nothing_is_lost() {
             match end.code {
                 0 => {}
                 1 => says_why(&end),
-                // SQLite maps a file of its own beside the catalog; a page of it that can't be read is a signal.
+                // SQLite maps its own file next to the catalog; an unreadable page of it raises a signal.
                 BUS if operation == Operation::Read => {}
                 _ => panic!("{name} at {operation:?} {nth}\n{end}"),
             }
@@ -105,7 +105,7 @@ fn whatever_a_disk_refuses_a_backup_ends_in_words_and_nothing_is_lost() {
 }
 
 #[test]
-fn what_a_disk_that_falters_lists_and_syncs_is_all_or_an_error() {
+fn lists_and_syncs_of_an_unreliable_disk_are_complete_or_fail() {
     const FOLDERS: [&str; 4] = ["packs/", "sums/", "index/", "snapshots/"];
     let mut random = Random::new(1, "listings");
     let (mut disk, mut ordeal) = on_disk(random.clone());
@@ -162,11 +162,11 @@ fn what_a_disk_that_falters_lists_and_syncs_is_all_or_an_error() {
 const CALLS: [&str; 9] =
     ["write", "pwrite64", "fsync", "fdatasync", "linkat", "openat", "unlink", "mkdir", "ftruncate"];
 
-/// So many files a program opens before it is one: libraries and what they read.
+/// Number of files that a process opens before `main`: libraries and their configuration.
 const LOADING: u64 = 12;
 
 #[test]
-fn whatever_a_system_call_answers_a_backup_ends_in_words_and_nothing_is_lost() {
+fn after_any_failed_system_call_a_backup_ends_with_a_message_and_loses_nothing() {
     let mut failed = 0;
     rounds("errors of system calls", 4, |random| {
         let mut ordeal = Ordeal::new(random, 1);

@@ -1,6 +1,6 @@
-//! What comes out equals what went in, in the mount and in a restore, for everything that a Unix tree can hold.
+//! The mount and a restore equal the source, for everything that a Unix tree can hold.
 //!
-//! Judges are programs of others: rsync, casync, tar, lsattr.
+//! The trees are compared by independent programs: rsync, casync, tar, lsattr.
 
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::print_stdout, clippy::print_stderr)]
 
@@ -16,13 +16,14 @@ use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
-use common::{Run, Site, in_mount_namespace, noise, run, set_mode, set_time, settle, tree, xattrs};
+use common::machine::succeed;
+use common::{Run, Site, data, in_mount_namespace, noise, run, set_mode, set_time, settle, tree, xattrs};
 use rustix::fs::{AtFlags, CWD, FileType, IFlags, Mode, OFlags, XattrFlags};
 
 const KIB: usize = 1 << 10;
 const MIB: usize = 1 << 20;
 
-/// Runs a program, and returns what it printed; it must be content.
+/// Runs a program, which must succeed, and returns its output.
 #[track_caller]
 fn output(program: &str, arguments: &[&OsStr]) -> String {
     let mut command = Command::new(program);
@@ -30,8 +31,7 @@ fn output(program: &str, arguments: &[&OsStr]) -> String {
     run(command).ok().stdout
 }
 
-/// What rsync would have to do to make `b` like `a`, by content and everything else. Paths that are longer than
-/// rsync allows are not for it.
+/// The actions of rsync to make `b` equal to `a` in content and metadata. Excludes paths that are too long for rsync.
 #[track_caller]
 fn difference(a: &Path, b: &Path) -> String {
     let slash = |path: &Path| [path.as_os_str(), OsStr::new("/")].concat_os();
@@ -40,7 +40,7 @@ fn difference(a: &Path, b: &Path) -> String {
     output("rsync", &[&flags[..], &[&a, &b]].concat())
 }
 
-/// What casync makes of everything in a tree.
+/// The digest that casync computes of a tree, with all metadata.
 #[track_caller]
 fn digest(tree: &Path) -> String {
     output(
@@ -72,18 +72,6 @@ fn set_flags(path: &Path, flags: IFlags) {
 
 fn flags(path: &Path) -> u32 {
     rustix::fs::ioctl_getflags(File::open(path).unwrap()).unwrap().bits()
-}
-
-/// Stretches of data in a file.
-fn data(path: &Path) -> Vec<(u64, u64)> {
-    let file = File::open(path).unwrap();
-    let mut found = Vec::new();
-    let mut at = 0;
-    while let Ok(start) = rustix::fs::seek(&file, rustix::fs::SeekFrom::Data(at)) {
-        at = rustix::fs::seek(&file, rustix::fs::SeekFrom::Hole(start)).unwrap();
-        found.push((start, at));
-    }
-    found
 }
 
 /// A file of `length` bytes with data at these places only.
@@ -268,7 +256,7 @@ fn everything_is_restored() {
         assert_eq!(digest(copy), digest(&site.source()), "{}", copy.display());
         for name in ["nodump", "noatime", "immutable", "append-only", "linked", "directory"] {
             let name = format!("flags/{name}");
-            // tmpfs has a flag of its own that says nothing of the file.
+            // tmpfs sets a flag of its own on all files.
             let kept = flags(&copy.join(&name)) & 0x2083_00f8;
             assert_eq!(kept, flags(&site.source().join(&name)) & 0x2083_00f8, "{name}");
         }
@@ -292,11 +280,11 @@ fn tar_archives_the_mount_like_the_source() {
         let mut command = Command::new("tar");
         command.args(["--create", "--sort=name", "--format=posix", "--pax-option=delete=atime,delete=ctime"]);
         command.args(["--xattrs", "--xattrs-include=*", "--acls"]);
-        // tar writes attributes in the order in which it is told of them, which is a file system's affair.
+        // tar writes attributes in the order of the file system.
         command.args(["--exclude=./attributes", "--file=-", "--directory"]).arg(root).arg(".");
         let archive = site.path().join("archive");
         command.stdout(File::create(&archive).unwrap()).stderr(std::process::Stdio::null());
-        assert!(command.status().unwrap().success());
+        succeed(&mut command);
         common::content(&archive).unwrap()
     };
     assert_eq!(archive(&mounted.latest()), archive(&site.source()));
@@ -388,7 +376,7 @@ fn a_directory_of_200_000_entries_is_restored() {
 }
 
 #[test]
-fn an_ordinary_user_is_told_once_what_is_not_for_him() {
+fn attributes_that_an_ordinary_user_cannot_set_are_reported_once() {
     let site = ready();
     let out = site.path().join("out");
     fs::create_dir(&out).unwrap();
@@ -409,7 +397,7 @@ fn an_ordinary_user_is_told_once_what_is_not_for_him() {
     }
     assert!(run.stderr.lines().count() < 12, "{run}");
     assert_eq!(run.json()["problems"], 1, "{run}");
-    // Deeper than paths are long, which is not what this is about.
+    // Its paths are too long for these programs.
     for root in [site.source(), out.clone()] {
         output("rm", &[OsStr::new("-r"), root.join("deep").as_os_str()]);
     }
@@ -430,7 +418,7 @@ fn an_ordinary_user_is_told_once_what_is_not_for_him() {
 }
 
 #[test]
-fn an_ordinary_users_backup_names_what_he_may_not_read() {
+fn a_backup_reports_files_that_its_user_may_not_read() {
     let site = Site::on_tmpfs();
     for name in ["mine", "also mine", "not mine"] {
         chown(site.write(name, name), Some(65_534), Some(65_534)).unwrap();
@@ -499,7 +487,7 @@ fn a_default_acl_at_the_destination_does_not_spread() {
 }
 
 #[test]
-fn others_see_in_a_shared_mount_what_the_acl_allows() {
+fn other_users_of_a_shared_mount_see_what_the_acl_allows() {
     let site = Site::on_tmpfs();
     let path = site.write("file", "for bin, and not for the group");
     chown(&path, Some(0), Some(65_534)).unwrap();

@@ -1,4 +1,4 @@
-//! Repositories on file systems that lack something, or in which something is in the way.
+//! Repositories on file systems with missing features, and repositories with foreign files.
 
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::print_stdout, clippy::print_stderr)]
 
@@ -14,6 +14,7 @@ use brackfs::storage::{ErrorKind, Target};
 use common::disk::{Disk, Operation};
 use common::ordeal::{place_one, under_strace};
 use common::silent::Silent;
+use common::wait::{ended, send, until_it_waits_for_fuse};
 use common::{Run, Site, age, run, settle, tree};
 use rustix::io::Errno;
 
@@ -265,22 +266,9 @@ fn foreign_files_in_a_repository_are_not_a_problem() {
 #[track_caller]
 fn assert_ends_on_signal(site: &Site, arguments: &[&str]) {
     let mut child = site.command(arguments).stdout(std::process::Stdio::null()).spawn().unwrap();
-    std::thread::sleep(std::time::Duration::from_millis(700));
-    assert!(child.try_wait().unwrap().is_none(), "{arguments:?} does not wait");
-    let pid = rustix::process::Pid::from_child(&child);
-    rustix::process::kill_process(pid, rustix::process::Signal::TERM).unwrap();
-    let begun = std::time::Instant::now();
-    let code = loop {
-        match child.try_wait().unwrap() {
-            Some(status) => break status.code(),
-            None if begun.elapsed().as_secs() > 30 => {
-                child.kill().unwrap();
-                panic!("{arguments:?} does not end");
-            }
-            None => std::thread::sleep(std::time::Duration::from_millis(20)),
-        }
-    };
-    assert_eq!(code, Some(130), "{arguments:?}");
+    until_it_waits_for_fuse(&mut child);
+    send(&child, rustix::process::Signal::TERM);
+    assert_eq!(ended(&mut child).code(), Some(130), "{arguments:?}");
 }
 
 #[test]
@@ -288,7 +276,7 @@ fn the_first_signal_ends_a_run_that_waits_for_an_unresponsive_repository() {
     let site = files();
     run(init_command(&site)).ok();
     site.backup(&[]).ok();
-    // What is remembered is not asked for.
+    // Cached data would not be read.
     site.brackfs(&["ls", "latest"]).ok();
     let packs: Vec<_> = fs::read_dir(site.repo().join("packs")).unwrap().map(|entry| entry.unwrap().path()).collect();
     let _silent: Vec<_> = packs.iter().map(|path: &std::path::PathBuf| Silent::mount(Path::new(path))).collect();

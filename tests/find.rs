@@ -1,4 +1,4 @@
-//! What `brackfs find` promises: names in all snapshots, each as often as it was another.
+//! `brackfs find`: names in all snapshots, with one result for each version.
 
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::print_stdout, clippy::print_stderr)]
 
@@ -37,7 +37,7 @@ fn find(site: &Site, arguments: &[&str]) -> Run {
     site.brackfs(&[&["find"], arguments].concat()).ok()
 }
 
-/// What is found, with the number of the snapshot (0: the oldest) instead of its id.
+/// The results, with the number of the snapshot (0: the oldest) instead of its id.
 #[track_caller]
 fn found(site: &Site, arguments: &[&str]) -> Vec<String> {
     let ids = ids(site);
@@ -79,7 +79,7 @@ fn case_matters_unless_it_is_ignored() {
 }
 
 #[test]
-fn what_is_the_same_in_the_next_newer_snapshot_is_listed_once() {
+fn unchanged_files_are_listed_only_in_the_newest_snapshot() {
     let site = eventful();
     let expected = [
         "2:d/changes.txt",
@@ -95,7 +95,7 @@ fn what_is_the_same_in_the_next_newer_snapshot_is_listed_once() {
 }
 
 #[test]
-fn lines_are_what_cat_takes() {
+fn lines_are_arguments_for_cat() {
     let site = eventful();
     let run = find(&site, &["long.txt"]);
     assert_eq!(site.brackfs(&["cat", run.stdout.trim_end()]).ok().stdout, "gone");
@@ -158,7 +158,7 @@ fn details_and_json_agree_with_ls() {
 }
 
 #[test]
-fn what_cannot_be_read_is_named_and_the_rest_is_searched() {
+fn unreadable_directories_are_reported_and_the_rest_is_searched() {
     let site = eventful();
     let snapshots = fs::read_dir(site.repo().join("snapshots")).unwrap().next().unwrap().unwrap().path();
     let mut names: Vec<_> = fs::read_dir(snapshots).unwrap().map(|entry| entry.unwrap().path()).collect();
@@ -181,7 +181,7 @@ fn snapshots_of_an_unchanged_tree_are_searched_by_their_roots() {
         write(&site, "changes", &round.to_string(), round);
         backup(&site);
     }
-    // All of d0 to d6 are unchanged, so only the newest snapshot shows what is in them.
+    // d0 to d6 are unchanged, so their content is found only in the newest snapshot.
     assert_eq!(found(&site, &["f1", "changes"]).len(), 7);
     assert_eq!(found(&site, &["f*"]).len(), 300);
 }

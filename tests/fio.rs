@@ -11,8 +11,8 @@ use std::time::{Duration, Instant};
 use common::ordeal::{Random, rounds, time};
 use common::{Run, Site, number, run, settle};
 
-/// What is read: noise, what compresses to a third, and 4 KiB in each 64 KiB with holes between. Blocks of 4 KiB each have
-/// a checksum of their own, so that any larger ones can be read.
+/// The files: noise, data that compresses to a third, and a sparse file with 4 KiB in each 64 KiB. Blocks of 4 KiB each
+/// have a checksum of their own, so that any larger ones can be read.
 const FILES: &str = "
 [noise]
 rw=write
@@ -71,7 +71,7 @@ fn read(site: &Site, folder: &Path, verify: &str, random: &mut Random, seconds: 
 }
 
 #[test]
-fn what_fio_wrote_is_what_it_reads_from_a_mount() {
+fn fio_reads_its_data_from_a_mount() {
     rounds("fio", 1, |mut random| {
         let verify = *random.choose(&["crc32c", "md5", "sha256", "xxhash"]);
         let site = Site::new();
@@ -85,7 +85,7 @@ fn what_fio_wrote_is_what_it_reads_from_a_mount() {
         let mounted = site.mount(&["--cache-size", "16MiB"]);
         let (start, end) = (Instant::now(), time(Duration::from_secs(3), Duration::from_secs(60)));
         let mut bytes = vec![0; READERS.len()];
-        // Several times: those that have several reads under way go through a file once.
+        // Several times: jobs with several concurrent reads go through a file once.
         while start.elapsed() < end {
             let seconds = (end - start.elapsed()).as_secs().clamp(1, 10);
             let more = read(&site, &mounted.latest(), verify, &mut random, seconds);

@@ -31,7 +31,7 @@ use tempfile::TempDir;
 
 /// A read that takes longer hangs.
 const PATIENCE: Duration = Duration::from_secs(20);
-/// What all cases together may add to the process's peak memory: a reader's caches, a few times over.
+/// Limit for the growth of peak memory over all cases: a few times the caches of a reader.
 const GROWTH: u64 = 128 << 20;
 /// Bytes of a reader's caches.
 const CACHE: usize = 1 << 20;
@@ -41,7 +41,7 @@ struct Original {
     objects: BTreeMap<String, Vec<u8>>,
     key: Option<Vec<u8>>,
     signer: Fingerprint,
-    /// What each snapshot shows, by its id.
+    /// The entries of each snapshot, by its id.
     content: BTreeMap<String, BTreeMap<String, Shown>>,
 }
 
@@ -52,7 +52,7 @@ enum Shown {
     Other(Kind, Vec<u8>),
 }
 
-/// What was read: entries by snapshot and path, and errors in words.
+/// The result of reading everything: entries by snapshot and path, and error messages.
 #[derive(Debug, Default)]
 struct Seen {
     content: BTreeMap<String, BTreeMap<String, Shown>>,
@@ -75,7 +75,7 @@ enum Role {
 fn role(object: &str) -> Role {
     match object.split('/').next().unwrap_or_default() {
         "packs" | "snapshots" => Role::Needed,
-        // The host's is what signatures are verified with; a recipient's is for people.
+        // Signatures are verified with the certificate of the host; those of recipients are for people.
         "keys" if object.contains("/host-") => Role::Needed,
         "brackfs.toml" | "brackfs-copy.toml" => Role::Description,
         "README.txt" | "FORMAT.txt" => Role::Unread,
@@ -192,7 +192,7 @@ impl<'o> Copy<'o> {
         seen
     }
 
-    /// What a check of all data finds. An error that ends it is a finding.
+    /// The findings of a check of all data. An error that ends it is a finding, too.
     fn check(&self) -> Vec<String> {
         let problems = Problems::default();
         let failed = match self.reader() {
@@ -204,7 +204,7 @@ impl<'o> Copy<'o> {
         found
     }
 
-    /// Reads with objects damaged: whatever comes out is right, and what doesn't is an error that names one of them.
+    /// Reads with damaged objects: each result is correct, or an error that names one of the objects.
     fn read_damaged(&self, objects: &[&str], case: &dyn Fn() -> String) -> Seen {
         let start = Instant::now();
         let seen = self.read();
@@ -274,7 +274,7 @@ impl Seen {
     }
 }
 
-/// Gathers what a check finds.
+/// Collects the findings of a check.
 #[derive(Default)]
 struct Problems(Mutex<Vec<String>>);
 
@@ -286,7 +286,7 @@ impl Monitor for Problems {
     fn entry(&self, _path: &Path, _what: &str) {}
 }
 
-/// What is done to the bytes of one object.
+/// Damage to the bytes of an object.
 #[derive(Debug, Clone, Copy)]
 enum Damage {
     Flipped(usize, u8),
@@ -326,7 +326,7 @@ fn run_all<T: Sync>(what: &str, original: &Original, cases: &[T], case: impl Fn(
             });
         }
     });
-    // The kernel counts pages in batches, so it can seem to shrink a little.
+    // The kernel counts pages in batches, so the peak can seem to shrink a little.
     let grown = peak().saturating_sub(before);
     println!("{what}: {} cases in {:.1?}, peak memory grew by {} KiB", cases.len(), start.elapsed(), grown >> 10);
     assert!(grown < GROWTH, "peak memory grew by {grown} bytes");
@@ -339,8 +339,8 @@ fn peak() -> u64 {
     line.trim().trim_end_matches(" kB").parse::<u64>().unwrap() << 10
 }
 
-/// Where in a message that is signed and not encrypted the first two bytes of the digest stand. They are a hint for
-/// those who verify, and no reader needs it: the signature itself is over the whole digest.
+/// The range of the first two bytes of the digest in a message that is signed and not encrypted. They are only a hint
+/// for verifiers: the signature is over the whole digest.
 fn hint(message: &[u8]) -> Range<usize> {
     let packets = PacketPile::from_bytes(message).unwrap();
     let Some(Packet::Signature(signature)) = packets.children().last() else { panic!("it is not signed") };
@@ -365,7 +365,7 @@ fn needed(profile: Option<&str>, patterns: &[u8]) {
         let is_noticed = !seen.errors.is_empty();
         *noticed.lock().unwrap().entry(object).or_default() += usize::from(is_noticed);
         let harmless = match (role_of_bytes(object), damage) {
-            // Bytes behind all blocks belong to nobody, and padding says nothing.
+            // Bytes after the last block are unused, and padding is not verified.
             (Bytes::Pack, Damage::Longer(_)) => true,
             (Bytes::Pack, Damage::Flipped(..)) => profile.is_none(),
             // A comment, white space, an armor header.
@@ -432,7 +432,7 @@ fn descriptions(profile: Option<&str>) {
 }
 
 #[test]
-fn no_byte_of_a_description_can_change_what_is_read_and_a_check_names_it() {
+fn a_change_of_any_byte_of_a_description_never_changes_content_and_a_check_reports_it() {
     descriptions(None);
     descriptions(Some("rfc9580"));
 }
@@ -452,17 +452,17 @@ fn role_of_bytes(object: &str) -> Bytes {
 }
 
 #[test]
-fn no_byte_of_a_repository_that_is_not_encrypted_can_change_what_is_read() {
+fn a_change_of_any_byte_of_an_unencrypted_repository_never_changes_content() {
     needed(None, &[0xff, 0x01]);
 }
 
 #[test]
-fn no_byte_of_an_encrypted_repository_can_change_what_is_read() {
+fn a_change_of_any_byte_of_an_encrypted_repository_never_changes_content() {
     needed(Some("rfc9580"), &[0xff]);
 }
 
 #[test]
-fn no_byte_of_a_repository_encrypted_for_older_programs_can_change_what_is_read() {
+fn a_change_of_any_byte_of_a_repository_encrypted_for_older_programs_never_changes_content() {
     needed(Some("rfc4880"), &[0xff]);
 }
 
@@ -507,13 +507,13 @@ fn unneeded(profile: Option<&str>) {
         }
         let found = copy.check();
         let hidden = match (object.split('/').next().unwrap(), damage) {
-            // The owner opens it with his own session key; that of the host beside it is nothing to him.
+            // The owner decrypts his own copy of the session key and ignores that of the host.
             ("index" | "sources" | "secrets" | "generation", Damage::Flipped(at, _)) => match profile {
                 Some(_) => at < envelope(bytes),
                 None => hint(bytes).contains(&at),
             },
-            // For people, who get the key from its owner if they want to be sure. Whoever encrypts to it, has it
-            // in the catalog; and armor has white space, headers and a checksum that nobody looks at.
+            // Only for people. The writer encrypts to the copy in the catalog, and armor has white space, headers and a
+            // checksum that are not verified.
             ("keys", _) => true,
             _ => role(object) == Role::Unread,
         };
@@ -529,12 +529,12 @@ fn unneeded(profile: Option<&str>) {
 }
 
 #[test]
-fn what_no_reader_needs_does_not_matter_to_reading_and_a_check_names_it() {
+fn damage_to_objects_that_readers_do_not_need_is_reported_by_a_check_only() {
     unneeded(None);
 }
 
 #[test]
-fn what_no_reader_needs_does_not_matter_to_reading_and_a_check_names_it_if_encrypted() {
+fn damage_to_encrypted_objects_that_readers_do_not_need_is_reported_by_a_check_only() {
     unneeded(Some("rfc9580"));
 }
 

@@ -1,7 +1,7 @@
-//! File systems that a user or a server controls: what they claim about their files changes nothing about the files of
-//! others, and the privileges that their mounts ignore are marked.
+//! File systems controlled by a user or a server: false claims about their files do not affect other files, and
+//! privileges that their mounts ignore are marked.
 //!
-//! As root, with a FUSE file system that claims the inode numbers and times of other files.
+//! Needs root, for a FUSE file system that claims the inode numbers and times of other files.
 
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::print_stdout, clippy::print_stderr)]
 
@@ -14,9 +14,10 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use common::liar::Liar;
+use common::machine::mount_tmpfs;
 use common::{Site, age, set_mode, settle};
 use rustix::fs::{CWD, FileType, Mode, XattrFlags, makedev};
-use rustix::mount::{MountFlags, mount, mount_bind, mount_remount};
+use rustix::mount::{MountFlags, mount_bind, mount_remount};
 
 const MALLORY: u32 = 5;
 /// A folder of files that changed last when the machine was set up: the claims of a FUSE mount are not trusted if they
@@ -68,7 +69,7 @@ fn user_mount() -> MountFlags {
 }
 
 #[test]
-fn what_a_user_claims_is_read_from_him_and_never_stored_as_another_file() {
+fn false_inode_numbers_of_a_user_mount_never_alias_another_file() {
     let (site, m) = ready();
     let etc = site.source().join("etc");
     {
@@ -98,7 +99,7 @@ fn what_a_user_claims_is_read_from_him_and_never_stored_as_another_file() {
     }
 }
 
-/// A server is no better, and root's own FUSE mounts show what others wrote.
+/// Servers are not trusted either, and root's own FUSE mounts may show files of other users.
 #[test]
 fn claims_of_a_root_mount_are_never_stored_as_another_file() {
     let (site, m) = ready();
@@ -122,7 +123,7 @@ fn a_claimed_inode_number_makes_no_hard_link() {
     // Nothing in it is a lie but the inode number.
     liar.claim("tool", &tool, b"a program");
     let _lying = liar.mount(&m, MALLORY, user_mount());
-    // Both of the real names get their ids anew, from the same catalog.
+    // Both real names get their ids from the same catalog again.
     site.backup(&["--reread"]).ok();
     let mounted = site.mount(&[]);
     let inode = |path: &str| fs::metadata(mounted.latest().join(path)).unwrap().ino();
@@ -141,10 +142,10 @@ fn a_foreign_mount_is_recognized_after_a_remount() {
 }
 
 #[test]
-fn what_is_known_of_a_folder_is_not_known_of_what_is_mounted_on_it() {
+fn the_catalog_of_a_folder_does_not_apply_to_a_file_system_mounted_on_it() {
     let (site, m) = ready();
     let files: Vec<_> = [VICTIM, UNREAD].map(|name| Path::new(OLD).join(name)).into();
-    // What was recorded there and what is shown there now claim to be the same.
+    // The recorded files and the current ones claim to be the same.
     let mut before = Liar::like(&m);
     files.iter().for_each(|file| {
         let name = file.file_name().unwrap().to_str().unwrap();
@@ -197,7 +198,7 @@ fn privileges_ignored_by_a_mount_are_marked_and_a_new_option_rereads_nothing() {
     let site = Site::new();
     let inner = site.source().join("inner");
     fs::create_dir(&inner).unwrap();
-    mount("tmpfs", &inner, "tmpfs", MountFlags::empty(), c"mode=755").unwrap();
+    mount_tmpfs(&inner, c"mode=755");
     privileged(&inner);
     site.init();
     settle();
@@ -236,7 +237,7 @@ fn each_mount_of_a_file_system_has_its_own_options() {
 }
 
 #[test]
-fn a_mount_of_a_user_gives_no_privileges_whatever_its_options() {
+fn a_mount_of_a_user_gives_no_privileges_with_any_options() {
     let (site, m) = ready();
     let mut file = File::create(site.path().join("file")).unwrap();
     file.write_all(b"a program").unwrap();

@@ -1,4 +1,4 @@
-//! A disk is full at any point of a backup, and nothing is lost.
+//! A disk is full at any point of a backup, and no data is lost.
 
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::print_stdout, clippy::print_stderr)]
 
@@ -7,9 +7,10 @@ mod common;
 use std::fs;
 use std::path::PathBuf;
 
+use common::machine::mount_tmpfs;
 use common::ordeal::{Ordeal, Random, place_one, rounds};
 use common::{Run, Site, run};
-use rustix::mount::{MountFlags, mount, mount_remount, unmount};
+use rustix::mount::{MountFlags, mount_remount, unmount};
 
 const PAGE: u64 = 4096;
 const LARGE: u64 = 64 << 20;
@@ -23,7 +24,7 @@ impl Small {
     fn new(site: &Site, name: &str) -> Small {
         let path = site.path().join(name);
         fs::create_dir(&path).expect("a mount point");
-        mount("tmpfs", &path, "tmpfs", MountFlags::empty(), c"size=64m").expect("a tmpfs");
+        mount_tmpfs(&path, c"size=64m");
         Small { path }
     }
 
@@ -79,7 +80,7 @@ fn sweep(name: &str, folder: &str, steps: u64, most: u64) {
             1 => {
                 full += 1;
                 says_full(&end);
-                // Whoever reads need not wait for room.
+                // Readers do not need free space.
                 ordeal.holds_so_far();
             }
             _ => panic!("with {room} bytes of room\n{end}"),

@@ -1,9 +1,9 @@
-//! Writers that hammer on files while backups run, one after the other: each file in each snapshot is one that existed
-//! at some instant, or is marked; and once the writers stop, a backup is equal to the source.
+//! Files are written all the time while backups run: each file in each snapshot is one that existed at some instant, or
+//! is marked. After the writers stop, a backup equals the source.
 //!
-//! Files tell by themselves whether they existed at an instant. A page holds one number all over, and writers write
-//! pages in order, so that numbers never ascend within a file and differ by one at most; logs hold lines that count
-//! up; files that are renamed into place hold one number only.
+//! The content shows whether it existed at an instant. A page repeats one number, and pages are written in order, so
+//! the numbers in a file never ascend and differ by at most one. Logs have lines that count up. Files that are renamed
+//! into place have a single number.
 
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::print_stdout, clippy::print_stderr)]
 
@@ -19,6 +19,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
 use std::time::Duration;
 
+use common::machine::spawn;
 use common::ordeal::{End, Random, rounds, same};
 use common::{Site, number, tree};
 
@@ -33,7 +34,7 @@ enum Kind {
     Mapped,
     /// Line by line, at the end.
     Log,
-    /// Cut off, and written anew, line by line.
+    /// Truncated, then written again line by line.
     Rotated,
     /// Whole, under another name that is then its own.
     Replaced,
@@ -47,7 +48,7 @@ const KINDS: [(Kind, &str, u64); 5] = [
     (Kind::Replaced, "replaced", 25),
 ];
 
-/// Files that are written to, and what by.
+/// The files and the threads that write them.
 struct Writers {
     files: Vec<(Kind, PathBuf, usize)>,
     random: Random,
@@ -104,7 +105,7 @@ fn page(number: u64) -> Vec<u8> {
 
 fn overwrite(path: &Path, pages: usize, turn: u64) {
     let file = OpenOptions::new().write(true).open(path).unwrap();
-    // What an earlier writer of the same test wrote counts, too.
+    // Continue the numbers of an earlier writer of the same test.
     let number = fs::read(path).ok().and_then(|bytes| Some(u64::from_le_bytes(*bytes.first_chunk()?)));
     let number = number.unwrap_or(turn) + 1;
     for at in 0..pages {
@@ -144,8 +145,7 @@ struct Mapper(Child);
 impl Mapper {
     fn start(files: &[(Kind, PathBuf, usize)]) -> Mapper {
         let mapped = files.iter().filter(|(kind, ..)| *kind == Kind::Mapped).map(|(_, path, _)| path);
-        let mut child =
-            Command::new("python3").args(["-c", MAPPED]).args(mapped).stdout(Stdio::piped()).spawn().unwrap();
+        let mut child = spawn(Command::new("python3").args(["-c", MAPPED]).args(mapped).stdout(Stdio::piped()));
         let mut ready = [0; 6];
         std::io::Read::read_exact(child.stdout.as_mut().unwrap(), &mut ready).unwrap();
         Mapper(child)
@@ -198,7 +198,7 @@ fn marked(site: &Site) -> BTreeSet<String> {
 }
 
 #[test]
-fn what_is_hammered_on_existed_at_an_instant_or_is_marked() {
+fn files_under_constant_writes_existed_at_an_instant_or_are_marked() {
     let site = Site::new();
     site.init();
     let (mut backups, mut marks, mut problems) = (0, 0, 0);

@@ -1,12 +1,11 @@
-//! What somebody planted in a repository: refused in words, and nothing happens outside of where it may.
+//! Malicious objects in a repository are rejected with a message, and change nothing outside the destination.
 //!
-//! Who holds the host key can sign anything; a [`Forger`] does. Who only holds the target can put any bytes anywhere,
-//! copy and rename. Bytes alone are tried beside the code that parses them (`src/format`, `src/crypt`), and every
-//! byte of good objects in `flip.rs`.
+//! An attacker with the host key can sign anything: see [`Forger`]. An attacker with only the storage can write any
+//! bytes, copy and rename. Malformed bytes are tested with their parsers (`src/format`, `src/crypt`), and changes of
+//! each byte of valid objects in `flip.rs`.
 //!
-//! What cannot be noticed today, by design: a snapshot that was deleted and is put back as it was, under its own name,
-//! is the same as if it had never been gone; and of the newest ones that are deleted nothing speaks, while an
-//! older one is missed as the `previous` of the one after it.
+//! By design, two attacks are not detected: a deleted snapshot that is put back unchanged under its own name, and the
+//! deletion of the newest snapshots. An older one is missed as the `previous` of its successor.
 
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::print_stdout, clippy::print_stderr)]
 
@@ -33,18 +32,19 @@ use brackfs::format::{
     SnapshotId, Timestamp,
 };
 use brackfs::repository::{Repository, Writer};
+use common::machine::{copy, succeed};
 use common::{Run, Site, run, tree};
 
-/// Longest time that a read of something planted may take, in words of `timeout`.
+/// Time limit for reading malicious objects, in seconds.
 const PATIENCE: &str = "120";
 
-/// A writer who holds the host key of a repository that is not encrypted, and means no good.
+/// A malicious writer with the host key of a repository that is not encrypted.
 struct Forger {
     site: Site,
     repository: Repository,
     pack: PackId,
     bytes: Vec<u8>,
-    /// What the pack holds.
+    /// The blocks of the pack.
     blocks: Vec<IndexedBlock>,
     encoder: Encoder,
     /// Files that snapshots say they have.
@@ -185,7 +185,7 @@ fn link(name: &str, target: &Path) -> Entry {
     entry(name, Kind::Symlink, 0, Content::Target(target.to_str().unwrap().into()))
 }
 
-/// Runs brackfs, which must come to an end, and not by a signal.
+/// Runs brackfs. Asserts that it ends in time, and not by a signal.
 #[track_caller]
 fn patiently(site: &Site, arguments: &[OsString]) -> Run {
     let inner = site.command(arguments);
@@ -226,7 +226,7 @@ fn refused(forger: &Forger, words: &[&str]) {
 }
 
 #[test]
-fn planted_names_come_out_nowhere() {
+fn malicious_names_are_never_restored() {
     let long = "n".repeat(1025);
     for name in ["..", ".", "", "/etc/x", "a/b", "../x", "nul\0", &long] {
         let mut forger = Forger::new();
@@ -237,7 +237,7 @@ fn planted_names_come_out_nowhere() {
 }
 
 #[test]
-fn names_that_come_twice_or_out_of_order_are_refused() {
+fn duplicate_and_unsorted_names_are_refused() {
     for names in [["same", "same"], ["b", "a"]] {
         let mut forger = Forger::new();
         let stored = forger.store(b"planted");
@@ -357,12 +357,12 @@ fn false_links(forger: &mut Forger) -> Vec<(Entry, Vec<u8>)> {
 }
 
 #[test]
-fn a_mount_gives_each_name_its_own_bytes_whatever_links_a_host_claims() {
+fn a_mount_gives_each_name_its_own_bytes_despite_false_links() {
     let mut forger = Forger::new();
     let entries = false_links(&mut forger);
     let name = |entry: &Entry| String::from_utf8(entry.name.clone()).unwrap();
     let mut numbers = Vec::new();
-    // What is looked at first must not matter, nor what the kernel has forgotten meanwhile.
+    // The order of lookups must not matter, nor the state of the kernel's caches.
     for backwards in [false, true] {
         let mounted = forger.site.mount(&["latest"]);
         let mut order: Vec<_> = entries.iter().collect();
@@ -443,7 +443,7 @@ fn every_reader_refuses_a_snapshot_with_more_entries_than_its_count() {
 }
 
 #[test]
-fn what_repeats_itself_endlessly_is_checked_in_a_moment() {
+fn endless_repetition_is_checked_in_a_moment() {
     let forger = repeated(u64::MAX);
     let checked = patiently(&forger.site, &["check".into(), "--read-data".into(), "--json".into()]).ok();
     assert_eq!((checked.json()["directories"].as_u64(), checked.json()["files"].as_u64()), (Some(7), Some(1)));
@@ -503,7 +503,7 @@ fn a_hundred_thousand_levels_overflow_no_stack() {
     let checked = patiently(&forger.site, &["check".into(), "--json".into()]).ok();
     assert_eq!(checked.json()["directories"], 100_000);
 
-    // A restore can't hold so many directories open: it says so, and of what.
+    // A restore cannot open so many directories. The message names the path.
     let out = forger.site.path().join("out");
     let inner = forger.site.command(&["restore".into(), "latest".into(), "--to".into(), out.as_os_str().to_owned()]);
     let mut command = Command::new("sh");
@@ -603,7 +603,7 @@ fn leaf(path: &Path) -> &str {
 }
 
 #[test]
-fn what_is_no_file_in_the_place_of_an_object_is_an_error_and_never_waits() {
+fn special_files_in_place_of_objects_fail_without_waiting() {
     for what in ["pipe", "directory", "device", "sparse"] {
         for start in [
             "packs",
@@ -624,7 +624,7 @@ fn what_is_no_file_in_the_place_of_an_object_is_an_error_and_never_waits() {
             for path in objects(&site, start) {
                 fs::remove_file(&path).unwrap();
                 match what {
-                    "pipe" => assert!(Command::new("mkfifo").arg(&path).status().unwrap().success()),
+                    "pipe" => succeed(Command::new("mkfifo").arg(&path)),
                     "directory" => fs::create_dir(&path).unwrap(),
                     "device" => symlink("/dev/zero", &path).unwrap(),
                     // No memory is taken for it: more than any machine has.
@@ -640,7 +640,7 @@ fn what_is_no_file_in_the_place_of_an_object_is_an_error_and_never_waits() {
                 Ok(bytes) => assert_eq!(bytes, b"content"),
                 Err(_) => assert!(is_needed, "a {what} in {start}\n{restored}"),
             }
-            // Only files are objects: of those that only writers need, a check does not know that they are missing.
+            // Only files are objects. A check does not notice missing objects that only writers need.
             let unmissed = what != "sparse" && ["index", "secrets", "generation", "snapshots"].contains(&start);
             let sums = start == "sums" && checked.stderr.contains("sums/");
             assert!(
@@ -752,7 +752,7 @@ fn documents_of_another_repository_by_the_same_host_are_refused() {
     let id = Repository::open(&site.repo().as_path().into()).unwrap().id().to_string();
     // The same machine, the same key, another repository: its id is all that differs.
     let other = site.path().join("other");
-    assert!(Command::new("cp").arg("-a").arg(site.repo()).arg(&other).status().unwrap().success());
+    copy(&site.repo(), &other);
     for object in DESCRIPTIONS {
         let path = other.join(object);
         let text = fs::read_to_string(&path).unwrap();
@@ -765,7 +765,7 @@ fn documents_of_another_repository_by_the_same_host_are_refused() {
 }
 
 #[test]
-fn documents_that_were_renamed_or_that_nobody_signed_are_named_by_check() {
+fn check_reports_renamed_and_unsigned_documents() {
     for folder in ["index", "sources", "secrets", "generation", "snapshots"] {
         let site = backed_up(false);
         let path = objects(&site, folder).pop().unwrap();
@@ -810,7 +810,7 @@ fn keys_under_wrong_names_are_reported_and_not_trusted() {
         fs::copy(&stranger, &path).unwrap();
         says(&patiently(&site, &["check".into()]).code(1), &[leaf(&path)]);
         fs::write(&path, good).unwrap();
-        // One more that is what it says harms nobody.
+        // Another valid one is harmless.
         fs::copy(&stranger, path.with_file_name(leaf(&stranger))).unwrap();
         patiently(&site, &["check".into()]).ok();
     }
@@ -837,7 +837,7 @@ fn dump_and_unpack(forger: &Forger, extra: &[&str]) -> (Run, PathBuf) {
 }
 
 #[test]
-fn names_of_one_id_are_links_only_if_all_that_is_said_of_them_agrees() {
+fn names_of_one_id_are_links_only_if_their_attributes_agree() {
     let stat = |path: PathBuf| fs::metadata(path).unwrap();
     type Change = fn(&mut Entry);
     let changes: [Change; 5] = [
@@ -909,7 +909,7 @@ fn privileges_and_devices_ignored_by_a_mount_are_restored_only_on_request() {
 }
 
 #[test]
-fn an_ordinary_user_gets_no_set_id_bits_even_if_the_snapshot_says_that_files_are_theirs() {
+fn an_ordinary_user_gets_no_set_id_bits_even_on_files_recorded_as_their_own() {
     let user = 65_534;
     let mut forger = Forger::new();
     let stored = forger.store(b"a program");

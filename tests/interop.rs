@@ -1,5 +1,5 @@
-//! What brackfs writes is read by others, and what others made is used by brackfs: gpg, zstd, b3sum, and another
-//! OpenPGP library. What must not be readable is tried with them, too.
+//! Other programs read objects of brackfs, and brackfs uses their keys: gpg, zstd, b3sum, and another OpenPGP library.
+//! They must fail to read data that is not meant for them.
 
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::print_stdout, clippy::print_stderr)]
 
@@ -12,6 +12,7 @@ use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output, Stdio};
 
+use common::machine::spawn;
 use common::{Run, Site, run, tree};
 use pgp::composed::{Deserializable, Message, SignedSecretKey};
 use pgp::types::Password;
@@ -51,7 +52,7 @@ impl Home {
         pipe(gpg, input)
     }
 
-    /// What gpg exports, in a file.
+    /// Exports a key with gpg into a file.
     #[track_caller]
     fn export(&self, what: &str) -> PathBuf {
         let output = self.gpg(&["--armor", what, "owner"], &[]);
@@ -71,7 +72,7 @@ impl Drop for Home {
 /// Runs a command on this input.
 fn pipe(mut command: Command, input: &[u8]) -> Output {
     command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
-    let mut child = command.spawn().unwrap_or_else(|e| panic!("cannot run {command:?}: {e}"));
+    let mut child = spawn(&mut command);
     let mut stdin = child.stdin.take().expect("a pipe");
     std::thread::scope(|scope| {
         // It may read no further; then its output says why.
@@ -131,7 +132,7 @@ fn packet(bytes: &[u8]) -> (u8, usize) {
     (bytes[0] & 0x3F, length)
 }
 
-/// A pack's messages: encrypted session keys and what they open.
+/// The messages of a pack: encrypted session keys and the data that they open.
 #[track_caller]
 fn messages(pack: &Path) -> Vec<Vec<u8>> {
     let bytes = fs::read(pack).expect("pack");
@@ -173,7 +174,7 @@ fn assert_holds_source(site: &Site, blocks: &[Vec<u8>]) {
     }
 }
 
-/// `cat` with these arguments, and nothing but this home of gpg beside them.
+/// `cat` with these arguments and no key except those in this home of gpg.
 fn cat(site: &Site, home: &Path, arguments: &[&str]) -> Run {
     let mut command = site.command(&[["cat", "latest:notes.txt"].as_slice(), arguments].concat());
     command.env("GNUPGHOME", home).env_remove("BRACKFS_KEY_FILE");
@@ -181,7 +182,7 @@ fn cat(site: &Site, home: &Path, arguments: &[&str]) -> Run {
 }
 
 #[track_caller]
-fn gpg_reads_what_brackfs_writes(home: &Home) {
+fn gpg_reads_objects_of_brackfs(home: &Home) {
     let site = site();
     init(&site, &[&home.export("--export")]);
     site.backup(&[]).ok();
@@ -217,17 +218,17 @@ fn gpg_reads_what_brackfs_writes(home: &Home) {
 }
 
 #[test]
-fn gpg_with_an_rsa_key_of_its_own_reads_what_brackfs_writes() {
+fn gpg_with_its_own_rsa_key_reads_objects_of_brackfs() {
     let key = "Key-Type: RSA\nKey-Length: 3072\nKey-Usage: sign";
     let subkey = "Subkey-Type: RSA\nSubkey-Length: 3072\nSubkey-Usage: encrypt";
-    gpg_reads_what_brackfs_writes(&Home::with_key(key, subkey));
+    gpg_reads_objects_of_brackfs(&Home::with_key(key, subkey));
 }
 
 #[test]
-fn gpg_with_a_curve25519_key_of_its_own_reads_what_brackfs_writes() {
+fn gpg_with_its_own_curve25519_key_reads_objects_of_brackfs() {
     let key = "Key-Type: EDDSA\nKey-Curve: ed25519\nKey-Usage: sign";
     let subkey = "Subkey-Type: ECDH\nSubkey-Curve: cv25519\nSubkey-Usage: encrypt";
-    gpg_reads_what_brackfs_writes(&Home::with_key(key, subkey));
+    gpg_reads_objects_of_brackfs(&Home::with_key(key, subkey));
 }
 
 #[test]
@@ -245,7 +246,7 @@ fn gpg_reads_backups_for_an_rfc4880_key_of_brackfs() {
     assert_eq!(cat(&site, home.path(), &[]).ok().stdout, LINE.repeat(3));
 }
 
-/// A gpg, to be found first, that adds a line to the file `runs` beside it each time.
+/// A gpg, first in PATH, that appends a line to the file `runs` next to it for each run.
 struct CountedGpg {
     folder: TempDir,
 }
@@ -318,7 +319,7 @@ fn reading_all_snapshots_again_runs_gpg_once() {
     fs::write(&kept, "damaged").unwrap();
     assert!(check(&[]) > all);
     assert_eq!(check(&[]), 1);
-    // Where nothing can be kept everything is read all the same.
+    // Reading works without a place to cache session keys.
     fs::remove_file(&kept).unwrap();
     fs::create_dir_all(kept.join("in the way")).unwrap();
     assert!(check(&[]) > all);
@@ -402,7 +403,7 @@ fn the_host_can_write_backups_but_not_read_them() {
             assert!(decrypt(&message, &host).is_err(), "the host's key opens a block");
             decrypt(&message, &owner).expect("the owner's key opens every block");
         }
-        // And nothing of the content is kept beside the repository.
+        // And the state directory has no content.
         for path in tree(&site.state()).into_keys().map(|path| site.state().join(path)).filter(|path| path.is_file()) {
             assert!(!is_in(&[fs::read(&path).unwrap()], LINE.as_bytes()), "{path:?} holds content");
         }

@@ -4,21 +4,19 @@
 
 mod common;
 
-use std::fs::{self, File};
+use std::fs::File;
 use std::io::Read;
 use std::os::unix::process::CommandExt;
 use std::process::{Child, Command, ExitStatus, Stdio};
 use std::thread::sleep;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use common::ordeal::{Ordeal, Random, objects, rounds};
-use rustix::process::{Pid, Signal, kill_process};
+use common::wait::{ended, send, threads, until};
+use rustix::process::Signal;
 use rustix::pty::{OpenptFlags, grantpt, openpt, ptsname, unlockpt};
 
-/// A run that takes longer hangs.
-const PATIENCE: Duration = Duration::from_secs(60);
-
-/// A source of which a backup stores several packs.
+/// A source that needs several packs.
 fn large(name: &str) -> Ordeal {
     of_files(name, 160, 300 << 10)
 }
@@ -45,34 +43,18 @@ fn packs(ordeal: &Ordeal) -> usize {
     objects(&ordeal.site.repo()).iter().filter(|name| name.starts_with("packs/")).count()
 }
 
-/// Waits until a backup has stored a pack more than there were.
+/// Waits until a backup has stored another pack.
 fn wait_for_pack(ordeal: &Ordeal, child: &mut Child, before: usize) {
-    let start = Instant::now();
-    while packs(ordeal) == before {
+    until("a pack is stored", || {
         assert!(child.try_wait().expect("waiting").is_none(), "the backup ended too early");
-        assert!(start.elapsed() < PATIENCE, "no pack is stored");
-        sleep(Duration::from_millis(1));
-    }
+        packs(ordeal) > before
+    });
 }
 
-fn send(child: &Child, signal: Signal) {
-    kill_process(Pid::from_child(child), signal).expect("a signal");
-}
-
-/// Its end, and what it said.
+/// Waits for the end; returns the status and the messages.
 #[track_caller]
 fn end(mut child: Child) -> (ExitStatus, String) {
-    let start = Instant::now();
-    let status = loop {
-        if let Some(status) = child.try_wait().expect("waiting") {
-            break status;
-        }
-        if start.elapsed() > PATIENCE {
-            child.kill().expect("a kill");
-            panic!("it does not end");
-        }
-        sleep(Duration::from_millis(2));
-    };
+    let status = ended(&mut child);
     let mut said = String::new();
     if let Some(mut stderr) = child.stderr.take() {
         stderr.read_to_string(&mut said).expect("what was said");
@@ -81,8 +63,8 @@ fn end(mut child: Child) -> (ExitStatus, String) {
 }
 
 #[test]
-fn what_an_interrupted_backup_stored_is_not_stored_again() {
-    // Of many small files the walk is still on its way when the first pack is stored; of fewer large ones it is done.
+fn data_of_an_interrupted_backup_is_not_stored_again() {
+    // With many small files, the walk still runs when the first pack is stored; with fewer large ones it has finished.
     for (signal, files, length) in
         [(Signal::INT, 160, 300 << 10), (Signal::TERM, 48, 1 << 20), (Signal::HUP, 160, 300 << 10)]
     {
@@ -96,7 +78,7 @@ fn what_an_interrupted_backup_stored_is_not_stored_again() {
         assert!(said.contains("the next backup continues from there"), "{said}");
         let kept = ordeal.committed() - committed;
         assert!(kept >= 16 << 20, "a pack was stored, but {kept} bytes are known");
-        // It looks that the rest is stored once.
+        // Asserts that the rest is stored once.
         ordeal.holds();
     }
 }
@@ -113,7 +95,7 @@ fn a_second_interrupt_ends_a_backup_at_once_and_loses_nothing() {
     let (status, said) = end(child);
     assert_eq!(status.code(), Some(130), "{said}");
     assert!(ordeal.snapshots().len() == 1, "an interrupted backup made a snapshot");
-    // What was not committed is stored again, so that is not looked at.
+    // Uncommitted data is stored again, so do not check that.
     ordeal.memory.forget_what_is_new();
     ordeal.holds();
 }
@@ -131,7 +113,7 @@ fn an_interrupt_at_any_moment_loses_nothing() {
                 send(&child, *ordeal.random.choose(&[Signal::INT, Signal::TERM, Signal::HUP]));
             }
             let (status, said) = end(child);
-            // Before it waits for signals, one is the end as of any program.
+            // A signal before the handlers are installed ends it, like any program.
             let ended = status.code().is_none();
             assert!(ended || matches!(status.code(), Some(0 | 130)), "{status}: {said}");
             ordeal.look();
@@ -145,20 +127,15 @@ fn a_suspended_backup_continues() {
     for signal in [Signal::TSTP, Signal::STOP] {
         let mut ordeal = large("suspended");
         let before = packs(&ordeal);
-        // In a process group of its own, as a shell would have it.
+        // In its own process group, as in a shell.
         let mut child = backup(&ordeal, &[]).process_group(0).spawn().expect("a backup");
         wait_for_pack(&ordeal, &mut child, before);
         send(&child, signal);
-        let start = Instant::now();
-        while !is_stopped(&child) {
-            assert!(start.elapsed() < PATIENCE, "{signal:?} does not stop it");
-            sleep(Duration::from_millis(1));
-        }
+        until("it is stopped", || is_stopped(&child));
         let stored = objects(&ordeal.site.repo());
-        sleep(Duration::from_millis(500));
-        assert_eq!(objects(&ordeal.site.repo()), stored, "something is stored while it is suspended");
-        // Who reads meanwhile sees what is finished.
+        // A reader sees all finished snapshots in the meantime.
         ordeal.holds_so_far();
+        assert_eq!(objects(&ordeal.site.repo()), stored, "something is stored while it is suspended");
         send(&child, Signal::CONT);
         let (status, said) = end(child);
         assert_eq!(status.code(), Some(0), "{said}");
@@ -167,9 +144,10 @@ fn a_suspended_backup_continues() {
     }
 }
 
+/// Whether all threads are stopped.
 fn is_stopped(child: &Child) -> bool {
-    let stat = fs::read_to_string(format!("/proc/{}/stat", child.id())).unwrap_or_default();
-    stat.rsplit(") ").next().is_some_and(|rest| rest.starts_with('T'))
+    let threads = threads(child.id(), "stat");
+    threads.iter().all(|stat| stat.rsplit(") ").next().is_some_and(|rest| rest.starts_with('T')))
 }
 
 #[test]
@@ -179,7 +157,7 @@ fn a_backup_finishes_after_its_outputs_are_closed() {
         let before = packs(&ordeal);
         let mut command = backup(&ordeal, arguments);
         let mut child = command.stdout(Stdio::piped()).spawn().expect("a backup");
-        // Once it is under way, both ends that it talks to are closed.
+        // While it runs, close both of its outputs.
         let mut first = [0; 1];
         if arguments.len() == 2 {
             child.stdout.as_mut().expect("a pipe").read_exact(&mut first).expect("a byte");
@@ -194,7 +172,7 @@ fn a_backup_finishes_after_its_outputs_are_closed() {
 }
 
 #[test]
-fn when_the_terminal_hangs_up_a_backup_ends_and_keeps_what_it_stored() {
+fn a_hangup_of_the_terminal_ends_a_backup_and_keeps_stored_data() {
     let mut ordeal = large("hung up");
     let (before, committed) = (packs(&ordeal), ordeal.committed());
     let ours = openpt(OpenptFlags::RDWR | OpenptFlags::NOCTTY | OpenptFlags::CLOEXEC).expect("a terminal");
@@ -203,7 +181,7 @@ fn when_the_terminal_hangs_up_a_backup_ends_and_keeps_what_it_stored() {
     let flags = rustix::fs::OFlags::RDWR | rustix::fs::OFlags::NOCTTY;
     let theirs: File = rustix::fs::open(name, flags, rustix::fs::Mode::empty()).expect("its other side").into();
     let inner = backup(&ordeal, &[]);
-    // It gets the terminal as the one that may send it signals.
+    // It gets the terminal as its controlling terminal.
     let mut command = Command::new("setsid");
     command.args(["--ctty", "--fork", "--wait"]).arg(inner.get_program()).args(inner.get_args());
     for (name, value) in inner.get_envs() {

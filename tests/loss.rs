@@ -56,7 +56,7 @@ impl World {
         World::say(&self.site, arguments)
     }
 
-    /// On a machine that knows nothing but the host key's fingerprint.
+    /// Runs on a machine that knows only the fingerprint of the host key.
     fn elsewhere(&self, arguments: &[&str]) -> Run {
         let state = TempDir::with_prefix_in("elsewhere-", self.site.path()).unwrap();
         let mut command = self.site.command(&[arguments, &["--signer", &self.host]].concat());
@@ -105,13 +105,13 @@ fn names(folder: &Path) -> Vec<String> {
     names
 }
 
-/// Whether the writer has another copy of what is in an object.
+/// Whether the writer has another copy of an object's content.
 fn has_copy(object: &str) -> bool {
     ["brackfs", "keys/", "secrets/", "sources/"].iter().any(|start| object.starts_with(start))
 }
 
 #[test]
-fn any_object_may_be_lost_and_all_opens_or_it_is_said() {
+fn after_the_loss_of_any_object_everything_opens_or_the_loss_is_reported() {
     for kind in [Kind::Plain, Kind::Encrypted, Kind::Passphrase] {
         let world = World::new(kind);
         assert!(world.opens());
@@ -242,7 +242,7 @@ fn only_valid_snapshots_are_selected() {
         let own = names(&folder);
         let newest = own.last().unwrap();
         let id = newest.rsplit('-').next().unwrap();
-        // A name later than all others, of an object that is no snapshot, and of one that is.
+        // A later name than all others, for an invalid object and for a snapshot.
         let late = late_name(newest, "00112233445566ff");
         fs::write(folder.join(&late), "no snapshot").unwrap();
         let copy = late_name(newest, "00112233445566fe");
@@ -252,7 +252,7 @@ fn only_valid_snapshots_are_selected() {
         fs::create_dir(&elsewhere).unwrap();
         fs::copy(folder.join(newest), elsewhere.join(newest)).unwrap();
         if kind == Kind::Encrypted {
-            // What another key opens, as the first and the last of all.
+            // Objects for another key, as the first and the last.
             let other = SecretKey::parse(&fs::read(world.site.key_named("other", "rfc9580")).unwrap()).unwrap();
             let mut sealed = Vec::new();
             Sealer::new(&[other.certificate()]).unwrap().seal_message(b"not for you", &mut sealed).unwrap();
@@ -267,7 +267,7 @@ fn only_valid_snapshots_are_selected() {
             let skipped = run.stderr.matches("skipping snapshots/").count();
             assert!((1..=4).contains(&skipped), "{snapshot}\n{run}");
         }
-        // One that is asked for by its own id is an error in words.
+        // Selecting one by its id fails with a message.
         for id in ["00112233445566ff", "00112233445566fe"] {
             let run = world.brackfs(&["cat", &format!("{id}:c")]).code(1);
             assert!(run.stderr.contains(id) && run.stdout.is_empty(), "{run}");

@@ -8,6 +8,7 @@ use std::collections::BTreeMap;
 use std::fs;
 use std::process::{Command, Stdio};
 
+use common::machine::spawn;
 use common::{Site, made_up, noise};
 
 #[test]
@@ -59,7 +60,7 @@ def give_up(*_):
 signal.signal(signal.SIGIO, give_up)
 for file in files: fcntl.fcntl(file, fcntl.F_SETLEASE, fcntl.F_WRLCK)
 print('ready', flush=True)
-time.sleep(60)
+time.sleep(600)
 ";
 
 #[test]
@@ -70,7 +71,7 @@ fn a_file_under_a_lease_is_backed_up() {
         let files = ["leased", "also/leased"].map(|name| site.source().join(name));
         let mut holder = Command::new("python3");
         holder.args(["-c", HOLDER, "1"]).args(&files).stdout(Stdio::piped());
-        let mut holder = holder.spawn().unwrap_or_else(|e| panic!("python3: {e} (Debian package python3)"));
+        let mut holder = spawn(&mut holder);
         let mut ready = [0; 5];
         std::io::Read::read_exact(holder.stdout.as_mut().unwrap(), &mut ready).unwrap();
         let run = site.backup(extra);

@@ -1,4 +1,5 @@
-//! Memory: it does not grow with the number of files, the length of a file or of a directory, and stays below a ceiling.
+//! Memory: it does not grow with the number of files, the length of a file or of a directory, and stays below a
+//! ceiling.
 //!
 //! Each figure is the peak of resident memory of one brackfs process, as the kernel counts it.
 
@@ -12,13 +13,14 @@ use std::path::Path;
 use std::process::{Child, Command, Stdio};
 use std::sync::LazyLock;
 use std::thread::{self, sleep};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
+use common::wait::until;
 use common::{Site, is_mounted, run, settle};
 
 const MIB: usize = 1 << 20;
 
-/// What readers may keep, so that both sizes of tree fill it.
+/// Cache size of readers: small enough to be filled by both sizes of tree.
 const CACHE: &str = "8MiB";
 
 /// Peaks of resident memory in MiB.
@@ -55,8 +57,8 @@ impl Peaks {
 
 static LARGE: LazyLock<Peaks> = LazyLock::new(|| Peaks::of(30_000, 200));
 
-/// Fills a tree: half of the files in one directory, the others a hundred to one, and one large file beside them.
-/// Returns the bytes of all.
+/// Fills a tree: half of the files in one directory, the others in directories of a hundred, and one large file.
+/// Returns the number of bytes.
 fn fill(source: &Path, files: usize, mebibytes: usize) -> u64 {
     let mut stream = blake3::Hasher::new().update(b"memory").finalize_xof();
     let mut content = [0; 1024];
@@ -94,12 +96,12 @@ fn read_all(folder: &Path) -> u64 {
     bytes
 }
 
-/// Runs brackfs to its end, and says what its peak was.
+/// Runs brackfs to its end, and returns its peak memory.
 fn peak(mut command: Command) -> u64 {
     let mut child = command.stdout(Stdio::null()).spawn().unwrap();
     let mut peak = 0;
     let ended = loop {
-        // The kernel remembers the peak, so it is enough to ask often until the end.
+        // The kernel keeps the peak, so polling until the end is enough.
         peak = peak.max(peak_so_far(&child).unwrap_or(0));
         if let Some(ended) = child.try_wait().unwrap() {
             break ended;
@@ -123,12 +125,10 @@ fn mount_and_read(site: &Site, bytes: u64) -> u64 {
     let mut command =
         site.command(&["mount", "--foreground", "--cache-size", CACHE, "source/latest", mnt.to_str().unwrap()]);
     let mut child = command.stdout(Stdio::null()).spawn().unwrap();
-    let started = Instant::now();
-    while !is_mounted(&mnt) {
+    until("it is mounted", || {
         assert!(child.try_wait().unwrap().is_none(), "the mount ended");
-        assert!(started.elapsed() < Duration::from_secs(60), "nothing was mounted");
-        sleep(Duration::from_millis(2));
-    }
+        is_mounted(&mnt)
+    });
     assert_eq!(read_all(&mnt), bytes);
     let peak = peak_so_far(&child).unwrap();
     site.brackfs(&["umount", mnt.to_str().unwrap()]).ok();
@@ -198,7 +198,7 @@ fn memory_does_not_grow_with_the_number_of_names_of_one_content() {
     }
 }
 
-/// Attributes of files, links and directories, one beside the other and one below the other.
+/// Attributes of files, links and directories, in one directory and nested.
 #[test]
 fn memory_does_not_grow_with_extended_attributes() {
     let set = |path: &Path| {
@@ -240,7 +240,7 @@ fn memory_does_not_grow_with_extended_attributes() {
     grows_by_at_most(45, "attributes in nested directories", peak_on_tmpfs(nested(10)), peak_on_tmpfs(nested(300)));
 }
 
-/// Makes directories in each other, each with a file beside it.
+/// Makes nested directories, each with a file next to it.
 fn nest(folder: &Path, levels: usize, name: &str) {
     let mut at = std::os::fd::OwnedFd::from(File::open(folder).unwrap());
     let mode = rustix::fs::Mode::from_raw_mode(0o755);

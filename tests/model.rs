@@ -1,8 +1,8 @@
-//! The file system below the mount, without a kernel, against a naive model: what the source held when it was backed
-//! up, kept in maps. Random operations must say the same of both.
+//! Compares the file system of the mount, without a kernel, with a naive model: maps of the source at the time of each
+//! backup. Random operations must have the same results on both.
 //!
-//! `PROPTEST_CASES` says how many cases; seeds of failures are kept in `tests/proptest-regressions`, and tried first from
-//! then on.
+//! `PROPTEST_CASES` sets the number of cases. Seeds of failures are stored in `tests/proptest-regressions` and tried
+//! first.
 
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::print_stderr)]
 
@@ -21,16 +21,17 @@ use brackfs::monitor::Silent;
 use brackfs::mount::{Attributes, FileSystem, FileSystemError, Ino, ListingEntry};
 use brackfs::reader::{Reader, Seek};
 use brackfs::repository::{Access, Repository};
-use common::{Site, noise, set_mode, set_time, settle};
+use common::wait::next_second;
+use common::{Site, data, noise, set_mode, set_time, settle};
 use proptest::prelude::{Just, Strategy, any, prop, prop_oneof};
 use proptest::strategy::ValueTree;
 use proptest::test_runner::{Config, FileFailurePersistence, TestRunner};
-use rustix::fs::{SeekFrom, XattrFlags};
+use rustix::fs::XattrFlags;
 
-/// The top of what is mounted.
+/// The root of the mount.
 const TOP: Ino = 1;
 
-/// What is known of a thing.
+/// An entry of the model.
 struct Known {
     kind: Kind,
     mode: u32,
@@ -39,7 +40,7 @@ struct Known {
     size: u64,
     sectors: u64,
     nlink: u64,
-    /// What names of one file have in common.
+    /// Shared by all names of a file.
     identity: u64,
     content: Vec<u8>,
     /// Where there is data.
@@ -51,17 +52,6 @@ struct Known {
 }
 
 type Model = BTreeMap<PathBuf, Known>;
-
-/// Where a file has data.
-fn data(path: &Path) -> Vec<(u64, u64)> {
-    let file = File::open(path).unwrap();
-    let (mut at, mut found) = (0, Vec::new());
-    while let Ok(start) = rustix::fs::seek(&file, SeekFrom::Data(at)) {
-        at = rustix::fs::seek(&file, SeekFrom::Hole(start)).unwrap();
-        found.push((start, at));
-    }
-    found
-}
 
 fn model_of(root: &Path) -> Model {
     let mut model = Model::new();
@@ -107,7 +97,7 @@ fn model_of(root: &Path) -> Model {
     model
 }
 
-/// One among those that are there, counted round and round.
+/// An index into the existing entries, modulo their number.
 type Pick = u16;
 
 fn pick<T>(from: &[T], at: Pick) -> &T {
@@ -119,7 +109,7 @@ fn part_of(part: u32, limit: u64) -> u64 {
     ((u128::from(part) * u128::from(limit)) >> 32) as u64
 }
 
-/// What is new in a source, and what goes, before a backup.
+/// Changes of a source before a backup.
 #[derive(Debug, Clone, PartialEq)]
 struct Round {
     /// Folders that new ones are made in.
@@ -177,7 +167,7 @@ fn new() -> impl Strategy<Value = New> {
     (any::<Pick>(), 0..200usize, what).prop_map(|(folder, name, what)| New { folder, name, what })
 }
 
-/// What happens to a source: in the first round a folder of many files comes, in the others something goes.
+/// Rounds of changes: the first adds a folder of many files, the others remove entries.
 fn source() -> impl Strategy<Value = Vec<Round>> {
     let folders = prop::collection::vec(any::<Pick>(), 3..12);
     let things = prop::collection::vec(new(), 5..60);
@@ -250,7 +240,7 @@ impl Round {
     }
 }
 
-/// What the kernel may ask of a thing that it knows. It asks what makes sense for one of its kind.
+/// A request of the kernel about an entry that it knows, valid for the kind of the entry.
 #[derive(Debug, Clone)]
 enum Question {
     /// For an entry, or one that is not there; for bytes; for a target.
@@ -304,14 +294,14 @@ fn filesystem(site: &Site) -> FileSystem {
     FileSystem::of_all(Reader::new(repository, Access::new(None, hosts), 2 << 20), Box::new(Silent))
 }
 
-/// What the kernel would know: numbers, what they stand for, and how often it was told.
+/// The state of a kernel: inode numbers, their entries, and lookup counts.
 struct Kernel<'m> {
     filesystem: FileSystem,
     models: &'m [Model],
     told: HashMap<Ino, (usize, PathBuf, u64)>,
     /// Which number a thing has; the other way round it is found in `told`.
     numbers: BTreeMap<(usize, u64), Ino>,
-    /// Every number that was ever seen, and what it stood for.
+    /// Every inode number seen so far, and its entry.
     seen: HashMap<Ino, (usize, u64)>,
 }
 
@@ -341,7 +331,7 @@ impl<'m> Kernel<'m> {
         kernel
     }
 
-    /// Compares what is said of a thing, and remembers its number.
+    /// Compares the attributes of an entry, and records its inode number.
     fn tell(&mut self, snapshot: usize, path: PathBuf, said: &Attributes) {
         self.compare(snapshot, &path, said);
         self.told.entry(said.ino).or_insert((snapshot, path, 0)).2 += 1;
@@ -469,7 +459,7 @@ fn numbers(filesystem: &FileSystem) -> BTreeMap<Vec<Vec<u8>>, Ino> {
     found
 }
 
-/// A repository, and what its snapshots hold.
+/// A repository and the models of its snapshots.
 struct World {
     site: Site,
     models: Vec<Model>,
@@ -487,7 +477,7 @@ impl World {
             models.push(model_of(&site.source()));
             if at + 1 < source.len() {
                 // Snapshots of one second are told apart by their ids, which are in no order.
-                std::thread::sleep(std::time::Duration::from_millis(1100));
+                next_second();
             }
         }
         World { site, models }
@@ -554,7 +544,7 @@ fn concurrent_readers_of_one_file_system_get_correct_results() {
         for thread in 0..6 {
             let filesystem = filesystem.clone();
             threads.spawn(move || {
-                // Each begins elsewhere, and none of them has more files at hand than are kept.
+                // Each thread begins at another entry, and none needs more files than the cache holds.
                 for (path, known) in model.iter().cycle().skip(thread * model.len() / 6).take(model.len()) {
                     let mut told = Vec::new();
                     let found = path.iter().fold(root, |at, name| {

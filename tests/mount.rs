@@ -1,4 +1,4 @@
-//! What `brackfs mount` promises: the files as they were, read only, and a mount that comes and goes cleanly.
+//! `brackfs mount`: unchanged files, read-only, and clean mounting and unmounting.
 
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::print_stdout, clippy::print_stderr)]
 
@@ -12,9 +12,9 @@ use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::{FileExt, MetadataExt, PermissionsExt, chown, symlink};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
-use std::thread::{self, sleep};
-use std::time::{Duration, Instant};
+use std::thread;
 
+use common::wait::{ended, until};
 use common::{
     Kind, Mounted, Site, content, in_mount_namespace, is_mounted, noise, run, set_mode, set_time, settle, tree,
 };
@@ -80,10 +80,10 @@ fn motley() -> Site {
 }
 
 #[test]
-fn what_is_mounted_equals_what_was_backed_up() {
+fn the_mounted_tree_equals_the_source() {
     let site = motley();
     let expected = tree(&site.source());
-    // The tree has what it is meant to have.
+    // The tree has the intended special cases.
     assert!(expected.values().any(|entry| entry.mtime < -1_000_000_000_000_000_000 && entry.mtime % 10 != 0));
     assert!(expected.values().any(|entry| entry.mtime > (1 << 31) * 1_000_000_000));
     let mounted = site.mount(&[]);
@@ -217,13 +217,9 @@ fn a_new_snapshot_appears_in_a_running_mount_and_latest_follows() {
     assert!(!first.join("b").exists());
     site.write("b", "two");
     site.backup(&[]).ok();
-    let start = Instant::now();
-    while mounted.latest() == first {
-        assert!(start.elapsed() < Duration::from_secs(3), "latest is still {}", first.display());
-        sleep(Duration::from_millis(20));
-    }
+    until("latest is another snapshot", || mounted.latest() != first);
     assert_eq!(fs::read(mounted.latest().join("b")).unwrap(), b"two");
-    // The older one stays what it was.
+    // The older snapshot is unchanged.
     assert_eq!(fs::read(first.join("a")).unwrap(), b"one");
     assert!(!first.join("b").exists());
     let mut names: Vec<_> =
@@ -235,7 +231,7 @@ fn a_new_snapshot_appears_in_a_running_mount_and_latest_follows() {
 }
 
 #[test]
-fn the_kernel_is_told_what_kind_of_mount_it_is() {
+fn the_mount_has_the_expected_type_and_options() {
     let site = ready(&[("a", "one")]);
     let mounted = site.mount(&[]);
     let mounts = fs::read_to_string("/proc/mounts").unwrap();
@@ -254,27 +250,15 @@ fn in_foreground(site: &Site) -> Child {
     let mnt = site.mnt();
     let mut command = site.command(&["mount", "--foreground", mnt.to_str().unwrap()]);
     let mut child = command.stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap();
-    let start = Instant::now();
-    while !is_mounted(&mnt) {
+    until("it is mounted", || {
         assert!(child.try_wait().unwrap().is_none(), "mount --foreground ended");
-        assert!(start.elapsed() < Duration::from_secs(20), "not mounted");
-        sleep(Duration::from_millis(5));
-    }
+        is_mounted(&mnt)
+    });
     child
 }
 
 fn ends_with_status(mut child: Child) -> i32 {
-    let start = Instant::now();
-    loop {
-        if let Some(status) = child.try_wait().unwrap() {
-            return status.code().expect("a code, not a signal");
-        }
-        if start.elapsed() > Duration::from_secs(10) {
-            let _ = child.kill();
-            panic!("it did not end");
-        }
-        sleep(Duration::from_millis(5));
-    }
+    ended(&mut child).code().expect("a code, not a signal")
 }
 
 #[track_caller]
@@ -322,7 +306,7 @@ fn a_mount_in_use_is_only_unmounted_lazily() {
 }
 
 #[test]
-fn umount_of_what_is_no_mount_is_an_error() {
+fn umount_of_a_path_that_is_not_a_mount_is_an_error() {
     let site = Site::new();
     for path in [site.mnt(), site.path().join("missing")] {
         let run = site.brackfs(&["umount", path.to_str().unwrap()]).code(1);
@@ -439,10 +423,10 @@ fn parallel_readers_get_correct_bytes() {
     });
 }
 
-/// What another user does, with a mount that is his: makes it, compares it, unmounts it.
+/// An ordinary user mounts, compares and unmounts.
 ///
-/// It runs in a mount namespace of its own: what it mounts is seen by nobody else. There, /dev/fuse is a node that
-/// everybody may open, as on an ordinary Debian, also where a container has it for root only.
+/// Runs in its own mount namespace, where all users may open /dev/fuse, as on an ordinary Debian. In containers it may
+/// be for root only.
 const AS_OTHER_USER: &str = r#"
 set -eu
 mkdir dev

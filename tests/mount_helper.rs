@@ -1,4 +1,4 @@
-//! What `mount.brackfs` promises: mount(8) can call it, and lines of an fstab work.
+//! `mount.brackfs`: mount(8) can call it, and lines of an fstab work.
 
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::print_stdout, clippy::print_stderr)]
 
@@ -8,9 +8,10 @@ use std::fs;
 use std::os::unix::fs::symlink;
 use std::process::{Command, Stdio};
 
+use common::machine::need;
 use common::{Run, Site, in_mount_namespace, is_mounted, run, tree};
 
-/// A site with a snapshot, and the helper beside it as `mount.brackfs`.
+/// A site with a snapshot and the helper `mount.brackfs`.
 fn ready() -> Site {
     let site = Site::with_files(&[("a", "one"), ("d/b", "two")]);
     site.init();
@@ -30,7 +31,7 @@ fn as_mount_does(site: &Site, command: &mut Command) {
     command.env("GNUPGHOME", site.keys());
 }
 
-/// The helper, as mount(8) calls it: `REPO MOUNTPOINT`, and what else is given.
+/// Runs the helper as mount(8) does, with `REPO MOUNTPOINT` and extra arguments.
 fn helper(site: &Site, extra: &[&str]) -> Run {
     let mut command = Command::new(site.path().join("mount.brackfs"));
     as_mount_does(site, &mut command);
@@ -116,7 +117,7 @@ fn the_helper_exits_with_the_codes_of_mount() {
     helper(&site, &["-s", "-o", &with(",uid=0")]).code(32);
 }
 
-/// Run in a mount namespace of its own: there, and only there, /sbin has the helper.
+/// Runs in its own mount namespace, where /sbin has the helper.
 const WITH_FSTAB: &str = r#"
 set -eu
 mkdir sbin
@@ -146,10 +147,10 @@ fn mount_finds_the_helper_and_reads_the_fstab() {
 }
 
 #[test]
-fn an_automounter_can_have_it_mounted_when_somebody_looks() {
+fn an_automounter_mounts_it_on_first_access() {
     let site = ready();
-    let has_autofs = fs::read_to_string("/proc/filesystems").unwrap().contains("\tautofs\n");
-    assert!(has_autofs, "this test needs autofs in the kernel; as root: modprobe autofs4");
+    let file_systems = fs::read_to_string("/proc/filesystems").unwrap();
+    need(file_systems.find("\tautofs\n").ok_or("not in /proc/filesystems"), "autofs in the kernel (modprobe autofs4)");
     let script = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/mount_helper/automounter.py");
     let mut command = in_mount_namespace("python3");
     command.arg(script).arg(site.mnt()).arg(site.mnt().join("source/latest/d/b"));

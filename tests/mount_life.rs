@@ -1,5 +1,5 @@
-//! What becomes of a mount when things go: users that stay, a program that is killed, a target that is away, snapshots
-//! that are removed, blocks that fail.
+//! A mount while it is in use and is unmounted or killed, while the repository is unavailable, and while snapshots are
+//! removed or blocks fail.
 
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::print_stderr)]
 
@@ -10,12 +10,15 @@ use std::io;
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command};
+use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::thread::{self, sleep};
-use std::time::{Duration, Instant};
+use std::thread;
+use std::time::Instant;
 
 use common::foreground::{BOUND, Foreground, open_direct, read_direct};
+use common::machine::spawn;
 use common::ordeal::Random;
+use common::wait::until;
 use common::{Site, is_mounted, noise, run, settle, snapshot_objects, tree};
 use rustix::io::Errno;
 use rustix::process::Signal;
@@ -29,12 +32,12 @@ fn ready<C: AsRef<[u8]>>(files: &[(&str, C)]) -> Site {
     site
 }
 
-/// Somebody who stays in a folder until he is dropped.
+/// A process whose working directory is in the mount, until it is dropped.
 struct Visitor(Child);
 
 impl Visitor {
     fn of(folder: &Path) -> Visitor {
-        Visitor(Command::new("sleep").arg("1000").current_dir(folder).spawn().unwrap())
+        Visitor(spawn(Command::new("sleep").arg("1000").current_dir(folder)))
     }
 
     fn name(&self) -> String {
@@ -79,32 +82,36 @@ fn a_second_signal_ends_a_mount_in_use() {
 }
 
 #[test]
-fn a_killed_mount_hangs_nobody_and_is_cleaned_up() {
+fn a_killed_mount_fails_all_reads_and_is_cleaned_up() {
     let site = ready(&[("large", noise("large", 8 * MIB)), ("small", b"small".to_vec())]);
     for again in [false, true, false] {
         let mut mounted = Foreground::of(&site, &["--cache-size", "1MiB"]);
         let path = mounted.latest().join("large");
         let files: Vec<_> = (0..4).map(|_| open_direct(&path).unwrap()).collect();
+        let reads: Arc<[AtomicU64; 4]> = Arc::default();
         let readers: Vec<_> = files
             .into_iter()
-            .map(|file| {
+            .enumerate()
+            .map(|(number, file)| {
+                let reads = reads.clone();
                 thread::spawn(move || {
                     let mut at = 0;
                     loop {
                         if let Err(error) = read_direct(&file, at % (7 * MIB as u64), 128 << 10) {
                             return Errno::from_io_error(&error);
                         }
+                        reads[number].fetch_add(1, Ordering::Relaxed);
                         at += 128 << 10;
                     }
                 })
             })
             .collect();
-        sleep(Duration::from_millis(100));
+        until("all read", || reads.iter().all(|reads| reads.load(Ordering::Relaxed) > 2));
         mounted.child.kill().unwrap();
         mounted.child.wait().unwrap();
         mounted.until("readers end", |_| readers.iter().all(thread::JoinHandle::is_finished));
         for reader in readers {
-            // The one whose request was being served is told that it was broken off.
+            // The request that was being served was aborted.
             let error = reader.join().unwrap();
             assert!([Some(Errno::NOTCONN), Some(Errno::CONNABORTED)].contains(&error), "{error:?}");
         }
@@ -112,7 +119,7 @@ fn a_killed_mount_hangs_nobody_and_is_cleaned_up() {
         assert_eq!(Errno::from_io_error(&gone), Some(Errno::NOTCONN));
         assert!(is_mounted(&site.mnt()));
         if again {
-            // A new mount at the same place cleans up by itself.
+            // A new mount at the same place removes the dead one.
             let mounted = site.mount(&[]);
             assert_eq!(fs::read(mounted.latest().join("small")).unwrap(), b"small");
         } else {
@@ -123,21 +130,35 @@ fn a_killed_mount_hangs_nobody_and_is_cleaned_up() {
 }
 
 #[test]
-fn a_target_that_is_away_for_a_moment_is_waited_for() {
+fn reads_wait_for_a_repository_that_is_away_for_a_moment() {
     let bytes = noise("large", 4 * MIB);
     let site = ready(&[("large", &bytes)]);
     let mounted = Foreground::of(&site, &["--cache-size", "1MiB"]);
     let file = open_direct(&mounted.latest().join("large")).unwrap();
     let away = site.path().join("away");
     fs::rename(site.repo(), &away).unwrap();
+    let (listings, is_back) = (AtomicU64::new(0), AtomicBool::new(false));
     thread::scope(|threads| {
         let reader = threads.spawn(|| read_direct(&file, 0, 4 * MIB));
+        // The mount caches a listing for a second.
         let lister = threads.spawn(|| {
-            sleep(Duration::from_millis(1100));
-            fs::read_dir(site.mnt()).map(Iterator::count)
+            loop {
+                let names = fs::read_dir(site.mnt()).map(Iterator::count);
+                if names.is_err() || is_back.load(Ordering::Relaxed) {
+                    return names;
+                }
+                listings.fetch_add(1, Ordering::Relaxed);
+            }
         });
-        sleep(Duration::from_millis(1500));
-        assert!(!reader.is_finished() && !lister.is_finished(), "they wait");
+        let (mut last, mut looks) = (0, 0);
+        until("no listing ends", || {
+            let now = listings.load(Ordering::Relaxed);
+            looks = if now == last { looks + 1 } else { 0 };
+            last = now;
+            looks == 20
+        });
+        assert!(!reader.is_finished() && !lister.is_finished(), "they do not wait");
+        is_back.store(true, Ordering::Relaxed);
         fs::rename(&away, site.repo()).unwrap();
         assert!(reader.join().unwrap().unwrap() == bytes);
         // The source, and tags.
@@ -146,7 +167,7 @@ fn a_target_that_is_away_for_a_moment_is_waited_for() {
 }
 
 #[test]
-fn a_target_that_stays_away_is_an_error_until_it_is_back() {
+fn reads_fail_while_a_repository_stays_away() {
     let bytes = noise("large", 4 * MIB);
     let site = ready(&[("large", &bytes)]);
     let mounted = Foreground::of(&site, &["--cache-size", "1MiB"]);
@@ -161,13 +182,13 @@ fn a_target_that_stays_away_is_an_error_until_it_is_back() {
             assert!(start.elapsed() < BOUND, "{:?}", start.elapsed());
         };
         failed(read_direct(&file, 0, 4 * MIB).map(drop));
-        // Who comes now waits no more.
+        // Later calls do not wait.
         let waited = Instant::now();
         for _ in 0..10 {
             failed(read_direct(&file, 0, 4 * MIB).map(drop));
             failed(fs::read_dir(site.mnt()).and_then(|entries| entries.collect::<io::Result<Vec<_>>>()).map(drop));
         }
-        assert!(waited.elapsed() < Duration::from_secs(5), "{:?}", waited.elapsed());
+        assert!(waited.elapsed() < BOUND, "{:?}", waited.elapsed());
         fs::rename(&away, site.repo()).unwrap();
         assert!(read_direct(&file, 0, 4 * MIB).unwrap() == bytes);
         assert_eq!(mounted.latest(), root);
@@ -176,7 +197,7 @@ fn a_target_that_stays_away_is_an_error_until_it_is_back() {
 }
 
 #[test]
-fn a_removed_snapshot_leaves_listings_and_who_is_in_it_goes_on() {
+fn a_removed_snapshot_leaves_listings_and_its_open_files_can_still_be_read() {
     let bytes = noise("large", 4 * MIB);
     let site = ready(&[("large", &bytes)]);
     let mut mounted = Foreground::of(&site, &["--cache-size", "1MiB"]);
@@ -197,7 +218,7 @@ fn a_removed_snapshot_leaves_listings_and_who_is_in_it_goes_on() {
     mounted.until("the other one is", |mounted| names(mounted).len() == 2);
     assert!(read_direct(&file, 0, 4 * MIB).unwrap() == bytes, "what is stored is still there");
     assert_eq!(fs::read(mounted.latest().join("new")).unwrap(), b"new");
-    // When all that it needs is gone as well.
+    // After its data is deleted, too.
     for pack in packs(&site) {
         fs::remove_file(pack).unwrap();
     }
@@ -211,7 +232,7 @@ fn packs(site: &Site) -> Vec<PathBuf> {
 }
 
 #[test]
-fn many_readers_get_right_bytes_or_an_error_whatever_goes_on() {
+fn many_readers_get_correct_bytes_or_errors_while_packs_are_damaged() {
     let contents: Vec<_> = (0..40).map(|at| noise(&at.to_string(), at * 20_011 % 700_000)).collect();
     let files: Vec<_> = contents.iter().enumerate().map(|(at, bytes)| (format!("d{}/f{at}", at % 5), bytes)).collect();
     let files: Vec<_> = files.iter().map(|(name, bytes)| (name.as_str(), *bytes)).collect();
@@ -238,7 +259,7 @@ fn many_readers_get_right_bytes_or_an_error_whatever_goes_on() {
             count.fetch_add(1, Ordering::Relaxed);
         }
     };
-    // Once round before it is measured: what is used at all is in use then.
+    // Read everything once before measuring, so that caches and buffers exist.
     read_all(0);
     let before = mounted.usage();
     let mut random = Random::new(1, "readers");
@@ -255,7 +276,7 @@ fn many_readers_get_right_bytes_or_an_error_whatever_goes_on() {
             .collect();
         let all = packs(&site);
         for round in 0..30 {
-            // A pack is away, or damaged in the middle, for a moment.
+            // For a while, a pack is missing or damaged in the middle.
             let pack = &all[random.below(all.len() as u64) as usize];
             let aside = site.path().join("aside");
             fs::copy(pack, &aside).unwrap();
@@ -267,27 +288,25 @@ fn many_readers_get_right_bytes_or_an_error_whatever_goes_on() {
                     file.write_all_at(b"something else", middle).unwrap();
                 }
             }
-            sleep(Duration::from_millis(30));
+            let reads = || right.load(Ordering::Relaxed) + failed.load(Ordering::Relaxed);
+            let begun = reads();
+            until("files are read", || reads() >= begun + files.len() as u64);
             fs::copy(&aside, pack).unwrap();
             if round % 10 == 5 {
                 site.write("changing", round.to_string());
                 settle();
                 site.backup(&[]).ok();
                 let objects = snapshot_objects(&site);
-                // The one that is read stays.
+                // Keep the snapshot that is being read.
                 fs::remove_file(objects.last().unwrap()).unwrap();
             }
         }
         stop.store(true, Ordering::Relaxed);
-        let start = Instant::now();
-        while readers.iter().any(|reader| !reader.is_finished()) {
-            assert!(start.elapsed() < BOUND, "readers hang");
-            sleep(Duration::from_millis(10));
-        }
+        until("readers end", || readers.iter().all(thread::ScopedJoinHandle::is_finished));
     });
     assert!(right.load(Ordering::Relaxed) > 100, "{right:?} were right, {failed:?} failed");
     assert!(failed.load(Ordering::Relaxed) > 0, "nothing failed");
-    // All is well again, and nothing was kept.
+    // Everything can be read again, and nothing leaked.
     let shown = tree(&root);
     for (name, bytes) in &files {
         assert_eq!(shown[Path::new(name)].content, Some(blake3::hash(bytes)), "{name}");
@@ -305,7 +324,7 @@ fn a_hangup_or_an_external_umount_ends_a_mount() {
     mounted.signal(Signal::HUP);
     mounted.until("it ends", |mounted| mounted.child.try_wait().unwrap().is_some_and(|status| status.success()));
     assert!(!is_mounted(&site.mnt()));
-    // Whoever detaches it behind its back ends it as well.
+    // It also ends if another program detaches the mount.
     let mut mounted = Foreground::of(&site, &[]);
     let mut command = Command::new("umount");
     command.arg(site.mnt());

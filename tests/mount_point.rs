@@ -1,5 +1,4 @@
-//! Where `brackfs mount` mounts, and with which options: nobody else decides about the place, and an option does what it
-//! says or is refused.
+//! Mount points and options of `brackfs mount`: no other user can redirect the mount, and options work or are refused.
 
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::print_stdout, clippy::print_stderr)]
 
@@ -13,6 +12,7 @@ use std::process::Command;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
 
+use common::machine::mount_tmpfs;
 use common::{Run, Site, is_mounted, run, set_mode};
 use rustix::fs::{CWD, RenameFlags, renameat_with};
 
@@ -33,7 +33,7 @@ fn refused(site: &Site, mountpoint: &Path, why: &str) {
 }
 
 #[test]
-fn a_link_is_no_mount_point_and_the_way_to_one_may_have_links() {
+fn a_mount_point_may_not_be_a_link_but_its_parents_may() {
     let site = ready();
     let [empty, link, way] = ["empty", "link", "way"].map(|name| site.path().join(name));
     fs::create_dir(&empty).unwrap();
@@ -52,9 +52,9 @@ fn a_link_is_no_mount_point_and_the_way_to_one_may_have_links() {
     assert!(!is_mounted(&empty));
 }
 
-/// Somebody owns the directory above the mount point, and swaps it for a link to another directory all the time.
+/// An attacker owns the parent of the mount point, and keeps swapping the mount point with a link to another directory.
 #[test]
-fn whoever_renames_the_mount_point_has_nothing_else_covered() {
+fn renaming_the_mount_point_never_redirects_a_mount() {
     let site = ready();
     let [above, etc] = ["above", "etc"].map(|name| site.path().join(name));
     fs::create_dir_all(above.join("mnt")).unwrap();
@@ -94,8 +94,7 @@ fn whoever_renames_the_mount_point_has_nothing_else_covered() {
 #[test]
 fn only_mounts_of_brackfs_are_unmounted() {
     let site = ready();
-    let flags = rustix::mount::MountFlags::empty();
-    rustix::mount::mount("tmpfs", site.mnt(), "tmpfs", flags, c"size=64k").unwrap();
+    mount_tmpfs(&site.mnt(), c"size=64k");
     for lazy in [&[][..], &["--lazy"]] {
         let run = site.brackfs(&[&["umount", site.mnt().to_str().unwrap()], lazy].concat()).code(1);
         assert!(run.stderr.contains("is not a mount of brackfs"), "{run}");
@@ -111,7 +110,7 @@ fn only_mounts_of_brackfs_are_unmounted() {
     assert!(!is_mounted(&below) && is_mounted(&site.mnt()));
 }
 
-/// What a user without rights reads.
+/// Reads a file as an unprivileged user.
 fn read_by_nobody(path: &Path) -> Run {
     let mut command = Command::new("cat");
     command.arg(path).uid(NOBODY).gid(NOBODY);
@@ -147,7 +146,7 @@ fn all_forms_of_allow_other_are_equivalent() {
             }
         }
         run(command).ok();
-        // The kernel has it all in its cache now, and asks nobody any more.
+        // The kernel serves these from its cache now.
         for name in ["open", "closed", "denied"] {
             assert_eq!(fs::read_to_string(site.mnt().join(name)).unwrap(), name);
         }

@@ -1,5 +1,5 @@
-//! What `brackfs mount` promises where something is short: a state that cannot be written to, few processes, little
-//! memory, few open files. It works, or it fails with a message; it never says that it is done and is dead.
+//! `brackfs mount` with limited resources: a read-only state directory, few processes, little memory, few open files.
+//! It works, or fails with a message; it never reports success and then dies.
 
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::print_stdout, clippy::print_stderr)]
 
@@ -71,7 +71,7 @@ fn little_memory_or_few_files_slow_a_mount_but_do_not_end_it() {
 }
 
 #[test]
-fn too_little_memory_for_a_passphrase_is_told_from_a_wrong_one() {
+fn too_little_memory_for_a_passphrase_is_distinguished_from_a_wrong_one() {
     let site = Site::with_files(&[("file", b"content".to_vec())]);
     let phrase = site.path().join("phrase");
     fs::write(&phrase, "correct horse").unwrap();
@@ -152,7 +152,7 @@ fn few_processes_slow_a_mount_but_do_not_end_it() {
 }
 
 #[test]
-fn where_the_state_is_read_only_it_works_and_says_once_that_there_is_no_log() {
+fn a_mount_works_with_a_read_only_state_and_reports_once_that_there_is_no_log() {
     let site = ready();
     let state = site.path().join("read-only");
     fs::create_dir(&state).unwrap();
@@ -175,13 +175,13 @@ fn a_mount_closes_inherited_files() {
     let lock = site.path().join("lock");
     let run = mount_after(&site, "exec 9>lock\nflock -n 9");
     assert_eq!(run.code, 0, "{run}");
-    // Whoever waited for the end of the wrapper goes on.
+    // Processes that waited for the end of the wrapper continue.
     rustix::fs::flock(File::open(&lock).unwrap(), FlockOperation::NonBlockingLockExclusive).expect("the lock is free");
     assert!(assert_works_or_says_why(&site, &run));
 }
 
 #[test]
-fn a_reader_who_meets_damage_again_and_again_fills_no_log() {
+fn repeated_reads_of_damaged_data_do_not_fill_the_log() {
     let site = ready();
     let packs = packs(&site.repo());
     // The trees are in another one.

@@ -1,4 +1,4 @@
-//! Files of several users in one backup: the length of what is stored tells no user what is in another one's files.
+//! Files of several users in one backup: stored lengths reveal nothing about the files of other users.
 
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::print_stdout, clippy::print_stderr)]
 
@@ -13,7 +13,7 @@ use common::{Site, age, settle, tree};
 const LUCY: u32 = 1001;
 const MALLORY: u32 = 1002;
 
-/// What cannot be compressed but by what it repeats.
+/// Text that compresses only where it repeats.
 fn secret(seed: &str) -> String {
     blake3::hash(seed.as_bytes()).to_hex().to_string()
 }
@@ -64,7 +64,7 @@ fn right_and_wrong_guesses_at_content_or_names_take_the_same_space() {
 }
 
 #[test]
-fn files_of_many_owners_side_by_side_come_back() {
+fn files_of_many_owners_in_one_directory_are_restored() {
     let site = Site::new();
     for number in 0..300 {
         // Contents and whole folders repeat.

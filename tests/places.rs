@@ -11,25 +11,18 @@ use std::os::unix::fs::symlink;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
+use common::machine::succeed;
 use common::{Run, Site, set_mode, set_time, settle};
 use rustix::fs::{FileType, Mode};
 use rustix::process::{Pid, Signal};
-
-/// Runs a program that `package` of Debian has; it must be there and be done.
-#[track_caller]
-fn tool(package: &str, program: &str, arguments: &[&Path]) {
-    let output = Command::new(program).args(arguments).output();
-    let output = output.unwrap_or_else(|e| panic!("{program}, of the Debian package {package}: {e}"));
-    assert!(output.status.success(), "{program} {arguments:?}: {}", String::from_utf8_lossy(&output.stderr));
-}
 
 /// An empty NTFS below the site, mounted by `program` of ntfs-3g with these options.
 fn ntfs(site: &Site, program: &str, options: &str) -> PathBuf {
     let (image, place) = (site.path().join("image"), site.path().join("place"));
     File::create(&image).unwrap().set_len(64 << 20).unwrap();
     fs::create_dir(&place).unwrap();
-    tool("ntfs-3g", "mkfs.ntfs", &[Path::new("-q"), Path::new("-F"), &image]);
-    tool("ntfs-3g", program, &[&image, &place, Path::new("-o"), Path::new(options)]);
+    succeed(Command::new("mkfs.ntfs").args([Path::new("-q"), Path::new("-F"), &image]));
+    succeed(Command::new(program).args([image.as_path(), &place, Path::new("-o"), Path::new(options)]));
     place
 }
 
@@ -40,7 +33,7 @@ fn bindfs(site: &Site, options: &[&str]) -> PathBuf {
     fs::create_dir(&place).unwrap();
     let options = options.iter().map(Path::new);
     let arguments: Vec<&Path> = options.chain([below.as_path(), &place]).collect();
-    tool("bindfs", "bindfs", &arguments);
+    succeed(Command::new("bindfs").args(arguments));
     place
 }
 
@@ -62,7 +55,7 @@ fn names(folder: &Path) -> Vec<String> {
     names
 }
 
-/// The paths below the destination that problems were reported of, and what was said.
+/// The reported problems by path below the destination.
 fn problems(run: &Run, out: &Path) -> BTreeMap<String, String> {
     let lines = run.stderr.lines().filter_map(|line| serde_json::from_str::<serde_json::Value>(line).ok());
     let problems = lines.filter(|line| line["message_type"] == "error");
@@ -88,7 +81,7 @@ fn with_twins() -> Site {
     site
 }
 
-/// Of each pair one is there, and what was said of the other names both.
+/// Asserts that one of each pair exists, and that the problem of the other one names both.
 #[track_caller]
 fn assert_one_of_each_pair(run: Run, out: &Path) {
     let run = run.code(1);
@@ -128,8 +121,8 @@ fn entries_whose_names_collide_are_reported_and_nothing_is_replaced() {
 }
 
 #[test]
-fn an_interrupted_restore_goes_on_and_leaves_nothing_where_files_have_names_from_the_start() {
-    // With and without attributes that could mark what is unfinished.
+fn an_interrupted_restore_continues_and_leaves_nothing_where_unnamed_files_are_unsupported() {
+    // With and without attributes, which could mark unfinished files.
     for options in [&[][..], &["--xattr-none"]] {
         let site = Site::new();
         for i in 0..40 {
@@ -181,7 +174,7 @@ fn unfinished_files_of_a_running_restore_are_left_alone() {
     assert!(!unfinished.exists());
 }
 
-/// brackfs, in a strace that lets calls fail; `inject` is what strace takes.
+/// brackfs under strace, which makes calls fail as `inject` says.
 #[track_caller]
 fn with_failing(site: &Site, inject: &str, arguments: &[&str]) -> Run {
     let inner = site.command(arguments);
@@ -209,7 +202,7 @@ fn with_times() -> Site {
     site
 }
 
-/// A restore that is run again finds that all is there, but for what is missing or has another content.
+/// Asserts that a repeated restore finds everything except missing files and those with other content.
 #[track_caller]
 fn assert_continues(out: &Path, restore: &dyn Fn() -> Run) {
     restore().ok();
@@ -224,7 +217,7 @@ fn assert_continues(out: &Path, restore: &dyn Fn() -> Run) {
 }
 
 #[test]
-fn a_restore_goes_on_where_times_are_kept_in_coarse_steps_or_not_all_of_them() {
+fn a_restore_continues_where_times_are_coarse_or_incomplete() {
     let site = with_times();
     let out = ntfs(&site, "ntfs-3g", "permissions").join("out");
     assert_continues(&out, &|| restore(&site, &out, &[]));
@@ -234,14 +227,20 @@ fn a_restore_goes_on_where_times_are_kept_in_coarse_steps_or_not_all_of_them() {
     let (image, place) = (site.path().join("image"), site.path().join("place"));
     File::create(&image).unwrap().set_len(16 << 20).unwrap();
     fs::create_dir(&place).unwrap();
-    tool("e2fsprogs", "mkfs.ext4", &[Path::new("-q"), Path::new("-F"), Path::new("-I"), Path::new("128"), &image]);
-    tool("mount", "mount", &[Path::new("-o"), Path::new("loop"), &image, &place]);
+    succeed(Command::new("mkfs.ext4").args([
+        Path::new("-q"),
+        Path::new("-F"),
+        Path::new("-I"),
+        Path::new("128"),
+        &image,
+    ]));
+    succeed(Command::new("mount").args([Path::new("-o"), Path::new("loop"), &image, &place]));
     let out = place.join("out");
     assert_continues(&out, &|| restore(&site, &out, &[]));
 }
 
 #[test]
-fn a_restore_goes_on_where_no_time_can_be_set_since_contents_are_compared() {
+fn a_restore_continues_where_no_time_can_be_set_by_comparing_content() {
     let site = with_times();
     let out = site.path().join("out");
     let arguments = ["restore", "latest", "--json", "--to", out.to_str().unwrap()];
@@ -290,7 +289,7 @@ fn a_restore_needs_no_proc() {
         command.current_dir(&home);
         let run = common::run(command).ok();
         let (mut found, mut expected) = (common::tree(&home.join("out")), common::tree(&site.source()));
-        // Its mode is what a user of the handle cannot set.
+        // The mode cannot be set through this handle.
         for tree in [&mut found, &mut expected] {
             let pipe = tree.remove(Path::new("pipe")).expect("a pipe");
             assert_eq!(pipe.kind, common::Kind::Fifo);
@@ -348,7 +347,7 @@ fn a_restore_works_with_few_open_files_and_few_threads() {
         }
         codes.push(run.code);
     }
-    // One that waits for signals has to be there. Workers need not.
+    // The thread that waits for signals is required, workers are not.
     assert_eq!(codes[2..], [0; 4], "{codes:?}");
 }
 

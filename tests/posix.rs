@@ -1,6 +1,6 @@
-//! What a mount promises to programs: it answers as a file system of the machine does that is mounted read-only.
+//! A mount behaves to programs like a local file system that is mounted read-only.
 //!
-//! Most tests ask the same of two places and compare: of the source, bound read-only, and of the mount.
+//! Most tests compare two places: the source, bind-mounted read-only, and the mount.
 
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::print_stderr)]
 
@@ -37,7 +37,7 @@ fn backed_up(fill: impl FnOnce(&Site)) -> Site {
     site
 }
 
-/// The source once more, where nobody can change it.
+/// A read-only bind mount of the source.
 fn bound_read_only(site: &Site) -> PathBuf {
     let bound = site.path().join("bound");
     fs::create_dir(&bound).unwrap();
@@ -98,7 +98,7 @@ fn modes_owners_and_link_counts_equal_the_source() {
             fs::hard_link(site.source().join("linked"), site.source().join(format!("link {at}"))).unwrap();
         }
         symlink("linked", site.source().join("symlink")).unwrap();
-        // A name of its own, and one that is not in the backup.
+        // A file with one name in the backup and one outside of it.
         fs::hard_link(site.write("outside", "x"), site.path().join("elsewhere")).unwrap();
     });
     let mounted = site.mount(&[]);
@@ -113,7 +113,7 @@ fn modes_owners_and_link_counts_equal_the_source() {
     }
 }
 
-/// Where the holes are is told by tmpfs in pages, so that is what files are made of here.
+/// A sparse file. tmpfs reports holes in pages, so ranges should be multiples of one.
 fn sparse(path: &Path, size: u64, data: &[(u64, usize)]) {
     let file = File::create(path).unwrap();
     file.set_len(size).unwrap();
@@ -141,7 +141,7 @@ fn blocks_are_counted_as_du_counts_them() {
 }
 
 #[test]
-fn attributes_come_in_the_right_sizes() {
+fn attributes_have_the_right_sizes() {
     let large = noise("large", 60_000);
     let site = backed_up(|site| {
         let path = site.write("file", "x");
@@ -184,10 +184,10 @@ fn attributes_come_in_the_right_sizes() {
     }
 }
 
-/// What an operation of a program comes to: nothing but its error.
+/// An operation, of which only the error counts.
 type Attempt = fn(&Path) -> Result<(), Errno>;
 
-/// Opens without waiting for whoever is at the other end of a pipe.
+/// Opens a path without waiting for the other end of a pipe.
 fn open(path: &Path, flags: OFlags) -> Result<(), Errno> {
     rustix::fs::open(path, flags | OFlags::NONBLOCK, Mode::from_raw_mode(0o644)).map(drop)
 }
@@ -203,7 +203,7 @@ fn now() -> Timestamps {
     times(UTIME_NOW, UTIME_NOW)
 }
 
-/// Something that is no part of either place: it lies where both of them do.
+/// A path outside of both places, in their parent.
 fn outside(path: &Path) -> PathBuf {
     path.ancestors().find(|above| above.join("state").is_dir()).unwrap().join("outside")
 }

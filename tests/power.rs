@@ -1,7 +1,7 @@
-//! The power fails at any moment of a backup, and nothing is lost.
+//! The power fails at any moment of a backup, and no data is lost.
 //!
-//! Repository and state lie on a [`Disk`] that keeps only what was synced. Every sync of a backup is a moment at which
-//! the power may fail; what is found after it must be as promised.
+//! Repository and state are on a [`Disk`] that keeps only synced changes. The power may fail before each sync of a
+//! backup; all invariants must hold for the state after it.
 
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::print_stdout, clippy::print_stderr)]
 
@@ -23,12 +23,12 @@ fn disk_of(site: &Site) -> Disk {
     fs::create_dir(&at).expect("a mount point");
     let disk = Disk::mount(&at);
     place(site, &at);
-    // That these two folders are there is nobody's work but ours.
+    // The test made these two folders, so it must sync them.
     disk.settle();
     disk
 }
 
-/// Has the site find what the power cut left.
+/// Replaces repository and state by those after a power cut.
 fn cut(site: &Site, moment: &Moment, cut: Cut, random: &mut Random) {
     let after = site.path().join("after");
     if after.exists() {
@@ -39,7 +39,7 @@ fn cut(site: &Site, moment: &Moment, cut: Cut, random: &mut Random) {
     place(site, &after);
 }
 
-/// The moments to try, and what is left at each: a few of them, or in a long run all.
+/// The moments and cuts to test: a few of them, or all in a long run.
 fn choose(moments: usize, random: &mut Random) -> Vec<(usize, Cut)> {
     let mut chosen: Vec<_> = (0..moments).flat_map(|moment| Cut::ALL.map(|cut| (moment, cut))).collect();
     if !is_long() {
@@ -58,7 +58,7 @@ fn a_power_cut_at_any_sync_of_a_backup_loses_nothing() {
         let disk = disk_of(&site);
         let mut ordeal = Ordeal::at(site, random, 1);
         ordeal.change();
-        // What a killed run left in sight need not be on the disk, and the next one relies on it.
+        // Objects of a killed run may be visible but not on the disk, and the next run relies on them.
         if ordeal.random.one_in(2) {
             let moment = Duration::from_millis(ordeal.random.below(150));
             let mut killed = ordeal.command();
@@ -79,7 +79,7 @@ fn a_power_cut_at_any_sync_of_a_backup_loses_nothing() {
             let moment = &moments[number];
             eprintln!("power: {way:?} cut before {}, {number} of {}", moment.before, moments.len());
             cut(&ordeal.site, moment, way, &mut random);
-            // What is reported as done is kept, whenever the power fails.
+            // Reported success survives every power cut.
             ordeal.memory = if number + 1 == moments.len() { at_the_end.clone() } else { memory.clone() };
             ordeal.holds();
         }
@@ -89,7 +89,7 @@ fn a_power_cut_at_any_sync_of_a_backup_loses_nothing() {
 /// The disk fails to sync a folder, so an object is in sight that may be gone after a power cut. The next run must not
 /// rely on it before it is kept.
 #[test]
-fn what_is_in_sight_but_not_synced_is_synced_before_it_is_relied_on() {
+fn visible_but_unsynced_objects_are_synced_before_they_are_relied_on() {
     let site = Site::in_memory();
     let disk = disk_of(&site);
     let mut ordeal = Ordeal::at(site, Random::new(1, "in sight"), 1);
@@ -108,14 +108,14 @@ fn what_is_in_sight_but_not_synced_is_synced_before_it_is_relied_on() {
     for moment in &moments {
         cut(&ordeal.site, moment, Cut::Clean, &mut random);
         ordeal.memory = memory.clone();
-        // Whether that snapshot is kept nobody promised; what names it must not be without it.
+        // This snapshot may be lost, but then no object may refer to it.
         ordeal.memory.keep_only(&ordeal.snapshots());
         ordeal.holds();
     }
 }
 
 #[test]
-fn what_is_reported_as_done_is_on_the_disk() {
+fn reported_success_is_on_the_disk() {
     let site = Site::in_memory();
     let disk = disk_of(&site);
     let mut random = Random::new(1, "done");

@@ -1,6 +1,6 @@
-//! What a run says while it goes on: a line on a terminal, an answer to SIGUSR1, lines of JSON.
+//! Progress of a run: a line on a terminal, an answer to SIGUSR1, lines of JSON.
 //!
-//! A backup of a pipe goes on as long as the test holds the pipe open, so nothing here depends on the clock.
+//! A backup of a pipe runs until the test closes the pipe, so no result depends on the clock.
 
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::print_stdout, clippy::print_stderr)]
 
@@ -77,7 +77,7 @@ fn a_signal_prints_the_progress_at_once() {
         let mut held = Held::of_pipe(&site, quiet);
         let mut said = BufReader::new(held.child.stderr.take().unwrap());
         let mut line = String::new();
-        // What was read from the pipe may still be on its way to be counted.
+        // Data that was read from the pipe may not be counted yet.
         while !line.contains(" MiB read (") {
             held.ask();
             line = next_line(&mut said);
@@ -163,7 +163,7 @@ fn a_signal_before_a_run_begins_does_nothing() {
     }
 }
 
-/// A terminal of so many columns: the side that reads what is written to it, and the side that is given to programs.
+/// A pseudoterminal with this many columns: the side of the test, and the side of the program.
 fn terminal(columns: u16) -> (File, OwnedFd) {
     let ours = openpt(OpenptFlags::RDWR | OpenptFlags::NOCTTY).unwrap();
     grantpt(&ours).unwrap();
@@ -204,7 +204,7 @@ fn a_line_on_a_terminal_shows_the_progress_and_is_erased_at_the_end() {
     let seen = String::from_utf8(seen).unwrap();
     let (running, result) = seen.split_once("snapshot ").expect("a summary");
     assert!(running.contains("0 files  "), "{seen:?}");
-    // What was drawn last before the summary is nothing.
+    // The line is erased before the summary.
     let last = running.rsplit("\x1b[2K").next().unwrap();
     assert_eq!(last.trim_matches(['\r', '\n']), "", "{seen:?}");
     assert!(result.contains("4.00 MiB read, ") && !result.contains('\x1b'), "{seen:?}");

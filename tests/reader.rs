@@ -15,6 +15,7 @@ use brackfs::monitor::Silent;
 use brackfs::reader::{EntryHandle, Error, FileReader, Reader};
 use brackfs::repository::{Access, Repository};
 use brackfs::restore::{Options, restore};
+use common::wait::{threads, until};
 use common::{Site, noise, tree};
 
 const MIB: usize = 1 << 20;
@@ -49,23 +50,20 @@ fn blocks_of(reader: &Reader, file: &FileReader) -> HashSet<BlockLocation> {
     blocks
 }
 
-/// How many blocks were decoded by the time that nobody decodes any more.
+/// The number of blocks decoded so far, once no thread decodes another one.
 fn decoded(reader: &Reader) -> u64 {
-    let mut last = reader.decoded_blocks();
-    loop {
-        std::thread::sleep(std::time::Duration::from_millis(30));
-        match reader.decoded_blocks() {
-            now if now == last => return now,
-            now => last = now,
-        }
-    }
+    until("all prefetch threads sleep", || {
+        let threads = threads(std::process::id(), "stat");
+        threads.iter().filter(|stat| stat.contains("(prefetch)")).all(|stat| stat.contains(") S "))
+    });
+    reader.decoded_blocks()
 }
 
 #[test]
 fn sequential_reads_of_a_large_file_decode_each_block_once() {
     let content = noise("large", 40 * MIB);
     let site = backed_up(&[("large", content.clone())]);
-    // Little cache and much; one who reads, and one who asks for two pieces at once in the wrong order.
+    // A small and a large cache; single reads, and pairs of reads in reverse order.
     for (cache, pieces) in [(12 * MIB, 1), (12 * MIB, 2), (128 * MIB, 1)] {
         let reader = reader(&site, cache);
         let file = FileReader::new(at(&reader, "large"));
@@ -98,7 +96,7 @@ fn sequential_reads_of_a_large_file_decode_each_block_once() {
 }
 
 #[test]
-fn who_reads_here_and_there_has_nothing_else_decoded() {
+fn random_reads_decode_only_their_blocks() {
     let content = noise("large", 24 * MIB);
     let site = backed_up(&[("large", content.clone())]);
     let reader = reader(&site, 128 * MIB);
@@ -123,7 +121,7 @@ fn who_reads_here_and_there_has_nothing_else_decoded() {
 }
 
 #[test]
-fn who_reads_small_files_in_order_has_each_block_decoded_once_and_the_next_one_before_it_is_wanted() {
+fn sequential_reads_of_small_files_decode_each_block_once_and_prefetch_the_next_one() {
     let files: Vec<_> = (0..400).map(|n| (format!("d/{n:03}"), noise(&n.to_string(), 20_000))).collect();
     let files: Vec<_> = files.iter().map(|(name, content)| (name.as_str(), content.clone())).collect();
     let site = backed_up(&files);
@@ -165,21 +163,21 @@ fn a_restore_of_files_from_many_backups_decodes_each_block_once() {
         blocks.extend(blocks_of(&all, &FileReader::new(at(&all, &format!("d{folder:02}/f{file:02}")))));
     }
     assert!(blocks.len() > backups + 1, "{}", blocks.len());
-    // There is no room for one block of each backup.
+    // The cache cannot hold one block of each backup.
     let reader = reader(&site, MIB);
     let to = site.path().join("out");
     let restored = restore(&reader, &at(&reader, ""), &to, &Options::default(), &Silent, &AtomicBool::new(false));
     assert_eq!(restored.unwrap().files, (folders * files) as u64);
     assert!(tree(&to) == tree(&site.source()));
-    // Blocks of directories come on top, and on a busy machine a worker that lags behind needs a block again that has left
-    // the small cache. In the order of the tree each folder would need a block of each backup.
+    // Plus blocks of directories, and on a busy machine a slow worker needs a block again that has left the small
+    // cache. In the order of the tree, each folder would need a block of each backup.
     let most = 2 * blocks.len() as u64;
     assert!(most < folders as u64 * backups as u64 / 2);
     assert!((blocks.len() as u64..=most).contains(&decoded(&reader)), "{} of {}", decoded(&reader), blocks.len());
 }
 
 #[test]
-fn a_search_does_not_read_again_what_is_the_same_in_the_next_snapshot() {
+fn a_search_reads_unchanged_directories_once() {
     let site = Site::new();
     site.init();
     for path in (0..200).flat_map(|folder| (0..30).map(move |file| format!("{}/{folder}/{file}", folder % 10))) {

@@ -7,8 +7,9 @@ mod common;
 use std::fs;
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
-use std::process::Command;
+use std::process::{Command, Stdio};
 
+use common::machine::spawn;
 use common::{Run, Site, run};
 use tempfile::TempDir;
 
@@ -38,7 +39,8 @@ impl Owner {
     fn gpg(&self, arguments: &[&str]) -> Vec<u8> {
         let mut gpg = Command::new("gpg");
         gpg.args(["--batch", "--quiet", "--pinentry-mode", "loopback", "--passphrase", "", "--homedir"]);
-        let output = gpg.arg(self.folder.path()).args(arguments).output().expect("gpg, of the package gnupg");
+        gpg.arg(self.folder.path()).args(arguments).stdout(Stdio::piped()).stderr(Stdio::piped());
+        let output = spawn(&mut gpg).wait_with_output().expect("output of gpg");
         assert!(output.status.success(), "{arguments:?}: {}", String::from_utf8_lossy(&output.stderr));
         output.stdout
     }
@@ -146,7 +148,7 @@ fn backups_continue_after_an_expired_certificate_is_renewed() {
     let recipient: serde_json::Value = serde_json::from_str(&listed.stdout).unwrap();
     assert_eq!(recipient["fingerprint"], owner.fingerprint);
     assert!(recipient["problem"].as_str().unwrap().contains("expired"), "{listed}");
-    // A machine that cannot become the writer for that reason stays what it was.
+    // A machine that cannot become the writer for this reason keeps its state.
     let refused = site.brackfs(&["adopt"]).code(1);
     assert!(refused.stderr.contains("expired on 20"), "{refused}");
     // The old certificate brings nothing.

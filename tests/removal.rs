@@ -1,5 +1,5 @@
-//! Nothing that a snapshot needs is ever removed: a backup removes what this very catalog recorded as begun and unfinished,
-//! and only while everything at the target is accounted for.
+//! Objects that a snapshot needs are never removed: a backup removes only unfinished objects that its own catalog
+//! recorded, and only while every other object of the repository is accounted for.
 
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::print_stdout, clippy::print_stderr)]
 
@@ -9,10 +9,10 @@ use std::collections::BTreeSet;
 use std::fs;
 use std::io::Write;
 use std::path::{Path, PathBuf};
-use std::process::{Child, Command, Stdio};
-use std::thread::sleep;
-use std::time::Duration;
+use std::process::{Child, Stdio};
 
+use common::machine;
+use common::wait::until;
 use common::{Run, Site, noise, settle, tree};
 
 const MIB: usize = 1 << 20;
@@ -37,10 +37,10 @@ fn writing(site: &Site) -> Child {
     let mut command = site.command(&["backup", "--stdin-filename", "pipe", "--commit-interval", "1h"]);
     let mut child = command.stdin(Stdio::piped()).stdout(Stdio::null()).stderr(Stdio::piped()).spawn().unwrap();
     child.stdin.as_mut().unwrap().write_all(&noise("pipe", 40 * MIB)).unwrap();
-    while packs(site).len() < before.len() + 2 {
+    until("packs are stored", || {
         assert!(child.try_wait().unwrap().is_none(), "the backup ended");
-        sleep(Duration::from_millis(5));
-    }
+        packs(site).len() >= before.len() + 2
+    });
     child
 }
 
@@ -74,7 +74,7 @@ fn hide(site: &Site, object: &Path) -> PathBuf {
 
 fn copy(from: &Path, to: &Path) {
     let _ = fs::remove_dir_all(to);
-    assert!(Command::new("cp").arg("-a").arg(from).arg(to).status().unwrap().success());
+    machine::copy(from, to);
 }
 
 #[track_caller]
@@ -143,9 +143,9 @@ fn a_missing_index_is_named_by_check_and_costs_no_pack() {
     site.brackfs(&["check", "--read-data"]).ok();
 }
 
-/// The same without a kill: a catalog that was rebuilt removes nothing, whatever is not listed.
+/// The same without a kill: a rebuilt catalog removes nothing, even if objects are not listed.
 #[test]
-fn whatever_is_not_accounted_for_keeps_everything() {
+fn an_unknown_object_prevents_all_removals() {
     let site = two_snapshots();
     kill(writing(&site));
     let (repo, state) = (site.path().join("repo-then"), site.path().join("state-then"));
@@ -215,7 +215,7 @@ fn a_machine_image_from_the_middle_of_a_run_loses_nothing() {
     let (indexes, snapshots) = (objects(&site, "index"), objects(&site, "snapshots"));
     let (index, snapshot) = (indexes.last().unwrap(), snapshots.last().unwrap());
 
-    // What the target lists late, if anything.
+    // The objects that the storage lists late.
     for late in [vec![], vec![index], vec![index, snapshot], vec![snapshot]] {
         copy(&repo, &site.repo());
         copy(&image, &site.state());
@@ -229,7 +229,7 @@ fn a_machine_image_from_the_middle_of_a_run_loses_nothing() {
     }
 }
 
-/// Packs of nobody that is known here: another program's, or of a state that is lost.
+/// Packs of an unknown writer: another program, or a lost state.
 #[test]
 fn unknown_packs_are_reported_and_kept() {
     let site = two_snapshots();

@@ -1,4 +1,4 @@
-//! What `brackfs restore`, `cat` and `ls` promise: the files as they were, and nothing else touched.
+//! `brackfs restore`, `cat` and `ls`: unchanged files, and no change to other files.
 
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::print_stdout, clippy::print_stderr)]
 
@@ -12,6 +12,7 @@ use std::os::unix::fs::{MetadataExt, PermissionsExt, chown, lchown, symlink};
 use std::path::{Path, PathBuf};
 use std::process::Stdio;
 
+use common::machine;
 use common::{Run, Site, content, set_mode, set_time, settle, tree};
 use rustix::fs::{CWD, FileType, Mode};
 use rustix::process::{Pid, Signal};
@@ -27,7 +28,7 @@ fn ready<C: AsRef<[u8]>>(files: &[(&str, C)]) -> Site {
     site
 }
 
-/// Restores into a directory, with what to do about conflicts.
+/// Restores into a directory with these options.
 #[must_use = "it may have failed: say .ok() or .code(n)"]
 fn restore(site: &Site, what: &str, to: &Path, extra: &[&str]) -> Run {
     let mut arguments = vec!["restore", what, "--json", "--to", to.to_str().unwrap()];
@@ -90,7 +91,7 @@ fn motley() -> Site {
 }
 
 #[test]
-fn what_is_restored_equals_what_was_backed_up() {
+fn the_restored_tree_equals_the_source() {
     let site = motley();
     let out = site.path().join("out");
     let summary = restore(&site, "latest", &out, &[]).ok().json();
@@ -150,7 +151,7 @@ fn one_name_of_several_can_be_restored() {
 }
 
 #[test]
-fn what_is_not_in_the_snapshot_cannot_be_restored() {
+fn a_path_that_is_not_in_the_snapshot_cannot_be_restored() {
     let site = ready(&[("a", "one")]);
     let out = site.path().join("out");
     for what in ["latest:missing", "latest:a/below", "other/latest", "ffffffffffff"] {
@@ -165,7 +166,7 @@ fn occupied() -> (Site, PathBuf) {
     let out = site.path().join("out");
     restore(&site, "latest:same", &out, &[]).ok();
     fs::write(out.join("differs"), "mine").unwrap();
-    // Equal by size and time, so that it shows who replaces it nevertheless.
+    // Equal size and time, so only an unconditional replacement changes it.
     let time = fs::metadata(out.join("same")).unwrap().modified().unwrap();
     fs::write(out.join("same"), "THE SAME").unwrap();
     File::options().write(true).open(out.join("same")).unwrap().set_modified(time).unwrap();
@@ -277,7 +278,7 @@ fn a_link_in_place_of_a_file_is_not_followed() {
 }
 
 #[test]
-fn a_file_that_looks_the_same_is_no_conflict() {
+fn a_file_that_looks_the_same_is_not_a_conflict() {
     let (site, out) = occupied();
     fs::remove_file(out.join("differs")).unwrap();
     let summary = restore(&site, "latest", &out, &[]).ok().json();
@@ -286,7 +287,7 @@ fn a_file_that_looks_the_same_is_no_conflict() {
 }
 
 #[test]
-fn patterns_choose_what_is_restored() {
+fn patterns_select_the_restored_files() {
     let site =
         ready(&[("a/x.c", "1"), ("a/x.h", "2"), ("a/old/y.c", "3"), ("b/all/one", "4"), ("b/z", "5"), ("e/f", "6")]);
     fs::set_permissions(site.source().join("a"), fs::Permissions::from_mode(0o711)).unwrap();
@@ -300,7 +301,7 @@ fn patterns_choose_what_is_restored() {
     };
     let chosen = restored("include", &["--include", "*.c", "--include", "/b/all"]);
     assert_eq!(chosen, (3, "a a/old a/old/y.c a/x.c b b/all b/all/one".into()));
-    // What only leads there is made as it was.
+    // Parents of included files get their recorded modes.
     assert_eq!(fs::metadata(site.path().join("include/a")).unwrap().mode() & 0o777, 0o711);
     let chosen = restored("both", &["--include", "*.c", "--exclude", "old/"]);
     assert_eq!(chosen, (1, "a a/x.c".into()));
@@ -311,7 +312,7 @@ fn patterns_choose_what_is_restored() {
 }
 
 #[test]
-fn what_only_leads_to_what_is_wanted_stays_as_it_is() {
+fn existing_parents_of_restored_files_keep_their_metadata() {
     let site = ready(&[("a/b", "1"), ("a/c", "2")]);
     let out = site.path().join("out");
     fs::create_dir_all(out.join("a")).unwrap();
@@ -331,8 +332,7 @@ fn a_dry_run_changes_nothing_and_has_the_same_counts() {
         let dry = restore(&site, "latest", &out, &[extra, &["--dry-run"]].concat()).ok().json();
         assert_eq!(tree(&out), before);
         let copy = site.path().join(format!("copy {}", extra[1]));
-        let copied = std::process::Command::new("cp").arg("-a").arg(&out).arg(&copy).status().unwrap();
-        assert!(copied.success());
+        machine::copy(&out, &copy);
         let real = restore(&site, "latest", &copy, extra).ok().json();
         for count in ["files", "bytes", "skipped", "directories", "others", "problems"] {
             assert_eq!(dry[count], real[count], "{count} {extra:?}");
@@ -378,7 +378,7 @@ fn broken_off(signal: Signal) -> (Site, PathBuf, i32) {
 }
 
 #[test]
-fn a_restore_that_was_broken_off_goes_on_when_it_is_run_again() {
+fn an_interrupted_restore_continues_when_it_is_run_again() {
     for (signal, code) in [(Signal::KILL, 0), (Signal::INT, 130)] {
         let (site, out, found) = broken_off(signal);
         assert_eq!(found, code);
@@ -433,7 +433,7 @@ fn existing_private_directories_stay_private() {
 }
 
 #[test]
-fn a_directory_that_gets_one_file_keeps_what_it_has() {
+fn a_directory_that_gets_one_file_keeps_its_metadata() {
     let site = ready(&[("a", "one")]);
     let out = site.path().join("out");
     fs::create_dir(&out).unwrap();
@@ -464,7 +464,7 @@ fn metadata_that_cannot_be_set_does_not_prevent_the_content() {
         if command[0] == "mount" {
             run.arg(&out);
         }
-        assert!(run.status().unwrap().success(), "{command:?}");
+        machine::succeed(&mut run);
     }
     let run = restore(&site, "latest", &out, &[]).code(1);
     assert!(run.stderr.contains("user.large") && run.stderr.contains("file"), "{run}");
@@ -485,7 +485,7 @@ fn metadata_that_cannot_be_set_does_not_prevent_the_content() {
 }
 
 #[test]
-fn a_dry_run_knows_links_and_what_is_in_the_way() {
+fn a_dry_run_predicts_links_and_conflicts() {
     let site = ready(&[("a", "one"), ("d/b", "two"), ("e", "three")]);
     for name in ["a2", "d/a3"] {
         fs::hard_link(site.source().join("a"), site.source().join(name)).unwrap();
@@ -533,7 +533,7 @@ fn cat_writes_the_content_of_a_file() {
 }
 
 #[test]
-fn cat_of_what_is_no_file_is_an_error() {
+fn cat_of_a_path_that_is_not_a_file_is_an_error() {
     let site = motley();
     for what in ["latest:modes", "latest:missing", "latest:fifo", "latest"] {
         let run = site.brackfs(&["cat", what]);
@@ -611,7 +611,7 @@ fn ls_prints_an_object_for_each_entry() {
             Some(target) => assert_eq!(object["target"], *target.to_string_lossy()),
             None => assert_eq!(object["target"], Value::Null),
         }
-        // What is no text is there exactly, too.
+        // Names that are not UTF-8 are also given exactly.
         assert_eq!(object["path_hex"].is_string(), path.to_str().is_none(), "{lossy}");
     }
 }

@@ -1,5 +1,5 @@
-//! A bit of the catalog flips: the next snapshot is what the source is all the same, or the backup fails in words. What is
-//! damaged is left out and read again by the next run, not by a person.
+//! A bit of the catalog flips: the next snapshot still equals the source, or the backup fails with a message. Damaged
+//! rows are ignored and read again by the next run, without manual repair.
 
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::print_stdout, clippy::print_stderr)]
 
@@ -9,8 +9,8 @@ use std::collections::BTreeMap;
 use std::fs::{self, OpenOptions};
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
-use std::process::Command;
 
+use common::machine;
 use common::ordeal::{Random, rounds};
 use common::{AGED, Entry, Run, Site, age, noise, number, set_time, settle, tree};
 use rusqlite::Connection;
@@ -68,7 +68,7 @@ impl Then {
         for path in &written {
             site.write(path, noise(&format!("{path} {i}"), 5000));
         }
-        // What is stored already, under other names.
+        // Stored content under other names.
         written.extend([format!("d2/again {i}"), format!("copies/large {i}")]);
         site.write(&written[2], noise("small 7", 50 + 7 * 7));
         let mut large = noise("large", 4 << 20);
@@ -92,7 +92,7 @@ impl Then {
         folder.join("catalog.sqlite")
     }
 
-    /// If there is a snapshot of this run, it restores to what the source is.
+    /// Asserts that the snapshot of this run, if it made one, restores to the source.
     #[track_caller]
     fn is_right(&self, run: &Run, source: &Tree, what: &str) {
         let Some(summary) = run.stdout.lines().last().filter(|line| line.contains("snapshot_id")) else { return };
@@ -126,7 +126,7 @@ impl Then {
 
 fn copy(from: &Path, to: &Path) {
     let _ = fs::remove_dir_all(to);
-    assert!(Command::new("cp").arg("-a").arg(from).arg(to).status().unwrap().success());
+    machine::copy(from, to);
 }
 
 #[test]
@@ -147,7 +147,7 @@ fn a_flipped_bit_of_the_catalog_makes_no_wrong_snapshot() {
     });
 }
 
-/// Every column that snapshots are made from, one at a time, through SQLite: so nothing but the row is damaged.
+/// Damages every column that snapshots are made from, one at a time, through SQLite, so that only the row is invalid.
 #[test]
 fn a_wrong_column_of_the_catalog_makes_no_wrong_snapshot() {
     let mut then = Then::new();
@@ -186,7 +186,7 @@ fn a_wrong_column_of_the_catalog_makes_no_wrong_snapshot() {
     }
 }
 
-/// What is damaged is named by `catalog verify`; the next backup leaves it out by itself, and says so.
+/// `catalog verify` reports damaged rows; the next backup ignores them, with a message.
 #[test]
 fn damaged_rows_are_reported_and_replaced_without_a_rebuild() {
     let mut then = Then::new();

@@ -43,7 +43,7 @@ fn in_words(run: &Run, words: &str) {
 }
 
 #[test]
-fn with_few_threads_everything_works_or_says_why_not() {
+fn with_few_threads_every_command_works_or_reports_the_limit() {
     let site = backed_up();
     let backup: [OsString; 2] = ["backup".into(), site.source().into()];
     let preview: [OsString; 3] = ["backup".into(), site.source().into(), "--dry-run".into()];
@@ -98,7 +98,7 @@ fn a_limit_of_file_sizes_is_reported_and_loses_nothing() {
 }
 
 #[test]
-fn with_few_open_files_everything_works_or_says_why_not() {
+fn with_few_open_files_every_command_works_or_reports_the_limit() {
     let site = backed_up();
     let backup: [OsString; 2] = ["backup".into(), site.source().into()];
     let mut worked = 0;
@@ -140,7 +140,7 @@ fn output_to_a_closed_standard_output_is_an_error() {
 }
 
 #[test]
-fn who_reads_needs_no_home() {
+fn readers_need_no_home_directory() {
     let site = backed_up();
     for arguments in [&["ls", "latest"][..], &["restore", "latest", "--to", "out"], &["check"], &["cat", "latest:b"]] {
         let mut command = Command::new("setpriv");

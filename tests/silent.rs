@@ -1,5 +1,5 @@
-//! File systems that do not answer: what is left out of a backup is not asked anything, and what is not left out holds
-//! nothing up that was told to end.
+//! File systems that do not answer: excluded paths are not accessed, and a signal ends a backup that waits for other
+//! paths.
 
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::print_stdout, clippy::print_stderr)]
 
@@ -9,12 +9,14 @@ use std::fs;
 use std::io::{Read, Seek};
 use std::path::Path;
 use std::process::{Command, Stdio};
-use std::thread::{self, sleep};
-use std::time::{Duration, Instant};
+use std::thread;
+use std::time::Duration;
 
+use common::machine::mount_tmpfs;
 use common::silent::Silent;
+use common::wait::{ended, send, until_it_waits_for_fuse};
 use common::{Run, Site, noise, number, run_within, settle};
-use rustix::process::{Pid, Signal, kill_process};
+use rustix::process::Signal;
 
 /// A run that waits for no answer takes well below a second.
 const LIMIT: Duration = Duration::from_secs(60);
@@ -39,7 +41,7 @@ fn mount(site: &Site, points: &[&str], how: Mount) -> Vec<Silent> {
     points.iter().map(|point| how(&site.source().join(point))).collect()
 }
 
-/// Backs up with these arguments beside the source's path.
+/// Backs up the source with these arguments.
 #[must_use = "it may have failed: say .ok() or .code(n)"]
 fn backup(site: &Site, arguments: &[&str]) -> Run {
     let source = site.source();
@@ -59,7 +61,7 @@ fn names(site: &Site) -> Vec<String> {
 }
 
 #[test]
-fn what_patterns_leave_out_is_not_asked_anything() {
+fn excluded_paths_are_not_accessed() {
     let mounts: [(&str, Mount); 3] = [("dead", Silent::dead), ("silent", Silent::mount), ("private", Silent::private)];
     for (how, mounted) in mounts {
         let (site, points) = site();
@@ -138,26 +140,14 @@ fn excluded_paths_are_not_resolved() {
     }
 }
 
-/// Starts a backup that meets a mount that does not answer, and tells it to end once it waits for it.
+/// Starts a backup of a mount that does not answer, and sends it a signal once it waits.
 #[track_caller]
 fn assert_one_signal_ends(mut command: Command, path: &Path) {
     let (stderr, mut text) = (tempfile::tempfile().unwrap(), String::new());
     let mut child = command.stderr(stderr.try_clone().unwrap()).stdout(Stdio::null()).spawn().unwrap();
-    // Early signals must be heard, too; this is to meet the wait itself.
-    sleep(Duration::from_secs(2));
-    assert!(child.try_wait().unwrap().is_none(), "it did not wait for {}", path.display());
-    let start = Instant::now();
-    kill_process(Pid::from_child(&child), Signal::TERM).unwrap();
-    let ended = loop {
-        match child.try_wait().unwrap() {
-            Some(ended) => break ended,
-            None if start.elapsed() > LIMIT => {
-                child.kill().unwrap();
-                panic!("the first signal was not heard: {command:?}");
-            }
-            None => sleep(Duration::from_millis(10)),
-        }
-    };
+    until_it_waits_for_fuse(&mut child);
+    send(&child, Signal::TERM);
+    let ended = ended(&mut child);
     (&stderr).rewind().and_then(|()| (&stderr).read_to_string(&mut text)).unwrap();
     assert_eq!(ended.code(), Some(130), "{command:?}\n{text}");
     assert!(text.contains(path.to_str().unwrap()) && text.contains("does not answer"), "{command:?}\n{text}");
@@ -200,8 +190,7 @@ fn data_stored_before_an_interrupted_wait_is_kept() {
 fn a_path_given_inside_a_mount_is_backed_up_with_one_file_system() {
     let (site, points) = site();
     let inside = site.source().join("few");
-    let tmpfs = rustix::mount::MountFlags::empty();
-    rustix::mount::mount("tmpfs", &inside, "tmpfs", tmpfs, c"mode=755").unwrap();
+    mount_tmpfs(&inside, c"mode=755");
     fs::create_dir_all(inside.join("given/hung")).unwrap();
     fs::write(inside.join("given/file"), "content").unwrap();
     let _mounts = mount(&site, &[points[0], "few/given/hung"], Silent::mount);

@@ -256,8 +256,8 @@ fn threads_use_a_storage_at_the_same_time() {
     }
 }
 
-/// A storage in memory that fails on request, in a wrapper that tries again; and the waits of the wrapper: tries so far and
-/// kind of error.
+/// A storage in memory that fails on request, in a wrapper that tries again; and the waits of the wrapper: tries so far
+/// and kind of error.
 struct Trial {
     storage: Retry,
     faults: Faults,

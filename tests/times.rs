@@ -1,5 +1,5 @@
-//! Snapshots are shown and found by the time at which their backups began, and ordered by their numbers, whatever the clock
-//! says in between.
+//! Snapshots are shown and selected by the start of their backups, and ordered by their numbers, even if the clock
+//! jumps.
 
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::print_stdout, clippy::print_stderr)]
 
@@ -52,7 +52,7 @@ fn many_backups_in_a_row_are_not_dated_into_the_future() {
         }
     }
     assert_eq!(cat(&site, "latest").ok().stdout, "6");
-    // Each has a name of its own in the mount, also those that began in the same second.
+    // Each has its own name in the mount, even within a second.
     let mounted = site.mount(&[]);
     let names: Vec<_> = fs::read_dir(mounted.path().join("source")).unwrap().map(|name| name.unwrap().path()).collect();
     let mut found: Vec<_> =

@@ -1,4 +1,4 @@
-//! Two backups at once, and readers beside a backup: one waits its turn, the others see what is finished.
+//! Concurrent backups and readers: the second backup waits, and readers see only finished snapshots.
 
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::print_stdout, clippy::print_stderr)]
 
@@ -67,7 +67,7 @@ fn concurrent_backups_and_readers_do_not_disturb_each_other() {
                     assert!(second.stderr.contains("another run"), "{second}");
                 }
                 ordeal.look();
-                // What this one leaves, the next one removes beside the readers.
+                // The next run removes the leftovers of this one while readers are active.
                 let mut killed =
                     ordeal.command().stdout(Stdio::null()).stderr(Stdio::null()).spawn().expect("a backup");
                 thread::sleep(Duration::from_millis(ordeal.random.below(150)));

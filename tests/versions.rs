@@ -1,4 +1,4 @@
-//! What `brackfs versions` promises: which versions of a path there are, from when to when, and where it was missing.
+//! `brackfs versions`: the versions of a path, their times, and the times without it.
 
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::print_stdout, clippy::print_stderr)]
 
@@ -222,7 +222,7 @@ fn an_unreadable_snapshot_is_reported_and_the_others_are_shown() {
     assert_eq!(sizes, [None, Some(9), None, Some(3)]);
 }
 
-/// Writes a file of one MiB that is a hole but for 64 KiB of data at `offset`.
+/// Writes a file of one MiB that is a hole except for 64 KiB of data at `offset`.
 fn write_sparse(site: &Site, path: &str, offset: u64) {
     let path = site.source().join(path);
     let file = fs::File::create(&path).unwrap();

@@ -7,10 +7,10 @@ mod common;
 use std::fs::{self, File};
 use std::io::{self, Read};
 use std::path::{Path, PathBuf};
-use std::thread::sleep;
-use std::time::{Duration, Instant};
 
+use common::wait::{next_second, until};
 use common::{Site, tree};
+use rustix::fs::{AtFlags, CWD, StatxFlags, statx};
 
 fn ready() -> Site {
     let site = Site::with_files(&[("a", "one"), ("d/b", "two")]);
@@ -46,16 +46,6 @@ fn objects(site: &Site) -> Vec<PathBuf> {
 fn log(site: &Site) -> String {
     let folders = fs::read_dir(site.state()).unwrap().map(|entry| entry.unwrap().path().join("mount.log"));
     folders.filter_map(|path| fs::read_to_string(path).ok()).collect()
-}
-
-/// Waits until something is so: the mount looks for snapshots now and then.
-#[track_caller]
-fn within_seconds(what: &str, is_so: impl Fn() -> bool) {
-    let start = Instant::now();
-    while !is_so() {
-        assert!(start.elapsed() < Duration::from_secs(5), "still not: {what}");
-        sleep(Duration::from_millis(20));
-    }
 }
 
 #[test]
@@ -96,10 +86,10 @@ fn tags_appear_with_new_snapshots_and_disappear_with_removed_ones() {
     let by_tag = mounted.path().join("by-tag");
     assert_eq!(names(&by_tag), ["first"]);
     backup(&site, "home", &["second"]);
-    within_seconds("the second tag is there", || names(&by_tag) == ["first", "second"]);
+    until("the second tag is there", || names(&by_tag) == ["first", "second"]);
     fs::remove_file(&objects(&site)[0]).unwrap();
-    within_seconds("the first tag is gone", || names(&by_tag) == ["second"]);
-    within_seconds("the first tag can't be entered", || !by_tag.join("first").exists());
+    until("the first tag is gone", || names(&by_tag) == ["second"]);
+    until("the first tag can't be entered", || !by_tag.join("first").exists());
 }
 
 #[test]
@@ -108,16 +98,22 @@ fn modification_times_of_folders_show_their_changes() {
     backup(&site, "home", &["first"]);
     let mounted = site.mount(&[]);
     let paths = ["", "home", "by-tag", "by-tag/first"].map(|path| mounted.path().join(path));
-    let times = || paths.each_ref().map(|path| fs::metadata(path).unwrap().modified().unwrap());
+    // Asks the mount, not the cache of the kernel.
+    let time = |path: &PathBuf| {
+        let flags = AtFlags::STATX_FORCE_SYNC;
+        let time = statx(CWD, path, flags, StatxFlags::MTIME).unwrap().stx_mtime;
+        (time.tv_sec, time.tv_nsec)
+    };
+    let times = || paths.each_ref().map(time);
     paths.iter().for_each(|path| drop(names(path)));
-    // Longer than anything is believed.
-    let believed = Duration::from_millis(2100);
-    sleep(believed);
     let before = times();
-    sleep(believed);
-    assert_eq!(times(), before);
+    backup(&site, "other", &[]);
+    until("the new source is there", || names(mounted.path()).contains(&"other".into()));
+    until("the root has changed", || times()[0] > before[0]);
+    assert_eq!(times()[1..], before[1..]);
+    let before = times();
     backup(&site, "home", &["second"]);
-    within_seconds("all have changed", || times().iter().zip(&before).all(|(now, before)| now > before));
+    until("all have changed", || times().iter().zip(&before).all(|(now, before)| now > before));
 }
 
 #[test]
@@ -142,8 +138,8 @@ fn a_removed_snapshot_disappears_and_latest_follows() {
     let site = ready();
     for tag in ["1", "2", "3"] {
         backup(&site, "home", &[tag]);
-        // Of two of one second the second gets the shorter name when the first is removed.
-        sleep(Duration::from_millis(1000));
+        // If two began in the same second, the second one gets a shorter name once the first is removed.
+        next_second();
     }
     let mounted = site.mount(&[]);
     let home = mounted.path().join("home");
@@ -156,30 +152,28 @@ fn a_removed_snapshot_disappears_and_latest_follows() {
     fs::remove_file(&objects[0]).unwrap();
     fs::remove_file(&objects[2]).unwrap();
     // Before anything is listed: a listing would tell the kernel as well.
-    within_seconds("they can't be entered", || !first.exists() && !third.join("d/b").exists());
-    within_seconds("two are gone from the list", || names(&home) == [shown[1].clone(), "latest".into()]);
+    until("they can't be entered", || !first.exists() && !third.join("d/b").exists());
+    until("two are gone from the list", || names(&home) == [shown[1].clone(), "latest".into()]);
     assert_eq!(fs::read_link(home.join("latest")).unwrap(), Path::new(&shown[1]));
     assert_eq!(fs::read_to_string(home.join("latest/d/b")).unwrap(), "two");
-    // Who has a file open may read on.
+    // Open files can still be read.
     let mut content = String::new();
     open.read_to_string(&mut content).unwrap();
     assert_eq!(content, "one");
     fs::remove_file(&objects[1]).unwrap();
-    within_seconds("a source without snapshots is gone", || names(mounted.path()) == ["by-tag"]);
-    // Not at once: the kernel believes a name for a second, and asks nobody before it opens a directory.
-    within_seconds("it can't be listed", || {
-        fs::read_dir(&home).is_err_and(|error| error.kind() == io::ErrorKind::NotFound)
-    });
+    until("a source without snapshots is gone", || names(mounted.path()) == ["by-tag"]);
+    // Not at once: the kernel caches a name for a second, and opens a directory without asking.
+    until("it can't be listed", || fs::read_dir(&home).is_err_and(|error| error.kind() == io::ErrorKind::NotFound));
 }
 
 #[test]
-fn only_what_is_looked_at_is_opened() {
+fn only_snapshots_that_are_accessed_are_opened() {
     let site = ready();
     for tag in ["1", "2", "3"] {
         backup(&site, "home", &[tag]);
     }
     let objects = objects(&site);
-    // Whoever opens these comes to know of it.
+    // Opening these fails.
     for object in &objects[..2] {
         fs::write(object, "no snapshot").unwrap();
     }
@@ -217,9 +211,9 @@ fn a_repaired_snapshot_is_shown_again() {
     let shown = names(&home);
     assert_eq!((shown.len(), latest()), (2, PathBuf::from(&shown[0])), "{shown:?}");
     fs::write(&newest, bytes).unwrap();
-    within_seconds("it is shown again", || names(&home).len() == 3);
-    within_seconds("it is the newest", || latest() == Path::new(&names(&home)[1]));
-    within_seconds("it has its tag", || names(&mounted.path().join("by-tag")) == ["1", "2"]);
+    until("it is shown again", || names(&home).len() == 3);
+    until("it is the newest", || latest() == Path::new(&names(&home)[1]));
+    until("it has its tag", || names(&mounted.path().join("by-tag")) == ["1", "2"]);
     assert_eq!(tree(&home.join("latest").canonicalize().unwrap()), tree(&site.source()));
     assert_eq!(log(&site).lines().count(), 1, "{}", log(&site));
 }
@@ -240,8 +234,9 @@ fn a_source_without_a_readable_name_takes_it_from_a_snapshot_or_shows_its_id() {
     let mut expected = [id, "by-tag"];
     expected.sort_unstable();
     assert_eq!(names(mounted.path()), expected);
-    sleep(Duration::from_millis(1100));
-    names(mounted.path());
+    // When it is listed again, both were looked at again.
+    backup(&site, "other", &[]);
+    until("the new source is there", || names(mounted.path()).contains(&"other".into()));
     assert_eq!(log(&site).lines().count(), 1, "{}", log(&site));
 }
 
@@ -260,10 +255,10 @@ fn latest_is_found_below_many_objects_that_are_not_snapshots() {
     junk(&site, 3000);
     let mounted = site.mount(&[]);
     let latest = mounted.path().join("home/latest");
-    within_seconds("latest is found", || fs::canonicalize(&latest).is_ok_and(|root| root.join("a").exists()));
+    until("latest is found", || fs::canonicalize(&latest).is_ok_and(|root| root.join("a").exists()));
     assert_eq!(tree(&latest.canonicalize().unwrap()), tree(&site.source()));
-    // They are not shown any more, and the log has room for more than them.
-    within_seconds("others are gone", || names(&mounted.path().join("home")).len() == 2);
+    // They are hidden now, and the log is not full.
+    until("others are gone", || names(&mounted.path().join("home")).len() == 2);
     assert!(log(&site).lines().count() <= 1001);
 }
 
@@ -284,7 +279,7 @@ fn an_unreadable_object_is_read_only_once() {
         assert_eq!(errno(), Some(rustix::io::Errno::IO));
     }
     assert_eq!(log(&site), said);
-    // Nobody looks at it meanwhile, so it does not matter what is there.
+    // The failure is cached, so the repair is not seen yet.
     fs::write(&real, bytes).unwrap();
     assert_eq!(errno(), Some(rustix::io::Errno::IO));
 }
@@ -295,7 +290,7 @@ fn thousands_of_snapshots_are_listed_completely_and_in_order() {
     backup(&site, "home", &[]);
     let real = objects(&site).remove(0);
     let folder = real.parent().unwrap();
-    // Their names are all that a listing takes.
+    // A listing needs only names.
     let times: Vec<_> =
         (0..3000).map(|n| format!("20200101T{:02}{:02}{:02}Z", n / 3600, n / 60 % 60, n % 60)).collect();
     for (number, time) in times.iter().enumerate() {

@@ -51,7 +51,7 @@ impl Log {
     fn log(&self, text: &str) {
         let Some(inner) = &self.0 else { return };
         let text = &*show::worded(text);
-        let room = inner.recent.lock().unwrap_or_else(PoisonError::into_inner).take(text);
+        let room = inner.recent.lock().unwrap_or_else(PoisonError::into_inner).take(text, Instant::now());
         // Errors are ignored: a full disk must not end the mount.
         let _ = match room {
             Room::Free => inner.write(text),
@@ -72,9 +72,9 @@ enum Room {
 }
 
 impl Recent {
-    fn take(&mut self, text: &str) -> Room {
-        if self.since.elapsed() >= PERIOD {
-            *self = Recent { since: Instant::now(), messages: HashSet::new() };
+    fn take(&mut self, text: &str, now: Instant) -> Room {
+        if now.duration_since(self.since) >= PERIOD {
+            *self = Recent { since: now, messages: HashSet::new() };
         }
         if self.messages.len() >= MAX_MESSAGES || !self.messages.insert(Digest::of(text.as_bytes())) {
             return Room::Taken;
@@ -129,11 +129,11 @@ mod tests {
         }
         assert_eq!(lines(folder.path(), NAME).len(), 2);
         assert!(lines(folder.path(), NAME)[0].ends_with(" /a\\nb: damaged"));
-        let inner = log.0.as_ref().unwrap();
-        let Some(before) = Instant::now().checked_sub(PERIOD) else { return };
-        inner.recent.lock().unwrap().since = before;
-        log.problem(Path::new("/c"), "damaged");
-        assert_eq!(lines(folder.path(), NAME).len(), 3);
+        let now = Instant::now();
+        let mut recent = Recent { since: now, messages: HashSet::new() };
+        for (seconds, room) in [(0, Room::Free), (3599, Room::Taken), (3600, Room::Free), (7199, Room::Taken)] {
+            assert_eq!(recent.take("damaged", now + Duration::from_secs(seconds)), room, "after {seconds} s");
+        }
     }
 
     #[test]

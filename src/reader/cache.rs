@@ -162,7 +162,6 @@ impl<K: Hash + Eq + Clone, V: Weigh, E: Clone> Drop for Finish<'_, K, V, E> {
 #[cfg(test)]
 mod tests {
     use std::sync::atomic::{AtomicUsize, Ordering};
-    use std::time::Duration;
 
     use super::*;
 
@@ -215,15 +214,18 @@ mod tests {
     #[test]
     fn a_miss_is_loaded_once_and_an_error_is_not_cached() {
         let cache = ByteCache::new(10_000);
-        let loads = AtomicUsize::new(0);
+        let (asked, loads) = (AtomicUsize::new(0), AtomicUsize::new(0));
         std::thread::scope(|threads| {
             for _ in 0..8 {
                 threads.spawn(|| {
                     let load = || {
                         loads.fetch_add(1, Ordering::Relaxed);
-                        std::thread::sleep(Duration::from_millis(20));
+                        while asked.load(Ordering::Relaxed) < 8 {
+                            std::thread::yield_now();
+                        }
                         Ok(vec![7])
                     };
+                    asked.fetch_add(1, Ordering::Relaxed);
                     assert_eq!(*cache.get(&1, load, || "abandoned").unwrap(), [7]);
                 });
             }

@@ -455,7 +455,8 @@ mod tests {
             assert_eq!(first + last + data.len() as u64, size);
             assert!(data.len() < bytes.len() + MIB && data[early..][..bytes.len()] == bytes);
         }
-        assert!(started.elapsed() < Duration::from_secs(10));
+        // Reading the holes takes minutes.
+        assert!(started.elapsed() < Duration::from_secs(60));
     }
 
     #[test]

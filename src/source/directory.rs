@@ -146,7 +146,7 @@ mod tests {
     use std::os::unix::fs::{MetadataExt, PermissionsExt, symlink};
     use std::os::unix::net::UnixListener;
 
-    use rustix::fs::{FileType, makedev, mkfifoat, mknodat};
+    use rustix::fs::{AtFlags, FileType, Timespec, Timestamps, makedev, mkfifoat, mknodat, utimensat};
     use tempfile::TempDir;
 
     use super::*;
@@ -195,11 +195,9 @@ mod tests {
         assert_eq!((null.kind, null.rdev), (Kind::CharDevice, makedev(1, 3)));
         let (folder, directory) = site();
         let path = folder.path().join("block");
-        // Needs root, and a file system that allows devices.
-        if mknodat(CWD, &path, FileType::BlockDevice, Mode::RUSR, makedev(7, 300)).is_ok() {
-            let block = directory.stat_child(OsStr::new("block")).unwrap();
-            assert_eq!((block.kind, block.rdev), (Kind::BlockDevice, makedev(7, 300)));
-        }
+        mknodat(CWD, &path, FileType::BlockDevice, Mode::RUSR, makedev(7, 300)).expect("only root can make devices");
+        let block = directory.stat_child(OsStr::new("block")).unwrap();
+        assert_eq!((block.kind, block.rdev), (Kind::BlockDevice, makedev(7, 300)));
     }
 
     #[test]
@@ -246,9 +244,18 @@ mod tests {
         let (folder, directory) = site();
         fs::create_dir(folder.path().join("d")).unwrap();
         fs::write(folder.path().join("d/f"), "x").unwrap();
+        fs::write(folder.path().join("control"), "x").unwrap();
+        // Access times older than the modification are updated even on file systems mounted with relatime.
+        let old = Timespec { tv_sec: 1_000_000_000, tv_nsec: 0 };
+        let new = Timespec { tv_sec: 1_500_000_000, tv_nsec: 0 };
+        let times = Timestamps { last_access: old, last_modification: new };
+        for name in ["d", "d/f", "control"] {
+            utimensat(CWD, folder.path().join(name), &times, AtFlags::empty()).unwrap();
+        }
         let accessed = |name| fs::metadata(folder.path().join(name)).map(|stat| (stat.atime(), stat.atime_nsec()));
         let before = (accessed("d").unwrap(), accessed("d/f").unwrap());
-        std::thread::sleep(std::time::Duration::from_millis(20));
+        fs::read(folder.path().join("control")).unwrap();
+        assert_ne!(accessed("control").unwrap(), before.1, "$TMPDIR must be on a file system without noatime");
         let child = directory.open_child(OsStr::new("d")).unwrap();
         assert_eq!(child.list().unwrap().count(), 1);
         let file = child.open_file(OsStr::new("f")).unwrap();
@@ -258,10 +265,20 @@ mod tests {
 
     #[test]
     fn files_of_other_users_can_be_read() {
-        // For root both opens succeed; for others O_NOATIME is refused.
         let root = Directory::open_root(Path::new("/")).unwrap();
         let etc = root.open_child(OsStr::new("etc")).unwrap();
-        etc.open_file(OsStr::new("passwd")).unwrap();
+        // O_NOATIME is allowed only for the owner and root.
+        let open_as_other_user = || {
+            #[expect(unsafe_code, reason = "no crate changes the file system user of a thread")]
+            // SAFETY: the argument is an integer, and only this thread is changed.
+            unsafe {
+                libc::setfsuid(65_534)
+            };
+            let noatime = OFlags::RDONLY | OFlags::NOATIME;
+            assert_eq!(openat(&etc.fd, "passwd", noatime, Mode::empty()).unwrap_err(), Errno::PERM);
+            etc.open_file(OsStr::new("passwd")).unwrap();
+        };
+        std::thread::scope(|threads| threads.spawn(open_as_other_user).join().unwrap());
     }
 
     #[test]

@@ -183,8 +183,8 @@ impl Drop for Slot {
 
 #[cfg(test)]
 mod tests {
+    use std::sync::mpsc;
     use std::thread;
-    use std::time::Duration;
 
     use super::*;
 
@@ -215,16 +215,26 @@ mod tests {
     #[test]
     fn size_and_number_of_spools_are_bounded() {
         let spools = Spools::new(Some(std::env::temp_dir()), 2, 10);
-        let (mut one, two) = (spools.open("one", RUN).unwrap(), spools.open("two", RUN).unwrap());
+        let mut one = spools.open("one", RUN).unwrap();
         one.append(&[0; 10]).unwrap();
         assert_eq!(one.append(&[0]).unwrap_err().kind, ErrorKind::TooLarge);
         assert_eq!(one.length(), 10);
-        thread::scope(|threads| {
-            let third = threads.spawn(|| spools.clone().open("three", RUN).map(drop));
-            thread::sleep(Duration::from_millis(50));
-            assert!(!third.is_finished());
-            drop(two);
-            third.join().unwrap().unwrap();
-        });
+        // Often, since a thread that does not wait may happen to be late.
+        for _ in 0..100 {
+            let two = spools.open("two", RUN).unwrap();
+            let is_dropped = AtomicBool::new(false);
+            let (begins, begun) = mpsc::channel();
+            thread::scope(|threads| {
+                let third = threads.spawn(|| {
+                    begins.send(()).unwrap();
+                    drop(spools.clone().open("three", RUN).unwrap());
+                    is_dropped.load(Ordering::Relaxed)
+                });
+                begun.recv().unwrap();
+                is_dropped.store(true, Ordering::Relaxed);
+                drop(two);
+                assert!(third.join().unwrap(), "it did not wait");
+            });
+        }
     }
 }

@@ -142,34 +142,42 @@ mod tests {
     use std::fs::{File, OpenOptions};
     use std::os::fd::AsFd;
     use std::os::unix::fs::MetadataExt;
-    use std::thread::sleep;
-    use std::time::Duration;
 
     use super::*;
 
     #[test]
     fn stores_to_a_mapping_update_mtime_after_writeback() {
-        // Needs a disk: tmpfs does not update mtime for stores to a mapping.
+        // tmpfs does not update mtime for stores to a mapping.
         let folder = tempfile::tempdir_in(std::env::current_exe().unwrap().parent().unwrap()).unwrap();
-        if rustix::fs::statfs(folder.path()).unwrap().f_type == libc::TMPFS_MAGIC {
-            return;
-        }
+        let kind = rustix::fs::statfs(folder.path()).unwrap().f_type;
+        assert_ne!(kind, libc::TMPFS_MAGIC, "the build directory must be on a disk, not on tmpfs");
         let file = OpenOptions::new().read(true).write(true).create_new(true).open(folder.path().join("f")).unwrap();
         file.set_len(4096).unwrap();
+        let modified = |name| {
+            let stat = std::fs::metadata(folder.path().join(name))?;
+            std::io::Result::Ok((stat.mtime(), stat.mtime_nsec()))
+        };
         let protection = libc::PROT_READ | libc::PROT_WRITE;
         #[expect(unsafe_code, reason = "the standard library has no mappings")]
         // SAFETY: a new mapping within the length of a file that no other code uses.
         let page = unsafe { libc::mmap(std::ptr::null_mut(), 4096, protection, libc::MAP_SHARED, file.as_raw_fd(), 0) };
         assert_ne!(page, libc::MAP_FAILED);
+        // Waits until a new time stamp differs from all earlier ones.
+        let tick = || {
+            let stamp = || std::fs::write(folder.path().join("clock"), "").and_then(|()| modified("clock"));
+            let before = stamp().unwrap();
+            while stamp().unwrap() == before {
+                std::thread::yield_now();
+            }
+        };
         let change = |byte: u8| {
-            sleep(Duration::from_millis(20));
+            tick();
             #[expect(unsafe_code, reason = "as above")]
             // SAFETY: within the mapping, which is never unmapped.
             unsafe {
                 page.cast::<u8>().write_volatile(byte)
             };
-            let stat = file.metadata().unwrap();
-            (stat.mtime(), stat.mtime_nsec())
+            modified("f").unwrap()
         };
         let first = change(1);
         assert_eq!(change(2), first);

@@ -1,8 +1,9 @@
-//! A disk that remembers what it was never asked to keep: a small file system in memory, mounted through FUSE.
+//! A disk that loses all changes that were not synced: a small file system in memory, mounted through FUSE.
 //!
-//! Of each file and directory there are two states: what programs see, and what a power cut leaves. A file's bytes are
-//! kept once it is synced; a name, or that a name is gone, once its directory is. Nothing else is kept, however
-//! usual that may be: not a name because its file was synced, not a rename because the disk had time.
+//! Each file and directory has two states: the current one, and the one after a power cut. The bytes of a file survive
+//! once the file is synced; names and removals survive once their directory is synced. Nothing else survives, even
+//! where most file systems would keep it: syncing a file does not keep its name, and a rename is never written in the
+//! background.
 //!
 //! At every sync the disk takes a [`Moment`]: a power cut just before it. [`Moment::write_to`] gives what would be
 //! found after it, in one of several ways ([`Cut`]), since a disk may also have written more than it was asked to.
@@ -28,10 +29,10 @@ use super::ordeal::Random;
 
 const ROOT: u64 = 1;
 const LIFETIME: Duration = Duration::from_secs(60);
-/// What a disk writes whole or not at all.
+/// Bytes that a disk writes atomically.
 const SECTOR: u64 = 512;
 
-/// What a file system is asked to do.
+/// An operation of the file system.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub enum Operation {
     Open,
@@ -63,7 +64,7 @@ impl Operation {
     ];
 }
 
-/// What of the things that were not synced a power cut leaves.
+/// The changes without a sync that survive a power cut.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Cut {
     /// Nothing.
@@ -155,7 +156,7 @@ impl Disk {
         state.refusal = Some(Refusal { operation, nth, error, once, hits: 0 });
     }
 
-    /// Answers the next sync of a folder whose path begins so with an error. What was done in it is not kept.
+    /// Fails the next sync of a folder whose path begins with this, and loses the changes in it.
     pub fn refuse_to_sync(&self, path: &str) {
         self.state().unsyncable = Some(path.to_owned());
     }
@@ -175,8 +176,8 @@ impl Disk {
         self.state().failures
     }
 
-    /// Becomes one of the file systems that do not know how to refuse to replace in a rename. None of these disks has hard
-    /// links.
+    /// Becomes one of the file systems that do not know how to refuse to replace in a rename. None of these disks has
+    /// hard links.
     pub fn rename_plainly(&self) {
         self.state().plain = true;
     }
@@ -203,7 +204,7 @@ pub struct Moment {
     nodes: HashMap<u64, Kept>,
 }
 
-/// What is known of a node at a power cut.
+/// A node at a power cut.
 #[derive(Clone)]
 enum Kept {
     File { mode: u32, kept: Arc<Vec<u8>>, later: Vec<Arc<Write>> },
@@ -211,7 +212,7 @@ enum Kept {
 }
 
 impl Moment {
-    /// Writes what is found after the power cut into an empty folder.
+    /// Writes the state after the power cut into an empty folder.
     pub fn write_to(&self, folder: &Path, cut: Cut, random: &mut Random) {
         self.write_folder(ROOT, folder, cut, random);
     }
@@ -242,7 +243,7 @@ impl Moment {
     }
 }
 
-/// What a file holds after a power cut.
+/// The content of a file after a power cut.
 fn file_after(kept: &Arc<Vec<u8>>, later: &[Arc<Write>], cut: Cut, random: &mut Random) -> Arc<Vec<u8>> {
     let mut bytes = kept.clone();
     match cut {
@@ -499,7 +500,7 @@ impl State {
     }
 }
 
-/// What answers the kernel.
+/// Answers the requests of the kernel.
 struct Mounted {
     state: Arc<Mutex<State>>,
     unreliable: bool,
@@ -510,7 +511,7 @@ impl Mounted {
         self.state.lock().expect("the disk")
     }
 
-    /// The same for what reads, which may fail.
+    /// The same for reads, which fail at random on an unreliable mount.
     fn reach(&self) -> Answer<MutexGuard<'_, State>> {
         let mut state = self.state();
         let fails = self.unreliable && (state.unplugged || state.falters());
@@ -539,7 +540,7 @@ impl Filesystem for Mounted {
             state.attributes(INodeNo(number))
         });
         let found = match found {
-            // What is unplugged is not there.
+            // An unplugged disk has no names.
             Err(_) if self.unreliable && parent.0 == ROOT && self.state().unplugged => Err(Errno::ENOENT),
             found => found,
         };

@@ -13,7 +13,7 @@ use rustix::process::{Pid, Signal};
 
 use super::{Site, is_mounted};
 
-/// Longer than a read waits for a target that is away, and some more for a busy machine.
+/// Longer than a read waits for an unavailable repository, even on a busy machine.
 pub const BOUND: Duration = Duration::from_secs(20);
 
 /// A mount that stays in the foreground.
@@ -23,10 +23,10 @@ pub struct Foreground {
     said: PathBuf,
 }
 
-/// What a program takes.
+/// Resources that a process uses.
 #[derive(Debug, Clone, Copy)]
 pub struct Usage {
-    /// Files that it has open.
+    /// Number of open files.
     pub files: usize,
     pub threads: u64,
     /// Memory that is not paged out.
@@ -93,7 +93,7 @@ impl Drop for Foreground {
     }
 }
 
-/// Opens a file so that each read is the program's affair, and none the page cache's.
+/// Opens a file so that the program answers every read, instead of the page cache.
 pub fn open_direct(path: &Path) -> io::Result<File> {
     File::options().read(true).custom_flags(OFlags::DIRECT.bits() as i32).open(path)
 }

@@ -15,10 +15,10 @@ use fuser::{
 };
 use rustix::mount::{MountFlags, UnmountFlags, mount, unmount};
 
-/// The number by which the kernel asks for the top, whatever the top claims.
+/// The inode number of the root in requests of the kernel, even if the root claims another one.
 const ROOT: u64 = 1;
 
-/// What is claimed of a file or folder.
+/// The claimed attributes and content of a file or directory.
 #[derive(Debug, Clone)]
 struct Claim {
     attr: FileAttr,
@@ -58,7 +58,7 @@ impl Liar {
         &mut self.claims.get_mut(&number).expect("what was claimed").attr
     }
 
-    /// What is claimed of a path.
+    /// The claimed attributes of a path.
     pub fn attributes(&mut self, path: &str) -> &mut FileAttr {
         let number = self.find(path);
         &mut self.claims.get_mut(&number).expect("a claim").attr

@@ -70,7 +70,7 @@ impl Filesystem for Files {
     }
 
     fn open(&self, _: &Request, _: INodeNo, _: OpenFlags, reply: ReplyOpen) {
-        // Reads come here whatever the size is.
+        // With direct I/O, reads beyond the claimed size arrive, too.
         reply.opened(FileHandle(0), FopenFlags::FOPEN_DIRECT_IO);
     }
 

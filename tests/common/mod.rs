@@ -1,11 +1,11 @@
-//! What the tests that drive the binary share: a place to work in, runs of brackfs, mounts, trees to compare.
+//! Helpers of tests that run the binary: a temporary site, runs of brackfs, mounts, and trees to compare.
 //!
 //! ```text
-//! <site>/source/   what is backed up; its backups are of a source named `source`
-//! <site>/repo/     the repository, made by `init`
-//! <site>/state/    what brackfs keeps on the machine
-//! <site>/keys/     owner and owner.pub, once made
-//! <site>/mnt/      where it is mounted
+//! <site>/source/   the tree to back up; its source is named `source`
+//! <site>/repo/     the repository, after `init`
+//! <site>/state/    the state directory
+//! <site>/keys/     owner and owner.pub, once generated
+//! <site>/mnt/      the mount point
 //! ```
 
 #![allow(dead_code, reason = "each file of tests uses a part of this")]
@@ -13,9 +13,11 @@
 pub mod disk;
 pub mod foreground;
 pub mod liar;
+pub mod machine;
 pub mod made_up;
 pub mod ordeal;
 pub mod silent;
+pub mod wait;
 
 use std::collections::BTreeMap;
 use std::ffi::{OsStr, OsString};
@@ -35,37 +37,35 @@ use tempfile::TempDir;
 
 const BRACKFS: &str = env!("CARGO_BIN_EXE_brackfs");
 
-/// A run that takes longer hangs.
+/// Time limit of a run.
 const PATIENCE: Duration = Duration::from_secs(300);
 
 /// The number of the user `nobody`, and of the group that Debian calls `nogroup`.
 pub const NOBODY: u32 = 65_534;
 
-/// 2020-01-01 00:00:00 UTC: what `age` sets, long before anything could be too fresh.
+/// 2020-01-01 00:00:00 UTC, the time that `age` sets: too old to be fresh.
 pub const AGED: i64 = 1_577_836_800;
 
-/// A directory of its own for one test; gone at the end, with all that was mounted in it.
+/// A temporary directory for one test. On drop, everything mounted in it is unmounted, and it is removed.
 pub struct Site {
     folder: TempDir,
 }
 
 impl Site {
-    /// An empty source, no repository and no key yet.
+    /// A site with an empty source and neither repository nor key.
     pub fn new() -> Site {
         Site::in_folder(TempDir::with_prefix("brackfs-test-").expect("temporary directory"))
     }
 
-    /// The same in a tmpfs of its own: it holds attributes of every kind and size, and can be thrown away with
-    /// files in it that nobody may remove.
+    /// A site on its own tmpfs, which supports attributes of every kind and size, and can be unmounted with immutable
+    /// files in it.
     pub fn on_tmpfs() -> Site {
         let folder = TempDir::with_prefix("brackfs-test-").expect("temporary directory");
-        let flags = rustix::mount::MountFlags::empty();
-        rustix::mount::mount("tmpfs", folder.path(), "tmpfs", flags, c"mode=755").expect("a tmpfs");
+        machine::mount_tmpfs(folder.path(), c"mode=755");
         Site::in_folder(folder)
     }
 
-    /// The same in memory, where everyone has a place there and no other was asked for: for a test of many sites,
-    /// whose time would go into waiting for the disk.
+    /// A site in `/dev/shm`, or in `$TMPDIR` if that is set. For tests of many sites, which would wait for the disk.
     pub fn in_memory() -> Site {
         let place = Path::new("/dev/shm");
         if std::env::var_os("TMPDIR").is_some() || rustix::fs::access(place, Access::WRITE_OK).is_err() {
@@ -84,7 +84,7 @@ impl Site {
         Site { folder }
     }
 
-    /// A source with these files, all of them old enough to be trusted at once.
+    /// A site whose source has these files. They are old, so that the catalog trusts them at once.
     pub fn with_files<C: AsRef<[u8]>>(files: &[(&str, C)]) -> Site {
         let site = Site::new();
         for (path, content) in files {
@@ -95,7 +95,7 @@ impl Site {
         site
     }
 
-    /// The directory that holds all the others.
+    /// The temporary directory.
     pub fn path(&self) -> &Path {
         self.folder.path()
     }
@@ -120,7 +120,7 @@ impl Site {
         self.path().join("mnt")
     }
 
-    /// Writes a file below the source, and the directories that it needs. It is new: see [`age`] and [`settle`].
+    /// Writes a file below the source, and makes its parents. The file is fresh: see [`age`] and [`settle`].
     pub fn write(&self, path: &str, content: impl AsRef<[u8]>) -> PathBuf {
         let path = self.source().join(path);
         fs::create_dir_all(path.parent().expect("a parent")).expect("directory below the source");
@@ -128,8 +128,8 @@ impl Site {
         path
     }
 
-    /// brackfs with these arguments, in the site's environment and nothing of the caller's: what is not given is
-    /// the site's repository, and the owner's secret key as long as it is in `keys/`.
+    /// brackfs with these arguments. Without the caller's `BRACKFS_` variables; defaults are the site's repository and
+    /// state directory, and the owner's secret key if `keys/` has it.
     pub fn command<A: AsRef<OsStr>>(&self, arguments: &[A]) -> Command {
         let mut command = Command::new(BRACKFS);
         for (name, _) in std::env::vars_os() {
@@ -139,7 +139,7 @@ impl Site {
         }
         command.args(arguments).current_dir(self.path()).stdin(Stdio::null());
         command.env("BRACKFS_STATE_DIR", self.state()).env("BRACKFS_REPOSITORY", self.repo());
-        // The keys of whoever runs the tests are not asked for.
+        // Never use the keys of the user that runs the tests.
         command.env("GNUPGHOME", self.keys());
         let key = self.keys().join("owner");
         if key.exists() {
@@ -148,10 +148,10 @@ impl Site {
         command
     }
 
-    /// The same, run by the user `nobody`, who is in no group of yours.
+    /// [`Site::command`], run as the user `nobody`.
     ///
-    /// The site can be entered by everyone afterwards, and has a copy of the program: the directory where the program was
-    /// built may be closed to other users.
+    /// Opens the site to all users and copies the program into it: other users may be unable to enter the build
+    /// directory.
     pub fn command_as_nobody<A: AsRef<OsStr>>(&self, arguments: &[A]) -> Command {
         let inner = self.command(arguments);
         let mut command = Command::new(self.program_for_everyone());
@@ -165,7 +165,7 @@ impl Site {
         command
     }
 
-    /// A copy of brackfs in the site, for users who may not enter the directory where it was built.
+    /// A copy of brackfs in the site, for users that may not enter the build directory.
     pub fn program_for_everyone(&self) -> PathBuf {
         let program = self.path().join("brackfs");
         if !program.exists() {
@@ -183,12 +183,12 @@ impl Site {
         run(self.command(arguments))
     }
 
-    /// Makes the owner's key, `keys/owner` with `keys/owner.pub`, for a profile: `rfc9580` or `rfc4880`.
+    /// Generates the owner's key, `keys/owner` with `keys/owner.pub`. Profiles are `rfc9580` and `rfc4880`.
     pub fn key(&self, profile: &str) -> PathBuf {
         self.key_named("owner", profile)
     }
 
-    /// Makes another key beside the owner's.
+    /// Generates a key in `keys/`.
     pub fn key_named(&self, name: &str, profile: &str) -> PathBuf {
         let file = self.keys().join(name);
         let words = ["key", "generate", "--no-passphrase", "--profile", profile, "--output"];
@@ -198,7 +198,7 @@ impl Site {
         file
     }
 
-    /// Makes the repository, for the owner's certificate only. Makes the owner's key too, if there is none.
+    /// Makes the repository with the owner as its only recipient. Generates the owner's key if it is missing.
     pub fn init(&self) {
         let certificate = self.keys().join("owner.pub");
         if !certificate.exists() {
@@ -208,7 +208,7 @@ impl Site {
         self.brackfs(&arguments).ok();
     }
 
-    /// Backs the source up, with `--json`. The caller says how it should end: `.ok()`, `.code(3)`.
+    /// Backs up the source with `--json`.
     #[must_use = "it may have failed: say .ok() or .code(n)"]
     pub fn backup(&self, extra: &[&str]) -> Run {
         let mut arguments: Vec<OsString> = vec!["backup".into(), self.source().into(), "--json".into()];
@@ -216,7 +216,7 @@ impl Site {
         self.brackfs(&arguments)
     }
 
-    /// Mounts at `mnt/`; `extra` comes before the mount point, so it may begin with a snapshot.
+    /// Mounts at `mnt/`. `extra` precedes the mount point, so it may name a snapshot.
     #[must_use = "it is unmounted when dropped"]
     pub fn mount(&self, extra: &[&str]) -> Mounted {
         let mut arguments: Vec<OsString> = vec!["mount".into()];
@@ -238,7 +238,7 @@ impl Drop for Site {
     }
 }
 
-/// How a run of brackfs ended.
+/// The result of a run.
 #[derive(Debug)]
 pub struct Run {
     pub code: i32,
@@ -248,20 +248,20 @@ pub struct Run {
 }
 
 impl Run {
-    /// It was done, and all of it.
+    /// Asserts exit code 0.
     #[track_caller]
     pub fn ok(self) -> Run {
         self.code(0)
     }
 
-    /// It ended with this exit code.
+    /// Asserts an exit code.
     #[track_caller]
     pub fn code(self, code: i32) -> Run {
         assert_eq!(self.code, code, "exit code is not as expected\n{self}");
         self
     }
 
-    /// What `--json` said last of type "summary".
+    /// The last JSON message of type "summary".
     #[track_caller]
     pub fn json(&self) -> serde_json::Value {
         let mut lines = self.stdout.lines().rev();
@@ -280,10 +280,10 @@ impl std::fmt::Display for Run {
     }
 }
 
-/// A command in a mount namespace of its own: nothing outside of it sees what it mounts.
+/// A command in its own mount namespace: its mounts are invisible to other processes.
 #[track_caller]
 pub fn in_mount_namespace(program: impl AsRef<OsStr>) -> Command {
-    // Where the root directory is no mount, unshare can't make its mounts private.
+    // unshare can make mounts private only if the root directory is a mount point.
     let mounts = fs::read_to_string("/proc/self/mountinfo").expect("/proc/self/mountinfo");
     let is_mount = mounts.lines().any(|line| line.split(' ').nth(4) == Some("/"));
     assert!(
@@ -295,19 +295,19 @@ pub fn in_mount_namespace(program: impl AsRef<OsStr>) -> Command {
     command
 }
 
-/// Runs a command to its end. What it prints goes to files: a daemon that it leaves would hold a pipe open.
+/// Runs a command to its end. Its output goes to files, since a daemon that it starts would keep a pipe open.
 #[must_use = "it may have failed: say .ok() or .code(n)"]
 pub fn run(command: Command) -> Run {
     run_within(command, PATIENCE)
 }
 
-/// The same; a run that takes longer than `patience` is killed and fails the test.
+/// [`run`] with another time limit. A run that takes longer is killed, and the test fails.
 #[must_use = "it may have failed: say .ok() or .code(n)"]
 pub fn run_within(mut command: Command, patience: Duration) -> Run {
     let [mut stdout, mut stderr] = [(); 2].map(|()| tempfile::tempfile().expect("temporary file"));
     command.stdout(stdout.try_clone().expect("another handle"));
     command.stderr(stderr.try_clone().expect("another handle"));
-    let mut child = command.spawn().unwrap_or_else(|e| panic!("cannot run {command:?}: {e}"));
+    let mut child = machine::spawn(&mut command);
     let start = Instant::now();
     let (status, hung) = loop {
         if let Some(status) = child.try_wait().expect("waiting for a child") {
@@ -337,7 +337,7 @@ fn read_back(file: &mut File) -> String {
     String::from_utf8_lossy(&bytes).into_owned()
 }
 
-/// A mount of the repository; unmounted when dropped, whatever it takes.
+/// A mount of the repository. Dropping it unmounts, by force if necessary.
 pub struct Mounted {
     path: PathBuf,
 }
@@ -347,7 +347,7 @@ impl Mounted {
         &self.path
     }
 
-    /// The root of the newest snapshot of the site's source (when no snapshot was named).
+    /// The root of the newest snapshot of the site's source, if no snapshot was named.
     pub fn latest(&self) -> PathBuf {
         self.path.join("source/latest").canonicalize().expect("source/latest")
     }
@@ -365,12 +365,12 @@ impl Drop for Mounted {
     }
 }
 
-/// Whether something is mounted at this very path.
+/// Whether a path is a mount point.
 pub fn is_mounted(path: &Path) -> bool {
     mounts_below(path).iter().any(|mounted| mounted == path)
 }
 
-/// What is mounted at `folder` or below, the last one first.
+/// The mount points at or below a folder, the newest first.
 fn mounts_below(folder: &Path) -> Vec<PathBuf> {
     let mounts = fs::read_to_string("/proc/self/mounts").unwrap_or_default();
     let paths = mounts.lines().filter_map(|line| line.split(' ').nth(1)).map(PathBuf::from);
@@ -385,14 +385,14 @@ fn unmount(path: &Path) {
             let _ = Command::new("fusermount3").arg(option).arg(path).stderr(Stdio::null()).status();
         }
     }
-    // No mount of ours, but one that the test made.
+    // Other mounts of the test are not FUSE mounts.
     if is_mounted(path) {
         let _ = rustix::mount::unmount(path, rustix::mount::UnmountFlags::DETACH);
     }
 }
 
-/// Gives the brackfs processes that name something at or below `folder` two seconds to end by themselves. No other
-/// test's processes are meant: each has a folder of its own.
+/// Gives brackfs processes with an argument at or below `folder` two seconds to exit, then kills them. Processes of
+/// other tests have other folders.
 fn end_daemons(folder: &Path) {
     let start = Instant::now();
     loop {
@@ -433,7 +433,7 @@ pub fn snapshot_objects(site: &Site) -> Vec<PathBuf> {
     objects
 }
 
-/// What a backup must keep of an entry. Two trees are the same if their maps are.
+/// The fields of an entry that a backup must keep.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Entry {
     pub kind: Kind,
@@ -442,17 +442,17 @@ pub struct Entry {
     pub gid: u32,
     /// Nanoseconds since 1970.
     pub mtime: i128,
-    /// Bytes; 0 for a directory, whose size is its file system's affair.
+    /// Bytes; 0 for a directory, whose size depends on the file system.
     pub size: u64,
     /// BLAKE3 of a file's content.
     pub content: Option<blake3::Hash>,
-    /// Where a symbolic link leads.
+    /// Target of a symbolic link.
     pub target: Option<PathBuf>,
-    /// For a file with several names in the tree: the first of them.
+    /// The first name of a file that has several in the tree.
     pub first_name: Option<PathBuf>,
-    /// Which device a device file is.
+    /// Number of a device file.
     pub rdev: u64,
-    /// Extended attributes, ACLs and capabilities among them.
+    /// Extended attributes, including ACLs and capabilities.
     pub xattrs: BTreeMap<String, Vec<u8>>,
 }
 
@@ -467,7 +467,7 @@ pub enum Kind {
     BlockDevice,
 }
 
-/// Everything at and below a path, by its path from there; the root's own is empty.
+/// All entries at and below a path, by relative path; the path of the root is empty.
 #[track_caller]
 pub fn tree(root: &Path) -> BTreeMap<PathBuf, Entry> {
     let mut entries = BTreeMap::new();
@@ -510,7 +510,7 @@ pub fn entry(path: &Path) -> io::Result<(Entry, (u64, u64))> {
     Ok((entry, (stat.dev(), stat.ino())))
 }
 
-/// Extended attributes of a path; of a symbolic link itself.
+/// Extended attributes of a path. Does not follow symbolic links.
 pub fn xattrs(path: &Path) -> io::Result<BTreeMap<String, Vec<u8>>> {
     let mut names = vec![0; 64 << 10];
     let length = rustix::fs::llistxattr(path, names.as_mut_slice())?;
@@ -537,12 +537,24 @@ fn kind(of: fs::FileType) -> Kind {
     }
 }
 
-/// BLAKE3 of a file, in little memory however large it is.
+/// BLAKE3 of a file, in constant memory.
 pub fn content(path: &Path) -> io::Result<blake3::Hash> {
     Ok(blake3::Hasher::new().update_reader(File::open(path)?)?.finalize())
 }
 
-/// Bytes that neither compress nor repeat; the same for the same seed.
+/// The ranges of a file that hold data, between holes: start and end of each.
+#[track_caller]
+pub fn data(path: &Path) -> Vec<(u64, u64)> {
+    let file = File::open(path).unwrap_or_else(|e| panic!("cannot open {}: {e}", path.display()));
+    let (mut at, mut found) = (0, Vec::new());
+    while let Ok(start) = rustix::fs::seek(&file, rustix::fs::SeekFrom::Data(at)) {
+        at = rustix::fs::seek(&file, rustix::fs::SeekFrom::Hole(start)).expect("a hole at the end");
+        found.push((start, at));
+    }
+    found
+}
+
+/// Incompressible bytes, determined by the seed.
 pub fn noise(seed: &str, length: usize) -> Vec<u8> {
     let mut bytes = vec![0; length];
     blake3::Hasher::new().update(seed.as_bytes()).finalize_xof().fill(&mut bytes);
@@ -560,7 +572,7 @@ pub fn set_mode(path: &Path, mode: u32) {
     fs::set_permissions(path, fs::Permissions::from_mode(mode)).expect("a mode");
 }
 
-/// Sets both times of a path; of a symbolic link itself.
+/// Sets both times of a path. Does not follow symbolic links.
 #[track_caller]
 pub fn set_time(path: &Path, seconds: i64, nanoseconds: i64) {
     let time = Timespec { tv_sec: seconds, tv_nsec: nanoseconds };
@@ -568,7 +580,7 @@ pub fn set_time(path: &Path, seconds: i64, nanoseconds: i64) {
     rustix::fs::utimensat(CWD, path, &times, AtFlags::SYMLINK_NOFOLLOW).expect("a time");
 }
 
-/// A path and all below it, directories before what they hold. Symbolic links are not followed.
+/// A path and all paths below it, parents first. Does not follow symbolic links.
 #[track_caller]
 fn paths_below(root: &Path) -> Vec<PathBuf> {
     let mut paths = vec![root.to_owned()];
@@ -585,7 +597,7 @@ fn paths_below(root: &Path) -> Vec<PathBuf> {
     paths
 }
 
-/// Sets the mtime of everything at and below a path to [`AGED`]. That makes the ctimes new: see [`settle`].
+/// Sets the mtime of everything at and below a path to [`AGED`]. This updates the ctimes: see [`settle`].
 #[track_caller]
 pub fn age(root: &Path) {
     let time = Timespec { tv_sec: AGED, tv_nsec: 0 };

@@ -1,12 +1,11 @@
-//! What a repository must go through, and what must hold after it.
+//! Randomized failures during backups, and the invariants that must hold after each.
 //!
-//! An [`Ordeal`] is a site whose source changes between backups. Something happens to one of them: it is killed, the
-//! power fails, a disk is full. Then [`Ordeal::holds`] looks whether the promise was kept: all older snapshots restore
-//! byte for byte, `check --read-data` finds nothing, the next backup is done, nothing that was committed is stored
-//! again, and nothing is left behind.
+//! An [`Ordeal`] is a site whose source changes between backups. One of them is killed, loses power or meets a full
+//! disk. Then [`Ordeal::holds`] checks the invariants: all older snapshots restore byte for byte, `check --read-data`
+//! finds no problem, the next backup succeeds, no committed data is stored again, and no unreferenced object is left.
 //!
-//! Tests go through a few rounds; `scripts/soak` has them go through many, by `BRACKFS_SOAK_ROUNDS` and, for others
-//! than the usual ones, `BRACKFS_SOAK_SEED`. A round that fails names the seed that repeats it alone.
+//! Tests run a few rounds. `scripts/soak` runs many (`BRACKFS_SOAK_ROUNDS`) with other seeds (`BRACKFS_SOAK_SEED`). A
+//! failed round prints the seed that repeats it.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
@@ -47,7 +46,7 @@ pub fn rounds(name: &str, short: u64, mut round: impl FnMut(Random)) {
     eprintln!("{name}: {done} rounds, seeds from {first} on");
 }
 
-/// What a variable asks for.
+/// The number in an environment variable.
 fn asked(variable: &str) -> Option<u64> {
     std::env::var(variable).ok().map(|text| text.parse().expect(variable))
 }
@@ -66,7 +65,7 @@ pub fn is_long() -> bool {
     std::env::var_os("BRACKFS_SOAK_ROUNDS").is_some()
 }
 
-/// Tells those who work beside a test to stop, also when it fails.
+/// On drop, also after a failure, tells the helper threads of a test to stop.
 pub struct End<'s>(pub &'s AtomicBool);
 
 impl Drop for End<'_> {
@@ -120,12 +119,12 @@ impl Random {
 }
 
 impl Memory {
-    /// Forgets snapshots that nobody promised.
+    /// Forgets snapshots that no run reported.
     pub fn keep_only(&mut self, ids: &BTreeSet<String>) {
         self.kept.retain(|id, _| ids.contains(id));
     }
 
-    /// Of what is new, as much may be stored as there is: a commit was not to be expected.
+    /// Allows all new data to be stored again, because no commit was due.
     pub fn forget_what_is_new(&mut self) {
         self.new_bytes = u64::MAX / 4;
     }
@@ -133,7 +132,7 @@ impl Memory {
 
 /// A site that goes through something.
 pub struct Ordeal {
-    /// Shared with those who read beside backups.
+    /// Shared with threads that read during backups.
     pub site: Arc<Site>,
     pub random: Random,
     pub memory: Memory,
@@ -141,10 +140,10 @@ pub struct Ordeal {
     made: u64,
 }
 
-/// What is known of the snapshots that there are.
+/// The expected snapshots.
 #[derive(Clone, Default)]
 pub struct Memory {
-    /// What each holds.
+    /// The tree of each, by id.
     kept: BTreeMap<String, Arc<Tree>>,
     /// Bytes that were written to the source since the last one.
     new_bytes: u64,
@@ -241,14 +240,14 @@ impl Ordeal {
         done
     }
 
-    /// Whether all is as promised after something happened to a backup of what the source holds now.
+    /// Asserts all invariants after a failure during a backup of the current source.
     #[track_caller]
     pub fn holds(&mut self) {
         self.holds_so_far();
         let committed = self.committed().saturating_sub(self.memory.known_bytes);
         let new_bytes = self.memory.new_bytes;
         let done = self.back_up();
-        // Encryption and padding add an eighth to large chunks; trees are stored for each commit anew.
+        // Encryption and padding add an eighth to large chunks; each commit stores trees again.
         let allowed = new_bytes + new_bytes / 7 + (256 << 10);
         let stored = number(&done.json(), "stored_bytes");
         assert!(
@@ -272,7 +271,7 @@ impl Ordeal {
         self.site.brackfs(&["check", "--read-data"]).ok();
     }
 
-    /// Looks whether a run made a snapshot of what the source holds now, whatever it came to. To be called before the
+    /// Records the snapshot of the current source if the last run made one, even if it failed. Call it before the
     /// source changes again.
     #[track_caller]
     pub fn look(&mut self) {
@@ -303,8 +302,8 @@ impl Ordeal {
         fs::remove_dir_all(folder).expect("the restored tree goes");
     }
 
-    /// Bytes of the packs that the catalog knows. It is read as a copy: whoever opens it itself would do what the next
-    /// run must be able to.
+    /// Bytes of the packs that the catalog knows. Reads a copy of the catalog, since opening it would recover it, which
+    /// the next run must do itself.
     #[track_caller]
     pub fn committed(&self) -> u64 {
         self.known_packs().values().sum()
@@ -330,8 +329,8 @@ impl Ordeal {
         rows.expect("packs").collect::<Result<_, _>>().expect("packs")
     }
 
-    /// Whether the repository holds nothing that a run left by the way. After a kill between a list of sums and the index
-    /// of the same packs, that index might as well be missing: then everything stays.
+    /// Whether the repository holds nothing that a run left by the way. After a kill between a list of sums and the
+    /// index of the same packs, that index might as well be missing: then everything stays.
     #[track_caller]
     fn nothing_is_left(&self) {
         let indexed = self.indexed_packs();

@@ -1,4 +1,4 @@
-//! FUSE mounts behind which no program answers. Only root can make them.
+//! FUSE mounts that no program serves. They need root.
 
 use std::fs::{File, OpenOptions};
 use std::os::fd::AsRawFd;

@@ -1,5 +1,5 @@
-//! The pages of commands in `man/` are generated from the definition of the command line and `cli::manual` by [`page`]. This
-//! test compares them. To renew them after a change:
+//! The pages of commands in `man/` are generated from the definition of the command line and `cli::manual` by [`page`].
+//! This test compares them. To renew them after a change:
 //!
 //! ```text
 //! BRACKFS_RENEW=1 cargo test --test manuals
@@ -163,8 +163,8 @@ fn examples_are_valid_command_lines() {
         let blocks = page.split("\n.EX\n").skip(1).filter_map(|block| block.split("\n.EE\n").next());
         for line in blocks.flat_map(str::lines) {
             let line = line.replace("\\-", "-").replace("\\(aq", "'").replace("\\(ti", "~");
-            // The example may have a time of a crontab in front, and a comment or a pipe at the end. Lines with a type of
-            // file system or a link to the program are skipped.
+            // The example may have a time of a crontab in front, and a comment or a pipe at the end. Lines with a type
+            // of file system or a link to the program are skipped.
             if line.contains("-t brackfs ") || line.starts_with("ln ") {
                 continue;
             }

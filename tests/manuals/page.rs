@@ -133,8 +133,8 @@ fn after(command: &Command) -> String {
     command.get_after_long_help().or_else(|| command.get_after_help()).map(ToString::to_string).unwrap_or_default()
 }
 
-/// The text after `Examples:`: indented lines are blocks of code, other lines are text between them. Exit codes have their
-/// own section.
+/// The text after `Examples:`: indented lines are blocks of code, other lines are text between them. Exit codes have
+/// their own section.
 fn examples_section(text: String) -> String {
     let mut out = String::new();
     let mut apart = false;

@@ -1,18 +1,17 @@
-//! What may happen between two backups.
+//! Changes between two backups.
 //!
-//! Paths are picked by numbers, counted among those that are there when it happens, so any list of changes
-//! makes sense and a shorter one still does.
+//! Paths are picked by index among the existing ones. So every list of changes is valid, and so is a shortened one.
 
 use proptest::prelude::{Just, Strategy, any, prop, prop_oneof};
 use proptest::strategy::Union;
 
-/// One among those that are there.
+/// An index into the existing entries, modulo their number.
 pub type Pick = u16;
 
 /// A name out of a few, so that names come again.
 pub type Name = u8;
 
-/// What a new file holds: lengths of data and of holes in turn.
+/// The content of a new file: lengths of data and holes in turn.
 #[derive(Debug, Clone)]
 pub struct Shape {
     pub seed: u64,
@@ -82,7 +81,7 @@ pub enum Change {
         seed: u64,
         keep_time: bool,
     },
-    /// Shifts all that is behind.
+    /// Shifts the rest of the file.
     Insert {
         at: Pick,
         part: f64,

@@ -1,12 +1,12 @@
-//! Random trees and random changes between backups: each snapshot is the tree of its time, whatever befalls the
-//! repository or the machine meanwhile.
+//! Random trees and random changes between backups: each snapshot equals the tree of its time, despite failures of the
+//! repository or the machine.
 //!
-//! - [`world`]: the source and the model of it, which every change goes to alike
-//! - [`change`]: what may happen between two backups
-//! - [`tree`]: what a snapshot should hold, and what the reader and the file system say it does
+//! - [`world`]: the source and its model, to which every change is applied
+//! - [`change`]: changes between two backups
+//! - [`tree`]: the expected content of a snapshot, and that shown by the reader and the file system
 //!
-//! The engine runs in this process. `PROPTEST_CASES` says how many cases; seeds of failures are kept in
-//! `tests/property/proptest-regressions`, and tried first from then on.
+//! The engine runs in this process. `PROPTEST_CASES` sets the number of cases. Seeds of failures are stored in
+//! `tests/property/proptest-regressions` and tried first.
 
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::print_stdout, clippy::print_stderr)]
 
@@ -43,20 +43,20 @@ use proptest::test_runner::{Config, FileFailurePersistence, TestRunner};
 use tree::{PATTERNS, Tree, assert_same};
 use world::{Identities, World};
 
-/// What happens, and how it is backed up then.
+/// Changes, followed by a backup.
 #[derive(Debug, Clone)]
 struct Step {
     changes: Vec<Change>,
-    /// What befalls the repository or the machine before it.
+    /// A failure of the repository or the machine before it.
     mishap: Option<Mishap>,
-    /// A copy of both is taken behind it, to which they may be set back.
+    /// Copies both after it; a later failure may restore the copy.
     saved: bool,
     /// The backup comes when the stamps of the changes tell them from later ones.
     settled: bool,
     how: How,
     /// A run before that breaks off.
     broken: Option<Moment>,
-    /// Another run behind it, for which there is nothing to do.
+    /// Runs again after it, without changes.
     again: bool,
 }
 
@@ -73,7 +73,7 @@ struct How {
     exclude: u8,
 }
 
-/// What may befall a repository, or the machine that writes it.
+/// A failure of a repository or of the machine that writes it.
 #[derive(Debug, Clone, Copy)]
 enum Mishap {
     /// The catalog is gone.
@@ -116,7 +116,7 @@ fn how() -> impl Strategy<Value = How> {
 fn steps(mix: Mix) -> impl Strategy<Value = Vec<Step>> {
     let moment = prop_oneof![(0..40i64).prop_map(Moment::Calls), (0..50_000u64).prop_map(Moment::Time)];
     let broken = prop::option::weighted(0.3, moment);
-    // One way of working for all steps, but for one in five: what is as before must stay so.
+    // The same options for four of five steps, so that unchanged files stay unchanged.
     let other = prop::option::weighted(0.2, how());
     let changes = prop::collection::vec(change::change(mix), 0..12);
     let mishap = prop_oneof![
@@ -185,10 +185,10 @@ impl Monitor for Watch {
     }
 }
 
-/// One that is never told to stop.
+/// Never stops a run.
 const NEVER: i64 = i64::MAX;
 
-/// A snapshot and what should be in it.
+/// A snapshot and its expected tree.
 struct Taken {
     name: SnapshotName,
     tree: Tree,
@@ -196,14 +196,14 @@ struct Taken {
     damaged: bool,
 }
 
-/// What the run before this one left, for what may be read again.
+/// State after the previous run, which determines the files to read again.
 struct Before {
     identities: Identities,
     inode: bool,
     exclude: u8,
 }
 
-/// A site with its repository, and what was backed up so far.
+/// A site with its repository and snapshots.
 struct Play {
     site: Site,
     world: World,
@@ -294,7 +294,7 @@ impl Play {
     }
 
     fn befall(&mut self, mishap: Mishap) {
-        // What is read again is not known then.
+        // The files to read again are unknown then.
         self.before = None;
         let put_back = |name: &str| copy(&self.site.path().join(format!("saved-{name}")), &self.site.path().join(name));
         match (mishap, self.saved) {
@@ -370,10 +370,10 @@ impl Play {
         assert_eq!((verified.problems, verified.snapshots), (0, self.taken.len() as u64));
     }
 
-    /// Compares what was made with the model.
+    /// Compares the snapshot with the model.
     fn compare(&mut self, how: &How, summary: &Summary) {
         let tree = self.world.tree(how.exclude);
-        // The only problem that there may be: nothing is left of what the last backup had.
+        // The only allowed problem: none of the files of the last backup exists.
         let nothing_left = tree.len() <= 1;
         assert!(summary.problems <= u64::from(nothing_left), "{} problems", summary.problems);
         let count =
@@ -464,8 +464,8 @@ fn objects(folder: &Path) -> Vec<PathBuf> {
     found
 }
 
-/// Makes one directory a copy of another. By no other program: what is forked while another test's run holds its lock
-/// would hold that, too, for a moment.
+/// Makes one directory a copy of another, in this process: a forked program would inherit the lock of another test's
+/// run for a moment.
 fn copy(from: &Path, to: &Path) {
     let _ = fs::remove_dir_all(to);
     fs::create_dir_all(to).unwrap();

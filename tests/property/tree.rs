@@ -1,4 +1,4 @@
-//! What a snapshot should hold, and what the reader and the file system say it does.
+//! The expected content of a snapshot, and that shown by the reader and the file system.
 
 use std::collections::BTreeMap;
 use std::ffi::OsStr;
@@ -19,14 +19,14 @@ use crate::common::{self, Entry, Kind};
 #[derive(Debug, Clone, PartialEq)]
 pub struct Item {
     pub entry: Entry,
-    /// Blocks of 512 bytes that the file took; none if nobody looked.
+    /// Blocks of 512 bytes that the file used, if known.
     pub blocks: Option<u64>,
 }
 
 /// By path from the root, whose own is empty.
 pub type Tree = BTreeMap<PathBuf, Item>;
 
-/// A pattern, and what it means, in words as plain as can be.
+/// A pattern and a simple implementation of it.
 pub struct Pattern {
     pub glob: &'static str,
     excludes: bool,
@@ -74,7 +74,7 @@ pub fn assert_same(expected: &Tree, found: &Tree, what: &str) {
     assert!(wrong.is_empty(), "{what} {} of {} paths wrong:\n{}", wrong.len(), expected.len(), some.join("\n"));
 }
 
-/// What is at and below a directory.
+/// The tree of a directory.
 pub fn of_files(root: &Path) -> Tree {
     let item = |(path, mut entry): (PathBuf, Entry)| {
         entry.xattrs.retain(|name, _| name.starts_with("user."));
@@ -83,12 +83,12 @@ pub fn of_files(root: &Path) -> Tree {
     common::tree(root).into_iter().map(item).collect()
 }
 
-/// Holes are holes again: a restored file takes no more than the one that was backed up.
+/// Asserts that holes are restored: files use no more blocks than before.
 #[track_caller]
 pub fn assert_holes(tree: &Tree, restored: &Path) {
-    // What a file system needs for itself to know where the data of a file is.
+    // Blocks that a file system needs to map a file.
     const SLACK: u64 = 64;
-    // Whatever is gathered is stored as it reads, and at most that is.
+    // Gathered files are stored without holes, up to this size.
     const GATHERED: u64 = 1 << 20;
     for (path, item) in tree.iter().filter(|(_, item)| item.entry.size >= GATHERED) {
         let Some(blocks) = item.blocks else { continue };
@@ -97,7 +97,7 @@ pub fn assert_holes(tree: &Tree, restored: &Path) {
     }
 }
 
-/// What the reader shows of a snapshot.
+/// The tree of a snapshot, as the reader shows it.
 pub fn of_snapshot(reader: &Reader, name: &SnapshotName) -> Tree {
     let (snapshot, _) = reader.snapshot(name).unwrap();
     let root = EntryHandle::root(snapshot.clone()).unwrap();

@@ -1,7 +1,7 @@
-//! The source and the model of it, which every change goes to alike.
+//! The source and its model, to which every change is applied.
 //!
-//! The model knows names, kinds, modes, contents, targets, attributes and links of its own. Times and owners
-//! are what the file system says at the time of a backup.
+//! The model has its own names, kinds, modes, contents, targets, attributes and links. Times and owners are read from
+//! the file system at the time of a backup.
 
 use std::collections::{BTreeMap, HashMap};
 use std::ffi::OsString;
@@ -15,6 +15,7 @@ use rustix::fs::{AtFlags, CWD, FallocateFlags, FileType, Mode, Timespec, Timesta
 
 use crate::change::{Change, Kind, Name, Pick, Shape, Tiny};
 use crate::common;
+use crate::common::machine::need;
 use crate::tree::{Item, Tree, is_excluded};
 
 /// A part of a file's content.
@@ -93,7 +94,7 @@ fn pieces_of(shape: &Shape) -> Pieces {
     pieces
 }
 
-/// What several names may share.
+/// A node, which several names may share.
 #[derive(Debug, Clone)]
 struct Node {
     what: What,
@@ -109,7 +110,7 @@ enum What {
     Fifo,
 }
 
-/// Inode, ctime, mtime, size, mode and links of every file: those that are as before need not be read.
+/// Inode, ctime, mtime, size, mode and links of every file. Files with the same values need not be read.
 pub type Identities = BTreeMap<PathBuf, [i128; 6]>;
 
 /// Names out of which trees are made: some that patterns match, some that sort or print oddly.
@@ -150,7 +151,7 @@ impl World {
         world
     }
 
-    /// What a backup of now should hold.
+    /// The expected tree of a backup now.
     pub fn tree(&mut self, exclude: u8) -> Tree {
         let directory = |path: &Path| matches!(self.node(path).what, What::Directory);
         let wanted = self.names.iter().filter(|(path, _)| !is_excluded(exclude, path, &directory));
@@ -247,7 +248,7 @@ impl World {
         }
     }
 
-    /// A path in one of the directories; what has it goes.
+    /// A path in one of the directories. An entry that has it is removed.
     fn free(&mut self, into: Pick, number: Name) -> PathBuf {
         let folder = self.pick(into, |_, node| matches!(node.what, What::Directory)).unwrap();
         let path = folder.join(name(number));
@@ -310,7 +311,7 @@ impl World {
 
     /// Does it, as far as there is something to do it with.
     pub fn apply(&mut self, change: &Change) {
-        // Whatever is missing, nothing is done then.
+        // A change without a suitable path is a no-op.
         let _ = self.try_apply(change);
     }
 
@@ -440,7 +441,7 @@ impl World {
             }
             Change::Mode { at, mode } => {
                 let path = self.pick(*at, |_, node| !matches!(node.what, What::Symlink(_)))?;
-                // Root or not, whoever runs the tests can read it.
+                // The owner can always read it.
                 let modes = [0o600, 0o640, 0o755, 0o777, 0o4755, 0o1700, 0o2750];
                 let modes = if matches!(self.node(&path).what, What::Directory) { &modes[2..] } else { &modes };
                 let mode = modes[usize::from(*mode) % modes.len()];
@@ -463,10 +464,9 @@ impl World {
                 match value {
                     Some(value) => {
                         let bytes = vec![*value; usize::from(*value)];
-                        // A file system without them is no reason not to test the rest.
-                        if rustix::fs::setxattr(&full, &key, &bytes, XattrFlags::empty()).is_ok() {
-                            self.node_mut(&path).xattrs.insert(key, bytes);
-                        }
+                        let set = rustix::fs::setxattr(&full, &key, &bytes, XattrFlags::empty());
+                        need(set, "user attributes in the temporary directory");
+                        self.node_mut(&path).xattrs.insert(key, bytes);
                     }
                     None => {
                         if self.node_mut(&path).xattrs.remove(&key).is_some() {
@@ -521,7 +521,7 @@ impl World {
         }
     }
 
-    /// Removes something; faster for what holds nothing.
+    /// Removes an entry. Faster for files and empty directories.
     fn remove_alone(&mut self, path: &Path) {
         match self.node(path).what {
             What::Directory => self.remove(path),

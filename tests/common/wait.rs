@@ -1,0 +1,78 @@
+//! Waiting for events. No result depends on a fixed time: a condition is polled, and a limit that no busy machine
+//! reaches only turns a hang into a failure.
+
+use std::fs;
+use std::process::{Child, ExitStatus};
+use std::thread::sleep;
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+
+use rustix::process::{Pid, Signal, kill_process};
+
+/// After this time, an event that did not occur never will.
+pub const LIMIT: Duration = Duration::from_secs(60);
+
+/// Waits until a condition holds.
+#[track_caller]
+pub fn until(what: &str, mut holds: impl FnMut() -> bool) {
+    let start = Instant::now();
+    while !holds() {
+        assert!(start.elapsed() < LIMIT, "not after {LIMIT:?}: {what}");
+        sleep(Duration::from_millis(5));
+    }
+}
+
+/// Waits until a program ends. A program that hangs is killed.
+#[track_caller]
+pub fn ended(child: &mut Child) -> ExitStatus {
+    let start = Instant::now();
+    loop {
+        if let Some(status) = child.try_wait().expect("waiting for a child") {
+            return status;
+        }
+        if start.elapsed() > LIMIT {
+            child.kill().expect("killing a child");
+            panic!("process {} does not end", child.id());
+        }
+        sleep(Duration::from_millis(5));
+    }
+}
+
+/// Waits until the clock shows another second: names of snapshots have no smaller unit.
+pub fn next_second() {
+    let now = || SystemTime::now().duration_since(UNIX_EPOCH).expect("a time after 1970").as_secs();
+    let before = now();
+    until("another second", || now() != before);
+}
+
+#[track_caller]
+pub fn send(child: &Child, signal: Signal) {
+    kill_process(Pid::from_child(child), signal).expect("a signal");
+}
+
+/// Waits until a program handles a signal, which would kill it before.
+#[track_caller]
+pub fn until_handled(child: &mut Child, signal: Signal) {
+    let status = format!("/proc/{}/status", child.id());
+    until("it handles signals", || {
+        assert!(child.try_wait().expect("waiting for a child").is_none(), "it ended");
+        let status = fs::read_to_string(&status).unwrap_or_default();
+        let caught = status.lines().find_map(|line| line.strip_prefix("SigCgt:")).map(str::trim);
+        let caught = caught.and_then(|mask| u64::from_str_radix(mask, 16).ok()).unwrap_or(0);
+        caught >> (signal.as_raw() - 1) & 1 == 1
+    });
+}
+
+/// Waits until a thread of a program waits for an answer of a FUSE file system.
+#[track_caller]
+pub fn until_it_waits_for_fuse(child: &mut Child) {
+    until("it waits for a file system", || {
+        assert!(child.try_wait().expect("waiting for a child").is_none(), "it ended");
+        threads(child.id(), "wchan").iter().any(|place| place.contains("fuse") || place == "request_wait_answer")
+    });
+}
+
+/// A file in `/proc` of each thread of a program.
+pub fn threads(process: u32, file: &str) -> Vec<String> {
+    let threads = fs::read_dir(format!("/proc/{process}/task")).into_iter().flatten().flatten();
+    threads.filter_map(|thread| fs::read_to_string(thread.path().join(file)).ok()).collect()
+}
