@@ -35,7 +35,7 @@ const LARGER_CIRCLES: [(&str, usize); 9] = [
     ("catalog", 10),
     ("crypt", 12),
     ("format", 6),
-    ("inventory", 10),
+    ("inventory", 11),
     ("reader", 7),
     ("repository", 4),
     ("restore", 9),
