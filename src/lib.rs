@@ -2,7 +2,7 @@
 //!
 //! Two data flows explain most of the code. A backup ([`backup`]) walks a [`source`], compares it with the
 //! [`catalog`], and writes blocks ([`format`](mod@format), [`crypt`]) into packs of a [`repository`] in a [`storage`].
-//! The [`inventory`] ensures that the catalog never claims more than the repository has.
+//! A [`session`] may write; the [`inventory`] ensures that the catalog never claims more than the repository has.
 //! A read ([`reader`]) goes from a snapshot through trees to blocks, and verifies each; [`mount`], [`restore`],
 //! [`dump`](mod@dump), [`history`] and [`check`] are built on it. Engines report to a [`monitor`]; only [`cli`] prints.
 //!
@@ -26,14 +26,15 @@
 //! | `catalog` | `crypt` `format` `source` `failure` |
 //! | `init` | `catalog` `state` `repository` `storage` `crypt` `format` `failure` |
 //! | `inventory` | `catalog` `state` `repository` `storage` `crypt` `format` `monitor` `failure` |
-//! | `backup` | `inventory` `source` `catalog` `state` `repository` `storage` `crypt` `format` `monitor` `threads` `failure` |
+//! | `session` | `inventory` `source` `catalog` `state` `repository` `storage` `crypt` `format` `monitor` `failure` |
+//! | `backup` | `session` `inventory` `source` `catalog` `state` `repository` `storage` `crypt` `format` `monitor` `threads` `failure` |
 //! | `reader` | `repository` `crypt` `format` `failure` |
 //! | `mount` | `sys` `reader` `format` `monitor` |
 //! | `restore` | `reader` `source` `format` `monitor` `failure` |
 //! | `dump` | `reader` `format` `monitor` `failure` |
 //! | `history` | `reader` `source` `format` `monitor` `failure` |
 //! | `check` | `reader` `repository` `storage` `crypt` `format` `monitor` `failure` |
-//! | `cli` | `backup` `catalog` `check` `crypt` `dump` `format` `history` `init` `inventory` `sys` `monitor` `mount` `reader` `repository` `restore` `state` `storage` `failure` |
+//! | `cli` | `backup` `catalog` `check` `crypt` `dump` `format` `history` `init` `inventory` `sys` `monitor` `mount` `reader` `repository` `restore` `session` `state` `storage` `failure` |
 //! <!-- /layers -->
 
 pub mod backup;
@@ -52,6 +53,7 @@ pub mod mount;
 pub mod reader;
 pub mod repository;
 pub mod restore;
+pub mod session;
 pub mod source;
 pub mod state;
 pub mod storage;

@@ -1,9 +1,8 @@
 //! The errors that end a backup.
 
-use crate::crypt::Fingerprint;
 use crate::failure::{Failure, FailureKind};
 use crate::threads::TooFew;
-use crate::{catalog, crypt, format, inventory, repository, source, state, storage};
+use crate::{catalog, crypt, format, repository, session, source, storage};
 
 /// Why a backup failed. Everything committed before is kept, and is not stored again.
 #[derive(Debug, thiserror::Error)]
@@ -14,12 +13,9 @@ pub enum Error {
     /// The catalog failed.
     #[error(transparent)]
     Catalog(#[from] catalog::Error),
-    /// The state directory failed, or another run holds the lock.
+    /// This machine cannot write to the repository, or not now.
     #[error(transparent)]
-    State(#[from] state::Error),
-    /// The catalog can't be made to agree with the repository.
-    #[error(transparent)]
-    Inventory(#[from] inventory::Error),
+    Session(#[from] session::Error),
     /// The target failed.
     #[error(transparent)]
     Target(#[from] storage::Error),
@@ -32,38 +28,6 @@ pub enum Error {
     /// A block could not be sealed.
     #[error("cannot encrypt: {0}")]
     Crypt(#[from] crypt::Error),
-    /// The target contradicts the catalog about whether blocks are encrypted.
-    #[error(
-        "brackfs.toml says that the repository is {found}, but it was created {expected}; the file was changed, and nothing was backed up"
-    )]
-    Encryption {
-        /// The claim of the target.
-        found: &'static str,
-        /// The choice made at init.
-        expected: &'static str,
-    },
-    /// The host key on disk is not that of the catalog.
-    #[error("the host key of this machine is {found}, but the catalog was made for {expected}")]
-    HostKey {
-        /// The key on disk.
-        found: Fingerprint,
-        /// The key of the catalog.
-        expected: Fingerprint,
-    },
-    /// The generation that this run wrote is gone.
-    #[error(
-        "the repository was set back while this backup was writing to it (the object of generation {generation} is gone); the backup stopped. Run it again"
-    )]
-    SetBack {
-        /// The generation of this run.
-        generation: u64,
-    },
-    /// A dry run has no catalog to compare with.
-    #[error("{source}. A backup rebuilds it; a dry run changes nothing, so it can't")]
-    NothingToCompare {
-        /// The error of the catalog.
-        source: catalog::Error,
-    },
     /// The only path to back up can't be used.
     #[error("cannot back up {path}: {source}")]
     NoSource {
@@ -109,11 +73,11 @@ pub enum Error {
 impl Error {
     /// Whether a part of the catalog is damaged.
     pub(super) fn is_damaged_catalog(&self) -> bool {
-        matches!(
-            self,
-            Error::Catalog(catalog::Error::Damaged { .. })
-                | Error::Inventory(inventory::Error::Catalog(catalog::Error::Damaged { .. }))
-        )
+        match self {
+            Error::Catalog(error) => matches!(error, catalog::Error::Damaged { .. }),
+            Error::Session(error) => error.is_damaged_catalog(),
+            _ => false,
+        }
     }
 }
 
@@ -121,9 +85,8 @@ impl Failure for Error {
     fn kind(&self) -> FailureKind {
         match self {
             Error::Repository(error) => error.kind(),
-            Error::Catalog(error) | Error::NothingToCompare { source: error } => error.kind(),
-            Error::State(error) => error.kind(),
-            Error::Inventory(error) => error.kind(),
+            Error::Catalog(error) => error.kind(),
+            Error::Session(error) => error.kind(),
             Error::Source(error) => error.kind(),
             Error::Crypt(error) => error.kind(),
             Error::Usage(_) => FailureKind::Usage,

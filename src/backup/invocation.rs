@@ -16,7 +16,6 @@ use super::preview::Preview;
 use super::read::files::ReadSetup;
 use super::read::hard_links::HardLinkCache;
 use super::read::lanes::Lanes;
-use super::session::{Mend, Session, look};
 use super::snapshot::{SnapshotMaker, SnapshotPlan, SnapshotSource};
 use super::store::assembler::Assembler;
 use super::store::blocks::BlockStore;
@@ -29,12 +28,16 @@ use super::walk::retry::Settling;
 use super::walk::rules::Rules;
 use super::walk::scope::{Origin, Scope, identify};
 use crate::catalog::{Catalog, Parent, SourceRow};
+use crate::crypt::SecretKey;
 use crate::format::Timestamp;
 use crate::format::id::SourceId;
 use crate::format::source::Source;
+use crate::inventory::host_key;
 use crate::monitor::{Monitor, Total};
 use crate::repository::Repository;
+use crate::session::{self, Checks, Mend, Session, look};
 use crate::source::{Chunker, Inode, MountTable, now};
+use crate::state::{Lock, RepositoryState};
 
 /// Makes a backup, or a dry run of one. `state` is the machine's state directory. The run ends early when `stop` is set.
 pub fn back_up(
@@ -82,6 +85,13 @@ impl Drop for CloseQueues<'_> {
     }
 }
 
+/// This machine's state, while this run alone may write.
+struct Hold {
+    state: RepositoryState,
+    key: SecretKey,
+    lock: Lock,
+}
+
 /// The parameters of a backup, with its paths resolved.
 struct Invocation<'a> {
     repository: &'a Repository,
@@ -127,7 +137,7 @@ impl<'a> Invocation<'a> {
     /// Walks, and reports the files that a backup would read.
     fn preview(&self) -> Result<Summary, Error> {
         let Watch { monitor, stop, .. } = self.watch;
-        let catalog = look(self.repository, self.state, monitor, stop)?;
+        let catalog = look(self.repository, &self.repository_state(), monitor, stop)?;
         let past = catalog.past()?;
         let source = catalog.source(&self.scope.name)?.map(|(row, _)| row);
         expect_as_before(&catalog, source, monitor)?;
@@ -154,16 +164,21 @@ impl<'a> Invocation<'a> {
 
     /// Makes the backup. If the catalog turns out to be damaged, mends it and begins again.
     fn write_or_mend(&self) -> Result<Summary, Error> {
+        let Watch { monitor, stop, .. } = self.watch;
+        let state = self.repository_state();
+        let key = host_key(&state).map_err(session::Error::from)?;
+        let lock = session::lock(&state, self.options.policy.wait_lock, monitor, stop).map_err(session::Error::from)?;
+        let hold = Hold { state, key, lock };
         // Packs that were found lost are reported once, also if the run begins again.
         let mut lost_packs = 0;
-        let result = match self.write(Mend::No, &mut lost_packs) {
+        let result = match self.write(&hold, Mend::No, &mut lost_packs) {
             Err(error) if error.is_damaged_catalog() => {
-                self.watch.monitor.note(&format!("{error}. The damaged parts are dropped now, and read again"));
+                monitor.note(&format!("{error}. The damaged parts are dropped now, and read again"));
                 match self.scope.origin {
-                    Origin::Tree { .. } => self.write(Mend::Yes, &mut lost_packs),
+                    Origin::Tree { .. } => self.write(&hold, Mend::Yes, &mut lost_packs),
                     // The content of the pipe is gone: only mend the catalog.
                     Origin::Stdin(_) => {
-                        self.open_session(Mend::Yes)?;
+                        self.open_session(&hold, Mend::Yes)?;
                         Err(error)
                     }
                 }
@@ -175,15 +190,21 @@ impl<'a> Invocation<'a> {
         Ok(summary)
     }
 
-    fn open_session(&self, mend: Mend) -> Result<(Session<'a>, Catalog), Error> {
+    fn repository_state(&self) -> RepositoryState {
+        RepositoryState::new(self.state, self.repository.id())
+    }
+
+    fn open_session<'s>(&'s self, hold: &'s Hold, mend: Mend) -> Result<(Session<'s>, Catalog), Error> {
         let Watch { monitor, stop, .. } = self.watch;
-        Session::open(self.repository, self.state, &self.options.policy, mend, monitor, stop)
+        let checks = Checks { mend, recheck: self.options.policy.recheck };
+        let Hold { state, key, lock } = hold;
+        Ok(Session::open(self.repository, state, lock, key.clone(), checks, monitor, stop)?)
     }
 
     /// Makes the backup.
-    fn write(&self, mend: Mend, lost_packs: &mut u64) -> Result<Summary, Error> {
-        let (session, mut catalog) = self.open_session(mend)?;
-        *lost_packs += session.lost_packs;
+    fn write(&self, hold: &Hold, mend: Mend, lost_packs: &mut u64) -> Result<Summary, Error> {
+        let (session, mut catalog) = self.open_session(hold, mend)?;
+        *lost_packs += session.lost_packs();
         let source = find_source(&session, &mut catalog, &self.scope.name)?;
         expect_as_before(&catalog, Some(source.row), self.watch.monitor)?;
         self.run_stages(&session, catalog, source)
@@ -197,7 +218,7 @@ impl<'a> Invocation<'a> {
         catalog.clear_deferred()?;
         let lanes = Lanes::new(policy.low_memory)?;
         let setup = ReadSetup {
-            chunker: Chunker::new(session.trust.seed, storing.chunk_size),
+            chunker: Chunker::new(session.trust().seed, storing.chunk_size),
             whole_below: storing.merge_files_under as u64,
             attributes: lanes.attributes.clone(),
             hard_links: HardLinkCache::default(),
@@ -208,10 +229,10 @@ impl<'a> Invocation<'a> {
         let ahead = Readahead::default();
         thread::scope(|threads| {
             let _close = CloseQueues { lanes: Some(&lanes), ahead: &ahead };
-            let target = session.repository.target();
-            let sealer = session.writer.block_sealer();
+            let target = session.repository().target();
+            let sealer = session.writer().block_sealer();
             // First one thread of each kind, which a backup can't do without.
-            let (sealing, more_sealers) = Sealing::start(threads, target, session.run, sealer, storing.compression)?;
+            let (sealing, more_sealers) = Sealing::start(threads, target, session.run(), sealer, storing.compression)?;
             let pipeline = Pipeline {
                 scope: &self.scope,
                 source: Some(source.row),
@@ -246,7 +267,7 @@ fn find_source(session: &Session<'_>, catalog: &mut Catalog, name: &str) -> Resu
     }
     let source = Source { id: SourceId::random(), name: name.to_owned() };
     session.announce(catalog)?;
-    session.writer.put_source(&source)?;
+    session.writer().put_source(&source)?;
     let row = catalog.add_source(source.id, name)?;
     catalog.commit()?;
     Ok(SnapshotSource { row, id: source.id })

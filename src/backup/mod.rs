@@ -8,7 +8,6 @@
 //!
 //! - [`options`], [`summary`], [`error`]: input and output
 //! - [`invocation`]: one backup from start to end
-//! - [`session`]: takes the lock, and makes the catalog agree with the repository before anything is written
 //! - [`pipeline`]: starts the walk and the readers, and hands their events to a follower
 //! - [`snapshot`]: the follower of a backup; [`preview`]: that of a dry run
 //! - [`walk`]: finds out which directories and files there are, and which of them changed
@@ -27,7 +26,6 @@ mod options;
 mod pipeline;
 mod preview;
 mod read;
-mod session;
 mod snapshot;
 mod store;
 mod summary;

@@ -8,7 +8,6 @@ use super::entry::entry_of;
 use super::error::Error;
 use super::options::{Reading, RunPolicy};
 use super::pipeline::Follower;
-use super::session::Session;
 use super::store::assembler::{AssembledTree, Assembler, ReadCounts};
 use super::store::frames::FinishedDirectory;
 use super::store::publisher::{NewSnapshot, StoredCounts};
@@ -23,6 +22,7 @@ use crate::format::entry::{Content, Subtree};
 use crate::format::id::{SnapshotId, SourceId};
 use crate::format::name::{self, SnapshotName};
 use crate::format::snapshot::{Snapshot, Statistics};
+use crate::session::Session;
 use crate::source::{EntryMount, now};
 
 /// The source of a snapshot.
@@ -148,7 +148,7 @@ impl SnapshotPlan<'_> {
         };
         let name = SnapshotName {
             source: self.source.id,
-            sequence: self.session.generation,
+            sequence: self.session.generation(),
             time: name::time(self.started.seconds),
             id: SnapshotId::random(),
         };
@@ -170,7 +170,7 @@ impl SnapshotPlan<'_> {
             paths,
             root_path: self.scope.root_path(),
             tags,
-            encrypted: self.session.trust.encrypted,
+            encrypted: self.session.trust().encrypted,
             previous,
             statistics,
             program: concat!("brackfs ", env!("CARGO_PKG_VERSION")).into(),

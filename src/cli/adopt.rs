@@ -7,7 +7,6 @@ use std::time::Duration;
 use anyhow::Result;
 use serde_json::json;
 
-use super::catalog::waiting;
 use super::exit::Usage;
 use super::global::Global;
 use super::output;
@@ -15,9 +14,9 @@ use super::reader_args::{FirstUse, ReaderArgs, SMALL_CACHE};
 use super::recipients::read_certificate;
 use super::show::{parse_duration, printable};
 use super::signals::stop_on_signals;
-use crate::inventory::{Inventory, adopt_with_host_key, adopt_with_owner_key, host_access, host_key};
-use crate::monitor::Monitor;
+use crate::inventory::{Inventory, host_access, host_key};
 use crate::repository::Repository;
+use crate::session::{self, adopt_with_host_key, adopt_with_owner_key};
 use crate::state::RepositoryState;
 
 /// Make this machine the writer of a repository
@@ -72,7 +71,7 @@ pub(super) fn run(args: &Args, global: &Global) -> Result<ExitCode> {
     let recipients = args.recipient.iter().map(|path| read_certificate(path)).collect::<Result<Vec<_>>>()?;
     let (monitor, stop) = (global.monitor(args.json), stop_on_signals()?);
     let is_host = state.host_key()?.is_some();
-    let lock = || state.lock(args.wait_lock, &stop, |holder| monitor.note(&waiting(holder)));
+    let lock = || session::lock(&state, args.wait_lock, &monitor, &stop);
     if is_host && !recipients.is_empty() {
         let path = state.host_key_path();
         return Err(Usage(format!(
@@ -82,18 +81,18 @@ pub(super) fn run(args: &Args, global: &Global) -> Result<ExitCode> {
         .into());
     }
     let adopted = if is_host {
-        let _lock = lock()?;
+        let lock = lock()?;
         let key = host_key(&state)?;
         let access = host_access(&key)?;
         let inventory = Inventory { repository: &repository, access: &access, monitor: &monitor, stop: &stop };
-        adopt_with_host_key(&inventory, &state, key)?
+        adopt_with_host_key(&inventory, &state, &lock, key)?
     } else {
         let reader = args.reader.open_trusting(FirstUse::Refused, global, &monitor, SMALL_CACHE)?;
         state.create()?;
-        let _lock = lock()?;
+        let lock = lock()?;
         let access = reader.access();
         let inventory = Inventory { repository: &repository, access, monitor: &monitor, stop: &stop };
-        adopt_with_owner_key(&inventory, &state, &recipients)?
+        adopt_with_owner_key(&inventory, &state, &lock, &recipients)?
     };
     let found = &adopted.found;
     if args.json {

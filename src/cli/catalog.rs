@@ -14,8 +14,9 @@ use super::signals::stop_on_signals;
 use super::terminal::is_interactive;
 use crate::catalog::Catalog;
 use crate::inventory::{self, Inventory, host_access, host_key};
-use crate::monitor::{Monitor, count};
+use crate::monitor::count;
 use crate::repository::Repository;
+use crate::session;
 use crate::state::RepositoryState;
 
 #[derive(Debug, clap::Subcommand)]
@@ -92,10 +93,10 @@ fn rebuild(args: &RebuildArgs, global: &Global) -> Result<ExitCode> {
     let state = RepositoryState::new(&global.state()?, repository.id());
     let (monitor, stop) = (global.monitor(args.json), stop_on_signals()?);
     let key = host_key(&state)?;
-    let _lock = state.lock(args.wait_lock, &stop, |holder| monitor.note(&waiting(holder)))?;
+    let lock = session::lock(&state, args.wait_lock, &monitor, &stop)?;
     let access = host_access(&key)?;
     let inventory = Inventory { repository: &repository, access: &access, monitor: &monitor, stop: &stop };
-    let (_, found) = inventory::rebuild(&inventory, &state, &key.fingerprint())?;
+    let (_, found) = inventory::rebuild(&inventory, &state, &lock, &key.fingerprint())?;
     if args.json {
         output::result(json!({
             "message_type": "summary",
@@ -147,9 +148,4 @@ fn verify(args: &VerifyArgs, global: &Global) -> Result<ExitCode> {
             count(problems, "problem", "problems")
         ),
     }
-}
-
-/// The message of a command that waits for the lock.
-pub(super) fn waiting(holder: &str) -> String {
-    format!("waiting for another run of brackfs that writes to this repository ({holder})")
 }

@@ -4,7 +4,9 @@ use std::error::Error;
 
 use super::show;
 use crate::failure::{Failure, FailureKind};
-use crate::{backup, catalog, check, crypt, dump, history, init, inventory, reader, repository, restore, state};
+use crate::{
+    backup, catalog, check, crypt, dump, history, init, inventory, reader, repository, restore, session, state,
+};
 
 /// A command line that parses, but is not valid.
 #[derive(Debug, thiserror::Error)]
@@ -51,7 +53,7 @@ pub(super) fn kind(error: &anyhow::Error) -> FailureKind {
 type KindOf = fn(&(dyn Error + 'static)) -> Option<FailureKind>;
 
 /// The types of [`Failure`] that reach the command line: an error in a chain can only be found by its type.
-const FAILURES: [KindOf; 14] = [
+const FAILURES: [KindOf; 15] = [
     kind_of::<Usage>,
     kind_of::<NoSecret>,
     kind_of::<backup::Error>,
@@ -65,6 +67,7 @@ const FAILURES: [KindOf; 14] = [
     kind_of::<reader::Error>,
     kind_of::<repository::Error>,
     kind_of::<restore::Error>,
+    kind_of::<session::Error>,
     kind_of::<state::Error>,
 ];
 
@@ -146,9 +149,9 @@ mod tests {
         assert_code(10, backup::Error::from(missing()));
         assert_code(10, init::Error::from(missing()));
         assert_code(10, inventory::Error::from(missing()));
-        assert_code(10, backup::Error::from(inventory::Error::from(missing())));
+        assert_code(10, backup::Error::from(session::Error::from(inventory::Error::from(missing()))));
         assert_code(11, locked());
-        assert_code(11, backup::Error::from(locked()));
+        assert_code(11, backup::Error::from(session::Error::from(locked())));
         assert_code(11, catalog::Error::Busy { path: PathBuf::new() });
         assert_code(11, inventory::Error::from(catalog::Error::Busy { path: PathBuf::new() }));
         let reader = || reader::Error::from(no_key());

@@ -7,7 +7,6 @@ use std::time::Duration;
 use anyhow::{Context, Result};
 use serde_json::json;
 
-use super::catalog::waiting;
 use super::global::Global;
 use super::output;
 use super::reader_args::RepositoryArg;
@@ -16,8 +15,8 @@ use super::signals::stop_on_signals;
 use crate::catalog::Catalog;
 use crate::crypt::Certificate;
 use crate::inventory::{Inventory, host_access, host_key};
-use crate::monitor::Monitor;
 use crate::repository::Repository;
+use crate::session;
 use crate::state::RepositoryState;
 
 #[derive(Debug, clap::Subcommand)]
@@ -122,11 +121,11 @@ fn update(args: &UpdateArgs, global: &Global) -> Result<ExitCode> {
     let state = RepositoryState::new(&global.state()?, repository.id());
     let (monitor, stop) = (global.monitor(args.json), stop_on_signals()?);
     let key = host_key(&state)?;
-    let _lock = state.lock(args.wait_lock, &stop, |holder| monitor.note(&waiting(holder)))?;
+    let lock = session::lock(&state, args.wait_lock, &monitor, &stop)?;
     let access = host_access(&key)?;
     let inventory = Inventory { repository: &repository, access: &access, monitor: &monitor, stop: &stop };
     let mut catalog = Catalog::open(&state.catalog_path(), repository.id())?;
-    for renewed in inventory.renew(&mut catalog, key, &certificates)? {
+    for renewed in inventory.renew(&mut catalog, &lock, key, &certificates)? {
         let fingerprint = renewed.certificate.fingerprint();
         if args.json {
             output::result(json!({

@@ -42,14 +42,6 @@ pub enum Error {
         /// The last generation of this catalog.
         known: u64,
     },
-    /// Another machine started a run at the same time.
-    #[error(
-        "another machine with a copy of this machine's state started to write at the same time (generation {found}); run `brackfs adopt` on the one that is to go on"
-    )]
-    ConcurrentWriter {
-        /// The generation of both.
-        found: u64,
-    },
     /// All generation numbers are in use. Only objects that brackfs did not write can cause this.
     #[error("cannot begin a run: {folder} has no free number; remove the objects there that brackfs did not write")]
     NoNumber {
@@ -80,28 +72,6 @@ pub enum Error {
     NoRecipient {
         /// The certificate's fingerprint.
         found: Fingerprint,
-    },
-    /// The owner's key was given, but this machine has a host key and can adopt with that.
-    #[error("this machine already has a host key for the repository ({path}): run `brackfs adopt` without --key")]
-    HasHostKey {
-        /// The path of the host key.
-        path: PathBuf,
-    },
-    /// Documents have unknown signers, and adoption does not trust on first use.
-    #[error(
-        "documents of this repository are signed by unknown host keys: {signers}. Nothing was written. Compare the keys with those printed on the former machine; pass the right ones with --signer, and remove the objects of all others"
-    )]
-    UnknownSigners {
-        /// Fingerprints of the signers, each with one of its objects and the number of further ones.
-        signers: String,
-    },
-    /// The given recipients differ from those in the repository's secrets.
-    #[error("the repository encrypts to {found}, but --recipient names {expected}; nothing was written")]
-    Recipients {
-        /// Fingerprints of the repository's recipients.
-        found: String,
-        /// Fingerprints of the given recipients.
-        expected: String,
     },
     /// The operating system returned no random bytes.
     #[error("cannot get random bytes: {0}")]

@@ -5,21 +5,17 @@
 //! signed indexes ([`reconcile`]). For a lost catalog, [`rebuild()`] creates an empty one and reconciles it. All of
 //! this needs only the host key.
 //!
-//! - [`mod@announce`]: announces a run that writes
 //! - [`mod@generations`]: the runs that wrote to the repository
 //! - [`mod@divergence`]: whether the repository is as this catalog left it, and whether this catalog is its writer
 //! - [`reconcile`]: compares packs, blocks, chunks and snapshots with the repository
 //! - [`mod@rebuild`]: replaces a lost catalog
 //! - [`recipients`]: renewed certificates of recipients
-//! - [`adopt`]: makes this machine the writer
 //! - [`mend`]: repairs a partly damaged catalog
 //! - [`recheck`]: checks a few packs in each run, to detect losses on disk
 //! - [`upkeep`]: puts back small objects that must not be lost
 //! - [`verify`]: checks all claims of the catalog without changing anything
 //! - [`removal`]: removes orphans; the only code that removes objects from a repository
 
-mod adopt;
-mod announce;
 mod divergence;
 mod error;
 mod generations;
@@ -34,8 +30,6 @@ mod verify;
 
 use std::sync::atomic::{AtomicBool, Ordering};
 
-pub use adopt::{Adopted, adopt_with_host_key, adopt_with_owner_key};
-pub use announce::announce;
 pub use divergence::Divergence;
 pub use error::Error;
 pub use generations::Generations;
@@ -64,7 +58,8 @@ pub struct Inventory<'a> {
 }
 
 impl Inventory<'_> {
-    fn check_interrupted(&self) -> Result<(), Error> {
+    /// Fails if the stop flag is set.
+    pub fn check_interrupted(&self) -> Result<(), Error> {
         if self.stop.load(Ordering::Relaxed) { Err(Error::Interrupted) } else { Ok(()) }
     }
 }

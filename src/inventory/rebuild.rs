@@ -13,19 +13,20 @@ use crate::failure::Failure;
 use crate::format::id::CatalogId;
 use crate::format::name;
 use crate::format::secrets::Secrets;
-use crate::state::RepositoryState;
+use crate::state::{Lock, RepositoryState};
 
-/// Builds a catalog from the repository and opens it; the lock must be held. It gets the catalog id of the last
-/// generation that verifies. An existing catalog is kept under another name.
+/// Builds a catalog from the repository and opens it. It gets the catalog id of the last generation that verifies. An
+/// existing catalog is kept under another name.
 pub fn rebuild(
     inventory: &Inventory<'_>,
     state: &RepositoryState,
+    lock: &Lock,
     host: &Fingerprint,
 ) -> Result<(Catalog, Reconciled), Error> {
     let last = inventory.generations(&[])?.last;
     let id = last.as_ref().map_or_else(CatalogId::random, |last| last.catalog);
     let trust = inventory.trust(host, id)?;
-    let made = inventory.build(state, trust, |catalog| match &last {
+    let made = inventory.build(state, lock, trust, |catalog| match &last {
         Some(last) => Ok(catalog.set_run(last.number, last.run)?),
         None => Ok(()),
     })?;
@@ -34,9 +35,10 @@ pub fn rebuild(
 
 impl Inventory<'_> {
     /// Builds a catalog next to the existing one, then replaces that. `finish` is called before the new one is closed.
-    pub(super) fn build(
+    pub fn build(
         &self,
         state: &RepositoryState,
+        _lock: &Lock,
         trust: Trust,
         finish: impl FnOnce(&mut Catalog) -> Result<(), Error>,
     ) -> Result<Reconciled, Error> {
@@ -63,14 +65,14 @@ impl Inventory<'_> {
     }
 
     /// The trust of a catalog with this id, from documents that the host signed.
-    pub(super) fn trust(&self, host: &Fingerprint, catalog: CatalogId) -> Result<Trust, Error> {
+    pub fn trust(&self, host: &Fingerprint, catalog: CatalogId) -> Result<Trust, Error> {
         let Secrets { seed, encrypted, recipients, .. } = self.secrets()?;
         let recipients = recipients.iter().map(|bytes| Certificate::parse(bytes)).collect::<Result<_, _>>()?;
         Ok(Trust { repository: self.repository.id(), catalog, encrypted, seed, host: host.clone(), recipients })
     }
 
     /// The merged content of all trusted secrets documents.
-    pub(super) fn secrets(&self) -> Result<Secrets, Error> {
+    pub fn secrets(&self) -> Result<Secrets, Error> {
         let mut found: Option<Secrets> = None;
         let mut failed = None;
         for object in self.repository.target().list(name::SECRETS)? {

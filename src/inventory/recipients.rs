@@ -14,6 +14,7 @@ use crate::crypt::{Certificate, Fingerprint, SecretKey, Signer};
 use crate::format::id::ObjectId;
 use crate::format::secrets::Secrets;
 use crate::repository::Writer;
+use crate::state::Lock;
 
 /// The result for a renewed certificate.
 #[derive(Debug)]
@@ -25,8 +26,14 @@ pub struct Renewed {
 }
 
 impl Inventory<'_> {
-    /// Merges renewed certificates into those of the recipients. `host` is the host key; the lock must be held.
-    pub fn renew(&self, catalog: &mut Catalog, host: SecretKey, given: &[Certificate]) -> Result<Vec<Renewed>, Error> {
+    /// Merges renewed certificates into those of the recipients. `host` is the host key.
+    pub fn renew(
+        &self,
+        catalog: &mut Catalog,
+        _lock: &Lock,
+        host: SecretKey,
+        given: &[Certificate],
+    ) -> Result<Vec<Renewed>, Error> {
         let trust = catalog.trust().clone();
         let mut recipients = trust.recipients.clone();
         let mut renewed = Vec::new();

@@ -102,7 +102,7 @@ impl Inventory<'_> {
     }
 
     /// Lists the ids of all indexes.
-    pub(super) fn indexes(&self) -> Result<Vec<ObjectId>, Error> {
+    pub fn indexes(&self) -> Result<Vec<ObjectId>, Error> {
         let objects = self.repository.target().list(name::INDEX)?;
         Ok(objects.iter().filter_map(|object| name::parse_index(&object.name)).collect())
     }

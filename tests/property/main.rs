@@ -35,7 +35,7 @@ use brackfs::monitor::{Monitor, Progress};
 use brackfs::reader::{EntryHandle, Reader};
 use brackfs::repository::{Access, Repository};
 use brackfs::state::RepositoryState;
-use brackfs::{check, inventory, restore};
+use brackfs::{check, inventory, restore, session};
 use change::{Change, Mix};
 use common::{Site, settle};
 use proptest::prelude::{Just, Strategy, any, prop, prop_oneof};
@@ -349,7 +349,10 @@ impl Play {
                 self.before = None;
                 self.compare(how, &summary);
             }
-            Err(backup::Error::Interrupted | backup::Error::Inventory(inventory::Error::Interrupted)) => {
+            Err(
+                backup::Error::Interrupted
+                | backup::Error::Session(session::Error::Inventory(inventory::Error::Interrupted)),
+            ) => {
                 self.before = None;
             }
             Err(other) => panic!("{other}"),

@@ -1,6 +1,5 @@
 //! A repository for tests of the parts that store.
 
-use std::path::Path;
 use std::sync::atomic::AtomicBool;
 use std::thread;
 use std::time::Duration;
@@ -11,13 +10,13 @@ use super::blocks::BlockStore;
 use super::nodes::Nodes;
 use super::publisher::Publisher;
 use super::seal::Sealing;
-use crate::backup::options::RunPolicy;
-use crate::backup::session::{Mend, Session};
 use crate::catalog::{Catalog, Trust};
 use crate::crypt::{SecretKey, Signer};
 use crate::format::id::{CatalogId, ObjectId};
+use crate::inventory::{READ_AGAIN, host_key};
 use crate::monitor::Silent;
 use crate::repository::{ReadmeKeys, Repository, Writer};
+use crate::session::{self, Checks, Mend, Session};
 use crate::state::RepositoryState;
 
 /// Chunks of files below this many bytes are gathered.
@@ -55,10 +54,6 @@ impl Site {
         Site { folder, repository }
     }
 
-    fn state(&self) -> std::path::PathBuf {
-        self.folder.path().join("state")
-    }
-
     /// The number of objects in a folder of the repository.
     pub(super) fn count(&self, folder: &str) -> usize {
         self.repository.target().list(folder).unwrap().len()
@@ -66,12 +61,14 @@ impl Site {
 
     /// Runs a test with a publisher that never commits by itself.
     pub(super) fn with_publisher<T>(&self, test: impl FnOnce(Publisher<'_>) -> T) -> T {
-        let (policy, stop, state) = (RunPolicy::default(), AtomicBool::new(false), self.state());
-        let state: &Path = &state;
-        let (session, catalog) = Session::open(&self.repository, state, &policy, Mend::No, &Silent, &stop).unwrap();
+        let (repository, stop) = (&self.repository, AtomicBool::new(false));
+        let state = RepositoryState::new(&self.folder.path().join("state"), repository.id());
+        let lock = session::lock(&state, Duration::ZERO, &Silent, &stop).unwrap();
+        let (key, checks) = (host_key(&state).unwrap(), Checks { mend: Mend::No, recheck: READ_AGAIN });
+        let (session, catalog) = Session::open(repository, &state, &lock, key, checks, &Silent, &stop).unwrap();
         thread::scope(|threads| {
-            let target = self.repository.target();
-            let (sealing, _more) = Sealing::start(threads, target, session.run, None, 1).unwrap();
+            let target = repository.target();
+            let (sealing, _more) = Sealing::start(threads, target, session.run(), None, 1).unwrap();
             test(Publisher::new(&session, catalog, sealing, Duration::MAX, &Silent))
         })
     }

@@ -11,7 +11,6 @@ use roaring::RoaringTreemap;
 
 use super::seal::{PlainBlock, SealResult, SealedBlock, Sealing};
 use crate::backup::error::Error;
-use crate::backup::session::Session;
 use crate::catalog::{BlockId, Catalog, PackRow, SnapshotRow};
 use crate::format::id::{ObjectId, SnapshotId};
 use crate::format::index::{BlockRuns, Index, IndexedBlock, IndexedPack, PackKind, SnapshotBlocks};
@@ -19,6 +18,7 @@ use crate::format::name::SnapshotName;
 use crate::format::snapshot::Snapshot;
 use crate::format::{Digest, PackId};
 use crate::monitor::Monitor;
+use crate::session::Session;
 
 /// Chunks after which an index is written, so that the list of them stays small.
 const INDEX_CHUNKS: usize = 16_000;
@@ -112,7 +112,7 @@ impl<'a> Publisher<'a> {
 
     /// Announces the run, before it stores anything or removes rows for good.
     pub(in crate::backup) fn announce(&mut self) -> Result<(), Error> {
-        self.session.announce(&mut self.catalog)
+        Ok(self.session.announce(&mut self.catalog)?)
     }
 
     /// An empty buffer with room for a block.
@@ -220,7 +220,7 @@ impl<'a> Publisher<'a> {
     /// Writes the snapshot itself, last of all, and notes that it exists.
     pub(in crate::backup) fn put_snapshot(&mut self, snapshot: &Snapshot) -> Result<(), Error> {
         self.session.still_alone()?;
-        self.session.writer.put_snapshot(snapshot)?;
+        self.session.writer().put_snapshot(snapshot)?;
         self.set_there(snapshot.name.id, snapshot.statistics.stored_bytes)
     }
 
@@ -259,9 +259,9 @@ impl<'a> Publisher<'a> {
         self.session.still_alone()?;
         if !packs.is_empty() {
             let sums: Vec<_> = packs.iter().map(|pack| (pack.id, pack.digest)).collect();
-            self.session.writer.put_sums(ObjectId::random(), &sums)?;
+            self.session.writer().put_sums(ObjectId::random(), &sums)?;
         }
-        Ok(self.session.writer.put_index(ObjectId::random(), &Index { packs, snapshot })?)
+        Ok(self.session.writer().put_index(ObjectId::random(), &Index { packs, snapshot })?)
     }
 
     /// The blocks of a snapshot for the index, as the difference to the snapshot before.

@@ -1,19 +1,18 @@
 //! A run that may write: it holds the lock, and its catalog claims nothing that the repository lacks.
 
 use std::collections::HashSet;
-use std::path::Path;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, SystemTime};
 
+use super::announce::announce;
 use super::error::Error;
-use super::options::RunPolicy;
 use crate::catalog::{Catalog, Claims, Presence, Trust};
-use crate::crypt::{Certificate, Signer};
+use crate::crypt::{Certificate, SecretKey, Signer};
 use crate::format::generation::Generation;
 use crate::format::id::RunId;
 use crate::format::name;
-use crate::inventory::{self, Divergence, Inventory, announce, host_access, host_key};
+use crate::inventory::{self, Divergence, Inventory, host_access, host_key};
 use crate::monitor::Monitor;
 use crate::repository::{Access, Repository, Writer};
 use crate::source::now;
@@ -25,53 +24,57 @@ const CLOCK_TOLERANCE: i64 = 60;
 
 /// Whether the whole catalog is verified before the run, and damaged rows are dropped.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Mend {
+pub enum Mend {
+    /// No.
     No,
+    /// Yes. This reads the whole catalog.
     Yes,
 }
 
+/// Checks before a run.
+#[derive(Debug, Clone, Copy)]
+pub struct Checks {
+    /// Whether to look for damage in the catalog.
+    pub mend: Mend,
+    /// Bytes of packs to verify again, oldest check first.
+    pub recheck: u64,
+}
+
 /// A run that may write to a repository.
-pub(super) struct Session<'r> {
-    pub(super) repository: &'r Repository,
-    pub(super) writer: Writer<'r>,
-    pub(super) trust: Trust,
+pub struct Session<'r> {
+    repository: &'r Repository,
+    writer: Writer<'r>,
+    trust: Trust,
     /// Opens documents that this machine signed and may read.
-    pub(super) access: Access,
+    access: Access,
     /// Earlier runs that wrote and did not finish.
     unfinished: Vec<RunId>,
-    /// The generation of this run.
-    pub(super) generation: u64,
+    generation: u64,
     /// Numbers and lengths of objects above the last generation that do not verify.
     strange: Mutex<Vec<(u64, u64)>>,
-    /// Packs that were found lost and reported.
-    pub(super) lost_packs: u64,
-    /// The id of this run. It is part of the names of its packs.
-    pub(super) run: RunId,
+    lost_packs: u64,
+    run: RunId,
     /// The generation of this run is at the target.
     announced: AtomicBool,
-    _lock: Lock,
+    _lock: &'r Lock,
 }
 
 impl<'r> Session<'r> {
-    /// Takes the lock, and compares the target with the catalog and the keys that this machine trusts. A lost catalog is
-    /// rebuilt; one that disagrees with the repository is corrected.
-    pub(super) fn open(
+    /// Compares the target with the catalog and the keys that this machine trusts. A lost catalog is rebuilt; one that
+    /// disagrees with the repository is corrected. `key` is the host key.
+    pub fn open(
         repository: &'r Repository,
-        state: &Path,
-        policy: &RunPolicy,
-        mend: Mend,
+        state: &RepositoryState,
+        lock: &'r Lock,
+        key: SecretKey,
+        checks: Checks,
         monitor: &dyn Monitor,
         stop: &AtomicBool,
     ) -> Result<(Self, Catalog), Error> {
-        let state = RepositoryState::new(state, repository.id());
-        let key = host_key(&state)?;
-        let lock = state.lock(policy.wait_lock, stop, |holder| {
-            monitor.note(&format!("waiting for another run of brackfs that writes to this repository ({holder})"));
-        })?;
         let host = key.certificate();
         let access = host_access(&key)?;
         let inventory = Inventory { repository, access: &access, monitor, stop };
-        let (mut catalog, built) = open_catalog(&inventory, &state, &host, mend)?;
+        let (mut catalog, built) = open_catalog(&inventory, state, lock, &host, checks.mend)?;
         let trust = catalog.trust().clone();
         compare(repository, &trust, &host)?;
         inventory.report_unknown_recipients(&trust.recipients)?;
@@ -97,24 +100,54 @@ impl<'r> Session<'r> {
             catalog.commit()?;
         }
         let inventory = Inventory { repository, access: &session.access, monitor, stop };
-        let lost = inventory.lost(&catalog, &state, &host)?;
+        let lost = inventory.lost(&catalog, state, &host)?;
         if !lost.is_empty() {
             session.announce(&mut catalog)?;
             inventory.put_back(lost, &catalog, &session.writer, &host)?;
         }
         report_clock_behind(&catalog, monitor)?;
-        session.lost_packs = session.recover(&mut catalog, policy, &inventory)?;
+        session.lost_packs = session.recover(&mut catalog, checks.recheck, &inventory)?;
         Ok((session, catalog))
     }
 
+    /// The repository that the run writes to.
+    pub fn repository(&self) -> &'r Repository {
+        self.repository
+    }
+
+    /// Signs and seals the documents of this run.
+    pub fn writer(&self) -> &Writer<'r> {
+        &self.writer
+    }
+
+    /// The keys that the catalog trusts, and the chunker's seed.
+    pub fn trust(&self) -> &Trust {
+        &self.trust
+    }
+
+    /// The generation of this run.
+    pub fn generation(&self) -> u64 {
+        self.generation
+    }
+
+    /// The id of this run. It is part of the names of its packs.
+    pub fn run(&self) -> RunId {
+        self.run
+    }
+
+    /// Packs that were found lost when the session was opened, and reported.
+    pub fn lost_packs(&self) -> u64 {
+        self.lost_packs
+    }
+
     /// Cleans up after runs that did not finish, and verifies some packs again. Returns how many packs are lost.
-    fn recover(&self, catalog: &mut Catalog, policy: &RunPolicy, inventory: &Inventory<'_>) -> Result<u64, Error> {
+    fn recover(&self, catalog: &mut Catalog, recheck: u64, inventory: &Inventory<'_>) -> Result<u64, Error> {
         if !self.unfinished.is_empty() {
             // Objects of a killed run may be visible and not yet on disk; from here on they are relied on.
             self.repository.target().settle(&name::FOLDERS)?;
         }
         look_for_snapshots(self.repository, catalog)?;
-        let found = inventory.recheck(catalog, policy.recheck, now().seconds, random)?;
+        let found = inventory.recheck(catalog, recheck, now().seconds, random)?;
         if !self.unfinished.is_empty() {
             // From here on, a concurrent run with a copy of this catalog fails.
             self.announce(catalog)?;
@@ -125,17 +158,17 @@ impl<'r> Session<'r> {
 
     /// Announces this run at the target, before it writes anything else there. Only one run can have a
     /// generation.
-    pub(super) fn announce(&self, catalog: &mut Catalog) -> Result<(), Error> {
+    pub fn announce(&self, catalog: &mut Catalog) -> Result<(), Error> {
         if self.announced.swap(true, Ordering::Relaxed) {
             return Ok(());
         }
         let generation = Generation { number: self.generation, catalog: self.trust.catalog, run: self.run };
-        Ok(announce(catalog, &self.writer, &generation)?)
+        announce(catalog, &self.writer, &generation)
     }
 
     /// Fails if another machine with a copy of this catalog has started a run: it may have deleted packs that no index
     /// lists yet.
-    pub(super) fn still_alone(&self) -> Result<(), Error> {
+    pub fn still_alone(&self) -> Result<(), Error> {
         let mut strange = self.strange.lock().unwrap_or_else(PoisonError::into_inner);
         let mut there = false;
         for (number, length) in self.repository.generations()? {
@@ -144,7 +177,7 @@ impl<'r> Session<'r> {
                 continue;
             }
             match self.access.generation(self.repository, number) {
-                Ok(_) => return Err(inventory::Error::ConcurrentWriter { found: number }.into()),
+                Ok(_) => return Err(Error::ConcurrentWriter { found: number }),
                 // Anyone may have created it.
                 Err(_) => strange.push((number, length)),
             }
@@ -203,6 +236,7 @@ fn choose_number(inventory: &Inventory<'_>, catalog: &mut Catalog) -> Result<Run
 fn open_catalog(
     inventory: &Inventory<'_>,
     state: &RepositoryState,
+    lock: &Lock,
     host: &Certificate,
     mend: Mend,
 ) -> Result<(Catalog, bool), Error> {
@@ -221,7 +255,7 @@ fn open_catalog(
             inventory.monitor.note(&format!(
                 "{error}. It is rebuilt from the repository now; every file is read once, and known content is not stored again"
             ));
-            let (catalog, found) = inventory::rebuild(inventory, state, &host.fingerprint())?;
+            let (catalog, found) = inventory::rebuild(inventory, state, lock, &host.fingerprint())?;
             inventory.monitor.note(&format!("the catalog was rebuilt: {}", found.summary()));
             Ok((catalog, true))
         }
@@ -237,14 +271,13 @@ fn random() -> Result<f64, inventory::Error> {
 
 /// Opens the catalog for a dry run, after the same comparisons. Takes no lock and changes nothing; reports the differences
 /// that a backup would correct first.
-pub(super) fn look(
+pub fn look(
     repository: &Repository,
-    state: &Path,
+    state: &RepositoryState,
     monitor: &dyn Monitor,
     stop: &AtomicBool,
 ) -> Result<Catalog, Error> {
-    let state = RepositoryState::new(state, repository.id());
-    let key = host_key(&state)?;
+    let key = host_key(state)?;
     let view = || Catalog::view(&state.catalog_path(), repository.id());
     let catalog = match view() {
         Err(source) if source.is_lost() => return Err(Error::NothingToCompare { source }),
@@ -255,7 +288,7 @@ pub(super) fn look(
     warn_of_expiry(&catalog.trust().recipients, monitor);
     let access = host_access(&key)?;
     let inventory = Inventory { repository, access: &access, monitor, stop };
-    for lost in inventory.lost(&catalog, &state, &host)? {
+    for lost in inventory.lost(&catalog, state, &host)? {
         monitor.note(&format!("{}: {}", lost.object, lost.message()));
     }
     if inventory.divergence(&catalog)?.message().is_some()

@@ -10,7 +10,7 @@ use crate::storage::ErrorKind;
 ///
 /// The catalog knows the number durably before it is used, so that after a crash in between the machine recognizes its own
 /// generation. What the caller changed in the catalog before is committed, too.
-pub fn announce(catalog: &mut Catalog, writer: &Writer<'_>, generation: &Generation) -> Result<(), Error> {
+pub(super) fn announce(catalog: &mut Catalog, writer: &Writer<'_>, generation: &Generation) -> Result<(), Error> {
     let Generation { number, run, .. } = *generation;
     catalog.intend_run(number, run)?;
     catalog.commit()?;

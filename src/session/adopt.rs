@@ -12,16 +12,16 @@
 use std::collections::BTreeMap;
 use std::path::Path;
 
+use super::Error;
 use super::announce::announce;
-use super::reconcile::Reconciled;
-use super::{Error, Inventory, host_access};
 use crate::catalog::Catalog;
 use crate::crypt::{Certificate, Fingerprint, SecretKey, Signer};
 use crate::format::generation::Generation;
 use crate::format::id::{CatalogId, ObjectId, RunId};
 use crate::format::name;
+use crate::inventory::{Inventory, Reconciled, host_access};
 use crate::repository::{self, Writer};
-use crate::state::RepositoryState;
+use crate::state::{Lock, RepositoryState};
 
 /// The result of an adoption.
 #[derive(Debug)]
@@ -36,10 +36,11 @@ pub struct Adopted {
     pub recipients: Vec<Certificate>,
 }
 
-/// Adopts with an existing host key; the lock must be held. An intact catalog is kept.
+/// Adopts with an existing host key. An intact catalog is kept.
 pub fn adopt_with_host_key(
     inventory: &Inventory<'_>,
     state: &RepositoryState,
+    lock: &Lock,
     key: SecretKey,
 ) -> Result<Adopted, Error> {
     let (repository, host) = (inventory.repository, key.certificate());
@@ -57,7 +58,7 @@ pub fn adopt_with_host_key(
         _ => {
             let trust = inventory.trust(&host.fingerprint(), catalog_id)?;
             check_recipients(&trust.recipients)?;
-            let found = inventory.build(state, trust, |_| Ok(()))?;
+            let found = inventory.build(state, lock, trust, |_| Ok(()))?;
             (Catalog::open(&state.catalog_path(), repository.id())?, found)
         }
     };
@@ -79,18 +80,19 @@ fn check_recipients(recipients: &[Certificate]) -> Result<(), Error> {
     Ok(recipients.iter().try_for_each(Certificate::check_recipient)?)
 }
 
-/// Adopts without a host key. `inventory` must have the owner's access without trust on first use, and the lock must be
-/// held. If `recipients` is not empty, the documents must name the same recipients.
+/// Adopts without a host key. `inventory` must have the owner's access without trust on first use. If `recipients` is not
+/// empty, the documents must name the same recipients.
 pub fn adopt_with_owner_key(
     inventory: &Inventory<'_>,
     state: &RepositoryState,
+    lock: &Lock,
     recipients: &[Certificate],
 ) -> Result<Adopted, Error> {
     let repository = inventory.repository;
     if state.host_key()?.is_some() {
         return Err(Error::HasHostKey { path: state.host_key_path() });
     }
-    inventory.refuse_unknown_signers()?;
+    refuse_unknown_signers(inventory)?;
     let mut secrets = inventory.secrets()?;
     let named: Vec<_> = secrets.recipients.iter().map(|bytes| Certificate::parse(bytes)).collect::<Result<_, _>>()?;
     if !recipients.is_empty() && fingerprints(recipients) != fingerprints(&named) {
@@ -140,46 +142,44 @@ pub fn adopt_with_owner_key(
     // Last, so that a failed adoption leaves this machine without a host key and can be repeated.
     state.put_host_key(&key.to_armored()?)?;
     let access = host_access(&key)?;
-    adopt_with_host_key(&Inventory { access: &access, ..*inventory }, state, key)
+    adopt_with_host_key(&Inventory { access: &access, ..*inventory }, state, lock, key)
 }
 
-impl Inventory<'_> {
-    /// Refuses a repository with documents that open but are signed by an untrusted key.
-    fn refuse_unknown_signers(&self) -> Result<(), Error> {
-        let mut unknown: BTreeMap<String, (u64, String)> = BTreeMap::new();
-        let mut collect = |result: Result<(), repository::Error>| {
-            if let Err(repository::Error::UnknownSigner { object, signer }) = result {
-                unknown.entry(signer).or_insert((0, object)).0 += 1;
-            }
-        };
-        let (repository, access) = (self.repository, self.access);
-        for name in repository.snapshots()? {
-            self.check_interrupted()?;
-            collect(access.snapshot(repository, &name).map(drop));
+/// Refuses a repository with documents that open but are signed by an untrusted key.
+fn refuse_unknown_signers(inventory: &Inventory<'_>) -> Result<(), Error> {
+    let mut unknown: BTreeMap<String, (u64, String)> = BTreeMap::new();
+    let mut collect = |result: Result<(), repository::Error>| {
+        if let Err(repository::Error::UnknownSigner { object, signer }) = result {
+            unknown.entry(signer).or_insert((0, object)).0 += 1;
         }
-        for id in self.indexes()? {
-            self.check_interrupted()?;
-            collect(access.index(repository, id).map(drop));
-        }
-        for object in repository.target().list(name::SECRETS)? {
-            if let Some(id) = name::parse_secrets(&object.name) {
-                collect(access.secrets(repository, id).map(drop));
-            }
-        }
-        for object in repository.target().list(name::SOURCES)? {
-            if let Some(id) = name::parse_source(&object.name) {
-                collect(access.source(repository, id).map(drop));
-            }
-        }
-        if unknown.is_empty() {
-            return Ok(());
-        }
-        let describe = |(signer, (count, object)): (&String, &(u64, String))| match count {
-            1 => format!("{signer} ({object})"),
-            count => format!("{signer} ({object} and {} more)", count - 1),
-        };
-        Err(Error::UnknownSigners { signers: unknown.iter().map(describe).collect::<Vec<_>>().join(", ") })
+    };
+    let (repository, access) = (inventory.repository, inventory.access);
+    for name in repository.snapshots()? {
+        inventory.check_interrupted()?;
+        collect(access.snapshot(repository, &name).map(drop));
     }
+    for id in inventory.indexes()? {
+        inventory.check_interrupted()?;
+        collect(access.index(repository, id).map(drop));
+    }
+    for object in repository.target().list(name::SECRETS)? {
+        if let Some(id) = name::parse_secrets(&object.name) {
+            collect(access.secrets(repository, id).map(drop));
+        }
+    }
+    for object in repository.target().list(name::SOURCES)? {
+        if let Some(id) = name::parse_source(&object.name) {
+            collect(access.source(repository, id).map(drop));
+        }
+    }
+    if unknown.is_empty() {
+        return Ok(());
+    }
+    let describe = |(signer, (count, object)): (&String, &(u64, String))| match count {
+        1 => format!("{signer} ({object})"),
+        count => format!("{signer} ({object} and {} more)", count - 1),
+    };
+    Err(Error::UnknownSigners { signers: unknown.iter().map(describe).collect::<Vec<_>>().join(", ") })
 }
 
 /// Sorted fingerprints, for comparison and for messages.

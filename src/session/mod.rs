@@ -1,0 +1,36 @@
+//! Runs that write to a repository.
+//!
+//! All writers of packs and snapshots go through a [`Session`], which holds the lock. It makes the catalog agree with the
+//! repository before anything is written, announces the run, and checks that no other machine writes at the same time.
+//!
+//! - [`mod@open`]: opens a session, or looks at the catalog for a dry run
+//! - [`mod@announce`]: announces a run that writes
+//! - [`adopt`]: makes this machine the writer
+
+mod adopt;
+mod announce;
+mod error;
+mod open;
+
+use std::sync::atomic::AtomicBool;
+use std::time::Duration;
+
+pub use adopt::{Adopted, adopt_with_host_key, adopt_with_owner_key};
+pub use error::Error;
+pub use open::{Checks, Mend, Session, look};
+
+use crate::monitor::Monitor;
+use crate::state::{self, Lock, RepositoryState};
+
+/// Takes the lock that all runs on this machine need before they write. Waits up to `wait` for another run, after telling
+/// the monitor.
+pub fn lock(
+    state: &RepositoryState,
+    wait: Duration,
+    monitor: &dyn Monitor,
+    stop: &AtomicBool,
+) -> Result<Lock, state::Error> {
+    state.lock(wait, stop, |holder| {
+        monitor.note(&format!("waiting for another run of brackfs that writes to this repository ({holder})"));
+    })
+}
