@@ -48,7 +48,7 @@ impl Generations {
 }
 
 /// A number of objects, for messages.
-pub(super) fn objects(count: u64) -> String {
+fn objects(count: u64) -> String {
     match count {
         1 => "1 object".to_owned(),
         count => format!("{count} objects"),
@@ -84,7 +84,7 @@ impl Inventory<'_> {
     }
 
     /// Opens every generation. Returns a reason to doubt that all of them are present and ours, if there is one.
-    pub(super) fn doubt_of_generations(&self) -> Result<Option<String>, Error> {
+    pub fn doubt_of_generations(&self) -> Result<Option<String>, Error> {
         let mut before = None;
         for (number, _) in self.repository.generations()? {
             self.check_interrupted()?;

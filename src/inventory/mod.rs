@@ -14,7 +14,6 @@
 //! - [`recheck`]: checks a few packs in each run, to detect losses on disk
 //! - [`upkeep`]: puts back small objects that must not be lost
 //! - [`verify`]: checks all claims of the catalog without changing anything
-//! - [`removal`]: removes orphans; the only code that removes objects from a repository
 
 mod divergence;
 mod error;
@@ -24,7 +23,6 @@ mod rebuild;
 mod recheck;
 mod recipients;
 mod reconcile;
-mod removal;
 mod upkeep;
 mod verify;
 

@@ -49,6 +49,7 @@ impl Repository {
     }
 
     /// Stores an object. Replaces an existing one, which is damaged.
+    #[expect(clippy::disallowed_methods, reason = "the object is unusable, and a correct one follows")]
     fn replace(&self, object: &str, bytes: &[u8]) -> Result<(), Error> {
         match self.target.remove(object) {
             Err(e) if e.kind == ErrorKind::NotFound => {}
@@ -91,6 +92,7 @@ impl Repository {
     }
 
     /// Removes the parts of a repository that could not be created. Returns whether all of them are gone.
+    #[expect(clippy::disallowed_methods, reason = "no run has written to the repository yet")]
     pub fn abandon(&self) -> bool {
         let text = self.description().unwrap_or_default();
         for object in [name::DESCRIPTION, name::DESCRIPTION_COPY] {

@@ -5,12 +5,16 @@
 //!
 //! - [`mod@open`]: opens a session, or looks at the catalog for a dry run
 //! - [`mod@announce`]: announces a run that writes
+//! - [`orphans`]: removes packs and temporary files of runs that did not finish
+//! - [`remover`]: the one way to remove objects from a repository
 //! - [`adopt`]: makes this machine the writer
 
 mod adopt;
 mod announce;
 mod error;
 mod open;
+mod orphans;
+mod remover;
 
 use std::sync::atomic::AtomicBool;
 use std::time::Duration;
@@ -18,6 +22,7 @@ use std::time::Duration;
 pub use adopt::{Adopted, adopt_with_host_key, adopt_with_owner_key};
 pub use error::Error;
 pub use open::{Checks, Mend, Session, look};
+pub use remover::Remover;
 
 use crate::monitor::Monitor;
 use crate::state::{self, Lock, RepositoryState};

@@ -7,6 +7,7 @@ use std::time::{Duration, SystemTime};
 
 use super::announce::announce;
 use super::error::Error;
+use super::orphans::clean_up_unfinished;
 use crate::catalog::{Catalog, Claims, Presence, Trust};
 use crate::crypt::{Certificate, SecretKey, Signer};
 use crate::format::generation::Generation;
@@ -150,8 +151,8 @@ impl<'r> Session<'r> {
         let found = inventory.recheck(catalog, recheck, now().seconds, random)?;
         if !self.unfinished.is_empty() {
             // From here on, a concurrent run with a copy of this catalog fails.
-            self.announce(catalog)?;
-            inventory.clean_up_unfinished(catalog, &self.unfinished)?;
+            let remover = self.remover(catalog)?;
+            clean_up_unfinished(inventory, catalog, &self.unfinished, &remover)?;
         }
         Ok(found.condemned.packs)
     }
