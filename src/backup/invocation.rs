@@ -229,10 +229,9 @@ impl<'a> Invocation<'a> {
         let ahead = Readahead::default();
         thread::scope(|threads| {
             let _close = CloseQueues { lanes: Some(&lanes), ahead: &ahead };
-            let target = session.repository().target();
             let sealer = session.writer().block_sealer();
             // First one thread of each kind, which a backup can't do without.
-            let (sealing, more_sealers) = Sealing::start(threads, target, session.run(), sealer, storing.compression)?;
+            let (sealing, more_sealers) = Sealing::start(threads, session.packs(), sealer, storing.compression)?;
             let pipeline = Pipeline {
                 scope: &self.scope,
                 source: Some(source.row),

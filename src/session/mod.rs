@@ -5,6 +5,7 @@
 //!
 //! - [`mod@open`]: opens a session, or looks at the catalog for a dry run
 //! - [`mod@announce`]: announces a run that writes
+//! - [`packs`]: the packs that a run writes
 //! - [`orphans`]: removes packs and temporary files of runs that did not finish
 //! - [`remover`]: the one way to remove objects from a repository
 //! - [`adopt`]: makes this machine the writer
@@ -14,6 +15,7 @@ mod announce;
 mod error;
 mod open;
 mod orphans;
+mod packs;
 mod remover;
 
 use std::sync::atomic::AtomicBool;
@@ -22,6 +24,7 @@ use std::time::Duration;
 pub use adopt::{Adopted, adopt_with_host_key, adopt_with_owner_key};
 pub use error::Error;
 pub use open::{Checks, Mend, Session, look};
+pub use packs::{FullPack, PackWriter, Packs, StoredPack};
 pub use remover::Remover;
 
 use crate::monitor::Monitor;

@@ -67,8 +67,7 @@ impl Site {
         let (key, checks) = (host_key(&state).unwrap(), Checks { mend: Mend::No, recheck: READ_AGAIN });
         let (session, catalog) = Session::open(repository, &state, &lock, key, checks, &Silent, &stop).unwrap();
         thread::scope(|threads| {
-            let target = repository.target();
-            let (sealing, _more) = Sealing::start(threads, target, session.run(), None, 1).unwrap();
+            let (sealing, _more) = Sealing::start(threads, session.packs(), None, 1).unwrap();
             test(Publisher::new(&session, catalog, sealing, Duration::MAX, &Silent))
         })
     }

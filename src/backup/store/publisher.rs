@@ -18,7 +18,7 @@ use crate::format::name::SnapshotName;
 use crate::format::snapshot::Snapshot;
 use crate::format::{Digest, PackId};
 use crate::monitor::Monitor;
-use crate::session::Session;
+use crate::session::{Session, StoredPack};
 
 /// Chunks after which an index is written, so that the list of them stays small.
 const INDEX_CHUNKS: usize = 16_000;
@@ -146,7 +146,7 @@ impl<'a> Publisher<'a> {
         match result {
             SealResult::Failed(error) => Err(error),
             SealResult::Block(block) => Ok(Some(block)),
-            SealResult::Pack { pack, length, digest } => self.finish_pack(pack, length, digest).map(|()| None),
+            SealResult::Pack(pack) => self.finish_pack(pack).map(|()| None),
         }
     }
 
@@ -171,7 +171,7 @@ impl<'a> Publisher<'a> {
         Ok(())
     }
 
-    fn finish_pack(&mut self, id: PackId, length: u64, digest: Digest) -> Result<(), Error> {
+    fn finish_pack(&mut self, StoredPack { pack: id, length, digest }: StoredPack) -> Result<(), Error> {
         let PendingPack { row, kind, blocks } =
             self.pending.remove(&id).ok_or(Error::Internal("a pack was stored that is not pending"))?;
         self.catalog.finish_pack(row, (id, kind), length, &digest)?;

@@ -18,10 +18,9 @@ use crate::backup::limits::CHANNEL;
 use crate::catalog::BlockId;
 use crate::crypt::Sealer;
 use crate::format::block::Encoder;
-use crate::format::id::RunId;
 use crate::format::index::PackKind;
-use crate::format::{BLOCK_SIZE, BlockLocation, Digest, PackId, SEALED_SIZE, name};
-use crate::storage::{Spool, Target};
+use crate::format::{BLOCK_SIZE, BlockLocation, SEALED_SIZE};
+use crate::session::{FullPack, PackWriter, Packs, StoredPack};
 use crate::threads::{TooFew, start};
 
 /// Bytes at which a pack is stored.
@@ -49,12 +48,7 @@ pub(super) struct SealedBlock {
 /// A message from the sealers or the storer.
 pub(super) enum SealResult {
     Block(SealedBlock),
-    /// A pack is stored durably.
-    Pack {
-        pack: PackId,
-        length: u64,
-        digest: Digest,
-    },
+    Pack(StoredPack),
     /// The backup can't go on.
     Failed(Error),
 }
@@ -79,12 +73,11 @@ pub(in crate::backup) struct MoreSealers<'t> {
 }
 
 impl<'t> Sealing<'t> {
-    /// Starts one sealer and the storer for packs of `run`. `sealer` is `None` in an unencrypted repository; `level` is
+    /// Starts one sealer and the storer of `packs`. `sealer` is `None` in an unencrypted repository; `level` is
     /// that of zstd.
     pub(in crate::backup) fn start<'scope>(
         threads: &'scope Scope<'scope, '_>,
-        target: &'t Target,
-        run: RunId,
+        packs: Packs<'t>,
         sealer: Option<Sealer>,
         level: i32,
     ) -> Result<(Self, MoreSealers<'t>), TooFew>
@@ -93,14 +86,14 @@ impl<'t> Sealing<'t> {
     {
         let (plain, plain_out) = bounded(CHANNEL);
         let (buffers_in, buffers) = bounded(CHANNEL);
-        let (full, full_out) = bounded::<FullPack>(1);
+        let (full, full_out) = bounded::<FullPack<'t>>(1);
         let (results_in, results) = unbounded();
-        let packs = Arc::new(OpenPacks::new(target, run, full, results_in.clone()));
+        let packs = Arc::new(OpenPacks::new(packs, full, results_in.clone()));
         let more = MoreSealers { plain: plain_out, buffers: buffers_in, packs: packs.clone(), sealer, level };
         more.try_start(threads, 1)?;
         start(threads, "storing", 1, || {
             let (full, results) = (full_out.clone(), results_in.clone());
-            move || report(store_packs(target, &full, &results), &results)
+            move || report(store_packs(&full, &results), &results)
         })?;
         Ok((Sealing { plain, buffers, packs, results }, more))
     }
@@ -196,11 +189,9 @@ fn seal_blocks(
 }
 
 /// Stores full packs until the channel is closed.
-fn store_packs(target: &Target, full: &Receiver<FullPack>, results: &Sender<SealResult>) -> Result<(), Error> {
-    for FullPack { pack, spool, digest } in full {
-        let length = spool.length();
-        target.store(&spool)?;
-        if results.send(SealResult::Pack { pack, length, digest }).is_err() {
+fn store_packs(full: &Receiver<FullPack<'_>>, results: &Sender<SealResult>) -> Result<(), Error> {
+    for pack in full {
+        if results.send(SealResult::Pack(pack.store()?)).is_err() {
             break;
         }
     }
@@ -216,20 +207,19 @@ fn report(result: Result<(), Error>, results: &Sender<SealResult>) {
 
 /// The packs that are being filled, one of each kind.
 struct OpenPacks<'t> {
-    target: &'t Target,
-    run: RunId,
-    data: Mutex<Option<OpenPack>>,
-    tree: Mutex<Option<OpenPack>>,
-    full: Sender<FullPack>,
+    packs: Packs<'t>,
+    data: Mutex<Option<PackWriter<'t>>>,
+    tree: Mutex<Option<PackWriter<'t>>>,
+    full: Sender<FullPack<'t>>,
     results: Sender<SealResult>,
 }
 
 impl<'t> OpenPacks<'t> {
-    fn new(target: &'t Target, run: RunId, full: Sender<FullPack>, results: Sender<SealResult>) -> Self {
-        OpenPacks { target, run, data: Mutex::default(), tree: Mutex::default(), full, results }
+    fn new(packs: Packs<'t>, full: Sender<FullPack<'t>>, results: Sender<SealResult>) -> Self {
+        OpenPacks { packs, data: Mutex::default(), tree: Mutex::default(), full, results }
     }
 
-    fn lock(&self, kind: PackKind) -> MutexGuard<'_, Option<OpenPack>> {
+    fn lock(&self, kind: PackKind) -> MutexGuard<'_, Option<PackWriter<'t>>> {
         let pack = match kind {
             PackKind::Data => &self.data,
             PackKind::Tree => &self.tree,
@@ -243,13 +233,13 @@ impl<'t> OpenPacks<'t> {
         let mut slot = self.lock(kind);
         let open = match &mut *slot {
             Some(open) => open,
-            none => none.insert(OpenPack::new(self.target, self.run)?),
+            none => none.insert(self.packs.begin()?),
         };
         let (ordinal, at) = open.append(bytes)?;
         if self.results.send(SealResult::Block(SealedBlock { block, kind, ordinal, at })).is_err() {
             return Ok(false);
         }
-        Ok(open.spool.length() < PACK_SIZE || self.hand_over(slot.take()))
+        Ok(open.length() < PACK_SIZE || self.hand_over(slot.take()))
     }
 
     /// Sends both packs to the storer. Returns false if that is gone.
@@ -260,44 +250,7 @@ impl<'t> OpenPacks<'t> {
         })
     }
 
-    fn hand_over(&self, open: Option<OpenPack>) -> bool {
-        match open {
-            Some(OpenPack { pack, spool, hasher, .. }) => {
-                self.full.send(FullPack { pack, spool, digest: hasher.finalize().into() }).is_ok()
-            }
-            None => true,
-        }
+    fn hand_over(&self, open: Option<PackWriter<'t>>) -> bool {
+        open.is_none_or(|open| self.full.send(open.finish()).is_ok())
     }
-}
-
-/// A pack that is being filled.
-struct OpenPack {
-    pack: PackId,
-    spool: Spool,
-    hasher: blake3::Hasher,
-    blocks: u32,
-}
-
-impl OpenPack {
-    fn new(target: &Target, run: RunId) -> Result<Self, Error> {
-        let pack = PackId::of_run(run);
-        Ok(OpenPack { pack, spool: target.spool(&name::pack(pack))?, hasher: blake3::Hasher::new(), blocks: 0 })
-    }
-
-    /// Returns the number of the block in the pack, and its place.
-    fn append(&mut self, bytes: &[u8]) -> Result<(u32, BlockLocation), Error> {
-        let offset = self.spool.length();
-        self.spool.append(bytes)?;
-        self.hasher.update(bytes);
-        let ordinal = self.blocks;
-        self.blocks += 1;
-        Ok((ordinal, BlockLocation { pack: self.pack, offset, length: bytes.len() as u32 }))
-    }
-}
-
-/// A pack that is ready to be stored.
-struct FullPack {
-    pack: PackId,
-    spool: Spool,
-    digest: Digest,
 }

@@ -1,0 +1,90 @@
+//! Packs that a run writes.
+
+use super::Session;
+use crate::format::id::RunId;
+use crate::format::{BlockLocation, Digest, PackId, name};
+use crate::storage::{Error, Spool, Target};
+
+/// Begins packs of a run. Their names contain the run's mark, so that orphans can be told from packs of other runs.
+#[derive(Debug, Clone, Copy)]
+pub struct Packs<'s> {
+    target: &'s Target,
+    run: RunId,
+}
+
+impl<'r> Session<'r> {
+    /// The packs of this run.
+    pub fn packs(&self) -> Packs<'r> {
+        Packs { target: self.repository().target(), run: self.run() }
+    }
+}
+
+impl<'s> Packs<'s> {
+    /// Begins a pack.
+    pub fn begin(&self) -> Result<PackWriter<'s>, Error> {
+        let pack = PackId::of_run(self.run);
+        let spool = self.target.spool(&name::pack(pack))?;
+        Ok(PackWriter { target: self.target, pack, spool, hasher: blake3::Hasher::new(), blocks: 0 })
+    }
+}
+
+/// A pack that is being filled. It is discarded on drop.
+pub struct PackWriter<'s> {
+    target: &'s Target,
+    pack: PackId,
+    spool: Spool,
+    hasher: blake3::Hasher,
+    blocks: u32,
+}
+
+impl<'s> PackWriter<'s> {
+    /// Appends a sealed block. Returns its number in the pack, and its place.
+    pub fn append(&mut self, sealed: &[u8]) -> Result<(u32, BlockLocation), Error> {
+        let offset = self.spool.length();
+        self.spool.append(sealed)?;
+        self.hasher.update(sealed);
+        let ordinal = self.blocks;
+        self.blocks += 1;
+        Ok((ordinal, BlockLocation { pack: self.pack, offset, length: sealed.len() as u32 }))
+    }
+
+    /// The bytes of all blocks.
+    pub fn length(&self) -> u64 {
+        self.spool.length()
+    }
+
+    /// Ends the pack. It is not stored yet.
+    pub fn finish(self) -> FullPack<'s> {
+        let PackWriter { target, pack, spool, hasher, .. } = self;
+        FullPack { target, pack, spool, digest: hasher.finalize().into() }
+    }
+}
+
+/// A pack that is ready to be stored. It is discarded on drop.
+pub struct FullPack<'s> {
+    target: &'s Target,
+    pack: PackId,
+    spool: Spool,
+    digest: Digest,
+}
+
+impl FullPack<'_> {
+    /// Stores the pack, atomically and durably.
+    pub fn store(self) -> Result<StoredPack, Error> {
+        let FullPack { target, pack, spool, digest } = self;
+        let length = spool.length();
+        target.store(&spool)?;
+        Ok(StoredPack { pack, length, digest })
+    }
+}
+
+/// A pack that is stored and in no index yet.
+#[derive(Debug, Clone, Copy)]
+pub struct StoredPack {
+    /// The name of the pack.
+    pub pack: PackId,
+    /// Its size in bytes.
+    pub length: u64,
+    /// The digest of its bytes.
+    pub digest: Digest,
+}
