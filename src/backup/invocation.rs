@@ -20,7 +20,7 @@ use super::snapshot::{SnapshotMaker, SnapshotPlan, SnapshotSource};
 use super::store::assembler::Assembler;
 use super::store::blocks::BlockStore;
 use super::store::nodes::Nodes;
-use super::store::publisher::Publisher;
+use super::store::packer::Packer;
 use super::store::seal::Sealing;
 use super::summary::Summary;
 use super::walk::readahead::Readahead;
@@ -35,7 +35,7 @@ use crate::format::source::Source;
 use crate::inventory::host_key;
 use crate::monitor::{Monitor, Total};
 use crate::repository::Repository;
-use crate::session::{self, Checks, Mend, Session, look};
+use crate::session::{self, Checks, Mend, Publisher, Session, look};
 use crate::source::{Chunker, Inode, MountTable, now};
 use crate::state::{Lock, RepositoryState};
 
@@ -247,8 +247,9 @@ impl<'a> Invocation<'a> {
             more_sealers.start(threads, sealers - 1);
             more_threads.start(threads);
 
-            let publisher = Publisher::new(session, catalog, sealing, policy.commit_interval, monitor);
-            let nodes = Nodes::new(BlockStore::new(publisher, storing.merge_files_under)?);
+            let publisher = Publisher::new(session, catalog, policy.commit_interval);
+            let packer = Packer::new(publisher, sealing, monitor);
+            let nodes = Nodes::new(BlockStore::new(packer, storing.merge_files_under)?);
             let root = Parent::Source(source.row);
             let by_ctime = reading.identity.ctime;
             let assembler = Assembler::new(nodes, root, self.scope.root(), &setup, by_ctime, monitor);

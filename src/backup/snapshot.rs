@@ -10,7 +10,7 @@ use super::options::{Reading, RunPolicy};
 use super::pipeline::Follower;
 use super::store::assembler::{AssembledTree, Assembler, ReadCounts};
 use super::store::frames::FinishedDirectory;
-use super::store::publisher::{NewSnapshot, StoredCounts};
+use super::store::packer::StoredCounts;
 use super::summary::Summary;
 use super::walk::event::Event;
 use super::walk::scope::{Origin, Scope};
@@ -22,7 +22,7 @@ use crate::format::entry::{Content, Subtree};
 use crate::format::id::{SnapshotId, SourceId};
 use crate::format::name::{self, SnapshotName};
 use crate::format::snapshot::{Snapshot, Statistics};
-use crate::session::Session;
+use crate::session::{NewSnapshot, Session};
 use crate::source::{EntryMount, now};
 
 /// The source of a snapshot.
@@ -79,7 +79,7 @@ impl Follower for SnapshotMaker<'_> {
         } else {
             Some(plan.write(&mut tree, &walked, previous)?)
         };
-        let stored = tree.nodes.blocks().publisher().counts();
+        let stored = tree.nodes.blocks().packer().counts();
         Ok(plan.summary(snapshot, walked, tree.counts, stored))
     }
 
@@ -134,7 +134,7 @@ impl SnapshotPlan<'_> {
         walked: &WalkCounts,
         previous: Option<(SnapshotRow, Option<roaring::RoaringTreemap>)>,
     ) -> Result<SnapshotName, Error> {
-        tree.nodes.blocks_mut().publisher_mut().announce()?;
+        tree.nodes.blocks_mut().packer_mut().announce()?;
         remove_vanished(tree)?;
         let mut used = tree.nodes.take_used();
         if tree.repeated {
@@ -159,7 +159,7 @@ impl SnapshotPlan<'_> {
         let row = self.row(&name, tree, walked);
         tree.nodes.commit_snapshot(&NewSnapshot { row, used, base }, self.source.row)?;
         // The last packs are counted only now.
-        let statistics = statistics(walked, &tree.counts, &tree.nodes.blocks().publisher().counts());
+        let statistics = statistics(walked, &tree.counts, &tree.nodes.blocks().packer().counts());
         let Labels { host, paths, tags } = self.labels();
         let snapshot = Snapshot {
             name,
@@ -176,7 +176,7 @@ impl SnapshotPlan<'_> {
             program: concat!("brackfs ", env!("CARGO_PKG_VERSION")).into(),
             root,
         };
-        tree.nodes.blocks_mut().publisher_mut().put_snapshot(&snapshot)?;
+        tree.nodes.blocks_mut().packer_mut().put_snapshot(&snapshot)?;
         Ok(snapshot.name)
     }
 
@@ -189,7 +189,7 @@ impl SnapshotPlan<'_> {
     }
 
     fn row(&self, name: &SnapshotName, tree: &AssembledTree<'_>, walked: &WalkCounts) -> SnapshotRow {
-        let statistics = statistics(walked, &tree.counts, &tree.nodes.blocks().publisher().counts());
+        let statistics = statistics(walked, &tree.counts, &tree.nodes.blocks().packer().counts());
         SnapshotRow {
             name: name.clone(),
             source: self.scope.name.clone(),

@@ -89,6 +89,9 @@ pub enum Error {
         /// Fingerprints of the given recipients.
         expected: String,
     },
+    /// A condition that can't occur: a bug.
+    #[error("internal error: {0}; please report this")]
+    Internal(&'static str),
 }
 
 impl Error {

@@ -6,6 +6,7 @@
 //! - [`mod@open`]: opens a session, or looks at the catalog for a dry run
 //! - [`mod@announce`]: announces a run that writes
 //! - [`packs`]: the packs that a run writes
+//! - [`mod@publish`]: the order of durability
 //! - [`orphans`]: removes packs and temporary files of runs that did not finish
 //! - [`remover`]: the one way to remove objects from a repository
 //! - [`adopt`]: makes this machine the writer
@@ -13,9 +14,12 @@
 mod adopt;
 mod announce;
 mod error;
+#[cfg(test)]
+pub(crate) mod fixture;
 mod open;
 mod orphans;
 mod packs;
+mod publish;
 mod remover;
 
 use std::sync::atomic::AtomicBool;
@@ -25,6 +29,7 @@ pub use adopt::{Adopted, adopt_with_host_key, adopt_with_owner_key};
 pub use error::Error;
 pub use open::{Checks, Mend, Session, look};
 pub use packs::{FullPack, PackWriter, Packs, StoredPack};
+pub use publish::{NewSnapshot, Publisher};
 pub use remover::Remover;
 
 use crate::monitor::Monitor;

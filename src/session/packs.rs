@@ -5,7 +5,7 @@ use crate::format::id::RunId;
 use crate::format::{BlockLocation, Digest, PackId, name};
 use crate::storage::{Error, Spool, Target};
 
-/// Begins packs of a run. Their names contain the run's mark, so that orphans can be told from packs of other runs.
+/// Begins and stores packs of a run. Their names contain the run's mark, so that orphans can be told from packs of other runs.
 #[derive(Debug, Clone, Copy)]
 pub struct Packs<'s> {
     target: &'s Target,
@@ -19,25 +19,31 @@ impl<'r> Session<'r> {
     }
 }
 
-impl<'s> Packs<'s> {
+impl Packs<'_> {
     /// Begins a pack.
-    pub fn begin(&self) -> Result<PackWriter<'s>, Error> {
+    pub fn begin(&self) -> Result<PackWriter, Error> {
         let pack = PackId::of_run(self.run);
         let spool = self.target.spool(&name::pack(pack))?;
-        Ok(PackWriter { target: self.target, pack, spool, hasher: blake3::Hasher::new(), blocks: 0 })
+        Ok(PackWriter { pack, spool, hasher: blake3::Hasher::new(), blocks: 0 })
+    }
+
+    /// Stores a pack, atomically and durably.
+    pub fn store(&self, FullPack { pack, spool, digest }: FullPack) -> Result<StoredPack, Error> {
+        let length = spool.length();
+        self.target.store(&spool)?;
+        Ok(StoredPack { pack, length, digest })
     }
 }
 
 /// A pack that is being filled. It is discarded on drop.
-pub struct PackWriter<'s> {
-    target: &'s Target,
+pub struct PackWriter {
     pack: PackId,
     spool: Spool,
     hasher: blake3::Hasher,
     blocks: u32,
 }
 
-impl<'s> PackWriter<'s> {
+impl PackWriter {
     /// Appends a sealed block. Returns its number in the pack, and its place.
     pub fn append(&mut self, sealed: &[u8]) -> Result<(u32, BlockLocation), Error> {
         let offset = self.spool.length();
@@ -54,28 +60,16 @@ impl<'s> PackWriter<'s> {
     }
 
     /// Ends the pack. It is not stored yet.
-    pub fn finish(self) -> FullPack<'s> {
-        let PackWriter { target, pack, spool, hasher, .. } = self;
-        FullPack { target, pack, spool, digest: hasher.finalize().into() }
+    pub fn finish(self) -> FullPack {
+        FullPack { pack: self.pack, spool: self.spool, digest: self.hasher.finalize().into() }
     }
 }
 
 /// A pack that is ready to be stored. It is discarded on drop.
-pub struct FullPack<'s> {
-    target: &'s Target,
+pub struct FullPack {
     pack: PackId,
     spool: Spool,
     digest: Digest,
-}
-
-impl FullPack<'_> {
-    /// Stores the pack, atomically and durably.
-    pub fn store(self) -> Result<StoredPack, Error> {
-        let FullPack { target, pack, spool, digest } = self;
-        let length = spool.length();
-        target.store(&spool)?;
-        Ok(StoredPack { pack, length, digest })
-    }
 }
 
 /// A pack that is stored and in no index yet.

@@ -41,3 +41,23 @@ impl Remover<'_> {
         self.target.discard(&name::FOLDERS, &runs).map(drop)
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use crate::format::{PackId, name};
+    use crate::session::fixture::Site;
+
+    #[test]
+    fn a_run_is_announced_before_it_removes_anything() {
+        let site = Site::new();
+        let pack = name::pack(PackId::random());
+        site.repository.target().put(&pack, b"orphan").unwrap();
+        site.with_session(|session, mut catalog| {
+            assert_eq!(site.count(name::GENERATION), 0);
+            let remover = session.remover(&mut catalog).unwrap();
+            assert_eq!([name::GENERATION, name::PACKS].map(|folder| site.count(folder)), [1, 1]);
+            remover.remove(&pack).unwrap();
+        });
+        assert_eq!(site.count(name::PACKS), 0);
+    }
+}

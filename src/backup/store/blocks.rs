@@ -4,13 +4,14 @@ use std::borrow::Cow;
 use std::collections::{HashMap, HashSet};
 
 use super::composites::{Chunks, Composite, Composites, TREE_COMPOSITE};
-use super::publisher::{NewSnapshot, Publisher};
+use super::packer::Packer;
 use super::seal::{PlainBlock, SealedBlock};
 use crate::backup::error::Error;
 use crate::backup::limits::NODES_WAITING;
 use crate::catalog::{BlockId, Catalog, SourceRow, Stored};
 use crate::format::index::PackKind;
 use crate::format::{BLOCK_SIZE, BlockLocation, Digest};
+use crate::session::NewSnapshot;
 
 /// New chunks that are kept in memory before they enter the catalog, sorted by digest. As many places of blocks are cached.
 const CHUNKS_HELD: usize = 1 << 15;
@@ -49,7 +50,7 @@ impl NewChunks {
 
 /// Stores chunks: finds duplicates, gathers small chunks in composites, and knows which blocks have a place in a pack.
 pub(in crate::backup) struct BlockStore<'a> {
-    publisher: Publisher<'a>,
+    packer: Packer<'a>,
     /// Chunks of files below this many bytes are gathered.
     merge_under: usize,
     next: BlockId,
@@ -68,10 +69,10 @@ pub(in crate::backup) struct BlockStore<'a> {
 
 impl<'a> BlockStore<'a> {
     /// A store that gathers chunks of files below `merge_under` bytes.
-    pub(in crate::backup) fn new(publisher: Publisher<'a>, merge_under: usize) -> Result<Self, Error> {
+    pub(in crate::backup) fn new(packer: Packer<'a>, merge_under: usize) -> Result<Self, Error> {
         Ok(BlockStore {
-            next: publisher.catalog().next_block()?,
-            publisher,
+            next: packer.catalog().next_block()?,
+            packer,
             merge_under,
             composites: Composites::new(),
             unplaced: HashSet::new(),
@@ -84,15 +85,15 @@ impl<'a> BlockStore<'a> {
     }
 
     pub(in crate::backup) fn catalog(&self) -> &Catalog {
-        self.publisher.catalog()
+        self.packer.catalog()
     }
 
-    pub(in crate::backup) fn publisher(&self) -> &Publisher<'a> {
-        &self.publisher
+    pub(in crate::backup) fn packer(&self) -> &Packer<'a> {
+        &self.packer
     }
 
-    pub(in crate::backup) fn publisher_mut(&mut self) -> &mut Publisher<'a> {
-        &mut self.publisher
+    pub(in crate::backup) fn packer_mut(&mut self) -> &mut Packer<'a> {
+        &mut self.packer
     }
 
     /// Whether no block is being filled or sealed.
@@ -175,7 +176,7 @@ impl<'a> BlockStore<'a> {
             Some(open) => open,
             None => {
                 let block = self.new_block();
-                Composite::new(owner, block, self.publisher.buffer())
+                Composite::new(owner, block, self.packer.buffer())
             }
         };
         let start = composite.append(bytes, digest);
@@ -208,7 +209,7 @@ impl<'a> BlockStore<'a> {
         // The exact length of a single chunk would be a fingerprint of it.
         let pad = chunks.len() == 1;
         self.in_flight.insert(block, chunks);
-        self.publisher.seal(PlainBlock { block, kind, bytes, pad })
+        self.packer.seal(PlainBlock { block, kind, bytes, pad })
     }
 
     /// Notes that about `bytes` in memory wait for the composites of a kind to be sealed.
@@ -242,7 +243,7 @@ impl<'a> BlockStore<'a> {
 
     /// Handles results of sealing that are available, up to the next block, and returns that. It has a place now.
     pub(super) fn poll(&mut self) -> Result<Option<BlockId>, Error> {
-        match self.publisher.poll()? {
+        match self.packer.poll()? {
             Some(sealed) => self.take(sealed).map(Some),
             None => Ok(None),
         }
@@ -250,7 +251,7 @@ impl<'a> BlockStore<'a> {
 
     /// Waits for a result of sealing. Returns the block that has a place now, if it is about one.
     pub(super) fn wait(&mut self) -> Result<Option<BlockId>, Error> {
-        match self.publisher.wait()? {
+        match self.packer.wait()? {
             Some(sealed) => self.take(sealed).map(Some),
             None => Ok(None),
         }
@@ -263,7 +264,7 @@ impl<'a> BlockStore<'a> {
         self.cache_place(block, sealed.at);
         self.unplaced.remove(&block);
         self.new_chunks.ready.extend(chunks.iter().map(|(digest, _)| *digest));
-        self.publisher.add_block(&sealed, chunks)?;
+        self.packer.add_block(&sealed, chunks)?;
         if self.new_chunks.ready.len() >= CHUNKS_HELD {
             self.hand_over_chunks()?;
         }
@@ -278,7 +279,7 @@ impl<'a> BlockStore<'a> {
             let ChunkPlace { block, start, length } = *places.get(digest)?;
             Some(Stored { digest: *digest, block, start, length })
         });
-        self.publisher.catalog().add_chunks(stored)?;
+        self.packer.catalog().add_chunks(stored)?;
         for digest in ready.drain(..) {
             places.remove(&digest);
         }
@@ -304,19 +305,19 @@ impl<'a> BlockStore<'a> {
 
     /// Whether a commit is due.
     pub(super) fn is_commit_due(&self) -> bool {
-        self.publisher.is_commit_due()
+        self.packer.is_commit_due()
     }
 
     /// Makes everything durable that is sealed. No block may be with the sealers.
     pub(super) fn commit(&mut self) -> Result<(), Error> {
         self.hand_over_chunks()?;
-        self.publisher.commit()
+        self.packer.commit()
     }
 
     /// The same, together with the row of a snapshot of `source` that is about to be written.
     pub(super) fn commit_snapshot(&mut self, snapshot: &NewSnapshot, source: SourceRow) -> Result<(), Error> {
         self.hand_over_chunks()?;
-        self.publisher.commit_snapshot(snapshot, source)
+        self.packer.commit_snapshot(snapshot, source)
     }
 }
 

@@ -5,7 +5,7 @@
 //! - [`nodes`]: tree nodes that wait for the blocks they refer to; [`indexes`] are nodes above nodes, [`rows`] the catalog's rows
 //!   about nodes
 //! - [`blocks`]: chunks into blocks, without duplicates; [`composites`] are blocks of many small chunks
-//! - [`publisher`]: the order of durability; [`seal`] compresses and encrypts blocks, and fills packs
+//! - [`packer`]: has packs of sealed blocks published; [`seal`] compresses and encrypts blocks, and fills packs
 
 pub(super) mod assembler;
 pub(super) mod blocks;
@@ -17,6 +17,6 @@ pub(super) mod frames;
 mod hard_link_ids;
 mod indexes;
 pub(super) mod nodes;
-pub(super) mod publisher;
+pub(super) mod packer;
 mod rows;
 pub(super) mod seal;

@@ -10,7 +10,6 @@ use std::collections::HashMap;
 use roaring::RoaringTreemap;
 
 use super::blocks::BlockStore;
-use super::publisher::NewSnapshot;
 use super::rows::{DirectoryDone, PendingRow, PendingRows};
 use crate::backup::entry::weight;
 use crate::backup::error::Error;
@@ -18,6 +17,7 @@ use crate::catalog::stats::Stats;
 use crate::catalog::{BlockId, Catalog, DirectoryId, NewSegment, SegmentId, SourceRow, Stored};
 use crate::format::index::PackKind;
 use crate::format::{BlockLocation, ChunkRef, Content, Digest, Entry, Items, Node, Segment};
+use crate::session::NewSnapshot;
 use crate::source::Owners;
 
 /// Takes the place of a reference that is filled in later.

@@ -1,12 +1,12 @@
 //! Sealing blocks and filling packs.
 //!
 //! ```text
-//! publisher ─► sealers (compress, pad, encrypt, append to a pack) ─► storer (sync, link) ─► publisher
+//! packer ─► sealers (compress, pad, encrypt, append to a pack) ─► storer (sync, link) ─► packer
 //! ```
 //!
 //! All sealers append to the same open pack of each kind, so packs are full and their blocks lie nearly in the order of the
 //! walk. While the storer waits for the disk, the next pack is filled. All channels are bounded except the one back to the
-//! publisher, which never holds more than the blocks in flight.
+//! packer, which never holds more than the blocks in flight.
 
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread::Scope;
@@ -53,7 +53,7 @@ pub(super) enum SealResult {
     Failed(Error),
 }
 
-/// The sealers and the storer, as the publisher sees them. They end when this is dropped.
+/// The sealers and the storer, as the packer sees them. They end when this is dropped.
 pub(in crate::backup) struct Sealing<'t> {
     plain: Sender<PlainBlock>,
     /// Empty buffers of sealed blocks.
@@ -86,16 +86,16 @@ impl<'t> Sealing<'t> {
     {
         let (plain, plain_out) = bounded(CHANNEL);
         let (buffers_in, buffers) = bounded(CHANNEL);
-        let (full, full_out) = bounded::<FullPack<'t>>(1);
+        let (full, full_out) = bounded::<FullPack>(1);
         let (results_in, results) = unbounded();
-        let packs = Arc::new(OpenPacks::new(packs, full, results_in.clone()));
-        let more = MoreSealers { plain: plain_out, buffers: buffers_in, packs: packs.clone(), sealer, level };
+        let open = Arc::new(OpenPacks::new(packs, full, results_in.clone()));
+        let more = MoreSealers { plain: plain_out, buffers: buffers_in, packs: open.clone(), sealer, level };
         more.try_start(threads, 1)?;
         start(threads, "storing", 1, || {
             let (full, results) = (full_out.clone(), results_in.clone());
-            move || report(store_packs(&full, &results), &results)
+            move || report(store_packs(packs, &full, &results), &results)
         })?;
-        Ok((Sealing { plain, buffers, packs, results }, more))
+        Ok((Sealing { plain, buffers, packs: open, results }, more))
     }
 
     /// An empty buffer with room for a block.
@@ -189,9 +189,9 @@ fn seal_blocks(
 }
 
 /// Stores full packs until the channel is closed.
-fn store_packs(full: &Receiver<FullPack<'_>>, results: &Sender<SealResult>) -> Result<(), Error> {
+fn store_packs(packs: Packs<'_>, full: &Receiver<FullPack>, results: &Sender<SealResult>) -> Result<(), Error> {
     for pack in full {
-        if results.send(SealResult::Pack(pack.store()?)).is_err() {
+        if results.send(SealResult::Pack(packs.store(pack)?)).is_err() {
             break;
         }
     }
@@ -200,7 +200,7 @@ fn store_packs(full: &Receiver<FullPack<'_>>, results: &Sender<SealResult>) -> R
 
 fn report(result: Result<(), Error>, results: &Sender<SealResult>) {
     if let Err(error) = result {
-        // If the publisher is gone, the run has failed with an error of its own.
+        // If the packer is gone, the run has failed with an error of its own.
         let _ = results.send(SealResult::Failed(error));
     }
 }
@@ -208,18 +208,18 @@ fn report(result: Result<(), Error>, results: &Sender<SealResult>) {
 /// The packs that are being filled, one of each kind.
 struct OpenPacks<'t> {
     packs: Packs<'t>,
-    data: Mutex<Option<PackWriter<'t>>>,
-    tree: Mutex<Option<PackWriter<'t>>>,
-    full: Sender<FullPack<'t>>,
+    data: Mutex<Option<PackWriter>>,
+    tree: Mutex<Option<PackWriter>>,
+    full: Sender<FullPack>,
     results: Sender<SealResult>,
 }
 
 impl<'t> OpenPacks<'t> {
-    fn new(packs: Packs<'t>, full: Sender<FullPack<'t>>, results: Sender<SealResult>) -> Self {
+    fn new(packs: Packs<'t>, full: Sender<FullPack>, results: Sender<SealResult>) -> Self {
         OpenPacks { packs, data: Mutex::default(), tree: Mutex::default(), full, results }
     }
 
-    fn lock(&self, kind: PackKind) -> MutexGuard<'_, Option<PackWriter<'t>>> {
+    fn lock(&self, kind: PackKind) -> MutexGuard<'_, Option<PackWriter>> {
         let pack = match kind {
             PackKind::Data => &self.data,
             PackKind::Tree => &self.tree,
@@ -227,9 +227,9 @@ impl<'t> OpenPacks<'t> {
         pack.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Appends a sealed block. Returns false if the publisher is gone.
+    /// Appends a sealed block. Returns false if the packer is gone.
     fn append(&self, block: BlockId, kind: PackKind, bytes: &[u8]) -> Result<bool, Error> {
-        // Locked to the end: the publisher must learn of a block before it learns of the block's pack.
+        // Locked to the end: the packer must learn of a block before it learns of the block's pack.
         let mut slot = self.lock(kind);
         let open = match &mut *slot {
             Some(open) => open,
@@ -250,7 +250,7 @@ impl<'t> OpenPacks<'t> {
         })
     }
 
-    fn hand_over(&self, open: Option<PackWriter<'t>>) -> bool {
+    fn hand_over(&self, open: Option<PackWriter>) -> bool {
         open.is_none_or(|open| self.full.send(open.finish()).is_ok())
     }
 }

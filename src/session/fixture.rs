@@ -1,0 +1,63 @@
+//! A repository for tests of runs that write.
+
+use std::sync::atomic::AtomicBool;
+use std::time::Duration;
+
+use tempfile::TempDir;
+
+use super::{Checks, Mend, Session, lock};
+use crate::catalog::{Catalog, Trust};
+use crate::crypt::{SecretKey, Signer};
+use crate::format::id::{CatalogId, ObjectId};
+use crate::inventory::{READ_AGAIN, host_key};
+use crate::monitor::Silent;
+use crate::repository::{ReadmeKeys, Repository, Writer};
+use crate::state::RepositoryState;
+
+/// A new, unencrypted repository, and this machine's state.
+pub(crate) struct Site {
+    folder: TempDir,
+    pub(crate) repository: Repository,
+}
+
+impl Site {
+    pub(crate) fn new() -> Self {
+        let folder = tempfile::tempdir().unwrap();
+        let repository = Repository::create(&folder.path().join("repository").as_path().into(), false).unwrap();
+        let host = SecretKey::generate_host(&[]).unwrap();
+        let certificate = host.certificate();
+        let state = RepositoryState::new(&folder.path().join("state"), repository.id());
+        state.create().unwrap();
+        state.put_host_key(&host.to_armored().unwrap()).unwrap();
+        let trust = Trust {
+            repository: repository.id(),
+            catalog: CatalogId::random(),
+            encrypted: false,
+            seed: 1,
+            host: certificate.fingerprint(),
+            recipients: Vec::new(),
+        };
+        Catalog::create(&state.catalog_path(), trust.clone()).unwrap().commit().unwrap();
+        repository.keys().put_host(&certificate).unwrap();
+        let writer = Writer::new(&repository, Signer::new(host).unwrap(), &certificate, &[]).unwrap();
+        let secrets = trust.secrets(std::slice::from_ref(&certificate)).unwrap();
+        writer.put_secrets(ObjectId::random(), &secrets).unwrap();
+        repository.finish(&ReadmeKeys { host: &trust.host, owner: None }).unwrap();
+        Site { folder, repository }
+    }
+
+    /// The number of objects in a folder of the repository.
+    pub(crate) fn count(&self, folder: &str) -> usize {
+        self.repository.target().list(folder).unwrap().len()
+    }
+
+    /// Runs a test with a session.
+    pub(crate) fn with_session<T>(&self, test: impl FnOnce(&Session<'_>, Catalog) -> T) -> T {
+        let (repository, stop) = (&self.repository, AtomicBool::new(false));
+        let state = RepositoryState::new(&self.folder.path().join("state"), repository.id());
+        let lock = lock(&state, Duration::ZERO, &Silent, &stop).unwrap();
+        let (key, checks) = (host_key(&state).unwrap(), Checks { mend: Mend::No, recheck: READ_AGAIN });
+        let (session, catalog) = Session::open(repository, &state, &lock, key, checks, &Silent, &stop).unwrap();
+        test(&session, catalog)
+    }
+}

@@ -1,0 +1,291 @@
+//! The order of durability.
+//!
+//! Packs, then their sums and index, then the catalog, then, at the end of a run, the snapshot. Each step is taken only when
+//! the previous one is on disk. After a kill or a power cut at any moment, older snapshots are complete, no snapshot
+//! refers to missing data, and the catalog claims nothing that the repository does not have.
+
+use std::collections::hash_map::Entry;
+use std::collections::{BTreeMap, HashMap};
+use std::time::{Duration, Instant};
+
+use roaring::RoaringTreemap;
+
+use super::{Error, Session, StoredPack};
+use crate::catalog::{BlockId, Catalog, PackRow, SnapshotRow, SourceRow};
+use crate::format::id::{ObjectId, SnapshotId};
+use crate::format::index::{BlockRuns, Index, IndexedBlock, IndexedPack, PackKind, SnapshotBlocks};
+use crate::format::name::SnapshotName;
+use crate::format::snapshot::Snapshot;
+use crate::format::{BlockLocation, Digest, PackId};
+
+/// Chunks after which an index is written, so that the list of them stays small.
+const INDEX_CHUNKS: usize = 16_000;
+/// Chunks after which a commit is made early: until then SQLite keeps changed pages in memory.
+const COMMIT_CHUNKS: usize = 100_000;
+
+/// A pack with blocks that are in the catalog, and that is not stored yet.
+struct PendingPack {
+    row: PackRow,
+    kind: PackKind,
+    blocks: Vec<IndexedBlock>,
+}
+
+/// A snapshot that is ready to be written.
+pub struct NewSnapshot {
+    /// Its row in the catalog. The bytes stored are set when the last pack is.
+    pub row: SnapshotRow,
+    /// The blocks that it uses.
+    pub used: RoaringTreemap,
+    /// The snapshot before it, and the blocks of that.
+    pub base: Option<(SnapshotName, RoaringTreemap)>,
+}
+
+/// Records blocks and packs in the catalog, and publishes them in the order of durability.
+///
+/// It alone commits: other code gets a shared reference to the catalog, which cannot.
+pub struct Publisher<'s> {
+    session: &'s Session<'s>,
+    catalog: Catalog,
+    interval: Duration,
+    pending: HashMap<PackId, PendingPack>,
+    /// Packs that are stored and in no index yet, and how many chunks they have.
+    finished: Vec<IndexedPack>,
+    chunks_finished: usize,
+    chunks_since_commit: usize,
+    last_commit: Instant,
+}
+
+impl<'s> Publisher<'s> {
+    /// A publisher that commits every `interval` at the earliest.
+    pub fn new(session: &'s Session<'s>, catalog: Catalog, interval: Duration) -> Self {
+        Publisher {
+            session,
+            catalog,
+            interval,
+            pending: HashMap::new(),
+            finished: Vec::new(),
+            chunks_finished: 0,
+            chunks_since_commit: 0,
+            last_commit: Instant::now(),
+        }
+    }
+
+    /// The catalog, which cannot be committed through this reference.
+    pub fn catalog(&self) -> &Catalog {
+        &self.catalog
+    }
+
+    /// Announces the run, before it stores anything or removes rows for good.
+    pub fn announce(&mut self) -> Result<(), Error> {
+        self.session.announce(&mut self.catalog)
+    }
+
+    /// Enters a block of a pack that is being filled, and the digests and lengths of its chunks, into the catalog.
+    /// `ordinal` is its number in the pack.
+    pub fn add_block(
+        &mut self,
+        block: BlockId,
+        kind: PackKind,
+        ordinal: u32,
+        at: BlockLocation,
+        chunks: Vec<(Digest, u32)>,
+    ) -> Result<(), Error> {
+        let pack = match self.pending.entry(at.pack) {
+            Entry::Occupied(pack) => pack.into_mut(),
+            Entry::Vacant(none) => {
+                let row = self.catalog.add_pack(at.pack, kind)?;
+                none.insert(PendingPack { row, kind, blocks: Vec::new() })
+            }
+        };
+        self.catalog.add_block(block, pack.row, ordinal, at)?;
+        self.chunks_since_commit += chunks.len();
+        pack.blocks.push(IndexedBlock { length: at.length, chunks });
+        Ok(())
+    }
+
+    /// Records that a pack is stored, and returns its kind. All its blocks must have been added.
+    pub fn finish_pack(&mut self, StoredPack { pack: id, length, digest }: StoredPack) -> Result<PackKind, Error> {
+        let PendingPack { row, kind, blocks } =
+            self.pending.remove(&id).ok_or(Error::Internal("a pack was stored that is not pending"))?;
+        self.catalog.finish_pack(row, (id, kind), length, &digest)?;
+        self.chunks_finished += blocks.iter().map(|block| block.chunks.len()).sum::<usize>();
+        self.finished.push(IndexedPack { id, kind, digest, blocks });
+        if self.chunks_finished >= INDEX_CHUNKS {
+            self.write_index(None)?;
+        }
+        Ok(kind)
+    }
+
+    /// Whether packs with blocks in the catalog are not stored yet.
+    pub fn has_pending_packs(&self) -> bool {
+        !self.pending.is_empty()
+    }
+
+    /// Whether enough time has passed, or enough was stored, for the next commit.
+    pub fn is_commit_due(&self) -> bool {
+        self.last_commit.elapsed() >= self.interval || self.chunks_since_commit >= COMMIT_CHUNKS
+    }
+
+    /// Makes all blocks durable, and the catalog's rows about them. No pack may be pending.
+    pub fn commit(&mut self) -> Result<(), Error> {
+        self.expect_stored()?;
+        self.write_index(None)?;
+        self.commit_catalog()
+    }
+
+    /// Commits together with the blocks of a snapshot that is about to be written, and enters it into the catalog. No pack
+    /// may be pending; `stored_bytes` counts those of this run.
+    pub fn commit_snapshot(
+        &mut self,
+        snapshot: &NewSnapshot,
+        source: SourceRow,
+        stored_bytes: u64,
+    ) -> Result<(), Error> {
+        self.expect_stored()?;
+        let blocks = SnapshotBlocks { stored_bytes, ..self.snapshot_blocks(snapshot)? };
+        self.catalog.add_snapshot(&snapshot.row, source, Some(&snapshot.used))?;
+        self.write_index(Some(blocks))?;
+        self.commit_catalog()
+    }
+
+    fn expect_stored(&self) -> Result<(), Error> {
+        if self.has_pending_packs() { Err(Error::Internal("a pack was not stored before a commit")) } else { Ok(()) }
+    }
+
+    /// Writes the snapshot itself, last of all, and notes that it exists.
+    pub fn put_snapshot(&mut self, snapshot: &Snapshot) -> Result<(), Error> {
+        self.session.still_alone()?;
+        self.session.writer().put_snapshot(snapshot)?;
+        self.set_there(snapshot.name.id, snapshot.statistics.stored_bytes)
+    }
+
+    fn set_there(&mut self, id: SnapshotId, stored_bytes: u64) -> Result<(), Error> {
+        self.catalog.set_there(id, Some(stored_bytes))?;
+        self.catalog.set_finished()?;
+        Ok(self.catalog.commit()?)
+    }
+
+    fn commit_catalog(&mut self) -> Result<(), Error> {
+        self.catalog.commit()?;
+        self.chunks_since_commit = 0;
+        self.last_commit = Instant::now();
+        Ok(())
+    }
+
+    /// Writes the sums and the index of the packs that are stored.
+    fn write_index(&mut self, snapshot: Option<SnapshotBlocks>) -> Result<(), Error> {
+        let packs = std::mem::take(&mut self.finished);
+        self.chunks_finished = 0;
+        if packs.is_empty() && snapshot.is_none() {
+            return Ok(());
+        }
+        self.announce()?;
+        self.session.still_alone()?;
+        if !packs.is_empty() {
+            let sums: Vec<_> = packs.iter().map(|pack| (pack.id, pack.digest)).collect();
+            self.session.writer().put_sums(ObjectId::random(), &sums)?;
+        }
+        Ok(self.session.writer().put_index(ObjectId::random(), &Index { packs, snapshot })?)
+    }
+
+    /// The blocks of a snapshot for the index, as the difference to the snapshot before.
+    fn snapshot_blocks(&self, NewSnapshot { row, used, base }: &NewSnapshot) -> Result<SnapshotBlocks, Error> {
+        let none = RoaringTreemap::new();
+        let before = base.as_ref().map_or(&none, |(_, blocks)| blocks);
+        Ok(SnapshotBlocks {
+            snapshot: row.name.clone(),
+            source: row.source.clone(),
+            files: row.files,
+            bytes: row.bytes,
+            stored_bytes: row.stored_bytes,
+            base: base.as_ref().map(|(name, _)| name.clone()),
+            added: self.runs(&(used - before))?,
+            removed: self.runs(&(before - used))?,
+        })
+    }
+
+    /// Blocks as runs within their packs.
+    fn runs(&self, blocks: &RoaringTreemap) -> Result<Vec<(PackId, BlockRuns)>, Error> {
+        let mut packs: BTreeMap<PackId, Vec<u32>> = BTreeMap::new();
+        for block in blocks {
+            let (pack, ordinal) = self.catalog.ordinal(BlockId(block))?;
+            packs.entry(pack).or_default().push(ordinal);
+        }
+        Ok(packs.into_iter().map(|(pack, ordinals)| (pack, runs_of(ordinals))).collect())
+    }
+}
+
+/// Numbers as runs of (first, count).
+fn runs_of(mut numbers: Vec<u32>) -> BlockRuns {
+    numbers.sort_unstable();
+    let mut runs: BlockRuns = Vec::new();
+    for number in numbers {
+        match runs.last_mut() {
+            Some((first, count)) if *first + *count == number => *count += 1,
+            _ => runs.push((number, 1)),
+        }
+    }
+    runs
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::format::name;
+    use crate::session::fixture::Site;
+
+    #[test]
+    fn a_commit_is_due_after_the_interval_or_many_chunks() {
+        Site::new().with_session(|session, catalog| {
+            let mut publisher = Publisher::new(session, catalog, Duration::MAX);
+            assert!(!publisher.is_commit_due());
+            publisher.chunks_since_commit = COMMIT_CHUNKS;
+            assert!(publisher.is_commit_due());
+            publisher.commit().unwrap();
+            assert!(!publisher.is_commit_due());
+            publisher.interval = Duration::ZERO;
+            assert!(publisher.is_commit_due());
+        });
+    }
+
+    #[test]
+    fn blocks_are_committed_only_after_their_pack_is_stored() {
+        let site = Site::new();
+        site.with_session(|session, catalog| {
+            let mut publisher = Publisher::new(session, catalog, Duration::MAX);
+            publisher.announce().unwrap();
+            let mut pack = session.packs().begin().unwrap();
+            for number in 0..2 {
+                let (ordinal, at) = pack.append(&[number; 100]).unwrap();
+                assert_eq!((u64::from(ordinal), at.offset), (number.into(), u64::from(number) * 100));
+                let chunks = vec![(Digest::of(&[number]), 1)];
+                publisher.add_block(BlockId(u64::from(number) + 1), PackKind::Data, ordinal, at, chunks).unwrap();
+            }
+            assert!(publisher.has_pending_packs());
+            assert!(matches!(publisher.commit(), Err(Error::Internal(_))));
+            assert_eq!([name::PACKS, name::INDEX, name::SUMS].map(|folder| site.count(folder)), [0; 3]);
+            let stored = session.packs().store(pack.finish()).unwrap();
+            assert_eq!(stored.length, 200);
+            publisher.finish_pack(stored).unwrap();
+            publisher.commit().unwrap();
+            assert_eq!([name::PACKS, name::INDEX, name::SUMS].map(|folder| site.count(folder)), [1; 3]);
+        });
+    }
+
+    #[test]
+    fn a_pack_that_is_dropped_is_not_stored() {
+        let site = Site::new();
+        site.with_session(|session, _| {
+            let mut pack = session.packs().begin().unwrap();
+            pack.append(&[1; 100]).unwrap();
+            drop(pack.finish());
+        });
+        assert_eq!(site.count(name::PACKS), 0);
+    }
+
+    #[test]
+    fn neighbouring_blocks_join_in_a_run() {
+        assert_eq!(runs_of(vec![]), []);
+        assert_eq!(runs_of(vec![3, 1, 2, 7, 9, 8]), [(1, 3), (7, 3)]);
+    }
+}
