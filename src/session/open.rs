@@ -26,9 +26,9 @@ const CLOCK_TOLERANCE: i64 = 60;
 /// Whether the whole catalog is verified before the run, and damaged rows are dropped.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Mend {
-    /// No.
+    /// Rows are verified when they are used.
     No,
-    /// Yes. This reads the whole catalog.
+    /// The whole catalog is read first.
     Yes,
 }
 
