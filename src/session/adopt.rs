@@ -12,8 +12,8 @@
 use std::collections::BTreeMap;
 use std::path::Path;
 
-use super::Error;
 use super::announce::announce;
+use super::error::Error;
 use crate::catalog::Catalog;
 use crate::crypt::{Certificate, Fingerprint, SecretKey, Signer};
 use crate::format::generation::Generation;

@@ -1,6 +1,6 @@
 //! Announces a run that writes.
 
-use super::Error;
+use super::error::Error;
 use crate::catalog::Catalog;
 use crate::format::generation::Generation;
 use crate::repository::{self, Writer};

@@ -19,7 +19,7 @@
 
 use std::collections::{HashMap, HashSet};
 
-use super::Error;
+use super::error::Error;
 use super::remover::Remover;
 use crate::catalog::{Catalog, Presence};
 use crate::format::id::{RunId, SnapshotId};

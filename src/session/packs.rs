@@ -1,6 +1,6 @@
 //! Packs that a run writes.
 
-use super::Session;
+use super::open::Session;
 use crate::format::id::RunId;
 use crate::format::{BlockLocation, Digest, PackId, name};
 use crate::storage::{Error, Spool, Target};

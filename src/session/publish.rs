@@ -10,7 +10,9 @@ use std::time::{Duration, Instant};
 
 use roaring::RoaringTreemap;
 
-use super::{Error, Session, StoredPack};
+use super::error::Error;
+use super::open::Session;
+use super::packs::StoredPack;
 use crate::catalog::{BlockId, Catalog, PackRow, SnapshotRow, SourceRow};
 use crate::format::id::{ObjectId, SnapshotId};
 use crate::format::index::{BlockRuns, Index, IndexedBlock, IndexedPack, PackKind, SnapshotBlocks};

@@ -8,7 +8,8 @@
 //! - a damaged small object is removed before a correct one takes its name: keys, certificates, the description;
 //! - an `init` that fails removes the description that it wrote, and the objects of an interrupted `init`.
 
-use super::{Error, Session};
+use super::error::Error;
+use super::open::Session;
 use crate::catalog::Catalog;
 use crate::format::id::RunId;
 use crate::format::name;
