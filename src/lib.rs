@@ -3,8 +3,9 @@
 //! Two data flows explain most of the code. A backup ([`backup`]) walks a [`source`], compares it with the
 //! [`catalog`], and writes blocks ([`format`](mod@format), [`crypt`]) into packs of a [`repository`] in a [`storage`].
 //! A [`session`] may write; the [`inventory`] ensures that the catalog never claims more than the repository has.
-//! A read ([`reader`]) goes from a snapshot through trees to blocks, and verifies each; [`mount`], [`restore`],
-//! [`dump`](mod@dump), [`history`] and [`check`] are built on it. Engines report to a [`monitor`]; only [`cli`] prints.
+//! A read ([`reader`]) goes from a snapshot through trees to blocks, and verifies each; [`check`] is built on it.
+//! [`mount`], [`restore`], [`dump`](mod@dump) and [`history`] read snapshots of any format through the trait of
+//! [`archive`], which the reader implements. Engines report to a [`monitor`]; only [`cli`] prints.
 //!
 //! ## Layers
 //!
@@ -28,18 +29,20 @@
 //! | `inventory` | `catalog` `state` `repository` `storage` `crypt` `format` `monitor` `failure` |
 //! | `session` | `inventory` `source` `catalog` `state` `repository` `storage` `crypt` `format` `monitor` `failure` |
 //! | `backup` | `session` `inventory` `source` `catalog` `state` `repository` `storage` `crypt` `format` `monitor` `threads` `failure` |
-//! | `reader` | `repository` `crypt` `format` `failure` |
-//! | `mount` | `sys` `reader` `format` `monitor` |
-//! | `restore` | `reader` `source` `format` `monitor` `failure` |
-//! | `dump` | `reader` `format` `monitor` `failure` |
-//! | `history` | `reader` `source` `format` `monitor` `failure` |
-//! | `check` | `reader` `repository` `storage` `crypt` `format` `monitor` `failure` |
-//! | `cli` | `backup` `catalog` `check` `crypt` `dump` `format` `history` `init` `inventory` `sys` `monitor` `mount` `reader` `repository` `restore` `session` `state` `storage` `failure` |
+//! | `archive` | `storage` `format` `failure` |
+//! | `reader` | `archive` `repository` `crypt` `format` `failure` |
+//! | `mount` | `sys` `archive` `format` `monitor` |
+//! | `restore` | `archive` `source` `format` `monitor` `failure` |
+//! | `dump` | `archive` `format` `monitor` `failure` |
+//! | `history` | `archive` `source` `format` `monitor` `failure` |
+//! | `check` | `archive` `reader` `repository` `storage` `crypt` `format` `monitor` `failure` |
+//! | `cli` | `archive` `backup` `catalog` `check` `crypt` `dump` `format` `history` `init` `inventory` `sys` `monitor` `mount` `reader` `repository` `restore` `session` `state` `storage` `failure` |
 //! <!-- /layers -->
 
 // Tests of targets remove objects without a session.
 #![cfg_attr(test, allow(clippy::disallowed_methods))]
 
+pub mod archive;
 pub mod backup;
 pub mod catalog;
 pub mod check;

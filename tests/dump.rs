@@ -12,7 +12,7 @@ use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::{MetadataExt, chown, lchown, symlink};
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
-use std::sync::{Arc, Mutex};
+use std::sync::Mutex;
 
 use brackfs::format::entry::{Content, HardLink, Subtree};
 use brackfs::format::name::{self, SnapshotName};
@@ -21,7 +21,7 @@ use brackfs::format::{
     self, BlockLocation, ChunkRef, ContentHasher, Digest, Extent, Items, Node, PackId, SnapshotId, SourceId, block,
 };
 use brackfs::monitor::Monitor;
-use brackfs::reader::{EntryHandle, Reader};
+use brackfs::reader::{Reader, root_of};
 use brackfs::repository::{Access, Repository};
 use common::{Entry, Kind, Run, Site, age, noise, run, set_mode, set_time, settle, tree};
 use rustix::fs::{CWD, FileType, Mode};
@@ -618,7 +618,7 @@ impl Handmade {
             program: "tests".into(),
             root: node(&self.blocks, vec![root]),
         };
-        let listed = EntryHandle::root(Arc::new(snapshot)).unwrap();
+        let listed = root_of(&snapshot).unwrap();
         let archive = self.site.path().join("archive.tar");
         let told = Told::default();
         let summary = brackfs::dump::dump(&self.reader, &listed, File::create(&archive).unwrap(), false, &told)

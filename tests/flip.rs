@@ -16,12 +16,13 @@ use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::thread;
 use std::time::{Duration, Instant};
 
+use brackfs::archive::{Archive, TreeWalk, WalkStep};
 use brackfs::check::check;
 use brackfs::crypt::{Fingerprint, Opener, SecretKey};
 use brackfs::format::Kind;
 use brackfs::format::name::SnapshotName;
 use brackfs::monitor::Monitor;
-use brackfs::reader::{EntryHandle, FileReader, Reader, TreeWalk, WalkStep};
+use brackfs::reader::Reader;
 use brackfs::repository::{Access, Repository};
 use common::{Site, age, noise, settle, tree};
 use sequoia_openpgp::parse::Parse;
@@ -237,8 +238,8 @@ fn names(error: &str, object: &str) -> bool {
 
 impl Seen {
     fn snapshot(&mut self, reader: &Reader, name: &SnapshotName) {
-        let root = match reader.snapshot(name).and_then(|(snapshot, _)| EntryHandle::root(snapshot)) {
-            Ok(root) => root,
+        let root = match reader.open(name) {
+            Ok(snapshot) => snapshot.root.clone(),
             Err(error) => return self.errors.push(error.to_string()),
         };
         let entries = self.content.entry(name.id.to_string()).or_default();
@@ -248,7 +249,7 @@ impl Seen {
             match step {
                 WalkStep::Entry(listed) => {
                     let entry = listed.entry();
-                    path.push(str::from_utf8(&entry.name).unwrap());
+                    path.push(str::from_utf8(entry.name).unwrap());
                     let key = path.to_str().unwrap().to_owned();
                     match (entry.kind, listed.directory()) {
                         (_, Some(below)) => {
@@ -257,13 +258,18 @@ impl Seen {
                             continue;
                         }
                         (Kind::File, _) => {
-                            let file = FileReader::new(listed.clone());
-                            match file.read(reader, 0, file.size() as usize, <[u8]>::to_vec) {
+                            let file = reader.content(&listed).unwrap();
+                            match file.read(0, file.size() as usize, <[u8]>::to_vec) {
                                 Ok(bytes) => _ = entries.insert(key, Shown::File(bytes)),
                                 Err(error) => self.errors.push(error.to_string()),
                             }
                         }
-                        (kind, _) => _ = entries.insert(key, Shown::Other(kind, format!("{:?}", entry.content).into())),
+                        (kind, _) => {
+                            _ = entries.insert(
+                                key,
+                                Shown::Other(kind, format!("{:?} {:?}", entry.target, entry.device).into()),
+                            )
+                        }
                     }
                     path.pop();
                 }

@@ -16,10 +16,11 @@ use std::os::unix::fs::{FileExt, MetadataExt, symlink};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
+use brackfs::archive::Seek;
 use brackfs::format::Kind;
 use brackfs::monitor::Silent;
 use brackfs::mount::{Attributes, FileSystem, FileSystemError, Ino, ListingEntry};
-use brackfs::reader::{Reader, Seek};
+use brackfs::reader::Reader;
 use brackfs::repository::{Access, Repository};
 use common::wait::next_second;
 use common::{Site, data, noise, set_mode, set_time, settle};
@@ -291,7 +292,7 @@ fn filesystem(site: &Site) -> FileSystem {
     let repository = Repository::open(&site.repo().as_path().into()).unwrap();
     let hosts = repository.keys().hosts().unwrap();
     // Caches that are too small for all of it.
-    FileSystem::of_all(Reader::new(repository, Access::new(None, hosts), 2 << 20), Box::new(Silent))
+    FileSystem::of_all(Arc::new(Reader::new(repository, Access::new(None, hosts), 2 << 20)), Box::new(Silent))
 }
 
 /// The state of a kernel: inode numbers, their entries, and lookup counts.

@@ -8,11 +8,12 @@ use std::collections::HashSet;
 use std::fs;
 use std::sync::atomic::AtomicBool;
 
+use brackfs::archive::{Archive, EntryHandle, Error, FileData};
 use brackfs::crypt::{Opener, SecretKey};
 use brackfs::format::BlockLocation;
 use brackfs::history::{Query, SearchScope, find};
 use brackfs::monitor::Silent;
-use brackfs::reader::{EntryHandle, Error, FileReader, Reader};
+use brackfs::reader::{FileReader, Reader};
 use brackfs::repository::{Access, Repository};
 use brackfs::restore::{Options, restore};
 use common::wait::{threads, until};
@@ -36,17 +37,17 @@ fn backed_up(files: &[(&str, Vec<u8>)]) -> Site {
 
 fn at(reader: &Reader, path: &str) -> EntryHandle {
     let name = reader.snapshots().unwrap().pop().unwrap();
-    let (snapshot, _) = reader.snapshot(&name).unwrap();
+    let snapshot = reader.open(&name).unwrap();
     reader.at_path(&snapshot, path.as_bytes()).unwrap()
 }
 
-fn blocks_of(reader: &Reader, file: &FileReader) -> HashSet<BlockLocation> {
+fn blocks_of(reader: &Reader, file: &EntryHandle) -> HashSet<BlockLocation> {
     let mut blocks = HashSet::new();
     let note = |_, at: &BlockLocation, _: &_| {
         blocks.insert(*at);
         Ok(())
     };
-    file.each_chunk(reader, note).unwrap();
+    FileReader::new(reader, file).unwrap().each_chunk(note).unwrap();
     blocks
 }
 
@@ -66,8 +67,8 @@ fn sequential_reads_of_a_large_file_decode_each_block_once() {
     // A small and a large cache; single reads, and pairs of reads in reverse order.
     for (cache, pieces) in [(12 * MIB, 1), (12 * MIB, 2), (128 * MIB, 1)] {
         let reader = reader(&site, cache);
-        let file = FileReader::new(at(&reader, "large"));
-        let blocks = blocks_of(&reader, &file).len() as u64;
+        let file = reader.content(&at(&reader, "large")).unwrap();
+        let blocks = blocks_of(&reader, &at(&reader, "large")).len() as u64;
         assert!(blocks > 30);
         let before = decoded(&reader);
         let mut read = vec![0; content.len()];
@@ -75,7 +76,7 @@ fn sequential_reads_of_a_large_file_decode_each_block_once() {
             for piece in (0..pieces).rev() {
                 let at = group + piece * (128 << 10);
                 let take = |bytes: &[u8]| read[at..at + bytes.len()].copy_from_slice(bytes);
-                file.read(&reader, at as u64, 128 << 10, take).unwrap();
+                file.read(at as u64, 128 << 10, take).unwrap();
             }
         }
         assert!(read == content);
@@ -83,14 +84,14 @@ fn sequential_reads_of_a_large_file_decode_each_block_once() {
 
         let before = decoded(&reader);
         let mut at = 0;
-        let visit = |stretch: Result<&[u8], u64>| {
-            let bytes = stretch.expect("no hole");
+        let visit = |data: FileData<'_>| {
+            let FileData::Bytes(bytes) = data else { panic!("a hole") };
             assert!(bytes == &content[at..at + bytes.len()]);
             at += bytes.len();
             Ok::<_, Error>(())
         };
-        let file = FileReader::new(self::at(&reader, "large"));
-        file.each(&reader, visit).unwrap();
+        let file = reader.content(&self::at(&reader, "large")).unwrap();
+        file.each(visit).unwrap();
         assert!(decoded(&reader) - before <= blocks);
     }
 }
@@ -100,18 +101,18 @@ fn random_reads_decode_only_their_blocks() {
     let content = noise("large", 24 * MIB);
     let site = backed_up(&[("large", content.clone())]);
     let reader = reader(&site, 128 * MIB);
-    let file = FileReader::new(at(&reader, "large"));
+    let file = reader.content(&at(&reader, "large")).unwrap();
     // Small pieces of it share a block.
     let mut pieces = Vec::new();
     let note = |begins, block: &BlockLocation, _: &_| {
         pieces.push((begins, *block));
         Ok(())
     };
-    file.each_chunk(&reader, note).unwrap();
+    FileReader::new(&reader, &at(&reader, "large")).unwrap().each_chunk(note).unwrap();
     let mut wanted = HashSet::new();
     let before = decoded(&reader);
     for at in [20, 4, 12, 8, 16].map(|at| at * MIB + 777) {
-        let right = file.read(&reader, at as u64, 100, |bytes| bytes == &content[at..at + 100]).unwrap();
+        let right = file.read(at as u64, 100, |bytes| bytes == &content[at..at + 100]).unwrap();
         assert!(right);
         let from = |at: usize| pieces[pieces.partition_point(|(begins, _)| *begins <= at as u64) - 1].1;
         wanted.extend([from(at), from(at + 99)]);
@@ -131,9 +132,9 @@ fn sequential_reads_of_small_files_decode_each_block_once_and_prefetch_the_next_
     let before = decoded(&reader);
     let mut ahead = false;
     for (name, content) in &files {
-        let file = FileReader::new(at(&reader, name));
-        blocks.extend(blocks_of(&reader, &file));
-        assert!(file.read(&reader, 0, 1 << 20, |bytes| bytes == content).unwrap());
+        let file = reader.content(&at(&reader, name)).unwrap();
+        blocks.extend(blocks_of(&reader, &at(&reader, name)));
+        assert!(file.read(0, 1 << 20, |bytes| bytes == content).unwrap());
         ahead |= decoded(&reader) - before > blocks.len() as u64;
     }
     // All lie in a few blocks, and in the fewer the more come.
@@ -160,7 +161,7 @@ fn a_restore_of_files_from_many_backups_decodes_each_block_once() {
     let all = reader(&site, 64 * MIB);
     let mut blocks = HashSet::new();
     for (folder, file) in (0..folders).flat_map(|folder| (0..files).map(move |file| (folder, file))) {
-        blocks.extend(blocks_of(&all, &FileReader::new(at(&all, &format!("d{folder:02}/f{file:02}")))));
+        blocks.extend(blocks_of(&all, &at(&all, &format!("d{folder:02}/f{file:02}"))));
     }
     assert!(blocks.len() > backups + 1, "{}", blocks.len());
     // The cache cannot hold one block of each backup.
@@ -213,7 +214,7 @@ fn a_search_reads_unchanged_directories_once() {
         (names, blocks)
     };
     let name = reader.snapshots().unwrap().pop().unwrap();
-    let (newest, _) = reader.snapshot(&name).unwrap();
+    let newest = reader.open(&name).unwrap();
     let (names, one) = search(SearchScope::One(newest));
     assert!(one > 150, "all of it stays in memory: {one}");
     let (more, all) = search(SearchScope::All(None));

@@ -12,6 +12,7 @@ use std::sync::{Arc, Mutex, mpsc};
 use std::thread;
 use std::time::{Duration, Instant};
 
+use brackfs::archive::Archive;
 use brackfs::backup::{Options, Selection, back_up};
 use brackfs::check::check;
 use brackfs::init::{Owner, init_at};
@@ -494,8 +495,7 @@ impl Remote {
         let found = check(&reader, true, &Silent, &AtomicBool::new(false)).unwrap();
         assert_eq!(found.problems, 0, "{found:?}");
         let newest = reader.snapshots().unwrap().pop().unwrap();
-        let (snapshot, _) = reader.snapshot(&newest).unwrap();
-        let top = reader.at_path(&snapshot, b"").unwrap();
+        let top = reader.open(&newest).unwrap().root.clone();
         let out = self.site.path().join("out");
         restore(&reader, &top, &out, &Default::default(), &Silent, &AtomicBool::new(false)).unwrap();
         assert_eq!(tree(&out), tree(&self.site.source()));

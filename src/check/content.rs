@@ -46,7 +46,7 @@ pub(super) struct FileCheck<'l> {
 impl FileCheck<'_> {
     /// Checks the parts of the file that were not checked yet.
     pub(super) fn check_file(&mut self, file: &FileReader) -> Result<(), Error> {
-        let result = file.visit_extents(self.reader, self);
+        let result = file.visit_extents(self);
         // After an error, forget the open parts, so that the error is reported for each file that contains them.
         for (part, lacking) in std::mem::take(&mut self.open) {
             self.checked.parts.remove(&part);

@@ -20,6 +20,7 @@ use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
 
+use crate::archive::{Archive, EntryHandle, SnapshotDirectory, TreeWalk, WalkStep};
 use crate::crypt::{Certificate, Fingerprint};
 use crate::failure::{Failure, FailureKind};
 use crate::format::id::ObjectId;
@@ -28,7 +29,7 @@ use crate::format::name::SnapshotName;
 use crate::format::sums::{PackSum, SUMS_SIZE};
 use crate::format::{BLOCK_SIZE, BlockLocation, ChunkRef, Digest, PackId, name, sums};
 use crate::monitor::{self, Monitor};
-use crate::reader::{self, EntryHandle, FileReader, Reader, SnapshotDirectory, TreeWalk, WalkStep};
+use crate::reader::{self, FileReader, Reader, root_of, top_node};
 use crate::storage::{ErrorKind, ObjectInfo};
 use content::{CheckedContent, FileCheck};
 
@@ -164,7 +165,7 @@ struct OpenDirectory {
 
 /// Identifies a directory; `None` if it is empty.
 fn key(directory: &SnapshotDirectory) -> Option<(ChunkKey, u64)> {
-    directory.node().map(|(location, chunk)| (chunk_key(location, chunk), directory.below()))
+    top_node(directory).map(|(location, chunk)| (chunk_key(&location, &chunk), directory.below))
 }
 
 impl Checker<'_> {
@@ -183,8 +184,7 @@ impl Checker<'_> {
                 chained.extend(snapshot.previous.map(|previous| (object.clone(), previous)));
                 self.signers.insert(signer.clone());
             }
-            let opened = opened.map(|(snapshot, _)| snapshot);
-            let root = match opened.and_then(EntryHandle::root) {
+            let root = match opened.and_then(|(snapshot, _)| root_of(&snapshot)) {
                 Ok(root) => root,
                 Err(error) if error.is_key_problem() && !self.opened => {
                     closed.push((object, error));
@@ -249,7 +249,7 @@ impl Checker<'_> {
             self.check_interrupted()?;
             match step {
                 WalkStep::Entry(child) => {
-                    path.push(OsStr::from_bytes(&child.entry().name));
+                    path.push(OsStr::from_bytes(child.entry().name));
                     let lacking = match (child.directory().is_some(), self.new_directory(&child)) {
                         (true, Some(below)) => {
                             open.push(self.open_directory(&below));
@@ -257,7 +257,7 @@ impl Checker<'_> {
                             continue;
                         }
                         (true, None) => self.lacking_below(&child),
-                        (false, _) => self.file(child, &path)?,
+                        (false, _) => self.file(&child, &path)?,
                     };
                     path.pop();
                     if let Some(directory) = open.last_mut() {
@@ -327,11 +327,11 @@ impl Checker<'_> {
     }
 
     /// Checks a file. Returns the packs in no index that it needs.
-    fn file(&mut self, listed: EntryHandle, path: &Path) -> Result<BTreeSet<PackId>, Error> {
+    fn file(&mut self, listed: &EntryHandle, path: &Path) -> Result<BTreeSet<PackId>, Error> {
         self.summary.files += 1;
         let progress = self.monitor.progress();
         progress.at(path);
-        let file = FileReader::new(listed);
+        let file = FileReader::new(self.reader, listed)?;
         let (packs, indexed) = (&self.packs, &self.indexed);
         let mut check = FileCheck {
             reader: self.reader,

@@ -11,8 +11,8 @@ use super::exit::Usage;
 use super::global::Global;
 use super::reader_args::{ReaderArgs, SMALL_CACHE, select};
 use super::signals::end_on_signals;
+use crate::archive::{FileData, Selector};
 use crate::format::Kind;
-use crate::reader::{FileReader, Selector};
 
 /// Written repeatedly for a hole.
 static ZEROS: [u8; 64 << 10] = [0; 64 << 10];
@@ -36,17 +36,17 @@ pub(super) struct Args {
 pub(super) fn run(args: &Args, global: &Global) -> Result<ExitCode> {
     let selector = Selector::parse(args.what.as_bytes()).map_err(Usage)?;
     let monitor = global.monitor(false);
-    let reader = args.reader.open(global, &monitor, SMALL_CACHE)?;
+    let archive = args.reader.open_archive(global, &monitor, SMALL_CACHE)?;
     end_on_signals()?;
-    let snapshot = select(&reader, &selector, &monitor)?;
-    let listed = reader.at_path(&snapshot, &selector.path)?;
+    let snapshot = select(&*archive, &selector, &monitor)?;
+    let listed = archive.at_path(&snapshot, &selector.path)?;
     let shown = String::from_utf8_lossy(&selector.path).into_owned();
     anyhow::ensure!(listed.entry().kind == Kind::File, "{shown:?} is not a file; list the snapshot with `brackfs ls`");
     let mut out = std::io::stdout().lock();
-    FileReader::new(listed).each(&reader, |stretch| -> Result<()> {
-        match stretch {
-            Ok(bytes) => out.write_all(bytes)?,
-            Err(mut hole) => {
+    archive.content(&listed)?.each(|data| -> Result<()> {
+        match data {
+            FileData::Bytes(bytes) => out.write_all(bytes)?,
+            FileData::Hole(mut hole) => {
                 while hole > 0 {
                     let some = hole.min(ZEROS.len() as u64);
                     out.write_all(ZEROS.get(..some as usize).unwrap_or_default())?;

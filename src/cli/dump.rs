@@ -16,9 +16,9 @@ use super::reader_args::{LARGE_CACHE, ReaderArgs, select};
 use super::show::size;
 use super::signals::end_on_signals;
 use super::terminal::is_interactive;
+use crate::archive::Selector;
 use crate::dump;
 use crate::monitor::count;
-use crate::reader::Selector;
 
 /// Write files from a snapshot to standard output as a tar archive
 ///
@@ -63,12 +63,12 @@ pub(super) fn run(args: &Args, global: &Global) -> Result<ExitCode> {
     // std's Stdout is line-buffered, which costs time for binary data.
     let out = File::from(stdout.as_fd().try_clone_to_owned().context("cannot write to standard output")?);
     let monitor = global.monitor(false);
-    let reader = args.reader.open(global, &monitor, LARGE_CACHE)?;
+    let archive = args.reader.open_archive(global, &monitor, LARGE_CACHE)?;
     end_on_signals()?;
-    let snapshot = select(&reader, &selector, &monitor)?;
-    let listed = reader.at_path(&snapshot, &selector.path)?;
+    let snapshot = select(&*archive, &selector, &monitor)?;
+    let listed = archive.at_path(&snapshot, &selector.path)?;
     monitor.start();
-    let result = dump::dump(&reader, &listed, out, args.trust_set_id, &monitor);
+    let result = dump::dump(&*archive, &listed, out, args.trust_set_id, &monitor);
     monitor.finish();
     let summary = result?;
     if !global.quiet && (is_interactive() || global.verbose) {

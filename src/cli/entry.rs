@@ -5,17 +5,16 @@ use std::io::{self, IsTerminal, Write};
 use serde_json::{Value, json};
 
 use super::show;
-use crate::format::Entry;
-use crate::format::entry::Content;
-use crate::reader::EntryHandle;
+use crate::archive::{EntryHandle, EntryRef};
+use crate::format::Kind;
 
 /// Writes mode, link count, owner, group, size and time, which come before the name.
 pub(super) fn write_details(out: &mut dyn Write, listed: &EntryHandle) -> io::Result<()> {
     let entry = listed.entry();
     let owner = listed.user().map_or_else(|| entry.uid.to_string().into(), show::shown);
     let group = listed.group().map_or_else(|| entry.gid.to_string().into(), show::shown);
-    let size = match entry.content {
-        Content::Device(major, minor) => format!("{major},{minor}"),
+    let size = match entry.kind {
+        Kind::CharDevice | Kind::BlockDevice => format!("{},{}", entry.device.0, entry.device.1),
         _ => entry.size.to_string(),
     };
     let mode = show::mode(entry.kind, entry.mode);
@@ -25,12 +24,12 @@ pub(super) fn write_details(out: &mut dyn Write, listed: &EntryHandle) -> io::Re
 }
 
 /// Writes the link target and the mark of changed files, which come after the name.
-pub(super) fn write_suffix(out: &mut dyn Write, entry: &Entry) -> io::Result<()> {
-    if let Content::Target(target) = &entry.content {
+pub(super) fn write_suffix(out: &mut dyn Write, entry: &EntryRef<'_>) -> io::Result<()> {
+    if entry.kind == Kind::Symlink {
         out.write_all(b" -> ")?;
-        write_name(out, target)?;
+        write_name(out, entry.target)?;
     }
-    if entry.flags & Entry::CHANGED != 0 {
+    if entry.is_changed() {
         out.write_all(b"  (changed while it was read)")?;
     }
     Ok(())
@@ -60,8 +59,8 @@ pub(super) fn object(head: Value, listed: &EntryHandle, path: &[u8]) -> Value {
         "mtime": show::rfc3339(entry.mtime),
         "mtime_nanos": entry.mtime.nanos,
         "links": entry.link.map_or(1, |link| link.count),
-        "changed_while_read": entry.flags & Entry::CHANGED != 0,
-        "unprivileged": entry.flags & Entry::UNPRIVILEGED != 0,
+        "changed_while_read": entry.is_changed(),
+        "unprivileged": entry.is_unprivileged(),
         "xattrs": entry.xattrs.iter().map(|(name, _)| String::from_utf8_lossy(name)).collect::<Vec<_>>(),
         "inode_flags": entry.inode_flags,
     });
@@ -69,8 +68,8 @@ pub(super) fn object(head: Value, listed: &EntryHandle, path: &[u8]) -> Value {
         if str::from_utf8(path).is_err() {
             map.insert("path_hex".into(), hex(path).into());
         }
-        if let Content::Target(target) = &entry.content {
-            map.insert("target".into(), String::from_utf8_lossy(target).into());
+        if entry.kind == Kind::Symlink {
+            map.insert("target".into(), String::from_utf8_lossy(entry.target).into());
         }
         if let Value::Object(head) = head {
             map.extend(head);

@@ -5,7 +5,7 @@ use std::error::Error;
 use super::show;
 use crate::failure::{Failure, FailureKind};
 use crate::{
-    backup, catalog, check, crypt, dump, history, init, inventory, reader, repository, restore, session, state,
+    archive, backup, catalog, check, crypt, dump, history, init, inventory, reader, repository, restore, session, state,
 };
 
 /// A command line that parses, but is not valid.
@@ -53,9 +53,10 @@ pub(super) fn kind(error: &anyhow::Error) -> FailureKind {
 type KindOf = fn(&(dyn Error + 'static)) -> Option<FailureKind>;
 
 /// The types of [`Failure`] that reach the command line: an error in a chain can only be found by its type.
-const FAILURES: [KindOf; 15] = [
+const FAILURES: [KindOf; 16] = [
     kind_of::<Usage>,
     kind_of::<NoSecret>,
+    kind_of::<archive::Error>,
     kind_of::<backup::Error>,
     kind_of::<catalog::Error>,
     kind_of::<check::Error>,
@@ -155,13 +156,15 @@ mod tests {
         assert_code(11, catalog::Error::Busy { path: PathBuf::new() });
         assert_code(11, inventory::Error::from(catalog::Error::Busy { path: PathBuf::new() }));
         let reader = || reader::Error::from(no_key());
+        let archive = || archive::Error::from(reader());
         assert_code(12, crypt::Error::GpgCancelled);
         assert_code(12, no_key());
         assert_code(12, reader());
-        assert_code(12, history::Error::from(reader()));
+        assert_code(12, archive());
+        assert_code(12, history::Error::from(archive()));
         assert_code(12, check::Error::from(reader()));
-        assert_code(12, restore::Error::from(reader()));
-        assert_code(12, dump::Error::Cut { path: PathBuf::new(), source: reader() });
+        assert_code(12, restore::Error::from(archive()));
+        assert_code(12, dump::Error::Cut { path: PathBuf::new(), source: archive() });
     }
 
     #[test]
@@ -178,7 +181,7 @@ mod tests {
     fn other_errors_are_failures() {
         let source = std::io::Error::from_raw_os_error(5);
         assert_code(1, state::Error::Io { action: "read", path: PathBuf::new(), source });
-        assert_code(1, reader::Error::NotFound("no such snapshot".into()));
+        assert_code(1, archive::Error::NotFound("no such snapshot".into()));
         assert_code(1, backup::Error::NothingThere);
     }
 }

@@ -13,9 +13,9 @@ use super::global::Global;
 use super::reader_args::{ReaderArgs, SMALL_CACHE, select};
 use super::show;
 use super::signals::end_on_signals;
+use crate::archive::Selector;
 use crate::format::{Kind, Timestamp};
 use crate::history::{Match, Query, SearchScope, find};
-use crate::reader::Selector;
 
 /// Find files by name in all snapshots
 ///
@@ -114,10 +114,10 @@ pub(super) fn run(args: &Args, global: &Global) -> Result<ExitCode> {
         return Err(Usage("--snapshot does not accept a path; put the path into the pattern".into()).into());
     }
     let monitor = global.monitor(args.json);
-    let reader = args.reader.open(global, &monitor, SMALL_CACHE)?;
+    let archive = args.reader.open_archive(global, &monitor, SMALL_CACHE)?;
     end_on_signals()?;
     let within = match selector {
-        Some(selector) => SearchScope::One(select(&reader, &selector, &monitor)?),
+        Some(selector) => SearchScope::One(select(&*archive, &selector, &monitor)?),
         None => SearchScope::All(args.source.clone()),
     };
     let wanted = Query {
@@ -131,7 +131,7 @@ pub(super) fn run(args: &Args, global: &Global) -> Result<ExitCode> {
     };
     // Unbuffered, since the search for the next entry can take long.
     let mut out = std::io::stdout().lock();
-    let problems = find(&reader, within, &wanted, &monitor, &mut |found| print(found, args, &mut out))?;
+    let problems = find(&*archive, within, &wanted, &monitor, &mut |found| print(found, args, &mut out))?;
     Ok(if problems > 0 { ExitCode::FAILURE } else { ExitCode::SUCCESS })
 }
 
@@ -152,7 +152,7 @@ fn print(found: &Match<'_>, args: &Args, out: &mut dyn Write) -> std::io::Result
     write!(out, "{}:", snapshot.name.id.short())?;
     entry::write_name(out, found.path)?;
     if args.long {
-        entry::write_suffix(out, listed.entry())?;
+        entry::write_suffix(out, &listed.entry())?;
     } else if listed.entry().kind == Kind::Directory {
         out.write_all(b"/")?;
     }

@@ -14,8 +14,8 @@ use super::global::Global;
 use super::reader_args::{ReaderArgs, SMALL_CACHE, select};
 use super::show;
 use super::signals::end_on_signals;
+use crate::archive::{Archive, EntryHandle, Selector, SnapshotDirectory, TreeWalk, WalkStep};
 use crate::format::Kind;
-use crate::reader::{EntryHandle, Reader, Selector, SnapshotDirectory, TreeWalk, WalkStep};
 
 /// List files in a snapshot
 ///
@@ -52,21 +52,21 @@ pub(super) struct Args {
 pub(super) fn run(args: &Args, global: &Global) -> Result<ExitCode> {
     let selector = Selector::parse(args.what.as_bytes()).map_err(Usage)?;
     let monitor = global.monitor(false);
-    let reader = args.reader.open(global, &monitor, SMALL_CACHE)?;
+    let archive = args.reader.open_archive(global, &monitor, SMALL_CACHE)?;
     end_on_signals()?;
-    let snapshot = select(&reader, &selector, &monitor)?;
-    let listed = reader.at_path(&snapshot, &selector.path)?;
+    let snapshot = select(&*archive, &selector, &monitor)?;
+    let listed = archive.at_path(&snapshot, &selector.path)?;
     let mut out = std::io::BufWriter::new(std::io::stdout().lock());
     match listed.directory() {
-        Some(top) => list(&reader, top, args, &mut out)?,
+        Some(top) => list(&*archive, top, args, &mut out)?,
         None => print(&listed, b"", args, &mut out)?,
     }
     out.flush()?;
     Ok(ExitCode::SUCCESS)
 }
 
-fn list(reader: &Reader, top: SnapshotDirectory, args: &Args, out: &mut dyn Write) -> Result<()> {
-    let mut walk = TreeWalk::new(reader, top);
+fn list(archive: &dyn Archive, top: SnapshotDirectory, args: &Args, out: &mut dyn Write) -> Result<()> {
+    let mut walk = TreeWalk::new(archive, top);
     // The path of the current directory, and the start of each name on it.
     let (mut path, mut begins) = (Vec::new(), Vec::new());
     while let Some(step) = walk.step() {
@@ -75,7 +75,7 @@ fn list(reader: &Reader, top: SnapshotDirectory, args: &Args, out: &mut dyn Writ
                 print(&child, &path, args, out)?;
                 if let Some(below) = child.directory().filter(|_| args.recursive) {
                     begins.push(path.len());
-                    path.extend_from_slice(&child.entry().name);
+                    path.extend_from_slice(child.entry().name);
                     path.push(b'/');
                     walk.enter(below);
                 }
@@ -88,7 +88,8 @@ fn list(reader: &Reader, top: SnapshotDirectory, args: &Args, out: &mut dyn Writ
 }
 
 fn print(listed: &EntryHandle, above: &[u8], args: &Args, out: &mut dyn Write) -> Result<()> {
-    let path = [above, &listed.entry().name].concat();
+    let entry = listed.entry();
+    let path = [above, entry.name].concat();
     if args.json {
         writeln!(out, "{}", show::json(&entry::object(json!({ "message_type": "entry" }), listed, &path)))?;
         return Ok(());
@@ -98,8 +99,8 @@ fn print(listed: &EntryHandle, above: &[u8], args: &Args, out: &mut dyn Write) -
     }
     entry::write_name(out, &path)?;
     if args.long {
-        entry::write_suffix(out, listed.entry())?;
-    } else if listed.entry().kind == Kind::Directory {
+        entry::write_suffix(out, &entry)?;
+    } else if entry.kind == Kind::Directory {
         out.write_all(b"/")?;
     }
     out.write_all(b"\n")?;

@@ -17,11 +17,11 @@ use super::global::Global;
 use super::mount_log::Log;
 use super::reader_args::{LARGE_CACHE, ReaderArgs, select};
 use super::terminal::Terminal;
+use crate::archive::{Archive, Selector};
 use crate::failure::Failure;
 use crate::format::Kind;
 use crate::monitor::Monitor;
 use crate::mount::{FileSystem, Options, OwnerMapping, mount};
-use crate::reader::Selector;
 use crate::state::RepositoryState;
 use crate::storage::Patience;
 use crate::sys;
@@ -187,23 +187,24 @@ fn serve(args: &Args, global: &Global) -> Result<ExitCode> {
     let state = RepositoryState::new(&global.state()?, reader.repository().id());
     let log = if args.daemon { log(&state, &terminal) } else { Log::default() };
     let monitor: Box<dyn Monitor> = if args.daemon { Box::new(log.clone()) } else { Box::new(global.monitor(false)) };
+    let archive: Arc<dyn Archive> = Arc::new(reader);
     let filesystem = match selector {
         Some(selector) => {
-            let snapshot = select(&reader, &selector, &*monitor)?;
-            let top = reader.at_path(&snapshot, &selector.path)?;
+            let snapshot = select(&*archive, &selector, &*monitor)?;
+            let top = archive.at_path(&snapshot, &selector.path)?;
             let shown = String::from_utf8_lossy(&selector.path).into_owned();
             anyhow::ensure!(top.entry().kind == Kind::Directory, "{shown:?} is not a directory");
-            FileSystem::of_one(reader, snapshot, &top, monitor)
+            FileSystem::of_one(archive, snapshot, &top, monitor)
         }
         None => {
             // Detect a wrong key now, not when a file is read.
-            if let Some(newest) = reader.snapshots()?.last()
-                && let Err(error) = reader.snapshot(newest)
+            if let Some(newest) = archive.snapshots()?.last()
+                && let Err(error) = archive.open(newest)
             {
                 anyhow::ensure!(!error.is_key_problem(), error);
                 terminal.note(&format!("cannot show the newest snapshot: {error}"));
             }
-            FileSystem::of_all(reader, monitor)
+            FileSystem::of_all(archive, monitor)
         }
     };
     let ready = |path: &Path| {

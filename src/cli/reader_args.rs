@@ -10,11 +10,11 @@ use super::exit::NoSecret;
 use super::global::Global;
 use super::memory;
 use super::passphrase::passphrase;
+use crate::archive::{Archive, OpenSnapshot, Selector};
 use crate::catalog;
 use crate::crypt::{Certificate, Fingerprint, KeyStore, Opener, SecretKey};
-use crate::format::snapshot::Snapshot;
 use crate::monitor::Monitor;
-use crate::reader::{Reader, Selector};
+use crate::reader::Reader;
 use crate::repository::{Access, Repository};
 use crate::state::RepositoryState;
 use crate::storage::{Location, Patience, Retry};
@@ -78,6 +78,11 @@ struct Opened {
 }
 
 impl ReaderArgs {
+    /// Opens the snapshots for commands that work with any format. `cache` is the default size of the cache, in bytes.
+    pub(super) fn open_archive(&self, global: &Global, monitor: &dyn Monitor, cache: u64) -> Result<Arc<dyn Archive>> {
+        Ok(Arc::new(self.open(global, monitor, cache)?))
+    }
+
     /// Opens a reader: finds the key and the trusted host keys. `cache` is the default size of its cache, in bytes.
     pub(super) fn open(&self, global: &Global, monitor: &dyn Monitor, cache: u64) -> Result<Reader> {
         self.open_trusting(FirstUse::Trusted, global, monitor, cache)
@@ -273,8 +278,8 @@ impl Signers<'_> {
 }
 
 /// Finds the snapshot that a selector names. Candidates that do not verify are reported and skipped.
-pub(super) fn select(reader: &Reader, selector: &Selector, monitor: &dyn Monitor) -> Result<Arc<Snapshot>> {
-    Ok(reader.select(selector, &mut |name, error| {
+pub(super) fn select(archive: &dyn Archive, selector: &Selector, monitor: &dyn Monitor) -> Result<Arc<OpenSnapshot>> {
+    Ok(archive.select(selector, &mut |name, error| {
         monitor.note(&format!("skipping {}: {error}", name.object()));
     })?)
 }

@@ -16,8 +16,8 @@ use super::reader_args::{ReaderArgs, SMALL_CACHE, select};
 use super::show::size;
 use super::signals::stop_soon_on_signals;
 use super::terminal::is_interactive;
+use crate::archive::Selector;
 use crate::monitor::{Monitor, Total, count};
-use crate::reader::Selector;
 use crate::restore::{self, Conflict, Options};
 
 /// Restore files from a snapshot
@@ -118,9 +118,9 @@ impl Args {
 pub(super) fn run(args: &Args, global: &Global) -> Result<ExitCode> {
     let selector = Selector::parse(args.what.as_bytes()).map_err(Usage)?;
     let monitor = global.monitor(args.json);
-    let reader = args.reader.open(global, &monitor, SMALL_CACHE)?;
-    let snapshot = select(&reader, &selector, &monitor)?;
-    let listed = reader.at_path(&snapshot, &selector.path)?;
+    let archive = args.reader.open_archive(global, &monitor, SMALL_CACHE)?;
+    let snapshot = select(&*archive, &selector, &monitor)?;
+    let listed = archive.at_path(&snapshot, &selector.path)?;
     if args.is_whole(&selector) {
         let statistics = snapshot.statistics;
         // An estimate: existing files and further hard links are not written.
@@ -137,7 +137,7 @@ pub(super) fn run(args: &Args, global: &Global) -> Result<ExitCode> {
         dry_run: args.dry_run,
     };
     monitor.start();
-    let result = restore::restore(&reader, &listed, &args.to, &options, &monitor, &stop);
+    let result = restore::restore(&*archive, &listed, &args.to, &options, &monitor, &stop);
     monitor.finish();
     let summary = result?;
     if args.json {

@@ -9,6 +9,7 @@ use serde_json::{Value, json};
 use super::global::Global;
 use super::reader_args::{ReaderArgs, SMALL_CACHE};
 use super::show::{self, name_time, size};
+use crate::archive::Archive;
 use crate::catalog::{Catalog, Labels, Presence, SnapshotRow};
 use crate::failure::Failure;
 use crate::format::snapshot::Snapshot;

@@ -13,10 +13,10 @@ use super::global::Global;
 use super::reader_args::{ReaderArgs, SMALL_CACHE};
 use super::show::{self, name_time, rfc3339, size};
 use super::signals::end_on_signals;
+use crate::archive::EntryHandle;
 use crate::format::name::SnapshotName;
 use crate::format::{Digest, Kind};
 use crate::history::{VersionSpan, versions};
-use crate::reader::{EntryHandle, FileReader};
 
 /// Show the versions of a file in the snapshots
 ///
@@ -56,7 +56,7 @@ pub(super) struct Args {
 
 pub(super) fn run(args: &Args, global: &Global) -> Result<ExitCode> {
     let monitor = global.monitor(args.json);
-    let reader = args.reader.open(global, &monitor, SMALL_CACHE)?;
+    let archive = args.reader.open_archive(global, &monitor, SMALL_CACHE)?;
     end_on_signals()?;
     let path = args.path.as_bytes();
     // Unbuffered, since the search for the next version can take long.
@@ -64,7 +64,7 @@ pub(super) fn run(args: &Args, global: &Global) -> Result<ExitCode> {
     let mut print = |stretch: &VersionSpan| {
         if args.json { writeln!(out, "{}", show::json(&as_json(stretch, path))) } else { write_line(stretch, &mut out) }
     };
-    let problems = versions(&reader, path, args.source.as_deref(), &monitor, &mut print)?;
+    let problems = versions(&*archive, path, args.source.as_deref(), &monitor, &mut print)?;
     Ok(if problems > 0 { ExitCode::FAILURE } else { ExitCode::SUCCESS })
 }
 
@@ -89,7 +89,7 @@ fn write_line(stretch: &VersionSpan, out: &mut dyn Write) -> std::io::Result<()>
         many => write!(out, "{many} snapshots since {} ({})", name_time(&oldest.time), oldest.id.short())?,
     }
     if let Some(version) = version {
-        entry::write_suffix(out, version.entry())?;
+        entry::write_suffix(out, &version.entry())?;
     }
     out.write_all(b"\n")
 }
@@ -125,7 +125,7 @@ fn as_json(stretch: &VersionSpan, path: &[u8]) -> serde_json::Value {
 /// The digest of a file's bytes, or of a directory's tree.
 fn digest(version: &EntryHandle) -> Option<Digest> {
     match version.directory() {
-        Some(directory) => directory.node().map(|(_, chunk)| chunk.digest),
-        None => FileReader::new(version.clone()).digest(),
+        Some(directory) => directory.digest,
+        None => version.digest(),
     }
 }

@@ -6,7 +6,7 @@
 //! and extents that overlap or touch after rounding are merged. If the file ends in a hole, an empty extent at its end
 //! gives its size.
 
-use super::archive::BLOCK;
+use super::tar_output::BLOCK;
 
 /// A range of a file that is written to the archive.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

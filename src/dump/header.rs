@@ -5,9 +5,9 @@
 //! replaces a field, the field contains a truncated or the nearest possible value.
 
 use super::acl;
-use super::archive::BLOCK;
-use crate::format::entry::Content;
-use crate::format::{Entry, Kind, Timestamp};
+use super::tar_output::BLOCK;
+use crate::archive::EntryRef;
+use crate::format::{Kind, Timestamp};
 
 /// Size in bytes of the fields for paths.
 const NAME: usize = 100;
@@ -35,7 +35,7 @@ pub(super) enum Body<'a> {
 
 /// An entry in the archive.
 pub(super) struct Member<'a> {
-    pub(super) entry: &'a Entry,
+    pub(super) entry: &'a EntryRef<'a>,
     /// The name in the archive; that of a directory ends in a slash.
     pub(super) path: &'a [u8],
     pub(super) user: Option<&'a str>,
@@ -44,11 +44,9 @@ pub(super) struct Member<'a> {
 }
 
 /// Whether a device number fits in the fields; pax has no records for it. All device numbers of Linux fit.
-pub(super) fn fits(entry: &Entry) -> bool {
-    match entry.content {
-        Content::Device(major, minor) => u64::from(major.max(minor)) <= SMALL,
-        _ => true,
-    }
+pub(super) fn fits(entry: &EntryRef<'_>) -> bool {
+    let (major, minor) = entry.device;
+    u64::from(major.max(minor)) <= SMALL
 }
 
 impl Member<'_> {
@@ -111,10 +109,7 @@ impl Member<'_> {
         fields.text_or_record(157, NAME, target, "linkpath", records);
         fields.text_or_record(265, USER, user.as_bytes(), "uname", records);
         fields.text_or_record(297, USER, group.as_bytes(), "gname", records);
-        let (major, minor) = match entry.content {
-            Content::Device(major, minor) => (major, minor),
-            _ => (0, 0),
-        };
+        let (major, minor) = entry.device;
         fields.number(329, 8, major.into());
         fields.number(337, 8, minor.into());
         if let Body::Sparse { size, .. } = self.body {
@@ -132,10 +127,9 @@ impl Member<'_> {
 
     /// The target of a symlink or hard link.
     fn target(&self) -> &[u8] {
-        match (&self.body, &self.entry.content) {
-            (Body::Link(first), _) => first,
-            (_, Content::Target(target)) => target,
-            _ => b"",
+        match self.body {
+            Body::Link(first) => first,
+            _ => self.entry.target,
         }
     }
 
@@ -273,24 +267,16 @@ mod tests {
     use super::*;
     use crate::format::entry::HardLink;
 
-    fn entry(kind: Kind, content: Content) -> Entry {
-        Entry {
-            name: b"name".to_vec(),
-            kind,
-            mode: 0o640,
-            uid: 1,
-            gid: 2,
-            mtime: Timestamp { seconds: 1_700_000_000, nanos: 0 },
-            size: 0,
-            content,
-            link: None,
-            xattrs: Vec::new(),
-            flags: 0,
-            inode_flags: 0,
-        }
+    fn entry(kind: Kind) -> EntryRef<'static> {
+        let mtime = Timestamp { seconds: 1_700_000_000, nanos: 0 };
+        EntryRef { name: b"name", kind, mode: 0o640, uid: 1, gid: 2, mtime, ..EntryRef::EMPTY }
     }
 
-    fn encoded(entry: &Entry, path: &[u8], body: Body<'_>) -> Vec<u8> {
+    fn device(kind: Kind, major: u32, minor: u32) -> EntryRef<'static> {
+        EntryRef { device: (major, minor), ..entry(kind) }
+    }
+
+    fn encoded(entry: &EntryRef<'_>, path: &[u8], body: Body<'_>) -> Vec<u8> {
         Member { entry, path, user: Some("daemon"), group: None, body }.encode()
     }
 
@@ -339,7 +325,7 @@ mod tests {
 
     #[test]
     fn an_entry_that_fits_in_the_fields_takes_one_block() {
-        let device = entry(Kind::BlockDevice, Content::Device(259, 1_048_575));
+        let device = device(Kind::BlockDevice, 259, 1_048_575);
         let header = encoded(&device, b"./dev/disk", Body::None);
         assert_eq!(header.len(), 512);
         assert_eq!(field(&header, 0, 100), "./dev/disk");
@@ -357,7 +343,7 @@ mod tests {
 
     #[test]
     fn long_and_non_ascii_names_have_records() {
-        let file = entry(Kind::File, Content::Empty);
+        let file = entry(Kind::File);
         let long = [b"./".as_slice(), &[b'n'; 300]].concat();
         let (just, beyond) = (&long[..100], &long[..101]);
         assert_eq!(record(&encoded(&file, just, Body::None), "path"), None);
@@ -371,7 +357,7 @@ mod tests {
             let charset = str::from_utf8(path).is_err().then(|| b"BINARY".to_vec());
             assert_eq!(record(&header, "hdrcharset"), charset);
         }
-        let link = entry(Kind::Symlink, Content::Target(b"\xff".to_vec()));
+        let link = EntryRef { target: b"\xff", ..entry(Kind::Symlink) };
         let header = encoded(&link, b"./link", Body::None);
         assert_eq!(record(&header, "linkpath").as_deref(), Some(b"\xff".as_slice()));
         assert_eq!(record(&header, "hdrcharset").as_deref(), Some(b"BINARY".as_slice()));
@@ -381,7 +367,7 @@ mod tests {
 
     #[test]
     fn numbers_that_do_not_fit_have_records() {
-        let mut file = entry(Kind::File, Content::Empty);
+        let mut file = entry(Kind::File);
         (file.uid, file.gid) = (0o7777777, 0o10000000);
         let header = encoded(&file, b"./a", Body::File { size: (8 << 30) - 1 });
         assert_eq!(records(&header), [("gid".to_owned(), b"2097152".to_vec())]);
@@ -395,7 +381,7 @@ mod tests {
 
     #[test]
     fn a_sparse_file_has_a_different_name_for_readers_without_sparse_support() {
-        let header = encoded(&entry(Kind::File, Content::Empty), b"./d/a", Body::Sparse { size: 9, stored: 512 });
+        let header = encoded(&entry(Kind::File), b"./d/a", Body::Sparse { size: 9, stored: 512 });
         assert_eq!(field(&header, 0, 100), "./d/GNUSparseFile.0/a");
         assert_eq!(record(&header, "GNU.sparse.name").as_deref(), Some(b"./d/a".as_slice()));
     }
@@ -415,7 +401,7 @@ mod tests {
             (time(i64::MIN, 0), "00000000000", Some("-9223372036854775808")),
             (time(i64::MAX, 999_999_999), "77777777777", Some("9223372036854775807.999999999")),
         ] {
-            let file = Entry { mtime: time, ..entry(Kind::File, Content::Empty) };
+            let file = EntryRef { mtime: time, ..entry(Kind::File) };
             let header = encoded(&file, b"./a", Body::None);
             assert_eq!(field(&header, 136, 12), field_text, "{time:?}");
             assert_eq!(record(&header, "mtime").map(|value| String::from_utf8(value).unwrap()).as_deref(), expected);
@@ -424,9 +410,9 @@ mod tests {
 
     #[test]
     fn device_numbers_that_do_not_fit_are_detected() {
-        assert!(fits(&entry(Kind::CharDevice, Content::Device(0o7777777, 0o7777777))));
-        assert!(!fits(&entry(Kind::CharDevice, Content::Device(1, 0o10000000))));
-        assert!(!fits(&entry(Kind::CharDevice, Content::Device(0o10000000, 1))));
+        assert!(fits(&device(Kind::CharDevice, 0o7777777, 0o7777777)));
+        assert!(!fits(&device(Kind::CharDevice, 1, 0o10000000)));
+        assert!(!fits(&device(Kind::CharDevice, 0o10000000, 1)));
     }
 
     /// An ACL as a Linux attribute: user::rw-, user:12345:rwx, group::r--, mask::rwx, other::---
@@ -451,8 +437,9 @@ mod tests {
 
     #[test]
     fn attributes_and_access_lists_have_records() {
-        let mut file = Entry { xattrs: attributes(), ..entry(Kind::File, Content::Empty) };
-        file.xattrs.push((b"system.posix_acl_default".to_vec(), b"no list".to_vec()));
+        let mut xattrs = attributes();
+        xattrs.push((b"system.posix_acl_default".to_vec(), b"no list".to_vec()));
+        let mut file = EntryRef { xattrs: &xattrs, ..entry(Kind::File) };
         let expected: Vec<_> = [
             ("SCHILY.xattr.security.capability", CAPABILITY),
             ("SCHILY.acl.access", b"user::rw-\nuser:12345:rwx\ngroup::r--\nmask::rwx\nother::---\n"),
@@ -471,9 +458,9 @@ mod tests {
     #[test]
     fn gnu_tar_restores_attributes_and_access_lists() {
         let folder = tempfile::tempdir().unwrap();
-        let file = Entry { xattrs: attributes(), ..entry(Kind::File, Content::Empty) };
-        let mut directory = Entry { mode: 0o750, ..entry(Kind::Directory, Content::Directory(Default::default())) };
-        directory.xattrs = vec![(b"system.posix_acl_default".to_vec(), ACL.to_vec())];
+        let (of_file, of_directory) = (attributes(), [(b"system.posix_acl_default".to_vec(), ACL.to_vec())]);
+        let file = EntryRef { xattrs: &of_file, ..entry(Kind::File) };
+        let directory = EntryRef { mode: 0o750, xattrs: &of_directory, ..entry(Kind::Directory) };
         let members = [encoded(&directory, b"./d/", Body::None), encoded(&file, b"./a", Body::File { size: 0 })];
         let archive = [members.concat(), vec![0; 1024]].concat();
         let mut tar = Command::new("tar");
@@ -481,7 +468,7 @@ mod tests {
         let mut tar = tar.stdin(Stdio::piped()).spawn().unwrap();
         tar.stdin.take().unwrap().write_all(&archive).unwrap();
         assert!(tar.wait().unwrap().success());
-        for (name, xattrs) in [("a", &file.xattrs), ("d", &directory.xattrs)] {
+        for (name, xattrs) in [("a", file.xattrs), ("d", directory.xattrs)] {
             for (attribute, expected) in xattrs {
                 let mut value = vec![0; 1000];
                 let length = rustix::fs::getxattr(folder.path().join(name), attribute.as_slice(), value.as_mut_slice())

@@ -10,7 +10,7 @@
 //! Entries are in tree order, a directory before its content. The names of a dumped directory begin with `./`, like
 //! those of `tar -C DIR .`: tar sets mode and mtime of `./` only after extracting all entries below it.
 //!
-//! Memory: that of the reader, and 5 MiB for the first names of hard-linked files. A tar archive has no index and
+//! Memory: that of the archive, and 5 MiB for the first names of hard-linked files. A tar archive has no index and
 //! cannot be changed after it is written, so damage is handled as follows:
 //!
 //! - An unreadable directory, or part of one, is a problem; the other entries are written.
@@ -24,29 +24,31 @@
 //! - `extents`: data extents of sparse files
 //! - `header`: header block and pax records
 //! - `acl`: ACLs as text
-//! - `archive`: output in blocks
+//! - `tar_output`: output in blocks
 
 mod acl;
-mod archive;
 mod extents;
 mod header;
+mod tar_output;
 
 use std::ffi::OsStr;
 use std::io::{self, Write};
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 
+use crate::archive::{
+    self, Archive, EntryHandle, EntryRef, FileContent, FileData, FirstNames, LinkLookup, TreeWalk, WalkStep,
+};
 use crate::failure::{Failure, FailureKind};
-use crate::format::entry::Content;
+use crate::format::entry::Xattr;
 use crate::format::{ContentHasher, Entry, Kind};
 use crate::monitor::Monitor;
-use crate::reader::{self, EntryHandle, FileReader, FirstNames, LinkLookup, Reader, TreeWalk, WalkStep};
-use archive::Archive;
 use extents::{DataExtent, DataExtents};
 use header::{Body, Member};
+use tar_output::TarOutput;
 
-/// The number of bytes of a file that are verified before its header is written. They fit in a reader's cache of normal
-/// size, so they are fetched and decrypted only once.
+/// The number of bytes of a file that are verified before its header is written. They fit in a cache of normal size, so
+/// they are fetched and decrypted only once.
 pub const VERIFIED_FIRST: u64 = 16 << 20;
 
 /// Counts of dumped entries.
@@ -69,10 +71,10 @@ pub struct Summary {
 pub enum Error {
     /// The snapshot cannot be read.
     #[error(transparent)]
-    Reader(#[from] reader::Error),
+    Archive(#[from] archive::Error),
     /// The table of hard links cannot be written to its temporary file.
     #[error(transparent)]
-    Names(#[from] reader::spill::Error),
+    Names(#[from] archive::spill::Error),
     /// The archive cannot be written.
     #[error("cannot write the archive: {0}")]
     Write(#[from] io::Error),
@@ -85,7 +87,7 @@ pub enum Error {
         /// The file, as named in the archive.
         path: PathBuf,
         /// The cause.
-        source: reader::Error,
+        source: archive::Error,
     },
     /// A file's chunks do not match the size in its header.
     #[error("cannot dump {path}: its chunks do not add up to its size; the archive ends in the middle of this file")]
@@ -98,7 +100,7 @@ pub enum Error {
 impl Failure for Error {
     fn kind(&self) -> FailureKind {
         match self {
-            Error::Reader(error) | Error::Cut { source: error, .. } => error.kind(),
+            Error::Archive(error) | Error::Cut { source: error, .. } => error.kind(),
             Error::Names(_) | Error::Write(_) | Error::Length { .. } => FailureKind::Failed,
         }
     }
@@ -107,17 +109,16 @@ impl Failure for Error {
 /// Writes `from`, and all entries below it, to `to` as a tar archive. With `trust_set_id`, set-id bits, capabilities
 /// and devices are included even if the mount they were on ignored them.
 pub fn dump(
-    reader: &Reader,
+    archive: &dyn Archive,
     from: &EntryHandle,
     to: impl Write,
     trust_set_id: bool,
     monitor: &dyn Monitor,
 ) -> Result<Summary, Error> {
-    let archive = Archive::new(to);
     let mut run = Dumper {
-        reader,
-        monitor,
         archive,
+        monitor,
+        output: TarOutput::new(to),
         links: FirstNames::default(),
         apart: 0,
         trust_set_id,
@@ -126,22 +127,22 @@ pub fn dump(
     };
     match from.directory() {
         Some(_) => run.directory(from, b"./".to_vec())?,
-        None => run.write_entry(from, &from.entry().name)?,
+        None => run.write_entry(from, from.entry().name)?,
     }
-    run.archive.finish()?;
-    if let Some(note) = reader::first_names::apart(run.apart) {
+    run.output.finish()?;
+    if let Some(note) = archive::first_names::apart(run.apart) {
         monitor.note(&note);
     }
-    if let Some(note) = reader::left_out(run.left_out) {
+    if let Some(note) = archive::left_out(run.left_out) {
         monitor.note(&note);
     }
     Ok(run.summary)
 }
 
 struct Dumper<'a, W: Write> {
-    reader: &'a Reader,
+    archive: &'a dyn Archive,
     monitor: &'a dyn Monitor,
-    archive: Archive<W>,
+    output: TarOutput<W>,
     /// The first names of hard-linked files.
     links: FirstNames,
     /// The number of names that became separate files, although another name has the same id.
@@ -157,12 +158,12 @@ impl<W: Write> Dumper<'_, W> {
     fn directory(&mut self, listed: &EntryHandle, mut path: Vec<u8>) -> Result<(), Error> {
         self.write_entry(listed, &path)?;
         let Some(directory) = listed.directory() else { return Ok(()) };
-        let mut walk = TreeWalk::new(self.reader, directory);
+        let mut walk = TreeWalk::new(self.archive, directory);
         while let Some(step) = walk.step() {
             match step {
                 WalkStep::Entry(child) => {
                     let above = path.len();
-                    path.extend_from_slice(&child.entry().name);
+                    path.extend_from_slice(child.entry().name);
                     match child.directory() {
                         Some(below) => {
                             path.push(b'/');
@@ -201,7 +202,7 @@ impl<W: Write> Dumper<'_, W> {
             return Ok(());
         }
         let known = match entry.link {
-            Some(link) => self.links.find(link, entry.file_digest())?,
+            Some(link) => self.links.find(link, listed.file_digest())?,
             None => LinkLookup::Nothing,
         };
         if let LinkLookup::Named(first) = known {
@@ -212,12 +213,12 @@ impl<W: Write> Dumper<'_, W> {
         }
         self.apart += u64::from(known == LinkLookup::Other);
         let is_written = match entry.kind {
-            Kind::File => self.file(&FileReader::new(listed.clone()), path)?,
+            Kind::File => self.file(listed, path)?,
             _ => self.special(listed, path)?,
         };
         if is_written {
             if let Some(link) = entry.link.filter(|_| known == LinkLookup::Nothing) {
-                self.links.add(link.id, entry.file_digest(), link.count.saturating_sub(1), path)?;
+                self.links.add(link.id, listed.file_digest(), link.count.saturating_sub(1), path)?;
             }
             self.report(listed, path);
         }
@@ -226,17 +227,18 @@ impl<W: Write> Dumper<'_, W> {
 
     /// Whether set-id bits, capabilities or device number of an entry are omitted because the mount it was on ignored
     /// them.
-    fn is_left_out(&self, entry: &Entry) -> bool {
-        !self.trust_set_id && entry.flags & Entry::UNPRIVILEGED != 0
+    fn is_left_out(&self, entry: &EntryRef<'_>) -> bool {
+        !self.trust_set_id && entry.is_unprivileged()
     }
 
     /// Writes a symlink, FIFO or device. Returns false if it is skipped.
     fn special(&mut self, listed: &EntryHandle, path: &[u8]) -> Result<bool, Error> {
-        if self.is_left_out(listed.entry()) && matches!(listed.entry().content, Content::Device(..)) {
+        let entry = listed.entry();
+        if self.is_left_out(&entry) && matches!(entry.kind, Kind::CharDevice | Kind::BlockDevice) {
             self.left_out += 1;
             return Ok(false);
         }
-        if !header::fits(listed.entry()) {
+        if !header::fits(&entry) {
             self.problem(path, "skipped: its device number is too large for tar");
             return Ok(false);
         }
@@ -246,9 +248,11 @@ impl<W: Write> Dumper<'_, W> {
     }
 
     /// Writes a file. Returns false if it is skipped.
-    fn file(&mut self, file: &FileReader, path: &[u8]) -> Result<bool, Error> {
+    fn file(&mut self, listed: &EntryHandle, path: &[u8]) -> Result<bool, Error> {
         self.monitor.progress().at(shown(path));
-        let map = match self.verified(file) {
+        let file = self.archive.content(listed)?;
+        let file = &*file;
+        let map = match verified(file) {
             Ok(map) => map,
             Err(e) => {
                 self.problem(path, &format!("skipped: {e}"));
@@ -256,10 +260,10 @@ impl<W: Write> Dumper<'_, W> {
             }
         };
         match &map {
-            None => self.header(file.file(), path, Body::File { size: file.size() })?,
+            None => self.header(listed, path, Body::File { size: file.size() })?,
             Some(map) => {
                 let stored = map.encoded().saturating_add(map.data);
-                self.header(file.file(), path, Body::Sparse { size: file.size(), stored })?;
+                self.header(listed, path, Body::Sparse { size: file.size(), stored })?;
                 self.write_map(file, path, map)?;
             }
         }
@@ -270,59 +274,47 @@ impl<W: Write> Dumper<'_, W> {
         Ok(true)
     }
 
-    /// Reads the whole chunk list of a file and verifies the first [`VERIFIED_FIRST`] bytes. Returns the size of the
-    /// extent map if the file is sparse.
-    fn verified(&self, file: &FileReader) -> Result<Option<extents::SparseMapSize>, reader::Error> {
-        let mut data = 0u64;
-        let mut extents = DataExtents::new(file.size());
-        let mut size = extents::SparseMapSize::default();
-        file.each_chunk(self.reader, |begins, at, chunk| {
-            data += u64::from(chunk.length);
-            extents.push(begins, chunk.length.into()).iter().for_each(|extent| size.add(extent));
-            if data <= VERIFIED_FIRST { self.reader.verify(at, chunk) } else { Ok(()) }
-        })?;
-        extents.finish().iter().for_each(|extent| size.add(extent));
-        Ok((data < file.size()).then_some(size))
-    }
-
     /// Writes the extent map of a sparse file, which precedes its data.
-    fn write_map(&mut self, file: &FileReader, path: &[u8], size: &extents::SparseMapSize) -> Result<(), Error> {
+    fn write_map(&mut self, file: &dyn FileContent, path: &[u8], size: &extents::SparseMapSize) -> Result<(), Error> {
         let failed = |source| Error::Cut { path: shown(path).to_owned(), source };
-        let archive = &mut self.archive;
+        let output = &mut self.output;
         let mut extents = DataExtents::new(file.size());
         // A write error is kept apart from read errors.
-        let mut result = archive.write(size.heading().as_bytes());
+        let mut result = output.write(size.heading().as_bytes());
         let mut put = |extent: &DataExtent| {
             if result.is_ok() {
-                result = archive.write(extent.line().as_bytes());
+                result = output.write(extent.line().as_bytes());
             }
         };
-        file.each_chunk(self.reader, |begins, _, chunk| {
-            extents.push(begins, chunk.length.into()).iter().for_each(&mut put);
-            Ok(())
+        file.stored_ranges(&mut |begins, length| {
+            extents.push(begins, length).iter().for_each(&mut put);
+            false
         })
         .map_err(failed)?;
         extents.finish().iter().for_each(&mut put);
         result?;
-        Ok(self.archive.pad()?)
+        Ok(self.output.pad()?)
     }
 
     /// Writes a file's content, or the extents of a sparse file. Each chunk is verified before it is written. A wrong
     /// digest of the whole file is only a problem, since every chunk is what was stored.
-    fn content(&mut self, file: &FileReader, path: &[u8], map: Option<&extents::SparseMapSize>) -> Result<(), Error> {
-        // The digest of a single chunk is also that of the file, and is verified anyway.
-        let is_one_chunk = matches!(file.file().entry().content, Content::Chunk(_));
-        let mut hasher = (!is_one_chunk).then(ContentHasher::default);
-        let before = self.archive.written();
-        let (archive, progress) = (&mut self.archive, self.monitor.progress());
+    fn content(
+        &mut self,
+        file: &dyn FileContent,
+        path: &[u8],
+        map: Option<&extents::SparseMapSize>,
+    ) -> Result<(), Error> {
+        let mut unverified = file.unverified_digest().map(|digest| (digest, ContentHasher::default()));
+        let before = self.output.written();
+        let (output, progress) = (&mut self.output, self.monitor.progress());
         let mut extents = DataExtents::new(file.size());
         // The position in the file, and the end of the last data written.
         let (mut at, mut end) = (0u64, 0u64);
-        let result = file.each(self.reader, |stretch| -> Result<(), Error> {
-            let bytes = match stretch {
-                Ok(bytes) => bytes,
-                Err(hole) => {
-                    if let Some(hasher) = &mut hasher {
+        let result = file.each(|data| -> Result<(), Error> {
+            let bytes = match data {
+                FileData::Bytes(bytes) => bytes,
+                FileData::Hole(hole) => {
+                    if let Some((_, hasher)) = &mut unverified {
                         hasher.hole(hole);
                     }
                     progress.bytes(hole);
@@ -332,53 +324,52 @@ impl<W: Write> Dumper<'_, W> {
             };
             match extents.push(at, bytes.len() as u64) {
                 // Pad the previous extent to whole blocks.
-                Some(extent) => archive.zeros(extent.end().saturating_sub(end))?,
-                None if end > 0 => archive.zeros(at - end)?,
+                Some(extent) => output.zeros(extent.end().saturating_sub(end))?,
+                None if end > 0 => output.zeros(at - end)?,
                 None => {}
             }
-            if let Some(hasher) = &mut hasher {
+            if let Some((_, hasher)) = &mut unverified {
                 hasher.data(bytes);
             }
-            archive.write(bytes)?;
+            output.write(bytes)?;
             progress.bytes(bytes.len() as u64);
             at = at.saturating_add(bytes.len() as u64);
             end = at;
             Ok(())
         });
         match result {
-            Err(Error::Reader(source)) => return Err(Error::Cut { path: shown(path).to_owned(), source }),
+            Err(Error::Archive(source)) => return Err(Error::Cut { path: shown(path).to_owned(), source }),
             other => other?,
         }
         if let Some(extent) = extents.finish().first().filter(|extent| extent.length > 0) {
-            self.archive.zeros(extent.end().saturating_sub(end))?;
+            self.output.zeros(extent.end().saturating_sub(end))?;
         }
         let expected = map.map_or(file.size(), |map| map.data);
-        if self.archive.written() - before != expected {
+        if self.output.written() - before != expected {
             return Err(Error::Length { path: shown(path).to_owned() });
         }
-        self.archive.pad()?;
-        let differs = |hasher: ContentHasher| file.digest().is_some_and(|digest| digest != hasher.finish());
-        if hasher.is_some_and(differs) {
+        self.output.pad()?;
+        if unverified.is_some_and(|(digest, hasher)| digest != hasher.finish()) {
             self.problem(path, "the digest of the whole file is wrong, although all its chunks are valid");
         }
         Ok(())
     }
 
     fn header(&mut self, listed: &EntryHandle, path: &[u8], body: Body<'_>) -> Result<(), Error> {
-        let plain;
+        let xattrs: Vec<Xattr>;
         let mut entry = listed.entry();
-        if self.is_left_out(entry) {
-            plain = unprivileged(entry);
-            entry = &plain;
+        if self.is_left_out(&entry) {
+            xattrs = entry.xattrs.iter().filter(|(name, _)| name != Entry::CAPABILITIES).cloned().collect();
+            entry = EntryRef { mode: entry.mode & !Entry::SET_ID, xattrs: &xattrs, ..entry };
             self.left_out += 1;
         }
-        let member = Member { entry, path, user: listed.user(), group: listed.group(), body };
-        Ok(self.archive.write(&member.encode())?)
+        let member = Member { entry: &entry, path, user: listed.user(), group: listed.group(), body };
+        Ok(self.output.write(&member.encode())?)
     }
 
     fn report(&self, listed: &EntryHandle, path: &[u8]) {
         let path = shown(path);
-        if listed.entry().flags & Entry::CHANGED != 0 {
+        if listed.entry().is_changed() {
             self.monitor.note(&format!("{} changed while it was backed up", path.display()));
         }
         self.monitor.entry(path, "dumped");
@@ -390,12 +381,19 @@ impl<W: Write> Dumper<'_, W> {
     }
 }
 
-/// An entry without set-id bits and capabilities.
-fn unprivileged(entry: &Entry) -> Entry {
-    let mut plain = entry.clone();
-    plain.mode &= !Entry::SET_ID;
-    plain.xattrs.retain(|(name, _)| name != Entry::CAPABILITIES);
-    plain
+/// Reads the whole chunk list of a file and verifies the first [`VERIFIED_FIRST`] bytes. Returns the size of the extent
+/// map if the file is sparse.
+fn verified(file: &dyn FileContent) -> Result<Option<extents::SparseMapSize>, archive::Error> {
+    let mut data = 0u64;
+    let mut extents = DataExtents::new(file.size());
+    let mut size = extents::SparseMapSize::default();
+    file.stored_ranges(&mut |begins, length| {
+        data += length;
+        extents.push(begins, length).iter().for_each(|extent| size.add(extent));
+        data <= VERIFIED_FIRST
+    })?;
+    extents.finish().iter().for_each(|extent| size.add(extent));
+    Ok((data < file.size()).then_some(size))
 }
 
 fn shown(path: &[u8]) -> &Path {

@@ -2,15 +2,15 @@
 
 use std::io;
 
+use crate::archive;
 use crate::failure::{Failure, FailureKind};
-use crate::reader;
 
 /// An error that ends a search. Unreadable snapshots do not; they are reported as problems.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
     /// The repository cannot be listed, or the key opens no snapshot.
     #[error(transparent)]
-    Reader(#[from] reader::Error),
+    Archive(#[from] archive::Error),
     /// A pattern is not valid.
     #[error(transparent)]
     Pattern(#[from] crate::source::Error),
@@ -28,7 +28,7 @@ pub enum Error {
 impl Failure for Error {
     fn kind(&self) -> FailureKind {
         match self {
-            Error::Reader(error) => error.kind(),
+            Error::Archive(error) => error.kind(),
             Error::Pattern(error) => error.kind(),
             _ => FailureKind::Failed,
         }

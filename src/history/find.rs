@@ -6,11 +6,10 @@ use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
 use std::sync::Arc;
 
-use super::{Error, SnapshotScan, is_same, is_same_tree};
-use crate::format::snapshot::Snapshot;
-use crate::format::{Entry, Kind, Timestamp};
+use super::{Error, SnapshotScan, is_same};
+use crate::archive::{Archive, EntryHandle, EntryRef, OpenSnapshot, SnapshotDirectory, TreeWalk, WalkStep};
+use crate::format::{Kind, Timestamp};
 use crate::monitor::Monitor;
-use crate::reader::{EntryHandle, Reader, SnapshotDirectory, TreeWalk, WalkStep};
 use crate::source::{Pattern, Patterns};
 
 /// Conditions for entries. An entry must meet all of them.
@@ -36,13 +35,13 @@ pub enum SearchScope {
     /// All snapshots, or those of the source with this name.
     All(Option<String>),
     /// One snapshot.
-    One(Arc<Snapshot>),
+    One(Arc<OpenSnapshot>),
 }
 
 /// A matching entry.
 pub struct Match<'f> {
     /// The newest snapshot with this version of the entry.
-    pub snapshot: &'f Snapshot,
+    pub snapshot: &'f OpenSnapshot,
     /// Path below the snapshot's root.
     pub path: &'f [u8],
     /// The entry.
@@ -53,7 +52,7 @@ pub struct Match<'f> {
 /// whose version (kind, time, content) is the same at the same path in the next newer snapshot is skipped. Problems go to
 /// `monitor`; returns their number.
 pub fn find(
-    reader: &Reader,
+    archive: &dyn Archive,
     within: SearchScope,
     query: &Query,
     monitor: &dyn Monitor,
@@ -63,7 +62,7 @@ pub fn find(
     let root = Path::new("/");
     let patterns =
         if query.ignore_case { Patterns::ignoring_case(root, &globs)? } else { Patterns::new(root, &globs)? };
-    let scan = SnapshotScan::new(reader, monitor);
+    let scan = SnapshotScan::new(archive, monitor);
     let mut search = Search { scan, query, patterns, found };
     match within {
         SearchScope::One(snapshot) => {
@@ -94,7 +93,7 @@ struct PathLevel {
 impl Search<'_> {
     fn search_lineages(&mut self, source: Option<&str>) -> Result<(), Error> {
         for lineage in self.scan.lineages(source)? {
-            let mut newer: Option<Arc<Snapshot>> = None;
+            let mut newer: Option<Arc<OpenSnapshot>> = None;
             for name in lineage {
                 if let Some(snapshot) = self.scan.snapshot(&name)? {
                     self.search_snapshot(&snapshot, newer.as_ref())?;
@@ -106,15 +105,19 @@ impl Search<'_> {
     }
 
     /// Searches a snapshot for entries that differ from those in `newer`, which was searched before.
-    fn search_snapshot(&mut self, snapshot: &Arc<Snapshot>, newer: Option<&Arc<Snapshot>>) -> Result<(), Error> {
-        let top = |snapshot: &Arc<Snapshot>| EntryHandle::root(snapshot.clone()).ok()?.directory();
+    fn search_snapshot(
+        &mut self,
+        snapshot: &Arc<OpenSnapshot>,
+        newer: Option<&Arc<OpenSnapshot>>,
+    ) -> Result<(), Error> {
+        let top = |snapshot: &Arc<OpenSnapshot>| snapshot.root.directory();
         let Some(root) = top(snapshot) else { return Ok(()) };
         let newer = newer.and_then(top);
-        if newer.as_ref().is_some_and(|newer| is_same_tree(&root, newer)) {
+        if newer.as_ref().is_some_and(|newer| root.has_same_tree(newer)) {
             return Ok(());
         }
-        let reader = self.scan.reader;
-        let mut walk = TreeWalk::new(reader, root);
+        let archive = self.scan.archive;
+        let mut walk = TreeWalk::new(archive, root);
         let mut path = Vec::new();
         let mut levels = vec![PathLevel { above: 0, newer }];
         while let Some(step) = walk.step() {
@@ -131,10 +134,10 @@ impl Search<'_> {
                 }
             };
             let above = path.len();
-            path.extend_from_slice(&listed.entry().name);
-            let (fits, below) = (self.fits(&path, listed.entry()), listed.directory());
+            path.extend_from_slice(listed.entry().name);
+            let (fits, below) = (self.fits(&path, &listed.entry()), listed.directory());
             let newer = if fits || below.is_some() {
-                levels.last().and_then(|level| counterpart(reader, level, &listed.entry().name))
+                levels.last().and_then(|level| counterpart(archive, level, listed.entry().name))
             } else {
                 None
             };
@@ -142,7 +145,7 @@ impl Search<'_> {
                 (self.found)(&Match { snapshot, path: &path, listed: &listed })?;
             }
             let newer = newer.and_then(|newer| newer.directory());
-            match below.filter(|below| !newer.as_ref().is_some_and(|newer| is_same_tree(below, newer))) {
+            match below.filter(|below| !newer.as_ref().is_some_and(|newer| below.has_same_tree(newer))) {
                 Some(below) => {
                     path.push(b'/');
                     levels.push(PathLevel { above, newer });
@@ -154,7 +157,7 @@ impl Search<'_> {
         Ok(())
     }
 
-    fn fits(&self, path: &[u8], entry: &Entry) -> bool {
+    fn fits(&self, path: &[u8], entry: &EntryRef<'_>) -> bool {
         let query = self.query;
         let is_sized = query.larger.is_some() || query.smaller.is_some();
         (query.kinds.is_empty() || query.kinds.contains(&entry.kind))
@@ -169,6 +172,6 @@ impl Search<'_> {
 
 /// Returns the entry at the same path in the newer snapshot. Read errors are ignored here: they were reported when that
 /// snapshot was searched.
-fn counterpart(reader: &Reader, level: &PathLevel, name: &[u8]) -> Option<EntryHandle> {
-    reader.lookup(level.newer.as_ref()?, name).ok().flatten()
+fn counterpart(archive: &dyn Archive, level: &PathLevel, name: &[u8]) -> Option<EntryHandle> {
+    archive.lookup(level.newer.as_ref()?, name).ok().flatten()
 }

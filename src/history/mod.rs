@@ -19,38 +19,36 @@ pub use error::Error;
 pub use find::{Match, Query, SearchScope, find};
 pub use versions::{VersionSpan, versions};
 
+use crate::archive::{self, Archive, EntryHandle, OpenSnapshot};
 use crate::failure::Failure;
-use crate::format::entry::Content;
 use crate::format::id::SourceId;
 use crate::format::name::SnapshotName;
-use crate::format::snapshot::Snapshot;
 use crate::monitor::Monitor;
-use crate::reader::{self, EntryHandle, Reader, SnapshotDirectory};
 
 /// The snapshots of one source, newest first.
 type Lineage = Vec<SnapshotName>;
 
 /// Reads many snapshots, of which some may be damaged.
 struct SnapshotScan<'l> {
-    reader: &'l Reader,
+    archive: &'l dyn Archive,
     monitor: &'l dyn Monitor,
     /// Number of problems reported to the monitor.
     problems: u64,
     /// Whether the key has opened an object.
     opened: bool,
     /// Key errors not reported yet because the key has opened nothing so far.
-    closed: Vec<(PathBuf, reader::Error)>,
+    closed: Vec<(PathBuf, archive::Error)>,
 }
 
 impl<'l> SnapshotScan<'l> {
-    fn new(reader: &'l Reader, monitor: &'l dyn Monitor) -> Self {
-        SnapshotScan { reader, monitor, problems: 0, opened: false, closed: Vec::new() }
+    fn new(archive: &'l dyn Archive, monitor: &'l dyn Monitor) -> Self {
+        SnapshotScan { archive, monitor, problems: 0, opened: false, closed: Vec::new() }
     }
 
     /// Opens a snapshot. If it cannot be read, reports a problem and returns `None`.
-    fn snapshot(&mut self, name: &SnapshotName) -> Result<Option<Arc<Snapshot>>, Error> {
-        match self.reader.snapshot(name) {
-            Ok((snapshot, _)) => {
+    fn snapshot(&mut self, name: &SnapshotName) -> Result<Option<Arc<OpenSnapshot>>, Error> {
+        match self.archive.open(name) {
+            Ok(snapshot) => {
                 self.opened = true;
                 Ok(Some(snapshot))
             }
@@ -70,7 +68,7 @@ impl<'l> SnapshotScan<'l> {
         Ok(self.problems)
     }
 
-    fn report(&mut self, path: &Path, error: &reader::Error) {
+    fn report(&mut self, path: &Path, error: &archive::Error) {
         self.problems += 1;
         self.monitor.problem(path, &error.to_string());
     }
@@ -79,7 +77,7 @@ impl<'l> SnapshotScan<'l> {
     fn lineages(&mut self, source: Option<&str>) -> Result<Vec<Lineage>, Error> {
         let mut lineages: Vec<(SourceId, Lineage)> = Vec::new();
         let mut places = HashMap::new();
-        for name in self.reader.snapshots()?.into_iter().rev() {
+        for name in self.archive.snapshots()?.into_iter().rev() {
             let at = *places.entry(name.source).or_insert(lineages.len());
             match lineages.get_mut(at) {
                 Some((_, lineage)) => lineage.push(name),
@@ -91,7 +89,7 @@ impl<'l> SnapshotScan<'l> {
         };
         let mut called = Vec::new();
         for (id, lineage) in lineages {
-            match self.reader.source_name(id) {
+            match self.archive.source_name(id) {
                 Ok(name) if name == wanted => called.push(lineage),
                 Ok(_) => {}
                 Err(error) => self.problem(format!("source {id}").as_ref(), error)?,
@@ -102,10 +100,10 @@ impl<'l> SnapshotScan<'l> {
 
     /// Reports an object or path that cannot be read. Key errors are held back until the key has opened an object: it may
     /// be the wrong key.
-    fn problem(&mut self, path: &Path, error: reader::Error) -> Result<(), Error> {
+    fn problem(&mut self, path: &Path, error: archive::Error) -> Result<(), Error> {
         if self.opened || !error.is_key_problem() {
             self.report(path, &error);
-        } else if self.reader.is_hopeless(self.closed.len()) {
+        } else if self.archive.is_hopeless(self.closed.len()) {
             return Err(error.into());
         } else {
             self.closed.push((path.to_owned(), error));
@@ -117,19 +115,10 @@ impl<'l> SnapshotScan<'l> {
 /// Whether two entries are the same version: same kind, time and content. Owners, modes, attributes and the contents of
 /// directories are not compared.
 fn is_same(a: &EntryHandle, b: &EntryHandle) -> bool {
-    let (one, other) = (a.entry(), b.entry());
-    let same = match (&one.content, &other.content) {
-        (Content::Target(one), Content::Target(other)) => one == other,
-        (Content::Device(..), Content::Device(..)) => one.content == other.content,
-        // The content of files is part of the identity.
-        _ => true,
+    let version = |of: &EntryHandle| {
+        let entry = of.entry();
+        // The size is part of it because an empty file has no digest.
+        (entry.kind, entry.size, entry.mtime, entry.device, of.digest())
     };
-    same && one.mtime == other.mtime && a.identity() == b.identity()
-}
-
-/// Whether two directories have the same subtree. The location of the node and its index in the block table are not
-/// compared.
-fn is_same_tree(a: &SnapshotDirectory, b: &SnapshotDirectory) -> bool {
-    let digest = |directory: &SnapshotDirectory| directory.node().map(|(_, chunk)| chunk.digest);
-    a.below() == b.below() && digest(a) == digest(b)
+    version(a) == version(b) && a.entry().target == b.entry().target
 }

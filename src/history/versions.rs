@@ -6,11 +6,10 @@ use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
 use std::sync::Arc;
 
-use super::{Error, SnapshotScan, is_same, is_same_tree};
+use super::{Error, SnapshotScan, is_same};
+use crate::archive::{self, Archive, EntryHandle, OpenSnapshot};
 use crate::format::name::SnapshotName;
-use crate::format::snapshot::Snapshot;
 use crate::monitor::Monitor;
-use crate::reader::{self, EntryHandle, Reader};
 
 /// Consecutive snapshots of a source with the same version of a path, or without the path.
 pub struct VersionSpan {
@@ -33,19 +32,19 @@ pub struct VersionSpan {
 /// The path is relative to the root of the snapshot; if that was a directory other than `/`, an absolute path on the
 /// machine that was backed up works, too. Problems go to `monitor`; returns their number.
 pub fn versions(
-    reader: &Reader,
+    archive: &dyn Archive,
     path: &[u8],
     source: Option<&str>,
     monitor: &dyn Monitor,
     found: &mut dyn FnMut(&VersionSpan) -> io::Result<()>,
 ) -> Result<u64, Error> {
-    let mut scan = SnapshotScan::new(reader, monitor);
+    let mut scan = SnapshotScan::new(archive, monitor);
     let mut seen = false;
     for lineage in scan.lineages(source)? {
         let mut stretch: Option<VersionSpan> = None;
         for name in lineage {
             let Some(snapshot) = scan.snapshot(&name)? else { continue };
-            let version = match locate(reader, &snapshot, path) {
+            let version = match locate(archive, &snapshot, path) {
                 Ok(version) => version,
                 Err(error) => {
                     scan.problem(name.object().as_ref(), error)?;
@@ -82,7 +81,7 @@ fn continues(newer: Option<&EntryHandle>, older: Option<&EntryHandle>) -> bool {
     match (newer, older) {
         (None, None) => true,
         (Some(newer), Some(older)) => match (newer.directory(), older.directory()) {
-            (Some(newer), Some(older)) => is_same_tree(&newer, &older),
+            (Some(newer), Some(older)) => newer.has_same_tree(&older),
             _ => is_same(newer, older),
         },
         _ => false,
@@ -90,11 +89,15 @@ fn continues(newer: Option<&EntryHandle>, older: Option<&EntryHandle>) -> bool {
 }
 
 /// Finds the entry at `path` in a snapshot.
-fn locate(reader: &Reader, snapshot: &Arc<Snapshot>, path: &[u8]) -> Result<Option<EntryHandle>, reader::Error> {
+fn locate(
+    archive: &dyn Archive,
+    snapshot: &Arc<OpenSnapshot>,
+    path: &[u8],
+) -> Result<Option<EntryHandle>, archive::Error> {
     for reading in readings(snapshot.root_path.as_deref(), path).into_iter().flatten() {
-        match reader.at_path(snapshot, reading) {
+        match archive.at_path(snapshot, reading) {
             Ok(found) => return Ok(Some(found)),
-            Err(reader::Error::NotFound(_) | reader::Error::NotADirectory(_)) => {}
+            Err(archive::Error::NotFound(_) | archive::Error::NotADirectory(_)) => {}
             Err(other) => return Err(other),
         }
     }

@@ -2,8 +2,8 @@
 
 use super::number::Ino;
 use super::owners::OwnerMapping;
-use crate::format::entry::Content;
-use crate::format::{Entry, Extent, Kind, Timestamp};
+use crate::archive::EntryHandle;
+use crate::format::{Kind, Timestamp};
 
 /// Unit of `st_blocks`, in bytes.
 const SECTOR: u64 = 512;
@@ -61,12 +61,9 @@ pub struct ListingEntry {
 
 impl Attributes {
     /// Returns the attributes of an entry with the inode number `ino`.
-    pub(super) fn of(entry: &Entry, ino: Ino, owners: &OwnerMapping) -> Self {
+    pub(super) fn of(listed: &EntryHandle, ino: Ino, owners: &OwnerMapping) -> Self {
+        let entry = listed.entry();
         let (uid, gid) = owners.shown(entry.uid, entry.gid);
-        let device = match entry.content {
-            Content::Device(major, minor) => (major, minor),
-            _ => (0, 0),
-        };
         Attributes {
             ino,
             kind: entry.kind,
@@ -74,24 +71,11 @@ impl Attributes {
             uid,
             gid,
             size: entry.size,
-            sectors: stored_bytes(entry).div_ceil(SECTOR),
+            sectors: listed.stored_bytes().div_ceil(SECTOR),
             mtime: entry.mtime,
             nlink: entry.link.map_or(1, |link| link.count.max(1)),
-            device,
+            device: entry.device,
             validity: Validity::Always,
         }
-    }
-}
-
-/// Returns the size of a file without its holes, in bytes.
-pub(super) fn stored_bytes(entry: &Entry) -> u64 {
-    match &entry.content {
-        Content::Extents { extents, .. } => extents
-            .iter()
-            .filter(|extent| matches!(extent, Extent::Chunk(_)))
-            .fold(0, |sum, extent| sum + extent.length()),
-        Content::Nodes { holes, .. } => entry.size.saturating_sub(*holes),
-        Content::Target(_) => 0,
-        _ => entry.size,
     }
 }

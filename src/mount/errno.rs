@@ -16,6 +16,6 @@ pub(super) fn errno(error: &Error) -> Errno {
         Error::NoAttribute => Errno::ENODATA,
         Error::ReadOnly => Errno::EROFS,
         Error::Beyond => Errno::ENXIO,
-        Error::Reader(_) | Error::Unreadable => Errno::EIO,
+        Error::Archive(_) | Error::Unreadable => Errno::EIO,
     }
 }

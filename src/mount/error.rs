@@ -1,6 +1,6 @@
 //! Errors of the file system.
 
-use crate::reader;
+use crate::archive;
 
 /// Why a request of the kernel fails.
 #[derive(Debug, thiserror::Error)]
@@ -38,7 +38,7 @@ pub enum Error {
     /// Reading failed recently; the error was reported then.
     #[error("reading it failed a short while ago")]
     Unreadable,
-    /// The repository cannot be read or is damaged.
+    /// The archive cannot be read or is damaged.
     #[error(transparent)]
-    Reader(#[from] reader::Error),
+    Archive(#[from] archive::Error),
 }

@@ -7,42 +7,41 @@
 //! by-tag/<tag>/<source>-<UTC time> -> ../../<source>/<UTC time>
 //! ```
 
+use std::ffi::OsStr;
 use std::num::NonZeroUsize;
-use std::os::unix::ffi::OsStringExt;
+use std::os::unix::ffi::OsStrExt;
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex};
 
 use lru::LruCache;
 
-use super::attributes::{Attributes, ListingEntry, Validity, stored_bytes};
+use super::attributes::{Attributes, ListingEntry, Validity};
 use super::error::Error;
 use super::links::SharedInodes;
 use super::lock::lock;
 use super::number::{Ino, Number, VirtualNode};
 use super::owners::OwnerMapping;
 use super::virtual_tree::{LookupResult, VirtualTree};
-use crate::format::entry::Content;
-use crate::format::snapshot::Snapshot;
-use crate::format::{Entry, Kind};
+use crate::archive::{Archive, EntryHandle, FileContent, OpenSnapshot, Seek};
+use crate::format::Kind;
 use crate::monitor::Monitor;
-use crate::reader::{EntryHandle, FileReader, Reader, Seek};
 
 /// Maximum length of a name on Linux, in bytes.
 const NAME_MAX: usize = 255;
-/// Number of open file readers to keep.
-const KEPT_READERS: NonZeroUsize = NonZeroUsize::MIN.saturating_add(15);
+/// Number of open files to keep.
+const KEPT_CONTENTS: NonZeroUsize = NonZeroUsize::MIN.saturating_add(15);
 
 const XATTR_DIGEST: &[u8] = b"user.brackfs.blake3";
 const XATTR_FLAGS: &[u8] = b"user.brackfs.flags";
 
-/// A read-only file system over a repository. Threads share it.
+/// A read-only file system over an archive. Threads share it.
 pub struct FileSystem {
-    reader: Arc<Reader>,
+    archive: Arc<dyn Archive>,
     monitor: Arc<dyn Monitor>,
     shown: Shown,
     links: SharedInodes,
     /// Recently read files by snapshot and rank, since finding an entry takes a descent from the root.
-    readers: Mutex<LruCache<(u64, u64), Arc<FileReader>>>,
+    contents: Mutex<LruCache<(u64, u64), Arc<dyn FileContent>>>,
     owners: OwnerMapping,
 }
 
@@ -51,7 +50,7 @@ enum Shown {
     /// All snapshots.
     All(Box<VirtualTree>),
     /// The directory at a rank of one snapshot, whose number is 0.
-    One(Arc<Snapshot>, u64),
+    One(Arc<OpenSnapshot>, u64),
 }
 
 /// The location of an inode.
@@ -72,24 +71,29 @@ enum MountedNode {
 
 impl FileSystem {
     /// Creates a file system of all snapshots, by source and time.
-    pub fn of_all(reader: Reader, monitor: Box<dyn Monitor>) -> Self {
-        let (reader, monitor) = (Arc::new(reader), Arc::from(monitor));
-        let tree = VirtualTree::new(Arc::clone(&reader), Arc::clone(&monitor));
-        FileSystem::new(reader, monitor, Shown::All(Box::new(tree)))
+    pub fn of_all(archive: Arc<dyn Archive>, monitor: Box<dyn Monitor>) -> Self {
+        let monitor = Arc::from(monitor);
+        let tree = VirtualTree::new(Arc::clone(&archive), Arc::clone(&monitor));
+        FileSystem::new(archive, monitor, Shown::All(Box::new(tree)))
     }
 
     /// Creates a file system of the directory `entry` of one snapshot.
-    pub fn of_one(reader: Reader, snapshot: Arc<Snapshot>, entry: &EntryHandle, monitor: Box<dyn Monitor>) -> Self {
-        FileSystem::new(Arc::new(reader), Arc::from(monitor), Shown::One(snapshot, entry.rank))
+    pub fn of_one(
+        archive: Arc<dyn Archive>,
+        snapshot: Arc<OpenSnapshot>,
+        entry: &EntryHandle,
+        monitor: Box<dyn Monitor>,
+    ) -> Self {
+        FileSystem::new(archive, Arc::from(monitor), Shown::One(snapshot, entry.rank))
     }
 
-    fn new(reader: Arc<Reader>, monitor: Arc<dyn Monitor>, shown: Shown) -> Self {
+    fn new(archive: Arc<dyn Archive>, monitor: Arc<dyn Monitor>, shown: Shown) -> Self {
         FileSystem {
-            reader,
+            archive,
             monitor,
             shown,
             links: SharedInodes::default(),
-            readers: Mutex::new(LruCache::new(KEPT_READERS)),
+            contents: Mutex::new(LruCache::new(KEPT_CONTENTS)),
             owners: OwnerMapping::default(),
         }
     }
@@ -110,14 +114,14 @@ impl FileSystem {
         self.is_immutable() || matches!(Number::of(ino), Some(Number::Entry(..) | Number::Linked(..)))
     }
 
-    /// The reader of the repository.
-    pub fn reader(&self) -> &Reader {
-        &self.reader
+    /// The archive that is shown.
+    pub fn archive(&self) -> &dyn Archive {
+        &*self.archive
     }
 
     /// Reports a read error to the monitor, with the path of the inode.
     pub fn report(&self, ino: Ino, error: &Error) {
-        if let Error::Reader(error) = error {
+        if let Error::Archive(error) = error {
             self.monitor.problem(&self.path_of(ino), &error.to_string());
         }
     }
@@ -131,7 +135,7 @@ impl FileSystem {
             },
             MountedNode::Entry(number, listed) => {
                 let directory = listed.directory().ok_or(Error::NotADirectory)?;
-                match self.reader.lookup(&directory, name)? {
+                match self.archive.lookup(&directory, name)? {
                     Some(found) => Ok(self.attributes_of(&found, self.ino_counted(number, &found))),
                     None if name.len() > NAME_MAX => Err(Error::NameTooLong),
                     None => Err(Error::NeverThere),
@@ -156,8 +160,8 @@ impl FileSystem {
     pub fn read_link(&self, ino: Ino) -> Result<Vec<u8>, Error> {
         match self.node(ino)? {
             MountedNode::Virtual(place) => self.virtual_tree()?.read_link(place),
-            MountedNode::Entry(_, listed) => match &listed.entry().content {
-                Content::Target(target) => Ok(target.clone()),
+            MountedNode::Entry(_, listed) => match listed.entry().kind {
+                Kind::Symlink => Ok(listed.entry().target.to_vec()),
                 _ => Err(Error::NotALink),
             },
         }
@@ -178,7 +182,7 @@ impl FileSystem {
         };
         let directory = listed.directory().ok_or(Error::NotADirectory)?;
         loop {
-            let page = self.reader.list(&directory, from)?;
+            let page = self.archive.list(&directory, from)?;
             if page.is_empty() {
                 return Ok(());
             }
@@ -186,7 +190,7 @@ impl FileSystem {
                 from += 1;
                 let ino = if counted { self.ino_counted(number, &listed) } else { self.ino_of(number, &listed) };
                 let attributes = self.attributes_of(&listed, ino);
-                let item = ListingEntry { name: listed.entry().name.clone(), attributes, next: from };
+                let item = ListingEntry { name: listed.entry().name.to_vec(), attributes, next: from };
                 if !take(&item) {
                     if counted {
                         self.forget(ino, 1);
@@ -205,17 +209,17 @@ impl FileSystem {
         length: usize,
         use_bytes: impl FnOnce(&[u8]) -> T,
     ) -> Result<T, Error> {
-        Ok(self.file(ino)?.read(&self.reader, offset, length, use_bytes)?)
+        Ok(self.file(ino)?.read(offset, length, use_bytes)?)
     }
 
     /// Returns the offset of the next data or hole of a file.
     pub fn seek(&self, ino: Ino, offset: u64, to: Seek) -> Result<u64, Error> {
-        self.file(ino)?.seek(&self.reader, offset, to)?.ok_or(Error::Beyond)
+        self.file(ino)?.seek(offset, to)?.ok_or(Error::Beyond)
     }
 
-    fn file(&self, ino: Ino) -> Result<Arc<FileReader>, Error> {
+    fn file(&self, ino: Ino) -> Result<Arc<dyn FileContent>, Error> {
         let InodeAddress::Entry(number, rank) = self.address(ino)? else { return Err(Error::IsADirectory) };
-        if let Some(file) = lock(&self.readers).get(&(number, rank)) {
+        if let Some(file) = lock(&self.contents).get(&(number, rank)) {
             return Ok(file.clone());
         }
         let listed = self.entry(number, rank)?;
@@ -224,8 +228,8 @@ impl FileSystem {
             Kind::File => {}
             _ => return Err(Error::NotAFile),
         }
-        let file = Arc::new(FileReader::new(listed));
-        lock(&self.readers).put((number, rank), file.clone());
+        let file = self.archive.content(&listed)?;
+        lock(&self.contents).put((number, rank), file.clone());
         Ok(file)
     }
 
@@ -253,11 +257,11 @@ impl FileSystem {
         }
         match name {
             // The digest of a file with holes differs from the one b3sum prints.
-            XATTR_DIGEST if stored_bytes(entry) == entry.size => {
-                let digest = FileReader::new(listed).digest().ok_or(Error::NoAttribute)?;
+            XATTR_DIGEST if listed.stored_bytes() == entry.size => {
+                let digest = listed.digest().ok_or(Error::NoAttribute)?;
                 Ok(digest.to_string().into_bytes())
             }
-            XATTR_FLAGS if entry.flags & Entry::CHANGED != 0 => Ok(b"changed-while-read".to_vec()),
+            XATTR_FLAGS if entry.is_changed() => Ok(b"changed-while-read".to_vec()),
             _ => Err(Error::NoAttribute),
         }
     }
@@ -308,10 +312,10 @@ impl FileSystem {
 
     fn entry(&self, number: u64, rank: u64) -> Result<EntryHandle, Error> {
         let snapshot = self.snapshot(number)?;
-        Ok(self.reader.at_rank(&snapshot, rank)?)
+        Ok(self.archive.at_rank(&snapshot, rank)?)
     }
 
-    fn snapshot(&self, number: u64) -> Result<Arc<Snapshot>, Error> {
+    fn snapshot(&self, number: u64) -> Result<Arc<OpenSnapshot>, Error> {
         match &self.shown {
             Shown::All(tree) => tree.snapshot(number),
             Shown::One(snapshot, _) => Ok(snapshot.clone()),
@@ -327,16 +331,16 @@ impl FileSystem {
     }
 
     fn ino_of(&self, number: u64, listed: &EntryHandle) -> Ino {
-        self.links.ino(number, listed.rank, listed.entry())
+        self.links.ino(number, listed)
     }
 
     /// Returns the inode number of an entry and counts a lookup of it, until [`FileSystem::forget`].
     fn ino_counted(&self, number: u64, listed: &EntryHandle) -> Ino {
-        self.links.ino_counted(number, listed.rank, listed.entry())
+        self.links.ino_counted(number, listed)
     }
 
     fn attributes_of(&self, listed: &EntryHandle, ino: Ino) -> Attributes {
-        Attributes::of(listed.entry(), ino, &self.owners)
+        Attributes::of(listed, ino, &self.owners)
     }
 
     /// Returns the path of an inode, for messages.
@@ -347,27 +351,47 @@ impl FileSystem {
             path.extend(tree.path_of(number));
         }
         let Ok(snapshot) = self.snapshot(number) else { return path };
-        let mut at = EntryHandle::root(snapshot);
-        while let Ok(listed) = &at {
-            if listed.rank == rank {
-                break;
-            }
-            let next = listed.directory().map(|directory| self.reader.by_rank(&directory, rank));
-            match next {
-                Some(Ok(Some(next))) => {
-                    path.push(std::ffi::OsString::from_vec(next.entry().name.clone()));
-                    at = Ok(next);
-                }
-                _ => break,
-            }
+        let mut at = snapshot.root.clone();
+        while at.rank != rank {
+            let next = at.directory().map(|directory| self.archive.by_rank(&directory, rank));
+            let Some(Ok(Some(next))) = next else { break };
+            path.push(OsStr::from_bytes(next.entry().name));
+            at = next;
         }
         path
     }
 }
 
 /// Returns the number of bytes and of entries of a snapshot.
-fn totals_of(snapshot: &Snapshot) -> (u64, u64) {
+fn totals_of(snapshot: &OpenSnapshot) -> (u64, u64) {
     let statistics = &snapshot.statistics;
     let entries = statistics.files.saturating_add(statistics.directories).saturating_add(statistics.others);
     (statistics.bytes, entries)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::number::TOP;
+    use super::*;
+    use crate::archive::memory::{MemoryArchive, MemoryEntry};
+    use crate::monitor::Silent;
+
+    #[test]
+    fn an_archive_of_another_format_is_shown() {
+        let files = ["1", "2", "3"].map(|name| MemoryEntry::file(name, name.as_bytes()));
+        let archive = MemoryArchive::new(vec![vec![MemoryEntry::directory("d", files.to_vec())]]);
+        let filesystem = FileSystem::of_all(Arc::new(archive), Box::new(Silent));
+        let path = ["memory", "20261101T010000Z", "d"];
+        let directory = path.iter().fold(TOP, |at, name| filesystem.lookup(at, name.as_bytes()).unwrap().ino);
+        let mut content = Vec::new();
+        filesystem
+            .list(directory, 0, false, &mut |item| {
+                let bytes = filesystem.read(item.attributes.ino, 0, 10, <[u8]>::to_vec).unwrap();
+                content.push((item.name.clone(), bytes));
+                true
+            })
+            .unwrap();
+        assert_eq!(content, ["1", "2", "3"].map(|name| (name.into(), name.into())));
+        assert!(matches!(filesystem.lookup(directory, b"4"), Err(Error::NeverThere)));
+    }
 }

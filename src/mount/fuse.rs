@@ -17,8 +17,8 @@ use super::errno::errno;
 use super::error::Error;
 use super::filesystem::FileSystem;
 use super::virtual_tree::REFRESH;
+use crate::archive::Seek;
 use crate::format::{Kind, Timestamp};
-use crate::reader::Seek;
 
 /// Cache lifetime of entries in snapshots: they never change.
 const FOREVER: Duration = Duration::from_secs(1 << 30);

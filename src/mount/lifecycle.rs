@@ -115,7 +115,7 @@ pub fn mount(
     let directory = check_mountpoint(&place, repository)?;
     let (ended, end) = mpsc::channel();
     let failed = |source| Error::Threads { path: path.clone(), source };
-    let serving = threads::serving(&filesystem.reader().needs()).map_err(failed)?;
+    let serving = threads::serving(&filesystem.archive().needs()).map_err(failed)?;
     // Signals from here on are queued until the loop below handles them.
     let mut signals = Signals::new([SIGINT, SIGTERM, SIGHUP]).map_err(Error::Signals)?;
     let signalled = ended.clone();

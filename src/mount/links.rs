@@ -12,7 +12,8 @@ use std::sync::Mutex;
 
 use super::lock::lock;
 use super::number::{Ino, Number};
-use crate::format::{Digest, Entry};
+use crate::archive::EntryHandle;
+use crate::format::Digest;
 
 /// The shared inode numbers that the kernel holds. Each refers to the entry for which it was first returned.
 #[derive(Default)]
@@ -31,8 +32,8 @@ struct SharedInode {
 
 impl SharedInodes {
     /// Returns the inode number of an entry.
-    pub(super) fn ino(&self, snapshot: u64, rank: u64, entry: &Entry) -> Ino {
-        let own = Number::Entry(snapshot, rank).ino();
+    pub(super) fn ino(&self, snapshot: u64, entry: &EntryHandle) -> Ino {
+        let own = Number::Entry(snapshot, entry.rank).ino();
         let Some((shared, file)) = shared(snapshot, entry) else { return own };
         match lock(&self.known).get(&shared) {
             Some(known) if known.file != file => own,
@@ -41,11 +42,11 @@ impl SharedInodes {
     }
 
     /// Returns the inode number of an entry and counts a lookup of it, until [`SharedInodes::forget`].
-    pub(super) fn ino_counted(&self, snapshot: u64, rank: u64, entry: &Entry) -> Ino {
-        let own = Number::Entry(snapshot, rank).ino();
+    pub(super) fn ino_counted(&self, snapshot: u64, entry: &EntryHandle) -> Ino {
+        let own = Number::Entry(snapshot, entry.rank).ino();
         let Some((shared, file)) = shared(snapshot, entry) else { return own };
         let mut known = lock(&self.known);
-        let known = known.entry(shared).or_insert(SharedInode { entry: (snapshot, rank), file, lookups: 0 });
+        let known = known.entry(shared).or_insert(SharedInode { entry: (snapshot, entry.rank), file, lookups: 0 });
         if known.file != file {
             return own;
         }
@@ -75,8 +76,8 @@ impl SharedInodes {
 
 /// Returns the shared inode number of the entry's file and the digest of everything its names share; `None` if it has one
 /// name.
-fn shared(snapshot: u64, entry: &Entry) -> Option<(Ino, Digest)> {
-    let link = entry.link.filter(|link| link.count > 1)?;
+fn shared(snapshot: u64, entry: &EntryHandle) -> Option<(Ino, Digest)> {
+    let link = entry.entry().link.filter(|link| link.count > 1)?;
     let file = entry.inode_digest();
     Some((Number::linked(snapshot, link.id, file).ino(), file))
 }
@@ -84,30 +85,17 @@ fn shared(snapshot: u64, entry: &Entry) -> Option<(Ino, Digest)> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::format::Kind;
-    use crate::format::entry::{Content, HardLink, Timestamp};
+    use crate::archive::memory::MemoryEntry;
+    use crate::format::entry::HardLink;
 
-    fn entry(name: &str, mtime: i64) -> Entry {
-        Entry {
-            name: name.into(),
-            kind: Kind::Fifo,
-            mode: 0o644,
-            uid: 0,
-            gid: 0,
-            mtime: Timestamp { seconds: mtime, nanos: 0 },
-            size: 0,
-            content: Content::Empty,
-            link: Some(HardLink { id: 7, count: 2 }),
-            xattrs: Vec::new(),
-            flags: 0,
-            inode_flags: 0,
-        }
+    fn entry(name: &str, mtime: i64) -> MemoryEntry {
+        MemoryEntry { mtime, link: Some(HardLink { id: 7, count: 2 }), ..MemoryEntry::file(name, b"") }
     }
 
     /// Two different entries with one link id whose digests collide in the bits that the numbers contain.
-    fn twins() -> [Entry; 2] {
+    fn twins() -> [MemoryEntry; 2] {
         let first = entry("first", 0);
-        let ino = |entry: &Entry| shared(3, entry).unwrap().0;
+        let ino = |entry: &MemoryEntry| shared(3, &entry.clone().handle(0)).unwrap().0;
         let second = (1..).map(|mtime| entry("second", mtime)).find(|second| ino(second) == ino(&first));
         [first, second.unwrap()]
     }
@@ -115,30 +103,31 @@ mod tests {
     #[test]
     fn names_of_one_file_share_a_number_and_others_do_not() {
         let links = SharedInodes::default();
-        let tell = |rank, entry: &Entry| links.ino_counted(3, rank, entry);
+        let tell = |rank, entry: &MemoryEntry| links.ino_counted(3, &entry.clone().handle(rank));
         let first = tell(5, &entry("a", 0));
         assert_eq!((tell(9, &entry("b", 0)), links.entry(first)), (first, Some((3, 5))));
         let different: Vec<_> = (1..20).map(|mtime| tell(mtime as u64 + 20, &entry("c", mtime))).collect();
         assert!(!different.contains(&first));
-        let other_snapshot = links.ino_counted(4, 5, &entry("a", 0));
+        let other_snapshot = links.ino_counted(4, &entry("a", 0).handle(5));
         assert_ne!(other_snapshot, first);
-        let alone = Entry { link: None, ..entry("a", 0) };
+        let alone = MemoryEntry { link: None, ..entry("a", 0) };
         assert_eq!(tell(5, &alone), Number::Entry(3, 5).ino());
     }
 
     #[test]
     fn the_first_of_two_that_collide_has_the_number_until_it_is_forgotten() {
         let [first, second] = twins();
+        let (first, second) = (|rank| first.clone().handle(rank), second.handle(9));
         let links = SharedInodes::default();
-        let shared = links.ino_counted(3, 5, &first);
+        let shared = links.ino_counted(3, &first(5));
         let own = Number::Entry(3, 9).ino();
-        assert_eq!((links.ino(3, 9, &second), links.ino_counted(3, 9, &second)), (own, own));
-        assert_eq!((links.ino_counted(3, 6, &first), links.entry(shared)), (shared, Some((3, 5))));
+        assert_eq!((links.ino(3, &second), links.ino_counted(3, &second)), (own, own));
+        assert_eq!((links.ino_counted(3, &first(6)), links.entry(shared)), (shared, Some((3, 5))));
         links.forget(shared, 1);
         links.forget(own, 1);
-        assert_eq!(links.ino_counted(3, 9, &second), own, "one name of it is still known");
+        assert_eq!(links.ino_counted(3, &second), own, "one name of it is still known");
         links.forget(shared, 1);
         assert_eq!(links.entry(shared), None);
-        assert_eq!((links.ino_counted(3, 9, &second), links.entry(shared)), (shared, Some((3, 9))));
+        assert_eq!((links.ino_counted(3, &second), links.entry(shared)), (shared, Some((3, 9))));
     }
 }

@@ -11,9 +11,9 @@ use std::sync::Arc;
 
 use lru::LruCache;
 
+use crate::archive::OpenSnapshot;
 use crate::format::id::{SnapshotId, SourceId};
 use crate::format::name::SnapshotName;
-use crate::format::snapshot::Snapshot;
 
 /// Maximum number of open snapshots. Opening one takes a fraction of a millisecond, or an operation of a smart card.
 const OPEN: NonZeroUsize = NonZeroUsize::MIN.saturating_add(255);
@@ -96,7 +96,7 @@ pub(super) struct SnapshotIndex {
     hidden: HashSet<u64>,
     /// Whether the snapshot exists and is shown, by number.
     is_there: Vec<bool>,
-    open: LruCache<u64, Arc<Snapshot>>,
+    open: LruCache<u64, Arc<OpenSnapshot>>,
     /// By number.
     sources: Vec<SourceFolder>,
     source_numbers: HashMap<SourceId, u64>,
@@ -298,17 +298,17 @@ impl SnapshotIndex {
     }
 
     /// Returns a snapshot if it is open.
-    pub(super) fn open(&mut self, number: u64) -> Option<Arc<Snapshot>> {
+    pub(super) fn open(&mut self, number: u64) -> Option<Arc<OpenSnapshot>> {
         self.open.get(&number).cloned()
     }
 
     /// Caches an open snapshot.
-    pub(super) fn keep(&mut self, number: u64, snapshot: Arc<Snapshot>) {
+    pub(super) fn keep(&mut self, number: u64, snapshot: Arc<OpenSnapshot>) {
         self.open.put(number, snapshot);
     }
 
     /// Returns all open snapshots.
-    pub(super) fn all_open(&self) -> impl Iterator<Item = &Arc<Snapshot>> {
+    pub(super) fn all_open(&self) -> impl Iterator<Item = &Arc<OpenSnapshot>> {
         self.open.iter().map(|(_, snapshot)| snapshot)
     }
 }

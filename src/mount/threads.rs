@@ -10,7 +10,7 @@ use std::{io, iter};
 
 use crossbeam_channel::{bounded, unbounded};
 
-use crate::reader::Needs;
+use crate::archive::Needs;
 
 /// Maximum number of threads.
 const MAX_THREADS: usize = 16;
@@ -24,22 +24,22 @@ const ROOM: usize = 24 << 20;
 /// Address space for small values on the heap and for stacks of other threads, in bytes.
 const SPARE: usize = 8 << 20;
 
-/// Returns the number of threads that can serve if the reader uses its maximum; an error if none can.
-pub(super) fn serving(reader: &Needs) -> io::Result<usize> {
-    // Held while threads are tried, because the reader allocates it later, when a failed allocation would abort the
+/// Returns the number of threads that can serve if the archive uses its maximum; an error if none can.
+pub(super) fn serving(archive: &Needs) -> io::Result<usize> {
+    // Held while threads are tried, because the archive allocates it later, when a failed allocation would abort the
     // process and leave a dead mount.
-    let room = take(reader.bytes.saturating_add(SPARE))?;
+    let room = take(archive.bytes.saturating_add(SPARE))?;
     let wanted = thread::available_parallelism().map_or(1, usize::from).clamp(MIN_THREADS, MAX_THREADS);
     // The first ones are required. With fewer prefetch threads or a single serving thread, reads are only slower.
     let mut rooms = vec![0; OTHERS];
     rooms.push(ROOM);
-    rooms.extend(iter::repeat_n(0, reader.threads));
+    rooms.extend(iter::repeat_n(0, archive.threads));
     rooms.extend(iter::repeat_n(ROOM, wanted - 1));
     let (started, limit) = try_to_start(&rooms);
     drop(room);
     match (started > OTHERS, limit) {
         (false, Some(error)) => Err(error),
-        _ => Ok(1 + started.saturating_sub(OTHERS + 1 + reader.threads)),
+        _ => Ok(1 + started.saturating_sub(OTHERS + 1 + archive.threads)),
     }
 }
 
@@ -95,7 +95,7 @@ mod tests {
     }
 
     #[test]
-    fn too_little_memory_for_the_reader_is_an_error() {
+    fn too_little_memory_for_the_archive_is_an_error() {
         for bytes in [usize::MAX, isize::MAX.unsigned_abs() - SPARE] {
             let error = serving(&Needs { threads: 2, bytes }).unwrap_err();
             assert_eq!(error.kind(), io::ErrorKind::OutOfMemory);

@@ -14,12 +14,11 @@ use super::lock::lock;
 use super::number::{Ino, Number, VirtualNode};
 use super::snapshot_index::{SnapshotIndex, VirtualFolder};
 use super::tags::{self, TagIndex};
+use crate::archive::{self, Archive, OpenSnapshot, Stamp};
 use crate::format::id::SourceId;
 use crate::format::name::SnapshotName;
-use crate::format::snapshot::Snapshot;
 use crate::format::{Kind, Timestamp, name};
 use crate::monitor::Monitor;
-use crate::reader::{self, Reader, Stamp};
 
 /// Minimum time between two listings of the snapshots.
 pub(super) const REFRESH: Duration = Duration::from_secs(1);
@@ -38,7 +37,7 @@ const LAST: u64 = 1 << 60;
 
 /// The tree above the snapshots. Threads share it.
 pub(super) struct VirtualTree {
-    reader: Arc<Reader>,
+    archive: Arc<dyn Archive>,
     monitor: Arc<dyn Monitor>,
     index: Mutex<SnapshotIndex>,
     /// When the last listing of snapshots expires. Locked during a listing, while `index` stays available to reads.
@@ -92,9 +91,9 @@ pub(super) enum LookupResult {
 }
 
 impl VirtualTree {
-    pub(super) fn new(reader: Arc<Reader>, monitor: Arc<dyn Monitor>) -> Self {
+    pub(super) fn new(archive: Arc<dyn Archive>, monitor: Arc<dyn Monitor>) -> Self {
         VirtualTree {
-            reader,
+            archive,
             monitor,
             index: Mutex::new(SnapshotIndex::new(BY_TAG)),
             listed: Mutex::default(),
@@ -228,7 +227,7 @@ impl VirtualTree {
     }
 
     /// Returns the snapshot with this number, opening it if necessary.
-    pub(super) fn snapshot(&self, number: u64) -> Result<Arc<Snapshot>, Error> {
+    pub(super) fn snapshot(&self, number: u64) -> Result<Arc<OpenSnapshot>, Error> {
         let name = {
             let mut index = lock(&self.index);
             // Even if it was removed: processes in it may continue.
@@ -243,7 +242,7 @@ impl VirtualTree {
     }
 
     /// Opens a snapshot, unless that failed recently.
-    fn try_to_open(&self, number: u64, name: &SnapshotName) -> Result<Arc<Snapshot>, Error> {
+    fn try_to_open(&self, number: u64, name: &SnapshotName) -> Result<Arc<OpenSnapshot>, Error> {
         {
             let unreadable = lock(&self.unreadable);
             if unreadable.holds(unreadable.snapshots.get(&number).map(|failure| &failure.at)) {
@@ -251,17 +250,17 @@ impl VirtualTree {
             }
         }
         let begun = Instant::now();
-        let stamp = self.reader.stamp(name);
-        let opened = self.reader.snapshot(name);
+        let stamp = self.archive.stamp(name);
+        let opened = self.archive.open(name);
         let mut unreadable = lock(&self.unreadable);
         match opened {
-            Ok((snapshot, _)) => {
+            Ok(snapshot) => {
                 unreadable.snapshots.remove(&number);
                 Ok(snapshot)
             }
             Err(error) => {
                 // Errors of the storage do not show that the object is damaged.
-                if self.reader.is_permanent(&error) {
+                if self.archive.is_permanent(&error) {
                     unreadable.spent += begun.elapsed();
                     unreadable.snapshots.insert(number, Failure { at: Instant::now(), stamp });
                 }
@@ -271,7 +270,7 @@ impl VirtualTree {
     }
 
     /// Calls `take` with all open snapshots.
-    pub(super) fn each_open(&self, take: impl FnMut(&Arc<Snapshot>)) {
+    pub(super) fn each_open(&self, take: impl FnMut(&Arc<OpenSnapshot>)) {
         lock(&self.index).all_open().for_each(take);
     }
 
@@ -285,9 +284,9 @@ impl VirtualTree {
         let mut listed = lock(&self.listed);
         let now = Instant::now();
         if listed.is_none_or(|until| now >= until) {
-            let there = self.reader.snapshots()?;
-            if there.is_empty() && !self.reader.repository().is_there() {
-                return Err(reader::Error::NotFound("the repository is not available".into()).into());
+            let there = self.archive.snapshots()?;
+            if there.is_empty() && !self.archive.is_available() {
+                return Err(archive::Error::NotFound("the repository is not available".into()).into());
             }
             let unnamed = lock(&self.index).unnamed(&there);
             let names = unnamed.into_iter().filter_map(|id| Some((id, self.source_name(id)?))).collect();
@@ -317,7 +316,7 @@ impl VirtualTree {
                 break;
             }
             match self.snapshot(number) {
-                Err(Error::Reader(error)) if self.reader.is_permanent(&error) => failed.push((number, error)),
+                Err(Error::Archive(error)) if self.archive.is_permanent(&error) => failed.push((number, error)),
                 Err(Error::Unreadable | Error::NotFound) => {}
                 // Other errors are returned when the snapshot is read.
                 Ok(_) | Err(_) => {
@@ -331,7 +330,7 @@ impl VirtualTree {
     }
 
     /// Reports and hides objects that are not valid snapshots.
-    fn hide(&self, failed: &[(u64, reader::Error)]) {
+    fn hide(&self, failed: &[(u64, archive::Error)]) {
         if failed.is_empty() {
             return;
         }
@@ -352,7 +351,7 @@ impl VirtualTree {
         let hidden = lock(&self.index).hidden();
         let mut changed = Vec::new();
         for (number, name) in hidden {
-            let Some(stamp) = self.reader.stamp(&name) else { continue };
+            let Some(stamp) = self.archive.stamp(&name) else { continue };
             let mut unreadable = lock(&self.unreadable);
             if unreadable.snapshots.get(&number).is_none_or(|failure| failure.stamp != Some(stamp)) {
                 unreadable.snapshots.remove(&number);
@@ -400,13 +399,15 @@ impl VirtualTree {
             }
         }
         let begun = Instant::now();
-        let error = match self.reader.source_name(id) {
+        let error = match self.archive.source_name(id) {
             Ok(name) => return Some(name),
             Err(error) => error,
         };
         self.report_once(&name::source(id), &error);
         // Errors of the storage do not show that the object is damaged.
-        if self.reader.is_permanent(&error) || error.is_missing() && self.reader.repository().is_there() {
+        if self.archive.is_permanent(&error)
+            || matches!(error, archive::Error::Missing(_)) && self.archive.is_available()
+        {
             let mut unreadable = lock(&self.unreadable);
             unreadable.spent += begun.elapsed();
             unreadable.sources.insert(id, Instant::now());
@@ -420,7 +421,7 @@ impl VirtualTree {
     }
 
     /// Reports damage of an object the first time it is found.
-    fn report_once(&self, object: &str, error: &reader::Error) {
+    fn report_once(&self, object: &str, error: &archive::Error) {
         if lock(&self.reported).insert(object.to_owned()) {
             self.monitor.problem(object.as_ref(), &error.to_string());
         }
@@ -448,10 +449,10 @@ impl VirtualTree {
                         tagged.tags.add(number, &snapshot.tags);
                         found = true;
                     }
-                    Err(Error::Reader(error)) if self.reader.is_permanent(&error) => failed.push((number, error)),
+                    Err(Error::Archive(error)) if self.archive.is_permanent(&error) => failed.push((number, error)),
                     Err(error) => {
                         tagged.all_readable = false;
-                        if let Error::Reader(error) = error {
+                        if let Error::Archive(error) = error {
                             self.report_once(&name.object(), &error);
                         }
                     }

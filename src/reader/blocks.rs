@@ -68,7 +68,7 @@ pub(super) struct NodeValue {
 }
 
 impl NodeValue {
-    fn new(node: Node, encoded: usize) -> Self {
+    pub(super) fn new(node: Node, encoded: usize) -> Self {
         let (starts, covers) = match &node.items {
             Items::Extents(extents) => starts_of(extents.iter().map(Extent::length)),
             Items::ExtentIndex(nodes) => starts_of(nodes.iter().map(|node| node.covers)),

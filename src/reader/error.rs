@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use crate::failure::{Failure, FailureKind};
 use crate::format::{self, BlockLocation};
-use crate::{crypt, repository};
+use crate::{archive, crypt, repository};
 
 /// An object that cannot be read or does not verify.
 #[derive(Debug, Clone, thiserror::Error)]
@@ -41,12 +41,6 @@ pub enum Error {
         /// Object name of the snapshot.
         snapshot: String,
     },
-    /// No snapshot, source or entry matches.
-    #[error("{0}")]
-    NotFound(String),
-    /// A component of the path is not a directory.
-    #[error("{0} is not a directory")]
-    NotADirectory(String),
 }
 
 /// Why a block cannot be read.
@@ -105,6 +99,14 @@ impl Failure for Error {
 impl From<repository::Error> for Error {
     fn from(error: repository::Error) -> Self {
         Error::Repository(Arc::new(error))
+    }
+}
+
+impl From<Error> for archive::Error {
+    fn from(error: Error) -> Self {
+        let is_missing = error.is_missing();
+        let cause = Arc::new(error);
+        if is_missing { archive::Error::Missing(cause) } else { archive::Error::Unreadable(cause) }
     }
 }
 

@@ -1,16 +1,16 @@
 //! Content of files: verified reads at any offset.
 
 use std::collections::VecDeque;
-use std::ops::Range;
+use std::ops::{ControlFlow, Range};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 
-use super::blocks::NodeValue;
-use super::prefetch::{PrefetchRequest, Until};
-use super::tree::EntryHandle;
+use super::blocks::{Core, NodeValue};
+use super::prefetch::{Prefetch, PrefetchRequest, Until};
 use super::{Error, Reader};
+use crate::archive::{self, EntryHandle, FileContent, FileData, Seek};
 use crate::format::entry::{Content, NodeRef};
-use crate::format::{BlockLocation, ChunkRef, Digest, Extent, Items, Node};
+use crate::format::{BlockLocation, ChunkRef, Digest, Extent, Items, Kind, Node};
 
 /// Minimum size of files that are prefetched from the start, and whose ciphertext leaves the page cache after reading.
 const LARGE: u64 = 4 << 20;
@@ -29,7 +29,12 @@ const SEARCHED: usize = 4096;
 
 /// Reads the content of a file. Cheap to create; holds no content.
 pub struct FileReader {
-    file: EntryHandle,
+    core: Arc<Core>,
+    threads: Arc<Prefetch>,
+    /// The node with the file's entry, to which its block references are relative.
+    home: Arc<NodeValue>,
+    /// Index of the entry in the node.
+    at: usize,
     /// Start of each item of the top list: extents, or nodes of extents.
     starts: Vec<u64>,
     size: u64,
@@ -65,15 +70,6 @@ impl Sequence {
     }
 }
 
-/// The target of a seek, as in lseek(2).
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Seek {
-    /// Stored bytes.
-    Data,
-    /// Zeros that are not stored.
-    Hole,
-}
-
 /// An extent of a file.
 enum FileExtent {
     Chunk(BlockLocation, ChunkRef),
@@ -86,56 +82,46 @@ type ExtentLeaf = Option<(Arc<NodeValue>, u64)>;
 
 impl FileReader {
     /// Creates a reader of `file`. Entries of other kinds have no content.
-    pub fn new(file: EntryHandle) -> Self {
-        let entry = file.entry();
+    pub fn new(reader: &Reader, file: &EntryHandle) -> Result<Self, Error> {
+        let (home, at) = file.in_list::<NodeValue>().ok_or_else(foreign)?;
+        let entry = home.entries().get(at).ok_or_else(foreign)?;
         let starts = match &entry.content {
             Content::Extents { extents, .. } => starts_of(extents.iter().map(Extent::length)).0,
             Content::Nodes { nodes, .. } => starts_of(nodes.iter().map(|node| node.covers)).0,
-            _ => vec![0],
+            _ => Vec::new(),
         };
         let size = match entry.kind {
-            crate::format::Kind::File => entry.size,
+            Kind::File => entry.size,
             _ => 0,
         };
-        FileReader { file, starts, size, sequence: Mutex::default(), read_to: Arc::default() }
+        Ok(FileReader {
+            core: reader.core.clone(),
+            threads: reader.prefetch.clone(),
+            home,
+            at,
+            starts,
+            size,
+            sequence: Mutex::default(),
+            read_to: Arc::default(),
+        })
     }
 
-    /// The file's entry.
-    pub fn file(&self) -> &EntryHandle {
-        &self.file
-    }
-
-    /// The file's size in bytes.
-    pub fn size(&self) -> u64 {
-        self.size
-    }
-
-    /// Returns the file's digest ([`ContentHasher`](crate::format::ContentHasher)); `None` for an empty file.
-    pub fn digest(&self) -> Option<Digest> {
-        match &self.file.entry().content {
-            Content::Chunk(chunk) => Some(chunk.digest),
-            Content::Extents { digest, .. } | Content::Nodes { digest, .. } => Some(*digest),
-            _ => None,
-        }
+    fn entry_content(&self) -> &Content {
+        self.home.entries().get(self.at).map_or(&Content::Empty, |entry| &entry.content)
     }
 
     /// Calls `use_bytes` with up to `length` bytes from `offset` on; fewer at the end of the file. Sequential reads are
     /// prefetched; the window grows with the bytes read.
-    pub fn read<T>(
-        &self,
-        reader: &Reader,
-        offset: u64,
-        length: usize,
-        use_bytes: impl FnOnce(&[u8]) -> T,
-    ) -> Result<T, Error> {
+    fn read_at(&self, offset: u64, length: usize, use_bytes: &mut dyn FnMut(&[u8])) -> Result<(), Error> {
         let length = length.min(usize::try_from(self.size.saturating_sub(offset)).unwrap_or(usize::MAX));
         if length == 0 {
-            return Ok(use_bytes(&[]));
+            use_bytes(&[]);
+            return Ok(());
         }
         let mut leaf = None;
         // Prefetch errors are ignored: the read that needs the data reports them.
-        let _ = self.prefetch(reader, offset, length as u64, &mut leaf);
-        let (begins, covers, extent) = self.extent_at(reader, offset, &mut leaf)?;
+        let _ = self.prefetch(offset, length as u64, &mut leaf);
+        let (begins, covers, extent) = self.extent_at(offset, &mut leaf)?;
         let within = offset - begins;
         if let FileExtent::Chunk(location, chunk) = extent
             && length as u64 <= covers - within
@@ -143,32 +129,32 @@ impl FileReader {
             // Without a copy.
             let within = within as usize;
             let use_slice = |bytes: &[u8]| use_bytes(bytes.get(within..within + length).unwrap_or_default());
-            let result = reader.core.with_chunk(&location, &chunk, use_slice)?;
-            self.chunk_read(reader, offset + length as u64, begins..begins + covers, (location, chunk));
-            return Ok(result);
+            self.core.with_chunk(&location, &chunk, use_slice)?;
+            self.chunk_read(offset + length as u64, begins..begins + covers, (location, chunk));
+            return Ok(());
         }
-        let mut out = reader.core.buffer(length);
+        let mut out = self.core.buffer(length);
         let mut at = offset;
         while out.len() < length {
             let left = length - out.len();
-            let (begins, covers, extent) = self.extent_at(reader, at, &mut leaf)?;
+            let (begins, covers, extent) = self.extent_at(at, &mut leaf)?;
             let within = at - begins;
             let count = usize::try_from(covers - within).unwrap_or(usize::MAX).min(left);
             match extent {
                 FileExtent::Hole => out.resize(out.len() + count, 0),
                 FileExtent::Chunk(location, chunk) => {
                     let within = within as usize;
-                    reader.core.with_chunk(&location, &chunk, |bytes| {
+                    self.core.with_chunk(&location, &chunk, |bytes| {
                         out.extend_from_slice(bytes.get(within..within + count).unwrap_or_default());
                     })?;
-                    self.chunk_read(reader, at + count as u64, begins..begins + covers, (location, chunk));
+                    self.chunk_read(at + count as u64, begins..begins + covers, (location, chunk));
                 }
             }
             at += count as u64;
         }
-        let result = use_bytes(&out);
-        reader.core.give_back(out);
-        Ok(result)
+        use_bytes(&out);
+        self.core.give_back(out);
+        Ok(())
     }
 
     /// A request for a chunk that ends at `end` in the file. It expires when the file has been read up to there.
@@ -178,7 +164,7 @@ impl FileReader {
 
     /// Records that the chunk that covers `within` was read up to `at`. Demotes the blocks of finished chunks more than
     /// [`NEAR`] before the read position.
-    fn chunk_read(&self, reader: &Reader, at: u64, within: Range<u64>, (location, chunk): (BlockLocation, ChunkRef)) {
+    fn chunk_read(&self, at: u64, within: Range<u64>, (location, chunk): (BlockLocation, ChunkRef)) {
         if at < within.end {
             return;
         }
@@ -189,21 +175,21 @@ impl FileReader {
             && (passed + NEAR <= end || end == self.size)
         {
             sequence.passed.pop_front();
-            reader.core.chunk_finished(&location, &chunk, self.size >= LARGE);
+            self.core.chunk_finished(&location, &chunk, self.size >= LARGE);
         }
     }
 
     /// Prefetches the data after a read, as far as the cache has room.
-    fn prefetch(&self, reader: &Reader, offset: u64, length: u64, leaf: &mut ExtentLeaf) -> Result<(), Error> {
+    fn prefetch(&self, offset: u64, length: u64, leaf: &mut ExtentLeaf) -> Result<(), Error> {
         if self.starts.len() <= 1 {
-            if let (0, Content::Chunk(chunk)) = (offset, &self.file.entry().content)
-                && let Some(next) = self.file.next_block(chunk)
+            if let (0, Content::Chunk(chunk)) = (offset, self.entry_content())
+                && let Some(next) = self.home.next_block(chunk)
             {
-                reader.prefetch(PrefetchRequest { block: next, chunk: None, until: Until::Open });
+                self.threads.send(&self.core, PrefetchRequest { block: next, chunk: None, until: Until::Open });
             }
             return Ok(());
         }
-        let window = reader.core.room_for_blocks().min(WINDOW);
+        let window = self.core.room_for_blocks().min(WINDOW);
         let mut sequence = self.sequence.lock().unwrap_or_else(PoisonError::into_inner);
         let until = sequence.read(offset, length);
         self.read_to.store(sequence.end, Ordering::Relaxed);
@@ -212,49 +198,49 @@ impl FileReader {
         let mut at = sequence.end;
         // Chunks that were already requested count, too.
         while at < until.min(self.size) && waiting < window {
-            let (begins, covers, extent) = self.extent_at(reader, at, leaf)?;
+            let (begins, covers, extent) = self.extent_at(at, leaf)?;
             at = begins + covers;
             if let FileExtent::Chunk(location, chunk) = extent {
                 waiting += 1;
                 if begins >= sequence.ahead {
                     sequence.ahead = at;
-                    reader.prefetch(self.prefetch_request(location, chunk, at));
+                    self.threads.send(&self.core, self.prefetch_request(location, chunk, at));
                 }
             }
         }
         Ok(())
     }
 
-    /// Calls `visit` with every extent of the file in order: `Ok` with the bytes of a chunk, or `Err` with the length of a
-    /// hole. The next chunks are prefetched if the file is large and the cache has room.
-    pub fn each<E: From<Error>>(
-        &self,
-        reader: &Reader,
-        mut visit: impl FnMut(Result<&[u8], u64>) -> Result<(), E>,
-    ) -> Result<(), E> {
+    /// Calls `visit` with every extent of the file in order, until it returns `Break`. The next chunks are prefetched if the
+    /// file is large and the cache has room.
+    fn visit_data(&self, visit: &mut dyn FnMut(FileData<'_>) -> ControlFlow<()>) -> Result<(), Error> {
         self.read_to.store(0, Ordering::Relaxed);
-        let ahead = if self.size < LARGE { 0 } else { reader.core.room_for_blocks().min(WINDOW) };
+        let ahead = if self.size < LARGE { 0 } else { self.core.room_for_blocks().min(WINDOW) };
         let (mut at, mut leaf) = (0, None);
         let mut waiting = VecDeque::with_capacity(ahead + 1);
         loop {
             while waiting.len() <= ahead && at < self.size {
-                let (begins, covers, extent) = self.extent_at(reader, at, &mut leaf)?;
+                let (begins, covers, extent) = self.extent_at(at, &mut leaf)?;
                 at = begins + covers;
                 if let (FileExtent::Chunk(location, chunk), false) = (&extent, waiting.is_empty()) {
-                    reader.prefetch(self.prefetch_request(*location, *chunk, at));
+                    self.threads.send(&self.core, self.prefetch_request(*location, *chunk, at));
                 }
                 waiting.push_back((covers, extent));
             }
             if let Some((covers, _)) = waiting.front() {
                 self.read_to.fetch_add(*covers, Ordering::Relaxed);
             }
-            match waiting.pop_front() {
-                Some((covers, FileExtent::Hole)) => visit(Err(covers))?,
+            let flow = match waiting.pop_front() {
+                Some((covers, FileExtent::Hole)) => visit(FileData::Hole(covers)),
                 Some((_, FileExtent::Chunk(location, chunk))) => {
-                    reader.core.with_chunk(&location, &chunk, |bytes| visit(Ok(bytes)))??;
-                    reader.core.chunk_finished(&location, &chunk, self.size >= LARGE);
+                    let flow = self.core.with_chunk(&location, &chunk, |bytes| visit(FileData::Bytes(bytes)))?;
+                    self.core.chunk_finished(&location, &chunk, self.size >= LARGE);
+                    flow
                 }
                 None => return Ok(()),
+            };
+            if flow.is_break() {
+                return Ok(());
             }
         }
     }
@@ -262,12 +248,11 @@ impl FileReader {
     /// Calls `visit` with every chunk of the file, its start in the file and the location of its block. Reads no chunk.
     pub fn each_chunk(
         &self,
-        reader: &Reader,
         mut visit: impl FnMut(u64, &BlockLocation, &ChunkRef) -> Result<(), Error>,
     ) -> Result<(), Error> {
         let (mut at, mut leaf) = (0, None);
         while at < self.size {
-            let (begins, covers, extent) = self.extent_at(reader, at, &mut leaf)?;
+            let (begins, covers, extent) = self.extent_at(at, &mut leaf)?;
             if let FileExtent::Chunk(location, chunk) = extent {
                 visit(begins, &location, &chunk)?;
             }
@@ -277,14 +262,14 @@ impl FileReader {
     }
 
     /// Like [`FileReader::each_chunk`], but descends only into the extent nodes that the visitor asks for.
-    pub fn visit_extents(&self, reader: &Reader, visitor: &mut dyn ExtentVisitor) -> Result<(), Error> {
-        let Content::Nodes { depth, nodes, .. } = &self.file.entry().content else {
-            return self.each_chunk(reader, |_, at, chunk| visitor.chunk(at, chunk));
+    pub fn visit_extents(&self, visitor: &mut dyn ExtentVisitor) -> Result<(), Error> {
+        let Content::Nodes { depth, nodes, .. } = self.entry_content() else {
+            return self.each_chunk(|_, at, chunk| visitor.chunk(at, chunk));
         };
         if nodes.iter().fold(0u64, |sum, node| sum.saturating_add(node.covers)) < self.size {
             return Err(too_short());
         }
-        visit_nodes(reader, self.file.node(), nodes, *depth, visitor)
+        visit_nodes(&self.core, &self.home.node, nodes, *depth, visitor)
     }
 
     /// Returns the next offset at or after `offset` in data or in a hole; `None` if there is none. The end of the file
@@ -292,11 +277,11 @@ impl FileReader {
     ///
     /// When searching for a hole from within data, small holes count as data as long as they have, in total, no more bytes
     /// than the data between them. Data never counts as a hole.
-    pub fn seek(&self, reader: &Reader, offset: u64, to: Seek) -> Result<Option<u64>, Error> {
+    fn seek_extent(&self, offset: u64, to: Seek) -> Result<Option<u64>, Error> {
         let (mut at, mut leaf) = (offset, None);
         let (mut data, mut holes, mut searched) = (0, 0, 0);
         while at < self.size {
-            let (begins, covers, extent) = self.extent_at(reader, at, &mut leaf)?;
+            let (begins, covers, extent) = self.extent_at(at, &mut leaf)?;
             searched += 1;
             match (extent, to) {
                 (FileExtent::Chunk(..), Seek::Data) => return Ok(Some(at)),
@@ -316,10 +301,10 @@ impl FileReader {
     }
 
     /// Returns start, length and content of the extent with `offset`, which must be below the size.
-    fn extent_at(&self, reader: &Reader, offset: u64, leaf: &mut ExtentLeaf) -> Result<(u64, u64, FileExtent), Error> {
-        let node = self.file.node();
+    fn extent_at(&self, offset: u64, leaf: &mut ExtentLeaf) -> Result<(u64, u64, FileExtent), Error> {
+        let node = &self.home.node;
         let (at, begins) = find(&self.starts, offset);
-        match &self.file.entry().content {
+        match self.entry_content() {
             Content::Chunk(chunk) => Ok((0, self.size, FileExtent::Chunk(location_of(node, chunk)?, *chunk))),
             Content::Extents { extents, .. } => nth_extent(node, extents, at, begins),
             Content::Nodes { depth, nodes, .. } => {
@@ -328,7 +313,7 @@ impl FileReader {
                 });
                 let (value, begins) = match there {
                     Some(there) => there,
-                    None => descend(reader, node, nodes.get(at).ok_or_else(too_short)?, *depth, begins, offset)?,
+                    None => descend(&self.core, node, nodes.get(at).ok_or_else(too_short)?, *depth, begins, offset)?,
                 };
                 let (at, within) = find(&value.starts, offset - begins);
                 let Items::Extents(extents) = &value.node.items else { return Err(too_short()) };
@@ -341,22 +326,54 @@ impl FileReader {
     }
 }
 
+impl FileContent for FileReader {
+    fn size(&self) -> u64 {
+        self.size
+    }
+
+    fn read_with(&self, offset: u64, length: usize, use_bytes: &mut dyn FnMut(&[u8])) -> Result<(), archive::Error> {
+        Ok(self.read_at(offset, length, use_bytes)?)
+    }
+
+    fn visit(&self, visit: &mut dyn FnMut(FileData<'_>) -> ControlFlow<()>) -> Result<(), archive::Error> {
+        Ok(self.visit_data(visit)?)
+    }
+
+    fn stored_ranges(&self, visit: &mut dyn FnMut(u64, u64) -> bool) -> Result<(), archive::Error> {
+        Ok(self.each_chunk(|begins, location, chunk| {
+            if visit(begins, chunk.length.into()) { self.core.verify(location, chunk) } else { Ok(()) }
+        })?)
+    }
+
+    fn seek(&self, offset: u64, to: Seek) -> Result<Option<u64>, archive::Error> {
+        Ok(self.seek_extent(offset, to)?)
+    }
+
+    fn unverified_digest(&self) -> Option<Digest> {
+        match self.entry_content() {
+            // The digest of a single chunk is also that of the file.
+            Content::Extents { digest, .. } | Content::Nodes { digest, .. } => Some(*digest),
+            _ => None,
+        }
+    }
+}
+
 /// Descends from a node to the extent node with `offset`. Returns it and its start in the file.
 fn descend(
-    reader: &Reader,
+    core: &Core,
     parent: &Node,
     part: &NodeRef,
     depth: u8,
     begins: u64,
     offset: u64,
 ) -> Result<(Arc<NodeValue>, u64), Error> {
-    let value = child_node(reader, parent, part)?;
+    let value = child_node(core, parent, part)?;
     match (&value.node.items, depth) {
         (Items::Extents(_), 0) => Ok((value, begins)),
         (Items::ExtentIndex(nodes), 1..) => {
             let (at, within) = find(&value.starts, offset - begins);
             let part = nodes.get(at).ok_or_else(too_short)?;
-            descend(reader, &value.node, part, depth - 1, begins + within, offset)
+            descend(core, &value.node, part, depth - 1, begins + within, offset)
         }
         _ => Err(wrong_kind()),
     }
@@ -375,7 +392,7 @@ pub trait ExtentVisitor {
 
 /// Visits extent nodes recursively. The format bounds the depth.
 fn visit_nodes(
-    reader: &Reader,
+    core: &Core,
     parent: &Node,
     nodes: &[NodeRef],
     depth: u8,
@@ -385,7 +402,7 @@ fn visit_nodes(
         if !parts.enter(&location_of(parent, &part.node)?, part, depth) {
             continue;
         }
-        let value = child_node(reader, parent, part)?;
+        let value = child_node(core, parent, part)?;
         match (&value.node.items, depth) {
             (Items::Extents(extents), 0) => {
                 for extent in extents {
@@ -394,7 +411,7 @@ fn visit_nodes(
                     }
                 }
             }
-            (Items::ExtentIndex(nodes), 1..) => visit_nodes(reader, &value.node, nodes, depth - 1, parts)?,
+            (Items::ExtentIndex(nodes), 1..) => visit_nodes(core, &value.node, nodes, depth - 1, parts)?,
             _ => return Err(wrong_kind()),
         }
         parts.leave();
@@ -403,8 +420,8 @@ fn visit_nodes(
 }
 
 /// Reads a child node and checks that it covers as many bytes as its parent says.
-fn child_node(reader: &Reader, parent: &Node, part: &NodeRef) -> Result<Arc<NodeValue>, Error> {
-    let value = reader.core.node(&location_of(parent, &part.node)?, &part.node)?;
+fn child_node(core: &Core, parent: &Node, part: &NodeRef) -> Result<Arc<NodeValue>, Error> {
+    let value = core.node(&location_of(parent, &part.node)?, &part.node)?;
     if value.covers == Some(part.covers) {
         Ok(value)
     } else {
@@ -428,6 +445,10 @@ fn nth_extent(node: &Node, extents: &[Extent], at: usize, begins: u64) -> Result
 
 fn location_of(node: &Node, chunk: &ChunkRef) -> Result<BlockLocation, Error> {
     node.location(chunk).ok_or_else(|| Error::Tree("the reference of a chunk names no block of its node".into()))
+}
+
+fn foreign() -> Error {
+    Error::Tree("the entry belongs to another archive".into())
 }
 
 fn too_short() -> Error {

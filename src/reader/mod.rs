@@ -1,15 +1,13 @@
-//! Reading a repository: snapshots, trees and blocks. Every byte is verified before it is returned.
+//! Reads the native format: snapshots, trees and blocks of a repository. Every byte is verified before it is returned.
 //!
 //! - [`Reader`]: a repository with the keys to read it; snapshots by name
-//! - [`select`]: snapshots as users name them; [`when`]: times in such names
+//! - [`native`]: the reader as an [`Archive`](crate::archive::Archive)
+//! - [`tree`]: directories: entries by name, by position and by rank
+//! - [`mod@file`]: content of files
 //! - [`blocks`]: fetches, decrypts and caches blocks
 //! - [`cache`]: LRU cache with a limit in bytes; concurrent requests for one key load it once
 //! - [`buffers`]: a pool of buffers for reading, decrypting and decompressing blocks
 //! - [`prefetch`]: threads that decode blocks before they are needed
-//! - [`tree`]: directories: entries by name, by position and by rank
-//! - [`walk`]: walks a subtree of any depth
-//! - [`mod@file`]: content of files
-//! - [`first_names`]: the first path of each hard-linked file; [`spill`]: a table with bounded memory
 //!
 //! References point directly to blocks, so reading needs neither an index nor the catalog. Memory is bounded by the
 //! caches and the blocks being decoded. The reader does not depend on FUSE.
@@ -19,48 +17,26 @@ mod buffers;
 mod cache;
 mod error;
 mod file;
-pub mod first_names;
+mod native;
 mod prefetch;
-mod select;
-pub mod spill;
 mod tree;
-mod walk;
-mod when;
 
 use std::sync::Arc;
 
-pub use crate::repository::Stamp;
 pub use error::Error;
-pub use file::{ExtentVisitor, FileReader, Seek};
-pub use first_names::{FirstNames, LinkLookup};
-pub use select::Selector;
-pub use spill::SpillTable;
-pub use tree::{ContentIdentity, EntryHandle, SnapshotDirectory};
-pub use walk::{TreeWalk, WalkStep};
+pub use file::{ExtentVisitor, FileReader};
+pub use tree::{root_of, top_node};
 
+use crate::archive::Needs;
 use crate::crypt::Fingerprint;
-use crate::failure::Failure;
 use crate::format::entry::Content;
 use crate::format::id::SourceId;
 use crate::format::name::SnapshotName;
 use crate::format::snapshot::{Snapshot, Statistics};
 use crate::format::{BlockLocation, ChunkRef, Digest};
-use crate::repository::{self, Access, Repository};
+use crate::repository::{Access, Repository};
 use blocks::Core;
-use prefetch::{Prefetch, PrefetchRequest};
-
-/// Returns a message about entries whose set-id bits, capabilities or devices were left out; `None` for 0 entries.
-pub fn left_out(entries: u64) -> Option<String> {
-    let of = match entries {
-        0 => return None,
-        1 => "1 entry".to_owned(),
-        more => format!("{more} entries"),
-    };
-    Some(format!(
-        "set-id bits, capabilities or devices of {of} were left out: the mount that was backed up ignored them (nosuid, \
-         nodev); --trust-set-id keeps them"
-    ))
-}
+use prefetch::Prefetch;
 
 /// Maximum number of snapshots opened to find the name of their source.
 const NAME_TRIES: usize = 64;
@@ -68,25 +44,17 @@ const NAME_TRIES: usize = 64;
 /// A repository and the keys to read it. Threads share it.
 pub struct Reader {
     core: Arc<Core>,
-    prefetch: Prefetch,
-}
-
-/// The maximum resources of a [`Reader`], in addition to those of the threads that call it.
-pub struct Needs {
-    /// Prefetch threads. If they cannot be started, reads are slower.
-    pub threads: usize,
-    /// Memory in bytes: caches, free buffers, and the buffers of the prefetch threads.
-    pub bytes: usize,
+    prefetch: Arc<Prefetch>,
 }
 
 impl Reader {
     /// Creates a reader whose caches hold at most `cache_size` bytes.
     pub fn new(repository: Repository, access: Access, cache_size: usize) -> Self {
-        Reader { core: Arc::new(Core::new(repository, access, cache_size)), prefetch: Prefetch::default() }
+        Reader { core: Arc::new(Core::new(repository, access, cache_size)), prefetch: Arc::default() }
     }
 
     /// Returns the maximum memory and threads of this reader.
-    pub fn needs(&self) -> Needs {
+    fn resources(&self) -> Needs {
         let threads = prefetch::threads();
         Needs { threads, bytes: self.core.room().saturating_add(threads * buffers::IN_USE) }
     }
@@ -101,11 +69,6 @@ impl Reader {
         Ok(self.core.repository.snapshots()?)
     }
 
-    /// Returns the stamp of a snapshot's file, or `None` if it cannot be read.
-    pub fn stamp(&self, name: &SnapshotName) -> Option<Stamp> {
-        self.core.repository.target().stamp(&name.object()).ok()
-    }
-
     /// Decrypts a snapshot and verifies that a trusted host key signed it for this object name.
     pub fn snapshot(&self, name: &SnapshotName) -> Result<(Arc<Snapshot>, Fingerprint), Error> {
         let (snapshot, signer) = self.core.access.snapshot(&self.core.repository, name)?;
@@ -114,21 +77,6 @@ impl Reader {
         }
         check_entry_count(&snapshot)?;
         Ok((Arc::new(snapshot), signer))
-    }
-
-    /// Whether opening the snapshot fails again for as long as its object exists. Failures of the storage and of a
-    /// passphrase prompt are not permanent.
-    pub fn is_permanent(&self, error: &Error) -> bool {
-        let Error::Repository(cause) = error else { return matches!(error, Error::Encryption { .. }) };
-        match &**cause {
-            repository::Error::Crypt { .. } if error.is_key_problem() => {
-                self.access().opener().is_some_and(|opener| !opener.is_slow())
-            }
-            repository::Error::Crypt { .. }
-            | repository::Error::Format { .. }
-            | repository::Error::UnknownSigner { .. } => true,
-            _ => false,
-        }
     }
 
     /// Returns the name of a source: from its document, or, if that cannot be read, from the newest snapshot of the
@@ -156,10 +104,6 @@ impl Reader {
     /// Number of blocks decoded so far. A sequential read decodes each block once.
     pub fn decoded_blocks(&self) -> u64 {
         self.core.decoded()
-    }
-
-    fn prefetch(&self, request: PrefetchRequest) {
-        self.prefetch.send(&self.core, request);
     }
 
     /// The decryption keys and the trusted signers.

@@ -11,98 +11,103 @@ use super::blocks::NodeValue;
 use super::cache::Weigh;
 use super::file::find;
 use super::{Error, Reader};
+use crate::archive::entry::DirectoryLocation;
+use crate::archive::{ContentPosition, EntryHandle, EntryList, EntryRef, Page, SnapshotDirectory};
 use crate::format::entry::Content;
 use crate::format::snapshot::Snapshot;
-use crate::format::{BlockLocation, ChunkRef, Digest, Entry, Extent, Items, Kind, Node, Segment};
+use crate::format::{BlockLocation, ChunkRef, Digest, Entry, Extent, Items, Node, PackId, Segment};
 
 /// Maximum depth of segment indexes. With about 1,000 segments per node, no directory needs this many.
 const INDEX_DEPTH: usize = 8;
 
-/// An entry and the node that contains it, to which its block references are relative.
-#[derive(Clone)]
-pub struct EntryHandle {
-    home: EntryNode,
-    /// Index of the entry in the node.
-    at: usize,
-    /// Position in a preorder walk of the snapshot.
-    pub rank: u64,
-}
-
-/// Identifies the content of a file. The size is part of it because an empty file has no digest.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct ContentIdentity {
-    kind: Kind,
-    size: u64,
-    digest: Option<Digest>,
-}
-
-/// The node that contains an entry.
-#[derive(Clone)]
-enum EntryNode {
-    Node(Arc<NodeValue>),
-    Root(Arc<Snapshot>),
-}
-
-impl EntryHandle {
-    /// Returns the root directory of a snapshot.
-    pub fn root(snapshot: Arc<Snapshot>) -> Result<Self, Error> {
-        match snapshot.root_entry() {
-            Some(_) => Ok(EntryHandle { home: EntryNode::Root(snapshot), at: 0, rank: 0 }),
-            None => Err(Error::Tree("the snapshot has no root".into())),
-        }
+impl EntryList for NodeValue {
+    fn len(&self) -> usize {
+        self.entries().len()
     }
 
-    pub(super) fn node(&self) -> &Node {
-        match &self.home {
-            EntryNode::Node(value) => &value.node,
-            EntryNode::Root(snapshot) => &snapshot.root,
-        }
+    fn bytes(&self) -> usize {
+        self.weight()
     }
 
-    /// Records that the file's only chunk is being read. If the files of the directory are read in order, returns the
-    /// block after the chunk's as the one to prefetch.
-    pub(super) fn next_block(&self, chunk: &ChunkRef) -> Option<BlockLocation> {
-        match &self.home {
-            EntryNode::Node(value) => value.next_block(chunk),
-            EntryNode::Root(_) => None,
-        }
+    fn entry(&self, at: usize) -> Option<EntryRef<'_>> {
+        let entry = self.entries().get(at)?;
+        Some(EntryRef {
+            name: &entry.name,
+            kind: entry.kind,
+            mode: entry.mode,
+            uid: entry.uid,
+            gid: entry.gid,
+            mtime: entry.mtime,
+            size: entry.size,
+            target: match &entry.content {
+                Content::Target(target) => target,
+                _ => b"",
+            },
+            device: match entry.content {
+                Content::Device(major, minor) => (major, minor),
+                _ => (0, 0),
+            },
+            link: entry.link,
+            xattrs: &entry.xattrs,
+            flags: entry.flags,
+            inode_flags: entry.inode_flags,
+        })
     }
 
-    /// The entry itself.
-    pub fn entry(&self) -> &Entry {
-        static NOTHING: std::sync::OnceLock<Entry> = std::sync::OnceLock::new();
-        match &self.node().items {
-            Items::Entries(entries) => entries.get(self.at),
-            _ => None,
-        }
-        // Handles are created only for entries that exist.
-        .unwrap_or_else(|| NOTHING.get_or_init(nothing))
+    fn ranks_before(&self, at: usize) -> u64 {
+        self.starts.get(at).copied().unwrap_or(u64::MAX)
     }
 
-    /// The owner's name, if the machine that was backed up had one.
-    pub fn user(&self) -> Option<&str> {
-        self.node().users.get(&self.entry().uid).map(String::as_str)
+    fn directory(&self, at: usize, rank: u64) -> Option<SnapshotDirectory> {
+        let Content::Directory(subtree) = &self.entries().get(at)?.content else { return None };
+        let location = subtree.node.and_then(|chunk| Some(encode(self.node.location(&chunk)?, &chunk)));
+        Some(SnapshotDirectory {
+            rank,
+            below: subtree.below,
+            digest: subtree.node.map(|chunk| chunk.digest),
+            location: location.unwrap_or(INVALID),
+        })
     }
 
-    /// The group's name, if the machine that was backed up had one.
-    pub fn group(&self) -> Option<&str> {
-        self.node().groups.get(&self.entry().gid).map(String::as_str)
+    fn user(&self, at: usize) -> Option<&str> {
+        self.node.users.get(&self.entries().get(at)?.uid).map(String::as_str)
     }
 
-    /// Returns the identity of the file's content.
-    pub fn identity(&self) -> ContentIdentity {
-        let entry = self.entry();
-        let digest = match &entry.content {
+    fn group(&self, at: usize) -> Option<&str> {
+        self.node.groups.get(&self.entries().get(at)?.gid).map(String::as_str)
+    }
+
+    fn digest(&self, at: usize) -> Option<Digest> {
+        match &self.entries().get(at)?.content {
             Content::Chunk(chunk) => Some(chunk.digest),
             Content::Extents { digest, .. } | Content::Nodes { digest, .. } => Some(*digest),
             _ => None,
-        };
-        ContentIdentity { kind: entry.kind, size: entry.size, digest }
+        }
     }
 
-    /// Returns the block with the start of the content, as far as it is known without reading a node.
-    pub fn first_block(&self) -> Option<BlockLocation> {
-        let chunk = match &self.entry().content {
+    fn stored_bytes(&self, at: usize) -> u64 {
+        let Some(entry) = self.entries().get(at) else { return 0 };
+        match &entry.content {
+            Content::Extents { extents, .. } => extents
+                .iter()
+                .filter(|extent| matches!(extent, Extent::Chunk(_)))
+                .fold(0, |sum, extent| sum + extent.length()),
+            Content::Nodes { holes, .. } => entry.size.saturating_sub(*holes),
+            Content::Target(_) => 0,
+            _ => entry.size,
+        }
+    }
+
+    fn file_digest(&self, at: usize) -> Digest {
+        self.entries().get(at).map_or(Digest([0; 32]), Entry::file_digest)
+    }
+
+    fn inode_digest(&self, at: usize) -> Digest {
+        self.entries().get(at).map_or(Digest([0; 32]), Entry::inode_digest)
+    }
+
+    fn content_position(&self, at: usize) -> Option<ContentPosition> {
+        let chunk = match &self.entries().get(at)?.content {
             Content::Chunk(chunk) => chunk,
             Content::Extents { extents, .. } => extents.iter().find_map(|extent| match extent {
                 Extent::Chunk(chunk) => Some(chunk),
@@ -112,90 +117,47 @@ impl EntryHandle {
             Content::Nodes { nodes, .. } => &nodes.first()?.node,
             _ => return None,
         };
-        self.node().location(chunk)
+        let block = self.node.location(chunk)?;
+        Some(ContentPosition { object: *block.pack.as_bytes(), offset: block.offset })
     }
+}
 
-    /// Size in bytes of the node that this handle keeps in memory. All handles of one node share it.
-    pub fn node_bytes(&self) -> usize {
-        match &self.home {
-            EntryNode::Node(value) => value.weight(),
-            EntryNode::Root(_) => 0,
+impl NodeValue {
+    /// The entries of a directory node; none in nodes of other kinds.
+    pub(super) fn entries(&self) -> &[Entry] {
+        match &self.node.items {
+            Items::Entries(entries) => entries,
+            _ => &[],
         }
     }
-
-    /// Whether both entries are in the same node in memory.
-    pub fn shares_node(&self, other: &EntryHandle) -> bool {
-        match (&self.home, &other.home) {
-            (EntryNode::Node(one), EntryNode::Node(another)) => Arc::ptr_eq(one, another),
-            (EntryNode::Root(one), EntryNode::Root(another)) => Arc::ptr_eq(one, another),
-            _ => false,
-        }
-    }
-
-    /// Returns the directory, or `None` for other kinds.
-    pub fn directory(&self) -> Option<SnapshotDirectory> {
-        let Content::Directory(subtree) = &self.entry().content else { return None };
-        let top = match &subtree.node {
-            None => Top::Empty,
-            Some(chunk) => match self.node().location(chunk) {
-                Some(location) => Top::Node(location, *chunk),
-                None => Top::Broken,
-            },
-        };
-        Some(SnapshotDirectory { top, rank: self.rank, below: subtree.below })
-    }
 }
 
-/// A placeholder for an entry that does not exist; never shown.
-fn nothing() -> Entry {
-    Entry {
-        name: Vec::new(),
-        kind: Kind::File,
-        mode: 0,
-        uid: 0,
-        gid: 0,
-        mtime: Default::default(),
-        size: 0,
-        content: Content::Empty,
-        link: None,
-        xattrs: Vec::new(),
-        flags: 0,
-        inode_flags: 0,
-    }
+/// The location of a directory that is empty, or whose reference is invalid. No block has length 0.
+const INVALID: DirectoryLocation = [0; 5];
+
+/// Encodes the location of a directory's top node, except for the digest.
+fn encode(block: BlockLocation, chunk: &ChunkRef) -> DirectoryLocation {
+    let pack = u128::from_be_bytes(*block.pack.as_bytes());
+    let lengths = u64::from(block.length) << 32 | u64::from(chunk.length);
+    [(pack >> 64) as u64, pack as u64, block.offset, lengths, chunk.start.into()]
 }
 
-/// A directory in a snapshot.
-#[derive(Clone)]
-pub struct SnapshotDirectory {
-    top: Top,
-    rank: u64,
-    below: u64,
+/// Returns the top node of a directory and the block with it; `None` if the directory is empty or its reference is
+/// invalid.
+pub fn top_node(directory: &SnapshotDirectory) -> Option<(BlockLocation, ChunkRef)> {
+    let [high, low, offset, lengths, start] = directory.location;
+    let (length, digest) = ((lengths >> 32) as u32, directory.digest?);
+    let pack = u128::from(high) << 64 | u128::from(low);
+    let pack = PackId::from_slice(&pack.to_be_bytes()).ok().filter(|_| length > 0)?;
+    let chunk = ChunkRef { digest, block: 0, start: start as u32, length: lengths as u32 };
+    Some((BlockLocation { pack, offset, length }, chunk))
 }
 
-#[derive(Clone)]
-enum Top {
-    Empty,
-    Node(BlockLocation, ChunkRef),
-    Broken,
-}
-
-impl SnapshotDirectory {
-    /// Position in a preorder walk of the snapshot.
-    pub fn rank(&self) -> u64 {
-        self.rank
-    }
-
-    /// Number of entries below it at any depth, as stored in its entry.
-    pub fn below(&self) -> u64 {
-        self.below
-    }
-
-    /// Its top node and the block with it; `None` if the directory is empty or its reference is invalid.
-    pub fn node(&self) -> Option<(&BlockLocation, &ChunkRef)> {
-        match &self.top {
-            Top::Node(location, chunk) => Some((location, chunk)),
-            Top::Empty | Top::Broken => None,
-        }
+/// Returns the root directory of a snapshot.
+pub fn root_of(snapshot: &Snapshot) -> Result<EntryHandle, Error> {
+    match snapshot.root_entry() {
+        Some(_) => Ok(EntryHandle::new(Arc::new(NodeValue::new(snapshot.root.clone(), 0)), 0, 0)),
+        None => Err(Error::Tree("the snapshot has no root".into())),
     }
 }
 
@@ -222,42 +184,13 @@ impl DirectoryLeaf {
     /// Returns its entries from index `at` on.
     fn page(self, directory: &SnapshotDirectory, at: usize) -> Page {
         let rank = directory.rank.saturating_add(1).saturating_add(self.ranks_before);
-        Page { value: Some(self.value), at, rank }
-    }
-}
-
-/// An iterator over the entries of one directory node.
-#[derive(Default)]
-pub struct Page {
-    value: Option<Arc<NodeValue>>,
-    at: usize,
-    /// The rank of the node's first entry.
-    rank: u64,
-}
-
-impl Page {
-    /// Whether no entry is left.
-    pub fn is_empty(&self) -> bool {
-        self.value.as_ref().is_none_or(|value| self.at >= value.starts.len())
-    }
-}
-
-impl Iterator for Page {
-    type Item = EntryHandle;
-
-    fn next(&mut self) -> Option<EntryHandle> {
-        let value = self.value.as_ref()?;
-        let Items::Entries(entries) = &value.node.items else { return None };
-        let (_, at) = (entries.get(self.at)?, self.at);
-        self.at += 1;
-        let before = value.starts.get(at).copied()?;
-        Some(EntryHandle { home: EntryNode::Node(value.clone()), at, rank: self.rank.saturating_add(before) })
+        Page::new(self.value, at, rank)
     }
 }
 
 impl Reader {
     /// Finds an entry of a directory by name.
-    pub fn lookup(&self, directory: &SnapshotDirectory, name: &[u8]) -> Result<Option<EntryHandle>, Error> {
+    pub(super) fn find_name(&self, directory: &SnapshotDirectory, name: &[u8]) -> Result<Option<EntryHandle>, Error> {
         let Some(leaf) = self.leaf(directory, Sought::Name(name))? else { return Ok(None) };
         let entries = entries(&leaf.value.node)?;
         let found = entries.binary_search_by(|entry| entry.name.as_slice().cmp(name)).ok();
@@ -265,7 +198,7 @@ impl Reader {
     }
 
     /// Finds the entry of a directory that has the absolute rank `rank` or contains the entry with it.
-    pub fn by_rank(&self, directory: &SnapshotDirectory, rank: u64) -> Result<Option<EntryHandle>, Error> {
+    pub(super) fn find_rank(&self, directory: &SnapshotDirectory, rank: u64) -> Result<Option<EntryHandle>, Error> {
         let Some(within) = rank.checked_sub(directory.rank + 1) else { return Ok(None) };
         let Some(leaf) = self.leaf(directory, Sought::Rank(within))? else { return Ok(None) };
         let (at, _) = find(&leaf.value.starts, within - leaf.ranks_before);
@@ -273,7 +206,7 @@ impl Reader {
     }
 
     /// Returns entries from position `from` on: those of one node, so that memory stays bounded. Empty at the end.
-    pub fn list(&self, directory: &SnapshotDirectory, from: u64) -> Result<Page, Error> {
+    pub(super) fn page(&self, directory: &SnapshotDirectory, from: u64) -> Result<Page, Error> {
         let Some(leaf) = self.leaf(directory, Sought::Position(from))? else { return Ok(Page::default()) };
         let at = usize::try_from(from - leaf.entries_before).unwrap_or(usize::MAX);
         Ok(leaf.page(directory, at))
@@ -282,9 +215,9 @@ impl Reader {
     /// Passes the location of each node of a directory to `take`: of its top node, and of the parts of a large directory.
     /// A node that is used several times is passed once.
     pub fn each_node(&self, directory: &SnapshotDirectory, take: &mut dyn FnMut(&BlockLocation)) -> Result<(), Error> {
-        let Some((location, chunk)) = directory.node() else { return Ok(()) };
+        let Some((location, chunk)) = top_node(directory) else { return Ok(()) };
         let mut passed = HashSet::new();
-        let mut waiting = vec![(*location, *chunk, 0)];
+        let mut waiting = vec![(location, chunk, 0)];
         while let Some((location, chunk, depth)) = waiting.pop() {
             if depth > INDEX_DEPTH || !passed.insert((location, chunk.start)) {
                 continue;
@@ -299,41 +232,16 @@ impl Reader {
         Ok(())
     }
 
-    /// Returns the entry at `path` below the snapshot's root. Symbolic links are not followed.
-    pub fn at_path(&self, snapshot: &Arc<Snapshot>, path: &[u8]) -> Result<EntryHandle, Error> {
-        let mut at = EntryHandle::root(snapshot.clone())?;
-        let mut walked = String::new();
-        for name in path.split(|byte| *byte == b'/').filter(|name| !name.is_empty() && *name != b".") {
-            let Some(directory) = at.directory() else { return Err(Error::NotADirectory(walked)) };
-            walked = format!("{walked}/{}", String::from_utf8_lossy(name));
-            let found = self.lookup(&directory, name)?;
-            at = found.ok_or_else(|| Error::NotFound(format!("no {walked} in the snapshot")))?;
-        }
-        Ok(at)
-    }
-
-    /// Returns the entry of a snapshot with this rank.
-    pub fn at_rank(&self, snapshot: &Arc<Snapshot>, rank: u64) -> Result<EntryHandle, Error> {
-        let mut at = EntryHandle::root(snapshot.clone())?;
-        while at.rank != rank {
-            let next = match at.directory() {
-                Some(directory) => self.by_rank(&directory, rank)?,
-                None => None,
-            };
-            at = next.ok_or_else(|| Error::NotFound(format!("no entry with rank {rank} in the snapshot")))?;
-        }
-        Ok(at)
-    }
-
     /// Returns the leaf node that contains `sought`, if it exists.
     fn leaf(&self, directory: &SnapshotDirectory, sought: Sought<'_>) -> Result<Option<DirectoryLeaf>, Error> {
-        let (location, chunk) = match &directory.top {
-            Top::Empty => return Ok(None),
-            Top::Broken => return Err(Error::Tree("the reference of a directory names no block of its node".into())),
-            Top::Node(location, chunk) => (location, chunk),
+        if directory.digest.is_none() {
+            return Ok(None);
+        }
+        let Some((location, chunk)) = top_node(directory) else {
+            return Err(Error::Tree("the reference of a directory names no block of its node".into()));
         };
         let (mut entries_before, mut ranks_before) = (0u64, 0u64);
-        let mut value = self.core.node(location, chunk)?;
+        let mut value = self.core.node(&location, &chunk)?;
         if value.covers != Some(directory.below) {
             return Err(contradicts_parent("ranks"));
         }

@@ -13,9 +13,8 @@ use rustix::io::Errno;
 
 use super::draft::Draft;
 use super::metadata::{Inode, inode, times};
-use crate::format::entry::Content;
-use crate::format::{Entry, Kind, Timestamp};
-use crate::reader::{self, EntryHandle, FileReader, Reader};
+use crate::archive::{self, Archive, EntryHandle, EntryRef, FileData};
+use crate::format::{Kind, Timestamp};
 
 /// Timestamp granularities of file systems in nanoseconds: NTFS, 1 µs, 1 ms, 10 ms, whole seconds, FAT.
 const STEPS: [i128; 6] = [100, 1_000, 1_000_000, 10_000_000, 1_000_000_000, 2_000_000_000];
@@ -36,18 +35,18 @@ pub(super) struct ExistingEntry {
 }
 
 /// Finds the existing file with the entry's name, if any.
-pub(super) fn find(directory: &OwnedFd, entry: &Entry) -> Option<ExistingEntry> {
-    let stat = rustix::fs::statat(directory, entry.name.as_slice(), AtFlags::SYMLINK_NOFOLLOW).ok()?;
+pub(super) fn find(directory: &OwnedFd, entry: &EntryRef<'_>) -> Option<ExistingEntry> {
+    let stat = rustix::fs::statat(directory, entry.name, AtFlags::SYMLINK_NOFOLLOW).ok()?;
     let kind = FileType::from_raw_mode(stat.st_mode);
     let mut time = None;
     let same = kind == file_type(entry.kind)
-        && match &entry.content {
-            Content::Target(target) => rustix::fs::readlinkat(directory, entry.name.as_slice(), Vec::new())
-                .is_ok_and(|found| found.as_bytes() == target),
-            Content::Device(major, minor) => stat.st_rdev == rustix::fs::makedev(*major, *minor),
-            _ if entry.kind != Kind::File => true,
-            _ if stat.st_size as u64 != entry.size => false,
-            _ => {
+        && match entry.kind {
+            Kind::Symlink => rustix::fs::readlinkat(directory, entry.name, Vec::new())
+                .is_ok_and(|found| found.as_bytes() == entry.target),
+            Kind::CharDevice | Kind::BlockDevice => stat.st_rdev == rustix::fs::makedev(entry.device.0, entry.device.1),
+            Kind::Directory | Kind::Fifo | Kind::Socket => true,
+            Kind::File if stat.st_size as u64 != entry.size => false,
+            Kind::File => {
                 let found = modified(&stat);
                 let agrees = found == entry.mtime || is_rounded(found, entry.mtime);
                 time = (!agrees).then_some(found);
@@ -60,36 +59,42 @@ pub(super) fn find(directory: &OwnedFd, entry: &Entry) -> Option<ExistingEntry> 
 impl ExistingEntry {
     /// If only the times differ, checks whether the file system can store the entry's time, and compares contents if it
     /// cannot.
-    pub(super) fn look_closer(mut self, directory: &OwnedFd, listed: &EntryHandle, reader: &Reader) -> ExistingEntry {
+    pub(super) fn look_closer(
+        mut self,
+        directory: &OwnedFd,
+        listed: &EntryHandle,
+        archive: &dyn Archive,
+    ) -> ExistingEntry {
         if let Some(found) = self.time {
             let wanted = listed.entry().mtime;
             self.same = match kept(directory, wanted) {
                 Some(kept) if kept == found => true,
                 Some(kept) if kept == wanted || is_rounded(kept, wanted) => false,
-                _ => self.has_content_of(directory, listed, reader),
+                _ => self.has_content_of(directory, listed, archive),
             };
         }
         self
     }
 
-    fn has_content_of(&self, directory: &OwnedFd, listed: &EntryHandle, reader: &Reader) -> bool {
+    fn has_content_of(&self, directory: &OwnedFd, listed: &EntryHandle, archive: &dyn Archive) -> bool {
         let flags = OFlags::RDONLY | OFlags::NOFOLLOW | OFlags::NONBLOCK | OFlags::CLOEXEC;
-        let opened = rustix::fs::openat(directory, listed.entry().name.as_slice(), flags, Mode::empty());
+        let opened = rustix::fs::openat(directory, listed.entry().name, flags, Mode::empty());
         let Ok(file) = opened else { return false };
         if rustix::fs::fstat(&file).map(|stat| inode(&stat)) != Ok(self.inode) {
             return false;
         }
         let (mut file, mut buffer) = (File::from(file), vec![0; BUFFER]);
-        let compared = FileReader::new(listed.clone()).each(reader, |stretch| {
-            let length = stretch.map_or_else(|hole| hole, |bytes| bytes.len() as u64);
+        let Ok(content) = archive.content(listed) else { return false };
+        let compared = content.each(|data| {
+            let length = data.length();
             let mut at = 0;
             while at < length {
                 let some = BUFFER.min(usize::try_from(length - at).unwrap_or(BUFFER));
                 let found = buffer.get_mut(..some).unwrap_or_default();
                 file.read_exact(found)?;
-                let same = match stretch {
-                    Ok(bytes) => bytes.get(at as usize..).is_some_and(|rest| rest.starts_with(found)),
-                    Err(_) => found.iter().all(|byte| *byte == 0),
+                let same = match data {
+                    FileData::Bytes(bytes) => bytes.get(at as usize..).is_some_and(|rest| rest.starts_with(found)),
+                    FileData::Hole(_) => found.iter().all(|byte| *byte == 0),
                 };
                 if !same {
                     return Err(Differs);
@@ -105,8 +110,8 @@ impl ExistingEntry {
 /// Contents differ or cannot be compared.
 struct Differs;
 
-impl From<reader::Error> for Differs {
-    fn from(_: reader::Error) -> Self {
+impl From<archive::Error> for Differs {
+    fn from(_: archive::Error) -> Self {
         Differs
     }
 }

@@ -12,8 +12,8 @@ use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
 use super::RestoreJob;
 use super::metadata::{FORBIDDING, Inode, MetadataWriter};
 use super::output_directory::OutputDirectory;
-use crate::format::{Digest, Entry};
-use crate::reader::{FirstNames, LinkLookup, SpillTable, spill};
+use crate::archive::{EntryRef, FirstNames, LinkLookup, SpillTable, spill};
+use crate::format::Digest;
 
 /// The role of a name among the names of its file.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -90,7 +90,7 @@ impl HardLinks {
     }
 
     /// Schedules restrictive inode flags of a file, which are set after all its names exist.
-    pub(super) fn forbid_later(&self, path: &Path, entry: &Entry, inode: Inode) -> Result<(), spill::Error> {
+    pub(super) fn forbid_later(&self, path: &Path, entry: &EntryRef<'_>, inode: Inode) -> Result<(), spill::Error> {
         let flags = entry.inode_flags & FORBIDDING;
         if flags == 0 {
             return Ok(());
@@ -124,7 +124,7 @@ impl Files {
     fn assign(&mut self, job: &mut RestoreJob) -> Result<bool, spill::Error> {
         let entry = job.listed.entry();
         let Some(link) = entry.link else { return Ok(true) };
-        let file = entry.file_digest();
+        let file = job.listed.file_digest();
         if let Some((known, left)) = self.writing.get_mut(&link.id) {
             if *known == file {
                 return Ok(false);

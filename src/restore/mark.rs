@@ -1,7 +1,7 @@
 //! Marks of unfinished directories, which a restore has created or found empty.
 //!
 //! A directory without a mark belongs to the user and keeps its owner, mode and times. The mark contains the
-//! repository's id instead of the snapshot's, since `latest` may be a different snapshot when an interrupted restore is
+//! archive's id instead of the snapshot's, since `latest` may be a different snapshot when an interrupted restore is
 //! run again.
 //!
 //! The mark is a `trusted.*` attribute, which only root can set or forge. For other users it is a `user.*` attribute,
@@ -14,7 +14,6 @@ use rustix::fs::{AtFlags, FileType, Mode, OFlags, Stat, XattrFlags, fgetxattr, f
 use rustix::io::Errno;
 
 use super::temporary;
-use crate::format::id::RepositoryId;
 
 const TRUSTED: &str = "trusted.brackfs.unfinished";
 const USER: &str = "user.brackfs.unfinished";
@@ -45,7 +44,7 @@ impl Mark {
     }
 }
 
-/// Sets, finds and removes marks of one repository.
+/// Sets, finds and removes marks of one archive.
 #[derive(Debug)]
 pub(super) struct Marks {
     id: String,
@@ -54,9 +53,9 @@ pub(super) struct Marks {
 }
 
 impl Marks {
-    pub(super) fn new(repository: RepositoryId) -> Self {
+    /// Marks of the archive with this id.
+    pub(super) fn new(id: String) -> Self {
         let privileged = rustix::process::geteuid().is_root();
-        let id = repository.to_string();
         Marks { file: temporary::named(id.replace('-', "")), id, privileged }
     }
 

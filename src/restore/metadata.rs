@@ -16,8 +16,8 @@ use rustix::io::Errno;
 
 use super::refusals::{Property, Refusals};
 use super::{Options, mark};
+use crate::archive::{EntryHandle, EntryRef};
 use crate::format::{Entry, Kind, Timestamp};
-use crate::reader::EntryHandle;
 use crate::source::{Extended, Owners};
 
 /// Restrictive inode flags. They prevent further changes and links, so they are set last.
@@ -51,8 +51,8 @@ impl MetadataWriter {
 
     /// Whether set-id bits, capabilities or device number of an entry are not restored because the mount it was on
     /// ignored them. False for users other than root, who cannot restore them anyway.
-    pub(super) fn is_left_out(&self, entry: &Entry) -> bool {
-        self.privileged && !self.trust_set_id && entry.flags & Entry::UNPRIVILEGED != 0
+    pub(super) fn is_left_out(&self, entry: &EntryRef<'_>) -> bool {
+        self.privileged && !self.trust_set_id && entry.is_unprivileged()
     }
 
     /// Counts an entry for [`MetadataWriter::left_out`].
@@ -70,11 +70,11 @@ impl MetadataWriter {
         let (fd, entry) = (file.as_fd(), listed.entry());
         let mut steps = Steps::default();
         let owned = steps.record("set its owner", self.own(listed, |uid, gid| rustix::fs::fchown(fd, uid, gid)));
-        self.xattrs(entry, &mut steps, &Extended::names_of(fd), |attribute, value| match value {
+        self.xattrs(&entry, &mut steps, &Extended::names_of(fd), |attribute, value| match value {
             Some(value) => fsetxattr(fd, attribute, value, XattrFlags::empty()),
             None => fremovexattr(fd, attribute),
         });
-        let mode = self.mode(entry, owned.unwrap_or(false));
+        let mode = self.mode(&entry, owned.unwrap_or(false));
         steps.record("set its mode", self.allowed(Property::Mode, rustix::fs::fchmod(fd, mode)));
         steps.record("set its times", self.allowed(Property::Times, rustix::fs::futimens(fd, &times(entry.mtime))));
         steps.first
@@ -105,13 +105,13 @@ impl MetadataWriter {
         let owned = steps.record("set its owner", own);
         // The only attribute that a new entry inherits, from the default ACL of its directory.
         let inherited = if entry.kind == Kind::Symlink { vec![] } else { vec![ACL.to_vec()] };
-        self.xattrs(entry, &mut steps, &inherited, |attribute, value| match value {
+        self.xattrs(&entry, &mut steps, &inherited, |attribute, value| match value {
             Some(value) => setxattr(&path, attribute, value, XattrFlags::empty()),
             None => removexattr(&path, attribute),
         });
         // Symlinks have no mode.
         if entry.kind != Kind::Symlink {
-            let mode = self.mode(entry, owned.unwrap_or(false));
+            let mode = self.mode(&entry, owned.unwrap_or(false));
             let set = rustix::fs::chmodat(CWD, &path, mode, AtFlags::empty());
             steps.record("set its mode", self.allowed(Property::Mode, set));
         }
@@ -173,7 +173,7 @@ impl MetadataWriter {
     /// The mode of an entry. Set-id bits of files are restored only by root and only if the owner was set: with a
     /// different owner they would give a wrong user's rights. A uid in a snapshot may belong to another user on this
     /// machine.
-    fn mode(&self, entry: &Entry, owned: bool) -> Mode {
+    fn mode(&self, entry: &EntryRef<'_>, owned: bool) -> Mode {
         let trusted = self.privileged && owned && !self.is_left_out(entry);
         let keeps_set_id = trusted || entry.kind == Kind::Directory;
         let bits = if keeps_set_id { entry.mode } else { entry.mode & !Entry::SET_ID };
@@ -183,7 +183,7 @@ impl MetadataWriter {
     /// Sets the attributes of an entry, and removes others in `there`, which were inherited or existed before.
     fn xattrs(
         &self,
-        entry: &Entry,
+        entry: &EntryRef<'_>,
         steps: &mut Steps,
         there: &[Vec<u8>],
         change: impl Fn(&[u8], Option<&[u8]>) -> Result<(), Errno>,

@@ -44,10 +44,10 @@ use crossbeam_channel::bounded;
 
 pub use options::{Conflict, Options};
 
+use crate::archive::{self, Archive, EntryHandle, EntryRef, SnapshotDirectory, TreeWalk, WalkStep, first_names};
 use crate::failure::{Failure, FailureKind};
-use crate::format::{Entry, Kind};
+use crate::format::Kind;
 use crate::monitor::Monitor;
-use crate::reader::{self, EntryHandle, Reader, SnapshotDirectory, TreeWalk, WalkStep, first_names};
 use links::{HardLinks, LinkRole};
 use mark::Marks;
 use metadata::MetadataWriter;
@@ -78,7 +78,7 @@ pub struct Summary {
 pub enum Error {
     /// The snapshot cannot be read.
     #[error(transparent)]
-    Reader(#[from] reader::Error),
+    Archive(#[from] archive::Error),
     /// A pattern is not valid.
     #[error(transparent)]
     Pattern(#[from] crate::source::Error),
@@ -100,7 +100,7 @@ pub enum Error {
     },
     /// The table of hard links cannot be written to its temporary file.
     #[error(transparent)]
-    Names(#[from] reader::spill::Error),
+    Names(#[from] archive::spill::Error),
     /// An existing file differs from the snapshot.
     #[error(
         "cannot restore {path}: it exists already and differs; use --conflict to skip, overwrite or update existing files"
@@ -117,7 +117,7 @@ pub enum Error {
 impl Failure for Error {
     fn kind(&self) -> FailureKind {
         match self {
-            Error::Reader(error) => error.kind(),
+            Error::Archive(error) => error.kind(),
             Error::Pattern(error) => error.kind(),
             Error::Interrupted => FailureKind::Interrupted,
             Error::Destination { .. } | Error::Full { .. } | Error::Names(_) | Error::Conflict { .. } => {
@@ -130,7 +130,7 @@ impl Failure for Error {
 /// Restores the content of the directory `from`, or a single entry `from` of another kind, into the directory `to`,
 /// which is created if it is missing. A dry run only counts.
 pub fn restore(
-    reader: &Reader,
+    archive: &dyn Archive,
     from: &EntryHandle,
     to: &Path,
     options: &Options,
@@ -139,7 +139,7 @@ pub fn restore(
 ) -> Result<Summary, Error> {
     let chosen = PathFilter::of(options)?;
     let failed = |source| Error::Destination { path: to.to_owned(), source };
-    let marks = Marks::new(reader.repository().id());
+    let marks = Marks::new(archive.id());
     let top = if options.dry_run {
         OpenOutput::open_for_dry_run(to)
     } else {
@@ -149,7 +149,7 @@ pub fn restore(
     let top = top.map_err(failed)?;
     let wanted = from.directory().is_some() && chosen.is_everything();
     let run = Restorer {
-        reader,
+        archive,
         options,
         chosen,
         monitor,
@@ -178,7 +178,7 @@ pub fn restore(
         1 => monitor.note("an unfinished file of an interrupted restore was removed"),
         more => monitor.note(&format!("{more} unfinished files of an interrupted restore were removed")),
     }
-    if let Some(note) = reader::left_out(run.metadata.left_out()) {
+    if let Some(note) = archive::left_out(run.metadata.left_out()) {
         monitor.note(&note);
     }
     for refusal in run.metadata.refusals.take() {
@@ -224,7 +224,7 @@ impl RestoreCounters {
         }
     }
 
-    fn made(&self, entry: &Entry) {
+    fn made(&self, entry: &EntryRef<'_>) {
         match entry.kind {
             Kind::File => {
                 self.files.fetch_add(1, Ordering::Relaxed);
@@ -238,7 +238,7 @@ impl RestoreCounters {
 }
 
 struct Restorer<'a> {
-    reader: &'a Reader,
+    archive: &'a dyn Archive,
     options: &'a Options,
     chosen: PathFilter,
     monitor: &'a dyn Monitor,
@@ -281,7 +281,7 @@ impl Restorer<'_> {
             match self.walk(from, &top, &mut jobs) {
                 Ok(()) => jobs.flush(),
                 // Entries before the unreadable node are restored.
-                Err(error @ Error::Reader(_)) => jobs.flush().and(Err(error)),
+                Err(error @ Error::Archive(_)) => jobs.flush().and(Err(error)),
                 Err(error) => {
                     // Set the error before the queue is dropped: directories of discarded entries must stay marked.
                     self.failed().get_or_insert(error);
@@ -304,7 +304,7 @@ impl Restorer<'_> {
         let Some(directory) = from.directory() else {
             return self.visit_entry(from.clone(), None, (top, wanted), &mut path, jobs).map(drop);
         };
-        let mut walk = TreeWalk::new(self.reader, directory);
+        let mut walk = TreeWalk::new(self.archive, directory);
         let mut folders = vec![(top.clone(), wanted)];
         while let (Some(step), Some((into, wanted))) = (walk.step(), folders.last()) {
             match step {
@@ -346,12 +346,12 @@ impl Restorer<'_> {
             return Err(Error::Interrupted);
         }
         let entry = listed.entry();
-        path.push(OsStr::from_bytes(&entry.name));
+        path.push(OsStr::from_bytes(entry.name));
         let is_directory = entry.kind == Kind::Directory;
         let entered = match (self.chosen.choose(path, is_directory, wanted), above) {
             (None, _) => None,
             (Some(wanted), Some(above)) if is_directory => {
-                let folder = Arc::new(OutputDirectory::below(into, above.clone(), &entry.name, wanted));
+                let folder = Arc::new(OutputDirectory::below(into, *above, entry.name, wanted));
                 self.counts.directories.fetch_add(wanted.into(), Ordering::Relaxed);
                 (!wanted || self.make(&folder)?).then_some((folder, wanted))
             }
@@ -387,7 +387,7 @@ impl Restorer<'_> {
         if !self.make(&job.folder)? {
             return Ok(());
         }
-        job.had = job.folder.had(&job.listed.entry().name, &self.making());
+        job.had = job.folder.had(job.listed.entry().name, &self.making());
         jobs.add(job)
     }
 
@@ -410,8 +410,8 @@ impl Restorer<'_> {
     }
 
     fn making(&self) -> CreateContext<'_> {
-        let (reader, marks, replace) = (self.reader, &self.marks, self.replace());
-        CreateContext { reader, marks, replace, leftovers: &self.leftovers }
+        let (archive, marks, replace) = (self.archive, &self.marks, self.replace());
+        CreateContext { archive, marks, replace, leftovers: &self.leftovers }
     }
 
     /// Whether existing files are replaced.
@@ -422,7 +422,7 @@ impl Restorer<'_> {
     /// Counts an entry in a dry run. Returns whether its content would exist after a restore.
     fn would_write(&self, job: &RestoreJob) -> Result<bool, Error> {
         let entry = job.listed.entry();
-        let there = job.folder.find().and_then(|directory| existing::find(&directory, entry));
+        let there = job.folder.find().and_then(|directory| existing::find(&directory, &entry));
         match (there, self.options.conflict) {
             (Some(there), Conflict::Abort) if !there.same => {
                 return Err(Error::Conflict { path: self.to.join(&job.path) });
@@ -445,7 +445,7 @@ impl Restorer<'_> {
             LinkRole::Further(_) => {
                 self.counts.others.fetch_add(1, Ordering::Relaxed);
             }
-            LinkRole::First | LinkRole::Alone => self.counts.made(entry),
+            LinkRole::First | LinkRole::Alone => self.counts.made(&entry),
         }
         self.monitor.entry(&job.path, "would restore");
         Ok(true)
@@ -467,7 +467,7 @@ impl Restorer<'_> {
         let mut next = Some(folder).filter(|_| !over);
         while let Some(mut folder) = next.and_then(Arc::into_inner) {
             folder
-                .finish(self.reader, &self.metadata, &self.marks, self.replace(), |path, why| self.problem(path, why));
+                .finish(self.archive, &self.metadata, &self.marks, self.replace(), |path, why| self.problem(path, why));
             next = folder.above.take();
         }
     }
@@ -481,4 +481,32 @@ impl Restorer<'_> {
 /// Whether the disk or the quota is full.
 fn is_full(error: &io::Error) -> bool {
     matches!(error.kind(), io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::archive::memory::{MemoryArchive, MemoryEntry};
+    use crate::format::entry::HardLink;
+    use crate::monitor::Silent;
+
+    #[test]
+    fn an_archive_of_another_format_is_restored() {
+        let file = |name| MemoryEntry { link: Some(HardLink { id: 3, count: 2 }), ..MemoryEntry::file(name, b"text") };
+        let damaged = MemoryEntry { is_damaged: true, ..MemoryEntry::directory("lost", Vec::new()) };
+        let folder =
+            MemoryEntry::directory("folder", vec![file("first"), file("second"), MemoryEntry::file("third", b"")]);
+        let archive = MemoryArchive::new(vec![vec![folder, MemoryEntry::symlink("link", "folder"), damaged]]);
+        let name = archive.snapshots().unwrap().remove(0);
+        let to = tempfile::tempdir().unwrap();
+        let stop = AtomicBool::new(false);
+        let root = archive.open(&name).unwrap().root.clone();
+        let summary = restore(&archive, &root, to.path(), &Options::default(), &Silent, &stop).unwrap();
+        let Summary { files, directories, others, bytes, problems, .. } = summary;
+        assert_eq!((files, directories, others, bytes, problems), (2, 2, 2, 4, 1));
+        let number = |path| std::os::unix::fs::MetadataExt::ino(&std::fs::metadata(to.path().join(path)).unwrap());
+        assert_eq!(std::fs::read(to.path().join("link/second")).unwrap(), b"text");
+        assert_eq!(number("folder/first"), number("folder/second"));
+        assert_eq!(std::fs::metadata(to.path().join("folder/third")).unwrap().len(), 0);
+    }
 }

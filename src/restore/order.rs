@@ -49,8 +49,8 @@ impl<'j> JobQueue<'j> {
         if last.is_none_or(|last| !Arc::ptr_eq(&last.folder, &job.folder)) {
             self.folders += job.path.iter().count().saturating_sub(1 + shared).max(1);
         }
-        if last.is_none_or(|last| !last.listed.shares_node(&job.listed)) {
-            self.bytes += job.listed.node_bytes();
+        if last.is_none_or(|last| !last.listed.shares_list(&job.listed)) {
+            self.bytes += job.listed.list_bytes();
         }
         self.bytes += job.path.as_os_str().len();
         list.push(job);
@@ -63,7 +63,7 @@ impl<'j> JobQueue<'j> {
     pub(super) fn flush(&mut self) -> Result<(), Error> {
         (self.folders, self.bytes) = (0, 0);
         // The sort is stable: entries of the same block stay in tree order.
-        self.waiting.sort_by_cached_key(|job| job.listed.first_block());
+        self.waiting.sort_by_cached_key(|job| job.listed.content_position());
         self.waiting.drain(..).try_for_each(self.take)?;
         self.later.drain(..).try_for_each(|mut job| {
             self.links.assign_blocking(&mut job)?;

@@ -16,8 +16,7 @@ use super::mark::{Mark, Marks};
 use super::metadata::{FORBIDDING, Inode, MetadataWriter, inode};
 use super::open_output::{Clash, OpenOutput};
 use super::temporary;
-use crate::format::Entry;
-use crate::reader::{self, EntryHandle, Reader, SnapshotDirectory};
+use crate::archive::{self, Archive, EntryHandle, EntryRef, SnapshotDirectory};
 
 const DIRECTORY: OFlags = OFlags::RDONLY.union(OFlags::DIRECTORY).union(OFlags::CLOEXEC);
 
@@ -46,7 +45,7 @@ enum EntryLocation {
 
 /// The parameters for creating directories.
 pub(super) struct CreateContext<'m> {
-    pub(super) reader: &'m Reader,
+    pub(super) archive: &'m dyn Archive,
     pub(super) marks: &'m Marks,
     /// Whether to replace an existing file that is not a directory.
     pub(super) replace: bool,
@@ -116,10 +115,10 @@ impl OutputDirectory {
         }
     }
 
-    fn listed(&self, reader: &Reader) -> Result<Option<EntryHandle>, reader::Error> {
+    fn listed(&self, archive: &dyn Archive) -> Result<Option<EntryHandle>, archive::Error> {
         match &self.place {
             EntryLocation::Top(listed) => Ok(Some(listed.clone())),
-            EntryLocation::In(directory, name) => reader.lookup(directory, name),
+            EntryLocation::In(directory, name) => archive.lookup(directory, name),
         }
     }
 
@@ -146,38 +145,39 @@ impl OutputDirectory {
     /// Removes a temporary file of an interrupted restore, unless the snapshot has an entry of that name.
     fn sweep(&self, opened: &OpenOutput, name: &[u8], making: &CreateContext<'_>) {
         let is_mark = opened.mark == Some(Mark::File) && name == making.marks.file().as_bytes();
-        if !is_mark && !self.is_entry(name, making.reader) && temporary::remove(&opened.fd, name, making.marks.file()) {
+        if !is_mark && !self.is_entry(name, making.archive) && temporary::remove(&opened.fd, name, making.marks.file())
+        {
             making.leftovers.fetch_add(1, Ordering::Relaxed);
         }
     }
 
     /// Whether the directory in the snapshot has an entry of this name. True if it cannot be read.
-    fn is_entry(&self, name: &[u8], reader: &Reader) -> bool {
-        match self.directory(reader) {
-            Ok(Some(directory)) => reader.lookup(&directory, name).map_or(true, |found| found.is_some()),
+    fn is_entry(&self, name: &[u8], archive: &dyn Archive) -> bool {
+        match self.directory(archive) {
+            Ok(Some(directory)) => archive.lookup(&directory, name).map_or(true, |found| found.is_some()),
             Ok(None) => false,
             Err(_) => true,
         }
     }
 
     /// The corresponding directory in the snapshot.
-    fn directory(&self, reader: &Reader) -> Result<Option<SnapshotDirectory>, reader::Error> {
-        Ok(self.listed(reader)?.and_then(|listed| listed.directory()))
+    fn directory(&self, archive: &dyn Archive) -> Result<Option<SnapshotDirectory>, archive::Error> {
+        Ok(self.listed(archive)?.and_then(|listed| listed.directory()))
     }
 
     /// Whether an existing file `there` with the entry's name belongs to another entry of the snapshot. `had` is the
     /// result of [`OutputDirectory::had`].
-    pub(super) fn clash(&self, name: &[u8], had: bool, there: Inode, reader: &Reader) -> Option<Clash> {
+    pub(super) fn clash(&self, name: &[u8], had: bool, there: Inode, archive: &dyn Archive) -> Option<Clash> {
         self.opened()?.clash(name, had, there, |is_other| {
-            let Ok(Some(directory)) = self.directory(reader) else { return };
+            let Ok(Some(directory)) = self.directory(archive) else { return };
             let mut from = 0;
             // An unreadable part of the directory is not restored, so it cannot clash.
-            while let Ok(page) = reader.list(&directory, from)
+            while let Ok(page) = archive.list(&directory, from)
                 && !page.is_empty()
             {
                 for listed in page {
                     from += 1;
-                    if is_other(&listed.entry().name) {
+                    if is_other(listed.entry().name) {
                         return;
                     }
                 }
@@ -246,7 +246,7 @@ impl OutputDirectory {
                 other => return other,
             }
         }
-        if let Some(clash) = there.and_then(|there| above.clash(name, had, there, making.reader)) {
+        if let Some(clash) = there.and_then(|there| above.clash(name, had, there, making.archive)) {
             return Err(io::Error::other(format!("{clash}; its content is not restored")));
         }
         match OpenOutput::existing(fd, name, &self.path(), making.marks) {
@@ -290,11 +290,11 @@ impl OutputDirectory {
     }
 
     /// Schedules restrictive inode flags of a file, which are set after the directory is complete.
-    pub(super) fn forbid_later(&self, entry: &Entry, inode: Inode) {
+    pub(super) fn forbid_later(&self, entry: &EntryRef<'_>, inode: Inode) {
         let flags = entry.inode_flags & FORBIDDING;
         if flags != 0 {
             let mut forbidding = self.forbidding.lock().unwrap_or_else(PoisonError::into_inner);
-            forbidding.push((entry.name.clone(), inode, flags));
+            forbidding.push((entry.name.to_vec(), inode, flags));
         }
     }
 
@@ -302,7 +302,7 @@ impl OutputDirectory {
     /// keeps its metadata unless `replace` is set.
     pub(super) fn finish(
         &mut self,
-        reader: &Reader,
+        archive: &dyn Archive,
         metadata: &MetadataWriter,
         marks: &Marks,
         replace: bool,
@@ -326,7 +326,7 @@ impl OutputDirectory {
         // these marks are removed before the metadata is set.
         let (first, last) = if mark.goes_first() { (mark, Mark::None) } else { (Mark::None, mark) };
         let unmarked = unmark(first);
-        let described = match self.listed(reader) {
+        let described = match self.listed(archive) {
             Ok(Some(listed)) if listed.directory().is_some() => metadata.directory(fd, &listed, || unmark(last)),
             Ok(_) => unmark(last),
             Err(e) => Some(format!("cannot set owner, attributes, mode and times: {e}")),

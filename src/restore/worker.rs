@@ -6,7 +6,8 @@ use std::sync::atomic::Ordering;
 use super::links::LinkRole;
 use super::write::{self, Destination, EntryWriter, Linked, Written};
 use super::{Error, RestoreJob, Restorer, is_full};
-use crate::format::{Entry, Kind};
+use crate::archive::EntryRef;
+use crate::format::Kind;
 
 impl Restorer<'_> {
     /// Processes a job.
@@ -24,10 +25,10 @@ impl Restorer<'_> {
     /// Writes an entry. Returns whether its content exists under its name.
     fn write(&self, job: &RestoreJob) -> Result<bool, Error> {
         let Some(opened) = job.folder.opened() else { return Ok(false) };
-        let clash = |there| job.folder.clash(&job.listed.entry().name, job.had, there, self.reader);
+        let clash = |there| job.folder.clash(job.listed.entry().name, job.had, there, self.archive);
         let at = Destination { opened, clash: &clash };
-        let (reader, metadata, progress) = (self.reader, &self.metadata, self.monitor.progress());
-        let writing = EntryWriter { reader, conflict: self.options.conflict, metadata, progress, stop: self.stop };
+        let (archive, metadata, progress) = (self.archive, &self.metadata, self.monitor.progress());
+        let writing = EntryWriter { archive, conflict: self.options.conflict, metadata, progress, stop: self.stop };
         progress.at(&job.path);
         match &job.role {
             LinkRole::Further(first) => self.link(job, first, &at, &writing),
@@ -38,16 +39,16 @@ impl Restorer<'_> {
     fn write_new(&self, job: &RestoreJob, at: &Destination<'_>, writing: &EntryWriter<'_>) -> Result<bool, Error> {
         let entry = job.listed.entry();
         let forbid_later = |inode| match entry.link {
-            Some(_) => self.links.forbid_later(&job.path, entry, inode),
+            Some(_) => self.links.forbid_later(&job.path, &entry, inode),
             None => {
-                job.folder.forbid_later(entry, inode);
+                job.folder.forbid_later(&entry, inode);
                 Ok(())
             }
         };
         match writing.entry(&job.listed, at) {
             Ok(Written::Skipped(there)) => {
                 self.counts.skipped.fetch_add(1, Ordering::Relaxed);
-                self.passed(entry);
+                self.passed(&entry);
                 // An interrupted restore may have written it without its restrictive flags.
                 if there.same {
                     forbid_later(there.inode)?;
@@ -55,11 +56,11 @@ impl Restorer<'_> {
                 return Ok(there.same);
             }
             Ok(Written::Made { warning, inode }) => {
-                self.counts.made(entry);
+                self.counts.made(&entry);
                 if let Some(warning) = warning {
                     self.problem(&job.path, &warning);
                 }
-                if entry.flags & Entry::CHANGED != 0 {
+                if entry.is_changed() {
                     let path = self.to.join(&job.path);
                     self.monitor.note(&format!("{} changed while it was backed up", path.display()));
                 }
@@ -89,12 +90,12 @@ impl Restorer<'_> {
         match linked.and_then(|(folder, first)| writing.link((&folder, &first), at, &job.listed)) {
             Ok(Linked::Made) => {
                 self.counts.others.fetch_add(1, Ordering::Relaxed);
-                self.passed(entry);
+                self.passed(&entry);
                 Ok(true)
             }
             Ok(Linked::There) => {
                 self.counts.skipped.fetch_add(1, Ordering::Relaxed);
-                self.passed(entry);
+                self.passed(&entry);
                 Ok(true)
             }
             Err(write::Error::Io(e)) if !is_full(&e) => {
@@ -125,7 +126,7 @@ impl Restorer<'_> {
     }
 
     /// Advances the progress for a file that needed no writing.
-    fn passed(&self, entry: &Entry) {
+    fn passed(&self, entry: &EntryRef<'_>) {
         if entry.kind == Kind::File {
             self.monitor.progress().file();
             self.monitor.progress().bytes(entry.size);

@@ -18,10 +18,9 @@ use super::metadata::{FORBIDDING, Inode, MetadataWriter, inode};
 use super::open_output::{Clash, OpenOutput};
 use super::refusals::Property;
 use super::temporary;
-use crate::format::entry::Content;
+use crate::archive::{self, Archive, EntryHandle, FileData};
 use crate::format::{ContentHasher, Kind};
 use crate::monitor::Progress;
-use crate::reader::{self, EntryHandle, FileReader, Reader};
 
 /// The result of writing an entry.
 pub(super) enum Written {
@@ -47,7 +46,7 @@ pub(super) enum Linked {
 #[derive(Debug, thiserror::Error)]
 pub(super) enum Error {
     #[error("cannot restore it: {0}")]
-    Reader(#[from] reader::Error),
+    Archive(#[from] archive::Error),
     #[error("cannot write it: {}", describe_io(.0))]
     Io(#[from] io::Error),
     #[error("it exists already")]
@@ -77,7 +76,7 @@ impl From<Errno> for Error {
 
 /// Writes entries.
 pub(super) struct EntryWriter<'a> {
-    pub(super) reader: &'a Reader,
+    pub(super) archive: &'a dyn Archive,
     pub(super) conflict: Conflict,
     pub(super) metadata: &'a MetadataWriter,
     pub(super) progress: &'a Progress,
@@ -117,7 +116,7 @@ impl EntryWriter<'_> {
             (Some(_), Conflict::Update | Conflict::Overwrite) | (None, _) => {}
         }
         let is_device = matches!(entry.kind, Kind::CharDevice | Kind::BlockDevice);
-        let left_out = self.metadata.is_left_out(entry);
+        let left_out = self.metadata.is_left_out(&entry);
         if left_out {
             self.metadata.count_left_out();
         }
@@ -135,7 +134,7 @@ impl EntryWriter<'_> {
                 if let Some(there) = there {
                     at.opened.replaces(there.inode, inode);
                 }
-                draft.name(&entry.name, there.is_some())?;
+                draft.name(entry.name, there.is_some())?;
                 Ok(Written::Made { warning, inode })
             }
             Err(Error::Io(e))
@@ -162,13 +161,12 @@ impl EntryWriter<'_> {
     fn special<'d>(&self, listed: &EntryHandle, into: &'d OwnedFd) -> Result<(Draft<'d>, Option<String>), Error> {
         let entry = listed.entry();
         let private = Mode::RUSR | Mode::WUSR;
-        let draft = Draft::special(into, file_type(entry.kind), |name| match &entry.content {
-            Content::Target(target) => rustix::fs::symlinkat(target.as_slice(), into, name),
-            Content::Device(major, minor) => {
-                let device = rustix::fs::makedev(*major, *minor);
-                rustix::fs::mknodat(into, name, file_type(entry.kind), private, device)
+        let draft = Draft::special(into, file_type(entry.kind), |name| match entry.kind {
+            Kind::Symlink => rustix::fs::symlinkat(entry.target, into, name),
+            kind => {
+                let (major, minor) = entry.device;
+                rustix::fs::mknodat(into, name, file_type(kind), private, rustix::fs::makedev(major, minor))
             }
-            _ => rustix::fs::mknodat(into, name, file_type(entry.kind), private, 0),
         })?;
         let described = self.metadata.special(&draft.fd, listed);
         Ok((draft, described))
@@ -177,30 +175,31 @@ impl EntryWriter<'_> {
     /// Writes a file's content and preserves holes. Each chunk is verified before it is written. A wrong digest of the
     /// whole file is only a warning, since every chunk is what was stored.
     fn content(&self, listed: &EntryHandle, file: &mut File) -> Result<Option<String>, Error> {
-        let source = FileReader::new(listed.clone());
-        let mut hasher = ContentHasher::default();
-        source.each(self.reader, |stretch| {
+        let source = self.archive.content(listed)?;
+        let mut unverified = source.unverified_digest().map(|digest| (digest, ContentHasher::default()));
+        source.each(|data| {
             if self.stop.load(Ordering::Relaxed) {
                 return Err(Error::Stopped);
             }
-            match stretch {
-                Ok(bytes) => {
-                    hasher.data(bytes);
-                    file.write_all(bytes)?;
-                    self.progress.bytes(bytes.len() as u64);
+            if let Some((_, hasher)) = &mut unverified {
+                match data {
+                    FileData::Bytes(bytes) => hasher.data(bytes),
+                    FileData::Hole(hole) => hasher.hole(hole),
                 }
-                Err(hole) => {
-                    hasher.hole(hole);
-                    self.progress.bytes(hole);
+            }
+            match data {
+                FileData::Bytes(bytes) => file.write_all(bytes)?,
+                FileData::Hole(hole) => {
                     let hole = i64::try_from(hole).map_err(io::Error::other)?;
                     file.seek(SeekFrom::Current(hole))?;
                 }
             }
+            self.progress.bytes(data.length());
             Ok(())
         })?;
         // Extends the file by a hole at its end.
         file.set_len(source.size())?;
-        let right = source.digest().is_none_or(|digest| digest == hasher.finish());
+        let right = unverified.is_none_or(|(digest, hasher)| digest == hasher.finish());
         Ok((!right).then(|| "the digest of the whole file is wrong, although all its chunks are valid".to_owned()))
     }
 
@@ -214,11 +213,11 @@ impl EntryWriter<'_> {
         let entry = listed.entry();
         let into = &*at.opened.fd;
         let link = |name: &[u8]| rustix::fs::linkat(folder, first, into, name, AtFlags::empty());
-        match link(&entry.name) {
+        match link(entry.name) {
             Err(Errno::EXIST) => {}
             other => return Ok(other.map(|()| Linked::Made)?),
         }
-        let Some(there) = self.look(at, listed)? else { return Ok(link(&entry.name).map(|()| Linked::Made)?) };
+        let Some(there) = self.look(at, listed)? else { return Ok(link(entry.name).map(|()| Linked::Made)?) };
         let first_inode = || rustix::fs::statat(folder, first, AtFlags::SYMLINK_NOFOLLOW).map(|first| inode(&first));
         match self.conflict {
             Conflict::Skip => return Ok(Linked::There),
@@ -231,7 +230,7 @@ impl EntryWriter<'_> {
         let temporary = temporary::name();
         link(temporary.as_bytes())?;
         at.opened.replaces(there.inode, first_inode()?);
-        rustix::fs::renameat(into, &temporary, into, entry.name.as_slice()).inspect_err(|_| {
+        rustix::fs::renameat(into, &temporary, into, entry.name).inspect_err(|_| {
             // Best effort: the next restore removes leftovers.
             let _ = rustix::fs::unlinkat(into, &temporary, AtFlags::empty());
         })?;
@@ -240,12 +239,12 @@ impl EntryWriter<'_> {
 
     /// Finds the existing file with an entry's name, if any. Fails if it belongs to another entry.
     fn look(&self, at: &Destination<'_>, listed: &EntryHandle) -> Result<Option<ExistingEntry>, Error> {
-        let Some(there) = existing::find(&at.opened.fd, listed.entry()) else { return Ok(None) };
+        let Some(there) = existing::find(&at.opened.fd, &listed.entry()) else { return Ok(None) };
         if let Some(clash) = (at.clash)(there.inode) {
             return Err(Error::Clash(clash));
         }
         match self.conflict {
-            Conflict::Abort | Conflict::Update => Ok(Some(there.look_closer(&at.opened.fd, listed, self.reader))),
+            Conflict::Abort | Conflict::Update => Ok(Some(there.look_closer(&at.opened.fd, listed, self.archive))),
             Conflict::Skip | Conflict::Overwrite => Ok(Some(there)),
         }
     }

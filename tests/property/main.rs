@@ -24,6 +24,7 @@ use std::sync::atomic::{AtomicBool, AtomicI64, Ordering};
 use std::thread::{scope, sleep};
 use std::time::Duration;
 
+use brackfs::archive::Archive;
 use brackfs::backup::{self, Options, Reading, RunPolicy, Selection, Storing, Summary};
 use brackfs::catalog::Catalog;
 use brackfs::catalog::stats::ComparedFields;
@@ -32,7 +33,7 @@ use brackfs::format::name::SnapshotName;
 use brackfs::init::{Owner, init};
 use brackfs::inventory::{Inventory, host_access, host_key};
 use brackfs::monitor::{Monitor, Progress};
-use brackfs::reader::{EntryHandle, Reader};
+use brackfs::reader::Reader;
 use brackfs::repository::{Access, Repository};
 use brackfs::state::RepositoryState;
 use brackfs::{check, inventory, restore, session};
@@ -434,7 +435,7 @@ impl Play {
         let reader = self.reader();
         for (number, Taken { name, tree, .. }) in self.taken.iter().enumerate().filter(|(_, taken)| !taken.damaged) {
             let to = self.site.path().join(format!("restored-{number}"));
-            let root = EntryHandle::root(reader.snapshot(name).unwrap().0).unwrap();
+            let root = reader.open(name).unwrap().root.clone();
             let watch = Watch::new(NEVER);
             let options = restore::Options::default();
             let summary = restore::restore(&reader, &root, &to, &options, &watch, &AtomicBool::new(false)).unwrap();

@@ -6,12 +6,11 @@ use std::fs;
 use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
 
+use brackfs::archive::{Archive, EntryHandle, Error, FileData};
 use brackfs::format;
-use brackfs::format::Content;
 use brackfs::format::name::SnapshotName;
-use brackfs::reader::{EntryHandle, Error, FileReader, Reader};
+use brackfs::reader::Reader;
 
 use crate::common::{self, Entry, Kind};
 
@@ -99,10 +98,9 @@ pub fn assert_holes(tree: &Tree, restored: &Path) {
 
 /// The tree of a snapshot, as the reader shows it.
 pub fn of_snapshot(reader: &Reader, name: &SnapshotName) -> Tree {
-    let (snapshot, _) = reader.snapshot(name).unwrap();
-    let root = EntryHandle::root(snapshot.clone()).unwrap();
+    let snapshot = reader.open(name).unwrap();
     let mut shown = Shown { reader, tree: Tree::new(), names: BTreeMap::new(), rank: 0 };
-    shown.visit(&root, PathBuf::new());
+    shown.visit(&snapshot.root, PathBuf::new());
     let Shown { mut tree, names, .. } = shown;
     for names in names.into_values().filter(|names| names.len() > 1) {
         let first = names.iter().min().cloned();
@@ -114,9 +112,9 @@ pub fn of_snapshot(reader: &Reader, name: &SnapshotName) -> Tree {
     let few = tree.len() / 100 + 1;
     for path in tree.keys().step_by(few) {
         let by_path = reader.at_path(&snapshot, path.as_os_str().as_bytes()).unwrap();
-        let by_rank = reader.at_rank(&Arc::clone(&snapshot), by_path.rank).unwrap();
+        let by_rank = reader.at_rank(&snapshot, by_path.rank).unwrap();
         assert_eq!(by_path.entry(), by_rank.entry());
-        assert_eq!(OsStr::from_bytes(&by_path.entry().name), path.file_name().unwrap_or_default());
+        assert_eq!(OsStr::from_bytes(by_path.entry().name), path.file_name().unwrap_or_default());
     }
     tree
 }
@@ -134,7 +132,7 @@ impl Shown<'_> {
         assert_eq!(listed.rank, self.rank, "the rank of {}", path.display());
         self.rank += 1;
         let entry = listed.entry();
-        assert_eq!(entry.flags & format::Entry::CHANGED, 0, "{} did not change", path.display());
+        assert!(!entry.is_changed(), "{} did not change", path.display());
         if let Some(link) = entry.link {
             self.names.entry(link.id).or_default().push(path.clone());
         }
@@ -149,10 +147,7 @@ impl Shown<'_> {
             mtime: i128::from(entry.mtime.seconds) * 1_000_000_000 + i128::from(entry.mtime.nanos),
             size: entry.size,
             content: (kind == Kind::File).then(|| self.content(listed)),
-            target: match &entry.content {
-                Content::Target(target) => Some(PathBuf::from(OsStr::from_bytes(target))),
-                _ => None,
-            },
+            target: (kind == Kind::Symlink).then(|| PathBuf::from(OsStr::from_bytes(entry.target))),
             first_name: None,
             rdev: 0,
             xattrs: xattrs.collect(),
@@ -167,7 +162,7 @@ impl Shown<'_> {
                 }
                 for below in page {
                     from += 1;
-                    let path = path.join(OsStr::from_bytes(&below.entry().name));
+                    let path = path.join(OsStr::from_bytes(below.entry().name));
                     self.visit(&below, path);
                 }
             }
@@ -176,19 +171,19 @@ impl Shown<'_> {
 
     /// Read from end to end, and a part of it from the middle.
     fn content(&self, listed: &EntryHandle) -> blake3::Hash {
-        let file = FileReader::new(listed.clone());
+        let file = self.reader.content(listed).unwrap();
         let mut bytes = Vec::new();
-        let read = file.each(self.reader, |stretch| {
-            match stretch {
-                Ok(data) => bytes.extend_from_slice(data),
-                Err(hole) => bytes.resize(bytes.len() + hole as usize, 0),
+        let read = file.each(|data| {
+            match data {
+                FileData::Bytes(data) => bytes.extend_from_slice(data),
+                FileData::Hole(hole) => bytes.resize(bytes.len() + hole as usize, 0),
             }
             Ok::<_, Error>(())
         });
         read.unwrap();
         assert_eq!(bytes.len() as u64, file.size());
         let from = bytes.len() / 3;
-        let part = file.read(self.reader, from as u64, bytes.len() / 2, <[u8]>::to_vec).unwrap();
+        let part = file.read(from as u64, bytes.len() / 2, <[u8]>::to_vec).unwrap();
         assert!(part == bytes[from..from + bytes.len() / 2], "another content when read from the middle");
         blake3::hash(&bytes)
     }

@@ -24,7 +24,7 @@ pub enum LinkLookup {
 
 impl FirstNames {
     /// Looks up a name of a hard-linked file. `file` is the digest of everything its names share,
-    /// [`Entry::file_digest`](crate::format::Entry::file_digest).
+    /// [`EntryHandle::file_digest`](super::EntryHandle::file_digest).
     pub fn find(&mut self, link: HardLink, file: Digest) -> Result<LinkLookup, Error> {
         let Some(value) = self.0.take(link.id)? else { return Ok(LinkLookup::Nothing) };
         let Some((known, left, path)) = decode(&value) else { return Ok(LinkLookup::Nothing) };

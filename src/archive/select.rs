@@ -2,17 +2,13 @@
 
 use std::sync::Arc;
 
-use super::{Error, Reader, when};
-use crate::crypt::Opener;
+use super::{Archive, Error, OpenSnapshot, when};
 use crate::failure::Failure;
 use crate::format::id::SourceId;
 use crate::format::name::SnapshotName;
-use crate::format::snapshot::Snapshot;
 
 /// The name of the newest snapshot.
 const LATEST: &str = "latest";
-/// Maximum number of snapshots tried with a key that opens none of them, if each try calls gpg.
-const SLOW_TRIES: usize = 64;
 
 /// A snapshot as the user names it, and a path in it: `SNAP[:PATH]`.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -62,7 +58,7 @@ impl Selector {
     }
 }
 
-impl Reader {
+impl dyn Archive + '_ {
     /// Returns the selected snapshot: the newest that matches `latest` or a time, or the only one with this id prefix.
     ///
     /// Object names are not authenticated, so only snapshots that verify are candidates. Calls `passed_over` for each
@@ -71,7 +67,7 @@ impl Reader {
         &self,
         selector: &Selector,
         passed_over: &mut dyn FnMut(&SnapshotName, &Error),
-    ) -> Result<Arc<Snapshot>, Error> {
+    ) -> Result<Arc<OpenSnapshot>, Error> {
         let wanted = match &selector.source {
             Some(source) => Some(self.source_called(source)?),
             None => None,
@@ -86,8 +82,8 @@ impl Reader {
         let (candidates, unique) = if with_id.is_empty() { (others, false) } else { (with_id, true) };
         let (mut found, mut failed) = (Vec::new(), Vec::new());
         for name in candidates.into_iter().rev() {
-            match self.snapshot(name) {
-                Ok((snapshot, _)) => found.push(snapshot),
+            match self.open(name) {
+                Ok(snapshot) => found.push(snapshot),
                 Err(error) => failed.push((name, error)),
             }
             let closed = failed.iter().filter(|(_, error)| error.is_key_problem()).count();
@@ -114,11 +110,6 @@ impl Reader {
             ("latest", false) => format!("there is no snapshot{source}"),
             (other, false) => format!("no snapshot{source} has an id or time that begins with {other}"),
         }))
-    }
-
-    /// Whether to give up on a key that failed to open `closed` snapshots and opened none. `false` if tries are cheap.
-    pub fn is_hopeless(&self, closed: usize) -> bool {
-        closed >= SLOW_TRIES && self.access().opener().is_some_and(Opener::is_slow)
     }
 
     fn source_called(&self, name: &str) -> Result<Vec<SourceId>, Error> {

@@ -11,14 +11,14 @@ const BUFFER: usize = 256 << 10;
 
 static ZEROS: [u8; 64 << 10] = [0; 64 << 10];
 
-pub(super) struct Archive<W: Write> {
+pub(super) struct TarOutput<W: Write> {
     to: BufWriter<W>,
     written: u64,
 }
 
-impl<W: Write> Archive<W> {
+impl<W: Write> TarOutput<W> {
     pub(super) fn new(to: W) -> Self {
-        Archive { to: BufWriter::with_capacity(BUFFER, to), written: 0 }
+        TarOutput { to: BufWriter::with_capacity(BUFFER, to), written: 0 }
     }
 
     /// The number of bytes written.
@@ -62,7 +62,7 @@ mod tests {
     fn an_archive_ends_with_two_zero_blocks_and_a_whole_record() {
         for (bytes, expected) in [(0, RECORD), (1, RECORD), (9 * 1024, RECORD), (9 * 1024 + 1, 2 * RECORD)] {
             let mut out = Vec::new();
-            let mut archive = Archive::new(&mut out);
+            let mut archive = TarOutput::new(&mut out);
             archive.write(&vec![1; bytes]).and_then(|()| archive.pad()).and_then(|()| archive.finish()).unwrap();
             drop(archive);
             assert_eq!(out.len() as u64, expected, "{bytes}");

@@ -3,15 +3,14 @@
 //! The walk is not recursive, and of the directories above the current one it keeps only the position (and the listings
 //! of the nearest [`KEPT`]). So a hostile tree can increase its memory only by its depth, never the stack.
 
-use super::tree::Page;
-use super::{EntryHandle, Error, Reader, SnapshotDirectory};
+use super::{Archive, EntryHandle, Error, Page, SnapshotDirectory};
 
 /// Levels whose listings are kept while the walk is below them. Levels further up are listed again on return.
 const KEPT: usize = 8;
 
 /// A depth-first walk. The caller decides which directories to enter.
-pub struct TreeWalk<'r> {
-    reader: &'r Reader,
+pub struct TreeWalk<'a> {
+    archive: &'a dyn Archive,
     levels: Vec<WalkLevel>,
 }
 
@@ -33,10 +32,10 @@ pub enum WalkStep {
     Leave,
 }
 
-impl<'r> TreeWalk<'r> {
+impl<'a> TreeWalk<'a> {
     /// Starts a walk in `top`.
-    pub fn new(reader: &'r Reader, top: SnapshotDirectory) -> Self {
-        let mut walk = TreeWalk { reader, levels: Vec::new() };
+    pub fn new(archive: &'a dyn Archive, top: SnapshotDirectory) -> Self {
+        let mut walk = TreeWalk { archive, levels: Vec::new() };
         walk.enter(top);
         walk
     }
@@ -71,7 +70,7 @@ impl<'r> TreeWalk<'r> {
                 self.levels.pop();
                 return Some(WalkStep::Leave);
             }
-            match self.reader.list(&level.directory, level.next) {
+            match self.archive.list(&level.directory, level.next) {
                 Ok(page) => {
                     level.over = page.is_empty();
                     level.ready = page;
