@@ -35,7 +35,7 @@ const LARGER_CIRCLES: [(&str, usize); 9] = [
     ("catalog", 10),
     ("crypt", 12),
     ("format", 6),
-    ("inventory", 11),
+    ("inventory", 9),
     ("reader", 7),
     ("repository", 4),
     ("restore", 9),
