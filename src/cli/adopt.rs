@@ -47,7 +47,7 @@ Examples:
 pub(super) struct Args {
     #[command(flatten)]
     reader: ReaderArgs,
-    /// Wait up to DURATION for another run that writes to the repository; then exit with 11
+    /// If another run is writing to the repository, wait up to DURATION, then exit with 11
     ///
     /// DURATION is a number with ms, s, m or h, such as 90s, 10m or 1h30m.
     #[arg(long, value_name = "DURATION", default_value = "0s", value_parser = parse_duration)]

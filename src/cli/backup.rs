@@ -25,20 +25,21 @@ use crate::repository::Repository;
 /// Back up files
 ///
 /// Makes a snapshot of a source. No secret key is needed: data is encrypted to the recipients that were given to init, and
-/// signed with this machine's host key. Only the machine that made the repository can write to it; see brackfs-adopt(1).
+/// signed with this machine's host key. Only the machine that made the repository can write to it, until brackfs-adopt(1)
+/// makes another machine the writer.
 ///
 /// Files whose size, times and inode number are unchanged since the last backup are not opened, and data that the repository
-/// already has is not stored again, even under another name. A run can be killed at any moment, and the power can fail: older
-/// snapshots stay intact, no incomplete snapshot appears, the next run reuses all data that was stored up to the last commit
+/// already has is not stored again, even under another name. If a run is killed or the power fails, older snapshots stay
+/// intact and no incomplete snapshot appears. The next run reuses all data that was stored up to the last commit
 /// (--commit-interval), and removes leftovers.
 ///
 /// If a file can't be read, vanishes, or keeps changing while it is read, the backup reports it, continues, and exits with
-/// code 3. It also does so if the source or one of several PATHs was not empty in the last backup and is now empty or
-/// entirely excluded, or if a file system that was mounted there is gone.
+/// code 3. It does the same if the source, or one of several PATHs, was not empty in the last backup and is now empty or
+/// entirely excluded, or if it had a file system mounted on it that is now gone.
 ///
-/// At most 384 KiB of extended attributes are stored for each file. If a file has more, or more than the 64 KiB of attribute
-/// names that Linux lists, it is reported. A directory whose names take more than 1 GiB, or that is more than 10,000 levels
-/// deep, is reported and stored as empty.
+/// At most 384 KiB of extended attributes are stored for each file. A file with more, or with more than the 64 KiB of
+/// attribute names that Linux can list, is reported. A directory whose names take more than 1 GiB, or that is more than
+/// 10,000 levels deep, is reported and stored as empty.
 ///
 /// A path that does not answer for 30 seconds is reported. SIGINT, SIGTERM or SIGHUP ends the backup within a few seconds
 /// with exit code 130; the data stored so far is kept.
@@ -49,11 +50,11 @@ use crate::repository::Repository;
 /// back up a snapshot of the file system, or a dump made by the database.
 ///
 /// This machine's catalog lists the content of the repository. If the catalog is lost or damaged, it is rebuilt. If the
-/// repository or this machine's state was reset to an older copy, the two are compared first. Both are reported on standard
-/// error. Data that the repository has lost is stored again if it is still at the source. If another machine has become the
-/// writer, the backup fails; see brackfs-adopt(1).
+/// repository or this machine's state was reset to an older copy, the catalog and the repository are compared first. A
+/// rebuild and a comparison are reported on standard error. Data that the repository has lost is stored again if it is still
+/// at the source. If another machine has become the writer, the backup fails; see brackfs-adopt(1).
 ///
-/// The repository, brackfs's state directory and its mounts are always left out, except for a mount that is named as PATH.
+/// The repository, brackfs's state directory and its mounts are always left out, except for a mount that is given as PATH.
 ///
 /// On a terminal, a line shows the progress; ~ marks estimates based on the source's last snapshot. On SIGUSR1 (kill -USR1),
 /// the progress is printed to standard error, with or without a terminal. With -v, new and changed files and new directories
@@ -68,22 +69,22 @@ Examples:
   find /srv -name '*.conf' -print0 | brackfs backup --files-from - --repo /backup
   pg_dump shop | brackfs backup --stdin-filename shop.sql --repo /backup
 
-A pipe does not show whether the program that writes to it succeeded: the snapshot holds the bytes that \
-arrived, possibly none. Begin such a script with `set -o pipefail`, or check the exit code of that program, \
+brackfs can't tell whether the program at the other end of a pipe succeeded: the snapshot holds the bytes that \
+arrived, possibly none. Begin a script that uses a pipe with `set -o pipefail`, or check the exit code of that program, \
 and do not rely on the snapshot if it failed.
 
 Patterns are written as in .gitignore. A pattern with a / at the start or in the middle is relative to the \
 snapshot's root; others match at any depth. A / at the end matches only directories. The last matching pattern \
-decides. A pattern with ! in front includes matches again, but nothing inside an excluded directory.
+decides. A pattern with ! in front includes its matches again, but nothing inside an excluded directory.
 
 In a crontab:
   17 * * * *  brackfs backup /home --repo /backup")]
 pub(super) struct Args {
     /// Back up these files and directories
     ///
-    /// With one directory, it becomes the root of the snapshot; with several paths the root is /. A PATH that is a symbolic
-    /// link is stored as a link; with a slash at its end, the directory that it points to is backed up. Both cases are
-    /// reported on standard error.
+    /// If PATH is a single directory, it becomes the root of the snapshot; with several paths, the root is /. A PATH that is
+    /// a symbolic link is stored as a link; if it ends with a slash, the directory that it points to is backed up. Both
+    /// cases are reported on standard error.
     #[arg(required_unless_present_any = ["files_from", "stdin_filename"], value_name = "PATH")]
     paths: Vec<PathBuf>,
     /// Also back up the paths listed in FILE, one per line or NUL-terminated; - is standard input (repeatable)
@@ -102,15 +103,16 @@ pub(super) struct Args {
     repository: RepositoryArg,
     /// Set the name of the source [default: the last component of the path]
     ///
-    /// The default is the name of --stdin-filename for standard input, and root for /, for several paths and for lists.
+    /// For standard input, the default is the name given with --stdin-filename. For /, several paths or --files-from, it is
+    /// root.
     #[arg(long, value_name = "NAME")]
     source: Option<String>,
     /// Exclude paths that match GLOB, as in a .gitignore at the snapshot's root (repeatable)
     ///
-    /// A GLOB without a slash matches names at any depth ('*.o'); one with a slash matches paths from the snapshot's root
-    /// ('/tmp', 'cache/*.db'). A slash at the end matches only directories, ** matches any number of directories, and a
-    /// leading ! undoes earlier exclusions. Excluded paths are not accessed, so a mount that does not answer can be
-    /// excluded.
+    /// A GLOB without a slash matches names at any depth ('*.o'); one with a slash at the start or in the middle matches
+    /// paths from the snapshot's root ('/tmp', 'cache/*.db'). A GLOB with a slash at the end matches only directories, **
+    /// matches any number of directories, and a leading ! undoes earlier exclusions. Excluded paths are not accessed, so a
+    /// mount that does not answer can be excluded.
     #[arg(short, long, value_name = "GLOB")]
     exclude: Vec<String>,
     /// Exclude paths that match a line of FILE, written like a .gitignore (repeatable)
@@ -134,17 +136,17 @@ pub(super) struct Args {
     exclude_nodump: bool,
     /// Do not enter other file systems; store their mount points as empty directories
     ///
-    /// With several paths, each path has its own file system. The mounts are not accessed, so they need not answer. A btrfs
-    /// subvolume that is not a mount of its own belongs to its file system and is backed up; use --exclude for snapshots
-    /// inside the file system.
+    /// With several paths, each path has its own file system. The mounts are not accessed, so a mount that does not answer
+    /// is not a problem. A btrfs subvolume that is not a mount of its own belongs to its file system and is backed up; use
+    /// --exclude for snapshots inside the file system.
     #[arg(short = 'x', long)]
     one_file_system: bool,
     /// Add this tag to the snapshot (repeatable)
     #[arg(long, value_name = "T", value_parser = parse_tag)]
     tag: Vec<String>,
-    /// Set the average chunk size, at least 16KiB; above 1MiB, files are split at fixed offsets
+    /// Set the average chunk size, at least 16KiB; above 1MiB, files are split every 1MiB
     ///
-    /// Smaller chunks deduplicate better and need more space in the catalog. After a change of the size, files that are read
+    /// Smaller chunks deduplicate better and need more space in the catalog. After the size is changed, files that are read
     /// again are stored again.
     #[arg(long, value_name = "SIZE", default_value = "512KiB", value_parser = parse_size)]
     chunk_size: u64,
@@ -153,7 +155,7 @@ pub(super) struct Args {
     merge_files_under: u64,
     /// Use less memory: one worker, and chunks wait in unnamed temporary files
     ///
-    /// The files take 32 MiB in $TMPDIR, or else in /var/tmp. A backup takes about a fifth longer.
+    /// The files take 32 MiB in $TMPDIR (default: /var/tmp). A backup takes about a fifth longer.
     #[arg(long)]
     low_memory: bool,
     /// Set the zstd compression level, from 1 (fast) to 19 (small)
@@ -190,21 +192,21 @@ pub(super) struct Args {
     retries: u32,
     /// Wait up to DURATION in total for files that changed just before they were read
     ///
-    /// A second change within one tick of the file system's clock does not alter a file's times. So a file that changed within
-    /// the last tick is read after the other files, once the tick is over. A file that changes all the time, such as a busy
-    /// log, is stored anyway, and the next backup reads it again in any case.
+    /// If a file changes twice within one tick of the file system's clock, its times do not show the second change. So a
+    /// file that changed within the last tick is read after the other files, once the tick is over. A file that changes all
+    /// the time, such as a busy log, is stored anyway, and the next backup reads it again in any case.
     #[arg(long, value_name = "DURATION", default_value = "5s", value_parser = parse_duration)]
     settle_max: Duration,
-    /// Wait up to DURATION for another run that writes to the repository; then exit with 11
+    /// If another run is writing to the repository, wait up to DURATION, then exit with 11
     ///
     /// DURATION is a number with ms, s, m or h, such as 90s, 10m or 1h30m.
     #[arg(long, value_name = "DURATION", default_value = "0s", value_parser = parse_duration)]
     wait_lock: Duration,
     /// Read and verify up to SIZE of packs that were not checked for a month; 0 disables this
     ///
-    /// Each run checks at most 16 packs that were stored or last checked 30 to 60 days ago: that they exist, have the right
-    /// length and, as far as SIZE allows, the right content. Lost packs are reported, data still at the source is stored
-    /// again by the same run, and the exit code is 3.
+    /// Each run takes at most 16 packs that were stored or last checked 30 to 60 days ago. It checks that they exist, have
+    /// the right length and, as far as SIZE allows, the right content. If a pack is lost, the run reports it, stores its
+    /// data again if it is still at the source, and exits with code 3.
     #[arg(long, value_name = "SIZE", default_value = "32MiB", value_parser = parse_size)]
     recheck: u64,
     /// Store nothing; report what is new or changed, and list it with -v
@@ -216,20 +218,21 @@ pub(super) struct Args {
     dry_run: bool,
     /// Print the result, problems and progress as JSON, one object per line
     ///
-    /// The result is the last line on standard output. It has message_type summary, and dry_run, snapshot_id and time (null if
-    /// no snapshot was made), source, files_new, files_changed, files_unmodified, files_read, files, directories, others,
-    /// bytes, bytes_read, bytes_added (new data before compression), data_packs, data_bytes, tree_packs, tree_bytes,
-    /// stored_bytes, problems, seconds. In a dry run, files_read and bytes_read count the files that a backup would read.
+    /// The result is the last line on standard output. It has message_type summary and the fields dry_run, snapshot_id and
+    /// time (both null if no snapshot was made), source, files_new, files_changed, files_unmodified, files_read, files,
+    /// directories, others, bytes, bytes_read, bytes_added (new data before compression), data_packs, data_bytes,
+    /// tree_packs, tree_bytes, stored_bytes, problems, seconds. In a dry run, files_read and bytes_read count the files that
+    /// a backup would read.
     ///
     /// Problems are written to standard error, with message_type error, path and message.
     ///
-    /// Once a second, progress is written to standard output, with message_type status, and percent_done (from 0 to 1),
-    /// files_done, total_files, bytes_done, total_bytes, total_estimated (whether the totals are those of the last
-    /// snapshot), bytes_read, stored_bytes, seconds_elapsed, seconds_remaining, path. Unknown values are null. On SIGUSR1,
-    /// such an object is written to standard error.
+    /// Once a second, progress is written to standard output, with message_type status and the fields percent_done (from 0
+    /// to 1), files_done, total_files, bytes_done, total_bytes, total_estimated (whether the totals are those of the last
+    /// snapshot), bytes_read, stored_bytes, seconds_elapsed, seconds_remaining, path. Unknown values are null. On SIGUSR1, a
+    /// status object is written to standard error.
     ///
-    /// With -v, entries are written to standard output, with message_type verbose_status, action (new or changed) and item (a
-    /// path).
+    /// With -v, entries are written to standard output, with message_type verbose_status, action (new or changed) and item
+    /// (the path).
     #[arg(long)]
     json: bool,
 }

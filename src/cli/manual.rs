@@ -104,7 +104,7 @@ pub fn exit_codes(command: &Command) -> Vec<(String, String)> {
         ("2", "Wrong usage.", true),
         (
             "3",
-            "Done, but some source files could not be read consistently, a source is empty that was not empty before, or packs of the repository are lost; all were reported.",
+            "Done, but some source files could not be read consistently, a source that was not empty before is empty, or packs of the repository are lost; all were reported.",
             root || is(command, &["backup"]),
         ),
         ("10", "The repository does not exist.", root || has(command, "repo")),
@@ -152,7 +152,7 @@ pub fn environment(command: &Command, commands: &[Command]) -> Vec<(String, Stri
         ("GNUPGHOME", "The directory of gpg, if gpg has the secret key.", root || has(command, "key")),
         (
             "TMPDIR",
-            "The directory of unnamed temporary files, instead of /var/tmp, or of /tmp if that does not exist.",
+            "The directory of unnamed temporary files. The default is /var/tmp, or /tmp if /var/tmp does not exist.",
             root || is(command, &["backup"]),
         ),
         (

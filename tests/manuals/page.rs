@@ -133,11 +133,12 @@ fn after(command: &Command) -> String {
     command.get_after_long_help().or_else(|| command.get_after_help()).map(ToString::to_string).unwrap_or_default()
 }
 
-/// The text after `Examples:`: indented lines are blocks of code, other lines are text between them. Exit codes have
-/// their own section.
+/// The text after `Examples:`: indented lines are blocks of code, other lines are text between them, and a blank line
+/// ends a paragraph. Exit codes have their own section.
 fn examples_section(text: String) -> String {
     let mut out = String::new();
     let mut apart = false;
+    let mut paragraph = false;
     for line in text.lines().take_while(|line| !line.starts_with("Exit codes:")) {
         let now = line.starts_with(' ') || apart && line.is_empty();
         match (apart, now) {
@@ -146,6 +147,10 @@ fn examples_section(text: String) -> String {
             (true, false) => out.push_str(".EE\n.RE\n.PP\n"),
             _ => {}
         }
+        if paragraph && !now && !line.is_empty() {
+            out.push_str(".PP\n");
+        }
+        paragraph = !now && line.is_empty();
         apart = now;
         match line {
             "Examples:" | "" if !now => {}
