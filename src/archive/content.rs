@@ -2,7 +2,7 @@
 
 use std::ops::ControlFlow;
 
-use super::Error;
+use super::error::Error;
 use crate::format::Digest;
 
 /// The content of a file. Every byte is verified before it is returned. Threads share it.

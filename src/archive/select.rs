@@ -2,7 +2,9 @@
 
 use std::sync::Arc;
 
-use super::{Archive, Error, OpenSnapshot, when};
+use super::error::Error;
+use super::snapshots::{Archive, OpenSnapshot};
+use super::when;
 use crate::failure::Failure;
 use crate::format::id::SourceId;
 use crate::format::name::SnapshotName;

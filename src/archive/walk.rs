@@ -3,7 +3,9 @@
 //! The walk is not recursive, and of the directories above the current one it keeps only the position (and the listings
 //! of the nearest [`KEPT`]). So a hostile tree can increase its memory only by its depth, never the stack.
 
-use super::{Archive, EntryHandle, Error, Page, SnapshotDirectory};
+use super::entry::{EntryHandle, Page, SnapshotDirectory};
+use super::error::Error;
+use super::snapshots::Archive;
 
 /// Levels whose listings are kept while the walk is below them. Levels further up are listed again on return.
 const KEPT: usize = 8;
