@@ -85,7 +85,7 @@ fn a_file_with_several_names_is_read_once() {
         .filter(|line| line.contains("/source/"))
         .filter_map(|line| line.rsplit("= ").next()?.parse::<u64>().ok())
         .sum();
-    // Calls that others interrupt stand in the log in two parts, of which one has the path and the other the length.
+    // Interrupted calls are in the log in two parts: one has the path, the other the length.
     assert!((MIB..50 * MIB).contains(&(read as usize)), "{read} bytes were read");
     let mounted = site.mount(&[]);
     assert_eq!(tree(&mounted.latest()), tree(&site.source()));
@@ -136,7 +136,7 @@ fn files_of_a_renamed_directory_are_not_read_again() {
 fn moved_directories_are_recognized() {
     let files = ["a/1", "a/deep/2", "b/3", "b/deep/4", "c/5", "d/6"];
     let site = ready(&files.map(|name| (name, name)));
-    // An empty one more makes the root's own segment change without a file.
+    // Another empty directory changes the root's own segment without a file.
     fs::create_dir(site.source().join("empty")).unwrap();
     backup(&site, &[]);
     let moves: [(&str, &[(&str, &str)]); 5] = [
@@ -162,7 +162,7 @@ fn moved_directories_are_recognized() {
     }
 }
 
-/// The old name is taken again at once, so both must be told apart by more than their names.
+/// Another directory gets the old name at once, so names alone cannot distinguish them.
 #[test]
 fn a_moved_directory_is_recognized_if_another_has_its_old_name() {
     let site = ready(&[("a/1", "one"), ("a/deep/2", "two"), ("z", "last")]);
@@ -180,7 +180,7 @@ fn a_moved_directory_is_recognized_if_another_has_its_old_name() {
     assert_eq!(tree(&restored(&site, "again")), tree(&site.source()));
 }
 
-/// A bind mount, as long as it lives.
+/// A bind mount; unmounted when dropped.
 struct Bound(PathBuf);
 
 impl Bound {
@@ -196,7 +196,7 @@ impl Drop for Bound {
     }
 }
 
-/// A bind mount shows a directory twice: neither place may take it from the other, run after run.
+/// A bind mount shows a directory twice. Neither path may count as moved to the other, in any run.
 #[test]
 fn a_directory_seen_twice_does_not_count_as_moved() {
     let site = ready(&[("once/1", "one"), ("once/deep/2", "two")]);
@@ -289,7 +289,7 @@ fn several_paths_have_a_common_root_with_their_parents() {
     assert_eq!(summary["source"], "root");
     let leading = site.source().strip_prefix("/").unwrap().to_str().unwrap().to_owned();
     assert_eq!(names(&site, &format!("latest:{leading}")), ["one/", "one/a", "two/", "two/b"]);
-    // Nothing else of the directories above is there.
+    // The parents have no other entries.
     let mut expected: Vec<PathBuf> = Path::new(&leading).ancestors().map(Path::to_owned).collect();
     expected.retain(|path| !path.as_os_str().is_empty());
     expected.reverse();
@@ -297,7 +297,7 @@ fn several_paths_have_a_common_root_with_their_parents() {
     assert_eq!(names(&site, "latest")[..expected.len()], expected);
     assert_eq!(names(&site, "latest").len(), expected.len() + 4);
     assert_eq!(cat(&site, &format!("latest:{leading}/two/b")), "b");
-    // Unchanged, they are not read again.
+    // Unchanged files are not read again.
     assert_eq!(number(&site.brackfs(&arguments).ok().json(), "files_read"), 0);
 }
 
@@ -372,7 +372,7 @@ fn a_fresh_file_is_read_again_even_if_its_stamps_are_unchanged() {
     let site = Site::with_files(&[("old", "not read again")]);
     site.init();
     let file = site.write("fresh", "before");
-    // As from a clock that is a little ahead: fresh however long the run takes to get there.
+    // A time slightly in the future: fresh even if the run is slow.
     let time = SystemTime::now() + Duration::from_secs(600);
     set_mtime(&file, time);
     backup(&site, &["--ignore-ctime"]);
@@ -396,7 +396,7 @@ fn fresh_links_and_directories_are_read_again_even_if_their_stamps_are_unchanged
     };
     attribute(b"before");
     symlink("before", &link).unwrap();
-    // As from a clock that is a little ahead: fresh however long the run takes to get there.
+    // A time slightly in the future: fresh even if the run is slow.
     let ahead = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap() + Duration::from_secs(600);
     let time = Timespec { tv_sec: ahead.as_secs() as i64, tv_nsec: 0 };
     let stamp = |path: &Path| {
@@ -419,7 +419,7 @@ fn fresh_links_and_directories_are_read_again_even_if_their_stamps_are_unchanged
     assert_eq!(tree(&out)[Path::new("d")], tree(&site.source())[Path::new("d")]);
 }
 
-/// A file whose content changes after a backup, and whose size and mtime do not; then another backup.
+/// Changes the content of a file after a backup, but not its size and mtime; then backs up again.
 #[track_caller]
 fn backup_after_a_hidden_change(extra: &[&str]) -> (Site, Value) {
     let site = ready(&[("a", "before"), ("b", "other")]);
@@ -481,7 +481,7 @@ fn nested_directories_with_large_attributes_are_restored_as_far_as_there_is_room
     settle();
     backup(&site, &[]);
     round("second");
-    // 14 MiB, of which 4 are kept.
+    // 14 MiB, of which 4 fit.
     folders.iter().for_each(|folder| set(folder, 6));
     settle();
     let run = site.backup(&[]).code(3);
@@ -500,7 +500,7 @@ fn ignoring_inodes_and_ctimes_once_causes_no_reads_then_or_later() {
     fs::hard_link(site.source().join("d0/f0"), site.source().join("d1/also-f0")).unwrap();
     settle();
     backup(&site, &[]);
-    // Another disk, to all appearances.
+    // Looks like another disk.
     let copied = site.path().join("copied");
     copy(&site.source(), &copied);
     fs::remove_dir_all(site.source()).unwrap();
@@ -511,12 +511,12 @@ fn ignoring_inodes_and_ctimes_once_causes_no_reads_then_or_later() {
     assert_eq!((number(&run, "files_read"), number(&run, "files_unmodified")), (0, 41), "{run}");
     let run = backup(&site, &["--skip-if-unchanged"]);
     assert_eq!((number(&run, "files_read"), number(&run, "files_unmodified")), (0, 41), "{run}");
-    // A moved directory is found by its new number, and both names of the file are still one.
+    // A moved directory is found by its new number, and both names of the file still share one inode.
     fs::rename(site.source().join("d0"), site.source().join("moved")).unwrap();
     let run = backup(&site, &[]);
     assert_eq!(number(&run, "files_read"), 0, "{run}");
     assert_eq!(tree(&restored(&site, "out")), tree(&site.source()));
-    // It is a choice at each run: a change that only these show is seen by the next one.
+    // The option applies to one run: the next run detects changes that only these fields show.
     let file = site.source().join("d2/f2");
     let time = fs::metadata(&file).unwrap().modified().unwrap();
     fs::write(&file, "x").unwrap();
@@ -647,7 +647,7 @@ fn a_segment_that_is_split_off_may_begin_with_the_same_name() {
     let old: Vec<_> = old.iter().map(|(name, content)| (name.as_str(), content)).collect();
     let site = ready(&old);
     backup(&site, &[]);
-    // As many as make the first part, so that the second one begins with the name that the old one began with.
+    // Enough for the first segment, so that the second one begins with the first name of the old one.
     for number in 0..1000 {
         site.write(&format!("many/new-{number:04}"), number.to_string());
     }
@@ -657,7 +657,7 @@ fn a_segment_that_is_split_off_may_begin_with_the_same_name() {
     assert_eq!(tree(&restored(&site, "out")), tree(&site.source()));
 }
 
-/// A file of so many MiB of noise.
+/// Writes a file of noise.
 fn write_noise(site: &Site, name: &str, mebibytes: usize) -> PathBuf {
     let path = site.write(name, b"");
     let mut file = File::create(&path).unwrap();
@@ -722,7 +722,7 @@ fn low_memory_makes_the_same_snapshot() {
     settle();
     backup(&site, &["--low-memory"]);
     assert_eq!(tree(&restored(&site, "out")), tree(&site.source()));
-    // Cut at the same places, so an ordinary run finds all of it stored.
+    // Chunk borders are the same, so an ordinary run stores nothing.
     let second = backup(&site, &["--reread"]);
     assert_eq!(number(&second, "files_read"), 4);
     assert_eq!(number(&second, "data_packs"), 0, "{second}");
@@ -766,7 +766,7 @@ fn a_backup_without_room_for_temporary_files_fails_with_a_message() {
             assert!(run.stderr.contains(part), "{run}");
         }
     }
-    // One directory that can't be sorted is left empty, and all else is there.
+    // A directory that can't be sorted is left empty; the rest is stored.
     assert_eq!(snapshots(&site).len(), 1);
     assert_eq!(site.brackfs(&["ls", "-R", "latest"]).ok().stdout, "a\nlong/\n");
 }

@@ -31,7 +31,7 @@ enum Key {
 /// A site with a repository. gpg's home is the site's `keys/`.
 struct Shelf {
     site: Site,
-    /// The fingerprint of the host key, as `init` says it.
+    /// The fingerprint of the host key, as `init` prints it.
     signer: String,
 }
 
@@ -48,7 +48,7 @@ impl Shelf {
         shelf
     }
 
-    /// Makes a repository, and says the fingerprint of its host key.
+    /// Makes a repository, and returns the fingerprint of its host key.
     fn init(&self, name: &str, key: Key) -> String {
         let repo = self.site.path().join(name);
         let mut arguments: Vec<OsString> = vec!["init".into(), repo.into(), "--json".into()];
@@ -60,7 +60,7 @@ impl Shelf {
         said["host_key"].as_str().expect("the fingerprint of the host key").to_owned()
     }
 
-    /// Lets gpg make a key of its own, and gives its certificate.
+    /// Generates a key with gpg, and returns its certificate.
     fn key_of_gpg(&self) -> PathBuf {
         let [description, certificate] = ["description", "owner.asc"].map(|name| self.site.path().join(name));
         let key = "Key-Type: RSA\nKey-Length: 3072\nKey-Usage: sign";
@@ -77,7 +77,7 @@ impl Shelf {
         certificate
     }
 
-    /// Runs the second program, which believes this host key.
+    /// Runs the second program, which trusts this host key.
     #[must_use = "it may have failed: say .ok() or .code(n)"]
     fn by_hand_as(&self, signer: &str, arguments: &[&OsStr]) -> Run {
         // Only Debian's own python3 finds Debian's cbor2; another one may come first in PATH.
@@ -120,18 +120,18 @@ fn write_islands(site: &Site, name: &str, islands: u64) {
     file.set_len(islands * 64 * KIB).unwrap();
 }
 
-/// A source that needs every part of the format: all kinds of entries, of content, and of nodes but those of depth.
+/// A source that needs every part of the format: all kinds of entries, content and nodes, except deeply nested ones.
 fn write_source(site: &Site) {
     let below = site.source();
     site.write("empty", "");
     site.write("small", "small");
     site.write("large", noise("large", (3 * MIB + 17) as usize));
     fs::create_dir(below.join("nothing")).unwrap();
-    // 600 extents, and 2,200: more than an entry has, and more than a node of extents.
+    // 600 and 2,200 extents: more than an entry can have, and more than a node can.
     write_islands(site, "sparse/some", 300);
     write_islands(site, "sparse/many", 1_100);
     File::create(below.join("sparse/hole")).unwrap().set_len(5 * MIB).unwrap();
-    // Segments; most are empty, since it is the names that count.
+    // Enough names for several segments; most files are empty.
     for number in 0..2_600 {
         let content = if number % 20 == 0 { format!("content {number}") } else { String::new() };
         site.write(&format!("many/{number:04}"), content);
@@ -228,7 +228,7 @@ fn a_second_reader_restores_a_single_byte() {
     assert_eq!(tree(&shelf.site.path().join("out")), tree(&shelf.site.source()));
 }
 
-/// It fails, and names the object.
+/// Asserts that a run failed and named the object.
 #[track_caller]
 fn refuses(run: Run, object: &str, why: &str) {
     let run = run.code(1);
@@ -264,7 +264,7 @@ fn a_second_reader_refuses_a_flipped_byte_in_a_pack() {
 #[test]
 fn a_second_reader_refuses_swapped_blocks() {
     let shelf = Shelf::new(Key::None);
-    // Of equal length, so that only the digest tells; and not so long that it could be cut.
+    // Equal lengths, so that only the digest differs, and too short to be cut.
     shelf.site.write("file", noise("one", (60 * KIB) as usize));
     settle();
     shelf.site.backup(&[]).ok();
@@ -287,14 +287,14 @@ fn a_second_reader_refuses_foreign_and_misplaced_snapshots() {
         let repo = shelf.site.repo();
         let [snapshot] = &shelf.objects("snapshots")[..] else { panic!("one snapshot") };
 
-        // Another host key, whose certificate lies in keys/ like the right one.
+        // Another host key, with its certificate in keys/.
         let other = shelf.init("other", Key::None);
         let certificate = format!("keys/host-{other}.asc");
         fs::copy(shelf.site.path().join("other").join(&certificate), repo.join(&certificate)).unwrap();
         let arguments: [&OsStr; 3] = ["list".as_ref(), "repo".as_ref(), "latest".as_ref()];
         refuses(shelf.by_hand_as(&other, &arguments), snapshot, "");
 
-        // A name that it was not given.
+        // Another name.
         let (folder, name) = snapshot.rsplit_once('/').unwrap();
         // 2126 for 2026.
         let moved = format!("{folder}/21{}", &name[2..]);
@@ -316,7 +316,7 @@ fn a_second_reader_refuses_foreign_and_misplaced_snapshots() {
         descriptions.iter().for_each(|description| fs::write(description, &moved).unwrap());
         refuses(shelf.list(), snapshot, "another repository");
 
-        // Each serves for the other.
+        // Each is a copy of the other.
         for description in &descriptions {
             fs::write(description, "damaged").unwrap();
             let other = descriptions.iter().find(|other| *other != description).unwrap();
@@ -328,7 +328,7 @@ fn a_second_reader_refuses_foreign_and_misplaced_snapshots() {
     }
 }
 
-/// The commands of a README: its indented lines from one text to another.
+/// The commands of a README: its indented lines between two texts.
 #[track_caller]
 fn commands(readme: &str, from: &str, to: &str) -> String {
     let (_, rest) = readme.split_once(from).unwrap_or_else(|| panic!("no {from:?} in {readme}"));
@@ -346,7 +346,7 @@ fn paste(shelf: &Shelf, commands: &str) -> Run {
     run(shell).ok()
 }
 
-/// The numbers in the line of `list` below the entry of this name that begins with this word.
+/// The numbers in a line of `list`: the one that begins with this word, below the entry of this name.
 #[track_caller]
 fn reference(listed: &str, name: &str, word: &str) -> (String, String) {
     let below = listed.lines().skip_while(|line| !line.ends_with(&format!("b'{name}'"))).skip(1);

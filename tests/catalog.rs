@@ -27,12 +27,12 @@ use rustix::process::Signal;
 use serde_json::Value;
 
 const MIB: usize = 1 << 20;
-/// A backup that stores nothing again may still write a tree node or two.
+/// A backup without new data may still write a tree node or two.
 const NEXT_TO_NOTHING: u64 = 16 << 10;
 
 type Tree = BTreeMap<PathBuf, Entry>;
 
-/// Something that is done to a file.
+/// Damage to a file.
 type Damage = fn(&Path);
 
 /// A site with backups, and the expected tree of each snapshot.
@@ -103,14 +103,14 @@ impl World {
         for (id, expected) in &self.snapshots {
             let to = self.site.path().join("out");
             self.site.brackfs(&["restore", id, "--to", to.to_str().unwrap()]).ok();
-            assert!(tree(&to) == *expected, "snapshot {id} does not restore to what it was");
+            assert!(tree(&to) == *expected, "snapshot {id} does not restore to the expected tree");
             fs::remove_dir_all(&to).unwrap();
         }
         self.site.brackfs(&["check", "--read-data"]).ok();
         self.agrees();
     }
 
-    /// The catalog claims nothing that is not there.
+    /// Asserts that the catalog lists only existing objects.
     #[track_caller]
     fn agrees(&self) {
         let run = self.site.brackfs(&["catalog", "verify", "--json"]).ok();
@@ -145,7 +145,7 @@ fn copy(from: &Path, to: &Path) -> PathBuf {
     to.to_owned()
 }
 
-/// Puts a copy in the place of a directory.
+/// Replaces a directory by a copy.
 fn replace_directory(copy_of: &Path, place: &Path) {
     fs::remove_dir_all(place).unwrap();
     copy(copy_of, place);
@@ -158,7 +158,7 @@ fn says(run: &Run, words: &[&str]) {
     }
 }
 
-/// Nothing was stored twice, though every file was read.
+/// Asserts that no data was stored twice, although every file was read.
 #[track_caller]
 fn assert_stored_nothing_again(world: &World, run: &Run) {
     let summary = run.json();
@@ -333,7 +333,7 @@ fn a_new_catalog_omits_lost_packs_and_their_data_is_stored_again() {
     for pack in world.packs() {
         fs::remove_file(pack).unwrap();
     }
-    // The source's name is known from elsewhere, and written again.
+    // The name of the source is in the catalog, and is written again.
     fs::remove_dir_all(world.site.repo().join("sources")).unwrap();
     world.snapshots.clear();
     fs::remove_file(world.catalog()).unwrap();
@@ -401,12 +401,12 @@ fn machine_and_repository_agree_again_after_rollbacks_to_different_times() {
     world.site.write("a", noise("a", MIB));
     world.backup(&[]).ok();
     let state = world.copy_of_state("older-state");
-    // The machine's state knows a run that the repository does not have, and goes on from there.
+    // The state has a run that the repository lacks, and continues from there.
     replace_directory(&repo, &world.site.repo());
     world.snapshots.pop();
     world.site.write("b", noise("b", MIB));
     says(&world.backup(&[]).ok(), &["set back"]);
-    // Now it is set back, too: to where it knows a run that never was in this repository.
+    // Now the state is rolled back, too: to a run that was never in this repository.
     replace_directory(&state, &world.site.state());
     world.site.write("c", noise("c", MIB));
     says(&world.backup(&[]).ok(), &["does not know"]);
@@ -432,7 +432,7 @@ fn clones_that_take_turns_lose_nothing_and_are_detected_each_time() {
     says(&world.backup(&[]).ok(), &["brackfs adopt"]);
     world.is_whole();
 
-    // One of them adopts: the other one is refused, and nothing is noticed any more.
+    // After one of them adopts, the other one is refused, and no conflict is reported.
     let mut adopt = world.site.command(&["adopt", "--json"]);
     adopt.env("BRACKFS_STATE_DIR", &clone);
     common::run(adopt).ok();
@@ -530,7 +530,7 @@ fn a_new_machine_continues_with_the_owners_key() {
     let mut keyless = world.site.command(&["adopt", "--signer", &signer]);
     keyless.env_remove("BRACKFS_KEY_FILE");
     common::run(keyless).code(12);
-    // Nothing is trusted at first use, and nothing is written.
+    // There is no trust on first use, and nothing is written.
     let before = fs::read_dir(world.site.repo().join("secrets")).unwrap().count();
     says(&world.site.brackfs(&["adopt"]).code(1), &["--signer", &signer]);
     says(&world.site.brackfs(&["adopt", "--recipient", "keys/owner.pub"]).code(1), &["--signer", &signer]);
@@ -568,7 +568,7 @@ fn adopt_adds_no_recipient_after_the_target_exchanged_the_host_key() {
     let site = &world.site;
     let key = SecretKey::parse(&fs::read(world.state().join("host.key")).unwrap()).unwrap();
     let real = key.fingerprint().to_string();
-    // The operator needs no secret for this: another host key, and secrets that name him too, sealed to the owner.
+    // The operator needs no secret for this: another host key, and secrets sealed to the owner that name it.
     let repository = Repository::open(&site.repo().as_path().into()).unwrap();
     let operator = SecretKey::parse(&fs::read(site.key_named("operator", "rfc9580")).unwrap()).unwrap().certificate();
     let owner = repository.keys().recipients().unwrap();
@@ -621,7 +621,7 @@ fn invalid_generations_are_named_and_stop_no_backup() {
     fs::write(&last, bad).unwrap();
     says(&world.backup(&[]).ok(), &["cannot verify 1 object in generation/", "generation/0000000002", "set back"]);
     fs::write(&last, good).unwrap();
-    // Numbers that are next, far away, as high as can be, and no numbers at all.
+    // The next number, a distant one, the highest, and names that are not numbers.
     for (object, is_one) in [
         ("0000000004", true),
         ("0000000005", true),
@@ -693,7 +693,7 @@ fn a_full_disk_of_the_state_is_an_error_and_harms_nothing() {
     world.is_whole();
 }
 
-/// Of a tree with long directories and long files, whichever pack is lost: the next snapshot is whole.
+/// Loses each pack of a tree with large directories and files.
 #[test]
 fn the_next_snapshot_is_whole_after_the_loss_of_any_pack() {
     let mut world = World::new();
@@ -768,7 +768,7 @@ fn packs_are_checked_again_after_a_while_and_lost_data_is_stored_again() {
         let mut world = World::new();
         let pack = world.packs().remove(0);
         damage(&pack);
-        // Nothing is due, nothing is asked for.
+        // No check is due, so no pack is accessed.
         world.backup(&[]).ok();
         forget_looks(&world);
         if words.starts_with("not") {

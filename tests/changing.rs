@@ -33,7 +33,7 @@ fn ready(files: &[(&str, &[u8])]) -> Site {
     site
 }
 
-/// Backs up, and calls `meddle` before each read of a file that lies in the source itself, with its name and how
+/// Backs up, and calls `meddle` before each read of a file directly in the source, with its name and how
 /// often it was read before. `meddle` must not read it.
 fn backup_while(site: &Site, extra: &[&str], mut meddle: impl FnMut(&str, usize) + Send) -> Run {
     let flags = InitFlags::FAN_CLASS_CONTENT | InitFlags::FAN_NONBLOCK;
@@ -242,7 +242,7 @@ fn a_file_with_several_names_has_valid_content_under_each() {
         }
     });
     run.ok();
-    // All names were read before; the next backup sees the change.
+    // All names were read before; the next backup detects the change.
     settle();
     site.backup(&[]).ok();
     assert_latest_equals_source(&site, "out");
@@ -266,7 +266,7 @@ fn a_directory_may_vanish_during_a_backup() {
     assert_latest_equals_source(&site, "out");
 }
 
-/// A file that was put off, in a directory that is not there any more when it is its turn.
+/// A deferred file whose directory is gone when it is read again.
 #[test]
 fn a_file_whose_directory_vanishes_is_reported() {
     let site = ready(&[("f", b"some"), ("d/x", b"still")]);
@@ -296,7 +296,7 @@ fn a_file_whose_directory_vanishes_is_reported() {
     assert_latest_equals_source(&site, "out");
 }
 
-/// An ext4 of its own, mounted where the source is.
+/// Mounts a separate ext4 at the source.
 fn on_ext4(site: &Site, options: &[&str]) {
     let image = site.path().join("image");
     File::create(&image).unwrap().set_len(32 << 20).unwrap();
@@ -406,7 +406,7 @@ fn writes_through_a_mapping_are_seen() {
     };
     order("first");
     settle();
-    // The page may not be written to the disk yet, so that a second change would leave no stamps.
+    // The page may not be written back yet, so a second change would leave no new stamps.
     site.backup(&[]).ok();
     order("second");
     site.backup(&[]).ok();
@@ -452,6 +452,6 @@ fn a_device_with_another_number_is_the_same_device() {
     settle();
     let json = site.backup(&[]).ok().json();
     assert_eq!(number(&json, "files_read"), 1, "{json}");
-    // Both names of the file still are one.
+    // Both names still share one inode.
     assert_latest_equals_source(&site, "out");
 }

@@ -40,7 +40,7 @@ fn backup(site: &Site, extra: &[&str]) -> Value {
     site.backup(extra).ok().json()
 }
 
-/// Backs up other things than the source.
+/// Backs up with these arguments instead of the source.
 #[must_use = "it may have failed: say .ok() or .code(n)"]
 fn backup_of(site: &Site, arguments: &[&str]) -> Run {
     site.brackfs(&[&["backup", "--json"], arguments].concat())
@@ -99,10 +99,10 @@ fn patterns_in_files_precede_those_of_flags() {
     let site = with_names(&["a.o", "keep.o", "x.tmp", "top", "d/top", "#odd", "d/b.log"]);
     let one = beside(&site, "one", "# not this: top\n*.o\n\n/top   \n\\#odd\n");
     let two = beside(&site, "two", "*.tmp\r\n*.log\r\n!b.log\r\n");
-    // Wherever it stands, --exclude has the last word.
+    // --exclude takes precedence at any position.
     backup(&site, &["--exclude", "!keep.o", "--exclude-from", &one, "--exclude-from", &two]);
     assert_eq!(names(&site, "latest"), ["d/", "d/b.log", "d/top", "keep.o"]);
-    // Of files the last one has it.
+    // Among files, the last one does.
     backup(&site, &["--exclude-from", &two, "--exclude-from", &beside(&site, "three", "*.log\n")]);
     assert_eq!(names(&site, "latest"), ["#odd", "a.o", "d/", "d/top", "keep.o", "top"]);
 }
@@ -127,7 +127,7 @@ fn an_invalid_rule_is_a_usage_error_and_changes_nothing() {
     assert_eq!(objects(&site), before, "the repository was changed");
 }
 
-// --- directories and files that ask to be left out ---
+// --- directories and files that are marked for exclusion ---
 
 #[test]
 fn only_the_directory_and_the_tag_of_a_cache_are_kept() {
@@ -156,7 +156,7 @@ fn exclude_if_present_keeps_only_the_named_entry() {
     backup(&site, &["--exclude-if-present", ".nobackup", "--exclude-if-present", ".git"]);
     let expected = ["a/", "a/.nobackup", "git/", "git/.git/", "git/.git/config", "z/", "z/nobackup"];
     assert_eq!(names(&site, "latest"), expected);
-    // It holds for the snapshot's root as well.
+    // This also applies to the root of the snapshot.
     site.write(".nobackup", "");
     backup(&site, &["--exclude-if-present", ".nobackup"]);
     assert_eq!(names(&site, "latest"), [".nobackup"]);
@@ -186,7 +186,7 @@ fn after_a_change_of_rules_the_next_snapshot_is_correct_and_only_new_files_are_r
     let all = names_with_directories(&files);
     assert_eq!(number(&with(&[]), "files_read"), 44);
 
-    // A pattern comes, and goes.
+    // A pattern is added and removed.
     let second = with(&["--exclude", "*.o"]);
     assert_eq!(number(&second, "files_read"), 0, "{second}");
     assert_eq!(names(&site, "latest"), without(&all, |name| name.ends_with(".o")));
@@ -195,7 +195,7 @@ fn after_a_change_of_rules_the_next_snapshot_is_correct_and_only_new_files_are_r
     assert_eq!(number(&third, "data_packs"), 0, "{third}");
     assert_eq!(names(&site, "latest"), all);
 
-    // A tag comes, and goes.
+    // A tag is added and removed.
     for (tag, content) in [("d/e/CACHEDIR.TAG", CACHE), ("d/e/.skip", "")] {
         let tag_file = site.write(tag, content);
         age(&tag_file);
@@ -219,7 +219,7 @@ fn after_a_change_of_rules_the_next_snapshot_is_correct_and_only_new_files_are_r
     site.brackfs(&["check", "--read-data"]).ok();
 }
 
-/// As `ls -R` shows these files.
+/// The output of `ls -R` for these files.
 fn names_with_directories(files: &[String]) -> Vec<String> {
     let mut names = files.to_vec();
     for file in files {
@@ -275,11 +275,11 @@ fn each_of_several_paths_has_its_own_file_system() {
         .collect();
     expected.insert(0, "source/".into());
     assert_eq!(names_in_site(&site), expected);
-    // A path on a mount below another path is taken, and nothing else of that mount.
+    // A path on a mount below another path is stored, and nothing else of that mount.
     backup_of(&site, &[text(&inner), text(&one), "-x"]).ok();
     let expected = ["", "one/", "one/a", "one/below/", "one/below/inner/", "one/below/inner/x"];
     assert_eq!(names_in_site(&site), expected.map(|name| format!("source/{name}")));
-    // Without the flag all of it is.
+    // Without the flag, everything is.
     backup_of(&site, &[text(&inner), text(&one)]).ok();
     let found = names_in_site(&site);
     assert_eq!(found[..found.len() - 1], expected.map(|name| format!("source/{name}")));
@@ -330,7 +330,7 @@ fn repository_and_state_below_the_source_are_stored_empty() {
         let found: Vec<_> = there(&site, &["ls", "-R", "latest"]).ok().stdout.lines().map(str::to_owned).collect();
         assert_eq!(found, expected);
     }
-    // Nor does a list lead into them.
+    // A list cannot include them either.
     let pack = source.join("back/up/repo/brackfs.toml");
     let list = beside(&site, "list", format!("{}\n{}\n", pack.display(), source.join("a").display()));
     there(&site, &["backup", "--files-from", &list]).ok();
@@ -402,7 +402,7 @@ fn a_source_that_became_empty_is_a_problem_once() {
     let run = site.backup(&[]).code(3);
     says(&run, "it is empty, but was not in the last backup (entries: 3)");
     assert!(run.json()["snapshot_id"].is_string() && names(&site, "latest").is_empty());
-    // The last snapshot is as empty.
+    // The last snapshot is empty, too.
     backup(&site, &[]);
 }
 
@@ -416,7 +416,7 @@ fn excluding_everything_does_not_count_as_an_empty_directory() {
         says(&run, "everything in it is excluded, but was not in the last backup (entries: 3); check the patterns");
         assert!(!run.stderr.contains("is a file system not mounted"), "{run}");
     }
-    // So it is if the directory is one of several paths, which is looked into ahead of the walk.
+    // The same for a directory that is one of several paths, which is read before the walk.
     let several = |extra: &[&str]| {
         let mut arguments: Vec<_> = vec!["backup", "--source", "several"];
         arguments.extend(paths.iter().map(String::as_str).chain(extra.iter().copied()));
@@ -481,7 +481,7 @@ fn one_file_system_includes_unmounted_subvolumes() {
         tool(Command::new("btrfs").args(["subvolume", "create"]).arg(source.join(name)));
         fs::write(source.join(name).join("file"), name).unwrap();
     }
-    // A subvolume that is mounted, if at another place than where it lies, is a mount of its own.
+    // A subvolume that is mounted at another path is a separate mount.
     fs::create_dir(source.join("place")).unwrap();
     let bind = rustix::mount::mount_bind(source.join("mounted"), source.join("place"));
     bind.unwrap();
@@ -521,14 +521,14 @@ fn a_brackfs_mount_is_backed_up_only_if_it_is_the_given_path() {
     let site = with_names(&["a", "d/b"]);
     backup(&site, &[]);
     let mounted = site.mount(&[]);
-    // On the way.
+    // Below the path.
     let run = backup_of(&site, &[text(site.path()), "--exclude", "/keys", "--source", "all"]).ok();
     says(&run, &format!("{} belongs to brackfs itself", mounted.path().display()));
     assert_eq!(
         names(&site, "all/latest"),
         ["mnt/", "repo/", "source/", "source/a", "source/d/", "source/d/b", "state/"]
     );
-    // As the path: to another repository, where it is like any file system.
+    // As the path: to another repository, where it is an ordinary file system.
     let (other, owner) = (site.path().join("other"), site.keys().join("owner.pub"));
     site.brackfs(&["init", text(&other), "--recipient", text(&owner)]).ok();
     // New snapshots appear by and by.
@@ -544,7 +544,7 @@ fn a_brackfs_mount_is_backed_up_only_if_it_is_the_given_path() {
         site.brackfs(&["restore", "copy/latest", "--repo", text(&other), "--to", text(&out)]).ok();
         assert_eq!(tree(&out), tree(&site.source()));
     }
-    // Among several paths, too; and files in it are known again.
+    // Also among several paths; unchanged files in it are recognized.
     let [file, folder] = [latest.join("a"), latest.join("d")];
     assert_eq!(number(&copy(&[text(&file), text(&folder), "--source", "parts"]), "files"), 2);
     let again = copy(&[text(&file), text(&folder), "--source", "parts"]);
@@ -567,7 +567,7 @@ fn listed_paths_are_backed_up_with_their_parents() {
     assert_eq!(names_in_site(&site), expected.map(|name| format!("source/{name}")));
     let again = backup_of(&site, &["--files-from", &list]).ok().json();
     assert_eq!((number(&again, "files_read"), number(&again, "data_packs")), (0, 0), "{again}");
-    // A list is nothing for a snapshot to repeat.
+    // A snapshot does not record a list.
     assert_eq!(snapshots(&site)[0]["paths"], serde_json::json!([]));
 }
 
@@ -612,7 +612,7 @@ fn missing_paths_of_a_list_are_reported_and_the_others_backed_up() {
     says(&run, "nowhere/at/all");
     assert_eq!(number(&run.json(), "problems"), 2);
     assert_eq!(names_in_site(&site), ["source/", "source/a", "source/b"]);
-    // The root does not become another one because of it.
+    // The root stays the same.
     let [here, gone] = ["source", "gone"].map(|name| site.path().join(name));
     let run = backup_of(&site, &[text(&here), text(&gone)]).code(3);
     assert_eq!(run.json()["source"], "root");
@@ -638,10 +638,10 @@ fn an_empty_list_is_an_error_and_makes_no_snapshot() {
 
 // --- a pipe ---
 
-/// The command with a pipe as its standard input, that `bytes` come through.
+/// Gives a command a pipe with `bytes` as its standard input. Returns it.
 fn fed(command: &mut Command, bytes: Vec<u8>) -> Command {
     let (reader, mut writer) = std::io::pipe().unwrap();
-    // It may end before it has read all.
+    // It may end before it has read everything.
     thread::spawn(move || _ = writer.write_all(&bytes));
     command.stdin(reader);
     std::mem::replace(command, Command::new("true"))
@@ -677,7 +677,7 @@ fn standard_input_becomes_the_only_file_of_a_snapshot() {
         assert!(stat.modified().unwrap() + Duration::from_secs(1) >= started, "{stat:?}");
     }
     assert_eq!(snapshots(&site)[0]["paths"], serde_json::json!(["db.sql"]));
-    // With little memory it is cut at the same places, and so is a file.
+    // With little memory, chunk borders are the same, also for a file.
     let frugal = dump(&site, &noise("piped", 5 * MIB + 17), &["--low-memory"]);
     assert_eq!((number(&frugal, "bytes"), number(&frugal, "data_packs")), (5 * MIB as u64 + 17, 0), "{frugal}");
     site.write("same", noise("piped", 5 * MIB + 17));
@@ -730,7 +730,7 @@ fn skip_if_unchanged_makes_no_snapshot_of_an_unchanged_pipe() {
         count += usize::from(is_new);
         assert_eq!(snapshots(&site).len(), count);
     }
-    // Under another name it is another file.
+    // Under another name, it is another file.
     let mut command =
         site.command(&["backup", "--stdin-filename", "x", "--source", "db.sql", "--skip-if-unchanged", "--json"]);
     let summary = run(fed(&mut command, Vec::new())).ok().json();
@@ -791,7 +791,7 @@ fn a_file_is_never_taken_for_input_from_a_pipe() {
 #[test]
 fn an_unreadable_pipe_makes_no_snapshot() {
     let site = ready::<&str>(&[]);
-    // A directory can be a standard input, but not be read.
+    // A directory can be the standard input, but cannot be read.
     let mut command = dump_command(&site, &[]);
     command.stdin(File::open(site.path()).unwrap());
     says(&run(command).code(1), "cannot read standard input");
@@ -799,7 +799,7 @@ fn an_unreadable_pipe_makes_no_snapshot() {
     command.stdin(OpenOptions::new().write(true).open("/dev/null").unwrap());
     says(&run(command).code(1), "cannot read standard input");
     assert!(snapshots(&site).is_empty());
-    // And does no harm.
+    // This does no harm.
     dump(&site, b"now it works", &[]);
     assert_eq!(cat(&site, "latest:db.sql"), "now it works");
 }

@@ -85,7 +85,7 @@ fn a_backup_killed_at_a_system_call_loses_nothing() {
         }
         ordeal.holds();
     });
-    assert!(killed > 0, "no run was killed: none made so many calls");
+    assert!(killed > 0, "no run was killed: all made too few calls");
 }
 
 /// Kills a command at one of these calls. True if it got that far.
@@ -130,7 +130,7 @@ fn a_backup_killed_before_any_object_loses_nothing_and_the_next_one_cleans_up() 
         }
     }
     assert!(left > 0, "no pack was left by any of them");
-    assert!(unknown > 0, "none was killed between an index and what the catalog says of it");
+    assert!(unknown > 0, "no run was killed between an index and its record in the catalog");
 }
 
 #[test]

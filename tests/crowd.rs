@@ -40,13 +40,13 @@ const SEEN: Duration = Duration::from_millis(1100);
 
 /// A snapshot and its expected tree.
 struct Taken {
-    /// As it is called in the folder of its source.
+    /// Its name in the folder of its source.
     name: String,
     object: PathBuf,
     /// A copy of the source.
     kept: PathBuf,
     tree: BTreeMap<PathBuf, Entry>,
-    /// It will be removed now, or is.
+    /// It is being removed, or was.
     removed: AtomicBool,
 }
 
@@ -94,7 +94,7 @@ impl Place {
     }
 }
 
-/// One of the crowd.
+/// A reader of the mount.
 struct Visitor {
     place: Arc<Place>,
     random: Random,
@@ -102,7 +102,7 @@ struct Visitor {
 }
 
 impl Visitor {
-    /// Does one thing that may take only so long.
+    /// Runs an operation with a time limit.
     fn does<T>(&self, what: impl FnOnce() -> String, act: impl FnOnce() -> T) -> T {
         *self.doing.lock().unwrap() = Some(Doing { what: what(), since: Instant::now() });
         let result = act();
@@ -113,7 +113,7 @@ impl Visitor {
     /// The same in a snapshot. `None` if the operation failed as expected.
     #[track_caller]
     fn tries<T>(&self, taken: &Taken, what: impl Fn() -> String, act: impl FnOnce() -> io::Result<T>) -> Option<T> {
-        // Trouble that ends meanwhile was there when it began.
+        // Check before the operation: the failure may end meanwhile.
         let trouble = self.place.trouble.load(Ordering::SeqCst);
         match self.does(&what, act) {
             Ok(found) => {
@@ -145,7 +145,7 @@ impl Visitor {
         self.place.mnt.join("source").join(&taken.name)
     }
 
-    /// Reads all of a snapshot, or as much as there is time for, in one of the ways.
+    /// Reads a snapshot in one of the ways, as far as time allows.
     fn visit(&mut self, way: usize) {
         let all = self.place.taken();
         let taken = self.random.choose(&all).clone();
@@ -180,7 +180,7 @@ impl Visitor {
                     assert!(there || one.is_removed(), "{} is not in {found:?}", one.name);
                 }
                 let known: BTreeSet<_> = before.iter().chain(&place.taken()).map(|one| one.name.clone()).collect();
-                // One is there a moment before it is known.
+                // A snapshot exists a moment before the test knows it.
                 let others: Vec<_> = found.iter().filter(|name| *name != "latest" && !known.contains(*name)).collect();
                 assert!(others.len() <= 1, "{others:?}");
             }
@@ -227,7 +227,7 @@ impl Visitor {
         }
     }
 
-    /// Reads parts of files, in no order.
+    /// Reads parts of files in random order.
     fn read_at_random(&mut self, taken: &Taken, direct: bool) {
         let root = self.root(taken);
         let files: Vec<_> = taken.tree.iter().filter(|(_, entry)| entry.kind == Kind::File && entry.size > 0).collect();
@@ -273,7 +273,7 @@ impl Visitor {
             let full = root.join(name);
             let look = || format!("look at {} again", full.display());
             if let Some((found, _)) = self.tries(taken, look, || entry(&full)) {
-                let expected = taken.tree.get(Path::new(name)).unwrap_or_else(|| panic!("there is no {name}\n{done}"));
+                let expected = taken.tree.get(Path::new(name)).unwrap_or_else(|| panic!("no {name}\n{done}"));
                 assert!(found == Entry { first_name: None, ..expected.clone() }, "{name} is not the same\n{done}");
             }
         }
@@ -294,7 +294,7 @@ impl Visitor {
         let trouble = trouble || self.place.trouble.load(Ordering::SeqCst);
         match done.code {
             0 => {}
-            // A page that can't be read is a signal.
+            // An unreadable page raises a signal.
             BUS if trouble => {}
             _ => panic!("trouble: {trouble}\n{done}"),
         }
@@ -388,7 +388,7 @@ fn change(source: &Path, random: &mut Random, step: u64) {
             }
         }
     }
-    // As much goes as comes.
+    // Remove as much as was added.
     let mut old: Vec<_> = fs::read_dir(source).unwrap().map(|entry| entry.unwrap().path()).collect();
     old.sort();
     while old.len() > 25 {
@@ -401,7 +401,7 @@ fn change(source: &Path, random: &mut Random, step: u64) {
     }
 }
 
-/// A repository on a disk that is written to in a sound way, and read in an unreliable one.
+/// A repository on a disk with reliable writes and unreliable reads.
 struct World {
     site: Site,
     disk: Disk,
@@ -447,7 +447,7 @@ impl World {
     }
 }
 
-/// The crowd, which goes when this is dropped.
+/// The visitors, which are stopped on drop.
 struct Crowd {
     place: Arc<Place>,
     visitors: Vec<(JoinHandle<()>, Now)>,
@@ -504,13 +504,13 @@ impl Crowd {
         }
     }
 
-    /// Tells all to stop, and waits until they have.
+    /// Stops all visitors, and waits for them.
     fn end(self, mounted: &mut Foreground) {
         self.place.stop.store(true, Ordering::SeqCst);
         self.leave(mounted);
     }
 
-    /// Waits until all have left.
+    /// Waits until all visitors have finished.
     fn leave(mut self, mounted: &mut Foreground) {
         while !self.visitors.is_empty() {
             self.assert_well(mounted);
@@ -577,7 +577,7 @@ fn concurrent_readers_get_correct_bytes_or_errors_while_snapshots_and_the_disk_c
             crowd.stay(&mut mounted, Duration::from_millis(random.within(200, 1000)));
             if step % 2 == 1 {
                 world.disk.unplug(true);
-                // Once in a while longer than anybody waits.
+                // Occasionally longer than any visitor waits.
                 let long = is_long() && random.one_in(4);
                 let away = if long { 7000 } else { random.within(50, 1500) };
                 crowd.stay(&mut mounted, Duration::from_millis(away));
@@ -586,7 +586,7 @@ fn concurrent_readers_get_correct_bytes_or_errors_while_snapshots_and_the_disk_c
             let new = world.take(&mut random);
             let mut taken = place.taken.lock().unwrap();
             taken.push(Arc::new(new));
-            // Some that are removed are visited for a while.
+            // Removed snapshots are still read for a while.
             let mut removed = taken.iter().enumerate().filter(|(_, one)| one.is_removed()).map(|(at, _)| at);
             if let (Some(first), 3) = (removed.next(), removed.count() + 1) {
                 taken.remove(first);

@@ -1,4 +1,4 @@
-//! A repository that was damaged: it is noticed, it is named, and the rest is as good as before.
+//! Damaged repositories: the damage is detected and named, and undamaged data is restored.
 
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::print_stdout, clippy::print_stderr)]
 
@@ -29,7 +29,7 @@ enum Damage {
 
 const DAMAGES: [Damage; 3] = [Damage::Truncated, Damage::Flipped, Damage::Missing];
 
-/// An object that is damaged as long as this lives.
+/// A damaged object, which is repaired on drop.
 struct Damaged {
     path: PathBuf,
     bytes: Vec<u8>,
@@ -70,11 +70,11 @@ fn init(site: &Site, encrypted: bool) {
     }
 }
 
-/// Files whose content takes a block each, and small ones that share one.
+/// Files with a block each, and small ones that share a block.
 const FIRST: [&str; 4] = ["one/a", "one/b", "one/c", "one/small"];
 const SECOND: [&str; 3] = ["two/d", "two/e", "two/small"];
 
-/// A source that was backed up twice: `one/` is in the first packs, `two/` in the second.
+/// A source with two backups: `one/` is in the first packs, `two/` in the second.
 struct Twice {
     site: Site,
     data: [PathBuf; 2],
@@ -95,7 +95,7 @@ impl Twice {
             }
             age(&site.source());
             settle();
-            // Cut at fixed offsets and not gathered: each of the larger files is one block.
+            // Cut at fixed offsets and not gathered: each larger file is one block.
             site.backup(&["--chunk-size", "1MiB", "--merge-files-under", "128KiB"]).ok();
             let new = |folder: &str| {
                 let paths = tree(&site.repo()).into_keys().map(|path| site.repo().join(path));
@@ -114,7 +114,7 @@ impl Twice {
         Twice { data: both(0), trees: both(1), snapshots: both(2), site }
     }
 
-    /// Restores the newest snapshot; how it ended, and the paths of files that came out, all of them right.
+    /// Restores the newest snapshot, and asserts that all restored files are correct. Returns the run and their paths.
     #[track_caller]
     fn restore(&self) -> (Run, BTreeSet<String>) {
         let out = TempDir::with_prefix_in("out-", self.site.path()).expect("temporary directory");
@@ -134,7 +134,7 @@ impl Twice {
         (run, restored)
     }
 
-    /// Checks, which must find something and name one of these.
+    /// Asserts that a check fails and names one of these.
     #[track_caller]
     fn check_names(&self, arguments: &[&str], names: &[&str]) {
         let run = self.site.brackfs(&[&["check"], arguments].concat()).code(1);
@@ -165,7 +165,7 @@ fn damaged_data(encrypted: bool) {
         match damage {
             Damage::Flipped => assert_eq!(lost.len(), 1, "lost by one byte: {lost:?}\n{run}"),
             Damage::Missing => assert_eq!(lost, FIRST.iter().collect::<Vec<_>>(), "{run}"),
-            // All of them, where the block that their small last pieces share is in that half.
+            // All files, if that half has the block that their last pieces share.
             Damage::Truncated => assert!(!lost.is_empty(), "nothing is lost by half a pack\n{run}"),
         }
         for name in lost {
@@ -173,7 +173,7 @@ fn damaged_data(encrypted: bool) {
             assert!(run.stderr.contains(name.as_str()), "{name} is lost, and not named\n{run}");
         }
     }
-    // It is the damage that was found, and nothing else.
+    // The damage was the cause: without it, all is well.
     twice.site.brackfs(&["check", "--read-data"]).ok();
 }
 
@@ -313,7 +313,7 @@ fn swapped_packs_are_detected_and_give_no_wrong_bytes() {
             };
             exchange();
             twice.check_names(&["--read-data"], &[leaf(one), leaf(two)]);
-            // Only right files come out, which restore() looks after.
+            // Only correct files are restored, which restore() looks after.
             let (run, restored) = twice.restore();
             let run = run.code(1);
             assert!(restored.len() < FIRST.len() + SECOND.len(), "{run}");
@@ -370,7 +370,7 @@ fn findings(site: &Site) -> Vec<String> {
     found
 }
 
-/// Where the encrypted session keys end that a message begins with; 0 if it is not encrypted.
+/// End of the encrypted session keys at the start of a message; 0 if it is not encrypted.
 fn envelope(message: &[u8]) -> usize {
     let mut at = 0;
     while message[at] == 0xC1 {
@@ -393,7 +393,7 @@ fn a_change_of_any_byte_that_a_reader_needs_is_detected() {
             if ["brackfs.toml", "README.txt", "FORMAT.txt"].contains(&name) {
                 continue;
             }
-            // The others are for the machine that writes, or for people.
+            // Other objects are for the writer, or for people.
             let is_read = ["packs/", "snapshots/", "sources/", "sums/"].iter().any(|folder| name.starts_with(folder));
             let path = site.repo().join(&object);
             let bytes = fs::read(&path).unwrap();
@@ -401,7 +401,7 @@ fn a_change_of_any_byte_that_a_reader_needs_is_detected() {
                 flip(&path, at);
                 // A source's name is sealed to the host, too, and the host's session key is nothing to the owner.
                 let is_read = is_read && (at >= envelope(&bytes) || !name.starts_with("sources/"));
-                // That it does not panic is a finding for all of them.
+                // Any damage must at least not cause a panic.
                 let found = findings(&site);
                 assert!(
                     !is_read || !found.is_empty(),

@@ -166,7 +166,7 @@ fn a_dry_run_takes_no_lock_and_runs_during_a_backup() {
     let mut command = site.command(&["backup", "--stdin-filename", "x"]);
     let mut child = command.stdin(reader).stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap();
     drop(command);
-    // When this was read the lock is taken.
+    // Once this is read, the lock is taken.
     pipe.write_all(&noise("beside", 4 * MIB)).unwrap();
     let busy = site.backup(&[]).code(11);
     assert!(busy.stderr.contains("another run"), "{busy}");
@@ -187,7 +187,7 @@ fn errors_that_stop_a_backup_stop_a_dry_run() {
     says(site.brackfs(&["backup", "-n", "nowhere"]).code(1), "cannot back up");
     says(site.brackfs(&["backup", "-n", "repo"]).code(2), "belongs to this repository");
     says(site.brackfs(&["backup", "-n", "--stdin-filename", "x"]).code(2), "cannot be used with");
-    // The repository as it was before the last backup stops neither, and is said.
+    // An older copy of the repository stops neither, and is reported.
     let generations = site.repo().join("generation");
     let last = fs::read_dir(&generations).unwrap().map(|entry| entry.unwrap().path()).max().unwrap();
     fs::remove_file(last).unwrap();

@@ -292,7 +292,7 @@ fn holes_are_restored_as_holes() {
     for path in tree(&out).into_keys() {
         let blocks = |below: &Path| fs::metadata(below.join(&path)).unwrap().blocks();
         let (there, here) = (blocks(&out), blocks(&site.source()));
-        // The file system's own notes of where the islands lie are counted as soon as they are written.
+        // Blocks that map the extents are counted as soon as they are written.
         assert!(there.abs_diff(here) <= here / 64, "{}: {there} instead of {here}", path.display());
     }
 }
@@ -452,7 +452,7 @@ fn damage_far_inside_a_file_ends_the_archive() {
     site.backup(&[]).ok();
     let mut packs = BTreeSet::new();
     new_pack(&site, &mut packs);
-    // Chunks well before the end are those of the first backup.
+    // Chunks well before the end are from the first backup.
     let whole = [noise("large", 20 * MIB), noise("more", MIB)].concat();
     site.write("large", &whole);
     age(&site.source());
@@ -468,7 +468,7 @@ fn damage_far_inside_a_file_ends_the_archive() {
     assert!(run_of_dump.stderr.contains("large"), "it is not named\n{run_of_dump}");
     let cut = fs::read(&archive).unwrap();
     assert!(cut.len() > 16 * MIB && cut.len() < 21 * MIB, "{} bytes", cut.len());
-    assert!(intact.starts_with(&cut), "what is written is right");
+    assert!(intact.starts_with(&cut), "the written part is correct");
     let run = run(tar(&["-t"], &archive)).code(2);
     assert!(run.stderr.contains("Unexpected EOF"), "{run}");
     assert!(!run.stdout.lines().any(|name| name == "./z"), "{run}");
@@ -492,7 +492,7 @@ fn a_damaged_directory_is_reported_and_the_rest_is_dumped() {
     set_time(&site.source(), common::AGED, 0);
     settle();
     site.backup(&[]).ok();
-    // All that the first backup stored: the content of `lost`, and the node of `a`.
+    // Everything from the first backup: the content of `lost`, and the node of `a`.
     for pack in first {
         fs::remove_file(pack).unwrap();
     }
@@ -583,7 +583,7 @@ impl Handmade {
         ChunkRef { digest: Digest::of(bytes), block, start: 0, length: bytes.len().try_into().unwrap() }
     }
 
-    /// Dumps a directory of these entries; the archive, and the problems that were told.
+    /// Dumps a directory of these entries. Returns the archive and the reported problems.
     fn dump(&mut self, entries: Vec<format::Entry>) -> (PathBuf, Vec<String>) {
         let node = |blocks: &[BlockLocation], entries| {
             let items = Items::Entries(entries);
@@ -629,7 +629,7 @@ impl Handmade {
     }
 }
 
-/// An entry of root's.
+/// An entry owned by root.
 fn handmade(name: &str, kind: format::Kind, content: Content) -> format::Entry {
     let size = match &content {
         Content::Chunk(chunk) => chunk.length.into(),

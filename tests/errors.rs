@@ -14,7 +14,7 @@ use common::machine::{spawn, succeed};
 use common::{Run, Site, age, run, settle, tree};
 use tempfile::TempDir;
 
-/// An empty home for gpg; its agents end with it.
+/// An empty GnuPG home. Its agents are stopped on drop.
 struct Home {
     folder: TempDir,
 }
@@ -124,7 +124,7 @@ fn object(repository: &Path, prefix: &str) -> PathBuf {
     found.into_iter().next().expect("one")
 }
 
-/// The same command without a terminal to ask at.
+/// The same command without a terminal to prompt on.
 fn without_terminal(command: &Command) -> Command {
     let mut bare = Command::new("setsid");
     bare.arg("--wait").arg(command.get_program()).args(command.get_args()).stdin(Stdio::null());
@@ -149,7 +149,7 @@ fn ways_to_read(site: &Site) -> Vec<Vec<OsString>> {
     ]
 }
 
-/// All ways to read, with more arguments; all of them must end with this code and say these words.
+/// Asserts that all ways to read, with these arguments, fail with this code and message.
 #[track_caller]
 fn assert_nothing_is_read(site: &Site, extra: &[&str], environment: &[(&str, &Path)], code: i32, words: &str) {
     for mut arguments in ways_to_read(site) {
@@ -245,7 +245,7 @@ fn reading_without_a_key_gives_exit_code_12() {
     let home = Home::new();
     fs::remove_file(site.keys().join("owner")).unwrap();
     assert_nothing_is_read(&site, &[], &[("GNUPGHOME", home.path())], 12, "key");
-    // Backups go on.
+    // Backups continue.
     site.backup(&[]).ok();
     site.brackfs(&["snapshots"]).ok();
 }
@@ -259,7 +259,7 @@ fn a_passphrase_opens_a_repository_with_a_stored_key() {
         run(without_terminal(&command))
     };
     init("the right one").ok();
-    // A backup asks for nothing.
+    // A backup prompts for nothing.
     run(without_terminal(&site.command(&["backup".into(), site.source()]))).ok();
 
     let file = site.keys().join("passphrase");
@@ -286,7 +286,7 @@ fn a_passphrase_opens_a_repository_with_a_stored_key() {
         says(&run, words);
         assert_eq!(run.stdout, "");
     }
-    // And none at all.
+    // No passphrase.
     assert_nothing_is_read(&site, &[], &[], 12, "BRACKFS_PASSPHRASE");
 }
 
@@ -347,7 +347,7 @@ fn a_repository_without_write_permission_is_unchanged() {
     let refused = run(command).code(1);
     says(&refused, "permission denied");
     assert_eq!(objects(&site), before, "the repository was changed");
-    // Nothing that the run noted stands in the way of the next one.
+    // The state of the failed run does not affect the next one.
     for path in tree(&site.state()).into_keys().map(|path| site.state().join(path)) {
         std::os::unix::fs::chown(path, Some(0), Some(0)).unwrap();
     }
@@ -411,7 +411,7 @@ fn a_full_disk_ends_a_backup_and_harms_no_snapshot() {
     site.brackfs(&["check", "--read-data"]).ok();
 }
 
-/// Bytes that can't be compressed, the same for the same number.
+/// Incompressible bytes, determined by the number.
 fn noise(number: u64, length: usize) -> Vec<u8> {
     let mut bytes = vec![0; length];
     blake3::Hasher::new().update(&number.to_le_bytes()).finalize_xof().fill(&mut bytes);
@@ -536,7 +536,7 @@ fn a_snapshot_signed_by_a_stranger_is_reported_and_not_shown() {
     as_stranger(&["init".into(), stranger.join("repo").into(), "--recipient".into(), recipient.into()]);
     as_stranger(&["backup".into(), stranger.join("source").into()]);
 
-    // With its packs, and the certificate of its signer.
+    // Including its packs and the certificate of its signer.
     let theirs = object(&stranger.join("repo"), "snapshots/");
     let name = theirs.file_name().unwrap().to_str().unwrap().to_owned();
     let planted = own.with_file_name(&name);
@@ -647,7 +647,7 @@ fn a_missing_snapshot_or_path_gives_exit_code_1() {
     assert!(!site.path().join("out/file").exists());
 }
 
-/// Runs as on a machine that never saw the repository.
+/// Runs as on a machine that never used the repository.
 fn elsewhere(site: &Site, state: &Path, arguments: &[&str]) -> Run {
     let mut command = site.command(arguments);
     command.env("BRACKFS_STATE_DIR", state);
@@ -669,7 +669,7 @@ fn the_first_use_on_another_machine_prints_and_remembers_the_host_key() {
     let second = elsewhere(&site, &state, &["cat", "latest:file"]).ok();
     assert_eq!(second.stdout, "content");
     assert!(!second.stderr.contains(host), "it was not remembered\n{second}");
-    // On the machine itself there is nothing to be said.
+    // The machine itself needs no message.
     let own = site.brackfs(&["cat", "latest:file"]).ok();
     assert!(!own.stderr.contains(host), "{own}");
     // The right one can be given in advance.
@@ -689,7 +689,7 @@ fn a_host_key_exchanged_after_the_first_use_is_not_trusted() {
     fs::copy(&other, &host).unwrap();
     elsewhere(&site, &state, &["check"]).code(1);
     fs::rename(&host, site.repo().join(format!("keys/host-{}.asc", "AB".repeat(32)))).unwrap();
-    // The right certificate lies in secrets, too; the other one is not trusted.
+    // The right certificate is also in secrets; the other one is not trusted.
     let run = elsewhere(&site, &state, &["cat", "latest:file"]).ok();
     assert_eq!(run.stdout, "content", "{run}");
     assert!(!run.stderr.contains("first use"), "{run}");

@@ -48,7 +48,7 @@ fn on_disk(random: Random) -> (Disk, Ordeal) {
 fn a_backup_succeeds_and_keeps_leftovers_where_it_may_not_delete() {
     let (disk, mut ordeal) = on_disk(Random::new(1, "no deletion"));
     ordeal.change();
-    // Packs are there, and a list of their sums that no index follows.
+    // Packs, and a list of their sums without an index.
     disk.refuse_to_sync("/repo/sums");
     ordeal.site.backup(&[]).code(1);
     let left = ordeal.orphans();
@@ -58,7 +58,7 @@ fn a_backup_succeeds_and_keeps_leftovers_where_it_may_not_delete() {
     assert!(told.stderr.contains("are not removed"), "{told}");
     assert!(disk.relent() > 0);
     assert_eq!(ordeal.orphans(), left);
-    // It is said once.
+    // It is reported once.
     ordeal.change();
     let next = ordeal.back_up();
     assert_eq!(next.stderr, "");
@@ -131,7 +131,7 @@ fn lists_and_syncs_of_an_unreliable_disk_are_complete_or_fail() {
         let end = End(&stop);
         let (mut other, disk, stop) = (random.clone(), &disk, &stop);
         threads.spawn(move || {
-            // There and away, in turns that are as short as a listing.
+            // Plug and unplug it in turns as short as a listing.
             while !stop.load(Ordering::Relaxed) {
                 disk.unplug(other.one_in(2));
                 std::thread::sleep(Duration::from_micros(other.below(3000)));
@@ -158,7 +158,7 @@ fn lists_and_syncs_of_an_unreliable_disk_are_complete_or_fail() {
     assert_eq!(list().map(Result::unwrap), all);
 }
 
-/// System calls that write, on a file system that knows files without names.
+/// System calls that write, on a file system with unnamed files.
 const CALLS: [&str; 9] =
     ["write", "pwrite64", "fsync", "fdatasync", "linkat", "openat", "unlink", "mkdir", "ftruncate"];
 
@@ -185,7 +185,7 @@ fn after_any_failed_system_call_a_backup_ends_with_a_message_and_loses_nothing()
                 0 => {}
                 // A file of the source that could not be opened.
                 3 if call == "openat" => {}
-                // Each thread's n-th write fails, also that of the line that says why.
+                // The n-th write of each thread fails, also that of the message.
                 1 if call == "write" => {}
                 1 => says_why(&end),
                 _ => panic!("{inject}\n{end}"),

@@ -84,7 +84,7 @@ fn sparse(path: &Path, length: u64, islands: &[(u64, &[u8])]) {
     file.set_len(length).unwrap();
 }
 
-/// The directory at the end of a chain that is deeper than a path can be long.
+/// The last of nested directories whose path is longer than paths can be.
 fn deep(below: &Path) -> OwnedFd {
     let name = "d".repeat(200);
     let directory = OFlags::RDONLY | OFlags::DIRECTORY;
@@ -105,7 +105,7 @@ fn everything(root: &Path) {
         fs::write(at(name), bytes).unwrap();
         at(name)
     };
-    // Content: around the sizes at which it is handled otherwise, and twice the same.
+    // Content: sizes around limits of storage, and duplicates.
     for size in [0, 1, 128 * KIB - 1, 128 * KIB, 128 * KIB + 1, MIB - 1, MIB, MIB + 1, 5 * MIB + 3] {
         write(&format!("sizes/{size}"), &noise("size", size));
         write(&format!("sizes/{size}.again"), &noise("size", size));
@@ -217,7 +217,7 @@ fn everything(root: &Path) {
     for (name, nanoseconds) in [("fifo", 1), ("null", 2), ("first", 3), ("links", 4), ("closed", 5), ("", 6)] {
         set_time(&at(name), -86_400, nanoseconds);
     }
-    // Nothing can be done with these from here on.
+    // These cannot be changed from here on.
     set_flags(&write("flags/immutable", b"x"), IFlags::IMMUTABLE);
     set_flags(&write("flags/append-only", b"x"), IFlags::APPEND);
     write("flags/linked", b"x");
@@ -227,7 +227,7 @@ fn everything(root: &Path) {
     set_flags(&at("flags/directory"), IFlags::IMMUTABLE | IFlags::NODUMP);
 }
 
-/// A site with a tree of everything, backed up. Not encrypted: that would be no other test here.
+/// A site with a tree of everything, backed up. Not encrypted, which makes no difference here.
 fn ready() -> Site {
     let site = Site::on_tmpfs();
     everything(&site.source());
@@ -267,7 +267,7 @@ fn everything_is_restored() {
         let blocks = |root: &Path| fs::metadata(root.join(name)).unwrap().blocks();
         assert_eq!(blocks(&out), blocks(&site.source()), "{name}");
     }
-    // The name outside counts where the file is shown, and not where it is not.
+    // The mount counts the name outside of the source; the restored file does not have it.
     assert_eq!(fs::metadata(mounted.latest().join("inside")).unwrap().nlink(), 2);
     assert_eq!(fs::metadata(out.join("inside")).unwrap().nlink(), 1);
 }
@@ -311,7 +311,7 @@ fn a_changed_attribute_is_detected_without_storing_the_file_again() {
 fn a_huge_sparse_file_costs_only_its_data() {
     let site = Site::on_tmpfs();
     let path = site.source().join("huge");
-    // More than 4 GiB, most of it nothing.
+    // More than 4 GiB, mostly holes.
     sparse(&path, 1 << 40, &[(0, b"begin"), (5 << 30, &noise("middle", MIB)), ((1 << 40) - 3, b"end")]);
     settle();
     site.init();
@@ -323,7 +323,7 @@ fn a_huge_sparse_file_costs_only_its_data() {
     let mounted = site.mount(&[]);
     assert_eq!(data(&out.join("huge")), data(&path));
     assert_eq!(data(&mounted.latest().join("huge")), data(&path));
-    // Which takes no time, if cp asks where the holes are.
+    // This is fast if cp finds the holes.
     let copy = site.path().join("copy");
     output("cp", &[OsStr::new("--sparse=auto"), mounted.latest().join("huge").as_os_str(), copy.as_os_str()]);
     assert_eq!(data(&copy), data(&path));
@@ -348,7 +348,7 @@ fn a_directory_of_200_000_entries_is_restored() {
     let site = Site::on_tmpfs();
     let directory = site.source().join("flat");
     fs::create_dir(&directory).unwrap();
-    // Links to a few files: as many entries, and less to do.
+    // Links to a few files: as many entries, with less work.
     let name = |i: usize| directory.join(format!("a name of usual length {i}"));
     for i in 0..200_000 {
         match i % 1000 {
@@ -388,7 +388,7 @@ fn attributes_that_an_ordinary_user_cannot_set_are_reported_once() {
     command.env("BRACKFS_STATE_DIR", &home);
     set_mode(&site.repo(), 0o755);
     let run = common::run(command);
-    // Devices are missing, so it is not all done.
+    // Devices are missing, so the restore is incomplete.
     let run = run.code(1);
     for once in
         ["cannot restore devices (2 entries)", "owner or group of", "extended attributes trusted.* of 3 entries"]
@@ -450,7 +450,7 @@ fn owners_are_restored_by_name_unless_numbers_are_requested() {
     settle();
     site.init();
     site.backup(&[]).ok();
-    // On this machine the names daemon and bin have these numbers, so both ways lead to the same.
+    // On this machine, daemon and bin have these numbers, so both ways have the same result.
     for extra in [&[][..], &["--numeric-owner"]] {
         let out = site.path().join(format!("out{}", extra.len()));
         let mut arguments = vec!["restore", "latest", "--to", out.to_str().unwrap()];
@@ -459,7 +459,7 @@ fn owners_are_restored_by_name_unless_numbers_are_requested() {
         let stat = fs::metadata(out.join("file")).unwrap();
         assert_eq!((stat.uid(), stat.gid()), (1, 2));
     }
-    // With a table of users in which daemon has another number.
+    // With a user database in which daemon has another number.
     let table = site.path().join("passwd");
     fs::write(&table, "root:x:0:0::/:/bin/sh\ndaemon:x:4711:2::/:/bin/sh\n").unwrap();
     let restore = |to: &PathBuf, extra: &str| {

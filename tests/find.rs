@@ -25,7 +25,7 @@ fn backup(site: &Site) {
     site.backup(&["--settle-max", "0"]).ok();
 }
 
-/// Ids of all snapshots as lines begin with them, oldest first.
+/// Ids of all snapshots as at the start of lines, oldest first.
 fn ids(site: &Site) -> Vec<String> {
     let run = site.brackfs(&["snapshots", "--json"]).ok();
     let list: Value = serde_json::from_str(&run.stdout).unwrap();
@@ -49,7 +49,7 @@ fn found(site: &Site, arguments: &[&str]) -> Vec<String> {
     run.stdout.lines().map(number).collect()
 }
 
-/// A source with a few files that come, change and go in three snapshots.
+/// A source with a few files that appear, change and disappear in three snapshots.
 fn eventful() -> Site {
     let site = ready();
     write(&site, "stays.txt", "stays", 0);
@@ -107,7 +107,7 @@ fn patterns_work_as_in_gitignore() {
     assert_eq!(found(&site, &["/*.txt"]), ["2:link.txt", "2:new.txt", "2:stays.txt"]);
     assert_eq!(found(&site, &["d/**/stays.txt"]), ["2:d/e/stays.txt"]);
     assert_eq!(found(&site, &["e/stays.txt"]), [""; 0], "it begins at the root");
-    assert_eq!(found(&site, &["e/"]), ["2:d/e/"], "a directory, and not what is in it");
+    assert_eq!(found(&site, &["e/"]), ["2:d/e/"], "a directory without its entries");
     assert_eq!(found(&site, &["*.o", "new*"]), ["2:new.txt", "2:other.o"]);
     assert_eq!(found(&site, &["/{new,link}.txt"]), ["2:link.txt", "2:new.txt"]);
     let run = site.brackfs(&["find", "[a"]).code(2);

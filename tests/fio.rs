@@ -1,4 +1,4 @@
-//! fio reads a mount hard, in all ways that it knows, and verifies each block by a checksum that it wrote into it.
+//! fio reads a mount in all of its ways, and verifies the checksum in each block.
 
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::print_stdout, clippy::print_stderr)]
 
@@ -30,7 +30,7 @@ size=64m
 io_size=4m
 ";
 
-/// Eight that read at the same time.
+/// Eight concurrent readers.
 const READERS: [(&str, &str); 8] = [
     ("noise", "rw=read bs=4k ioengine=psync"),
     ("noise", "rw=randread bs=1m ioengine=psync"),
@@ -52,7 +52,7 @@ fn fio(site: &Site, folder: &Path, verify: &str, options: &[&str], jobs: &str) -
     run(command)
 }
 
-/// Has all read for so many seconds. Returns how many bytes each of them read.
+/// Reads for this many seconds with all jobs. Returns the number of bytes that each read.
 fn read(site: &Site, folder: &Path, verify: &str, random: &mut Random, seconds: u64) -> Vec<u64> {
     let jobs = READERS.iter().enumerate().map(|(at, (file, how))| {
         let how = how.replace(' ', "\n");
@@ -60,7 +60,7 @@ fn read(site: &Site, folder: &Path, verify: &str, random: &mut Random, seconds: 
     });
     let jobs: String = jobs.collect();
     let runtime = format!("runtime={seconds}");
-    // Each pass of a file begins elsewhere where the order is random.
+    // With random order, each pass of a file begins at another offset.
     let options = ["allow_file_create=0", "verify_fatal=1", "norandommap", "time_based", &runtime];
     let done = fio(site, folder, verify, &options, &jobs).ok();
     let report: serde_json::Value = serde_json::from_str(&done.stdout).unwrap_or_else(|e| panic!("{e}\n{done}"));

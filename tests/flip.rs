@@ -1,7 +1,7 @@
-//! Every byte of a repository, changed, cut off or added to: a reader gives the right bytes or an error that names
-//! the object. Never wrong bytes, never a panic, no hang, no memory for the asking.
+//! Every byte of a repository is changed, cut off or extended: a reader returns correct bytes or an error that names
+//! the object. It never returns wrong bytes, panics, hangs, or allocates memory without bounds.
 //!
-//! All of it through the library and in this process, so that a whole read takes a few milliseconds.
+//! The tests call the library in this process, so a whole read takes a few milliseconds.
 
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::print_stdout, clippy::print_stderr)]
 
@@ -113,7 +113,7 @@ impl Original {
         let size: usize = read.map(|(_, bytes)| bytes.len()).sum();
         assert!(size < 30 << 10, "programs read {size} bytes of the repository, and every one costs time");
         for folder in ["packs/", "sums/", "index/", "sources/", "snapshots/", "secrets/", "generation/", "keys/"] {
-            assert!(objects.keys().any(|name| name.starts_with(folder)), "there is nothing in {folder}");
+            assert!(objects.keys().any(|name| name.starts_with(folder)), "{folder} is empty");
         }
         assert_eq!(objects.keys().filter(|name| name.starts_with("packs/")).count(), 4);
         let host = objects.keys().find_map(|name| name.strip_prefix("keys/host-")?.strip_suffix(".asc"));
@@ -180,7 +180,7 @@ impl<'o> Copy<'o> {
         Ok(Reader::new(repository, Access::new(opener, vec![host]), CACHE))
     }
 
-    /// Reads all that there is.
+    /// Reads everything.
     fn read(&self) -> Seen {
         let mut seen = Seen::default();
         match self.reader() {
@@ -218,7 +218,7 @@ impl<'o> Copy<'o> {
             }
         }
         if seen.errors.is_empty() {
-            assert_eq!(seen.content, self.original.content, "{}: something is missing, and nobody says so", case());
+            assert_eq!(seen.content, self.original.content, "{}: something is missing without an error", case());
         }
         for error in &seen.errors {
             let named = objects.iter().any(|object| names(error, object));
@@ -228,11 +228,11 @@ impl<'o> Copy<'o> {
     }
 }
 
-/// Whether an error names an object; packs go by their ids.
+/// Whether an error names an object. Packs are named by id.
 fn names(error: &str, object: &str) -> bool {
     let leaf = object.rsplit('/').next().unwrap();
     let host = object.strip_prefix("keys/host-").and_then(|name| name.strip_suffix(".asc"));
-    // A certificate can be damaged so that it still has its key, and then it is the key that is named.
+    // A damaged certificate may still have its key; then the error names the key.
     error.contains(leaf) || host.is_some_and(|fingerprint| error.contains(fingerprint))
 }
 
@@ -301,7 +301,7 @@ enum Damage {
 }
 
 impl Damage {
-    /// All that are tried on an object: each byte changed as `patterns` say, each length, and a few more bytes.
+    /// All damage to try on an object: each byte changed by each of `patterns`, each length, and a few extra bytes.
     fn all(length: usize, patterns: &[u8]) -> Vec<Damage> {
         let flips = patterns.iter().flat_map(|&bits| (0..length).map(move |at| Damage::Flipped(at, bits)));
         flips.chain((0..length).map(Damage::CutTo)).chain([1, 7, 4096].map(Damage::Longer)).collect()
@@ -318,7 +318,7 @@ impl Damage {
     }
 }
 
-/// Runs `case` for each of many, each worker on a copy of its own; says how many there were, and how long it took.
+/// Runs `case` for each item, each worker on its own copy. Prints the number of cases and the time.
 fn run_all<T: Sync>(what: &str, original: &Original, cases: &[T], case: impl Fn(&Copy<'_>, &T) + Sync) {
     let (start, next) = (Instant::now(), AtomicUsize::new(0));
     let before = peak();
@@ -338,7 +338,7 @@ fn run_all<T: Sync>(what: &str, original: &Original, cases: &[T], case: impl Fn(
     assert!(grown < GROWTH, "peak memory grew by {grown} bytes");
 }
 
-/// Most bytes of memory that this process has had.
+/// Peak memory of this process, in bytes.
 fn peak() -> u64 {
     let status = fs::read_to_string("/proc/self/status").unwrap();
     let line = status.lines().find_map(|line| line.strip_prefix("VmHWM:")).expect("VmHWM");
@@ -381,17 +381,17 @@ fn needed(profile: Option<&str>, patterns: &[u8]) {
             }
             _ => false,
         };
-        assert!(harmless || is_noticed, "{object} {damage:?}: nobody noticed");
+        assert!(harmless || is_noticed, "{object} {damage:?}: not detected");
         copy.repair(object);
     });
-    // It is the damage that is found, and not that everything fails.
+    // The damage is the cause: undamaged objects pass.
     for (object, count) in noticed.into_inner().unwrap() {
         assert!(count > 0, "no damage to {object} was noticed");
     }
 }
 
-/// Damages the descriptions, one and both at once. While one is good it serves, unless the other has become a valid
-/// description that says something else: the error names both.
+/// Damages one or both descriptions. A valid one suffices, unless the other has become a valid
+/// description with other content: then the error names both.
 fn descriptions(profile: Option<&str>) {
     let original = Original::new(profile);
     let both: Vec<_> = original.named(Role::Description).map(String::as_str).collect();
@@ -411,7 +411,7 @@ fn descriptions(profile: Option<&str>) {
         let found = copy.check();
         for object in objects {
             let named = |problem: &String| names(problem, object);
-            // Both in the same words can be another repository's, and then its documents are named.
+            // Equal damage to both can make another repository, and then its documents are named.
             let is_one = objects.len() == 1;
             assert!(!found.is_empty() && (!is_one || found.iter().any(named)), "{}: {found:?}", case());
         }
@@ -481,13 +481,13 @@ fn envelope(message: &[u8]) -> usize {
     at
 }
 
-/// Damages every object that no reader of files needs: reading is as before, and a check names the object.
+/// Damages every object that no reader of files needs: readers are not affected, and a check names the object.
 fn unneeded(profile: Option<&str>) {
     let original = Original::new(profile);
     let mut cases = Vec::new();
     for object in original.named(Role::Checked) {
         let damages = Damage::all(original.objects[object].len(), &[0xff]);
-        // Certificates are long, and little is demanded of them.
+        // Certificates are long, and their requirements are few.
         let every = if object.starts_with("keys/") { 11 } else { 1 };
         cases.extend(damages.into_iter().step_by(every).map(|damage| (object.as_str(), damage)));
     }
@@ -502,7 +502,7 @@ fn unneeded(profile: Option<&str>) {
         let bytes = &original.objects[object];
         copy.write(object, &damage.of(bytes));
         let case = || format!("{object} {damage:?}");
-        // Reading opens none of them, so now and then is often enough.
+        // Reading opens none of them, so a sample suffices.
         let now_and_then = match damage {
             Damage::Flipped(at, _) | Damage::CutTo(at) => at % 16 == 0,
             Damage::Longer(_) => true,
@@ -544,7 +544,7 @@ fn damage_to_encrypted_objects_that_readers_do_not_need_is_reported_by_a_check_o
     unneeded(Some("rfc9580"));
 }
 
-/// Puts any two objects of one kind in each other's place, and one in the place of another.
+/// Swaps any two objects of one kind, and replaces one by the other.
 fn exchanged(profile: Option<&str>) {
     let original = Original::new(profile);
     let folder = |object: &str| object.split('/').next().unwrap().to_owned();
@@ -565,9 +565,9 @@ fn exchanged(profile: Option<&str>) {
         let seen = copy.read_damaged(&[one, two], &case);
         let found = copy.check();
         if role(two) == Role::Needed {
-            assert!(!seen.errors.is_empty(), "{}: nobody noticed", case());
+            assert!(!seen.errors.is_empty(), "{}: not detected", case());
         }
-        // Sums in each other's place say the same together. With one of them twice, packs have no sum.
+        // Swapped lists of sums have the same sums. With one of them twice, packs have no sum.
         let sums = two.starts_with("sums/");
         let named = |problem: &String| names(problem, one) || names(problem, two) || sums && problem.contains("packs/");
         assert!(sums && both || found.iter().any(named), "{}: {found:?}", case());

@@ -20,15 +20,15 @@ use rustix::fs::{CWD, FileType, Mode, XattrFlags, makedev};
 use rustix::mount::{MountFlags, mount_bind, mount_remount};
 
 const MALLORY: u32 = 5;
-/// A folder of files that changed last when the machine was set up: the claims of a FUSE mount are not trusted if they
-/// say that a file changed just now.
+/// A folder of files that last changed when the machine was installed: claims of a FUSE mount are not trusted if they
+/// say that a file has just changed.
 const OLD: &str = "/usr/share/common-licenses";
 /// Files in it.
 const VICTIM: &str = "GPL-2";
 const NEIGHBOUR: &str = "GPL-3";
 const UNREAD: &str = "MPL-1.1";
 
-/// A source in which `etc` is a folder of old files, and `home/mallory/m` an empty one of mallory's. It was backed up.
+/// A backed-up source in which `etc` is a folder of old files, and `home/mallory/m` an empty one of mallory.
 fn ready() -> (Site, PathBuf) {
     let site = Site::new();
     let etc = site.source().join("etc");
@@ -43,7 +43,7 @@ fn ready() -> (Site, PathBuf) {
     (site, m)
 }
 
-/// Claims that `etc` in the place of `m` is the real one, and that its files are.
+/// Claims that `m` and its files are the real `etc`.
 fn liar(site: &Site, m: &Path) -> Liar {
     let etc = site.source().join("etc");
     let mut liar = Liar::like(m);
@@ -54,7 +54,7 @@ fn liar(site: &Site, m: &Path) -> Liar {
     liar
 }
 
-/// Other bytes, as many as the file has.
+/// Other bytes of the same length as the file.
 fn lie(file: &Path) -> Vec<u8> {
     vec![b'Z'; fs::metadata(file).unwrap().len() as usize]
 }
@@ -73,7 +73,7 @@ fn false_inode_numbers_of_a_user_mount_never_alias_another_file() {
     let (site, m) = ready();
     let etc = site.source().join("etc");
     {
-        // At first a file of his looks changed, so that it is read and recorded.
+        // At first one of its files looks changed, so that it is read and recorded.
         let mut liar = liar(&site, &m);
         liar.attributes(&format!("etc/{VICTIM}")).ctime += Duration::from_nanos(1);
         let _lying = liar.mount(&m, MALLORY, user_mount());
@@ -86,7 +86,7 @@ fn false_inode_numbers_of_a_user_mount_never_alias_another_file() {
         let _lying = liar(&site, &m).mount(&m, MALLORY, user_mount());
         site.backup(&[]).ok();
     }
-    // Something else in the real folder changes.
+    // Another file in the real folder changes.
     let other = site.path().join("other");
     fs::write(&other, "changed").unwrap();
     settle();
@@ -95,7 +95,7 @@ fn false_inode_numbers_of_a_user_mount_never_alias_another_file() {
     assert_eq!(cat(&site, &format!("etc/{NEIGHBOUR}")), "changed");
     for name in [VICTIM, UNREAD] {
         let real = fs::read_to_string(etc.join(name)).unwrap();
-        assert!(cat(&site, &format!("etc/{name}")) == real, "{name} is not what it was");
+        assert!(cat(&site, &format!("etc/{name}")) == real, "{name} has changed");
     }
 }
 
@@ -120,7 +120,7 @@ fn a_claimed_inode_number_makes_no_hard_link() {
     settle();
     site.backup(&[]).ok();
     let mut liar = Liar::like(&m);
-    // Nothing in it is a lie but the inode number.
+    // Only the inode number is false.
     liar.claim("tool", &tool, b"a program");
     let _lying = liar.mount(&m, MALLORY, user_mount());
     // Both real names get their ids from the same catalog again.
@@ -155,7 +155,7 @@ fn the_catalog_of_a_folder_does_not_apply_to_a_file_system_mounted_on_it() {
         let _lying = before.mount(&m, MALLORY, user_mount());
         site.backup(&[]).ok();
     }
-    // The folder and the mount's top have one inode number.
+    // The folder and the root of the mount have the same inode number.
     for file in &files {
         let here = m.join(file.file_name().unwrap());
         File::create(&here).unwrap();
@@ -169,7 +169,7 @@ fn the_catalog_of_a_folder_does_not_apply_to_a_file_system_mounted_on_it() {
     }
 }
 
-/// The entries of the last snapshot that are marked as having had no privileges.
+/// The entries of the last snapshot that are marked as unprivileged.
 fn unprivileged(site: &Site) -> Vec<String> {
     let listing = site.brackfs(&["ls", "-R", "--json", "latest"]).ok().stdout;
     let entries = listing.lines().map(|line| serde_json::from_str::<serde_json::Value>(line).unwrap());
@@ -219,7 +219,7 @@ fn privileges_ignored_by_a_mount_are_marked_and_a_new_option_rereads_nothing() {
     }
 }
 
-/// Options belong to a mount, not to the file system: both are looked at where one is mounted twice.
+/// Options belong to a mount, not to the file system: a file system that is mounted twice can have two sets.
 #[test]
 fn each_mount_of_a_file_system_has_its_own_options() {
     let site = Site::new();

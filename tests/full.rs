@@ -15,7 +15,7 @@ use rustix::mount::{MountFlags, mount_remount, unmount};
 const PAGE: u64 = 4096;
 const LARGE: u64 = 64 << 20;
 
-/// A file system in memory that can be made smaller and larger. Its site unmounts it.
+/// A resizable file system in memory. Its site unmounts it.
 struct Small {
     path: PathBuf,
 }
@@ -33,13 +33,13 @@ impl Small {
         mount_remount(&self.path, MountFlags::empty(), options).expect("another size");
     }
 
-    /// Bytes that are taken.
+    /// Used bytes.
     fn used(&self) -> u64 {
         let stat = rustix::fs::statvfs(&self.path).expect("its sizes");
         (stat.f_blocks - stat.f_bfree) * stat.f_frsize
     }
 
-    /// Leaves so much room.
+    /// Leaves this many bytes free.
     fn leave(&self, bytes: u64) {
         self.resize((self.used() + bytes).next_multiple_of(PAGE).max(PAGE));
     }
@@ -51,16 +51,16 @@ impl Drop for Small {
     }
 }
 
-/// A run on a full disk says so, in one line.
+/// Asserts that a run on a full disk reports it in one line.
 #[track_caller]
 fn says_full(end: &Run) {
     let mut lines = end.stderr.lines();
-    let line = lines.next().unwrap_or_else(|| panic!("nothing is said\n{end}"));
-    assert!(lines.next().is_none() && line.starts_with("brackfs: "), "more than a line is said\n{end}");
-    assert!(line.contains("No space left") || line.contains("full"), "it is not said that the disk is full\n{end}");
+    let line = lines.next().unwrap_or_else(|| panic!("no message\n{end}"));
+    assert!(lines.next().is_none() && line.starts_with("brackfs: "), "more than one line\n{end}");
+    assert!(line.contains("No space left") || line.contains("full"), "the message does not name the full disk\n{end}");
 }
 
-/// Backs up with more and more room on the disk that holds `folder`, up to about `most`.
+/// Backs up with increasing free space on the disk with `folder`, up to about `most`.
 fn sweep(name: &str, folder: &str, steps: u64, most: u64) {
     let (mut full, mut step) = (0, 0);
     let site = Site::in_memory();
@@ -70,7 +70,7 @@ fn sweep(name: &str, folder: &str, steps: u64, most: u64) {
     rounds(name, steps, |random| {
         ordeal.random = random;
         ordeal.change();
-        // Evenly, and from there somewhere up to the next step.
+        // Even steps, plus a random part of a step.
         let room = step * most / steps + ordeal.random.below(most / steps);
         step = (step + 1) % steps;
         small.leave(room);

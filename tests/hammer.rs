@@ -25,7 +25,7 @@ use common::{Site, number, tree};
 
 const PAGE: usize = 4096;
 
-/// How a file is written to. Each kind has a folder of its own.
+/// How a file is written. Each kind has its own folder.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Kind {
     /// Page by page, in place.
@@ -36,7 +36,7 @@ enum Kind {
     Log,
     /// Truncated, then written again line by line.
     Rotated,
-    /// Whole, under another name that is then its own.
+    /// Completely, under a temporary name that is then renamed.
     Replaced,
 }
 
@@ -80,7 +80,7 @@ impl Writers {
         let mut lines = 0u64;
         while !stop.load(Ordering::Relaxed) {
             turn += 1;
-            // Not all of them each time, or none would ever keep still.
+            // Not all of them each time, or no file would ever be stable.
             for (kind, path, pages) in &self.files {
                 if !self.random.one_in(4) {
                     continue;
@@ -125,7 +125,7 @@ fn replace(path: &Path, pages: usize, turn: u64) {
     fs::rename(&other, path).unwrap();
 }
 
-/// Writes to mapped files, which Python can do without `unsafe`. Its copies go from the front to the back.
+/// Writes to mapped files from front to back, which Python can do without `unsafe`.
 const MAPPED: &str = "
 import mmap, os, struct, sys, time
 files = [mmap.mmap(os.open(path, os.O_RDWR), 0) for path in sys.argv[1:]]
@@ -231,7 +231,7 @@ fn files_under_constant_writes_existed_at_an_instant_or_are_marked() {
                     for entry in fs::read_dir(to.join(folder)).unwrap() {
                         let entry = entry.unwrap();
                         let name = format!("{folder}/{}", entry.file_name().to_str().unwrap());
-                        // A new file on its way to its name.
+                        // A temporary file before its rename.
                         if marked.contains(&name) || name.ends_with(".new") {
                             continue;
                         }
@@ -246,7 +246,7 @@ fn files_under_constant_writes_existed_at_an_instant_or_are_marked() {
         });
         drop(mapper);
         site.brackfs(&["check", "--read-data"]).ok();
-        // Nothing that was read meanwhile is trusted too far.
+        // Files read during the writes are not trusted too far.
         common::settle();
         site.backup(&[]).ok();
         let to = site.path().join("out");

@@ -47,11 +47,11 @@ struct Forger {
     /// The blocks of the pack.
     blocks: Vec<IndexedBlock>,
     encoder: Encoder,
-    /// Files that snapshots say they have.
+    /// The file count of snapshots.
     counted: u64,
 }
 
-/// A chunk that was stored, and where.
+/// A stored chunk and its location.
 #[derive(Clone, Copy)]
 struct Stored {
     at: BlockLocation,
@@ -81,7 +81,7 @@ impl Forger {
         self.store_frame(&frame, plaintext)
     }
 
-    /// Stores a block that says it is `plaintext`.
+    /// Stores a block whose header states the length of `plaintext`.
     fn store_frame(&mut self, frame: &[u8], plaintext: &[u8]) -> Stored {
         let (offset, length) = (self.bytes.len() as u64, frame.len() as u32);
         self.bytes.extend(frame);
@@ -143,7 +143,7 @@ impl Forger {
         self.snapshot(top, below)
     }
 
-    /// Restores it all to `out/`, however that ends.
+    /// Restores everything to `out/`. Any exit code is accepted.
     fn restore(&self) -> (Run, PathBuf) {
         let out = self.site.path().join("out");
         let run = patiently(&self.site, &["restore".into(), "latest".into(), "--to".into(), out.clone().into()]);
@@ -211,7 +211,7 @@ fn says(run: &Run, words: &[&str]) {
     }
 }
 
-/// `check`, `restore` and `ls -R` all refuse, in words.
+/// Asserts that `check`, `restore` and `ls -R` fail with these words.
 #[track_caller]
 fn refused(forger: &Forger, words: &[&str]) {
     let (restored, out) = forger.restore();
@@ -259,7 +259,7 @@ fn segments(forger: &mut Forger, entries: [Entry; 2], said: [&str; 2], blocks: &
 
 #[test]
 fn a_link_and_a_file_of_the_same_name_write_nothing_outside() {
-    // The second segment says that it begins later than it does, or says the truth and is out of order.
+    // The index gives the second segment a later first name, or its true one, which is out of order.
     for said in [["same", "tame"], ["same", "same"], ["same", "a"]] {
         let mut forger = Forger::new();
         let stored = forger.store(b"planted");
@@ -321,7 +321,7 @@ fn a_hard_link_to_a_symlink_does_not_lead_outside() {
     assert_eq!(std::os::unix::fs::MetadataExt::nlink(&fs::metadata(&outside).unwrap()), 1);
 }
 
-/// Files that differ in content, owner, mode, time or attributes, and say that they are links of one file. Each has
+/// Files that differ in content, owner, mode, time or attributes, and claim to be links of one file. Each has
 /// two names that agree, `NAME-1` and `NAME-2`.
 fn false_links(forger: &mut Forger) -> Vec<(Entry, Vec<u8>)> {
     let contents = [b"first".to_vec(), b"other".to_vec()];
@@ -337,7 +337,7 @@ fn false_links(forger: &mut Forger) -> Vec<(Entry, Vec<u8>)> {
         (Entry { name: b"time".to_vec(), mtime: Timestamp { seconds: 5, nanos: 0 }, ..first.clone() }, 0),
         (Entry { name: b"xattr".to_vec(), xattrs: vec![(b"user.a".to_vec(), b"b".to_vec())], ..first.clone() }, 0),
     ];
-    // The inode number has a part of the digest: here is another file for which that part is the first's.
+    // The inode number has a part of the digest: this file has the same part as the first one.
     let part = |entry: &Entry| entry.inode_digest().0[0];
     let mut twin = Entry { name: b"zwin".to_vec(), content: Content::Chunk(stored[1].chunk(1)), ..first.clone() };
     while part(&twin) != part(&first) {
@@ -387,7 +387,7 @@ fn a_mount_gives_each_name_its_own_bytes_despite_false_links() {
         }
         numbers.push(found);
     }
-    // Names that agree share a number, others do not, and a new mount gives the same numbers.
+    // Names that agree share an inode number, others do not, and a new mount has the same numbers.
     let number = |numbers: &BTreeMap<String, u64>, name: &str| numbers[name];
     let mut distinct = BTreeSet::new();
     for kind in ["content-0", "content-1", "group", "mode", "owner", "time", "xattr"] {
@@ -414,7 +414,7 @@ fn inconsistent_counts_are_refused() {
     refused(&forger, &["number of entries", "limit"]);
 }
 
-/// Signs a snapshot in which each directory of six levels has 30 names for the one below.
+/// Signs a snapshot with six levels of directories, each with 30 names for the next one.
 fn repeated(counted: u64) -> Forger {
     let mut forger = Forger::new();
     forger.counted = counted;
@@ -448,7 +448,7 @@ fn endless_repetition_is_checked_in_a_moment() {
     let checked = patiently(&forger.site, &["check".into(), "--read-data".into(), "--json".into()]).ok();
     assert_eq!((checked.json()["directories"].as_u64(), checked.json()["files"].as_u64()), (Some(7), Some(1)));
 
-    // A file of 5 * 2^60 bytes that are all there.
+    // A file of 5 * 2^60 bytes without holes.
     let mut forger = Forger::new();
     let stored = forger.store(&vec![7; 1 << 20]);
     let mut node = forger.store_node(&[stored], Items::Extents(vec![Extent::Chunk(stored.chunk(0)); 1 << 10]));
@@ -479,14 +479,14 @@ fn deep(levels: u64) -> Forger {
 
 #[test]
 fn a_tree_deeper_than_any_path_is_checked_listed_and_restored() {
-    // Twice as deep as a path can say, and three times as deep as a stack once was.
+    // Twice as deep as a path can be, and three times as deep as a recursive walk once could go.
     let forger = deep(9000);
     let checked = patiently(&forger.site, &["check".into(), "--read-data".into(), "--json".into()]).ok();
     assert_eq!(checked.json()["directories"], 9000);
     let listed = patiently(&forger.site, &["ls".into(), "-R".into(), "latest".into()]).ok();
     assert_eq!(listed.stdout.lines().count(), 9000);
 
-    // As deep as a machine allows that many open directories, which a walk holds.
+    // As deep as the limit of open files allows, since a walk keeps directories open.
     let forger = deep(900);
     let (run, out) = forger.restore();
     run.ok();
@@ -592,7 +592,7 @@ fn backed_up(encrypted: bool) -> Site {
     site
 }
 
-/// Objects of the repository whose names begin so.
+/// Objects of the repository with this prefix.
 fn objects(site: &Site, start: &str) -> Vec<PathBuf> {
     let paths = tree(&site.repo()).into_keys().filter(|path| path.to_str().unwrap().starts_with(start));
     paths.map(|path| site.repo().join(path)).filter(|path| path.is_file()).collect()
@@ -620,14 +620,14 @@ fn special_files_in_place_of_objects_fail_without_waiting() {
             "brackfs",
         ] {
             let site = backed_up(false);
-            // Of two packs, both; of keys, the host's is the only one.
+            // Both packs; the only key is that of the host.
             for path in objects(&site, start) {
                 fs::remove_file(&path).unwrap();
                 match what {
                     "pipe" => succeed(Command::new("mkfifo").arg(&path)),
                     "directory" => fs::create_dir(&path).unwrap(),
                     "device" => symlink("/dev/zero", &path).unwrap(),
-                    // No memory is taken for it: more than any machine has.
+                    // Larger than any memory, so it must not be allocated.
                     _ => File::create(&path).unwrap().set_len(1 << 40).unwrap(),
                 }
             }
@@ -653,7 +653,7 @@ fn special_files_in_place_of_objects_fail_without_waiting() {
     }
 }
 
-/// Objects that describe the repository. Each serves for the other.
+/// The descriptions of the repository. Each is a copy of the other.
 const DESCRIPTIONS: [&str; 2] = ["brackfs.toml", "brackfs-copy.toml"];
 
 /// Ways to use a repository.
@@ -750,7 +750,7 @@ fn descriptions_with_encryption_switched_off_are_refused() {
 fn documents_of_another_repository_by_the_same_host_are_refused() {
     let site = backed_up(false);
     let id = Repository::open(&site.repo().as_path().into()).unwrap().id().to_string();
-    // The same machine, the same key, another repository: its id is all that differs.
+    // The same machine, the same key, another repository: only the id differs.
     let other = site.path().join("other");
     copy(&site.repo(), &other);
     for object in DESCRIPTIONS {

@@ -18,7 +18,7 @@ use pgp::composed::{Deserializable, Message, SignedSecretKey};
 use pgp::types::Password;
 use tempfile::TempDir;
 
-/// An empty home for gpg; its agents end with it.
+/// An empty GnuPG home. Its agents are stopped on drop.
 struct Home {
     folder: TempDir,
 }
@@ -75,7 +75,7 @@ fn pipe(mut command: Command, input: &[u8]) -> Output {
     let mut child = spawn(&mut command);
     let mut stdin = child.stdin.take().expect("a pipe");
     std::thread::scope(|scope| {
-        // It may read no further; then its output says why.
+        // It may stop reading early; then its output has the reason.
         scope.spawn(move || stdin.write_all(input));
         child.wait_with_output().expect("output")
     })
@@ -92,7 +92,7 @@ fn unzstd(bytes: &[u8]) -> Vec<u8> {
 
 const LINE: &str = "the quick brown fox jumps over the lazy dog\n";
 
-/// A site with two files. Neither is so large that it could be cut.
+/// A site with two files, each too small to be cut.
 fn site() -> Site {
     let mut noise = vec![0; 60 << 10];
     blake3::Hasher::new().finalize_xof().fill(&mut noise);
@@ -117,7 +117,7 @@ fn objects(site: &Site, folder: &str) -> Vec<PathBuf> {
     files
 }
 
-/// A packet's tag, and its whole length with the header. Only headers of the new format are written here, and
+/// The tag of a packet, and its length with the header. brackfs writes only headers of the new format, and
 /// only definite lengths.
 #[track_caller]
 fn packet(bytes: &[u8]) -> (u8, usize) {
@@ -158,7 +158,7 @@ fn all_messages(site: &Site) -> Vec<Vec<u8>> {
     objects(site, "packs").iter().flat_map(|pack| messages(pack)).collect()
 }
 
-/// Whether all of the content is in one of the blocks.
+/// Whether one of the blocks has all of the content.
 fn is_in(blocks: &[Vec<u8>], content: &[u8]) -> bool {
     let head = &content[..32.min(content.len())];
     blocks.iter().any(|block| {
@@ -196,7 +196,7 @@ fn gpg_reads_objects_of_brackfs(home: &Home) {
     let blocks: Vec<_> = all_messages(&site).iter().map(|message| decrypt(message)).collect();
     assert_holds_source(&site, &blocks);
     for snapshot in objects(&site, "snapshots") {
-        // It can't check the signature, and says so by its exit code.
+        // It cannot check the signature, so its exit code is not 0.
         let document = home.gpg(&["--decrypt"], &fs::read(&snapshot).unwrap()).stdout;
         let name = snapshot.strip_prefix(site.repo()).unwrap().to_str().unwrap().as_bytes();
         assert!(document.windows(name.len()).any(|window| window == name), "a snapshot that does not name itself");
@@ -264,7 +264,7 @@ impl CountedGpg {
         CountedGpg { folder }
     }
 
-    /// Runs brackfs, and tells how often that ran gpg.
+    /// Runs brackfs, and counts the runs of gpg.
     #[track_caller]
     fn runs(&self, site: &Site, home: &Home, arguments: &[&str]) -> usize {
         let count = || fs::read_to_string(self.folder.path().join("runs")).expect("runs").lines().count();
@@ -305,7 +305,7 @@ fn reading_all_snapshots_again_runs_gpg_once() {
     for snapshot in &snapshots {
         assert_eq!(gpg.runs(&site, &home, &["ls", snapshot]), 1);
     }
-    // The next day brings its own.
+    // The next day has its own session key.
     site.write("thursday", "thursday");
     site.backup(&[]).ok();
     assert!(check(&[]) > 1);
@@ -388,7 +388,7 @@ fn the_host_can_write_backups_but_not_read_them() {
         site.init();
         site.backup(&[]).ok();
         let nobody = Home::new();
-        // All that the host has: its state, with the catalog, and its own key.
+        // The host has only its state, with the catalog, and its own key.
         let away = nobody.path().join("owner");
         fs::rename(&owner, &away).unwrap();
         let state = tree(&site.state()).into_keys().find(|path| path.ends_with("host.key")).expect("host.key");
@@ -397,7 +397,7 @@ fn the_host_can_write_backups_but_not_read_them() {
             let run = cat(&site, nobody.path(), arguments).code(12);
             assert_eq!(run.stdout, "", "{run}");
         }
-        // Nor with another program.
+        // Another program cannot read them either.
         let (host, owner) = (secret_key(&host), secret_key(&away));
         for message in all_messages(&site) {
             assert!(decrypt(&message, &host).is_err(), "the host's key opens a block");

@@ -1,4 +1,4 @@
-//! A backup is interrupted, suspended, or loses whom it talks to.
+//! A backup is interrupted, suspended, or loses its terminal or pipes.
 
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::print_stdout, clippy::print_stderr)]
 
@@ -21,7 +21,7 @@ fn large(name: &str) -> Ordeal {
     of_files(name, 160, 300 << 10)
 }
 
-/// The same, with so many more files of so many bytes.
+/// The same with more files of `length` bytes.
 fn of_files(name: &str, files: u64, length: u64) -> Ordeal {
     let mut ordeal = Ordeal::new(Random::new(1, name), 1);
     for _ in 0..files {
@@ -57,7 +57,7 @@ fn end(mut child: Child) -> (ExitStatus, String) {
     let status = ended(&mut child);
     let mut said = String::new();
     if let Some(mut stderr) = child.stderr.take() {
-        stderr.read_to_string(&mut said).expect("what was said");
+        stderr.read_to_string(&mut said).expect("messages");
     }
     (status, said)
 }

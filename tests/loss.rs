@@ -1,4 +1,4 @@
-//! Any object may be lost, and any may be added: no single one decides over all the others.
+//! Lost and added objects: no single object makes all others unusable.
 
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::print_stdout, clippy::print_stderr)]
 
@@ -15,12 +15,12 @@ use tempfile::TempDir;
 
 const PASSPHRASE: &str = "correct horse";
 
-/// How the repository of a test is made.
+/// Kinds of repositories.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Kind {
     Plain,
     Encrypted,
-    /// The owner's key is in the repository, under a passphrase.
+    /// The owner's key is in the repository, protected by a passphrase.
     Passphrase,
 }
 
@@ -64,7 +64,7 @@ impl World {
         run(with_passphrase(command))
     }
 
-    /// Whether a reader elsewhere gets all there is.
+    /// Whether a reader on another machine can read everything.
     fn opens(&self) -> bool {
         let listed = self.elsewhere(&["snapshots", "--json"]);
         let list: serde_json::Value = serde_json::from_str(&listed.stdout).unwrap_or_default();
@@ -117,13 +117,13 @@ fn after_the_loss_of_any_object_everything_opens_or_the_loss_is_reported() {
         assert!(world.opens());
         world.brackfs(&["check"]).ok();
         for path in world.objects() {
-            // A passphrase takes its time, and makes no difference to other objects.
+            // A passphrase is slow, and makes no difference to other objects.
             if kind == Kind::Passphrase && !path.starts_with(world.site.repo().join("keys")) {
                 continue;
             }
             let object = path.strip_prefix(world.site.repo()).unwrap().to_str().unwrap().to_owned();
             let bytes = fs::read(&path).unwrap();
-            // The owner's key has its second copy on the host only.
+            // The second copy of the owner's key is only on the host.
             let is_owner = object.starts_with("keys/owner-");
             let changes: &[Option<&[u8]>] = if has_copy(&object) { &[None, Some(b"damaged")] } else { &[None] };
             for change in changes {
@@ -148,13 +148,13 @@ fn after_the_loss_of_any_object_everything_opens_or_the_loss_is_reported() {
                     assert!(verified.stderr.contains("the next backup"), "without {what}\n{verified}");
                     let backup = world.site.backup(&["--skip-if-unchanged"]).ok();
                     assert!(backup.stderr.contains("put back"), "without {what}\n{backup}");
-                    assert!(world.opens(), "it was not put back: {what}");
+                    assert!(world.opens(), "it was not restored: {what}");
                     world.brackfs(&["check"]).ok();
                 } else {
                     let check = world.brackfs(&["check"]);
                     let verify = world.site.brackfs(&["catalog", "verify"]);
                     let is_said = check.code != 0 || verify.code != 0;
-                    assert!(is_said || world.opens(), "nobody says that it is lost: {what}\n{check}\n{verify}");
+                    assert!(is_said || world.opens(), "its loss is not reported: {what}\n{check}\n{verify}");
                 }
                 if !path.exists() {
                     fs::write(&path, &bytes).unwrap();
@@ -173,7 +173,7 @@ fn the_host_and_adopt_need_no_host_certificate_in_the_repository() {
     for object in names(&world.site.repo().join("secrets")) {
         fs::remove_file(world.site.repo().join("secrets").join(object)).unwrap();
     }
-    // With both gone only the host itself can tell.
+    // Without both, only the host itself knows its certificate.
     assert!(world.elsewhere(&["cat", "latest:a"]).code(1).stderr.contains("certificate"));
     assert_eq!(world.brackfs(&["cat", "latest:a"]).ok().stdout, "first");
     assert!(world.site.backup(&[]).ok().stderr.contains("put back"));
@@ -216,7 +216,7 @@ fn an_added_certificate_changes_no_recipient_and_stops_no_backup() {
 fn added_keys_do_not_shadow_the_owners_key() {
     let world = World::new(Kind::Passphrase);
     let keys = world.site.repo().join("keys");
-    // Names that come before any other, and after.
+    // Names before and after all others.
     let add = |name: &str, bytes: &[u8]| fs::write(keys.join(format!("owner-{name}.asc")), bytes).unwrap();
     let unlocked = world.site.key_named("unlocked", "rfc9580");
     let mut locked = world.site.command(&["key", "generate", "--output", "locked"]);
@@ -228,7 +228,7 @@ fn added_keys_do_not_shadow_the_owners_key() {
     add(&"F".repeat(64), &fs::read(&unlocked).unwrap());
     fs::copy(unlocked.with_extension("pub"), keys.join(format!("recipient-{}.asc", "0".repeat(64)))).unwrap();
     assert!(world.opens());
-    // A wrong passphrase is still said to be one.
+    // A wrong passphrase is still reported as one.
     let mut wrong = world.site.command(&["cat", "latest:a"]);
     wrong.env("BRACKFS_PASSPHRASE", "wrong");
     assert!(run(wrong).code(12).stderr.contains("passphrase is wrong"));

@@ -1,4 +1,4 @@
-//! Files that are not as a stat says, or not at once: their size is not known, or another process has a lease on them.
+//! Files that differ from their stat, or are not available at once: of unknown size, or under a lease.
 
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::print_stdout, clippy::print_stderr)]
 
@@ -22,7 +22,7 @@ fn files_of_unknown_size_are_read_to_their_end() {
     fs::create_dir(&at).unwrap();
     let _mounted = made_up::mount(files.clone(), &at);
     for extra in [&[][..], &["--reread"], &["--low-memory", "--reread"]] {
-        // Their stamps may be a server's, so they are never waited for here.
+        // Their stamps may be those of a server, so a backup does not wait for them.
         let run = site.backup(&[extra, &["--settle-max", "0s"]].concat()).ok();
         assert!(run.stderr.contains("is not of the size that its file system says"), "{run}");
         assert!(run.stderr.contains("and so were 3 more files"), "{run}");
@@ -49,7 +49,7 @@ fn files_generated_by_the_kernel_are_complete() {
     assert!(site.brackfs(&["cat", "latest:symbols"]).ok().stdout.into_bytes() == content);
 }
 
-/// Holds write leases on files until it is asked for them, and some time more.
+/// Holds write leases on files until some time after a request to release them.
 const HOLDER: &str = r"
 import fcntl, os, signal, sys, time
 files = [os.open(path, os.O_RDWR) for path in sys.argv[2:]]

@@ -136,7 +136,7 @@ fn mount_and_read(site: &Site, bytes: u64) -> u64 {
     peak
 }
 
-/// Room for the threads that more cores than the two of the measurements below bring.
+/// Allowance for the threads of more than two cores, the number in the measurements below.
 fn for_cores() -> u64 {
     10 * thread::available_parallelism().map_or(1, usize::from).clamp(2, 16) as u64
 }
@@ -164,7 +164,7 @@ fn peak_on_tmpfs(fill: impl FnOnce(&Path)) -> u64 {
     }
     settle();
     let second = backup();
-    // All is known, and has other places in the catalog.
+    // All files are unchanged, but at other paths of the catalog.
     let again = peak(site.command(&["backup", "--source", "another", site.source().to_str().unwrap()]));
     first.max(second).max(again)
 }
@@ -175,7 +175,7 @@ fn grows_by_at_most(limit: u64, what: &str, few: u64, many: u64) {
     assert!(many <= few + limit, "{what} took {few} MiB for a small tree, and {many} MiB for a large one");
 }
 
-/// The block with their content never fills. Measured: 5 and 6 MiB more; before nodes that wait were bounded 23.
+/// The block with their content never fills. Measured: 5 and 6 MiB more; 23 without a limit on waiting nodes.
 #[test]
 fn memory_does_not_grow_with_the_number_of_names_of_one_content() {
     let fill = |links: bool, folders: usize| {
@@ -315,7 +315,7 @@ fn memory_does_not_grow_with_names_outside_the_snapshot() {
         println!("{files} files with names outside: restore {restore} MiB, dump {dump} MiB");
         [("restore", restore), ("dump", dump)]
     };
-    // Measured: 5 and 2 MiB. To keep all names takes over 20.
+    // Measured: 5 and 2 MiB. Keeping all names takes over 20.
     for ((what, small), (_, large)) in peaks(20_000).into_iter().zip(peaks(80_000)) {
         assert!(large <= small + 12, "{what} took {small} MiB for few names, and {large} MiB for many");
     }
@@ -323,7 +323,7 @@ fn memory_does_not_grow_with_names_outside_the_snapshot() {
 
 #[test]
 fn memory_does_not_grow_with_files_or_their_sizes() {
-    // Measured: 13 to 18, 1, 3 and 6 MiB. To keep 600 bytes of every file is over the limit of the unchanged backup.
+    // Measured: 13 to 18, 1, 3 and 6 MiB. Keeping 600 bytes per file exceeds the limit of the unchanged backup.
     let limits = [40, 16, 24, 24];
     let small = Peaks::of(3_000, 50);
     for (((what, small), (_, large)), limit) in small.each().into_iter().zip(LARGE.each()).zip(limits) {

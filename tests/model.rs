@@ -105,7 +105,7 @@ fn pick<T>(from: &[T], at: Pick) -> &T {
     &from[usize::from(at) % from.len()]
 }
 
-/// A number below `limit`, in the same place as `part` among all there are.
+/// Scales `part` to a number below `limit`.
 fn part_of(part: u32, limit: u64) -> u64 {
     ((u128::from(part) * u128::from(limit)) >> 32) as u64
 }
@@ -113,10 +113,10 @@ fn part_of(part: u32, limit: u64) -> u64 {
 /// Changes of a source before a backup.
 #[derive(Debug, Clone, PartialEq)]
 struct Round {
-    /// Folders that new ones are made in.
+    /// Folders in which new ones are made.
     folders: Vec<Pick>,
     things: Vec<New>,
-    /// So many files in one folder.
+    /// Many files in one folder.
     many: Option<(Pick, u16)>,
     gone: Option<Pick>,
     chunk: &'static str,
@@ -125,7 +125,7 @@ struct Round {
 #[derive(Debug, Clone, PartialEq)]
 struct New {
     folder: Pick,
-    /// How long its name is, about.
+    /// Approximate length of its name.
     name: usize,
     what: What,
 }
@@ -135,7 +135,7 @@ enum What {
     Symlink,
     /// Another name of a file.
     Link(Pick),
-    /// Every other one of so many pages, or a few of them, and a hole at the end.
+    /// Every other page, or a few of them, and a hole at the end.
     Sparse {
         pages: u64,
         many: bool,
@@ -244,14 +244,14 @@ impl Round {
 /// A request of the kernel about an entry that it knows, valid for the kind of the entry.
 #[derive(Debug, Clone)]
 enum Question {
-    /// For an entry, or one that is not there; for bytes; for a target.
+    /// Requests for an entry, possibly missing; for bytes; for a target.
     Content {
         name: Pick,
         missing: Option<&'static str>,
         offset: u32,
         length: usize,
     },
-    /// For some entries; for data and holes.
+    /// Requests for some entries; for data and holes.
     Parts {
         from: u32,
         room: usize,
@@ -259,7 +259,7 @@ enum Question {
     },
     Attributes,
     Xattrs,
-    /// Nothing: it forgets some of the times that it was told of it.
+    /// Forgets some lookups of it.
     Forget(u32),
 }
 
@@ -283,7 +283,7 @@ fn step() -> impl Strategy<Value = Step> {
     (any::<u32>(), question).prop_map(|(of, question)| Step { of, question })
 }
 
-/// Some thousand steps, in stretches: whether one of these matters is found out at once.
+/// Some thousand steps in groups, which shrink as a whole first.
 fn steps() -> impl Strategy<Value = Vec<Vec<Step>>> {
     prop::collection::vec(prop::collection::vec(step(), 0..100), 0..160)
 }
@@ -300,7 +300,7 @@ struct Kernel<'m> {
     filesystem: FileSystem,
     models: &'m [Model],
     told: HashMap<Ino, (usize, PathBuf, u64)>,
-    /// Which number a thing has; the other way round it is found in `told`.
+    /// The inode number of each node; `told` has the reverse.
     numbers: BTreeMap<(usize, u64), Ino>,
     /// Every inode number seen so far, and its entry.
     seen: HashMap<Ino, (usize, u64)>,
@@ -345,7 +345,7 @@ impl<'m> Kernel<'m> {
         assert_eq!((said.mtime.seconds, i64::from(said.mtime.nanos)), known.mtime, "{shown}");
         assert_eq!((said.size, u64::from(said.nlink)), (known.size, known.nlink), "{shown}");
         assert_eq!(said.sectors, known.sectors, "{shown}");
-        // One number for all names of a thing, and one thing for a number.
+        // All names of a node share one number, and each number has one node.
         assert_eq!(*self.numbers.entry((snapshot, known.identity)).or_insert(said.ino), said.ino, "{shown}");
         assert_eq!(*self.seen.entry(said.ino).or_insert((snapshot, known.identity)), (snapshot, known.identity));
     }
@@ -443,7 +443,7 @@ impl<'m> Kernel<'m> {
     }
 }
 
-/// The number of every entry, by walking all.
+/// The inode number of every entry, by a full walk.
 fn numbers(filesystem: &FileSystem) -> BTreeMap<Vec<Vec<u8>>, Ino> {
     let mut found = BTreeMap::new();
     let mut left = vec![(TOP, Vec::new())];
@@ -487,7 +487,7 @@ impl World {
     fn play(&self, steps: &[Vec<Step>]) {
         let mut kernel = Kernel::new(filesystem(&self.site), &self.models);
         steps.iter().flatten().for_each(|step| kernel.step(step));
-        // All of it, and once more by another program.
+        // A full walk, and another one by a second instance.
         let all = numbers(&kernel.filesystem);
         assert_eq!(numbers(&filesystem(&self.site)), all);
         let things: BTreeSet<_> = self
@@ -497,7 +497,7 @@ impl World {
             .flat_map(|(at, model)| model.values().map(move |known| (at, known.identity)))
             .collect();
         let distinct: BTreeSet<_> = all.values().collect();
-        // The source, its `latest`, and `by-tag` have numbers as well.
+        // The source, its `latest` and `by-tag` have numbers, too.
         assert_eq!(distinct.len(), things.len() + 3);
     }
 }
@@ -508,14 +508,14 @@ fn random_operations_agree_with_the_model() {
     let file = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/proptest-regressions/model.txt");
     let config = Config {
         cases: asked.unwrap_or(4),
-        // A case that fails is made smaller no longer than this, in milliseconds.
+        // Time limit for shrinking a failed case, in milliseconds.
         max_shrink_time: 120_000,
-        // Not a few times the number of cases, either.
+        // The default limit is a multiple of the number of cases.
         max_shrink_iters: u32::MAX - 1,
         failure_persistence: Some(Box::new(FileFailurePersistence::Direct(file))),
         ..Config::default()
     };
-    // While a case is made smaller there are many tries with fewer steps, which are so first, and one repository.
+    // Shrinking tries many shorter prefixes of steps on one repository.
     let last: RefCell<Option<(Vec<Round>, World)>> = RefCell::new(None);
     let result = TestRunner::new(config).run(&(steps(), source()), |(steps, source)| {
         let mut last = last.borrow_mut();

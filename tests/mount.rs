@@ -188,7 +188,7 @@ fn reads_at_any_offset_give_correct_bytes() {
     let bytes = noise("offsets", 3 * MIB + 4321);
     let site = Site::with_files(&[("file", &bytes)]);
     site.init();
-    // Small chunks, so that there are many borders.
+    // Small chunks, for many borders.
     site.backup(&["--chunk-size", "16KiB"]).ok();
     let mounted = site.mount(&[]);
     let file = File::open(mounted.latest().join("file")).unwrap();
@@ -202,7 +202,7 @@ fn reads_at_any_offset_give_correct_bytes() {
         }
     }
     let mut room = [0; 100];
-    assert_eq!(file.read_at(&mut room, size as u64 - 7).unwrap(), 7, "no more than there is");
+    assert_eq!(file.read_at(&mut room, size as u64 - 7).unwrap(), 7, "no more than the file has");
     assert_eq!(room[..7], bytes[size - 7..]);
     for past in [size as u64, size as u64 + 1, size as u64 + (1 << 30), 1 << 50] {
         assert_eq!(file.read_at(&mut room, past).unwrap(), 0, "at {past}");
@@ -245,7 +245,7 @@ fn the_mount_has_the_expected_type_and_options() {
     }
 }
 
-/// A mount that stays in the foreground, once it is there.
+/// Starts a mount in the foreground, and waits for it.
 fn in_foreground(site: &Site) -> Child {
     let mnt = site.mnt();
     let mut command = site.command(&["mount", "--foreground", mnt.to_str().unwrap()]);
@@ -302,7 +302,7 @@ fn a_mount_in_use_is_only_unmounted_lazily() {
     site.brackfs(&["umount", "--lazy", path.to_str().unwrap()]).ok();
     assert!(!mounted.is_mounted());
     let mut byte = [0];
-    assert_eq!(file.read_at(&mut byte, 2).unwrap(), 1, "who has it open can go on reading");
+    assert_eq!(file.read_at(&mut byte, 2).unwrap(), 1, "open files stay readable");
 }
 
 #[test]
@@ -405,7 +405,7 @@ fn parallel_readers_get_correct_bytes() {
     settle();
     site.init();
     site.backup(&["--chunk-size", "64KiB"]).ok();
-    // A cache that holds a part only, so that readers are in each other's way.
+    // A cache for only a part, so that readers evict each other's blocks.
     let mounted = site.mount(&["--cache-size", "2MiB"]);
     let expected: Vec<_> = tree(&site.source()).into_iter().filter(|(_, entry)| entry.kind == Kind::File).collect();
     let root = mounted.latest();
@@ -413,7 +413,7 @@ fn parallel_readers_get_correct_bytes() {
         for reader in 0..8 {
             let (expected, root) = (&expected, &root);
             threads.spawn(move || {
-                // Each begins elsewhere.
+                // Each begins at another file.
                 let files = expected.iter().cycle().skip(reader * expected.len() / 8).take(expected.len());
                 for (path, entry) in files {
                     assert_eq!(Some(content(&root.join(path)).unwrap()), entry.content, "{}", path.display());

@@ -62,8 +62,8 @@ fn processes_that_use_a_mount_are_named() {
     assert!(run.stderr.contains("--lazy"), "{run}");
     mounted.signal(Signal::TERM);
     mounted.until("it is detached", |mounted| !is_mounted(&mounted.mnt));
-    mounted.until("he is named", |mounted| mounted.said().contains(&visitor.name()));
-    assert!(mounted.child.try_wait().unwrap().is_none(), "it serves who is still there");
+    mounted.until("the process is named", |mounted| mounted.said().contains(&visitor.name()));
+    assert!(mounted.child.try_wait().unwrap().is_none(), "it serves the remaining process");
     drop(visitor);
     mounted.until("it ends", |mounted| mounted.child.try_wait().unwrap().is_some_and(|status| status.success()));
 }
@@ -161,7 +161,7 @@ fn reads_wait_for_a_repository_that_is_away_for_a_moment() {
         is_back.store(true, Ordering::Relaxed);
         fs::rename(&away, site.repo()).unwrap();
         assert!(reader.join().unwrap().unwrap() == bytes);
-        // The source, and tags.
+        // The source and the tags.
         assert_eq!(lister.join().unwrap().unwrap(), 2);
     });
 }
@@ -216,7 +216,7 @@ fn a_removed_snapshot_leaves_listings_and_its_open_files_can_still_be_read() {
     mounted.until("it is listed no more", |mounted| !names(mounted).contains(&name));
     mounted.until("its name is gone", |_| fs::metadata(&first).is_err());
     mounted.until("the other one is", |mounted| names(mounted).len() == 2);
-    assert!(read_direct(&file, 0, 4 * MIB).unwrap() == bytes, "what is stored is still there");
+    assert!(read_direct(&file, 0, 4 * MIB).unwrap() == bytes, "stored data still exists");
     assert_eq!(fs::read(mounted.latest().join("new")).unwrap(), b"new");
     // After its data is deleted, too.
     for pack in packs(&site) {

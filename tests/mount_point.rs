@@ -16,7 +16,7 @@ use common::machine::mount_tmpfs;
 use common::{Run, Site, is_mounted, run, set_mode};
 use rustix::fs::{CWD, RenameFlags, renameat_with};
 
-/// A user without rights.
+/// An unprivileged user.
 const NOBODY: u32 = 65534;
 
 fn ready() -> Site {

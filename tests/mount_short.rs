@@ -14,7 +14,7 @@ use common::{Run, Site, content, is_mounted, noise, run};
 use rustix::fs::FlockOperation;
 use rustix::mount::MountFlags;
 
-/// A user without rights, and with no processes that other tests count.
+/// An unprivileged user whose processes no other test counts.
 const SOMEBODY: u32 = 61_234;
 
 fn ready() -> Site {
@@ -39,7 +39,8 @@ fn mount_after(site: &Site, words: &str) -> Run {
     run(command)
 }
 
-/// Either the mount works, also for a large file, or nothing is mounted and it is said why. Whether it works.
+/// Asserts that the mount works, even for a large file, or that nothing is mounted and a message has the reason. Returns
+/// whether it works.
 #[track_caller]
 fn assert_works_or_says_why(site: &Site, run: &Run) -> bool {
     if run.code == 0 {
@@ -57,7 +58,7 @@ fn assert_works_or_says_why(site: &Site, run: &Run) -> bool {
 fn little_memory_or_few_files_slow_a_mount_but_do_not_end_it() {
     let site = ready();
     let mut worked = Vec::new();
-    // In steps small enough to find a limit that lets the mount start and not fill its cache.
+    // Steps small enough to find a limit at which the mount starts but cannot fill its cache.
     let memory = (50_000..200_000).step_by(10_000).chain([400_000]).map(|kib| format!("-v {kib}"));
     for limit in memory.chain([8, 16, 32, 64].map(|files| format!("-n {files}"))) {
         let run = mount_after(&site, &format!("ulimit {limit}"));
@@ -95,8 +96,8 @@ fn too_little_memory_for_a_passphrase_is_distinguished_from_a_wrong_one() {
     assert!(run.stderr.contains("64 MiB of memory") && !run.stderr.contains("wrong"), "{run}");
 }
 
-/// Run in a mount namespace of its own, where /dev/fuse is a node that everybody may open, and the user has a name:
-/// fusermount3 wants one.
+/// Runs in its own mount namespace, where all users may open /dev/fuse, and the user has a name, since
+/// fusermount3 requires one.
 const WITH_FEW_PROCESSES: &str = r#"
 set -eu
 mkdir dev
@@ -132,7 +133,7 @@ fn few_processes_slow_a_mount_but_do_not_end_it() {
     assert!(is_set_id, "fusermount3 (Debian package fuse3) has to be set-uid root");
     let site = ready();
     fs::set_permissions(site.path(), fs::Permissions::from_mode(0o755)).unwrap();
-    // Where it was built, others may not be let in.
+    // Other users may be unable to enter the build directory.
     fs::copy(site.command(&["--version"]).get_program(), site.path().join("brackfs")).unwrap();
     let mut all = vec![site.path().to_owned()];
     while let Some(path) = all.pop() {
@@ -184,7 +185,7 @@ fn a_mount_closes_inherited_files() {
 fn repeated_reads_of_damaged_data_do_not_fill_the_log() {
     let site = ready();
     let packs = packs(&site.repo());
-    // The trees are in another one.
+    // The trees are in another pack.
     let largest = packs.iter().max_by_key(|pack| fs::metadata(pack).unwrap().len()).unwrap();
     File::options().write(true).open(largest).unwrap().set_len(10).unwrap();
     let mounted = site.mount(&["latest"]);
@@ -193,7 +194,7 @@ fn repeated_reads_of_damaged_data_do_not_fill_the_log() {
     }
     let log = fs::read_dir(site.state()).unwrap().map(|entry| entry.unwrap().path().join("mount.log"));
     let said: String = log.filter_map(|path| fs::read_to_string(path).ok()).collect();
-    // A message for each block that the first reads of all came to.
+    // One message for each block.
     let lines: Vec<_> = said.lines().collect();
     assert!((1..=16).contains(&lines.len()) && lines.iter().all(|line| line.contains("/large")), "{said}");
 }

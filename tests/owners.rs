@@ -33,8 +33,8 @@ fn stored(folder: &Path) -> u64 {
         .sum()
 }
 
-/// Bytes that a backup adds in which a file of lucy's has this secret in its content or name, and one of mallory's
-/// has his guess in its own.
+/// Bytes that a backup adds if a file of lucy has this secret in its content or name, and one of mallory
+/// has this guess.
 fn added(secret: &str, guess: &str, in_name: bool) -> u64 {
     let site = Site::new();
     for (user, word, owner) in [("lucy", secret, LUCY), ("mallory", guess, MALLORY)] {
@@ -57,7 +57,7 @@ fn right_and_wrong_guesses_at_content_or_names_take_the_same_space() {
         let right = added(&token, &token, in_name);
         for wrong in ["one", "two", "three"] {
             let wrong = added(&token, &secret(wrong), in_name);
-            // It would be shorter by the token, 64 digits. Digests and times compress a little, now so and now so.
+            // A match would save the token of 64 digits. The compressed size of digests and times varies a little.
             assert!(right.abs_diff(wrong) < 16, "right: {right}, wrong: {wrong}, in the name: {in_name}");
         }
     }
@@ -67,7 +67,7 @@ fn right_and_wrong_guesses_at_content_or_names_take_the_same_space() {
 fn files_of_many_owners_in_one_directory_are_restored() {
     let site = Site::new();
     for number in 0..300 {
-        // Contents and whole folders repeat.
+        // Contents and whole folders are duplicated.
         let path = format!("d{}/f{number}", number % 20);
         let file = site.write(&path, (number % 150).to_string());
         chown(&file, Some(1000 + number % 7), None).unwrap();

@@ -1,5 +1,5 @@
-//! Restoring to file systems with rules of their own: nothing is lost or replaced without a word, nothing is left over,
-//! and a restore that is run again goes on.
+//! Restoring to unusual file systems: nothing is lost or replaced without a message, nothing is left over,
+//! and a repeated restore continues.
 
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::print_stdout, clippy::print_stderr)]
 
@@ -26,7 +26,7 @@ fn ntfs(site: &Site, program: &str, options: &str) -> PathBuf {
     place
 }
 
-/// A directory that shows another one by way of bindfs, with these options.
+/// A bindfs mount of another directory, with these options.
 fn bindfs(site: &Site, options: &[&str]) -> PathBuf {
     let (below, place) = (site.path().join("below"), site.path().join("place"));
     fs::create_dir(&below).unwrap();
@@ -259,7 +259,7 @@ fn links_and_pipes_are_restored_where_all_files_have_one_owner() {
     }
 }
 
-/// Everything that takes a means of its own to be restored: a file, two names, a link, a pipe, nested directories.
+/// Entries that are restored in different ways: a file, two names, a link, a pipe, nested directories.
 fn with_all_kinds() -> Site {
     let site = with_times();
     site.write("one/two/three/file", "content");

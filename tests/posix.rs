@@ -27,7 +27,7 @@ use rustix::mount::{MountFlags, MountPropagationFlags};
 
 const MIB: usize = 1 << 20;
 
-/// A site in memory, where every time, owner and attribute can be had.
+/// A site in memory, which supports every time, owner and attribute.
 fn backed_up(fill: impl FnOnce(&Site)) -> Site {
     let site = Site::on_tmpfs();
     fill(&site);
@@ -192,7 +192,7 @@ fn open(path: &Path, flags: OFlags) -> Result<(), Errno> {
     rustix::fs::open(path, flags | OFlags::NONBLOCK, Mode::from_raw_mode(0o644)).map(drop)
 }
 
-/// Both times, as nanoseconds say it that stand for something else.
+/// Both times, as special values of the nanoseconds.
 fn times(last_access: i64, last_modification: i64) -> Timestamps {
     let [last_access, last_modification] =
         [last_access, last_modification].map(|tv_nsec| Timespec { tv_sec: 0, tv_nsec });
@@ -208,7 +208,7 @@ fn outside(path: &Path) -> PathBuf {
     path.ancestors().find(|above| above.join("state").is_dir()).unwrap().join("outside")
 }
 
-/// A path of a thing itself, also if it is a symbolic link.
+/// A path of the node itself, even if it is a symbolic link.
 fn itself(path: &Path) -> Result<(OwnedFd, PathBuf), Errno> {
     let thing = rustix::fs::open(path, OFlags::PATH | OFlags::NOFOLLOW, Mode::empty())?;
     let path = format!("/proc/self/fd/{}", thing.as_raw_fd());
@@ -225,7 +225,7 @@ fn bind(path: &Path) -> Result<(), Errno> {
     rustix::net::bind(&socket, &SocketAddrUnix::new(path)?)
 }
 
-/// Everything that a program can try with a path.
+/// All operations that a program can try on a path.
 const ATTEMPTS: &[(&str, Attempt)] = &[
     ("stat", |path| rustix::fs::stat(path).map(drop)),
     ("lstat", |path| rustix::fs::lstat(path).map(drop)),
@@ -373,7 +373,7 @@ const ATTEMPTS: &[(&str, Attempt)] = &[
     ("syncfs", |path| rustix::fs::syncfs(descriptor(path)?)),
     ("read", |path| rustix::io::read(descriptor(path)?, &mut [0; 10]).map(drop)),
     ("chdir and back", |path| {
-        // Others run in this process, so it is a child's directory.
+        // Other tests run in this process, so a child process changes its directory.
         let mut child = Command::new("true");
         child.current_dir(path);
         child.status().map(drop).map_err(|e| Errno::from_io_error(&e).unwrap())
@@ -384,7 +384,7 @@ const ATTEMPTS: &[(&str, Attempt)] = &[
     }),
 ];
 
-/// An ACL as the kernel is given it, with nothing in it that the mode does not say: its version, then owner, group, and
+/// An ACL in the format of the kernel that is equivalent to a mode: its version, then owner, group, and
 /// others, each with a kind, permissions, and no number.
 const ACL: &[u8] = b"\x02\0\0\0\x01\0\x06\0\xff\xff\xff\xff\x04\0\x04\0\xff\xff\xff\xff\x20\0\x04\0\xff\xff\xff\xff";
 
@@ -403,7 +403,7 @@ fn every_operation_ends_as_on_a_local_read_only_file_system() {
         set_mode(&site.write("script", "#!/bin/sh\nexit 0\n"), 0o755);
         site.write("empty", "");
         site.write("directory/below", "x");
-        // `link from it` and others look for a neighbour of this name.
+        // `link from it` and other operations use a neighbour with this name.
         site.write("directory/file", "x");
         fs::create_dir(site.source().join("hollow")).unwrap();
         site.write(&long, "a name as long as names may be");
@@ -472,7 +472,7 @@ fn every_operation_ends_as_on_a_local_read_only_file_system() {
             }
         }
     }
-    // The comparison means something only if the other place refuses as well.
+    // The comparison is meaningful only if the other place refuses, too.
     assert!(read_only > 900, "{read_only}");
     assert!(differences.is_empty(), "{}", differences.join("\n"));
 }
@@ -552,7 +552,7 @@ fn df_shows_the_size_of_the_snapshot() {
     assert_eq!(found(one.path()), newer);
 }
 
-/// Names and places of a directory, asked for in answers of so many bytes.
+/// Names and offsets of a directory, read with a buffer of `room` bytes.
 fn listed(directory: &File, room: usize) -> Vec<(Vec<u8>, u64)> {
     let mut room = vec![MaybeUninit::uninit(); room];
     let mut entries = RawDir::new(directory, &mut room);
@@ -586,7 +586,7 @@ fn a_large_directory_is_read_from_any_offset_and_by_many_readers() {
     let mut expected: Vec<_> = fs::read_dir(&many).unwrap().map(|e| e.unwrap().file_name()).collect();
     expected.sort();
     thread::scope(|threads| {
-        // At the same time, and before the kernel has any of it.
+        // Concurrently, and before the kernel caches any of it.
         for room in [300, 4096, 32_768, 1 << 20] {
             let (path, expected) = (&path, &expected);
             threads.spawn(move || {
@@ -599,7 +599,7 @@ fn a_large_directory_is_read_from_any_offset_and_by_many_readers() {
     let directory = File::open(&path).unwrap();
     let all = listed(&directory, 1 << 16);
     assert_eq!(all.len(), count + 2);
-    // From places all over, back and forth.
+    // From offsets all over, back and forth.
     for step in 0..200 {
         let from = step * 7_919_231 % all.len();
         rustix::fs::seek(&directory, SeekFrom::Start(all[from].1)).unwrap();
@@ -699,7 +699,7 @@ fn holes_are_found_from_any_offset_as_in_the_source() {
     }
 }
 
-/// The stretches of data of a file of this size, as programs find them that copy it: start and end of each.
+/// The ranges of data in a file of this size, as copying programs find them: start and end of each.
 fn data_of(file: &File, size: u64) -> Vec<(u64, u64)> {
     let mut found = Vec::new();
     let mut at = 0;
@@ -715,7 +715,7 @@ fn data_of(file: &File, size: u64) -> Vec<(u64, u64)> {
 
 #[test]
 fn many_small_holes_are_skipped_and_data_is_never_reported_as_a_hole() {
-    // Islands of a page, and the pages from one to the next.
+    // Data ranges of a page, and the pages between them.
     let patterns = [("even", 2, 3000), ("wide", 4, 700), ("far", 16, 200)];
     let size = |step: u64, count: u64| (count * step + 1) * 4096;
     let site = backed_up(|site| {

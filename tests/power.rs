@@ -86,8 +86,8 @@ fn a_power_cut_at_any_sync_of_a_backup_loses_nothing() {
     });
 }
 
-/// The disk fails to sync a folder, so an object is in sight that may be gone after a power cut. The next run must not
-/// rely on it before it is kept.
+/// The disk fails to sync a folder, so a visible object may be lost in a power cut. The next run must not
+/// rely on it before it is synced.
 #[test]
 fn visible_but_unsynced_objects_are_synced_before_they_are_relied_on() {
     let site = Site::in_memory();
@@ -133,7 +133,7 @@ fn reported_success_is_on_the_disk() {
     let out = site.path().join("out");
     site.brackfs(&["restore", &id, "--to", out.to_str().expect("a path")]).ok();
     assert_eq!(read(&out.join("file")), read(&site.source().join("file")));
-    // And the catalog knows of it.
+    // The catalog has it, too.
     assert_eq!(site.backup(&["--skip-if-unchanged"]).ok().json()["snapshot_id"], serde_json::Value::Null);
 }
 
@@ -171,5 +171,5 @@ fn the_disk_loses_unsynced_changes() {
         names.sort();
         seen.insert(names);
     }
-    assert!(seen.len() > 2, "whatever was not synced may be there or not: {seen:?}");
+    assert!(seen.len() > 2, "unsynced changes may survive or not: {seen:?}");
 }

@@ -25,7 +25,7 @@ fn ready() -> Site {
     site
 }
 
-/// A backup of a pipe that is open, of which some MiB were read already.
+/// A backup of an open pipe that has read some MiB.
 struct Held {
     child: Child,
     pipe: PipeWriter,
@@ -51,7 +51,7 @@ impl Held {
         rustix::process::kill_process(Pid::from_child(&self.child), Signal::USR1).unwrap();
     }
 
-    /// Lets it end, which it must do well.
+    /// Closes the pipe, and asserts that the backup succeeds.
     #[track_caller]
     fn end(mut self) {
         drop(self.pipe);
@@ -114,7 +114,7 @@ fn json_lines_show_the_progress_and_end_with_the_summary() {
     let mut lines = BufReader::new(held.child.stdout.take().unwrap());
     let mut said = BufReader::new(held.child.stderr.take().unwrap());
     let mut found = Vec::new();
-    // It takes as long as it takes.
+    // The duration varies.
     while found.last().is_none_or(|last: &Value| last["bytes_read"].as_u64().unwrap_or(0) == 0) {
         found.push(json(&next_line(&mut lines)));
     }
@@ -153,7 +153,7 @@ fn a_signal_before_a_run_begins_does_nothing() {
         let mut command = site.command(arguments);
         command.env("BRACKFS_PASSPHRASE_COMMAND", "cat passphrase");
         let child = command.stdout(Stdio::piped()).stderr(Stdio::null()).spawn().unwrap();
-        // Waits until the passphrase is asked for.
+        // Waits for the passphrase prompt.
         let mut answer = OpenOptions::new().write(true).open(&fifo).unwrap();
         rustix::process::kill_process(Pid::from_child(&child), Signal::USR1).unwrap();
         answer.write_all(b"secret\n").unwrap();
@@ -175,7 +175,7 @@ fn terminal(columns: u16) -> (File, OwnedFd) {
     (ours.into(), theirs)
 }
 
-/// Reads on until `wanted` has come, or without it to the end.
+/// Reads until `wanted` appears, or to the end if it is empty.
 fn read_until(screen: &mut File, seen: &mut Vec<u8>, wanted: &str) {
     let mut some = [0; 4096];
     while wanted.is_empty() || !String::from_utf8_lossy(seen).contains(wanted) {
@@ -196,7 +196,7 @@ fn a_line_on_a_terminal_shows_the_progress_and_is_erased_at_the_end() {
     let held = Held::start(command, &noise("shown", 4 * MIB));
     let mut seen = Vec::new();
     read_until(&mut screen, &mut seen, " files  ");
-    // The answer does not stand in the line.
+    // The answer is not in the progress line.
     held.ask();
     read_until(&mut screen, &mut seen, " elapsed");
     held.end();
@@ -220,7 +220,7 @@ fn a_quiet_run_prints_nothing_on_a_terminal() {
         let site = ready();
         let (mut screen, theirs) = terminal(80);
         let mut arguments = vec!["backup", "--stdin-filename", "x"];
-        // With JSON the terminal is left alone, too.
+        // With JSON, nothing is drawn either.
         arguments.push(if json { "--json" } else { "-q" });
         let mut command = site.command(&arguments);
         command.env("TERM", "xterm").stdout(Stdio::null()).stderr(theirs);

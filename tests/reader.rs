@@ -1,4 +1,4 @@
-//! The library that reads a repository, without a kernel: no block is fetched and decoded more often than need be.
+//! The library that reads a repository, without a kernel: no block is fetched and decoded more often than necessary.
 
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::print_stdout, clippy::print_stderr)]
 
@@ -137,7 +137,7 @@ fn sequential_reads_of_small_files_decode_each_block_once_and_prefetch_the_next_
         assert!(file.read(0, 1 << 20, |bytes| bytes == content).unwrap());
         ahead |= decoded(&reader) - before > blocks.len() as u64;
     }
-    // All lie in a few blocks, and in the fewer the more come.
+    // All files are in a few blocks.
     assert!((15..30).contains(&blocks.len()), "{}", blocks.len());
     assert_eq!(decoded(&reader) - before, blocks.len() as u64);
     assert!(ahead);
@@ -189,7 +189,7 @@ fn a_search_reads_unchanged_directories_once() {
         site.write("3/3/3", format!("{backup}"));
         site.backup(&[]).ok();
     }
-    // Nodes of some directories stay, but not the block in which all of them are.
+    // The nodes of some directories stay cached, but not the block with all of them.
     let reader = reader(&site, 96 << 10);
     let wanted = Query {
         patterns: vec!["3".into()],
@@ -218,7 +218,7 @@ fn a_search_reads_unchanged_directories_once() {
     let (names, one) = search(SearchScope::One(newest));
     assert!(one > 150, "all of it stays in memory: {one}");
     let (more, all) = search(SearchScope::All(None));
-    // The file that changed each time, and its directories' names.
+    // The file that changed each time, and the names of its directories.
     assert!(more > names, "{more} and {names}");
     assert!(all < one + 8 * 12, "{all} blocks for all snapshots, {one} for one");
 }

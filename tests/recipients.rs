@@ -1,4 +1,4 @@
-//! Certificates of recipients end and are renewed, and backups go on.
+//! Certificates of recipients expire and are renewed, and backups continue.
 
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::print_stderr)]
 
@@ -20,7 +20,7 @@ struct Owner {
 }
 
 impl Owner {
-    /// A key that was made so many days ago and ends so many days from now, before which it is renewed.
+    /// A key that was made `made` days ago and expires in `ends` days.
     fn new(name: &str, made: i64, ends: i64) -> Owner {
         let folder = TempDir::with_prefix("gpg-").unwrap();
         fs::set_permissions(folder.path(), fs::Permissions::from_mode(0o700)).unwrap();
@@ -74,7 +74,7 @@ impl Drop for Owner {
     }
 }
 
-/// So many days from now, as gpg wants it.
+/// The time in this many days, in the format of gpg.
 fn moment(days: i64) -> String {
     let now = jiff::Timestamp::now() + jiff::SignedDuration::from_hours(24 * days);
     now.strftime("%Y%m%dT%H%M%S!").to_string()
@@ -101,8 +101,8 @@ fn update(site: &Site, certificate: &Path) -> Run {
     site.brackfs(&["recipients".as_ref(), "update".as_ref(), certificate.as_os_str()])
 }
 
-/// As if this machine had known the certificate when it was still valid. brackfs asks the clock of the system, which a
-/// test may not set.
+/// Runs with another date, as when the certificate was still valid. brackfs uses the system clock, which a
+/// test must not set.
 fn at(site: &Site, days: i64, arguments: &[&str]) -> Run {
     let inner = site.command(arguments);
     let mut command = Command::new("faketime");
@@ -151,11 +151,11 @@ fn backups_continue_after_an_expired_certificate_is_renewed() {
     // A machine that cannot become the writer for this reason keeps its state.
     let refused = site.brackfs(&["adopt"]).code(1);
     assert!(refused.stderr.contains("expired on 20"), "{refused}");
-    // The old certificate brings nothing.
+    // The old certificate does not help.
     update(&site, &certificate).code(1);
 
     owner.renew();
-    // Of a secret key the public part is taken.
+    // Of a secret key, the public part is used.
     update(&site, &owner.secret_key()).ok();
     let again = update(&site, &owner.certificate()).ok();
     assert!(again.stderr.contains("nothing new"), "{again}");
@@ -188,7 +188,7 @@ fn backups_continue_after_an_expired_certificate_is_renewed() {
         "{listed}"
     );
 
-    // A lost catalog learns the renewed certificate again, and so does a new machine.
+    // A rebuilt catalog has the renewed certificate again, and so has a new machine.
     fs::remove_file(only(&site.state(), "catalog.sqlite")).unwrap();
     site.brackfs(&["catalog", "rebuild"]).ok();
     site.backup(&[]).ok();
@@ -205,7 +205,7 @@ fn backups_continue_after_an_expired_certificate_is_renewed() {
     elsewhere(&["backup", source.to_str().unwrap()]).ok();
 }
 
-/// The file below a folder whose name begins like this.
+/// The only file below a folder with this prefix.
 fn only(folder: &Path, begin: &str) -> PathBuf {
     let found: Vec<_> = common::tree(folder)
         .into_keys()

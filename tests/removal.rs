@@ -17,7 +17,7 @@ use common::{Run, Site, noise, settle, tree};
 
 const MIB: usize = 1 << 20;
 
-/// Two snapshots of a source, the second with more in it.
+/// Two snapshots of a source; the second has more files.
 fn two_snapshots() -> Site {
     let site = Site::new();
     site.write("first", noise("first", 2 * MIB));
@@ -31,7 +31,7 @@ fn two_snapshots() -> Site {
     site
 }
 
-/// A backup of a pipe that has stored packs and committed nothing yet.
+/// A backup of a pipe that has stored packs but committed nothing.
 fn writing(site: &Site) -> Child {
     let before = packs(site);
     let mut command = site.command(&["backup", "--stdin-filename", "pipe", "--commit-interval", "1h"]);
@@ -63,7 +63,7 @@ fn objects(site: &Site, folder: &str) -> Vec<PathBuf> {
     files
 }
 
-/// Moves an object out of the repository. Returns where it is now.
+/// Moves an object out of the repository. Returns its new path.
 fn hide(site: &Site, object: &Path) -> PathBuf {
     let away = site.path().join("away");
     fs::create_dir_all(&away).unwrap();
@@ -92,7 +92,7 @@ fn remove_catalog(site: &Site) {
     }
 }
 
-/// A directory of more than 1,500 entries has its own nodes in several packs after a while.
+/// After some backups, the nodes of a directory with more than 1,500 entries are in several packs.
 #[test]
 fn a_pack_that_holds_parts_of_a_large_directory_must_be_in_an_index() {
     let site = Site::new();
@@ -133,7 +133,7 @@ fn a_missing_index_is_named_by_check_and_costs_no_pack() {
     let run = site.backup(&[]).ok();
     says(&run, &["1 snapshot in no index", "packs in no index"]);
     assert!(before.is_subset(&packs(&site)), "packs are gone\n{run}");
-    // Nor does a run that is killed now give the next one a reason.
+    // A run that is killed now does not make the next one remove them either.
     kill(writing(&site));
     let before = packs(&site);
     let run = site.backup(&[]).ok();
@@ -191,7 +191,7 @@ fn an_unknown_object_prevents_all_removals() {
         assert!(there.is_subset(&packs(&site)), "{words}: packs are gone\n{run}");
     }
 
-    // With everything in its place the same packs go, and nothing else.
+    // With all objects restored, only the same packs are removed.
     copy(&repo, &site.repo());
     copy(&state, &site.state());
     let run = site.backup(&[]).ok();
@@ -201,7 +201,7 @@ fn an_unknown_object_prevents_all_removals() {
     site.brackfs(&["check", "--read-data"]).ok();
 }
 
-/// The image has a run begun and unfinished that went on and made a snapshot after the image was taken.
+/// The image has an unfinished run, which made a snapshot after the image was taken.
 #[test]
 fn a_machine_image_from_the_middle_of_a_run_loses_nothing() {
     let site = two_snapshots();

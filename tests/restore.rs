@@ -36,7 +36,7 @@ fn restore(site: &Site, what: &str, to: &Path, extra: &[&str]) -> Run {
     site.brackfs(&arguments)
 }
 
-/// A source with one of everything.
+/// A source with an entry of every kind.
 fn motley() -> Site {
     let site = Site::new();
     let mut large = vec![0; 3 * MIB + 17];
@@ -252,7 +252,7 @@ fn a_link_in_place_of_a_directory_is_not_followed() {
         let run = restore(&site, "latest", &out, &["--conflict", conflict]);
         assert_eq!(tree(&elsewhere), before, "written through the link\n{run}");
         if fs::symlink_metadata(out.join("dir")).unwrap().is_symlink() {
-            // It was not restored, so that must be said, with its name.
+            // It was not restored, so the output must name it.
             let run = run.code(1);
             assert!(run.stderr.contains("dir"), "{run}");
         }
@@ -348,7 +348,7 @@ fn a_dry_run_changes_nothing_and_has_the_same_counts() {
     assert_eq!(lines.filter(|line| line["action"] == "would restore").count(), 3, "{run}");
 }
 
-/// A site that takes a moment to restore, and a restore of it to `out` that was sent a signal in the middle.
+/// A site, and a restore of it to `out` that was interrupted by a signal.
 fn broken_off(signal: Signal) -> (Site, PathBuf, i32) {
     let site = Site::on_tmpfs();
     let mut noise = vec![0; 8 * MIB];
@@ -384,7 +384,7 @@ fn an_interrupted_restore_continues_when_it_is_run_again() {
         assert_eq!(found, code);
         let summary = restore(&site, "latest", &out, &[]).ok().json();
         assert!(summary["skipped"].as_u64().unwrap() > 0, "{summary}");
-        // Nothing is left of it, and nothing is missing that comes at the end.
+        // No temporary file is left, and late metadata is complete.
         assert_eq!(tree(&out), tree(&site.source()));
         let flags = rustix::fs::ioctl_getflags(File::open(out.join("d1/zz")).unwrap()).unwrap();
         assert!(flags.contains(rustix::fs::IFlags::IMMUTABLE));
@@ -454,7 +454,7 @@ fn metadata_that_cannot_be_set_does_not_prevent_the_content() {
     settle();
     site.brackfs(&["init", site.repo().to_str().unwrap(), "--no-encryption"]).ok();
     site.backup(&[]).ok();
-    // A file system that has no room for such attributes.
+    // A file system without space for such attributes.
     let image = site.path().join("image");
     File::create(&image).unwrap().set_len(16 << 20).unwrap();
     let out = site.path().join("mnt");
@@ -472,7 +472,7 @@ fn metadata_that_cannot_be_set_does_not_prevent_the_content() {
     assert_eq!(read(out.join("file")), "content");
     assert_eq!(fs::metadata(out.join("directory")).unwrap().mode() & 0o777, 0o711);
     assert_eq!(fs::metadata(out.join("file")).unwrap().mtime(), fs::metadata(&path).unwrap().mtime());
-    // Nor does an owner that there is not, as in a user namespace.
+    // The same for an owner without a mapping, as in a user namespace.
     chown(&path, Some(1234), Some(1234)).unwrap();
     site.backup(&[]).ok();
     let inner = site.command(&["restore", "latest", "--to", site.path().join("inner").to_str().unwrap()]);
@@ -582,7 +582,7 @@ fn ls_shows_mode_links_size_time_and_target() {
     assert!(of("link")[0].starts_with('l'));
     assert!(of("link").ends_with(&["link", "->", "some/where"]), "{lines:?}");
     assert_eq!(words.len(), 4);
-    // Below, the path is shown as with -R alone.
+    // Entries below are shown with paths, as with -R alone.
     assert!(ls(&site, &["-lR", "latest"]).iter().any(|line| line.ends_with(" d/x")));
 }
 

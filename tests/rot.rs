@@ -17,16 +17,16 @@ use rusqlite::Connection;
 
 type Tree = BTreeMap<PathBuf, Entry>;
 
-/// Flips of each round.
+/// Number of flips in each round.
 const FLIPS: u64 = 12;
 
-/// Pieces of large files are small, so that there are nodes that list them.
+/// Small chunks, so that large files have nodes of extents.
 const OPTIONS: [&str; 3] = ["--chunk-size=16KiB", "--settle-max=0s", "--retries=0"];
 
-/// A source with two snapshots, all kept in a state to go back to.
+/// A source with two snapshots, and a saved copy to return to.
 struct Then {
     site: Site,
-    /// How often the source was changed since.
+    /// Number of changes of the source since then.
     changes: u64,
 }
 
@@ -54,14 +54,14 @@ impl Then {
         self.site.path().join(name)
     }
 
-    /// Repository and catalog are those of the second snapshot again. The source stays: its files keep their inodes.
+    /// Restores repository and catalog of the second snapshot. The source stays, so its files keep their inodes.
     fn go_back(&self) {
         for name in ["repo", "state"] {
             copy(&self.place(&format!("{name}-then")), &self.place(name));
         }
     }
 
-    /// Changes that make a run use old rows of every kind. Most files stay as they are.
+    /// Changes the source so that a run uses old rows of every kind. Most files stay unchanged.
     fn change(&mut self) {
         let (site, i) = (&self.site, self.changes);
         let mut written = vec![format!("d0/0/file {}", i % 27 * 15), format!("d3/new {i}")];
@@ -108,14 +108,14 @@ impl Then {
         fs::remove_dir_all(to).unwrap();
     }
 
-    /// Backs up twice. The first may fail in words; the second, which nothing happened to, may not.
+    /// Backs up twice. The first run may fail with a message; the second, undisturbed one must succeed.
     #[track_caller]
     fn holds(&mut self, what: &str) -> Run {
         self.change();
         let source = tree(&self.site.source());
         let run = self.site.backup(&OPTIONS);
         assert!(!run.stderr.contains("panicked"), "{what}\n{run}");
-        assert!(run.code == 0 || !run.stderr.is_empty(), "{what}: nothing is said\n{run}");
+        assert!(run.code == 0 || !run.stderr.is_empty(), "{what}: no message\n{run}");
         self.is_right(&run, &source, what);
         let second = self.site.backup(&OPTIONS);
         assert_eq!(second.code, 0, "{what}: the next run fails, too\n{run}\n{second}");
@@ -175,7 +175,7 @@ fn a_wrong_column_of_the_catalog_makes_no_wrong_snapshot() {
             then.go_back();
             let db = Connection::open(then.catalog()).unwrap();
             let sql = sql.replace("{table}", table).replace("{column}", column);
-            // A few can't be changed all at once, since they are unique: one will do.
+            // Unique columns can't be changed in all rows at once: one row suffices.
             if let Err(error) = db.execute(&sql, []) {
                 let one = format!("{sql} AND rowid = (SELECT max(rowid) FROM {table})");
                 db.execute(&one, []).unwrap_or_else(|_| panic!("{sql}: {error}"));

@@ -1,4 +1,4 @@
-//! Machines that are short of something: threads, file sizes, open files, a home, standard output.
+//! Limited resources: threads, file sizes, open files, no home, no standard output.
 
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::print_stdout, clippy::print_stderr)]
 
@@ -23,7 +23,7 @@ fn change(site: &Site, content: &str) {
     settle();
 }
 
-/// The command as a shell starts it after it did something with itself.
+/// The command, started by a shell after these shell commands.
 fn in_shell(before: &str, command: &Command) -> Command {
     let mut shell = Command::new("sh");
     shell.args(["-c", &format!("{before}; exec \"$0\" \"$@\"")]).arg(command.get_program()).args(command.get_args());
@@ -48,7 +48,7 @@ fn with_few_threads_every_command_works_or_reports_the_limit() {
     let backup: [OsString; 2] = ["backup".into(), site.source().into()];
     let preview: [OsString; 3] = ["backup".into(), site.source().into(), "--dry-run".into()];
     for (arguments, least) in [(&backup[..], 9), (&preview, 6)] {
-        // Where threads end, and where no limit is met any more.
+        // From too few threads to enough.
         for first in (1..14).chain([20]) {
             change(&site, &first.to_string());
             let inject = format!("inject=clone3,clone:error=EAGAIN:when={first}+");

@@ -18,13 +18,13 @@ use common::wait::{ended, send, until_it_waits_for_fuse};
 use common::{Run, Site, noise, number, run_within, settle};
 use rustix::process::Signal;
 
-/// A run that waits for no answer takes well below a second.
+/// A run that does not wait takes well below a second.
 const LIMIT: Duration = Duration::from_secs(60);
 
 type Mount = fn(&Path) -> Silent;
 
-/// A source with empty directories for mounts at its root, in a directory that is looked at in several batches, and in
-/// directories that helpers look into.
+/// A source with empty directories for mounts: at its root, in a directory that is read in several batches, and in
+/// directories that helper threads read.
 fn site() -> (Site, [&'static str; 3]) {
     let mut files: Vec<_> = (0..300).map(|number| format!("many/{number:03}")).collect();
     files.extend(["few/deeper/file".into(), "zz/last".into()]);
@@ -36,7 +36,7 @@ fn site() -> (Site, [&'static str; 3]) {
     (site, points)
 }
 
-/// Mounts at all of these places.
+/// Mounts at all of these paths.
 fn mount(site: &Site, points: &[&str], how: Mount) -> Vec<Silent> {
     points.iter().map(|point| how(&site.source().join(point))).collect()
 }
@@ -49,7 +49,7 @@ fn backup(site: &Site, arguments: &[&str]) -> Run {
     run_within(site.command(&all), LIMIT)
 }
 
-/// A run that did all it should, and said nothing.
+/// Asserts that a run succeeded without a message.
 #[track_caller]
 fn assert_silent_success(run: Run, what: &str) {
     println!("{what}");
@@ -99,7 +99,7 @@ fn one_file_system_does_not_access_other_mounts() {
         }
         backup(&site, &["-x", "--dry-run"]).ok();
         let names = names(&site);
-        // They are there, and empty.
+        // The snapshot has them as empty directories.
         for point in points {
             assert_eq!(names.iter().filter(|name| name.starts_with(point)).count(), 1, "{names:?}");
         }

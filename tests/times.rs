@@ -15,7 +15,7 @@ fn now() -> i64 {
     jiff::Timestamp::now().as_second()
 }
 
-/// All snapshots, as the catalog or, with the owner's key, the repository has them.
+/// All snapshots, from the catalog or, with the owner's key, from the repository.
 fn listed(site: &Site, extra: &[&str]) -> Vec<Value> {
     let run = site.brackfs(&[&["snapshots", "--json"], extra].concat()).ok();
     serde_json::from_str::<Vec<Value>>(&run.stdout).unwrap()
@@ -29,7 +29,7 @@ fn cat(site: &Site, snapshot: &str) -> Run {
     site.brackfs(&["cat", &format!("{snapshot}:f")])
 }
 
-/// Versions 1 to `count` of a file, a snapshot each.
+/// Backs up versions 1 to `count` of a file.
 fn versions(count: usize) -> Site {
     let site = Site::new();
     site.init();
@@ -78,7 +78,7 @@ fn a_snapshot_from_the_future_does_not_shift_later_ones() {
     assert!((before..=now()).contains(&seconds(&list[1])), "{list:?}");
     let (date, _) = list[1]["time"].as_str().unwrap().split_once('T').unwrap();
     assert_eq!(cat(&site, date).ok().stdout, "2");
-    // It is said once; then the last one is not ahead any more.
+    // It is reported once; then the last one is not ahead any more.
     let run = site.backup(&[]).ok();
     assert!(!run.stderr.contains("the clock"), "{run}");
 }

@@ -13,7 +13,7 @@ use std::time::Duration;
 use common::ordeal::{End, Ordeal, rounds, same};
 use common::{Site, run, tree};
 
-/// Reads until told to stop, in every way there is. Returns how often it went through all of them.
+/// Reads in every way until told to stop. Returns the number of rounds.
 fn read(site: &Site, snapshot: &str, expected: &Path, number: usize, stop: &AtomicBool) -> u32 {
     let out = site.path().join(format!("reader-{number}"));
     let path = out.to_str().expect("a path");
@@ -45,7 +45,7 @@ fn concurrent_backups_and_readers_do_not_disturb_each_other() {
         let stop = AtomicBool::new(false);
         thread::scope(|threads| {
             let end = End(&stop);
-            // A mount is another reader, that was there before.
+            // A mount is another reader, which started before.
             let (site, snapshot, kept, stop) = (&*site, &snapshot, &kept, &stop);
             let readers: Vec<_> =
                 (0..2).map(|number| threads.spawn(move || read(site, snapshot, kept, number, stop))).collect();

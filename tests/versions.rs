@@ -12,7 +12,7 @@ use std::path::Path;
 use common::{AGED, Run, Site, set_mode, set_time};
 use serde_json::Value;
 
-/// A site with a repository, and nothing backed up yet.
+/// A site with an empty repository.
 fn ready() -> Site {
     let site = Site::new();
     site.init();
@@ -35,7 +35,7 @@ fn objects(run: &Run) -> Vec<Value> {
     run.stdout.lines().map(|line| serde_json::from_str(line).unwrap_or_else(|e| panic!("{e}\n{run}"))).collect()
 }
 
-/// Kind of message, size and number of snapshots of each.
+/// Kind of message, size and number of snapshots of each version.
 #[track_caller]
 fn versions(site: &Site, arguments: &[&str]) -> Vec<(String, u64, u64)> {
     let run = site.brackfs(&[&["versions", "--json"], arguments].concat()).ok();
@@ -61,7 +61,7 @@ fn ids(site: &Site) -> Vec<String> {
     list.as_array().unwrap().iter().map(|snapshot| snapshot["id"].as_str().unwrap().to_owned()).collect()
 }
 
-/// Two snapshots with one version, one with the next, two without, one with another, and one without.
+/// Seven snapshots: two with one version, one with the next, two without, one with another, and one without.
 fn eventful() -> Site {
     let site = ready();
     write(&site, "other", "stays", 0);

@@ -1,4 +1,4 @@
-//! The top of a mount of all snapshots: sources, snapshots, and snapshots by tag, as they come and go.
+//! The upper directories of a mount of all snapshots: sources, snapshots, and snapshots by tag, and their changes.
 
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::print_stdout, clippy::print_stderr)]
 
@@ -148,7 +148,7 @@ fn a_removed_snapshot_disappears_and_latest_follows() {
     let home = mounted.path().join("home");
     let shown = names(&home);
     let [first, second, third] = [0, 1, 2].map(|at| home.join(&shown[at]));
-    // The kernel knows all of them, and one is in use.
+    // The kernel has cached all of them, and one is in use.
     assert!([&first, &second, &third].iter().all(|path| path.join("d/b").exists()));
     let mut open = File::open(first.join("a")).unwrap();
     let objects = objects(&site);
@@ -186,7 +186,7 @@ fn only_snapshots_that_are_accessed_are_opened() {
     assert_eq!(names(mounted.path()), ["by-tag", "home"]);
     assert!(mounted.path().join("by-tag").metadata().unwrap().is_dir());
     assert_eq!(fs::read_to_string(mounted.path().join("home/latest/a")).unwrap(), "one");
-    assert_eq!(log(&site), "", "nobody looked at the damaged ones");
+    assert_eq!(log(&site), "", "the damaged ones were not opened");
     assert_eq!(names(&mounted.path().join("by-tag")), ["3"]);
     let named = |log: String| {
         objects.iter().map(|o| log.matches(o.file_name().unwrap().to_str().unwrap()).count()).collect::<Vec<_>>()
@@ -243,7 +243,7 @@ fn a_source_without_a_readable_name_takes_it_from_a_snapshot_or_shows_its_id() {
     assert_eq!(log(&site).lines().count(), 1, "{}", log(&site));
 }
 
-/// Puts objects into the folder of a source that are not snapshots, with names that are later than all others.
+/// Puts objects that are not snapshots into the folder of a source, with later names than all others.
 fn junk(site: &Site, count: usize) {
     let folder = objects(site)[0].parent().unwrap().to_owned();
     for number in 0..count {

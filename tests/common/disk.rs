@@ -69,7 +69,7 @@ impl Operation {
 pub enum Cut {
     /// Nothing.
     Clean,
-    /// Of each file its last write, up to some sector of it.
+    /// The last write of each file, up to some sector.
     Torn,
     /// Any of the writes, in parts, and any of the names.
     Any,
@@ -95,7 +95,7 @@ impl Disk {
         disk
     }
 
-    /// Mounts it at another empty folder, too, read-only. There it can be unplugged and can falter; nothing that is
+    /// Also mounts it read-only at another empty folder, where it can be unplugged and can fail. Nothing that is
     /// read there is kept by the kernel, so that all of it is asked of the disk each time.
     pub fn show_unreliably(&mut self, at: &Path) {
         self.show(at, true);
@@ -115,7 +115,7 @@ impl Disk {
         self.state.lock().expect("the disk")
     }
 
-    /// Keeps all that there is, as if the machine had been shut down.
+    /// Syncs everything, as at a shutdown of the machine.
     pub fn settle(&self) {
         let mut state = self.state();
         state.nodes.values_mut().for_each(Node::sync);
@@ -128,7 +128,7 @@ impl Disk {
         state.moments.clear();
     }
 
-    /// The moments that were taken, and the one that is now.
+    /// The recorded moments, and the current one.
     pub fn moments(&self) -> Vec<Moment> {
         let mut state = self.state();
         state.recording = false;
@@ -143,7 +143,7 @@ impl Disk {
         self.state().counts.clear();
     }
 
-    /// How many operations there were of each kind.
+    /// Number of operations of each kind.
     pub fn counts(&self) -> BTreeMap<Operation, u64> {
         self.state().counts.clone()
     }
@@ -166,12 +166,12 @@ impl Disk {
         self.state().faltering = (one_in > 0).then_some((one_in, random));
     }
 
-    /// Takes all that it holds away where it is shown unreliably, or brings it back.
+    /// Unplugs the unreliable mount, or plugs it in again.
     pub fn unplug(&self, unplugged: bool) {
         self.state().unplugged = unplugged;
     }
 
-    /// How often it failed where it is shown unreliably.
+    /// Number of failures of the unreliable mount.
     pub fn failures(&self) -> u64 {
         self.state().failures
     }
@@ -182,7 +182,7 @@ impl Disk {
         self.state().plain = true;
     }
 
-    /// Refuses nothing any more. Returns how often it did.
+    /// Stops refusing operations. Returns the number of refusals.
     pub fn relent(&self) -> u64 {
         self.state().refusal.take().map_or(0, |refusal| refusal.hits)
     }
@@ -199,7 +199,7 @@ impl Drop for Disk {
 /// A power cut.
 #[derive(Clone)]
 pub struct Moment {
-    /// Before which sync it is.
+    /// Index of the sync that it precedes.
     pub before: String,
     nodes: HashMap<u64, Kept>,
 }
@@ -218,7 +218,7 @@ impl Moment {
     }
 
     fn write_folder(&self, node: u64, path: &Path, cut: Cut, random: &mut Random) {
-        let Some(Kept::Folder { mode, kept, later }) = self.nodes.get(&node) else { panic!("{node} is no folder") };
+        let Some(Kept::Folder { mode, kept, later }) = self.nodes.get(&node) else { panic!("{node} is not a folder") };
         let mut names = kept.clone();
         if cut == Cut::Any {
             for change in later.iter().filter(|_| random.one_in(2)) {
@@ -271,11 +271,11 @@ struct State {
     counts: BTreeMap<Operation, u64>,
     refusal: Option<Refusal>,
     unsyncable: Option<String>,
-    /// One in how many operations fails, and which.
+    /// Rate of failures, and the operations that fail.
     faltering: Option<(u64, Random)>,
     unplugged: bool,
     failures: u64,
-    /// Names are changed in the oldest way only.
+    /// Renames support no flags.
     plain: bool,
 }
 
@@ -299,7 +299,7 @@ enum Write {
 }
 
 impl Write {
-    /// Makes the change, of bytes the first `most`.
+    /// Makes the change; of data, only the first `most` bytes.
     fn apply(&self, to: &mut Vec<u8>, most: u64) {
         match self {
             Write::Bytes(offset, bytes) => {
@@ -324,7 +324,7 @@ impl Write {
     }
 }
 
-/// A change of a folder: names that lead to other nodes now, or to none. All of it happens, or nothing.
+/// An atomic change of a folder: names with their new nodes, or none.
 struct Change(Vec<(OsString, Option<u64>)>);
 
 impl Change {
@@ -385,7 +385,7 @@ impl Node {
 type Answer<T> = Result<T, Errno>;
 
 impl State {
-    /// Counts an operation, which may be one to refuse.
+    /// Counts an operation, and refuses it if it is its turn.
     fn begin(&mut self, operation: Operation) -> Answer<()> {
         let count = self.counts.entry(operation).or_default();
         *count += 1;

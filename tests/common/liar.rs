@@ -55,7 +55,7 @@ impl Liar {
         self.claims.get_mut(&above).expect("the folder above").children.insert(name.into(), number);
         let claim = Claim { attr, children: BTreeMap::new(), content: content.to_vec() };
         self.claims.insert(number, claim);
-        &mut self.claims.get_mut(&number).expect("what was claimed").attr
+        &mut self.claims.get_mut(&number).expect("a claim").attr
     }
 
     /// The claimed attributes of a path.

@@ -78,7 +78,7 @@ impl Site {
         for name in ["source", "state", "keys", "mnt"] {
             fs::create_dir(folder.path().join(name)).expect("directory of the site");
         }
-        // gpg insists on it.
+        // gpg requires this mode.
         let private = fs::Permissions::from_mode(0o700);
         fs::set_permissions(folder.path().join("keys"), private).expect("mode of keys");
         Site { folder }
@@ -321,7 +321,7 @@ pub fn run_within(mut command: Command, patience: Duration) -> Run {
     };
     let words = std::iter::once(command.get_program()).chain(command.get_args());
     let run = Run {
-        // As a shell says it when a signal was the end.
+        // The exit code of a shell for a signal.
         code: status.code().or(status.signal().map(|signal| 128 + signal)).expect("a code or a signal"),
         stdout: read_back(&mut stdout),
         stderr: read_back(&mut stderr),
@@ -333,7 +333,7 @@ pub fn run_within(mut command: Command, patience: Duration) -> Run {
 
 fn read_back(file: &mut File) -> String {
     let mut bytes = Vec::new();
-    file.rewind().and_then(|()| file.read_to_end(&mut bytes)).expect("what was printed");
+    file.rewind().and_then(|()| file.read_to_end(&mut bytes)).expect("output");
     String::from_utf8_lossy(&bytes).into_owned()
 }
 
@@ -352,7 +352,7 @@ impl Mounted {
         self.path.join("source/latest").canonicalize().expect("source/latest")
     }
 
-    /// Whether it is still there.
+    /// Whether it is still mounted.
     pub fn is_mounted(&self) -> bool {
         is_mounted(&self.path)
     }
@@ -561,10 +561,10 @@ pub fn noise(seed: &str, length: usize) -> Vec<u8> {
     bytes
 }
 
-/// A number of a summary.
+/// A numeric field of a summary.
 #[track_caller]
 pub fn number(summary: &serde_json::Value, field: &str) -> u64 {
-    summary[field].as_u64().unwrap_or_else(|| panic!("{field} is no number in {summary}"))
+    summary[field].as_u64().unwrap_or_else(|| panic!("{field} is not a number in {summary}"))
 }
 
 #[track_caller]

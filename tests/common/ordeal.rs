@@ -22,10 +22,10 @@ use brackfs::repository::{Access, Repository};
 
 use super::{AGED, Entry, Run, Site, number, paths_below, run, set_time, settle, tree};
 
-/// A folder and all below it, as [`tree`] gives it.
+/// A directory tree, as [`tree`] returns it.
 type Tree = BTreeMap<PathBuf, Entry>;
 
-/// Goes through `short` rounds, or through as many as were asked for. Each gets a seed of its own.
+/// Runs `short` rounds, or the requested number. Each has its own seed.
 pub fn rounds(name: &str, short: u64, mut round: impl FnMut(Random)) {
     let first = asked("BRACKFS_SOAK_SEED").unwrap_or(1);
     let count = asked("BRACKFS_SOAK_ROUNDS").unwrap_or(short);
@@ -35,7 +35,7 @@ pub fn rounds(name: &str, short: u64, mut round: impl FnMut(Random)) {
         if until.is_some_and(|until| Instant::now() >= until) {
             break;
         }
-        // The name keeps tests from going through the same rounds as their neighbours.
+        // With the name, tests have different seeds.
         let random = Random::new(seed, name);
         if let Err(panic) = catch_unwind(AssertUnwindSafe(|| round(random))) {
             eprintln!("{name}: BRACKFS_SOAK_SEED={seed} BRACKFS_SOAK_ROUNDS=1 repeats this round");
@@ -51,7 +51,7 @@ fn asked(variable: &str) -> Option<u64> {
     std::env::var(variable).ok().map(|text| text.parse().expect(variable))
 }
 
-/// How much time a round should take that can take any: in a long run `long`, if there is as much.
+/// Duration of a round that can take any time: `long` in a long run, as far as its time allows.
 pub fn time(short: Duration, long: Duration) -> Duration {
     match (is_long(), asked("BRACKFS_SOAK_SECONDS")) {
         (true, Some(seconds)) => long.min(Duration::from_secs(seconds)),
@@ -74,7 +74,7 @@ impl Drop for End<'_> {
     }
 }
 
-/// Numbers that look random; the same for the same seed (splitmix64).
+/// Pseudorandom numbers from a seed (splitmix64).
 #[derive(Debug, Clone)]
 pub struct Random(u64);
 
@@ -110,7 +110,7 @@ impl Random {
         &from[self.below(from.len() as u64) as usize]
     }
 
-    /// Bytes that do not compress.
+    /// Incompressible bytes.
     pub fn bytes(&mut self, length: u64) -> Vec<u8> {
         let mut bytes = vec![0; length as usize];
         blake3::Hasher::new().update(&self.next().to_le_bytes()).finalize_xof().fill(&mut bytes);
@@ -130,13 +130,13 @@ impl Memory {
     }
 }
 
-/// A site that goes through something.
+/// A site on which failures are tested.
 pub struct Ordeal {
     /// Shared with threads that read during backups.
     pub site: Arc<Site>,
     pub random: Random,
     pub memory: Memory,
-    /// Files that were made so far.
+    /// Number of files made so far.
     made: u64,
 }
 
@@ -145,9 +145,9 @@ pub struct Ordeal {
 pub struct Memory {
     /// The tree of each, by id.
     kept: BTreeMap<String, Arc<Tree>>,
-    /// Bytes that were written to the source since the last one.
+    /// Bytes written to the source since the last snapshot.
     new_bytes: u64,
-    /// Bytes of packs that the catalog knew at the last one.
+    /// Bytes of packs in the catalog at the last snapshot.
     known_bytes: u64,
 }
 
@@ -157,7 +157,7 @@ impl Ordeal {
         Ordeal::at(Site::in_memory(), random, mebibytes)
     }
 
-    /// The same at a place where the repository and the state may be anything that holds files.
+    /// The same at an existing site, whose repository and state may be on any file system.
     pub fn at(site: Site, random: Random, mebibytes: u64) -> Ordeal {
         let mut ordeal = Ordeal { site: Arc::new(site), random, memory: Memory::default(), made: 0 };
         for _ in 0..mebibytes {
@@ -197,7 +197,7 @@ impl Ordeal {
         settle();
     }
 
-    /// Adds one file of so many bytes.
+    /// Adds a file.
     pub fn make(&mut self, depth: u64, length: u64) -> PathBuf {
         let mut path = self.site.source();
         for _ in 0..depth {
@@ -227,7 +227,7 @@ impl Ordeal {
         self.site.command(&arguments)
     }
 
-    /// Backs up without anything happening.
+    /// Backs up without a failure.
     #[track_caller]
     pub fn back_up(&mut self) -> Run {
         let done = self.site.backup(&[]).ok();
@@ -257,10 +257,10 @@ impl Ordeal {
         self.nothing_is_left();
         self.site.brackfs(&["check", "--read-data"]).ok();
         let again = self.site.backup(&["--dry-run"]).ok();
-        assert_eq!(number(&again.json(), "files_read"), 0, "what was backed up is to be read again\n{again}");
+        assert_eq!(number(&again.json(), "files_read"), 0, "backed-up files are to be read again\n{again}");
     }
 
-    /// Whether all snapshots are as they were, before anyone writes again.
+    /// Asserts that all snapshots are unchanged, before the next run writes.
     #[track_caller]
     pub fn holds_so_far(&mut self) {
         self.look();
@@ -309,7 +309,7 @@ impl Ordeal {
         self.known_packs().values().sum()
     }
 
-    /// Packs that the catalog knows, by name, and their bytes.
+    /// Packs in the catalog: name and size.
     #[track_caller]
     pub fn known_packs(&self) -> BTreeMap<String, u64> {
         let copy = tempfile::tempdir().expect("a folder");
@@ -338,10 +338,10 @@ impl Ordeal {
             return;
         }
         let orphans = self.orphans();
-        assert!(orphans.is_empty(), "{orphans:?} was left behind");
+        assert!(orphans.is_empty(), "{orphans:?} was left");
     }
 
-    /// Temporaries, and packs that neither the catalog nor an index knows.
+    /// Temporary files, and packs that are neither in the catalog nor in an index.
     #[track_caller]
     pub fn orphans(&self) -> Vec<String> {
         let (known, indexed) = (self.known_packs(), self.indexed_packs());
@@ -353,7 +353,7 @@ impl Ordeal {
         objects
     }
 
-    /// Whether the catalog claims no more than there is: each of its packs is at the target, whole, and in an index.
+    /// Asserts that each pack of the catalog is at the target, has its full length, and is in an index.
     #[track_caller]
     fn claims_no_more_than_there_is(&self) {
         let indexed = self.indexed_packs();
@@ -364,7 +364,7 @@ impl Ordeal {
         }
     }
 
-    /// Packs that lists of sums name.
+    /// Packs in lists of sums.
     #[track_caller]
     fn summed_packs(&self) -> BTreeSet<String> {
         let names = objects(&self.site.repo()).into_iter();
@@ -377,7 +377,7 @@ impl Ordeal {
             .collect()
     }
 
-    /// Packs that indexes name, read as the machine can read them.
+    /// Packs in indexes, opened with the host key.
     #[track_caller]
     pub fn indexed_packs(&self) -> BTreeSet<String> {
         let repository = Repository::open(&self.site.repo().as_path().into()).expect("the repository");
@@ -401,14 +401,14 @@ pub fn objects(repository: &Path) -> Vec<String> {
     names.collect()
 }
 
-/// Has a site keep its repository and its state below another folder, in `repo/` and `state/`.
+/// Moves the repository and the state of a site below another folder, to `repo/` and `state/`.
 #[track_caller]
 pub fn place(site: &Site, folder: &Path) {
     place_one(site, "repo", folder);
     place_one(site, "state", folder);
 }
 
-/// Has a site keep one of its folders, which is empty or not there yet, below another one.
+/// Moves a missing or empty folder of a site below another one.
 #[track_caller]
 pub fn place_one(site: &Site, name: &str, folder: &Path) {
     let place = folder.join(name);
@@ -420,7 +420,7 @@ pub fn place_one(site: &Site, name: &str, folder: &Path) {
     std::os::unix::fs::symlink(place, link).expect("a link to the place");
 }
 
-/// Compares two trees; says where they are not the same.
+/// Asserts that two trees are equal, and names the differences.
 #[track_caller]
 pub fn same(found: &Tree, expected: &Tree, what: &str) {
     let names: BTreeSet<_> = found.keys().chain(expected.keys()).collect();
@@ -447,7 +447,7 @@ pub fn under_strace(arguments: &[&str], command: &Command) -> Command {
     strace
 }
 
-/// How often each thread of a command made each of these system calls: the most of any thread.
+/// For each of these system calls, the largest number of calls by a thread of a command.
 #[track_caller]
 pub fn count_calls(calls: &[&'static str], command: &Command) -> BTreeMap<&'static str, u64> {
     let log = tempfile::NamedTempFile::new().expect("a log");
@@ -459,7 +459,7 @@ pub fn count_calls(calls: &[&'static str], command: &Command) -> BTreeMap<&'stat
     for line in text.lines() {
         let mut words = line.split_whitespace();
         let (Some(thread), Some(call)) = (words.next(), words.next()) else { continue };
-        // One that was interrupted by another thread's is continued on a line that begins with `<...`.
+        // A call that another thread's interrupted continues on a line that begins with `<...`.
         let name = call.split('(').next().unwrap_or_default();
         if let Some(name) = calls.iter().find(|known| **known == name) {
             *counts.entry((thread, name)).or_default() += 1;

@@ -8,7 +8,7 @@ use proptest::strategy::Union;
 /// An index into the existing entries, modulo their number.
 pub type Pick = u16;
 
-/// A name out of a few, so that names come again.
+/// One of a few names, so that names recur.
 pub type Name = u8;
 
 /// The content of a new file: lengths of data and holes in turn.
@@ -16,7 +16,7 @@ pub type Name = u8;
 pub struct Shape {
     pub seed: u64,
     pub lengths: Vec<u64>,
-    /// The first length is a hole's.
+    /// Whether the first length is that of a hole.
     pub hole_first: bool,
     /// Zeros that are written instead of noise.
     pub zeros: bool,
@@ -42,7 +42,7 @@ pub enum Change {
         into: Pick,
         name: Name,
     },
-    /// A row of tiny entries with numbers for names.
+    /// A series of tiny entries with numbers as names.
     Many {
         into: Pick,
         first: u16,
@@ -70,7 +70,7 @@ pub enum Change {
         seed: u64,
         length: u64,
     },
-    /// To a part of its size; beyond 1 it grows by a hole.
+    /// To a fraction of its size; above 1, it grows by a hole.
     Truncate {
         at: Pick,
         part: f64,
@@ -102,7 +102,7 @@ pub enum Change {
         one: Pick,
         other: Pick,
     },
-    /// Something of another kind under the same name.
+    /// An entry of another kind with the same name.
     Replace {
         at: Pick,
         by: Kind,
@@ -138,7 +138,7 @@ pub enum Change {
 
 #[derive(Debug, Clone, Copy)]
 pub enum Tiny {
-    /// Files of some bytes, a third of them empty.
+    /// Small files, a third of them empty.
     Files,
     Empty,
     Symlinks,
@@ -161,7 +161,7 @@ pub enum Mix {
     Many,
 }
 
-/// Lengths around the limits: of files that are gathered, of chunks, of blocks.
+/// Lengths around the limits of gathered files, chunks and blocks.
 fn length() -> impl Strategy<Value = u64> {
     const LIMIT: u64 = 128 << 10;
     const MIB: u64 = 1 << 20;
@@ -174,7 +174,7 @@ fn length() -> impl Strategy<Value = u64> {
 }
 
 fn shape() -> impl Strategy<Value = Shape> {
-    // Few seeds, so that contents come again.
+    // Few seeds, so that contents recur.
     let lengths = prop_oneof![1 => Just(vec![]), 6 => length().prop_map(|length| vec![length]), 2 => prop::collection::vec(length(), 2..5)];
     (0..12u64, lengths, prop::bool::weighted(0.2), prop::bool::weighted(0.15))
         .prop_map(|(seed, lengths, hole_first, zeros)| Shape { seed, lengths, hole_first, zeros })
@@ -195,7 +195,7 @@ pub fn change(mix: Mix) -> impl Strategy<Value = Change> {
         Mix::Any => (1, 8),
         Mix::Many => (60, 2),
     };
-    // Any, and such that segments begin and end at the same names again.
+    // Any number, and numbers at which segments have the same borders again.
     let row = prop_oneof![
         (0..6000u16, 1200..3500u16, 1..3u16),
         (0..4u16, 1..4u16).prop_map(|(first, count)| (1000 * first, 500 * count, 1)),

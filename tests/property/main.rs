@@ -52,10 +52,10 @@ struct Step {
     mishap: Option<Mishap>,
     /// Copies both after it; a later failure may restore the copy.
     saved: bool,
-    /// The backup comes when the stamps of the changes tell them from later ones.
+    /// Waits before the backup, so that stamps of later changes differ.
     settled: bool,
     how: How,
-    /// A run before that breaks off.
+    /// A run before it that is interrupted.
     broken: Option<Moment>,
     /// Runs again after it, without changes.
     again: bool,
@@ -70,7 +70,7 @@ struct How {
     inode: bool,
     reread: bool,
     skip_if_unchanged: bool,
-    /// Which of [`PATTERNS`] hold, as bits.
+    /// A bit for each active pattern of [`PATTERNS`].
     exclude: u8,
 }
 
@@ -79,20 +79,20 @@ struct How {
 enum Mishap {
     /// The catalog is gone.
     CatalogLost,
-    /// The machine's state is as it was when it was saved.
+    /// The state of the machine is rolled back to the copy.
     StateSetBack,
-    /// The repository is.
+    /// The repository is rolled back to the copy.
     RepositorySetBack,
-    /// Of the packs those are gone whose bits are set, the last generation, and perhaps the catalog, too.
+    /// Loses the packs whose bits are set, the last generation, and possibly the catalog.
     PacksLost(u64, bool),
 }
 
-/// When a run is told to stop.
+/// The moment of an interrupt.
 #[derive(Debug, Clone, Copy)]
 enum Moment {
-    /// When the monitor was called so often.
+    /// After this many calls of the monitor.
     Calls(i64),
-    /// After so many microseconds.
+    /// After this many microseconds.
     Time(u64),
 }
 
@@ -137,7 +137,7 @@ fn steps(mix: Mix) -> impl Strategy<Value = Vec<Step>> {
     })
 }
 
-/// Hears of problems, and tells a run to stop.
+/// Collects problems, and interrupts a run.
 struct Watch {
     calls_left: AtomicI64,
     stop: AtomicBool,
@@ -193,7 +193,7 @@ const NEVER: i64 = i64::MAX;
 struct Taken {
     name: SnapshotName,
     tree: Tree,
-    /// Packs were lost since.
+    /// Packs were lost since then.
     damaged: bool,
 }
 
@@ -211,7 +211,7 @@ struct Play {
     key: Option<SecretKey>,
     taken: Vec<Taken>,
     before: Option<Before>,
-    /// How many snapshots there were when a copy was taken.
+    /// Number of snapshots at the time of the copy.
     saved: Option<usize>,
 }
 
@@ -236,7 +236,7 @@ impl Play {
         let repository = self.repository();
         let opener = self.key.as_ref().map(|key| Opener::new(key.clone()).unwrap());
         let access = Access::new(opener, repository.keys().hosts().unwrap());
-        // So small that blocks and nodes come and go.
+        // Small enough that blocks and nodes are evicted.
         Reader::new(repository, access, 4 << 20)
     }
 
@@ -330,7 +330,7 @@ impl Play {
         }
     }
 
-    /// A run that is told to stop; it may be done before that.
+    /// Interrupts a run, which may have finished before.
     fn break_off(&mut self, how: &How, moment: Moment) {
         let watch = Watch::new(if let Moment::Calls(calls) = moment { calls } else { NEVER });
         let stop = &watch.stop;
@@ -346,7 +346,7 @@ impl Play {
         watch.assert_no_problems();
         match result {
             Ok(summary) => {
-                // How much of it a run before this one had stored is not known.
+                // An unknown part of it was stored by an earlier run.
                 self.before = None;
                 self.compare(how, &summary);
             }
@@ -360,7 +360,7 @@ impl Play {
         }
     }
 
-    /// The catalog claims nothing that the repository does not have.
+    /// Asserts that the catalog lists only objects of the repository.
     fn verify(&self) {
         let repository = self.repository();
         let state = RepositoryState::new(&self.site.state(), repository.id());
@@ -417,7 +417,7 @@ impl Play {
         }
     }
 
-    /// A run for which there is nothing to do.
+    /// A run without changes.
     fn again(&mut self, how: &How) {
         let watch = Watch::new(NEVER);
         let how = How { reread: false, ..how.clone() };
@@ -480,13 +480,13 @@ fn copy(from: &Path, to: &Path) {
     }
 }
 
-/// Plays random steps: so many times, or as `PROPTEST_CASES` says, divided by `share`.
+/// Plays random steps for `cases` cases, or for `PROPTEST_CASES` divided by `share`.
 fn play(name: &str, mix: Mix, cases: u32, share: u32, encrypted: bool) {
     let asked = std::env::var("PROPTEST_CASES").ok().and_then(|cases| cases.parse::<u32>().ok());
     let file = format!("{}/tests/property/proptest-regressions/{name}.txt", env!("CARGO_MANIFEST_DIR"));
     let config = Config {
         cases: asked.map_or(cases, |asked| asked.div_ceil(share)),
-        // A case that fails is made smaller no longer than this, in milliseconds.
+        // Time limit for shrinking a failed case, in milliseconds.
         max_shrink_time: 120_000,
         failure_persistence: Some(Box::new(FileFailurePersistence::Direct(Box::leak(file.into_boxed_str())))),
         ..Config::default()

@@ -14,7 +14,7 @@ use brackfs::reader::Reader;
 
 use crate::common::{self, Entry, Kind};
 
-/// An entry, of whose extended attributes only a user's are kept: the tests make no others.
+/// An entry with only the `user.` extended attributes: the tests make no others.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Item {
     pub entry: Entry,
@@ -22,7 +22,7 @@ pub struct Item {
     pub blocks: Option<u64>,
 }
 
-/// By path from the root, whose own is empty.
+/// By path from the root, which has the empty path.
 pub type Tree = BTreeMap<PathBuf, Item>;
 
 /// A pattern and a simple implementation of it.
@@ -32,7 +32,7 @@ pub struct Pattern {
     matches: fn(&Path, &[u8], bool) -> bool,
 }
 
-/// Later ones win.
+/// Later ones take precedence.
 pub const PATTERNS: [Pattern; 7] = [
     Pattern { glob: "*.o", excludes: true, matches: |_, name, _| name.ends_with(b".o") },
     Pattern { glob: "!keep.o", excludes: false, matches: |_, name, _| name == b"keep.o" },
@@ -47,7 +47,7 @@ pub const PATTERNS: [Pattern; 7] = [
     },
 ];
 
-/// Whether a path, or one above it, is excluded by those of the patterns whose bits are set.
+/// Whether the patterns whose bits are set exclude a path or a parent of it.
 pub fn is_excluded(patterns: u8, path: &Path, is_directory: &dyn Fn(&Path) -> bool) -> bool {
     let mut ancestors = path.ancestors().filter(|path| !path.as_os_str().is_empty());
     ancestors.any(|part| {
@@ -108,7 +108,7 @@ pub fn of_snapshot(reader: &Reader, name: &SnapshotName) -> Tree {
             tree.get_mut(name).unwrap().entry.first_name = first.clone();
         }
     }
-    // By name, and by rank. Of thousands, some.
+    // By name and by rank. Only a sample of thousands.
     let few = tree.len() / 100 + 1;
     for path in tree.keys().step_by(few) {
         let by_path = reader.at_path(&snapshot, path.as_os_str().as_bytes()).unwrap();

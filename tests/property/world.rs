@@ -113,7 +113,7 @@ enum What {
 /// Inode, ctime, mtime, size, mode and links of every file. Files with the same values need not be read.
 pub type Identities = BTreeMap<PathBuf, [i128; 6]>;
 
-/// Names out of which trees are made: some that patterns match, some that sort or print oddly.
+/// Names for entries: some match patterns, some sort or print oddly.
 fn name(number: Name) -> OsString {
     let long = [b'l'; 255];
     let names: [&[u8]; 14] = [
@@ -220,7 +220,7 @@ impl World {
     }
 
     fn full(&self, path: &Path) -> PathBuf {
-        // Joined with nothing, a path would end in a slash, and a link there be followed.
+        // Joining an empty path would append a slash, which follows a link.
         if path.as_os_str().is_empty() { self.root.clone() } else { self.root.join(path) }
     }
 
@@ -268,7 +268,7 @@ impl World {
         self.names.retain(|other, _| !other.starts_with(path));
     }
 
-    /// Makes something, whose name must be free.
+    /// Makes an entry, whose name must be free.
     fn make(&mut self, path: PathBuf, what: What, mode: u32) {
         let full = self.full(&path);
         match &what {
@@ -283,7 +283,7 @@ impl World {
         self.add(path, what, mode);
     }
 
-    /// Changes a file in place, the way it is told, and says so in the model.
+    /// Changes a file in place with `how`, and updates the model.
     fn edit(&mut self, path: &Path, pieces: Pieces, keep_time: bool, how: impl FnOnce(&Path)) {
         let full = self.full(path);
         let time = fs::metadata(&full).unwrap().modified().unwrap();
@@ -309,7 +309,7 @@ impl World {
         }
     }
 
-    /// Does it, as far as there is something to do it with.
+    /// Applies a change, if suitable entries exist.
     pub fn apply(&mut self, change: &Change) {
         // A change without a suitable path is a no-op.
         let _ = self.try_apply(change);
@@ -334,7 +334,7 @@ impl World {
                 self.make(path, What::Fifo, 0o640);
             }
             Change::Many { into, first, count, stride, tiny, seed } => {
-                // Not into one of those that a row brought: rows should meet.
+                // Not into a directory of a series: series should meet.
                 let folder = self.pick(*into, |path, node| {
                     let in_row = path.iter().any(|name| name.as_bytes().starts_with(b"m"));
                     matches!(node.what, What::Directory) && !in_row
@@ -347,7 +347,7 @@ impl World {
                 }
             }
             Change::Thin { at, part, count } => {
-                // In the largest ones, where it matters.
+                // In the largest directories, where it matters.
                 let mut sizes: HashMap<&Path, usize> = HashMap::new();
                 for parent in self.names.keys().filter_map(|path| path.parent()) {
                     *sizes.entry(parent).or_default() += 1;
@@ -478,7 +478,7 @@ impl World {
             Change::Link { at, into, name } => {
                 let path = self.pick(*at, |_, node| !matches!(node.what, What::Directory))?;
                 let to = self.free(*into, *name);
-                // It may have been in the way.
+                // It may have been replaced.
                 let node = *self.names.get(&path)?;
                 fs::hard_link(self.full(&path), self.full(&to)).unwrap();
                 self.names.insert(to, node);
@@ -498,7 +498,7 @@ impl World {
         Some(())
     }
 
-    /// Two names of one file, between which a rename does nothing.
+    /// Whether these are two names of one file, for which a rename is a no-op.
     fn is_same(&self, one: &Path, other: &Path) -> bool {
         self.names.get(one) == self.names.get(other)
     }
@@ -553,7 +553,7 @@ fn punch(path: &Path, offset: u64, length: u64) {
     let file = OpenOptions::new().write(true).open(path).unwrap();
     let how = FallocateFlags::PUNCH_HOLE | FallocateFlags::KEEP_SIZE;
     if rustix::fs::fallocate(&file, how, offset, length).is_err() {
-        // Zeros are the same content, where the file system has no holes.
+        // Without support for holes, zeros are the same content.
         file.write_all_at(&vec![0; length as usize], offset).unwrap();
     }
 }
