@@ -314,7 +314,7 @@ fn a_single_file_can_be_backed_up() {
     assert_eq!(cat(&site, &format!("latest:{name}")), "content");
 }
 
-/// The command, run by a user that may not read everything. That user gets the site.
+/// The command, run by an unprivileged user that owns the site.
 fn as_nobody(site: &Site, arguments: &[&str]) -> Command {
     let mut command = site.command_as_nobody(arguments);
     let mut all = vec![site.path().to_owned()];

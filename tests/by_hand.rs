@@ -161,7 +161,7 @@ fn write_source(site: &Site) {
     }
     let attribute = rustix::fs::setxattr(below.join("large"), "user.colour", b"green", XattrFlags::empty());
     need(attribute, "user attributes in the temporary directory");
-    // A time of its own for each, some before 1970.
+    // Distinct times, some before 1970.
     for (number, path) in (0..).zip(tree(&below).keys()) {
         let seconds = if number % 7 == 0 { -number } else { AGED + number };
         let time = Timespec { tv_sec: seconds, tv_nsec: 999_999_999 - number };

@@ -99,7 +99,7 @@ impl World {
 
     /// Asserts that all snapshots restore to the expected trees, and that a check finds no problem.
     #[track_caller]
-    fn is_whole(&self) {
+    fn assert_whole(&self) {
         for (id, expected) in &self.snapshots {
             let to = self.site.path().join("out");
             self.site.brackfs(&["restore", id, "--to", to.to_str().unwrap()]).ok();
@@ -107,12 +107,12 @@ impl World {
             fs::remove_dir_all(&to).unwrap();
         }
         self.site.brackfs(&["check", "--read-data"]).ok();
-        self.agrees();
+        self.assert_agrees();
     }
 
     /// Asserts that the catalog lists only existing objects.
     #[track_caller]
-    fn agrees(&self) {
+    fn assert_agrees(&self) {
         let run = self.site.brackfs(&["catalog", "verify", "--json"]).ok();
         assert_eq!(number(&run.json(), "problems"), 0);
         assert_eq!(number(&run.json(), "snapshots"), self.snapshots.len() as u64, "{run}");
@@ -201,13 +201,13 @@ fn the_next_backup_rebuilds_a_lost_or_damaged_catalog() {
         let run = world.backup(&[]).ok();
         says(&run, &[words, "rebuilt"]);
         assert_stored_nothing_again(&world, &run);
-        world.agrees();
+        world.assert_agrees();
         let after = world.backup(&[]).ok();
         assert_eq!(after.stderr, "", "{after}");
         assert_eq!(number(&after.json(), "files_read"), 0);
     }
     assert!(world.state().join("catalog.sqlite.old").exists());
-    world.is_whole();
+    world.assert_whole();
 }
 
 #[test]
@@ -224,7 +224,7 @@ fn a_catalog_is_rebuilt_from_every_kind_of_repository() {
         fs::remove_file(world.catalog()).unwrap();
         let run = world.backup(&[]).ok();
         assert_stored_nothing_again(&world, &run);
-        world.is_whole();
+        world.assert_whole();
     }
 }
 
@@ -241,7 +241,7 @@ fn a_catalog_is_rebuilt_on_request_and_the_old_one_is_kept() {
     says(&run, &["are shown as unknown"]);
     assert_eq!(number(&run.json(), "missing_packs"), 0);
     assert_eq!(number(&run.json(), "packs"), world.packs().len() as u64);
-    world.agrees();
+    world.assert_agrees();
     // The host still knows its part of the snapshots without the owner's key, as in a cron job.
     let mut command = world.site.command(&["snapshots", "--json"]);
     command.env_remove("BRACKFS_KEY_FILE");
@@ -270,7 +270,7 @@ fn a_catalog_is_rebuilt_on_request_and_the_old_one_is_kept() {
     let run = world.backup(&[]).ok();
     assert_eq!(run.stderr, "");
     assert_stored_nothing_again(&world, &run);
-    world.is_whole();
+    world.assert_whole();
 }
 
 #[test]
@@ -291,13 +291,13 @@ fn damage_found_during_a_backup_is_reported_and_the_catalog_rebuilt_at_once() {
     let run = world.backup(&[]).ok();
     says(&run, &["damaged", "rebuilt"]);
     assert_stored_nothing_again(&world, &run);
-    world.is_whole();
+    world.assert_whole();
 }
 
 #[test]
 fn verify_reports_catalog_entries_that_the_repository_lacks() {
     let world = World::new();
-    world.agrees();
+    world.assert_agrees();
     let packs = world.packs();
     let (lost, short) = (&packs[0], &packs[1]);
     fs::remove_file(lost).unwrap();
@@ -362,10 +362,10 @@ fn after_the_repository_is_restored_from_an_old_copy_later_backups_are_complete(
     let run = world.backup(&[]).ok();
     says(&run, &["set back", "1 snapshot missing", "packs missing"]);
     assert!(number(&run.json(), "data_bytes") >= 2 * MIB as u64, "{run}");
-    world.is_whole();
+    world.assert_whole();
     let after = world.backup(&["--skip-if-unchanged"]).ok();
     assert_eq!((after.stderr.as_str(), number(&after.json(), "files_read")), ("", 0));
-    world.is_whole();
+    world.assert_whole();
     // The state before the first run: only keys are left.
     for folder in ["packs", "sums", "index", "snapshots", "sources", "generation"] {
         let _ = fs::remove_dir_all(world.site.repo().join(folder));
@@ -373,7 +373,7 @@ fn after_the_repository_is_restored_from_an_old_copy_later_backups_are_complete(
     world.snapshots.clear();
     says(&world.backup(&["--skip-if-unchanged"]).ok(), &["generation 0"]);
     assert_eq!(world.snapshots.len(), 1);
-    world.is_whole();
+    world.assert_whole();
 }
 
 #[test]
@@ -388,10 +388,10 @@ fn a_machine_restored_from_an_old_copy_learns_the_missing_snapshots() {
     let run = world.backup(&[]).ok();
     says(&run, &["does not know", "set back to an older copy", "2 snapshots added to the catalog"]);
     assert_eq!(number(&run.json(), "data_packs"), 0, "{run}");
-    world.is_whole();
+    world.assert_whole();
     let after = world.backup(&[]).ok();
     assert_eq!((after.stderr.as_str(), number(&after.json(), "files_read")), ("", 0));
-    world.is_whole();
+    world.assert_whole();
 }
 
 #[test]
@@ -410,7 +410,7 @@ fn machine_and_repository_agree_again_after_rollbacks_to_different_times() {
     replace_directory(&state, &world.site.state());
     world.site.write("c", noise("c", MIB));
     says(&world.backup(&[]).ok(), &["does not know"]);
-    world.is_whole();
+    world.assert_whole();
 }
 
 #[test]
@@ -430,7 +430,7 @@ fn clones_that_take_turns_lose_nothing_and_are_detected_each_time() {
         assert!(number(&run.json(), "data_bytes") < 500_000, "{run}");
     }
     says(&world.backup(&[]).ok(), &["brackfs adopt"]);
-    world.is_whole();
+    world.assert_whole();
 
     // After one of them adopts, the other one is refused, and no conflict is reported.
     let mut adopt = world.site.command(&["adopt", "--json"]);
@@ -446,7 +446,7 @@ fn clones_that_take_turns_lose_nothing_and_are_detected_each_time() {
     says(&world.site.brackfs(&["adopt"]).ok(), &["this machine is now the writer"]);
     assert_eq!(world.backup(&[]).ok().stderr, "");
     says(&world.backup_with(&clone).code(1), &["is the writer of this repository"]);
-    world.is_whole();
+    world.assert_whole();
 }
 
 #[test]
@@ -511,7 +511,7 @@ fn backups_continue_with_only_the_restored_host_key() {
     let run = world.backup_with(&second).ok();
     assert_stored_nothing_again(&world, &run);
     replace_directory(&second, &world.site.state());
-    world.is_whole();
+    world.assert_whole();
 }
 
 #[test]
@@ -544,7 +544,7 @@ fn a_new_machine_continues_with_the_owners_key() {
     assert_eq!(told["recipients"].as_array().unwrap().len(), 1, "{run}");
     let run = world.backup(&[]).ok();
     assert_stored_nothing_again(&world, &run);
-    world.is_whole();
+    world.assert_whole();
     // The old machine cannot verify the signatures of the new one. It reports that, and loses nothing.
     says(&world.backup_with(&old).ok(), &["cannot verify", "another machine with a host key of its own"]);
     world.site.brackfs(&["check", "--read-data"]).ok();
@@ -645,7 +645,7 @@ fn invalid_generations_are_named_and_stop_no_backup() {
     }
     let run = world.backup(&[]).ok();
     assert!(!run.stderr.contains("generation/"), "{run}");
-    world.is_whole();
+    world.assert_whole();
 }
 
 #[test]
@@ -663,7 +663,7 @@ fn unwritable_state_is_an_error_and_harms_nothing() {
     }
     machine::succeed(Command::new("umount").arg(&state));
     assert_eq!(world.backup(&[]).ok().stderr, "");
-    world.is_whole();
+    world.assert_whole();
 }
 
 #[test]
@@ -690,7 +690,7 @@ fn a_full_disk_of_the_state_is_an_error_and_harms_nothing() {
     assert_eq!(fs::read(folder.join("catalog.sqlite")).unwrap(), before);
     fs::remove_file(&filler).unwrap();
     world.backup(&[]).ok();
-    world.is_whole();
+    world.assert_whole();
 }
 
 /// Loses each pack of a tree with large directories and files.
@@ -715,7 +715,7 @@ fn the_next_snapshot_is_whole_after_the_loss_of_any_pack() {
     assert!(packs.len() > 5);
     for pack in packs {
         fs::remove_file(&pack).unwrap();
-        forget_looks(&world);
+        forget_checks(&world);
         let run = world.backup(&options).code(3);
         let (id, expected) = world.snapshots.pop().unwrap();
         let to = world.site.path().join("out");
@@ -736,17 +736,17 @@ fn an_unmounted_disk_does_not_count_as_lost_packs() {
     let (packs, away) = (world.site.repo().join("packs"), world.site.path().join("away"));
     fs::rename(&packs, &away).unwrap();
     fs::create_dir(&packs).unwrap();
-    forget_looks(&world);
+    forget_checks(&world);
     says(&world.backup(&[]).code(1), &["is the disk at packs/ not mounted"]);
     fs::remove_dir(&packs).unwrap();
     fs::rename(&away, &packs).unwrap();
     let run = world.backup(&[]).ok();
     assert_eq!((run.stderr.as_str(), number(&run.json(), "files_read")), ("", 0));
-    world.is_whole();
+    world.assert_whole();
 }
 
 /// Makes all packs look as if their last check was years ago.
-fn forget_looks(world: &World) {
+fn forget_checks(world: &World) {
     let db = rusqlite::Connection::open(world.catalog()).unwrap();
     assert!(db.execute("UPDATE packs SET verified = 0", []).unwrap() > 0);
 }
@@ -770,10 +770,10 @@ fn packs_are_checked_again_after_a_while_and_lost_data_is_stored_again() {
         damage(&pack);
         // No check is due, so no pack is accessed.
         world.backup(&[]).ok();
-        forget_looks(&world);
+        forget_checks(&world);
         if words.starts_with("not") {
             assert_eq!(world.backup(&["--recheck", "0"]).ok().stderr, "");
-            forget_looks(&world);
+            forget_checks(&world);
         }
         world.snapshots.clear();
         let run = world.backup(&[]).code(3);

@@ -82,7 +82,7 @@ fn objects(site: &Site) -> Vec<PathBuf> {
 }
 
 /// Writes a file next to the source.
-fn beside(site: &Site, name: &str, content: impl AsRef<[u8]>) -> String {
+fn write_next_to_source(site: &Site, name: &str, content: impl AsRef<[u8]>) -> String {
     let path = site.path().join(name);
     fs::write(&path, content).unwrap();
     path.to_str().unwrap().to_owned()
@@ -97,13 +97,13 @@ fn text(path: &Path) -> &str {
 #[test]
 fn patterns_in_files_precede_those_of_flags() {
     let site = with_names(&["a.o", "keep.o", "x.tmp", "top", "d/top", "#odd", "d/b.log"]);
-    let one = beside(&site, "one", "# not this: top\n*.o\n\n/top   \n\\#odd\n");
-    let two = beside(&site, "two", "*.tmp\r\n*.log\r\n!b.log\r\n");
+    let one = write_next_to_source(&site, "one", "# not this: top\n*.o\n\n/top   \n\\#odd\n");
+    let two = write_next_to_source(&site, "two", "*.tmp\r\n*.log\r\n!b.log\r\n");
     // --exclude takes precedence at any position.
     backup(&site, &["--exclude", "!keep.o", "--exclude-from", &one, "--exclude-from", &two]);
     assert_eq!(names(&site, "latest"), ["d/", "d/b.log", "d/top", "keep.o"]);
     // Among files, the last one does.
-    backup(&site, &["--exclude-from", &two, "--exclude-from", &beside(&site, "three", "*.log\n")]);
+    backup(&site, &["--exclude-from", &two, "--exclude-from", &write_next_to_source(&site, "three", "*.log\n")]);
     assert_eq!(names(&site, "latest"), ["#odd", "a.o", "d/", "d/top", "keep.o", "top"]);
 }
 
@@ -111,10 +111,10 @@ fn patterns_in_files_precede_those_of_flags() {
 fn an_invalid_rule_is_a_usage_error_and_changes_nothing() {
     let site = with_names(&["a"]);
     let before = objects(&site);
-    let bad = beside(&site, "bad", "*.o\n# fine\n[a\n");
+    let bad = write_next_to_source(&site, "bad", "*.o\n# fine\n[a\n");
     let run = site.backup(&["--exclude-from", &bad]).code(2);
     says(&run, &format!("\"[a\" in {bad}, line 3,"));
-    let binary = beside(&site, "binary", b"a\n\n\xff\xfe\n");
+    let binary = write_next_to_source(&site, "binary", b"a\n\n\xff\xfe\n");
     let run = site.backup(&["--exclude-from", &binary]).code(2);
     says(&run, &binary);
     says(&run, "line 3");
@@ -332,7 +332,7 @@ fn repository_and_state_below_the_source_are_stored_empty() {
     }
     // A list cannot include them either.
     let pack = source.join("back/up/repo/brackfs.toml");
-    let list = beside(&site, "list", format!("{}\n{}\n", pack.display(), source.join("a").display()));
+    let list = write_next_to_source(&site, "list", format!("{}\n{}\n", pack.display(), source.join("a").display()));
     there(&site, &["backup", "--files-from", &list]).ok();
     let below = format!("latest:{}", source.strip_prefix("/").unwrap().display());
     let found = there(&site, &["ls", "-R", &below]).ok().stdout;
@@ -531,7 +531,7 @@ fn a_brackfs_mount_is_backed_up_only_if_it_is_the_given_path() {
     // As the path: to another repository, where it is an ordinary file system.
     let (other, owner) = (site.path().join("other"), site.keys().join("owner.pub"));
     site.brackfs(&["init", text(&other), "--recipient", text(&owner)]).ok();
-    // New snapshots appear by and by.
+    // New snapshots appear after a moment.
     until("the second snapshot appears", || fs::read_dir(mounted.path()).unwrap().count() >= 3);
     let latest = mounted.latest();
     let into_other = ["--repo", text(&other), "--ignore-inode", "--ignore-ctime"];
@@ -560,7 +560,7 @@ fn listed_paths_are_backed_up_with_their_parents() {
     let absolute = site.source().join("a");
     let list =
         format!("{}\n\nsource/d/b\nsource/e\nsource/to-d\nsource/ blank \nsource/#odd\nsource/e/g\n", text(&absolute));
-    let list = beside(&site, "list", list);
+    let list = write_next_to_source(&site, "list", list);
     let summary = backup_of(&site, &["--files-from", &list]).ok().json();
     assert_eq!(summary["source"], "root");
     let expected = ["", " blank ", "#odd", "a", "d/", "d/b", "e/", "e/deep/", "e/deep/f", "e/g", "to-d"];
@@ -574,7 +574,7 @@ fn listed_paths_are_backed_up_with_their_parents() {
 #[test]
 fn a_list_of_one_directory_keeps_the_root_as_root() {
     let site = with_names(&["d/b"]);
-    let list = beside(&site, "list", "source/d\n");
+    let list = write_next_to_source(&site, "list", "source/d\n");
     backup_of(&site, &["--files-from", &list]).ok();
     assert_eq!(names_in_site(&site), ["source/", "source/d/", "source/d/b"]);
 }
@@ -582,8 +582,8 @@ fn a_list_of_one_directory_keeps_the_root_as_root() {
 #[test]
 fn lists_add_to_paths_and_exclusions_apply() {
     let site = with_names(&["a.o", "b", "c/d", "c/e.o", "f", "g/h", "g/i"]);
-    let one = beside(&site, "one", "source/a.o\nsource/b\n");
-    let two = beside(&site, "two", "source/c\nsource/g/h\n");
+    let one = write_next_to_source(&site, "one", "source/a.o\nsource/b\n");
+    let two = write_next_to_source(&site, "two", "source/c\nsource/g/h\n");
     let file = site.source().join("f");
     let lists = ["--files-from", &one, "--files-from", &two, text(&file)];
     backup_of(&site, &[&lists[..], &["--exclude", "*.o", "--exclude", "g/"]].concat()).ok();
@@ -606,7 +606,7 @@ fn a_list_may_be_separated_by_nuls_and_read_from_a_pipe() {
 #[test]
 fn missing_paths_of_a_list_are_reported_and_the_others_backed_up() {
     let site = with_names(&["a", "b"]);
-    let list = beside(&site, "list", "source/a\nsource/gone\nnowhere/at/all\nsource/b\n");
+    let list = write_next_to_source(&site, "list", "source/a\nsource/gone\nnowhere/at/all\nsource/b\n");
     let run = backup_of(&site, &["--files-from", &list]).code(3);
     says(&run, "source/gone");
     says(&run, "nowhere/at/all");
@@ -624,14 +624,14 @@ fn an_empty_list_is_an_error_and_makes_no_snapshot() {
     let site = with_names(&["a"]);
     let source = site.source();
     let before = objects(&site);
-    let empty = beside(&site, "empty", "\n\n");
+    let empty = write_next_to_source(&site, "empty", "\n\n");
     says(&backup_of(&site, &["--files-from", &empty]).code(2), &empty);
     // Also next to a path: the program that made the list failed.
     says(&backup_of(&site, &[text(&source), "--files-from", &empty]).code(2), &empty);
     says(&backup_of(&site, &["--files-from", "-"]).code(2), "is empty");
     let missing = text(&site.path().join("missing")).to_owned();
     says(&backup_of(&site, &["--files-from", &missing]).code(2), &missing);
-    let gone = beside(&site, "gone", "nowhere\nnothing\n");
+    let gone = write_next_to_source(&site, "gone", "nowhere\nnothing\n");
     says(&backup_of(&site, &["--files-from", &gone]).code(1), "none of the paths");
     assert_eq!(objects(&site), before, "the repository was changed");
 }
@@ -813,7 +813,7 @@ fn an_interrupt_while_a_pipe_is_open_makes_no_snapshot_and_keeps_stored_data() {
     let mut child = command.stdin(reader).stdout(Stdio::null()).stderr(Stdio::piped()).spawn().unwrap();
     drop(command);
     writer.write_all(&bytes).unwrap();
-    // The pipe stays open: more could come.
+    // The pipe stays open, as if more data could come.
     send(&child, Signal::INT);
     let status = ended(&mut child);
     drop(writer);

@@ -150,7 +150,7 @@ impl Visitor {
         let all = self.place.taken();
         let taken = self.random.choose(&all).clone();
         match way {
-            0 => self.look_around(),
+            0 => self.read_upper_directories(),
             1 => self.compare_by_rsync(&taken),
             2 => self.compare_by_mapping(&taken),
             3 => self.read_at_random(&taken, true),
@@ -160,7 +160,7 @@ impl Visitor {
     }
 
     /// Reads the directories above snapshots.
-    fn look_around(&mut self) {
+    fn read_upper_directories(&mut self) {
         let place = self.place.clone();
         let before = place.taken();
         let trouble = place.trouble.load(Ordering::SeqCst);
@@ -441,7 +441,7 @@ impl World {
         let object = snapshot_objects(&self.site).pop().unwrap();
         let name = object.file_name().unwrap().to_str().unwrap().split('-').nth(1).unwrap().to_owned();
         let taken = Taken { name, object, tree: tree(&kept), kept, removed: AtomicBool::new(false) };
-        // From now on every listing has it, and the next snapshot has another name.
+        // From now on every listing has it, and the next snapshot gets another name.
         sleep(SEEN);
         taken
     }
@@ -526,7 +526,7 @@ impl Drop for Crowd {
 }
 
 /// Asserts that every kind of read returns the expected trees.
-fn all_is_well(place: &Place, mounted: &mut Foreground) {
+fn assert_all_is_well(place: &Place, mounted: &mut Foreground) {
     let all = place.taken();
     let there: BTreeSet<_> = all.iter().filter(|one| !one.is_removed()).map(|one| one.name.clone()).collect();
     let newest = there.last().unwrap().clone();
@@ -565,7 +565,7 @@ fn concurrent_readers_get_correct_bytes_or_errors_while_snapshots_and_the_disk_c
             failed: AtomicU64::new(0),
             cache,
         });
-        all_is_well(&place, &mut mounted);
+        assert_all_is_well(&place, &mut mounted);
         Crowd::enter(&place, &mut random, visitors, WAYS).leave(&mut mounted);
         assert_eq!(place.failed.load(Ordering::Relaxed), 0);
         let idle = mounted.usage();
@@ -604,7 +604,7 @@ fn concurrent_readers_get_correct_bytes_or_errors_while_snapshots_and_the_disk_c
         crowd.end(&mut mounted);
         place.trouble.store(false, Ordering::SeqCst);
 
-        all_is_well(&place, &mut mounted);
+        assert_all_is_well(&place, &mut mounted);
         Crowd::enter(&place, &mut random, visitors, WAYS).leave(&mut mounted);
         mounted.until("nothing is left open", |mounted| {
             let Usage { files, threads, .. } = mounted.usage();

@@ -123,7 +123,7 @@ fn the_message_is_also_printed_without_a_terminal() {
 }
 
 #[test]
-fn no_file_is_opened_however_much_there_is() {
+fn a_dry_run_opens_no_file() {
     // More than the readahead limit: the budget of each file must be returned.
     let names: Vec<_> = (0..200).map(|i| format!("d{}/{i}", i % 7)).collect();
     let bytes = noise("small", 100 << 10);

@@ -35,7 +35,7 @@ fn back_up(site: &Site) {
     site.backup(&[]).ok();
 }
 
-/// Dumps into `archive.tar` of the site. The `stdout` of the run is not meaningful.
+/// Dumps into `archive.tar` of the site, so the `stdout` of the run is empty.
 #[must_use = "it may have failed: say .ok() or .code(n)"]
 fn dump(site: &Site, arguments: &[&str]) -> (Run, PathBuf) {
     let archive = site.path().join("archive.tar");
@@ -248,7 +248,7 @@ fn further_names_of_a_file_are_links_to_the_first() {
     let archive = site.path().join("archive.tar");
     let size = fs::metadata(&archive).unwrap().len();
     assert!(size < 3 * MIB as u64, "the content is there once, in {size} bytes");
-    // Alone, a second name is a file.
+    // Dumped alone, a second name is a file.
     let (run, archive) = dump(&site, &["latest:e"]);
     run.ok();
     fs::remove_dir_all(&out).unwrap();

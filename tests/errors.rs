@@ -1,4 +1,4 @@
-//! Ordinary failures: exit codes, and messages that say what to do.
+//! Ordinary failures: exit codes and helpful messages.
 
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::print_stdout, clippy::print_stderr)]
 
@@ -401,7 +401,7 @@ fn a_full_disk_ends_a_backup_and_harms_no_snapshot() {
         site.backup(&[]).ok();
     }
     assert_eq!(tree(&restores(&site, "latest", &[])), tree(&site.source()));
-    // And so does the large one.
+    // So does the large one.
     disk.grow("64m");
     site.write("large", noise(2, 20 << 20));
     age(&site.source());

@@ -60,7 +60,7 @@ impl Drop for Ext4 {
 }
 
 #[test]
-fn the_power_is_cut_to_an_ext4_and_nothing_is_lost() {
+fn power_cuts_of_an_ext4_lose_nothing() {
     let mut cuts = 0;
     rounds("ext4", 5, |random| {
         let site = Site::in_memory();

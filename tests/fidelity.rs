@@ -74,7 +74,7 @@ fn flags(path: &Path) -> u32 {
     rustix::fs::ioctl_getflags(File::open(path).unwrap()).unwrap().bits()
 }
 
-/// A file of `length` bytes with data at these places only.
+/// A file of `length` bytes with data only at these offsets.
 fn sparse(path: &Path, length: u64, islands: &[(u64, &[u8])]) {
     let mut file = File::create(path).unwrap();
     for (at, bytes) in islands {

@@ -1,4 +1,4 @@
-//! Files are written all the time while backups run: each file in each snapshot is one that existed at some instant, or
+//! Files are written constantly while backups run: each file in each snapshot existed at some instant, or
 //! is marked. After the writers stop, a backup equals the source.
 //!
 //! The content shows whether it existed at an instant. A page repeats one number, and pages are written in order, so

@@ -185,7 +185,7 @@ fn link(name: &str, target: &Path) -> Entry {
     entry(name, Kind::Symlink, 0, Content::Target(target.to_str().unwrap().into()))
 }
 
-/// Runs brackfs. Asserts that it ends in time, and not by a signal.
+/// Runs brackfs, and asserts that it ends in time and not by a signal.
 #[track_caller]
 fn patiently(site: &Site, arguments: &[OsString]) -> Run {
     let inner = site.command(arguments);

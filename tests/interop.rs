@@ -403,7 +403,7 @@ fn the_host_can_write_backups_but_not_read_them() {
             assert!(decrypt(&message, &host).is_err(), "the host's key opens a block");
             decrypt(&message, &owner).expect("the owner's key opens every block");
         }
-        // And the state directory has no content.
+        // The state directory has no content of files.
         for path in tree(&site.state()).into_keys().map(|path| site.state().join(path)).filter(|path| path.is_file()) {
             assert!(!is_in(&[fs::read(&path).unwrap()], LINE.as_bytes()), "{path:?} holds content");
         }

@@ -477,7 +477,7 @@ impl World {
             site.backup(&[round.chunk]).ok();
             models.push(model_of(&site.source()));
             if at + 1 < source.len() {
-                // Snapshots of one second are told apart by their ids, which are in no order.
+                // Names of snapshots of one second differ only in ids, which have no order.
                 next_second();
             }
         }

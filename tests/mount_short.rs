@@ -39,8 +39,8 @@ fn mount_after(site: &Site, words: &str) -> Run {
     run(command)
 }
 
-/// Asserts that the mount works, even for a large file, or that nothing is mounted and a message has the reason. Returns
-/// whether it works.
+/// Asserts that the mount works, even for a large file, or that nothing is mounted and a message has the reason.
+/// Returns whether it works.
 #[track_caller]
 fn assert_works_or_says_why(site: &Site, run: &Run) -> bool {
     if run.code == 0 {

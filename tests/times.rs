@@ -52,7 +52,7 @@ fn many_backups_in_a_row_are_not_dated_into_the_future() {
         }
     }
     assert_eq!(cat(&site, "latest").ok().stdout, "6");
-    // Each has its own name in the mount, even within a second.
+    // Each has a distinct name in the mount, even within a second.
     let mounted = site.mount(&[]);
     let names: Vec<_> = fs::read_dir(mounted.path().join("source")).unwrap().map(|name| name.unwrap().path()).collect();
     let mut found: Vec<_> =

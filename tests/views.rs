@@ -154,7 +154,7 @@ fn a_removed_snapshot_disappears_and_latest_follows() {
     let objects = objects(&site);
     fs::remove_file(&objects[0]).unwrap();
     fs::remove_file(&objects[2]).unwrap();
-    // Before anything is listed: a listing would tell the kernel as well.
+    // Before any listing, which would also update the kernel.
     until("they can't be entered", || !first.exists() && !third.join("d/b").exists());
     until("two are gone from the list", || names(&home) == [shown[1].clone(), "latest".into()]);
     assert_eq!(fs::read_link(home.join("latest")).unwrap(), Path::new(&shown[1]));
@@ -237,7 +237,7 @@ fn a_source_without_a_readable_name_takes_it_from_a_snapshot_or_shows_its_id() {
     let mut expected = [id, "by-tag"];
     expected.sort_unstable();
     assert_eq!(names(mounted.path()), expected);
-    // When it is listed again, both were looked at again.
+    // A second listing reads both again.
     backup(&site, "other", &[]);
     until("the new source is there", || names(mounted.path()).contains(&"other".into()));
     assert_eq!(log(&site).lines().count(), 1, "{}", log(&site));
@@ -260,7 +260,7 @@ fn latest_is_found_below_many_objects_that_are_not_snapshots() {
     let latest = mounted.path().join("home/latest");
     until("latest is found", || fs::canonicalize(&latest).is_ok_and(|root| root.join("a").exists()));
     assert_eq!(tree(&latest.canonicalize().unwrap()), tree(&site.source()));
-    // They are hidden now, and the log is not full.
+    // They are hidden, and the log is not flooded.
     until("others are gone", || names(&mounted.path().join("home")).len() == 2);
     assert!(log(&site).lines().count() <= 1001);
 }

@@ -302,7 +302,7 @@ impl Ordeal {
         fs::remove_dir_all(folder).expect("the restored tree goes");
     }
 
-    /// Bytes of the packs that the catalog knows. Reads a copy of the catalog, since opening it would recover it, which
+    /// Bytes of the packs in the catalog. Reads a copy of the catalog, since opening it would recover it, which
     /// the next run must do itself.
     #[track_caller]
     pub fn committed(&self) -> u64 {
@@ -329,7 +329,7 @@ impl Ordeal {
         rows.expect("packs").collect::<Result<_, _>>().expect("packs")
     }
 
-    /// Whether the repository holds nothing that a run left by the way. After a kill between a list of sums and the
+    /// Asserts that the repository has no unreferenced objects. After a kill between a list of sums and the
     /// index of the same packs, that index might as well be missing: then everything stays.
     #[track_caller]
     fn nothing_is_left(&self) {
