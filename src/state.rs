@@ -19,6 +19,7 @@ use std::thread::sleep;
 use std::time::{Duration, Instant};
 
 use rustix::fs::FlockOperation;
+use tracing::debug;
 
 use crate::crypt::{Fingerprint, KeyStore};
 use crate::failure::{Failure, FailureKind};
@@ -222,6 +223,7 @@ impl RepositoryState {
                 return Err(Error::Locked { holder: holder(&path), path });
             }
             if let Some(waits) = waits.take() {
+                debug!("waiting for the lock");
                 waits(&holder(&path));
             }
             if stop.load(Ordering::Relaxed) {
@@ -231,6 +233,7 @@ impl RepositoryState {
         }
         // Only for the messages of waiting processes, so errors (such as a full disk) are ignored.
         let _ = file.set_len(0).and_then(|()| file.write_all(std::process::id().to_string().as_bytes()));
+        debug!(waited_ms = since.elapsed().as_millis(), "locked");
         Ok(Lock { _file: file })
     }
 

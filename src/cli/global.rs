@@ -19,6 +19,11 @@ pub(super) struct Global {
     /// List processed files on standard error
     #[arg(short, long, global = true, help_heading = HEADING)]
     pub(super) verbose: bool,
+    /// Append a log for bug reports to FILE, or write it to standard error (stderr)
+    ///
+    /// The log has ids, sizes and durations. It has no names of files, no content and no secrets.
+    #[arg(long, global = true, value_name = "FILE", help_heading = HEADING)]
+    pub(super) log: Option<PathBuf>,
     /// Keep this machine's catalogs and keys in DIR [default: /var/lib/brackfs for root, else
     /// $XDG_STATE_HOME/brackfs or ~/.local/state/brackfs]
     #[arg(long, global = true, env = "BRACKFS_STATE_DIR", value_name = "DIR", help_heading = HEADING)]

@@ -142,6 +142,11 @@ pub fn environment(command: &Command, commands: &[Command]) -> Vec<(String, Stri
     found.sort();
     let may_ask = root || may_ask(command);
     found.extend(entries(&[
+        (
+            "BRACKFS_LOG",
+            "The level of the log: off, error, warn, info, debug or trace.\nThe default is debug with\n.BR \\-\\-log ,\nand off without it.\nWith a level and no\n.BR \\-\\-log ,\nthe log goes to standard error.",
+            true,
+        ),
         ("BRACKFS_PASSPHRASE", "The passphrase.\nProcesses of the same user and of root can read it.", may_ask),
         ("BRACKFS_PASSPHRASE_FILE", "A file that holds the passphrase.\nNewlines at its end are ignored.", may_ask),
         (

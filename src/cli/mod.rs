@@ -12,6 +12,7 @@
 //! - [`show`]: sizes, times and modes as text
 //! - [`output`]: lines on standard output and standard error
 //! - [`exit`]: from errors to exit codes
+//! - [`log`]: the log for bug reports
 //! - [`process`]: limits and signal handlers at startup
 //! - [`mount_helper`]: the program under the name `mount.brackfs`, called by mount(8)
 //! - [`manual`]: text of manual pages that clap does not generate
@@ -29,6 +30,7 @@ mod find;
 mod global;
 mod init;
 mod key;
+mod log;
 mod ls;
 pub mod manual;
 mod memory;
@@ -130,7 +132,7 @@ pub fn main() -> ExitCode {
     };
     let result = match process::refusal(command.prints()) {
         Some(why) => Err(anyhow::anyhow!(why)),
-        None => run(command, &global),
+        None => log::start(global.log.as_deref()).and_then(|()| log::around(command.name(), || run(command, &global))),
     };
     match result {
         Ok(code) => code,
@@ -145,6 +147,29 @@ pub fn main() -> ExitCode {
 }
 
 impl Command {
+    /// The name of the command.
+    fn name(&self) -> &'static str {
+        match self {
+            Command::Key(_) => "key",
+            Command::Init(_) => "init",
+            Command::Backup(_) => "backup",
+            Command::Snapshots(_) => "snapshots",
+            Command::Ls(_) => "ls",
+            Command::Find(_) => "find",
+            Command::Versions(_) => "versions",
+            Command::Cat(_) => "cat",
+            Command::Mount(_) => "mount",
+            Command::Umount(_) => "umount",
+            Command::Restore(_) => "restore",
+            Command::Dump(_) => "dump",
+            Command::Check(_) => "check",
+            Command::Catalog(_) => "catalog",
+            Command::Recipients(_) => "recipients",
+            Command::Adopt(_) => "adopt",
+            Command::Completions(_) => "completions",
+        }
+    }
+
     /// Whether the command has no effect except its output.
     fn prints(&self) -> bool {
         matches!(

@@ -11,6 +11,7 @@ use fuser::{
     KernelConfig, LockOwner, OpenFlags, ReplyAttr, ReplyData, ReplyDirectory, ReplyDirectoryPlus, ReplyEmpty,
     ReplyEntry, ReplyIoctl, ReplyLseek, ReplyOpen, ReplyStatfs, ReplyXattr, Request,
 };
+use tracing::{debug_span, trace, warn};
 
 use super::attributes::{Attributes, ListingEntry, Validity};
 use super::errno::errno;
@@ -74,9 +75,15 @@ impl Shell {
 
     /// Runs `act`. Reports an error and returns it as an errno.
     fn ask<T>(&self, ino: INodeNo, act: impl FnOnce() -> Result<T, Error>) -> Result<T, Errno> {
+        let _span = debug_span!("fuse", inode = ino.0).entered();
         act().map_err(|error| {
             self.filesystem.report(ino.0, &error);
-            errno(&error)
+            let number = errno(&error);
+            match error {
+                Error::Archive(_) | Error::Unreadable => warn!(errno = number.code(), "request failed"),
+                _ => trace!(errno = number.code(), "request refused"),
+            }
+            number
         })
     }
 

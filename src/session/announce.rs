@@ -1,5 +1,7 @@
 //! Announces a run that writes.
 
+use tracing::debug;
+
 use super::error::Error;
 use crate::catalog::Catalog;
 use crate::format::generation::Generation;
@@ -20,5 +22,6 @@ pub(super) fn announce(catalog: &mut Catalog, writer: &Writer<'_>, generation: &
         }
         other => other?,
     }
+    debug!(generation = number, %run, "run announced");
     Ok(catalog.set_run(number, run)?)
 }

@@ -5,6 +5,8 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, SystemTime};
 
+use tracing::{debug, debug_span};
+
 use super::announce::announce;
 use super::error::Error;
 use super::orphans::clean_up_unfinished;
@@ -72,6 +74,7 @@ impl<'r> Session<'r> {
         monitor: &dyn Monitor,
         stop: &AtomicBool,
     ) -> Result<(Self, Catalog), Error> {
+        let _span = debug_span!("session", repository = %repository.id()).entered();
         let host = key.certificate();
         let access = host_access(&key)?;
         let inventory = Inventory { repository, access: &access, monitor, stop };
@@ -108,6 +111,14 @@ impl<'r> Session<'r> {
         }
         report_clock_behind(&catalog, monitor)?;
         session.lost_packs = session.recover(&mut catalog, checks.recheck, &inventory)?;
+        debug!(
+            generation = session.generation,
+            run = %session.run,
+            unfinished = session.unfinished.len(),
+            diverged,
+            lost_packs = session.lost_packs,
+            "session opened"
+        );
         Ok((session, catalog))
     }
 

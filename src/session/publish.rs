@@ -9,6 +9,7 @@ use std::collections::{BTreeMap, HashMap};
 use std::time::{Duration, Instant};
 
 use roaring::RoaringTreemap;
+use tracing::{debug, debug_span};
 
 use super::error::Error;
 use super::open::Session;
@@ -110,6 +111,7 @@ impl<'s> Publisher<'s> {
         let PendingPack { row, kind, blocks } =
             self.pending.remove(&id).ok_or(Error::Internal("a pack was stored that is not pending"))?;
         self.catalog.finish_pack(row, (id, kind), length, &digest)?;
+        debug!(pack = %id, ?kind, length, blocks = blocks.len(), "pack stored");
         self.chunks_finished += blocks.iter().map(|block| block.chunks.len()).sum::<usize>();
         self.finished.push(IndexedPack { id, kind, digest, blocks });
         if self.chunks_finished >= INDEX_CHUNKS {
@@ -130,6 +132,7 @@ impl<'s> Publisher<'s> {
 
     /// Makes all blocks durable, and the catalog's rows about them. No pack may be pending.
     pub fn commit(&mut self) -> Result<(), Error> {
+        let _span = debug_span!("commit").entered();
         self.expect_stored()?;
         self.write_index(None)?;
         self.commit_catalog()
@@ -143,6 +146,7 @@ impl<'s> Publisher<'s> {
         source: SourceRow,
         stored_bytes: u64,
     ) -> Result<(), Error> {
+        let _span = debug_span!("publish", snapshot = %snapshot.row.name.id).entered();
         self.expect_stored()?;
         let blocks = SnapshotBlocks { stored_bytes, ..self.snapshot_blocks(snapshot)? };
         self.catalog.add_snapshot(&snapshot.row, source, Some(&snapshot.used))?;
@@ -156,9 +160,12 @@ impl<'s> Publisher<'s> {
 
     /// Writes the snapshot itself, last of all, and notes that it exists.
     pub fn put_snapshot(&mut self, snapshot: &Snapshot) -> Result<(), Error> {
+        let _span = debug_span!("publish", snapshot = %snapshot.name.id).entered();
         self.session.still_alone()?;
         self.session.writer().put_snapshot(snapshot)?;
-        self.set_there(snapshot.name.id, snapshot.statistics.stored_bytes)
+        self.set_there(snapshot.name.id, snapshot.statistics.stored_bytes)?;
+        debug!("snapshot published");
+        Ok(())
     }
 
     fn set_there(&mut self, id: SnapshotId, stored_bytes: u64) -> Result<(), Error> {
@@ -168,7 +175,9 @@ impl<'s> Publisher<'s> {
     }
 
     fn commit_catalog(&mut self) -> Result<(), Error> {
+        let start = Instant::now();
         self.catalog.commit()?;
+        debug!(chunks = self.chunks_since_commit, micros = start.elapsed().as_micros(), "catalog committed");
         self.chunks_since_commit = 0;
         self.last_commit = Instant::now();
         Ok(())
@@ -183,11 +192,13 @@ impl<'s> Publisher<'s> {
         }
         self.announce()?;
         self.session.still_alone()?;
+        let id = ObjectId::random();
+        debug!(index = %id, packs = packs.len(), "writing an index");
         if !packs.is_empty() {
             let sums: Vec<_> = packs.iter().map(|pack| (pack.id, pack.digest)).collect();
             self.session.writer().put_sums(ObjectId::random(), &sums)?;
         }
-        Ok(self.session.writer().put_index(ObjectId::random(), &Index { packs, snapshot })?)
+        Ok(self.session.writer().put_index(id, &Index { packs, snapshot })?)
     }
 
     /// The blocks of a snapshot for the index, as the difference to the snapshot before.

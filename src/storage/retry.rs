@@ -6,6 +6,8 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
+use tracing::debug;
+
 use super::wrapper::{Call, Operation, Try, Wrapper};
 use super::{Error, ErrorKind, Spool, Storage};
 
@@ -186,6 +188,7 @@ impl Wrapper for Retry {
                 return Err(error);
             }
             let wait = self.wait_after(tries, &error).min(left);
+            debug!(operation = ?call.operation, tries, wait_ms = wait.as_millis(), error = ?error.kind, "waiting for the target");
             (self.notice)(&Waiting { error: &error, tries, away, wait });
             if !self.interrupt.sleep(wait) {
                 return Err(error);

@@ -3,10 +3,13 @@
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::time::Instant;
 
+use tracing::{Level, debug, enabled};
 use uuid::Uuid;
 
 use super::directory::DirectoryStorage;
+use super::wrapper::{Call, Operation, Try, Wrapper};
 use super::{Capabilities, Error, ErrorKind, Location, LocationKind, ObjectInfo, Rivals, Spool, Stamp, Storage};
 
 /// Bytes per read in [`Target::pieces`].
@@ -41,7 +44,7 @@ impl Target {
 
     /// A target on `storage`. Messages name it by `location`.
     pub fn new(storage: Box<dyn Storage>, location: String) -> Self {
-        Target { storage, location, run: Mutex::new(Uuid::new_v4()) }
+        Target { storage: logged(storage), location, run: Mutex::new(Uuid::new_v4()) }
     }
 
     /// The same target with its storage in a wrapper, such as [`Retry`](super::Retry).
@@ -198,5 +201,34 @@ impl Target {
     /// that `create` made. Returns whether the target is now empty or gone.
     pub fn abandon(&self, is_ours: &dyn Fn(&str) -> bool) -> bool {
         self.storage.abandon(is_ours)
+    }
+}
+
+/// A storage that logs each operation on another one.
+#[derive(Debug)]
+struct Logged(Box<dyn Storage>);
+
+/// Adds a log to the storage, if there is one.
+fn logged(storage: Box<dyn Storage>) -> Box<dyn Storage> {
+    if enabled!(Level::DEBUG) { Box::new(Logged(storage)) } else { storage }
+}
+
+impl Wrapper for Logged {
+    fn inner(&self) -> &dyn Storage {
+        &*self.0
+    }
+
+    fn around(&self, call: Call<'_>, attempt: Try<'_>) -> Result<(), Error> {
+        let start = Instant::now();
+        let result = attempt();
+        let micros = start.elapsed().as_micros();
+        let Call { operation, name: object, bytes, .. } = call;
+        match &result {
+            Ok(()) if operation == Operation::Spool => {}
+            Ok(()) => debug!(?operation, object, bytes, micros, "storage"),
+            // Not the message: it may have a path.
+            Err(error) => debug!(?operation, object, bytes, micros, error = ?error.kind, "storage failed"),
+        }
+        result
     }
 }

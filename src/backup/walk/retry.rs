@@ -15,6 +15,7 @@ use std::thread::sleep;
 use std::time::{Duration, Instant};
 
 use crossbeam_channel::Receiver;
+use tracing::debug;
 
 use super::event::{EnterDirectory, Event, KeptEntry, OldSegment};
 use super::listing::StatEntry;
@@ -130,6 +131,7 @@ impl<'w, 'a> Retry<'w, 'a> {
             let files = self.walk.recognizer.past.deferred(after.as_ref(), FILES_AT_ONCE)?;
             let Some(last) = files.last() else { return Ok(Pass::Continue { visited }) };
             after = Some(last.clone());
+            debug!(files = files.len(), left_ms = self.left.as_millis(), "visiting deferred files");
             let files = self.ready(files)?;
             if !files.is_empty() && self.visit(files)? {
                 visited = true;
