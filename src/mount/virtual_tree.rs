@@ -8,6 +8,8 @@ use std::path::PathBuf;
 use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::{Duration, Instant};
 
+use rustix::time::{ClockId, clock_gettime};
+
 use super::attributes::{Attributes, ListingEntry, Validity};
 use super::error::Error;
 use super::lock::lock;
@@ -24,8 +26,9 @@ use crate::monitor::Monitor;
 pub(super) const REFRESH: Duration = Duration::from_secs(1);
 /// Minimum time until an unreadable object is tried again.
 const RETRY: Duration = Duration::from_secs(30);
-/// For each second spent on listings or on unreadable objects, the seconds until the next try: an attacker with write
-/// access to the repository can create hundreds of thousands of objects.
+/// For each second of CPU time spent on a listing or on unreadable objects, the seconds until the next try: an attacker
+/// with write access to the repository can create hundreds of thousands of objects. Waiting does not count, or a storage
+/// that was away for seconds would delay the next listing by a minute.
 const REST: u32 = 10;
 /// Maximum time that one search for the newest snapshot spends on objects that are not valid snapshots.
 const SEARCH: Duration = Duration::from_secs(2);
@@ -64,7 +67,7 @@ struct TagState {
 struct Unreadable {
     snapshots: HashMap<u64, Failure>,
     sources: HashMap<SourceId, Instant>,
-    /// Total time spent on them.
+    /// Total CPU time spent on them.
     spent: Duration,
 }
 
@@ -80,6 +83,12 @@ impl Unreadable {
     fn holds(&self, since: Option<&Instant>) -> bool {
         since.is_some_and(|since| since.elapsed() < RETRY + self.spent * REST)
     }
+}
+
+/// Returns the CPU time of this thread.
+fn cpu_time() -> Duration {
+    let time = clock_gettime(ClockId::ThreadCPUTime);
+    Duration::new(time.tv_sec.unsigned_abs(), u32::try_from(time.tv_nsec).unwrap_or(0))
 }
 
 /// The result of a lookup.
@@ -249,7 +258,7 @@ impl VirtualTree {
                 return Err(Error::Unreadable);
             }
         }
-        let begun = Instant::now();
+        let begun = cpu_time();
         let stamp = self.archive.stamp(name);
         let opened = self.archive.open(name);
         let mut unreadable = lock(&self.unreadable);
@@ -261,7 +270,7 @@ impl VirtualTree {
             Err(error) => {
                 // Errors of the storage do not show that the object is damaged.
                 if self.archive.is_permanent(&error) {
-                    unreadable.spent += begun.elapsed();
+                    unreadable.spent += cpu_time().saturating_sub(begun);
                     unreadable.snapshots.insert(number, Failure { at: Instant::now(), stamp });
                 }
                 Err(error.into())
@@ -282,8 +291,8 @@ impl VirtualTree {
     /// Returns the index, updated by a new listing if the last one has expired.
     fn refreshed(&self) -> Result<MutexGuard<'_, SnapshotIndex>, Error> {
         let mut listed = lock(&self.listed);
-        let now = Instant::now();
-        if listed.is_none_or(|until| now >= until) {
+        if listed.is_none_or(|until| Instant::now() >= until) {
+            let begun = cpu_time();
             let there = self.archive.snapshots()?;
             if there.is_empty() && !self.archive.is_available() {
                 return Err(archive::Error::NotFound("the repository is not available".into()).into());
@@ -294,7 +303,7 @@ impl VirtualTree {
                 self.change();
             }
             self.show_mended();
-            *listed = Some(Instant::now() + REFRESH.max(now.elapsed() * REST));
+            *listed = Some(Instant::now() + REFRESH.max((cpu_time().saturating_sub(begun)) * REST));
         }
         Ok(lock(&self.index))
     }
@@ -398,7 +407,7 @@ impl VirtualTree {
                 return None;
             }
         }
-        let begun = Instant::now();
+        let begun = cpu_time();
         let error = match self.archive.source_name(id) {
             Ok(name) => return Some(name),
             Err(error) => error,
@@ -409,7 +418,7 @@ impl VirtualTree {
             || matches!(error, archive::Error::Missing(_)) && self.archive.is_available()
         {
             let mut unreadable = lock(&self.unreadable);
-            unreadable.spent += begun.elapsed();
+            unreadable.spent += cpu_time().saturating_sub(begun);
             unreadable.sources.insert(id, Instant::now());
         }
         None
