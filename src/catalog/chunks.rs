@@ -2,8 +2,9 @@
 
 use rusqlite::{OptionalExtension, Row, params};
 
+use super::database::Catalog;
+use super::error::Error;
 use super::sums::Sum;
-use super::{Catalog, Error};
 use crate::format::index::{IndexedPack, PackKind};
 use crate::format::{BlockLocation, Digest, PackId};
 use crate::source::now;

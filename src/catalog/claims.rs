@@ -7,8 +7,9 @@ use roaring::RoaringTreemap;
 use rusqlite::Row;
 
 use super::chunks::{chunk_is_whole, extent_node_is_whole};
+use super::database::Catalog;
 use super::directories::{directory_is_whole, segment_is_whole};
-use super::{Catalog, Error};
+use super::error::Error;
 use crate::format::{Content, Digest, Items, Node};
 
 /// A row that refers to blocks.

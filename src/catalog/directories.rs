@@ -9,12 +9,13 @@ use roaring::RoaringTreemap;
 use rusqlite::{Connection, OptionalExtension, Row, ToSql, params};
 
 use super::chunks::{BlockId, Stored};
+use super::database::Catalog;
 use super::error::Context;
+use super::error::Error;
 use super::numbers::{from_blocks, to_blocks};
 use super::snapshots::SourceRow;
 use super::stats::Stats;
 use super::sums::Sum;
-use super::{Catalog, Error};
 use crate::format::{Digest, Node, Timestamp};
 use crate::source::Inode;
 
@@ -674,7 +675,7 @@ mod tests {
     use std::collections::BTreeMap;
 
     use super::*;
-    use crate::catalog::tests::catalog;
+    use crate::catalog::database::tests::catalog;
     use crate::format::index::PackKind;
     use crate::format::{BlockLocation, Items, PackId};
 

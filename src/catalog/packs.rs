@@ -9,7 +9,8 @@ use roaring::RoaringTreemap;
 use rusqlite::{OptionalExtension, Row, params};
 
 use super::chunks::{BlockId, PackRow, block_sum, chunk_sum, pack_sum, tail};
-use super::{Catalog, Error};
+use super::database::Catalog;
+use super::error::Error;
 use crate::format::index::{BlockRuns, IndexedPack, PackKind};
 use crate::format::{Digest, PackId};
 use crate::source::now;
@@ -305,8 +306,8 @@ pub(super) fn known_pack(row: &Row<'_>) -> rusqlite::Result<RawPack> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::catalog::database::tests::catalog;
     use crate::catalog::stats::Stats;
-    use crate::catalog::tests::catalog;
     use crate::catalog::{DirectoryId, NewSegment, Parent, Past, SourceRow, Stored};
     use crate::format::index::IndexedBlock;
     use crate::source::Inode;

@@ -5,8 +5,10 @@
 
 use rusqlite::params;
 
+use super::database::Catalog;
+use super::directories::{DirectoryId, Past};
 use super::error::Context;
-use super::{Catalog, DirectoryId, Error, Past};
+use super::error::Error;
 
 /// A file in the retry queue.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -117,7 +119,7 @@ impl Past {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::catalog::tests::catalog;
+    use crate::catalog::database::tests::catalog;
 
     #[test]
     fn deferred_files_are_returned_in_order_until_they_are_removed() {

@@ -4,9 +4,10 @@ use roaring::RoaringTreemap;
 use rusqlite::{OptionalExtension, Row, params};
 use serde::{Deserialize, Serialize};
 
+use super::database::Catalog;
+use super::error::Error;
 use super::stats::Stats;
 use super::sums::Sum;
-use super::{Catalog, Error};
 use crate::format::id::{SnapshotId, SourceId};
 use crate::format::name::SnapshotName;
 use crate::format::source::Source;

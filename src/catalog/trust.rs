@@ -4,9 +4,10 @@ use std::path::Path;
 
 use rusqlite::{Connection, params};
 
+use super::database::Catalog;
 use super::error::Context;
+use super::error::Error;
 use super::sums::{RowSum, Sum};
-use super::{Catalog, Error};
 use crate::crypt::{self, Certificate, Fingerprint};
 use crate::format::RepositoryId;
 use crate::format::id::{CatalogId, RunId};

@@ -3,8 +3,10 @@
 use roaring::RoaringTreemap;
 use rusqlite::Row;
 
+use super::database::Catalog;
+use super::error::Error;
+use super::packs::KnownPack;
 use super::packs::{KNOWN_PACK, RawPack, known_pack};
-use super::{Catalog, Error, KnownPack};
 
 /// The most findings of SQLite's integrity check that are reported.
 const FINDINGS: u32 = 20;

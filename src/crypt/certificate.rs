@@ -13,7 +13,9 @@ use sequoia_openpgp::serialize::MarshalInto;
 use sequoia_openpgp::types::{Curve, HashAlgorithm, RevocationStatus};
 use sequoia_openpgp::{Cert, KeyHandle, Packet, PacketPile};
 
-use super::{Error, Fingerprint, numbers};
+use super::error::Error;
+use super::fingerprint::Fingerprint;
+use super::numbers;
 
 /// The first packet of a certificate or a secret key.
 const KEYS: [Tag; 2] = [Tag::PublicKey, Tag::SecretKey];

@@ -2,7 +2,7 @@
 //!
 //! Only the new format with definite lengths is accepted. Literal packets must be byte for byte as brackfs writes them.
 
-use super::Error;
+use super::error::Error;
 
 pub(super) const PKESK: u8 = 1;
 pub(super) const SIGNATURE: u8 = 2;

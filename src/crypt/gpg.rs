@@ -17,7 +17,9 @@ use std::thread;
 use sequoia_openpgp::crypto::SessionKey;
 use sequoia_openpgp::crypto::mem::Protected;
 
-use super::{Certificate, Error, Fingerprint};
+use super::certificate::Certificate;
+use super::error::Error;
+use super::fingerprint::Fingerprint;
 
 /// The most output of gpg that is used, in bytes. Certificates with many signatures are large.
 const OUTPUT: usize = 1 << 20;

@@ -9,12 +9,13 @@ use sequoia_openpgp::crypto::{KeyPair, SessionKey, SymmetricAlgorithm};
 use sequoia_openpgp::packet::PKESK;
 use sequoia_openpgp::parse::Parse;
 
+use super::error::Error;
 use super::framing::{Envelope, Payload};
 use super::gpg::{Gpg, GpgSessionKey};
+use super::secret_key::SecretKey;
 use super::seipd1::SeipdV1;
 use super::seipd2::SeipdV2;
 use super::session_keys::{self, KeyStore, SavedSessionKeys, SessionKeyCache};
-use super::{Error, SecretKey};
 
 const CIPHER: SymmetricAlgorithm = SymmetricAlgorithm::AES256;
 

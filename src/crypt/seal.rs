@@ -9,9 +9,12 @@ use sequoia_openpgp::packet::PKESK;
 use sequoia_openpgp::packet::pkesk::{PKESK3, PKESK6};
 use sequoia_openpgp::serialize::MarshalInto;
 
+use super::certificate::Certificate;
 use super::certificate::PublicKey;
+use super::error::Error;
+use super::fingerprint::Fingerprint;
 use super::framing::Payload;
-use super::{Certificate, Error, Fingerprint, seipd1, seipd2};
+use super::{seipd1, seipd2};
 
 /// The most messages per session key.
 const MAX_MESSAGES: u64 = 1 << 20;

@@ -18,8 +18,11 @@ use sequoia_openpgp::serialize::MarshalInto;
 use sequoia_openpgp::types::{Features, HashAlgorithm, KeyFlags};
 use sequoia_openpgp::{Cert, Packet};
 
+use super::certificate::Certificate;
 use super::certificate::{name, parse_one};
-use super::{Certificate, Error, Fingerprint, numbers};
+use super::error::Error;
+use super::fingerprint::Fingerprint;
+use super::numbers;
 
 /// The OpenPGP standard of a new key and of the messages sealed to it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

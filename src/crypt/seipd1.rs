@@ -7,7 +7,7 @@ use sequoia_openpgp::crypto::{SessionKey, SymmetricAlgorithm};
 use sequoia_openpgp::parse::buffered_reader::Memory;
 use sha1::{Digest, Sha1};
 
-use super::Error;
+use super::error::Error;
 use super::framing::{self, Payload};
 
 const CIPHER: SymmetricAlgorithm = SymmetricAlgorithm::AES256;

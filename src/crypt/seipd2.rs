@@ -5,7 +5,7 @@
 use sequoia_openpgp::crypto::aead::{SEIPv2Schedule, Schedule};
 use sequoia_openpgp::crypto::{AEADAlgorithm, SessionKey, SymmetricAlgorithm};
 
-use super::Error;
+use super::error::Error;
 use super::framing::{self, Payload};
 
 const CIPHER: SymmetricAlgorithm = SymmetricAlgorithm::AES256;

@@ -21,8 +21,10 @@ use lru::LruCache;
 use sequoia_openpgp::crypto::SessionKey;
 use sequoia_openpgp::crypto::mem::Protected;
 
+use super::error::Error;
+use super::fingerprint::Fingerprint;
 use super::gpg::Gpg;
-use super::{Error, Fingerprint, Sealer};
+use super::seal::Sealer;
 
 /// Session keys by the digest of their PKESK packets, the most recently used first.
 pub(super) type SessionKeyCache = LruCache<blake3::Hash, Arc<SessionKey>>;

@@ -13,9 +13,12 @@ use sequoia_openpgp::policy::{HashAlgoSecurity, Policy, StandardPolicy};
 use sequoia_openpgp::serialize::MarshalInto;
 use sequoia_openpgp::types::{RevocationStatus, SignatureType};
 
+use super::certificate::Certificate;
 use super::certificate::with_key;
+use super::error::Error;
+use super::fingerprint::Fingerprint;
 use super::framing::{self, Payload, literal_content};
-use super::{Certificate, Error, Fingerprint, SecretKey};
+use super::secret_key::SecretKey;
 
 /// Signs documents with a host's key.
 pub struct Signer {

@@ -9,7 +9,8 @@ use std::cell::RefCell;
 
 use zstd::bulk::{Compressor, Decompressor};
 
-use super::{BLOCK_SIZE, Error};
+use super::error::Error;
+use super::limits::BLOCK_SIZE;
 
 /// The size of a skippable frame's header: magic number and length.
 const SKIPPABLE_HEADER: usize = 8;

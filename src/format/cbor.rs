@@ -6,7 +6,7 @@
 use minicbor::data::Type;
 use minicbor::{Decoder, Encoder};
 
-use super::Error;
+use super::error::Error;
 
 /// Writes CBOR to a growing buffer. Cannot fail.
 pub struct CborWriter(Encoder<Vec<u8>>);

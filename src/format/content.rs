@@ -1,6 +1,6 @@
 //! The digest of a file's content: its bytes and the positions of its holes.
 
-use super::Digest;
+use super::id::Digest;
 
 /// Key derivation context, so that the digest of a file with holes never equals that of a file without.
 const HOLES: &str = "brackfs 2026 file with holes";

@@ -3,8 +3,8 @@
 //! A signature proves who wrote a document, but not where it was stored. So readers compare all three fields, which
 //! detects documents that were moved, renamed or copied from another repository.
 
-use super::Error;
 use super::cbor::{CborReader, CborWriter};
+use super::error::Error;
 use super::id::RepositoryId;
 
 /// The type of a signed document.

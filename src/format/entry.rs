@@ -1,8 +1,9 @@
 //! Entries of a tree: files, directories, links and special files with their metadata.
 
 use super::cbor::{CborReader, CborWriter};
+use super::error::Error;
 use super::id::Digest;
-use super::{BLOCK_SIZE, Error};
+use super::limits::BLOCK_SIZE;
 
 /// The longest name in bytes. Linux allows 255; some foreign file systems a little more.
 const NAME_MAX: usize = 1024;

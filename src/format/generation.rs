@@ -4,8 +4,8 @@
 //! the repository or this machine was reverted to an older state, a clone of this machine wrote to the repository, or
 //! another machine took over (its catalog has another id).
 
-use super::Error;
 use super::document::{DocumentKind, Header};
+use super::error::Error;
 use super::id::{CatalogId, RepositoryId, RunId};
 use super::name;
 

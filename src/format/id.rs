@@ -5,7 +5,7 @@ use std::str::FromStr;
 
 use uuid::Uuid;
 
-use super::Error;
+use super::error::Error;
 
 /// A BLAKE3 digest of plaintext.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]

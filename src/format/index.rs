@@ -3,10 +3,10 @@
 //! Readers do not need indexes, since trees refer to blocks directly. The host uses them to rebuild a lost catalog, and to
 //! find the blocks used by a snapshot, so that old data can be deleted without the owner's key.
 
-use super::Error;
 use super::cbor::{CborReader, CborWriter};
 use super::document::{DocumentKind, Header};
 use super::entry::read_digest;
+use super::error::Error;
 use super::id::{Digest, ObjectId, PackId, RepositoryId};
 use super::name::{self, SnapshotName};
 use super::source::is_source_name;

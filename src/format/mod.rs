@@ -23,6 +23,7 @@ mod error;
 pub mod generation;
 pub mod id;
 pub mod index;
+mod limits;
 pub mod name;
 pub mod node;
 pub mod secrets;
@@ -34,17 +35,5 @@ pub use content::ContentHasher;
 pub use entry::{ChunkRef, Content, Entry, Extent, HardLink, Kind, NodeRef, Subtree, Timestamp};
 pub use error::Error;
 pub use id::{Digest, PackId, RepositoryId, SnapshotId, SourceId};
+pub use limits::{BLOCK_SIZE, DOCUMENT_SIZE, SEALED_SIZE, VERSION};
 pub use node::{BlockLocation, Items, Node, Segment};
-
-/// The only format version that this program writes and reads.
-pub const VERSION: u32 = 1;
-
-/// The largest plaintext of a block, and so of a chunk, in bytes. Changing it changes the format.
-pub const BLOCK_SIZE: usize = 2 << 20;
-
-/// The largest stored block in bytes: incompressible plaintext with its frame, padding and OpenPGP framing for many
-/// recipients. Readers refuse larger blocks.
-pub const SEALED_SIZE: usize = BLOCK_SIZE + BLOCK_SIZE / 4;
-
-/// The largest signed document in bytes; the largest ones are indexes.
-pub const DOCUMENT_SIZE: usize = 64 << 20;

@@ -2,7 +2,7 @@
 
 use std::str::FromStr;
 
-use super::Error;
+use super::error::Error;
 use super::id::{ObjectId, PackId, SnapshotId, SourceId};
 
 /// The plaintext description of a repository: version, id, and whether blocks are encrypted.

@@ -9,8 +9,9 @@ use std::collections::BTreeMap;
 
 use super::cbor::{CborReader, CborWriter};
 use super::entry::{ChunkRef, Entry, Extent, Kind, NodeRef, is_name, read_entry_count};
+use super::error::Error;
 use super::id::PackId;
-use super::{BLOCK_SIZE, Error, SEALED_SIZE};
+use super::limits::{BLOCK_SIZE, SEALED_SIZE};
 
 /// The location of a block.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]

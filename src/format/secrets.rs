@@ -2,9 +2,9 @@
 //!
 //! They are signed by the host key, so a host that lost its catalog can get the recipients back with its key alone.
 
-use super::Error;
 use super::cbor::CborReader;
 use super::document::{DocumentKind, Header};
+use super::error::Error;
 use super::id::{ObjectId, RepositoryId};
 use super::name;
 

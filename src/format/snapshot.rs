@@ -1,9 +1,9 @@
 //! Snapshots: the signed root of one finished backup.
 
-use super::Error;
 use super::cbor::{CborReader, CborWriter};
 use super::document::{DocumentKind, Header};
 use super::entry::{Entry, Timestamp};
+use super::error::Error;
 use super::id::{RepositoryId, SnapshotId};
 use super::name::{self, SnapshotName};
 use super::node::{Items, Node};

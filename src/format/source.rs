@@ -1,7 +1,7 @@
 //! Source documents, which map an opaque id to the source's name.
 
-use super::Error;
 use super::document::{DocumentKind, Header};
+use super::error::Error;
 use super::id::{RepositoryId, SourceId};
 use super::name;
 

@@ -3,8 +3,9 @@
 //! A repository's writer is the catalog named in its last generation, and a generation names its run. Reading the last
 //! generation is therefore enough to find writes and losses that the catalog does not know.
 
+use super::context::Inventory;
+use super::error::Error;
 use super::generations::Generations;
-use super::{Error, Inventory};
 use crate::catalog::{Catalog, LastRun};
 use crate::format::id::RunId;
 

@@ -4,7 +4,8 @@
 //! count that open with the host key and have a known signer. Others do not stop a backup. They may belong to another
 //! writer with its own host key, so nothing is removed while there are any.
 
-use super::{Error, Inventory};
+use super::context::Inventory;
+use super::error::Error;
 use crate::format::generation::Generation;
 use crate::format::name;
 use crate::repository;

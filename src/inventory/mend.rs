@@ -4,7 +4,8 @@
 //! If rows of packs, blocks or snapshots are damaged, or the database itself, repair fails and the catalog must be
 //! rebuilt.
 
-use super::{Error, Inventory};
+use super::context::Inventory;
+use super::error::Error;
 use crate::catalog::{Catalog, Claims};
 
 impl Inventory<'_> {

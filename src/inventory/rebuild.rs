@@ -4,9 +4,10 @@
 //! last generation, and packs and snapshots from indexes. The new catalog is built next to the old one and replaces it
 //! when it is complete; the old one is kept.
 
+use super::context::Inventory;
+use super::error::Error;
 use super::recipients::merge_secrets;
 use super::reconcile::Reconciled;
-use super::{Error, Inventory};
 use crate::catalog::{Catalog, Trust};
 use crate::crypt::{Certificate, Fingerprint};
 use crate::failure::Failure;

@@ -7,7 +7,8 @@
 
 use std::path::Path;
 
-use super::{Error, Inventory};
+use super::context::Inventory;
+use super::error::Error;
 use crate::catalog::{Catalog, Condemned, KnownPack};
 use crate::format::{Digest, name};
 use crate::storage::{self, ErrorKind};

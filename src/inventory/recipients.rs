@@ -8,7 +8,8 @@
 //! then to `keys/`, for people, and finally to the catalog. If the command is interrupted, it can be repeated. This
 //! machine need not be the writer, since becoming the writer requires valid certificates.
 
-use super::{Error, Inventory};
+use super::context::Inventory;
+use super::error::Error;
 use crate::catalog::{Catalog, Trust};
 use crate::crypt::{Certificate, Fingerprint, SecretKey, Signer};
 use crate::format::id::ObjectId;

@@ -9,7 +9,8 @@
 use std::collections::HashSet;
 use std::path::Path;
 
-use super::{Error, Inventory};
+use super::context::Inventory;
+use super::error::Error;
 use crate::catalog::{Catalog, Condemned, Presence, SnapshotRow};
 use crate::crypt;
 use crate::format::id::{ObjectId, SnapshotId};

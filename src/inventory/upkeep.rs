@@ -6,7 +6,8 @@
 
 use std::collections::HashSet;
 
-use super::{Error, Inventory};
+use super::context::Inventory;
+use super::error::Error;
 use crate::catalog::Catalog;
 use crate::crypt::{Certificate, SecretKey};
 use crate::format::id::ObjectId;

@@ -3,8 +3,9 @@
 use std::collections::{HashMap, HashSet};
 use std::path::Path;
 
+use super::context::Inventory;
+use super::error::Error;
 use super::reconcile::is_foreign;
-use super::{Error, Inventory};
 use crate::catalog::{Catalog, Claims, Presence};
 use crate::crypt::Certificate;
 use crate::format::sums::{PackSum, SUMS_SIZE};

@@ -4,10 +4,10 @@ use std::collections::HashMap;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 
-use super::Error;
 use super::buffers::{self, Buffers};
 use super::cache::{Cache, Weigh};
 use super::error::BlockProblem;
+use super::error::Error;
 use super::file::starts_of;
 use crate::format::block;
 use crate::format::{BLOCK_SIZE, BlockLocation, ChunkRef, Digest, Entry, Extent, Items, Node, SEALED_SIZE};

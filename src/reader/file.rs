@@ -6,8 +6,9 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 
 use super::blocks::{Core, NodeValue};
+use super::error::Error;
+use super::open::Reader;
 use super::prefetch::{Prefetch, PrefetchRequest, Until};
-use super::{Error, Reader};
 use crate::archive::{self, EntryHandle, FileContent, FileData, Seek};
 use crate::format::entry::{Content, NodeRef};
 use crate::format::{BlockLocation, ChunkRef, Digest, Extent, Items, Kind, Node};

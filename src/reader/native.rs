@@ -2,7 +2,10 @@
 
 use std::sync::Arc;
 
-use super::{Error, FileReader, Reader, root_of};
+use super::error::Error;
+use super::file::FileReader;
+use super::open::Reader;
+use super::tree::root_of;
 use crate::archive::{self, Archive, EntryHandle, FileContent, Needs, OpenSnapshot, Page, SnapshotDirectory, Stamp};
 use crate::crypt::Opener;
 use crate::failure::Failure;

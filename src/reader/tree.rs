@@ -9,8 +9,9 @@ use std::sync::Arc;
 
 use super::blocks::NodeValue;
 use super::cache::Weigh;
+use super::error::Error;
 use super::file::find;
-use super::{Error, Reader};
+use super::open::Reader;
 use crate::archive::entry::DirectoryLocation;
 use crate::archive::{ContentPosition, EntryHandle, EntryList, EntryRef, Page, SnapshotDirectory};
 use crate::format::entry::Content;

@@ -8,7 +8,9 @@ use std::fmt;
 
 use serde::{Deserialize, Serialize};
 
-use super::{Error, Repository, is_damage};
+use super::error::Error;
+use super::open::Repository;
+use super::open::is_damage;
 use crate::format::id::RepositoryId;
 use crate::format::{VERSION, name};
 use crate::storage::{ErrorKind, Target};

@@ -1,6 +1,7 @@
 //! Writes and reads signed documents.
 
-use super::{Error, Repository};
+use super::error::Error;
+use super::open::Repository;
 use crate::crypt::{self, Certificate, Fingerprint, Opener, Sealer, Signer};
 use crate::format::generation::Generation;
 use crate::format::id::{ObjectId, SourceId};

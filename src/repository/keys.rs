@@ -3,7 +3,9 @@
 //! The certificates in `keys/` are not trusted: callers must compare fingerprints. If `init` generated the owner's secret
 //! key, it is stored there as well, under its passphrase.
 
-use super::{Error, Repository, is_damage};
+use super::error::Error;
+use super::open::Repository;
+use super::open::is_damage;
 use crate::crypt::{self, Certificate, Fingerprint, Opener, SecretKey};
 use crate::format::id::ObjectId;
 use crate::format::secrets::Secrets;

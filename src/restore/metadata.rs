@@ -14,8 +14,9 @@ use rustix::fs::{
 };
 use rustix::io::Errno;
 
+use super::mark;
+use super::options::Options;
 use super::refusals::{Property, Refusals};
-use super::{Options, mark};
 use crate::archive::{EntryHandle, EntryRef};
 use crate::format::{Entry, Kind, Timestamp};
 use crate::source::{Extended, Owners};

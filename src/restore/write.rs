@@ -11,11 +11,11 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use rustix::fs::{AtFlags, Mode};
 use rustix::io::Errno;
 
-use super::Conflict;
 use super::draft::Draft;
 use super::existing::{self, ExistingEntry, file_type};
 use super::metadata::{FORBIDDING, Inode, MetadataWriter, inode};
 use super::open_output::{Clash, OpenOutput};
+use super::options::Conflict;
 use super::refusals::Property;
 use super::temporary;
 use crate::archive::{self, Archive, EntryHandle, FileData};

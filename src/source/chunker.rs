@@ -19,8 +19,9 @@ use std::sync::Arc;
 use fastcdc::v2020::{Normalization, cut_gear, select_masks};
 use rustix::fs::{Advice, fadvise};
 
+use super::error::Error;
 use super::holes::next_data;
-use super::{Error, UncachedReader};
+use super::page_cache::UncachedReader;
 
 /// The maximum chunk size in bytes. A block holds two, so that small files packed into one block compress better.
 pub const PIECE_MAX: usize = 1 << 20;

@@ -11,7 +11,12 @@ use std::sync::{Mutex, PoisonError};
 use rustix::fs::{CWD, Mode, OFlags, openat, readlinkat};
 use rustix::io::{Errno, retry_on_intr};
 
-use super::{Error, Extended, ListedName, Listing, SharedPath, Stat, listing, stat};
+use super::error::Error;
+use super::extended::Extended;
+use super::listing::{ListedName, Listing};
+use super::shared_path::SharedPath;
+use super::stat::Stat;
+use super::{listing, stat};
 use crate::format::Kind;
 
 /// An open directory. Threads may share it.

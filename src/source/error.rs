@@ -3,7 +3,7 @@
 use std::io;
 use std::path::PathBuf;
 
-use super::SharedPath;
+use super::shared_path::SharedPath;
 use crate::failure::{Failure, FailureKind};
 
 /// A failure to read a source, or an invalid pattern.

@@ -7,7 +7,7 @@ use std::ops::Range;
 use rustix::fs::{SeekFrom, seek};
 use rustix::io::Errno;
 
-use super::Stat;
+use super::stat::Stat;
 
 /// The next data extent at or after `at`, clipped to `limit`. The bytes between `at` and the extent are a hole.
 ///

@@ -13,8 +13,9 @@ use std::os::unix::ffi::OsStringExt;
 use rustix::fs::{FileType, RawDir, SeekFrom, seek};
 use rustix::io::Errno;
 
+use super::error::Error;
+use super::shared_path::SharedPath;
 use super::sort::{Limits, Sorted, Sorter, temporary_folder};
-use super::{Error, SharedPath};
 
 /// Size in bytes of the buffer for directory entries, about a thousand names.
 const BUFFER: usize = 32 << 10;

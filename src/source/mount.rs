@@ -3,7 +3,7 @@
 
 use rustix::fs::makedev;
 
-use super::{Clock, Stat};
+use super::stat::{Clock, Stat};
 use crate::format::{Digest, Kind};
 use crate::sys::mountinfo::MountInfo;
 

@@ -8,8 +8,9 @@ use std::io;
 use std::path::{Component, Path, PathBuf};
 use std::sync::{Arc, PoisonError, RwLock};
 
+use super::error::Error;
 use super::mount::Mount;
-use super::{Error, Stat};
+use super::stat::Stat;
 use crate::sys::mountinfo::{self, MountInfo, TABLE};
 
 /// The mounts visible to this process. Clones share the table.

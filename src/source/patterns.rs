@@ -13,7 +13,7 @@ use std::path::{Path, PathBuf};
 
 use ignore::gitignore::{Gitignore, GitignoreBuilder};
 
-use super::Error;
+use super::error::Error;
 
 /// A pattern and its origin.
 #[derive(Debug, Clone, PartialEq, Eq)]

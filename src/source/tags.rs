@@ -9,7 +9,8 @@
 use std::ffi::{OsStr, OsString};
 use std::io::Read;
 
-use super::{Directory, Stat};
+use super::directory::Directory;
+use super::stat::Stat;
 use crate::format::Kind;
 
 /// The name of the tag of a cache directory.

@@ -29,9 +29,11 @@ use uuid::Uuid;
 
 use crate::sys::{append_at, sync_folder};
 
+use super::contract::{Capabilities, ObjectInfo, Rivals, Stamp, Storage};
+use super::error::{Error, ErrorKind};
 use super::place::{FOLDER, Root, beneath, is_empty};
 use super::spool::Home;
-use super::{Capabilities, Error, ErrorKind, ObjectInfo, Rivals, Spool, Stamp, Storage};
+use super::spool::Spool;
 
 /// The prefix of the names of temporary files. No object's name starts with it.
 const TEMPORARY: &str = ".tmp-";

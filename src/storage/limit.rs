@@ -5,8 +5,9 @@ use std::sync::{Mutex, PoisonError};
 use std::thread;
 use std::time::{Duration, Instant};
 
+use super::contract::Storage;
+use super::error::Error;
 use super::wrapper::{Call, Operation, Try, Wrapper};
-use super::{Error, Storage};
 
 /// Maximum bytes per second; `None` for no limit.
 #[derive(Debug, Clone, Copy, Default)]

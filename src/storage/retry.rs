@@ -8,8 +8,10 @@ use std::time::{Duration, Instant};
 
 use tracing::debug;
 
+use super::contract::Storage;
+use super::error::{Error, ErrorKind};
+use super::spool::Spool;
 use super::wrapper::{Call, Operation, Try, Wrapper};
-use super::{Error, ErrorKind, Spool, Storage};
 
 /// Bytes per comparison of a stored object with its spool.
 const PIECE: usize = 1 << 20;

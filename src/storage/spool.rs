@@ -14,7 +14,7 @@ use std::sync::{Arc, Condvar, Mutex, PoisonError};
 use rustix::fs::{AtFlags, unlinkat};
 use uuid::Uuid;
 
-use super::{Error, ErrorKind};
+use super::error::{Error, ErrorKind};
 
 /// An object being written. Its bytes are in a file, not in memory. Dropping it removes the file.
 ///

@@ -8,9 +8,12 @@ use std::time::Instant;
 use tracing::{Level, debug, enabled};
 use uuid::Uuid;
 
+use super::contract::{Capabilities, ObjectInfo, Rivals, Stamp, Storage};
 use super::directory::DirectoryStorage;
+use super::error::{Error, ErrorKind};
+use super::location::{Location, LocationKind};
+use super::spool::Spool;
 use super::wrapper::{Call, Operation, Try, Wrapper};
-use super::{Capabilities, Error, ErrorKind, Location, LocationKind, ObjectInfo, Rivals, Spool, Stamp, Storage};
 
 /// Bytes per read in [`Target::pieces`].
 const PIECE: usize = 1 << 20;

@@ -4,7 +4,9 @@ use std::fmt;
 
 use uuid::Uuid;
 
-use super::{Capabilities, Error, ErrorKind, ObjectInfo, Rivals, Spool, Stamp, Storage};
+use super::contract::{Capabilities, ObjectInfo, Rivals, Stamp, Storage};
+use super::error::{Error, ErrorKind};
+use super::spool::Spool;
 
 /// The kinds of operation on a storage.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]

@@ -1,0 +1,177 @@
+//! The database of a catalog.
+
+use std::fs::OpenOptions;
+use std::io;
+use std::os::unix::fs::OpenOptionsExt;
+use std::path::{Path, PathBuf};
+
+use rusqlite::config::DbConfig;
+use rusqlite::{Connection, OpenFlags};
+
+use super::directories::Past;
+use super::error::{Context, Error};
+use super::trust::Trust;
+use crate::format::RepositoryId;
+
+/// The schema version, in SQLite's `user_version`. There are no migrations: other versions are refused.
+const SCHEMA: i64 = 6;
+
+/// SQLite's page cache of the connection that writes, in KiB.
+const CACHE_KIB: i64 = 6 << 10;
+/// The page cache of connections that only read, in KiB: they mostly scan, so a larger one is of little use.
+const READ_CACHE_KIB: i64 = 2 << 10;
+
+/// The catalog, opened for writing. Everything since the last commit is one transaction.
+#[derive(Debug)]
+pub struct Catalog {
+    pub(super) db: Connection,
+    pub(super) path: PathBuf,
+    pub(super) trust: Trust,
+}
+
+impl Catalog {
+    /// Creates the catalog of a new repository, readable by its user only.
+    pub fn create(path: &Path, trust: Trust) -> Result<Self, Error> {
+        // SQLite would make the file readable by all users.
+        let made = OpenOptions::new().write(true).create_new(true).mode(0o600).open(path);
+        made.map_err(|source| Error::File { path: path.to_owned(), source })?;
+        let db = connect(path, OpenFlags::SQLITE_OPEN_READ_WRITE)?;
+        db.execute_batch(include_str!("schema.sql")).during("set up the catalog", path)?;
+        db.pragma_update(None, "user_version", SCHEMA).during("set up the catalog", path)?;
+        trust.insert(&db).during("set up the catalog", path)?;
+        begin(&db, path)?;
+        Ok(Catalog { db, path: path.to_owned(), trust })
+    }
+
+    /// Opens the catalog of `repository`.
+    pub fn open(path: &Path, repository: RepositoryId) -> Result<Self, Error> {
+        let (db, trust) = open(path, repository, OpenFlags::SQLITE_OPEN_READ_WRITE)?;
+        begin(&db, path)?;
+        Ok(Catalog { db, path: path.to_owned(), trust })
+    }
+
+    /// Opens the catalog of `repository` read-only, possibly while a run writes to it.
+    pub fn view(path: &Path, repository: RepositoryId) -> Result<Self, Error> {
+        let (db, trust) = open(path, repository, OpenFlags::SQLITE_OPEN_READ_ONLY)?;
+        Ok(Catalog { db, path: path.to_owned(), trust })
+    }
+
+    /// The trusted keys and fixed properties of the repository.
+    pub fn trust(&self) -> &Trust {
+        &self.trust
+    }
+
+    /// Opens a second connection, which reads the committed state.
+    pub fn past(&self) -> Result<Past, Error> {
+        let db = connect(&self.path, OpenFlags::SQLITE_OPEN_READ_ONLY)?;
+        Ok(Past::new(db, self.path.clone()))
+    }
+
+    /// Makes everything since the last commit durable, and begins a new transaction.
+    pub fn commit(&mut self) -> Result<(), Error> {
+        let end =
+            "UPDATE trust SET next_block = max(next_block, (SELECT coalesce(max(id), 0) + 1 FROM blocks)); COMMIT";
+        self.db.execute_batch(end).during("commit", &self.path)?;
+        begin(&self.db, &self.path)
+    }
+
+    /// Commits and closes the catalog. It is then a single file, so it can be moved.
+    pub fn close(self) -> Result<(), Error> {
+        let end = || {
+            self.db.execute_batch("COMMIT")?;
+            self.db.pragma_update(None, "journal_mode", "delete")
+        };
+        end().during("close the catalog", &self.path)
+    }
+
+    /// Converts an error of SQL that was run to do `action`.
+    pub(super) fn failed(&self, action: &'static str) -> impl FnOnce(rusqlite::Error) -> Error {
+        let path = self.path.clone();
+        move |source| Error::sqlite(action, &path, source)
+    }
+}
+
+/// Reads the trust of a catalog without a transaction; `None` if there is no catalog.
+pub fn trust_of(path: &Path, repository: RepositoryId) -> Result<Option<Trust>, Error> {
+    match path.try_exists() {
+        Ok(false) => Ok(None),
+        Ok(true) => Ok(Some(open(path, repository, OpenFlags::SQLITE_OPEN_READ_ONLY)?.1)),
+        Err(source) => Err(Error::File { path: path.to_owned(), source }),
+    }
+}
+
+fn open(path: &Path, repository: RepositoryId, flags: OpenFlags) -> Result<(Connection, Trust), Error> {
+    match std::fs::metadata(path) {
+        Err(e) if e.kind() == io::ErrorKind::NotFound => return Err(Error::Missing { path: path.to_owned() }),
+        Err(source) => return Err(Error::File { path: path.to_owned(), source }),
+        Ok(_) => {}
+    }
+    let db = connect(path, flags)?;
+    let schema: i64 = db.pragma_query_value(None, "user_version", |row| row.get(0)).during("open the catalog", path)?;
+    if schema != SCHEMA {
+        return Err(Error::Schema { path: path.to_owned(), found: schema });
+    }
+    let trust = Trust::load(&db, path)?;
+    if trust.repository != repository {
+        return Err(Error::Foreign { path: path.to_owned(), found: trust.repository, expected: repository });
+    }
+    Ok((db, trust))
+}
+
+fn connect(path: &Path, flags: OpenFlags) -> Result<Connection, Error> {
+    let prepare = || -> rusqlite::Result<Connection> {
+        let db = Connection::open_with_flags(path, flags | OpenFlags::SQLITE_OPEN_NO_MUTEX)?;
+        let writes = flags.contains(OpenFlags::SQLITE_OPEN_READ_WRITE);
+        if writes {
+            db.pragma_update(None, "journal_mode", "wal")?;
+            // A reported commit must survive a power cut: later writes to the repository depend on it.
+            db.pragma_update(None, "synchronous", "full")?;
+        }
+        db.pragma_update(None, "cache_size", if writes { -CACHE_KIB } else { -READ_CACHE_KIB })?;
+        // Otherwise SQLite plans a statement again for each bound value.
+        db.set_db_config(DbConfig::SQLITE_DBCONFIG_ENABLE_QPSG, true)?;
+        db.pragma_update(None, "temp_store", "memory")?;
+        db.pragma_update(None, "trusted_schema", false)?;
+        db.set_prepared_statement_cache_capacity(64);
+        Ok(db)
+    };
+    prepare().during("open the catalog", path)
+}
+
+fn begin(db: &Connection, path: &Path) -> Result<(), Error> {
+    db.execute_batch("BEGIN IMMEDIATE").during("begin a transaction", path)
+}
+
+#[cfg(test)]
+pub(super) mod tests {
+    use super::*;
+    use crate::crypt::{KeyPurpose, Profile, SecretKey};
+    use crate::format::id::CatalogId;
+
+    /// A new catalog in `folder`.
+    pub(in crate::catalog) fn catalog(folder: &Path) -> Catalog {
+        let host = SecretKey::generate(Profile::Rfc9580, "test", KeyPurpose::Host, None).unwrap();
+        let trust = Trust {
+            repository: RepositoryId::random(),
+            catalog: CatalogId::random(),
+            encrypted: false,
+            seed: 1,
+            host: host.certificate().fingerprint(),
+            recipients: Vec::new(),
+        };
+        Catalog::create(&folder.join("catalog.sqlite"), trust).unwrap()
+    }
+
+    #[test]
+    fn a_closed_catalog_is_one_file_and_can_be_moved() {
+        let folder = tempfile::tempdir().unwrap();
+        let catalog = catalog(folder.path());
+        let repository = catalog.trust().repository;
+        catalog.close().unwrap();
+        let names: Vec<_> = folder.path().read_dir().unwrap().map(|entry| entry.unwrap().file_name()).collect();
+        assert_eq!(names, ["catalog.sqlite"]);
+        let moved = folder.path().join("moved");
+        std::fs::rename(folder.path().join("catalog.sqlite"), &moved).unwrap();
+        assert_eq!(Catalog::open(&moved, repository).unwrap().integrity().unwrap(), Vec::<String>::new());
+    }
+}

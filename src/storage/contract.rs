@@ -1,0 +1,100 @@
+//! What every storage does: the trait, and the types of its operations.
+
+use std::fmt;
+use std::path::PathBuf;
+
+use uuid::Uuid;
+
+use super::error::Error;
+use super::spool::Spool;
+
+/// An object in a listing.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ObjectInfo {
+    /// The name relative to the target, such as `packs/ab/…`.
+    pub name: String,
+    /// The size in bytes.
+    pub length: u64,
+}
+
+/// A version of an object, like an ETag: it changes when the object is replaced or rewritten.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Stamp {
+    length: u64,
+    version: [u64; 3],
+}
+
+impl Stamp {
+    /// The stamp of an object of this size in bytes. The storage decides what `version` is.
+    pub fn new(length: u64, version: [u64; 3]) -> Self {
+        Stamp { length, version }
+    }
+}
+
+/// Whether another writer may store an object under the same name at the same time.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Rivals {
+    /// No, because the name is random.
+    None,
+    /// Yes: at most one writer may succeed.
+    Possible,
+}
+
+/// What a storage can do, and what it turned out to lack.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Capabilities {
+    /// The directory with the objects, if they are files on this machine.
+    pub directory: Option<PathBuf>,
+    /// Of several writers with [`Rivals::Possible`], at most one succeeds. Otherwise the caller has to find rivals itself.
+    pub exclusive: bool,
+    /// Messages about missing guarantees, to print after the location. Complete only after an object was stored.
+    pub shortcomings: Vec<&'static str>,
+}
+
+/// A kind of storage. Several threads may call all methods at the same time.
+///
+/// Each method tries once and waits for nothing but the storage; [`Retry`](super::Retry) tries again. An error of a temporary kind
+/// ([`is_temporary`](super::ErrorKind::is_temporary)) says nothing about the object.
+pub trait Storage: Send + Sync + fmt::Debug {
+    /// Returns what the storage can do.
+    fn capabilities(&self) -> Capabilities;
+
+    /// Opens a spool for the object `name`, which `run` writes. Dropping the spool discards the object.
+    fn spool(&self, name: &str, run: Uuid) -> Result<Spool, Error>;
+
+    /// Stores a spooled object, atomically and durably. If the name is taken, the existing object stays unchanged and the
+    /// error is [`AlreadyExists`](super::ErrorKind::AlreadyExists). After another error the object may exist, but only as a whole; the same spool
+    /// can be stored again.
+    fn store(&self, spool: &Spool, rivals: Rivals) -> Result<(), Error>;
+
+    /// Replaces the content of `bytes` with `length` bytes of the object from `offset` on. A shorter object is
+    /// [`Truncated`](super::ErrorKind::Truncated).
+    fn read(&self, name: &str, offset: u64, length: usize, bytes: &mut Vec<u8>) -> Result<(), Error>;
+
+    /// Hint that these bytes will not be read again soon; caches may drop them. Reading them still works.
+    fn evict(&self, name: &str, offset: u64, length: usize);
+
+    /// Returns the object's size in bytes. A missing object is [`NotFound`](super::ErrorKind::NotFound).
+    fn length(&self, name: &str) -> Result<u64, Error>;
+
+    /// Returns the object's stamp. A missing object is [`NotFound`](super::ErrorKind::NotFound).
+    fn stamp(&self, name: &str) -> Result<Stamp, Error>;
+
+    /// Calls `found` with each object whose name begins with `prefix`, in any order, so that memory use does not grow with
+    /// the listing. The prefix ends in `/`, or is empty for all objects. An incomplete listing is an error.
+    fn visit(&self, prefix: &str, found: &mut dyn FnMut(ObjectInfo)) -> Result<(), Error>;
+
+    /// Removes an object, durably. A missing object is [`NotFound`](super::ErrorKind::NotFound).
+    fn remove(&self, name: &str) -> Result<(), Error>;
+
+    /// Makes every object that a listing of these prefixes shows durable, including those of killed writers.
+    fn settle(&self, prefixes: &[&str]) -> Result<(), Error>;
+
+    /// Removes what these runs left below the prefixes when they were killed and what no listing shows, such as partial
+    /// uploads. None of the runs may be active. Returns the number of remains.
+    fn discard(&self, prefixes: &[&str], runs: &[Uuid]) -> Result<u64, Error>;
+
+    /// Undoes the creation of a target: if it holds only objects that `is_ours` accepts, removes them and everything that
+    /// was made for the target. Returns whether the target is now empty or gone.
+    fn abandon(&self, is_ours: &dyn Fn(&str) -> bool) -> bool;
+}
