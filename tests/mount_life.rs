@@ -13,7 +13,7 @@ use std::process::{Child, Command};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::thread;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use common::foreground::{BOUND, Foreground, open_direct, read_direct};
 use common::machine::spawn;
@@ -164,6 +164,34 @@ fn reads_wait_for_a_repository_that_is_away_for_a_moment() {
         // The source and the tags.
         assert_eq!(lister.join().unwrap().unwrap(), 2);
     });
+}
+
+#[test]
+fn waiting_for_the_repository_does_not_delay_later_listings() {
+    const OUTAGE: Duration = Duration::from_secs(2);
+    let site = ready(&[("file", b"content")]);
+    let mounted = Foreground::of(&site, &[]);
+    let latest = mounted.latest();
+    let snapshots = latest.parent().unwrap();
+    let away = site.path().join("away");
+    let is_back = AtomicBool::new(false);
+    thread::scope(|threads| {
+        fs::rename(site.repo(), &away).unwrap();
+        let lister = threads.spawn(|| {
+            while !is_back.load(Ordering::Relaxed) {
+                fs::read_dir(snapshots).map(Iterator::count).unwrap();
+            }
+        });
+        thread::sleep(OUTAGE);
+        is_back.store(true, Ordering::Relaxed);
+        fs::rename(&away, site.repo()).unwrap();
+        lister.join().unwrap();
+    });
+    site.backup(&[]).ok();
+    let start = Instant::now();
+    // Two snapshots and `latest`.
+    until("the new snapshot is listed", || fs::read_dir(snapshots).unwrap().count() == 3);
+    assert!(start.elapsed() < 4 * OUTAGE, "{:?}", start.elapsed());
 }
 
 #[test]
