@@ -4,14 +4,11 @@ use rusqlite::{OptionalExtension, Row, params};
 
 use super::database::Catalog;
 use super::error::Error;
+use super::ids::BlockId;
 use super::sums::Sum;
 use crate::format::index::{IndexedPack, PackKind};
 use crate::format::{BlockLocation, Digest, PackId};
 use crate::source::now;
-
-/// The id of a block in this catalog. Ids ascend and are never reused.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub struct BlockId(pub u64);
 
 /// The id of a pack in this catalog.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]

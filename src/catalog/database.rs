@@ -8,7 +8,6 @@ use std::path::{Path, PathBuf};
 use rusqlite::config::DbConfig;
 use rusqlite::{Connection, OpenFlags};
 
-use super::directories::Past;
 use super::error::{Context, Error};
 use super::trust::Trust;
 use crate::format::RepositoryId;
@@ -59,12 +58,6 @@ impl Catalog {
     /// The trusted keys and fixed properties of the repository.
     pub fn trust(&self) -> &Trust {
         &self.trust
-    }
-
-    /// Opens a second connection, which reads the committed state.
-    pub fn past(&self) -> Result<Past, Error> {
-        let db = connect(&self.path, OpenFlags::SQLITE_OPEN_READ_ONLY)?;
-        Ok(Past::new(db, self.path.clone()))
     }
 
     /// Makes everything since the last commit durable, and begins a new transaction.
@@ -118,7 +111,7 @@ fn open(path: &Path, repository: RepositoryId, flags: OpenFlags) -> Result<(Conn
     Ok((db, trust))
 }
 
-fn connect(path: &Path, flags: OpenFlags) -> Result<Connection, Error> {
+pub(super) fn connect(path: &Path, flags: OpenFlags) -> Result<Connection, Error> {
     let prepare = || -> rusqlite::Result<Connection> {
         let db = Connection::open_with_flags(path, flags | OpenFlags::SQLITE_OPEN_NO_MUTEX)?;
         let writes = flags.contains(OpenFlags::SQLITE_OPEN_READ_WRITE);

@@ -6,12 +6,13 @@
 use std::path::{Path, PathBuf};
 
 use roaring::RoaringTreemap;
-use rusqlite::{Connection, OptionalExtension, Row, ToSql, params};
+use rusqlite::{Connection, OpenFlags, OptionalExtension, Row, ToSql, params};
 
-use super::chunks::{BlockId, Stored};
-use super::database::Catalog;
+use super::chunks::Stored;
+use super::database::{Catalog, connect};
 use super::error::Context;
 use super::error::Error;
+use super::ids::BlockId;
 use super::numbers::{from_blocks, to_blocks};
 use super::snapshots::SourceRow;
 use super::stats::Stats;
@@ -148,11 +149,15 @@ pub struct Past {
     pub(super) path: PathBuf,
 }
 
-impl Past {
-    pub(super) fn new(db: Connection, path: PathBuf) -> Self {
-        Past { db, path }
+impl Catalog {
+    /// Opens a second connection, which reads the committed state.
+    pub fn past(&self) -> Result<Past, Error> {
+        let db = connect(&self.path, OpenFlags::SQLITE_OPEN_READ_ONLY)?;
+        Ok(Past { db, path: self.path.clone() })
     }
+}
 
+impl Past {
     /// Looks up the directory `name` in `parent`.
     pub fn directory(&self, parent: Parent, name: &[u8]) -> Result<Option<DirectoryRow>, Error> {
         self.find_directory(DIRECTORY_BY_NAME, params![parent.code(), name], true)

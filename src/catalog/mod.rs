@@ -17,7 +17,7 @@
 //! - [`sums`]: checksums of rows
 //! - [`claims`]: rows that depend on blocks; dropped if a block is lost or the row is damaged
 //! - [`verify`]: internal consistency
-//! - [`numbers`]: lists of integers as compact blobs
+//! - [`database`]: opens the database; [`ids`]: row ids; [`numbers`]: lists of integers as compact blobs
 //!
 //! One [`Catalog`] writes, in one transaction from each [`Catalog::commit`] to the next; a [`Past`] reads the
 //! committed state on a second connection at the same time.
@@ -27,6 +27,7 @@ mod claims;
 mod database;
 mod directories;
 mod error;
+mod ids;
 mod numbers;
 mod packs;
 mod retry_queue;
@@ -36,11 +37,12 @@ mod sums;
 mod trust;
 mod verify;
 
-pub use chunks::{BlockId, PackRow, Stored};
+pub use chunks::{PackRow, Stored};
 pub use claims::Claims;
 pub use database::{Catalog, trust_of};
 pub use directories::{DirectoryId, DirectoryRow, NewSegment, Parent, Past, SegmentId, SegmentNode, SegmentRow};
 pub use error::Error;
+pub use ids::BlockId;
 pub use packs::{Condemned, KnownPack};
 pub use retry_queue::{DeferredFile, StoredState};
 pub use snapshots::{Labels, Presence, SnapshotRow, SourceRow};

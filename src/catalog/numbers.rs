@@ -1,6 +1,6 @@
 //! Integers in compact blobs: LEB128, with delta encoding for lists.
 
-use super::chunks::BlockId;
+use super::ids::BlockId;
 
 /// Appends `value` in LEB128.
 pub(super) fn put(out: &mut Vec<u8>, mut value: u64) {

@@ -8,9 +8,10 @@
 use roaring::RoaringTreemap;
 use rusqlite::{OptionalExtension, Row, params};
 
-use super::chunks::{BlockId, PackRow, block_sum, chunk_sum, pack_sum, tail};
+use super::chunks::{PackRow, block_sum, chunk_sum, pack_sum, tail};
 use super::database::Catalog;
 use super::error::Error;
+use super::ids::BlockId;
 use crate::format::index::{BlockRuns, IndexedPack, PackKind};
 use crate::format::{Digest, PackId};
 use crate::source::now;

@@ -8,7 +8,7 @@ use super::buffers::{self, Buffers};
 use super::cache::{Cache, Weigh};
 use super::error::BlockProblem;
 use super::error::Error;
-use super::file::starts_of;
+use super::starts::starts_of;
 use crate::format::block;
 use crate::format::{BLOCK_SIZE, BlockLocation, ChunkRef, Digest, Entry, Extent, Items, Node, SEALED_SIZE};
 use crate::repository::{Access, Repository};

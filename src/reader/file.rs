@@ -9,6 +9,7 @@ use super::blocks::{Core, NodeValue};
 use super::error::Error;
 use super::open::Reader;
 use super::prefetch::{Prefetch, PrefetchRequest, Until};
+use super::starts::{find, starts_of};
 use crate::archive::{self, EntryHandle, FileContent, FileData, Seek};
 use crate::format::entry::{Content, NodeRef};
 use crate::format::{BlockLocation, ChunkRef, Digest, Extent, Items, Kind, Node};
@@ -454,25 +455,6 @@ fn foreign() -> Error {
 
 fn too_short() -> Error {
     Error::Tree("the extents of a file are shorter than its size".into())
-}
-
-/// Returns the start of each of several consecutive lengths, and their sum; `None` if that overflows.
-pub(super) fn starts_of(lengths: impl Iterator<Item = u64>) -> (Vec<u64>, Option<u64>) {
-    let mut end = Some(0u64);
-    let mut start = 0;
-    let starts = lengths.map(|length| {
-        let begins = start;
-        end = end.and_then(|end| end.checked_add(length));
-        start = end.unwrap_or(u64::MAX);
-        begins
-    });
-    (starts.collect(), end)
-}
-
-/// Returns the index and the value of the last start that is not above `offset`.
-pub(super) fn find(starts: &[u64], offset: u64) -> (usize, u64) {
-    let at = starts.partition_point(|start| *start <= offset).saturating_sub(1);
-    (at, starts.get(at).copied().unwrap_or(0))
 }
 
 #[cfg(test)]

@@ -8,6 +8,7 @@
 //! - [`cache`]: LRU cache with a limit in bytes; concurrent requests for one key load it once
 //! - [`buffers`]: a pool of buffers for reading, decrypting and decompressing blocks
 //! - [`prefetch`]: threads that decode blocks before they are needed
+//! - [`starts`]: offsets of items in a file or a directory
 //!
 //! References point directly to blocks, so reading needs neither an index nor the catalog. Memory is bounded by the
 //! caches and the blocks being decoded. The reader does not depend on FUSE.
@@ -20,6 +21,7 @@ mod file;
 mod native;
 mod open;
 mod prefetch;
+mod starts;
 mod tree;
 
 pub use error::Error;

@@ -7,9 +7,9 @@ use std::sync::{LazyLock, Mutex, PoisonError};
 use rustix::fs::{Access, AtFlags, CWD, FileType, Mode, OFlags, RenameFlags, Stat};
 use rustix::io::Errno;
 
+use super::entry_error::EntryError;
 use super::metadata::{Inode, inode};
 use super::temporary;
-use super::write::Error;
 
 /// Serializes checking and taking a name where the file system cannot do both in one call.
 static RENAMING: Mutex<()> = Mutex::new(());
@@ -53,7 +53,7 @@ impl<'d> Draft<'d> {
         into: &'d OwnedFd,
         kind: FileType,
         make: impl FnOnce(&str) -> Result<(), Errno>,
-    ) -> Result<Self, Error> {
+    ) -> Result<Self, EntryError> {
         let name = temporary::name();
         make(&name)?;
         let fd = rustix::fs::openat(into, &name, OFlags::PATH | OFlags::NOFOLLOW | OFlags::CLOEXEC, Mode::empty());
@@ -80,7 +80,7 @@ impl<'d> Draft<'d> {
     }
 
     /// Gives the complete draft its final name. With `replace`, replaces an existing file.
-    pub(super) fn name(mut self, name: &[u8], replace: bool) -> Result<(), Error> {
+    pub(super) fn name(mut self, name: &[u8], replace: bool) -> Result<(), EntryError> {
         if self.temporary.is_none() {
             let link = |name: &[u8]| link_unnamed(&self.fd, self.into, name);
             match link(name) {
@@ -90,7 +90,7 @@ impl<'d> Draft<'d> {
                     link(temporary.as_bytes())?;
                     self.temporary = Some(temporary);
                 }
-                Err(Errno::EXIST) => return Err(Error::Exists),
+                Err(Errno::EXIST) => return Err(EntryError::Exists),
                 other => return Ok(other?),
             }
         }
@@ -101,8 +101,8 @@ impl<'d> Draft<'d> {
             rename(self.into, temporary.as_bytes(), name)
         };
         match renamed {
-            Err(Errno::EXIST) => Err(Error::Exists),
-            Err(Errno::ISDIR) => Err(Error::Directory),
+            Err(Errno::EXIST) => Err(EntryError::Exists),
+            Err(Errno::ISDIR) => Err(EntryError::Directory),
             Err(e) => Err(e.into()),
             Ok(()) => {
                 self.temporary = None;

@@ -14,11 +14,13 @@
 //! - [`links`]: hard links
 //! - [`order`]: sorts entries by the position of their content in packs
 //! - [`worker`]: a worker's job; [`mod@write`]: writes an entry; [`draft`]: a file that has no final name yet
+//! - [`entry_error`]: why an entry cannot be restored
 //! - [`existing`]: compares an existing file with an entry
 //! - [`metadata`]: owner, extended attributes, mode, times, inode flags
 //! - [`refusals`]: operations that the system refuses, reported once for each kind
 
 mod draft;
+mod entry_error;
 mod existing;
 mod links;
 mod mark;
@@ -436,7 +438,7 @@ impl Restorer<'_> {
                 return Ok(true);
             }
             (Some(there), _) if there.directory => {
-                self.problem(&job.path, &write::Error::Directory.to_string());
+                self.problem(&job.path, &entry_error::EntryError::Directory.to_string());
                 return Ok(false);
             }
             _ => {}

@@ -3,8 +3,9 @@
 use std::path::Path;
 use std::sync::atomic::Ordering;
 
+use super::entry_error::EntryError;
 use super::links::LinkRole;
-use super::write::{self, Destination, EntryWriter, Linked, Written};
+use super::write::{Destination, EntryWriter, Linked, Written};
 use super::{Error, RestoreJob, Restorer, is_full};
 use crate::archive::EntryRef;
 use crate::format::Kind;
@@ -86,7 +87,7 @@ impl Restorer<'_> {
         writing: &EntryWriter<'_>,
     ) -> Result<bool, Error> {
         let entry = job.listed.entry();
-        let linked = job.folder.open_beneath(first).map_err(write::Error::Io);
+        let linked = job.folder.open_beneath(first).map_err(EntryError::Io);
         match linked.and_then(|(folder, first)| writing.link((&folder, &first), at, &job.listed)) {
             Ok(Linked::Made) => {
                 self.counts.others.fetch_add(1, Ordering::Relaxed);
@@ -98,7 +99,7 @@ impl Restorer<'_> {
                 self.passed(&entry);
                 Ok(true)
             }
-            Err(write::Error::Io(e)) if !is_full(&e) => {
+            Err(EntryError::Io(e)) if !is_full(&e) => {
                 let written = self.write_new(job, at, writing)?;
                 if written {
                     self.problem(
@@ -113,11 +114,11 @@ impl Restorer<'_> {
     }
 
     /// Handles a failed entry: returns a fatal error, or reports a problem.
-    fn missed(&self, path: &Path, error: write::Error) -> Result<(), Error> {
+    fn missed(&self, path: &Path, error: EntryError) -> Result<(), Error> {
         match error {
-            write::Error::Exists => Err(Error::Conflict { path: self.to.join(path) }),
-            write::Error::Io(e) if is_full(&e) => Err(Error::Full { path: self.to.join(path) }),
-            write::Error::Stopped => Err(Error::Interrupted),
+            EntryError::Exists => Err(Error::Conflict { path: self.to.join(path) }),
+            EntryError::Io(e) if is_full(&e) => Err(Error::Full { path: self.to.join(path) }),
+            EntryError::Stopped => Err(Error::Interrupted),
             error => {
                 self.problem(path, &error.to_string());
                 Ok(())

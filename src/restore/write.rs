@@ -12,13 +12,14 @@ use rustix::fs::{AtFlags, Mode};
 use rustix::io::Errno;
 
 use super::draft::Draft;
+use super::entry_error::EntryError;
 use super::existing::{self, ExistingEntry, file_type};
 use super::metadata::{FORBIDDING, Inode, MetadataWriter, inode};
 use super::open_output::{Clash, OpenOutput};
 use super::options::Conflict;
 use super::refusals::Property;
 use super::temporary;
-use crate::archive::{self, Archive, EntryHandle, FileData};
+use crate::archive::{Archive, EntryHandle, FileData};
 use crate::format::{ContentHasher, Kind};
 use crate::monitor::Progress;
 
@@ -42,38 +43,6 @@ pub(super) enum Linked {
     There,
 }
 
-/// An error that prevents an entry from being restored.
-#[derive(Debug, thiserror::Error)]
-pub(super) enum Error {
-    #[error("cannot restore it: {0}")]
-    Archive(#[from] archive::Error),
-    #[error("cannot write it: {}", describe_io(.0))]
-    Io(#[from] io::Error),
-    #[error("it exists already")]
-    Exists,
-    #[error("cannot restore it: {0}")]
-    Clash(Clash),
-    #[error("cannot restore it: a directory with its name exists")]
-    Directory,
-    #[error("interrupted")]
-    Stopped,
-}
-
-fn describe_io(error: &io::Error) -> String {
-    match error.kind() {
-        io::ErrorKind::FileTooLarge => {
-            "it exceeds the maximum file size of the file system or of the process (ulimit -f)".to_owned()
-        }
-        _ => error.to_string(),
-    }
-}
-
-impl From<Errno> for Error {
-    fn from(errno: Errno) -> Self {
-        Error::Io(errno.into())
-    }
-}
-
 /// Writes entries.
 pub(super) struct EntryWriter<'a> {
     pub(super) archive: &'a dyn Archive,
@@ -92,11 +61,11 @@ pub(super) struct Destination<'a> {
 
 impl EntryWriter<'_> {
     /// Writes an entry that is not a directory.
-    pub(super) fn entry(&self, listed: &EntryHandle, at: &Destination<'_>) -> Result<Written, Error> {
+    pub(super) fn entry(&self, listed: &EntryHandle, at: &Destination<'_>) -> Result<Written, EntryError> {
         let there = self.look(at, listed)?;
         match self.entry_unless(there, listed, at) {
             // A race: the name was taken by another entry or another process.
-            Err(Error::Exists) if there.is_none() => self.entry_unless(self.look(at, listed)?, listed, at),
+            Err(EntryError::Exists) if there.is_none() => self.entry_unless(self.look(at, listed)?, listed, at),
             other => other,
         }
     }
@@ -106,13 +75,13 @@ impl EntryWriter<'_> {
         there: Option<ExistingEntry>,
         listed: &EntryHandle,
         at: &Destination<'_>,
-    ) -> Result<Written, Error> {
+    ) -> Result<Written, EntryError> {
         let entry = listed.entry();
         match (there, self.conflict) {
             (Some(there), Conflict::Skip) => return Ok(Written::Skipped(there)),
             (Some(there), Conflict::Abort | Conflict::Update) if there.same => return Ok(Written::Skipped(there)),
-            (Some(_), Conflict::Abort) => return Err(Error::Exists),
-            (Some(ExistingEntry { directory: true, .. }), _) => return Err(Error::Directory),
+            (Some(_), Conflict::Abort) => return Err(EntryError::Exists),
+            (Some(ExistingEntry { directory: true, .. }), _) => return Err(EntryError::Directory),
             (Some(_), Conflict::Update | Conflict::Overwrite) | (None, _) => {}
         }
         let is_device = matches!(entry.kind, Kind::CharDevice | Kind::BlockDevice);
@@ -137,7 +106,7 @@ impl EntryWriter<'_> {
                 draft.name(entry.name, there.is_some())?;
                 Ok(Written::Made { warning, inode })
             }
-            Err(Error::Io(e))
+            Err(EntryError::Io(e))
                 if is_device
                     && Errno::from_io_error(&e)
                         .is_some_and(|why| self.metadata.refusals.count(Property::Device, why)) =>
@@ -148,7 +117,7 @@ impl EntryWriter<'_> {
         }
     }
 
-    fn file<'d>(&self, listed: &EntryHandle, into: &'d OwnedFd) -> Result<(Draft<'d>, Option<String>), Error> {
+    fn file<'d>(&self, listed: &EntryHandle, into: &'d OwnedFd) -> Result<(Draft<'d>, Option<String>), EntryError> {
         let draft = Draft::file(into)?;
         // Set before the first write: flags such as compression or no-copy-on-write apply to new data only.
         self.metadata.set_inode_flags(&draft.fd, listed.entry().inode_flags & !FORBIDDING);
@@ -158,7 +127,7 @@ impl EntryWriter<'_> {
         Ok((draft, differs.or(described)))
     }
 
-    fn special<'d>(&self, listed: &EntryHandle, into: &'d OwnedFd) -> Result<(Draft<'d>, Option<String>), Error> {
+    fn special<'d>(&self, listed: &EntryHandle, into: &'d OwnedFd) -> Result<(Draft<'d>, Option<String>), EntryError> {
         let entry = listed.entry();
         let private = Mode::RUSR | Mode::WUSR;
         let draft = Draft::special(into, file_type(entry.kind), |name| match entry.kind {
@@ -174,12 +143,12 @@ impl EntryWriter<'_> {
 
     /// Writes a file's content and preserves holes. Each chunk is verified before it is written. A wrong digest of the
     /// whole file is only a warning, since every chunk is what was stored.
-    fn content(&self, listed: &EntryHandle, file: &mut File) -> Result<Option<String>, Error> {
+    fn content(&self, listed: &EntryHandle, file: &mut File) -> Result<Option<String>, EntryError> {
         let source = self.archive.content(listed)?;
         let mut unverified = source.unverified_digest().map(|digest| (digest, ContentHasher::default()));
         source.each(|data| {
             if self.stop.load(Ordering::Relaxed) {
-                return Err(Error::Stopped);
+                return Err(EntryError::Stopped);
             }
             if let Some((_, hasher)) = &mut unverified {
                 match data {
@@ -209,7 +178,7 @@ impl EntryWriter<'_> {
         (folder, first): (&OwnedFd, &[u8]),
         at: &Destination<'_>,
         listed: &EntryHandle,
-    ) -> Result<Linked, Error> {
+    ) -> Result<Linked, EntryError> {
         let entry = listed.entry();
         let into = &*at.opened.fd;
         let link = |name: &[u8]| rustix::fs::linkat(folder, first, into, name, AtFlags::empty());
@@ -223,8 +192,8 @@ impl EntryWriter<'_> {
             Conflict::Skip => return Ok(Linked::There),
             Conflict::Abort | Conflict::Update if there.same => return Ok(Linked::There),
             _ if first_inode()? == there.inode => return Ok(Linked::There),
-            Conflict::Abort => return Err(Error::Exists),
-            Conflict::Overwrite | Conflict::Update if there.directory => return Err(Error::Directory),
+            Conflict::Abort => return Err(EntryError::Exists),
+            Conflict::Overwrite | Conflict::Update if there.directory => return Err(EntryError::Directory),
             Conflict::Overwrite | Conflict::Update => {}
         }
         let temporary = temporary::name();
@@ -238,10 +207,10 @@ impl EntryWriter<'_> {
     }
 
     /// Finds the existing file with an entry's name, if any. Fails if it belongs to another entry.
-    fn look(&self, at: &Destination<'_>, listed: &EntryHandle) -> Result<Option<ExistingEntry>, Error> {
+    fn look(&self, at: &Destination<'_>, listed: &EntryHandle) -> Result<Option<ExistingEntry>, EntryError> {
         let Some(there) = existing::find(&at.opened.fd, &listed.entry()) else { return Ok(None) };
         if let Some(clash) = (at.clash)(there.inode) {
-            return Err(Error::Clash(clash));
+            return Err(EntryError::Clash(clash));
         }
         match self.conflict {
             Conflict::Abort | Conflict::Update => Ok(Some(there.look_closer(&at.opened.fd, listed, self.archive))),
