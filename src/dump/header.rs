@@ -52,7 +52,7 @@ pub(super) fn fits(entry: &EntryRef<'_>) -> bool {
 impl Member<'_> {
     /// The header, in whole blocks.
     pub(super) fn encode(&self) -> Vec<u8> {
-        let mut records = Records::default();
+        let mut records = PaxRecords::default();
         let own = self.own_header(&mut records);
         if records.bytes.is_empty() {
             return own.to_vec();
@@ -72,7 +72,7 @@ impl Member<'_> {
         encoded
     }
 
-    fn own_header(&self, records: &mut Records) -> [u8; BLOCK as usize] {
+    fn own_header(&self, records: &mut PaxRecords) -> [u8; BLOCK as usize] {
         let entry = self.entry;
         let (user, group) = (self.user.unwrap_or_default(), self.group.unwrap_or_default());
         let target = self.target();
@@ -165,11 +165,11 @@ fn decimal(time: Timestamp) -> String {
 }
 
 #[derive(Default)]
-struct Records {
+struct PaxRecords {
     bytes: Vec<u8>,
 }
 
-impl Records {
+impl PaxRecords {
     fn push(&mut self, keyword: impl AsRef<[u8]>, value: &[u8]) {
         let keyword = keyword.as_ref();
         // 3 bytes for the space, the equals sign and the newline.
@@ -228,7 +228,7 @@ impl TarHeader {
         self.put(at, text.get(..room).unwrap_or(text));
     }
 
-    fn text_or_record(&mut self, at: usize, room: usize, text: &[u8], keyword: &str, records: &mut Records) {
+    fn text_or_record(&mut self, at: usize, room: usize, text: &[u8], keyword: &str, records: &mut PaxRecords) {
         self.text(at, room, text);
         if text.len() > room || !text.is_ascii() {
             records.push(keyword, text);
@@ -242,7 +242,7 @@ impl TarHeader {
         self.put(at, format!("{number:0width$o}\0", width = length - 1).as_bytes());
     }
 
-    fn number_or_record(&mut self, at: usize, length: usize, number: u64, keyword: &str, records: &mut Records) {
+    fn number_or_record(&mut self, at: usize, length: usize, number: u64, keyword: &str, records: &mut PaxRecords) {
         self.number(at, length, number);
         let largest = if length == 8 { SMALL } else { LARGE };
         if number > largest {
@@ -315,7 +315,7 @@ mod tests {
     #[test]
     fn the_length_of_a_record_counts_its_own_digits() {
         for value in (0..=1100).chain([99_980, 99_985, 99_990, 99_995]) {
-            let mut records = Records::default();
+            let mut records = PaxRecords::default();
             records.push("a", &vec![b'x'; value]);
             let text = String::from_utf8(records.bytes).unwrap();
             let (length, _) = text.split_once(' ').unwrap();

@@ -65,14 +65,14 @@ struct TagState {
 /// Objects that could not be read, with the time of the last try.
 #[derive(Default)]
 struct Unreadable {
-    snapshots: HashMap<u64, Failure>,
+    snapshots: HashMap<u64, FailedOpen>,
     sources: HashMap<SourceId, Instant>,
     /// Total CPU time spent on them.
     spent: Duration,
 }
 
 /// An object that could not be read.
-struct Failure {
+struct FailedOpen {
     at: Instant,
     /// The stamp of its file before the try.
     stamp: Option<Stamp>,
@@ -271,7 +271,7 @@ impl VirtualTree {
                 // Errors of the storage do not show that the object is damaged.
                 if self.archive.is_permanent(&error) {
                     unreadable.spent += cpu_time().saturating_sub(begun);
-                    unreadable.snapshots.insert(number, Failure { at: Instant::now(), stamp });
+                    unreadable.snapshots.insert(number, FailedOpen { at: Instant::now(), stamp });
                 }
                 Err(error.into())
             }

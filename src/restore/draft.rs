@@ -8,7 +8,7 @@ use rustix::fs::{Access, AtFlags, CWD, FileType, Mode, OFlags, RenameFlags, Stat
 use rustix::io::Errno;
 
 use super::entry_error::EntryError;
-use super::metadata::{Inode, inode};
+use super::metadata::{FileId, inode};
 use super::temporary;
 
 /// Serializes checking and taking a name where the file system cannot do both in one call.
@@ -75,7 +75,7 @@ impl<'d> Draft<'d> {
         }
     }
 
-    pub(super) fn inode(&self) -> Result<Inode, Errno> {
+    pub(super) fn inode(&self) -> Result<FileId, Errno> {
         rustix::fs::fstat(&self.fd).map(|stat: Stat| inode(&stat))
     }
 

@@ -12,7 +12,7 @@ use rustix::fs::{AtFlags, FileType, Mode, OFlags, Stat};
 use rustix::io::Errno;
 
 use super::draft::Draft;
-use super::metadata::{Inode, inode, times};
+use super::metadata::{FileId, inode, times};
 use crate::archive::{self, Archive, EntryHandle, EntryRef, FileData};
 use crate::format::{Kind, Timestamp};
 
@@ -29,7 +29,7 @@ pub(super) struct ExistingEntry {
     pub(super) same: bool,
     /// Whether it is a directory, which is never replaced by a file.
     pub(super) directory: bool,
-    pub(super) inode: Inode,
+    pub(super) inode: FileId,
     /// Its mtime, if that is the only difference from the entry.
     time: Option<Timestamp>,
 }

@@ -10,7 +10,7 @@ use std::path::{Path, PathBuf};
 use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
 
 use super::RestoreJob;
-use super::metadata::{FORBIDDING, Inode, MetadataWriter};
+use super::metadata::{FORBIDDING, FileId, MetadataWriter};
 use super::output_directory::OutputDirectory;
 use crate::archive::{EntryRef, FirstNames, LinkLookup, SpillTable, spill};
 use crate::format::Digest;
@@ -90,7 +90,7 @@ impl HardLinks {
     }
 
     /// Schedules restrictive inode flags of a file, which are set after all its names exist.
-    pub(super) fn forbid_later(&self, path: &Path, entry: &EntryRef<'_>, inode: Inode) -> Result<(), spill::Error> {
+    pub(super) fn forbid_later(&self, path: &Path, entry: &EntryRef<'_>, inode: FileId) -> Result<(), spill::Error> {
         let flags = entry.inode_flags & FORBIDDING;
         if flags == 0 {
             return Ok(());
@@ -145,12 +145,12 @@ impl Files {
     }
 }
 
-fn encode(path: &Path, (device, number): Inode, flags: u32) -> Vec<u8> {
+fn encode(path: &Path, (device, number): FileId, flags: u32) -> Vec<u8> {
     let path = path.as_os_str().as_bytes();
     [&device.to_le_bytes(), number.to_le_bytes().as_slice(), &flags.to_le_bytes(), path].concat()
 }
 
-fn decode(value: &[u8]) -> Option<(&Path, Inode, u32)> {
+fn decode(value: &[u8]) -> Option<(&Path, FileId, u32)> {
     let (device, rest) = value.split_first_chunk()?;
     let (number, rest) = rest.split_first_chunk()?;
     let (flags, path) = rest.split_first_chunk()?;

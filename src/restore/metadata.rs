@@ -230,7 +230,7 @@ impl MetadataWriter {
     }
 
     /// Sets the restrictive inode flags of a complete file, unless its name belongs to a different inode by now.
-    pub(super) fn forbid(&self, above: &OwnedFd, name: &[u8], expected: Inode, flags: u32) {
+    pub(super) fn forbid(&self, above: &OwnedFd, name: &[u8], expected: FileId, flags: u32) {
         let open = OFlags::RDONLY | OFlags::NOFOLLOW | OFlags::NONBLOCK | OFlags::CLOEXEC;
         let result = rustix::fs::openat(above, name, open, Mode::empty());
         match result.and_then(|file| rustix::fs::fstat(&file).map(|stat| (file, stat))) {
@@ -263,9 +263,9 @@ impl Steps {
 }
 
 /// Device and inode number of a file.
-pub(super) type Inode = (u64, u64);
+pub(super) type FileId = (u64, u64);
 
-pub(super) fn inode(stat: &Stat) -> Inode {
+pub(super) fn inode(stat: &Stat) -> FileId {
     (stat.st_dev, stat.st_ino)
 }
 

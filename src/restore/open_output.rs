@@ -25,7 +25,7 @@ use rustix::io::Errno;
 
 use super::draft;
 use super::mark::{Mark, Marks};
-use super::metadata::{Inode, inode};
+use super::metadata::{FileId, inode};
 use super::temporary;
 use crate::source::{Listing, SharedPath};
 
@@ -42,7 +42,7 @@ pub(super) struct OpenOutput {
     /// The names before this restore; `None` if the directory is new or was empty.
     earlier: Option<Mutex<EarlierNames>>,
     /// Files with a different spelling than the entry that they belong to.
-    aliases: Mutex<HashMap<Inode, Vec<u8>>>,
+    aliases: Mutex<HashMap<FileId, Vec<u8>>>,
     /// The number of entries compared to find clashes.
     looks: AtomicU64,
 }
@@ -160,7 +160,7 @@ impl OpenOutput {
         &self,
         name: &[u8],
         had: bool,
-        there: Inode,
+        there: FileId,
         entries: impl FnOnce(&mut dyn FnMut(&[u8]) -> bool),
     ) -> Option<Clash> {
         let alias = self.aliases().get(&there).cloned();
@@ -190,7 +190,7 @@ impl OpenOutput {
     fn other_name(
         &self,
         name: &[u8],
-        there: Inode,
+        there: FileId,
         entries: impl FnOnce(&mut dyn FnMut(&[u8]) -> bool),
     ) -> Option<Clash> {
         let mut found = None;
@@ -213,14 +213,14 @@ impl OpenOutput {
     }
 
     /// Transfers the alias of the replaced file `old`, if it has one, to the file `new`.
-    pub(super) fn replaces(&self, old: Inode, new: Inode) {
+    pub(super) fn replaces(&self, old: FileId, new: FileId) {
         let mut aliases = self.aliases();
         if let Some(name) = aliases.get(&old).cloned() {
             aliases.insert(new, name);
         }
     }
 
-    fn aliases(&self) -> MutexGuard<'_, HashMap<Inode, Vec<u8>>> {
+    fn aliases(&self) -> MutexGuard<'_, HashMap<FileId, Vec<u8>>> {
         self.aliases.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }

@@ -13,7 +13,7 @@ use rustix::fs::{AtFlags, FileType, Mode, OFlags, ResolveFlags};
 use rustix::io::Errno;
 
 use super::mark::{Mark, Marks};
-use super::metadata::{FORBIDDING, Inode, MetadataWriter, inode};
+use super::metadata::{FORBIDDING, FileId, MetadataWriter, inode};
 use super::open_output::{Clash, OpenOutput};
 use super::temporary;
 use crate::archive::{self, Archive, EntryHandle, EntryRef, SnapshotDirectory};
@@ -33,7 +33,7 @@ pub(super) struct OutputDirectory {
     root: Arc<OnceLock<Arc<OwnedFd>>>,
     open: OnceLock<Option<OpenOutput>>,
     /// Files in the directory that still get restrictive inode flags: name, inode and flags.
-    forbidding: Mutex<Vec<(Vec<u8>, Inode, u32)>>,
+    forbidding: Mutex<Vec<(Vec<u8>, FileId, u32)>>,
 }
 
 /// The location of a directory's entry in the snapshot. Subdirectories store the location instead of the entry itself,
@@ -167,7 +167,7 @@ impl OutputDirectory {
 
     /// Whether an existing file `there` with the entry's name belongs to another entry of the snapshot. `had` is the
     /// result of [`OutputDirectory::had`].
-    pub(super) fn clash(&self, name: &[u8], had: bool, there: Inode, archive: &dyn Archive) -> Option<Clash> {
+    pub(super) fn clash(&self, name: &[u8], had: bool, there: FileId, archive: &dyn Archive) -> Option<Clash> {
         self.opened()?.clash(name, had, there, |is_other| {
             let Ok(Some(directory)) = self.directory(archive) else { return };
             let mut from = 0;
@@ -290,7 +290,7 @@ impl OutputDirectory {
     }
 
     /// Schedules restrictive inode flags of a file, which are set after the directory is complete.
-    pub(super) fn forbid_later(&self, entry: &EntryRef<'_>, inode: Inode) {
+    pub(super) fn forbid_later(&self, entry: &EntryRef<'_>, inode: FileId) {
         let flags = entry.inode_flags & FORBIDDING;
         if flags != 0 {
             let mut forbidding = self.forbidding.lock().unwrap_or_else(PoisonError::into_inner);

@@ -14,7 +14,7 @@ use rustix::io::Errno;
 use super::draft::Draft;
 use super::entry_error::EntryError;
 use super::existing::{self, ExistingEntry, file_type};
-use super::metadata::{FORBIDDING, Inode, MetadataWriter, inode};
+use super::metadata::{FORBIDDING, FileId, MetadataWriter, inode};
 use super::open_output::{Clash, OpenOutput};
 use super::options::Conflict;
 use super::refusals::Property;
@@ -28,7 +28,7 @@ pub(super) enum Written {
     Made {
         /// A property that is not restored.
         warning: Option<String>,
-        inode: Inode,
+        inode: FileId,
     },
     /// An existing file was kept.
     Skipped(ExistingEntry),
@@ -56,7 +56,7 @@ pub(super) struct EntryWriter<'a> {
 pub(super) struct Destination<'a> {
     pub(super) opened: &'a OpenOutput,
     /// Whether an existing file with the entry's name belongs to another entry.
-    pub(super) clash: &'a dyn Fn(Inode) -> Option<Clash>,
+    pub(super) clash: &'a dyn Fn(FileId) -> Option<Clash>,
 }
 
 impl EntryWriter<'_> {

@@ -44,7 +44,7 @@ impl Count {
 }
 
 /// The packs in the repository, compared with those in the catalog.
-struct Packs {
+struct FoundPacks {
     /// Heads of the ids of all packs in the catalog, ascending. Heads save memory; a pack that shares its head with a
     /// known one is never an orphan.
     known: Vec<u64>,
@@ -58,7 +58,7 @@ struct Packs {
     unknown: Count,
 }
 
-impl Packs {
+impl FoundPacks {
     fn is_indexed(&self, pack: PackId) -> bool {
         let known = self.known.binary_search(&head(pack)).ok();
         known.is_some_and(|at| self.indexed.get(at) == Some(&true)) || self.taken_in.contains(&pack)
@@ -147,7 +147,7 @@ fn compare_packs(
     inventory: &Inventory<'_>,
     catalog: &Catalog,
     unfinished: &[RunId],
-) -> Result<(Packs, Option<String>), Error> {
+) -> Result<(FoundPacks, Option<String>), Error> {
     let known = catalog.pack_heads()?;
     let mut listed = vec![false; known.len()];
     let (mut orphans, mut unknown) = (HashMap::new(), Count::default());
@@ -163,14 +163,14 @@ fn compare_packs(
     let missing = missing.saturating_sub(catalog.condemned_packs()?);
     let doubt = (missing > 0).then(|| format!("{} of the catalog are not listed", packs_of(missing)));
     let indexed = vec![false; known.len()];
-    Ok((Packs { known, indexed, orphans, taken_in: HashSet::new(), unknown }, doubt))
+    Ok((FoundPacks { known, indexed, orphans, taken_in: HashSet::new(), unknown }, doubt))
 }
 
 /// Reads all indexes and takes in their packs. Sets `doubt` if anything is unaccounted for.
 fn account(
     inventory: &Inventory<'_>,
     catalog: &Catalog,
-    packs: &mut Packs,
+    packs: &mut FoundPacks,
     doubt: &mut Option<String>,
 ) -> Result<(), Error> {
     let mut named: HashSet<SnapshotId> = HashSet::new();
@@ -223,7 +223,7 @@ fn account_for_snapshots(
 
 /// A list of sums is written just before the index of the same packs. If only the list is found, either the run was
 /// killed between the two, or the index is missing from the listing; these cases cannot be told apart.
-fn account_for_sums(inventory: &Inventory<'_>, packs: &Packs, doubt: &mut Option<String>) -> Result<(), Error> {
+fn account_for_sums(inventory: &Inventory<'_>, packs: &FoundPacks, doubt: &mut Option<String>) -> Result<(), Error> {
     for object in inventory.repository.target().list(name::SUMS)? {
         if name::parse_sums(&object.name).is_none() {
             continue;
@@ -241,7 +241,7 @@ fn account_for_sums(inventory: &Inventory<'_>, packs: &Packs, doubt: &mut Option
 }
 
 /// Records that a pack is in an index, and adds it to the catalog if it is an orphan with the right length.
-fn take_in(catalog: &Catalog, packs: &mut Packs, pack: &IndexedPack) -> Result<(), Error> {
+fn take_in(catalog: &Catalog, packs: &mut FoundPacks, pack: &IndexedPack) -> Result<(), Error> {
     if let Some(indexed) = packs.known.binary_search(&head(pack.id)).ok().and_then(|at| packs.indexed.get_mut(at)) {
         *indexed = true;
     }
