@@ -22,8 +22,8 @@ use brackfs::repository::{Access, Repository};
 use brackfs::restore::restore;
 use brackfs::storage::testing::{Fault, Faults, Faulty, Memory, Record, Recording};
 use brackfs::storage::{
-    DirectoryStorage, Error, ErrorKind, Interrupt, Limit, ObjectInfo, Operation, Patience, Rates, Retry, Rivals,
-    Storage, Target,
+    DirectoryStorage, Error, ErrorKind, Interrupt, Limit, ObjectInfo, Operation, Rates, RetryPolicy, RetryStorage,
+    Rivals, Storage, Target,
 };
 use common::{Site, age, noise, settle, tree};
 use tempfile::TempDir;
@@ -33,7 +33,7 @@ const RUN: Uuid = Uuid::from_u128(7);
 const OTHER_RUN: Uuid = Uuid::from_u128(8);
 
 /// Short waits, and a bound that is never reached.
-const PATIENT: Patience = Patience {
+const PATIENT: RetryPolicy = RetryPolicy {
     longest: Duration::from_secs(600),
     first_wait: Duration::from_millis(1),
     longest_wait: Duration::from_millis(5),
@@ -68,13 +68,13 @@ fn kinds() -> Vec<Empty> {
     vec![
         Empty::indirectory("directory", |storage| storage),
         Empty::in_memory("memory", |storage| storage),
-        Empty::indirectory("retry", |storage| Box::new(Retry::new(storage, PATIENT))),
+        Empty::indirectory("retry", |storage| Box::new(RetryStorage::new(storage, PATIENT))),
         Empty::indirectory("limit", limited),
         Empty::in_memory("faulty", |storage| Box::new(Faulty::new(storage).0)),
         Empty::in_memory("recording", |storage| Box::new(Recording::new(storage).0)),
         Empty::indirectory("all", |storage| {
             let faulty = Faulty::new(Box::new(Recording::new(storage).0)).0;
-            Box::new(Retry::new(limited(Box::new(faulty)), PATIENT))
+            Box::new(RetryStorage::new(limited(Box::new(faulty)), PATIENT))
         }),
     ]
 }
@@ -260,19 +260,19 @@ fn threads_use_a_storage_at_the_same_time() {
 /// A storage in memory that fails on request, in a wrapper that tries again; and the waits of the wrapper: tries so far
 /// and kind of error.
 struct Trial {
-    storage: Retry,
+    storage: RetryStorage,
     faults: Faults,
     memory: Memory,
     waits: Arc<Mutex<Vec<(u32, ErrorKind)>>>,
 }
 
 impl Trial {
-    fn new(patience: Patience) -> Trial {
+    fn new(patience: RetryPolicy) -> Trial {
         let memory = Memory::default();
         let (faulty, faults) = Faulty::new(Box::new(memory.clone()));
         let waits = Arc::new(Mutex::new(Vec::new()));
         let noted = waits.clone();
-        let storage = Retry::new(Box::new(faulty), patience).with_notice(move |waiting| {
+        let storage = RetryStorage::new(Box::new(faulty), patience).with_notice(move |waiting| {
             assert!(waiting.wait <= patience.longest_wait, "{waiting:?}");
             noted.lock().unwrap().push((waiting.tries, waiting.error.kind));
         });
@@ -323,7 +323,7 @@ fn only_temporary_errors_are_retried() {
 
 #[test]
 fn only_one_call_waits_for_an_unavailable_target() {
-    let patience = Patience { longest: Duration::from_millis(100), ..PATIENT };
+    let patience = RetryPolicy { longest: Duration::from_millis(100), ..PATIENT };
     let trial = Trial::new(patience);
     for _ in 0..3 {
         trial.faults.set_away(true);
@@ -342,7 +342,7 @@ fn only_one_call_waits_for_an_unavailable_target() {
 
 #[test]
 fn a_failing_operation_ends_even_if_others_succeed() {
-    let trial = Trial::new(Patience { longest: Duration::from_millis(100), ..PATIENT });
+    let trial = Trial::new(RetryPolicy { longest: Duration::from_millis(100), ..PATIENT });
     trial.faults.add(Fault { times: u64::MAX, ..Fault::next(Operation::Read, ErrorKind::Unavailable) });
     let done = AtomicBool::new(false);
     thread::scope(|threads| {
@@ -361,10 +361,10 @@ fn a_failing_operation_ends_even_if_others_succeed() {
 fn an_interrupt_ends_all_waits() {
     let interrupt = Interrupt::default();
     let wait = Duration::from_secs(600);
-    let patience = Patience { longest: wait, first_wait: wait, longest_wait: wait };
+    let patience = RetryPolicy { longest: wait, first_wait: wait, longest_wait: wait };
     let (faulty, faults) = Faulty::new(Box::new(Memory::default()));
     let (waits, begun) = mpsc::channel();
-    let storage = Retry::new(Box::new(faulty), patience)
+    let storage = RetryStorage::new(Box::new(faulty), patience)
         .with_interrupt(interrupt.clone())
         .with_notice(move |_| waits.send(()).unwrap());
     faults.set_away(true);
@@ -567,7 +567,7 @@ fn a_backup_waits_for_a_briefly_unavailable_storage() {
         let repository = remote.repository(|storage| {
             let (faulty, steering) = Faulty::new(storage);
             faults = Some(steering);
-            Box::new(Retry::new(Box::new(faulty), PATIENT))
+            Box::new(RetryStorage::new(Box::new(faulty), PATIENT))
         });
         let faults = faults.unwrap();
         // Every fourth operation needs three tries.

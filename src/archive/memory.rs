@@ -2,6 +2,7 @@
 
 use std::ops::ControlFlow;
 use std::sync::Arc;
+use std::time::Duration;
 
 use super::entry::DirectoryLocation;
 use super::{
@@ -197,6 +198,10 @@ impl Archive for MemoryArchive {
 
     fn is_available(&self) -> bool {
         true
+    }
+
+    fn waited(&self) -> Duration {
+        Duration::ZERO
     }
 
     fn is_permanent(&self, error: &Error) -> bool {

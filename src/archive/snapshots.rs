@@ -1,6 +1,7 @@
 //! The trait that a format implements, and its open snapshots.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use super::content::FileContent;
 use super::entry::{EntryHandle, Page, SnapshotDirectory};
@@ -46,6 +47,9 @@ pub trait Archive: Send + Sync {
 
     /// Whether the archive can be accessed now: its disk may be unplugged.
     fn is_available(&self) -> bool;
+
+    /// Returns how long this thread has waited for a storage that was away, in total.
+    fn waited(&self) -> Duration;
 
     /// Whether opening the snapshot or reading the name of the source fails again for as long as the object exists. Failures
     /// of the storage and of a passphrase prompt are not permanent.

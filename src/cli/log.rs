@@ -25,7 +25,8 @@ const STDERR: &str = "stderr";
 
 /// Starts the log, if `--log` or [`LEVEL`] is set.
 pub(super) fn start(to: Option<&Path>) -> Result<()> {
-    let level = level(std::env::var(LEVEL).ok().as_deref(), to.is_some())?;
+    let text = std::env::var_os(LEVEL).map(|text| text.to_string_lossy().into_owned());
+    let level = level(text.as_deref(), to.is_some())?;
     if level == LevelFilter::OFF {
         return Ok(());
     }

@@ -23,11 +23,11 @@ use crate::format::Kind;
 use crate::monitor::Monitor;
 use crate::mount::{FileSystem, Options, OwnerMapping, mount};
 use crate::state::RepositoryState;
-use crate::storage::Patience;
+use crate::storage::RetryPolicy;
 use crate::sys;
 
 /// How long reads wait for a repository that is unavailable, such as a disk that was unplugged.
-const PATIENCE: Patience = Patience {
+const PATIENCE: RetryPolicy = RetryPolicy {
     longest: Duration::from_secs(5),
     first_wait: Duration::from_millis(100),
     longest_wait: Duration::from_millis(400),

@@ -17,7 +17,7 @@ use crate::monitor::Monitor;
 use crate::reader::Reader;
 use crate::repository::{Access, Repository};
 use crate::state::RepositoryState;
-use crate::storage::{Location, Patience, Retry};
+use crate::storage::{Location, RetryPolicy, RetryStorage};
 
 /// The path of the repository.
 #[derive(Debug, Args)]
@@ -103,13 +103,13 @@ impl ReaderArgs {
     /// Opens a reader that waits for a target that is away. Opening it waits for nothing.
     pub(super) fn open_patiently(
         &self,
-        patience: Patience,
+        patience: RetryPolicy,
         global: &Global,
         monitor: &dyn Monitor,
         cache: u64,
     ) -> Result<Reader> {
         let Opened { repository, access, cache } = self.open_parts(FirstUse::Trusted, global, monitor, cache)?;
-        let repository = repository.with_storage(|storage| Box::new(Retry::new(storage, patience)));
+        let repository = repository.with_storage(|storage| Box::new(RetryStorage::new(storage, patience)));
         Ok(Reader::new(repository, access, cache))
     }
 
@@ -176,7 +176,11 @@ fn unlock_any(owners: Vec<SecretKey>) -> Result<Opener> {
         for key in locked {
             match key.unlock(&passphrase) {
                 Ok(key) => unlocked.push(key),
-                Err(error) => failed = failed.or(Some(error)),
+                // An added key that needs too much memory must not hide that the passphrase is wrong.
+                Err(error) if failed.is_none() || matches!(error, crate::crypt::Error::WrongPassphrase { .. }) => {
+                    failed = Some(error);
+                }
+                Err(_) => {}
             }
         }
         if let (true, Some(error)) = (unlocked.is_empty(), failed) {

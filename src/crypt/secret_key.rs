@@ -151,9 +151,12 @@ impl SecretKey {
 
     /// Unlocks the key. Subkeys with a different passphrase stay locked.
     pub fn unlock(self, passphrase: &Passphrase) -> Result<Self, Error> {
-        let mut open = Vec::new();
+        let (mut open, mut too_large) = (Vec::new(), None);
         for key in self.secrets() {
-            self.check_memory(&key)?;
+            if let Err(error) = self.check_memory(&key) {
+                too_large = Some(error);
+                continue;
+            }
             // `None` for a wrong passphrase and for an unlocked key.
             if let Some(secret) = numbers::unlock(key.key().clone(), &passphrase.0) {
                 open.push(if key.primary() {
@@ -167,12 +170,12 @@ impl SecretKey {
         let (cert, _) = self.cert.insert_packets(open).map_err(Error::during("unlock a key"))?;
         let key = SecretKey { cert };
         if key.is_locked() {
-            return Err(Error::WrongPassphrase { key: name });
+            return Err(too_large.unwrap_or(Error::WrongPassphrase { key: name }));
         }
         Ok(key)
     }
 
-    /// Fails if there is not enough memory to unlock `key`. The library would report a wrong passphrase.
+    /// Fails if the limit on memory (`ulimit -v`) is too low to unlock `key`. The library would report a wrong passphrase.
     fn check_memory(&self, key: &SecretAmalgamation<'_>) -> Result<(), Error> {
         let SecretKeyMaterial::Encrypted(locked) = key.key().secret() else { return Ok(()) };
         let S2K::Argon2 { m, .. } = locked.s2k() else { return Ok(()) };

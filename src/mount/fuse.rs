@@ -87,7 +87,8 @@ impl Shell {
         })
     }
 
-    /// Lists entries from the kernel's `offset` on. A retry never passes an entry to `take` twice.
+    /// Lists entries from the kernel's `offset` on. An error after the first entry ends the listing, and the kernel's next
+    /// request gets it.
     fn list(
         &self,
         ino: INodeNo,
@@ -103,7 +104,6 @@ impl Shell {
                 more
             };
             match self.filesystem.list(ino.0, offset.saturating_sub(DOTS), counted, &mut take) {
-                // The entries so far are returned; the kernel's next request gets the error.
                 Err(_) if taken => Ok(()),
                 result => result,
             }

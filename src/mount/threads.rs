@@ -79,9 +79,10 @@ fn take(bytes: usize) -> io::Result<Vec<u8>> {
     Ok(black_box(room))
 }
 
-/// Opens as many descriptors as a thread needs.
-fn take_files() -> io::Result<[File; 2]> {
-    Ok([File::open("/dev/null")?, File::open("/dev/null")?])
+/// Opens as many descriptors as a thread needs: a copy of /dev/fuse, the directory of the repository, and an object.
+fn take_files() -> io::Result<[File; 3]> {
+    let open = || File::open("/dev/null");
+    Ok([open()?, open()?, open()?])
 }
 
 #[cfg(test)]

@@ -8,8 +8,6 @@ use std::path::PathBuf;
 use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::{Duration, Instant};
 
-use rustix::time::{ClockId, clock_gettime};
-
 use super::attributes::{Attributes, ListingEntry, Validity};
 use super::error::Error;
 use super::lock::lock;
@@ -26,9 +24,8 @@ use crate::monitor::Monitor;
 pub(super) const REFRESH: Duration = Duration::from_secs(1);
 /// Minimum time until an unreadable object is tried again.
 const RETRY: Duration = Duration::from_secs(30);
-/// For each second of CPU time spent on a listing or on unreadable objects, the seconds until the next try: an attacker
-/// with write access to the repository can create hundreds of thousands of objects. Waiting does not count, or a storage
-/// that was away for seconds would delay the next listing by a minute.
+/// For each second spent on a listing or on unreadable objects, the seconds until the next try: an attacker with write
+/// access to the repository can create hundreds of thousands of objects.
 const REST: u32 = 10;
 /// Maximum time that one search for the newest snapshot spends on objects that are not valid snapshots.
 const SEARCH: Duration = Duration::from_secs(2);
@@ -85,10 +82,18 @@ impl Unreadable {
     }
 }
 
-/// Returns the CPU time of this thread.
-fn cpu_time() -> Duration {
-    let time = clock_gettime(ClockId::ThreadCPUTime);
-    Duration::new(time.tv_sec.unsigned_abs(), u32::try_from(time.tv_nsec).unwrap_or(0))
+/// Measures the time of an access to the archive without the waits for a storage that is away: they would delay the next
+/// listing by a minute.
+struct Stopwatch<'a> {
+    archive: &'a dyn Archive,
+    begun: Instant,
+    waited: Duration,
+}
+
+impl Stopwatch<'_> {
+    fn elapsed(&self) -> Duration {
+        self.begun.elapsed().saturating_sub(self.archive.waited().saturating_sub(self.waited))
+    }
 }
 
 /// The result of a lookup.
@@ -258,7 +263,7 @@ impl VirtualTree {
                 return Err(Error::Unreadable);
             }
         }
-        let begun = cpu_time();
+        let watch = self.stopwatch();
         let stamp = self.archive.stamp(name);
         let opened = self.archive.open(name);
         let mut unreadable = lock(&self.unreadable);
@@ -270,12 +275,16 @@ impl VirtualTree {
             Err(error) => {
                 // Errors of the storage do not show that the object is damaged.
                 if self.archive.is_permanent(&error) {
-                    unreadable.spent += cpu_time().saturating_sub(begun);
+                    unreadable.spent += watch.elapsed();
                     unreadable.snapshots.insert(number, FailedOpen { at: Instant::now(), stamp });
                 }
                 Err(error.into())
             }
         }
+    }
+
+    fn stopwatch(&self) -> Stopwatch<'_> {
+        Stopwatch { archive: &*self.archive, begun: Instant::now(), waited: self.archive.waited() }
     }
 
     /// Calls `take` with all open snapshots.
@@ -292,7 +301,7 @@ impl VirtualTree {
     fn refreshed(&self) -> Result<MutexGuard<'_, SnapshotIndex>, Error> {
         let mut listed = lock(&self.listed);
         if listed.is_none_or(|until| Instant::now() >= until) {
-            let begun = cpu_time();
+            let watch = self.stopwatch();
             let there = self.archive.snapshots()?;
             if there.is_empty() && !self.archive.is_available() {
                 return Err(archive::Error::NotFound("the repository is not available".into()).into());
@@ -303,7 +312,7 @@ impl VirtualTree {
                 self.change();
             }
             self.show_mended();
-            *listed = Some(Instant::now() + REFRESH.max((cpu_time().saturating_sub(begun)) * REST));
+            *listed = Some(Instant::now() + REFRESH.max(watch.elapsed() * REST));
         }
         Ok(lock(&self.index))
     }
@@ -312,7 +321,7 @@ impl VirtualTree {
     /// object with a later name, so candidates are opened. Objects that do not verify are reported once and hidden. After
     /// [`SEARCH`] the search ends without a result; the next one continues from there.
     fn newest(&self, source: u64) -> Result<Option<u64>, Error> {
-        let (begun, mut failed, mut newest) = (Instant::now(), Vec::new(), None);
+        let (mut failed, mut newest) = (Vec::new(), None);
         let candidates: Vec<_> = {
             let mut index = self.refreshed()?;
             match index.in_order(source).last().copied() {
@@ -320,8 +329,9 @@ impl VirtualTree {
                 _ => index.in_order(source).iter().rev().copied().collect(),
             }
         };
+        let watch = self.stopwatch();
         for number in candidates {
-            if begun.elapsed() > SEARCH {
+            if !failed.is_empty() && watch.elapsed() > SEARCH {
                 break;
             }
             match self.snapshot(number) {
@@ -407,18 +417,15 @@ impl VirtualTree {
                 return None;
             }
         }
-        let begun = cpu_time();
+        let watch = self.stopwatch();
         let error = match self.archive.source_name(id) {
             Ok(name) => return Some(name),
             Err(error) => error,
         };
-        self.report_once(&name::source(id), &error);
-        // Errors of the storage do not show that the object is damaged.
-        if self.archive.is_permanent(&error)
-            || matches!(error, archive::Error::Missing(_)) && self.archive.is_available()
-        {
+        if self.shows_damage(&error) {
+            self.report_once(&name::source(id), &error);
             let mut unreadable = lock(&self.unreadable);
-            unreadable.spent += cpu_time().saturating_sub(begun);
+            unreadable.spent += watch.elapsed();
             unreadable.sources.insert(id, Instant::now());
         }
         None
@@ -427,6 +434,11 @@ impl VirtualTree {
     /// Whether it is time to read missing tags again.
     fn is_due(&self, tagged: &TagState) -> bool {
         !tagged.all_readable && !lock(&self.unreadable).holds(tagged.updated.as_ref())
+    }
+
+    /// Whether an error shows that the object is damaged or missing, and not that the storage is away.
+    fn shows_damage(&self, error: &archive::Error) -> bool {
+        self.archive.is_permanent(error) || matches!(error, archive::Error::Missing(_)) && self.archive.is_available()
     }
 
     /// Reports damage of an object the first time it is found.
@@ -461,7 +473,9 @@ impl VirtualTree {
                     Err(Error::Archive(error)) if self.archive.is_permanent(&error) => failed.push((number, error)),
                     Err(error) => {
                         tagged.all_readable = false;
-                        if let Error::Archive(error) = error {
+                        if let Error::Archive(error) = error
+                            && self.shows_damage(&error)
+                        {
                             self.report_once(&name.object(), &error);
                         }
                     }

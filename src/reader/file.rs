@@ -3,7 +3,7 @@
 use std::collections::VecDeque;
 use std::ops::{ControlFlow, Range};
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use super::blocks::{Core, NodeValue};
 use super::error::Error;
@@ -69,6 +69,15 @@ impl Sequence {
         self.end = self.end.max(end);
         self.ahead = self.ahead.max(end);
         (self.run >= SETTLED).then(|| self.end + self.run)
+    }
+
+    /// Notes that the chunk from `begins` to `end` is requested. Returns false if it was requested already.
+    fn advance(&mut self, begins: u64, end: u64) -> bool {
+        let is_new = begins >= self.ahead;
+        if is_new {
+            self.ahead = end;
+        }
+        is_new
     }
 }
 
@@ -170,7 +179,7 @@ impl FileReader {
         if at < within.end {
             return;
         }
-        let mut sequence = self.sequence.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut sequence = self.sequence();
         sequence.passed.push_back((within.end, location, chunk));
         let end = sequence.end.max(at);
         while let Some((passed, location, chunk)) = sequence.passed.front().copied()
@@ -179,6 +188,11 @@ impl FileReader {
             sequence.passed.pop_front();
             self.core.chunk_finished(&location, &chunk, self.size >= LARGE);
         }
+    }
+
+    /// The state of sequential reads. It is not kept locked while anything is read: that may wait for the storage.
+    fn sequence(&self) -> MutexGuard<'_, Sequence> {
+        self.sequence.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Prefetches the data after a read, as far as the cache has room.
@@ -192,20 +206,21 @@ impl FileReader {
             return Ok(());
         }
         let window = self.core.room_for_blocks().min(WINDOW);
-        let mut sequence = self.sequence.lock().unwrap_or_else(PoisonError::into_inner);
-        let until = sequence.read(offset, length);
-        self.read_to.store(sequence.end, Ordering::Relaxed);
+        let (until, mut at, ahead) = {
+            let mut sequence = self.sequence();
+            let until = sequence.read(offset, length);
+            self.read_to.store(sequence.end, Ordering::Relaxed);
+            (until, sequence.end, sequence.ahead)
+        };
         let Some(until) = until else { return Ok(()) };
         let mut waiting = 0;
-        let mut at = sequence.end;
         // Chunks that were already requested count, too.
         while at < until.min(self.size) && waiting < window {
             let (begins, covers, extent) = self.extent_at(at, leaf)?;
             at = begins + covers;
             if let FileExtent::Chunk(location, chunk) = extent {
                 waiting += 1;
-                if begins >= sequence.ahead {
-                    sequence.ahead = at;
+                if begins >= ahead && self.sequence().advance(begins, at) {
                     self.threads.send(&self.core, self.prefetch_request(location, chunk, at));
                 }
             }

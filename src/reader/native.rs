@@ -1,6 +1,7 @@
 //! The reader as an [`Archive`].
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use super::error::Error;
 use super::file::FileReader;
@@ -60,6 +61,10 @@ impl Archive for Reader {
 
     fn is_available(&self) -> bool {
         self.repository().is_there()
+    }
+
+    fn waited(&self) -> Duration {
+        repository::waited()
     }
 
     fn is_permanent(&self, error: &archive::Error) -> bool {

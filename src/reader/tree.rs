@@ -200,7 +200,7 @@ impl Reader {
 
     /// Finds the entry of a directory that has the absolute rank `rank` or contains the entry with it.
     pub(super) fn find_rank(&self, directory: &SnapshotDirectory, rank: u64) -> Result<Option<EntryHandle>, Error> {
-        let Some(within) = rank.checked_sub(directory.rank + 1) else { return Ok(None) };
+        let Some(within) = rank.checked_sub(directory.rank.saturating_add(1)) else { return Ok(None) };
         let Some(leaf) = self.leaf(directory, Sought::Rank(within))? else { return Ok(None) };
         let (at, _) = find(&leaf.value.starts, within - leaf.ranks_before);
         Ok(leaf.page(directory, at).next())

@@ -14,7 +14,7 @@ mod keys;
 mod open;
 mod readme;
 
-pub use crate::storage::Stamp;
+pub use crate::storage::{Stamp, waited};
 pub use documents::{Access, Writer};
 pub use error::Error;
 pub use keys::Keys;

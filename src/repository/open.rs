@@ -60,7 +60,7 @@ impl Repository {
         Repository { target, id: RepositoryId::random(), encrypted }
     }
 
-    /// The same repository with its storage in a wrapper, such as [`Retry`](crate::storage::Retry).
+    /// The same repository with its storage in a wrapper, such as [`RetryStorage`](crate::storage::RetryStorage).
     #[must_use]
     pub fn with_storage(self, wrap: impl FnOnce(Box<dyn Storage>) -> Box<dyn Storage>) -> Self {
         Repository { target: self.target.wrapped(wrap), ..self }

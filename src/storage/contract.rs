@@ -53,8 +53,8 @@ pub struct Capabilities {
 
 /// A kind of storage. Several threads may call all methods at the same time.
 ///
-/// Each method tries once and waits for nothing but the storage; [`Retry`](super::Retry) tries again. An error of a temporary kind
-/// ([`is_temporary`](super::ErrorKind::is_temporary)) says nothing about the object.
+/// Each method tries once and waits for nothing but the storage; [`RetryStorage`](super::RetryStorage) tries again. An
+/// error of a temporary kind ([`is_temporary`](super::ErrorKind::is_temporary)) says nothing about the object.
 pub trait Storage: Send + Sync + fmt::Debug {
     /// Returns what the storage can do.
     fn capabilities(&self) -> Capabilities;
@@ -63,8 +63,8 @@ pub trait Storage: Send + Sync + fmt::Debug {
     fn spool(&self, name: &str, run: Uuid) -> Result<Spool, Error>;
 
     /// Stores a spooled object, atomically and durably. If the name is taken, the existing object stays unchanged and the
-    /// error is [`AlreadyExists`](super::ErrorKind::AlreadyExists). After another error the object may exist, but only as a whole; the same spool
-    /// can be stored again.
+    /// error is [`AlreadyExists`](super::ErrorKind::AlreadyExists). After another error the object may exist, but only as
+    /// a whole; the same spool can be stored again.
     fn store(&self, spool: &Spool, rivals: Rivals) -> Result<(), Error>;
 
     /// Replaces the content of `bytes` with `length` bytes of the object from `offset` on. A shorter object is
@@ -80,8 +80,9 @@ pub trait Storage: Send + Sync + fmt::Debug {
     /// Returns the object's stamp. A missing object is [`NotFound`](super::ErrorKind::NotFound).
     fn stamp(&self, name: &str) -> Result<Stamp, Error>;
 
-    /// Calls `found` with each object whose name begins with `prefix`, in any order, so that memory use does not grow with
-    /// the listing. The prefix ends in `/`, or is empty for all objects. An incomplete listing is an error.
+    /// Calls `found` with each object whose name begins with `prefix`, in any order. Memory use does not grow with the
+    /// listing, except in a [`RetryStorage`](super::RetryStorage), which collects it. The prefix ends in `/`, or is empty
+    /// for all objects. An incomplete listing is an error.
     fn visit(&self, prefix: &str, found: &mut dyn FnMut(ObjectInfo)) -> Result<(), Error>;
 
     /// Removes an object, durably. A missing object is [`NotFound`](super::ErrorKind::NotFound).

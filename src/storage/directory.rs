@@ -172,7 +172,11 @@ impl DirectoryStorage {
     /// Changes an error to [`ErrorKind::Unavailable`] if the whole target is away: then it says nothing about the object.
     fn explain(&self, error: Error) -> Error {
         match error.kind {
-            ErrorKind::NotFound | ErrorKind::Damaged | ErrorKind::Other if !self.is_there() => error.unavailable(),
+            ErrorKind::NotFound | ErrorKind::Damaged | ErrorKind::PermissionDenied | ErrorKind::Other
+                if !self.is_there() =>
+            {
+                error.unavailable()
+            }
             _ => error,
         }
     }
@@ -267,6 +271,10 @@ impl DirectoryStorage {
     /// Renames a temporary file to its object's name; fails if the name is taken. An unnamed file is left as it is.
     fn rename(&self, home: &Home, leaf: &str, rivals: Rivals) -> Result<(), Errno> {
         let Some(temporary) = &home.temporary else { return Ok(()) };
+        // By an earlier try, after which the folder could not be synced.
+        if home.renamed.load(Ordering::Relaxed) {
+            return Ok(());
+        }
         let folder = &home.folder;
         match renameat_with(folder, temporary, folder, leaf, RenameFlags::NOREPLACE) {
             // NFS and many other file systems lack RENAME_NOREPLACE, and sandboxes may block the call.
@@ -714,6 +722,31 @@ mod tests {
         }
         assert_eq!(fs::read(dir.path().join("taken")).unwrap(), b"old");
         assert_eq!(fs::read_dir(dir.path()).unwrap().count(), 1, "temporaries are left");
+    }
+
+    #[test]
+    fn a_spool_that_got_its_name_can_be_stored_again() {
+        let dir = tempfile::tempdir().unwrap();
+        let target = DirectoryStorage::open(dir.path()).unwrap();
+        target.nameless.store(false, Ordering::Relaxed);
+        let mut spool = target.spool("packs/ab/x", RUN).unwrap();
+        spool.append(b"hello").unwrap();
+        // As after a rename whose folder could not be synced.
+        target.store(&spool, Rivals::Possible).unwrap();
+        target.store(&spool, Rivals::Possible).unwrap();
+        drop(spool);
+        assert_eq!(list(&target, "packs/").unwrap(), [ObjectInfo { name: "packs/ab/x".into(), length: 5 }]);
+    }
+
+    #[test]
+    fn a_place_without_permission_is_away_only_if_the_root_is() {
+        let dir = tempfile::tempdir().unwrap();
+        let root = dir.path().join("root");
+        let target = DirectoryStorage::create(&root, &|_| false).unwrap();
+        let denied = || Error::new(ErrorKind::PermissionDenied, "read", "x", "permission denied");
+        assert_eq!(target.explain(denied()).kind, ErrorKind::PermissionDenied);
+        fs::remove_dir(&root).unwrap();
+        assert_eq!(target.explain(denied()).kind, ErrorKind::Unavailable);
     }
 
     #[test]

@@ -33,7 +33,7 @@ pub enum ErrorKind {
 }
 
 impl ErrorKind {
-    /// Whether the same operation may succeed later, without anyone doing anything about the object.
+    /// Whether the same operation may succeed later, although the object stays as it is.
     pub fn is_temporary(self) -> bool {
         match self {
             ErrorKind::Unavailable | ErrorKind::Throttled => true,

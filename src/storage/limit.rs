@@ -43,7 +43,7 @@ impl Wrapper for Limit {
         let begun = Instant::now();
         attempt()?;
         let pace = if call.operation == Operation::Store { &self.upload } else { &self.download };
-        if let Some(pace) = pace {
+        if let (Some(pace), 1..) = (pace, call.bytes) {
             thread::sleep(pace.spend(begun, call.bytes));
         }
         Ok(())

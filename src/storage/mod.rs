@@ -8,7 +8,7 @@
 //! - [`spool`]: an object that is still being written, in a temporary file
 //! - [`directory`]: objects as files in a directory; [`place`]: opens files in it without following symbolic links
 //! - [`wrapper`]: storage that adds something to another one: [`retry`] waits for a target that is away, [`limit`] bounds
-//!   the bytes per second
+//!   the bytes per second, [`log`] logs operations
 //! - [`testing`]: storage in memory, storage that fails on request, and a record of all operations
 
 mod contract;
@@ -16,6 +16,7 @@ mod directory;
 mod error;
 mod limit;
 mod location;
+mod log;
 mod place;
 mod retry;
 mod spool;
@@ -28,7 +29,7 @@ pub use directory::DirectoryStorage;
 pub use error::{Error, ErrorKind};
 pub use limit::{Limit, Rates};
 pub use location::{Location, LocationError, LocationKind};
-pub use retry::{Interrupt, Patience, Retry, Waiting};
+pub use retry::{Interrupt, RetryPolicy, RetryStorage, Waiting, waited};
 pub use spool::{Spool, SpoolReader, Spools};
 pub use target::Target;
 pub use wrapper::Operation;

@@ -113,8 +113,12 @@ fn is_file(fd: &OwnedFd) -> Result<bool, Errno> {
 
 /// Whether a directory has no entries.
 pub(super) fn is_empty(directory: &OwnedFd) -> io::Result<bool> {
-    let mut entries = Dir::read_from(directory)?;
-    Ok(entries.all(|entry| entry.is_ok_and(|entry| matches!(entry.file_name().to_bytes(), b"." | b".."))))
+    for entry in Dir::read_from(directory)? {
+        if !matches!(entry?.file_name().to_bytes(), b"." | b"..") {
+            return Ok(false);
+        }
+    }
+    Ok(true)
 }
 
 #[cfg(test)]

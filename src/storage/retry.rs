@@ -1,5 +1,6 @@
 //! Storage that waits for a target that is away, and for one that asks for fewer requests.
 
+use std::cell::Cell;
 use std::fmt;
 use std::io::Read;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -18,8 +19,9 @@ const PIECE: usize = 1 << 20;
 
 /// How long to wait for a target, and how often to try.
 #[derive(Debug, Clone, Copy)]
-pub struct Patience {
-    /// The time after which an operation fails, and also after which no operation waits for a target that is still away.
+pub struct RetryPolicy {
+    /// The longest wait of an operation. Once a target has been away for this long, operations fail at their first try
+    /// until it is back.
     pub longest: Duration,
     /// The wait before the second try. It doubles from try to try; half of each wait is random.
     pub first_wait: Duration,
@@ -40,7 +42,7 @@ pub struct Waiting<'a> {
     pub wait: Duration,
 }
 
-/// Ends all waits of a [`Retry`], present and future. Clones are the same interrupt.
+/// Ends all waits of a [`RetryStorage`], present and future. Clones are the same interrupt.
 #[derive(Debug, Clone, Default)]
 pub struct Interrupt(Arc<Interrupted>);
 
@@ -64,14 +66,28 @@ impl Interrupt {
     }
 }
 
+thread_local! {
+    static WAITED: Cell<Duration> = const { Cell::new(Duration::ZERO) };
+}
+
+/// Returns how long this thread has waited in all its retries.
+pub fn waited() -> Duration {
+    WAITED.get()
+}
+
+/// The prefix of the objects in the same folder.
+fn folder(object: &str) -> &str {
+    object.rfind('/').map_or("", |end| &object[..=end])
+}
+
 /// Is told of each wait before it begins.
 type Notice = Box<dyn Fn(&Waiting<'_>) + Send + Sync>;
 
 /// A storage that tries again after temporary errors. All threads share the patience with a target that is away: once it
 /// is used up, every operation fails at its first try until the target is back.
-pub struct Retry {
+pub struct RetryStorage {
     inner: Box<dyn Storage>,
-    patience: Patience,
+    patience: RetryPolicy,
     interrupt: Interrupt,
     notice: Notice,
     /// When the target was first found to be away; `None` while it is there.
@@ -80,10 +96,10 @@ pub struct Retry {
     is_away: AtomicBool,
 }
 
-impl Retry {
+impl RetryStorage {
     /// A storage that tries operations on `inner` again.
-    pub fn new(inner: Box<dyn Storage>, patience: Patience) -> Self {
-        Retry {
+    pub fn new(inner: Box<dyn Storage>, patience: RetryPolicy) -> Self {
+        RetryStorage {
             inner,
             patience,
             interrupt: Interrupt::default(),
@@ -96,33 +112,35 @@ impl Retry {
     /// The same with an interrupt that ends waits.
     #[must_use]
     pub fn with_interrupt(self, interrupt: Interrupt) -> Self {
-        Retry { interrupt, ..self }
+        RetryStorage { interrupt, ..self }
     }
 
     /// The same with a function that is told of each wait before it begins.
     #[must_use]
     pub fn with_notice(self, notice: impl Fn(&Waiting<'_>) + Send + Sync + 'static) -> Self {
-        Retry { notice: Box::new(notice), ..self }
+        RetryStorage { notice: Box::new(notice), ..self }
     }
 
     /// Notes that the target does not answer. Returns since when.
     fn away_since(&self) -> Instant {
-        let since = *lock(&self.away_since).get_or_insert_with(Instant::now);
+        let mut since = lock(&self.away_since);
+        // Under the lock, so that the flag and the time always agree.
         self.is_away.store(true, Ordering::Relaxed);
-        since
+        *since.get_or_insert_with(Instant::now)
     }
 
     /// Notes that the target answered.
     fn answered(&self) {
         if self.is_away.load(Ordering::Relaxed) {
-            *lock(&self.away_since) = None;
+            let mut since = lock(&self.away_since);
             self.is_away.store(false, Ordering::Relaxed);
+            *since = None;
         }
     }
 
     /// The wait after this many tries.
     fn wait_after(&self, tries: u32, error: &Error) -> Duration {
-        let Patience { first_wait, longest_wait, .. } = self.patience;
+        let RetryPolicy { first_wait, longest_wait, .. } = self.patience;
         let doubled = first_wait.saturating_mul(1 << (tries - 1).min(20)).min(longest_wait);
         // Without random bytes the wait is only less random.
         let random = f64::from(getrandom::u32().unwrap_or_default()) / f64::from(u32::MAX);
@@ -151,7 +169,7 @@ impl Retry {
     }
 }
 
-impl Wrapper for Retry {
+impl Wrapper for RetryStorage {
     const REPEATS: bool = true;
 
     fn inner(&self) -> &dyn Storage {
@@ -164,9 +182,10 @@ impl Wrapper for Retry {
             let result = match attempt() {
                 // The effect of an earlier try whose answer was lost.
                 Err(error) if tries > 0 => match (call.operation, call.spool, error.kind) {
-                    (Operation::Remove, _, ErrorKind::NotFound) => Ok(()),
+                    // The earlier try may have failed before its effect was durable.
+                    (Operation::Remove, _, ErrorKind::NotFound) => self.inner.settle(&[folder(call.name)]),
                     (Operation::Store, Some(spool), ErrorKind::AlreadyExists) => match self.holds(spool) {
-                        Ok(true) => Ok(()),
+                        Ok(true) => self.inner.settle(&[folder(call.name)]),
                         Ok(false) => Err(error),
                         Err(error) => Err(error),
                     },
@@ -192,16 +211,22 @@ impl Wrapper for Retry {
             let wait = self.wait_after(tries, &error).min(left);
             debug!(operation = ?call.operation, tries, wait_ms = wait.as_millis(), error = ?error.kind, "waiting for the target");
             (self.notice)(&Waiting { error: &error, tries, away, wait });
-            if !self.interrupt.sleep(wait) {
+            let asleep = Instant::now();
+            let goes_on = self.interrupt.sleep(wait);
+            WAITED.set(WAITED.get() + asleep.elapsed());
+            if !goes_on {
                 return Err(error);
             }
         }
     }
 }
 
-impl fmt::Debug for Retry {
+impl fmt::Debug for RetryStorage {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Retry").field("inner", &self.inner).field("patience", &self.patience).finish_non_exhaustive()
+        f.debug_struct("RetryStorage")
+            .field("inner", &self.inner)
+            .field("patience", &self.patience)
+            .finish_non_exhaustive()
     }
 }
 
@@ -211,15 +236,24 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 
 #[cfg(test)]
 mod tests {
-    use super::super::testing::Memory;
+    use uuid::Uuid;
+
+    use super::super::contract::Rivals;
+    use super::super::testing::{Fault, Faulty, Memory, Record, Recording};
     use super::*;
+
+    const QUICK: RetryPolicy = RetryPolicy {
+        longest: Duration::from_secs(60),
+        first_wait: Duration::from_millis(2),
+        longest_wait: Duration::from_millis(2),
+    };
 
     #[test]
     fn waits_double_up_to_a_bound_and_half_of_each_is_random() {
         let milliseconds = Duration::from_millis;
         let patience =
-            Patience { longest: Duration::MAX, first_wait: milliseconds(100), longest_wait: milliseconds(1000) };
-        let retry = Retry::new(Box::new(Memory::default()), patience);
+            RetryPolicy { longest: Duration::MAX, first_wait: milliseconds(100), longest_wait: milliseconds(1000) };
+        let retry = RetryStorage::new(Box::new(Memory::default()), patience);
         let error = || Error::new(ErrorKind::Throttled, "read", "x", "too many requests");
         for (tries, most) in [(1, 100), (2, 200), (3, 400), (4, 800), (5, 1000), (40, 1000), (u32::MAX, 1000)] {
             let waits: Vec<_> = (0..50).map(|_| retry.wait_after(tries, &error())).collect();
@@ -229,5 +263,36 @@ mod tests {
         // The target knows better.
         let asked = milliseconds(7000);
         assert_eq!(retry.wait_after(1, &error().with_retry_after(asked)), asked);
+    }
+
+    #[test]
+    fn a_target_that_is_back_is_waited_for_again_and_waits_are_counted() {
+        let (faulty, faults) = Faulty::new(Box::new(Memory::default()));
+        let retry = RetryStorage::new(Box::new(faulty), QUICK);
+        let before = waited();
+        for _ in 0..3 {
+            faults.add(Fault { times: 2, ..Fault::next(Operation::List, ErrorKind::Unavailable) });
+            retry.visit("", &mut |_| ()).unwrap();
+            assert!(lock(&retry.away_since).is_none() && !retry.is_away.load(Ordering::Relaxed));
+        }
+        assert!(waited() - before >= 6 * QUICK.first_wait / 2);
+    }
+
+    #[test]
+    fn an_object_whose_reply_was_lost_is_made_durable() {
+        let (recording, records) = Recording::new(Box::new(Memory::default()));
+        let (faulty, faults) = Faulty::new(Box::new(recording));
+        let retry = RetryStorage::new(Box::new(faulty), QUICK);
+        let settled = |records: Vec<Record>| records.iter().any(|record| record.operation == Operation::Settle);
+        let lost = |operation| Fault { takes_effect: true, ..Fault::next(operation, ErrorKind::Unavailable) };
+        let mut spool = retry.spool("packs/ab/x", Uuid::nil()).unwrap();
+        spool.append(b"hello").unwrap();
+        faults.add(lost(Operation::Store));
+        retry.store(&spool, Rivals::None).unwrap();
+        assert!(settled(records.take()));
+        faults.add(lost(Operation::Remove));
+        retry.remove("packs/ab/x").unwrap();
+        assert!(settled(records.take()));
+        assert_eq!([folder("packs/ab/x"), folder("x")], ["packs/ab/", ""]);
     }
 }

@@ -3,17 +3,15 @@
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Mutex, MutexGuard, PoisonError};
-use std::time::Instant;
 
-use tracing::{Level, debug, enabled};
 use uuid::Uuid;
 
 use super::contract::{Capabilities, ObjectInfo, Rivals, Stamp, Storage};
 use super::directory::DirectoryStorage;
 use super::error::{Error, ErrorKind};
 use super::location::{Location, LocationKind};
+use super::log::logged;
 use super::spool::Spool;
-use super::wrapper::{Call, Operation, Try, Wrapper};
 
 /// Bytes per read in [`Target::pieces`].
 const PIECE: usize = 1 << 20;
@@ -50,7 +48,7 @@ impl Target {
         Target { storage: logged(storage), location, run: Mutex::new(Uuid::new_v4()) }
     }
 
-    /// The same target with its storage in a wrapper, such as [`Retry`](super::Retry).
+    /// The same target with its storage in a wrapper, such as [`RetryStorage`](super::RetryStorage).
     #[must_use]
     pub fn wrapped(self, wrap: impl FnOnce(Box<dyn Storage>) -> Box<dyn Storage>) -> Self {
         Target { storage: wrap(self.storage), ..self }
@@ -204,34 +202,5 @@ impl Target {
     /// that `create` made. Returns whether the target is now empty or gone.
     pub fn abandon(&self, is_ours: &dyn Fn(&str) -> bool) -> bool {
         self.storage.abandon(is_ours)
-    }
-}
-
-/// A storage that logs each operation on another one.
-#[derive(Debug)]
-struct Logged(Box<dyn Storage>);
-
-/// Adds a log to the storage, if there is one.
-fn logged(storage: Box<dyn Storage>) -> Box<dyn Storage> {
-    if enabled!(Level::DEBUG) { Box::new(Logged(storage)) } else { storage }
-}
-
-impl Wrapper for Logged {
-    fn inner(&self) -> &dyn Storage {
-        &*self.0
-    }
-
-    fn around(&self, call: Call<'_>, attempt: Try<'_>) -> Result<(), Error> {
-        let start = Instant::now();
-        let result = attempt();
-        let micros = start.elapsed().as_micros();
-        let Call { operation, name: object, bytes, .. } = call;
-        match &result {
-            Ok(()) if operation == Operation::Spool => {}
-            Ok(()) => debug!(?operation, object, bytes, micros, "storage"),
-            // Not the message: it may have a path.
-            Err(error) => debug!(?operation, object, bytes, micros, error = ?error.kind, "storage failed"),
-        }
-        result
     }
 }

@@ -58,8 +58,7 @@ pub(super) trait Wrapper: Send + Sync + fmt::Debug {
     /// The wrapped storage.
     fn inner(&self) -> &dyn Storage;
 
-    /// Makes an operation on the inner storage by calling `attempt`, and adds what the wrapper is for. If this succeeds,
-    /// the last attempt did.
+    /// Makes an operation on the inner storage by calling `attempt`, once or more. On success the operation took effect.
     fn around(&self, call: Call<'_>, attempt: Try<'_>) -> Result<(), Error>;
 }
 

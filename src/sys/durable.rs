@@ -1,13 +1,12 @@
 //! Durable writes of small files.
 
-use std::fs::{self, File, OpenOptions};
+use std::fs::{File, Permissions};
 use std::io::{self, Write};
 use std::os::fd::AsFd;
-use std::os::unix::fs::OpenOptionsExt;
-use std::path::{Path, PathBuf};
+use std::os::unix::fs::PermissionsExt;
+use std::path::Path;
 
-use rustix::fs::{CWD, RenameFlags, renameat_with};
-use rustix::io::Errno;
+use tempfile::Builder;
 
 use super::sync_folder;
 
@@ -23,20 +22,16 @@ pub(crate) enum IfExists {
 /// Writes a file atomically and durably: after an error or a crash, the path has the whole new file or what it had before.
 /// Parallel writers do not mix; the last one wins.
 pub(crate) fn write_file(path: &Path, bytes: &[u8], mode: u32, if_exists: IfExists) -> io::Result<()> {
-    let temporary = temporary_path(path);
-    // A killed process with the same id may have left it, with other permissions.
-    let _ = fs::remove_file(&temporary);
-    let put = || {
-        let mut file = OpenOptions::new().write(true).create_new(true).mode(mode).open(&temporary)?;
-        file.write_all(bytes)?;
-        file.sync_all()?;
-        match if_exists {
-            IfExists::Fail => rename_new(&temporary, path),
-            IfExists::Replace => fs::rename(&temporary, path),
-        }
+    let folder = path.parent().filter(|folder| *folder != Path::new("")).unwrap_or(Path::new("."));
+    // A random name: in two containers, processes with one id may write to the same directory.
+    let mut file = Builder::new().prefix(".brackfs-").permissions(Permissions::from_mode(mode)).tempfile_in(folder)?;
+    file.write_all(bytes)?;
+    file.as_file().sync_all()?;
+    match if_exists {
+        IfExists::Fail => file.persist_noclobber(path)?,
+        IfExists::Replace => file.persist(path)?,
     };
-    put().inspect_err(|_| _ = fs::remove_file(&temporary))?;
-    sync_path(path.parent().filter(|folder| *folder != Path::new("")).unwrap_or(Path::new(".")))
+    sync_path(folder)
 }
 
 /// Syncs a directory, if its file system supports that.
@@ -44,25 +39,9 @@ pub(crate) fn sync_path(folder: &Path) -> io::Result<()> {
     sync_folder(File::open(folder)?.as_fd()).map(drop)
 }
 
-/// Renames a file to a name that must not exist.
-fn rename_new(from: &Path, to: &Path) -> io::Result<()> {
-    match renameat_with(CWD, from, CWD, to, RenameFlags::NOREPLACE) {
-        // The file system cannot do this atomically.
-        Err(Errno::INVAL | Errno::NOSYS) if to.symlink_metadata().is_ok() => Err(Errno::EXIST.into()),
-        Err(Errno::INVAL | Errno::NOSYS) => fs::rename(from, to),
-        other => Ok(other?),
-    }
-}
-
-fn temporary_path(path: &Path) -> PathBuf {
-    let mut name = path.as_os_str().to_owned();
-    name.push(format!(".{}", std::process::id()));
-    name.into()
-}
-
 #[cfg(test)]
 mod tests {
-    use std::os::unix::fs::PermissionsExt;
+    use std::fs;
 
     use super::*;
 
@@ -84,14 +63,16 @@ mod tests {
     }
 
     #[test]
-    fn a_file_is_replaced_as_a_whole() {
+    fn a_file_is_replaced_as_a_whole_and_no_other_file_is_touched() {
         let folder = tempfile::tempdir().unwrap();
-        let path = folder.path().join("list");
+        let path = folder.path().join("key");
+        let other = folder.path().join(format!("key.{}", std::process::id()));
         fs::write(&path, "a longer first version").unwrap();
-        fs::write(temporary_path(&path), "left by a killed process").unwrap();
+        fs::write(&other, "an older key").unwrap();
         write_file(&path, b"second", 0o600, IfExists::Replace).unwrap();
         assert_eq!(fs::read(&path).unwrap(), b"second");
-        assert_eq!(names(folder.path()), ["list"]);
+        assert_eq!(fs::read(&other).unwrap(), b"an older key");
+        assert_eq!(names(folder.path()).len(), 2);
     }
 
     #[test]

@@ -16,7 +16,7 @@ pub struct Fault {
     pub times: u64,
     /// The kind of their error.
     pub kind: ErrorKind,
-    /// They take effect all the same, as if the answer was lost.
+    /// Whether they take effect, as if only the reply was lost.
     pub takes_effect: bool,
 }
 
@@ -27,7 +27,7 @@ impl Fault {
     }
 }
 
-/// Tells a [`Faulty`] what fails. Clones steer the same storage.
+/// Controls the failures of a [`Faulty`]. Clones control the same storage.
 #[derive(Debug, Clone, Default)]
 pub struct Faults(Arc<Mutex<State>>);
 
@@ -67,7 +67,7 @@ impl Faults {
         self.state().failures
     }
 
-    /// The kind of error of the next operation, and whether it takes effect all the same.
+    /// The kind of error of the next operation, and whether it takes effect.
     fn next(&self, operation: Operation) -> Option<(ErrorKind, bool)> {
         let mut state = self.state();
         let fails = if state.away { Some((ErrorKind::Unavailable, false)) } else { state.take_fault(operation) };
@@ -88,7 +88,7 @@ pub struct Faulty {
 }
 
 impl Faulty {
-    /// A storage around `inner`, and what steers it. At first nothing fails.
+    /// A storage around `inner`, and the handle that controls its failures. At first nothing fails.
     pub fn new(inner: Box<dyn Storage>) -> (Self, Faults) {
         let faults = Faults::default();
         (Faulty { inner, faults: faults.clone() }, faults)

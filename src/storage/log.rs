@@ -1,0 +1,38 @@
+//! Storage that logs all operations: kinds, objects, sizes and durations.
+
+use std::time::Instant;
+
+use tracing::{Level, debug, enabled};
+
+use super::contract::Storage;
+use super::error::Error;
+use super::wrapper::{Call, Operation, Try, Wrapper};
+
+/// A storage that logs each operation on another one.
+#[derive(Debug)]
+struct Logged(Box<dyn Storage>);
+
+/// Adds a log to the storage, if there is one.
+pub(super) fn logged(storage: Box<dyn Storage>) -> Box<dyn Storage> {
+    if enabled!(Level::DEBUG) { Box::new(Logged(storage)) } else { storage }
+}
+
+impl Wrapper for Logged {
+    fn inner(&self) -> &dyn Storage {
+        &*self.0
+    }
+
+    fn around(&self, call: Call<'_>, attempt: Try<'_>) -> Result<(), Error> {
+        let start = Instant::now();
+        let result = attempt();
+        let micros = start.elapsed().as_micros();
+        let Call { operation, name: object, bytes, .. } = call;
+        match &result {
+            Ok(()) if operation == Operation::Spool => {}
+            Ok(()) => debug!(?operation, object, bytes, micros, "storage"),
+            // Not the message: it may have a path.
+            Err(error) => debug!(?operation, object, bytes, micros, error = ?error.kind, "storage failed"),
+        }
+        result
+    }
+}
