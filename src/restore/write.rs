@@ -187,18 +187,18 @@ impl EntryWriter<'_> {
             other => return Ok(other.map(|()| Linked::Made)?),
         }
         let Some(there) = self.look(at, listed)? else { return Ok(link(entry.name).map(|()| Linked::Made)?) };
-        let first_inode = || rustix::fs::statat(folder, first, AtFlags::SYMLINK_NOFOLLOW).map(|first| inode(&first));
+        let first_inode = inode(&rustix::fs::statat(folder, first, AtFlags::SYMLINK_NOFOLLOW)?);
         match self.conflict {
             Conflict::Skip => return Ok(Linked::There),
             Conflict::Abort | Conflict::Update if there.same => return Ok(Linked::There),
-            _ if first_inode()? == there.inode => return Ok(Linked::There),
+            _ if first_inode == there.inode => return Ok(Linked::There),
             Conflict::Abort => return Err(EntryError::Exists),
             Conflict::Overwrite | Conflict::Update if there.directory => return Err(EntryError::Directory),
             Conflict::Overwrite | Conflict::Update => {}
         }
         let temporary = temporary::name();
         link(temporary.as_bytes())?;
-        at.opened.replaces(there.inode, first_inode()?);
+        at.opened.replaces(there.inode, first_inode);
         rustix::fs::renameat(into, &temporary, into, entry.name).inspect_err(|_| {
             // Best effort: the next restore removes leftovers.
             let _ = rustix::fs::unlinkat(into, &temporary, AtFlags::empty());
