@@ -110,6 +110,7 @@ impl<'w, 'a> Retry<'w, 'a> {
         if go.recv().is_err() {
             return Ok(());
         }
+        debug!("waiting for files that have just changed");
         let end = Instant::now() + self.settling.longest;
         let mut pause = FIRST_PAUSE;
         loop {
