@@ -12,7 +12,8 @@ use std::thread::sleep;
 use std::time::Duration;
 
 use common::ordeal::{Ordeal, Random, objects, rounds};
-use common::wait::{ended, send, threads, until};
+use common::silent::Silent;
+use common::wait::{ended, send, threads, until, until_delivered, until_it_waits_for_fuse};
 use rustix::process::Signal;
 use rustix::pty::{OpenptFlags, grantpt, openpt, ptsname, unlockpt};
 
@@ -85,15 +86,26 @@ fn data_of_an_interrupted_backup_is_not_stored_again() {
 
 #[test]
 fn a_second_interrupt_ends_a_backup_at_once_and_loses_nothing() {
-    let mut ordeal = large("interrupted twice");
+    let mut ordeal = of_files("interrupted twice", 640, 300 << 10);
     let before = packs(&ordeal);
     let mut child = backup(&ordeal, &[]).spawn().expect("a backup");
     wait_for_pack(&ordeal, &mut child, before);
+    // The repository stops answering, so the first signal cannot end the backup soon.
+    send(&child, Signal::STOP);
+    until("it is stopped", || is_stopped(&child));
+    let silent = Silent::mount(&ordeal.site.repo().join("packs"));
+    send(&child, Signal::CONT);
+    until_it_waits_for_fuse(&mut child);
     send(&child, Signal::INT);
-    sleep(Duration::from_millis(2));
+    until_delivered(&child, Signal::INT);
+    sleep(Duration::from_secs(1));
+    assert!(child.try_wait().expect("waiting").is_none(), "the first signal ended it");
     send(&child, Signal::INT);
     let (status, said) = end(child);
     assert_eq!(status.code(), Some(130), "{said}");
+    // Otherwise the time limit of the first signal ended it.
+    assert!(!said.contains("did not end within"), "{said}");
+    drop(silent);
     assert!(ordeal.snapshots().len() == 1, "an interrupted backup made a snapshot");
     // Uncommitted data is stored again, so do not check that.
     ordeal.memory.forget_what_is_new();

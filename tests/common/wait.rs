@@ -49,16 +49,15 @@ pub fn send(child: &Child, signal: Signal) {
     kill_process(Pid::from_child(child), signal).expect("a signal");
 }
 
-/// Waits until a program handles a signal, which would kill it before.
+/// Waits until a signal that was sent to a program is delivered.
 #[track_caller]
-pub fn until_handled(child: &mut Child, signal: Signal) {
+pub fn until_delivered(child: &Child, signal: Signal) {
     let status = format!("/proc/{}/status", child.id());
-    until("it handles signals", || {
-        assert!(child.try_wait().expect("waiting for a child").is_none(), "it ended");
-        let status = fs::read_to_string(&status).unwrap_or_default();
-        let caught = status.lines().find_map(|line| line.strip_prefix("SigCgt:")).map(str::trim);
-        let caught = caught.and_then(|mask| u64::from_str_radix(mask, 16).ok()).unwrap_or(0);
-        caught >> (signal.as_raw() - 1) & 1 == 1
+    until("the signal is delivered", || {
+        let status = fs::read_to_string(&status).expect("status of a child");
+        let pending = status.lines().find_map(|line| line.strip_prefix("ShdPnd:")).expect("pending signals");
+        let pending = u64::from_str_radix(pending.trim(), 16).expect("a set of signals");
+        pending >> (signal.as_raw() - 1) & 1 == 0
     });
 }
 
