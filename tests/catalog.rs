@@ -797,8 +797,8 @@ fn a_run_waits_for_another_up_to_its_limit() {
     let mut world = World::new();
     let lock = File::options().write(true).open(world.state().join("lock")).unwrap();
     flock(&lock, FlockOperation::LockExclusive).unwrap();
-    let begun = Instant::now();
     says(&world.backup(&[]).code(11), &["--wait-lock"]);
+    let begun = Instant::now();
     says(&world.backup(&["--wait-lock", "1s"]).code(11), &["waiting for another run", "process "]);
     assert!(begun.elapsed() >= Duration::from_secs(1));
     says(&world.site.brackfs(&["catalog", "rebuild"]).code(11), &["another run"]);

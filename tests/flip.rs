@@ -14,7 +14,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::thread;
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use brackfs::archive::{Archive, TreeWalk, WalkStep};
 use brackfs::check::check;
@@ -24,14 +24,13 @@ use brackfs::format::name::SnapshotName;
 use brackfs::monitor::Monitor;
 use brackfs::reader::Reader;
 use brackfs::repository::{Access, Repository};
+use common::wait::LIMIT;
 use common::{Site, age, noise, settle, tree};
 use sequoia_openpgp::parse::Parse;
 use sequoia_openpgp::serialize::MarshalInto;
 use sequoia_openpgp::{Packet, PacketPile};
 use tempfile::TempDir;
 
-/// A read that takes longer hangs.
-const PATIENCE: Duration = Duration::from_secs(20);
 /// Limit for the growth of peak memory over all cases: a few times the caches of a reader.
 const GROWTH: u64 = 128 << 20;
 /// Bytes of a reader's caches.
@@ -209,7 +208,7 @@ impl<'o> Copy<'o> {
     fn read_damaged(&self, objects: &[&str], case: &dyn Fn() -> String) -> Seen {
         let start = Instant::now();
         let seen = self.read();
-        assert!(start.elapsed() < PATIENCE, "{}: it took {:?}", case(), start.elapsed());
+        assert!(start.elapsed() < LIMIT, "{}: it took {:?}", case(), start.elapsed());
         for (snapshot, entries) in &seen.content {
             let right = self.original.content.get(snapshot);
             let right = right.unwrap_or_else(|| panic!("{}: snapshot {snapshot} came from nowhere", case()));

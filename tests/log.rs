@@ -79,8 +79,10 @@ fn the_log_of_a_backup_and_a_restore_has_no_names_content_or_secrets() {
 #[test]
 fn the_log_of_a_command_that_fails_has_the_kind_of_failure_and_no_names() {
     let site = secret_site();
-    logged(&site, &["init".into(), site.repo()]);
-    logged(&site, &["backup".into(), site.source()]);
+    for arguments in [["init".into(), site.repo()], ["backup".into(), site.source()]] {
+        let (code, log) = logged(&site, &arguments);
+        assert_eq!(code, 0, "{log}");
+    }
     let (code, log) = logged(&site, &["cat".to_owned(), format!("latest:{}/missing", SECRET_NAMES[0])]);
     assert_eq!(code, 1);
     assert_no_secret(&site, &log);
