@@ -4,7 +4,8 @@
 //! - A module in that table may use only modules above it.
 //! - No glob imports of our own modules, except `use super::*` in tests.
 //! - Binaries use only `brackfs::cli`.
-//! - At most [`LARGEST_CIRCLE`] files of a module use each other in a circle.
+//! - No `extern crate self`.
+//! - No dependency cycle has more than [`LARGEST_CIRCLE`] files.
 //!
 //! The table is between two marker lines:
 //!
@@ -27,8 +28,11 @@ use proc_macro2::{Span, TokenStream, TokenTree};
 use syn::visit::{self, Visit};
 use syn::{ItemExternCrate, ItemMod, ItemUse, UseTree, Visibility};
 
-/// Most files that may use each other in a circle. A `mod.rs` counts as a file, tests do not.
+/// Maximum number of files in a dependency cycle. `mod.rs` counts, tests do not.
 const LARGEST_CIRCLE: usize = 3;
+
+/// The path of `extern crate self`. Paths through its name would not be followed, so it is never allowed.
+const EXTERN_SELF: &str = "extern crate self";
 
 // --- the table ---
 
@@ -199,7 +203,8 @@ impl<'ast> Visit<'ast> for Collector {
     }
 
     fn visit_item_extern_crate(&mut self, item: &'ast ItemExternCrate) {
-        self.add(vec![item.ident.to_string()], true, line(item.ident.span()));
+        let name = item.ident.to_string();
+        self.add(vec![if name == "self" { EXTERN_SELF.into() } else { name }], true, line(item.ident.span()));
     }
 
     fn visit_path(&mut self, path: &'ast syn::Path) {
@@ -238,6 +243,10 @@ impl Collector {
                 }
                 if segments.len() > 1 {
                     self.add(segments, false, line(first.span()));
+                } else if first == "crate"
+                    && matches!(tokens.get(at + 1), Some(TokenTree::Ident(name)) if name == "self")
+                {
+                    self.add(vec![EXTERN_SELF.into()], true, line(first.span()));
                 }
             }
             if let Some(TokenTree::Group(group)) = tokens.get(at) {
@@ -296,6 +305,9 @@ impl Sources {
         let first = of.segments.first()?;
         if is_binary(&file.path) && first == "brackfs" && of.segments.get(1).is_none_or(|name| name != "cli") {
             return Some(format!("a binary may use only `brackfs::cli`, not `{path}`"));
+        }
+        if first == EXTERN_SELF {
+            return Some(format!("`{EXTERN_SELF}` gives the crate a second name; use `crate`"));
         }
         let target = of.target(modules)?;
         if of.is_glob() {
@@ -498,6 +510,25 @@ fn items_of_the_crate_root_are_found() {
             format!("1: `{path}` is not in a module of the table; use items from the module that defines them");
         assert_finds("src/high/part.rs", text, &[&expected]);
     }
+}
+
+#[test]
+fn second_names_of_the_crate_are_found() {
+    let expected = "`extern crate self` gives the crate a second name; use `crate`";
+    for text in [
+        "extern crate self as x;",
+        "pub extern crate self as x;",
+        "mod inner { extern crate self as x; }",
+        "mod tests { extern crate self as x; use x::side::f; }",
+        "macro_rules! m { () => { extern crate self as x; } }",
+    ] {
+        for path in ["src/high/part.rs", "src/main.rs"] {
+            let findings = crate_with(&[(path, text)]).findings();
+            assert!(findings.contains(&format!("{path}:1: {expected}")), "{text}: {findings:?}");
+        }
+    }
+    assert_finds("src/lib.rs", &format!("{LIB}extern crate self as x;\n"), &[&format!("13: {expected}")]);
+    assert_finds("src/high/part.rs", "extern crate alloc;", &[]);
 }
 
 #[test]
