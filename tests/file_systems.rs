@@ -64,7 +64,7 @@ fn a_repository_needs_neither_hard_links_nor_sync_of_folders() {
         let made = run(init_command(&site)).ok();
         says(&made, &["hard links", "does not sync directories"]);
         serves(&site, |command| command);
-        // Said when the place is chosen, and not each night.
+        // `init` reports it; backups do not repeat it.
         assert_eq!(site.backup(&[]).ok().stderr, "");
         assert!(disk.relent() > 0);
     }
@@ -184,7 +184,7 @@ fn temporary_files_of_a_killed_run_are_removed_by_the_next_and_those_of_others_s
         let whole = run(under_strace(&arguments, &site.command(&["backup".into(), site.source()]))).code == 0;
         let left = temporaries(&site);
         let next = site.backup(&[]).ok();
-        // Packs that are in a list of sums and in no index are in doubt, and nothing is removed then.
+        // If a list of sums names packs that are in no index, the run removes nothing.
         if next.stderr.contains("are not removed") {
             assert_eq!(temporaries(&site), left, "killed at the rename {nth}");
         } else {
@@ -229,7 +229,7 @@ fn links_in_a_repository_lead_no_command_outside() {
         }
         let _ = fs::remove_dir_all(site.path().join("out"));
     }
-    // Folders of packs that are not there yet.
+    // Pack folders that do not exist yet.
     for folder in 0..256 {
         let _ = symlink(&outside, site.repo().join(format!("packs/{folder:02x}")));
     }

@@ -376,7 +376,7 @@ fn an_interrupt_ends_all_waits() {
             assert_eq!(reader.join().unwrap(), Err(ErrorKind::Unavailable));
         }
     });
-    // And those that begin later.
+    // Later calls fail, too.
     assert_eq!(get(&storage, "x", 0, 1), Err(ErrorKind::Unavailable));
 }
 
