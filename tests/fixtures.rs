@@ -10,7 +10,7 @@
 //! After a change of a format that is not released yet, make its repositories again:
 //!
 //! ```text
-//! BRACKFS_RENEW=1 cargo test --test fixtures
+//! BRACKFS_RENEW_FIXTURES=1 cargo test --test fixtures
 //! ```
 
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::print_stdout, clippy::print_stderr)]
@@ -31,7 +31,7 @@ use rustix::fs::{CWD, FileType, IFlags, Mode, XattrFlags};
 use serde_json::{Value, json};
 
 /// If this variable is set, the repositories of the current format are made again first.
-const RENEW: &str = "BRACKFS_RENEW";
+const RENEW: &str = "BRACKFS_RENEW_FIXTURES";
 
 /// The format of the repositories that brackfs writes now.
 const CURRENT: &str = "format-1";

@@ -9,6 +9,7 @@ use std::process::{Child, Command};
 use std::thread::yield_now;
 use std::time::Instant;
 
+use rustix::fs::XattrFlags;
 use rustix::mount::MountFlags;
 
 use super::wait::LIMIT;
@@ -80,6 +81,17 @@ pub fn succeed(command: &mut Command) {
 #[track_caller]
 pub fn copy(from: &Path, to: &Path) {
     succeed(Command::new("cp").arg("-a").args([from, to]));
+}
+
+/// Fails if a tmpfs has no attributes for users.
+#[track_caller]
+pub fn need_user_attributes(tmpfs: &Path) {
+    let name = "user.brackfs-test";
+    let set = rustix::fs::setxattr(tmpfs, name, b"", XattrFlags::empty());
+    let kernel = rustix::system::uname();
+    let kernel = kernel.release().to_string_lossy();
+    need(set, &format!("Linux 6.6 or later, for user.* attributes on tmpfs (this is {kernel})"));
+    rustix::fs::removexattr(tmpfs, name).expect("it was just set");
 }
 
 /// Mounts a tmpfs with these options.

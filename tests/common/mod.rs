@@ -62,6 +62,7 @@ impl Site {
     pub fn on_tmpfs() -> Site {
         let folder = TempDir::with_prefix("brackfs-test-").expect("temporary directory");
         machine::mount_tmpfs(folder.path(), c"mode=755");
+        machine::need_user_attributes(folder.path());
         Site::in_folder(folder)
     }
 
