@@ -5,6 +5,7 @@
 //! <state>/<repository id>/owner.asc            a copy of the owner's locked key, if the repository has one (hosts only)
 //! <state>/<repository id>/catalog.sqlite       the catalog (hosts only)
 //! <state>/<repository id>/catalog.sqlite.old   the previous catalog, after a rebuild
+//! <state>/<repository id>/adopting             the id under which an unfinished adoption writes
 //! <state>/<repository id>/lock                 locked while a run writes; the kernel unlocks it when the process ends
 //! <state>/<repository id>/signers              fingerprints of host keys that readers trust
 //! <state>/<repository id>/session-keys         session keys that gpg decrypted for readers, sealed to the owner
@@ -24,6 +25,7 @@ use tracing::debug;
 use crate::crypt::{Fingerprint, KeyStore};
 use crate::failure::{Failure, FailureKind};
 use crate::format::RepositoryId;
+use crate::format::id::RunId;
 use crate::sys::durable::{IfExists, sync_path, write_file};
 
 /// An error in the state directory.
@@ -83,10 +85,18 @@ pub struct RepositoryState {
     folder: PathBuf,
 }
 
-/// The lock of a run that writes. Released on drop, or when the process ends.
+/// The lock of a run that writes, and the state that it protects. Released on drop, or when the process ends.
 #[derive(Debug)]
 pub struct Lock {
+    state: RepositoryState,
     _file: File,
+}
+
+impl Lock {
+    /// The locked state.
+    pub fn state(&self) -> &RepositoryState {
+        &self.state
+    }
 }
 
 impl RepositoryState {
@@ -201,6 +211,32 @@ impl RepositoryState {
         self.write(&self.owner_key_path(), armored, IfExists::Fail)
     }
 
+    fn adoption_path(&self) -> PathBuf {
+        self.folder.join("adopting")
+    }
+
+    /// The id under which an unfinished adoption writes.
+    pub fn adoption(&self) -> Result<Option<RunId>, Error> {
+        let bytes = self.read(&self.adoption_path())?.unwrap_or_default();
+        // Only temporary files depend on it, so a damaged one is replaced.
+        Ok(std::str::from_utf8(&bytes).ok().and_then(|text| text.trim().parse().ok()))
+    }
+
+    /// Returns the id under which an adoption writes. It stays the same until an adoption ends.
+    pub fn begin_adoption(&self) -> Result<RunId, Error> {
+        if let Some(run) = self.adoption()? {
+            return Ok(run);
+        }
+        let run = RunId::random();
+        self.write(&self.adoption_path(), format!("{run}\n").as_bytes(), IfExists::Replace)?;
+        Ok(run)
+    }
+
+    /// Forgets the id, at the end of an adoption.
+    pub fn end_adoption(&self) -> Result<(), Error> {
+        self.remove(&self.adoption_path())
+    }
+
     /// Writes a file that only its user can read, atomically and durably.
     fn write(&self, path: &Path, bytes: &[u8], if_exists: IfExists) -> Result<(), Error> {
         write_file(path, bytes, 0o600, if_exists).map_err(|source| self.failed("write", path, source))
@@ -234,7 +270,7 @@ impl RepositoryState {
         // Only for the messages of waiting processes, so errors (such as a full disk) are ignored.
         let _ = file.set_len(0).and_then(|()| file.write_all(std::process::id().to_string().as_bytes()));
         debug!(waited_ms = since.elapsed().as_millis(), "locked");
-        Ok(Lock { _file: file })
+        Ok(Lock { state: self.clone(), _file: file })
     }
 
     /// The host keys that readers on this machine trust.

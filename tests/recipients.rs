@@ -10,6 +10,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
 use common::machine::spawn;
+use common::ordeal::under_strace;
 use common::{Run, Site, run};
 use tempfile::TempDir;
 
@@ -203,6 +204,34 @@ fn backups_continue_after_an_expired_certificate_is_renewed() {
     };
     elsewhere(&["adopt", "--signer", &signer]).ok();
     elsewhere(&["backup", source.to_str().unwrap()]).ok();
+}
+
+#[test]
+fn temporary_files_of_a_killed_update_are_removed_by_the_next_backup() {
+    let owner = Owner::new("owner", 5, 5);
+    let mut removed = 0;
+    for nth in 1..9 {
+        let site = site(&[&owner]);
+        site.backup(&[]).ok();
+        owner.gpg(&["--quick-set-expire", &owner.fingerprint, &(100 + nth).to_string()]);
+        let certificate = owner.certificate();
+        // Without links each object is written to a temporary file that has a name.
+        let kill = format!("inject=renameat2:signal=KILL:when={nth}");
+        let arguments =
+            ["-o", "/dev/null", "-e", "trace=linkat,renameat2", "-e", "inject=linkat:error=EPERM", "-e", &kill];
+        let command = site.command(&["recipients".as_ref(), "update".as_ref(), certificate.as_os_str()]);
+        let whole = run(under_strace(&arguments, &command)).code == 0;
+        let left = || common::tree(&site.repo()).into_keys().filter(|path| path.to_string_lossy().contains(".tmp-"));
+        removed += left().count();
+        site.backup(&[]).ok();
+        assert_eq!(left().count(), 0, "killed at the rename {nth}");
+        update(&site, &certificate).ok();
+        if whole {
+            assert!(removed > 0, "{removed}");
+            return;
+        }
+    }
+    panic!("the update renames without end");
 }
 
 /// The only file below a folder with this prefix.

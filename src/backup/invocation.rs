@@ -87,7 +87,6 @@ impl Drop for CloseQueues<'_> {
 
 /// This machine's state, while this run alone may write.
 struct Hold {
-    state: RepositoryState,
     key: SecretKey,
     lock: Lock,
 }
@@ -168,7 +167,7 @@ impl<'a> Invocation<'a> {
         let state = self.repository_state();
         let key = host_key(&state).map_err(session::Error::from)?;
         let lock = session::lock(&state, self.options.policy.wait_lock, monitor, stop).map_err(session::Error::from)?;
-        let hold = Hold { state, key, lock };
+        let hold = Hold { key, lock };
         // Packs that were found lost are reported once, also if the run begins again.
         let mut lost_packs = 0;
         let result = match self.write(&hold, Mend::No, &mut lost_packs) {
@@ -178,7 +177,7 @@ impl<'a> Invocation<'a> {
                     Origin::Tree { .. } => self.write(&hold, Mend::Yes, &mut lost_packs),
                     // The content of the pipe is gone: only mend the catalog.
                     Origin::Stdin(_) => {
-                        self.open_session(&hold, Mend::Yes)?;
+                        self.open_session(&hold, Mend::Yes, &mut lost_packs)?;
                         Err(error)
                     }
                 }
@@ -194,17 +193,20 @@ impl<'a> Invocation<'a> {
         RepositoryState::new(self.state, self.repository.id())
     }
 
-    fn open_session<'s>(&'s self, hold: &'s Hold, mend: Mend) -> Result<(Session<'s>, Catalog), Error> {
+    fn open_session<'s>(
+        &'s self,
+        Hold { key, lock }: &'s Hold,
+        mend: Mend,
+        lost_packs: &mut u64,
+    ) -> Result<(Session<'s>, Catalog), Error> {
         let Watch { monitor, stop, .. } = self.watch;
         let checks = Checks { mend, recheck: self.options.policy.recheck };
-        let Hold { state, key, lock } = hold;
-        Ok(Session::open(self.repository, state, lock, key.clone(), checks, monitor, stop)?)
+        Ok(Session::open(self.repository, lock, key.clone(), checks, lost_packs, monitor, stop)?)
     }
 
     /// Makes the backup.
     fn write(&self, hold: &Hold, mend: Mend, lost_packs: &mut u64) -> Result<Summary, Error> {
-        let (session, mut catalog) = self.open_session(hold, mend)?;
-        *lost_packs += session.lost_packs();
+        let (session, mut catalog) = self.open_session(hold, mend, lost_packs)?;
         let source = find_source(&session, &mut catalog, &self.scope.name)?;
         expect_as_before(&catalog, Some(source.row), self.watch.monitor)?;
         self.run_stages(&session, catalog, source)

@@ -11,7 +11,7 @@ CREATE TABLE trust (
     sum INTEGER NOT NULL
 );
 CREATE TABLE recipients (certificate BLOB NOT NULL);
--- Runs that began to write, until a run has finished that cleaned up after them.
+-- Runs that began to write, until they or the next run finish, whether or not that could clean up after them.
 CREATE TABLE unfinished (run BLOB PRIMARY KEY) WITHOUT ROWID;
 -- Objects in generation/ that did not verify. They are not opened again while their length stays the same.
 CREATE TABLE strange_generations (number INTEGER PRIMARY KEY, length INTEGER NOT NULL);

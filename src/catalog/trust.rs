@@ -159,12 +159,22 @@ impl Catalog {
 
     /// Records that a run is about to write its generation, and then packs. It counts as unfinished from now on.
     pub fn intend_run(&self, number: u64, run: RunId) -> Result<(), Error> {
-        let set = || {
-            let values = params![number as i64, run.as_bytes()];
-            self.db.execute("UPDATE trust SET intended = ?, intended_run = ?", values)?;
-            self.db.execute("INSERT OR IGNORE INTO unfinished VALUES (?)", [run.as_bytes()])
-        };
-        set().map(drop).map_err(self.failed("record the generation"))
+        let values = params![number as i64, run.as_bytes()];
+        let set = self.db.execute("UPDATE trust SET intended = ?, intended_run = ?", values);
+        set.map_err(self.failed("record the generation"))?;
+        self.begin_run(run)
+    }
+
+    /// Records that a run is about to write. It counts as unfinished from now on.
+    pub fn begin_run(&self, run: RunId) -> Result<(), Error> {
+        let add = self.db.execute("INSERT OR IGNORE INTO unfinished VALUES (?)", [run.as_bytes()]);
+        add.map(drop).map_err(self.failed("record the start of a run"))
+    }
+
+    /// Records that a run finished which cleaned up after no other run.
+    pub fn end_run(&self, run: RunId) -> Result<(), Error> {
+        let remove = self.db.execute("DELETE FROM unfinished WHERE run = ?", [run.as_bytes()]);
+        remove.map(drop).map_err(self.failed("record the end of a run"))
     }
 
     /// Runs that began to write and did not finish.

@@ -312,7 +312,7 @@ impl Checker<'_> {
         if count > 0 {
             let packs = monitor::count(count, "pack", "packs");
             self.monitor.note(&format!(
-                "{packs} in {} ({bytes} bytes) in no index and needed by no snapshot: written by a running or interrupted backup. They take space and are harmless",
+                "{} has {packs} ({bytes} bytes) in no index and needed by no snapshot, written by a running or interrupted backup; this takes space and is harmless",
                 name::PACKS
             ));
         }

@@ -85,14 +85,14 @@ pub(super) fn run(args: &Args, global: &Global) -> Result<ExitCode> {
         let key = host_key(&state)?;
         let access = host_access(&key)?;
         let inventory = Inventory { repository: &repository, access: &access, monitor: &monitor, stop: &stop };
-        adopt_with_host_key(&inventory, &state, &lock, key)?
+        adopt_with_host_key(&inventory, &lock, key)?
     } else {
         let reader = args.reader.open_trusting(FirstUse::Refused, global, &monitor, SMALL_CACHE)?;
         state.create()?;
         let lock = lock()?;
         let access = reader.access();
         let inventory = Inventory { repository: &repository, access, monitor: &monitor, stop: &stop };
-        adopt_with_owner_key(&inventory, &state, &lock, &recipients)?
+        adopt_with_owner_key(&inventory, &lock, &recipients)?
     };
     let found = &adopted.found;
     if args.json {

@@ -96,7 +96,7 @@ fn rebuild(args: &RebuildArgs, global: &Global) -> Result<ExitCode> {
     let lock = session::lock(&state, args.wait_lock, &monitor, &stop)?;
     let access = host_access(&key)?;
     let inventory = Inventory { repository: &repository, access: &access, monitor: &monitor, stop: &stop };
-    let (_, found) = inventory::rebuild(&inventory, &state, &lock, &key.fingerprint())?;
+    let (_, found) = inventory::rebuild(&inventory, &lock, &key.fingerprint())?;
     if args.json {
         output::result(json!({
             "message_type": "summary",

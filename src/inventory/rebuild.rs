@@ -14,35 +14,30 @@ use crate::failure::Failure;
 use crate::format::id::CatalogId;
 use crate::format::name;
 use crate::format::secrets::Secrets;
-use crate::state::{Lock, RepositoryState};
+use crate::state::Lock;
 
 /// Builds a catalog from the repository and opens it. It gets the catalog id of the last generation that verifies. An
 /// existing catalog is kept under another name.
-pub fn rebuild(
-    inventory: &Inventory<'_>,
-    state: &RepositoryState,
-    lock: &Lock,
-    host: &Fingerprint,
-) -> Result<(Catalog, Reconciled), Error> {
+pub fn rebuild(inventory: &Inventory<'_>, lock: &Lock, host: &Fingerprint) -> Result<(Catalog, Reconciled), Error> {
     let last = inventory.generations(&[])?.last;
     let id = last.as_ref().map_or_else(CatalogId::random, |last| last.catalog);
     let trust = inventory.trust(host, id)?;
-    let made = inventory.build(state, lock, trust, |catalog| match &last {
+    let made = inventory.build(lock, trust, |catalog| match &last {
         Some(last) => Ok(catalog.set_run(last.number, last.run)?),
         None => Ok(()),
     })?;
-    Ok((Catalog::open(&state.catalog_path(), inventory.repository.id())?, made))
+    Ok((Catalog::open(&lock.state().catalog_path(), inventory.repository.id())?, made))
 }
 
 impl Inventory<'_> {
     /// Builds a catalog next to the existing one, then replaces that. `finish` is called before the new one is closed.
     pub fn build(
         &self,
-        state: &RepositoryState,
-        _lock: &Lock,
+        lock: &Lock,
         trust: Trust,
         finish: impl FnOnce(&mut Catalog) -> Result<(), Error>,
     ) -> Result<Reconciled, Error> {
+        let state = lock.state();
         let path = state.new_catalog_path();
         state.discard_new_catalog()?;
         let make = || {

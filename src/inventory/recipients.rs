@@ -12,7 +12,7 @@ use super::context::Inventory;
 use super::error::Error;
 use crate::catalog::{Catalog, Trust};
 use crate::crypt::{Certificate, Fingerprint, SecretKey, Signer};
-use crate::format::id::ObjectId;
+use crate::format::id::{ObjectId, RunId};
 use crate::format::secrets::Secrets;
 use crate::repository::Writer;
 use crate::state::Lock;
@@ -53,12 +53,18 @@ impl Inventory<'_> {
             let readers: Vec<_> = recipients.iter().filter(|known| known.check_recipient().is_ok()).cloned().collect();
             let certificate = host.certificate();
             let writer = Writer::new(self.repository, Signer::new(host)?, &certificate, &readers)?;
+            // If this is killed, the next run that announces itself removes the temporary files.
+            let run = RunId::random();
+            catalog.begin_run(run)?;
+            catalog.commit()?;
+            self.repository.target().set_run(run.writer());
             let trust = Trust { recipients: recipients.clone(), ..trust };
             writer.put_secrets(ObjectId::random(), &trust.secrets(std::slice::from_ref(&certificate))?)?;
             for renewed in renewed.iter().filter(|renewed| renewed.changed) {
                 self.repository.keys().put_recipient(&renewed.certificate)?;
             }
             catalog.set_recipients(recipients)?;
+            catalog.end_run(run)?;
             catalog.commit()?;
         }
         Ok(renewed)

@@ -14,6 +14,7 @@ use std::path::Path;
 
 use super::announce::announce;
 use super::error::Error;
+use super::remover::Remover;
 use crate::catalog::Catalog;
 use crate::crypt::{Certificate, Fingerprint, SecretKey, Signer};
 use crate::format::generation::Generation;
@@ -21,7 +22,7 @@ use crate::format::id::{CatalogId, ObjectId, RunId};
 use crate::format::name;
 use crate::inventory::{Inventory, Reconciled, host_access};
 use crate::repository::{self, Writer};
-use crate::state::{Lock, RepositoryState};
+use crate::state::Lock;
 
 /// The result of an adoption.
 #[derive(Debug)]
@@ -37,13 +38,8 @@ pub struct Adopted {
 }
 
 /// Adopts with an existing host key. An intact catalog is kept.
-pub fn adopt_with_host_key(
-    inventory: &Inventory<'_>,
-    state: &RepositoryState,
-    lock: &Lock,
-    key: SecretKey,
-) -> Result<Adopted, Error> {
-    let (repository, host) = (inventory.repository, key.certificate());
+pub fn adopt_with_host_key(inventory: &Inventory<'_>, lock: &Lock, key: SecretKey) -> Result<Adopted, Error> {
+    let (repository, state, host) = (inventory.repository, lock.state(), key.certificate());
     let generations = inventory.generations(&[])?;
     let number = generations.last.as_ref().map_or(0, |last| last.number);
     let (catalog_id, run) = (CatalogId::random(), RunId::random());
@@ -58,7 +54,7 @@ pub fn adopt_with_host_key(
         _ => {
             let trust = inventory.trust(&host.fingerprint(), catalog_id)?;
             check_recipients(&trust.recipients)?;
-            let found = inventory.build(state, lock, trust, |_| Ok(()))?;
+            let found = inventory.build(lock, trust, |_| Ok(()))?;
             (Catalog::open(&state.catalog_path(), repository.id())?, found)
         }
     };
@@ -66,10 +62,14 @@ pub fn adopt_with_host_key(
     repository.target().set_run(run.writer());
     let writer = Writer::new(repository, Signer::new(key)?, &host, &catalog.trust().recipients)?;
     announce(&mut catalog, &writer, &Generation { number, catalog: catalog_id, run })?;
-    catalog.set_finished()?;
-    catalog.commit()?;
     let lost = inventory.lost(&catalog, state, &host)?;
     inventory.put_back(lost, &catalog, &writer, &host)?;
+    // Packs of unfinished runs stay: a reconciled catalog removes none.
+    let runs: Vec<_> = catalog.unfinished()?.into_iter().chain(state.adoption()?).collect();
+    Remover::after_announcement(repository.target()).remove_temporaries(&runs)?;
+    catalog.set_finished()?;
+    catalog.commit()?;
+    state.end_adoption()?;
     let recipients = catalog.trust().recipients.clone();
     Ok(Adopted { host: host.fingerprint(), generation: number, found, recipients })
 }
@@ -84,11 +84,10 @@ fn check_recipients(recipients: &[Certificate]) -> Result<(), Error> {
 /// empty, the documents must name the same recipients.
 pub fn adopt_with_owner_key(
     inventory: &Inventory<'_>,
-    state: &RepositoryState,
     lock: &Lock,
     recipients: &[Certificate],
 ) -> Result<Adopted, Error> {
-    let repository = inventory.repository;
+    let (repository, state) = (inventory.repository, lock.state());
     if state.host_key()?.is_some() {
         return Err(Error::HasHostKey { path: state.host_key_path() });
     }
@@ -106,6 +105,8 @@ pub fn adopt_with_owner_key(
     };
     let named: Vec<_> = named.iter().map(renewed).collect::<Result<_, _>>()?;
     secrets.recipients = named.iter().map(Certificate::to_bytes).collect::<Result<_, _>>()?;
+    // No catalog can record this run yet.
+    repository.target().set_run(state.begin_adoption()?.writer());
     let key = SecretKey::generate_host(&named)?;
     let host = key.certificate();
     let writer = Writer::new(repository, Signer::new(key.clone())?, &host, &named)?;
@@ -142,7 +143,7 @@ pub fn adopt_with_owner_key(
     // Last, so that a failed adoption leaves this machine without a host key and can be repeated.
     state.put_host_key(&key.to_armored()?)?;
     let access = host_access(&key)?;
-    adopt_with_host_key(&Inventory { access: &access, ..*inventory }, state, lock, key)
+    adopt_with_host_key(&Inventory { access: &access, ..*inventory }, lock, key)
 }
 
 /// Refuses a repository with documents that open but are signed by an untrusted key.

@@ -57,7 +57,7 @@ impl Site {
         let state = RepositoryState::new(&self.folder.path().join("state"), repository.id());
         let lock = lock(&state, Duration::ZERO, &Silent, &stop).unwrap();
         let (key, checks) = (host_key(&state).unwrap(), Checks { mend: Mend::No, recheck: READ_AGAIN });
-        let (session, catalog) = Session::open(repository, &state, &lock, key, checks, &Silent, &stop).unwrap();
+        let (session, catalog) = Session::open(repository, &lock, key, checks, &mut 0, &Silent, &stop).unwrap();
         test(&session, catalog)
     }
 }

@@ -30,7 +30,6 @@ pub use error::Error;
 pub use open::{Checks, Mend, Session, look};
 pub use packs::{FullPack, PackWriter, Packs, StoredPack};
 pub use publish::{NewSnapshot, Publisher};
-pub use remover::Remover;
 
 use crate::monitor::Monitor;
 use crate::state::{self, Lock, RepositoryState};

@@ -55,7 +55,6 @@ pub struct Session<'r> {
     generation: u64,
     /// Numbers and lengths of objects above the last generation that do not verify.
     strange: Mutex<Vec<(u64, u64)>>,
-    lost_packs: u64,
     run: RunId,
     /// The generation of this run is at the target.
     announced: AtomicBool,
@@ -64,13 +63,14 @@ pub struct Session<'r> {
 
 impl<'r> Session<'r> {
     /// Compares the target with the catalog and the keys that this machine trusts. A lost catalog is rebuilt; one that
-    /// disagrees with the repository is corrected. `key` is the host key.
+    /// disagrees with the repository is corrected. `key` is the host key. Packs that are found lost are reported and
+    /// added to `lost_packs`, also if opening fails later.
     pub fn open(
         repository: &'r Repository,
-        state: &RepositoryState,
         lock: &'r Lock,
         key: SecretKey,
         checks: Checks,
+        lost_packs: &mut u64,
         monitor: &dyn Monitor,
         stop: &AtomicBool,
     ) -> Result<(Self, Catalog), Error> {
@@ -78,13 +78,13 @@ impl<'r> Session<'r> {
         let host = key.certificate();
         let access = host_access(&key)?;
         let inventory = Inventory { repository, access: &access, monitor, stop };
-        let (mut catalog, built) = open_catalog(&inventory, state, lock, &host, checks.mend)?;
+        let (mut catalog, built) = open_catalog(&inventory, lock, &host, checks.mend)?;
         let trust = catalog.trust().clone();
         compare(repository, &trust, &host)?;
         inventory.report_unknown_recipients(&trust.recipients)?;
         warn_of_expiry(&trust.recipients, monitor);
         let RunNumber { generation, strange, diverged } = choose_number(&inventory, &mut catalog)?;
-        let mut session = Session {
+        let session = Session {
             repository,
             writer: Writer::new(repository, Signer::new(key)?, &host, &trust.recipients)?,
             trust,
@@ -92,7 +92,6 @@ impl<'r> Session<'r> {
             unfinished: catalog.unfinished()?,
             generation,
             strange: Mutex::new(strange),
-            lost_packs: 0,
             run: RunId::random(),
             announced: AtomicBool::new(false),
             _lock: lock,
@@ -104,19 +103,19 @@ impl<'r> Session<'r> {
             catalog.commit()?;
         }
         let inventory = Inventory { repository, access: &session.access, monitor, stop };
-        let lost = inventory.lost(&catalog, state, &host)?;
+        let lost = inventory.lost(&catalog, lock.state(), &host)?;
         if !lost.is_empty() {
             session.announce(&mut catalog)?;
             inventory.put_back(lost, &catalog, &session.writer, &host)?;
         }
         report_clock_behind(&catalog, monitor)?;
-        session.lost_packs = session.recover(&mut catalog, checks.recheck, &inventory)?;
+        session.recover(&mut catalog, checks.recheck, &inventory, lost_packs)?;
         debug!(
             generation = session.generation,
             run = %session.run,
             unfinished = session.unfinished.len(),
             diverged,
-            lost_packs = session.lost_packs,
+            lost_packs,
             "session opened"
         );
         Ok((session, catalog))
@@ -143,29 +142,32 @@ impl<'r> Session<'r> {
     }
 
     /// The id of this run. It is part of the names of its packs.
-    pub fn run(&self) -> RunId {
+    pub(super) fn run(&self) -> RunId {
         self.run
     }
 
-    /// Packs that were found lost when the session was opened, and reported.
-    pub fn lost_packs(&self) -> u64 {
-        self.lost_packs
-    }
-
-    /// Cleans up after runs that did not finish, and verifies some packs again. Returns how many packs are lost.
-    fn recover(&self, catalog: &mut Catalog, recheck: u64, inventory: &Inventory<'_>) -> Result<u64, Error> {
+    /// Cleans up after runs that did not finish, and verifies some packs again. Adds the number of lost packs to
+    /// `lost_packs`.
+    fn recover(
+        &self,
+        catalog: &mut Catalog,
+        recheck: u64,
+        inventory: &Inventory<'_>,
+        lost_packs: &mut u64,
+    ) -> Result<(), Error> {
         if !self.unfinished.is_empty() {
             // Objects of a killed run may be visible and not yet on disk; from here on they are relied on.
             self.repository.target().settle(&name::FOLDERS)?;
         }
         look_for_snapshots(self.repository, catalog)?;
-        let found = inventory.recheck(catalog, recheck, now().seconds, random)?;
+        // These packs are condemned durably, so a second attempt after an error does not find them again.
+        *lost_packs += inventory.recheck(catalog, recheck, now().seconds, random)?.condemned.packs;
         if !self.unfinished.is_empty() {
             // From here on, a concurrent run with a copy of this catalog fails.
             let remover = self.remover(catalog)?;
             clean_up_unfinished(inventory, catalog, &self.unfinished, &remover)?;
         }
-        Ok(found.condemned.packs)
+        Ok(())
     }
 
     /// Announces this run at the target, before it writes anything else there. Only one run can have a
@@ -180,7 +182,7 @@ impl<'r> Session<'r> {
 
     /// Fails if another machine with a copy of this catalog has started a run: it may have deleted packs that no index
     /// lists yet.
-    pub fn still_alone(&self) -> Result<(), Error> {
+    pub(super) fn still_alone(&self) -> Result<(), Error> {
         let mut strange = self.strange.lock().unwrap_or_else(PoisonError::into_inner);
         let mut there = false;
         for (number, length) in self.repository.generations()? {
@@ -247,13 +249,12 @@ fn choose_number(inventory: &Inventory<'_>, catalog: &mut Catalog) -> Result<Run
 /// Opens the catalog. Returns true if it had to be rebuilt.
 fn open_catalog(
     inventory: &Inventory<'_>,
-    state: &RepositoryState,
     lock: &Lock,
     host: &Certificate,
     mend: Mend,
 ) -> Result<(Catalog, bool), Error> {
     let open = || -> Result<Catalog, inventory::Error> {
-        let mut catalog = Catalog::open(&state.catalog_path(), inventory.repository.id())?;
+        let mut catalog = Catalog::open(&lock.state().catalog_path(), inventory.repository.id())?;
         if mend == Mend::Yes {
             let Claims { chunks, nodes } = inventory.mend(&mut catalog)?;
             inventory.monitor.note(&format!(
@@ -267,7 +268,7 @@ fn open_catalog(
             inventory.monitor.note(&format!(
                 "{error}. It is rebuilt from the repository now; every file is read once, and known content is not stored again"
             ));
-            let (catalog, found) = inventory::rebuild(inventory, state, lock, &host.fingerprint())?;
+            let (catalog, found) = inventory::rebuild(inventory, lock, &host.fingerprint())?;
             inventory.monitor.note(&format!("the catalog was rebuilt: {}", found.summary()));
             Ok((catalog, true))
         }

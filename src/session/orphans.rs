@@ -11,8 +11,8 @@
 //!    snapshot is in the catalog; each pack in a list of sums is in an index; generations have no gaps and all verify.
 //!    Otherwise a listing is incomplete or another writer was active, and absence from a listing proves nothing.
 //!
-//! Temporary files of unfinished runs are removed under the same conditions. Everything else is kept and reported; it takes
-//! space and is harmless. So nothing is lost if a machine image was restored that was taken during a run, if a repository
+//! Temporary files of unfinished runs are removed under the first condition alone: no object refers to them. Everything else
+//! is kept and reported; it takes space and is harmless. So nothing is lost if a machine image was restored that was taken during a run, if a repository
 //! was copied partially, or if the storage's listings are outdated.
 //!
 //! Packs of a killed run that are in an index are added to the catalog, so that nothing is stored twice.
@@ -77,9 +77,6 @@ pub(super) fn clean_up_unfinished(
     unfinished: &[RunId],
     remover: &Remover<'_>,
 ) -> Result<(), Error> {
-    if unfinished.is_empty() {
-        return Ok(());
-    }
     match try_clean_up(inventory, catalog, unfinished, remover) {
         Err(error) if must_end(&error) => return Err(error),
         Err(error) => inventory.monitor.note(&format!(
@@ -110,13 +107,14 @@ fn try_clean_up(
     let Count { objects: unknown, bytes } = packs.unknown;
     if unknown > 0 {
         inventory.monitor.note(&format!(
-            "{} in {} ({bytes} bytes) in no index and not in this machine's catalog; they are not removed",
-            count(unknown, "object", "objects"),
-            name::PACKS
+            "{} has {} ({bytes} bytes) in no index and not in this machine's catalog; nothing of that is removed",
+            name::PACKS,
+            count(unknown, "object", "objects")
         ));
     }
+    remover.remove_temporaries(unfinished)?;
     match doubt {
-        None => return remove(inventory, packs.orphans.into_keys(), unfinished, remover),
+        None => return remove(inventory, packs.orphans.into_keys(), remover),
         Some(_) if packs.orphans.is_empty() => {}
         Some(why) => {
             let (packs_left, bytes) = (packs_of(packs.orphans.len() as u64), packs.orphans.values().sum::<u64>());
@@ -131,10 +129,8 @@ fn try_clean_up(
 fn remove(
     inventory: &Inventory<'_>,
     orphans: impl Iterator<Item = PackId>,
-    unfinished: &[RunId],
     remover: &Remover<'_>,
 ) -> Result<(), Error> {
-    remover.remove_temporaries(unfinished)?;
     for pack in orphans {
         inventory.check_interrupted()?;
         remover.remove(&name::pack(pack))?;

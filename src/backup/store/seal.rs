@@ -6,7 +6,7 @@
 //!
 //! All sealers append to the same open pack of each kind, so packs are full and their blocks lie nearly in the order of the
 //! walk. While the storer waits for the disk, the next pack is filled. All channels are bounded except the one back to the
-//! packer, which never holds more than the blocks in flight.
+//! packer, which never holds more than the blocks in flight. Only the sealers and the storer hold its senders.
 
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread::Scope;
@@ -67,6 +67,7 @@ pub(in crate::backup) struct MoreSealers<'t> {
     plain: Receiver<PlainBlock>,
     buffers: Sender<Vec<u8>>,
     packs: Arc<OpenPacks<'t>>,
+    results: Sender<SealResult>,
     /// `None` in an unencrypted repository.
     sealer: Option<Sealer>,
     level: i32,
@@ -88,12 +89,19 @@ impl<'t> Sealing<'t> {
         let (buffers_in, buffers) = bounded(CHANNEL);
         let (full, full_out) = bounded::<FullPack>(1);
         let (results_in, results) = unbounded();
-        let open = Arc::new(OpenPacks::new(packs, full, results_in.clone()));
-        let more = MoreSealers { plain: plain_out, buffers: buffers_in, packs: open.clone(), sealer, level };
+        let open = Arc::new(OpenPacks::new(packs, full));
+        let more = MoreSealers {
+            plain: plain_out,
+            buffers: buffers_in,
+            packs: open.clone(),
+            results: results_in.clone(),
+            sealer,
+            level,
+        };
         more.try_start(threads, 1)?;
         start(threads, "storing", 1, || {
             let (full, results) = (full_out.clone(), results_in.clone());
-            move || report(store_packs(packs, &full, &results), &results)
+            move || report("storing packs", &results, || store_packs(packs, &full, &results))
         })?;
         Ok((Sealing { plain, buffers, packs: open, results }, more))
     }
@@ -149,8 +157,10 @@ impl<'t> MoreSealers<'t> {
         let level = self.level;
         start(threads, "sealing", count, || {
             let (plain, buffers) = (self.plain.clone(), self.buffers.clone());
-            let (packs, sealer) = (self.packs.clone(), self.sealer.clone());
-            move || report(seal_blocks(&plain, sealer.as_ref(), level, &packs, &buffers), &packs.results)
+            let (packs, results, sealer) = (self.packs.clone(), self.results.clone(), self.sealer.clone());
+            move || {
+                report("sealing", &results, || seal_blocks(&plain, sealer.as_ref(), level, &packs, &buffers, &results))
+            }
         })
     }
 }
@@ -162,6 +172,7 @@ fn seal_blocks(
     level: i32,
     packs: &OpenPacks<'_>,
     buffers: &Sender<Vec<u8>>,
+    results: &Sender<SealResult>,
 ) -> Result<(), Error> {
     let mut encoder = Encoder::new(level)?;
     let mut frame = Vec::with_capacity(SEALED_SIZE);
@@ -181,7 +192,7 @@ fn seal_blocks(
             }
             None => &frame,
         };
-        if !packs.append(block, kind, stored)? {
+        if !packs.append(block, kind, stored, results)? {
             break;
         }
     }
@@ -198,10 +209,24 @@ fn store_packs(packs: Packs<'_>, full: &Receiver<FullPack>, results: &Sender<Sea
     Ok(())
 }
 
-fn report(result: Result<(), Error>, results: &Sender<SealResult>) {
-    if let Err(error) = result {
-        // If the packer is gone, the run has failed with an error of its own.
-        let _ = results.send(SealResult::Failed(error));
+/// Does the work of a stage, and reports its error or panic: the packer may be waiting for one of the stage's blocks.
+fn report(stage: &'static str, results: &Sender<SealResult>, work: impl FnOnce() -> Result<(), Error>) {
+    let mut end = End { results, result: Err(Error::Stopped(stage)) };
+    end.result = work();
+}
+
+/// The end of a stage. On drop, including unwinding, sends the error if there is one.
+struct End<'r> {
+    results: &'r Sender<SealResult>,
+    result: Result<(), Error>,
+}
+
+impl Drop for End<'_> {
+    fn drop(&mut self) {
+        if let Err(error) = std::mem::replace(&mut self.result, Ok(())) {
+            // If the packer is gone, the run has failed with an error of its own.
+            let _ = self.results.send(SealResult::Failed(error));
+        }
     }
 }
 
@@ -211,12 +236,11 @@ struct OpenPacks<'t> {
     data: Mutex<Option<PackWriter>>,
     tree: Mutex<Option<PackWriter>>,
     full: Sender<FullPack>,
-    results: Sender<SealResult>,
 }
 
 impl<'t> OpenPacks<'t> {
-    fn new(packs: Packs<'t>, full: Sender<FullPack>, results: Sender<SealResult>) -> Self {
-        OpenPacks { packs, data: Mutex::default(), tree: Mutex::default(), full, results }
+    fn new(packs: Packs<'t>, full: Sender<FullPack>) -> Self {
+        OpenPacks { packs, data: Mutex::default(), tree: Mutex::default(), full }
     }
 
     fn lock(&self, kind: PackKind) -> MutexGuard<'_, Option<PackWriter>> {
@@ -227,8 +251,14 @@ impl<'t> OpenPacks<'t> {
         pack.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Appends a sealed block. Returns false if the packer is gone.
-    fn append(&self, block: BlockId, kind: PackKind, bytes: &[u8]) -> Result<bool, Error> {
+    /// Appends a sealed block, and sends its place. Returns false if the packer or the storer is gone.
+    fn append(
+        &self,
+        block: BlockId,
+        kind: PackKind,
+        bytes: &[u8],
+        results: &Sender<SealResult>,
+    ) -> Result<bool, Error> {
         // Locked to the end: the packer must learn of a block before it learns of the block's pack.
         let mut slot = self.lock(kind);
         let open = match &mut *slot {
@@ -236,7 +266,7 @@ impl<'t> OpenPacks<'t> {
             none => none.insert(self.packs.begin()?),
         };
         let (ordinal, at) = open.append(bytes)?;
-        if self.results.send(SealResult::Block(SealedBlock { block, kind, ordinal, at })).is_err() {
+        if results.send(SealResult::Block(SealedBlock { block, kind, ordinal, at })).is_err() {
             return Ok(false);
         }
         Ok(open.length() < PACK_SIZE || self.hand_over(slot.take()))
@@ -252,5 +282,40 @@ impl<'t> OpenPacks<'t> {
 
     fn hand_over(&self, open: Option<PackWriter>) -> bool {
         open.is_none_or(|open| self.full.send(open.finish()).is_ok())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::panic::{AssertUnwindSafe, catch_unwind};
+    use std::thread::scope;
+
+    use super::*;
+    use crate::backup::store::fixture::Site;
+
+    /// A sealer that ends as `work` does, while another one is waiting for blocks. Returns the result for the packer.
+    fn result_of(work: impl FnOnce() -> Result<(), Error> + Send) -> Result<SealResult, Error> {
+        Site::new().with_session(|session, _| {
+            let mut found = Err(Error::Internal("nothing was found"));
+            // The scope passes on the panic of a thread.
+            let _ = catch_unwind(AssertUnwindSafe(|| {
+                scope(|threads| {
+                    let (sealing, more) = Sealing::start(threads, session.packs(), None, 1).unwrap();
+                    let results = more.results.clone();
+                    drop(more);
+                    threads.spawn(move || report("sealing", &results, work));
+                    found = sealing.next();
+                });
+            }));
+            found
+        })
+    }
+
+    #[test]
+    fn a_sealer_that_panics_or_fails_ends_the_backup() {
+        let panics = result_of(|| panic!("the test wants a sealer to panic"));
+        assert!(matches!(panics, Ok(SealResult::Failed(Error::Stopped("sealing")))));
+        let fails = result_of(|| Err(Error::NothingThere));
+        assert!(matches!(fails, Ok(SealResult::Failed(Error::NothingThere))));
     }
 }
