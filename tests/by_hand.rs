@@ -346,14 +346,18 @@ fn paste(shelf: &Shelf, commands: &str) -> Run {
     run(shell).ok()
 }
 
-/// The numbers in a line of `list`: the one that begins with this word, below the entry of this name.
-#[track_caller]
-fn reference(listed: &str, name: &str, word: &str) -> (String, String) {
+/// The lines that `list` prints below the entry of this name: the first word, and the rest.
+fn lines_below<'l>(listed: &'l str, name: &str) -> Vec<(&'l str, &'l str)> {
     let below = listed.lines().skip_while(|line| !line.ends_with(&format!("b'{name}'"))).skip(1);
-    let line = below.take_while(|line| line.starts_with("  ")).find(|line| line.trim_start().starts_with(word));
-    let line = line.unwrap_or_else(|| panic!("no {word} of {name} in:\n{listed}"));
-    let (numbers, digest) = line.trim_start().strip_prefix(word).unwrap().trim().rsplit_once(' ').unwrap();
-    (numbers.to_owned(), digest.to_owned())
+    let lines = below.take_while(|line| line.starts_with("  "));
+    lines.map(|line| line.trim_start().split_once(' ').unwrap()).collect()
+}
+
+/// The numbers and the digest in a line of `list`: the first one of a node, below the entry of this name.
+#[track_caller]
+fn node_below<'l>(listed: &'l str, name: &str) -> (&'l str, &'l str) {
+    let line = lines_below(listed, name).into_iter().find(|(word, _)| *word == "node");
+    line.unwrap_or_else(|| panic!("no node of {name} in:\n{listed}")).1.rsplit_once(' ').unwrap()
 }
 
 #[track_caller]
@@ -363,6 +367,10 @@ fn the_commands_of_the_readme_restore_a_file(key: Key) {
     let content = noise("content", (60 * KIB) as usize);
     site.write("folder/file", &content);
     site.write("folder/small", "small");
+    let several = [noise("first", 2 << 20), vec![0; 1 << 20], noise("last", 60 << 10)].concat();
+    let path = site.write("folder/several", &several[..2 << 20]);
+    let sparse = File::options().write(true).open(path).unwrap();
+    sparse.write_all_at(&several[3 << 20..], 3 * MIB).unwrap();
     settle();
     site.backup(&[]).ok();
     let mut readme = fs::read_to_string(site.repo().join("README.txt")).unwrap();
@@ -392,18 +400,29 @@ fn the_commands_of_the_readme_restore_a_file(key: Key) {
     assert!(about.contains(&format!("{snapshot} source source paths [b'{}']", source.display())), "{about}");
     let root = step("\n3. ", "\n4. ", &[("SNAPSHOT", snapshot)]);
     let place = "PACK OFFSET STORED START LENGTH";
-    let (numbers, _) = reference(&root, "", "node");
-    let top = step("\n4. ", "\n5. ", &[(place, &numbers)]);
-    let (numbers, digest) = reference(&top, "folder", "node");
-    let folder = step("\n4. ", "\n5. ", &[(place, &numbers)]);
-    assert!(folder.contains(&digest), "b3sum prints another digest than {digest}: {folder}");
-    for (name, content) in [("file", &content[..]), ("small", b"small")] {
-        let (numbers, digest) = reference(&folder, name, "chunk");
-        let sum = step("\n5. ", "\nTo check", &[(place, &numbers)]);
-        assert!(sum.contains(&digest), "{sum}");
+    let (numbers, _) = node_below(&root, "");
+    let top = step("\n4. ", "\n5. ", &[(place, numbers)]);
+    let (numbers, digest) = node_below(&top, "folder");
+    let folder = step("\n4. ", "\n5. ", &[(place, numbers)]);
+    assert!(folder.contains(digest), "b3sum prints another digest than {digest}: {folder}");
+    let hole = "truncate -s +BYTES file";
+    assert!(readme.contains(hole), "{readme}");
+    for (name, content) in [("file", &content[..]), ("small", b"small"), ("several", &several)] {
+        for (word, rest) in lines_below(&folder, name) {
+            if word == "hole" {
+                paste(&shelf, &hole.replace("BYTES", rest));
+                continue;
+            }
+            let (numbers, digest) = rest.rsplit_once(' ').unwrap();
+            let sum = step("\n5. ", "\nTo check", &[(place, numbers)]);
+            assert!(word == "chunk" && sum.contains(digest), "{word} {rest}: {sum}");
+        }
         assert!(fs::read(site.repo().join("file")).unwrap() == content, "{name}");
+        fs::remove_file(site.repo().join("file")).unwrap();
     }
-    for left in ["file", "block", "root.node", "some.node"] {
+    let words: Vec<_> = lines_below(&folder, "several").into_iter().map(|(word, _)| word).collect();
+    assert!(words.len() > 3 && words.contains(&"hole"), "not several chunks and a hole: {words:?}");
+    for left in ["part", "block", "root.node", "some.node"] {
         fs::remove_file(site.repo().join(left)).unwrap();
     }
     let (_, sums) = readme.split_once("To check whether the disk returns all packs unchanged:\n").unwrap();
@@ -435,8 +454,8 @@ fn the_readme_names_the_standard_and_the_keys_of_the_repository() {
         site.brackfs(&["init", &repo, "--recipient", key.to_str().unwrap()]).ok();
     }
     let (newer, older) = (readme("rfc9580"), readme("rfc4880"));
-    assert!(newer.contains("RFC 9580. GnuPG does not support it") && newer.contains("sq decrypt --recipient-file"));
-    assert!(older.contains("RFC 4880. GnuPG 2 and Sequoia") && older.contains("gpg --decrypt"));
+    assert!(newer.contains("(RFC 9580). GnuPG does not support it") && newer.contains("sq decrypt --recipient-file"));
+    assert!(older.contains("(RFC 4880). GnuPG 2 and Sequoia") && older.contains("gpg --decrypt"));
     let mut command = site.command(&["init".into(), site.path().join("kept")]);
     command.env("BRACKFS_PASSPHRASE", "secret");
     run(command).ok();

@@ -322,7 +322,12 @@ fn the_first_signal_ends_a_run_that_waits_for_an_unresponsive_repository() {
         &["versions", "file"],
         &["ls", "latest"],
         &["cat", "latest:file"],
+        &["catalog", "verify"],
     ] {
         assert_ends_on_signal(&site, arguments);
     }
+    let _silent = Silent::mount(&site.repo().join("snapshots"));
+    // A machine without a catalog reads the snapshots from the repository.
+    let state = site.path().join("elsewhere");
+    assert_ends_on_signal(&site, &["snapshots", "--state-dir", state.to_str().unwrap()]);
 }

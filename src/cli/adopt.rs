@@ -21,17 +21,17 @@ use crate::state::RepositoryState;
 
 /// Make this machine the writer of a repository
 ///
-/// One machine, with one state directory, writes to a repository. After this command, it is this one. The next backup from
-/// another state directory with the same host key, such as a clone's, is refused. A machine with another host key cannot
-/// verify the documents that this one signs: its next backup reports this and goes on, so disable its backups. Stored data is
-/// not changed.
+/// One machine, with one state directory, writes to a repository. After this command, the writer is this machine with this
+/// state directory. The next backup from another state directory with the same host key, such as a clone's, is refused. A
+/// machine with another host key cannot verify the documents that this one signs: its next backup reports this and goes on,
+/// so disable its backups. Stored data is not changed.
 ///
 /// If the state directory has the machine's host key for the repository, no other key is needed. The key is host.key in the
 /// folder named by the repository's id; it can be restored from a copy and must be readable only by its user.
 ///
-/// Otherwise the owner's secret key is needed once. The machine then makes a host key, and writes the documents that only
-/// hosts read once more for this key, which takes a while for a large repository. Readers trust the new host key if it is given with
-/// --signer. Old snapshots keep the signature of the old key.
+/// Otherwise the owner's secret key is needed once. The machine then makes a host key, and writes new copies, for this key,
+/// of the documents that only hosts read; this takes a while for a large repository. Readers trust the new host key if it is
+/// given with --signer. Old snapshots keep the signature of the old key.
 ///
 /// A new machine does not trust the repository on first use, because an attacker with write access could have replaced its
 /// documents to add recipients. So --signer must name the host keys of the previous machines, unless this machine remembers
@@ -47,14 +47,15 @@ Examples:
 pub(super) struct Args {
     #[command(flatten)]
     reader: ReaderArgs,
-    /// If another run is writing to the repository, wait up to DURATION, then exit with 11
+    /// If another run is writing to the repository, wait up to DURATION, then exit with code 11
     ///
     /// DURATION is a number with ms, s, m or h, such as 90s, 10m or 1h30m.
     #[arg(long, value_name = "DURATION", default_value = "0s", value_parser = parse_duration)]
     wait_lock: Duration,
-    /// Fail unless the repository encrypts to exactly these certificates (repeatable)
+    /// Fail unless the repository is encrypted to exactly these certificates (repeatable)
     ///
-    /// CERT is a file with an OpenPGP certificate, or a key, whose public part is used. Only for a new machine.
+    /// CERT is a file with one OpenPGP certificate or secret key; only the public part of a key is used. Only for a new
+    /// machine.
     #[arg(short, long, value_name = "CERT")]
     recipient: Vec<PathBuf>,
     /// Print the result as a JSON object

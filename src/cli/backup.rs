@@ -184,7 +184,7 @@ pub(super) struct Args {
     /// Read all files, even unchanged ones
     #[arg(long)]
     reread: bool,
-    /// Retry a file that changes while it is read up to N times
+    /// Retry up to N times if a file changes while it is read
     ///
     /// Retries come after the other files. If the file still changes, it is stored and marked (ls and restore show the mark),
     /// and the exit code is 3.
@@ -197,19 +197,19 @@ pub(super) struct Args {
     /// the time, such as a busy log, is stored anyway, and the next backup reads it again in any case.
     #[arg(long, value_name = "DURATION", default_value = "5s", value_parser = parse_duration)]
     settle_max: Duration,
-    /// If another run is writing to the repository, wait up to DURATION, then exit with 11
+    /// If another run is writing to the repository, wait up to DURATION, then exit with code 11
     ///
     /// DURATION is a number with ms, s, m or h, such as 90s, 10m or 1h30m.
     #[arg(long, value_name = "DURATION", default_value = "0s", value_parser = parse_duration)]
     wait_lock: Duration,
-    /// Read and verify up to SIZE of packs that were not checked for a month; 0 disables this
+    /// Read and verify up to SIZE of packs that have not been checked for a month; 0 disables this
     ///
     /// Each run takes at most 16 packs that were stored or last checked 30 to 60 days ago. It checks that they exist, have
     /// the right length and, as far as SIZE allows, the right content. If a pack is lost, the run reports it, stores its
     /// data again if it is still at the source, and exits with code 3.
     #[arg(long, value_name = "SIZE", default_value = "32MiB", value_parser = parse_size)]
     recheck: u64,
-    /// Store nothing; report what is new or changed, and list it with -v
+    /// Store nothing; count new and changed files, and list them with -v
     ///
     /// Compares the files with the last backup, opens none of them, and modifies neither the repository nor this machine's
     /// state. The reported size is an upper bound: data already in the repository is not stored again. Unreadable files are

@@ -19,7 +19,7 @@ static ZEROS: [u8; 64 << 10] = [0; 64 << 10];
 
 /// Write a file in a snapshot to standard output
 ///
-/// Every chunk is verified before it is written. At damaged data, the output ends with an error.
+/// Every chunk is verified before it is written. If data is damaged, the output ends there with an error.
 #[derive(Debug, clap::Args)]
 #[command(after_help = "\
 Examples:

@@ -10,7 +10,7 @@ use super::global::Global;
 use super::output;
 use super::reader_args::RepositoryArg;
 use super::show::parse_duration;
-use super::signals::stop_on_signals;
+use super::signals::{stop_on_signals, stop_soon_on_signals};
 use super::terminal::is_interactive;
 use crate::catalog::Catalog;
 use crate::inventory::{self, Inventory, host_access, host_key};
@@ -28,8 +28,8 @@ pub(super) enum CatalogCommand {
 /// Rebuild the catalog from the repository
 ///
 /// Runs on the machine that is backed up, and needs only its host key. The recipients, packs, chunks and snapshots are read
-/// from documents that the host key signed. Packs that are missing, or whose length differs from the indexes, are left out.
-/// The old catalog is kept as catalog.sqlite.old.
+/// from documents that the host key signed. Packs that are missing, or whose length differs from that in the indexes, are
+/// left out. The old catalog is kept as catalog.sqlite.old.
 ///
 /// A backup rebuilds a missing or damaged catalog automatically. A restore never needs it.
 ///
@@ -43,7 +43,7 @@ Examples:
 pub(super) struct RebuildArgs {
     #[command(flatten)]
     repository: RepositoryArg,
-    /// If another run is writing to the repository, wait up to DURATION, then exit with 11
+    /// If another run is writing to the repository, wait up to DURATION, then exit with code 11
     ///
     /// DURATION is a number with ms, s, m or h, such as 90s, 10m or 1h30m.
     #[arg(long, value_name = "DURATION", default_value = "0s", value_parser = parse_duration)]
@@ -115,7 +115,7 @@ fn rebuild(args: &RebuildArgs, global: &Global) -> Result<ExitCode> {
 fn verify(args: &VerifyArgs, global: &Global) -> Result<ExitCode> {
     let repository = Repository::open(&args.repository.location)?;
     let state = RepositoryState::new(&global.state()?, repository.id());
-    let (monitor, stop) = (global.monitor(args.json), stop_on_signals()?);
+    let (monitor, stop) = (global.monitor(args.json), stop_soon_on_signals()?);
     let key = host_key(&state)?;
     let access = host_access(&key)?;
     let catalog = Catalog::view(&state.catalog_path(), repository.id())?;

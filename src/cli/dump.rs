@@ -22,9 +22,9 @@ use crate::monitor::count;
 
 /// Write files from a snapshot to standard output as a tar archive
 ///
-/// The archive has the pax format. It keeps names of any bytes and length, owners, times in nanoseconds, hard links, devices,
-/// FIFOs, extended attributes, ACLs and holes. Sockets and chattr flags are left out, because tar cannot store them. A
-/// directory is written with everything below it, under names that begin with ./, and a file as a single entry.
+/// The archive has the pax format. It keeps names of any length and any bytes, owners, times in nanoseconds, hard links,
+/// devices, FIFOs, extended attributes, ACLs and holes. Sockets and chattr flags are left out, because tar cannot store them.
+/// A directory is written with everything below it, under names that begin with ./, and a file as a single entry.
 ///
 /// Only verified data is written. A small damaged file is left out and reported, and a damaged directory is written as far as
 /// it can be read. Damage after the first 16 MiB of a file ends the archive in the middle of the file, and tar reports that.

@@ -19,7 +19,7 @@ pub(super) struct Global {
     /// List processed files on standard error
     #[arg(short, long, global = true, help_heading = HEADING)]
     pub(super) verbose: bool,
-    /// Append a log for bug reports to FILE, or write it to standard error (stderr)
+    /// Append a log for bug reports to FILE; if FILE is stderr, write it to standard error
     ///
     /// The log has ids, sizes and durations. It has no names of files, no content and no secrets.
     #[arg(long, global = true, value_name = "FILE", help_heading = HEADING)]

@@ -18,7 +18,7 @@ use crate::storage::Location;
 ///
 /// With --recipient, the repository is encrypted to existing keys. Without it, init asks for a passphrase, makes a key, and
 /// stores the key in the repository, locked with the passphrase. Backups need neither a secret key nor the passphrase;
-/// restores do. With --no-encryption, anyone who can read the repository can read the backups; they are signed anyway.
+/// restores do. With --no-encryption, anyone who can read the repository can read the backups; they are still signed.
 ///
 /// init also makes a key for this machine, the host key, which signs the backups and stays in the state directory. Its
 /// fingerprint is printed. Write it down: on another machine, it proves that a snapshot is yours.
@@ -30,15 +30,15 @@ Examples:
   brackfs init /backup                              asks for a passphrase
   brackfs init /backup --no-encryption              signed, but not encrypted")]
 pub(super) struct Args {
-    /// Make the repository in REPO, which must not exist, or be an empty directory (lost+found does not count)
+    /// Make the repository in REPO, which must be an empty directory or not exist yet (lost+found does not count)
     ///
-    /// A directory that an interrupted init left is accepted too. File systems without hard links (exFAT, a mount of rclone)
-    /// or without a sync of directories (CIFS) work; init prints which guarantees they do not give.
+    /// A directory that an interrupted init left is accepted too. File systems that lack hard links (exFAT, a mount of
+    /// rclone) or cannot sync directories (CIFS) work too; init prints which guarantees they do not give.
     #[arg(value_name = "REPO", env = "BRACKFS_REPOSITORY", value_hint = clap::ValueHint::DirPath)]
     repository: Location,
     /// Encrypt to this certificate (repeatable); the key of any recipient can decrypt
     ///
-    /// CERT is a file, armored or binary, with one OpenPGP certificate, or a secret key, whose public part is used.
+    /// CERT is a file, armored or binary, with one OpenPGP certificate or secret key; only the public part of a key is used.
     #[arg(short, long, value_name = "CERT", conflicts_with = "no_encryption")]
     recipient: Vec<PathBuf>,
     /// Do not encrypt

@@ -19,9 +19,9 @@ use crate::format::Kind;
 
 /// List files in a snapshot
 ///
-/// A directory is listed with its entries, anything else as a single entry. Each line has one name, unchanged except for
-/// control characters, which are escaped on a terminal. Use --json for names with newlines. Only the directories on the path
-/// are read.
+/// For a directory, its entries are listed; anything else is listed as a single entry. Each line has one name, unchanged
+/// except for control characters, which are escaped on a terminal. Use --json for names with newlines. Only the directories
+/// on the path are read.
 #[derive(Debug, clap::Args)]
 #[command(after_help = "\
 Examples:

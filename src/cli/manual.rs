@@ -86,6 +86,23 @@ mean the same as
 .BR K .
 ";
 
+/// Commands that end with code 130 on a signal.
+const INTERRUPTIBLE: &[&str] = &[
+    "backup",
+    "restore",
+    "check",
+    "rebuild",
+    "verify",
+    "update",
+    "adopt",
+    "snapshots",
+    "ls",
+    "find",
+    "versions",
+    "cat",
+    "dump",
+];
+
 /// Exit codes and their meanings.
 pub fn exit_codes(command: &Command) -> Vec<(String, String)> {
     let root = is_root(command);
@@ -104,7 +121,7 @@ pub fn exit_codes(command: &Command) -> Vec<(String, String)> {
         ("2", "Wrong usage.", true),
         (
             "3",
-            "Done, but some source files could not be read consistently, a source that was not empty before is empty, or packs of the repository are lost; all were reported.",
+            "Done, but some source files could not be read consistently, a source that was not empty before is now empty, or packs of the repository are lost; all were reported.",
             root || is(command, &["backup"]),
         ),
         ("10", "The repository does not exist.", root || has(command, "repo")),
@@ -114,11 +131,7 @@ pub fn exit_codes(command: &Command) -> Vec<(String, String)> {
             root || is(command, &["backup", "rebuild", "update", "adopt"]),
         ),
         ("12", "The key or the passphrase is wrong or missing.", root || may_ask(command)),
-        (
-            "130",
-            "Interrupted by SIGINT, SIGTERM or SIGHUP.",
-            root || is(command, &["backup", "restore", "check", "rebuild", "verify", "update", "adopt"]),
-        ),
+        ("130", "Interrupted by SIGINT, SIGTERM or SIGHUP.", root || is(command, INTERRUPTIBLE)),
     ])
 }
 
@@ -157,8 +170,8 @@ pub fn environment(command: &Command, commands: &[Command]) -> Vec<(String, Stri
         ("GNUPGHOME", "The directory of gpg, if gpg has the secret key.", root || has(command, "key")),
         (
             "TMPDIR",
-            "The directory of unnamed temporary files. The default is /var/tmp, or /tmp if /var/tmp does not exist.",
-            root || is(command, &["backup"]),
+            "The directory for unnamed temporary files. The default is /var/tmp, or /tmp if /var/tmp does not exist.",
+            root || is(command, &["backup", "restore", "dump"]),
         ),
         (
             "XDG_STATE_HOME",
@@ -219,7 +232,7 @@ The command asks for a passphrase.
 is the secret key, and
 .I owner.key.pub
 is the public certificate.
-Without the secret key nobody, including you, can read the backups.
+Without the secret key nobody can read the backups, not even you.
 Keep copies.
 .PP
 .RS 4
@@ -295,7 +308,7 @@ The catalog from before the last rebuild.
 It can be removed.
 .TP
 .I lock
-Locked by a run that writes, and holds its process number.
+Locked by a run that writes; contains its process id.
 The kernel releases the lock when the process ends; the file remains.
 .TP
 .I signers

@@ -190,7 +190,7 @@ fn run(command: Command, global: &Global) -> anyhow::Result<ExitCode> {
         Command::Key(command) => key::run(&command, global),
         Command::Init(args) => init::run(&args, global),
         Command::Backup(args) => run_in_thread(|| backup::run(&args, global)),
-        Command::Snapshots(args) => snapshots::run(&args, global),
+        Command::Snapshots(args) => run_in_thread(|| snapshots::run(&args, global)),
         Command::Ls(args) => run_in_thread(|| ls::run(&args, global)),
         Command::Find(args) => run_in_thread(|| find::run(&args, global)),
         Command::Versions(args) => run_in_thread(|| versions::run(&args, global)),

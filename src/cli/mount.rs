@@ -40,9 +40,9 @@ const PATIENCE: RetryPolicy = RetryPolicy {
 /// With SNAP, the top of the mount is that snapshot, or the directory PATH in it. The mount is read-only. Data is fetched,
 /// decrypted and verified when it is read; damage is an input/output error (EIO).
 ///
-/// The program goes to the background once the mount is ready. Its later messages about damaged files go to mount.log in the
-/// state directory's folder for the repository, each at most once an hour. A log of more than 1 MiB becomes mount.log.old. If
-/// the state directory is not writable, there is no log.
+/// The program goes to the background once the mount is ready. Its later messages about damaged files are written to
+/// mount.log, in the folder of the repository in the state directory, each at most once an hour. A log of more than 1 MiB
+/// becomes mount.log.old. If the state directory is not writable, there is no log.
 ///
 /// To unmount, use brackfs umount, umount or fusermount3 -u, or send SIGINT, SIGTERM or SIGHUP. If the mount is in use, a
 /// signal detaches it, and it ends after its last use; a second signal ends it at once. If the program was killed, umount or
@@ -51,9 +51,9 @@ const PATIENCE: RetryPolicy = RetryPolicy {
 /// If the repository is unavailable, for example because a disk was unplugged, reads wait for up to five seconds and then
 /// fail (EIO). They work again as soon as it is back.
 ///
-/// Programs that look for holes in a file, such as cp and tar, are told that small holes are data (holes of up to 32 KiB, in
-/// total no more bytes than the data between them), since each query takes longer than reading the zeros. Their copies can
-/// need up to twice the space. restore keeps all holes.
+/// Programs that look for holes in a file, such as cp and tar, are told that small holes are data (holes of up to 32 KiB, if
+/// they have no more bytes in total than the data between them), since each query takes longer than reading the zeros. Their
+/// copies can need up to twice the space. restore keeps all holes.
 ///
 /// The mount point must be an empty directory outside of the repository, and not a symbolic link. Mounting needs fuse3 and
 /// /dev/fuse. If limits on processes, memory or open files are low, fewer threads serve the mount; if no thread can be
@@ -78,7 +78,7 @@ pub(super) struct Args {
     mountpoint: PathBuf,
     #[command(flatten)]
     reader: ReaderArgs,
-    /// Allow other users access, as far as the permissions in the snapshots do
+    /// Allow other users access, subject to the permissions in the snapshots
     ///
     /// Requires root, or user_allow_other in /etc/fuse.conf.
     #[arg(long)]

@@ -1,4 +1,4 @@
-//! `mount.log`: messages of a background mount, in the state directory's folder for the repository.
+//! `mount.log`: messages of a background mount, in the folder of the repository in the state directory.
 //!
 //! Any user of a shared mount can cause messages, by reading a damaged file. So the log is bounded: each message is written
 //! at most once an hour, the number of messages per hour is limited, and a long log is renamed. Several mounts of a

@@ -52,13 +52,15 @@ pub(super) struct ReaderArgs {
     ///
     /// Each backup run encrypts with its own session key. If gpg has the secret key, the session keys that it decrypts are
     /// cached in the state directory, encrypted to the same secret key. With the cache, a command asks gpg or a smart card
-    /// once; without it, once for each run whose data it reads. See brackfs-security(7).
+    /// once, and once more for each run that is not in the cache yet; without it, once for each run whose data it reads. See
+    /// brackfs-security(7).
     #[arg(long)]
     pub(super) no_key_cache: bool,
     /// Trust snapshots signed by the host key with this fingerprint (repeatable)
     ///
     /// init prints the fingerprint. Snapshots signed by this machine's own host key or by a remembered one are trusted too.
-    /// If none of these is known, the key found in the repository is trusted on first use, printed and remembered.
+    /// If none of these is known, the key found in the repository is trusted on first use, printed and remembered (adopt
+    /// fails instead).
     #[arg(long, value_name = "FINGERPRINT", action = ArgAction::Append)]
     pub(super) signer: Vec<Fingerprint>,
     /// Cache up to SIZE of decrypted data in memory [default: 128MiB for mount and dump, else 24MiB]

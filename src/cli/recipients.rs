@@ -28,7 +28,8 @@ pub(super) enum RecipientsCommand {
 /// List the certificates that backups are encrypted to
 ///
 /// Runs on the machine that is backed up. Each line has the fingerprint of a recipient, the expiry of its certificate, and
-/// its user ID. If nothing can be encrypted to a recipient now, the reason follows and the exit code is 1: backups fail then.
+/// its user ID. If a certificate cannot be used to encrypt now, the reason follows, the exit code is 1, and backups fail
+/// until it is renewed.
 #[derive(Debug, clap::Args)]
 #[command(after_help = "\
 Examples:
@@ -50,9 +51,9 @@ pub(super) struct ListArgs {
 /// a recipient. Its additions (a later expiry, another encryption key, a revocation) are merged into the known certificate
 /// and used from the next backup on. Older backups do not change.
 ///
-/// A certificate must be renewed before it expires, or backups fail; backup warns from 30 days before. With gpg: run gpg
-/// --quick-set-expire FINGERPRINT 2y, then the same with '*' at the end to renew the subkeys (if they have expired, with their
-/// fingerprints instead of '*'), then gpg --export FINGERPRINT > CERT.
+/// A certificate must be renewed before it expires, or backups fail. `backup` starts to warn 30 days before. With gpg: run
+/// gpg --quick-set-expire FINGERPRINT 2y, then the same with '*' at the end to renew the subkeys (if they have expired, with
+/// their fingerprints instead of '*'), then gpg --export FINGERPRINT > CERT.
 ///
 /// Recipients cannot be added or removed yet; that needs a new repository.
 #[derive(Debug, clap::Args)]
@@ -60,12 +61,12 @@ pub(super) struct ListArgs {
 Examples:
   brackfs recipients update owner.asc --repo /backup")]
 pub(super) struct UpdateArgs {
-    /// Read the renewed certificate from CERT: a file, armored or binary, or a secret key, whose public part is used
+    /// Read the renewed certificate from the file CERT, armored or binary; of a secret key, the public part is used
     #[arg(value_name = "CERT", required = true)]
     certificates: Vec<PathBuf>,
     #[command(flatten)]
     repository: RepositoryArg,
-    /// If another run is writing to the repository, wait up to DURATION, then exit with 11
+    /// If another run is writing to the repository, wait up to DURATION, then exit with code 11
     ///
     /// DURATION is a number with ms, s, m or h, such as 90s, 10m or 1h30m.
     #[arg(long, value_name = "DURATION", default_value = "0s", value_parser = parse_duration)]

@@ -9,6 +9,7 @@ use serde_json::{Value, json};
 use super::global::Global;
 use super::reader_args::{ReaderArgs, SMALL_CACHE};
 use super::show::{self, name_time, size};
+use super::signals::end_on_signals;
 use crate::archive::Archive;
 use crate::catalog::{Catalog, Labels, Presence, SnapshotRow};
 use crate::failure::Failure;
@@ -63,6 +64,7 @@ struct ListedSnapshot {
 
 pub(super) fn run(args: &Args, global: &Global) -> Result<ExitCode> {
     let monitor = global.monitor(args.json);
+    end_on_signals()?;
     let repository = Repository::open(&args.reader.repository.location)?;
     let state = RepositoryState::new(&global.state()?, repository.id());
     let mut problems = 0;

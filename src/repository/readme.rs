@@ -50,15 +50,15 @@ Without brackfs you need a shell, zstd, b3sum, Python 3 with cbor2
 every byte; with it you can write a program that restores everything. To get
 single files, paste the commands below into a shell in this directory.
 
-The host key, which signs the backups, is
+The host key signs the backups. Its fingerprint is
 HOSTKEY.
-If you noted the key that `brackfs init` printed, compare it: anyone who can
-write to this directory could have replaced the certificate in keys/.
+If you noted the fingerprint that `brackfs init` printed, compare it: anyone who
+can write to this directory could have replaced the certificate in keys/.
 
 ";
 
 const NEWER: &str = "\
-This repository is encrypted with OpenPGP of RFC 9580. GnuPG does not support it
+This repository is encrypted with OpenPGP (RFC 9580). GnuPG does not support it
 (\"packet with unknown version\"). Use Sequoia's sq 1.0 or later, sqop, rsop or
 gosop. sq asks for the passphrase of a locked key at each call; to avoid that,
 write it to a file and add --password-file FILE before `decrypt`.
@@ -83,7 +83,7 @@ given to `brackfs init` (AES-256, OCB, Argon2).
 ";
 
 const OLDER: &str = "\
-This repository is encrypted with OpenPGP of RFC 4880. GnuPG 2 and Sequoia's sq
+This repository is encrypted with OpenPGP (RFC 4880). GnuPG 2 and Sequoia's sq
 support it.
 
 0. Import the keys, and define the functions that open a snapshot and a block:
@@ -184,8 +184,8 @@ const STEPS: &str = r#"1. Define the functions that show opened data. `list` pri
    two digits of the UUID. `fetch` leaves the file `block`; remove it at the end.
 
 2. Each folder in snapshots/ is a source. The name of a snapshot has a number,
-   which is higher for later snapshots, and the start of the backup in UTC. Print
-   the source and the paths of each snapshot:
+   which is higher for later snapshots, and the time (UTC) at which the backup
+   began. Print the source and the paths of each snapshot:
 
     for snapshot in snapshots/*/*; do about "$snapshot"; done
 
@@ -204,10 +204,12 @@ const STEPS: &str = r#"1. Define the functions that show opened data. `list` pri
    b3sum must print the digest of that line; nothing else verifies the data. The
    node of a large file lists `chunk` or `node` lines in order.
 
-5. Get a file: its `chunk` lines in order; `hole` stands for that many zero bytes.
+5. Get a file. Start without `file`, and do this for each `chunk` line, in order;
+   a `hole` line stands for that many zero bytes (truncate -s +BYTES file).
 
-    fetch PACK OFFSET STORED START LENGTH > file
-    b3sum file
+    fetch PACK OFFSET STORED START LENGTH > part
+    b3sum part
+    cat part >> file
 
    Again, b3sum must print the digest of the line.
 
