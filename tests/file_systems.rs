@@ -204,8 +204,8 @@ fn temporary_files_of_a_killed_adoption_are_removed_by_the_next() {
     run(init_command(&site)).ok();
     site.backup(&[]).ok();
     let keys = tree(&site.repo().join("keys")).into_keys();
-    let signer = keys.filter_map(|key| Some(key.to_str()?.strip_prefix("host-")?.strip_suffix(".asc")?.to_owned()));
-    let signer = signer.last().unwrap();
+    let mut signer = keys.filter_map(|key| Some(key.to_str()?.strip_prefix("host-")?.strip_suffix(".asc")?.to_owned()));
+    let signer = signer.next_back().unwrap();
     let mut removed = 0;
     for nth in 1..30 {
         let state = site.path().join(format!("state-{nth}"));
