@@ -257,6 +257,12 @@ impl Failure for Error {
 }
 
 impl Error {
+    /// Whether the message is encrypted to other keys, or in a way that gpg does not support. Its session key may have been
+    /// sealed again: see [`Opener::find_rewrapped`](super::Opener::find_rewrapped).
+    pub fn is_other_key(&self) -> bool {
+        matches!(self, Error::NoKey { .. } | Error::GpgTooOld)
+    }
+
     /// Wraps an error of the library, for `map_err`. `action` is a verb and its object.
     pub(super) fn during<E: Into<Box<dyn StdError + Send + Sync>>>(action: &'static str) -> impl Fn(E) -> Error + Copy {
         move |source| Error::OpenPgp { action, source: source.into() }

@@ -62,6 +62,14 @@ impl Gpg {
         Ok(GpgSessionKey { key: session_key(&log, recipients)?, recipient: decryption_key(&log) })
     }
 
+    /// Returns the fingerprints of all secret keys and subkeys, including those on smart cards; none on failure.
+    pub(super) fn secret_keys(&self) -> Vec<Fingerprint> {
+        match self.run_command(&["--list-secret-keys", "--with-colons"], &[]) {
+            Ok((listing, _)) => fingerprints(&listing),
+            Err(_) => Vec::new(),
+        }
+    }
+
     /// Exports the certificate that has this key.
     pub(super) fn certificate(&self, key: &Fingerprint) -> Result<Certificate, Error> {
         // Not a minimal export, which omits expired keys.
@@ -133,6 +141,13 @@ fn read_output<R: Read>(from: Option<R>) -> Output {
         io::copy(&mut from, &mut io::sink())?;
     }
     Ok(Protected::from(buffer.get(..filled).unwrap_or_default()))
+}
+
+/// Returns the fingerprints in a listing with colons.
+fn fingerprints(listing: &[u8]) -> Vec<Fingerprint> {
+    let lines = listing.split(|byte| *byte == b'\n').filter_map(|line| line.strip_prefix(b"fpr:"));
+    let found = lines.filter_map(|line| std::str::from_utf8(line.split(|byte| *byte == b':').nth(8)?).ok());
+    found.filter_map(|text| text.parse().ok()).collect()
 }
 
 const STATUS: &[u8] = b"[GNUPG:] ";
@@ -232,7 +247,7 @@ fn decode_hex(digits: &[u8]) -> Option<Protected> {
 
 #[cfg(test)]
 mod tests {
-    use super::{decryption_key, session_key};
+    use super::{decryption_key, fingerprints, session_key};
     use crate::crypt::Error;
     use crate::failure::Failure;
 
@@ -255,6 +270,18 @@ mod tests {
         for other in ["", "[GNUPG:] DECRYPTION_KEY", "[GNUPG:] DECRYPTION_KEYS A1 u", "[GNUPG:] DECRYPTION_KEY - u"] {
             assert!(decryption_key(other.as_bytes()).is_none(), "{other}");
         }
+    }
+
+    #[test]
+    fn a_listing_has_the_fingerprints_of_keys_and_subkeys() {
+        let (primary, subkey) = ("A1".repeat(20), "B2".repeat(20));
+        let listing = format!(
+            "sec:u:255:22:A1A1A1A1A1A1A1A1:1:::u:::scESC:::D27600::ed25519:::0:\nfpr:::::::::{primary}:\n\
+             grp:::::::::{}:\nssb:u:255:18:B2B2B2B2B2B2B2B2:1::::::e:::+::cv25519::\nfpr:::::::::{subkey}:\nfpr:x\nÿ",
+            "C3".repeat(20)
+        );
+        let found: Vec<_> = fingerprints(listing.as_bytes()).iter().map(ToString::to_string).collect();
+        assert_eq!(found, [primary, subkey]);
     }
 
     /// Returns the error for logs of gpg 2.2 and 2.4, which word their last line differently.

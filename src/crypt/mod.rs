@@ -28,7 +28,8 @@
 //! - `framing`: packet headers
 //! - `open`: opens messages; looks up and caches session keys
 //! - `gpg`: gets session keys from the user's gpg
-//! - `session_keys`: session keys saved between runs, sealed to the key that decrypted them
+//! - `session_keys`: caches session keys, and saves them between runs, sealed to the key that decrypted them
+//! - `rewrapped`: session keys sealed again, for recipients who were added later
 //! - `sign`: signs documents and verifies signatures
 //! - `error`: the error type
 
@@ -39,6 +40,7 @@ mod framing;
 mod gpg;
 mod numbers;
 mod open;
+mod rewrapped;
 mod seal;
 mod secret_key;
 mod seipd1;
@@ -52,6 +54,7 @@ pub use certificate::Certificate;
 pub use error::Error;
 pub use fingerprint::Fingerprint;
 pub use open::Opener;
+pub use rewrapped::{Rewrapped, RewrappedKeys};
 pub use seal::Sealer;
 pub use secret_key::{KeyPurpose, Passphrase, Profile, SecretKey};
 pub use session_keys::KeyStore;

@@ -1,7 +1,7 @@
 //! Seals messages to an audience. Many messages share a session key.
 
 use std::fmt;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use sequoia_openpgp::Packet;
 use sequoia_openpgp::crypto::{SessionKey, SymmetricAlgorithm};
@@ -46,6 +46,8 @@ enum Version {
 /// The current session key and its use so far.
 struct SessionKeyUsage {
     keys: Arc<SealingKey>,
+    /// The PKESK packets of all session keys so far.
+    all_pkesks: Vec<Vec<u8>>,
     messages: u64,
     bytes: u64,
 }
@@ -100,6 +102,12 @@ impl Sealer {
         self.append(Payload::Packets, packets, out)
     }
 
+    /// Returns the PKESK packets of each session key so far. Every message begins with one of these. Normally there is one;
+    /// there are more after 64 GiB or 2^20 messages.
+    pub fn pkesks(&self) -> Vec<Vec<u8>> {
+        self.shared.session().all_pkesks.clone()
+    }
+
     fn append(&self, payload: Payload, content: &[u8], out: &mut Vec<u8>) -> Result<(), Error> {
         let keys = self.shared.keys_for(content.len() as u64)?;
         let start = out.len();
@@ -125,25 +133,42 @@ impl fmt::Debug for Sealer {
 impl SealerState {
     /// Returns the session key for a message with this many bytes of content. Replaces the session key at its limits.
     fn keys_for(&self, bytes: u64) -> Result<Arc<SealingKey>, Error> {
-        let mut session = self.session.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut session = self.session();
         if session.messages >= MAX_MESSAGES || session.bytes.saturating_add(bytes) > MAX_BYTES {
-            *session = SessionKeyUsage::new(&self.audience, self.version)?;
+            session.replace(&self.audience, self.version)?;
         }
         session.messages += 1;
         session.bytes = session.bytes.saturating_add(bytes);
         Ok(Arc::clone(&session.keys))
     }
+
+    fn session(&self) -> MutexGuard<'_, SessionKeyUsage> {
+        self.session.lock().unwrap_or_else(PoisonError::into_inner)
+    }
 }
 
 impl SessionKeyUsage {
     fn new(audience: &[PublicKey], version: Version) -> Result<Self, Error> {
-        let keys = SealingKey::new(audience, version).map_err(Error::during("encrypt a session key"))?;
-        Ok(SessionKeyUsage { keys: Arc::new(keys), messages: 0, bytes: 0 })
+        let keys = SealingKey::new(audience, version)?;
+        let all_pkesks = vec![keys.pkesks.clone()];
+        Ok(SessionKeyUsage { keys: Arc::new(keys), all_pkesks, messages: 0, bytes: 0 })
+    }
+
+    /// Begins to use a new session key.
+    fn replace(&mut self, audience: &[PublicKey], version: Version) -> Result<(), Error> {
+        let keys = SealingKey::new(audience, version)?;
+        self.all_pkesks.push(keys.pkesks.clone());
+        (self.keys, self.messages, self.bytes) = (Arc::new(keys), 0, 0);
+        Ok(())
     }
 }
 
 impl SealingKey {
-    fn new(audience: &[PublicKey], version: Version) -> sequoia_openpgp::Result<Self> {
+    fn new(audience: &[PublicKey], version: Version) -> Result<Self, Error> {
+        Self::generate(audience, version).map_err(Error::during("encrypt a session key"))
+    }
+
+    fn generate(audience: &[PublicKey], version: Version) -> sequoia_openpgp::Result<Self> {
         let cipher = SymmetricAlgorithm::AES256;
         let session = SessionKey::new(cipher.key_size()?)?;
         let mut pkesks = Vec::new();
@@ -161,6 +186,7 @@ impl SealingKey {
 #[cfg(test)]
 mod tests {
     use super::{MAX_BYTES, MAX_MESSAGES, Sealer};
+    use crate::crypt::framing::Envelope;
     use crate::crypt::{Error, KeyPurpose, Profile, SecretKey};
 
     #[test]
@@ -175,7 +201,23 @@ mod tests {
         for _ in 1..MAX_MESSAGES {
             sealer.shared.keys_for(0).unwrap();
         }
-        assert_ne!(pkesks(0), second);
+        let third = pkesks(0);
+        assert_ne!(third, second);
+        assert_eq!(sealer.pkesks(), [first, second, third]);
+    }
+
+    #[test]
+    fn every_message_begins_with_the_pkesk_packets_of_its_sealer() {
+        for profile in [Profile::Rfc9580, Profile::Rfc4880] {
+            let key = || SecretKey::generate(profile, "owner", KeyPurpose::Owner, None).unwrap().certificate();
+            let sealer = Sealer::new(&[key(), key()]).unwrap();
+            let mut message = Vec::new();
+            sealer.clone().seal(b"hello", &mut message).unwrap();
+            let pkesks = sealer.pkesks();
+            let [pkesks] = pkesks.as_slice() else { panic!("{} session keys", pkesks.len()) };
+            assert_eq!(Envelope::parse(&message).unwrap().pkesks, pkesks);
+            assert!(Sealer::new(&[key()]).unwrap().pkesks() != sealer.pkesks());
+        }
     }
 
     #[test]

@@ -3,16 +3,22 @@
 use std::fs;
 use std::io::Write;
 use std::os::unix::fs::PermissionsExt;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::{Command, Output, Stdio};
 use std::sync::{Arc, Mutex};
 
+use sequoia_openpgp::packet::PKESK;
+use sequoia_openpgp::parse::Parse;
 use tempfile::TempDir;
 
 use super::{content, host, opened, owner, sealed_to};
+use crate::crypt::framing::{Envelope, Payload};
 use crate::crypt::gpg::Gpg;
+use crate::crypt::seipd1;
+use crate::crypt::session_keys::SessionKeyCache;
 use crate::crypt::{
-    Certificate, Error, Fingerprint, KeyPurpose, KeyStore, Opener, Passphrase, Profile, Sealer, SecretKey, Signer,
+    Certificate, Error, Fingerprint, KeyPurpose, KeyStore, Opener, Passphrase, Profile, RewrappedKeys, Sealer,
+    SecretKey, Signer,
 };
 use crate::failure::Failure;
 
@@ -372,10 +378,10 @@ fn damaged_saved_session_keys_are_ignored_and_replaced() {
         ("changed last byte", changed(good.len() - 1), 1),
         ("truncated", good[..good.len() - 1].to_vec(), 0),
         ("trailing byte", [&good[..], b"x"].concat(), 0),
-        ("too long", vec![0; 1 << 20], 0),
+        ("too long", vec![0; 17 << 20], 0),
         ("sealed to another key", sealed_to(&[&owner(Profile::Rfc4880)], b"brackfs session keys 1\n"), 1),
         ("other content", mine(b"hello"), 1),
-        ("large other content", mine(&[0; 1 << 19]), 0),
+        ("large other content", mine(&[0; 17 << 20]), 0),
         ("partial record", mine(b"brackfs session keys 1\nhello"), 1),
         ("later version", mine(b"brackfs session keys 2\n"), 1),
         ("no records", mine(b"brackfs session keys 1\n"), 1),
@@ -439,6 +445,172 @@ fn long_runs_save_session_keys_before_they_end() {
     // Simulates a kill.
     std::mem::forget(opener);
     assert_eq!(home.open_all(&messages, &store), 2);
+}
+
+/// A gpg without cryptography, which is fast. Session keys are in the clear in its messages (see [`plain_message`]).
+struct StubGpg {
+    folder: TempDir,
+    /// The key that saved session keys are sealed to.
+    owner: SecretKey,
+    encryption_key: Fingerprint,
+}
+
+impl StubGpg {
+    fn new() -> Self {
+        let (folder, owner) = (TempDir::new().unwrap(), owner(Profile::Rfc4880));
+        let stub = StubGpg {
+            folder,
+            encryption_key: owner.certificate().encryption_key().unwrap().fingerprint().into(),
+            owner,
+        };
+        fs::write(stub.file("certificate"), stub.owner.certificate().to_bytes().unwrap()).unwrap();
+        let script = format!(
+            r#"#!/bin/sh
+            cd {folder}
+            case "$*" in *--export*) exec cat certificate;; *--list*) exit;; esac
+            echo >> runs
+            read -r first && read -r key
+            case "$first" in *plain*) ;; *) read -r key < saved;; esac
+            echo "[GNUPG:] DECRYPTION_KEY {encryption_key} {primary} u
+[GNUPG:] SESSION_KEY 9:$key" >&2
+            "#,
+            folder = stub.folder.path().display(),
+            encryption_key = stub.encryption_key,
+            primary = stub.owner.fingerprint(),
+        );
+        fs::write(stub.file("gpg"), script).unwrap();
+        fs::set_permissions(stub.file("gpg"), fs::Permissions::from_mode(0o700)).unwrap();
+        stub
+    }
+
+    fn file(&self, name: &str) -> PathBuf {
+        self.folder.path().join(name)
+    }
+
+    /// Tells the stub the session key of the saved message.
+    fn learn(&self, saved: &[u8]) {
+        let keys = self.owner.decryption_pairs().unwrap();
+        let envelope = Envelope::parse(saved).unwrap();
+        let pkesk = PKESK::from_bytes(envelope.recipients[0]).unwrap();
+        let (_, key) = pkesk.decrypt(&mut keys[0].clone(), None).unwrap();
+        fs::write(self.file("saved"), hex(&key)).unwrap();
+    }
+
+    /// Opens all messages as one run does. Returns the number of times that the secret key was used.
+    fn open_all(&self, messages: &[Vec<u8>], store: &MemoryStore) -> usize {
+        let used = || fs::read(self.file("runs")).unwrap_or_default().len();
+        let before = used();
+        let gpg = Gpg::with(self.file("gpg").to_str().unwrap(), &[]);
+        let opener = Opener::with_gpg(gpg, Some(Box::new(store.clone())));
+        messages.iter().for_each(|message| assert_eq!(opened(&opener, message).unwrap(), b"hello"));
+        drop(opener);
+        self.learn(&store.sealed().unwrap());
+        used() - before
+    }
+}
+
+fn hex(bytes: &[u8]) -> String {
+    bytes.iter().map(|byte| format!("{byte:02X}")).collect::<String>() + "\n"
+}
+
+/// A message whose PKESK packet has the session key in the clear, on its second line.
+fn plain_message(number: u32) -> (Vec<u8>, [u8; 32]) {
+    let key = *blake3::hash(&number.to_le_bytes()).as_bytes();
+    let pkesk = [b"\x03keyident\x64 plain\n".as_slice(), hex(&key).as_bytes()].concat();
+    let mut message = vec![0xC1, u8::try_from(pkesk.len()).unwrap()];
+    message.extend(pkesk);
+    seipd1::seal(&key.as_slice().into(), Payload::Literal, b"hello", &mut message).unwrap();
+    (message, key)
+}
+
+#[test]
+fn a_second_pass_over_ten_thousand_runs_uses_the_key_once() {
+    const RUNS: u32 = 10_000;
+    const SAVED: u32 = 9_500;
+    let stub = StubGpg::new();
+    let (messages, keys): (Vec<_>, Vec<_>) = (0..RUNS).map(plain_message).unzip();
+    let mut known = SessionKeyCache::new();
+    for (message, key) in messages.iter().zip(&keys).take(SAVED as usize) {
+        known.put(blake3::hash(Envelope::parse(message).unwrap().pkesks), key);
+    }
+    let mut sealed = Vec::new();
+    Sealer::new(&[stub.owner.certificate()]).unwrap().seal(&known.encode(), &mut sealed).unwrap();
+    stub.learn(&sealed);
+    let store = MemoryStore::holding(sealed);
+    // One use loads the saved session keys.
+    assert_eq!(stub.open_all(&messages, &store), (RUNS - SAVED) as usize + 1);
+    assert_eq!(store.writes(), 1);
+    assert_eq!(stub.open_all(&messages, &store), 1);
+    assert_eq!(store.writes(), 1);
+}
+
+#[test]
+fn a_later_key_of_gpg_opens_old_messages_with_a_table() {
+    let home = GpgHome::new();
+    home.generate("curve", "");
+    // gpg does not support the messages of RFC 9580, but it opens the table.
+    for profile in [Profile::Rfc9580, Profile::Rfc4880] {
+        let first = owner(profile);
+        let sealer = Sealer::new(&[first.certificate()]).unwrap();
+        let mut message = Vec::new();
+        sealer.seal(b"hello", &mut message).unwrap();
+        let old = Opener::new(first.clone()).unwrap();
+        let for_other = old.rewrap(&sealer.pkesks(), &first.certificate()).unwrap().sealed;
+        let good = old.rewrap(&sealer.pkesks(), &home.certificate()).unwrap().sealed;
+        let tables = Tables(home.certificate().fingerprint(), vec![for_other, b"garbage".to_vec(), good]);
+
+        let store = MemoryStore::default();
+        let open = |uses| {
+            let opener = Opener::with_gpg(home.gpg(), Some(Box::new(store.clone())));
+            let result = match opened(&opener, &message) {
+                Err(error) if error.is_other_key() && opener.find_rewrapped(&message, &tables) => {
+                    opened(&opener, &message)
+                }
+                other => other,
+            };
+            assert_eq!((result.unwrap(), opener.lookups()), (b"hello".to_vec(), uses));
+        };
+        // The message and the table; the table for another key is not tried.
+        open(2);
+        // The session key is saved.
+        open(1);
+        let without = opened(&Opener::with_gpg(home.gpg(), None), &message).unwrap_err();
+        assert!(without.is_other_key() && without.is_key_problem(), "{without}");
+    }
+}
+
+/// Tables for one recipient.
+struct Tables(Fingerprint, Vec<Vec<u8>>);
+
+impl RewrappedKeys for Tables {
+    fn visit(
+        &self,
+        recipients: &[Fingerprint],
+        _limit: usize,
+        found: &mut dyn FnMut(&[u8]) -> Result<(), Error>,
+    ) -> bool {
+        assert!(recipients.contains(&self.0));
+        let usable = self.1.iter().filter(|table| found(table).is_ok()).count();
+        assert_eq!(usable, 1);
+        true
+    }
+}
+
+#[test]
+fn gpg_seals_session_keys_again_for_a_later_recipient() {
+    let home = GpgHome::new();
+    home.generate("curve", "");
+    let later = owner(Profile::Rfc9580);
+    let sealer = Sealer::new(&[home.certificate()]).unwrap();
+    let mut message = Vec::new();
+    sealer.seal(b"hello", &mut message).unwrap();
+    let other = Sealer::new(&[owner(Profile::Rfc4880).certificate()]).unwrap();
+    let pkesks = [sealer.pkesks(), other.pkesks()].concat();
+    let table = Opener::with_gpg(home.gpg(), None).rewrap(&pkesks, &later.certificate()).unwrap();
+    assert_eq!((table.keys, table.missing), (1, 1));
+    let new = Opener::new(later.clone()).unwrap();
+    assert!(new.find_rewrapped(&message, &Tables(later.fingerprint(), vec![table.sealed])));
+    assert_eq!(opened(&new, &message).unwrap(), b"hello");
 }
 
 #[test]

@@ -3,6 +3,7 @@
 mod gpg;
 mod keys;
 mod messages;
+mod rewrapped;
 mod signatures;
 
 use sequoia_openpgp::Cert;
