@@ -307,6 +307,11 @@ If it is lost, the next backup rebuilds it from the repository; see
 The catalog from before the last rebuild.
 It can be removed.
 .TP
+.I adopting
+While
+.BR brackfs\-adopt (1)
+runs on a new machine: the id in the names of its temporary files, so that they are removed if it was interrupted.
+.TP
 .I lock
 Locked by a run that writes; contains its process id.
 The kernel releases the lock when the process ends; the file remains.

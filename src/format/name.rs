@@ -19,6 +19,8 @@ pub const KEYS: &str = "keys/";
 pub const PACKS: &str = "packs/";
 /// The folder of pack digests, in the format of `b3sum --check`.
 pub const SUMS: &str = "sums/";
+/// The folder of session keys for recipients that were added later, with a subfolder for each recipient.
+pub const REWRAPPED: &str = "rewrapped/";
 /// The folder of indexes.
 pub const INDEX: &str = "index/";
 /// The folder of the names of sources.
@@ -54,6 +56,11 @@ pub fn sums(id: ObjectId) -> String {
 /// Returns the name of a commit's index.
 pub fn index(id: ObjectId) -> String {
     format!("{INDEX}{id}")
+}
+
+/// Returns the name of a table of session keys for the recipient with this fingerprint.
+pub fn rewrapped(fingerprint: &str, id: ObjectId) -> String {
+    format!("{REWRAPPED}{fingerprint}/{id}")
 }
 
 /// Returns the name of a source document.
@@ -108,6 +115,13 @@ fn parse_id<T: FromStr>(folder: &str, name: &str) -> Option<T> {
 pub fn parse_key(name: &str) -> Option<(&str, &str)> {
     let (role, fingerprint) = name.strip_prefix(KEYS)?.strip_suffix(".asc")?.split_once('-')?;
     matches!(role, "recipient" | "host" | "owner").then_some((role, fingerprint))
+}
+
+/// Parses the name of a table of session keys: the fingerprint of the recipient, and the id.
+pub fn parse_rewrapped(name: &str) -> Option<(&str, ObjectId)> {
+    let (fingerprint, id) = name.strip_prefix(REWRAPPED)?.split_once('/')?;
+    let is_hex = !fingerprint.is_empty() && fingerprint.bytes().all(|byte| byte.is_ascii_hexdigit());
+    Some((Some(fingerprint).filter(|_| is_hex)?, id.parse().ok()?))
 }
 
 /// Whether `name` is the name of an object in one of the [`FOLDERS`]. File managers and synchronization programs create

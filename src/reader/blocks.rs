@@ -10,7 +10,7 @@ use super::error::BlockProblem;
 use super::error::Error;
 use super::starts::starts_of;
 use crate::format::block;
-use crate::format::{BLOCK_SIZE, BlockLocation, ChunkRef, Digest, Entry, Extent, Items, Node, SEALED_SIZE};
+use crate::format::{BLOCK_SIZE, BlockLocation, ChunkRef, Digest, Entry, Extent, Items, Node};
 use crate::repository::{Access, Repository};
 
 /// Divisor: this fraction of the cache is for decoded tree nodes.
@@ -221,7 +221,8 @@ impl Core {
         let frame = match (self.repository.encrypted(), self.access.opener()) {
             (true, Some(opener)) => {
                 let mut frame = self.buffers.work();
-                opener.open(&sealed, SEALED_SIZE, &mut frame).map_err(|e| failed(BlockProblem::Open(e)))?;
+                let opened = self.repository.open_block(opener, &sealed, &mut frame);
+                opened.map_err(|e| failed(BlockProblem::Open(e)))?;
                 self.buffers.give_work(sealed);
                 frame
             }

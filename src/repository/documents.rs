@@ -109,7 +109,7 @@ impl Repository {
         let stored = self.target.get(object, size + FRAMING)?;
         match (self.encrypted, opener) {
             (true, Some(opener)) => {
-                let opened = opener.open_message(&stored, size + FRAMING);
+                let opened = self.open_with(opener, &stored, || opener.open_message(&stored, size + FRAMING));
                 opened.map_err(|source| Error::Crypt { object: object.to_owned(), source })
             }
             (true, None) => Err(Error::NoKey { object: object.to_owned() }),

@@ -5,6 +5,7 @@
 //! - [`description`]: the plaintext description and its copy, which have the id and the encryption
 //! - [`keys`]: the certificates and the owner's key in the repository
 //! - [`documents`]: signed documents: [`Writer`] signs and seals them, [`Access`] opens and verifies them
+//! - [`rewrapped`]: session keys that were sealed again for recipients who were added later
 //! - [`readme`]: README.txt and FORMAT.txt
 
 mod description;
@@ -13,6 +14,7 @@ mod error;
 mod keys;
 mod open;
 mod readme;
+mod rewrapped;
 
 pub use crate::storage::{Stamp, waited};
 pub use documents::{Access, Writer};
