@@ -167,7 +167,11 @@ fn a_wrong_column_of_the_catalog_makes_no_wrong_snapshot() {
         ("segments", "first digest blocks more stats node", blob),
         ("sources", "uuid", blob),
         ("snapshots", "files bytes", number),
-        ("snapshots", "uuid blocks root", blob),
+        ("snapshots", "usage", "UPDATE {table} SET {column} = 0"),
+        ("snapshots", "uuid root", blob),
+        ("spans", "spans", blob),
+        ("newest_usages", "blocks", blob),
+        ("newest_usages", "sequence", number),
         ("trust", "seed", number),
         ("recipients", "certificate", blob),
     ] {

@@ -56,10 +56,9 @@ impl Catalog {
         }
         self.check_blocks()?;
         self.sources()?;
-        for snapshot in self.snapshots()? {
-            self.snapshot_blocks(snapshot.name.id)?;
-        }
-        let (usable, _) = self.block_sets()?;
+        self.snapshots()?;
+        let (usable, all) = self.block_sets()?;
+        self.unknown_used_blocks(&all)?;
         self.drop_claims(&|block| !usable.contains(block))
     }
 

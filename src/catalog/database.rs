@@ -1,5 +1,6 @@
 //! The database of a catalog.
 
+use std::cell::RefCell;
 use std::fs::OpenOptions;
 use std::io;
 use std::os::unix::fs::OpenOptionsExt;
@@ -9,11 +10,12 @@ use rusqlite::config::DbConfig;
 use rusqlite::{Connection, OpenFlags};
 
 use super::error::{Context, Error};
+use super::spans::NewestUsage;
 use super::trust::Trust;
 use crate::format::RepositoryId;
 
 /// The schema version, in SQLite's `user_version`. There are no migrations: other versions are refused.
-const SCHEMA: i64 = 6;
+const SCHEMA: i64 = 7;
 
 /// SQLite's page cache of the connection that writes, in KiB.
 const CACHE_KIB: i64 = 6 << 10;
@@ -26,6 +28,8 @@ pub struct Catalog {
     pub(super) db: Connection,
     pub(super) path: PathBuf,
     pub(super) trust: Trust,
+    /// The last bitmap that was used. It is stored before a commit.
+    pub(super) newest: RefCell<Option<NewestUsage>>,
 }
 
 impl Catalog {
@@ -39,20 +43,20 @@ impl Catalog {
         db.pragma_update(None, "user_version", SCHEMA).during("set up the catalog", path)?;
         trust.insert(&db).during("set up the catalog", path)?;
         begin(&db, path)?;
-        Ok(Catalog { db, path: path.to_owned(), trust })
+        Ok(Catalog { db, path: path.to_owned(), trust, newest: RefCell::default() })
     }
 
     /// Opens the catalog of `repository`.
     pub fn open(path: &Path, repository: RepositoryId) -> Result<Self, Error> {
         let (db, trust) = open(path, repository, OpenFlags::SQLITE_OPEN_READ_WRITE)?;
         begin(&db, path)?;
-        Ok(Catalog { db, path: path.to_owned(), trust })
+        Ok(Catalog { db, path: path.to_owned(), trust, newest: RefCell::default() })
     }
 
     /// Opens the catalog of `repository` read-only, possibly while a run writes to it.
     pub fn view(path: &Path, repository: RepositoryId) -> Result<Self, Error> {
         let (db, trust) = open(path, repository, OpenFlags::SQLITE_OPEN_READ_ONLY)?;
-        Ok(Catalog { db, path: path.to_owned(), trust })
+        Ok(Catalog { db, path: path.to_owned(), trust, newest: RefCell::default() })
     }
 
     /// The trusted keys and fixed properties of the repository.
@@ -62,6 +66,7 @@ impl Catalog {
 
     /// Makes everything since the last commit durable, and begins a new transaction.
     pub fn commit(&mut self) -> Result<(), Error> {
+        self.store_newest()?;
         let end =
             "UPDATE trust SET next_block = max(next_block, (SELECT coalesce(max(id), 0) + 1 FROM blocks)); COMMIT";
         self.db.execute_batch(end).during("commit", &self.path)?;
@@ -70,6 +75,7 @@ impl Catalog {
 
     /// Commits and closes the catalog. It is then a single file, so it can be moved.
     pub fn close(self) -> Result<(), Error> {
+        self.store_newest()?;
         let end = || {
             self.db.execute_batch("COMMIT")?;
             self.db.pragma_update(None, "journal_mode", "delete")

@@ -43,6 +43,16 @@ pub enum Error {
         /// The kind of damage.
         why: String,
     },
+    /// The blocks of a snapshot are unknown, so it is unknown which blocks are in use.
+    #[error(
+        "the catalog {path} does not know which blocks the snapshot with number {sequence} uses; `brackfs catalog rebuild` may find them"
+    )]
+    UnknownUsage {
+        /// The catalog.
+        path: PathBuf,
+        /// The number of the snapshot.
+        sequence: u64,
+    },
     /// Another process writes to the catalog.
     #[error("the catalog {path} is in use by another process")]
     Busy {

@@ -13,7 +13,8 @@
 //! - [`directories`]: directories in segments of about 1,000 entries, each with its encoded tree node
 //! - [`stats`]: the stat data of a segment's entries, in a form that is compared bytewise
 //! - [`retry_queue`]: files that a run reads again before it makes its snapshot
-//! - [`snapshots`]: sources, snapshots and the blocks that each uses
+//! - [`snapshots`]: sources and snapshots
+//! - [`usage`]: the blocks that each snapshot uses, as [`spans`]
 //! - [`sums`]: checksums of rows
 //! - [`claims`]: rows that depend on blocks; dropped if a block is lost or the row is damaged
 //! - [`verify`]: internal consistency
@@ -32,9 +33,11 @@ mod numbers;
 mod packs;
 mod retry_queue;
 mod snapshots;
+mod spans;
 pub mod stats;
 mod sums;
 mod trust;
+mod usage;
 mod verify;
 
 pub use chunks::{PackRow, Stored};

@@ -93,7 +93,15 @@ CREATE TABLE snapshots (
     labels BLOB,                  -- host, paths and tags, as JSON; null: unknown
     files INTEGER NOT NULL, bytes INTEGER NOT NULL, stored INTEGER NOT NULL,
     presence INTEGER NOT NULL,    -- 0: about to be written; 1: in the repository; 2: not found there
-    blocks BLOB,                  -- null: unknown; ends with a checksum of its own
+    usage INTEGER NOT NULL,       -- 90: the snapshot is in spans; 0: its blocks are unknown
     root BLOB NOT NULL,           -- the stat data of the root directory, which is in no segment
-    sum INTEGER NOT NULL          -- does not cover presence, stored and blocks
+    sum INTEGER NOT NULL          -- does not cover presence, stored and usage
+);
+-- Which snapshots use a block. For each group of 256 blocks: all spans (block, source, first and last snapshot), and a
+-- checksum.
+CREATE TABLE spans (id INTEGER PRIMARY KEY, spans BLOB NOT NULL);
+-- A cache: the blocks of the newest snapshot of each source that is in spans.
+CREATE TABLE newest_usages (
+    source INTEGER PRIMARY KEY, sequence INTEGER NOT NULL,
+    blocks BLOB NOT NULL          -- ends with a checksum
 );

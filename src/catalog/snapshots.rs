@@ -12,6 +12,10 @@ use crate::format::id::{SnapshotId, SourceId};
 use crate::format::name::SnapshotName;
 use crate::format::source::Source;
 
+/// `snapshots.usage` if the spans include the snapshot. Several bits differ from 0, so that no single flipped bit makes a
+/// snapshot's blocks unknown.
+pub(super) const RECORDED: i64 = 90;
+
 /// The id of a source in this catalog.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct SourceRow(pub i64);
@@ -122,15 +126,6 @@ impl Catalog {
         source: SourceRow,
         blocks: Option<&RoaringTreemap>,
     ) -> Result<(), Error> {
-        let bitmap = blocks.map(|blocks| {
-            let mut bitmap = Vec::with_capacity(blocks.serialized_size());
-            blocks.serialize_into(&mut bitmap).map(|()| {
-                let sum = bitmap_sum(snapshot.name.id, &bitmap);
-                bitmap.extend(sum);
-                bitmap
-            })
-        });
-        let bitmap = bitmap.transpose().map_err(|e| self.damaged(e))?;
         let labels = snapshot.labels.as_ref().map(serde_json::to_vec).transpose().map_err(|e| self.damaged(e))?;
         let columns = Columns {
             numbers: [snapshot.name.sequence, source.0 as u64, snapshot.files, snapshot.bytes],
@@ -139,6 +134,9 @@ impl Catalog {
             blobs: [labels.as_deref().unwrap_or_default(), &snapshot.root.0],
         };
         let sum = columns.sum().value();
+        if let Some(blocks) = blocks {
+            self.record_usage(source, snapshot.name.sequence, blocks)?;
+        }
         let added = self.db.execute(
             "INSERT INTO snapshots VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
             params![
@@ -151,7 +149,7 @@ impl Catalog {
                 snapshot.bytes as i64,
                 snapshot.stored_bytes as i64,
                 snapshot.presence.code(),
-                bitmap,
+                if blocks.is_some() { RECORDED } else { 0 },
                 snapshot.root.0,
                 sum
             ],
@@ -182,8 +180,12 @@ impl Catalog {
 
     /// Removes the snapshot with this number from the catalog if it is not in the repository.
     pub fn forget_not_found(&self, sequence: u64) -> Result<(), Error> {
-        let removed = self.db.execute("DELETE FROM snapshots WHERE sequence = ? AND presence = 2", [sequence as i64]);
-        removed.map(drop).map_err(self.failed("remove a snapshot"))
+        let remove = "DELETE FROM snapshots WHERE sequence = ? AND presence = 2";
+        match self.db.execute(remove, [sequence as i64]).map_err(self.failed("remove a snapshot"))? {
+            0 => Ok(()),
+            // Its spans stay until snapshots are recorded that contradict them, or usage is forgotten.
+            _ => self.drop_newest(sequence),
+        }
     }
 
     /// All snapshots, oldest first.
@@ -207,25 +209,25 @@ impl Catalog {
 
     /// The newest snapshot of a source that is in the repository, and its blocks, if known.
     pub fn latest_snapshot(&self, source: SourceRow) -> Result<Option<(SnapshotRow, Option<RoaringTreemap>)>, Error> {
-        let raw = self
-            .db
-            .query_row(
-                &format!("{SNAPSHOT} WHERE source = ? AND presence = 1 ORDER BY sequence DESC LIMIT 1"),
-                [source.0],
-                |row| Ok((raw_snapshot(row)?, row.get(13)?)),
-            )
-            .optional()
-            .map_err(self.failed("read the last snapshot"))?;
-        let Some((raw, bitmap)) = raw else { return Ok(None) };
+        let find = || {
+            let select = format!("{SNAPSHOT} WHERE source = ? AND presence = 1 ORDER BY sequence DESC LIMIT 1");
+            self.db.query_row(&select, [source.0], |row| Ok((raw_snapshot(row)?, row.get::<_, i64>(13)?))).optional()
+        };
+        let Some((raw, usage)) = find().map_err(self.failed("read the last snapshot"))? else { return Ok(None) };
         let row = self.snapshot(raw)?;
-        let blocks = self.bitmap(row.name.id, bitmap)?;
+        let blocks = (usage == RECORDED).then(|| self.recorded_blocks(source, row.name.sequence)).transpose()?;
         Ok(Some((row, blocks)))
     }
 
-    /// The blocks that a snapshot uses; `None` if the snapshot or its blocks are unknown.
+    /// The blocks that a snapshot uses; `None` if the snapshot or its blocks are unknown. Reads all spans, unless the
+    /// snapshot is the newest recorded one of its source.
     pub fn snapshot_blocks(&self, id: SnapshotId) -> Result<Option<RoaringTreemap>, Error> {
-        let bitmap = self.db.query_row("SELECT blocks FROM snapshots WHERE uuid = ?", [id.0], |row| row.get(0));
-        self.bitmap(id, bitmap.optional().map_err(self.failed("read a snapshot"))?.flatten())
+        let select = "SELECT source, sequence FROM snapshots WHERE uuid = ? AND usage = ?";
+        let found = self.db.query_row(select, params![id.0, RECORDED], |row| {
+            Ok((SourceRow(row.get(0)?), row.get::<_, i64>(1)? as u64))
+        });
+        let found = found.optional().map_err(self.failed("read a snapshot"))?;
+        found.map(|(source, sequence)| self.recorded_blocks(source, sequence)).transpose()
     }
 
     /// Whether a snapshot is in the catalog.
@@ -246,16 +248,6 @@ impl Catalog {
         let select = "SELECT 1 FROM snapshots WHERE sequence = ?";
         let found = self.db.query_row(select, [sequence as i64], |_| Ok(()));
         Ok(found.optional().map_err(self.failed("read a snapshot"))?.is_some())
-    }
-
-    fn bitmap(&self, id: SnapshotId, bytes: Option<Vec<u8>>) -> Result<Option<RoaringTreemap>, Error> {
-        let read = |bytes: Vec<u8>| match bytes.split_last_chunk() {
-            Some((bitmap, sum)) if *sum == bitmap_sum(id, bitmap) => {
-                RoaringTreemap::deserialize_from(bitmap).map_err(|e| self.damaged(e))
-            }
-            _ => Err(self.damaged("the blocks of a snapshot do not match their checksum")),
-        };
-        bytes.map(read).transpose()
     }
 
     /// Number of files and total bytes of the newest snapshot of a source that is in the repository.
@@ -298,7 +290,7 @@ impl Catalog {
 
 const SNAPSHOT: &str =
     "SELECT sequence, snapshots.uuid, sources.uuid, sources.name, time, labels, files, bytes, stored,
-     presence, root, source, snapshots.sum, blocks FROM snapshots JOIN sources ON sources.id = source";
+     presence, root, source, snapshots.sum, usage FROM snapshots JOIN sources ON sources.id = source";
 
 fn source_sum(uuid: &[u8], name: &str) -> Sum {
     Sum::of("sources").bytes(uuid).bytes(name.as_bytes())
@@ -309,11 +301,6 @@ fn raw_source(row: &Row<'_>) -> rusqlite::Result<Option<(Vec<u8>, String)>> {
     let (uuid, name): (Vec<u8>, String) = (row.get(1)?, row.get(2)?);
     let whole = source_sum(&uuid, &name).agrees(row, 3)?;
     Ok(whole.then_some((uuid, name)))
-}
-
-/// The checksum at the end of a snapshot's bitmap. It is separate because the row is often read without the bitmap.
-fn bitmap_sum(id: SnapshotId, bitmap: &[u8]) -> [u8; 4] {
-    Sum::of("bitmaps").bytes(&id.0).bytes(bitmap).value().bytes()
 }
 
 /// The columns of a snapshot that are in its checksum.

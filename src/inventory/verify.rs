@@ -129,11 +129,17 @@ impl Inventory<'_> {
             if !there.contains(&row.name.id) {
                 problem(Path::new(&object), "the snapshot is missing");
             }
-            match catalog.snapshot_blocks(row.name.id)? {
-                Some(blocks) if blocks.is_subset(&all) => {}
-                Some(_) => problem(Path::new(&object), "the snapshot uses blocks that are not in the catalog"),
-                None => problem(Path::new(&object), "the catalog does not know which blocks the snapshot uses"),
+            if !catalog.is_recorded(row.name.sequence)? {
+                problem(Path::new(&object), "the catalog does not know which blocks the snapshot uses");
             }
+        }
+        match catalog.unknown_used_blocks(&all) {
+            Ok(0) => {}
+            Ok(unknown) => {
+                let message = "used by snapshots, but not in the catalog";
+                problem(path, &format!("{} {message}", count(unknown, "block is", "blocks are")));
+            }
+            Err(error) => problem(path, &error.to_string()),
         }
         let lost_packs = catalog.condemned_packs()?;
         Ok(Verified { packs, lost_packs, blocks: usable.len(), chunks, snapshots, ..found })
