@@ -320,6 +320,7 @@ fn the_first_signal_ends_a_run_that_waits_for_an_unresponsive_repository() {
         &["dump", "latest"],
         &["find", "file"],
         &["versions", "file"],
+        &["diff", "latest", "latest"],
         &["ls", "latest"],
         &["cat", "latest:file"],
         &["catalog", "verify"],

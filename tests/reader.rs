@@ -11,7 +11,7 @@ use std::sync::atomic::AtomicBool;
 use brackfs::archive::{Archive, EntryHandle, Error, FileData};
 use brackfs::crypt::{Opener, SecretKey};
 use brackfs::format::BlockLocation;
-use brackfs::history::{Query, SearchScope, find};
+use brackfs::history::{ChangeKind, ComparedTree, Query, SearchScope, diff, find};
 use brackfs::monitor::Silent;
 use brackfs::reader::{FileReader, Reader};
 use brackfs::repository::{Access, Repository};
@@ -221,4 +221,45 @@ fn a_search_reads_unchanged_directories_once() {
     // The file that changed each time, and the names of its directories.
     assert!(more > names, "{more} and {names}");
     assert!(all < one + 8 * 12, "{all} blocks for all snapshots, {one} for one");
+}
+
+#[test]
+fn a_comparison_reads_only_the_parts_of_large_directories_that_differ() {
+    let files: Vec<_> =
+        (0..40_000).map(|number| (format!("large/{number:05}"), noise(&number.to_string(), 8))).collect();
+    let files: Vec<_> = files.iter().map(|(path, content)| (path.as_str(), content.clone())).collect();
+    let site = backed_up(&files);
+    site.write("large/20000", "changed");
+    site.backup(&[]).ok();
+    let names = Reader::snapshots(&reader(&site, MIB)).unwrap();
+    // The first pass reads both trees in full, and so counts their blocks.
+    let decoded = [true, false].map(|in_full| {
+        let reader = reader(&site, 128 * MIB);
+        let [before, after] = [0, 1].map(|at| reader.open(&names[at]).unwrap());
+        if in_full {
+            for snapshot in [&before, &after] {
+                let all = Query {
+                    patterns: vec!["*".into()],
+                    ignore_case: false,
+                    kinds: Vec::new(),
+                    newer: None,
+                    older: None,
+                    larger: None,
+                    smaller: None,
+                };
+                find(&reader, SearchScope::One(snapshot.clone()), &all, &Silent, &mut |_| Ok(())).unwrap();
+            }
+        }
+        let mut found = Vec::new();
+        let [before, after] = [&before, &after].map(|snapshot| ComparedTree { snapshot, path: b"" });
+        let summary = diff(&reader, &before, &after, b"", &Silent, &mut |change| {
+            found.push((change.path.to_vec(), change.kind()));
+            Ok(())
+        });
+        assert_eq!(summary.unwrap().changed_files, 1);
+        assert_eq!(found, [(b"large/20000".to_vec(), ChangeKind::Content)]);
+        reader.decoded_blocks()
+    });
+    println!("{decoded:?} blocks");
+    assert!(decoded[1] * 4 < decoded[0], "{decoded:?} blocks");
 }

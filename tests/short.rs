@@ -126,6 +126,7 @@ fn output_to_a_closed_standard_output_is_an_error() {
         &["ls", "latest"],
         &["find", "a"],
         &["versions", "a"],
+        &["diff", "latest", "latest"],
         &["dump", "latest"],
         &["snapshots"],
         &["completions", "bash"],

@@ -42,6 +42,12 @@ pub trait Archive: Send + Sync {
     /// Returns entries from position `from` on: those of one list, so that memory stays bounded. Empty at the end.
     fn list(&self, directory: &SnapshotDirectory, from: u64) -> Result<Page, Error>;
 
+    /// Returns the number of entries from these positions on that are the same in both directories, with everything below
+    /// them, as far as the archive knows it without reading them. 0 if it does not know.
+    fn shared_entries(&self, _a: (&SnapshotDirectory, u64), _b: (&SnapshotDirectory, u64)) -> Result<u64, Error> {
+        Ok(0)
+    }
+
     /// Returns the content of a file. Reads nothing; entries of other kinds have no content.
     fn content(&self, file: &EntryHandle) -> Result<Arc<dyn FileContent>, Error>;
 

@@ -46,9 +46,31 @@ pub(super) fn write_name(out: &mut dyn Write, name: &[u8]) -> io::Result<()> {
 
 /// A JSON object with the fields of `head`, the path, and the metadata of the entry.
 pub(super) fn object(head: Value, listed: &EntryHandle, path: &[u8]) -> Value {
+    let mut object = at_path(head, path);
+    if let (Value::Object(map), Value::Object(metadata)) = (&mut object, metadata(listed)) {
+        map.extend(metadata);
+    }
+    object
+}
+
+/// A JSON object with the fields of `head` and a path.
+pub(super) fn at_path(head: Value, path: &[u8]) -> Value {
+    let mut object = json!({ "path": String::from_utf8_lossy(path) });
+    if let Value::Object(map) = &mut object {
+        if str::from_utf8(path).is_err() {
+            map.insert("path_hex".into(), hex(path).into());
+        }
+        if let Value::Object(head) = head {
+            map.extend(head);
+        }
+    }
+    object
+}
+
+/// A JSON object with the metadata of an entry.
+pub(super) fn metadata(listed: &EntryHandle) -> Value {
     let entry = listed.entry();
     let mut object = json!({
-        "path": String::from_utf8_lossy(path),
         "type": show::kind(entry.kind),
         "mode": entry.mode,
         "uid": entry.uid,
@@ -64,16 +86,8 @@ pub(super) fn object(head: Value, listed: &EntryHandle, path: &[u8]) -> Value {
         "xattrs": entry.xattrs.iter().map(|(name, _)| String::from_utf8_lossy(name)).collect::<Vec<_>>(),
         "inode_flags": entry.inode_flags,
     });
-    if let Value::Object(map) = &mut object {
-        if str::from_utf8(path).is_err() {
-            map.insert("path_hex".into(), hex(path).into());
-        }
-        if entry.kind == Kind::Symlink {
-            map.insert("target".into(), String::from_utf8_lossy(entry.target).into());
-        }
-        if let Value::Object(head) = head {
-            map.extend(head);
-        }
+    if let (Value::Object(map), Kind::Symlink) = (&mut object, entry.kind) {
+        map.insert("target".into(), String::from_utf8_lossy(entry.target).into());
     }
     object
 }

@@ -40,7 +40,7 @@ fn entries(all: &[(&str, &str, bool)]) -> Vec<(String, String)> {
 /// Sections on arguments that need more than a line.
 pub fn arguments(command: &Command) -> Vec<(&'static str, &'static str)> {
     let mut sections = Vec::new();
-    if takes(command, "SNAP") || is_root(command) {
+    if takes(command, "SNAP") || is(command, &["diff"]) || is_root(command) {
         sections.push(("SNAPSHOTS", SNAP));
     }
     if takes(command, "SIZE") || is_root(command) {
@@ -99,6 +99,7 @@ const INTERRUPTIBLE: &[&str] = &[
     "ls",
     "find",
     "versions",
+    "diff",
     "cat",
     "dump",
 ];
@@ -113,6 +114,7 @@ pub fn exit_codes(command: &Command) -> Vec<(String, String)> {
         "snapshots" => "Failed, or some snapshots could not be listed and were reported.",
         "find" => "Failed, or some data could not be read; it was reported, and the rest was searched.",
         "versions" => "Failed, no snapshot has the path, or some snapshots could not be read and were reported.",
+        "diff" => "Failed, or some directories could not be read; they were reported, and the rest was compared.",
         _ => "Failed; standard error has the reason.",
     };
     entries(&[
@@ -189,7 +191,7 @@ pub fn related(command: &Command) -> &'static [&'static str] {
         "umount" => &["mount"],
         "mount" => &["umount", "snapshots", "ls", "find", "restore"],
         _ if has(command, "key") => {
-            &["snapshots", "ls", "find", "versions", "cat", "mount", "restore", "dump", "check"]
+            &["snapshots", "ls", "find", "versions", "diff", "cat", "mount", "restore", "dump", "check"]
         }
         _ => &[],
     }
@@ -390,6 +392,13 @@ A version of an entry and the snapshots that have it, from
 .TP
 .B absence
 The snapshots from which the path is missing, from the same command.
+.TP
+.B change
+An entry that differs between two snapshots, from
+.BR brackfs\-diff (1).
+.TP
+.B statistics
+The counts of such entries, at the end of the same command.
 .TP
 .B error
 A problem with a file or an object, with

@@ -23,6 +23,7 @@ mod cat;
 mod catalog;
 mod check;
 mod completions;
+mod diff;
 mod dump;
 mod entry;
 mod exit;
@@ -96,6 +97,7 @@ enum Command {
     Ls(ls::Args),
     Find(find::Args),
     Versions(versions::Args),
+    Diff(diff::Args),
     Cat(cat::Args),
     Mount(mount::Args),
     Umount(umount::Args),
@@ -157,6 +159,7 @@ impl Command {
             Command::Ls(_) => "ls",
             Command::Find(_) => "find",
             Command::Versions(_) => "versions",
+            Command::Diff(_) => "diff",
             Command::Cat(_) => "cat",
             Command::Mount(_) => "mount",
             Command::Umount(_) => "umount",
@@ -178,6 +181,7 @@ impl Command {
                 | Command::Ls(_)
                 | Command::Find(_)
                 | Command::Versions(_)
+                | Command::Diff(_)
                 | Command::Cat(_)
                 | Command::Dump(_)
                 | Command::Completions(_)
@@ -194,6 +198,7 @@ fn run(command: Command, global: &Global) -> anyhow::Result<ExitCode> {
         Command::Ls(args) => run_in_thread(|| ls::run(&args, global)),
         Command::Find(args) => run_in_thread(|| find::run(&args, global)),
         Command::Versions(args) => run_in_thread(|| versions::run(&args, global)),
+        Command::Diff(args) => run_in_thread(|| diff::run(&args, global)),
         Command::Cat(args) => run_in_thread(|| cat::run(&args, global)),
         Command::Mount(args) => mount::run(&args, global),
         Command::Umount(args) => umount::run(&args),

@@ -20,6 +20,9 @@ pub enum Error {
     /// No snapshot contains this path.
     #[error("no snapshot has {0}")]
     Nowhere(String),
+    /// Neither of two snapshots contains this path.
+    #[error("neither snapshot has {0}")]
+    InNeither(String),
     /// The results cannot be written.
     #[error("cannot write the results")]
     Output(#[from] io::Error),

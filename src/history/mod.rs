@@ -1,5 +1,6 @@
 //! Searches across the snapshots of a repository.
 //!
+//! - [`mod@diff`]: the differences between two snapshots
 //! - [`mod@versions`]: the versions of one path
 //! - [`mod@find`]: finds entries by name and other conditions
 //!
@@ -7,6 +8,7 @@
 //! Unchanged subtrees share a node and are skipped. So only the names of snapshots are held in memory, and results are
 //! returned as they are found.
 
+mod diff;
 mod error;
 mod find;
 mod versions;
@@ -15,6 +17,7 @@ use std::collections::HashMap;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
+pub use diff::{Change, ChangeKind, ComparedTree, Counts, DiffSummary, Field, diff};
 pub use error::Error;
 pub use find::{Match, Query, SearchScope, find};
 pub use versions::{VersionSpan, versions};

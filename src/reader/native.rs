@@ -55,6 +55,14 @@ impl Archive for Reader {
         Ok(self.page(directory, from)?)
     }
 
+    fn shared_entries(
+        &self,
+        a: (&SnapshotDirectory, u64),
+        b: (&SnapshotDirectory, u64),
+    ) -> Result<u64, archive::Error> {
+        Ok(Reader::shared_entries(self, a, b)?)
+    }
+
     fn content(&self, file: &EntryHandle) -> Result<Arc<dyn FileContent>, archive::Error> {
         Ok(Arc::new(FileReader::new(self, file)?))
     }

@@ -189,7 +189,87 @@ impl DirectoryLeaf {
     }
 }
 
+/// A position in an index node of a large directory.
+struct IndexPosition {
+    value: Arc<NodeValue>,
+    /// The segment with the position.
+    at: usize,
+    /// Entries of the segment before the position.
+    before: u64,
+}
+
+impl IndexPosition {
+    /// The position after `before` entries of a node; `None` if it is not in a segment of this node.
+    fn new(value: Arc<NodeValue>, mut before: u64) -> Option<Self> {
+        let Items::Segments(segments) = &value.node.items else { return None };
+        let mut at = 0;
+        while segments.get(at)?.entries <= before {
+            before -= segments.get(at)?.entries;
+            at += 1;
+        }
+        Some(IndexPosition { value, at, before })
+    }
+
+    /// The segments from the position on.
+    fn segments(&self) -> &[Segment] {
+        match &self.value.node.items {
+            Items::Segments(segments) => segments.get(self.at..).unwrap_or_default(),
+            _ => &[],
+        }
+    }
+
+    /// Number of entries left in the segment with the position.
+    fn left(&self) -> u64 {
+        self.segments().first().map_or(0, |segment| segment.entries - self.before)
+    }
+
+    /// The number of entries in the segments from here on that are the same in both nodes.
+    fn shared(&self, other: &IndexPosition) -> u64 {
+        if self.before > 0 || other.before > 0 {
+            return 0;
+        }
+        let pairs = self.segments().iter().zip(other.segments());
+        let is_same =
+            |(a, b): &(&Segment, &Segment)| (a.node.digest, a.entries, a.span) == (b.node.digest, b.entries, b.span);
+        pairs.take_while(is_same).map(|(segment, _)| segment.entries).fold(0, u64::saturating_add)
+    }
+}
+
 impl Reader {
+    /// Returns the number of entries in the nodes that start at these positions in both directories and have the same
+    /// digests. Reads only index nodes, and the nodes that [`Reader::page`] reads next.
+    pub(super) fn shared_entries(
+        &self,
+        a: (&SnapshotDirectory, u64),
+        b: (&SnapshotDirectory, u64),
+    ) -> Result<u64, Error> {
+        let top = |(directory, from): (&SnapshotDirectory, u64)| match top_node(directory) {
+            Some((location, chunk)) => Ok(IndexPosition::new(self.core.node(&location, &chunk)?, from)),
+            None => Ok::<_, Error>(None),
+        };
+        let (Some(mut a), Some(mut b)) = (top(a)?, top(b)?) else { return Ok(0) };
+        for _ in 0..2 * INDEX_DEPTH {
+            let shared = a.shared(&b);
+            if shared > 0 {
+                return Ok(shared);
+            }
+            // The larger segment cannot be a part of the smaller one.
+            let larger = if (a.left(), a.before) >= (b.left(), b.before) { &mut a } else { &mut b };
+            match self.below(larger)? {
+                Some(below) => *larger = below,
+                None => return Ok(0),
+            }
+        }
+        Ok(0)
+    }
+
+    /// The same position in the node of its segment; `None` if that has entries.
+    fn below(&self, position: &IndexPosition) -> Result<Option<IndexPosition>, Error> {
+        let Some(segment) = position.segments().first() else { return Ok(None) };
+        let Some(location) = position.value.node.location(&segment.node) else { return Ok(None) };
+        Ok(IndexPosition::new(self.core.node(&location, &segment.node)?, position.before))
+    }
+
     /// Finds an entry of a directory by name.
     pub(super) fn find_name(&self, directory: &SnapshotDirectory, name: &[u8]) -> Result<Option<EntryHandle>, Error> {
         let Some(leaf) = self.leaf(directory, Sought::Name(name))? else { return Ok(None) };

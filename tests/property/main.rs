@@ -17,7 +17,10 @@ mod change;
 mod tree;
 mod world;
 
+use std::collections::BTreeMap;
+use std::ffi::OsStr;
 use std::fs;
+use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicBool, AtomicI64, Ordering};
@@ -30,6 +33,7 @@ use brackfs::catalog::Catalog;
 use brackfs::catalog::stats::ComparedFields;
 use brackfs::crypt::{KeyPurpose, Opener, Profile, SecretKey};
 use brackfs::format::name::SnapshotName;
+use brackfs::history::{ChangeKind, ComparedTree, Field, diff};
 use brackfs::init::{Owner, init};
 use brackfs::inventory::{Inventory, host_access, host_key};
 use brackfs::monitor::{Monitor, Progress};
@@ -430,9 +434,13 @@ impl Play {
         self.compare(&how, &summary);
     }
 
-    /// Restores every snapshot, and checks the repository.
+    /// Restores every snapshot, compares it with the one before, and checks the repository.
     fn end(&self) {
         let reader = self.reader();
+        for pair in self.taken.windows(2).filter(|pair| pair.iter().all(|taken| !taken.damaged)) {
+            assert_differences(&reader, &pair[0], &pair[1]);
+            assert_differences(&reader, &pair[1], &pair[0]);
+        }
         for (number, Taken { name, tree, .. }) in self.taken.iter().enumerate().filter(|(_, taken)| !taken.damaged) {
             let to = self.site.path().join(format!("restored-{number}"));
             let root = reader.open(name).unwrap().root.clone();
@@ -451,6 +459,45 @@ impl Play {
         let summary = check::check(&reader, true, &watch, &AtomicBool::new(false)).unwrap();
         watch.assert_no_problems();
         assert_eq!((summary.problems, summary.snapshots), (0, self.taken.len() as u64));
+    }
+}
+
+/// Asserts that the differences between two snapshots are those between their trees.
+#[track_caller]
+fn assert_differences(reader: &Reader, before: &Taken, after: &Taken) {
+    let (a, b) = (reader.open(&before.name).unwrap(), reader.open(&after.name).unwrap());
+    let compared = |snapshot| ComparedTree { snapshot, path: b"" };
+    let watch = Watch::new(NEVER);
+    let mut found = BTreeMap::new();
+    let summary = diff(reader, &compared(&a), &compared(&b), b"", &watch, &mut |change| {
+        let path = PathBuf::from(OsStr::from_bytes(change.path));
+        assert!(found.insert(path, (change.kind(), change.fields.to_vec())).is_none(), "listed twice");
+        Ok(())
+    });
+    watch.assert_no_problems();
+    assert_eq!(summary.unwrap().problems, 0);
+    let mut paths: Vec<_> = before.tree.keys().chain(after.tree.keys()).chain(found.keys()).collect();
+    paths.sort();
+    paths.dedup();
+    for path in paths {
+        let entry = |taken: &Taken| Some(common::Entry { first_name: None, ..taken.tree.get(path)?.entry.clone() });
+        let (a, b) = (entry(before), entry(after));
+        let same_bytes = a.as_ref().map(|entry| entry.content) == b.as_ref().map(|entry| entry.content);
+        let expected = match (a, b) {
+            (None, Some(_)) => Some(ChangeKind::Added),
+            (Some(_), None) => Some(ChangeKind::Removed),
+            (a, b) if a == b => None,
+            (Some(a), Some(b)) if a.kind != b.kind => Some(ChangeKind::Kind),
+            (Some(a), Some(b)) if !same_bytes || a.target != b.target => Some(ChangeKind::Content),
+            _ => Some(ChangeKind::Metadata),
+        };
+        // The model knows neither names outside of the tree nor the holes that are stored.
+        let is_unknown = |field: &Field| *field == Field::Links || *field == Field::Content && same_bytes;
+        match (expected, found.get(path)) {
+            (None, Some((_, fields))) if !fields.is_empty() && fields.iter().all(is_unknown) => {}
+            (Some(ChangeKind::Metadata), Some((ChangeKind::Content, fields))) if fields.iter().any(is_unknown) => {}
+            (expected, found) => assert_eq!(expected, found.map(|(kind, _)| *kind), "{} {found:?}", path.display()),
+        }
     }
 }
 
