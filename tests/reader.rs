@@ -260,6 +260,6 @@ fn a_comparison_reads_only_the_parts_of_large_directories_that_differ() {
         assert_eq!(found, [(b"large/20000".to_vec(), ChangeKind::Content)]);
         reader.decoded_blocks()
     });
-    println!("{decoded:?} blocks");
-    assert!(decoded[1] * 4 < decoded[0], "{decoded:?} blocks");
+    // Of both trees, the node of the root, the index of the directory, and one of its forty parts.
+    assert!(decoded[1] <= 8 && decoded[1] * 2 < decoded[0], "{decoded:?} blocks");
 }

@@ -14,7 +14,7 @@ use super::global::Global;
 use super::reader_args::{ReaderArgs, SMALL_CACHE, select};
 use super::show::{self, size};
 use super::signals::end_on_signals;
-use crate::archive::Selector;
+use crate::archive::{EntryHandle, EntryRef, Selector};
 use crate::format::Kind;
 use crate::format::name::SnapshotName;
 use crate::history::{Change, ChangeKind, ComparedTree, Counts, DiffSummary, Field, diff};
@@ -33,7 +33,7 @@ use crate::monitor::count;
 /// The last lines count the entries and the bytes of files. An entry whose kind differs counts as removed and as added. For a
 /// file whose content differs, the bytes by which it grew or shrank count.
 ///
-/// A and B are snapshots, or files or directories in them: SNAP[:PATH]. They may be of different sources, and paths begin at
+/// A and B are snapshots, or files or directories in them: SNAP or SNAP:PATH. They may be of different sources, and paths begin at
 /// the directories named. Owners and groups differ if their numbers differ, or if both snapshots have a name for the number
 /// and the names differ. Which names are hard links to the same file is not compared, only their number.
 ///
@@ -50,10 +50,10 @@ Examples:
 pub(super) struct Args {
     #[command(flatten)]
     reader: ReaderArgs,
-    /// Compare this snapshot, or this file or directory in it: SNAP[:PATH]
+    /// Compare this snapshot, or this file or directory in it: SNAP or SNAP:PATH
     #[arg(value_name = "A")]
     before: OsString,
-    /// The snapshot to compare it with, usually the newer one: SNAP[:PATH]
+    /// The snapshot to compare it with, usually the newer one: SNAP or SNAP:PATH
     #[arg(value_name = "B")]
     after: OsString,
     /// List only differences at or below this path; it may be missing from A or B
@@ -104,9 +104,11 @@ pub(super) fn run(args: &Args, global: &Global) -> Result<ExitCode> {
 
 fn write_line(change: &Change<'_>, with_fields: bool, out: &mut dyn Write) -> std::io::Result<()> {
     write!(out, "{} ", letter(change.kind()))?;
-    entry::write_name(out, change.path)?;
-    let is_directory = |listed: &crate::archive::EntryHandle| listed.entry().kind == Kind::Directory;
-    if change.after.or(change.before).is_some_and(is_directory) {
+    let shown = change.after.or(change.before).map_or(EntryRef::EMPTY, EntryHandle::entry);
+    let is_directory = shown.kind == Kind::Directory;
+    // Two files that were named have no path below them.
+    entry::write_name(out, if change.path.is_empty() && !is_directory { shown.name } else { change.path })?;
+    if is_directory {
         out.write_all(b"/")?;
     }
     if with_fields && !change.fields.is_empty() {

@@ -7,7 +7,7 @@ use std::cmp::Ordering;
 use std::io;
 use std::sync::Arc;
 
-use super::Error;
+use super::error::Error;
 use crate::archive::{self, Archive, EntryHandle, OpenSnapshot, Page, SnapshotDirectory};
 use crate::format::Kind;
 use crate::monitor::Monitor;
