@@ -320,7 +320,7 @@ fn the_first_signal_ends_a_run_that_waits_for_an_unresponsive_repository() {
         &["dump", "latest"],
         &["find", "file"],
         &["versions", "file"],
-        &["diff", "latest", "latest"],
+        &["diff", "latest", "latest", "file"],
         &["ls", "latest"],
         &["cat", "latest:file"],
         &["catalog", "verify"],
