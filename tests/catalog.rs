@@ -5,7 +5,7 @@
 
 mod common;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fs::{self, File, OpenOptions};
 use std::io::Write;
 use std::os::unix::fs::FileExt;
@@ -13,6 +13,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
+use brackfs::catalog::{BlockId, Catalog};
 use brackfs::crypt::{Certificate, Opener, SecretKey, Signer};
 use brackfs::format::id::ObjectId;
 use brackfs::format::index::{Index, IndexedBlock};
@@ -21,7 +22,7 @@ use brackfs::format::{Digest, PackId};
 use brackfs::repository::{Access, Repository, Writer};
 use common::machine;
 use common::wait::{ended, send, threads, until};
-use common::{Entry, Run, Site, noise, number, run, settle, tree};
+use common::{Entry, Run, Site, noise, number, run, settle, snapshot_objects, tree};
 use rustix::fs::{FlockOperation, flock};
 use rustix::process::Signal;
 use serde_json::Value;
@@ -270,6 +271,46 @@ fn a_catalog_is_rebuilt_on_request_and_the_old_one_is_kept() {
     let run = world.backup(&[]).ok();
     assert_eq!(run.stderr, "");
     assert_stored_nothing_again(&world, &run);
+    world.assert_whole();
+}
+
+/// The packs and ordinals of the blocks that each snapshot in the catalog uses, by the snapshot's id.
+fn used_blocks(world: &World) -> BTreeMap<String, BTreeSet<(PackId, u32)>> {
+    let repository = Repository::open(&world.site.repo().as_path().into()).unwrap();
+    let catalog = Catalog::view(&world.catalog(), repository.id()).unwrap();
+    let used = catalog.snapshots().unwrap().into_iter().map(|row| {
+        let blocks = catalog.snapshot_blocks(row.name.id).unwrap().expect("known blocks");
+        let live = catalog.live(&[row.name.sequence]).unwrap();
+        assert_eq!(blocks, live);
+        let places = blocks.into_iter().map(|block| catalog.ordinal(BlockId(block)).unwrap());
+        (row.name.id.to_string(), places.collect())
+    });
+    used.collect()
+}
+
+/// Two sources in turn, and a run that was killed before its snapshot: the next index is relative to an older one.
+#[test]
+fn a_rebuilt_catalog_knows_the_same_blocks_of_each_snapshot() {
+    let mut world = World::new();
+    for round in 0..6 {
+        world.site.write("large", noise(&format!("large {}", round % 4), MIB));
+        world.site.write(&format!("d/e/{round}"), noise(&format!("changed {round}"), 4000));
+        let source: &[&str] = if round % 3 == 1 { &["--source=other"] } else { &[] };
+        world.backup(source).ok();
+        if round == 3 {
+            let (killed, _) = world.snapshots.pop().unwrap();
+            let row = "UPDATE snapshots SET presence = 0 WHERE sequence = (SELECT max(sequence) FROM snapshots)";
+            assert_eq!(rusqlite::Connection::open(world.catalog()).unwrap().execute(row, []).unwrap(), 1);
+            let object =
+                snapshot_objects(&world.site).into_iter().find(|path| path.to_string_lossy().ends_with(&killed));
+            fs::remove_file(object.unwrap()).unwrap();
+        }
+    }
+    let before = used_blocks(&world);
+    assert_eq!(before.len(), world.snapshots.len() + 1);
+    world.site.brackfs(&["catalog", "rebuild"]).ok();
+    assert_eq!(used_blocks(&world), before);
+    world.site.brackfs(&["catalog", "verify"]).ok();
     world.assert_whole();
 }
 
