@@ -5,7 +5,7 @@
 
 use std::path::Path;
 
-use crate::catalog::{Catalog, Trust};
+use crate::catalog::{Catalog, Folder, Trust};
 use crate::crypt::{self, Certificate, Fingerprint, KeyPurpose, Passphrase, Profile, SecretKey, Signer};
 use crate::failure::{Failure, FailureKind};
 use crate::format::RepositoryId;
@@ -129,7 +129,9 @@ fn fill(
         host: certificate.fingerprint(),
         recipients,
     };
+    let secrets = ObjectId::random();
     let mut catalog = Catalog::create(&kept_here.catalog_path(), trust.clone())?;
+    catalog.add_document(Folder::Secrets(0), secrets, 0, &[])?;
     catalog.commit()?;
 
     let keys = repository.keys();
@@ -142,7 +144,7 @@ fn fill(
         keys.put_owner(&key)?;
     }
     let writer = Writer::new(repository, Signer::new(host)?, &certificate, &trust.recipients)?;
-    writer.put_secrets(ObjectId::random(), &trust.secrets(std::slice::from_ref(&certificate))?)?;
+    writer.put_secrets(secrets, &trust.secrets(&certificate)?)?;
     repository.finish(&ReadmeKeys { host: &trust.host, owner: owner.as_ref() })?;
     Ok(Made {
         id: trust.repository,

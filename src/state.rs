@@ -2,6 +2,7 @@
 //!
 //! ```text
 //! <state>/<repository id>/host.key             the host key of this machine (hosts only)
+//! <state>/<repository id>/host.key.new         the host key of an unfinished adoption
 //! <state>/<repository id>/owner.asc            a copy of the owner's locked key, if the repository has one (hosts only)
 //! <state>/<repository id>/catalog.sqlite       the catalog (hosts only)
 //! <state>/<repository id>/catalog.sqlite.old   the previous catalog, after a rebuild
@@ -197,6 +198,20 @@ impl RepositoryState {
         self.write(&self.host_key_path(), armored, IfExists::Fail)
     }
 
+    fn new_host_key_path(&self) -> PathBuf {
+        self.folder.join("host.key.new")
+    }
+
+    /// The armored host key of an unfinished adoption.
+    pub fn new_host_key(&self) -> Result<Option<Vec<u8>>, Error> {
+        self.read(&self.new_host_key_path())
+    }
+
+    /// Stores the host key of an adoption that begins.
+    pub fn put_new_host_key(&self, armored: &[u8]) -> Result<(), Error> {
+        self.write(&self.new_host_key_path(), armored, IfExists::Replace)
+    }
+
     fn owner_key_path(&self) -> PathBuf {
         self.folder.join("owner.asc")
     }
@@ -232,8 +247,9 @@ impl RepositoryState {
         Ok(run)
     }
 
-    /// Forgets the id, at the end of an adoption.
+    /// Forgets the id and the new host key, at the end of an adoption.
     pub fn end_adoption(&self) -> Result<(), Error> {
+        self.remove(&self.new_host_key_path())?;
         self.remove(&self.adoption_path())
     }
 

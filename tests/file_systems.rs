@@ -143,7 +143,7 @@ fn a_failed_init_leaves_nothing() {
 
 #[test]
 fn the_next_init_replaces_a_killed_one() {
-    for nth in 1..50 {
+    for nth in 1..100 {
         let site = files();
         let kill = format!("inject=fsync:signal=KILL:when={nth}");
         let arguments = ["-o", "/dev/null", "-e", "trace=fsync", "-e", kill.as_str()];
@@ -203,9 +203,7 @@ fn temporary_files_of_a_killed_adoption_are_removed_by_the_next() {
     let site = files();
     run(init_command(&site)).ok();
     site.backup(&[]).ok();
-    let keys = tree(&site.repo().join("keys")).into_keys();
-    let mut signer = keys.filter_map(|key| Some(key.to_str()?.strip_prefix("host-")?.strip_suffix(".asc")?.to_owned()));
-    let signer = signer.next_back().unwrap();
+    let host = |key: PathBuf| Some(key.to_str()?.strip_prefix("host-")?.strip_suffix(".asc")?.to_owned());
     let mut removed = 0;
     for nth in 1..30 {
         let state = site.path().join(format!("state-{nth}"));
@@ -215,8 +213,11 @@ fn temporary_files_of_a_killed_adoption_are_removed_by_the_next() {
             command.env("BRACKFS_STATE_DIR", &state);
             command
         };
+        let signers: Vec<_> = tree(&site.repo().join("keys")).into_keys().filter_map(host).collect();
+        let signers = signers.iter().flat_map(|signer| ["--signer", signer]);
+        let arguments: Vec<_> = ["adopt"].into_iter().chain(signers).collect();
         // Killed in the repository or in the state directory.
-        let adopt = || on_new_machine(&["adopt", "--signer", &signer]);
+        let adopt = || on_new_machine(&arguments);
         let whole = killed_at_rename(nth, &adopt()).code == 0;
         removed += temporaries(&site).len();
         run(adopt()).ok();
@@ -227,8 +228,6 @@ fn temporary_files_of_a_killed_adoption_are_removed_by_the_next() {
             assert!(removed > 1, "{removed}");
             return;
         }
-        // So that the next one has the same signers.
-        site.brackfs(&["adopt"]).ok();
     }
     panic!("adopt renames without end");
 }

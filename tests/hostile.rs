@@ -23,12 +23,13 @@ use brackfs::crypt::{SecretKey, Signer};
 use brackfs::format::block::Encoder;
 use brackfs::format::entry::{Content, HardLink, Subtree};
 use brackfs::format::id::{ObjectId, SourceId};
-use brackfs::format::index::{Index, IndexedBlock, IndexedPack, PackKind};
+use brackfs::format::index::Index;
 use brackfs::format::name::{self, SnapshotName};
+use brackfs::format::pack::{IndexedBlock, IndexedPack, PackKind};
 use brackfs::format::snapshot::{Snapshot, Statistics};
 use brackfs::format::source::Source;
 use brackfs::format::{
-    BlockLocation, ChunkRef, ContentHasher, Digest, Entry, Extent, Items, Kind, Node, NodeRef, PackId, Segment,
+    BlockLocation, Check, ChunkRef, ContentHasher, Digest, Entry, Extent, Items, Kind, Node, NodeRef, PackId, Segment,
     SnapshotId, Timestamp,
 };
 use brackfs::repository::{Repository, Writer};
@@ -87,7 +88,8 @@ impl Forger {
         self.bytes.extend(frame);
         let at = BlockLocation { pack: self.pack, offset, length };
         let stored = Stored { at, digest: Digest::of(plaintext), length: plaintext.len() as u32 };
-        self.blocks.push(IndexedBlock { length, chunks: vec![(stored.digest, stored.length)] });
+        let (ordinal, check) = (self.blocks.len() as u32, Check::of(frame));
+        self.blocks.push(IndexedBlock { ordinal, offset, length, check, chunks: vec![(stored.digest, stored.length)] });
         stored
     }
 
@@ -107,9 +109,16 @@ impl Forger {
         let host = key.certificate();
         let writer = Writer::new(&self.repository, Signer::new(key).unwrap(), &host, &[]).unwrap();
         let digest = Digest::of(&self.bytes);
-        let pack = IndexedPack { id: self.pack, kind: PackKind::Data, digest, blocks: self.blocks.clone() };
+        let pack = IndexedPack {
+            id: self.pack,
+            kind: PackKind::Data,
+            digest: Some(digest),
+            count: self.blocks.len() as u32,
+            length: self.bytes.len() as u64,
+            blocks: self.blocks.clone(),
+        };
         writer.put_sums(ObjectId::random(), &[(self.pack, digest)]).unwrap();
-        writer.put_index(ObjectId::random(), &Index { packs: vec![pack], snapshot: None }).unwrap();
+        writer.put_index(ObjectId::random(), &Index { generation: 1, packs: vec![pack], ..Index::default() }).unwrap();
         let source = Source { id: SourceId::random(), name: "planted".into() };
         writer.put_source(&source).unwrap();
         let time = Timestamp { seconds: 1_763_650_321, nanos: 0 };
@@ -771,7 +780,7 @@ fn check_reports_renamed_and_unsigned_documents() {
         let path = objects(&site, folder).pop().unwrap();
         let good = fs::read(&path).unwrap();
         let renamed = match folder {
-            "generation" => "0000000009".to_owned(),
+            "generation" => "0000000009-c28b6a0e-94a1-4f0c-9d5e-1f5a3f8f9d1b".to_owned(),
             "snapshots" => leaf(&path).replacen("20", "21", 1),
             _ => "c28b6a0e-94a1-4f0c-9d5e-1f5a3f8f9d1b".to_owned(),
         };

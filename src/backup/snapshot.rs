@@ -16,12 +16,13 @@ use super::walk::event::Event;
 use super::walk::scope::{Origin, Scope};
 use super::walk::tree::WalkCounts;
 use crate::catalog::stats::Stats;
-use crate::catalog::{Labels, Parent, Presence, SnapshotRow, SourceRow};
+use crate::catalog::{Parent, Presence, SnapshotRow, SourceRow};
 use crate::format::Timestamp;
 use crate::format::entry::{Content, Subtree};
 use crate::format::id::{SnapshotId, SourceId};
 use crate::format::name::{self, SnapshotName};
 use crate::format::snapshot::{Snapshot, Statistics};
+use crate::format::usage::Labels;
 use crate::session::{NewSnapshot, Session};
 use crate::source::{EntryMount, now};
 
@@ -193,7 +194,7 @@ impl SnapshotPlan<'_> {
         SnapshotRow {
             name: name.clone(),
             source: self.scope.name.clone(),
-            labels: Some(self.labels()),
+            labels: self.labels(),
             files: statistics.files,
             bytes: statistics.bytes,
             stored_bytes: statistics.stored_bytes,

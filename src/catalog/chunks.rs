@@ -1,13 +1,15 @@
 //! Stored packs, blocks and chunks, and their locations.
 
+use std::collections::HashMap;
+
 use rusqlite::{OptionalExtension, Row, params};
 
 use super::database::Catalog;
 use super::error::Error;
 use super::ids::BlockId;
 use super::sums::Sum;
-use crate::format::index::{IndexedPack, PackKind};
-use crate::format::{BlockLocation, Digest, PackId};
+use crate::format::pack::{IndexedPack, PackKind};
+use crate::format::{BlockLocation, Check, Digest, PackId};
 use crate::source::now;
 
 /// The id of a pack in this catalog.
@@ -56,20 +58,18 @@ impl Catalog {
     /// Adds the missing chunks of a pack whose blocks are in the catalog.
     pub fn restore_chunks(&self, pack: &IndexedPack) -> Result<(), Error> {
         let find = || {
-            let select = "SELECT blocks.id FROM packs JOIN blocks ON pack = packs.id
-                 WHERE uuid = ? AND condemned = 0 ORDER BY ordinal";
+            let select = "SELECT ordinal, blocks.id FROM packs JOIN blocks ON pack = packs.id
+                 WHERE uuid = ? AND condemned = 0";
             let mut statement = self.db.prepare_cached(select)?;
-            let ids = statement.query_map([pack.id.as_bytes()], |row| Ok(BlockId(row.get::<_, i64>(0)? as u64)))?;
-            ids.collect::<rusqlite::Result<Vec<_>>>()
+            let read = |row: &Row<'_>| Ok((row.get::<_, u32>(0)?, BlockId(row.get::<_, i64>(1)? as u64)));
+            statement.query_map([pack.id.as_bytes()], read)?.collect::<rusqlite::Result<HashMap<_, _>>>()
         };
         let ids = find().map_err(self.failed("look up blocks"))?;
-        if ids.len() != pack.blocks.len() {
-            return Ok(());
-        }
-        for (block, indexed) in ids.into_iter().zip(&pack.blocks) {
+        for indexed in &pack.blocks {
+            let Some(block) = ids.get(&indexed.ordinal) else { continue };
             let mut start = 0u32;
             self.add_chunks(indexed.chunks.iter().map(|(digest, length)| {
-                let stored = Stored { digest: *digest, block, start, length: *length };
+                let stored = Stored { digest: *digest, block: *block, start, length: *length };
                 start = start.saturating_add(*length);
                 stored
             }))?;
@@ -141,12 +141,19 @@ impl Catalog {
     }
 
     /// Adds a block.
-    pub fn add_block(&self, id: BlockId, pack: PackRow, ordinal: u32, at: BlockLocation) -> Result<(), Error> {
+    pub fn add_block(
+        &self,
+        id: BlockId,
+        pack: PackRow,
+        ordinal: u32,
+        at: BlockLocation,
+        check: Check,
+    ) -> Result<(), Error> {
         let add = || {
-            let (id, start, length) = (id.0 as i64, at.offset as i64, at.length);
-            let sum = block_sum(id, at.pack.as_bytes(), ordinal.into(), start, length.into()).value();
-            let mut statement = self.db.prepare_cached("INSERT INTO blocks VALUES (?, ?, ?, ?, ?, ?)")?;
-            statement.execute(params![id, pack.0, ordinal, start, length, sum])
+            let (id, start, length, check) = (id.0 as i64, at.offset as i64, at.length, check_number(check));
+            let sum = block_sum(id, at.pack.as_bytes(), [ordinal.into(), start, length.into(), check]).value();
+            let mut statement = self.db.prepare_cached("INSERT INTO blocks VALUES (?, ?, ?, ?, ?, ?, ?)")?;
+            statement.execute(params![id, pack.0, ordinal, start, length, check, sum])
         };
         add().map(drop).map_err(self.failed("add a block"))
     }
@@ -167,7 +174,7 @@ impl Catalog {
         let find = || {
             self.db
                 .prepare_cached(
-                    "SELECT uuid, blocks.id, ordinal, start, blocks.length, blocks.sum
+                    "SELECT uuid, blocks.id, ordinal, start, blocks.length, hash, blocks.sum
                      FROM blocks JOIN packs ON packs.id = pack WHERE blocks.id = ?",
                 )?
                 .query_row([id.0 as i64], |row| {
@@ -188,7 +195,7 @@ impl Catalog {
 
     /// Fails if any block's row does not match its checksum.
     pub fn check_blocks(&self) -> Result<(), Error> {
-        let all = "SELECT uuid, blocks.id, ordinal, start, blocks.length, blocks.sum
+        let all = "SELECT uuid, blocks.id, ordinal, start, blocks.length, hash, blocks.sum
              FROM blocks LEFT JOIN packs ON packs.id = pack WHERE blocks.id > ?1 ORDER BY blocks.id LIMIT ?2";
         let read = |row: &Row<'_>| {
             let whole = row.get_ref(0)?.as_blob_or_null()?.is_some() && block_is_whole(row)?;
@@ -265,15 +272,20 @@ pub(super) fn pack_sum(id: PackId, kind: PackKind, length: u64, digest: &[u8]) -
     Sum::of("packs").bytes(id.as_bytes()).number(kind.code() as i64).number(length as i64).bytes(digest)
 }
 
-/// The checksum of a block's row and its pack's id.
-pub(super) fn block_sum(id: i64, pack: &[u8], ordinal: i64, start: i64, length: i64) -> Sum {
-    Sum::of("blocks").number(id).bytes(pack).number(ordinal).number(start).number(length)
+/// A check as a number of a row.
+pub(super) fn check_number(Check(bytes): Check) -> i64 {
+    i64::from_be_bytes(bytes)
 }
 
-/// Whether a row of a pack's id and a block's id, ordinal, start, length and sum matches its checksum.
+/// The checksum of a block's row and its pack's id. `numbers`: ordinal, start, length and check.
+pub(super) fn block_sum(id: i64, pack: &[u8], numbers: [i64; 4]) -> Sum {
+    numbers.into_iter().fold(Sum::of("blocks").number(id).bytes(pack), Sum::number)
+}
+
+/// Whether a row of a pack's id and a block's id, ordinal, start, length, check and sum matches its checksum.
 fn block_is_whole(row: &Row<'_>) -> rusqlite::Result<bool> {
-    let sum = block_sum(row.get(1)?, row.get_ref(0)?.as_blob()?, row.get(2)?, row.get(3)?, row.get(4)?);
-    sum.agrees(row, 5)
+    let numbers = [row.get(2)?, row.get(3)?, row.get(4)?, row.get(5)?];
+    block_sum(row.get(1)?, row.get_ref(0)?.as_blob()?, numbers).agrees(row, 6)
 }
 
 fn extent_node_sum(digest: &[u8], blocks: &[u8]) -> Sum {

@@ -681,7 +681,8 @@ mod tests {
 
     use super::*;
     use crate::catalog::database::tests::catalog;
-    use crate::format::index::PackKind;
+    use crate::format::Check;
+    use crate::format::pack::PackKind;
     use crate::format::{BlockLocation, Items, PackId};
 
     const ABOVE: Parent = Parent::Source(SourceRow(1));
@@ -856,7 +857,7 @@ mod tests {
         let id = PackId::random();
         let pack = catalog.add_pack(id, PackKind::Data).unwrap();
         let at = BlockLocation { pack: id, offset: 5, length: 9 };
-        catalog.add_block(BlockId(1), pack, 0, at).unwrap();
+        catalog.add_block(BlockId(1), pack, 0, at, Check::of(b"")).unwrap();
         let stored = Stored { digest: Digest::of(b"x"), block: BlockId(1), start: 3, length: 4 };
         let mut same_head = stored;
         same_head.digest.0[31] ^= 1;

@@ -10,6 +10,7 @@
 //! - [`trust`]: repository, host key, recipients, encryption; fixed at init
 //! - [`chunks`]: packs, blocks and chunks, and where they are stored
 //! - [`packs`]: condemned packs, and the removal of claims that depend on them
+//! - [`documents`]: documents in the repository, and their census
 //! - [`directories`]: directories in segments of about 1,000 entries, each with its encoded tree node
 //! - [`stats`]: the stat data of a segment's entries, in a form that is compared bytewise
 //! - [`retry_queue`]: files that a run reads again before it makes its snapshot
@@ -27,6 +28,7 @@ mod chunks;
 mod claims;
 mod database;
 mod directories;
+mod documents;
 mod error;
 mod ids;
 mod numbers;
@@ -44,9 +46,10 @@ pub use chunks::{PackRow, Stored};
 pub use claims::Claims;
 pub use database::{Catalog, trust_of};
 pub use directories::{DirectoryId, DirectoryRow, NewSegment, Parent, Past, SegmentId, SegmentNode, SegmentRow};
+pub use documents::{Folder, KnownDocument};
 pub use error::Error;
 pub use ids::BlockId;
 pub use packs::{Condemned, KnownPack};
 pub use retry_queue::{DeferredFile, StoredState};
-pub use snapshots::{Labels, Presence, SnapshotRow, SourceRow};
+pub use snapshots::{Presence, SnapshotRow, SourceRow};
 pub use trust::{LastRun, Trust};

@@ -8,11 +8,12 @@
 use roaring::RoaringTreemap;
 use rusqlite::{OptionalExtension, Row, params};
 
-use super::chunks::{PackRow, block_sum, chunk_sum, pack_sum, tail};
+use super::chunks::{PackRow, block_sum, check_number, chunk_sum, pack_sum, tail};
 use super::database::Catalog;
 use super::error::Error;
 use super::ids::BlockId;
-use crate::format::index::{BlockRuns, IndexedPack, PackKind};
+use crate::format::pack::{IndexedPack, PackKind};
+use crate::format::usage::BlockRuns;
 use crate::format::{Digest, PackId};
 use crate::source::now;
 
@@ -178,20 +179,20 @@ impl Catalog {
             let mut statement = self.db.prepare_cached(
                 "INSERT INTO packs (uuid, kind, length, digest, verified, condemned, sum) VALUES (?, ?, ?, ?, ?, ?, ?)",
             )?;
-            let (kind, length) = (pack.kind.code() as i64, pack.length());
-            let sum = pack_sum(pack.id, pack.kind, length, &pack.digest.0).value();
-            let (id, length) = (pack.id.as_bytes(), length as i64);
-            statement.execute(params![id, kind, length, pack.digest.0, now().seconds, !there, sum])?;
+            let digest = pack.digest.map(|digest| digest.0.to_vec()).unwrap_or_default();
+            let sum = pack_sum(pack.id, pack.kind, pack.length, &digest).value();
+            let (id, kind, length) = (pack.id.as_bytes(), pack.kind.code() as i64, pack.length as i64);
+            statement.execute(params![id, kind, length, digest, now().seconds, !there, sum])?;
             let row = self.db.last_insert_rowid();
-            let mut add_block = self.db.prepare_cached("INSERT INTO blocks VALUES (?, ?, ?, ?, ?, ?)")?;
+            let mut add_block = self.db.prepare_cached("INSERT INTO blocks VALUES (?, ?, ?, ?, ?, ?, ?)")?;
             let mut chunks = Vec::new();
-            let mut offset = 0u64;
-            for (ordinal, indexed) in pack.blocks.iter().enumerate() {
+            for indexed in &pack.blocks {
                 let BlockId(id) = block;
-                let (number, ordinal, start) = (id as i64, ordinal as i64, offset as i64);
-                let sum = block_sum(number, pack.id.as_bytes(), ordinal, start, indexed.length.into()).value();
-                add_block.execute(params![number, row, ordinal, start, indexed.length, sum])?;
-                offset += u64::from(indexed.length);
+                let (number, hash) = (id as i64, check_number(indexed.check));
+                let place = [indexed.ordinal.into(), indexed.offset as i64, indexed.length.into()];
+                let [ordinal, start, length] = place;
+                let sum = block_sum(number, pack.id.as_bytes(), [ordinal, start, length, hash]).value();
+                add_block.execute(params![number, row, ordinal, start, length, hash, sum])?;
                 let mut start = 0u64;
                 for (digest, length) in &indexed.chunks {
                     chunks.push((digest.head(), *digest, id, start, *length));
@@ -310,19 +311,29 @@ mod tests {
     use crate::catalog::database::tests::catalog;
     use crate::catalog::stats::Stats;
     use crate::catalog::{DirectoryId, NewSegment, Parent, Past, SourceRow, Stored};
-    use crate::format::index::IndexedBlock;
+    use crate::format::Check;
+    use crate::format::pack::IndexedBlock;
     use crate::source::Inode;
 
     const ABOVE: Parent = Parent::Source(SourceRow(1));
 
     /// A pack with a block of one chunk for each of these numbers.
     fn pack(chunks: std::ops::Range<u32>) -> IndexedPack {
-        let block = |i| IndexedBlock { length: 10, chunks: vec![(digest(i), 5)] };
+        let count = chunks.len() as u32;
+        let block = |(ordinal, i): (u32, u32)| IndexedBlock {
+            ordinal,
+            offset: u64::from(ordinal) * 10,
+            length: 10,
+            check: Check::of(&i.to_be_bytes()),
+            chunks: vec![(digest(i), 5)],
+        };
         IndexedPack {
             id: PackId::random(),
             kind: PackKind::Data,
-            digest: Digest::of(b"pack"),
-            blocks: chunks.map(block).collect(),
+            digest: Some(Digest::of(b"pack")),
+            count,
+            length: u64::from(count) * 10,
+            blocks: (0..).zip(chunks).map(block).collect(),
         }
     }
 
@@ -397,7 +408,7 @@ mod tests {
         let condemned = catalog.condemn(&[row]).unwrap();
         catalog.commit().unwrap();
 
-        assert_eq!(condemned, Condemned { packs: 1, bytes: bad.length() });
+        assert_eq!(condemned, Condemned { packs: 1, bytes: bad.length });
         for i in 0..2 * many {
             assert_eq!(catalog.chunk(&digest(i)).unwrap().is_some(), i < many, "chunk {i}");
         }

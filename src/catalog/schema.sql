@@ -14,7 +14,17 @@ CREATE TABLE recipients (certificate BLOB NOT NULL);
 -- Runs that began to write, until they or the next run finish, whether or not that could clean up after them.
 CREATE TABLE unfinished (run BLOB PRIMARY KEY) WITHOUT ROWID;
 -- Objects in generation/ that did not verify. They are not opened again while their length stays the same.
-CREATE TABLE strange_generations (number INTEGER PRIMARY KEY, length INTEGER NOT NULL);
+CREATE TABLE strange_generations (
+    number INTEGER NOT NULL, writer BLOB NOT NULL, length INTEGER NOT NULL, PRIMARY KEY (number, writer)
+) WITHOUT ROWID;
+-- Documents in the repository: indexes, moves, tombstones, secrets.
+CREATE TABLE documents (
+    folder INTEGER NOT NULL, id BLOB NOT NULL,
+    detail INTEGER NOT NULL,      -- the shard of moves, or the edition of secrets
+    generation INTEGER NOT NULL,
+    replaced INTEGER,             -- generation of the document that replaced it
+    PRIMARY KEY (folder, id)
+) WITHOUT ROWID;
 
 CREATE TABLE packs (
     id INTEGER PRIMARY KEY, uuid BLOB NOT NULL UNIQUE, kind INTEGER NOT NULL,
@@ -27,7 +37,9 @@ CREATE INDEX packs_by_age ON packs (verified) WHERE condemned = 0;
 -- Blocks of condemned packs stay: snapshots refer to them, and ids are never reused.
 CREATE TABLE blocks (
     id INTEGER PRIMARY KEY, pack INTEGER NOT NULL, ordinal INTEGER NOT NULL,
-    start INTEGER NOT NULL, length INTEGER NOT NULL, sum INTEGER NOT NULL
+    start INTEGER NOT NULL, length INTEGER NOT NULL,
+    hash INTEGER NOT NULL,        -- the check of the stored bytes
+    sum INTEGER NOT NULL
 );
 CREATE UNIQUE INDEX blocks_by_place ON blocks (pack, ordinal);
 -- Keyed by the digest's first eight bytes: integers make the smallest and fastest index. Only the first of two
@@ -90,7 +102,7 @@ CREATE TABLE sources (
 CREATE TABLE snapshots (
     sequence INTEGER PRIMARY KEY, uuid BLOB NOT NULL UNIQUE, source INTEGER NOT NULL,
     time TEXT NOT NULL,
-    labels BLOB,                  -- host, paths and tags, as JSON; null: unknown
+    labels BLOB NOT NULL,         -- host, paths and tags, as JSON
     files INTEGER NOT NULL, bytes INTEGER NOT NULL, stored INTEGER NOT NULL,
     presence INTEGER NOT NULL,    -- 0: about to be written; 1: in the repository; 2: not found there
     usage INTEGER NOT NULL,       -- 90: the snapshot is in spans; 0: its blocks are unknown

@@ -11,6 +11,7 @@ use super::sums::Sum;
 use crate::format::id::{SnapshotId, SourceId};
 use crate::format::name::SnapshotName;
 use crate::format::source::Source;
+use crate::format::usage::Labels;
 
 /// `snapshots.usage` if the spans include the snapshot. Several bits differ from 0, so that no single flipped bit makes a
 /// snapshot's blocks unknown.
@@ -27,8 +28,8 @@ pub struct SnapshotRow {
     pub name: SnapshotName,
     /// The name of the source.
     pub source: String,
-    /// Host, paths and tags. Indexes do not contain them, so they are `None` in a rebuilt catalog.
-    pub labels: Option<Labels>,
+    /// Host, paths and tags.
+    pub labels: Labels,
     /// The number of regular files.
     pub files: u64,
     /// Their total size in bytes.
@@ -41,15 +42,25 @@ pub struct SnapshotRow {
     pub root: Stats,
 }
 
-/// The labels by which users select snapshots.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Labels {
-    /// The host name of the machine.
-    pub host: String,
-    /// The paths that were backed up.
-    pub paths: Vec<Vec<u8>>,
-    /// The tags of the snapshot.
-    pub tags: Vec<String>,
+/// [`Labels`] as JSON in a column.
+#[derive(Serialize, Deserialize)]
+struct StoredLabels {
+    host: String,
+    paths: Vec<Vec<u8>>,
+    tags: Vec<String>,
+}
+
+impl From<&Labels> for StoredLabels {
+    fn from(labels: &Labels) -> Self {
+        let Labels { host, paths, tags } = labels.clone();
+        StoredLabels { host, paths, tags }
+    }
+}
+
+impl From<StoredLabels> for Labels {
+    fn from(StoredLabels { host, paths, tags }: StoredLabels) -> Self {
+        Labels { host, paths, tags }
+    }
 }
 
 /// The state of a snapshot's object in the repository.
@@ -126,12 +137,12 @@ impl Catalog {
         source: SourceRow,
         blocks: Option<&RoaringTreemap>,
     ) -> Result<(), Error> {
-        let labels = snapshot.labels.as_ref().map(serde_json::to_vec).transpose().map_err(|e| self.damaged(e))?;
+        let labels = serde_json::to_vec(&StoredLabels::from(&snapshot.labels)).map_err(|e| self.damaged(e))?;
         let columns = Columns {
             numbers: [snapshot.name.sequence, source.0 as u64, snapshot.files, snapshot.bytes],
             id: &snapshot.name.id.0,
             time: &snapshot.name.time,
-            blobs: [labels.as_deref().unwrap_or_default(), &snapshot.root.0],
+            blobs: [&labels, &snapshot.root.0],
         };
         let sum = columns.sum().value();
         if let Some(blocks) = blocks {
@@ -250,6 +261,12 @@ impl Catalog {
         Ok(found.optional().map_err(self.failed("read a snapshot"))?.is_some())
     }
 
+    /// The snapshots that the census of a run of `generation` counts.
+    pub(super) fn counted_snapshots(&self, generation: u64) -> Result<Vec<SnapshotName>, Error> {
+        let counted = |row: &SnapshotRow| row.presence == Presence::There && row.name.sequence < generation;
+        Ok(self.snapshots()?.into_iter().filter(counted).map(|row| row.name).collect())
+    }
+
     /// Number of files and total bytes of the newest snapshot of a source that is in the repository.
     pub fn latest_size(&self, source: SourceRow) -> Result<Option<(u64, u64)>, Error> {
         let size = self.db.query_row(
@@ -269,11 +286,7 @@ impl Catalog {
         Ok(SnapshotRow {
             name: SnapshotName { source, sequence: raw.sequence as u64, time: raw.time, id },
             source: raw.source,
-            labels: raw
-                .labels
-                .map(|labels| serde_json::from_slice(&labels))
-                .transpose()
-                .map_err(|e| self.damaged(e))?,
+            labels: serde_json::from_slice::<StoredLabels>(&raw.labels).map_err(|e| self.damaged(e))?.into(),
             files: raw.files as u64,
             bytes: raw.bytes as u64,
             stored_bytes: raw.stored_bytes as u64,
@@ -325,7 +338,7 @@ struct RawSnapshot {
     source_id: Vec<u8>,
     source: String,
     time: String,
-    labels: Option<Vec<u8>>,
+    labels: Vec<u8>,
     files: i64,
     bytes: i64,
     stored_bytes: i64,
@@ -341,7 +354,7 @@ fn raw_snapshot(row: &Row<'_>) -> rusqlite::Result<RawSnapshot> {
         numbers: [number(0)?, number(11)?, number(6)?, number(7)?],
         id: row.get_ref(1)?.as_blob()?,
         time: row.get_ref(4)?.as_str()?,
-        blobs: [row.get_ref(5)?.as_blob_or_null()?.unwrap_or_default(), row.get_ref(10)?.as_blob()?],
+        blobs: [row.get_ref(5)?.as_blob()?, row.get_ref(10)?.as_blob()?],
     };
     Ok(RawSnapshot {
         whole: columns.sum().agrees(row, 12)?,

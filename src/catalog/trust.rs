@@ -3,6 +3,7 @@
 use std::path::Path;
 
 use rusqlite::{Connection, params};
+use uuid::Uuid;
 
 use super::database::Catalog;
 use super::error::Context;
@@ -11,7 +12,8 @@ use super::sums::{RowSum, Sum};
 use crate::crypt::{self, Certificate, Fingerprint};
 use crate::format::RepositoryId;
 use crate::format::id::{CatalogId, RunId};
-use crate::format::secrets::Secrets;
+use crate::format::name::GenerationName;
+use crate::format::secrets::{DatedSigner, Secrets};
 
 /// The trusted keys and properties of a repository. The repository's own copies are only compared with these.
 #[derive(Debug, Clone)]
@@ -40,12 +42,18 @@ pub struct LastRun {
 }
 
 impl Trust {
-    /// The content of a secrets document; `hosts`: certificates of host keys that signed documents.
-    pub fn secrets(&self, hosts: &[Certificate]) -> Result<Secrets, crypt::Error> {
-        let bytes =
-            |certificates: &[Certificate]| certificates.iter().map(Certificate::to_bytes).collect::<Result<_, _>>();
-        let (recipients, hosts) = (bytes(&self.recipients)?, bytes(hosts)?);
-        Ok(Secrets { seed: self.seed, encrypted: self.encrypted, recipients, hosts })
+    /// The content of a repository's first secrets document. `host` is the host's certificate.
+    pub fn secrets(&self, host: &Certificate) -> Result<Secrets, crypt::Error> {
+        let recipients = self.recipients.iter().map(Certificate::to_bytes).collect::<Result<_, _>>()?;
+        Ok(Secrets {
+            generation: 0,
+            edition: 0,
+            seed: self.seed,
+            encrypted: self.encrypted,
+            recipients,
+            hosts: vec![DatedSigner::new(host.to_bytes()?)],
+            keepers: Vec::new(),
+        })
     }
 
     pub(super) fn insert(&self, db: &Connection) -> rusqlite::Result<()> {
@@ -200,24 +208,32 @@ impl Catalog {
         found.map_err(self.failed("read whether the catalog was reconciled"))
     }
 
-    /// Numbers and lengths of generation objects that did not verify, ascending.
-    pub fn strange_generations(&self) -> Result<Vec<(u64, u64)>, Error> {
+    /// Names and lengths of generation objects that did not verify, ascending.
+    pub fn strange_generations(&self) -> Result<Vec<(GenerationName, u64)>, Error> {
         let find = || {
-            let mut statement = self.db.prepare("SELECT number, length FROM strange_generations ORDER BY number")?;
-            let rows =
-                statement.query_map([], |row| Ok((row.get::<_, i64>(0)? as u64, row.get::<_, i64>(1)? as u64)))?;
+            let select = "SELECT number, writer, length FROM strange_generations ORDER BY number, writer";
+            let mut statement = self.db.prepare(select)?;
+            let rows = statement.query_map([], |row| {
+                Ok((row.get::<_, i64>(0)? as u64, row.get::<_, Vec<u8>>(1)?, row.get::<_, i64>(2)? as u64))
+            })?;
             rows.collect::<rusqlite::Result<Vec<_>>>()
         };
-        find().map_err(self.failed("read generations"))
+        let rows = find().map_err(self.failed("read generations"))?;
+        let named = |(number, writer, length): (u64, Vec<u8>, u64)| {
+            let writer = Uuid::from_slice(&writer).map_err(|e| self.damaged(e))?;
+            Ok((GenerationName { number, writer }, length))
+        };
+        rows.into_iter().map(named).collect()
     }
 
     /// Remembers generation objects that did not verify.
-    pub fn note_strange_generations(&self, objects: &[(u64, u64)]) -> Result<(), Error> {
+    pub fn note_strange_generations(&self, objects: &[(GenerationName, u64)]) -> Result<(), Error> {
         let add = || {
-            let mut statement = self.db.prepare_cached("INSERT OR REPLACE INTO strange_generations VALUES (?, ?)")?;
-            objects
-                .iter()
-                .try_for_each(|(number, length)| statement.execute([*number as i64, *length as i64]).map(drop))
+            let mut statement =
+                self.db.prepare_cached("INSERT OR REPLACE INTO strange_generations VALUES (?, ?, ?)")?;
+            objects.iter().try_for_each(|(GenerationName { number, writer }, length)| {
+                statement.execute(params![*number as i64, writer.as_bytes(), *length as i64]).map(drop)
+            })
         };
         add().map_err(self.failed("record generations"))
     }

@@ -350,6 +350,7 @@ mod tests {
     use crate::catalog::{Presence, SnapshotRow};
     use crate::format::id::{SnapshotId, SourceId};
     use crate::format::name::SnapshotName;
+    use crate::format::usage::Labels;
 
     /// Blocks in several groups, the last of which is incomplete.
     const BLOCKS: u64 = 5 * GROUP + 7;
@@ -417,7 +418,7 @@ mod tests {
             SnapshotRow {
                 name: SnapshotName { source: self.sources[source].1, sequence, time: "20261120T145201Z".into(), id },
                 source: format!("source {source}"),
-                labels: None,
+                labels: Labels::default(),
                 files: 0,
                 bytes: 0,
                 stored_bytes: 0,

@@ -24,8 +24,8 @@ use crate::archive::{Archive, EntryHandle, SnapshotDirectory, TreeWalk, WalkStep
 use crate::crypt::{Certificate, Fingerprint};
 use crate::failure::{Failure, FailureKind};
 use crate::format::id::ObjectId;
-use crate::format::index::IndexedPack;
-use crate::format::name::SnapshotName;
+use crate::format::name::{GenerationName, SnapshotName};
+use crate::format::pack::IndexedPack;
 use crate::format::sums::{PackSum, SUMS_SIZE};
 use crate::format::{BLOCK_SIZE, BlockLocation, ChunkRef, Digest, PackId, name, sums};
 use crate::monitor::{self, Monitor};
@@ -365,8 +365,11 @@ impl Checker<'_> {
             match access.index(repository, id) {
                 Ok(index) => {
                     for pack in &index.packs {
-                        self.indexed_pack(object, pack);
-                        self.indexed.insert(pack.id, (id, pack.digest));
+                        // Without a digest, the pack was removed on purpose.
+                        if let Some(digest) = pack.digest {
+                            self.indexed_pack(object, pack);
+                            self.indexed.insert(pack.id, (id, digest));
+                        }
                     }
                 }
                 Err(error) => {
@@ -385,7 +388,7 @@ impl Checker<'_> {
             // Indexes that do not open, and packs of another length, were reported before.
             let index = name::parse_index(object).and_then(|id| access.index(repository, id).ok());
             for pack in index.into_iter().flat_map(|index| index.packs) {
-                if self.packs.get(&pack.id) == Some(&pack.length()) {
+                if self.packs.get(&pack.id) == Some(&pack.length) {
                     self.unread_blocks(object, &pack)?;
                 }
             }
@@ -429,8 +432,8 @@ impl Checker<'_> {
         }
         for object in self.list(name::GENERATION)? {
             self.check_interrupted()?;
-            let Some(number) = name::parse_generation(&object) else { continue };
-            if let Err(error) = access.generation(repository, number) {
+            let Some(name) = GenerationName::parse(&object) else { continue };
+            if let Err(error) = access.generation(repository, name) {
                 self.unopened(Path::new(&object), error.into())?;
             }
         }
@@ -440,10 +443,10 @@ impl Checker<'_> {
     /// Compares the length of a pack in an index with the actual length.
     fn indexed_pack(&mut self, index: &str, pack: &IndexedPack) {
         match self.packs.get(&pack.id) {
-            Some(length) if *length == pack.length() => {}
+            Some(length) if *length == pack.length => {}
             found => {
                 let found = found.map_or("it is missing".to_owned(), |length| format!("it has {length} bytes"));
-                let why = format!("{found}, but should have {} bytes according to {index}", pack.length());
+                let why = format!("{found}, but should have {} bytes according to {index}", pack.length);
                 self.problem(Path::new(&name::pack(pack.id)), &why);
                 self.misfits.insert(pack.id);
             }
@@ -453,11 +456,9 @@ impl Checker<'_> {
     /// Verifies those blocks of a pack that contain a chunk not yet checked.
     fn unread_blocks(&mut self, index: &str, pack: &IndexedPack) -> Result<(), Error> {
         let object = name::pack(pack.id);
-        let mut offset = 0;
         for block in &pack.blocks {
             self.check_interrupted()?;
-            let at = BlockLocation { pack: pack.id, offset, length: block.length };
-            offset += u64::from(block.length);
+            let at = BlockLocation { pack: pack.id, offset: block.offset, length: block.length };
             let mut start = 0u32;
             let known = block.chunks.iter().all(|(digest, length)| {
                 let chunk = ChunkRef { digest: *digest, block: 0, start, length: *length };

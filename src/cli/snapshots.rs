@@ -11,9 +11,10 @@ use super::reader_args::{ReaderArgs, SMALL_CACHE};
 use super::show::{self, name_time, size};
 use super::signals::end_on_signals;
 use crate::archive::Archive;
-use crate::catalog::{Catalog, Labels, Presence, SnapshotRow};
+use crate::catalog::{Catalog, Presence, SnapshotRow};
 use crate::failure::Failure;
 use crate::format::snapshot::Snapshot;
+use crate::format::usage::Labels;
 use crate::monitor::Monitor;
 use crate::reader::Reader;
 use crate::repository::Repository;
@@ -44,8 +45,7 @@ pub(super) struct Args {
     source: Option<String>,
     /// Print a JSON array of objects
     ///
-    /// Each object has id, time, source, host, paths, tags, files, bytes, stored_bytes. Host, paths and tags are null if the
-    /// catalog was rebuilt and does not have them.
+    /// Each object has id, time, source, host, paths, tags, files, bytes, stored_bytes.
     #[arg(long)]
     json: bool,
 }
@@ -55,8 +55,7 @@ struct ListedSnapshot {
     id: String,
     time: String,
     source: String,
-    /// `None` if the catalog was rebuilt after the snapshot was made.
-    labels: Option<Labels>,
+    labels: Labels,
     files: u64,
     bytes: u64,
     stored_bytes: u64,
@@ -75,11 +74,6 @@ pub(super) fn run(args: &Args, global: &Global) -> Result<ExitCode> {
         from_repository(&args.reader.open(global, &monitor, SMALL_CACHE)?, &monitor, &mut problems)?
     };
     lines.retain(|line| args.source.as_ref().is_none_or(|source| *source == line.source));
-    if lines.iter().any(|line| line.labels.is_none()) {
-        monitor.note(
-            "host, paths and tags of older snapshots are unknown, because this machine's catalog was rebuilt; list the snapshots with the owner's key (--key)",
-        );
-    }
     let mut out = std::io::stdout().lock();
     if args.json {
         writeln!(out, "{}", show::json(&Value::Array(lines.iter().map(ListedSnapshot::json).collect())))?;
@@ -138,11 +132,7 @@ impl From<&Snapshot> for ListedSnapshot {
             id: snapshot.name.id.to_string(),
             time: name_time(&snapshot.name.time),
             source: snapshot.source.clone(),
-            labels: Some(Labels {
-                host: snapshot.host.clone(),
-                paths: snapshot.paths.clone(),
-                tags: snapshot.tags.clone(),
-            }),
+            labels: Labels { host: snapshot.host.clone(), paths: snapshot.paths.clone(), tags: snapshot.tags.clone() },
             files: snapshot.statistics.files,
             bytes: snapshot.statistics.bytes,
             stored_bytes: snapshot.statistics.stored_bytes,
@@ -156,9 +146,9 @@ impl ListedSnapshot {
             "id": self.id,
             "time": self.time,
             "source": self.source,
-            "host": self.labels.as_ref().map(|labels| &labels.host),
-            "paths": self.labels.as_ref().map(|labels| labels.paths.iter().map(|path| text(path)).collect::<Vec<_>>()),
-            "tags": self.labels.as_ref().map(|labels| &labels.tags),
+            "host": self.labels.host,
+            "paths": self.labels.paths.iter().map(|path| text(path)).collect::<Vec<_>>(),
+            "tags": self.labels.tags,
             "files": self.files,
             "bytes": self.bytes,
             "stored_bytes": self.stored_bytes,
@@ -167,15 +157,10 @@ impl ListedSnapshot {
 
     fn text(&self) -> String {
         let short: String = self.id.chars().take(8).collect();
-        let labels = match &self.labels {
-            Some(Labels { paths, tags, .. }) => {
-                let tags =
-                    if tags.is_empty() { String::new() } else { format!("  [{}]", show::shown(&tags.join(", "))) };
-                let paths = paths.iter().map(|path| text(path)).collect::<Vec<_>>().join(" ");
-                format!("{}{tags}", show::shown(&paths))
-            }
-            None => "(paths and tags unknown)".to_owned(),
-        };
+        let Labels { paths, tags, .. } = &self.labels;
+        let tags = if tags.is_empty() { String::new() } else { format!("  [{}]", show::shown(&tags.join(", "))) };
+        let paths = paths.iter().map(|path| text(path)).collect::<Vec<_>>().join(" ");
+        let labels = format!("{}{tags}", show::shown(&paths));
         format!(
             "{short}  {}  {:<12}  {:>9} files  {:>9}  {labels}",
             self.time,

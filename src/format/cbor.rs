@@ -111,6 +111,11 @@ impl<'b> CborReader<'b> {
         }
     }
 
+    /// Reads an array of ids.
+    pub fn ids<T>(&mut self, id: impl Fn(&[u8]) -> Result<T, Error>) -> Result<Vec<T>, Error> {
+        (0..self.array()?).map(|_| id(self.bytes()?)).collect()
+    }
+
     /// Reads the number of pairs of a map.
     pub fn map(&mut self) -> Result<usize, Error> {
         let length = self.decoder.map().map_err(|e| self.wrong(e))?;

@@ -20,6 +20,10 @@ pub enum DocumentKind {
     Generation,
     /// [`super::source`]
     Source,
+    /// [`super::moved`]
+    Moved,
+    /// [`super::forgotten`]
+    Forgotten,
 }
 
 impl DocumentKind {
@@ -31,6 +35,8 @@ impl DocumentKind {
             DocumentKind::Secrets => "secrets",
             DocumentKind::Generation => "generation",
             DocumentKind::Source => "source",
+            DocumentKind::Moved => "moved",
+            DocumentKind::Forgotten => "forgotten",
         }
     }
 }

@@ -47,6 +47,21 @@ impl fmt::Debug for Digest {
     }
 }
 
+/// The check of a stored block: the first eight bytes of the BLAKE3 digest of its stored bytes.
+///
+/// It detects accidents in the storage, one block at a time and without a secret key. Forgery is detected by the digests of
+/// chunks.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub struct Check(pub [u8; 8]);
+
+impl Check {
+    /// Computes the check of a stored block.
+    pub fn of(stored: &[u8]) -> Self {
+        let [a, b, c, d, e, f, g, h, ..] = *blake3::hash(stored).as_bytes();
+        Check([a, b, c, d, e, f, g, h])
+    }
+}
+
 /// Defines an identifier that is a UUID.
 macro_rules! uuid_id {
     ($(#[$doc:meta])* $name:ident, $what:literal) => {
@@ -108,7 +123,7 @@ uuid_id!(
     "source id"
 );
 uuid_id!(
-    /// Identifies an index, sums or secrets object.
+    /// Identifies an object of `index/`, `sums/`, `secrets/`, `moved/`, `forgotten/` or `rewrapped/`.
     ObjectId,
     "object id"
 );

@@ -2,8 +2,10 @@
 
 use std::str::FromStr;
 
+use uuid::Uuid;
+
 use super::error::Error;
-use super::id::{ObjectId, PackId, SnapshotId, SourceId};
+use super::id::{ObjectId, PackId, RunId, SnapshotId, SourceId};
 
 /// The plaintext description of a repository: version, id, and whether blocks are encrypted.
 pub const DESCRIPTION: &str = "brackfs.toml";
@@ -19,8 +21,6 @@ pub const KEYS: &str = "keys/";
 pub const PACKS: &str = "packs/";
 /// The folder of pack digests, in the format of `b3sum --check`.
 pub const SUMS: &str = "sums/";
-/// The folder of session keys for recipients that were added later, with a subfolder for each recipient.
-pub const REWRAPPED: &str = "rewrapped/";
 /// The folder of indexes.
 pub const INDEX: &str = "index/";
 /// The folder of the names of sources.
@@ -32,8 +32,16 @@ pub const SECRETS: &str = "secrets/";
 /// The folder of generations, one object for each writing run.
 pub const GENERATION: &str = "generation/";
 
+/// The folder of moves, with a subfolder for each first byte of the ids of packs.
+pub const MOVED: &str = "moved/";
+/// The folder of tombstones.
+pub const FORGOTTEN: &str = "forgotten/";
+/// The folder of session keys for recipients that were added later, with a subfolder for each recipient.
+pub const REWRAPPED: &str = "rewrapped/";
+
 /// All folders of objects. A few objects are at the top level.
-pub const FOLDERS: [&str; 8] = [KEYS, PACKS, SUMS, INDEX, SOURCES, SNAPSHOTS, SECRETS, GENERATION];
+pub const FOLDERS: [&str; 11] =
+    [KEYS, PACKS, SUMS, INDEX, SOURCES, SNAPSHOTS, SECRETS, GENERATION, MOVED, FORGOTTEN, REWRAPPED];
 
 /// Returns the name of a pack. The first two digits of the id name a subfolder, to keep folders small.
 pub fn pack(id: PackId) -> String {
@@ -58,11 +66,6 @@ pub fn index(id: ObjectId) -> String {
     format!("{INDEX}{id}")
 }
 
-/// Returns the name of a table of session keys for the recipient with this fingerprint.
-pub fn rewrapped(fingerprint: &str, id: ObjectId) -> String {
-    format!("{REWRAPPED}{fingerprint}/{id}")
-}
-
 /// Returns the name of a source document.
 pub fn source(id: SourceId) -> String {
     format!("{SOURCES}{id}")
@@ -76,15 +79,60 @@ pub fn secrets(id: ObjectId) -> String {
 /// The highest number of a generation or snapshot: ten digits.
 pub const LAST_NUMBER: u64 = 9_999_999_999;
 
-/// Returns the name of generation `number`, with ten digits so that names sort by number.
-pub fn generation(number: u64) -> String {
-    format!("{GENERATION}{number:010}")
+/// Returns the name of a shard of moves.
+pub fn moved(prefix: u8, id: ObjectId) -> String {
+    format!("{MOVED}{prefix:02x}/{id}")
 }
 
-/// Parses the name of a generation, as returned by [`generation`], with a number up to [`LAST_NUMBER`].
-pub fn parse_generation(name: &str) -> Option<u64> {
-    let number = name.strip_prefix(GENERATION)?.parse().ok()?;
-    (number <= LAST_NUMBER && generation(number) == name).then_some(number)
+/// Returns the name of a document of tombstones.
+pub fn forgotten(id: ObjectId) -> String {
+    format!("{FORGOTTEN}{id}")
+}
+
+/// Returns the name of a table of session keys for the recipient with this fingerprint.
+pub fn rewrapped(fingerprint: &str, id: ObjectId) -> String {
+    format!("{REWRAPPED}{fingerprint}/{id}")
+}
+
+/// The name of a generation: its number and its run. The run makes the name unique, since few storages can create an object
+/// only if it does not exist.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct GenerationName {
+    /// The number of the run: above that of every earlier run; at most [`LAST_NUMBER`].
+    pub number: u64,
+    /// The public name of the run: see [`RunId::writer`].
+    pub writer: Uuid,
+}
+
+impl GenerationName {
+    /// The name of the generation of `run`.
+    pub fn of_run(number: u64, run: RunId) -> Self {
+        GenerationName { number, writer: run.writer() }
+    }
+
+    /// Returns the object's name. The number has ten digits, so that names sort by number.
+    pub fn object(&self) -> String {
+        format!("{GENERATION}{:010}-{}", self.number, self.writer)
+    }
+
+    /// Parses the name of a generation's object.
+    pub fn parse(name: &str) -> Option<Self> {
+        let (number, writer) = name.strip_prefix(GENERATION)?.split_once('-')?;
+        let found = GenerationName { number: number.parse().ok()?, writer: Uuid::try_parse(writer).ok()? };
+        (found.number <= LAST_NUMBER && found.object() == name).then_some(found)
+    }
+}
+
+/// Parses the name of a shard of moves.
+pub fn parse_moved(name: &str) -> Option<(u8, ObjectId)> {
+    let (prefix, id) = name.strip_prefix(MOVED)?.split_once('/')?;
+    let found = (u8::from_str_radix(prefix, 16).ok()?, id.parse().ok()?);
+    (moved(found.0, found.1) == name).then_some(found)
+}
+
+/// Parses the name of a document of tombstones.
+pub fn parse_forgotten(name: &str) -> Option<ObjectId> {
+    parse_id(FORGOTTEN, name)
 }
 
 /// Parses the name of a list of pack digests.
@@ -134,7 +182,10 @@ pub fn is_object(name: &str) -> bool {
         || parse_source(name).is_some()
         || SnapshotName::parse(name).is_ok()
         || parse_secrets(name).is_some()
-        || parse_generation(name).is_some()
+        || GenerationName::parse(name).is_some()
+        || parse_moved(name).is_some()
+        || parse_forgotten(name).is_some()
+        || parse_rewrapped(name).is_some()
 }
 
 /// Returns the name of a recipient's certificate.
@@ -221,7 +272,7 @@ fn is_digits(text: &str) -> bool {
 }
 
 /// Whether `text` has the form `20261120T145201Z`.
-fn is_time(text: &str) -> bool {
+pub(super) fn is_time(text: &str) -> bool {
     let parts = text.strip_suffix('Z').and_then(|text| text.split_once('T'));
     parts.is_some_and(|(date, time)| date.len() == 8 && time.len() == 6 && is_digits(date) && is_digits(time))
 }
@@ -246,11 +297,14 @@ mod tests {
         assert_eq!(parse_source(&source(id)), Some(id));
         assert_eq!(parse_key(&host("ab")), Some(("host", "ab")));
         assert_eq!([parse_key("keys/guest-ab.asc"), parse_key("keys/host-ab"), parse_key("host-ab.asc")], [None; 3]);
-        assert_eq!(parse_generation(&generation(7)), Some(7));
-        assert_eq!(parse_generation(&generation(LAST_NUMBER)), Some(LAST_NUMBER));
+        for number in [7, LAST_NUMBER] {
+            let name = GenerationName::of_run(number, RunId::random());
+            assert_eq!(GenerationName::parse(&name.object()), Some(name));
+        }
+        let writer = Uuid::new_v4();
         let strange = ["7", "+000000007", " 000000007", "00000000007", "10000000000", "18446744073709551615", "x", ""];
         for number in strange {
-            assert_eq!(parse_generation(&format!("generation/{number}")), None, "{number}");
+            assert_eq!(GenerationName::parse(&format!("generation/{number}-{writer}")), None, "{number}");
         }
         let (source, id) = (SourceId::random(), SnapshotId::random());
         let name = SnapshotName { source, sequence: 7, time: "20261120T145201Z".into(), id };
@@ -280,7 +334,10 @@ mod tests {
             DESCRIPTION_COPY,
             PACKS,
             &pack(PackId::random()),
-            &generation(1),
+            &GenerationName::of_run(1, RunId::random()).object(),
+            &moved(0xab, ObjectId::random()),
+            &forgotten(ObjectId::random()),
+            &rewrapped("00AB", ObjectId::random()),
             "keys/notes",
             "secrets/notes",
             "notes",

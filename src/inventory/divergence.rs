@@ -63,22 +63,26 @@ impl Generations {
     /// Compares the last generation with the catalog. Fails if the repository has another writer.
     pub fn divergence(&self, catalog: &Catalog) -> Result<Divergence, Error> {
         let (known, intended) = catalog.runs()?;
-        let Some(last) = &self.last else {
-            return Ok(match known.number {
-                0 => Divergence::AsLeft,
-                known => Divergence::SetBack { found: 0, known },
-            });
-        };
-        let found = last.number;
-        if last.catalog != catalog.trust().catalog {
+        let found = self.number();
+        if self.last.iter().any(|last| last.catalog != catalog.trust().catalog) {
             return Err(Error::OtherWriter { found, known: known.number });
         }
-        let run = LastRun { number: found, run: Some(last.run) };
-        Ok(match () {
-            () if run == known => Divergence::AsLeft,
-            () if run == intended => Divergence::Begun { number: found, run: last.run },
-            () if found < known.number => Divergence::SetBack { found, known: known.number },
-            () => Divergence::Forgotten { found, known: known.number },
+        let run = match self.last.as_slice() {
+            [] => {
+                return Ok(match known.number {
+                    0 => Divergence::AsLeft,
+                    known => Divergence::SetBack { found: 0, known },
+                });
+            }
+            [last] => LastRun { number: found, run: Some(last.run) },
+            // Copies of this catalog began at the same time.
+            _ => return Ok(Divergence::Forgotten { found, known: known.number }),
+        };
+        Ok(match run.run {
+            _ if run == known => Divergence::AsLeft,
+            Some(id) if run == intended => Divergence::Begun { number: found, run: id },
+            _ if found < known.number => Divergence::SetBack { found, known: known.number },
+            _ => Divergence::Forgotten { found, known: known.number },
         })
     }
 }

@@ -48,6 +48,16 @@ pub enum Error {
         /// The folder of generations.
         folder: &'static str,
     },
+    /// A machine of a kind that this version does not know wrote to the repository.
+    #[error(
+        "{object} is the record of a run with the role {role}, which this brackfs does not know; nothing was written. Use the version of brackfs that made it, or a newer one"
+    )]
+    UnknownRole {
+        /// The name of the generation.
+        object: String,
+        /// The number of the role.
+        role: u64,
+    },
     /// Generations are unchanged, but all packs are missing.
     #[error(
         "none of the packs in the catalog were found: is the disk at packs/ not mounted? Nothing was changed. If the packs are lost, run `brackfs catalog rebuild`; the next backup then stores everything again"
@@ -61,9 +71,6 @@ pub enum Error {
         /// The error of one of the documents, in parentheses, or empty if there are none.
         why: String,
     },
-    /// Secrets documents contradict each other.
-    #[error("the documents in secrets/ disagree about recipients or encryption; nothing was changed")]
-    SecretsDiffer,
     /// The certificate of a key that is not a recipient.
     #[error(
         "{found} is not a recipient of this repository (see `brackfs recipients list`), and recipients cannot be added \

@@ -1,38 +1,37 @@
-//! The generations of a repository: the last one that verifies, and the free numbers.
+//! The generations of a repository: the last one that verifies, and the next number.
 //!
 //! Anyone with write access to the storage can create an object with any number in its name. Therefore only objects
 //! count that open with the host key and have a known signer. Others do not stop a backup. They may belong to another
-//! writer with its own host key, so nothing is removed while there are any.
+//! writer with its own host key, so nothing is removed while there are any. Two runs that begin at the same time may have
+//! the same number; then neither continues.
 
 use super::context::Inventory;
 use super::error::Error;
-use crate::format::generation::Generation;
-use crate::format::name;
+use crate::format::generation::{Generation, Role};
+use crate::format::name::{self, GenerationName};
 use crate::repository;
 use crate::storage::ErrorKind;
 
 /// The content of the folder of generations.
 #[derive(Debug, Default)]
 pub struct Generations {
-    /// The last generation that verifies.
-    pub last: Option<Generation>,
-    /// Numbers and lengths (in bytes) of later objects that do not verify, ascending.
-    pub strange: Vec<(u64, u64)>,
+    /// The generations that verify and have the highest number. There are several if runs began at the same time.
+    pub last: Vec<Generation>,
+    /// Names and lengths (in bytes) of objects that do not verify and whose number is at least that, ascending.
+    pub strange: Vec<(GenerationName, u64)>,
     /// The newly found ones among them that cannot verify while their length stays the same.
-    pub learnt: Vec<(u64, u64)>,
+    pub learnt: Vec<(GenerationName, u64)>,
 }
 
 impl Generations {
-    /// The first unused number above `number`.
-    pub fn free_after(&self, number: u64) -> Result<u64, Error> {
-        let mut next = number.saturating_add(1);
-        let from = self.strange.partition_point(|(strange, _)| *strange < next);
-        for (strange, _) in self.strange.iter().skip(from) {
-            if *strange != next {
-                break;
-            }
-            next += 1;
-        }
+    /// The highest number of a generation that verifies; 0 if there is none.
+    pub fn number(&self) -> u64 {
+        self.last.first().map_or(0, |last| last.number)
+    }
+
+    /// The first number above `number` and above those of all generations that verify.
+    pub fn next(&self, number: u64) -> Result<u64, Error> {
+        let next = number.max(self.number()).saturating_add(1);
         if next <= name::LAST_NUMBER { Ok(next) } else { Err(Error::NoNumber { folder: name::GENERATION }) }
     }
 
@@ -43,7 +42,7 @@ impl Generations {
             "cannot verify {} in {} (such as {}): another machine with a host key of its own became the writer, or they do not belong there. The backup continues, but removes nothing while they exist",
             objects(self.strange.len() as u64),
             name::GENERATION,
-            name::generation(*last),
+            last.object(),
         ))
     }
 }
@@ -57,17 +56,23 @@ fn objects(count: u64) -> String {
 }
 
 impl Inventory<'_> {
-    /// Finds the last generation that verifies. Objects in `known` (sorted numbers and lengths) failed before and are
-    /// not opened again.
-    pub fn generations(&self, known: &[(u64, u64)]) -> Result<Generations, Error> {
+    /// Finds the last generation that verifies. Objects in `known` (sorted names and lengths) failed before and are not
+    /// opened again. Fails if a machine with an unknown role was at work.
+    pub fn generations(&self, known: &[(GenerationName, u64)]) -> Result<Generations, Error> {
         let mut found = Generations::default();
-        for (number, length) in self.repository.generations()?.into_iter().rev() {
+        for (name, length) in self.repository.generations()?.into_iter().rev() {
             self.check_interrupted()?;
-            if known.binary_search(&(number, length)).is_err() {
-                match self.access.generation(self.repository, number) {
+            if name.number < found.number() {
+                break;
+            }
+            if known.binary_search(&(name, length)).is_err() {
+                match self.access.generation(self.repository, name) {
+                    Ok(Generation { role: Role::Other(role), .. }) => {
+                        return Err(Error::UnknownRole { object: name.object(), role });
+                    }
                     Ok(generation) => {
-                        found.last = Some(generation);
-                        break;
+                        found.last.push(generation);
+                        continue;
                     }
                     Err(repository::Error::Target(error)) if error.kind == ErrorKind::NotFound => continue,
                     // May be temporary, so it is not added to `learnt`.
@@ -75,10 +80,10 @@ impl Inventory<'_> {
                         return Err(error.into());
                     }
                     Err(repository::Error::Target(_)) => {}
-                    Err(_) => found.learnt.push((number, length)),
+                    Err(_) => found.learnt.push((name, length)),
                 }
             }
-            found.strange.push((number, length));
+            found.strange.push((name, length));
         }
         found.strange.reverse();
         Ok(found)
@@ -87,16 +92,16 @@ impl Inventory<'_> {
     /// Opens every generation. Returns a reason to doubt that all of them are present and ours, if there is one.
     pub fn doubt_of_generations(&self) -> Result<Option<String>, Error> {
         let mut before = None;
-        for (number, _) in self.repository.generations()? {
+        for (name, _) in self.repository.generations()? {
             self.check_interrupted()?;
-            let object = name::generation(number);
-            if let Err(error) = self.access.generation(self.repository, number) {
+            let object = name.object();
+            if let Err(error) = self.access.generation(self.repository, name) {
                 return Ok(Some(format!("cannot verify {object}: {error}")));
             }
-            if before.is_some_and(|before| before + 1 != number) {
-                return Ok(Some(format!("the object before {object} is missing")));
+            if before.is_some_and(|before| name.number != before + 1) {
+                return Ok(Some(format!("the object before {object} is missing, or has the same number")));
             }
-            before = Some(number);
+            before = Some(name.number);
         }
         Ok(None)
     }
@@ -105,19 +110,21 @@ impl Inventory<'_> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::format::generation::Census;
+    use crate::format::id::{CatalogId, RunId};
 
     #[test]
-    fn a_free_number_is_unused_and_has_at_most_ten_digits() {
-        let with = |strange: &[u64]| Generations {
-            strange: strange.iter().map(|number| (*number, 0)).collect(),
-            ..Generations::default()
+    fn the_next_number_is_above_all_others_and_has_at_most_ten_digits() {
+        let with = |number| {
+            let (run, catalog, role) = (RunId::random(), CatalogId::random(), Role::Host);
+            let last = Generation { number, run, catalog, role, census: Census::default() };
+            Generations { last: vec![last], ..Generations::default() }
         };
-        assert_eq!(with(&[]).free_after(0).unwrap(), 1);
-        assert_eq!(with(&[3, 5, 6, 8, name::LAST_NUMBER]).free_after(4).unwrap(), 7);
-        assert_eq!(with(&[name::LAST_NUMBER]).free_after(name::LAST_NUMBER - 2).unwrap(), name::LAST_NUMBER - 1);
-        for (strange, after) in [(vec![], name::LAST_NUMBER), (vec![name::LAST_NUMBER], name::LAST_NUMBER - 1)] {
-            assert!(matches!(with(&strange).free_after(after), Err(Error::NoNumber { .. })));
-        }
-        assert!(matches!(with(&[]).free_after(u64::MAX), Err(Error::NoNumber { .. })));
+        assert_eq!(Generations::default().next(0).unwrap(), 1);
+        assert_eq!(with(7).next(4).unwrap(), 8);
+        assert_eq!(with(7).next(9).unwrap(), 10);
+        assert_eq!(with(name::LAST_NUMBER - 1).next(0).unwrap(), name::LAST_NUMBER);
+        assert!(matches!(with(name::LAST_NUMBER).next(0), Err(Error::NoNumber { .. })));
+        assert!(matches!(with(1).next(u64::MAX), Err(Error::NoNumber { .. })));
     }
 }

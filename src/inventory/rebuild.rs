@@ -6,7 +6,6 @@
 
 use super::context::Inventory;
 use super::error::Error;
-use super::recipients::merge_secrets;
 use super::reconcile::Reconciled;
 use crate::catalog::{Catalog, Trust};
 use crate::crypt::{Certificate, Fingerprint};
@@ -20,9 +19,10 @@ use crate::state::Lock;
 /// existing catalog is kept under another name.
 pub fn rebuild(inventory: &Inventory<'_>, lock: &Lock, host: &Fingerprint) -> Result<(Catalog, Reconciled), Error> {
     let last = inventory.generations(&[])?.last;
-    let id = last.as_ref().map_or_else(CatalogId::random, |last| last.catalog);
+    let last = last.first();
+    let id = last.map_or_else(CatalogId::random, |last| last.catalog);
     let trust = inventory.trust(host, id)?;
-    let made = inventory.build(lock, trust, |catalog| match &last {
+    let made = inventory.build(lock, trust, |catalog| match last {
         Some(last) => Ok(catalog.set_run(last.number, last.run)?),
         None => Ok(()),
     })?;
@@ -67,16 +67,16 @@ impl Inventory<'_> {
         Ok(Trust { repository: self.repository.id(), catalog, encrypted, seed, host: host.clone(), recipients })
     }
 
-    /// The merged content of all trusted secrets documents.
+    /// The trusted secrets document of the highest edition.
     pub fn secrets(&self) -> Result<Secrets, Error> {
         let mut found: Option<Secrets> = None;
         let mut failed = None;
         for object in self.repository.target().list(name::SECRETS)? {
             let Some(id) = name::parse_secrets(&object.name) else { continue };
-            match (self.access.secrets(self.repository, id), &found) {
-                (Ok(secrets), Some(other)) => found = Some(merge_secrets(secrets, other)?),
-                (Ok(secrets), None) => found = Some(secrets),
-                (Err(error), _) => failed = Some(error),
+            match self.access.secrets(self.repository, id) {
+                Ok(secrets) if found.as_ref().is_some_and(|found| found.edition > secrets.edition) => {}
+                Ok(secrets) => found = Some(secrets),
+                Err(error) => failed = Some(error),
             }
         }
         match (found, failed) {

@@ -10,10 +10,10 @@
 
 use super::context::Inventory;
 use super::error::Error;
-use crate::catalog::{Catalog, Trust};
-use crate::crypt::{Certificate, Fingerprint, SecretKey, Signer};
+use crate::catalog::{Catalog, Folder, Trust};
+use crate::crypt::{Certificate, SecretKey, Signer};
 use crate::format::id::{ObjectId, RunId};
-use crate::format::secrets::Secrets;
+use crate::format::secrets::{DatedSigner, Secrets};
 use crate::repository::Writer;
 use crate::state::Lock;
 
@@ -59,7 +59,7 @@ impl Inventory<'_> {
             catalog.commit()?;
             self.repository.target().set_run(run.writer());
             let trust = Trust { recipients: recipients.clone(), ..trust };
-            writer.put_secrets(ObjectId::random(), &trust.secrets(std::slice::from_ref(&certificate))?)?;
+            self.put_secrets(catalog, &writer, &trust.secrets(&certificate)?)?;
             for renewed in renewed.iter().filter(|renewed| renewed.changed) {
                 self.repository.keys().put_recipient(&renewed.certificate)?;
             }
@@ -69,36 +69,26 @@ impl Inventory<'_> {
         }
         Ok(renewed)
     }
-}
 
-/// Merges two documents of `secrets/`. They may have newer or older certificates of the same recipients, and more or
-/// fewer hosts, since later documents include the hosts of earlier ones; object names do not show which is newer.
-pub(super) fn merge_secrets(one: Secrets, other: &Secrets) -> Result<Secrets, Error> {
-    let parse = |secrets: &Secrets| -> Result<Vec<Certificate>, Error> {
-        Ok(secrets.recipients.iter().map(|bytes| Certificate::parse(bytes)).collect::<Result<_, _>>()?)
-    };
-    let (mut recipients, others) = (parse(&one)?, parse(other)?);
-    if (one.seed, one.encrypted) != (other.seed, other.encrypted) || sorted(&recipients) != sorted(&others) {
-        return Err(Error::SecretsDiffer);
-    }
-    for recipient in &mut recipients {
-        let fingerprint = recipient.fingerprint();
-        for other in others.iter().filter(|other| other.fingerprint() == fingerprint) {
-            *recipient = recipient.merged_with(other)?;
+    /// Writes a secrets document of the next edition, and adds it to the catalog. Hosts and keepers are those of the last
+    /// edition, and those in `secrets`.
+    pub(super) fn put_secrets(&self, catalog: &Catalog, writer: &Writer<'_>, secrets: &Secrets) -> Result<(), Error> {
+        let (id, mut secrets) = (ObjectId::random(), secrets.clone());
+        // If the last one is lost, so are these.
+        if let Ok(last) = self.secrets() {
+            let add = |to: &mut Vec<DatedSigner>, from: Vec<DatedSigner>| {
+                let new = from.into_iter().filter(|signer| to.iter().all(|to| to.certificate != signer.certificate));
+                let new: Vec<_> = new.collect();
+                to.extend(new);
+            };
+            add(&mut secrets.hosts, last.hosts);
+            add(&mut secrets.keepers, last.keepers);
+            secrets.edition = last.edition.saturating_add(1);
         }
+        secrets.edition = secrets.edition.max(catalog.next_edition()?);
+        let (known, _) = catalog.runs()?;
+        secrets.generation = known.number;
+        writer.put_secrets(id, &secrets)?;
+        Ok(catalog.add_document(Folder::Secrets(secrets.edition), id, secrets.generation, &[])?)
     }
-    let recipients = recipients.iter().map(Certificate::to_bytes).collect::<Result<_, _>>()?;
-    let mut hosts = one.hosts;
-    for host in &other.hosts {
-        if !hosts.contains(host) {
-            hosts.push(host.clone());
-        }
-    }
-    Ok(Secrets { recipients, hosts, ..one })
-}
-
-fn sorted(certificates: &[Certificate]) -> Vec<Fingerprint> {
-    let mut fingerprints: Vec<_> = certificates.iter().map(Certificate::fingerprint).collect();
-    fingerprints.sort();
-    fingerprints
 }

@@ -11,11 +11,11 @@ use std::path::Path;
 
 use super::context::Inventory;
 use super::error::Error;
-use crate::catalog::{Catalog, Condemned, Presence, SnapshotRow};
+use crate::catalog::{Catalog, Condemned, Folder, Presence, SnapshotRow};
 use crate::crypt;
 use crate::format::id::{ObjectId, SnapshotId};
-use crate::format::index::{Index, SnapshotBlocks};
 use crate::format::name;
+use crate::format::usage::SnapshotUsage;
 use crate::monitor::count;
 use crate::repository;
 use crate::storage::ObjectInfo;
@@ -80,11 +80,7 @@ impl Inventory<'_> {
         let unknown = self.learn_packs(catalog, &mut found)?;
         self.learn_snapshots(catalog, unknown, &there, &mut found)?;
         found.unknown_snapshots = (there.len() as u64).saturating_sub(known + found.learnt_snapshots);
-        if found.learnt_snapshots > 0 {
-            self.monitor.note(
-                "indexes do not contain host, paths and tags of the snapshots added to the catalog: without the owner's key these are shown as unknown",
-            );
-        }
+        self.learn_secrets(catalog)?;
         found.unknown_packs = catalog.unknown_listed()?;
         catalog.begin_listing()?;
         catalog.commit()?;
@@ -126,18 +122,19 @@ impl Inventory<'_> {
                     continue;
                 }
             };
+            catalog.add_document(Folder::Index, id, index.generation, &index.replaces)?;
             for pack in &index.packs {
                 if catalog.pack(pack.id)?.is_some() {
                     continue;
                 }
-                let there = catalog.listed(pack.id)? == Some(pack.length());
+                let there = catalog.listed(pack.id)? == Some(pack.length);
                 catalog.import_pack(pack, there)?;
                 *if there { &mut found.learnt_packs } else { &mut found.missing_packs } += 1;
             }
-            if let Some(SnapshotBlocks { snapshot, .. }) = &index.snapshot
-                && !catalog.has_snapshot(snapshot.id)?
-            {
-                unknown.push((snapshot.sequence, id));
+            for SnapshotUsage { snapshot, .. } in &index.snapshots {
+                if !catalog.has_snapshot(snapshot.id)? {
+                    unknown.push((snapshot.sequence, id));
+                }
             }
         }
         if foreign > 0 {
@@ -147,7 +144,9 @@ impl Inventory<'_> {
             ));
         }
         unknown.sort_unstable();
-        Ok(unknown.into_iter().map(|(_, id)| id).collect())
+        let mut indexes: Vec<_> = unknown.into_iter().map(|(_, id)| id).collect();
+        indexes.dedup();
+        Ok(indexes)
     }
 
     /// Adds the snapshots of these indexes, in order: a snapshot's blocks may be given relative to an earlier one.
@@ -161,42 +160,66 @@ impl Inventory<'_> {
         for id in indexes {
             self.check_interrupted()?;
             // `learn_packs` could read it, so an error is unexpected here.
-            let Index { snapshot: Some(blocks), .. } = self.access.index(self.repository, id)? else { continue };
-            let name = &blocks.snapshot;
-            // The catalog may have another snapshot with this number, from before the repository was set back.
-            catalog.forget_not_found(name.sequence)?;
-            if catalog.has_snapshot(name.id)? || catalog.has_sequence(name.sequence)? {
-                continue;
+            for usage in self.access.index(self.repository, id)?.snapshots {
+                self.learn_snapshot(catalog, usage, there, found)?;
             }
-            let is_there = there.contains(&name.id);
-            let source = match catalog.source_by_id(name.source)? {
-                Some(source) => source,
-                None => catalog.add_source(name.source, &blocks.source)?,
-            };
-            let row = SnapshotRow {
-                name: name.clone(),
-                source: blocks.source.clone(),
-                labels: None,
-                files: blocks.files,
-                bytes: blocks.bytes,
-                stored_bytes: blocks.stored_bytes,
-                presence: if is_there { Presence::There } else { Presence::NotFound },
-                root: Default::default(),
-            };
-            let base = match &blocks.base {
-                Some(base) => catalog.snapshot_blocks(base.id)?,
-                None => Some(Default::default()),
-            };
-            let used = match base {
-                Some(mut used) => {
-                    let known = catalog.apply_runs(&mut used, &blocks.removed, false)?;
-                    let all = catalog.apply_runs(&mut used, &blocks.added, true)?;
-                    (known && all).then_some(used)
-                }
-                None => None,
-            };
-            catalog.add_snapshot(&row, source, used.as_ref())?;
-            found.learnt_snapshots += u64::from(is_there);
+        }
+        Ok(())
+    }
+
+    fn learn_snapshot(
+        &self,
+        catalog: &Catalog,
+        usage: SnapshotUsage,
+        there: &HashSet<SnapshotId>,
+        found: &mut Reconciled,
+    ) -> Result<(), Error> {
+        let name = usage.snapshot;
+        // The catalog may have another snapshot with this number, from before the repository was set back.
+        catalog.forget_not_found(name.sequence)?;
+        if catalog.has_snapshot(name.id)? || catalog.has_sequence(name.sequence)? {
+            return Ok(());
+        }
+        let is_there = there.contains(&name.id);
+        let source = match catalog.source_by_id(name.source)? {
+            Some(source) => source,
+            None => catalog.add_source(name.source, &usage.source)?,
+        };
+        let base = match &usage.base {
+            Some(base) => catalog.snapshot_blocks(base.id)?,
+            None => Some(Default::default()),
+        };
+        let used = match base {
+            Some(mut used) => {
+                let known = catalog.apply_runs(&mut used, &usage.removed, false)?;
+                let all = catalog.apply_runs(&mut used, &usage.added, true)?;
+                (known && all).then_some(used)
+            }
+            None => None,
+        };
+        let row = SnapshotRow {
+            name,
+            source: usage.source,
+            labels: usage.labels,
+            files: usage.files,
+            bytes: usage.bytes,
+            stored_bytes: usage.stored_bytes,
+            presence: if is_there { Presence::There } else { Presence::NotFound },
+            root: Default::default(),
+        };
+        catalog.add_snapshot(&row, source, used.as_ref())?;
+        found.learnt_snapshots += u64::from(is_there);
+        Ok(())
+    }
+
+    /// Adds secrets documents to the catalog.
+    fn learn_secrets(&self, catalog: &Catalog) -> Result<(), Error> {
+        for object in self.repository.target().list(name::SECRETS)? {
+            let Some(id) = name::parse_secrets(&object.name) else { continue };
+            // A damaged one is reported when it is needed.
+            if let Ok(secrets) = self.access.secrets(self.repository, id) {
+                catalog.add_document(Folder::Secrets(secrets.edition), id, secrets.generation, &[])?;
+            }
         }
         Ok(())
     }

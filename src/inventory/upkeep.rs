@@ -10,7 +10,6 @@ use super::context::Inventory;
 use super::error::Error;
 use crate::catalog::Catalog;
 use crate::crypt::{Certificate, SecretKey};
-use crate::format::id::ObjectId;
 use crate::format::name;
 use crate::format::source::Source;
 use crate::repository::{self, Writer};
@@ -102,10 +101,10 @@ impl Inventory<'_> {
                 Replacement::Host(certificate) => keys.put_host(&certificate),
                 Replacement::Recipient(certificate) => keys.put_recipient(&certificate),
                 Replacement::Owner(key) => keys.put_owner(&key),
-                Replacement::Secrets => {
-                    let secrets = catalog.trust().secrets(std::slice::from_ref(host))?;
-                    writer.put_secrets(ObjectId::random(), &secrets)
-                }
+                Replacement::Secrets => match self.put_secrets(catalog, writer, &catalog.trust().secrets(host)?) {
+                    Err(Error::Repository(error)) => Err(error),
+                    other => Ok(other?),
+                },
                 Replacement::Source(source) => writer.put_source(&source),
             };
             self.monitor.note(&match put {

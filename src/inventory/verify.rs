@@ -158,7 +158,7 @@ impl Inventory<'_> {
             match self.access.index(self.repository, id) {
                 Ok(index) => {
                     for pack in index.packs {
-                        records.entry(pack.id).or_default().indexed = Some(pack.digest);
+                        records.entry(pack.id).or_default().indexed = pack.digest;
                     }
                 }
                 // Written by a former host; its packs are in another index, too.

@@ -3,10 +3,12 @@
 use super::error::Error;
 use super::open::Repository;
 use crate::crypt::{self, Certificate, Fingerprint, Opener, Sealer, Signer};
+use crate::format::forgotten::Forgotten;
 use crate::format::generation::Generation;
 use crate::format::id::{ObjectId, SourceId};
 use crate::format::index::Index;
-use crate::format::name::{self, SnapshotName};
+use crate::format::moved::Moved;
+use crate::format::name::{self, GenerationName, SnapshotName};
 use crate::format::secrets::Secrets;
 use crate::format::snapshot::{SNAPSHOT_SIZE, Snapshot};
 use crate::format::source::Source;
@@ -68,12 +70,19 @@ impl<'r> Writer<'r> {
         self.put(&name::secrets(id), &secrets.encode(self.repository.id, id), self.shared.as_ref())
     }
 
-    /// Writes a generation. If one with this number exists, it stays unchanged, and that is an error.
+    /// Writes a generation.
     pub fn put_generation(&self, generation: &Generation) -> Result<(), Error> {
-        let bytes = generation.encode(self.repository.id);
-        let object = name::generation(generation.number);
-        let bytes = self.seal(&object, &bytes, self.shared.as_ref())?;
-        Ok(self.repository.target.claim(&object, &bytes)?)
+        self.put(&generation.name().object(), &generation.encode(self.repository.id), self.shared.as_ref())
+    }
+
+    /// Writes the shard of moves of packs whose ids begin with `prefix`.
+    pub fn put_moved(&self, prefix: u8, id: ObjectId, moved: &Moved) -> Result<(), Error> {
+        self.put(&name::moved(prefix, id), &moved.encode(self.repository.id, prefix, id), self.shared.as_ref())
+    }
+
+    /// Writes a document of tombstones.
+    pub fn put_forgotten(&self, id: ObjectId, forgotten: &Forgotten) -> Result<(), Error> {
+        self.put(&name::forgotten(id), &forgotten.encode(self.repository.id, id), self.shared.as_ref())
     }
 
     /// Writes a source document.
@@ -167,10 +176,25 @@ impl Access {
     }
 
     /// Reads a generation.
-    pub fn generation(&self, repository: &Repository, number: u64) -> Result<Generation, Error> {
-        let object = name::generation(number);
-        let read =
-            self.read(repository, object, DOCUMENT_SIZE, |bytes| Generation::decode(repository.id, number, bytes))?;
+    pub fn generation(&self, repository: &Repository, name: GenerationName) -> Result<Generation, Error> {
+        let read = self
+            .read(repository, name.object(), DOCUMENT_SIZE, |bytes| Generation::decode(repository.id, name, bytes))?;
+        Ok(read.0)
+    }
+
+    /// Reads a shard of moves.
+    pub fn moved(&self, repository: &Repository, prefix: u8, id: ObjectId) -> Result<Moved, Error> {
+        let read = self.read(repository, name::moved(prefix, id), DOCUMENT_SIZE, |bytes| {
+            Moved::decode(repository.id, prefix, id, bytes)
+        })?;
+        Ok(read.0)
+    }
+
+    /// Reads a document of tombstones.
+    pub fn forgotten(&self, repository: &Repository, id: ObjectId) -> Result<Forgotten, Error> {
+        let read = self.read(repository, name::forgotten(id), DOCUMENT_SIZE, |bytes| {
+            Forgotten::decode(repository.id, id, bytes)
+        })?;
         Ok(read.0)
     }
 

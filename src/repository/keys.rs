@@ -84,7 +84,7 @@ impl<'r> Keys<'r> {
         let secrets =
             crypt::unverified(signed).ok().and_then(|bytes| Secrets::decode(self.repository.id, id, bytes).ok());
         let hosts = secrets.map(|secrets| secrets.hosts).unwrap_or_default();
-        let hosts: Vec<_> = hosts.iter().filter_map(|bytes| Certificate::parse(bytes).ok()).collect();
+        let hosts: Vec<_> = hosts.iter().filter_map(|host| Certificate::parse(&host.certificate).ok()).collect();
         match crypt::verify(signed, &hosts) {
             Ok(_) => hosts,
             Err(_) => Vec::new(),

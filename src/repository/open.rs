@@ -5,6 +5,7 @@ use super::error::Error;
 use super::keys::Keys;
 use super::readme::{self, ReadmeKeys};
 use crate::format::id::RepositoryId;
+use crate::format::name::GenerationName;
 use crate::format::{SEALED_SIZE, name};
 use crate::storage::{ErrorKind, Location, ObjectInfo, Storage, Target};
 
@@ -132,12 +133,12 @@ impl Repository {
         self.target.evict(&name::pack(block.pack), block.offset, block.length as usize);
     }
 
-    /// Returns the numbers and sizes (bytes) of all objects named as generations, in ascending order. The objects are not
+    /// Returns the names and sizes (bytes) of all objects named as generations, in ascending order. The objects are not
     /// verified: see [`Access::generation`](super::Access::generation).
-    pub fn generations(&self) -> Result<Vec<(u64, u64)>, Error> {
+    pub fn generations(&self) -> Result<Vec<(GenerationName, u64)>, Error> {
         let mut found = Vec::new();
         self.target.visit(name::GENERATION, &mut |ObjectInfo { name, length }| {
-            found.extend(name::parse_generation(&name).map(|number| (number, length)));
+            found.extend(GenerationName::parse(&name).map(|name| (name, length)));
         })?;
         found.sort_unstable();
         Ok(found)

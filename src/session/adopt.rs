@@ -12,15 +12,18 @@
 use std::collections::BTreeMap;
 use std::path::Path;
 
-use super::announce::announce;
+use super::announce::{Rivals, announce};
 use super::error::Error;
 use super::remover::Remover;
 use crate::catalog::Catalog;
 use crate::crypt::{Certificate, Fingerprint, SecretKey, Signer};
-use crate::format::generation::Generation;
+use crate::format::forgotten::Forgotten;
 use crate::format::id::{CatalogId, ObjectId, RunId};
+use crate::format::index::Index;
+use crate::format::moved::Moved;
 use crate::format::name;
-use crate::inventory::{Inventory, Reconciled, host_access};
+use crate::format::secrets::DatedSigner;
+use crate::inventory::{Generations, Inventory, Reconciled, host_access};
 use crate::repository::{self, Writer};
 use crate::state::Lock;
 
@@ -39,9 +42,17 @@ pub struct Adopted {
 
 /// Adopts with an existing host key. An intact catalog is kept.
 pub fn adopt_with_host_key(inventory: &Inventory<'_>, lock: &Lock, key: SecretKey) -> Result<Adopted, Error> {
-    let (repository, state, host) = (inventory.repository, lock.state(), key.certificate());
     let generations = inventory.generations(&[])?;
-    let number = generations.last.as_ref().map_or(0, |last| last.number);
+    become_writer(inventory, lock, key, generations)
+}
+
+fn become_writer(
+    inventory: &Inventory<'_>,
+    lock: &Lock,
+    key: SecretKey,
+    generations: Generations,
+) -> Result<Adopted, Error> {
+    let (repository, state, host) = (inventory.repository, lock.state(), key.certificate());
     let (catalog_id, run) = (CatalogId::random(), RunId::random());
     let (mut catalog, found) = match Catalog::open(&state.catalog_path(), repository.id()) {
         Ok(mut catalog) if catalog.trust().host == host.fingerprint() => {
@@ -58,10 +69,11 @@ pub fn adopt_with_host_key(inventory: &Inventory<'_>, lock: &Lock, key: SecretKe
             (Catalog::open(&state.catalog_path(), repository.id())?, found)
         }
     };
-    let number = generations.free_after(number.max(catalog.runs()?.0.number).max(catalog.last_sequence()?))?;
+    let number = generations.next(catalog.runs()?.0.number.max(catalog.last_sequence()?))?;
     repository.target().set_run(run.writer());
     let writer = Writer::new(repository, Signer::new(key)?, &host, &catalog.trust().recipients)?;
-    announce(&mut catalog, &writer, &Generation { number, catalog: catalog_id, run })?;
+    let mut rivals = Rivals { repository, access: inventory.access, strange: generations.strange };
+    announce(&mut catalog, &writer, &mut rivals, number, run)?;
     let lost = inventory.lost(&catalog, state, &host)?;
     inventory.put_back(lost, &catalog, &writer, &host)?;
     // Packs of unfinished runs stay: a reconciled catalog removes none.
@@ -91,7 +103,10 @@ pub fn adopt_with_owner_key(
     if state.host_key()?.is_some() {
         return Err(Error::HasHostKey { path: state.host_key_path() });
     }
-    refuse_unknown_signers(inventory)?;
+    // An adoption that was interrupted has written documents with this key.
+    let begun = state.new_host_key()?.and_then(|key| SecretKey::parse(&key).ok());
+    let own = begun.as_ref().map(|key| key.fingerprint().to_string());
+    refuse_unknown_signers(inventory, own.as_deref())?;
     let mut secrets = inventory.secrets()?;
     let named: Vec<_> = secrets.recipients.iter().map(|bytes| Certificate::parse(bytes)).collect::<Result<_, _>>()?;
     if !recipients.is_empty() && fingerprints(recipients) != fingerprints(&named) {
@@ -107,22 +122,28 @@ pub fn adopt_with_owner_key(
     secrets.recipients = named.iter().map(Certificate::to_bytes).collect::<Result<_, _>>()?;
     // No catalog can record this run yet.
     repository.target().set_run(state.begin_adoption()?.writer());
-    let key = SecretKey::generate_host(&named)?;
+    let key = match begun {
+        Some(key) => key,
+        None => {
+            let key = SecretKey::generate_host(&named)?;
+            state.put_new_host_key(&key.to_armored()?)?;
+            key
+        }
+    };
     let host = key.certificate();
     let writer = Writer::new(repository, Signer::new(key.clone())?, &host, &named)?;
-    for id in inventory.indexes()? {
-        inventory.check_interrupted()?;
-        match inventory.access.index(repository, id) {
-            Ok(index) => writer.put_index(ObjectId::random(), &index)?,
-            Err(error) => inventory.monitor.problem(Path::new(&name::index(id)), &error.to_string()),
-        }
-    }
+    let generations = inventory.generations(&[])?;
+    // The run of this adoption has a higher number.
+    let number = generations.number();
+    copy_documents(inventory, &writer, number, &host)?;
     for known in inventory.access.signers().iter().chain([&host]) {
         let bytes = known.to_bytes()?;
-        if !secrets.hosts.contains(&bytes) {
-            secrets.hosts.push(bytes);
+        if secrets.hosts.iter().all(|host| host.certificate != bytes) {
+            secrets.hosts.push(DatedSigner::new(bytes));
         }
     }
+    secrets.generation = number;
+    secrets.edition = secrets.edition.saturating_add(1);
     writer.put_secrets(ObjectId::random(), &secrets)?;
     repository.keys().put_host(&host)?;
     // Keep a copy of the owner's locked key, in case the repository loses it.
@@ -143,14 +164,60 @@ pub fn adopt_with_owner_key(
     // Last, so that a failed adoption leaves this machine without a host key and can be repeated.
     state.put_host_key(&key.to_armored()?)?;
     let access = host_access(&key)?;
-    adopt_with_host_key(&Inventory { access: &access, ..*inventory }, lock, key)
+    become_writer(&Inventory { access: &access, ..*inventory }, lock, key, generations)
 }
 
-/// Refuses a repository with documents that open but are signed by an untrusted key.
-fn refuse_unknown_signers(inventory: &Inventory<'_>) -> Result<(), Error> {
+/// Writes the documents that the new host must read again. `generation` is the last one of the former host.
+fn copy_documents(
+    inventory: &Inventory<'_>,
+    writer: &Writer<'_>,
+    generation: u64,
+    host: &Certificate,
+) -> Result<(), Error> {
+    let own = host.fingerprint().to_string();
+    let (repository, access) = (inventory.repository, inventory.access);
+    let with = |replaces: &[ObjectId], id| [replaces, &[id]].concat();
+    for folder in [name::INDEX, name::MOVED, name::FORGOTTEN] {
+        for object in repository.target().list(folder)?.into_iter().map(|object| object.name) {
+            inventory.check_interrupted()?;
+            let copy = ObjectId::random();
+            let copied = if let Some(id) = name::parse_index(&object) {
+                access.index(repository, id).and_then(|index| {
+                    let replaces = with(&index.replaces, id);
+                    writer.put_index(copy, &Index { generation, replaces, ..index })
+                })
+            } else if let Some((prefix, id)) = name::parse_moved(&object) {
+                access.moved(repository, prefix, id).and_then(|moved| {
+                    let replaces = with(&moved.replaces, id);
+                    writer.put_moved(prefix, copy, &Moved { generation, replaces, ..moved })
+                })
+            } else if let Some(id) = name::parse_forgotten(&object) {
+                access.forgotten(repository, id).and_then(|forgotten| {
+                    let replaces = with(&forgotten.replaces, id);
+                    writer.put_forgotten(copy, &Forgotten { generation, replaces, ..forgotten })
+                })
+            } else {
+                continue;
+            };
+            match copied {
+                Err(error @ repository::Error::Target(_)) => return Err(error.into()),
+                // A copy that an interrupted adoption made.
+                Err(repository::Error::UnknownSigner { signer, .. }) if signer == own => {}
+                Err(error) => inventory.monitor.problem(Path::new(&object), &error.to_string()),
+                Ok(()) => {}
+            }
+        }
+    }
+    Ok(())
+}
+
+/// Refuses a repository with documents that open but are signed by an untrusted key other than `own`.
+fn refuse_unknown_signers(inventory: &Inventory<'_>, own: Option<&str>) -> Result<(), Error> {
     let mut unknown: BTreeMap<String, (u64, String)> = BTreeMap::new();
     let mut collect = |result: Result<(), repository::Error>| {
-        if let Err(repository::Error::UnknownSigner { object, signer }) = result {
+        if let Err(repository::Error::UnknownSigner { object, signer }) = result
+            && own != Some(signer.as_str())
+        {
             unknown.entry(signer).or_insert((0, object)).0 += 1;
         }
     };

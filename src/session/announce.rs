@@ -4,24 +4,56 @@ use tracing::debug;
 
 use super::error::Error;
 use crate::catalog::Catalog;
-use crate::format::generation::Generation;
-use crate::repository::{self, Writer};
-use crate::storage::ErrorKind;
+use crate::format::generation::{Generation, Role};
+use crate::format::id::RunId;
+use crate::format::name::GenerationName;
+use crate::repository::{Access, Repository, Writer};
 
-/// Announces a run, before it writes anything else: writes its generation, which only one run can have.
+/// What is needed to see the generations of other runs.
+pub(super) struct Rivals<'a> {
+    pub(super) repository: &'a Repository,
+    pub(super) access: &'a Access,
+    /// Names and lengths of objects that do not verify.
+    pub(super) strange: Vec<(GenerationName, u64)>,
+}
+
+impl Rivals<'_> {
+    /// Fails if a run other than `own` has its number or a higher one. Returns whether `own` is listed.
+    pub(super) fn look(&mut self, own: GenerationName) -> Result<bool, Error> {
+        let mut listed = false;
+        for (name, length) in self.repository.generations()? {
+            listed |= name == own;
+            if name.number < own.number || name == own || self.strange.contains(&(name, length)) {
+                continue;
+            }
+            match self.access.generation(self.repository, name) {
+                Ok(_) => return Err(Error::ConcurrentWriter { found: name.number }),
+                // Anyone may have created it.
+                Err(_) => self.strange.push((name, length)),
+            }
+        }
+        Ok(listed)
+    }
+}
+
+/// Announces a run, before it writes anything else: writes its generation, and then looks for those of other runs. Of two
+/// runs that do this at the same time, at most one continues.
 ///
 /// The catalog knows the number durably before it is used, so that after a crash in between the machine recognizes its own
 /// generation. What the caller changed in the catalog before is committed, too.
-pub(super) fn announce(catalog: &mut Catalog, writer: &Writer<'_>, generation: &Generation) -> Result<(), Error> {
-    let Generation { number, run, .. } = *generation;
+pub(super) fn announce(
+    catalog: &mut Catalog,
+    writer: &Writer<'_>,
+    rivals: &mut Rivals<'_>,
+    number: u64,
+    run: RunId,
+) -> Result<(), Error> {
     catalog.intend_run(number, run)?;
     catalog.commit()?;
-    match writer.put_generation(generation) {
-        Err(repository::Error::Target(error)) if error.kind == ErrorKind::AlreadyExists => {
-            return Err(Error::ConcurrentWriter { found: number });
-        }
-        other => other?,
-    }
+    let census = catalog.census(number)?;
+    let generation = Generation { number, run, catalog: catalog.trust().catalog, role: Role::Host, census };
+    writer.put_generation(&generation)?;
+    rivals.look(generation.name())?;
     debug!(generation = number, %run, "run announced");
     Ok(catalog.set_run(number, run)?)
 }

@@ -6,7 +6,7 @@ use std::time::Duration;
 use tempfile::TempDir;
 
 use super::{Checks, Mend, Session, lock};
-use crate::catalog::{Catalog, Trust};
+use crate::catalog::{Catalog, Folder, Trust};
 use crate::crypt::{SecretKey, Signer};
 use crate::format::id::{CatalogId, ObjectId};
 use crate::inventory::{READ_AGAIN, host_key};
@@ -37,11 +37,14 @@ impl Site {
             host: certificate.fingerprint(),
             recipients: Vec::new(),
         };
-        Catalog::create(&state.catalog_path(), trust.clone()).unwrap().commit().unwrap();
+        let id = ObjectId::random();
+        let mut catalog = Catalog::create(&state.catalog_path(), trust.clone()).unwrap();
+        catalog.add_document(Folder::Secrets(0), id, 0, &[]).unwrap();
+        catalog.commit().unwrap();
         repository.keys().put_host(&certificate).unwrap();
         let writer = Writer::new(&repository, Signer::new(host).unwrap(), &certificate, &[]).unwrap();
-        let secrets = trust.secrets(std::slice::from_ref(&certificate)).unwrap();
-        writer.put_secrets(ObjectId::random(), &secrets).unwrap();
+        let secrets = trust.secrets(&certificate).unwrap();
+        writer.put_secrets(id, &secrets).unwrap();
         repository.finish(&ReadmeKeys { host: &trust.host, owner: None }).unwrap();
         Site { folder, repository }
     }

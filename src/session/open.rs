@@ -7,14 +7,13 @@ use std::time::{Duration, SystemTime};
 
 use tracing::{debug, debug_span};
 
-use super::announce::announce;
+use super::announce::{Rivals, announce};
 use super::error::Error;
 use super::orphans::clean_up_unfinished;
 use crate::catalog::{Catalog, Claims, Presence, Trust};
 use crate::crypt::{Certificate, SecretKey, Signer};
-use crate::format::generation::Generation;
 use crate::format::id::RunId;
-use crate::format::name;
+use crate::format::name::{self, GenerationName};
 use crate::inventory::{self, Divergence, Inventory, host_access, host_key};
 use crate::monitor::Monitor;
 use crate::repository::{Access, Repository, Writer};
@@ -50,11 +49,11 @@ pub struct Session<'r> {
     trust: Trust,
     /// Opens documents that this machine signed and may read.
     access: Access,
+    /// Names and lengths of generations, at or above the last one, that do not verify.
+    strange: Mutex<Vec<(GenerationName, u64)>>,
     /// Earlier runs that wrote and did not finish.
     unfinished: Vec<RunId>,
     generation: u64,
-    /// Numbers and lengths of objects above the last generation that do not verify.
-    strange: Mutex<Vec<(u64, u64)>>,
     run: RunId,
     /// The generation of this run is at the target.
     announced: AtomicBool,
@@ -170,35 +169,21 @@ impl<'r> Session<'r> {
         Ok(())
     }
 
-    /// Announces this run at the target, before it writes anything else there. Only one run can have a
-    /// generation.
+    /// Announces this run at the target, before it writes anything else there. Fails if another run began at the same time.
     pub fn announce(&self, catalog: &mut Catalog) -> Result<(), Error> {
         if self.announced.swap(true, Ordering::Relaxed) {
             return Ok(());
         }
-        let generation = Generation { number: self.generation, catalog: self.trust.catalog, run: self.run };
-        announce(catalog, &self.writer, &generation)
+        self.with_rivals(|rivals| announce(catalog, &self.writer, rivals, self.generation, self.run))
     }
 
     /// Fails if another machine with a copy of this catalog has started a run: it may have deleted packs that no index
     /// lists yet.
     pub(super) fn still_alone(&self) -> Result<(), Error> {
-        let mut strange = self.strange.lock().unwrap_or_else(PoisonError::into_inner);
-        let mut there = false;
-        for (number, length) in self.repository.generations()? {
-            there |= number == self.generation;
-            if number <= self.generation || strange.contains(&(number, length)) {
-                continue;
-            }
-            match self.access.generation(self.repository, number) {
-                Ok(_) => return Err(Error::ConcurrentWriter { found: number }),
-                // Anyone may have created it.
-                Err(_) => strange.push((number, length)),
-            }
-        }
-        if !there {
+        let own = GenerationName::of_run(self.generation, self.run);
+        if !self.with_rivals(|rivals| rivals.look(own))? {
             // A listing may be stale; the object itself is not.
-            let found = self.repository.target().length(&name::generation(self.generation));
+            let found = self.repository.target().length(&own.object());
             match found {
                 Err(e) if e.kind == ErrorKind::NotFound => return Err(Error::SetBack { generation: self.generation }),
                 other => _ = other?,
@@ -206,13 +191,22 @@ impl<'r> Session<'r> {
         }
         Ok(())
     }
+
+    fn with_rivals<T>(&self, look: impl FnOnce(&mut Rivals<'_>) -> Result<T, Error>) -> Result<T, Error> {
+        let mut known = self.strange.lock().unwrap_or_else(PoisonError::into_inner);
+        let strange = std::mem::take(&mut *known);
+        let mut rivals = Rivals { repository: self.repository, access: &self.access, strange };
+        let found = look(&mut rivals);
+        *known = rivals.strange;
+        found
+    }
 }
 
 /// The generation of a run.
 struct RunNumber {
     generation: u64,
-    /// Numbers and lengths of objects above the last generation that do not verify.
-    strange: Vec<(u64, u64)>,
+    /// Names and lengths of objects, at or above the last generation, that do not verify.
+    strange: Vec<(GenerationName, u64)>,
     /// The repository is not as the catalog knows it.
     diverged: bool,
 }
@@ -242,7 +236,7 @@ fn choose_number(inventory: &Inventory<'_>, catalog: &mut Catalog) -> Result<Run
         monitor.note(&format!("the catalog agrees with the repository now: {}", found.summary()));
     }
     // Generations may have been lost too.
-    let generation = generations.free_after(last.max(catalog.last_sequence()?))?;
+    let generation = generations.next(last.max(catalog.last_sequence()?))?;
     Ok(RunNumber { generation, strange: generations.strange, diverged: message.is_some() })
 }
 

@@ -11,9 +11,9 @@
 //!    snapshot is in the catalog; each pack in a list of sums is in an index; generations have no gaps and all verify.
 //!    Otherwise a listing is incomplete or another writer was active, and absence from a listing proves nothing.
 //!
-//! Temporary files of unfinished runs are removed under the first condition alone: no object refers to them. Everything else
-//! is kept and reported; it takes space and is harmless. So nothing is lost if a machine image was restored that was taken during a run, if a repository
-//! was copied partially, or if the storage's listings are outdated.
+//! Temporary files of unfinished runs are removed under the first condition alone: no object refers to them. Everything
+//! else is kept and reported; it takes space and is harmless. So nothing is lost if a machine image was restored that was
+//! taken during a run, if a repository was copied partially, or if the storage's listings are outdated.
 //!
 //! Packs of a killed run that are in an index are added to the catalog, so that nothing is stored twice.
 
@@ -21,9 +21,9 @@ use std::collections::{HashMap, HashSet};
 
 use super::error::Error;
 use super::remover::Remover;
-use crate::catalog::{Catalog, Presence};
+use crate::catalog::{Catalog, Folder, Presence};
 use crate::format::id::{RunId, SnapshotId};
-use crate::format::index::IndexedPack;
+use crate::format::pack::IndexedPack;
 use crate::format::sums::SUMS_SIZE;
 use crate::format::{PackId, name, sums};
 use crate::inventory::{self, Inventory};
@@ -175,7 +175,8 @@ fn account(
         match inventory.access.index(inventory.repository, id) {
             Ok(index) => {
                 index.packs.iter().try_for_each(|pack| take_in(catalog, packs, pack))?;
-                named.extend(index.snapshot.map(|blocks| blocks.snapshot.id));
+                named.extend(index.snapshots.iter().map(|usage| usage.snapshot.id));
+                catalog.add_document(Folder::Index, id, index.generation, &index.replaces)?;
             }
             Err(error) => _ = doubt.get_or_insert(format!("cannot read an index: {error}")),
         }
@@ -243,7 +244,7 @@ fn take_in(catalog: &Catalog, packs: &mut FoundPacks, pack: &IndexedPack) -> Res
     }
     if let Some(length) = packs.orphans.remove(&pack.id) {
         packs.taken_in.insert(pack.id);
-        if length == pack.length() {
+        if length == pack.length {
             catalog.import_pack(pack, true)?;
         }
     }

@@ -2,7 +2,7 @@
 
 use super::open::Session;
 use crate::format::id::RunId;
-use crate::format::{BlockLocation, Digest, PackId, name};
+use crate::format::{BlockLocation, Check, Digest, PackId, name};
 use crate::storage::{Error, Spool, Target};
 
 /// Begins and stores packs of a run. Their names contain the run's mark, so that orphans can be told from packs of other runs.
@@ -35,6 +35,17 @@ impl Packs<'_> {
     }
 }
 
+/// A sealed block in a pack.
+#[derive(Debug, Clone, Copy)]
+pub struct PlacedBlock {
+    /// The number of the block in its pack.
+    pub ordinal: u32,
+    /// The place of the block.
+    pub at: BlockLocation,
+    /// The check of its bytes.
+    pub check: Check,
+}
+
 /// A pack that is being filled. It is discarded on drop.
 pub struct PackWriter {
     pack: PackId,
@@ -44,14 +55,15 @@ pub struct PackWriter {
 }
 
 impl PackWriter {
-    /// Appends a sealed block. Returns its number in the pack, and its place.
-    pub fn append(&mut self, sealed: &[u8]) -> Result<(u32, BlockLocation), Error> {
+    /// Appends a sealed block.
+    pub fn append(&mut self, sealed: &[u8]) -> Result<PlacedBlock, Error> {
         let offset = self.spool.length();
         self.spool.append(sealed)?;
         self.hasher.update(sealed);
         let ordinal = self.blocks;
         self.blocks += 1;
-        Ok((ordinal, BlockLocation { pack: self.pack, offset, length: sealed.len() as u32 }))
+        let at = BlockLocation { pack: self.pack, offset, length: sealed.len() as u32 };
+        Ok(PlacedBlock { ordinal, at, check: Check::of(sealed) })
     }
 
     /// The bytes of all blocks.

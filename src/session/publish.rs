@@ -13,13 +13,15 @@ use tracing::{debug, debug_span};
 
 use super::error::Error;
 use super::open::Session;
-use super::packs::StoredPack;
-use crate::catalog::{BlockId, Catalog, PackRow, SnapshotRow, SourceRow};
+use super::packs::{PlacedBlock, StoredPack};
+use crate::catalog::{BlockId, Catalog, Folder, PackRow, SnapshotRow, SourceRow};
 use crate::format::id::{ObjectId, SnapshotId};
-use crate::format::index::{BlockRuns, Index, IndexedBlock, IndexedPack, PackKind, SnapshotBlocks};
+use crate::format::index::Index;
 use crate::format::name::SnapshotName;
+use crate::format::pack::{IndexedBlock, IndexedPack, PackKind};
 use crate::format::snapshot::Snapshot;
-use crate::format::{BlockLocation, Digest, PackId};
+use crate::format::usage::{BlockRuns, SnapshotUsage};
+use crate::format::{Digest, PackId};
 
 /// Chunks after which an index is written, so that the list of them stays small.
 const INDEX_CHUNKS: usize = 16_000;
@@ -84,13 +86,11 @@ impl<'s> Publisher<'s> {
     }
 
     /// Enters a block of a pack that is being filled, and the digests and lengths of its chunks, into the catalog.
-    /// `ordinal` is its number in the pack.
     pub fn add_block(
         &mut self,
         block: BlockId,
         kind: PackKind,
-        ordinal: u32,
-        at: BlockLocation,
+        PlacedBlock { ordinal, at, check }: PlacedBlock,
         chunks: Vec<(Digest, u32)>,
     ) -> Result<(), Error> {
         let pack = match self.pending.entry(at.pack) {
@@ -100,9 +100,9 @@ impl<'s> Publisher<'s> {
                 none.insert(PendingPack { row, kind, blocks: Vec::new() })
             }
         };
-        self.catalog.add_block(block, pack.row, ordinal, at)?;
+        self.catalog.add_block(block, pack.row, ordinal, at, check)?;
         self.chunks_since_commit += chunks.len();
-        pack.blocks.push(IndexedBlock { length: at.length, chunks });
+        pack.blocks.push(IndexedBlock { ordinal, offset: at.offset, length: at.length, check, chunks });
         Ok(())
     }
 
@@ -113,7 +113,8 @@ impl<'s> Publisher<'s> {
         self.catalog.finish_pack(row, (id, kind), length, &digest)?;
         debug!(pack = %id, ?kind, length, blocks = blocks.len(), "pack stored");
         self.chunks_finished += blocks.iter().map(|block| block.chunks.len()).sum::<usize>();
-        self.finished.push(IndexedPack { id, kind, digest, blocks });
+        let count = blocks.len() as u32;
+        self.finished.push(IndexedPack { id, kind, digest: Some(digest), count, length, blocks });
         if self.chunks_finished >= INDEX_CHUNKS {
             self.write_index(None)?;
         }
@@ -148,9 +149,9 @@ impl<'s> Publisher<'s> {
     ) -> Result<(), Error> {
         let _span = debug_span!("publish", snapshot = %snapshot.row.name.id).entered();
         self.expect_stored()?;
-        let blocks = SnapshotBlocks { stored_bytes, ..self.snapshot_blocks(snapshot)? };
+        let usage = SnapshotUsage { stored_bytes, ..self.snapshot_usage(snapshot)? };
         self.catalog.add_snapshot(&snapshot.row, source, Some(&snapshot.used))?;
-        self.write_index(Some(blocks))?;
+        self.write_index(Some(usage))?;
         self.commit_catalog()
     }
 
@@ -184,7 +185,7 @@ impl<'s> Publisher<'s> {
     }
 
     /// Writes the sums and the index of the packs that are stored.
-    fn write_index(&mut self, snapshot: Option<SnapshotBlocks>) -> Result<(), Error> {
+    fn write_index(&mut self, snapshot: Option<SnapshotUsage>) -> Result<(), Error> {
         let packs = std::mem::take(&mut self.finished);
         self.chunks_finished = 0;
         if packs.is_empty() && snapshot.is_none() {
@@ -195,17 +196,24 @@ impl<'s> Publisher<'s> {
         let id = ObjectId::random();
         debug!(index = %id, packs = packs.len(), "writing an index");
         if !packs.is_empty() {
-            let sums: Vec<_> = packs.iter().map(|pack| (pack.id, pack.digest)).collect();
+            let sums: Vec<_> = packs.iter().filter_map(|pack| Some((pack.id, pack.digest?))).collect();
             self.session.writer().put_sums(ObjectId::random(), &sums)?;
         }
-        Ok(self.session.writer().put_index(id, &Index { packs, snapshot })?)
+        let index = Index {
+            generation: self.session.generation(),
+            packs,
+            snapshots: snapshot.into_iter().collect(),
+            ..Index::default()
+        };
+        self.session.writer().put_index(id, &index)?;
+        Ok(self.catalog.add_document(Folder::Index, id, index.generation, &[])?)
     }
 
     /// The blocks of a snapshot for the index, as the difference to the snapshot before.
-    fn snapshot_blocks(&self, NewSnapshot { row, used, base }: &NewSnapshot) -> Result<SnapshotBlocks, Error> {
+    fn snapshot_usage(&self, NewSnapshot { row, used, base }: &NewSnapshot) -> Result<SnapshotUsage, Error> {
         let none = RoaringTreemap::new();
         let before = base.as_ref().map_or(&none, |(_, blocks)| blocks);
-        Ok(SnapshotBlocks {
+        Ok(SnapshotUsage {
             snapshot: row.name.clone(),
             source: row.source.clone(),
             files: row.files,
@@ -214,6 +222,7 @@ impl<'s> Publisher<'s> {
             base: base.as_ref().map(|(name, _)| name.clone()),
             added: self.runs(&(used - before))?,
             removed: self.runs(&(before - used))?,
+            labels: row.labels.clone(),
         })
     }
 
@@ -269,10 +278,10 @@ mod tests {
             publisher.announce().unwrap();
             let mut pack = session.packs().begin().unwrap();
             for number in 0..2 {
-                let (ordinal, at) = pack.append(&[number; 100]).unwrap();
-                assert_eq!((u64::from(ordinal), at.offset), (number.into(), u64::from(number) * 100));
+                let placed = pack.append(&[number; 100]).unwrap();
+                assert_eq!((placed.ordinal, placed.at.offset), (number.into(), u64::from(number) * 100));
                 let chunks = vec![(Digest::of(&[number]), 1)];
-                publisher.add_block(BlockId(u64::from(number) + 1), PackKind::Data, ordinal, at, chunks).unwrap();
+                publisher.add_block(BlockId(u64::from(number) + 1), PackKind::Data, placed, chunks).unwrap();
             }
             assert!(publisher.has_pending_packs());
             assert!(matches!(publisher.commit(), Err(Error::Internal(_))));

@@ -1,11 +1,13 @@
 //! Durable writes of small files.
 
-use std::fs::{File, Permissions};
+use std::fs::{self, File, Permissions};
 use std::io::{self, Write};
 use std::os::fd::AsFd;
 use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
 
+use rustix::fs::{CWD, RenameFlags, renameat_with};
+use rustix::io::Errno;
 use tempfile::Builder;
 
 use super::sync_folder;
@@ -28,9 +30,11 @@ pub(crate) fn write_file(path: &Path, bytes: &[u8], mode: u32, if_exists: IfExis
     file.write_all(bytes)?;
     file.as_file().sync_all()?;
     match if_exists {
-        IfExists::Fail => file.persist_noclobber(path)?,
-        IfExists::Replace => file.persist(path)?,
-    };
+        IfExists::Fail => rename_new(file.path(), path)?,
+        IfExists::Replace => fs::rename(file.path(), path)?,
+    }
+    // The name is gone; on an error above, the file is removed.
+    let _ = file.into_temp_path().keep();
     sync_path(folder)
 }
 
@@ -39,10 +43,18 @@ pub(crate) fn sync_path(folder: &Path) -> io::Result<()> {
     sync_folder(File::open(folder)?.as_fd()).map(drop)
 }
 
+/// Renames a file to a name that must not exist.
+fn rename_new(from: &Path, to: &Path) -> io::Result<()> {
+    match renameat_with(CWD, from, CWD, to, RenameFlags::NOREPLACE) {
+        // The file system cannot do this atomically.
+        Err(Errno::INVAL | Errno::NOSYS) if to.symlink_metadata().is_ok() => Err(Errno::EXIST.into()),
+        Err(Errno::INVAL | Errno::NOSYS) => fs::rename(from, to),
+        other => Ok(other?),
+    }
+}
+
 #[cfg(test)]
 mod tests {
-    use std::fs;
-
     use super::*;
 
     fn names(folder: &Path) -> Vec<String> {

@@ -9,7 +9,7 @@ use super::seal::{PlainBlock, SealedBlock};
 use crate::backup::error::Error;
 use crate::backup::limits::NODES_WAITING;
 use crate::catalog::{BlockId, Catalog, SourceRow, Stored};
-use crate::format::index::PackKind;
+use crate::format::pack::PackKind;
 use crate::format::{BLOCK_SIZE, BlockLocation, Digest};
 use crate::session::NewSnapshot;
 
@@ -261,7 +261,7 @@ impl<'a> BlockStore<'a> {
         let block = sealed.block;
         let chunks =
             self.in_flight.remove(&block).ok_or(Error::Internal("a block was sealed that is not in flight"))?;
-        self.cache_place(block, sealed.at);
+        self.cache_place(block, sealed.placed.at);
         self.unplaced.remove(&block);
         self.new_chunks.ready.extend(chunks.iter().map(|(digest, _)| *digest));
         self.packer.add_block(&sealed, chunks)?;

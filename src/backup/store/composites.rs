@@ -1,7 +1,7 @@
 //! Composites: blocks that are filled with small chunks of one owner.
 
 use crate::catalog::BlockId;
-use crate::format::index::PackKind;
+use crate::format::pack::PackKind;
 use crate::format::{BLOCK_SIZE, Digest};
 
 /// Bytes of a composite of tree nodes. It is smaller than one of files: looking up a path decodes one for each step.

@@ -15,7 +15,7 @@ use crate::backup::entry::weight;
 use crate::backup::error::Error;
 use crate::catalog::stats::Stats;
 use crate::catalog::{BlockId, Catalog, DirectoryId, NewSegment, SegmentId, SourceRow, Stored};
-use crate::format::index::PackKind;
+use crate::format::pack::PackKind;
 use crate::format::{BlockLocation, ChunkRef, Content, Digest, Entry, Items, Node, Segment};
 use crate::session::NewSnapshot;
 use crate::source::Owners;

@@ -4,7 +4,7 @@ use super::seal::{PlainBlock, SealResult, SealedBlock, Sealing};
 use crate::backup::error::Error;
 use crate::catalog::{Catalog, SourceRow};
 use crate::format::Digest;
-use crate::format::index::PackKind;
+use crate::format::pack::PackKind;
 use crate::format::snapshot::Snapshot;
 use crate::monitor::Monitor;
 use crate::session::{NewSnapshot, Publisher, StoredPack};
@@ -90,10 +90,10 @@ impl<'a> Packer<'a> {
 
     /// Enters a sealed block, and the digests and lengths of its chunks, into the catalog.
     pub(super) fn add_block(&mut self, sealed: &SealedBlock, chunks: Vec<(Digest, u32)>) -> Result<(), Error> {
-        let SealedBlock { block, kind, ordinal, at } = *sealed;
+        let SealedBlock { block, kind, placed } = *sealed;
         self.counts.added_bytes += chunks.iter().map(|(_, length)| u64::from(*length)).sum::<u64>();
-        self.monitor.progress().stored(at.length.into());
-        Ok(self.publisher.add_block(block, kind, ordinal, at, chunks)?)
+        self.monitor.progress().stored(placed.at.length.into());
+        Ok(self.publisher.add_block(block, kind, placed, chunks)?)
     }
 
     fn finish_pack(&mut self, pack: StoredPack) -> Result<(), Error> {

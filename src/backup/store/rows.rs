@@ -5,7 +5,7 @@ use std::collections::HashMap;
 use super::blocks::BlockStore;
 use crate::backup::error::Error;
 use crate::catalog::{BlockId, Catalog, DirectoryId, NewSegment, Stored};
-use crate::format::index::PackKind;
+use crate::format::pack::PackKind;
 
 /// A directory whose top node is written.
 pub(super) struct DirectoryDone {

@@ -18,9 +18,9 @@ use crate::backup::limits::CHANNEL;
 use crate::catalog::BlockId;
 use crate::crypt::Sealer;
 use crate::format::block::Encoder;
-use crate::format::index::PackKind;
-use crate::format::{BLOCK_SIZE, BlockLocation, SEALED_SIZE};
-use crate::session::{FullPack, PackWriter, Packs, StoredPack};
+use crate::format::pack::PackKind;
+use crate::format::{BLOCK_SIZE, SEALED_SIZE};
+use crate::session::{FullPack, PackWriter, Packs, PlacedBlock, StoredPack};
 use crate::threads::{TooFew, start};
 
 /// Bytes at which a pack is stored.
@@ -40,9 +40,7 @@ pub(super) struct PlainBlock {
 pub(super) struct SealedBlock {
     pub(super) block: BlockId,
     pub(super) kind: PackKind,
-    /// The number of the block in its pack.
-    pub(super) ordinal: u32,
-    pub(super) at: BlockLocation,
+    pub(super) placed: PlacedBlock,
 }
 
 /// A message from the sealers or the storer.
@@ -265,8 +263,8 @@ impl<'t> OpenPacks<'t> {
             Some(open) => open,
             none => none.insert(self.packs.begin()?),
         };
-        let (ordinal, at) = open.append(bytes)?;
-        if results.send(SealResult::Block(SealedBlock { block, kind, ordinal, at })).is_err() {
+        let placed = open.append(bytes)?;
+        if results.send(SealResult::Block(SealedBlock { block, kind, placed })).is_err() {
             return Ok(false);
         }
         Ok(open.length() < PACK_SIZE || self.hand_over(slot.take()))
