@@ -3,6 +3,7 @@
 //! Two data flows explain most of the code. A backup ([`backup`]) walks a [`source`], compares it with the
 //! [`catalog`], and writes blocks ([`format`](mod@format), [`crypt`]) into packs of a [`repository`] in a [`storage`].
 //! A [`session`] may write; the [`inventory`] ensures that the catalog never claims more than the repository has.
+//! A policy ([`retention`]) decides which snapshots stay.
 //! A read ([`reader`]) goes from a snapshot through trees to blocks, and verifies each; [`check`] is built on it.
 //! [`mount`], [`restore`], [`dump`](mod@dump) and [`history`] read snapshots of any format through the trait of
 //! [`archive`], which the reader implements. Engines report to a [`monitor`]; only [`cli`] prints.
@@ -21,6 +22,7 @@
 //! | `crypt` | `failure` |
 //! | `format` | – |
 //! | `monitor` | – |
+//! | `retention` | `format` `failure` |
 //! | `source` | `format` `sys` `failure` |
 //! | `repository` | `storage` `crypt` `format` `failure` |
 //! | `state` | `sys` `crypt` `format` `failure` |
@@ -59,6 +61,7 @@ pub mod mount;
 pub mod reader;
 pub mod repository;
 pub mod restore;
+pub mod retention;
 pub mod session;
 pub mod source;
 pub mod state;
