@@ -55,6 +55,12 @@ impl<'r> Writer<'r> {
         self.owners.clone()
     }
 
+    /// Returns the PKESK packets of the session keys that blocks and snapshots were sealed with so far; none in an unencrypted
+    /// repository.
+    pub fn session_keys(&self) -> Vec<Vec<u8>> {
+        self.owners.as_ref().map(Sealer::pkesks).unwrap_or_default()
+    }
+
     /// Writes a snapshot. Only the recipients can read it.
     pub fn put_snapshot(&self, snapshot: &Snapshot) -> Result<(), Error> {
         self.put(&snapshot.name.object(), &snapshot.encode(self.repository.id), self.owners.as_ref())

@@ -203,6 +203,7 @@ impl<'s> Publisher<'s> {
             generation: self.session.generation(),
             packs,
             snapshots: snapshot.into_iter().collect(),
+            session_keys: self.session.writer().session_keys(),
             ..Index::default()
         };
         self.session.writer().put_index(id, &index)?;
