@@ -1,10 +1,12 @@
-//! Repositories are read by a second program, `tests/by_hand/brackfs_by_hand.py`. It was written from
-//! brackfs-format(5) alone and shares no code with brackfs, so it holds both to the page.
+//! Repositories are read by a second program, `tests/by_hand/brackfs_by_hand.py`, and their documents are verified by
+//! `brackfs_documents.py` next to it. Both were written from brackfs-format(5) alone and share no code with brackfs, so they
+//! hold both to the page.
 
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::print_stdout, clippy::print_stderr)]
 
 mod common;
 
+use std::collections::BTreeMap;
 use std::ffi::{OsStr, OsString};
 use std::fs::{self, File};
 use std::os::unix::ffi::OsStrExt;
@@ -12,8 +14,15 @@ use std::os::unix::fs::{FileExt, MetadataExt, PermissionsExt, chown, symlink};
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
+use brackfs::crypt::{Certificate, Opener, Sealer, SecretKey, Signer};
+use brackfs::format::forgotten::Forgotten;
+use brackfs::format::id::ObjectId;
+use brackfs::format::moved::{Moved, MovedRange, RestoredChunk};
+use brackfs::format::name::{self, SnapshotName};
+use brackfs::format::{Digest, PackId};
+use brackfs::repository::{Access, Repository, Writer};
 use common::machine::need;
-use common::{AGED, Run, Site, noise, run, settle, tree};
+use common::{AGED, Run, Site, noise, run, set_mode, settle, tree};
 use rustix::fs::{AtFlags, CWD, FileType, Mode, Timespec, Timestamps, XattrFlags};
 
 const KIB: u64 = 1 << 10;
@@ -28,22 +37,27 @@ enum Key {
     None,
 }
 
-/// A site with a repository. gpg's home is the site's `keys/`.
+/// A site with a repository.
 struct Shelf {
     site: Site,
+    /// gpg's home; at first, the site's `keys/`.
+    home: PathBuf,
     /// The fingerprint of the host key, as `init` prints it.
     signer: String,
 }
 
 impl Drop for Shelf {
     fn drop(&mut self) {
-        let _ = Command::new("gpgconf").env("GNUPGHOME", self.site.keys()).args(["--kill", "all"]).status();
+        for home in [&self.site.keys(), &self.home] {
+            let _ = Command::new("gpgconf").env("GNUPGHOME", home).args(["--kill", "all"]).status();
+        }
     }
 }
 
 impl Shelf {
     fn new(key: Key) -> Shelf {
-        let mut shelf = Shelf { site: Site::new(), signer: String::new() };
+        let site = Site::new();
+        let mut shelf = Shelf { home: site.keys(), site, signer: String::new() };
         shelf.signer = shelf.init("repo", key);
         shelf
     }
@@ -62,14 +76,14 @@ impl Shelf {
 
     /// Generates a key with gpg, and returns its certificate.
     fn key_of_gpg(&self) -> PathBuf {
-        let [description, certificate] = ["description", "owner.asc"].map(|name| self.site.path().join(name));
+        let [description, certificate] = ["description", "owner.asc"].map(|name| self.home.join(name));
         let key = "Key-Type: RSA\nKey-Length: 3072\nKey-Usage: sign";
         let subkey = "Subkey-Type: RSA\nSubkey-Length: 3072\nSubkey-Usage: encrypt";
         let words = format!("%no-protection\n{key}\n{subkey}\nName-Real: owner\nExpire-Date: 0\n%commit\n");
         fs::write(&description, words).unwrap();
         let gpg = |arguments: &[&OsStr]| {
             let mut gpg = Command::new("gpg");
-            gpg.env("GNUPGHOME", self.site.keys()).args(["--batch", "--quiet", "--no-tty"]).args(arguments);
+            gpg.env("GNUPGHOME", &self.home).args(["--batch", "--quiet", "--no-tty"]).args(arguments);
             run(gpg).ok()
         };
         gpg(&["--gen-key".as_ref(), description.as_ref()]);
@@ -77,15 +91,35 @@ impl Shelf {
         certificate
     }
 
+    /// Exports the secret key of gpg.
+    fn secret_key_of_gpg(&self) -> PathBuf {
+        let secret = self.home.join("secret.asc");
+        let mut gpg = Command::new("gpg");
+        gpg.env("GNUPGHOME", &self.home).args(["--batch", "--quiet", "--armor", "--output"]);
+        gpg.arg(&secret).arg("--export-secret-keys");
+        run(gpg).ok();
+        secret
+    }
+
     /// Runs the second program, which trusts this host key.
     #[must_use = "it may have failed: say .ok() or .code(n)"]
     fn by_hand_as(&self, signer: &str, arguments: &[&OsStr]) -> Run {
+        self.python("brackfs_by_hand.py", signer, arguments)
+    }
+
+    /// Verifies the documents.
+    #[must_use = "it may have failed: say .ok() or .code(n)"]
+    fn documents(&self) -> Run {
+        self.python("brackfs_documents.py", &self.signer, &["repo".as_ref()])
+    }
+
+    fn python(&self, program: &str, signer: &str, arguments: &[&OsStr]) -> Run {
         // Only Debian's own python3 finds Debian's cbor2; another one may come first in PATH.
         let mut python = Command::new("/usr/bin/python3");
         // -B: do not write bytecode next to the program.
-        python.arg("-B").arg(Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/by_hand/brackfs_by_hand.py"));
+        python.arg("-B").arg(Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/by_hand").join(program));
         python.args(["--signer", signer]).args(arguments);
-        python.current_dir(self.site.path()).env("GNUPGHOME", self.site.keys());
+        python.current_dir(self.site.path()).env("GNUPGHOME", &self.home);
         run(python)
     }
 
@@ -98,6 +132,24 @@ impl Shelf {
     #[must_use = "it may have failed: say .ok() or .code(n)"]
     fn restore(&self, to: &str) -> Run {
         self.by_hand_as(&self.signer, &["restore".as_ref(), "repo".as_ref(), "latest".as_ref(), to.as_ref()])
+    }
+
+    /// The host key.
+    fn host_key(&self) -> SecretKey {
+        let mut folders = fs::read_dir(self.site.state()).unwrap().map(|entry| entry.unwrap().path().join("host.key"));
+        SecretKey::parse(&fs::read(folders.find(|key| key.exists()).expect("a host key")).unwrap()).unwrap()
+    }
+
+    /// Writes documents that are signed with this key.
+    fn write_as(&self, key: SecretKey, write: impl FnOnce(&Writer<'_>)) {
+        let repository = Repository::open(&self.site.repo().as_path().into()).unwrap();
+        let recipients = repository.keys().recipients().unwrap();
+        let certificate = key.certificate();
+        write(&Writer::new(&repository, Signer::new(key).unwrap(), &certificate, &recipients).unwrap());
+    }
+
+    fn write(&self, write: impl FnOnce(&Writer<'_>)) {
+        self.write_as(self.host_key(), write);
     }
 
     /// Objects below a folder of the repository, by their names in it.
@@ -328,6 +380,197 @@ fn a_second_reader_refuses_foreign_and_misplaced_snapshots() {
     }
 }
 
+/// A shelf whose packs were replaced with one carrier, and the shards that say where their blocks are, by prefix. The
+/// packs are in `old/` of the site.
+fn compacted(key: Key) -> (Shelf, BTreeMap<u8, Moved>) {
+    let shelf = with_snapshot(key);
+    let repo = shelf.site.repo();
+    let carrier = PackId::random();
+    let mut carried = Vec::new();
+    let mut shards = BTreeMap::new();
+    let mut packs: Vec<_> = shelf.objects("packs").iter().map(|pack| name::parse_pack(pack).unwrap()).collect();
+    packs.sort();
+    assert!(packs.len() > 1, "content and nodes are in packs of their own");
+    fs::create_dir(shelf.site.path().join("old")).unwrap();
+    for pack in packs {
+        let path = repo.join(name::pack(pack));
+        let bytes = fs::read(&path).unwrap();
+        let range = MovedRange { from: 0, length: bytes.len() as u64, carrier: 0, to: carried.len() as u64 };
+        let shard = shards.entry(pack.as_bytes()[0]).or_insert_with(|| Moved {
+            generation: 2,
+            carriers: vec![carrier],
+            ..Moved::default()
+        });
+        shard.ranges.push((pack, vec![range]));
+        carried.extend(bytes);
+        fs::rename(path, shelf.site.path().join("old").join(pack.to_string())).unwrap();
+    }
+    let path = repo.join(name::pack(carrier));
+    fs::create_dir_all(path.parent().unwrap()).unwrap();
+    fs::write(path, carried).unwrap();
+    (shelf, shards)
+}
+
+fn put_shards(writer: &Writer<'_>, shards: &BTreeMap<u8, Moved>) {
+    shards.iter().for_each(|(prefix, shard)| writer.put_moved(*prefix, ObjectId::random(), shard).unwrap());
+}
+
+#[track_caller]
+fn assert_restored(shelf: &Shelf, to: &str) -> Run {
+    let run = shelf.restore(to).ok();
+    assert_eq!(tree(&shelf.site.path().join(to)), tree(&shelf.site.path().join("before")));
+    run
+}
+
+#[test]
+fn a_second_reader_finds_moved_blocks() {
+    for key in [Key::Gpg, Key::None] {
+        let (shelf, shards) = compacted(key);
+        refuses(shelf.restore("gone"), "packs/", "No such file");
+        shelf.write(|writer| put_shards(writer, &shards));
+        assert_restored(&shelf, "moved");
+
+        // Only the newest shard of a prefix counts, and only if its signer is known.
+        let mut other = shards.clone();
+        other.values_mut().for_each(|shard| (shard.generation, shard.carriers) = (1, vec![PackId::random()]));
+        shelf.write(|writer| put_shards(writer, &other));
+        assert_restored(&shelf, "older");
+        other.values_mut().for_each(|shard| shard.generation = 3);
+        shelf.write_as(SecretKey::generate_host(&[]).unwrap(), |writer| put_shards(writer, &other));
+        assert!(assert_restored(&shelf, "foreign").stderr.contains("ignored: moved/"));
+        shelf.write(|writer| put_shards(writer, &other));
+        refuses(shelf.restore("newer"), "packs/", "No such file");
+    }
+}
+
+#[test]
+fn a_second_reader_finds_moved_blocks_of_a_damaged_pack() {
+    let (shelf, shards) = compacted(Key::None);
+    shelf.write(|writer| put_shards(writer, &shards));
+    for entry in fs::read_dir(shelf.site.path().join("old")).unwrap() {
+        let entry = entry.unwrap();
+        let pack: PackId = entry.file_name().to_str().unwrap().parse().unwrap();
+        let mut bytes = fs::read(entry.path()).unwrap();
+        bytes[0] ^= 1;
+        fs::write(shelf.site.repo().join(name::pack(pack)), bytes).unwrap();
+    }
+    assert_restored(&shelf, "out");
+}
+
+#[test]
+fn a_second_reader_finds_chunks_that_were_stored_again() {
+    let (shelf, mut shards) = compacted(Key::None);
+    let digest = Digest::of(&noise("noise", (60 * KIB) as usize));
+    // The pack of content is the one with more bytes.
+    let length = |moved: &(PackId, Vec<MovedRange>)| moved.1[0].length;
+    let (birth, ranges) =
+        shards.values().flat_map(|shard| &shard.ranges).max_by_key(|moved| length(moved)).unwrap().clone();
+    let MovedRange { length, to, .. } = ranges[0];
+    let shard = shards.get_mut(&birth.as_bytes()[0]).unwrap();
+    shard.ranges.retain(|(pack, _)| *pack != birth);
+    let chunk = RestoredChunk { digest, carrier: 0, offset: to, stored: length as u32, start: 0 };
+    shard.restored.push((birth, vec![chunk]));
+    shelf.write(|writer| put_shards(writer, &shards));
+    assert_restored(&shelf, "out");
+}
+
+#[test]
+fn a_second_reader_uses_session_keys_that_were_sealed_again() {
+    let mut shelf = with_snapshot(Key::Gpg);
+    let owner = SecretKey::parse(&fs::read(shelf.secret_key_of_gpg()).unwrap()).unwrap();
+    shelf.home = shelf.site.path().join("home");
+    fs::create_dir(&shelf.home).unwrap();
+    set_mode(&shelf.home, 0o700);
+    let later = Certificate::parse(&fs::read(shelf.key_of_gpg()).unwrap()).unwrap();
+    refuses(shelf.restore("too-late"), "snapshots/", "gpg fails");
+
+    let [index] = &shelf.objects("index")[..] else { panic!("one index") };
+    let repository = Repository::open(&shelf.site.repo().as_path().into()).unwrap();
+    let host = shelf.host_key();
+    let certificates = vec![host.certificate()];
+    let access = Access::new(Some(Opener::new(host).unwrap()), certificates);
+    let index = access.index(&repository, name::parse_index(index).unwrap()).unwrap();
+    let table = Opener::new(owner).unwrap().rewrap(&index.session_keys, &later).unwrap();
+    let put = |sealed: &[u8]| {
+        let path = shelf.site.repo().join(name::rewrapped(&later.fingerprint().to_string(), ObjectId::random()));
+        fs::create_dir_all(path.parent().unwrap()).unwrap();
+        fs::write(path, sealed).unwrap();
+    };
+    // Anyone can add false session keys, and other objects.
+    let Digest(digest) = Digest::of(&index.session_keys[0]);
+    let mut false_table = Vec::new();
+    let content = [b"brackfs session keys 1\n", &digest[..], &[7; 32]].concat();
+    Sealer::new(std::slice::from_ref(&later)).unwrap().seal(&content, &mut false_table).unwrap();
+    put(&false_table);
+    put(b"not a table");
+    refuses(shelf.restore("false"), "snapshots/", "gpg fails");
+    put(&table.sealed);
+    assert_restored(&shelf, "later");
+}
+
+#[test]
+fn a_second_reader_hides_forgotten_snapshots() {
+    for key in [Key::Gpg, Key::None] {
+        let shelf = with_snapshot(key);
+        let [snapshot] = &shelf.objects("snapshots")[..] else { panic!("one snapshot") };
+        let (tombstones, replacement) = (ObjectId::random(), ObjectId::random());
+        let snapshots = vec![SnapshotName::parse(snapshot).unwrap()];
+        let forgotten = Forgotten { generation: 2, snapshots, ..Forgotten::default() };
+        shelf.write_as(SecretKey::generate_host(&[]).unwrap(), |writer| {
+            writer.put_forgotten(ObjectId::random(), &forgotten).unwrap();
+        });
+        assert!(shelf.list().ok().stderr.contains("ignored: forgotten/"));
+        shelf.write(|writer| writer.put_forgotten(tombstones, &forgotten).unwrap());
+        refuses(shelf.list(), "snapshots", "0 snapshots");
+        let shown: [&OsStr; 4] = ["--forgotten".as_ref(), "list".as_ref(), "repo".as_ref(), "latest".as_ref()];
+        shelf.by_hand_as(&shelf.signer, &shown).ok();
+        let undone = Forgotten { generation: 3, replaces: vec![tombstones], ..Forgotten::default() };
+        shelf.write(|writer| writer.put_forgotten(replacement, &undone).unwrap());
+        shelf.list().ok();
+    }
+}
+
+#[test]
+fn a_second_program_verifies_documents_and_the_census() {
+    for key in [Key::Gpg, Key::None] {
+        let shelf = with_snapshot(key);
+        let repo = shelf.site.repo();
+        let [first] = &shelf.objects("index")[..] else { panic!("one index") };
+        let [snapshot] = &shelf.objects("snapshots")[..] else { panic!("one snapshot") };
+        shelf.site.write("more", "more");
+        settle();
+        shelf.site.backup(&[]).ok();
+        let told = shelf.documents().ok().stdout;
+        for folder in ["index", "generation", "secrets", "sources"] {
+            shelf.objects(folder).iter().for_each(|object| assert!(told.contains(object), "{object}: {told}"));
+        }
+        for object in [first, snapshot] {
+            let away = shelf.site.path().join("away");
+            fs::rename(repo.join(object), &away).unwrap();
+            let run = shelf.documents().code(1);
+            let folder = object.split('/').next().unwrap();
+            assert!(run.stderr.contains(&format!("{folder}: the names are not the 1 of the census")), "{run}");
+            if object == snapshot {
+                // A tombstone accounts for it.
+                let snapshots = vec![SnapshotName::parse(snapshot).unwrap()];
+                let forgotten = Forgotten { generation: 99, snapshots, ..Forgotten::default() };
+                shelf.write(|writer| writer.put_forgotten(ObjectId::random(), &forgotten).unwrap());
+                shelf.documents().ok();
+            }
+            fs::rename(&away, repo.join(object)).unwrap();
+        }
+        for pack in shelf.objects("packs") {
+            let whole = fs::read(repo.join(&pack)).unwrap();
+            let mut bytes = whole.clone();
+            bytes[whole.len() / 2] ^= 1;
+            fs::write(repo.join(&pack), bytes).unwrap();
+            let run = shelf.documents().code(1);
+            assert!(run.stderr.contains(&format!("{pack} has another digest")), "{run}");
+            fs::write(repo.join(&pack), whole).unwrap();
+        }
+    }
+}
+
 /// The commands of a README: its indented lines between two texts.
 #[track_caller]
 fn commands(readme: &str, from: &str, to: &str) -> String {
@@ -376,15 +619,7 @@ fn the_commands_of_the_readme_restore_a_file(key: Key) {
     let mut readme = fs::read_to_string(site.repo().join("README.txt")).unwrap();
     assert!(readme.contains(&shelf.signer), "the host key is not named: {readme}");
     if key == Key::Gpg {
-        let secret = site.path().join("secret.asc");
-        let mut gpg = Command::new("gpg");
-        gpg.env("GNUPGHOME", site.keys()).args(["--batch", "--quiet", "--armor", "--export-secret-keys", "--output"]);
-        run({
-            gpg.arg(&secret);
-            gpg
-        })
-        .ok();
-        readme = readme.replace("YOUR-SECRET-KEY", secret.to_str().unwrap());
+        readme = readme.replace("YOUR-SECRET-KEY", shelf.secret_key_of_gpg().to_str().unwrap());
     }
     let end = if key == Key::Gpg { "With sq 1.0" } else { "\n1. " };
     let functions = commands(&readme, "\n0. ", end) + &commands(&readme, "\n1. ", "\n2. ");
@@ -414,7 +649,7 @@ fn the_commands_of_the_readme_restore_a_file(key: Key) {
                 continue;
             }
             let (numbers, digest) = rest.rsplit_once(' ').unwrap();
-            let sum = step("\n5. ", "\nTo check", &[(place, numbers)]);
+            let sum = step("\n5. ", "\n6. ", &[(place, numbers)]);
             assert!(word == "chunk" && sum.contains(digest), "{word} {rest}: {sum}");
         }
         assert!(fs::read(site.repo().join("file")).unwrap() == content, "{name}");
@@ -442,6 +677,29 @@ fn the_commands_of_the_readme_restore_a_file_with_gpg() {
 #[test]
 fn the_commands_of_the_readme_restore_a_file_without_encryption() {
     the_commands_of_the_readme_restore_a_file(Key::None);
+}
+
+#[test]
+fn the_commands_of_the_readme_find_a_moved_block() {
+    let (shelf, shards) = compacted(Key::None);
+    let snapshot = &shelf.objects("snapshots")[0];
+    shelf.write(|writer| put_shards(writer, &shards));
+    let readme = fs::read_to_string(shelf.site.repo().join("README.txt")).unwrap();
+    let functions = commands(&readme, "\n0. ", "\n1. ") + &commands(&readme, "\n1. ", "\n2. ");
+    let root = commands(&readme, "\n3. ", "\n4. ").replace("SNAPSHOT", snapshot);
+    let root = paste(&shelf, &format!("{functions}{root}")).stdout;
+    let (numbers, digest) = node_below(&root, "");
+    let [pack, rest @ ..] = &numbers.split(' ').collect::<Vec<_>>()[..] else { panic!("no pack in {numbers}") };
+    let [offset, stored, start, length] = rest else { panic!("other numbers: {numbers}") };
+
+    let shards = commands(&readme, "\n6. ", "\nTo check").replace("moved/ab", &format!("moved/{}", &pack[..2]));
+    let moved = paste(&shelf, &format!("{functions}{shards}")).stdout;
+    let line = moved.lines().find_map(|line| line.strip_prefix(pack)).unwrap_or_else(|| panic!("no {pack} in {moved}"));
+    let [from, _, carrier, to] = line.split_whitespace().collect::<Vec<_>>()[..] else { panic!("other: {line}") };
+    let number = |text: &str| text.parse::<u64>().unwrap();
+    let offset = number(to) + number(offset) - number(from);
+    let fetch = format!("{functions}fetch {carrier} {offset} {stored} {start} {length} | b3sum\n");
+    assert!(paste(&shelf, &fetch).stdout.contains(digest), "{moved}");
 }
 
 #[test]

@@ -180,6 +180,23 @@ const STEPS: &str = r#"1. Define the functions that show opened data. `list` pri
                 iflag=skip_bytes,count_bytes status=none
     }
 
+    moved() {
+        document "$1" | python3 -c 'if 1:
+            import cbor2, sys, uuid
+            shard = cbor2.load(sys.stdin.buffer)
+            def name(pack):
+                return uuid.UUID(bytes=pack)
+            packs = [name(pack) for pack in shard[4]]
+            print("generation", shard[3])
+            for birth, *rest in shard[5]:
+                for at, length, pack, to in zip(*[iter(rest)] * 4):
+                    print(name(birth), at, length, packs[pack], to)
+            for birth, *rest in shard.get(6, ()):
+                for digest, pack, *place in zip(*[iter(rest)] * 5):
+                    print(name(birth), digest.hex(), packs[pack], *place)
+        '
+    }
+
    START counts from 0. A pack is the file packs/ab/UUID, where ab are the first
    two digits of the UUID. `fetch` leaves the file `block`; remove it at the end.
 
@@ -188,6 +205,9 @@ const STEPS: &str = r#"1. Define the functions that show opened data. `list` pri
    began. Print the source and the paths of each snapshot:
 
     for snapshot in snapshots/*/*; do about "$snapshot"; done
+
+   Snapshots that are listed in forgotten/ were deleted on purpose. Until their
+   data is removed, they can be read like the others.
 
 3. Print the root of a snapshot:
 
@@ -212,6 +232,18 @@ const STEPS: &str = r#"1. Define the functions that show opened data. `list` pri
     cat part >> file
 
    Again, b3sum must print the digest of the line.
+
+6. If a pack is gone or damaged, its blocks may have been moved to another pack.
+   Print the files in moved/ab, where ab are the first two digits of the pack.
+   If there are several, the one with the highest generation counts:
+
+    for shard in moved/ab/*; do moved "$shard"; done
+
+   A line has a pack, the offset and length of a range of bytes in it, and the
+   pack and offset where this range is now. Find the range with your block, and
+   call `fetch` with the new pack, and with the new offset of the range plus the
+   distance of the block from the beginning of the range. A line with a digest
+   has the new PACK, OFFSET, STORED and START of the data with this digest.
 
 To check whether the disk returns all packs unchanged:
 

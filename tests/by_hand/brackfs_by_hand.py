@@ -1,12 +1,13 @@
 #!/usr/bin/python3
 """Lists and restores snapshots of a brackfs repository. Written only from brackfs-format(5), which must suffice.
 
-    brackfs_by_hand.py [--signer FINGERPRINT] list REPO [SNAPSHOT]
-    brackfs_by_hand.py [--signer FINGERPRINT] restore REPO SNAPSHOT DESTINATION
+    brackfs_by_hand.py [--signer FINGERPRINT] [--forgotten] list REPO [SNAPSHOT]
+    brackfs_by_hand.py [--signer FINGERPRINT] [--forgotten] restore REPO SNAPSHOT DESTINATION
 
-SNAPSHOT is a name below snapshots/, the beginning of an id, or `latest`. gpg decrypts, with the keys of GNUPGHOME, and
-checks the signature; zstd decompresses; b3sum computes digests. All rules of the page are checked. Exit code 1 means
-damage or another failure, 3 that all content was restored, but some metadata was not, for lack of rights.
+SNAPSHOT is a name below snapshots/, the beginning of an id, or `latest`; forgotten ones only with --forgotten. gpg
+decrypts, with the keys of GNUPGHOME, and checks signatures; zstd decompresses; b3sum computes digests. All rules of the
+page are checked. Exit code 1 means damage or another failure, 3 that all content was restored, but some metadata was
+not, for lack of rights.
 """
 
 import argparse
@@ -20,14 +21,15 @@ import re
 import stat
 import subprocess
 import sys
-import tempfile
 import tomllib
 import typing
 import uuid
 
-import cbor2
+from brackfs_encoding import (
+    B3SUM, DIGEST, ID, MIB, NAME, TIMESTAMP, U32, U64, Failure, ascending, blake3, check_keys, decode, decompress,
+    each, either, fixed, flat, groups, led, literal, names, need, number, octets, packets, read, text, unseal, verify,
+)  # fmt: skip
 
-MIB = 1 << 20
 UUID = r"[0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12}"
 SNAPSHOT_NAME = rf"{UUID}/[0-9]{{10}}-[0-9]{{8}}T[0-9]{{6}}Z-[0-9a-f]{{16}}"
 # Inode attribute flags of Linux that may be stored.
@@ -36,197 +38,10 @@ FLAGS = 0x2083_00F8
 UNPRIVILEGED = 2
 FILE, DIRECTORY, SYMLINK, FIFO, SOCKET, CHARACTER_DEVICE, BLOCK_DEVICE = range(7)
 TYPES = {FIFO: stat.S_IFIFO, SOCKET: stat.S_IFSOCK, CHARACTER_DEVICE: stat.S_IFCHR, BLOCK_DEVICE: stat.S_IFBLK}
-B3SUM = ["b3sum", "--no-names"]
 
 
-class Failure(Exception):
-    """An object, named in the message, that is unreadable or breaks a rule of the page."""
+# --- The grammar ---
 
-
-def need(condition, where, rule):
-    if not condition:
-        raise Failure(f"{where}: {rule}")
-
-
-def read(path, where, most):
-    need(os.path.getsize(path) <= most, where, f"more than {most} bytes")
-    return pathlib.Path(path).read_bytes()
-
-
-def program(where, arguments, data):
-    """Passes data through a program. Returns its standard output and standard error."""
-    run = subprocess.run(arguments, input=data, capture_output=True)
-    said = run.stderr.decode(errors="replace")
-    problems = [line for line in said.splitlines() if not line.startswith("[GNUPG:]")]
-    need(run.returncode == 0, where, f"{arguments[0]} fails: {'; '.join(problems)}")
-    return run.stdout, said
-
-
-# --- Blocks: zstd ---
-
-
-def decompress(data, where):
-    """The plaintext of one frame. zstd ignores the padding after it."""
-    need(data[:4] == b"\x28\xb5\x2f\xfd" and len(data) > 5, where, "not a zstd frame")
-    # RFC 8878, 3.1.1.1: offset and width of the content size.
-    at = 6 - (data[4] >> 5 & 1) + (0, 1, 2, 4)[data[4] & 3]
-    width = (data[4] >> 5 & 1, 2, 4, 8)[data[4] >> 6]
-    size = int.from_bytes(data[at : at + width], "little") + (256 if width == 2 else 0)
-    need(width, where, "a frame that does not state its size")
-    need(size <= 2 * MIB, where, "a block of more than 2 MiB")
-    plain, _ = program(where, ["zstd", "--decompress", "--stdout", "--quiet"], data)
-    need(len(plain) == size, where, "a frame that states another size than it has")
-    return plain
-
-
-# --- Sealed objects and signed messages: gpg ---
-
-
-def packets(message, where):
-    """The OpenPGP packets of a message: tag and bytes of each."""
-    found, at = [], 0
-    while at < len(message):
-        need(message[at] & 0xC0 == 0xC0, where, "not OpenPGP packets with headers of the new format")
-        first, *octets = message[at + 1 : at + 6].ljust(5, b"\0")
-        need(first < 224 or first == 255, where, "a packet of unknown length")
-        if first < 192:
-            begin, length = at + 2, first
-        elif first < 224:
-            begin, length = at + 3, (first - 192) * 256 + octets[0] + 192
-        else:
-            begin, length = at + 6, int.from_bytes(octets)
-        need(begin + length <= len(message), where, "a packet that ends too early")
-        found.append((message[at] & 0x3F, message[at : begin + length]))
-        at = begin + length
-    return found
-
-
-def literal(packet, where):
-    """The content of a literal data packet."""
-    right = packet[:2] == b"\xcb\xff" and packet[6:12] == b"b\0\0\0\0\0"
-    need(right, where, "a literal data packet with a name, a date, or another format")
-    return packet[12:]
-
-
-GPG = ["gpg", "--batch", "--no-tty", "--quiet", "--status-fd", "2"]
-
-
-def unseal(message, where):
-    """The packets inside an encrypted message. gpg fails if the message is not authentic."""
-    tags = [tag for tag, _ in packets(message, where)]
-    need(tags[-1:] == [18] and {*tags[:-1]} == {1}, where, f"not one encrypted message, but packets {tags}")
-    need(len(tags) <= 65, where, "more than 64 recipients")
-    inner, said = program(where, [*GPG, "--decrypt", "--unwrap"], message)
-    need("[GNUPG:] DECRYPTION_OKAY" in said, where, "gpg did not find the message authentic")
-    return inner
-
-
-def verify(certificate, fingerprint, message, where):
-    """Checks the signature of a message by the key with this fingerprint, in a GnuPG home with no other key."""
-    with tempfile.TemporaryDirectory(prefix="brackfs-by-hand-") as home:
-        gpg = [*GPG, "--homedir", home, "--no-autostart", "--trust-model", "always"]
-        program(where, [*gpg, "--import"], certificate)
-        _, said = program(where, [*gpg, "--decrypt"], message)
-    status = [line.split()[1:] for line in said.splitlines() if line.startswith("[GNUPG:] ")]
-    # An expired key is valid: it had not expired when it signed.
-    good = [words for words in status if words[0] in ("GOODSIG", "EXPKEYSIG")]
-    # The type of the signature and the primary key of the signing key.
-    valid = [words[9:11] for words in status if words[0] == "VALIDSIG"]
-    need(len(good) == 1 and valid == [["00", fingerprint]], where, f"not signed by the host key {fingerprint}")
-
-
-# --- CBOR: checks that the library lacks, then the grammar ---
-
-
-def head(data, at, where):
-    """Major type and argument of the item at a position, and the position after them."""
-    major, low = data[at] >> 5, data[at] & 31
-    if low < 24:
-        return major, low, at + 1
-    need(low < 28, where, "CBOR of indefinite length")
-    end = at + 1 + (1 << low - 24)
-    return major, int.from_bytes(data[at + 1 : end]), end
-
-
-def skip(data, at, where, deep=4):
-    """The position after a value without tags and with at most `deep` levels of nesting."""
-    major, number, at = head(data, at, where)
-    need(major != 6, where, "CBOR with a tag")
-    if major in (2, 3):
-        at += number
-    elif major in (4, 5):
-        need(deep > 0, where, "CBOR that is nested too deep")
-        for _ in range(number * (major - 3)):
-            at = skip(data, at, where, deep - 1)
-    return at
-
-
-def skip_map(data, at, where):
-    """The position after a map with ascending integer keys. Maps in the array of key 3 are entries of a node."""
-    major, count, at = head(data, at, where)
-    need(major == 5, where, "not a CBOR map")
-    last = -1
-    for _ in range(count):
-        major, key, at = head(data, at, where)
-        need(major == 0 and key > last, where, "keys of a map that are not ascending unsigned integers")
-        last = key
-        if key == 3 and data[at] >> 5 == 4:
-            _, items, at = head(data, at, where)
-            for _ in range(items):
-                at = skip_map(data, at, where) if data[at] >> 5 == 5 else skip(data, at, where, 3)
-        else:
-            at = skip(data, at, where)
-    return at
-
-
-def decode(data, where):
-    try:
-        end = skip_map(data, 0, where)
-        need(end == len(data), where, "CBOR that ends too early, or has trailing data")
-        return cbor2.loads(data)
-    except (IndexError, cbor2.CBORDecodeError) as error:
-        raise Failure(f"{where}: not CBOR: {error}") from error
-
-
-def number(most, least=0):
-    return lambda value: type(value) is int and least <= value <= most
-
-
-def octets(most, least=0):
-    return lambda value: type(value) is bytes and least <= len(value) <= most
-
-
-def text(value):
-    return type(value) is str
-
-
-def each(shape):
-    return lambda value: type(value) is list and all(map(shape, value))
-
-
-def fixed(*shapes):
-    return lambda value: type(value) is list and len(value) == len(shapes) and all(s(v) for s, v in zip(shapes, value))
-
-
-def either(*shapes):
-    return lambda value: any(shape(value) for shape in shapes)
-
-
-def flat(*shapes):
-    def fits(value):
-        groups = zip(*[iter(value)] * len(shapes)) if type(value) is list else ()
-        return type(value) is list and len(value) % len(shapes) == 0 and all(fixed(*shapes)([*g]) for g in groups)
-
-    return fits
-
-
-def names(value):
-    return type(value) is dict and all(U32(key) and text(value[key]) for key in value)
-
-
-U32, U64 = number(2**32 - 1), number(2**64 - 1)
-TIMESTAMP = fixed(number(2**63 - 1, -(2**63)), number(999_999_999))
-DIGEST, NAME = octets(32, 32), octets(1024, 1)
 REFERENCE = (DIGEST, U32, U32, number(2 * MIB, 1))
 ABOVE_0 = number(2**64 - 1, 1)
 EXTENT, NODE_REFERENCE = either(fixed(*REFERENCE), ABOVE_0), fixed(ABOVE_0, *REFERENCE)
@@ -234,7 +49,7 @@ EXTENT, NODE_REFERENCE = either(fixed(*REFERENCE), ABOVE_0), fixed(ABOVE_0, *REF
 ITEMS = lambda entry: type(entry) is dict, fixed(NAME, ABOVE_0, ABOVE_0, *REFERENCE), EXTENT, NODE_REFERENCE
 # Required keys and optional keys.
 NODE = {0: number(3), 3: each(lambda _: True)}, {
-    1: each(octets(16, 16)),
+    1: each(ID),
     2: flat(U32, U64, number(2_621_440, 1)),
     4: names,
     5: names,
@@ -252,29 +67,30 @@ ENTRY = {0: octets(1024), 1: number(6), 2: number(0o7777), 3: U32, 4: U32, 5: TI
     15: U64,
     16: U64,
 }
+HEADER = {0: ID, 1: text, 2: text}
 SNAPSHOT = {
-    **{0: octets(16, 16), 1: text, 2: text, 3: U64, 4: text, 5: text, 6: TIMESTAMP, 7: TIMESTAMP},
-    **{10: U64, 12: fixed(*[U64] * 5), 13: text, 14: octets(2 * MIB, 1)},
-}, {8: each(octets(2**32)), 9: each(text), 11: octets(8, 8)}
-
-
-def check_keys(value, shapes, where):
-    required, optional = shapes
-    for key, shape in (required | optional).items():
-        if key in required or key in value:
-            need(key in value and shape(value[key]), where, f"key {key} is missing or invalid")
-
-
-def ascending(values):
-    return all(one < next_one for one, next_one in itertools.pairwise(values))
+    **HEADER,
+    **{3: U64, 4: text, 5: text, 6: TIMESTAMP, 7: TIMESTAMP, 10: U64, 12: fixed(*[U64] * 5), 13: text},
+    14: octets(2 * MIB, 1),
+}, {8: each(octets(2**32)), 9: each(text), 11: octets(8, 8), 15: octets(2**32)}
+MOVED = {**HEADER, 3: U64, 4: each(ID), 5: each(led(ID, U64, U64, U32, U64))}, {
+    6: each(led(ID, DIGEST, U32, U64, U32, U32)),
+    7: each(ID),
+}
+FORGOTTEN = {**HEADER, 3: U64}, {4: each(led(ID, U64, text, octets(8, 8))), 5: each(ID), 6: each(ID)}
 
 
 # --- Nodes and entries ---
 
 
+def pack_name(pack):
+    name = str(uuid.UUID(bytes=pack))
+    return f"packs/{name[:2]}/{name}"
+
+
 class Chunk(typing.NamedTuple):
     digest: bytes
-    pack: str
+    pack: bytes
     offset: int
     stored: int
     start: int
@@ -285,11 +101,11 @@ class Node:
     """A node whose own rules were checked."""
 
     def __init__(self, data, where, is_root=False):
-        node = decode(data, where)
+        node = decode(data, where, (3,))
         check_keys(node, NODE, where)
         self.kind, self.items, self.packs, self.table = node[0], node[3], node.get(1, []), node.get(2, [])
         self.where = where
-        for pack, offset, stored in zip(*[iter(self.table)] * 3):
+        for pack, offset, stored in groups(self.table, 3):
             need(pack < len(self.packs) and offset + stored < 1 << 64, where, "a block in no pack, or beyond its end")
         need(all(map(ITEMS[self.kind], self.items)), where, f"an item that a node of kind {self.kind} cannot have")
         if self.kind == 0:
@@ -303,8 +119,7 @@ class Node:
         need(3 * block < len(self.table), self.where, f"no block {block} in the table")
         pack, offset, stored = self.table[3 * block : 3 * block + 3]
         need(start + length <= 2 * MIB, self.where, "a chunk that is not within a block")
-        name = str(uuid.UUID(bytes=self.packs[pack]))
-        return Chunk(digest, f"packs/{name[:2]}/{name}", offset, stored, start, length)
+        return Chunk(digest, self.packs[pack], offset, stored, start, length)
 
 
 def check_entry(entry, node, is_root):
@@ -340,10 +155,29 @@ def shown(name):
     return "".join(char if char.isprintable() else char.encode("unicode_escape").decode() for char in escaped)
 
 
+def check_shard(shard, where):
+    ranges, chunks, prefix = shard[5], shard.get(6, []), where.split("/")[1]
+    for places in ranges, chunks:
+        births = [birth for birth, *_ in places]
+        right = ascending(births) and all(birth.hex()[:2] == prefix for birth in births)
+        need(right, where, "packs of another prefix, or out of order")
+    carriers = [group[2] for _, *items in ranges for group in groups(items, 4)]
+    carriers += [group[1] for _, *items in chunks for group in groups(items, 5)]
+    need(all(carrier < len(shard[4]) for carrier in carriers), where, "a position that is not in the list of packs")
+    for _, *items in ranges:
+        end = 0
+        for start, length, _, to in groups(items, 4):
+            right = end <= start and length and max(start, to) + length < 1 << 64
+            need(right, where, "ranges that are empty, overlap or are out of order")
+            end = start + length
+
+
 # --- The repository ---
 
 
 DESCRIPTIONS = ("brackfs.toml", "brackfs-copy.toml")
+# Types of documents that are not called like their folder.
+TYPES_OF = {"snapshots": "snapshot", "sources": "source"}
 
 
 def describe(path, where):
@@ -359,8 +193,8 @@ def describe(path, where):
 
 
 class Repository:
-    def __init__(self, path, signer):
-        self.path = pathlib.Path(path)
+    def __init__(self, path, signer, shows_forgotten=False):
+        self.path, self.shows_forgotten = pathlib.Path(path), shows_forgotten
         said, lost = set(), []
         for where in DESCRIPTIONS:
             try:
@@ -379,11 +213,15 @@ class Repository:
         need(not signer or re.fullmatch("[0-9A-F]{40}", self.signer), signer, "not the fingerprint of a key for gpg")
         # Neighbours in a composite are read one after the other.
         self.block = functools.lru_cache(16)(self.block)
+        self.newest_shard = functools.cache(self.shard)
+        self.session_keys = functools.cache(self.rewrapped)
 
     def snapshots(self):
-        """Names of all snapshots, oldest first."""
+        """Names of all snapshots that are not hidden, oldest first."""
         paths = (path.relative_to(self.path / "snapshots").as_posix() for path in self.path.glob("snapshots/*/*"))
-        return sorted(filter(re.compile(SNAPSHOT_NAME).fullmatch, paths), key=lambda name: name.split("/")[1])
+        hidden = set() if self.shows_forgotten else self.forgotten()
+        found = (name for name in paths if re.fullmatch(SNAPSHOT_NAME, name) and name not in hidden)
+        return sorted(found, key=lambda name: name.split("/")[1])
 
     def find(self, wanted):
         wanted = wanted.removeprefix("snapshots/")
@@ -392,10 +230,9 @@ class Repository:
         need(len(found) == 1, "snapshots", f"{len(found)} snapshots are meant by {wanted!r}")
         return found[0]
 
-    def snapshot(self, name):
-        where = f"snapshots/{name}"
+    def document(self, where, shapes, arrays=()):
         message = read(self.path / where, where, 65 * MIB)
-        message = unseal(message, where) if self.encrypted else message
+        message = unseal(message, where, self.session_keys) if self.encrypted else message
         parts = packets(message, where)
         need([tag for tag, _ in parts] == [4, 11, 2], where, "not a signed message of three packets")
         data = literal(parts[1][1], where)
@@ -403,42 +240,120 @@ class Repository:
         if self.signer:
             key = f"keys/host-{self.signer}.asc"
             verify(read(self.path / key, key, 4 * MIB), self.signer, message, where)
-        document = decode(data, where)
-        check_keys(document, SNAPSHOT, where)
+        document = decode(data, where, arrays)
+        check_keys(document, shapes, where)
         need(document[0] == self.id, where, "belongs to another repository")
-        need(document[1] == "snapshot", where, f"a document of type {document[1]}")
+        kind = where.split("/")[0]
+        need(document[1] == TYPES_OF.get(kind, kind), where, f"a document of type {document[1]}")
         need(document[2] == where, where, f"its writer named it {document[2]}")
+        return document
+
+    def documents(self, folder, shapes, check=lambda document, where: None):
+        """The documents in a folder that verify, by id. Anyone could have added the others, which are ignored."""
+        found = {}
+        for name in sorted(path.name for path in self.path.glob(f"{folder}/*") if re.fullmatch(UUID, path.name)):
+            where = f"{folder}/{name}"
+            try:
+                document = self.document(where, shapes)
+                check(document, where)
+                found[uuid.UUID(name).bytes] = document
+            except (Failure, OSError) as error:
+                print(f"ignored: {error}", file=sys.stderr)
+        return found
+
+    def forgotten(self):
+        """Names of the snapshots that have a tombstone."""
+        documents = self.documents("forgotten", FORGOTTEN)
+        replaced = {name for document in documents.values() for name in document.get(6, ())}
+        lists = [document.get(4, ()) for name, document in documents.items() if name not in replaced]
+        return {
+            f"{uuid.UUID(bytes=source)}/{sequence:010}-{time}-{identity.hex()}"
+            for source, *items in itertools.chain(*lists)
+            for sequence, time, identity in groups(items, 3)
+        }
+
+    def snapshot(self, name):
+        where = f"snapshots/{name}"
+        document = self.document(where, SNAPSHOT)
         need(bool(document[10]) == self.encrypted, where, "brackfs.toml disagrees on encryption")
         root = Node(document[14], f"{where}, root", is_root=True)
         right = root.kind == 0 and len(root.items) == 1 and root.items[0][1] == DIRECTORY
         need(right, where, "the root is not one directory")
         return document, root
 
+    def rewrapped(self):
+        """Lists of session keys by the digest of PKESK packets, from the tables that gpg has a key for."""
+        keys, title = {}, b"brackfs session keys 1\n"
+        for path in self.path.glob("rewrapped/*/*"):
+            where = path.relative_to(self.path).as_posix()
+            try:
+                ((_, packet),) = packets(unseal(path.read_bytes(), where), where)
+                data = literal(packet, where)
+                need(data.startswith(title), where, "not a table of session keys")
+            except (Failure, OSError, ValueError):
+                continue
+            for at in range(len(title), len(data), 64):
+                keys.setdefault(data[at : at + 32], []).append(data[at + 32 : at + 64])
+        return keys
+
     def block(self, pack, offset, stored):
-        where = f"{pack}, block at {offset}"
+        where = f"{pack_name(pack)}, block at {offset}"
         try:
-            with open(self.path / pack, "rb") as file:
+            with open(self.path / pack_name(pack), "rb") as file:
                 file.seek(offset)
                 data = file.read(stored)
         except (OSError, OverflowError) as error:
             raise Failure(f"{where}: {error}") from error
         need(len(data) == stored, where, "the pack ends too early")
         if self.encrypted:
-            parts = packets(unseal(data, where), where)
+            parts = packets(unseal(data, where, self.session_keys), where)
             need([tag for tag, _ in parts] == [11], where, "not one literal data packet")
             data = literal(parts[0][1], where)
         return decompress(data, where)
 
+    def shard(self, prefix):
+        """The newest shard of a prefix, or one without places."""
+        shards = self.documents(f"moved/{prefix}", MOVED, check_shard).items()
+        return max(((shard[3], name, shard) for name, shard in shards), default=(0, b"", {4: [], 5: []}))[2]
+
+    def moved(self, chunk):
+        """Other places of a chunk."""
+        shard = self.newest_shard(chunk.pack.hex()[:2])
+        carriers = shard[4]
+        for birth, *ranges in shard[5]:
+            for start, length, carrier, to in groups(ranges, 4):
+                if birth == chunk.pack and start <= chunk.offset and chunk.offset + chunk.stored <= start + length:
+                    yield chunk._replace(pack=carriers[carrier], offset=to + chunk.offset - start)
+        for birth, *chunks in shard.get(6, ()):
+            for digest, carrier, offset, stored, start in groups(chunks, 5):
+                if birth == chunk.pack and digest == chunk.digest:
+                    yield chunk._replace(pack=carriers[carrier], offset=offset, stored=stored, start=start)
+
     def read(self, chunk):
+        """The bytes of a chunk, from its birth pack or from the pack that a shard names."""
+        try:
+            return self.read_at(chunk)
+        except Failure as error:
+            failure = error
+        for _ in range(2):
+            for place in self.moved(chunk):
+                try:
+                    return self.read_at(place)
+                except Failure as error:
+                    failure = error
+            # The place may be gone because the block was moved again.
+            self.newest_shard.cache_clear()
+        raise failure
+
+    def read_at(self, chunk):
         data = self.block(chunk.pack, chunk.offset, chunk.stored)[chunk.start : chunk.start + chunk.length]
-        where = f"{chunk.pack}, block at {chunk.offset}"
+        where = f"{pack_name(chunk.pack)}, block at {chunk.offset}"
         need(len(data) == chunk.length, where, "a chunk that is not within its block")
-        found, _ = program(where, B3SUM, data)
-        need(found.decode().strip() == chunk.digest.hex(), where, f"not the chunk {chunk.digest.hex()}")
+        need(blake3(data) == chunk.digest, where, f"not the chunk {chunk.digest.hex()}")
         return data
 
     def node(self, chunk, kinds):
-        node = Node(self.read(chunk), f"{chunk.pack}, node {chunk.digest.hex()}")
+        node = Node(self.read(chunk), f"{pack_name(chunk.pack)}, node {chunk.digest.hex()}")
         need(node.kind in kinds, node.where, f"a node of kind {node.kind}, where {kinds} should be")
         return node
 
@@ -597,7 +512,7 @@ class Restore:
         if os.geteuid() == 0:
             self.attempt(target, os.chown, target, entry[3], entry[4], follow_symlinks=False)
         unprivileged = entry.get(15, 0) & UNPRIVILEGED
-        for name, value in zip(*[iter(entry.get(14, []))] * 2):
+        for name, value in groups(entry.get(14, []), 2):
             if not (unprivileged and name == b"security.capability"):
                 self.attempt(target, os.setxattr, target, name, value, follow_symlinks=False)
         if entry[1] != SYMLINK:
@@ -641,6 +556,7 @@ def list_entries(repository, root):
 def main():
     parser = argparse.ArgumentParser(description="Reads a brackfs repository without brackfs.")
     parser.add_argument("--signer", help="fingerprint of the trusted host key")
+    parser.add_argument("--forgotten", action="store_true", help="show forgotten snapshots, too")
     commands = parser.add_subparsers(dest="command", required=True)
     listing, restoring = [commands.add_parser(command) for command in ("list", "restore")]
     for command in listing, restoring:
@@ -650,7 +566,7 @@ def main():
     restoring.add_argument("destination")
     given = parser.parse_args()
     try:
-        repository = Repository(given.repo, given.signer)
+        repository = Repository(given.repo, given.signer, given.forgotten)
         if given.snapshot is None:
             return list_snapshots(repository)
         _, root = repository.snapshot(repository.find(given.snapshot))
