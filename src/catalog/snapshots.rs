@@ -191,12 +191,9 @@ impl Catalog {
 
     /// Removes the snapshot with this number from the catalog if it is not in the repository.
     pub fn forget_not_found(&self, sequence: u64) -> Result<(), Error> {
-        let remove = "DELETE FROM snapshots WHERE sequence = ? AND presence = 2";
-        match self.db.execute(remove, [sequence as i64]).map_err(self.failed("remove a snapshot"))? {
-            0 => Ok(()),
-            // Its spans stay until snapshots are recorded that contradict them, or usage is forgotten.
-            _ => self.drop_newest(sequence),
-        }
+        // Its spans stay until they are forgotten, or a snapshot of the source is recorded that contradicts them.
+        let removed = self.db.execute("DELETE FROM snapshots WHERE sequence = ? AND presence = 2", [sequence as i64]);
+        removed.map(drop).map_err(self.failed("remove a snapshot"))
     }
 
     /// All snapshots, oldest first.
