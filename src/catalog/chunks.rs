@@ -58,8 +58,9 @@ impl Catalog {
     /// Adds the missing chunks of a pack whose blocks are in the catalog.
     pub fn restore_chunks(&self, pack: &IndexedPack) -> Result<(), Error> {
         let find = || {
-            let select = "SELECT ordinal, blocks.id FROM packs JOIN blocks ON pack = packs.id
-                 WHERE uuid = ? AND condemned = 0";
+            let select = "SELECT blocks.ordinal, blocks.id FROM packs birth JOIN blocks ON pack = birth.id
+                 LEFT JOIN moves ON moves.block = blocks.id LEFT JOIN packs carriers ON carriers.id = carrier
+                 WHERE birth.uuid = ? AND coalesce(carriers.condemned, birth.condemned) = 0";
             let mut statement = self.db.prepare_cached(select)?;
             let read = |row: &Row<'_>| Ok((row.get::<_, u32>(0)?, BlockId(row.get::<_, i64>(1)? as u64)));
             statement.query_map([pack.id.as_bytes()], read)?.collect::<rusqlite::Result<HashMap<_, _>>>()
@@ -102,8 +103,9 @@ impl Catalog {
     /// Adds a pack that is being written.
     pub fn add_pack(&self, id: PackId, kind: PackKind) -> Result<PackRow, Error> {
         let added = self.db.execute(
-            "INSERT INTO packs (uuid, kind, length, digest, verified, condemned, sum) VALUES (?, ?, 0, x'', ?, 0, ?)",
-            params![id.as_bytes(), kind.code() as i64, now().seconds, pack_sum(id, kind, 0, &[]).value()],
+            "INSERT INTO packs (uuid, kind, length, digest, verified, condemned, condemned_in, condemned_at, sum)
+             VALUES (?, ?, 0, x'', ?, 0, 0, 0, ?)",
+            params![id.as_bytes(), kind.code() as i64, now().seconds, pack_sum(id, kind.code(), 0, &[]).value()],
         );
         added.map_err(self.failed("add a pack"))?;
         Ok(PackRow(self.db.last_insert_rowid()))
@@ -117,7 +119,7 @@ impl Catalog {
         length: u64,
         digest: &Digest,
     ) -> Result<(), Error> {
-        let sum = pack_sum(id, kind, length, &digest.0).value();
+        let sum = pack_sum(id, kind.code(), length, &digest.0).value();
         let set = self.db.execute(
             "UPDATE packs SET length = ?, digest = ?, sum = ? WHERE id = ?",
             params![length as i64, digest.0, sum, pack.0],
@@ -125,13 +127,13 @@ impl Catalog {
         set.map(drop).map_err(self.failed("finish a pack"))
     }
 
-    /// The first eight bytes of the ids of all packs, ascending.
-    pub fn pack_heads(&self) -> Result<Vec<u64>, Error> {
+    /// The first eight bytes of the ids of all packs, ascending, and whether each is usable.
+    pub fn pack_heads(&self) -> Result<Vec<(u64, bool)>, Error> {
         let find = || {
-            let mut statement = self.db.prepare("SELECT uuid FROM packs")?;
+            let mut statement = self.db.prepare("SELECT uuid, condemned = 0 FROM packs")?;
             let heads = statement.query_map([], |row| {
                 let head = row.get_ref(0)?.as_blob()?.first_chunk().copied();
-                Ok(u64::from_be_bytes(head.unwrap_or_default()))
+                Ok((u64::from_be_bytes(head.unwrap_or_default()), row.get(1)?))
             })?;
             heads.collect::<rusqlite::Result<Vec<_>>>()
         };
@@ -267,9 +269,9 @@ pub(super) fn chunk_is_whole(row: &Row<'_>) -> rusqlite::Result<bool> {
     sum.agrees(row, 5)
 }
 
-/// The checksum of a pack's row.
-pub(super) fn pack_sum(id: PackId, kind: PackKind, length: u64, digest: &[u8]) -> Sum {
-    Sum::of("packs").bytes(id.as_bytes()).number(kind.code() as i64).number(length as i64).bytes(digest)
+/// The checksum of the row of a pack of this kind, in the numbers of the format.
+pub(super) fn pack_sum(id: PackId, kind: u64, length: u64, digest: &[u8]) -> Sum {
+    Sum::of("packs").bytes(id.as_bytes()).number(kind as i64).number(length as i64).bytes(digest)
 }
 
 /// A check as a number of a row.

@@ -9,6 +9,7 @@
 //!
 //! - [`trust`]: repository, host key, recipients, encryption; fixed at init
 //! - [`chunks`]: packs, blocks and chunks, and where they are stored
+//! - [`moves`]: blocks in carriers, and packs that are removed on purpose
 //! - [`packs`]: condemned packs, and the removal of claims that depend on them
 //! - [`documents`]: documents in the repository, and their census
 //! - [`directories`]: directories in segments of about 1,000 entries, each with its encoded tree node
@@ -31,6 +32,7 @@ mod directories;
 mod documents;
 mod error;
 mod ids;
+mod moves;
 mod numbers;
 mod packs;
 mod retry_queue;
@@ -49,6 +51,7 @@ pub use directories::{DirectoryId, DirectoryRow, NewSegment, Parent, Past, Segme
 pub use documents::{Folder, KnownDocument};
 pub use error::Error;
 pub use ids::BlockId;
+pub use moves::{BlockInPack, DoomedPack, PackLoad};
 pub use packs::{Condemned, KnownPack};
 pub use retry_queue::{DeferredFile, StoredState};
 pub use snapshots::{Presence, SnapshotRow, SourceRow};

@@ -12,10 +12,15 @@ use super::chunks::{PackRow, block_sum, check_number, chunk_sum, pack_sum, tail}
 use super::database::Catalog;
 use super::error::Error;
 use super::ids::BlockId;
-use crate::format::pack::{IndexedPack, PackKind};
+use crate::format::pack::{CARRIER, IndexedPack};
 use crate::format::usage::BlockRuns;
 use crate::format::{Digest, PackId};
 use crate::source::now;
+
+/// The column `condemned` of a pack that is condemned for removal.
+pub(super) const CONDEMNED: i64 = 3;
+/// The same of a pack that was removed on purpose.
+pub(super) const GONE: i64 = 4;
 
 /// The number of rows per page of a scan, which limits its memory.
 const PAGE: usize = 512;
@@ -42,6 +47,8 @@ pub struct KnownPack {
     pub digest: Digest,
     /// The time at which the pack was stored or last checked, in seconds since 1970.
     pub verified: i64,
+    /// Whether its blocks were born in other packs.
+    pub is_carrier: bool,
 }
 
 impl Catalog {
@@ -118,8 +125,11 @@ impl Catalog {
             let count = "SELECT count(*), coalesce(sum(length), 0) FROM packs WHERE condemned = 2";
             let (packs, bytes) =
                 self.db.query_row(count, [], |row| Ok((row.get::<_, i64>(0)?, row.get::<_, i64>(1)?)))?;
-            let mut statement =
-                self.db.prepare("SELECT blocks.id FROM packs JOIN blocks ON pack = packs.id WHERE condemned = 2")?;
+            let mut statement = self.db.prepare(
+                "SELECT blocks.id FROM packs JOIN blocks ON pack = packs.id
+                 WHERE condemned = 2 AND NOT EXISTS (SELECT 1 FROM moves WHERE block = blocks.id)
+                 UNION ALL SELECT block FROM packs JOIN moves ON carrier = packs.id WHERE condemned = 2",
+            )?;
             let mut rows = statement.query([])?;
             // A bitmap, as for a snapshot's blocks: the ids of a pack's blocks are consecutive.
             let mut gone = RoaringTreemap::new();
@@ -177,12 +187,17 @@ impl Catalog {
         let mut block = self.next_block()?;
         let mut add = || -> rusqlite::Result<()> {
             let mut statement = self.db.prepare_cached(
-                "INSERT INTO packs (uuid, kind, length, digest, verified, condemned, sum) VALUES (?, ?, ?, ?, ?, ?, ?)",
+                "INSERT INTO packs (uuid, kind, length, digest, verified, condemned, condemned_in, condemned_at, sum)
+                 VALUES (?, ?, ?, ?, ?, ?, 0, 0, ?)",
             )?;
             let digest = pack.digest.map(|digest| digest.0.to_vec()).unwrap_or_default();
-            let sum = pack_sum(pack.id, pack.kind, pack.length, &digest).value();
+            let sum = pack_sum(pack.id, pack.kind.code(), pack.length, &digest).value();
+            let condemned = match (pack.digest, there) {
+                (None, _) => GONE,
+                (Some(_), there) => i64::from(!there),
+            };
             let (id, kind, length) = (pack.id.as_bytes(), pack.kind.code() as i64, pack.length as i64);
-            statement.execute(params![id, kind, length, digest, now().seconds, !there, sum])?;
+            statement.execute(params![id, kind, length, digest, now().seconds, condemned, sum])?;
             let row = self.db.last_insert_rowid();
             let mut add_block = self.db.prepare_cached("INSERT INTO blocks VALUES (?, ?, ?, ?, ?, ?, ?)")?;
             let mut chunks = Vec::new();
@@ -200,7 +215,7 @@ impl Catalog {
                 }
                 block = BlockId(id + 1);
             }
-            if there {
+            if condemned == 0 {
                 chunks.sort_unstable_by_key(|(head, ..)| *head);
                 let mut add_chunk = self.db.prepare_cached("INSERT OR IGNORE INTO chunks VALUES (?, ?, ?, ?, ?, ?)")?;
                 for (head, digest, block, start, length) in chunks {
@@ -271,13 +286,13 @@ impl Catalog {
     }
 
     pub(super) fn checked(&self, raw: RawPack) -> Result<KnownPack, Error> {
-        let RawPack { row, uuid, length, digest, verified, whole } = raw;
+        let RawPack { row, uuid, length, digest, verified, is_carrier, whole } = raw;
         if !whole {
             return Err(self.damaged("a pack's row does not match its checksum"));
         }
         let id = PackId::from_slice(&uuid).map_err(|e| self.damaged(e))?;
         let digest = Digest::from_slice(&digest).ok_or_else(|| self.damaged("a pack's digest is truncated"))?;
-        Ok(KnownPack { row, id, length, digest, verified })
+        Ok(KnownPack { row, id, length, digest, verified, is_carrier })
     }
 }
 
@@ -290,19 +305,19 @@ pub(super) struct RawPack {
     length: u64,
     digest: Vec<u8>,
     verified: i64,
+    is_carrier: bool,
     /// Whether the row matches its checksum.
     whole: bool,
 }
 
 pub(super) fn known_pack(row: &Row<'_>) -> rusqlite::Result<RawPack> {
     let (uuid, length, digest): (Vec<u8>, i64, Vec<u8>) = (row.get(1)?, row.get(2)?, row.get(3)?);
-    let sum = match (PackId::from_slice(&uuid), PackKind::from_code(row.get::<_, i64>(5)? as u64)) {
-        (Ok(id), Some(kind)) => Some(pack_sum(id, kind, length as u64, &digest)),
-        _ => None,
-    };
+    let kind = row.get::<_, i64>(5)?;
+    let sum = PackId::from_slice(&uuid).ok().map(|id| pack_sum(id, kind as u64, length as u64, &digest));
     let whole = sum.map(|sum| sum.agrees(row, 6)).transpose()?.unwrap_or_default();
     let (row, verified) = (PackRow(row.get(0)?), row.get(4)?);
-    Ok(RawPack { row, uuid, length: length as u64, digest, verified, whole })
+    let is_carrier = kind == CARRIER as i64;
+    Ok(RawPack { row, uuid, length: length as u64, digest, verified, is_carrier, whole })
 }
 
 #[cfg(test)]
@@ -312,7 +327,7 @@ mod tests {
     use crate::catalog::stats::Stats;
     use crate::catalog::{DirectoryId, NewSegment, Parent, Past, SourceRow, Stored};
     use crate::format::Check;
-    use crate::format::pack::IndexedBlock;
+    use crate::format::pack::{IndexedBlock, PackKind};
     use crate::source::Inode;
 
     const ABOVE: Parent = Parent::Source(SourceRow(1));

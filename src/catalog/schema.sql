@@ -30,7 +30,11 @@ CREATE TABLE packs (
     id INTEGER PRIMARY KEY, uuid BLOB NOT NULL UNIQUE, kind INTEGER NOT NULL,
     length INTEGER NOT NULL, digest BLOB NOT NULL,
     verified INTEGER NOT NULL,    -- time at which it was stored or last checked, in seconds since 1970
-    condemned INTEGER NOT NULL,   -- 0: usable; 1: no claim refers to it any more; 2: marked to be condemned
+    -- 0: usable; 1: lost or damaged, no claim refers to it any more; 2: marked to become 1; 3: condemned for removal;
+    -- 4: removed on purpose, its live blocks were moved
+    condemned INTEGER NOT NULL,
+    condemned_in INTEGER NOT NULL, -- generation of the tombstone, for 3; 0: none yet
+    condemned_at INTEGER NOT NULL, -- time, for 3
     sum INTEGER NOT NULL
 );
 CREATE INDEX packs_by_age ON packs (verified) WHERE condemned = 0;
@@ -42,6 +46,14 @@ CREATE TABLE blocks (
     sum INTEGER NOT NULL
 );
 CREATE UNIQUE INDEX blocks_by_place ON blocks (pack, ordinal);
+-- Blocks whose bytes lie in a carrier.
+CREATE TABLE moves (
+    block INTEGER PRIMARY KEY, carrier INTEGER NOT NULL, ordinal INTEGER NOT NULL, start INTEGER NOT NULL,
+    sum INTEGER NOT NULL
+);
+CREATE INDEX moves_by_carrier ON moves (carrier);
+-- First bytes of the ids of packs whose moves changed since their shard was written.
+CREATE TABLE dirty_shards (prefix BLOB PRIMARY KEY) WITHOUT ROWID;
 -- Keyed by the digest's first eight bytes: integers make the smallest and fastest index. Only the first of two
 -- chunks with the same head is deduplicated, which costs only space.
 CREATE TABLE chunks (

@@ -202,6 +202,12 @@ impl Catalog {
         set.map(drop).map_err(self.failed("record that the catalog was reconciled"))
     }
 
+    /// Records that listings proved to be complete, so the catalog is evidence again.
+    pub fn set_proved(&self) -> Result<(), Error> {
+        let set = self.db.execute("UPDATE trust SET learnt = 0", []);
+        set.map(drop).map_err(self.failed("record that the catalog is complete"))
+    }
+
     /// Whether some of the catalog comes from listings.
     pub fn is_learnt(&self) -> Result<bool, Error> {
         let found = self.db.query_row("SELECT learnt <> 0 FROM trust", [], |row| row.get(0));

@@ -36,7 +36,12 @@ impl Catalog {
     /// Checks that the blocks of a pack cover it completely, without gaps or overlaps. Returns the problem, if any.
     fn check_layout(&self, pack: &KnownPack) -> Result<Option<String>, Error> {
         let add_up = || {
-            let select = "SELECT ordinal, start, length FROM blocks WHERE pack = ? ORDER BY ordinal";
+            let select = if pack.is_carrier {
+                "SELECT moves.ordinal, moves.start, length FROM moves JOIN blocks ON blocks.id = block
+                 WHERE carrier = ? ORDER BY 1"
+            } else {
+                "SELECT ordinal, start, length FROM blocks WHERE pack = ? ORDER BY ordinal"
+            };
             let mut statement = self.db.prepare_cached(select)?;
             let mut rows = statement.query([pack.row.0])?;
             let (mut next, mut end) = (0, 0);
@@ -56,7 +61,9 @@ impl Catalog {
     /// The blocks of packs that are not condemned, and all blocks.
     pub fn block_sets(&self) -> Result<(RoaringTreemap, RoaringTreemap), Error> {
         let (mut usable, mut all) = (RoaringTreemap::new(), RoaringTreemap::new());
-        let select = "SELECT blocks.id, condemned FROM blocks LEFT JOIN packs ON packs.id = pack
+        let select = "SELECT blocks.id, coalesce(carriers.condemned, birth.condemned)
+                      FROM blocks LEFT JOIN packs birth ON birth.id = pack
+                      LEFT JOIN moves ON moves.block = blocks.id LEFT JOIN packs carriers ON carriers.id = carrier
                       WHERE blocks.id > ?1 ORDER BY blocks.id LIMIT ?2";
         let read = |row: &Row<'_>| Ok((row.get::<_, i64>(0)?, row.get::<_, Option<i64>>(1)?));
         self.in_pages(select, read, |(id, condemned)| {
@@ -69,9 +76,9 @@ impl Catalog {
         Ok((usable, all))
     }
 
-    /// Counts condemned packs.
-    pub fn condemned_packs(&self) -> Result<u64, Error> {
-        let count = self.db.query_row("SELECT count(*) FROM packs WHERE condemned", [], |row| row.get::<_, i64>(0));
+    /// Counts lost and damaged packs.
+    pub fn lost_packs(&self) -> Result<u64, Error> {
+        let count = self.db.query_row("SELECT count(*) FROM packs WHERE condemned = 1", [], |row| row.get::<_, i64>(0));
         Ok(count.map_err(self.failed("count packs"))? as u64)
     }
 

@@ -7,6 +7,7 @@
 //!
 //! - [`mod@generations`]: the runs that wrote to the repository
 //! - [`mod@divergence`]: whether the repository is as this catalog left it, and whether this catalog is its writer
+//! - [`mod@census`]: proves that listings are complete
 //! - [`reconcile`]: compares packs, blocks, chunks and snapshots with the repository
 //! - [`mod@rebuild`]: replaces a lost catalog
 //! - [`recipients`]: renewed certificates of recipients
@@ -15,6 +16,7 @@
 //! - [`upkeep`]: puts back small objects that must not be lost
 //! - [`verify`]: checks all claims of the catalog without changing anything
 
+mod census;
 mod context;
 mod divergence;
 mod error;

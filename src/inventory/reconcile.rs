@@ -107,6 +107,7 @@ impl Inventory<'_> {
     /// Adds packs of indexes to the catalog. Returns the indexes of unknown snapshots, ordered by snapshot.
     fn learn_packs(&self, catalog: &Catalog, found: &mut Reconciled) -> Result<Vec<ObjectId>, Error> {
         let mut unknown = Vec::new();
+        let (mut carriers, mut gone) = (Vec::new(), Vec::new());
         let mut foreign = 0;
         for id in self.indexes()? {
             self.check_interrupted()?;
@@ -129,13 +130,31 @@ impl Inventory<'_> {
                 }
                 let there = catalog.listed(pack.id)? == Some(pack.length);
                 catalog.import_pack(pack, there)?;
-                *if there { &mut found.learnt_packs } else { &mut found.missing_packs } += 1;
+                match pack.digest {
+                    None => gone.push(id),
+                    Some(_) if there => found.learnt_packs += 1,
+                    Some(_) => found.missing_packs += 1,
+                }
+            }
+            if !index.carriers.is_empty() {
+                carriers.push((index.generation, id));
             }
             for SnapshotUsage { snapshot, .. } in &index.snapshots {
                 if !catalog.has_snapshot(snapshot.id)? {
                     unknown.push((snapshot.sequence, id));
                 }
             }
+        }
+        self.learn_carriers(catalog, carriers, found)?;
+        gone.dedup();
+        for id in gone {
+            // The blocks of removed packs are usable if their carriers are there.
+            let index = self.access.index(self.repository, id)?;
+            index
+                .packs
+                .iter()
+                .filter(|pack| pack.digest.is_none())
+                .try_for_each(|pack| catalog.restore_chunks(pack))?;
         }
         if foreign > 0 {
             self.monitor.note(&format!(
@@ -147,6 +166,28 @@ impl Inventory<'_> {
         let mut indexes: Vec<_> = unknown.into_iter().map(|(_, id)| id).collect();
         indexes.dedup();
         Ok(indexes)
+    }
+
+    /// Adds the carriers of these indexes, the oldest generation first: a block lies where it was moved last.
+    fn learn_carriers(
+        &self,
+        catalog: &Catalog,
+        mut indexes: Vec<(u64, ObjectId)>,
+        found: &mut Reconciled,
+    ) -> Result<(), Error> {
+        indexes.sort_unstable();
+        for (_, id) in indexes {
+            self.check_interrupted()?;
+            for carrier in &self.access.index(self.repository, id)?.carriers {
+                if catalog.pack(carrier.id)?.is_some() {
+                    continue;
+                }
+                let there = catalog.listed(carrier.id)? == Some(carrier.length());
+                catalog.import_carrier(carrier, there)?;
+                *if there { &mut found.learnt_packs } else { &mut found.missing_packs } += 1;
+            }
+        }
+        Ok(())
     }
 
     /// Adds the snapshots of these indexes, in order: a snapshot's blocks may be given relative to an earlier one.

@@ -141,7 +141,7 @@ impl Inventory<'_> {
             }
             Err(error) => problem(path, &error.to_string()),
         }
-        let lost_packs = catalog.condemned_packs()?;
+        let lost_packs = catalog.lost_packs()?;
         Ok(Verified { packs, lost_packs, blocks: usable.len(), chunks, snapshots, ..found })
     }
 

@@ -30,6 +30,7 @@ pub use error::Error;
 pub use open::{Checks, Mend, Session, look};
 pub use packs::{FullPack, PackWriter, Packs, PlacedBlock, StoredPack};
 pub use publish::{NewSnapshot, Publisher};
+pub use remover::Remover;
 
 use crate::monitor::Monitor;
 use crate::state::{self, Lock, RepositoryState};

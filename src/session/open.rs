@@ -12,6 +12,7 @@ use super::error::Error;
 use super::orphans::clean_up_unfinished;
 use crate::catalog::{Catalog, Claims, Presence, Trust};
 use crate::crypt::{Certificate, SecretKey, Signer};
+use crate::format::generation::Generation;
 use crate::format::id::RunId;
 use crate::format::name::{self, GenerationName};
 use crate::inventory::{self, Divergence, Inventory, host_access, host_key};
@@ -53,6 +54,10 @@ pub struct Session<'r> {
     strange: Mutex<Vec<(GenerationName, u64)>>,
     /// Earlier runs that wrote and did not finish.
     unfinished: Vec<RunId>,
+    /// The last generation before this run.
+    last: Option<Generation>,
+    /// This run rebuilt the catalog, or brought it into agreement with the repository.
+    reconciled: bool,
     generation: u64,
     run: RunId,
     /// The generation of this run is at the target.
@@ -82,13 +87,15 @@ impl<'r> Session<'r> {
         compare(repository, &trust, &host)?;
         inventory.report_unknown_recipients(&trust.recipients)?;
         warn_of_expiry(&trust.recipients, monitor);
-        let RunNumber { generation, strange, diverged } = choose_number(&inventory, &mut catalog)?;
+        let RunNumber { generation, last, strange, diverged } = choose_number(&inventory, &mut catalog)?;
         let session = Session {
             repository,
             writer: Writer::new(repository, Signer::new(key)?, &host, &trust.recipients)?,
             trust,
             access,
             unfinished: catalog.unfinished()?,
+            last,
+            reconciled: built || diverged,
             generation,
             strange: Mutex::new(strange),
             run: RunId::random(),
@@ -179,7 +186,7 @@ impl<'r> Session<'r> {
 
     /// Fails if another machine with a copy of this catalog has started a run: it may have deleted packs that no index
     /// lists yet.
-    pub(super) fn still_alone(&self) -> Result<(), Error> {
+    pub fn still_alone(&self) -> Result<(), Error> {
         let own = GenerationName::of_run(self.generation, self.run);
         if !self.with_rivals(|rivals| rivals.look(own))? {
             // A listing may be stale; the object itself is not.
@@ -190,6 +197,49 @@ impl<'r> Session<'r> {
             }
         }
         Ok(())
+    }
+
+    /// Ends the generation of this run and begins another one: from then on, no run is left that began before the first.
+    pub fn announce_again(&mut self, catalog: &mut Catalog) -> Result<(), Error> {
+        self.still_alone()?;
+        if self.generation >= name::LAST_NUMBER {
+            return Err(inventory::Error::NoNumber { folder: name::GENERATION }.into());
+        }
+        self.generation += 1;
+        self.run = RunId::random();
+        self.announced.store(false, Ordering::Relaxed);
+        self.repository.target().set_run(self.run.writer());
+        self.announce(catalog)
+    }
+
+    /// Returns the reason why this run may not remove data, if there is one. Otherwise the catalog counts as complete from
+    /// now on.
+    ///
+    /// A run that rebuilt or reconciled the catalog removes nothing. A later one may if the census of the last generation
+    /// proves that listings are complete.
+    pub fn doubt(&self, catalog: &mut Catalog, inventory: &Inventory<'_>) -> Result<Option<String>, Error> {
+        if self.reconciled {
+            return Ok(Some(
+                "this run brought the catalog into agreement with the repository; run the command again".into(),
+            ));
+        }
+        let strange = self.strange.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some((name, _)) = strange.first() {
+            return Ok(Some(format!("cannot verify {}; another machine may have written it", name.object())));
+        }
+        drop(strange);
+        let Some(last) = &self.last else { return Ok(Some("nothing was backed up yet".into())) };
+        let doubt = inventory.doubt_of_listings(catalog, last)?;
+        if doubt.is_none() && catalog.is_learnt()? {
+            catalog.set_proved()?;
+            catalog.commit()?;
+        }
+        Ok(doubt)
+    }
+
+    /// Opens documents that this machine signed and may read.
+    pub fn access(&self) -> &Access {
+        &self.access
     }
 
     fn with_rivals<T>(&self, look: impl FnOnce(&mut Rivals<'_>) -> Result<T, Error>) -> Result<T, Error> {
@@ -205,6 +255,8 @@ impl<'r> Session<'r> {
 /// The generation of a run.
 struct RunNumber {
     generation: u64,
+    /// The last generation before it.
+    last: Option<Generation>,
     /// Names and lengths of objects, at or above the last generation, that do not verify.
     strange: Vec<(GenerationName, u64)>,
     /// The repository is not as the catalog knows it.
@@ -237,7 +289,8 @@ fn choose_number(inventory: &Inventory<'_>, catalog: &mut Catalog) -> Result<Run
     }
     // Generations may have been lost too.
     let generation = generations.next(last.max(catalog.last_sequence()?))?;
-    Ok(RunNumber { generation, strange: generations.strange, diverged: message.is_some() })
+    let last = generations.last.into_iter().next();
+    Ok(RunNumber { generation, last, strange: generations.strange, diverged: message.is_some() })
 }
 
 /// Opens the catalog. Returns true if it had to be rebuilt.

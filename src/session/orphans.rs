@@ -23,7 +23,7 @@ use super::error::Error;
 use super::remover::Remover;
 use crate::catalog::{Catalog, Folder, Presence};
 use crate::format::id::{RunId, SnapshotId};
-use crate::format::pack::IndexedPack;
+use crate::format::pack::{IndexedCarrier, IndexedPack};
 use crate::format::sums::SUMS_SIZE;
 use crate::format::{PackId, name, sums};
 use crate::inventory::{self, Inventory};
@@ -45,9 +45,9 @@ impl Count {
 
 /// The packs in the repository, compared with those in the catalog.
 struct FoundPacks {
-    /// Heads of the ids of all packs in the catalog, ascending. Heads save memory; a pack that shares its head with a
-    /// known one is never an orphan.
-    known: Vec<u64>,
+    /// Heads of the ids of all packs in the catalog, ascending, and whether each is usable. Heads save memory; a pack that
+    /// shares its head with a known one is never an orphan.
+    known: Vec<(u64, bool)>,
     /// For each of `known`: whether it is in an index.
     indexed: Vec<bool>,
     /// Packs of unfinished runs that are not in the catalog, and their lengths.
@@ -59,10 +59,31 @@ struct FoundPacks {
 }
 
 impl FoundPacks {
+    fn find(&self, pack: PackId) -> Option<usize> {
+        find(&self.known, pack)
+    }
+
+    /// Records that a pack is in an index.
+    fn set_indexed(&mut self, pack: PackId) {
+        if let Some(indexed) = self.find(pack).and_then(|at| self.indexed.get_mut(at)) {
+            *indexed = true;
+        }
+    }
+
+    /// Usable packs of the catalog that were not found in `found`.
+    fn missing_in(&self, found: &[bool]) -> u64 {
+        self.known.iter().zip(found).filter(|((_, is_usable), found)| *is_usable && !**found).count() as u64
+    }
+
     fn is_indexed(&self, pack: PackId) -> bool {
-        let known = self.known.binary_search(&head(pack)).ok();
+        let known = self.find(pack);
         known.is_some_and(|at| self.indexed.get(at) == Some(&true)) || self.taken_in.contains(&pack)
     }
+}
+
+/// The position of a pack.
+fn find(known: &[(u64, bool)], pack: PackId) -> Option<usize> {
+    known.binary_search_by_key(&head(pack), |(head, _)| *head).ok()
 }
 
 fn head(pack: PackId) -> u64 {
@@ -149,17 +170,17 @@ fn compare_packs(
     let (mut orphans, mut unknown) = (HashMap::new(), Count::default());
     inventory.repository.target().visit(name::PACKS, &mut |object| {
         let Some(pack) = name::parse_pack(&object.name) else { return };
-        match known.binary_search(&head(pack)) {
-            Ok(at) => listed.iter_mut().skip(at).take(1).for_each(|listed| *listed = true),
-            Err(_) if unfinished.iter().any(|run| pack.is_of_run(*run)) => _ = orphans.insert(pack, object.length),
-            Err(_) => unknown.add(object.length),
+        match find(&known, pack) {
+            Some(at) => listed.iter_mut().skip(at).take(1).for_each(|listed| *listed = true),
+            None if unfinished.iter().any(|run| pack.is_of_run(*run)) => _ = orphans.insert(pack, object.length),
+            None => unknown.add(object.length),
         }
     })?;
-    let missing = listed.iter().filter(|listed| !**listed).count() as u64;
-    let missing = missing.saturating_sub(catalog.condemned_packs()?);
-    let doubt = (missing > 0).then(|| format!("{} of the catalog are not listed", packs_of(missing)));
     let indexed = vec![false; known.len()];
-    Ok((FoundPacks { known, indexed, orphans, taken_in: HashSet::new(), unknown }, doubt))
+    let packs = FoundPacks { known, indexed, orphans, taken_in: HashSet::new(), unknown };
+    let missing = packs.missing_in(&listed);
+    let doubt = (missing > 0).then(|| format!("{} of the catalog are not listed", packs_of(missing)));
+    Ok((packs, doubt))
 }
 
 /// Reads all indexes and takes in their packs. Sets `doubt` if anything is unaccounted for.
@@ -175,13 +196,14 @@ fn account(
         match inventory.access.index(inventory.repository, id) {
             Ok(index) => {
                 index.packs.iter().try_for_each(|pack| take_in(catalog, packs, pack))?;
+                index.carriers.iter().try_for_each(|carrier| take_in_carrier(catalog, packs, carrier))?;
                 named.extend(index.snapshots.iter().map(|usage| usage.snapshot.id));
                 catalog.add_document(Folder::Index, id, index.generation, &index.replaces)?;
             }
             Err(error) => _ = doubt.get_or_insert(format!("cannot read an index: {error}")),
         }
     }
-    let missing = packs.indexed.iter().filter(|indexed| !**indexed).count() as u64;
+    let missing = packs.missing_in(&packs.indexed);
     if missing > 0 {
         doubt.get_or_insert(format!("{} of the catalog are in no index", packs_of(missing)));
     }
@@ -239,13 +261,23 @@ fn account_for_sums(inventory: &Inventory<'_>, packs: &FoundPacks, doubt: &mut O
 
 /// Records that a pack is in an index, and adds it to the catalog if it is an orphan with the right length.
 fn take_in(catalog: &Catalog, packs: &mut FoundPacks, pack: &IndexedPack) -> Result<(), Error> {
-    if let Some(indexed) = packs.known.binary_search(&head(pack.id)).ok().and_then(|at| packs.indexed.get_mut(at)) {
-        *indexed = true;
-    }
+    packs.set_indexed(pack.id);
     if let Some(length) = packs.orphans.remove(&pack.id) {
         packs.taken_in.insert(pack.id);
         if length == pack.length {
             catalog.import_pack(pack, true)?;
+        }
+    }
+    Ok(())
+}
+
+/// The same for a carrier.
+fn take_in_carrier(catalog: &Catalog, packs: &mut FoundPacks, carrier: &IndexedCarrier) -> Result<(), Error> {
+    packs.set_indexed(carrier.id);
+    if let Some(length) = packs.orphans.remove(&carrier.id) {
+        packs.taken_in.insert(carrier.id);
+        if length == carrier.length() {
+            catalog.import_carrier(carrier, true)?;
         }
     }
     Ok(())

@@ -16,13 +16,13 @@ use crate::format::name;
 use crate::storage::{self, Target};
 
 /// Removes objects from a repository.
-pub(super) struct Remover<'s> {
+pub struct Remover<'s> {
     target: &'s Target,
 }
 
 impl Session<'_> {
     /// Announces the run, and returns its remover.
-    pub(super) fn remover(&self, catalog: &mut Catalog) -> Result<Remover<'_>, Error> {
+    pub fn remover(&self, catalog: &mut Catalog) -> Result<Remover<'_>, Error> {
         self.announce(catalog)?;
         Ok(Remover::after_announcement(self.repository().target()))
     }
@@ -36,7 +36,7 @@ impl<'s> Remover<'s> {
 
     /// Removes an object, durably.
     #[expect(clippy::disallowed_methods, reason = "the place that others must use")]
-    pub(super) fn remove(&self, object: &str) -> Result<(), storage::Error> {
+    pub fn remove(&self, object: &str) -> Result<(), storage::Error> {
         self.target.remove(object)
     }
 

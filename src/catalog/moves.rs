@@ -1,0 +1,418 @@
+//! Blocks that were moved to carriers, and packs that are removed on purpose.
+//!
+//! A block keeps its name, the birth pack and its ordinal there, wherever it lies. Its bytes are in its carrier, if it has
+//! one, and in its birth pack otherwise. The shards of moves in the repository are written from these rows.
+
+use std::collections::{HashMap, HashSet};
+
+use roaring::RoaringTreemap;
+use rusqlite::{OptionalExtension, Row, params};
+
+use super::chunks::PackRow;
+use super::database::Catalog;
+use super::error::Error;
+use super::ids::BlockId;
+use super::packs::{CONDEMNED, GONE};
+use super::sums::Sum;
+use crate::format::moved::{Moved, MovedRange};
+use crate::format::pack::{CARRIER, CarriedBlock, IndexedCarrier};
+use crate::format::{BlockLocation, Check, Digest, PackId};
+use crate::source::now;
+
+/// A pack, and how much of it is live.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct PackLoad {
+    /// The pack's row in the catalog.
+    pub row: PackRow,
+    /// The pack's id in the repository.
+    pub id: PackId,
+    /// Whether it holds tree nodes.
+    pub is_tree: bool,
+    /// The size of the pack in bytes.
+    pub length: u64,
+    /// The size of its live blocks in bytes.
+    pub live: u64,
+    /// Whether it is usable, as opposed to lost or damaged.
+    pub is_usable: bool,
+}
+
+/// A pack that is to be removed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct DoomedPack {
+    /// The pack's row in the catalog.
+    pub row: PackRow,
+    /// The pack's id in the repository.
+    pub id: PackId,
+    /// The size of the pack in bytes.
+    pub length: u64,
+    /// The generation in which it was condemned; 0 if no tombstone in the repository names it yet.
+    pub generation: u64,
+    /// The time at which it was condemned, in seconds since 1970.
+    pub at: i64,
+}
+
+/// A block in a pack that is compacted.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct BlockInPack {
+    /// The block.
+    pub block: BlockId,
+    /// The offset of the block in this pack, in bytes.
+    pub offset: u64,
+    /// The block in a carrier.
+    pub carried: CarriedBlock,
+}
+
+impl Catalog {
+    /// How much of each pack is live that is not condemned, in no particular order.
+    pub fn pack_loads(&self, live: &RoaringTreemap) -> Result<Vec<PackLoad>, Error> {
+        let mut bytes = HashMap::<i64, u64>::new();
+        let blocks = "SELECT blocks.id, blocks.length, coalesce(carrier, pack), pack
+             FROM blocks LEFT JOIN moves ON moves.block = blocks.id WHERE blocks.id > ?1 ORDER BY blocks.id LIMIT ?2";
+        let mut trees = HashMap::<i64, i64>::new();
+        let read = |row: &Row<'_>| {
+            Ok((row.get::<_, i64>(0)?, row.get::<_, i64>(1)? as u64, row.get::<_, i64>(2)?, row.get::<_, i64>(3)?))
+        };
+        self.in_pages(blocks, read, |(id, length, at, birth)| {
+            if live.contains(id as u64) {
+                *bytes.entry(at).or_default() += length;
+                if at != birth {
+                    trees.entry(at).or_insert(birth);
+                }
+            }
+            Ok(id)
+        })?;
+        let mut loads: Vec<PackLoad> = Vec::new();
+        let packs = "SELECT id, uuid, kind, length, condemned FROM packs
+             WHERE condemned < 3 AND id > ?1 ORDER BY id LIMIT ?2";
+        let read = |row: &Row<'_>| {
+            let (id, uuid): (i64, Vec<u8>) = (row.get(0)?, row.get(1)?);
+            Ok((id, uuid, row.get::<_, i64>(2)?, row.get::<_, i64>(3)? as u64, row.get::<_, i64>(4)?))
+        };
+        let mut carriers = Vec::new();
+        self.in_pages(packs, read, |(row, uuid, kind, length, condemned)| {
+            let id = PackId::from_slice(&uuid).map_err(|e| self.damaged(e))?;
+            if kind == CARRIER as i64 {
+                carriers.push(loads.len());
+            }
+            loads.push(PackLoad {
+                row: PackRow(row),
+                id,
+                is_tree: kind == 1,
+                length,
+                live: bytes.get(&row).copied().unwrap_or_default(),
+                is_usable: condemned == 0,
+            });
+            Ok(row)
+        })?;
+        // A carrier holds blocks of one kind.
+        for at in carriers {
+            let Some(load) = loads.get_mut(at) else { continue };
+            if let Some(birth) = trees.get(&load.row.0) {
+                load.is_tree = self.kind_of(*birth)? == 1;
+            }
+        }
+        Ok(loads)
+    }
+
+    fn kind_of(&self, pack: i64) -> Result<i64, Error> {
+        let mut find =
+            self.db.prepare_cached("SELECT kind FROM packs WHERE id = ?").map_err(self.failed("read packs"))?;
+        find.query_row([pack], |row| row.get(0)).map_err(self.failed("read packs"))
+    }
+
+    /// The blocks in a pack, in order of their offsets: those that were born in it and not moved, and those that it carries.
+    pub fn blocks_in(&self, pack: PackRow) -> Result<Vec<BlockInPack>, Error> {
+        let find = || {
+            let born = "SELECT blocks.id, blocks.start, blocks.length, hash, uuid, blocks.ordinal
+                 FROM blocks JOIN packs ON packs.id = pack
+                 WHERE pack = ?1 AND NOT EXISTS (SELECT 1 FROM moves WHERE block = blocks.id)
+                 UNION ALL SELECT blocks.id, moves.start, blocks.length, hash, uuid, blocks.ordinal
+                 FROM moves JOIN blocks ON blocks.id = block JOIN packs ON packs.id = pack
+                 WHERE carrier = ?1 ORDER BY 2";
+            let mut statement = self.db.prepare_cached(born)?;
+            let rows = statement.query_map([pack.0], |row| {
+                let hash: i64 = row.get(3)?;
+                let place = (row.get::<_, i64>(0)? as u64, row.get::<_, i64>(1)? as u64, row.get::<_, u32>(2)?);
+                Ok((place, Check(hash.to_be_bytes()), row.get::<_, Vec<u8>>(4)?, row.get::<_, u32>(5)?))
+            })?;
+            rows.collect::<rusqlite::Result<Vec<_>>>()
+        };
+        let rows = find().map_err(self.failed("look up the blocks of a pack"))?;
+        rows.into_iter()
+            .map(|((block, offset, length), check, birth, ordinal)| {
+                let birth = PackId::from_slice(&birth).map_err(|e| self.damaged(e))?;
+                Ok(BlockInPack {
+                    block: BlockId(block),
+                    offset,
+                    carried: CarriedBlock { length, check, birth, ordinal },
+                })
+            })
+            .collect()
+    }
+
+    /// Adds a carrier that was stored, and moves these blocks to it; in order, with their offsets.
+    pub fn add_carrier(
+        &self,
+        id: PackId,
+        length: u64,
+        digest: &Digest,
+        blocks: &[(BlockId, u64)],
+    ) -> Result<(), Error> {
+        let add = || {
+            let row = self.insert_carrier(id, length, digest, true)?;
+            for (ordinal, (block, start)) in (0..).zip(blocks) {
+                self.insert_move(block.0 as i64, row, ordinal, *start as i64)?;
+            }
+            Ok(())
+        };
+        add().map_err(self.failed("add a carrier"))
+    }
+
+    /// Adds a carrier from an index. Its blocks are moved there if it is in the repository and their present pack is not
+    /// usable, or is another carrier. The birth packs must be in the catalog.
+    pub fn import_carrier(&self, carrier: &IndexedCarrier, there: bool) -> Result<(), Error> {
+        let add = || {
+            let row = self.insert_carrier(carrier.id, carrier.length(), &carrier.digest, there)?;
+            let mut start = 0u64;
+            for (ordinal, CarriedBlock { length, birth, ordinal: name, .. }) in (0..).zip(&carrier.blocks) {
+                let find = "SELECT blocks.id FROM blocks JOIN packs ON packs.id = pack WHERE uuid = ? AND ordinal = ?";
+                let mut find = self.db.prepare_cached(find)?;
+                let block: Option<i64> =
+                    find.query_row(params![birth.as_bytes(), name], |row| row.get(0)).optional()?;
+                if let Some(block) = block.filter(|_| there) {
+                    self.insert_move(block, row, ordinal, start as i64)?;
+                }
+                start = start.saturating_add(u64::from(*length));
+            }
+            Ok(())
+        };
+        add().map_err(self.failed("add a carrier"))
+    }
+
+    fn insert_carrier(&self, id: PackId, length: u64, digest: &Digest, there: bool) -> rusqlite::Result<i64> {
+        let sum = carrier_sum(id, length, &digest.0).value();
+        let insert =
+            "INSERT INTO packs (uuid, kind, length, digest, verified, condemned, condemned_in, condemned_at, sum)
+             VALUES (?, ?, ?, ?, ?, ?, 0, 0, ?)";
+        let mut statement = self.db.prepare_cached(insert)?;
+        let (id, kind) = (id.as_bytes(), CARRIER as i64);
+        statement.execute(params![id, kind, length as i64, digest.0, now().seconds, !there, sum])?;
+        Ok(self.db.last_insert_rowid())
+    }
+
+    fn insert_move(&self, block: i64, carrier: i64, ordinal: u32, start: i64) -> rusqlite::Result<()> {
+        let mut insert = self.db.prepare_cached("INSERT OR REPLACE INTO moves VALUES (?, ?, ?, ?, ?)")?;
+        let sum = move_sum([block, carrier, ordinal.into(), start]).value();
+        insert.execute(params![block, carrier, ordinal, start, sum])?;
+        let mark = "INSERT OR IGNORE INTO dirty_shards
+             SELECT substr(uuid, 1, 1) FROM blocks JOIN packs ON packs.id = pack WHERE blocks.id = ?";
+        self.db.prepare_cached(mark)?.execute([block]).map(drop)
+    }
+
+    /// The prefixes of shards that differ from those in the repository, ascending.
+    pub fn dirty_shards(&self) -> Result<Vec<u8>, Error> {
+        let find = || {
+            let mut statement = self.db.prepare("SELECT prefix FROM dirty_shards ORDER BY prefix")?;
+            statement.query_map([], |row| row.get::<_, Vec<u8>>(0))?.collect::<rusqlite::Result<Vec<_>>>()
+        };
+        Ok(find().map_err(self.failed("read moves"))?.into_iter().flatten().collect())
+    }
+
+    /// Records that the shard of a prefix was written.
+    pub fn set_shard_written(&self, prefix: u8) -> Result<(), Error> {
+        let removed = self.db.execute("DELETE FROM dirty_shards WHERE prefix = ?", [[prefix].as_slice()]);
+        removed.map(drop).map_err(self.failed("record moves"))
+    }
+
+    /// All moves of packs whose ids begin with `prefix`.
+    pub fn shard(&self, prefix: u8) -> Result<Moved, Error> {
+        let select = "SELECT birth.uuid, blocks.start, blocks.length, carriers.uuid, moves.start, moves.sum, block,
+                 carrier, moves.ordinal
+             FROM packs birth JOIN blocks ON blocks.pack = birth.id JOIN moves ON moves.block = blocks.id
+             JOIN packs carriers ON carriers.id = carrier
+             WHERE birth.uuid >= ?1 AND substr(birth.uuid, 1, 1) = ?1 ORDER BY birth.uuid, blocks.start";
+        let mut moved = Moved::default();
+        let mut numbers = HashMap::<PackId, u32>::new();
+        let mut read = || -> Result<(), rusqlite::Error> {
+            let mut statement = self.db.prepare(select)?;
+            let mut rows = statement.query([[prefix].as_slice()])?;
+            while let Some(row) = rows.next()? {
+                let sum = move_sum([row.get(6)?, row.get(7)?, row.get(8)?, row.get(4)?]);
+                let ids =
+                    (PackId::from_slice(row.get_ref(0)?.as_blob()?), PackId::from_slice(row.get_ref(3)?.as_blob()?));
+                let ((Ok(birth), Ok(carrier)), true) = (ids, sum.agrees(row, 5)?) else {
+                    return Err(rusqlite::Error::InvalidQuery);
+                };
+                let next = moved.carriers.len() as u32;
+                let number = *numbers.entry(carrier).or_insert(next);
+                if number == next {
+                    moved.carriers.push(carrier);
+                }
+                let (from, to) = (row.get::<_, i64>(1)? as u64, row.get::<_, i64>(4)? as u64);
+                let range = MovedRange { from, length: row.get::<_, i64>(2)? as u64, carrier: number, to };
+                if moved.ranges.last().is_none_or(|(last, _)| *last != birth) {
+                    moved.ranges.push((birth, Vec::new()));
+                }
+                let Some((_, ranges)) = moved.ranges.last_mut() else { continue };
+                match ranges.last_mut() {
+                    Some(last)
+                        if last.carrier == number && last.from + last.length == from && last.to + last.length == to =>
+                    {
+                        last.length += range.length;
+                    }
+                    _ => ranges.push(range),
+                }
+            }
+            Ok(())
+        };
+        match read() {
+            Ok(()) => Ok(moved),
+            Err(rusqlite::Error::InvalidQuery) => {
+                Err(self.damaged("the place of a moved block does not match its checksum"))
+            }
+            Err(error) => Err(self.failed("read moves")(error)),
+        }
+    }
+
+    /// Where the bytes of a block lie now.
+    pub fn place(&self, block: BlockId) -> Result<BlockLocation, Error> {
+        let find = || {
+            let select = "SELECT uuid, start FROM moves JOIN packs ON packs.id = carrier WHERE block = ?";
+            let mut statement = self.db.prepare_cached(select)?;
+            let read = |row: &Row<'_>| Ok((row.get::<_, Vec<u8>>(0)?, row.get::<_, i64>(1)? as u64));
+            statement.query_row([block.0 as i64], read).optional()
+        };
+        let born = self.location(block)?;
+        Ok(match find().map_err(self.failed("look up a block"))? {
+            Some((carrier, offset)) => {
+                let pack = PackId::from_slice(&carrier).map_err(|e| self.damaged(e))?;
+                BlockLocation { pack, offset, ..born }
+            }
+            None => born,
+        })
+    }
+
+    /// Condemns packs for removal: no new snapshot refers to blocks in them any more. Nothing in them may be live.
+    pub fn condemn_for_removal(&self, packs: &[PackRow], at: i64) -> Result<(), Error> {
+        let mut lost = RoaringTreemap::new();
+        for pack in packs {
+            lost.extend(self.blocks_in(*pack)?.iter().map(|block| block.block.0));
+            let set = self.db.execute(
+                "UPDATE packs SET condemned = ?, condemned_in = 0, condemned_at = ? WHERE id = ?",
+                params![CONDEMNED, at, pack.0],
+            );
+            set.map_err(self.failed("condemn packs"))?;
+        }
+        self.drop_claims_on(&lost)
+    }
+
+    /// Condemns packs that a tombstone of `generation` names, as far as they are in the catalog.
+    pub fn learn_condemned(&self, packs: &[PackId], generation: u64) -> Result<(), Error> {
+        let mut rows = Vec::new();
+        for pack in packs {
+            rows.extend(self.pack(*pack)?);
+        }
+        rows.retain(|row| !self.doomed_rows().is_ok_and(|doomed| doomed.contains(row)));
+        self.condemn_for_removal(&rows, now().seconds)?;
+        rows.iter().try_for_each(|row| {
+            let set =
+                self.db.execute("UPDATE packs SET condemned_in = ? WHERE id = ?", params![generation as i64, row.0]);
+            set.map(drop).map_err(self.failed("condemn packs"))
+        })
+    }
+
+    fn doomed_rows(&self) -> Result<Vec<PackRow>, Error> {
+        Ok(self.doomed_packs()?.into_iter().map(|pack| pack.row).collect())
+    }
+
+    /// Records that a tombstone of `generation` names all condemned packs.
+    pub fn set_tombstones_written(&self, generation: u64) -> Result<(), Error> {
+        let set = self.db.execute(
+            "UPDATE packs SET condemned_in = ? WHERE condemned = ? AND condemned_in = 0",
+            params![generation as i64, CONDEMNED],
+        );
+        set.map(drop).map_err(self.failed("record tombstones"))
+    }
+
+    /// Packs that are condemned for removal.
+    pub fn doomed_packs(&self) -> Result<Vec<DoomedPack>, Error> {
+        let find = || {
+            let select =
+                "SELECT id, uuid, length, condemned_in, condemned_at FROM packs WHERE condemned = ? ORDER BY id";
+            let mut statement = self.db.prepare_cached(select)?;
+            let rows = statement.query_map([CONDEMNED], |row| {
+                let (id, uuid): (i64, Vec<u8>) = (row.get(0)?, row.get(1)?);
+                Ok((id, uuid, [2, 3].map(|at| row.get::<_, i64>(at)), row.get::<_, i64>(4)?))
+            })?;
+            rows.collect::<rusqlite::Result<Vec<_>>>()
+        };
+        let rows = find().map_err(self.failed("read condemned packs"))?;
+        rows.into_iter()
+            .map(|(row, uuid, [length, generation], at)| {
+                let id = PackId::from_slice(&uuid).map_err(|e| self.damaged(e))?;
+                let number = |value: rusqlite::Result<i64>| value.map(|value| value as u64);
+                let length = number(length).map_err(self.failed("read condemned packs"))?;
+                let generation = number(generation).map_err(self.failed("read condemned packs"))?;
+                Ok(DoomedPack { row: PackRow(row), id, length, generation, at })
+            })
+            .collect()
+    }
+
+    /// Takes back a condemned pack that has live blocks again.
+    pub fn take_back(&self, pack: PackRow) -> Result<(), Error> {
+        let set = self.db.execute(
+            "UPDATE packs SET condemned = 0, condemned_in = 0 WHERE id = ? AND condemned = ?",
+            params![pack.0, CONDEMNED],
+        );
+        set.map(drop).map_err(self.failed("take back a pack"))
+    }
+
+    /// Records that a condemned pack was removed from the repository. Drops its dead blocks; a pack without live blocks is
+    /// dropped too.
+    pub fn remove_pack(&self, pack: PackRow) -> Result<(), Error> {
+        let remove = || {
+            let row = [pack.0];
+            self.db.execute("DELETE FROM blocks WHERE id IN (SELECT block FROM moves WHERE carrier = ?)", row)?;
+            self.db.execute("DELETE FROM moves WHERE carrier = ?", row)?;
+            let dead = "DELETE FROM blocks WHERE pack = ? AND NOT EXISTS (SELECT 1 FROM moves WHERE block = blocks.id)";
+            self.db.execute(dead, row)?;
+            let drop = "DELETE FROM packs WHERE id = ? AND NOT EXISTS (SELECT 1 FROM blocks WHERE pack = packs.id)";
+            self.db.execute(drop, row)?;
+            self.db.execute("UPDATE packs SET condemned = ? WHERE id = ?", params![GONE, pack.0])?;
+            // Former birth packs whose last block is gone.
+            let empty =
+                "DELETE FROM packs WHERE condemned = ? AND NOT EXISTS (SELECT 1 FROM blocks WHERE pack = packs.id)";
+            self.db.execute(empty, [GONE])
+        };
+        remove().map(drop).map_err(self.failed("remove a pack"))
+    }
+
+    /// The live blocks of a birth pack that was removed, as their ordinals.
+    pub fn ordinals_of(&self, pack: PackId) -> Result<HashSet<u32>, Error> {
+        let find = || {
+            let select = "SELECT ordinal FROM blocks JOIN packs ON packs.id = pack WHERE uuid = ?";
+            let mut statement = self.db.prepare_cached(select)?;
+            statement.query_map([pack.as_bytes()], |row| row.get(0))?.collect::<rusqlite::Result<_>>()
+        };
+        find().map_err(self.failed("look up the blocks of a pack"))
+    }
+
+    /// The state of a pack: whether it is gone on purpose; `None` if it is not in the catalog.
+    pub fn is_gone(&self, pack: PackId) -> Result<Option<bool>, Error> {
+        let find = || {
+            let mut statement = self.db.prepare_cached("SELECT condemned FROM packs WHERE uuid = ?")?;
+            statement.query_row([pack.as_bytes()], |row| Ok(row.get::<_, i64>(0)? == GONE)).optional()
+        };
+        find().map_err(self.failed("look up a pack"))
+    }
+}
+
+/// The checksum of a carrier's row; like that of a pack.
+fn carrier_sum(id: PackId, length: u64, digest: &[u8]) -> Sum {
+    super::chunks::pack_sum(id, CARRIER, length, digest)
+}
+
+/// The checksum of a move: block, carrier, ordinal and start.
+fn move_sum(numbers: [i64; 4]) -> Sum {
+    numbers.into_iter().fold(Sum::of("moves"), Sum::number)
+}

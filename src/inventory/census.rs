@@ -1,0 +1,62 @@
+//! Proves that listings are complete.
+//!
+//! Each generation has a census: counts and digests of the names of all documents that its run relied on. If the catalog
+//! agrees with the census of the last generation, and the listings with the catalog, then no index, snapshot, move,
+//! tombstone or secrets document is missing, so what no index names is not needed, and what no snapshot uses is dead.
+
+use std::collections::HashSet;
+
+use super::context::Inventory;
+use super::error::Error;
+use crate::catalog::{Catalog, Presence};
+use crate::format::generation::Generation;
+use crate::format::name::{self, SnapshotName};
+
+impl Inventory<'_> {
+    /// Compares the catalog with the census of the last generation, and listings with the catalog. Returns a reason to doubt
+    /// that all documents are known and present, if there is one.
+    pub fn doubt_of_listings(&self, catalog: &Catalog, last: &Generation) -> Result<Option<String>, Error> {
+        let known = catalog.census(last.number)?;
+        for ((folder, found), (_, expected)) in known.sets().into_iter().zip(last.census.sets()) {
+            if found != expected {
+                return Ok(Some(format!(
+                    "{folder} does not have the objects that {} counts ({} are known, {} are expected)",
+                    last.name().object(),
+                    found.count,
+                    expected.count
+                )));
+            }
+        }
+        let documents = catalog.documents()?;
+        let known: HashSet<String> = documents.iter().map(|document| document.object()).collect();
+        let mut listed = HashSet::new();
+        for folder in [name::INDEX, name::MOVED, name::FORGOTTEN, name::SECRETS] {
+            self.check_interrupted()?;
+            for object in self.repository.target().list(folder)?.into_iter().map(|object| object.name) {
+                if name::is_object(&object) {
+                    if !known.contains(&object) {
+                        return Ok(Some(format!("{object} is not in the catalog")));
+                    }
+                    listed.insert(object);
+                }
+            }
+        }
+        let valid = documents.iter().filter(|document| document.replaced.is_none());
+        if let Some(missing) = valid.map(|document| document.object()).find(|object| !listed.contains(object)) {
+            return Ok(Some(format!("{missing} is not listed")));
+        }
+        self.doubt_of_snapshots(catalog)
+    }
+
+    fn doubt_of_snapshots(&self, catalog: &Catalog) -> Result<Option<String>, Error> {
+        let listed: HashSet<_> = self.repository.snapshots()?.into_iter().collect();
+        let rows = catalog.snapshots()?;
+        let known: HashSet<&SnapshotName> = rows.iter().map(|row| &row.name).collect();
+        if let Some(unknown) = listed.iter().find(|name| !known.contains(name)) {
+            return Ok(Some(format!("{} is not in the catalog", unknown.object())));
+        }
+        let there = rows.iter().filter(|row| row.presence == Presence::There);
+        let missing = there.map(|row| &row.name).find(|name| !listed.contains(name));
+        Ok(missing.map(|missing| format!("{} is not listed", missing.object())))
+    }
+}
