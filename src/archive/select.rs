@@ -106,6 +106,9 @@ impl dyn Archive + '_ {
         if !failed.is_empty() {
             return Err(failed.swap_remove(0).1);
         }
+        if let Some(id) = self.forgotten_with_id(&selector.snapshot) {
+            return Err(Error::NotFound(format!("snapshot {id} was forgotten")));
+        }
         let source = selector.source.as_ref().map(|source| format!(" of {source}")).unwrap_or_default();
         Err(Error::NotFound(match (selector.snapshot.as_str(), names.is_empty()) {
             (_, true) => "there is no snapshot in the repository yet".to_owned(),

@@ -6,7 +6,7 @@ use std::time::Duration;
 use super::content::FileContent;
 use super::entry::{EntryHandle, Page, SnapshotDirectory};
 use super::error::Error;
-use crate::format::id::SourceId;
+use crate::format::id::{SnapshotId, SourceId};
 use crate::format::name::SnapshotName;
 use crate::format::snapshot::Statistics;
 use crate::storage::Stamp;
@@ -21,8 +21,18 @@ pub trait Archive: Send + Sync {
     /// Identifies the archive, for marks of unfinished restores.
     fn id(&self) -> String;
 
-    /// Lists all snapshots, oldest first, without opening them.
+    /// Lists all snapshots that are not forgotten, oldest first, without opening them.
     fn snapshots(&self) -> Result<Vec<SnapshotName>, Error>;
+
+    /// Returns a forgotten snapshot whose id begins with `prefix`, as of the last listing.
+    fn forgotten_with_id(&self, _prefix: &str) -> Option<SnapshotId> {
+        None
+    }
+
+    /// Whether the error means that data is gone, and the snapshot is forgotten by now.
+    fn is_forgotten(&self, _name: &SnapshotName, _error: &Error) -> bool {
+        false
+    }
 
     /// Opens a snapshot and verifies it.
     fn open(&self, name: &SnapshotName) -> Result<Arc<OpenSnapshot>, Error>;

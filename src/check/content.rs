@@ -101,7 +101,10 @@ impl ExtentVisitor for FileCheck<'_> {
         }
         self.chunks += 1;
         self.progress.bytes(chunk.length.into());
-        check_location(self.packs, at)?;
+        check_location(self.packs, at).or_else(|lost| {
+            let is_there = |place: &BlockLocation| check_location(self.packs, place).is_ok();
+            self.reader.moved_to(at, chunk, is_there)?.map(drop).ok_or(lost)
+        })?;
         if self.read_data {
             self.reader.verify(at, chunk)?;
             self.progress.read(chunk.length.into());

@@ -223,6 +223,9 @@ impl Checker<'_> {
             self.unopened(&object, error)?;
         }
         for (object, previous) in chained.into_iter().filter(|(_, previous)| !there.contains(previous)) {
+            if self.reader.forgotten_with_id(&previous.to_string()).is_some() {
+                continue;
+            }
             self.problem(&object, &format!("the previous snapshot ({previous}) is missing"));
         }
         Ok(())
@@ -367,9 +370,14 @@ impl Checker<'_> {
                     for pack in &index.packs {
                         // Without a digest, the pack was removed on purpose.
                         if let Some(digest) = pack.digest {
-                            self.indexed_pack(object, pack);
+                            self.indexed_pack(object, pack.id, pack.length);
                             self.indexed.insert(pack.id, (id, digest));
                         }
+                    }
+                    for carrier in &index.carriers {
+                        let length = carrier.blocks.iter().map(|block| u64::from(block.length)).sum();
+                        self.indexed_pack(object, carrier.id, length);
+                        self.indexed.insert(carrier.id, (id, carrier.digest));
                     }
                 }
                 Err(error) => {
@@ -441,14 +449,14 @@ impl Checker<'_> {
     }
 
     /// Compares the length of a pack in an index with the actual length.
-    fn indexed_pack(&mut self, index: &str, pack: &IndexedPack) {
-        match self.packs.get(&pack.id) {
-            Some(length) if *length == pack.length => {}
+    fn indexed_pack(&mut self, index: &str, pack: PackId, length: u64) {
+        match self.packs.get(&pack) {
+            Some(found) if *found == length => {}
             found => {
-                let found = found.map_or("it is missing".to_owned(), |length| format!("it has {length} bytes"));
-                let why = format!("{found}, but should have {} bytes according to {index}", pack.length);
-                self.problem(Path::new(&name::pack(pack.id)), &why);
-                self.misfits.insert(pack.id);
+                let found = found.map_or("it is missing".to_owned(), |found| format!("it has {found} bytes"));
+                let why = format!("{found}, but should have {length} bytes according to {index}");
+                self.problem(Path::new(&name::pack(pack)), &why);
+                self.misfits.insert(pack);
             }
         }
     }

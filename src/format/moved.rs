@@ -9,6 +9,7 @@ use super::entry::read_digest;
 use super::error::Error;
 use super::id::{Digest, ObjectId, PackId, RepositoryId};
 use super::index::write_ids;
+use super::limits::SEALED_SIZE;
 use super::name;
 use super::node::BlockLocation;
 
@@ -108,6 +109,9 @@ impl Moved {
         let chunks = moved.restored.iter().flat_map(|(_, chunks)| chunks).map(|chunk| chunk.carrier);
         if ranges.chain(chunks).any(|carrier| carrier as usize >= carriers) {
             return Err(r.wrong("a position that is in no list of carriers"));
+        }
+        if moved.restored.iter().flat_map(|(_, chunks)| chunks).any(|chunk| chunk.stored as usize > SEALED_SIZE) {
+            return Err(r.wrong("a block that is too large"));
         }
         for (_, ranges) in &moved.ranges {
             let mut end = 0;
@@ -243,6 +247,7 @@ mod tests {
         assert!(refused(&|moved| moved.ranges[0].1[0].length = 0));
         assert!(refused(&|moved| moved.ranges[0].1[1].to = u64::MAX));
         assert!(refused(&|moved| moved.ranges[0].1[1].length = u64::MAX));
+        assert!(refused(&|moved| moved.restored[0].1[0].stored = SEALED_SIZE as u32 + 1));
         assert!(refused(&|moved| moved.restored[0].0 = PackId::from_slice(&[8; 16]).unwrap()));
         assert!(refused(&|moved| moved.ranges[1].0 = moved.ranges[0].0));
     }

@@ -79,9 +79,14 @@ pub fn secrets(id: ObjectId) -> String {
 /// The highest number of a generation or snapshot: ten digits.
 pub const LAST_NUMBER: u64 = 9_999_999_999;
 
+/// Returns the folder of the shards of moves of packs whose ids begin with `prefix`.
+pub fn moved_folder(prefix: u8) -> String {
+    format!("{MOVED}{prefix:02x}/")
+}
+
 /// Returns the name of a shard of moves.
 pub fn moved(prefix: u8, id: ObjectId) -> String {
-    format!("{MOVED}{prefix:02x}/{id}")
+    format!("{}{id}", moved_folder(prefix))
 }
 
 /// Returns the name of a document of tombstones.

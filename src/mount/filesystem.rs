@@ -22,7 +22,7 @@ use super::lock::lock;
 use super::number::{Ino, Number, VirtualNode};
 use super::owners::OwnerMapping;
 use super::virtual_tree::{LookupResult, VirtualTree};
-use crate::archive::{Archive, EntryHandle, FileContent, OpenSnapshot, Seek};
+use crate::archive::{self, Archive, EntryHandle, FileContent, OpenSnapshot, Seek};
 use crate::format::Kind;
 use crate::monitor::Monitor;
 
@@ -122,8 +122,18 @@ impl FileSystem {
     /// Reports a read error to the monitor, with the path of the inode.
     pub fn report(&self, ino: Ino, error: &Error) {
         if let Error::Archive(error) = error {
-            self.monitor.problem(&self.path_of(ino), &error.to_string());
+            let hint = if self.is_forgotten(ino, error) {
+                "; the snapshot was forgotten and its data was removed"
+            } else {
+                ""
+            };
+            self.monitor.problem(&self.path_of(ino), &format!("{error}{hint}"));
         }
+    }
+
+    fn is_forgotten(&self, ino: Ino, error: &archive::Error) -> bool {
+        let Ok(InodeAddress::Entry(number, _)) = self.address(ino) else { return false };
+        self.snapshot(number).is_ok_and(|snapshot| self.archive.is_forgotten(&snapshot.name, error))
     }
 
     /// Looks up a name in a directory. Counts as one lookup of the inode, until [`FileSystem::forget`].

@@ -8,6 +8,7 @@ use super::buffers::{self, Buffers};
 use super::cache::{Cache, Weigh};
 use super::error::BlockProblem;
 use super::error::Error;
+use super::moves::{self, Moves};
 use super::starts::starts_of;
 use crate::format::block;
 use crate::format::{BLOCK_SIZE, BlockLocation, ChunkRef, Digest, Entry, Extent, Items, Node};
@@ -21,6 +22,7 @@ pub(super) struct Core {
     pub(super) repository: Repository,
     pub(super) access: Access,
     blocks: Blocks,
+    moves: Moves,
     buffers: Arc<Buffers>,
     /// Number of blocks decoded.
     decoded: AtomicU64,
@@ -28,6 +30,8 @@ pub(super) struct Core {
 
 /// Caches of blocks and nodes.
 pub(super) struct Blocks {
+    /// By the location that trees refer to, wherever the block was read. Blocks of restored chunks are cached by their own
+    /// location.
     blocks: Cache<BlockLocation, Block, Error>,
     /// The key includes the location: a copy of the node elsewhere must be verified again.
     pub(super) nodes: Cache<(BlockLocation, Digest), NodeValue, Error>,
@@ -36,6 +40,8 @@ pub(super) struct Blocks {
 /// A decoded block. On drop its buffer returns to the pool.
 pub(super) struct Block {
     plaintext: Vec<u8>,
+    /// Where it was read.
+    place: BlockLocation,
     buffers: Arc<Buffers>,
     /// Length and digest of the verified chunks, by offset in the block.
     verified: Mutex<HashMap<u32, (u32, Digest)>>,
@@ -116,6 +122,7 @@ impl Core {
             repository,
             access,
             blocks: Blocks::new(cache_size),
+            moves: Moves::new(),
             buffers: Arc::default(),
             decoded: AtomicU64::new(0),
         }
@@ -124,7 +131,7 @@ impl Core {
     /// Maximum size of the caches and the free buffers, in bytes.
     pub(super) fn room(&self) -> usize {
         let caches = self.blocks.blocks.limit().saturating_add(self.blocks.nodes.limit());
-        caches.saturating_add(buffers::KEPT + buffers::WORK_KEPT)
+        caches.saturating_add(moves::MEMORY + buffers::KEPT + buffers::WORK_KEPT)
     }
 
     /// Number of blocks decoded so far.
@@ -141,8 +148,13 @@ impl Core {
     /// files it also drops the ciphertext from the page cache, which holds it in addition to the cached plaintext.
     pub(super) fn chunk_finished(&self, location: &BlockLocation, chunk: &ChunkRef, large: bool) {
         let end = u64::from(chunk.start) + u64::from(chunk.length);
-        if self.blocks.blocks.demote_if(location, |block| block.plaintext.len() as u64 == end) && large {
-            self.repository.forget_block(location);
+        let mut place = *location;
+        let is_last = |block: &Block| {
+            place = block.place;
+            block.plaintext.len() as u64 == end
+        };
+        if self.blocks.blocks.demote_if(location, is_last) && large {
+            self.repository.forget_block(&place);
         }
     }
 
@@ -153,8 +165,49 @@ impl Core {
         chunk: &ChunkRef,
         use_bytes: impl FnOnce(&[u8]) -> T,
     ) -> Result<T, Error> {
-        let block = self.block(location)?;
-        Ok(use_bytes(block.chunk(location, chunk)?))
+        let (block, start) = self.find(location, chunk)?;
+        Ok(use_bytes(block.chunk(start, chunk)?))
+    }
+
+    /// Returns a block with a chunk that was verified, and the chunk's offset in the block.
+    fn find(&self, location: &BlockLocation, chunk: &ChunkRef) -> Result<(Arc<Block>, u32), Error> {
+        let (wrong, error) = match self.block(location) {
+            Ok(block) => match block.chunk(chunk.start, chunk) {
+                Ok(_) => return Ok((block, chunk.start)),
+                Err(error) => (Some(block.place), error),
+            },
+            Err(error) if error.is_lost() => (None, error),
+            Err(error) => return Err(error),
+        };
+        let found = self.moves.find((&self.repository, &self.access), location.pack, |moved| {
+            // A block that is gone was looked for there before.
+            let elsewhere = |wrong| moved.location(location).filter(|place| *place != wrong);
+            let whole = wrong.and_then(elsewhere).map(|place| (place, chunk.start));
+            let mut result = Ok(None);
+            for (place, start) in whole.into_iter().chain(moved.restored_chunk(location.pack, &chunk.digest)) {
+                let block = self.blocks.blocks.get(&place, || self.fetch_at(&place), abandoned);
+                match block.and_then(|block| block.chunk(start, chunk).map(|_| block.clone())) {
+                    Ok(block) => return Ok(Some((block, start))),
+                    Err(error) if error.is_lost() => result = Err(error),
+                    Err(error) => return Err(error),
+                }
+            }
+            result
+        })?;
+        found.ok_or(error)
+    }
+
+    /// Returns a location outside its pack at which a chunk may be read, and which `is_there` accepts.
+    pub(super) fn moved_to(
+        &self,
+        location: &BlockLocation,
+        chunk: &ChunkRef,
+        is_there: impl Fn(&BlockLocation) -> bool,
+    ) -> Result<Option<BlockLocation>, Error> {
+        self.moves.find((&self.repository, &self.access), location.pack, |moved| {
+            let restored = moved.restored_chunk(location.pack, &chunk.digest).map(|(place, _)| place);
+            Ok(moved.location(location).filter(&is_there).or(restored.filter(&is_there)))
+        })
     }
 
     /// Number of blocks of the maximum size that fit half of the cache.
@@ -169,12 +222,22 @@ impl Core {
 
     /// Reads a block and verifies that it consists of exactly these chunks, in this order.
     pub(super) fn verify_block(&self, location: &BlockLocation, chunks: &[(Digest, u32)]) -> Result<(), Error> {
-        let block = self.fetch(location)?;
         let mut start = 0u32;
+        let mut refs = Vec::with_capacity(chunks.len());
         for (digest, length) in chunks {
-            block.chunk(location, &ChunkRef { digest: *digest, block: 0, start, length: *length })?;
+            refs.push(ChunkRef { digest: *digest, block: 0, start, length: *length });
             start = start.saturating_add(*length);
         }
+        let verified = self.fetch(location).and_then(|block| {
+            refs.iter().try_for_each(|chunk| block.chunk(chunk.start, chunk).map(drop))?;
+            Ok(block)
+        });
+        let block = match verified {
+            Ok(block) => block,
+            // Each chunk may have been moved or stored again.
+            Err(error) if error.is_lost() => return refs.iter().try_for_each(|chunk| self.verify(location, chunk)),
+            Err(error) => return Err(error),
+        };
         if block.plaintext.len() as u64 == u64::from(start) {
             Ok(())
         } else {
@@ -214,7 +277,19 @@ impl Core {
         self.buffers.give_plaintext(buffer);
     }
 
+    /// Reads a block where it was first stored, or else where it was moved to.
     fn fetch(&self, location: &BlockLocation) -> Result<Block, Error> {
+        let error = match self.fetch_at(location) {
+            Err(error) if error.is_lost() => error,
+            result => return result,
+        };
+        let moved = self.moves.find((&self.repository, &self.access), location.pack, |moved| {
+            moved.location(location).map(|place| self.fetch_at(&place)).transpose()
+        })?;
+        moved.ok_or(error)
+    }
+
+    fn fetch_at(&self, location: &BlockLocation) -> Result<Block, Error> {
         let failed = |why| Error::block(location, why);
         let mut sealed = self.buffers.work();
         self.repository.read_block(location, &mut sealed).map_err(|e| failed(BlockProblem::Read(e)))?;
@@ -233,23 +308,23 @@ impl Core {
         let plaintext = block::decode(&frame, take).map_err(|e| failed(BlockProblem::Decode(e)))?;
         self.buffers.give_work(frame);
         self.decoded.fetch_add(1, Ordering::Relaxed);
-        Ok(Block { plaintext, buffers: self.buffers.clone(), verified: Mutex::default() })
+        Ok(Block { plaintext, place: *location, buffers: self.buffers.clone(), verified: Mutex::default() })
     }
 }
 
 impl Block {
-    /// Returns the bytes of `chunk`, verifying them on first use.
-    fn chunk(&self, location: &BlockLocation, chunk: &ChunkRef) -> Result<&[u8], Error> {
-        let wrong = || Error::Chunk { pack: location.pack, offset: location.offset, start: chunk.start };
-        let start = chunk.start as usize;
-        let end = start.checked_add(chunk.length as usize).ok_or_else(wrong)?;
-        let bytes = self.plaintext.get(start..end).ok_or_else(wrong)?;
+    /// Returns the bytes of `chunk`, which begins at `start` in this block, verifying them on first use.
+    fn chunk(&self, start: u32, chunk: &ChunkRef) -> Result<&[u8], Error> {
+        let wrong = || Error::Chunk { pack: self.place.pack, offset: self.place.offset, start };
+        let first = start as usize;
+        let end = first.checked_add(chunk.length as usize).ok_or_else(wrong)?;
+        let bytes = self.plaintext.get(first..end).ok_or_else(wrong)?;
         let mut verified = self.verified.lock().unwrap_or_else(PoisonError::into_inner);
-        if verified.get(&chunk.start) != Some(&(chunk.length, chunk.digest)) {
+        if verified.get(&start) != Some(&(chunk.length, chunk.digest)) {
             if Digest::of(bytes) != chunk.digest {
                 return Err(wrong());
             }
-            verified.insert(chunk.start, (chunk.length, chunk.digest));
+            verified.insert(start, (chunk.length, chunk.digest));
         }
         Ok(bytes)
     }

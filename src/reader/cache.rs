@@ -106,6 +106,15 @@ impl<K: Hash + Eq + Clone, V: Weigh, E: Clone> Cache<K, V, E> {
         }
     }
 
+    /// Removes the value of `key` if it still is this one.
+    pub(super) fn remove(&self, key: &K, value: &Arc<V>) {
+        let mut state = self.state();
+        if state.entries.peek(key).is_some_and(|cached| Arc::ptr_eq(cached, value)) {
+            state.entries.pop(key);
+            state.bytes -= value.weight() + OVERHEAD;
+        }
+    }
+
     fn finish(&self, key: &K, loading: &Loading<V, E>, result: &Result<Arc<V>, E>) {
         let mut state = self.state();
         state.loading.remove(key);
@@ -202,6 +211,17 @@ mod tests {
         assert_eq!(loads.load(Ordering::Relaxed), 0);
         probe(1);
         assert_eq!(loads.load(Ordering::Relaxed), 1);
+    }
+
+    #[test]
+    fn a_value_is_removed_only_once() {
+        let cache = ByteCache::new(10_000);
+        let old = get(&cache, 1, 100);
+        cache.remove(&1, &old);
+        assert_eq!(cache.bytes(), 0);
+        let new = get(&cache, 1, 200);
+        cache.remove(&1, &old);
+        assert!(Arc::ptr_eq(&get(&cache, 1, 5), &new));
     }
 
     #[test]

@@ -76,6 +76,22 @@ impl Error {
         Error::Block { pack: at.pack, offset: at.offset, why: Arc::new(why) }
     }
 
+    /// Whether data is gone, short or wrong where it was read, so that another copy of it helps. Not if the target is away,
+    /// or if the key is missing.
+    pub(super) fn is_lost(&self) -> bool {
+        match self {
+            Error::Chunk { .. } => true,
+            Error::Block { why, .. } => match &**why {
+                BlockProblem::Read(error) => error.is_lost(),
+                // The ids of recipients in the message may be damaged.
+                BlockProblem::Open(error) => matches!(error, crypt::Error::NoKey { .. }) || !error.is_key_problem(),
+                BlockProblem::Decode(_) => true,
+                BlockProblem::NoKey => false,
+            },
+            _ => false,
+        }
+    }
+
     /// Whether an object other than a pack is missing.
     pub fn is_missing(&self) -> bool {
         matches!(self, Error::Repository(error) if error.is_missing())
@@ -113,6 +129,18 @@ impl From<Error> for archive::Error {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn data_is_lost_only_if_it_is_known_to_be_wrong() {
+        let at = BlockLocation { pack: format::PackId::random(), offset: 0, length: 0 };
+        let open = |error| Error::block(&at, BlockProblem::Open(error));
+        assert!(Error::Chunk { pack: at.pack, offset: 0, start: 0 }.is_lost());
+        assert!(open(crypt::Error::Damaged { what: "it is too short" }).is_lost());
+        assert!(open(crypt::Error::NoKey { key: String::new(), recipients: String::new() }).is_lost());
+        assert!(!open(crypt::Error::GpgCancelled).is_lost());
+        assert!(!Error::block(&at, BlockProblem::NoKey).is_lost());
+        assert!(!Error::Tree(String::new()).is_lost());
+    }
 
     #[test]
     fn only_a_block_that_needs_another_key_is_a_key_problem() {

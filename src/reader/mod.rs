@@ -6,11 +6,14 @@
 //! - [`mod@file`]: content of files
 //! - [`blocks`]: fetches, decrypts and caches blocks
 //! - [`cache`]: LRU cache with a limit in bytes; concurrent requests for one key load it once
+//! - [`moves`]: where to read blocks whose packs are gone or damaged
+//! - [`forgotten`]: snapshots that tombstones name
 //! - [`buffers`]: a pool of buffers for reading, decrypting and decompressing blocks
 //! - [`prefetch`]: threads that decode blocks before they are needed
 //! - [`starts`]: offsets of items in a file or a directory
 //!
-//! References point directly to blocks, so reading needs neither an index nor the catalog. Memory is bounded by the
+//! References point directly to blocks, so reading needs neither an index nor the catalog. Only for a block that is not
+//! where it was first stored, its new location is looked up. Memory is bounded by the
 //! caches and the blocks being decoded. The reader does not depend on FUSE.
 
 mod blocks;
@@ -18,6 +21,8 @@ mod buffers;
 mod cache;
 mod error;
 mod file;
+mod forgotten;
+mod moves;
 mod native;
 mod open;
 mod prefetch;

@@ -10,7 +10,7 @@ use super::tree::root_of;
 use crate::archive::{self, Archive, EntryHandle, FileContent, Needs, OpenSnapshot, Page, SnapshotDirectory, Stamp};
 use crate::crypt::Opener;
 use crate::failure::Failure;
-use crate::format::id::SourceId;
+use crate::format::id::{SnapshotId, SourceId};
 use crate::format::name::SnapshotName;
 use crate::repository;
 
@@ -37,6 +37,14 @@ impl Archive for Reader {
 
     fn source_name(&self, id: SourceId) -> Result<String, archive::Error> {
         Ok(Reader::source_name(self, id)?)
+    }
+
+    fn forgotten_with_id(&self, prefix: &str) -> Option<SnapshotId> {
+        Reader::forgotten_with_id(self, prefix)
+    }
+
+    fn is_forgotten(&self, name: &SnapshotName, error: &archive::Error) -> bool {
+        error.cause::<Error>().is_some_and(Error::is_lost) && Reader::is_forgotten(self, name)
     }
 
     fn stamp(&self, name: &SnapshotName) -> Option<Stamp> {

@@ -5,11 +5,12 @@ use std::sync::Arc;
 use super::blocks::Core;
 use super::buffers;
 use super::error::Error;
+use super::forgotten::Tombstones;
 use super::prefetch::{self, Prefetch};
 use crate::archive::Needs;
 use crate::crypt::Fingerprint;
 use crate::format::entry::Content;
-use crate::format::id::SourceId;
+use crate::format::id::{SnapshotId, SourceId};
 use crate::format::name::SnapshotName;
 use crate::format::snapshot::{Snapshot, Statistics};
 use crate::format::{BlockLocation, ChunkRef, Digest};
@@ -22,12 +23,14 @@ const NAME_TRIES: usize = 64;
 pub struct Reader {
     pub(super) core: Arc<Core>,
     pub(super) prefetch: Arc<Prefetch>,
+    tombstones: Tombstones,
 }
 
 impl Reader {
     /// Creates a reader whose caches hold at most `cache_size` bytes.
     pub fn new(repository: Repository, access: Access, cache_size: usize) -> Self {
-        Reader { core: Arc::new(Core::new(repository, access, cache_size)), prefetch: Arc::default() }
+        let core = Arc::new(Core::new(repository, access, cache_size));
+        Reader { core, prefetch: Arc::default(), tombstones: Tombstones::default() }
     }
 
     /// Returns the maximum memory and threads of this reader.
@@ -41,9 +44,25 @@ impl Reader {
         &self.core.repository
     }
 
-    /// Lists all snapshots, oldest first, without opening them.
+    /// Lists all snapshots that are not forgotten, oldest first, without opening them.
     pub fn snapshots(&self) -> Result<Vec<SnapshotName>, Error> {
-        Ok(self.core.repository.snapshots()?)
+        // Listed before the tombstones: a snapshot that is removed in between is forgotten.
+        let mut names = self.core.repository.snapshots()?;
+        self.tombstones.refresh(&self.core.repository, &self.core.access)?;
+        names.retain(|name| !self.tombstones.contains(name));
+        Ok(names)
+    }
+
+    /// Returns a forgotten snapshot whose id begins with `prefix`, as of the last call of [`Reader::snapshots`].
+    pub fn forgotten_with_id(&self, prefix: &str) -> Option<SnapshotId> {
+        self.tombstones.with_id(prefix)
+    }
+
+    /// Whether the snapshot is forgotten by now.
+    pub fn is_forgotten(&self, name: &SnapshotName) -> bool {
+        // If the target is away, the tombstones known so far count.
+        let _ = self.tombstones.refresh(&self.core.repository, &self.core.access);
+        self.tombstones.contains(name)
     }
 
     /// Decrypts a snapshot and verifies that a trusted host key signed it for this object name.
@@ -71,6 +90,17 @@ impl Reader {
     /// Reads a chunk and verifies it.
     pub fn verify(&self, location: &BlockLocation, chunk: &ChunkRef) -> Result<(), Error> {
         self.core.verify(location, chunk)
+    }
+
+    /// Returns a location outside its pack at which a chunk may be read, and which `is_there` accepts; `None` if the chunk was
+    /// neither moved nor stored again.
+    pub fn moved_to(
+        &self,
+        location: &BlockLocation,
+        chunk: &ChunkRef,
+        is_there: impl Fn(&BlockLocation) -> bool,
+    ) -> Result<Option<BlockLocation>, Error> {
+        self.core.moved_to(location, chunk, is_there)
     }
 
     /// Reads a block and verifies that it consists of exactly these chunks, in this order.

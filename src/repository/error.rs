@@ -115,6 +115,12 @@ impl Error {
     pub fn is_missing(&self) -> bool {
         matches!(self, Error::Target(error) if error.kind == storage::ErrorKind::NotFound)
     }
+
+    /// Whether the bytes of an object are missing or cannot be returned, although the target is there.
+    pub fn is_lost(&self) -> bool {
+        use storage::ErrorKind::{Damaged, NotAFile, NotFound, Truncated};
+        matches!(self, Error::Target(error) if matches!(error.kind, NotFound | NotAFile | Truncated | Damaged))
+    }
 }
 
 impl Failure for Error {
@@ -124,6 +130,28 @@ impl Failure for Error {
             Error::NoKey { .. } => FailureKind::Key,
             Error::Crypt { source, .. } => source.kind(),
             _ => FailureKind::Failed,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use storage::ErrorKind;
+
+    #[test]
+    fn errors_of_the_target_do_not_mean_that_an_object_is_lost() {
+        for (kind, is_lost) in [
+            (ErrorKind::NotFound, true),
+            (ErrorKind::NotAFile, true),
+            (ErrorKind::Truncated, true),
+            (ErrorKind::Damaged, true),
+            (ErrorKind::PermissionDenied, false),
+            (ErrorKind::Unavailable, false),
+            (ErrorKind::Throttled, false),
+            (ErrorKind::Other, false),
+        ] {
+            assert_eq!(Error::from(storage::Error::new(kind, "read", "packs/x", "")).is_lost(), is_lost, "{kind:?}");
         }
     }
 }
