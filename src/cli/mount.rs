@@ -36,9 +36,10 @@ const PATIENCE: RetryPolicy = RetryPolicy {
 /// Mount snapshots, to browse them and copy files out
 ///
 /// All snapshots appear as SOURCE/TIME and SOURCE/latest, and snapshots with tags also as by-tag/TAG/SOURCE-TIME, where %2F
-/// and %25 stand for / and % in the tag. New snapshots appear automatically. The first access to by-tag opens every snapshot.
-/// With SNAP, the top of the mount is that snapshot, or the directory PATH in it. The mount is read-only. Data is fetched,
-/// decrypted and verified when it is read; damage is an input/output error (EIO).
+/// and %25 stand for / and % in the tag. New snapshots appear automatically. Forgotten snapshots disappear; programs that use
+/// one can read it until its data is removed. The first access to by-tag opens every snapshot. With SNAP, the top of the mount
+/// is that snapshot, or the directory PATH in it. The mount is read-only. Data is fetched, decrypted and verified when it is
+/// read; damage is an input/output error (EIO).
 ///
 /// The program goes to the background once the mount is ready. Its later messages about damaged files are written to
 /// mount.log, in the folder of the repository in the state directory, each at most once an hour. A log of more than 1 MiB
