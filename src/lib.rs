@@ -22,7 +22,6 @@
 //! | `crypt` | `failure` |
 //! | `format` | – |
 //! | `monitor` | – |
-//! | `retention` | `format` `failure` |
 //! | `source` | `format` `sys` `failure` |
 //! | `repository` | `storage` `crypt` `format` `failure` |
 //! | `state` | `sys` `crypt` `format` `failure` |
@@ -36,9 +35,10 @@
 //! | `mount` | `sys` `archive` `format` `monitor` |
 //! | `restore` | `archive` `source` `format` `monitor` `failure` |
 //! | `dump` | `archive` `format` `monitor` `failure` |
+//! | `retention` | `archive` `session` `inventory` `catalog` `state` `repository` `format` `monitor` `failure` |
 //! | `history` | `archive` `source` `format` `monitor` `failure` |
 //! | `check` | `archive` `reader` `repository` `storage` `crypt` `format` `monitor` `failure` |
-//! | `cli` | `archive` `backup` `catalog` `check` `crypt` `dump` `format` `history` `init` `inventory` `sys` `monitor` `mount` `reader` `repository` `restore` `session` `state` `storage` `failure` |
+//! | `cli` | `archive` `backup` `catalog` `check` `crypt` `dump` `format` `history` `init` `inventory` `sys` `monitor` `mount` `reader` `repository` `restore` `retention` `session` `state` `storage` `failure` |
 //! <!-- /layers -->
 
 // Tests of targets remove objects without a session.

@@ -269,7 +269,7 @@ fn to_json(plan: &Plan) -> Value {
             (decision.snapshot.name.sequence.to_string(), decision.reasons.iter().map(Reason::to_string).collect())
         })
         .collect();
-    let large = plan.large_removals();
+    let large = plan.large_removals(u64::MAX);
     let large: Vec<_> = large.iter().map(|large| json!([large.source, large.removed, large.total])).collect();
     json!({"reasons": reasons, "large": large})
 }
@@ -295,7 +295,7 @@ fn round(mut random: Random) {
             }
             Ok(plan) => {
                 assert_eq!(to_json(&plan), *expected, "{}", case.to_json());
-                *seen.entry("large removal".into()).or_default() += plan.large_removals().len();
+                *seen.entry("large removal".into()).or_default() += plan.large_removals(u64::MAX).len();
                 *seen.entry("removal".into()).or_default() += plan.removed().count();
                 let decisions = plan.groups.iter().flat_map(|group| &group.decisions);
                 for reason in decisions.flat_map(|decision| &decision.reasons) {

@@ -1,5 +1,6 @@
 //! Finds the snapshot that the user names: `latest`, `SOURCE/latest`, a prefix of an id, or a time.
 
+use std::fmt::{self, Display, Formatter};
 use std::sync::Arc;
 
 use super::error::Error;
@@ -23,6 +24,15 @@ pub struct Selector {
     time: Option<String>,
     /// The path below the snapshot's root; empty for the root.
     pub path: Vec<u8>,
+}
+
+impl Display for Selector {
+    fn fmt(&self, f: &mut Formatter<'_>) -> fmt::Result {
+        match &self.source {
+            Some(source) => write!(f, "{source}/{}", self.snapshot),
+            None => f.write_str(&self.snapshot),
+        }
+    }
 }
 
 impl Selector {
@@ -50,12 +60,14 @@ impl Selector {
         }
     }
 
-    fn means(&self, name: &SnapshotName) -> bool {
+    /// Whether this is `latest`, or the beginning of the snapshot's id or time. The source is not compared.
+    pub fn means(&self, name: &SnapshotName) -> bool {
         let is_then = self.time.as_ref().is_some_and(|time| name.time.starts_with(time));
         self.snapshot == LATEST || self.is_id_of(name) || is_then
     }
 
-    fn is_id_of(&self, name: &SnapshotName) -> bool {
+    /// Whether this is the beginning of the snapshot's id.
+    pub fn is_id_of(&self, name: &SnapshotName) -> bool {
         name.id.to_string().starts_with(&self.snapshot)
     }
 }

@@ -5,6 +5,7 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use crate::catalog::stats::ComparedFields;
+use crate::format::Timestamp;
 use crate::inventory::READ_AGAIN;
 
 /// Default average size of a chunk in bytes.
@@ -102,6 +103,10 @@ impl Default for Storing {
 pub struct RunPolicy {
     /// Labels of the snapshot.
     pub tags: Vec<String>,
+    /// The time of the snapshot instead of the start of the run.
+    pub time: Option<Timestamp>,
+    /// The host name in the snapshot instead of this machine's.
+    pub host: Option<String>,
     /// Make no snapshot if nothing changed.
     pub skip_if_unchanged: bool,
     /// Only report new and changed files. No file is opened, and nothing is written.
@@ -120,6 +125,8 @@ impl Default for RunPolicy {
     fn default() -> Self {
         RunPolicy {
             tags: Vec::new(),
+            time: None,
+            host: None,
             skip_if_unchanged: false,
             dry_run: false,
             low_memory: false,

@@ -4,6 +4,8 @@ use std::os::unix::ffi::OsStrExt;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
+use roaring::RoaringTreemap;
+
 use super::entry::entry_of;
 use super::error::Error;
 use super::options::{Reading, RunPolicy};
@@ -73,12 +75,15 @@ impl Follower for SnapshotMaker<'_> {
             return Err(keep_stored(&mut tree));
         }
         let previous = tree.nodes.catalog().latest_snapshot(plan.source.row)?;
-        let is_same = plan.is_unchanged(&tree.root, &walked, previous.as_ref().map(|(row, _)| row));
+        let base = tree.nodes.catalog().newest_base(plan.source.row)?;
+        // The walk found the tree unchanged since the base. That may be forgotten, and the one before it differ.
+        let is_base = previous.as_ref().map(|row| &row.name) == base.as_ref().map(|(name, _)| name);
+        let is_same = is_base && plan.is_unchanged(&tree.root, &walked, previous.as_ref());
         let snapshot = if is_same && plan.policy.skip_if_unchanged && previous.is_some() {
             skip_snapshot(&mut tree)?;
             None
         } else {
-            Some(plan.write(&mut tree, &walked, previous)?)
+            Some(plan.write(&mut tree, &walked, previous.map(|row| row.name.id), base)?)
         };
         let stored = tree.nodes.blocks().packer().counts();
         Ok(plan.summary(snapshot, walked, tree.counts, stored))
@@ -133,7 +138,8 @@ impl SnapshotPlan<'_> {
         &self,
         tree: &mut AssembledTree<'_>,
         walked: &WalkCounts,
-        previous: Option<(SnapshotRow, Option<roaring::RoaringTreemap>)>,
+        previous: Option<SnapshotId>,
+        base: Option<(SnapshotName, Option<RoaringTreemap>)>,
     ) -> Result<SnapshotName, Error> {
         tree.nodes.blocks_mut().packer_mut().announce()?;
         remove_vanished(tree)?;
@@ -143,14 +149,11 @@ impl SnapshotPlan<'_> {
         }
         // A subset: a run that broke off may have left directories that have vanished since.
         debug_assert!(used.is_subset(&tree.nodes.catalog().blocks_below(tree.root.id)?));
-        let (previous, base) = match previous {
-            Some((row, blocks)) => (Some(row.name.id), blocks.map(|blocks| (row.name, blocks))),
-            None => (None, None),
-        };
+        let base = base.and_then(|(name, blocks)| Some((name, blocks?)));
         let name = SnapshotName {
             source: self.source.id,
             sequence: self.session.generation(),
-            time: name::time(self.started.seconds),
+            time: name::time(self.time().seconds),
             id: SnapshotId::random(),
         };
         let root = tree.nodes.root(tree.root.id, |below, node| {
@@ -166,8 +169,8 @@ impl SnapshotPlan<'_> {
             name,
             source: self.scope.name.clone(),
             host,
-            started: self.started,
-            finished: now(),
+            started: self.time(),
+            finished: self.policy.time.unwrap_or_else(now),
             paths,
             root_path: self.scope.root_path(),
             tags,
@@ -181,9 +184,15 @@ impl SnapshotPlan<'_> {
         Ok(snapshot.name)
     }
 
+    /// The time of the snapshot: the start of the run, unless another one was given.
+    fn time(&self) -> Timestamp {
+        self.policy.time.unwrap_or(self.started)
+    }
+
     fn labels(&self) -> Labels {
+        let this_machine = || rustix::system::uname().nodename().to_string_lossy().into_owned();
         Labels {
-            host: rustix::system::uname().nodename().to_string_lossy().into_owned(),
+            host: self.policy.host.clone().unwrap_or_else(this_machine),
             paths: self.scope.paths.iter().map(|path| path.as_os_str().as_bytes().to_vec()).collect(),
             tags: self.policy.tags.clone(),
         }
@@ -199,6 +208,7 @@ impl SnapshotPlan<'_> {
             bytes: statistics.bytes,
             stored_bytes: statistics.stored_bytes,
             presence: Presence::Intended,
+            is_held: false,
             root: identity(&tree.root, tree.root.untrusted),
         }
     }

@@ -6,6 +6,7 @@ use super::database::Catalog;
 use super::error::Error;
 use crate::format::generation::{Census, NameSet};
 use crate::format::id::ObjectId;
+use crate::format::index::Index;
 use crate::format::name;
 
 /// The documents that a census counts, apart from snapshots.
@@ -94,6 +95,12 @@ impl Catalog {
                 .try_for_each(|id| statement.execute(params![code, id.as_bytes(), detail, generation as i64]).map(drop))
         };
         add().map_err(self.failed("add a document"))
+    }
+
+    /// Adds an index that was written, or found in the repository, and the holds in it.
+    pub fn add_index(&self, id: ObjectId, index: &Index) -> Result<(), Error> {
+        self.add_document(Folder::Index, id, index.generation, &index.replaces)?;
+        index.holds.iter().try_for_each(|hold| self.set_hold(hold, index.generation))
     }
 
     /// Removes a document that was removed from the repository.

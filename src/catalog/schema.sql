@@ -116,11 +116,16 @@ CREATE TABLE snapshots (
     time TEXT NOT NULL,
     labels BLOB NOT NULL,         -- host, paths and tags, as JSON
     files INTEGER NOT NULL, bytes INTEGER NOT NULL, stored INTEGER NOT NULL,
-    presence INTEGER NOT NULL,    -- 0: about to be written; 1: in the repository; 2: not found there
+    presence INTEGER NOT NULL,    -- 0: about to be written; 3: in the repository; 5: not found there; 6: never written;
+                                  -- 9: forgotten; 10: forgotten, and its object was removed
     usage INTEGER NOT NULL,       -- 90: the snapshot is in spans; 0: its blocks are unknown
     root BLOB NOT NULL,           -- the stat data of the root directory, which is in no segment
     sum INTEGER NOT NULL          -- does not cover presence, stored and usage
 );
+-- Snapshots that were held or released, also unknown ones. held: 0: released; other numbers: held
+CREATE TABLE holds (
+    snapshot BLOB PRIMARY KEY, held INTEGER NOT NULL, generation INTEGER NOT NULL
+) WITHOUT ROWID;
 -- Which snapshots use a block. For each group of 256 blocks: all spans (block, source, first and last snapshot), and a
 -- checksum.
 CREATE TABLE spans (id INTEGER PRIMARY KEY, spans BLOB NOT NULL);

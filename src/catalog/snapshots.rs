@@ -11,11 +11,14 @@ use super::sums::Sum;
 use crate::format::id::{SnapshotId, SourceId};
 use crate::format::name::SnapshotName;
 use crate::format::source::Source;
-use crate::format::usage::Labels;
+use crate::format::usage::{Hold, Labels};
 
 /// `snapshots.usage` if the spans include the snapshot. Several bits differ from 0, so that no single flipped bit makes a
 /// snapshot's blocks unknown.
 pub(super) const RECORDED: i64 = 90;
+
+/// `holds.held` of a held snapshot. All numbers but 0 count as held, so that no single flipped bit releases a snapshot.
+const HELD: i64 = 90;
 
 /// The id of a source in this catalog.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -38,6 +41,8 @@ pub struct SnapshotRow {
     pub stored_bytes: u64,
     /// Whether the snapshot is in the repository.
     pub presence: Presence,
+    /// Whether it is held: then it cannot be forgotten.
+    pub is_held: bool,
     /// The stat data of the root directory.
     pub root: Stats,
 }
@@ -72,19 +77,43 @@ pub enum Presence {
     There,
     /// The object was not found. It may reappear, since listings can be incomplete.
     NotFound,
+    /// The object was about to be written, and the next run did not find it.
+    NeverWritten,
+    /// A tombstone names the snapshot. The object may still be in the repository.
+    Forgotten,
+    /// A tombstone names the snapshot, and the object was removed.
+    Swept,
 }
 
 impl Presence {
+    const ALL: [Presence; 6] = [
+        Presence::Intended,
+        Presence::There,
+        Presence::NotFound,
+        Presence::NeverWritten,
+        Presence::Forgotten,
+        Presence::Swept,
+    ];
+
+    /// Codes differ in at least two bits, so that no single flipped bit makes a snapshot look forgotten.
     fn code(self) -> i64 {
         match self {
             Presence::Intended => 0,
-            Presence::There => 1,
-            Presence::NotFound => 2,
+            Presence::There => 3,
+            Presence::NotFound => 5,
+            Presence::NeverWritten => 6,
+            Presence::Forgotten => 9,
+            Presence::Swept => 10,
         }
     }
 
     fn from_code(code: i64) -> Option<Self> {
-        [Presence::Intended, Presence::There, Presence::NotFound].into_iter().find(|presence| presence.code() == code)
+        Presence::ALL.into_iter().find(|presence| presence.code() == code)
+    }
+
+    /// Whether a tombstone names the snapshot. Users do not see it then.
+    pub fn is_forgotten(self) -> bool {
+        matches!(self, Presence::Forgotten | Presence::Swept)
     }
 }
 
@@ -171,28 +200,43 @@ impl Catalog {
     /// Records that a snapshot is in the repository, and the number of bytes stored for it, if known.
     pub fn set_there(&self, id: SnapshotId, stored_bytes: Option<u64>) -> Result<(), Error> {
         let set = self.db.execute(
-            "UPDATE snapshots SET presence = 1, stored = coalesce(?, stored) WHERE uuid = ?",
-            params![stored_bytes.map(|bytes| bytes as i64), id.0],
+            "UPDATE snapshots SET presence = ?, stored = coalesce(?, stored) WHERE uuid = ?",
+            params![Presence::There.code(), stored_bytes.map(|bytes| bytes as i64), id.0],
         );
         set.map(drop).map_err(self.failed("update a snapshot"))
     }
 
-    /// Records that a snapshot is not in the repository. Its source's root directory may now be in no snapshot, so the
-    /// next run must not take it for unchanged.
-    pub fn set_not_found(&self, id: SnapshotId) -> Result<(), Error> {
-        let set = || {
-            let unlink = "UPDATE directories SET linked = 0
-                 WHERE parent = (SELECT -source FROM snapshots WHERE uuid = ?)";
-            self.db.execute(unlink, [id.0])?;
-            self.db.execute("UPDATE snapshots SET presence = 2 WHERE uuid = ?", [id.0])
-        };
-        set().map(drop).map_err(self.failed("update a snapshot"))
+    /// Records that a snapshot is missing, or was never written. Its source's root directory may now be in no snapshot,
+    /// so the next run must not take it for unchanged.
+    pub fn set_missing(&self, id: SnapshotId, presence: Presence) -> Result<(), Error> {
+        let unlink = "UPDATE directories SET linked = 0 WHERE parent = (SELECT -source FROM snapshots WHERE uuid = ?)";
+        self.db.execute(unlink, [id.0]).map_err(self.failed("update a snapshot"))?;
+        self.set_presence(id, presence)
     }
 
-    /// Removes the snapshot with this number from the catalog if it is not in the repository.
+    /// Records the state of a snapshot's object.
+    pub fn set_presence(&self, id: SnapshotId, presence: Presence) -> Result<(), Error> {
+        let set = "UPDATE snapshots SET presence = ? WHERE uuid = ?";
+        let set = self.db.execute(set, params![presence.code(), id.0]);
+        set.map(drop).map_err(self.failed("update a snapshot"))
+    }
+
+    /// Records that a run of this generation held or released a snapshot, which may be unknown. Of several, the highest
+    /// generation counts.
+    pub fn set_hold(&self, hold: &Hold, generation: u64) -> Result<(), Error> {
+        let set = "INSERT INTO holds VALUES (?1, ?2, ?3)
+             ON CONFLICT DO UPDATE SET held = ?2, generation = ?3 WHERE generation <= ?3";
+        let held = if hold.held { HELD } else { 0 };
+        let set = self.db.execute(set, params![hold.snapshot.id.0, held, generation as i64]);
+        set.map(drop).map_err(self.failed("hold a snapshot"))
+    }
+
+    /// Removes the snapshot with this number from the catalog if it is not in the repository and no tombstone names it.
     pub fn forget_not_found(&self, sequence: u64) -> Result<(), Error> {
         // Its spans stay until they are forgotten, or a snapshot of the source is recorded that contradicts them.
-        let removed = self.db.execute("DELETE FROM snapshots WHERE sequence = ? AND presence = 2", [sequence as i64]);
+        let remove = "DELETE FROM snapshots WHERE sequence = ? AND presence IN (?, ?)";
+        let values = [sequence as i64, Presence::NotFound.code(), Presence::NeverWritten.code()];
+        let removed = self.db.execute(remove, values);
         removed.map(drop).map_err(self.failed("remove a snapshot"))
     }
 
@@ -215,16 +259,30 @@ impl Catalog {
         newest.map_err(self.failed("read the last snapshot"))
     }
 
-    /// The newest snapshot of a source that is in the repository, and its blocks, if known.
-    pub fn latest_snapshot(&self, source: SourceRow) -> Result<Option<(SnapshotRow, Option<RoaringTreemap>)>, Error> {
+    /// The newest snapshot of a source that users see.
+    pub fn latest_snapshot(&self, source: SourceRow) -> Result<Option<SnapshotRow>, Error> {
+        let latest = self.newest_with(source, [Presence::There, Presence::There])?;
+        Ok(latest.map(|(row, _)| row))
+    }
+
+    /// The newest snapshot of a source whose object was not removed, forgotten or not, and its blocks, if known. The next
+    /// snapshot is recorded as the difference to it.
+    pub fn newest_base(&self, source: SourceRow) -> Result<Option<(SnapshotName, Option<RoaringTreemap>)>, Error> {
+        let newest = self.newest_with(source, [Presence::There, Presence::Forgotten])?;
+        let Some((SnapshotRow { name, .. }, usage)) = newest else { return Ok(None) };
+        let blocks = (usage == RECORDED).then(|| self.recorded_blocks(source, name.sequence)).transpose()?;
+        Ok(Some((name, blocks)))
+    }
+
+    /// The newest snapshot of a source with one of these states, and the state of its usage.
+    fn newest_with(&self, source: SourceRow, states: [Presence; 2]) -> Result<Option<(SnapshotRow, i64)>, Error> {
         let find = || {
-            let select = format!("{SNAPSHOT} WHERE source = ? AND presence = 1 ORDER BY sequence DESC LIMIT 1");
-            self.db.query_row(&select, [source.0], |row| Ok((raw_snapshot(row)?, row.get::<_, i64>(13)?))).optional()
+            let select = format!("{SNAPSHOT} WHERE source = ? AND presence IN (?, ?) ORDER BY sequence DESC LIMIT 1");
+            let [one, other] = states.map(Presence::code);
+            self.db.query_row(&select, [source.0, one, other], |row| Ok((raw_snapshot(row)?, row.get(13)?))).optional()
         };
-        let Some((raw, usage)) = find().map_err(self.failed("read the last snapshot"))? else { return Ok(None) };
-        let row = self.snapshot(raw)?;
-        let blocks = (usage == RECORDED).then(|| self.recorded_blocks(source, row.name.sequence)).transpose()?;
-        Ok(Some((row, blocks)))
+        let found = find().map_err(self.failed("read the last snapshot"))?;
+        found.map(|(raw, usage)| Ok((self.snapshot(raw)?, usage))).transpose()
     }
 
     /// The blocks that a snapshot uses; `None` if the snapshot or its blocks are unknown. Reads all spans, unless the
@@ -260,15 +318,16 @@ impl Catalog {
 
     /// The snapshots that the census of a run of `generation` counts.
     pub(super) fn counted_snapshots(&self, generation: u64) -> Result<Vec<SnapshotName>, Error> {
-        let counted = |row: &SnapshotRow| row.presence == Presence::There && row.name.sequence < generation;
+        let is_known = |presence: Presence| presence == Presence::There || presence.is_forgotten();
+        let counted = |row: &SnapshotRow| is_known(row.presence) && row.name.sequence < generation;
         Ok(self.snapshots()?.into_iter().filter(counted).map(|row| row.name).collect())
     }
 
     /// Number of files and total bytes of the newest snapshot of a source that is in the repository.
     pub fn latest_size(&self, source: SourceRow) -> Result<Option<(u64, u64)>, Error> {
         let size = self.db.query_row(
-            "SELECT files, bytes FROM snapshots WHERE source = ? AND presence = 1 ORDER BY sequence DESC LIMIT 1",
-            [source.0],
+            "SELECT files, bytes FROM snapshots WHERE source = ? AND presence = ? ORDER BY sequence DESC LIMIT 1",
+            [source.0, Presence::There.code()],
             |row| Ok((row.get::<_, i64>(0)? as u64, row.get::<_, i64>(1)? as u64)),
         );
         size.optional().map_err(self.failed("read the last snapshot"))
@@ -288,6 +347,7 @@ impl Catalog {
             bytes: raw.bytes as u64,
             stored_bytes: raw.stored_bytes as u64,
             presence: Presence::from_code(raw.presence).ok_or_else(|| self.damaged("a snapshot's state is invalid"))?,
+            is_held: raw.is_held,
             root: Stats(raw.root),
         })
     }
@@ -300,7 +360,8 @@ impl Catalog {
 
 const SNAPSHOT: &str =
     "SELECT sequence, snapshots.uuid, sources.uuid, sources.name, time, labels, files, bytes, stored,
-     presence, root, source, snapshots.sum, usage FROM snapshots JOIN sources ON sources.id = source";
+     presence, root, source, snapshots.sum, usage, coalesce(held, 0) <> 0
+     FROM snapshots JOIN sources ON sources.id = source LEFT JOIN holds ON holds.snapshot = snapshots.uuid";
 
 fn source_sum(uuid: &[u8], name: &str) -> Sum {
     Sum::of("sources").bytes(uuid).bytes(name.as_bytes())
@@ -341,6 +402,7 @@ struct RawSnapshot {
     stored_bytes: i64,
     presence: i64,
     root: Vec<u8>,
+    is_held: bool,
     /// Whether the row matches its checksum.
     whole: bool,
 }
@@ -366,5 +428,6 @@ fn raw_snapshot(row: &Row<'_>) -> rusqlite::Result<RawSnapshot> {
         stored_bytes: row.get(8)?,
         presence: row.get(9)?,
         root: row.get(10)?,
+        is_held: row.get(14)?,
     })
 }

@@ -415,6 +415,7 @@ mod tests {
                 bytes: 0,
                 stored_bytes: 0,
                 presence,
+                is_held: false,
                 root: Default::default(),
             }
         }
@@ -441,7 +442,7 @@ mod tests {
                 }
                 // Another snapshot with the number of a missing one, perhaps of another source.
                 (2, Some((old, sequence))) => {
-                    self.catalog.set_not_found(self.used[&(old, sequence)].0).unwrap();
+                    self.catalog.set_missing(self.used[&(old, sequence)].0, Presence::NotFound).unwrap();
                     self.catalog.forget_not_found(sequence).unwrap();
                     self.used.remove(&(old, sequence));
                     if below(&mut self.random, 2) == 0 {

@@ -12,13 +12,14 @@ use super::exit::{self, Usage};
 use super::global::Global;
 use super::output;
 use super::reader_args::RepositoryArg;
-use super::show::{name_time, parse_duration, parse_size, rate, size};
+use super::show::{name_time, parse_duration, parse_size, parse_time, rate, size};
 use super::signals::stop_on_signals;
 use super::terminal::is_interactive;
 use crate::backup::{self, COMPRESSION, Options, RETRIES, Reading, RunPolicy, Selection, Storing, Summary};
 use crate::catalog::stats::ComparedFields;
 use crate::failure::FailureKind;
 use crate::format::snapshot::{PATHS, TAGS};
+use crate::format::{Timestamp, name};
 use crate::monitor::count;
 use crate::repository::Repository;
 
@@ -144,6 +145,15 @@ pub(super) struct Args {
     /// Add this tag to the snapshot (repeatable)
     #[arg(long, value_name = "T", value_parser = parse_tag)]
     tag: Vec<String>,
+    /// Record the snapshot as made at this time
+    ///
+    /// For imports of older backups. TIME is a date, or a date and time such as 2026-11-20T14:52, in UTC unless it has an
+    /// offset such as +01:00. Snapshots are listed in the order in which they were made, whatever their times.
+    #[arg(long, value_name = "TIME", value_parser = parse_snapshot_time)]
+    time: Option<Timestamp>,
+    /// Record the snapshot as made on the machine NAME [default: this machine's host name]
+    #[arg(long, value_name = "NAME", value_parser = parse_host)]
+    host: Option<String>,
     /// Set the average chunk size, at least 16KiB; above 1MiB, files are split every 1MiB
     ///
     /// Smaller chunks deduplicate better and need more space in the catalog. After the size is changed, files that are read
@@ -289,6 +299,27 @@ fn parse_tag(text: &str) -> Result<String, String> {
     }
 }
 
+/// Parses a time that the name of a snapshot can have.
+fn parse_snapshot_time(text: &str) -> Result<Timestamp, String> {
+    let time = parse_time(text)?;
+    match name::parse_time(&name::time(time.seconds)) {
+        Some(seconds) if seconds == time.seconds => Ok(time),
+        _ => Err("the year must be from 0 to 9999".into()),
+    }
+}
+
+/// Maximum length of a host name in bytes.
+const HOST_SIZE: usize = 255;
+
+fn parse_host(text: &str) -> Result<String, String> {
+    match text {
+        "" => Err("a host name can't be empty".into()),
+        _ if text.len() > HOST_SIZE => Err(format!("a host name has at most {HOST_SIZE} bytes")),
+        _ if text.contains(char::is_control) => Err("a host name is one line of text".into()),
+        _ => Ok(text.to_owned()),
+    }
+}
+
 impl Args {
     /// The tags without duplicates.
     fn tags(&self) -> Vec<String> {
@@ -332,6 +363,8 @@ impl Args {
             },
             policy: RunPolicy {
                 tags: self.tags(),
+                time: self.time,
+                host: self.host.clone(),
                 skip_if_unchanged: self.skip_if_unchanged,
                 dry_run: self.dry_run,
                 low_memory: self.low_memory,

@@ -34,8 +34,7 @@ pub(super) enum CatalogCommand {
 /// A backup rebuilds a missing or damaged catalog automatically. A restore never needs it.
 ///
 /// The next backup reads every file once, since the repository does not hold the files' inode numbers and change times; data
-/// that is already stored is not stored again. Paths, tags and hosts of older snapshots are encrypted to the owner:
-/// `brackfs snapshots` shows them only with the owner's key.
+/// that is already stored is not stored again.
 #[derive(Debug, clap::Args)]
 #[command(after_help = "\
 Examples:

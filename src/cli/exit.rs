@@ -5,7 +5,8 @@ use std::error::Error;
 use super::show;
 use crate::failure::{Failure, FailureKind};
 use crate::{
-    archive, backup, catalog, check, crypt, dump, history, init, inventory, reader, repository, restore, session, state,
+    archive, backup, catalog, check, crypt, dump, history, init, inventory, reader, repository, restore, retention,
+    session, state,
 };
 
 /// A command line that parses, but is not valid.
@@ -53,7 +54,7 @@ pub(super) fn kind(error: &anyhow::Error) -> FailureKind {
 type KindOf = fn(&(dyn Error + 'static)) -> Option<FailureKind>;
 
 /// The types of [`Failure`] that reach the command line: an error in a chain can only be found by its type.
-const FAILURES: [KindOf; 16] = [
+const FAILURES: [KindOf; 18] = [
     kind_of::<Usage>,
     kind_of::<NoSecret>,
     kind_of::<archive::Error>,
@@ -68,6 +69,8 @@ const FAILURES: [KindOf; 16] = [
     kind_of::<reader::Error>,
     kind_of::<repository::Error>,
     kind_of::<restore::Error>,
+    kind_of::<retention::Error>,
+    kind_of::<retention::ForgetError>,
     kind_of::<session::Error>,
     kind_of::<state::Error>,
 ];

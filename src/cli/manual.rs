@@ -95,6 +95,9 @@ const INTERRUPTIBLE: &[&str] = &[
     "verify",
     "update",
     "adopt",
+    "forget",
+    "hold",
+    "release",
     "snapshots",
     "ls",
     "find",
@@ -130,7 +133,7 @@ pub fn exit_codes(command: &Command) -> Vec<(String, String)> {
         (
             "11",
             "Locked: another run is writing to the repository.",
-            root || is(command, &["backup", "rebuild", "update", "adopt"]),
+            root || is(command, &["backup", "rebuild", "update", "adopt", "forget", "hold", "release"]),
         ),
         ("12", "The key or the passphrase is wrong or missing.", root || may_ask(command)),
         ("130", "Interrupted by SIGINT, SIGTERM or SIGHUP.", root || is(command, INTERRUPTIBLE)),
@@ -189,6 +192,7 @@ pub fn related(command: &Command) -> &'static [&'static str] {
     match command.get_name() {
         "init" | "generate" | "backup" => &["key-generate", "init", "backup", "snapshots", "check"],
         "umount" => &["mount"],
+        "forget" | "hold" | "release" => &["snapshots", "forget", "hold", "release"],
         "mount" => &["umount", "snapshots", "ls", "find", "restore"],
         _ if has(command, "key") => {
             &["snapshots", "ls", "find", "versions", "diff", "cat", "mount", "restore", "dump", "check"]
@@ -399,6 +403,13 @@ An entry that differs between two snapshots, from
 .TP
 .B statistics
 The counts of such entries, at the end of the same command.
+.TP
+.B snapshot
+A snapshot that is kept, forgotten, shown again, held or released, from
+.BR brackfs\-forget (1),
+.BR brackfs\-hold (1)
+and
+.BR brackfs\-release (1).
 .TP
 .B error
 A problem with a file or an object, with

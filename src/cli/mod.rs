@@ -28,6 +28,7 @@ mod dump;
 mod entry;
 mod exit;
 mod find;
+mod forget;
 mod global;
 mod init;
 mod key;
@@ -92,7 +93,7 @@ enum Command {
     #[command(subcommand)]
     Key(key::KeyCommand),
     Init(init::Args),
-    Backup(backup::Args),
+    Backup(Box<backup::Args>),
     Snapshots(snapshots::Args),
     Ls(ls::Args),
     Find(find::Args),
@@ -104,6 +105,9 @@ enum Command {
     Restore(restore::Args),
     Dump(dump::Args),
     Check(check::Args),
+    Forget(Box<forget::Args>),
+    Hold(forget::HoldArgs),
+    Release(forget::ReleaseArgs),
     /// Rebuild the catalog, or compare it with the repository
     #[command(subcommand)]
     Catalog(catalog::CatalogCommand),
@@ -166,6 +170,9 @@ impl Command {
             Command::Restore(_) => "restore",
             Command::Dump(_) => "dump",
             Command::Check(_) => "check",
+            Command::Forget(_) => "forget",
+            Command::Hold(_) => "hold",
+            Command::Release(_) => "release",
             Command::Catalog(_) => "catalog",
             Command::Recipients(_) => "recipients",
             Command::Adopt(_) => "adopt",
@@ -205,6 +212,9 @@ fn run(command: Command, global: &Global) -> anyhow::Result<ExitCode> {
         Command::Restore(args) => run_in_thread(|| restore::run(&args, global)),
         Command::Dump(args) => run_in_thread(|| dump::run(&args, global)),
         Command::Check(args) => run_in_thread(|| check::run(&args, global)),
+        Command::Forget(args) => run_in_thread(|| forget::run(&args, global)),
+        Command::Hold(args) => run_in_thread(|| forget::hold(&args, global)),
+        Command::Release(args) => run_in_thread(|| forget::release(&args, global)),
         Command::Catalog(command) => run_in_thread(|| catalog::run(&command, global)),
         Command::Recipients(command) => run_in_thread(|| recipients::run(&command, global)),
         Command::Adopt(args) => run_in_thread(|| adopt::run(&args, global)),

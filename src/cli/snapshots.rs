@@ -6,6 +6,7 @@ use std::process::ExitCode;
 use anyhow::Result;
 use serde_json::{Value, json};
 
+use super::exit::Usage;
 use super::global::Global;
 use super::reader_args::{ReaderArgs, SMALL_CACHE};
 use super::show::{self, name_time, size};
@@ -26,8 +27,8 @@ use crate::state::RepositoryState;
 /// machines, they are read from the repository and verified.
 ///
 /// A line has the beginning of the id, the time at which the backup began (UTC), the source, the number of files, their size,
-/// the paths, and the tags. Snapshots are listed in the order in which they were made, even if the clock was wrong. Paths and
-/// tags of snapshots from before a rebuild of the catalog are listed as unknown.
+/// the paths, the tags, and [held] if it is held. Snapshots are listed in the order in which they were made, even if the clock
+/// was wrong.
 ///
 /// Other commands accept as SNAP: latest; the beginning of an id; or a time as listed here, or the beginning of one, such as
 /// 2026-11-20, 2026-11-20T14:52 or '2026-11-20 14:52:01Z', in UTC unless it has an offset such as +01:00. With SOURCE/ in
@@ -43,9 +44,15 @@ pub(super) struct Args {
     /// List only snapshots of this source
     #[arg(long, value_name = "NAME")]
     source: Option<String>,
+    /// List the forgotten snapshots that `brackfs forget --undo` would show again
+    ///
+    /// Only on the machine that is backed up, and without --key.
+    #[arg(long)]
+    forgotten: bool,
     /// Print a JSON array of objects
     ///
-    /// Each object has id, time, source, host, paths, tags, files, bytes, stored_bytes.
+    /// Each object has id, time, source, host, paths, tags, files, bytes, stored_bytes, and held (null if the snapshots are
+    /// read from the repository).
     #[arg(long)]
     json: bool,
 }
@@ -59,6 +66,8 @@ struct ListedSnapshot {
     files: u64,
     bytes: u64,
     stored_bytes: u64,
+    /// `None` if it is unknown.
+    is_held: Option<bool>,
 }
 
 pub(super) fn run(args: &Args, global: &Global) -> Result<ExitCode> {
@@ -69,7 +78,10 @@ pub(super) fn run(args: &Args, global: &Global) -> Result<ExitCode> {
     let mut problems = 0;
     let mut lines: Vec<ListedSnapshot> = if args.reader.key.is_none() && state.catalog_path().exists() {
         let rows = Catalog::view(&state.catalog_path(), repository.id())?.snapshots()?;
-        rows.into_iter().filter(|row| row.presence == Presence::There).map(ListedSnapshot::from).collect()
+        let listed = if args.forgotten { Presence::Forgotten } else { Presence::There };
+        rows.into_iter().filter(|row| row.presence == listed).map(ListedSnapshot::from).collect()
+    } else if args.forgotten {
+        return Err(Usage("--forgotten needs the catalog of the machine that is backed up, and no --key".into()).into());
     } else {
         from_repository(&args.reader.open(global, &monitor, SMALL_CACHE)?, &monitor, &mut problems)?
     };
@@ -122,6 +134,7 @@ impl From<SnapshotRow> for ListedSnapshot {
             files: row.files,
             bytes: row.bytes,
             stored_bytes: row.stored_bytes,
+            is_held: Some(row.is_held),
         }
     }
 }
@@ -136,6 +149,7 @@ impl From<&Snapshot> for ListedSnapshot {
             files: snapshot.statistics.files,
             bytes: snapshot.statistics.bytes,
             stored_bytes: snapshot.statistics.stored_bytes,
+            is_held: None,
         }
     }
 }
@@ -152,6 +166,7 @@ impl ListedSnapshot {
             "files": self.files,
             "bytes": self.bytes,
             "stored_bytes": self.stored_bytes,
+            "held": self.is_held,
         })
     }
 
@@ -160,7 +175,8 @@ impl ListedSnapshot {
         let Labels { paths, tags, .. } = &self.labels;
         let tags = if tags.is_empty() { String::new() } else { format!("  [{}]", show::shown(&tags.join(", "))) };
         let paths = paths.iter().map(|path| text(path)).collect::<Vec<_>>().join(" ");
-        let labels = format!("{}{tags}", show::shown(&paths));
+        let held = if self.is_held == Some(true) { "  [held]" } else { "" };
+        let labels = format!("{}{tags}{held}", show::shown(&paths));
         format!(
             "{short}  {}  {:<12}  {:>9} files  {:>9}  {labels}",
             self.time,

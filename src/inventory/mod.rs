@@ -9,6 +9,7 @@
 //! - [`mod@divergence`]: whether the repository is as this catalog left it, and whether this catalog is its writer
 //! - [`mod@census`]: proves that listings are complete
 //! - [`reconcile`]: compares packs, blocks, chunks and snapshots with the repository
+//! - [`tombstones`]: forgotten snapshots, and documents that a killed run left
 //! - [`mod@rebuild`]: replaces a lost catalog
 //! - [`recipients`]: renewed certificates of recipients
 //! - [`mend`]: repairs a partly damaged catalog
@@ -26,6 +27,7 @@ mod rebuild;
 mod recheck;
 mod recipients;
 mod reconcile;
+mod tombstones;
 mod upkeep;
 mod verify;
 

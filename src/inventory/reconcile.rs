@@ -11,6 +11,7 @@ use std::path::Path;
 
 use super::context::Inventory;
 use super::error::Error;
+use super::tombstones::Tombstones;
 use crate::catalog::{Catalog, Condemned, Folder, Presence, SnapshotRow};
 use crate::crypt;
 use crate::format::id::{ObjectId, SnapshotId};
@@ -76,9 +77,11 @@ impl Inventory<'_> {
         })?;
         let mut found = Reconciled { condemned, ..Reconciled::default() };
         let there: HashSet<_> = self.repository.snapshots()?.into_iter().map(|name| name.id).collect();
-        let known = self.update_snapshots(catalog, &there, &mut found)?;
+        let tombstones = self.learn_tombstones(catalog)?;
+        let known = self.update_snapshots(catalog, &tombstones, &there, &mut found)?;
         let unknown = self.learn_packs(catalog, &mut found)?;
-        self.learn_snapshots(catalog, unknown, &there, &mut found)?;
+        self.learn_snapshots(catalog, unknown, &tombstones, &there, &mut found)?;
+        self.learn_swept(catalog, &tombstones, &there)?;
         found.unknown_snapshots = (there.len() as u64).saturating_sub(known + found.learnt_snapshots);
         self.learn_secrets(catalog)?;
         found.unknown_packs = catalog.unknown_listed()?;
@@ -123,7 +126,7 @@ impl Inventory<'_> {
                     continue;
                 }
             };
-            catalog.add_document(Folder::Index, id, index.generation, &index.replaces)?;
+            catalog.add_index(id, &index)?;
             for pack in &index.packs {
                 if catalog.pack(pack.id)?.is_some() {
                     continue;
@@ -195,6 +198,7 @@ impl Inventory<'_> {
         &self,
         catalog: &Catalog,
         indexes: Vec<ObjectId>,
+        tombstones: &Tombstones,
         there: &HashSet<SnapshotId>,
         found: &mut Reconciled,
     ) -> Result<(), Error> {
@@ -202,7 +206,7 @@ impl Inventory<'_> {
             self.check_interrupted()?;
             // `learn_packs` could read it, so an error is unexpected here.
             for usage in self.access.index(self.repository, id)?.snapshots {
-                self.learn_snapshot(catalog, usage, there, found)?;
+                self.learn_snapshot(catalog, usage, tombstones, there, found)?;
             }
         }
         Ok(())
@@ -212,6 +216,7 @@ impl Inventory<'_> {
         &self,
         catalog: &Catalog,
         usage: SnapshotUsage,
+        tombstones: &Tombstones,
         there: &HashSet<SnapshotId>,
         found: &mut Reconciled,
     ) -> Result<(), Error> {
@@ -238,6 +243,7 @@ impl Inventory<'_> {
             }
             None => None,
         };
+        let presence = tombstones.presence(name.id, Presence::NotFound, is_there);
         let row = SnapshotRow {
             name,
             source: usage.source,
@@ -245,7 +251,8 @@ impl Inventory<'_> {
             files: usage.files,
             bytes: usage.bytes,
             stored_bytes: usage.stored_bytes,
-            presence: if is_there { Presence::There } else { Presence::NotFound },
+            presence,
+            is_held: false,
             root: Default::default(),
         };
         catalog.add_snapshot(&row, source, used.as_ref())?;
@@ -269,30 +276,23 @@ impl Inventory<'_> {
     fn update_snapshots(
         &self,
         catalog: &Catalog,
+        tombstones: &Tombstones,
         there: &HashSet<SnapshotId>,
         found: &mut Reconciled,
     ) -> Result<u64, Error> {
         let mut known = 0;
-        for SnapshotRow { name, source, presence, .. } in catalog.snapshots()? {
-            match (there.contains(&name.id), presence) {
-                (true, presence) => {
-                    known += 1;
-                    if presence != Presence::There {
-                        catalog.set_there(name.id, None)?;
-                    }
-                }
-                (false, Presence::NotFound) => {}
-                (false, presence) => {
-                    catalog.set_not_found(name.id)?;
-                    if presence == Presence::There {
-                        found.gone_snapshots += 1;
-                        self.monitor.note(&format!(
-                            "the snapshot {} of {source} ({}) is missing",
-                            name.id.short(),
-                            name.time
-                        ));
-                    }
-                }
+        for SnapshotRow { name, source, presence: before, .. } in catalog.snapshots()? {
+            let is_there = there.contains(&name.id);
+            known += u64::from(is_there);
+            match tombstones.presence(name.id, before, is_there) {
+                same if same == before => {}
+                presence @ (Presence::NotFound | Presence::NeverWritten) => catalog.set_missing(name.id, presence)?,
+                presence => catalog.set_presence(name.id, presence)?,
+            }
+            if before == Presence::There && !is_there && !tombstones.names(name.id) {
+                found.gone_snapshots += 1;
+                let (short, time) = (name.id.short(), &name.time);
+                self.monitor.note(&format!("the snapshot {short} of {source} ({time}) is missing"));
             }
         }
         Ok(known)

@@ -1,6 +1,7 @@
 //! Errors of retention policies.
 
 use crate::failure::{Failure, FailureKind};
+use crate::{catalog, session};
 
 /// Why a policy is refused. No snapshot is removed then.
 #[derive(Debug, thiserror::Error, PartialEq, Eq)]
@@ -32,5 +33,59 @@ pub enum Error {
 impl Failure for Error {
     fn kind(&self) -> FailureKind {
         FailureKind::Failed
+    }
+}
+
+/// Snapshots could not be forgotten, shown again, held or released. Nothing was changed, except after errors of the
+/// repository or the catalog.
+#[derive(Debug, thiserror::Error)]
+pub enum ForgetError {
+    /// The policy is refused.
+    #[error(transparent)]
+    Policy(#[from] Error),
+    /// The run could not begin, or failed.
+    #[error(transparent)]
+    Session(#[from] session::Error),
+    /// The catalog failed.
+    #[error(transparent)]
+    Catalog(#[from] catalog::Error),
+    /// No snapshot fits this name.
+    #[error("no snapshot is named {0}; `brackfs snapshots` lists them")]
+    NoSnapshot(String),
+    /// Several ids begin with this.
+    #[error("several snapshots have an id that begins with {0}; write more of it")]
+    Ambiguous(String),
+    /// A named snapshot is held.
+    #[error(
+        "cannot forget the snapshot {snapshot} of {source_name}: it is held; run `brackfs release {snapshot}` first"
+    )]
+    Held {
+        /// The short id of the snapshot.
+        snapshot: String,
+        /// The name of its source.
+        source_name: String,
+    },
+    /// A policy would remove more than half of a source, and no user watches.
+    #[error(
+        "the policy would forget {removed} of {total} snapshots of {source_name}; check it with --dry-run, then add --force"
+    )]
+    TooMany {
+        /// The name of the source.
+        source_name: String,
+        /// The number of snapshots to remove.
+        removed: usize,
+        /// The number of snapshots that count.
+        total: usize,
+    },
+}
+
+impl Failure for ForgetError {
+    fn kind(&self) -> FailureKind {
+        match self {
+            ForgetError::Policy(error) => error.kind(),
+            ForgetError::Session(error) => error.kind(),
+            ForgetError::Catalog(error) => error.kind(),
+            _ => FailureKind::Failed,
+        }
     }
 }

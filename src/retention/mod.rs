@@ -1,4 +1,8 @@
-//! Which snapshots a retention policy keeps. Uses no files, network or clock.
+//! Which snapshots stay, and which are forgotten.
+//!
+//! - [`mod@forget`]: forgets snapshots, shows them again, holds and releases them
+//!
+//! Policies use no files, network or clock:
 //!
 //! - [`Policy`]: rules, and the decision about each snapshot of a group
 //! - [`Plan`]: the decisions about all groups of a repository
@@ -52,12 +56,14 @@ mod age;
 mod error;
 #[cfg(test)]
 mod fixture;
+mod forget;
 mod period;
 mod plan;
 mod policy;
 
 pub use age::Age;
-pub use error::Error;
+pub use error::{Error, ForgetError};
+pub use forget::{Caution, Choice, Chosen, Scene};
 pub use period::Period;
 pub use plan::{Group, Grouping, LargeRemoval, Plan, select};
 pub use policy::{Calendar, Count, Decision, FUTURE_TOLERANCE, Policy, Reason, Rule, Snapshot, State};

@@ -124,10 +124,13 @@ impl Plan {
 
     /// The sources that would lose more than half of the snapshots that they have in the repository. A run that no user
     /// watches should not do this: a wrong policy, a wrong clock or false snapshots may be the cause.
-    pub fn large_removals(&self) -> Vec<LargeRemoval> {
+    ///
+    /// Only snapshots with numbers below `limit` are counted. If these are the ones that the last removal left, a policy
+    /// that keeps one of many new snapshots is not stopped each time.
+    pub fn large_removals(&self, limit: u64) -> Vec<LargeRemoval> {
         let mut sources: BTreeMap<&str, (usize, usize)> = BTreeMap::new();
         for decision in self.groups.iter().flat_map(|group| &group.decisions) {
-            if decision.snapshot.state == State::There {
+            if decision.snapshot.state == State::There && decision.snapshot.name.sequence < limit {
                 let (removed, total) = sources.entry(&decision.snapshot.source).or_default();
                 *removed += usize::from(decision.is_removal());
                 *total += 1;
@@ -241,7 +244,8 @@ mod tests {
     fn a_removal_is_large_if_it_is_more_than_half_of_a_source() {
         let plan = |snapshots: &[Snapshot]| {
             let plan = Plan::new(&last(1), snapshots.to_vec(), Grouping::SourceAndTags, &calendar()).unwrap();
-            plan.large_removals()
+            assert_eq!(plan.large_removals(0), []);
+            plan.large_removals(u64::MAX)
         };
         let two = [of("a", 1, &[]), of("a", 2, &[])];
         assert_eq!(plan(&two), []);
@@ -252,6 +256,8 @@ mod tests {
         assert_eq!(plan(&four), []);
         let lost = [&three[..], &[Snapshot { state: State::Lost, ..of("a", 4, &["x"]) }]].concat();
         assert_eq!(plan(&lost), [LargeRemoval { source: "a".into(), removed: 2, total: 3 }]);
+        let first_two = Plan::new(&last(1), three.clone(), Grouping::Source, &calendar()).unwrap().large_removals(3);
+        assert_eq!(first_two, [LargeRemoval { source: "a".into(), removed: 2, total: 2 }]);
         let other = [&three[..], &[of("b", 4, &[]), of("b", 5, &[])]].concat();
         assert_eq!(plan(&other), [LargeRemoval { source: "a".into(), removed: 2, total: 3 }]);
         let all = Policy::new(vec![Rule::Last(Count::UNLIMITED)]).unwrap();

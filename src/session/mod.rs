@@ -9,6 +9,7 @@
 //! - [`mod@publish`]: the order of durability
 //! - [`orphans`]: removes packs and temporary files of runs that did not finish
 //! - [`remover`]: the one way to remove objects from a repository
+//! - [`tombstones`]: forgotten, held and released snapshots
 //! - [`adopt`]: makes this machine the writer
 
 mod adopt;
@@ -21,6 +22,7 @@ mod orphans;
 mod packs;
 mod publish;
 mod remover;
+mod tombstones;
 
 use std::sync::atomic::AtomicBool;
 use std::time::Duration;

@@ -164,6 +164,8 @@ impl<'r> Session<'r> {
         if !self.unfinished.is_empty() {
             // Objects of a killed run may be visible and not yet on disk; from here on they are relied on.
             self.repository.target().settle(&name::FOLDERS)?;
+            // Before this run is announced, so that its census counts them.
+            inventory.learn_new_documents(catalog)?;
         }
         look_for_snapshots(self.repository, catalog)?;
         // These packs are condemned durably, so a second attempt after an error does not find them again.
@@ -182,6 +184,11 @@ impl<'r> Session<'r> {
             return Ok(());
         }
         self.with_rivals(|rivals| announce(catalog, &self.writer, rivals, self.generation, self.run))
+    }
+
+    /// Whether the run is announced.
+    pub(super) fn is_announced(&self) -> bool {
+        self.announced.load(Ordering::Relaxed)
     }
 
     /// Fails if another machine with a copy of this catalog has started a run: it may have deleted packs that no index
@@ -411,14 +418,16 @@ fn compare(repository: &Repository, trust: &Trust, host: &Certificate) -> Result
 /// now.
 fn look_for_snapshots(repository: &Repository, catalog: &mut Catalog) -> Result<(), Error> {
     let mut unsettled: Vec<_> = catalog.snapshots()?;
-    unsettled.retain(|snapshot| snapshot.presence != Presence::There);
+    unsettled.retain(|snapshot| {
+        matches!(snapshot.presence, Presence::Intended | Presence::NotFound | Presence::NeverWritten)
+    });
     if !unsettled.is_empty() {
         // One listing: separate lookups take a round trip each.
         let there: HashSet<_> = repository.snapshots()?.into_iter().collect();
         for snapshot in unsettled {
             match (there.contains(&snapshot.name), snapshot.presence) {
                 (true, _) => catalog.set_there(snapshot.name.id, None)?,
-                (false, Presence::Intended) => catalog.set_not_found(snapshot.name.id)?,
+                (false, Presence::Intended) => catalog.set_missing(snapshot.name.id, Presence::NeverWritten)?,
                 (false, _) => {}
             }
         }

@@ -21,7 +21,7 @@ use std::collections::{HashMap, HashSet};
 
 use super::error::Error;
 use super::remover::Remover;
-use crate::catalog::{Catalog, Folder, Presence};
+use crate::catalog::{Catalog, Presence};
 use crate::format::id::{RunId, SnapshotId};
 use crate::format::pack::{IndexedCarrier, IndexedPack};
 use crate::format::sums::SUMS_SIZE;
@@ -198,7 +198,7 @@ fn account(
                 index.packs.iter().try_for_each(|pack| take_in(catalog, packs, pack))?;
                 index.carriers.iter().try_for_each(|carrier| take_in_carrier(catalog, packs, carrier))?;
                 named.extend(index.snapshots.iter().map(|usage| usage.snapshot.id));
-                catalog.add_document(Folder::Index, id, index.generation, &index.replaces)?;
+                catalog.add_index(id, &index)?;
             }
             Err(error) => _ = doubt.get_or_insert(format!("cannot read an index: {error}")),
         }

@@ -14,7 +14,7 @@ use tracing::{debug, debug_span};
 use super::error::Error;
 use super::open::Session;
 use super::packs::{PlacedBlock, StoredPack};
-use crate::catalog::{BlockId, Catalog, Folder, PackRow, SnapshotRow, SourceRow};
+use crate::catalog::{BlockId, Catalog, PackRow, SnapshotRow, SourceRow};
 use crate::format::id::{ObjectId, SnapshotId};
 use crate::format::index::Index;
 use crate::format::name::SnapshotName;
@@ -207,7 +207,7 @@ impl<'s> Publisher<'s> {
             ..Index::default()
         };
         self.session.writer().put_index(id, &index)?;
-        Ok(self.catalog.add_document(Folder::Index, id, index.generation, &[])?)
+        Ok(self.catalog.add_index(id, &index)?)
     }
 
     /// The blocks of a snapshot for the index, as the difference to the snapshot before.

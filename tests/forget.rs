@@ -1,0 +1,434 @@
+//! `forget`, `hold` and `release`: policies, names, refusals, undo, kills, and a lost catalog.
+
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::print_stdout, clippy::print_stderr)]
+
+mod common;
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::fs;
+use std::path::Path;
+use std::process::{Command, Stdio};
+
+use brackfs::format::generation::NameSet;
+use brackfs::format::name;
+use brackfs::inventory::{host_access, host_key};
+use brackfs::repository::Repository;
+use brackfs::state::RepositoryState;
+use common::ordeal::under_strace;
+use common::{Run, Site, run, settle, tree};
+use serde_json::Value;
+
+/// A site with a repository, and a snapshot made at each of these times.
+fn made_at(times: &[&str]) -> Site {
+    let site = Site::in_memory();
+    site.init();
+    for time in times {
+        backup_at(&site, time, &[]);
+    }
+    site
+}
+
+fn backup_at(site: &Site, time: &str, extra: &[&str]) -> String {
+    site.write("file", time);
+    settle();
+    let summary = site.backup(&[&["--time", time], extra].concat()).ok().json();
+    summary["snapshot_id"].as_str().unwrap().to_owned()
+}
+
+/// Noon of each of the first days of March 2027.
+fn days(count: usize) -> Vec<String> {
+    (1..=count).map(|day| format!("2027-03-{day:02}T12:00:00Z")).collect()
+}
+
+fn made_daily(count: usize) -> Site {
+    let days = days(count);
+    made_at(&days.iter().map(String::as_str).collect::<Vec<_>>())
+}
+
+/// `forget` with `--json`, on 1 May 2027 in UTC.
+fn forget(site: &Site, arguments: &[&str]) -> Run {
+    site.brackfs(&[&["forget", "--json", "--utc", "--now", "2027-05-01"], arguments].concat())
+}
+
+/// The snapshots in the output: action, date and reasons.
+fn decisions(run: &Run) -> Vec<String> {
+    let objects = run.stdout.lines().map(|line| serde_json::from_str::<Value>(line).unwrap());
+    let snapshots = objects.filter(|object| object["message_type"] == "snapshot");
+    let line = |object: Value| {
+        let reasons: Vec<_> = object["reasons"].as_array().unwrap().iter().map(|why| why.as_str().unwrap()).collect();
+        let date = &object["time"].as_str().unwrap()[..10];
+        format!("{} {date} {}", object["action"].as_str().unwrap(), reasons.join(", ")).trim_end().to_owned()
+    };
+    snapshots.map(line).collect()
+}
+
+fn listed(site: &Site, extra: &[&str]) -> Vec<Value> {
+    let mut command = site.command(&[&["snapshots", "--json"], extra].concat());
+    // From the catalog.
+    command.env_remove("BRACKFS_KEY_FILE");
+    let run = run(command).ok();
+    serde_json::from_str::<Vec<Value>>(&run.stdout).unwrap()
+}
+
+/// The dates of the listed snapshots.
+fn dates(site: &Site, extra: &[&str]) -> Vec<String> {
+    listed(site, extra).iter().map(|snapshot| snapshot["time"].as_str().unwrap()[8..10].to_owned()).collect()
+}
+
+#[track_caller]
+fn refused(site: &Site, arguments: &[&str], words: &str) {
+    let before = (tree(&site.repo()), dates(site, &[]));
+    let run = forget(site, arguments).code(1);
+    assert!(run.stderr.contains(words), "{words}\n{run}");
+    assert_eq!((tree(&site.repo()), dates(site, &[])), before, "{run}");
+}
+
+/// Compares the census of the last generation with the repository, as another program would.
+fn check_census(site: &Site) {
+    let repository = Repository::open(&site.repo().as_path().into()).unwrap();
+    let state = RepositoryState::new(&site.state(), repository.id());
+    let access = host_access(&host_key(&state).unwrap()).unwrap();
+    let (last, _) = repository.generations().unwrap().pop().unwrap();
+    let generation = access.generation(&repository, last).unwrap();
+    let number = generation.number;
+    let list = |folder: &str| repository.target().list(folder).unwrap().into_iter().map(|object| object.name);
+    let count = |documents: Vec<(String, u64, Vec<String>)>| {
+        let earlier = || documents.iter().filter(|(_, generation, _)| *generation < number);
+        let replaced: BTreeSet<_> = earlier().flat_map(|(_, _, replaces)| replaces).collect();
+        let names = earlier().map(|(name, _, _)| name).filter(|name| !replaced.contains(name));
+        NameSet::of(names.cloned().collect())
+    };
+    let mut tombstones = BTreeSet::new();
+    let forgotten = list(name::FORGOTTEN).map(|object| {
+        let document = access.forgotten(&repository, name::parse_forgotten(&object).unwrap()).unwrap();
+        if document.generation < number {
+            tombstones.extend(document.snapshots.iter().map(name::SnapshotName::object));
+        }
+        (object, document.generation, document.replaces.into_iter().map(name::forgotten).collect())
+    });
+    assert_eq!(generation.census.forgotten, count(forgotten.collect()), "tombstones");
+    let index = list(name::INDEX).map(|object| {
+        let document = access.index(&repository, name::parse_index(&object).unwrap()).unwrap();
+        (object, document.generation, document.replaces.into_iter().map(name::index).collect())
+    });
+    assert_eq!(generation.census.index, count(index.collect()), "indexes");
+    let there = repository.snapshots().unwrap().into_iter().filter(|name| name.sequence < number);
+    let snapshots = there.map(|name| name.object()).chain(tombstones).collect();
+    assert_eq!(generation.census.snapshots, NameSet::of(snapshots), "snapshots");
+}
+
+#[test]
+fn a_policy_forgets_the_snapshots_that_no_rule_keeps() {
+    let site = made_daily(6);
+    backup_at(&site, "2027-03-06T18:00:00Z", &[]);
+    let policy = ["--keep-daily", "3", "--keep-weekly", "1", "--keep-within", "12h", "--force"];
+    let table = [
+        "forget 2027-03-01",
+        "forget 2027-03-02",
+        "forget 2027-03-03",
+        "keep 2027-03-04 daily 3",
+        "keep 2027-03-05 daily 2",
+        "keep 2027-03-06 within 12h",
+        "keep 2027-03-06 daily 1, weekly 1, within 12h",
+    ];
+    let dry = forget(&site, &[&policy[..], &["--dry-run"]].concat()).ok();
+    assert_eq!(decisions(&dry), table);
+    assert_eq!(dates(&site, &[]).len(), 7);
+    let run = forget(&site, &policy).ok();
+    assert_eq!(decisions(&run), table);
+    let summary = run.json();
+    assert_eq!((&summary["changed"], &summary["kept"]), (&3.into(), &4.into()));
+    assert_eq!(dates(&site, &[]), ["04", "05", "06", "06"]);
+    assert_eq!(dates(&site, &["--forgotten"]), ["01", "02", "03"]);
+    let again = tree(&site.repo());
+    assert_eq!(forget(&site, &policy).ok().json()["changed"], 0);
+    assert_eq!(tree(&site.repo()), again, "nothing to forget, and something was written");
+    // No object was removed, and the next backup builds on a source whose newest snapshot is kept.
+    backup_at(&site, "2027-03-07T12:00:00Z", &[]);
+    site.brackfs(&["check", "--read-data"]).ok();
+    site.brackfs(&["catalog", "verify"]).ok();
+    check_census(&site);
+}
+
+#[test]
+fn the_table_for_people_has_a_line_for_each_snapshot() {
+    let site = made_daily(3);
+    let arguments = ["forget", "--now", "2027-05-01", "--utc", "--keep-last", "2"];
+    let run = site.brackfs(&[&arguments[..], &["--dry-run"]].concat()).ok();
+    let lines: Vec<_> = run.stdout.lines().collect();
+    assert_eq!((lines.len(), lines[0]), (4, "source"), "{run}");
+    for (line, (action, end)) in lines[1..].iter().zip([("forget", "Z"), ("keep", "last 2"), ("keep", "last 1")]) {
+        assert!(line.trim().starts_with(action) && line.ends_with(end), "{run}");
+    }
+    assert!(run.stderr.contains("1 snapshot is forgotten, 2 kept"), "{run}");
+    let quiet = site.brackfs(&arguments).ok();
+    assert!(quiet.stdout.is_empty() && !quiet.stderr.contains("forgotten"), "{quiet}");
+    assert_eq!(dates(&site, &[]), ["02", "03"]);
+}
+
+#[test]
+fn policies_that_would_remove_too_much_are_refused() {
+    let site = made_daily(5);
+    backup_at(&site, "2027-03-06T12:00:00Z", &["--source", "other", "--tag", "kept"]);
+    refused(&site, &[], "the policy keeps no snapshots");
+    refused(&site, &["--keep-last", "0", "--keep-daily", "0"], "the policy keeps no snapshots");
+    refused(&site, &["--keep-last", "1", "--keep-tag", "unknown", "--force"], "no snapshot has the tag unknown");
+    refused(&site, &["--keep-last", "1", "--source", "nowhere", "--force"], "no snapshot of a source called nowhere");
+    refused(&site, &["--keep-tag", "kept", "--force"], "would keep no snapshots of source");
+    refused(&site, &["--keep-last", "2"], "would forget 3 of 5 snapshots of source");
+    let usage = forget(&site, &["latest", "--keep-last", "1"]).code(2);
+    assert!(usage.stderr.contains("--keep-last"), "{usage}");
+    forget(&site, &["latest:file"]).code(2);
+    assert_eq!(dates(&site, &[]).len(), 6);
+    forget(&site, &["--keep-last", "3"]).ok();
+    assert_eq!(dates(&site, &["--source", "source"]), ["03", "04", "05"]);
+    // Two of the three that the last removal left.
+    refused(&site, &["--keep-last", "1"], "would forget 2 of 3 snapshots of source");
+    for hour in 0..6 {
+        backup_at(&site, &format!("2027-03-07T{hour:02}:00:00Z"), &[]);
+    }
+    // New ones do not count: six of nine, but only one of those three.
+    forget(&site, &["--keep-daily", "3"]).ok();
+    assert_eq!(dates(&site, &["--source", "source"]), ["04", "05", "07"]);
+}
+
+#[test]
+fn snapshots_are_grouped_by_source_and_tags() {
+    let site = made_at(&[]);
+    for (day, tag) in [("01", "a"), ("02", "b"), ("03", "a"), ("04", "b"), ("05", "a")] {
+        backup_at(&site, &format!("2027-03-{day}"), &["--tag", tag]);
+    }
+    forget(&site, &["--keep-last", "1", "--group-by", "source,tags", "--force"]).ok();
+    assert_eq!(dates(&site, &[]), ["04", "05"]);
+}
+
+#[test]
+fn snapshots_from_the_future_are_passed_over() {
+    let site = made_daily(3);
+    backup_at(&site, "2031-03-20", &[]);
+    backup_at(&site, "2027-03-04", &[]);
+    let run = forget(&site, &["--keep-last", "2"]).ok();
+    let expected = [
+        "forget 2027-03-01",
+        "forget 2027-03-02",
+        "keep 2027-03-03 last 2",
+        "keep 2031-03-20 dated in the future",
+        "keep 2027-03-04 last 1",
+    ];
+    assert_eq!(decisions(&run), expected);
+    forget(&site, &["2031"]).ok();
+    assert_eq!(dates(&site, &[]), ["03", "04"]);
+}
+
+#[test]
+fn snapshots_are_forgotten_by_name() {
+    let site = made_daily(4);
+    let id = backup_at(&site, "2027-03-05", &["--source", "other", "--host", "elsewhere"]);
+    assert_eq!(listed(&site, &[])[4]["host"], "elsewhere");
+    refused(&site, &["nowhere/latest"], "no snapshot is named nowhere/latest");
+    refused(&site, &["2027-03-01", "2026"], "no snapshot is named 2026");
+    // The last one of a source may be named.
+    let run = forget(&site, &["2027-03-02T12:00", &id[..10], "source/latest", &id]).ok();
+    assert_eq!(decisions(&run), ["forget 2027-03-05", "forget 2027-03-02", "forget 2027-03-04"]);
+    assert_eq!(dates(&site, &[]), ["01", "03"]);
+    refused(&site, &[&id], "no snapshot is named");
+}
+
+#[test]
+fn held_snapshots_stay_until_they_are_released() {
+    let site = made_daily(4);
+    let hold = |command, name| site.brackfs(&[command, "--json", name]).ok().json()["changed"].clone();
+    assert_eq!(hold("hold", "2027-03-01"), 1);
+    assert_eq!(hold("hold", "2027-03-01"), 0);
+    let held = |site: &Site| listed(site, &[]).iter().map(|snapshot| snapshot["held"] == true).collect::<Vec<_>>();
+    assert_eq!(held(&site), [true, false, false, false]);
+    let mut text = site.command(&["snapshots"]);
+    text.env_remove("BRACKFS_KEY_FILE");
+    assert_eq!(run(text).ok().stdout.matches("[held]").count(), 1);
+    refused(&site, &["2027-03-01"], "brackfs release");
+    let run = forget(&site, &["--keep-last", "1", "--force"]).ok();
+    assert_eq!(decisions(&run)[0], "keep 2027-03-01 held");
+    assert_eq!(dates(&site, &[]), ["01", "04"]);
+    fs::remove_file(catalog(&site)).unwrap();
+    site.brackfs(&["catalog", "rebuild"]).ok();
+    assert_eq!((held(&site), dates(&site, &[])), (vec![true, false], vec!["01".into(), "04".into()]));
+    assert_eq!(hold("release", "2027-03-01"), 1);
+    assert_eq!(hold("release", "2027-03-01"), 0);
+    fs::remove_file(catalog(&site)).unwrap();
+    site.brackfs(&["catalog", "rebuild"]).ok();
+    assert_eq!(held(&site), [false, false]);
+    forget(&site, &["2027-03-01"]).ok();
+    assert_eq!(dates(&site, &[]), ["04"]);
+    site.brackfs(&["hold", "2027-03-01"]).code(1);
+    site.brackfs(&["hold"]).code(2);
+}
+
+fn catalog(site: &Site) -> std::path::PathBuf {
+    let repositories = fs::read_dir(site.state()).unwrap().map(|entry| entry.unwrap().path().join("catalog.sqlite"));
+    repositories.filter(|path| path.exists()).collect::<Vec<_>>().pop().expect("a catalog")
+}
+
+fn restored(site: &Site, snapshot: &str) -> BTreeMap<std::path::PathBuf, common::Entry> {
+    let to = site.path().join("restored");
+    site.brackfs(&["restore", snapshot, "--to", to.to_str().unwrap()]).ok();
+    let found = tree(&to);
+    fs::remove_dir_all(to).unwrap();
+    found
+}
+
+#[test]
+fn forgotten_snapshots_are_shown_again() {
+    let site = made_daily(3);
+    let id = listed(&site, &[])[0]["id"].as_str().unwrap().to_owned();
+    let before = restored(&site, &id);
+    forget(&site, &["2027-03-01", "latest"]).ok();
+    // The next backup is the difference to a forgotten snapshot.
+    site.brackfs(&["backup", "source", "--skip-if-unchanged", "--time", "2027-03-04"]).ok();
+    assert_eq!(dates(&site, &[]), ["02", "04"]);
+    let dry = forget(&site, &["--undo", "--dry-run"]).ok();
+    assert_eq!(
+        (decisions(&dry), dates(&site, &[]).len()),
+        (vec!["show 2027-03-01".into(), "show 2027-03-03".into()], 2)
+    );
+    let run = forget(&site, &["--undo"]).ok();
+    assert_eq!(decisions(&run), ["show 2027-03-01", "show 2027-03-03"]);
+    assert_eq!(dates(&site, &[]), ["01", "02", "03", "04"]);
+    assert_eq!(dates(&site, &["--forgotten"]), [""; 0]);
+    assert_eq!(restored(&site, &id), before);
+    assert_eq!(forget(&site, &["--undo"]).ok().json()["changed"], 0);
+    fs::remove_file(catalog(&site)).unwrap();
+    backup_at(&site, "2027-03-05", &[]);
+    assert_eq!(dates(&site, &[]), ["01", "02", "03", "04", "05"]);
+    site.brackfs(&["check", "--read-data"]).ok();
+    site.brackfs(&["catalog", "verify"]).ok();
+    check_census(&site);
+}
+
+#[test]
+fn a_rebuilt_catalog_knows_what_is_forgotten_and_tags() {
+    let site = made_daily(3);
+    backup_at(&site, "2027-03-04", &["--tag", "monthly", "--host", "elsewhere"]);
+    backup_at(&site, "2027-03-05", &[]);
+    forget(&site, &["2027-03-01", "2027-03-03"]).ok();
+    let before = listed(&site, &[]);
+    // The object of a forgotten snapshot may have been removed.
+    let swept = common::snapshot_objects(&site).into_iter().find(|path| path.to_str().unwrap().contains("20270301"));
+    fs::remove_file(swept.unwrap()).unwrap();
+    fs::remove_file(catalog(&site)).unwrap();
+    let rebuilt = site.brackfs(&["catalog", "rebuild", "--json"]).ok();
+    assert!(!rebuilt.stderr.contains("missing"), "{rebuilt}");
+    assert_eq!(listed(&site, &[]), before);
+    assert_eq!(dates(&site, &["--forgotten"]), ["03"]);
+    let run = forget(&site, &["--keep-last", "1", "--keep-tag", "monthly"]).ok();
+    assert_eq!(decisions(&run), ["forget 2027-03-02", "keep 2027-03-04 tag monthly", "keep 2027-03-05 last 1"]);
+    assert_eq!(decisions(&forget(&site, &["--undo"]).ok()), ["show 2027-03-02", "show 2027-03-03"]);
+    site.brackfs(&["catalog", "verify"]).ok();
+    backup_at(&site, "2027-03-06", &[]);
+    check_census(&site);
+}
+
+#[test]
+fn the_state_directory_is_enough() {
+    let site = made_daily(3);
+    let program = site.command(&[""; 0]).get_program().to_owned();
+    fs::rename(site.keys(), site.path().join("elsewhere")).unwrap();
+    let bare = |arguments: &[&str]| {
+        let mut command = Command::new(&program);
+        command.env_clear().args(arguments).stdin(Stdio::null()).current_dir("/");
+        command.args([Path::new("--repo"), &site.repo(), Path::new("--state-dir"), &site.state()]);
+        run(command).ok()
+    };
+    bare(&["hold", "2027-03-02"]);
+    bare(&["forget", "--keep-last", "1", "--force", "--now", "2027-05-01"]);
+    assert_eq!(dates(&site, &[]), ["02", "03"]);
+    bare(&["release", "2027-03-02"]);
+    bare(&["forget", "2027-03-02"]);
+    bare(&["forget", "--undo"]);
+    assert_eq!(dates(&site, &[]), ["01", "02", "03"]);
+}
+
+/// Runs `command` killed at each call of `calls`, until it is not killed any more, each time from the same state. After
+/// each, a backup follows, and `check` sees the site with the names listed by then. Returns the number of kills.
+fn killed_everywhere(site: &Site, calls: &str, command: &[&str], check: &mut dyn FnMut(&[String])) -> u32 {
+    let saved = site.path().join("saved");
+    let copy = |from: &Path, to: &Path| {
+        let _ = fs::remove_dir_all(to);
+        run({
+            let mut copy = Command::new("cp");
+            copy.arg("-a").arg(from).arg(to);
+            copy
+        })
+        .ok();
+    };
+    fs::create_dir(&saved).unwrap();
+    let folders = [(site.repo(), saved.join("repo")), (site.state(), saved.join("state"))];
+    folders.iter().for_each(|(now, saved)| copy(now, saved));
+    for nth in 1..200 {
+        let kill = format!("inject={calls}:signal=KILL:when={nth}");
+        let trace = format!("trace=linkat,{calls}");
+        let arguments = ["-o", "/dev/null", "-e", &trace, "-e", "inject=linkat:error=EPERM", "-e", &kill];
+        let is_whole = run(under_strace(&arguments, &site.command(command))).code == 0;
+        backup_at(site, "2027-04-01", &[]);
+        check_census(site);
+        check(&dates(site, &[]));
+        folders.iter().for_each(|(now, saved)| copy(saved, now));
+        if is_whole {
+            fs::remove_dir_all(saved).unwrap();
+            return nth - 1;
+        }
+    }
+    panic!("the command makes calls without end");
+}
+
+#[test]
+fn a_killed_run_forgets_all_or_nothing() {
+    let site = made_daily(3);
+    let arguments = ["forget", "--keep-last", "1", "--force", "--now", "2027-05-01"];
+    for calls in ["renameat2", "fsync,fdatasync"] {
+        let mut seen = BTreeSet::new();
+        let kills = killed_everywhere(&site, calls, &arguments, &mut |dates| {
+            assert!(*dates == ["01", "02", "03", "01"] || *dates == ["03", "01"], "{calls}: {dates:?}");
+            seen.insert(dates.len());
+            site.brackfs(&["catalog", "verify"]).ok();
+            assert_eq!(dates_after(&site, &["--keep-last", "2", "--force"]), ["03", "01"], "{calls}");
+            check_census(&site);
+        });
+        assert!(kills >= 2 && seen.len() == 2, "{calls}: {kills} kills, {seen:?}");
+        // The next round begins with a document of tombstones to replace.
+        forget(&site, &["latest"]).ok();
+        forget(&site, &["--undo"]).ok();
+        assert_eq!(dates(&site, &[]), ["01", "02", "03"]);
+    }
+}
+
+/// The dates listed after a policy is applied.
+fn dates_after(site: &Site, policy: &[&str]) -> Vec<String> {
+    forget(site, policy).ok();
+    dates(site, &[])
+}
+
+#[test]
+fn killed_runs_show_all_forgotten_snapshots_again_or_none() {
+    let site = made_daily(3);
+    forget(&site, &["2027-03-01", "2027-03-02"]).ok();
+    let mut seen = BTreeSet::new();
+    let kills = killed_everywhere(&site, "renameat2", &["forget", "--undo"], &mut |dates| {
+        assert!(*dates == ["01", "02", "03", "01"] || *dates == ["03", "01"], "{dates:?}");
+        seen.insert(dates.len());
+        assert_eq!(forget(&site, &["--undo"]).ok().code, 0);
+        assert_eq!(self::dates(&site, &[]), ["01", "02", "03", "01"]);
+    });
+    assert!(kills >= 2 && seen.len() == 2, "{kills} kills, {seen:?}");
+}
+
+#[test]
+fn killed_runs_hold_all_snapshots_or_none() {
+    let site = made_daily(3);
+    let mut seen = BTreeSet::new();
+    let kills = killed_everywhere(&site, "renameat2", &["hold", "2027-03-01", "2027-03-02"], &mut |_| {
+        let held = listed(&site, &[]).iter().filter(|snapshot| snapshot["held"] == true).count();
+        assert!([0, 2].contains(&held), "{held}");
+        seen.insert(held);
+    });
+    assert!(kills >= 2 && seen.len() == 2, "{kills} kills, {seen:?}");
+}
