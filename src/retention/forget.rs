@@ -12,6 +12,7 @@ use super::plan::{Group, Grouping, LargeRemoval, Plan, select};
 use super::policy::{Calendar, Decision, Policy, Snapshot, State};
 use crate::archive::Selector;
 use crate::catalog::{Catalog, Folder, Presence, SnapshotRow};
+use crate::format::PackId;
 use crate::format::usage::Hold;
 use crate::inventory::host_key;
 use crate::monitor::Monitor;
@@ -109,7 +110,7 @@ impl Scene<'_> {
             if !removed.is_empty() {
                 session.announce(catalog)?;
                 removed.iter().try_for_each(|id| catalog.set_presence(*id, Presence::Forgotten))?;
-                session.put_tombstones(catalog, Vec::new())?;
+                session.put_tombstones(catalog, condemned(catalog)?)?;
             }
             Ok(chosen)
         })
@@ -127,7 +128,7 @@ impl Scene<'_> {
             if !hidden.is_empty() {
                 session.announce(catalog)?;
                 hidden.iter().try_for_each(|row| catalog.set_there(row.name.id, None))?;
-                session.put_tombstones(catalog, Vec::new())?;
+                session.put_tombstones(catalog, condemned(catalog)?)?;
             }
             Ok(hidden)
         })
@@ -182,6 +183,11 @@ impl Scene<'_> {
         }
         Ok(hidden)
     }
+}
+
+/// The condemned packs: a new document of tombstones must name them too.
+fn condemned(catalog: &Catalog) -> Result<Vec<PackId>, ForgetError> {
+    Ok(catalog.doomed_packs()?.into_iter().map(|pack| pack.id).collect())
 }
 
 /// The snapshots that users see, oldest first.
