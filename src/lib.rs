@@ -29,6 +29,7 @@
 //! | `init` | `catalog` `state` `repository` `storage` `crypt` `format` `failure` |
 //! | `inventory` | `catalog` `state` `repository` `storage` `crypt` `format` `monitor` `failure` |
 //! | `session` | `inventory` `source` `catalog` `state` `repository` `storage` `crypt` `format` `monitor` `failure` |
+//! | `prune` | `session` `inventory` `source` `catalog` `state` `repository` `storage` `crypt` `format` `monitor` `failure` |
 //! | `backup` | `session` `inventory` `source` `catalog` `state` `repository` `storage` `crypt` `format` `monitor` `threads` `failure` |
 //! | `archive` | `storage` `format` `failure` |
 //! | `reader` | `archive` `repository` `crypt` `format` `failure` |
@@ -38,7 +39,7 @@
 //! | `retention` | `archive` `session` `inventory` `catalog` `state` `repository` `format` `monitor` `failure` |
 //! | `history` | `archive` `source` `format` `monitor` `failure` |
 //! | `check` | `archive` `reader` `repository` `storage` `crypt` `format` `monitor` `failure` |
-//! | `cli` | `archive` `backup` `catalog` `check` `crypt` `dump` `format` `history` `init` `inventory` `sys` `monitor` `mount` `reader` `repository` `restore` `retention` `session` `state` `storage` `failure` |
+//! | `cli` | `archive` `backup` `catalog` `check` `crypt` `dump` `format` `history` `init` `inventory` `sys` `monitor` `mount` `prune` `reader` `repository` `restore` `retention` `session` `state` `storage` `failure` |
 //! <!-- /layers -->
 
 // Tests of targets remove objects without a session.
@@ -58,6 +59,7 @@ pub mod init;
 pub mod inventory;
 pub mod monitor;
 pub mod mount;
+pub mod prune;
 pub mod reader;
 pub mod repository;
 pub mod restore;

@@ -86,6 +86,29 @@ fn a_power_cut_at_any_sync_of_a_backup_loses_nothing() {
     });
 }
 
+#[test]
+fn a_power_cut_at_any_sync_of_a_prune_loses_nothing() {
+    rounds("power, prune", 1, |random| {
+        let site = Site::in_memory();
+        let disk = disk_of(&site);
+        let mut ordeal = Ordeal::at(site, random, 1);
+        ordeal.forget();
+        let memory = ordeal.memory.clone();
+        disk.record();
+        run(ordeal.prune_command()).ok();
+        let moments = disk.moments();
+        drop(disk);
+        let mut random = ordeal.random.clone();
+        for (number, way) in choose(moments.len(), &mut random) {
+            let moment = &moments[number];
+            eprintln!("power: {way:?} cut before {}, {number} of {}", moment.before, moments.len());
+            cut(&ordeal.site, moment, way, &mut random);
+            ordeal.memory = memory.clone();
+            ordeal.holds_after_prune();
+        }
+    });
+}
+
 /// The disk fails to sync a folder, so a visible object may be lost in a power cut. The next run must not
 /// rely on it before it is synced.
 #[test]

@@ -54,6 +54,8 @@ pub struct KnownDocument {
     pub generation: u64,
     /// The generation of the document that replaced it.
     pub replaced: Option<u64>,
+    /// Whether the object was removed, after it was replaced.
+    pub is_removed: bool,
 }
 
 impl KnownDocument {
@@ -84,11 +86,12 @@ impl Catalog {
     ) -> Result<(), Error> {
         let (code, detail) = folder.codes();
         let add = || {
-            let add = "INSERT INTO documents VALUES (?1, ?2, ?3, ?4, NULL)
+            let add = "INSERT INTO documents VALUES (?1, ?2, ?3, ?4, NULL, 0)
                  ON CONFLICT DO UPDATE SET detail = ?3, generation = ?4";
             let id = id.as_bytes();
             self.db.prepare_cached(add)?.execute(params![code, id, detail, generation as i64])?;
-            let replace = "INSERT INTO documents VALUES (?1, ?2, ?3, 0, ?4) ON CONFLICT DO UPDATE SET replaced = ?4";
+            let replace = "INSERT INTO documents VALUES (?1, ?2, ?3, 0, ?4, 0)
+                 ON CONFLICT DO UPDATE SET replaced = coalesce(replaced, ?4)";
             let mut statement = self.db.prepare_cached(replace)?;
             replaces
                 .iter()
@@ -103,7 +106,15 @@ impl Catalog {
         index.holds.iter().try_for_each(|hold| self.set_hold(hold, index.generation))
     }
 
-    /// Removes a document that was removed from the repository.
+    /// Records that a replaced document was removed from the repository. The census of the last generation may count it.
+    pub fn set_document_removed(&self, document: &KnownDocument) -> Result<(), Error> {
+        let (code, _) = document.folder.codes();
+        let set = "UPDATE documents SET removed = 1 WHERE folder = ? AND id = ?";
+        let set = self.db.execute(set, params![code, document.id.as_bytes()]);
+        set.map(drop).map_err(self.failed("remove a document"))
+    }
+
+    /// Drops a document from the catalog that no census counts any more.
     pub fn remove_document(&self, document: &KnownDocument) -> Result<(), Error> {
         let (code, _) = document.folder.codes();
         let remove = "DELETE FROM documents WHERE folder = ? AND id = ?";
@@ -114,18 +125,21 @@ impl Catalog {
     /// All known documents, in no particular order.
     pub fn documents(&self) -> Result<Vec<KnownDocument>, Error> {
         let find = || {
-            let mut statement = self.db.prepare("SELECT folder, id, detail, generation, replaced FROM documents")?;
+            let mut statement =
+                self.db.prepare("SELECT folder, id, detail, generation, replaced, removed FROM documents")?;
             let rows = statement.query_map([], |row| {
                 let (folder, id): (_, Vec<u8>) = (Folder::from_codes(row.get(0)?, row.get(2)?), row.get(1)?);
-                Ok((folder, id, row.get::<_, i64>(3)? as u64, row.get::<_, Option<i64>>(4)?))
+                let replaced = row.get::<_, Option<i64>>(4)?.map(|replaced| replaced as u64);
+                Ok((folder, id, row.get::<_, i64>(3)? as u64, replaced, row.get(5)?))
             })?;
             rows.collect::<rusqlite::Result<Vec<_>>>()
         };
-        let known = |(folder, id, generation, replaced): (Option<Folder>, Vec<u8>, u64, Option<i64>)| {
-            let folder = folder.ok_or_else(|| self.damaged("a document is in no known folder"))?;
-            let id = ObjectId::from_slice(&id).map_err(|e| self.damaged(e))?;
-            Ok(KnownDocument { folder, id, generation, replaced: replaced.map(|replaced| replaced as u64) })
-        };
+        let known =
+            |(folder, id, generation, replaced, is_removed): (Option<Folder>, Vec<u8>, u64, Option<u64>, bool)| {
+                let folder = folder.ok_or_else(|| self.damaged("a document is in no known folder"))?;
+                let id = ObjectId::from_slice(&id).map_err(|e| self.damaged(e))?;
+                Ok(KnownDocument { folder, id, generation, replaced, is_removed })
+            };
         find().map_err(self.failed("read documents"))?.into_iter().map(known).collect()
     }
 

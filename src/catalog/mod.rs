@@ -17,6 +17,7 @@
 //! - [`retry_queue`]: files that a run reads again before it makes its snapshot
 //! - [`snapshots`]: sources and snapshots
 //! - [`usage`]: the blocks that each snapshot uses, as [`spans`]
+//! - [`sizes`]: how much of the stored data each snapshot uses
 //! - [`sums`]: checksums of rows
 //! - [`claims`]: rows that depend on blocks; dropped if a block is lost or the row is damaged
 //! - [`verify`]: internal consistency
@@ -36,6 +37,7 @@ mod moves;
 mod numbers;
 mod packs;
 mod retry_queue;
+mod sizes;
 mod snapshots;
 mod spans;
 pub mod stats;
@@ -54,5 +56,6 @@ pub use ids::BlockId;
 pub use moves::{BlockInPack, DoomedPack, PackLoad};
 pub use packs::{Condemned, KnownPack};
 pub use retry_queue::{DeferredFile, StoredState};
+pub use sizes::UsedSizes;
 pub use snapshots::{Presence, SnapshotRow, SourceRow};
 pub use trust::{LastRun, Trust};

@@ -274,6 +274,39 @@ impl Catalog {
         }
     }
 
+    /// Notes the generation and time at which a prune saw that a snapshot is forgotten. The first ones count.
+    pub fn note_forgotten(&self, sequence: u64, generation: u64, at: i64) -> Result<(), Error> {
+        let insert = "INSERT OR IGNORE INTO seen_forgotten VALUES (?, ?, ?)";
+        let noted = self.db.execute(insert, params![sequence as i64, generation as i64, at]);
+        noted.map(drop).map_err(self.failed("record a forgotten snapshot"))
+    }
+
+    /// The generation and time at which a prune saw that a snapshot is forgotten.
+    pub fn seen_forgotten(&self, sequence: u64) -> Result<Option<(u64, i64)>, Error> {
+        let find = || {
+            let mut statement =
+                self.db.prepare_cached("SELECT generation, at FROM seen_forgotten WHERE sequence = ?")?;
+            let read = |row: &Row<'_>| Ok((row.get::<_, i64>(0)? as u64, row.get(1)?));
+            statement.query_row([sequence as i64], read).optional()
+        };
+        find().map_err(self.failed("look up a forgotten snapshot"))
+    }
+
+    /// Drops notes about snapshots that are not forgotten, or are removed. A snapshot that is taken back and forgotten again
+    /// has its whole grace.
+    pub fn drop_notes(&self, forgotten: &[u64]) -> Result<(), Error> {
+        let notes = || {
+            let mut statement = self.db.prepare("SELECT sequence FROM seen_forgotten")?;
+            statement.query_map([], |row| Ok(row.get::<_, i64>(0)? as u64))?.collect::<rusqlite::Result<Vec<_>>>()
+        };
+        let notes = notes().map_err(self.failed("read forgotten snapshots"))?;
+        for sequence in notes.into_iter().filter(|sequence| !forgotten.contains(sequence)) {
+            let removed = self.db.execute("DELETE FROM seen_forgotten WHERE sequence = ?", [sequence as i64]);
+            removed.map_err(self.failed("drop a note"))?;
+        }
+        Ok(())
+    }
+
     /// Where the bytes of a block lie now.
     pub fn place(&self, block: BlockId) -> Result<BlockLocation, Error> {
         let find = || {
@@ -312,17 +345,14 @@ impl Catalog {
         for pack in packs {
             rows.extend(self.pack(*pack)?);
         }
-        rows.retain(|row| !self.doomed_rows().is_ok_and(|doomed| doomed.contains(row)));
+        let doomed: HashSet<_> = self.doomed_packs()?.into_iter().map(|pack| pack.row).collect();
+        rows.retain(|row| !doomed.contains(row));
         self.condemn_for_removal(&rows, now().seconds)?;
         rows.iter().try_for_each(|row| {
             let set =
                 self.db.execute("UPDATE packs SET condemned_in = ? WHERE id = ?", params![generation as i64, row.0]);
             set.map(drop).map_err(self.failed("condemn packs"))
         })
-    }
-
-    fn doomed_rows(&self) -> Result<Vec<PackRow>, Error> {
-        Ok(self.doomed_packs()?.into_iter().map(|pack| pack.row).collect())
     }
 
     /// Records that a tombstone of `generation` names all condemned packs.
@@ -387,10 +417,12 @@ impl Catalog {
         remove().map(drop).map_err(self.failed("remove a pack"))
     }
 
-    /// The live blocks of a birth pack that was removed, as their ordinals.
-    pub fn ordinals_of(&self, pack: PackId) -> Result<HashSet<u32>, Error> {
+    /// The ordinals of blocks of a birth pack that lie in carriers which stay.
+    pub fn moved_ordinals_of(&self, pack: PackId) -> Result<HashSet<u32>, Error> {
         let find = || {
-            let select = "SELECT ordinal FROM blocks JOIN packs ON packs.id = pack WHERE uuid = ?";
+            let select = "SELECT blocks.ordinal FROM packs birth JOIN blocks ON pack = birth.id
+                 JOIN moves ON block = blocks.id JOIN packs carriers ON carriers.id = carrier
+                 WHERE birth.uuid = ? AND carriers.condemned < 3";
             let mut statement = self.db.prepare_cached(select)?;
             statement.query_map([pack.as_bytes()], |row| row.get(0))?.collect::<rusqlite::Result<_>>()
         };

@@ -23,6 +23,7 @@ CREATE TABLE documents (
     detail INTEGER NOT NULL,      -- the shard of moves, or the edition of secrets
     generation INTEGER NOT NULL,
     replaced INTEGER,             -- generation of the document that replaced it
+    removed INTEGER NOT NULL,     -- 1: the object was removed after that
     PRIMARY KEY (folder, id)
 ) WITHOUT ROWID;
 
@@ -52,6 +53,8 @@ CREATE TABLE moves (
     sum INTEGER NOT NULL
 );
 CREATE INDEX moves_by_carrier ON moves (carrier);
+-- Generation and time at which a prune first saw that a snapshot is forgotten.
+CREATE TABLE seen_forgotten (sequence INTEGER PRIMARY KEY, generation INTEGER NOT NULL, at INTEGER NOT NULL);
 -- First bytes of the ids of packs whose moves changed since their shard was written.
 CREATE TABLE dirty_shards (prefix BLOB PRIMARY KEY) WITHOUT ROWID;
 -- Keyed by the digest's first eight bytes: integers make the smallest and fastest index. Only the first of two

@@ -268,7 +268,7 @@ impl Catalog {
     }
 
     /// Calls `found` with the spans of each group, in order.
-    fn each_group(&self, found: &mut dyn FnMut(&[Span])) -> Result<(), Error> {
+    pub(super) fn each_group(&self, found: &mut dyn FnMut(&[Span])) -> Result<(), Error> {
         let mut spans = Vec::new();
         self.in_pages(GROUPS, raw_group, |(id, bytes)| {
             decode(id as u64, &bytes, &mut spans).ok_or_else(|| self.damaged_group(id))?;

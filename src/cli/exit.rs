@@ -5,8 +5,8 @@ use std::error::Error;
 use super::show;
 use crate::failure::{Failure, FailureKind};
 use crate::{
-    archive, backup, catalog, check, crypt, dump, history, init, inventory, reader, repository, restore, retention,
-    session, state,
+    archive, backup, catalog, check, crypt, dump, history, init, inventory, prune, reader, repository, restore,
+    retention, session, state,
 };
 
 /// A command line that parses, but is not valid.
@@ -54,7 +54,7 @@ pub(super) fn kind(error: &anyhow::Error) -> FailureKind {
 type KindOf = fn(&(dyn Error + 'static)) -> Option<FailureKind>;
 
 /// The types of [`Failure`] that reach the command line: an error in a chain can only be found by its type.
-const FAILURES: [KindOf; 18] = [
+const FAILURES: [KindOf; 19] = [
     kind_of::<Usage>,
     kind_of::<NoSecret>,
     kind_of::<archive::Error>,
@@ -66,6 +66,7 @@ const FAILURES: [KindOf; 18] = [
     kind_of::<history::Error>,
     kind_of::<init::Error>,
     kind_of::<inventory::Error>,
+    kind_of::<prune::Error>,
     kind_of::<reader::Error>,
     kind_of::<repository::Error>,
     kind_of::<restore::Error>,

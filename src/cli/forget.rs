@@ -13,6 +13,7 @@ use serde_json::{Value, json};
 use super::exit::Usage;
 use super::global::Global;
 use super::output;
+use super::prune;
 use super::reader_args::RepositoryArg;
 use super::show::{self, name_time, parse_duration, parse_time};
 use super::signals::stop_on_signals;
@@ -125,6 +126,9 @@ pub(super) struct Args {
     /// Show all forgotten snapshots again whose data was not pruned yet
     #[arg(long, conflicts_with = "snapshots", conflicts_with_all = POLICY)]
     undo: bool,
+    /// Then prune, as brackfs-prune(1) does with its default options
+    #[arg(long, conflicts_with_all = ["undo", "dry_run"])]
+    prune: bool,
     #[command(flatten)]
     run: RunArgs,
     #[arg(long, value_name = "TIME", hide = true, value_parser = parse_time)]
@@ -238,7 +242,12 @@ pub(super) fn run(args: &Args, global: &Global) -> Result<ExitCode> {
         let total = chosen.plan.groups.iter().map(|group| group.decisions.len()).sum::<usize>();
         let forgotten = chosen.plan.removed().count();
         summarize(forgotten, total - forgotten, ["snapshot is forgotten", "snapshots are forgotten"], args, global)
-    })
+    })?;
+    if !args.prune {
+        return Ok(ExitCode::SUCCESS);
+    }
+    let run = prune::Run { wait_lock: args.run.wait_lock, dry_run: false, json: args.run.json };
+    prune::prune_as(&args.repository, &prune::Limits::default(), &run, global)
 }
 
 fn summarize(changed: usize, kept: usize, [one, many]: [&str; 2], args: &Args, global: &Global) -> Result<()> {

@@ -42,12 +42,14 @@ mod mount_log;
 mod output;
 mod passphrase;
 mod process;
+mod prune;
 mod reader_args;
 mod recipients;
 mod restore;
 mod show;
 mod signals;
 mod snapshots;
+mod stats;
 mod status;
 mod terminal;
 mod ticker;
@@ -104,6 +106,8 @@ enum Command {
     Umount(umount::Args),
     Restore(restore::Args),
     Dump(dump::Args),
+    Prune(prune::Args),
+    Stats(stats::Args),
     Check(check::Args),
     Forget(Box<forget::Args>),
     Hold(forget::HoldArgs),
@@ -169,6 +173,8 @@ impl Command {
             Command::Umount(_) => "umount",
             Command::Restore(_) => "restore",
             Command::Dump(_) => "dump",
+            Command::Prune(_) => "prune",
+            Command::Stats(_) => "stats",
             Command::Check(_) => "check",
             Command::Forget(_) => "forget",
             Command::Hold(_) => "hold",
@@ -211,6 +217,8 @@ fn run(command: Command, global: &Global) -> anyhow::Result<ExitCode> {
         Command::Umount(args) => umount::run(&args),
         Command::Restore(args) => run_in_thread(|| restore::run(&args, global)),
         Command::Dump(args) => run_in_thread(|| dump::run(&args, global)),
+        Command::Prune(args) => run_in_thread(|| prune::run(&args, global)),
+        Command::Stats(args) => run_in_thread(|| stats::run(&args, global)),
         Command::Check(args) => run_in_thread(|| check::run(&args, global)),
         Command::Forget(args) => run_in_thread(|| forget::run(&args, global)),
         Command::Hold(args) => run_in_thread(|| forget::hold(&args, global)),

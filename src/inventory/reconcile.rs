@@ -84,6 +84,8 @@ impl Inventory<'_> {
         self.learn_swept(catalog, &tombstones, &there)?;
         found.unknown_snapshots = (there.len() as u64).saturating_sub(known + found.learnt_snapshots);
         self.learn_secrets(catalog)?;
+        self.learn_shards(catalog)?;
+        self.learn_condemned(catalog, &tombstones)?;
         found.unknown_packs = catalog.unknown_listed()?;
         catalog.begin_listing()?;
         catalog.commit()?;
@@ -129,6 +131,8 @@ impl Inventory<'_> {
             catalog.add_index(id, &index)?;
             for pack in &index.packs {
                 if catalog.pack(pack.id)?.is_some() {
+                    // Its blocks may lie in carriers that are unknown so far.
+                    gone.extend(pack.digest.is_none().then_some(id));
                     continue;
                 }
                 let there = catalog.listed(pack.id)? == Some(pack.length);
@@ -257,6 +261,18 @@ impl Inventory<'_> {
         };
         catalog.add_snapshot(&row, source, used.as_ref())?;
         found.learnt_snapshots += u64::from(is_there);
+        Ok(())
+    }
+
+    /// Adds shards of moves to the catalog. Where blocks lie is in the indexes.
+    fn learn_shards(&self, catalog: &Catalog) -> Result<(), Error> {
+        for object in self.repository.target().list(name::MOVED)? {
+            let Some((prefix, id)) = name::parse_moved(&object.name) else { continue };
+            self.check_interrupted()?;
+            if let Ok(moved) = self.access.moved(self.repository, prefix, id) {
+                catalog.add_document(Folder::Moved(prefix), id, moved.generation, &moved.replaces)?;
+            }
+        }
         Ok(())
     }
 

@@ -7,6 +7,8 @@ use super::context::Inventory;
 use super::error::Error;
 use super::reconcile::is_foreign;
 use crate::catalog::{Catalog, Folder, Presence, SnapshotRow};
+use crate::format::PackId;
+use crate::format::forgotten::Forgotten;
 use crate::format::id::{ObjectId, SnapshotId};
 use crate::format::name::{self, SnapshotName};
 use crate::format::usage::Labels;
@@ -16,6 +18,8 @@ use crate::repository;
 pub(super) struct Tombstones {
     /// The snapshots that they name.
     names: BTreeMap<SnapshotId, SnapshotName>,
+    /// The condemned packs, with the generations of the documents.
+    packs: Vec<(u64, Vec<PackId>)>,
     /// Every document that counts was read, so that they name no other snapshot.
     is_complete: bool,
 }
@@ -44,30 +48,41 @@ impl Tombstones {
 impl Inventory<'_> {
     /// Adds the tombstones in the repository to the catalog's documents, and reads those that are not replaced.
     pub(super) fn learn_tombstones(&self, catalog: &Catalog) -> Result<Tombstones, Error> {
-        let mut read: BTreeMap<ObjectId, Vec<SnapshotName>> = BTreeMap::new();
+        let mut read: BTreeMap<ObjectId, Forgotten> = BTreeMap::new();
         for object in self.repository.target().list(name::FORGOTTEN)? {
             let Some(id) = name::parse_forgotten(&object.name) else { continue };
             self.check_interrupted()?;
             match self.access.forgotten(self.repository, id) {
                 Ok(forgotten) => {
                     catalog.add_document(Folder::Forgotten, id, forgotten.generation, &forgotten.replaces)?;
-                    read.insert(id, forgotten.snapshots);
+                    read.insert(id, forgotten);
                 }
                 Err(error @ repository::Error::Target(_)) if !self.repository.is_there() => return Err(error.into()),
                 Err(error) if is_foreign(&error) => {}
                 Err(error) => self.monitor.problem(Path::new(&object.name), &error.to_string()),
             }
         }
-        let (mut names, mut is_complete) = (BTreeMap::new(), true);
+        let (mut names, mut packs, mut is_complete) = (BTreeMap::new(), Vec::new(), true);
         for document in catalog.documents()? {
             if document.folder == Folder::Forgotten && document.replaced.is_none() {
                 match read.remove(&document.id) {
-                    Some(snapshots) => names.extend(snapshots.into_iter().map(|name| (name.id, name))),
+                    Some(forgotten) => {
+                        names.extend(forgotten.snapshots.into_iter().map(|name| (name.id, name)));
+                        packs.push((forgotten.generation, forgotten.packs));
+                    }
                     None => is_complete = false,
                 }
             }
         }
-        Ok(Tombstones { names, is_complete })
+        Ok(Tombstones { names, packs, is_complete })
+    }
+
+    /// Condemns the packs that tombstones name, and that are in the catalog.
+    pub(super) fn learn_condemned(&self, catalog: &Catalog, tombstones: &Tombstones) -> Result<(), Error> {
+        for (generation, packs) in &tombstones.packs {
+            catalog.learn_condemned(packs, *generation)?;
+        }
+        Ok(())
     }
 
     /// Adds snapshots that only tombstones name: their objects and their usage were removed.
@@ -139,6 +154,7 @@ impl Inventory<'_> {
             return Ok(());
         }
         let tombstones = self.learn_tombstones(catalog)?;
+        self.learn_condemned(catalog, &tombstones)?;
         for SnapshotRow { name, presence, .. } in catalog.snapshots()? {
             let is_there = matches!(presence, Presence::There | Presence::Forgotten);
             let now = tombstones.presence(name.id, presence, is_there);
@@ -160,7 +176,7 @@ mod tests {
         use Presence::{Forgotten, Intended, NeverWritten, NotFound, Swept, There};
         let [named, other] = [SnapshotId::random(), SnapshotId::random()];
         let name = SnapshotName { source: SourceId::random(), sequence: 1, time: "20261120T145201Z".into(), id: named };
-        let all = Tombstones { names: BTreeMap::from([(named, name)]), is_complete: true };
+        let all = Tombstones { names: BTreeMap::from([(named, name)]), packs: Vec::new(), is_complete: true };
         let before = [Intended, There, NotFound, NeverWritten, Forgotten, Swept];
         let after = |of: &Tombstones, id, is_there| before.map(|before| of.presence(id, before, is_there));
         assert_eq!(after(&all, named, true), [Forgotten; 6]);

@@ -160,6 +160,9 @@ impl Inventory<'_> {
                     for pack in index.packs {
                         records.entry(pack.id).or_default().indexed = pack.digest;
                     }
+                    for carrier in index.carriers {
+                        records.entry(carrier.id).or_default().indexed = Some(carrier.digest);
+                    }
                 }
                 // Written by a former host; its packs are in another index, too.
                 Err(error) if is_foreign(&error) => {}

@@ -12,7 +12,6 @@ use super::plan::{Group, Grouping, LargeRemoval, Plan, select};
 use super::policy::{Calendar, Decision, Policy, Snapshot, State};
 use crate::archive::Selector;
 use crate::catalog::{Catalog, Folder, Presence, SnapshotRow};
-use crate::format::PackId;
 use crate::format::usage::Hold;
 use crate::inventory::host_key;
 use crate::monitor::Monitor;
@@ -106,11 +105,17 @@ impl Scene<'_> {
             {
                 return Err(ForgetError::TooMany { source_name: source, removed, total });
             }
-            let removed: Vec<_> = chosen.plan.removed().map(|snapshot| snapshot.name.id).collect();
-            if !removed.is_empty() {
+            let (there, missing): (Vec<_>, Vec<_>) =
+                chosen.plan.removed().partition(|snapshot| snapshot.state == State::There);
+            let forget = |catalog: &Catalog, snapshots: Vec<&Snapshot>| {
+                snapshots.iter().try_for_each(|one| catalog.set_presence(one.name.id, Presence::Forgotten))
+            };
+            if !there.is_empty() || !missing.is_empty() {
+                // The census of this run counts missing ones only if they are forgotten before.
+                forget(catalog, missing)?;
                 session.announce(catalog)?;
-                removed.iter().try_for_each(|id| catalog.set_presence(*id, Presence::Forgotten))?;
-                session.put_tombstones(catalog, condemned(catalog)?)?;
+                forget(catalog, there)?;
+                session.put_tombstones(catalog)?;
             }
             Ok(chosen)
         })
@@ -128,7 +133,7 @@ impl Scene<'_> {
             if !hidden.is_empty() {
                 session.announce(catalog)?;
                 hidden.iter().try_for_each(|row| catalog.set_there(row.name.id, None))?;
-                session.put_tombstones(catalog, condemned(catalog)?)?;
+                session.put_tombstones(catalog)?;
             }
             Ok(hidden)
         })
@@ -183,11 +188,6 @@ impl Scene<'_> {
         }
         Ok(hidden)
     }
-}
-
-/// The condemned packs: a new document of tombstones must name them too.
-fn condemned(catalog: &Catalog) -> Result<Vec<PackId>, ForgetError> {
-    Ok(catalog.doomed_packs()?.into_iter().map(|pack| pack.id).collect())
 }
 
 /// The snapshots that users see, oldest first.

@@ -191,6 +191,11 @@ impl<'r> Session<'r> {
         self.announced.load(Ordering::Relaxed)
     }
 
+    /// Opens documents that this machine may read.
+    pub fn access(&self) -> &Access {
+        &self.access
+    }
+
     /// Fails if another machine with a copy of this catalog has started a run: it may have deleted packs that no index
     /// lists yet.
     pub fn still_alone(&self) -> Result<(), Error> {
@@ -244,9 +249,9 @@ impl<'r> Session<'r> {
         Ok(doubt)
     }
 
-    /// Opens documents that this machine signed and may read.
-    pub fn access(&self) -> &Access {
-        &self.access
+    /// The number of the last generation before this run; 0 if there was none.
+    pub fn last_generation(&self) -> u64 {
+        self.last.as_ref().map_or(0, |last| last.number)
     }
 
     fn with_rivals<T>(&self, look: impl FnOnce(&mut Rivals<'_>) -> Result<T, Error>) -> Result<T, Error> {

@@ -13,7 +13,7 @@ use super::open::Session;
 use crate::catalog::Catalog;
 use crate::format::id::RunId;
 use crate::format::name;
-use crate::storage::{self, Target};
+use crate::storage::{self, ErrorKind, Target};
 
 /// Removes objects from a repository.
 pub struct Remover<'s> {
@@ -38,6 +38,14 @@ impl<'s> Remover<'s> {
     #[expect(clippy::disallowed_methods, reason = "the place that others must use")]
     pub fn remove(&self, object: &str) -> Result<(), storage::Error> {
         self.target.remove(object)
+    }
+
+    /// Removes an object, durably, unless it is gone already.
+    pub fn remove_if_there(&self, object: &str) -> Result<(), storage::Error> {
+        match self.remove(object) {
+            Err(error) if error.kind == ErrorKind::NotFound => Ok(()),
+            other => other,
+        }
     }
 
     /// Removes the temporary files of these runs, which must not be active.

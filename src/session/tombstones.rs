@@ -6,23 +6,24 @@
 use super::error::Error;
 use super::open::Session;
 use crate::catalog::{Catalog, Folder};
-use crate::format::PackId;
 use crate::format::forgotten::Forgotten;
 use crate::format::id::ObjectId;
 use crate::format::index::Index;
 use crate::format::usage::Hold;
 
 impl Session<'_> {
-    /// Writes the tombstones of all snapshots that are forgotten in the catalog, and of these condemned packs, and commits.
+    /// Writes the tombstones of all snapshots that are forgotten, and all packs that are condemned, in the catalog, and
+    /// commits.
     ///
     /// The run must be announced before rows change: the announcement commits the catalog.
-    pub fn put_tombstones(&self, catalog: &mut Catalog, packs: Vec<PackId>) -> Result<(), Error> {
+    pub fn put_tombstones(&self, catalog: &mut Catalog) -> Result<(), Error> {
         if !self.is_announced() {
             return Err(Error::Internal("tombstones were changed before the run was announced"));
         }
         let rows = catalog.snapshots()?.into_iter().filter(|row| row.presence.is_forgotten());
         let mut snapshots: Vec<_> = rows.map(|row| row.name).collect();
         snapshots.sort_unstable();
+        let packs = catalog.doomed_packs()?.iter().map(|pack| pack.id).collect();
         let generation = self.generation();
         // A document replaces only those of earlier runs.
         let earlier = catalog.documents()?.into_iter().filter(|document| {
@@ -33,6 +34,7 @@ impl Session<'_> {
         self.still_alone()?;
         self.writer().put_forgotten(id, &forgotten)?;
         catalog.add_document(Folder::Forgotten, id, generation, &forgotten.replaces)?;
+        catalog.set_tombstones_written(generation)?;
         Ok(catalog.commit()?)
     }
 
@@ -80,8 +82,8 @@ mod tests {
                     let source = catalog.add_source(row.name.source, "home").unwrap();
                     catalog.add_snapshot(row, source, None).unwrap();
                 }
-                session.put_tombstones(&mut catalog, vec![]).unwrap();
-                session.put_tombstones(&mut catalog, vec![PackId::random()]).unwrap();
+                session.put_tombstones(&mut catalog).unwrap();
+                session.put_tombstones(&mut catalog).unwrap();
                 catalog.set_finished().unwrap();
                 catalog.commit().unwrap();
                 let mut documents = catalog.documents().unwrap();
@@ -118,7 +120,7 @@ mod tests {
     fn tombstones_need_an_announcement() {
         let site = Site::new();
         site.with_session(|session, mut catalog| {
-            assert!(matches!(session.put_tombstones(&mut catalog, vec![]), Err(Error::Internal(_))));
+            assert!(matches!(session.put_tombstones(&mut catalog), Err(Error::Internal(_))));
         });
         assert_eq!(site.count(name::FORGOTTEN), 0);
     }

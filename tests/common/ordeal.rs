@@ -260,6 +260,54 @@ impl Ordeal {
         assert_eq!(number(&again.json(), "files_read"), 0, "backed-up files are to be read again\n{again}");
     }
 
+    /// Makes some snapshots, and forgets all but the last two.
+    #[track_caller]
+    pub fn forget(&mut self) {
+        for _ in 0..4 {
+            self.change();
+            self.back_up();
+        }
+        self.site.brackfs(&["forget", "--keep-last", "2", "--force"]).ok();
+        let kept = self.listed();
+        assert_eq!(kept.len(), 2);
+        self.memory.keep_only(&kept);
+    }
+
+    /// The command of a prune that removes all that no snapshot needs, without the owner's key.
+    pub fn prune_command(&self) -> Command {
+        let mut prune = self.site.command(&["prune", "--json", "--grace", "0", "--max-waste", "0"]);
+        prune.env_remove("BRACKFS_KEY_FILE");
+        prune
+    }
+
+    /// Asserts after a failure during a prune that the kept snapshots are whole, and that the next prune leaves what an
+    /// undisturbed one does: nothing but live blocks.
+    #[track_caller]
+    pub fn holds_after_prune(&mut self) {
+        for (id, older) in &self.memory.kept {
+            self.restores(id, older);
+        }
+        let pruned = run(self.prune_command()).ok().json();
+        assert_eq!(self.listed(), self.memory.kept.keys().cloned().collect());
+        let names = objects(&self.site.repo()).into_iter().filter(|name| name.starts_with("packs/"));
+        let packs: u64 = names.map(|name| fs::metadata(self.site.repo().join(name)).expect("a pack").len()).sum();
+        assert_eq!(packs, number(&pruned, "live_bytes"), "{pruned}");
+        for (id, older) in &self.memory.kept {
+            self.restores(id, older);
+        }
+        self.site.brackfs(&["catalog", "verify"]).ok();
+        self.site.brackfs(&["check", "--read-data"]).ok();
+        self.back_up();
+    }
+
+    /// Ids of the snapshots that users see.
+    #[track_caller]
+    fn listed(&self) -> BTreeSet<String> {
+        let listed = self.site.brackfs(&["snapshots", "--json"]).ok().stdout;
+        let listed: Vec<serde_json::Value> = serde_json::from_str(&listed).expect("snapshots");
+        listed.iter().map(|snapshot| snapshot["id"].as_str().expect("an id").to_owned()).collect()
+    }
+
     /// Asserts that all snapshots are unchanged, before the next run writes.
     #[track_caller]
     pub fn holds_so_far(&mut self) {

@@ -1,0 +1,194 @@
+//! `brackfs prune`
+
+use std::process::ExitCode;
+use std::time::Duration;
+
+use anyhow::Result;
+use serde_json::json;
+
+use super::global::Global;
+use super::output;
+use super::reader_args::RepositoryArg;
+use super::show::{parse_duration, parse_size, parse_time, size};
+use super::signals::stop_on_signals;
+use super::terminal::is_interactive;
+use crate::format::Timestamp;
+use crate::inventory::host_key;
+use crate::monitor::count;
+use crate::prune::{self, Options, Summary};
+use crate::repository::Repository;
+use crate::session;
+use crate::state::RepositoryState;
+
+/// Remove data that no snapshot needs any more
+///
+/// Runs on the machine that is backed up, and needs only its host key: the catalog knows which snapshot uses which data. Run
+/// brackfs-forget(1) first.
+///
+/// Data lies in packs. A pack that no snapshot needs is condemned, and removed by a later prune, after the grace: until then,
+/// forgotten snapshots can be taken back, and mounts that are open on them still work. If a pack is needed only in part, and
+/// such packs waste more than --max-waste allows, the needed data is verified and copied, without decryption, to a new pack,
+/// and the old pack is condemned.
+///
+/// Mounts, restores and checks can run at the same time: data that was copied is found at its new place. A prune can be
+/// interrupted at any moment; the next one continues.
+///
+/// Nothing is removed if it is uncertain that all snapshots are known: after the catalog was rebuilt, or the repository was
+/// set back to an older copy, the first prune says so, and a later one continues once the records in the repository prove
+/// that no document is missing.
+///
+/// Damaged data is not copied. Its pack stays, and is reported here and by brackfs-check(1).
+#[derive(Debug, clap::Args)]
+#[command(after_help = "\
+Examples:
+  brackfs forget --repo /backup --keep-daily 7 --keep-weekly 5 --keep-monthly 12
+  brackfs prune --repo /backup
+  brackfs prune --repo /backup --dry-run
+  brackfs prune --repo /backup --grace 0 --max-copy 0     free space at once, without copies")]
+pub(super) struct Args {
+    #[command(flatten)]
+    repository: RepositoryArg,
+    #[command(flatten)]
+    limits: Limits,
+    /// If another run is writing to the repository, wait up to DURATION, then exit with code 11
+    ///
+    /// DURATION is a number with ms, s, m or h, such as 90s, 10m or 1h30m.
+    #[arg(long, value_name = "DURATION", default_value = "0s", value_parser = parse_duration)]
+    wait_lock: Duration,
+    /// Print what would be done, and change nothing
+    #[arg(short = 'n', long)]
+    dry_run: bool,
+    /// Print the result as a JSON object
+    ///
+    /// It has message_type summary, and dry_run, stored_bytes and live_bytes (before the prune), compacted_packs,
+    /// copied_bytes, damaged_packs, condemned_packs, removed_snapshots, removed_packs, freed_bytes, pending_bytes
+    /// (condemned, and not removed yet).
+    #[arg(long)]
+    json: bool,
+}
+
+/// How far a prune goes.
+#[derive(Debug, clap::Args)]
+pub(super) struct Limits {
+    /// Let packs waste up to this part of the size of needed data
+    ///
+    /// A lower percentage saves space, and copies more.
+    #[arg(long, value_name = "PERCENT", default_value = "20%", value_parser = parse_percent)]
+    max_waste: f64,
+    /// Copy at most this much
+    ///
+    /// With 0, only packs that are not needed at all are removed, which needs hardly any free space.
+    #[arg(long, value_name = "SIZE", value_parser = parse_size)]
+    max_copy: Option<u64>,
+    /// Begin no copy after this time
+    #[arg(long, value_name = "DURATION", value_parser = parse_duration)]
+    max_duration: Option<Duration>,
+    /// Keep condemned data for this time
+    ///
+    /// With 0, data is removed in the same run, and open mounts of forgotten snapshots fail.
+    #[arg(long, value_name = "DURATION", default_value = "1d", value_parser = parse_grace)]
+    grace: Duration,
+    /// Take this for the present time
+    #[arg(long, value_name = "TIME", value_parser = parse_time, hide = true)]
+    now: Option<Timestamp>,
+}
+
+/// Parses a percentage, such as 20%.
+fn parse_percent(text: &str) -> Result<f64, String> {
+    let number = text.strip_suffix('%').unwrap_or(text).trim().parse::<f64>();
+    let number = number.map_err(|_| "expected a percentage, such as 20%".to_owned())?;
+    if (0.0..=1000.0).contains(&number) { Ok(number / 100.0) } else { Err("expected 0% to 1000%".to_owned()) }
+}
+
+/// Parses a duration that may also be given in days or weeks.
+fn parse_grace(text: &str) -> Result<Duration, String> {
+    const DAY: u64 = 24 * 60 * 60;
+    for (unit, seconds) in [('d', DAY), ('w', 7 * DAY)] {
+        if let Some(number) = text.strip_suffix(unit).and_then(|number| number.parse::<u64>().ok()) {
+            return number.checked_mul(seconds).map(Duration::from_secs).ok_or_else(|| "too long".to_owned());
+        }
+    }
+    parse_duration(text).map_err(|_| "not a duration; write a number with s, m, h, d or w".to_owned())
+}
+
+impl Default for Limits {
+    /// As on the command line.
+    fn default() -> Self {
+        const DAY: Duration = Duration::from_secs(24 * 60 * 60);
+        Limits { max_waste: 0.2, max_copy: None, max_duration: None, grace: DAY, now: None }
+    }
+}
+
+impl Limits {
+    fn options(&self, dry_run: bool) -> Options {
+        Options {
+            max_waste: self.max_waste,
+            max_copy: self.max_copy.unwrap_or(u64::MAX),
+            max_duration: self.max_duration,
+            grace: self.grace,
+            dry_run,
+            now: self.now.map(|now| now.seconds),
+        }
+    }
+}
+
+pub(super) fn run(args: &Args, global: &Global) -> Result<ExitCode> {
+    let run = Run { wait_lock: args.wait_lock, dry_run: args.dry_run, json: args.json };
+    prune_as(&args.repository, &args.limits, &run, global)
+}
+
+/// How a prune is run and reported.
+pub(super) struct Run {
+    pub(super) wait_lock: Duration,
+    pub(super) dry_run: bool,
+    pub(super) json: bool,
+}
+
+/// Prunes and prints the result.
+pub(super) fn prune_as(repository: &RepositoryArg, limits: &Limits, args: &Run, global: &Global) -> Result<ExitCode> {
+    let repository = Repository::open(&repository.location)?;
+    let state = RepositoryState::new(&global.state()?, repository.id());
+    let (monitor, stop) = (global.monitor(args.json), stop_on_signals()?);
+    let key = host_key(&state)?;
+    let lock = session::lock(&state, args.wait_lock, &monitor, &stop)?;
+    let summary = prune::prune(&repository, &lock, key, &limits.options(args.dry_run), &monitor, &stop)?;
+    if args.json {
+        output::result(json!({
+            "message_type": "summary",
+            "dry_run": args.dry_run,
+            "stored_bytes": summary.stored_bytes,
+            "live_bytes": summary.live_bytes,
+            "compacted_packs": summary.compacted_packs,
+            "copied_bytes": summary.copied_bytes,
+            "damaged_packs": summary.damaged_packs,
+            "condemned_packs": summary.condemned_packs,
+            "removed_snapshots": summary.removed_snapshots,
+            "removed_packs": summary.removed_packs,
+            "freed_bytes": summary.freed_bytes,
+            "pending_bytes": summary.pending_bytes,
+        }))?;
+    } else if !global.quiet && (is_interactive() || global.verbose || args.dry_run) {
+        report(&summary, args.dry_run);
+    }
+    Ok(if summary.damaged_packs > 0 { ExitCode::from(3) } else { ExitCode::SUCCESS })
+}
+
+fn report(summary: &Summary, dry_run: bool) {
+    let packs = |number| count(number, "pack", "packs");
+    let (removed, copied) = if dry_run { ("would be removed", "would be copied") } else { ("removed", "copied") };
+    output::message(format!(
+        "{} of {} are needed; {} in {} {removed}; {} out of {} {copied}",
+        size(summary.live_bytes),
+        size(summary.stored_bytes),
+        size(summary.freed_bytes),
+        packs(summary.removed_packs),
+        size(summary.copied_bytes),
+        packs(summary.compacted_packs),
+    ));
+    if summary.pending_bytes > 0 {
+        output::message(format!(
+            "{} more are not needed, and are removed after the grace",
+            size(summary.pending_bytes)
+        ));
+    }
+}

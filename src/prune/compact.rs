@@ -1,0 +1,246 @@
+//! Copies live blocks out of packs that waste much space.
+
+use std::path::Path;
+use std::time::Instant;
+
+use super::context::{Pruner, Summary};
+use super::error::Error;
+use super::mark::Marked;
+use crate::catalog::{BlockId, BlockInPack, Catalog, Folder, PackLoad};
+use crate::format::id::ObjectId;
+use crate::format::index::Index;
+use crate::format::moved::Moved;
+use crate::format::pack::{CarriedBlock, IndexedCarrier};
+use crate::format::{Check, name};
+use crate::session::{FullPack, PackWriter};
+use crate::storage::{self, ErrorKind};
+
+/// Bytes at which a carrier is stored.
+const CARRIER_SIZE: u64 = 16 << 20;
+/// Bytes of carriers after which their index is written, the catalog is committed, and a backup that waits gets its turn.
+const BATCH: u64 = 256 << 20;
+
+/// The packs to compact: those that waste most for each copied byte, until the waste is allowed.
+pub(super) fn choose(marked: &Marked, max_waste: f64, max_copy: u64) -> Vec<PackLoad> {
+    let usable = || marked.packs.iter().filter(|pack| pack.is_usable);
+    let allowed = (marked.live_bytes() as f64 * max_waste) as u64;
+    // Packs without live blocks are condemned without a copy.
+    let mut candidates: Vec<_> = usable().filter(|pack| pack.live > 0 && pack.live < pack.length).cloned().collect();
+    let mut waste: u64 = candidates.iter().map(|pack| pack.length - pack.live).sum();
+    let gain = |pack: &PackLoad| (pack.length - pack.live) as f64 / pack.live as f64;
+    // Of equal gain, trees first: readers need them most.
+    candidates.sort_by(|one, other| gain(other).total_cmp(&gain(one)).then(other.is_tree.cmp(&one.is_tree)));
+    let mut copied = 0u64;
+    let mut chosen = Vec::new();
+    for pack in candidates {
+        if waste <= allowed {
+            break;
+        }
+        if copied.saturating_add(pack.live) > max_copy {
+            continue;
+        }
+        copied += pack.live;
+        waste -= pack.length - pack.live;
+        chosen.push(pack);
+    }
+    // In the order in which they were written.
+    chosen.sort_by_key(|pack| pack.row.0);
+    chosen
+}
+
+/// A carrier that is being filled.
+struct OpenCarrier {
+    writer: PackWriter,
+    blocks: Vec<(BlockId, u64)>,
+    carried: Vec<CarriedBlock>,
+}
+
+/// Copies blocks of one run.
+pub(super) struct Compactor<'p, 's> {
+    pruner: &'p Pruner<'s>,
+    /// By kind of data, and whether a newest snapshot uses the blocks: blocks that live long lie together.
+    open: [Option<OpenCarrier>; 4],
+    stored: Vec<IndexedCarrier>,
+    bytes: u64,
+}
+
+impl<'p, 's> Compactor<'p, 's> {
+    pub(super) fn new(pruner: &'p Pruner<'s>) -> Self {
+        Compactor { pruner, open: Default::default(), stored: Vec::new(), bytes: 0 }
+    }
+
+    /// Copies the live blocks of these packs into carriers, and writes where they lie.
+    pub(super) fn compact(
+        mut self,
+        catalog: &mut Catalog,
+        marked: &Marked,
+        packs: &[PackLoad],
+        until: Option<Instant>,
+        summary: &mut Summary,
+    ) -> Result<(), Error> {
+        let mut bytes = Vec::new();
+        for pack in packs {
+            self.pruner.inventory.check_interrupted()?;
+            if until.is_some_and(|until| Instant::now() >= until) {
+                break;
+            }
+            self.copy(catalog, marked, pack, &mut bytes, summary)?;
+            if self.bytes >= BATCH {
+                self.finish_batch(catalog)?;
+            }
+        }
+        self.finish_batch(catalog)?;
+        write_shards(self.pruner, catalog)
+    }
+
+    fn copy(
+        &mut self,
+        catalog: &mut Catalog,
+        marked: &Marked,
+        pack: &PackLoad,
+        bytes: &mut Vec<u8>,
+        summary: &mut Summary,
+    ) -> Result<(), Error> {
+        let blocks = catalog.blocks_in(pack.row)?;
+        let blocks: Vec<_> = blocks.into_iter().filter(|block| marked.live.contains(block.block.0)).collect();
+        // All of them are verified before any is copied: a damaged pack stays as it is.
+        if let Some(why) = self.read(pack, &blocks, bytes)? {
+            let path = name::pack(pack.id);
+            let consequence = "the pack stays, and data still at the source is stored again";
+            self.pruner.inventory.monitor.problem(Path::new(&path), &format!("{why}; {consequence}"));
+            catalog.condemn(&[pack.row])?;
+            summary.damaged_packs += 1;
+            return Ok(());
+        }
+        let mut start = 0;
+        for block in &blocks {
+            let end = start + block.carried.length as usize;
+            let class = usize::from(pack.is_tree) * 2 + usize::from(marked.current.contains(block.block.0));
+            self.append(catalog, class, block.block, block.carried, bytes.get(start..end).unwrap_or_default())?;
+            start = end;
+        }
+        summary.copied_bytes += bytes.len() as u64;
+        summary.compacted_packs += 1;
+        Ok(())
+    }
+
+    /// Reads blocks of a pack one after the other, neighbours at once, and verifies each. Returns the damage, if there is any.
+    fn read(&self, pack: &PackLoad, blocks: &[BlockInPack], bytes: &mut Vec<u8>) -> Result<Option<String>, Error> {
+        let object = name::pack(pack.id);
+        let mut run = Vec::new();
+        bytes.clear();
+        for neighbours in blocks.chunk_by(|one, next| one.offset + u64::from(one.carried.length) == next.offset) {
+            let offset = neighbours.first().map_or(0, |block| block.offset);
+            let length = neighbours.iter().map(|block| block.carried.length as usize).sum();
+            match self.pruner.session.repository().target().read(&object, offset, length, &mut run) {
+                Err(error) if is_damage(&error) => return Ok(Some(error.to_string())),
+                other => other?,
+            }
+            let mut start = 0;
+            for block in neighbours {
+                let end = start + block.carried.length as usize;
+                if Check::of(run.get(start..end).unwrap_or_default()) != block.carried.check {
+                    return Ok(Some(format!("the block at {} is damaged", block.offset)));
+                }
+                start = end;
+            }
+            bytes.extend_from_slice(&run);
+        }
+        Ok(None)
+    }
+
+    fn append(
+        &mut self,
+        catalog: &mut Catalog,
+        class: usize,
+        block: BlockId,
+        carried: CarriedBlock,
+        bytes: &[u8],
+    ) -> Result<(), Error> {
+        let Some(slot) = self.open.get_mut(class) else { return Ok(()) };
+        let mut open = match slot.take() {
+            Some(open) => open,
+            None => {
+                self.pruner.session.announce(catalog)?;
+                let writer = self.pruner.session.packs().begin()?;
+                OpenCarrier { writer, blocks: Vec::new(), carried: Vec::new() }
+            }
+        };
+        let placed = open.writer.append(bytes)?;
+        open.blocks.push((block, placed.at.offset));
+        open.carried.push(carried);
+        if open.writer.length() < CARRIER_SIZE {
+            *slot = Some(open);
+            return Ok(());
+        }
+        self.store(catalog, open)
+    }
+
+    fn store(&mut self, catalog: &Catalog, open: OpenCarrier) -> Result<(), Error> {
+        let OpenCarrier { writer, blocks, carried } = open;
+        let full: FullPack = writer.finish();
+        let stored = self.pruner.session.packs().store(full)?;
+        catalog.add_carrier(stored.pack, stored.length, &stored.digest, &blocks)?;
+        self.bytes += stored.length;
+        self.stored.push(IndexedCarrier { id: stored.pack, digest: stored.digest, blocks: carried });
+        Ok(())
+    }
+
+    /// Writes sums and index of the stored carriers, then commits the places of their blocks.
+    fn finish_batch(&mut self, catalog: &mut Catalog) -> Result<(), Error> {
+        for class in 0..self.open.len() {
+            if let Some(open) = self.open.get_mut(class).and_then(Option::take) {
+                self.store(catalog, open)?;
+            }
+        }
+        self.bytes = 0;
+        let carriers = std::mem::take(&mut self.stored);
+        if carriers.is_empty() {
+            return Ok(catalog.commit()?);
+        }
+        let session = self.pruner.session;
+        session.still_alone()?;
+        let sums: Vec<_> = carriers.iter().map(|carrier| (carrier.id, carrier.digest)).collect();
+        session.writer().put_sums(ObjectId::random(), &sums)?;
+        let (id, index) =
+            (ObjectId::random(), Index { generation: session.generation(), carriers, ..Index::default() });
+        session.writer().put_index(id, &index)?;
+        catalog.add_index(id, &index)?;
+        Ok(catalog.commit()?)
+    }
+}
+
+/// Writes the shards whose moves changed. Earlier shards of the same prefixes are replaced.
+pub(super) fn write_shards(pruner: &Pruner<'_>, catalog: &mut Catalog) -> Result<(), Error> {
+    let prefixes = catalog.dirty_shards()?;
+    if prefixes.is_empty() {
+        return Ok(());
+    }
+    let session = pruner.session;
+    session.announce(catalog)?;
+    session.still_alone()?;
+    let generation = session.generation();
+    for prefix in prefixes {
+        pruner.inventory.check_interrupted()?;
+        let replaces: Vec<_> = catalog
+            .documents()?
+            .into_iter()
+            .filter(|known| known.folder == Folder::Moved(prefix) && known.replaced.is_none())
+            .map(|known| known.id)
+            .collect();
+        let (id, moved) = (ObjectId::random(), Moved { generation, replaces, ..catalog.shard(prefix)? });
+        session.writer().put_moved(prefix, id, &moved)?;
+        catalog.add_document(Folder::Moved(prefix), id, generation, &moved.replaces)?;
+        catalog.set_shard_written(prefix)?;
+        catalog.commit()?;
+    }
+    Ok(())
+}
+
+/// Whether an error shows that a part of a pack is lost, rather than that the storage is unavailable.
+fn is_damage(error: &storage::Error) -> bool {
+    matches!(
+        error.kind,
+        ErrorKind::NotFound | ErrorKind::NotAFile | ErrorKind::Truncated | ErrorKind::Damaged | ErrorKind::TooLarge
+    )
+}

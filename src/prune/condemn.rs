@@ -1,0 +1,37 @@
+//! Tombstones of packs that nothing needs any more.
+
+use super::context::{Pruner, Summary};
+use super::error::Error;
+use crate::catalog::{Catalog, PackRow, Presence};
+
+/// Forgets snapshots that were never written, so that they stay hidden if they appear after all. Returns whether there are
+/// any. Called before the run is announced, so that its census counts them.
+pub(super) fn forget_unwritten(catalog: &Catalog) -> Result<bool, Error> {
+    let rows = catalog.snapshots()?.into_iter();
+    let unwritten: Vec<_> = rows.filter(|row| row.presence == Presence::NeverWritten).collect();
+    for row in &unwritten {
+        catalog.set_presence(row.name.id, Presence::Forgotten)?;
+    }
+    Ok(!unwritten.is_empty())
+}
+
+/// Condemns packs without live blocks. Writes tombstones if there are any, or if they `changed` otherwise.
+pub(super) fn condemn(
+    pruner: &Pruner<'_>,
+    catalog: &mut Catalog,
+    packs: &[PackRow],
+    changed: bool,
+    summary: &mut Summary,
+) -> Result<(), Error> {
+    let is_pending = catalog.doomed_packs()?.iter().any(|pack| pack.generation == 0);
+    if packs.is_empty() && !is_pending && !changed {
+        return Ok(());
+    }
+    pruner.session.announce(catalog)?;
+    catalog.condemn_for_removal(packs, pruner.now)?;
+    // From here on, this machine does not build on them; from the tombstone on, neither do its copies.
+    catalog.commit()?;
+    pruner.session.put_tombstones(catalog)?;
+    summary.condemned_packs += packs.len() as u64;
+    Ok(())
+}

@@ -1,0 +1,76 @@
+//! What all parts of a prune use.
+
+use std::cell::Cell;
+use std::time::Duration;
+
+use super::error::Error;
+use crate::inventory::Inventory;
+use crate::session::Session;
+
+/// Removals after which a run looks for rivals again.
+const LOOK_AFTER: u64 = 1000;
+
+/// What a prune may do.
+#[derive(Debug, Clone, Copy)]
+pub struct Options {
+    /// The bytes of dead blocks that may stay in packs with live ones, relative to the bytes of live blocks.
+    pub max_waste: f64,
+    /// The most bytes to copy.
+    pub max_copy: u64,
+    /// The time after which nothing more is copied.
+    pub max_duration: Option<Duration>,
+    /// The time for which condemned data stays.
+    pub grace: Duration,
+    /// Find out what would be done, and change nothing.
+    pub dry_run: bool,
+    /// The present time, in seconds since 1970, if it is not that of the clock.
+    pub now: Option<i64>,
+}
+
+/// What a prune did, or would do.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Summary {
+    /// The size of all packs that are not condemned, at the start.
+    pub stored_bytes: u64,
+    /// The size of live blocks.
+    pub live_bytes: u64,
+    /// Packs from which live blocks were copied.
+    pub compacted_packs: u64,
+    /// The bytes copied.
+    pub copied_bytes: u64,
+    /// Packs with damaged blocks, which stay; each was reported.
+    pub damaged_packs: u64,
+    /// Packs that were condemned.
+    pub condemned_packs: u64,
+    /// Removed snapshots.
+    pub removed_snapshots: u64,
+    /// Removed packs.
+    pub removed_packs: u64,
+    /// The size of the removed packs.
+    pub freed_bytes: u64,
+    /// The size of packs that stay condemned until the grace is over.
+    pub pending_bytes: u64,
+}
+
+/// What all parts of a prune use.
+pub(super) struct Pruner<'s> {
+    pub(super) session: &'s Session<'s>,
+    pub(super) inventory: Inventory<'s>,
+    /// The present time, in seconds since 1970.
+    pub(super) now: i64,
+    /// The last generation before this run.
+    pub(super) before: u64,
+    pub(super) removals: &'s Cell<u64>,
+}
+
+impl Pruner<'_> {
+    /// Looks for another run once in a while: it may build on what is removed here.
+    pub(super) fn alone_before_removal(&self) -> Result<(), Error> {
+        let removals = self.removals.get();
+        self.removals.set(removals + 1);
+        if removals.is_multiple_of(LOOK_AFTER) {
+            self.session.still_alone()?;
+        }
+        Ok(())
+    }
+}

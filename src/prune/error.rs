@@ -1,0 +1,39 @@
+//! Errors of a prune.
+
+use crate::failure::{Failure, FailureKind};
+use crate::{catalog, inventory, repository, session, storage};
+
+/// An error that ends a prune. Nothing that a kept snapshot needs is ever removed.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// The session failed.
+    #[error(transparent)]
+    Session(#[from] session::Error),
+    /// The catalog could not be read or written.
+    #[error(transparent)]
+    Catalog(#[from] catalog::Error),
+    /// Catalog and repository could not be compared.
+    #[error(transparent)]
+    Inventory(#[from] inventory::Error),
+    /// A document could not be read or written.
+    #[error(transparent)]
+    Repository(#[from] repository::Error),
+    /// The storage failed.
+    #[error(transparent)]
+    Target(#[from] storage::Error),
+    /// It is not certain that all snapshots are known.
+    #[error("nothing was removed: {0}")]
+    Doubt(String),
+}
+
+impl Failure for Error {
+    fn kind(&self) -> FailureKind {
+        match self {
+            Error::Session(error) => error.kind(),
+            Error::Catalog(error) => error.kind(),
+            Error::Inventory(error) => error.kind(),
+            Error::Repository(error) => error.kind(),
+            Error::Target(_) | Error::Doubt(_) => FailureKind::Failed,
+        }
+    }
+}

@@ -1,0 +1,68 @@
+//! Lists of sums without removed packs. Many small lists are joined.
+
+use std::collections::HashSet;
+
+use super::context::Pruner;
+use super::error::Error;
+use crate::format::id::ObjectId;
+use crate::format::sums::{PackSum, SUMS_SIZE, lines};
+use crate::format::{Digest, PackId, name};
+use crate::session::Remover;
+
+/// The most packs of a joined list.
+const LINES: usize = 4096;
+/// The number of lists with fewer packs from which on they are joined.
+const SMALL_LISTS: usize = 64;
+
+/// Writes successors of the lists that name packs in `gone`, then removes these lists.
+pub(super) fn rewrite(pruner: &Pruner<'_>, remover: &Remover<'_>, gone: &HashSet<PackId>) -> Result<(), Error> {
+    let target = pruner.session.repository().target();
+    let mut lists = Vec::new();
+    for object in target.list(name::SUMS)? {
+        if name::parse_sums(&object.name).is_some() {
+            lists.push(object);
+        }
+    }
+    // About the length of a line.
+    let is_small = |length: u64| length < LINES as u64 * 100;
+    let join = lists.iter().filter(|list| is_small(list.length)).count() >= SMALL_LISTS;
+    let mut rest: Vec<(PackId, Digest)> = Vec::new();
+    let mut replaced = Vec::new();
+    for list in lists {
+        pruner.inventory.check_interrupted()?;
+        let bytes = target.get(&list.name, SUMS_SIZE)?;
+        let found: Vec<_> = lines(&bytes).collect();
+        let names_gone = found.iter().flatten().any(|line| gone.contains(&line.pack));
+        // A list that is damaged stays: `check` reports it.
+        let whole = found.iter().all(|line| matches!(line, Some(PackSum { digest: Some(_), .. })));
+        if !whole || !(names_gone || (join && is_small(list.length))) {
+            continue;
+        }
+        let sums = found.into_iter().flatten().filter(|line| !gone.contains(&line.pack));
+        rest.extend(sums.filter_map(|line| Some((line.pack, line.digest?))));
+        replaced.push(list.name);
+        if rest.len() >= LINES {
+            put(pruner, &mut rest)?;
+            remove(remover, &mut replaced)?;
+        }
+    }
+    put(pruner, &mut rest)?;
+    remove(remover, &mut replaced)
+}
+
+fn put(pruner: &Pruner<'_>, sums: &mut Vec<(PackId, Digest)>) -> Result<(), Error> {
+    if !sums.is_empty() {
+        sums.sort_unstable_by_key(|(pack, _)| *pack);
+        sums.dedup_by_key(|(pack, _)| *pack);
+        pruner.session.writer().put_sums(ObjectId::random(), sums)?;
+        sums.clear();
+    }
+    Ok(())
+}
+
+fn remove(remover: &Remover<'_>, lists: &mut Vec<String>) -> Result<(), Error> {
+    for list in lists.drain(..) {
+        remover.remove(&list)?;
+    }
+    Ok(())
+}

@@ -1,0 +1,120 @@
+//! Removes what was condemned in an earlier generation.
+//!
+//! Snapshots go first and packs last, so that no document names data that is gone, except a tombstone. A kill in between
+//! leaves a part of it, all of which is dead; the next sweep goes on.
+
+use std::collections::HashSet;
+
+use super::context::{Pruner, Summary};
+use super::error::Error;
+use super::indexes::{self, Removals};
+use super::mark::Marked;
+use super::sums;
+use crate::catalog::{Catalog, DoomedPack, Folder, Presence, SnapshotRow};
+use crate::format::name;
+use crate::session::Remover;
+
+/// Generations that stay, so that copies of this machine's state are noticed.
+const GENERATIONS: usize = 64;
+
+/// What may be removed now.
+#[derive(Debug, Default)]
+pub(super) struct Due {
+    pub(super) snapshots: Vec<SnapshotRow>,
+    pub(super) packs: Vec<DoomedPack>,
+}
+
+impl Due {
+    pub(super) fn is_empty(&self) -> bool {
+        self.packs.is_empty() && self.snapshots.is_empty()
+    }
+}
+
+/// Finds what was condemned before `generation`, at least the grace ago, and is still dead. Condemned packs that have live
+/// blocks again, after a snapshot was taken back, are taken back too.
+pub(super) fn find_due(
+    pruner: &Pruner<'_>,
+    catalog: &Catalog,
+    marked: &Marked,
+    generation: u64,
+    grace: i64,
+) -> Result<Due, Error> {
+    let mut due = Due::default();
+    let is_over = |at: i64| pruner.now.saturating_sub(at) >= grace;
+    for pack in catalog.doomed_packs()? {
+        let blocks = catalog.blocks_in(pack.row)?;
+        if blocks.iter().any(|block| marked.live.contains(block.block.0)) {
+            catalog.take_back(pack.row)?;
+        } else if (1..generation).contains(&pack.generation) && is_over(pack.at) {
+            due.packs.push(pack);
+        }
+    }
+    for row in catalog.snapshots()?.into_iter().filter(|row| row.presence == Presence::Forgotten) {
+        let seen = catalog.seen_forgotten(row.name.sequence)?;
+        if seen.is_some_and(|(seen_in, at)| seen_in < generation && is_over(at)) {
+            due.snapshots.push(row);
+        }
+    }
+    Ok(due)
+}
+
+/// Notes which snapshots are forgotten at this time, so that a later run removes them.
+pub(super) fn note_forgotten(pruner: &Pruner<'_>, catalog: &mut Catalog) -> Result<(), Error> {
+    let rows = catalog.snapshots()?.into_iter().filter(|row| row.presence == Presence::Forgotten);
+    let forgotten: Vec<_> = rows.map(|row| row.name.sequence).collect();
+    catalog.drop_notes(&forgotten)?;
+    if !forgotten.is_empty() {
+        // So that the next run has a higher generation.
+        pruner.session.announce(catalog)?;
+    }
+    let generation = pruner.session.generation();
+    Ok(forgotten.iter().try_for_each(|sequence| catalog.note_forgotten(*sequence, generation, pruner.now))?)
+}
+
+/// Removes what is due.
+pub(super) fn sweep(pruner: &Pruner<'_>, catalog: &mut Catalog, due: &Due, summary: &mut Summary) -> Result<(), Error> {
+    let remover = pruner.session.remover(catalog)?;
+    for row in &due.snapshots {
+        pruner.inventory.check_interrupted()?;
+        pruner.alone_before_removal()?;
+        remover.remove_if_there(&row.name.object())?;
+        catalog.set_presence(row.name.id, Presence::Swept)?;
+        summary.removed_snapshots += 1;
+    }
+    catalog.commit()?;
+    let packs: HashSet<_> = due.packs.iter().map(|pack| pack.id).collect();
+    let swept = catalog.snapshots()?.into_iter().filter(|row| row.presence == Presence::Swept);
+    let (snapshots, sequences): (HashSet<_>, Vec<_>) = swept.map(|row| (row.name.id, row.name.sequence)).unzip();
+    sums::rewrite(pruner, &remover, &packs)?;
+    indexes::rewrite(pruner, catalog, &Removals { packs: &packs, snapshots: &snapshots })?;
+    indexes::remove_replaced(pruner, catalog, |folder| matches!(folder, Folder::Moved(_)))?;
+    let recorded: Vec<_> =
+        sequences.into_iter().filter(|sequence| catalog.is_recorded(*sequence).unwrap_or(false)).collect();
+    // Also without new ones: it finishes what a killed prune began.
+    catalog.forget_usage(&recorded)?;
+    for pack in &due.packs {
+        pruner.inventory.check_interrupted()?;
+        pruner.alone_before_removal()?;
+        remover.remove_if_there(&name::pack(pack.id))?;
+        catalog.remove_pack(pack.row)?;
+        summary.removed_packs += 1;
+        summary.freed_bytes += pack.length;
+    }
+    catalog.commit()?;
+    remove_generations(pruner, &remover)
+}
+
+/// Removes documents of tombstones that a later one replaced.
+pub(super) fn remove_old_tombstones(pruner: &Pruner<'_>, catalog: &mut Catalog) -> Result<(), Error> {
+    indexes::remove_replaced(pruner, catalog, |folder| folder == Folder::Forgotten)
+}
+
+/// Removes all but the last generations.
+fn remove_generations(pruner: &Pruner<'_>, remover: &Remover<'_>) -> Result<(), Error> {
+    let names = pruner.session.repository().generations()?;
+    for (name, _) in names.iter().rev().skip(GENERATIONS) {
+        pruner.inventory.check_interrupted()?;
+        remover.remove_if_there(&name.object())?;
+    }
+    Ok(())
+}

@@ -1,0 +1,423 @@
+//! Pruning frees what no kept snapshot needs, with the host key alone, and loses nothing: kept snapshots restore byte for
+//! byte whatever happens during a prune.
+
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::print_stdout, clippy::print_stderr)]
+
+mod common;
+
+use std::collections::BTreeMap;
+use std::fs;
+use std::os::unix::fs::FileExt;
+use std::path::{Path, PathBuf};
+use std::process::Stdio;
+use std::thread::sleep;
+use std::time::Duration;
+
+use common::machine::{copy, succeed};
+use common::ordeal::{Ordeal, is_long, rounds, under_strace};
+use common::{Entry, Run, Site, noise, number, run, settle, tree};
+use serde_json::Value;
+
+type Tree = BTreeMap<PathBuf, Entry>;
+
+/// A site with four snapshots, each of which has some files of its own, and the trees of all of them.
+struct World {
+    site: Site,
+    snapshots: Vec<(String, Tree)>,
+}
+
+impl World {
+    fn new() -> World {
+        let site = Site::new();
+        site.init();
+        let mut world = World { site, snapshots: Vec::new() };
+        for round in 0..4 {
+            for file in 0..12 {
+                // A third of the large files and half of the small ones change each time.
+                if round == 0 || file % 3 == round % 3 {
+                    world.site.write(&format!("large/{file}"), noise(&format!("{round} {file}"), 600_000));
+                }
+            }
+            for file in 0..40 {
+                if round == 0 || file % 2 == round % 2 {
+                    world.site.write(&format!("small/{file}"), noise(&format!("small {round} {file}"), 3000));
+                }
+            }
+            world.backup();
+        }
+        world
+    }
+
+    fn backup(&mut self) -> Run {
+        settle();
+        let run = self.site.backup(&[]).ok();
+        let id = run.json()["snapshot_id"].as_str().unwrap().to_owned();
+        self.snapshots.push((id, tree(&self.site.source())));
+        run
+    }
+
+    /// Runs a command as the machine does that is backed up: without the owner's key.
+    fn as_host(&self, arguments: &[&str]) -> Run {
+        let mut command = self.site.command(arguments);
+        command.env_remove("BRACKFS_KEY_FILE");
+        run(command)
+    }
+
+    /// Forgets all but the last `kept` snapshots.
+    fn forget(&mut self, kept: usize) {
+        self.as_host(&["forget", "--keep-last", &kept.to_string(), "--force"]).ok();
+        let gone = self.snapshots.len() - kept;
+        self.snapshots.drain(..gone);
+    }
+
+    fn prune(&self, extra: &[&str]) -> Run {
+        self.as_host(&[&["prune", "--json"], extra].concat())
+    }
+
+    /// Removes all that can be removed, at once.
+    fn prune_all(&self) -> Value {
+        self.prune(&["--grace", "0", "--max-waste", "0"]).ok().json()
+    }
+
+    fn packs(&self) -> u64 {
+        let packs = self.site.repo().join("packs");
+        tree(&packs)
+            .keys()
+            .filter_map(|path| fs::metadata(packs.join(path)).ok())
+            .filter(fs::Metadata::is_file)
+            .map(|pack| pack.len())
+            .sum()
+    }
+
+    /// Kept snapshots restore, packs have their sums, and catalog and repository agree.
+    fn assert_whole(&self) {
+        for (id, expected) in &self.snapshots {
+            let to = self.site.path().join("restored");
+            self.site.brackfs(&["restore", id, "--to", to.to_str().unwrap()]).ok();
+            common::ordeal::same(&tree(&to), expected, id);
+            fs::remove_dir_all(&to).unwrap();
+        }
+        let shown = self.site.brackfs(&["snapshots", "--json"]).ok().stdout;
+        let shown: Vec<Value> = serde_json::from_str(&shown).unwrap();
+        let ids: Vec<_> = shown.iter().map(|snapshot| snapshot["id"].as_str().unwrap()).collect();
+        assert_eq!(ids, self.snapshots.iter().map(|(id, _)| id.as_str()).collect::<Vec<_>>());
+        self.as_host(&["catalog", "verify"]).ok();
+        self.site.brackfs(&["check", "--read-data"]).ok();
+        self.assert_sums();
+    }
+
+    fn assert_sums(&self) {
+        let mut command = std::process::Command::new("sh");
+        command.current_dir(self.site.repo());
+        command.args(["-c", "find sums -type f -exec cat {} + | b3sum --check --quiet"]);
+        succeed(&mut command);
+    }
+
+    fn objects(&self, folder: &str) -> Vec<PathBuf> {
+        let folder = self.site.repo().join(folder);
+        tree(&folder).into_keys().map(|path| folder.join(path)).filter(|path| path.is_file()).collect()
+    }
+
+    fn copied(&self, name: &str) -> PathBuf {
+        let to = self.site.path().join(name);
+        fs::create_dir_all(&to).unwrap();
+        copy(&self.site.repo(), &to.join("repo"));
+        copy(&self.site.state(), &to.join("state"));
+        to
+    }
+
+    fn set_back(&self, from: &Path) {
+        for folder in ["repo", "state"] {
+            fs::remove_dir_all(self.site.path().join(folder)).unwrap();
+            copy(&from.join(folder), &self.site.path().join(folder));
+        }
+    }
+}
+
+fn says(run: &Run, words: &str) {
+    assert!(run.stderr.contains(words), "nothing is said of {words:?}\n{run}");
+}
+
+#[test]
+fn a_dry_run_predicts_the_freed_bytes_and_changes_nothing() {
+    let mut world = World::new();
+    world.forget(1);
+    let before = tree(&world.site.repo());
+    let stored = world.packs();
+    for extra in [["--max-waste", "0"], ["--max-waste", "20%"], ["--max-copy", "0"]] {
+        let arguments = [&["--grace", "0"][..], &extra].concat();
+        let dry = world.prune(&[&arguments[..], &["--dry-run"]].concat()).ok().json();
+        common::ordeal::same(&tree(&world.site.repo()), &before, "after a dry run");
+        let kept = world.copied("kept");
+        let wet = world.prune(&arguments).ok().json();
+        for field in ["freed_bytes", "removed_packs", "copied_bytes", "compacted_packs", "live_bytes"] {
+            assert_eq!(dry[field], wet[field], "{extra:?}: {field}");
+        }
+        assert_eq!(world.packs(), stored - number(&wet, "freed_bytes") + number(&wet, "copied_bytes"), "{extra:?}");
+        world.assert_whole();
+        world.set_back(&kept);
+        fs::remove_dir_all(kept).unwrap();
+    }
+}
+
+#[test]
+fn without_waste_only_needed_data_is_left() {
+    let mut world = World::new();
+    world.forget(2);
+    let pruned = world.prune_all();
+    assert!(number(&pruned, "copied_bytes") > 0 && number(&pruned, "freed_bytes") > 0, "{pruned}");
+    assert_eq!(number(&pruned, "live_bytes"), world.packs());
+    world.assert_whole();
+    assert_eq!(world.objects("snapshots").len(), 2);
+    // Nothing is left to do, and nothing is written.
+    let before = tree(&world.site.repo());
+    assert_eq!(number(&world.prune_all(), "freed_bytes"), 0);
+    common::ordeal::same(&tree(&world.site.repo()), &before, "a prune without work");
+    // Backups go on, and use what was moved.
+    let run = world.backup();
+    assert!(number(&run.json(), "stored_bytes") < 20_000, "{run}");
+    world.site.write("large/new", noise("new", 600_000));
+    world.backup();
+    world.forget(1);
+    let pruned = world.prune_all();
+    assert_eq!(number(&pruned, "live_bytes"), world.packs());
+    world.assert_whole();
+}
+
+#[test]
+fn condemned_data_stays_for_the_grace_and_forgotten_snapshots_can_be_taken_back() {
+    let mut world = World::new();
+    let all = world.snapshots.clone();
+    let stored = world.packs();
+    world.forget(1);
+    // The first prune copies and condemns.
+    let prune = |world: &World, days: i64| {
+        let now = jiff::Timestamp::from_second(4_000_000_000 + days * 86_400).unwrap().to_string();
+        world.prune(&["--max-waste", "0", "--now", &now]).ok().json()
+    };
+    let first = prune(&world, 0);
+    assert_eq!(number(&first, "freed_bytes"), 0);
+    assert!(number(&first, "pending_bytes") > 0);
+    assert!(world.packs() >= stored);
+    world.assert_whole();
+    let second = prune(&world, 0);
+    assert_eq!((number(&second, "freed_bytes"), number(&second, "copied_bytes")), (0, 0));
+    let kept = world.copied("kept");
+
+    // Within the grace, snapshots can be taken back.
+    world.as_host(&["forget", "--undo"]).ok();
+    let last = std::mem::replace(&mut world.snapshots, all);
+    world.assert_whole();
+    prune(&world, 9);
+    world.assert_whole();
+
+    // After it, they are removed.
+    world.set_back(&kept);
+    world.snapshots = last;
+    let third = prune(&world, 2);
+    assert_eq!(third["freed_bytes"], first["pending_bytes"]);
+    assert_eq!(number(&third, "pending_bytes"), 0);
+    assert_eq!(world.objects("snapshots").len(), 1);
+    world.assert_whole();
+    assert_eq!(number(&prune(&world, 3), "freed_bytes"), 0);
+}
+
+#[test]
+fn damaged_data_is_not_copied_and_stays_reported() {
+    let mut world = World::new();
+    world.forget(1);
+    // One byte of each pack of content is wrong.
+    for pack in world.objects("packs") {
+        let file = fs::File::options().read(true).write(true).open(&pack).unwrap();
+        let mut byte = [0];
+        let at = file.metadata().unwrap().len() / 2;
+        file.read_exact_at(&mut byte, at).unwrap();
+        file.write_all_at(&[byte[0] ^ 1], at).unwrap();
+    }
+    let before = world.site.brackfs(&["check", "--read-data"]).code(1);
+    let run = world.prune(&["--grace", "0", "--max-waste", "0"]);
+    let pruned = run.json();
+    if number(&pruned, "damaged_packs") > 0 {
+        assert_eq!(run.code, 3, "{run}");
+        says(&run, "is damaged; the pack stays");
+    }
+    // A copy never has damaged data: what was readable before is, and what was not is still reported.
+    let after = world.site.brackfs(&["check", "--read-data"]).code(1);
+    assert!(after.stderr.lines().count() <= before.stderr.lines().count(), "{before}{after}");
+}
+
+#[test]
+fn nothing_is_removed_if_a_document_is_missing_or_unknown() {
+    let mut world = World::new();
+    world.forget(1);
+    let packs = world.packs();
+    for folder in ["index", "snapshots", "secrets", "forgotten"] {
+        let object = world.objects(folder).pop().unwrap();
+        let away = world.site.path().join("away");
+        fs::rename(&object, &away).unwrap();
+        let run = world.prune(&["--grace", "0", "--max-waste", "0"]);
+        // The next run puts back secrets; the missing one is still missing.
+        says(&run.code(1), "nothing was removed: ");
+        fs::rename(&away, &object).unwrap();
+        if folder == "secrets" {
+            for other in world.objects(folder).into_iter().filter(|other| *other != object) {
+                fs::remove_file(other).unwrap();
+            }
+        }
+    }
+    assert_eq!(world.packs(), packs);
+    let other = world.site.repo().join("index/00000000-0000-4000-8000-000000000000");
+    fs::write(&other, "").unwrap();
+    says(&world.prune(&["--grace", "0"]).code(1), "index/00000000-0000-4000-8000-000000000000 is not in the catalog");
+    fs::remove_file(other).unwrap();
+}
+
+#[test]
+fn a_machine_that_lost_its_catalog_prunes_again_after_a_backup() {
+    let mut world = World::new();
+    world.forget(3);
+    world.prune_all();
+    world.forget(2);
+    let id = fs::read_dir(world.site.state()).unwrap().next().unwrap().unwrap().path();
+    fs::remove_file(id.join("catalog.sqlite")).unwrap();
+    // The run that rebuilds removes nothing.
+    says(&world.prune(&["--grace", "0", "--max-waste", "0"]).code(1), "nothing was removed: ");
+    let pruned = world.prune_all();
+    assert!(number(&pruned, "freed_bytes") > 0, "{pruned}");
+    assert_eq!(number(&pruned, "live_bytes"), world.packs());
+    world.assert_whole();
+}
+
+#[test]
+fn stats_tell_what_forgetting_a_snapshot_frees() {
+    let mut world = World::new();
+    let stats = |world: &World| world.as_host(&["stats", "--json"]).ok().json();
+    let before = stats(&world);
+    let snapshots = before["snapshots"].as_array().unwrap();
+    assert_eq!(snapshots.len(), 4);
+    assert_eq!(number(&before, "stored_bytes"), world.packs());
+    assert_eq!(before["sources"][0]["live_bytes"], before["live_bytes"]);
+    let (id, _) = world.snapshots.remove(1);
+    let unique = number(&snapshots[1], "unique_bytes");
+    assert!(unique > 0);
+    world.as_host(&["forget", &id]).ok();
+    let after = stats(&world);
+    assert_eq!(number(&after, "live_bytes"), number(&before, "live_bytes") - unique);
+    assert_eq!(after["live_bytes"], world.prune_all()["live_bytes"]);
+    assert_eq!(number(&stats(&world), "waste_bytes"), 0);
+    let text = world.as_host(&["stats"]).ok().stdout;
+    assert_eq!(text.lines().count(), 1 + 3 + 1 + 1, "{text}");
+}
+
+#[test]
+fn a_mount_of_a_kept_snapshot_does_not_notice_prunes() {
+    let mut world = World::new();
+    let (kept, expected) = world.snapshots[0].clone();
+    world.as_host(&["hold", &kept]).ok();
+    let mounted = world.site.mount(&["--cache-size", "1MiB"]);
+    let folders: Vec<_> =
+        fs::read_dir(mounted.path().join("source")).unwrap().map(|entry| entry.unwrap().path()).collect();
+    let first = folders.iter().filter(|path| !path.is_symlink()).min().unwrap().clone();
+    common::ordeal::same(&tree(&first), &expected, "before the first prune");
+    let inodes = |root: &Path| -> Vec<u64> {
+        tree(root)
+            .keys()
+            .map(|path| std::os::unix::fs::MetadataExt::ino(&fs::symlink_metadata(root.join(path)).unwrap()))
+            .collect()
+    };
+    let before = inodes(&first);
+    for round in 0..4 {
+        // A held snapshot stays; the one before the last goes each time, so blocks are moved again and again.
+        world.site.write(&format!("large/{round}"), noise(&format!("later {round}"), 600_000));
+        world.backup();
+        world.as_host(&["forget", "--keep-last", "1", "--force"]).ok();
+        world.prune_all();
+        common::ordeal::same(&tree(&first), &expected, &format!("after prune {round}"));
+        assert_eq!(inodes(&first), before);
+    }
+    let last = world.snapshots.pop().unwrap();
+    world.snapshots = vec![(kept, expected), last];
+    drop(mounted);
+    world.assert_whole();
+}
+
+#[test]
+fn a_copy_of_the_machine_that_does_not_know_of_a_prune_loses_nothing() {
+    let mut world = World::new();
+    let clone = world.copied("clone").join("state");
+    world.forget(1);
+    world.prune_all();
+    // The copy believes that everything is still there.
+    world.site.write("large/0", noise("0 0", 600_000));
+    settle();
+    let source = world.site.source();
+    let mut backup = world.site.command(&["backup", source.to_str().unwrap(), "--json"]);
+    backup.env("BRACKFS_STATE_DIR", &clone);
+    let made = run(backup).ok();
+    says(&made, "the repository has runs that this machine's catalog does not know");
+    world.snapshots.push((made.json()["snapshot_id"].as_str().unwrap().to_owned(), tree(&source)));
+    // And the machine itself goes on after the copy.
+    world.backup();
+    says(&world.prune(&["--grace", "0"]).code(0), "");
+    world.assert_whole();
+}
+
+/// Kills a prune at a call, runs it again, and compares the result with that of an undisturbed prune.
+fn killed_at(call: &str, grace: &str, step: u32) {
+    let mut world = World::new();
+    world.forget(1);
+    let start = world.copied("start");
+    let undisturbed = world.prune(&["--grace", grace, "--max-waste", "0"]).ok().json();
+    let size = world.packs();
+    let mut nth = 1;
+    loop {
+        world.set_back(&start);
+        let kill = format!("inject={call}:signal=KILL:when={nth}");
+        let mut prune = world.site.command(&["prune", "--grace", grace, "--max-waste", "0"]);
+        prune.env_remove("BRACKFS_KEY_FILE");
+        let trace = format!("trace={call}");
+        let killed = run(under_strace(&["-o", "/dev/null", "-e", &trace, "-e", &kill], &prune));
+        if killed.code == 0 {
+            assert!(nth > 3, "{call} is called too seldom");
+            return;
+        }
+        world.assert_sums();
+        let again = world.prune(&["--grace", grace, "--max-waste", "0"]).ok().json();
+        assert!(number(&again, "live_bytes") == number(&undisturbed, "live_bytes"), "{call} {nth}: {again}");
+        world.assert_whole();
+        if grace == "0" {
+            assert_eq!(world.packs(), size, "{call} {nth}");
+        }
+        nth += if is_long() { 1 } else { step };
+    }
+}
+
+#[test]
+fn a_prune_that_is_killed_at_any_moment_loses_nothing() {
+    rounds("prune", 3, |random| {
+        let mut ordeal = Ordeal::new(random, 1);
+        ordeal.forget();
+        let wait = Duration::from_millis(ordeal.random.below(400));
+        let mut prune = ordeal.prune_command();
+        let mut child = prune.stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap();
+        sleep(wait);
+        child.kill().and_then(|()| child.wait()).unwrap();
+        ordeal.holds_after_prune();
+    });
+}
+
+#[test]
+fn a_prune_that_is_killed_at_a_link_loses_nothing_and_is_finished_by_the_next() {
+    killed_at("linkat", "0", 2);
+}
+
+#[test]
+fn a_prune_that_is_killed_at_a_removal_loses_nothing_and_is_finished_by_the_next() {
+    killed_at("unlinkat", "0", 3);
+}
+
+#[test]
+fn a_prune_that_is_killed_at_a_sync_loses_nothing_and_is_finished_by_the_next() {
+    killed_at("fsync", "0", 9);
+    killed_at("fsync", "1d", 9);
+}
