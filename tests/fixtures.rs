@@ -26,6 +26,7 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::sync::OnceLock;
 
+use common::rewrap::rewrap_all;
 use common::{Entry, Kind, Run, Site, noise, run, set_mode, set_time, settle, tree};
 use rustix::fs::{CWD, FileType, IFlags, Mode, XattrFlags};
 use serde_json::{Value, json};
@@ -37,7 +38,8 @@ const RENEW: &str = "BRACKFS_RENEW_FIXTURES";
 const CURRENT: &str = "format-1";
 
 /// The folders of each format.
-const FORMATS: [(&str, &[&str]); 1] = [(CURRENT, &["not-encrypted", "passphrase", "rfc4880", "rfc9580"])];
+const FORMATS: [(&str, &[&str]); 1] =
+    [(CURRENT, &["compacted", "later-recipient", "not-encrypted", "passphrase", "rfc4880", "rfc9580"])];
 
 const PASSPHRASE: &str = "correct horse";
 
@@ -203,8 +205,8 @@ fn make(kind: &str, format: &Path) {
     match kind {
         "not-encrypted" => init.push("--no-encryption".into()),
         "passphrase" => fs::write(folder.join("passphrase"), PASSPHRASE).unwrap(),
-        profile => {
-            let key = site.key(profile);
+        kind => {
+            let key = site.key(if kind == "rfc4880" { kind } else { "rfc9580" });
             init.extend(["--recipient".into(), key.with_extension("pub").into()]);
             fs::copy(key, folder.join("key")).unwrap();
         }
@@ -212,10 +214,19 @@ fn make(kind: &str, format: &Path) {
     let mut init = site.command(&init);
     init.env("BRACKFS_PASSPHRASE", PASSPHRASE);
     run(init).ok();
+    let small = ["--chunk-size", "16KiB", "--merge-files-under", "16KiB", "--compression", "19"];
+    if kind == "compacted" {
+        // Dropped later, together with a part of the first pack.
+        fill(&site.source());
+        fs::write(site.source().join("dropped"), noise("dropped", 100_000)).unwrap();
+        settle();
+        site.backup(&[&small[..], &["--tag", "dropped"]].concat()).ok();
+        fs::remove_dir_all(site.source()).unwrap();
+        fs::create_dir(site.source()).unwrap();
+    }
     for (tag, write) in TAGS.into_iter().zip([fill as fn(&Path), change]) {
         write(&site.source());
         settle();
-        let small = ["--chunk-size", "16KiB", "--merge-files-under", "16KiB", "--compression", "19"];
         site.backup(&[&small[..], &["--tag", tag]].concat()).ok();
         // All kinds hold the same trees.
         let described = serde_json::to_string_pretty(&described(&site.source())).unwrap() + "\n";
@@ -224,6 +235,19 @@ fn make(kind: &str, format: &Path) {
             assert_eq!(fs::read_to_string(&file).unwrap(), described, "the tree of {kind}");
         }
         fs::write(file, described).unwrap();
+    }
+    match kind {
+        "compacted" => {
+            site.brackfs(&["forget", "--keep-tag", TAGS[0], "--keep-tag", TAGS[1], "--force"]).ok();
+            site.brackfs(&["prune", "--grace", "0", "--max-waste", "0"]).ok();
+            assert!(!tree(&site.repo().join("moved")).is_empty(), "nothing was moved");
+        }
+        "later-recipient" => {
+            let (old, later) = (site.keys().join("owner"), site.key_named("later", "rfc9580"));
+            rewrap_all(&site.repo(), &old, &later);
+            fs::copy(later, folder.join("key")).unwrap();
+        }
+        _ => {}
     }
     copy(&site.repo(), &folder.join("repository"));
     for text in ["README.txt", "FORMAT.txt"] {
@@ -288,6 +312,16 @@ impl Reader {
 #[track_caller]
 fn restores(format: &str, kind: &str) {
     Reader::new(fixtures().join(format).join(kind)).restores_all();
+}
+
+#[test]
+fn format_1_compacted_is_restored() {
+    restores("format-1", "compacted");
+}
+
+#[test]
+fn format_1_with_session_keys_sealed_again_for_a_later_recipient_is_restored() {
+    restores("format-1", "later-recipient");
 }
 
 #[test]

@@ -9,25 +9,8 @@ use std::path::Path;
 
 use brackfs::crypt::{Opener, Sealer, SecretKey};
 use brackfs::repository::Repository;
+use common::rewrap::{pkesks, secret_key};
 use common::{Run, Site, run, snapshot_objects, tree};
-
-fn secret_key(path: &Path) -> SecretKey {
-    SecretKey::parse(&fs::read(path).unwrap()).unwrap()
-}
-
-/// The PKESK packets that a message begins with.
-fn pkesks(message: &[u8]) -> Vec<u8> {
-    let mut end = 0;
-    // A PKESK packet and its length: one octet up to 191, else two.
-    while message[end] == 0xC1 {
-        end += match message[end + 1] {
-            length @ 0..192 => 2 + usize::from(length),
-            high => 3 + (usize::from(high) - 192) * 256 + usize::from(message[end + 2]) + 192,
-        };
-    }
-    assert!(end > 0);
-    message[..end].to_vec()
-}
 
 /// A site with two snapshots that only `keys/owner` opens, and a second key that is no recipient.
 fn site(profile: &str) -> Site {

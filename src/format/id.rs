@@ -154,7 +154,7 @@ impl PackId {
 impl RunId {
     /// Returns the name of the run in its temporary files. It does not reveal the run's id, which identifies its packs.
     pub fn writer(self) -> Uuid {
-        let mut hasher = blake3::Hasher::new_derive_key("brackfs 2026-11-28 temporary files of a run");
+        let mut hasher = blake3::Hasher::new_derive_key("brackfs 2026-11-28 name of a run");
         let mut bytes = [0; 16];
         hasher.update(self.as_bytes()).finalize_xof().fill(&mut bytes);
         uuid::Builder::from_random_bytes(bytes).into_uuid()

@@ -84,7 +84,7 @@ def check_pack(repository, pack, where):
 
 def check_generation(document, where):
     """Compares the name with the number and the run."""
-    context = "brackfs 2026-11-28 temporary files of a run"
+    context = "brackfs 2026-11-28 name of a run"
     command = ["b3sum", "--raw", "--length", "16", "--derive-key", context]
     derived, _ = program(where, command, document[5])
     right = f"generation/{document[3]:010}-{uuid.UUID(bytes=derived, version=4)}"

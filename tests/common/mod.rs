@@ -16,6 +16,7 @@ pub mod liar;
 pub mod machine;
 pub mod made_up;
 pub mod ordeal;
+pub mod rewrap;
 pub mod silent;
 pub mod wait;
 
