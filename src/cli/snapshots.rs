@@ -27,7 +27,7 @@ use crate::state::RepositoryState;
 /// machines, they are read from the repository and verified.
 ///
 /// A line has the beginning of the id, the time at which the backup began (UTC), the source, the number of files, their size,
-/// the paths, the tags, and [held] if it is held. Snapshots are listed in the order in which they were made, even if the clock
+/// the paths, the tags, and the word held if it is held. Snapshots are listed in the order in which they were made, even if the clock
 /// was wrong.
 ///
 /// Other commands accept as SNAP: latest; the beginning of an id; or a time as listed here, or the beginning of one, such as
