@@ -27,8 +27,8 @@ use crate::state::RepositoryState;
 /// machines, they are read from the repository and verified.
 ///
 /// A line has the beginning of the id, the time at which the backup began (UTC), the source, the number of files, their size,
-/// the paths, the tags, and the word held if it is held. Snapshots are listed in the order in which they were made, even if the clock
-/// was wrong.
+/// the paths, the tags, and the word held if it is held. Snapshots are listed in the order in which they were made, even if
+/// the clock was wrong.
 ///
 /// Other commands accept as SNAP: latest; the beginning of an id; or a time as listed here, or the beginning of one, such as
 /// 2026-11-20, 2026-11-20T14:52 or '2026-11-20 14:52:01Z', in UTC unless it has an offset such as +01:00. With SOURCE/ in
