@@ -38,7 +38,7 @@
 //! | `dump` | `archive` `format` `monitor` `failure` |
 //! | `retention` | `archive` `session` `inventory` `catalog` `state` `repository` `format` `monitor` `failure` |
 //! | `history` | `archive` `source` `format` `monitor` `failure` |
-//! | `check` | `archive` `reader` `repository` `storage` `crypt` `format` `monitor` `failure` |
+//! | `check` | `archive` `reader` `repository` `source` `storage` `crypt` `format` `monitor` `failure` |
 //! | `cli` | `archive` `backup` `catalog` `check` `crypt` `dump` `format` `history` `init` `inventory` `sys` `monitor` `mount` `prune` `reader` `repository` `restore` `retention` `session` `state` `storage` `failure` |
 //! <!-- /layers -->
 

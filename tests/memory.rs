@@ -7,6 +7,7 @@
 
 mod common;
 
+use std::collections::BTreeMap;
 use std::fs::{self, File};
 use std::io::{self, Write};
 use std::path::Path;
@@ -15,6 +16,19 @@ use std::sync::LazyLock;
 use std::thread::{self, sleep};
 use std::time::Duration;
 
+use brackfs::crypt::{SecretKey, Signer};
+use brackfs::format::block::Encoder;
+use brackfs::format::entry::{Content, Subtree};
+use brackfs::format::id::{ObjectId, SourceId};
+use brackfs::format::index::Index;
+use brackfs::format::name::{self, SnapshotName};
+use brackfs::format::pack::{IndexedBlock, IndexedPack, PackKind};
+use brackfs::format::snapshot::{Snapshot, Statistics};
+use brackfs::format::source::Source;
+use brackfs::format::{
+    BlockLocation, Check, ChunkRef, Digest, Entry, Extent, Items, Kind, Node, NodeRef, PackId, SnapshotId, Timestamp,
+};
+use brackfs::repository::{Repository, Writer};
 use common::wait::until;
 use common::{Site, is_mounted, run, settle};
 
@@ -329,4 +343,214 @@ fn memory_does_not_grow_with_files_or_their_sizes() {
     for (((what, small), (_, large)), limit) in small.each().into_iter().zip(LARGE.each()).zip(limits) {
         assert!(large <= small + limit, "{what} took {small} MiB for a small tree, and {large} MiB for a large one");
     }
+}
+
+/// A repository whose content was never stored: packs of the right length without data, but with indexes and trees.
+struct Forgery {
+    site: Site,
+    repository: Repository,
+    encoder: Encoder,
+    digests: blake3::OutputReader,
+}
+
+/// Size of a chunk, also when it is stored.
+const CHUNK: u32 = 100;
+
+impl Forgery {
+    fn new() -> Forgery {
+        let site = Site::in_memory();
+        site.brackfs(&["init".into(), site.repo(), "--no-encryption".into()]).ok();
+        let repository = Repository::open(&site.repo().as_path().into()).unwrap();
+        let digests = blake3::Hasher::new().update(b"chunks").finalize_xof();
+        Forgery { site, repository, encoder: Encoder::new(1).unwrap(), digests }
+    }
+
+    fn digest(&mut self) -> Digest {
+        let mut bytes = [0; 32];
+        self.digests.fill(&mut bytes);
+        Digest(bytes)
+    }
+
+    fn pack(&self, kind: PackKind, length: u64, blocks: Vec<IndexedBlock>) -> IndexedPack {
+        let (id, digest) = (PackId::random(), Some(Digest::of(b"unread")));
+        IndexedPack { id, kind, digest, count: blocks.len() as u32, length, blocks }
+    }
+
+    fn file_of(&self, pack: &IndexedPack) -> File {
+        let path = self.site.repo().join(name::pack(pack.id));
+        fs::create_dir_all(path.parent().unwrap()).unwrap();
+        let file = File::create(path).unwrap();
+        file.set_len(pack.length).unwrap();
+        file
+    }
+
+    /// Makes a pack of `count` blocks with a chunk each.
+    fn data(&mut self, count: u32) -> IndexedPack {
+        let block = |ordinal, digest| IndexedBlock {
+            ordinal,
+            offset: u64::from(ordinal * CHUNK),
+            length: CHUNK,
+            check: Check([0; 8]),
+            chunks: vec![(digest, CHUNK)],
+        };
+        let blocks = (0..count).map(|ordinal| block(ordinal, self.digest())).collect();
+        let pack = self.pack(PackKind::Data, u64::from(count * CHUNK), blocks);
+        self.file_of(&pack);
+        pack
+    }
+
+    /// Stores nodes in a pack. Returns references to them, by position in a table of their blocks.
+    fn nodes(&mut self, nodes: &[Node]) -> (IndexedPack, Vec<BlockLocation>, Vec<ChunkRef>) {
+        let (mut stored, mut frame, mut blocks) = (Vec::new(), Vec::new(), Vec::new());
+        for (ordinal, node) in (0..).zip(nodes) {
+            let plaintext = node.encode();
+            self.encoder.encode(&plaintext, false, &mut frame).unwrap();
+            let (digest, length) = (Digest::of(&plaintext), frame.len() as u32);
+            let chunks = vec![(digest, plaintext.len() as u32)];
+            blocks.push(IndexedBlock {
+                ordinal,
+                offset: stored.len() as u64,
+                length,
+                check: Check::of(&frame),
+                chunks,
+            });
+            stored.extend(&frame);
+        }
+        let pack = self.pack(PackKind::Tree, stored.len() as u64, blocks);
+        self.file_of(&pack).write_all(&stored).unwrap();
+        let at = |block: &IndexedBlock| BlockLocation { pack: pack.id, offset: block.offset, length: block.length };
+        let reference = |(number, block): (u32, &IndexedBlock)| {
+            let (digest, length) = block.chunks[0];
+            ChunkRef { digest, block: number, start: 0, length }
+        };
+        let (places, references) =
+            (pack.blocks.iter().map(at).collect(), (0..).zip(&pack.blocks).map(reference).collect());
+        (pack, places, references)
+    }
+
+    /// Makes a file of a hundred nodes with a thousand chunks each, which lie in packs of 32 chunks.
+    fn large_file(&mut self, name: &str) -> (Entry, Vec<BlockLocation>, Vec<IndexedPack>) {
+        let mut packs = Vec::new();
+        let nodes: Vec<_> = (0..100)
+            .map(|_| {
+                let (mut blocks, mut extents) = (Vec::new(), Vec::new());
+                for count in [vec![32; 31], vec![8]].concat() {
+                    let pack = self.data(count);
+                    for block in &pack.blocks {
+                        let ((digest, length), number) = (block.chunks[0], blocks.len() as u32);
+                        extents.push(Extent::Chunk(ChunkRef { digest, block: number, start: 0, length }));
+                        blocks.push(BlockLocation { pack: pack.id, offset: block.offset, length: block.length });
+                    }
+                    packs.push(pack);
+                }
+                node(blocks, Items::Extents(extents))
+            })
+            .collect();
+        let (pack, places, references) = self.nodes(&nodes);
+        packs.push(pack);
+        let covers = u64::from(1000 * CHUNK);
+        let nodes: Vec<_> = references.into_iter().map(|node| NodeRef { covers, node }).collect();
+        let (size, digest) = (covers * nodes.len() as u64, self.digest());
+        (entry(name, Kind::File, size, Content::Nodes { digest, depth: 0, nodes, holes: 0 }), places, packs)
+    }
+
+    /// Makes a repository with this number of files of 100,000 chunks, and of snapshots.
+    fn finish(mut self, files: u64, snapshots: u64) -> Site {
+        let state = self.site.state().join(self.repository.id().to_string());
+        let key = SecretKey::parse(&fs::read(state.join("host.key")).unwrap()).unwrap();
+        let host = key.certificate();
+        let index = |repository: &Repository, packs: Vec<IndexedPack>| {
+            let writer = Writer::new(repository, Signer::new(key.clone()).unwrap(), &host, &[]).unwrap();
+            let sums: Vec<_> = packs.iter().map(|pack| (pack.id, pack.digest.unwrap())).collect();
+            writer.put_sums(ObjectId::random(), &sums).unwrap();
+            writer.put_index(ObjectId::random(), &Index { generation: 1, packs, ..Index::default() }).unwrap();
+        };
+        let mut folders = Vec::new();
+        for file in 0..files {
+            let (entry, blocks, packs) = self.large_file("file");
+            let (pack, mut place, reference) = self.nodes(&[node(blocks, Items::Entries(vec![entry]))]);
+            folders.push((file, place.remove(0), reference[0]));
+            for packs in packs.chunks(320) {
+                index(&self.repository, packs.to_vec());
+            }
+            index(&self.repository, vec![pack]);
+        }
+        let directory = |name: &str, below, node| {
+            entry(name, Kind::Directory, 0, Content::Directory(Subtree { below, node: Some(node) }))
+        };
+        let entries = folders.iter().map(|(number, _, reference)| {
+            directory(&format!("{number:04}"), 1, ChunkRef { block: *number as u32, ..*reference })
+        });
+        let entries = entries.collect();
+        let top = node(folders.iter().map(|(_, place, _)| *place).collect(), Items::Entries(entries));
+        let (pack, places, references) = self.nodes(&[top]);
+        index(&self.repository, vec![pack]);
+        let root = node(places, Items::Entries(vec![directory("", 2 * files, references[0])]));
+
+        let writer = Writer::new(&self.repository, Signer::new(key.clone()).unwrap(), &host, &[]).unwrap();
+        let source = Source { id: SourceId::random(), name: "forged".into() };
+        writer.put_source(&source).unwrap();
+        // 20251120T145201Z.
+        let time = Timestamp { seconds: 1_763_650_321, nanos: 0 };
+        let mut previous = None;
+        for sequence in 1..=snapshots {
+            let name =
+                SnapshotName { source: source.id, sequence, time: "20251120T145201Z".into(), id: SnapshotId::random() };
+            let snapshot = Snapshot {
+                name: name.clone(),
+                source: source.name.clone(),
+                host: "nowhere".into(),
+                started: time,
+                finished: time,
+                paths: Vec::new(),
+                root_path: None,
+                tags: Vec::new(),
+                encrypted: false,
+                previous: previous.replace(name.id),
+                statistics: Statistics { files: 3 * files, ..Statistics::default() },
+                program: "forgery".into(),
+                root: root.clone(),
+            };
+            writer.put_snapshot(&snapshot).unwrap();
+        }
+        self.site
+    }
+}
+
+fn node(blocks: Vec<BlockLocation>, items: Items) -> Node {
+    Node { blocks, items, users: BTreeMap::new(), groups: BTreeMap::new() }
+}
+
+fn entry(name: &str, kind: Kind, size: u64, content: Content) -> Entry {
+    Entry {
+        name: name.into(),
+        kind,
+        mode: 0o755,
+        uid: 0,
+        gid: 0,
+        mtime: Timestamp::default(),
+        size,
+        content,
+        link: None,
+        xattrs: Vec::new(),
+        flags: 0,
+        inode_flags: 0,
+    }
+}
+
+#[test]
+fn memory_of_a_check_hardly_grows_with_the_number_of_chunks() {
+    let peak_with = |files: u64| {
+        let site = Forgery::new().finish(files, 50);
+        let checked = site.brackfs(&["check", "--json"]).ok().json();
+        assert_eq!(checked["chunks"].as_u64(), Some(files * 100_000));
+        assert_eq!(checked["snapshots"].as_u64(), Some(50));
+        let peak = peak(site.command(&["check"]));
+        println!("{files}00,000 chunks: {peak} MiB");
+        peak
+    };
+    // Measured: MEASURED.
+    let (few, many) = (peak_with(1), peak_with(10));
+    assert!(many < 64, "a million chunks took {many} MiB");
+    assert!(many <= few + 16, "a check took {few} MiB for a hundred thousand chunks, and {many} MiB for a million");
 }

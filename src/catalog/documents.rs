@@ -106,6 +106,14 @@ impl Catalog {
         index.holds.iter().try_for_each(|hold| self.set_hold(hold, index.generation))
     }
 
+    /// Marks all secrets documents as lost before the run of `generation`: its census does not count them.
+    pub fn lose_secrets(&self, generation: u64) -> Result<(), Error> {
+        let (code, _) = Folder::Secrets(0).codes();
+        let lose = "UPDATE documents SET replaced = ? WHERE folder = ? AND replaced IS NULL";
+        let lost = self.db.execute(lose, params![generation.saturating_sub(1) as i64, code]);
+        lost.map(drop).map_err(self.failed("mark lost documents"))
+    }
+
     /// Records that a replaced document was removed from the repository. The census of the last generation may count it.
     pub fn set_document_removed(&self, document: &KnownDocument) -> Result<(), Error> {
         let (code, _) = document.folder.codes();
@@ -200,6 +208,10 @@ mod tests {
         assert_eq!(census.moved, NameSet::of(vec![name::moved(7, a)]));
         assert_eq!(census.secrets, NameSet::of(vec![name::secrets(a)]));
         assert_eq!(census.forgotten, NameSet::default());
+        assert_eq!(catalog.next_edition().unwrap(), 3);
+        catalog.lose_secrets(6).unwrap();
+        let secrets = |generation| catalog.census(generation).unwrap().secrets.count;
+        assert_eq!([secrets(5), secrets(6)], [1, 0]);
         assert_eq!(catalog.next_edition().unwrap(), 3);
         let replaced = catalog.documents().unwrap().into_iter().find(|known| known.id == d).unwrap();
         catalog.remove_document(&replaced).unwrap();

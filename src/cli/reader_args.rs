@@ -63,7 +63,7 @@ pub(super) struct ReaderArgs {
     /// fails instead).
     #[arg(long, value_name = "FINGERPRINT", action = ArgAction::Append)]
     pub(super) signer: Vec<Fingerprint>,
-    /// Cache up to SIZE of decrypted data in memory [default: 128MiB for mount and dump, else 24MiB]
+    /// Cache up to SIZE of decrypted data in memory [default: 128MiB for mount and dump, 16MiB for check, else 24MiB]
     ///
     /// The default is less if memory is short: at most a quarter of the machine's memory, of the memory limit of the cgroup (a container, or a
     /// systemd service with MemoryMax=), and of the limit of ulimit -v.

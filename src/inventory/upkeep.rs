@@ -86,6 +86,15 @@ impl Inventory<'_> {
         Ok(lost)
     }
 
+    /// Takes lost secrets documents out of the census of the run of `generation`, which is not announced yet and writes
+    /// another one. Otherwise a check would miss them.
+    pub fn accept_loss(&self, lost: &[LostObject], catalog: &Catalog, generation: u64) -> Result<(), Error> {
+        if lost.iter().any(|lost| matches!(lost.replacement, Replacement::Secrets)) {
+            catalog.lose_secrets(generation)?;
+        }
+        Ok(())
+    }
+
     /// Puts objects back. If the storage refuses one, this is only reported, since the object was missing before.
     pub fn put_back(
         &self,

@@ -220,24 +220,19 @@ impl Core {
         self.with_chunk(location, chunk, |_| ())
     }
 
-    /// Reads a block and verifies that it consists of exactly these chunks, in this order.
-    pub(super) fn verify_block(&self, location: &BlockLocation, chunks: &[(Digest, u32)]) -> Result<(), Error> {
+    /// Verifies that a stored block consists of exactly these chunks, in this order.
+    pub(super) fn verify_stored(
+        &self,
+        location: &BlockLocation,
+        stored: &[u8],
+        chunks: &[(Digest, u32)],
+    ) -> Result<(), Error> {
+        let block = self.decode(location, stored)?;
         let mut start = 0u32;
-        let mut refs = Vec::with_capacity(chunks.len());
         for (digest, length) in chunks {
-            refs.push(ChunkRef { digest: *digest, block: 0, start, length: *length });
+            block.chunk(start, &ChunkRef { digest: *digest, block: 0, start, length: *length })?;
             start = start.saturating_add(*length);
         }
-        let verified = self.fetch(location).and_then(|block| {
-            refs.iter().try_for_each(|chunk| block.chunk(chunk.start, chunk).map(drop))?;
-            Ok(block)
-        });
-        let block = match verified {
-            Ok(block) => block,
-            // Each chunk may have been moved or stored again.
-            Err(error) if error.is_lost() => return refs.iter().try_for_each(|chunk| self.verify(location, chunk)),
-            Err(error) => return Err(error),
-        };
         if block.plaintext.len() as u64 == u64::from(start) {
             Ok(())
         } else {
@@ -290,23 +285,31 @@ impl Core {
     }
 
     fn fetch_at(&self, location: &BlockLocation) -> Result<Block, Error> {
-        let failed = |why| Error::block(location, why);
         let mut sealed = self.buffers.work();
-        self.repository.read_block(location, &mut sealed).map_err(|e| failed(BlockProblem::Read(e)))?;
-        let frame = match (self.repository.encrypted(), self.access.opener()) {
+        let read = self.repository.read_block(location, &mut sealed);
+        read.map_err(|e| Error::block(location, BlockProblem::Read(e)))?;
+        let block = self.decode(location, &sealed)?;
+        self.buffers.give_work(sealed);
+        Ok(block)
+    }
+
+    /// Decrypts and decompresses a stored block.
+    fn decode(&self, location: &BlockLocation, sealed: &[u8]) -> Result<Block, Error> {
+        let failed = |why| Error::block(location, why);
+        let take = |length| self.buffers.plaintext(length);
+        let decode = |frame: &[u8]| block::decode(frame, take).map_err(|e| failed(BlockProblem::Decode(e)));
+        let plaintext = match (self.repository.encrypted(), self.access.opener()) {
             (true, Some(opener)) => {
                 let mut frame = self.buffers.work();
-                let opened = self.repository.open_block(opener, &sealed, &mut frame);
+                let opened = self.repository.open_block(opener, sealed, &mut frame);
                 opened.map_err(|e| failed(BlockProblem::Open(e)))?;
-                self.buffers.give_work(sealed);
-                frame
+                let plaintext = decode(&frame)?;
+                self.buffers.give_work(frame);
+                plaintext
             }
             (true, None) => return Err(failed(BlockProblem::NoKey)),
-            (false, _) => sealed,
+            (false, _) => decode(sealed)?,
         };
-        let take = |length| self.buffers.plaintext(length);
-        let plaintext = block::decode(&frame, take).map_err(|e| failed(BlockProblem::Decode(e)))?;
-        self.buffers.give_work(frame);
         self.decoded.fetch_add(1, Ordering::Relaxed);
         Ok(Block { plaintext, place: *location, buffers: self.buffers.clone(), verified: Mutex::default() })
     }

@@ -103,9 +103,14 @@ impl Reader {
         self.core.moved_to(location, chunk, is_there)
     }
 
-    /// Reads a block and verifies that it consists of exactly these chunks, in this order.
-    pub fn verify_block(&self, location: &BlockLocation, chunks: &[(Digest, u32)]) -> Result<(), Error> {
-        self.core.verify_block(location, chunks)
+    /// Verifies that a stored block, which was read from this location, consists of exactly these chunks, in this order.
+    pub fn verify_stored(
+        &self,
+        location: &BlockLocation,
+        stored: &[u8],
+        chunks: &[(Digest, u32)],
+    ) -> Result<(), Error> {
+        self.core.verify_stored(location, stored, chunks)
     }
 
     /// Number of blocks decoded so far. A sequential read decodes each block once.

@@ -293,6 +293,12 @@ impl Reader {
         Ok(leaf.page(directory, at))
     }
 
+    /// Whether the top node of a directory can be read and has as many entries below it as the parent claims.
+    pub fn has_below(&self, directory: &SnapshotDirectory) -> bool {
+        let node = top_node(directory).map(|(location, chunk)| self.core.node(&location, &chunk));
+        matches!(node, Some(Ok(value)) if value.covers == Some(directory.below))
+    }
+
     /// Passes the location of each node of a directory to `take`: of its top node, and of the parts of a large directory.
     /// A node that is used several times is passed once.
     pub fn each_node(&self, directory: &SnapshotDirectory, take: &mut dyn FnMut(&BlockLocation)) -> Result<(), Error> {

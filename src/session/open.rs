@@ -111,6 +111,7 @@ impl<'r> Session<'r> {
         let inventory = Inventory { repository, access: &session.access, monitor, stop };
         let lost = inventory.lost(&catalog, lock.state(), &host)?;
         if !lost.is_empty() {
+            inventory.accept_loss(&lost, &catalog, session.generation)?;
             session.announce(&mut catalog)?;
             inventory.put_back(lost, &catalog, &session.writer, &host)?;
         }

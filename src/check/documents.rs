@@ -1,0 +1,93 @@
+//! Checks the documents and keys that only writers need, and looks for files that do not belong to the repository.
+
+use std::path::Path;
+
+use super::{Checker, Error};
+use crate::crypt::Certificate;
+use crate::format::name;
+use crate::format::secrets::Secrets;
+use crate::monitor;
+use crate::reader;
+
+impl Checker<'_> {
+    /// Opens the documents that only writers need. Ignores objects whose names are not those of documents.
+    pub(super) fn documents(&mut self) -> Result<(), Error> {
+        let (access, repository) = (self.reader.access(), self.reader.repository());
+        for object in self.list(name::SOURCES)? {
+            self.check_interrupted()?;
+            let Some(id) = name::parse_source(&object) else { continue };
+            if let Err(error) = access.source(repository, id) {
+                self.unopened(Path::new(&object), error.into())?;
+            }
+        }
+        let mut last: Option<Secrets> = None;
+        for object in self.list(name::SECRETS)? {
+            self.check_interrupted()?;
+            let Some(id) = name::parse_secrets(&object) else { continue };
+            match access.secrets(repository, id) {
+                Ok(secrets) => {
+                    self.known.secrets.add(object, secrets.generation);
+                    if last.as_ref().is_none_or(|last| last.edition <= secrets.edition) {
+                        last = Some(secrets);
+                    }
+                }
+                Err(error) => {
+                    self.known.secrets.is_incomplete = true;
+                    self.unopened(Path::new(&object), error.into())?;
+                }
+            }
+        }
+        match last {
+            Some(last) => self.certificates(&last.recipients)?,
+            // Damaged ones were reported.
+            None if self.known.secrets.is_incomplete => {}
+            None => {
+                self.problem(Path::new(name::SECRETS), "the secrets document is missing; the next backup writes one");
+            }
+        }
+        Ok(())
+    }
+
+    /// Checks that the certificates of recipients, and of hosts that signed snapshots, are present. Readers also find
+    /// the latter in secrets documents, but users of other OpenPGP programs do not.
+    fn certificates(&mut self, recipients: &[Vec<u8>]) -> Result<(), Error> {
+        let keys = self.reader.repository().keys();
+        let recipients = recipients.iter().filter_map(|bytes| Certificate::parse(bytes).ok());
+        let mut objects: Vec<_> =
+            recipients.map(|recipient| name::recipient(&recipient.fingerprint().to_string())).collect();
+        objects.extend(self.signers.iter().map(|signer| name::host(&signer.to_string())));
+        for object in objects {
+            if keys.is_missing(&object).map_err(reader::Error::from)? {
+                self.problem(Path::new(&object), "it is missing; the next backup puts it back");
+            }
+        }
+        Ok(())
+    }
+
+    /// Reports files that brackfs did not write, such as those of file managers: `found` and those in other folders.
+    pub(super) fn foreign(&mut self, mut found: Vec<String>) -> Result<(), Error> {
+        for folder in name::FOLDERS.into_iter().filter(|folder| *folder != name::PACKS) {
+            found.extend(self.list(folder)?.into_iter().filter(|object| !name::is_object(object)));
+        }
+        found.sort();
+        if let Some(first) = found.first() {
+            let files = monitor::count(found.len() as u64, "file in the repository does", "files in the repository do");
+            self.monitor.note(&format!("{files} not belong to it (such as {first}); this is harmless"));
+        }
+        Ok(())
+    }
+
+    /// Checks descriptions, and compares keys with the fingerprints in their names.
+    pub(super) fn keys(&mut self) -> Result<(), Error> {
+        for object in self.reader.repository().lost_descriptions().map_err(reader::Error::from)? {
+            self.problem(Path::new(object), "it is missing or damaged; the next backup puts it back");
+        }
+        for object in self.list(name::KEYS)? {
+            self.check_interrupted()?;
+            if let Err(error) = self.reader.repository().keys().check(&object) {
+                self.problem(Path::new(&object), &error.to_string());
+            }
+        }
+        Ok(())
+    }
+}

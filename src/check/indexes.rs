@@ -1,0 +1,117 @@
+//! Reads indexes and tombstones, and compares them with the listing of packs.
+
+use std::collections::HashSet;
+use std::path::Path;
+
+use super::packs::Conflict;
+use super::record::RecordHeader;
+use super::{Checker, Error};
+use crate::failure::Failure;
+use crate::format::id::{ObjectId, SnapshotId};
+use crate::format::name::{self, SnapshotName};
+use crate::reader;
+
+impl Checker<'_> {
+    /// Reads indexes. Those that another one replaces are ignored, and so are objects whose names are not those of
+    /// indexes.
+    pub(super) fn indexes(&mut self, objects: &[String]) -> Result<(), Error> {
+        let (access, repository) = (self.reader.access(), self.reader.repository());
+        let (mut unopened, mut replaced) = (Vec::new(), HashSet::<ObjectId>::new());
+        for object in objects {
+            let Some(id) = name::parse_index(object) else { continue };
+            self.check_interrupted()?;
+            let number = self.indexes.len() as u32;
+            self.indexes.push(id);
+            let index = match access.index(repository, id).map_err(reader::Error::from) {
+                Ok(index) => index,
+                Err(error) if error.is_key_problem() => {
+                    self.unopened(Path::new(object), error)?;
+                    self.known.index.is_incomplete = true;
+                    continue;
+                }
+                // It may be replaced.
+                Err(error) => {
+                    unopened.push((id, error));
+                    continue;
+                }
+            };
+            self.known.index.add(object.clone(), index.generation);
+            self.known.index.replace(index.replaces.iter().map(|id| name::index(*id)), index.generation);
+            replaced.extend(&index.replaces);
+            for pack in &index.packs {
+                self.packs.add(number, pack)?;
+            }
+            for carrier in &index.carriers {
+                self.packs.add_carrier(number, carrier)?;
+            }
+        }
+        for (id, error) in unopened.into_iter().filter(|(id, _)| !replaced.contains(id)) {
+            let object = name::index(id);
+            self.known.index.is_incomplete = true;
+            self.unopened(Path::new(&object), error)?;
+            self.unreadable.get_or_insert(object);
+        }
+        let indexes = &self.indexes;
+        let is_ignored = |number: u32| indexes.get(number as usize).is_none_or(|id| replaced.contains(id));
+        for Conflict { pack, indexes: [one, other] } in self.packs.finish(is_ignored)? {
+            let (one, other) = (self.index_name(one), self.index_name(other));
+            self.problem(Path::new(&name::pack(pack)), &format!("{one} and {other} differ about its blocks"));
+        }
+        Ok(())
+    }
+
+    /// Reads tombstones. Returns the forgotten snapshots.
+    pub(super) fn tombstones(&mut self, objects: &[String]) -> Result<Vec<SnapshotName>, Error> {
+        let (access, repository) = (self.reader.access(), self.reader.repository());
+        let mut snapshots = Vec::new();
+        for object in objects {
+            let Some(id) = name::parse_forgotten(object) else { continue };
+            self.check_interrupted()?;
+            match access.forgotten(repository, id) {
+                Ok(forgotten) => {
+                    self.known.forgotten.add(object.clone(), forgotten.generation);
+                    let replaces = forgotten.replaces.iter().map(|id| name::forgotten(*id));
+                    self.known.forgotten.replace(replaces, forgotten.generation);
+                    snapshots.extend(forgotten.snapshots);
+                    for row in forgotten.packs.iter().filter_map(|pack| self.packs.find(*pack)).collect::<Vec<_>>() {
+                        self.packs.set_condemned(row);
+                    }
+                }
+                Err(error) => {
+                    self.known.forgotten.is_incomplete = true;
+                    self.unopened(Path::new(object), error.into())?;
+                }
+            }
+        }
+        snapshots.sort_unstable();
+        snapshots.dedup();
+        Ok(snapshots)
+    }
+
+    /// Compares the lengths of packs in indexes with the actual lengths.
+    pub(super) fn lengths(&mut self) -> Result<(), Error> {
+        for row in 0..self.packs.len() {
+            let (Some(pack), Some(header)) = (self.packs.id(row), self.packs.header(row)?) else { continue };
+            let RecordHeader { index, digest, length, .. } = header;
+            if digest.is_none() {
+                self.packs.set_gone(row);
+                continue;
+            }
+            let found = match self.packs.length(row) {
+                Some(found) if found == length => continue,
+                None if self.packs.is_condemned(row) => continue,
+                Some(found) => format!("it has {found} bytes"),
+                None => "it is missing".to_owned(),
+            };
+            let why = format!("{found}, but should have {length} bytes according to {}", self.index_name(index));
+            self.problem(Path::new(&name::pack(pack)), &why);
+            self.packs.set_misfit(row);
+        }
+        Ok(())
+    }
+}
+
+/// The ids of snapshots.
+pub(super) fn ids(snapshots: &[SnapshotName]) -> HashSet<SnapshotId> {
+    snapshots.iter().map(|name| name.id).collect()
+}
