@@ -229,6 +229,9 @@ fn a_census_shows_an_exchange_and_notes_additions() {
     world.writer().put_index(ObjectId::random(), &Index { generation: 5, ..Index::default() }).unwrap();
     let run = world.check(&[]);
     assert!(!run.stderr.contains("index/:") && !run.stderr.contains("did not know"), "{run}");
+    // A run whose generation is missing.
+    world.writer().put_index(ObjectId::random(), &Index { generation: 6, ..Index::default() }).unwrap();
+    says(&world.check(&[]), &["generation/ has no census of the run 6"]);
 }
 
 #[test]

@@ -520,7 +520,9 @@ fn forgotten_snapshots_are_hidden() {
     wait_until("the mount still shows the forgotten snapshot", || times() == 1);
     assert!(!site.brackfs(&["versions", "d/old"]).stdout.contains("70000"));
     assert_eq!(site.brackfs(&["find", "old"]).ok().stdout, "");
-    site.brackfs(&["check"]).ok();
+    // A check names those that are not valid, and nothing else.
+    let check = site.brackfs(&["check"]).code(1);
+    assert!(check.stderr.matches("forgotten/").count() == 2 && check.stderr.contains("2 problems"), "{check}");
     for command in [&["ls", &old_id][..], &["restore", &old_id, "--to", "x"], &["mount", &old_id, "mnt"]] {
         let run = site.brackfs(command).code(1);
         assert!(run.stderr.contains(&format!("snapshot {old_id} was forgotten")), "{run}");
