@@ -87,12 +87,13 @@ impl Inventory<'_> {
     }
 
     /// Takes lost secrets documents out of the census of the run of `generation`, which is not announced yet and writes
-    /// another one. Otherwise a check would miss them.
-    pub fn accept_loss(&self, lost: &[LostObject], catalog: &Catalog, generation: u64) -> Result<(), Error> {
-        if lost.iter().any(|lost| matches!(lost.replacement, Replacement::Secrets)) {
+    /// another one. Otherwise a check would miss them. Returns whether there are any.
+    pub fn accept_loss(&self, lost: &[LostObject], catalog: &Catalog, generation: u64) -> Result<bool, Error> {
+        let is_lost = lost.iter().any(|lost| matches!(lost.replacement, Replacement::Secrets));
+        if is_lost {
             catalog.lose_secrets(generation)?;
         }
-        Ok(())
+        Ok(is_lost)
     }
 
     /// Puts objects back. If the storage refuses one, this is only reported, since the object was missing before.

@@ -88,7 +88,7 @@ impl<'r> Session<'r> {
         inventory.report_unknown_recipients(&trust.recipients)?;
         warn_of_expiry(&trust.recipients, monitor);
         let RunNumber { generation, last, strange, diverged } = choose_number(&inventory, &mut catalog)?;
-        let session = Session {
+        let mut session = Session {
             repository,
             writer: Writer::new(repository, Signer::new(key)?, &host, &trust.recipients)?,
             trust,
@@ -111,7 +111,8 @@ impl<'r> Session<'r> {
         let inventory = Inventory { repository, access: &session.access, monitor, stop };
         let lost = inventory.lost(&catalog, lock.state(), &host)?;
         if !lost.is_empty() {
-            inventory.accept_loss(&lost, &catalog, session.generation)?;
+            // A run that finds a document lost removes nothing.
+            session.reconciled |= inventory.accept_loss(&lost, &catalog, session.generation)?;
             session.announce(&mut catalog)?;
             inventory.put_back(lost, &catalog, &session.writer, &host)?;
         }
