@@ -128,8 +128,8 @@ impl Catalog {
         let mut newest = self.newest.borrow_mut();
         let Some(NewestUsage { source, sequence, blocks, is_stored }) = newest.as_mut() else { return Ok(()) };
         if !*is_stored {
-            blocks.optimize();
             let mut bytes = Vec::with_capacity(blocks.serialized_size() + 4);
+            // Not optimized: differences of bitmaps with run-length encoding take ten times as long.
             blocks.serialize_into(&mut bytes).map_err(|e| self.damaged(e))?;
             let sum = newest_sum(*source, *sequence, &bytes);
             bytes.extend(sum);
