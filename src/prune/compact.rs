@@ -3,6 +3,8 @@
 use std::path::Path;
 use std::time::Instant;
 
+use roaring::RoaringTreemap;
+
 use super::context::{Pruner, Summary};
 use super::error::Error;
 use super::mark::Marked;
@@ -60,16 +62,18 @@ pub(super) struct Compactor<'p, 's> {
     pruner: &'p Pruner<'s>,
     /// By kind of data, and whether a newest snapshot uses the blocks: blocks that live long lie together.
     open: [Option<OpenCarrier>; 4],
+    /// Blocks that a newest snapshot uses.
+    current: RoaringTreemap,
     stored: Vec<IndexedCarrier>,
     bytes: u64,
 }
 
 impl<'p, 's> Compactor<'p, 's> {
-    pub(super) fn new(pruner: &'p Pruner<'s>) -> Self {
-        Compactor { pruner, open: Default::default(), stored: Vec::new(), bytes: 0 }
+    pub(super) fn new(pruner: &'p Pruner<'s>, current: RoaringTreemap) -> Self {
+        Compactor { pruner, open: Default::default(), current, stored: Vec::new(), bytes: 0 }
     }
 
-    /// Copies the live blocks of these packs into carriers, and writes where they lie.
+    /// Copies the live blocks of these packs into carriers.
     pub(super) fn compact(
         mut self,
         catalog: &mut Catalog,
@@ -89,8 +93,7 @@ impl<'p, 's> Compactor<'p, 's> {
                 self.finish_batch(catalog)?;
             }
         }
-        self.finish_batch(catalog)?;
-        write_shards(self.pruner, catalog)
+        self.finish_batch(catalog)
     }
 
     fn copy(
@@ -115,7 +118,7 @@ impl<'p, 's> Compactor<'p, 's> {
         let mut start = 0;
         for block in &blocks {
             let end = start + block.carried.length as usize;
-            let class = usize::from(pack.is_tree) * 2 + usize::from(marked.current.contains(block.block.0));
+            let class = usize::from(pack.is_tree) * 2 + usize::from(self.current.contains(block.block.0));
             self.append(catalog, class, block.block, block.carried, bytes.get(start..end).unwrap_or_default())?;
             start = end;
         }

@@ -28,7 +28,7 @@ pub(super) fn condemn(
         return Ok(());
     }
     pruner.session.announce(catalog)?;
-    catalog.condemn_for_removal(packs, pruner.now)?;
+    catalog.condemn_for_removal(packs, pruner.clock.now)?;
     // From here on, this machine does not build on them; from the tombstone on, neither do its copies.
     catalog.commit()?;
     pruner.session.put_tombstones(catalog)?;

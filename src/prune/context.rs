@@ -1,10 +1,12 @@
 //! What all parts of a prune use.
 
 use std::cell::Cell;
+use std::sync::atomic::AtomicBool;
 use std::time::Duration;
 
 use super::error::Error;
 use crate::inventory::Inventory;
+use crate::monitor::Monitor;
 use crate::session::Session;
 
 /// Removals after which a run looks for rivals again.
@@ -52,22 +54,37 @@ pub struct Summary {
     pub pending_bytes: u64,
 }
 
-/// What all parts of a prune use.
-pub(super) struct Pruner<'s> {
-    pub(super) session: &'s Session<'s>,
-    pub(super) inventory: Inventory<'s>,
+/// The times of a prune, and a count of its removals.
+pub(super) struct Clock {
     /// The present time, in seconds since 1970.
     pub(super) now: i64,
     /// The last generation before this run.
     pub(super) before: u64,
-    pub(super) removals: &'s Cell<u64>,
+    pub(super) removals: Cell<u64>,
 }
 
-impl Pruner<'_> {
+/// What all parts of a prune use.
+pub(super) struct Pruner<'s> {
+    pub(super) session: &'s Session<'s>,
+    pub(super) inventory: Inventory<'s>,
+    pub(super) clock: &'s Clock,
+}
+
+impl<'s> Pruner<'s> {
+    pub(super) fn new(
+        session: &'s Session<'s>,
+        clock: &'s Clock,
+        monitor: &'s dyn Monitor,
+        stop: &'s AtomicBool,
+    ) -> Self {
+        let inventory = Inventory { repository: session.repository(), access: session.access(), monitor, stop };
+        Pruner { session, inventory, clock }
+    }
+
     /// Looks for another run once in a while: it may build on what is removed here.
     pub(super) fn alone_before_removal(&self) -> Result<(), Error> {
-        let removals = self.removals.get();
-        self.removals.set(removals + 1);
+        let removals = self.clock.removals.get();
+        self.clock.removals.set(removals + 1);
         if removals.is_multiple_of(LOOK_AFTER) {
             self.session.still_alone()?;
         }

@@ -87,7 +87,7 @@ pub(super) fn remove_replaced(
             catalog.set_document_removed(&known)?;
         }
         // Until then, the census of the last generation counts it.
-        if replaced < pruner.before {
+        if replaced < pruner.clock.before {
             catalog.remove_document(&known)?;
         }
     }

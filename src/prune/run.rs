@@ -2,19 +2,18 @@
 
 use std::cell::Cell;
 use std::sync::atomic::AtomicBool;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use tracing::debug_span;
 
 use super::compact::{Compactor, choose, write_shards};
 use super::condemn::{condemn, forget_unwritten};
-use super::context::{Options, Pruner, Summary};
+use super::context::{Clock, Options, Pruner, Summary};
 use super::error::Error;
-use super::mark::{Marked, mark};
+use super::mark::{Marked, current, mark};
 use super::sweep::{find_due, note_forgotten, remove_old_tombstones, sweep};
 use crate::catalog::{Catalog, DoomedPack, Presence};
 use crate::crypt::SecretKey;
-use crate::inventory::Inventory;
 use crate::monitor::Monitor;
 use crate::repository::Repository;
 use crate::session::{Checks, Mend, Session};
@@ -34,53 +33,38 @@ pub fn prune(
     let checks = Checks { mend: Mend::No, recheck: 0 };
     let mut lost_packs = 0;
     let (mut session, mut catalog) = Session::open(repository, lock, key, checks, &mut lost_packs, monitor, stop)?;
-    let (now, removals) = (options.now.unwrap_or_else(|| now().seconds), Cell::new(0));
-    let before = session.last_generation();
-    fn pruner<'s>(
-        session: &'s Session<'s>,
-        (monitor, stop): (&'s dyn Monitor, &'s AtomicBool),
-        (now, before, removals): (i64, u64, &'s Cell<u64>),
-    ) -> Pruner<'s> {
-        let inventory = Inventory { repository: session.repository(), access: session.access(), monitor, stop };
-        Pruner { session, inventory, now, before, removals }
-    }
-    let watch = (monitor, stop);
-    let times = (now, before, &removals);
-    let mut summary = Summary::default();
-    let no_grace = options.grace.is_zero();
-    let grace = i64::try_from(options.grace.as_secs()).unwrap_or(i64::MAX);
-    {
-        let pruner = pruner(&session, watch, times);
-        if let Some(doubt) = session.doubt(&mut catalog, &pruner.inventory)? {
-            return Err(Error::Doubt(doubt));
-        }
-        let marked = mark(&catalog)?;
-        summary.stored_bytes = marked.packs.iter().map(|pack| pack.length).sum();
-        summary.live_bytes = marked.live_bytes();
-        if options.dry_run {
-            predict(&pruner, &catalog, &marked, options, &mut summary)?;
-            return Ok(summary);
-        }
-        let unwritten = forget_unwritten(&catalog)?;
-        if !no_grace {
-            let due = find_due(&pruner, &catalog, &marked, session.generation(), grace)?;
-            if !due.is_empty() {
-                sweep(&pruner, &mut catalog, &due, &mut summary)?;
-            }
-        }
-        compact_and_condemn(&pruner, &mut catalog, options, unwritten, &mut summary)?;
-        remove_old_tombstones(&pruner, &mut catalog)?;
-    }
-    let is_done = |catalog: &Catalog| -> Result<bool, Error> {
-        let forgotten = catalog.snapshots()?.iter().any(|row| row.presence == Presence::Forgotten);
-        Ok(!forgotten && catalog.doomed_packs()?.is_empty())
+    let clock = Clock {
+        now: options.now.unwrap_or_else(|| now().seconds),
+        before: session.last_generation(),
+        removals: Cell::new(0),
     };
-    if no_grace && !is_done(&catalog)? {
+    let mut summary = Summary::default();
+    let pruner = Pruner::new(&session, &clock, monitor, stop);
+    if let Some(doubt) = session.doubt(&mut catalog, &pruner.inventory)? {
+        return Err(Error::Doubt(doubt));
+    }
+    let mut marked = mark(&catalog)?;
+    summary.stored_bytes = marked.packs.iter().map(|pack| pack.length).sum();
+    summary.live_bytes = marked.live_bytes();
+    if options.dry_run {
+        predict(&pruner, &catalog, &marked, options, &mut summary)?;
+        return Ok(summary);
+    }
+    let unwritten = forget_unwritten(&catalog)?;
+    let grace = seconds(options.grace);
+    if grace > 0 {
+        let due = find_due(&pruner, &catalog, &marked, session.generation(), grace)?;
+        if !due.is_empty() {
+            sweep(&pruner, &mut catalog, &due, &mut summary)?;
+        }
+    }
+    compact_and_condemn(&pruner, &mut catalog, &mut marked, options, unwritten, &mut summary)?;
+    remove_old_tombstones(&pruner, &mut catalog)?;
+    if grace == 0 && has_work(&catalog)? {
         session.announce(&mut catalog)?;
         // From the second generation on, no run is left that could build on what the first one condemned.
         session.announce_again(&mut catalog)?;
-        let pruner = pruner(&session, watch, times);
-        let marked = mark(&catalog)?;
+        let pruner = Pruner::new(&session, &clock, monitor, stop);
         let due = find_due(&pruner, &catalog, &marked, session.generation(), 0)?;
         if !due.is_empty() {
             sweep(&pruner, &mut catalog, &due, &mut summary)?;
@@ -94,20 +78,32 @@ pub fn prune(
     Ok(summary)
 }
 
+fn seconds(grace: Duration) -> i64 {
+    i64::try_from(grace.as_secs()).unwrap_or(i64::MAX)
+}
+
+/// Whether anything is forgotten or condemned, and not removed yet.
+fn has_work(catalog: &Catalog) -> Result<bool, Error> {
+    let forgotten = catalog.snapshots()?.iter().any(|row| row.presence == Presence::Forgotten);
+    Ok(forgotten || !catalog.doomed_packs()?.is_empty())
+}
+
 fn compact_and_condemn(
     pruner: &Pruner<'_>,
     catalog: &mut Catalog,
+    marked: &mut Marked,
     options: &Options,
     unwritten: bool,
     summary: &mut Summary,
 ) -> Result<(), Error> {
     let until = options.max_duration.and_then(|duration| Instant::now().checked_add(duration));
-    let marked = mark(catalog)?;
-    let chosen = choose(&marked, options.max_waste, options.max_copy);
-    Compactor::new(pruner).compact(catalog, &marked, &chosen, until, summary)?;
+    let chosen = choose(marked, options.max_waste, options.max_copy);
+    if !chosen.is_empty() {
+        Compactor::new(pruner, current(catalog)?).compact(catalog, marked, &chosen, until, summary)?;
+    }
     // An earlier prune may have been killed before it wrote them.
     write_shards(pruner, catalog)?;
-    let marked = mark(catalog)?;
+    marked.update(catalog)?;
     let dead: Vec<_> = marked.packs.iter().filter(|pack| pack.live == 0).map(|pack| pack.row).collect();
     condemn(pruner, catalog, &dead, unwritten || summary.removed_packs > 0, summary)?;
     note_forgotten(pruner, catalog)?;
@@ -133,12 +129,12 @@ fn predict(
         let blocks = catalog.blocks_in(pack.row)?;
         Ok(!blocks.iter().any(|block| marked.live.contains(block.block.0)))
     };
-    let grace = i64::try_from(options.grace.as_secs()).unwrap_or(i64::MAX);
+    let grace = seconds(options.grace);
     for pack in &doomed {
         if !is_dead(pack)? {
             continue;
         }
-        let is_due = options.grace.is_zero() || (pack.generation > 0 && pruner.now.saturating_sub(pack.at) >= grace);
+        let is_due = grace == 0 || (pack.generation > 0 && pruner.clock.now.saturating_sub(pack.at) >= grace);
         if is_due {
             summary.removed_packs += 1;
             summary.freed_bytes += pack.length;
@@ -146,7 +142,7 @@ fn predict(
             summary.pending_bytes += pack.length;
         }
     }
-    if options.grace.is_zero() {
+    if grace == 0 {
         summary.removed_packs += summary.condemned_packs;
         summary.freed_bytes += condemned;
     } else {

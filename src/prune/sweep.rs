@@ -40,7 +40,7 @@ pub(super) fn find_due(
     grace: i64,
 ) -> Result<Due, Error> {
     let mut due = Due::default();
-    let is_over = |at: i64| pruner.now.saturating_sub(at) >= grace;
+    let is_over = |at: i64| pruner.clock.now.saturating_sub(at) >= grace;
     for pack in catalog.doomed_packs()? {
         let blocks = catalog.blocks_in(pack.row)?;
         if blocks.iter().any(|block| marked.live.contains(block.block.0)) {
@@ -68,7 +68,7 @@ pub(super) fn note_forgotten(pruner: &Pruner<'_>, catalog: &mut Catalog) -> Resu
         pruner.session.announce(catalog)?;
     }
     let generation = pruner.session.generation();
-    Ok(forgotten.iter().try_for_each(|sequence| catalog.note_forgotten(*sequence, generation, pruner.now))?)
+    Ok(forgotten.iter().try_for_each(|sequence| catalog.note_forgotten(*sequence, generation, pruner.clock.now))?)
 }
 
 /// Removes what is due.
@@ -88,8 +88,10 @@ pub(super) fn sweep(pruner: &Pruner<'_>, catalog: &mut Catalog, due: &Due, summa
     sums::rewrite(pruner, &remover, &packs)?;
     indexes::rewrite(pruner, catalog, &Removals { packs: &packs, snapshots: &snapshots })?;
     indexes::remove_replaced(pruner, catalog, |folder| matches!(folder, Folder::Moved(_)))?;
-    let recorded: Vec<_> =
-        sequences.into_iter().filter(|sequence| catalog.is_recorded(*sequence).unwrap_or(false)).collect();
+    let mut recorded = Vec::new();
+    for sequence in sequences {
+        recorded.extend(catalog.is_recorded(sequence)?.then_some(sequence));
+    }
     // Also without new ones: it finishes what a killed prune began.
     catalog.forget_usage(&recorded)?;
     for pack in &due.packs {
