@@ -5,9 +5,8 @@
 mod common;
 
 use std::fs;
-use std::path::Path;
 
-use brackfs::crypt::{Opener, Sealer, SecretKey};
+use brackfs::crypt::{Opener, Sealer};
 use brackfs::repository::Repository;
 use common::rewrap::{pkesks, secret_key};
 use common::{Run, Site, run, snapshot_objects, tree};
