@@ -362,6 +362,47 @@ fn a_copy_of_the_machine_that_does_not_know_of_a_prune_loses_nothing() {
     world.assert_whole();
 }
 
+/// A repository that is copied back while it is incomplete: an index and its snapshot are not there yet.
+#[test]
+fn a_catalog_that_was_rebuilt_without_some_documents_removes_nothing_until_they_are_back() {
+    let mut world = World::new();
+    let id = fs::read_dir(world.site.state()).unwrap().next().unwrap().unwrap().path();
+    let away = world.site.path().join("away");
+    fs::create_dir(&away).unwrap();
+    let (kept, _) = world.snapshots.last().unwrap().clone();
+    let snapshot = world.objects("snapshots").into_iter().find(|path| path.to_str().unwrap().ends_with(&kept)).unwrap();
+    // The last index that was written has the usage of the last snapshot.
+    let mut indexes = world.objects("index");
+    indexes.sort_by_key(|path| fs::metadata(path).unwrap().modified().unwrap());
+    let hidden = [snapshot, indexes.pop().unwrap()];
+    // A later run counts both.
+    world.site.backup(&["--source", "other"]).ok();
+    let hide = |back: bool| {
+        for object in &hidden {
+            let there = away.join(object.file_name().unwrap());
+            if back { fs::rename(&there, object) } else { fs::rename(object, &there) }.unwrap();
+        }
+    };
+    hide(false);
+    fs::remove_file(id.join("catalog.sqlite")).unwrap();
+    world.site.backup(&["--source", "other"]).ok();
+    world.site.backup(&["--source", "other"]).ok();
+    let packs = world.packs();
+    says(&world.prune(&["--grace", "0", "--max-waste", "0"]).code(1), "were missing when the catalog was rebuilt");
+    assert_eq!(world.packs(), packs);
+    hide(true);
+    // Runs since then counted neither; the next one after a comparison does.
+    for _ in 0..2 {
+        fs::remove_file(id.join("catalog.sqlite")).unwrap();
+        world.site.backup(&["--source", "other"]).ok();
+    }
+    world.prune_all();
+    world.site.brackfs(&["check", "--read-data"]).ok();
+    let to = world.site.path().join("restored");
+    world.site.brackfs(&["restore", &kept, "--to", to.to_str().unwrap()]).ok();
+    common::ordeal::same(&tree(&to), &world.snapshots.pop().unwrap().1, "the snapshot that was missing");
+}
+
 /// Kills a prune at a call, runs it again, and compares the result with that of an undisturbed prune.
 fn killed_at(call: &str, grace: &str, step: u32) {
     let mut world = World::new();

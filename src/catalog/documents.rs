@@ -169,6 +169,30 @@ impl Catalog {
         Ok(Census { index, snapshots: NameSet::of(snapshots), moved, forgotten, secrets })
     }
 
+    /// Remembers a census with which this catalog does not agree. Nothing may be removed until it does.
+    pub fn set_unproved(&self, generation: u64, census: &Census) -> Result<(), Error> {
+        let insert = "INSERT OR IGNORE INTO unproved VALUES (?, ?)";
+        let set = self.db.execute(insert, params![generation as i64, census.encode()]);
+        set.map(drop).map_err(self.failed("remember a census"))
+    }
+
+    /// The first generation with whose census this catalog does not agree. Forgets those with which it does by now.
+    pub fn unproved(&self) -> Result<Option<u64>, Error> {
+        let find = || {
+            let mut statement = self.db.prepare("SELECT generation, census FROM unproved ORDER BY generation")?;
+            let rows = statement.query_map([], |row| Ok((row.get::<_, i64>(0)? as u64, row.get::<_, Vec<u8>>(1)?)))?;
+            rows.collect::<rusqlite::Result<Vec<_>>>()
+        };
+        for (generation, census) in find().map_err(self.failed("read a census"))? {
+            if Census::decode(&census).map_err(|e| self.damaged(e))? != self.census(generation)? {
+                return Ok(Some(generation));
+            }
+            let removed = self.db.execute("DELETE FROM unproved WHERE generation = ?", [generation as i64]);
+            removed.map_err(self.failed("forget a census"))?;
+        }
+        Ok(None)
+    }
+
     /// The edition for a new secrets document.
     pub fn next_edition(&self) -> Result<u64, Error> {
         let editions = self.documents()?.into_iter().filter_map(|document| match document.folder {

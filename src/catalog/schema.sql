@@ -17,6 +17,8 @@ CREATE TABLE unfinished (run BLOB PRIMARY KEY) WITHOUT ROWID;
 CREATE TABLE strange_generations (
     number INTEGER NOT NULL, writer BLOB NOT NULL, length INTEGER NOT NULL, PRIMARY KEY (number, writer)
 ) WITHOUT ROWID;
+-- A census that the catalog did not agree with when it was rebuilt or reconciled: some documents were missing.
+CREATE TABLE unproved (generation INTEGER PRIMARY KEY, census BLOB NOT NULL);
 -- Documents in the repository: indexes, moves, tombstones, secrets.
 CREATE TABLE documents (
     folder INTEGER NOT NULL, id BLOB NOT NULL,

@@ -96,6 +96,18 @@ impl Census {
         [(INDEX, index), (SNAPSHOTS, snapshots), (MOVED, moved), (FORGOTTEN, forgotten), (SECRETS, secrets)]
     }
 
+    /// The census alone, in CBOR, for databases.
+    pub fn encode(&self) -> Vec<u8> {
+        let mut w = CborWriter::default();
+        self.write(&mut w);
+        w.finish()
+    }
+
+    /// Decodes the output of [`Census::encode`].
+    pub fn decode(bytes: &[u8]) -> Result<Self, Error> {
+        Census::read(&mut CborReader::new("census", bytes))
+    }
+
     fn write(&self, w: &mut CborWriter) {
         let sets = self.sets();
         w.map(sets.len());
@@ -183,6 +195,7 @@ mod tests {
         };
         for role in [Role::Host, Role::Other(7)] {
             let (run, catalog) = (RunId::random(), CatalogId::random());
+            assert_eq!(Census::decode(&census.encode()).unwrap(), census);
             let generation = Generation { number: 12, run, catalog, role, census: census.clone() };
             let name = generation.name();
             let repository = RepositoryId::random();

@@ -13,9 +13,44 @@ use crate::format::generation::Generation;
 use crate::format::name::{self, SnapshotName};
 
 impl Inventory<'_> {
+    /// Compares a catalog that was rebuilt or reconciled with the census of the last generation. If they do not agree, the
+    /// catalog remembers the census: later generations count only what is known by then.
+    ///
+    /// Drops documents that were written later than this generation, or in another course of events, and are not listed: the
+    /// repository was set back.
+    pub fn prove(&self, catalog: &Catalog, last: Option<&Generation>) -> Result<(), Error> {
+        let mut listed = HashSet::new();
+        for folder in [name::INDEX, name::MOVED, name::FORGOTTEN, name::SECRETS] {
+            listed.extend(self.repository.target().list(folder)?.into_iter().map(|object| object.name));
+        }
+        let mut unlisted = catalog.documents()?;
+        unlisted.retain(|document| document.replaced.is_none() && !listed.contains(&document.object()));
+        let number = last.map_or(0, |last| last.number);
+        let (later, earlier): (Vec<_>, Vec<_>) =
+            unlisted.into_iter().partition(|document| document.generation >= number);
+        later.iter().try_for_each(|document| catalog.remove_document(document))?;
+        let Some(last) = last else { return Ok(()) };
+        if catalog.census(number)? == last.census {
+            return Ok(());
+        }
+        earlier.iter().try_for_each(|document| catalog.remove_document(document))?;
+        if catalog.census(number)? != last.census {
+            for document in earlier {
+                catalog.add_document(document.folder, document.id, document.generation, &[])?;
+            }
+            catalog.set_unproved(number, &last.census)?;
+        }
+        Ok(())
+    }
+
     /// Compares the catalog with the census of the last generation, and listings with the catalog. Returns a reason to doubt
     /// that all documents are known and present, if there is one.
     pub fn doubt_of_listings(&self, catalog: &Catalog, last: &Generation) -> Result<Option<String>, Error> {
+        if let Some(generation) = catalog.unproved()? {
+            return Ok(Some(format!(
+                "documents that existed at generation {generation} were missing when the catalog was rebuilt or compared with the repository. If they are back, run `brackfs catalog rebuild` after the next backup"
+            )));
+        }
         let known = catalog.census(last.number)?;
         for ((folder, found), (_, expected)) in known.sets().into_iter().zip(last.census.sets()) {
             if found != expected {

@@ -23,7 +23,10 @@ pub fn rebuild(inventory: &Inventory<'_>, lock: &Lock, host: &Fingerprint) -> Re
     let id = last.map_or_else(CatalogId::random, |last| last.catalog);
     let trust = inventory.trust(host, id)?;
     let made = inventory.build(lock, trust, |catalog| match last {
-        Some(last) => Ok(catalog.set_run(last.number, last.run)?),
+        Some(last) => {
+            inventory.prove(catalog, Some(last))?;
+            Ok(catalog.set_run(last.number, last.run)?)
+        }
         None => Ok(()),
     })?;
     Ok((Catalog::open(&lock.state().catalog_path(), inventory.repository.id())?, made))

@@ -299,6 +299,7 @@ fn choose_number(inventory: &Inventory<'_>, catalog: &mut Catalog) -> Result<Run
     if let Some(message) = &message {
         monitor.note(&format!("{message}. Packs are compared with the catalog before anything is stored"));
         let found = inventory.reconcile(catalog)?;
+        inventory.prove(catalog, generations.last.first())?;
         monitor.note(&format!("the catalog agrees with the repository now: {}", found.summary()));
     }
     // Generations may have been lost too.
