@@ -12,6 +12,7 @@ use std::process::Command;
 
 use brackfs::storage::{ErrorKind, Target};
 use common::disk::{Disk, Operation};
+use common::machine::copy;
 use common::ordeal::{place_one, under_strace};
 use common::silent::Silent;
 use common::wait::{ended, send, until_it_waits_for_fuse};
@@ -204,8 +205,13 @@ fn temporary_files_of_a_killed_adoption_are_removed_by_the_next() {
     run(init_command(&site)).ok();
     site.backup(&[]).ok();
     let host = |key: PathBuf| Some(key.to_str()?.strip_prefix("host-")?.strip_suffix(".asc")?.to_owned());
+    let before = site.path().join("before");
+    copy(&site.repo(), &before);
     let mut removed = 0;
-    for nth in 1..30 {
+    for nth in 1..60 {
+        // Each adoption writes more documents for the next one to copy.
+        fs::remove_dir_all(site.repo()).unwrap();
+        copy(&before, &site.repo());
         let state = site.path().join(format!("state-{nth}"));
         fs::create_dir(&state).unwrap();
         let on_new_machine = |arguments: &[&str]| {

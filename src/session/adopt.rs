@@ -9,7 +9,7 @@
 //! given or is remembered, and it refuses to adopt if any document has another signer: such a document could add a
 //! recipient unknown to the owner, or misstate the content of blocks.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashSet};
 use std::path::Path;
 
 use super::announce::{Rivals, announce};
@@ -178,8 +178,13 @@ fn copy_documents(
     let (repository, access) = (inventory.repository, inventory.access);
     let with = |replaces: &[ObjectId], id| [replaces, &[id]].concat();
     for folder in [name::INDEX, name::MOVED, name::FORGOTTEN] {
-        for object in repository.target().list(folder)?.into_iter().map(|object| object.name) {
+        let objects: Vec<_> = repository.target().list(folder)?.into_iter().map(|object| object.name).collect();
+        let replaced = replaced_documents(inventory, &objects)?;
+        for object in objects {
             inventory.check_interrupted()?;
+            if object.rsplit('/').next().and_then(|id| id.parse().ok()).is_some_and(|id| replaced.contains(&id)) {
+                continue;
+            }
             let copy = ObjectId::random();
             let copied = if let Some(id) = name::parse_index(&object) {
                 access.index(repository, id).and_then(|index| {
@@ -209,6 +214,27 @@ fn copy_documents(
         }
     }
     Ok(())
+}
+
+/// The documents that others among these objects replace. Copies of them would count again.
+fn replaced_documents(inventory: &Inventory<'_>, objects: &[String]) -> Result<HashSet<ObjectId>, Error> {
+    let (repository, access) = (inventory.repository, inventory.access);
+    let mut replaced = HashSet::new();
+    for object in objects {
+        inventory.check_interrupted()?;
+        let read = if let Some(id) = name::parse_index(object) {
+            access.index(repository, id).map(|index| index.replaces)
+        } else if let Some((prefix, id)) = name::parse_moved(object) {
+            access.moved(repository, prefix, id).map(|moved| moved.replaces)
+        } else if let Some(id) = name::parse_forgotten(object) {
+            access.forgotten(repository, id).map(|forgotten| forgotten.replaces)
+        } else {
+            continue;
+        };
+        // Those that cannot be read are reported when they are copied.
+        replaced.extend(read.unwrap_or_default());
+    }
+    Ok(replaced)
 }
 
 /// Refuses a repository with documents that open but are signed by an untrusted key other than `own`.
