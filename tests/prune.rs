@@ -423,10 +423,12 @@ fn killed_at(call: &str, grace: &str, step: u32) {
             return;
         }
         world.assert_sums();
-        let again = world.prune(&["--grace", grace, "--max-waste", "0"]).ok().json();
+        let run = world.prune(&["--grace", grace, "--max-waste", "0"]).ok();
+        let again = run.json();
         assert!(number(&again, "live_bytes") == number(&undisturbed, "live_bytes"), "{call} {nth}: {again}");
         world.assert_whole();
-        if grace == "0" {
+        // A kill between a list of sums and its index might also be a listing without the index: then everything stays.
+        if grace == "0" && !run.stderr.contains("are not removed from the repository") {
             assert_eq!(world.packs(), size, "{call} {nth}");
         }
         nth += if is_long() { 1 } else { step };

@@ -8,11 +8,9 @@
 //!    start of every run the repository was as this catalog had left it.
 //! 3. No index in the repository lists the pack.
 //! 4. Everything is accounted for. Each pack and snapshot in the catalog is listed and in a readable index; each listed
-//!    snapshot is in the catalog; each pack in a list of sums is in an index, or an orphan; generations have no gaps and all
-//!    verify. Otherwise a listing is incomplete or another writer was active, and absence from a listing proves nothing.
-//!
-//! Even if the listing lacked an index of an orphan, no snapshot would need it: a run commits to the catalog what its index
-//! lists before it writes a snapshot or a shard of moves. Lists of sums that name only orphans go before these.
+//!    snapshot is in the catalog; each pack in a list of sums is in an index; generations have no gaps and all verify.
+//!    Otherwise a listing is incomplete or another writer was active, and absence from a listing proves nothing. This
+//!    catalog may also be an image from the middle of a run that went on.
 //!
 //! Temporary files of unfinished runs are removed under the first condition alone: no object refers to them. Everything
 //! else is kept and reported; it takes space and is harmless. So nothing is lost if a machine image was restored that was
@@ -127,7 +125,7 @@ fn try_clean_up(
     if catalog.is_learnt()? {
         doubt = Some("this machine's catalog was rebuilt or reconciled with the repository".into());
     }
-    let lists = account(inventory, catalog, &mut packs, &mut doubt)?;
+    account(inventory, catalog, &mut packs, &mut doubt)?;
     let Count { objects: unknown, bytes } = packs.unknown;
     if unknown > 0 {
         inventory.monitor.note(&format!(
@@ -138,7 +136,7 @@ fn try_clean_up(
     }
     remover.remove_temporaries(unfinished)?;
     match doubt {
-        None => return remove(inventory, lists, packs.orphans.into_keys(), remover),
+        None => return remove(inventory, packs.orphans.into_keys(), remover),
         Some(_) if packs.orphans.is_empty() => {}
         Some(why) => {
             let (packs_left, bytes) = (packs_of(packs.orphans.len() as u64), packs.orphans.values().sum::<u64>());
@@ -152,13 +150,12 @@ fn try_clean_up(
 
 fn remove(
     inventory: &Inventory<'_>,
-    lists: Vec<String>,
     orphans: impl Iterator<Item = PackId>,
     remover: &Remover<'_>,
 ) -> Result<(), Error> {
-    for object in lists.into_iter().chain(orphans.map(name::pack)) {
+    for pack in orphans {
         inventory.check_interrupted()?;
-        remover.remove(&object)?;
+        remover.remove(&name::pack(pack))?;
     }
     Ok(())
 }
@@ -187,14 +184,13 @@ fn compare_packs(
     Ok((packs, doubt))
 }
 
-/// Reads all indexes and takes in their packs. Sets `doubt` if anything is unaccounted for. Returns lists of sums that name
-/// only orphans.
+/// Reads all indexes and takes in their packs. Sets `doubt` if anything is unaccounted for.
 fn account(
     inventory: &Inventory<'_>,
     catalog: &Catalog,
     packs: &mut FoundPacks,
     doubt: &mut Option<String>,
-) -> Result<Vec<String>, Error> {
+) -> Result<(), Error> {
     let mut named: HashSet<SnapshotId> = HashSet::new();
     for id in inventory.indexes()? {
         inventory.check_interrupted()?;
@@ -213,11 +209,11 @@ fn account(
         doubt.get_or_insert(format!("{} of the catalog are in no index", packs_of(missing)));
     }
     account_for_snapshots(inventory, catalog, &named, doubt)?;
-    let lists = account_for_sums(inventory, packs, doubt)?;
+    account_for_sums(inventory, packs, doubt)?;
     if let (None, Some(why)) = (&doubt, inventory.doubt_of_generations()?) {
         *doubt = Some(why);
     }
-    Ok(lists)
+    Ok(())
 }
 
 fn account_for_snapshots(
@@ -245,14 +241,9 @@ fn account_for_snapshots(
     Ok(())
 }
 
-/// A list of sums is written just before the index of the same packs. If a run was killed between the two, the list names
-/// orphans; any other pack that no index lists is a reason for doubt. Returns the lists that name only orphans.
-fn account_for_sums(
-    inventory: &Inventory<'_>,
-    packs: &FoundPacks,
-    doubt: &mut Option<String>,
-) -> Result<Vec<String>, Error> {
-    let mut lists = Vec::new();
+/// A list of sums is written just before the index of the same packs. If only the list is found, either the run was
+/// killed between the two, or the index is missing from the listing; these cases cannot be told apart.
+fn account_for_sums(inventory: &Inventory<'_>, packs: &FoundPacks, doubt: &mut Option<String>) -> Result<(), Error> {
     for object in inventory.repository.target().list(name::SUMS)? {
         if name::parse_sums(&object.name).is_none() {
             continue;
@@ -262,18 +253,11 @@ fn account_for_sums(
         }
         inventory.check_interrupted()?;
         let list = inventory.repository.target().get(&object.name, SUMS_SIZE)?;
-        let (mut orphans, mut others) = (0, 0);
-        for line in sums::lines(&list).flatten().filter(|line| !packs.is_indexed(line.pack)) {
-            *if packs.orphans.contains_key(&line.pack) { &mut orphans } else { &mut others } += 1;
-        }
-        let is_mixed = sums::lines(&list).count() > orphans;
-        if others > 0 || (orphans > 0 && is_mixed) {
+        if !sums::lines(&list).flatten().all(|line| packs.is_indexed(line.pack)) {
             *doubt = Some(format!("{} contains packs that are in no index", object.name));
-        } else if orphans > 0 {
-            lists.push(object.name);
         }
     }
-    Ok(lists)
+    Ok(())
 }
 
 /// Records that a pack is in an index, and adds it to the catalog if it is an orphan with the right length.

@@ -291,7 +291,11 @@ impl Ordeal {
         assert_eq!(self.listed(), self.memory.kept.keys().cloned().collect());
         let names = objects(&self.site.repo()).into_iter().filter(|name| name.starts_with("packs/"));
         let packs: u64 = names.map(|name| fs::metadata(self.site.repo().join(name)).expect("a pack").len()).sum();
-        assert_eq!(packs, number(&pruned, "live_bytes"), "{pruned}");
+        // As in `nothing_is_left`.
+        let indexed = self.indexed_packs();
+        if self.summed_packs().iter().all(|pack| indexed.contains(pack)) {
+            assert_eq!(packs, number(&pruned, "live_bytes"), "{pruned}");
+        }
         for (id, older) in &self.memory.kept {
             self.restores(id, older);
         }
@@ -435,8 +439,12 @@ impl Ordeal {
         let access = Access::new(Some(Opener::new(key).expect("the host key opens")), vec![signer]);
         let names = objects(&self.site.repo()).into_iter().filter(|name| !name.contains(".tmp-"));
         let indexes = names.filter_map(|name| name.strip_prefix("index/").map(|id| id.parse().expect("an id")));
-        let packs = indexes.flat_map(|id| access.index(&repository, id).expect("an index").packs);
-        packs.map(|pack| name::pack(pack.id)).collect()
+        let indexes = indexes.map(|id| access.index(&repository, id).expect("an index"));
+        let packs = indexes.flat_map(|index| {
+            let births = index.packs.into_iter().map(|pack| pack.id);
+            births.chain(index.carriers.into_iter().map(|carrier| carrier.id)).collect::<Vec<_>>()
+        });
+        packs.map(name::pack).collect()
     }
 }
 
