@@ -171,7 +171,7 @@ impl World {
         self.site.brackfs(&[&["check"], arguments].concat())
     }
 
-    /// Asserts that both kinds of check say these words.
+    /// Asserts that `check`, with and without `--read-data`, prints these words.
     #[track_caller]
     fn finds(&self, words: &[&str]) {
         for arguments in [[].as_slice(), &["--read-data"]] {

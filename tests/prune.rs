@@ -347,7 +347,7 @@ fn a_copy_of_the_machine_that_does_not_know_of_a_prune_loses_nothing() {
     let clone = world.copied("clone").join("state");
     world.forget(1);
     world.prune_all();
-    // The copy believes that everything is still there.
+    // The copy's catalog still lists everything.
     world.site.write("large/0", noise("0 0", 600_000));
     settle();
     let source = world.site.source();

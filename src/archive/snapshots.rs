@@ -64,7 +64,7 @@ pub trait Archive: Send + Sync {
     /// Whether the archive can be accessed now: its disk may be unplugged.
     fn is_available(&self) -> bool;
 
-    /// Returns how long this thread has waited for a storage that was away, in total.
+    /// Returns how long this thread has waited for a storage that was unavailable, in total.
     fn waited(&self) -> Duration;
 
     /// Whether opening the snapshot or reading the name of the source fails again for as long as the object exists. Failures

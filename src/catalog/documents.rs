@@ -169,14 +169,14 @@ impl Catalog {
         Ok(Census { index, snapshots: NameSet::of(snapshots), moved, forgotten, secrets })
     }
 
-    /// Remembers a census with which this catalog does not agree. Nothing may be removed until it does.
+    /// Remembers a census that does not agree with this catalog. Nothing may be removed until it does.
     pub fn set_unproved(&self, generation: u64, census: &Census) -> Result<(), Error> {
         let insert = "INSERT OR IGNORE INTO unproved VALUES (?, ?)";
         let set = self.db.execute(insert, params![generation as i64, census.encode()]);
         set.map(drop).map_err(self.failed("remember a census"))
     }
 
-    /// The first generation with whose census this catalog does not agree. Forgets those with which it does by now.
+    /// The first generation whose census does not agree with this catalog. Forgets those that agree by now.
     pub fn unproved(&self) -> Result<Option<u64>, Error> {
         let find = || {
             let mut statement = self.db.prepare("SELECT generation, census FROM unproved ORDER BY generation")?;

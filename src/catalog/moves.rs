@@ -63,7 +63,7 @@ pub struct BlockInPack {
 }
 
 impl Catalog {
-    /// How much of each pack is live that is not condemned, in no particular order.
+    /// The load of each pack that is not condemned, in no particular order.
     pub fn pack_loads(&self, live: &RoaringTreemap) -> Result<Vec<PackLoad>, Error> {
         let mut bytes = HashMap::<i64, u64>::new();
         let blocks = "SELECT blocks.id, blocks.length, coalesce(carrier, pack), pack
@@ -150,7 +150,7 @@ impl Catalog {
             .collect()
     }
 
-    /// Adds a carrier that was stored, and moves these blocks to it; in order, with their offsets.
+    /// Adds a carrier that was stored, and moves these blocks to it. They are in order, with their offsets.
     pub fn add_carrier(
         &self,
         id: PackId,
@@ -274,7 +274,7 @@ impl Catalog {
         }
     }
 
-    /// Notes the generation and time at which a prune saw that a snapshot is forgotten. The first ones count.
+    /// Notes the generation and time at which a prune saw that a snapshot is forgotten. Only the first note counts.
     pub fn note_forgotten(&self, sequence: u64, generation: u64, at: i64) -> Result<(), Error> {
         let insert = "INSERT OR IGNORE INTO seen_forgotten VALUES (?, ?, ?)";
         let noted = self.db.execute(insert, params![sequence as i64, generation as i64, at]);
@@ -339,7 +339,7 @@ impl Catalog {
         self.drop_claims_on(&lost)
     }
 
-    /// Condemns packs that a tombstone of `generation` names, as far as they are in the catalog.
+    /// Condemns the packs that a tombstone of `generation` names and that are in the catalog.
     pub fn learn_condemned(&self, packs: &[PackId], generation: u64) -> Result<(), Error> {
         let mut rows = Vec::new();
         for pack in packs {
@@ -417,7 +417,7 @@ impl Catalog {
         remove().map(drop).map_err(self.failed("remove a pack"))
     }
 
-    /// The ordinals of blocks of a birth pack that lie in carriers which stay.
+    /// The ordinals of a birth pack's blocks in carriers that stay.
     pub fn moved_ordinals_of(&self, pack: PackId) -> Result<HashSet<u32>, Error> {
         let find = || {
             let select = "SELECT blocks.ordinal FROM packs birth JOIN blocks ON pack = birth.id

@@ -19,7 +19,7 @@ use crate::source::now;
 
 /// The column `condemned` of a pack that is condemned for removal.
 pub(super) const CONDEMNED: i64 = 3;
-/// The same of a pack that was removed on purpose.
+/// The column `condemned` of a pack that was removed on purpose.
 pub(super) const GONE: i64 = 4;
 
 /// The number of rows per page of a scan, which limits its memory.

@@ -208,7 +208,7 @@ mod tests {
         check(&[(1, 2), (8, 8)], middle, true, &[(1, 2), (5, 5), (8, 8)]);
         check(&[(6, OPEN)], (5, None, Some(6)), true, &[(5, OPEN)]);
         check(&[(6, OPEN)], (5, None, Some(6)), false, &[(6, OPEN)]);
-        // Ends at snapshots that are no longer recorded: the ranges shrink to recorded ones.
+        // Spans that begin or end at a snapshot that is no longer recorded shrink to recorded ones.
         check(&[(5, 5)], middle, false, &[]);
         check(&[(2, 5), (7, OPEN)], newest, true, &[(2, OPEN)]);
         check(&[(2, 3), (5, 8)], newest, false, &[(2, 3)]);

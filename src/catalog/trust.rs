@@ -179,7 +179,7 @@ impl Catalog {
         add.map(drop).map_err(self.failed("record the start of a run"))
     }
 
-    /// Records that a run finished which cleaned up after no other run.
+    /// Records the end of a run that cleaned up after no other run.
     pub fn end_run(&self, run: RunId) -> Result<(), Error> {
         let remove = self.db.execute("DELETE FROM unfinished WHERE run = ?", [run.as_bytes()]);
         remove.map(drop).map_err(self.failed("record the end of a run"))

@@ -40,7 +40,7 @@ pub(super) struct OpenPart {
     located: Located,
     key: LooseKey,
     claim: Claim,
-    /// Packs in no index that it needs so far.
+    /// Packs needed so far that are in no index.
     lacking: BTreeSet<PackId>,
 }
 

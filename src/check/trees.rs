@@ -159,7 +159,7 @@ impl Checker<'_> {
         self.packs.find(pack).is_some_and(|row| !self.packs.is_indexed(row))
     }
 
-    /// Returns the directory if this is one that was not checked yet.
+    /// Returns the directory if it was not checked yet.
     fn new_directory(&mut self, listed: &EntryHandle, path: &Path) -> Result<Option<SnapshotDirectory>, Error> {
         let Some(directory) = listed.directory() else { return Ok(None) };
         let is_new = self.is_new(&directory, path)?;
@@ -167,7 +167,7 @@ impl Checker<'_> {
         Ok(is_new.then_some(directory))
     }
 
-    /// Marks a directory as visited. Returns whether it was not.
+    /// Marks a directory as visited. Returns whether it was not visited before.
     ///
     /// A mark has the number of entries that the parent claims. The walk rejects a false number, but a visit with a false
     /// number must not spare the one with the right number, nor replace its mark.

@@ -148,7 +148,7 @@ pub(super) struct Args {
     /// Record the snapshot as made at this time
     ///
     /// For imports of older backups. TIME is a date, or a date and time such as 2026-11-20T14:52, in UTC unless it has an
-    /// offset such as +01:00. Snapshots are listed in the order in which they were made, whatever their times.
+    /// offset such as +01:00. Snapshots are listed in the order in which they were made, regardless of this.
     #[arg(long, value_name = "TIME", value_parser = parse_snapshot_time)]
     time: Option<Timestamp>,
     /// Record the snapshot as made on the machine NAME [default: this machine's host name]

@@ -18,20 +18,20 @@ const CACHE: u64 = 16 << 20;
 
 /// Check that the repository has all data that the snapshots need
 ///
-/// Without --read-data, only the structure is checked. Every snapshot must open and be signed by a trusted host key; every
-/// directory must verify; the data of every file must lie in an existing pack that is long enough; and no snapshot may be
-/// missing from the chain in which each snapshot names the previous one. Objects that only writers need are checked too:
-/// indexes and the packs they list, generations, sums and keys. References of snapshots are compared with indexes. The
-/// indexes, snapshots and other documents in the repository are compared with those that the last run counted when it began,
-/// so a check also finds that one is missing. Snapshots that were forgotten are not checked.
+/// Without --read-data, only the structure is checked. Every snapshot must open and be signed by a trusted host key;
+/// every directory must verify; the data of every file must lie in an existing pack that is long enough; and no
+/// snapshot may be missing from the chain in which each snapshot names the previous one. Objects that only writers need
+/// are checked too: indexes and the packs they list, generations, sums and keys. References of snapshots are compared
+/// with indexes. The indexes, snapshots and other documents in the repository are compared with the counts that the
+/// last run recorded when it began, so missing ones are reported. Forgotten snapshots are not checked.
 ///
 /// With --read-data, every pack in an index is read once: every block is compared with its check, every chunk is verified,
 /// and the pack is compared with its sum. Packs of the wrong length are reported and not read.
 ///
-/// Problems are reported, and nothing is changed. Data shared by several snapshots is checked once. A check needs a temporary
-/// file of about 50 bytes per chunk in $TMPDIR, or else /var/tmp. To check without a key
-/// whether a disk kept the packs intact, run b3sum: cd REPO && find sums -type f -exec cat {} + | b3sum --check. To compare
-/// the repository with the catalog of the machine that is backed up, run brackfs-catalog-verify(1) there.
+/// Problems are reported, and nothing is changed. Data shared by several snapshots is checked once. A check needs a
+/// temporary file of about 50 bytes per chunk in $TMPDIR, or else /var/tmp. To check without a key whether a disk kept
+/// the packs intact, run b3sum: cd REPO && find sums -type f -exec cat {} + | b3sum --check. To compare the repository
+/// with the catalog of the machine that is backed up, run brackfs-catalog-verify(1) there.
 #[derive(Debug, clap::Args)]
 #[command(after_help = "\
 Examples:

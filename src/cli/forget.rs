@@ -30,24 +30,24 @@ use crate::state::RepositoryState;
 
 /// Forget snapshots, by name or by a policy
 ///
-/// Runs on the machine that is backed up, and needs only its host key. Forgotten snapshots are not listed, mounted or restored
-/// any more. Their data stays until it is pruned; until then, --undo shows them again.
+/// Runs on the machine that is backed up, and needs only its host key. Forgotten snapshots are no longer listed, mounted
+/// or restored. Their data stays until it is pruned; until then, --undo shows them again.
 ///
-/// Name the snapshots, or give a policy with one or more --keep options. A policy is applied to each source on its own. A
-/// snapshot stays if at least one rule keeps it; rules do not affect each other. Snapshots are ordered as they were made. Days
-/// and weeks are those of the local time zone.
+/// Name the snapshots, or give a policy with one or more --keep options. A policy is applied to each source on its own.
+/// A snapshot stays if at least one rule keeps it; rules do not affect each other. Snapshots are in the order in which
+/// they were made, regardless of their times. Days and weeks are those of the local time zone.
 ///
-/// A rule with N periods keeps one snapshot of each of the N newest periods that have any: the one with the latest time. As
-/// long as there are fewer than N, it also keeps the oldest snapshot. T counts back from the newest snapshot of the source, not
-/// from now: if backups stop, the last ones stay.
+/// A rule with N periods keeps one snapshot of each of the N newest periods that have any: the one with the latest
+/// time. As long as there are fewer than N, it also keeps the oldest snapshot. The --keep-within options count T back
+/// from the newest snapshot of the source, not from now: if backups stop, the last ones stay.
 ///
-/// A policy never removes the newest snapshot, held ones (see brackfs-hold(1)), those dated more than an hour in the future,
-/// and those that are missing from the repository. It is refused if it has no rule, keeps none of a source's snapshots, or names
-/// a tag or source that does not exist.
+/// A policy never forgets the newest snapshot, held ones (see brackfs-hold(1)), those dated more than an hour in the
+/// future, or those that are missing from the repository. It is refused if it has no rule, keeps none of a source's
+/// snapshots, or names a tag or source that does not exist.
 ///
-/// At a terminal, the table of all snapshots and the reasons why they stay is printed first. Without one, as from cron, a policy
-/// that would forget more than half of a source is refused without --force. Only snapshots that existed when snapshots were
-/// last forgotten are counted for this.
+/// At a terminal, a table of all snapshots is printed first, with the reasons why each one stays. Without a terminal,
+/// as in a cron job, a policy that would forget more than half of a source is refused unless --force is given.
+/// Snapshots made since the last forget do not count for this.
 #[derive(Debug, clap::Args)]
 #[command(after_help = "\
 Examples:
@@ -114,19 +114,19 @@ pub(super) struct Args {
     /// Keep snapshots with this tag (repeatable)
     #[arg(long, value_name = "TAG")]
     keep_tag: Vec<String>,
-    /// Use days and weeks of UTC
+    /// Use days and weeks of UTC instead of the local time zone
     #[arg(long)]
     utc: bool,
     /// Print the table; forget nothing
     #[arg(short = 'n', long)]
     dry_run: bool,
-    /// Let a policy forget more than half of a source, also without a terminal
+    /// Let a policy forget more than half of a source even without a terminal
     #[arg(long)]
     force: bool,
-    /// Show all forgotten snapshots again whose data was not pruned yet
+    /// Show all forgotten snapshots again that have not been pruned yet
     #[arg(long, conflicts_with = "snapshots", conflicts_with_all = POLICY)]
     undo: bool,
-    /// Then prune, as brackfs-prune(1) does with its default options
+    /// Afterwards, prune as brackfs-prune(1) does with its default options
     #[arg(long, conflicts_with_all = ["undo", "dry_run"])]
     prune: bool,
     #[command(flatten)]
@@ -158,8 +158,8 @@ const POLICY: [&str; 17] = [
 
 /// Hold snapshots, so that they cannot be forgotten
 ///
-/// Runs on the machine that is backed up, and needs only its host key. A held snapshot stays whatever a policy says, and cannot
-/// be forgotten by name until brackfs-release(1) releases it. `brackfs snapshots` marks held snapshots.
+/// Runs on the machine that is backed up, and needs only its host key. A held snapshot cannot be forgotten, by a policy
+/// or by name, until brackfs-release(1) releases it. `brackfs snapshots` marks held snapshots.
 #[derive(Debug, clap::Args)]
 #[command(after_help = "\
 Examples:

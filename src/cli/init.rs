@@ -16,9 +16,10 @@ use crate::storage::Location;
 
 /// Make a repository that this machine writes to
 ///
-/// With --recipient, the repository is encrypted to existing keys. Without it, init asks for a passphrase, makes a key, and
-/// stores the key in the repository, locked with the passphrase. Backups need neither a secret key nor the passphrase;
-/// restores do. With --no-encryption, anyone who can read the repository can read the backups; they are still signed.
+/// With --recipient, backups are encrypted to the given certificates. With --no-encryption, they are only signed, and
+/// anyone who can read the repository can read them. With neither option, init asks for a passphrase, makes a key,
+/// locks it with the passphrase, and stores it in the repository. Backups need no secret key and no passphrase.
+/// Restores of encrypted backups need the key.
 ///
 /// init also makes a key for this machine, the host key, which signs the backups and stays in the state directory. Its
 /// fingerprint is printed. Write it down: on another machine, it proves that a snapshot is yours.

@@ -238,8 +238,8 @@ The command asks for a passphrase.
 is the secret key, and
 .I owner.key.pub
 is the public certificate.
-Without the secret key nobody can read the backups, not even you.
-Keep copies.
+Without the secret key, the backups cannot be read.
+Keep copies of it.
 .PP
 .RS 4
 .EX

@@ -35,15 +35,15 @@ const PATIENCE: RetryPolicy = RetryPolicy {
 
 /// Mount snapshots, to browse them and copy files out
 ///
-/// All snapshots appear as SOURCE/TIME and SOURCE/latest, and snapshots with tags also as by-tag/TAG/SOURCE-TIME, where %2F
-/// and %25 stand for / and % in the tag. New snapshots appear automatically. Forgotten snapshots disappear; programs that use
-/// one can read it until its data is removed. The first access to by-tag opens every snapshot. With SNAP, the top of the mount
-/// is that snapshot, or the directory PATH in it. The mount is read-only. Data is fetched, decrypted and verified when it is
-/// read; damage is an input/output error (EIO).
+/// All snapshots appear as SOURCE/TIME and SOURCE/latest, and snapshots with tags also as by-tag/TAG/SOURCE-TIME, where
+/// %2F and %25 stand for / and % in the tag. New snapshots appear automatically. Forgotten snapshots disappear;
+/// programs that use one can still read it until its data is removed. The first access to by-tag opens every snapshot.
+/// With SNAP, the top of the mount is that snapshot, or the directory PATH in it. The mount is read-only. Data is
+/// fetched, decrypted and verified when it is read; damage is an input/output error (EIO).
 ///
-/// The program goes to the background once the mount is ready. Its later messages about damaged files are written to
-/// mount.log, in the folder of the repository in the state directory, each at most once an hour. A log of more than 1 MiB
-/// becomes mount.log.old. If the state directory is not writable, there is no log.
+/// Once the mount is ready, the program continues in the background. It then writes messages about damaged files to
+/// mount.log, in the repository's folder in the state directory, and repeats each at most once an hour. A log of more
+/// than 1 MiB is renamed to mount.log.old. If the state directory is not writable, there is no log.
 ///
 /// To unmount, use brackfs umount, umount or fusermount3 -u, or send SIGINT, SIGTERM or SIGHUP. If the mount is in use, a
 /// signal detaches it, and it ends after its last use; a second signal ends it at once. If the program was killed, umount or

@@ -25,16 +25,16 @@ use crate::state::RepositoryState;
 /// Runs on the machine that is backed up, and needs only its host key: the catalog knows which snapshot uses which data. Run
 /// brackfs-forget(1) first.
 ///
-/// Data lies in packs. A pack that no snapshot needs is condemned, and removed by a later prune, after the grace: until then,
-/// forgotten snapshots can be taken back, and mounts that are open on them still work. If a pack is needed only in part, and
-/// such packs waste more than --max-waste allows, the needed data is verified and copied, without decryption, to a new pack,
-/// and the old pack is condemned.
+/// Data is stored in packs. A pack that no snapshot needs is condemned. A later prune removes it after the grace
+/// period; until then, `brackfs forget --undo` shows forgotten snapshots again, and open mounts can still read them.
+/// Some packs are needed only in part. If they waste more than --max-waste in total, needed data is verified and copied
+/// from them to new packs, without decryption, and the old packs are condemned.
 ///
-/// Mounts, restores and checks can run at the same time: data that was copied is found at its new place. A prune can be
+/// Mounts, restores and checks can run at the same time: they find copied data at its new place. A prune can be
 /// interrupted at any moment; the next one continues.
 ///
-/// Nothing is removed if it is uncertain that all snapshots are known: after the catalog was rebuilt, or the repository was
-/// set back to an older copy, the first prune says so, and a later one continues once the records in the repository prove
+/// Nothing is removed unless all snapshots are known. After the catalog was rebuilt, or the repository was set back to
+/// an older copy, the first prune fails and says why. A later one continues once the records in the repository prove
 /// that no document is missing.
 ///
 /// Damaged data is not copied. Its pack stays, and is reported here and by brackfs-check(1).
@@ -70,25 +70,25 @@ pub(super) struct Args {
 /// How far a prune goes.
 #[derive(Debug, clap::Args)]
 pub(super) struct Limits {
-    /// Let packs waste up to this part of the size of needed data
+    /// Let packs waste up to this percentage of the size of needed data
     ///
-    /// A lower percentage saves space, and copies more.
+    /// A lower percentage saves space, but copies more.
     #[arg(long, value_name = "PERCENT", default_value = "20%", value_parser = parse_percent)]
     max_waste: f64,
-    /// Copy at most this much
+    /// Copy at most SIZE of needed data [default: no limit]
     ///
     /// With 0, only packs that are not needed at all are removed, which needs hardly any free space.
     #[arg(long, value_name = "SIZE", value_parser = parse_size)]
     max_copy: Option<u64>,
-    /// Begin no copy after this time
+    /// Begin no copy after DURATION [default: no limit]
     #[arg(long, value_name = "DURATION", value_parser = parse_duration)]
     max_duration: Option<Duration>,
-    /// Keep condemned data for this time
+    /// Keep unneeded data for DURATION after a prune condemned it
     ///
     /// With 0, data is removed in the same run, and open mounts of forgotten snapshots fail.
     #[arg(long, value_name = "DURATION", default_value = "1d", value_parser = parse_grace)]
     grace: Duration,
-    /// Take this for the present time
+    /// Use this as the current time
     #[arg(long, value_name = "TIME", value_parser = parse_time, hide = true)]
     now: Option<Timestamp>,
 }
@@ -112,7 +112,7 @@ fn parse_grace(text: &str) -> Result<Duration, String> {
 }
 
 impl Default for Limits {
-    /// As on the command line.
+    /// The defaults of the command line.
     fn default() -> Self {
         const DAY: Duration = Duration::from_secs(24 * 60 * 60);
         Limits { max_waste: 0.2, max_copy: None, max_duration: None, grace: DAY, now: None }
@@ -187,7 +187,7 @@ fn report(summary: &Summary, dry_run: bool) {
     ));
     if summary.pending_bytes > 0 {
         output::message(format!(
-            "{} more are not needed, and are removed after the grace",
+            "{} more are not needed, and will be removed after the grace period",
             size(summary.pending_bytes)
         ));
     }

@@ -102,7 +102,7 @@ impl ReaderArgs {
         Ok(Reader::new(repository, access, cache))
     }
 
-    /// Opens a reader that waits for a target that is away. Opening it waits for nothing.
+    /// Opens a reader that waits for a target that is unavailable. Opening it waits for nothing.
     pub(super) fn open_patiently(
         &self,
         patience: RetryPolicy,

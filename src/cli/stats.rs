@@ -17,10 +17,10 @@ use crate::state::RepositoryState;
 
 /// Show how much space snapshots take
 ///
-/// Runs on the machine that is backed up, and needs no key: everything is in its catalog. For each snapshot: the size of its
-/// files, the size that its backup added to the repository, and the size that only this snapshot uses; forgetting it alone
-/// frees that much. For each source: the size that its snapshots use together. For the repository: the size of all packs, how
-/// much of that snapshots use, and the waste that brackfs-prune(1) can free.
+/// Runs on the machine that is backed up, and needs no key: everything is in its catalog. For each snapshot: the size of
+/// its files, the size that its backup added to the repository, and the size that only this snapshot uses; forgetting
+/// it alone makes that much waste. For each source: the size that its snapshots use together. For the repository: the
+/// size of all packs, how much of it snapshots use, and the waste, which brackfs-prune(1) can free.
 ///
 /// Sizes in the repository are those after compression and encryption. They are counted in blocks: a block with many small
 /// files counts as long as any of them is used.

@@ -134,7 +134,7 @@ impl Opener {
         lock(&self.lookup).attempts
     }
 
-    /// Looks for session keys for `message` that were sealed again, after it could not be opened for want of a key (see
+    /// Looks for session keys for `message` that were sealed again, after it could not be opened for lack of a key (see
     /// [`Error::is_other_key`]). Loads the tables in `store` for this opener's keys on the first call. Returns whether there
     /// are any for this message, so that it may open now.
     pub fn find_rewrapped(&self, message: &[u8], store: &dyn RewrappedKeys) -> bool {

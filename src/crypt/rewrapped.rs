@@ -17,9 +17,10 @@ use super::fingerprint::Fingerprint;
 use super::framing::{self, Packet};
 use super::session_keys::{self, MAX_KEYS};
 
-/// The most tables that are decrypted: an attacker may have added some, and each may take a touch of a smart card.
+/// The maximum number of tables that are decrypted: an attacker may have added some, and each may take a touch of a
+/// smart card.
 const MAX_TABLES: usize = 64;
-/// The most session keys that are tried on a message.
+/// The maximum number of session keys that are tried on a message.
 const MAX_CANDIDATES: usize = 64;
 
 /// Storage for tables of session keys that were sealed again.

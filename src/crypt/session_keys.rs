@@ -29,7 +29,7 @@ use super::fingerprint::Fingerprint;
 use super::gpg::Gpg;
 use super::seal::Sealer;
 
-/// The most session keys in the cache, in the saved message and in a table: hourly backups of 30 years.
+/// The maximum number of session keys in the cache, in the saved message and in a table: hourly backups of 30 years.
 pub(super) const MAX_KEYS: NonZeroUsize = NonZeroUsize::new(1 << 18).unwrap();
 
 /// The first line of the content.

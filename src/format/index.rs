@@ -12,7 +12,7 @@ use super::name;
 use super::pack::{AnyPack, IndexedCarrier, IndexedPack};
 use super::usage::{Hold, SnapshotUsage};
 
-/// The most different session keys of a commit. A run needs another one after 64 GiB.
+/// The maximum number of session keys of a commit. A run needs another one after 64 GiB.
 const SESSION_KEYS: usize = 1 << 16;
 
 /// An index document.

@@ -321,7 +321,7 @@ impl Level {
         Ok((before, after))
     }
 
-    /// Skips entries that are the same in both snapshots, if no list with them must be read to know it.
+    /// Skips entries that are known to be the same in both snapshots without reading their lists.
     fn skip_shared(&mut self, archive: &dyn Archive) {
         let (before, after) = (&mut self.before, &mut self.after);
         while let (Some(a), Some(b)) = (&before.directory, &after.directory) {

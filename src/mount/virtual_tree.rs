@@ -82,8 +82,8 @@ impl Unreadable {
     }
 }
 
-/// Measures the time of an access to the archive without the waits for a storage that is away: they would delay the next
-/// listing by a minute.
+/// Measures the time of an access to the archive without the waits for a storage that is unavailable: they would delay
+/// the next listing by a minute.
 struct Stopwatch<'a> {
     archive: &'a dyn Archive,
     begun: Instant,
@@ -436,7 +436,7 @@ impl VirtualTree {
         !tagged.all_readable && !lock(&self.unreadable).holds(tagged.updated.as_ref())
     }
 
-    /// Whether an error shows that the object is damaged or missing, and not that the storage is away.
+    /// Whether an error shows that the object is damaged or missing, and not that the storage is unavailable.
     fn shows_damage(&self, error: &archive::Error) -> bool {
         self.archive.is_permanent(error) || matches!(error, archive::Error::Missing(_)) && self.archive.is_available()
     }

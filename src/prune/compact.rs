@@ -17,12 +17,12 @@ use crate::format::{Check, name};
 use crate::session::{FullPack, PackWriter};
 use crate::storage::{self, ErrorKind};
 
-/// Bytes at which a carrier is stored.
+/// A carrier of at least this many bytes is stored.
 const CARRIER_SIZE: u64 = 16 << 20;
-/// Bytes of carriers after which their index is written, the catalog is committed, and a backup that waits gets its turn.
+/// Bytes of carriers after which their index is written and the catalog is committed.
 const BATCH: u64 = 256 << 20;
 
-/// The packs to compact: those that waste most for each copied byte, until the waste is allowed.
+/// The packs to compact: those that waste most per byte to copy, until the remaining waste is allowed.
 pub(super) fn choose(marked: &Marked, max_waste: f64, max_copy: u64) -> Vec<PackLoad> {
     let usable = || marked.packs.iter().filter(|pack| pack.is_usable);
     let allowed = (marked.live_bytes() as f64 * max_waste) as u64;
@@ -30,7 +30,7 @@ pub(super) fn choose(marked: &Marked, max_waste: f64, max_copy: u64) -> Vec<Pack
     let mut candidates: Vec<_> = usable().filter(|pack| pack.live > 0 && pack.live < pack.length).cloned().collect();
     let mut waste: u64 = candidates.iter().map(|pack| pack.length - pack.live).sum();
     let gain = |pack: &PackLoad| (pack.length - pack.live) as f64 / pack.live as f64;
-    // Of equal gain, trees first: readers need them most.
+    // If gains are equal, trees come first: readers need them most.
     candidates.sort_by(|one, other| gain(other).total_cmp(&gain(one)).then(other.is_tree.cmp(&one.is_tree)));
     let mut copied = 0u64;
     let mut chosen = Vec::new();
@@ -60,7 +60,8 @@ struct OpenCarrier {
 /// Copies blocks of one run.
 pub(super) struct Compactor<'p, 's> {
     pruner: &'p Pruner<'s>,
-    /// By kind of data, and whether a newest snapshot uses the blocks: blocks that live long lie together.
+    /// One for each kind of data, and for blocks that a newest snapshot uses or does not use: long-lived blocks stay
+    /// together.
     open: [Option<OpenCarrier>; 4],
     /// Blocks that a newest snapshot uses.
     current: RoaringTreemap,
@@ -127,7 +128,7 @@ impl<'p, 's> Compactor<'p, 's> {
         Ok(())
     }
 
-    /// Reads blocks of a pack one after the other, neighbours at once, and verifies each. Returns the damage, if there is any.
+    /// Reads blocks of a pack in order, adjacent ones at once, and verifies each. Returns the damage, if there is any.
     fn read(&self, pack: &PackLoad, blocks: &[BlockInPack], bytes: &mut Vec<u8>) -> Result<Option<String>, Error> {
         let object = name::pack(pack.id);
         let mut run = Vec::new();

@@ -1,4 +1,4 @@
-//! What all parts of a prune use.
+//! The context of a prune: options, result, and what all parts use.
 
 use std::cell::Cell;
 use std::sync::atomic::AtomicBool;
@@ -9,27 +9,27 @@ use crate::inventory::Inventory;
 use crate::monitor::Monitor;
 use crate::session::Session;
 
-/// Removals after which a run looks for rivals again.
+/// Number of removals after which a run looks for other runs again.
 const LOOK_AFTER: u64 = 1000;
 
-/// What a prune may do.
+/// The options of a prune.
 #[derive(Debug, Clone, Copy)]
 pub struct Options {
     /// The bytes of dead blocks that may stay in packs with live ones, relative to the bytes of live blocks.
     pub max_waste: f64,
-    /// The most bytes to copy.
+    /// The maximum number of bytes to copy.
     pub max_copy: u64,
     /// The time after which nothing more is copied.
     pub max_duration: Option<Duration>,
     /// The time for which condemned data stays.
     pub grace: Duration,
-    /// Find out what would be done, and change nothing.
+    /// Compute what would be done, and change nothing.
     pub dry_run: bool,
-    /// The present time, in seconds since 1970, if it is not that of the clock.
+    /// The current time, in seconds since 1970; `None` for that of the clock.
     pub now: Option<i64>,
 }
 
-/// What a prune did, or would do.
+/// The result of a prune or a dry run.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Summary {
     /// The size of all packs that are not condemned, at the start.
@@ -50,13 +50,13 @@ pub struct Summary {
     pub removed_packs: u64,
     /// The size of the removed packs.
     pub freed_bytes: u64,
-    /// The size of packs that stay condemned until the grace is over.
+    /// The size of packs that stay condemned until the grace period is over.
     pub pending_bytes: u64,
 }
 
 /// The times of a prune, and a count of its removals.
 pub(super) struct Clock {
-    /// The present time, in seconds since 1970.
+    /// The current time, in seconds since 1970.
     pub(super) now: i64,
     /// The last generation before this run.
     pub(super) before: u64,
@@ -81,7 +81,7 @@ impl<'s> Pruner<'s> {
         Pruner { session, inventory, clock }
     }
 
-    /// Looks for another run once in a while: it may build on what is removed here.
+    /// Looks for other runs every [`LOOK_AFTER`] calls: another run may build on what is removed here.
     pub(super) fn alone_before_removal(&self) -> Result<(), Error> {
         let removals = self.clock.removals.get();
         self.clock.removals.set(removals + 1);

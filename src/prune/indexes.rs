@@ -18,7 +18,7 @@ use crate::format::usage::{BlockRuns, SnapshotUsage};
 const CHUNKS: usize = 64_000;
 /// The same for runs of blocks in usages.
 const RUNS: usize = 256_000;
-/// The number of indexes with few chunks from which on they are joined.
+/// Small indexes are joined if there are at least this many.
 const SMALL_INDEXES: usize = 64;
 /// Chunks below which an index is small.
 const FEW_CHUNKS: usize = 4_000;
@@ -103,7 +103,7 @@ fn candidate(catalog: &Catalog, id: ObjectId, index: &Index, removals: &Removals
         .snapshots
         .iter()
         .any(|usage| is_removed(usage.snapshot.id) || usage.base.as_ref().is_some_and(|base| is_removed(base.id)));
-    // Of former packs, the last block may be dead by now.
+    // The last block of a former pack may be dead by now.
     for pack in index.packs.iter().filter(|pack| pack.digest.is_none()) {
         must |= catalog.is_gone(pack.id)?.is_none();
     }
@@ -132,7 +132,7 @@ struct Successor<'p, 's> {
     removed: HashMap<SnapshotId, Difference>,
 }
 
-/// The blocks that a snapshot has and its base has not, and the reverse.
+/// The blocks that a snapshot has and its base does not have, and the reverse.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 struct Difference {
     base: Option<SnapshotName>,

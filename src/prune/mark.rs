@@ -20,9 +20,9 @@ impl Marked {
         self.packs.iter().filter(|pack| pack.is_usable).map(|pack| pack.live).sum()
     }
 
-    /// Finds out again how much of each pack is live, after blocks were moved.
+    /// Computes again how much of each pack is live, after blocks were moved.
     pub(super) fn update(&mut self, catalog: &Catalog) -> Result<(), Error> {
-        // First of all, the old list goes: there may be many packs.
+        // The old list is freed first: there may be many packs.
         self.packs = Vec::new();
         self.packs = catalog.pack_loads(&self.live)?;
         Ok(())

@@ -18,7 +18,7 @@
 //! - Nothing is removed unless the census of the last generation proves that all snapshots and indexes are known.
 //! - A pack is removed only if a tombstone named it in an earlier generation, and nothing in it has become live since. All
 //!   runs of the writer are serial, so no run is left that could have relied on the pack.
-//! - A block whose check fails is not copied, and its pack stays: damage is never laundered.
+//! - A block whose check fails is not copied, and its pack stays: a copy never hides damage.
 //! - Order of a sweep: snapshots, sums, indexes (successors first), shards of moves, packs, generations. After a kill at any
 //!   moment, documents name no data that is gone, except what tombstones name.
 //! - Readers need no lock. A block that a reader does not find in its birth pack is found through the shard of moves.

@@ -9,9 +9,9 @@ use crate::format::sums::{PackSum, SUMS_SIZE, lines};
 use crate::format::{Digest, PackId, name};
 use crate::session::Remover;
 
-/// The most packs of a joined list.
+/// The maximum number of packs in a joined list.
 const LINES: usize = 4096;
-/// The number of lists with fewer packs from which on they are joined.
+/// Lists with fewer packs than that are joined if there are at least this many.
 const SMALL_LISTS: usize = 64;
 
 /// Writes successors of the lists that name packs in `gone`, then removes these lists.

@@ -1,7 +1,7 @@
 //! Removes what was condemned in an earlier generation.
 //!
-//! Snapshots go first and packs last, so that no document names data that is gone, except a tombstone. A kill in between
-//! leaves a part of it, all of which is dead; the next sweep goes on.
+//! Snapshots go first and packs last, so that no document names data that is gone, except a tombstone. After a kill,
+//! the next sweep removes the rest, all of which is dead.
 
 use std::collections::HashSet;
 
@@ -14,10 +14,10 @@ use crate::catalog::{Catalog, DoomedPack, Folder, Presence, SnapshotRow};
 use crate::format::name;
 use crate::session::Remover;
 
-/// Generations that stay, so that copies of this machine's state are noticed.
+/// Number of generations that stay, so that copies of this machine's state are noticed.
 const GENERATIONS: usize = 64;
 
-/// What may be removed now.
+/// Snapshots and packs that may be removed now.
 #[derive(Debug, Default)]
 pub(super) struct Due {
     pub(super) snapshots: Vec<SnapshotRow>,
@@ -30,8 +30,8 @@ impl Due {
     }
 }
 
-/// Finds what was condemned before `generation`, at least the grace ago, and is still dead. Condemned packs that have live
-/// blocks again, after a snapshot was taken back, are taken back too.
+/// Finds snapshots and packs that were forgotten or condemned before `generation`, at least `grace` seconds ago, and
+/// are still dead. Condemned packs that have live blocks again, since a snapshot is shown again, are taken back.
 pub(super) fn find_due(
     pruner: &Pruner<'_>,
     catalog: &Catalog,
@@ -92,7 +92,7 @@ pub(super) fn sweep(pruner: &Pruner<'_>, catalog: &mut Catalog, due: &Due, summa
     for sequence in sequences {
         recorded.extend(catalog.is_recorded(sequence)?.then_some(sequence));
     }
-    // Also without new ones: it finishes what a killed prune began.
+    // Even if there are no new ones, to finish the work of a killed prune.
     catalog.forget_usage(&recorded)?;
     for pack in &due.packs {
         pruner.inventory.check_interrupted()?;

@@ -76,8 +76,8 @@ impl Error {
         Error::Block { pack: at.pack, offset: at.offset, why: Arc::new(why) }
     }
 
-    /// Whether data is gone, short or wrong where it was read, so that another copy of it helps. Not if the target is away,
-    /// or if the key is missing.
+    /// Whether data is gone, short or wrong where it was read, so that another copy of it helps. Not if the target is
+    /// unavailable, or if the key is missing.
     pub(super) fn is_lost(&self) -> bool {
         match self {
             Error::Chunk { .. } => true,

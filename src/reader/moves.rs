@@ -17,7 +17,8 @@ use crate::repository::{self, Access, Repository};
 
 /// Maximum size of the cached shards, in bytes.
 pub(super) const MEMORY: usize = 4 << 20;
-/// How long a shard answers that a block was not moved. A mount may stay open while packs are compacted.
+/// How long a cached shard without a block is taken as proof that the block was not moved. A mount may stay open while
+/// packs are compacted.
 const MOMENT: Duration = Duration::from_secs(2);
 
 /// A cache of shards, by the first byte of the ids of packs.
@@ -106,8 +107,8 @@ impl Shard {
     }
 }
 
-/// Lists the shards of a prefix and opens them, unless they are those that are `known`. Returns only errors that are
-/// temporary: other shards than the newest must not be used because the target is away.
+/// Lists the shards of a prefix and opens them, unless they are the `known` ones. Returns only errors that are
+/// temporary: other shards than the newest must not be used because the target is unavailable.
 fn load(repository: &Repository, access: &Access, prefix: u8, known: Option<&Shard>) -> Result<Shard, Error> {
     let at = Instant::now();
     let mut listed = Vec::new();

@@ -60,7 +60,7 @@ impl Reader {
 
     /// Whether the snapshot is forgotten by now.
     pub fn is_forgotten(&self, name: &SnapshotName) -> bool {
-        // If the target is away, the tombstones known so far count.
+        // If the target is unavailable, the tombstones known so far count.
         let _ = self.tombstones.refresh(&self.core.repository, &self.core.access);
         self.tombstones.contains(name)
     }

@@ -8,7 +8,7 @@ use crate::crypt::{self, Fingerprint, Opener, RewrappedKeys};
 use crate::format::id::ObjectId;
 use crate::format::{SEALED_SIZE, name};
 
-/// The most objects that are read for one recipient.
+/// The maximum number of objects that are read for one recipient.
 const MAX_OBJECTS: usize = 4096;
 
 impl Repository {

@@ -68,7 +68,7 @@ pub struct Session<'r> {
 impl<'r> Session<'r> {
     /// Compares the target with the catalog and the keys that this machine trusts. A lost catalog is rebuilt; one that
     /// disagrees with the repository is corrected. `key` is the host key. Packs that are found lost are reported and
-    /// added to `lost_packs`, also if opening fails later.
+    /// added to `lost_packs`, even if opening fails later.
     pub fn open(
         repository: &'r Repository,
         lock: &'r Lock,

@@ -4,8 +4,9 @@
 //!
 //! 1. This catalog recorded that the run which wrote the pack began, and not that it finished. A run is recorded durably
 //!    before its first byte is written to the repository, and each of its packs carries its mark ([`PackId::of_run`]).
-//! 2. Nothing in the catalog comes from listings: it was never rebuilt or reconciled ([`Catalog::is_learnt`]). So at the
-//!    start of every run the repository was as this catalog had left it.
+//! 2. Nothing in the catalog comes from unproved listings: it was never rebuilt or reconciled, or a census has since
+//!    proved that the listings were complete ([`Catalog::is_learnt`]). So at the start of every run the repository was
+//!    as this catalog had left it.
 //! 3. No index in the repository lists the pack.
 //! 4. Everything is accounted for. Each pack and snapshot in the catalog is listed and in a readable index; each listed
 //!    snapshot is in the catalog; each pack in a list of sums is in an index; generations have no gaps and all verify.

@@ -176,7 +176,7 @@ def check_shard(shard, where):
 
 
 DESCRIPTIONS = ("brackfs.toml", "brackfs-copy.toml")
-# Types of documents that are not called like their folder.
+# Types of documents whose names differ from their folders.
 TYPES_OF = {"snapshots": "snapshot", "sources": "source"}
 
 
