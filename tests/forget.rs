@@ -304,6 +304,32 @@ fn forgotten_snapshots_are_shown_again() {
     check_census(&site);
 }
 
+/// Only the newest snapshot has the present state of the source, in a folder whose parent did not change.
+#[test]
+fn a_forgotten_newest_snapshot_does_not_make_the_next_backup_skip() {
+    for is_pruned in [false, true] {
+        let site = Site::new();
+        site.init();
+        site.write("a/b/c", "old");
+        backup_at(&site, "2027-03-01", &[]);
+        common::settle();
+        site.write("a/b/c", "new");
+        common::settle();
+        backup_at(&site, "2027-03-02", &[]);
+        forget(&site, &["latest"]).ok();
+        if is_pruned {
+            site.brackfs(&["prune", "--grace", "0"]).ok();
+        }
+        site.brackfs(&["backup", "source", "--skip-if-unchanged", "--time", "2027-03-03"]).ok();
+        assert_eq!(dates(&site, &[]), ["01", "03"]);
+        assert_eq!(restored(&site, "latest"), tree(&site.source()));
+        // Older ones don't matter.
+        forget(&site, &["2027-03-01"]).ok();
+        site.brackfs(&["backup", "source", "--skip-if-unchanged", "--time", "2027-03-04"]).ok();
+        assert_eq!(dates(&site, &[]), ["03"]);
+    }
+}
+
 #[test]
 fn a_rebuilt_catalog_knows_what_is_forgotten_and_tags() {
     let site = made_daily(3);

@@ -91,6 +91,11 @@ impl World {
 
     /// Kept snapshots restore, packs have their sums, and catalog and repository agree.
     fn assert_whole(&self) {
+        self.assert_kept();
+        self.assert_sums();
+    }
+
+    fn assert_kept(&self) {
         for (id, expected) in &self.snapshots {
             let to = self.site.path().join("restored");
             self.site.brackfs(&["restore", id, "--to", to.to_str().unwrap()]).ok();
@@ -103,7 +108,6 @@ impl World {
         assert_eq!(ids, self.snapshots.iter().map(|(id, _)| id.as_str()).collect::<Vec<_>>());
         self.as_host(&["catalog", "verify"]).ok();
         self.site.brackfs(&["check", "--read-data"]).ok();
-        self.assert_sums();
     }
 
     fn assert_sums(&self) {
@@ -111,6 +115,31 @@ impl World {
         command.current_dir(self.site.repo());
         command.args(["-c", "find sums -type f -exec cat {} + | b3sum --check --quiet"]);
         succeed(&mut command);
+    }
+
+    /// Removes all that can be removed and was condemned more than a day before this day.
+    fn prune_at(&self, day: i64) -> Value {
+        let now = jiff::Timestamp::from_second(4_000_000_000 + day * 86_400).unwrap().to_string();
+        self.prune(&["--max-waste", "0", "--now", &now]).ok().json()
+    }
+
+    fn undo(&self) {
+        self.as_host(&["forget", "--undo"]).ok();
+    }
+
+    /// Loses the state directory, and adopts the repository with the owner's key.
+    fn adopt(&self) {
+        fs::remove_dir_all(self.site.state()).unwrap();
+        fs::create_dir(self.site.state()).unwrap();
+        let keys = self.objects("keys");
+        let names = keys.iter().filter_map(|key| key.file_name()?.to_str());
+        let signer = names.filter_map(|name| name.strip_prefix("host-")?.strip_suffix(".asc")).next().unwrap();
+        self.site.brackfs(&["adopt", "--signer", signer]).ok();
+    }
+
+    fn remove_catalog(&self) {
+        let id = fs::read_dir(self.site.state()).unwrap().next().unwrap().unwrap().path();
+        fs::remove_file(id.join("catalog.sqlite")).unwrap();
     }
 
     fn objects(&self, folder: &str) -> Vec<PathBuf> {
@@ -191,59 +220,70 @@ fn condemned_data_stays_for_the_grace_and_forgotten_snapshots_can_be_taken_back(
     let stored = world.packs();
     world.forget(1);
     // The first prune copies and condemns.
-    let prune = |world: &World, days: i64| {
-        let now = jiff::Timestamp::from_second(4_000_000_000 + days * 86_400).unwrap().to_string();
-        world.prune(&["--max-waste", "0", "--now", &now]).ok().json()
-    };
-    let first = prune(&world, 0);
+    let first = world.prune_at(0);
     assert_eq!(number(&first, "freed_bytes"), 0);
     assert!(number(&first, "pending_bytes") > 0);
     assert!(world.packs() >= stored);
     world.assert_whole();
-    let second = prune(&world, 0);
+    let second = world.prune_at(0);
     assert_eq!((number(&second, "freed_bytes"), number(&second, "copied_bytes")), (0, 0));
     let kept = world.copied("kept");
 
     // Within the grace, snapshots can be taken back.
-    world.as_host(&["forget", "--undo"]).ok();
+    world.undo();
     let last = std::mem::replace(&mut world.snapshots, all);
     world.assert_whole();
-    prune(&world, 9);
+    world.prune_at(9);
     world.assert_whole();
 
     // After it, they are removed.
     world.set_back(&kept);
     world.snapshots = last;
-    let third = prune(&world, 2);
+    let third = world.prune_at(2);
     assert_eq!(third["freed_bytes"], first["pending_bytes"]);
     assert_eq!(number(&third, "pending_bytes"), 0);
     assert_eq!(world.objects("snapshots").len(), 1);
     world.assert_whole();
-    assert_eq!(number(&prune(&world, 3), "freed_bytes"), 0);
+    assert_eq!(number(&world.prune_at(3), "freed_bytes"), 0);
 }
 
 #[test]
 fn damaged_data_is_not_copied_and_stays_reported() {
     let mut world = World::new();
-    world.forget(1);
-    // One byte of each pack of content is wrong.
+    world.forget(2);
+    let packs = world.packs();
+    // No block is larger than 64 KiB.
     for pack in world.objects("packs") {
         let file = fs::File::options().read(true).write(true).open(&pack).unwrap();
-        let mut byte = [0];
-        let at = file.metadata().unwrap().len() / 2;
-        file.read_exact_at(&mut byte, at).unwrap();
-        file.write_all_at(&[byte[0] ^ 1], at).unwrap();
+        for at in (0..file.metadata().unwrap().len()).step_by(1 << 16) {
+            let mut byte = [0];
+            file.read_exact_at(&mut byte, at).unwrap();
+            file.write_all_at(&[byte[0] ^ 1], at).unwrap();
+        }
     }
     let before = world.site.brackfs(&["check", "--read-data"]).code(1);
-    let run = world.prune(&["--grace", "0", "--max-waste", "0"]);
+    let run = world.prune(&["--grace", "0", "--max-waste", "0"]).code(3);
+    says(&run, "is damaged; the pack stays");
     let pruned = run.json();
-    if number(&pruned, "damaged_packs") > 0 {
-        assert_eq!(run.code, 3, "{run}");
-        says(&run, "is damaged; the pack stays");
-    }
-    // A copy never has damaged data: what was readable before is, and what was not is still reported.
+    assert!(number(&pruned, "damaged_packs") > 0, "{pruned}");
+    assert_eq!(number(&pruned, "copied_bytes"), 0);
+    assert_eq!(world.packs(), packs - number(&pruned, "freed_bytes"));
     let after = world.site.brackfs(&["check", "--read-data"]).code(1);
     assert!(after.stderr.lines().count() <= before.stderr.lines().count(), "{before}{after}");
+}
+
+#[test]
+fn missing_packs_are_not_lost_if_all_are_missing() {
+    let mut world = World::new();
+    world.forget(2);
+    let (packs, away) = (world.site.repo().join("packs"), world.site.path().join("away"));
+    fs::rename(&packs, &away).unwrap();
+    says(&world.prune(&["--grace", "0", "--max-waste", "0"]).code(1), "none of the packs in the catalog were found");
+    let _ = fs::remove_dir_all(&packs);
+    fs::rename(&away, &packs).unwrap();
+    let pruned = world.prune_all();
+    assert!(number(&pruned, "copied_bytes") > 0 && number(&pruned, "damaged_packs") == 0, "{pruned}");
+    world.assert_whole();
 }
 
 #[test]
@@ -278,8 +318,7 @@ fn a_machine_that_lost_its_catalog_prunes_again_after_a_backup() {
     world.forget(3);
     world.prune_all();
     world.forget(2);
-    let id = fs::read_dir(world.site.state()).unwrap().next().unwrap().unwrap().path();
-    fs::remove_file(id.join("catalog.sqlite")).unwrap();
+    world.remove_catalog();
     // The run that rebuilds removes nothing.
     says(&world.prune(&["--grace", "0", "--max-waste", "0"]).code(1), "nothing was removed: ");
     let pruned = world.prune_all();
@@ -358,7 +397,8 @@ fn a_copy_of_the_machine_that_does_not_know_of_a_prune_loses_nothing() {
     world.snapshots.push((made.json()["snapshot_id"].as_str().unwrap().to_owned(), tree(&source)));
     // And the machine itself goes on after the copy.
     world.backup();
-    says(&world.prune(&["--grace", "0"]).code(0), "");
+    let pruned = world.prune_all();
+    assert_eq!(number(&pruned, "live_bytes"), world.packs());
     world.assert_whole();
 }
 
@@ -366,7 +406,6 @@ fn a_copy_of_the_machine_that_does_not_know_of_a_prune_loses_nothing() {
 #[test]
 fn a_catalog_that_was_rebuilt_without_some_documents_removes_nothing_until_they_are_back() {
     let mut world = World::new();
-    let id = fs::read_dir(world.site.state()).unwrap().next().unwrap().unwrap().path();
     let away = world.site.path().join("away");
     fs::create_dir(&away).unwrap();
     let (kept, _) = world.snapshots.last().unwrap().clone();
@@ -384,7 +423,7 @@ fn a_catalog_that_was_rebuilt_without_some_documents_removes_nothing_until_they_
         }
     };
     hide(false);
-    fs::remove_file(id.join("catalog.sqlite")).unwrap();
+    world.remove_catalog();
     world.site.backup(&["--source", "other"]).ok();
     world.site.backup(&["--source", "other"]).ok();
     let packs = world.packs();
@@ -393,7 +432,7 @@ fn a_catalog_that_was_rebuilt_without_some_documents_removes_nothing_until_they_
     hide(true);
     // Runs since then counted neither; the next one after a comparison does.
     for _ in 0..2 {
-        fs::remove_file(id.join("catalog.sqlite")).unwrap();
+        world.remove_catalog();
         world.site.backup(&["--source", "other"]).ok();
     }
     world.prune_all();
@@ -401,6 +440,185 @@ fn a_catalog_that_was_rebuilt_without_some_documents_removes_nothing_until_they_
     let to = world.site.path().join("restored");
     world.site.brackfs(&["restore", &kept, "--to", to.to_str().unwrap()]).ok();
     common::ordeal::same(&tree(&to), &world.snapshots.pop().unwrap().1, "the snapshot that was missing");
+}
+
+#[test]
+fn a_carrier_that_is_not_listed_during_a_rebuild_is_not_removed() {
+    let mut world = World::new();
+    world.forget(2);
+    let before = world.objects("packs");
+    world.prune_all();
+    let carriers: Vec<_> = world.objects("packs").into_iter().filter(|pack| !before.contains(pack)).collect();
+    assert!(!carriers.is_empty());
+    let away = world.site.path().join("away");
+    fs::create_dir(&away).unwrap();
+    let hidden = |carrier: &PathBuf| away.join(carrier.file_name().unwrap());
+    carriers.iter().for_each(|carrier| fs::rename(carrier, hidden(carrier)).unwrap());
+    world.remove_catalog();
+    world.as_host(&["catalog", "rebuild"]).ok();
+    carriers.iter().for_each(|carrier| fs::rename(hidden(carrier), carrier).unwrap());
+    // This run announces itself; the next one has a proof that nothing is missing.
+    world.site.backup(&["--source", "other"]).ok();
+    for _ in 0..2 {
+        world.prune_all();
+    }
+    world.as_host(&["forget", "--source", "other", "--keep-last", "1"]).ok();
+    assert!(carriers.iter().all(|carrier| carrier.exists()));
+    for (id, expected) in &world.snapshots {
+        let to = world.site.path().join("restored");
+        world.site.brackfs(&["restore", id, "--to", to.to_str().unwrap()]).ok();
+        common::ordeal::same(&tree(&to), expected, id);
+        fs::remove_dir_all(&to).unwrap();
+    }
+    world.site.brackfs(&["check", "--read-data"]).ok();
+}
+
+/// Copies of the repository and of the machine's state are of different times.
+#[test]
+fn a_repository_that_was_set_back_to_before_a_compaction_loses_nothing() {
+    let mut world = World::new();
+    world.forget(2);
+    let kept = world.copied("kept");
+    let pruned = world.prune_at(0);
+    assert!(number(&pruned, "copied_bytes") > 0 && number(&pruned, "freed_bytes") == 0, "{pruned}");
+    fs::remove_dir_all(world.site.repo()).unwrap();
+    copy(&kept.join("repo"), &world.site.repo());
+    says(&world.backup(), "the repository is older than this machine's catalog");
+    for day in [2, 4, 6] {
+        world.prune_at(day);
+        world.assert_whole();
+    }
+}
+
+#[test]
+fn blocks_of_a_damaged_carrier_are_found_in_the_packs_that_they_came_from() {
+    let mut world = World::new();
+    world.forget(3);
+    let first = world.objects("packs");
+    world.prune_at(0);
+    world.forget(2);
+    let second = world.objects("packs");
+    assert!(second.len() > first.len());
+    // Some blocks are copied for the second time; neither of their former packs is removed yet.
+    world.prune_at(0);
+    for carrier in world.objects("packs").iter().filter(|pack| !second.contains(pack)) {
+        fs::remove_file(carrier).unwrap();
+    }
+    // A pack that is missing is noticed by a comparison with the repository.
+    let newest = world.objects("generation").pop().unwrap();
+    fs::remove_file(newest).unwrap();
+    says(&world.backup(), "the repository is older than this machine's catalog");
+    for day in [2, 4, 6] {
+        world.prune_at(day);
+        world.assert_kept();
+    }
+    // Until then, they name the lost packs.
+    world.assert_sums();
+}
+
+/// As long as forgotten snapshots can be taken back, they can be read: on each day, also with a rebuilt catalog, and after
+/// they are forgotten once more.
+#[test]
+fn forgotten_snapshots_are_complete_as_long_as_they_can_be_taken_back() {
+    let mut world = World::new();
+    let mut all = world.snapshots.clone();
+    for day in 0..5 {
+        world.site.write(&format!("large/{day}"), noise(&format!("day {day}"), 600_000));
+        world.backup();
+        all.push(world.snapshots.last().unwrap().clone());
+        world.forget(2);
+        world.prune_at(day);
+        let kept = world.copied("kept");
+        let last = world.snapshots.clone();
+        for is_rebuilt in [false, true] {
+            if is_rebuilt {
+                world.remove_catalog();
+                // Its tombstones seem to be new.
+                world.as_host(&["catalog", "rebuild"]).ok();
+                world.as_host(&["hold", &last[0].0]).ok();
+                world.prune_at(day + 9);
+            }
+            world.undo();
+            if is_rebuilt {
+                let shown = world.site.brackfs(&["snapshots", "--json"]).ok().stdout;
+                let shown: Vec<Value> = serde_json::from_str(&shown).unwrap();
+                assert!(shown.len() > 2, "day {day}: nothing can be taken back");
+            }
+            let gone = world.objects("snapshots");
+            let is_there = |id: &str| gone.iter().any(|path| path.to_str().unwrap().ends_with(id));
+            world.snapshots = all.iter().filter(|(id, _)| is_there(id)).cloned().collect();
+            assert!(world.snapshots.len() > 2, "day {day}");
+            world.assert_whole();
+            // Forgotten again, without a prune in between: they have their whole grace.
+            world.forget(2);
+            assert_eq!(number(&world.prune_at(day + 9), "removed_snapshots"), 0);
+            world.undo();
+            world.snapshots = all.iter().filter(|(id, _)| is_there(id)).cloned().collect();
+            world.prune_at(day + 9);
+            world.assert_whole();
+            world.set_back(&kept);
+            world.snapshots.clone_from(&last);
+        }
+        fs::remove_dir_all(kept).unwrap();
+    }
+}
+
+#[test]
+fn the_last_hold_or_release_counts_after_a_sweep_and_a_rebuild_or_adoption() {
+    let mut world = World::new();
+    let (id, _) = world.snapshots[3].clone();
+    for (round, (last, kept)) in [("hold", "3"), ("release", "3"), ("hold", "2")].into_iter().enumerate() {
+        world.as_host(&[last, &id]).ok();
+        world.site.write("large/0", noise(&format!("round {round}"), 600_000));
+        world.backup();
+        world.as_host(&["forget", "--keep-last", kept, "--force"]).ok();
+        let pruned = world.prune_all();
+        assert!(number(&pruned, "removed_snapshots") > 0, "{pruned}");
+        let kept = world.copied("kept");
+        for adopts in [false, true] {
+            if adopts {
+                world.adopt();
+            } else {
+                world.remove_catalog();
+                world.as_host(&["catalog", "rebuild"]).ok();
+            }
+            let shown = world.as_host(&["snapshots", "--json"]).ok().stdout;
+            let shown: Vec<Value> = serde_json::from_str(&shown).unwrap();
+            let row = shown.iter().find(|snapshot| snapshot["id"] == id.as_str()).expect("the snapshot");
+            assert_eq!(row["held"], last == "hold", "round {round}, adopted: {adopts}");
+            world.set_back(&kept);
+        }
+        fs::remove_dir_all(kept).unwrap();
+    }
+}
+
+/// A killed backup leaves a snapshot that was never written; prunes forget it.
+#[test]
+fn prunes_continue_after_a_backup_that_was_killed_at_any_link() {
+    let mut world = World::new();
+    world.site.write("large/0", noise("killed", 600_000));
+    settle();
+    let start = world.copied("start");
+    for nth in 1.. {
+        let kill = format!("inject=linkat:signal=KILL:when={nth}");
+        let backup = world.site.command(&["backup", world.site.source().to_str().unwrap()]);
+        let killed = run(under_strace(&["-o", "/dev/null", "-e", "trace=linkat", "-e", &kill], &backup));
+        if killed.code == 0 {
+            assert!(nth > 4, "linkat is called too seldom");
+            break;
+        }
+        let before = tree(&world.site.repo());
+        // It may refuse, since a run was killed.
+        world.prune(&["--dry-run", "--grace", "0"]);
+        common::ordeal::same(&tree(&world.site.repo()), &before, "after a dry run");
+        world.prune(&["--grace", "0"]).ok();
+        world.prune(&["--grace", "0"]).ok();
+        world.prune(&["--grace", "0"]).ok();
+        world.backup();
+        world.assert_whole();
+        world.snapshots.pop();
+        world.set_back(&start);
+    }
 }
 
 /// Kills a prune at a call, runs it again, and compares the result with that of an undisturbed prune.

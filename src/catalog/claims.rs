@@ -94,6 +94,9 @@ impl Catalog {
 
     /// Drops claims that are damaged or refer to one of these blocks.
     pub(super) fn drop_claims_on(&self, lost: &RoaringTreemap) -> Result<(), Error> {
+        if lost.is_empty() {
+            return Ok(());
+        }
         self.drop_claims(&|block| lost.contains(block)).map(drop)
     }
 

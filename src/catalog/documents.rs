@@ -100,6 +100,19 @@ impl Catalog {
         add().map_err(self.failed("add a document"))
     }
 
+    /// Marks documents that are in the repository as valid, before all of them are read again: the documents that replaced
+    /// them may be gone, because the repository was set back.
+    pub fn set_documents_valid(&self, found: &[(Folder, ObjectId)]) -> Result<(), Error> {
+        let set = || {
+            let set = "UPDATE documents SET replaced = NULL, removed = 0 WHERE folder = ? AND id = ?";
+            let mut statement = self.db.prepare_cached(set)?;
+            found
+                .iter()
+                .try_for_each(|(folder, id)| statement.execute(params![folder.codes().0, id.as_bytes()]).map(drop))
+        };
+        set().map_err(self.failed("mark documents"))
+    }
+
     /// Adds an index that was written, or found in the repository, and the holds in it.
     pub fn add_index(&self, id: ObjectId, index: &Index) -> Result<(), Error> {
         self.add_document(Folder::Index, id, index.generation, &index.replaces)?;
@@ -176,7 +189,7 @@ impl Catalog {
         set.map(drop).map_err(self.failed("remember a census"))
     }
 
-    /// The first generation whose census does not agree with this catalog. Forgets those that agree by now.
+    /// The first generation whose census does not agree with this catalog.
     pub fn unproved(&self) -> Result<Option<u64>, Error> {
         let find = || {
             let mut statement = self.db.prepare("SELECT generation, census FROM unproved ORDER BY generation")?;
@@ -187,8 +200,6 @@ impl Catalog {
             if Census::decode(&census).map_err(|e| self.damaged(e))? != self.census(generation)? {
                 return Ok(Some(generation));
             }
-            let removed = self.db.execute("DELETE FROM unproved WHERE generation = ?", [generation as i64]);
-            removed.map_err(self.failed("forget a census"))?;
         }
         Ok(None)
     }

@@ -32,7 +32,8 @@ pub struct PackLoad {
     pub length: u64,
     /// The size of its live blocks in bytes.
     pub live: u64,
-    /// Whether it is usable, as opposed to lost or damaged.
+    /// Whether it is usable, as opposed to lost or damaged. All live blocks that were born in an unusable pack count in
+    /// it, since it may reappear.
     pub is_usable: bool,
 }
 
@@ -65,7 +66,7 @@ pub struct BlockInPack {
 impl Catalog {
     /// The load of each pack that is not condemned, in no particular order.
     pub fn pack_loads(&self, live: &RoaringTreemap) -> Result<Vec<PackLoad>, Error> {
-        let mut bytes = HashMap::<i64, u64>::new();
+        let (mut bytes, mut born) = (HashMap::<i64, u64>::new(), HashMap::<i64, u64>::new());
         let blocks = "SELECT blocks.id, blocks.length, coalesce(carrier, pack), pack
              FROM blocks LEFT JOIN moves ON moves.block = blocks.id WHERE blocks.id > ?1 ORDER BY blocks.id LIMIT ?2";
         let mut trees = HashMap::<i64, i64>::new();
@@ -76,6 +77,7 @@ impl Catalog {
             if live.contains(id as u64) {
                 *bytes.entry(at).or_default() += length;
                 if at != birth {
+                    *born.entry(birth).or_default() += length;
                     trees.entry(at).or_insert(birth);
                 }
             }
@@ -94,15 +96,12 @@ impl Catalog {
             if kind == CARRIER as i64 {
                 carriers.push(loads.len());
             }
-            loads.push(PackLoad {
-                row: PackRow(row),
-                id,
-                is_tree: kind == 1,
-                length,
-                live: bytes.get(&row).copied().unwrap_or_default(),
-                is_usable: condemned == 0,
-            });
-            Ok(row)
+            let is_usable = condemned == 0;
+            let live = |of: &HashMap<i64, u64>| of.get(&row).copied().unwrap_or_default();
+            let moved = if is_usable { 0 } else { live(&born) };
+            let (row, live) = (PackRow(row), live(&bytes) + moved);
+            loads.push(PackLoad { row, id, is_tree: kind == 1, length, live, is_usable });
+            Ok(row.0)
         })?;
         // A carrier holds blocks of one kind.
         for at in carriers {
@@ -168,18 +167,20 @@ impl Catalog {
         add().map_err(self.failed("add a carrier"))
     }
 
-    /// Adds a carrier from an index. Its blocks are moved there if it is in the repository and their present pack is not
-    /// usable, or is another carrier. The birth packs must be in the catalog.
+    /// Adds a carrier from an index, and moves its blocks there. If it is not in the repository, only blocks are moved that
+    /// are in no other pack: their carrier may reappear. The birth packs must be in the catalog.
     pub fn import_carrier(&self, carrier: &IndexedCarrier, there: bool) -> Result<(), Error> {
         let add = || {
             let row = self.insert_carrier(carrier.id, carrier.length(), &carrier.digest, there)?;
             let mut start = 0u64;
             for (ordinal, CarriedBlock { length, birth, ordinal: name, .. }) in (0..).zip(&carrier.blocks) {
-                let find = "SELECT blocks.id FROM blocks JOIN packs ON packs.id = pack WHERE uuid = ? AND ordinal = ?";
+                let find = "SELECT blocks.id,
+                     condemned = 0 OR EXISTS (SELECT 1 FROM moves WHERE block = blocks.id)
+                     FROM blocks JOIN packs ON packs.id = pack WHERE uuid = ? AND ordinal = ?";
                 let mut find = self.db.prepare_cached(find)?;
-                let block: Option<i64> =
-                    find.query_row(params![birth.as_bytes(), name], |row| row.get(0)).optional()?;
-                if let Some(block) = block.filter(|_| there) {
+                let read = |row: &Row<'_>| Ok((row.get::<_, i64>(0)?, row.get::<_, bool>(1)?));
+                let found = find.query_row(params![birth.as_bytes(), name], read).optional()?;
+                if let Some((block, _)) = found.filter(|(_, is_elsewhere)| there || !is_elsewhere) {
                     self.insert_move(block, row, ordinal, start as i64)?;
                 }
                 start = start.saturating_add(u64::from(*length));
@@ -207,6 +208,52 @@ impl Catalog {
         let mark = "INSERT OR IGNORE INTO dirty_shards
              SELECT substr(uuid, 1, 1) FROM blocks JOIN packs ON packs.id = pack WHERE blocks.id = ?";
         self.db.prepare_cached(mark)?.execute([block]).map(drop)
+    }
+
+    /// Whether a block's carrier is lost or damaged.
+    pub fn has_lost_moves(&self) -> Result<bool, Error> {
+        let find = "SELECT EXISTS (SELECT 1 FROM packs JOIN moves ON carrier = packs.id WHERE condemned = 1)";
+        self.db.query_row(find, [], |row| row.get(0)).map_err(self.failed("look for lost blocks"))
+    }
+
+    /// Takes back moves to lost or damaged carriers if the birth pack was not removed yet.
+    pub fn undo_lost_moves(&self) -> Result<(), Error> {
+        let undo = || {
+            let lost = format!(
+                "SELECT block, birth.uuid FROM packs carriers JOIN moves ON carrier = carriers.id
+                 JOIN blocks ON blocks.id = block JOIN packs birth ON birth.id = pack
+                 WHERE carriers.condemned = 1 AND (birth.condemned = 0 OR birth.condemned = {CONDEMNED} AND NOT birth.lost)"
+            );
+            self.db.execute(
+                &format!("INSERT OR IGNORE INTO dirty_shards SELECT DISTINCT substr(uuid, 1, 1) FROM ({lost})"),
+                [],
+            )?;
+            self.db.execute(&format!("DELETE FROM moves WHERE block IN (SELECT block FROM ({lost}))"), [])
+        };
+        undo().map(drop).map_err(self.failed("look for lost blocks"))
+    }
+
+    /// Moves blocks whose carrier is lost or damaged to this one if it is in the repository.
+    pub fn replace_lost_moves(&self, carrier: &IndexedCarrier) -> Result<(), Error> {
+        let replace = || {
+            let find = "SELECT id FROM packs WHERE uuid = ? AND (condemned = 0 OR condemned = ? AND NOT lost)";
+            let find = self.db.query_row(find, params![carrier.id.as_bytes(), CONDEMNED], |row| row.get::<_, i64>(0));
+            let Some(row) = find.optional()? else { return Ok(()) };
+            let mut start = 0u64;
+            for (ordinal, CarriedBlock { length, birth, ordinal: name, .. }) in (0..).zip(&carrier.blocks) {
+                let find = "SELECT block FROM packs birth JOIN blocks ON pack = birth.id
+                     JOIN moves ON block = blocks.id JOIN packs carriers ON carriers.id = carrier
+                     WHERE birth.uuid = ? AND blocks.ordinal = ? AND carriers.condemned = 1";
+                let mut find = self.db.prepare_cached(find)?;
+                let lost = find.query_row(params![birth.as_bytes(), name], |row| row.get::<_, i64>(0)).optional()?;
+                if let Some(block) = lost {
+                    self.insert_move(block, row, ordinal, start as i64)?;
+                }
+                start = start.saturating_add(u64::from(*length));
+            }
+            Ok(())
+        };
+        replace().map_err(self.failed("look for lost blocks"))
     }
 
     /// The prefixes of shards that differ from those in the repository, ascending.
@@ -331,7 +378,8 @@ impl Catalog {
         for pack in packs {
             lost.extend(self.blocks_in(*pack)?.iter().map(|block| block.block.0));
             let set = self.db.execute(
-                "UPDATE packs SET condemned = ?, condemned_in = 0, condemned_at = ? WHERE id = ?",
+                "UPDATE packs SET lost = condemned = 1, condemned = ?1, condemned_in = 0, condemned_at = ?2
+                 WHERE id = ?3 AND condemned <> ?1",
                 params![CONDEMNED, at, pack.0],
             );
             set.map_err(self.failed("condemn packs"))?;
@@ -388,21 +436,24 @@ impl Catalog {
             .collect()
     }
 
-    /// Takes back a condemned pack that has live blocks again.
+    /// Takes back a condemned pack that has live blocks again. If it was lost or damaged before, it still is.
     pub fn take_back(&self, pack: PackRow) -> Result<(), Error> {
         let set = self.db.execute(
-            "UPDATE packs SET condemned = 0, condemned_in = 0 WHERE id = ? AND condemned = ?",
+            "UPDATE packs SET condemned = lost, condemned_in = 0 WHERE id = ? AND condemned = ?",
             params![pack.0, CONDEMNED],
         );
         set.map(drop).map_err(self.failed("take back a pack"))
     }
 
-    /// Records that a condemned pack was removed from the repository. Drops its dead blocks; a pack without live blocks is
-    /// dropped too.
+    /// Records that a condemned pack was removed from the repository. Drops the blocks that were only in it; a pack without
+    /// blocks is dropped too.
     pub fn remove_pack(&self, pack: PackRow) -> Result<(), Error> {
         let remove = || {
             let row = [pack.0];
-            self.db.execute("DELETE FROM blocks WHERE id IN (SELECT block FROM moves WHERE carrier = ?)", row)?;
+            // The others lie in their birth packs, too.
+            let carried = "DELETE FROM blocks WHERE id IN (SELECT block FROM moves JOIN blocks ON blocks.id = block
+                 JOIN packs ON packs.id = pack WHERE carrier = ? AND condemned = ?)";
+            self.db.execute(carried, params![pack.0, GONE])?;
             self.db.execute("DELETE FROM moves WHERE carrier = ?", row)?;
             let dead = "DELETE FROM blocks WHERE pack = ? AND NOT EXISTS (SELECT 1 FROM moves WHERE block = blocks.id)";
             self.db.execute(dead, row)?;
@@ -417,16 +468,22 @@ impl Catalog {
         remove().map(drop).map_err(self.failed("remove a pack"))
     }
 
-    /// The ordinals of a birth pack's blocks in carriers that stay.
-    pub fn moved_ordinals_of(&self, pack: PackId) -> Result<HashSet<u32>, Error> {
+    /// The ordinals of a birth pack's blocks in carriers, except those in `removed` packs.
+    pub fn moved_ordinals_of(&self, pack: PackId, removed: &HashSet<PackId>) -> Result<HashSet<u32>, Error> {
         let find = || {
-            let select = "SELECT blocks.ordinal FROM packs birth JOIN blocks ON pack = birth.id
-                 JOIN moves ON block = blocks.id JOIN packs carriers ON carriers.id = carrier
-                 WHERE birth.uuid = ? AND carriers.condemned < 3";
+            let select = "SELECT blocks.ordinal, carriers.uuid FROM packs birth JOIN blocks ON pack = birth.id
+                 JOIN moves ON block = blocks.id JOIN packs carriers ON carriers.id = carrier WHERE birth.uuid = ?";
             let mut statement = self.db.prepare_cached(select)?;
-            statement.query_map([pack.as_bytes()], |row| row.get(0))?.collect::<rusqlite::Result<_>>()
+            let rows =
+                statement.query_map([pack.as_bytes()], |row| Ok((row.get::<_, u32>(0)?, row.get::<_, Vec<u8>>(1)?)))?;
+            rows.collect::<rusqlite::Result<Vec<_>>>()
         };
-        find().map_err(self.failed("look up the blocks of a pack"))
+        let mut moved = HashSet::new();
+        for (ordinal, carrier) in find().map_err(self.failed("look up the blocks of a pack"))? {
+            let carrier = PackId::from_slice(&carrier).map_err(|e| self.damaged(e))?;
+            moved.extend((!removed.contains(&carrier)).then_some(ordinal));
+        }
+        Ok(moved)
     }
 
     /// The state of a pack: whether it is gone on purpose; `None` if it is not in the catalog.

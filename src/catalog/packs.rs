@@ -5,7 +5,9 @@
 //! segments, directories and extent nodes), and the next backup reads and stores data again that still exists at the
 //! source. The rows of the pack and its blocks stay, since older snapshots refer to them.
 
-use roaring::RoaringTreemap;
+use std::collections::BTreeMap;
+
+use roaring::{RoaringBitmap, RoaringTreemap};
 use rusqlite::{OptionalExtension, Row, params};
 
 use super::chunks::{PackRow, block_sum, check_number, chunk_sum, pack_sum, tail};
@@ -13,7 +15,7 @@ use super::database::Catalog;
 use super::error::Error;
 use super::ids::BlockId;
 use crate::format::pack::{CARRIER, IndexedPack};
-use crate::format::usage::BlockRuns;
+use crate::format::usage::{BlockRuns, block_runs};
 use crate::format::{Digest, PackId};
 use crate::source::now;
 
@@ -264,6 +266,16 @@ impl Catalog {
             }
         }
         Ok(all)
+    }
+
+    /// Blocks as runs of ordinals within their birth packs.
+    pub fn block_runs(&self, blocks: &RoaringTreemap) -> Result<Vec<(PackId, BlockRuns)>, Error> {
+        let mut packs: BTreeMap<PackId, RoaringBitmap> = BTreeMap::new();
+        for block in blocks {
+            let (pack, ordinal) = self.ordinal(BlockId(block))?;
+            packs.entry(pack).or_default().insert(ordinal);
+        }
+        Ok(packs.into_iter().map(|(pack, ordinals)| (pack, block_runs(ordinals))).collect())
     }
 
     /// Packs last checked before a time (seconds since 1970), in ascending order of that time; at most `most`.

@@ -36,6 +36,7 @@ CREATE TABLE packs (
     -- 0: usable; 1: lost or damaged, no claim refers to it any more; 2: marked to become 1; 3: condemned for removal;
     -- 4: removed on purpose, its live blocks were moved
     condemned INTEGER NOT NULL,
+    lost INTEGER NOT NULL DEFAULT 0, -- 1: it was lost or damaged before it was condemned for removal
     condemned_in INTEGER NOT NULL, -- generation of the tombstone, for 3; 0: none yet
     condemned_at INTEGER NOT NULL, -- time, for 3
     sum INTEGER NOT NULL

@@ -206,16 +206,15 @@ impl Catalog {
         set.map(drop).map_err(self.failed("update a snapshot"))
     }
 
-    /// Records that a snapshot is missing, or was never written. Its source's root directory may now be in no snapshot,
-    /// so the next run must not take it for unchanged.
+    /// Records that a snapshot is missing, was never written, or is forgotten. If it was the newest one of its source, the
+    /// present root directory may be in no other snapshot, so the next run must not take it for unchanged.
     pub fn set_missing(&self, id: SnapshotId, presence: Presence) -> Result<(), Error> {
-        let unlink = "UPDATE directories SET linked = 0 WHERE parent = (SELECT -source FROM snapshots WHERE uuid = ?)";
-        self.db.execute(unlink, [id.0]).map_err(self.failed("update a snapshot"))?;
-        self.set_presence(id, presence)
-    }
-
-    /// Records the state of a snapshot's object.
-    pub fn set_presence(&self, id: SnapshotId, presence: Presence) -> Result<(), Error> {
+        let unlink = "UPDATE directories SET linked = 0 WHERE parent = (
+             SELECT -source FROM snapshots gone WHERE uuid = ? AND NOT EXISTS (
+                 SELECT 1 FROM snapshots newer
+                 WHERE newer.source = gone.source AND newer.sequence > gone.sequence AND newer.presence = ?))";
+        let unlink = self.db.execute(unlink, params![id.0, Presence::There.code()]);
+        unlink.map_err(self.failed("update a snapshot"))?;
         let set = "UPDATE snapshots SET presence = ? WHERE uuid = ?";
         let set = self.db.execute(set, params![presence.code(), id.0]);
         set.map(drop).map_err(self.failed("update a snapshot"))

@@ -205,6 +205,7 @@ impl Catalog {
     /// Records that listings proved to be complete, so the catalog is evidence again.
     pub fn set_proved(&self) -> Result<(), Error> {
         let set = self.db.execute("UPDATE trust SET learnt = 0", []);
+        let set = set.and_then(|_| self.db.execute("DELETE FROM unproved", []));
         set.map(drop).map_err(self.failed("record that the catalog is complete"))
     }
 

@@ -56,6 +56,8 @@ pub(super) struct Args {
     #[arg(long, value_name = "DURATION", default_value = "0s", value_parser = parse_duration)]
     wait_lock: Duration,
     /// Print what would be done, and change nothing
+    ///
+    /// Takes no lock, so another run may be writing to the repository. Does not take --max-duration into account.
     #[arg(short = 'n', long)]
     dry_run: bool,
     /// Print the result as a JSON object
@@ -120,13 +122,12 @@ impl Default for Limits {
 }
 
 impl Limits {
-    fn options(&self, dry_run: bool) -> Options {
+    fn options(&self) -> Options {
         Options {
             max_waste: self.max_waste,
             max_copy: self.max_copy.unwrap_or(u64::MAX),
             max_duration: self.max_duration,
             grace: self.grace,
-            dry_run,
             now: self.now.map(|now| now.seconds),
         }
     }
@@ -149,9 +150,14 @@ pub(super) fn prune_as(repository: &RepositoryArg, limits: &Limits, args: &Run, 
     let repository = Repository::open(&repository.location)?;
     let state = RepositoryState::new(&global.state()?, repository.id());
     let (monitor, stop) = (global.monitor(args.json), stop_on_signals()?);
-    let key = host_key(&state)?;
-    let lock = session::lock(&state, args.wait_lock, &monitor, &stop)?;
-    let summary = prune::prune(&repository, &lock, key, &limits.options(args.dry_run), &monitor, &stop)?;
+    let options = limits.options();
+    let summary = if args.dry_run {
+        prune::predict(&repository, &state, &options, &monitor, &stop)?
+    } else {
+        let key = host_key(&state)?;
+        let lock = session::lock(&state, args.wait_lock, &monitor, &stop)?;
+        prune::prune(&repository, &lock, key, &options, &monitor, &stop)?
+    };
     if args.json {
         output::result(json!({
             "message_type": "summary",

@@ -1,8 +1,10 @@
 //! The blocks that each snapshot uses. The host can read this, so it contains nothing about the snapshot's content.
 
+use std::collections::BTreeMap;
+
 use super::cbor::{CborReader, CborWriter};
 use super::error::Error;
-use super::id::PackId;
+use super::id::{PackId, SnapshotId};
 use super::name::SnapshotName;
 use super::snapshot::{PATHS, TAGS};
 use super::source::is_source_name;
@@ -51,6 +53,39 @@ pub struct Hold {
     pub snapshot: SnapshotName,
     /// Held, or released again.
     pub held: bool,
+}
+
+/// The last hold or release of each snapshot.
+#[derive(Debug, Clone, Default)]
+pub struct Holds(BTreeMap<SnapshotId, (u64, Hold)>);
+
+impl Holds {
+    /// Adds the holds of an index of `generation`. Of several of a snapshot, that of the highest generation counts.
+    pub fn add(&mut self, generation: u64, holds: &[Hold]) {
+        for hold in holds {
+            let known = self.0.get(&hold.snapshot.id).map_or(0, |(generation, _)| *generation);
+            if generation >= known {
+                self.0.insert(hold.snapshot.id, (generation, hold.clone()));
+            }
+        }
+    }
+
+    /// One hold for each snapshot.
+    pub fn to_vec(&self) -> Vec<Hold> {
+        self.0.values().map(|(_, hold)| hold.clone()).collect()
+    }
+}
+
+/// Ascending ordinals as runs.
+pub fn block_runs(ordinals: impl IntoIterator<Item = u32>) -> BlockRuns {
+    let mut runs = BlockRuns::new();
+    for ordinal in ordinals {
+        match runs.last_mut() {
+            Some((first, count)) if *first + *count == ordinal => *count += 1,
+            _ => runs.push((ordinal, 1)),
+        }
+    }
+    runs
 }
 
 impl SnapshotUsage {

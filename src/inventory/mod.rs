@@ -19,6 +19,7 @@
 
 mod census;
 mod context;
+mod copies;
 mod divergence;
 mod error;
 mod generations;

@@ -74,10 +74,7 @@ impl Inventory<'_> {
         found.condemned = catalog.condemn(&bad)?;
         if missing {
             // Probably not the only one, or the storage was unavailable for a moment: list all packs.
-            self.list_packs(catalog)?;
-            if !catalog.any_listed()? {
-                return Err(Error::NoPacks);
-            }
+            self.require_packs(catalog)?;
             let more = catalog.condemn_unlisted(&mut |pack, length| match length {
                 Some(length) => self.report(pack, &wrong_length(length, pack.length)),
                 None => self.report(pack, MISSING),

@@ -77,6 +77,7 @@ impl Inventory<'_> {
         })?;
         let mut found = Reconciled { condemned, ..Reconciled::default() };
         let there: HashSet<_> = self.repository.snapshots()?.into_iter().map(|name| name.id).collect();
+        self.find_documents(catalog)?;
         let tombstones = self.learn_tombstones(catalog)?;
         let known = self.update_snapshots(catalog, &tombstones, &there, &mut found)?;
         let unknown = self.learn_packs(catalog, &mut found)?;
@@ -107,6 +108,19 @@ impl Inventory<'_> {
     pub fn indexes(&self) -> Result<Vec<ObjectId>, Error> {
         let objects = self.repository.target().list(name::INDEX)?;
         Ok(objects.iter().filter_map(|object| name::parse_index(&object.name)).collect())
+    }
+
+    /// Marks documents in the repository as valid until those that replace them are read. Secrets are not replaced.
+    fn find_documents(&self, catalog: &Catalog) -> Result<(), Error> {
+        let mut found = Vec::new();
+        for folder in [name::INDEX, name::MOVED, name::FORGOTTEN] {
+            found.extend(self.repository.target().list(folder)?.into_iter().filter_map(|object| {
+                let moved = || name::parse_moved(&object.name).map(|(prefix, id)| (Folder::Moved(prefix), id));
+                let index = || name::parse_index(&object.name).map(|id| (Folder::Index, id));
+                moved().or_else(index).or_else(|| name::parse_forgotten(&object.name).map(|id| (Folder::Forgotten, id)))
+            }));
+        }
+        Ok(catalog.set_documents_valid(&found)?)
     }
 
     /// Adds packs of indexes to the catalog. Returns the indexes of unknown snapshots, ordered by snapshot.
@@ -302,8 +316,8 @@ impl Inventory<'_> {
             known += u64::from(is_there);
             match tombstones.presence(name.id, before, is_there) {
                 same if same == before => {}
-                presence @ (Presence::NotFound | Presence::NeverWritten) => catalog.set_missing(name.id, presence)?,
-                presence => catalog.set_presence(name.id, presence)?,
+                Presence::There => catalog.set_there(name.id, None)?,
+                presence => catalog.set_missing(name.id, presence)?,
             }
             if before == Presence::There && !is_there && !tombstones.names(name.id) {
                 found.gone_snapshots += 1;

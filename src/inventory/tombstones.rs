@@ -159,7 +159,10 @@ impl Inventory<'_> {
             let is_there = matches!(presence, Presence::There | Presence::Forgotten);
             let now = tombstones.presence(name.id, presence, is_there);
             if now != presence && (now.is_forgotten() || presence.is_forgotten()) {
-                catalog.set_presence(name.id, now)?;
+                match now {
+                    Presence::There => catalog.set_there(name.id, None)?,
+                    now => catalog.set_missing(name.id, now)?,
+                }
             }
         }
         Ok(())

@@ -8,7 +8,7 @@ use roaring::RoaringTreemap;
 use super::context::{Pruner, Summary};
 use super::error::Error;
 use super::mark::Marked;
-use crate::catalog::{BlockId, BlockInPack, Catalog, Folder, PackLoad};
+use crate::catalog::{BlockId, BlockInPack, Catalog, Folder, PackLoad, PackRow};
 use crate::format::id::ObjectId;
 use crate::format::index::Index;
 use crate::format::moved::Moved;
@@ -66,12 +66,13 @@ pub(super) struct Compactor<'p, 's> {
     /// Blocks that a newest snapshot uses.
     current: RoaringTreemap,
     stored: Vec<IndexedCarrier>,
+    damaged: Vec<PackRow>,
     bytes: u64,
 }
 
 impl<'p, 's> Compactor<'p, 's> {
     pub(super) fn new(pruner: &'p Pruner<'s>, current: RoaringTreemap) -> Self {
-        Compactor { pruner, open: Default::default(), current, stored: Vec::new(), bytes: 0 }
+        Compactor { pruner, open: Default::default(), current, stored: Vec::new(), damaged: Vec::new(), bytes: 0 }
     }
 
     /// Copies the live blocks of these packs into carriers.
@@ -108,11 +109,11 @@ impl<'p, 's> Compactor<'p, 's> {
         let blocks = catalog.blocks_in(pack.row)?;
         let blocks: Vec<_> = blocks.into_iter().filter(|block| marked.live.contains(block.block.0)).collect();
         // All of them are verified before any is copied: a damaged pack stays as it is.
-        if let Some(why) = self.read(pack, &blocks, bytes)? {
+        if let Some(why) = self.read(catalog, pack, &blocks, bytes)? {
             let path = name::pack(pack.id);
             let consequence = "the pack stays, and data still at the source is stored again";
             self.pruner.inventory.monitor.problem(Path::new(&path), &format!("{why}; {consequence}"));
-            catalog.condemn(&[pack.row])?;
+            self.damaged.push(pack.row);
             summary.damaged_packs += 1;
             return Ok(());
         }
@@ -129,7 +130,13 @@ impl<'p, 's> Compactor<'p, 's> {
     }
 
     /// Reads blocks of a pack in order, adjacent ones at once, and verifies each. Returns the damage, if there is any.
-    fn read(&self, pack: &PackLoad, blocks: &[BlockInPack], bytes: &mut Vec<u8>) -> Result<Option<String>, Error> {
+    fn read(
+        &self,
+        catalog: &Catalog,
+        pack: &PackLoad,
+        blocks: &[BlockInPack],
+        bytes: &mut Vec<u8>,
+    ) -> Result<Option<String>, Error> {
         let object = name::pack(pack.id);
         let mut run = Vec::new();
         bytes.clear();
@@ -137,6 +144,10 @@ impl<'p, 's> Compactor<'p, 's> {
             let offset = neighbours.first().map_or(0, |block| block.offset);
             let length = neighbours.iter().map(|block| block.carried.length as usize).sum();
             match self.pruner.session.repository().target().read(&object, offset, length, &mut run) {
+                Err(error) if error.kind == ErrorKind::NotFound => {
+                    self.pruner.inventory.require_packs(catalog)?;
+                    return Ok(Some(error.to_string()));
+                }
                 Err(error) if is_damage(&error) => return Ok(Some(error.to_string())),
                 other => other?,
             }
@@ -198,6 +209,7 @@ impl<'p, 's> Compactor<'p, 's> {
             }
         }
         self.bytes = 0;
+        catalog.condemn(&std::mem::take(&mut self.damaged))?;
         let carriers = std::mem::take(&mut self.stored);
         if carriers.is_empty() {
             return Ok(catalog.commit()?);
@@ -243,8 +255,5 @@ pub(super) fn write_shards(pruner: &Pruner<'_>, catalog: &mut Catalog) -> Result
 
 /// Whether an error shows that a part of a pack is lost, rather than that the storage is unavailable.
 fn is_damage(error: &storage::Error) -> bool {
-    matches!(
-        error.kind,
-        ErrorKind::NotFound | ErrorKind::NotAFile | ErrorKind::Truncated | ErrorKind::Damaged | ErrorKind::TooLarge
-    )
+    matches!(error.kind, ErrorKind::NotAFile | ErrorKind::Truncated | ErrorKind::Damaged | ErrorKind::TooLarge)
 }

@@ -5,12 +5,12 @@ use super::error::Error;
 use crate::catalog::{Catalog, PackRow, Presence};
 
 /// Forgets snapshots that were never written, so that they stay hidden if they appear after all. Returns whether there are
-/// any. Called before the run is announced, so that its census counts them.
+/// any.
 pub(super) fn forget_unwritten(catalog: &Catalog) -> Result<bool, Error> {
     let rows = catalog.snapshots()?.into_iter();
     let unwritten: Vec<_> = rows.filter(|row| row.presence == Presence::NeverWritten).collect();
     for row in &unwritten {
-        catalog.set_presence(row.name.id, Presence::Forgotten)?;
+        catalog.set_missing(row.name.id, Presence::Forgotten)?;
     }
     Ok(!unwritten.is_empty())
 }

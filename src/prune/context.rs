@@ -5,9 +5,11 @@ use std::sync::atomic::AtomicBool;
 use std::time::Duration;
 
 use super::error::Error;
+use super::mark::Marked;
 use crate::inventory::Inventory;
 use crate::monitor::Monitor;
 use crate::session::Session;
+use crate::source::now;
 
 /// Number of removals after which a run looks for other runs again.
 const LOOK_AFTER: u64 = 1000;
@@ -23,10 +25,15 @@ pub struct Options {
     pub max_duration: Option<Duration>,
     /// The time for which condemned data stays.
     pub grace: Duration,
-    /// Compute what would be done, and change nothing.
-    pub dry_run: bool,
     /// The current time, in seconds since 1970; `None` for that of the clock.
     pub now: Option<i64>,
+}
+
+impl Options {
+    /// `before` is the last generation before the run.
+    pub(super) fn clock(&self, before: u64) -> Clock {
+        Clock { now: self.now.unwrap_or_else(|| now().seconds), before, removals: Cell::new(0) }
+    }
 }
 
 /// The result of a prune or a dry run.
@@ -52,6 +59,13 @@ pub struct Summary {
     pub freed_bytes: u64,
     /// The size of packs that stay condemned until the grace period is over.
     pub pending_bytes: u64,
+}
+
+impl Summary {
+    pub(super) fn new(marked: &Marked) -> Self {
+        let stored_bytes = marked.packs.iter().map(|pack| pack.length).sum();
+        Summary { stored_bytes, live_bytes: marked.live_bytes(), ..Summary::default() }
+    }
 }
 
 /// The times of a prune, and a count of its removals.

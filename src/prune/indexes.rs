@@ -11,8 +11,7 @@ use crate::format::PackId;
 use crate::format::id::{ObjectId, SnapshotId};
 use crate::format::index::Index;
 use crate::format::name::SnapshotName;
-use crate::format::pack::IndexedPack;
-use crate::format::usage::{BlockRuns, SnapshotUsage};
+use crate::format::usage::{BlockRuns, Holds, SnapshotUsage, block_runs};
 
 /// Chunks after which a successor ends, so that no index grows without bound.
 const CHUNKS: usize = 64_000;
@@ -51,10 +50,12 @@ pub(super) fn rewrite(pruner: &Pruner<'_>, catalog: &mut Catalog, removals: &Rem
     let valid = valid.filter(|known| known.generation < session.generation());
     let mut candidates = Vec::new();
     let mut removed = HashMap::new();
+    let mut last_holds = Holds::default();
     for known in valid {
         pruner.inventory.check_interrupted()?;
         let index = session.access().index(session.repository(), known.id)?;
         candidates.push(candidate(catalog, known.id, &index, removals)?);
+        last_holds.add(index.generation, &index.holds);
         let usages = index.snapshots.iter().filter(|usage| removals.snapshots.contains(&usage.snapshot.id));
         removed.extend(usages.map(|usage| (usage.snapshot.id, Difference::of(usage))));
     }
@@ -64,6 +65,11 @@ pub(super) fn rewrite(pruner: &Pruner<'_>, catalog: &mut Catalog, removals: &Rem
     candidates.retain(|candidate| candidate.must || (join && candidate.is_small) || (holds && candidate.has_holds));
     candidates.sort_by_key(|candidate| candidate.sequence);
     let mut successor = Successor::new(pruner, removals, removed);
+    if holds {
+        // In the first successor: each one replaces only its own indexes, and the run may be killed in between.
+        successor.index.holds = last_holds.to_vec();
+        successor.index.holds.retain(|hold| !removals.snapshots.contains(&hold.snapshot.id));
+    }
     for candidate in candidates {
         pruner.inventory.check_interrupted()?;
         let index = session.access().index(session.repository(), candidate.id)?;
@@ -79,8 +85,11 @@ pub(super) fn remove_replaced(
     catalog: &mut Catalog,
     is_meant: impl Fn(Folder) -> bool,
 ) -> Result<(), Error> {
-    for known in catalog.documents()?.into_iter().filter(|known| is_meant(known.folder)) {
-        let Some(replaced) = known.replaced else { continue };
+    let known = catalog.documents()?.into_iter().filter(|known| is_meant(known.folder));
+    let mut replaced: Vec<_> = known.filter_map(|known| Some((known.replaced?, known))).collect();
+    // A document that replaced others is removed after them: without it, they would be valid again.
+    replaced.sort_unstable_by_key(|(replaced, _)| *replaced);
+    for (replaced, known) in replaced {
         if !known.is_removed {
             pruner.inventory.check_interrupted()?;
             pruner.session.remover(catalog)?.remove_if_there(&known.object())?;
@@ -149,15 +158,16 @@ impl<'p, 's> Successor<'p, 's> {
 
     fn add(&mut self, catalog: &mut Catalog, id: ObjectId, index: Index) -> Result<(), Error> {
         self.chunks += chunks(&index);
-        let Index { packs, carriers, snapshots, session_keys, holds, .. } = index;
+        let Index { packs, carriers, snapshots, session_keys, .. } = index;
         self.index.replaces.push(id);
         for mut pack in packs {
             if !self.removals.packs.contains(&pack.id) && pack.digest.is_some() {
                 self.index.packs.push(pack);
                 continue;
             }
-            let live = self.live_ordinals(catalog, &pack)?;
-            pack.blocks.retain(|block| live.contains(&block.ordinal));
+            // The names of these blocks stay: they lie in carriers from now on.
+            let moved = catalog.moved_ordinals_of(pack.id, self.removals.packs)?;
+            pack.blocks.retain(|block| moved.contains(&block.ordinal));
             pack.digest = None;
             if !pack.blocks.is_empty() {
                 self.index.packs.push(pack);
@@ -165,28 +175,22 @@ impl<'p, 's> Successor<'p, 's> {
         }
         self.index.carriers.extend(carriers.into_iter().filter(|carrier| !self.removals.packs.contains(&carrier.id)));
         for usage in snapshots {
-            self.add_usage(usage);
+            self.add_usage(catalog, usage)?;
         }
         for keys in session_keys {
             if !self.index.session_keys.contains(&keys) {
                 self.index.session_keys.push(keys);
             }
         }
-        self.index.holds.extend(holds);
         if self.chunks >= CHUNKS || self.runs >= RUNS {
             self.write(catalog)?;
         }
         Ok(())
     }
 
-    /// Blocks of a pack that lie in carriers from now on.
-    fn live_ordinals(&self, catalog: &Catalog, pack: &IndexedPack) -> Result<HashSet<u32>, Error> {
-        Ok(catalog.moved_ordinals_of(pack.id)?)
-    }
-
-    fn add_usage(&mut self, mut usage: SnapshotUsage) {
+    fn add_usage(&mut self, catalog: &Catalog, mut usage: SnapshotUsage) -> Result<(), Error> {
         if self.removals.snapshots.contains(&usage.snapshot.id) {
-            return;
+            return Ok(());
         }
         while let Some(before) = usage.base.as_ref().and_then(|base| self.removed.get(&base.id)) {
             let mut difference = Difference::of(&usage);
@@ -194,8 +198,16 @@ impl<'p, 's> Successor<'p, 's> {
             usage.base = difference.base;
             (usage.added, usage.removed) = (runs_of(&difference.added), runs_of(&difference.removed));
         }
+        // A prune that was killed has dropped the base, but did not reach this usage.
+        if usage.base.as_ref().is_some_and(|base| self.removals.snapshots.contains(&base.id))
+            && let Some(blocks) = catalog.snapshot_blocks(usage.snapshot.id)?
+        {
+            usage.base = None;
+            (usage.added, usage.removed) = (catalog.block_runs(&blocks)?, Vec::new());
+        }
         self.runs += usage.added.iter().chain(&usage.removed).map(|(_, runs)| 1 + runs.len()).sum::<usize>();
         self.index.snapshots.push(usage);
+        Ok(())
     }
 
     fn finish(mut self, catalog: &mut Catalog) -> Result<(), Error> {
@@ -263,17 +275,7 @@ fn unite(into: &mut Blocks, blocks: Blocks) {
 }
 
 fn runs_of(blocks: &Blocks) -> Vec<(PackId, BlockRuns)> {
-    let runs = |set: &RoaringBitmap| {
-        let mut runs = BlockRuns::new();
-        for ordinal in set {
-            match runs.last_mut() {
-                Some((first, count)) if *first + *count == ordinal => *count += 1,
-                _ => runs.push((ordinal, 1)),
-            }
-        }
-        runs
-    };
-    blocks.iter().filter(|(_, set)| !set.is_empty()).map(|(pack, set)| (*pack, runs(set))).collect()
+    blocks.iter().filter(|(_, set)| !set.is_empty()).map(|(pack, set)| (*pack, block_runs(set))).collect()
 }
 
 #[cfg(test)]

@@ -18,6 +18,8 @@
 //! - Nothing is removed unless the census of the last generation proves that all snapshots and indexes are known.
 //! - A pack is removed only if a tombstone named it in an earlier generation, and nothing in it has become live since. All
 //!   runs of the writer are serial, so no run is left that could have relied on the pack.
+//! - A pack stays as long as a forgotten snapshot that uses it can be taken back.
+//! - If a carrier is lost or damaged, its blocks are looked for in the packs that they were copied from, before any is removed.
 //! - A block whose check fails is not copied, and its pack stays: a copy never hides damage.
 //! - Order of a sweep: snapshots, sums, indexes (successors first), shards of moves, packs, generations. After a kill at any
 //!   moment, documents name no data that is gone, except what tombstones name.
@@ -35,4 +37,4 @@ mod sweep;
 
 pub use context::{Options, Summary};
 pub use error::Error;
-pub use run::prune;
+pub use run::{predict, prune};

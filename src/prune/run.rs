@@ -1,6 +1,5 @@
 //! The order of a prune.
 
-use std::cell::Cell;
 use std::sync::atomic::AtomicBool;
 use std::time::{Duration, Instant};
 
@@ -8,17 +7,17 @@ use tracing::debug_span;
 
 use super::compact::{Compactor, choose, write_shards};
 use super::condemn::{condemn, forget_unwritten};
-use super::context::{Clock, Options, Pruner, Summary};
+use super::context::{Options, Pruner, Summary};
 use super::error::Error;
 use super::mark::{Marked, current, mark};
-use super::sweep::{find_due, note_forgotten, remove_old_tombstones, sweep};
-use crate::catalog::{Catalog, DoomedPack, Presence};
+use super::sweep::{find_due, note_forgotten, remove_old_tombstones, sweep_due};
+use crate::catalog::{Catalog, Presence};
 use crate::crypt::SecretKey;
+use crate::inventory::{Inventory, host_access, host_key};
 use crate::monitor::Monitor;
 use crate::repository::Repository;
-use crate::session::{Checks, Mend, Session};
-use crate::source::now;
-use crate::state::Lock;
+use crate::session::{self, Checks, Mend, NOTHING_YET, Session};
+use crate::state::{Lock, RepositoryState};
 
 /// Removes data that no kept snapshot needs. `key` is the host key.
 pub fn prune(
@@ -33,41 +32,34 @@ pub fn prune(
     let checks = Checks { mend: Mend::No, recheck: 0 };
     let mut lost_packs = 0;
     let (mut session, mut catalog) = Session::open(repository, lock, key, checks, &mut lost_packs, monitor, stop)?;
-    let clock = Clock {
-        now: options.now.unwrap_or_else(|| now().seconds),
-        before: session.last_generation(),
-        removals: Cell::new(0),
-    };
-    let mut summary = Summary::default();
+    let clock = options.clock(session.last_generation());
     let pruner = Pruner::new(&session, &clock, monitor, stop);
     if let Some(doubt) = session.doubt(&mut catalog, &pruner.inventory)? {
         return Err(Error::Doubt(doubt));
     }
-    let mut marked = mark(&catalog)?;
-    summary.stored_bytes = marked.packs.iter().map(|pack| pack.length).sum();
-    summary.live_bytes = marked.live_bytes();
-    if options.dry_run {
-        predict(&pruner, &catalog, &marked, options, &mut summary)?;
-        return Ok(summary);
-    }
+    pruner.inventory.find_copies(&catalog)?;
     let unwritten = forget_unwritten(&catalog)?;
-    let grace = seconds(options.grace);
-    if grace > 0 {
-        let due = find_due(&pruner, &catalog, &marked, session.generation(), grace)?;
-        if !due.is_empty() {
-            sweep(&pruner, &mut catalog, &due, &mut summary)?;
-        }
+    if unwritten {
+        session.announce_changes(&mut catalog)?;
     }
-    compact_and_condemn(&pruner, &mut catalog, &mut marked, options, unwritten, &mut summary)?;
+    let pruner = Pruner::new(&session, &clock, monitor, stop);
+    let mut marked = mark(&catalog)?;
+    let mut summary = Summary::new(&marked);
+    let grace = seconds(options.grace);
+    let mut changed = unwritten;
+    if grace > 0 {
+        let due = find_due(&catalog, &marked, session.generation(), clock.now, grace)?;
+        changed |= sweep_due(&pruner, &mut catalog, &due, &mut summary)?;
+    }
+    compact_and_condemn(&pruner, &mut catalog, &mut marked, options, changed, &mut summary)?;
     remove_old_tombstones(&pruner, &mut catalog)?;
     if grace == 0 && has_work(&catalog)? {
         session.announce(&mut catalog)?;
         // From the second generation on, no run is left that could build on what the first one condemned.
         session.announce_again(&mut catalog)?;
         let pruner = Pruner::new(&session, &clock, monitor, stop);
-        let due = find_due(&pruner, &catalog, &marked, session.generation(), 0)?;
-        if !due.is_empty() {
-            sweep(&pruner, &mut catalog, &due, &mut summary)?;
+        let due = find_due(&catalog, &marked, session.generation(), clock.now, 0)?;
+        if sweep_due(&pruner, &mut catalog, &due, &mut summary)? {
             session.put_tombstones(&mut catalog)?;
         }
         remove_old_tombstones(&pruner, &mut catalog)?;
@@ -75,6 +67,49 @@ pub fn prune(
     summary.pending_bytes = catalog.doomed_packs()?.iter().map(|pack| pack.length).sum();
     catalog.set_finished()?;
     catalog.commit()?;
+    Ok(summary)
+}
+
+/// Computes what a prune would do, without the sizes of new documents. Takes no lock and changes nothing.
+pub fn predict(
+    repository: &Repository,
+    state: &RepositoryState,
+    options: &Options,
+    monitor: &dyn Monitor,
+    stop: &AtomicBool,
+) -> Result<Summary, Error> {
+    let catalog = session::look(repository, state, monitor, stop)?;
+    let access = host_access(&host_key(state)?)?;
+    let inventory = Inventory { repository, access: &access, monitor, stop };
+    let generations = inventory.generations(&catalog.strange_generations()?)?;
+    let Some(last) = generations.last.first() else { return Err(Error::Doubt(NOTHING_YET.to_owned())) };
+    if let Some(doubt) = inventory.doubt_of_listings(&catalog, last)? {
+        return Err(Error::Doubt(doubt));
+    }
+    let marked = mark(&catalog)?;
+    let mut summary = Summary::new(&marked);
+    let chosen = choose(&marked, options.max_waste, options.max_copy);
+    let dead: Vec<_> = marked.packs.iter().filter(|pack| pack.live == 0).collect();
+    summary.compacted_packs = chosen.len() as u64;
+    summary.copied_bytes = chosen.iter().map(|pack| pack.live).sum();
+    summary.condemned_packs = (dead.len() + chosen.len()) as u64;
+    let condemned: u64 = dead.iter().map(|pack| pack.length).chain(chosen.iter().map(|pack| pack.length)).sum();
+    let grace = seconds(options.grace);
+    let due = find_due(&catalog, &marked, u64::MAX, options.clock(last.number).now, grace)?;
+    for pack in catalog.doomed_packs()?.iter().filter(|pack| !due.revived.contains(&pack.row)) {
+        if grace == 0 || due.packs.contains(pack) {
+            summary.removed_packs += 1;
+            summary.freed_bytes += pack.length;
+        } else {
+            summary.pending_bytes += pack.length;
+        }
+    }
+    if grace == 0 {
+        summary.removed_packs += summary.condemned_packs;
+        summary.freed_bytes += condemned;
+    } else {
+        summary.pending_bytes += condemned;
+    }
     Ok(summary)
 }
 
@@ -93,60 +128,23 @@ fn compact_and_condemn(
     catalog: &mut Catalog,
     marked: &mut Marked,
     options: &Options,
-    unwritten: bool,
+    changed: bool,
     summary: &mut Summary,
 ) -> Result<(), Error> {
     let until = options.max_duration.and_then(|duration| Instant::now().checked_add(duration));
     let chosen = choose(marked, options.max_waste, options.max_copy);
     if !chosen.is_empty() {
         Compactor::new(pruner, current(catalog)?).compact(catalog, marked, &chosen, until, summary)?;
+        if summary.damaged_packs > 0 {
+            pruner.inventory.find_copies(catalog)?;
+        }
     }
     // An earlier prune may have been killed before it wrote them.
     write_shards(pruner, catalog)?;
     marked.update(catalog)?;
     let dead: Vec<_> = marked.packs.iter().filter(|pack| pack.live == 0).map(|pack| pack.row).collect();
-    condemn(pruner, catalog, &dead, unwritten || summary.removed_packs > 0, summary)?;
+    // First, since snapshots must not stay longer than their data.
     note_forgotten(pruner, catalog)?;
+    condemn(pruner, catalog, &dead, changed, summary)?;
     Ok(catalog.commit()?)
-}
-
-/// Computes what a prune would do, without the sizes of new documents.
-fn predict(
-    pruner: &Pruner<'_>,
-    catalog: &Catalog,
-    marked: &Marked,
-    options: &Options,
-    summary: &mut Summary,
-) -> Result<(), Error> {
-    let chosen = choose(marked, options.max_waste, options.max_copy);
-    let dead: Vec<_> = marked.packs.iter().filter(|pack| pack.live == 0).collect();
-    summary.compacted_packs = chosen.len() as u64;
-    summary.copied_bytes = chosen.iter().map(|pack| pack.live).sum();
-    summary.condemned_packs = (dead.len() + chosen.len()) as u64;
-    let condemned: u64 = dead.iter().map(|pack| pack.length).chain(chosen.iter().map(|pack| pack.length)).sum();
-    let doomed = catalog.doomed_packs()?;
-    let is_dead = |pack: &DoomedPack| -> Result<bool, Error> {
-        let blocks = catalog.blocks_in(pack.row)?;
-        Ok(!blocks.iter().any(|block| marked.live.contains(block.block.0)))
-    };
-    let grace = seconds(options.grace);
-    for pack in &doomed {
-        if !is_dead(pack)? {
-            continue;
-        }
-        let is_due = grace == 0 || (pack.generation > 0 && pruner.clock.now.saturating_sub(pack.at) >= grace);
-        if is_due {
-            summary.removed_packs += 1;
-            summary.freed_bytes += pack.length;
-        } else {
-            summary.pending_bytes += pack.length;
-        }
-    }
-    if grace == 0 {
-        summary.removed_packs += summary.condemned_packs;
-        summary.freed_bytes += condemned;
-    } else {
-        summary.pending_bytes += condemned;
-    }
-    Ok(())
 }

@@ -5,12 +5,14 @@
 
 use std::collections::HashSet;
 
+use roaring::RoaringTreemap;
+
 use super::context::{Pruner, Summary};
 use super::error::Error;
 use super::indexes::{self, Removals};
 use super::mark::Marked;
 use super::sums;
-use crate::catalog::{Catalog, DoomedPack, Folder, Presence, SnapshotRow};
+use crate::catalog::{Catalog, DoomedPack, Folder, PackRow, Presence, SnapshotRow};
 use crate::format::name;
 use crate::session::Remover;
 
@@ -22,40 +24,73 @@ const GENERATIONS: usize = 64;
 pub(super) struct Due {
     pub(super) snapshots: Vec<SnapshotRow>,
     pub(super) packs: Vec<DoomedPack>,
+    /// Condemned packs that have live blocks again, since a snapshot is shown again.
+    pub(super) revived: Vec<PackRow>,
 }
 
-impl Due {
-    pub(super) fn is_empty(&self) -> bool {
-        self.packs.is_empty() && self.snapshots.is_empty()
-    }
-}
-
-/// Finds snapshots and packs that were forgotten or condemned before `generation`, at least `grace` seconds ago, and
-/// are still dead. Condemned packs that have live blocks again, since a snapshot is shown again, are taken back.
+/// Finds snapshots and packs that were forgotten or condemned before `generation`, at least `grace` seconds before `now`,
+/// and are still dead. A pack stays as long as a forgotten snapshot that uses it can be taken back.
 pub(super) fn find_due(
-    pruner: &Pruner<'_>,
     catalog: &Catalog,
     marked: &Marked,
     generation: u64,
+    now: i64,
     grace: i64,
 ) -> Result<Due, Error> {
     let mut due = Due::default();
-    let is_over = |at: i64| pruner.clock.now.saturating_sub(at) >= grace;
+    let is_over = |at: i64| now.saturating_sub(at) >= grace;
+    let mut hidden = Vec::new();
+    for row in catalog.snapshots()?.into_iter().filter(|row| row.presence == Presence::Forgotten) {
+        let sequence = row.name.sequence;
+        if catalog.seen_forgotten(sequence)?.is_some_and(|(seen_in, at)| seen_in < generation && is_over(at)) {
+            due.snapshots.push(row);
+        } else if catalog.is_recorded(sequence)? {
+            hidden.push(sequence);
+        }
+    }
     for pack in catalog.doomed_packs()? {
-        let blocks = catalog.blocks_in(pack.row)?;
-        if blocks.iter().any(|block| marked.live.contains(block.block.0)) {
-            catalog.take_back(pack.row)?;
+        if has_any(catalog, &pack, &marked.live)? {
+            due.revived.push(pack.row);
         } else if (1..generation).contains(&pack.generation) && is_over(pack.at) {
             due.packs.push(pack);
         }
     }
-    for row in catalog.snapshots()?.into_iter().filter(|row| row.presence == Presence::Forgotten) {
-        let seen = catalog.seen_forgotten(row.name.sequence)?;
-        if seen.is_some_and(|(seen_in, at)| seen_in < generation && is_over(at)) {
-            due.snapshots.push(row);
+    if !due.packs.is_empty() && !hidden.is_empty() {
+        let used = catalog.live(&hidden)?;
+        let mut packs = Vec::new();
+        for pack in due.packs {
+            if !has_any(catalog, &pack, &used)? {
+                packs.push(pack);
+            }
         }
+        due.packs = packs;
     }
     Ok(due)
+}
+
+/// Whether a pack has any of these blocks.
+fn has_any(catalog: &Catalog, pack: &DoomedPack, blocks: &RoaringTreemap) -> Result<bool, Error> {
+    Ok(catalog.blocks_in(pack.row)?.iter().any(|block| blocks.contains(block.block.0)))
+}
+
+/// Takes back packs that have live blocks again, and removes what is due, or what a killed prune has left. Returns whether
+/// the tombstones changed.
+pub(super) fn sweep_due(
+    pruner: &Pruner<'_>,
+    catalog: &mut Catalog,
+    due: &Due,
+    summary: &mut Summary,
+) -> Result<bool, Error> {
+    due.revived.iter().try_for_each(|pack| catalog.take_back(*pack))?;
+    let mut has_leftovers = false;
+    for row in catalog.snapshots()?.iter().filter(|row| row.presence == Presence::Swept) {
+        has_leftovers |= catalog.is_recorded(row.name.sequence)?;
+    }
+    let is_due = !due.packs.is_empty() || !due.snapshots.is_empty();
+    if is_due || has_leftovers {
+        sweep(pruner, catalog, due, summary)?;
+    }
+    Ok(is_due || !due.revived.is_empty())
 }
 
 /// Notes which snapshots are forgotten at this time, so that a later run removes them.
@@ -71,14 +106,13 @@ pub(super) fn note_forgotten(pruner: &Pruner<'_>, catalog: &mut Catalog) -> Resu
     Ok(forgotten.iter().try_for_each(|sequence| catalog.note_forgotten(*sequence, generation, pruner.clock.now))?)
 }
 
-/// Removes what is due.
-pub(super) fn sweep(pruner: &Pruner<'_>, catalog: &mut Catalog, due: &Due, summary: &mut Summary) -> Result<(), Error> {
+fn sweep(pruner: &Pruner<'_>, catalog: &mut Catalog, due: &Due, summary: &mut Summary) -> Result<(), Error> {
     let remover = pruner.session.remover(catalog)?;
     for row in &due.snapshots {
         pruner.inventory.check_interrupted()?;
         pruner.alone_before_removal()?;
         remover.remove_if_there(&row.name.object())?;
-        catalog.set_presence(row.name.id, Presence::Swept)?;
+        catalog.set_missing(row.name.id, Presence::Swept)?;
         summary.removed_snapshots += 1;
     }
     catalog.commit()?;

@@ -108,11 +108,14 @@ impl Scene<'_> {
             let (there, missing): (Vec<_>, Vec<_>) =
                 chosen.plan.removed().partition(|snapshot| snapshot.state == State::There);
             let forget = |catalog: &Catalog, snapshots: Vec<&Snapshot>| {
-                snapshots.iter().try_for_each(|one| catalog.set_presence(one.name.id, Presence::Forgotten))
+                snapshots.iter().try_for_each(|one| catalog.set_missing(one.name.id, Presence::Forgotten))
             };
             if !there.is_empty() || !missing.is_empty() {
-                // The census of this run counts missing ones only if they are forgotten before.
-                forget(catalog, missing)?;
+                if !missing.is_empty() {
+                    // The census of a run counts missing ones only if they are forgotten before.
+                    forget(catalog, missing)?;
+                    session.announce_changes(catalog)?;
+                }
                 session.announce(catalog)?;
                 forget(catalog, there)?;
                 session.put_tombstones(catalog)?;
@@ -133,6 +136,9 @@ impl Scene<'_> {
             if !hidden.is_empty() {
                 session.announce(catalog)?;
                 hidden.iter().try_for_each(|row| catalog.set_there(row.name.id, None))?;
+                // If they are forgotten again, they have their whole grace period.
+                let rows = catalog.snapshots()?.into_iter().filter(|row| row.presence == Presence::Forgotten);
+                catalog.drop_notes(&rows.map(|row| row.name.sequence).collect::<Vec<_>>())?;
                 session.put_tombstones(catalog)?;
             }
             Ok(hidden)
@@ -165,14 +171,14 @@ impl Scene<'_> {
     /// Runs `work` in a session.
     fn run<T>(
         &self,
-        work: impl FnOnce(&Session<'_>, &mut Catalog) -> Result<T, ForgetError>,
+        work: impl FnOnce(&mut Session<'_>, &mut Catalog) -> Result<T, ForgetError>,
     ) -> Result<T, ForgetError> {
         let Scene { repository, state, wait_lock, monitor, stop } = *self;
         let key = host_key(state).map_err(session::Error::from)?;
         let lock = session::lock(state, wait_lock, monitor, stop).map_err(session::Error::from)?;
         let checks = Checks { mend: Mend::No, recheck: 0 };
-        let (session, mut catalog) = Session::open(repository, &lock, key, checks, &mut 0, monitor, stop)?;
-        let done = work(&session, &mut catalog)?;
+        let (mut session, mut catalog) = Session::open(repository, &lock, key, checks, &mut 0, monitor, stop)?;
+        let done = work(&mut session, &mut catalog)?;
         catalog.set_finished()?;
         catalog.commit()?;
         Ok(done)

@@ -23,6 +23,7 @@ use crate::format::index::Index;
 use crate::format::moved::Moved;
 use crate::format::name;
 use crate::format::secrets::DatedSigner;
+use crate::format::usage::Holds;
 use crate::inventory::{Generations, Inventory, Reconciled, host_access};
 use crate::repository::{self, Writer};
 use crate::state::Lock;
@@ -43,7 +44,7 @@ pub struct Adopted {
 /// Adopts with an existing host key. An intact catalog is kept.
 pub fn adopt_with_host_key(inventory: &Inventory<'_>, lock: &Lock, key: SecretKey) -> Result<Adopted, Error> {
     let generations = inventory.generations(&[])?;
-    become_writer(inventory, lock, key, generations)
+    become_writer(inventory, lock, key, generations, true)
 }
 
 fn become_writer(
@@ -51,6 +52,7 @@ fn become_writer(
     lock: &Lock,
     key: SecretKey,
     generations: Generations,
+    is_same_host: bool,
 ) -> Result<Adopted, Error> {
     let (repository, state, host) = (inventory.repository, lock.state(), key.certificate());
     let (catalog_id, run) = (CatalogId::random(), RunId::random());
@@ -59,13 +61,18 @@ fn become_writer(
             check_recipients(&catalog.trust().recipients)?;
             catalog.set_id(catalog_id)?;
             let found = inventory.reconcile(&mut catalog)?;
+            inventory.prove(&catalog, generations.last.first())?;
             (catalog, found)
         }
         Err(error) if !error.is_lost() => return Err(error.into()),
         _ => {
             let trust = inventory.trust(&host.fingerprint(), catalog_id)?;
             check_recipients(&trust.recipients)?;
-            let found = inventory.build(lock, trust, |_| Ok(()))?;
+            let found = inventory.build(lock, trust, |catalog| match generations.last.first() {
+                // The documents of a former host were copied, so none of its names are left.
+                Some(last) if is_same_host => inventory.prove(catalog, Some(last)),
+                _ => Ok(()),
+            })?;
             (Catalog::open(&state.catalog_path(), repository.id())?, found)
         }
     };
@@ -164,7 +171,7 @@ pub fn adopt_with_owner_key(
     // Last, so that a failed adoption leaves this machine without a host key and can be repeated.
     state.put_host_key(&key.to_armored()?)?;
     let access = host_access(&key)?;
-    become_writer(&Inventory { access: &access, ..*inventory }, lock, key, generations)
+    become_writer(&Inventory { access: &access, ..*inventory }, lock, key, generations, false)
 }
 
 /// Writes the documents that the new host must read again. `generation` is the last one of the former host.
@@ -177,9 +184,10 @@ fn copy_documents(
     let own = host.fingerprint().to_string();
     let (repository, access) = (inventory.repository, inventory.access);
     let with = |replaces: &[ObjectId], id| [replaces, &[id]].concat();
+    let mut holds = Holds::default();
     for folder in [name::INDEX, name::MOVED, name::FORGOTTEN] {
         let objects: Vec<_> = repository.target().list(folder)?.into_iter().map(|object| object.name).collect();
-        let replaced = replaced_documents(inventory, &objects)?;
+        let replaced = replaced_documents(inventory, &objects, &mut holds)?;
         for object in objects {
             inventory.check_interrupted()?;
             if object.rsplit('/').next().and_then(|id| id.parse().ok()).is_some_and(|id| replaced.contains(&id)) {
@@ -189,7 +197,9 @@ fn copy_documents(
             let copied = if let Some(id) = name::parse_index(&object) {
                 access.index(repository, id).and_then(|index| {
                     let replaces = with(&index.replaces, id);
-                    writer.put_index(copy, &Index { generation, replaces, ..index })
+                    // All copies have the same generation, so each has the last ones.
+                    let holds = if index.holds.is_empty() { Vec::new() } else { holds.to_vec() };
+                    writer.put_index(copy, &Index { generation, replaces, holds, ..index })
                 })
             } else if let Some((prefix, id)) = name::parse_moved(&object) {
                 access.moved(repository, prefix, id).and_then(|moved| {
@@ -216,14 +226,21 @@ fn copy_documents(
     Ok(())
 }
 
-/// The documents that others among these objects replace. Copies of them would count again.
-fn replaced_documents(inventory: &Inventory<'_>, objects: &[String]) -> Result<HashSet<ObjectId>, Error> {
+/// The documents that others among these objects replace. Copies of them would count again. Adds the holds in the objects.
+fn replaced_documents(
+    inventory: &Inventory<'_>,
+    objects: &[String],
+    holds: &mut Holds,
+) -> Result<HashSet<ObjectId>, Error> {
     let (repository, access) = (inventory.repository, inventory.access);
     let mut replaced = HashSet::new();
     for object in objects {
         inventory.check_interrupted()?;
         let read = if let Some(id) = name::parse_index(object) {
-            access.index(repository, id).map(|index| index.replaces)
+            access.index(repository, id).map(|index| {
+                holds.add(index.generation, &index.holds);
+                index.replaces
+            })
         } else if let Some((prefix, id)) = name::parse_moved(object) {
             access.moved(repository, prefix, id).map(|moved| moved.replaces)
         } else if let Some(id) = name::parse_forgotten(object) {

@@ -22,6 +22,9 @@ use crate::source::now;
 use crate::state::{Lock, RepositoryState};
 use crate::storage::ErrorKind;
 
+/// The doubt about a repository without runs.
+pub const NOTHING_YET: &str = "nothing was backed up yet";
+
 /// Seconds that the clock may be behind the last backup without a warning. Clocks of two machines differ by less.
 const CLOCK_TOLERANCE: i64 = 60;
 
@@ -226,6 +229,11 @@ impl<'r> Session<'r> {
         self.announce(catalog)
     }
 
+    /// Announces this run after snapshots changed that its census counts; again if it is announced already.
+    pub fn announce_changes(&mut self, catalog: &mut Catalog) -> Result<(), Error> {
+        if self.is_announced() { self.announce_again(catalog) } else { self.announce(catalog) }
+    }
+
     /// Returns the reason why this run may not remove data, if there is one. Otherwise the catalog counts as complete from
     /// now on.
     ///
@@ -242,7 +250,7 @@ impl<'r> Session<'r> {
             return Ok(Some(format!("cannot verify {}; another machine may have written it", name.object())));
         }
         drop(strange);
-        let Some(last) = &self.last else { return Ok(Some("nothing was backed up yet".into())) };
+        let Some(last) = &self.last else { return Ok(Some(NOTHING_YET.into())) };
         let doubt = inventory.doubt_of_listings(catalog, last)?;
         if doubt.is_none() && catalog.is_learnt()? {
             catalog.set_proved()?;

@@ -4,8 +4,8 @@
 //! the previous one is on disk. After a kill or a power cut at any moment, older snapshots are complete, no snapshot
 //! refers to missing data, and the catalog claims nothing that the repository does not have.
 
+use std::collections::HashMap;
 use std::collections::hash_map::Entry;
-use std::collections::{BTreeMap, HashMap};
 use std::time::{Duration, Instant};
 
 use roaring::RoaringTreemap;
@@ -20,7 +20,7 @@ use crate::format::index::Index;
 use crate::format::name::SnapshotName;
 use crate::format::pack::{IndexedBlock, IndexedPack, PackKind};
 use crate::format::snapshot::Snapshot;
-use crate::format::usage::{BlockRuns, SnapshotUsage};
+use crate::format::usage::SnapshotUsage;
 use crate::format::{Digest, PackId};
 
 /// Chunks after which an index is written, so that the list of them stays small.
@@ -221,34 +221,11 @@ impl<'s> Publisher<'s> {
             bytes: row.bytes,
             stored_bytes: row.stored_bytes,
             base: base.as_ref().map(|(name, _)| name.clone()),
-            added: self.runs(&(used - before))?,
-            removed: self.runs(&(before - used))?,
+            added: self.catalog.block_runs(&(used - before))?,
+            removed: self.catalog.block_runs(&(before - used))?,
             labels: row.labels.clone(),
         })
     }
-
-    /// Blocks as runs within their packs.
-    fn runs(&self, blocks: &RoaringTreemap) -> Result<Vec<(PackId, BlockRuns)>, Error> {
-        let mut packs: BTreeMap<PackId, Vec<u32>> = BTreeMap::new();
-        for block in blocks {
-            let (pack, ordinal) = self.catalog.ordinal(BlockId(block))?;
-            packs.entry(pack).or_default().push(ordinal);
-        }
-        Ok(packs.into_iter().map(|(pack, ordinals)| (pack, runs_of(ordinals))).collect())
-    }
-}
-
-/// Numbers as runs of (first, count).
-fn runs_of(mut numbers: Vec<u32>) -> BlockRuns {
-    numbers.sort_unstable();
-    let mut runs: BlockRuns = Vec::new();
-    for number in numbers {
-        match runs.last_mut() {
-            Some((first, count)) if *first + *count == number => *count += 1,
-            _ => runs.push((number, 1)),
-        }
-    }
-    runs
 }
 
 #[cfg(test)]
@@ -304,11 +281,5 @@ mod tests {
             drop(pack.finish());
         });
         assert_eq!(site.count(name::PACKS), 0);
-    }
-
-    #[test]
-    fn neighbouring_blocks_join_in_a_run() {
-        assert_eq!(runs_of(vec![]), []);
-        assert_eq!(runs_of(vec![3, 1, 2, 7, 9, 8]), [(1, 3), (7, 3)]);
     }
 }
