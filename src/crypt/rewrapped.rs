@@ -5,8 +5,9 @@
 //! [`super::session_keys`]). [`Opener::rewrap`](super::Opener::rewrap) makes a table;
 //! [`Opener::find_rewrapped`](super::Opener::find_rewrapped) loads tables.
 //!
-//! Tables are not signed, since a wrong session key opens nothing: every candidate is tried on the message, and only one that
-//! authenticates it is cached. A table that cannot be used is skipped.
+//! Tables are not signed. A wrong session key opens no genuine message, but an attacker can seal a message with a key of
+//! their own, and add this key to a table. So all candidates are tried on each message, and none is cached. A table that
+//! cannot be used is skipped.
 
 use blake3::Hash;
 use sequoia_openpgp::crypto::SessionKey;

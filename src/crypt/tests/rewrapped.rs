@@ -2,8 +2,13 @@
 
 use std::cell::Cell;
 
+use sequoia_openpgp::crypto::SessionKey;
+
 use super::{PROFILES, opened, owner, sealed_to};
-use crate::crypt::{Certificate, Error, Fingerprint, Opener, Profile, RewrappedKeys, Sealer, SecretKey};
+use crate::crypt::framing::Payload;
+use crate::crypt::{
+    Certificate, Error, Fingerprint, Opener, Profile, RewrappedKeys, Sealer, SecretKey, seipd1, seipd2,
+};
 
 /// Tables in memory, each with the fingerprint of its recipient.
 #[derive(Default)]
@@ -149,6 +154,36 @@ fn a_wrong_session_key_in_a_table_does_no_harm() {
         let both = Opener::with_any(vec![later.clone(), first.clone()]).unwrap();
         assert!(both.find_rewrapped(&run.message, &MemoryTables::with(&later, [wrong(0)])));
         assert_eq!(opened(&both, &run.message).unwrap(), b"hello");
+    }
+}
+
+#[test]
+fn a_forged_message_with_its_key_in_a_table_does_no_harm() {
+    for profile in PROFILES {
+        let (first, later) = (owner(profile), owner(profile));
+        let run = Run::new(&first.certificate());
+        let key = [7; 32];
+        let record = [blake3::hash(&run.pkesks).as_bytes().as_slice(), &key].concat();
+        let forged_table = sealed_to(&[&later], &[b"brackfs session keys 1\n".as_slice(), &record].concat());
+        let mut forged = run.pkesks.clone();
+        let seal = match profile {
+            Profile::Rfc9580 => seipd2::seal,
+            Profile::Rfc4880 => seipd1::seal,
+        };
+        seal(&SessionKey::from(key.as_slice()), Payload::Literal, b"forged", &mut forged).unwrap();
+
+        let good = table(&Opener::new(first.clone()).unwrap(), std::slice::from_ref(&run), &later);
+        let tables = MemoryTables::with(&later, [forged_table, good]);
+        let new = Opener::new(later.clone()).unwrap();
+        let both = Opener::with_any(vec![later, first]).unwrap();
+        assert!(both.find_rewrapped(&run.message, &tables));
+        for _ in 0..2 {
+            // Signatures show that it is forged.
+            assert_eq!(opened_with(&new, &forged, &tables).unwrap(), b"forged");
+            assert_eq!(opened_with(&new, &run.message, &tables).unwrap(), b"hello");
+            assert_eq!(opened(&both, &forged).unwrap(), b"forged");
+            assert_eq!(opened(&both, &run.message).unwrap(), b"hello");
+        }
     }
 }
 
