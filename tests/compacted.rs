@@ -216,11 +216,9 @@ impl Compactor {
         std::mem::replace(&mut self.shards, shards)
     }
 
-    fn forget(&self, snapshots: &[SnapshotName]) -> ObjectId {
-        let id = ObjectId::random();
-        let snapshots = snapshots.to_vec();
-        self.writer().put_forgotten(id, &Forgotten { generation: 100, snapshots, ..Forgotten::default() }).unwrap();
-        id
+    fn forget(&self, generation: u64, snapshots: &[SnapshotName]) {
+        let forgotten = Forgotten { generation, snapshots: snapshots.to_vec(), ..Forgotten::default() };
+        self.writer().put_forgotten(ObjectId::random(), &forgotten).unwrap();
     }
 
     fn snapshots(&self) -> Vec<SnapshotName> {
@@ -515,7 +513,7 @@ fn forgotten_snapshots_are_hidden() {
     fs::write(compactor.file(&name::forgotten(ObjectId::random())), "damaged").unwrap();
     assert_eq!(listed().len(), 2);
 
-    let first = compactor.forget(std::slice::from_ref(&old));
+    compactor.forget(100, std::slice::from_ref(&old));
     assert_eq!(listed(), [short(&new_id)]);
     wait_until("the mount still shows the forgotten snapshot", || times() == 1);
     assert!(!site.brackfs(&["versions", "d/old"]).stdout.contains("70000"));
@@ -529,16 +527,16 @@ fn forgotten_snapshots_are_hidden() {
     }
     site.brackfs(&["ls", "latest:d/new"]).ok();
 
-    // A later document replaces the first one, and names only the newest snapshot.
-    let replaces = vec![first];
-    let later = Forgotten { generation: 101, snapshots: vec![new.clone()], replaces, ..Forgotten::default() };
-    compactor.writer().put_forgotten(ObjectId::random(), &later).unwrap();
+    // A later document names only the newest snapshot. Earlier ones do not count from then on.
+    compactor.forget(101, std::slice::from_ref(&new));
+    compactor.forget(99, std::slice::from_ref(&old));
     assert_eq!(listed(), [short(&old_id)]);
     wait_until("latest is a forgotten snapshot", || site.mnt().join("source/latest/d/old").exists());
     site.brackfs(&["ls", "latest:d/old"]).ok();
     drop(mount);
 
-    compactor.forget(&[old]);
+    // Of the same generation, both count.
+    compactor.forget(101, &[old]);
     let run = site.brackfs(&["ls", "latest"]).code(1);
     assert!(run.stderr.contains("there is no snapshot"), "{run}");
 }
@@ -549,7 +547,7 @@ fn a_mounted_snapshot_that_is_forgotten_works_until_its_data_is_removed() {
     let compactor = Compactor::new(&site);
     let newest = compactor.snapshots().pop().unwrap();
     let _mount = site.mount(&["--cache-size", "0", "latest"]);
-    compactor.forget(&[newest]);
+    compactor.forget(100, &[newest]);
     assert_eq!(tree(&site.mnt()), tree(&site.source()));
     for pack in compactor.repository.target().list(name::PACKS).unwrap() {
         compactor.remove(&pack.name);

@@ -6,17 +6,23 @@ mod common;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
+use brackfs::crypt::Signer;
+use brackfs::format::forgotten::Forgotten;
 use brackfs::format::generation::NameSet;
+use brackfs::format::id::ObjectId;
 use brackfs::format::name;
 use brackfs::inventory::{host_access, host_key};
-use brackfs::repository::Repository;
+use brackfs::repository::{Repository, Writer};
 use brackfs::state::RepositoryState;
 use common::ordeal::under_strace;
-use common::{Run, Site, run, settle, tree};
+use common::rewrap::secret_key;
+use common::{Entry, Run, Site, number, run, settle, tree};
 use serde_json::Value;
+
+type Tree = BTreeMap<PathBuf, Entry>;
 
 /// A site with a repository, and a snapshot made at each of these times.
 fn made_at(times: &[&str]) -> Site {
@@ -263,12 +269,12 @@ fn held_snapshots_stay_until_they_are_released() {
     site.brackfs(&["hold"]).code(2);
 }
 
-fn catalog(site: &Site) -> std::path::PathBuf {
+fn catalog(site: &Site) -> PathBuf {
     let repositories = fs::read_dir(site.state()).unwrap().map(|entry| entry.unwrap().path().join("catalog.sqlite"));
     repositories.filter(|path| path.exists()).collect::<Vec<_>>().pop().expect("a catalog")
 }
 
-fn restored(site: &Site, snapshot: &str) -> BTreeMap<std::path::PathBuf, common::Entry> {
+fn restored(site: &Site, snapshot: &str) -> Tree {
     let to = site.path().join("restored");
     site.brackfs(&["restore", snapshot, "--to", to.to_str().unwrap()]).ok();
     let found = tree(&to);
@@ -331,6 +337,34 @@ fn a_forgotten_newest_snapshot_does_not_make_the_next_backup_skip() {
 }
 
 #[test]
+fn a_check_covers_snapshots_that_are_shown_again() {
+    let site = made_daily(1);
+    let packs = || tree(&site.repo().join("packs")).into_keys().filter(|path| path.components().count() == 2);
+    let first: Vec<_> = packs().collect();
+    backup_at(&site, "2027-03-02T12:00:00Z", &[]);
+    forget(&site, &["latest"]).ok();
+    site.brackfs(&["prune", "--max-waste", "0"]).ok();
+    forget(&site, &["--undo"]).ok();
+    site.brackfs(&["check", "--read-data"]).ok();
+    let second: Vec<_> = packs().filter(|pack| !first.contains(pack)).collect();
+    assert!(!second.is_empty());
+    for pack in &second {
+        let path = site.repo().join("packs").join(pack);
+        let mut bytes = fs::read(&path).unwrap();
+        let middle = bytes.len() / 2;
+        bytes[middle] ^= 1;
+        fs::write(path, bytes).unwrap();
+    }
+    let run = site.brackfs(&["check", "--read-data"]).code(1);
+    let named = second.iter().all(|pack| run.stderr.contains(pack.to_str().unwrap()));
+    assert!(named && run.stderr.contains("source/20270302T120000Z: "), "{run}");
+    // Packs that were condemned and are needed again must not be missing.
+    second.iter().for_each(|pack| fs::remove_file(site.repo().join("packs").join(pack)).unwrap());
+    let run = site.brackfs(&["check"]).code(1);
+    assert!(run.stderr.contains("source/20270302T120000Z: "), "{run}");
+}
+
+#[test]
 fn a_rebuilt_catalog_knows_what_is_forgotten_and_tags() {
     let site = made_daily(3);
     backup_at(&site, "2027-03-04", &["--tag", "monthly", "--host", "elsewhere"]);
@@ -351,6 +385,118 @@ fn a_rebuilt_catalog_knows_what_is_forgotten_and_tags() {
     site.brackfs(&["catalog", "verify"]).ok();
     backup_at(&site, "2027-03-06", &[]);
     check_census(&site);
+}
+
+/// Documents of tombstones in the repository.
+fn documents(site: &Site) -> Vec<PathBuf> {
+    let folder = site.repo().join("forgotten");
+    tree(&folder).into_keys().map(|path| folder.join(path)).filter(|path| path.is_file()).collect()
+}
+
+/// A site with four snapshots, all of them shown. Then an attacker puts a document of tombstones back that forgot the first
+/// one and condemned its packs. The documents that replaced it were removed. Returns the content of the first snapshot too.
+fn with_an_old_document_put_back() -> (Site, Tree) {
+    let site = made_daily(3);
+    let content = restored(&site, "2027-03-01");
+    let prune = |grace| site.brackfs(&["prune", "--grace", grace, "--max-waste", "0"]).ok();
+    forget(&site, &["2027-03-01"]).ok();
+    prune("1d");
+    let [old] = &documents(&site)[..] else { panic!("{:?}", documents(&site)) };
+    let bytes = fs::read(old).unwrap();
+    forget(&site, &["--undo"]).ok();
+    forget(&site, &["2027-03-02"]).ok();
+    forget(&site, &["--undo"]).ok();
+    backup_at(&site, "2027-03-04", &[]);
+    prune("1d");
+    let left = documents(&site);
+    assert!(left.len() == 1 && left[0] != *old, "{left:?}");
+    fs::write(old, bytes).unwrap();
+    (site, content)
+}
+
+/// The number of snapshots that a reader with the owner's key lists.
+fn seen(site: &Site) -> usize {
+    let run = site.brackfs(&["snapshots", "--json"]).ok();
+    serde_json::from_str::<Vec<Value>>(&run.stdout).unwrap().len()
+}
+
+/// All `count` snapshots are listed, restored and checked, with the owner's key.
+fn assert_shown(site: &Site, count: usize, first: &Tree) {
+    assert_eq!(seen(site), count);
+    assert_eq!(restored(site, "2027-03-01"), *first);
+    let checked = site.brackfs(&["check", "--read-data", "--json"]).ok().json();
+    assert_eq!(number(&checked, "snapshots"), count as u64);
+}
+
+#[test]
+fn an_old_document_that_is_put_back_hides_nothing() {
+    let (site, first) = with_an_old_document_put_back();
+    assert_shown(&site, 4, &first);
+    assert_eq!(dates(&site, &[]), ["01", "02", "03", "04"]);
+    backup_at(&site, "2027-03-05", &[]);
+    assert_shown(&site, 5, &first);
+    site.brackfs(&["catalog", "verify"]).ok();
+}
+
+#[test]
+fn a_rebuilt_catalog_takes_nothing_from_an_old_document_that_is_put_back() {
+    let (site, first) = with_an_old_document_put_back();
+    fs::remove_file(catalog(&site)).unwrap();
+    site.brackfs(&["catalog", "rebuild"]).ok();
+    assert_eq!(dates(&site, &[]), ["01", "02", "03", "04"]);
+    assert_eq!(dates(&site, &["--forgotten"]), [""; 0]);
+    backup_at(&site, "2027-03-05", &[]);
+    check_census(&site);
+    assert_shown(&site, 5, &first);
+    site.brackfs(&["catalog", "verify"]).ok();
+}
+
+#[test]
+fn a_catalog_that_knows_a_later_document_takes_nothing_from_an_earlier_one() {
+    let site = made_daily(3);
+    forget(&site, &["2027-03-01"]).ok();
+    let first = documents(&site);
+    forget(&site, &["--undo"]).ok();
+    backup_at(&site, "2027-03-04", &[]);
+    for document in documents(&site).into_iter().filter(|document| !first.contains(document)) {
+        fs::remove_file(document).unwrap();
+    }
+    assert_eq!(documents(&site), first);
+    // The next run reads the documents again, because the last generation is missing.
+    let generations = site.repo().join("generation");
+    let last = tree(&generations).into_keys().max().unwrap();
+    fs::remove_file(generations.join(last)).unwrap();
+    let run = site.backup(&["--time", "2027-03-05"]).ok();
+    assert!(run.stderr.contains("the repository is older than this machine's catalog"), "{run}");
+    assert_eq!(dates(&site, &[]), ["01", "02", "03", "04", "05"]);
+}
+
+#[test]
+fn forged_tombstones_can_be_undone() {
+    let site = made_daily(2);
+    let repository = Repository::open(&site.repo().as_path().into()).unwrap();
+    let key = host_key(&RepositoryState::new(&site.state(), repository.id())).unwrap();
+    let owner = secret_key(&site.keys().join("owner")).certificate();
+    let writer = Writer::new(&repository, Signer::new(key.clone()).unwrap(), &key.certificate(), &[owner]).unwrap();
+    let forge = |generation| {
+        let forged = Forgotten { generation, snapshots: repository.snapshots().unwrap(), ..Forgotten::default() };
+        writer.put_forgotten(ObjectId::random(), &forged).unwrap();
+        assert_eq!(seen(&site), 0);
+    };
+    forge(2);
+    site.brackfs(&["catalog", "rebuild"]).ok();
+    assert_eq!(dates(&site, &["--forgotten"]), ["01", "02"]);
+    assert_eq!(forget(&site, &["--undo"]).ok().json()["changed"], 2);
+    assert_eq!(seen(&site), 2);
+    // One that counts until a later document has a higher generation.
+    forge(5);
+    forget(&site, &["latest"]).ok();
+    assert_eq!(seen(&site), 0);
+    forget(&site, &["--undo"]).ok();
+    backup_at(&site, "2027-03-03", &[]);
+    forget(&site, &["2027-03-01"]).ok();
+    assert_eq!(seen(&site), 2);
+    assert_eq!(dates(&site, &[]), ["02", "03"]);
 }
 
 #[test]

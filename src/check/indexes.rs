@@ -7,6 +7,7 @@ use super::packs::Conflict;
 use super::record::RecordHeader;
 use super::{Checker, Error};
 use crate::failure::Failure;
+use crate::format::forgotten::{Forgotten, Newest};
 use crate::format::id::{ObjectId, SnapshotId};
 use crate::format::name::{self, SnapshotName};
 use crate::reader;
@@ -60,27 +61,33 @@ impl Checker<'_> {
         Ok(())
     }
 
-    /// Reads tombstones. Returns the forgotten snapshots.
+    /// Reads tombstones. Returns the forgotten snapshots. The census counts all documents; only the newest ones hide
+    /// anything.
     pub(super) fn tombstones(&mut self, objects: &[String]) -> Result<Vec<SnapshotName>, Error> {
         let (access, repository) = (self.reader.access(), self.reader.repository());
-        let mut snapshots = Vec::new();
+        let mut newest = Newest::<(Vec<_>, Vec<_>)>::default();
         for object in objects {
             let Some(id) = name::parse_forgotten(object) else { continue };
             self.check_interrupted()?;
             match access.forgotten(repository, id) {
-                Ok(forgotten) => {
-                    self.known.forgotten.add(object.clone(), forgotten.generation);
-                    let replaces = forgotten.replaces.iter().map(|id| name::forgotten(*id));
-                    self.known.forgotten.replace(replaces, forgotten.generation);
-                    snapshots.extend(forgotten.snapshots);
-                    for row in forgotten.packs.iter().filter_map(|pack| self.packs.find(*pack)).collect::<Vec<_>>() {
-                        self.packs.set_condemned(row);
+                Ok(Forgotten { generation, snapshots, packs, replaces }) => {
+                    self.known.forgotten.add(object.clone(), generation);
+                    self.known.forgotten.replace(replaces.into_iter().map(name::forgotten), generation);
+                    if let Some((hidden, condemned)) = newest.of(generation) {
+                        hidden.extend(snapshots);
+                        condemned.extend(packs);
                     }
                 }
                 Err(error) => {
                     self.known.forgotten.is_incomplete = true;
                     self.unopened(Path::new(object), error.into())?;
                 }
+            }
+        }
+        let (mut snapshots, condemned) = newest.content;
+        for pack in condemned {
+            if let Some(row) = self.packs.find(pack) {
+                self.packs.set_condemned(row);
             }
         }
         snapshots.sort_unstable();

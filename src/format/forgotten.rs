@@ -1,7 +1,7 @@
 //! Tombstones: the snapshots and packs that were given up on purpose.
 //!
 //! Readers hide forgotten snapshots. Their objects, and packs that no other snapshot needs, are removed later; what a
-//! tombstone names may be missing.
+//! tombstone names may be missing. Only the documents of the highest generation count: see [`Newest`].
 
 use super::cbor::CborReader;
 use super::document::{DocumentKind, Header};
@@ -74,6 +74,29 @@ impl Forgotten {
     }
 }
 
+/// Collects the content of the documents that count: those of the highest generation.
+///
+/// Each document is complete. If earlier ones counted too, an attacker with a copy of one could hide snapshots again that
+/// were shown since.
+#[derive(Debug, Default)]
+pub struct Newest<T> {
+    /// The highest generation of a document so far.
+    pub generation: u64,
+    /// The content of the documents of this generation.
+    pub content: T,
+}
+
+impl<T: Default> Newest<T> {
+    /// Returns the collection to which the content of a document of `generation` is added, or `None` if a later document is
+    /// known.
+    pub fn of(&mut self, generation: u64) -> Option<&mut T> {
+        if generation > self.generation {
+            *self = Newest { generation, content: T::default() };
+        }
+        (generation == self.generation).then_some(&mut self.content)
+    }
+}
+
 fn read_source(r: &mut CborReader<'_>, snapshots: &mut Vec<SnapshotName>) -> Result<(), Error> {
     let items = r.array()?;
     if items % 3 != 1 {
@@ -130,5 +153,16 @@ mod tests {
         };
         assert!(refused(&|name| name.sequence = LAST_NUMBER + 1));
         assert!(refused(&|name| name.time = "today".into()));
+    }
+
+    #[test]
+    fn only_documents_of_the_highest_generation_count() {
+        let mut newest = Newest::<Vec<u64>>::default();
+        for generation in [0, 3, 2, 3, 5, 4, 5, 3] {
+            if let Some(content) = newest.of(generation) {
+                content.push(generation);
+            }
+        }
+        assert_eq!((newest.generation, newest.content), (5, vec![5, 5]));
     }
 }

@@ -8,18 +8,20 @@ use super::error::Error;
 use super::reconcile::is_foreign;
 use crate::catalog::{Catalog, Folder, Presence, SnapshotRow};
 use crate::format::PackId;
-use crate::format::forgotten::Forgotten;
-use crate::format::id::{ObjectId, SnapshotId};
+use crate::format::forgotten::{Forgotten, Newest};
+use crate::format::id::SnapshotId;
 use crate::format::name::{self, SnapshotName};
 use crate::format::usage::Labels;
 use crate::repository;
 
-/// The tombstones of a repository.
+/// The tombstones of a repository, from the documents that count.
 pub(super) struct Tombstones {
     /// The snapshots that they name.
     names: BTreeMap<SnapshotId, SnapshotName>,
-    /// The condemned packs, with the generations of the documents.
-    packs: Vec<(u64, Vec<PackId>)>,
+    /// The condemned packs.
+    packs: Vec<PackId>,
+    /// The generation of the documents.
+    generation: u64,
     /// Every document that counts was read, so that they name no other snapshot.
     is_complete: bool,
 }
@@ -46,43 +48,42 @@ impl Tombstones {
 }
 
 impl Inventory<'_> {
-    /// Adds the tombstones in the repository to the catalog's documents, and reads those that are not replaced.
+    /// Adds the documents of tombstones in the repository to the catalog, and returns the tombstones that count.
     pub(super) fn learn_tombstones(&self, catalog: &Catalog) -> Result<Tombstones, Error> {
-        let mut read: BTreeMap<ObjectId, Forgotten> = BTreeMap::new();
+        let mut newest = Newest::<(BTreeMap<_, _>, Vec<_>)>::default();
+        let mut read = HashSet::new();
         for object in self.repository.target().list(name::FORGOTTEN)? {
             let Some(id) = name::parse_forgotten(&object.name) else { continue };
             self.check_interrupted()?;
             match self.access.forgotten(self.repository, id) {
-                Ok(forgotten) => {
-                    catalog.add_document(Folder::Forgotten, id, forgotten.generation, &forgotten.replaces)?;
-                    read.insert(id, forgotten);
+                Ok(Forgotten { generation, snapshots, packs, replaces }) => {
+                    catalog.add_document(Folder::Forgotten, id, generation, &replaces)?;
+                    read.insert(id);
+                    if let Some((names, condemned)) = newest.of(generation) {
+                        names.extend(snapshots.into_iter().map(|name| (name.id, name)));
+                        condemned.extend(packs);
+                    }
                 }
                 Err(error @ repository::Error::Target(_)) if !self.repository.is_there() => return Err(error.into()),
                 Err(error) if is_foreign(&error) => {}
                 Err(error) => self.monitor.problem(Path::new(&object.name), &error.to_string()),
             }
         }
-        let (mut names, mut packs, mut is_complete) = (BTreeMap::new(), Vec::new(), true);
+        let mut is_complete = true;
         for document in catalog.documents()? {
-            if document.folder == Folder::Forgotten && document.replaced.is_none() {
-                match read.remove(&document.id) {
-                    Some(forgotten) => {
-                        names.extend(forgotten.snapshots.into_iter().map(|name| (name.id, name)));
-                        packs.push((forgotten.generation, forgotten.packs));
-                    }
-                    None => is_complete = false,
-                }
+            // If a later document cannot be read, earlier ones do not count instead.
+            let is_unread = document.replaced.is_none() && !read.contains(&document.id);
+            if document.folder == Folder::Forgotten && is_unread && newest.of(document.generation).is_some() {
+                is_complete = false;
             }
         }
-        Ok(Tombstones { names, packs, is_complete })
+        let Newest { generation, content: (names, packs) } = newest;
+        Ok(Tombstones { names, packs, generation, is_complete })
     }
 
     /// Condemns the packs that tombstones name, and that are in the catalog.
     pub(super) fn learn_condemned(&self, catalog: &Catalog, tombstones: &Tombstones) -> Result<(), Error> {
-        for (generation, packs) in &tombstones.packs {
-            catalog.learn_condemned(packs, *generation)?;
-        }
-        Ok(())
+        Ok(catalog.learn_condemned(&tombstones.packs, tombstones.generation)?)
     }
 
     /// Adds snapshots that only tombstones name: their objects and their usage were removed.
@@ -179,7 +180,8 @@ mod tests {
         use Presence::{Forgotten, Intended, NeverWritten, NotFound, Swept, There};
         let [named, other] = [SnapshotId::random(), SnapshotId::random()];
         let name = SnapshotName { source: SourceId::random(), sequence: 1, time: "20261120T145201Z".into(), id: named };
-        let all = Tombstones { names: BTreeMap::from([(named, name)]), packs: Vec::new(), is_complete: true };
+        let all =
+            Tombstones { names: BTreeMap::from([(named, name)]), packs: Vec::new(), generation: 0, is_complete: true };
         let before = [Intended, There, NotFound, NeverWritten, Forgotten, Swept];
         let after = |of: &Tombstones, id, is_there| before.map(|before| of.presence(id, before, is_there));
         assert_eq!(after(&all, named, true), [Forgotten; 6]);

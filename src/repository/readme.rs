@@ -206,8 +206,8 @@ const STEPS: &str = r#"1. Define the functions that show opened data. `list` pri
 
     for snapshot in snapshots/*/*; do about "$snapshot"; done
 
-   Snapshots that are listed in forgotten/ were deleted on purpose. Until their
-   data is removed, they can be read like the others.
+   Snapshots in the newest document of forgotten/ were deleted on purpose. Until
+   their data is removed, they can be read like the others.
 
 3. Print the root of a snapshot:
 

@@ -263,9 +263,9 @@ class Repository:
 
     def forgotten(self):
         """Names of the snapshots that have a tombstone."""
-        documents = self.documents("forgotten", FORGOTTEN)
-        replaced = {name for document in documents.values() for name in document.get(6, ())}
-        lists = [document.get(4, ()) for name, document in documents.items() if name not in replaced]
+        documents = self.documents("forgotten", FORGOTTEN).values()
+        newest = max((document[3] for document in documents), default=0)
+        lists = [document.get(4, ()) for document in documents if document[3] == newest]
         return {
             f"{uuid.UUID(bytes=source)}/{sequence:010}-{time}-{identity.hex()}"
             for source, *items in itertools.chain(*lists)
