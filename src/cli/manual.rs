@@ -98,6 +98,8 @@ const INTERRUPTIBLE: &[&str] = &[
     "forget",
     "hold",
     "release",
+    "prune",
+    "stats",
     "snapshots",
     "ls",
     "find",
@@ -110,6 +112,17 @@ const INTERRUPTIBLE: &[&str] = &[
 /// Exit codes and their meanings.
 pub fn exit_codes(command: &Command) -> Vec<(String, String)> {
     let root = is_root(command);
+    let may_prune = is(command, &["prune"]) || has(command, "prune");
+    let partly = match command.get_name() {
+        "prune" => "Done, but some packs are damaged; they were reported and stay.",
+        "forget" => "Done, but with \\-\\-prune, some packs are damaged; they were reported and stay.",
+        "backup" => {
+            "Done, but some source files could not be read consistently, a source that was not empty before is now empty, or packs of the repository are lost; all were reported."
+        }
+        _ => {
+            "Done, but some source files could not be read consistently, a source that was not empty before is now empty, or packs of the repository are lost or damaged; all were reported."
+        }
+    };
     let done = if is(command, &["check", "verify"]) { "Done, and no problems were found." } else { "Done." };
     let failed = match command.get_name() {
         "restore" => "Failed, or some entries could not be restored and were reported.",
@@ -124,16 +137,12 @@ pub fn exit_codes(command: &Command) -> Vec<(String, String)> {
         ("0", done, true),
         ("1", failed, true),
         ("2", "Wrong usage.", true),
-        (
-            "3",
-            "Done, but some source files could not be read consistently, a source that was not empty before is now empty, or packs of the repository are lost; all were reported.",
-            root || is(command, &["backup"]),
-        ),
+        ("3", partly, root || may_prune || is(command, &["backup"])),
         ("10", "The repository does not exist.", root || has(command, "repo")),
         (
             "11",
             "Locked: another run is writing to the repository.",
-            root || is(command, &["backup", "rebuild", "update", "adopt", "forget", "hold", "release"]),
+            root || is(command, &["backup", "rebuild", "update", "adopt", "forget", "hold", "release", "prune"]),
         ),
         ("12", "The key or the passphrase is wrong or missing.", root || may_ask(command)),
         ("130", "Interrupted by SIGINT, SIGTERM or SIGHUP.", root || is(command, INTERRUPTIBLE)),
@@ -176,7 +185,7 @@ pub fn environment(command: &Command, commands: &[Command]) -> Vec<(String, Stri
         (
             "TMPDIR",
             "The directory for unnamed temporary files. The default is /var/tmp, or /tmp if /var/tmp does not exist.",
-            root || is(command, &["backup", "restore", "dump"]),
+            root || is(command, &["backup", "restore", "dump", "check"]),
         ),
         (
             "XDG_STATE_HOME",
@@ -192,7 +201,9 @@ pub fn related(command: &Command) -> &'static [&'static str] {
     match command.get_name() {
         "init" | "generate" | "backup" => &["key-generate", "init", "backup", "snapshots", "check"],
         "umount" => &["mount"],
-        "forget" | "hold" | "release" => &["snapshots", "forget", "hold", "release"],
+        "forget" | "hold" | "release" | "prune" | "stats" => {
+            &["snapshots", "forget", "hold", "release", "prune", "stats", "check"]
+        }
         "mount" => &["umount", "snapshots", "ls", "find", "restore"],
         _ if has(command, "key") => {
             &["snapshots", "ls", "find", "versions", "diff", "cat", "mount", "restore", "dump", "check"]
@@ -368,7 +379,7 @@ A renewed certificate, from
 .BR brackfs\-recipients\-update (1).
 .TP
 .B summary
-The totals of a backup, restore, check, or command on the catalog; always the last object.
+The totals of a command, such as a backup, restore, check or prune; always the last object.
 .TP
 .B status
 The progress of a backup, restore or check, once a second; see
@@ -425,7 +436,7 @@ An error that ends a command is always text on standard error, and sets the exit
 ";
 
 const SIGNALS: &str = r"
-On SIGINT, SIGTERM or SIGHUP, a backup, restore or check cleans up and ends as soon as possible with exit code 130; a second signal ends it at once.
+On SIGINT, SIGTERM or SIGHUP, a backup, prune, restore or check cleans up and ends as soon as possible with exit code 130; a second signal ends it at once.
 A mount is unmounted.
 On SIGUSR1, a backup, restore, check or dump prints its progress to standard error, with or without a terminal, even with
 .BR \-q ;
