@@ -200,16 +200,25 @@ fn removed_packs_and_forgotten_snapshots_may_be_missing() {
     // Without the tombstone, both would be problems.
     world.remove(&world.tombstones);
     let run = world.check(&[]).code(1);
-    says(&run, &["the previous snapshot", "snapshots/: 1 object is missing", "1 pack (9 bytes) in no index"]);
+    says(&run, &["the previous snapshot", "it is missing: index/", "1 pack (9 bytes) in no index"]);
 }
 
 #[test]
 fn a_census_shows_that_any_document_is_missing() {
-    for folder in ["index/", "snapshots/", "moved/", "forgotten/", "secrets/"] {
+    for folder in ["index/", "moved/", "forgotten/", "secrets/"] {
         let world = World::new(&NONE);
         world.remove(objects(&world.site, folder).last().unwrap());
         world.finds(&[&format!("{folder}: 1 object is missing")]);
     }
+    let world = World::new(&NONE);
+    let snapshot = objects(&world.site, "snapshots/").pop().unwrap();
+    world.remove(&snapshot);
+    world.finds(&[&format!("{snapshot}: it is missing: index/")]);
+    // Nothing else names it.
+    for index in objects(&world.site, "index/") {
+        world.remove(&index);
+    }
+    world.finds(&["snapshots/: 1 object is missing"]);
 }
 
 #[test]
@@ -221,9 +230,11 @@ fn a_census_shows_an_exchange_and_notes_additions() {
     };
     let first = objects(&world.site, "index/").remove(0);
     add();
-    says(&world.check(&[]).ok(), &["index/ has 1 object that the last run did not know"]);
+    says(&world.check(&[]).ok(), &["index/ has objects that the last run did not know"]);
     world.remove(&first);
     world.finds(&["index/: objects are missing, and as many were added"]);
+    add();
+    world.finds(&["index/: 1 object is there that the last run did not know, and some that it knew may be missing"]);
     // A run that knows this counts it; documents of that run are not counted.
     world.announce(5);
     world.writer().put_index(ObjectId::random(), &Index { generation: 5, ..Index::default() }).unwrap();
@@ -309,4 +320,21 @@ fn a_block_is_named_once_with_all_files_that_need_it() {
     says(&run, &["/a: ", "/b: ", "/folder/c: ", "the block at 0 is not the one that was stored"]);
     assert!(!run.stderr.contains("/other"), "{run}");
     assert_eq!(run.stderr.matches("packs/").count(), 1, "{run}");
+}
+
+#[test]
+fn a_lost_newest_snapshot_is_noted_and_reported_after_the_next_run() {
+    let site = Site::new();
+    site.brackfs(&["init".into(), site.repo(), "--no-encryption".into()]).ok();
+    site.write("file", "content");
+    settle();
+    site.backup(&[]).ok();
+    let snapshot = objects(&site, "snapshots/").pop().unwrap();
+    fs::rename(site.repo().join(&snapshot), site.path().join("away")).unwrap();
+    says(&site.brackfs(&["check"]).ok(), &["index/", &format!("names {snapshot}, which is missing")]);
+    site.backup(&["--source", "other"]).ok();
+    says(&site.brackfs(&["check"]).code(1), &[&format!("{snapshot}: it is missing: index/")]);
+    fs::rename(site.path().join("away"), site.repo().join(&snapshot)).unwrap();
+    let run = site.brackfs(&["check"]).ok();
+    assert!(!run.stderr.contains("missing"), "{run}");
 }

@@ -1,71 +1,27 @@
 //! Compares the documents in the repository with the census of the last run.
 //!
-//! Additional documents are only noted: they are signed, so a run wrote them. The storage may have listed them late.
+//! Additional documents are only noted if the rest are exactly those of the census. They are signed, so a run wrote them. The
+//! storage may have listed them late.
 
-use std::collections::{HashMap, HashSet};
+use std::collections::HashSet;
 use std::path::Path;
 
+use super::known::{DatedName, Documents, KnownDocuments, are_counted_except_some};
 use super::{Checker, Error};
 use crate::format::generation::{Generation, NameSet};
 use crate::format::name::{self, GenerationName, SnapshotName};
 use crate::monitor;
 
-/// The documents of a folder.
-#[derive(Debug, Default)]
-pub(super) struct Documents {
-    /// Names and generations of those that were opened.
-    opened: HashMap<String, u64>,
-    /// Names of those that others replace, with the lowest generation of these.
-    replaced: HashMap<String, u64>,
-    /// Whether a document could not be opened.
-    pub(super) is_incomplete: bool,
-}
-
-/// The documents that a census counts, apart from snapshots.
-#[derive(Debug, Default)]
-pub(super) struct KnownDocuments {
-    pub(super) index: Documents,
-    pub(super) moved: Documents,
-    pub(super) forgotten: Documents,
-    pub(super) secrets: Documents,
-}
-
-impl Documents {
-    pub(super) fn add(&mut self, object: String, generation: u64) {
-        self.opened.insert(object, generation);
-    }
-
-    pub(super) fn replace(&mut self, objects: impl Iterator<Item = String>, generation: u64) {
-        for object in objects {
-            let replaced = self.replaced.entry(object).or_insert(generation);
-            *replaced = generation.min(*replaced);
-        }
-    }
-
-    /// The highest generation of the documents that were opened.
-    fn newest(&self) -> u64 {
-        self.opened.values().copied().max().unwrap_or(0)
-    }
-
-    /// The names of the documents on which a run of `generation` relied when it began. Documents that were replaced since
-    /// then may have been removed.
-    fn counted(&self, generation: u64) -> Vec<String> {
-        let is_replaced = |object: &String| self.replaced.get(object).is_some_and(|replaced| *replaced < generation);
-        let opened = self.opened.iter().filter(|(object, written)| **written < generation && !is_replaced(object));
-        let removed = self.replaced.keys().filter(|object| !self.opened.contains_key(*object) && !is_replaced(object));
-        opened.map(|(object, _)| object).chain(removed).cloned().collect()
-    }
-}
-
 impl Checker<'_> {
     /// Opens these generations. Returns the last one that verifies.
     pub(super) fn generations(&mut self, objects: &[String]) -> Result<Option<Generation>, Error> {
         let (access, repository) = (self.reader.access(), self.reader.repository());
-        let mut last = None;
+        let mut last: Option<Generation> = None;
         for object in objects {
             self.check_interrupted()?;
             let Some(name) = GenerationName::parse(object) else { continue };
             match access.generation(repository, name) {
+                Ok(generation) if last.as_ref().is_some_and(|last| last.number > generation.number) => {}
                 Ok(generation) => last = Some(generation),
                 Err(error) => self.unopened(Path::new(object), error.into())?,
             }
@@ -74,66 +30,130 @@ impl Checker<'_> {
     }
 
     /// Compares documents with the census of the last generation: these snapshots, in the repository or forgotten, and the
-    /// documents that were opened.
+    /// documents that were opened. Looks for snapshots that only indexes name.
     pub(super) fn census(
         &mut self,
-        last: &Generation,
+        last: Option<&Generation>,
         snapshots: &[SnapshotName],
         forgotten: &[SnapshotName],
     ) -> Result<(), Error> {
-        let newest = self.list(name::GENERATION)?.iter().filter_map(|object| GenerationName::parse(object)).max();
-        if newest.is_some_and(|newest| newest.number > last.number) {
-            // A run that began meanwhile may have removed documents. An older one that does not verify was reported.
-            return Ok(());
+        let known: HashSet<_> = snapshots.iter().chain(forgotten).collect();
+        let mut unlisted = std::mem::take(&mut self.indexed_snapshots);
+        unlisted.retain(|(snapshot, _)| !known.contains(snapshot) && !self.exists(snapshot));
+        let is_counted = |snapshot: &SnapshotName| last.is_some_and(|last| snapshot.sequence < last.number);
+        for (snapshot, index) in unlisted.iter().filter(|(snapshot, _)| !is_counted(snapshot)) {
+            self.report.note(format!(
+                "{} names {}, which is missing: that backup is not finished or was interrupted, or the snapshot was lost",
+                self.index_name(*index),
+                snapshot.object()
+            ));
         }
+        let Some(last) = last else { return Ok(()) };
         let number = last.number;
         let KnownDocuments { index, moved, forgotten: tombstones, secrets } = &self.known;
         let documents = [index, moved, tombstones, secrets].map(Documents::newest);
         if let Some(later) = documents.into_iter().max().filter(|later| *later > number) {
-            self.monitor.note(&format!(
+            let newest = self.list(name::GENERATION)?.iter().filter_map(|object| GenerationName::parse(object)).max();
+            if newest.is_some_and(|newest| newest.number > number) {
+                // A run that began meanwhile. An older one that does not verify was reported.
+                return Ok(());
+            }
+            self.report.note(format!(
                 "{} has no census of the run {later}, which wrote documents; whether documents are missing is not known",
                 name::GENERATION
             ));
             return Ok(());
         }
-        let both = snapshots.iter().chain(forgotten).filter(|name| name.sequence < number);
-        let snapshots: HashSet<_> = both.map(SnapshotName::object).collect();
+        let mut counted: Vec<_> =
+            known.iter().filter(|name| is_counted(name)).map(|name| (name.object(), name.sequence)).collect();
+        unlisted.retain(|(snapshot, _)| is_counted(snapshot));
         for (folder, expected) in last.census.sets() {
             let documents = match folder {
                 name::INDEX => &self.known.index,
                 name::MOVED => &self.known.moved,
                 name::FORGOTTEN => &self.known.forgotten,
                 name::SECRETS => &self.known.secrets,
-                _ if self.known.forgotten.is_incomplete => continue,
                 _ => {
-                    self.compare(folder, expected, snapshots.iter().cloned().collect(), last);
+                    if !self.known.forgotten.is_incomplete {
+                        self.find_lost(expected, &mut counted, &unlisted);
+                        let found = compare(folder, expected, std::mem::take(&mut counted), last, || false);
+                        self.report_difference(folder, found);
+                    }
                     continue;
                 }
             };
             if !documents.is_incomplete {
-                self.compare(folder, expected, documents.counted(number), last);
+                let is_explained = || documents.are_counted_except_runs(expected, number);
+                let found = compare(folder, expected, documents.counted(number), last, is_explained);
+                self.report_difference(folder, found);
             }
         }
         Ok(())
     }
 
-    fn compare(&mut self, folder: &str, expected: NameSet, names: Vec<String>, last: &Generation) {
-        let found = NameSet::of(names);
-        if found == expected {
-            return;
-        }
-        let counted = format!("{} counted {}", last.name().object(), expected.count);
-        if found.count > expected.count {
-            let added = monitor::count(found.count - expected.count, "object", "objects");
-            self.monitor.note(&format!(
-                "{folder} has {added} that the last run did not know ({counted}), such as those of a run that its machine forgot; this is harmless"
-            ));
-            return;
-        }
-        let why = match expected.count - found.count {
-            0 => "objects are missing, and as many were added".to_owned(),
-            missing => format!("{} missing", monitor::count(missing, "object is", "objects are")),
-        };
-        self.problem(Path::new(folder), &format!("{why}: {counted}"));
+    /// Whether a snapshot is in the repository, although it was not listed.
+    fn exists(&self, snapshot: &SnapshotName) -> bool {
+        self.reader.repository().target().length(&snapshot.object()).is_ok()
     }
+
+    /// Reports snapshots that indexes name if the census counted them, and adds them to `counted`. It did not count those of
+    /// interrupted backups.
+    fn find_lost(&mut self, expected: NameSet, counted: &mut Vec<DatedName>, unlisted: &[(SnapshotName, u32)]) {
+        let all =
+            counted.iter().map(|(object, _)| object.clone()).chain(unlisted.iter().map(|(name, _)| name.object()));
+        if unlisted.is_empty() || NameSet::of(all.collect()) != expected {
+            return;
+        }
+        for (snapshot, index) in unlisted {
+            let why = format!("it is missing: {} names it, and later runs counted it", self.index_name(*index));
+            self.report.doubt(Path::new(&snapshot.object()), why);
+            counted.push((snapshot.object(), snapshot.sequence));
+        }
+    }
+
+    fn report_difference(&mut self, folder: &str, found: Option<Difference>) {
+        match found {
+            Some(Difference::Added(note)) => self.report.note(note),
+            Some(Difference::Missing(why)) => self.report.doubt(Path::new(folder), why),
+            None => {}
+        }
+    }
+}
+
+/// A difference between a folder and a census, in words.
+enum Difference {
+    Added(String),
+    Missing(String),
+}
+
+/// Compares names with a census. If objects were added, `is_explained` may find out that none is missing.
+fn compare(
+    folder: &str,
+    expected: NameSet,
+    mut names: Vec<DatedName>,
+    last: &Generation,
+    is_explained: impl FnOnce() -> bool,
+) -> Option<Difference> {
+    names.sort_unstable();
+    names.dedup_by(|(one, _), (other, _)| one == other);
+    let found = NameSet::of_sorted(names.iter().map(|(name, _)| name.as_str()));
+    if found == expected {
+        return None;
+    }
+    let counted = format!("{} counted {}", last.name().object(), expected.count);
+    if are_counted_except_some(expected, &names) || is_explained() {
+        return Some(Difference::Added(format!(
+            "{folder} has objects that the last run did not know ({} are known, {counted}), such as those of a run that its machine forgot; this is harmless",
+            found.count
+        )));
+    }
+    let objects = |number| monitor::count(number, "object is", "objects are");
+    let why = match (expected.count.saturating_sub(found.count), found.count.saturating_sub(expected.count)) {
+        (0, 0) => "objects are missing, and as many were added".to_owned(),
+        (0, more) => {
+            format!("{} there that the last run did not know, and some that it knew may be missing", objects(more))
+        }
+        (missing, _) => format!("{} missing", objects(missing)),
+    };
+    Some(Difference::Missing(format!("{why}: {counted}")))
 }

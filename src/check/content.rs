@@ -29,6 +29,8 @@ pub(super) struct FileCheck<'l> {
     pub(super) lacking: BTreeSet<PackId>,
     /// A location that the index of its pack does not have, and the number of the index.
     pub(super) differs: Option<(BlockLocation, u32)>,
+    /// The pack of a chunk is missing or too short, and no other place has the chunk.
+    pub(super) is_lost: bool,
     /// An error of the temporary file.
     pub(super) failed: Option<io::Error>,
     /// Extent nodes on the path of the walk.
@@ -151,7 +153,10 @@ impl ExtentVisitor for FileCheck<'_> {
                 Located::Differs(_) | Located::Unlisted => true,
             };
             let is_there = |place: &BlockLocation| is_copied && check_location(self.packs, place).is_ok();
-            self.reader.moved_to(at, chunk, is_there)?.ok_or(lost)?;
+            if self.reader.moved_to(at, chunk, is_there)?.is_none() {
+                self.is_lost = true;
+                return Err(lost);
+            }
         }
         if self.read_data && !is_verified && (is_new || matches!(located, Located::Listed(_))) {
             self.reader.verify(at, chunk)?;

@@ -102,14 +102,16 @@ impl Checker<'_> {
             read = self.unlisted(&mut reading, record.header.length);
         }
         self.check_interrupted()?;
-        let index = self.index_name(index);
         match read {
-            // A concurrent run replaced the index and removed the pack.
-            Err(error) if error.kind == ErrorKind::NotFound && self.is_absent(&index) => return Ok(()),
+            Err(error) if error.kind == ErrorKind::NotFound => {
+                self.report.doubt(Path::new(&reading.object), error.to_string());
+                return Ok(());
+            }
             Err(error) => self.problem(Path::new(&reading.object), &error.to_string()),
             Ok(()) => {
                 let digest = Some(Digest::from(reading.hasher.finalize()));
                 if !reading.is_damaged && digest != record.header.digest {
+                    let index = self.index_name(index);
                     let why = format!("its bytes are not those that were stored: its sum differs from {index}");
                     self.problem(Path::new(&reading.object), &why);
                 }
@@ -183,12 +185,6 @@ impl Checker<'_> {
         *end += length;
         self.monitor.progress().read(length);
         Ok(())
-    }
-
-    /// Whether an object is not in the repository any more.
-    fn is_absent(&self, object: &str) -> bool {
-        let length = self.reader.repository().target().length(object);
-        length.is_err_and(|error| error.kind == ErrorKind::NotFound)
     }
 }
 

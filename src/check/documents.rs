@@ -72,7 +72,7 @@ impl Checker<'_> {
         found.sort();
         if let Some(first) = found.first() {
             let files = monitor::count(found.len() as u64, "file in the repository does", "files in the repository do");
-            self.monitor.note(&format!("{files} not belong to it (such as {first}); this is harmless"));
+            self.report.note(format!("{files} not belong to it (such as {first}); this is harmless"));
         }
         Ok(())
     }

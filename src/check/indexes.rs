@@ -39,6 +39,7 @@ impl Checker<'_> {
             self.known.index.add(object.clone(), index.generation);
             self.known.index.replace(index.replaces.iter().map(|id| name::index(*id)), index.generation);
             replaced.extend(&index.replaces);
+            self.indexed_snapshots.extend(index.snapshots.iter().map(|usage| (usage.snapshot.clone(), number)));
             for pack in &index.packs {
                 self.packs.add(number, pack)?;
             }
@@ -54,6 +55,7 @@ impl Checker<'_> {
         }
         let indexes = &self.indexes;
         let is_ignored = |number: u32| indexes.get(number as usize).is_none_or(|id| replaced.contains(id));
+        self.indexed_snapshots.retain(|(_, number)| !is_ignored(*number));
         for Conflict { pack, indexes: [one, other] } in self.packs.finish(is_ignored)? {
             let (one, other) = (self.index_name(one), self.index_name(other));
             self.problem(Path::new(&name::pack(pack)), &format!("{one} and {other} differ about its blocks"));
@@ -111,7 +113,10 @@ impl Checker<'_> {
                 None => "it is missing".to_owned(),
             };
             let why = format!("{found}, but should have {length} bytes according to {}", self.index_name(index));
-            self.problem(Path::new(&name::pack(pack)), &why);
+            match self.packs.length(row) {
+                Some(_) => self.problem(Path::new(&name::pack(pack)), &why),
+                None => self.report.doubt(Path::new(&name::pack(pack)), why),
+            }
             self.packs.set_misfit(row);
         }
         Ok(())

@@ -8,6 +8,9 @@
 //! documents are those that the last run counted. With `read_data`: every block of an index has its check, every chunk
 //! verifies, and every pack has its digest.
 //!
+//! A run may write and remove objects at the same time. Objects that are missing for this reason are not problems: see
+//! [`report`].
+//!
 //! Forgotten snapshots and replaced documents are ignored. Packs that were removed on purpose need not be there: their
 //! blocks are in carriers, and the shards of moves say where.
 //!
@@ -16,7 +19,8 @@
 //! - `data`: reads all packs, each once
 //! - `trees`: snapshots and their trees; `content`: content of files; `visited`: parts of trees that no index has
 //! - `documents`: documents and keys that only writers need; `sums`: lists of sums
-//! - `census`: documents that are missing or were added
+//! - `census`: documents and snapshots that are missing or were added; `known`: those that a census counts
+//! - `report`: problems, and what seems to be missing while another run writes
 //!
 //! Subtrees, extent nodes and chunks that are used several times are checked once: the time of a check is bounded by the
 //! stored data, however often a snapshot refers to it. Memory: the caches of the reader, about 50 bytes per pack, and 3
@@ -28,9 +32,11 @@ mod content;
 mod data;
 mod documents;
 mod indexes;
+mod known;
 mod moves;
 mod packs;
 mod record;
+mod report;
 mod sums;
 mod trees;
 mod visited;
@@ -42,13 +48,15 @@ use std::sync::atomic::{AtomicBool, Ordering};
 
 use crate::crypt::Fingerprint;
 use crate::failure::{Failure, FailureKind};
+use crate::format::PackId;
 use crate::format::id::ObjectId;
-use crate::format::{PackId, name};
+use crate::format::name::{self, SnapshotName};
 use crate::monitor::{self, Monitor};
 use crate::reader::{self, Reader};
 use crate::storage::ObjectInfo;
-use census::KnownDocuments;
+use known::KnownDocuments;
 use packs::PackTable;
+use report::Report;
 use visited::Visited;
 
 /// Numbers of checked items.
@@ -94,62 +102,35 @@ impl Failure for Error {
 
 /// Checks a repository; with `read_data`, reads and verifies all data too.
 pub fn check(reader: &Reader, read_data: bool, monitor: &dyn Monitor, stop: &AtomicBool) -> Result<Summary, Error> {
-    let mut checker = Checker {
-        reader,
-        read_data,
-        monitor,
-        stop,
-        packs: PackTable::new(Vec::new())?,
-        indexes: Vec::new(),
-        last_shards: BTreeMap::new(),
-        known: KnownDocuments::default(),
-        visited: Visited::default(),
-        unindexed: BTreeSet::new(),
-        all_indexed: false,
-        unreadable: None,
-        signers: HashSet::new(),
-        opened: false,
-        summary: Summary::default(),
-    };
-    // A concurrent backup writes packs first, then the snapshots and indexes that refer to them, so these are listed before
-    // packs. Its generation is older than all of them.
-    let generations = checker.list(name::GENERATION)?;
-    // All of them, also forgotten ones.
-    let names = reader.repository().snapshots().map_err(reader::Error::from)?;
-    let [indexes, moved, forgotten] = [name::INDEX, name::MOVED, name::FORGOTTEN].map(|folder| checker.list(folder));
-    let mut foreign = Vec::new();
-    checker.packs = PackTable::new(checker.listed_packs(&mut foreign)?)?;
-    checker.indexes(&indexes?)?;
-    let forgotten = checker.tombstones(&forgotten?)?;
-    let hidden = indexes::ids(&forgotten);
-    let kept: Vec<_> = names.iter().filter(|name| !hidden.contains(&name.id)).cloned().collect();
-    checker.lengths()?;
-    checker.carriers()?;
-    checker.shards(&moved?)?;
-    checker.all_indexed = (0..checker.packs.len()).all(|row| checker.packs.is_indexed(row));
-    if read_data {
-        checker.data(&kept)?;
+    let mut report = Report::new(reader.repository(), monitor);
+    let (mut read_data, mut packs) = (read_data, 0);
+    loop {
+        let mut pass = Checker::new(reader, read_data, monitor, stop, report)?;
+        let result = pass.check();
+        packs += pass.summary.packs;
+        let is_outdated = pass.report.end_pass();
+        result?;
+        if !is_outdated {
+            return Ok(Summary { packs, problems: pass.report.problems(), ..pass.summary });
+        }
+        // Later passes look only for missing objects.
+        read_data = false;
+        report = pass.report;
     }
-    checker.snapshots(&kept, &hidden)?;
-    checker.unreferenced_packs();
-    checker.documents()?;
-    if let Some(last) = checker.generations(&generations)? {
-        checker.census(&last, &names, &forgotten)?;
-    }
-    checker.sums()?;
-    checker.keys()?;
-    checker.foreign(foreign)?;
-    Ok(checker.summary)
 }
 
+/// One pass of a check.
 struct Checker<'a> {
     reader: &'a Reader,
     read_data: bool,
     monitor: &'a dyn Monitor,
     stop: &'a AtomicBool,
+    report: Report<'a>,
     packs: PackTable,
     /// Indexes by number.
     indexes: Vec<ObjectId>,
+    /// The snapshots that indexes name, with the number of the index.
+    indexed_snapshots: Vec<(SnapshotName, u32)>,
     /// The shard of moves that counts, by prefix.
     last_shards: BTreeMap<u8, ObjectId>,
     known: KnownDocuments,
@@ -167,7 +148,67 @@ struct Checker<'a> {
     summary: Summary,
 }
 
-impl Checker<'_> {
+impl<'a> Checker<'a> {
+    fn new(
+        reader: &'a Reader,
+        read_data: bool,
+        monitor: &'a dyn Monitor,
+        stop: &'a AtomicBool,
+        report: Report<'a>,
+    ) -> Result<Self, Error> {
+        Ok(Checker {
+            reader,
+            read_data,
+            monitor,
+            stop,
+            report,
+            packs: PackTable::new(Vec::new())?,
+            indexes: Vec::new(),
+            indexed_snapshots: Vec::new(),
+            last_shards: BTreeMap::new(),
+            known: KnownDocuments::default(),
+            visited: Visited::default(),
+            unindexed: BTreeSet::new(),
+            all_indexed: false,
+            unreadable: None,
+            signers: HashSet::new(),
+            opened: false,
+            summary: Summary::default(),
+        })
+    }
+
+    fn check(&mut self) -> Result<(), Error> {
+        // A concurrent backup writes packs first, then the indexes and snapshots that refer to them, so these are listed before
+        // packs. Its generation is older than all of them.
+        let generations = self.list(name::GENERATION)?;
+        // All of them, also forgotten ones.
+        let names = self.reader.repository().snapshots().map_err(reader::Error::from)?;
+        let [indexes, moved, forgotten] = [name::INDEX, name::MOVED, name::FORGOTTEN].map(|folder| self.list(folder));
+        let mut foreign = Vec::new();
+        self.packs = PackTable::new(self.listed_packs(&mut foreign)?)?;
+        self.indexes(&indexes?)?;
+        let forgotten = self.tombstones(&forgotten?)?;
+        let hidden = indexes::ids(&forgotten);
+        let kept: Vec<_> = names.iter().filter(|name| !hidden.contains(&name.id)).cloned().collect();
+        self.lengths()?;
+        self.carriers()?;
+        self.shards(&moved?)?;
+        // Before the rest, which may take long.
+        self.report.settle();
+        self.all_indexed = (0..self.packs.len()).all(|row| self.packs.is_indexed(row));
+        if self.read_data {
+            self.data(&kept)?;
+        }
+        self.snapshots(&kept, &hidden)?;
+        self.unreferenced_packs();
+        self.documents()?;
+        let last = self.generations(&generations)?;
+        self.census(last.as_ref(), &names, &forgotten)?;
+        self.sums()?;
+        self.keys()?;
+        self.foreign(foreign)
+    }
+
     /// Lists packs with their lengths, and adds other files in their folder to `foreign`.
     fn listed_packs(&self, foreign: &mut Vec<String>) -> Result<Vec<(PackId, u64)>, Error> {
         let mut packs = Vec::new();
@@ -181,15 +222,17 @@ impl Checker<'_> {
     }
 
     /// Lists the names of objects, unless the check was interrupted.
-    fn list(&self, prefix: &str) -> Result<Vec<String>, Error> {
+    fn list(&mut self, prefix: &str) -> Result<Vec<String>, Error> {
         self.check_interrupted()?;
         let objects = self.reader.repository().target().list(prefix);
         let objects = objects.map_err(|e| reader::Error::from(crate::repository::Error::from(e)))?;
-        Ok(objects.into_iter().map(|object| object.name).collect())
+        let names: Vec<_> = objects.into_iter().map(|object| object.name).collect();
+        self.report.listed(prefix, &names);
+        Ok(names)
     }
 
     /// Reports the number of packs that are neither in an index nor needed by a snapshot.
-    fn unreferenced_packs(&self) {
+    fn unreferenced_packs(&mut self) {
         let (mut count, mut bytes) = (0u64, 0u64);
         for row in 0..self.packs.len() {
             let is_listed = self.packs.is_indexed(row) || self.packs.is_condemned(row);
@@ -201,7 +244,7 @@ impl Checker<'_> {
         }
         if count > 0 {
             let packs = monitor::count(count, "pack", "packs");
-            self.monitor.note(&format!(
+            self.report.note(format!(
                 "{} has {packs} ({bytes} bytes) in no index and needed by no snapshot, written by a running or interrupted backup; this takes space and is harmless",
                 name::PACKS
             ));
@@ -214,8 +257,17 @@ impl Checker<'_> {
         if error.is_key_problem() && !self.opened {
             return Err(error.into());
         }
-        self.problem(object, &error.to_string());
+        self.failed(object, &error);
         Ok(())
+    }
+
+    /// Reports an object that cannot be read.
+    fn failed(&mut self, path: &Path, error: &reader::Error) {
+        if error.is_absent() {
+            self.report.doubt(path, error.to_string());
+        } else {
+            self.problem(path, &error.to_string());
+        }
     }
 
     fn check_interrupted(&self) -> Result<(), Error> {
@@ -228,7 +280,6 @@ impl Checker<'_> {
     }
 
     fn problem(&mut self, path: &Path, why: &str) {
-        self.summary.problems += 1;
-        self.monitor.problem(path, why);
+        self.report.problem(path, why);
     }
 }

@@ -120,7 +120,7 @@ impl Checker<'_> {
                 None => format!("{}{:02x}/", name::MOVED, birth.as_bytes()[0]),
             };
             let blocks = monitor::count(wrong, "block", "blocks");
-            self.problem(Path::new(&shard), &format!("it does not say where {blocks} of {object} were moved"));
+            self.report.doubt(Path::new(&shard), format!("it does not say where {blocks} of {object} were moved"));
         }
         Ok(())
     }

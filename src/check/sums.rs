@@ -26,7 +26,7 @@ impl Checker<'_> {
             if let (Some(pack), Some(header)) = (self.packs.id(row), self.packs.header(row)?) {
                 let index = self.index_name(header.index);
                 let why = format!("it is in {index}, but no list in {} has its sum", name::SUMS);
-                self.problem(Path::new(&name::pack(pack)), &why);
+                self.report.doubt(Path::new(&name::pack(pack)), why);
             }
         }
         Ok(())

@@ -16,7 +16,7 @@ use crate::format::id::SnapshotId;
 use crate::format::name::SnapshotName;
 use crate::format::{BlockLocation, PackId, name};
 use crate::monitor;
-use crate::reader::{FileReader, root_of, top_node};
+use crate::reader::{self, FileReader, root_of, top_node};
 
 /// A directory on the path of the walk.
 struct OpenDirectory {
@@ -64,8 +64,8 @@ impl Checker<'_> {
             };
             self.opened = true;
             let source = self.reader.access().source(self.reader.repository(), name.source);
-            if let Err(error) = &source {
-                self.problem(&object, &error.to_string());
+            if let Err(error) = source {
+                self.failed(&object, &error.into());
             }
             let shown = self.reader.source_name(name.source).unwrap_or_else(|_| name.source.to_string());
             let lacking = self.tree(&root, PathBuf::from(shown).join(&name.time))?;
@@ -76,7 +76,7 @@ impl Checker<'_> {
         }
         let is_lost = |previous: &SnapshotId| !there.contains(previous) && !forgotten.contains(previous);
         for (object, previous) in chained.into_iter().filter(|(_, previous)| is_lost(previous)) {
-            self.problem(&object, &format!("the previous snapshot ({previous}) is missing"));
+            self.report.doubt(&object, format!("the previous snapshot ({previous}) is missing"));
         }
         Ok(())
     }
@@ -91,7 +91,7 @@ impl Checker<'_> {
             None => format!("an object is missing from {}", name::INDEX),
         };
         let why = format!("{packs} in no index (such as {first}): {cause}; a rebuilt catalog will not know such packs");
-        self.problem(object, &why);
+        self.report.doubt(object, why);
         self.unindexed.extend(lacking);
     }
 
@@ -121,7 +121,10 @@ impl Checker<'_> {
                         directory.lacking.extend(lacking);
                     }
                 }
-                WalkStep::Failed(error) => self.problem(&path, &error.to_string()),
+                WalkStep::Failed(error) => match error.cause::<reader::Error>() {
+                    Some(error) => self.failed(&path, error),
+                    None => self.problem(&path, &error.to_string()),
+                },
                 WalkStep::Leave => {
                     path.pop();
                     let Some(OpenDirectory { key, lacking }) = open.pop() else { continue };
@@ -215,19 +218,22 @@ impl Checker<'_> {
             chunks: 0,
             lacking: BTreeSet::new(),
             differs: None,
+            is_lost: false,
             failed: None,
             open: Vec::new(),
         };
         let result = check.check_file(&file);
-        let FileCheck { chunks, lacking, differs, failed, .. } = check;
+        let FileCheck { chunks, lacking, differs, is_lost, failed, .. } = check;
         self.summary.chunks += chunks;
         if let Some(error) = failed {
             return Err(error.into());
         }
         self.check_interrupted()?;
         progress.file();
-        if let Err(error) = result {
-            self.problem(path, &error.to_string());
+        match result {
+            Ok(()) => {}
+            Err(error) if is_lost => self.report.doubt(path, error.to_string()),
+            Err(error) => self.failed(path, &error),
         }
         if let Some((at, index)) = differs {
             self.differs(path, &at, index);

@@ -28,6 +28,13 @@ const CACHE: u64 = 16 << 20;
 /// With --read-data, every pack in an index is read once: every block is compared with its check, every chunk is verified,
 /// and the pack is compared with its sum. Packs of the wrong length are reported and not read.
 ///
+/// Other runs may write to the repository at the same time. If an object is missing, and a run changed documents since
+/// the check began, the structure is checked again: data that was removed on purpose is not reported. With --read-data,
+/// data that is moved during the check may not be read.
+///
+/// If an index names a snapshot that is missing, a note says so. It is an error once a later run has counted the snapshot;
+/// until then, the backup may have been interrupted.
+///
 /// Problems are reported, and nothing is changed. Data shared by several snapshots is checked once. A check needs a
 /// temporary file of about 50 bytes per chunk in $TMPDIR, or else /var/tmp. To check without a key whether a disk kept
 /// the packs intact, run b3sum: cd REPO && find sums -type f -exec cat {} + | b3sum --check. To compare the repository

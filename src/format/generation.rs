@@ -80,11 +80,17 @@ impl NameSet {
     pub fn of(mut names: Vec<String>) -> Self {
         names.sort_unstable();
         names.dedup();
-        let mut hasher = blake3::Hasher::new();
-        for name in &names {
+        NameSet::of_sorted(names.iter().map(String::as_str))
+    }
+
+    /// Counts and digests names of objects that are in order, without duplicates.
+    pub fn of_sorted<'n>(names: impl Iterator<Item = &'n str>) -> Self {
+        let (mut hasher, mut count) = (blake3::Hasher::new(), 0);
+        for name in names {
             hasher.update(name.as_bytes()).update(b"\n");
+            count += 1;
         }
-        NameSet { count: names.len() as u64, digest: hasher.finalize().into() }
+        NameSet { count, digest: hasher.finalize().into() }
     }
 }
 

@@ -92,6 +92,14 @@ impl Error {
         }
     }
 
+    /// Whether an object is missing: a document, or the pack of a block.
+    pub fn is_absent(&self) -> bool {
+        match self {
+            Error::Block { why, .. } => matches!(&**why, BlockProblem::Read(error) if error.is_missing()),
+            _ => self.is_missing(),
+        }
+    }
+
     /// Whether an object other than a pack is missing.
     pub fn is_missing(&self) -> bool {
         matches!(self, Error::Repository(error) if error.is_missing())

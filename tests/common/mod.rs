@@ -18,6 +18,7 @@ pub mod made_up;
 pub mod ordeal;
 pub mod rewrap;
 pub mod silent;
+pub mod stopped;
 pub mod wait;
 
 use std::collections::BTreeMap;

@@ -1,0 +1,138 @@
+//! Problems, and doubts about missing objects.
+//!
+//! Another run may remove an object after the check listed it, such as a pack that a prune no longer needs. Such a run first
+//! writes documents that explain the removal. So a missing object is only a doubt until the documents are listed again. If
+//! they are unchanged, doubts are problems. Otherwise the check lists and reads all documents again and repeats the check of
+//! the structure, in another pass; what is still missing then is reported.
+
+use std::collections::HashSet;
+use std::path::{Path, PathBuf};
+
+use blake3::Hash;
+
+use crate::format::generation::NameSet;
+use crate::format::name;
+use crate::monitor::Monitor;
+use crate::repository::Repository;
+
+/// Maximum number of passes. Doubts of the last one are problems.
+const PASSES: u32 = 3;
+/// Maximum number of doubts in memory.
+const MAX_DOUBTS: usize = 1000;
+/// The folders whose listings show that a run removed something, or is about to.
+const WATCHED: [&str; 5] = [name::GENERATION, name::INDEX, name::MOVED, name::FORGOTTEN, name::SUMS];
+
+/// Reports problems, each once, and notes.
+pub(super) struct Report<'a> {
+    repository: &'a Repository,
+    monitor: &'a dyn Monitor,
+    /// Digests of the problems that were reported.
+    reported: HashSet<Hash>,
+    /// The number of this pass.
+    pass: u32,
+    /// The first listing of each folder in this pass.
+    listed: Vec<(&'static str, NameSet)>,
+    doubts: Vec<(PathBuf, String)>,
+    /// Documents were changed during this pass, and something seemed to be missing. The next pass finds it again.
+    is_outdated: bool,
+    /// Printed at the end of the last pass.
+    notes: Vec<String>,
+}
+
+impl<'a> Report<'a> {
+    pub(super) fn new(repository: &'a Repository, monitor: &'a dyn Monitor) -> Self {
+        Report {
+            repository,
+            monitor,
+            reported: HashSet::new(),
+            pass: 1,
+            listed: Vec::new(),
+            doubts: Vec::new(),
+            is_outdated: false,
+            notes: Vec::new(),
+        }
+    }
+
+    /// The number of problems so far.
+    pub(super) fn problems(&self) -> u64 {
+        self.reported.len() as u64
+    }
+
+    /// Reports a problem, unless an earlier pass did.
+    pub(super) fn problem(&mut self, path: &Path, why: &str) {
+        let digest = blake3::Hasher::new()
+            .update(path.as_os_str().as_encoded_bytes())
+            .update(&[0])
+            .update(why.as_bytes())
+            .finalize();
+        if self.reported.insert(digest) {
+            self.monitor.problem(path, why);
+        }
+    }
+
+    /// Reports a problem that is none if another run removed the object on purpose.
+    pub(super) fn doubt(&mut self, path: &Path, why: String) {
+        if self.is_outdated {
+            return;
+        }
+        self.doubts.push((path.to_owned(), why));
+        if self.doubts.len() >= MAX_DOUBTS {
+            self.settle();
+        }
+    }
+
+    /// Prints a note at the end of the check.
+    pub(super) fn note(&mut self, note: String) {
+        self.notes.push(note);
+    }
+
+    /// Remembers the first listing of a folder in this pass.
+    pub(super) fn listed(&mut self, folder: &str, names: &[String]) {
+        let Some(folder) = WATCHED.into_iter().find(|watched| *watched == folder) else { return };
+        if self.listed.iter().all(|(known, _)| *known != folder) {
+            self.listed.push((folder, set_of(names)));
+        }
+    }
+
+    /// Reports the doubts so far, unless documents were changed.
+    pub(super) fn settle(&mut self) {
+        let doubts = std::mem::take(&mut self.doubts);
+        if doubts.is_empty() || self.is_outdated {
+            return;
+        }
+        self.is_outdated = self.pass < PASSES && self.is_changed();
+        if !self.is_outdated {
+            doubts.into_iter().for_each(|(path, why)| self.problem(&path, &why));
+        }
+    }
+
+    /// Ends a pass. Returns whether another one is needed.
+    pub(super) fn end_pass(&mut self) -> bool {
+        self.settle();
+        let notes = std::mem::take(&mut self.notes);
+        if !self.is_outdated {
+            notes.iter().for_each(|note| self.monitor.note(note));
+            return false;
+        }
+        self.is_outdated = false;
+        self.listed.clear();
+        self.pass += 1;
+        true
+    }
+
+    /// Whether documents were added or removed since they were listed. If they cannot be listed now, they count as unchanged.
+    fn is_changed(&self) -> bool {
+        self.listed.iter().any(|(folder, before)| {
+            self.repository.target().list(folder).is_ok_and(|objects| {
+                let names: Vec<_> = objects.into_iter().map(|object| object.name).collect();
+                set_of(&names) != *before
+            })
+        })
+    }
+}
+
+fn set_of(names: &[String]) -> NameSet {
+    let mut names: Vec<_> = names.iter().map(String::as_str).collect();
+    names.sort_unstable();
+    NameSet::of_sorted(names.into_iter())
+}
