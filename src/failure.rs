@@ -17,6 +17,8 @@ pub enum FailureKind {
     Key,
     /// A signal stopped the command.
     Interrupted,
+    /// The disk with the repository or the state is full.
+    Full,
 }
 
 /// An error that knows its kind. An error that wraps another one has the kind of the wrapped one, unless its variant

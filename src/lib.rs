@@ -17,7 +17,7 @@
 //! | --- | --- |
 //! | `failure` | – |
 //! | `sys` | – |
-//! | `storage` | `sys` |
+//! | `storage` | `sys` `failure` |
 //! | `threads` | – |
 //! | `crypt` | `failure` |
 //! | `format` | – |
@@ -28,7 +28,7 @@
 //! | `catalog` | `crypt` `format` `source` `failure` |
 //! | `init` | `catalog` `state` `repository` `storage` `crypt` `format` `failure` |
 //! | `inventory` | `catalog` `state` `repository` `storage` `crypt` `format` `monitor` `failure` |
-//! | `session` | `inventory` `source` `catalog` `state` `repository` `storage` `crypt` `format` `monitor` `failure` |
+//! | `session` | `inventory` `source` `catalog` `state` `repository` `storage` `crypt` `format` `sys` `monitor` `failure` |
 //! | `prune` | `session` `inventory` `source` `catalog` `state` `repository` `storage` `crypt` `format` `monitor` `failure` |
 //! | `backup` | `session` `inventory` `source` `catalog` `state` `repository` `storage` `crypt` `format` `monitor` `threads` `failure` |
 //! | `archive` | `storage` `format` `failure` |

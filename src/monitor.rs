@@ -1,7 +1,7 @@
 //! Reports of engines to their callers: problems, notes and progress. Engines never print.
 
 use std::path::{Path, PathBuf};
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{LazyLock, Mutex, PoisonError};
 
 /// The fixed cost of a file (lookup, open, metadata), in bytes of a large file that take as long.
@@ -44,6 +44,7 @@ pub fn count(number: u64, one: &str, many: &str) -> String {
 #[derive(Debug, Default)]
 pub struct Progress {
     files: AtomicU64,
+    of_packs: AtomicBool,
     bytes: AtomicU64,
     read_bytes: AtomicU64,
     stored_bytes: AtomicU64,
@@ -67,6 +68,8 @@ pub struct Total {
 pub struct ProgressSnapshot {
     /// The number of finished files.
     pub files: u64,
+    /// Whether the files are packs of the repository.
+    pub of_packs: bool,
     /// Bytes of finished files and parts of files, including unchanged ones that were not read.
     pub bytes: u64,
     /// Bytes that were read.
@@ -83,6 +86,11 @@ impl Progress {
     /// Counts a finished file. Its bytes are counted separately.
     pub fn file(&self) {
         self.files.fetch_add(1, Ordering::Relaxed);
+    }
+
+    /// Sets that the files are packs of the repository.
+    pub fn of_packs(&self) {
+        self.of_packs.store(true, Ordering::Relaxed);
     }
 
     /// Counts finished bytes of files.
@@ -118,6 +126,7 @@ impl Progress {
         let get = |count: &AtomicU64| count.load(Ordering::Relaxed);
         ProgressSnapshot {
             files: get(&self.files),
+            of_packs: self.of_packs.load(Ordering::Relaxed),
             bytes: get(&self.bytes),
             read_bytes: get(&self.read_bytes),
             stored_bytes: get(&self.stored_bytes),

@@ -8,6 +8,8 @@
 //! <state>/<repository id>/catalog.sqlite.old   the previous catalog, after a rebuild
 //! <state>/<repository id>/adopting             the id under which an unfinished adoption writes
 //! <state>/<repository id>/lock                 locked while a run writes; the kernel unlocks it when the process ends
+//! <state>/<repository id>/lock.waiting         locked, shared, by runs that wait for the lock
+//! <state>/<repository id>/reserve              space for commands that free space when the disk is full (hosts only)
 //! <state>/<repository id>/signers              fingerprints of host keys that readers trust
 //! <state>/<repository id>/session-keys         session keys that gpg decrypted for readers, sealed to the owner
 //! ```
@@ -70,6 +72,7 @@ impl Failure for Error {
         match self {
             Error::Locked { .. } => FailureKind::Locked,
             Error::Interrupted => FailureKind::Interrupted,
+            Error::Io { source, .. } if is_full(source) => FailureKind::Full,
             Error::Io { .. } | Error::Damaged { .. } => FailureKind::Failed,
         }
     }
@@ -86,6 +89,15 @@ pub struct RepositoryState {
     folder: PathBuf,
 }
 
+/// How a run that waits for the lock is treated.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Priority {
+    /// Holders of a low priority give the lock up for it: see [`Lock::is_wanted`].
+    Normal,
+    /// Takes the lock only if no run of normal priority waits for it.
+    Low,
+}
+
 /// The lock of a run that writes, and the state that it protects. Released on drop, or when the process ends.
 #[derive(Debug)]
 pub struct Lock {
@@ -97,6 +109,11 @@ impl Lock {
     /// The locked state.
     pub fn state(&self) -> &RepositoryState {
         &self.state
+    }
+
+    /// Whether a run of normal priority waits for this lock.
+    pub fn is_wanted(&self) -> bool {
+        self.state.is_lock_wanted()
     }
 }
 
@@ -260,19 +277,30 @@ impl RepositoryState {
 
     /// Takes the lock. Fails with [`Error::Locked`] if it is not free within `wait`, or when `stop` is set. If it has
     /// to wait, it first calls `waits` with a description of the holder.
-    pub fn lock(&self, wait: Duration, stop: &AtomicBool, waits: impl FnOnce(&str)) -> Result<Lock, Error> {
+    pub fn lock(
+        &self,
+        wait: Duration,
+        priority: Priority,
+        stop: &AtomicBool,
+        waits: impl FnOnce(&str),
+    ) -> Result<Lock, Error> {
         let path = self.folder.join("lock");
-        let file = OpenOptions::new().read(true).write(true).create(true).truncate(false).mode(0o600).open(&path);
-        let mut file = file.map_err(|source| self.failed("open", &path, source))?;
+        let mut file = open_lock(&path).map_err(|source| self.failed("open", &path, source))?;
         let (since, mut waits) = (Instant::now(), Some(waits));
+        let mut waiting = None;
         loop {
-            match rustix::fs::flock(&file, FlockOperation::NonBlockingLockExclusive) {
-                Ok(()) => break,
-                Err(rustix::io::Errno::WOULDBLOCK) => {}
-                Err(e) => return Err(self.failed("lock", &path, e.into())),
+            if priority == Priority::Normal || !self.is_lock_wanted() {
+                match rustix::fs::flock(&file, FlockOperation::NonBlockingLockExclusive) {
+                    Ok(()) => break,
+                    Err(rustix::io::Errno::WOULDBLOCK) => {}
+                    Err(e) => return Err(self.failed("lock", &path, e.into())),
+                }
             }
             if since.elapsed() >= wait {
                 return Err(Error::Locked { holder: holder(&path), path });
+            }
+            if priority == Priority::Normal && waiting.is_none() {
+                waiting = self.want_lock();
             }
             if let Some(waits) = waits.take() {
                 debug!("waiting for the lock");
@@ -287,6 +315,22 @@ impl RepositoryState {
         let _ = file.set_len(0).and_then(|()| file.write_all(std::process::id().to_string().as_bytes()));
         debug!(waited_ms = since.elapsed().as_millis(), "locked");
         Ok(Lock { state: self.clone(), _file: file })
+    }
+
+    fn waiting_path(&self) -> PathBuf {
+        self.folder.join("lock.waiting")
+    }
+
+    /// Tells the holder that this run waits, until the file is closed. If this fails, the holder does not give way.
+    fn want_lock(&self) -> Option<File> {
+        let file = open_lock(&self.waiting_path()).ok()?;
+        rustix::fs::flock(&file, FlockOperation::LockShared).ok()?;
+        Some(file)
+    }
+
+    fn is_lock_wanted(&self) -> bool {
+        let Ok(file) = File::open(self.waiting_path()) else { return false };
+        rustix::fs::flock(&file, FlockOperation::NonBlockingLockExclusive) == Err(rustix::io::Errno::WOULDBLOCK)
     }
 
     /// The host keys that readers on this machine trust.
@@ -357,6 +401,14 @@ impl KeyStore for RepositoryState {
         // Only a cache: readers must also work where the state directory is not writable.
         let _ = self.put_session_keys(sealed);
     }
+}
+
+fn open_lock(path: &Path) -> io::Result<File> {
+    OpenOptions::new().read(true).write(true).create(true).truncate(false).mode(0o600).open(path)
+}
+
+fn is_full(error: &io::Error) -> bool {
+    matches!(error.kind(), io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded)
 }
 
 fn with_suffix(path: &Path, suffix: &str) -> PathBuf {
@@ -433,10 +485,10 @@ mod tests {
         state.create().unwrap();
         let stop = AtomicBool::new(false);
         let none = |_: &str| unreachable!("the lock is free");
-        let held = state.lock(Duration::ZERO, &stop, none).unwrap();
+        let held = state.lock(Duration::ZERO, Priority::Normal, &stop, none).unwrap();
         let told = |wait, stop: &AtomicBool| {
             let mut said = None;
-            let error = state.lock(wait, stop, |holder| said = Some(holder.to_owned())).map(drop);
+            let error = state.lock(wait, Priority::Normal, stop, |holder| said = Some(holder.to_owned())).map(drop);
             (error, said)
         };
         let own = format!("process {}", std::process::id());
@@ -449,11 +501,37 @@ mod tests {
             let (waits, waiting) = std::sync::mpsc::channel();
             let second = threads.spawn(|| {
                 let wait = Duration::from_secs(60);
-                state.lock(wait, &stop, move |_| waits.send(()).unwrap()).is_ok()
+                state.lock(wait, Priority::Normal, &stop, move |_| waits.send(()).unwrap()).is_ok()
             });
             waiting.recv().unwrap();
             drop(held);
             assert!(second.join().unwrap());
+        });
+    }
+
+    #[test]
+    fn a_run_of_low_priority_gives_way() {
+        let folder = tempfile::tempdir().unwrap();
+        let state = RepositoryState::new(folder.path(), RepositoryId::random());
+        state.create().unwrap();
+        let stop = AtomicBool::new(false);
+        let lock = |wait, priority| state.lock(wait, priority, &stop, |_| ());
+        let held = lock(Duration::ZERO, Priority::Low).unwrap();
+        assert!(!held.is_wanted());
+        let long = Duration::from_secs(60);
+        std::thread::scope(|threads| {
+            let low = threads.spawn(|| lock(long, Priority::Low));
+            let normal = threads.spawn(|| lock(long, Priority::Normal).map(|lock| lock.is_wanted()));
+            while !held.is_wanted() {
+                sleep(Duration::from_millis(1));
+            }
+            assert!(lock(Duration::ZERO, Priority::Low).is_err());
+            drop(held);
+            assert!(!normal.join().unwrap().unwrap());
+            let low = low.join().unwrap().unwrap();
+            assert!(!low.is_wanted());
+            assert!(lock(Duration::ZERO, Priority::Normal).is_err());
+            assert!(!low.is_wanted());
         });
     }
 }

@@ -102,6 +102,90 @@ fn a_full_state_disk_at_any_point_loses_nothing() {
     sweep("full state directory", "state", 8, 400 << 10);
 }
 
+/// Snapshots can be forgotten and removed on a disk without any free space.
+fn frees_space(folder: &str) {
+    let site = Site::in_memory();
+    let small = Small::new(&site, "small");
+    place_one(&site, folder, &small.path);
+    let mut ordeal = Ordeal::at(site, Random::new(1, folder), 1);
+    for _ in 0..4 {
+        ordeal.change();
+        ordeal.back_up();
+    }
+    small.resize(small.used().max(PAGE));
+    says_full(&ordeal.site.backup(&["--time", "2027-01-01"]).code(1));
+    ordeal.forget_all_but(2);
+    small.resize(small.used().max(PAGE));
+    let mut prune = ordeal.site.command(&["prune", "--json", "--grace", "0", "--max-copy", "0", "--max-waste", "0"]);
+    prune.env_remove("BRACKFS_KEY_FILE");
+    let before = small.used();
+    let pruned = run(prune).ok().json();
+    assert_eq!(common::number(&pruned, "removed_snapshots"), 3, "{pruned}");
+    assert!(folder == "state" || small.used() < before);
+    small.resize(LARGE);
+    ordeal.holds_after_prune();
+    let reserve =
+        common::paths_below(&small.path).into_iter().find(|path| path.ends_with("reserve")).expect("a reserve");
+    assert_eq!(fs::metadata(reserve).expect("its size").len(), 4 << 20);
+}
+
+#[test]
+fn a_full_repository_disk_does_not_prevent_prunes() {
+    frees_space("repo");
+}
+
+#[test]
+fn a_full_state_disk_does_not_prevent_prunes() {
+    frees_space("state");
+}
+
+/// Prunes with increasing free space on the disk with `folder`.
+fn prunes(folder: &str, steps: u64, most: u64) {
+    let (mut full, mut step) = (0, 0);
+    let site = Site::in_memory();
+    let small = Small::new(&site, "small");
+    place_one(&site, folder, &small.path);
+    let mut ordeal = Ordeal::at(site, Random::new(1, folder), 1);
+    rounds("full prune", steps, |random| {
+        ordeal.random = random;
+        ordeal.forget();
+        // Without the reserve, a prune fails more often.
+        for folder in [ordeal.site.repo(), ordeal.site.state()] {
+            let folder = fs::canonicalize(folder).expect("a folder");
+            for path in common::paths_below(&folder).into_iter().filter(|path| path.ends_with("reserve")) {
+                fs::remove_file(path).expect("the reserve");
+            }
+        }
+        let room = step * most / steps + ordeal.random.below(most / steps);
+        step = (step + 1) % steps;
+        small.leave(room);
+        let end = run(ordeal.prune_command());
+        match end.code {
+            0 => {}
+            1 => {
+                full += 1;
+                says_full(&end);
+                // Readers do not need free space.
+                ordeal.site.brackfs(&["check", "--read-data"]).ok();
+            }
+            _ => panic!("with {room} bytes of room\n{end}"),
+        }
+        small.resize(LARGE);
+        ordeal.holds_after_prune();
+    });
+    assert!(full > 0, "it was never full");
+}
+
+#[test]
+fn a_full_repository_disk_at_any_point_of_a_prune_loses_nothing() {
+    prunes("repo", 6, 2 << 20);
+}
+
+#[test]
+fn a_full_state_disk_at_any_point_of_a_prune_loses_nothing() {
+    prunes("state", 6, 400 << 10);
+}
+
 #[test]
 fn a_full_temporary_directory_loses_nothing() {
     let mut ordeal = Ordeal::new(Random::new(1, "full temporary files"), 1);

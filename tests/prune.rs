@@ -621,6 +621,92 @@ fn prunes_continue_after_a_backup_that_was_killed_at_any_link() {
     }
 }
 
+/// A prune in which all removals of objects are refused.
+fn refused(world: &World) -> Run {
+    let mut prune = world.site.command(&["prune", "--json", "--grace", "0", "--max-waste", "0"]);
+    prune.env_remove("BRACKFS_KEY_FILE");
+    let strace = ["-o", "/dev/null", "-e", "trace=unlinkat", "-e", "inject=unlinkat:error=EPERM"];
+    run(under_strace(&strace, &prune))
+}
+
+#[test]
+fn what_the_target_refuses_to_remove_stays_and_is_removed_later() {
+    let mut world = World::new();
+    world.forget(1);
+    let before = tree(&world.site.repo());
+    for round in 0..3 {
+        let objects = tree(&world.site.repo()).len();
+        let run = refused(&world).ok();
+        says(&run, "what cannot be removed stays");
+        assert!(number(&run.json(), "retained_objects") > 0, "{run}");
+        assert_eq!(number(&run.json(), "freed_bytes"), 0, "{run}");
+        assert!(before.keys().all(|path| world.site.repo().join(path).symlink_metadata().is_ok()));
+        assert!(round == 0 || tree(&world.site.repo()).len() <= objects + 6, "round {round}");
+        world.assert_kept();
+    }
+    world.backup();
+    world.forget(1);
+    assert!(number(&world.prune_all(), "freed_bytes") > 0);
+    let pruned = world.prune_all();
+    assert_eq!(number(&pruned, "live_bytes"), world.packs());
+    world.assert_whole();
+    assert_eq!(world.objects("snapshots").len(), 1);
+}
+
+#[test]
+fn packs_that_could_not_be_removed_are_known_after_a_rebuild() {
+    let mut world = World::new();
+    // Snapshots can be removed, but packs cannot.
+    world.forget(1);
+    let mut prune = world.site.command(&["prune", "--json", "--grace", "0", "--max-waste", "0"]);
+    prune.env_remove("BRACKFS_KEY_FILE");
+    let packs = world.site.repo().join("packs");
+    let immutable = |flag| {
+        let folders = fs::read_dir(&packs).unwrap().map(|entry| entry.unwrap().path());
+        succeed(std::process::Command::new("chattr").arg(flag).args(folders));
+    };
+    immutable("+a");
+    let run = run(prune);
+    immutable("-a");
+    let retained = number(&run.ok().json(), "pending_bytes");
+    assert!(retained > 0);
+    world.assert_whole();
+    world.remove_catalog();
+    world.as_host(&["catalog", "rebuild"]).ok();
+    world.backup();
+    world.forget(1);
+    assert!(number(&world.prune_all(), "freed_bytes") >= retained);
+    assert_eq!(number(&world.prune_all(), "live_bytes"), world.packs());
+    world.assert_whole();
+}
+
+#[test]
+fn a_backup_that_waits_for_the_lock_goes_before_the_rest_of_a_prune() {
+    let mut world = World::new();
+    world.forget(2);
+    world.site.write("large/new", noise("new", 600_000));
+    settle();
+    let generations = world.objects("generation").len();
+    let mut prune = world.site.command(&["prune", "--json", "--grace", "0", "--max-waste", "0"]);
+    prune.env_remove("BRACKFS_KEY_FILE");
+    // The first link is that of the generation; the second one takes this long.
+    let strace = ["-o", "/dev/null", "-e", "trace=linkat", "-e", "inject=linkat:delay_enter=4000000:when=2"];
+    let mut prune = under_strace(&strace, &prune);
+    let prune = prune.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
+    common::wait::until("the prune is announced", || world.objects("generation").len() > generations);
+    let made = world.site.backup(&["--wait-lock", "5m"]).ok();
+    says(&made, "waiting for another run");
+    world.snapshots.push((made.json()["snapshot_id"].as_str().unwrap().to_owned(), tree(&world.site.source())));
+    let pruned = prune.wait_with_output().unwrap();
+    let said = String::from_utf8(pruned.stderr).unwrap();
+    assert!(pruned.status.success() && said.contains("pruning goes on after it"), "{said}");
+    let result = String::from_utf8(pruned.stdout).unwrap();
+    let pruned: Value = serde_json::from_str(result.lines().last().unwrap()).unwrap();
+    assert!(number(&pruned, "copied_bytes") > 0 && number(&pruned, "freed_bytes") > 0, "{pruned}");
+    world.assert_whole();
+    assert_eq!(number(&world.prune_all(), "live_bytes"), world.packs());
+}
+
 /// Kills a prune at a call, runs it again, and compares the result with that of an undisturbed prune.
 fn killed_at(call: &str, grace: &str, step: u32) {
     let mut world = World::new();

@@ -186,6 +186,7 @@ impl<'a> Invocation<'a> {
         };
         let mut summary = result?;
         summary.problems += lost_packs;
+        session::keep_reserve(self.repository, &state);
         Ok(summary)
     }
 

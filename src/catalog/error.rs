@@ -141,6 +141,7 @@ impl Failure for Error {
     fn kind(&self) -> FailureKind {
         match self {
             Error::Busy { .. } => FailureKind::Locked,
+            Error::Full { .. } => FailureKind::Full,
             _ => FailureKind::Failed,
         }
     }

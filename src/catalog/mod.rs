@@ -9,7 +9,8 @@
 //!
 //! - [`trust`]: repository, host key, recipients, encryption; fixed at init
 //! - [`chunks`]: packs, blocks and chunks, and where they are stored
-//! - [`moves`]: blocks in carriers, and packs that are removed on purpose
+//! - [`moves`]: blocks in carriers
+//! - [`doomed`]: snapshots and packs that are removed on purpose
 //! - [`packs`]: condemned packs, and the removal of claims that depend on them
 //! - [`documents`]: documents in the repository, and their census
 //! - [`directories`]: directories in segments of about 1,000 entries, each with its encoded tree node
@@ -31,6 +32,7 @@ mod claims;
 mod database;
 mod directories;
 mod documents;
+mod doomed;
 mod error;
 mod ids;
 mod moves;
@@ -51,9 +53,10 @@ pub use claims::Claims;
 pub use database::{Catalog, trust_of};
 pub use directories::{DirectoryId, DirectoryRow, NewSegment, Parent, Past, SegmentId, SegmentNode, SegmentRow};
 pub use documents::{Folder, KnownDocument};
+pub use doomed::{DoomedPack, RetainedPack};
 pub use error::Error;
 pub use ids::BlockId;
-pub use moves::{BlockInPack, DoomedPack, PackLoad};
+pub use moves::{BlockInPack, PackLoad};
 pub use packs::{Condemned, KnownPack};
 pub use retry_queue::{DeferredFile, StoredState};
 pub use sizes::UsedSizes;

@@ -79,7 +79,8 @@ impl Catalog {
 
     /// Counts packs on the list that are not in the catalog.
     pub fn unknown_listed(&self) -> Result<u64, Error> {
-        let count = "SELECT count(*) FROM listing WHERE pack NOT IN (SELECT uuid FROM packs)";
+        let count =
+            "SELECT count(*) FROM listing WHERE pack NOT IN (SELECT uuid FROM packs UNION SELECT pack FROM retained)";
         let found = self.db.query_row(count, [], |row| row.get::<_, i64>(0));
         Ok(found.map_err(self.failed("list packs"))? as u64)
     }

@@ -58,6 +58,8 @@ CREATE TABLE moves (
 CREATE INDEX moves_by_carrier ON moves (carrier);
 -- Generation and time at which a prune first saw that a snapshot is forgotten.
 CREATE TABLE seen_forgotten (sequence INTEGER PRIMARY KEY, generation INTEGER NOT NULL, at INTEGER NOT NULL);
+-- Packs that the target refused to remove. No index names them.
+CREATE TABLE retained (pack BLOB PRIMARY KEY, length INTEGER NOT NULL) WITHOUT ROWID;
 -- First bytes of the ids of packs whose moves changed since their shard was written.
 CREATE TABLE dirty_shards (prefix BLOB PRIMARY KEY) WITHOUT ROWID;
 -- Keyed by the digest's first eight bytes: integers make the smallest and fastest index. Only the first of two

@@ -34,7 +34,7 @@ impl Failure for NoSecret {
 /// The exit code of a kind of failure.
 pub(super) const fn code(kind: FailureKind) -> u8 {
     match kind {
-        FailureKind::Failed => 1,
+        FailureKind::Failed | FailureKind::Full => 1,
         FailureKind::Usage => 2,
         FailureKind::Partial => 3,
         FailureKind::NoRepository => 10,
@@ -136,8 +136,9 @@ mod tests {
             FailureKind::Locked,
             FailureKind::Key,
             FailureKind::Interrupted,
+            FailureKind::Full,
         ];
-        assert_eq!(kinds.map(code), [1, 2, 3, 10, 11, 12, 130]);
+        assert_eq!(kinds.map(code), [1, 2, 3, 10, 11, 12, 130, 1]);
     }
 
     #[test]

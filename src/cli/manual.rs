@@ -333,6 +333,15 @@ runs on a new machine: the id in the names of its temporary files, so that they 
 Locked by a run that writes; contains its process id.
 The kernel releases the lock when the process ends; the file remains.
 .TP
+.I lock.waiting
+Locked by runs that wait for the lock, so that
+.BR brackfs\-prune (1)
+lets them go first.
+.TP
+.I reserve
+Takes up to 4 MiB until a command that frees space needs them on a full disk.
+It can be removed.
+.TP
 .I signers
 Fingerprints of the host keys that this machine trusts as a reader, one per line.
 Lines can be added and removed by hand.

@@ -13,11 +13,9 @@ use super::show::{parse_duration, parse_size, parse_time, size};
 use super::signals::stop_on_signals;
 use super::terminal::is_interactive;
 use crate::format::Timestamp;
-use crate::inventory::host_key;
 use crate::monitor::count;
 use crate::prune::{self, Options, Summary};
 use crate::repository::Repository;
-use crate::session;
 use crate::state::RepositoryState;
 
 /// Remove data that no snapshot needs any more
@@ -38,6 +36,15 @@ use crate::state::RepositoryState;
 /// that no document is missing.
 ///
 /// Damaged data is not copied. Its pack stays, and is reported here and by brackfs-check(1).
+///
+/// Between batches of copies or removals, a prune lets other runs go first that wait for the lock, such as a backup with
+/// --wait-lock, and goes on after them.
+///
+/// On a full disk, use --grace 0 --max-copy 0. Backups and prunes keep a file of 4 MiB, named reserve, in a repository that
+/// is a directory and in the state directory. If the disk is full, prune and brackfs-forget(1) use this space.
+///
+/// If the target refuses to remove an object, the object stays, and the exit code is 0. Such targets can only be appended
+/// to, or lock objects for a time. A later prune tries it again.
 #[derive(Debug, clap::Args)]
 #[command(after_help = "\
 Examples:
@@ -63,8 +70,8 @@ pub(super) struct Args {
     /// Print the result as a JSON object
     ///
     /// It has message_type summary, and dry_run, stored_bytes and live_bytes (before the prune), compacted_packs,
-    /// copied_bytes, damaged_packs, condemned_packs, removed_snapshots, removed_packs, freed_bytes, pending_bytes
-    /// (condemned, and not removed yet).
+    /// copied_bytes, damaged_packs, condemned_packs, removed_snapshots, removed_packs, freed_bytes, retained_objects (which the
+    /// target refused to remove), pending_bytes (condemned, and not removed yet). Status objects count packs as files.
     #[arg(long)]
     json: bool,
 }
@@ -154,9 +161,10 @@ pub(super) fn prune_as(repository: &RepositoryArg, limits: &Limits, args: &Run, 
     let summary = if args.dry_run {
         prune::predict(&repository, &state, &options, &monitor, &stop)?
     } else {
-        let key = host_key(&state)?;
-        let lock = session::lock(&state, args.wait_lock, &monitor, &stop)?;
-        prune::prune(&repository, &lock, key, &options, &monitor, &stop)?
+        monitor.start();
+        let result = prune::prune(&repository, &state, &options, args.wait_lock, &monitor, &stop);
+        monitor.finish();
+        result?
     };
     if args.json {
         output::result(json!({
@@ -171,6 +179,7 @@ pub(super) fn prune_as(repository: &RepositoryArg, limits: &Limits, args: &Run, 
             "removed_snapshots": summary.removed_snapshots,
             "removed_packs": summary.removed_packs,
             "freed_bytes": summary.freed_bytes,
+            "retained_objects": summary.retained,
             "pending_bytes": summary.pending_bytes,
         }))?;
     } else if !global.quiet && (is_interactive() || global.verbose || args.dry_run) {
@@ -191,10 +200,11 @@ fn report(summary: &Summary, dry_run: bool) {
         size(summary.copied_bytes),
         packs(summary.compacted_packs),
     ));
+    if summary.retained > 0 {
+        output::message(format!("the target refused to remove {}", count(summary.retained, "object", "objects")));
+    }
     if summary.pending_bytes > 0 {
-        output::message(format!(
-            "{} more are not needed, and will be removed after the grace period",
-            size(summary.pending_bytes)
-        ));
+        let when = if summary.retained > 0 { "as soon as the target allows it" } else { "after the grace period" };
+        output::message(format!("{} more are not needed, and will be removed {when}", size(summary.pending_bytes)));
     }
 }

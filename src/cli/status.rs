@@ -38,13 +38,17 @@ impl Status {
         }
     }
 
+    fn count(&self, files: u64) -> String {
+        if self.look.of_packs { count(files, "pack", "packs") } else { count(files, "file", "files") }
+    }
+
     /// A line of at most `width` columns: the numbers, and the end of the path if it does not fit.
     pub(super) fn line(&self, width: usize) -> String {
         let ProgressSnapshot { files, bytes, read_bytes, stored_bytes, .. } = self.look;
         let some = |bytes: u64, text: String| (bytes > 0).then_some(text);
         let mut parts = [
             self.percent(),
-            Some(count(files, "file", "files")),
+            Some(self.count(files)),
             Some(size(bytes)),
             some(read_bytes, rate(read_bytes, self.elapsed)),
             some(stored_bytes, format!("{} stored", size(stored_bytes))),
@@ -68,16 +72,16 @@ impl Status {
 
     /// All numbers and the whole path.
     pub(super) fn sentence(&self) -> String {
-        let ProgressSnapshot { files, bytes, read_bytes, stored_bytes, total, path } = &self.look;
+        let ProgressSnapshot { files, bytes, read_bytes, stored_bytes, total, path, .. } = &self.look;
         let about = self.about();
         let mut parts = Vec::new();
         parts.extend(self.percent().map(|percent| format!("{percent} done")));
         match total {
             Some(total) => {
-                parts.push(format!("{files} of {about}{}", count(total.files, "file", "files")));
+                parts.push(format!("{files} of {about}{}", self.count(total.files)));
                 parts.push(format!("{} of {about}{}", size(*bytes), size(total.bytes)));
             }
-            None => parts.extend([count(*files, "file", "files"), size(*bytes)]),
+            None => parts.extend([self.count(*files), size(*bytes)]),
         }
         if *read_bytes > 0 {
             parts.push(format!("{} read ({})", size(*read_bytes), rate(*read_bytes, self.elapsed)));
@@ -129,6 +133,7 @@ mod tests {
     fn halfway(estimated: bool) -> Status {
         let look = ProgressSnapshot {
             files: 1000,
+            of_packs: false,
             bytes: 1 << 30,
             read_bytes: 100 << 20,
             stored_bytes: 50 << 20,
@@ -166,6 +171,14 @@ mod tests {
         for field in ["percent_done", "total_files", "total_bytes", "seconds_remaining"] {
             assert!(json[field].is_null(), "{json}");
         }
+    }
+
+    #[test]
+    fn packs_are_called_packs() {
+        let mut status = halfway(false);
+        status.look.of_packs = true;
+        assert!(status.line(120).starts_with("50%  1000 packs  "));
+        assert!(status.sentence().contains("1000 of 2000 packs"));
     }
 
     #[test]

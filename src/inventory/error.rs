@@ -96,6 +96,7 @@ impl Failure for Error {
             Error::State(error) => error.kind(),
             Error::Crypt(error) => error.kind(),
             Error::Interrupted => FailureKind::Interrupted,
+            Error::Target(error) => error.kind(),
             _ => FailureKind::Failed,
         }
     }

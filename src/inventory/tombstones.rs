@@ -83,7 +83,8 @@ impl Inventory<'_> {
 
     /// Condemns the packs that tombstones name, and that are in the catalog.
     pub(super) fn learn_condemned(&self, catalog: &Catalog, tombstones: &Tombstones) -> Result<(), Error> {
-        Ok(catalog.learn_condemned(&tombstones.packs, tombstones.generation)?)
+        catalog.learn_condemned(&tombstones.packs, tombstones.generation)?;
+        Ok(catalog.learn_retained(&tombstones.packs)?)
     }
 
     /// Adds snapshots that only tombstones name: their objects and their usage were removed.

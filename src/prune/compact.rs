@@ -91,11 +91,13 @@ impl<'p, 's> Compactor<'p, 's> {
                 break;
             }
             self.copy(catalog, marked, pack, &mut bytes, summary)?;
-            if self.bytes >= BATCH {
+            if self.bytes >= BATCH || self.pruner.is_wanted() {
                 self.finish_batch(catalog)?;
+                self.pruner.give_way()?;
             }
         }
-        self.finish_batch(catalog)
+        self.finish_batch(catalog)?;
+        self.pruner.give_way()
     }
 
     fn copy(
@@ -124,6 +126,9 @@ impl<'p, 's> Compactor<'p, 's> {
             self.append(catalog, class, block.block, block.carried, bytes.get(start..end).unwrap_or_default())?;
             start = end;
         }
+        let progress = self.pruner.inventory.monitor.progress();
+        progress.file();
+        progress.bytes(bytes.len() as u64);
         summary.copied_bytes += bytes.len() as u64;
         summary.compacted_packs += 1;
         Ok(())
@@ -138,6 +143,7 @@ impl<'p, 's> Compactor<'p, 's> {
         bytes: &mut Vec<u8>,
     ) -> Result<Option<String>, Error> {
         let object = name::pack(pack.id);
+        self.pruner.inventory.monitor.progress().at(Path::new(&object));
         let mut run = Vec::new();
         bytes.clear();
         for neighbours in blocks.chunk_by(|one, next| one.offset + u64::from(one.carried.length) == next.offset) {

@@ -8,11 +8,15 @@ use super::error::Error;
 use super::mark::Marked;
 use crate::inventory::Inventory;
 use crate::monitor::Monitor;
-use crate::session::Session;
+use crate::session::{Remover, Session};
 use crate::source::now;
+use crate::state::Lock;
+use crate::storage::ErrorKind;
 
 /// Number of removals after which a run looks for other runs again.
 const LOOK_AFTER: u64 = 1000;
+/// Number of refused removals in a row after which a run tries no other.
+const MAX_REFUSALS: u64 = 16;
 
 /// The options of a prune.
 #[derive(Debug, Clone, Copy)]
@@ -32,7 +36,13 @@ pub struct Options {
 impl Options {
     /// `before` is the last generation before the run.
     pub(super) fn clock(&self, before: u64) -> Clock {
-        Clock { now: self.now.unwrap_or_else(|| now().seconds), before, removals: Cell::new(0) }
+        Clock {
+            now: self.now.unwrap_or_else(|| now().seconds),
+            before,
+            removals: Cell::new(0),
+            refusals: Cell::new(0),
+            retained: Cell::new(0),
+        }
     }
 }
 
@@ -57,7 +67,9 @@ pub struct Summary {
     pub removed_packs: u64,
     /// The size of the removed packs.
     pub freed_bytes: u64,
-    /// The size of packs that stay condemned until the grace period is over.
+    /// Objects that the target refused to remove.
+    pub retained: u64,
+    /// The size of packs that stay condemned until the grace period is over, or because they could not be removed.
     pub pending_bytes: u64,
 }
 
@@ -66,15 +78,37 @@ impl Summary {
         let stored_bytes = marked.packs.iter().map(|pack| pack.length).sum();
         Summary { stored_bytes, live_bytes: marked.live_bytes(), ..Summary::default() }
     }
+
+    /// The summary of rounds that follow one another.
+    pub(super) fn joined(earlier: Option<Summary>, later: Option<Summary>) -> Option<Summary> {
+        let (Some(earlier), Some(later)) = (&earlier, &later) else { return earlier.or(later) };
+        Some(Summary {
+            stored_bytes: earlier.stored_bytes,
+            live_bytes: earlier.live_bytes,
+            compacted_packs: earlier.compacted_packs + later.compacted_packs,
+            copied_bytes: earlier.copied_bytes + later.copied_bytes,
+            damaged_packs: earlier.damaged_packs + later.damaged_packs,
+            condemned_packs: earlier.condemned_packs + later.condemned_packs,
+            removed_snapshots: earlier.removed_snapshots + later.removed_snapshots,
+            removed_packs: earlier.removed_packs + later.removed_packs,
+            freed_bytes: earlier.freed_bytes + later.freed_bytes,
+            retained: earlier.retained.max(later.retained),
+            pending_bytes: later.pending_bytes,
+        })
+    }
 }
 
-/// The times of a prune, and a count of its removals.
+/// The times of a prune, and counts of its removals.
 pub(super) struct Clock {
     /// The current time, in seconds since 1970.
     pub(super) now: i64,
     /// The last generation before this run.
     pub(super) before: u64,
     pub(super) removals: Cell<u64>,
+    /// Removals in a row that the target refused.
+    pub(super) refusals: Cell<u64>,
+    /// All objects that the target refused to remove.
+    pub(super) retained: Cell<u64>,
 }
 
 /// What all parts of a prune use.
@@ -82,26 +116,56 @@ pub(super) struct Pruner<'s> {
     pub(super) session: &'s Session<'s>,
     pub(super) inventory: Inventory<'s>,
     pub(super) clock: &'s Clock,
+    lock: &'s Lock,
 }
 
 impl<'s> Pruner<'s> {
     pub(super) fn new(
         session: &'s Session<'s>,
+        lock: &'s Lock,
         clock: &'s Clock,
         monitor: &'s dyn Monitor,
         stop: &'s AtomicBool,
     ) -> Self {
         let inventory = Inventory { repository: session.repository(), access: session.access(), monitor, stop };
-        Pruner { session, inventory, clock }
+        Pruner { session, inventory, clock, lock }
     }
 
+    /// Removes an object, unless it is gone. Returns false if the target refuses that.
+    ///
     /// Looks for other runs every [`LOOK_AFTER`] calls: another run may build on what is removed here.
-    pub(super) fn alone_before_removal(&self) -> Result<(), Error> {
-        let removals = self.clock.removals.get();
-        self.clock.removals.set(removals + 1);
-        if removals.is_multiple_of(LOOK_AFTER) {
+    pub(super) fn remove(&self, remover: &Remover<'_>, object: &str) -> Result<bool, Error> {
+        self.inventory.check_interrupted()?;
+        let Clock { removals, refusals, retained, .. } = self.clock;
+        if removals.replace(removals.get() + 1).is_multiple_of(LOOK_AFTER) {
             self.session.still_alone()?;
         }
-        Ok(())
+        if refusals.get() < MAX_REFUSALS {
+            match remover.remove_if_there(object) {
+                Err(error) if error.kind == ErrorKind::PermissionDenied => {
+                    if retained.get() == 0 {
+                        self.inventory.monitor.note(&format!("{error}; what cannot be removed stays"));
+                    }
+                }
+                other => {
+                    other?;
+                    refusals.set(0);
+                    return Ok(true);
+                }
+            }
+        }
+        refusals.set(refusals.get() + 1);
+        retained.set(retained.get() + 1);
+        Ok(false)
+    }
+
+    /// Ends the run if another one waits for the lock. The work so far must be committed.
+    pub(super) fn give_way(&self) -> Result<(), Error> {
+        if self.is_wanted() { Err(Error::Wanted) } else { Ok(()) }
+    }
+
+    /// Whether another run waits for the lock.
+    pub(super) fn is_wanted(&self) -> bool {
+        self.lock.is_wanted()
     }
 }

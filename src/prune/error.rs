@@ -24,6 +24,9 @@ pub enum Error {
     /// It is not certain that all snapshots are known.
     #[error("nothing was removed: {0}")]
     Doubt(String),
+    /// Another run waits for the lock. The work so far is done, and the rest can be done later.
+    #[error("another run waits for the lock")]
+    Wanted,
 }
 
 impl Failure for Error {
@@ -33,7 +36,8 @@ impl Failure for Error {
             Error::Catalog(error) => error.kind(),
             Error::Inventory(error) => error.kind(),
             Error::Repository(error) => error.kind(),
-            Error::Target(_) | Error::Doubt(_) => FailureKind::Failed,
+            Error::Target(error) => error.kind(),
+            Error::Doubt(_) | Error::Wanted => FailureKind::Failed,
         }
     }
 }

@@ -75,8 +75,7 @@ pub(super) fn rewrite(pruner: &Pruner<'_>, catalog: &mut Catalog, removals: &Rem
         let index = session.access().index(session.repository(), candidate.id)?;
         successor.add(catalog, candidate.id, index)?;
     }
-    successor.finish(catalog)?;
-    remove_replaced(pruner, catalog, |folder| folder == Folder::Index)
+    successor.finish(catalog)
 }
 
 /// Removes documents that others replaced.
@@ -91,8 +90,10 @@ pub(super) fn remove_replaced(
     replaced.sort_unstable_by_key(|(replaced, _)| *replaced);
     for (replaced, known) in replaced {
         if !known.is_removed {
-            pruner.inventory.check_interrupted()?;
-            pruner.session.remover(catalog)?.remove_if_there(&known.object())?;
+            let remover = pruner.session.remover(catalog)?;
+            if !pruner.remove(&remover, &known.object())? {
+                break;
+            }
             catalog.set_document_removed(&known)?;
         }
         // Until then, the census of the last generation counts it.
@@ -222,7 +223,9 @@ impl<'p, 's> Successor<'p, 's> {
         let id = ObjectId::random();
         session.writer().put_index(id, &index)?;
         catalog.add_index(id, &index)?;
-        Ok(catalog.commit()?)
+        catalog.commit()?;
+        // At once, so that an almost full disk has space for the next one.
+        remove_replaced(self.pruner, catalog, |folder| folder == Folder::Index)
     }
 }
 

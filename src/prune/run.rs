@@ -10,64 +10,151 @@ use super::condemn::{condemn, forget_unwritten};
 use super::context::{Options, Pruner, Summary};
 use super::error::Error;
 use super::mark::{Marked, current, mark};
-use super::sweep::{find_due, note_forgotten, remove_old_tombstones, sweep_due};
+use super::sweep::{find_due, note_forgotten, remove_old_tombstones, remove_retained, sweep_due};
 use crate::catalog::{Catalog, Presence};
 use crate::crypt::SecretKey;
 use crate::inventory::{Inventory, host_access, host_key};
-use crate::monitor::Monitor;
+use crate::monitor::{Monitor, Total};
 use crate::repository::Repository;
 use crate::session::{self, Checks, Mend, NOTHING_YET, Session};
 use crate::state::{Lock, RepositoryState};
 
-/// Removes data that no kept snapshot needs. `key` is the host key.
+/// Removes data that no kept snapshot needs, with the host key alone. Waits up to `wait` for the lock. Gives it up for other
+/// runs that wait, and goes on after them. If the disk is full, uses the reserve.
 pub fn prune(
     repository: &Repository,
-    lock: &Lock,
-    key: SecretKey,
+    state: &RepositoryState,
     options: &Options,
+    wait: Duration,
     monitor: &dyn Monitor,
     stop: &AtomicBool,
 ) -> Result<Summary, Error> {
-    let _span = debug_span!("prune").entered();
-    let checks = Checks { mend: Mend::No, recheck: 0 };
-    let mut lost_packs = 0;
-    let (mut session, mut catalog) = Session::open(repository, lock, key, checks, &mut lost_packs, monitor, stop)?;
-    let clock = options.clock(session.last_generation());
-    let pruner = Pruner::new(&session, &clock, monitor, stop);
-    if let Some(doubt) = session.doubt(&mut catalog, &pruner.inventory)? {
-        return Err(Error::Doubt(doubt));
-    }
-    pruner.inventory.find_copies(&catalog)?;
-    let unwritten = forget_unwritten(&catalog)?;
-    if unwritten {
-        session.announce_changes(&mut catalog)?;
-    }
-    let pruner = Pruner::new(&session, &clock, monitor, stop);
-    let mut marked = mark(&catalog)?;
-    let mut summary = Summary::new(&marked);
-    let grace = seconds(options.grace);
-    let mut changed = unwritten;
-    if grace > 0 {
-        let due = find_due(&catalog, &marked, session.generation(), clock.now, grace)?;
-        changed |= sweep_due(&pruner, &mut catalog, &due, &mut summary)?;
-    }
-    compact_and_condemn(&pruner, &mut catalog, &mut marked, options, changed, &mut summary)?;
-    remove_old_tombstones(&pruner, &mut catalog)?;
-    if grace == 0 && has_work(&catalog)? {
-        session.announce(&mut catalog)?;
-        // From the second generation on, no run is left that could build on what the first one condemned.
-        session.announce_again(&mut catalog)?;
-        let pruner = Pruner::new(&session, &clock, monitor, stop);
-        let due = find_due(&catalog, &marked, session.generation(), clock.now, 0)?;
-        if sweep_due(&pruner, &mut catalog, &due, &mut summary)? {
-            session.put_tombstones(&mut catalog)?;
+    let mut whole: Option<Summary> = None;
+    let until = options.max_duration.and_then(|duration| Instant::now().checked_add(duration));
+    session::with_reserve(repository, state, monitor, || {
+        loop {
+            let wait = if whole.is_none() { wait } else { Duration::MAX };
+            let lock = session::lock_last(state, wait, monitor, stop).map_err(session::Error::from)?;
+            let copied = whole.as_ref().map_or(0, |whole| whole.copied_bytes);
+            let limits = Limits { until, max_copy: options.max_copy.saturating_sub(copied), lock: &lock };
+            let mut summary = None;
+            let result = Round { repository, options, limits, monitor, stop }.run(host_key(state)?, &mut summary);
+            whole = Summary::joined(whole.take(), summary);
+            match result {
+                Err(Error::Wanted) => monitor.note("another run waits for the lock; pruning goes on after it"),
+                other => break other,
+            }
         }
-        remove_old_tombstones(&pruner, &mut catalog)?;
+    })?;
+    session::keep_reserve(repository, state);
+    Ok(whole.unwrap_or_default())
+}
+
+/// How far a round goes.
+struct Limits<'a> {
+    until: Option<Instant>,
+    max_copy: u64,
+    lock: &'a Lock,
+}
+
+/// A prune from when it gets the lock until it ends or gives the lock up.
+struct Round<'a> {
+    repository: &'a Repository,
+    options: &'a Options,
+    limits: Limits<'a>,
+    monitor: &'a dyn Monitor,
+    stop: &'a AtomicBool,
+}
+
+impl Round<'_> {
+    /// `key` is the host key. Sets `summary` to what was done, even if the round fails later.
+    fn run(&self, key: SecretKey, summary: &mut Option<Summary>) -> Result<(), Error> {
+        let _span = debug_span!("prune").entered();
+        let Round { repository, limits, monitor, stop, .. } = self;
+        let checks = Checks { mend: Mend::No, recheck: 0 };
+        let (mut session, mut catalog) = Session::open(repository, limits.lock, key, checks, &mut 0, *monitor, stop)?;
+        let result = self.work(&mut session, &mut catalog, summary);
+        if matches!(result, Ok(()) | Err(Error::Wanted)) {
+            catalog.set_finished()?;
+            catalog.commit()?;
+        }
+        result
     }
-    summary.pending_bytes = catalog.doomed_packs()?.iter().map(|pack| pack.length).sum();
-    catalog.set_finished()?;
-    catalog.commit()?;
-    Ok(summary)
+
+    fn work(
+        &self,
+        session: &mut Session<'_>,
+        catalog: &mut Catalog,
+        summary: &mut Option<Summary>,
+    ) -> Result<(), Error> {
+        let Round { options, limits, monitor, stop, .. } = self;
+        let (monitor, stop, lock) = (*monitor, *stop, limits.lock);
+        let clock = options.clock(session.last_generation());
+        let pruner = Pruner::new(session, lock, &clock, monitor, stop);
+        if let Some(doubt) = session.doubt(catalog, &pruner.inventory)? {
+            return Err(Error::Doubt(doubt));
+        }
+        pruner.inventory.find_copies(catalog)?;
+        let unwritten = forget_unwritten(catalog)?;
+        if unwritten {
+            session.announce_changes(catalog)?;
+        }
+        let mut marked = mark(catalog)?;
+        let summary = summary.insert(Summary::new(&marked));
+        let grace = seconds(options.grace);
+        let mut changed = unwritten;
+        let pruner = Pruner::new(session, lock, &clock, monitor, stop);
+        if grace > 0 {
+            let due = find_due(catalog, &marked, session.generation(), clock.now, grace)?;
+            changed |= sweep_due(&pruner, catalog, &due, summary)?;
+        }
+        remove_retained(&pruner, catalog, summary)?;
+        self.compact_and_condemn(&pruner, catalog, &mut marked, changed, summary)?;
+        remove_old_tombstones(&pruner, catalog)?;
+        if grace == 0 && has_work(catalog)? {
+            session.announce(catalog)?;
+            // From the second generation on, no run is left that could build on what the first one condemned.
+            session.announce_again(catalog)?;
+            let pruner = Pruner::new(session, lock, &clock, monitor, stop);
+            let due = find_due(catalog, &marked, session.generation(), clock.now, 0)?;
+            if sweep_due(&pruner, catalog, &due, summary)? {
+                session.put_tombstones(catalog)?;
+            }
+            remove_old_tombstones(&pruner, catalog)?;
+        }
+        let retained: u64 = catalog.retained_packs()?.iter().map(|pack| pack.length).sum();
+        summary.pending_bytes = catalog.doomed_packs()?.iter().map(|pack| pack.length).sum::<u64>() + retained;
+        summary.retained = clock.retained.get();
+        Ok(())
+    }
+
+    fn compact_and_condemn(
+        &self,
+        pruner: &Pruner<'_>,
+        catalog: &mut Catalog,
+        marked: &mut Marked,
+        changed: bool,
+        summary: &mut Summary,
+    ) -> Result<(), Error> {
+        let chosen = choose(marked, self.options.max_waste, self.limits.max_copy);
+        if !chosen.is_empty() {
+            let bytes = chosen.iter().map(|pack| pack.live).sum();
+            self.monitor.progress().of_packs();
+            self.monitor.progress().expect(Total { files: chosen.len() as u64, bytes, estimated: false });
+            Compactor::new(pruner, current(catalog)?).compact(catalog, marked, &chosen, self.limits.until, summary)?;
+            if summary.damaged_packs > 0 {
+                pruner.inventory.find_copies(catalog)?;
+            }
+        }
+        // An earlier prune may have been killed before it wrote them.
+        write_shards(pruner, catalog)?;
+        marked.update(catalog)?;
+        let dead: Vec<_> = marked.packs.iter().filter(|pack| pack.live == 0).map(|pack| pack.row).collect();
+        // First, since snapshots must not stay longer than their data.
+        note_forgotten(pruner, catalog)?;
+        condemn(pruner, catalog, &dead, changed, summary)?;
+        Ok(catalog.commit()?)
+    }
 }
 
 /// Computes what a prune would do, without the sizes of new documents. Takes no lock and changes nothing.
@@ -121,30 +208,4 @@ fn seconds(grace: Duration) -> i64 {
 fn has_work(catalog: &Catalog) -> Result<bool, Error> {
     let forgotten = catalog.snapshots()?.iter().any(|row| row.presence == Presence::Forgotten);
     Ok(forgotten || !catalog.doomed_packs()?.is_empty())
-}
-
-fn compact_and_condemn(
-    pruner: &Pruner<'_>,
-    catalog: &mut Catalog,
-    marked: &mut Marked,
-    options: &Options,
-    changed: bool,
-    summary: &mut Summary,
-) -> Result<(), Error> {
-    let until = options.max_duration.and_then(|duration| Instant::now().checked_add(duration));
-    let chosen = choose(marked, options.max_waste, options.max_copy);
-    if !chosen.is_empty() {
-        Compactor::new(pruner, current(catalog)?).compact(catalog, marked, &chosen, until, summary)?;
-        if summary.damaged_packs > 0 {
-            pruner.inventory.find_copies(catalog)?;
-        }
-    }
-    // An earlier prune may have been killed before it wrote them.
-    write_shards(pruner, catalog)?;
-    marked.update(catalog)?;
-    let dead: Vec<_> = marked.packs.iter().filter(|pack| pack.live == 0).map(|pack| pack.row).collect();
-    // First, since snapshots must not stay longer than their data.
-    note_forgotten(pruner, catalog)?;
-    condemn(pruner, catalog, &dead, changed, summary)?;
-    Ok(catalog.commit()?)
 }

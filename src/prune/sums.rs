@@ -43,11 +43,11 @@ pub(super) fn rewrite(pruner: &Pruner<'_>, remover: &Remover<'_>, gone: &HashSet
         replaced.push(list.name);
         if rest.len() >= LINES {
             put(pruner, &mut rest)?;
-            remove(remover, &mut replaced)?;
+            remove(pruner, remover, &mut replaced)?;
         }
     }
     put(pruner, &mut rest)?;
-    remove(remover, &mut replaced)
+    remove(pruner, remover, &mut replaced)
 }
 
 fn put(pruner: &Pruner<'_>, sums: &mut Vec<(PackId, Digest)>) -> Result<(), Error> {
@@ -60,9 +60,6 @@ fn put(pruner: &Pruner<'_>, sums: &mut Vec<(PackId, Digest)>) -> Result<(), Erro
     Ok(())
 }
 
-fn remove(remover: &Remover<'_>, lists: &mut Vec<String>) -> Result<(), Error> {
-    for list in lists.drain(..) {
-        remover.remove(&list)?;
-    }
-    Ok(())
+fn remove(pruner: &Pruner<'_>, remover: &Remover<'_>, lists: &mut Vec<String>) -> Result<(), Error> {
+    lists.drain(..).try_for_each(|list| pruner.remove(remover, &list).map(drop))
 }

@@ -12,12 +12,14 @@ use super::error::Error;
 use super::indexes::{self, Removals};
 use super::mark::Marked;
 use super::sums;
-use crate::catalog::{Catalog, DoomedPack, Folder, PackRow, Presence, SnapshotRow};
+use crate::catalog::{Catalog, DoomedPack, Folder, PackRow, Presence, RetainedPack, SnapshotRow};
 use crate::format::name;
 use crate::session::Remover;
 
 /// Number of generations that stay, so that copies of this machine's state are noticed.
 const GENERATIONS: usize = 64;
+/// Number of packs after whose removal the catalog is committed.
+const REMOVALS: usize = 64;
 
 /// Snapshots and packs that may be removed now.
 #[derive(Debug, Default)]
@@ -55,17 +57,22 @@ pub(super) fn find_due(
             due.packs.push(pack);
         }
     }
-    if !due.packs.is_empty() && !hidden.is_empty() {
-        let used = catalog.live(&hidden)?;
-        let mut packs = Vec::new();
-        for pack in due.packs {
-            if !has_any(catalog, &pack, &used)? {
-                packs.push(pack);
-            }
-        }
-        due.packs = packs;
-    }
+    due.packs = without_used(catalog, due.packs, &hidden)?;
     Ok(due)
+}
+
+/// The packs without blocks that these snapshots use.
+fn without_used(catalog: &Catalog, packs: Vec<DoomedPack>, snapshots: &[u64]) -> Result<Vec<DoomedPack>, Error> {
+    if packs.is_empty() || snapshots.is_empty() {
+        return Ok(packs);
+    }
+    let (used, mut others) = (catalog.live(snapshots)?, Vec::new());
+    for pack in packs {
+        if !has_any(catalog, &pack, &used)? {
+            others.push(pack);
+        }
+    }
+    Ok(others)
 }
 
 /// Whether a pack has any of these blocks.
@@ -108,15 +115,19 @@ pub(super) fn note_forgotten(pruner: &Pruner<'_>, catalog: &mut Catalog) -> Resu
 
 fn sweep(pruner: &Pruner<'_>, catalog: &mut Catalog, due: &Due, summary: &mut Summary) -> Result<(), Error> {
     let remover = pruner.session.remover(catalog)?;
+    let mut retained = Vec::new();
     for row in &due.snapshots {
-        pruner.inventory.check_interrupted()?;
-        pruner.alone_before_removal()?;
-        remover.remove_if_there(&row.name.object())?;
-        catalog.set_missing(row.name.id, Presence::Swept)?;
-        summary.removed_snapshots += 1;
+        if pruner.remove(&remover, &row.name.object())? {
+            catalog.set_missing(row.name.id, Presence::Swept)?;
+            summary.removed_snapshots += 1;
+        } else if catalog.is_recorded(row.name.sequence)? {
+            retained.push(row.name.sequence);
+        }
     }
     catalog.commit()?;
-    let packs: HashSet<_> = due.packs.iter().map(|pack| pack.id).collect();
+    // A snapshot stays complete as long as it is there.
+    let due = without_used(catalog, due.packs.clone(), &retained)?;
+    let packs: HashSet<_> = due.iter().map(|pack| pack.id).collect();
     let swept = catalog.snapshots()?.into_iter().filter(|row| row.presence == Presence::Swept);
     let (snapshots, sequences): (HashSet<_>, Vec<_>) = swept.map(|row| (row.name.id, row.name.sequence)).unzip();
     sums::rewrite(pruner, &remover, &packs)?;
@@ -128,16 +139,33 @@ fn sweep(pruner: &Pruner<'_>, catalog: &mut Catalog, due: &Due, summary: &mut Su
     }
     // Even if there are no new ones, to finish the work of a killed prune.
     catalog.forget_usage(&recorded)?;
-    for pack in &due.packs {
-        pruner.inventory.check_interrupted()?;
-        pruner.alone_before_removal()?;
-        remover.remove_if_there(&name::pack(pack.id))?;
-        catalog.remove_pack(pack.row)?;
-        summary.removed_packs += 1;
-        summary.freed_bytes += pack.length;
+    for batch in due.chunks(REMOVALS) {
+        for pack in batch {
+            if pruner.remove(&remover, &name::pack(pack.id))? {
+                summary.removed_packs += 1;
+                summary.freed_bytes += pack.length;
+            } else {
+                catalog.retain_pack(RetainedPack { id: pack.id, length: pack.length })?;
+            }
+            catalog.remove_pack(pack.row)?;
+        }
+        catalog.commit()?;
+        pruner.give_way()?;
     }
-    catalog.commit()?;
     remove_generations(pruner, &remover)
+}
+
+/// Removes packs again that the target refused to remove.
+pub(super) fn remove_retained(pruner: &Pruner<'_>, catalog: &mut Catalog, summary: &mut Summary) -> Result<(), Error> {
+    for pack in catalog.retained_packs()? {
+        let remover = pruner.session.remover(catalog)?;
+        if pruner.remove(&remover, &name::pack(pack.id))? {
+            catalog.drop_retained(pack.id)?;
+            summary.removed_packs += 1;
+            summary.freed_bytes += pack.length;
+        }
+    }
+    Ok(catalog.commit()?)
 }
 
 /// Removes documents of tombstones that a later one replaced.
@@ -148,9 +176,5 @@ pub(super) fn remove_old_tombstones(pruner: &Pruner<'_>, catalog: &mut Catalog) 
 /// Removes all but the last generations.
 fn remove_generations(pruner: &Pruner<'_>, remover: &Remover<'_>) -> Result<(), Error> {
     let names = pruner.session.repository().generations()?;
-    for (name, _) in names.iter().rev().skip(GENERATIONS) {
-        pruner.inventory.check_interrupted()?;
-        remover.remove_if_there(&name.object())?;
-    }
-    Ok(())
+    names.iter().rev().skip(GENERATIONS).try_for_each(|(name, _)| pruner.remove(remover, &name.object()).map(drop))
 }

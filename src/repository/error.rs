@@ -129,6 +129,7 @@ impl Failure for Error {
             Error::Missing { .. } => FailureKind::NoRepository,
             Error::NoKey { .. } => FailureKind::Key,
             Error::Crypt { source, .. } => source.kind(),
+            Error::Target(error) => error.kind(),
             _ => FailureKind::Failed,
         }
     }

@@ -97,9 +97,12 @@ impl Scene<'_> {
         caution: Caution,
         show: &mut dyn FnMut(&Chosen),
     ) -> Result<Chosen, ForgetError> {
+        let mut is_shown = false;
         self.run(|session, catalog| {
             let chosen = Chosen::new(choice, catalog)?;
-            show(&chosen);
+            if !std::mem::replace(&mut is_shown, true) {
+                show(&chosen);
+            }
             if let (Caution::Unattended, Some(LargeRemoval { source, removed, total })) =
                 (caution, chosen.large.first().cloned())
             {
@@ -168,10 +171,17 @@ impl Scene<'_> {
         Ok(Catalog::view(&self.state.catalog_path(), self.repository.id())?)
     }
 
-    /// Runs `work` in a session.
+    /// Runs `work` in a session; once more with the reserve if the disk is full.
     fn run<T>(
         &self,
-        work: impl FnOnce(&mut Session<'_>, &mut Catalog) -> Result<T, ForgetError>,
+        mut work: impl FnMut(&mut Session<'_>, &mut Catalog) -> Result<T, ForgetError>,
+    ) -> Result<T, ForgetError> {
+        session::with_reserve(self.repository, self.state, self.monitor, || self.run_once(&mut work))
+    }
+
+    fn run_once<T>(
+        &self,
+        work: &mut dyn FnMut(&mut Session<'_>, &mut Catalog) -> Result<T, ForgetError>,
     ) -> Result<T, ForgetError> {
         let Scene { repository, state, wait_lock, monitor, stop } = *self;
         let key = host_key(state).map_err(session::Error::from)?;

@@ -113,6 +113,7 @@ impl Failure for Error {
             Error::State(error) => error.kind(),
             Error::Inventory(error) => error.kind(),
             Error::Crypt(error) => error.kind(),
+            Error::Target(error) => error.kind(),
             _ => FailureKind::Failed,
         }
     }

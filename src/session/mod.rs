@@ -9,6 +9,7 @@
 //! - [`mod@publish`]: the order of durability
 //! - [`orphans`]: removes packs and temporary files of runs that did not finish
 //! - [`remover`]: the one way to remove objects from a repository
+//! - [`reserve`]: space for commands that free space when the disk is full
 //! - [`tombstones`]: forgotten, held and released snapshots
 //! - [`adopt`]: makes this machine the writer
 
@@ -22,6 +23,7 @@ mod orphans;
 mod packs;
 mod publish;
 mod remover;
+mod reserve;
 mod tombstones;
 
 use std::sync::atomic::AtomicBool;
@@ -33,9 +35,10 @@ pub use open::{Checks, Mend, NOTHING_YET, Session, look};
 pub use packs::{FullPack, PackWriter, Packs, PlacedBlock, StoredPack};
 pub use publish::{NewSnapshot, Publisher};
 pub use remover::Remover;
+pub use reserve::{keep_reserve, with_reserve};
 
 use crate::monitor::Monitor;
-use crate::state::{self, Lock, RepositoryState};
+use crate::state::{self, Lock, Priority, RepositoryState};
 
 /// Takes the lock that all runs on this machine need before they write. Waits up to `wait` for another run, after telling
 /// the monitor.
@@ -45,7 +48,27 @@ pub fn lock(
     monitor: &dyn Monitor,
     stop: &AtomicBool,
 ) -> Result<Lock, state::Error> {
-    state.lock(wait, stop, |holder| {
+    lock_with(Priority::Normal, state, wait, monitor, stop)
+}
+
+/// The same for a run that lets others go first, and gives the lock up when one waits: see [`Lock::is_wanted`].
+pub fn lock_last(
+    state: &RepositoryState,
+    wait: Duration,
+    monitor: &dyn Monitor,
+    stop: &AtomicBool,
+) -> Result<Lock, state::Error> {
+    lock_with(Priority::Low, state, wait, monitor, stop)
+}
+
+fn lock_with(
+    priority: Priority,
+    state: &RepositoryState,
+    wait: Duration,
+    monitor: &dyn Monitor,
+    stop: &AtomicBool,
+) -> Result<Lock, state::Error> {
+    state.lock(wait, priority, stop, |holder| {
         monitor.note(&format!("waiting for another run of brackfs that writes to this repository ({holder})"));
     })
 }

@@ -170,11 +170,13 @@ fn compare_packs(
     let known = catalog.pack_heads()?;
     let mut listed = vec![false; known.len()];
     let (mut orphans, mut unknown) = (HashMap::new(), Count::default());
+    let retained: HashSet<_> = catalog.retained_packs()?.into_iter().map(|pack| pack.id).collect();
     inventory.repository.target().visit(name::PACKS, &mut |object| {
         let Some(pack) = name::parse_pack(&object.name) else { return };
         match find(&known, pack) {
             Some(at) => listed.iter_mut().skip(at).take(1).for_each(|listed| *listed = true),
             None if unfinished.iter().any(|run| pack.is_of_run(*run)) => _ = orphans.insert(pack, object.length),
+            None if retained.contains(&pack) => {}
             None => unknown.add(object.length),
         }
     })?;

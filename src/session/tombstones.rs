@@ -23,7 +23,9 @@ impl Session<'_> {
         let rows = catalog.snapshots()?.into_iter().filter(|row| row.presence.is_forgotten());
         let mut snapshots: Vec<_> = rows.map(|row| row.name).collect();
         snapshots.sort_unstable();
-        let packs = catalog.doomed_packs()?.iter().map(|pack| pack.id).collect();
+        let retained = catalog.retained_packs()?;
+        let packs =
+            catalog.doomed_packs()?.iter().map(|pack| pack.id).chain(retained.iter().map(|pack| pack.id)).collect();
         let generation = self.generation();
         // A document replaces only those of earlier runs.
         let earlier = catalog.documents()?.into_iter().filter(|document| {

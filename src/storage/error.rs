@@ -5,6 +5,8 @@ use std::time::Duration;
 
 use rustix::io::Errno;
 
+use crate::failure::{Failure, FailureKind};
+
 /// The kinds of error that callers distinguish.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum ErrorKind {
@@ -121,6 +123,12 @@ impl Error {
         let is_damage = Errno::from_io_error(&error).is_some_and(|number| DAMAGE.contains(&number));
         let error = Error::io("read", object, error);
         if is_damage { Error { kind: ErrorKind::Damaged, ..error } } else { error }
+    }
+}
+
+impl Failure for Error {
+    fn kind(&self) -> FailureKind {
+        if self.kind == ErrorKind::Full { FailureKind::Full } else { FailureKind::Failed }
     }
 }
 

@@ -2,9 +2,11 @@
 //!
 //! - [`durable`]: durable writes of small files
 //! - [`mountinfo`]: the kernel's table of mounts
+//! - [`reserve`]: space that can be given up when the disk is full
 
 pub(crate) mod durable;
 pub(crate) mod mountinfo;
+pub(crate) mod reserve;
 
 use std::io;
 use std::os::fd::{AsRawFd, BorrowedFd};

@@ -585,7 +585,7 @@ pub fn set_time(path: &Path, seconds: i64, nanoseconds: i64) {
 
 /// A path and all paths below it, parents first. Does not follow symbolic links.
 #[track_caller]
-fn paths_below(root: &Path) -> Vec<PathBuf> {
+pub fn paths_below(root: &Path) -> Vec<PathBuf> {
     let mut paths = vec![root.to_owned()];
     let mut done = 0;
     while done < paths.len() {

@@ -267,10 +267,16 @@ impl Ordeal {
             self.change();
             self.back_up();
         }
-        self.site.brackfs(&["forget", "--keep-last", "2", "--force"]).ok();
-        let kept = self.listed();
-        assert_eq!(kept.len(), 2);
-        self.memory.keep_only(&kept);
+        self.forget_all_but(2);
+    }
+
+    /// Forgets all but the last `kept` snapshots.
+    #[track_caller]
+    pub fn forget_all_but(&mut self, kept: usize) {
+        self.site.brackfs(&["forget", "--keep-last", &kept.to_string(), "--force"]).ok();
+        let listed = self.listed();
+        assert_eq!(listed.len(), kept);
+        self.memory.keep_only(&listed);
     }
 
     /// The command of a prune that removes all that no snapshot needs, without the owner's key.
