@@ -720,7 +720,7 @@ fn a_full_disk_of_the_state_is_an_error_and_harms_nothing() {
     let state = world.site.state();
     let aside = world.copy_of_state("aside");
     let folder = state.join(world.state().file_name().unwrap());
-    machine::mount_tmpfs(&state, c"size=1m");
+    machine::mount_tmpfs(&state, c"size=6m");
     copy(&aside.join(folder.file_name().unwrap()), &folder);
     let filler = state.join("filler");
     let fill = || {

@@ -88,6 +88,24 @@ fn a_backup_killed_at_a_system_call_loses_nothing() {
     assert!(killed > 0, "no run was killed: all made too few calls");
 }
 
+#[test]
+fn a_prune_killed_at_a_system_call_loses_nothing() {
+    let mut killed = 0;
+    rounds("crash of a prune by system call", 3, |random| {
+        let mut ordeal = Ordeal::new(random, 1);
+        ordeal.forget();
+        let calls = count_calls(&[&CALLS[..], &["unlinkat", "pread64"]].concat(), &ordeal.prune_command());
+        ordeal.holds_after_prune();
+        ordeal.forget();
+        for _ in 0..ordeal.random.within(1, 3) {
+            let command = ordeal.prune_command();
+            killed += u32::from(killed_at(&mut ordeal.random, &calls, &command));
+        }
+        ordeal.holds_after_prune();
+    });
+    assert!(killed > 0, "no run was killed: all made too few calls");
+}
+
 /// Kills a command at one of these calls. True if it got that far.
 fn killed_at(random: &mut Random, calls: &std::collections::BTreeMap<&'static str, u64>, command: &Command) -> bool {
     let names: Vec<_> = calls.keys().collect();

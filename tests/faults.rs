@@ -162,6 +162,89 @@ fn lists_and_syncs_of_an_unreliable_disk_are_complete_or_fail() {
 const CALLS: [&str; 9] =
     ["write", "pwrite64", "fsync", "fdatasync", "linkat", "openat", "unlink", "mkdir", "ftruncate"];
 
+/// Asserts that a prune with an error did not lose anything.
+#[track_caller]
+fn holds_after_faulty_prune(ordeal: &mut Ordeal, end: &Run, what: &str) {
+    match end.code {
+        0 => ordeal.holds_after_prune(),
+        1 => {
+            says_why(end);
+            ordeal.holds_after_prune();
+        }
+        // Data that cannot be read stays, and is not used by later backups.
+        3 => {
+            assert!(end.stderr.contains("the pack stays"), "{what}\n{end}");
+            ordeal.site.brackfs(&["check", "--read-data"]).ok();
+            ordeal.back_up();
+        }
+        _ => panic!("{what}\n{end}"),
+    }
+}
+
+#[test]
+fn after_any_error_of_the_disk_a_prune_ends_with_a_message_and_loses_nothing() {
+    let mut refused = 0;
+    rounds("refusal in a prune", 2, |random| {
+        let (disk, mut ordeal) = on_disk(random);
+        ordeal.forget();
+        disk.count();
+        run(ordeal.prune_command()).ok();
+        let counts = disk.counts();
+        ordeal.holds_after_prune();
+        for _ in 0..3 {
+            ordeal.forget();
+            let operations: Vec<_> = Operation::ALL.into_iter().filter(|one| counts.contains_key(one)).collect();
+            let operation = *ordeal.random.choose(&operations);
+            let nth = ordeal.random.within(1, counts[&operation] + 1);
+            let (error, name) = *ordeal.random.choose(&ERRORS);
+            let once = !ordeal.random.one_in(3);
+            let command = ordeal.prune_command();
+            disk.refuse(operation, nth, error.raw_os_error(), once);
+            let end = run(command);
+            let hits = disk.relent();
+            let what = format!("{name} at {operation:?} {nth}, once: {once}: {hits} times");
+            eprintln!("refusal: {what}, {}", end.stderr.trim_end());
+            refused += hits;
+            if end.code == BUS && operation == Operation::Read {
+                // SQLite maps its own file next to the catalog; an unreadable page of it raises a signal.
+                ordeal.holds_after_prune();
+            } else {
+                holds_after_faulty_prune(&mut ordeal, &end, &what);
+            }
+        }
+    });
+    assert!(refused > 0, "nothing was ever refused");
+}
+
+#[test]
+fn after_any_failed_system_call_a_prune_ends_with_a_message_and_loses_nothing() {
+    let mut failed = 0;
+    rounds("errors of system calls in a prune", 2, |random| {
+        let mut ordeal = Ordeal::new(random, 1);
+        ordeal.forget();
+        let calls = count_calls(&[&CALLS[..], &["unlinkat"]].concat(), &ordeal.prune_command());
+        ordeal.holds_after_prune();
+        for _ in 0..3 {
+            ordeal.forget();
+            let (call, when) = choose(&mut ordeal.random, &calls);
+            let (_, error) = *ordeal.random.choose(&ERRORS);
+            let inject = format!("inject={call}:error={error}:when={when}");
+            let trace = format!("trace={call}");
+            let strace = ["-o", "/dev/null", "-e", &trace, "-e", &inject];
+            let end = run(under_strace(&strace, &ordeal.prune_command()));
+            eprintln!("{inject}: {}", end.stderr.trim_end());
+            failed += u32::from(end.code != 0);
+            if call == "write" && end.code == 1 {
+                // The n-th write of each thread fails, also that of the message.
+                ordeal.holds_after_prune();
+            } else {
+                holds_after_faulty_prune(&mut ordeal, &end, &inject);
+            }
+        }
+    });
+    assert!(failed > 0, "nothing ever failed");
+}
+
 /// Number of files that a process opens before `main`: libraries and their configuration.
 const LOADING: u64 = 12;
 

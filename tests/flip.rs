@@ -68,7 +68,7 @@ enum Role {
     Description,
     /// Only writers or people need it; check looks at it.
     Checked,
-    /// For people. No program reads it.
+    /// For people, or without meaning. No program reads it.
     Unread,
 }
 
@@ -78,7 +78,7 @@ fn role(object: &str) -> Role {
         // Signatures are verified with the certificate of the host; those of recipients are for people.
         "keys" if object.contains("/host-") => Role::Needed,
         "brackfs.toml" | "brackfs-copy.toml" => Role::Description,
-        "README.txt" | "FORMAT.txt" => Role::Unread,
+        "README.txt" | "FORMAT.txt" | "reserve" => Role::Unread,
         _ => Role::Checked,
     }
 }
@@ -491,7 +491,7 @@ fn unneeded(profile: Option<&str>) {
         cases.extend(damages.into_iter().step_by(every).map(|damage| (object.as_str(), damage)));
     }
     let unread: Vec<_> = original.named(Role::Unread).collect();
-    assert_eq!(unread, ["FORMAT.txt", "README.txt"]);
+    assert_eq!(unread, ["FORMAT.txt", "README.txt", "reserve"]);
     for object in unread {
         let damages = [Damage::Flipped(0, 0xff), Damage::CutTo(0), Damage::Longer(4096)];
         cases.extend(damages.map(|damage| (object.as_str(), damage)));

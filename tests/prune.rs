@@ -9,12 +9,13 @@ use std::collections::BTreeMap;
 use std::fs;
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
-use std::process::Stdio;
+use std::process::{Command, Stdio};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread::sleep;
 use std::time::Duration;
 
 use common::machine::{copy, succeed};
-use common::ordeal::{Ordeal, is_long, rounds, under_strace};
+use common::ordeal::{End, Ordeal, Random, is_long, rounds, under_strace};
 use common::{Entry, Run, Site, noise, number, run, settle, tree};
 use serde_json::Value;
 
@@ -111,7 +112,7 @@ impl World {
     }
 
     fn assert_sums(&self) {
-        let mut command = std::process::Command::new("sh");
+        let mut command = Command::new("sh");
         command.current_dir(self.site.repo());
         command.args(["-c", "find sums -type f -exec cat {} + | b3sum --check --quiet"]);
         succeed(&mut command);
@@ -348,6 +349,33 @@ fn stats_tell_what_forgetting_a_snapshot_frees() {
     assert_eq!(text.lines().count(), 1 + 3 + 1 + 1, "{text}");
 }
 
+/// Reads a mounted snapshot with `find`, `cp` and at random places until told to stop. Returns the number of rounds.
+fn read_on(root: &Path, out: &Path, expected: &Tree, stop: &AtomicBool) -> u32 {
+    let mut random = Random::new(1, "reads");
+    let files: Vec<_> = expected.keys().filter(|path| root.join(path).is_file()).collect();
+    let mut turns = 0;
+    while turns == 0 || !stop.load(Ordering::Relaxed) {
+        let mut find = Command::new("find");
+        find.arg(root).args(["-printf", "%s %T@ %i\\n"]).stdout(Stdio::null());
+        succeed(&mut find);
+        succeed(Command::new("cp").arg("-a").args([root, out]));
+        common::ordeal::same(&tree(out), expected, "copied beside a prune");
+        for _ in 0..40 {
+            let path = random.choose(&files);
+            let [inside, outside] = [root, out].map(|at| fs::File::open(at.join(path)).unwrap());
+            let length = inside.metadata().unwrap().len();
+            let at = random.below(length);
+            let mut bytes = [vec![0; 5000.min(length - at) as usize], vec![0; 5000.min(length - at) as usize]];
+            inside.read_exact_at(&mut bytes[0], at).unwrap();
+            outside.read_exact_at(&mut bytes[1], at).unwrap();
+            assert!(bytes[0] == bytes[1], "{} at {at}", path.display());
+        }
+        fs::remove_dir_all(out).unwrap();
+        turns += 1;
+    }
+    turns
+}
+
 #[test]
 fn a_mount_of_a_kept_snapshot_does_not_notice_prunes() {
     let mut world = World::new();
@@ -365,15 +393,22 @@ fn a_mount_of_a_kept_snapshot_does_not_notice_prunes() {
             .collect()
     };
     let before = inodes(&first);
-    for round in 0..4 {
-        // A held snapshot stays; the one before the last goes each time, so blocks are moved again and again.
-        world.site.write(&format!("large/{round}"), noise(&format!("later {round}"), 600_000));
-        world.backup();
-        world.as_host(&["forget", "--keep-last", "1", "--force"]).ok();
-        world.prune_all();
-        common::ordeal::same(&tree(&first), &expected, &format!("after prune {round}"));
-        assert_eq!(inodes(&first), before);
-    }
+    let out = world.site.path().join("out");
+    let stop = AtomicBool::new(false);
+    std::thread::scope(|threads| {
+        let end = End(&stop);
+        let reader = threads.spawn(|| read_on(&first, &out, &expected, &stop));
+        for round in 0..if is_long() { 20 } else { 5 } {
+            // A held snapshot stays; the one before the last goes each time, so blocks are moved again and again.
+            world.site.write(&format!("large/{round}"), noise(&format!("later {round}"), 600_000));
+            world.backup();
+            world.as_host(&["forget", "--keep-last", "1", "--force"]).ok();
+            world.prune_all();
+            assert_eq!(inodes(&first), before, "after prune {round}");
+        }
+        drop(end);
+        reader.join().unwrap();
+    });
     let last = world.snapshots.pop().unwrap();
     world.snapshots = vec![(kept, expected), last];
     drop(mounted);
@@ -663,7 +698,7 @@ fn packs_that_could_not_be_removed_are_known_after_a_rebuild() {
     let packs = world.site.repo().join("packs");
     let immutable = |flag| {
         let folders = fs::read_dir(&packs).unwrap().map(|entry| entry.unwrap().path());
-        succeed(std::process::Command::new("chattr").arg(flag).args(folders));
+        succeed(Command::new("chattr").arg(flag).args(folders));
     };
     immutable("+a");
     let run = run(prune);
