@@ -114,7 +114,11 @@ impl Checker<'_> {
     fn report_difference(&mut self, folder: &str, found: Option<Difference>) {
         match found {
             Some(Difference::Added(note)) => self.report.note(note),
-            Some(Difference::Missing(why)) => self.report.doubt(Path::new(folder), why),
+            // A host does not count documents of another one, and their successors replace those that it counts.
+            Some(Difference::Unclear(why)) if self.reader.access().trusts_several_hosts() => {
+                self.report.note(format!("{folder}: {why}; several hosts wrote to this repository"));
+            }
+            Some(Difference::Missing(why) | Difference::Unclear(why)) => self.report.doubt(Path::new(folder), why),
             None => {}
         }
     }
@@ -124,6 +128,8 @@ impl Checker<'_> {
 enum Difference {
     Added(String),
     Missing(String),
+    /// Objects were added, and others may be missing.
+    Unclear(String),
 }
 
 /// Compares names with a census. If objects were added, `is_explained` may find out that none is missing.
@@ -148,12 +154,12 @@ fn compare(
         )));
     }
     let objects = |number| monitor::count(number, "object is", "objects are");
-    let why = match (expected.count.saturating_sub(found.count), found.count.saturating_sub(expected.count)) {
-        (0, 0) => "objects are missing, and as many were added".to_owned(),
-        (0, more) => {
-            format!("{} there that the last run did not know, and some that it knew may be missing", objects(more))
-        }
-        (missing, _) => format!("{} missing", objects(missing)),
-    };
-    Some(Difference::Missing(format!("{why}: {counted}")))
+    Some(match (expected.count.saturating_sub(found.count), found.count.saturating_sub(expected.count)) {
+        (0, 0) => Difference::Missing(format!("objects are missing, and as many were added: {counted}")),
+        (0, more) => Difference::Unclear(format!(
+            "{} there that the last run did not know, and some that it knew may be missing: {counted}",
+            objects(more)
+        )),
+        (missing, _) => Difference::Missing(format!("{} missing: {counted}", objects(missing))),
+    })
 }

@@ -145,6 +145,11 @@ impl Access {
         Access { opener, signers }
     }
 
+    /// Whether several host keys are trusted.
+    pub fn trusts_several_hosts(&self) -> bool {
+        self.signers.len() > 1
+    }
+
     /// The key that opens blocks and documents.
     pub fn opener(&self) -> Option<&Opener> {
         self.opener.as_ref()

@@ -64,7 +64,7 @@ impl Reserve {
             Err(Errno::OPNOTSUPP | Errno::NOSYS | Errno::INVAL) => {
                 // Random, so that a file system that compresses does not store less.
                 let mut random = vec![0; size as usize];
-                getrandom::fill(&mut random)?;
+                getrandom::fill(&mut random).map_err(|e| io::Error::other(e.to_string()))?;
                 file.write_all(&random)
             }
             other => Ok(other?),
