@@ -8,7 +8,7 @@
 //! <state>/<repository id>/catalog.sqlite.old   the previous catalog, after a rebuild
 //! <state>/<repository id>/adopting             the id under which an unfinished adoption writes
 //! <state>/<repository id>/lock                 locked while a run writes; the kernel unlocks it when the process ends
-//! <state>/<repository id>/lock.waiting         locked, shared, by runs that wait for the lock
+//! <state>/<repository id>/lock.waiting         locked by a run that waits for the lock
 //! <state>/<repository id>/reserve              space for commands that free space when the disk is full (hosts only)
 //! <state>/<repository id>/signers              fingerprints of host keys that readers trust
 //! <state>/<repository id>/session-keys         session keys that gpg decrypted for readers, sealed to the owner
@@ -321,16 +321,17 @@ impl RepositoryState {
         self.folder.join("lock.waiting")
     }
 
-    /// Tells the holder that this run waits, until the file is closed. If this fails, the holder does not give way.
+    /// Tells the holder that this run waits, until the file is closed. Returns nothing if another run says so already, or if
+    /// the file cannot be locked.
     fn want_lock(&self) -> Option<File> {
         let file = open_lock(&self.waiting_path()).ok()?;
-        rustix::fs::flock(&file, FlockOperation::LockShared).ok()?;
+        rustix::fs::flock(&file, FlockOperation::NonBlockingLockExclusive).ok()?;
         Some(file)
     }
 
     fn is_lock_wanted(&self) -> bool {
         let Ok(file) = File::open(self.waiting_path()) else { return false };
-        rustix::fs::flock(&file, FlockOperation::NonBlockingLockExclusive) == Err(rustix::io::Errno::WOULDBLOCK)
+        rustix::fs::flock(&file, FlockOperation::NonBlockingLockShared) == Err(rustix::io::Errno::WOULDBLOCK)
     }
 
     /// The host keys that readers on this machine trust.

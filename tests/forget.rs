@@ -439,6 +439,18 @@ fn an_old_document_that_is_put_back_hides_nothing() {
 }
 
 #[test]
+fn an_adoption_takes_nothing_from_an_old_document_that_is_put_back() {
+    let (site, first) = with_an_old_document_put_back();
+    fs::remove_dir_all(site.state()).unwrap();
+    fs::create_dir(site.state()).unwrap();
+    let keys = tree(&site.repo().join("keys"));
+    let mut names = keys.keys().filter_map(|key| key.to_str()?.strip_prefix("host-")?.strip_suffix(".asc"));
+    site.brackfs(&["adopt", "--signer", names.next().unwrap()]).ok();
+    assert_shown(&site, 4, &first);
+    assert_eq!(dates(&site, &[]), ["01", "02", "03", "04"]);
+}
+
+#[test]
 fn a_rebuilt_catalog_takes_nothing_from_an_old_document_that_is_put_back() {
     let (site, first) = with_an_old_document_put_back();
     fs::remove_file(catalog(&site)).unwrap();

@@ -15,7 +15,7 @@ use std::thread::sleep;
 use std::time::Duration;
 
 use common::machine::{copy, succeed};
-use common::ordeal::{End, Ordeal, Random, is_long, rounds, under_strace};
+use common::ordeal::{End, Ordeal, Random, count_calls, is_long, rounds, under_strace};
 use common::{Entry, Run, Site, noise, number, run, settle, tree};
 use serde_json::Value;
 
@@ -477,12 +477,33 @@ fn a_catalog_that_was_rebuilt_without_some_documents_removes_nothing_until_they_
     common::ordeal::same(&tree(&to), &world.snapshots.pop().unwrap().1, "the snapshot that was missing");
 }
 
-#[test]
-fn a_carrier_that_is_not_listed_during_a_rebuild_is_not_removed() {
+/// The command of a prune that removes everything at once, as [`World::prune_all`].
+fn prune_command(world: &World) -> Command {
+    let mut prune = world.site.command(&["prune", "--grace", "0", "--max-waste", "0"]);
+    prune.env_remove("BRACKFS_KEY_FILE");
+    prune
+}
+
+/// Kills a prune at its last link, which is that of the tombstones without the removed packs.
+fn killed_before_the_last_tombstones(world: &World) {
+    let kept = world.copied("counted");
+    let last = count_calls(&["linkat"], &prune_command(world))["linkat"];
+    world.set_back(&kept);
+    let kill = format!("inject=linkat:signal=KILL:when={last}");
+    let strace = ["-o", "/dev/null", "-e", "trace=linkat", "-e", &kill];
+    run(under_strace(&strace, &prune_command(world))).code(137);
+}
+
+/// Rebuilds the catalog while carriers are not listed, then prunes.
+fn rebuilt_without_carriers(is_killed: bool) {
     let mut world = World::new();
     world.forget(2);
     let before = world.objects("packs");
-    world.prune_all();
+    if is_killed {
+        killed_before_the_last_tombstones(&world);
+    } else {
+        world.prune_all();
+    }
     let carriers: Vec<_> = world.objects("packs").into_iter().filter(|pack| !before.contains(pack)).collect();
     assert!(!carriers.is_empty());
     let away = world.site.path().join("away");
@@ -506,6 +527,94 @@ fn a_carrier_that_is_not_listed_during_a_rebuild_is_not_removed() {
         fs::remove_dir_all(&to).unwrap();
     }
     world.site.brackfs(&["check", "--read-data"]).ok();
+}
+
+#[test]
+fn a_carrier_that_is_not_listed_during_a_rebuild_is_not_removed() {
+    rebuilt_without_carriers(false);
+}
+
+#[test]
+fn a_carrier_that_is_not_listed_during_a_rebuild_after_a_killed_prune_is_not_removed() {
+    rebuilt_without_carriers(true);
+}
+
+/// Sets the repository back to before snapshots were forgotten and packs were removed. The machine's state is newer.
+fn set_back_to_before_a_removal(refuses: bool) {
+    let mut world = World::new();
+    let kept = world.copied("kept");
+    let all = world.snapshots.clone();
+    world.forget(1);
+    let packs = world.site.repo().join("packs");
+    let set_flag = |flag| {
+        let folders = fs::read_dir(&packs).unwrap().map(|entry| entry.unwrap().path());
+        succeed(Command::new("chattr").arg(flag).args(folders));
+    };
+    if refuses {
+        set_flag("+a");
+    }
+    let pruned = world.prune(&["--grace", "0", "--max-waste", "0"]);
+    if refuses {
+        set_flag("-a");
+    }
+    let size = if refuses { "pending_bytes" } else { "freed_bytes" };
+    assert!(number(&pruned.ok().json(), size) > 0);
+    fs::remove_dir_all(world.site.repo()).unwrap();
+    copy(&kept.join("repo"), &world.site.repo());
+    world.snapshots = all;
+    let run = world.backup();
+    says(&run, "the repository is older than this machine's catalog");
+    says(&run, "the catalog is rebuilt");
+    world.assert_whole();
+    for _ in 0..2 {
+        world.prune_all();
+        world.assert_whole();
+    }
+    world.forget(2);
+    assert!(number(&world.prune_all(), "freed_bytes") > 0);
+    world.assert_whole();
+}
+
+#[test]
+fn a_repository_that_was_set_back_to_before_a_removal_loses_nothing() {
+    set_back_to_before_a_removal(false);
+}
+
+#[test]
+fn packs_that_could_not_be_removed_stay_if_they_are_needed_again() {
+    set_back_to_before_a_removal(true);
+}
+
+/// A prune forgets the snapshot that a killed backup did not write, and is killed, too.
+#[test]
+fn prunes_continue_after_a_backup_and_a_prune_that_were_killed() {
+    let mut world = World::new();
+    world.site.write("large/0", noise("killed", 600_000));
+    settle();
+    // The last link is that of the snapshot.
+    let start = world.copied("start");
+    let backup = world.site.command(&["backup", world.site.source().to_str().unwrap()]);
+    let last = count_calls(&["linkat"], &backup)["linkat"];
+    world.set_back(&start);
+    let strace = |nth: u64, command: &Command| {
+        let kill = format!("inject=linkat:signal=KILL:when={nth}");
+        run(under_strace(&["-o", "/dev/null", "-e", "trace=linkat", "-e", &kill], command))
+    };
+    strace(last, &backup).code(137);
+    let killed = world.copied("killed");
+    for nth in 1.. {
+        world.set_back(&killed);
+        if strace(nth, &prune_command(&world)).code == 0 {
+            assert!(nth > 3, "linkat is called too seldom");
+            break;
+        }
+        let _ = world.prune(&["--grace", "0", "--max-waste", "0"]);
+        world.prune_all();
+        world.assert_whole();
+        world.backup();
+        world.assert_whole();
+        world.snapshots.pop();
+    }
 }
 
 /// Copies of the repository and of the machine's state are of different times.
@@ -672,7 +781,7 @@ fn what_the_target_refuses_to_remove_stays_and_is_removed_later() {
     for round in 0..3 {
         let objects = tree(&world.site.repo()).len();
         let run = refused(&world).ok();
-        says(&run, "what cannot be removed stays");
+        says(&run, "objects that cannot be removed stay");
         assert!(number(&run.json(), "retained_objects") > 0, "{run}");
         assert_eq!(number(&run.json(), "freed_bytes"), 0, "{run}");
         assert!(before.keys().all(|path| world.site.repo().join(path).symlink_metadata().is_ok()));

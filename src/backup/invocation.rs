@@ -35,7 +35,7 @@ use crate::format::source::Source;
 use crate::inventory::host_key;
 use crate::monitor::{Monitor, Total};
 use crate::repository::Repository;
-use crate::session::{self, Checks, Mend, Publisher, Session, look};
+use crate::session::{self, Checks, Mend, Priority, Publisher, Session, look};
 use crate::source::{Chunker, Inode, MountTable, now};
 use crate::state::{Lock, RepositoryState};
 
@@ -166,7 +166,8 @@ impl<'a> Invocation<'a> {
         let Watch { monitor, stop, .. } = self.watch;
         let state = self.repository_state();
         let key = host_key(&state).map_err(session::Error::from)?;
-        let lock = session::lock(&state, self.options.policy.wait_lock, monitor, stop).map_err(session::Error::from)?;
+        let lock = session::lock(&state, self.options.policy.wait_lock, Priority::Normal, monitor, stop)
+            .map_err(session::Error::from)?;
         let hold = Hold { key, lock };
         // Packs that were found lost are reported once, also if the run begins again.
         let mut lost_packs = 0;

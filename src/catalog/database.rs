@@ -15,7 +15,7 @@ use super::trust::Trust;
 use crate::format::RepositoryId;
 
 /// The schema version, in SQLite's `user_version`. There are no migrations: other versions are refused.
-const SCHEMA: i64 = 10;
+const SCHEMA: i64 = 11;
 
 /// SQLite's page cache of the connection that writes, in KiB.
 const CACHE_KIB: i64 = 6 << 10;

@@ -60,7 +60,7 @@ impl Catalog {
 
     /// Drops notes about snapshots that are not forgotten, or are removed. A snapshot that is taken back and forgotten again
     /// has its whole grace.
-    pub fn drop_notes(&self, forgotten: &[u64]) -> Result<(), Error> {
+    pub fn drop_notes(&self, forgotten: &HashSet<u64>) -> Result<(), Error> {
         let notes = || {
             let mut statement = self.db.prepare("SELECT sequence FROM seen_forgotten")?;
             statement.query_map([], |row| Ok(row.get::<_, i64>(0)? as u64))?.collect::<rusqlite::Result<Vec<_>>>()
@@ -85,14 +85,20 @@ impl Catalog {
             );
             set.map_err(self.failed("condemn packs"))?;
         }
+        if !packs.is_empty() {
+            self.set_tombstones_stale()?;
+        }
         self.drop_claims_on(&lost)
     }
 
-    /// Condemns the packs that a tombstone of `generation` names and that are in the catalog.
+    /// Condemns the packs that a tombstone of `generation` names and that are in the catalog, except those that are gone:
+    /// the tombstone may be older than their removal.
     pub fn learn_condemned(&self, packs: &[PackId], generation: u64) -> Result<(), Error> {
         let mut rows = Vec::new();
         for pack in packs {
-            rows.extend(self.pack(*pack)?);
+            if self.is_gone(*pack)? == Some(false) {
+                rows.extend(self.pack(*pack)?);
+            }
         }
         let doomed: HashSet<_> = self.doomed_packs()?.into_iter().map(|pack| pack.row).collect();
         rows.retain(|row| !doomed.contains(row));
@@ -139,10 +145,17 @@ impl Catalog {
             .collect()
     }
 
+    /// Whether the removal of a pack was refused.
+    pub fn is_retained(&self, pack: PackId) -> Result<bool, Error> {
+        let find = "SELECT EXISTS (SELECT 1 FROM retained WHERE pack = ?)";
+        self.db.query_row(find, [pack.as_bytes()], |row| row.get(0)).map_err(self.failed("look up a pack"))
+    }
+
     /// Records that a retained pack is gone.
     pub fn drop_retained(&self, pack: PackId) -> Result<(), Error> {
         let dropped = self.db.execute("DELETE FROM retained WHERE pack = ?", [pack.as_bytes()]);
-        dropped.map(drop).map_err(self.failed("remove a pack"))
+        dropped.map_err(self.failed("remove a pack"))?;
+        self.set_tombstones_stale()
     }
 
     /// Records that a tombstone of `generation` names all condemned packs.
@@ -151,7 +164,20 @@ impl Catalog {
             "UPDATE packs SET condemned_in = ? WHERE condemned = ? AND condemned_in = 0",
             params![generation as i64, CONDEMNED],
         );
+        let set = set.and_then(|_| self.db.execute("UPDATE trust SET stale_tombstones = 0", []));
         set.map(drop).map_err(self.failed("record tombstones"))
+    }
+
+    /// Records that the tombstones in the repository differ from the catalog until they are written again.
+    pub(super) fn set_tombstones_stale(&self) -> Result<(), Error> {
+        let set = self.db.execute("UPDATE trust SET stale_tombstones = 1", []);
+        set.map(drop).map_err(self.failed("record tombstones"))
+    }
+
+    /// Whether the tombstones in the repository differ from the catalog.
+    pub fn has_stale_tombstones(&self) -> Result<bool, Error> {
+        let found = self.db.query_row("SELECT stale_tombstones <> 0 FROM trust", [], |row| row.get(0));
+        found.map_err(self.failed("read whether tombstones are written"))
     }
 
     /// Packs that are condemned for removal.
@@ -184,7 +210,8 @@ impl Catalog {
             "UPDATE packs SET condemned = lost, condemned_in = 0 WHERE id = ? AND condemned = ?",
             params![pack.0, CONDEMNED],
         );
-        set.map(drop).map_err(self.failed("take back a pack"))
+        set.map_err(self.failed("take back a pack"))?;
+        self.set_tombstones_stale()
     }
 
     /// Records that a condemned pack was removed from the repository. Drops the blocks that were only in it; a pack without
@@ -207,7 +234,8 @@ impl Catalog {
                 "DELETE FROM packs WHERE condemned = ? AND NOT EXISTS (SELECT 1 FROM blocks WHERE pack = packs.id)";
             self.db.execute(empty, [GONE])
         };
-        remove().map(drop).map_err(self.failed("remove a pack"))
+        remove().map_err(self.failed("remove a pack"))?;
+        self.set_tombstones_stale()
     }
 
     /// The ordinals of a birth pack's blocks in carriers, except those in `removed` packs.

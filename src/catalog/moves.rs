@@ -3,7 +3,7 @@
 //! A block keeps its name, the birth pack and its ordinal there, wherever it lies. Its bytes are in its carrier, if it has
 //! one, and in its birth pack otherwise. The shards of moves in the repository are written from these rows.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 
 use roaring::RoaringTreemap;
 use rusqlite::{OptionalExtension, Row, params};
@@ -54,6 +54,7 @@ impl Catalog {
         let (mut bytes, mut born) = (HashMap::<i64, u64>::new(), HashMap::<i64, u64>::new());
         let blocks = "SELECT blocks.id, blocks.length, coalesce(carrier, pack), pack
              FROM blocks LEFT JOIN moves ON moves.block = blocks.id WHERE blocks.id > ?1 ORDER BY blocks.id LIMIT ?2";
+        let unusable = self.unusable_packs()?;
         let mut trees = HashMap::<i64, i64>::new();
         let read = |row: &Row<'_>| {
             Ok((row.get::<_, i64>(0)?, row.get::<_, i64>(1)? as u64, row.get::<_, i64>(2)?, row.get::<_, i64>(3)?))
@@ -62,7 +63,9 @@ impl Catalog {
             if live.contains(id as u64) {
                 *bytes.entry(at).or_default() += length;
                 if at != birth {
-                    *born.entry(birth).or_default() += length;
+                    if unusable.contains(&birth) {
+                        *born.entry(birth).or_default() += length;
+                    }
                     trees.entry(at).or_insert(birth);
                 }
             }
@@ -83,8 +86,7 @@ impl Catalog {
             }
             let is_usable = condemned == 0;
             let live = |of: &HashMap<i64, u64>| of.get(&row).copied().unwrap_or_default();
-            let moved = if is_usable { 0 } else { live(&born) };
-            let (row, live) = (PackRow(row), live(&bytes) + moved);
+            let (row, live) = (PackRow(row), live(&bytes) + live(&born));
             loads.push(PackLoad { row, id, is_tree: kind == 1, length, live, is_usable });
             Ok(row.0)
         })?;
@@ -96,6 +98,15 @@ impl Catalog {
             }
         }
         Ok(loads)
+    }
+
+    /// Packs that are lost or damaged.
+    fn unusable_packs(&self) -> Result<HashSet<i64>, Error> {
+        let find = || {
+            let mut statement = self.db.prepare("SELECT id FROM packs WHERE condemned = 1")?;
+            statement.query_map([], |row| row.get(0))?.collect::<rusqlite::Result<_>>()
+        };
+        find().map_err(self.failed("read packs"))
     }
 
     fn kind_of(&self, pack: i64) -> Result<i64, Error> {
@@ -153,14 +164,15 @@ impl Catalog {
     }
 
     /// Adds a carrier from an index, and moves its blocks there. If it is not in the repository, only blocks are moved that
-    /// are in no other pack: their carrier may reappear. The birth packs must be in the catalog.
+    /// are in no other pack there: their carrier may reappear. The birth packs must be in the catalog.
     pub fn import_carrier(&self, carrier: &IndexedCarrier, there: bool) -> Result<(), Error> {
         let add = || {
             let row = self.insert_carrier(carrier.id, carrier.length(), &carrier.digest, there)?;
             let mut start = 0u64;
             for (ordinal, CarriedBlock { length, birth, ordinal: name, .. }) in (0..).zip(&carrier.blocks) {
                 let find = "SELECT blocks.id,
-                     condemned = 0 OR EXISTS (SELECT 1 FROM moves WHERE block = blocks.id)
+                     condemned = 0 OR EXISTS (SELECT 1 FROM moves JOIN packs carriers ON carriers.id = carrier
+                                              WHERE block = blocks.id AND carriers.condemned = 0)
                      FROM blocks JOIN packs ON packs.id = pack WHERE uuid = ? AND ordinal = ?";
                 let mut find = self.db.prepare_cached(find)?;
                 let read = |row: &Row<'_>| Ok((row.get::<_, i64>(0)?, row.get::<_, bool>(1)?));
@@ -201,12 +213,13 @@ impl Catalog {
         self.db.query_row(find, [], |row| row.get(0)).map_err(self.failed("look for lost blocks"))
     }
 
-    /// Takes back moves to lost or damaged carriers if the birth pack was not removed yet.
+    /// Takes back moves to lost or damaged carriers if the birth pack is on the list of packs.
     pub fn undo_lost_moves(&self) -> Result<(), Error> {
         let undo = || {
             let lost = format!(
                 "SELECT block, birth.uuid FROM packs carriers JOIN moves ON carrier = carriers.id
-                 JOIN blocks ON blocks.id = block JOIN packs birth ON birth.id = pack
+                 JOIN blocks ON blocks.id = block JOIN packs birth ON birth.id = blocks.pack
+                 JOIN listing ON listing.pack = birth.uuid AND listing.length = birth.length
                  WHERE carriers.condemned = 1 AND (birth.condemned = 0 OR birth.condemned = {CONDEMNED} AND NOT birth.lost)"
             );
             self.db.execute(
@@ -218,8 +231,11 @@ impl Catalog {
         undo().map(drop).map_err(self.failed("look for lost blocks"))
     }
 
-    /// Moves blocks whose carrier is lost or damaged to this one if it is in the repository.
+    /// Moves blocks whose carrier is lost or damaged to this one if it is on the list of packs.
     pub fn replace_lost_moves(&self, carrier: &IndexedCarrier) -> Result<(), Error> {
+        if self.listed(carrier.id)? != Some(carrier.length()) {
+            return Ok(());
+        }
         let replace = || {
             let find = "SELECT id FROM packs WHERE uuid = ? AND (condemned = 0 OR condemned = ? AND NOT lost)";
             let find = self.db.query_row(find, params![carrier.id.as_bytes(), CONDEMNED], |row| row.get::<_, i64>(0));

@@ -7,6 +7,8 @@ CREATE TABLE trust (
     intended INTEGER NOT NULL,    -- number and id that a run was about to use
     intended_run BLOB,
     learnt INTEGER NOT NULL,      -- 1: some rows come from listings, so nothing in the repository may be removed
+    -- 1: the tombstones in the repository are not those of the catalog
+    stale_tombstones INTEGER NOT NULL DEFAULT 0,
     next_block INTEGER NOT NULL,  -- no block ever had this id or a higher one
     sum INTEGER NOT NULL
 );

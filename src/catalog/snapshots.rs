@@ -217,7 +217,8 @@ impl Catalog {
         unlink.map_err(self.failed("update a snapshot"))?;
         let set = "UPDATE snapshots SET presence = ? WHERE uuid = ?";
         let set = self.db.execute(set, params![presence.code(), id.0]);
-        set.map(drop).map_err(self.failed("update a snapshot"))
+        set.map_err(self.failed("update a snapshot"))?;
+        if presence.is_forgotten() { self.set_tombstones_stale() } else { Ok(()) }
     }
 
     /// Records that a run of this generation held or released a snapshot, which may be unknown. Of several, the highest

@@ -58,7 +58,7 @@ impl Trust {
 
     pub(super) fn insert(&self, db: &Connection) -> rusqlite::Result<()> {
         db.execute(
-            "INSERT INTO trust VALUES (?, ?, ?, ?, ?, 0, NULL, 0, NULL, 0, 1, 0)",
+            "INSERT INTO trust VALUES (?, ?, ?, ?, ?, 0, NULL, 0, NULL, 0, 0, 1, 0)",
             params![
                 self.repository.as_bytes(),
                 self.catalog.as_bytes(),

@@ -2,8 +2,8 @@
 //!
 //! Another run may remove an object after the check listed it, such as a pack that a prune no longer needs. Such a run first
 //! writes documents that explain the removal. So a missing object is only a doubt until the documents are listed again. If
-//! they are unchanged, doubts are problems. Otherwise the check lists and reads all documents again and repeats the check of
-//! the structure, in another pass; what is still missing then is reported.
+//! they are unchanged, doubts are problems. Otherwise there is another pass: all documents are listed and read again, and the
+//! structure is checked again. Objects that are still missing are reported.
 
 use std::collections::HashSet;
 use std::path::{Path, PathBuf};

@@ -16,7 +16,7 @@ use crate::catalog::Catalog;
 use crate::inventory::{self, Inventory, host_access, host_key};
 use crate::monitor::count;
 use crate::repository::Repository;
-use crate::session;
+use crate::session::{self, Priority};
 use crate::state::RepositoryState;
 
 #[derive(Debug, clap::Subcommand)]
@@ -92,7 +92,7 @@ fn rebuild(args: &RebuildArgs, global: &Global) -> Result<ExitCode> {
     let state = RepositoryState::new(&global.state()?, repository.id());
     let (monitor, stop) = (global.monitor(args.json), stop_on_signals()?);
     let key = host_key(&state)?;
-    let lock = session::lock(&state, args.wait_lock, &monitor, &stop)?;
+    let lock = session::lock(&state, args.wait_lock, Priority::Normal, &monitor, &stop)?;
     let access = host_access(&key)?;
     let inventory = Inventory { repository: &repository, access: &access, monitor: &monitor, stop: &stop };
     let (_, found) = inventory::rebuild(&inventory, &lock, &key.fingerprint())?;

@@ -334,12 +334,13 @@ Locked by a run that writes; contains its process id.
 The kernel releases the lock when the process ends; the file remains.
 .TP
 .I lock.waiting
-Locked by runs that wait for the lock, so that
+Locked by a run that waits for the lock, so that
 .BR brackfs\-prune (1)
-lets them go first.
+lets it go first.
 .TP
 .I reserve
-Takes up to 4 MiB until a command that frees space needs them on a full disk.
+Up to 4 MiB of meaningless bytes.
+If the disk is full, a command that frees space removes it first.
 It can be removed.
 .TP
 .I signers
@@ -391,7 +392,7 @@ A renewed certificate, from
 The totals of a command, such as a backup, restore, check or prune; always the last object.
 .TP
 .B status
-The progress of a backup, restore or check, once a second; see
+The progress of a backup, restore, check or prune, once a second; see
 .BR brackfs\-backup (1).
 .TP
 .B verbose_status
@@ -447,7 +448,7 @@ An error that ends a command is always text on standard error, and sets the exit
 const SIGNALS: &str = r"
 On SIGINT, SIGTERM or SIGHUP, a backup, prune, restore or check cleans up and ends as soon as possible with exit code 130; a second signal ends it at once.
 A mount is unmounted.
-On SIGUSR1, a backup, restore, check or dump prints its progress to standard error, with or without a terminal, even with
+On SIGUSR1, a backup, restore, check, prune or dump prints its progress to standard error, with or without a terminal, even with
 .BR \-q ;
 other commands ignore it.
 SIGKILL or a power failure does not damage a snapshot; see

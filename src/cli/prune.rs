@@ -37,14 +37,14 @@ use crate::state::RepositoryState;
 ///
 /// Damaged data is not copied. Its pack stays, and is reported here and by brackfs-check(1).
 ///
-/// Between batches of copies or removals, a prune lets other runs go first that wait for the lock, such as a backup with
-/// --wait-lock, and goes on after them.
+/// If another run waits for the lock, such as a backup with --wait-lock, a prune stops after the current batch of copies or
+/// removals, and continues when that run has ended.
 ///
-/// On a full disk, use --grace 0 --max-copy 0. Backups and prunes keep a file of 4 MiB, named reserve, in a repository that
-/// is a directory and in the state directory. If the disk is full, prune and brackfs-forget(1) use this space.
+/// On a full disk, use --grace 0 --max-copy 0. Backups and prunes keep a file named reserve, of 4 MiB, in the state directory
+/// and in a repository that is a directory. When the disk is full, prune and brackfs-forget(1) remove it to get space.
 ///
-/// If the target refuses to remove an object, the object stays, and the exit code is 0. Such targets can only be appended
-/// to, or lock objects for a time. A later prune tries it again.
+/// Some targets cannot remove objects, or only after some time. An object that cannot be removed stays, and the exit code
+/// is 0. A later prune tries again.
 #[derive(Debug, clap::Args)]
 #[command(after_help = "\
 Examples:

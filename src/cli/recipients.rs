@@ -16,7 +16,7 @@ use crate::catalog::Catalog;
 use crate::crypt::Certificate;
 use crate::inventory::{Inventory, host_access, host_key};
 use crate::repository::Repository;
-use crate::session;
+use crate::session::{self, Priority};
 use crate::state::RepositoryState;
 
 #[derive(Debug, clap::Subcommand)]
@@ -122,7 +122,7 @@ fn update(args: &UpdateArgs, global: &Global) -> Result<ExitCode> {
     let state = RepositoryState::new(&global.state()?, repository.id());
     let (monitor, stop) = (global.monitor(args.json), stop_on_signals()?);
     let key = host_key(&state)?;
-    let lock = session::lock(&state, args.wait_lock, &monitor, &stop)?;
+    let lock = session::lock(&state, args.wait_lock, Priority::Normal, &monitor, &stop)?;
     let access = host_access(&key)?;
     let inventory = Inventory { repository: &repository, access: &access, monitor: &monitor, stop: &stop };
     let mut catalog = Catalog::open(&state.catalog_path(), repository.id())?;

@@ -12,6 +12,9 @@ use crate::catalog::{Catalog, Presence};
 use crate::format::generation::Generation;
 use crate::format::name::{self, SnapshotName};
 
+/// What an object is that no known run wrote, and what to do.
+const UNKNOWN: &str = "is not in the catalog. If this machine wrote it, run `brackfs catalog rebuild`";
+
 impl Inventory<'_> {
     /// Compares a catalog that was rebuilt or reconciled with the census of the last generation. If they do not agree, the
     /// catalog remembers the census: later generations count only what is known by then.
@@ -48,7 +51,7 @@ impl Inventory<'_> {
     pub fn doubt_of_listings(&self, catalog: &Catalog, last: &Generation) -> Result<Option<String>, Error> {
         if let Some(generation) = catalog.unproved()? {
             return Ok(Some(format!(
-                "documents that existed at generation {generation} were missing when the catalog was rebuilt or compared with the repository. If they are back, run `brackfs catalog rebuild` after the next backup"
+                "documents of generation {generation} were missing when the catalog was rebuilt or compared with the repository. Put them back, back up, and run `brackfs catalog rebuild`"
             )));
         }
         let known = catalog.census(last.number)?;
@@ -70,7 +73,7 @@ impl Inventory<'_> {
             for object in self.repository.target().list(folder)?.into_iter().map(|object| object.name) {
                 if name::is_object(&object) {
                     if !known.contains(&object) {
-                        return Ok(Some(format!("{object} is not in the catalog")));
+                        return Ok(Some(format!("{object} {UNKNOWN}")));
                     }
                     listed.insert(object);
                 }
@@ -88,7 +91,7 @@ impl Inventory<'_> {
         let rows = catalog.snapshots()?;
         let known: HashSet<&SnapshotName> = rows.iter().map(|row| &row.name).collect();
         if let Some(unknown) = listed.iter().find(|name| !known.contains(name)) {
-            return Ok(Some(format!("{} is not in the catalog", unknown.object())));
+            return Ok(Some(format!("{} {UNKNOWN}", unknown.object())));
         }
         let there = rows.iter().filter(|row| row.presence == Presence::There);
         let missing = there.map(|row| &row.name).find(|name| !listed.contains(name));

@@ -4,6 +4,7 @@
 
 use super::context::Inventory;
 use super::error::Error;
+use super::reconcile::is_foreign;
 use crate::catalog::Catalog;
 
 impl Inventory<'_> {
@@ -12,18 +13,22 @@ impl Inventory<'_> {
         if !catalog.has_lost_moves()? {
             return Ok(());
         }
+        self.list_packs(catalog)?;
         catalog.undo_lost_moves()?;
         for id in self.indexes()? {
             self.check_interrupted()?;
-            // Indexes that cannot be read are reported when the repository is compared with the catalog.
-            if let Ok(index) = self.access.index(self.repository, id) {
-                index.carriers.iter().try_for_each(|carrier| catalog.replace_lost_moves(carrier))?;
+            match self.access.index(self.repository, id) {
+                Ok(index) => index.carriers.iter().try_for_each(|carrier| catalog.replace_lost_moves(carrier))?,
+                Err(error) if is_foreign(&error) => {}
+                // The only copies may be named there.
+                Err(error) => return Err(error.into()),
             }
         }
-        Ok(())
+        Ok(catalog.begin_listing()?)
     }
 
-    /// Fails if no pack of the catalog is in the repository: its disk may not be mounted.
+    /// Lists packs, and fails if no pack of the catalog is in the repository: its disk may not be mounted. The list stays in
+    /// the catalog until [`Catalog::begin_listing`].
     pub fn require_packs(&self, catalog: &Catalog) -> Result<(), Error> {
         self.list_packs(catalog)?;
         if !catalog.any_listed()? {

@@ -40,6 +40,9 @@ pub struct Reconciled {
     pub unusable_indexes: u64,
     /// Packs in the repository that are in no readable index.
     pub unknown_packs: u64,
+    /// Something is back that was removed on purpose, and that the catalog has dropped: the repository was set back to before
+    /// a prune. Only a new catalog can know it.
+    pub is_outdated: bool,
 }
 
 impl Reconciled {
@@ -144,6 +147,9 @@ impl Inventory<'_> {
             };
             catalog.add_index(id, &index)?;
             for pack in &index.packs {
+                found.is_outdated |= pack.digest.is_some()
+                    && (catalog.is_gone(pack.id)? == Some(true) || catalog.is_retained(pack.id)?)
+                    && catalog.listed(pack.id)? == Some(pack.length);
                 if catalog.pack(pack.id)?.is_some() {
                     // Its blocks may lie in carriers that are unknown so far.
                     gone.extend(pack.digest.is_none().then_some(id));
@@ -314,6 +320,7 @@ impl Inventory<'_> {
         for SnapshotRow { name, source, presence: before, .. } in catalog.snapshots()? {
             let is_there = there.contains(&name.id);
             known += u64::from(is_there);
+            found.is_outdated |= before == Presence::Swept && is_there;
             match tombstones.presence(name.id, before, is_there) {
                 same if same == before => {}
                 Presence::There => catalog.set_there(name.id, None)?,

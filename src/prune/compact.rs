@@ -152,6 +152,7 @@ impl<'p, 's> Compactor<'p, 's> {
             match self.pruner.session.repository().target().read(&object, offset, length, &mut run) {
                 Err(error) if error.kind == ErrorKind::NotFound => {
                     self.pruner.inventory.require_packs(catalog)?;
+                    catalog.begin_listing()?;
                     return Ok(Some(error.to_string()));
                 }
                 Err(error) if is_damage(&error) => return Ok(Some(error.to_string())),

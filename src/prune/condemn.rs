@@ -15,16 +15,14 @@ pub(super) fn forget_unwritten(catalog: &Catalog) -> Result<bool, Error> {
     Ok(!unwritten.is_empty())
 }
 
-/// Condemns packs without live blocks. Writes tombstones if there are any, or if they `changed` otherwise.
+/// Condemns packs without live blocks. Writes tombstones if those in the repository differ from the catalog.
 pub(super) fn condemn(
     pruner: &Pruner<'_>,
     catalog: &mut Catalog,
     packs: &[PackRow],
-    changed: bool,
     summary: &mut Summary,
 ) -> Result<(), Error> {
-    let is_pending = catalog.doomed_packs()?.iter().any(|pack| pack.generation == 0);
-    if packs.is_empty() && !is_pending && !changed {
+    if packs.is_empty() && !catalog.has_stale_tombstones()? {
         return Ok(());
     }
     pruner.session.announce(catalog)?;

@@ -144,7 +144,7 @@ impl<'s> Pruner<'s> {
             match remover.remove_if_there(object) {
                 Err(error) if error.kind == ErrorKind::PermissionDenied => {
                     if retained.get() == 0 {
-                        self.inventory.monitor.note(&format!("{error}; what cannot be removed stays"));
+                        self.inventory.monitor.note(&format!("{error}; objects that cannot be removed stay"));
                     }
                 }
                 other => {

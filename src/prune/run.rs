@@ -16,7 +16,7 @@ use crate::crypt::SecretKey;
 use crate::inventory::{Inventory, host_access, host_key};
 use crate::monitor::{Monitor, Total};
 use crate::repository::Repository;
-use crate::session::{self, Checks, Mend, NOTHING_YET, Session};
+use crate::session::{self, Checks, Mend, NOTHING_YET, Priority, Session};
 use crate::state::{Lock, RepositoryState};
 
 /// Removes data that no kept snapshot needs, with the host key alone. Waits up to `wait` for the lock. Gives it up for other
@@ -29,13 +29,14 @@ pub fn prune(
     monitor: &dyn Monitor,
     stop: &AtomicBool,
 ) -> Result<Summary, Error> {
-    let mut whole: Option<Summary> = None;
-    let until = options.max_duration.and_then(|duration| Instant::now().checked_add(duration));
+    let (mut whole, mut begun): (Option<Summary>, Option<Instant>) = (None, None);
     session::with_reserve(repository, state, monitor, || {
         loop {
             let wait = if whole.is_none() { wait } else { Duration::MAX };
-            let lock = session::lock_last(state, wait, monitor, stop).map_err(session::Error::from)?;
+            let lock = session::lock(state, wait, Priority::Low, monitor, stop).map_err(session::Error::from)?;
             let copied = whole.as_ref().map_or(0, |whole| whole.copied_bytes);
+            let begun = *begun.get_or_insert_with(Instant::now);
+            let until = options.max_duration.and_then(|duration| begun.checked_add(duration));
             let limits = Limits { until, max_copy: options.max_copy.saturating_sub(copied), lock: &lock };
             let mut summary = None;
             let result = Round { repository, options, limits, monitor, stop }.run(host_key(state)?, &mut summary);
@@ -67,7 +68,7 @@ struct Round<'a> {
 }
 
 impl Round<'_> {
-    /// `key` is the host key. Sets `summary` to what was done, even if the round fails later.
+    /// `key` is the host key. `summary` has the work that was done, also if the round fails.
     fn run(&self, key: SecretKey, summary: &mut Option<Summary>) -> Result<(), Error> {
         let _span = debug_span!("prune").entered();
         let Round { repository, limits, monitor, stop, .. } = self;
@@ -95,21 +96,19 @@ impl Round<'_> {
             return Err(Error::Doubt(doubt));
         }
         pruner.inventory.find_copies(catalog)?;
-        let unwritten = forget_unwritten(catalog)?;
-        if unwritten {
+        if forget_unwritten(catalog)? {
             session.announce_changes(catalog)?;
         }
         let mut marked = mark(catalog)?;
         let summary = summary.insert(Summary::new(&marked));
         let grace = seconds(options.grace);
-        let mut changed = unwritten;
         let pruner = Pruner::new(session, lock, &clock, monitor, stop);
         if grace > 0 {
             let due = find_due(catalog, &marked, session.generation(), clock.now, grace)?;
-            changed |= sweep_due(&pruner, catalog, &due, summary)?;
+            sweep_due(&pruner, catalog, &due, summary)?;
         }
         remove_retained(&pruner, catalog, summary)?;
-        self.compact_and_condemn(&pruner, catalog, &mut marked, changed, summary)?;
+        self.compact_and_condemn(&pruner, catalog, &mut marked, summary)?;
         remove_old_tombstones(&pruner, catalog)?;
         if grace == 0 && has_work(catalog)? {
             session.announce(catalog)?;
@@ -117,7 +116,8 @@ impl Round<'_> {
             session.announce_again(catalog)?;
             let pruner = Pruner::new(session, lock, &clock, monitor, stop);
             let due = find_due(catalog, &marked, session.generation(), clock.now, 0)?;
-            if sweep_due(&pruner, catalog, &due, summary)? {
+            sweep_due(&pruner, catalog, &due, summary)?;
+            if catalog.has_stale_tombstones()? {
                 session.put_tombstones(catalog)?;
             }
             remove_old_tombstones(&pruner, catalog)?;
@@ -133,7 +133,6 @@ impl Round<'_> {
         pruner: &Pruner<'_>,
         catalog: &mut Catalog,
         marked: &mut Marked,
-        changed: bool,
         summary: &mut Summary,
     ) -> Result<(), Error> {
         let chosen = choose(marked, self.options.max_waste, self.limits.max_copy);
@@ -152,7 +151,7 @@ impl Round<'_> {
         let dead: Vec<_> = marked.packs.iter().filter(|pack| pack.live == 0).map(|pack| pack.row).collect();
         // First, since snapshots must not stay longer than their data.
         note_forgotten(pruner, catalog)?;
-        condemn(pruner, catalog, &dead, changed, summary)?;
+        condemn(pruner, catalog, &dead, summary)?;
         Ok(catalog.commit()?)
     }
 }

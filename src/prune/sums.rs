@@ -14,8 +14,16 @@ const LINES: usize = 4096;
 /// Lists with fewer packs than that are joined if there are at least this many.
 const SMALL_LISTS: usize = 64;
 
-/// Writes successors of the lists that name packs in `gone`, then removes these lists.
-pub(super) fn rewrite(pruner: &Pruner<'_>, remover: &Remover<'_>, gone: &HashSet<PackId>) -> Result<(), Error> {
+/// A list that has a successor.
+struct Replaced {
+    object: String,
+    /// Its packs that are about to be removed.
+    gone: Vec<PackId>,
+}
+
+/// Writes successors of the lists that name packs in `gone`, then removes these lists. Takes the packs out of `gone` whose
+/// list cannot be removed: no list may name a pack that is gone.
+pub(super) fn rewrite(pruner: &Pruner<'_>, remover: &Remover<'_>, gone: &mut HashSet<PackId>) -> Result<(), Error> {
     let target = pruner.session.repository().target();
     let mut lists = Vec::new();
     for object in target.list(name::SUMS)? {
@@ -25,29 +33,31 @@ pub(super) fn rewrite(pruner: &Pruner<'_>, remover: &Remover<'_>, gone: &HashSet
     }
     // About the length of a line.
     let is_small = |length: u64| length < LINES as u64 * 100;
-    let join = lists.iter().filter(|list| is_small(list.length)).count() >= SMALL_LISTS;
+    // Where lists cannot be removed, each join would only add another one.
+    let join =
+        pruner.clock.retained.get() == 0 && lists.iter().filter(|list| is_small(list.length)).count() >= SMALL_LISTS;
     let mut rest: Vec<(PackId, Digest)> = Vec::new();
     let mut replaced = Vec::new();
     for list in lists {
         pruner.inventory.check_interrupted()?;
         let bytes = target.get(&list.name, SUMS_SIZE)?;
         let found: Vec<_> = lines(&bytes).collect();
-        let names_gone = found.iter().flatten().any(|line| gone.contains(&line.pack));
+        let named: Vec<_> = found.iter().flatten().map(|line| line.pack).filter(|pack| gone.contains(pack)).collect();
         // A list that is damaged stays: `check` reports it.
         let whole = found.iter().all(|line| matches!(line, Some(PackSum { digest: Some(_), .. })));
-        if !whole || !(names_gone || (join && is_small(list.length))) {
+        if !whole || !(!named.is_empty() || (join && is_small(list.length))) {
             continue;
         }
         let sums = found.into_iter().flatten().filter(|line| !gone.contains(&line.pack));
         rest.extend(sums.filter_map(|line| Some((line.pack, line.digest?))));
-        replaced.push(list.name);
+        replaced.push(Replaced { object: list.name, gone: named });
         if rest.len() >= LINES {
             put(pruner, &mut rest)?;
-            remove(pruner, remover, &mut replaced)?;
+            remove(pruner, remover, &mut replaced, gone)?;
         }
     }
     put(pruner, &mut rest)?;
-    remove(pruner, remover, &mut replaced)
+    remove(pruner, remover, &mut replaced, gone)
 }
 
 fn put(pruner: &Pruner<'_>, sums: &mut Vec<(PackId, Digest)>) -> Result<(), Error> {
@@ -60,6 +70,16 @@ fn put(pruner: &Pruner<'_>, sums: &mut Vec<(PackId, Digest)>) -> Result<(), Erro
     Ok(())
 }
 
-fn remove(pruner: &Pruner<'_>, remover: &Remover<'_>, lists: &mut Vec<String>) -> Result<(), Error> {
-    lists.drain(..).try_for_each(|list| pruner.remove(remover, &list).map(drop))
+fn remove(
+    pruner: &Pruner<'_>,
+    remover: &Remover<'_>,
+    lists: &mut Vec<Replaced>,
+    gone: &mut HashSet<PackId>,
+) -> Result<(), Error> {
+    for list in lists.drain(..) {
+        if !pruner.remove(remover, &list.object)? {
+            list.gone.iter().for_each(|pack| _ = gone.remove(pack));
+        }
+    }
+    Ok(())
 }

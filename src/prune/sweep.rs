@@ -80,30 +80,28 @@ fn has_any(catalog: &Catalog, pack: &DoomedPack, blocks: &RoaringTreemap) -> Res
     Ok(catalog.blocks_in(pack.row)?.iter().any(|block| blocks.contains(block.block.0)))
 }
 
-/// Takes back packs that have live blocks again, and removes what is due, or what a killed prune has left. Returns whether
-/// the tombstones changed.
+/// Takes back packs that have live blocks again, and removes what is due. Also removes what a killed prune has left.
 pub(super) fn sweep_due(
     pruner: &Pruner<'_>,
     catalog: &mut Catalog,
     due: &Due,
     summary: &mut Summary,
-) -> Result<bool, Error> {
+) -> Result<(), Error> {
     due.revived.iter().try_for_each(|pack| catalog.take_back(*pack))?;
     let mut has_leftovers = false;
     for row in catalog.snapshots()?.iter().filter(|row| row.presence == Presence::Swept) {
         has_leftovers |= catalog.is_recorded(row.name.sequence)?;
     }
-    let is_due = !due.packs.is_empty() || !due.snapshots.is_empty();
-    if is_due || has_leftovers {
+    if has_leftovers || !due.packs.is_empty() || !due.snapshots.is_empty() {
         sweep(pruner, catalog, due, summary)?;
     }
-    Ok(is_due || !due.revived.is_empty())
+    Ok(())
 }
 
 /// Notes which snapshots are forgotten at this time, so that a later run removes them.
 pub(super) fn note_forgotten(pruner: &Pruner<'_>, catalog: &mut Catalog) -> Result<(), Error> {
     let rows = catalog.snapshots()?.into_iter().filter(|row| row.presence == Presence::Forgotten);
-    let forgotten: Vec<_> = rows.map(|row| row.name.sequence).collect();
+    let forgotten: HashSet<_> = rows.map(|row| row.name.sequence).collect();
     catalog.drop_notes(&forgotten)?;
     if !forgotten.is_empty() {
         // So that the next run has a higher generation.
@@ -126,11 +124,12 @@ fn sweep(pruner: &Pruner<'_>, catalog: &mut Catalog, due: &Due, summary: &mut Su
     }
     catalog.commit()?;
     // A snapshot stays complete as long as it is there.
-    let due = without_used(catalog, due.packs.clone(), &retained)?;
-    let packs: HashSet<_> = due.iter().map(|pack| pack.id).collect();
+    let mut due = without_used(catalog, due.packs.clone(), &retained)?;
+    let mut packs: HashSet<_> = due.iter().map(|pack| pack.id).collect();
     let swept = catalog.snapshots()?.into_iter().filter(|row| row.presence == Presence::Swept);
     let (snapshots, sequences): (HashSet<_>, Vec<_>) = swept.map(|row| (row.name.id, row.name.sequence)).unzip();
-    sums::rewrite(pruner, &remover, &packs)?;
+    sums::rewrite(pruner, &remover, &mut packs)?;
+    due.retain(|pack| packs.contains(&pack.id));
     indexes::rewrite(pruner, catalog, &Removals { packs: &packs, snapshots: &snapshots })?;
     indexes::remove_replaced(pruner, catalog, |folder| matches!(folder, Folder::Moved(_)))?;
     let mut recorded = Vec::new();
@@ -139,7 +138,8 @@ fn sweep(pruner: &Pruner<'_>, catalog: &mut Catalog, due: &Due, summary: &mut Su
     }
     // Even if there are no new ones, to finish the work of a killed prune.
     catalog.forget_usage(&recorded)?;
-    for batch in due.chunks(REMOVALS) {
+    let mut batches = due.chunks(REMOVALS).peekable();
+    while let Some(batch) = batches.next() {
         for pack in batch {
             if pruner.remove(&remover, &name::pack(pack.id))? {
                 summary.removed_packs += 1;
@@ -150,14 +150,20 @@ fn sweep(pruner: &Pruner<'_>, catalog: &mut Catalog, due: &Due, summary: &mut Su
             catalog.remove_pack(pack.row)?;
         }
         catalog.commit()?;
-        pruner.give_way()?;
+        if batches.peek().is_some() {
+            pruner.give_way()?;
+        }
     }
     remove_generations(pruner, &remover)
 }
 
-/// Removes packs again that the target refused to remove.
+/// Tries again to remove packs that the target refused to remove.
 pub(super) fn remove_retained(pruner: &Pruner<'_>, catalog: &mut Catalog, summary: &mut Summary) -> Result<(), Error> {
-    for pack in catalog.retained_packs()? {
+    let mut packs = catalog.retained_packs()?;
+    // Another beginning each time: a run gives up after some refusals.
+    let first = usize::try_from(pruner.clock.now).unwrap_or_default().checked_rem(packs.len()).unwrap_or_default();
+    packs.rotate_left(first);
+    for pack in packs {
         let remover = pruner.session.remover(catalog)?;
         if pruner.remove(&remover, &name::pack(pack.id))? {
             catalog.drop_retained(pack.id)?;
@@ -165,6 +171,7 @@ pub(super) fn remove_retained(pruner: &Pruner<'_>, catalog: &mut Catalog, summar
             summary.freed_bytes += pack.length;
         }
     }
+    pruner.clock.refusals.set(0);
     Ok(catalog.commit()?)
 }
 

@@ -34,8 +34,8 @@ fn key(name: &SnapshotName) -> SnapshotKey {
 impl Tombstones {
     /// Lists the documents and opens new ones. Skips those that do not open or verify.
     ///
-    /// A document that is no longer listed counts until one of a higher generation is found: an incomplete listing must not
-    /// bring snapshots back, or hide those that were shown again.
+    /// A listing may be incomplete. So a document that is no longer listed still counts, until one of a higher generation is
+    /// found. Otherwise forgotten snapshots would be shown, or those that were shown again would be hidden.
     pub(super) fn refresh(&self, repository: &Repository, access: &Access) -> Result<(), repository::Error> {
         let mut listed = HashSet::new();
         repository.target().visit(name::FORGOTTEN, &mut |object| listed.extend(name::parse_forgotten(&object.name)))?;

@@ -16,7 +16,7 @@ use crate::format::usage::Hold;
 use crate::inventory::host_key;
 use crate::monitor::Monitor;
 use crate::repository::Repository;
-use crate::session::{self, Checks, Mend, Session};
+use crate::session::{self, Checks, Mend, Priority, Session};
 use crate::state::RepositoryState;
 
 /// What a run works on.
@@ -141,7 +141,7 @@ impl Scene<'_> {
                 hidden.iter().try_for_each(|row| catalog.set_there(row.name.id, None))?;
                 // If they are forgotten again, they have their whole grace period.
                 let rows = catalog.snapshots()?.into_iter().filter(|row| row.presence == Presence::Forgotten);
-                catalog.drop_notes(&rows.map(|row| row.name.sequence).collect::<Vec<_>>())?;
+                catalog.drop_notes(&rows.map(|row| row.name.sequence).collect())?;
                 session.put_tombstones(catalog)?;
             }
             Ok(hidden)
@@ -185,7 +185,7 @@ impl Scene<'_> {
     ) -> Result<T, ForgetError> {
         let Scene { repository, state, wait_lock, monitor, stop } = *self;
         let key = host_key(state).map_err(session::Error::from)?;
-        let lock = session::lock(state, wait_lock, monitor, stop).map_err(session::Error::from)?;
+        let lock = session::lock(state, wait_lock, Priority::Normal, monitor, stop).map_err(session::Error::from)?;
         let checks = Checks { mend: Mend::No, recheck: 0 };
         let (mut session, mut catalog) = Session::open(repository, &lock, key, checks, &mut 0, monitor, stop)?;
         let done = work(&mut session, &mut catalog)?;

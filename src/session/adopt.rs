@@ -56,16 +56,22 @@ fn become_writer(
 ) -> Result<Adopted, Error> {
     let (repository, state, host) = (inventory.repository, lock.state(), key.certificate());
     let (catalog_id, run) = (CatalogId::random(), RunId::random());
-    let (mut catalog, found) = match Catalog::open(&state.catalog_path(), repository.id()) {
+    let mut known = 0;
+    let kept = match Catalog::open(&state.catalog_path(), repository.id()) {
         Ok(mut catalog) if catalog.trust().host == host.fingerprint() => {
             check_recipients(&catalog.trust().recipients)?;
+            known = catalog.runs()?.0.number.max(catalog.last_sequence()?);
             catalog.set_id(catalog_id)?;
             let found = inventory.reconcile(&mut catalog)?;
             inventory.prove(&catalog, generations.last.first())?;
-            (catalog, found)
+            (!found.is_outdated).then_some((catalog, found))
         }
         Err(error) if !error.is_lost() => return Err(error.into()),
-        _ => {
+        _ => None,
+    };
+    let (mut catalog, found) = match kept {
+        Some(kept) => kept,
+        None => {
             let trust = inventory.trust(&host.fingerprint(), catalog_id)?;
             check_recipients(&trust.recipients)?;
             let found = inventory.build(lock, trust, |catalog| match generations.last.first() {
@@ -76,7 +82,7 @@ fn become_writer(
             (Catalog::open(&state.catalog_path(), repository.id())?, found)
         }
     };
-    let number = generations.next(catalog.runs()?.0.number.max(catalog.last_sequence()?))?;
+    let number = generations.next(known.max(catalog.runs()?.0.number).max(catalog.last_sequence()?))?;
     repository.target().set_run(run.writer());
     let writer = Writer::new(repository, Signer::new(key)?, &host, &catalog.trust().recipients)?;
     let mut rivals = Rivals { repository, access: inventory.access, strange: generations.strange };
@@ -184,10 +190,9 @@ fn copy_documents(
     let own = host.fingerprint().to_string();
     let (repository, access) = (inventory.repository, inventory.access);
     let with = |replaces: &[ObjectId], id| [replaces, &[id]].concat();
-    let mut holds = Holds::default();
     for folder in [name::INDEX, name::MOVED, name::FORGOTTEN] {
         let objects: Vec<_> = repository.target().list(folder)?.into_iter().map(|object| object.name).collect();
-        let replaced = replaced_documents(inventory, &objects, &mut holds)?;
+        let Valid { replaced, newest, holds } = Valid::among(inventory, &objects)?;
         for object in objects {
             inventory.check_interrupted()?;
             if object.rsplit('/').next().and_then(|id| id.parse().ok()).is_some_and(|id| replaced.contains(&id)) {
@@ -203,11 +208,17 @@ fn copy_documents(
                 })
             } else if let Some((prefix, id)) = name::parse_moved(&object) {
                 access.moved(repository, prefix, id).and_then(|moved| {
+                    if moved.generation < newest.get(&Some(prefix)).copied().unwrap_or_default() {
+                        return Ok(());
+                    }
                     let replaces = with(&moved.replaces, id);
                     writer.put_moved(prefix, copy, &Moved { generation, replaces, ..moved })
                 })
             } else if let Some(id) = name::parse_forgotten(&object) {
                 access.forgotten(repository, id).and_then(|forgotten| {
+                    if forgotten.generation < newest.get(&None).copied().unwrap_or_default() {
+                        return Ok(());
+                    }
                     let replaces = with(&forgotten.replaces, id);
                     writer.put_forgotten(copy, &Forgotten { generation, replaces, ..forgotten })
                 })
@@ -226,32 +237,43 @@ fn copy_documents(
     Ok(())
 }
 
-/// The documents that others among these objects replace. Copies of them would count again. Adds the holds in the objects.
-fn replaced_documents(
-    inventory: &Inventory<'_>,
-    objects: &[String],
-    holds: &mut Holds,
-) -> Result<HashSet<ObjectId>, Error> {
-    let (repository, access) = (inventory.repository, inventory.access);
-    let mut replaced = HashSet::new();
-    for object in objects {
-        inventory.check_interrupted()?;
-        let read = if let Some(id) = name::parse_index(object) {
-            access.index(repository, id).map(|index| {
-                holds.add(index.generation, &index.holds);
-                index.replaces
-            })
-        } else if let Some((prefix, id)) = name::parse_moved(object) {
-            access.moved(repository, prefix, id).map(|moved| moved.replaces)
-        } else if let Some(id) = name::parse_forgotten(object) {
-            access.forgotten(repository, id).map(|forgotten| forgotten.replaces)
-        } else {
-            continue;
-        };
-        // Those that cannot be read are reported when they are copied.
-        replaced.extend(read.unwrap_or_default());
+/// Which documents count. Copies of the others would count again, since all copies have the same generation.
+#[derive(Default)]
+struct Valid {
+    /// The documents that others replace.
+    replaced: HashSet<ObjectId>,
+    /// The highest generation of the shards of each prefix, and of tombstones (`None`).
+    newest: BTreeMap<Option<u8>, u64>,
+    holds: Holds,
+}
+
+impl Valid {
+    fn among(inventory: &Inventory<'_>, objects: &[String]) -> Result<Self, Error> {
+        let (repository, access) = (inventory.repository, inventory.access);
+        let mut valid = Valid::default();
+        for object in objects {
+            inventory.check_interrupted()?;
+            // Those that cannot be read are reported when they are copied.
+            if let Some(id) = name::parse_index(object) {
+                let Ok(index) = access.index(repository, id) else { continue };
+                valid.holds.add(index.generation, &index.holds);
+                valid.replaced.extend(index.replaces);
+            } else if let Some((prefix, id)) = name::parse_moved(object) {
+                let Ok(moved) = access.moved(repository, prefix, id) else { continue };
+                valid.add(Some(prefix), moved.generation, moved.replaces);
+            } else if let Some(id) = name::parse_forgotten(object) {
+                let Ok(forgotten) = access.forgotten(repository, id) else { continue };
+                valid.add(None, forgotten.generation, forgotten.replaces);
+            }
+        }
+        Ok(valid)
     }
-    Ok(replaced)
+
+    fn add(&mut self, prefix: Option<u8>, generation: u64, replaces: Vec<ObjectId>) {
+        let newest = self.newest.entry(prefix).or_default();
+        *newest = generation.max(*newest);
+        self.replaced.extend(replaces);
+    }
 }
 
 /// Refuses a repository with documents that open but are signed by an untrusted key other than `own`.

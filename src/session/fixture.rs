@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use tempfile::TempDir;
 
-use super::{Checks, Mend, Session, lock};
+use super::{Checks, Mend, Priority, Session, lock};
 use crate::catalog::{Catalog, Folder, Trust};
 use crate::crypt::{SecretKey, Signer};
 use crate::format::id::{CatalogId, ObjectId};
@@ -58,7 +58,7 @@ impl Site {
     pub(crate) fn with_session<T>(&self, test: impl FnOnce(&Session<'_>, Catalog) -> T) -> T {
         let (repository, stop) = (&self.repository, AtomicBool::new(false));
         let state = RepositoryState::new(&self.folder.path().join("state"), repository.id());
-        let lock = lock(&state, Duration::ZERO, &Silent, &stop).unwrap();
+        let lock = lock(&state, Duration::ZERO, Priority::Normal, &Silent, &stop).unwrap();
         let (key, checks) = (host_key(&state).unwrap(), Checks { mend: Mend::No, recheck: READ_AGAIN });
         let (session, catalog) = Session::open(repository, &lock, key, checks, &mut 0, &Silent, &stop).unwrap();
         test(&session, catalog)

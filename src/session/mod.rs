@@ -38,33 +38,15 @@ pub use remover::Remover;
 pub use reserve::{keep_reserve, with_reserve};
 
 use crate::monitor::Monitor;
-use crate::state::{self, Lock, Priority, RepositoryState};
+pub use crate::state::Priority;
+use crate::state::{self, Lock, RepositoryState};
 
 /// Takes the lock that all runs on this machine need before they write. Waits up to `wait` for another run, after telling
 /// the monitor.
 pub fn lock(
     state: &RepositoryState,
     wait: Duration,
-    monitor: &dyn Monitor,
-    stop: &AtomicBool,
-) -> Result<Lock, state::Error> {
-    lock_with(Priority::Normal, state, wait, monitor, stop)
-}
-
-/// The same for a run that lets others go first, and gives the lock up when one waits: see [`Lock::is_wanted`].
-pub fn lock_last(
-    state: &RepositoryState,
-    wait: Duration,
-    monitor: &dyn Monitor,
-    stop: &AtomicBool,
-) -> Result<Lock, state::Error> {
-    lock_with(Priority::Low, state, wait, monitor, stop)
-}
-
-fn lock_with(
     priority: Priority,
-    state: &RepositoryState,
-    wait: Duration,
     monitor: &dyn Monitor,
     stop: &AtomicBool,
 ) -> Result<Lock, state::Error> {

@@ -90,7 +90,16 @@ impl<'r> Session<'r> {
         compare(repository, &trust, &host)?;
         inventory.report_unknown_recipients(&trust.recipients)?;
         warn_of_expiry(&trust.recipients, monitor);
-        let RunNumber { generation, last, strange, diverged } = choose_number(&inventory, &mut catalog)?;
+        let mut number = choose_number(&inventory, &mut catalog, 0)?;
+        if number.is_outdated {
+            monitor.note("it has data that was removed since, so the catalog is rebuilt; every file is read once");
+            drop(catalog);
+            catalog = inventory::rebuild(&inventory, lock, &host.fingerprint())?.0;
+            let next = number.generation;
+            number = choose_number(&inventory, &mut catalog, next.saturating_sub(1))?;
+            number.diverged = true;
+        }
+        let RunNumber { generation, last, strange, diverged, .. } = number;
         let mut session = Session {
             repository,
             writer: Writer::new(repository, Signer::new(key)?, &host, &trust.recipients)?,
@@ -179,6 +188,10 @@ impl<'r> Session<'r> {
             // From here on, a concurrent run with a copy of this catalog fails.
             let remover = self.remover(catalog)?;
             clean_up_unfinished(inventory, catalog, &self.unfinished, &remover)?;
+            // The run was killed before it wrote them. A catalog that was learnt may not know all of them.
+            if catalog.has_stale_tombstones()? && !catalog.is_learnt()? {
+                self.put_tombstones(catalog)?;
+            }
         }
         Ok(())
     }
@@ -283,10 +296,13 @@ struct RunNumber {
     strange: Vec<(GenerationName, u64)>,
     /// The repository is not as the catalog knows it.
     diverged: bool,
+    /// See [`inventory::Reconciled::is_outdated`].
+    is_outdated: bool,
 }
 
-/// Chooses the generation of this run. If the repository is not as the catalog knows it, corrects the catalog.
-fn choose_number(inventory: &Inventory<'_>, catalog: &mut Catalog) -> Result<RunNumber, Error> {
+/// Chooses the generation of this run, above `above`. If the repository is not as the catalog knows it, corrects the catalog.
+fn choose_number(inventory: &Inventory<'_>, catalog: &mut Catalog, above: u64) -> Result<RunNumber, Error> {
+    let mut is_outdated = false;
     let monitor = inventory.monitor;
     let (known, _) = catalog.runs()?;
     let generations = inventory.generations(&catalog.strange_generations()?)?;
@@ -307,13 +323,14 @@ fn choose_number(inventory: &Inventory<'_>, catalog: &mut Catalog) -> Result<Run
     if let Some(message) = &message {
         monitor.note(&format!("{message}. Packs are compared with the catalog before anything is stored"));
         let found = inventory.reconcile(catalog)?;
+        is_outdated = found.is_outdated;
         inventory.prove(catalog, generations.last.first())?;
         monitor.note(&format!("the catalog agrees with the repository now: {}", found.summary()));
     }
     // Generations may have been lost too.
-    let generation = generations.next(last.max(catalog.last_sequence()?))?;
+    let generation = generations.next(last.max(catalog.last_sequence()?).max(above))?;
     let last = generations.last.into_iter().next();
-    Ok(RunNumber { generation, last, strange: generations.strange, diverged: message.is_some() })
+    Ok(RunNumber { generation, last, strange: generations.strange, diverged: message.is_some(), is_outdated })
 }
 
 /// Opens the catalog. Returns true if it had to be rebuilt.
