@@ -7,6 +7,7 @@ mod common;
 use std::fs;
 use std::io::Read;
 use std::num::NonZeroU64;
+use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, mpsc};
 use std::thread;
@@ -22,9 +23,10 @@ use brackfs::repository::{Access, Repository};
 use brackfs::restore::restore;
 use brackfs::storage::testing::{Fault, Faults, Faulty, Memory, Record, Recording};
 use brackfs::storage::{
-    DirectoryStorage, Error, ErrorKind, Interrupt, Limit, ObjectInfo, Operation, Rates, RetryPolicy, RetryStorage,
-    Rivals, Storage, Target,
+    DirectoryStorage, Error, ErrorKind, Interrupt, Limit, LocationKind, ObjectInfo, Operation, Rates, RetryPolicy,
+    RetryStorage, Rivals, SftpStorage, Storage, Target,
 };
+use common::sftp::Server;
 use common::{Site, age, noise, settle, tree};
 use tempfile::TempDir;
 use uuid::Uuid;
@@ -39,22 +41,41 @@ const PATIENT: RetryPolicy = RetryPolicy {
     longest_wait: Duration::from_millis(5),
 };
 
-/// A storage without objects. The directory, if it has one, lasts as long as this does.
+/// The storage of a server's data.
+fn open(server: &Server) -> SftpStorage {
+    let location = server.location(&server.data());
+    let LocationKind::Sftp(address) = location.kind() else { panic!("{location}") };
+    SftpStorage::open(address, location.remote()).unwrap()
+}
+
+/// A storage without objects. Its directory and its server last as long as this does.
 struct Empty {
     name: &'static str,
     storage: Box<dyn Storage>,
-    directory: Option<TempDir>,
+    /// The directory with the objects, if there is one.
+    objects: Option<PathBuf>,
+    _directory: Option<TempDir>,
+    /// Dropped after the storage: all sessions must have ended then.
+    _server: Option<Server>,
 }
 
 impl Empty {
     fn in_memory(name: &'static str, wrap: impl FnOnce(Box<dyn Storage>) -> Box<dyn Storage>) -> Empty {
-        Empty { name, storage: wrap(Box::new(Memory::default())), directory: None }
+        Empty { name, storage: wrap(Box::new(Memory::default())), objects: None, _directory: None, _server: None }
     }
 
-    fn indirectory(name: &'static str, wrap: impl FnOnce(Box<dyn Storage>) -> Box<dyn Storage>) -> Empty {
+    fn in_directory(name: &'static str, wrap: impl FnOnce(Box<dyn Storage>) -> Box<dyn Storage>) -> Empty {
         let directory = tempfile::tempdir().unwrap();
         let storage = wrap(Box::new(DirectoryStorage::open(directory.path()).unwrap()));
-        Empty { name, storage, directory: Some(directory) }
+        let objects = Some(directory.path().to_owned());
+        Empty { name, storage, objects, _directory: Some(directory), _server: None }
+    }
+
+    /// On a server that runs `internal-sftp` with these options.
+    fn on_server(name: &'static str, options: &str) -> Empty {
+        let server = Server::with_options(options);
+        let storage = Box::new(open(&server));
+        Empty { name, storage, objects: Some(server.data()), _directory: None, _server: Some(server) }
     }
 }
 
@@ -66,13 +87,15 @@ fn limited(storage: Box<dyn Storage>) -> Box<dyn Storage> {
 /// Each kind of storage, and each wrapper around one.
 fn kinds() -> Vec<Empty> {
     vec![
-        Empty::indirectory("directory", |storage| storage),
+        Empty::in_directory("directory", |storage| storage),
         Empty::in_memory("memory", |storage| storage),
-        Empty::indirectory("retry", |storage| Box::new(RetryStorage::new(storage, PATIENT))),
-        Empty::indirectory("limit", limited),
+        Empty::on_server("sftp", ""),
+        Empty::on_server("sftp without sync", "-P fsync,statvfs"),
+        Empty::in_directory("retry", |storage| Box::new(RetryStorage::new(storage, PATIENT))),
+        Empty::in_directory("limit", limited),
         Empty::in_memory("faulty", |storage| Box::new(Faulty::new(storage).0)),
         Empty::in_memory("recording", |storage| Box::new(Recording::new(storage).0)),
-        Empty::indirectory("all", |storage| {
+        Empty::in_directory("all", |storage| {
             let faulty = Faulty::new(Box::new(Recording::new(storage).0)).0;
             Box::new(RetryStorage::new(limited(Box::new(faulty)), PATIENT))
         }),
@@ -99,8 +122,8 @@ fn list(storage: &dyn Storage, prefix: &str) -> Vec<(String, u64)> {
 
 #[test]
 fn a_stored_object_exists_at_once_and_is_never_replaced() {
-    for Empty { name, storage, .. } in kinds() {
-        let storage = &*storage;
+    for Empty { name, storage, .. } in &kinds() {
+        let storage = &**storage;
         let mut spool = storage.spool("packs/ab/x", RUN).unwrap();
         spool.append(b"hel").unwrap();
         spool.append(b"lo").unwrap();
@@ -121,8 +144,8 @@ fn a_stored_object_exists_at_once_and_is_never_replaced() {
 
 #[test]
 fn ranges_are_read_completely_or_fail() {
-    for Empty { name, storage, .. } in kinds() {
-        let storage = &*storage;
+    for Empty { name, storage, .. } in &kinds() {
+        let storage = &**storage;
         let bytes: Vec<u8> = (0..3_000_000u32).flat_map(u32::to_le_bytes).collect();
         put(storage, "packs/ab/x", &bytes, Rivals::None).unwrap();
         let length = bytes.len();
@@ -143,11 +166,11 @@ fn ranges_are_read_completely_or_fail() {
 
 #[test]
 fn every_operation_reports_missing_objects() {
-    for Empty { name, storage, .. } in kinds() {
-        put(&*storage, "there", b"x", Rivals::None).unwrap();
+    for Empty { name, storage, .. } in &kinds() {
+        put(&**storage, "there", b"x", Rivals::None).unwrap();
         for object in ["missing", "packs/ab/x"] {
             assert_eq!(storage.length(object).unwrap_err().kind, ErrorKind::NotFound, "{name}");
-            assert_eq!(get(&*storage, object, 0, 0), Err(ErrorKind::NotFound), "{name}");
+            assert_eq!(get(&**storage, object, 0, 0), Err(ErrorKind::NotFound), "{name}");
             assert_eq!(storage.remove(object).unwrap_err().kind, ErrorKind::NotFound, "{name}");
         }
     }
@@ -155,8 +178,8 @@ fn every_operation_reports_missing_objects() {
 
 #[test]
 fn listings_show_all_objects_below_a_prefix_and_no_others() {
-    for Empty { name, storage, .. } in kinds() {
-        let storage = &*storage;
+    for Empty { name, storage, .. } in &kinds() {
+        let storage = &**storage;
         let objects = ["brackfs.toml", "index/a", "index/b", "packs/00/x", "packs/ff/y"];
         for object in objects {
             put(storage, object, object.as_bytes(), Rivals::None).unwrap();
@@ -180,8 +203,8 @@ fn listings_show_all_objects_below_a_prefix_and_no_others() {
 
 #[test]
 fn a_stamp_changes_when_an_object_is_replaced() {
-    for Empty { name, storage, .. } in kinds() {
-        let storage = &*storage;
+    for Empty { name, storage, .. } in &kinds() {
+        let storage = &**storage;
         put(storage, "x", b"one", Rivals::None).unwrap();
         let before = storage.stamp("x").unwrap();
         put(storage, "y", b"one", Rivals::None).unwrap();
@@ -189,7 +212,8 @@ fn a_stamp_changes_when_an_object_is_replaced() {
         assert_eq!(storage.stamp("x").unwrap(), before, "{name}");
         storage.remove("x").unwrap();
         assert_eq!(storage.stamp("x").unwrap_err().kind, ErrorKind::NotFound, "{name}");
-        settle();
+        // SFTP tells times in seconds.
+        thread::sleep(Duration::from_millis(1100));
         put(storage, "x", b"two", Rivals::None).unwrap();
         assert_ne!(storage.stamp("x").unwrap(), before, "{name}");
     }
@@ -197,27 +221,27 @@ fn a_stamp_changes_when_an_object_is_replaced() {
 
 #[test]
 fn one_of_several_writers_of_a_name_succeeds() {
-    for Empty { name, storage, .. } in kinds() {
+    for Empty { name, storage, .. } in &kinds() {
         assert!(storage.capabilities().exclusive, "{name}");
         for round in 0..20 {
             let object = format!("generation/{round}");
             let claims = thread::scope(|threads| {
-                let claim = |writer: u8| put(&*storage, &object, &[writer], Rivals::Possible).map_err(|e| e.kind);
+                let claim = |writer: u8| put(&**storage, &object, &[writer], Rivals::Possible).map_err(|e| e.kind);
                 let writers = [0, 1, 2].map(|writer| threads.spawn(move || claim(writer)));
                 writers.map(|writer| writer.join().unwrap())
             });
             let winner = claims.iter().position(Result::is_ok).unwrap();
             let lost = claims.iter().filter(|claim| **claim == Err(ErrorKind::AlreadyExists)).count();
             assert_eq!(lost, 2, "{name}: {claims:?}");
-            assert_eq!(get(&*storage, &object, 0, 1).unwrap(), [winner as u8], "{name}");
+            assert_eq!(get(&**storage, &object, 0, 1).unwrap(), [winner as u8], "{name}");
         }
     }
 }
 
 #[test]
 fn a_spool_can_be_stored_after_a_failure_and_cleans_up_on_drop() {
-    for Empty { name, storage, directory } in kinds() {
-        let storage = &*storage;
+    for Empty { name, storage, objects, .. } in &kinds() {
+        let storage = &**storage;
         put(storage, "index/a", b"old", Rivals::None).unwrap();
         let mut spool = storage.spool("index/a", RUN).unwrap();
         spool.append(b"new").unwrap();
@@ -232,16 +256,16 @@ fn a_spool_can_be_stored_after_a_failure_and_cleans_up_on_drop() {
         assert_eq!(list(storage, ""), [("index/a".into(), 3)], "{name}");
         storage.settle(&["index/", "none/"]).unwrap();
         assert_eq!(storage.discard(&["index/", "none/"], &[RUN, OTHER_RUN]).unwrap(), 0, "{name}");
-        if let Some(directory) = directory {
-            assert_eq!(tree(directory.path()).len(), 3, "{name}: the root, a folder and an object");
+        if let Some(objects) = objects {
+            assert_eq!(tree(objects).len(), 3, "{name}: the root, a folder and an object");
         }
     }
 }
 
 #[test]
 fn threads_use_a_storage_at_the_same_time() {
-    for Empty { name, storage, .. } in kinds() {
-        let storage = &*storage;
+    for Empty { name, storage, .. } in &kinds() {
+        let storage = &**storage;
         thread::scope(|threads| {
             for writer in 0..6u8 {
                 threads.spawn(move || {
@@ -289,7 +313,7 @@ impl Trial {
     }
 }
 
-const ALL_KINDS: [ErrorKind; 11] = [
+const ALL_KINDS: [ErrorKind; 12] = [
     ErrorKind::NotFound,
     ErrorKind::NotAFile,
     ErrorKind::AlreadyExists,
@@ -300,6 +324,7 @@ const ALL_KINDS: [ErrorKind; 11] = [
     ErrorKind::Damaged,
     ErrorKind::Unavailable,
     ErrorKind::Throttled,
+    ErrorKind::Refused,
     ErrorKind::Other,
 ];
 

@@ -41,14 +41,22 @@ pub enum Rivals {
 }
 
 /// What a storage can do, and what it turned out to lack.
-#[derive(Debug, Clone, Default, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Capabilities {
     /// The directory with the objects, if they are files on this machine.
     pub directory: Option<PathBuf>,
     /// Of several writers with [`Rivals::Possible`], at most one succeeds. Otherwise the caller has to find rivals itself.
     pub exclusive: bool,
+    /// How many objects to store at the same time; more gain nothing.
+    pub lanes: usize,
     /// Messages about missing guarantees, to print after the location. Complete only after an object was stored.
     pub shortcomings: Vec<&'static str>,
+}
+
+impl Default for Capabilities {
+    fn default() -> Self {
+        Capabilities { directory: None, exclusive: false, lanes: 1, shortcomings: Vec::new() }
+    }
 }
 
 /// A kind of storage. Several threads may call all methods at the same time.

@@ -31,17 +31,10 @@ use crate::sys::{append_at, sync_folder};
 
 use super::contract::{Capabilities, ObjectInfo, Rivals, Stamp, Storage};
 use super::error::{Error, ErrorKind};
+use super::layout::{DEPTH, LOST_AND_FOUND, TEMPORARY, temporary_name, writer_of};
 use super::place::{FOLDER, Root, beneath, is_empty};
 use super::spool::Home;
 use super::spool::Spool;
-
-/// The prefix of the names of temporary files. No object's name starts with it.
-const TEMPORARY: &str = ".tmp-";
-/// The directory for recovered files in the root of an ext file system.
-const LOST_AND_FOUND: &str = "lost+found";
-
-/// The depth of folders below a listed folder: `packs/ab/` for packs, and one folder per source for snapshots.
-const DEPTH: usize = 1;
 
 /// Objects of at least this size (bytes) are dropped from the page cache once they are stored.
 const LARGE: u64 = 1 << 20;
@@ -367,6 +360,7 @@ impl Storage for DirectoryStorage {
         Capabilities {
             directory: Some(self.root.path().clone()),
             exclusive: true,
+            lanes: 1,
             shortcomings: lacking.map(|(_, words)| words).collect(),
         }
     }
@@ -512,19 +506,6 @@ fn temporary_file(name: &str, folder: OwnedFd, run: Uuid) -> Result<Spool, Errno
     let flags = OFlags::RDWR | OFlags::CREATE | OFlags::EXCL | OFlags::NOFOLLOW | OFlags::CLOEXEC;
     let file = openat(&folder, &temporary, flags, MODE)?.into();
     Ok(Spool::in_folder(file, name, run, Home::new(folder, Some(temporary))))
-}
-
-/// The name of a temporary file that `run` writes.
-fn temporary_name(run: Uuid) -> String {
-    format!("{TEMPORARY}{run}-{}", Uuid::new_v4())
-}
-
-/// The run that wrote the temporary file of this name; `None` if this is not the name of a temporary file.
-fn writer_of(name: &str) -> Option<Uuid> {
-    let ids = name.strip_prefix(TEMPORARY)?;
-    let (run, id) = ids.split_at_checked(uuid::fmt::Hyphenated::LENGTH)?;
-    Uuid::try_parse(id.strip_prefix('-')?).ok()?;
-    Uuid::try_parse(run).ok()
 }
 
 /// Returns the names in a folder and their types. Invalid UTF-8 is replaced; names used by brackfs are ASCII, so such a

@@ -30,6 +30,8 @@ pub enum ErrorKind {
     Unavailable,
     /// The target asks for fewer requests. Says nothing about objects.
     Throttled,
+    /// The server refuses the login, or ssh does not trust it. Trying again is useless. Says nothing about objects.
+    Refused,
     /// Any other error.
     Other,
 }
@@ -47,8 +49,14 @@ impl ErrorKind {
             | ErrorKind::TooLarge
             | ErrorKind::Full
             | ErrorKind::Damaged
+            | ErrorKind::Refused
             | ErrorKind::Other => false,
         }
+    }
+
+    /// Whether the target cannot be used now, which says nothing about objects.
+    pub fn is_away(self) -> bool {
+        self.is_temporary() || self == ErrorKind::Refused
     }
 }
 
@@ -81,6 +89,11 @@ impl Error {
     /// See [`ErrorKind::is_temporary`].
     pub fn is_temporary(&self) -> bool {
         self.kind.is_temporary()
+    }
+
+    /// See [`ErrorKind::is_away`].
+    pub fn is_away(&self) -> bool {
+        self.kind.is_away()
     }
 
     /// The time after which the target wants to be asked again, if it said so.

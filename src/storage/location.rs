@@ -1,14 +1,57 @@
 //! Where a target is, as users write it.
 
 use std::fmt;
+use std::num::NonZeroUsize;
 use std::path::{Path, PathBuf};
 use std::str::FromStr;
+
+use super::sftp::Address;
+use super::spool::Spools;
 
 /// The location of a target: parsed once, on the command line, and handed down.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Location {
     given: String,
     kind: LocationKind,
+    remote: Remote,
+}
+
+/// How to use a target on another machine.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Remote {
+    /// The program that connects to SFTP servers, and options for it.
+    pub ssh: Vec<String>,
+    /// The maximum number of connections, which is also the number of objects that are stored at the same time.
+    pub connections: NonZeroUsize,
+    /// The folder for objects that are being stored; `None` for that of the system's temporary files. It is made if it is
+    /// missing.
+    pub spool: Option<PathBuf>,
+    /// The bytes of packs in that folder.
+    pub spool_size: u64,
+}
+
+impl Remote {
+    /// Bytes that a pack takes in the spool.
+    const PACK: u64 = 16 << 20;
+    /// The spools that a backup needs at least; see [`Spools::new`].
+    const LEAST: u64 = 4;
+
+    /// The spools for objects that are being stored.
+    pub(super) fn spools(&self) -> Spools {
+        let count = (self.spool_size / Self::PACK).max(Self::LEAST);
+        Spools::new(self.spool.clone(), usize::try_from(count).unwrap_or(usize::MAX), u64::MAX)
+    }
+}
+
+impl Default for Remote {
+    fn default() -> Self {
+        Remote {
+            ssh: vec!["ssh".to_owned()],
+            connections: NonZeroUsize::new(4).unwrap_or(NonZeroUsize::MIN),
+            spool: None,
+            spool_size: 128 << 20,
+        }
+    }
 }
 
 /// The kinds of target that a location can name.
@@ -16,6 +59,8 @@ pub struct Location {
 pub enum LocationKind {
     /// A directory on this machine.
     Directory(PathBuf),
+    /// A directory on an SFTP server.
+    Sftp(Address),
 }
 
 /// A location that names no target of a supported kind. The text says what to write instead.
@@ -24,32 +69,61 @@ pub enum LocationKind {
 pub struct LocationError(String);
 
 impl Location {
+    fn new(given: &str, kind: LocationKind) -> Self {
+        Location { given: given.to_owned(), kind, remote: Remote::default() }
+    }
+
     /// The kind of target, and where it is.
     pub fn kind(&self) -> &LocationKind {
         &self.kind
+    }
+
+    /// The same location with other options for a target on another machine.
+    #[must_use]
+    pub fn with_remote(self, remote: Remote) -> Self {
+        Location { remote, ..self }
+    }
+
+    /// How to use the target, if it is on another machine.
+    pub fn remote(&self) -> &Remote {
+        &self.remote
+    }
+
+    /// Whether the target is on another machine.
+    pub fn is_remote(&self) -> bool {
+        match self.kind {
+            LocationKind::Directory(_) => false,
+            LocationKind::Sftp(_) => true,
+        }
     }
 }
 
 impl FromStr for Location {
     type Err = LocationError;
 
-    /// Parses a path or a `file://` URL. A colon before the first slash is how other programs name a machine or a service,
-    /// so it is refused; `./` in front makes it a path.
+    /// Parses a path or a URL. A colon before the first slash is how other programs name a machine or a service, so it is
+    /// refused; `./` in front makes it a path. The error does not repeat what may be a password.
     fn from_str(text: &str) -> Result<Self, LocationError> {
-        let directory = |path: &str| Location { given: text.to_owned(), kind: LocationKind::Directory(path.into()) };
+        let directory = |path: &str| Location::new(text, LocationKind::Directory(path.into()));
         if let Some(path) = text.strip_prefix("file://") {
             return Ok(directory(path));
+        }
+        if text.starts_with("sftp://") {
+            let address = Address::parse(text).map_err(|why| LocationError(why.to_owned()))?;
+            return Ok(Location::new(text, LocationKind::Sftp(address)));
         }
         let head = text.split('/').next().unwrap_or_default();
         let Some((place, _)) = head.split_once(':') else { return Ok(directory(text)) };
         let help = match place {
-            "sftp" | "ssh" => "mount it with sshfs, and give the mount point",
+            "sftp" | "ssh" | "scp" => "write sftp://[USER@]HOST[:PORT]/PATH",
             "rclone" | "s3" | "b2" | "gs" | "azure" | "swift" | "rest" | "ftp" | "ftps" | "http" | "https"
             | "webdav" | "webdavs" => "mount it with `rclone mount`, and give the mount point",
-            _ => "mount it, as with sshfs, and give the mount point",
+            _ => "if it is an SSH server, write sftp://[USER@]HOST[:PORT]/PATH; else mount it, and give the mount point",
         };
+        // After ://, it may have a password.
+        let shown = if text.contains("://") { "its path" } else { &format!("./{text}") };
         Err(LocationError(format!(
-            "this names another machine or a service, but a repository must be a local directory: {help}. For a local directory of this name, write ./{text}"
+            "this names another machine or a service that is not supported: {help}. For a local directory of this name, write {shown}"
         )))
     }
 }
@@ -57,7 +131,7 @@ impl FromStr for Location {
 impl From<&Path> for Location {
     /// The location of a directory, whatever characters are in its path.
     fn from(path: &Path) -> Self {
-        Location { given: path.display().to_string(), kind: LocationKind::Directory(path.to_owned()) }
+        Location::new(&path.display().to_string(), LocationKind::Directory(path.to_owned()))
     }
 }
 

@@ -7,6 +7,8 @@
 //! - [`target`]: an open target, with operations that are made of those of the storage
 //! - [`spool`]: an object that is still being written, in a temporary file
 //! - [`directory`]: objects as files in a directory; [`place`]: opens files in it without following symbolic links
+//! - [`sftp`]: objects as files on an SFTP server
+//! - [`layout`]: names of files that are not objects, in either
 //! - [`wrapper`]: storage that adds something to another one: [`retry`] waits for a target that is away, [`limit`] bounds
 //!   the bytes per second, [`log`] logs operations
 //! - [`testing`]: storage in memory, storage that fails on request, and a record of all operations
@@ -14,11 +16,13 @@
 mod contract;
 mod directory;
 mod error;
+mod layout;
 mod limit;
 mod location;
 mod log;
 mod place;
 mod retry;
+mod sftp;
 mod spool;
 mod target;
 pub mod testing;
@@ -28,8 +32,9 @@ pub use contract::{Capabilities, ObjectInfo, Rivals, Stamp, Storage};
 pub use directory::DirectoryStorage;
 pub use error::{Error, ErrorKind};
 pub use limit::{Limit, Rates};
-pub use location::{Location, LocationError, LocationKind};
+pub use location::{Location, LocationError, LocationKind, Remote};
 pub use retry::{Interrupt, RetryPolicy, RetryStorage, Waiting, waited};
+pub use sftp::{Address as SftpAddress, SftpStorage};
 pub use spool::{Spool, SpoolReader, Spools};
 pub use target::Target;
 pub use wrapper::Operation;

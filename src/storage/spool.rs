@@ -3,10 +3,10 @@
 //! For a directory the file is the final one: it is on the target's file system and later gets the object's name. For other
 //! storage it is an unnamed file on this machine, from [`Spools`], which bounds the number and the size of such files.
 
-use std::fs::File;
+use std::fs::{DirBuilder, File};
 use std::io::{self, Read, Seek, SeekFrom, Write};
 use std::os::fd::OwnedFd;
-use std::os::unix::fs::FileExt;
+use std::os::unix::fs::{DirBuilderExt, FileExt};
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Condvar, Mutex, PoisonError};
@@ -66,7 +66,8 @@ impl Spool {
             let why = format!("the target stores at most {} bytes per object", self.limit);
             return Err(Error::new(ErrorKind::TooLarge, "write", &self.object, why));
         }
-        self.file.write_all(bytes).map_err(|e| Error::io("write", &self.object, e))?;
+        let action = if self.home.is_some() { "write" } else { "write the temporary file of" };
+        self.file.write_all(bytes).map_err(|e| Error::io(action, &self.object, e))?;
         self.length = length;
         Ok(())
     }
@@ -155,13 +156,24 @@ impl Spools {
     /// Opens a spool for the object `object`, which `run` writes. Waits while all are in use.
     pub fn open(&self, object: &str, run: Uuid) -> Result<Spool, Error> {
         let slot = Slot::take(&self.slots);
-        let file = match &self.folder {
-            Some(folder) => tempfile::tempfile_in(folder),
-            None => tempfile::tempfile(),
-        };
-        let file = file.map_err(|e| Error::io("create a temporary file for", object, e))?;
+        let file = self.file().map_err(|e| {
+            let place = self.folder.clone().unwrap_or_else(std::env::temp_dir);
+            Error::io("create a temporary file in", &place.display().to_string(), e)
+        })?;
         let object = object.to_owned();
         Ok(Spool { file, object, run, length: 0, limit: self.limit, home: None, _slot: Some(slot) })
+    }
+
+    /// Creates an unnamed file.
+    fn file(&self) -> io::Result<File> {
+        let Some(folder) = &self.folder else { return tempfile::tempfile() };
+        match tempfile::tempfile_in(folder) {
+            Err(e) if e.kind() == io::ErrorKind::NotFound => {
+                DirBuilder::new().recursive(true).mode(0o700).create(folder)?;
+                tempfile::tempfile_in(folder)
+            }
+            file => file,
+        }
     }
 }
 

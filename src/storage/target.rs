@@ -11,6 +11,7 @@ use super::directory::DirectoryStorage;
 use super::error::{Error, ErrorKind};
 use super::location::{Location, LocationKind};
 use super::log::logged;
+use super::sftp::SftpStorage;
 use super::spool::Spool;
 
 /// Bytes per read in [`Target::pieces`].
@@ -28,19 +29,21 @@ pub struct Target {
 impl Target {
     /// Opens the target at `location`. A missing directory is [`ErrorKind::NotFound`].
     pub fn open(location: &Location) -> Result<Self, Error> {
-        let storage = match location.kind() {
-            LocationKind::Directory(path) => DirectoryStorage::open(path)?,
+        let storage: Box<dyn Storage> = match location.kind() {
+            LocationKind::Directory(path) => Box::new(DirectoryStorage::open(path)?),
+            LocationKind::Sftp(address) => Box::new(SftpStorage::open(address, location.remote())?),
         };
-        Ok(Target::new(Box::new(storage), location.to_string()))
+        Ok(Target::new(storage, location.to_string()))
     }
 
     /// Creates an empty target at `location`, a new or an existing directory. Removes the objects and folders (`keys/`) in
     /// it that `is_leftover` accepts; anything else in it is [`ErrorKind::AlreadyExists`].
     pub fn create(location: &Location, is_leftover: &dyn Fn(&str) -> bool) -> Result<Self, Error> {
-        let storage = match location.kind() {
-            LocationKind::Directory(path) => DirectoryStorage::create(path, is_leftover)?,
+        let storage: Box<dyn Storage> = match location.kind() {
+            LocationKind::Directory(path) => Box::new(DirectoryStorage::create(path, is_leftover)?),
+            LocationKind::Sftp(address) => Box::new(SftpStorage::create(address, location.remote(), is_leftover)?),
         };
-        Ok(Target::new(Box::new(storage), location.to_string()))
+        Ok(Target::new(storage, location.to_string()))
     }
 
     /// A target on `storage`. Messages name it by `location`.

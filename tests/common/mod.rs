@@ -17,6 +17,7 @@ pub mod machine;
 pub mod made_up;
 pub mod ordeal;
 pub mod rewrap;
+pub mod sftp;
 pub mod silent;
 pub mod stopped;
 pub mod wait;

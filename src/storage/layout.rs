@@ -1,0 +1,24 @@
+//! Names of files in storage that keeps objects as files in folders.
+
+use uuid::Uuid;
+
+/// The prefix of the names of temporary files. No object's name starts with it.
+pub(super) const TEMPORARY: &str = ".tmp-";
+/// The directory for recovered files in the root of an ext file system.
+pub(super) const LOST_AND_FOUND: &str = "lost+found";
+
+/// The depth of folders below a listed folder: `packs/ab/` for packs, and one folder per source for snapshots.
+pub(super) const DEPTH: usize = 1;
+
+/// The name of a temporary file that `run` writes.
+pub(super) fn temporary_name(run: Uuid) -> String {
+    format!("{TEMPORARY}{run}-{}", Uuid::new_v4())
+}
+
+/// The run that wrote the temporary file of this name; `None` if this is not the name of a temporary file.
+pub(super) fn writer_of(name: &str) -> Option<Uuid> {
+    let ids = name.strip_prefix(TEMPORARY)?;
+    let (run, id) = ids.split_at_checked(uuid::fmt::Hyphenated::LENGTH)?;
+    Uuid::try_parse(id.strip_prefix('-')?).ok()?;
+    Uuid::try_parse(run).ok()
+}

@@ -1,0 +1,144 @@
+//! The address of a directory on an SFTP server: `sftp://[USER@]HOST[:PORT]/PATH`.
+
+/// A directory on a server.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Address {
+    /// The user; `None` for the one that ssh chooses.
+    pub user: Option<String>,
+    /// The name or the address of the machine, or a `Host` of ssh's configuration.
+    pub host: String,
+    /// The port; `None` for the one that ssh chooses.
+    pub port: Option<u16>,
+    /// The path: absolute, or relative to the user's home directory.
+    pub path: String,
+}
+
+impl Address {
+    /// Parses a URL. The error says what is wrong with it and never repeats any part of it, as it may be a password.
+    pub(in crate::storage) fn parse(url: &str) -> Result<Self, &'static str> {
+        let rest = url.strip_prefix("sftp://").ok_or("write sftp://HOST/PATH")?;
+        let (authority, path) = rest.split_once('/').ok_or("the path is missing: write sftp://HOST/PATH")?;
+        let (user, place) = match authority.rsplit_once('@') {
+            Some((user, place)) => (Some(user), place),
+            None => (None, authority),
+        };
+        if user.is_some_and(|user| user.contains(':')) {
+            return Err("a password does not belong in a location, where other users and logs can see it: let ssh log in \
+                        with a key or an agent, and write sftp://USER@HOST/PATH");
+        }
+        let user = user.map(decode).transpose()?;
+        let (host, port) = match place.strip_prefix('[') {
+            // An IPv6 address.
+            Some(place) => {
+                let (host, port) = place.split_once(']').ok_or("the host has [ but no ]")?;
+                (host, if port.is_empty() { None } else { Some(port.strip_prefix(':').ok_or(PORT)?) })
+            }
+            None => place.split_once(':').map_or((place, None), |(host, port)| (host, Some(port))),
+        };
+        let port = port.map(|port| port.parse().ok().filter(|port| *port != 0).ok_or(PORT)).transpose()?;
+        // ssh would take the first for an option, and NUL cannot be passed on.
+        let is_unfit = |text: &str| text.is_empty() || text.starts_with('-') || text.contains(['\0', ' ', '@']);
+        if is_unfit(host) {
+            return Err("the host is missing or not valid: write sftp://HOST/PATH");
+        }
+        if user.as_deref().is_some_and(|user| user.is_empty() || user.contains('\0')) {
+            return Err("the user is not valid: write sftp://USER@HOST/PATH");
+        }
+        let path = decode(path)?;
+        if path.contains('\0') {
+            return Err("the path is not valid");
+        }
+        let path = match path.strip_prefix('~') {
+            Some("" | "/") => ".".to_owned(),
+            Some(below) if below.starts_with('/') => below.trim_matches('/').to_owned(),
+            _ => format!("/{}", path.trim_matches('/')),
+        };
+        Ok(Address { user, host: host.to_owned(), port, path })
+    }
+
+    /// The path of an object, or of a folder.
+    pub(super) fn path_of(&self, name: &str) -> String {
+        format!("{}/{}", self.path.trim_end_matches('/'), name.trim_end_matches('/'))
+    }
+}
+
+const PORT: &str = "the port is not a number from 1 to 65535";
+
+/// Decodes `%20` and the like.
+fn decode(text: &str) -> Result<String, &'static str> {
+    const WRONG: &str = "a percent sign is not followed by two hexadecimal digits of UTF-8; write %25 for the sign itself";
+    let mut parts = text.split('%');
+    let mut bytes = parts.next().unwrap_or_default().as_bytes().to_owned();
+    for part in parts {
+        let (digits, rest) = part.split_at_checked(2).ok_or(WRONG)?;
+        let is_hex = digits.bytes().all(|digit| digit.is_ascii_hexdigit());
+        bytes.push(u8::from_str_radix(digits, 16).ok().filter(|_| is_hex).ok_or(WRONG)?);
+        bytes.extend_from_slice(rest.as_bytes());
+    }
+    String::from_utf8(bytes).map_err(|_| WRONG)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn address(user: Option<&str>, host: &str, port: Option<u16>, path: &str) -> Result<Address, &'static str> {
+        Ok(Address { user: user.map(str::to_owned), host: host.into(), port, path: path.into() })
+    }
+
+    #[test]
+    fn paths_are_absolute_or_below_the_home_directory() {
+        for (url, path) in [
+            ("sftp://host/srv/backup", "/srv/backup"),
+            ("sftp://host//srv/backup/", "/srv/backup"),
+            ("sftp://host/", "/"),
+            ("sftp://host/~/backup", "backup"),
+            ("sftp://host/~", "."),
+            ("sftp://host/~other/backup", "/~other/backup"),
+            ("sftp://host/with%20space%25", "/with space%"),
+        ] {
+            assert_eq!(Address::parse(url), address(None, "host", None, path), "{url}");
+        }
+        let root = Address::parse("sftp://host/").unwrap();
+        assert_eq!(root.path_of("packs/"), "/packs");
+        assert_eq!(Address::parse("sftp://host/~").unwrap().path_of("packs/ab"), "./packs/ab");
+    }
+
+    #[test]
+    fn users_hosts_and_ports_are_parsed() {
+        for (url, user, host, port) in [
+            ("sftp://me@host/x", Some("me"), "host", None),
+            ("sftp://me@host:2222/x", Some("me"), "host", Some(2222)),
+            ("sftp://me%40corp@host/x", Some("me@corp"), "host", None),
+            ("sftp://me@corp@host/x", Some("me@corp"), "host", None),
+            ("sftp://[::1]:22/x", None, "::1", Some(22)),
+            ("sftp://[fe80::1%eth0]/x", None, "fe80::1%eth0", None),
+        ] {
+            assert_eq!(Address::parse(url), address(user, host, port, "/x"), "{url}");
+        }
+    }
+
+    #[test]
+    fn what_is_wrong_is_said_without_repeating_it() {
+        for (url, why) in [
+            ("sftp://me:secret@host/x", "password"),
+            ("sftp://me:secret@corp@host/x", "password"),
+            ("sftp://:secret@host/x", "password"),
+            ("sftp://host", "path is missing"),
+            ("sftp:///x", "host is missing"),
+            ("sftp://-oProxyCommand=x/x", "host is missing or not valid"),
+            ("sftp://host:port/x", "port"),
+            ("sftp://host:0/x", "port"),
+            ("sftp://[::1/x", "]"),
+            ("sftp://[::1]2/x", "port"),
+            ("sftp://@host/x", "user"),
+            ("sftp://host/50%", "percent"),
+            ("sftp://host/%ff", "percent"),
+            ("sftp://host/%+1", "percent"),
+            ("sftp://host/%00", "path"),
+        ] {
+            let said = Address::parse(url).unwrap_err();
+            assert!(said.contains(why) && !said.contains("secret"), "{url}: {said}");
+        }
+    }
+}

@@ -1,0 +1,59 @@
+//! Why a request failed, before the object is known.
+
+use super::wire::{Malformed, Reply, Status};
+use crate::storage::error::{Error, ErrorKind};
+
+/// A failed request.
+#[derive(Debug, Clone)]
+pub(super) enum Failure {
+    /// The server says so.
+    Status(Status, String),
+    /// There is no connection, for this reason. The server may have carried out the request.
+    Lost(ErrorKind, String),
+}
+
+impl Failure {
+    /// The failure of a reply that does not fit its request.
+    pub(super) fn unexpected(reply: Reply) -> Self {
+        match reply {
+            Reply::Status(status, text) if status != Status::Ok => Failure::Status(status, text),
+            _ => Failure::from(Malformed),
+        }
+    }
+
+    /// Whether the server says that there is no such file.
+    pub(super) fn is_missing(&self) -> bool {
+        matches!(self, Failure::Status(Status::NoSuchFile, _))
+    }
+
+    /// Whether the connection can no longer be used.
+    pub(super) fn is_lost(&self) -> bool {
+        matches!(self, Failure::Lost(..))
+    }
+
+    /// The error of an operation on an object.
+    pub(super) fn into_error(self, action: &'static str, object: &str) -> Error {
+        let (kind, why) = match self {
+            Failure::Lost(kind, why) => (kind, why),
+            Failure::Status(Status::NoSuchFile, _) => (ErrorKind::NotFound, "the server has no such file".to_owned()),
+            Failure::Status(Status::PermissionDenied, _) => {
+                (ErrorKind::PermissionDenied, "the server denies permission".to_owned())
+            }
+            Failure::Status(Status::Unsupported, _) => {
+                (ErrorKind::Other, "the server does not support this operation".to_owned())
+            }
+            Failure::Status(status, text) if text.is_empty() => {
+                (ErrorKind::Other, format!("the server reports {status:?}"))
+            }
+            Failure::Status(_, text) => (ErrorKind::Other, format!("the server reports: {text}")),
+        };
+        Error::new(kind, action, object, why)
+    }
+}
+
+impl From<Malformed> for Failure {
+    fn from(_: Malformed) -> Self {
+        let why = "the server sent something that is not SFTP; if its login script prints text, remove that";
+        Failure::Lost(ErrorKind::Unavailable, why.to_owned())
+    }
+}

@@ -1,0 +1,553 @@
+//! Stores objects as files in a directory on an SFTP server.
+//!
+//! Connections are made by the ssh program, so its configuration, keys, agent, jump hosts and known hosts all apply; this
+//! module speaks SFTP over ssh's pipes.
+//!
+//! An object is written to a temporary file `.tmp-<run>-<uuid>` in its own folder, synced, and hard-linked to its name,
+//! which fails if the name is taken. Then the folder is synced and the temporary name removed. So nothing partial ever has
+//! an object's name. What a killed run or a broken connection leaves are temporary files, which listings skip.
+//!
+//! Fallbacks for servers that lack some of this:
+//! - no hard links: the temporary is renamed after a check that the name is free
+//! - no `fsync@openssh.com`: the server decides when objects become durable
+//!
+//! From the wire up:
+//!
+//! - [`address`]: where the directory is
+//! - [`wire`]: messages; [`failure`]: why a request failed
+//! - [`ssh`]: how ssh is started, and what its messages mean
+//! - [`connection`]: requests and replies over one ssh process
+//! - [`session`]: operations on files over one connection
+//! - [`pool`]: several connections
+
+mod address;
+mod connection;
+mod failure;
+mod pool;
+mod session;
+mod ssh;
+mod wire;
+
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Mutex, PoisonError};
+
+use uuid::Uuid;
+
+pub use address::Address;
+use failure::Failure;
+use pool::{Lease, Pool};
+use session::{Session, WriteError};
+use ssh::Ssh;
+use wire::{Attributes, Extension, FileKind, Request, Status};
+
+use super::contract::{Capabilities, ObjectInfo, Rivals, Stamp, Storage};
+use super::error::{Error, ErrorKind};
+use super::layout::{DEPTH, LOST_AND_FOUND, TEMPORARY, temporary_name, writer_of};
+use super::location::Remote;
+use super::spool::{Spool, Spools};
+
+/// Free bytes below which a failed write means a full disk, besides those of the object.
+const MARGIN: u64 = 1 << 20;
+
+/// A target that is a directory on an SFTP server.
+#[derive(Debug)]
+pub struct SftpStorage {
+    pool: Pool,
+    address: Address,
+    spools: Spools,
+    /// An object was read or stored, so the directory cannot be empty unless its disk was unmounted.
+    seen: AtomicBool,
+    /// A hard link was made, so a link that fails is not an unsupported one.
+    links: AtomicBool,
+    /// The server or its file system lacked hard links.
+    unlinked: AtomicBool,
+    /// The server could not sync files.
+    unsynced: AtomicBool,
+    /// The server could not sync folders.
+    folders_unsynced: AtomicBool,
+    /// Temporary files that stayed when a connection broke.
+    left: Mutex<Vec<String>>,
+    /// After `create`: whether it made the directory.
+    making: Option<bool>,
+}
+
+impl SftpStorage {
+    /// Opens the target in a directory on a server. A missing directory is [`ErrorKind::NotFound`].
+    pub fn open(address: &Address, remote: &Remote) -> Result<Self, Error> {
+        let storage = SftpStorage::new(address, remote);
+        let failed = |failure: Failure| failure.into_error("open", &address.path);
+        let session = storage.pool.take().map_err(failed)?;
+        let found = session.attributes_behind(&address.path).map_err(failed)?;
+        if found.kind() == Some(FileKind::Directory) {
+            return Ok(storage);
+        }
+        Err(Error::new(ErrorKind::NotFound, "open", &address.path, "it is not a directory"))
+    }
+
+    fn new(address: &Address, remote: &Remote) -> Self {
+        SftpStorage {
+            pool: Pool::new(Ssh::new(remote.ssh.clone(), address.clone()), remote.connections),
+            address: address.clone(),
+            spools: remote.spools(),
+            seen: AtomicBool::default(),
+            links: AtomicBool::default(),
+            unlinked: AtomicBool::default(),
+            unsynced: AtomicBool::default(),
+            folders_unsynced: AtomicBool::default(),
+            left: Mutex::default(),
+            making: None,
+        }
+    }
+
+    /// Creates the directory, or uses an existing one that holds only leftovers of an interrupted `create`.
+    pub(super) fn create(
+        address: &Address,
+        remote: &Remote,
+        is_leftover: &dyn Fn(&str) -> bool,
+    ) -> Result<Self, Error> {
+        let mut storage = SftpStorage::new(address, remote);
+        let path = &address.path;
+        let failed = |failure: Failure| failure.into_error("create", path);
+        let taken = |why| Error::new(ErrorKind::AlreadyExists, "create", path, why);
+        {
+            let session = storage.pool.take().map_err(failed)?;
+            let new = match session.act(&Request::MkDir { path }) {
+                Ok(()) => true,
+                Err(failure) if failure.is_lost() => return Err(failed(failure)),
+                // Version 3 has no code for a name that is taken.
+                Err(failure) => match session.attributes_behind(path) {
+                    Ok(found) if found.kind() == Some(FileKind::Directory) => false,
+                    Ok(_) => return Err(taken("it is not a directory")),
+                    Err(_) => return Err(storage.explain_write(&session, failure, "create", path, 0)),
+                },
+            };
+            if !storage.clear(&session, is_leftover).map_err(failed)? {
+                return Err(taken("the directory is not empty"));
+            }
+            // Needed for an existing directory as well: its creator may not have synced the parent.
+            let above = path.rsplit_once('/').map_or(".", |(above, _)| above);
+            let above = if above.is_empty() { "/" } else { above };
+            storage.sync_folders(&session, &[above.to_owned()]).map_err(failed)?;
+            storage.making = Some(new);
+        }
+        Ok(storage)
+    }
+
+    fn path(&self, name: &str) -> String {
+        self.address.path_of(name)
+    }
+
+    fn take(&self, action: &'static str, object: &str) -> Result<Lease, Error> {
+        self.pool.take().map_err(|failure| failure.into_error(action, object))
+    }
+
+    /// The error of a failed operation on an object.
+    fn explain(&self, session: &Session, failure: Failure, action: &'static str, object: &str) -> Error {
+        // If the server's disk is not mounted, that says nothing about the object.
+        let is_away = failure.is_missing() && !self.is_there(session);
+        let error = failure.into_error(action, object);
+        if is_away { error.unavailable() } else { error }
+    }
+
+    /// The same for an operation that stores up to `length` bytes.
+    fn explain_write(
+        &self,
+        session: &Session,
+        failure: Failure,
+        action: &'static str,
+        object: &str,
+        length: u64,
+    ) -> Error {
+        let Failure::Status(Status::Failure | Status::Other(_), _) = &failure else {
+            return self.explain(session, failure, action, object);
+        };
+        // Version 3 has one code for all errors of a file system.
+        let Some(system) = session.file_system(&self.address.path) else {
+            return self.explain(session, failure, action, object);
+        };
+        if system.read_only {
+            let why = "the server's file system is read-only; remount that writable and run again";
+            return Error::new(ErrorKind::PermissionDenied, action, object, why);
+        }
+        if system.available < length.saturating_add(MARGIN) || !system.has_inodes {
+            let why = "the server's disk is full; free some space and run again, no stored data is lost";
+            return Error::new(ErrorKind::Full, action, object, why);
+        }
+        self.explain(session, failure, action, object)
+    }
+
+    /// Whether the directory can be listed, and is not the empty mount point of an unplugged disk.
+    fn is_there(&self, session: &Session) -> bool {
+        let mut is_empty = true;
+        let listed = session.list(std::slice::from_ref(&self.address.path), &mut |_| is_empty = false);
+        let is_listed = listed.is_ok_and(|exist| exist == [true]);
+        is_listed && !(is_empty && self.seen.load(Ordering::Relaxed))
+    }
+
+    /// Notes that the directory has an object.
+    fn note_seen(&self) {
+        if !self.seen.load(Ordering::Relaxed) {
+            self.seen.store(true, Ordering::Relaxed);
+        }
+    }
+
+    /// Attributes of an object, which must be a file. Returns its length, too.
+    fn object(&self, name: &str) -> Result<(u64, Attributes), Error> {
+        let session = self.take("read", name)?;
+        let found = session.attributes(&self.path(name));
+        let found = found.map_err(|failure| self.explain(&session, failure, "read", name))?;
+        match (found.kind(), found.size) {
+            (Some(FileKind::File) | None, Some(size)) => {
+                self.note_seen();
+                Ok((size, found))
+            }
+            (Some(FileKind::File) | None, None) => {
+                Err(Error::new(ErrorKind::Other, "read", name, "the server does not tell its size"))
+            }
+            _ => Err(Error::new(ErrorKind::NotAFile, "read", name, "it is not a file")),
+        }
+    }
+
+    /// Syncs folders, if the server can.
+    fn sync_folders(&self, session: &Session, folders: &[String]) -> Result<(), Failure> {
+        if !session.sync_folders(folders)? {
+            self.folders_unsynced.store(true, Ordering::Relaxed);
+        }
+        Ok(())
+    }
+
+    /// Makes the folder of an object, durably.
+    fn make_folder(&self, session: &Session, name: &str) -> Result<(), Failure> {
+        let Some((folder, _)) = name.rsplit_once('/') else { return Ok(()) };
+        let made = session.make_folders(&self.address.path, folder)?;
+        // A folder becomes durable when its parent is synced.
+        let parents: Vec<_> = made.iter().filter_map(|made| Some(made.rsplit_once('/')?.0.to_owned())).collect();
+        self.sync_folders(session, &parents)
+    }
+
+    /// Writes a spool to a new temporary file. Returns false if the object exists already.
+    fn upload(&self, session: &Session, spool: &Spool, temporary: &str) -> Result<bool, WriteError> {
+        let object = self.path(spool.object());
+        let mut created = {
+            let look = session.look(&object)?;
+            let created = session.create(temporary)?;
+            match look.wait() {
+                Ok(_) => return Ok(false),
+                // Its folder does not exist.
+                Err(failure) if failure.is_missing() => {}
+                Err(failure) => return Err(failure.into()),
+            }
+            created
+        };
+        for is_last in [false, true] {
+            match session.write(created, &mut spool.contents(), spool.length()) {
+                Err(WriteError::Failed(failure)) if failure.is_missing() && !is_last => {
+                    self.make_folder(session, spool.object())?;
+                    created = session.create(temporary)?;
+                }
+                written => {
+                    written?;
+                    break;
+                }
+            }
+        }
+        if !session.has(Extension::Fsync) {
+            self.unsynced.store(true, Ordering::Relaxed);
+        }
+        Ok(true)
+    }
+
+    /// Gives a temporary file the name of its object, and removes the temporary name. Returns false if the name is taken.
+    fn publish(&self, session: &Session, temporary: &str, object: &str) -> Result<bool, Failure> {
+        let link = Request::Hardlink { from: temporary, to: object };
+        let remove = Request::Remove { path: temporary };
+        if session.has(Extension::Hardlink) {
+            let linked = if self.links.load(Ordering::Relaxed) {
+                // Both in one round trip: the temporary is not needed again, whatever the result.
+                session.act_both(&link, &remove)?
+            } else {
+                session.act(&link)
+            };
+            match linked {
+                Ok(()) => {
+                    if !self.links.swap(true, Ordering::Relaxed) {
+                        // Best effort: listings skip the name.
+                        let _ = session.act(&remove);
+                    }
+                    return Ok(true);
+                }
+                Err(failure) if failure.is_lost() => return Err(failure),
+                Err(failure) => match session.attributes(object) {
+                    Ok(_) => return Ok(false),
+                    Err(missing) if missing.is_missing() && !self.links.load(Ordering::Relaxed) => {}
+                    Err(_) => return Err(failure),
+                },
+            }
+        }
+        self.unlinked.store(true, Ordering::Relaxed);
+        // Some servers replace an existing file.
+        match session.attributes(object) {
+            Ok(_) => return Ok(false),
+            Err(failure) if failure.is_missing() => {}
+            Err(failure) => return Err(failure),
+        }
+        match session.act(&Request::Rename { from: temporary, to: object }) {
+            Ok(()) => Ok(true),
+            Err(failure) if failure.is_lost() => Err(failure),
+            Err(failure) => if session.attributes(object).is_ok() { Ok(false) } else { Err(failure) },
+        }
+    }
+
+    fn store_over(&self, session: &Session, spool: &Spool, temporary: &str) -> Result<(), Error> {
+        let name = spool.object();
+        let failed = |failure| self.explain_write(session, failure, "store", name, spool.length());
+        let folder = self.path(name.rsplit_once('/').map_or("", |(folder, _)| folder));
+        let stored = match self.upload(session, spool, temporary) {
+            Ok(true) => {
+                let folder = session.open_folder(&folder).map_err(failed)?;
+                let stored = self.publish(session, temporary, &self.path(name)).map_err(failed)?;
+                let is_synced = match folder {
+                    Some(folder) => session.sync_folder(folder).map_err(failed)?,
+                    None => false,
+                };
+                if !is_synced {
+                    self.folders_unsynced.store(true, Ordering::Relaxed);
+                }
+                stored
+            }
+            Ok(false) => false,
+            Err(WriteError::Failed(failure)) => return Err(failed(failure)),
+            Err(WriteError::Spool(error)) => return Err(Error::io("read the temporary file of", name, error)),
+            Err(WriteError::Short { stored }) => {
+                let why = format!("the server has {stored} of {} bytes; run again", spool.length());
+                return Err(Error::new(ErrorKind::Other, "store", name, why));
+            }
+        };
+        if stored {
+            return Ok(());
+        }
+        Err(Error::new(ErrorKind::AlreadyExists, "store", name, "the object exists"))
+    }
+
+    /// Removes a temporary file that is not needed, now or with the next object.
+    fn remove_temporary(&self, session: &Session, temporary: String) {
+        let removed = session.act(&Request::Remove { path: &temporary });
+        if removed.is_err_and(|failure| failure.is_lost()) {
+            self.left.lock().unwrap_or_else(PoisonError::into_inner).push(temporary);
+        }
+    }
+
+    /// Calls `visit` with the entries of the folders (`packs/`), and of folders in them, at most `depth` levels down. The
+    /// arguments are the entry's folder, its name, its kind and its length. Returns the folders, and those that exist.
+    fn walk(
+        &self,
+        session: &Session,
+        folders: &[&str],
+        depth: usize,
+        visit: &mut dyn FnMut(&str, &str, FileKind, u64),
+    ) -> Result<Vec<String>, Failure> {
+        let mut folders: Vec<String> = folders.iter().map(|&folder| folder.to_owned()).collect();
+        let mut all = Vec::new();
+        for level in 0..=depth {
+            let paths: Vec<_> = folders.iter().map(|folder| self.path(folder)).collect();
+            let mut below = Vec::new();
+            let exist = session.list(&paths, &mut |found| {
+                let folder = folders.get(found.folder).map(String::as_str).unwrap_or_default();
+                if folder.is_empty() && found.name == LOST_AND_FOUND {
+                    return;
+                }
+                if found.kind == FileKind::Directory && level < depth {
+                    below.push(format!("{folder}{}/", found.name));
+                }
+                visit(folder, found.name, found.kind, found.length);
+            })?;
+            let there = folders.into_iter().zip(exist).filter(|(_, exists)| *exists);
+            all.extend(there.map(|(folder, _)| folder));
+            folders = below;
+        }
+        Ok(all)
+    }
+
+    /// Removes all temporary files, all objects and folders that `may_go` accepts. `lost+found` does not count. If there is
+    /// anything else, removes nothing and returns false.
+    fn clear(&self, session: &Session, may_go: &dyn Fn(&str) -> bool) -> Result<bool, Failure> {
+        let (mut files, mut folders, mut may_all_go) = (Vec::new(), Vec::new(), true);
+        self.walk(session, &[""], 1, &mut |folder, name, kind, _| {
+            let object = format!("{folder}{name}");
+            match kind {
+                FileKind::File if writer_of(name).is_some() || may_go(&object) => files.push(object),
+                FileKind::Directory if folder.is_empty() && may_go(&format!("{object}/")) => folders.push(object),
+                _ => may_all_go = false,
+            }
+        })?;
+        if !may_all_go {
+            return Ok(false);
+        }
+        for file in &files {
+            session.act(&Request::Remove { path: &self.path(file) })?;
+        }
+        for folder in &folders {
+            session.act(&Request::RmDir { path: &self.path(folder) })?;
+        }
+        Ok(true)
+    }
+}
+
+impl Storage for SftpStorage {
+    fn capabilities(&self) -> Capabilities {
+        let known = [
+            (
+                &self.unlinked,
+                "the server does not support hard links, so brackfs checks that a name is free before it stores an object",
+            ),
+            (
+                &self.unsynced,
+                "the server does not sync files, so a crash of the server may lose the newest backup; older backups are \
+                 safe",
+            ),
+            (
+                &self.folders_unsynced,
+                "the server does not sync directories, so a crash of the server may lose the newest backup; older \
+                 backups are safe",
+            ),
+        ];
+        let mut lacking: Vec<_> =
+            known.iter().filter(|(lacks, _)| lacks.load(Ordering::Relaxed)).map(|(_, words)| *words).collect();
+        // The one about files includes it.
+        if self.unsynced.load(Ordering::Relaxed) {
+            lacking.retain(|words| *words != known[2].1);
+        }
+        Capabilities {
+            directory: None,
+            exclusive: !self.unlinked.load(Ordering::Relaxed),
+            lanes: self.pool.most(),
+            shortcomings: lacking,
+        }
+    }
+
+    fn spool(&self, name: &str, run: Uuid) -> Result<Spool, Error> {
+        self.spools.open(name, run)
+    }
+
+    /// Any name may have rivals: a hard link never replaces a file.
+    fn store(&self, spool: &Spool, _rivals: Rivals) -> Result<(), Error> {
+        let session = self.take("store", spool.object())?;
+        let left = std::mem::take(&mut *self.left.lock().unwrap_or_else(PoisonError::into_inner));
+        left.into_iter().for_each(|temporary| self.remove_temporary(&session, temporary));
+        let name = spool.object();
+        let folder = name.rfind('/').map_or("", |end| name.get(..=end).unwrap_or_default());
+        let temporary = self.path(&format!("{folder}{}", temporary_name(spool.run())));
+        let stored = self.store_over(&session, spool, &temporary);
+        match &stored {
+            Ok(()) => self.note_seen(),
+            Err(_) => self.remove_temporary(&session, temporary),
+        }
+        stored
+    }
+
+    fn read(&self, name: &str, offset: u64, length: usize, bytes: &mut Vec<u8>) -> Result<(), Error> {
+        let session = self.take("read", name)?;
+        match session.read(&self.path(name), offset, length, bytes) {
+            Ok(()) => {
+                self.note_seen();
+                Ok(())
+            }
+            Err(Failure::Status(Status::Eof, _)) => {
+                Err(Error::new(ErrorKind::Truncated, "read", name, "it is shorter than expected"))
+            }
+            Err(failure) => Err(self.explain(&session, failure, "read", name)),
+        }
+    }
+
+    fn evict(&self, _name: &str, _offset: u64, _length: usize) {}
+
+    fn length(&self, name: &str) -> Result<u64, Error> {
+        Ok(self.object(name)?.0)
+    }
+
+    /// The time has a resolution of a second, so two replacements within one second may have the same stamp.
+    fn stamp(&self, name: &str) -> Result<Stamp, Error> {
+        let (length, found) = self.object(name)?;
+        Ok(Stamp::new(length, [found.modified.unwrap_or_default().into(), 0, 0]))
+    }
+
+    fn visit(&self, prefix: &str, found: &mut dyn FnMut(ObjectInfo)) -> Result<(), Error> {
+        let shown = if prefix.is_empty() { "the repository" } else { prefix };
+        let session = self.take("list", shown)?;
+        let depth = if prefix.is_empty() { DEPTH + 1 } else { DEPTH };
+        let walked = self.walk(&session, &[prefix], depth, &mut |folder, name, kind, length| {
+            if kind == FileKind::File && !name.starts_with(TEMPORARY) {
+                found(ObjectInfo { name: format!("{folder}{name}"), length });
+            }
+        });
+        let folders = walked.map_err(|failure| self.explain(&session, failure, "list", shown))?;
+        // A missing folder has no objects, but one of a missing disk may have.
+        if folders.is_empty() && !self.is_there(&session) {
+            return Err(Error::new(ErrorKind::Unavailable, "list", shown, "the repository's directory is empty or missing"));
+        }
+        Ok(())
+    }
+
+    fn remove(&self, name: &str) -> Result<(), Error> {
+        let path = self.path(name);
+        self.pool.forget(&path);
+        let session = self.take("remove", name)?;
+        let failed = |failure| self.explain(&session, failure, "remove", name);
+        let folder = self.path(name.rsplit_once('/').map_or("", |(folder, _)| folder));
+        let folder = session.open_folder(&folder).map_err(failed)?;
+        session.act(&Request::Remove { path: &path }).map_err(failed)?;
+        if let Some(folder) = folder
+            && !session.sync_folder(folder).map_err(failed)?
+        {
+            self.folders_unsynced.store(true, Ordering::Relaxed);
+        }
+        Ok(())
+    }
+
+    /// A killed writer may have linked objects without syncing their folders.
+    fn settle(&self, prefixes: &[&str]) -> Result<(), Error> {
+        let session = self.take("sync", &self.address.path)?;
+        let failed = |failure| self.explain(&session, failure, "sync", &self.address.path);
+        let mut folders = vec![self.address.path.clone()];
+        let listed = self.walk(&session, prefixes, DEPTH, &mut |_, _, _, _| ()).map_err(failed)?;
+        folders.extend(listed.iter().map(|folder| self.path(folder)));
+        self.sync_folders(&session, &folders).map_err(failed)
+    }
+
+    /// The remains are temporary files.
+    fn discard(&self, prefixes: &[&str], runs: &[Uuid]) -> Result<u64, Error> {
+        const ACTION: &str = "remove temporary files in";
+        let session = self.take(ACTION, &self.address.path)?;
+        let failed = |failure| self.explain(&session, failure, ACTION, &self.address.path);
+        let mut temporaries = Vec::new();
+        self.walk(&session, prefixes, DEPTH, &mut |folder, name, _, _| {
+            if writer_of(name).is_some_and(|run| runs.contains(&run)) {
+                temporaries.push((folder.to_owned(), name.to_owned()));
+            }
+        })
+        .map_err(failed)?;
+        let mut folders = Vec::new();
+        for (folder, name) in &temporaries {
+            match session.act(&Request::Remove { path: &self.path(&format!("{folder}{name}")) }) {
+                Err(failure) if failure.is_missing() => {}
+                removed => removed.map_err(failed)?,
+            }
+            folders.push(self.path(folder));
+        }
+        folders.dedup();
+        // After a crash of the server they would reappear, and later runs would not look for them.
+        self.sync_folders(&session, &folders).map_err(failed)?;
+        Ok(temporaries.len() as u64)
+    }
+
+    fn abandon(&self, is_ours: &dyn Fn(&str) -> bool) -> bool {
+        let Some(new) = self.making else { return false };
+        let Ok(session) = self.pool.take() else { return false };
+        let cleared = self.clear(&session, is_ours).unwrap_or_default();
+        if cleared && new {
+            // Best effort: an empty directory does no harm.
+            let _ = session.act(&Request::RmDir { path: &self.address.path });
+        }
+        cleared
+    }
+}
