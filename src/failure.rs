@@ -19,6 +19,8 @@ pub enum FailureKind {
     Interrupted,
     /// The disk with the repository or the state is full.
     Full,
+    /// The target is away, which says nothing about the data. For exit codes, it is a failure.
+    Unavailable,
 }
 
 /// An error that knows its kind. An error that wraps another one has the kind of the wrapped one, unless its variant

@@ -33,7 +33,7 @@
 //! | `backup` | `session` `inventory` `source` `catalog` `state` `repository` `storage` `crypt` `format` `monitor` `threads` `failure` |
 //! | `archive` | `storage` `format` `failure` |
 //! | `reader` | `archive` `repository` `crypt` `format` `failure` |
-//! | `mount` | `sys` `archive` `format` `monitor` |
+//! | `mount` | `sys` `archive` `format` `monitor` `failure` |
 //! | `restore` | `archive` `source` `format` `monitor` `failure` |
 //! | `dump` | `archive` `format` `monitor` `failure` |
 //! | `retention` | `archive` `session` `inventory` `catalog` `state` `repository` `format` `monitor` `failure` |

@@ -133,7 +133,7 @@ impl Visitor {
     fn may_fail(&self, taken: &Taken, number: Errno, trouble: bool, what: impl Fn() -> String) {
         let trouble = trouble || self.place.trouble.load(Ordering::SeqCst);
         let allowed = match number {
-            Errno::IO => trouble,
+            Errno::IO | Errno::TIMEDOUT => trouble,
             Errno::NOENT | Errno::STALE => taken.is_removed(),
             _ => false,
         };
@@ -166,7 +166,8 @@ impl Visitor {
         let trouble = place.trouble.load(Ordering::SeqCst);
         let failed = |error: io::Error, what: &str| {
             let trouble = trouble || place.trouble.load(Ordering::SeqCst);
-            assert!(trouble && Errno::from_io_error(&error) == Some(Errno::IO), "{what}: {error}; trouble: {trouble}");
+            let is_failure = matches!(Errno::from_io_error(&error), Some(Errno::IO | Errno::TIMEDOUT));
+            assert!(trouble && is_failure, "{what}: {error}; trouble: {trouble}");
             place.failed.fetch_add(1, Ordering::Relaxed);
         };
         match self.does(|| "list the top".into(), || names(&place.mnt)) {

@@ -15,7 +15,6 @@ use super::recipients::read_certificate;
 use super::show::{parse_duration, printable};
 use super::signals::stop_on_signals;
 use crate::inventory::{Inventory, host_access, host_key};
-use crate::repository::Repository;
 use crate::session::{self, Priority, adopt_with_host_key, adopt_with_owner_key};
 use crate::state::RepositoryState;
 
@@ -67,7 +66,7 @@ pub(super) struct Args {
 }
 
 pub(super) fn run(args: &Args, global: &Global) -> Result<ExitCode> {
-    let repository = Repository::open(&args.reader.repository.location)?;
+    let repository = args.reader.repository.open(global)?;
     let state = RepositoryState::new(&global.state()?, repository.id());
     let recipients = args.recipient.iter().map(|path| read_certificate(path)).collect::<Result<Vec<_>>>()?;
     let (monitor, stop) = (global.monitor(args.json), stop_on_signals()?);

@@ -11,7 +11,7 @@ use serde_json::json;
 use super::exit::{self, Usage};
 use super::global::Global;
 use super::output;
-use super::reader_args::RepositoryArg;
+use super::repository_arg::RepositoryArg;
 use super::show::{name_time, parse_duration, parse_size, parse_time, rate, size};
 use super::signals::stop_on_signals;
 use super::terminal::is_interactive;
@@ -21,7 +21,6 @@ use crate::failure::FailureKind;
 use crate::format::snapshot::{PATHS, TAGS};
 use crate::format::{Timestamp, name};
 use crate::monitor::count;
-use crate::repository::Repository;
 
 /// Back up files
 ///
@@ -257,7 +256,7 @@ pub(super) fn run(args: &Args, global: &Global) -> Result<ExitCode> {
             return Err(Usage(why).into());
         }
     }
-    let repository = Repository::open(&args.repository.location)?;
+    let repository = args.repository.open(global)?;
     let monitor = global.monitor(args.json);
     let stop = stop_on_signals()?;
     monitor.start();

@@ -8,14 +8,13 @@ use serde_json::json;
 
 use super::global::Global;
 use super::output;
-use super::reader_args::RepositoryArg;
+use super::repository_arg::RepositoryArg;
 use super::show::parse_duration;
 use super::signals::{stop_on_signals, stop_soon_on_signals};
 use super::terminal::is_interactive;
 use crate::catalog::Catalog;
 use crate::inventory::{self, Inventory, host_access, host_key};
 use crate::monitor::count;
-use crate::repository::Repository;
 use crate::session::{self, Priority};
 use crate::state::RepositoryState;
 
@@ -88,7 +87,7 @@ pub(super) fn run(command: &CatalogCommand, global: &Global) -> Result<ExitCode>
 }
 
 fn rebuild(args: &RebuildArgs, global: &Global) -> Result<ExitCode> {
-    let repository = Repository::open(&args.repository.location)?;
+    let repository = args.repository.open(global)?;
     let state = RepositoryState::new(&global.state()?, repository.id());
     let (monitor, stop) = (global.monitor(args.json), stop_on_signals()?);
     let key = host_key(&state)?;
@@ -112,7 +111,7 @@ fn rebuild(args: &RebuildArgs, global: &Global) -> Result<ExitCode> {
 }
 
 fn verify(args: &VerifyArgs, global: &Global) -> Result<ExitCode> {
-    let repository = Repository::open(&args.repository.location)?;
+    let repository = args.repository.open(global)?;
     let state = RepositoryState::new(&global.state()?, repository.id());
     let (monitor, stop) = (global.monitor(args.json), stop_soon_on_signals()?);
     let key = host_key(&state)?;

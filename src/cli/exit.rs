@@ -34,7 +34,7 @@ impl Failure for NoSecret {
 /// The exit code of a kind of failure.
 pub(super) const fn code(kind: FailureKind) -> u8 {
     match kind {
-        FailureKind::Failed | FailureKind::Full => 1,
+        FailureKind::Failed | FailureKind::Full | FailureKind::Unavailable => 1,
         FailureKind::Usage => 2,
         FailureKind::Partial => 3,
         FailureKind::NoRepository => 10,

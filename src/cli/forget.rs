@@ -14,7 +14,7 @@ use super::exit::Usage;
 use super::global::Global;
 use super::output;
 use super::prune;
-use super::reader_args::RepositoryArg;
+use super::repository_arg::RepositoryArg;
 use super::show::{self, name_time, parse_duration, parse_time};
 use super::signals::stop_on_signals;
 use super::terminal::is_interactive;
@@ -22,7 +22,6 @@ use crate::archive::Selector;
 use crate::catalog::SnapshotRow;
 use crate::format::Timestamp;
 use crate::monitor::count;
-use crate::repository::Repository;
 use crate::retention::{
     Age, Calendar, Caution, Choice, Chosen, Count, Decision, Grouping, Period, Policy, Reason, Rule, Scene,
 };
@@ -284,7 +283,7 @@ fn with_scene(
     global: &Global,
     work: impl FnOnce(&Scene<'_>) -> Result<()>,
 ) -> Result<ExitCode> {
-    let repository = Repository::open(&repository.location)?;
+    let repository = repository.open(global)?;
     let state = RepositoryState::new(&global.state()?, repository.id());
     let (monitor, stop) = (global.monitor(run.json), stop_on_signals()?);
     let (repository, state, monitor, wait_lock) = (&repository, &state, &monitor, run.wait_lock);

@@ -10,6 +10,7 @@ use super::global::Global;
 use super::output;
 use super::passphrase::new_passphrase;
 use super::recipients::read_certificate;
+use super::repository_arg::{LocationParser, TargetArgs};
 use crate::init::{Made, Owner, init};
 use crate::monitor::Monitor;
 use crate::storage::Location;
@@ -29,14 +30,25 @@ Examples:
   brackfs init /backup --recipient owner.key.pub
   brackfs init /backup --recipient alice.asc --recipient escrow.asc
   brackfs init /backup                              asks for a passphrase
+  brackfs init sftp://me@host/srv/backup -r owner.key.pub
   brackfs init /backup --no-encryption              signed, but not encrypted")]
 pub(super) struct Args {
     /// Make the repository in REPO, which must be an empty directory or not exist yet (lost+found does not count)
     ///
+    /// It is a directory, or one on a server: sftp://[USER@]HOST[:PORT]/PATH. See brackfs-targets(7).
+    ///
     /// A directory that an interrupted init left is accepted too. File systems that lack hard links (exFAT, a mount of
     /// rclone) or cannot sync directories (CIFS) work too; init prints which guarantees they do not give.
-    #[arg(value_name = "REPO", env = "BRACKFS_REPOSITORY", value_hint = clap::ValueHint::DirPath)]
+    #[arg(
+        value_name = "REPO",
+        env = "BRACKFS_REPOSITORY",
+        hide_env_values = true,
+        value_hint = clap::ValueHint::DirPath,
+        value_parser = LocationParser
+    )]
     repository: Location,
+    #[command(flatten)]
+    target: TargetArgs,
     /// Encrypt to this certificate (repeatable); the key of any recipient can decrypt
     ///
     /// CERT is a file, armored or binary, with one OpenPGP certificate or secret key; only the public part of a key is used.
@@ -58,7 +70,8 @@ pub(super) fn run(args: &Args, global: &Global) -> Result<ExitCode> {
         (false, []) => Owner::Passphrase(new_passphrase("Passphrase for the new repository: ")?),
         (false, paths) => Owner::Recipients(paths.iter().map(|path| read_certificate(path)).collect::<Result<_>>()?),
     };
-    let Made { id, host, recipients, shortcomings } = init(&args.repository, &global.state()?, owner)?;
+    let location = args.target.locate(&args.repository, global);
+    let Made { id, host, recipients, shortcomings } = init(&location, &global.state()?, owner)?;
     let monitor = global.monitor(args.json);
     shortcomings.iter().for_each(|why| monitor.note(&format!("{}: {why}", args.repository)));
     if args.json {

@@ -3,6 +3,7 @@
 //! Shared by commands:
 //!
 //! - [`global`]: options of every command
+//! - [`repository_arg`]: the repository of a command, and opening it
 //! - [`reader_args`]: options of commands that read, and opening the reader
 //! - [`passphrase`]: passphrases from the environment or the terminal
 //! - [`signals`]: ending on signals
@@ -45,6 +46,7 @@ mod process;
 mod prune;
 mod reader_args;
 mod recipients;
+mod repository_arg;
 mod restore;
 mod show;
 mod signals;

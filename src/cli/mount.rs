@@ -7,7 +7,6 @@ use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 use std::process::{Command, ExitCode, Stdio};
 use std::sync::Arc;
-use std::time::Duration;
 
 use anyhow::{Context, Result};
 use nix::unistd::{Group, User};
@@ -23,15 +22,7 @@ use crate::format::Kind;
 use crate::monitor::Monitor;
 use crate::mount::{FileSystem, Options, OwnerMapping, mount};
 use crate::state::RepositoryState;
-use crate::storage::RetryPolicy;
 use crate::sys;
-
-/// How long reads wait for a repository that is unavailable, such as a disk that was unplugged.
-const PATIENCE: RetryPolicy = RetryPolicy {
-    longest: Duration::from_secs(5),
-    first_wait: Duration::from_millis(100),
-    longest_wait: Duration::from_millis(400),
-};
 
 /// Mount snapshots, to browse them and copy files out
 ///
@@ -49,8 +40,8 @@ const PATIENCE: RetryPolicy = RetryPolicy {
 /// signal detaches it, and it ends after its last use; a second signal ends it at once. If the program was killed, umount or
 /// a new mount at the same place cleans up.
 ///
-/// If the repository is unavailable, for example because a disk was unplugged, reads wait for up to five seconds and then
-/// fail (EIO). They work again as soon as it is back.
+/// If the repository is unavailable, for example because a disk was unplugged, reads wait for up to five seconds, or for up
+/// to a minute if it is on a server, and then fail (ETIMEDOUT). They work again as soon as it is back.
 ///
 /// Programs that look for holes in a file, such as cp and tar, are told that small holes are data (holes of up to 32 KiB, if
 /// they have no more bytes in total than the data between them), since each query takes longer than reading the zeros. Their
@@ -183,7 +174,7 @@ fn serve(args: &Args, global: &Global) -> Result<ExitCode> {
     let options = Options::parse(&args.options).map_err(Usage)?.allowing_other(args.allow_other);
     let selector = args.what.as_ref().map(|what| Selector::parse(what.as_bytes())).transpose().map_err(Usage)?;
     let terminal = global.monitor(false);
-    let reader = args.reader.open_patiently(PATIENCE, global, &terminal, LARGE_CACHE)?;
+    let reader = args.reader.open_for_mount(global, &terminal, LARGE_CACHE)?;
     let local = reader.repository().target().local_path();
     let state = RepositoryState::new(&global.state()?, reader.repository().id());
     let log = if args.daemon { log(&state, &terminal) } else { Log::default() };

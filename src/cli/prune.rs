@@ -8,14 +8,13 @@ use serde_json::json;
 
 use super::global::Global;
 use super::output;
-use super::reader_args::RepositoryArg;
+use super::repository_arg::RepositoryArg;
 use super::show::{parse_duration, parse_size, parse_time, size};
 use super::signals::stop_on_signals;
 use super::terminal::is_interactive;
 use crate::format::Timestamp;
 use crate::monitor::count;
 use crate::prune::{self, Options, Summary};
-use crate::repository::Repository;
 use crate::state::RepositoryState;
 
 /// Remove data that no snapshot needs any more
@@ -154,7 +153,7 @@ pub(super) struct Run {
 
 /// Prunes and prints the result.
 pub(super) fn prune_as(repository: &RepositoryArg, limits: &Limits, args: &Run, global: &Global) -> Result<ExitCode> {
-    let repository = Repository::open(&repository.location)?;
+    let repository = repository.open(global)?;
     let state = RepositoryState::new(&global.state()?, repository.id());
     let (monitor, stop) = (global.monitor(args.json), stop_on_signals()?);
     let options = limits.options();

@@ -1,15 +1,16 @@
-//! Options of commands that read a repository: its path, the key, and the host keys to trust.
+//! Options of commands that read a repository: the key, and the host keys to trust.
 
 use std::path::PathBuf;
 use std::sync::Arc;
 
 use anyhow::{Context, Result};
-use clap::{ArgAction, Args, ValueHint};
+use clap::{ArgAction, Args};
 
 use super::exit::NoSecret;
 use super::global::Global;
 use super::memory;
 use super::passphrase::passphrase;
+use super::repository_arg::{RepositoryArg, Use};
 use crate::archive::{Archive, OpenSnapshot, Selector};
 use crate::catalog;
 use crate::crypt::{Certificate, Fingerprint, KeyStore, Opener, SecretKey};
@@ -17,15 +18,6 @@ use crate::monitor::Monitor;
 use crate::reader::Reader;
 use crate::repository::{Access, Repository};
 use crate::state::RepositoryState;
-use crate::storage::{Location, RetryPolicy, RetryStorage};
-
-/// The path of the repository.
-#[derive(Debug, Args)]
-pub(super) struct RepositoryArg {
-    /// Use the repository in this directory
-    #[arg(long = "repo", env = "BRACKFS_REPOSITORY", value_name = "REPO", value_hint = ValueHint::DirPath)]
-    pub(super) location: Location,
-}
 
 /// Default cache size, in bytes, of commands that read each block about once.
 pub(super) const SMALL_CACHE: u64 = 24 << 20;
@@ -98,25 +90,26 @@ impl ReaderArgs {
         monitor: &dyn Monitor,
         cache: u64,
     ) -> Result<Reader> {
-        let Opened { repository, access, cache } = self.open_parts(first_use, global, monitor, cache)?;
+        let Opened { repository, access, cache } = self.open_parts(Use::Command, first_use, global, monitor, cache)?;
         Ok(Reader::new(repository, access, cache))
     }
 
-    /// Opens a reader that waits for a target that is unavailable. Opening it waits for nothing.
-    pub(super) fn open_patiently(
+    /// Opens a reader for a mount.
+    pub(super) fn open_for_mount(&self, global: &Global, monitor: &dyn Monitor, cache: u64) -> Result<Reader> {
+        let Opened { repository, access, cache } =
+            self.open_parts(Use::Mount, FirstUse::Trusted, global, monitor, cache)?;
+        Ok(Reader::new(repository, access, cache))
+    }
+
+    fn open_parts(
         &self,
-        patience: RetryPolicy,
+        usage: Use,
+        first_use: FirstUse,
         global: &Global,
         monitor: &dyn Monitor,
         cache: u64,
-    ) -> Result<Reader> {
-        let Opened { repository, access, cache } = self.open_parts(FirstUse::Trusted, global, monitor, cache)?;
-        let repository = repository.with_storage(|storage| Box::new(RetryStorage::new(storage, patience)));
-        Ok(Reader::new(repository, access, cache))
-    }
-
-    fn open_parts(&self, first_use: FirstUse, global: &Global, monitor: &dyn Monitor, cache: u64) -> Result<Opened> {
-        let repository = Repository::open(&self.repository.location)?;
+    ) -> Result<Opened> {
+        let repository = self.repository.open_for(usage, global)?;
         let state = RepositoryState::new(&global.state_to_read(), repository.id());
         let opener = if repository.encrypted() { Some(self.opener(&state, &repository, monitor)?) } else { None };
         let signers = Signers { repository: &repository, state: &state, opener: opener.as_ref(), monitor };

@@ -9,13 +9,12 @@ use serde_json::json;
 
 use super::global::Global;
 use super::output;
-use super::reader_args::RepositoryArg;
+use super::repository_arg::RepositoryArg;
 use super::show::{parse_duration, rfc3339_of};
 use super::signals::stop_on_signals;
 use crate::catalog::Catalog;
 use crate::crypt::Certificate;
 use crate::inventory::{Inventory, host_access, host_key};
-use crate::repository::Repository;
 use crate::session::{self, Priority};
 use crate::state::RepositoryState;
 
@@ -86,7 +85,7 @@ pub(super) fn run(command: &RecipientsCommand, global: &Global) -> Result<ExitCo
 }
 
 fn list(args: &ListArgs, global: &Global) -> Result<ExitCode> {
-    let repository = Repository::open(&args.repository.location)?;
+    let repository = args.repository.open(global)?;
     let state = RepositoryState::new(&global.state()?, repository.id());
     let catalog = Catalog::view(&state.catalog_path(), repository.id())?;
     let mut is_fit = true;
@@ -118,7 +117,7 @@ fn list(args: &ListArgs, global: &Global) -> Result<ExitCode> {
 
 fn update(args: &UpdateArgs, global: &Global) -> Result<ExitCode> {
     let certificates: Vec<_> = args.certificates.iter().map(|path| read_certificate(path)).collect::<Result<_>>()?;
-    let repository = Repository::open(&args.repository.location)?;
+    let repository = args.repository.open(global)?;
     let state = RepositoryState::new(&global.state()?, repository.id());
     let (monitor, stop) = (global.monitor(args.json), stop_on_signals()?);
     let key = host_key(&state)?;

@@ -4,8 +4,8 @@ use std::io::Read;
 use std::os::unix::net::UnixStream;
 use std::panic::resume_unwind;
 use std::process::ExitCode;
-use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
+use std::sync::{Arc, LazyLock};
 use std::thread;
 use std::time::Duration;
 
@@ -14,6 +14,7 @@ use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
 
 use super::{exit, output};
 use crate::failure::FailureKind;
+use crate::storage::Interrupt;
 
 /// Exit code after a signal.
 pub(super) const INTERRUPTED: u8 = exit::code(FailureKind::Interrupted);
@@ -26,6 +27,12 @@ const GRACE: Duration = Duration::from_secs(60);
 
 /// Time limit for commands that leave no state to clean up.
 const READER_GRACE: Duration = Duration::from_secs(2);
+
+/// Ends waits for a target when the first signal arrives.
+pub(super) fn interrupt() -> &'static Interrupt {
+    static INTERRUPT: LazyLock<Interrupt> = LazyLock::new(Interrupt::default);
+    &INTERRUPT
+}
 
 /// Runs a command in a thread of its own. The kernel delivers a signal to the main thread if it can, and while that thread
 /// is blocked in a file system that does not answer, the signal is not handled.
@@ -63,6 +70,7 @@ fn stop_within(grace: Duration) -> Result<Arc<AtomicBool>> {
     }
     let end = move || {
         if waiting.read_exact(&mut [0]).is_ok() {
+            interrupt().set();
             thread::sleep(grace);
             let seconds = grace.as_secs();
             output::message(format!("brackfs: interrupted, and killed because it did not end within {seconds} s"));

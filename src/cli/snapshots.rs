@@ -18,7 +18,6 @@ use crate::format::snapshot::Snapshot;
 use crate::format::usage::Labels;
 use crate::monitor::Monitor;
 use crate::reader::Reader;
-use crate::repository::Repository;
 use crate::state::RepositoryState;
 
 /// List snapshots, oldest first
@@ -73,7 +72,7 @@ struct ListedSnapshot {
 pub(super) fn run(args: &Args, global: &Global) -> Result<ExitCode> {
     let monitor = global.monitor(args.json);
     end_on_signals()?;
-    let repository = Repository::open(&args.reader.repository.location)?;
+    let repository = args.reader.repository.open(global)?;
     let state = RepositoryState::new(&global.state()?, repository.id());
     let mut problems = 0;
     let mut lines: Vec<ListedSnapshot> = if args.reader.key.is_none() && state.catalog_path().exists() {

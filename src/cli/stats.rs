@@ -8,11 +8,10 @@ use anyhow::Result;
 use serde_json::{Value, json};
 
 use super::global::Global;
-use super::reader_args::RepositoryArg;
+use super::repository_arg::RepositoryArg;
 use super::show::{self, name_time, size};
 use super::signals::end_on_signals;
 use crate::catalog::{Catalog, Presence, SnapshotRow, UsedSizes};
-use crate::repository::Repository;
 use crate::state::RepositoryState;
 
 /// Show how much space snapshots take
@@ -45,7 +44,7 @@ pub(super) struct Args {
 
 pub(super) fn run(args: &Args, global: &Global) -> Result<ExitCode> {
     end_on_signals()?;
-    let repository = Repository::open(&args.repository.location)?;
+    let repository = args.repository.open(global)?;
     let state = RepositoryState::new(&global.state()?, repository.id());
     let catalog = Catalog::view(&state.catalog_path(), repository.id())?;
     let mut rows = catalog.snapshots()?;

@@ -2,7 +2,7 @@
 
 use std::io::IsTerminal;
 use std::path::Path;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, PoisonError, Weak};
 use std::time::{Duration, Instant};
 
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
@@ -21,6 +21,19 @@ const INTERVAL: Duration = Duration::from_millis(100);
 const JSON_INTERVAL: Duration = Duration::from_secs(1);
 /// Width of a terminal that does not report it.
 const COLUMNS: usize = 80;
+
+/// The view of the run whose progress is shown, which messages must not tear.
+static SHOWN: Mutex<Weak<View>> = Mutex::new(Weak::new());
+
+/// Writes a message to standard error, above the progress line if there is one.
+pub(super) fn announce(message: &str) {
+    let shown = SHOWN.lock().unwrap_or_else(PoisonError::into_inner).upgrade();
+    let line = printable(&format!("brackfs: {}", worded(message))).into_owned();
+    match shown {
+        Some(view) => view.message(&line),
+        None => output::message(line),
+    }
+}
 
 /// Whether standard error is a terminal.
 pub(super) fn is_interactive() -> bool {
@@ -64,6 +77,7 @@ impl Terminal {
             (false, false, false) => Some(INTERVAL),
             _ => None,
         };
+        *SHOWN.lock().unwrap_or_else(PoisonError::into_inner) = Arc::downgrade(&self.view);
         let (view, started) = (self.view.clone(), Instant::now());
         let ticker = Ticker::start(interval, move |tick| view.show(&tick, started.elapsed()));
         *self.ticker.lock().unwrap_or_else(PoisonError::into_inner) = ticker.ok();

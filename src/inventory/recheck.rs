@@ -109,8 +109,8 @@ impl Inventory<'_> {
         match target.pieces(&object, length, self.stop, |bytes| _ = hasher.update(bytes)) {
             Ok(true) => {}
             Ok(false) => return Err(Error::Interrupted),
-            // A part of the disk is unreadable. If the whole disk is gone, the listing fails.
-            Err(error) if matches!(error.kind, ErrorKind::Damaged | ErrorKind::Other | ErrorKind::Truncated) => {
+            // A part of the disk is unreadable. Other errors say nothing about the bytes.
+            Err(error) if matches!(error.kind, ErrorKind::Damaged | ErrorKind::Truncated) => {
                 return Ok(PackCheck::Damaged(error.to_string()));
             }
             Err(error) => return missing_or_error(error),

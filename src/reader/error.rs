@@ -113,7 +113,8 @@ impl Failure for Error {
             Error::Block { why, .. } => match &**why {
                 BlockProblem::NoKey => FailureKind::Key,
                 BlockProblem::Open(error) => error.kind(),
-                BlockProblem::Read(_) | BlockProblem::Decode(_) => FailureKind::Failed,
+                BlockProblem::Read(error) => error.kind(),
+                BlockProblem::Decode(_) => FailureKind::Failed,
             },
             _ => FailureKind::Failed,
         }

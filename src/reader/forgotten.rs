@@ -49,7 +49,7 @@ impl Tombstones {
         for id in &unknown {
             match access.forgotten(repository, *id) {
                 Ok(forgotten) => found.push((*id, forgotten)),
-                Err(repository::Error::Target(error)) if error.is_temporary() => return Err(error.into()),
+                Err(repository::Error::Target(error)) if error.is_away() => return Err(error.into()),
                 // Such as a document that was just removed.
                 Err(repository::Error::Target(_)) => {}
                 Err(error) if error.is_key_problem() && access.opener().is_some_and(Opener::is_slow) => {

@@ -108,7 +108,7 @@ impl Shard {
 }
 
 /// Lists the shards of a prefix and opens them, unless they are the `known` ones. Returns only errors that are
-/// temporary: other shards than the newest must not be used because the target is unavailable.
+/// of a target that is away: other shards than the newest must not be used because the target is unavailable.
 fn load(repository: &Repository, access: &Access, prefix: u8, known: Option<&Shard>) -> Result<Shard, Error> {
     let at = Instant::now();
     let mut listed = Vec::new();
@@ -117,7 +117,7 @@ fn load(repository: &Repository, access: &Access, prefix: u8, known: Option<&Sha
     });
     let mut is_final = match visited {
         Ok(()) => true,
-        Err(error) if error.is_temporary() => return Err(repository::Error::from(error).into()),
+        Err(error) if error.is_away() => return Err(repository::Error::from(error).into()),
         Err(_) => false,
     };
     listed.sort_unstable();
@@ -133,7 +133,7 @@ fn load(repository: &Repository, access: &Access, prefix: u8, known: Option<&Sha
                 newest = Some(compact(moved));
             }
             Ok(_) => {}
-            Err(repository::Error::Target(error)) if error.is_temporary() => {
+            Err(repository::Error::Target(error)) if error.is_away() => {
                 return Err(repository::Error::from(error).into());
             }
             Err(error) => is_final &= !matches!(error, repository::Error::Target(_)) && !error.is_key_problem(),

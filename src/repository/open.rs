@@ -20,11 +20,21 @@ pub struct Repository {
 impl Repository {
     /// Opens the repository at `location`.
     pub fn open(location: &Location) -> Result<Self, Error> {
+        Repository::open_wrapped(location, |storage| storage)
+    }
+
+    /// Opens the repository at `location` with its storage in a wrapper, such as
+    /// [`RetryStorage`](crate::storage::RetryStorage).
+    pub fn open_wrapped(
+        location: &Location,
+        wrap: impl FnOnce(Box<dyn Storage>) -> Box<dyn Storage>,
+    ) -> Result<Self, Error> {
         let missing = |why: String| Error::Missing { location: location.to_string(), why };
-        Repository::at(Target::open(location).map_err(|e| match e.kind {
+        let target = Target::open(location).map_err(|e| match e.kind {
             ErrorKind::NotFound => missing(e.to_string()),
             _ => Error::Target(e),
-        })?)
+        })?;
+        Repository::at(target.wrapped(wrap))
     }
 
     /// Opens the repository at a target.
@@ -59,12 +69,6 @@ impl Repository {
     /// Begins a new repository at an empty target. It becomes a repository only with [`Repository::finish`].
     pub fn new_at(target: Target, encrypted: bool) -> Self {
         Repository { target, id: RepositoryId::random(), encrypted }
-    }
-
-    /// The same repository with its storage in a wrapper, such as [`RetryStorage`](crate::storage::RetryStorage).
-    #[must_use]
-    pub fn with_storage(self, wrap: impl FnOnce(Box<dyn Storage>) -> Box<dyn Storage>) -> Self {
-        Repository { target: self.target.wrapped(wrap), ..self }
     }
 
     /// Writes the description, which completes the repository.

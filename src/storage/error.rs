@@ -141,7 +141,11 @@ impl Error {
 
 impl Failure for Error {
     fn kind(&self) -> FailureKind {
-        if self.kind == ErrorKind::Full { FailureKind::Full } else { FailureKind::Failed }
+        match self.kind {
+            ErrorKind::Full => FailureKind::Full,
+            kind if kind.is_away() => FailureKind::Unavailable,
+            _ => FailureKind::Failed,
+        }
     }
 }
 

@@ -118,7 +118,9 @@ impl FromStr for Location {
             "sftp" | "ssh" | "scp" => "write sftp://[USER@]HOST[:PORT]/PATH",
             "rclone" | "s3" | "b2" | "gs" | "azure" | "swift" | "rest" | "ftp" | "ftps" | "http" | "https"
             | "webdav" | "webdavs" => "mount it with `rclone mount`, and give the mount point",
-            _ => "if it is an SSH server, write sftp://[USER@]HOST[:PORT]/PATH; else mount it, and give the mount point",
+            _ => {
+                "if it is an SSH server, write sftp://[USER@]HOST[:PORT]/PATH; else mount it, and give the mount point"
+            }
         };
         // After ://, it may have a password.
         let shown = if text.contains("://") { "its path" } else { &format!("./{text}") };

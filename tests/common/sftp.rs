@@ -146,7 +146,9 @@ impl Server {
         let parents: Vec<(i32, i32)> = processes();
         loop {
             let before = all.len();
-            all.extend(parents.iter().filter(|(_, parent)| all.contains(parent)).map(|(id, _)| *id).collect::<Vec<_>>());
+            all.extend(
+                parents.iter().filter(|(_, parent)| all.contains(parent)).map(|(id, _)| *id).collect::<Vec<_>>(),
+            );
             if all.len() == before {
                 break;
             }

@@ -23,8 +23,10 @@ impl Address {
             None => (None, authority),
         };
         if user.is_some_and(|user| user.contains(':')) {
-            return Err("a password does not belong in a location, where other users and logs can see it: let ssh log in \
-                        with a key or an agent, and write sftp://USER@HOST/PATH");
+            return Err(
+                "a password does not belong in a location, where other users and logs can see it: let ssh log in \
+                        with a key or an agent, and write sftp://USER@HOST/PATH",
+            );
         }
         let user = user.map(decode).transpose()?;
         let (host, port) = match place.strip_prefix('[') {
@@ -66,7 +68,8 @@ const PORT: &str = "the port is not a number from 1 to 65535";
 
 /// Decodes `%20` and the like.
 fn decode(text: &str) -> Result<String, &'static str> {
-    const WRONG: &str = "a percent sign is not followed by two hexadecimal digits of UTF-8; write %25 for the sign itself";
+    const WRONG: &str =
+        "a percent sign is not followed by two hexadecimal digits of UTF-8; write %25 for the sign itself";
     let mut parts = text.split('%');
     let mut bytes = parts.next().unwrap_or_default().as_bytes().to_owned();
     for part in parts {

@@ -158,7 +158,9 @@ impl Connection {
     /// Writes all bytes of a message. A message that is written in part ends the connection.
     fn write(&self, message: &[u8]) -> Result<(), Failure> {
         let input = lock(&self.input);
-        let Some(pipe) = &*input else { return Err(self.shared.lose(ErrorKind::Unavailable, "the connection is closed")) };
+        let Some(pipe) = &*input else {
+            return Err(self.shared.lose(ErrorKind::Unavailable, "the connection is closed"));
+        };
         let mut rest = message;
         while !rest.is_empty() {
             match rustix::io::write(pipe, rest) {

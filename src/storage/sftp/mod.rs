@@ -294,7 +294,13 @@ impl SftpStorage {
         match session.act(&Request::Rename { from: temporary, to: object }) {
             Ok(()) => Ok(true),
             Err(failure) if failure.is_lost() => Err(failure),
-            Err(failure) => if session.attributes(object).is_ok() { Ok(false) } else { Err(failure) },
+            Err(failure) => {
+                if session.attributes(object).is_ok() {
+                    Ok(false)
+                } else {
+                    Err(failure)
+                }
+            }
         }
     }
 
@@ -483,7 +489,12 @@ impl Storage for SftpStorage {
         let folders = walked.map_err(|failure| self.explain(&session, failure, "list", shown))?;
         // A missing folder has no objects, but one of a missing disk may have.
         if folders.is_empty() && !self.is_there(&session) {
-            return Err(Error::new(ErrorKind::Unavailable, "list", shown, "the repository's directory is empty or missing"));
+            return Err(Error::new(
+                ErrorKind::Unavailable,
+                "list",
+                shown,
+                "the repository's directory is empty or missing",
+            ));
         }
         Ok(())
     }

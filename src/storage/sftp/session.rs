@@ -216,7 +216,9 @@ impl Session {
             let part = WRITE.min(usize::try_from(length - offset).unwrap_or(WRITE));
             let bytes = piece.get_mut(..part).unwrap_or_default();
             content.read_exact(bytes).map_err(WriteError::Spool)?;
-            if under_way.len() == WRITES && let Some(oldest) = under_way.pop_front() {
+            if under_way.len() == WRITES
+                && let Some(oldest) = under_way.pop_front()
+            {
                 done(oldest)?;
             }
             under_way.push_back(self.connection.send(&Request::Write { handle, offset, bytes })?);
@@ -396,7 +398,9 @@ pub(super) enum WriteError {
     /// The temporary file on this machine cannot be read.
     Spool(std::io::Error),
     /// The server has fewer or more bytes than were sent.
-    Short { stored: u64 },
+    Short {
+        stored: u64,
+    },
 }
 
 impl From<Failure> for WriteError {

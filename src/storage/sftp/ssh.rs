@@ -144,13 +144,22 @@ mod tests {
                        fingerprint is SHA256:abc.\r\nHost key verification failed.\r\n";
         let (kind, why) = explained(changed);
         assert_eq!(kind, ErrorKind::Refused);
-        assert!(why.contains("SHA256:abc") && why.contains("ssh-keygen -R '[host]:2222'") && !why.contains('@'.to_string().repeat(4).as_str()), "{why}");
+        assert!(
+            why.contains("SHA256:abc")
+                && why.contains("ssh-keygen -R '[host]:2222'")
+                && !why.contains('@'.to_string().repeat(4).as_str()),
+            "{why}"
+        );
         let (kind, why) = explained("Host key verification failed.\r\n");
         assert!(kind == ErrorKind::Refused && why.contains("ssh -p 2222 me@host"), "{why}");
         let (kind, why) = explained("me@host: Permission denied (publickey).\r\n");
         assert!(kind == ErrorKind::Refused && why.contains("me@host: Permission denied (publickey)."), "{why}");
         let (kind, why) = explained("ssh: connect to host host port 2222: Connection refused\r\n");
-        assert!(kind == ErrorKind::Unavailable && why.ends_with("(ssh: connect to host host port 2222: Connection refused)"), "{why}");
+        assert!(
+            kind == ErrorKind::Unavailable
+                && why.ends_with("(ssh: connect to host host port 2222: Connection refused)"),
+            "{why}"
+        );
         assert_eq!(explained("").0, ErrorKind::Unavailable);
     }
 }

@@ -44,23 +44,62 @@ pub(super) enum Mode {
 /// A request. Paths and handles are bytes.
 #[derive(Debug, Clone, Copy)]
 pub(super) enum Request<'a> {
-    Open { path: &'a str, mode: Mode },
-    Close { handle: &'a [u8] },
-    Read { handle: &'a [u8], offset: u64, length: u32 },
-    Write { handle: &'a [u8], offset: u64, bytes: &'a [u8] },
+    Open {
+        path: &'a str,
+        mode: Mode,
+    },
+    Close {
+        handle: &'a [u8],
+    },
+    Read {
+        handle: &'a [u8],
+        offset: u64,
+        length: u32,
+    },
+    Write {
+        handle: &'a [u8],
+        offset: u64,
+        bytes: &'a [u8],
+    },
     /// The attributes of a file, not of the target of a link.
-    Lstat { path: &'a str },
-    Stat { path: &'a str },
-    Fstat { handle: &'a [u8] },
-    OpenDir { path: &'a str },
-    ReadDir { handle: &'a [u8] },
-    Remove { path: &'a str },
-    MkDir { path: &'a str },
-    RmDir { path: &'a str },
-    Rename { from: &'a str, to: &'a str },
-    Fsync { handle: &'a [u8] },
-    Hardlink { from: &'a str, to: &'a str },
-    Statvfs { path: &'a str },
+    Lstat {
+        path: &'a str,
+    },
+    Stat {
+        path: &'a str,
+    },
+    Fstat {
+        handle: &'a [u8],
+    },
+    OpenDir {
+        path: &'a str,
+    },
+    ReadDir {
+        handle: &'a [u8],
+    },
+    Remove {
+        path: &'a str,
+    },
+    MkDir {
+        path: &'a str,
+    },
+    RmDir {
+        path: &'a str,
+    },
+    Rename {
+        from: &'a str,
+        to: &'a str,
+    },
+    Fsync {
+        handle: &'a [u8],
+    },
+    Hardlink {
+        from: &'a str,
+        to: &'a str,
+    },
+    Statvfs {
+        path: &'a str,
+    },
 }
 
 /// A reply.

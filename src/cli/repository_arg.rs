@@ -1,0 +1,182 @@
+//! Options that say where the repository is and how to reach it, and opening it.
+
+use std::ffi::OsStr;
+use std::num::{NonZeroU64, NonZeroUsize};
+use std::sync::Mutex;
+use std::time::{Duration, Instant};
+
+use anyhow::Result;
+use clap::builder::TypedValueParser;
+use clap::error::ErrorKind;
+use clap::{Arg, Args, Command, ValueHint};
+
+use super::global::Global;
+use super::{show, signals, terminal};
+use crate::repository::Repository;
+use crate::storage::{Limit, Location, Rates, Remote, RetryPolicy, RetryStorage, Storage, Waiting};
+
+/// Heading of these options in help and manual pages.
+const HEADING: &str = "Target options";
+
+/// The longest wait of a command for a server.
+const SERVER: Duration = Duration::from_secs(15 * 60);
+/// The longest wait of a read in a mount for a server, and for a disk.
+const MOUNTED: [Duration; 2] = [Duration::from_secs(60), Duration::from_secs(5)];
+/// The interval of messages about a wait.
+const REMINDER: Duration = Duration::from_secs(60);
+
+/// The repository of a command.
+#[derive(Debug, Args)]
+pub(super) struct RepositoryArg {
+    /// Use this repository: a directory, or sftp://[USER@]HOST[:PORT]/PATH
+    ///
+    /// See brackfs-targets(7).
+    #[arg(
+        long = "repo",
+        env = "BRACKFS_REPOSITORY",
+        hide_env_values = true,
+        value_name = "REPO",
+        value_hint = ValueHint::DirPath,
+        value_parser = LocationParser
+    )]
+    location: Location,
+    #[command(flatten)]
+    target: TargetArgs,
+}
+
+/// How to use a repository on a server.
+#[derive(Debug, Args)]
+#[command(next_help_heading = HEADING)]
+pub(super) struct TargetArgs {
+    /// Reach SFTP servers with COMMAND, a program with options, separated by spaces
+    #[arg(long, env = "BRACKFS_SSH", value_name = "COMMAND", default_value = "ssh")]
+    ssh: String,
+    /// Open up to N connections to a server
+    ///
+    /// A backup stores as many packs at the same time. If the server allows fewer, brackfs does with those.
+    #[arg(long, value_name = "N", default_value_t = Remote::default().connections)]
+    connections: NonZeroUsize,
+    /// Store at most SIZE per second
+    #[arg(long, value_name = "SIZE", value_parser = parse_rate)]
+    limit_upload: Option<NonZeroU64>,
+    /// Read at most SIZE per second from the repository
+    #[arg(long, value_name = "SIZE", value_parser = parse_rate)]
+    limit_download: Option<NonZeroU64>,
+    /// Keep up to SIZE of packs that are being stored on a server in the state directory [default: 128MiB]
+    ///
+    /// Packs wait there, in files without a name, until the server has them; then no more files are read. At least 64MiB
+    /// are used if they are needed.
+    #[arg(long, value_name = "SIZE", value_parser = show::parse_size)]
+    spool_size: Option<u64>,
+}
+
+fn parse_rate(text: &str) -> Result<NonZeroU64, String> {
+    NonZeroU64::new(show::parse_size(text)?).ok_or_else(|| "nothing could be transferred".to_owned())
+}
+
+/// Parses a location. Unlike clap's own message, the error does not repeat the value, which may have a password.
+#[derive(Debug, Clone)]
+pub(super) struct LocationParser;
+
+impl TypedValueParser for LocationParser {
+    type Value = Location;
+
+    fn parse_ref(&self, command: &Command, arg: Option<&Arg>, value: &OsStr) -> Result<Location, clap::Error> {
+        let mut command = command.clone();
+        let name = arg.map(ToString::to_string).unwrap_or_default();
+        let why = match value.to_str().map(str::parse) {
+            Some(Ok(location)) => return Ok(location),
+            Some(Err(error)) => format!("invalid value for '{name}': {error}"),
+            None => return Err(clap::Error::new(ErrorKind::InvalidUtf8).with_cmd(&command)),
+        };
+        Err(command.error(ErrorKind::ValueValidation, why))
+    }
+}
+
+/// What uses a repository.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Use {
+    /// A command, which waits for a server, and fails at once if a disk is unplugged.
+    Command,
+    /// A mount, whose readers wait for both, but not long.
+    Mount,
+}
+
+impl RepositoryArg {
+    /// Opens the repository. This waits for nothing; later operations wait for a target that is away.
+    pub(super) fn open(&self, global: &Global) -> Result<Repository> {
+        self.open_for(Use::Command, global)
+    }
+
+    /// The same for any use.
+    pub(super) fn open_for(&self, usage: Use, global: &Global) -> Result<Repository> {
+        let location = self.target.locate(&self.location, global);
+        let policy = policy(usage, location.is_remote());
+        let rates = Rates { upload: self.target.limit_upload, download: self.target.limit_download };
+        let shown = location.to_string();
+        let wrap = |storage: Box<dyn Storage>| -> Box<dyn Storage> {
+            let storage: Box<dyn Storage> = match rates {
+                Rates { upload: None, download: None } => storage,
+                rates => Box::new(Limit::new(storage, rates)),
+            };
+            match policy {
+                None => storage,
+                Some(policy) => {
+                    let reminder = Reminder::default();
+                    let retry = RetryStorage::new(storage, policy).with_interrupt(signals::interrupt().clone());
+                    match location.is_remote() {
+                        true => Box::new(retry.with_notice(move |waiting| reminder.note(&shown, waiting))),
+                        false => Box::new(retry),
+                    }
+                }
+            }
+        };
+        Ok(Repository::open_wrapped(&location, wrap)?)
+    }
+}
+
+impl TargetArgs {
+    /// The location with the options for it.
+    pub(super) fn locate(&self, location: &Location, global: &Global) -> Location {
+        let Remote { spool_size, .. } = Remote::default();
+        location.clone().with_remote(Remote {
+            ssh: self.ssh.split_ascii_whitespace().map(str::to_owned).collect(),
+            connections: self.connections,
+            spool: global.state().ok().map(|state| state.join("spool")),
+            spool_size: self.spool_size.unwrap_or(spool_size),
+        })
+    }
+}
+
+/// How long to wait for a target that is away.
+fn policy(usage: Use, is_remote: bool) -> Option<RetryPolicy> {
+    let [server, disk] = MOUNTED;
+    let longest = match (usage, is_remote) {
+        (Use::Command, true) => SERVER,
+        (Use::Command, false) => return None,
+        (Use::Mount, true) => server,
+        (Use::Mount, false) => disk,
+    };
+    let (first, most) = if is_remote { (500, 60_000) } else { (100, 400) };
+    let [first_wait, longest_wait] = [first, most].map(Duration::from_millis);
+    Some(RetryPolicy { longest, first_wait, longest_wait })
+}
+
+/// Says that a server is waited for, at the beginning and then once a minute.
+#[derive(Debug, Default)]
+struct Reminder(Mutex<Option<Instant>>);
+
+impl Reminder {
+    fn note(&self, location: &str, waiting: &Waiting<'_>) {
+        let mut last = self.0.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+        if last.is_some_and(|last| last.elapsed() < REMINDER) {
+            return;
+        }
+        *last = Some(Instant::now());
+        let away = match waiting.away.as_secs() {
+            0 => String::new(),
+            seconds => format!(" for {seconds} s"),
+        };
+        terminal::announce(&format!("waiting for {location}{away}: {}", waiting.error));
+    }
+}
