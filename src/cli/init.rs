@@ -35,7 +35,7 @@ Examples:
 pub(super) struct Args {
     /// Make the repository in REPO, which must be an empty directory or not exist yet (lost+found does not count)
     ///
-    /// It is a directory, or one on a server: sftp://[USER@]HOST[:PORT]/PATH. See brackfs-targets(7).
+    /// It is a directory, or one on a server: sftp://USER@HOST/PATH. See brackfs-targets(7).
     ///
     /// A directory that an interrupted init left is accepted too. File systems that lack hard links (exFAT, a mount of
     /// rclone) or cannot sync directories (CIFS) work too; init prints which guarantees they do not give.

@@ -215,17 +215,23 @@ pub fn related(command: &Command) -> &'static [&'static str] {
 /// Related pages other than those of commands.
 pub fn further(command: &Command) -> &'static [(&'static str, &'static str)] {
     match command.get_name() {
-        "mount" => &[("fusermount3", "1"), ("mount.brackfs", "8"), ("mount.fuse3", "8"), ("brackfs-security", "7")],
+        "mount" => {
+            &[("fusermount3", "1"), ("mount.brackfs", "8"), ("mount.fuse3", "8"), TARGETS, ("brackfs-security", "7")]
+        }
         "umount" => &[("fusermount3", "1"), ("umount", "8")],
-        "check" => &[("b3sum", "1"), ("brackfs-format", "5"), ("brackfs-security", "7")],
-        "generate" | "init" => &[("gpg", "1"), ("brackfs-security", "7")],
-        "backup" => &[("crontab", "5"), ("gitignore", "5"), ("brackfs-security", "7")],
+        "check" => &[("b3sum", "1"), ("brackfs-format", "5"), TARGETS, ("brackfs-security", "7")],
+        "generate" => &[("gpg", "1"), ("brackfs-security", "7")],
+        "init" => &[("gpg", "1"), TARGETS, ("brackfs-security", "7")],
+        "backup" => &[("crontab", "5"), ("gitignore", "5"), TARGETS, ("brackfs-security", "7")],
         "find" => &[("gitignore", "5"), ("brackfs-security", "7")],
         "completions" => &[],
-        _ if is_root(command) => &[("brackfs-format", "5"), ("brackfs-security", "7"), ("gpg", "1")],
+        _ if is_root(command) => &[("brackfs-format", "5"), TARGETS, ("brackfs-security", "7"), ("gpg", "1")],
         _ => &[("brackfs-security", "7")],
     }
 }
+
+/// The page about the places where a repository can be.
+const TARGETS: (&str, &str) = ("brackfs-targets", "7");
 
 /// Escapes text for roff.
 pub fn escaped(text: &str) -> String {
@@ -355,6 +361,10 @@ It can be removed: gpg is then asked for them again.
 .I mount.log
 Messages of background mounts.
 A long log is renamed to mount.log.old.
+.PP
+The state directory also has a folder
+.IR spool ,
+in which packs wait for a server as files without a name.
 .PP
 The files of a repository are described in
 .BR brackfs\-format (5).

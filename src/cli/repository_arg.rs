@@ -28,7 +28,7 @@ const REMINDER: Duration = Duration::from_secs(60);
 /// The repository of a command.
 #[derive(Debug, Args)]
 pub(super) struct RepositoryArg {
-    /// Use this repository: a directory, or sftp://[USER@]HOST[:PORT]/PATH
+    /// Use this repository: a directory, or sftp://USER@HOST/PATH
     ///
     /// See brackfs-targets(7).
     #[arg(

@@ -69,6 +69,9 @@ impl Inventory<'_> {
                     missing |= why != WRONG_DIGEST;
                 }
                 PackCheck::Missing => missing = true,
+                PackCheck::Unknown(why) => {
+                    self.monitor.problem(Path::new(&name::pack(pack.id)), &format!("{why}; it is checked again later"));
+                }
             }
         }
         found.condemned = catalog.condemn(&bad)?;
@@ -113,6 +116,7 @@ impl Inventory<'_> {
             Err(error) if matches!(error.kind, ErrorKind::Damaged | ErrorKind::Truncated) => {
                 return Ok(PackCheck::Damaged(error.to_string()));
             }
+            Err(error) if error.kind == ErrorKind::Other => return Ok(PackCheck::Unknown(error.to_string())),
             Err(error) => return missing_or_error(error),
         }
         let intact = Digest::from(hasher.finalize()) == pack.digest;
@@ -130,6 +134,8 @@ fn wrong_length(found: u64, expected: u64) -> String {
 /// The state of a pack in the repository.
 enum PackCheck {
     Intact,
+    /// It cannot be read, for a reason that says nothing about its bytes.
+    Unknown(String),
     Damaged(String),
     /// Absent, or of another length.
     Missing,

@@ -118,14 +118,15 @@ impl FromStr for Location {
             "sftp" | "ssh" | "scp" => "write sftp://[USER@]HOST[:PORT]/PATH",
             "rclone" | "s3" | "b2" | "gs" | "azure" | "swift" | "rest" | "ftp" | "ftps" | "http" | "https"
             | "webdav" | "webdavs" => "mount it with `rclone mount`, and give the mount point",
-            _ => {
-                "if it is an SSH server, write sftp://[USER@]HOST[:PORT]/PATH; else mount it, and give the mount point"
-            }
+            _ => "for an SSH server, write sftp://[USER@]HOST[:PORT]/PATH",
         };
-        // After ://, it may have a password.
-        let shown = if text.contains("://") { "its path" } else { &format!("./{text}") };
+        let user = text.split_once("://").and_then(|(_, rest)| Some(rest.split('/').next()?.rsplit_once('@')?.0));
+        let shown = match user {
+            Some(user) if user.contains(':') => "a path that begins with ./".to_owned(),
+            _ => format!("./{text}"),
+        };
         Err(LocationError(format!(
-            "this names another machine or a service that is not supported: {help}. For a local directory of this name, write {shown}"
+            "this names another machine or a service, but a repository must be a local directory or on an SFTP server: {help}. For a local directory of this name, write {shown}"
         )))
     }
 }
@@ -171,14 +172,27 @@ mod tests {
     #[test]
     fn other_machines_and_services_are_refused_with_the_way_to_use_them() {
         for (text, help) in [
-            ("sftp://host/repo", "sshfs"),
+            ("ssh://host/repo", "write sftp://"),
+            ("sftp:host:/repo", "write sftp://"),
             ("s3://bucket/repo", "rclone mount"),
             ("rclone:remote:repo", "rclone mount"),
-            ("host:repo", "as with sshfs"),
-            ("user@host:/repo", "as with sshfs"),
+            ("host:repo", "for an SSH server, write sftp://"),
+            ("user@host:/repo", "for an SSH server, write sftp://"),
         ] {
             let refused = parse(text).unwrap_err().to_string();
             assert!(refused.contains(help) && refused.ends_with(&format!("write ./{text}")), "{refused}");
         }
+        for text in ["sftp://me:secret@host/repo", "ftp://me:secret@host/repo"] {
+            assert!(!parse(text).unwrap_err().to_string().contains("secret"), "{text}");
+        }
+    }
+
+    #[test]
+    fn an_sftp_url_is_a_directory_on_a_server() {
+        let location = parse("sftp://me@host:2222/repo").unwrap();
+        let LocationKind::Sftp(address) = location.kind() else { panic!("{location:?}") };
+        assert_eq!((address.user.as_deref(), address.host.as_str(), address.port), (Some("me"), "host", Some(2222)));
+        assert!(location.is_remote() && !parse("/repo").unwrap().is_remote());
+        assert_eq!(location.to_string(), "sftp://me@host:2222/repo");
     }
 }

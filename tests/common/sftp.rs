@@ -18,7 +18,7 @@ use brackfs::storage::{Location, Remote};
 use rustix::process::{Pid, Signal, kill_process};
 use tempfile::TempDir;
 
-use super::NOBODY;
+use super::{NOBODY, mounts_below, unmount};
 
 const SSHD: &str = "/usr/sbin/sshd";
 const PATIENCE: Duration = Duration::from_secs(20);
@@ -49,17 +49,18 @@ impl Server {
         chown(server.data(), Some(NOBODY), Some(NOBODY)).expect("owner of the folder");
         server.new_host_key();
         server.generate_key("key");
+        fs::copy(server.key().with_extension("pub"), server.folder.path().join("authorized_keys")).expect("keys");
         server.trust_host_key();
         server.configure(options);
         server.start_again();
         server
     }
 
-    /// Starts `internal-sftp` with other options in sessions that begin from now on.
+    /// Writes the configuration. It counts from the next start.
     pub fn configure(&self, options: &str) {
         let (port, at, data) = (self.port, self.folder.path().display(), self.data());
         let configuration = format!(
-            "Port {port}\nListenAddress 127.0.0.1\nHostKey {at}/host_key\nPidFile none\nAuthorizedKeysFile {at}/key.pub\n\
+            "Port {port}\nListenAddress 127.0.0.1\nHostKey {at}/host_key\nPidFile none\nAuthorizedKeysFile {at}/authorized_keys\n\
              StrictModes no\nUsePAM no\nPasswordAuthentication no\nKbdInteractiveAuthentication no\nAllowUsers nobody\n\
              MaxStartups 100\nSubsystem sftp internal-sftp\nForceCommand internal-sftp -d {} {options}\n",
             data.display()
@@ -95,6 +96,16 @@ impl Server {
     /// Replaces the host keys that ssh knows.
     pub fn trust(&self, known: &str) {
         fs::write(self.folder.path().join("known_hosts"), known).expect("known hosts");
+    }
+
+    /// Lets no key log in from now on.
+    pub fn refuse_logins(&self) {
+        fs::write(self.folder.path().join("authorized_keys"), "").expect("keys");
+    }
+
+    /// The file with the secret key that logs in.
+    pub fn key(&self) -> PathBuf {
+        self.folder.path().join("key")
     }
 
     /// Starts the server after [`Server::stop`].
@@ -200,6 +211,7 @@ impl Drop for Server {
             self.wait_for_sessions(0);
         }
         self.stop();
+        mounts_below(self.folder.path()).iter().for_each(|path| unmount(path));
     }
 }
 

@@ -1,0 +1,448 @@
+//! Repositories on an SFTP server, through the real program and a real OpenSSH: a whole round, a server that is cut off,
+//! stopped, frozen, full, read-only or another one, and killed runs.
+
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::print_stdout, clippy::print_stderr)]
+
+mod common;
+
+use std::fs;
+use std::path::PathBuf;
+use std::process::{Child, Command, Stdio};
+use std::thread::sleep;
+use std::time::{Duration, Instant};
+
+use common::machine::mount_tmpfs;
+use common::sftp::Server;
+use common::{Run, Site, age, noise, run, settle, tree};
+use rustix::io::Errno;
+use rustix::process::Signal;
+
+const MIB: usize = 1 << 20;
+
+/// A site whose repository is on a server. Fields are dropped in this order: nothing may use the server at its end.
+struct Remote {
+    site: Site,
+    server: Server,
+}
+
+impl Remote {
+    /// A site with these files, and without a repository.
+    fn new(files: &[(&str, Vec<u8>)]) -> Remote {
+        let site = Site::with_files(files);
+        site.key("rfc9580");
+        Remote { site, server: Server::start() }
+    }
+
+    /// The same with a repository.
+    fn ready(files: &[(&str, Vec<u8>)]) -> Remote {
+        let remote = Remote::new(files);
+        remote.init().ok();
+        remote
+    }
+
+    fn repo(&self) -> PathBuf {
+        self.server.data().join("repo")
+    }
+
+    fn url(&self) -> String {
+        self.server.url(&self.repo())
+    }
+
+    fn init(&self) -> Run {
+        let certificate = self.site.keys().join("owner.pub");
+        self.brackfs(&["init", &self.url(), "--recipient", certificate.to_str().unwrap()])
+    }
+
+    fn command(&self, arguments: &[&str]) -> Command {
+        let mut command = self.site.command(arguments);
+        command.env("BRACKFS_REPOSITORY", self.url()).env("BRACKFS_SSH", self.server.ssh());
+        command
+    }
+
+    fn brackfs(&self, arguments: &[&str]) -> Run {
+        run(self.command(arguments))
+    }
+
+    fn source(&self) -> String {
+        self.site.source().to_str().unwrap().to_owned()
+    }
+
+    fn backup(&self, extra: &[&str]) -> Run {
+        self.brackfs(&[&["backup", &self.source(), "--json"], extra].concat())
+    }
+
+    /// A backup under way. Its messages go to a file.
+    fn begin_backup(&self, extra: &[&str]) -> Child {
+        let log = fs::File::create(self.site.path().join("messages")).unwrap();
+        let mut command = self.command(&[&["backup", &self.source()], extra].concat());
+        command.stdout(Stdio::null()).stderr(log).spawn().unwrap()
+    }
+
+    /// What the backup under way has said.
+    fn said(&self) -> String {
+        fs::read_to_string(self.site.path().join("messages")).unwrap()
+    }
+
+    /// Restores the newest snapshot and compares it with the source.
+    fn holds(&self) {
+        let out = self.site.path().join("out");
+        self.brackfs(&["restore", "latest", "--to", out.to_str().unwrap()]).ok();
+        assert!(tree(&out) == tree(&self.site.source()), "the restored files differ");
+        fs::remove_dir_all(out).unwrap();
+    }
+
+    /// Files below the repository whose names begin with this.
+    fn files(&self, begin: &str) -> Vec<PathBuf> {
+        let all = common::paths_below(&self.repo());
+        all.into_iter().filter(|path| path.file_name().unwrap().to_str().unwrap().starts_with(begin)).collect()
+    }
+
+    fn packs(&self) -> usize {
+        let packs = self.repo().join("packs");
+        let is_pack = |path: &&PathBuf| path.is_file() && !path.to_str().unwrap().contains(".tmp-");
+        if packs.exists() { common::paths_below(&packs).iter().filter(is_pack).count() } else { 0 }
+    }
+}
+
+/// Files of random bytes: many packs.
+fn many(prefix: &str, count: usize) -> Vec<(String, Vec<u8>)> {
+    (0..count).map(|at| (format!("{prefix}{at}"), noise(&format!("{prefix}{at}"), 8 * MIB))).collect()
+}
+
+fn borrowed(files: &[(String, Vec<u8>)]) -> Vec<(&str, Vec<u8>)> {
+    files.iter().map(|(name, bytes)| (name.as_str(), bytes.clone())).collect()
+}
+
+#[track_caller]
+fn until(what: &str, mut is_so: impl FnMut() -> bool) {
+    let start = Instant::now();
+    while !is_so() {
+        assert!(start.elapsed() < Duration::from_secs(120), "{what}");
+        sleep(Duration::from_millis(5));
+    }
+}
+
+#[test]
+fn a_whole_round_works_as_on_a_directory() {
+    let remote = Remote::ready(&[("file", b"content".to_vec()), ("large", noise("large", 20 * MIB))]);
+    remote.backup(&[]).ok();
+    remote.holds();
+    remote.site.write("new", noise("new", MIB));
+    fs::remove_file(remote.site.source().join("large")).unwrap();
+    age(&remote.site.source());
+    settle();
+    remote.backup(&[]).ok();
+    remote.holds();
+    assert_eq!(remote.brackfs(&["snapshots"]).ok().stdout.lines().count(), 2);
+    remote.brackfs(&["check", "--read-data"]).ok();
+    remote.brackfs(&["catalog", "verify"]).ok();
+
+    let mnt = remote.site.mnt();
+    remote.brackfs(&["mount", mnt.to_str().unwrap()]).ok();
+    let copy = remote.site.path().join("copy");
+    let from = mnt.join("source/latest/.");
+    assert!(Command::new("cp").arg("-a").args([&from, &copy]).status().unwrap().success());
+    assert!(tree(&copy) == tree(&remote.site.source()));
+    remote.brackfs(&["umount", mnt.to_str().unwrap()]).ok();
+
+    let before = remote.packs();
+    remote.brackfs(&["forget", "--keep-last", "1"]).ok();
+    remote.brackfs(&["prune", "--grace", "0"]).ok();
+    assert!(remote.packs() < before, "{before} packs before, {} after", remote.packs());
+    assert_eq!(remote.brackfs(&["snapshots"]).ok().stdout.lines().count(), 1);
+    remote.brackfs(&["check", "--read-data"]).ok();
+    remote.holds();
+    assert_eq!(remote.files(".tmp-"), [] as [PathBuf; 0]);
+    // Nothing of the spool is left either.
+    assert_eq!(fs::read_dir(remote.site.state().join("spool")).unwrap().count(), 0);
+}
+
+#[test]
+fn a_repository_moves_from_a_directory_to_a_server() {
+    let remote = Remote::new(&[("file", noise("file", MIB))]);
+    remote.site.init();
+    remote.site.backup(&[]).ok();
+    assert!(Command::new("cp").arg("-a").args([remote.site.repo(), remote.repo()]).status().unwrap().success());
+    assert!(Command::new("chown").args(["-R", "nobody"]).arg(remote.repo()).status().unwrap().success());
+    let summary = remote.backup(&[]).ok().json();
+    assert_eq!(summary["bytes_read"], 0, "the catalog is used: {summary}");
+    remote.holds();
+}
+
+#[test]
+fn init_accepts_only_an_empty_directory() {
+    let remote = Remote::new(&[]);
+    fs::create_dir(remote.repo()).unwrap();
+    fs::write(remote.repo().join("mine"), "mine").unwrap();
+    let refused = remote.init().code(1);
+    assert!(refused.stderr.contains("not empty"), "{refused}");
+    fs::remove_file(remote.repo().join("mine")).unwrap();
+    std::os::unix::fs::chown(remote.repo(), Some(common::NOBODY), None).unwrap();
+    remote.init().ok();
+    let again = remote.init().code(1);
+    assert!(again.stderr.contains("already"), "{again}");
+    // Another path on the same server has none.
+    let missing = run({
+        let mut command = remote.command(&["snapshots"]);
+        command.env("BRACKFS_REPOSITORY", remote.server.url(&remote.server.data().join("none")));
+        command
+    });
+    assert!(missing.code(10).stderr.contains("no such file"));
+}
+
+#[test]
+fn passwords_in_locations_are_refused_and_never_repeated() {
+    let site = Site::new();
+    for arguments in
+        [&["init", "sftp://me:hunter2@host/repo"][..], &["snapshots", "--repo", "sftp://me:hunter2@host/repo"]]
+    {
+        let refused = site.brackfs(arguments).code(2);
+        assert!(refused.stderr.contains("password does not belong"), "{refused}");
+        assert!(!refused.stderr.contains("hunter2"), "{refused}");
+    }
+    let mut help = site.command(&["backup", "--help"]);
+    help.env("BRACKFS_REPOSITORY", "sftp://me:hunter2@host/repo");
+    assert!(!run(help).ok().stdout.contains("hunter2"));
+}
+
+#[test]
+fn no_process_shows_a_secret() {
+    let remote = Remote::ready(&borrowed(&many("file", 4)));
+    let mut backup = remote.begin_backup(&[]);
+    let mut seen = false;
+    let secret = fs::read_to_string(remote.server.key()).unwrap();
+    let secret = secret.lines().nth(1).unwrap();
+    while backup.try_wait().unwrap().is_none() {
+        let shown = Command::new("ps").args(["-eo", "args"]).output().unwrap();
+        let shown = String::from_utf8_lossy(&shown.stdout).into_owned();
+        seen |= shown.lines().any(|line| line.starts_with("ssh ") && line.contains("-s -- 127.0.0.1 sftp"));
+        assert!(!shown.contains(secret));
+    }
+    assert!(seen, "no ssh was seen");
+    assert!(backup.wait().unwrap().success(), "{}", remote.said());
+}
+
+#[test]
+fn a_changed_host_key_ends_a_command_at_once() {
+    let mut remote = Remote::ready(&[("file", b"content".to_vec())]);
+    remote.server.stop();
+    remote.server.new_host_key();
+    remote.server.start_again();
+    let start = Instant::now();
+    let refused = remote.backup(&[]).code(1);
+    assert!(start.elapsed() < Duration::from_secs(20), "{:?}", start.elapsed());
+    for words in ["host key is not the one that ssh knows", "SHA256:", "ssh-keygen -R '[127.0.0.1]:"] {
+        assert!(refused.stderr.contains(words), "{words}: {refused}");
+    }
+    // An unknown key is not accepted either.
+    remote.server.trust("");
+    let refused = remote.backup(&[]).code(1);
+    assert!(refused.stderr.contains("does not trust the server's host key yet"), "{refused}");
+    remote.server.trust_host_key();
+    remote.backup(&[]).ok();
+}
+
+#[test]
+fn a_refused_login_ends_a_command_at_once() {
+    let remote = Remote::ready(&[("file", b"content".to_vec())]);
+    remote.server.refuse_logins();
+    let start = Instant::now();
+    let refused = remote.backup(&[]).code(1);
+    assert!(refused.stderr.contains("the server refuses the login"), "{refused}");
+    assert!(start.elapsed() < Duration::from_secs(20), "{:?}", start.elapsed());
+}
+
+#[test]
+fn a_host_key_that_changes_during_a_run_condemns_nothing() {
+    let mut remote = Remote::ready(&borrowed(&many("file", 12)));
+    let mut backup = remote.begin_backup(&["--limit-upload", "16MiB"]);
+    until("a pack is stored", || remote.packs() > 0);
+    remote.server.stop();
+    remote.server.new_host_key();
+    remote.server.start_again();
+    assert_eq!(backup.wait().unwrap().code(), Some(1), "{}", remote.said());
+    assert!(remote.said().contains("host key is not the one"), "{}", remote.said());
+    remote.server.trust_host_key();
+    remote.backup(&[]).ok();
+    remote.brackfs(&["check", "--read-data"]).ok();
+    remote.holds();
+}
+
+#[test]
+fn a_connection_cut_in_an_upload_is_made_again() {
+    let remote = Remote::ready(&borrowed(&many("file", 10)));
+    let mut backup = remote.begin_backup(&[]);
+    let mut cuts = 0;
+    while backup.try_wait().unwrap().is_none() && cuts < 3 {
+        until("an upload begins", || !remote.files(".tmp-").is_empty() || remote.packs() >= 5);
+        cuts += u64::from(remote.server.cut());
+        sleep(Duration::from_millis(700));
+    }
+    assert!(cuts > 0);
+    assert!(backup.wait().unwrap().success(), "{}", remote.said());
+    assert!(remote.said().contains(&format!("waiting for {}", remote.url())), "{}", remote.said());
+    remote.brackfs(&["check", "--read-data"]).ok();
+    remote.holds();
+}
+
+#[test]
+fn a_connection_cut_while_a_restore_reads_is_made_again() {
+    let remote = Remote::ready(&borrowed(&many("file", 10)));
+    remote.backup(&[]).ok();
+    let out = remote.site.path().join("out");
+    let mut restore =
+        remote.command(&["restore", "latest", "--limit-download", "40MiB", "--to", out.to_str().unwrap()]);
+    let mut restore = restore.stdout(Stdio::null()).spawn().unwrap();
+    until("the restore begins", || out.join("file0").exists());
+    assert!(remote.server.cut());
+    assert!(restore.wait().unwrap().success());
+    assert!(tree(&out) == tree(&remote.site.source()));
+}
+
+#[test]
+fn a_backup_waits_for_a_server_that_is_restarted() {
+    let mut remote = Remote::ready(&borrowed(&many("file", 10)));
+    let mut backup = remote.begin_backup(&["--limit-upload", "32MiB"]);
+    until("a pack is stored", || remote.packs() > 0);
+    remote.server.stop();
+    sleep(Duration::from_secs(2));
+    remote.server.start_again();
+    assert!(backup.wait().unwrap().success(), "{}", remote.said());
+    assert_eq!(remote.said().matches("waiting for").count(), 1, "said once in a minute: {}", remote.said());
+    remote.brackfs(&["check", "--read-data"]).ok();
+    remote.holds();
+}
+
+#[test]
+fn a_mount_waits_for_a_server_that_is_restarted() {
+    let large = noise("large", 30 * MIB);
+    let mut remote = Remote::ready(&[("large", large.clone()), ("small", b"small".to_vec())]);
+    remote.backup(&[]).ok();
+    let mnt = remote.site.mnt();
+    remote.brackfs(&["mount", "--cache-size", "1MiB", mnt.to_str().unwrap()]).ok();
+    let file = mnt.join("source/latest/large");
+    assert!(fs::read(&file).unwrap() == large);
+    remote.server.stop();
+    let reader = std::thread::spawn({
+        let file = file.clone();
+        move || fs::read(file)
+    });
+    sleep(Duration::from_secs(2));
+    remote.server.start_again();
+    assert!(reader.join().unwrap().unwrap() == large);
+    assert_eq!(fs::read(mnt.join("source/latest/small")).unwrap(), b"small");
+    remote.brackfs(&["umount", mnt.to_str().unwrap()]).ok();
+}
+
+#[test]
+fn a_mount_whose_server_stays_away_times_out() {
+    let large = noise("large", 30 * MIB);
+    let mut remote = Remote::ready(&[("large", large.clone())]);
+    remote.backup(&[]).ok();
+    let mnt = remote.site.mnt();
+    remote.brackfs(&["mount", "--cache-size", "1MiB", mnt.to_str().unwrap()]).ok();
+    let file = mnt.join("source/latest/large");
+    fs::metadata(&file).unwrap();
+    remote.server.stop();
+    let error = fs::read(&file).unwrap_err();
+    assert_eq!(Errno::from_io_error(&error), Some(Errno::TIMEDOUT));
+    remote.server.start_again();
+    assert!(fs::read(&file).unwrap() == large);
+    remote.brackfs(&["umount", mnt.to_str().unwrap()]).ok();
+}
+
+#[test]
+fn a_frozen_server_is_given_up_after_a_minute_of_silence() {
+    let remote = Remote::ready(&borrowed(&many("file", 6)));
+    let mut backup = remote.begin_backup(&["--limit-upload", "16MiB"]);
+    until("a pack is stored", || remote.packs() > 0);
+    remote.server.freeze(Signal::STOP);
+    let start = Instant::now();
+    until("the silence is noticed", || remote.said().contains("the server was silent for 60 s"));
+    assert!(start.elapsed() > Duration::from_secs(50), "{:?}", start.elapsed());
+    assert!(backup.wait().unwrap().success(), "{}", remote.said());
+    remote.server.cut();
+    remote.brackfs(&["check", "--read-data"]).ok();
+    remote.holds();
+}
+
+#[test]
+fn a_read_only_account_can_restore_and_not_back_up() {
+    let mut remote = Remote::ready(&[("file", noise("file", MIB))]);
+    remote.backup(&[]).ok();
+    remote.server.stop();
+    remote.server.configure("-R");
+    remote.server.start_again();
+    remote.holds();
+    remote.brackfs(&["check", "--read-data"]).ok();
+    remote.site.write("new", "new");
+    settle();
+    let start = Instant::now();
+    let refused = remote.backup(&[]).code(1);
+    assert!(refused.stderr.contains("denies permission"), "{refused}");
+    assert!(start.elapsed() < Duration::from_secs(20), "{:?}", start.elapsed());
+}
+
+#[test]
+fn a_full_disk_on_the_server_ends_a_backup_at_once() {
+    let remote = Remote::new(&borrowed(&many("file", 6)));
+    fs::create_dir(remote.repo()).unwrap();
+    mount_tmpfs(&remote.repo(), c"size=24m,mode=777");
+    remote.init().ok();
+    let start = Instant::now();
+    let full = remote.backup(&[]).code(1);
+    assert!(full.stderr.contains("the server's disk is full"), "{full}");
+    assert!(!full.stderr.contains("waiting for"), "{full}");
+    assert!(start.elapsed() < Duration::from_secs(30), "{:?}", start.elapsed());
+    // Temporary files are removed, so that something fits again.
+    assert_eq!(remote.files(".tmp-"), [] as [PathBuf; 0]);
+    for at in 1..6 {
+        fs::remove_file(remote.site.source().join(format!("file{at}"))).unwrap();
+    }
+    settle();
+    remote.backup(&[]).ok();
+    remote.holds();
+}
+
+#[test]
+fn a_killed_backup_leaves_nothing_partial_and_its_temporaries_are_removed() {
+    let remote = Remote::ready(&borrowed(&many("file", 8)));
+    let mut killed = 0;
+    for _ in 0..4 {
+        let mut backup = remote.begin_backup(&["--connections", "2"]);
+        until("an upload is under way", || !remote.files(".tmp-").is_empty() || backup.try_wait().unwrap().is_some());
+        backup.kill().unwrap();
+        backup.wait().unwrap();
+        remote.server.wait_for_sessions(0);
+        if !remote.files(".tmp-").is_empty() {
+            killed += 1;
+        }
+        if killed > 0 {
+            break;
+        }
+    }
+    assert!(killed > 0, "no kill hit an upload");
+    let before = remote.packs();
+    remote.backup(&[]).ok();
+    assert_eq!(remote.files(".tmp-"), [] as [PathBuf; 0]);
+    assert!(remote.packs() >= before.min(1));
+    remote.brackfs(&["check", "--read-data"]).ok();
+    remote.holds();
+}
+
+#[test]
+fn an_interrupt_ends_a_wait_and_ssh_in_order() {
+    let mut remote = Remote::ready(&borrowed(&many("file", 8)));
+    let mut backup = remote.begin_backup(&["--limit-upload", "32MiB"]);
+    until("a pack is stored", || remote.packs() > 0);
+    remote.server.stop();
+    until("the backup waits", || remote.said().contains("waiting for"));
+    let start = Instant::now();
+    rustix::process::kill_process(rustix::process::Pid::from_child(&backup), Signal::INT).unwrap();
+    let code = backup.wait().unwrap().code();
+    assert!(matches!(code, Some(1 | 130)), "{code:?}: {}", remote.said());
+    assert!(start.elapsed() < Duration::from_secs(30), "{:?}", start.elapsed());
+    remote.server.start_again();
+    remote.backup(&[]).ok();
+    remote.holds();
+}
