@@ -23,8 +23,8 @@ use brackfs::repository::{Access, Repository};
 use brackfs::restore::restore;
 use brackfs::storage::testing::{Fault, Faults, Faulty, Memory, Record, Recording};
 use brackfs::storage::{
-    DirectoryStorage, Error, ErrorKind, Interrupt, Limit, LocationKind, ObjectInfo, Operation, Rates, RetryPolicy,
-    RetryStorage, Rivals, SftpStorage, Storage, Target,
+    DirectoryStorage, Error, ErrorKind, Interrupt, Limit, Location, LocationKind, ObjectInfo, Operation, Rates, Remote,
+    RetryPolicy, RetryStorage, Rivals, SftpStorage, Storage, Target,
 };
 use common::sftp::Server;
 use common::{Site, age, noise, settle, tree};
@@ -34,6 +34,9 @@ use uuid::Uuid;
 const RUN: Uuid = Uuid::from_u128(7);
 const OTHER_RUN: Uuid = Uuid::from_u128(8);
 
+/// Long enough for a program to start on a busy machine.
+const STALL: Duration = Duration::from_secs(4);
+
 /// Short waits, and a bound that is never reached.
 const PATIENT: RetryPolicy = RetryPolicy {
     longest: Duration::from_secs(600),
@@ -41,11 +44,9 @@ const PATIENT: RetryPolicy = RetryPolicy {
     longest_wait: Duration::from_millis(5),
 };
 
-/// The storage of a server's data.
-fn open(server: &Server) -> SftpStorage {
-    let location = server.location(&server.data());
+fn open(location: &Location) -> Result<SftpStorage, Error> {
     let LocationKind::Sftp(address) = location.kind() else { panic!("{location}") };
-    SftpStorage::open(address, location.remote()).unwrap()
+    SftpStorage::open(address, location.remote())
 }
 
 /// A storage without objects. Its directory and its server last as long as this does.
@@ -74,7 +75,7 @@ impl Empty {
     /// On a server that runs `internal-sftp` with these options.
     fn on_server(name: &'static str, options: &str) -> Empty {
         let server = Server::with_options(options);
-        let storage = Box::new(open(&server));
+        let storage = Box::new(open(&server.location(&server.data())).unwrap());
         Empty { name, storage, objects: Some(server.data()), _directory: None, _server: Some(server) }
     }
 }
@@ -480,20 +481,180 @@ fn operations_are_recorded() {
     assert_eq!(records.take(), []);
 }
 
+/// A directory that is served by OpenSSH's SFTP server with a fault.
+struct Flawed {
+    directory: TempDir,
+    /// As for `sftp_server.py`.
+    fault: &'static [&'static str],
+}
+
+impl Flawed {
+    /// With empty folders.
+    fn new(fault: &'static [&'static str]) -> Flawed {
+        let directory = tempfile::tempdir().unwrap();
+        fs::create_dir_all(directory.path().join("repo/index")).unwrap();
+        fs::create_dir_all(directory.path().join("repo/packs/ab")).unwrap();
+        Flawed { directory, fault }
+    }
+
+    fn objects(&self) -> PathBuf {
+        self.directory.path().join("repo")
+    }
+
+    fn open(&self) -> SftpStorage {
+        let script = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/common/sftp_server.py");
+        let mark = self.directory.path().join("mark");
+        let program = [&["python3", script, mark.to_str().unwrap()][..], self.fault].concat();
+        open(&self.location(program.into_iter().map(str::to_owned).collect())).unwrap()
+    }
+
+    /// The directory through another program than ssh. Connections may be silent for [`STALL`].
+    fn location(&self, ssh: Vec<String>) -> Location {
+        let location: Location = format!("sftp://host{}", self.objects().display()).parse().unwrap();
+        location.with_remote(Remote { ssh, stall: STALL, ..Remote::default() })
+    }
+
+    /// All files are these ones: nothing temporary is left.
+    fn holds(&self, objects: &[(&str, &[u8])]) {
+        let mut files = common::paths_below(&self.objects());
+        files.retain(|path| path.is_file());
+        assert_eq!(files.len(), objects.len(), "{:?}: {files:?}", self.fault);
+        for (name, bytes) in objects {
+            assert!(fs::read(self.objects().join(name)).unwrap() == *bytes, "{:?}: {name}", self.fault);
+        }
+    }
+}
+
+#[test]
+fn an_upload_that_is_cut_off_or_stalls_is_made_again() {
+    let pack = noise("pack", 16 << 20);
+    for fault in [&["cut", "6291456"][..], &["stall", "6291456"], &["cut", "16777216"], &["link"]] {
+        let flawed = Flawed::new(fault);
+        let storage = RetryStorage::new(Box::new(flawed.open()), PATIENT);
+        put(&storage, "packs/ab/x", &pack, Rivals::None).unwrap();
+        assert!(flawed.directory.path().join("mark").exists(), "{fault:?}: the fault did not happen");
+        flawed.holds(&[("packs/ab/x", &pack)]);
+    }
+}
+
+#[test]
+fn a_cut_or_silent_connection_is_unavailable_and_shows_nothing_partial() {
+    let pack = noise("pack", 16 << 20);
+    for (fault, why) in
+        [(&["cut", "6291456"][..], "closed"), (&["stall", "6291456"], "silent for 4 s"), (&["cut", "16777216"], "closed")]
+    {
+        let flawed = Flawed::new(fault);
+        let storage = flawed.open();
+        let error = put(&storage, "packs/ab/x", &pack, Rivals::None).unwrap_err();
+        assert!(error.kind == ErrorKind::Unavailable && error.to_string().contains(why), "{fault:?}: {error}");
+        assert_eq!(list(&storage, ""), [], "{fault:?}");
+        // What was uploaded is removed with the next object.
+        put(&storage, "index/a", b"bytes", Rivals::None).unwrap();
+        flawed.holds(&[("index/a", b"bytes")]);
+    }
+}
+
+#[test]
+fn an_effect_whose_reply_was_lost_is_looked_at() {
+    let flawed = Flawed::new(&["link"]);
+    let storage = flawed.open();
+    let error = put(&storage, "generation/1", b"ours", Rivals::Possible).unwrap_err();
+    assert_eq!(error.kind, ErrorKind::Unavailable, "{error}");
+    // It is whole, and it is ours; of another writer with the same name it is not.
+    flawed.holds(&[("generation/1", b"ours"), (temporary(&flawed).as_str(), b"ours")]);
+    let retry = RetryStorage::new(Box::new(storage), PATIENT);
+    assert_eq!(put(&retry, "generation/1", b"else", Rivals::Possible).unwrap_err().kind, ErrorKind::AlreadyExists);
+    flawed.holds(&[("generation/1", b"ours")]);
+
+    let flawed = Flawed::new(&["remove"]);
+    let storage = RetryStorage::new(Box::new(flawed.open()), PATIENT);
+    put(&storage, "index/a", b"bytes", Rivals::None).unwrap();
+    storage.remove("index/a").unwrap();
+    flawed.holds(&[]);
+    assert!(flawed.directory.path().join("mark").exists());
+}
+
+/// The name of the only temporary file.
+fn temporary(flawed: &Flawed) -> String {
+    let files = common::paths_below(&flawed.objects());
+    let name = |path: &PathBuf| path.strip_prefix(flawed.objects()).unwrap().to_str().unwrap().to_owned();
+    files.iter().map(name).find(|name| name.contains(".tmp-")).unwrap()
+}
+
+#[test]
+fn a_hostile_server_is_an_error_and_never_a_panic() {
+    for fault in ["length", "id", "kind", "handle", "much-data", "no-data", "text"] {
+        let flawed = Flawed::new(Vec::leak(vec![fault]));
+        fs::write(flawed.objects().join("index/a"), "bytes").unwrap();
+        let storage = flawed.open();
+        let error = storage.read("index/a", 0, 5, &mut Vec::new()).unwrap_err();
+        let expected = if fault == "text" { ErrorKind::Other } else { ErrorKind::Unavailable };
+        assert_eq!(error.kind, expected, "{fault}: {error}");
+        assert!(error.to_string().len() < 1000, "{fault}");
+        // The connection is replaced.
+        assert_eq!(storage.length("index/a").unwrap(), 5, "{fault}");
+    }
+    // No place in a file is that far.
+    let flawed = Flawed::new(&["none"]);
+    fs::write(flawed.objects().join("index/a"), "bytes").unwrap();
+    flawed.open().read("index/a", u64::MAX - 10, 1 << 20, &mut Vec::new()).unwrap_err();
+}
+
+#[test]
+fn only_names_that_objects_can_have_are_listed() {
+    let flawed = Flawed::new(&["names"]);
+    let listed = list(&flawed.open(), "index/");
+    assert_eq!(listed, [("index/?".into(), 5), ("index/plain".into(), 5)]);
+}
+
+#[test]
+fn a_folder_with_a_million_names_is_listed() {
+    let flawed = Flawed::new(&["many-names"]);
+    let mut count = 0;
+    flawed.open().visit("index/", &mut |_| count += 1).unwrap();
+    assert_eq!(count, 1_000_000);
+}
+
+#[test]
+fn programs_other_than_ssh_are_errors_with_their_last_messages() {
+    let flawed = Flawed::new(&[]);
+    let held = flawed.directory.path().join("held");
+    let hold = format!("setsid sleep 60 & echo $! > {}; exit 0", held.display());
+    for (program, kind, why) in [
+        (&["/missing/ssh"][..], ErrorKind::Other, "cannot start /missing/ssh"),
+        (&["sh", "-c", "echo no such host >&2; exit 255"], ErrorKind::Unavailable, "(no such host)"),
+        (&["sh", "-c", "echo Welcome to this server; cat"], ErrorKind::Unavailable, "login script"),
+        // Neither a flood of messages nor silence is waited for.
+        (&["sh", "-c", "yes message | head -c 1000000 >&2"], ErrorKind::Unavailable, "message; message)"),
+        (&["sh", "-c", "yes message >&2 & exec sleep 60"], ErrorKind::Unavailable, "silent for 4 s"),
+        (&["sleep", "infinity"], ErrorKind::Unavailable, "closed"),
+        (&["sh", "-c", "exec sleep 60"], ErrorKind::Unavailable, "silent for 4 s"),
+        // A process that outlives it holds the pipes.
+        (&["sh", "-c", &hold], ErrorKind::Unavailable, "silent for 4 s"),
+    ] {
+        let begun = Instant::now();
+        let error = open(&flawed.location(program.iter().map(|&word| word.to_owned()).collect())).unwrap_err();
+        assert!(error.kind == kind && error.to_string().contains(why), "{program:?}: {error}");
+        assert!(begun.elapsed() < Duration::from_secs(30) && error.to_string().len() < 1000, "{program:?}");
+    }
+    let held = fs::read_to_string(held).unwrap().trim().parse().unwrap();
+    rustix::process::kill_process(rustix::process::Pid::from_raw(held).unwrap(), rustix::process::Signal::KILL).unwrap();
+}
+
 /// A site whose repository is in memory.
-struct Remote {
+struct MemorySite {
     site: Site,
     memory: Memory,
 }
 
-impl Remote {
-    fn new() -> Remote {
+impl MemorySite {
+    fn new() -> MemorySite {
         let site = Site::with_files(&[("file", b"content".to_vec()), ("large", noise("large", 3 << 20))]);
         age(&site.source());
         let memory = Memory::default();
         let target = Target::new(Box::new(memory.clone()), "memory".into());
         init_at(target, &site.state(), Owner::Unencrypted).unwrap();
-        Remote { site, memory }
+        MemorySite { site, memory }
     }
 
     fn repository(&self, wrap: impl FnOnce(Box<dyn Storage>) -> Box<dyn Storage>) -> Repository {
@@ -538,7 +699,7 @@ impl Remote {
 
 #[test]
 fn a_repository_in_memory_supports_backup_check_and_restore() {
-    let remote = Remote::new();
+    let remote = MemorySite::new();
     let repository = remote.repository(|storage| storage);
     assert_eq!(repository.target().local_path(), None);
     for round in 0..3 {
@@ -555,7 +716,7 @@ fn a_repository_in_memory_supports_backup_check_and_restore() {
 
 #[test]
 fn a_failure_of_any_storage_operation_loses_nothing() {
-    let remote = Remote::new();
+    let remote = MemorySite::new();
     remote.back_up(&remote.repository(|storage| storage)).unwrap();
     let (mut after, mut failed) = (0, 0);
     loop {
@@ -585,7 +746,7 @@ fn a_failure_of_any_storage_operation_loses_nothing() {
 
 #[test]
 fn a_backup_waits_for_a_briefly_unavailable_storage() {
-    let remote = Remote::new();
+    let remote = MemorySite::new();
     for (round, takes_effect) in [false, true].into_iter().enumerate() {
         remote.change(round as u64);
         let mut faults = None;
@@ -604,4 +765,42 @@ fn a_backup_waits_for_a_briefly_unavailable_storage() {
         assert!(faults.failures() > 10, "{}", faults.failures());
         remote.holds();
     }
+}
+
+#[test]
+fn as_many_packs_are_stored_at_the_same_time_as_the_storage_has_lanes() {
+    let remote = MemorySite::new();
+    remote.site.write("random", noise("random", 70 << 20));
+    let (mut records, mut faults) = (None, None);
+    let repository = remote.repository(|storage| {
+        let (faulty, steering) = Faulty::new(storage);
+        let (recording, seen) = Recording::new(Box::new(faulty));
+        (records, faults) = (Some(seen), Some(steering));
+        Box::new(RetryStorage::new(Box::new(recording), PATIENT))
+    });
+    let (records, faults) = (records.unwrap(), faults.unwrap());
+    // All but the generation and the name of the source.
+    faults.add(Fault { after: 2, times: u64::MAX, ..Fault::next(Operation::Store, ErrorKind::Unavailable) });
+    let lanes = repository.target().capabilities().lanes;
+    assert!(lanes > 1);
+    let mut stored: Vec<String> = Vec::new();
+    thread::scope(|threads| {
+        threads.spawn(|| remote.back_up(&repository).unwrap());
+        let begun = Instant::now();
+        while stored.len() < lanes && begun.elapsed() < Duration::from_secs(120) {
+            thread::sleep(Duration::from_millis(20));
+            let failed = records.take().into_iter().filter(|record| record.error.is_some());
+            stored.extend(failed.map(|record| record.name));
+            stored.sort();
+            stored.dedup();
+        }
+        // No others are begun.
+        thread::sleep(Duration::from_millis(500));
+        stored.extend(records.take().into_iter().filter(|record| record.error.is_some()).map(|record| record.name));
+        faults.clear();
+    });
+    stored.sort();
+    stored.dedup();
+    assert!(stored.len() == lanes && stored.iter().all(|name| name.starts_with("packs/")), "{stored:?}");
+    remote.holds();
 }

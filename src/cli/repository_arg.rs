@@ -138,12 +138,13 @@ impl RepositoryArg {
 impl TargetArgs {
     /// The location with the options for it.
     pub(super) fn locate(&self, location: &Location, global: &Global) -> Location {
-        let Remote { spool_size, .. } = Remote::default();
+        let standard = Remote::default();
         location.clone().with_remote(Remote {
             ssh: self.ssh.split_ascii_whitespace().map(str::to_owned).collect(),
             connections: self.connections,
             spool: global.state().ok().map(|state| state.join("spool")),
-            spool_size: self.spool_size.unwrap_or(spool_size),
+            spool_size: self.spool_size.unwrap_or(standard.spool_size),
+            ..standard
         })
     }
 }

@@ -27,6 +27,11 @@ impl Packs<'_> {
         Ok(PackWriter { pack, spool, hasher: blake3::Hasher::new(), blocks: 0 })
     }
 
+    /// How many packs to store at the same time; more gain nothing.
+    pub fn lanes(&self) -> usize {
+        self.target.capabilities().lanes.max(1)
+    }
+
     /// Stores a pack, atomically and durably.
     pub fn store(&self, FullPack { pack, spool, digest }: FullPack) -> Result<StoredPack, Error> {
         let length = spool.length();

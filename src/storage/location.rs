@@ -1,12 +1,11 @@
 //! Where a target is, as users write it.
 
 use std::fmt;
-use std::num::NonZeroUsize;
 use std::path::{Path, PathBuf};
 use std::str::FromStr;
 
+use super::remote::Remote;
 use super::sftp::Address;
-use super::spool::Spools;
 
 /// The location of a target: parsed once, on the command line, and handed down.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -14,44 +13,6 @@ pub struct Location {
     given: String,
     kind: LocationKind,
     remote: Remote,
-}
-
-/// How to use a target on another machine.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Remote {
-    /// The program that connects to SFTP servers, and options for it.
-    pub ssh: Vec<String>,
-    /// The maximum number of connections, which is also the number of objects that are stored at the same time.
-    pub connections: NonZeroUsize,
-    /// The folder for objects that are being stored; `None` for that of the system's temporary files. It is made if it is
-    /// missing.
-    pub spool: Option<PathBuf>,
-    /// The bytes of packs in that folder.
-    pub spool_size: u64,
-}
-
-impl Remote {
-    /// Bytes that a pack takes in the spool.
-    const PACK: u64 = 16 << 20;
-    /// The spools that a backup needs at least; see [`Spools::new`].
-    const LEAST: u64 = 4;
-
-    /// The spools for objects that are being stored.
-    pub(super) fn spools(&self) -> Spools {
-        let count = (self.spool_size / Self::PACK).max(Self::LEAST);
-        Spools::new(self.spool.clone(), usize::try_from(count).unwrap_or(usize::MAX), u64::MAX)
-    }
-}
-
-impl Default for Remote {
-    fn default() -> Self {
-        Remote {
-            ssh: vec!["ssh".to_owned()],
-            connections: NonZeroUsize::new(4).unwrap_or(NonZeroUsize::MIN),
-            spool: None,
-            spool_size: 128 << 20,
-        }
-    }
 }
 
 /// The kinds of target that a location can name.

@@ -8,6 +8,7 @@
 //! - [`spool`]: an object that is still being written, in a temporary file
 //! - [`directory`]: objects as files in a directory; [`place`]: opens files in it without following symbolic links
 //! - [`sftp`]: objects as files on an SFTP server
+//! - [`remote`]: options of targets on other machines
 //! - [`layout`]: names of files that are not objects, in either
 //! - [`wrapper`]: storage that adds something to another one: [`retry`] waits for a target that is away, [`limit`] bounds
 //!   the bytes per second, [`log`] logs operations
@@ -21,6 +22,7 @@ mod limit;
 mod location;
 mod log;
 mod place;
+mod remote;
 mod retry;
 mod sftp;
 mod spool;
@@ -32,7 +34,8 @@ pub use contract::{Capabilities, ObjectInfo, Rivals, Stamp, Storage};
 pub use directory::DirectoryStorage;
 pub use error::{Error, ErrorKind};
 pub use limit::{Limit, Rates};
-pub use location::{Location, LocationError, LocationKind, Remote};
+pub use location::{Location, LocationError, LocationKind};
+pub use remote::Remote;
 pub use retry::{Interrupt, RetryPolicy, RetryStorage, Waiting, waited};
 pub use sftp::{Address as SftpAddress, SftpStorage};
 pub use spool::{Spool, SpoolReader, Spools};

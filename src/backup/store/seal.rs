@@ -1,12 +1,13 @@
 //! Sealing blocks and filling packs.
 //!
 //! ```text
-//! packer ─► sealers (compress, pad, encrypt, append to a pack) ─► storer (sync, link) ─► packer
+//! packer ─► sealers (compress, pad, encrypt, append to a pack) ─► storers (sync, link) ─► packer
 //! ```
 //!
 //! All sealers append to the same open pack of each kind, so packs are full and their blocks lie nearly in the order of the
-//! walk. While the storer waits for the disk, the next pack is filled. All channels are bounded except the one back to the
-//! packer, which never holds more than the blocks in flight. Only the sealers and the storer hold its senders.
+//! walk. While a storer waits for the target, the next pack is filled. There are as many storers as the target has lanes, so
+//! packs can be finished in another order than that in which they were begun. All channels are bounded except the one back
+//! to the packer, which never holds more than the blocks in flight. Only the sealers and the storers hold its senders.
 
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread::Scope;
@@ -43,7 +44,7 @@ pub(super) struct SealedBlock {
     pub(super) placed: PlacedBlock,
 }
 
-/// A message from the sealers or the storer.
+/// A message from the sealers or the storers.
 pub(super) enum SealResult {
     Block(SealedBlock),
     Pack(StoredPack),
@@ -51,7 +52,7 @@ pub(super) enum SealResult {
     Failed(Error),
 }
 
-/// The sealers and the storer, as the packer sees them. They end when this is dropped.
+/// The sealers and the storers, as the packer sees them. They end when this is dropped.
 pub(in crate::backup) struct Sealing<'t> {
     plain: Sender<PlainBlock>,
     /// Empty buffers of sealed blocks.
@@ -72,7 +73,7 @@ pub(in crate::backup) struct MoreSealers<'t> {
 }
 
 impl<'t> Sealing<'t> {
-    /// Starts one sealer and the storer of `packs`. `sealer` is `None` in an unencrypted repository; `level` is
+    /// Starts one sealer and the storers of `packs`. `sealer` is `None` in an unencrypted repository; `level` is
     /// that of zstd.
     pub(in crate::backup) fn start<'scope>(
         threads: &'scope Scope<'scope, '_>,
@@ -97,7 +98,8 @@ impl<'t> Sealing<'t> {
             level,
         };
         more.try_start(threads, 1)?;
-        start(threads, "storing", 1, || {
+        // With fewer of them the backup is only slower.
+        start(threads, "storing", packs.lanes(), || {
             let (full, results) = (full_out.clone(), results_in.clone());
             move || report("storing packs", &results, || store_packs(packs, &full, &results))
         })?;
@@ -124,7 +126,7 @@ impl<'t> Sealing<'t> {
         self.results.recv().map_err(|_| Error::Stopped("sealing"))
     }
 
-    /// Sends the open packs to the storer, however short they are.
+    /// Sends the open packs to the storers, however short they are.
     pub(super) fn flush(&self) -> Result<(), Error> {
         if self.packs.flush() { Ok(()) } else { Err(self.why_stopped("storing packs")) }
     }
@@ -249,7 +251,7 @@ impl<'t> OpenPacks<'t> {
         pack.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Appends a sealed block, and sends its place. Returns false if the packer or the storer is gone.
+    /// Appends a sealed block, and sends its place. Returns false if the packer or the storers are gone.
     fn append(
         &self,
         block: BlockId,
@@ -270,7 +272,7 @@ impl<'t> OpenPacks<'t> {
         Ok(open.length() < PACK_SIZE || self.hand_over(slot.take()))
     }
 
-    /// Sends both packs to the storer. Returns false if that is gone.
+    /// Sends both packs to the storers. Returns false if those are gone.
     fn flush(&self) -> bool {
         [PackKind::Data, PackKind::Tree].into_iter().all(|kind| {
             let open = self.lock(kind).take();

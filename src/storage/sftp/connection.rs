@@ -1,8 +1,8 @@
 //! One connection: an ssh process, requests from any number of threads, and a thread that receives the replies.
 //!
 //! Requests are pipelined: [`Connection::send`] returns before the reply is there, and [`Pending::wait`] waits for it. If
-//! no byte moves in either direction for [`STALL`] while a reply is due, the connection is closed, so that no operation
-//! waits for a dead server. Whatever ends a connection ends all its requests with [`Failure::Lost`].
+//! no byte moves in either direction for a time while a reply is due, the connection is closed, so that no operation waits
+//! for a dead server. Whatever ends a connection ends all its requests with [`Failure::Lost`].
 
 use std::collections::HashMap;
 use std::io::{self, ErrorKind as IoKind, Read};
@@ -22,8 +22,6 @@ use super::ssh::{Ssh, WORDS};
 use super::wire::{Extension, LONGEST, Malformed, Reply, Request, VERSION, hello, parse_hello};
 use crate::storage::error::ErrorKind;
 
-/// How long a connection may be silent while a reply is due.
-const STALL: Duration = Duration::from_secs(60);
 /// How long ssh may take to end once it is told to, before it is killed.
 const ENDING: Duration = Duration::from_secs(2);
 /// How long to wait for the rest of ssh's messages after its end: a master process of the user may keep the pipe open.
@@ -49,10 +47,12 @@ struct Shared {
 #[derive(Debug)]
 struct State {
     replies: HashMap<u32, Slot>,
+    /// The number of replies that are [`Slot::Due`].
+    due: usize,
     next: u32,
     /// The server's hello, until it is taken.
     hello: Option<Vec<u8>>,
-    /// When a byte last moved, or the first of the requests under way was sent.
+    /// When a byte last moved, or the first of the requests whose replies are due was sent.
     moved: Instant,
     lost: Option<Failure>,
     /// ssh's process group; `None` once it was waited for.
@@ -76,12 +76,8 @@ pub(super) struct Pending<'c> {
 }
 
 impl Connection {
-    /// Starts ssh and greets the server.
-    pub(super) fn open(ssh: &Arc<Ssh>) -> Result<Self, Failure> {
-        Self::open_within(ssh, STALL)
-    }
-
-    fn open_within(ssh: &Arc<Ssh>, stall: Duration) -> Result<Self, Failure> {
+    /// Starts ssh and greets the server. The connection may be silent for at most `stall` while a reply is due.
+    pub(super) fn open(ssh: &Arc<Ssh>, stall: Duration) -> Result<Self, Failure> {
         let mut child = ssh.start()?;
         let pipes = (child.stdin.take(), child.stdout.take(), child.stderr.take());
         let (Some(input), Some(output), Some(words)) = pipes else {
@@ -90,6 +86,7 @@ impl Connection {
         let shared = Arc::new(Shared {
             state: Mutex::new(State {
                 replies: HashMap::new(),
+                due: 0,
                 next: 0,
                 hello: None,
                 moved: Instant::now(),
@@ -186,16 +183,18 @@ impl Drop for Connection {
         // ssh ends when its input does.
         *lock(&self.input) = None;
         let Some(receiver) = self.receiver.take() else { return };
-        let end = Instant::now() + ENDING;
-        while !receiver.is_finished() {
-            if Instant::now() > end {
-                self.shared.lose(ErrorKind::Unavailable, "the connection is closed");
-                break;
+        let ends = |time: Duration| {
+            let end = Instant::now() + time;
+            while !receiver.is_finished() && Instant::now() < end {
+                thread::sleep(Duration::from_millis(2));
             }
-            thread::sleep(Duration::from_millis(2));
+            receiver.is_finished()
+        };
+        if !ends(ENDING) {
+            self.shared.lose(ErrorKind::Unavailable, "the connection is closed");
+            // If a process that ssh started holds its pipes open, the receiver is left to itself.
+            ends(2 * ENDING);
         }
-        // A panic of the receiver is reported by its thread.
-        let _ = receiver.join();
     }
 }
 
@@ -216,7 +215,10 @@ impl Drop for Pending<'_> {
     fn drop(&mut self) {
         let mut state = self.shared.lock();
         match state.replies.get_mut(&self.id) {
-            Some(slot @ Slot::Due) => *slot = Slot::Abandoned,
+            Some(slot @ Slot::Due) => {
+                *slot = Slot::Abandoned;
+                state.due -= 1;
+            }
             Some(_) => _ = state.replies.remove(&self.id),
             None => {}
         }
@@ -234,12 +236,13 @@ impl Shared {
         if let Some(lost) = &state.lost {
             return Err(lost.clone());
         }
-        if state.replies.is_empty() {
+        if state.due == 0 {
             state.moved = Instant::now();
         }
         let id = state.next;
         state.next = state.next.wrapping_add(1);
         state.replies.insert(id, Slot::Due);
+        state.due += 1;
         Ok(id)
     }
 
@@ -346,7 +349,10 @@ impl Receiver {
                 let (id, reply) = Reply::parse(&message)?;
                 let mut state = self.shared.lock();
                 match state.replies.get_mut(&id) {
-                    Some(slot @ Slot::Due) => *slot = Slot::Here(reply),
+                    Some(slot @ Slot::Due) => {
+                        *slot = Slot::Here(reply);
+                        state.due -= 1;
+                    }
                     Some(Slot::Abandoned) => _ = state.replies.remove(&id),
                     // No such request, or a second reply.
                     _ => return Err(Malformed.into()),

@@ -3,6 +3,9 @@
 use super::wire::{Malformed, Reply, Status};
 use crate::storage::error::{Error, ErrorKind};
 
+/// Characters of a server's text that are shown.
+const LONGEST_TEXT: usize = 200;
+
 /// A failed request.
 #[derive(Debug, Clone)]
 pub(super) enum Failure {
@@ -45,7 +48,10 @@ impl Failure {
             Failure::Status(status, text) if text.is_empty() => {
                 (ErrorKind::Other, format!("the server reports {status:?}"))
             }
-            Failure::Status(_, text) => (ErrorKind::Other, format!("the server reports: {text}")),
+            Failure::Status(_, text) => {
+                let text: String = text.chars().take(LONGEST_TEXT).collect();
+                (ErrorKind::Other, format!("the server reports: {text}"))
+            }
         };
         Error::new(kind, action, object, why)
     }
@@ -55,5 +61,28 @@ impl From<Malformed> for Failure {
     fn from(_: Malformed) -> Self {
         let why = "the server sent something that is not SFTP; if its login script prints text, remove that";
         Failure::Lost(ErrorKind::Unavailable, why.to_owned())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn statuses_have_kinds_and_texts_are_cut() {
+        let of = |status, text: &str| Failure::Status(status, text.to_owned()).into_error("read", "packs/x");
+        for (status, kind) in [
+            (Status::NoSuchFile, ErrorKind::NotFound),
+            (Status::PermissionDenied, ErrorKind::PermissionDenied),
+            (Status::Unsupported, ErrorKind::Other),
+            (Status::Failure, ErrorKind::Other),
+            (Status::Eof, ErrorKind::Other),
+            (Status::Other(5), ErrorKind::Other),
+        ] {
+            assert_eq!(of(status, "no").kind, kind, "{status:?}");
+        }
+        assert_eq!(of(Status::Failure, "no").to_string(), "cannot read packs/x: the server reports: no");
+        assert_eq!(of(Status::Other(9), "").to_string(), "cannot read packs/x: the server reports Other(9)");
+        assert!(of(Status::Failure, &"é".repeat(100_000)).to_string().len() < 500);
     }
 }

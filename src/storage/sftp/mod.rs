@@ -43,7 +43,7 @@ use wire::{Attributes, Extension, FileKind, Request, Status};
 use super::contract::{Capabilities, ObjectInfo, Rivals, Stamp, Storage};
 use super::error::{Error, ErrorKind};
 use super::layout::{DEPTH, LOST_AND_FOUND, TEMPORARY, temporary_name, writer_of};
-use super::location::Remote;
+use super::remote::Remote;
 use super::spool::{Spool, Spools};
 
 /// Free bytes below which a failed write means a full disk, besides those of the object.
@@ -86,7 +86,7 @@ impl SftpStorage {
 
     fn new(address: &Address, remote: &Remote) -> Self {
         SftpStorage {
-            pool: Pool::new(Ssh::new(remote.ssh.clone(), address.clone()), remote.connections),
+            pool: Pool::new(Ssh::new(remote.ssh.clone(), address.clone()), remote.connections, remote.stall),
             address: address.clone(),
             spools: remote.spools(),
             seen: AtomicBool::default(),
@@ -232,12 +232,13 @@ impl SftpStorage {
             let look = session.look(&object)?;
             let created = session.create(temporary)?;
             match look.wait() {
-                Ok(_) => return Ok(false),
-                // Its folder does not exist.
-                Err(failure) if failure.is_missing() => {}
-                Err(failure) => return Err(failure.into()),
+                // It or its folder does not exist.
+                Err(failure) if failure.is_missing() => created,
+                found => {
+                    session.close_created(created);
+                    return found.map(|_| false).map_err(WriteError::from);
+                }
             }
-            created
         };
         for is_last in [false, true] {
             match session.write(created, &mut spool.contents(), spool.length()) {

@@ -20,6 +20,8 @@ const CONTENT: Duration = Duration::from_secs(60);
 pub(super) struct Pool {
     ssh: Arc<Ssh>,
     most: NonZeroUsize,
+    /// How long a connection may be silent.
+    stall: Duration,
     open: Mutex<Open>,
     opened: Condvar,
 }
@@ -45,8 +47,8 @@ struct Lane {
 pub(super) struct Lease(Arc<Lane>);
 
 impl Pool {
-    pub(super) fn new(ssh: Ssh, most: NonZeroUsize) -> Self {
-        Pool { ssh: Arc::new(ssh), most, open: Mutex::default(), opened: Condvar::new() }
+    pub(super) fn new(ssh: Ssh, most: NonZeroUsize, stall: Duration) -> Self {
+        Pool { ssh: Arc::new(ssh), most, stall, open: Mutex::default(), opened: Condvar::new() }
     }
 
     /// The maximum number of connections.
@@ -73,7 +75,7 @@ impl Pool {
             }
             open.opening += 1;
             drop(open);
-            let session = Session::open(&self.ssh);
+            let session = Session::open(&self.ssh, self.stall);
             open = self.lock();
             open.opening -= 1;
             self.opened.notify_all();

@@ -54,8 +54,8 @@ pub(super) struct Found<'f> {
 }
 
 impl Session {
-    pub(super) fn open(ssh: &Arc<Ssh>) -> Result<Self, Failure> {
-        Ok(Session { connection: Connection::open(ssh)?, files: Mutex::new(LruCache::new(FILES)) })
+    pub(super) fn open(ssh: &Arc<Ssh>, stall: Duration) -> Result<Self, Failure> {
+        Ok(Session { connection: Connection::open(ssh, stall)?, files: Mutex::new(LruCache::new(FILES)) })
     }
 
     pub(super) fn is_lost(&self) -> bool {
@@ -137,7 +137,8 @@ impl Session {
         bytes.clear();
         bytes.resize(length, 0);
         let send = |start: usize, length: usize| {
-            let request = Request::Read { handle: &file.handle, offset: offset + start as u64, length: length as u32 };
+            let offset = offset.saturating_add(start as u64);
+            let request = Request::Read { handle: &file.handle, offset, length: length as u32 };
             Ok::<_, Failure>((start, length, self.connection.send(&request)?))
         };
         let mut under_way = VecDeque::new();
@@ -242,6 +243,14 @@ impl Session {
     /// Begins to create a file. The request is under way when this returns.
     pub(super) fn create(&self, path: &str) -> Result<Created<'_>, Failure> {
         Ok(Created(self.connection.send(&Request::Open { path, mode: Mode::Create })?))
+    }
+
+    /// Closes a file that is not needed.
+    pub(super) fn close_created(&self, created: Created<'_>) {
+        // Best effort, as it may not have been created.
+        if let Ok(handle) = handle(created.0) {
+            self.close(&handle);
+        }
     }
 
     /// Begins a request for attributes, not of the target of a link.
@@ -356,7 +365,8 @@ impl Session {
         let Entry { name, mut attributes } = entry;
         // A name that is not UTF-8 belongs to no object.
         let name = name.as_deref().unwrap_or("?");
-        if matches!(name, "." | "..") || name.contains('/') {
+        // The last two come only from a server that is broken or hostile.
+        if matches!(name, "." | ".." | "") || name.contains(['/', '\0']) {
             return Ok(());
         }
         if attributes.mode.is_none() || attributes.size.is_none() {

@@ -21,6 +21,9 @@ const OPTIONS: [&str; 6] = [
 /// Bytes of ssh's messages that are kept: more than it writes about a changed host key.
 pub(super) const WORDS: usize = 8 << 10;
 
+/// Characters of ssh's messages that the error of a closed connection repeats.
+const LAST_WORDS: usize = 400;
+
 /// A server, and the program that connects to it.
 #[derive(Debug)]
 pub(super) struct Ssh {
@@ -93,6 +96,10 @@ impl Ssh {
             );
             return Failure::Lost(ErrorKind::Refused, why);
         }
+        if has("is marked as revoked") {
+            let why = format!("the server's host key is revoked; do not use the server. ssh says:\n{said}");
+            return Failure::Lost(ErrorKind::Refused, why);
+        }
         if has("Host key verification failed") || has("host key is known for") {
             let why = format!(
                 "ssh does not trust the server's host key yet; run `{}` once and compare the fingerprint. ssh says:\n{said}",
@@ -107,10 +114,15 @@ impl Ssh {
             );
             return Failure::Lost(ErrorKind::Refused, why);
         }
+        if has("Unable to negotiate with") {
+            return Failure::Lost(ErrorKind::Refused, format!("ssh and the server have no algorithm in common ({said})"));
+        }
         if has("subsystem request failed") {
             return Failure::Lost(ErrorKind::Refused, format!("the server does not offer SFTP ({said})"));
         }
-        let why = match said.as_str() {
+        // ssh gives the reason last.
+        let first = said.char_indices().rev().nth(LAST_WORDS - 1).map_or(0, |(first, _)| first);
+        let why = match said.get(first..).unwrap_or_default() {
             "" => "the connection to the server was closed".to_owned(),
             said => format!("the connection to the server was closed ({})", said.replace('\n', "; ")),
         };
@@ -150,6 +162,12 @@ mod tests {
                 && !why.contains('@'.to_string().repeat(4).as_str()),
             "{why}"
         );
+        let revoked = "@ WARNING: REVOKED HOST KEY DETECTED! @\r\nThe ED25519 host key for host is marked as revoked.\r\nHost \
+                       key verification failed.\r\n";
+        let (kind, why) = explained(revoked);
+        assert!(kind == ErrorKind::Refused && why.contains("do not use the server"), "{why}");
+        let (kind, why) = explained("Unable to negotiate with host port 2222: no matching host key type found.\r\n");
+        assert!(kind == ErrorKind::Refused && why.contains("no matching host key type"), "{why}");
         let (kind, why) = explained("Host key verification failed.\r\n");
         assert!(kind == ErrorKind::Refused && why.contains("ssh -p 2222 me@host"), "{why}");
         let (kind, why) = explained("me@host: Permission denied (publickey).\r\n");

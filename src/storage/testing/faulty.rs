@@ -57,6 +57,11 @@ impl Faults {
         self.state().faults.push(fault);
     }
 
+    /// Lets operations succeed again.
+    pub fn clear(&self) {
+        self.state().faults.clear();
+    }
+
     /// Takes the storage away, so that every operation is [`ErrorKind::Unavailable`], or brings it back.
     pub fn set_away(&self, away: bool) {
         self.state().away = away;

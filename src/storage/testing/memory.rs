@@ -12,6 +12,8 @@ use crate::storage::{Capabilities, Error, ErrorKind, ObjectInfo, Rivals, Spool, 
 
 /// The number of spools at a time.
 const SPOOLS: usize = 8;
+/// The number of objects that backups store at the same time.
+const LANES: usize = 3;
 /// The maximum size of an object, in bytes.
 const LARGEST: u64 = 1 << 30;
 
@@ -71,7 +73,7 @@ fn missing(action: &'static str, name: &str) -> Error {
 
 impl Storage for Memory {
     fn capabilities(&self) -> Capabilities {
-        Capabilities { exclusive: true, ..Capabilities::default() }
+        Capabilities { exclusive: true, lanes: LANES, ..Capabilities::default() }
     }
 
     fn spool(&self, name: &str, run: Uuid) -> Result<Spool, Error> {
