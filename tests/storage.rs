@@ -540,9 +540,11 @@ fn an_upload_that_is_cut_off_or_stalls_is_made_again() {
 #[test]
 fn a_cut_or_silent_connection_is_unavailable_and_shows_nothing_partial() {
     let pack = noise("pack", 16 << 20);
-    for (fault, why) in
-        [(&["cut", "6291456"][..], "closed"), (&["stall", "6291456"], "silent for 4 s"), (&["cut", "16777216"], "closed")]
-    {
+    for (fault, why) in [
+        (&["cut", "6291456"][..], "closed"),
+        (&["stall", "6291456"], "silent for 4 s"),
+        (&["cut", "16777216"], "closed"),
+    ] {
         let flawed = Flawed::new(fault);
         let storage = flawed.open();
         let error = put(&storage, "packs/ab/x", &pack, Rivals::None).unwrap_err();
@@ -638,7 +640,8 @@ fn programs_other_than_ssh_are_errors_with_their_last_messages() {
         assert!(begun.elapsed() < Duration::from_secs(30) && error.to_string().len() < 1000, "{program:?}");
     }
     let held = fs::read_to_string(held).unwrap().trim().parse().unwrap();
-    rustix::process::kill_process(rustix::process::Pid::from_raw(held).unwrap(), rustix::process::Signal::KILL).unwrap();
+    rustix::process::kill_process(rustix::process::Pid::from_raw(held).unwrap(), rustix::process::Signal::KILL)
+        .unwrap();
 }
 
 /// A site whose repository is in memory.

@@ -115,7 +115,10 @@ impl Ssh {
             return Failure::Lost(ErrorKind::Refused, why);
         }
         if has("Unable to negotiate with") {
-            return Failure::Lost(ErrorKind::Refused, format!("ssh and the server have no algorithm in common ({said})"));
+            return Failure::Lost(
+                ErrorKind::Refused,
+                format!("ssh and the server have no algorithm in common ({said})"),
+            );
         }
         if has("subsystem request failed") {
             return Failure::Lost(ErrorKind::Refused, format!("the server does not offer SFTP ({said})"));
