@@ -17,7 +17,7 @@ use std::time::{Duration, Instant};
 use brackfs::backup::{Options, Selection, back_up};
 use brackfs::monitor::Silent;
 use brackfs::repository::Repository;
-use brackfs::storage::{self, Limit, Rates, RetryPolicy, RetryStorage, Waiting};
+use brackfs::storage::{self, Interrupt, Limit, Rates, RetryPolicy, RetryStorage, Waiting};
 use common::machine::mount_tmpfs;
 use common::sftp::Server;
 use common::{Run, Site, age, noise, run, settle, tree};
@@ -370,7 +370,9 @@ fn a_server_that_freezes_is_given_up_and_the_backup_goes_on() {
         let said = said.clone();
         let note = move |waiting: &Waiting<'_>| said.lock().unwrap().push(waiting.error.to_string());
         let policy = RetryPolicy { longest, first_wait, longest_wait };
-        Box::new(RetryStorage::new(Box::new(Limit::new(storage, rates)), policy).with_notice(note))
+        Box::new(
+            RetryStorage::new(Box::new(Limit::new(storage, rates, &Interrupt::default())), policy).with_notice(note),
+        )
     });
     let repository = repository.unwrap();
     std::thread::scope(|threads| {
@@ -389,6 +391,19 @@ fn a_server_that_freezes_is_given_up_and_the_backup_goes_on() {
     // The frozen sessions.
     remote.server.cut();
     remote.brackfs(&["check", "--read-data"]).ok();
+    remote.holds();
+}
+
+#[test]
+fn an_interrupt_ends_a_backup_with_a_low_rate() {
+    let remote = Remote::ready(&borrowed(&many("file", 3)));
+    let mut backup = remote.begin_backup(&["--limit-upload", "10KiB"]);
+    until("an upload begins", || !remote.files(".tmp-").is_empty());
+    let start = Instant::now();
+    rustix::process::kill_process(rustix::process::Pid::from_child(&backup), Signal::INT).unwrap();
+    assert_eq!(backup.wait().unwrap().code(), Some(130), "{}", remote.said());
+    assert!(start.elapsed() < Duration::from_secs(30), "{:?}", start.elapsed());
+    remote.backup(&[]).ok();
     remote.holds();
 }
 

@@ -82,7 +82,7 @@ impl Empty {
 
 fn limited(storage: Box<dyn Storage>) -> Box<dyn Storage> {
     let rate = NonZeroU64::new(1 << 30);
-    Box::new(Limit::new(storage, Rates { upload: rate, download: rate }))
+    Box::new(Limit::new(storage, Rates { upload: rate, download: rate }, &Interrupt::default()))
 }
 
 /// Each kind of storage, and each wrapper around one.
@@ -444,7 +444,7 @@ fn bytes_per_second_are_bounded_in_each_direction() {
         (Rates { upload: rate, download: None }, [true, false]),
         (Rates { upload: None, download: rate }, [false, true]),
     ] {
-        let storage = Limit::new(Box::new(Memory::default()), rates);
+        let storage = Limit::new(Box::new(Memory::default()), rates, &Interrupt::default());
         let begun = Instant::now();
         put(&storage, "x", &[0; 200_000], Rivals::None).unwrap();
         put(&storage, "y", &[0; 100_000], Rivals::None).unwrap();
@@ -554,6 +554,32 @@ fn a_cut_or_silent_connection_is_unavailable_and_shows_nothing_partial() {
         put(&storage, "index/a", b"bytes", Rivals::None).unwrap();
         flawed.holds(&[("index/a", b"bytes")]);
     }
+}
+
+#[test]
+fn an_upload_with_a_limit_flows_at_that_rate() {
+    const RATE: u64 = 1 << 20;
+    let flawed = Flawed::new(&["none"]);
+    let rates = Rates { upload: NonZeroU64::new(RATE), download: None };
+    let storage = Limit::new(Box::new(flawed.open()), rates, &Interrupt::default());
+    let bytes = noise("pack", 3 << 20);
+    let begun = Instant::now();
+    let mut seen = Vec::new();
+    thread::scope(|threads| {
+        let upload = threads.spawn(|| put(&storage, "packs/ab/x", &bytes, Rivals::None).unwrap());
+        while !upload.is_finished() {
+            let files = common::paths_below(&flawed.objects().join("packs/ab"));
+            let sizes = files.iter().filter_map(|path| fs::metadata(path).ok()).filter(|found| found.is_file());
+            let size = sizes.map(|found| found.len()).max().unwrap_or_default();
+            let most = begun.elapsed().as_millis() as u64 * RATE / 1000;
+            assert!(size <= most, "{size} bytes in {:?}", begun.elapsed());
+            seen.push(size);
+            thread::sleep(Duration::from_millis(20));
+        }
+    });
+    assert!(begun.elapsed() >= Duration::from_secs(3));
+    assert!(seen.iter().any(|size| (RATE / 2..5 * RATE / 2).contains(size)), "{seen:?}");
+    flawed.holds(&[("packs/ab/x", &bytes)]);
 }
 
 #[test]

@@ -117,7 +117,7 @@ impl RepositoryArg {
         let wrap = |storage: Box<dyn Storage>| -> Box<dyn Storage> {
             let storage: Box<dyn Storage> = match rates {
                 Rates { upload: None, download: None } => storage,
-                rates => Box::new(Limit::new(storage, rates)),
+                rates => Box::new(Limit::new(storage, rates, signals::interrupt())),
             };
             match policy {
                 None => storage,

@@ -12,15 +12,18 @@
 //! - [`layout`]: names of files that are not objects, in either
 //! - [`wrapper`]: storage that adds something to another one: [`retry`] waits for a target that is away, [`limit`] bounds
 //!   the bytes per second, [`log`] logs operations
+//! - [`pace`]: waits that bound a rate; [`interrupt`]: ends all waits
 //! - [`testing`]: storage in memory, storage that fails on request, and a record of all operations
 
 mod contract;
 mod directory;
 mod error;
+mod interrupt;
 mod layout;
 mod limit;
 mod location;
 mod log;
+mod pace;
 mod place;
 mod remote;
 mod retry;
@@ -33,10 +36,11 @@ mod wrapper;
 pub use contract::{Capabilities, ObjectInfo, Rivals, Stamp, Storage};
 pub use directory::DirectoryStorage;
 pub use error::{Error, ErrorKind};
+pub use interrupt::Interrupt;
 pub use limit::{Limit, Rates};
 pub use location::{Location, LocationError, LocationKind};
 pub use remote::Remote;
-pub use retry::{Interrupt, RetryPolicy, RetryStorage, Waiting, waited};
+pub use retry::{RetryPolicy, RetryStorage, Waiting, waited};
 pub use sftp::{Address as SftpAddress, SftpStorage};
 pub use spool::{Spool, SpoolReader, Spools};
 pub use target::Target;

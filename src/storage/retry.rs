@@ -4,13 +4,14 @@ use std::cell::Cell;
 use std::fmt;
 use std::io::Read;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use tracing::debug;
 
 use super::contract::Storage;
 use super::error::{Error, ErrorKind};
+use super::interrupt::Interrupt;
 use super::spool::Spool;
 use super::wrapper::{Call, Operation, Try, Wrapper};
 
@@ -40,30 +41,6 @@ pub struct Waiting<'a> {
     pub away: Duration,
     /// The time until the next try.
     pub wait: Duration,
-}
-
-/// Ends all waits of a [`RetryStorage`], present and future. Clones are the same interrupt.
-#[derive(Debug, Clone, Default)]
-pub struct Interrupt(Arc<Interrupted>);
-
-#[derive(Debug, Default)]
-struct Interrupted {
-    set: Mutex<bool>,
-    changed: Condvar,
-}
-
-impl Interrupt {
-    /// Ends all waits. Operations that wait return the error of their last try.
-    pub fn set(&self) {
-        *lock(&self.0.set) = true;
-        self.0.changed.notify_all();
-    }
-
-    /// Waits. Returns false if it was interrupted.
-    fn sleep(&self, time: Duration) -> bool {
-        let waited = self.0.changed.wait_timeout_while(lock(&self.0.set), time, |set| !*set);
-        !*waited.unwrap_or_else(PoisonError::into_inner).0
-    }
 }
 
 thread_local! {

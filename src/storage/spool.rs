@@ -9,12 +9,14 @@ use std::os::fd::OwnedFd;
 use std::os::unix::fs::{DirBuilderExt, FileExt};
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Condvar, Mutex, PoisonError};
+use std::sync::{Arc, Condvar, Mutex, OnceLock, PoisonError};
+use std::time::Instant;
 
 use rustix::fs::{AtFlags, unlinkat};
 use uuid::Uuid;
 
 use super::error::{Error, ErrorKind};
+use super::pace::Pace;
 
 /// An object being written. Its bytes are in a file, not in memory. Dropping it removes the file.
 ///
@@ -29,6 +31,8 @@ pub struct Spool {
     limit: u64,
     /// Where the file is, if it is in the target's directory.
     pub(super) home: Option<Home>,
+    /// The rate of uploads.
+    pace: OnceLock<Arc<Pace>>,
     /// Held until the file is gone.
     _slot: Option<Slot>,
 }
@@ -46,7 +50,16 @@ pub(super) struct Home {
 impl Spool {
     /// A spool for a directory. Its file system has its own limit.
     pub(super) fn in_folder(file: File, object: &str, run: Uuid, home: Home) -> Self {
-        Spool { file, object: object.to_owned(), run, length: 0, limit: u64::MAX, home: Some(home), _slot: None }
+        Spool {
+            file,
+            object: object.to_owned(),
+            run,
+            length: 0,
+            limit: u64::MAX,
+            home: Some(home),
+            pace: OnceLock::new(),
+            _slot: None,
+        }
     }
 
     /// The name of the object.
@@ -79,7 +92,19 @@ impl Spool {
 
     /// Reads the object from its start; it can be read any number of times.
     pub fn contents(&self) -> SpoolReader<'_> {
-        SpoolReader { spool: self, at: 0 }
+        SpoolReader { spool: self, at: 0, pace: None }
+    }
+
+    /// The same for an upload to another machine, at the rate of [`Spool::upload_at`].
+    pub fn upload(&self) -> SpoolReader<'_> {
+        SpoolReader { pace: self.pace.get(), ..self.contents() }
+    }
+
+    /// Sets the rate of uploads. Returns false for a spool that is not uploaded, as its file is in the target's directory.
+    pub(super) fn upload_at(&self, pace: &Arc<Pace>) -> bool {
+        // A spool that is stored again keeps the rate that it has.
+        let _ = self.pace.set(pace.clone());
+        self.home.is_none()
     }
 }
 
@@ -103,14 +128,19 @@ impl Drop for Home {
 pub struct SpoolReader<'s> {
     spool: &'s Spool,
     at: u64,
+    pace: Option<&'s Arc<Pace>>,
 }
 
 impl Read for SpoolReader<'_> {
     fn read(&mut self, bytes: &mut [u8]) -> io::Result<usize> {
         let left = usize::try_from(self.spool.length.saturating_sub(self.at)).unwrap_or(usize::MAX);
         let most = bytes.len().min(left);
+        let begun = Instant::now();
         let read = self.spool.file.read_at(bytes.get_mut(..most).unwrap_or_default(), self.at)?;
         self.at += read as u64;
+        if let Some(pace) = self.pace {
+            pace.pay(begun, read as u64);
+        }
         Ok(read)
     }
 }
@@ -161,7 +191,16 @@ impl Spools {
             Error::io("create a temporary file in", &place.display().to_string(), e)
         })?;
         let object = object.to_owned();
-        Ok(Spool { file, object, run, length: 0, limit: self.limit, home: None, _slot: Some(slot) })
+        Ok(Spool {
+            file,
+            object,
+            run,
+            length: 0,
+            limit: self.limit,
+            home: None,
+            pace: OnceLock::new(),
+            _slot: Some(slot),
+        })
     }
 
     /// Creates an unnamed file.

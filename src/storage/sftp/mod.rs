@@ -241,7 +241,7 @@ impl SftpStorage {
             }
         };
         for is_last in [false, true] {
-            match session.write(created, &mut spool.contents(), spool.length()) {
+            match session.write(created, &mut spool.upload(), spool.length()) {
                 Err(WriteError::Failed(failure)) if failure.is_missing() && !is_last => {
                     self.make_folder(session, spool.object())?;
                     created = session.create(temporary)?;

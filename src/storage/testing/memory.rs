@@ -83,7 +83,7 @@ impl Storage for Memory {
     fn store(&self, spool: &Spool, _rivals: Rivals) -> Result<(), Error> {
         let name = spool.object();
         let mut bytes = Vec::new();
-        spool.contents().read_to_end(&mut bytes).map_err(|e| Error::io("store", name, e))?;
+        spool.upload().read_to_end(&mut bytes).map_err(|e| Error::io("store", name, e))?;
         match self.objects().entry(name.to_owned()) {
             Entry::Vacant(free) => _ = free.insert(Object { bytes: Arc::new(bytes), version: self.next_version() }),
             Entry::Occupied(_) => {
