@@ -7,20 +7,25 @@ mod common;
 use std::fs;
 use std::io::Read;
 use std::num::NonZeroU64;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, mpsc};
 use std::thread;
 use std::time::{Duration, Instant};
 
 use brackfs::archive::Archive;
-use brackfs::backup::{Options, Selection, back_up};
+use brackfs::backup::{Options, RunPolicy, Selection, back_up};
+use brackfs::catalog::Catalog;
 use brackfs::check::check;
+use brackfs::failure::{Failure, FailureKind};
 use brackfs::init::{Owner, init_at};
-use brackfs::monitor::Silent;
+use brackfs::inventory::{Inventory, host_access, host_key};
+use brackfs::monitor::{Monitor, Silent};
+use brackfs::prune;
 use brackfs::reader::Reader;
 use brackfs::repository::{Access, Repository};
 use brackfs::restore::restore;
+use brackfs::state::RepositoryState;
 use brackfs::storage::testing::{Fault, Faults, Faulty, Memory, Record, Recording};
 use brackfs::storage::{
     DirectoryStorage, Error, ErrorKind, Interrupt, Limit, Location, LocationKind, ObjectInfo, Operation, Rates, Remote,
@@ -831,5 +836,113 @@ fn as_many_packs_are_stored_at_the_same_time_as_the_storage_has_lanes() {
     stored.sort();
     stored.dedup();
     assert!(stored.len() == lanes && stored.iter().all(|name| name.starts_with("packs/")), "{stored:?}");
+    remote.holds();
+}
+
+/// Collects problems.
+#[derive(Default)]
+struct Problems(Mutex<Vec<String>>);
+
+impl Monitor for Problems {
+    fn problem(&self, path: &Path, message: &str) {
+        self.0.lock().unwrap().push(format!("{}: {message}", path.display()));
+    }
+
+    fn note(&self, _message: &str) {}
+
+    fn entry(&self, _path: &Path, _what: &str) {}
+}
+
+/// A command on a repository: the name, and what it does. Fails if the command does.
+type Command<'c> = (&'static str, Box<dyn Fn(Repository, &Problems) -> Result<(), FailureKind> + 'c>);
+
+#[test]
+fn a_target_that_goes_away_is_never_taken_for_a_damaged_one() {
+    let remote = MemorySite::new();
+    let stop = AtomicBool::new(false);
+    for round in 0..3 {
+        remote.change(round);
+        remote.back_up(&remote.repository(|storage| storage)).unwrap();
+    }
+    let id = remote.repository(|storage| storage).id();
+    let state = RepositoryState::new(&remote.site.state(), id);
+    let commands: [Command<'_>; 4] = [
+        (
+            "check",
+            Box::new(|repository, problems| {
+                let access = Access::new(None, repository.keys().hosts().map_err(|error| error.kind())?);
+                let reader = Reader::new(repository, access, 4 << 20);
+                let found = check(&reader, true, problems, &stop).map_err(|error| error.kind())?;
+                assert_eq!(found.problems, 0);
+                Ok(())
+            }),
+        ),
+        (
+            "verify",
+            Box::new(|repository, problems| {
+                let key = host_key(&state).unwrap();
+                let access = host_access(&key).unwrap();
+                let catalog = Catalog::view(&state.catalog_path(), id).unwrap();
+                let inventory = Inventory { repository: &repository, access: &access, monitor: problems, stop: &stop };
+                let found = inventory.verify(&catalog, &state, &key.certificate()).map_err(|error| error.kind())?;
+                assert_eq!(found.problems, 0);
+                Ok(())
+            }),
+        ),
+        (
+            "prune",
+            Box::new(|repository, problems| {
+                let options = prune::Options {
+                    max_waste: 0.0,
+                    max_copy: u64::MAX,
+                    max_duration: None,
+                    grace: Duration::ZERO,
+                    now: None,
+                };
+                let pruned = prune::prune(&repository, &state, &options, Duration::ZERO, problems, &stop);
+                assert_eq!(pruned.map_err(|error| error.kind())?.damaged_packs, 0);
+                Ok(())
+            }),
+        ),
+        (
+            "backup",
+            Box::new(|repository, problems| {
+                let selection = Selection { paths: vec![remote.site.source()], ..Selection::default() };
+                let policy = RunPolicy { recheck: u64::MAX, ..RunPolicy::default() };
+                let options = Options { selection, policy, ..Options::default() };
+                let summary = back_up(&repository, &remote.site.state(), &options, problems, &stop);
+                assert_eq!(summary.map_err(|error| error.kind())?.problems, 0);
+                Ok(())
+            }),
+        ),
+    ];
+    for (command, run) in &commands {
+        for kind in [ErrorKind::Unavailable, ErrorKind::Refused] {
+            let mut after = 0;
+            loop {
+                let mut faults = None;
+                let repository = remote.repository(|storage| {
+                    let (faulty, steering) = Faulty::new(storage);
+                    faults = Some(steering);
+                    Box::new(faulty)
+                });
+                let faults = faults.unwrap();
+                faults.add(Fault { operation: None, after, times: u64::MAX, kind, takes_effect: false });
+                let problems = Problems::default();
+                let result = run(repository, &problems);
+                let problems = problems.0.into_inner().unwrap();
+                assert_eq!(problems, [] as [String; 0], "{command}, {kind:?} after {after} operations");
+                if faults.failures() == 0 {
+                    result.unwrap();
+                    break;
+                }
+                assert_eq!(result, Err(FailureKind::Unavailable), "{command}, {kind:?} after {after} operations");
+                // Each run that fails leaves objects, so the next one has more to do.
+                let writes = matches!(*command, "prune" | "backup");
+                after += if writes { 1 + after / 4 } else { 1 };
+            }
+            assert!(after > 5, "{command}: {after} operations");
+        }
+    }
     remote.holds();
 }

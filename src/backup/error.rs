@@ -85,6 +85,7 @@ impl Failure for Error {
     fn kind(&self) -> FailureKind {
         match self {
             Error::Repository(error) => error.kind(),
+            Error::Target(error) => error.kind(),
             Error::Catalog(error) => error.kind(),
             Error::Session(error) => error.kind(),
             Error::Source(error) => error.kind(),

@@ -7,7 +7,7 @@ use std::collections::HashSet;
 use std::path::Path;
 
 use super::known::{DatedName, Documents, KnownDocuments, are_counted_except_some};
-use super::{Checker, Error};
+use super::{Checker, Error, of_target};
 use crate::format::generation::{Generation, NameSet};
 use crate::format::name::{self, GenerationName, SnapshotName};
 use crate::monitor;
@@ -39,7 +39,14 @@ impl Checker<'_> {
     ) -> Result<(), Error> {
         let known: HashSet<_> = snapshots.iter().chain(forgotten).collect();
         let mut unlisted = std::mem::take(&mut self.indexed_snapshots);
-        unlisted.retain(|(snapshot, _)| !known.contains(snapshot) && !self.exists(snapshot));
+        unlisted.retain(|(snapshot, _)| !known.contains(snapshot));
+        let mut lost = Vec::new();
+        for (snapshot, index) in unlisted {
+            if !self.exists(&snapshot)? {
+                lost.push((snapshot, index));
+            }
+        }
+        let mut unlisted = lost;
         let is_counted = |snapshot: &SnapshotName| last.is_some_and(|last| snapshot.sequence < last.number);
         for (snapshot, index) in unlisted.iter().filter(|(snapshot, _)| !is_counted(snapshot)) {
             self.report.note(format!(
@@ -92,8 +99,11 @@ impl Checker<'_> {
     }
 
     /// Whether a snapshot is in the repository, although it was not listed.
-    fn exists(&self, snapshot: &SnapshotName) -> bool {
-        self.reader.repository().target().length(&snapshot.object()).is_ok()
+    fn exists(&self, snapshot: &SnapshotName) -> Result<bool, Error> {
+        match self.reader.repository().target().length(&snapshot.object()) {
+            Err(error) if error.is_away() => Err(of_target(error)),
+            length => Ok(length.is_ok()),
+        }
     }
 
     /// Reports snapshots that indexes name if the census counted them, and adds them to `counted`. It did not count those of

@@ -107,7 +107,7 @@ impl Checker<'_> {
                 self.report.doubt(Path::new(&reading.object), error.to_string());
                 return Ok(());
             }
-            Err(error) => self.problem(Path::new(&reading.object), &error.to_string()),
+            Err(error) => self.unread(Path::new(&reading.object), error)?,
             Ok(()) => {
                 let digest = Some(Digest::from(reading.hasher.finalize()));
                 if !reading.is_damaged && digest != record.header.digest {
@@ -190,5 +190,5 @@ impl Checker<'_> {
 
 /// Whether no more of an object can be read after this error.
 fn is_over(error: &storage::Error) -> bool {
-    matches!(error.kind, ErrorKind::NotFound | ErrorKind::Truncated)
+    error.is_away() || matches!(error.kind, ErrorKind::NotFound | ErrorKind::Truncated)
 }

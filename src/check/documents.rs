@@ -7,7 +7,7 @@ use crate::crypt::Certificate;
 use crate::format::name;
 use crate::format::secrets::Secrets;
 use crate::monitor;
-use crate::reader;
+use crate::{reader, repository};
 
 impl Checker<'_> {
     /// Opens the documents that only writers need. Ignores objects whose names are not those of documents.
@@ -84,8 +84,10 @@ impl Checker<'_> {
         }
         for object in self.list(name::KEYS)? {
             self.check_interrupted()?;
-            if let Err(error) = self.reader.repository().keys().check(&object) {
-                self.problem(Path::new(&object), &error.to_string());
+            match self.reader.repository().keys().check(&object) {
+                Ok(()) => {}
+                Err(repository::Error::Target(error)) => self.unread(Path::new(&object), error)?,
+                Err(error) => self.problem(Path::new(&object), &error.to_string()),
             }
         }
         Ok(())

@@ -53,7 +53,8 @@ use crate::format::id::ObjectId;
 use crate::format::name::{self, SnapshotName};
 use crate::monitor::{self, Monitor};
 use crate::reader::{self, Reader};
-use crate::storage::ObjectInfo;
+use crate::repository;
+use crate::storage::{self, ObjectInfo};
 use known::KnownDocuments;
 use packs::PackTable;
 use report::Report;
@@ -100,15 +101,23 @@ impl Failure for Error {
     }
 }
 
+fn of_target(error: storage::Error) -> Error {
+    reader::Error::from(repository::Error::from(error)).into()
+}
+
 /// Checks a repository; with `read_data`, reads and verifies all data too.
 pub fn check(reader: &Reader, read_data: bool, monitor: &dyn Monitor, stop: &AtomicBool) -> Result<Summary, Error> {
     let mut report = Report::new(reader.repository(), monitor);
     let (mut read_data, mut packs) = (read_data, 0);
     loop {
         let mut pass = Checker::new(reader, read_data, monitor, stop, report)?;
-        let result = pass.check();
+        let result = match pass.check() {
+            // Doubts stay doubts: the target cannot be asked about them.
+            Err(error) if error.kind() == FailureKind::Unavailable => return Err(error),
+            result => result,
+        };
         packs += pass.summary.packs;
-        let is_outdated = pass.report.end_pass();
+        let is_outdated = pass.report.end_pass().map_err(of_target)?;
         result?;
         if !is_outdated {
             return Ok(Summary { packs, problems: pass.report.problems(), ..pass.summary });
@@ -217,7 +226,7 @@ impl<'a> Checker<'a> {
             None => foreign.push(name),
         };
         let listed = self.reader.repository().target().visit(name::PACKS, &mut found);
-        listed.map_err(|e| reader::Error::from(crate::repository::Error::from(e)))?;
+        listed.map_err(of_target)?;
         Ok(packs)
     }
 
@@ -225,8 +234,7 @@ impl<'a> Checker<'a> {
     fn list(&mut self, prefix: &str) -> Result<Vec<String>, Error> {
         self.check_interrupted()?;
         let objects = self.reader.repository().target().list(prefix);
-        let objects = objects.map_err(|e| reader::Error::from(crate::repository::Error::from(e)))?;
-        let names: Vec<_> = objects.into_iter().map(|object| object.name).collect();
+        let names: Vec<_> = objects.map_err(of_target)?.into_iter().map(|object| object.name).collect();
         self.report.listed(prefix, &names);
         Ok(names)
     }
@@ -257,17 +265,29 @@ impl<'a> Checker<'a> {
         if error.is_key_problem() && !self.opened {
             return Err(error.into());
         }
-        self.failed(object, &error);
-        Ok(())
+        self.failed(object, &error)
     }
 
-    /// Reports an object that cannot be read.
-    fn failed(&mut self, path: &Path, error: &reader::Error) {
+    /// Reports an object that cannot be read. If the target is away, the check ends, as that says nothing about the object.
+    fn failed(&mut self, path: &Path, error: &reader::Error) -> Result<(), Error> {
+        if error.kind() == FailureKind::Unavailable {
+            return Err(error.clone().into());
+        }
         if error.is_absent() {
             self.report.doubt(path, error.to_string());
         } else {
             self.problem(path, &error.to_string());
         }
+        Ok(())
+    }
+
+    /// The same for an error of the target.
+    fn unread(&mut self, path: &Path, error: storage::Error) -> Result<(), Error> {
+        if error.is_away() {
+            return Err(of_target(error));
+        }
+        self.problem(path, &error.to_string());
+        Ok(())
     }
 
     fn check_interrupted(&self) -> Result<(), Error> {

@@ -5,10 +5,12 @@ use std::path::Path;
 
 use super::content::check_location;
 use super::{Checker, Error};
+use crate::failure::{Failure, FailureKind};
 use crate::format::id::ObjectId;
 use crate::format::moved::Moved;
 use crate::format::{BlockLocation, PackId, name};
 use crate::monitor;
+use crate::reader;
 
 impl Checker<'_> {
     /// Compares each block of the carriers with its birth pack, and notes which blocks of birth packs are carried.
@@ -72,7 +74,7 @@ impl Checker<'_> {
             let prefix = birth.as_bytes()[0];
             let moved = match shard.take() {
                 Some((there, moved)) if there == prefix => moved,
-                _ => self.shard(prefix),
+                _ => self.shard(prefix)?,
             };
             self.lost(row, birth, moved.as_ref())?;
             shard = Some((prefix, moved));
@@ -81,9 +83,13 @@ impl Checker<'_> {
     }
 
     /// Opens the shard of a prefix; `None` if there is none.
-    fn shard(&self, prefix: u8) -> Option<Moved> {
-        let id = self.last_shards.get(&prefix)?;
-        self.reader.access().moved(self.reader.repository(), prefix, *id).ok()
+    fn shard(&self, prefix: u8) -> Result<Option<Moved>, Error> {
+        let Some(id) = self.last_shards.get(&prefix) else { return Ok(None) };
+        match self.reader.access().moved(self.reader.repository(), prefix, *id) {
+            Err(error) if error.kind() == FailureKind::Unavailable => Err(reader::Error::from(error).into()),
+            // It was opened before, so it was removed or damaged meanwhile.
+            moved => Ok(moved.ok()),
+        }
     }
 
     /// Checks that a shard says where the blocks of a pack are that was removed or damaged, and notes which chunks of it

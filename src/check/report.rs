@@ -14,6 +14,7 @@ use crate::format::generation::NameSet;
 use crate::format::name;
 use crate::monitor::Monitor;
 use crate::repository::Repository;
+use crate::storage;
 
 /// Maximum number of passes. Doubts of the last one are problems.
 const PASSES: u32 = 3;
@@ -37,6 +38,8 @@ pub(super) struct Report<'a> {
     is_outdated: bool,
     /// Printed at the end of the last pass.
     notes: Vec<String>,
+    /// The target was away when documents had to be listed again.
+    away: Option<storage::Error>,
 }
 
 impl<'a> Report<'a> {
@@ -50,6 +53,7 @@ impl<'a> Report<'a> {
             doubts: Vec::new(),
             is_outdated: false,
             notes: Vec::new(),
+            away: None,
         }
     }
 
@@ -97,37 +101,51 @@ impl<'a> Report<'a> {
     /// Reports the doubts so far, unless documents were changed.
     pub(super) fn settle(&mut self) {
         let doubts = std::mem::take(&mut self.doubts);
-        if doubts.is_empty() || self.is_outdated {
+        if doubts.is_empty() || self.is_outdated || self.away.is_some() {
             return;
         }
-        self.is_outdated = self.pass < PASSES && self.is_changed();
-        if !self.is_outdated {
+        match self.is_changed() {
+            Ok(is_changed) => self.is_outdated = self.pass < PASSES && is_changed,
+            Err(error) => self.away = Some(error),
+        }
+        if !self.is_outdated && self.away.is_none() {
             doubts.into_iter().for_each(|(path, why)| self.problem(&path, &why));
         }
     }
 
-    /// Ends a pass. Returns whether another one is needed.
-    pub(super) fn end_pass(&mut self) -> bool {
+    /// Ends a pass. Returns whether another one is needed. Fails if the target was away.
+    pub(super) fn end_pass(&mut self) -> Result<bool, storage::Error> {
         self.settle();
+        if let Some(away) = self.away.take() {
+            return Err(away);
+        }
         let notes = std::mem::take(&mut self.notes);
         if !self.is_outdated {
             notes.iter().for_each(|note| self.monitor.note(note));
-            return false;
+            return Ok(false);
         }
         self.is_outdated = false;
         self.listed.clear();
         self.pass += 1;
-        true
+        Ok(true)
     }
 
-    /// Whether documents were added or removed since they were listed. If they cannot be listed now, they count as unchanged.
-    fn is_changed(&self) -> bool {
-        self.listed.iter().any(|(folder, before)| {
-            self.repository.target().list(folder).is_ok_and(|objects| {
-                let names: Vec<_> = objects.into_iter().map(|object| object.name).collect();
-                set_of(&names) != *before
-            })
-        })
+    /// Whether documents were added or removed since they were listed. If they cannot be listed now, they count as unchanged,
+    /// unless the target is away.
+    fn is_changed(&self) -> Result<bool, storage::Error> {
+        for (folder, before) in &self.listed {
+            match self.repository.target().list(folder) {
+                Ok(objects) => {
+                    let names: Vec<_> = objects.into_iter().map(|object| object.name).collect();
+                    if set_of(&names) != *before {
+                        return Ok(true);
+                    }
+                }
+                Err(error) if error.is_away() => return Err(error),
+                Err(_) => {}
+            }
+        }
+        Ok(false)
     }
 }
 

@@ -16,7 +16,7 @@ impl Checker<'_> {
                 Ok(list) => self.sums_of(&PathBuf::from(&object), &list)?,
                 // A concurrent run may remove leftovers of a killed one.
                 Err(error) if error.kind == ErrorKind::NotFound => {}
-                Err(error) => self.problem(Path::new(&object), &error.to_string()),
+                Err(error) => self.unread(Path::new(&object), error)?,
             }
         }
         for row in 0..self.packs.len() {

@@ -65,7 +65,7 @@ impl Checker<'_> {
             self.opened = true;
             let source = self.reader.access().source(self.reader.repository(), name.source);
             if let Err(error) = source {
-                self.failed(&object, &error.into());
+                self.failed(&object, &error.into())?;
             }
             let shown = self.reader.source_name(name.source).unwrap_or_else(|_| name.source.to_string());
             let lacking = self.tree(&root, PathBuf::from(shown).join(&name.time))?;
@@ -122,7 +122,7 @@ impl Checker<'_> {
                     }
                 }
                 WalkStep::Failed(error) => match error.cause::<reader::Error>() {
-                    Some(error) => self.failed(&path, error),
+                    Some(error) => self.failed(&path, error)?,
                     None => self.problem(&path, &error.to_string()),
                 },
                 WalkStep::Leave => {
@@ -233,7 +233,7 @@ impl Checker<'_> {
         match result {
             Ok(()) => {}
             Err(error) if is_lost => self.report.doubt(path, error.to_string()),
-            Err(error) => self.failed(path, &error),
+            Err(error) => self.failed(path, &error)?,
         }
         if let Some((at, index)) = differs {
             self.differs(path, &at, index);

@@ -7,6 +7,7 @@
 
 use super::context::Inventory;
 use super::error::Error;
+use crate::failure::{Failure, FailureKind};
 use crate::format::generation::{Generation, Role};
 use crate::format::name::{self, GenerationName};
 use crate::repository;
@@ -75,6 +76,7 @@ impl Inventory<'_> {
                         continue;
                     }
                     Err(repository::Error::Target(error)) if error.kind == ErrorKind::NotFound => continue,
+                    Err(error) if error.kind() == FailureKind::Unavailable => return Err(error.into()),
                     // May be temporary, so it is not added to `learnt`.
                     Err(error @ repository::Error::Target(_)) if !self.repository.is_there() => {
                         return Err(error.into());

@@ -9,7 +9,7 @@ use super::error::Error;
 use super::reconcile::Reconciled;
 use crate::catalog::{Catalog, Trust};
 use crate::crypt::{Certificate, Fingerprint};
-use crate::failure::Failure;
+use crate::failure::{Failure, FailureKind};
 use crate::format::id::CatalogId;
 use crate::format::name;
 use crate::format::secrets::Secrets;
@@ -79,6 +79,8 @@ impl Inventory<'_> {
             match self.access.secrets(self.repository, id) {
                 Ok(secrets) if found.as_ref().is_some_and(|found| found.edition > secrets.edition) => {}
                 Ok(secrets) => found = Some(secrets),
+                // It may be the newest one.
+                Err(error) if error.kind() == FailureKind::Unavailable => return Err(error.into()),
                 Err(error) => failed = Some(error),
             }
         }

@@ -14,6 +14,7 @@ use super::error::Error;
 use super::tombstones::Tombstones;
 use crate::catalog::{Catalog, Condemned, Folder, Presence, SnapshotRow};
 use crate::crypt;
+use crate::failure::{Failure, FailureKind};
 use crate::format::id::{ObjectId, SnapshotId};
 use crate::format::name;
 use crate::format::usage::SnapshotUsage;
@@ -135,6 +136,7 @@ impl Inventory<'_> {
             self.check_interrupted()?;
             let index = match self.access.index(self.repository, id) {
                 Ok(index) => index,
+                Err(error) if error.kind() == FailureKind::Unavailable => return Err(error.into()),
                 Err(error) => {
                     found.unusable_indexes += 1;
                     if is_foreign(&error) {

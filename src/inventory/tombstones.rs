@@ -7,6 +7,7 @@ use super::context::Inventory;
 use super::error::Error;
 use super::reconcile::is_foreign;
 use crate::catalog::{Catalog, Folder, Presence, SnapshotRow};
+use crate::failure::{Failure, FailureKind};
 use crate::format::PackId;
 use crate::format::forgotten::{Forgotten, Newest};
 use crate::format::id::SnapshotId;
@@ -64,6 +65,7 @@ impl Inventory<'_> {
                         condemned.extend(packs);
                     }
                 }
+                Err(error) if error.kind() == FailureKind::Unavailable => return Err(error.into()),
                 Err(error @ repository::Error::Target(_)) if !self.repository.is_there() => return Err(error.into()),
                 Err(error) if is_foreign(&error) => {}
                 Err(error) => self.monitor.problem(Path::new(&object.name), &error.to_string()),

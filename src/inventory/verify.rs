@@ -8,6 +8,7 @@ use super::error::Error;
 use super::reconcile::is_foreign;
 use crate::catalog::{Catalog, Claims, Presence};
 use crate::crypt::Certificate;
+use crate::failure::{Failure, FailureKind};
 use crate::format::sums::{PackSum, SUMS_SIZE};
 use crate::format::{Digest, PackId, name, sums};
 use crate::monitor::count;
@@ -40,7 +41,8 @@ struct PackRecords {
 }
 
 impl Inventory<'_> {
-    /// Compares all claims of a catalog with the repository. `host` is this machine's certificate.
+    /// Compares all claims of a catalog with the repository. `host` is this machine's certificate. If the target is away, that
+    /// is an error, and not a problem.
     pub fn verify(&self, catalog: &Catalog, state: &RepositoryState, host: &Certificate) -> Result<Verified, Error> {
         let path = &state.catalog_path();
         let mut found = Verified::default();
@@ -66,6 +68,9 @@ impl Inventory<'_> {
         if lost.iter().all(|lost| lost.object != name::SECRETS)
             && let Err(error) = self.secrets()
         {
+            if error.kind() == FailureKind::Unavailable {
+                return Err(error);
+            }
             problem(Path::new(name::SECRETS), &error.to_string());
         }
         let records = self.pack_records(&mut problem)?;
@@ -166,6 +171,7 @@ impl Inventory<'_> {
                 }
                 // Written by a former host; its packs are in another index, too.
                 Err(error) if is_foreign(&error) => {}
+                Err(error) if error.kind() == FailureKind::Unavailable => return Err(error.into()),
                 Err(error) => problem(Path::new(&name::index(id)), &error.to_string()),
             }
         }
@@ -176,6 +182,7 @@ impl Inventory<'_> {
             self.check_interrupted()?;
             let list = match self.repository.target().get(&object.name, SUMS_SIZE) {
                 Ok(list) => list,
+                Err(error) if error.is_away() => return Err(error.into()),
                 Err(error) => {
                     problem(Path::new(&object.name), &error.to_string());
                     continue;

@@ -7,7 +7,8 @@ use crate::catalog::Catalog;
 use crate::format::generation::{Generation, Role};
 use crate::format::id::RunId;
 use crate::format::name::GenerationName;
-use crate::repository::{Access, Repository, Writer};
+use crate::repository::{self, Access, Repository, Writer};
+use crate::storage::ErrorKind;
 
 /// What is needed to see the generations of other runs.
 pub(super) struct Rivals<'a> {
@@ -28,12 +29,19 @@ impl Rivals<'_> {
             }
             match self.access.generation(self.repository, name) {
                 Ok(_) => return Err(Error::ConcurrentWriter { found: name.number }),
+                // It may be that of a rival.
+                Err(error) if is_unknown(&error) => return Err(error.into()),
                 // Anyone may have created it.
                 Err(_) => self.strange.push((name, length)),
             }
         }
         Ok(listed)
     }
+}
+
+/// Whether an error says nothing about the object, such as that of a target that is away.
+fn is_unknown(error: &repository::Error) -> bool {
+    matches!(error, repository::Error::Target(error) if error.is_away() || error.kind == ErrorKind::Other)
 }
 
 /// Announces a run, before it writes anything else: writes its generation, and then looks for those of other runs. Of two
