@@ -7,7 +7,7 @@ mod common;
 
 use std::fs;
 use std::num::NonZeroU64;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::sync::atomic::AtomicBool;
 use std::sync::{Arc, Mutex};
@@ -85,6 +85,19 @@ impl Remote {
         command.stdout(Stdio::null()).stderr(log).spawn().unwrap()
     }
 
+    /// Copies the state, as a clone of the machine has it.
+    fn clone_state(&self, clone: &Path) {
+        let _ = fs::remove_dir_all(clone);
+        assert!(Command::new("cp").arg("-a").args([&self.site.state(), clone]).status().unwrap().success());
+    }
+
+    /// A command under way with this state.
+    fn begin_as(&self, state: &Path, arguments: &[&str]) -> Child {
+        let mut command = self.command(arguments);
+        command.env("BRACKFS_STATE_DIR", state).stdout(Stdio::null()).stderr(Stdio::piped());
+        command.spawn().unwrap()
+    }
+
     /// What the backup under way has said.
     fn said(&self) -> String {
         fs::read_to_string(self.site.path().join("messages")).unwrap()
@@ -108,6 +121,20 @@ impl Remote {
         let packs = self.repo().join("packs");
         let is_pack = |path: &&PathBuf| path.is_file() && !path.to_str().unwrap().contains(".tmp-");
         if packs.exists() { common::paths_below(&packs).iter().filter(is_pack).count() } else { 0 }
+    }
+}
+
+/// Waits for a run. Returns whether it was stopped because of another machine with the same state.
+fn is_stopped(run: Child) -> bool {
+    let run = run.wait_with_output().unwrap();
+    let said = String::from_utf8_lossy(&run.stderr);
+    match run.status.code() {
+        Some(0) => false,
+        Some(1) => {
+            assert!(said.contains("another machine") && said.contains("brackfs adopt"), "{said}");
+            true
+        }
+        other => panic!("{other:?}: {said}"),
     }
 }
 
@@ -392,6 +419,72 @@ fn a_server_that_freezes_is_given_up_and_the_backup_goes_on() {
     remote.server.cut();
     remote.brackfs(&["check", "--read-data"]).ok();
     remote.holds();
+}
+
+#[test]
+fn two_machines_with_one_state_that_write_at_the_same_time_harm_nothing() {
+    let remote = Remote::ready(&[("file", noise("file", MIB))]);
+    remote.backup(&[]).ok();
+    let clone = remote.site.path().join("clone");
+    let (mut stopped, mut ended) = (0, 0);
+    for round in 0..4 {
+        remote.clone_state(&clone);
+        remote.site.write("changing", noise(&format!("round {round}"), 20 * MIB));
+        age(&remote.site.source());
+        settle();
+        let arguments = ["backup", &remote.source(), "--limit-upload", "20MiB"];
+        let runs = [remote.site.state(), clone.clone()].map(|state| remote.begin_as(&state, &arguments));
+        let are_stopped = runs.map(is_stopped);
+        assert!(are_stopped.contains(&true), "both wrote");
+        stopped += are_stopped.iter().filter(|is_stopped| **is_stopped).count();
+        ended += are_stopped.iter().filter(|is_stopped| !**is_stopped).count();
+        remote.brackfs(&["check", "--read-data"]).ok();
+        // The user decides for one of them, which removes what was left.
+        remote.brackfs(&["adopt"]).ok();
+        remote.backup(&[]).ok();
+        remote.brackfs(&["check", "--read-data"]).ok();
+        remote.holds();
+    }
+    println!("{stopped} runs stopped, {ended} ended");
+    remote.brackfs(&["forget", "--keep-last", "1", "--force"]).ok();
+    remote.backup(&[]).ok();
+    remote.brackfs(&["prune", "--grace", "0"]).ok();
+    remote.brackfs(&["check", "--read-data"]).ok();
+    remote.holds();
+}
+
+#[test]
+fn a_clone_that_prunes_during_a_backup_removes_nothing_that_the_backup_needs() {
+    let remote = Remote::ready(&[("file", noise("file", MIB))]);
+    remote.backup(&[]).ok();
+    let clone = remote.site.path().join("clone");
+    let (mut stopped, mut ended) = (0, 0);
+    for round in 0..6u64 {
+        // What is not needed any more comes back at the moment when it is removed.
+        for content in ["odd", "even"] {
+            remote.site.write("changing", noise(content, 4 * MIB));
+            age(&remote.site.source());
+            settle();
+            remote.backup(&[]).ok();
+        }
+        remote.brackfs(&["forget", "--keep-last", "1", "--force"]).ok();
+        remote.clone_state(&clone);
+        remote.site.write("changing", noise("odd", 4 * MIB));
+        age(&remote.site.source());
+        settle();
+        let prune = remote.begin_as(&clone, &["prune", "--grace", "0", "--max-waste", "0%"]);
+        sleep(Duration::from_millis(round * 100));
+        let backup = remote.begin_as(&remote.site.state(), &["backup", &remote.source()]);
+        for is_stopped in [prune, backup].map(is_stopped) {
+            *(if is_stopped { &mut stopped } else { &mut ended }) += 1;
+        }
+        remote.brackfs(&["check", "--read-data"]).ok();
+        remote.brackfs(&["adopt"]).ok();
+        remote.backup(&[]).ok();
+        remote.brackfs(&["check", "--read-data"]).ok();
+        remote.holds();
+    }
+    println!("{stopped} runs stopped, {ended} ended");
 }
 
 #[test]
