@@ -240,19 +240,21 @@ fn passwords_in_locations_are_refused_and_never_repeated() {
 }
 
 #[test]
-fn no_process_shows_a_secret() {
-    let remote = Remote::ready(&borrowed(&many("file", 4)));
-    let mut backup = remote.begin_backup(&[]);
-    let mut seen = false;
+fn connections_are_bounded_and_no_process_shows_a_secret() {
+    let remote = Remote::ready(&borrowed(&many("file", 8)));
+    let mut backup = remote.begin_backup(&["--connections", "2", "--limit-upload", "16MiB"]);
+    let mut most = 0;
+    let program = format!("{} -o", remote.server.ssh());
     let secret = fs::read_to_string(remote.server.key()).unwrap();
     let secret = secret.lines().nth(1).unwrap();
     while backup.try_wait().unwrap().is_none() {
         let shown = Command::new("ps").args(["-eo", "args"]).output().unwrap();
         let shown = String::from_utf8_lossy(&shown.stdout).into_owned();
-        seen |= shown.lines().any(|line| line.starts_with("ssh ") && line.contains("-s -- 127.0.0.1 sftp"));
+        let is_ours = |line: &&str| line.starts_with(&program) && line.contains("-s -- 127.0.0.1 sftp");
+        most = most.max(shown.lines().filter(is_ours).count());
         assert!(!shown.contains(secret));
     }
-    assert!(seen, "no ssh was seen");
+    assert_eq!(most, 2);
     assert!(backup.wait().unwrap().success(), "{}", remote.said());
 }
 
@@ -325,11 +327,12 @@ fn a_connection_cut_while_a_restore_reads_is_made_again() {
     remote.backup(&[]).ok();
     let out = remote.site.path().join("out");
     let mut restore =
-        remote.command(&["restore", "latest", "--limit-download", "40MiB", "--to", out.to_str().unwrap()]);
-    let mut restore = restore.stdout(Stdio::null()).spawn().unwrap();
+        remote.command(&["restore", "latest", "-q", "--limit-download", "40MiB", "--to", out.to_str().unwrap()]);
+    let restore = restore.stdout(Stdio::null()).stderr(Stdio::piped()).spawn().unwrap();
     until("the restore begins", || out.join("file0").exists());
     assert!(remote.server.cut());
-    assert!(restore.wait().unwrap().success());
+    let restore = restore.wait_with_output().unwrap();
+    assert!(restore.status.success() && restore.stderr.is_empty(), "{restore:?}");
     assert!(tree(&out) == tree(&remote.site.source()));
 }
 

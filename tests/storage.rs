@@ -646,6 +646,8 @@ fn a_folder_with_a_million_names_is_listed() {
     let mut count = 0;
     flawed.open().visit("index/", &mut |_| count += 1).unwrap();
     assert_eq!(count, 1_000_000);
+    let error = Flawed::new(&["many-folders"]).open().visit("index/", &mut |_| ()).unwrap_err();
+    assert!(error.to_string().contains("too many folders"), "{error}");
 }
 
 #[test]

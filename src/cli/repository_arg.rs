@@ -113,7 +113,7 @@ impl RepositoryArg {
         let location = self.target.locate(&self.location, global);
         let policy = policy(usage, location.is_remote());
         let rates = Rates { upload: self.target.limit_upload, download: self.target.limit_download };
-        let shown = location.to_string();
+        let (shown, is_silent) = (location.to_string(), global.quiet);
         let wrap = |storage: Box<dyn Storage>| -> Box<dyn Storage> {
             let storage: Box<dyn Storage> = match rates {
                 Rates { upload: None, download: None } => storage,
@@ -124,7 +124,7 @@ impl RepositoryArg {
                 Some(policy) => {
                     let reminder = Reminder::default();
                     let retry = RetryStorage::new(storage, policy).with_interrupt(signals::interrupt().clone());
-                    match location.is_remote() {
+                    match location.is_remote() && !is_silent {
                         true => Box::new(retry.with_notice(move |waiting| reminder.note(&shown, waiting))),
                         false => Box::new(retry),
                     }

@@ -89,8 +89,7 @@ pub trait Storage: Send + Sync + fmt::Debug {
     fn stamp(&self, name: &str) -> Result<Stamp, Error>;
 
     /// Calls `found` with each object whose name begins with `prefix`, in any order. Memory use does not grow with the
-    /// listing, except in a [`RetryStorage`](super::RetryStorage), which collects it. The prefix ends in `/`, or is empty
-    /// for all objects. An incomplete listing is an error.
+    /// listing. The prefix ends in `/`, or is empty for all objects. An incomplete listing is an error.
     fn visit(&self, prefix: &str, found: &mut dyn FnMut(ObjectInfo)) -> Result<(), Error>;
 
     /// Removes an object, durably. A missing object is [`NotFound`](super::ErrorKind::NotFound).

@@ -12,7 +12,7 @@
 //! - [`layout`]: names of files that are not objects, in either
 //! - [`wrapper`]: storage that adds something to another one: [`retry`] waits for a target that is away, [`limit`] bounds
 //!   the bytes per second, [`log`] logs operations
-//! - [`pace`]: waits that bound a rate; [`interrupt`]: ends all waits
+//! - [`pace`]: waits that bound a rate; [`interrupt`]: ends all waits; [`listing`]: a listing that may be tried again
 //! - [`testing`]: storage in memory, storage that fails on request, and a record of all operations
 
 mod contract;
@@ -21,6 +21,7 @@ mod error;
 mod interrupt;
 mod layout;
 mod limit;
+mod listing;
 mod location;
 mod log;
 mod pace;

@@ -6,6 +6,7 @@ use uuid::Uuid;
 
 use super::contract::{Capabilities, ObjectInfo, Rivals, Stamp, Storage};
 use super::error::{Error, ErrorKind};
+use super::listing::Listing;
 use super::spool::Spool;
 
 /// The kinds of operation on a storage.
@@ -108,19 +109,21 @@ impl<W: Wrapper> Storage for W {
         stamp.ok_or_else(|| Error::new(ErrorKind::Other, "read", name, "the storage did not look at it"))
     }
 
-    /// A wrapper that repeats collects the listing first: a second try lists everything again.
+    /// A wrapper that repeats keeps the listing until it is complete: a second try lists everything again.
     fn visit(&self, prefix: &str, found: &mut dyn FnMut(ObjectInfo)) -> Result<(), Error> {
         let call = Call::new(Operation::List, prefix);
         if !W::REPEATS {
             return self.around(call, &mut || self.inner().visit(prefix, found));
         }
-        let mut objects = Vec::new();
+        let mut listing = Listing::new();
         self.around(call, &mut || {
-            objects.clear();
-            self.inner().visit(prefix, &mut |object| objects.push(object))
+            listing = Listing::new();
+            self.inner().visit(prefix, &mut |object| listing.push(&object))
         })?;
-        objects.into_iter().for_each(found);
-        Ok(())
+        listing.each(found).map_err(|error| {
+            let why = format!("cannot use a temporary file: {error}; set TMPDIR to a directory with more free space");
+            Error::new(ErrorKind::Other, "list", prefix, why)
+        })
     }
 
     fn remove(&self, name: &str) -> Result<(), Error> {

@@ -9,7 +9,7 @@ those for ssh, are ignored.
     stall N      is silent after N bytes of content
     link         ends when a hard link is made, before the reply
     remove       ends when an object is removed, before the reply
-    length, id, kind, handle, much-data, no-data, text, names, many-names
+    length, id, kind, handle, much-data, no-data, text, names, many-names, many-folders
                  changes replies, as a hostile server could
 """
 
@@ -60,8 +60,8 @@ def is_first():
         return False
 
 
-def names(id, entries):
-    attributes = struct.pack(">IQI", 1 | 4, 5, 0o100644)
+def names(id, entries, mode=0o100644):
+    attributes = struct.pack(">IQI", 1 | 4, 5, mode)
     body = bytes([NAMES]) + id + struct.pack(">I", len(entries))
     return body + b"".join(text(name) + text(b"") + attributes for name in entries)
 
@@ -111,8 +111,9 @@ while (request := take(sys.stdin.buffer)) is not None:
             os._exit(0)
         silent.set()
         time.sleep(3600)
-    if kind == READDIR and fault == "many-names" and batches.setdefault(request[5:], 0) < BATCHES:
-        send(text(names(id, [b"%09d-%d" % (at, batches[request[5:]]) for at in range(1000)])))
+    if kind == READDIR and fault in ("many-names", "many-folders") and batches.setdefault(request[5:], 0) < BATCHES:
+        mode = 0o100644 if fault == "many-names" else 0o040755
+        send(text(names(id, [b"%09d-%d" % (at, batches[request[5:]]) for at in range(1000)], mode)))
         batches[request[5:]] += 1
         continue
     is_link = kind == EXTENDED and b"hardlink@openssh.com" in request[:40]

@@ -46,6 +46,10 @@ use super::layout::{DEPTH, LOST_AND_FOUND, TEMPORARY, temporary_name, writer_of}
 use super::remote::Remote;
 use super::spool::{Spool, Spools};
 
+/// Folders, and temporary files of killed runs, that are remembered from a listing. The repository has far fewer; a hostile
+/// server may list any number.
+const MOST: usize = 100_000;
+
 /// Free bytes below which a failed write means a full disk, besides those of the object.
 const MARGIN: u64 = 1 << 20;
 
@@ -357,17 +361,23 @@ impl SftpStorage {
         let mut all = Vec::new();
         for level in 0..=depth {
             let paths: Vec<_> = folders.iter().map(|folder| self.path(folder)).collect();
-            let mut below = Vec::new();
+            let (mut below, mut too_many) = (Vec::new(), false);
             let exist = session.list(&paths, &mut |found| {
                 let folder = folders.get(found.folder).map(String::as_str).unwrap_or_default();
                 if folder.is_empty() && found.name == LOST_AND_FOUND {
                     return;
                 }
                 if found.kind == FileKind::Directory && level < depth {
-                    below.push(format!("{folder}{}/", found.name));
+                    too_many |= below.len() == MOST;
+                    if !too_many {
+                        below.push(format!("{folder}{}/", found.name));
+                    }
                 }
                 visit(folder, found.name, found.kind, found.length);
             })?;
+            if too_many {
+                return Err(Failure::Status(Status::Failure, "there are too many folders".to_owned()));
+            }
             let there = folders.into_iter().zip(exist).filter(|(_, exists)| *exists);
             all.extend(there.map(|(folder, _)| folder));
             folders = below;
@@ -533,7 +543,7 @@ impl Storage for SftpStorage {
         let failed = |failure| self.explain(&session, failure, ACTION, &self.address.path);
         let mut temporaries = Vec::new();
         self.walk(&session, prefixes, DEPTH, &mut |folder, name, _, _| {
-            if writer_of(name).is_some_and(|run| runs.contains(&run)) {
+            if temporaries.len() < MOST && writer_of(name).is_some_and(|run| runs.contains(&run)) {
                 temporaries.push((folder.to_owned(), name.to_owned()));
             }
         })
