@@ -651,6 +651,35 @@ fn a_folder_with_a_million_names_is_listed() {
 }
 
 #[test]
+fn a_server_that_allows_one_connection_is_used_with_one() {
+    let flawed = Flawed::new(&[]);
+    let lock = flawed.directory.path().join("lock");
+    let refused = flawed.directory.path().join("refused");
+    let (lock, refusals) = (lock.display(), refused.display());
+    let script = format!(
+        "mkdir {lock} || {{ echo x >> {refusals}; echo too many connections >&2; exit 255; }}; /usr/lib/openssh/sftp-server; \
+         rmdir {lock}"
+    );
+    let storage = open(&flawed.location(["sh", "-c", &script].map(str::to_owned).into())).unwrap();
+    let bytes = noise("object", 1 << 20);
+    for round in 0..3 {
+        thread::scope(|threads| {
+            for writer in 0..6 {
+                let (storage, bytes) = (&storage, &bytes);
+                threads.spawn(move || {
+                    let name = format!("packs/ab/{round}-{writer}");
+                    put(storage, &name, bytes, Rivals::None).unwrap();
+                    assert!(get(storage, &name, 0, bytes.len()).unwrap() == *bytes);
+                });
+            }
+        });
+    }
+    // After a refusal, no further connection is tried for a while.
+    let refusals = fs::read_to_string(refused).unwrap().lines().count();
+    assert!((1..=3).contains(&refusals), "{refusals}");
+}
+
+#[test]
 fn programs_other_than_ssh_are_errors_with_their_last_messages() {
     let flawed = Flawed::new(&[]);
     let held = flawed.directory.path().join("held");
