@@ -555,6 +555,21 @@ fn a_full_disk_on_the_server_ends_a_backup_at_once() {
 }
 
 #[test]
+fn a_full_disk_of_the_spool_is_named_and_ends_a_backup_at_once() {
+    let remote = Remote::ready(&borrowed(&many("file", 4)));
+    let spool = remote.site.state().join("spool");
+    fs::create_dir_all(&spool).unwrap();
+    mount_tmpfs(&spool, c"size=8m");
+    let full = remote.backup(&[]);
+    assert!(Command::new("umount").arg(&spool).status().unwrap().success());
+    let full = full.code(1);
+    assert!(full.stderr.contains(&format!("cannot write a temporary file in {}", spool.display())), "{full}");
+    assert!(full.stderr.contains("free some space") && !full.stderr.contains("waiting for"), "{full}");
+    remote.backup(&[]).ok();
+    remote.holds();
+}
+
+#[test]
 fn a_killed_backup_leaves_nothing_partial_and_its_temporaries_are_removed() {
     let remote = Remote::ready(&borrowed(&many("file", 8)));
     let mut killed = 0;

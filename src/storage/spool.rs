@@ -31,6 +31,8 @@ pub struct Spool {
     limit: u64,
     /// Where the file is, if it is in the target's directory.
     pub(super) home: Option<Home>,
+    /// The folder of the file, if it is not in the target's directory.
+    folder: Option<PathBuf>,
     /// The rate of uploads.
     pace: OnceLock<Arc<Pace>>,
     /// Held until the file is gone.
@@ -57,6 +59,7 @@ impl Spool {
             length: 0,
             limit: u64::MAX,
             home: Some(home),
+            folder: None,
             pace: OnceLock::new(),
             _slot: None,
         }
@@ -79,8 +82,10 @@ impl Spool {
             let why = format!("the target stores at most {} bytes per object", self.limit);
             return Err(Error::new(ErrorKind::TooLarge, "write", &self.object, why));
         }
-        let action = if self.home.is_some() { "write" } else { "write the temporary file of" };
-        self.file.write_all(bytes).map_err(|e| Error::io(action, &self.object, e))?;
+        self.file.write_all(bytes).map_err(|e| match &self.folder {
+            Some(folder) => Error::io("write a temporary file in", &folder.display().to_string(), e),
+            None => Error::io("write", &self.object, e),
+        })?;
         self.length = length;
         Ok(())
     }
@@ -186,10 +191,9 @@ impl Spools {
     /// Opens a spool for the object `object`, which `run` writes. Waits while all are in use.
     pub fn open(&self, object: &str, run: Uuid) -> Result<Spool, Error> {
         let slot = Slot::take(&self.slots);
-        let file = self.file().map_err(|e| {
-            let place = self.folder.clone().unwrap_or_else(std::env::temp_dir);
-            Error::io("create a temporary file in", &place.display().to_string(), e)
-        })?;
+        let folder = self.folder.clone().unwrap_or_else(std::env::temp_dir);
+        let failed = |e| Error::io("create a temporary file in", &folder.display().to_string(), e);
+        let file = self.file().map_err(failed)?;
         let object = object.to_owned();
         Ok(Spool {
             file,
@@ -198,6 +202,7 @@ impl Spools {
             length: 0,
             limit: self.limit,
             home: None,
+            folder: Some(folder),
             pace: OnceLock::new(),
             _slot: Some(slot),
         })
