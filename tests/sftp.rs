@@ -98,7 +98,7 @@ impl Remote {
         command.spawn().unwrap()
     }
 
-    /// What the backup under way has said.
+    /// The messages of the backup under way.
     fn said(&self) -> String {
         fs::read_to_string(self.site.path().join("messages")).unwrap()
     }
@@ -444,7 +444,7 @@ fn two_machines_with_one_state_that_write_at_the_same_time_harm_nothing() {
         stopped += are_stopped.iter().filter(|is_stopped| **is_stopped).count();
         ended += are_stopped.iter().filter(|is_stopped| !**is_stopped).count();
         remote.brackfs(&["check", "--read-data"]).ok();
-        // The user decides for one of them, which removes what was left.
+        // The user decides for one of them, which removes the leftovers.
         remote.brackfs(&["adopt"]).ok();
         remote.backup(&[]).ok();
         remote.brackfs(&["check", "--read-data"]).ok();
@@ -465,7 +465,7 @@ fn a_clone_that_prunes_during_a_backup_removes_nothing_that_the_backup_needs() {
     let clone = remote.site.path().join("clone");
     let (mut stopped, mut ended) = (0, 0);
     for round in 0..6u64 {
-        // What is not needed any more comes back at the moment when it is removed.
+        // Unneeded content comes back while it is being removed.
         for content in ["odd", "even"] {
             remote.site.write("changing", noise(content, 4 * MIB));
             age(&remote.site.source());

@@ -555,7 +555,7 @@ fn a_cut_or_silent_connection_is_unavailable_and_shows_nothing_partial() {
         let error = put(&storage, "packs/ab/x", &pack, Rivals::None).unwrap_err();
         assert!(error.kind == ErrorKind::Unavailable && error.to_string().contains(why), "{fault:?}: {error}");
         assert_eq!(list(&storage, ""), [], "{fault:?}");
-        // What was uploaded is removed with the next object.
+        // The partial upload is removed with the next object.
         put(&storage, "index/a", b"bytes", Rivals::None).unwrap();
         flawed.holds(&[("index/a", b"bytes")]);
     }
@@ -593,7 +593,7 @@ fn an_effect_whose_reply_was_lost_is_looked_at() {
     let storage = flawed.open();
     let error = put(&storage, "generation/1", b"ours", Rivals::Possible).unwrap_err();
     assert_eq!(error.kind, ErrorKind::Unavailable, "{error}");
-    // It is whole, and it is ours; of another writer with the same name it is not.
+    // The object is whole. Another writer with other content does not take it for its own.
     flawed.holds(&[("generation/1", b"ours"), (temporary(&flawed).as_str(), b"ours")]);
     let retry = RetryStorage::new(Box::new(storage), PATIENT);
     assert_eq!(put(&retry, "generation/1", b"else", Rivals::Possible).unwrap_err().kind, ErrorKind::AlreadyExists);
@@ -884,7 +884,7 @@ impl Monitor for Problems {
     fn entry(&self, _path: &Path, _what: &str) {}
 }
 
-/// A command on a repository: the name, and what it does. Fails if the command does.
+/// The name of a command, and a function that runs it on a repository.
 type Command<'c> = (&'static str, Box<dyn Fn(Repository, &Problems) -> Result<(), FailureKind> + 'c>);
 
 #[test]

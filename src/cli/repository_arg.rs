@@ -53,7 +53,7 @@ pub(super) struct TargetArgs {
     ssh: String,
     /// Open up to N connections to a server
     ///
-    /// A backup stores as many packs at the same time. If the server allows fewer, brackfs does with those.
+    /// A backup stores as many packs at the same time. If the server allows fewer, only those are used.
     #[arg(long, value_name = "N", default_value_t = Remote::default().connections)]
     connections: NonZeroUsize,
     /// Store at most SIZE per second
@@ -62,10 +62,10 @@ pub(super) struct TargetArgs {
     /// Read at most SIZE per second from the repository
     #[arg(long, value_name = "SIZE", value_parser = parse_rate)]
     limit_download: Option<NonZeroU64>,
-    /// Keep up to SIZE of packs that are being stored on a server in the state directory [default: 128MiB]
+    /// Use up to SIZE of the state directory for packs that wait for a server [default: 128MiB]
     ///
-    /// Packs wait there, in files without a name, until the server has them; then no more files are read. At least 64MiB
-    /// are used if they are needed.
+    /// The packs are in unnamed files. When they take SIZE, a backup reads no more files until one is stored. At least 64MiB
+    /// are used if needed.
     #[arg(long, value_name = "SIZE", value_parser = show::parse_size)]
     spool_size: Option<u64>,
 }
@@ -93,7 +93,7 @@ impl TypedValueParser for LocationParser {
     }
 }
 
-/// What uses a repository.
+/// The use of a repository.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Use {
     /// A command, which waits for a server, and fails at once if a disk is unplugged.

@@ -24,7 +24,7 @@ pub enum LocationKind {
     Sftp(Address),
 }
 
-/// A location that names no target of a supported kind. The text says what to write instead.
+/// A location that names no target of a supported kind. The text names a location to write instead.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error("{0}")]
 pub struct LocationError(String);
@@ -63,7 +63,7 @@ impl FromStr for Location {
     type Err = LocationError;
 
     /// Parses a path or a URL. A colon before the first slash is how other programs name a machine or a service, so it is
-    /// refused; `./` in front makes it a path. The error does not repeat what may be a password.
+    /// refused; `./` in front makes it a path. The error does not repeat a possible password.
     fn from_str(text: &str) -> Result<Self, LocationError> {
         let directory = |path: &str| Location::new(text, LocationKind::Directory(path.into()));
         if let Some(path) = text.strip_prefix("file://") {

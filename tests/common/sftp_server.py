@@ -67,7 +67,7 @@ def names(id, entries, mode=0o100644):
 
 
 def changed(reply):
-    """What the client gets instead of a reply."""
+    """The message to the client in place of a reply."""
     kind, id, request = reply[0], reply[1:5], kinds.pop(reply[1:5], None)
     if request == READ and fault == "length":
         return b"\xff\xff\xff\xff"

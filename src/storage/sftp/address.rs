@@ -14,7 +14,7 @@ pub struct Address {
 }
 
 impl Address {
-    /// Parses a URL. The error says what is wrong with it and never repeats any part of it, as it may be a password.
+    /// Parses a URL. The error names the mistake and never repeats a part of the URL, which may be a password.
     pub(in crate::storage) fn parse(url: &str) -> Result<Self, &'static str> {
         let rest = url.strip_prefix("sftp://").ok_or("write sftp://HOST/PATH")?;
         let (authority, path) = rest.split_once('/').ok_or("the path is missing: write sftp://HOST/PATH")?;
@@ -122,7 +122,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_wrong_is_said_without_repeating_it() {
+    fn errors_never_repeat_the_url() {
         for (url, why) in [
             ("sftp://me:secret@host/x", "password"),
             ("sftp://me:secret@corp@host/x", "password"),

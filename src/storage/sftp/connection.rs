@@ -2,7 +2,7 @@
 //!
 //! Requests are pipelined: [`Connection::send`] returns before the reply is there, and [`Pending::wait`] waits for it. If
 //! no byte moves in either direction for a time while a reply is due, the connection is closed, so that no operation waits
-//! for a dead server. Whatever ends a connection ends all its requests with [`Failure::Lost`].
+//! for a dead server. When a connection ends, all its requests end with [`Failure::Lost`].
 
 use std::collections::HashMap;
 use std::io::{self, ErrorKind as IoKind, Read};
@@ -192,7 +192,7 @@ impl Drop for Connection {
         };
         if !ends(ENDING) {
             self.shared.lose(ErrorKind::Unavailable, "the connection is closed");
-            // If a process that ssh started holds its pipes open, the receiver is left to itself.
+            // If a process that ssh started keeps the pipes open, the receiver is abandoned.
             ends(2 * ENDING);
         }
     }
@@ -315,7 +315,7 @@ impl Receiver {
     fn run(mut self) {
         let end = self.receive();
         let failure = match end {
-            // What ssh says explains the end of its output.
+            // ssh's messages explain the end of its output.
             Ok(()) => {
                 self.reap();
                 self.hear(LAST_WORDS);

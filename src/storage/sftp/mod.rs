@@ -5,7 +5,7 @@
 //!
 //! An object is written to a temporary file `.tmp-<run>-<uuid>` in its own folder, synced, and hard-linked to its name,
 //! which fails if the name is taken. Then the folder is synced and the temporary name removed. So nothing partial ever has
-//! an object's name. What a killed run or a broken connection leaves are temporary files, which listings skip.
+//! an object's name. A killed run or a broken connection leaves only temporary files, which listings skip.
 //!
 //! Fallbacks for servers that lack some of this:
 //! - no hard links: the temporary is renamed after a check that the name is free
@@ -15,7 +15,7 @@
 //!
 //! - [`address`]: where the directory is
 //! - [`wire`]: messages; [`failure`]: why a request failed
-//! - [`ssh`]: how ssh is started, and what its messages mean
+//! - [`ssh`]: starts ssh and interprets its messages
 //! - [`connection`]: requests and replies over one ssh process
 //! - [`session`]: operations on files over one connection
 //! - [`pool`]: several connections

@@ -1,4 +1,4 @@
-//! The ssh program: how it is started, and what its messages mean.
+//! Starts the ssh program and interprets its messages.
 
 use std::io;
 use std::os::unix::process::CommandExt;
