@@ -1,7 +1,9 @@
 //! Options that say where the repository is and how to reach it, and opening it.
 
 use std::ffi::OsStr;
+use std::fmt;
 use std::num::{NonZeroU64, NonZeroUsize};
+use std::path::PathBuf;
 use std::sync::Mutex;
 use std::time::{Duration, Instant};
 
@@ -13,7 +15,7 @@ use clap::{Arg, Args, Command, ValueHint};
 use super::global::Global;
 use super::{show, signals, terminal};
 use crate::repository::Repository;
-use crate::storage::{Limit, Location, Rates, Remote, RetryPolicy, RetryStorage, Storage, Waiting};
+use crate::storage::{Limit, Location, Rates, Remote, RetryPolicy, RetryStorage, Storage, Waiting, parse_endpoint};
 
 /// Heading of these options in help and manual pages.
 const HEADING: &str = "Target options";
@@ -28,7 +30,7 @@ const REMINDER: Duration = Duration::from_secs(60);
 /// The repository of a command.
 #[derive(Debug, Args)]
 pub(super) struct RepositoryArg {
-    /// Use this repository: a directory, or sftp://USER@HOST/PATH
+    /// Use this repository: a directory, sftp://USER@HOST/PATH, or s3://BUCKET/PREFIX
     ///
     /// See brackfs-targets(7).
     #[arg(
@@ -51,6 +53,20 @@ pub(super) struct TargetArgs {
     /// Reach SFTP servers with COMMAND, a program with options, separated by spaces
     #[arg(long, env = "BRACKFS_SSH", value_name = "COMMAND", default_value = "ssh")]
     ssh: String,
+    /// Use the S3 service at URL instead of Amazon's, such as https://HOST:PORT
+    ///
+    /// Without it, AWS_ENDPOINT_URL_S3, AWS_ENDPOINT_URL and the file ~/.aws/config count.
+    #[arg(long, env = "BRACKFS_ENDPOINT", hide_env_values = true, value_name = "URL", value_parser = EndpointParser)]
+    endpoint: Option<String>,
+    /// Read the access key for S3 from FILE, in the format of ~/.aws/credentials
+    ///
+    /// The profile is AWS_PROFILE or default. Without this option, AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY count, and
+    /// then ~/.aws/credentials and ~/.aws/config.
+    #[arg(long, env = "BRACKFS_CREDENTIALS", hide_env_values = true, value_name = "FILE", value_hint = ValueHint::FilePath)]
+    credentials: Option<PathBuf>,
+    /// Trust the certificates in FILE (PEM) instead of the system's, for servers over HTTPS
+    #[arg(long, env = "BRACKFS_CA", hide_env_values = true, value_name = "FILE", value_hint = ValueHint::FilePath)]
+    ca: Option<PathBuf>,
     /// Open up to N connections to a server
     ///
     /// A backup stores as many packs at the same time. If the server allows fewer, only those are used.
@@ -82,15 +98,37 @@ impl TypedValueParser for LocationParser {
     type Value = Location;
 
     fn parse_ref(&self, command: &Command, arg: Option<&Arg>, value: &OsStr) -> Result<Location, clap::Error> {
-        let mut command = command.clone();
-        let name = arg.map(ToString::to_string).unwrap_or_default();
-        let why = match value.to_str().map(str::parse) {
-            Some(Ok(location)) => return Ok(location),
-            Some(Err(error)) => format!("invalid value for '{name}': {error}"),
-            None => return Err(clap::Error::new(ErrorKind::InvalidUtf8).with_cmd(&command)),
-        };
-        Err(command.error(ErrorKind::ValueValidation, why))
+        discreetly(command, arg, value, str::parse)
     }
+}
+
+/// Parses the URL of a server, likewise.
+#[derive(Debug, Clone)]
+struct EndpointParser;
+
+impl TypedValueParser for EndpointParser {
+    type Value = String;
+
+    fn parse_ref(&self, command: &Command, arg: Option<&Arg>, value: &OsStr) -> Result<String, clap::Error> {
+        discreetly(command, arg, value, parse_endpoint)
+    }
+}
+
+/// Parses a value. The error does not repeat it.
+fn discreetly<T, E: fmt::Display>(
+    command: &Command,
+    arg: Option<&Arg>,
+    value: &OsStr,
+    parse: impl FnOnce(&str) -> Result<T, E>,
+) -> Result<T, clap::Error> {
+    let mut command = command.clone();
+    let name = arg.map(ToString::to_string).unwrap_or_default();
+    let why = match value.to_str().map(parse) {
+        Some(Ok(parsed)) => return Ok(parsed),
+        Some(Err(error)) => format!("invalid value for '{name}': {error}"),
+        None => return Err(clap::Error::new(ErrorKind::InvalidUtf8).with_cmd(&command)),
+    };
+    Err(command.error(ErrorKind::ValueValidation, why))
 }
 
 /// The use of a repository.
@@ -141,6 +179,9 @@ impl TargetArgs {
         let standard = Remote::default();
         location.clone().with_remote(Remote {
             ssh: self.ssh.split_ascii_whitespace().map(str::to_owned).collect(),
+            endpoint: self.endpoint.clone(),
+            credentials: self.credentials.clone(),
+            ca: self.ca.clone(),
             connections: self.connections,
             spool: global.state().ok().map(|state| state.join("spool")),
             spool_size: self.spool_size.unwrap_or(standard.spool_size),

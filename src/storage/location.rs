@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 use std::str::FromStr;
 
 use super::remote::Remote;
-use super::sftp::Address;
+use super::{s3, sftp};
 
 /// The location of a target: parsed once, on the command line, and handed down.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -21,7 +21,9 @@ pub enum LocationKind {
     /// A directory on this machine.
     Directory(PathBuf),
     /// A directory on an SFTP server.
-    Sftp(Address),
+    Sftp(sftp::Address),
+    /// A prefix in a bucket of S3.
+    S3(s3::Address),
 }
 
 /// A location that names no target of a supported kind. The text names a location to write instead.
@@ -54,7 +56,7 @@ impl Location {
     pub fn is_remote(&self) -> bool {
         match self.kind {
             LocationKind::Directory(_) => false,
-            LocationKind::Sftp(_) => true,
+            LocationKind::Sftp(_) | LocationKind::S3(_) => true,
         }
     }
 }
@@ -70,15 +72,20 @@ impl FromStr for Location {
             return Ok(directory(path));
         }
         if text.starts_with("sftp://") {
-            let address = Address::parse(text).map_err(|why| LocationError(why.to_owned()))?;
+            let address = sftp::Address::parse(text).map_err(|why| LocationError(why.to_owned()))?;
             return Ok(Location::new(text, LocationKind::Sftp(address)));
+        }
+        if text.starts_with("s3://") {
+            let address = s3::Address::parse(text).map_err(|why| LocationError(why.to_owned()))?;
+            return Ok(Location::new(text, LocationKind::S3(address)));
         }
         let head = text.split('/').next().unwrap_or_default();
         let Some((place, _)) = head.split_once(':') else { return Ok(directory(text)) };
         let help = match place {
             "sftp" | "ssh" | "scp" => "write sftp://[USER@]HOST[:PORT]/PATH",
-            "rclone" | "s3" | "b2" | "gs" | "azure" | "swift" | "rest" | "ftp" | "ftps" | "http" | "https"
-            | "webdav" | "webdavs" => "mount it with `rclone mount`, and give the mount point",
+            "s3" => "write s3://BUCKET/PREFIX",
+            "rclone" | "b2" | "gs" | "azure" | "swift" | "rest" | "ftp" | "ftps" | "http" | "https" | "webdav"
+            | "webdavs" => "mount it with `rclone mount`, and give the mount point",
             _ => "for an SSH server, write sftp://[USER@]HOST[:PORT]/PATH",
         };
         let user = text.split_once("://").and_then(|(_, rest)| Some(rest.split('/').next()?.rsplit_once('@')?.0));
@@ -87,7 +94,7 @@ impl FromStr for Location {
             _ => format!("./{text}"),
         };
         Err(LocationError(format!(
-            "this names another machine or a service, but a repository must be a local directory or on an SFTP server: {help}. For a local directory of this name, write {shown}"
+            "this names another machine or a service, but a repository must be a local directory, on an SFTP server or in S3: {help}. For a local directory of this name, write {shown}"
         )))
     }
 }
@@ -135,7 +142,8 @@ mod tests {
         for (text, help) in [
             ("ssh://host/repo", "write sftp://"),
             ("sftp:host:/repo", "write sftp://"),
-            ("s3://bucket/repo", "rclone mount"),
+            ("s3:bucket/repo", "write s3://"),
+            ("b2:bucket:repo", "rclone mount"),
             ("rclone:remote:repo", "rclone mount"),
             ("host:repo", "for an SSH server, write sftp://"),
             ("user@host:/repo", "for an SSH server, write sftp://"),
@@ -143,7 +151,7 @@ mod tests {
             let refused = parse(text).unwrap_err().to_string();
             assert!(refused.contains(help) && refused.ends_with(&format!("write ./{text}")), "{refused}");
         }
-        for text in ["sftp://me:secret@host/repo", "ftp://me:secret@host/repo"] {
+        for text in ["sftp://me:secret@host/repo", "s3://id:secret@bucket/repo", "ftp://me:secret@host/repo"] {
             assert!(!parse(text).unwrap_err().to_string().contains("secret"), "{text}");
         }
     }
@@ -155,5 +163,14 @@ mod tests {
         assert_eq!((address.user.as_deref(), address.host.as_str(), address.port), (Some("me"), "host", Some(2222)));
         assert!(location.is_remote() && !parse("/repo").unwrap().is_remote());
         assert_eq!(location.to_string(), "sftp://me@host:2222/repo");
+    }
+
+    #[test]
+    fn an_s3_url_is_a_prefix_in_a_bucket() {
+        let location = parse("s3://bucket/a/b/").unwrap();
+        let LocationKind::S3(address) = location.kind() else { panic!("{location:?}") };
+        assert_eq!((address.bucket.as_str(), address.prefix.as_str()), ("bucket", "a/b"));
+        assert!(location.is_remote());
+        assert_eq!(location.to_string(), "s3://bucket/a/b/");
     }
 }

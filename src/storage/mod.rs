@@ -8,6 +8,7 @@
 //! - [`spool`]: an object that is still being written, in a temporary file
 //! - [`directory`]: objects as files in a directory; [`place`]: opens files in it without following symbolic links
 //! - [`sftp`]: objects as files on an SFTP server
+//! - [`s3`]: objects in a bucket of S3; [`http`]: what targets over HTTP share
 //! - [`remote`]: options of targets on other machines
 //! - [`layout`]: names of files that are not objects, in either
 //! - [`wrapper`]: storage that adds something to another one: [`retry`] waits for a target that is away, [`limit`] bounds
@@ -18,6 +19,7 @@
 mod contract;
 mod directory;
 mod error;
+mod http;
 mod interrupt;
 mod layout;
 mod limit;
@@ -28,6 +30,7 @@ mod pace;
 mod place;
 mod remote;
 mod retry;
+mod s3;
 mod sftp;
 mod spool;
 mod target;
@@ -42,6 +45,7 @@ pub use limit::{Limit, Rates};
 pub use location::{Location, LocationError, LocationKind};
 pub use remote::Remote;
 pub use retry::{RetryPolicy, RetryStorage, Waiting, waited};
+pub use s3::{Address as S3Address, S3Storage, parse_endpoint};
 pub use sftp::{Address as SftpAddress, SftpStorage};
 pub use spool::{Spool, SpoolReader, Spools};
 pub use target::Target;

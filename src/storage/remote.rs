@@ -11,6 +11,12 @@ use super::spool::Spools;
 pub struct Remote {
     /// The program that connects to SFTP servers, and options for it.
     pub ssh: Vec<String>,
+    /// The URL of the server, for kinds of target whose location does not name one; `None` for the usual one.
+    pub endpoint: Option<String>,
+    /// The file with the keys of an account; `None` for the usual places.
+    pub credentials: Option<PathBuf>,
+    /// The file with the certificates that are trusted instead of the system's.
+    pub ca: Option<PathBuf>,
     /// The maximum number of connections, which is also the number of objects that are stored at the same time.
     pub connections: NonZeroUsize,
     /// How long a connection may be silent while an answer is due, before it is closed.
@@ -39,6 +45,9 @@ impl Default for Remote {
     fn default() -> Self {
         Remote {
             ssh: vec!["ssh".to_owned()],
+            endpoint: None,
+            credentials: None,
+            ca: None,
             connections: NonZeroUsize::new(4).unwrap_or(NonZeroUsize::MIN),
             stall: Duration::from_secs(60),
             spool: None,

@@ -11,6 +11,7 @@ use super::directory::DirectoryStorage;
 use super::error::{Error, ErrorKind};
 use super::location::{Location, LocationKind};
 use super::log::logged;
+use super::s3::S3Storage;
 use super::sftp::SftpStorage;
 use super::spool::Spool;
 
@@ -27,11 +28,12 @@ pub struct Target {
 }
 
 impl Target {
-    /// Opens the target at `location`. A missing directory is [`ErrorKind::NotFound`].
+    /// Opens the target at `location`. A missing directory or bucket is [`ErrorKind::NotFound`].
     pub fn open(location: &Location) -> Result<Self, Error> {
         let storage: Box<dyn Storage> = match location.kind() {
             LocationKind::Directory(path) => Box::new(DirectoryStorage::open(path)?),
             LocationKind::Sftp(address) => Box::new(SftpStorage::open(address, location.remote())?),
+            LocationKind::S3(address) => Box::new(S3Storage::open(address, location.remote())?),
         };
         Ok(Target::new(storage, location.to_string()))
     }
@@ -42,6 +44,7 @@ impl Target {
         let storage: Box<dyn Storage> = match location.kind() {
             LocationKind::Directory(path) => Box::new(DirectoryStorage::create(path, is_leftover)?),
             LocationKind::Sftp(address) => Box::new(SftpStorage::create(address, location.remote(), is_leftover)?),
+            LocationKind::S3(address) => Box::new(S3Storage::create(address, location.remote(), is_leftover)?),
         };
         Ok(Target::new(storage, location.to_string()))
     }

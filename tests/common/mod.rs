@@ -12,11 +12,13 @@
 
 pub mod disk;
 pub mod foreground;
+pub mod http_proxy;
 pub mod liar;
 pub mod machine;
 pub mod made_up;
 pub mod ordeal;
 pub mod rewrap;
+pub mod s3;
 pub mod sftp;
 pub mod silent;
 pub mod stopped;

@@ -215,7 +215,8 @@ impl Drop for Server {
     }
 }
 
-fn free_port() -> u16 {
+/// A port of the loopback interface that nothing listens on.
+pub fn free_port() -> u16 {
     let listener = TcpListener::bind(("127.0.0.1", 0)).expect("a free port");
     listener.local_addr().expect("address").port()
 }

@@ -1,0 +1,219 @@
+//! What targets over HTTP share: connections, TLS, patience with a silent server, and errors of connections.
+//!
+//! TLS is OpenSSL's, which the OpenPGP library uses as well. It trusts the system's certificates, or those of
+//! [`Remote::ca`] only. Redirects are not followed: a request and its credentials go to the configured server or nowhere.
+
+use std::fs;
+use std::io::{self, Read};
+use std::num::NonZeroUsize;
+use std::sync::{Condvar, Mutex, PoisonError};
+use std::time::Duration;
+
+use ureq::http::{HeaderMap, Request};
+use ureq::tls::{Certificate, PemItem, RootCerts, TlsConfig, TlsProvider, parse_pem};
+use ureq::{Agent, Body, BodyReader, SendBody};
+
+use super::error::ErrorKind;
+use super::remote::Remote;
+
+/// How long to wait for a connection, unless the patience with silence is shorter.
+const CONNECT: Duration = Duration::from_secs(30);
+/// How long to wait for leave to send a body, before it is sent without.
+const LEAVE: Duration = Duration::from_secs(5);
+/// Bytes of headers of an answer.
+const HEADERS: usize = 64 << 10;
+/// Bytes of each buffer of a connection.
+const BUFFER: usize = 64 << 10;
+/// The longest wait that a server can ask for.
+const LONGEST_WAIT: u64 = 600;
+
+/// Makes requests over at most a number of connections.
+#[derive(Debug)]
+pub(super) struct Client {
+    agent: Agent,
+    most: NonZeroUsize,
+    /// How long a connection may be silent.
+    stall: Duration,
+    busy: Mutex<usize>,
+    freed: Condvar,
+}
+
+/// A request that got no complete answer. The server may have carried it out.
+#[derive(Debug, Clone)]
+pub(super) struct Lost {
+    pub(super) kind: ErrorKind,
+    pub(super) why: String,
+}
+
+/// The answer to a request. Holds the connection.
+pub(super) struct Answer<'c> {
+    pub(super) status: u16,
+    headers: HeaderMap,
+    body: BodyReader<'static>,
+    client: &'c Client,
+    _turn: Turn<'c>,
+}
+
+/// The right to make a request.
+#[derive(Debug)]
+struct Turn<'c>(&'c Client);
+
+impl Client {
+    /// Connects to nothing yet. The error is about the file with certificates.
+    pub(super) fn new(remote: &Remote) -> Result<Self, Lost> {
+        let roots = match &remote.ca {
+            None => RootCerts::PlatformVerifier,
+            Some(file) => {
+                let failed = |why: String| Lost {
+                    kind: ErrorKind::Refused,
+                    why: format!("cannot read the certificates in {}: {why}", file.display()),
+                };
+                let text = fs::read(file).map_err(|e| failed(e.to_string()))?;
+                let mut certificates: Vec<Certificate<'static>> = Vec::new();
+                for item in parse_pem(&text) {
+                    if let PemItem::Certificate(certificate) = item.map_err(|e| failed(e.to_string()))? {
+                        certificates.push(certificate);
+                    }
+                }
+                if certificates.is_empty() {
+                    return Err(failed("it has no certificate in PEM format".to_owned()));
+                }
+                RootCerts::new_with_certs(&certificates)
+            }
+        };
+        let tls = TlsConfig::builder().provider(TlsProvider::NativeTls).root_certs(roots).build();
+        let most = remote.connections;
+        let config = Agent::config_builder()
+            .tls_config(tls)
+            .http_status_as_error(false)
+            .max_redirects(0)
+            .max_redirects_will_error(false)
+            .user_agent(concat!("brackfs/", env!("CARGO_PKG_VERSION")))
+            .accept_encoding("identity")
+            .max_response_header_size(HEADERS)
+            .input_buffer_size(BUFFER)
+            .output_buffer_size(BUFFER)
+            .max_idle_connections(most.get())
+            .max_idle_connections_per_host(most.get())
+            .timeout_resolve(Some(remote.stall))
+            .timeout_connect(Some(remote.stall.min(CONNECT)))
+            .timeout_await_100(Some(remote.stall.min(LEAVE)))
+            .timeout_per_read(Some(remote.stall))
+            .timeout_per_write(Some(remote.stall))
+            .build();
+        Ok(Client {
+            agent: config.new_agent(),
+            most,
+            stall: remote.stall,
+            busy: Mutex::default(),
+            freed: Condvar::new(),
+        })
+    }
+
+    /// The maximum number of connections.
+    pub(super) fn most(&self) -> usize {
+        self.most.get()
+    }
+
+    /// Makes a request without a body. Waits while all connections are in use.
+    pub(super) fn send(&self, request: Request<()>) -> Result<Answer<'_>, Lost> {
+        let turn = self.turn();
+        self.answer(turn, self.agent.run(request))
+    }
+
+    /// Makes a request with a body, whose length the header Content-Length tells.
+    pub(super) fn send_body(&self, request: Request<()>, mut body: &mut dyn Read) -> Result<Answer<'_>, Lost> {
+        let turn = self.turn();
+        let request = request.map(|()| SendBody::from_reader(&mut body));
+        self.answer(turn, self.agent.run(request))
+    }
+
+    fn answer<'c>(
+        &'c self,
+        turn: Turn<'c>,
+        result: Result<ureq::http::Response<Body>, ureq::Error>,
+    ) -> Result<Answer<'c>, Lost> {
+        let (head, body) = result.map_err(|e| self.lost(e))?.into_parts();
+        let status = head.status.as_u16();
+        Ok(Answer { status, headers: head.headers, body: body.into_reader(), client: self, _turn: turn })
+    }
+
+    fn turn(&self) -> Turn<'_> {
+        let busy = self.busy.lock().unwrap_or_else(PoisonError::into_inner);
+        let free = self.freed.wait_while(busy, |busy| *busy >= self.most.get());
+        *free.unwrap_or_else(PoisonError::into_inner) += 1;
+        Turn(self)
+    }
+
+    /// Why a request got no answer.
+    fn lost(&self, error: ureq::Error) -> Lost {
+        let away = |why: String| Lost { kind: ErrorKind::Unavailable, why };
+        match error {
+            ureq::Error::Timeout(ureq::Timeout::Connect | ureq::Timeout::Resolve) => {
+                away("the server cannot be reached: no answer to the connection".to_owned())
+            }
+            ureq::Error::Timeout(_) => {
+                away(format!("the server was silent for {} s", self.stall.as_secs_f64().round()))
+            }
+            ureq::Error::HostNotFound => away("the server's name is not known".to_owned()),
+            ureq::Error::Io(error) => away(match error.kind() {
+                io::ErrorKind::UnexpectedEof => "the server closed the connection".to_owned(),
+                io::ErrorKind::ConnectionRefused => {
+                    "the server cannot be reached: it refuses the connection".to_owned()
+                }
+                _ => format!("the connection failed: {error}"),
+            }),
+            ureq::Error::NativeTls(error) => {
+                let words = error.to_string();
+                let words = words.rsplit(": ").next().unwrap_or(&words).trim().to_owned();
+                let why = format!(
+                    "the server's certificate is not trusted ({words}); if that is the right server, give the certificate of \
+                     its authority with --ca"
+                );
+                match error.to_string().contains("certificate") {
+                    true => Lost { kind: ErrorKind::Refused, why },
+                    false => Lost {
+                        kind: ErrorKind::Refused,
+                        why: format!("no encrypted connection can be made to the server: {error}"),
+                    },
+                }
+            }
+            ureq::Error::Protocol(error) => away(format!("the server sent something that is not HTTP: {error}")),
+            error => Lost { kind: ErrorKind::Other, why: format!("the request failed: {error}") },
+        }
+    }
+}
+
+impl Answer<'_> {
+    /// A header; `None` if it is missing or not text.
+    pub(super) fn header(&self, name: &str) -> Option<&str> {
+        self.headers.get(name)?.to_str().ok()
+    }
+
+    /// The length of the body, or what it would be, for HEAD.
+    pub(super) fn length(&self) -> Option<u64> {
+        self.header("content-length")?.parse().ok()
+    }
+
+    /// The time after which the server wants to be asked again.
+    pub(super) fn retry_after(&self) -> Option<Duration> {
+        let seconds: u64 = self.header("retry-after")?.trim().parse().ok()?;
+        Some(Duration::from_secs(seconds.min(LONGEST_WAIT)))
+    }
+
+    /// Appends the body to `bytes`, and at most `limit` bytes of it. Returns whether that is all. Then the connection can be
+    /// used again.
+    pub(super) fn read(&mut self, limit: u64, bytes: &mut Vec<u8>) -> Result<bool, Lost> {
+        let failed = |e: io::Error| self.client.lost(ureq::Error::from(e));
+        let body = self.body.by_ref();
+        body.by_ref().take(limit).read_to_end(bytes).map_err(failed)?;
+        Ok(body.read(&mut [0]).map_err(failed)? == 0)
+    }
+}
+
+impl Drop for Turn<'_> {
+    fn drop(&mut self) {
+        *self.0.busy.lock().unwrap_or_else(PoisonError::into_inner) -= 1;
+        self.0.freed.notify_one();
+    }
+}

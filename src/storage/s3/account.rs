@@ -1,0 +1,253 @@
+//! Keys, region and endpoint, found where other programs for S3 look for them.
+
+use std::fs;
+use std::os::unix::fs::PermissionsExt;
+use std::path::{Path, PathBuf};
+
+use super::signature::Credentials;
+use crate::storage::remote::Remote;
+
+/// The region if none is given.
+const REGION: &str = "us-east-1";
+/// Bytes of a file with credentials or settings.
+const LONGEST_FILE: u64 = 1 << 20;
+
+/// How to reach an account.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) struct Account {
+    pub(super) credentials: Credentials,
+    pub(super) region: String,
+    /// A URL without a path; `None` for Amazon.
+    pub(super) endpoint: Option<String>,
+    /// Other users can read the file with the secret key.
+    pub(super) is_exposed: bool,
+}
+
+/// The settings of a profile in a file.
+#[derive(Debug, Default)]
+struct Profile(Vec<(String, String)>);
+
+impl Account {
+    /// Looks the account up. `variable` returns environment variables. The error says what to do.
+    pub(super) fn find(remote: &Remote, variable: &dyn Fn(&str) -> Option<String>) -> Result<Self, String> {
+        let set = |name: &str| variable(name).filter(|value| !value.is_empty());
+        let name = set("AWS_PROFILE").unwrap_or_else(|| "default".to_owned());
+        let home = |file: &str| set("HOME").map(|home| PathBuf::from(home).join(".aws").join(file));
+        let keys_file = match &remote.credentials {
+            Some(file) => Some(file.clone()),
+            None => set("AWS_SHARED_CREDENTIALS_FILE").map(PathBuf::from).or_else(|| home("credentials")),
+        };
+        let (keys, is_exposed) = match &keys_file {
+            Some(file) => Profile::read(file, &[&name], remote.credentials.is_some())?,
+            None => (Profile::default(), false),
+        };
+        let settings_file = set("AWS_CONFIG_FILE").map(PathBuf::from).or_else(|| home("config"));
+        let (settings, settings_exposed) = match &settings_file {
+            Some(file) if name == "default" => Profile::read(file, &["default", "profile default"], false)?,
+            Some(file) => Profile::read(file, &[&format!("profile {name}")], false)?,
+            None => (Profile::default(), false),
+        };
+        let from_variables = || -> Option<Credentials> {
+            Some(Credentials {
+                id: set("AWS_ACCESS_KEY_ID")?,
+                secret: set("AWS_SECRET_ACCESS_KEY")?,
+                token: set("AWS_SESSION_TOKEN"),
+            })
+        };
+        // A file that is given on the command line comes first, and is the only one.
+        let found = if remote.credentials.is_some() {
+            keys.credentials().map(|keys| (keys, is_exposed))
+        } else {
+            let from_files = || {
+                let keys = keys.credentials().map(|keys| (keys, is_exposed));
+                keys.or_else(|| settings.credentials().map(|keys| (keys, settings_exposed)))
+            };
+            from_variables().map(|keys| (keys, false)).or_else(from_files)
+        };
+        let Some((credentials, is_exposed)) = found else {
+            return Err(match &remote.credentials {
+                Some(file) => format!(
+                    "{} has no aws_access_key_id and aws_secret_access_key for the profile {name}",
+                    file.display()
+                ),
+                None => format!(
+                    "no access key found; set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or write them for the profile {name} to \
+                     ~/.aws/credentials, or to a file for --credentials"
+                ),
+            });
+        };
+        let fits = |text: &str| !text.is_empty() && text.bytes().all(|byte| byte.is_ascii_graphic());
+        if !fits(&credentials.id)
+            || !fits(&credentials.secret)
+            || credentials.token.as_deref().is_some_and(|t| !fits(t))
+        {
+            return Err("the access key has characters that no key has; copy it again".to_owned());
+        }
+        let setting = |key: &str| keys.get(key).or_else(|| settings.get(key)).map(str::to_owned);
+        let region = set("AWS_REGION").or_else(|| set("AWS_DEFAULT_REGION")).or_else(|| setting("region"));
+        let region = region.unwrap_or_else(|| REGION.to_owned());
+        if !region.bytes().all(|byte| byte.is_ascii_alphanumeric() || matches!(byte, b'-' | b'_' | b'.')) {
+            return Err("the region is not valid; set AWS_REGION".to_owned());
+        }
+        let endpoint =
+            remote.endpoint.clone().or_else(|| set("AWS_ENDPOINT_URL_S3")).or_else(|| set("AWS_ENDPOINT_URL"));
+        let endpoint = endpoint.or_else(|| setting("endpoint_url"));
+        let endpoint = endpoint.map(|url| parse_endpoint(&url).map_err(str::to_owned)).transpose()?;
+        Ok(Account { credentials, region, endpoint, is_exposed })
+    }
+}
+
+impl Profile {
+    /// Reads the section with one of these names from a file, and whether other users can read the file. A missing file is
+    /// empty, unless it is `required`.
+    fn read(file: &Path, names: &[&str], required: bool) -> Result<(Profile, bool), String> {
+        let failed = |why: String| format!("cannot read {}: {why}", file.display());
+        let found = match fs::metadata(file) {
+            Err(e) if e.kind() == std::io::ErrorKind::NotFound && !required => return Ok((Profile::default(), false)),
+            found => found.map_err(|e| failed(e.to_string()))?,
+        };
+        if !found.is_file() || found.len() > LONGEST_FILE {
+            return Err(failed("it is not a file of a few lines".to_owned()));
+        }
+        let text = fs::read_to_string(file).map_err(|e| failed(e.to_string()))?;
+        Ok((Profile::parse(&text, names), found.permissions().mode() & 0o077 != 0))
+    }
+
+    fn parse(text: &str, names: &[&str]) -> Profile {
+        let (mut profile, mut inside) = (Profile::default(), false);
+        for line in text.lines() {
+            // An indented line belongs to a setting of another program.
+            let is_nested = line.starts_with([' ', '\t']);
+            let line = line.trim();
+            if line.is_empty() || line.starts_with(['#', ';']) {
+                continue;
+            }
+            if let Some(name) = line.strip_prefix('[').and_then(|line| line.split(']').next()) {
+                let words: Vec<_> = name.split_whitespace().collect();
+                inside = names.contains(&words.join(" ").as_str());
+            } else if inside
+                && !is_nested
+                && let Some((key, value)) = line.split_once('=')
+            {
+                profile.0.push((key.trim().to_ascii_lowercase(), value.trim().to_owned()));
+            }
+        }
+        profile
+    }
+
+    fn get(&self, key: &str) -> Option<&str> {
+        self.0
+            .iter()
+            .rev()
+            .find(|(name, _)| name == key)
+            .map(|(_, value)| value.as_str())
+            .filter(|value| !value.is_empty())
+    }
+
+    fn credentials(&self) -> Option<Credentials> {
+        Some(Credentials {
+            id: self.get("aws_access_key_id")?.to_owned(),
+            secret: self.get("aws_secret_access_key")?.to_owned(),
+            token: self.get("aws_session_token").map(str::to_owned),
+        })
+    }
+}
+
+/// Parses the URL of a server. The error does not repeat it, as it may have a password.
+pub fn parse_endpoint(url: &str) -> Result<String, &'static str> {
+    const WRONG: &str = "the endpoint is not valid: write https://HOST[:PORT]";
+    let url = url.trim_end_matches('/');
+    let (scheme, host) = url.split_once("://").ok_or(WRONG)?;
+    if host.contains('@') {
+        return Err("keys do not belong in the endpoint: write https://HOST[:PORT]");
+    }
+    let is_fit = |c: char| c.is_ascii_alphanumeric() || matches!(c, '.' | '-' | '_' | ':' | '[' | ']');
+    if host.is_empty() || !host.chars().all(is_fit) {
+        return Err(WRONG);
+    }
+    let (scheme, port) = match scheme.to_ascii_lowercase().as_str() {
+        "http" => ("http", ":80"),
+        "https" => ("https", ":443"),
+        _ => return Err(WRONG),
+    };
+    // Requests are signed with the host as it is sent, without the usual port.
+    let host = host.to_ascii_lowercase();
+    Ok(format!("{scheme}://{}", host.strip_suffix(port).unwrap_or(&host)))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn find(remote: &Remote, variables: &[(&str, &str)]) -> Result<Account, String> {
+        Account::find(remote, &|name| {
+            variables.iter().find(|(known, _)| *known == name).map(|(_, value)| (*value).to_owned())
+        })
+    }
+
+    #[test]
+    fn variables_come_before_files_and_a_given_file_before_both() {
+        let home = tempfile::tempdir().unwrap();
+        let path = home.path().to_str().unwrap();
+        let aws = home.path().join(".aws");
+        fs::create_dir(&aws).unwrap();
+        let none = find(&Remote::default(), &[("HOME", path)]).unwrap_err();
+        assert!(none.contains("AWS_ACCESS_KEY_ID") && none.contains("~/.aws/credentials"), "{none}");
+        fs::write(
+            aws.join("credentials"),
+            "# keys\n[default]\naws_access_key_id = one\nAWS_SECRET_ACCESS_KEY=s1=\n\n[ other ]\naws_access_key_id=two\n\
+             aws_secret_access_key=s2\naws_session_token=t2\n",
+        )
+        .unwrap();
+        fs::write(
+            aws.join("config"),
+            "[default]\nregion = eu-1\n[profile other]\nregion=eu-2\nendpoint_url = https://Host:443/\ns3 =\n  region = no\n\
+             [profile third]\naws_access_key_id=three\naws_secret_access_key=s3\n",
+        )
+        .unwrap();
+        let of = |variables: &[(&str, &str)]| {
+            let found = find(&Remote::default(), &[variables, &[("HOME", path)]].concat()).unwrap();
+            (found.credentials.id, found.credentials.secret, found.credentials.token, found.region, found.endpoint)
+        };
+        let text = |text: &str| text.to_owned();
+        assert_eq!(of(&[]), (text("one"), text("s1="), None, text("eu-1"), None));
+        let other = (text("two"), text("s2"), Some(text("t2")), text("eu-2"), Some(text("https://host")));
+        assert_eq!(of(&[("AWS_PROFILE", "other")]), other);
+        assert_eq!(of(&[("AWS_PROFILE", "third")]).0, "three");
+        let variables = [
+            ("AWS_ACCESS_KEY_ID", "four"),
+            ("AWS_SECRET_ACCESS_KEY", "s4"),
+            ("AWS_DEFAULT_REGION", "eu-3"),
+            ("AWS_ENDPOINT_URL", "http://h:81"),
+        ];
+        assert_eq!(of(&variables), (text("four"), text("s4"), None, text("eu-3"), Some(text("http://h:81"))));
+        let given = home.path().join("given");
+        fs::write(&given, "[default]\naws_access_key_id=five\naws_secret_access_key=s5").unwrap();
+        let remote = Remote { credentials: Some(given.clone()), ..Remote::default() };
+        let found = find(&remote, &variables).unwrap();
+        assert_eq!((found.credentials.id.as_str(), found.is_exposed), ("five", true));
+        fs::set_permissions(&given, fs::Permissions::from_mode(0o600)).unwrap();
+        assert!(!find(&remote, &variables).unwrap().is_exposed);
+        let missing = find(&remote, &[("AWS_PROFILE", "none")]).unwrap_err();
+        assert!(missing.contains("profile none"), "{missing}");
+        fs::remove_file(&given).unwrap();
+        assert!(find(&remote, &variables).unwrap_err().contains("cannot read"));
+    }
+
+    #[test]
+    fn endpoints_are_urls_without_paths_and_keys() {
+        for (url, endpoint) in [
+            ("http://127.0.0.1:9000", "http://127.0.0.1:9000"),
+            ("HTTPS://Host.example:443/", "https://host.example"),
+            ("http://[::1]:80", "http://[::1]"),
+        ] {
+            assert_eq!(parse_endpoint(url).as_deref(), Ok(endpoint));
+        }
+        for url in
+            ["", "host:9000", "ftp://host", "https://", "https://host/path", "https://me:secret@host", "http://a b"]
+        {
+            let why = parse_endpoint(url).unwrap_err();
+            assert!(why.contains("https://HOST") && !why.contains("secret"), "{url}: {why}");
+        }
+    }
+}

@@ -1,0 +1,266 @@
+//! Stores objects in a bucket of S3, Amazon's or a compatible one.
+//!
+//! An object is stored with one request, which takes effect as a whole or not at all, so nothing partial is ever visible and
+//! a killed run leaves nothing. The server compares the object with its signed SHA-256.
+//!
+//! Existing objects are protected by the condition `If-None-Match: *`. Servers that lack it ignore or refuse it. Nothing
+//! depends on it there: names of objects contain random ids or the id of the run that writes.
+//!
+//! - [`address`]: bucket and prefix; [`account`]: keys, region and endpoint
+//! - [`signature`]: signs requests; [`requests`]: makes them; [`xml`]: documents in answers
+//! - [`failure`]: why a request failed
+
+mod account;
+mod address;
+mod failure;
+mod requests;
+mod signature;
+mod xml;
+
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use openssl::sha::sha256;
+use uuid::Uuid;
+
+use account::Account;
+pub use account::parse_endpoint;
+pub use address::Address;
+use failure::Failure;
+use requests::{Bucket, Content};
+
+use super::contract::{Capabilities, ObjectInfo, Rivals, Stamp, Storage};
+use super::error::{Error, ErrorKind};
+use super::remote::Remote;
+use super::spool::{Spool, Spools};
+
+/// Objects of a page of a listing.
+const PAGE: usize = 1000;
+
+/// A target that is a prefix in a bucket.
+#[derive(Debug)]
+pub struct S3Storage {
+    bucket: Bucket,
+    address: Address,
+    spools: Spools,
+    /// The server refused to replace an object.
+    refuses: AtomicBool,
+    /// The server does not know conditions.
+    unconditional: AtomicBool,
+    /// The storage was made by `create`.
+    is_new: bool,
+}
+
+impl S3Storage {
+    /// Opens the target in a bucket. A missing bucket is [`ErrorKind::NotFound`].
+    pub fn open(address: &Address, remote: &Remote) -> Result<Self, Error> {
+        let storage = S3Storage::new(address, remote, "open")?;
+        match storage.bucket.list(&address.key_of(""), None, 1) {
+            Err(failure) if failure.code == "NoSuchBucket" => {
+                Err(Failure { kind: ErrorKind::NotFound, ..failure }.into_error("open", &address.bucket))
+            }
+            // It is there, and will be waited for.
+            Err(failure) if failure.kind == ErrorKind::Throttled => Ok(storage),
+            Err(failure) => Err(failure.into_error("open", &address.bucket)),
+            Ok(_) => Ok(storage),
+        }
+    }
+
+    fn new(address: &Address, remote: &Remote, action: &'static str) -> Result<Self, Error> {
+        let variable = |name: &str| std::env::var(name).ok();
+        let account = Account::find(remote, &variable);
+        let account = account.map_err(|why| Error::new(ErrorKind::Refused, action, &address.bucket, why))?;
+        let bucket = Bucket::new(&address.bucket, account, remote);
+        Ok(S3Storage {
+            bucket: bucket.map_err(|failure| failure.into_error(action, &address.bucket))?,
+            address: address.clone(),
+            spools: remote.spools(),
+            refuses: AtomicBool::default(),
+            unconditional: AtomicBool::default(),
+            is_new: false,
+        })
+    }
+
+    /// Begins a target below a prefix that has no objects, or only leftovers of an interrupted `create`.
+    pub(super) fn create(
+        address: &Address,
+        remote: &Remote,
+        is_leftover: &dyn Fn(&str) -> bool,
+    ) -> Result<Self, Error> {
+        let mut storage = S3Storage::new(address, remote, "create")?;
+        storage.is_new = true;
+        if storage.clear(is_leftover).map_err(|failure| failure.into_error("create", &address.bucket))? {
+            return Ok(storage);
+        }
+        let why = "there are other objects below the location";
+        Err(Error::new(ErrorKind::AlreadyExists, "create", &address.bucket, why))
+    }
+
+    /// Calls `found` with the names of objects that begin with `prefix`, and their lengths.
+    fn each(&self, prefix: &str, found: &mut dyn FnMut(&str, u64)) -> Result<(), Failure> {
+        let root = self.address.key_of("");
+        let (prefix, mut token): (_, Option<String>) = (self.address.key_of(prefix), None);
+        loop {
+            let page = self.bucket.list(&prefix, token.as_deref(), PAGE)?;
+            for (key, length) in &page.objects {
+                let name = key.get(root.len()..).unwrap_or_default();
+                // Programs that show folders store empty objects in their place.
+                if !name.is_empty() && !name.ends_with('/') {
+                    found(name, *length);
+                }
+            }
+            match page.next {
+                None => return Ok(()),
+                next if next == token => {
+                    return Err(Failure::new(ErrorKind::Other, "the server sends the same part of a list twice"));
+                }
+                next => token = next,
+            }
+        }
+    }
+
+    /// Removes all objects if `may_go` accepts them all. Otherwise removes nothing and returns false.
+    fn clear(&self, may_go: &dyn Fn(&str) -> bool) -> Result<bool, Failure> {
+        let (mut names, mut may_all_go) = (Vec::new(), true);
+        self.each("", &mut |name, _| {
+            if may_all_go && may_go(name) {
+                names.push(name.to_owned());
+            } else {
+                may_all_go = false;
+            }
+        })?;
+        if may_all_go {
+            names.iter().try_for_each(|name| self.bucket.delete(&self.address.key_of(name)))?;
+        }
+        Ok(may_all_go)
+    }
+
+    /// The length of an object and the stamp of its content.
+    fn object(&self, name: &str) -> Result<(u64, [u64; 3]), Failure> {
+        let answer = self.bucket.look(&self.address.key_of(name))?;
+        let unclear = || Failure::new(ErrorKind::Other, "the server does not tell its size");
+        let length = answer.length().ok_or_else(unclear)?;
+        let [tag, time] = ["etag", "last-modified"].map(|header| answer.header(header).unwrap_or_default());
+        let digest = sha256(format!("{tag}\n{time}").as_bytes());
+        let mut version = [0; 3];
+        for (number, bytes) in version.iter_mut().zip(digest.chunks_exact(8)) {
+            *number = bytes.iter().fold(0, |number, byte| number << 8 | u64::from(*byte));
+        }
+        Ok((length, version))
+    }
+
+    fn read_range(&self, name: &str, offset: u64, length: usize, bytes: &mut Vec<u8>) -> Result<(), Failure> {
+        let short = || Failure::new(ErrorKind::Truncated, "it is shorter than expected");
+        bytes.clear();
+        let length = length as u64;
+        if length == 0 {
+            // Not a range in HTTP.
+            return if self.object(name)?.0 >= offset { Ok(()) } else { Err(short()) };
+        }
+        let last = offset.checked_add(length - 1).ok_or_else(short)?;
+        let mut answer = self.bucket.get(&self.address.key_of(name), &format!("bytes={offset}-{last}"))?;
+        let total = match answer.status {
+            206 => answer.header("content-range").and_then(|range| {
+                let (range, total) = range.strip_prefix("bytes ")?.split_once('/')?;
+                let (first, _) = range.split_once('-')?;
+                (first.parse() == Ok(offset)).then(|| total.parse::<u64>().ok())?
+            }),
+            _ => None,
+        };
+        let Some(total) = total else {
+            return Err(Failure::new(ErrorKind::Other, "the server did not send the range that was asked for"));
+        };
+        if total <= last {
+            return Err(short());
+        }
+        let is_all = answer.read(length, bytes)?;
+        if bytes.len() as u64 != length || !is_all {
+            return Err(Failure::new(ErrorKind::Unavailable, "the server did not send the whole range"));
+        }
+        Ok(())
+    }
+
+    fn upload(&self, spool: &Spool) -> Result<(), Failure> {
+        let key = self.address.key_of(spool.object());
+        let failed = |e: std::io::Error| {
+            Failure::new(ErrorKind::Other, format!("the temporary file on this machine cannot be read: {e}"))
+        };
+        loop {
+            let mut content = Content::new(spool.length(), spool.contents(), spool.upload()).map_err(failed)?;
+            let only_new = !self.unconditional.load(Ordering::Relaxed);
+            match self.bucket.put(&key, &mut content, only_new) {
+                // The server does not know the condition.
+                Err(failure) if only_new && failure.code == "NotImplemented" => {
+                    self.unconditional.store(true, Ordering::Relaxed);
+                }
+                Err(failure) if failure.kind == ErrorKind::AlreadyExists => {
+                    self.refuses.store(true, Ordering::Relaxed);
+                    return Err(failure);
+                }
+                stored => return stored,
+            }
+        }
+    }
+}
+
+impl Storage for S3Storage {
+    fn capabilities(&self) -> Capabilities {
+        let exposed = "other users can read the file with the secret key; run chmod go= on it";
+        Capabilities {
+            directory: None,
+            exclusive: self.refuses.load(Ordering::Relaxed),
+            lanes: self.bucket.lanes(),
+            shortcomings: self.bucket.is_exposed().then_some(exposed).into_iter().collect(),
+        }
+    }
+
+    fn spool(&self, name: &str, run: Uuid) -> Result<Spool, Error> {
+        self.spools.open(name, run)
+    }
+
+    /// Any name may have rivals.
+    fn store(&self, spool: &Spool, _rivals: Rivals) -> Result<(), Error> {
+        self.upload(spool).map_err(|failure| failure.into_error("store", spool.object()))
+    }
+
+    fn read(&self, name: &str, offset: u64, length: usize, bytes: &mut Vec<u8>) -> Result<(), Error> {
+        self.read_range(name, offset, length, bytes).map_err(|failure| failure.into_error("read", name))
+    }
+
+    fn evict(&self, _name: &str, _offset: u64, _length: usize) {}
+
+    fn length(&self, name: &str) -> Result<u64, Error> {
+        Ok(self.object(name).map_err(|failure| failure.into_error("read", name))?.0)
+    }
+
+    fn stamp(&self, name: &str) -> Result<Stamp, Error> {
+        let (length, version) = self.object(name).map_err(|failure| failure.into_error("read", name))?;
+        Ok(Stamp::new(length, version))
+    }
+
+    fn visit(&self, prefix: &str, found: &mut dyn FnMut(ObjectInfo)) -> Result<(), Error> {
+        let shown = if prefix.is_empty() { "the repository" } else { prefix };
+        self.each(prefix, &mut |name, length| found(ObjectInfo { name: name.to_owned(), length }))
+            .map_err(|failure| failure.into_error("list", shown))
+    }
+
+    /// Asks first, since the server does not tell whether it had the object.
+    fn remove(&self, name: &str) -> Result<(), Error> {
+        let failed = |failure: Failure| failure.into_error("remove", name);
+        self.object(name).map_err(failed)?;
+        self.bucket.delete(&self.address.key_of(name)).map_err(failed)
+    }
+
+    /// Every object that the server has acknowledged is as durable as it gets.
+    fn settle(&self, _prefixes: &[&str]) -> Result<(), Error> {
+        Ok(())
+    }
+
+    /// A killed run leaves nothing but whole objects.
+    fn discard(&self, _prefixes: &[&str], _runs: &[Uuid]) -> Result<u64, Error> {
+        Ok(0)
+    }
+
+    fn abandon(&self, is_ours: &dyn Fn(&str) -> bool) -> bool {
+        self.is_new && self.clear(is_ours).unwrap_or_default()
+    }
+}

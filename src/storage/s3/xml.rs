@@ -1,0 +1,228 @@
+//! The server's documents: pages of listings, and errors.
+
+use quick_xml::Reader;
+use quick_xml::events::Event;
+
+/// The longest name, once decoded: what S3 allows for a key.
+const LONGEST_KEY: usize = 1024;
+/// The most keys of a page.
+const MOST_KEYS: usize = 1000;
+/// The longest text of an element, in bytes.
+const LONGEST_TEXT: usize = 8 << 10;
+/// The deepest element.
+const DEEPEST: usize = 8;
+
+/// A document that is not what it should be.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct Malformed;
+
+/// A page of a listing.
+#[derive(Debug, Default, PartialEq, Eq)]
+pub(super) struct Page {
+    /// Keys, and lengths of objects.
+    pub(super) objects: Vec<(String, u64)>,
+    /// Where the next page begins; `None` for the last page.
+    pub(super) next: Option<String>,
+}
+
+/// An error of the server.
+#[derive(Debug, Default, PartialEq, Eq)]
+pub(super) struct Problem {
+    /// Such as `NoSuchKey`.
+    pub(super) code: String,
+    pub(super) message: String,
+    /// The region of the bucket, if that is the problem.
+    pub(super) region: Option<String>,
+}
+
+impl Page {
+    /// Parses a page of keys that begin with `prefix`.
+    pub(super) fn parse(text: &[u8], prefix: &str) -> Result<Page, Malformed> {
+        let (mut page, mut key, mut length) = (Page::default(), None, None);
+        let (mut truncated, mut encoded, mut raw) = (None, false, Vec::new());
+        leaves(text, &mut |path, text| {
+            match path {
+                ["ListBucketResult"] => {}
+                ["ListBucketResult", "IsTruncated"] => truncated = Some(text == "true"),
+                ["ListBucketResult", "EncodingType"] => encoded = text == "url",
+                ["ListBucketResult", "NextContinuationToken"] => page.next = Some(text),
+                ["ListBucketResult", "Contents", "Key"] => key = Some(text),
+                ["ListBucketResult", "Contents", "Size"] => length = text.parse().ok(),
+                ["ListBucketResult", "Contents"] => {
+                    raw.push((key.take().ok_or(Malformed)?, length.take().ok_or(Malformed)?));
+                    if raw.len() > MOST_KEYS {
+                        return Err(Malformed);
+                    }
+                }
+                ["ListBucketResult", ..] => {}
+                _ => return Err(Malformed),
+            }
+            Ok(())
+        })?;
+        for (key, length) in raw {
+            let key = if encoded { decode(&key)? } else { key };
+            if key.len() > LONGEST_KEY || !key.starts_with(prefix) {
+                return Err(Malformed);
+            }
+            page.objects.push((key, length));
+        }
+        match (truncated, &page.next) {
+            (Some(false), _) => page.next = None,
+            (Some(true), Some(token)) if !token.is_empty() => {}
+            _ => return Err(Malformed),
+        }
+        Ok(page)
+    }
+}
+
+impl Problem {
+    /// Parses an error; `None` if the text is none of S3.
+    pub(super) fn parse(text: &[u8]) -> Option<Problem> {
+        let mut problem = Problem::default();
+        let parsed = leaves(text, &mut |path, text| {
+            match path {
+                ["Error", "Code"] => problem.code = text,
+                ["Error", "Message"] => problem.message = text,
+                ["Error", "Region"] => problem.region = Some(text),
+                ["Error", ..] => {}
+                _ => return Err(Malformed),
+            }
+            Ok(())
+        });
+        parsed.ok().filter(|()| !problem.code.is_empty()).map(|()| problem)
+    }
+}
+
+/// Calls `take` at the end of each element, with the names of the elements around it and itself, and its text.
+fn leaves(text: &[u8], take: &mut dyn FnMut(&[&str], String) -> Result<(), Malformed>) -> Result<(), Malformed> {
+    let mut reader = Reader::from_str(std::str::from_utf8(text).map_err(|_| Malformed)?);
+    reader.config_mut().expand_empty_elements = true;
+    let (mut path, mut value, mut ended): (Vec<String>, String, bool) = (Vec::new(), String::new(), false);
+    loop {
+        match reader.read_event().map_err(|_| Malformed)? {
+            Event::Start(start) => {
+                if path.len() == DEEPEST || ended {
+                    return Err(Malformed);
+                }
+                path.push(start.local_name().as_ref().to_owned());
+                value.clear();
+            }
+            Event::End(_) => {
+                let names: Vec<&str> = path.iter().map(String::as_str).collect();
+                take(&names, std::mem::take(&mut value))?;
+                path.pop();
+                ended = path.is_empty();
+            }
+            Event::Text(text) => value.push_str(&text.xml10_content()),
+            Event::CData(text) => value.push_str(&text.xml10_content()),
+            Event::GeneralRef(reference) => value.push(character(&reference.xml10_content())?),
+            Event::Comment(_) | Event::Decl(_) | Event::PI(_) => {}
+            // The latter are expanded to two events.
+            Event::DocType(_) | Event::Empty(_) => return Err(Malformed),
+            Event::Eof => return if ended { Ok(()) } else { Err(Malformed) },
+        }
+        if value.len() > LONGEST_TEXT {
+            return Err(Malformed);
+        }
+    }
+}
+
+/// The character of a reference such as `amp` or `#10`.
+fn character(reference: &str) -> Result<char, Malformed> {
+    Ok(match reference {
+        "amp" => '&',
+        "lt" => '<',
+        "gt" => '>',
+        "quot" => '"',
+        "apos" => '\'',
+        number => {
+            let number = number.strip_prefix('#').ok_or(Malformed)?;
+            let code = match number.strip_prefix('x') {
+                Some(digits) => u32::from_str_radix(digits, 16),
+                None => number.parse(),
+            };
+            char::from_u32(code.map_err(|_| Malformed)?).ok_or(Malformed)?
+        }
+    })
+}
+
+/// Decodes a key of a listing with `encoding-type=url`.
+fn decode(text: &str) -> Result<String, Malformed> {
+    // Some servers write a space as a plus sign, and a plus sign as %2B.
+    let text = text.replace('+', " ");
+    let mut parts = text.split('%');
+    let mut bytes = parts.next().unwrap_or_default().as_bytes().to_owned();
+    for part in parts {
+        let (digits, rest) = part.split_at_checked(2).ok_or(Malformed)?;
+        let is_hex = digits.bytes().all(|digit| digit.is_ascii_hexdigit());
+        bytes.push(u8::from_str_radix(digits, 16).ok().filter(|_| is_hex).ok_or(Malformed)?);
+        bytes.extend_from_slice(rest.as_bytes());
+    }
+    String::from_utf8(bytes).map_err(|_| Malformed)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn page(inner: &str) -> Result<Page, Malformed> {
+        let text = format!(
+            "<?xml version=\"1.0\" encoding=\"UTF-8\"?>\n<ListBucketResult \
+             xmlns=\"http://s3.amazonaws.com/doc/2006-03-01/\">{inner}</ListBucketResult>"
+        );
+        Page::parse(text.as_bytes(), "a/")
+    }
+
+    #[test]
+    fn pages_are_parsed() {
+        let parsed = page(
+            "<IsTruncated>true</IsTruncated><EncodingType>url</EncodingType><Contents><Key>a/x%20y%2Bz+</Key>\
+             <ETag>&quot;x&quot;</ETag><Size>5</Size><Owner><ID>1</ID></Owner></Contents><Contents><Key>a/y</Key>\n\
+             <Size>0</Size></Contents><NextContinuationToken>a&amp;&#98;&#x63;</NextContinuationToken>",
+        );
+        let objects = vec![("a/x y+z ".to_owned(), 5), ("a/y".to_owned(), 0)];
+        assert_eq!(parsed, Ok(Page { objects, next: Some("a&bc".into()) }));
+        let last = "<IsTruncated>false</IsTruncated><Contents><Key>a/%</Key><Size>1</Size></Contents>";
+        assert_eq!(page(last).unwrap().objects, [("a/%".to_owned(), 1)]);
+        assert_eq!(page("<IsTruncated>false</IsTruncated>").unwrap(), Page::default());
+    }
+
+    #[test]
+    fn hostile_pages_are_refused() {
+        let end = "<IsTruncated>false</IsTruncated>";
+        let object = |key: &str, size: &str| format!("<Contents><Key>{key}</Key><Size>{size}</Size></Contents>{end}");
+        for inner in [
+            String::new(),
+            "<IsTruncated>true</IsTruncated>".into(),
+            object("b/x", "1"),
+            object("a/x", "-1"),
+            object("a/x", "99999999999999999999999"),
+            object(&format!("a/{}", "x".repeat(1023)), "1"),
+            object(&"a/x".repeat(10_000), "1"),
+            object("a/&unknown;", "1"),
+            object("a/&#55296;", "1"),
+            format!("<EncodingType>url</EncodingType>{}", object("a/%f", "1")),
+            format!("<EncodingType>url</EncodingType>{}", object("a/%ff", "1")),
+            format!("<Contents><Key>a/x</Key></Contents>{end}"),
+            format!("<Contents><Size>1</Size></Contents>{end}"),
+            "<x>".repeat(20),
+            object("a/x", "1").repeat(1001),
+        ] {
+            assert_eq!(page(&inner), Err(Malformed), "{}", inner.get(..200).unwrap_or(&inner));
+        }
+        for text in ["", "<html></html>", "<!DOCTYPE x [<!ENTITY a \"b\">]><ListBucketResult/>", "\u{0}"] {
+            assert_eq!(Page::parse(text.as_bytes(), ""), Err(Malformed), "{text}");
+        }
+        assert_eq!(Page::parse(b"<ListBucketResult>\xff</ListBucketResult>", ""), Err(Malformed));
+    }
+
+    #[test]
+    fn errors_are_parsed() {
+        let text = "<?xml version='1.0'?><Error><Code>PermanentRedirect</Code><Message>Go</Message><Region>eu</Region></Error>";
+        let problem = Problem { code: "PermanentRedirect".into(), message: "Go".into(), region: Some("eu".into()) };
+        assert_eq!(Problem::parse(text.as_bytes()), Some(problem));
+        for text in ["", "<html><body>404</body></html>", "<Error></Error>", "<Error><Code>X</Code>"] {
+            assert_eq!(Problem::parse(text.as_bytes()), None, "{text}");
+        }
+    }
+}
