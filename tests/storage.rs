@@ -9,7 +9,7 @@ use std::io::Read;
 use std::num::NonZeroU64;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex, OnceLock, mpsc};
+use std::sync::{Arc, Mutex, PoisonError, Weak, mpsc};
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -64,34 +64,50 @@ struct Empty {
     _directory: Option<TempDir>,
     /// Dropped after the storage: all sessions must have ended then.
     _server: Option<Server>,
+    _service: Option<Arc<s3::Server>>,
 }
 
 impl Empty {
     fn in_memory(name: &'static str, wrap: impl FnOnce(Box<dyn Storage>) -> Box<dyn Storage>) -> Empty {
-        Empty { name, storage: wrap(Box::new(Memory::default())), objects: None, _directory: None, _server: None }
+        Empty {
+            name,
+            storage: wrap(Box::new(Memory::default())),
+            objects: None,
+            _directory: None,
+            _server: None,
+            _service: None,
+        }
     }
 
     fn in_directory(name: &'static str, wrap: impl FnOnce(Box<dyn Storage>) -> Box<dyn Storage>) -> Empty {
         let directory = tempfile::tempdir().unwrap();
         let storage = wrap(Box::new(DirectoryStorage::open(directory.path()).unwrap()));
         let objects = Some(directory.path().to_owned());
-        Empty { name, storage, objects, _directory: Some(directory), _server: None }
+        Empty { name, storage, objects, _directory: Some(directory), _server: None, _service: None }
     }
 
     /// On a server that runs `internal-sftp` with these options.
     fn on_server(name: &'static str, options: &str) -> Empty {
         let server = Server::with_options(options);
         let storage = Box::new(open(&server.location(&server.data())).unwrap());
-        Empty { name, storage, objects: Some(server.data()), _directory: None, _server: Some(server) }
+        Empty { name, storage, objects: Some(server.data()), _directory: None, _server: Some(server), _service: None }
     }
 
-    /// Below a prefix of its own in the bucket of a server that all tests share. It ends with this process.
+    /// Below a prefix of its own in the bucket of a server that tests at the same time share.
     fn in_bucket(name: &'static str) -> Empty {
-        static SERVER: OnceLock<s3::Server> = OnceLock::new();
-        let location = SERVER.get_or_init(s3::Server::start).location(&s3::Server::new_prefix());
+        static SERVER: Mutex<Weak<s3::Server>> = Mutex::new(Weak::new());
+        let server = {
+            let mut shared = SERVER.lock().unwrap_or_else(PoisonError::into_inner);
+            shared.upgrade().unwrap_or_else(|| {
+                let server = Arc::new(s3::Server::start());
+                *shared = Arc::downgrade(&server);
+                server
+            })
+        };
+        let location = server.location(&s3::Server::new_prefix());
         let LocationKind::S3(address) = location.kind() else { panic!("{location}") };
         let storage = Box::new(S3Storage::open(address, location.remote()).unwrap());
-        Empty { name, storage, objects: None, _directory: None, _server: None }
+        Empty { name, storage, objects: None, _directory: None, _server: None, _service: Some(server) }
     }
 }
 

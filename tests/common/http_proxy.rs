@@ -38,7 +38,8 @@ struct State {
     seen: Mutex<Vec<String>>,
     /// Heads of requests.
     heads: Mutex<Vec<String>>,
-    open: Mutex<Vec<TcpStream>>,
+    /// By number: those of a connection share one.
+    open: Mutex<Vec<(usize, TcpStream)>>,
     is_down: AtomicBool,
     ended: AtomicBool,
 }
@@ -58,19 +59,20 @@ impl Proxy {
         let state = Arc::new(State::default());
         let shared = state.clone();
         thread::spawn(move || {
-            for stream in listener.incoming().map_while(Result::ok) {
+            for (number, stream) in listener.incoming().map_while(Result::ok).enumerate() {
                 if shared.ended.load(Ordering::Relaxed) {
                     return;
                 }
                 if shared.is_down.load(Ordering::Relaxed) {
                     continue;
                 }
-                lock(&shared.open).push(stream.try_clone().expect("stream"));
+                lock(&shared.open).push((number, stream.try_clone().expect("stream")));
                 let shared = shared.clone();
                 thread::spawn(move || {
                     // A connection that ends is no failure of the test.
-                    let _ = serve(&shared, &stream, server);
-                    let _ = stream.shutdown(Shutdown::Both);
+                    let _ = serve(&shared, number, &stream, server);
+                    // The last handle goes with the stream: a client that is sending then finds the connection reset.
+                    lock(&shared.open).retain(|(other, _)| *other != number);
                 });
             }
         });
@@ -115,7 +117,7 @@ impl Proxy {
 
     /// Cuts all connections.
     pub fn cut(&self) {
-        for stream in lock(&self.state.open).drain(..) {
+        for (_, stream) in lock(&self.state.open).drain(..) {
             let _ = stream.shutdown(Shutdown::Both);
         }
     }
@@ -174,9 +176,9 @@ fn wait_for_end(state: &State, mut client: &TcpStream) {
     }
 }
 
-fn serve(state: &State, client: &TcpStream, server: u16) -> io::Result<()> {
+fn serve(state: &State, number: usize, client: &TcpStream, server: u16) -> io::Result<()> {
     let upstream = TcpStream::connect(("127.0.0.1", server))?;
-    lock(&state.open).push(upstream.try_clone()?);
+    lock(&state.open).push((number, upstream.try_clone()?));
     let (mut requests, mut answers) = (BufReader::new(client), BufReader::new(&upstream));
     let (mut to_client, mut to_server) = (client, &upstream);
     while let Some(request) = head(&mut requests)? {

@@ -5,7 +5,7 @@ use std::fs;
 use std::io::{BufRead, BufReader};
 use std::net::TcpStream;
 use std::os::unix::fs::PermissionsExt;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::thread::sleep;
@@ -26,6 +26,8 @@ const PATIENCE: Duration = Duration::from_secs(60);
 pub struct Server {
     folder: TempDir,
     child: Child,
+    /// Of moto itself.
+    port: u16,
     /// What requests go through.
     pub proxy: Proxy,
     /// Key and secret of the account that may do everything.
@@ -37,6 +39,34 @@ pub struct Server {
 impl Server {
     /// Starts a server.
     pub fn start() -> Server {
+        Server::with_options(|_| Vec::new())
+    }
+
+    /// Starts a server that is reached over TLS at [`Server::tls_endpoint`], without the proxy. Its certificate is its own
+    /// authority, in [`Server::certificate`].
+    pub fn with_tls() -> Server {
+        Server::with_options(|folder| {
+            let [certificate, key] = ["cert.pem", "key.pem"].map(|name| folder.join(name).display().to_string());
+            let mut openssl = Command::new("openssl");
+            openssl.args([
+                "req",
+                "-x509",
+                "-newkey",
+                "ec",
+                "-pkeyopt",
+                "ec_paramgen_curve:P-256",
+                "-nodes",
+                "-days",
+                "2",
+            ]);
+            openssl.args(["-subj", "/CN=localhost", "-addext", "subjectAltName=DNS:localhost,IP:127.0.0.1"]);
+            openssl.args(["-keyout", &key, "-out", &certificate]).stderr(Stdio::null());
+            assert!(openssl.status().expect("openssl").success());
+            vec![certificate, key]
+        })
+    }
+
+    fn with_options(options: impl FnOnce(&Path) -> Vec<String>) -> Server {
         assert!(
             fs::exists(PYTHON).is_ok_and(|is| is),
             "{PYTHON} is missing: run scripts/setup --tests, which installs moto"
@@ -45,7 +75,12 @@ impl Server {
         let port = free_port();
         let log = fs::File::create(folder.path().join("log")).expect("log");
         let mut python = Command::new(PYTHON);
-        python.args([SCRIPT, &port.to_string()]).stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(log);
+        python
+            .args([SCRIPT, &port.to_string()])
+            .args(options(folder.path()))
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .stderr(log);
         let mut child = python.spawn().expect("python");
         let mut lines = BufReader::new(child.stdout.take().expect("output")).lines();
         let mut keys = || -> (String, String) {
@@ -61,7 +96,7 @@ impl Server {
             assert!(start.elapsed() < PATIENCE, "moto does not listen");
             sleep(Duration::from_millis(10));
         }
-        let server = Server { folder, child, proxy: Proxy::start(port), writer, reader };
+        let server = Server { folder, child, port, proxy: Proxy::start(port), writer, reader };
         server.credentials(&server.writer.clone());
         server
     }
@@ -81,6 +116,16 @@ impl Server {
     /// The URL of the server.
     pub fn endpoint(&self) -> String {
         format!("http://127.0.0.1:{}", self.proxy.port())
+    }
+
+    /// The URL of the server behind the proxy, with TLS.
+    pub fn tls_endpoint(&self) -> String {
+        format!("https://localhost:{}", self.port)
+    }
+
+    /// The file with the server's certificate.
+    pub fn certificate(&self) -> PathBuf {
+        self.folder.path().join("cert.pem")
     }
 
     /// A location in the bucket.

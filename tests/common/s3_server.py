@@ -1,6 +1,6 @@
 """An S3 server for tests: moto, with everything in memory. Prints the keys of two accounts, and ends when its input does.
 
-    s3_server.py PORT
+    s3_server.py PORT [CERTIFICATE KEY]
 
 It knows the bucket `backups`, and checks signatures and permissions: the first account may do everything, the second may
 only read.
@@ -39,4 +39,5 @@ print(account("writer", ["s3:*"]))
 print(account("reader", ["s3:GetObject", "s3:ListBucket"]), flush=True)
 s3_backends[ACCOUNT]["aws"].create_bucket("backups", "us-east-1")
 threading.Thread(target=follow_input, daemon=True).start()
-moto.server.main(["-H", "127.0.0.1", "-p", sys.argv[1]])
+tls = ["--ssl-cert", sys.argv[2], "--ssl-key", sys.argv[3]] if sys.argv[2:] else []
+moto.server.main(["-H", "127.0.0.1", "-p", sys.argv[1], *tls])

@@ -1,0 +1,522 @@
+//! Repositories in S3, through the real program and moto: a whole round, keys and how they are found, a server that is busy,
+//! cut off, silent or away, hostile answers, and the number of requests.
+
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::print_stdout, clippy::print_stderr)]
+
+mod common;
+
+use std::fs;
+use std::net::TcpListener;
+use std::os::unix::fs::PermissionsExt;
+use std::process::{Child, Command, Stdio};
+use std::sync::atomic::AtomicBool;
+use std::sync::{Arc, Mutex};
+use std::thread::sleep;
+use std::time::{Duration, Instant};
+
+use brackfs::backup::{Options, Selection, back_up};
+use brackfs::monitor::Silent;
+use brackfs::repository::Repository;
+use brackfs::storage::{self, LocationKind, RetryPolicy, RetryStorage, S3Storage, Storage, Waiting};
+use common::http_proxy::Flaw;
+use common::s3::Server;
+use common::{Run, Site, age, noise, run, settle, tree};
+
+const MIB: usize = 1 << 20;
+
+/// A site whose repository is in a bucket.
+struct Remote {
+    site: Site,
+    server: Server,
+}
+
+impl Remote {
+    /// A site with these files, and without a repository.
+    fn new(files: &[(&str, Vec<u8>)]) -> Remote {
+        let site = Site::with_files(files);
+        site.key("rfc9580");
+        Remote { site, server: Server::start() }
+    }
+
+    /// The same with a repository.
+    fn ready(files: &[(&str, Vec<u8>)]) -> Remote {
+        let remote = Remote::new(files);
+        remote.init().ok();
+        remote
+    }
+
+    fn init(&self) -> Run {
+        let certificate = self.site.keys().join("owner.pub");
+        self.brackfs(&["init", URL, "--recipient", certificate.to_str().unwrap()])
+    }
+
+    /// A run that finds keys and settings nowhere.
+    fn bare(&self, arguments: &[&str]) -> Command {
+        let mut command = self.site.command(arguments);
+        for (name, _) in std::env::vars_os().filter(|(name, _)| name.as_encoded_bytes().starts_with(b"AWS_")) {
+            command.env_remove(name);
+        }
+        command.env("BRACKFS_REPOSITORY", URL).env("HOME", self.site.path());
+        command
+    }
+
+    fn command(&self, arguments: &[&str]) -> Command {
+        let mut command = self.bare(arguments);
+        command.env("BRACKFS_ENDPOINT", self.server.endpoint()).env("BRACKFS_CREDENTIALS", self.server.file());
+        command
+    }
+
+    fn brackfs(&self, arguments: &[&str]) -> Run {
+        run(self.command(arguments))
+    }
+
+    fn source(&self) -> String {
+        self.site.source().to_str().unwrap().to_owned()
+    }
+
+    fn backup(&self, extra: &[&str]) -> Run {
+        self.brackfs(&[&["backup", &self.source(), "--json"], extra].concat())
+    }
+
+    /// A backup under way. Its messages go to a file.
+    fn begin_backup(&self, extra: &[&str]) -> Child {
+        let log = fs::File::create(self.site.path().join("messages")).unwrap();
+        let mut command = self.command(&[&["backup", &self.source()], extra].concat());
+        command.stdout(Stdio::null()).stderr(log).spawn().unwrap()
+    }
+
+    /// What the backup under way has said.
+    fn said(&self) -> String {
+        fs::read_to_string(self.site.path().join("messages")).unwrap()
+    }
+
+    /// Restores the newest snapshot and compares it with the source.
+    fn holds(&self) {
+        let out = self.site.path().join("out");
+        self.brackfs(&["restore", "latest", "--to", out.to_str().unwrap()]).ok();
+        assert!(tree(&out) == tree(&self.site.source()), "the restored files differ");
+        fs::remove_dir_all(out).unwrap();
+    }
+
+    /// Checks and restores everything.
+    fn is_whole(&self) {
+        self.brackfs(&["check", "--read-data"]).ok();
+        self.holds();
+    }
+
+    fn storage(&self) -> S3Storage {
+        let location = self.server.location("repo");
+        let LocationKind::S3(address) = location.kind() else { panic!("{location}") };
+        S3Storage::open(address, location.remote()).unwrap()
+    }
+
+    fn packs(&self) -> usize {
+        let mut packs = 0;
+        self.storage().visit("packs/", &mut |_| packs += 1).unwrap();
+        packs
+    }
+
+    /// Requests to store packs so far.
+    fn pack_requests(&self, seen: &mut Vec<String>) -> usize {
+        seen.extend(self.server.proxy.requests());
+        seen.iter().filter(|request| request.starts_with("PUT ") && request.contains("/packs/")).count()
+    }
+}
+
+const URL: &str = "s3://backups/repo";
+
+/// Files of random bytes: many packs.
+fn many(prefix: &str, count: usize) -> Vec<(String, Vec<u8>)> {
+    (0..count).map(|at| (format!("{prefix}{at}"), noise(&format!("{prefix}{at}"), 8 * MIB))).collect()
+}
+
+fn borrowed(files: &[(String, Vec<u8>)]) -> Vec<(&str, Vec<u8>)> {
+    files.iter().map(|(name, bytes)| (name.as_str(), bytes.clone())).collect()
+}
+
+#[track_caller]
+fn until(what: &str, mut is_so: impl FnMut() -> bool) {
+    let start = Instant::now();
+    while !is_so() {
+        assert!(start.elapsed() < Duration::from_secs(120), "{what}");
+        sleep(Duration::from_millis(5));
+    }
+}
+
+/// An answer with an error of S3.
+fn refusal(status: &str, headers: &str, code: &str, more: &str) -> Flaw {
+    let body = format!("<?xml version=\"1.0\"?><Error><Code>{code}</Code><Message>as told</Message>{more}</Error>");
+    Flaw::Answer(format!("HTTP/1.1 {status}\r\n{headers}Content-Length: {}\r\n\r\n{body}", body.len()))
+}
+
+#[test]
+fn a_whole_round_works_as_on_a_directory() {
+    let remote = Remote::ready(&[("file", b"content".to_vec()), ("large", noise("large", 20 * MIB))]);
+    let again = remote.init().code(1);
+    assert!(again.stderr.contains("already"), "{again}");
+    remote.backup(&[]).ok();
+    remote.holds();
+    remote.site.write("new", noise("new", MIB));
+    fs::remove_file(remote.site.source().join("large")).unwrap();
+    age(&remote.site.source());
+    settle();
+    remote.backup(&[]).ok();
+    remote.is_whole();
+    assert_eq!(remote.brackfs(&["snapshots"]).ok().stdout.lines().count(), 2);
+    remote.brackfs(&["catalog", "verify"]).ok();
+
+    let mnt = remote.site.mnt();
+    remote.brackfs(&["mount", mnt.to_str().unwrap()]).ok();
+    let copy = remote.site.path().join("copy");
+    assert!(Command::new("cp").arg("-a").args([&mnt.join("source/latest/."), &copy]).status().unwrap().success());
+    assert!(tree(&copy) == tree(&remote.site.source()));
+    remote.brackfs(&["umount", mnt.to_str().unwrap()]).ok();
+
+    let before = remote.packs();
+    remote.brackfs(&["forget", "--keep-last", "1"]).ok();
+    remote.brackfs(&["prune", "--grace", "0"]).ok();
+    assert!(remote.packs() < before, "{before} packs before, {} after", remote.packs());
+    assert_eq!(remote.brackfs(&["snapshots"]).ok().stdout.lines().count(), 1);
+    remote.is_whole();
+    assert_eq!(fs::read_dir(remote.site.state().join("spool")).unwrap().count(), 0);
+}
+
+#[test]
+fn keys_and_settings_are_found_where_other_programs_look() {
+    let remote = Remote::ready(&[("file", b"content".to_vec())]);
+    let (id, secret) = &remote.server.writer;
+    let none = run(remote.bare(&["snapshots", "--endpoint", &remote.server.endpoint()])).code(1);
+    assert!(none.stderr.contains("AWS_ACCESS_KEY_ID") && none.stderr.contains("~/.aws/credentials"), "{none}");
+
+    let mut variables = remote.bare(&["snapshots"]);
+    variables.env("AWS_ACCESS_KEY_ID", id).env("AWS_SECRET_ACCESS_KEY", secret);
+    run({
+        variables.env("AWS_ENDPOINT_URL_S3", remote.server.endpoint());
+        variables
+    })
+    .ok();
+
+    let aws = remote.site.path().join(".aws");
+    fs::create_dir(&aws).unwrap();
+    let keys = format!("[other]\naws_access_key_id = {id}\naws_secret_access_key = {secret}\n");
+    fs::write(aws.join("credentials"), keys).unwrap();
+    let settings = format!("[profile other]\nendpoint_url = {}\nregion = us-east-1\n", remote.server.endpoint());
+    fs::write(aws.join("config"), settings).unwrap();
+    let mut profile = remote.bare(&["snapshots"]);
+    profile.env("AWS_PROFILE", "other");
+    run(profile).ok();
+}
+
+#[test]
+fn a_file_with_keys_that_others_can_read_is_noted() {
+    let remote = Remote::new(&[]);
+    fs::set_permissions(remote.server.file(), fs::Permissions::from_mode(0o644)).unwrap();
+    let noted = remote.init().ok();
+    assert!(noted.stderr.contains("other users can read the file with the secret key"), "{noted}");
+}
+
+#[test]
+fn refused_keys_and_missing_buckets_end_a_command_at_once() {
+    let remote = Remote::ready(&[("file", b"content".to_vec())]);
+    let (id, secret) = remote.server.writer.clone();
+    let start = Instant::now();
+    let wrong_secret = (id.clone(), format!("{}X", &secret[1..]));
+    remote.server.credentials(&wrong_secret);
+    let refused = remote.backup(&[]).code(1);
+    assert!(refused.stderr.contains("check AWS_SECRET_ACCESS_KEY"), "{refused}");
+    assert!(!refused.stderr.contains(&wrong_secret.1) && !refused.stderr.contains("waiting for"), "{refused}");
+    remote.server.credentials(&("AKIAUNKNOWN".into(), secret.clone()));
+    let refused = remote.backup(&[]).code(1);
+    assert!(refused.stderr.contains("check AWS_ACCESS_KEY_ID"), "{refused}");
+    remote.server.credentials(&(id, secret));
+
+    let mut missing = remote.command(&["snapshots"]);
+    missing.env("BRACKFS_REPOSITORY", "s3://no-such-bucket/repo");
+    let missing = run(missing).code(10);
+    assert!(missing.stderr.contains("the bucket does not exist"), "{missing}");
+    let mut empty = remote.command(&["snapshots"]);
+    empty.env("BRACKFS_REPOSITORY", "s3://backups/other");
+    run(empty).code(10);
+    assert!(start.elapsed() < Duration::from_secs(60), "{:?}", start.elapsed());
+    remote.backup(&[]).ok();
+}
+
+#[test]
+fn a_read_only_key_can_restore_and_not_back_up() {
+    let remote = Remote::ready(&[("file", noise("file", MIB))]);
+    remote.backup(&[]).ok();
+    remote.server.credentials(&remote.server.reader.clone());
+    remote.is_whole();
+    remote.site.write("new", "new");
+    settle();
+    let start = Instant::now();
+    let refused = remote.backup(&[]).code(1);
+    assert!(refused.stderr.contains("the server denies access"), "{refused}");
+    assert!(start.elapsed() < Duration::from_secs(30), "{:?}", start.elapsed());
+}
+
+#[test]
+fn keys_in_locations_and_endpoints_are_refused_and_never_repeated() {
+    let site = Site::new();
+    let location = "s3://id:hunter2@bucket/repo";
+    for arguments in [&["init", location][..], &["snapshots", "--repo", location]] {
+        let refused = site.brackfs(arguments).code(2);
+        assert!(refused.stderr.contains("keys do not belong in a location"), "{refused}");
+        assert!(!refused.stderr.contains("hunter2"), "{refused}");
+    }
+    let endpoint = "https://id:hunter2@host";
+    let refused = site.brackfs(&["snapshots", "--repo", "s3://bucket", "--endpoint", endpoint]).code(2);
+    assert!(refused.stderr.contains("keys do not belong in the endpoint"), "{refused}");
+    assert!(!refused.stderr.contains("hunter2"), "{refused}");
+    let mut help = site.command(&["backup", "--help"]);
+    help.env("BRACKFS_REPOSITORY", location).env("BRACKFS_ENDPOINT", endpoint);
+    assert!(!run(help).ok().stdout.contains("hunter2"));
+}
+
+#[test]
+fn answers_that_trying_again_cannot_change_say_what_to_do() {
+    let remote = Remote::ready(&[]);
+    for (flaw, words) in [
+        (refusal("403 Forbidden", "", "RequestTimeTooSkewed", ""), "set the clock"),
+        (refusal("403 Forbidden", "", "ExpiredToken", ""), "get a new one"),
+        (
+            refusal("400 Bad Request", "", "AuthorizationHeaderMalformed", "<Region>eu-9</Region>"),
+            "set AWS_REGION=eu-9",
+        ),
+        (refusal("301 Moved", "x-amz-bucket-region: eu-8\r\n", "PermanentRedirect", ""), "set AWS_REGION=eu-8"),
+        (refusal("403 Forbidden", "", "AccessDenied", ""), "denies access"),
+        (Flaw::Answer("HTTP/1.1 404 Not Found\r\nContent-Length: 4\r\n\r\ngone".into()), "check the endpoint"),
+        (Flaw::Answer("HTTP/1.1 200 OK\r\nContent-Length: 13\r\n\r\n<html></html>".into()), "check the endpoint"),
+    ] {
+        remote.server.proxy.fail("", "", 1, flaw);
+        let refused = remote.brackfs(&["snapshots"]).code(1);
+        assert!(refused.stderr.contains(words) && !refused.stderr.contains("waiting for"), "{words}: {refused}");
+        assert_eq!(remote.server.proxy.failures_left(), 0);
+    }
+}
+
+#[test]
+fn a_redirect_is_not_followed() {
+    let remote = Remote::ready(&[]);
+    let elsewhere = TcpListener::bind(("127.0.0.1", 0)).unwrap();
+    elsewhere.set_nonblocking(true).unwrap();
+    for status in ["301 Moved", "302 Found", "307 Temporary Redirect", "308 Permanent Redirect"] {
+        let header = format!("Location: http://{}/\r\n", elsewhere.local_addr().unwrap());
+        remote.server.proxy.fail("", "", 1, refusal(status, &header, "TemporaryRedirect", ""));
+        let refused = remote.brackfs(&["snapshots"]).code(1);
+        assert!(refused.stderr.contains("the server redirects the request"), "{refused}");
+    }
+    assert!(elsewhere.accept().is_err(), "a redirect was followed");
+}
+
+#[test]
+fn a_certificate_is_trusted_only_with_its_authority() {
+    let site = Site::with_files(&[("file", noise("file", MIB))]);
+    site.key("rfc9580");
+    let remote = Remote { site, server: Server::with_tls() };
+    let with_tls = |arguments: &[&str]| {
+        let mut command = remote.command(arguments);
+        command.env("BRACKFS_ENDPOINT", remote.server.tls_endpoint());
+        command
+    };
+    let certificate = remote.site.keys().join("owner.pub");
+    let init = ["init", URL, "--recipient", certificate.to_str().unwrap()];
+    let refused = run(with_tls(&init)).code(1);
+    assert!(refused.stderr.contains("certificate is not trusted") && refused.stderr.contains("--ca"), "{refused}");
+    let trusting = |arguments: &[&str]| {
+        let mut command = with_tls(arguments);
+        command.env("BRACKFS_CA", remote.server.certificate());
+        run(command)
+    };
+    trusting(&init).ok();
+    trusting(&["backup", &remote.source()]).ok();
+    trusting(&["check", "--read-data"]).ok();
+    // Another authority is not enough.
+    let other = Server::with_tls();
+    let mut wrong = with_tls(&["snapshots"]);
+    wrong.env("BRACKFS_CA", other.certificate());
+    let wrong = run(wrong).code(1);
+    assert!(wrong.stderr.contains("certificate is not trusted"), "{wrong}");
+    let mut none = with_tls(&["snapshots"]);
+    none.env("BRACKFS_CA", remote.server.file());
+    let none = run(none).code(1);
+    assert!(none.stderr.contains("no certificate in PEM format"), "{none}");
+}
+
+#[test]
+fn no_secret_is_shown_by_processes_messages_and_logs() {
+    let remote = Remote::ready(&borrowed(&many("file", 4)));
+    let log = remote.site.path().join("log");
+    remote.server.proxy.fail("PUT", "packs/", 1, refusal("503 Busy", "", "SlowDown", ""));
+    remote.server.proxy.heads();
+    let mut backup = remote.begin_backup(&["--log", log.to_str().unwrap(), "-v"]);
+    let mut shown = String::new();
+    while backup.try_wait().unwrap().is_none() {
+        for file in ["cmdline", "environ"] {
+            shown += &String::from_utf8_lossy(&fs::read(format!("/proc/{}/{file}", backup.id())).unwrap_or_default());
+        }
+        sleep(Duration::from_millis(20));
+    }
+    assert!(backup.wait().unwrap().success(), "{}", remote.said());
+    let heads = remote.server.proxy.heads();
+    assert!(shown.contains("BRACKFS_ENDPOINT") && heads.len() > 5);
+    shown += &remote.said();
+    shown += &fs::read_to_string(log).unwrap();
+    let (id, secret) = &remote.server.writer;
+    assert!(!shown.contains(secret) && !shown.contains(id) && !shown.contains("Signature="), "{shown}");
+    // Nor does the server see it.
+    assert!(heads.iter().all(|head| !head.contains(secret) && head.contains("Signature=")));
+}
+
+#[test]
+fn a_busy_server_is_waited_for() {
+    let remote = Remote::ready(&borrowed(&many("file", 4)));
+    remote.server.proxy.fail("PUT", "packs/", 6, refusal("503 Busy", "Retry-After: 1\r\n", "SlowDown", ""));
+    remote.server.proxy.fail("HEAD", "", 1, Flaw::Answer("HTTP/1.1 500 Oops\r\nContent-Length: 0\r\n\r\n".into()));
+    let mut backup = remote.begin_backup(&[]);
+    assert!(backup.wait().unwrap().success(), "{}", remote.said());
+    assert_eq!(remote.server.proxy.failures_left(), 0);
+    assert_eq!(remote.said().matches("waiting for s3://backups/repo").count(), 1, "{}", remote.said());
+    assert!(remote.said().contains("the server is busy"), "{}", remote.said());
+    remote.is_whole();
+}
+
+#[test]
+fn uploads_that_are_cut_off_are_made_again() {
+    let remote = Remote::ready(&borrowed(&many("file", 6)));
+    // In the middle of a pack, and after its last byte: then the server has it, and it is not stored twice.
+    remote.server.proxy.fail("PUT", "packs/", 2, Flaw::CutRequest(6 << 20));
+    remote.server.proxy.fail("PUT", "packs/", 2, Flaw::CutAnswer(0));
+    remote.server.proxy.fail("PUT", "index/", 1, Flaw::CutAnswer(0));
+    remote.server.proxy.fail("PUT", "snapshots/", 1, Flaw::CutAnswer(0));
+    remote.backup(&[]).ok();
+    assert_eq!(remote.server.proxy.failures_left(), 0);
+    assert_eq!(remote.brackfs(&["snapshots"]).ok().stdout.lines().count(), 1);
+    remote.is_whole();
+}
+
+#[test]
+fn downloads_that_are_cut_off_are_made_again() {
+    let remote = Remote::ready(&borrowed(&many("file", 4)));
+    remote.backup(&[]).ok();
+    for bytes in [0, 1, 100_000] {
+        remote.server.proxy.fail("GET", "packs/", 2, Flaw::CutAnswer(bytes));
+    }
+    remote.server.proxy.fail("GET", "snapshots%2F", 1, Flaw::CutAnswer(100));
+    remote.holds();
+    assert_eq!(remote.server.proxy.failures_left(), 0);
+}
+
+#[test]
+fn a_silent_server_is_given_up_and_the_backup_goes_on() {
+    let remote = Remote::ready(&borrowed(&many("file", 4)));
+    let location = remote.server.location("repo");
+    let options = storage::Remote { stall: Duration::from_secs(3), ..location.remote().clone() };
+    let said = Arc::new(Mutex::new(Vec::new()));
+    let repository = Repository::open_wrapped(&location.with_remote(options), |storage| {
+        let [longest, first_wait, longest_wait] = [60_000, 100, 1000].map(Duration::from_millis);
+        let said = said.clone();
+        let note = move |waiting: &Waiting<'_>| said.lock().unwrap().push(waiting.error.to_string());
+        Box::new(RetryStorage::new(storage, RetryPolicy { longest, first_wait, longest_wait }).with_notice(note))
+    });
+    let repository = repository.unwrap();
+    remote.server.proxy.fail("PUT", "packs/", 1, Flaw::Stall);
+    remote.server.proxy.fail("GET", "keys/host", 1, Flaw::StallAnswer(10));
+    let selection = Selection { paths: vec![remote.site.source()], ..Selection::default() };
+    let options = Options { selection, ..Options::default() };
+    let result = back_up(&repository, &remote.site.state(), &options, &Silent, &AtomicBool::new(false));
+    assert_eq!(result.unwrap().problems, 0);
+    assert_eq!(remote.server.proxy.failures_left(), 0);
+    let said = said.lock().unwrap();
+    assert!(said.iter().any(|said| said.contains("the server was silent for 3 s")), "{said:?}");
+    remote.is_whole();
+}
+
+#[test]
+fn a_backup_waits_for_a_server_that_is_restarted() {
+    let remote = Remote::ready(&borrowed(&many("file", 10)));
+    remote.server.proxy.requests();
+    let mut backup = remote.begin_backup(&["--limit-upload", "32MiB"]);
+    let mut seen = Vec::new();
+    until("a pack is stored", || remote.pack_requests(&mut seen) > 0);
+    remote.server.proxy.stop();
+    sleep(Duration::from_secs(2));
+    remote.server.proxy.start_again();
+    assert!(backup.wait().unwrap().success(), "{}", remote.said());
+    assert_eq!(remote.said().matches("waiting for").count(), 1, "said once in a minute: {}", remote.said());
+    remote.is_whole();
+}
+
+#[test]
+fn a_mount_waits_for_a_server_that_is_restarted() {
+    let large = noise("large", 30 * MIB);
+    let remote = Remote::ready(&[("large", large.clone()), ("small", b"small".to_vec())]);
+    remote.backup(&[]).ok();
+    let mnt = remote.site.mnt();
+    remote.brackfs(&["mount", "--cache-size", "1MiB", mnt.to_str().unwrap()]).ok();
+    let file = mnt.join("source/latest/large");
+    assert!(fs::read(&file).unwrap() == large);
+    remote.server.proxy.stop();
+    let reader = std::thread::spawn({
+        let file = file.clone();
+        move || fs::read(file)
+    });
+    sleep(Duration::from_secs(2));
+    remote.server.proxy.start_again();
+    assert!(reader.join().unwrap().unwrap() == large);
+    assert_eq!(fs::read(mnt.join("source/latest/small")).unwrap(), b"small");
+    remote.brackfs(&["umount", mnt.to_str().unwrap()]).ok();
+}
+
+#[test]
+fn a_server_that_is_away_when_a_command_starts_ends_it() {
+    let remote = Remote::ready(&[]);
+    remote.server.proxy.stop();
+    let start = Instant::now();
+    let away = remote.brackfs(&["snapshots"]).code(1);
+    assert!(away.stderr.contains("the server closed the connection"), "{away}");
+    let mut nowhere = remote.command(&["snapshots"]);
+    nowhere.env("BRACKFS_ENDPOINT", format!("http://127.0.0.1:{}", common::sftp::free_port()));
+    let nowhere = run(nowhere).code(1);
+    assert!(nowhere.stderr.contains("refuses the connection"), "{nowhere}");
+    assert!(start.elapsed() < Duration::from_secs(20), "{:?}", start.elapsed());
+}
+
+#[test]
+fn two_machines_with_one_state_that_start_together_lose_nothing() {
+    let remote = Remote::ready(&[("file", noise("file", MIB))]);
+    remote.backup(&[]).ok();
+    let clone = remote.site.path().join("clone");
+    assert!(Command::new("cp").arg("-a").args([remote.site.state(), clone.clone()]).status().unwrap().success());
+    for round in 0..3 {
+        remote.site.write("file", noise(&format!("round {round}"), MIB));
+        settle();
+        let mut runs = [remote.site.state(), clone.clone()].map(|state| {
+            let mut command = remote.command(&["backup", &remote.source()]);
+            command.env("BRACKFS_STATE_DIR", state).stdout(Stdio::null()).stderr(Stdio::piped());
+            command.spawn().unwrap()
+        });
+        let codes = runs.each_mut().map(|run| run.wait().unwrap().code().unwrap());
+        assert!(codes.iter().all(|code| matches!(code, 0 | 1)), "{codes:?}");
+        remote.brackfs(&["check", "--read-data"]).ok();
+    }
+    // After the clone is gone, backups go on.
+    fs::remove_dir_all(clone).unwrap();
+    remote.site.write("file", "last");
+    settle();
+    remote.backup(&[]).ok();
+    remote.is_whole();
+}
+
+#[test]
+fn a_backup_of_nothing_new_makes_few_requests() {
+    let remote = Remote::ready(&[("file", noise("file", MIB))]);
+    remote.backup(&[]).ok();
+    settle();
+    remote.backup(&[]).ok();
+    remote.server.proxy.requests();
+    remote.backup(&[]).ok();
+    let requests = remote.server.proxy.requests();
+    println!("{} requests: {requests:#?}", requests.len());
+    assert!(requests.len() <= 40, "{requests:#?}");
+}
