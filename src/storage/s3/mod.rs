@@ -56,11 +56,11 @@ impl S3Storage {
         let storage = S3Storage::new(address, remote, "open")?;
         match storage.bucket.list(&address.key_of(""), None, 1) {
             Err(failure) if failure.code == "NoSuchBucket" => {
-                Err(Failure { kind: ErrorKind::NotFound, ..failure }.into_error("open", &address.bucket))
+                Err(Failure { kind: ErrorKind::NotFound, ..failure }.into_error("open", &shown(address)))
             }
             // It is there, and will be waited for.
             Err(failure) if failure.kind == ErrorKind::Throttled => Ok(storage),
-            Err(failure) => Err(failure.into_error("open", &address.bucket)),
+            Err(failure) => Err(failure.into_error("open", &shown(address))),
             Ok(_) => Ok(storage),
         }
     }
@@ -68,10 +68,10 @@ impl S3Storage {
     fn new(address: &Address, remote: &Remote, action: &'static str) -> Result<Self, Error> {
         let variable = |name: &str| std::env::var(name).ok();
         let account = Account::find(remote, &variable);
-        let account = account.map_err(|why| Error::new(ErrorKind::Refused, action, &address.bucket, why))?;
+        let account = account.map_err(|why| Error::new(ErrorKind::Refused, action, &shown(address), why))?;
         let bucket = Bucket::new(&address.bucket, account, remote);
         Ok(S3Storage {
-            bucket: bucket.map_err(|failure| failure.into_error(action, &address.bucket))?,
+            bucket: bucket.map_err(|failure| failure.into_error(action, &shown(address)))?,
             address: address.clone(),
             spools: remote.spools(),
             refuses: AtomicBool::default(),
@@ -88,11 +88,11 @@ impl S3Storage {
     ) -> Result<Self, Error> {
         let mut storage = S3Storage::new(address, remote, "create")?;
         storage.is_new = true;
-        if storage.clear(is_leftover).map_err(|failure| failure.into_error("create", &address.bucket))? {
+        if storage.clear(is_leftover).map_err(|failure| failure.into_error("create", &shown(address)))? {
             return Ok(storage);
         }
         let why = "there are other objects below the location";
-        Err(Error::new(ErrorKind::AlreadyExists, "create", &address.bucket, why))
+        Err(Error::new(ErrorKind::AlreadyExists, "create", &shown(address), why))
     }
 
     /// Calls `found` with the names of objects that begin with `prefix`, and their lengths.
@@ -200,6 +200,11 @@ impl S3Storage {
             }
         }
     }
+}
+
+/// The bucket in errors.
+fn shown(address: &Address) -> String {
+    format!("the bucket {}", address.bucket)
 }
 
 impl Storage for S3Storage {

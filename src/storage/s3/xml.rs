@@ -93,8 +93,11 @@ impl Problem {
     }
 }
 
-/// Calls `take` at the end of each element, with the names of the elements around it and itself, and its text.
-fn leaves(text: &[u8], take: &mut dyn FnMut(&[&str], String) -> Result<(), Malformed>) -> Result<(), Malformed> {
+/// Takes an element: the names of the elements around it and its own, and its text.
+type Take<'t> = &'t mut dyn FnMut(&[&str], String) -> Result<(), Malformed>;
+
+/// Calls `take` at the end of each element.
+fn leaves(text: &[u8], take: Take<'_>) -> Result<(), Malformed> {
     let mut reader = Reader::from_str(std::str::from_utf8(text).map_err(|_| Malformed)?);
     reader.config_mut().expand_empty_elements = true;
     let (mut path, mut value, mut ended): (Vec<String>, String, bool) = (Vec::new(), String::new(), false);
