@@ -53,8 +53,11 @@ impl Remote {
     /// A run that finds keys and settings nowhere.
     fn bare(&self, arguments: &[&str]) -> Command {
         let mut command = self.site.command(arguments);
-        for (name, _) in std::env::vars_os().filter(|(name, _)| name.as_encoded_bytes().starts_with(b"AWS_")) {
-            command.env_remove(name);
+        for (name, _) in std::env::vars_os() {
+            let text = name.to_string_lossy().to_uppercase();
+            if text.starts_with("AWS_") || text.ends_with("_PROXY") {
+                command.env_remove(name);
+            }
         }
         command.env("BRACKFS_REPOSITORY", URL).env("HOME", self.site.path());
         command

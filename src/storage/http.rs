@@ -157,7 +157,10 @@ impl Client {
             }
             ureq::Error::HostNotFound => away("the server's name is not known".to_owned()),
             ureq::Error::Io(error) => away(match error.kind() {
-                io::ErrorKind::UnexpectedEof => "the server closed the connection".to_owned(),
+                io::ErrorKind::UnexpectedEof
+                | io::ErrorKind::ConnectionReset
+                | io::ErrorKind::ConnectionAborted
+                | io::ErrorKind::BrokenPipe => "the server closed the connection".to_owned(),
                 io::ErrorKind::ConnectionRefused => {
                     "the server cannot be reached: it refuses the connection".to_owned()
                 }
@@ -178,6 +181,7 @@ impl Client {
                     },
                 }
             }
+            ureq::Error::ConnectProxyFailed(why) => away(format!("the proxy does not connect to the server: {why}")),
             ureq::Error::Protocol(error) => away(format!("the server sent something that is not HTTP: {error}")),
             error => Lost { kind: ErrorKind::Other, why: format!("the request failed: {error}") },
         }
