@@ -190,6 +190,12 @@ fn ranges_are_read_completely_or_fail() {
         for (offset, length) in [(0, length + 1), (length - 1, 2), (length + 5, 1)] {
             assert_eq!(get(storage, "packs/ab/x", offset as u64, length), Err(ErrorKind::Truncated), "{name}");
         }
+        assert!(storage.get("packs/ab/x", length).unwrap() == bytes, "{name}");
+        assert_eq!(storage.get("packs/ab/x", length - 1).unwrap_err().kind, ErrorKind::TooLarge, "{name}");
+        put(storage, "empty", b"", Rivals::None).unwrap();
+        assert_eq!(storage.get("empty", 0).unwrap(), b"", "{name}");
+        assert_eq!(storage.length("empty").unwrap(), 0, "{name}");
+        assert_eq!(get(storage, "empty", 0, 1), Err(ErrorKind::Truncated), "{name}");
         // A hint has no effect on content, and none at all on a missing object.
         storage.evict("packs/ab/x", 0, length);
         storage.evict("packs/ab/y", 0, 1);
@@ -204,6 +210,7 @@ fn every_operation_reports_missing_objects() {
         for object in ["missing", "packs/ab/x"] {
             assert_eq!(storage.length(object).unwrap_err().kind, ErrorKind::NotFound, "{name}");
             assert_eq!(get(&**storage, object, 0, 0), Err(ErrorKind::NotFound), "{name}");
+            assert_eq!(storage.get(object, 100).unwrap_err().kind, ErrorKind::NotFound, "{name}");
             assert_eq!(storage.remove(object).unwrap_err().kind, ErrorKind::NotFound, "{name}");
         }
     }

@@ -79,6 +79,19 @@ pub trait Storage: Send + Sync + fmt::Debug {
     /// [`Truncated`](super::ErrorKind::Truncated).
     fn read(&self, name: &str, offset: u64, length: usize, bytes: &mut Vec<u8>) -> Result<(), Error>;
 
+    /// Reads a whole object of at most `limit` bytes. A larger one is [`TooLarge`](super::ErrorKind::TooLarge).
+    fn get(&self, name: &str, limit: usize) -> Result<Vec<u8>, Error> {
+        let length = self.length(name)?;
+        match usize::try_from(length) {
+            Ok(length) if length <= limit => {
+                let mut bytes = Vec::new();
+                self.read(name, 0, length, &mut bytes)?;
+                Ok(bytes)
+            }
+            _ => Err(Error::too_large(name, length, limit)),
+        }
+    }
+
     /// Hint that these bytes will not be read again soon; caches may drop them. Reading them still works.
     fn evict(&self, name: &str, offset: u64, length: usize);
 

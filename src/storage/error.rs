@@ -101,6 +101,12 @@ impl Error {
         self.retry_after
     }
 
+    /// The error of a whole object that is longer than it may be.
+    pub(super) fn too_large(object: &str, length: u64, limit: usize) -> Self {
+        let why = format!("{length} bytes, more than the {limit} allowed");
+        Error::new(ErrorKind::TooLarge, "read", object, why)
+    }
+
     /// The same error of the kind [`ErrorKind::Unavailable`].
     pub(super) fn unavailable(self) -> Self {
         Error { kind: ErrorKind::Unavailable, ..self }

@@ -19,7 +19,7 @@ use super::remote::Remote;
 /// How long to wait for a connection, unless the patience with silence is shorter.
 const CONNECT: Duration = Duration::from_secs(30);
 /// How long to wait for leave to send a body, before it is sent without.
-const LEAVE: Duration = Duration::from_secs(5);
+const LEAVE: Duration = Duration::from_secs(1);
 /// Bytes of headers of an answer.
 const HEADERS: usize = 64 << 10;
 /// Bytes of each buffer of a connection.

@@ -45,17 +45,17 @@ impl Wrapper for Limit {
 
     fn around(&self, call: Call<'_>, attempt: Try<'_>) -> Result<(), Error> {
         let begun = Instant::now();
-        let Call { operation, bytes, spool, .. } = call;
+        let Call { operation, spool, .. } = call;
         if operation != Operation::Store {
-            attempt()?;
+            let bytes = attempt()?;
             if let (Some(pace), 1..) = (&self.download, bytes) {
                 pace.pay(begun, bytes);
             }
             return Ok(());
         }
-        let Some(pace) = &self.upload else { return attempt() };
+        let Some(pace) = &self.upload else { return attempt().map(drop) };
         let is_paid = spool.is_some_and(|spool: &Spool| spool.upload_at(pace));
-        attempt()?;
+        let bytes = attempt()?;
         if !is_paid {
             pace.pay(begun, bytes);
         }

@@ -26,13 +26,13 @@ impl Wrapper for Logged {
         let start = Instant::now();
         let result = attempt();
         let micros = start.elapsed().as_micros();
-        let Call { operation, name: object, bytes, .. } = call;
+        let Call { operation, name: object, .. } = call;
         match &result {
-            Ok(()) if operation == Operation::Spool => {}
-            Ok(()) => debug!(?operation, object, bytes, micros, "storage"),
+            Ok(_) if operation == Operation::Spool => {}
+            Ok(bytes) => debug!(?operation, object, bytes, micros, "storage"),
             // Not the message: it may have a path.
-            Err(error) => debug!(?operation, object, bytes, micros, error = ?error.kind, "storage failed"),
+            Err(error) => debug!(?operation, object, micros, error = ?error.kind, "storage failed"),
         }
-        result
+        result.map(drop)
     }
 }

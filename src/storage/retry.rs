@@ -156,7 +156,7 @@ impl Wrapper for RetryStorage {
     fn around(&self, call: Call<'_>, attempt: Try<'_>) -> Result<(), Error> {
         let (mut tries, mut begun) = (0, None);
         loop {
-            let result = match attempt() {
+            let result = match attempt().map(drop) {
                 // The effect of an earlier try whose answer was lost.
                 Err(error) if tries > 0 => match (call.operation, call.spool, error.kind) {
                     // The earlier try may have failed before its effect was durable.

@@ -8,7 +8,7 @@ use uuid::Uuid;
 
 use super::contract::{Capabilities, ObjectInfo, Rivals, Stamp, Storage};
 use super::directory::DirectoryStorage;
-use super::error::{Error, ErrorKind};
+use super::error::Error;
 use super::location::{Location, LocationKind};
 use super::log::logged;
 use super::s3::S3Storage;
@@ -28,7 +28,7 @@ pub struct Target {
 }
 
 impl Target {
-    /// Opens the target at `location`. A missing directory or bucket is [`ErrorKind::NotFound`].
+    /// Opens the target at `location`. A missing directory or bucket is [`ErrorKind::NotFound`](super::ErrorKind::NotFound).
     pub fn open(location: &Location) -> Result<Self, Error> {
         let storage: Box<dyn Storage> = match location.kind() {
             LocationKind::Directory(path) => Box::new(DirectoryStorage::open(path)?),
@@ -39,7 +39,7 @@ impl Target {
     }
 
     /// Creates an empty target at `location`, a new or an existing directory. Removes the objects and folders (`keys/`) in
-    /// it that `is_leftover` accepts; anything else in it is [`ErrorKind::AlreadyExists`].
+    /// it that `is_leftover` accepts; anything else in it is [`ErrorKind::AlreadyExists`](super::ErrorKind::AlreadyExists).
     pub fn create(location: &Location, is_leftover: &dyn Fn(&str) -> bool) -> Result<Self, Error> {
         let storage: Box<dyn Storage> = match location.kind() {
             LocationKind::Directory(path) => Box::new(DirectoryStorage::create(path, is_leftover)?),
@@ -92,7 +92,7 @@ impl Target {
     }
 
     /// Stores a spooled object, atomically and durably. If the name is taken, the existing object stays unchanged and the
-    /// error is [`ErrorKind::AlreadyExists`].
+    /// error is [`ErrorKind::AlreadyExists`](super::ErrorKind::AlreadyExists).
     pub fn store(&self, spool: &Spool) -> Result<(), Error> {
         self.storage.store(spool, Rivals::None)
     }
@@ -115,7 +115,7 @@ impl Target {
     }
 
     /// Replaces the content of `bytes` with `length` bytes of the object from `offset` on. A shorter object is
-    /// [`ErrorKind::Truncated`].
+    /// [`ErrorKind::Truncated`](super::ErrorKind::Truncated).
     pub fn read(&self, name: &str, offset: u64, length: usize, bytes: &mut Vec<u8>) -> Result<(), Error> {
         self.storage.read(name, offset, length, bytes)
     }
@@ -148,29 +148,16 @@ impl Target {
 
     /// Reads a whole object of at most `limit` bytes.
     pub fn get(&self, name: &str, limit: usize) -> Result<Vec<u8>, Error> {
-        let length = self.length(name)?;
-        match usize::try_from(length) {
-            Ok(length) if length <= limit => {
-                let mut bytes = Vec::new();
-                self.read(name, 0, length, &mut bytes)?;
-                Ok(bytes)
-            }
-            _ => Err(Error::new(
-                ErrorKind::TooLarge,
-                "read",
-                name,
-                format!("{length} bytes, more than the {limit} allowed"),
-            )),
-        }
+        self.storage.get(name, limit)
     }
 
-    /// Returns the object's size in bytes. A missing object is [`ErrorKind::NotFound`].
+    /// Returns the object's size in bytes. A missing object is [`ErrorKind::NotFound`](super::ErrorKind::NotFound).
     pub fn length(&self, name: &str) -> Result<u64, Error> {
         self.storage.length(name)
     }
 
     /// Returns the object's stamp, which changes when the object is replaced or rewritten. A missing object is
-    /// [`ErrorKind::NotFound`].
+    /// [`ErrorKind::NotFound`](super::ErrorKind::NotFound).
     pub fn stamp(&self, name: &str) -> Result<Stamp, Error> {
         self.storage.stamp(name)
     }
@@ -193,7 +180,7 @@ impl Target {
         self.storage.settle(prefixes)
     }
 
-    /// Removes an object, durably. A missing object is [`ErrorKind::NotFound`].
+    /// Removes an object, durably. A missing object is [`ErrorKind::NotFound`](super::ErrorKind::NotFound).
     pub fn remove(&self, name: &str) -> Result<(), Error> {
         self.storage.remove(name)
     }

@@ -36,20 +36,18 @@ pub(super) struct Call<'a> {
     pub(super) operation: Operation,
     /// The object or the prefix; empty if there are several.
     pub(super) name: &'a str,
-    /// The bytes that it transfers if it succeeds.
-    pub(super) bytes: u64,
     /// For [`Operation::Store`].
     pub(super) spool: Option<&'a Spool>,
 }
 
 impl<'a> Call<'a> {
     fn new(operation: Operation, name: &'a str) -> Self {
-        Call { operation, name, bytes: 0, spool: None }
+        Call { operation, name, spool: None }
     }
 }
 
-/// Makes an operation. Each call is one try.
-pub(super) type Try<'t> = &'t mut dyn FnMut() -> Result<(), Error>;
+/// Makes an operation. Each call is one try, and returns the number of bytes of objects that it transferred.
+pub(super) type Try<'t> = &'t mut dyn FnMut() -> Result<u64, Error>;
 
 /// A storage around another one. Hints and capabilities are those of the inner one.
 pub(super) trait Wrapper: Send + Sync + fmt::Debug {
@@ -72,19 +70,29 @@ impl<W: Wrapper> Storage for W {
         let mut spool = None;
         self.around(Call::new(Operation::Spool, name), &mut || {
             spool = Some(self.inner().spool(name, run)?);
-            Ok(())
+            Ok(0)
         })?;
         spool.ok_or_else(|| Error::new(ErrorKind::Other, "write", name, "the storage did not open a temporary file"))
     }
 
     fn store(&self, spool: &Spool, rivals: Rivals) -> Result<(), Error> {
-        let call = Call { bytes: spool.length(), spool: Some(spool), ..Call::new(Operation::Store, spool.object()) };
-        self.around(call, &mut || self.inner().store(spool, rivals))
+        let call = Call { spool: Some(spool), ..Call::new(Operation::Store, spool.object()) };
+        self.around(call, &mut || self.inner().store(spool, rivals).map(|()| spool.length()))
     }
 
     fn read(&self, name: &str, offset: u64, length: usize, bytes: &mut Vec<u8>) -> Result<(), Error> {
-        let call = Call { bytes: length as u64, ..Call::new(Operation::Read, name) };
-        self.around(call, &mut || self.inner().read(name, offset, length, bytes))
+        self.around(Call::new(Operation::Read, name), &mut || {
+            self.inner().read(name, offset, length, bytes).map(|()| length as u64)
+        })
+    }
+
+    fn get(&self, name: &str, limit: usize) -> Result<Vec<u8>, Error> {
+        let mut bytes = Vec::new();
+        self.around(Call::new(Operation::Read, name), &mut || {
+            bytes = self.inner().get(name, limit)?;
+            Ok(bytes.len() as u64)
+        })?;
+        Ok(bytes)
     }
 
     fn evict(&self, name: &str, offset: u64, length: usize) {
@@ -95,7 +103,7 @@ impl<W: Wrapper> Storage for W {
         let mut length = 0;
         self.around(Call::new(Operation::Length, name), &mut || {
             length = self.inner().length(name)?;
-            Ok(())
+            Ok(0)
         })?;
         Ok(length)
     }
@@ -104,7 +112,7 @@ impl<W: Wrapper> Storage for W {
         let mut stamp = None;
         self.around(Call::new(Operation::Length, name), &mut || {
             stamp = Some(self.inner().stamp(name)?);
-            Ok(())
+            Ok(0)
         })?;
         stamp.ok_or_else(|| Error::new(ErrorKind::Other, "read", name, "the storage did not look at it"))
     }
@@ -113,12 +121,13 @@ impl<W: Wrapper> Storage for W {
     fn visit(&self, prefix: &str, found: &mut dyn FnMut(ObjectInfo)) -> Result<(), Error> {
         let call = Call::new(Operation::List, prefix);
         if !W::REPEATS {
-            return self.around(call, &mut || self.inner().visit(prefix, found));
+            return self.around(call, &mut || self.inner().visit(prefix, found).map(|()| 0));
         }
         let mut listing = Listing::new();
         self.around(call, &mut || {
             listing = Listing::new();
-            self.inner().visit(prefix, &mut |object| listing.push(&object))
+            self.inner().visit(prefix, &mut |object| listing.push(&object))?;
+            Ok(0)
         })?;
         listing.each(found).map_err(|error| {
             let why = format!("cannot use a temporary file: {error}; set TMPDIR to a directory with more free space");
@@ -127,18 +136,18 @@ impl<W: Wrapper> Storage for W {
     }
 
     fn remove(&self, name: &str) -> Result<(), Error> {
-        self.around(Call::new(Operation::Remove, name), &mut || self.inner().remove(name))
+        self.around(Call::new(Operation::Remove, name), &mut || self.inner().remove(name).map(|()| 0))
     }
 
     fn settle(&self, prefixes: &[&str]) -> Result<(), Error> {
-        self.around(Call::new(Operation::Settle, ""), &mut || self.inner().settle(prefixes))
+        self.around(Call::new(Operation::Settle, ""), &mut || self.inner().settle(prefixes).map(|()| 0))
     }
 
     fn discard(&self, prefixes: &[&str], runs: &[Uuid]) -> Result<u64, Error> {
         let mut removed = 0;
         self.around(Call::new(Operation::Discard, ""), &mut || {
             removed += self.inner().discard(prefixes, runs)?;
-            Ok(())
+            Ok(0)
         })?;
         Ok(removed)
     }

@@ -179,6 +179,17 @@ impl S3Storage {
         Ok(())
     }
 
+    /// Reads a whole object in one request. `Err` with a length: it is larger than `limit`.
+    fn read_all(&self, name: &str, limit: usize) -> Result<Result<Vec<u8>, u64>, Failure> {
+        let mut answer = self.bucket.get_all(&self.address.key_of(name))?;
+        if let Some(length) = answer.length().filter(|length| *length > limit as u64) {
+            return Ok(Err(length));
+        }
+        let mut bytes = Vec::new();
+        let is_all = answer.read(limit as u64, &mut bytes)?;
+        Ok(if is_all { Ok(bytes) } else { Err(limit as u64 + 1) })
+    }
+
     fn upload(&self, spool: &Spool) -> Result<(), Failure> {
         let key = self.address.key_of(spool.object());
         let failed = |e: std::io::Error| {
@@ -229,6 +240,11 @@ impl Storage for S3Storage {
 
     fn read(&self, name: &str, offset: u64, length: usize, bytes: &mut Vec<u8>) -> Result<(), Error> {
         self.read_range(name, offset, length, bytes).map_err(|failure| failure.into_error("read", name))
+    }
+
+    fn get(&self, name: &str, limit: usize) -> Result<Vec<u8>, Error> {
+        let read = self.read_all(name, limit).map_err(|failure| failure.into_error("read", name))?;
+        read.map_err(|length| Error::too_large(name, length, limit))
     }
 
     fn evict(&self, _name: &str, _offset: u64, _length: usize) {}

@@ -111,6 +111,11 @@ impl Bucket {
         if (200..300).contains(&answer.status) { Ok(answer) } else { Err(Failure::of(&mut answer)) }
     }
 
+    /// Asks for all bytes of an object.
+    pub(super) fn get_all(&self, key: &str) -> Result<Answer<'_>, Failure> {
+        self.send(Method::GET, key, "", &[])
+    }
+
     /// Asks for bytes of an object.
     pub(super) fn get(&self, key: &str, range: &str) -> Result<Answer<'_>, Failure> {
         self.send(Method::GET, key, "", &[("range", range)])

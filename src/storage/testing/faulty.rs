@@ -106,7 +106,7 @@ impl Wrapper for Faulty {
     }
 
     fn around(&self, call: Call<'_>, attempt: Try<'_>) -> Result<(), Error> {
-        let Some((kind, takes_effect)) = self.faults.next(call.operation) else { return attempt() };
+        let Some((kind, takes_effect)) = self.faults.next(call.operation) else { return attempt().map(drop) };
         if takes_effect {
             attempt()?;
         }

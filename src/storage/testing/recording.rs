@@ -52,9 +52,9 @@ impl Wrapper for Recording {
     fn around(&self, call: Call<'_>, attempt: Try<'_>) -> Result<(), Error> {
         let result = attempt();
         let error = result.as_ref().err().map(|error| error.kind);
-        let bytes = if error.is_none() { call.bytes } else { 0 };
+        let bytes = *result.as_ref().unwrap_or(&0);
         let record = Record { operation: call.operation, name: call.name.to_owned(), bytes, error };
         self.records.0.lock().unwrap_or_else(PoisonError::into_inner).push(record);
-        result
+        result.map(drop)
     }
 }
