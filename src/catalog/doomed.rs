@@ -217,22 +217,25 @@ impl Catalog {
     /// Records that a condemned pack was removed from the repository. Drops the blocks that were only in it; a pack without
     /// blocks is dropped too.
     pub fn remove_pack(&self, pack: PackRow) -> Result<(), Error> {
+        let execute = |sql: &str, values: &[i64]| -> rusqlite::Result<()> {
+            self.db.prepare_cached(sql)?.execute(rusqlite::params_from_iter(values)).map(drop)
+        };
         let remove = || {
-            let row = [pack.0];
-            // The others lie in their birth packs, too.
+            // Former birth packs whose last block may be in this one. Other blocks lie in their birth packs, too.
+            let births = "SELECT DISTINCT packs.id FROM moves JOIN blocks ON blocks.id = block
+                 JOIN packs ON packs.id = pack WHERE carrier = ? AND condemned = ?";
+            let mut births = self.db.prepare_cached(births)?;
+            let births = births.query_map(params![pack.0, GONE], |row| row.get(0))?;
+            let births = births.collect::<rusqlite::Result<Vec<i64>>>()?;
             let carried = "DELETE FROM blocks WHERE id IN (SELECT block FROM moves JOIN blocks ON blocks.id = block
                  JOIN packs ON packs.id = pack WHERE carrier = ? AND condemned = ?)";
-            self.db.execute(carried, params![pack.0, GONE])?;
-            self.db.execute("DELETE FROM moves WHERE carrier = ?", row)?;
+            execute(carried, &[pack.0, GONE])?;
+            execute("DELETE FROM moves WHERE carrier = ?", &[pack.0])?;
             let dead = "DELETE FROM blocks WHERE pack = ? AND NOT EXISTS (SELECT 1 FROM moves WHERE block = blocks.id)";
-            self.db.execute(dead, row)?;
-            let drop = "DELETE FROM packs WHERE id = ? AND NOT EXISTS (SELECT 1 FROM blocks WHERE pack = packs.id)";
-            self.db.execute(drop, row)?;
-            self.db.execute("UPDATE packs SET condemned = ? WHERE id = ?", params![GONE, pack.0])?;
-            // Former birth packs whose last block is gone.
-            let empty =
-                "DELETE FROM packs WHERE condemned = ? AND NOT EXISTS (SELECT 1 FROM blocks WHERE pack = packs.id)";
-            self.db.execute(empty, [GONE])
+            execute(dead, &[pack.0])?;
+            execute("UPDATE packs SET condemned = ? WHERE id = ?", &[GONE, pack.0])?;
+            let empty = "DELETE FROM packs WHERE id = ? AND NOT EXISTS (SELECT 1 FROM blocks WHERE pack = packs.id)";
+            births.into_iter().chain([pack.0]).try_for_each(|birth| execute(empty, &[birth]))
         };
         remove().map_err(self.failed("remove a pack"))?;
         self.set_tombstones_stale()

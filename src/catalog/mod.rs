@@ -62,3 +62,4 @@ pub use retry_queue::{DeferredFile, StoredState};
 pub use sizes::UsedSizes;
 pub use snapshots::{Presence, SnapshotRow, SourceRow};
 pub use trust::{LastRun, Trust};
+pub use usage::{UsageChange, UsagePair};

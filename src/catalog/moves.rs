@@ -278,12 +278,14 @@ impl Catalog {
                  carrier, moves.ordinal
              FROM packs birth JOIN blocks ON blocks.pack = birth.id JOIN moves ON moves.block = blocks.id
              JOIN packs carriers ON carriers.id = carrier
-             WHERE birth.uuid >= ?1 AND substr(birth.uuid, 1, 1) = ?1 ORDER BY birth.uuid, blocks.start";
+             WHERE birth.uuid BETWEEN ?1 AND ?2 ORDER BY birth.uuid, blocks.start";
+        let (mut first, mut last) = ([0; 16], [0xff; 16]);
+        (first[0], last[0]) = (prefix, prefix);
         let mut moved = Moved::default();
         let mut numbers = HashMap::<PackId, u32>::new();
         let mut read = || -> Result<(), rusqlite::Error> {
             let mut statement = self.db.prepare(select)?;
-            let mut rows = statement.query([[prefix].as_slice()])?;
+            let mut rows = statement.query([first, last])?;
             while let Some(row) = rows.next()? {
                 let sum = move_sum([row.get(6)?, row.get(7)?, row.get(8)?, row.get(4)?]);
                 let ids =

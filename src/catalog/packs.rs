@@ -5,8 +5,6 @@
 //! segments, directories and extent nodes), and the next backup reads and stores data again that still exists at the
 //! source. The rows of the pack and its blocks stay, since older snapshots refer to them.
 
-use std::collections::BTreeMap;
-
 use roaring::{RoaringBitmap, RoaringTreemap};
 use rusqlite::{OptionalExtension, Row, params};
 
@@ -15,7 +13,7 @@ use super::database::Catalog;
 use super::error::Error;
 use super::ids::BlockId;
 use crate::format::pack::{CARRIER, IndexedPack};
-use crate::format::usage::{BlockRuns, block_runs};
+use crate::format::usage::{BlockRuns, add_to_runs, block_runs};
 use crate::format::{Digest, PackId};
 use crate::source::now;
 
@@ -271,12 +269,26 @@ impl Catalog {
 
     /// Blocks as runs of ordinals within their birth packs.
     pub fn block_runs(&self, blocks: &RoaringTreemap) -> Result<Vec<(PackId, BlockRuns)>, Error> {
-        let mut packs: BTreeMap<PackId, RoaringBitmap> = BTreeMap::new();
+        // Blocks of a pack mostly have consecutive ids, so this list is as small as its result.
+        let mut packs: Vec<(PackId, BlockRuns)> = Vec::new();
         for block in blocks {
             let (pack, ordinal) = self.ordinal(BlockId(block))?;
-            packs.entry(pack).or_default().insert(ordinal);
+            match packs.last_mut() {
+                Some((last, runs)) if *last == pack && end_of(runs) <= ordinal => add_to_runs(runs, ordinal),
+                _ => packs.push((pack, vec![(ordinal, 1)])),
+            }
         }
-        Ok(packs.into_iter().map(|(pack, ordinals)| (pack, block_runs(ordinals))).collect())
+        packs.sort_by_key(|(pack, _)| *pack);
+        packs.dedup_by(|(next, more), (pack, runs)| {
+            let is_same = next == pack;
+            if is_same {
+                let ordinals: RoaringBitmap =
+                    runs.drain(..).chain(more.drain(..)).flat_map(|(first, count)| first..first + count).collect();
+                *runs = block_runs(ordinals);
+            }
+            is_same
+        });
+        Ok(packs)
     }
 
     /// Packs last checked before a time (seconds since 1970), in ascending order of that time; at most `most`.
@@ -307,6 +319,11 @@ impl Catalog {
         let digest = Digest::from_slice(&digest).ok_or_else(|| self.damaged("a pack's digest is truncated"))?;
         Ok(KnownPack { row, id, length, digest, verified, is_carrier })
     }
+}
+
+/// The ordinal after the last run.
+fn end_of(runs: &BlockRuns) -> u32 {
+    runs.last().map_or(0, |(first, count)| first + count)
 }
 
 pub(super) const KNOWN_PACK: &str = "SELECT id, uuid, packs.length, digest, verified, kind, sum";

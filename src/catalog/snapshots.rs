@@ -288,12 +288,8 @@ impl Catalog {
     /// The blocks that a snapshot uses; `None` if the snapshot or its blocks are unknown. Reads all spans, unless the
     /// snapshot is the newest recorded one of its source.
     pub fn snapshot_blocks(&self, id: SnapshotId) -> Result<Option<RoaringTreemap>, Error> {
-        let select = "SELECT source, sequence FROM snapshots WHERE uuid = ? AND usage = ?";
-        let found = self.db.query_row(select, params![id.0, RECORDED], |row| {
-            Ok((SourceRow(row.get(0)?), row.get::<_, i64>(1)? as u64))
-        });
-        let found = found.optional().map_err(self.failed("read a snapshot"))?;
-        found.map(|(source, sequence)| self.recorded_blocks(source, sequence)).transpose()
+        let found = self.place_of_recorded(id)?;
+        found.map(|(source, sequence)| self.recorded_blocks(SourceRow(source), sequence)).transpose()
     }
 
     /// Whether a snapshot is in the catalog.

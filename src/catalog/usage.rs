@@ -14,6 +14,7 @@ use super::error::Error;
 use super::snapshots::{RECORDED, SourceRow};
 use super::spans::{GROUP, NewestUsage, Position, Span, decode, encode, group_of, place};
 use super::sums::Sum;
+use crate::format::id::SnapshotId;
 
 /// Groups that are changed before a commit when usage is forgotten: until then SQLite keeps changed pages in memory.
 const COMMIT_GROUPS: u32 = 4096;
@@ -74,6 +75,55 @@ impl Catalog {
             live.extend(spans.iter().filter(|span| kept.meets(span)).map(|span| span.block));
         })?;
         Ok(live)
+    }
+
+    /// A snapshot and its base, to find the difference between their blocks. There is no base if its blocks are unknown.
+    /// Returns `None` if the blocks of the snapshot are unknown.
+    pub fn usage_pair(&self, snapshot: SnapshotId, base: Option<SnapshotId>) -> Result<Option<UsagePair>, Error> {
+        let Some((source, sequence)) = self.place_of_recorded(snapshot)? else { return Ok(None) };
+        let base = match base {
+            Some(base) => self.place_of_recorded(base)?.filter(|(of, _)| *of == source),
+            None => None,
+        };
+        Ok(Some(UsagePair { source, base: base.map(|(_, sequence)| sequence), sequence }))
+    }
+
+    /// How the blocks of snapshots differ from those of their bases, or from no blocks. Reads all spans once, and returns
+    /// the results of the first pairs, as many as have at most `limit` blocks together; at least one.
+    pub fn usage_changes(&self, pairs: &[UsagePair], limit: u64) -> Result<Vec<UsageChange>, Error> {
+        let mut changes: Vec<_> = pairs.iter().map(|_| UsageChange::default()).collect();
+        let mut total = 0;
+        // The range of the last span, and the pairs that differ in its blocks. Neighbours are mostly of one range.
+        let (mut range, mut differing) = ((0, 0, 0), Vec::new());
+        self.each_group(&mut |spans| {
+            for span in spans {
+                if range != (span.source, span.first, span.last) {
+                    range = (span.source, span.first, span.last);
+                    differing.clear();
+                    let pairs = pairs.iter().enumerate().filter(|(_, pair)| pair.source == span.source);
+                    differing.extend(pairs.filter_map(|(at, pair)| {
+                        let before = pair.base.is_some_and(|base| span.contains(base));
+                        let after = span.contains(pair.sequence);
+                        (before != after).then_some((at, after))
+                    }));
+                }
+                for (at, is_added) in &differing {
+                    let Some(UsageChange { added, removed }) = changes.get_mut(*at) else { continue };
+                    let (to, from) = if *is_added { (added, removed) } else { (removed, added) };
+                    // A block in two spans, one of each snapshot, does not differ.
+                    if from.remove(span.block) {
+                        total -= 1;
+                    } else {
+                        to.insert(span.block);
+                        total += 1;
+                    }
+                }
+                while total > limit && changes.len() > 1 {
+                    total -= changes.pop().map_or(0, |last| last.added.len() + last.removed.len());
+                }
+            }
+        })?;
+        Ok(changes)
     }
 
     /// Forgets the blocks of these snapshots, whose objects are removed for good, and drops spans without a recorded
@@ -190,6 +240,14 @@ impl Catalog {
         find().map_err(self.failed("look up a snapshot"))
     }
 
+    /// Source and number of a snapshot; `None` if it or its blocks are unknown.
+    pub(super) fn place_of_recorded(&self, id: SnapshotId) -> Result<Option<(i64, u64)>, Error> {
+        let select = "SELECT source, sequence FROM snapshots WHERE uuid = ? AND usage = ?";
+        let read = |row: &Row<'_>| Ok((row.get(0)?, row.get::<_, i64>(1)? as u64));
+        let found = self.db.query_row(select, params![id.0, RECORDED], read).optional();
+        found.map_err(self.failed("read a snapshot"))
+    }
+
     /// Whether the blocks of the snapshot with this number are known.
     pub fn is_recorded(&self, sequence: u64) -> Result<bool, Error> {
         Ok(self.source_of_recorded(sequence)?.is_some())
@@ -292,6 +350,30 @@ impl Catalog {
     }
 }
 
+/// A snapshot and its base.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct UsagePair {
+    source: i64,
+    base: Option<u64>,
+    sequence: u64,
+}
+
+impl UsagePair {
+    /// Whether the blocks of the base are known.
+    pub fn has_base(&self) -> bool {
+        self.base.is_some()
+    }
+}
+
+/// How the blocks of a snapshot differ from those of its base.
+#[derive(Debug, Clone, Default, PartialEq)]
+pub struct UsageChange {
+    /// The blocks that the base does not use.
+    pub added: RoaringTreemap,
+    /// The blocks that only the base uses.
+    pub removed: RoaringTreemap,
+}
+
 /// Snapshots of which a span may include one or none.
 struct Selection {
     /// The numbers of each source's snapshots, ascending.
@@ -340,7 +422,7 @@ mod tests {
     use super::*;
     use crate::catalog::database::tests::catalog;
     use crate::catalog::{Presence, SnapshotRow};
-    use crate::format::id::{SnapshotId, SourceId};
+    use crate::format::id::SourceId;
     use crate::format::name::SnapshotName;
     use crate::format::usage::Labels;
 
@@ -489,10 +571,36 @@ mod tests {
             self
         }
 
+        /// Differences of random pairs of snapshots, all or only the first of them.
+        fn check_changes(&mut self) {
+            let used: Vec<_> = self.used.iter().map(|((source, _), (id, blocks))| (*source, *id, blocks)).collect();
+            let (mut pairs, mut expected) = (Vec::new(), Vec::new());
+            for (source, id, blocks) in &used {
+                let (of, base, before) = &used[below(&mut self.random, used.len() as u64) as usize];
+                let pair = self.catalog.usage_pair(*id, Some(*base)).unwrap().unwrap();
+                assert_eq!(pair.has_base(), of == source);
+                pairs.push(pair);
+                let before = if of == source { (*before).clone() } else { RoaringTreemap::new() };
+                expected.push(UsageChange { added: *blocks - &before, removed: &before - *blocks });
+            }
+            let limit = below(&mut self.random, 6000);
+            let found = self.catalog.usage_changes(&pairs, limit).unwrap();
+            let size = |change: &UsageChange| change.added.len() + change.removed.len();
+            let mut total = 0;
+            let fitting = expected.iter().take_while(|change| {
+                total += size(change);
+                total <= limit
+            });
+            // Blocks that turned out not to differ may have counted.
+            assert!(found.len() >= pairs.len().min(1) && found.len() <= fitting.count().max(1), "{limit} blocks");
+            assert_eq!(found, expected[..found.len()]);
+        }
+
         fn check(&mut self) {
             for ((_, sequence), (id, blocks)) in &self.used {
                 assert_eq!(self.catalog.snapshot_blocks(*id).unwrap().as_ref(), Some(blocks), "snapshot {sequence}");
             }
+            self.check_changes();
             let kept: Vec<_> = self.used.iter().filter(|_| below(&mut self.random, 2) == 0).collect();
             let live = kept.iter().fold(RoaringTreemap::new(), |live, (_, (_, blocks))| live | blocks);
             let sequences: Vec<_> = kept.iter().rev().map(|((_, sequence), _)| *sequence).collect();

@@ -79,13 +79,16 @@ impl Holds {
 /// Ascending ordinals as runs.
 pub fn block_runs(ordinals: impl IntoIterator<Item = u32>) -> BlockRuns {
     let mut runs = BlockRuns::new();
-    for ordinal in ordinals {
-        match runs.last_mut() {
-            Some((first, count)) if *first + *count == ordinal => *count += 1,
-            _ => runs.push((ordinal, 1)),
-        }
-    }
+    ordinals.into_iter().for_each(|ordinal| add_to_runs(&mut runs, ordinal));
     runs
+}
+
+/// Adds an ordinal above those in the runs.
+pub fn add_to_runs(runs: &mut BlockRuns, ordinal: u32) {
+    match runs.last_mut() {
+        Some((first, count)) if *first + *count == ordinal => *count += 1,
+        _ => runs.push((ordinal, 1)),
+    }
 }
 
 impl SnapshotUsage {

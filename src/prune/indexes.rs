@@ -1,17 +1,15 @@
-//! Indexes without removed packs, and with the differences of removed snapshots folded into the next ones.
+//! Indexes without removed packs and snapshots.
 
-use std::collections::{BTreeMap, HashMap, HashSet};
+use std::collections::HashSet;
 
-use roaring::RoaringBitmap;
-
+use super::bases::{Bases, NewBase, NewBases, Orphan};
 use super::context::Pruner;
 use super::error::Error;
 use crate::catalog::{Catalog, Folder};
 use crate::format::PackId;
 use crate::format::id::{ObjectId, SnapshotId};
 use crate::format::index::Index;
-use crate::format::name::SnapshotName;
-use crate::format::usage::{BlockRuns, Holds, SnapshotUsage, block_runs};
+use crate::format::usage::{Holds, SnapshotUsage};
 
 /// Chunks after which a successor ends, so that no index grows without bound.
 const CHUNKS: usize = 64_000;
@@ -38,6 +36,8 @@ struct Candidate {
     must: bool,
     is_small: bool,
     has_holds: bool,
+    /// Kept snapshots in it whose base is removed, in their order.
+    orphans: Vec<Orphan>,
 }
 
 /// Writes successors of the indexes that name what is removed, then removes these indexes. Many small ones are joined.
@@ -49,22 +49,22 @@ pub(super) fn rewrite(pruner: &Pruner<'_>, catalog: &mut Catalog, removals: &Rem
     let valid = known.iter().filter(|known| known.folder == Folder::Index && known.replaced.is_none());
     let valid = valid.filter(|known| known.generation < session.generation());
     let mut candidates = Vec::new();
-    let mut removed = HashMap::new();
+    let mut bases = Bases::new(removals.snapshots);
     let mut last_holds = Holds::default();
     for known in valid {
         pruner.inventory.check_interrupted()?;
         let index = session.access().index(session.repository(), known.id)?;
-        candidates.push(candidate(catalog, known.id, &index, removals)?);
+        let orphans = bases.learn(&index.snapshots);
+        candidates.push(candidate(catalog, known.id, &index, removals, orphans)?);
         last_holds.add(index.generation, &index.holds);
-        let usages = index.snapshots.iter().filter(|usage| removals.snapshots.contains(&usage.snapshot.id));
-        removed.extend(usages.map(|usage| (usage.snapshot.id, Difference::of(usage))));
     }
     let join = candidates.iter().filter(|candidate| candidate.is_small).count() >= SMALL_INDEXES;
     let holds =
         candidates.iter().any(|candidate| candidate.has_holds && (candidate.must || (join && candidate.is_small)));
     candidates.retain(|candidate| candidate.must || (join && candidate.is_small) || (holds && candidate.has_holds));
     candidates.sort_by_key(|candidate| candidate.sequence);
-    let mut successor = Successor::new(pruner, removals, removed);
+    let orphans = candidates.iter_mut().flat_map(|candidate| std::mem::take(&mut candidate.orphans)).collect();
+    let mut successor = Successor::new(pruner, removals, NewBases::new(catalog, &bases, orphans)?);
     if holds {
         // In the first successor: each one replaces only its own indexes, and the run may be killed in between.
         successor.index.holds = last_holds.to_vec();
@@ -104,15 +104,18 @@ pub(super) fn remove_replaced(
     Ok(catalog.commit()?)
 }
 
-fn candidate(catalog: &Catalog, id: ObjectId, index: &Index, removals: &Removals<'_>) -> Result<Candidate, Error> {
+fn candidate(
+    catalog: &Catalog,
+    id: ObjectId,
+    index: &Index,
+    removals: &Removals<'_>,
+    orphans: Vec<Orphan>,
+) -> Result<Candidate, Error> {
     let removed = |pack: &PackId| removals.packs.contains(pack);
     let mut must = index.packs.iter().any(|pack| removed(&pack.id) && pack.digest.is_some());
     must |= index.carriers.iter().any(|carrier| removed(&carrier.id));
-    let is_removed = |id: SnapshotId| removals.snapshots.contains(&id);
-    must |= index
-        .snapshots
-        .iter()
-        .any(|usage| is_removed(usage.snapshot.id) || usage.base.as_ref().is_some_and(|base| is_removed(base.id)));
+    must |= !orphans.is_empty();
+    must |= index.snapshots.iter().any(|usage| removals.snapshots.contains(&usage.snapshot.id));
     // The last block of a former pack may be dead by now.
     for pack in index.packs.iter().filter(|pack| pack.digest.is_none()) {
         must |= catalog.is_gone(pack.id)?.is_none();
@@ -123,6 +126,7 @@ fn candidate(catalog: &Catalog, id: ObjectId, index: &Index, removals: &Removals
         must,
         is_small: chunks(index) < FEW_CHUNKS,
         has_holds: !index.holds.is_empty(),
+        orphans,
     })
 }
 
@@ -138,23 +142,13 @@ struct Successor<'p, 's> {
     index: Index,
     chunks: usize,
     runs: usize,
-    /// Differences of removed snapshots.
-    removed: HashMap<SnapshotId, Difference>,
+    /// For usages of snapshots whose base is removed, in the order in which they are added.
+    bases: NewBases,
 }
-
-/// The blocks that a snapshot has and its base does not have, and the reverse.
-#[derive(Debug, Clone, Default, PartialEq, Eq)]
-struct Difference {
-    base: Option<SnapshotName>,
-    added: Blocks,
-    removed: Blocks,
-}
-
-type Blocks = BTreeMap<PackId, RoaringBitmap>;
 
 impl<'p, 's> Successor<'p, 's> {
-    fn new(pruner: &'p Pruner<'s>, removals: &'p Removals<'p>, removed: HashMap<SnapshotId, Difference>) -> Self {
-        Successor { pruner, removals, index: Index::default(), chunks: 0, runs: 0, removed }
+    fn new(pruner: &'p Pruner<'s>, removals: &'p Removals<'p>, bases: NewBases) -> Self {
+        Successor { pruner, removals, index: Index::default(), chunks: 0, runs: 0, bases }
     }
 
     fn add(&mut self, catalog: &mut Catalog, id: ObjectId, index: Index) -> Result<(), Error> {
@@ -193,18 +187,9 @@ impl<'p, 's> Successor<'p, 's> {
         if self.removals.snapshots.contains(&usage.snapshot.id) {
             return Ok(());
         }
-        while let Some(before) = usage.base.as_ref().and_then(|base| self.removed.get(&base.id)) {
-            let mut difference = Difference::of(&usage);
-            difference.fold(before);
-            usage.base = difference.base;
-            (usage.added, usage.removed) = (runs_of(&difference.added), runs_of(&difference.removed));
-        }
-        // A prune that was killed has dropped the base, but did not reach this usage.
-        if usage.base.as_ref().is_some_and(|base| self.removals.snapshots.contains(&base.id))
-            && let Some(blocks) = catalog.snapshot_blocks(usage.snapshot.id)?
-        {
-            usage.base = None;
-            (usage.added, usage.removed) = (catalog.block_runs(&blocks)?, Vec::new());
+        if let Some(NewBase { base, change }) = self.bases.next(catalog, usage.snapshot.id)? {
+            usage.base = base;
+            (usage.added, usage.removed) = (catalog.block_runs(&change.added)?, catalog.block_runs(&change.removed)?);
         }
         self.runs += usage.added.iter().chain(&usage.removed).map(|(_, runs)| 1 + runs.len()).sum::<usize>();
         self.index.snapshots.push(usage);
@@ -226,110 +211,5 @@ impl<'p, 's> Successor<'p, 's> {
         catalog.commit()?;
         // At once, so that an almost full disk has space for the next one.
         remove_replaced(self.pruner, catalog, |folder| folder == Folder::Index)
-    }
-}
-
-impl Difference {
-    fn of(usage: &SnapshotUsage) -> Self {
-        let blocks = |runs: &[(PackId, BlockRuns)]| {
-            let mut blocks = Blocks::new();
-            for (pack, runs) in runs {
-                let set = blocks.entry(*pack).or_default();
-                for (first, count) in runs {
-                    set.insert_range(*first..first.saturating_add(*count));
-                }
-            }
-            blocks
-        };
-        Difference { base: usage.base.clone(), added: blocks(&usage.added), removed: blocks(&usage.removed) }
-    }
-
-    /// Makes the difference relative to the base of `before`, which is that of the present base.
-    fn fold(&mut self, before: &Difference) {
-        let (mut added, mut removed) = (before.added.clone(), before.removed.clone());
-        subtract(&mut added, &self.removed);
-        subtract(&mut removed, &self.added);
-        let (mut own_added, mut own_removed) = (std::mem::take(&mut self.added), std::mem::take(&mut self.removed));
-        subtract(&mut own_added, &before.removed);
-        subtract(&mut own_removed, &before.added);
-        unite(&mut added, own_added);
-        unite(&mut removed, own_removed);
-        self.base.clone_from(&before.base);
-        if self.base.is_none() {
-            removed.clear();
-        }
-        (self.added, self.removed) = (added, removed);
-    }
-}
-
-fn subtract(from: &mut Blocks, blocks: &Blocks) {
-    for (pack, blocks) in blocks {
-        if let Some(set) = from.get_mut(pack) {
-            *set -= blocks;
-        }
-    }
-    from.retain(|_, set| !set.is_empty());
-}
-
-fn unite(into: &mut Blocks, blocks: Blocks) {
-    for (pack, blocks) in blocks {
-        *into.entry(pack).or_default() |= blocks;
-    }
-}
-
-fn runs_of(blocks: &Blocks) -> Vec<(PackId, BlockRuns)> {
-    blocks.iter().filter(|(_, set)| !set.is_empty()).map(|(pack, set)| (*pack, block_runs(set))).collect()
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-    use crate::format::id::SourceId;
-
-    fn set(ordinals: &[u32]) -> RoaringBitmap {
-        ordinals.iter().copied().collect()
-    }
-
-    /// Three snapshots in a row over random sets of blocks: the difference of the last to the first does not need the second.
-    #[test]
-    fn a_folded_difference_leads_to_the_same_blocks() {
-        let pack = PackId::random();
-        let blocks = |set: RoaringBitmap| Blocks::from([(pack, set)]);
-        let name = |sequence| SnapshotName {
-            source: SourceId::random(),
-            sequence,
-            time: "20261120T145201Z".into(),
-            id: SnapshotId::random(),
-        };
-        let mut random = 7u64;
-        for round in 0..500 {
-            let mut next = || {
-                random = random.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
-                set(&(0..12).filter(|bit| random >> (40 + bit) & 1 == 1).collect::<Vec<_>>())
-            };
-            let [first, second, third] = [(); 3].map(|()| next());
-            let has_base = round % 2 == 0;
-            let first = if has_base { first } else { RoaringBitmap::new() };
-            let before = Difference {
-                base: has_base.then(|| name(1)),
-                added: blocks(&second - &first),
-                removed: blocks(&first - &second),
-            };
-            let mut difference =
-                Difference { base: Some(name(2)), added: blocks(&third - &second), removed: blocks(&second - &third) };
-            difference.fold(&before);
-            assert_eq!(difference.base, before.base);
-            let of = |blocks: &Blocks| blocks.get(&pack).cloned().unwrap_or_default();
-            assert_eq!((&first - of(&difference.removed)) | of(&difference.added), third, "round {round}");
-            assert!((&of(&difference.added) & &first).is_empty());
-            assert!(of(&difference.removed).is_subset(&first));
-        }
-    }
-
-    #[test]
-    fn runs_and_differences_agree() {
-        let pack = PackId::random();
-        let runs = runs_of(&Blocks::from([(pack, set(&[1, 2, 3, 7, 9, 10])), (PackId::random(), set(&[]))]));
-        assert_eq!(runs, [(pack, vec![(1, 3), (7, 1), (9, 2)])]);
     }
 }

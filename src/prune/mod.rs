@@ -12,6 +12,7 @@
 //! - [`condemn`]: tombstones; from then on no backup builds on these packs
 //! - [`sweep`]: removes what was condemned in an earlier generation
 //! - [`indexes`], [`mod@sums`]: successors of documents that name removed packs
+//! - [`bases`]: new bases for usages whose base is removed
 //!
 //! ## What holds
 //!
@@ -25,6 +26,7 @@
 //!   moment, documents name no data that is gone, except what tombstones name.
 //! - Readers need no lock. A block that a reader does not find in its birth pack is found through the shard of moves.
 
+mod bases;
 mod compact;
 mod condemn;
 mod context;

@@ -12,10 +12,12 @@
 
 pub mod disk;
 pub mod foreground;
+pub mod forgery;
 pub mod http_proxy;
 pub mod liar;
 pub mod machine;
 pub mod made_up;
+pub mod memory;
 pub mod ordeal;
 pub mod rewrap;
 pub mod s3;
