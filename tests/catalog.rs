@@ -598,6 +598,61 @@ fn a_new_machine_continues_with_the_owners_key() {
 }
 
 #[test]
+fn a_new_machine_refuses_a_repository_without_some_documents() {
+    let mut world = World::new();
+    for name in ["one", "two", "three"] {
+        world.site.write(name, noise(name, MIB));
+        world.backup(&[]).ok();
+    }
+    // With tombstones, and a shard of moves.
+    fs::remove_file(world.site.source().join("one")).unwrap();
+    world.backup(&[]).ok();
+    world.site.brackfs(&["forget", "--keep-last", "2", "--force"]).ok();
+    world.site.brackfs(&["prune", "--grace", "0", "--max-waste", "0"]).ok();
+    let earlier = tree(&world.site.repo());
+    world.backup(&[]).ok();
+    let signer =
+        SecretKey::parse(&fs::read(world.state().join("host.key")).unwrap()).unwrap().fingerprint().to_string();
+    let adopt = |state: &str, extra: &[&str]| {
+        let mut command = world.site.command(&[&["adopt", "--signer", &signer], extra].concat());
+        command.env("BRACKFS_STATE_DIR", world.site.path().join(state));
+        run(command)
+    };
+    let repo = world.site.repo();
+    let objects_in = |folder: &str| {
+        let objects: Vec<_> = fs::read_dir(repo.join(folder)).unwrap().map(|entry| entry.unwrap().path()).collect();
+        assert!(!objects.is_empty(), "{folder}");
+        objects
+    };
+    let shards = objects_in("moved")
+        .into_iter()
+        .flat_map(|shard| fs::read_dir(shard).unwrap())
+        .map(|entry| entry.unwrap().path());
+    let documents = ["index", "snapshots", "forgotten", "secrets"].into_iter().flat_map(objects_in).chain(shards);
+    // Those of the last run are not in its own census: its index and its snapshot prove each other.
+    let documents = documents.filter(|object| earlier.contains_key(object.strip_prefix(&repo).unwrap()));
+    let hidden = world.site.path().join("hidden");
+    // Older generations may be missing, so all of them are hidden.
+    for object in documents.chain([repo.join("generation")]) {
+        fs::rename(&object, &hidden).unwrap();
+        let before = tree(&repo);
+        let folder = object.strip_prefix(&repo).unwrap().iter().next().unwrap().to_str().unwrap();
+        let run = adopt("new", &[]).code(1);
+        match folder {
+            "secrets" => {}
+            // Without tombstones, snapshots are missing.
+            "forgotten" => says(&run, &["snapshots", "--accept-missing", "nothing was written"]),
+            _ => says(&run, &[folder, "--accept-missing", "nothing was written"]),
+        }
+        assert!(tree(&repo) == before, "{}", object.display());
+        fs::rename(&hidden, &object).unwrap();
+    }
+    let index = fs::read_dir(repo.join("index")).unwrap().next().unwrap().unwrap().path();
+    fs::rename(&index, world.site.path().join("lost")).unwrap();
+    adopt("new", &["--accept-missing"]).ok();
+}
+
+#[test]
 fn adopt_adds_no_recipient_after_the_target_exchanged_the_host_key() {
     let world = World::new();
     let site = &world.site;

@@ -182,26 +182,40 @@ impl Catalog {
 
     /// Packs that are condemned for removal.
     pub fn doomed_packs(&self) -> Result<Vec<DoomedPack>, Error> {
-        let find = || {
+        let mut packs = Vec::new();
+        let mut find = || -> rusqlite::Result<Result<(), String>> {
             let select =
                 "SELECT id, uuid, length, condemned_in, condemned_at FROM packs WHERE condemned = ? ORDER BY id";
             let mut statement = self.db.prepare_cached(select)?;
-            let rows = statement.query_map([CONDEMNED], |row| {
-                let (id, uuid): (i64, Vec<u8>) = (row.get(0)?, row.get(1)?);
-                Ok((id, uuid, [2, 3].map(|at| row.get::<_, i64>(at)), row.get::<_, i64>(4)?))
-            })?;
-            rows.collect::<rusqlite::Result<Vec<_>>>()
+            let mut rows = statement.query([CONDEMNED])?;
+            // There may be many, so they are not collected as they were read.
+            while let Some(row) = rows.next()? {
+                let id = match PackId::from_slice(row.get_ref(1)?.as_blob()?) {
+                    Ok(id) => id,
+                    Err(error) => return Ok(Err(error.to_string())),
+                };
+                let [length, generation] = [row.get::<_, i64>(2)? as u64, row.get::<_, i64>(3)? as u64];
+                packs.push(DoomedPack { row: PackRow(row.get(0)?), id, length, generation, at: row.get(4)? });
+            }
+            Ok(Ok(()))
         };
-        let rows = find().map_err(self.failed("read condemned packs"))?;
-        rows.into_iter()
-            .map(|(row, uuid, [length, generation], at)| {
-                let id = PackId::from_slice(&uuid).map_err(|e| self.damaged(e))?;
-                let number = |value: rusqlite::Result<i64>| value.map(|value| value as u64);
-                let length = number(length).map_err(self.failed("read condemned packs"))?;
-                let generation = number(generation).map_err(self.failed("read condemned packs"))?;
-                Ok(DoomedPack { row: PackRow(row), id, length, generation, at })
-            })
-            .collect()
+        let found = find().map_err(self.failed("read condemned packs"))?;
+        found.map_err(|e| self.damaged(e))?;
+        Ok(packs)
+    }
+
+    /// Whether a pack is condemned for removal.
+    pub fn has_doomed_packs(&self) -> Result<bool, Error> {
+        let find = "SELECT EXISTS (SELECT 1 FROM packs WHERE condemned = ?)";
+        let found = self.db.query_row(find, [CONDEMNED], |row| row.get(0));
+        found.map_err(self.failed("read condemned packs"))
+    }
+
+    /// The size of all packs that are condemned for removal, in bytes.
+    pub fn doomed_bytes(&self) -> Result<u64, Error> {
+        let find = "SELECT coalesce(sum(length), 0) FROM packs WHERE condemned = ?";
+        let found = self.db.query_row(find, [CONDEMNED], |row| Ok(row.get::<_, i64>(0)? as u64));
+        found.map_err(self.failed("read condemned packs"))
     }
 
     /// Takes back a condemned pack that has live blocks again. If it was lost or damaged before, it still is.

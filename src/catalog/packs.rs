@@ -182,6 +182,15 @@ impl Catalog {
         find().map_err(self.failed("look up a pack"))
     }
 
+    /// The pack with this id, unless it is not in the catalog.
+    pub fn known_pack(&self, id: PackId) -> Result<Option<KnownPack>, Error> {
+        let find = || {
+            let mut statement = self.db.prepare_cached(&format!("{KNOWN_PACK} FROM packs WHERE uuid = ?"))?;
+            statement.query_row([id.as_bytes()], known_pack).optional()
+        };
+        find().map_err(self.failed("look up a pack"))?.map(|pack| self.checked(pack)).transpose()
+    }
+
     /// Adds a pack from an index. If it is not `there`, it is condemned from the start: only existing snapshots may
     /// refer to its blocks.
     pub fn import_pack(&self, pack: &IndexedPack, there: bool) -> Result<(), Error> {

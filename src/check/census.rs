@@ -6,8 +6,8 @@
 use std::collections::HashSet;
 use std::path::Path;
 
-use super::known::{DatedName, Documents, KnownDocuments, are_counted_except_some};
 use super::{Checker, Error, of_target};
+use crate::format::census::{DatedName, Documents, KnownDocuments, are_counted_except_some};
 use crate::format::generation::{Generation, NameSet};
 use crate::format::name::{self, GenerationName, SnapshotName};
 use crate::monitor;
@@ -75,19 +75,13 @@ impl Checker<'_> {
             known.iter().filter(|name| is_counted(name)).map(|name| (name.object(), name.sequence)).collect();
         unlisted.retain(|(snapshot, _)| is_counted(snapshot));
         for (folder, expected) in last.census.sets() {
-            let documents = match folder {
-                name::INDEX => &self.known.index,
-                name::MOVED => &self.known.moved,
-                name::FORGOTTEN => &self.known.forgotten,
-                name::SECRETS => &self.known.secrets,
-                _ => {
-                    if !self.known.forgotten.is_incomplete {
-                        self.find_lost(expected, &mut counted, &unlisted);
-                        let found = compare(folder, expected, std::mem::take(&mut counted), last, || false);
-                        self.report_difference(folder, found);
-                    }
-                    continue;
+            let Some(documents) = self.known.of(folder) else {
+                if !self.known.forgotten.is_incomplete {
+                    self.find_lost(expected, &mut counted, &unlisted);
+                    let found = compare(folder, expected, std::mem::take(&mut counted), last, || false);
+                    self.report_difference(folder, found);
                 }
+                continue;
             };
             if !documents.is_incomplete {
                 let is_explained = || documents.are_counted_except_runs(expected, number);

@@ -19,7 +19,7 @@
 //! - `data`: reads all packs, each once
 //! - `trees`: snapshots and their trees; `content`: content of files; `visited`: parts of trees that no index has
 //! - `documents`: documents and keys that only writers need; `sums`: lists of sums
-//! - `census`: documents and snapshots that are missing or were added; `known`: those that a census counts
+//! - `census`: documents and snapshots that are missing or were added
 //! - `report`: problems, and what seems to be missing while another run writes
 //!
 //! Subtrees, extent nodes and chunks that are used several times are checked once: the time of a check is bounded by the
@@ -32,7 +32,6 @@ mod content;
 mod data;
 mod documents;
 mod indexes;
-mod known;
 mod moves;
 mod packs;
 mod record;
@@ -49,13 +48,13 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use crate::crypt::Fingerprint;
 use crate::failure::{Failure, FailureKind};
 use crate::format::PackId;
+use crate::format::census::KnownDocuments;
 use crate::format::id::ObjectId;
 use crate::format::name::{self, SnapshotName};
 use crate::monitor::{self, Monitor};
 use crate::reader::{self, Reader};
 use crate::repository;
 use crate::storage::{self, ObjectInfo};
-use known::KnownDocuments;
 use packs::PackTable;
 use report::Report;
 use visited::Visited;

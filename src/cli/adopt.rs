@@ -57,6 +57,13 @@ pub(super) struct Args {
     /// machine.
     #[arg(short, long, value_name = "CERT")]
     recipient: Vec<PathBuf>,
+    /// Adopt even if documents are missing that the former machine knew
+    ///
+    /// A new machine compares the documents in the repository with those that the last run counted, because it cannot notice
+    /// later that some are missing, and prunes would remove the data that only these need. Give this option only if they are
+    /// lost. Only for a new machine.
+    #[arg(long)]
+    accept_missing: bool,
     /// Print the result as a JSON object
     ///
     /// It has message_type adopted, and host_key (the fingerprint), new_host_key, recipients (fingerprints), generation,
@@ -92,7 +99,7 @@ pub(super) fn run(args: &Args, global: &Global) -> Result<ExitCode> {
         let lock = lock()?;
         let access = reader.access();
         let inventory = Inventory { repository: &repository, access, monitor: &monitor, stop: &stop };
-        adopt_with_owner_key(&inventory, &lock, &recipients)?
+        adopt_with_owner_key(&inventory, &lock, &recipients, args.accept_missing)?
     };
     let found = &adopted.found;
     if args.json {

@@ -9,6 +9,7 @@
 //! - [`document`]: the header of all signed documents
 //! - [`snapshot`], [`index`], [`moved`], [`forgotten`], [`secrets`], [`generation`], [`source`]: the signed documents
 //! - [`pack`], [`usage`]: the parts of an index: packs and their blocks, and the blocks that snapshots use
+//! - [`census`]: whether documents are those that a census of a generation counts
 //! - [`sums`]: lists of digests of packs, which anyone can check
 //! - [`cbor`]: reading CBOR with limits, and writing it
 //!
@@ -17,6 +18,7 @@
 
 pub mod block;
 pub mod cbor;
+pub mod census;
 mod content;
 pub mod document;
 pub mod entry;

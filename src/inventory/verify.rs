@@ -6,11 +6,11 @@ use std::path::Path;
 use super::context::Inventory;
 use super::error::Error;
 use super::reconcile::is_foreign;
-use crate::catalog::{Catalog, Claims, Presence};
+use crate::catalog::{Catalog, Claims, PackRow, Presence};
 use crate::crypt::Certificate;
 use crate::failure::{Failure, FailureKind};
 use crate::format::sums::{PackSum, SUMS_SIZE};
-use crate::format::{Digest, PackId, name, sums};
+use crate::format::{Digest, name, sums};
 use crate::monitor::count;
 use crate::state::RepositoryState;
 use crate::storage::ObjectInfo;
@@ -32,12 +32,28 @@ pub struct Verified {
     pub problems: u64,
 }
 
-/// The records of a pack in the repository: its listing, and its digests in indexes and lists of sums.
-#[derive(Default)]
+/// What a record in the repository says of a pack in the catalog.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+enum Record {
+    #[default]
+    Missing,
+    Same,
+    Other,
+}
+
+impl Record {
+    /// Adds another record of the pack. A wrong one counts most.
+    fn add(&mut self, is_same: bool) {
+        *self = if !is_same || *self == Record::Other { Record::Other } else { Record::Same };
+    }
+}
+
+/// The records of a pack: its listing, and its digests in indexes and lists of sums. Small, since there may be many packs.
+#[derive(Debug, Default)]
 struct PackRecords {
-    length: Option<u64>,
-    indexed: Option<Digest>,
-    summed: Option<Digest>,
+    listed: Record,
+    indexed: Record,
+    summed: Record,
 }
 
 impl Inventory<'_> {
@@ -73,28 +89,28 @@ impl Inventory<'_> {
             }
             problem(Path::new(name::SECRETS), &error.to_string());
         }
-        let records = self.pack_records(&mut problem)?;
+        let mut lengths = HashMap::new();
+        let records = self.pack_records(catalog, &mut lengths, &mut problem)?;
         let mut packs = 0;
         catalog.each_pack(&mut |pack, wrong| {
             packs += 1;
             let object = name::pack(pack.id);
             let mut problems = Vec::from_iter(wrong);
             let none = PackRecords::default();
-            let PackRecords { length, indexed, summed } = records.get(&pack.id).unwrap_or(&none);
-            match length {
-                None => problems.push("the pack is missing".into()),
-                Some(length) if *length != pack.length => {
+            let PackRecords { listed, indexed, summed } = records.get(&pack.row).unwrap_or(&none);
+            match listed {
+                Record::Missing => problems.push("the pack is missing".into()),
+                Record::Other => {
+                    let length = lengths.get(&pack.row).copied().unwrap_or_default();
                     problems.push(format!("the pack has {length} bytes where {} were stored", pack.length));
                 }
-                Some(_) => {}
+                Record::Same => {}
             }
-            for (digest, list) in [(indexed, "index"), (summed, "list of sums")] {
-                match digest {
-                    None => problems.push(format!("the pack is in no readable {list}")),
-                    Some(digest) if *digest != pack.digest => {
-                        problems.push(format!("the {list} has another digest of the pack"));
-                    }
-                    Some(_) => {}
+            for (record, list) in [(indexed, "index"), (summed, "list of sums")] {
+                match record {
+                    Record::Missing => problems.push(format!("the pack is in no readable {list}")),
+                    Record::Other => problems.push(format!("the {list} has another digest of the pack")),
+                    Record::Same => {}
                 }
             }
             for message in problems {
@@ -150,23 +166,46 @@ impl Inventory<'_> {
         Ok(Verified { packs, lost_packs, blocks: usable.len(), chunks, snapshots, ..found })
     }
 
-    /// Collects the records of all packs from the listing, indexes and lists of sums.
-    fn pack_records(&self, problem: &mut dyn FnMut(&Path, &str)) -> Result<HashMap<PackId, PackRecords>, Error> {
-        let mut records: HashMap<PackId, PackRecords> = HashMap::new();
+    /// Compares packs of the catalog with the listing, indexes and lists of sums. Adds the length of packs that have another
+    /// one to `lengths`.
+    fn pack_records(
+        &self,
+        catalog: &Catalog,
+        lengths: &mut HashMap<PackRow, u64>,
+        problem: &mut dyn FnMut(&Path, &str),
+    ) -> Result<HashMap<PackRow, PackRecords>, Error> {
+        let mut records: HashMap<PackRow, PackRecords> = HashMap::new();
+        let mut failure = None;
         self.repository.target().visit(name::PACKS, &mut |ObjectInfo { name, length }| {
-            if let Some(pack) = name::parse_pack(&name) {
-                records.entry(pack).or_default().length = Some(length);
+            let Some(pack) = name::parse_pack(&name) else { return };
+            match catalog.known_pack(pack) {
+                Ok(Some(known)) => {
+                    records.entry(known.row).or_default().listed.add(known.length == length);
+                    if known.length != length {
+                        lengths.insert(known.row, length);
+                    }
+                }
+                Ok(None) => {}
+                Err(error) => _ = failure.get_or_insert(error),
             }
         })?;
+        if let Some(error) = failure {
+            return Err(error.into());
+        }
+        let mut compare = |pack, digest: &Digest, record: fn(&mut PackRecords) -> &mut Record| -> Result<(), Error> {
+            if let Some(known) = catalog.known_pack(pack)? {
+                record(records.entry(known.row).or_default()).add(known.digest == *digest);
+            }
+            Ok(())
+        };
         for id in self.indexes()? {
             self.check_interrupted()?;
             match self.access.index(self.repository, id) {
                 Ok(index) => {
-                    for pack in index.packs {
-                        records.entry(pack.id).or_default().indexed = pack.digest;
-                    }
-                    for carrier in index.carriers {
-                        records.entry(carrier.id).or_default().indexed = Some(carrier.digest);
+                    let packs = index.packs.iter().filter_map(|pack| Some((pack.id, pack.digest?)));
+                    let carriers = index.carriers.iter().map(|carrier| (carrier.id, carrier.digest));
+                    for (pack, digest) in packs.chain(carriers) {
+                        compare(pack, &digest, |records| &mut records.indexed)?;
                     }
                 }
                 // Written by a former host; its packs are in another index, too.
@@ -189,8 +228,8 @@ impl Inventory<'_> {
                 }
             };
             for PackSum { pack, digest } in sums::lines(&list).flatten() {
-                if digest.is_some() {
-                    records.entry(pack).or_default().summed = digest;
+                if let Some(digest) = digest {
+                    compare(pack, &digest, |records| &mut records.summed)?;
                 }
             }
         }

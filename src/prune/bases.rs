@@ -105,7 +105,8 @@ impl NewBases {
                 (snapshot, NewBase { base, change })
             }));
         }
-        Ok(self.ready.pop_front_if(|(next, _)| *next == snapshot).map(|(_, base)| base))
+        let is_next = self.ready.front().is_some_and(|(next, _)| *next == snapshot);
+        Ok(if is_next { self.ready.pop_front().map(|(_, base)| base) } else { None })
     }
 }
 

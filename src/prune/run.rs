@@ -105,10 +105,12 @@ impl Round<'_> {
         let pruner = Pruner::new(session, lock, &clock, monitor, stop);
         if grace > 0 {
             let due = find_due(catalog, &marked, session.generation(), clock.now, grace)?;
-            sweep_due(&pruner, catalog, &due, summary)?;
+            sweep_due(&pruner, catalog, due, summary)?;
         }
         remove_retained(&pruner, catalog, summary)?;
         self.compact_and_condemn(&pruner, catalog, &mut marked, summary)?;
+        // There may be many, and only the live blocks are needed from here on.
+        marked.packs = Vec::new();
         remove_old_tombstones(&pruner, catalog)?;
         if grace == 0 && has_work(catalog)? {
             session.announce(catalog)?;
@@ -116,14 +118,14 @@ impl Round<'_> {
             session.announce_again(catalog)?;
             let pruner = Pruner::new(session, lock, &clock, monitor, stop);
             let due = find_due(catalog, &marked, session.generation(), clock.now, 0)?;
-            sweep_due(&pruner, catalog, &due, summary)?;
+            sweep_due(&pruner, catalog, due, summary)?;
             if catalog.has_stale_tombstones()? {
                 session.put_tombstones(catalog)?;
             }
             remove_old_tombstones(&pruner, catalog)?;
         }
         let retained: u64 = catalog.retained_packs()?.iter().map(|pack| pack.length).sum();
-        summary.pending_bytes = catalog.doomed_packs()?.iter().map(|pack| pack.length).sum::<u64>() + retained;
+        summary.pending_bytes = catalog.doomed_bytes()? + retained;
         summary.retained = clock.retained.get();
         Ok(())
     }
@@ -206,5 +208,5 @@ fn seconds(grace: Duration) -> i64 {
 /// Whether anything is forgotten or condemned, and not removed yet.
 fn has_work(catalog: &Catalog) -> Result<bool, Error> {
     let forgotten = catalog.snapshots()?.iter().any(|row| row.presence == Presence::Forgotten);
-    Ok(forgotten || !catalog.doomed_packs()?.is_empty())
+    Ok(forgotten || catalog.has_doomed_packs()?)
 }

@@ -84,7 +84,7 @@ fn has_any(catalog: &Catalog, pack: &DoomedPack, blocks: &RoaringTreemap) -> Res
 pub(super) fn sweep_due(
     pruner: &Pruner<'_>,
     catalog: &mut Catalog,
-    due: &Due,
+    due: Due,
     summary: &mut Summary,
 ) -> Result<(), Error> {
     due.revived.iter().try_for_each(|pack| catalog.take_back(*pack))?;
@@ -111,7 +111,7 @@ pub(super) fn note_forgotten(pruner: &Pruner<'_>, catalog: &mut Catalog) -> Resu
     Ok(forgotten.iter().try_for_each(|sequence| catalog.note_forgotten(*sequence, generation, pruner.clock.now))?)
 }
 
-fn sweep(pruner: &Pruner<'_>, catalog: &mut Catalog, due: &Due, summary: &mut Summary) -> Result<(), Error> {
+fn sweep(pruner: &Pruner<'_>, catalog: &mut Catalog, due: Due, summary: &mut Summary) -> Result<(), Error> {
     let remover = pruner.session.remover(catalog)?;
     let mut retained = Vec::new();
     for row in &due.snapshots {
@@ -124,7 +124,7 @@ fn sweep(pruner: &Pruner<'_>, catalog: &mut Catalog, due: &Due, summary: &mut Su
     }
     catalog.commit()?;
     // A snapshot stays complete as long as it is there.
-    let mut due = without_used(catalog, due.packs.clone(), &retained)?;
+    let mut due = without_used(catalog, due.packs, &retained)?;
     let mut packs: HashSet<_> = due.iter().map(|pack| pack.id).collect();
     let swept = catalog.snapshots()?.into_iter().filter(|row| row.presence == Presence::Swept);
     let (snapshots, sequences): (HashSet<_>, Vec<_>) = swept.map(|row| (row.name.id, row.name.sequence)).unzip();

@@ -9,21 +9,17 @@
 //! given or is remembered, and it refuses to adopt if any document has another signer: such a document could add a
 //! recipient unknown to the owner, or misstate the content of blocks.
 
-use std::collections::{BTreeMap, HashSet};
-use std::path::Path;
+use std::collections::BTreeMap;
 
 use super::announce::{Rivals, announce};
 use super::error::Error;
+use super::handover::FormerDocuments;
 use super::remover::Remover;
 use crate::catalog::Catalog;
 use crate::crypt::{Certificate, Fingerprint, SecretKey, Signer};
-use crate::format::forgotten::Forgotten;
 use crate::format::id::{CatalogId, ObjectId, RunId};
-use crate::format::index::Index;
-use crate::format::moved::Moved;
 use crate::format::name;
 use crate::format::secrets::DatedSigner;
-use crate::format::usage::Holds;
 use crate::inventory::{Generations, Inventory, Reconciled, host_access};
 use crate::repository::{self, Writer};
 use crate::state::Lock;
@@ -106,11 +102,12 @@ fn check_recipients(recipients: &[Certificate]) -> Result<(), Error> {
 }
 
 /// Adopts without a host key. `inventory` must have the owner's access without trust on first use. If `recipients` is not
-/// empty, the documents must name the same recipients.
+/// empty, the documents must name the same recipients. Fails if documents are missing, unless `accept_missing` is true.
 pub fn adopt_with_owner_key(
     inventory: &Inventory<'_>,
     lock: &Lock,
     recipients: &[Certificate],
+    accept_missing: bool,
 ) -> Result<Adopted, Error> {
     let (repository, state) = (inventory.repository, lock.state());
     if state.host_key()?.is_some() {
@@ -120,7 +117,13 @@ pub fn adopt_with_owner_key(
     let begun = state.new_host_key()?.and_then(|key| SecretKey::parse(&key).ok());
     let own = begun.as_ref().map(|key| key.fingerprint().to_string());
     refuse_unknown_signers(inventory, own.as_deref())?;
+    // First of all: it fails if the key is a wrong one.
     let mut secrets = inventory.secrets()?;
+    let generations = inventory.generations(&[])?;
+    let former = FormerDocuments::read(inventory, own.as_deref())?;
+    if !accept_missing {
+        former.require_all(inventory, generations.last.first())?;
+    }
     let named: Vec<_> = secrets.recipients.iter().map(|bytes| Certificate::parse(bytes)).collect::<Result<_, _>>()?;
     if !recipients.is_empty() && fingerprints(recipients) != fingerprints(&named) {
         return Err(Error::Recipients { found: fingerprints(&named), expected: fingerprints(recipients) });
@@ -145,10 +148,9 @@ pub fn adopt_with_owner_key(
     };
     let host = key.certificate();
     let writer = Writer::new(repository, Signer::new(key.clone())?, &host, &named)?;
-    let generations = inventory.generations(&[])?;
     // The run of this adoption has a higher number.
     let number = generations.number();
-    copy_documents(inventory, &writer, number, &host)?;
+    former.copy(inventory, &writer, number)?;
     for known in inventory.access.signers().iter().chain([&host]) {
         let bytes = known.to_bytes()?;
         if secrets.hosts.iter().all(|host| host.certificate != bytes) {
@@ -178,102 +180,6 @@ pub fn adopt_with_owner_key(
     state.put_host_key(&key.to_armored()?)?;
     let access = host_access(&key)?;
     become_writer(&Inventory { access: &access, ..*inventory }, lock, key, generations, false)
-}
-
-/// Writes the documents that the new host must read again. `generation` is the last one of the former host.
-fn copy_documents(
-    inventory: &Inventory<'_>,
-    writer: &Writer<'_>,
-    generation: u64,
-    host: &Certificate,
-) -> Result<(), Error> {
-    let own = host.fingerprint().to_string();
-    let (repository, access) = (inventory.repository, inventory.access);
-    let with = |replaces: &[ObjectId], id| [replaces, &[id]].concat();
-    for folder in [name::INDEX, name::MOVED, name::FORGOTTEN] {
-        let objects: Vec<_> = repository.target().list(folder)?.into_iter().map(|object| object.name).collect();
-        let Valid { replaced, newest, holds } = Valid::among(inventory, &objects)?;
-        for object in objects {
-            inventory.check_interrupted()?;
-            if object.rsplit('/').next().and_then(|id| id.parse().ok()).is_some_and(|id| replaced.contains(&id)) {
-                continue;
-            }
-            let copy = ObjectId::random();
-            let copied = if let Some(id) = name::parse_index(&object) {
-                access.index(repository, id).and_then(|index| {
-                    let replaces = with(&index.replaces, id);
-                    // All copies have the same generation, so each has the last ones.
-                    let holds = if index.holds.is_empty() { Vec::new() } else { holds.to_vec() };
-                    writer.put_index(copy, &Index { generation, replaces, holds, ..index })
-                })
-            } else if let Some((prefix, id)) = name::parse_moved(&object) {
-                access.moved(repository, prefix, id).and_then(|moved| {
-                    if moved.generation < newest.get(&Some(prefix)).copied().unwrap_or_default() {
-                        return Ok(());
-                    }
-                    let replaces = with(&moved.replaces, id);
-                    writer.put_moved(prefix, copy, &Moved { generation, replaces, ..moved })
-                })
-            } else if let Some(id) = name::parse_forgotten(&object) {
-                access.forgotten(repository, id).and_then(|forgotten| {
-                    if forgotten.generation < newest.get(&None).copied().unwrap_or_default() {
-                        return Ok(());
-                    }
-                    let replaces = with(&forgotten.replaces, id);
-                    writer.put_forgotten(copy, &Forgotten { generation, replaces, ..forgotten })
-                })
-            } else {
-                continue;
-            };
-            match copied {
-                Err(error @ repository::Error::Target(_)) => return Err(error.into()),
-                // A copy that an interrupted adoption made.
-                Err(repository::Error::UnknownSigner { signer, .. }) if signer == own => {}
-                Err(error) => inventory.monitor.problem(Path::new(&object), &error.to_string()),
-                Ok(()) => {}
-            }
-        }
-    }
-    Ok(())
-}
-
-/// Which documents count. Copies of the others would count again, since all copies have the same generation.
-#[derive(Default)]
-struct Valid {
-    /// The documents that others replace.
-    replaced: HashSet<ObjectId>,
-    /// The highest generation of the shards of each prefix, and of tombstones (`None`).
-    newest: BTreeMap<Option<u8>, u64>,
-    holds: Holds,
-}
-
-impl Valid {
-    fn among(inventory: &Inventory<'_>, objects: &[String]) -> Result<Self, Error> {
-        let (repository, access) = (inventory.repository, inventory.access);
-        let mut valid = Valid::default();
-        for object in objects {
-            inventory.check_interrupted()?;
-            // Those that cannot be read are reported when they are copied.
-            if let Some(id) = name::parse_index(object) {
-                let Ok(index) = access.index(repository, id) else { continue };
-                valid.holds.add(index.generation, &index.holds);
-                valid.replaced.extend(index.replaces);
-            } else if let Some((prefix, id)) = name::parse_moved(object) {
-                let Ok(moved) = access.moved(repository, prefix, id) else { continue };
-                valid.add(Some(prefix), moved.generation, moved.replaces);
-            } else if let Some(id) = name::parse_forgotten(object) {
-                let Ok(forgotten) = access.forgotten(repository, id) else { continue };
-                valid.add(None, forgotten.generation, forgotten.replaces);
-            }
-        }
-        Ok(valid)
-    }
-
-    fn add(&mut self, prefix: Option<u8>, generation: u64, replaces: Vec<ObjectId>) {
-        let newest = self.newest.entry(prefix).or_default();
-        *newest = generation.max(*newest);
-        self.replaced.extend(replaces);
-    }
 }
 
 /// Refuses a repository with documents that open but are signed by an untrusted key other than `own`.

@@ -81,6 +81,26 @@ pub enum Error {
         /// Fingerprints of the signers, each with one of its objects and the number of further ones.
         signers: String,
     },
+    /// Documents are missing, and the machine that adopts could not notice that later.
+    #[error(
+        "{folder} has {known} of the objects that {generation} counts ({counted}), so some are missing or others were put there; nothing was written. A machine that adopts without them may later remove data that only they need. Put them back, or give up what is missing with --accept-missing"
+    )]
+    MissingDocuments {
+        /// Their folder.
+        folder: &'static str,
+        /// The number of objects that are known.
+        known: u64,
+        /// The number of objects that the last run counted.
+        counted: u64,
+        /// The object of the last run's generation.
+        generation: String,
+    },
+    /// No generation of the former machine can be read, so missing documents cannot be noticed.
+    #[error(
+        "{} has no object of a former machine that can be read, so missing documents cannot be noticed; nothing was written. Put the objects back, or give up what is missing with --accept-missing",
+        crate::format::name::GENERATION
+    )]
+    NoCensus,
     /// The given recipients differ from those in the repository's secrets.
     #[error("the repository encrypts to {found}, but --recipient names {expected}; nothing was written")]
     Recipients {

@@ -18,6 +18,7 @@ mod announce;
 mod error;
 #[cfg(test)]
 pub(crate) mod fixture;
+mod handover;
 mod open;
 mod orphans;
 mod packs;

@@ -3,53 +3,73 @@
 use std::collections::{BTreeSet, HashMap};
 use std::ops::Range;
 
-use crate::format::generation::NameSet;
+use super::generation::NameSet;
+use super::name;
 
 /// Maximum number of names that are looked at to find out which ones a census did not count.
 const MAX_WORK: usize = 1 << 24;
 
 /// A name, and the generation of the run that wrote the object.
-pub(super) type DatedName = (String, u64);
+pub type DatedName = (String, u64);
 
 /// The documents of a folder.
 #[derive(Debug, Default)]
-pub(super) struct Documents {
+pub struct Documents {
     /// Names and generations of those that were opened.
     opened: HashMap<String, u64>,
     /// Names of those that others replace, with the generations of these.
     replaced: HashMap<String, Vec<u64>>,
     /// Whether a document could not be opened.
-    pub(super) is_incomplete: bool,
+    pub is_incomplete: bool,
 }
 
 /// The documents that a census counts, apart from snapshots.
 #[derive(Debug, Default)]
-pub(super) struct KnownDocuments {
-    pub(super) index: Documents,
-    pub(super) moved: Documents,
-    pub(super) forgotten: Documents,
-    pub(super) secrets: Documents,
+pub struct KnownDocuments {
+    /// Indexes.
+    pub index: Documents,
+    /// Shards of moves.
+    pub moved: Documents,
+    /// Documents of tombstones.
+    pub forgotten: Documents,
+    /// Secrets documents.
+    pub secrets: Documents,
+}
+
+impl KnownDocuments {
+    /// The documents of a folder; `None` if a census does not count documents of it.
+    pub fn of(&self, folder: &str) -> Option<&Documents> {
+        match folder {
+            name::INDEX => Some(&self.index),
+            name::MOVED => Some(&self.moved),
+            name::FORGOTTEN => Some(&self.forgotten),
+            name::SECRETS => Some(&self.secrets),
+            _ => None,
+        }
+    }
 }
 
 impl Documents {
-    pub(super) fn add(&mut self, object: String, generation: u64) {
+    /// Adds a document that was opened.
+    pub fn add(&mut self, object: String, generation: u64) {
         self.opened.insert(object, generation);
     }
 
-    pub(super) fn replace(&mut self, objects: impl Iterator<Item = String>, generation: u64) {
+    /// Notes that a document of `generation` replaces these.
+    pub fn replace(&mut self, objects: impl Iterator<Item = String>, generation: u64) {
         for object in objects {
             self.replaced.entry(object).or_default().push(generation);
         }
     }
 
     /// The highest generation of the documents that were opened.
-    pub(super) fn newest(&self) -> u64 {
+    pub fn newest(&self) -> u64 {
         self.opened.values().copied().max().unwrap_or(0)
     }
 
     /// The documents on which a run of `generation` relied when it began. Documents that were replaced since then may have
     /// been removed; their generation is unknown, and 0.
-    pub(super) fn counted(&self, generation: u64) -> Vec<DatedName> {
+    pub fn counted(&self, generation: u64) -> Vec<DatedName> {
         self.counted_without(generation, &(0..0))
     }
 
@@ -65,7 +85,7 @@ impl Documents {
 
     /// Whether the census of a run of `generation` is that of these documents without those of some successive runs. Another
     /// machine may have written these, with a host key that the run did not trust.
-    pub(super) fn are_counted_except_runs(&self, expected: NameSet, generation: u64) -> bool {
+    pub fn are_counted_except_runs(&self, expected: NameSet, generation: u64) -> bool {
         let runs: BTreeSet<_> = self.opened.values().copied().filter(|written| *written < generation).collect();
         let runs: Vec<_> = runs.into_iter().collect();
         let documents = self.opened.len() + self.replaced.len();
@@ -82,7 +102,7 @@ impl Documents {
 }
 
 /// Whether a census is that of these names, in order, without some that were written one after the other.
-pub(super) fn are_counted_except_some(expected: NameSet, names: &[DatedName]) -> bool {
+pub fn are_counted_except_some(expected: NameSet, names: &[DatedName]) -> bool {
     let more = names.len().saturating_sub(usize::try_from(expected.count).unwrap_or(usize::MAX));
     if more == 0 || names.len().saturating_mul(names.len()) > MAX_WORK {
         return false;
