@@ -21,6 +21,8 @@ use crate::storage::{self, ErrorKind};
 const CARRIER_SIZE: u64 = 16 << 20;
 /// Bytes of carriers after which their index is written and the catalog is committed.
 const BATCH: u64 = 256 << 20;
+/// The same for the number of blocks, which are in memory until then.
+const BATCH_BLOCKS: usize = 1 << 16;
 
 /// The packs to compact: those that waste most per byte to copy, until the remaining waste is allowed.
 pub(super) fn choose(marked: &Marked, max_waste: f64, max_copy: u64) -> Vec<PackLoad> {
@@ -68,11 +70,14 @@ pub(super) struct Compactor<'p, 's> {
     stored: Vec<IndexedCarrier>,
     damaged: Vec<PackRow>,
     bytes: u64,
+    /// Copied blocks whose index is not written yet.
+    blocks: usize,
 }
 
 impl<'p, 's> Compactor<'p, 's> {
     pub(super) fn new(pruner: &'p Pruner<'s>, current: RoaringTreemap) -> Self {
-        Compactor { pruner, open: Default::default(), current, stored: Vec::new(), damaged: Vec::new(), bytes: 0 }
+        let (stored, damaged) = (Vec::new(), Vec::new());
+        Compactor { pruner, open: Default::default(), current, stored, damaged, bytes: 0, blocks: 0 }
     }
 
     /// Copies the live blocks of these packs into carriers.
@@ -91,7 +96,7 @@ impl<'p, 's> Compactor<'p, 's> {
                 break;
             }
             self.copy(catalog, marked, pack, &mut bytes, summary)?;
-            if self.bytes >= BATCH || self.pruner.is_wanted() {
+            if self.bytes >= BATCH || self.blocks >= BATCH_BLOCKS || self.pruner.is_wanted() {
                 self.finish_batch(catalog)?;
                 self.pruner.give_way()?;
             }
@@ -191,6 +196,7 @@ impl<'p, 's> Compactor<'p, 's> {
         let placed = open.writer.append(bytes)?;
         open.blocks.push((block, placed.at.offset));
         open.carried.push(carried);
+        self.blocks += 1;
         if open.writer.length() < CARRIER_SIZE {
             *slot = Some(open);
             return Ok(());
@@ -215,7 +221,7 @@ impl<'p, 's> Compactor<'p, 's> {
                 self.store(catalog, open)?;
             }
         }
-        self.bytes = 0;
+        (self.bytes, self.blocks) = (0, 0);
         catalog.condemn(&std::mem::take(&mut self.damaged))?;
         let carriers = std::mem::take(&mut self.stored);
         if carriers.is_empty() {

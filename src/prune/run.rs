@@ -109,8 +109,6 @@ impl Round<'_> {
         }
         remove_retained(&pruner, catalog, summary)?;
         self.compact_and_condemn(&pruner, catalog, &mut marked, summary)?;
-        // There may be many, and only the live blocks are needed from here on.
-        marked.packs = Vec::new();
         remove_old_tombstones(&pruner, catalog)?;
         if grace == 0 && has_work(catalog)? {
             session.announce(catalog)?;
@@ -151,6 +149,8 @@ impl Round<'_> {
         write_shards(pruner, catalog)?;
         marked.update(catalog)?;
         let dead: Vec<_> = marked.packs.iter().filter(|pack| pack.live == 0).map(|pack| pack.row).collect();
+        // There may be many, and only the live blocks are needed from here on.
+        marked.packs = Vec::new();
         // First, since snapshots must not stay longer than their data.
         note_forgotten(pruner, catalog)?;
         condemn(pruner, catalog, &dead, summary)?;
