@@ -16,7 +16,7 @@ const PAIRS: usize = 64;
 const BLOCKS: u64 = 1 << 20;
 
 /// A kept snapshot whose base is removed.
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 pub(super) struct Orphan {
     snapshot: SnapshotId,
     base: SnapshotName,

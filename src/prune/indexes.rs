@@ -63,7 +63,7 @@ pub(super) fn rewrite(pruner: &Pruner<'_>, catalog: &mut Catalog, removals: &Rem
         candidates.iter().any(|candidate| candidate.has_holds && (candidate.must || (join && candidate.is_small)));
     candidates.retain(|candidate| candidate.must || (join && candidate.is_small) || (holds && candidate.has_holds));
     candidates.sort_by_key(|candidate| candidate.sequence);
-    let orphans = candidates.iter_mut().flat_map(|candidate| std::mem::take(&mut candidate.orphans)).collect();
+    let orphans = candidates.iter().flat_map(|candidate| candidate.orphans.iter().cloned()).collect();
     let mut successor = Successor::new(pruner, removals, NewBases::new(catalog, &bases, orphans)?);
     if holds {
         // In the first successor: each one replaces only its own indexes, and the run may be killed in between.
@@ -72,6 +72,10 @@ pub(super) fn rewrite(pruner: &Pruner<'_>, catalog: &mut Catalog, removals: &Rem
     }
     for candidate in candidates {
         pruner.inventory.check_interrupted()?;
+        // The usage of a snapshot without a base may take as much memory as a whole index.
+        if !candidate.orphans.is_empty() && successor.chunks > FEW_CHUNKS {
+            successor.write(catalog)?;
+        }
         let index = session.access().index(session.repository(), candidate.id)?;
         successor.add(catalog, candidate.id, index)?;
     }
