@@ -74,6 +74,9 @@ impl Inventory<'_> {
         // Objects of a killed run may be visible but not durable yet, and the catalog relies on them from now on.
         self.repository.target().settle(&name::FOLDERS)?;
         catalog.set_learnt()?;
+        // Before packs are listed: another run that prunes removes packs, and then replaces the tombstones that name them.
+        self.find_documents(catalog)?;
+        let tombstones = self.learn_tombstones(catalog)?;
         self.list_packs(catalog)?;
         let condemned = catalog.condemn_unlisted(&mut |pack, found| {
             let state = if found.is_some() { "of another length" } else { "missing" };
@@ -81,8 +84,6 @@ impl Inventory<'_> {
         })?;
         let mut found = Reconciled { condemned, ..Reconciled::default() };
         let there: HashSet<_> = self.repository.snapshots()?.into_iter().map(|name| name.id).collect();
-        self.find_documents(catalog)?;
-        let tombstones = self.learn_tombstones(catalog)?;
         let known = self.update_snapshots(catalog, &tombstones, &there, &mut found)?;
         let unknown = self.learn_packs(catalog, &mut found)?;
         self.learn_snapshots(catalog, unknown, &tombstones, &there, &mut found)?;
