@@ -820,7 +820,8 @@ fn packs_that_could_not_be_removed_are_known_after_a_rebuild() {
     world.as_host(&["catalog", "rebuild"]).ok();
     world.backup();
     world.forget(1);
-    assert!(number(&world.prune_all(), "freed_bytes") >= retained);
+    let freed = number(&world.prune_all(), "freed_bytes");
+    assert!(freed >= retained, "{freed} of {retained} bytes were removed");
     assert_eq!(number(&world.prune_all(), "live_bytes"), world.packs());
     world.assert_whole();
 }

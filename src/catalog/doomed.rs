@@ -110,11 +110,11 @@ impl Catalog {
         })
     }
 
-    /// Remembers the packs that a tombstone names, and that are only listed, as retained.
+    /// Remembers the packs that a tombstone names and that are listed as retained, unless their data is in the catalog. That of
+    /// packs that are gone lies in carriers.
     pub fn learn_retained(&self, packs: &[PackId]) -> Result<(), Error> {
         for id in packs {
-            if self.pack(*id)?.is_none()
-                && self.is_gone(*id)?.is_none()
+            if self.is_gone(*id)? != Some(false)
                 && let Some(length) = self.listed(*id)?
             {
                 self.retain_pack(RetainedPack { id: *id, length })?;
