@@ -23,6 +23,7 @@ use brackfs::format::{
 use brackfs::monitor::Monitor;
 use brackfs::reader::{Reader, root_of};
 use brackfs::repository::{Access, Repository};
+use common::forgery::entry;
 use common::{Entry, Kind, Run, Site, age, noise, run, set_mode, set_time, settle, tree};
 use rustix::fs::{CWD, FileType, Mode};
 
@@ -636,20 +637,7 @@ fn handmade(name: &str, kind: format::Kind, content: Content) -> format::Entry {
         Content::Extents { extents, .. } => extents.iter().map(Extent::length).sum(),
         _ => 0,
     };
-    format::Entry {
-        name: name.into(),
-        kind,
-        mode: 0o644,
-        uid: 0,
-        gid: 0,
-        mtime: Default::default(),
-        size,
-        content,
-        link: None,
-        xattrs: Vec::new(),
-        flags: 0,
-        inode_flags: 0,
-    }
+    format::Entry { mode: 0o644, ..entry(name, kind, size, content) }
 }
 
 #[derive(Default)]

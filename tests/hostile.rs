@@ -33,6 +33,7 @@ use brackfs::format::{
     SnapshotId, Timestamp,
 };
 use brackfs::repository::{Repository, Writer};
+use common::forgery::entry;
 use common::machine::{copy, succeed};
 use common::{Run, Site, run, tree};
 
@@ -163,23 +164,6 @@ impl Forger {
 fn node(blocks: &[Stored], items: Items) -> Node {
     let blocks = blocks.iter().map(|stored| stored.at).collect();
     Node { blocks, items, users: BTreeMap::new(), groups: BTreeMap::new() }
-}
-
-fn entry(name: impl AsRef<[u8]>, kind: Kind, size: u64, content: Content) -> Entry {
-    Entry {
-        name: name.as_ref().to_vec(),
-        kind,
-        mode: 0o755,
-        uid: 0,
-        gid: 0,
-        mtime: Timestamp::default(),
-        size,
-        content,
-        link: None,
-        xattrs: Vec::new(),
-        flags: 0,
-        inode_flags: 0,
-    }
 }
 
 fn directory(name: &str, below: u64, node: Option<ChunkRef>) -> Entry {

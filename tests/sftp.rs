@@ -47,6 +47,16 @@ impl Remote {
         remote
     }
 
+    /// After two machines with one state wrote, data is whole. The user decides for one of them, which removes the leftovers.
+    #[track_caller]
+    fn goes_on_after_a_race(&self) {
+        self.brackfs(&["check", "--read-data"]).ok();
+        self.brackfs(&["adopt"]).ok();
+        self.backup(&[]).ok();
+        self.brackfs(&["check", "--read-data"]).ok();
+        self.holds();
+    }
+
     fn repo(&self) -> PathBuf {
         self.server.data().join("repo")
     }
@@ -443,12 +453,7 @@ fn two_machines_with_one_state_that_write_at_the_same_time_harm_nothing() {
         assert!(are_stopped.contains(&true), "both wrote");
         stopped += are_stopped.iter().filter(|is_stopped| **is_stopped).count();
         ended += are_stopped.iter().filter(|is_stopped| !**is_stopped).count();
-        remote.brackfs(&["check", "--read-data"]).ok();
-        // The user decides for one of them, which removes the leftovers.
-        remote.brackfs(&["adopt"]).ok();
-        remote.backup(&[]).ok();
-        remote.brackfs(&["check", "--read-data"]).ok();
-        remote.holds();
+        remote.goes_on_after_a_race();
     }
     println!("{stopped} runs stopped, {ended} ended");
     remote.brackfs(&["forget", "--keep-last", "1", "--force"]).ok();
@@ -483,11 +488,7 @@ fn a_clone_that_prunes_during_a_backup_removes_nothing_that_the_backup_needs() {
         for is_stopped in [prune, backup].map(is_stopped) {
             *(if is_stopped { &mut stopped } else { &mut ended }) += 1;
         }
-        remote.brackfs(&["check", "--read-data"]).ok();
-        remote.brackfs(&["adopt"]).ok();
-        remote.backup(&[]).ok();
-        remote.brackfs(&["check", "--read-data"]).ok();
-        remote.holds();
+        remote.goes_on_after_a_race();
     }
     println!("{stopped} runs stopped, {ended} ended");
     // The machine that goes on can remove data again. It may have compared its catalog with the repository while the clone

@@ -8,13 +8,13 @@ mod common;
 use std::fs;
 use std::io::{Read, Seek};
 use std::path::Path;
-use std::process::{Command, Stdio};
+use std::process::{Child, Command, Stdio};
 use std::thread;
 use std::time::Duration;
 
 use common::machine::mount_tmpfs;
 use common::silent::Silent;
-use common::wait::{ended, send, until_it_waits_for_fuse};
+use common::wait::{ended, send, until, until_it_waits_for_fuse};
 use common::{Run, Site, noise, number, run_within, settle};
 use rustix::process::Signal;
 
@@ -142,15 +142,29 @@ fn excluded_paths_are_not_resolved() {
 
 /// Starts a backup of a mount that does not answer, and sends it a signal once it waits.
 #[track_caller]
-fn assert_one_signal_ends(mut command: Command, path: &Path) {
+fn assert_one_signal_ends(command: Command, path: &Path) {
+    assert_one_signal_ends_after(0, command, path);
+}
+
+/// The same, but not before it has written this many bytes.
+#[track_caller]
+fn assert_one_signal_ends_after(written: u64, mut command: Command, path: &Path) {
     let (stderr, mut text) = (tempfile::tempfile().unwrap(), String::new());
     let mut child = command.stderr(stderr.try_clone().unwrap()).stdout(Stdio::null()).spawn().unwrap();
     until_it_waits_for_fuse(&mut child);
+    until("data is written", || written_by(&child) >= written);
     send(&child, Signal::TERM);
     let ended = ended(&mut child);
     (&stderr).rewind().and_then(|()| (&stderr).read_to_string(&mut text)).unwrap();
     assert_eq!(ended.code(), Some(130), "{command:?}\n{text}");
     assert!(text.contains(path.to_str().unwrap()) && text.contains("does not answer"), "{command:?}\n{text}");
+}
+
+/// The bytes that a process has written to files and pipes.
+fn written_by(child: &Child) -> u64 {
+    let counts = fs::read_to_string(format!("/proc/{}/io", child.id())).unwrap();
+    let written = counts.lines().find_map(|line| line.strip_prefix("wchar: "));
+    written.unwrap().parse().unwrap()
 }
 
 #[test]
@@ -180,7 +194,8 @@ fn data_stored_before_an_interrupted_wait_is_kept() {
     fs::create_dir(source.join("zz/later")).unwrap();
     settle();
     let mounts = mount(&site, &["zz/later"], Silent::mount);
-    assert_one_signal_ends(site.command(&["backup", source.to_str().unwrap()]), &source.join("zz/later"));
+    let backup = site.command(&["backup", source.to_str().unwrap()]);
+    assert_one_signal_ends_after(3 << 20, backup, &source.join("zz/later"));
     drop(mounts);
     let summary = site.backup(&[]).ok().json();
     assert!(number(&summary, "data_bytes") < 1 << 20, "it was stored again: {summary}");

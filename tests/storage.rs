@@ -761,6 +761,17 @@ impl MemorySite {
         Repository::at(Target::new(wrap(Box::new(self.memory.clone())), "memory".into())).unwrap()
     }
 
+    /// The repository on a storage with faults, and the faults.
+    fn faulty(&self) -> (Repository, Faults) {
+        let mut faults = None;
+        let repository = self.repository(|storage| {
+            let (faulty, steering) = Faulty::new(storage);
+            faults = Some(steering);
+            Box::new(faulty)
+        });
+        (repository, faults.unwrap())
+    }
+
     fn back_up(&self, repository: &Repository) -> Result<(), brackfs::backup::Error> {
         let selection = Selection { paths: vec![self.site.source()], ..Selection::default() };
         let options = Options { selection, ..Options::default() };
@@ -821,13 +832,7 @@ fn a_failure_of_any_storage_operation_loses_nothing() {
     let (mut after, mut failed) = (0, 0);
     loop {
         remote.change(after);
-        let mut faults = None;
-        let repository = remote.repository(|storage| {
-            let (faulty, steering) = Faulty::new(storage);
-            faults = Some(steering);
-            Box::new(faulty)
-        });
-        let faults = faults.unwrap();
+        let (repository, faults) = remote.faulty();
         let takes_effect = after % 2 == 1;
         faults.add(Fault { operation: None, after, times: u64::MAX, kind: ErrorKind::Other, takes_effect });
         let ended = remote.back_up(&repository);
@@ -986,13 +991,7 @@ fn a_target_that_goes_away_is_never_taken_for_a_damaged_one() {
         for kind in [ErrorKind::Unavailable, ErrorKind::Refused] {
             let mut after = 0;
             loop {
-                let mut faults = None;
-                let repository = remote.repository(|storage| {
-                    let (faulty, steering) = Faulty::new(storage);
-                    faults = Some(steering);
-                    Box::new(faulty)
-                });
-                let faults = faults.unwrap();
+                let (repository, faults) = remote.faulty();
                 faults.add(Fault { operation: None, after, times: u64::MAX, kind, takes_effect: false });
                 let problems = Problems::default();
                 let result = run(repository, &problems);

@@ -77,8 +77,8 @@ impl Catalog {
         Ok(live)
     }
 
-    /// A snapshot and its base, to find the difference between their blocks. There is no base if its blocks are unknown.
-    /// Returns `None` if the blocks of the snapshot are unknown.
+    /// Pairs a snapshot with its base for [`Catalog::usage_changes`]. The base is left out if the catalog does not know its
+    /// blocks. Returns `None` if it does not know those of the snapshot.
     pub fn usage_pair(&self, snapshot: SnapshotId, base: Option<SnapshotId>) -> Result<Option<UsagePair>, Error> {
         let Some((source, sequence)) = self.place_of_recorded(snapshot)? else { return Ok(None) };
         let base = match base {

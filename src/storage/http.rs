@@ -194,7 +194,7 @@ impl Answer<'_> {
         self.headers.get(name)?.to_str().ok()
     }
 
-    /// The length of the body, or what it would be, for HEAD.
+    /// The length of the body in bytes. The answer to HEAD has no body, but the length of the one to GET.
     pub(super) fn length(&self) -> Option<u64> {
         self.header("content-length")?.parse().ok()
     }

@@ -241,9 +241,10 @@ fn node(blocks: Vec<BlockLocation>, items: Items) -> Node {
     Node { blocks, items, users: BTreeMap::new(), groups: BTreeMap::new() }
 }
 
-fn entry(name: &str, kind: Kind, size: u64, content: Content) -> Entry {
+/// An entry of root, which others may read and execute.
+pub fn entry(name: impl AsRef<[u8]>, kind: Kind, size: u64, content: Content) -> Entry {
     Entry {
-        name: name.into(),
+        name: name.as_ref().to_vec(),
         kind,
         mode: 0o755,
         uid: 0,

@@ -13,7 +13,7 @@ pub struct Address {
 }
 
 impl Address {
-    /// Parses a URL. The error says what is wrong with it and never repeats any part of it, as it may be a secret.
+    /// Parses a URL. The error says what is wrong, but does not repeat the URL, which may have a secret in it.
     pub(in crate::storage) fn parse(url: &str) -> Result<Self, &'static str> {
         let rest = url.strip_prefix("s3://").ok_or("write s3://BUCKET/PREFIX")?;
         let (bucket, prefix) = rest.split_once('/').unwrap_or((rest, ""));

@@ -97,7 +97,7 @@ impl Failure {
             }
             (401 | 403, _) => (
                 ErrorKind::PermissionDenied,
-                format!("the server denies access ({said}); check the access key and what it may do in the bucket"),
+                format!("the server denies access ({said}); check the access key and its permissions for the bucket"),
             ),
             _ if !is_known => (
                 ErrorKind::Other,

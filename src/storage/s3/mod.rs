@@ -213,9 +213,9 @@ impl S3Storage {
     }
 }
 
-/// The bucket in errors.
+/// The location in errors.
 fn shown(address: &Address) -> String {
-    format!("the bucket {}", address.bucket)
+    format!("s3://{}/{}", address.bucket, address.prefix)
 }
 
 impl Storage for S3Storage {

@@ -32,7 +32,7 @@ pub(super) struct Bucket {
     root: String,
 }
 
-/// A body, and what is signed of it.
+/// A body, and its length and hash, which are signed.
 #[derive(Debug)]
 pub(super) struct Content<R> {
     pub(super) body: R,

@@ -22,7 +22,7 @@ pub(super) struct Credentials {
     pub(super) token: Option<String>,
 }
 
-/// What is signed of a request.
+/// The parts of a request that are signed.
 #[derive(Debug)]
 pub(super) struct Signed<'r> {
     pub(super) method: &'r str,

@@ -12,7 +12,7 @@ const LONGEST_TEXT: usize = 8 << 10;
 /// The deepest element.
 const DEEPEST: usize = 8;
 
-/// A document that is not what it should be.
+/// A document that is not valid, or lacks an element.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct Malformed;
 

@@ -14,7 +14,7 @@ pub struct Address {
 }
 
 impl Address {
-    /// Parses a URL. The error names the mistake and never repeats a part of the URL, which may be a password.
+    /// Parses a URL. The error says what is wrong, but does not repeat the URL, which may have a password in it.
     pub(in crate::storage) fn parse(url: &str) -> Result<Self, &'static str> {
         let rest = url.strip_prefix("sftp://").ok_or("write sftp://HOST/PATH")?;
         let (authority, path) = rest.split_once('/').ok_or("the path is missing: write sftp://HOST/PATH")?;

@@ -11,7 +11,7 @@ const LONGEST_TEXT: usize = 200;
 pub(super) enum Failure {
     /// The server says so.
     Status(Status, String),
-    /// There is no connection, for this reason. The server may have carried out the request.
+    /// The connection ended or was not made, for this reason. The server may have carried out the request.
     Lost(ErrorKind, String),
 }
 
@@ -24,7 +24,7 @@ impl Failure {
         }
     }
 
-    /// Whether the server says that there is no such file.
+    /// Whether the server reports that the file does not exist.
     pub(super) fn is_missing(&self) -> bool {
         matches!(self, Failure::Status(Status::NoSuchFile, _))
     }

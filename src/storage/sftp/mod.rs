@@ -50,7 +50,7 @@ use super::spool::{Spool, Spools};
 /// server may list any number.
 const MOST: usize = 100_000;
 
-/// Free bytes below which a failed write means a full disk, besides those of the object.
+/// If a write fails, the disk counts as full if it has less space than for the object and these bytes.
 const MARGIN: u64 = 1 << 20;
 
 /// A target that is a directory on an SFTP server.
@@ -79,13 +79,13 @@ impl SftpStorage {
     /// Opens the target in a directory on a server. A missing directory is [`ErrorKind::NotFound`].
     pub fn open(address: &Address, remote: &Remote) -> Result<Self, Error> {
         let storage = SftpStorage::new(address, remote);
-        let failed = |failure: Failure| failure.into_error("open", &address.path);
+        let failed = |failure: Failure| failure.into_error("open", &shown(address));
         let session = storage.pool.take().map_err(failed)?;
         let found = session.attributes_behind(&address.path).map_err(failed)?;
         if found.kind() == Some(FileKind::Directory) {
             return Ok(storage);
         }
-        Err(Error::new(ErrorKind::NotFound, "open", &address.path, "it is not a directory"))
+        Err(Error::new(ErrorKind::NotFound, "open", &shown(address), "it is not a directory"))
     }
 
     fn new(address: &Address, remote: &Remote) -> Self {
@@ -111,8 +111,8 @@ impl SftpStorage {
     ) -> Result<Self, Error> {
         let mut storage = SftpStorage::new(address, remote);
         let path = &address.path;
-        let failed = |failure: Failure| failure.into_error("create", path);
-        let taken = |why| Error::new(ErrorKind::AlreadyExists, "create", path, why);
+        let failed = |failure: Failure| failure.into_error("create", &shown(address));
+        let taken = |why| Error::new(ErrorKind::AlreadyExists, "create", &shown(address), why);
         {
             let session = storage.pool.take().map_err(failed)?;
             let new = match session.act(&Request::MkDir { path }) {
@@ -122,7 +122,7 @@ impl SftpStorage {
                 Err(failure) => match session.attributes_behind(path) {
                     Ok(found) if found.kind() == Some(FileKind::Directory) => false,
                     Ok(_) => return Err(taken("it is not a directory")),
-                    Err(_) => return Err(storage.explain_write(&session, failure, "create", path, 0)),
+                    Err(_) => return Err(storage.explain_write(&session, failure, "create", &shown(address), 0)),
                 },
             };
             if !storage.clear(&session, is_leftover).map_err(failed)? {
@@ -408,6 +408,11 @@ impl SftpStorage {
         }
         Ok(true)
     }
+}
+
+/// The directory and its server in errors.
+fn shown(address: &Address) -> String {
+    format!("{} on {}", address.path, address.host)
 }
 
 impl Storage for SftpStorage {

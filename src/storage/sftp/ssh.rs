@@ -8,7 +8,7 @@ use super::address::Address;
 use super::failure::Failure;
 use crate::storage::error::ErrorKind;
 
-/// Options for ssh besides the user's own. No question is asked, and nothing but the connection to the server is opened.
+/// Options that are added to the user's own, so that ssh asks no questions and forwards no ports.
 const OPTIONS: [&str; 6] = [
     "-oBatchMode=yes",
     "-oClearAllForwardings=yes",
