@@ -72,7 +72,7 @@ impl FromStr for Location {
             return Ok(directory(path));
         }
         if text.starts_with("sftp://") {
-            let address = sftp::Address::parse(text).map_err(|why| LocationError(why.to_owned()))?;
+            let address = sftp::Address::parse(text).map_err(LocationError)?;
             return Ok(Location::new(text, LocationKind::Sftp(address)));
         }
         if text.starts_with("s3://") {

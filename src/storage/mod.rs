@@ -26,6 +26,7 @@ mod limit;
 mod listing;
 mod location;
 mod log;
+mod netrc;
 mod pace;
 mod place;
 mod remote;
@@ -35,7 +36,9 @@ mod sftp;
 mod spool;
 mod target;
 pub mod testing;
+mod url;
 mod wrapper;
+mod xml;
 
 pub use contract::{Capabilities, ObjectInfo, Rivals, Stamp, Storage};
 pub use directory::DirectoryStorage;

@@ -2,9 +2,10 @@
 
 use std::time::Duration;
 
-use super::xml::{Malformed, Problem};
+use super::xml::Problem;
 use crate::storage::error::{Error, ErrorKind};
 use crate::storage::http::{Answer, Lost};
+use crate::storage::xml::Malformed;
 
 /// Characters of a server's text that are shown.
 const LONGEST_TEXT: usize = 200;

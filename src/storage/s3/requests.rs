@@ -7,11 +7,12 @@ use ureq::http::{Method, Request};
 
 use super::account::Account;
 use super::failure::Failure;
-use super::signature::{Signed, encode, hash};
+use super::signature::{Signed, hash};
 use super::xml::Page;
 use crate::storage::error::ErrorKind;
 use crate::storage::http::{Answer, Client};
 use crate::storage::remote::Remote;
+use crate::storage::url::encode;
 
 /// The hash of no bytes.
 const NOTHING: &str = "e3b0c44298fc1c149afbf4c8996fb92427ae41e4649b934ca495991b7852b855";

@@ -88,19 +88,6 @@ fn hex(bytes: &[u8]) -> String {
     bytes.iter().map(|byte| format!("{byte:02x}")).collect()
 }
 
-/// Encodes text for a path, or for a query without slashes.
-pub(super) fn encode(text: &str, slashes: bool) -> String {
-    let mut encoded = String::with_capacity(text.len());
-    for byte in text.bytes() {
-        match byte {
-            b'A'..=b'Z' | b'a'..=b'z' | b'0'..=b'9' | b'-' | b'.' | b'_' | b'~' => encoded.push(byte.into()),
-            b'/' if slashes => encoded.push('/'),
-            _ => encoded.push_str(&format!("%{byte:02X}")),
-        }
-    }
-    encoded
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -130,11 +117,5 @@ mod tests {
         let with_token = Credentials { token: Some("token".into()), ..credentials };
         let header = with_token.authorization("us-east-1", &request).unwrap();
         assert!(header.contains("x-amz-date;x-amz-security-token,"), "{header}");
-    }
-
-    #[test]
-    fn paths_and_queries_are_encoded() {
-        assert_eq!(encode("a/b c+é~", true), "a/b%20c%2B%C3%A9~");
-        assert_eq!(encode("a/b=&", false), "a%2Fb%3D%26");
     }
 }

@@ -1,20 +1,11 @@
 //! The server's documents: pages of listings, and errors.
 
-use quick_xml::Reader;
-use quick_xml::events::Event;
+use crate::storage::xml::{Malformed, leaves};
 
 /// The longest name, once decoded: what S3 allows for a key.
 const LONGEST_KEY: usize = 1024;
 /// The most keys of a page.
 const MOST_KEYS: usize = 1000;
-/// The longest text of an element, in bytes.
-const LONGEST_TEXT: usize = 8 << 10;
-/// The deepest element.
-const DEEPEST: usize = 8;
-
-/// A document that is not valid, or lacks an element.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) struct Malformed;
 
 /// A page of a listing.
 #[derive(Debug, Default, PartialEq, Eq)]
@@ -58,7 +49,8 @@ impl Page {
                 _ => return Err(Malformed),
             }
             Ok(())
-        })?;
+        })
+        .map_err(|_| Malformed)?;
         for (key, length) in raw {
             let key = if encoded { decode(&key)? } else { key };
             if key.len() > LONGEST_KEY || !key.starts_with(prefix) {
@@ -91,62 +83,6 @@ impl Problem {
         });
         parsed.ok().filter(|()| !problem.code.is_empty()).map(|()| problem)
     }
-}
-
-/// Takes an element: the names of the elements around it and its own, and its text.
-type Take<'t> = &'t mut dyn FnMut(&[&str], String) -> Result<(), Malformed>;
-
-/// Calls `take` at the end of each element.
-fn leaves(text: &[u8], take: Take<'_>) -> Result<(), Malformed> {
-    let mut reader = Reader::from_str(std::str::from_utf8(text).map_err(|_| Malformed)?);
-    reader.config_mut().expand_empty_elements = true;
-    let (mut path, mut value, mut ended): (Vec<String>, String, bool) = (Vec::new(), String::new(), false);
-    loop {
-        match reader.read_event().map_err(|_| Malformed)? {
-            Event::Start(start) => {
-                if path.len() == DEEPEST || ended {
-                    return Err(Malformed);
-                }
-                path.push(start.local_name().as_ref().to_owned());
-                value.clear();
-            }
-            Event::End(_) => {
-                let names: Vec<&str> = path.iter().map(String::as_str).collect();
-                take(&names, std::mem::take(&mut value))?;
-                path.pop();
-                ended = path.is_empty();
-            }
-            Event::Text(text) => value.push_str(&text.xml10_content()),
-            Event::CData(text) => value.push_str(&text.xml10_content()),
-            Event::GeneralRef(reference) => value.push(character(&reference.xml10_content())?),
-            Event::Comment(_) | Event::Decl(_) | Event::PI(_) => {}
-            // The latter are expanded to two events.
-            Event::DocType(_) | Event::Empty(_) => return Err(Malformed),
-            Event::Eof => return if ended { Ok(()) } else { Err(Malformed) },
-        }
-        if value.len() > LONGEST_TEXT {
-            return Err(Malformed);
-        }
-    }
-}
-
-/// The character of a reference such as `amp` or `#10`.
-fn character(reference: &str) -> Result<char, Malformed> {
-    Ok(match reference {
-        "amp" => '&',
-        "lt" => '<',
-        "gt" => '>',
-        "quot" => '"',
-        "apos" => '\'',
-        number => {
-            let number = number.strip_prefix('#').ok_or(Malformed)?;
-            let code = match number.strip_prefix('x') {
-                Some(digits) => u32::from_str_radix(digits, 16),
-                None => number.parse(),
-            };
-            char::from_u32(code.map_err(|_| Malformed)?).ok_or(Malformed)?
-        }
-    })
 }
 
 /// Decodes a key of a listing with `encoding-type=url`.

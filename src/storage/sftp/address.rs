@@ -1,5 +1,7 @@
 //! The address of a directory on an SFTP server: `sftp://[USER@]HOST[:PORT]/PATH`.
 
+use crate::storage::url::{Authority, decode};
+
 /// A directory on a server.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Address {
@@ -15,47 +17,21 @@ pub struct Address {
 
 impl Address {
     /// Parses a URL. The error says what is wrong, but does not repeat the URL, which may have a password in it.
-    pub(in crate::storage) fn parse(url: &str) -> Result<Self, &'static str> {
+    pub(in crate::storage) fn parse(url: &str) -> Result<Self, String> {
         let rest = url.strip_prefix("sftp://").ok_or("write sftp://HOST/PATH")?;
         let (authority, path) = rest.split_once('/').ok_or("the path is missing: write sftp://HOST/PATH")?;
-        let (user, place) = match authority.rsplit_once('@') {
-            Some((user, place)) => (Some(user), place),
-            None => (None, authority),
-        };
-        if user.is_some_and(|user| user.contains(':')) {
-            return Err(
-                "a password does not belong in a location, where other users and logs can see it: let ssh log in \
-                        with a key or an agent, and write sftp://USER@HOST/PATH",
-            );
-        }
-        let user = user.map(decode).transpose()?;
-        let (host, port) = match place.strip_prefix('[') {
-            // An IPv6 address.
-            Some(place) => {
-                let (host, port) = place.split_once(']').ok_or("the host has [ but no ]")?;
-                (host, if port.is_empty() { None } else { Some(port.strip_prefix(':').ok_or(PORT)?) })
-            }
-            None => place.split_once(':').map_or((place, None), |(host, port)| (host, Some(port))),
-        };
-        let port = port.map(|port| port.parse().ok().filter(|port| *port != 0).ok_or(PORT)).transpose()?;
-        // ssh would take the first for an option, and NUL cannot be passed on.
-        let is_unfit = |text: &str| text.is_empty() || text.starts_with('-') || text.contains(['\0', ' ', '@']);
-        if is_unfit(host) {
-            return Err("the host is missing or not valid: write sftp://HOST/PATH");
-        }
-        if user.as_deref().is_some_and(|user| user.is_empty() || user.contains('\0')) {
-            return Err("the user is not valid: write sftp://USER@HOST/PATH");
-        }
+        let Authority { user, host, port } =
+            Authority::parse(authority, "sftp://[USER@]HOST/PATH", "let ssh log in with a key or an agent")?;
         let path = decode(path)?;
         if path.contains('\0') {
-            return Err("the path is not valid");
+            return Err("the path is not valid".to_owned());
         }
         let path = match path.strip_prefix('~') {
             Some("" | "/") => ".".to_owned(),
             Some(below) if below.starts_with('/') => below.trim_matches('/').to_owned(),
             _ => format!("/{}", path.trim_matches('/')),
         };
-        Ok(Address { user, host: host.to_owned(), port, path })
+        Ok(Address { user, host, port, path })
     }
 
     /// The path of an object, or of a folder.
@@ -64,28 +40,11 @@ impl Address {
     }
 }
 
-const PORT: &str = "the port is not a number from 1 to 65535";
-
-/// Decodes `%20` and the like.
-fn decode(text: &str) -> Result<String, &'static str> {
-    const WRONG: &str =
-        "a percent sign is not followed by two hexadecimal digits of UTF-8; write %25 for the sign itself";
-    let mut parts = text.split('%');
-    let mut bytes = parts.next().unwrap_or_default().as_bytes().to_owned();
-    for part in parts {
-        let (digits, rest) = part.split_at_checked(2).ok_or(WRONG)?;
-        let is_hex = digits.bytes().all(|digit| digit.is_ascii_hexdigit());
-        bytes.push(u8::from_str_radix(digits, 16).ok().filter(|_| is_hex).ok_or(WRONG)?);
-        bytes.extend_from_slice(rest.as_bytes());
-    }
-    String::from_utf8(bytes).map_err(|_| WRONG)
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
 
-    fn address(user: Option<&str>, host: &str, port: Option<u16>, path: &str) -> Result<Address, &'static str> {
+    fn address(user: Option<&str>, host: &str, port: Option<u16>, path: &str) -> Result<Address, String> {
         Ok(Address { user: user.map(str::to_owned), host: host.into(), port, path: path.into() })
     }
 
