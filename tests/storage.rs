@@ -4,6 +4,7 @@
 
 mod common;
 
+use std::any::Any;
 use std::fs;
 use std::io::Read;
 use std::num::NonZeroU64;
@@ -29,10 +30,11 @@ use brackfs::state::RepositoryState;
 use brackfs::storage::testing::{Fault, Faults, Faulty, Memory, Record, Recording};
 use brackfs::storage::{
     DirectoryStorage, Error, ErrorKind, Interrupt, Limit, Location, LocationKind, ObjectInfo, Operation, Rates, Remote,
-    RetryPolicy, RetryStorage, Rivals, S3Storage, SftpStorage, Storage, Target,
+    RetryPolicy, RetryStorage, Rivals, S3Storage, SftpStorage, Storage, Target, WebdavStorage,
 };
 use common::s3;
 use common::sftp::Server;
+use common::webdav;
 use common::{Site, age, noise, settle, tree};
 use tempfile::TempDir;
 use uuid::Uuid;
@@ -64,7 +66,7 @@ struct Empty {
     _directory: Option<TempDir>,
     /// Dropped after the storage: all sessions must have ended then.
     _server: Option<Server>,
-    _service: Option<Arc<s3::Server>>,
+    _service: Option<Arc<dyn Any>>,
 }
 
 impl Empty {
@@ -96,19 +98,34 @@ impl Empty {
     /// Below a prefix of its own in the bucket of a server that tests at the same time share.
     fn in_bucket(name: &'static str) -> Empty {
         static SERVER: Mutex<Weak<s3::Server>> = Mutex::new(Weak::new());
-        let server = {
-            let mut shared = SERVER.lock().unwrap_or_else(PoisonError::into_inner);
-            shared.upgrade().unwrap_or_else(|| {
-                let server = Arc::new(s3::Server::start());
-                *shared = Arc::downgrade(&server);
-                server
-            })
-        };
+        let server = shared(&SERVER, s3::Server::start);
         let location = server.location(&s3::Server::new_prefix());
         let LocationKind::S3(address) = location.kind() else { panic!("{location}") };
         let storage = Box::new(S3Storage::open(address, location.remote()).unwrap());
         Empty { name, storage, objects: None, _directory: None, _server: None, _service: Some(server) }
     }
+
+    /// In a folder of its own on a WebDAV server that tests at the same time share.
+    fn in_webdav_folder(name: &'static str) -> Empty {
+        static SERVER: Mutex<Weak<webdav::Server>> = Mutex::new(Weak::new());
+        let server = shared(&SERVER, webdav::Server::start);
+        let folder = server.new_folder();
+        let location = server.location(&folder);
+        let LocationKind::Webdav(address) = location.kind() else { panic!("{location}") };
+        let storage = Box::new(WebdavStorage::open(address, location.remote()).unwrap());
+        let objects = Some(server.data().join(folder));
+        Empty { name, storage, objects, _directory: None, _server: None, _service: Some(server) }
+    }
+}
+
+/// The server that other tests use now, or a new one.
+fn shared<S>(server: &Mutex<Weak<S>>, start: impl FnOnce() -> S) -> Arc<S> {
+    let mut shared = server.lock().unwrap_or_else(PoisonError::into_inner);
+    shared.upgrade().unwrap_or_else(|| {
+        let server = Arc::new(start());
+        *shared = Arc::downgrade(&server);
+        server
+    })
 }
 
 fn limited(storage: Box<dyn Storage>) -> Box<dyn Storage> {
@@ -124,6 +141,7 @@ fn kinds() -> Vec<Empty> {
         Empty::on_server("sftp", ""),
         Empty::on_server("sftp without sync", "-P fsync,statvfs"),
         Empty::in_bucket("s3"),
+        Empty::in_webdav_folder("webdav"),
         Empty::in_directory("retry", |storage| Box::new(RetryStorage::new(storage, PATIENT))),
         Empty::in_directory("limit", limited),
         Empty::in_memory("faulty", |storage| Box::new(Faulty::new(storage).0)),
@@ -262,20 +280,25 @@ fn a_stamp_changes_when_an_object_is_replaced() {
 #[test]
 fn one_of_several_writers_of_a_name_succeeds() {
     for Empty { name, storage, .. } in &kinds() {
-        for round in 0..20 {
+        let rounds = (0..20).map(|round| {
             let object = format!("generation/{round}");
             let claims = thread::scope(|threads| {
                 let claim = |writer: u8| put(&**storage, &object, &[writer], Rivals::Possible).map_err(|e| e.kind);
                 let writers = [0, 1, 2].map(|writer| threads.spawn(move || claim(writer)));
                 writers.map(|writer| writer.join().unwrap())
             });
-            let winner = claims.iter().position(Result::is_ok).unwrap();
-            let lost = claims.iter().filter(|claim| **claim == Err(ErrorKind::AlreadyExists)).count();
-            assert_eq!(lost, 2, "{name}: {claims:?}");
-            assert_eq!(get(&**storage, &object, 0, 1).unwrap(), [winner as u8], "{name}");
+            (claims, get(&**storage, &object, 0, 1).unwrap())
+        });
+        let rounds: Vec<_> = rounds.collect();
+        // S3 is known to be exclusive after a claim that failed. WebDAV never is: its servers look, and then rename.
+        let is_exclusive = storage.capabilities().exclusive;
+        assert_eq!(is_exclusive, *name != "webdav", "{name}");
+        for (claims, stored) in rounds {
+            let winners = claims.iter().filter(|claim| claim.is_ok()).count();
+            assert!(winners == 1 || (winners > 1 && !is_exclusive), "{name}: {claims:?}");
+            assert!(claims.iter().flat_map(|claim| claim.err()).all(|kind| kind == ErrorKind::AlreadyExists));
+            assert!(claims[usize::from(stored[0])].is_ok(), "{name}: {claims:?}, {stored:?}");
         }
-        // S3 is known to be so after a claim that failed.
-        assert!(storage.capabilities().exclusive, "{name}");
     }
 }
 

@@ -32,11 +32,12 @@ Examples:
   brackfs init /backup                              asks for a passphrase
   brackfs init sftp://me@host/srv/backup -r owner.key.pub
   brackfs init s3://bucket/prefix -r owner.key.pub
+  brackfs init webdavs://host/folder -r owner.key.pub
   brackfs init /backup --no-encryption              signed, but not encrypted")]
 pub(super) struct Args {
     /// Make the repository in REPO, which must be an empty directory or not exist yet (lost+found does not count)
     ///
-    /// It is a directory, one on a server (sftp://USER@HOST/PATH), or a prefix in an existing bucket
+    /// It is a directory, one on a server (sftp://USER@HOST/PATH, webdavs://HOST/PATH), or a prefix in an existing bucket
     /// (s3://BUCKET/PREFIX). See brackfs-targets(7).
     ///
     /// A directory that an interrupted init left is accepted too. File systems that lack hard links (exFAT, a mount of

@@ -9,9 +9,10 @@ use std::num::NonZeroUsize;
 use std::sync::{Condvar, Mutex, PoisonError};
 use std::time::Duration;
 
+use openssl::sha::sha256;
 use ureq::http::{HeaderMap, Request};
 use ureq::tls::{Certificate, PemItem, RootCerts, TlsConfig, TlsProvider, parse_pem};
-use ureq::{Agent, Body, BodyReader, SendBody};
+use ureq::{Agent, Body, BodyReader, Proxy, SendBody};
 
 use super::error::ErrorKind;
 use super::remote::Remote;
@@ -86,6 +87,7 @@ impl Client {
         let config = Agent::config_builder()
             .tls_config(tls)
             .http_status_as_error(false)
+            .allow_non_standard_methods(true)
             .max_redirects(0)
             .max_redirects_will_error(false)
             .user_agent(concat!("brackfs/", env!("CARGO_PKG_VERSION")))
@@ -113,6 +115,12 @@ impl Client {
     /// The maximum number of connections.
     pub(super) fn most(&self) -> usize {
         self.most.get()
+    }
+
+    /// Whether requests to this server go straight to it, and not through a proxy.
+    pub(super) fn is_direct(&self, server: &str) -> bool {
+        let is_exempt = |proxy: &Proxy| server.parse().is_ok_and(|uri| proxy.is_no_proxy(&uri));
+        self.agent.config().proxy().is_none_or(is_exempt)
     }
 
     /// Makes a request without a body. Waits while all connections are in use.
@@ -194,9 +202,22 @@ impl Answer<'_> {
         self.headers.get(name)?.to_str().ok()
     }
 
+    /// All headers of this name.
+    pub(super) fn headers(&self, name: &str) -> Vec<String> {
+        let all = self.headers.get_all(name).iter();
+        all.map(|value| String::from_utf8_lossy(value.as_bytes()).into_owned()).collect()
+    }
+
     /// The length of the body in bytes. The answer to HEAD has no body, but the length of the one to GET.
     pub(super) fn length(&self) -> Option<u64> {
         self.header("content-length")?.parse().ok()
+    }
+
+    /// The length of the object, if this is the answer to a request for a range of it that begins at `offset`.
+    pub(super) fn length_of_whole(&self, offset: u64) -> Option<u64> {
+        let (range, whole) = self.header("content-range")?.strip_prefix("bytes ")?.split_once('/')?;
+        let (first, _) = range.split_once('-')?;
+        whole.parse().ok().filter(|_| self.status == 206 && first.parse() == Ok(offset))
     }
 
     /// The time after which the server wants to be asked again.
@@ -213,6 +234,26 @@ impl Answer<'_> {
         body.by_ref().take(limit).read_to_end(bytes).map_err(failed)?;
         Ok(body.read(&mut [0]).map_err(failed)? == 0)
     }
+
+    /// The body, to be read piece by piece.
+    pub(super) fn body(&mut self) -> &mut dyn Read {
+        &mut self.body
+    }
+
+    /// Why the body cannot be read.
+    pub(super) fn lost(&self, error: io::Error) -> Lost {
+        self.client.lost(ureq::Error::from(error))
+    }
+}
+
+/// What distinguishes this version of an object from others: a hash of its tag and time.
+pub(super) fn version(tag: &str, time: &str) -> [u64; 3] {
+    let digest = sha256(format!("{tag}\n{time}").as_bytes());
+    let mut version = [0; 3];
+    for (number, bytes) in version.iter_mut().zip(digest.chunks_exact(8)) {
+        *number = bytes.iter().fold(0, |number, byte| number << 8 | u64::from(*byte));
+    }
+    version
 }
 
 impl Drop for Turn<'_> {

@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 use std::str::FromStr;
 
 use super::remote::Remote;
-use super::{s3, sftp};
+use super::{s3, sftp, webdav};
 
 /// The location of a target: parsed once, on the command line, and handed down.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -24,6 +24,8 @@ pub enum LocationKind {
     Sftp(sftp::Address),
     /// A prefix in a bucket of S3.
     S3(s3::Address),
+    /// A folder on a WebDAV server.
+    Webdav(webdav::Address),
 }
 
 /// A location that names no target of a supported kind. The text names a location to write instead.
@@ -56,7 +58,7 @@ impl Location {
     pub fn is_remote(&self) -> bool {
         match self.kind {
             LocationKind::Directory(_) => false,
-            LocationKind::Sftp(_) | LocationKind::S3(_) => true,
+            LocationKind::Sftp(_) | LocationKind::S3(_) | LocationKind::Webdav(_) => true,
         }
     }
 }
@@ -79,13 +81,21 @@ impl FromStr for Location {
             let address = s3::Address::parse(text).map_err(|why| LocationError(why.to_owned()))?;
             return Ok(Location::new(text, LocationKind::S3(address)));
         }
+        if text.starts_with("webdav://") || text.starts_with("webdavs://") {
+            let address = webdav::Address::parse(text).map_err(LocationError)?;
+            return Ok(Location::new(text, LocationKind::Webdav(address)));
+        }
         let head = text.split('/').next().unwrap_or_default();
         let Some((place, _)) = head.split_once(':') else { return Ok(directory(text)) };
         let help = match place {
             "sftp" | "ssh" | "scp" => "write sftp://[USER@]HOST[:PORT]/PATH",
             "s3" => "write s3://BUCKET/PREFIX",
-            "rclone" | "b2" | "gs" | "azure" | "swift" | "rest" | "ftp" | "ftps" | "http" | "https" | "webdav"
-            | "webdavs" => "mount it with `rclone mount`, and give the mount point",
+            "http" | "https" | "dav" | "davs" | "webdav" | "webdavs" => {
+                "write webdavs://[USER@]HOST/PATH for a WebDAV server"
+            }
+            "rclone" | "b2" | "gs" | "azure" | "swift" | "rest" | "ftp" | "ftps" => {
+                "mount it with `rclone mount`, and give the mount point"
+            }
             _ => "for an SSH server, write sftp://[USER@]HOST[:PORT]/PATH",
         };
         let user = text.split_once("://").and_then(|(_, rest)| Some(rest.split('/').next()?.rsplit_once('@')?.0));
@@ -94,7 +104,7 @@ impl FromStr for Location {
             _ => format!("./{text}"),
         };
         Err(LocationError(format!(
-            "this names another machine or a service, but a repository must be a local directory, on an SFTP server or in S3: {help}. For a local directory of this name, write {shown}"
+            "this names another machine or a service, but a repository must be a local directory, on an SFTP or WebDAV server, or in S3: {help}. For a local directory of this name, write {shown}"
         )))
     }
 }
@@ -143,6 +153,8 @@ mod tests {
             ("ssh://host/repo", "write sftp://"),
             ("sftp:host:/repo", "write sftp://"),
             ("s3:bucket/repo", "write s3://"),
+            ("https://host/repo", "write webdavs://"),
+            ("webdav:host/repo", "write webdavs://"),
             ("b2:bucket:repo", "rclone mount"),
             ("rclone:remote:repo", "rclone mount"),
             ("host:repo", "for an SSH server, write sftp://"),
@@ -151,7 +163,13 @@ mod tests {
             let refused = parse(text).unwrap_err().to_string();
             assert!(refused.contains(help) && refused.ends_with(&format!("write ./{text}")), "{refused}");
         }
-        for text in ["sftp://me:secret@host/repo", "s3://id:secret@bucket/repo", "ftp://me:secret@host/repo"] {
+        for text in [
+            "sftp://me:secret@host/repo",
+            "s3://id:secret@bucket/repo",
+            "ftp://me:secret@host/repo",
+            "webdavs://me:secret@host/repo",
+            "https://me:secret@host/repo",
+        ] {
             assert!(!parse(text).unwrap_err().to_string().contains("secret"), "{text}");
         }
     }
@@ -172,5 +190,16 @@ mod tests {
         assert_eq!((address.bucket.as_str(), address.prefix.as_str()), ("bucket", "a/b"));
         assert!(location.is_remote());
         assert_eq!(location.to_string(), "s3://bucket/a/b/");
+    }
+
+    #[test]
+    fn a_webdav_url_is_a_folder_on_a_server() {
+        for (text, tls) in [("webdav://me@host:81/repo/", false), ("webdavs://me@host:81/repo/", true)] {
+            let location = parse(text).unwrap();
+            let LocationKind::Webdav(address) = location.kind() else { panic!("{location:?}") };
+            assert_eq!((address.tls, address.path.as_str()), (tls, "/repo"));
+            assert!(location.is_remote());
+            assert_eq!(location.to_string(), text);
+        }
     }
 }

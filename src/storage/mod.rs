@@ -8,7 +8,9 @@
 //! - [`spool`]: an object that is still being written, in a temporary file
 //! - [`directory`]: objects as files in a directory; [`place`]: opens files in it without following symbolic links
 //! - [`sftp`]: objects as files on an SFTP server
-//! - [`s3`]: objects in a bucket of S3; [`http`]: what targets over HTTP share
+//! - [`s3`]: objects in a bucket of S3
+//! - [`webdav`]: objects as files on a WebDAV server
+//! - [`http`]: what targets over HTTP share; [`netrc`]: logins of servers; [`url`](mod@url) and [`xml`]: parts of both
 //! - [`remote`]: options of targets on other machines
 //! - [`layout`]: names of files that are not objects, in either
 //! - [`wrapper`]: storage that adds something to another one: [`retry`] waits for a target that is away, [`limit`] bounds
@@ -37,6 +39,7 @@ mod spool;
 mod target;
 pub mod testing;
 mod url;
+mod webdav;
 mod wrapper;
 mod xml;
 
@@ -52,4 +55,5 @@ pub use s3::{Address as S3Address, S3Storage, parse_endpoint};
 pub use sftp::{Address as SftpAddress, SftpStorage};
 pub use spool::{Spool, SpoolReader, Spools};
 pub use target::Target;
+pub use webdav::{Address as WebdavAddress, WebdavStorage};
 pub use wrapper::Operation;

@@ -14,6 +14,7 @@ use super::log::logged;
 use super::s3::S3Storage;
 use super::sftp::SftpStorage;
 use super::spool::Spool;
+use super::webdav::WebdavStorage;
 
 /// Bytes per read in [`Target::pieces`].
 const PIECE: usize = 1 << 20;
@@ -34,6 +35,7 @@ impl Target {
             LocationKind::Directory(path) => Box::new(DirectoryStorage::open(path)?),
             LocationKind::Sftp(address) => Box::new(SftpStorage::open(address, location.remote())?),
             LocationKind::S3(address) => Box::new(S3Storage::open(address, location.remote())?),
+            LocationKind::Webdav(address) => Box::new(WebdavStorage::open(address, location.remote())?),
         };
         Ok(Target::new(storage, location.to_string()))
     }
@@ -45,6 +47,7 @@ impl Target {
             LocationKind::Directory(path) => Box::new(DirectoryStorage::create(path, is_leftover)?),
             LocationKind::Sftp(address) => Box::new(SftpStorage::create(address, location.remote(), is_leftover)?),
             LocationKind::S3(address) => Box::new(S3Storage::create(address, location.remote(), is_leftover)?),
+            LocationKind::Webdav(address) => Box::new(WebdavStorage::create(address, location.remote(), is_leftover)?),
         };
         Ok(Target::new(storage, location.to_string()))
     }

@@ -16,6 +16,8 @@ pub enum Flaw {
     CutRequest(u64),
     /// The connection is cut after so many bytes of the answer's body.
     CutAnswer(u64),
+    /// The connection is cut when the server has answered. The client gets nothing.
+    LoseAnswer,
     /// No byte of the answer is sent until the connection ends. The server sees the request.
     Stall,
     /// The same after so many bytes of the answer's body.
@@ -164,6 +166,42 @@ fn length(head: &str) -> u64 {
     header(head, "content-length").map_or(0, |length| length.parse().expect("length"))
 }
 
+/// The body of an answer as it is on the wire, in chunks or of a known length; at most `most` bytes of it. Returns whether
+/// that was all.
+fn copy_body(
+    answer: &str,
+    is_empty: bool,
+    from: &mut impl BufRead,
+    to: &mut impl Write,
+    most: u64,
+) -> io::Result<bool> {
+    let is_chunked = header(answer, "transfer-encoding").is_some_and(|coding| coding.eq_ignore_ascii_case("chunked"));
+    if is_empty || !is_chunked {
+        let body = if is_empty { 0 } else { length(answer) };
+        io::copy(&mut from.take(body.min(most)), to)?;
+        return Ok(body <= most);
+    }
+    let mut left = most;
+    loop {
+        let mut line = String::new();
+        from.read_line(&mut line)?;
+        let size =
+            u64::from_str_radix(line.trim_end().split(';').next().unwrap_or_default(), 16).expect("size of a chunk");
+        if left <= size {
+            to.write_all(line.as_bytes())?;
+            io::copy(&mut from.take(left), to)?;
+            return Ok(false);
+        }
+        left -= size;
+        to.write_all(line.as_bytes())?;
+        // With the line end after it; the last chunk has no content.
+        io::copy(&mut from.take(size + 2), to)?;
+        if size == 0 {
+            return Ok(true);
+        }
+    }
+}
+
 fn cut() -> io::Error {
     io::Error::other("cut as told")
 }
@@ -221,30 +259,31 @@ fn serve(state: &State, number: usize, client: &TcpStream, server: u16) -> io::R
         }
         io::copy(&mut requests.by_ref().take(body), &mut to_server)?;
         let Some(answer) = head(&mut answers)? else { return Ok(()) };
-        let body = if method == "HEAD" { 0 } else { length(&answer) };
+        let is_empty =
+            method == "HEAD" || answer.split(' ').nth(1).is_some_and(|status| matches!(status, "204" | "304"));
+        let all = u64::MAX;
         match flaw {
             Some(Flaw::Stall) => {
-                io::copy(&mut answers.by_ref().take(body), &mut io::sink())?;
+                copy_body(&answer, is_empty, &mut answers, &mut io::sink(), all)?;
                 wait_for_end(state, client);
                 return Ok(());
             }
-            Some(Flaw::CutAnswer(bytes) | Flaw::StallAnswer(bytes)) if bytes < body => {
-                to_client.write_all(answer.as_bytes())?;
-                io::copy(&mut answers.by_ref().take(bytes), &mut to_client)?;
-                if matches!(flaw, Some(Flaw::StallAnswer(_))) {
-                    wait_for_end(state, client);
+            Some(Flaw::LoseAnswer) => return Err(cut()),
+            Some(Flaw::CutAnswer(bytes) | Flaw::StallAnswer(bytes)) => {
+                let mut part = answer.clone().into_bytes();
+                if !copy_body(&answer, is_empty, &mut answers, &mut part, bytes)? {
+                    to_client.write_all(&part)?;
+                    if matches!(flaw, Some(Flaw::StallAnswer(_))) {
+                        wait_for_end(state, client);
+                    }
                 }
                 let _ = upstream.shutdown(Shutdown::Both);
-                return Err(cut());
-            }
-            Some(Flaw::CutAnswer(_)) => {
-                io::copy(&mut answers.by_ref().take(body), &mut io::sink())?;
                 return Err(cut());
             }
             _ => {}
         }
         to_client.write_all(answer.as_bytes())?;
-        io::copy(&mut answers.by_ref().take(body), &mut to_client)?;
+        copy_body(&answer, is_empty, &mut answers, &mut to_client, all)?;
     }
     Ok(())
 }

@@ -25,6 +25,7 @@ pub mod sftp;
 pub mod silent;
 pub mod stopped;
 pub mod wait;
+pub mod webdav;
 
 use std::collections::BTreeMap;
 use std::ffi::{OsStr, OsString};

@@ -19,7 +19,6 @@ mod xml;
 
 use std::sync::atomic::{AtomicBool, Ordering};
 
-use openssl::sha::sha256;
 use uuid::Uuid;
 
 use account::Account;
@@ -30,6 +29,7 @@ use requests::{Bucket, Content};
 
 use super::contract::{Capabilities, ObjectInfo, Rivals, Stamp, Storage};
 use super::error::{Error, ErrorKind};
+use super::http::version;
 use super::remote::Remote;
 use super::spool::{Spool, Spools};
 
@@ -140,12 +140,7 @@ impl S3Storage {
         let unclear = || Failure::new(ErrorKind::Other, "the server does not tell its size");
         let length = answer.length().ok_or_else(unclear)?;
         let [tag, time] = ["etag", "last-modified"].map(|header| answer.header(header).unwrap_or_default());
-        let digest = sha256(format!("{tag}\n{time}").as_bytes());
-        let mut version = [0; 3];
-        for (number, bytes) in version.iter_mut().zip(digest.chunks_exact(8)) {
-            *number = bytes.iter().fold(0, |number, byte| number << 8 | u64::from(*byte));
-        }
-        Ok((length, version))
+        Ok((length, version(tag, time)))
     }
 
     fn read_range(&self, name: &str, offset: u64, length: usize, bytes: &mut Vec<u8>) -> Result<(), Failure> {
@@ -158,15 +153,7 @@ impl S3Storage {
         }
         let last = offset.checked_add(length - 1).ok_or_else(short)?;
         let mut answer = self.bucket.get(&self.address.key_of(name), &format!("bytes={offset}-{last}"))?;
-        let total = match answer.status {
-            206 => answer.header("content-range").and_then(|range| {
-                let (range, total) = range.strip_prefix("bytes ")?.split_once('/')?;
-                let (first, _) = range.split_once('-')?;
-                (first.parse() == Ok(offset)).then(|| total.parse::<u64>().ok())?
-            }),
-            _ => None,
-        };
-        let Some(total) = total else {
+        let Some(total) = answer.length_of_whole(offset) else {
             return Err(Failure::new(ErrorKind::Other, "the server did not send the range that was asked for"));
         };
         if total <= last {

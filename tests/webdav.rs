@@ -1,0 +1,582 @@
+//! Repositories on a WebDAV server, through the real program and Apache: a whole round, logins, a server that is busy, cut off,
+//! full or away, hostile answers, and what stays after a kill.
+
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::print_stdout, clippy::print_stderr)]
+
+mod common;
+
+use std::fs;
+use std::net::TcpListener;
+use std::os::unix::fs::{PermissionsExt, chown};
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+use std::thread::sleep;
+use std::time::{Duration, Instant};
+
+use brackfs::storage::{ErrorKind, LocationKind, Rivals, Storage, WebdavStorage};
+use common::http_proxy::Flaw;
+use common::webdav::{Login, PASSWORD, Server, USER};
+use common::{NOBODY, Run, Site, age, noise, run, settle, tree};
+use uuid::Uuid;
+
+const MIB: usize = 1 << 20;
+
+/// A site whose repository is on a server.
+struct Remote {
+    site: Site,
+    server: Server,
+}
+
+impl Remote {
+    /// A site with these files, and without a repository.
+    fn new(files: &[(&str, Vec<u8>)], server: Server) -> Remote {
+        let site = Site::with_files(files);
+        site.key("rfc9580");
+        Remote { site, server }
+    }
+
+    /// The same with a repository.
+    fn ready(files: &[(&str, Vec<u8>)]) -> Remote {
+        let remote = Remote::new(files, Server::start());
+        remote.init().ok();
+        remote
+    }
+
+    fn init(&self) -> Run {
+        let certificate = self.site.keys().join("owner.pub");
+        self.brackfs(&["init", &self.server.url("repo"), "--recipient", certificate.to_str().unwrap()])
+    }
+
+    /// A run that finds no login.
+    fn bare(&self, arguments: &[&str]) -> Command {
+        let mut command = self.site.command(arguments);
+        for (name, _) in std::env::vars_os() {
+            let text = name.to_string_lossy().to_uppercase();
+            if text.starts_with("WEBDAV_") || text == "NETRC" || text.ends_with("_PROXY") {
+                command.env_remove(name);
+            }
+        }
+        command.env("BRACKFS_REPOSITORY", self.server.url("repo")).env("HOME", self.site.path());
+        command
+    }
+
+    fn command(&self, arguments: &[&str]) -> Command {
+        let mut command = self.bare(arguments);
+        command.env("BRACKFS_CREDENTIALS", self.server.file());
+        command
+    }
+
+    fn brackfs(&self, arguments: &[&str]) -> Run {
+        run(self.command(arguments))
+    }
+
+    fn backup(&self) -> Run {
+        self.brackfs(&["backup", self.site.source().to_str().unwrap()])
+    }
+
+    /// A backup under way. Its messages go to a file.
+    fn begin_backup(&self, extra: &[&str]) -> Child {
+        let log = fs::File::create(self.site.path().join("messages")).unwrap();
+        let mut command = self.command(&[&["backup", self.site.source().to_str().unwrap()], extra].concat());
+        command.stdout(Stdio::null()).stderr(log).spawn().unwrap()
+    }
+
+    /// What the backup under way has said.
+    fn said(&self) -> String {
+        fs::read_to_string(self.site.path().join("messages")).unwrap()
+    }
+
+    /// Checks everything, restores the newest snapshot and compares it with the source.
+    fn is_whole(&self) {
+        self.brackfs(&["check", "--read-data"]).ok();
+        let out = self.site.path().join("out");
+        self.brackfs(&["restore", "latest", "--to", out.to_str().unwrap()]).ok();
+        assert!(tree(&out) == tree(&self.site.source()), "the restored files differ");
+        fs::remove_dir_all(out).unwrap();
+    }
+
+    fn repository(&self) -> PathBuf {
+        self.server.data().join("repo")
+    }
+
+    /// The files of the repository whose names have this part.
+    fn files(&self, part: &str) -> Vec<PathBuf> {
+        fn add(folder: &Path, files: &mut Vec<PathBuf>) {
+            for entry in fs::read_dir(folder).unwrap().map(Result::unwrap) {
+                if entry.file_type().unwrap().is_dir() { add(&entry.path(), files) } else { files.push(entry.path()) }
+            }
+        }
+        let mut files = Vec::new();
+        add(&self.repository(), &mut files);
+        files.retain(|file| file.to_str().unwrap().contains(part));
+        files
+    }
+
+    fn storage(&self) -> WebdavStorage {
+        let location = self.server.location("repo");
+        let LocationKind::Webdav(address) = location.kind() else { panic!("{location}") };
+        WebdavStorage::open(address, location.remote()).unwrap()
+    }
+}
+
+/// Files of random bytes: many packs.
+fn many(count: usize) -> Vec<(String, Vec<u8>)> {
+    (0..count).map(|at| (format!("file{at}"), noise(&format!("file{at}"), 8 * MIB))).collect()
+}
+
+fn borrowed(files: &[(String, Vec<u8>)]) -> Vec<(&str, Vec<u8>)> {
+    files.iter().map(|(name, bytes)| (name.as_str(), bytes.clone())).collect()
+}
+
+#[track_caller]
+fn until(what: &str, mut is_so: impl FnMut() -> bool) {
+    let start = Instant::now();
+    while !is_so() {
+        assert!(start.elapsed() < Duration::from_secs(120), "{what}");
+        sleep(Duration::from_millis(5));
+    }
+}
+
+/// An answer without content.
+fn answer(status: &str, headers: &str) -> Flaw {
+    Flaw::Answer(format!("HTTP/1.1 {status}\r\n{headers}Content-Length: 0\r\n\r\n"))
+}
+
+/// Stores an object, and returns the kind of error.
+fn put(storage: &dyn Storage, name: &str, bytes: &[u8]) -> Result<(), ErrorKind> {
+    let mut spool = storage.spool(name, Uuid::from_u128(7)).unwrap();
+    spool.append(bytes).unwrap();
+    storage.store(&spool, Rivals::None).map_err(|error| error.kind)
+}
+
+#[test]
+fn a_whole_round_works_as_on_a_directory() {
+    let remote = Remote::ready(&[("file", b"content".to_vec()), ("large", noise("large", 20 * MIB))]);
+    let again = remote.init().code(1);
+    assert!(again.stderr.contains("already"), "{again}");
+    remote.backup().ok();
+    remote.is_whole();
+    remote.site.write("new", noise("new", MIB));
+    fs::remove_file(remote.site.source().join("large")).unwrap();
+    age(&remote.site.source());
+    settle();
+    remote.backup().ok();
+    remote.is_whole();
+    assert_eq!(remote.brackfs(&["snapshots"]).ok().stdout.lines().count(), 2);
+    remote.brackfs(&["catalog", "verify"]).ok();
+
+    let mnt = remote.site.mnt();
+    remote.brackfs(&["mount", mnt.to_str().unwrap()]).ok();
+    let copy = remote.site.path().join("copy");
+    assert!(Command::new("cp").arg("-a").args([&mnt.join("source/latest/."), &copy]).status().unwrap().success());
+    assert!(tree(&copy) == tree(&remote.site.source()));
+    remote.brackfs(&["umount", mnt.to_str().unwrap()]).ok();
+
+    let before = remote.files("/packs/").len();
+    remote.brackfs(&["forget", "--keep-last", "1"]).ok();
+    remote.brackfs(&["prune", "--grace", "0"]).ok();
+    assert!(remote.files("/packs/").len() < before, "{before} packs before");
+    assert_eq!(remote.brackfs(&["snapshots"]).ok().stdout.lines().count(), 1);
+    remote.is_whole();
+    assert_eq!(remote.files(".tmp-"), [] as [PathBuf; 0]);
+    assert_eq!(fs::read_dir(remote.site.state().join("spool")).unwrap().count(), 0);
+}
+
+#[test]
+fn digest_login_and_tls_work_and_a_certificate_is_trusted_only_with_its_authority() {
+    let digest = Remote::new(&[("file", noise("file", MIB))], Server::with_options(Login::Digest, false));
+    digest.init().ok();
+    digest.backup().ok();
+    digest.is_whole();
+    let heads = digest.server.proxy.heads();
+    let logins: Vec<_> = heads.iter().filter(|head| head.contains("authorization: ")).collect();
+    assert!(logins.len() > 10 && logins.iter().all(|head| head.contains("authorization: Digest username=\"tester\"")));
+
+    let tls = Remote::new(&[("file", noise("file", MIB))], Server::with_options(Login::Basic, true));
+    let with_tls = |arguments: &[&str]| {
+        let mut command = tls.command(arguments);
+        command.env("BRACKFS_REPOSITORY", tls.server.tls_url("repo"));
+        command
+    };
+    let trusting = |arguments: &[&str]| {
+        let mut command = with_tls(arguments);
+        command.env("BRACKFS_CA", tls.server.certificate());
+        run(command)
+    };
+    let certificate = tls.site.keys().join("owner.pub");
+    let url = tls.server.tls_url("repo");
+    let init = ["init", url.as_str(), "--recipient", certificate.to_str().unwrap()];
+    let refused = run(with_tls(&init)).code(1);
+    assert!(refused.stderr.contains("certificate is not trusted") && refused.stderr.contains("--ca"), "{refused}");
+    trusting(&init).ok();
+    trusting(&["backup", tls.site.source().to_str().unwrap()]).ok();
+    trusting(&["check", "--read-data"]).ok();
+}
+
+#[test]
+fn logins_are_found_in_variables_and_netrc_and_never_shown() {
+    let remote = Remote::ready(&borrowed(&many(4)));
+    let none = run(remote.bare(&["snapshots"])).code(1);
+    assert!(none.stderr.contains("set WEBDAV_USER and WEBDAV_PASSWORD"), "{none}");
+    let mut variables = remote.bare(&["snapshots"]);
+    variables.env("WEBDAV_USER", USER).env("WEBDAV_PASSWORD", PASSWORD);
+    run(variables).ok();
+    let mut user = remote.bare(&["snapshots"]);
+    user.env("BRACKFS_REPOSITORY", remote.server.url("repo").replace("://", &format!("://{USER}@")));
+    fs::copy(remote.server.file(), remote.site.path().join(".netrc")).unwrap();
+    run(user).ok();
+    fs::remove_file(remote.site.path().join(".netrc")).unwrap();
+    let mut netrc = remote.bare(&["snapshots"]);
+    netrc.env("NETRC", remote.server.file());
+    run(netrc).ok();
+
+    let log = remote.site.path().join("log");
+    remote.server.proxy.fail("PUT", "packs/", 1, answer("503 Busy", ""));
+    let mut backup = remote.begin_backup(&["--log", log.to_str().unwrap(), "-v"]);
+    let mut shown = String::new();
+    while backup.try_wait().unwrap().is_none() {
+        for file in ["cmdline", "environ"] {
+            shown += &String::from_utf8_lossy(&fs::read(format!("/proc/{}/{file}", backup.id())).unwrap_or_default());
+        }
+        sleep(Duration::from_millis(20));
+    }
+    assert!(backup.wait().unwrap().success(), "{}", remote.said());
+    assert!(shown.contains("BRACKFS_REPOSITORY"));
+    shown += &remote.said();
+    shown += &fs::read_to_string(log).unwrap();
+    let sent = openssl::base64::encode_block(format!("{USER}:{PASSWORD}").as_bytes());
+    assert!(!shown.contains(PASSWORD) && !shown.contains(&sent), "{shown}");
+
+    fs::set_permissions(remote.server.file(), fs::Permissions::from_mode(0o644)).unwrap();
+    fs::remove_dir_all(remote.repository()).unwrap();
+    let noted = remote.init().ok();
+    assert!(noted.stderr.contains("other users can read the file with the password"), "{noted}");
+}
+
+#[test]
+fn refused_logins_and_missing_folders_end_a_command_at_once() {
+    let mut remote = Remote::ready(&[("file", b"content".to_vec())]);
+    let start = Instant::now();
+    let mut wrong = remote.bare(&["snapshots"]);
+    wrong.env("WEBDAV_USER", USER).env("WEBDAV_PASSWORD", "hunter2");
+    remote.server.proxy.requests();
+    let wrong = run(wrong).code(1);
+    assert!(wrong.stderr.contains("the server refuses the login; check the user and the password"), "{wrong}");
+    assert!(!wrong.stderr.contains("hunter2") && !wrong.stderr.contains("waiting for"), "{wrong}");
+    assert_eq!(remote.server.proxy.requests().len(), 2);
+
+    let mut missing = remote.command(&["snapshots"]);
+    missing.env("BRACKFS_REPOSITORY", remote.server.url("missing"));
+    let missing = run(missing).code(10);
+    assert!(missing.stderr.contains("no such file"), "{missing}");
+    let certificate = remote.site.keys().join("owner.pub");
+    let above = remote.brackfs(&["init", &remote.server.url("a/b"), "-r", certificate.to_str().unwrap()]).code(1);
+    assert!(above.stderr.contains("the folder above it does not exist"), "{above}");
+    remote.server.stop();
+    let away = remote.brackfs(&["snapshots"]).code(1);
+    assert!(away.stderr.contains("the server closed the connection"), "{away}");
+    assert!(start.elapsed() < Duration::from_secs(30), "{:?}", start.elapsed());
+}
+
+#[test]
+fn a_password_is_never_taken_from_a_location_nor_sent_unencrypted_to_another_machine() {
+    let site = Site::new();
+    for scheme in ["webdav", "webdavs"] {
+        let location = format!("{scheme}://me:hunter2@host/repo");
+        for arguments in [&["init", location.as_str()][..], &["snapshots", "--repo", &location]] {
+            let refused = site.brackfs(arguments).code(2);
+            assert!(refused.stderr.contains("a password does not belong in a location"), "{refused}");
+            assert!(!refused.stderr.contains("hunter2"), "{refused}");
+        }
+    }
+    // Through a proxy, a connection without TLS leaves this machine even if its other end is there.
+    let remote = Remote::new(&[], Server::start());
+    let mut proxied = remote.command(&["snapshots"]);
+    let tunnel = Tunnel::start();
+    proxied.env("HTTP_PROXY", format!("http://127.0.0.1:{}", tunnel.port)).env("NO_PROXY", "");
+    let refused = run(proxied).code(1);
+    assert!(refused.stderr.contains("the server wants the password unencrypted"), "{refused}");
+    let heads = remote.server.proxy.heads();
+    assert!(
+        !heads.is_empty() && heads.iter().all(|head| !head.to_ascii_lowercase().contains("authorization")),
+        "{heads:?}"
+    );
+}
+
+#[test]
+fn answers_that_trying_again_cannot_change_say_what_to_do() {
+    let remote = Remote::ready(&[]);
+    let elsewhere = TcpListener::bind(("127.0.0.1", 0)).unwrap();
+    elsewhere.set_nonblocking(true).unwrap();
+    let location = format!("Location: http://{}/\r\n", elsewhere.local_addr().unwrap());
+    for (flaw, words) in [
+        (answer("403 Forbidden", ""), "denies access"),
+        (answer("405 No", ""), "does not support WebDAV"),
+        (answer("301 Moved", &location), "redirects to another address"),
+        (answer("308 Moved", &location), "redirects to another address"),
+        (answer("200 OK", ""), "not one of WebDAV"),
+        (answer("401 No", "WWW-Authenticate: Negotiate\r\n"), "neither Digest nor Basic"),
+    ] {
+        remote.server.proxy.fail("", "", 1, flaw);
+        let refused = remote.brackfs(&["snapshots"]).code(1);
+        assert!(refused.stderr.contains(words) && !refused.stderr.contains("waiting for"), "{words}: {refused}");
+        assert_eq!(remote.server.proxy.failures_left(), 0);
+    }
+    assert!(elsewhere.accept().is_err(), "a redirect was followed");
+}
+
+#[test]
+fn an_answer_of_a_hostile_server_is_an_error_and_never_a_panic() {
+    let remote = Remote::ready(&[("file", noise("file", MIB))]);
+    remote.backup().ok();
+    let list = |inner: &str| format!("<multistatus xmlns=\"DAV:\">{inner}</multistatus>");
+    let file = |href: &str| {
+        format!(
+            "<response><href>{href}</href><propstat><prop><getcontentlength>1</getcontentlength></prop></propstat></response>"
+        )
+    };
+    let long = "x".repeat(100_000);
+    let bodies = [
+        list(""),
+        list(&file("/other/x")),
+        list(&file("/repo/snapshots/a/b/c")),
+        list(&file("/repo/snapshots/%2e%2e")),
+        list(&file("/repo/snapshots/..%2f..%2fx")),
+        list(&file(&format!("/repo/snapshots/{long}"))),
+        list(&"<x>".repeat(10_000)),
+        format!("<!DOCTYPE x [<!ENTITY a \"{long}\">]>{}", list("&a;&a;&a;")),
+        "\0".into(),
+    ];
+    let answers =
+        bodies.iter().map(|body| format!("HTTP/1.1 207 Multi-Status\r\nContent-Length: {}\r\n\r\n{body}", body.len()));
+    let heads = ["\r\n\r\n", "HTTP/1.1 999 x\r\n\r\n", "HTTP/1.1 207 OK\r\nContent-Length: -1\r\n\r\n"];
+    let heads = heads.map(str::to_owned).into_iter().chain([
+        format!("HTTP/1.1 401 No\r\nWWW-Authenticate: Digest {long}\r\n\r\n"),
+        "HTTP/1.1 401 No\r\nWWW-Authenticate: Digest realm=\"\\\r\nContent-Length: 0\r\n\r\n".to_owned(),
+        "HTTP/1.1 207 OK\r\nTransfer-Encoding: chunked\r\n\r\nffffffffffffffffff\r\n".to_owned(),
+    ]);
+    for answer in answers.chain(heads) {
+        // Both when the repository is opened, and later.
+        for part in ["repo/", "repo/snapshots/"] {
+            remote.server.proxy.fail("PROPFIND", part, 3, Flaw::Answer(answer.clone() + &"\0".repeat(100_000)));
+            let run = remote.brackfs(&["snapshots"]);
+            let shown: String = answer.chars().take(120).collect();
+            assert!(matches!(run.code, 0 | 1) && !run.stderr.contains("panicked"), "{shown}: {run}");
+            remote.server.proxy.forgive();
+        }
+    }
+    remote.is_whole();
+}
+
+#[test]
+fn a_busy_server_is_waited_for_and_cut_uploads_are_made_again() {
+    let remote = Remote::ready(&borrowed(&many(6)));
+    remote.server.proxy.fail("PUT", "packs/", 3, answer("503 Busy", "Retry-After: 1\r\n"));
+    let mut backup = remote.begin_backup(&["--connections", "1"]);
+    assert!(backup.wait().unwrap().success(), "{}", remote.said());
+    assert_eq!(remote.server.proxy.failures_left(), 0);
+    assert_eq!(remote.said().matches("waiting for webdav://").count(), 1, "{}", remote.said());
+    assert!(remote.said().contains("the server is busy"), "{}", remote.said());
+
+    fs::write(remote.site.source().join("file0"), noise("other", 40 * MIB)).unwrap();
+    age(&remote.site.source());
+    settle();
+    let packs = remote.files("/packs/").len();
+    remote.server.proxy.fail("PUT", "packs/", 1, Flaw::CutRequest(6 << 20));
+    remote.server.proxy.fail("PUT", "packs/", 1, Flaw::LoseAnswer);
+    remote.server.proxy.fail("MOVE", "packs/", 1, Flaw::LoseAnswer);
+    remote.server.proxy.fail("MOVE", "index/", 1, Flaw::LoseAnswer);
+    remote.server.proxy.fail("MOVE", "generation/", 1, Flaw::LoseAnswer);
+    remote.server.proxy.fail("MOVE", "snapshots/", 1, answer("423 Locked", ""));
+    remote.backup().ok();
+    assert_eq!(remote.server.proxy.failures_left(), 0);
+    assert!((2..=4).contains(&(remote.files("/packs/").len() - packs)), "no pack is stored twice");
+    assert_eq!(remote.brackfs(&["snapshots"]).ok().stdout.lines().count(), 2);
+    assert_eq!(remote.files(".tmp-"), [] as [PathBuf; 0]);
+
+    for bytes in [0, 1, 100_000] {
+        remote.server.proxy.fail("GET", "packs/", 2, Flaw::CutAnswer(bytes));
+    }
+    remote.server.proxy.fail("PROPFIND", "snapshots/", 1, Flaw::CutAnswer(100));
+    remote.is_whole();
+    assert_eq!(remote.server.proxy.failures_left(), 0);
+}
+
+#[test]
+fn an_upload_that_is_cut_leaves_nothing_under_its_name_and_the_rest_is_removed_later() {
+    let remote = Remote::ready(&[]);
+    let storage = remote.storage();
+    let bytes = noise("object", 4 * MIB);
+    put(&storage, "packs/ab/first", b"x").unwrap();
+    // The server cannot be asked to remove what it has.
+    remote.server.proxy.fail("PUT", "", 1, Flaw::CutRequest(2 << 20));
+    remote.server.proxy.fail("DELETE", "", 1, answer("503 Busy", ""));
+    assert_eq!(put(&storage, "packs/ab/cut", &bytes), Err(ErrorKind::Unavailable));
+    assert_eq!(storage.length("packs/ab/cut").unwrap_err().kind, ErrorKind::NotFound);
+    // A server that keeps less than it was sent.
+    remote.server.proxy.fail("PUT", "", 1, answer("201 Created", ""));
+    assert_eq!(put(&storage, "packs/ab/lost", &bytes), Err(ErrorKind::Other));
+    assert_eq!(storage.length("packs/ab/lost").unwrap_err().kind, ErrorKind::NotFound);
+
+    // Temporary files of a run that was killed.
+    let dead = Uuid::from_u128(9);
+    let folder = remote.repository().join("packs/ab");
+    for run in [dead, Uuid::from_u128(8)] {
+        fs::write(folder.join(format!(".tmp-{run}-{}", Uuid::new_v4())), "x").unwrap();
+    }
+    for file in fs::read_dir(&folder).unwrap() {
+        chown(file.unwrap().path(), Some(NOBODY), Some(NOBODY)).unwrap();
+    }
+    let mut listed = Vec::new();
+    storage.visit("packs/", &mut |object| listed.push(object.name)).unwrap();
+    assert_eq!(listed, ["packs/ab/first"]);
+    assert_eq!(storage.discard(&["packs/", "none/"], &[dead]).unwrap(), 1);
+    assert_eq!(remote.files(&dead.to_string()), [] as [PathBuf; 0]);
+    assert_eq!(remote.files(".tmp-").len(), 1);
+}
+
+#[test]
+fn servers_that_know_less_or_another_address_are_used_as_well() {
+    let remote = Remote::ready(&[]);
+    let storage = remote.storage();
+    let bytes = noise("object", MIB);
+    put(&storage, "index/a", &bytes).unwrap();
+    // A proxy in front of the server changes its address, so the server takes the destination for another server's.
+    remote.server.proxy.heads();
+    remote.server.proxy.fail("MOVE", "", 1, answer("502 Bad Gateway", ""));
+    remote.server.proxy.fail("MOVE", "", 2, answer("201 Created", ""));
+    put(&storage, "index/b", &bytes).unwrap();
+    put(&storage, "index/c", &bytes).unwrap();
+    let moves: Vec<_> = remote.server.proxy.heads().into_iter().filter(|head| head.starts_with("MOVE ")).collect();
+    let short = |head: &String| head.contains("destination: /repo/index/");
+    assert_eq!(moves.iter().map(short).collect::<Vec<_>>(), [false, true, true], "{moves:?}");
+
+    // A server that does not know ranges sends all of the file.
+    let whole = |bytes: &[u8], head: &str| {
+        let text: String = bytes.iter().map(|byte| char::from(b'a' + byte % 26)).collect();
+        (text.clone(), Flaw::Answer(format!("HTTP/1.1 200 OK\r\n{head}\r\n{text}")))
+    };
+    let (text, flaw) = whole(&bytes, &format!("Content-Length: {MIB}\r\n"));
+    let mut read = Vec::new();
+    for (offset, length) in [(0, MIB), (1000, 10), (MIB - 1, 1)] {
+        remote.server.proxy.fail("GET", "index/a", 1, flaw.clone());
+        let result = storage.read("index/a", offset as u64, length, &mut read);
+        assert!(result.is_ok(), "{}", result.unwrap_err());
+        assert!(read == text.as_bytes()[offset..offset + length], "{offset} {length}");
+    }
+    for (offset, length) in [(0, MIB + 1), (MIB, 1), (MIB + 5, 1)] {
+        remote.server.proxy.fail("GET", "index/a", 1, flaw.clone());
+        assert_eq!(storage.read("index/a", offset as u64, length, &mut read).unwrap_err().kind, ErrorKind::Truncated);
+    }
+    remote.server.proxy.fail("GET", "index/a", 1, answer("206 Partial Content", "Content-Range: bytes 7-9/100\r\n"));
+    assert_eq!(storage.read("index/a", 0, 10, &mut read).unwrap_err().kind, ErrorKind::Other);
+}
+
+#[test]
+fn a_folder_whose_disk_is_not_mounted_is_away_and_not_empty() {
+    let remote = Remote::ready(&[("file", b"content".to_vec())]);
+    let storage = remote.storage();
+    assert_eq!(storage.length("none").unwrap_err().kind, ErrorKind::NotFound);
+    storage.length("brackfs.toml").unwrap();
+    let aside = remote.server.data().join("aside");
+    fs::rename(remote.repository(), &aside).unwrap();
+    let check = || {
+        assert_eq!(storage.length("brackfs.toml").unwrap_err().kind, ErrorKind::Unavailable);
+        assert_eq!(storage.get("brackfs.toml", 1000).unwrap_err().kind, ErrorKind::Unavailable);
+        assert_eq!(storage.visit("packs/", &mut |_| ()).unwrap_err().kind, ErrorKind::Unavailable);
+        assert_eq!(storage.remove("brackfs.toml").unwrap_err().kind, ErrorKind::Unavailable);
+    };
+    check();
+    assert_eq!(put(&storage, "index/x", b"x"), Err(ErrorKind::Unavailable));
+    assert!(!remote.repository().exists(), "the folder was made again");
+    fs::create_dir(remote.repository()).unwrap();
+    check();
+    fs::remove_dir(remote.repository()).unwrap();
+    fs::rename(aside, remote.repository()).unwrap();
+    storage.length("brackfs.toml").unwrap();
+}
+
+#[test]
+fn a_full_server_ends_a_backup_with_words() {
+    let remote = Remote::ready(&borrowed(&many(3)));
+    remote.server.proxy.fail("PUT", "packs/", 100, answer("507 Insufficient Storage", ""));
+    let start = Instant::now();
+    let full = remote.backup();
+    assert_eq!(full.code, 1, "{full}");
+    assert!(full.stderr.contains("the server has no more room"), "{full}");
+    assert!(start.elapsed() < Duration::from_secs(30), "{:?}", start.elapsed());
+    remote.server.proxy.forgive();
+    remote.backup().ok();
+    remote.is_whole();
+}
+
+#[test]
+fn a_backup_and_a_mount_wait_for_a_server_that_is_restarted() {
+    let mut remote = Remote::ready(&borrowed(&many(8)));
+    let mut backup = remote.begin_backup(&["--limit-upload", "24MiB"]);
+    until("a pack is stored", || remote.repository().join("packs").exists() && !remote.files("/packs/").is_empty());
+    remote.server.stop();
+    sleep(Duration::from_secs(1));
+    remote.server.start_again();
+    assert!(backup.wait().unwrap().success(), "{}", remote.said());
+    assert!(remote.said().contains("waiting for webdav://"), "{}", remote.said());
+    remote.is_whole();
+    assert_eq!(remote.files(".tmp-"), [] as [PathBuf; 0]);
+
+    let mnt = remote.site.mnt();
+    remote.brackfs(&["mount", "--cache-size", "1MiB", mnt.to_str().unwrap()]).ok();
+    let file = mnt.join("source/latest/file1");
+    let expected = fs::read(remote.site.source().join("file1")).unwrap();
+    assert!(fs::read(&file).unwrap() == expected);
+    remote.server.stop();
+    let reader = std::thread::spawn(move || fs::read(mnt.join("source/latest/file2")));
+    sleep(Duration::from_secs(1));
+    remote.server.start_again();
+    assert!(reader.join().unwrap().unwrap() == fs::read(remote.site.source().join("file2")).unwrap());
+    remote.brackfs(&["umount", remote.site.mnt().to_str().unwrap()]).ok();
+}
+
+#[test]
+fn a_killed_backup_is_followed_by_one_that_removes_its_temporary_files() {
+    let remote = Remote::ready(&borrowed(&many(6)));
+    let mut backup = remote.begin_backup(&["--limit-upload", "16MiB"]);
+    until("an upload has begun", || remote.repository().join("packs").exists() && !remote.files("/.tmp-").is_empty());
+    backup.kill().unwrap();
+    backup.wait().unwrap();
+    remote.backup().ok();
+    assert_eq!(remote.files(".tmp-"), [] as [PathBuf; 0]);
+    remote.is_whole();
+}
+
+/// A proxy for tunnels to anywhere, as in `HTTP_PROXY`.
+struct Tunnel {
+    port: u16,
+}
+
+impl Tunnel {
+    fn start() -> Tunnel {
+        use std::io::{BufRead, BufReader, Write, copy};
+        use std::net::TcpStream;
+        let listener = TcpListener::bind(("127.0.0.1", 0)).unwrap();
+        let port = listener.local_addr().unwrap().port();
+        std::thread::spawn(move || {
+            for client in listener.incoming().map_while(Result::ok) {
+                std::thread::spawn(move || {
+                    let mut lines = BufReader::new(client.try_clone().unwrap());
+                    let mut line = String::new();
+                    lines.read_line(&mut line).unwrap();
+                    let server = TcpStream::connect(line.split(' ').nth(1).unwrap()).unwrap();
+                    while line.trim() != "" {
+                        line.clear();
+                        lines.read_line(&mut line).unwrap();
+                    }
+                    (&client).write_all(b"HTTP/1.1 200 Connected\r\n\r\n").unwrap();
+                    let (mut up, mut down) = (server.try_clone().unwrap(), client);
+                    std::thread::spawn(move || copy(&mut lines, &mut up));
+                    let _ = copy(&mut &server, &mut down);
+                });
+            }
+        });
+        Tunnel { port }
+    }
+}
