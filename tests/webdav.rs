@@ -444,6 +444,12 @@ fn servers_that_know_less_or_another_address_are_used_as_well() {
     let storage = remote.storage();
     let bytes = noise("object", MIB);
     put(&storage, "index/a", &bytes).unwrap();
+    // nginx reports a missing folder like an error of its own.
+    remote.server.proxy.fail("PUT", "new/", 1, answer("500 Oops", ""));
+    put(&storage, "new/a", &bytes).unwrap();
+    remote.server.proxy.fail("PUT", "new/", 1, answer("500 Oops", ""));
+    assert_eq!(put(&storage, "new/b", &bytes), Err(ErrorKind::Throttled));
+
     // A proxy in front of the server changes its address, so the server takes the destination for another server's.
     remote.server.proxy.heads();
     remote.server.proxy.fail("MOVE", "", 1, answer("502 Bad Gateway", ""));

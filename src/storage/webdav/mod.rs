@@ -324,12 +324,19 @@ impl WebdavStorage {
         Ok(())
     }
 
+    /// Whether the folder of an object is missing, which nginx reports like errors of its own.
+    fn lacks_folder(&self, name: &str, failure: &Failure) -> bool {
+        let Some((folder, _)) = name.rsplit_once('/') else { return false };
+        failure.status == Some(500)
+            && self.look(&format!("{folder}/")).is_err_and(|missing| missing.kind == ErrorKind::NotFound)
+    }
+
     /// Writes a spool to a new temporary file.
     fn upload(&self, spool: &Spool, temporary: &str) -> Result<(), Error> {
         let name = spool.object();
         let path = self.path(temporary);
         let stored = match self.server.put(&path, spool) {
-            Err(failure) if failure.kind == ErrorKind::NotFound => {
+            Err(failure) if failure.kind == ErrorKind::NotFound || self.lacks_folder(name, &failure) => {
                 self.make_folders(name).and_then(|()| self.server.put(&path, spool))
             }
             stored => stored,
