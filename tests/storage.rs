@@ -29,9 +29,10 @@ use brackfs::restore::restore;
 use brackfs::state::RepositoryState;
 use brackfs::storage::testing::{Fault, Faults, Faulty, Memory, Record, Recording};
 use brackfs::storage::{
-    DirectoryStorage, Error, ErrorKind, Interrupt, Limit, Location, LocationKind, ObjectInfo, Operation, Rates, Remote,
-    RetryPolicy, RetryStorage, Rivals, S3Storage, SftpStorage, Storage, Target, WebdavStorage,
+    DirectoryStorage, Error, ErrorKind, FtpStorage, Interrupt, Limit, Location, LocationKind, ObjectInfo, Operation,
+    Rates, Remote, RetryPolicy, RetryStorage, Rivals, S3Storage, SftpStorage, Storage, Target, WebdavStorage,
 };
+use common::ftp::{self, Program, Tls};
 use common::s3;
 use common::sftp::Server;
 use common::webdav;
@@ -95,6 +96,17 @@ impl Empty {
         Empty { name, storage, objects: Some(server.data()), _directory: None, _server: Some(server), _service: None }
     }
 
+    /// In a directory of its own on an FTP server that tests at the same time share.
+    fn on_ftp(name: &'static str, program: Program, tls: Tls, server: &Mutex<Weak<ftp::Server>>) -> Empty {
+        let server = shared(server, || ftp::Server::with(program, tls, ""));
+        let folder = server.new_folder();
+        let location = server.location(&folder);
+        let LocationKind::Ftp(address) = location.kind() else { panic!("{location}") };
+        let storage = Box::new(FtpStorage::open(address, location.remote()).unwrap());
+        let objects = Some(server.data().join(folder));
+        Empty { name, storage, objects, _directory: None, _server: None, _service: Some(server) }
+    }
+
     /// Below a prefix of its own in the bucket of a server that tests at the same time share.
     fn in_bucket(name: &'static str) -> Empty {
         static SERVER: Mutex<Weak<s3::Server>> = Mutex::new(Weak::new());
@@ -133,6 +145,9 @@ fn limited(storage: Box<dyn Storage>) -> Box<dyn Storage> {
     Box::new(Limit::new(storage, Rates { upload: rate, download: rate }, &Interrupt::default()))
 }
 
+/// FTP servers that tests at the same time share.
+static FTP: [Mutex<Weak<ftp::Server>>; 3] = [const { Mutex::new(Weak::new()) }; 3];
+
 /// Each kind of storage, and each wrapper around one.
 fn kinds() -> Vec<Empty> {
     vec![
@@ -140,6 +155,9 @@ fn kinds() -> Vec<Empty> {
         Empty::in_memory("memory", |storage| storage),
         Empty::on_server("sftp", ""),
         Empty::on_server("sftp without sync", "-P fsync,statvfs"),
+        Empty::on_ftp("ftp", Program::ProFtpd, Tls::Never, &FTP[0]),
+        Empty::on_ftp("ftps", Program::ProFtpd, Tls::Explicit, &FTP[1]),
+        Empty::on_ftp("ftps without MLSD", Program::Vsftpd, Tls::Explicit, &FTP[2]),
         Empty::in_bucket("s3"),
         Empty::in_webdav_folder("webdav"),
         Empty::in_directory("retry", |storage| Box::new(RetryStorage::new(storage, PATIENT))),
@@ -290,9 +308,9 @@ fn one_of_several_writers_of_a_name_succeeds() {
             (claims, get(&**storage, &object, 0, 1).unwrap())
         });
         let rounds: Vec<_> = rounds.collect();
-        // S3 is known to be exclusive after a claim that failed. WebDAV never is: its servers look, and then rename.
+        // S3 is known to be exclusive after a claim that failed. WebDAV and FTP never are: a name is looked up before a rename.
         let is_exclusive = storage.capabilities().exclusive;
-        assert_eq!(is_exclusive, *name != "webdav", "{name}");
+        assert_eq!(is_exclusive, *name != "webdav" && !name.starts_with("ftp"), "{name}");
         for (claims, stored) in rounds {
             let winners = claims.iter().filter(|claim| claim.is_ok()).count();
             assert!(winners == 1 || (winners > 1 && !is_exclusive), "{name}: {claims:?}");

@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 use std::str::FromStr;
 
 use super::remote::Remote;
-use super::{s3, sftp, webdav};
+use super::{ftp, s3, sftp, webdav};
 
 /// The location of a target: parsed once, on the command line, and handed down.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -20,6 +20,8 @@ pub struct Location {
 pub enum LocationKind {
     /// A directory on this machine.
     Directory(PathBuf),
+    /// A directory on an FTP server.
+    Ftp(ftp::Address),
     /// A directory on an SFTP server.
     Sftp(sftp::Address),
     /// A prefix in a bucket of S3.
@@ -58,7 +60,7 @@ impl Location {
     pub fn is_remote(&self) -> bool {
         match self.kind {
             LocationKind::Directory(_) => false,
-            LocationKind::Sftp(_) | LocationKind::S3(_) | LocationKind::Webdav(_) => true,
+            LocationKind::Ftp(_) | LocationKind::Sftp(_) | LocationKind::S3(_) | LocationKind::Webdav(_) => true,
         }
     }
 }
@@ -72,6 +74,10 @@ impl FromStr for Location {
         let directory = |path: &str| Location::new(text, LocationKind::Directory(path.into()));
         if let Some(path) = text.strip_prefix("file://") {
             return Ok(directory(path));
+        }
+        if text.starts_with("ftp://") || text.starts_with("ftps://") {
+            let address = ftp::Address::parse(text).map_err(LocationError)?;
+            return Ok(Location::new(text, LocationKind::Ftp(address)));
         }
         if text.starts_with("sftp://") {
             let address = sftp::Address::parse(text).map_err(LocationError)?;
@@ -89,11 +95,12 @@ impl FromStr for Location {
         let Some((place, _)) = head.split_once(':') else { return Ok(directory(text)) };
         let help = match place {
             "sftp" | "ssh" | "scp" => "write sftp://[USER@]HOST[:PORT]/PATH",
+            "ftp" | "ftps" => "write ftps://[USER@]HOST[:PORT]/PATH",
             "s3" => "write s3://BUCKET/PREFIX",
             "http" | "https" | "dav" | "davs" | "webdav" | "webdavs" => {
                 "write webdavs://[USER@]HOST/PATH for a WebDAV server"
             }
-            "rclone" | "b2" | "gs" | "azure" | "swift" | "rest" | "ftp" | "ftps" => {
+            "rclone" | "b2" | "gs" | "azure" | "swift" | "rest" => {
                 "mount it with `rclone mount`, and give the mount point"
             }
             _ => "for an SSH server, write sftp://[USER@]HOST[:PORT]/PATH",
@@ -104,7 +111,7 @@ impl FromStr for Location {
             _ => format!("./{text}"),
         };
         Err(LocationError(format!(
-            "this names another machine or a service, but a repository must be a local directory, on an SFTP or WebDAV server, or in S3: {help}. For a local directory of this name, write {shown}"
+            "this names another machine or a service, but a repository must be a local directory, on an SFTP, FTP or WebDAV server, or in S3: {help}. For a local directory of this name, write {shown}"
         )))
     }
 }
@@ -153,6 +160,7 @@ mod tests {
             ("ssh://host/repo", "write sftp://"),
             ("sftp:host:/repo", "write sftp://"),
             ("s3:bucket/repo", "write s3://"),
+            ("ftp:host/repo", "write ftps://"),
             ("https://host/repo", "write webdavs://"),
             ("webdav:host/repo", "write webdavs://"),
             ("b2:bucket:repo", "rclone mount"),
@@ -181,6 +189,18 @@ mod tests {
         assert_eq!((address.user.as_deref(), address.host.as_str(), address.port), (Some("me"), "host", Some(2222)));
         assert!(location.is_remote() && !parse("/repo").unwrap().is_remote());
         assert_eq!(location.to_string(), "sftp://me@host:2222/repo");
+    }
+
+    #[test]
+    fn an_ftp_url_is_a_directory_on_a_server() {
+        for (text, security) in
+            [("ftp://me@host/repo", ftp::Security::None), ("ftps://me@host/repo", ftp::Security::Explicit)]
+        {
+            let location = parse(text).unwrap();
+            let LocationKind::Ftp(address) = location.kind() else { panic!("{location:?}") };
+            assert_eq!((address.security, address.path.as_str()), (security, "/repo"));
+            assert!(location.is_remote());
+        }
     }
 
     #[test]

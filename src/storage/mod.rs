@@ -8,6 +8,7 @@
 //! - [`spool`]: an object that is still being written, in a temporary file
 //! - [`directory`]: objects as files in a directory; [`place`]: opens files in it without following symbolic links
 //! - [`sftp`]: objects as files on an SFTP server
+//! - [`ftp`]: objects as files on an FTP server
 //! - [`s3`]: objects in a bucket of S3
 //! - [`webdav`]: objects as files on a WebDAV server
 //! - [`http`]: what targets over HTTP share; [`netrc`]: logins of servers; [`url`](mod@url) and [`xml`]: parts of both
@@ -21,6 +22,7 @@
 mod contract;
 mod directory;
 mod error;
+mod ftp;
 mod http;
 mod interrupt;
 mod layout;
@@ -46,6 +48,7 @@ mod xml;
 pub use contract::{Capabilities, ObjectInfo, Rivals, Stamp, Storage};
 pub use directory::DirectoryStorage;
 pub use error::{Error, ErrorKind};
+pub use ftp::{Address as FtpAddress, FtpStorage, Security as FtpSecurity};
 pub use interrupt::Interrupt;
 pub use limit::{Limit, Rates};
 pub use location::{Location, LocationError, LocationKind};

@@ -9,6 +9,7 @@ use uuid::Uuid;
 use super::contract::{Capabilities, ObjectInfo, Rivals, Stamp, Storage};
 use super::directory::DirectoryStorage;
 use super::error::Error;
+use super::ftp::FtpStorage;
 use super::location::{Location, LocationKind};
 use super::log::logged;
 use super::s3::S3Storage;
@@ -33,6 +34,7 @@ impl Target {
     pub fn open(location: &Location) -> Result<Self, Error> {
         let storage: Box<dyn Storage> = match location.kind() {
             LocationKind::Directory(path) => Box::new(DirectoryStorage::open(path)?),
+            LocationKind::Ftp(address) => Box::new(FtpStorage::open(address, location.remote())?),
             LocationKind::Sftp(address) => Box::new(SftpStorage::open(address, location.remote())?),
             LocationKind::S3(address) => Box::new(S3Storage::open(address, location.remote())?),
             LocationKind::Webdav(address) => Box::new(WebdavStorage::open(address, location.remote())?),
@@ -45,6 +47,7 @@ impl Target {
     pub fn create(location: &Location, is_leftover: &dyn Fn(&str) -> bool) -> Result<Self, Error> {
         let storage: Box<dyn Storage> = match location.kind() {
             LocationKind::Directory(path) => Box::new(DirectoryStorage::create(path, is_leftover)?),
+            LocationKind::Ftp(address) => Box::new(FtpStorage::create(address, location.remote(), is_leftover)?),
             LocationKind::Sftp(address) => Box::new(SftpStorage::create(address, location.remote(), is_leftover)?),
             LocationKind::S3(address) => Box::new(S3Storage::create(address, location.remote(), is_leftover)?),
             LocationKind::Webdav(address) => Box::new(WebdavStorage::create(address, location.remote(), is_leftover)?),

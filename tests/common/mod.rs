@@ -13,6 +13,7 @@
 pub mod disk;
 pub mod foreground;
 pub mod forgery;
+pub mod ftp;
 pub mod http_proxy;
 pub mod liar;
 pub mod machine;

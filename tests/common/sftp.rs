@@ -152,20 +152,7 @@ impl Server {
 
     /// The processes of sessions.
     fn processes(&self) -> Vec<Pid> {
-        let Some(listener) = &self.listener else { return Vec::new() };
-        let mut all: HashSet<i32> = HashSet::from([listener.id().cast_signed()]);
-        let parents: Vec<(i32, i32)> = processes();
-        loop {
-            let before = all.len();
-            all.extend(
-                parents.iter().filter(|(_, parent)| all.contains(parent)).map(|(id, _)| *id).collect::<Vec<_>>(),
-            );
-            if all.len() == before {
-                break;
-            }
-        }
-        all.remove(&listener.id().cast_signed());
-        all.into_iter().filter_map(Pid::from_raw).collect()
+        self.listener.as_ref().map(below).unwrap_or_default()
     }
 
     /// Waits until at most this many processes of sessions are left.
@@ -221,6 +208,22 @@ pub fn free_port() -> u16 {
     listener.local_addr().expect("address").port()
 }
 
+/// The processes that a process started, and those that they started.
+pub fn below(listener: &Child) -> Vec<Pid> {
+    let listener = listener.id().cast_signed();
+    let mut all: HashSet<i32> = HashSet::from([listener]);
+    let parents: Vec<(i32, i32)> = processes();
+    loop {
+        let before = all.len();
+        all.extend(parents.iter().filter(|(_, parent)| all.contains(parent)).map(|(id, _)| *id).collect::<Vec<_>>());
+        if all.len() == before {
+            break;
+        }
+    }
+    all.remove(&listener);
+    all.into_iter().filter_map(Pid::from_raw).collect()
+}
+
 /// All processes, each with its parent.
 fn processes() -> Vec<(i32, i32)> {
     let parse = |entry: fs::DirEntry| {
@@ -235,7 +238,7 @@ fn processes() -> Vec<(i32, i32)> {
 }
 
 /// Kills processes and waits until they are gone.
-fn end(processes: &[Pid]) {
+pub fn end(processes: &[Pid]) {
     for process in processes {
         // It may have ended by now.
         let _ = kill_process(*process, Signal::KILL);
