@@ -48,6 +48,8 @@ pub enum Tls {
     Never,
     /// After the command AUTH TLS, which it demands.
     Explicit,
+    /// At once. Only ProFTPD is set up for it.
+    Implicit,
 }
 
 /// A running server. On drop, it is stopped with all its sessions.
@@ -176,6 +178,9 @@ impl Server {
                      debug_ssl=YES\n"
                 ),
             };
+        }
+        if self.tls == Tls::Implicit {
+            text += "TLSOptions UseImplicitSSL\n";
         }
         fs::write(self.at("configuration"), text + options + "\n").expect("configuration");
     }

@@ -14,6 +14,8 @@ const LONGEST_TEXT: usize = 200;
 pub(super) enum Failure {
     /// The server says so. The connection can be used.
     Reply(Reply),
+    /// The server has something else than it should have, for this reason. The connection can be used.
+    Wrong(ErrorKind, String),
     /// The connection ended, was not made, or is out of step, for this reason. The server may have carried out the command.
     Lost(ErrorKind, String),
 }
@@ -54,7 +56,7 @@ impl Failure {
     /// The error of an operation on an object.
     pub(super) fn into_error(self, action: &'static str, object: &str) -> Error {
         let (kind, why) = match self {
-            Failure::Lost(kind, why) => (kind, why),
+            Failure::Lost(kind, why) | Failure::Wrong(kind, why) => (kind, why),
             Failure::Reply(reply) => explain(&reply),
         };
         Error::new(kind, action, object, why)

@@ -26,6 +26,7 @@ mod session;
 mod tls;
 mod wire;
 
+use std::io::Read;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Mutex, PoisonError};
 
@@ -37,6 +38,7 @@ use listing::{Entry, Kind};
 use pool::{Lease, Pool};
 use session::{Server, Session, WriteError};
 use tls::Tls;
+use wire::Reply;
 
 use super::contract::{Capabilities, ObjectInfo, Rivals, Stamp, Storage};
 use super::error::{Error, ErrorKind};
@@ -48,6 +50,9 @@ use super::spool::{Spool, Spools};
 /// Folders, and temporary files of killed runs, that are remembered from a listing. The repository has far fewer; a hostile
 /// server may list any number.
 const MOST: usize = 100_000;
+
+/// Bytes of a file that shows whether a disk is full.
+const PROBE: u64 = 64 << 10;
 
 /// A target that is a directory on an FTP server.
 #[derive(Debug)]
@@ -174,6 +179,9 @@ impl FtpStorage {
                     found = Some(entry.kind);
                 }
             })?;
+            if !exists && !folder.is_empty() {
+                return Err(Failure::Wrong(ErrorKind::PermissionDenied, format!("the server does not list {folder}")));
+            }
             if folder.is_empty() && (!exists || (is_empty && self.seen.load(Ordering::Relaxed))) {
                 return Ok(Place::Away);
             }
@@ -243,7 +251,7 @@ impl FtpStorage {
         if stored != Some(spool.length()) {
             let stored = stored.unwrap_or_default();
             let why = format!("the server has {stored} of {} bytes", spool.length());
-            return Err(Failure::Lost(ErrorKind::Unavailable, why).into());
+            return Err(Failure::Wrong(ErrorKind::Unavailable, why).into());
         }
         // A rename replaces an existing file.
         if rivals == Rivals::Possible && session.size(&object)?.is_some() {
@@ -261,6 +269,15 @@ impl FtpStorage {
                 }
             }
         }
+    }
+
+    /// Whether the server cannot write a small file either. Many report a full disk only as a transfer that was aborted.
+    fn is_full(session: &mut Session, spool: &Spool, probe: &str) -> bool {
+        let written = session.write(probe, &mut spool.contents().take(PROBE));
+        let is_full = matches!(written, Err(WriteError::Failed(Failure::Reply(_))));
+        // Best effort, like that of the temporary file.
+        let _ = session.remove(probe);
+        is_full
     }
 
     /// Removes a temporary file that is not needed, now or with the next object.
@@ -302,7 +319,7 @@ impl FtpStorage {
                 }
             }
             if too_many {
-                return Err(Failure::Lost(ErrorKind::Other, "there are too many folders".to_owned()));
+                return Err(Failure::Wrong(ErrorKind::Other, "there are too many folders".to_owned()));
             }
             folders = below;
         }
@@ -316,9 +333,9 @@ impl FtpStorage {
         let place = if folder.is_empty() { Place::Away } else { self.find(session, folder)? };
         match place {
             Place::Missing => Ok(()),
-            Place::Away => Err(Failure::Lost(ErrorKind::Unavailable, AWAY.to_owned())),
+            Place::Away => Err(Failure::Wrong(ErrorKind::Unavailable, AWAY.to_owned())),
             Place::Object | Place::NotAFile => {
-                Err(Failure::Lost(ErrorKind::PermissionDenied, format!("the server does not list {folder}")))
+                Err(Failure::Wrong(ErrorKind::PermissionDenied, format!("the server does not list {folder}")))
             }
         }
     }
@@ -442,8 +459,20 @@ impl Storage for FtpStorage {
             self.note_seen();
             return Ok(());
         }
+        // The temporary file still takes its room.
+        let is_full = match &stored {
+            Err(WriteError::Failed(Failure::Reply(Reply { code: 400..500, .. }))) => {
+                let probe = session.path(&format!("{folder}{}", temporary_name(spool.run())));
+                Self::is_full(&mut session, spool, &probe)
+            }
+            _ => false,
+        };
         self.remove_temporary(&mut session, temporary);
         Err(match stored {
+            Err(WriteError::Failed(_)) if is_full => {
+                let why = "the server has no more room, not even for a small file; free some and run again, no stored data is lost";
+                Error::new(ErrorKind::Full, "store", name, why)
+            }
             Err(WriteError::Failed(failure)) => failure.into_error("store", name),
             Err(WriteError::Spool(error)) => Error::io("read the temporary file of", name, error),
             Ok(_) => Error::new(ErrorKind::AlreadyExists, "store", name, "the object exists"),

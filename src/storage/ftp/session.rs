@@ -333,14 +333,30 @@ impl Session {
         stream.map(Stream::Tls).map_err(|failure| self.end_with(failure))
     }
 
-    /// The failure of a transfer after its data connection failed: the server's own words, if it has some.
+    /// The failure of a transfer whose data connection failed: the server's own words, if it has some.
     fn end_with(&mut self, failure: Failure) -> Failure {
-        let Some(mut control) = self.control.take() else { return failure };
-        // The control connection is not used again, so a late reply does no harm.
-        let _ = control.stream().socket().set_read_timeout(Some(LAST_WORDS.min(self.server.stall)));
-        match control.receive() {
-            Ok(reply) if reply.code >= 400 => lost(reply),
-            _ => failure,
+        let replied = self.control().and_then(|control| {
+            let stall = control.stall();
+            let _ = control.stream().socket().set_read_timeout(Some(LAST_WORDS.min(stall)));
+            let reply = control.receive()?;
+            let reset = control.stream().socket().set_read_timeout(Some(stall));
+            reset.map(|()| reply).map_err(|error| Failure::io(&error, stall))
+        });
+        match replied {
+            Ok(reply) if reply.code == 421 => {
+                self.control = None;
+                lost(reply)
+            }
+            Ok(reply) if reply.code >= 400 => Failure::Reply(reply),
+            // The server takes the transfer for complete.
+            Ok(_) => match failure {
+                Failure::Lost(kind, why) => Failure::Wrong(kind, why),
+                failure => failure,
+            },
+            Err(_) => {
+                self.control = None;
+                failure
+            }
         }
     }
 
@@ -462,7 +478,7 @@ impl Session {
                 Err(_) => {
                     let why = "the server's list of files has an unknown format; brackfs needs the command MLSD, or a list \
                                like that of `ls -l`";
-                    return Err(self.end_with(Failure::Lost(ErrorKind::Other, why.to_owned())));
+                    return Err(self.end_with(Failure::Wrong(ErrorKind::Other, why.to_owned())));
                 }
                 Ok(None) => {}
                 Ok(Some(entry)) => {
@@ -484,7 +500,7 @@ impl Session {
         // Servers cut off long lists, and say so only here.
         if text.contains("truncated") {
             let why = "the server cuts off its lists of files; its limit must be raised";
-            return Err(Failure::Lost(ErrorKind::Other, why.to_owned()));
+            return Err(Failure::Wrong(ErrorKind::Other, why.to_owned()));
         }
         // An empty list may be that of a missing folder.
         if exists && !text.contains("failed") { Ok(true) } else { self.enters(path) }
