@@ -274,7 +274,8 @@ impl FtpStorage {
     /// Whether the server cannot write a small file either. Many report a full disk only as a transfer that was aborted.
     fn is_full(session: &mut Session, spool: &Spool, probe: &str) -> bool {
         let written = session.write(probe, &mut spool.contents().take(PROBE));
-        let is_full = matches!(written, Err(WriteError::Failed(Failure::Reply(_))));
+        let is_full =
+            matches!(written, Err(WriteError::Failed(Failure::Reply(Reply { code: 426 | 451 | 452 | 552, .. }))));
         // Best effort, like that of the temporary file.
         let _ = session.remove(probe);
         is_full
@@ -461,7 +462,7 @@ impl Storage for FtpStorage {
         }
         // The temporary file still takes its room.
         let is_full = match &stored {
-            Err(WriteError::Failed(Failure::Reply(Reply { code: 400..500, .. }))) => {
+            Err(WriteError::Failed(Failure::Reply(Reply { code: 426 | 451, .. }))) => {
                 let probe = session.path(&format!("{folder}{}", temporary_name(spool.run())));
                 Self::is_full(&mut session, spool, &probe)
             }
