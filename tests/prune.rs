@@ -986,3 +986,116 @@ fn a_backup_that_begins_during_the_prune_of_a_copy_relies_on_no_removed_pack() {
     println!("{ended} of {stops} backups ended");
     assert!(stops > 5 && ended > 0, "{ended} of {stops} backups ended");
 }
+
+/// A machine whose source has content again that is only in packs which the next prune removes; and a copy of the machine
+/// that prunes.
+struct Returned {
+    world: World,
+    before: PathBuf,
+    clone: PathBuf,
+    backup: Command,
+}
+
+impl Returned {
+    fn new() -> Returned {
+        let mut world = World::new();
+        let (source, site) = (world.site.source(), world.site.path().to_owned());
+        let comes_back = site.join("comes-back");
+        copy(&source, &comes_back);
+        for file in 0..12 {
+            world.site.write(&format!("large/{file}"), noise(&format!("other {file}"), 600_000));
+        }
+        world.backup();
+        world.forget(1);
+        fs::remove_dir_all(&source).unwrap();
+        copy(&comes_back, &source);
+        settle();
+        let before = world.copied("before");
+        let backup = world.site.command(&["backup", source.to_str().unwrap()]);
+        Returned { world, before, clone: site.join("clone"), backup }
+    }
+
+    fn set_back(&self) {
+        self.world.set_back(&self.before);
+        _ = fs::remove_dir_all(&self.clone);
+        copy(&self.before.join("state"), &self.clone);
+    }
+
+    fn prune(&self) -> Command {
+        let mut prune = prune_command(&self.world);
+        prune.env("BRACKFS_STATE_DIR", &self.clone);
+        prune
+    }
+}
+
+/// Listings of some targets are late, so the index of another run may be listed only when this one has condemned packs.
+#[test]
+fn nothing_is_removed_at_once_if_an_index_is_listed_late() {
+    let returned = Returned::new();
+    let world = &returned.world;
+    let (mut stopped_early, mut removed) = (0, 0);
+    for nth in 1.. {
+        returned.set_back();
+        let packs = world.packs();
+        let index = world.objects("index").pop().unwrap();
+        let content = fs::read(&index).unwrap();
+        let late = index.with_file_name("00000000-0000-4000-8000-000000000001");
+        let prune = stopped_at("linkat", nth, &returned.prune(), || fs::write(&late, &content).unwrap());
+        let Some(prune) = prune else { break };
+        match prune.code {
+            0 => removed += 1,
+            _ => {
+                says(&prune.code(1), "is not in the catalog");
+                // Packs of copied blocks were added.
+                assert!(world.packs() >= packs, "stopped at link {nth}");
+                stopped_early += 1;
+            }
+        }
+    }
+    println!("{stopped_early} prunes removed nothing, {removed} removed packs");
+    assert!(stopped_early >= 3 && removed > 0, "{stopped_early} {removed}");
+}
+
+/// As soon as the snapshot is there, a copy of the machine begins a run. `work` is done before the backup goes on.
+fn overtaken(work: impl Fn(&World)) -> (Returned, Run, usize) {
+    let returned = Returned::new();
+    let snapshots = |returned: &Returned| returned.world.objects("snapshots").len();
+    for nth in 1.. {
+        returned.set_back();
+        let (before, mut is_there) = (snapshots(&returned), false);
+        let stopped = stopped_at("linkat", nth, &returned.backup, || {
+            is_there = snapshots(&returned) > before;
+            if is_there {
+                run(returned.prune()).code(1);
+                work(&returned.world);
+            }
+        });
+        let backup = stopped.expect("the snapshot is linked");
+        if is_there {
+            return (returned, backup, before);
+        }
+    }
+    unreachable!("the loop has no end");
+}
+
+#[test]
+fn a_backup_that_sees_another_run_in_the_end_fails_and_its_snapshot_stays() {
+    let (returned, backup, before) = overtaken(|_| {});
+    says(&backup.code(1), "another machine with a copy of this machine's state started to write");
+    assert_eq!(returned.world.objects("snapshots").len(), before + 1);
+    returned.world.site.brackfs(&["check", "--read-data"]).ok();
+}
+
+#[test]
+fn a_snapshot_is_withdrawn_if_another_run_has_removed_a_pack_of_it() {
+    let away = |world: &World| world.site.path().join("away");
+    let (returned, backup, before) = overtaken(|world| {
+        // All but one, so that the folder is there.
+        for pack in world.objects("packs").split_off(1) {
+            fs::create_dir_all(away(world)).unwrap();
+            fs::rename(&pack, away(world).join(pack.file_name().unwrap())).unwrap();
+        }
+    });
+    says(&backup.code(1), "another machine with a copy of this machine's state started to write");
+    assert_eq!(returned.world.objects("snapshots").len(), before);
+}

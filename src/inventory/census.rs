@@ -65,6 +65,12 @@ impl Inventory<'_> {
                 )));
             }
         }
+        self.doubt_of_documents(catalog)
+    }
+
+    /// Compares listings with the catalog. Returns a reason to doubt that all documents are known and present, if there is
+    /// one.
+    pub fn doubt_of_documents(&self, catalog: &Catalog) -> Result<Option<String>, Error> {
         let documents = catalog.documents()?;
         let known: HashSet<String> = documents.iter().map(|document| document.object()).collect();
         let mut listed = HashSet::new();

@@ -3,6 +3,8 @@
 use std::collections::{BTreeMap, HashSet};
 use std::path::Path;
 
+use roaring::RoaringTreemap;
+
 use super::context::Inventory;
 use super::error::Error;
 use super::reconcile::is_foreign;
@@ -87,6 +89,19 @@ impl Inventory<'_> {
     pub(super) fn learn_condemned(&self, catalog: &Catalog, tombstones: &Tombstones) -> Result<(), Error> {
         catalog.learn_condemned(&tombstones.packs, tombstones.generation)?;
         Ok(catalog.learn_retained(&tombstones.packs)?)
+    }
+
+    /// Whether the packs of all these blocks are in the repository, and no tombstone names one of them.
+    pub fn has_all_packs(&self, catalog: &Catalog, blocks: &RoaringTreemap) -> Result<bool, Error> {
+        // In this order: see `reconcile`.
+        let condemned: HashSet<_> = self.learn_tombstones(catalog)?.packs.into_iter().collect();
+        self.list_packs(catalog)?;
+        for (pack, _) in catalog.block_runs(blocks)? {
+            if condemned.contains(&pack) || catalog.listed(pack)?.is_none() {
+                return Ok(false);
+            }
+        }
+        Ok(true)
     }
 
     /// Adds snapshots that only tombstones name: their objects and their usage were removed.

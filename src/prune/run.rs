@@ -115,6 +115,10 @@ impl Round<'_> {
             // From the second generation on, no run is left that could build on what the first one condemned.
             session.announce_again(catalog)?;
             let pruner = Pruner::new(session, lock, &clock, monitor, stop);
+            // Listings of some targets are late: the index of a run that was not seen may be listed only now.
+            if let Some(doubt) = pruner.inventory.doubt_of_documents(catalog)? {
+                return Err(Error::Doubt(doubt));
+            }
             let due = find_due(catalog, &marked, session.generation(), clock.now, 0)?;
             sweep_due(&pruner, catalog, due, summary)?;
             if catalog.has_stale_tombstones()? {

@@ -61,6 +61,18 @@ pub enum Error {
         /// The generation of this run.
         generation: u64,
     },
+    /// A snapshot that may lack data could not be removed.
+    #[error(
+        "{reason}. {object} may lack data that was removed in the meantime, and cannot be withdrawn: {error}; remove this object"
+    )]
+    NotWithdrawn {
+        /// The object of the snapshot.
+        object: String,
+        /// Why it may lack data.
+        reason: Box<Error>,
+        /// The error of the removal.
+        error: Box<Error>,
+    },
     /// A dry run has no catalog to compare with.
     #[error("{source}. A backup rebuilds it; a dry run changes nothing, so it can't")]
     NothingToCompare {

@@ -6,6 +6,7 @@
 
 use std::collections::HashMap;
 use std::collections::hash_map::Entry;
+use std::sync::atomic::AtomicBool;
 use std::time::{Duration, Instant};
 
 use roaring::RoaringTreemap;
@@ -22,6 +23,8 @@ use crate::format::pack::{IndexedBlock, IndexedPack, PackKind};
 use crate::format::snapshot::Snapshot;
 use crate::format::usage::SnapshotUsage;
 use crate::format::{Digest, PackId};
+use crate::inventory::Inventory;
+use crate::monitor::Silent;
 
 /// Chunks after which an index is written, so that the list of them stays small.
 const INDEX_CHUNKS: usize = 16_000;
@@ -160,13 +163,41 @@ impl<'s> Publisher<'s> {
     }
 
     /// Writes the snapshot itself, last of all, and notes that it exists.
+    ///
+    /// Fails if another run began in the meantime, and withdraws the snapshot then if that run has condemned or removed a
+    /// pack that it uses. A prune lists documents after it is announced, but listings of some targets are late.
     pub fn put_snapshot(&mut self, snapshot: &Snapshot) -> Result<(), Error> {
         let _span = debug_span!("publish", snapshot = %snapshot.name.id).entered();
         self.session.still_alone()?;
         self.session.writer().put_snapshot(snapshot)?;
+        match self.session.still_alone() {
+            Err(error @ (Error::ConcurrentWriter { .. } | Error::SetBack { .. })) => {
+                let is_complete = self.has_all_packs(snapshot.name.id)?;
+                return Err(if is_complete { error } else { self.withdraw(&snapshot.name, error) });
+            }
+            other => other?,
+        }
         self.set_there(snapshot.name.id, snapshot.statistics.stored_bytes)?;
         debug!("snapshot published");
         Ok(())
+    }
+
+    /// Whether the repository has all packs that a snapshot of the catalog uses.
+    fn has_all_packs(&self, snapshot: SnapshotId) -> Result<bool, Error> {
+        let used = self.catalog.snapshot_blocks(snapshot)?.unwrap_or_default();
+        let (repository, access) = (self.session.repository(), self.session.access());
+        let inventory = Inventory { repository, access, monitor: &Silent, stop: &AtomicBool::new(false) };
+        Ok(inventory.has_all_packs(&self.catalog, &used)?)
+    }
+
+    /// Removes the snapshot of this run. Returns the error that ends the run.
+    fn withdraw(&mut self, snapshot: &SnapshotName, reason: Error) -> Error {
+        let object = snapshot.object();
+        let removed = self.session.remover(&mut self.catalog).and_then(|remover| Ok(remover.remove_if_there(&object)?));
+        match removed {
+            Ok(()) => reason,
+            Err(error) => Error::NotWithdrawn { object, reason: reason.into(), error: error.into() },
+        }
     }
 
     fn set_there(&mut self, id: SnapshotId, stored_bytes: u64) -> Result<(), Error> {
