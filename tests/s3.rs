@@ -554,6 +554,45 @@ fn two_machines_with_one_state_that_start_together_lose_nothing() {
 }
 
 #[test]
+fn blocks_are_read_from_the_server_once_and_then_from_the_cache_on_disk() {
+    let large: String = noise("large", 3 * MIB).iter().map(|byte| format!("{byte:02x}")).collect();
+    let remote = Remote::ready(&[("large", large.clone().into_bytes()), ("folder/small", b"small".to_vec())]);
+    remote.backup(&[]).ok();
+    let pack_reads = || {
+        let requests = remote.server.proxy.requests();
+        requests.iter().filter(|request| request.starts_with("GET ") && request.contains("/packs/")).count()
+    };
+    let cache = remote.site.path().join("cache");
+    let cat = |extra: &[&str]| {
+        pack_reads();
+        let arguments = [&["cat", "latest:large"], extra].concat();
+        assert!(remote.brackfs(&arguments).ok().stdout == large);
+        pack_reads()
+    };
+    assert!(cat(&["--disk-cache", "0"]) > 0);
+    assert!(!cache.exists());
+    assert!(cat(&[]) > 0);
+    assert_eq!(cat(&[]), 0);
+    // A mount of the same user shares it.
+    let mnt = remote.site.mnt();
+    remote.brackfs(&["mount", mnt.to_str().unwrap()]).ok();
+    assert!(fs::read_to_string(mnt.join("source/latest/large")).unwrap() == large);
+    assert_eq!(pack_reads(), 0);
+    assert_eq!(fs::read(mnt.join("source/latest/folder/small")).unwrap(), b"small");
+    remote.brackfs(&["umount", mnt.to_str().unwrap()]).ok();
+    // A check does not use it: it finds what is lost on the server.
+    let storage = remote.storage();
+    let mut packs = Vec::new();
+    storage.visit("packs/", &mut |pack| packs.push(pack.name)).unwrap();
+    packs.iter().for_each(|pack| storage.remove(pack).unwrap());
+    remote.brackfs(&["check", "--read-data"]).code(1);
+    assert_eq!(cat(&[]), 0);
+    // It may be removed at any time.
+    fs::remove_dir_all(&cache).unwrap();
+    remote.brackfs(&["cat", "latest:large"]).code(1);
+}
+
+#[test]
 fn a_backup_of_nothing_new_makes_few_requests() {
     let remote = Remote::ready(&[("file", noise("file", MIB))]);
     remote.backup(&[]).ok();

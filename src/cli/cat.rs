@@ -9,7 +9,7 @@ use anyhow::Result;
 
 use super::exit::Usage;
 use super::global::Global;
-use super::reader_args::{ReaderArgs, SMALL_CACHE, select};
+use super::reader_args::{DiskCaching, ReaderArgs, SMALL_CACHE, select};
 use super::signals::end_on_signals;
 use crate::archive::{FileData, Selector};
 use crate::format::Kind;
@@ -36,7 +36,7 @@ pub(super) struct Args {
 pub(super) fn run(args: &Args, global: &Global) -> Result<ExitCode> {
     let selector = Selector::parse(args.what.as_bytes()).map_err(Usage)?;
     let monitor = global.monitor(false);
-    let archive = args.reader.open_archive(global, &monitor, SMALL_CACHE)?;
+    let archive = args.reader.open_archive(global, &monitor, SMALL_CACHE, DiskCaching::Fill)?;
     end_on_signals()?;
     let snapshot = select(&*archive, &selector, &monitor)?;
     let listed = archive.at_path(&snapshot, &selector.path)?;

@@ -10,7 +10,7 @@ use serde_json::json;
 use super::entry;
 use super::exit::Usage;
 use super::global::Global;
-use super::reader_args::{ReaderArgs, SMALL_CACHE, select};
+use super::reader_args::{DiskCaching, ReaderArgs, SMALL_CACHE, select};
 use super::show;
 use super::signals::end_on_signals;
 use crate::archive::Selector;
@@ -114,7 +114,7 @@ pub(super) fn run(args: &Args, global: &Global) -> Result<ExitCode> {
         return Err(Usage("--snapshot does not accept a path; put the path into the pattern".into()).into());
     }
     let monitor = global.monitor(args.json);
-    let archive = args.reader.open_archive(global, &monitor, SMALL_CACHE)?;
+    let archive = args.reader.open_archive(global, &monitor, SMALL_CACHE, DiskCaching::Fill)?;
     end_on_signals()?;
     let within = match selector {
         Some(selector) => SearchScope::One(select(&*archive, &selector, &monitor)?),

@@ -37,13 +37,7 @@ impl Global {
             return std::path::absolute(given)
                 .with_context(|| format!("cannot use the state directory {}", given.display()));
         }
-        if rustix::process::geteuid().is_root() {
-            return Ok(PathBuf::from("/var/lib/brackfs"));
-        }
-        let absolute = |name: &str| std::env::var_os(name).map(PathBuf::from).filter(|path| path.is_absolute());
-        absolute("XDG_STATE_HOME")
-            .or_else(|| absolute("HOME").map(|home| home.join(".local/state")))
-            .map(|path| path.join("brackfs"))
+        standard_directory("/var/lib", "XDG_STATE_HOME", ".local/state")
             .context("cannot find a home directory for the state; set --state-dir or BRACKFS_STATE_DIR")
     }
 
@@ -57,4 +51,14 @@ impl Global {
     pub(super) fn monitor(&self, json: bool) -> Terminal {
         Terminal::new(self.quiet, self.verbose, json)
     }
+}
+
+/// The directory of a kind of file: in `system` for root, else in that of the variable, else in the home directory.
+pub(super) fn standard_directory(system: &str, variable: &str, in_home: &str) -> Option<PathBuf> {
+    let absolute = |name: &str| std::env::var_os(name).map(PathBuf::from).filter(|path| path.is_absolute());
+    let parent = match rustix::process::geteuid().is_root() {
+        true => Some(PathBuf::from(system)),
+        false => absolute(variable).or_else(|| absolute("HOME").map(|home| home.join(in_home))),
+    };
+    parent.map(|parent| parent.join("brackfs"))
 }

@@ -4,13 +4,13 @@ use std::path::PathBuf;
 use std::sync::Arc;
 
 use anyhow::{Context, Result};
-use clap::{ArgAction, Args};
+use clap::{ArgAction, Args, ValueHint};
 
 use super::exit::NoSecret;
-use super::global::Global;
+use super::global::{Global, standard_directory};
 use super::memory;
 use super::passphrase::passphrase;
-use super::repository_arg::{RepositoryArg, Use};
+use super::repository_arg::{HEADING, RepositoryArg, Use};
 use crate::archive::{Archive, OpenSnapshot, Selector};
 use crate::catalog;
 use crate::crypt::{Certificate, Fingerprint, KeyStore, Opener, SecretKey};
@@ -61,23 +61,77 @@ pub(super) struct ReaderArgs {
     /// systemd service with MemoryMax=), and of the limit of ulimit -v.
     #[arg(long, value_name = "SIZE", value_parser = super::show::parse_size)]
     pub(super) cache_size: Option<u64>,
+    #[command(flatten)]
+    disk: DiskCacheArgs,
+}
+
+/// The cache on disk.
+#[derive(Debug, Args)]
+#[command(next_help_heading = HEADING)]
+struct DiskCacheArgs {
+    /// Cache up to SIZE of data from a server on this machine's disk; 0 turns the cache off
+    ///
+    /// The cache has data as it is on the server, thus encrypted, and is verified when it is read. It can be removed at any
+    /// time. restore and dump read from it and add nothing; check does not use it.
+    #[arg(long, value_name = "SIZE", value_parser = super::show::parse_size, default_value = "1GiB")]
+    disk_cache: u64,
+    /// Keep that cache in DIR [default: /var/cache/brackfs for root, else $XDG_CACHE_HOME/brackfs or ~/.cache/brackfs]
+    #[arg(long, env = "BRACKFS_CACHE_DIR", value_name = "DIR", value_hint = ValueHint::DirPath)]
+    cache_dir: Option<PathBuf>,
+}
+
+/// How a command uses the cache on disk.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum DiskCaching {
+    /// It adds what it reads.
+    Fill,
+    /// It only reads, since it needs each block of content once.
+    Read,
 }
 
 /// What a reader is made of.
 struct Opened {
     repository: Repository,
     access: Access,
-    /// The size of the cache, in bytes.
+    /// The size of the cache in memory, in bytes.
     cache: usize,
+    is_remote: bool,
+}
+
+impl Opened {
+    /// The reader, with a cache on disk if the repository is on another machine.
+    fn reader(self, args: &DiskCacheArgs, caching: DiskCaching) -> Result<Reader> {
+        let Opened { mut repository, access, cache, is_remote } = self;
+        let directory = match &args.cache_dir {
+            Some(given) => Some(
+                std::path::absolute(given)
+                    .with_context(|| format!("cannot use the cache directory {}", given.display()))?,
+            ),
+            None => standard_directory("/var/cache", "XDG_CACHE_HOME", ".cache"),
+        };
+        if let Some(directory) = directory.filter(|_| is_remote && args.disk_cache > 0) {
+            let directory = directory.join(repository.id().to_string());
+            repository = repository.with_disk_cache(directory, args.disk_cache, caching == DiskCaching::Fill);
+        }
+        Ok(Reader::new(repository, access, cache))
+    }
 }
 
 impl ReaderArgs {
-    /// Opens the snapshots for commands that work with any format. `cache` is the default size of the cache, in bytes.
-    pub(super) fn open_archive(&self, global: &Global, monitor: &dyn Monitor, cache: u64) -> Result<Arc<dyn Archive>> {
-        Ok(Arc::new(self.open(global, monitor, cache)?))
+    /// Opens the snapshots for commands that work with any format. `cache` is the default size of the cache in memory, in
+    /// bytes.
+    pub(super) fn open_archive(
+        &self,
+        global: &Global,
+        monitor: &dyn Monitor,
+        cache: u64,
+        disk: DiskCaching,
+    ) -> Result<Arc<dyn Archive>> {
+        let parts = self.open_parts(Use::Command, FirstUse::Trusted, global, monitor, cache)?;
+        Ok(Arc::new(parts.reader(&self.disk, disk)?))
     }
 
-    /// Opens a reader: finds the key and the trusted host keys. `cache` is the default size of its cache, in bytes.
+    /// Opens a reader that reads everything from the repository: finds the key and the trusted host keys. `cache` is the default size of its cache, in bytes.
     pub(super) fn open(&self, global: &Global, monitor: &dyn Monitor, cache: u64) -> Result<Reader> {
         self.open_trusting(FirstUse::Trusted, global, monitor, cache)
     }
@@ -90,15 +144,15 @@ impl ReaderArgs {
         monitor: &dyn Monitor,
         cache: u64,
     ) -> Result<Reader> {
-        let Opened { repository, access, cache } = self.open_parts(Use::Command, first_use, global, monitor, cache)?;
+        let Opened { repository, access, cache, .. } =
+            self.open_parts(Use::Command, first_use, global, monitor, cache)?;
         Ok(Reader::new(repository, access, cache))
     }
 
     /// Opens a reader for a mount.
     pub(super) fn open_for_mount(&self, global: &Global, monitor: &dyn Monitor, cache: u64) -> Result<Reader> {
-        let Opened { repository, access, cache } =
-            self.open_parts(Use::Mount, FirstUse::Trusted, global, monitor, cache)?;
-        Ok(Reader::new(repository, access, cache))
+        let parts = self.open_parts(Use::Mount, FirstUse::Trusted, global, monitor, cache)?;
+        parts.reader(&self.disk, DiskCaching::Fill)
     }
 
     fn open_parts(
@@ -116,7 +170,8 @@ impl ReaderArgs {
         let signers = signers.find(&self.signer, first_use)?;
         let cache = usize::try_from(self.cache_size.unwrap_or_else(|| memory::cache(cache)))
             .context("the value of --cache-size is too large")?;
-        Ok(Opened { repository, access: Access::new(opener, signers), cache })
+        let is_remote = self.repository.is_remote();
+        Ok(Opened { repository, access: Access::new(opener, signers), cache, is_remote })
     }
 
     fn opener(&self, state: &RepositoryState, repository: &Repository, monitor: &dyn Monitor) -> Result<Opener> {

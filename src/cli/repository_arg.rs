@@ -18,7 +18,7 @@ use crate::repository::Repository;
 use crate::storage::{Limit, Location, Rates, Remote, RetryPolicy, RetryStorage, Storage, Waiting, parse_endpoint};
 
 /// Heading of these options in help and manual pages.
-const HEADING: &str = "Target options";
+pub(super) const HEADING: &str = "Target options";
 
 /// The longest wait of a command for a server.
 const SERVER: Duration = Duration::from_secs(15 * 60);
@@ -142,6 +142,11 @@ pub(super) enum Use {
 }
 
 impl RepositoryArg {
+    /// Whether the repository is on another machine.
+    pub(super) fn is_remote(&self) -> bool {
+        self.location.is_remote()
+    }
+
     /// Opens the repository. This waits for nothing; later operations wait for a target that is away.
     pub(super) fn open(&self, global: &Global) -> Result<Repository> {
         self.open_for(Use::Command, global)

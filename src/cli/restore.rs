@@ -12,7 +12,7 @@ use serde_json::json;
 use super::exit::Usage;
 use super::global::Global;
 use super::output;
-use super::reader_args::{ReaderArgs, SMALL_CACHE, select};
+use super::reader_args::{DiskCaching, ReaderArgs, SMALL_CACHE, select};
 use super::show::size;
 use super::signals::stop_soon_on_signals;
 use super::terminal::is_interactive;
@@ -118,7 +118,7 @@ impl Args {
 pub(super) fn run(args: &Args, global: &Global) -> Result<ExitCode> {
     let selector = Selector::parse(args.what.as_bytes()).map_err(Usage)?;
     let monitor = global.monitor(args.json);
-    let archive = args.reader.open_archive(global, &monitor, SMALL_CACHE)?;
+    let archive = args.reader.open_archive(global, &monitor, SMALL_CACHE, DiskCaching::Read)?;
     let snapshot = select(&*archive, &selector, &monitor)?;
     let listed = archive.at_path(&snapshot, &selector.path)?;
     if args.is_whole(&selector) {

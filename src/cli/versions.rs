@@ -10,7 +10,7 @@ use serde_json::json;
 
 use super::entry;
 use super::global::Global;
-use super::reader_args::{ReaderArgs, SMALL_CACHE};
+use super::reader_args::{DiskCaching, ReaderArgs, SMALL_CACHE};
 use super::show::{self, name_time, rfc3339, size};
 use super::signals::end_on_signals;
 use crate::archive::EntryHandle;
@@ -56,7 +56,7 @@ pub(super) struct Args {
 
 pub(super) fn run(args: &Args, global: &Global) -> Result<ExitCode> {
     let monitor = global.monitor(args.json);
-    let archive = args.reader.open_archive(global, &monitor, SMALL_CACHE)?;
+    let archive = args.reader.open_archive(global, &monitor, SMALL_CACHE, DiskCaching::Fill)?;
     end_on_signals()?;
     let path = args.path.as_bytes();
     // Unbuffered, since the search for the next version can take long.

@@ -50,29 +50,41 @@ pub(super) fn find_due(
             hidden.push(sequence);
         }
     }
-    for pack in catalog.doomed_packs()? {
-        if has_any(catalog, &pack, &marked.live)? {
+    due.packs = catalog.doomed_packs()?;
+    retain(&mut due.packs, |pack| {
+        let is_live = has_any(catalog, pack, &marked.live)?;
+        if is_live {
             due.revived.push(pack.row);
-        } else if (1..generation).contains(&pack.generation) && is_over(pack.at) {
-            due.packs.push(pack);
         }
-    }
-    due.packs = without_used(catalog, due.packs, &hidden)?;
+        Ok(!is_live && (1..generation).contains(&pack.generation) && is_over(pack.at))
+    })?;
+    retain_unused(catalog, &mut due.packs, &hidden)?;
     Ok(due)
 }
 
-/// The packs without blocks that these snapshots use.
-fn without_used(catalog: &Catalog, packs: Vec<DoomedPack>, snapshots: &[u64]) -> Result<Vec<DoomedPack>, Error> {
+/// Retains only the packs without blocks that these snapshots use.
+fn retain_unused(catalog: &Catalog, packs: &mut Vec<DoomedPack>, snapshots: &[u64]) -> Result<(), Error> {
     if packs.is_empty() || snapshots.is_empty() {
-        return Ok(packs);
+        return Ok(());
     }
-    let (used, mut others) = (catalog.live(snapshots)?, Vec::new());
-    for pack in packs {
-        if !has_any(catalog, &pack, &used)? {
-            others.push(pack);
-        }
-    }
-    Ok(others)
+    let used = catalog.live(snapshots)?;
+    retain(packs, |pack| Ok(!has_any(catalog, pack, &used)?))
+}
+
+/// Like [`Vec::retain`], for a condition that may fail. There may be too many packs for a second list.
+fn retain(
+    packs: &mut Vec<DoomedPack>,
+    mut is_retained: impl FnMut(&DoomedPack) -> Result<bool, Error>,
+) -> Result<(), Error> {
+    let mut result = Ok(());
+    packs.retain(|pack| {
+        result.is_ok()
+            && is_retained(pack).unwrap_or_else(|error| {
+                result = Err(error);
+                false
+            })
+    });
+    result
 }
 
 /// Whether a pack has any of these blocks.
@@ -111,7 +123,7 @@ pub(super) fn note_forgotten(pruner: &Pruner<'_>, catalog: &mut Catalog) -> Resu
     Ok(forgotten.iter().try_for_each(|sequence| catalog.note_forgotten(*sequence, generation, pruner.clock.now))?)
 }
 
-fn sweep(pruner: &Pruner<'_>, catalog: &mut Catalog, due: Due, summary: &mut Summary) -> Result<(), Error> {
+fn sweep(pruner: &Pruner<'_>, catalog: &mut Catalog, mut due: Due, summary: &mut Summary) -> Result<(), Error> {
     let remover = pruner.session.remover(catalog)?;
     let mut retained = Vec::new();
     for row in &due.snapshots {
@@ -124,12 +136,12 @@ fn sweep(pruner: &Pruner<'_>, catalog: &mut Catalog, due: Due, summary: &mut Sum
     }
     catalog.commit()?;
     // A snapshot stays complete as long as it is there.
-    let mut due = without_used(catalog, due.packs, &retained)?;
-    let mut packs: HashSet<_> = due.iter().map(|pack| pack.id).collect();
+    retain_unused(catalog, &mut due.packs, &retained)?;
+    let mut packs: HashSet<_> = due.packs.iter().map(|pack| pack.id).collect();
     let swept = catalog.snapshots()?.into_iter().filter(|row| row.presence == Presence::Swept);
     let (snapshots, sequences): (HashSet<_>, Vec<_>) = swept.map(|row| (row.name.id, row.name.sequence)).unzip();
     sums::rewrite(pruner, &remover, &mut packs)?;
-    due.retain(|pack| packs.contains(&pack.id));
+    due.packs.retain(|pack| packs.contains(&pack.id));
     indexes::rewrite(pruner, catalog, &Removals { packs: &packs, snapshots: &snapshots })?;
     indexes::remove_replaced(pruner, catalog, |folder| matches!(folder, Folder::Moved(_)))?;
     let mut recorded = Vec::new();
@@ -138,7 +150,7 @@ fn sweep(pruner: &Pruner<'_>, catalog: &mut Catalog, due: Due, summary: &mut Sum
     }
     // Even if there are no new ones, to finish the work of a killed prune.
     catalog.forget_usage(&recorded)?;
-    let mut batches = due.chunks(REMOVALS).peekable();
+    let mut batches = due.packs.chunks(REMOVALS).peekable();
     while let Some(batch) = batches.next() {
         for pack in batch {
             if pruner.remove(&remover, &name::pack(pack.id))? {

@@ -1,5 +1,7 @@
 //! An open repository.
 
+use std::path::PathBuf;
+
 use super::description::{self, DESCRIPTION_SIZE, RepositoryIdentity};
 use super::error::Error;
 use super::keys::Keys;
@@ -7,7 +9,7 @@ use super::readme::{self, ReadmeKeys};
 use crate::format::id::RepositoryId;
 use crate::format::name::GenerationName;
 use crate::format::{SEALED_SIZE, name};
-use crate::storage::{ErrorKind, Location, ObjectInfo, Storage, Target};
+use crate::storage::{DiskCache, ErrorKind, Location, ObjectInfo, Storage, Target};
 
 /// An open repository.
 #[derive(Debug)]
@@ -41,6 +43,15 @@ impl Repository {
     pub fn at(target: Target) -> Result<Self, Error> {
         let RepositoryIdentity { id, encrypted } = description::read(&target)?;
         Ok(Repository { target, id, encrypted })
+    }
+
+    /// Reads blocks through a cache on disk, of at most `limit` bytes in `directory`, which is for this repository only. Unless
+    /// it `fills`, the cache is only read.
+    #[must_use]
+    pub fn with_disk_cache(self, directory: PathBuf, limit: u64, fills: bool) -> Self {
+        let wrap =
+            |storage| -> Box<dyn Storage> { Box::new(DiskCache::new(storage, directory, name::PACKS, limit, fills)) };
+        Repository { target: self.target.wrapped(wrap), ..self }
     }
 
     /// Stores an object. Replaces an existing one, which is damaged.

@@ -16,11 +16,13 @@
 //! - [`layout`]: names of files that are not objects, in either
 //! - [`wrapper`]: storage that adds something to another one: [`retry`] waits for a target that is away, [`limit`] bounds
 //!   the bytes per second, [`log`] logs operations
+//! - [`disk_cache`]: a cache on disk of blocks of a target on another machine
 //! - [`pace`]: waits that bound a rate; [`interrupt`]: ends all waits; [`listing`]: a listing that may be tried again
 //! - [`testing`]: storage in memory, storage that fails on request, and a record of all operations
 
 mod contract;
 mod directory;
+mod disk_cache;
 mod error;
 mod ftp;
 mod http;
@@ -47,6 +49,7 @@ mod xml;
 
 pub use contract::{Capabilities, ObjectInfo, Rivals, Stamp, Storage};
 pub use directory::DirectoryStorage;
+pub use disk_cache::DiskCache;
 pub use error::{Error, ErrorKind};
 pub use ftp::{Address as FtpAddress, FtpStorage, Security as FtpSecurity};
 pub use interrupt::Interrupt;

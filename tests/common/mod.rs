@@ -149,6 +149,7 @@ impl Site {
         }
         command.args(arguments).current_dir(self.path()).stdin(Stdio::null());
         command.env("BRACKFS_STATE_DIR", self.state()).env("BRACKFS_REPOSITORY", self.repo());
+        command.env("BRACKFS_CACHE_DIR", self.path().join("cache"));
         // Never use the keys of the user that runs the tests.
         command.env("GNUPGHOME", self.keys());
         let key = self.keys().join("owner");

@@ -1,0 +1,435 @@
+//! A cache on disk for blocks that are read from a target on another machine.
+//!
+//! Each range that was read is a file, named after the object and the range, with the bytes as they are in the object
+//! (ciphertext, in an encrypted repository) and their BLAKE3 hash. Objects never change, so a file is never out of date. A
+//! damaged file is removed, and its range is read from the target.
+//!
+//! Processes share a cache without locks: a file gets its name when it is complete, and may vanish at any time. If files
+//! take more than the limit, those of the objects whose ranges were used least recently are removed. The cache is best
+//! effort: if it cannot be read or written, everything is read from the target.
+
+use std::fs::{self, DirBuilder, File, OpenOptions};
+use std::io::{self, Read, Write};
+use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
+use std::path::{Path, PathBuf};
+use std::sync::Mutex;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::{Duration, SystemTime};
+
+use tracing::debug;
+use uuid::Uuid;
+
+use super::contract::{Capabilities, ObjectInfo, Rivals, Stamp, Storage};
+use super::error::Error;
+use super::spool::Spool;
+
+/// Bytes of a hash.
+const HASH: usize = blake3::OUT_LEN;
+/// How exactly the time of the last use is known.
+const USE_TIME: Duration = Duration::from_secs(60);
+/// Age of a file without its final name that no process writes any more.
+const ABANDONED: Duration = Duration::from_secs(3600);
+/// Prefix of files that are being written.
+const UNFINISHED: &str = ".tmp-";
+/// Marks the folder for backup programs, which then leave it out. See <https://bford.info/cachedir/>.
+const TAG: &str = "Signature: 8a477f597d28d172789f06886806bc55\n# This folder is a cache of brackfs.\n";
+
+/// A storage whose reads are cached on disk.
+#[derive(Debug)]
+pub struct DiskCache {
+    inner: Box<dyn Storage>,
+    directory: PathBuf,
+    /// Objects below this prefix are cached.
+    prefix: &'static str,
+    /// Most bytes of files.
+    limit: u64,
+    /// Whether ranges that were read from the target are added.
+    fills: bool,
+    /// About as many bytes as there are; other processes add to them, too.
+    used: AtomicU64,
+    /// Held while files are removed.
+    removal: Mutex<()>,
+}
+
+/// The files with ranges of an object.
+struct CachedObject {
+    directory: PathBuf,
+    used_at: SystemTime,
+    bytes: u64,
+}
+
+impl DiskCache {
+    /// Caches reads of objects below `prefix`, which ends in `/` and has one level of folders, in at most `limit` bytes of
+    /// files in `directory`. Unless it `fills`, the cache is only read.
+    pub fn new(inner: Box<dyn Storage>, directory: PathBuf, prefix: &'static str, limit: u64, fills: bool) -> Self {
+        let cache =
+            DiskCache { inner, directory, prefix, limit, fills, used: AtomicU64::new(0), removal: Mutex::new(()) };
+        if fills {
+            let made = DirBuilder::new().recursive(true).mode(0o700).create(&cache.directory);
+            _ = made.and_then(|()| fs::write(cache.directory.join("CACHEDIR.TAG"), TAG));
+            // Other limits may have been in force before.
+            cache.make_room();
+        }
+        cache
+    }
+
+    /// The folder of the ranges of an object; `None` if it is not cached.
+    fn folder(&self, name: &str) -> Option<PathBuf> {
+        let (folder, object) = name.strip_prefix(self.prefix)?.split_once('/')?;
+        let is_plain = |part: &str| !part.starts_with('.') && !part.is_empty() && !part.contains('/');
+        (is_plain(folder) && is_plain(object)).then(|| self.directory.join(folder).join(object))
+    }
+
+    /// Adds a range.
+    fn add(&self, folder: &Path, range: &str, bytes: &[u8]) {
+        let size = (bytes.len() + HASH) as u64;
+        if size > self.limit {
+            return;
+        }
+        if let Err(error) = write(folder, range, bytes) {
+            debug!(%error, folder = %folder.display(), "cannot write to the cache");
+            return;
+        }
+        if self.used.fetch_add(size, Ordering::Relaxed).saturating_add(size) > self.limit {
+            self.make_room();
+        }
+    }
+
+    /// Removes the objects that were used least recently if files take more than the limit, until a tenth of it is free.
+    fn make_room(&self) {
+        // Another thread is at it.
+        let Ok(_alone) = self.removal.try_lock() else { return };
+        let mut objects = cached_objects(&self.directory);
+        objects.sort_unstable_by_key(|object| object.used_at);
+        let mut used: u64 = objects.iter().map(|object| object.bytes).sum();
+        let most = if used > self.limit { self.limit / 10 * 9 } else { self.limit };
+        for object in objects {
+            if used <= most {
+                break;
+            }
+            if fs::remove_dir_all(&object.directory).is_ok() {
+                used -= object.bytes;
+            }
+        }
+        debug!(bytes = used, "the cache was looked through");
+        self.used.store(used, Ordering::Relaxed);
+    }
+}
+
+impl Storage for DiskCache {
+    fn read(&self, name: &str, offset: u64, length: usize, bytes: &mut Vec<u8>) -> Result<(), Error> {
+        let Some(folder) = self.folder(name) else { return self.inner.read(name, offset, length, bytes) };
+        let range = format!("{offset}-{length}");
+        if find(&folder, &range, length, bytes) {
+            return Ok(());
+        }
+        self.inner.read(name, offset, length, bytes)?;
+        if self.fills {
+            self.add(&folder, &range, bytes);
+        }
+        Ok(())
+    }
+
+    fn remove(&self, name: &str) -> Result<(), Error> {
+        self.inner.remove(name)?;
+        if let Some(folder) = self.folder(name) {
+            _ = fs::remove_dir_all(folder);
+        }
+        Ok(())
+    }
+
+    fn capabilities(&self) -> Capabilities {
+        self.inner.capabilities()
+    }
+
+    fn spool(&self, name: &str, run: Uuid) -> Result<Spool, Error> {
+        self.inner.spool(name, run)
+    }
+
+    fn store(&self, spool: &Spool, rivals: Rivals) -> Result<(), Error> {
+        self.inner.store(spool, rivals)
+    }
+
+    fn get(&self, name: &str, limit: usize) -> Result<Vec<u8>, Error> {
+        self.inner.get(name, limit)
+    }
+
+    fn evict(&self, name: &str, offset: u64, length: usize) {
+        self.inner.evict(name, offset, length);
+    }
+
+    fn length(&self, name: &str) -> Result<u64, Error> {
+        self.inner.length(name)
+    }
+
+    fn stamp(&self, name: &str) -> Result<Stamp, Error> {
+        self.inner.stamp(name)
+    }
+
+    fn visit(&self, prefix: &str, found: &mut dyn FnMut(ObjectInfo)) -> Result<(), Error> {
+        self.inner.visit(prefix, found)
+    }
+
+    fn settle(&self, prefixes: &[&str]) -> Result<(), Error> {
+        self.inner.settle(prefixes)
+    }
+
+    fn discard(&self, prefixes: &[&str], runs: &[Uuid]) -> Result<u64, Error> {
+        self.inner.discard(prefixes, runs)
+    }
+
+    fn abandon(&self, is_ours: &dyn Fn(&str) -> bool) -> bool {
+        self.inner.abandon(is_ours)
+    }
+}
+
+/// Reads a range. Returns false if it is not cached.
+fn find(folder: &Path, range: &str, length: usize, bytes: &mut Vec<u8>) -> bool {
+    let path = folder.join(range);
+    let Ok(mut file) = File::open(&path) else { return false };
+    bytes.clear();
+    let is_right = read_verified(&mut file, length, bytes);
+    if is_right {
+        note_use(folder);
+    } else {
+        debug!(path = %path.display(), "a damaged file of the cache is removed");
+        _ = fs::remove_file(&path);
+    }
+    is_right
+}
+
+/// Reads `length` bytes and compares them with the hash after them.
+fn read_verified(file: &mut File, length: usize, bytes: &mut Vec<u8>) -> bool {
+    bytes.reserve_exact(length + HASH);
+    let read = file.take((length + HASH + 1) as u64).read_to_end(bytes);
+    if read.ok() != Some(length + HASH) {
+        return false;
+    }
+    let is_right = blake3::hash(&bytes[..length]).as_bytes() == &bytes[length..];
+    bytes.truncate(length);
+    is_right
+}
+
+/// Writes a range to a file that gets its name when it is complete.
+fn write(folder: &Path, range: &str, bytes: &[u8]) -> io::Result<()> {
+    DirBuilder::new().recursive(true).mode(0o700).create(folder)?;
+    let unfinished = folder.join(format!("{UNFINISHED}{}", Uuid::new_v4()));
+    let fill = || {
+        let mut file = OpenOptions::new().write(true).create_new(true).mode(0o600).open(&unfinished)?;
+        file.write_all(bytes)?;
+        file.write_all(blake3::hash(bytes).as_bytes())?;
+        fs::rename(&unfinished, folder.join(range))
+    };
+    fill().inspect_err(|_| _ = fs::remove_file(&unfinished))
+}
+
+/// Notes the time of a use of an object.
+fn note_use(folder: &Path) {
+    let now = SystemTime::now();
+    let is_noted = |at: SystemTime| now.duration_since(at).is_ok_and(|ago| ago < USE_TIME);
+    if fs::metadata(folder).and_then(|found| found.modified()).is_ok_and(|at| !is_noted(at)) {
+        _ = File::open(folder).and_then(|folder| folder.set_modified(now));
+    }
+}
+
+/// The objects of which there are files. Removes what processes left that were killed while they wrote.
+fn cached_objects(directory: &Path) -> Vec<CachedObject> {
+    let mut objects = Vec::new();
+    for folder in folders(directory) {
+        for object in folders(&folder) {
+            let Ok(used_at) = fs::metadata(&object).and_then(|found| found.modified()) else { continue };
+            let mut bytes = 0;
+            for file in fs::read_dir(&object).into_iter().flatten().flatten() {
+                let Ok(found) = file.metadata() else { continue };
+                let is_old = |at: SystemTime| at.elapsed().is_ok_and(|age| age > ABANDONED);
+                let is_unfinished = file.file_name().to_string_lossy().starts_with(UNFINISHED);
+                if is_unfinished && found.modified().is_ok_and(is_old) {
+                    _ = fs::remove_file(file.path());
+                } else {
+                    bytes += found.len();
+                }
+            }
+            objects.push(CachedObject { directory: object, used_at, bytes });
+        }
+    }
+    objects
+}
+
+fn folders(directory: &Path) -> impl Iterator<Item = PathBuf> {
+    let entries = fs::read_dir(directory).into_iter().flatten().flatten();
+    entries.filter(|entry| entry.file_type().is_ok_and(|kind| kind.is_dir())).map(|entry| entry.path())
+}
+
+#[cfg(test)]
+mod tests {
+    use tempfile::TempDir;
+
+    use super::*;
+    use crate::storage::testing::{Memory, Recording, Records};
+
+    const PACKS: [&str; 3] = ["packs/ab/abcd", "packs/ab/abef", "packs/cd/cdef"];
+    const INDEX: &str = "index/1";
+
+    /// Some objects of 1000 bytes, a cache for them, and a record of what is read from the target.
+    struct Cached {
+        place: TempDir,
+        memory: Memory,
+    }
+
+    impl Cached {
+        fn new() -> Cached {
+            let memory = Memory::default();
+            for name in PACKS.into_iter().chain([INDEX]) {
+                let mut spool = memory.spool(name, Uuid::new_v4()).unwrap();
+                spool.append(&content(name)).unwrap();
+                memory.store(&spool, Rivals::None).unwrap();
+            }
+            Cached { place: tempfile::tempdir().unwrap(), memory }
+        }
+
+        fn directory(&self) -> PathBuf {
+            self.place.path().join("cache")
+        }
+
+        fn open(&self, limit: u64, fills: bool) -> (DiskCache, Records) {
+            let (storage, records) = Recording::new(Box::new(self.memory.clone()));
+            (DiskCache::new(Box::new(storage), self.directory(), "packs/", limit, fills), records)
+        }
+
+        fn files(&self) -> Vec<PathBuf> {
+            let folders_of = |folder: &PathBuf| folders(folder).collect::<Vec<_>>();
+            let objects = folders_of(&self.directory()).into_iter().flat_map(|folder| folders_of(&folder));
+            let mut files: Vec<_> =
+                objects.flat_map(|object| fs::read_dir(object).unwrap()).map(|file| file.unwrap().path()).collect();
+            files.sort();
+            files
+        }
+    }
+
+    fn content(name: &str) -> Vec<u8> {
+        name.bytes().cycle().take(1000).collect()
+    }
+
+    fn assert_reads(cache: &DiskCache, name: &str, offset: usize, length: usize) {
+        let mut bytes = vec![1; 3];
+        cache.read(name, offset as u64, length, &mut bytes).unwrap();
+        assert!(bytes == content(name)[offset..offset + length]);
+    }
+
+    #[test]
+    fn a_range_of_a_pack_is_read_from_the_target_once_also_by_another_process() {
+        let cached = Cached::new();
+        let (cache, records) = cached.open(1 << 20, true);
+        for _ in 0..3 {
+            assert_reads(&cache, PACKS[0], 10, 500);
+            assert_reads(&cache, PACKS[0], 10, 501);
+            assert_reads(&cache, PACKS[0], 999, 0);
+        }
+        assert_eq!(records.take().len(), 3);
+        let (other, records) = cached.open(1 << 20, true);
+        assert_reads(&other, PACKS[0], 10, 500);
+        assert_eq!(records.take().len(), 0);
+        for _ in 0..2 {
+            assert_reads(&other, INDEX, 0, 7);
+        }
+        assert_eq!(records.take().len(), 2);
+        assert!(fs::read_to_string(cached.directory().join("CACHEDIR.TAG")).unwrap().starts_with("Signature: "));
+    }
+
+    #[test]
+    fn an_error_is_not_cached() {
+        let cached = Cached::new();
+        let (cache, _) = cached.open(1 << 20, true);
+        let mut bytes = Vec::new();
+        assert!(cache.read(PACKS[0], 900, 200, &mut bytes).is_err());
+        assert!(cache.read("packs/no/none", 0, 1, &mut bytes).is_err());
+        assert_eq!(cached.files(), [] as [PathBuf; 0]);
+    }
+
+    #[test]
+    fn a_damaged_file_is_read_from_the_target_again() {
+        let cached = Cached::new();
+        let (cache, records) = cached.open(1 << 20, true);
+        for damage in [0, 700, 719, 720, 731] {
+            assert_reads(&cache, PACKS[1], 0, 700);
+            let [file] = cached.files().try_into().unwrap();
+            let mut bytes = fs::read(&file).unwrap();
+            match bytes.get_mut(damage) {
+                Some(byte) => *byte ^= 1,
+                None => bytes.push(0),
+            }
+            fs::write(&file, bytes).unwrap();
+            records.take();
+            assert_reads(&cache, PACKS[1], 0, 700);
+            assert_eq!(records.take().len(), 1, "byte {damage}");
+        }
+        let [file] = cached.files().try_into().unwrap();
+        fs::write(&file, "short").unwrap();
+        assert_reads(&cache, PACKS[1], 0, 700);
+        assert_eq!(records.take().len(), 1);
+    }
+
+    #[test]
+    fn ranges_of_the_object_that_was_used_least_recently_are_removed_first() {
+        let cached = Cached::new();
+        let (cache, records) = cached.open(3000, true);
+        for (name, age) in [(PACKS[0], 300), (PACKS[1], 200)] {
+            assert_reads(&cache, name, 0, 600);
+            assert_reads(&cache, name, 600, 300);
+            let folder = File::open(cache.folder(name).unwrap()).unwrap();
+            folder.set_modified(SystemTime::now() - Duration::from_secs(age)).unwrap();
+        }
+        // A use counts.
+        assert_reads(&cache, PACKS[0], 0, 600);
+        assert_reads(&cache, PACKS[2], 0, 1000);
+        assert_reads(&cache, PACKS[2], 0, 400);
+        let total: u64 = cached.files().iter().map(|file| file.metadata().unwrap().len()).sum();
+        assert!(total <= 3000, "{total}");
+        records.take();
+        assert_reads(&cache, PACKS[0], 600, 300);
+        assert_eq!(records.take().len(), 0);
+        assert_reads(&cache, PACKS[1], 0, 600);
+        assert_eq!(records.take().len(), 1);
+        // A lower limit counts at once, and a range above the limit is not kept.
+        let (small, _) = cached.open(500, true);
+        assert_eq!(cached.files(), [] as [PathBuf; 0]);
+        assert_reads(&small, PACKS[0], 0, 600);
+        assert_eq!(cached.files(), [] as [PathBuf; 0]);
+    }
+
+    #[test]
+    fn a_cache_that_does_not_fill_is_only_read() {
+        let cached = Cached::new();
+        assert_reads(&cached.open(1 << 20, true).0, PACKS[0], 0, 100);
+        let (cache, records) = cached.open(1 << 20, false);
+        assert_reads(&cache, PACKS[0], 0, 100);
+        assert_reads(&cache, PACKS[1], 0, 100);
+        assert_eq!((records.take().len(), cached.files().len()), (1, 1));
+    }
+
+    #[test]
+    fn without_a_usable_directory_everything_is_read_from_the_target() {
+        let cached = Cached::new();
+        fs::write(cached.directory(), "a file").unwrap();
+        let (cache, records) = cached.open(1 << 20, true);
+        for _ in 0..2 {
+            assert_reads(&cache, PACKS[0], 0, 100);
+        }
+        assert_eq!(records.take().len(), 2);
+    }
+
+    #[test]
+    fn what_a_killed_process_left_is_removed() {
+        let cached = Cached::new();
+        assert_reads(&cached.open(1 << 20, true).0, PACKS[0], 0, 100);
+        let folder = cached.files()[0].parent().unwrap().to_owned();
+        let (old, new) = (folder.join(".tmp-old"), folder.join(".tmp-new"));
+        for path in [&old, &new] {
+            fs::write(path, "half").unwrap();
+        }
+        let long_ago = SystemTime::now() - 2 * ABANDONED;
+        OpenOptions::new().write(true).open(&old).unwrap().set_modified(long_ago).unwrap();
+        cached.open(1 << 20, true);
+        assert!(!old.exists() && new.exists());
+    }
+}
