@@ -12,8 +12,9 @@ use crate::catalog::Catalog;
 use crate::crypt::{Certificate, SecretKey};
 use crate::format::name;
 use crate::format::source::Source;
-use crate::repository::{self, Writer};
+use crate::repository::{self, Keys, Writer};
 use crate::state::RepositoryState;
+use crate::storage::Ahead;
 
 /// A missing or damaged object that the writer can restore.
 pub struct LostObject {
@@ -42,6 +43,14 @@ impl LostObject {
 }
 
 impl Inventory<'_> {
+    /// The reads of [`Inventory::lost`] and [`Inventory::report_unknown_recipients`].
+    pub fn reads_for_upkeep(&self, recipients: &[Certificate], host: &Certificate) -> Vec<Ahead> {
+        let recipients = recipients.iter().map(|recipient| name::recipient(&recipient.fingerprint().to_string()));
+        let keys = recipients.chain([name::host(&host.fingerprint().to_string())]);
+        let folders = [name::KEYS, name::SECRETS, name::SOURCES].map(|folder| Ahead::List(folder.to_owned()));
+        repository::reads_of_description().into_iter().chain(keys.map(Keys::read)).chain(folders).collect()
+    }
+
     /// Finds missing and damaged objects. `host` is this machine's certificate.
     pub fn lost(
         &self,

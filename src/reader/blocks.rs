@@ -84,15 +84,16 @@ impl NodeValue {
         NodeValue { node, starts, covers, encoded, last: AtomicU64::new(u64::MAX) }
     }
 
-    /// Records that a chunk is being read. If the node's chunks are read in order, returns the block after the chunk's as
-    /// the one to prefetch.
-    pub(super) fn next_block(&self, chunk: &ChunkRef) -> Option<BlockLocation> {
+    /// Records that a chunk is being read. If the node's chunks are read in order, returns up to `most` blocks after the
+    /// chunk's, to be prefetched.
+    pub(super) fn next_blocks(&self, chunk: &ChunkRef, most: usize) -> &[BlockLocation] {
         let position = |block: u32, start: u32| u64::from(block) << 32 | u64::from(start);
         let last = self.last.swap(position(chunk.block, chunk.start), Ordering::Relaxed);
         let in_order =
             last < position(chunk.block, chunk.start) && position(chunk.block, 0) <= last.saturating_add(1 << 32);
-        let next = chunk.block.checked_add(1)? as usize;
-        self.node.blocks.get(next).filter(|_| in_order).copied()
+        let blocks = self.node.blocks.get((chunk.block as usize).saturating_add(1)..).filter(|_| in_order);
+        let blocks = blocks.unwrap_or_default();
+        blocks.get(..most.min(blocks.len())).unwrap_or_default()
     }
 }
 

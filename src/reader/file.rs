@@ -16,8 +16,6 @@ use crate::format::{BlockLocation, ChunkRef, Digest, Extent, Items, Kind, Node};
 
 /// Minimum size of files that are prefetched from the start, and whose ciphertext leaves the page cache after reading.
 const LARGE: u64 = 4 << 20;
-/// Maximum number of extents to prefetch.
-const WINDOW: usize = 4;
 /// Maximum distance of reads that count as sequential: with readahead the kernel sends several at once, in any order.
 const NEAR: u64 = 2 << 20;
 /// Minimum length of a sequential read, in bytes, before prefetching starts.
@@ -198,14 +196,15 @@ impl FileReader {
     /// Prefetches the data after a read, as far as the cache has room.
     fn prefetch(&self, offset: u64, length: u64, leaf: &mut ExtentLeaf) -> Result<(), Error> {
         if self.starts.len() <= 1 {
-            if let (0, Content::Chunk(chunk)) = (offset, self.entry_content())
-                && let Some(next) = self.home.next_block(chunk)
-            {
-                self.threads.send(&self.core, PrefetchRequest { block: next, chunk: None, until: Until::Open });
+            if let (0, Content::Chunk(chunk)) = (offset, self.entry_content()) {
+                let most = self.threads.reach.small_files.min(self.core.room_for_blocks());
+                for block in self.home.next_blocks(chunk, most) {
+                    self.threads.send(&self.core, PrefetchRequest { block: *block, chunk: None, until: Until::Open });
+                }
             }
             return Ok(());
         }
-        let window = self.core.room_for_blocks().min(WINDOW);
+        let window = self.core.room_for_blocks().min(self.threads.reach.extents);
         let (until, mut at, ahead) = {
             let mut sequence = self.sequence();
             let until = sequence.read(offset, length);
@@ -232,7 +231,7 @@ impl FileReader {
     /// file is large and the cache has room.
     fn visit_data(&self, visit: &mut dyn FnMut(FileData<'_>) -> ControlFlow<()>) -> Result<(), Error> {
         self.read_to.store(0, Ordering::Relaxed);
-        let ahead = if self.size < LARGE { 0 } else { self.core.room_for_blocks().min(WINDOW) };
+        let ahead = if self.size < LARGE { 0 } else { self.core.room_for_blocks().min(self.threads.reach.extents) };
         let (mut at, mut leaf) = (0, None);
         let mut waiting = VecDeque::with_capacity(ahead + 1);
         loop {

@@ -37,8 +37,8 @@ impl Tombstones {
     /// A listing may be incomplete. So a document that is no longer listed still counts, until one of a higher generation is
     /// found. Otherwise forgotten snapshots would be shown, or those that were shown again would be hidden.
     pub(super) fn refresh(&self, repository: &Repository, access: &Access) -> Result<(), repository::Error> {
-        let mut listed = HashSet::new();
-        repository.target().visit(name::FORGOTTEN, &mut |object| listed.extend(name::parse_forgotten(&object.name)))?;
+        let listed = repository.target().list(name::FORGOTTEN)?;
+        let listed: HashSet<_> = listed.iter().filter_map(|object| name::parse_forgotten(&object.name)).collect();
         let unknown: Vec<_> = {
             let mut state = self.state();
             state.known.retain(|id| listed.contains(id));

@@ -6,15 +6,16 @@ use super::blocks::Core;
 use super::buffers;
 use super::error::Error;
 use super::forgotten::Tombstones;
-use super::prefetch::{self, Prefetch};
+use super::prefetch::{Prefetch, Reach};
 use crate::archive::Needs;
 use crate::crypt::Fingerprint;
 use crate::format::entry::Content;
 use crate::format::id::{SnapshotId, SourceId};
-use crate::format::name::SnapshotName;
+use crate::format::name::{self, SnapshotName};
 use crate::format::snapshot::{Snapshot, Statistics};
 use crate::format::{BlockLocation, ChunkRef, Digest};
 use crate::repository::{Access, Repository};
+use crate::storage::Ahead;
 
 /// Maximum number of snapshots opened to find the name of their source.
 const NAME_TRIES: usize = 64;
@@ -29,13 +30,14 @@ pub struct Reader {
 impl Reader {
     /// Creates a reader whose caches hold at most `cache_size` bytes.
     pub fn new(repository: Repository, access: Access, cache_size: usize) -> Self {
+        let reach = if repository.target().local_path().is_some() { Reach::local() } else { Reach::remote() };
         let core = Arc::new(Core::new(repository, access, cache_size));
-        Reader { core, prefetch: Arc::default(), tombstones: Tombstones::default() }
+        Reader { core, prefetch: Arc::new(Prefetch::new(reach)), tombstones: Tombstones::default() }
     }
 
     /// Returns the maximum memory and threads of this reader.
     pub(super) fn resources(&self) -> Needs {
-        let threads = prefetch::threads();
+        let threads = self.prefetch.threads();
         Needs { threads, bytes: self.core.room().saturating_add(threads * buffers::IN_USE) }
     }
 
@@ -46,9 +48,13 @@ impl Reader {
 
     /// Lists all snapshots that are not forgotten, oldest first, without opening them.
     pub fn snapshots(&self) -> Result<Vec<SnapshotName>, Error> {
-        // Listed before the tombstones: a snapshot that is removed in between is forgotten.
-        let mut names = self.core.repository.snapshots()?;
-        self.tombstones.refresh(&self.core.repository, &self.core.access)?;
+        let repository = &self.core.repository;
+        let folders = [name::SNAPSHOTS, name::FORGOTTEN].map(|folder| Ahead::List(folder.to_owned()));
+        let mut names = repository.target().reading_ahead(folders.into(), || {
+            let names = repository.snapshots()?;
+            self.tombstones.refresh(repository, &self.core.access)?;
+            Ok::<_, Error>(names)
+        })?;
         names.retain(|name| !self.tombstones.contains(name));
         Ok(names)
     }

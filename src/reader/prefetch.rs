@@ -13,9 +13,11 @@ use super::blocks::Core;
 use crate::format::{BlockLocation, ChunkRef};
 
 /// Maximum length of the queue; requests beyond it are dropped.
-const MAX_QUEUED: usize = 16;
-/// Maximum number of threads.
+const MAX_QUEUED: usize = 32;
+/// Maximum number of threads that read from this machine.
 const MAX_THREADS: usize = 4;
+/// Number of threads that read from a server. They mostly wait for it.
+const REMOTE_THREADS: usize = 8;
 
 /// A block to decode.
 pub(super) struct PrefetchRequest {
@@ -42,32 +44,61 @@ impl Until {
     }
 }
 
+/// How much to prefetch.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Reach {
+    threads: usize,
+    /// Extents of a large file.
+    pub(super) extents: usize,
+    /// Blocks of small files that are read in order.
+    pub(super) small_files: usize,
+    /// Blocks with directories below one that is listed.
+    pub(super) directories: usize,
+}
+
 /// The prefetch threads, started with the first request.
-#[derive(Default)]
 pub(super) struct Prefetch {
     queue: OnceLock<Sender<PrefetchRequest>>,
+    pub(super) reach: Reach,
+}
+
+impl Reach {
+    /// For a repository on this machine: decoding takes the time.
+    pub(super) fn local() -> Reach {
+        let threads = thread::available_parallelism().map_or(1, usize::from).min(MAX_THREADS);
+        Reach { threads, extents: 4, small_files: 1, directories: 0 }
+    }
+
+    /// For a repository on a server: each read takes a round trip.
+    pub(super) fn remote() -> Reach {
+        Reach { threads: REMOTE_THREADS, extents: 16, small_files: 8, directories: 8 }
+    }
 }
 
 impl Prefetch {
+    pub(super) fn new(reach: Reach) -> Prefetch {
+        Prefetch { queue: OnceLock::new(), reach }
+    }
+
+    /// The number of threads.
+    pub(super) fn threads(&self) -> usize {
+        self.reach.threads
+    }
+
     /// Queues a request unless the block is cached or the queue is full. Errors are dropped: the read that needs the block
     /// reports them.
     pub(super) fn send(&self, core: &Arc<Core>, request: PrefetchRequest) {
         if !core.has_block(&request.block) {
-            let queue = self.queue.get_or_init(|| start(core));
+            let queue = self.queue.get_or_init(|| start(core, self.reach.threads));
             let _ = queue.try_send(request);
         }
     }
 }
 
-/// The number of prefetch threads.
-pub(super) fn threads() -> usize {
-    thread::available_parallelism().map_or(1, usize::from).min(MAX_THREADS)
-}
-
 /// Starts the threads. They exit once the sender is dropped.
-fn start(core: &Arc<Core>) -> Sender<PrefetchRequest> {
+fn start(core: &Arc<Core>, threads: usize) -> Sender<PrefetchRequest> {
     let (sender, requests) = bounded::<PrefetchRequest>(MAX_QUEUED);
-    for _ in 0..threads() {
+    for _ in 0..threads {
         let (core, requests) = (Arc::clone(core), requests.clone());
         // If no thread can be started, reads are only slower.
         let _ = thread::Builder::new().name("prefetch".into()).spawn(move || decode_queued(&core, &requests));

@@ -11,10 +11,11 @@ use super::blocks::NodeValue;
 use super::cache::Weigh;
 use super::error::Error;
 use super::open::Reader;
+use super::prefetch::{PrefetchRequest, Until};
 use super::starts::find;
 use crate::archive::entry::DirectoryLocation;
 use crate::archive::{ContentPosition, EntryHandle, EntryList, EntryRef, Page, SnapshotDirectory};
-use crate::format::entry::Content;
+use crate::format::entry::{Content, Subtree};
 use crate::format::snapshot::Snapshot;
 use crate::format::{BlockLocation, ChunkRef, Digest, Entry, Extent, Items, Node, PackId, Segment};
 
@@ -290,7 +291,24 @@ impl Reader {
     pub(super) fn page(&self, directory: &SnapshotDirectory, from: u64) -> Result<Page, Error> {
         let Some(leaf) = self.leaf(directory, Sought::Position(from))? else { return Ok(Page::default()) };
         let at = usize::try_from(from - leaf.entries_before).unwrap_or(usize::MAX);
+        self.prefetch_below(&leaf.value, at);
         Ok(leaf.page(directory, at))
+    }
+
+    /// Prefetches blocks with the directories in a node, from this index on: those that list a tree need them next.
+    fn prefetch_below(&self, value: &NodeValue, at: usize) {
+        let most = self.prefetch.reach.directories.min(self.core.room_for_blocks());
+        let mut last = None;
+        let blocks = value.entries().get(at..).unwrap_or_default().iter().filter_map(|entry| match &entry.content {
+            Content::Directory(Subtree { node, .. }) => {
+                let block = value.node.location(node.as_ref()?);
+                block.filter(|block| last.replace(*block) != Some(*block))
+            }
+            _ => None,
+        });
+        for block in blocks.take(most) {
+            self.prefetch.send(&self.core, PrefetchRequest { block, chunk: None, until: Until::Open });
+        }
     }
 
     /// Whether the top node of a directory can be read and has as many entries below it as the parent claims.

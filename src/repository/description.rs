@@ -13,7 +13,7 @@ use super::open::Repository;
 use super::open::is_damage;
 use crate::format::id::RepositoryId;
 use crate::format::{VERSION, name};
-use crate::storage::{ErrorKind, Target};
+use crate::storage::{Ahead, ErrorKind, Target};
 
 /// The largest description in bytes.
 pub(super) const DESCRIPTION_SIZE: usize = 64 << 10;
@@ -56,6 +56,11 @@ impl fmt::Display for ParsedDescription {
             ParsedDescription::Version(version) => write!(f, "format version {version}"),
         }
     }
+}
+
+/// The reads of the description and its copy, for [`Target::reading_ahead`].
+pub fn reads() -> Vec<Ahead> {
+    BOTH.map(|object| Ahead::Get(object.to_owned(), DESCRIPTION_SIZE)).into()
 }
 
 /// Reads the description and its copy. One of them is enough; if they differ, that is an error.

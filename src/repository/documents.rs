@@ -13,6 +13,7 @@ use crate::format::secrets::Secrets;
 use crate::format::snapshot::{SNAPSHOT_SIZE, Snapshot};
 use crate::format::source::Source;
 use crate::format::{self, DOCUMENT_SIZE, sums};
+use crate::storage::Ahead;
 
 /// The most bytes that signature and encryption add to a document.
 const FRAMING: usize = 1 << 20;
@@ -191,6 +192,11 @@ impl Access {
         let read = self
             .read(repository, name.object(), DOCUMENT_SIZE, |bytes| Generation::decode(repository.id, name, bytes))?;
         Ok(read.0)
+    }
+
+    /// The read of a generation, for [`Target::reading_ahead`](crate::storage::Target::reading_ahead).
+    pub fn read_of_generation(name: GenerationName) -> Ahead {
+        Ahead::Get(name.object(), DOCUMENT_SIZE + FRAMING)
     }
 
     /// Reads a shard of moves.

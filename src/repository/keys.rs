@@ -10,6 +10,7 @@ use crate::crypt::{self, Certificate, Fingerprint, Opener, SecretKey};
 use crate::format::id::ObjectId;
 use crate::format::secrets::Secrets;
 use crate::format::{DOCUMENT_SIZE, name};
+use crate::storage::Ahead;
 
 /// The largest key file in bytes. Certificates with many signatures are large.
 const KEY_SIZE: usize = 4 << 20;
@@ -114,6 +115,11 @@ impl<'r> Keys<'r> {
     /// Whether the owner's secret key is stored and undamaged.
     pub fn has_owner(&self, key: &SecretKey) -> Result<bool, Error> {
         self.holds(&name::owner(&key.fingerprint().to_string()))
+    }
+
+    /// The read of a key file, for [`Target::reading_ahead`](crate::storage::Target::reading_ahead).
+    pub fn read(object: String) -> Ahead {
+        Ahead::Get(object, KEY_SIZE)
     }
 
     /// Whether the object is missing.

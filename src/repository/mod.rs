@@ -17,6 +17,7 @@ mod readme;
 mod rewrapped;
 
 pub use crate::storage::{Stamp, waited};
+pub use description::reads as reads_of_description;
 pub use documents::{Access, Writer};
 pub use error::Error;
 pub use keys::Keys;

@@ -41,7 +41,8 @@ impl Repository {
 
     /// Opens the repository at a target.
     pub fn at(target: Target) -> Result<Self, Error> {
-        let RepositoryIdentity { id, encrypted } = description::read(&target)?;
+        let reads = description::reads();
+        let RepositoryIdentity { id, encrypted } = target.reading_ahead(reads, || description::read(&target))?;
         Ok(Repository { target, id, encrypted })
     }
 
@@ -151,10 +152,9 @@ impl Repository {
     /// Returns the names and sizes (bytes) of all objects named as generations, in ascending order. The objects are not
     /// verified: see [`Access::generation`](super::Access::generation).
     pub fn generations(&self) -> Result<Vec<(GenerationName, u64)>, Error> {
-        let mut found = Vec::new();
-        self.target.visit(name::GENERATION, &mut |ObjectInfo { name, length }| {
-            found.extend(GenerationName::parse(&name).map(|name| (name, length)));
-        })?;
+        let objects = self.target.list(name::GENERATION)?;
+        let names = objects.iter().map(|object| Some((GenerationName::parse(&object.name)?, object.length)));
+        let mut found: Vec<_> = names.flatten().collect();
         found.sort_unstable();
         Ok(found)
     }

@@ -10,7 +10,7 @@ use tracing::{debug, debug_span};
 use super::announce::{Rivals, announce};
 use super::error::Error;
 use super::orphans::clean_up_unfinished;
-use crate::catalog::{Catalog, Claims, Presence, Trust};
+use crate::catalog::{Catalog, Claims, LastRun, Presence, Trust};
 use crate::crypt::{Certificate, SecretKey, Signer};
 use crate::format::generation::Generation;
 use crate::format::id::RunId;
@@ -20,7 +20,7 @@ use crate::monitor::Monitor;
 use crate::repository::{Access, Repository, Writer};
 use crate::source::now;
 use crate::state::{Lock, RepositoryState};
-use crate::storage::ErrorKind;
+use crate::storage::{Ahead, ErrorKind};
 
 /// The doubt about a repository without runs.
 pub const NOTHING_YET: &str = "nothing was backed up yet";
@@ -88,57 +88,65 @@ impl<'r> Session<'r> {
         let (mut catalog, built) = open_catalog(&inventory, lock, &host, checks.mend)?;
         let trust = catalog.trust().clone();
         compare(repository, &trust, &host)?;
-        inventory.report_unknown_recipients(&trust.recipients)?;
-        warn_of_expiry(&trust.recipients, monitor);
-        let mut number = choose_number(&inventory, &mut catalog, 0)?;
-        if number.is_outdated {
-            monitor.note("it has data that was removed since, so the catalog is rebuilt; every file is read once");
-            drop(catalog);
-            catalog = inventory::rebuild(&inventory, lock, &host.fingerprint())?.0;
-            let next = number.generation;
-            number = choose_number(&inventory, &mut catalog, next.saturating_sub(1))?;
-            number.diverged = true;
+        let mut reads = inventory.reads_for_upkeep(&trust.recipients, &host);
+        reads.push(Ahead::List(name::GENERATION.to_owned()));
+        if let (LastRun { number, run: Some(run) }, _) = catalog.runs()? {
+            reads.push(Access::read_of_generation(GenerationName::of_run(number, run)));
         }
-        let RunNumber { generation, last, strange, diverged, .. } = number;
-        let mut session = Session {
-            repository,
-            writer: Writer::new(repository, Signer::new(key)?, &host, &trust.recipients)?,
-            trust,
-            access,
-            unfinished: catalog.unfinished()?,
-            last,
-            reconciled: built || diverged,
-            generation,
-            strange: Mutex::new(strange),
-            run: RunId::random(),
-            announced: AtomicBool::new(false),
-            _lock: lock,
-        };
-        repository.target().set_run(session.run.writer());
-        if built || diverged {
-            // So that the next run, or another machine, finds a generation that explains the difference.
-            session.announce(&mut catalog)?;
-            catalog.commit()?;
-        }
-        let inventory = Inventory { repository, access: &session.access, monitor, stop };
-        let lost = inventory.lost(&catalog, lock.state(), &host)?;
-        if !lost.is_empty() {
-            // A run that finds a document lost removes nothing.
-            session.reconciled |= inventory.accept_loss(&lost, &catalog, session.generation)?;
-            session.announce(&mut catalog)?;
-            inventory.put_back(lost, &catalog, &session.writer, &host)?;
-        }
-        report_clock_behind(&catalog, monitor)?;
-        session.recover(&mut catalog, checks.recheck, &inventory, lost_packs)?;
-        debug!(
-            generation = session.generation,
-            run = %session.run,
-            unfinished = session.unfinished.len(),
-            diverged,
-            lost_packs,
-            "session opened"
-        );
-        Ok((session, catalog))
+        repository.target().reading_ahead(reads, move || {
+            let inventory = Inventory { repository, access: &access, monitor, stop };
+            inventory.report_unknown_recipients(&trust.recipients)?;
+            warn_of_expiry(&trust.recipients, monitor);
+            let mut number = choose_number(&inventory, &mut catalog, 0)?;
+            if number.is_outdated {
+                monitor.note("it has data that was removed since, so the catalog is rebuilt; every file is read once");
+                drop(catalog);
+                catalog = inventory::rebuild(&inventory, lock, &host.fingerprint())?.0;
+                let next = number.generation;
+                number = choose_number(&inventory, &mut catalog, next.saturating_sub(1))?;
+                number.diverged = true;
+            }
+            let RunNumber { generation, last, strange, diverged, .. } = number;
+            let mut session = Session {
+                repository,
+                writer: Writer::new(repository, Signer::new(key)?, &host, &trust.recipients)?,
+                trust,
+                access,
+                unfinished: catalog.unfinished()?,
+                last,
+                reconciled: built || diverged,
+                generation,
+                strange: Mutex::new(strange),
+                run: RunId::random(),
+                announced: AtomicBool::new(false),
+                _lock: lock,
+            };
+            repository.target().set_run(session.run.writer());
+            if built || diverged {
+                // So that the next run, or another machine, finds a generation that explains the difference.
+                session.announce(&mut catalog)?;
+                catalog.commit()?;
+            }
+            let inventory = Inventory { repository, access: &session.access, monitor, stop };
+            let lost = inventory.lost(&catalog, lock.state(), &host)?;
+            if !lost.is_empty() {
+                // A run that finds a document lost removes nothing.
+                session.reconciled |= inventory.accept_loss(&lost, &catalog, session.generation)?;
+                session.announce(&mut catalog)?;
+                inventory.put_back(lost, &catalog, &session.writer, &host)?;
+            }
+            report_clock_behind(&catalog, monitor)?;
+            session.recover(&mut catalog, checks.recheck, &inventory, lost_packs)?;
+            debug!(
+                generation = session.generation,
+                run = %session.run,
+                unfinished = session.unfinished.len(),
+                diverged,
+                lost_packs,
+                "session opened"
+            );
+            Ok((session, catalog))
+        })
     }
 
     /// The repository that the run writes to.

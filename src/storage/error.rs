@@ -101,6 +101,11 @@ impl Error {
         self.retry_after
     }
 
+    /// The error of an object that ends too early.
+    pub(super) fn truncated(object: &str) -> Self {
+        Error::new(ErrorKind::Truncated, "read", object, "it is shorter than expected")
+    }
+
     /// The error of a whole object that is longer than it may be.
     pub(super) fn too_large(object: &str, length: u64, limit: usize) -> Self {
         let why = format!("{length} bytes, more than the {limit} allowed");

@@ -5,6 +5,7 @@
 //!
 //! - [`location`]: where a target is, as users write it
 //! - [`target`]: an open target, with operations that are made of those of the storage
+//! - [`ahead`]: reads that begin before their results are needed
 //! - [`spool`]: an object that is still being written, in a temporary file
 //! - [`directory`]: objects as files in a directory; [`place`]: opens files in it without following symbolic links
 //! - [`sftp`]: objects as files on an SFTP server
@@ -20,6 +21,7 @@
 //! - [`pace`]: waits that bound a rate; [`interrupt`]: ends all waits; [`listing`]: a listing that may be tried again
 //! - [`testing`]: storage in memory, storage that fails on request, and a record of all operations
 
+mod ahead;
 mod contract;
 mod directory;
 mod disk_cache;
@@ -47,6 +49,7 @@ mod webdav;
 mod wrapper;
 mod xml;
 
+pub use ahead::Ahead;
 pub use contract::{Capabilities, ObjectInfo, Rivals, Stamp, Storage};
 pub use directory::DirectoryStorage;
 pub use disk_cache::DiskCache;

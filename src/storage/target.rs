@@ -6,6 +6,7 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use uuid::Uuid;
 
+use super::ahead::{Ahead, UnderWay};
 use super::contract::{Capabilities, ObjectInfo, Rivals, Stamp, Storage};
 use super::directory::DirectoryStorage;
 use super::error::Error;
@@ -27,6 +28,7 @@ pub struct Target {
     location: String,
     /// The run that writes.
     run: Mutex<Uuid>,
+    ahead: UnderWay,
 }
 
 impl Target {
@@ -57,7 +59,7 @@ impl Target {
 
     /// A target on `storage`. Messages name it by `location`.
     pub fn new(storage: Box<dyn Storage>, location: String) -> Self {
-        Target { storage: logged(storage), location, run: Mutex::new(Uuid::new_v4()) }
+        Target { storage: logged(storage), location, run: Mutex::new(Uuid::new_v4()), ahead: UnderWay::default() }
     }
 
     /// The same target with its storage in a wrapper, such as [`RetryStorage`](super::RetryStorage).
@@ -154,7 +156,16 @@ impl Target {
 
     /// Reads a whole object of at most `limit` bytes.
     pub fn get(&self, name: &str, limit: usize) -> Result<Vec<u8>, Error> {
-        self.storage.get(name, limit)
+        self.ahead.bytes(name, limit).unwrap_or_else(|| self.storage.get(name, limit))
+    }
+
+    /// Runs `work`, which makes these reads. Over a network they are made at the same time, from the beginning of `work` on,
+    /// so their results may be as old as that.
+    pub fn reading_ahead<T>(&self, reads: Vec<Ahead>, work: impl FnOnce() -> T) -> T {
+        match self.local_path() {
+            Some(_) => work(),
+            None => self.ahead.during(&*self.storage, reads, work),
+        }
     }
 
     /// Returns the object's size in bytes. A missing object is [`ErrorKind::NotFound`](super::ErrorKind::NotFound).
@@ -170,8 +181,14 @@ impl Target {
 
     /// Lists the objects whose names begin with `prefix` (which ends in `/`), sorted by name.
     pub fn list(&self, prefix: &str) -> Result<Vec<ObjectInfo>, Error> {
-        let mut objects = Vec::new();
-        self.visit(prefix, &mut |object| objects.push(object))?;
+        let mut objects = match self.ahead.objects(prefix) {
+            Some(objects) => objects?,
+            None => {
+                let mut objects = Vec::new();
+                self.visit(prefix, &mut |object| objects.push(object))?;
+                objects
+            }
+        };
         objects.sort_by(|a, b| a.name.cmp(&b.name));
         Ok(objects)
     }

@@ -38,7 +38,7 @@ use failure::Failure;
 use pool::{Lease, Pool};
 use session::{Session, WriteError};
 use ssh::Ssh;
-use wire::{Attributes, Extension, FileKind, Request, Status};
+use wire::{Attributes, Extension, FileKind, Mode, Request, Status};
 
 use super::contract::{Capabilities, ObjectInfo, Rivals, Stamp, Storage};
 use super::error::{Error, ErrorKind};
@@ -141,8 +141,14 @@ impl SftpStorage {
         self.address.path_of(name)
     }
 
+    /// A connection for an operation that transfers much.
     fn take(&self, action: &'static str, object: &str) -> Result<Lease, Error> {
         self.pool.take().map_err(|failure| failure.into_error(action, object))
+    }
+
+    /// A connection for a short operation.
+    fn share(&self, action: &'static str, object: &str) -> Result<Lease, Error> {
+        self.pool.share().map_err(|failure| failure.into_error(action, object))
     }
 
     /// The error of a failed operation on an object.
@@ -197,13 +203,18 @@ impl SftpStorage {
 
     /// Attributes of an object, which must be a file. Returns its length, too.
     fn object(&self, name: &str) -> Result<(u64, Attributes), Error> {
-        let session = self.take("read", name)?;
+        let session = self.share("read", name)?;
         let found = session.attributes(&self.path(name));
         let found = found.map_err(|failure| self.explain(&session, failure, "read", name))?;
+        Ok((self.length_of(name, &found)?, found))
+    }
+
+    /// The length of an object, which must be a file.
+    fn length_of(&self, name: &str, found: &Attributes) -> Result<u64, Error> {
         match (found.kind(), found.size) {
             (Some(FileKind::File) | None, Some(size)) => {
                 self.note_seen();
-                Ok((size, found))
+                Ok(size)
             }
             (Some(FileKind::File) | None, None) => {
                 Err(Error::new(ErrorKind::Other, "read", name, "the server does not tell its size"))
@@ -234,12 +245,12 @@ impl SftpStorage {
         let object = self.path(spool.object());
         let mut created = {
             let look = session.look(&object)?;
-            let created = session.create(temporary)?;
+            let created = session.begin(temporary, Mode::Create)?;
             match look.wait() {
                 // It or its folder does not exist.
                 Err(failure) if failure.is_missing() => created,
                 found => {
-                    session.close_created(created);
+                    session.close_opening(created);
                     return found.map(|_| false).map_err(WriteError::from);
                 }
             }
@@ -248,7 +259,7 @@ impl SftpStorage {
             match session.write(created, &mut spool.upload(), spool.length()) {
                 Err(WriteError::Failed(failure)) if failure.is_missing() && !is_last => {
                     self.make_folder(session, spool.object())?;
-                    created = session.create(temporary)?;
+                    created = session.begin(temporary, Mode::Create)?;
                 }
                 written => {
                     written?;
@@ -474,10 +485,31 @@ impl Storage for SftpStorage {
                 self.note_seen();
                 Ok(())
             }
-            Err(Failure::Status(Status::Eof, _)) => {
-                Err(Error::new(ErrorKind::Truncated, "read", name, "it is shorter than expected"))
-            }
+            Err(Failure::Status(Status::Eof, _)) => Err(Error::truncated(name)),
             Err(failure) => Err(self.explain(&session, failure, "read", name)),
+        }
+    }
+
+    /// Takes two round trips: a small document is read often, and never again.
+    fn get(&self, name: &str, limit: usize) -> Result<Vec<u8>, Error> {
+        let (session, path) = (self.share("read", name)?, self.path(name));
+        let failed = |failure| self.explain(&session, failure, "read", name);
+        let look = session.look(&path).map_err(failed)?;
+        let opening = session.begin(&path, Mode::Read).map_err(failed)?;
+        let found = look.wait().map_err(failed).and_then(|found| self.length_of(name, &found));
+        let length = found.and_then(|length| match usize::try_from(length) {
+            Ok(length) if length <= limit => Ok(length),
+            _ => Err(Error::too_large(name, length, limit)),
+        });
+        match length {
+            Ok(length) => session.read_whole(opening, length).map_err(|failure| match failure {
+                Failure::Status(Status::Eof, _) => Error::truncated(name),
+                failure => failed(failure),
+            }),
+            Err(error) => {
+                session.close_opening(opening);
+                Err(error)
+            }
         }
     }
 
@@ -495,7 +527,7 @@ impl Storage for SftpStorage {
 
     fn visit(&self, prefix: &str, found: &mut dyn FnMut(ObjectInfo)) -> Result<(), Error> {
         let shown = if prefix.is_empty() { "the repository" } else { prefix };
-        let session = self.take("list", shown)?;
+        let session = self.share("list", shown)?;
         let depth = if prefix.is_empty() { DEPTH + 1 } else { DEPTH };
         let walked = self.walk(&session, &[prefix], depth, &mut |folder, name, kind, length| {
             if kind == FileKind::File && !name.starts_with(TEMPORARY) {

@@ -133,6 +133,15 @@ impl Session {
         }
     }
 
+    /// Reads a whole file of this length that is being opened.
+    pub(super) fn read_whole(&self, opening: Opening<'_>, length: usize) -> Result<Vec<u8>, Failure> {
+        let file = OpenFile { handle: handle(opening.0)?, since: Instant::now() };
+        let mut bytes = Vec::new();
+        let read = self.read_open(&file, 0, length, &mut bytes);
+        self.close(&file.handle);
+        read.map(|()| bytes)
+    }
+
     fn read_open(&self, file: &OpenFile, offset: u64, length: usize, bytes: &mut Vec<u8>) -> Result<(), Failure> {
         bytes.clear();
         bytes.resize(length, 0);
@@ -204,8 +213,8 @@ impl Session {
     }
 
     /// Creates a file with this content, which is `length` bytes long, and syncs it if the server can.
-    pub(super) fn write(&self, created: Created<'_>, content: &mut dyn Read, length: u64) -> Result<(), WriteError> {
-        let handle = handle(created.0)?;
+    pub(super) fn write(&self, opening: Opening<'_>, content: &mut dyn Read, length: u64) -> Result<(), WriteError> {
+        let handle = handle(opening.0)?;
         self.write_open(&handle, content, length).inspect_err(|_| self.close(&handle))
     }
 
@@ -240,15 +249,15 @@ impl Session {
         }
     }
 
-    /// Begins to create a file. The request is under way when this returns.
-    pub(super) fn create(&self, path: &str) -> Result<Created<'_>, Failure> {
-        Ok(Created(self.connection.send(&Request::Open { path, mode: Mode::Create })?))
+    /// Begins to open a file, for reading or to create it. The request is under way when this returns.
+    pub(super) fn begin(&self, path: &str, mode: Mode) -> Result<Opening<'_>, Failure> {
+        Ok(Opening(self.connection.send(&Request::Open { path, mode })?))
     }
 
     /// Closes a file that is not needed.
-    pub(super) fn close_created(&self, created: Created<'_>) {
-        // Best effort, as it may not have been created.
-        if let Ok(handle) = handle(created.0) {
+    pub(super) fn close_opening(&self, opening: Opening<'_>) {
+        // Best effort, as it may not have been opened.
+        if let Ok(handle) = handle(opening.0) {
             self.close(&handle);
         }
     }
@@ -338,26 +347,45 @@ impl Session {
                 }
             }
             while !open.is_empty() {
-                let read = |(_, handle): &(usize, Vec<u8>)| self.connection.send(&Request::ReadDir { handle });
-                let pending = open.iter().map(read).collect::<Result<Vec<_>, _>>()?;
+                let read = |handle: &[u8]| self.connection.send(&Request::ReadDir { handle });
+                // Most folders end with the second reply.
+                let twice = |(_, handle): &(usize, Vec<u8>)| Ok::<_, Failure>([read(handle)?, read(handle)?]);
+                let pending = open.iter().map(twice).collect::<Result<Vec<_>, _>>()?;
                 let mut left = Vec::new();
                 for ((at, handle), pending) in open.into_iter().zip(pending) {
-                    match pending.wait()? {
-                        Reply::Names(entries) => {
-                            let folder = folders.get(at).map(String::as_str).unwrap_or_default();
-                            for entry in entries {
-                                self.tell(at, folder, entry, found)?;
-                            }
-                            left.push((at, handle));
-                        }
-                        Reply::Status(Status::Eof, _) => self.close(&handle),
-                        other => return Err(Failure::unexpected(other)),
+                    let folder = folders.get(at).map(String::as_str).unwrap_or_default();
+                    if self.tell_all(at, folder, pending, found)? {
+                        self.close(&handle);
+                    } else {
+                        left.push((at, handle));
                     }
                 }
                 open = left;
             }
         }
         Ok(exist)
+    }
+
+    /// Calls `found` with the entries in replies about a folder. Returns whether they are all.
+    fn tell_all(
+        &self,
+        at: usize,
+        folder: &str,
+        replies: [Pending<'_>; 2],
+        found: &mut dyn FnMut(Found<'_>),
+    ) -> Result<bool, Failure> {
+        for reply in replies {
+            match reply.wait()? {
+                Reply::Names(entries) => {
+                    for entry in entries {
+                        self.tell(at, folder, entry, found)?;
+                    }
+                }
+                Reply::Status(Status::Eof, _) => return Ok(true),
+                other => return Err(Failure::unexpected(other)),
+            }
+        }
+        Ok(false)
     }
 
     /// Calls `found` with an entry of a folder.
@@ -382,9 +410,9 @@ impl Session {
     }
 }
 
-/// A file that is being created.
+/// A file that is being opened.
 #[derive(Debug)]
-pub(super) struct Created<'c>(Pending<'c>);
+pub(super) struct Opening<'c>(Pending<'c>);
 
 /// A folder that is being opened.
 #[derive(Debug)]

@@ -97,7 +97,7 @@ impl Storage for Memory {
         let object = self.object(name)?;
         let start = usize::try_from(offset).unwrap_or(usize::MAX);
         let range = start..start.saturating_add(length);
-        let truncated = || Error::new(ErrorKind::Truncated, "read", name, "it is shorter than expected");
+        let truncated = || Error::truncated(name);
         let found = object.bytes.get(range).ok_or_else(truncated)?;
         bytes.clear();
         bytes.extend_from_slice(found);
