@@ -14,8 +14,7 @@ use crate::format::id::{SnapshotId, SourceId};
 use crate::format::name::{self, SnapshotName};
 use crate::format::snapshot::{Snapshot, Statistics};
 use crate::format::{BlockLocation, ChunkRef, Digest};
-use crate::repository::{Access, Repository};
-use crate::storage::Ahead;
+use crate::repository::{Access, Ahead, Repository};
 
 /// Maximum number of snapshots opened to find the name of their source.
 const NAME_TRIES: usize = 64;

@@ -153,6 +153,12 @@ impl SftpStorage {
 
     /// The error of a failed operation on an object.
     fn explain(&self, session: &Session, failure: Failure, action: &'static str, object: &str) -> Error {
+        // A server that is being stopped ends what it does with an error, and then the connection.
+        if let Failure::Status(Status::Failure, _) = &failure
+            && let Err(lost @ Failure::Lost(..)) = session.attributes_behind(&self.address.path)
+        {
+            return lost.into_error(action, object);
+        }
         // If the server's disk is not mounted, that says nothing about the object.
         let is_away = failure.is_missing() && !self.is_there(session);
         let error = failure.into_error(action, object);
