@@ -30,13 +30,13 @@ use brackfs::state::RepositoryState;
 use brackfs::storage::testing::{Fault, Faults, Faulty, Memory, Record, Recording};
 use brackfs::storage::{
     DirectoryStorage, Error, ErrorKind, FtpStorage, Interrupt, Limit, Location, LocationKind, ObjectInfo, Operation,
-    Rates, Remote, RetryPolicy, RetryStorage, Rivals, S3Storage, SftpStorage, Storage, Target, WebdavStorage,
+    Rates, Remote, RetryPolicy, RetryStorage, Rivals, S3Storage, SftpStorage, Storage, SwiftStorage, Target,
+    WebdavStorage,
 };
 use common::ftp::{self, Program, Tls};
 use common::s3;
 use common::sftp::Server;
-use common::webdav;
-use common::{Site, age, noise, settle, tree};
+use common::{Site, age, noise, settle, swift, tree, webdav};
 use tempfile::TempDir;
 use uuid::Uuid;
 
@@ -45,6 +45,9 @@ const OTHER_RUN: Uuid = Uuid::from_u128(8);
 
 /// Long enough for a program to start on a busy machine.
 const STALL: Duration = Duration::from_secs(4);
+
+/// A program that another test starts holds locks of this process until it runs.
+const STARTING: Duration = Duration::from_secs(10);
 
 /// Short waits, and a bound that is never reached.
 const PATIENT: RetryPolicy = RetryPolicy {
@@ -117,6 +120,16 @@ impl Empty {
         Empty { name, storage, objects: None, _directory: None, _server: None, _service: Some(server) }
     }
 
+    /// Below a prefix of its own in the container of a Swift server that tests at the same time share.
+    fn in_container(name: &'static str) -> Empty {
+        static SERVER: Mutex<Weak<swift::Server>> = Mutex::new(Weak::new());
+        let server = shared(&SERVER, swift::Server::start);
+        let location = server.location(&swift::Server::new_prefix());
+        let LocationKind::Swift(address) = location.kind() else { panic!("{location}") };
+        let storage = Box::new(SwiftStorage::open(address, location.remote()).unwrap());
+        Empty { name, storage, objects: None, _directory: None, _server: None, _service: Some(server) }
+    }
+
     /// In a folder of its own on a WebDAV server that tests at the same time share.
     fn in_webdav_folder(name: &'static str) -> Empty {
         static SERVER: Mutex<Weak<webdav::Server>> = Mutex::new(Weak::new());
@@ -159,6 +172,7 @@ fn kinds() -> Vec<Empty> {
         Empty::on_ftp("ftps", Program::ProFtpd, Tls::Explicit, &FTP[1]),
         Empty::on_ftp("ftps without MLSD", Program::Vsftpd, Tls::Explicit, &FTP[2]),
         Empty::in_bucket("s3"),
+        Empty::in_container("swift"),
         Empty::in_webdav_folder("webdav"),
         Empty::in_directory("retry", |storage| Box::new(RetryStorage::new(storage, PATIENT))),
         Empty::in_directory("limit", limited),
@@ -308,9 +322,9 @@ fn one_of_several_writers_of_a_name_succeeds() {
             (claims, get(&**storage, &object, 0, 1).unwrap())
         });
         let rounds: Vec<_> = rounds.collect();
-        // S3 is known to be exclusive after a claim that failed. WebDAV and FTP never are: a name is looked up before a rename.
+        // S3 is known to be exclusive after a claim that failed. Others look before they store.
         let is_exclusive = storage.capabilities().exclusive;
-        assert_eq!(is_exclusive, *name != "webdav" && !name.starts_with("ftp"), "{name}");
+        assert_eq!(is_exclusive, !matches!(*name, "swift" | "webdav") && !name.starts_with("ftp"), "{name}");
         for (claims, stored) in rounds {
             let winners = claims.iter().filter(|claim| claim.is_ok()).count();
             assert!(winners == 1 || (winners > 1 && !is_exclusive), "{name}: {claims:?}");
@@ -1011,7 +1025,7 @@ fn a_target_that_goes_away_is_never_taken_for_a_damaged_one() {
                     grace: Duration::ZERO,
                     now: None,
                 };
-                let pruned = prune::prune(&repository, &state, &options, Duration::ZERO, problems, &stop);
+                let pruned = prune::prune(&repository, &state, &options, STARTING, problems, &stop);
                 assert_eq!(pruned.map_err(|error| error.kind())?.damaged_packs, 0);
                 Ok(())
             }),
@@ -1020,7 +1034,7 @@ fn a_target_that_goes_away_is_never_taken_for_a_damaged_one() {
             "backup",
             Box::new(|repository, problems| {
                 let selection = Selection { paths: vec![remote.site.source()], ..Selection::default() };
-                let policy = RunPolicy { recheck: u64::MAX, ..RunPolicy::default() };
+                let policy = RunPolicy { recheck: u64::MAX, wait_lock: STARTING, ..RunPolicy::default() };
                 let options = Options { selection, policy, ..Options::default() };
                 let summary = back_up(&repository, &remote.site.state(), &options, problems, &stop);
                 assert_eq!(summary.map_err(|error| error.kind())?.problems, 0);

@@ -68,6 +68,9 @@ pub(super) struct TargetArgs {
     /// Trust the certificates in FILE (PEM) instead of the system's, for servers over HTTPS or FTPS
     #[arg(long, env = "BRACKFS_CA", hide_env_values = true, value_name = "FILE", value_hint = ValueHint::FilePath)]
     ca: Option<PathBuf>,
+    /// Expect new objects to appear in the listings of Swift after DURATION at the latest
+    #[arg(long, env = "BRACKFS_LISTING_LAG", hide = true, hide_env_values = true, value_name = "DURATION", value_parser = show::parse_duration)]
+    listing_lag: Option<Duration>,
     /// Open up to N connections to a server
     ///
     /// A backup stores as many packs at the same time. If the server allows fewer, only those are used.
@@ -189,6 +192,7 @@ impl TargetArgs {
             credentials: self.credentials.clone(),
             ca: self.ca.clone(),
             connections: self.connections,
+            lag: self.listing_lag.unwrap_or(standard.lag),
             spool: global.state().ok().map(|state| state.join("spool")),
             spool_size: self.spool_size.unwrap_or(standard.spool_size),
             ..standard

@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use super::error::Error;
 use super::mark::Marked;
+use crate::catalog::Catalog;
 use crate::inventory::Inventory;
 use crate::monitor::Monitor;
 use crate::session::{Remover, Session};
@@ -129,6 +130,13 @@ impl<'s> Pruner<'s> {
     ) -> Self {
         let inventory = Inventory { repository: session.repository(), access: session.access(), monitor, stop };
         Pruner { session, inventory, clock, lock }
+    }
+
+    /// Announces the run, and returns its remover once no other run can be hidden by listings that lag behind.
+    pub(super) fn remover(&self, catalog: &mut Catalog) -> Result<Remover<'_>, Error> {
+        self.session.announce(catalog)?;
+        self.session.outlast_lag(&self.inventory)?;
+        Ok(self.session.remover(catalog)?)
     }
 
     /// Removes an object, unless it is gone. Returns false if the target refuses that.

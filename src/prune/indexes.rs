@@ -94,7 +94,7 @@ pub(super) fn remove_replaced(
     replaced.sort_unstable_by_key(|(replaced, _)| *replaced);
     for (replaced, known) in replaced {
         if !known.is_removed {
-            let remover = pruner.session.remover(catalog)?;
+            let remover = pruner.remover(catalog)?;
             if !pruner.remove(&remover, &known.object())? {
                 break;
             }

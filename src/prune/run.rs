@@ -115,6 +115,7 @@ impl Round<'_> {
             // From the second generation on, no run is left that could build on what the first one condemned.
             session.announce_again(catalog)?;
             let pruner = Pruner::new(session, lock, &clock, monitor, stop);
+            session.outlast_lag(&pruner.inventory)?;
             // Listings of some targets are late: the index of a run that was not seen may be listed only now.
             if let Some(doubt) = pruner.inventory.doubt_of_documents(catalog)? {
                 return Err(Error::Doubt(doubt));

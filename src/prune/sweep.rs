@@ -124,7 +124,7 @@ pub(super) fn note_forgotten(pruner: &Pruner<'_>, catalog: &mut Catalog) -> Resu
 }
 
 fn sweep(pruner: &Pruner<'_>, catalog: &mut Catalog, mut due: Due, summary: &mut Summary) -> Result<(), Error> {
-    let remover = pruner.session.remover(catalog)?;
+    let remover = pruner.remover(catalog)?;
     let mut retained = Vec::new();
     for row in &due.snapshots {
         if pruner.remove(&remover, &row.name.object())? {
@@ -176,7 +176,7 @@ pub(super) fn remove_retained(pruner: &Pruner<'_>, catalog: &mut Catalog, summar
     let first = usize::try_from(pruner.clock.now).unwrap_or_default().checked_rem(packs.len()).unwrap_or_default();
     packs.rotate_left(first);
     for pack in packs {
-        let remover = pruner.session.remover(catalog)?;
+        let remover = pruner.remover(catalog)?;
         if pruner.remove(&remover, &name::pack(pack.id))? {
             catalog.drop_retained(pack.id)?;
             summary.removed_packs += 1;

@@ -3,7 +3,8 @@
 use std::collections::HashSet;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Mutex, PoisonError};
-use std::time::{Duration, SystemTime};
+use std::thread::sleep;
+use std::time::{Duration, Instant, SystemTime};
 
 use tracing::{debug, debug_span};
 
@@ -27,6 +28,9 @@ pub const NOTHING_YET: &str = "nothing was backed up yet";
 
 /// Seconds that the clock may be behind the last backup without a warning. Clocks of two machines differ by less.
 const CLOCK_TOLERANCE: i64 = 60;
+
+/// How often a wait looks whether it should end.
+const GLANCE: Duration = Duration::from_millis(100);
 
 /// Whether the whole catalog is verified before the run, and damaged rows are dropped.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -65,6 +69,8 @@ pub struct Session<'r> {
     run: RunId,
     /// The generation of this run is at the target.
     announced: AtomicBool,
+    /// When it was written, until listings must show those of all other runs that began before.
+    fresh: Mutex<Option<Instant>>,
     _lock: &'r Lock,
 }
 
@@ -119,6 +125,7 @@ impl<'r> Session<'r> {
                 strange: Mutex::new(strange),
                 run: RunId::random(),
                 announced: AtomicBool::new(false),
+                fresh: Mutex::default(),
                 _lock: lock,
             };
             repository.target().set_run(session.run.writer());
@@ -195,6 +202,7 @@ impl<'r> Session<'r> {
         if !self.unfinished.is_empty() {
             // From here on, a concurrent run with a copy of this catalog fails.
             let remover = self.remover(catalog)?;
+            self.outlast_lag(inventory)?;
             clean_up_unfinished(inventory, catalog, &self.unfinished, &remover)?;
             // The run was killed before it wrote them. A catalog that was learnt may not know all of them.
             if catalog.has_stale_tombstones()? && !catalog.is_learnt()? {
@@ -209,7 +217,29 @@ impl<'r> Session<'r> {
         if self.announced.swap(true, Ordering::Relaxed) {
             return Ok(());
         }
-        self.with_rivals(|rivals| announce(catalog, &self.writer, rivals, self.generation, self.run))
+        self.with_rivals(|rivals| announce(catalog, &self.writer, rivals, self.generation, self.run))?;
+        *self.fresh.lock().unwrap_or_else(PoisonError::into_inner) = Some(Instant::now());
+        Ok(())
+    }
+
+    /// Waits until listings show all runs that began before this one was announced, and looks for them again. A no-op on
+    /// targets whose listings do not lag behind, and after the first call.
+    pub fn outlast_lag(&self, inventory: &Inventory<'_>) -> Result<(), Error> {
+        let lag = self.repository.target().capabilities().lag;
+        let announced = self.fresh.lock().unwrap_or_else(PoisonError::into_inner).take();
+        let Some(announced) = announced.filter(|_| !lag.is_zero()) else { return Ok(()) };
+        let left = || lag.saturating_sub(announced.elapsed());
+        if !left().is_zero() {
+            let seconds = left().as_secs_f64().ceil();
+            inventory.monitor.note(&format!(
+                "waiting {seconds} s before anything is removed, since the server's listings may lag behind"
+            ));
+        }
+        while !left().is_zero() {
+            inventory.check_interrupted()?;
+            sleep(left().min(GLANCE));
+        }
+        self.still_alone()
     }
 
     /// Whether the run is announced.

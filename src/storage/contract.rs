@@ -2,6 +2,7 @@
 
 use std::fmt;
 use std::path::PathBuf;
+use std::time::Duration;
 
 use uuid::Uuid;
 
@@ -49,13 +50,15 @@ pub struct Capabilities {
     pub exclusive: bool,
     /// How many objects to store at the same time; more gain nothing.
     pub lanes: usize,
+    /// How long a listing may lack a new object or show a removed one.
+    pub lag: Duration,
     /// Messages about missing guarantees, to print after the location. Complete only after an object was stored.
     pub shortcomings: Vec<&'static str>,
 }
 
 impl Default for Capabilities {
     fn default() -> Self {
-        Capabilities { directory: None, exclusive: false, lanes: 1, shortcomings: Vec::new() }
+        Capabilities { directory: None, exclusive: false, lanes: 1, lag: Duration::ZERO, shortcomings: Vec::new() }
     }
 }
 

@@ -19,6 +19,7 @@ use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::os::unix::fs::MetadataExt;
 use std::path::Path;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
 
 use rustix::fs::{
     Advice, AtFlags, CWD, Dir, FileType, FlockOperation, Mode, OFlags, RenameFlags, fadvise, flock, linkat, mkdirat,
@@ -361,6 +362,7 @@ impl Storage for DirectoryStorage {
             directory: Some(self.root.path().clone()),
             exclusive: true,
             lanes: 1,
+            lag: Duration::ZERO,
             shortcomings: lacking.map(|(_, words)| words).collect(),
         }
     }

@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 use std::str::FromStr;
 
 use super::remote::Remote;
-use super::{ftp, s3, sftp, webdav};
+use super::{ftp, s3, sftp, swift, webdav};
 
 /// The location of a target: parsed once, on the command line, and handed down.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -26,6 +26,8 @@ pub enum LocationKind {
     Sftp(sftp::Address),
     /// A prefix in a bucket of S3.
     S3(s3::Address),
+    /// A prefix in a container of OpenStack Swift.
+    Swift(swift::Address),
     /// A folder on a WebDAV server.
     Webdav(webdav::Address),
 }
@@ -60,7 +62,11 @@ impl Location {
     pub fn is_remote(&self) -> bool {
         match self.kind {
             LocationKind::Directory(_) => false,
-            LocationKind::Ftp(_) | LocationKind::Sftp(_) | LocationKind::S3(_) | LocationKind::Webdav(_) => true,
+            LocationKind::Ftp(_)
+            | LocationKind::Sftp(_)
+            | LocationKind::S3(_)
+            | LocationKind::Swift(_)
+            | LocationKind::Webdav(_) => true,
         }
     }
 }
@@ -87,6 +93,10 @@ impl FromStr for Location {
             let address = s3::Address::parse(text).map_err(|why| LocationError(why.to_owned()))?;
             return Ok(Location::new(text, LocationKind::S3(address)));
         }
+        if text.starts_with("swift://") {
+            let address = swift::Address::parse(text).map_err(|why| LocationError(why.to_owned()))?;
+            return Ok(Location::new(text, LocationKind::Swift(address)));
+        }
         if text.starts_with("webdav://") || text.starts_with("webdavs://") {
             let address = webdav::Address::parse(text).map_err(LocationError)?;
             return Ok(Location::new(text, LocationKind::Webdav(address)));
@@ -97,12 +107,11 @@ impl FromStr for Location {
             "sftp" | "ssh" | "scp" => "write sftp://[USER@]HOST[:PORT]/PATH",
             "ftp" | "ftps" => "write ftps://[USER@]HOST[:PORT]/PATH",
             "s3" => "write s3://BUCKET/PREFIX",
+            "swift" => "write swift://CONTAINER/PREFIX",
             "http" | "https" | "dav" | "davs" | "webdav" | "webdavs" => {
                 "write webdavs://[USER@]HOST/PATH for a WebDAV server"
             }
-            "rclone" | "b2" | "gs" | "azure" | "swift" | "rest" => {
-                "mount it with `rclone mount`, and give the mount point"
-            }
+            "rclone" | "b2" | "gs" | "azure" | "rest" => "mount it with `rclone mount`, and give the mount point",
             _ => "for an SSH server, write sftp://[USER@]HOST[:PORT]/PATH",
         };
         let user = text.split_once("://").and_then(|(_, rest)| Some(rest.split('/').next()?.rsplit_once('@')?.0));
@@ -111,7 +120,7 @@ impl FromStr for Location {
             _ => format!("./{text}"),
         };
         Err(LocationError(format!(
-            "this names another machine or a service, but a repository must be a local directory, on an SFTP, FTP or WebDAV server, or in S3: {help}. For a local directory of this name, write {shown}"
+            "this names another machine or a service, but a repository must be a local directory, on an SFTP, FTP or WebDAV server, or in S3 or Swift: {help}. For a local directory of this name, write {shown}"
         )))
     }
 }
@@ -161,6 +170,7 @@ mod tests {
             ("sftp:host:/repo", "write sftp://"),
             ("s3:bucket/repo", "write s3://"),
             ("ftp:host/repo", "write ftps://"),
+            ("swift:bucket:/repo", "write swift://"),
             ("https://host/repo", "write webdavs://"),
             ("webdav:host/repo", "write webdavs://"),
             ("b2:bucket:repo", "rclone mount"),
@@ -175,6 +185,7 @@ mod tests {
             "sftp://me:secret@host/repo",
             "s3://id:secret@bucket/repo",
             "ftp://me:secret@host/repo",
+            "swift://me:secret@container/repo",
             "webdavs://me:secret@host/repo",
             "https://me:secret@host/repo",
         ] {
@@ -221,5 +232,14 @@ mod tests {
             assert!(location.is_remote());
             assert_eq!(location.to_string(), text);
         }
+    }
+
+    #[test]
+    fn a_swift_url_is_a_prefix_in_a_container() {
+        let location = parse("swift://backups/a/b/").unwrap();
+        let LocationKind::Swift(address) = location.kind() else { panic!("{location:?}") };
+        assert_eq!((address.container.as_str(), address.prefix.as_str()), ("backups", "a/b"));
+        assert!(location.is_remote());
+        assert_eq!(location.to_string(), "swift://backups/a/b/");
     }
 }

@@ -11,6 +11,7 @@
 //! - [`sftp`]: objects as files on an SFTP server
 //! - [`ftp`]: objects as files on an FTP server
 //! - [`s3`]: objects in a bucket of S3
+//! - [`swift`]: objects in a container of OpenStack Swift
 //! - [`webdav`]: objects as files on a WebDAV server
 //! - [`http`]: what targets over HTTP share; [`netrc`]: logins of servers; [`url`](mod@url) and [`xml`]: parts of both
 //! - [`remote`]: options of targets on other machines
@@ -42,6 +43,7 @@ mod retry;
 mod s3;
 mod sftp;
 mod spool;
+mod swift;
 mod target;
 pub mod testing;
 mod url;
@@ -63,6 +65,7 @@ pub use retry::{RetryPolicy, RetryStorage, Waiting, waited};
 pub use s3::{Address as S3Address, S3Storage, parse_endpoint};
 pub use sftp::{Address as SftpAddress, SftpStorage};
 pub use spool::{Spool, SpoolReader, Spools};
+pub use swift::{Address as SwiftAddress, SwiftStorage};
 pub use target::Target;
 pub use webdav::{Address as WebdavAddress, WebdavStorage};
 pub use wrapper::Operation;

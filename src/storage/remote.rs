@@ -21,6 +21,8 @@ pub struct Remote {
     pub connections: NonZeroUsize,
     /// How long a connection may be silent while an answer is due, before it is closed.
     pub stall: Duration,
+    /// How long to expect listings of services to lag behind that promise nothing else.
+    pub lag: Duration,
     /// The folder for objects that are being stored; `None` for that of the system's temporary files. It is made if it is
     /// missing.
     pub spool: Option<PathBuf>,
@@ -50,6 +52,7 @@ impl Default for Remote {
             ca: None,
             connections: NonZeroUsize::new(4).unwrap_or(NonZeroUsize::MIN),
             stall: Duration::from_secs(60),
+            lag: Duration::from_secs(60),
             spool: None,
             spool_size: 128 << 20,
         }

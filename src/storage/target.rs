@@ -16,6 +16,7 @@ use super::log::logged;
 use super::s3::S3Storage;
 use super::sftp::SftpStorage;
 use super::spool::Spool;
+use super::swift::SwiftStorage;
 use super::webdav::WebdavStorage;
 
 /// Bytes per read in [`Target::pieces`].
@@ -39,6 +40,7 @@ impl Target {
             LocationKind::Ftp(address) => Box::new(FtpStorage::open(address, location.remote())?),
             LocationKind::Sftp(address) => Box::new(SftpStorage::open(address, location.remote())?),
             LocationKind::S3(address) => Box::new(S3Storage::open(address, location.remote())?),
+            LocationKind::Swift(address) => Box::new(SwiftStorage::open(address, location.remote())?),
             LocationKind::Webdav(address) => Box::new(WebdavStorage::open(address, location.remote())?),
         };
         Ok(Target::new(storage, location.to_string()))
@@ -52,6 +54,7 @@ impl Target {
             LocationKind::Ftp(address) => Box::new(FtpStorage::create(address, location.remote(), is_leftover)?),
             LocationKind::Sftp(address) => Box::new(SftpStorage::create(address, location.remote(), is_leftover)?),
             LocationKind::S3(address) => Box::new(S3Storage::create(address, location.remote(), is_leftover)?),
+            LocationKind::Swift(address) => Box::new(SwiftStorage::create(address, location.remote(), is_leftover)?),
             LocationKind::Webdav(address) => Box::new(WebdavStorage::create(address, location.remote(), is_leftover)?),
         };
         Ok(Target::new(storage, location.to_string()))

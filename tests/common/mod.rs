@@ -25,6 +25,7 @@ pub mod s3;
 pub mod sftp;
 pub mod silent;
 pub mod stopped;
+pub mod swift;
 pub mod wait;
 pub mod webdav;
 

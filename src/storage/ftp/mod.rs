@@ -29,6 +29,7 @@ mod wire;
 use std::io::Read;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Mutex, PoisonError};
+use std::time::Duration;
 
 use uuid::Uuid;
 
@@ -440,6 +441,7 @@ impl Storage for FtpStorage {
             directory: None,
             exclusive: false,
             lanes: self.pool.most(),
+            lag: Duration::ZERO,
             shortcomings: known.into_iter().filter(|(is_so, _)| *is_so).map(|(_, words)| words).collect(),
         }
     }

@@ -18,6 +18,7 @@ mod signature;
 mod xml;
 
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
 
 use uuid::Uuid;
 
@@ -212,6 +213,7 @@ impl Storage for S3Storage {
             directory: None,
             exclusive: self.refuses.load(Ordering::Relaxed),
             lanes: self.bucket.lanes(),
+            lag: Duration::ZERO,
             shortcomings: self.bucket.is_exposed().then_some(exposed).into_iter().collect(),
         }
     }

@@ -30,6 +30,7 @@ mod wire;
 
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Mutex, PoisonError};
+use std::time::Duration;
 
 use uuid::Uuid;
 
@@ -460,6 +461,7 @@ impl Storage for SftpStorage {
             directory: None,
             exclusive: !self.unlinked.load(Ordering::Relaxed),
             lanes: self.pool.most(),
+            lag: Duration::ZERO,
             shortcomings: lacking,
         }
     }

@@ -22,6 +22,7 @@ use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::mpsc::sync_channel;
 use std::sync::{Mutex, PoisonError};
 use std::thread;
+use std::time::Duration;
 
 use uuid::Uuid;
 
@@ -482,6 +483,7 @@ impl Storage for WebdavStorage {
             directory: None,
             exclusive: false,
             lanes: self.server.lanes(),
+            lag: Duration::ZERO,
             shortcomings: known.iter().filter(|(is_so, _)| *is_so).map(|(_, words)| *words).collect(),
         }
     }

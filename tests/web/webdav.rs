@@ -1,9 +1,5 @@
-//! Repositories on a WebDAV server, through the real program and Apache: a whole round, logins, a server that is busy, cut off,
+//! Repositories on a WebDAV server, here Apache: a whole round, logins, a server that is busy, cut off,
 //! full or away, hostile answers, and what stays after a kill.
-
-#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::print_stdout, clippy::print_stderr)]
-
-mod common;
 
 use std::fs;
 use std::net::TcpListener;
@@ -13,13 +9,13 @@ use std::process::{Child, Command, Stdio};
 use std::thread::sleep;
 use std::time::{Duration, Instant};
 
+use crate::common::http_proxy::Flaw;
+use crate::common::webdav::{Login, PASSWORD, Server, USER};
+use crate::common::{NOBODY, Run, Site, age, noise, run, settle, tree};
 use brackfs::storage::{ErrorKind, LocationKind, Rivals, Storage, WebdavStorage};
-use common::http_proxy::Flaw;
-use common::webdav::{Login, PASSWORD, Server, USER};
-use common::{NOBODY, Run, Site, age, noise, run, settle, tree};
 use uuid::Uuid;
 
-const MIB: usize = 1 << 20;
+use crate::{MIB, answer, borrowed, many, until};
 
 /// A site whose repository is on a server.
 struct Remote {
@@ -117,29 +113,6 @@ impl Remote {
         let LocationKind::Webdav(address) = location.kind() else { panic!("{location}") };
         WebdavStorage::open(address, location.remote()).unwrap()
     }
-}
-
-/// Files of random bytes: many packs.
-fn many(count: usize) -> Vec<(String, Vec<u8>)> {
-    (0..count).map(|at| (format!("file{at}"), noise(&format!("file{at}"), 8 * MIB))).collect()
-}
-
-fn borrowed(files: &[(String, Vec<u8>)]) -> Vec<(&str, Vec<u8>)> {
-    files.iter().map(|(name, bytes)| (name.as_str(), bytes.clone())).collect()
-}
-
-#[track_caller]
-fn until(what: &str, mut is_so: impl FnMut() -> bool) {
-    let start = Instant::now();
-    while !is_so() {
-        assert!(start.elapsed() < Duration::from_secs(120), "{what}");
-        sleep(Duration::from_millis(5));
-    }
-}
-
-/// An answer without content.
-fn answer(status: &str, headers: &str) -> Flaw {
-    Flaw::Answer(format!("HTTP/1.1 {status}\r\n{headers}Content-Length: 0\r\n\r\n"))
 }
 
 /// Stores an object, and returns the kind of error.
