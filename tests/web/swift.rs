@@ -161,7 +161,7 @@ fn a_prune_finds_another_run_that_listings_showed_late() {
     assert!(remote.packs() >= before, "packs were removed");
 
     let mut prune = remote.command(&["prune", "--grace", "0"]);
-    prune.env("BRACKFS_LISTING_LAG", "20");
+    prune.env("BRACKFS_LISTING_LAG", "15");
     let mut prune = remote.begin(prune);
     until("the prune waits", || remote.said().contains("before anything is removed"));
     let mut rival = remote.command(&["backup", remote.site.source().to_str().unwrap()]);
