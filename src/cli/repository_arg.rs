@@ -30,7 +30,8 @@ const REMINDER: Duration = Duration::from_secs(60);
 /// The repository of a command.
 #[derive(Debug, Args)]
 pub(super) struct RepositoryArg {
-    /// Use this repository: a directory, sftp://USER@HOST/PATH, ftps://USER@HOST/PATH, s3://BUCKET/PREFIX, or webdavs://HOST/PATH
+    /// Use this repository: a directory, sftp://USER@HOST/PATH, ftps://USER@HOST/PATH, s3://BUCKET/PREFIX, swift://CONTAINER/PREFIX, or
+    /// webdavs://HOST/PATH
     ///
     /// See brackfs-targets(7).
     #[arg(
@@ -58,11 +59,11 @@ pub(super) struct TargetArgs {
     /// Without it, AWS_ENDPOINT_URL_S3, AWS_ENDPOINT_URL and the file ~/.aws/config count.
     #[arg(long, env = "BRACKFS_ENDPOINT", hide_env_values = true, value_name = "URL", value_parser = EndpointParser)]
     endpoint: Option<String>,
-    /// Read the login from FILE, in the format of ~/.aws/credentials for S3, and of ~/.netrc for FTP and WebDAV
+    /// Read the login from FILE: in the format of ~/.aws/credentials for S3, of openrc for Swift, of ~/.netrc for others
     ///
     /// For S3, the profile is AWS_PROFILE or default. Without this option, AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY count,
     /// and then ~/.aws/credentials and ~/.aws/config. For FTP, FTP_USER and FTP_PASSWORD count, and then ~/.netrc; for WebDAV,
-    /// WEBDAV_USER and WEBDAV_PASSWORD, and then ~/.netrc.
+    /// WEBDAV_USER and WEBDAV_PASSWORD, and then ~/.netrc. For Swift, the ST_ and OS_ variables of its own programs count.
     #[arg(long, env = "BRACKFS_CREDENTIALS", hide_env_values = true, value_name = "FILE", value_hint = ValueHint::FilePath)]
     credentials: Option<PathBuf>,
     /// Trust the certificates in FILE (PEM) instead of the system's, for servers over HTTPS or FTPS
