@@ -371,7 +371,7 @@ fn a_busy_server_is_waited_for_and_cut_uploads_are_made_again() {
     assert_eq!(remote.files(".tmp-"), [] as [PathBuf; 0]);
 
     for bytes in [0, 1, 100_000] {
-        remote.server.proxy.fail("GET", "packs/", 2, Flaw::CutAnswer(bytes));
+        remote.server.proxy.fail("GET", "packs/", 1, Flaw::CutAnswer(bytes));
     }
     remote.server.proxy.fail("PROPFIND", "snapshots/", 1, Flaw::CutAnswer(100));
     remote.is_whole();

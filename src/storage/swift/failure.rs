@@ -2,6 +2,8 @@
 
 use std::time::Duration;
 
+use serde_json::Value;
+
 use crate::storage::error::{Error, ErrorKind};
 use crate::storage::http::{Answer, Lost};
 
@@ -71,8 +73,11 @@ impl Failure {
     }
 }
 
-/// The status and the text of an answer, without markup.
+/// The status and the text of an answer, without markup. Keystone's text is a part of a JSON object.
 pub(super) fn said(status: u16, text: &str) -> String {
+    let document: Option<Value> = serde_json::from_str(text).ok();
+    let message = document.as_ref().and_then(|document| document.get("error")?.get("message")?.as_str());
+    let text = message.unwrap_or(text);
     let (mut plain, mut is_tag) = (String::new(), false);
     for c in text.chars().take(4 * LONGEST_TEXT) {
         match c {
@@ -122,6 +127,8 @@ mod tests {
             assert_eq!(error.kind, kind, "{status}");
             assert!(error.to_string().contains(words), "{error}");
         }
+        let keystone = Failure::explain(400, "{\"error\":{\"code\":400,\"message\":\"As told.\"}}");
+        assert!(keystone.why.contains("(status 400: As told.)"), "{}", keystone.why);
         let hostile = Failure::explain(400, &format!("\u{1b}[2J{}", "é".repeat(100_000)));
         assert!(hostile.why.len() < 600 && !hostile.why.contains('\u{1b}'));
     }
