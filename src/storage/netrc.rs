@@ -97,7 +97,7 @@ impl Login {
         }))
     }
 
-    /// Refuses what a line of a protocol cannot have.
+    /// Refuses characters that a line of a protocol cannot have.
     fn checked(self) -> Result<Login, String> {
         let fits = |text: &str| !text.is_empty() && !text.chars().any(char::is_control);
         if fits(&self.user) && fits(&self.password) {

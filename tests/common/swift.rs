@@ -31,7 +31,7 @@ pub const READER: (&str, &str) = ("test:reader", "reader-secret");
 pub struct Server {
     folder: TempDir,
     child: Child,
-    /// What requests go through.
+    /// Requests go through it.
     pub proxy: Proxy,
 }
 

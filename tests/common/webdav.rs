@@ -45,7 +45,7 @@ pub struct Server {
     /// `None` while it is stopped.
     child: Option<Child>,
     port: u16,
-    /// What requests go through.
+    /// Requests go through it.
     pub proxy: Proxy,
 }
 

@@ -77,7 +77,7 @@ impl Remote {
         self.begin(self.command(&[&["backup", self.site.source().to_str().unwrap()], extra].concat()))
     }
 
-    /// What the command under way has said.
+    /// The messages of the command under way.
     fn said(&self) -> String {
         fs::read_to_string(self.site.path().join("messages")).unwrap()
     }

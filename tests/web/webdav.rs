@@ -77,7 +77,7 @@ impl Remote {
         command.stdout(Stdio::null()).stderr(log).spawn().unwrap()
     }
 
-    /// What the backup under way has said.
+    /// The messages of the backup under way.
     fn said(&self) -> String {
         fs::read_to_string(self.site.path().join("messages")).unwrap()
     }

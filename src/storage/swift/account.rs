@@ -1,4 +1,4 @@
-//! The login: from the variables of OpenStack's programs, or from a file with such variables.
+//! The login of an account: from the variables of OpenStack's programs, or from a file with such variables.
 
 use std::fmt;
 use std::fs;
@@ -10,7 +10,7 @@ use crate::storage::remote::Remote;
 /// Bytes of a file with variables.
 const LONGEST_FILE: u64 = 1 << 20;
 
-/// How to log in, and what to ask for.
+/// How to log in, and which of the account's servers to use.
 #[derive(Clone, PartialEq, Eq)]
 pub(super) struct Account {
     /// Where to log in, without a slash at its end.
@@ -24,7 +24,7 @@ pub(super) struct Account {
     pub(super) is_exposed: bool,
 }
 
-/// What proves who logs in.
+/// The secret of a login, and its owner.
 #[derive(Clone, PartialEq, Eq)]
 pub(super) enum Secret {
     /// For version 1.

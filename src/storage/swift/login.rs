@@ -23,7 +23,7 @@ const UNTOLD: Duration = Duration::from_secs(3600);
 /// The longest time that is believed.
 const LONGEST: Duration = Duration::from_secs(30 * 24 * 3600);
 
-/// What a login returned.
+/// The result of a login.
 #[derive(Clone)]
 pub(super) struct Token {
     pub(super) text: String,

@@ -26,7 +26,7 @@ const LONGEST_PAGE: u64 = 8 << 20;
 const LONGEST_NAME: usize = 1024;
 /// Bytes read at a time.
 const PIECE: usize = 64 << 10;
-/// Bytes of an answer that has nothing to say.
+/// Bytes of an answer whose text does not matter.
 const LONGEST_TEXT: u64 = 64 << 10;
 
 /// A container that can be reached.

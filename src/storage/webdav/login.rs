@@ -26,7 +26,7 @@ pub(super) struct Door {
     state: Mutex<State>,
 }
 
-/// What the server wanted last.
+/// The way to log in that the server wanted last.
 #[derive(Debug, Default)]
 struct State {
     way: Option<Way>,
@@ -392,8 +392,8 @@ mod tests {
         refused(&basic, 0, &["Basic realm=x"]).unwrap();
         basic.accepted(1);
         assert!(refused(&basic, 1, &["Basic realm=x"]).unwrap_err().contains("refuses the login"));
-        let nobody = Door::new(None, true);
-        assert!(refused(&nobody, 0, &[MD5]).unwrap_err().contains("WEBDAV_PASSWORD"));
+        let without = Door::new(None, true);
+        assert!(refused(&without, 0, &[MD5]).unwrap_err().contains("WEBDAV_PASSWORD"));
     }
 
     #[test]

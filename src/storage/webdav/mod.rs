@@ -196,7 +196,7 @@ impl WebdavStorage {
         Ok((length, found))
     }
 
-    /// Calls `visit` with what is in a folder (`packs/`). Returns false if the folder does not exist.
+    /// Calls `visit` with the entries of a folder (`packs/`). Returns false if the folder does not exist.
     fn list(&self, folder: &str, visit: &mut dyn FnMut(Entry)) -> Result<bool, Failure> {
         let path = self.path(folder);
         let own = path.trim_end_matches('/');
@@ -380,7 +380,7 @@ impl WebdavStorage {
         }
     }
 
-    /// Removes a folder if it is empty: the request would also remove what is in it.
+    /// Removes a folder if it is empty: the request would also remove its content.
     fn remove_folder(&self, folder: &str) -> Result<bool, Failure> {
         let mut is_empty = true;
         let exists = self.list(folder, &mut |_| is_empty = false)?;
@@ -476,7 +476,7 @@ fn shown(address: &Address) -> String {
 impl Storage for WebdavStorage {
     fn capabilities(&self) -> Capabilities {
         let exposed = "other users can read the file with the password; run chmod go= on it";
-        let open = "the connection is not encrypted, so others on the network can see and change what is stored; use webdavs://";
+        let open = "the connection is not encrypted, so others on the network can see and change the stored objects; use webdavs://";
         let is_open = !self.address.tls && !self.address.is_loopback();
         let known = [(self.server.is_exposed(), exposed), (is_open, open)];
         Capabilities {

@@ -5,7 +5,7 @@ use std::io::BufRead;
 use crate::storage::url::decode;
 use crate::storage::xml::{Malformed, Problem, leaves};
 
-/// What is asked for: the properties of an [`Entry`].
+/// The body of a request: it asks for the properties of an [`Entry`].
 pub(super) const QUESTION: &str = "<?xml version=\"1.0\" encoding=\"utf-8\"?><propfind xmlns=\"DAV:\"><prop><resourcetype/>\
                                    <getcontentlength/><getetag/><getlastmodified/></prop></propfind>";
 
@@ -25,7 +25,7 @@ pub(super) struct Entry {
 
 /// Calls `take` with each entry.
 pub(super) fn each(source: impl BufRead, take: &mut dyn FnMut(Entry) -> Result<(), Malformed>) -> Result<(), Problem> {
-    // What the server knows is in a group of its own, apart from what it does not know.
+    // Known properties are in one group, unknown ones in another.
     let (mut entry, mut group, mut path, mut is_known) = (Entry::default(), Entry::default(), None, true);
     leaves(source, &mut |names, text| {
         let ["multistatus", inner @ ..] = names else { return Err(Malformed) };

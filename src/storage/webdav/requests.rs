@@ -21,7 +21,7 @@ use crate::storage::xml::{Malformed, Problem};
 const ASK: u64 = 128 << 10;
 /// Bytes of a listing of a folder: some million files.
 const LONGEST_LISTING: u64 = 1 << 30;
-/// Bytes of an answer that has nothing to say.
+/// Bytes of an answer whose text does not matter.
 const LONGEST_TEXT: u64 = 64 << 10;
 /// Tries of a request: without a login, with one, and with one for a new challenge.
 const TRIES: usize = 3;
@@ -45,12 +45,12 @@ enum Content<'c> {
     Spool(&'c Spool),
 }
 
-/// What is listed.
+/// The extent of a listing.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Depth {
     /// A file or folder.
     Itself,
-    /// A folder, and what is directly in it.
+    /// A folder and its direct entries.
     Children,
 }
 
@@ -183,7 +183,7 @@ impl Server {
         self.send("GET", path, range.as_slice(), Content::None)
     }
 
-    /// Calls `take` with what is listed at a path.
+    /// Calls `take` with the entries that are listed at a path.
     pub(super) fn list(
         &self,
         path: &str,
