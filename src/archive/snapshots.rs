@@ -52,6 +52,12 @@ pub trait Archive: Send + Sync {
     /// Returns entries from position `from` on: those of one list, so that memory stays bounded. Empty at the end.
     fn list(&self, directory: &SnapshotDirectory, from: u64) -> Result<Page, Error>;
 
+    /// A hint that the content of a file is read soon.
+    fn prefetch(&self, _file: &EntryHandle) {}
+
+    /// A hint that a directory is entered, and that the entries after it follow.
+    fn prefetch_after(&self, _directory: &EntryHandle) {}
+
     /// Returns the number of entries from these positions on that are the same in both directories, with everything below
     /// them, as far as the archive knows it without reading them. 0 if it does not know.
     fn shared_entries(&self, _a: (&SnapshotDirectory, u64), _b: (&SnapshotDirectory, u64)) -> Result<u64, Error> {

@@ -21,6 +21,8 @@ struct WalkLevel {
     /// Position of the next entry.
     next: u64,
     ready: Page,
+    /// The entry before the next one.
+    last: Option<EntryHandle>,
     over: bool,
 }
 
@@ -46,8 +48,12 @@ impl<'a> TreeWalk<'a> {
     pub fn enter(&mut self, directory: SnapshotDirectory) {
         if let Some(far) = self.levels.len().checked_sub(KEPT).and_then(|at| self.levels.get_mut(at)) {
             far.ready = Page::default();
+            far.last = None;
         }
-        self.levels.push(WalkLevel { directory, next: 0, ready: Page::default(), over: false });
+        if let Some(entered) = self.levels.last().and_then(|level| level.last.as_ref()) {
+            self.archive.prefetch_after(entered);
+        }
+        self.levels.push(WalkLevel { directory, next: 0, ready: Page::default(), last: None, over: false });
     }
 
     /// Number of directories entered and not left, including the first.
@@ -66,6 +72,7 @@ impl<'a> TreeWalk<'a> {
         loop {
             if let Some(listed) = level.ready.next() {
                 level.next += 1;
+                level.last = Some(listed.clone());
                 return Some(WalkStep::Entry(listed));
             }
             if level.over {

@@ -191,6 +191,9 @@ impl FileSystem {
             MountedNode::Entry(number, listed) => (number, listed),
         };
         let directory = listed.directory().ok_or(Error::NotADirectory)?;
+        if from == 0 {
+            self.archive.prefetch_after(&listed);
+        }
         loop {
             let page = self.archive.list(&directory, from)?;
             if page.is_empty() {

@@ -1,7 +1,7 @@
 //! Blocks: fetched, decrypted, decompressed and cached. Each chunk is verified before its first use.
 
 use std::collections::HashMap;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 
 use super::buffers::{self, Buffers};
@@ -26,6 +26,8 @@ pub(super) struct Core {
     buffers: Arc<Buffers>,
     /// Number of blocks decoded.
     decoded: AtomicU64,
+    /// The content of a small file was read since a directory was listed.
+    content_read: AtomicBool,
 }
 
 /// Caches of blocks and nodes.
@@ -126,6 +128,7 @@ impl Core {
             moves: Moves::new(),
             buffers: Arc::default(),
             decoded: AtomicU64::new(0),
+            content_read: AtomicBool::new(false),
         }
     }
 
@@ -138,6 +141,16 @@ impl Core {
     /// Number of blocks decoded so far.
     pub(super) fn decoded(&self) -> u64 {
         self.decoded.load(Ordering::Relaxed)
+    }
+
+    /// Notes that the content of a small file is read.
+    pub(super) fn note_content_read(&self) {
+        self.content_read.store(true, Ordering::Relaxed);
+    }
+
+    /// Whether the content of a small file was read since the last call.
+    pub(super) fn take_content_read(&self) -> bool {
+        self.content_read.swap(false, Ordering::Relaxed)
     }
 
     /// Whether a block is cached or being loaded.

@@ -197,6 +197,7 @@ impl FileReader {
     fn prefetch(&self, offset: u64, length: u64, leaf: &mut ExtentLeaf) -> Result<(), Error> {
         if self.starts.len() <= 1 {
             if let (0, Content::Chunk(chunk)) = (offset, self.entry_content()) {
+                self.core.note_content_read();
                 let most = self.threads.reach.small_files.min(self.core.room_for_blocks());
                 for block in self.home.next_blocks(chunk, most) {
                     self.threads.send(&self.core, PrefetchRequest { block: *block, chunk: None, until: Until::Open });
@@ -231,7 +232,9 @@ impl FileReader {
     /// file is large and the cache has room.
     fn visit_data(&self, visit: &mut dyn FnMut(FileData<'_>) -> ControlFlow<()>) -> Result<(), Error> {
         self.read_to.store(0, Ordering::Relaxed);
-        let ahead = if self.size < LARGE { 0 } else { self.core.room_for_blocks().min(self.threads.reach.extents) };
+        let is_near = self.threads.reach.small_files == 1;
+        let ahead =
+            if is_near && self.size < LARGE { 0 } else { self.core.room_for_blocks().min(self.threads.reach.extents) };
         let (mut at, mut leaf) = (0, None);
         let mut waiting = VecDeque::with_capacity(ahead + 1);
         loop {

@@ -3,6 +3,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use super::blocks::NodeValue;
 use super::error::Error;
 use super::file::FileReader;
 use super::open::Reader;
@@ -61,6 +62,16 @@ impl Archive for Reader {
 
     fn list(&self, directory: &SnapshotDirectory, from: u64) -> Result<Page, archive::Error> {
         Ok(self.page(directory, from)?)
+    }
+
+    fn prefetch(&self, file: &EntryHandle) {
+        self.prefetch_content(file);
+    }
+
+    fn prefetch_after(&self, directory: &EntryHandle) {
+        if let Some((list, at)) = directory.in_list::<NodeValue>() {
+            self.prefetch_directories(&list, at.saturating_add(1));
+        }
     }
 
     fn shared_entries(

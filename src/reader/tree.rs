@@ -125,6 +125,14 @@ impl EntryList for NodeValue {
 }
 
 impl NodeValue {
+    /// The block with the content of a small file.
+    fn small_content(&self, at: usize) -> Option<BlockLocation> {
+        match &self.entries().get(at)?.content {
+            Content::Chunk(chunk) => self.node.location(chunk),
+            _ => None,
+        }
+    }
+
     /// The entries of a directory node; none in nodes of other kinds.
     pub(super) fn entries(&self) -> &[Entry] {
         match &self.node.items {
@@ -291,22 +299,38 @@ impl Reader {
     pub(super) fn page(&self, directory: &SnapshotDirectory, from: u64) -> Result<Page, Error> {
         let Some(leaf) = self.leaf(directory, Sought::Position(from))? else { return Ok(Page::default()) };
         let at = usize::try_from(from - leaf.entries_before).unwrap_or(usize::MAX);
-        self.prefetch_below(&leaf.value, at);
+        self.prefetch_directories(&leaf.value, at);
+        // A program that reads files of one directory after the other reads those of this one next.
+        if self.core.take_content_read() {
+            let files = leaf.value.entries().len();
+            let blocks = (at..files).filter_map(|at| leaf.value.small_content(at));
+            self.prefetch_blocks(blocks, self.prefetch.reach.small_files);
+        }
         Ok(leaf.page(directory, at))
     }
 
-    /// Prefetches blocks with the directories in a node, from this index on: those that list a tree need them next.
-    fn prefetch_below(&self, value: &NodeValue, at: usize) {
-        let most = self.prefetch.reach.directories.min(self.core.room_for_blocks());
-        let mut last = None;
-        let blocks = value.entries().get(at..).unwrap_or_default().iter().filter_map(|entry| match &entry.content {
-            Content::Directory(Subtree { node, .. }) => {
-                let block = value.node.location(node.as_ref()?);
-                block.filter(|block| last.replace(*block) != Some(*block))
-            }
+    /// Prefetches blocks with the directories in a node, from this index on: programs that list a tree need them next.
+    pub(super) fn prefetch_directories(&self, value: &NodeValue, at: usize) {
+        let entries = value.entries().get(at..).unwrap_or_default().iter();
+        let blocks = entries.filter_map(|entry| match &entry.content {
+            Content::Directory(Subtree { node, .. }) => value.node.location(node.as_ref()?),
             _ => None,
         });
-        for block in blocks.take(most) {
+        self.prefetch_blocks(blocks, self.prefetch.reach.directories);
+    }
+
+    /// Prefetches the content of a small file. Large ones are prefetched while they are read.
+    pub(super) fn prefetch_content(&self, file: &EntryHandle) {
+        if let Some((list, at)) = file.in_list::<NodeValue>() {
+            self.prefetch_blocks(list.small_content(at).into_iter(), self.prefetch.reach.small_files);
+        }
+    }
+
+    fn prefetch_blocks(&self, blocks: impl Iterator<Item = BlockLocation>, most: usize) {
+        // With one block, the next one is prefetched when this one is read.
+        let most = if most > 1 { most.min(self.core.room_for_blocks()) } else { 0 };
+        let mut last = None;
+        for block in blocks.filter(|block| last.replace(*block) != Some(*block)).take(most) {
             self.prefetch.send(&self.core, PrefetchRequest { block, chunk: None, until: Until::Open });
         }
     }

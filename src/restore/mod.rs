@@ -279,7 +279,8 @@ impl Restorer<'_> {
                 // Workers end early only after a fatal error, which is already stored.
                 _ => jobs.send(job).map_err(|_| Error::Interrupted),
             };
-            let mut jobs = JobQueue::new(&take, &self.links);
+            let prefetch = |file: &EntryHandle| self.archive.prefetch(file);
+            let mut jobs = JobQueue::new(&take, &prefetch, &self.links);
             match self.walk(from, &top, &mut jobs) {
                 Ok(()) => jobs.flush(),
                 // Entries before the unreadable node are restored.

@@ -10,11 +10,14 @@ use rustix::process::{Resource, getrlimit};
 
 use super::links::HardLinks;
 use super::{Error, RestoreJob};
+use crate::archive::EntryHandle;
 
 /// The maximum number of entries in the channel to the workers.
 const AHEAD: usize = 64;
 /// The maximum number of queued entries.
 const ENTRIES: usize = 8192;
+/// The number of blocks that are announced before they are needed.
+const BLOCKS: usize = 8;
 /// The maximum number of directories held open by queued entries, in addition to those of the walk.
 const FOLDERS: usize = 512;
 /// The maximum number of bytes of decoded nodes and paths held by queued entries.
@@ -24,6 +27,8 @@ const BYTES: usize = 16 << 20;
 pub(super) struct JobQueue<'j> {
     /// Receives the sorted entries.
     take: &'j dyn Fn(RestoreJob) -> Result<(), Error>,
+    /// Receives files whose content is read soon.
+    prefetch: &'j dyn Fn(&EntryHandle),
     links: &'j HardLinks,
     waiting: Vec<RestoreJob>,
     /// Further names of files whose first names are queued or being written.
@@ -34,9 +39,13 @@ pub(super) struct JobQueue<'j> {
 }
 
 impl<'j> JobQueue<'j> {
-    pub(super) fn new(take: &'j dyn Fn(RestoreJob) -> Result<(), Error>, links: &'j HardLinks) -> Self {
+    pub(super) fn new(
+        take: &'j dyn Fn(RestoreJob) -> Result<(), Error>,
+        prefetch: &'j dyn Fn(&EntryHandle),
+        links: &'j HardLinks,
+    ) -> Self {
         let most_folders = most_folders();
-        JobQueue { take, links, waiting: Vec::new(), later: Vec::new(), most_folders, folders: 0, bytes: 0 }
+        JobQueue { take, prefetch, links, waiting: Vec::new(), later: Vec::new(), most_folders, folders: 0, bytes: 0 }
     }
 
     /// Adds an entry. Flushes the queue when a limit is reached.
@@ -64,11 +73,50 @@ impl<'j> JobQueue<'j> {
         (self.folders, self.bytes) = (0, 0);
         // The sort is stable: entries of the same block stay in tree order.
         self.waiting.sort_by_cached_key(|job| job.listed.content_position());
-        self.waiting.drain(..).try_for_each(self.take)?;
+        let mut hints = BlockHints::new(&self.waiting);
+        for (at, job) in self.waiting.drain(..).enumerate() {
+            hints.give(at, self.prefetch);
+            (self.take)(job)?;
+        }
         self.later.drain(..).try_for_each(|mut job| {
             self.links.assign_blocking(&mut job)?;
             (self.take)(job)
         })
+    }
+}
+
+/// Tells which content will be read soon: the first file of each of the next blocks.
+struct BlockHints {
+    /// The first file of each block, and its index.
+    firsts: Vec<(usize, EntryHandle)>,
+    given: usize,
+    passed: usize,
+}
+
+impl BlockHints {
+    fn new(sorted: &[RestoreJob]) -> Self {
+        let (mut firsts, mut last) = (Vec::new(), None);
+        for (at, job) in sorted.iter().enumerate() {
+            let position = job.listed.content_position();
+            if position.is_some() && position != last {
+                firsts.push((at, job.listed.clone()));
+            }
+            last = position;
+        }
+        BlockHints { firsts, given: 0, passed: 0 }
+    }
+
+    /// Tells of the blocks up to [`BLOCKS`] after that of the file at this index.
+    fn give(&mut self, at: usize, prefetch: &dyn Fn(&EntryHandle)) {
+        while self.firsts.get(self.passed).is_some_and(|(first, _)| *first <= at) {
+            self.passed += 1;
+        }
+        while self.given < self.passed + BLOCKS
+            && let Some((_, file)) = self.firsts.get(self.given)
+        {
+            prefetch(file);
+            self.given += 1;
+        }
     }
 }
 

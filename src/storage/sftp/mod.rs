@@ -486,8 +486,9 @@ impl Storage for SftpStorage {
         stored
     }
 
+    /// Reads share connections: one carries as much as most networks do, and a further login takes longer than a read.
     fn read(&self, name: &str, offset: u64, length: usize, bytes: &mut Vec<u8>) -> Result<(), Error> {
-        let session = self.take("read", name)?;
+        let session = self.share("read", name)?;
         match session.read(&self.path(name), offset, length, bytes) {
             Ok(()) => {
                 self.note_seen();
