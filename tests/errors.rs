@@ -713,7 +713,7 @@ fn a_path_that_looks_remote_is_refused_and_no_directory_is_made() {
     site.key("rfc9580");
     let before = tree(site.path());
     for place in
-        ["user@host:repo", "host:/srv/repo", "sftp:host:repo", "s3:bucket", "rclone:remote:repo", "ssh://host/repo"]
+        ["user@host:repo", "host:/srv/repo", "sftp:host:repo", "s3:bucket", "b2:bucket:repo", "ssh://host/repo"]
     {
         let init = site.brackfs(&["init", place, "--no-encryption"]).code(2);
         says(&init, &format!("./{place}"));

@@ -30,10 +30,11 @@ use brackfs::state::RepositoryState;
 use brackfs::storage::testing::{Fault, Faults, Faulty, Memory, Record, Recording};
 use brackfs::storage::{
     DirectoryStorage, Error, ErrorKind, FtpStorage, Interrupt, Limit, Location, LocationKind, ObjectInfo, Operation,
-    Rates, Remote, RetryPolicy, RetryStorage, Rivals, S3Storage, SftpStorage, Storage, SwiftStorage, Target,
-    WebdavStorage,
+    Rates, RcloneStorage, Remote, RetryPolicy, RetryStorage, Rivals, S3Storage, SftpStorage, Storage, SwiftStorage,
+    Target, WebdavStorage,
 };
 use common::ftp::{self, Program, Tls};
+use common::rclone::Rclone;
 use common::s3;
 use common::sftp::Server;
 use common::{Site, age, noise, settle, swift, tree, webdav};
@@ -110,6 +111,18 @@ impl Empty {
         Empty { name, storage, objects, _directory: None, _server: None, _service: Some(server) }
     }
 
+    /// On a remote of rclone: this one, or a folder of a local directory.
+    fn on_rclone(name: &'static str, remote: Option<&str>) -> Empty {
+        let rclone = Rclone::new();
+        let local = rclone.location("");
+        let location =
+            remote.map_or(local.clone(), |remote| remote.parse().unwrap()).with_remote(local.remote().clone());
+        let LocationKind::Rclone(address) = location.kind() else { panic!("{location}") };
+        let storage = Box::new(RcloneStorage::open(address, location.remote()).unwrap());
+        let objects = remote.is_none().then(|| rclone.data());
+        Empty { name, storage, objects, _directory: None, _server: None, _service: Some(Arc::new(rclone)) }
+    }
+
     /// Below a prefix of its own in the bucket of a server that tests at the same time share.
     fn in_bucket(name: &'static str) -> Empty {
         static SERVER: Mutex<Weak<s3::Server>> = Mutex::new(Weak::new());
@@ -171,6 +184,8 @@ fn kinds() -> Vec<Empty> {
         Empty::on_ftp("ftp", Program::ProFtpd, Tls::Never, &FTP[0]),
         Empty::on_ftp("ftps", Program::ProFtpd, Tls::Explicit, &FTP[1]),
         Empty::on_ftp("ftps without MLSD", Program::Vsftpd, Tls::Explicit, &FTP[2]),
+        Empty::on_rclone("rclone", None),
+        Empty::on_rclone("rclone with whole files", Some("rclone::memory:bucket")),
         Empty::in_bucket("s3"),
         Empty::in_container("swift"),
         Empty::in_webdav_folder("webdav"),
@@ -324,11 +339,16 @@ fn one_of_several_writers_of_a_name_succeeds() {
         let rounds: Vec<_> = rounds.collect();
         // S3 is known to be exclusive after a claim that failed. Others look before they store.
         let is_exclusive = storage.capabilities().exclusive;
-        assert_eq!(is_exclusive, !matches!(*name, "swift" | "webdav") && !name.starts_with("ftp"), "{name}");
+        assert_eq!(
+            is_exclusive,
+            !["ftp", "rclone", "swift", "webdav"].iter().any(|kind| name.starts_with(kind)),
+            "{name}"
+        );
         for (claims, stored) in rounds {
             let winners = claims.iter().filter(|claim| claim.is_ok()).count();
             assert!(winners == 1 || (winners > 1 && !is_exclusive), "{name}: {claims:?}");
-            assert!(claims.iter().flat_map(|claim| claim.err()).all(|kind| kind == ErrorKind::AlreadyExists));
+            let mut lost = claims.iter().filter_map(|claim| claim.err());
+            assert!(lost.all(|kind| kind == ErrorKind::AlreadyExists), "{name}: {claims:?}");
             assert!(claims[usize::from(stored[0])].is_ok(), "{name}: {claims:?}, {stored:?}");
         }
     }

@@ -30,8 +30,8 @@ const REMINDER: Duration = Duration::from_secs(60);
 /// The repository of a command.
 #[derive(Debug, Args)]
 pub(super) struct RepositoryArg {
-    /// Use this repository: a directory, sftp://USER@HOST/PATH, ftps://USER@HOST/PATH, s3://BUCKET/PREFIX, swift://CONTAINER/PREFIX, or
-    /// webdavs://HOST/PATH
+    /// Use this repository: a directory, sftp://USER@HOST/PATH, ftps://USER@HOST/PATH, s3://BUCKET/PREFIX, swift://CONTAINER/PREFIX,
+    /// webdavs://HOST/PATH, or rclone:REMOTE:PATH
     ///
     /// See brackfs-targets(7).
     #[arg(
@@ -54,6 +54,9 @@ pub(super) struct TargetArgs {
     /// Reach SFTP servers with COMMAND, a program with options, separated by spaces
     #[arg(long, env = "BRACKFS_SSH", value_name = "COMMAND", default_value = "ssh")]
     ssh: String,
+    /// Reach remotes of rclone with COMMAND, a program with options, separated by spaces
+    #[arg(long, env = "BRACKFS_RCLONE", value_name = "COMMAND", default_value = "rclone")]
+    rclone: String,
     /// Use the S3 service at URL instead of Amazon's, such as https://HOST:PORT
     ///
     /// Without it, AWS_ENDPOINT_URL_S3, AWS_ENDPOINT_URL and the file ~/.aws/config count.
@@ -189,6 +192,7 @@ impl TargetArgs {
         let standard = Remote::default();
         location.clone().with_remote(Remote {
             ssh: self.ssh.split_ascii_whitespace().map(str::to_owned).collect(),
+            rclone: self.rclone.split_ascii_whitespace().map(str::to_owned).collect(),
             endpoint: self.endpoint.clone(),
             credentials: self.credentials.clone(),
             ca: self.ca.clone(),

@@ -6,16 +6,21 @@
 use std::fs;
 use std::io::{self, Read};
 use std::num::NonZeroUsize;
+use std::path::PathBuf;
 use std::sync::{Condvar, Mutex, PoisonError};
 use std::time::Duration;
 
 use openssl::sha::sha256;
+use ureq::config::ConfigBuilder;
 use ureq::http::{HeaderMap, Request};
 use ureq::tls::{Certificate, PemItem, RootCerts, TlsConfig, TlsProvider, parse_pem};
+use ureq::typestate::AgentScope;
+use ureq::unversioned::resolver::DefaultResolver;
 use ureq::{Agent, Body, BodyReader, Proxy, SendBody};
 
 use super::error::ErrorKind;
 use super::remote::Remote;
+use super::socket::SocketConnector;
 
 /// How long to wait for a connection, unless the patience with silence is shorter.
 const CONNECT: Duration = Duration::from_secs(30);
@@ -83,33 +88,20 @@ impl Client {
             }
         };
         let tls = TlsConfig::builder().provider(TlsProvider::NativeTls).root_certs(roots).build();
-        let most = remote.connections;
-        let config = Agent::config_builder()
-            .tls_config(tls)
-            .http_status_as_error(false)
-            .allow_non_standard_methods(true)
-            .max_redirects(0)
-            .max_redirects_will_error(false)
-            .user_agent(concat!("brackfs/", env!("CARGO_PKG_VERSION")))
-            .accept_encoding("identity")
-            .max_response_header_size(HEADERS)
-            .input_buffer_size(BUFFER)
-            .output_buffer_size(BUFFER)
-            .max_idle_connections(most.get())
-            .max_idle_connections_per_host(most.get())
-            .timeout_resolve(Some(remote.stall))
-            .timeout_connect(Some(remote.stall.min(CONNECT)))
-            .timeout_await_100(Some(remote.stall.min(LEAVE)))
-            .timeout_per_read(Some(remote.stall))
-            .timeout_per_write(Some(remote.stall))
-            .build();
-        Ok(Client {
-            agent: config.new_agent(),
-            most,
-            stall: remote.stall,
-            busy: Mutex::default(),
-            freed: Condvar::new(),
-        })
+        let config = settings(remote).tls_config(tls).build();
+        Ok(Client::with_agent(config.new_agent(), remote))
+    }
+
+    /// Connects to a program on this machine through a socket.
+    pub(super) fn on_socket(socket: PathBuf, remote: &Remote) -> Self {
+        let config = settings(remote).proxy(None).build();
+        let resolver = DefaultResolver::default();
+        Client::with_agent(Agent::with_parts(config, SocketConnector(socket), resolver), remote)
+    }
+
+    fn with_agent(agent: Agent, remote: &Remote) -> Self {
+        let (most, stall) = (remote.connections, remote.stall);
+        Client { agent, most, stall, busy: Mutex::default(), freed: Condvar::new() }
     }
 
     /// The maximum number of connections.
@@ -194,6 +186,27 @@ impl Client {
             error => Lost { kind: ErrorKind::Other, why: format!("the request failed: {error}") },
         }
     }
+}
+
+/// The settings of all connections.
+fn settings(remote: &Remote) -> ConfigBuilder<AgentScope> {
+    Agent::config_builder()
+        .http_status_as_error(false)
+        .allow_non_standard_methods(true)
+        .max_redirects(0)
+        .max_redirects_will_error(false)
+        .user_agent(concat!("brackfs/", env!("CARGO_PKG_VERSION")))
+        .accept_encoding("identity")
+        .max_response_header_size(HEADERS)
+        .input_buffer_size(BUFFER)
+        .output_buffer_size(BUFFER)
+        .max_idle_connections(remote.connections.get())
+        .max_idle_connections_per_host(remote.connections.get())
+        .timeout_resolve(Some(remote.stall))
+        .timeout_connect(Some(remote.stall.min(CONNECT)))
+        .timeout_await_100(Some(remote.stall.min(LEAVE)))
+        .timeout_per_read(Some(remote.stall))
+        .timeout_per_write(Some(remote.stall))
 }
 
 impl Answer<'_> {

@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 use std::str::FromStr;
 
 use super::remote::Remote;
-use super::{ftp, s3, sftp, swift, webdav};
+use super::{ftp, rclone, s3, sftp, swift, webdav};
 
 /// The location of a target: parsed once, on the command line, and handed down.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -22,6 +22,8 @@ pub enum LocationKind {
     Directory(PathBuf),
     /// A directory on an FTP server.
     Ftp(ftp::Address),
+    /// A directory on a remote of rclone.
+    Rclone(rclone::Address),
     /// A directory on an SFTP server.
     Sftp(sftp::Address),
     /// A prefix in a bucket of S3.
@@ -63,6 +65,7 @@ impl Location {
         match self.kind {
             LocationKind::Directory(_) => false,
             LocationKind::Ftp(_)
+            | LocationKind::Rclone(_)
             | LocationKind::Sftp(_)
             | LocationKind::S3(_)
             | LocationKind::Swift(_)
@@ -84,6 +87,10 @@ impl FromStr for Location {
         if text.starts_with("ftp://") || text.starts_with("ftps://") {
             let address = ftp::Address::parse(text).map_err(LocationError)?;
             return Ok(Location::new(text, LocationKind::Ftp(address)));
+        }
+        if text.starts_with("rclone:") {
+            let address = rclone::Address::parse(text).map_err(|why| LocationError(why.to_owned()))?;
+            return Ok(Location::new(text, LocationKind::Rclone(address)));
         }
         if text.starts_with("sftp://") {
             let address = sftp::Address::parse(text).map_err(LocationError)?;
@@ -111,7 +118,7 @@ impl FromStr for Location {
             "http" | "https" | "dav" | "davs" | "webdav" | "webdavs" => {
                 "write webdavs://[USER@]HOST/PATH for a WebDAV server"
             }
-            "rclone" | "b2" | "gs" | "azure" | "rest" => "mount it with `rclone mount`, and give the mount point",
+            "b2" | "gs" | "azure" | "rest" => "make a remote with `rclone config`, and write rclone:REMOTE:PATH",
             _ => "for an SSH server, write sftp://[USER@]HOST[:PORT]/PATH",
         };
         let user = text.split_once("://").and_then(|(_, rest)| Some(rest.split('/').next()?.rsplit_once('@')?.0));
@@ -173,8 +180,7 @@ mod tests {
             ("swift:bucket:/repo", "write swift://"),
             ("https://host/repo", "write webdavs://"),
             ("webdav:host/repo", "write webdavs://"),
-            ("b2:bucket:repo", "rclone mount"),
-            ("rclone:remote:repo", "rclone mount"),
+            ("b2:bucket:repo", "write rclone:"),
             ("host:repo", "for an SSH server, write sftp://"),
             ("user@host:/repo", "for an SSH server, write sftp://"),
         ] {
@@ -212,6 +218,14 @@ mod tests {
             assert_eq!((address.security, address.path.as_str()), (security, "/repo"));
             assert!(location.is_remote());
         }
+    }
+
+    #[test]
+    fn a_remote_of_rclone_is_a_location() {
+        let location = parse("rclone:b2:bucket/repo").unwrap();
+        let LocationKind::Rclone(address) = location.kind() else { panic!("{location:?}") };
+        assert_eq!(address.remote, "b2:bucket/repo");
+        assert!(location.is_remote() && !parse("rclone:x").unwrap_err().to_string().contains("rclone:x"));
     }
 
     #[test]

@@ -14,6 +14,7 @@
 //! - [`swift`]: objects in a container of OpenStack Swift
 //! - [`webdav`]: objects as files on a WebDAV server
 //! - [`http`]: what targets over HTTP share; [`netrc`]: logins of servers; [`url`](mod@url) and [`xml`]: parts of both
+//! - [`rclone`]: objects as files on a remote of rclone, through [`socket`]
 //! - [`remote`]: options of targets on other machines
 //! - [`layout`]: names of files that are not objects, in either
 //! - [`wrapper`]: storage that adds something to another one: [`retry`] waits for a target that is away, [`limit`] bounds
@@ -38,10 +39,12 @@ mod log;
 mod netrc;
 mod pace;
 mod place;
+mod rclone;
 mod remote;
 mod retry;
 mod s3;
 mod sftp;
+mod socket;
 mod spool;
 mod swift;
 mod target;
@@ -60,6 +63,7 @@ pub use ftp::{Address as FtpAddress, FtpStorage, Security as FtpSecurity};
 pub use interrupt::Interrupt;
 pub use limit::{Limit, Rates};
 pub use location::{Location, LocationError, LocationKind};
+pub use rclone::{Address as RcloneAddress, RcloneStorage};
 pub use remote::Remote;
 pub use retry::{RetryPolicy, RetryStorage, Waiting, waited};
 pub use s3::{Address as S3Address, S3Storage, parse_endpoint};

@@ -11,6 +11,8 @@ use super::spool::Spools;
 pub struct Remote {
     /// The program that connects to SFTP servers, and options for it.
     pub ssh: Vec<String>,
+    /// The program that reaches remotes of rclone, and options for it.
+    pub rclone: Vec<String>,
     /// The URL of the server, for kinds of target whose location does not name one; `None` for the usual one.
     pub endpoint: Option<String>,
     /// The file with the keys of an account; `None` for the usual places.
@@ -47,6 +49,7 @@ impl Default for Remote {
     fn default() -> Self {
         Remote {
             ssh: vec!["ssh".to_owned()],
+            rclone: vec!["rclone".to_owned()],
             endpoint: None,
             credentials: None,
             ca: None,

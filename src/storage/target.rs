@@ -13,6 +13,7 @@ use super::error::Error;
 use super::ftp::FtpStorage;
 use super::location::{Location, LocationKind};
 use super::log::logged;
+use super::rclone::RcloneStorage;
 use super::s3::S3Storage;
 use super::sftp::SftpStorage;
 use super::spool::Spool;
@@ -38,6 +39,7 @@ impl Target {
         let storage: Box<dyn Storage> = match location.kind() {
             LocationKind::Directory(path) => Box::new(DirectoryStorage::open(path)?),
             LocationKind::Ftp(address) => Box::new(FtpStorage::open(address, location.remote())?),
+            LocationKind::Rclone(address) => Box::new(RcloneStorage::open(address, location.remote())?),
             LocationKind::Sftp(address) => Box::new(SftpStorage::open(address, location.remote())?),
             LocationKind::S3(address) => Box::new(S3Storage::open(address, location.remote())?),
             LocationKind::Swift(address) => Box::new(SwiftStorage::open(address, location.remote())?),
@@ -52,6 +54,7 @@ impl Target {
         let storage: Box<dyn Storage> = match location.kind() {
             LocationKind::Directory(path) => Box::new(DirectoryStorage::create(path, is_leftover)?),
             LocationKind::Ftp(address) => Box::new(FtpStorage::create(address, location.remote(), is_leftover)?),
+            LocationKind::Rclone(address) => Box::new(RcloneStorage::create(address, location.remote(), is_leftover)?),
             LocationKind::Sftp(address) => Box::new(SftpStorage::create(address, location.remote(), is_leftover)?),
             LocationKind::S3(address) => Box::new(S3Storage::create(address, location.remote(), is_leftover)?),
             LocationKind::Swift(address) => Box::new(SwiftStorage::create(address, location.remote(), is_leftover)?),

@@ -10,9 +10,12 @@ pub(crate) mod reserve;
 
 use std::io;
 use std::os::fd::{AsRawFd, BorrowedFd};
+use std::os::unix::process::CommandExt;
+use std::process::Command;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use rustix::io::{Errno, pread, retry_on_intr};
+use rustix::process::Signal;
 
 /// Allocations from this size on, in bytes, are mapped separately and unmapped when freed.
 #[cfg(target_env = "gnu")]
@@ -47,6 +50,21 @@ pub(crate) fn start_writeback(file: BorrowedFd<'_>) {
     #[expect(unsafe_code, reason = "there is no safe way to say it")]
     // SAFETY: the descriptor is open as long as it is borrowed, and the call touches none of our memory.
     let _done = unsafe { libc::sync_file_range(file.as_raw_fd(), 0, 0, flags) };
+}
+
+/// Lets the kernel kill the process of a command when the thread that starts it ends, and so when this process is killed.
+pub(crate) fn end_with_parent(command: &mut Command) {
+    let parent = rustix::process::getpid();
+    let prepare = move || {
+        rustix::process::set_parent_process_death_signal(Some(Signal::KILL))?;
+        // The parent may have ended before.
+        if rustix::process::getppid() == Some(parent) { Ok(()) } else { Err(Errno::SRCH.into()) }
+    };
+    #[expect(unsafe_code, reason = "there is no safe way to say it")]
+    // SAFETY: between fork and exec the closure makes system calls only, and touches no memory or locks of other threads.
+    unsafe {
+        command.pre_exec(prepare);
+    }
 }
 
 /// Reads up to `most` bytes of a file at `offset` with one call, and appends them to `bytes`. Returns their number; 0

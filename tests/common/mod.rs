@@ -20,6 +20,7 @@ pub mod machine;
 pub mod made_up;
 pub mod memory;
 pub mod ordeal;
+pub mod rclone;
 pub mod rewrap;
 pub mod s3;
 pub mod sftp;

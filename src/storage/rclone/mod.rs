@@ -1,0 +1,387 @@
+//! Stores objects as files on a remote of rclone, such as Backblaze B2, Google Drive or SMB.
+//!
+//! brackfs starts the user's `rclone`, with its configuration and environment, and speaks with it through sockets in a folder
+//! of its own. rclone ends with brackfs, also when that is killed.
+//!
+//! If the remote shows files while they are stored, such as a local directory or an SFTP server, an object is stored under a
+//! temporary name `.tmp-<run>-<uuid>` in its own folder, and renamed when the remote tells its right size. Other remotes store
+//! a file as a whole or not at all, so an object gets its name at once; renaming there would copy it. The size is checked
+//! afterwards all the same.
+//!
+//! Files are replaced silently, so whether a name is free is only looked up. Nothing depends on it: names of objects contain
+//! random ids or the id of the run that writes.
+//!
+//! - [`address`]: where the directory is
+//! - [`process`]: the rclone process; [`requests`]: what it is asked; [`failure`]: why a request failed
+
+mod address;
+mod failure;
+mod process;
+mod requests;
+
+use std::sync::OnceLock;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
+
+use uuid::Uuid;
+
+pub use address::Address;
+use failure::Failure;
+use requests::{Features, Item, Rclone};
+
+use super::contract::{Capabilities, ObjectInfo, Rivals, Stamp, Storage};
+use super::error::{Error, ErrorKind};
+use super::http::version;
+use super::layout::{LOST_AND_FOUND, TEMPORARY, temporary_name, writer_of};
+use super::remote::Remote;
+use super::spool::{Spool, Spools};
+
+/// Temporary files of killed runs, and files of an interrupted `create`, that are remembered from a listing.
+const MOST: usize = 100_000;
+
+/// A target that is a directory on a remote of rclone.
+#[derive(Debug)]
+pub struct RcloneStorage {
+    rclone: Rclone,
+    address: Address,
+    spools: Spools,
+    /// An object was read or stored, so the directory cannot be empty unless its disk was unmounted.
+    seen: AtomicBool,
+    features: OnceLock<Features>,
+    /// After `create`: whether it made the directory.
+    making: Option<bool>,
+}
+
+impl RcloneStorage {
+    /// Opens the target in a directory on a remote. A missing directory is [`ErrorKind::NotFound`].
+    pub fn open(address: &Address, remote: &Remote) -> Result<Self, Error> {
+        let storage = RcloneStorage::new(address, remote, "open")?;
+        let failed = |failure: Failure| failure.into_error("open", &shown(address));
+        // Buckets have no directories: one without objects is missing.
+        if storage.rclone.list("", false, &mut |_| ()).map_err(failed)?
+            || storage.features().map_err(failed)?.has_buckets
+        {
+            return Ok(storage);
+        }
+        Err(Error::new(ErrorKind::NotFound, "open", &shown(address), "the remote has no such directory"))
+    }
+
+    fn new(address: &Address, remote: &Remote, action: &'static str) -> Result<Self, Error> {
+        let rclone = Rclone::new(&address.remote, remote);
+        Ok(RcloneStorage {
+            rclone: rclone.map_err(|failure| failure.into_error(action, &shown(address)))?,
+            address: address.clone(),
+            spools: remote.spools(),
+            seen: AtomicBool::default(),
+            features: OnceLock::new(),
+            making: None,
+        })
+    }
+
+    /// Creates the directory, or uses an existing one that holds only leftovers of an interrupted `create`.
+    pub(super) fn create(
+        address: &Address,
+        remote: &Remote,
+        is_leftover: &dyn Fn(&str) -> bool,
+    ) -> Result<Self, Error> {
+        let mut storage = RcloneStorage::new(address, remote, "create")?;
+        let failed = |failure: Failure| failure.into_error("create", &shown(address));
+        let exists = storage.rclone.list("", false, &mut |_| ()).map_err(failed)?;
+        if !exists {
+            storage.rclone.make_root().map_err(failed)?;
+        } else if !storage.clear(is_leftover).map_err(failed)? {
+            let why = "the directory is not empty";
+            return Err(Error::new(ErrorKind::AlreadyExists, "create", &shown(address), why));
+        }
+        storage.making = Some(!exists);
+        Ok(storage)
+    }
+
+    /// Notes that the directory has an object.
+    fn note_seen(&self) {
+        if !self.seen.load(Ordering::Relaxed) {
+            self.seen.store(true, Ordering::Relaxed);
+        }
+    }
+
+    /// Fails if the directory is missing, or is the empty mount point of an unplugged disk: then an object may not be
+    /// missing. A directory that no object was seen in may be empty.
+    fn make_sure_of_root(&self) -> Result<(), Failure> {
+        let mut is_empty = true;
+        if self.seen.load(Ordering::Relaxed) {
+            self.rclone.list("", false, &mut |_| is_empty = false)?;
+            if is_empty {
+                return Err(Failure::new(ErrorKind::Unavailable, "the repository's directory is empty or missing"));
+            }
+        }
+        Ok(())
+    }
+
+    /// The file of an object; `None` if it is missing.
+    fn find(&self, name: &str) -> Result<Option<Item>, Failure> {
+        match self.rclone.stat(name)? {
+            Some(item) if item.is_dir => Err(Failure::new(ErrorKind::NotAFile, "it is not a file")),
+            Some(item) => {
+                self.note_seen();
+                Ok(Some(item))
+            }
+            None => Ok(None),
+        }
+    }
+
+    /// The file of an object.
+    fn object(&self, name: &str) -> Result<Item, Failure> {
+        if let Some(item) = self.find(name)? {
+            return Ok(item);
+        }
+        self.make_sure_of_root()?;
+        Err(Failure::new(ErrorKind::NotFound, "the remote has no such file"))
+    }
+
+    fn read_range(&self, name: &str, offset: u64, length: usize, bytes: &mut Vec<u8>) -> Result<(), Failure> {
+        let short = || Failure::new(ErrorKind::Truncated, "it is shorter than expected");
+        bytes.clear();
+        let length = length as u64;
+        let end = offset.checked_add(length).ok_or_else(short)?;
+        if length == 0 {
+            // Not a range in HTTP.
+            return if self.object(name)?.length()? >= end { Ok(()) } else { Err(short()) };
+        }
+        let mut answer = self.rclone.get(name, &format!("bytes={offset}-{}", end - 1))?;
+        let total = match answer.status {
+            206 => answer.length_of_whole(offset),
+            _ => None,
+        };
+        if total.is_some_and(|total| total >= end) {
+            let is_all = answer.read(length, bytes)?;
+            if bytes.len() as u64 == length && is_all {
+                self.note_seen();
+                return Ok(());
+            }
+            return Err(Failure::new(ErrorKind::Unavailable, "rclone did not send the whole range"));
+        }
+        let status = answer.status;
+        // The connection ends with an answer that was not read.
+        drop(answer);
+        // The status does not tell why.
+        if self.object(name)?.length()? < end {
+            return Err(short());
+        }
+        Err(Failure::new(ErrorKind::Unavailable, format!("rclone cannot read it now (status {status})")))
+    }
+
+    fn features(&self) -> Result<Features, Failure> {
+        if let Some(known) = self.features.get() {
+            return Ok(*known);
+        }
+        let features = self.rclone.features()?;
+        Ok(*self.features.get_or_init(|| features))
+    }
+
+    /// Whether objects are stored under temporary names first.
+    fn renames(&self) -> Result<bool, Failure> {
+        let features = self.features()?;
+        Ok(features.shows_partial_files && features.renames)
+    }
+
+    /// Stores a spool. Returns false if the name is taken.
+    fn upload(&self, spool: &Spool, rivals: Rivals) -> Result<bool, Failure> {
+        let name = spool.object();
+        if self.find(name)?.is_some() {
+            return Ok(false);
+        }
+        let renames = self.renames()?;
+        let folder = name.rfind('/').map_or("", |end| name.get(..=end).unwrap_or_default());
+        let temporary = format!("{folder}{}", temporary_name(spool.run()));
+        let path = if renames { temporary.as_str() } else { name };
+        let stored = self.rclone.store(path, spool.length(), &mut spool.upload()).and_then(|()| {
+            let stored = self.rclone.stat(path)?.map(|item| item.length()).transpose()?;
+            if stored != Some(spool.length()) {
+                let why = format!("the remote has {} of {} bytes", stored.unwrap_or_default(), spool.length());
+                return Err(Failure::new(ErrorKind::Unavailable, why));
+            }
+            match renames {
+                true if rivals == Rivals::Possible && self.find(name)?.is_some() => Ok(false),
+                // Another writer of the name may have moved its file there in between.
+                true => match self.rclone.rename(&temporary, name) {
+                    Err(failure) if rivals == Rivals::Possible && !failure.kind.is_temporary() => {
+                        match self.find(name)? {
+                            Some(_) => Ok(false),
+                            None => Err(failure),
+                        }
+                    }
+                    renamed => renamed.map(|()| true),
+                },
+                false => Ok(true),
+            }
+        });
+        match &stored {
+            Ok(true) => self.note_seen(),
+            // Best effort: listings skip a temporary file. An object of another size is removed before it is stored again.
+            Ok(false) => drop(self.rclone.remove(&temporary)),
+            Err(_) if renames => drop(self.rclone.remove(&temporary)),
+            Err(_) => self.remove_short(name, spool.length()),
+        }
+        stored
+    }
+
+    /// Removes an object that was not stored as a whole.
+    fn remove_short(&self, name: &str, length: u64) {
+        let is_short = |item: Item| item.length().is_ok_and(|stored| stored != length);
+        if self.find(name).is_ok_and(|found| found.is_some_and(is_short)) {
+            // Best effort: the next try finds it, too.
+            let _ = self.rclone.remove(name);
+        }
+    }
+
+    /// Removes all files and folders that `may_go` accepts. `lost+found` does not count. If there is anything else, removes
+    /// nothing and returns false.
+    fn clear(&self, may_go: &dyn Fn(&str) -> bool) -> Result<bool, Failure> {
+        let (mut files, mut may_all_go) = (Vec::new(), true);
+        self.rclone.list("", true, &mut |item| {
+            if item.path == LOST_AND_FOUND || !may_all_go {
+                return;
+            }
+            let base = item.path.rsplit('/').next().unwrap_or_default();
+            let goes = match item.is_dir {
+                true => !item.path.contains('/') && may_go(&format!("{}/", item.path)),
+                false => writer_of(base).is_some() || may_go(&item.path),
+            };
+            may_all_go = goes && files.len() < MOST;
+            if goes && !item.is_dir {
+                files.push(item.path);
+            }
+        })?;
+        if may_all_go {
+            files.iter().try_for_each(|file| self.rclone.remove(file))?;
+            self.rclone.remove_empty_folders(true)?;
+        }
+        Ok(may_all_go)
+    }
+}
+
+/// The remote and the path in errors.
+fn shown(address: &Address) -> String {
+    address.remote.clone()
+}
+
+impl Storage for RcloneStorage {
+    fn capabilities(&self) -> Capabilities {
+        let is_partial = |features: &Features| features.shows_partial_files && !features.renames;
+        let partial = "the remote cannot rename files, so a killed backup may leave a partial object under its name, which is \
+                       reported as damaged";
+        let shortcomings = self.features.get().filter(|features| is_partial(features)).map(|_| partial);
+        Capabilities {
+            directory: None,
+            exclusive: false,
+            lanes: self.rclone.lanes(),
+            lag: Duration::ZERO,
+            shortcomings: shortcomings.into_iter().collect(),
+        }
+    }
+
+    fn spool(&self, name: &str, run: Uuid) -> Result<Spool, Error> {
+        self.spools.open(name, run)
+    }
+
+    fn store(&self, spool: &Spool, rivals: Rivals) -> Result<(), Error> {
+        let name = spool.object();
+        match self.upload(spool, rivals) {
+            Ok(true) => Ok(()),
+            Ok(false) => Err(Error::new(ErrorKind::AlreadyExists, "store", name, "the object exists")),
+            Err(failure) => Err(failure.into_error("store", name)),
+        }
+    }
+
+    fn read(&self, name: &str, offset: u64, length: usize, bytes: &mut Vec<u8>) -> Result<(), Error> {
+        self.read_range(name, offset, length, bytes).map_err(|failure| failure.into_error("read", name))
+    }
+
+    fn evict(&self, _name: &str, _offset: u64, _length: usize) {}
+
+    fn length(&self, name: &str) -> Result<u64, Error> {
+        self.object(name).and_then(|item| item.length()).map_err(|failure| failure.into_error("read", name))
+    }
+
+    /// Some remotes tell times in seconds, or not at all.
+    fn stamp(&self, name: &str) -> Result<Stamp, Error> {
+        let failed = |failure: Failure| failure.into_error("read", name);
+        let item = self.object(name).map_err(failed)?;
+        let length = item.length().map_err(failed)?;
+        Ok(Stamp::new(length, version("", &item.mod_time)))
+    }
+
+    fn visit(&self, prefix: &str, found: &mut dyn FnMut(ObjectInfo)) -> Result<(), Error> {
+        let shown = if prefix.is_empty() { "the repository" } else { prefix };
+        let failed = |failure: Failure| failure.into_error("list", shown);
+        let (mut problem, mut is_empty) = (None, true);
+        let listed = self.rclone.list(prefix.trim_end_matches('/'), true, &mut |item| {
+            is_empty = false;
+            let base = item.path.rsplit('/').next().unwrap_or_default();
+            if item.is_dir || base.starts_with(TEMPORARY) || !item.path.starts_with(prefix) {
+                return;
+            }
+            match item.length() {
+                Ok(length) => found(ObjectInfo { name: item.path, length }),
+                Err(failure) => problem = Some(failure),
+            }
+        });
+        listed.map_err(failed)?;
+        if let Some(failure) = problem {
+            return Err(failed(failure));
+        }
+        // A missing folder has no objects, but one of a missing disk may have.
+        if is_empty { self.make_sure_of_root().map_err(failed) } else { Ok(()) }
+    }
+
+    fn remove(&self, name: &str) -> Result<(), Error> {
+        let removed = self.rclone.remove(name).map_err(|failure| match failure.kind {
+            ErrorKind::NotFound => self.object(name).err().unwrap_or(failure),
+            _ => failure,
+        });
+        removed.map_err(|failure| failure.into_error("remove", name))
+    }
+
+    /// rclone has no command for it.
+    fn settle(&self, _prefixes: &[&str]) -> Result<(), Error> {
+        Ok(())
+    }
+
+    /// The remains are temporary files.
+    fn discard(&self, prefixes: &[&str], runs: &[Uuid]) -> Result<u64, Error> {
+        let shown = shown(&self.address);
+        let failed = |failure: Failure| failure.into_error("remove temporary files in", &shown);
+        if !self.renames().map_err(failed)? {
+            return Ok(0);
+        }
+        let mut temporaries = Vec::new();
+        for prefix in prefixes {
+            self.rclone
+                .list(prefix.trim_end_matches('/'), true, &mut |item| {
+                    let base = item.path.rsplit('/').next().unwrap_or_default();
+                    let is_left = !item.is_dir && writer_of(base).is_some_and(|run| runs.contains(&run));
+                    if is_left && temporaries.len() < MOST {
+                        temporaries.push(item.path);
+                    }
+                })
+                .map_err(failed)?;
+        }
+        for temporary in &temporaries {
+            match self.rclone.remove(temporary) {
+                Err(failure) if failure.kind == ErrorKind::NotFound => {}
+                removed => removed.map_err(failed)?,
+            }
+        }
+        Ok(temporaries.len() as u64)
+    }
+
+    fn abandon(&self, is_ours: &dyn Fn(&str) -> bool) -> bool {
+        let Some(new) = self.making else { return false };
+        let cleared = self.clear(is_ours).unwrap_or_default();
+        if cleared && new {
+            // Best effort: an empty directory does no harm.
+            let _ = self.rclone.remove_empty_folders(false);
+        }
+        cleared
+    }
+}
