@@ -248,7 +248,7 @@ fn logins_of_both_versions_are_found_and_never_shown() {
 #[test]
 fn tokens_are_renewed_before_and_after_they_expire() {
     let server = Server::with_token_life(Duration::from_secs(4));
-    let remote = Remote::new(&borrowed(&many(4)), server);
+    let remote = Remote::new(&borrowed(&many(3)), server);
     remote.init().ok();
     let mut backup = remote.begin_backup(&["--limit-upload", "4MiB"]);
     assert!(backup.wait().unwrap().success(), "{}", remote.said());
@@ -315,7 +315,7 @@ fn errors_that_trying_again_cannot_change_end_a_command_at_once() {
 
 #[test]
 fn a_busy_server_is_waited_for_and_cut_transfers_are_made_again() {
-    let remote = Remote::ready(&borrowed(&many(4)));
+    let remote = Remote::ready(&borrowed(&many(2)));
     // Few for each object, as waits become longer from try to try.
     remote.server.proxy.fail("PUT", "packs/", 1, answer("498 Rate Limited", "Retry-After: 1\r\n"));
     remote.server.proxy.fail("PUT", "packs/", 1, Flaw::CutRequest(6 << 20));
@@ -338,7 +338,7 @@ fn a_busy_server_is_waited_for_and_cut_transfers_are_made_again() {
 
 #[test]
 fn a_backup_waits_for_a_server_that_is_away() {
-    let remote = Remote::ready(&borrowed(&many(5)));
+    let remote = Remote::ready(&borrowed(&many(4)));
     let mut backup = remote.begin_backup(&["--limit-upload", "12MiB"]);
     until("a pack is stored", || remote.packs() > 0);
     remote.server.proxy.stop();
