@@ -927,66 +927,6 @@ fn change(place: &Path, before: &Path, after: &Path) {
     }
 }
 
-/// A copy of the machine prunes. The machine itself begins a backup before the first pack is removed, and is stopped at some
-/// moment until the prune has ended. Its content is in packs that are removed.
-#[test]
-fn a_backup_that_begins_during_the_prune_of_a_copy_relies_on_no_removed_pack() {
-    let mut world = World::new();
-    let source = world.site.source();
-    let comes_back = world.site.path().join("comes-back");
-    copy(&source, &comes_back);
-    for file in 0..12 {
-        world.site.write(&format!("large/{file}"), noise(&format!("other {file}"), 600_000));
-    }
-    world.backup();
-    world.forget(1);
-    fs::remove_dir_all(&source).unwrap();
-    copy(&comes_back, &source);
-    settle();
-    let before = world.copied("before");
-    let all_packs = world.packs();
-    let clone = world.site.path().join("clone");
-    // The repository before the first pack is removed, and after the end of the prune.
-    let (during, after) = (world.site.path().join("during"), world.site.path().join("after"));
-    for nth in 1.. {
-        assert!(nth < 100, "no pack is removed");
-        for path in [&clone, &world.site.repo()] {
-            _ = fs::remove_dir_all(path);
-        }
-        copy(&before.join("repo"), &world.site.repo());
-        copy(&before.join("state"), &clone);
-        let mut prune = prune_command(&world);
-        prune.env("BRACKFS_STATE_DIR", &clone);
-        let at = world.site.path().join("at");
-        let pruned = stopped_at("unlink,unlinkat", nth, &prune, || copy(&world.site.repo(), &at)).unwrap();
-        pruned.ok();
-        let there = tree(&at.join("packs"));
-        if !tree(&before.join("repo/packs")).keys().all(|pack| there.contains_key(pack)) {
-            break;
-        }
-        for (to, from) in [(&during, &at), (&after, &world.site.repo())] {
-            _ = fs::remove_dir_all(to);
-            copy(from, to);
-        }
-        fs::remove_dir_all(&at).unwrap();
-    }
-    assert!(world.packs() < all_packs);
-    let (mut stops, mut ended) = (0, 0);
-    for nth in (1..).step_by(if is_long() { 1 } else { 4 }) {
-        world.set_back(&before);
-        change(&world.site.repo(), &before.join("repo"), &during);
-        let backup = world.site.command(&["backup", source.to_str().unwrap()]);
-        let stopped = stopped_at("getdents64", nth, &backup, || change(&world.site.repo(), &during, &after));
-        let Some(backup) = stopped else { break };
-        stops += 1;
-        ended += u32::from(backup.code == 0);
-        let checked = world.site.brackfs(&["check", "--read-data"]);
-        assert_eq!(checked.code, 0, "stopped at call {nth}\n{backup}\n{checked}");
-    }
-    println!("{ended} of {stops} backups ended");
-    assert!(stops > 5 && ended > 0, "{ended} of {stops} backups ended");
-}
-
 /// A machine whose source has content again that is only in packs which the next prune removes; and a copy of the machine
 /// that prunes.
 struct Returned {
@@ -1026,6 +966,47 @@ impl Returned {
         prune.env("BRACKFS_STATE_DIR", &self.clone);
         prune
     }
+}
+
+/// A copy of the machine prunes. The machine itself begins a backup before the first pack is removed, and is stopped at some
+/// moment until the prune has ended. Its content is in packs that are removed.
+#[test]
+fn a_backup_that_begins_during_the_prune_of_a_copy_relies_on_no_removed_pack() {
+    let returned = Returned::new();
+    let Returned { world, before, backup, .. } = &returned;
+    let all_packs = world.packs();
+    // The repository before the first pack is removed, and after the end of the prune.
+    let (during, after) = (world.site.path().join("during"), world.site.path().join("after"));
+    for nth in 1.. {
+        assert!(nth < 100, "no pack is removed");
+        returned.set_back();
+        let at = world.site.path().join("at");
+        let prune = returned.prune();
+        stopped_at("unlink,unlinkat", nth, &prune, || copy(&world.site.repo(), &at)).unwrap().ok();
+        let there = tree(&at.join("packs"));
+        if !tree(&before.join("repo/packs")).keys().all(|pack| there.contains_key(pack)) {
+            break;
+        }
+        for (to, from) in [(&during, &at), (&after, &world.site.repo())] {
+            _ = fs::remove_dir_all(to);
+            copy(from, to);
+        }
+        fs::remove_dir_all(&at).unwrap();
+    }
+    assert!(world.packs() < all_packs);
+    let (mut stops, mut ended) = (0, 0);
+    for nth in (1..).step_by(if is_long() { 1 } else { 4 }) {
+        world.set_back(before);
+        change(&world.site.repo(), &before.join("repo"), &during);
+        let stopped = stopped_at("getdents64", nth, backup, || change(&world.site.repo(), &during, &after));
+        let Some(backup) = stopped else { break };
+        stops += 1;
+        ended += u32::from(backup.code == 0);
+        let checked = world.site.brackfs(&["check", "--read-data"]);
+        assert_eq!(checked.code, 0, "stopped at call {nth}\n{backup}\n{checked}");
+    }
+    println!("{ended} of {stops} backups ended");
+    assert!(stops > 5 && ended > 0, "{ended} of {stops} backups ended");
 }
 
 /// Listings of some targets are late, so the index of another run may be listed only when this one has condemned packs.
