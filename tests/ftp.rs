@@ -5,6 +5,7 @@
 
 mod common;
 
+use std::collections::BTreeMap;
 use std::fs;
 use std::io::{BufRead, BufReader, Write};
 use std::net::{TcpListener, TcpStream};
@@ -20,6 +21,7 @@ use brackfs::storage::{
 };
 use common::ftp::{PASSWORD, Program, Server, Tls, USER};
 use common::machine::mount_tmpfs;
+use common::remote::{files_below, is_temporary, length, packs_below};
 use common::{Run, Site, age, noise, run, settle, tree};
 use tempfile::TempDir;
 
@@ -107,16 +109,28 @@ impl Remote {
         self.server.data().join("repo")
     }
 
-    /// Files below the repository whose names begin with this.
-    fn files(&self, begin: &str) -> Vec<PathBuf> {
-        let all = common::paths_below(&self.repo());
-        all.into_iter().filter(|path| path.file_name().unwrap().to_str().unwrap().starts_with(begin)).collect()
+    /// Temporary files of uploads.
+    fn temporary_files(&self) -> Vec<PathBuf> {
+        files_below(&self.repo()).into_iter().filter(|path| is_temporary(path)).collect()
     }
 
-    fn packs(&self) -> usize {
-        let packs = self.repo().join("packs");
-        let is_pack = |path: &&PathBuf| path.is_file() && !path.to_str().unwrap().contains(".tmp-");
-        if packs.exists() { common::paths_below(&packs).iter().filter(is_pack).count() } else { 0 }
+    fn packs(&self) -> Vec<PathBuf> {
+        packs_below(&self.repo())
+    }
+
+    /// Cuts all connections in the middle of the upload of a pack, other than those of `cut`, which gets its temporary file.
+    fn cut_an_upload(&self, cut: &mut Vec<PathBuf>) {
+        until("an upload is cut", || {
+            let is_new = |path: &PathBuf| path.starts_with(self.repo().join("packs")) && !cut.contains(path);
+            let uploads: Vec<_> = self.temporary_files().into_iter().filter(is_new).collect();
+            if !uploads.iter().any(|upload| length(upload) > 0) {
+                return false;
+            }
+            self.server.cut();
+            // No session is left, so an upload that has not ended yet never does.
+            let unfinished = uploads.into_iter().find(|upload| (1..MIB as u64 * 12).contains(&length(upload)));
+            unfinished.map(|upload| cut.push(upload)).is_some()
+        });
     }
 }
 
@@ -168,13 +182,13 @@ fn a_whole_round_works_as_on_a_directory() {
         assert!(tree(&copy) == tree(&remote.site.source()));
         remote.brackfs(&["umount", mnt.to_str().unwrap()]).ok();
 
-        let before = remote.packs();
+        let before = remote.packs().len();
         remote.brackfs(&["forget", "--keep-last", "1"]).ok();
         remote.brackfs(&["prune", "--grace", "0"]).ok();
-        assert!(remote.packs() < before, "{before} packs before, {} after", remote.packs());
+        assert!(remote.packs().len() < before, "{before} packs before, {} after", remote.packs().len());
         assert_eq!(remote.brackfs(&["snapshots"]).ok().stdout.lines().count(), 1);
         remote.is_whole();
-        assert_eq!(remote.files(".tmp-"), [] as [PathBuf; 0]);
+        assert_eq!(remote.temporary_files(), [] as [PathBuf; 0]);
         assert_eq!(fs::read_dir(remote.site.state().join("spool")).unwrap().count(), 0);
     }
 }
@@ -293,36 +307,31 @@ fn a_server_can_begin_with_tls_at_once() {
 
 #[test]
 fn an_upload_that_is_cut_off_is_made_again_and_leaves_nothing() {
-    let remote = Remote::ready(&borrowed(&many(8)));
-    let mut backup = remote.begin_backup(&[]);
-    let mut cuts = 0;
-    while backup.try_wait().unwrap().is_none() && cuts < 3 {
-        until("an upload begins", || !remote.files(".tmp-").is_empty() || remote.packs() >= 4);
-        cuts += u64::from(remote.server.cut());
-        for pack in remote.files("") {
-            let name = pack.file_name().unwrap().to_str().unwrap();
-            assert!(
-                pack.is_dir() || name.starts_with(".tmp-") || fs::metadata(&pack).is_ok_and(|found| found.len() > 0)
-            );
-        }
-        sleep(Duration::from_millis(700));
+    let remote = Remote::ready(&borrowed(&many(6)));
+    // A pack takes more than a second.
+    let mut backup = remote.begin_backup(&["--connections", "2", "--limit-upload", "16MiB"]);
+    let (mut cut, mut stored) = (Vec::new(), BTreeMap::new());
+    for _ in 0..2 {
+        remote.cut_an_upload(&mut cut);
+        stored.extend(remote.packs().into_iter().map(|pack| (pack.clone(), length(&pack))));
     }
-    assert!(cuts > 0);
     assert!(backup.wait().unwrap().success(), "{}", remote.said());
     assert!(remote.said().contains(&format!("waiting for {}", remote.server.url("repo"))), "{}", remote.said());
+    // Packs had their names only when they were complete.
+    assert!(stored.iter().all(|(pack, stored)| length(pack) == *stored), "{stored:?}");
     remote.is_whole();
     // A temporary file of the last cut may be left until the next object is stored.
     remote.site.write("new", "new");
     settle();
     remote.backup(&[]).ok();
-    assert_eq!(remote.files(".tmp-"), [] as [PathBuf; 0]);
+    assert_eq!(remote.temporary_files(), [] as [PathBuf; 0]);
 }
 
 #[test]
 fn a_backup_waits_for_a_server_that_is_restarted() {
     let mut remote = Remote::ready(&borrowed(&many(8)));
     let mut backup = remote.begin_backup(&["--limit-upload", "32MiB"]);
-    until("a pack is stored", || remote.packs() > 0);
+    until("a pack is stored", || !remote.packs().is_empty());
     remote.server.stop();
     sleep(Duration::from_secs(2));
     remote.server.start_again();
@@ -347,7 +356,7 @@ fn a_full_disk_on_the_server_ends_a_backup_at_once() {
         assert!(!full.stderr.contains("waiting for"), "{full}");
         assert!(start.elapsed() < Duration::from_secs(30), "{:?}", start.elapsed());
         // Temporary files are removed, so that something fits again.
-        assert_eq!(remote.files(".tmp-"), [] as [PathBuf; 0]);
+        assert_eq!(remote.temporary_files(), [] as [PathBuf; 0]);
         for at in 1..6 {
             fs::remove_file(remote.site.source().join(format!("file{at}"))).unwrap();
         }
@@ -365,18 +374,20 @@ fn a_killed_backup_leaves_nothing_partial_and_its_temporaries_are_removed() {
     let mut killed = false;
     for _ in 0..4 {
         let mut backup = remote.begin_backup(&["--connections", "2", "--limit-upload", "64MiB"]);
-        until("an upload is under way", || !remote.files(".tmp-").is_empty() || backup.try_wait().unwrap().is_some());
+        until("an upload is under way", || {
+            !remote.temporary_files().is_empty() || backup.try_wait().unwrap().is_some()
+        });
         backup.kill().unwrap();
         backup.wait().unwrap();
         until("sessions end", || remote.server.sessions().is_empty());
-        killed |= !remote.files(".tmp-").is_empty();
+        killed |= !remote.temporary_files().is_empty();
         if killed {
             break;
         }
     }
     assert!(killed, "no kill hit an upload");
     remote.backup(&[]).ok();
-    assert_eq!(remote.files(".tmp-"), [] as [PathBuf; 0]);
+    assert_eq!(remote.temporary_files(), [] as [PathBuf; 0]);
     remote.is_whole();
 }
 
@@ -397,8 +408,7 @@ fn a_server_that_allows_few_sessions_is_used_with_those() {
 fn a_missing_permission_and_a_missing_disk_are_not_missing_objects() {
     let remote = Remote::ready(&[("file", noise("file", MIB))]);
     remote.backup(&[]).ok();
-    let pack =
-        remote.files("").into_iter().find(|path| path.is_file() && path.to_str().unwrap().contains("/packs/")).unwrap();
+    let pack = remote.packs().swap_remove(0);
     let folder = pack.parent().unwrap();
     chown(folder, Some(0), Some(0)).unwrap();
     fs::set_permissions(folder, fs::Permissions::from_mode(0o700)).unwrap();

@@ -19,6 +19,7 @@ use brackfs::monitor::Silent;
 use brackfs::repository::Repository;
 use brackfs::storage::{self, Interrupt, Limit, Rates, RetryPolicy, RetryStorage, Waiting};
 use common::machine::mount_tmpfs;
+use common::remote::{files_below, is_temporary, length, packs_below};
 use common::sftp::Server;
 use common::{Run, Site, age, noise, run, settle, tree};
 use rustix::io::Errno;
@@ -121,16 +122,28 @@ impl Remote {
         fs::remove_dir_all(out).unwrap();
     }
 
-    /// Files below the repository whose names begin with this.
-    fn files(&self, begin: &str) -> Vec<PathBuf> {
-        let all = common::paths_below(&self.repo());
-        all.into_iter().filter(|path| path.file_name().unwrap().to_str().unwrap().starts_with(begin)).collect()
+    /// Temporary files of uploads.
+    fn temporary_files(&self) -> Vec<PathBuf> {
+        files_below(&self.repo()).into_iter().filter(|path| is_temporary(path)).collect()
     }
 
     fn packs(&self) -> usize {
-        let packs = self.repo().join("packs");
-        let is_pack = |path: &&PathBuf| path.is_file() && !path.to_str().unwrap().contains(".tmp-");
-        if packs.exists() { common::paths_below(&packs).iter().filter(is_pack).count() } else { 0 }
+        packs_below(&self.repo()).len()
+    }
+
+    /// Cuts all connections in the middle of the upload of a pack, other than those of `cut`, which gets its temporary file.
+    fn cut_an_upload(&self, cut: &mut Vec<PathBuf>) {
+        until("an upload is cut", || {
+            let is_new = |path: &PathBuf| path.starts_with(self.repo().join("packs")) && !cut.contains(path);
+            let uploads: Vec<_> = self.temporary_files().into_iter().filter(is_new).collect();
+            if !uploads.iter().any(|upload| length(upload) > 0) {
+                return false;
+            }
+            self.server.cut();
+            // No session is left, so an upload that has not ended yet never does.
+            let unfinished = uploads.into_iter().find(|upload| (1..MIB as u64 * 12).contains(&length(upload)));
+            unfinished.map(|upload| cut.push(upload)).is_some()
+        });
     }
 }
 
@@ -198,7 +211,7 @@ fn a_whole_round_works_as_on_a_directory() {
     assert_eq!(remote.brackfs(&["snapshots"]).ok().stdout.lines().count(), 1);
     remote.brackfs(&["check", "--read-data"]).ok();
     remote.holds();
-    assert_eq!(remote.files(".tmp-"), [] as [PathBuf; 0]);
+    assert_eq!(remote.temporary_files(), [] as [PathBuf; 0]);
     // Nothing of the spool is left either.
     assert_eq!(fs::read_dir(remote.site.state().join("spool")).unwrap().count(), 0);
 }
@@ -317,16 +330,14 @@ fn a_host_key_that_changes_during_a_run_condemns_nothing() {
 }
 
 #[test]
-fn a_connection_cut_in_an_upload_is_made_again() {
-    let remote = Remote::ready(&borrowed(&many("file", 10)));
-    let mut backup = remote.begin_backup(&[]);
-    let mut cuts = 0;
-    while backup.try_wait().unwrap().is_none() && cuts < 3 {
-        until("an upload begins", || !remote.files(".tmp-").is_empty() || remote.packs() >= 5);
-        cuts += u64::from(remote.server.cut());
-        sleep(Duration::from_millis(700));
+fn an_upload_that_is_cut_off_is_made_again() {
+    let remote = Remote::ready(&borrowed(&many("file", 6)));
+    // A pack takes more than a second.
+    let mut backup = remote.begin_backup(&["--connections", "2", "--limit-upload", "16MiB"]);
+    let mut cut = Vec::new();
+    for _ in 0..2 {
+        remote.cut_an_upload(&mut cut);
     }
-    assert!(cuts > 0);
     assert!(backup.wait().unwrap().success(), "{}", remote.said());
     assert!(remote.said().contains(&format!("waiting for {}", remote.url())), "{}", remote.said());
     remote.brackfs(&["check", "--read-data"]).ok();
@@ -508,7 +519,7 @@ fn a_clone_that_prunes_during_a_backup_removes_nothing_that_the_backup_needs() {
 fn an_interrupt_ends_a_backup_with_a_low_rate() {
     let remote = Remote::ready(&borrowed(&many("file", 3)));
     let mut backup = remote.begin_backup(&["--limit-upload", "10KiB"]);
-    until("an upload begins", || !remote.files(".tmp-").is_empty());
+    until("an upload begins", || !remote.temporary_files().is_empty());
     let start = Instant::now();
     rustix::process::kill_process(rustix::process::Pid::from_child(&backup), Signal::INT).unwrap();
     assert_eq!(backup.wait().unwrap().code(), Some(130), "{}", remote.said());
@@ -546,7 +557,7 @@ fn a_full_disk_on_the_server_ends_a_backup_at_once() {
     assert!(!full.stderr.contains("waiting for"), "{full}");
     assert!(start.elapsed() < Duration::from_secs(30), "{:?}", start.elapsed());
     // Temporary files are removed, so that something fits again.
-    assert_eq!(remote.files(".tmp-"), [] as [PathBuf; 0]);
+    assert_eq!(remote.temporary_files(), [] as [PathBuf; 0]);
     for at in 1..6 {
         fs::remove_file(remote.site.source().join(format!("file{at}"))).unwrap();
     }
@@ -576,11 +587,13 @@ fn a_killed_backup_leaves_nothing_partial_and_its_temporaries_are_removed() {
     let mut killed = 0;
     for _ in 0..4 {
         let mut backup = remote.begin_backup(&["--connections", "2"]);
-        until("an upload is under way", || !remote.files(".tmp-").is_empty() || backup.try_wait().unwrap().is_some());
+        until("an upload is under way", || {
+            !remote.temporary_files().is_empty() || backup.try_wait().unwrap().is_some()
+        });
         backup.kill().unwrap();
         backup.wait().unwrap();
         remote.server.wait_for_sessions(0);
-        if !remote.files(".tmp-").is_empty() {
+        if !remote.temporary_files().is_empty() {
             killed += 1;
         }
         if killed > 0 {
@@ -590,7 +603,7 @@ fn a_killed_backup_leaves_nothing_partial_and_its_temporaries_are_removed() {
     assert!(killed > 0, "no kill hit an upload");
     let before = remote.packs();
     remote.backup(&[]).ok();
-    assert_eq!(remote.files(".tmp-"), [] as [PathBuf; 0]);
+    assert_eq!(remote.temporary_files(), [] as [PathBuf; 0]);
     assert!(remote.packs() >= before.min(1));
     remote.brackfs(&["check", "--read-data"]).ok();
     remote.holds();

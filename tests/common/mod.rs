@@ -21,6 +21,7 @@ pub mod made_up;
 pub mod memory;
 pub mod ordeal;
 pub mod rclone;
+pub mod remote;
 pub mod rewrap;
 pub mod s3;
 pub mod sftp;
