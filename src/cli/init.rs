@@ -40,9 +40,9 @@ Examples:
 pub(super) struct Args {
     /// Make the repository in REPO, which must be an empty directory or not exist yet (lost+found does not count)
     ///
-    /// It is a directory, one on a server (sftp://USER@HOST/PATH, ftps://USER@HOST/PATH, webdavs://HOST/PATH), a prefix in
-    /// an existing bucket or container (s3://BUCKET/PREFIX, swift://CONTAINER/PREFIX), or a directory on a remote of rclone
-    /// (rclone:REMOTE:PATH). See brackfs-targets(7).
+    /// REPO is a directory on this machine, a directory on a server (sftp://USER@HOST/PATH, ftps://USER@HOST/PATH,
+    /// webdavs://HOST/PATH), a prefix in an existing bucket or container (s3://BUCKET/PREFIX, swift://CONTAINER/PREFIX), or a
+    /// directory on a remote of rclone (rclone:REMOTE:PATH). See brackfs-targets(7).
     ///
     /// A directory that an interrupted init left is accepted too. File systems that lack hard links (exFAT, a mount of
     /// rclone) or cannot sync directories (CIFS) work too; init prints which guarantees they do not give.

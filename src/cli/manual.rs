@@ -3,18 +3,20 @@
 //!
 //! `tests/manuals` makes the pages.
 
-use clap::Command;
+use clap::{Arg, Command};
+
+/// The arguments that the page describes.
+fn described(command: &Command) -> impl Iterator<Item = &Arg> {
+    command.get_arguments().filter(|argument| !argument.is_hide_set())
+}
 
 fn has(command: &Command, long: &str) -> bool {
-    command.get_arguments().any(|argument| argument.get_long() == Some(long))
+    described(command).any(|argument| argument.get_long() == Some(long))
 }
 
 /// Whether an argument of the command has this name for its value.
 fn takes(command: &Command, value: &str) -> bool {
-    let mut names = command
-        .get_arguments()
-        .filter(|argument| !argument.is_hide_set())
-        .filter_map(|argument| argument.get_value_names());
+    let mut names = described(command).filter_map(|argument| argument.get_value_names());
     names.any(|names| names.iter().any(|name| name.starts_with(value)))
 }
 
@@ -154,7 +156,7 @@ pub fn environment(command: &Command, commands: &[Command]) -> Vec<(String, Stri
     let root = is_root(command);
     let mut found: Vec<(String, String)> = Vec::new();
     for command in if root { commands } else { std::slice::from_ref(command) } {
-        for argument in command.get_arguments() {
+        for argument in described(command) {
             let Some(variable) = argument.get_env() else { continue };
             let variable = variable.to_string_lossy().into_owned();
             let option = match argument.get_long() {
@@ -188,9 +190,19 @@ pub fn environment(command: &Command, commands: &[Command]) -> Vec<(String, Stri
             root || is(command, &["backup", "restore", "dump", "check"]),
         ),
         (
+            "XDG_CACHE_HOME",
+            "The parent of the cache on disk, except for root; see\n.BR \\-\\-cache\\-dir .",
+            root || has(command, "cache-dir"),
+        ),
+        (
             "XDG_STATE_HOME",
             "The parent of the state directory, except for root; see\n.BR \\-\\-state\\-dir .",
             !is(command, &["generate", "umount", "completions"]),
+        ),
+        (
+            "AWS_ACCESS_KEY_ID, FTP_USER, OS_AUTH_URL, ST_AUTH, WEBDAV_USER and others",
+            "The login for a server, and its proxy; see\n.BR brackfs\\-targets (7).",
+            root || has(command, "credentials"),
         ),
     ]));
     found
@@ -326,6 +338,11 @@ are part of it.
 If it is lost, the next backup rebuilds it from the repository; see
 .BR brackfs\-catalog\-rebuild (1).
 .TP
+.I owner.asc
+A copy of the owner's secret key, locked with its passphrase, if
+.BR brackfs\-init (1)
+made the key and stored it in the repository.
+.TP
 .I catalog.sqlite.old
 The catalog from before the last rebuild.
 It can be removed.
@@ -340,9 +357,9 @@ Locked by a run that writes; contains its process id.
 The kernel releases the lock when the process ends; the file remains.
 .TP
 .I lock.waiting
-Locked by a run that waits for the lock, so that
+Locked by a run that waits for the lock.
 .BR brackfs\-prune (1)
-lets it go first.
+then lets that run go first, and continues after it.
 .TP
 .I reserve
 Up to 4 MiB of meaningless bytes.
@@ -364,7 +381,22 @@ A long log is renamed to mount.log.old.
 .PP
 The state directory also has a folder
 .IR spool ,
-in which packs wait for a server as files without a name.
+in which packs wait for a server in unnamed files.
+.PP
+Blocks that were read from a server are cached in another place; see
+.BR \-\-disk\-cache
+and
+.BR \-\-cache\-dir :
+.TP
+.I /var/cache/brackfs
+The cache of root.
+.TP
+.I $XDG_CACHE_HOME/brackfs
+The cache of other users; without that variable,
+.IR \(ti/.cache/brackfs .
+.PP
+It has a folder for each repository, named by the repository's id and accessible only to its user.
+It can be removed at any time.
 .PP
 The files of a repository are described in
 .BR brackfs\-format (5).

@@ -57,8 +57,8 @@ pub(super) struct ReaderArgs {
     pub(super) signer: Vec<Fingerprint>,
     /// Cache up to SIZE of decrypted data in memory [default: 128MiB for mount and dump, 16MiB for check, else 24MiB]
     ///
-    /// The default is less if memory is short: at most a quarter of the machine's memory, of the memory limit of the cgroup (a container, or a
-    /// systemd service with MemoryMax=), and of the limit of ulimit -v.
+    /// The default is less if memory is short: at most a quarter of the machine's memory, of the memory limit of the cgroup
+    /// (a container, or a systemd service with MemoryMax=), and of the limit of ulimit -v.
     #[arg(long, value_name = "SIZE", value_parser = super::show::parse_size)]
     pub(super) cache_size: Option<u64>,
     #[command(flatten)]
@@ -69,10 +69,11 @@ pub(super) struct ReaderArgs {
 #[derive(Debug, Args)]
 #[command(next_help_heading = HEADING)]
 struct DiskCacheArgs {
-    /// Cache up to SIZE of data from a server on this machine's disk; 0 turns the cache off
+    /// Cache about SIZE of data from a server on this machine's disk; 0 turns the cache off
     ///
-    /// The cache has data as it is on the server, thus encrypted, and is verified when it is read. It can be removed at any
-    /// time. restore and dump read from it and add nothing; check does not use it.
+    /// The limit is for each repository. The cache holds data as it is on the server: it is encrypted only if the repository
+    /// is. Data is verified when it is read. The cache can be removed at any time. restore and dump read from it and add
+    /// nothing; snapshots, check and adopt do not use it.
     #[arg(long, value_name = "SIZE", value_parser = super::show::parse_size, default_value = "1GiB")]
     disk_cache: u64,
     /// Keep that cache in DIR [default: /var/cache/brackfs for root, else $XDG_CACHE_HOME/brackfs or ~/.cache/brackfs]
@@ -131,7 +132,8 @@ impl ReaderArgs {
         Ok(Arc::new(parts.reader(&self.disk, disk)?))
     }
 
-    /// Opens a reader that reads everything from the repository: finds the key and the trusted host keys. `cache` is the default size of its cache, in bytes.
+    /// Opens a reader without a cache on disk: finds the key and the trusted host keys. `cache` is the default size of its
+    /// cache in memory, in bytes.
     pub(super) fn open(&self, global: &Global, monitor: &dyn Monitor, cache: u64) -> Result<Reader> {
         self.open_trusting(FirstUse::Trusted, global, monitor, cache)
     }

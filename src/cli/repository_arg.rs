@@ -30,8 +30,8 @@ const REMINDER: Duration = Duration::from_secs(60);
 /// The repository of a command.
 #[derive(Debug, Args)]
 pub(super) struct RepositoryArg {
-    /// Use this repository: a directory, sftp://USER@HOST/PATH, ftps://USER@HOST/PATH, s3://BUCKET/PREFIX, swift://CONTAINER/PREFIX,
-    /// webdavs://HOST/PATH, or rclone:REMOTE:PATH
+    /// Use this repository: a directory, sftp://USER@HOST/PATH, ftps://USER@HOST/PATH, s3://BUCKET/PREFIX,
+    /// swift://CONTAINER/PREFIX, webdavs://HOST/PATH, or rclone:REMOTE:PATH
     ///
     /// See brackfs-targets(7).
     #[arg(
@@ -51,51 +51,51 @@ pub(super) struct RepositoryArg {
 #[derive(Debug, Args)]
 #[command(next_help_heading = HEADING)]
 pub(super) struct TargetArgs {
-    /// Reach SFTP servers with COMMAND, a program with options, separated by spaces
+    /// Connect to SFTP servers with COMMAND: a program and its options, separated by spaces
     #[arg(long, env = "BRACKFS_SSH", value_name = "COMMAND", default_value = "ssh")]
     ssh: String,
-    /// Reach remotes of rclone with COMMAND, a program with options, separated by spaces
+    /// Run COMMAND instead of rclone: a program and its options, separated by spaces
     #[arg(long, env = "BRACKFS_RCLONE", value_name = "COMMAND", default_value = "rclone")]
     rclone: String,
     /// Use the S3 service at URL instead of Amazon's, such as https://HOST:PORT
     ///
-    /// Without it, AWS_ENDPOINT_URL_S3, AWS_ENDPOINT_URL and the file ~/.aws/config count.
+    /// Without this option, the first of these is used: AWS_ENDPOINT_URL_S3, AWS_ENDPOINT_URL, endpoint_url in ~/.aws/config.
     #[arg(long, env = "BRACKFS_ENDPOINT", hide_env_values = true, value_name = "URL", value_parser = EndpointParser)]
     endpoint: Option<String>,
-    /// Read the login from FILE: in the format of ~/.aws/credentials for S3, of openrc for Swift, of ~/.netrc for others
+    /// Read the login for S3, Swift, WebDAV or FTP from FILE
     ///
-    /// For S3, the profile is AWS_PROFILE or default. Without this option, AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY count,
-    /// and then ~/.aws/credentials and ~/.aws/config. For FTP, FTP_USER and FTP_PASSWORD count, and then ~/.netrc; for WebDAV,
-    /// WEBDAV_USER and WEBDAV_PASSWORD, and then ~/.netrc. For Swift, the ST_ and OS_ variables of its own programs count.
+    /// FILE has the format of ~/.aws/credentials for S3 (the profile is that of AWS_PROFILE, or else default), of an openrc
+    /// file for Swift, and of ~/.netrc for WebDAV and FTP. Without this option, the login is found in environment variables or
+    /// in files in the home directory; see brackfs-targets(7).
     #[arg(long, env = "BRACKFS_CREDENTIALS", hide_env_values = true, value_name = "FILE", value_hint = ValueHint::FilePath)]
     credentials: Option<PathBuf>,
     /// Trust the certificates in FILE (PEM) instead of the system's, for servers over HTTPS or FTPS
     #[arg(long, env = "BRACKFS_CA", hide_env_values = true, value_name = "FILE", value_hint = ValueHint::FilePath)]
     ca: Option<PathBuf>,
-    /// Expect new objects to appear in the listings of Swift after DURATION at the latest
+    /// Assume that listings of Swift lag behind by at most DURATION
     #[arg(long, env = "BRACKFS_LISTING_LAG", hide = true, hide_env_values = true, value_name = "DURATION", value_parser = show::parse_duration)]
     listing_lag: Option<Duration>,
     /// Open up to N connections to a server
     ///
-    /// A backup stores as many packs at the same time. If the server allows fewer, only those are used.
+    /// A backup stores up to N packs at the same time. If the server allows fewer connections, brackfs uses fewer.
     #[arg(long, value_name = "N", default_value_t = Remote::default().connections)]
     connections: NonZeroUsize,
-    /// Store at most SIZE per second
+    /// Send at most SIZE per second to the repository
     #[arg(long, value_name = "SIZE", value_parser = parse_rate)]
     limit_upload: Option<NonZeroU64>,
     /// Read at most SIZE per second from the repository
     #[arg(long, value_name = "SIZE", value_parser = parse_rate)]
     limit_download: Option<NonZeroU64>,
-    /// Use up to SIZE of the state directory for packs that wait for a server [default: 128MiB]
+    /// Use about SIZE of the state directory for packs that wait for a server [default: 128MiB]
     ///
-    /// The packs are in unnamed files. When they take SIZE, a backup reads no more files until one is stored. At least 64MiB
-    /// are used if needed.
+    /// The packs are in unnamed files. When they take SIZE, a backup reads no more files until one is stored. Values below
+    /// 64MiB count as 64MiB.
     #[arg(long, value_name = "SIZE", value_parser = show::parse_size)]
     spool_size: Option<u64>,
 }
 
 fn parse_rate(text: &str) -> Result<NonZeroU64, String> {
-    NonZeroU64::new(show::parse_size(text)?).ok_or_else(|| "nothing could be transferred".to_owned())
+    NonZeroU64::new(show::parse_size(text)?).ok_or_else(|| "must not be 0".to_owned())
 }
 
 /// Parses a location. Unlike clap's own message, the error does not repeat the value, which may have a password.

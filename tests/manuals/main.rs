@@ -72,6 +72,31 @@ fn every_page_of_a_command_has_its_sections() {
 }
 
 #[test]
+fn no_page_describes_a_hidden_argument() {
+    fn collect(command: &clap::Command, found: &mut BTreeSet<String>) {
+        for argument in command.get_arguments().filter(|argument| argument.is_hide_set()) {
+            found.extend(argument.get_env().map(|variable| variable.to_string_lossy().into_owned()));
+            found.extend(argument.get_long().map(|long| format!("--{long}")));
+        }
+        command.get_subcommands().for_each(|command| collect(command, found));
+    }
+    let mut hidden = BTreeSet::new();
+    collect(&brackfs::cli::command(), &mut hidden);
+    assert!(hidden.contains("BRACKFS_LISTING_LAG") && hidden.contains("--listing-lag"), "{hidden:?}");
+    let has_word = |text: &str, word: &str| {
+        text.match_indices(word).any(|(at, _)| {
+            let after = text.get(at + word.len()..).and_then(|rest| rest.chars().next());
+            !after.is_some_and(|c| c.is_ascii_alphanumeric() || c == '-' || c == '_')
+        })
+    };
+    for (name, text) in pages() {
+        let text = text.replace("\\-", "-");
+        let named: Vec<_> = hidden.iter().filter(|word| has_word(&text, word)).collect();
+        assert!(named.is_empty(), "{name} describes {named:?}");
+    }
+}
+
+#[test]
 fn groff_shows_every_page_without_a_warning() {
     for (name, text) in pages() {
         let mut groff = Command::new("groff")
