@@ -59,7 +59,7 @@ impl Failure {
             407 => (ErrorKind::Refused, format!("the HTTP proxy refuses the request ({said})")),
             413 => (
                 ErrorKind::TooLarge,
-                format!("the server does not store files that large ({said}); raise its limit to at least 64 MiB"),
+                format!("the server does not store files that large ({said}); raise its limit to at least 65 MiB"),
             ),
             507 => (
                 ErrorKind::Full,
