@@ -6,6 +6,7 @@
 //! - Binaries use only `brackfs::cli`.
 //! - No `extern crate self`.
 //! - No dependency cycle has more than [`LARGEST_CIRCLE`] files.
+//! - Only the files in [`UNSAFE`] have `unsafe` code, as brackfs-security(7) states.
 //!
 //! The table is between two marker lines:
 //!
@@ -30,6 +31,9 @@ use syn::{ItemExternCrate, ItemMod, ItemUse, UseTree, Visibility};
 
 /// Maximum number of files in a dependency cycle. `mod.rs` counts, tests do not.
 const LARGEST_CIRCLE: usize = 3;
+
+/// The files that allow `unsafe` code, which Cargo.toml denies elsewhere. That in `source` is in a test.
+const UNSAFE: [&str; 3] = ["src/source/directory.rs", "src/storage/ftp/tls.rs", "src/sys/mod.rs"];
 
 /// The path of `extern crate self`. Paths through its name would not be followed, so it is never allowed.
 const EXTERN_SELF: &str = "extern crate self";
@@ -374,7 +378,7 @@ fn reached<'a>(from: &str, uses: &BTreeMap<&'a str, BTreeSet<&'a str>>) -> BTree
 // --- this crate ---
 
 /// The source files of this crate, as `src/…` and text.
-fn sources() -> Sources {
+fn files() -> Vec<(String, String)> {
     let root = Path::new(env!("CARGO_MANIFEST_DIR"));
     let mut files = Vec::new();
     let mut folders = vec![root.join("src")];
@@ -391,7 +395,26 @@ fn sources() -> Sources {
     }
     files.sort();
     assert!(files.len() > 100, "only {} source files found", files.len());
-    Sources::parse(&files)
+    files
+}
+
+fn sources() -> Sources {
+    Sources::parse(&files())
+}
+
+#[test]
+fn only_a_few_files_have_unsafe_code() {
+    let files = files();
+    let allowing = files.iter().filter(|(_, text)| text.contains("unsafe_code")).map(|(path, _)| path.as_str());
+    assert_eq!(Vec::from_iter(allowing), UNSAFE);
+    let (code, _) = files
+        .iter()
+        .find(|(path, _)| path == UNSAFE[0])
+        .map(|(_, text)| text)
+        .expect("the file")
+        .split_once("mod tests")
+        .expect("tests");
+    assert!(!code.contains("unsafe"));
 }
 
 #[test]

@@ -110,8 +110,8 @@ impl Catalog {
         })
     }
 
-    /// Remembers the packs that a tombstone names and that are listed as retained, unless their data is in the catalog. That of
-    /// packs that are gone lies in carriers.
+    /// Records packs as retained that a tombstone names and the repository still has, except for packs in which the catalog
+    /// still locates data. The data of the others was copied to carriers or is not needed.
     pub fn learn_retained(&self, packs: &[PackId]) -> Result<(), Error> {
         for id in packs {
             if self.is_gone(*id)? != Some(false)

@@ -132,7 +132,8 @@ impl<'s> Pruner<'s> {
         Pruner { session, inventory, clock, lock }
     }
 
-    /// Announces the run, and returns its remover once no other run can be hidden by listings that lag behind.
+    /// Announces the run, waits until listings show all runs that began before it, and returns its remover. Fails if there
+    /// is another run.
     pub(super) fn remover(&self, catalog: &mut Catalog) -> Result<Remover<'_>, Error> {
         self.session.announce(catalog)?;
         self.session.outlast_lag(&self.inventory)?;

@@ -1,4 +1,5 @@
-//! System calls that several modules use or that need `unsafe` code. No other module has `unsafe` code.
+//! System calls that several modules use or that need `unsafe` code. The only other `unsafe` code continues a TLS session
+//! (`storage::ftp`) and belongs to a test (`source::directory`).
 //!
 //! - [`durable`]: durable writes of small files
 //! - [`mountinfo`]: the kernel's table of mounts
@@ -52,7 +53,7 @@ pub(crate) fn start_writeback(file: BorrowedFd<'_>) {
     let _done = unsafe { libc::sync_file_range(file.as_raw_fd(), 0, 0, flags) };
 }
 
-/// Lets the kernel kill the process of a command when the thread that starts it ends, and so when this process is killed.
+/// Makes the kernel kill the command's process when the thread that started it ends, and so also when this process is killed.
 pub(crate) fn end_with_parent(command: &mut Command) {
     let parent = rustix::process::getpid();
     let prepare = move || {
