@@ -16,14 +16,29 @@ use brackfs::monitor::Silent;
 use brackfs::reader::{FileReader, Reader};
 use brackfs::repository::{Access, Repository};
 use brackfs::restore::{Options, restore};
+use brackfs::storage::Target;
+use brackfs::storage::testing::Memory;
 use common::wait::{threads, until};
-use common::{Site, noise, tree};
+use common::{Site, noise, settle, tree};
 
 const MIB: usize = 1 << 20;
 
 fn reader(site: &Site, cache_size: usize) -> Reader {
     let repository = Repository::open(&site.repo().as_path().into()).unwrap();
     let key = SecretKey::parse(&fs::read(site.keys().join("owner")).unwrap()).unwrap();
+    let hosts = repository.keys().hosts().unwrap();
+    Reader::new(repository, Access::new(Some(Opener::new(key).unwrap()), hosts), cache_size)
+}
+
+/// The same with a copy of the repository that is not on this machine.
+fn remote_reader(site: &Site, cache_size: usize) -> Reader {
+    let local = reader(site, 0);
+    let target = Target::new(Box::new(Memory::default()), "memory".into());
+    for object in local.repository().target().list("").unwrap() {
+        target.put(&object.name, &local.repository().target().get(&object.name, usize::MAX).unwrap()).unwrap();
+    }
+    let key = SecretKey::parse(&fs::read(site.keys().join("owner")).unwrap()).unwrap();
+    let repository = Repository::at(target).unwrap();
     let hosts = repository.keys().hosts().unwrap();
     Reader::new(repository, Access::new(Some(Opener::new(key).unwrap()), hosts), cache_size)
 }
@@ -262,4 +277,58 @@ fn a_comparison_reads_only_the_parts_of_large_directories_that_differ() {
     });
     // Of both trees, the node of the root, the index of the directory, and one of its forty parts.
     assert!(decoded[1] <= 8 && decoded[1] * 2 < decoded[0], "{decoded:?} blocks");
+}
+
+#[test]
+fn a_restore_over_a_network_reads_each_block_once_and_none_of_files_that_exist() {
+    let files: Vec<_> = (0..48).map(|at| (format!("folder{}/file{at}", at % 7), noise(&at.to_string(), MIB))).collect();
+    let files: Vec<_> = files.iter().map(|(name, bytes)| (name.as_str(), bytes.clone())).collect();
+    let site = backed_up(&files);
+    let counts = [8 * MIB, 256 * MIB].map(|cache| {
+        let reader = remote_reader(&site, cache);
+        let into = site.path().join(format!("restored{cache}"));
+        let restore_all = || {
+            let before = decoded(&reader);
+            restore(&reader, &at(&reader, ""), &into, &Options::default(), &Silent, &AtomicBool::new(false)).unwrap();
+            decoded(&reader) - before
+        };
+        let first = restore_all();
+        assert_eq!(tree(&site.source()), tree(&into));
+        (first, restore_all())
+    });
+    let [(few, again), (all, _)] = counts;
+    assert!(all >= 24, "{counts:?}");
+    // Blocks of directories may be read twice with a small cache.
+    assert!((all..=all + 4).contains(&few), "{counts:?}");
+    assert!(again <= 4, "{counts:?}");
+}
+
+#[test]
+fn directories_below_a_listed_one_are_read_ahead_over_a_network() {
+    let names: Vec<_> = (0..6).map(|at| format!("folder{at}/file")).collect();
+    let files: Vec<_> = names.iter().map(|name| (name.as_str(), b"first".to_vec())).collect();
+    let site = backed_up(&files);
+    // Each folder is in a block of its own.
+    for name in &names {
+        site.write(name, "second");
+        settle();
+        site.backup(&[]).ok();
+    }
+    // And the one above them in another.
+    let blocks = names.len() as u64 + 1;
+    let list = |reader: &Reader, path: &str| {
+        reader.list(&at(reader, path).directory().unwrap(), 0).unwrap();
+    };
+    let local = reader(&site, 64 * MIB);
+    list(&local, "");
+    assert_eq!(decoded(&local), 1);
+    let remote = remote_reader(&site, 64 * MIB);
+    list(&remote, "");
+    until("the blocks of all folders are read", || remote.decoded_blocks() == blocks);
+    names.iter().for_each(|name| list(&remote, name.split_once('/').unwrap().0));
+    assert_eq!(decoded(&remote), blocks);
+    // A walk says where it enters, and the folders after that follow.
+    let remote = remote_reader(&site, 64 * MIB);
+    remote.prefetch_after(&at(&remote, "folder2"));
+    until("the blocks of later folders are read", || remote.decoded_blocks() >= 4);
 }

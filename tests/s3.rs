@@ -20,7 +20,7 @@ use brackfs::repository::Repository;
 use brackfs::storage::{self, LocationKind, RetryPolicy, RetryStorage, S3Storage, Storage, Waiting};
 use common::http_proxy::Flaw;
 use common::s3::Server;
-use common::{Run, Site, age, noise, run, settle, tree};
+use common::{Run, Site, age, noise, paths_below, run, settle, tree};
 
 const MIB: usize = 1 << 20;
 
@@ -590,6 +590,38 @@ fn blocks_are_read_from_the_server_once_and_then_from_the_cache_on_disk() {
     // It may be removed at any time.
     fs::remove_dir_all(&cache).unwrap();
     remote.brackfs(&["cat", "latest:large"]).code(1);
+}
+
+#[test]
+fn wrong_bytes_in_the_cache_on_disk_are_read_from_the_server_again() {
+    let text: String = noise("text", MIB).iter().map(|byte| format!("{byte:02x}")).collect();
+    let encrypted = Remote::ready(&[("text", text.clone().into_bytes())]);
+    let plain = Remote::new(&[("text", text.clone().into_bytes())]);
+    plain.brackfs(&["init", URL, "--no-encryption"]).ok();
+    for remote in [encrypted, plain] {
+        remote.backup(&[]).ok();
+        let pack_reads = || {
+            remote.server.proxy.requests();
+            assert!(remote.brackfs(&["cat", "latest:text"]).ok().stdout == text);
+            remote.server.proxy.requests().iter().filter(|request| request.contains("/packs/")).count()
+        };
+        assert!(pack_reads() > 0);
+        assert_eq!(pack_reads(), 0);
+        // As if the server had sent them so: the hash after the bytes agrees with them.
+        let copies = paths_below(&remote.site.path().join("cache")).into_iter();
+        let copies: Vec<_> = copies.filter(|path| path.is_file() && !path.ends_with("CACHEDIR.TAG")).collect();
+        assert!(!copies.is_empty());
+        for copy in copies {
+            let mut bytes = fs::read(&copy).unwrap();
+            bytes.truncate(bytes.len() - 32);
+            let middle = bytes.len() / 2;
+            bytes[middle] ^= 1;
+            let hash = blake3::hash(&bytes);
+            fs::write(&copy, [&bytes, hash.as_bytes().as_slice()].concat()).unwrap();
+        }
+        assert!(pack_reads() > 0);
+        assert_eq!(pack_reads(), 0);
+    }
 }
 
 #[test]

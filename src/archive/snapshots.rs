@@ -52,10 +52,15 @@ pub trait Archive: Send + Sync {
     /// Returns entries from position `from` on: those of one list, so that memory stays bounded. Empty at the end.
     fn list(&self, directory: &SnapshotDirectory, from: u64) -> Result<Page, Error>;
 
-    /// A hint that the content of a file is read soon.
+    /// How many places with small files may be passed to [`Archive::prefetch`] before they are read. 0: none needs to be.
+    fn prefetch_limit(&self) -> usize {
+        0
+    }
+
+    /// A hint that the content of a file will be read soon.
     fn prefetch(&self, _file: &EntryHandle) {}
 
-    /// A hint that a directory is entered, and that the entries after it follow.
+    /// A hint that a directory is about to be listed, and the directories after it later.
     fn prefetch_after(&self, _directory: &EntryHandle) {}
 
     /// Returns the number of entries from these positions on that are the same in both directories, with everything below

@@ -55,7 +55,7 @@ impl Divergence {
 impl Inventory<'_> {
     /// Compares the last generation with the catalog. Fails if the repository has another writer.
     pub fn divergence(&self, catalog: &Catalog) -> Result<Divergence, Error> {
-        self.generations(&catalog.strange_generations()?)?.divergence(catalog)
+        self.generations(catalog)?.divergence(catalog)
     }
 }
 

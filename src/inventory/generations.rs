@@ -7,6 +7,7 @@
 
 use super::context::Inventory;
 use super::error::Error;
+use crate::catalog::{Catalog, LastRun};
 use crate::failure::{Failure, FailureKind};
 use crate::format::generation::{Generation, Role};
 use crate::format::name::{self, GenerationName};
@@ -36,6 +37,14 @@ impl Generations {
         if next <= name::LAST_NUMBER { Ok(next) } else { Err(Error::NoNumber { folder: name::GENERATION }) }
     }
 
+    /// Adds a generation whose number is not lower than those of the others.
+    fn add(&mut self, generation: Generation) {
+        let number = generation.number;
+        self.last.retain(|last| last.number == number);
+        self.strange.retain(|(name, _)| name.number >= number);
+        self.last.push(generation);
+    }
+
     /// A warning about objects that do not verify, or `None` if there are none.
     pub fn warning(&self) -> Option<String> {
         let (last, _) = self.strange.last()?;
@@ -57,9 +66,30 @@ fn objects(count: u64) -> String {
 }
 
 impl Inventory<'_> {
-    /// Finds the last generation that verifies. Objects in `known` (sorted names and lengths) failed before and are not
-    /// opened again. Fails if a machine with an unknown role was at work.
-    pub fn generations(&self, known: &[(GenerationName, u64)]) -> Result<Generations, Error> {
+    /// Finds the last generation that verifies. Those of the catalog's own last runs count even if no listing shows them
+    /// yet. Objects that the catalog knows as strange are not opened again. Fails if a machine with an unknown role was at
+    /// work.
+    pub fn generations(&self, catalog: &Catalog) -> Result<Generations, Error> {
+        let mut found = self.listed_generations(&catalog.strange_generations()?)?;
+        let (last, intended) = catalog.runs()?;
+        for LastRun { number, run } in [last, intended] {
+            let Some(name) = run.map(|run| GenerationName::of_run(number, run)) else { continue };
+            if number < found.number() || found.last.iter().any(|last| last.name() == name) {
+                continue;
+            }
+            match self.access.generation(self.repository, name) {
+                Ok(generation) => found.add(generation),
+                Err(error) if error.kind() == FailureKind::Unavailable => return Err(error.into()),
+                // It is gone, or never was there.
+                Err(_) => {}
+            }
+        }
+        Ok(found)
+    }
+
+    /// Finds the last generation that verifies among those that a listing shows. Objects in `known` (sorted names and
+    /// lengths) failed before and are not opened again. Fails if a machine with an unknown role was at work.
+    pub fn listed_generations(&self, known: &[(GenerationName, u64)]) -> Result<Generations, Error> {
         let mut found = Generations::default();
         for (name, length) in self.repository.generations()?.into_iter().rev() {
             self.check_interrupted()?;

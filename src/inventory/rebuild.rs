@@ -18,7 +18,7 @@ use crate::state::Lock;
 /// Builds a catalog from the repository and opens it. It gets the catalog id of the last generation that verifies. An
 /// existing catalog is kept under another name.
 pub fn rebuild(inventory: &Inventory<'_>, lock: &Lock, host: &Fingerprint) -> Result<(Catalog, Reconciled), Error> {
-    let last = inventory.generations(&[])?.last;
+    let last = inventory.listed_generations(&[])?.last;
     let last = last.first();
     let id = last.map_or_else(CatalogId::random, |last| last.catalog);
     let trust = inventory.trust(host, id)?;

@@ -16,6 +16,7 @@ use crate::format::id::SnapshotId;
 use crate::format::name::{self, SnapshotName};
 use crate::format::usage::Labels;
 use crate::repository;
+use crate::storage::ErrorKind;
 
 /// The tombstones of a repository, from the documents that count.
 pub(super) struct Tombstones {
@@ -97,8 +98,15 @@ impl Inventory<'_> {
         let condemned: HashSet<_> = self.learn_tombstones(catalog)?.packs.into_iter().collect();
         self.list_packs(catalog)?;
         for (pack, _) in catalog.block_runs(blocks)? {
-            if condemned.contains(&pack) || catalog.listed(pack)?.is_none() {
+            if condemned.contains(&pack) {
                 return Ok(false);
+            }
+            if catalog.listed(pack)?.is_none() {
+                // The listing may be late.
+                match self.repository.target().length(&name::pack(pack)) {
+                    Err(error) if error.kind == ErrorKind::NotFound => return Ok(false),
+                    other => _ = other?,
+                }
             }
         }
         Ok(true)

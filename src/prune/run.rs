@@ -174,7 +174,7 @@ pub fn predict(
     let catalog = session::look(repository, state, monitor, stop)?;
     let access = host_access(&host_key(state)?)?;
     let inventory = Inventory { repository, access: &access, monitor, stop };
-    let generations = inventory.generations(&catalog.strange_generations()?)?;
+    let generations = inventory.generations(&catalog)?;
     let Some(last) = generations.last.first() else { return Err(Error::Doubt(NOTHING_YET.to_owned())) };
     if let Some(doubt) = inventory.doubt_of_listings(&catalog, last)? {
         return Err(Error::Doubt(doubt));

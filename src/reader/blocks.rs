@@ -185,11 +185,9 @@ impl Core {
 
     /// Returns a block with a chunk that was verified, and the chunk's offset in the block.
     fn find(&self, location: &BlockLocation, chunk: &ChunkRef) -> Result<(Arc<Block>, u32), Error> {
-        let (wrong, error) = match self.block(location) {
-            Ok(block) => match block.chunk(chunk.start, chunk) {
-                Ok(_) => return Ok((block, chunk.start)),
-                Err(error) => (Some(block.place), error),
-            },
+        let (wrong, error) = match self.block_with(location, || self.fetch(location), (chunk, chunk.start)) {
+            Ok((block, Ok(()))) => return Ok((block, chunk.start)),
+            Ok((block, Err(error))) => (Some(block.place), error),
             Err(error) if error.is_lost() => (None, error),
             Err(error) => return Err(error),
         };
@@ -199,9 +197,9 @@ impl Core {
             let whole = wrong.and_then(elsewhere).map(|place| (place, chunk.start));
             let mut result = Ok(None);
             for (place, start) in whole.into_iter().chain(moved.restored_chunk(location.pack, &chunk.digest)) {
-                let block = self.blocks.blocks.get(&place, || self.fetch_at(&place), abandoned);
-                match block.and_then(|block| block.chunk(start, chunk).map(|_| block.clone())) {
-                    Ok(block) => return Ok(Some((block, start))),
+                match self.block_with(&place, || self.fetch_at(&place), (chunk, start)) {
+                    Ok((block, Ok(()))) => return Ok(Some((block, start))),
+                    Ok((_, Err(error))) => result = Err(error),
                     Err(error) if error.is_lost() => result = Err(error),
                     Err(error) => return Err(error),
                 }
@@ -209,6 +207,24 @@ impl Core {
             result
         })?;
         found.ok_or(error)
+    }
+
+    /// Returns a block, and whether it has this chunk at this offset. If not, and the bytes came from a cache on disk, it is
+    /// loaded once more.
+    fn block_with(
+        &self,
+        location: &BlockLocation,
+        load: impl Fn() -> Result<Block, Error>,
+        (chunk, start): (&ChunkRef, u32),
+    ) -> Result<(Arc<Block>, Result<(), Error>), Error> {
+        let mut block = self.blocks.blocks.get(location, &load, abandoned)?;
+        let mut verified = block.chunk(start, chunk).map(drop);
+        if verified.is_err() && self.repository.drop_copy(&block.place) {
+            self.blocks.blocks.remove(location, &block);
+            block = self.blocks.blocks.get(location, &load, abandoned)?;
+            verified = block.chunk(start, chunk).map(drop);
+        }
+        Ok((block, verified))
     }
 
     /// Returns a location outside its pack at which a chunk may be read, and which `is_there` accepts.
@@ -298,7 +314,15 @@ impl Core {
         moved.ok_or(error)
     }
 
+    /// Reads a block at this place. If the bytes of a cache on disk are wrong, reads those of the target.
     fn fetch_at(&self, location: &BlockLocation) -> Result<Block, Error> {
+        match self.read_at(location) {
+            Err(error) if error.is_lost() && self.repository.drop_copy(location) => self.read_at(location),
+            result => result,
+        }
+    }
+
+    fn read_at(&self, location: &BlockLocation) -> Result<Block, Error> {
         let mut sealed = self.buffers.work();
         let read = self.repository.read_block(location, &mut sealed);
         read.map_err(|e| Error::block(location, BlockProblem::Read(e)))?;

@@ -15,7 +15,7 @@ use crate::format::entry::{Content, NodeRef};
 use crate::format::{BlockLocation, ChunkRef, Digest, Extent, Items, Kind, Node};
 
 /// Minimum size of files that are prefetched from the start, and whose ciphertext leaves the page cache after reading.
-const LARGE: u64 = 4 << 20;
+pub(super) const LARGE: u64 = 4 << 20;
 /// Maximum distance of reads that count as sequential: with readahead the kernel sends several at once, in any order.
 const NEAR: u64 = 2 << 20;
 /// Minimum length of a sequential read, in bytes, before prefetching starts.
@@ -198,7 +198,7 @@ impl FileReader {
         if self.starts.len() <= 1 {
             if let (0, Content::Chunk(chunk)) = (offset, self.entry_content()) {
                 self.core.note_content_read();
-                let most = self.threads.reach.small_files.min(self.core.room_for_blocks());
+                let most = self.threads.reach.next_files.min(self.core.room_for_blocks());
                 for block in self.home.next_blocks(chunk, most) {
                     self.threads.send(&self.core, PrefetchRequest { block: *block, chunk: None, until: Until::Open });
                 }
@@ -229,12 +229,11 @@ impl FileReader {
     }
 
     /// Calls `visit` with every extent of the file in order, until it returns `Break`. The next chunks are prefetched if the
-    /// file is large and the cache has room.
+    /// file is large enough and the cache has room.
     fn visit_data(&self, visit: &mut dyn FnMut(FileData<'_>) -> ControlFlow<()>) -> Result<(), Error> {
         self.read_to.store(0, Ordering::Relaxed);
-        let is_near = self.threads.reach.small_files == 1;
-        let ahead =
-            if is_near && self.size < LARGE { 0 } else { self.core.room_for_blocks().min(self.threads.reach.extents) };
+        let reach = self.threads.reach;
+        let ahead = if self.size < reach.whole_files_from { 0 } else { self.core.room_for_blocks().min(reach.extents) };
         let (mut at, mut leaf) = (0, None);
         let mut waiting = VecDeque::with_capacity(ahead + 1);
         loop {

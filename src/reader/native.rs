@@ -64,6 +64,10 @@ impl Archive for Reader {
         Ok(self.page(directory, from)?)
     }
 
+    fn prefetch_limit(&self) -> usize {
+        self.announced_files()
+    }
+
     fn prefetch(&self, file: &EntryHandle) {
         self.prefetch_content(file);
     }

@@ -10,6 +10,7 @@ use std::thread;
 use crossbeam_channel::{Receiver, Sender, bounded};
 
 use super::blocks::Core;
+use super::file::LARGE;
 use crate::format::{BlockLocation, ChunkRef};
 
 /// Maximum length of the queue; requests beyond it are dropped.
@@ -48,10 +49,14 @@ impl Until {
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Reach {
     threads: usize,
-    /// Extents of a large file.
+    /// Extents of a file with several.
     pub(super) extents: usize,
-    /// Blocks of small files that are read in order.
-    pub(super) small_files: usize,
+    /// Minimum size, in bytes, of files whose extents are prefetched if all of the file is read.
+    pub(super) whole_files_from: u64,
+    /// Blocks of small files after one that is read.
+    pub(super) next_files: usize,
+    /// Blocks of small files that will be read soon.
+    pub(super) announced_files: usize,
     /// Blocks with directories below one that is listed.
     pub(super) directories: usize,
 }
@@ -66,12 +71,27 @@ impl Reach {
     /// For a repository on this machine: decoding takes the time.
     pub(super) fn local() -> Reach {
         let threads = thread::available_parallelism().map_or(1, usize::from).min(MAX_THREADS);
-        Reach { threads, extents: 4, small_files: 1, directories: 0 }
+        Reach {
+            threads,
+            extents: 4,
+            whole_files_from: LARGE,
+            next_files: 1,
+            // Several threads read at the same time anyway.
+            announced_files: 0,
+            directories: 0,
+        }
     }
 
     /// For a repository on a server: each read takes a round trip.
     pub(super) fn remote() -> Reach {
-        Reach { threads: REMOTE_THREADS, extents: 16, small_files: 8, directories: 8 }
+        Reach {
+            threads: REMOTE_THREADS,
+            extents: 16,
+            whole_files_from: 0,
+            next_files: 8,
+            announced_files: 8,
+            directories: 8,
+        }
     }
 }
 

@@ -304,7 +304,7 @@ impl Reader {
         if self.core.take_content_read() {
             let files = leaf.value.entries().len();
             let blocks = (at..files).filter_map(|at| leaf.value.small_content(at));
-            self.prefetch_blocks(blocks, self.prefetch.reach.small_files);
+            self.prefetch_blocks(blocks, self.prefetch.reach.announced_files);
         }
         Ok(leaf.page(directory, at))
     }
@@ -322,13 +322,17 @@ impl Reader {
     /// Prefetches the content of a small file. Large ones are prefetched while they are read.
     pub(super) fn prefetch_content(&self, file: &EntryHandle) {
         if let Some((list, at)) = file.in_list::<NodeValue>() {
-            self.prefetch_blocks(list.small_content(at).into_iter(), self.prefetch.reach.small_files);
+            self.prefetch_blocks(list.small_content(at).into_iter(), self.announced_files());
         }
     }
 
+    /// The number of blocks with small files to prefetch before they are read, as far as the cache has room.
+    pub(super) fn announced_files(&self) -> usize {
+        self.prefetch.reach.announced_files.min(self.core.room_for_blocks())
+    }
+
     fn prefetch_blocks(&self, blocks: impl Iterator<Item = BlockLocation>, most: usize) {
-        // With one block, the next one is prefetched when this one is read.
-        let most = if most > 1 { most.min(self.core.room_for_blocks()) } else { 0 };
+        let most = most.min(self.core.room_for_blocks());
         let mut last = None;
         for block in blocks.filter(|block| last.replace(*block) != Some(*block)).take(most) {
             self.prefetch.send(&self.core, PrefetchRequest { block, chunk: None, until: Until::Open });

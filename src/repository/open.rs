@@ -144,6 +144,11 @@ impl Repository {
         Ok(self.target.read(&name::pack(block.pack), block.offset, length, bytes)?)
     }
 
+    /// Drops the copy of a block in a cache on disk, because it turned out to be wrong. Returns whether there was one.
+    pub fn drop_copy(&self, block: &crate::format::BlockLocation) -> bool {
+        self.target.drop_copy(&name::pack(block.pack), block.offset, block.length as usize)
+    }
+
     /// Hint that a block will not be read again soon; caches may drop it.
     pub fn forget_block(&self, block: &crate::format::BlockLocation) {
         self.target.evict(&name::pack(block.pack), block.offset, block.length as usize);

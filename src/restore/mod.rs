@@ -201,6 +201,8 @@ struct RestoreJob {
     path: PathBuf,
     /// Whether the output directory contained exactly this name before the restore.
     had: bool,
+    /// Files whose content is read soon after this entry's.
+    read_next: Vec<EntryHandle>,
 }
 
 #[derive(Default)]
@@ -279,8 +281,7 @@ impl Restorer<'_> {
                 // Workers end early only after a fatal error, which is already stored.
                 _ => jobs.send(job).map_err(|_| Error::Interrupted),
             };
-            let prefetch = |file: &EntryHandle| self.archive.prefetch(file);
-            let mut jobs = JobQueue::new(&take, &prefetch, &self.links);
+            let mut jobs = JobQueue::new(&take, self.archive.prefetch_limit(), &self.links);
             match self.walk(from, &top, &mut jobs) {
                 Ok(()) => jobs.flush(),
                 // Entries before the unreadable node are restored.
@@ -367,6 +368,7 @@ impl Restorer<'_> {
                             folder: into.clone(),
                             path: path.clone(),
                             had: false,
+                            read_next: Vec::new(),
                         },
                         jobs,
                     )?;

@@ -10,14 +10,11 @@ use rustix::process::{Resource, getrlimit};
 
 use super::links::HardLinks;
 use super::{Error, RestoreJob};
-use crate::archive::EntryHandle;
 
 /// The maximum number of entries in the channel to the workers.
 const AHEAD: usize = 64;
 /// The maximum number of queued entries.
 const ENTRIES: usize = 8192;
-/// The number of blocks that are announced before they are needed.
-const BLOCKS: usize = 8;
 /// The maximum number of directories held open by queued entries, in addition to those of the walk.
 const FOLDERS: usize = 512;
 /// The maximum number of bytes of decoded nodes and paths held by queued entries.
@@ -27,8 +24,8 @@ const BYTES: usize = 16 << 20;
 pub(super) struct JobQueue<'j> {
     /// Receives the sorted entries.
     take: &'j dyn Fn(RestoreJob) -> Result<(), Error>,
-    /// Receives files whose content is read soon.
-    prefetch: &'j dyn Fn(&EntryHandle),
+    /// How many blocks with content are prefetched.
+    blocks_ahead: usize,
     links: &'j HardLinks,
     waiting: Vec<RestoreJob>,
     /// Further names of files whose first names are queued or being written.
@@ -41,11 +38,12 @@ pub(super) struct JobQueue<'j> {
 impl<'j> JobQueue<'j> {
     pub(super) fn new(
         take: &'j dyn Fn(RestoreJob) -> Result<(), Error>,
-        prefetch: &'j dyn Fn(&EntryHandle),
+        blocks_ahead: usize,
         links: &'j HardLinks,
     ) -> Self {
         let most_folders = most_folders();
-        JobQueue { take, prefetch, links, waiting: Vec::new(), later: Vec::new(), most_folders, folders: 0, bytes: 0 }
+        let (waiting, later) = (Vec::new(), Vec::new());
+        JobQueue { take, blocks_ahead, links, waiting, later, most_folders, folders: 0, bytes: 0 }
     }
 
     /// Adds an entry. Flushes the queue when a limit is reached.
@@ -73,11 +71,8 @@ impl<'j> JobQueue<'j> {
         (self.folders, self.bytes) = (0, 0);
         // The sort is stable: entries of the same block stay in tree order.
         self.waiting.sort_by_cached_key(|job| job.listed.content_position());
-        let mut hints = BlockHints::new(&self.waiting);
-        for (at, job) in self.waiting.drain(..).enumerate() {
-            hints.give(at, self.prefetch);
-            (self.take)(job)?;
-        }
+        set_read_next(&mut self.waiting, self.blocks_ahead);
+        self.waiting.drain(..).try_for_each(self.take)?;
         self.later.drain(..).try_for_each(|mut job| {
             self.links.assign_blocking(&mut job)?;
             (self.take)(job)
@@ -85,38 +80,29 @@ impl<'j> JobQueue<'j> {
     }
 }
 
-/// Tells which content will be read soon: the first file of each of the next blocks.
-struct BlockHints {
-    /// The first file of each block, and its index.
-    firsts: Vec<(usize, EntryHandle)>,
-    given: usize,
-    passed: usize,
-}
-
-impl BlockHints {
-    fn new(sorted: &[RestoreJob]) -> Self {
-        let (mut firsts, mut last) = (Vec::new(), None);
-        for (at, job) in sorted.iter().enumerate() {
-            let position = job.listed.content_position();
-            if position.is_some() && position != last {
-                firsts.push((at, job.listed.clone()));
-            }
+/// Sets [`RestoreJob::read_next`]: the first file of each block names the one of the block `ahead` blocks later, and the very
+/// first file those of the blocks before that. So workers announce each block once, and at most `ahead` blocks before it is
+/// read. Files that exist do not count: most are left as they are.
+fn set_read_next(sorted: &mut [RestoreJob], ahead: usize) {
+    if ahead == 0 {
+        return;
+    }
+    let (mut firsts, mut last) = (Vec::new(), None);
+    for (at, job) in sorted.iter().enumerate() {
+        let position = job.listed.content_position();
+        if position.is_some() && position != last && !job.had {
+            firsts.push((at, job.listed.clone()));
             last = position;
         }
-        BlockHints { firsts, given: 0, passed: 0 }
     }
-
-    /// Tells of the blocks up to [`BLOCKS`] after that of the file at this index.
-    fn give(&mut self, at: usize, prefetch: &dyn Fn(&EntryHandle)) {
-        while self.firsts.get(self.passed).is_some_and(|(first, _)| *first <= at) {
-            self.passed += 1;
+    let mut announced = 0;
+    for (block, (at, _)) in firsts.iter().enumerate() {
+        let end = (block + ahead + 1).min(firsts.len());
+        let next = firsts.get(announced.max(1)..end).unwrap_or_default();
+        if let Some(job) = sorted.get_mut(*at) {
+            job.read_next = next.iter().map(|(_, file)| file.clone()).collect();
         }
-        while self.given < self.passed + BLOCKS
-            && let Some((_, file)) = self.firsts.get(self.given)
-        {
-            prefetch(file);
-            self.given += 1;
-        }
+        announced = end;
     }
 }
 

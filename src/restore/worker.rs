@@ -13,6 +13,7 @@ use crate::format::Kind;
 impl Restorer<'_> {
     /// Processes a job.
     pub(super) fn process(&self, job: RestoreJob) {
+        job.read_next.iter().for_each(|file| self.archive.prefetch(file));
         // After a fatal error, drain the channel, so that the walk is not blocked.
         let result = if self.is_over() { Ok(false) } else { self.write(&job) };
         let done = self.links.finish_name(&job, matches!(result, Ok(true)));

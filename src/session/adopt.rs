@@ -39,7 +39,7 @@ pub struct Adopted {
 
 /// Adopts with an existing host key. An intact catalog is kept.
 pub fn adopt_with_host_key(inventory: &Inventory<'_>, lock: &Lock, key: SecretKey) -> Result<Adopted, Error> {
-    let generations = inventory.generations(&[])?;
+    let generations = inventory.listed_generations(&[])?;
     become_writer(inventory, lock, key, generations, true)
 }
 
@@ -119,7 +119,7 @@ pub fn adopt_with_owner_key(
     refuse_unknown_signers(inventory, own.as_deref())?;
     // First of all: it fails if the key is a wrong one.
     let mut secrets = inventory.secrets()?;
-    let generations = inventory.generations(&[])?;
+    let generations = inventory.listed_generations(&[])?;
     let former = FormerDocuments::read(inventory, own.as_deref())?;
     if !accept_missing {
         former.require_all(inventory, generations.last.first())?;

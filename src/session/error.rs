@@ -61,16 +61,16 @@ pub enum Error {
         /// The generation of this run.
         generation: u64,
     },
-    /// A snapshot that may lack data could not be removed.
+    /// A snapshot may lack data, and was not removed.
     #[error(
-        "{reason}. {object} may lack data that was removed in the meantime, and cannot be withdrawn: {error}; remove this object"
+        "{reason}. The backup is stored as {object}; data that it needs may have been removed by the other machine, and this could not be found out or the object not be removed: {error}. Run `brackfs check`, and remove the object if data is missing"
     )]
     NotWithdrawn {
         /// The object of the snapshot.
         object: String,
         /// Why it may lack data.
         reason: Box<Error>,
-        /// The error of the removal.
+        /// The error of the search for its data, or of the removal.
         error: Box<Error>,
     },
     /// A dry run has no catalog to compare with.

@@ -13,6 +13,8 @@ use crate::inventory::{READ_AGAIN, host_key};
 use crate::monitor::Silent;
 use crate::repository::{ReadmeKeys, Repository, Writer};
 use crate::state::RepositoryState;
+use crate::storage::Target;
+use crate::storage::testing::Memory;
 
 /// A new, unencrypted repository, and this machine's state.
 pub(crate) struct Site {
@@ -47,6 +49,17 @@ impl Site {
         writer.put_secrets(id, &secrets).unwrap();
         repository.finish(&ReadmeKeys { host: &trust.host, owner: None }).unwrap();
         Site { folder, repository }
+    }
+
+    /// The same site with the repository in memory.
+    pub(crate) fn in_memory() -> (Self, Memory) {
+        let Site { folder, repository } = Site::new();
+        let memory = Memory::default();
+        let target = Target::new(Box::new(memory.clone()), "memory".into());
+        for object in repository.target().list("").unwrap() {
+            target.put(&object.name, &repository.target().get(&object.name, usize::MAX).unwrap()).unwrap();
+        }
+        (Site { folder, repository: Repository::at(target).unwrap() }, memory)
     }
 
     /// The number of objects in a folder of the repository.

@@ -2,7 +2,7 @@
 
 use std::collections::HashSet;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Mutex, PoisonError};
+use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::thread::sleep;
 use std::time::{Duration, Instant, SystemTime};
 
@@ -69,7 +69,7 @@ pub struct Session<'r> {
     run: RunId,
     /// The generation of this run is at the target.
     announced: AtomicBool,
-    /// When it was written, until listings must show those of all other runs that began before.
+    /// When it was written, until [`Session::outlast_lag`] has found no other run.
     fresh: Mutex<Option<Instant>>,
     _lock: &'r Lock,
 }
@@ -218,15 +218,16 @@ impl<'r> Session<'r> {
             return Ok(());
         }
         self.with_rivals(|rivals| announce(catalog, &self.writer, rivals, self.generation, self.run))?;
-        *self.fresh.lock().unwrap_or_else(PoisonError::into_inner) = Some(Instant::now());
+        *self.fresh() = Some(Instant::now());
         Ok(())
     }
 
-    /// Waits until listings show all runs that began before this one was announced, and looks for them again. A no-op on
-    /// targets whose listings do not lag behind, and after the first call.
+    /// Waits until listings show all runs that may have ended without having seen this one, and looks for them again. A no-op
+    /// on targets whose listings do not lag behind, and after it succeeded once.
     pub fn outlast_lag(&self, inventory: &Inventory<'_>) -> Result<(), Error> {
-        let lag = self.repository.target().capabilities().lag;
-        let announced = self.fresh.lock().unwrap_or_else(PoisonError::into_inner).take();
+        // Such a run began before its listings had to show this one, and shows itself as long after that.
+        let lag = 2 * self.repository.target().capabilities().lag;
+        let announced = *self.fresh();
         let Some(announced) = announced.filter(|_| !lag.is_zero()) else { return Ok(()) };
         let left = || lag.saturating_sub(announced.elapsed());
         if !left().is_zero() {
@@ -239,7 +240,13 @@ impl<'r> Session<'r> {
             inventory.check_interrupted()?;
             sleep(left().min(GLANCE));
         }
-        self.still_alone()
+        self.still_alone()?;
+        *self.fresh() = None;
+        Ok(())
+    }
+
+    fn fresh(&self) -> MutexGuard<'_, Option<Instant>> {
+        self.fresh.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Whether the run is announced.
@@ -343,7 +350,7 @@ fn choose_number(inventory: &Inventory<'_>, catalog: &mut Catalog, above: u64) -
     let mut is_outdated = false;
     let monitor = inventory.monitor;
     let (known, _) = catalog.runs()?;
-    let generations = inventory.generations(&catalog.strange_generations()?)?;
+    let generations = inventory.generations(catalog)?;
     catalog.note_strange_generations(&generations.learnt)?;
     if let Some(warning) = generations.warning() {
         monitor.note(&warning);
@@ -504,4 +511,42 @@ fn look_for_snapshots(repository: &Repository, catalog: &mut Catalog) -> Result<
         }
     }
     Ok(catalog.commit()?)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::session::fixture::Site;
+    use crate::storage::Storage;
+
+    /// Announces a run, and returns its number.
+    fn announced(session: &Session<'_>, mut catalog: Catalog) -> u64 {
+        session.announce(&mut catalog).unwrap();
+        catalog.commit().unwrap();
+        session.generation()
+    }
+
+    #[test]
+    fn a_run_is_known_before_a_listing_shows_it() {
+        let (site, memory) = Site::in_memory();
+        for is_late in [false, true] {
+            memory.set_late(is_late);
+            for _ in 0..3 {
+                let number = site.with_session(|session, catalog| announced(session, catalog));
+                site.with_session(|session, _| {
+                    assert!(!session.reconciled);
+                    assert_eq!(session.generation(), number + 1);
+                });
+            }
+        }
+    }
+
+    #[test]
+    fn a_run_whose_object_is_gone_was_set_back() {
+        let (site, memory) = Site::in_memory();
+        site.with_session(announced);
+        let generation = memory.names().into_iter().find(|name| name.starts_with(name::GENERATION)).unwrap();
+        Storage::remove(&memory, &generation).unwrap();
+        site.with_session(|session, _| assert!(session.reconciled));
+    }
 }

@@ -172,8 +172,11 @@ impl<'s> Publisher<'s> {
         self.session.writer().put_snapshot(snapshot)?;
         match self.session.still_alone() {
             Err(error @ (Error::ConcurrentWriter { .. } | Error::SetBack { .. })) => {
-                let is_complete = self.has_all_packs(snapshot.name.id)?;
-                return Err(if is_complete { error } else { self.withdraw(&snapshot.name, error) });
+                return Err(match self.has_all_packs(snapshot.name.id) {
+                    Ok(true) => error,
+                    Ok(false) => self.withdraw(&snapshot.name, error),
+                    Err(unknown) => not_withdrawn(&snapshot.name, error, unknown),
+                });
             }
             other => other?,
         }
@@ -192,11 +195,13 @@ impl<'s> Publisher<'s> {
 
     /// Removes the snapshot of this run. Returns the error that ends the run.
     fn withdraw(&mut self, snapshot: &SnapshotName, reason: Error) -> Error {
-        let object = snapshot.object();
-        let removed = self.session.remover(&mut self.catalog).and_then(|remover| Ok(remover.remove_if_there(&object)?));
+        let removed = self
+            .session
+            .remover(&mut self.catalog)
+            .and_then(|remover| Ok(remover.remove_if_there(&snapshot.object())?));
         match removed {
             Ok(()) => reason,
-            Err(error) => Error::NotWithdrawn { object, reason: reason.into(), error: error.into() },
+            Err(error) => not_withdrawn(snapshot, reason, error),
         }
     }
 
@@ -258,6 +263,10 @@ impl<'s> Publisher<'s> {
             labels: row.labels.clone(),
         })
     }
+}
+
+fn not_withdrawn(snapshot: &SnapshotName, reason: Error, error: Error) -> Error {
+    Error::NotWithdrawn { object: snapshot.object(), reason: reason.into(), error: error.into() }
 }
 
 #[cfg(test)]

@@ -96,7 +96,13 @@ pub trait Storage: Send + Sync + fmt::Debug {
     }
 
     /// Hint that these bytes will not be read again soon; caches may drop them. Reading them still works.
-    fn evict(&self, name: &str, offset: u64, length: usize);
+    fn evict(&self, _name: &str, _offset: u64, _length: usize) {}
+
+    /// Drops the copy of these bytes that is kept elsewhere than in the object, because they turned out to be wrong. Returns
+    /// whether there was one, so that reading them again may help.
+    fn drop_copy(&self, _name: &str, _offset: u64, _length: usize) -> bool {
+        false
+    }
 
     /// Returns the object's size in bytes. A missing object is [`NotFound`](super::ErrorKind::NotFound).
     fn length(&self, name: &str) -> Result<u64, Error>;

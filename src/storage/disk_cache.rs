@@ -2,7 +2,8 @@
 //!
 //! Each range that was read is a file, named after the object and the range, with the bytes as they are in the object
 //! (ciphertext, in an encrypted repository) and their BLAKE3 hash. Objects never change, so a file is never out of date. A
-//! damaged file is removed, and its range is read from the target.
+//! damaged file is removed, and its range is read from the target. So are bytes that the reader finds wrong: the target may
+//! have sent them so, once.
 //!
 //! Processes share a cache without locks: a file gets its name when it is complete, and may vanish at any time. If files
 //! take more than the limit, those of the objects whose ranges were used least recently are removed. The cache is best
@@ -119,7 +120,7 @@ impl DiskCache {
 impl Storage for DiskCache {
     fn read(&self, name: &str, offset: u64, length: usize, bytes: &mut Vec<u8>) -> Result<(), Error> {
         let Some(folder) = self.folder(name) else { return self.inner.read(name, offset, length, bytes) };
-        let range = format!("{offset}-{length}");
+        let range = range_name(offset, length);
         if find(&folder, &range, length, bytes) {
             return Ok(());
         }
@@ -158,6 +159,10 @@ impl Storage for DiskCache {
         self.inner.evict(name, offset, length);
     }
 
+    fn drop_copy(&self, name: &str, offset: u64, length: usize) -> bool {
+        self.folder(name).is_some_and(|folder| fs::remove_file(folder.join(range_name(offset, length))).is_ok())
+    }
+
     fn length(&self, name: &str) -> Result<u64, Error> {
         self.inner.length(name)
     }
@@ -181,6 +186,11 @@ impl Storage for DiskCache {
     fn abandon(&self, is_ours: &dyn Fn(&str) -> bool) -> bool {
         self.inner.abandon(is_ours)
     }
+}
+
+/// The name of the file with a range.
+fn range_name(offset: u64, length: usize) -> String {
+    format!("{offset}-{length}")
 }
 
 /// Reads a range. Returns false if it is not cached.
@@ -395,6 +405,22 @@ mod tests {
         assert_eq!(cached.files(), [] as [PathBuf; 0]);
         assert_reads(&small, PACKS[0], 0, 600);
         assert_eq!(cached.files(), [] as [PathBuf; 0]);
+    }
+
+    #[test]
+    fn a_copy_that_the_reader_finds_wrong_is_dropped() {
+        let cached = Cached::new();
+        let (cache, records) = cached.open(1 << 20, true);
+        assert!(!cache.drop_copy(PACKS[0], 0, 100));
+        assert_reads(&cache, PACKS[0], 0, 100);
+        assert_reads(&cache, PACKS[0], 100, 100);
+        assert!(!cache.drop_copy(INDEX, 0, 100));
+        assert!(cache.drop_copy(PACKS[0], 0, 100));
+        assert!(!cache.drop_copy(PACKS[0], 0, 100));
+        records.take();
+        assert_reads(&cache, PACKS[0], 0, 100);
+        assert_reads(&cache, PACKS[0], 100, 100);
+        assert_eq!(records.take().len(), 1);
     }
 
     #[test]

@@ -139,6 +139,11 @@ impl Target {
         self.storage.evict(name, offset, length);
     }
 
+    /// Drops the copy of these bytes in a cache on disk, because they turned out to be wrong. Returns whether there was one.
+    pub fn drop_copy(&self, name: &str, offset: u64, length: usize) -> bool {
+        self.storage.drop_copy(name, offset, length)
+    }
+
     /// Reads the first `length` bytes of an object and calls `take` with each piece in turn. Returns false if `stop` was
     /// set before the end.
     pub fn pieces(

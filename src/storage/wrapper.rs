@@ -99,6 +99,10 @@ impl<W: Wrapper> Storage for W {
         self.inner().evict(name, offset, length);
     }
 
+    fn drop_copy(&self, name: &str, offset: u64, length: usize) -> bool {
+        self.inner().drop_copy(name, offset, length)
+    }
+
     fn length(&self, name: &str) -> Result<u64, Error> {
         let mut length = 0;
         self.around(Call::new(Operation::Length, name), &mut || {

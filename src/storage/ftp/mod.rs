@@ -487,8 +487,6 @@ impl Storage for FtpStorage {
         self.read_range(&mut session, name, (offset, length), bytes)
     }
 
-    fn evict(&self, _name: &str, _offset: u64, _length: usize) {}
-
     fn length(&self, name: &str) -> Result<u64, Error> {
         let mut session = self.take("read", name)?;
         self.object(&mut session, name)

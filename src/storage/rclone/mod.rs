@@ -297,8 +297,6 @@ impl Storage for RcloneStorage {
         self.read_range(name, offset, length, bytes).map_err(|failure| failure.into_error("read", name))
     }
 
-    fn evict(&self, _name: &str, _offset: u64, _length: usize) {}
-
     fn length(&self, name: &str) -> Result<u64, Error> {
         self.object(name).and_then(|item| item.length()).map_err(|failure| failure.into_error("read", name))
     }

@@ -522,8 +522,6 @@ impl Storage for SftpStorage {
         }
     }
 
-    fn evict(&self, _name: &str, _offset: u64, _length: usize) {}
-
     fn length(&self, name: &str) -> Result<u64, Error> {
         Ok(self.object(name)?.0)
     }

@@ -232,8 +232,6 @@ impl Storage for SwiftStorage {
         read.map_err(|length| Error::too_large(name, length, limit))
     }
 
-    fn evict(&self, _name: &str, _offset: u64, _length: usize) {}
-
     fn length(&self, name: &str) -> Result<u64, Error> {
         Ok(self.object(name).map_err(|failure| failure.into_error("read", name))?.0)
     }

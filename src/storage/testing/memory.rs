@@ -29,12 +29,19 @@ pub struct Memory {
     objects: Arc<Mutex<BTreeMap<String, Object>>>,
     /// The number of versions of objects so far.
     versions: Arc<AtomicU64>,
+    /// Listings show objects of lower versions.
+    listed: Arc<AtomicU64>,
     spools: Spools,
 }
 
 impl Default for Memory {
     fn default() -> Self {
-        Memory { objects: Arc::default(), versions: Arc::default(), spools: Spools::new(None, SPOOLS, LARGEST) }
+        Memory {
+            objects: Arc::default(),
+            versions: Arc::default(),
+            listed: Arc::new(AtomicU64::new(u64::MAX)),
+            spools: Spools::new(None, SPOOLS, LARGEST),
+        }
     }
 }
 
@@ -52,6 +59,12 @@ impl Memory {
         change(Arc::make_mut(&mut object.bytes));
         object.version = version;
         true
+    }
+
+    /// Lets listings lag behind: they show no objects that are stored from now on, until this is called with `false`.
+    pub fn set_late(&self, late: bool) {
+        let listed = if late { self.versions.load(Ordering::Relaxed) } else { u64::MAX };
+        self.listed.store(listed, Ordering::Relaxed);
     }
 
     fn objects(&self) -> MutexGuard<'_, BTreeMap<String, Object>> {
@@ -104,8 +117,6 @@ impl Storage for Memory {
         Ok(())
     }
 
-    fn evict(&self, _name: &str, _offset: u64, _length: usize) {}
-
     fn length(&self, name: &str) -> Result<u64, Error> {
         Ok(self.object(name)?.bytes.len() as u64)
     }
@@ -119,7 +130,9 @@ impl Storage for Memory {
         // Unlocked before `found` is called, which may use the storage.
         let objects: Vec<_> = {
             let objects = self.objects();
-            let below = objects.iter().filter(|(name, _)| name.starts_with(prefix));
+            let listed = self.listed.load(Ordering::Relaxed);
+            let is_listed = |(name, object): &(&String, &Object)| name.starts_with(prefix) && object.version < listed;
+            let below = objects.iter().filter(is_listed);
             below.map(|(name, object)| ObjectInfo { name: name.clone(), length: object.bytes.len() as u64 }).collect()
         };
         objects.into_iter().for_each(found);

@@ -526,8 +526,6 @@ impl Storage for WebdavStorage {
         read.map_err(|length| Error::too_large(name, length, limit))
     }
 
-    fn evict(&self, _name: &str, _offset: u64, _length: usize) {}
-
     fn length(&self, name: &str) -> Result<u64, Error> {
         Ok(self.object(name)?.0)
     }
