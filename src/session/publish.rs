@@ -272,8 +272,10 @@ fn not_withdrawn(snapshot: &SnapshotName, reason: Error, error: Error) -> Error 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::format::forgotten::Forgotten;
     use crate::format::name;
     use crate::session::fixture::Site;
+    use crate::storage::Storage;
 
     #[test]
     fn a_commit_is_due_after_the_interval_or_many_chunks() {
@@ -322,5 +324,38 @@ mod tests {
             drop(pack.finish());
         });
         assert_eq!(site.count(name::PACKS), 0);
+    }
+
+    #[test]
+    fn a_pack_is_there_unless_its_object_is_gone_or_a_tombstone_names_it() {
+        let (site, memory) = Site::in_memory();
+        site.with_session(|session, catalog| {
+            let mut publisher = Publisher::new(session, catalog, Duration::MAX);
+            publisher.announce().unwrap();
+            memory.set_late(true);
+            let mut pack = session.packs().begin().unwrap();
+            let placed = pack.append(&[1; 100]).unwrap();
+            let id = placed.at.pack;
+            publisher.add_block(BlockId(1), PackKind::Data, placed, vec![(Digest::of(&[1]), 1)]).unwrap();
+            publisher.finish_pack(session.packs().store(pack.finish()).unwrap()).unwrap();
+            publisher.commit().unwrap();
+
+            let (repository, access) = (session.repository(), session.access());
+            let inventory = Inventory { repository, access, monitor: &Silent, stop: &AtomicBool::new(false) };
+            let used = RoaringTreemap::from_iter([1]);
+            let is_there = |publisher: &Publisher<'_>| inventory.has_all_packs(publisher.catalog(), &used).unwrap();
+            assert!(is_there(&publisher), "although no listing shows it");
+            memory.set_late(false);
+            assert!(is_there(&publisher));
+            let tombstone = Forgotten { generation: session.generation(), packs: vec![id], ..Forgotten::default() };
+            session.writer().put_forgotten(ObjectId::random(), &tombstone).unwrap();
+            assert!(!is_there(&publisher));
+            for object in memory.names().iter().filter(|object| object.starts_with(name::FORGOTTEN)) {
+                memory.remove(object).unwrap();
+            }
+            assert!(is_there(&publisher));
+            memory.remove(&name::pack(id)).unwrap();
+            assert!(!is_there(&publisher));
+        });
     }
 }
