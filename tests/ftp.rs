@@ -5,151 +5,31 @@
 
 mod common;
 
-use std::collections::BTreeMap;
 use std::fs;
 use std::io::{BufRead, BufReader, Write};
 use std::net::{TcpListener, TcpStream};
-use std::os::unix::fs::{PermissionsExt, chown};
-use std::path::PathBuf;
-use std::process::{Child, Command, Stdio};
+use std::os::unix::fs::chown;
 use std::sync::{Arc, Mutex};
 use std::thread::sleep;
 use std::time::{Duration, Instant};
 
 use brackfs::storage::{
-    ErrorKind, FtpAddress, FtpSecurity, FtpStorage, LocationKind, Remote as Options, Rivals, Storage,
+    ErrorKind, FtpAddress, FtpSecurity, FtpStorage, Location, LocationKind, Remote as Options, Rivals, Storage,
 };
 use common::ftp::{PASSWORD, Program, Server, Tls, USER};
-use common::machine::mount_tmpfs;
-use common::remote::{files_below, is_temporary, length, packs_below};
-use common::{Run, Site, age, noise, run, settle, tree};
+use common::remote::{MIB, NO_FILES, RemoteServer, RemoteSite, borrowed, many, packs_below, round_files};
+use common::wait::until;
+use common::{Site, noise, run, set_mode};
 use tempfile::TempDir;
 
-const MIB: usize = 1 << 20;
-
-/// A site whose repository is on a server.
-struct Remote {
-    site: Site,
-    server: Server,
+/// A site with a repository on ProFTPD without TLS.
+fn ready(files: &[(&str, impl AsRef<[u8]>)]) -> RemoteSite<Server> {
+    RemoteSite::ready(Server::start(), files)
 }
 
-impl Remote {
-    /// A site with these files, and without a repository.
-    fn new(server: Server, files: &[(&str, Vec<u8>)]) -> Remote {
-        let site = Site::with_files(files);
-        site.key("rfc9580");
-        Remote { site, server }
-    }
-
-    /// The same with a repository, on ProFTPD without TLS.
-    fn ready(files: &[(&str, Vec<u8>)]) -> Remote {
-        let remote = Remote::new(Server::start(), files);
-        remote.init().ok();
-        remote
-    }
-
-    fn init(&self) -> Run {
-        let certificate = self.site.keys().join("owner.pub");
-        self.brackfs(&["init", &self.server.url("repo"), "--recipient", certificate.to_str().unwrap()])
-    }
-
-    /// A run that finds logins and settings nowhere.
-    fn bare(&self, arguments: &[&str]) -> Command {
-        let mut command = self.site.command(arguments);
-        for name in ["FTP_USER", "FTP_PASSWORD", "NETRC", "BRACKFS_CREDENTIALS", "BRACKFS_CA"] {
-            command.env_remove(name);
-        }
-        command.env("BRACKFS_REPOSITORY", self.server.url("repo")).env("HOME", self.site.path());
-        command
-    }
-
-    fn command(&self, arguments: &[&str]) -> Command {
-        let mut command = self.bare(arguments);
-        command.env("BRACKFS_CREDENTIALS", self.server.credentials());
-        if let Some(ca) = self.server.remote().ca {
-            command.env("BRACKFS_CA", ca);
-        }
-        command
-    }
-
-    fn brackfs(&self, arguments: &[&str]) -> Run {
-        run(self.command(arguments))
-    }
-
-    fn source(&self) -> String {
-        self.site.source().to_str().unwrap().to_owned()
-    }
-
-    fn backup(&self, extra: &[&str]) -> Run {
-        self.brackfs(&[&["backup", &self.source(), "--json"], extra].concat())
-    }
-
-    /// A backup under way. Its messages go to a file.
-    fn begin_backup(&self, extra: &[&str]) -> Child {
-        let log = fs::File::create(self.site.path().join("messages")).unwrap();
-        let mut command = self.command(&[&["backup", &self.source()], extra].concat());
-        command.stdout(Stdio::null()).stderr(log).spawn().unwrap()
-    }
-
-    /// The messages of the backup under way.
-    fn said(&self) -> String {
-        fs::read_to_string(self.site.path().join("messages")).unwrap()
-    }
-
-    /// Checks everything, restores the newest snapshot and compares it with the source.
-    fn is_whole(&self) {
-        self.brackfs(&["check", "--read-data"]).ok();
-        let out = self.site.path().join("out");
-        self.brackfs(&["restore", "latest", "--to", out.to_str().unwrap()]).ok();
-        assert!(tree(&out) == tree(&self.site.source()), "the restored files differ");
-        fs::remove_dir_all(out).unwrap();
-    }
-
-    fn repo(&self) -> PathBuf {
-        self.server.data().join("repo")
-    }
-
-    /// Temporary files of uploads.
-    fn temporary_files(&self) -> Vec<PathBuf> {
-        files_below(&self.repo()).into_iter().filter(|path| is_temporary(path)).collect()
-    }
-
-    fn packs(&self) -> Vec<PathBuf> {
-        packs_below(&self.repo())
-    }
-
-    /// Cuts all connections in the middle of the upload of a pack, other than those of `cut`, which gets its temporary file.
-    fn cut_an_upload(&self, cut: &mut Vec<PathBuf>) {
-        until("an upload is cut", || {
-            let is_new = |path: &PathBuf| path.starts_with(self.repo().join("packs")) && !cut.contains(path);
-            let uploads: Vec<_> = self.temporary_files().into_iter().filter(is_new).collect();
-            if !uploads.iter().any(|upload| length(upload) > 0) {
-                return false;
-            }
-            self.server.cut();
-            // No session is left, so an upload that has not ended yet never does.
-            let unfinished = uploads.into_iter().find(|upload| (1..MIB as u64 * 12).contains(&length(upload)));
-            unfinished.map(|upload| cut.push(upload)).is_some()
-        });
-    }
-}
-
-/// Files of random bytes: many packs.
-fn many(count: usize) -> Vec<(String, Vec<u8>)> {
-    (0..count).map(|at| (format!("file{at}"), noise(&format!("file{at}"), 8 * MIB))).collect()
-}
-
-fn borrowed(files: &[(String, Vec<u8>)]) -> Vec<(&str, Vec<u8>)> {
-    files.iter().map(|(name, bytes)| (name.as_str(), bytes.clone())).collect()
-}
-
-#[track_caller]
-fn until(what: &str, mut is_so: impl FnMut() -> bool) {
-    let start = Instant::now();
-    while !is_so() {
-        assert!(start.elapsed() < Duration::from_secs(120), "{what}");
-        sleep(Duration::from_millis(5));
-    }
+fn open(location: &Location) -> FtpStorage {
+    let LocationKind::Ftp(address) = location.kind() else { panic!("{location}") };
+    FtpStorage::open(address, location.remote()).unwrap()
 }
 
 #[test]
@@ -157,45 +37,19 @@ fn a_whole_round_works_as_on_a_directory() {
     for (program, tls) in
         [(Program::ProFtpd, Tls::Never), (Program::ProFtpd, Tls::Explicit), (Program::Vsftpd, Tls::Explicit)]
     {
-        let files = [("file", b"content".to_vec()), ("large", noise("large", 20 * MIB))];
-        let remote = Remote::new(Server::with(program, tls, ""), &files);
+        let remote = RemoteSite::new(Server::with(program, tls, ""), &round_files());
         let made = remote.init().ok();
         // The login is not protected without TLS, which is noted once.
         assert_eq!(made.stderr.contains("sent unencrypted"), tls == Tls::Never, "{made}");
-        let again = remote.init().code(1);
-        assert!(again.stderr.contains("already"), "{again}");
-        remote.backup(&[]).ok();
-        remote.site.write("new", noise("new", MIB));
-        fs::remove_file(remote.site.source().join("large")).unwrap();
-        age(&remote.site.source());
-        settle();
-        let second = remote.backup(&[]).ok();
-        assert!(!second.stderr.contains("unencrypted"), "{second}");
-        remote.is_whole();
-        assert_eq!(remote.brackfs(&["snapshots"]).ok().stdout.lines().count(), 2);
-        remote.brackfs(&["catalog", "verify"]).ok();
-
-        let mnt = remote.site.mnt();
-        remote.brackfs(&["mount", mnt.to_str().unwrap()]).ok();
-        let copy = remote.site.path().join("copy");
-        assert!(Command::new("cp").arg("-a").args([&mnt.join("source/latest/."), &copy]).status().unwrap().success());
-        assert!(tree(&copy) == tree(&remote.site.source()));
-        remote.brackfs(&["umount", mnt.to_str().unwrap()]).ok();
-
-        let before = remote.packs().len();
-        remote.brackfs(&["forget", "--keep-last", "1"]).ok();
-        remote.brackfs(&["prune", "--grace", "0"]).ok();
-        assert!(remote.packs().len() < before, "{before} packs before, {} after", remote.packs().len());
-        assert_eq!(remote.brackfs(&["snapshots"]).ok().stdout.lines().count(), 1);
-        remote.is_whole();
-        assert_eq!(remote.temporary_files(), [] as [PathBuf; 0]);
-        assert_eq!(fs::read_dir(remote.site.state().join("spool")).unwrap().count(), 0);
+        remote.a_whole_round_works();
+        let later = remote.backup(&[]).ok();
+        assert!(!later.stderr.contains("unencrypted"), "{later}");
     }
 }
 
 #[test]
 fn logins_are_found_where_other_programs_look_and_refused_ones_end_a_command_at_once() {
-    let remote = Remote::ready(&[("file", b"content".to_vec())]);
+    let remote = ready(&[("file", b"content".to_vec())]);
     let none = run(remote.bare(&["snapshots"])).code(1);
     assert!(none.stderr.contains("set FTP_PASSWORD") && none.stderr.contains("~/.netrc"), "{none}");
     let mut variables = remote.bare(&["snapshots"]);
@@ -232,29 +86,16 @@ fn passwords_in_locations_are_refused_and_never_repeated() {
 
 #[test]
 fn no_password_is_shown_by_processes_messages_and_logs() {
-    let remote = Remote::new(Server::with(Program::ProFtpd, Tls::Explicit, ""), &borrowed(&many(3)));
-    fs::set_permissions(remote.server.credentials(), fs::Permissions::from_mode(0o644)).unwrap();
+    let remote = RemoteSite::new(Server::with(Program::ProFtpd, Tls::Explicit, ""), &borrowed(&many(1)));
+    set_mode(&remote.server.credentials(), 0o644);
     let noted = remote.init().ok();
     assert!(noted.stderr.contains("other users can read the file with the password"), "{noted}");
-    let log = remote.site.path().join("log");
-    let mut backup = remote.begin_backup(&["--log", log.to_str().unwrap(), "-v"]);
-    let mut shown = String::new();
-    while backup.try_wait().unwrap().is_none() {
-        for file in ["cmdline", "environ"] {
-            shown += &String::from_utf8_lossy(&fs::read(format!("/proc/{}/{file}", backup.id())).unwrap_or_default());
-        }
-        sleep(Duration::from_millis(20));
-    }
-    assert!(backup.wait().unwrap().success(), "{}", remote.said());
-    shown += &remote.said();
-    shown += &fs::read_to_string(log).unwrap();
-    assert!(shown.contains("BRACKFS_CREDENTIALS") && shown.contains("connected"), "{shown}");
-    assert!(!shown.contains(PASSWORD), "{shown}");
+    remote.no_secret_is_shown(&[PASSWORD]);
 }
 
 #[test]
 fn a_certificate_is_trusted_only_with_its_authority() {
-    let remote = Remote::new(Server::with(Program::ProFtpd, Tls::Explicit, ""), &[]);
+    let remote = RemoteSite::new(Server::with(Program::ProFtpd, Tls::Explicit, ""), &NO_FILES);
     remote.init().ok();
     let mut untrusting = remote.command(&["snapshots"]);
     untrusting.env_remove("BRACKFS_CA");
@@ -273,7 +114,7 @@ fn a_certificate_is_trusted_only_with_its_authority() {
     assert!(!plain.log().contains("PASS"), "{}", plain.log());
     // Nor is a server that demands TLS satisfied without.
     let mut clear = remote.command(&["snapshots"]);
-    clear.env("BRACKFS_REPOSITORY", remote.server.url("repo").replace("ftps://", "ftp://"));
+    clear.env("BRACKFS_REPOSITORY", remote.url().replace("ftps://", "ftp://"));
     assert!(run(clear).code(1).stderr.contains("SSL/TLS required"));
 }
 
@@ -281,8 +122,10 @@ fn a_certificate_is_trusted_only_with_its_authority() {
 fn servers_with_one_version_of_tls_are_used() {
     for version in ["TLSv1.2", "TLSv1.3"] {
         let options = format!("TLSProtocol {version}");
-        let remote =
-            Remote::new(Server::with(Program::ProFtpd, Tls::Explicit, &options), &[("file", noise("file", 3 * MIB))]);
+        let remote = RemoteSite::new(
+            Server::with(Program::ProFtpd, Tls::Explicit, &options),
+            &[("file", noise("file", 3 * MIB))],
+        );
         remote.init().ok();
         remote.backup(&[]).ok();
         remote.is_whole();
@@ -307,98 +150,78 @@ fn a_server_can_begin_with_tls_at_once() {
 
 #[test]
 fn an_upload_that_is_cut_off_is_made_again_and_leaves_nothing() {
-    let remote = Remote::ready(&borrowed(&many(6)));
-    // A pack takes more than a second.
-    let mut backup = remote.begin_backup(&["--connections", "2", "--limit-upload", "16MiB"]);
-    let (mut cut, mut stored) = (Vec::new(), BTreeMap::new());
-    for _ in 0..2 {
-        remote.cut_an_upload(&mut cut);
-        stored.extend(remote.packs().into_iter().map(|pack| (pack.clone(), length(&pack))));
-    }
-    assert!(backup.wait().unwrap().success(), "{}", remote.said());
-    assert!(remote.said().contains(&format!("waiting for {}", remote.server.url("repo"))), "{}", remote.said());
-    // Packs had their names only when they were complete.
-    assert!(stored.iter().all(|(pack, stored)| length(pack) == *stored), "{stored:?}");
-    remote.is_whole();
-    // A temporary file of the last cut may be left until the next object is stored.
-    remote.site.write("new", "new");
-    settle();
-    remote.backup(&[]).ok();
-    assert_eq!(remote.temporary_files(), [] as [PathBuf; 0]);
+    let remote = ready(&borrowed(&many(6)));
+    remote.an_upload_that_is_cut_off_is_made_again(|| remote.server.cut());
 }
 
 #[test]
 fn a_backup_waits_for_a_server_that_is_restarted() {
-    let mut remote = Remote::ready(&borrowed(&many(8)));
-    let mut backup = remote.begin_backup(&["--limit-upload", "32MiB"]);
-    until("a pack is stored", || !remote.packs().is_empty());
-    remote.server.stop();
-    sleep(Duration::from_secs(2));
-    remote.server.start_again();
-    assert!(backup.wait().unwrap().success(), "{}", remote.said());
-    assert_eq!(remote.said().matches("waiting for").count(), 1, "said once in a minute: {}", remote.said());
-    remote.is_whole();
+    let mut remote = ready(&borrowed(&many(3)));
+    remote.a_backup_waits_for_the_server();
     remote.server.stop();
     let away = remote.brackfs(&["snapshots"]).code(1);
     assert!(away.stderr.contains("cannot be reached"), "{away}");
 }
 
 #[test]
+fn a_mount_waits_for_a_server_that_is_restarted() {
+    ready(&borrowed(&many(2))).a_mount_waits_for_the_server();
+}
+
+#[test]
+fn init_accepts_only_an_empty_directory() {
+    for program in [Program::ProFtpd, Program::Vsftpd] {
+        let remote = RemoteSite::new(Server::with(program, Tls::Never, ""), &NO_FILES);
+        let folder = remote.server.folder().unwrap();
+        let put = || {
+            fs::create_dir(&folder).unwrap();
+            chown(&folder, Some(remote.server.owner()), None).unwrap();
+            fs::write(folder.join("mine"), "mine").unwrap();
+        };
+        remote.init_accepts_only_an_empty_place(put, || fs::remove_file(folder.join("mine")).unwrap());
+    }
+}
+
+#[test]
+fn two_machines_with_one_state_that_write_at_the_same_time_lose_nothing() {
+    ready(&[("file", noise("file", MIB))]).two_machines_lose_nothing();
+}
+
+#[test]
+fn a_read_only_server_can_be_restored_from_and_not_backed_up_to() {
+    let mut remote = ready(&[("file", noise("file", MIB))]);
+    remote.backup(&[]).ok();
+    remote.server.stop();
+    remote.server.configure("<Limit WRITE>\nDenyAll\n</Limit>");
+    remote.server.start_again();
+    remote.can_be_read_and_not_written("denies permission");
+}
+
+#[test]
 fn a_full_disk_on_the_server_ends_a_backup_at_once() {
     for program in [Program::ProFtpd, Program::Vsftpd] {
-        let remote = Remote::new(Server::with(program, Tls::Never, ""), &borrowed(&many(6)));
-        fs::create_dir(remote.repo()).unwrap();
-        mount_tmpfs(&remote.repo(), c"size=24m,mode=777");
-        remote.init().ok();
-        let start = Instant::now();
-        let full = remote.backup(&[]).code(1);
-        assert!(full.stderr.contains("the server has no more room"), "{full}");
-        assert!(!full.stderr.contains("waiting for"), "{full}");
-        assert!(start.elapsed() < Duration::from_secs(30), "{:?}", start.elapsed());
-        // Temporary files are removed, so that something fits again.
-        assert_eq!(remote.temporary_files(), [] as [PathBuf; 0]);
-        for at in 1..6 {
-            fs::remove_file(remote.site.source().join(format!("file{at}"))).unwrap();
-        }
-        settle();
-        remote.backup(&[]).ok();
-        remote.is_whole();
+        let remote = RemoteSite::new(Server::with(program, Tls::Never, ""), &borrowed(&many(6)));
+        remote.a_full_disk_ends_a_backup("the server has no more room");
     }
 }
 
 #[test]
 fn a_killed_backup_leaves_nothing_partial_and_its_temporaries_are_removed() {
     // vsftpd shows temporary files only when it is asked for hidden ones.
-    let remote = Remote::new(Server::with(Program::Vsftpd, Tls::Never, ""), &borrowed(&many(8)));
-    remote.init().ok();
-    let mut killed = false;
-    for _ in 0..4 {
-        let mut backup = remote.begin_backup(&["--connections", "2", "--limit-upload", "64MiB"]);
-        until("an upload is under way", || {
-            !remote.temporary_files().is_empty() || backup.try_wait().unwrap().is_some()
-        });
-        backup.kill().unwrap();
-        backup.wait().unwrap();
-        until("sessions end", || remote.server.sessions().is_empty());
-        killed |= !remote.temporary_files().is_empty();
-        if killed {
-            break;
-        }
+    for program in [Program::ProFtpd, Program::Vsftpd] {
+        let remote = RemoteSite::ready(Server::with(program, Tls::Never, ""), &borrowed(&many(2)));
+        assert!(remote.a_killed_backup_leaves_nothing() > 0, "the kill hit no upload");
     }
-    assert!(killed, "no kill hit an upload");
-    remote.backup(&[]).ok();
-    assert_eq!(remote.temporary_files(), [] as [PathBuf; 0]);
-    remote.is_whole();
 }
 
 #[test]
 fn a_server_that_allows_few_sessions_is_used_with_those() {
-    for (program, tls, options) in
-        [(Program::ProFtpd, Tls::Explicit, "MaxClientsPerHost 1"), (Program::Vsftpd, Tls::Explicit, "max_per_ip=1")]
+    for (program, options, refusal) in
+        [(Program::ProFtpd, "MaxClientsPerHost 1", "MaxClientsPerHost"), (Program::Vsftpd, "max_per_ip=1", "421 ")]
     {
-        let remote = Remote::new(Server::with(program, tls, options), &borrowed(&many(4)));
-        remote.init().ok();
+        let remote = RemoteSite::ready(Server::with(program, Tls::Explicit, options), &borrowed(&many(4)));
         remote.backup(&["--connections", "4"]).ok();
+        assert!(remote.server.log().contains(refusal), "no session was refused: {}", remote.server.log());
         until("sessions end", || remote.server.sessions().len() <= 1);
         remote.is_whole();
     }
@@ -406,28 +229,27 @@ fn a_server_that_allows_few_sessions_is_used_with_those() {
 
 #[test]
 fn a_missing_permission_and_a_missing_disk_are_not_missing_objects() {
-    let remote = Remote::ready(&[("file", noise("file", MIB))]);
+    let remote = ready(&[("file", noise("file", MIB))]);
     remote.backup(&[]).ok();
-    let pack = remote.packs().swap_remove(0);
-    let folder = pack.parent().unwrap();
-    chown(folder, Some(0), Some(0)).unwrap();
-    fs::set_permissions(folder, fs::Permissions::from_mode(0o700)).unwrap();
-    let location = remote.server.location("repo");
-    let LocationKind::Ftp(address) = location.kind() else { panic!("{location}") };
-    let storage = FtpStorage::open(address, location.remote()).unwrap();
-    let name = pack.strip_prefix(remote.repo()).unwrap().to_str().unwrap();
+    let folder = remote.server.folder().unwrap();
+    let pack = packs_below(&folder).swap_remove(0);
+    let name = pack.strip_prefix(&folder).unwrap().to_str().unwrap();
+    let parent = pack.parent().unwrap();
+    chown(parent, Some(0), Some(0)).unwrap();
+    set_mode(parent, 0o700);
+    let storage = open(&remote.server.repository());
     assert_ne!(storage.length(name).unwrap_err().kind, ErrorKind::NotFound);
     assert_ne!(storage.read(name, 0, 1, &mut Vec::new()).unwrap_err().kind, ErrorKind::NotFound);
     let listed = storage.visit("packs/", &mut |_| ()).unwrap_err();
     assert_eq!(listed.kind, ErrorKind::PermissionDenied, "{listed}");
-    fs::set_permissions(folder, fs::Permissions::from_mode(0o755)).unwrap();
+    set_mode(parent, 0o755);
     storage.length(name).unwrap();
     // The disk of the repository is unmounted.
-    fs::rename(remote.repo(), remote.server.data().join("elsewhere")).unwrap();
-    fs::create_dir(remote.repo()).unwrap();
+    fs::rename(&folder, remote.server.data().join("elsewhere")).unwrap();
+    fs::create_dir(&folder).unwrap();
     assert_eq!(storage.length(name).unwrap_err().kind, ErrorKind::Unavailable);
     assert_eq!(storage.visit("packs/", &mut |_| ()).unwrap_err().kind, ErrorKind::Unavailable);
-    fs::remove_dir(remote.repo()).unwrap();
+    fs::remove_dir(&folder).unwrap();
     assert_eq!(storage.remove(name).unwrap_err().kind, ErrorKind::Unavailable);
     assert_eq!(storage.visit("", &mut |_| ()).unwrap_err().kind, ErrorKind::Unavailable);
 }
@@ -547,7 +369,8 @@ fn data_connections_go_to_the_server_and_replies_stay_in_step() {
     let passive = format!("227 go (203,0,113,1,{high},{low})\r\n").into_bytes();
     let hostile = Hostile::start(vec![("EPSV", b"500 what\r\n".to_vec()), ("PASV", passive)]);
     let opening = std::thread::spawn(move || hostile.open().map(|_| ()).map_err(|error| error.to_string()));
-    listener.accept().unwrap();
+    listener.set_nonblocking(true).unwrap();
+    until("the client opens a data connection", || listener.accept().is_ok());
     let _ = opening.join().unwrap();
 
     // A reply that nothing asked for ends the session instead of being taken for the next one.
@@ -576,17 +399,10 @@ fn data_connections_go_to_the_server_and_replies_stay_in_step() {
 }
 
 #[test]
-fn a_silent_server_is_given_up() {
-    let remote = Remote::ready(&[("file", noise("file", MIB))]);
-    let location = remote.server.location("repo");
-    let LocationKind::Ftp(address) = location.kind() else { panic!("{location}") };
-    let options = Options { stall: Duration::from_secs(2), ..location.remote().clone() };
-    let storage = FtpStorage::open(address, &options).unwrap();
-    remote.server.freeze();
-    let begun = Instant::now();
-    let error = storage.length("brackfs.toml").unwrap_err();
-    assert!(error.kind == ErrorKind::Unavailable && error.to_string().contains("silent for 2 s"), "{error}");
-    assert!(begun.elapsed() < Duration::from_secs(10));
-    // The next operation has a new session.
-    storage.length("brackfs.toml").unwrap();
+fn a_silent_server_is_given_up_and_the_backup_goes_on() {
+    let remote = ready(&borrowed(&many(2)));
+    remote.a_silent_server_is_given_up(|| remote.server.freeze());
+    // The frozen sessions.
+    remote.server.cut();
+    remote.is_whole();
 }

@@ -1037,8 +1037,9 @@ fn nothing_is_removed_at_once_if_an_index_is_listed_late() {
     assert!(stopped_early >= 3 && removed > 0, "{stopped_early} {removed}");
 }
 
-/// As soon as the snapshot is there, a copy of the machine begins a run. `work` is done before the backup goes on.
-fn overtaken(work: impl Fn(&World)) -> (Returned, Run, usize) {
+/// Runs a backup. When it has stored its snapshot, and before its last look at the repository, a clone of the machine starts
+/// a prune, which is refused, and `work` changes the repository. Returns the backup, and the number of snapshots before it.
+fn with_a_clone_after_the_snapshot(work: impl Fn(&World)) -> (Returned, Run, usize) {
     let returned = Returned::new();
     let snapshots = |returned: &Returned| returned.world.objects("snapshots").len();
     for nth in 1.. {
@@ -1060,17 +1061,17 @@ fn overtaken(work: impl Fn(&World)) -> (Returned, Run, usize) {
 }
 
 #[test]
-fn a_backup_that_sees_another_run_in_the_end_fails_and_its_snapshot_stays() {
-    let (returned, backup, before) = overtaken(|_| {});
+fn a_backup_that_finds_a_run_of_a_clone_at_its_end_fails_and_keeps_its_snapshot() {
+    let (returned, backup, before) = with_a_clone_after_the_snapshot(|_| {});
     says(&backup.code(1), "another machine with a copy of this machine's state started to write");
     assert_eq!(returned.world.objects("snapshots").len(), before + 1);
     returned.world.site.brackfs(&["check", "--read-data"]).ok();
 }
 
 #[test]
-fn a_snapshot_is_withdrawn_if_another_run_has_removed_a_pack_of_it() {
+fn a_snapshot_is_withdrawn_if_a_clone_has_removed_a_pack_of_it() {
     let away = |world: &World| world.site.path().join("away");
-    let (returned, backup, before) = overtaken(|world| {
+    let (returned, backup, before) = with_a_clone_after_the_snapshot(|world| {
         // All but one, so that the folder is there.
         for pack in world.objects("packs").split_off(1) {
             fs::create_dir_all(away(world)).unwrap();

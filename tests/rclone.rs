@@ -1,191 +1,65 @@
 //! Repositories on a remote of rclone, through the real program and a real rclone: a whole round, an rclone that is missing,
-//! too old, killed, frozen or out of room, and killed runs.
+//! too old, killed or frozen, a remote that is full, away or refuses the login, and killed runs.
 
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::print_stdout, clippy::print_stderr)]
 
 mod common;
 
 use std::fs;
-use std::os::unix::fs::PermissionsExt;
-use std::path::PathBuf;
-use std::process::{Child, Command, Stdio};
-use std::thread::sleep;
+use std::process::Command;
 use std::time::{Duration, Instant};
 
-use brackfs::storage::{ErrorKind, LocationKind, RcloneStorage, Remote as Options, Storage};
-use common::machine::mount_tmpfs;
-use common::rclone::Rclone;
+use brackfs::storage::{ErrorKind, LocationKind, RcloneStorage, Storage};
+use common::machine::copy;
+use common::rclone::{RCLONE, Rclone};
+use common::remote::{MIB, NO_FILES, RemoteServer, RemoteSite, borrowed, is_alive, many, round_files};
 use common::sftp::below;
-use common::{Run, Site, age, noise, run, settle, tree};
-use rustix::process::{Pid, Signal, kill_process};
+use common::wait::until;
+use common::{noise, run, set_mode, webdav};
+use rustix::process::{Signal, kill_process};
 
-const MIB: usize = 1 << 20;
-const URL: &str = "rclone:there:repo";
-
-/// A site whose repository is on a remote.
-struct Remote {
-    site: Site,
-    rclone: Rclone,
+/// A site with a repository.
+fn ready(files: &[(&str, impl AsRef<[u8]>)]) -> RemoteSite<Rclone> {
+    RemoteSite::ready(Rclone::new(), files)
 }
 
-impl Remote {
-    /// A site with these files, and without a repository.
-    fn new(files: &[(&str, Vec<u8>)]) -> Remote {
-        let site = Site::with_files(files);
-        site.key("rfc9580");
-        fs::create_dir(site.path().join("run")).unwrap();
-        Remote { site, rclone: Rclone::new() }
-    }
-
-    /// The same with a repository.
-    fn ready(files: &[(&str, Vec<u8>)]) -> Remote {
-        let remote = Remote::new(files);
-        remote.init().ok();
-        remote
-    }
-
-    fn init(&self) -> Run {
-        let certificate = self.site.keys().join("owner.pub");
-        self.brackfs(&["init", URL, "--recipient", certificate.to_str().unwrap()])
-    }
-
-    fn command(&self, arguments: &[&str]) -> Command {
-        let mut command = self.site.command(arguments);
-        command.env("BRACKFS_REPOSITORY", URL).env("BRACKFS_RCLONE", self.rclone.command());
-        command.env("XDG_RUNTIME_DIR", self.site.path().join("run"));
-        command
-    }
-
-    fn brackfs(&self, arguments: &[&str]) -> Run {
-        run(self.command(arguments))
-    }
-
-    fn source(&self) -> String {
-        self.site.source().to_str().unwrap().to_owned()
-    }
-
-    fn backup(&self, extra: &[&str]) -> Run {
-        self.brackfs(&[&["backup", &self.source(), "--json"], extra].concat())
-    }
-
-    /// A backup under way. Its messages go to a file.
-    fn begin_backup(&self, extra: &[&str]) -> Child {
-        let log = fs::File::create(self.site.path().join("messages")).unwrap();
-        let mut command = self.command(&[&["backup", &self.source()], extra].concat());
-        command.stdout(Stdio::null()).stderr(log).spawn().unwrap()
-    }
-
-    /// The messages of the backup under way.
-    fn said(&self) -> String {
-        fs::read_to_string(self.site.path().join("messages")).unwrap()
-    }
-
-    /// Checks everything, restores the newest snapshot and compares it with the source.
-    fn is_whole(&self) {
-        self.brackfs(&["check", "--read-data"]).ok();
-        let out = self.site.path().join("out");
-        self.brackfs(&["restore", "latest", "--to", out.to_str().unwrap()]).ok();
-        assert!(tree(&out) == tree(&self.site.source()), "the restored files differ");
-        fs::remove_dir_all(out).unwrap();
-    }
-
-    fn repo(&self) -> PathBuf {
-        self.rclone.data().join("repo")
-    }
-
-    /// Files below the repository whose names begin with this.
-    fn files(&self, begin: &str) -> Vec<PathBuf> {
-        let all = common::paths_below(&self.repo());
-        all.into_iter().filter(|path| path.file_name().unwrap().to_str().unwrap().starts_with(begin)).collect()
-    }
-
-    fn packs(&self) -> usize {
-        let packs = self.repo().join("packs");
-        let is_pack = |path: &&PathBuf| path.is_file() && !path.to_str().unwrap().contains(".tmp-");
-        if packs.exists() { common::paths_below(&packs).iter().filter(is_pack).count() } else { 0 }
-    }
-
-    /// The folders with sockets.
-    fn sockets(&self) -> usize {
-        fs::read_dir(self.site.path().join("run")).unwrap().count()
-    }
-
-    fn storage(&self, stall: Duration) -> RcloneStorage {
-        let location = self.rclone.location("repo");
-        let LocationKind::Rclone(address) = location.kind() else { panic!("{location}") };
-        RcloneStorage::open(address, &Options { stall, ..location.remote().clone() }).unwrap()
-    }
+/// The number of folders with sockets.
+fn sockets(remote: &RemoteSite<Rclone>) -> usize {
+    fs::read_dir(remote.server.sockets()).unwrap().count()
 }
 
-/// Files of random bytes: many packs.
-fn many(count: usize) -> Vec<(String, Vec<u8>)> {
-    (0..count).map(|at| (format!("file{at}"), noise(&format!("file{at}"), 8 * MIB))).collect()
+/// A command may end before its threads, without removing its folder. The next one then removes it.
+fn leaves_no_sockets(remote: &RemoteSite<Rclone>) {
+    until("no folder with sockets is left", || {
+        remote.brackfs(&["snapshots"]).ok();
+        sockets(remote) == 0
+    });
 }
 
-fn borrowed(files: &[(String, Vec<u8>)]) -> Vec<(&str, Vec<u8>)> {
-    files.iter().map(|(name, bytes)| (name.as_str(), bytes.clone())).collect()
-}
-
-#[track_caller]
-fn until(what: &str, mut is_so: impl FnMut() -> bool) {
-    let start = Instant::now();
-    while !is_so() {
-        assert!(start.elapsed() < Duration::from_secs(120), "{what}");
-        sleep(Duration::from_millis(5));
-    }
-}
-
-fn is_alive(process: Pid) -> bool {
-    let state = fs::read_to_string(format!("/proc/{}/stat", process.as_raw_nonzero()));
-    state.is_ok_and(|state| !state.rsplit_once(')').unwrap().1.starts_with(" Z"))
+/// Text as rclone obscures it in its configuration.
+fn obscured(text: &str) -> String {
+    let obscured = Command::new(RCLONE).args(["obscure", text]).output().unwrap();
+    String::from_utf8(obscured.stdout).unwrap().trim().to_owned()
 }
 
 #[test]
 fn a_whole_round_works_as_on_a_directory() {
-    let remote = Remote::ready(&[("file", b"content".to_vec()), ("large", noise("large", 20 * MIB))]);
-    let again = remote.init().code(1);
-    assert!(again.stderr.contains("already"), "{again}");
-    remote.backup(&[]).ok();
-    remote.site.write("new", noise("new", MIB));
-    fs::remove_file(remote.site.source().join("large")).unwrap();
-    age(&remote.site.source());
-    settle();
-    remote.backup(&[]).ok();
-    remote.is_whole();
-    assert_eq!(remote.brackfs(&["snapshots"]).ok().stdout.lines().count(), 2);
-    remote.brackfs(&["catalog", "verify"]).ok();
-
-    let mnt = remote.site.mnt();
-    remote.brackfs(&["mount", mnt.to_str().unwrap()]).ok();
-    let copy = remote.site.path().join("copy");
-    assert!(Command::new("cp").arg("-a").args([&mnt.join("source/latest/."), &copy]).status().unwrap().success());
-    assert!(tree(&copy) == tree(&remote.site.source()));
-    remote.brackfs(&["umount", mnt.to_str().unwrap()]).ok();
-
-    let before = remote.packs();
-    remote.brackfs(&["forget", "--keep-last", "1"]).ok();
-    remote.brackfs(&["prune", "--grace", "0"]).ok();
-    assert!(remote.packs() < before, "{before} packs before, {} after", remote.packs());
-    remote.is_whole();
-    assert_eq!(remote.files(".tmp-"), [] as [PathBuf; 0]);
-    // A mount may end without removing its folder, which the next run then does.
-    until("the mount ends", || {
-        remote.brackfs(&["snapshots"]).ok();
-        remote.sockets() == 0
-    });
+    let remote = ready(&round_files());
+    remote.a_whole_round_works();
+    leaves_no_sockets(&remote);
 
     // The layout is that of a directory.
     let moved = remote.site.path().join("moved");
-    assert!(Command::new("cp").arg("-a").args([&remote.repo(), &moved]).status().unwrap().success());
+    copy(&remote.server.folder().unwrap(), &moved);
     remote.site.brackfs(&["check", "--read-data", "--repo", moved.to_str().unwrap()]).ok();
 }
 
 #[test]
-fn what_does_not_start_ends_a_command_at_once_with_the_reason() {
-    let remote = Remote::ready(&[]);
+fn an_rclone_that_cannot_start_ends_a_command_at_once_with_the_reason() {
+    let remote = ready(&NO_FILES);
     let old = remote.site.path().join("old");
     fs::write(&old, "#!/bin/sh\necho 'listen tcp: address tcp////x: unknown port' >&2\nexit 1\n").unwrap();
-    fs::set_permissions(&old, fs::Permissions::from_mode(0o755)).unwrap();
+    set_mode(&old, 0o755);
     let start = Instant::now();
     for (variable, value, code, words) in [
         ("BRACKFS_RCLONE", "/missing/rclone", 1, "install rclone 1.75 or later"),
@@ -201,92 +75,123 @@ fn what_does_not_start_ends_a_command_at_once_with_the_reason() {
         assert!(!refused.stderr.contains("hunter2") && !refused.stderr.contains("waiting for"), "{refused}");
     }
     assert!(start.elapsed() < Duration::from_secs(30), "{:?}", start.elapsed());
-    assert_eq!(remote.sockets(), 0);
+    assert_eq!(sockets(&remote), 0);
 }
 
 #[test]
 fn an_rclone_that_ends_is_started_again() {
-    let remote = Remote::ready(&borrowed(&many(8)));
-    let mut backup = remote.begin_backup(&["--limit-upload", "32MiB"]);
-    until("a pack is stored", || remote.packs() > 0);
-    let processes = below(&backup);
+    let remote = ready(&borrowed(&many(2)));
+    let mut backup = remote.begin_slow_backup();
+    until("a pack is uploaded", || remote.server.is_receiving());
+    let processes = below(&backup.child);
     assert_eq!(processes.len(), 1, "{processes:?}");
     kill_process(processes[0], Signal::KILL).unwrap();
-    assert!(backup.wait().unwrap().success(), "{}", remote.said());
-    assert!(remote.said().contains(&format!("waiting for {URL}")), "{}", remote.said());
-    assert!(remote.said().contains("rclone has ended"), "{}", remote.said());
+    backup.succeeds();
+    assert!(backup.said().contains(&format!("waiting for {}", remote.url())), "{}", backup.said());
+    assert!(backup.said().contains("rclone has ended"), "{}", backup.said());
     remote.is_whole();
 }
 
 #[test]
 fn a_killed_backup_takes_rclone_with_it_and_its_temporaries_are_removed() {
-    let remote = Remote::ready(&borrowed(&many(8)));
-    let mut killed = false;
-    for _ in 0..4 {
-        let mut backup = remote.begin_backup(&["--connections", "2", "--limit-upload", "32MiB"]);
-        until("an upload is under way", || !remote.files(".tmp-").is_empty() || backup.try_wait().unwrap().is_some());
-        let processes = below(&backup);
-        backup.kill().unwrap();
-        backup.wait().unwrap();
-        until("rclone ends", || !processes.iter().any(|process| is_alive(*process)));
-        killed |= !remote.files(".tmp-").is_empty();
-        if killed {
-            assert_eq!((processes.len(), remote.sockets()), (1, 1));
-            break;
-        }
-    }
-    assert!(killed, "no kill hit an upload");
-    remote.backup(&[]).ok();
-    assert_eq!(remote.files(".tmp-"), [] as [PathBuf; 0]);
-    assert_eq!(remote.sockets(), 0, "also that of the killed run");
-    remote.is_whole();
+    let remote = ready(&borrowed(&many(2)));
+    assert!(remote.a_killed_backup_leaves_nothing() > 0, "the kill hit no upload");
+    leaves_no_sockets(&remote);
 }
 
 #[test]
 fn a_full_disk_ends_a_backup_at_once() {
-    let remote = Remote::new(&borrowed(&many(6)));
-    fs::create_dir(remote.repo()).unwrap();
-    mount_tmpfs(&remote.repo(), c"size=24m");
-    remote.init().ok();
-    let start = Instant::now();
-    let full = remote.backup(&[]).code(1);
-    assert!(full.stderr.contains("the remote has no more room"), "{full}");
-    assert!(!full.stderr.contains("waiting for"), "{full}");
-    assert!(start.elapsed() < Duration::from_secs(30), "{:?}", start.elapsed());
-    assert_eq!(remote.files(".tmp-"), [] as [PathBuf; 0]);
-    for at in 1..6 {
-        fs::remove_file(remote.site.source().join(format!("file{at}"))).unwrap();
-    }
-    settle();
-    remote.backup(&[]).ok();
+    let remote = RemoteSite::new(Rclone::new(), &borrowed(&many(6)));
+    remote.a_full_disk_ends_a_backup("the remote has no more room");
+}
+
+#[test]
+fn a_silent_rclone_is_given_up_and_the_backup_goes_on() {
+    let remote = ready(&borrowed(&many(2)));
+    let signal = |signal| remote.server.processes().iter().for_each(|process| kill_process(*process, signal).unwrap());
+    std::thread::scope(|threads| {
+        remote.a_silent_server_is_given_up(|| {
+            signal(Signal::STOP);
+            threads.spawn(|| {
+                std::thread::sleep(Duration::from_secs(5));
+                signal(Signal::CONT);
+            });
+        });
+    });
     remote.is_whole();
 }
 
 #[test]
-fn a_silent_rclone_is_given_up_and_a_missing_disk_is_no_missing_object() {
-    let remote = Remote::ready(&[("file", noise("file", MIB))]);
-    remote.backup(&[]).ok();
-    let before = common::rclone::processes();
-    let storage = remote.storage(Duration::from_secs(2));
-    let process = common::rclone::processes().into_iter().find(|process| !before.contains(process)).unwrap();
-    let length = storage.length("brackfs.toml").unwrap();
-    kill_process(process, Signal::STOP).unwrap();
-    let begun = Instant::now();
-    let error = storage.length("brackfs.toml").unwrap_err();
-    assert!(error.kind == ErrorKind::Unavailable && error.to_string().contains("rclone was silent for 2 s"), "{error}");
-    assert!(begun.elapsed() < Duration::from_secs(10));
-    kill_process(process, Signal::CONT).unwrap();
-    assert_eq!(storage.length("brackfs.toml").unwrap(), length);
-
-    fs::rename(remote.repo(), remote.rclone.data().join("elsewhere")).unwrap();
-    fs::create_dir(remote.repo()).unwrap();
+fn a_missing_disk_is_not_a_missing_object() {
+    let remote = ready(&[("file", noise("file", MIB))]);
+    let location = remote.server.repository();
+    let LocationKind::Rclone(address) = location.kind() else { panic!("{location}") };
+    let storage = RcloneStorage::open(address, location.remote()).unwrap();
+    storage.length("brackfs.toml").unwrap();
+    let folder = remote.server.folder().unwrap();
+    fs::rename(&folder, remote.server.data().join("elsewhere")).unwrap();
+    fs::create_dir(&folder).unwrap();
     for _ in 0..2 {
         assert_eq!(storage.length("brackfs.toml").unwrap_err().kind, ErrorKind::Unavailable);
         assert_eq!(storage.read("brackfs.toml", 0, 1, &mut Vec::new()).unwrap_err().kind, ErrorKind::Unavailable);
         assert_eq!(storage.visit("packs/", &mut |_| ()).unwrap_err().kind, ErrorKind::Unavailable);
         // The second time it is missing.
-        let _ = fs::remove_dir(remote.repo());
+        let _ = fs::remove_dir(&folder);
     }
+    let processes = remote.server.processes();
     drop(storage);
-    assert!(!is_alive(process), "rclone ends with the storage");
+    assert!(
+        !processes.is_empty() && !processes.iter().any(|process| is_alive(*process)),
+        "rclone ends with the storage"
+    );
+}
+
+#[test]
+fn a_mount_waits_for_a_disk_that_is_away() {
+    ready(&borrowed(&many(2))).a_mount_waits_for_the_server();
+}
+
+#[test]
+fn two_machines_with_one_state_that_write_at_the_same_time_lose_nothing() {
+    ready(&[("file", noise("file", MIB))]).two_machines_lose_nothing();
+}
+
+#[test]
+fn init_accepts_only_an_empty_directory() {
+    let remote = RemoteSite::new(Rclone::new(), &NO_FILES);
+    let folder = remote.server.folder().unwrap();
+    let put = || {
+        fs::create_dir(&folder).unwrap();
+        fs::write(folder.join("mine"), "mine").unwrap();
+    };
+    remote.init_accepts_only_an_empty_place(put, || fs::remove_file(folder.join("mine")).unwrap());
+}
+
+#[test]
+fn a_login_that_the_remote_refuses_ends_a_command_at_once_and_none_is_shown() {
+    let remote = RemoteSite::new(Rclone::new(), &borrowed(&many(1)));
+    let server = webdav::Server::start();
+    let log_in = |password: &str| {
+        let (password, port) = (obscured(password), server.proxy.port());
+        let user = webdav::USER;
+        let settings =
+            format!("type = webdav\nurl = http://127.0.0.1:{port}\nvendor = other\nuser = {user}\npass = {password}");
+        remote.server.configure(&settings);
+        password
+    };
+    let stored = log_in(webdav::PASSWORD);
+    remote.init().ok();
+    remote.no_secret_is_shown(&[webdav::PASSWORD, &stored]);
+    remote.is_whole();
+
+    let start = Instant::now();
+    let stored = log_in("hunter2");
+    for arguments in [&["snapshots"][..], &["backup", &remote.source(), "-v"]] {
+        let refused = remote.brackfs(arguments).code(1);
+        assert!(refused.stderr.to_lowercase().contains("unauthorized"), "{refused}");
+        for word in ["hunter2", &stored, "waiting for"] {
+            assert!(!refused.stderr.contains(word), "{refused}");
+        }
+    }
+    assert!(start.elapsed() < Duration::from_secs(30), "{:?}", start.elapsed());
 }

@@ -19,12 +19,13 @@ use brackfs::storage::{Location, Remote};
 use rustix::process::{Pid, Signal, kill_process};
 use tempfile::TempDir;
 
-use super::sftp::{below, end, free_port};
+use super::remote::{RemoteServer, uploads_below};
+use super::sftp::{below, end, end_all, free_port};
+use super::wait::LIMIT;
 use super::{NOBODY, mounts_below, unmount};
 
 /// Where `scripts/setup --tests` unpacks the servers.
 const UNPACKED: &str = "/var/cache/brackfs-tests/ftp";
-const PATIENCE: Duration = Duration::from_secs(20);
 
 /// The user that logs in. To vsftpd it is anonymous, with a list of passwords.
 pub const USER: &str = "ftp";
@@ -33,12 +34,12 @@ pub const PASSWORD: &str = "correct-horse";
 /// The number of the user `daemon` in Debian. vsftpd enters the home directory of its user, and that of `nobody` is missing.
 const DAEMON: u32 = 1;
 
-/// The programs.
+/// The server programs.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Program {
-    /// Has listings for programs (MLSD).
+    /// Lists folders with MLSD.
     ProFtpd,
-    /// Has none, and shows hidden files only when it is asked as by `ls -a`.
+    /// Does not know MLSD. Its LIST shows hidden files only with the option `-a`.
     Vsftpd,
 }
 
@@ -185,44 +186,9 @@ impl Server {
         fs::write(self.at("configuration"), text + options + "\n").expect("configuration");
     }
 
-    /// Starts the server after [`Server::stop`].
-    pub fn start_again(&mut self) {
-        assert!(self.listener.is_none(), "it runs already");
-        let log = fs::File::options().create(true).append(true).open(self.at("output")).expect("log");
-        let mut server = Command::new(self.executable());
-        match self.program {
-            Program::ProFtpd => server.args(["-n", "-c"]).arg(self.at("configuration")),
-            Program::Vsftpd => server.arg(self.at("configuration")),
-        };
-        let libraries = fs::read_dir(self.unpacked().join("usr/lib")).expect("libraries");
-        let libraries: Vec<_> = libraries.map(|entry| entry.expect("entry").path().display().to_string()).collect();
-        server.env("LD_LIBRARY_PATH", libraries.join(":"));
-        server.stdin(Stdio::null()).stdout(Stdio::null()).stderr(log);
-        let mut listener = server.spawn().expect("server");
-        let start = Instant::now();
-        while TcpStream::connect(("127.0.0.1", self.port)).is_err() {
-            let has_ended = listener.try_wait().expect("server").is_some();
-            assert!(!has_ended && start.elapsed() < PATIENCE, "the server does not listen: {}", self.log());
-            sleep(Duration::from_millis(10));
-        }
-        self.listener = Some(listener);
-    }
-
-    /// Stops the server and cuts all connections.
-    pub fn stop(&mut self) {
-        let sessions = self.sessions();
-        if let Some(mut listener) = self.listener.take() {
-            listener.kill().expect("killing the server");
-            listener.wait().expect("waiting for the server");
-        }
-        end(&sessions);
-    }
-
-    /// Cuts all connections. Returns whether there were any.
-    pub fn cut(&self) -> bool {
-        let sessions = self.sessions();
-        end(&sessions);
-        !sessions.is_empty()
+    /// Cuts all connections.
+    pub fn cut(&self) {
+        end(&self.sessions());
     }
 
     /// Stops all sessions where they are: a server that does not answer.
@@ -231,11 +197,6 @@ impl Server {
             // It may have ended by now.
             let _ = kill_process(session, Signal::STOP);
         }
-    }
-
-    /// The processes of sessions.
-    pub fn sessions(&self) -> Vec<Pid> {
-        self.listener.as_ref().map(below).unwrap_or_default()
     }
 
     /// The folder that it serves.
@@ -276,6 +237,59 @@ impl Server {
         let read = |name| fs::read(self.at(name)).unwrap_or_default();
         let all = ["output", "log", "tls", "commands"].map(read).concat();
         String::from_utf8_lossy(&all).into_owned()
+    }
+}
+
+impl RemoteServer for Server {
+    fn repository(&self) -> Location {
+        self.location("repo")
+    }
+
+    fn connect(&self, command: &mut Command) {
+        command.env("BRACKFS_CREDENTIALS", self.credentials());
+        if let Some(ca) = self.remote().ca {
+            command.env("BRACKFS_CA", ca);
+        }
+    }
+
+    fn folder(&self) -> Option<PathBuf> {
+        Some(self.data().join("repo"))
+    }
+
+    fn is_receiving(&self) -> bool {
+        !uploads_below(&self.data().join("repo")).is_empty()
+    }
+
+    fn start_again(&mut self) {
+        assert!(self.listener.is_none(), "it runs already");
+        let log = fs::File::options().create(true).append(true).open(self.at("output")).expect("log");
+        let mut server = Command::new(self.executable());
+        match self.program {
+            Program::ProFtpd => server.args(["-n", "-c"]).arg(self.at("configuration")),
+            Program::Vsftpd => server.arg(self.at("configuration")),
+        };
+        let libraries = fs::read_dir(self.unpacked().join("usr/lib")).expect("libraries");
+        let libraries: Vec<_> = libraries.map(|entry| entry.expect("entry").path().display().to_string()).collect();
+        server.env("LD_LIBRARY_PATH", libraries.join(":"));
+        server.stdin(Stdio::null()).stdout(Stdio::null()).stderr(log);
+        // Owned before anything can fail, so that it never outlives the test.
+        self.listener = Some(server.spawn().expect("server"));
+        let start = Instant::now();
+        while TcpStream::connect(("127.0.0.1", self.port)).is_err() {
+            let has_ended = self.listener.as_mut().is_some_and(|child| child.try_wait().expect("server").is_some());
+            assert!(!has_ended && start.elapsed() < LIMIT, "the server does not listen: {}", self.log());
+            sleep(Duration::from_millis(10));
+        }
+    }
+
+    fn stop(&mut self) {
+        if let Some(listener) = self.listener.take() {
+            end_all(listener);
+        }
+    }
+
+    fn sessions(&self) -> Vec<Pid> {
+        self.listener.as_ref().map(below).unwrap_or_default()
     }
 }
 

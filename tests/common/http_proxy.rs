@@ -1,5 +1,6 @@
 //! A proxy in front of an HTTP server that counts requests, and fails as it is told.
 
+use std::collections::HashMap;
 use std::io::{self, BufRead, BufReader, Read, Write};
 use std::net::{Shutdown, TcpListener, TcpStream};
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -42,6 +43,8 @@ struct State {
     heads: Mutex<Vec<String>>,
     /// By number: those of a connection share one.
     open: Mutex<Vec<(usize, TcpStream)>>,
+    /// Methods and targets of requests that the server is receiving, by the number of their connection.
+    received: Mutex<HashMap<usize, String>>,
     is_down: AtomicBool,
     ended: AtomicBool,
 }
@@ -75,6 +78,7 @@ impl Proxy {
                     let _ = serve(&shared, number, &stream, server);
                     // The last handle goes with the stream: a client that is sending then finds the connection reset.
                     lock(&shared.open).retain(|(other, _)| *other != number);
+                    lock(&shared.received).remove(&number);
                 });
             }
         });
@@ -104,6 +108,11 @@ impl Proxy {
     /// The methods and targets of requests since the last call.
     pub fn requests(&self) -> Vec<String> {
         std::mem::take(&mut lock(&self.state.seen))
+    }
+
+    /// Whether the server is receiving the body of a request with this method and this text in the target.
+    pub fn is_receiving(&self, method: &str, part: &str) -> bool {
+        lock(&self.state.received).values().any(|request| request.starts_with(method) && request.contains(part))
     }
 
     /// The heads of requests since the last call.
@@ -257,7 +266,12 @@ fn serve(state: &State, number: usize, client: &TcpStream, server: u16) -> io::R
             let _ = upstream.shutdown(Shutdown::Both);
             return Err(cut());
         }
-        io::copy(&mut requests.by_ref().take(body), &mut to_server)?;
+        lock(&state.received).insert(number, format!("{method} {target}"));
+        if io::copy(&mut requests.by_ref().take(body), &mut to_server)? < body {
+            // The client has ended.
+            return Ok(());
+        }
+        lock(&state.received).remove(&number);
         let Some(answer) = head(&mut answers)? else { return Ok(()) };
         let is_empty =
             method == "HEAD" || answer.split(' ').nth(1).is_some_and(|status| matches!(status, "204" | "304"));

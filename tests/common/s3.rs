@@ -15,12 +15,13 @@ use brackfs::storage::{Location, Remote};
 use tempfile::TempDir;
 
 use super::http_proxy::Proxy;
+use super::remote::RemoteServer;
 use super::sftp::free_port;
+use super::wait::LIMIT;
 
 /// Made by `scripts/setup --tests`.
 const PYTHON: &str = "/var/cache/brackfs-tests/moto/bin/python";
 const SCRIPT: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/common/s3_server.py");
-const PATIENCE: Duration = Duration::from_secs(60);
 
 /// A running server with the bucket `backups`. It ends with this.
 pub struct Server {
@@ -93,7 +94,7 @@ impl Server {
         let (writer, reader) = (keys(), keys());
         let start = Instant::now();
         while TcpStream::connect(("127.0.0.1", port)).is_err() {
-            assert!(start.elapsed() < PATIENCE, "moto does not listen");
+            assert!(start.elapsed() < LIMIT, "moto does not listen");
             sleep(Duration::from_millis(10));
         }
         let server = Server { folder, child, port, proxy: Proxy::start(port), writer, reader };
@@ -143,6 +144,32 @@ impl Server {
     pub fn new_prefix() -> String {
         static NEXT: AtomicU32 = AtomicU32::new(0);
         format!("prefix-{}", NEXT.fetch_add(1, Ordering::Relaxed))
+    }
+}
+
+impl RemoteServer for Server {
+    fn repository(&self) -> Location {
+        self.location("repo")
+    }
+
+    fn connect(&self, command: &mut Command) {
+        command.env("BRACKFS_ENDPOINT", self.endpoint()).env("BRACKFS_CREDENTIALS", self.file());
+    }
+
+    fn stop(&mut self) {
+        self.proxy.stop();
+    }
+
+    fn start_again(&mut self) {
+        self.proxy.start_again();
+    }
+
+    fn folder(&self) -> Option<PathBuf> {
+        None
+    }
+
+    fn is_receiving(&self) -> bool {
+        self.proxy.is_receiving("PUT", "/packs/")
     }
 }
 

@@ -18,10 +18,11 @@ use brackfs::storage::{Location, Remote};
 use rustix::process::{Pid, Signal, kill_process};
 use tempfile::TempDir;
 
+use super::remote::{RemoteServer, uploads_below};
+use super::wait::LIMIT;
 use super::{NOBODY, mounts_below, unmount};
 
 const SSHD: &str = "/usr/sbin/sshd";
-const PATIENCE: Duration = Duration::from_secs(20);
 
 /// A running server. On drop, it is stopped with all its sessions, which must have ended by then.
 pub struct Server {
@@ -108,58 +109,24 @@ impl Server {
         self.folder.path().join("key")
     }
 
-    /// Starts the server after [`Server::stop`].
-    pub fn start_again(&mut self) {
-        assert!(self.listener.is_none(), "it runs already");
-        let log = fs::File::options().create(true).append(true).open(self.folder.path().join("log")).expect("log");
-        let mut sshd = Command::new(SSHD);
-        sshd.args(["-D", "-e", "-f"]).arg(self.folder.path().join("sshd_config"));
-        sshd.stdin(Stdio::null()).stdout(Stdio::null()).stderr(log);
-        self.listener = Some(sshd.spawn().expect("sshd"));
-        let start = Instant::now();
-        while TcpStream::connect(("127.0.0.1", self.port)).is_err() {
-            assert!(start.elapsed() < PATIENCE, "sshd does not listen: {}", self.log());
-            sleep(Duration::from_millis(10));
-        }
-        // The connection above.
-        self.wait_for_sessions(0);
+    /// Cuts all connections.
+    pub fn cut(&self) {
+        end(&self.sessions());
     }
 
-    /// Stops the server and cuts all connections.
-    pub fn stop(&mut self) {
-        let sessions = self.processes();
-        if let Some(mut listener) = self.listener.take() {
-            listener.kill().expect("killing sshd");
-            listener.wait().expect("waiting for sshd");
-        }
-        end(&sessions);
-    }
-
-    /// Cuts all connections. Returns whether there were any.
-    pub fn cut(&self) -> bool {
-        let sessions = self.processes();
-        end(&sessions);
-        !sessions.is_empty()
-    }
-
-    /// Stops all sessions where they are, or lets them go on: a server that does not answer.
-    pub fn freeze(&self, signal: Signal) {
-        for session in self.processes() {
+    /// Stops all sessions where they are: a server that does not answer.
+    pub fn freeze(&self) {
+        for session in self.sessions() {
             // It may have ended by now.
-            let _ = kill_process(session, signal);
+            let _ = kill_process(session, Signal::STOP);
         }
-    }
-
-    /// The processes of sessions.
-    fn processes(&self) -> Vec<Pid> {
-        self.listener.as_ref().map(below).unwrap_or_default()
     }
 
     /// Waits until at most this many processes of sessions are left.
     pub fn wait_for_sessions(&self, most: usize) {
         let start = Instant::now();
-        while self.processes().len() > most {
-            assert!(start.elapsed() < PATIENCE, "sessions do not end: {:?}\n{}", self.processes(), self.log());
+        while self.sessions().len() > most {
+            assert!(start.elapsed() < LIMIT, "sessions do not end: {:?}\n{}", self.sessions(), self.log());
             sleep(Duration::from_millis(5));
         }
     }
@@ -189,6 +156,50 @@ impl Server {
     /// The messages of the server.
     pub fn log(&self) -> String {
         fs::read_to_string(self.folder.path().join("log")).unwrap_or_default()
+    }
+}
+
+impl RemoteServer for Server {
+    fn repository(&self) -> Location {
+        self.location(&self.data().join("repo"))
+    }
+
+    fn connect(&self, command: &mut Command) {
+        command.env("BRACKFS_SSH", self.ssh());
+    }
+
+    fn folder(&self) -> Option<PathBuf> {
+        Some(self.data().join("repo"))
+    }
+
+    fn is_receiving(&self) -> bool {
+        !uploads_below(&self.data().join("repo")).is_empty()
+    }
+
+    fn start_again(&mut self) {
+        assert!(self.listener.is_none(), "it runs already");
+        let log = fs::File::options().create(true).append(true).open(self.folder.path().join("log")).expect("log");
+        let mut sshd = Command::new(SSHD);
+        sshd.args(["-D", "-e", "-f"]).arg(self.folder.path().join("sshd_config"));
+        sshd.stdin(Stdio::null()).stdout(Stdio::null()).stderr(log);
+        self.listener = Some(sshd.spawn().expect("sshd"));
+        let start = Instant::now();
+        while TcpStream::connect(("127.0.0.1", self.port)).is_err() {
+            assert!(start.elapsed() < LIMIT, "sshd does not listen: {}", self.log());
+            sleep(Duration::from_millis(10));
+        }
+        // The connection above.
+        self.wait_for_sessions(0);
+    }
+
+    fn stop(&mut self) {
+        if let Some(listener) = self.listener.take() {
+            end_all(listener);
+        }
+    }
+
+    fn sessions(&self) -> Vec<Pid> {
+        self.listener.as_ref().map(below).unwrap_or_default()
     }
 }
 
@@ -237,6 +248,16 @@ fn processes() -> Vec<(i32, i32)> {
     fs::read_dir("/proc").expect("/proc").filter_map(|entry| parse(entry.ok()?)).collect()
 }
 
+/// Kills a server and all its sessions.
+pub fn end_all(mut listener: Child) {
+    // A stopped server begins no session while those that it has are looked up.
+    kill_process(Pid::from_child(&listener), Signal::STOP).expect("stopping the server");
+    let sessions = below(&listener);
+    listener.kill().expect("killing the server");
+    listener.wait().expect("waiting for the server");
+    end(&sessions);
+}
+
 /// Kills processes and waits until they are gone.
 pub fn end(processes: &[Pid]) {
     for process in processes {
@@ -246,7 +267,7 @@ pub fn end(processes: &[Pid]) {
     let start = Instant::now();
     let ids: Vec<_> = processes.iter().map(|process| process.as_raw_nonzero().get()).collect();
     while self::processes().iter().any(|(id, _)| ids.contains(id)) {
-        assert!(start.elapsed() < PATIENCE, "processes do not end: {processes:?}");
+        assert!(start.elapsed() < LIMIT, "processes do not end: {processes:?}");
         sleep(Duration::from_millis(2));
     }
 }

@@ -16,6 +16,7 @@ use serde_json::{Value, json};
 use tempfile::TempDir;
 
 use super::http_proxy::Proxy;
+use super::remote::RemoteServer;
 use super::sftp::free_port;
 
 /// Made by `scripts/setup --tests`.
@@ -90,6 +91,32 @@ impl Server {
     pub fn new_prefix() -> String {
         static NEXT: AtomicU32 = AtomicU32::new(0);
         format!("prefix-{}", NEXT.fetch_add(1, Ordering::Relaxed))
+    }
+}
+
+impl RemoteServer for Server {
+    fn repository(&self) -> Location {
+        self.location("repo")
+    }
+
+    fn connect(&self, command: &mut Command) {
+        command.env("BRACKFS_CREDENTIALS", self.file()).env("BRACKFS_LISTING_LAG", "1s");
+    }
+
+    fn stop(&mut self) {
+        self.proxy.stop();
+    }
+
+    fn start_again(&mut self) {
+        self.proxy.start_again();
+    }
+
+    fn folder(&self) -> Option<PathBuf> {
+        None
+    }
+
+    fn is_receiving(&self) -> bool {
+        self.proxy.is_receiving("PUT", "/packs/")
     }
 }
 

@@ -22,11 +22,12 @@ use tempfile::TempDir;
 
 use super::NOBODY;
 use super::http_proxy::Proxy;
+use super::remote::RemoteServer;
 use super::sftp::free_port;
+use super::wait::LIMIT;
 
 const APACHE: &str = "/usr/sbin/apache2";
 const MODULES: &str = "/usr/lib/apache2/modules";
-const PATIENCE: Duration = Duration::from_secs(20);
 
 /// The user that may log in, and the password.
 pub const USER: &str = "tester";
@@ -115,6 +116,17 @@ impl Server {
         fs::write(self.folder.path().join("conf"), text).expect("configuration");
     }
 
+    /// Lets the user only read, from the next start.
+    pub fn forbid_writing(&self) {
+        let path = self.folder.path().join("conf");
+        let text = fs::read_to_string(&path).expect("configuration");
+        let reading = "GET OPTIONS PROPFIND";
+        let limited = format!(
+            "<Limit {reading}>\nRequire valid-user\n</Limit>\n<LimitExcept {reading}>\nRequire all denied\n</LimitExcept>"
+        );
+        fs::write(path, text.replace("Require valid-user", &limited)).expect("configuration");
+    }
+
     fn make_certificate(&self) {
         let [certificate, key] = ["cert.pem", "key.pem"].map(|name| self.folder.path().join(name));
         let mut openssl = Command::new("openssl");
@@ -124,30 +136,6 @@ impl Server {
         openssl.args(["-addext", "subjectAltName=DNS:localhost,IP:127.0.0.1"]);
         openssl.arg("-keyout").arg(key).arg("-out").arg(certificate).stderr(Stdio::null());
         assert!(openssl.status().expect("openssl").success());
-    }
-
-    /// Starts the server after [`Server::stop`].
-    pub fn start_again(&mut self) {
-        assert!(self.child.is_none(), "it runs already");
-        let mut apache = Command::new(APACHE);
-        // One process, so that its end is that of all.
-        apache.arg("-X").arg("-d").arg(self.folder.path()).arg("-f").arg(self.folder.path().join("conf"));
-        let log = fs::File::create(self.folder.path().join("start")).expect("log");
-        apache.stdin(Stdio::null()).stdout(Stdio::null()).stderr(log);
-        self.child = Some(apache.spawn().expect("apache2"));
-        let start = Instant::now();
-        while TcpStream::connect(("127.0.0.1", self.port)).is_err() {
-            assert!(start.elapsed() < PATIENCE, "Apache does not listen: {}", self.log());
-            sleep(Duration::from_millis(10));
-        }
-    }
-
-    /// Kills the server, which cuts all connections.
-    pub fn stop(&mut self) {
-        if let Some(mut child) = self.child.take() {
-            let _ = child.kill();
-            let _ = child.wait();
-        }
     }
 
     /// The folder that it serves.
@@ -195,6 +183,46 @@ impl Server {
     pub fn log(&self) -> String {
         let read = |name: &str| fs::read_to_string(self.folder.path().join(name)).unwrap_or_default();
         read("start") + &read("log")
+    }
+}
+
+impl RemoteServer for Server {
+    fn repository(&self) -> Location {
+        self.location("repo")
+    }
+
+    fn connect(&self, command: &mut Command) {
+        command.env("BRACKFS_CREDENTIALS", self.file());
+    }
+
+    fn folder(&self) -> Option<PathBuf> {
+        Some(self.data().join("repo"))
+    }
+
+    fn is_receiving(&self) -> bool {
+        self.proxy.is_receiving("PUT", "/packs/")
+    }
+
+    fn start_again(&mut self) {
+        assert!(self.child.is_none(), "it runs already");
+        let mut apache = Command::new(APACHE);
+        // One process, so that its end is that of all.
+        apache.arg("-X").arg("-d").arg(self.folder.path()).arg("-f").arg(self.folder.path().join("conf"));
+        let log = fs::File::create(self.folder.path().join("start")).expect("log");
+        apache.stdin(Stdio::null()).stdout(Stdio::null()).stderr(log);
+        self.child = Some(apache.spawn().expect("apache2"));
+        let start = Instant::now();
+        while TcpStream::connect(("127.0.0.1", self.port)).is_err() {
+            assert!(start.elapsed() < LIMIT, "Apache does not listen: {}", self.log());
+            sleep(Duration::from_millis(10));
+        }
+    }
+
+    fn stop(&mut self) {
+        if let Some(mut child) = self.child.take() {
+            let _ = child.kill();
+            let _ = child.wait();
+        }
     }
 }
 

@@ -2,179 +2,75 @@
 //! busy, cut off or full, hostile answers, and listings that lag behind.
 
 use std::fs;
-use std::os::unix::fs::PermissionsExt;
-use std::process::{Child, Command, Stdio};
+use std::net::TcpListener;
 use std::time::{Duration, Instant};
 
-use brackfs::storage::{ErrorKind, LocationKind, Storage, SwiftStorage};
+use brackfs::storage::{ErrorKind, LocationKind, Storage, SwiftStorage, Target};
+use rustix::process::Signal;
 
+use crate::answer;
 use crate::common::http_proxy::Flaw;
+use crate::common::remote::{Begun, MIB, NO_FILES, RemoteServer, RemoteSite, borrowed, many, round_files};
 use crate::common::swift::{Keystone, READER, Server, WRITER};
-use crate::common::{Run, Site, age, noise, run, settle, tree};
-use crate::{MIB, answer, borrowed, many, until};
+use crate::common::wait::{LIMIT, until};
+use crate::common::webdav::{self, Login};
+use crate::common::{noise, run, set_mode, settle};
 
-const URL: &str = "swift://backups/repo";
-
-/// A site whose repository is in a container.
-struct Remote {
-    site: Site,
-    server: Server,
+/// A site with a repository.
+fn ready(files: &[(&str, impl AsRef<[u8]>)]) -> RemoteSite<Server> {
+    RemoteSite::ready(Server::start(), files)
 }
 
-impl Remote {
-    /// A site with these files, and without a repository.
-    fn new(files: &[(&str, Vec<u8>)], server: Server) -> Remote {
-        let site = Site::with_files(files);
-        site.key("rfc9580");
-        Remote { site, server }
-    }
-
-    /// The same with a repository.
-    fn ready(files: &[(&str, Vec<u8>)]) -> Remote {
-        let remote = Remote::new(files, Server::start());
-        remote.init().ok();
-        remote
-    }
-
-    fn init(&self) -> Run {
-        self.brackfs(&["init", URL, "--recipient", self.site.keys().join("owner.pub").to_str().unwrap()])
-    }
-
-    /// A run that finds no login.
-    fn bare(&self, arguments: &[&str]) -> Command {
-        let mut command = self.site.command(arguments);
-        for (name, _) in std::env::vars_os() {
-            let text = name.to_string_lossy().to_uppercase();
-            if text.starts_with("ST_") || text.starts_with("OS_") || text.ends_with("_PROXY") {
-                command.env_remove(name);
-            }
-        }
-        command.env("BRACKFS_REPOSITORY", URL).env("HOME", self.site.path()).env("BRACKFS_LISTING_LAG", "0");
-        command
-    }
-
-    fn command(&self, arguments: &[&str]) -> Command {
-        let mut command = self.bare(arguments);
-        command.env("BRACKFS_CREDENTIALS", self.server.file());
-        command
-    }
-
-    fn brackfs(&self, arguments: &[&str]) -> Run {
-        run(self.command(arguments))
-    }
-
-    fn backup(&self) -> Run {
-        self.brackfs(&["backup", self.site.source().to_str().unwrap()])
-    }
-
-    /// A command under way. Its messages go to a file.
-    fn begin(&self, mut command: Command) -> Child {
-        let log = fs::File::create(self.site.path().join("messages")).unwrap();
-        command.stdout(Stdio::null()).stderr(log).spawn().unwrap()
-    }
-
-    fn begin_backup(&self, extra: &[&str]) -> Child {
-        self.begin(self.command(&[&["backup", self.site.source().to_str().unwrap()], extra].concat()))
-    }
-
-    /// The messages of the command under way.
-    fn said(&self) -> String {
-        fs::read_to_string(self.site.path().join("messages")).unwrap()
-    }
-
-    /// Checks everything, restores the newest snapshot and compares it with the source.
-    fn is_whole(&self) {
-        self.brackfs(&["check", "--read-data"]).ok();
-        let out = self.site.path().join("out");
-        self.brackfs(&["restore", "latest", "--to", out.to_str().unwrap()]).ok();
-        assert!(tree(&out) == tree(&self.site.source()), "the restored files differ");
-        fs::remove_dir_all(out).unwrap();
-    }
-
-    fn storage(&self) -> SwiftStorage {
-        let location = self.server.location("repo");
-        let LocationKind::Swift(address) = location.kind() else { panic!("{location}") };
-        SwiftStorage::open(address, location.remote()).unwrap()
-    }
-
-    fn packs(&self) -> usize {
-        let mut packs = 0;
-        self.storage().visit("packs/", &mut |_| packs += 1).unwrap();
-        packs
-    }
+fn open(remote: &RemoteSite<Server>) -> SwiftStorage {
+    let location = remote.server.repository();
+    let LocationKind::Swift(address) = location.kind() else { panic!("{location}") };
+    SwiftStorage::open(address, location.remote()).unwrap()
 }
 
 #[test]
 fn a_whole_round_works_as_on_a_directory() {
-    let remote = Remote::ready(&[("file", b"content".to_vec()), ("large", noise("large", 20 * MIB))]);
-    let again = remote.init().code(1);
-    assert!(again.stderr.contains("already"), "{again}");
-    remote.backup().ok();
-    remote.site.write("new", noise("new", MIB));
-    fs::remove_file(remote.site.source().join("large")).unwrap();
-    age(&remote.site.source());
-    settle();
-    remote.backup().ok();
-    remote.is_whole();
-    assert_eq!(remote.brackfs(&["snapshots"]).ok().stdout.lines().count(), 2);
-    remote.brackfs(&["catalog", "verify"]).ok();
-
-    let mnt = remote.site.mnt();
-    remote.brackfs(&["mount", mnt.to_str().unwrap()]).ok();
-    let copy = remote.site.path().join("copy");
-    assert!(Command::new("cp").arg("-a").args([&mnt.join("source/latest/."), &copy]).status().unwrap().success());
-    assert!(tree(&copy) == tree(&remote.site.source()));
-    remote.brackfs(&["umount", mnt.to_str().unwrap()]).ok();
-
-    let before = remote.packs();
-    remote.brackfs(&["forget", "--keep-last", "1"]).ok();
-    let mut prune = remote.command(&["prune", "--grace", "0"]);
-    prune.env("BRACKFS_LISTING_LAG", "1s");
-    let prune = run(prune).ok();
-    assert!(prune.stderr.contains("waiting 1 s before anything is removed"), "{prune}");
-    assert!(remote.packs() < before, "{before} packs before, {} after", remote.packs());
-    assert_eq!(remote.brackfs(&["snapshots"]).ok().stdout.lines().count(), 1);
-    remote.is_whole();
+    let prune = ready(&round_files()).a_whole_round_works();
+    assert!(prune.stderr.contains("waiting 2 s before anything is removed"), "{prune}");
 }
 
 #[test]
-fn a_prune_finds_another_run_that_listings_showed_late() {
-    let remote = Remote::ready(&[("file", noise("file", MIB)), ("old", noise("old", MIB))]);
-    remote.backup().ok();
+fn a_prune_waits_for_late_listings_and_stops_for_a_backup_of_a_clone() {
+    let remote = ready(&[("file", noise("file", MIB)), ("old", noise("old", MIB))]);
+    remote.backup(&[]).ok();
     let clone = remote.site.path().join("clone");
-    assert!(Command::new("cp").arg("-a").args([remote.site.state(), clone.clone()]).status().unwrap().success());
+    remote.clone_state(&clone);
     fs::remove_file(remote.site.source().join("old")).unwrap();
     settle();
-    remote.backup().ok();
+    remote.backup(&[]).ok();
     remote.brackfs(&["forget", "--keep-last", "1"]).ok();
     let before = remote.packs();
-    let mut prune = remote.command(&["prune", "--grace", "0"]);
-    prune.env("BRACKFS_LISTING_LAG", "600");
-    let mut prune = remote.begin(prune);
-    until("the prune waits", || remote.said().contains("before anything is removed"));
+    let begin_prune = |lag: Duration| {
+        let mut prune = remote.command(&["prune", "--grace", "0"]);
+        prune.env("BRACKFS_LISTING_LAG", lag.as_secs().to_string());
+        let prune = Begun::start(prune);
+        until("the prune waits", || prune.said().contains("before anything is removed"));
+        prune
+    };
     // It can be ended.
-    let interrupt = Command::new("kill").args(["-INT", &prune.id().to_string()]).status().unwrap();
-    assert!(interrupt.success());
+    let mut prune = begin_prune(LIMIT * 10);
+    prune.send(Signal::INT);
     let start = Instant::now();
-    assert!(!prune.wait().unwrap().success());
+    prune.ends_with(130);
     assert!(start.elapsed() < Duration::from_secs(20), "{:?}", start.elapsed());
     assert!(remote.packs() >= before, "packs were removed");
 
-    let mut prune = remote.command(&["prune", "--grace", "0"]);
-    prune.env("BRACKFS_LISTING_LAG", "15");
-    let mut prune = remote.begin(prune);
-    until("the prune waits", || remote.said().contains("before anything is removed"));
-    let mut rival = remote.command(&["backup", remote.site.source().to_str().unwrap()]);
-    rival.env("BRACKFS_STATE_DIR", &clone);
-    run(rival).ok();
-    assert!(!prune.wait().unwrap().success());
-    assert!(remote.said().contains("another machine with a copy of this machine's state"), "{}", remote.said());
+    let mut prune = begin_prune(Duration::from_secs(5));
+    // The wait does not end before the backup of the clone, however long that takes.
+    prune.send(Signal::STOP);
+    remote.begin_as(&clone, &["backup", &remote.source()]).succeeds();
+    prune.send(Signal::CONT);
+    assert!(prune.is_stopped_by_a_rival(), "{}", prune.said());
     assert!(remote.packs() >= before, "packs were removed");
 }
 
 #[test]
 fn logins_of_both_versions_are_found_and_never_shown() {
-    let remote = Remote::ready(&borrowed(&many(2)));
+    let remote = ready(&borrowed(&many(2)));
     let none = run(remote.bare(&["snapshots"])).code(1);
     assert!(
         none.stderr.contains("set OS_AUTH_URL, OS_USERNAME, OS_PASSWORD and OS_PROJECT_NAME, or ST_AUTH"),
@@ -219,26 +115,16 @@ fn logins_of_both_versions_are_found_and_never_shown() {
     let nowhere = third(&[password[0], password[1], password[2], ("OS_REGION_NAME", "nowhere")]).code(1);
     assert!(nowhere.stderr.contains("check OS_REGION_NAME"), "{nowhere}");
 
-    let log = remote.site.path().join("log");
-    remote.server.proxy.fail("PUT", "packs/", 1, answer("503 Busy", ""));
+    let storage = open(&remote);
     remote.server.proxy.heads();
-    let mut backup = remote.begin_backup(&["--log", log.to_str().unwrap(), "-v"]);
-    let mut shown = String::new();
-    while backup.try_wait().unwrap().is_none() {
-        for file in ["cmdline", "environ"] {
-            shown += &String::from_utf8_lossy(&fs::read(format!("/proc/{}/{file}", backup.id())).unwrap_or_default());
-        }
-        std::thread::sleep(Duration::from_millis(20));
-    }
-    assert!(backup.wait().unwrap().success(), "{}", remote.said());
-    shown += &remote.said();
-    shown += &fs::read_to_string(log).unwrap();
-    let heads = remote.server.proxy.heads();
-    let token =
-        heads.iter().find_map(|head| head.lines().find_map(|line| line.strip_prefix("x-auth-token: "))).unwrap();
-    assert!(shown.contains("BRACKFS_REPOSITORY") && !shown.contains(WRITER.1) && !shown.contains(token), "{shown}");
+    storage.length("brackfs.toml").unwrap();
+    let token = |head: &str| head.lines().find_map(|line| line.strip_prefix("x-auth-token: ").map(str::to_owned));
+    let token = remote.server.proxy.heads().iter().find_map(|head| token(head)).unwrap();
+    remote.server.proxy.fail("PUT", "packs/", 1, answer("503 Busy", ""));
+    // The server gives each user one token.
+    remote.no_secret_is_shown(&[WRITER.1, &token]);
 
-    fs::set_permissions(remote.server.file(), fs::Permissions::from_mode(0o644)).unwrap();
+    set_mode(&remote.server.file(), 0o644);
     let mut other = remote.command(&["init", "swift://backups/other", "--no-encryption"]);
     other.env("BRACKFS_STATE_DIR", remote.site.path().join("other"));
     let noted = run(other).ok();
@@ -247,20 +133,20 @@ fn logins_of_both_versions_are_found_and_never_shown() {
 
 #[test]
 fn tokens_are_renewed_before_and_after_they_expire() {
-    let server = Server::with_token_life(Duration::from_secs(4));
-    let remote = Remote::new(&borrowed(&many(3)), server);
-    remote.init().ok();
-    let mut backup = remote.begin_backup(&["--limit-upload", "4MiB"]);
-    assert!(backup.wait().unwrap().success(), "{}", remote.said());
+    const LIFE: Duration = Duration::from_secs(12);
+    let remote = RemoteSite::ready(Server::with_token_life(LIFE), &borrowed(&many(2)));
+    let start = Instant::now();
+    remote.backup(&["--limit-upload", "1MiB"]).ok();
+    assert!(start.elapsed() > LIFE, "no token has expired");
     remote.server.proxy.requests();
-    let storage = remote.storage();
+    let storage = open(&remote);
     let logins = || {
         storage.length("brackfs.toml").unwrap();
         remote.server.proxy.requests().iter().filter(|request| request.contains("/auth/v1.0")).count()
     };
     assert_eq!(logins(), 1);
-    // The server would know it for a while.
-    std::thread::sleep(Duration::from_secs(3));
+    // Renewed while the server still accepts it.
+    std::thread::sleep(LIFE * 3 / 4);
     assert_eq!(logins(), 1);
     // Once if the server does not know the token any more, and not again.
     let refusal = || answer("401 Unauthorized", "");
@@ -277,7 +163,7 @@ fn tokens_are_renewed_before_and_after_they_expire() {
 
 #[test]
 fn errors_that_trying_again_cannot_change_end_a_command_at_once() {
-    let remote = Remote::ready(&[("file", noise("file", MIB))]);
+    let remote = ready(&[("file", noise("file", MIB))]);
     let start = Instant::now();
     let mut missing = remote.command(&["snapshots"]);
     missing.env("BRACKFS_REPOSITORY", "swift://no-such-container/repo");
@@ -295,18 +181,14 @@ fn errors_that_trying_again_cannot_change_end_a_command_at_once() {
         assert!(refused.stderr.contains("a login does not belong") && !refused.stderr.contains("hunter2"), "{refused}");
     }
     remote.server.proxy.fail("PUT", "packs/", 100, answer("413 Request Entity Too Large", ""));
-    let full = remote.backup().code(1);
+    let full = remote.backup(&[]).code(1);
     assert!(full.stderr.contains("the server has no more room"), "{full}");
     remote.server.proxy.forgive();
-    remote.backup().ok();
+    remote.backup(&[]).ok();
 
     // A user that may only read.
     remote.server.log_in_as(READER);
-    remote.is_whole();
-    remote.site.write("new", "new");
-    settle();
-    let refused = remote.backup().code(1);
-    assert!(refused.stderr.contains("the server denies access"), "{refused}");
+    remote.can_be_read_and_not_written("the server denies access");
     remote.server.proxy.stop();
     let away = remote.brackfs(&["snapshots"]).code(1);
     assert!(away.stderr.contains("the server closed the connection"), "{away}");
@@ -315,7 +197,7 @@ fn errors_that_trying_again_cannot_change_end_a_command_at_once() {
 
 #[test]
 fn a_busy_server_is_waited_for_and_cut_transfers_are_made_again() {
-    let remote = Remote::ready(&borrowed(&many(2)));
+    let remote = ready(&borrowed(&many(2)));
     // Few for each object, as waits become longer from try to try.
     remote.server.proxy.fail("PUT", "packs/", 1, answer("498 Rate Limited", "Retry-After: 1\r\n"));
     remote.server.proxy.fail("PUT", "packs/", 1, Flaw::CutRequest(6 << 20));
@@ -323,10 +205,10 @@ fn a_busy_server_is_waited_for_and_cut_transfers_are_made_again() {
     remote.server.proxy.fail("PUT", "index/", 1, Flaw::LoseAnswer);
     remote.server.proxy.fail("PUT", "snapshots/", 1, Flaw::LoseAnswer);
     let mut backup = remote.begin_backup(&["--connections", "1"]);
-    assert!(backup.wait().unwrap().success(), "{}", remote.said());
+    backup.succeeds();
     assert_eq!(remote.server.proxy.failures_left(), 0);
-    assert_eq!(remote.said().matches("waiting for swift://backups/repo").count(), 1, "{}", remote.said());
-    assert!(remote.said().contains("the server is busy"), "{}", remote.said());
+    assert_eq!(backup.said().matches("waiting for swift://backups/repo").count(), 1, "{}", backup.said());
+    assert!(backup.said().contains("the server is busy"), "{}", backup.said());
     assert_eq!(remote.brackfs(&["snapshots"]).ok().stdout.lines().count(), 1);
     for bytes in [0, 1, 100_000] {
         remote.server.proxy.fail("GET", "/packs/", 1, Flaw::CutAnswer(bytes));
@@ -338,21 +220,13 @@ fn a_busy_server_is_waited_for_and_cut_transfers_are_made_again() {
 
 #[test]
 fn a_backup_waits_for_a_server_that_is_away() {
-    let remote = Remote::ready(&borrowed(&many(4)));
-    let mut backup = remote.begin_backup(&["--limit-upload", "12MiB"]);
-    until("a pack is stored", || remote.packs() > 0);
-    remote.server.proxy.stop();
-    std::thread::sleep(Duration::from_secs(1));
-    remote.server.proxy.start_again();
-    assert!(backup.wait().unwrap().success(), "{}", remote.said());
-    assert!(remote.said().contains("waiting for swift://"), "{}", remote.said());
-    remote.is_whole();
+    ready(&borrowed(&many(3))).a_backup_waits_for_the_server();
 }
 
 #[test]
 fn pages_of_a_listing_are_read_to_the_end_and_hostile_answers_are_errors() {
-    let remote = Remote::ready(&[]);
-    let storage = remote.storage();
+    let remote = ready(&NO_FILES);
+    let storage = open(&remote);
     let list = |storage: &SwiftStorage| {
         let mut names = Vec::new();
         storage.visit("packs/", &mut |object| names.push(object.name)).map(|()| names).map_err(|error| error.kind)
@@ -399,4 +273,70 @@ fn pages_of_a_listing_are_read_to_the_end_and_hostile_answers_are_errors() {
         let refused = remote.brackfs(&["snapshots"]).code(1);
         assert!(refused.stderr.contains("the answer to the login is not valid"), "{refused}");
     }
+}
+
+#[test]
+fn a_redirect_is_not_followed_and_a_certificate_is_trusted_only_with_its_authority() {
+    let remote = ready(&NO_FILES);
+    let elsewhere = TcpListener::bind(("127.0.0.1", 0)).unwrap();
+    elsewhere.set_nonblocking(true).unwrap();
+    let location = format!("Location: http://{}/\r\n", elsewhere.local_addr().unwrap());
+    for status in ["301 Moved", "302 Found", "307 Temporary Redirect", "308 Permanent Redirect"] {
+        for (part, words) in [("/auth/", "does not answer logins at this URL"), ("/backups", "the server redirects")] {
+            remote.server.proxy.fail("GET", part, 1, answer(status, &location));
+            let refused = remote.brackfs(&["snapshots"]).code(1);
+            assert!(refused.stderr.contains(words), "{status} {part}: {refused}");
+            assert!(!refused.stderr.contains("waiting for"), "{refused}");
+            assert_eq!(remote.server.proxy.failures_left(), 0);
+        }
+    }
+    assert!(elsewhere.accept().is_err(), "a redirect was followed");
+
+    // A login over TLS, at a server of another kind.
+    let tls = webdav::Server::with_options(Login::Basic, true);
+    let log_in = |ca: Option<&std::path::Path>| {
+        let mut command = remote.bare(&["snapshots"]);
+        let url = tls.tls_url("auth/v1.0").replace("webdavs://", "https://");
+        command.env("ST_AUTH", url).env("ST_USER", WRITER.0).env("ST_KEY", WRITER.1);
+        ca.map(|ca| command.env("BRACKFS_CA", ca));
+        run(command).code(1)
+    };
+    let refused = log_in(None);
+    assert!(refused.stderr.contains("certificate is not trusted") && refused.stderr.contains("--ca"), "{refused}");
+    let trusted = log_in(Some(&tls.certificate()));
+    assert!(!trusted.stderr.contains("certificate"), "{trusted}");
+}
+
+#[test]
+fn a_silent_server_is_given_up_and_the_backup_goes_on() {
+    let remote = ready(&borrowed(&many(2)));
+    remote.server.proxy.fail("PUT", "packs/", 1, Flaw::Stall);
+    remote.server.proxy.fail("GET", "keys/host", 1, Flaw::StallAnswer(10));
+    remote.a_silent_server_is_given_up(|| ());
+    assert_eq!(remote.server.proxy.failures_left(), 0);
+    remote.is_whole();
+}
+
+#[test]
+fn a_mount_waits_for_a_server_that_is_away() {
+    ready(&borrowed(&many(2))).a_mount_waits_for_the_server();
+}
+
+#[test]
+fn a_killed_backup_leaves_nothing() {
+    ready(&borrowed(&many(2))).a_killed_backup_leaves_nothing();
+}
+
+#[test]
+fn two_machines_with_one_state_that_write_at_the_same_time_lose_nothing() {
+    ready(&[("file", noise("file", MIB))]).two_machines_lose_nothing();
+}
+
+#[test]
+fn init_accepts_only_an_empty_prefix() {
+    let remote = RemoteSite::new(Server::start(), &NO_FILES);
+    let storage = open(&remote);
+    let target = Target::open(&remote.server.repository()).unwrap();
+    remote
+        .init_accepts_only_an_empty_place(|| target.put("mine", b"mine").unwrap(), || storage.remove("mine").unwrap());
 }

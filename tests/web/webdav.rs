@@ -1,118 +1,31 @@
-//! Repositories on a WebDAV server, here Apache: a whole round, logins, a server that is busy, cut off,
-//! full or away, hostile answers, and what stays after a kill.
+//! Repositories on a WebDAV server (Apache): a whole round, logins, a server that is busy, cut off, full, silent, read-only or
+//! away, hostile answers, and killed runs.
 
 use std::fs;
 use std::net::TcpListener;
-use std::os::unix::fs::{PermissionsExt, chown};
-use std::path::{Path, PathBuf};
-use std::process::{Child, Command, Stdio};
-use std::thread::sleep;
+use std::os::unix::fs::chown;
+use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
-use crate::common::http_proxy::Flaw;
-use crate::common::webdav::{Login, PASSWORD, Server, USER};
-use crate::common::{NOBODY, Run, Site, age, noise, run, settle, tree};
 use brackfs::storage::{ErrorKind, LocationKind, Rivals, Storage, WebdavStorage};
 use uuid::Uuid;
 
-use crate::{MIB, answer, borrowed, many, until};
+use crate::answer;
+use crate::common::http_proxy::Flaw;
+use crate::common::remote::{MIB, NO_FILES, RemoteServer, RemoteSite, borrowed, many, round_files};
+use crate::common::wait::until;
+use crate::common::webdav::{Login, PASSWORD, Server, USER};
+use crate::common::{NOBODY, Site, age, noise, run, set_mode, settle};
 
-/// A site whose repository is on a server.
-struct Remote {
-    site: Site,
-    server: Server,
+/// A site with a repository.
+fn ready(files: &[(&str, impl AsRef<[u8]>)]) -> RemoteSite<Server> {
+    RemoteSite::ready(Server::start(), files)
 }
 
-impl Remote {
-    /// A site with these files, and without a repository.
-    fn new(files: &[(&str, Vec<u8>)], server: Server) -> Remote {
-        let site = Site::with_files(files);
-        site.key("rfc9580");
-        Remote { site, server }
-    }
-
-    /// The same with a repository.
-    fn ready(files: &[(&str, Vec<u8>)]) -> Remote {
-        let remote = Remote::new(files, Server::start());
-        remote.init().ok();
-        remote
-    }
-
-    fn init(&self) -> Run {
-        let certificate = self.site.keys().join("owner.pub");
-        self.brackfs(&["init", &self.server.url("repo"), "--recipient", certificate.to_str().unwrap()])
-    }
-
-    /// A run that finds no login.
-    fn bare(&self, arguments: &[&str]) -> Command {
-        let mut command = self.site.command(arguments);
-        for (name, _) in std::env::vars_os() {
-            let text = name.to_string_lossy().to_uppercase();
-            if text.starts_with("WEBDAV_") || text == "NETRC" || text.ends_with("_PROXY") {
-                command.env_remove(name);
-            }
-        }
-        command.env("BRACKFS_REPOSITORY", self.server.url("repo")).env("HOME", self.site.path());
-        command
-    }
-
-    fn command(&self, arguments: &[&str]) -> Command {
-        let mut command = self.bare(arguments);
-        command.env("BRACKFS_CREDENTIALS", self.server.file());
-        command
-    }
-
-    fn brackfs(&self, arguments: &[&str]) -> Run {
-        run(self.command(arguments))
-    }
-
-    fn backup(&self) -> Run {
-        self.brackfs(&["backup", self.site.source().to_str().unwrap()])
-    }
-
-    /// A backup under way. Its messages go to a file.
-    fn begin_backup(&self, extra: &[&str]) -> Child {
-        let log = fs::File::create(self.site.path().join("messages")).unwrap();
-        let mut command = self.command(&[&["backup", self.site.source().to_str().unwrap()], extra].concat());
-        command.stdout(Stdio::null()).stderr(log).spawn().unwrap()
-    }
-
-    /// The messages of the backup under way.
-    fn said(&self) -> String {
-        fs::read_to_string(self.site.path().join("messages")).unwrap()
-    }
-
-    /// Checks everything, restores the newest snapshot and compares it with the source.
-    fn is_whole(&self) {
-        self.brackfs(&["check", "--read-data"]).ok();
-        let out = self.site.path().join("out");
-        self.brackfs(&["restore", "latest", "--to", out.to_str().unwrap()]).ok();
-        assert!(tree(&out) == tree(&self.site.source()), "the restored files differ");
-        fs::remove_dir_all(out).unwrap();
-    }
-
-    fn repository(&self) -> PathBuf {
-        self.server.data().join("repo")
-    }
-
-    /// The files of the repository whose names have this part.
-    fn files(&self, part: &str) -> Vec<PathBuf> {
-        fn add(folder: &Path, files: &mut Vec<PathBuf>) {
-            for entry in fs::read_dir(folder).unwrap().map(Result::unwrap) {
-                if entry.file_type().unwrap().is_dir() { add(&entry.path(), files) } else { files.push(entry.path()) }
-            }
-        }
-        let mut files = Vec::new();
-        add(&self.repository(), &mut files);
-        files.retain(|file| file.to_str().unwrap().contains(part));
-        files
-    }
-
-    fn storage(&self) -> WebdavStorage {
-        let location = self.server.location("repo");
-        let LocationKind::Webdav(address) = location.kind() else { panic!("{location}") };
-        WebdavStorage::open(address, location.remote()).unwrap()
-    }
+fn open(remote: &RemoteSite<Server>) -> WebdavStorage {
+    let location = remote.server.repository();
+    let LocationKind::Webdav(address) = location.kind() else { panic!("{location}") };
+    WebdavStorage::open(address, location.remote()).unwrap()
 }
 
 /// Stores an object, and returns the kind of error.
@@ -124,48 +37,20 @@ fn put(storage: &dyn Storage, name: &str, bytes: &[u8]) -> Result<(), ErrorKind>
 
 #[test]
 fn a_whole_round_works_as_on_a_directory() {
-    let remote = Remote::ready(&[("file", b"content".to_vec()), ("large", noise("large", 20 * MIB))]);
-    let again = remote.init().code(1);
-    assert!(again.stderr.contains("already"), "{again}");
-    remote.backup().ok();
-    remote.is_whole();
-    remote.site.write("new", noise("new", MIB));
-    fs::remove_file(remote.site.source().join("large")).unwrap();
-    age(&remote.site.source());
-    settle();
-    remote.backup().ok();
-    remote.is_whole();
-    assert_eq!(remote.brackfs(&["snapshots"]).ok().stdout.lines().count(), 2);
-    remote.brackfs(&["catalog", "verify"]).ok();
-
-    let mnt = remote.site.mnt();
-    remote.brackfs(&["mount", mnt.to_str().unwrap()]).ok();
-    let copy = remote.site.path().join("copy");
-    assert!(Command::new("cp").arg("-a").args([&mnt.join("source/latest/."), &copy]).status().unwrap().success());
-    assert!(tree(&copy) == tree(&remote.site.source()));
-    remote.brackfs(&["umount", mnt.to_str().unwrap()]).ok();
-
-    let before = remote.files("/packs/").len();
-    remote.brackfs(&["forget", "--keep-last", "1"]).ok();
-    remote.brackfs(&["prune", "--grace", "0"]).ok();
-    assert!(remote.files("/packs/").len() < before, "{before} packs before");
-    assert_eq!(remote.brackfs(&["snapshots"]).ok().stdout.lines().count(), 1);
-    remote.is_whole();
-    assert_eq!(remote.files(".tmp-"), [] as [PathBuf; 0]);
-    assert_eq!(fs::read_dir(remote.site.state().join("spool")).unwrap().count(), 0);
+    ready(&round_files()).a_whole_round_works();
 }
 
 #[test]
 fn digest_login_and_tls_work_and_a_certificate_is_trusted_only_with_its_authority() {
-    let digest = Remote::new(&[("file", noise("file", MIB))], Server::with_options(Login::Digest, false));
+    let digest = RemoteSite::new(Server::with_options(Login::Digest, false), &[("file", noise("file", MIB))]);
     digest.init().ok();
-    digest.backup().ok();
+    digest.backup(&[]).ok();
     digest.is_whole();
     let heads = digest.server.proxy.heads();
     let logins: Vec<_> = heads.iter().filter(|head| head.contains("authorization: ")).collect();
     assert!(logins.len() > 10 && logins.iter().all(|head| head.contains("authorization: Digest username=\"tester\"")));
 
-    let tls = Remote::new(&[("file", noise("file", MIB))], Server::with_options(Login::Basic, true));
+    let tls = RemoteSite::new(Server::with_options(Login::Basic, true), &[("file", noise("file", MIB))]);
     let with_tls = |arguments: &[&str]| {
         let mut command = tls.command(arguments);
         command.env("BRACKFS_REPOSITORY", tls.server.tls_url("repo"));
@@ -188,7 +73,7 @@ fn digest_login_and_tls_work_and_a_certificate_is_trusted_only_with_its_authorit
 
 #[test]
 fn logins_are_found_in_variables_and_netrc_and_never_shown() {
-    let remote = Remote::ready(&borrowed(&many(2)));
+    let remote = ready(&borrowed(&many(2)));
     let none = run(remote.bare(&["snapshots"])).code(1);
     assert!(none.stderr.contains("set WEBDAV_USER and WEBDAV_PASSWORD"), "{none}");
     let mut variables = remote.bare(&["snapshots"]);
@@ -203,32 +88,19 @@ fn logins_are_found_in_variables_and_netrc_and_never_shown() {
     netrc.env("NETRC", remote.server.file());
     run(netrc).ok();
 
-    let log = remote.site.path().join("log");
     remote.server.proxy.fail("PUT", "packs/", 1, answer("503 Busy", ""));
-    let mut backup = remote.begin_backup(&["--log", log.to_str().unwrap(), "-v"]);
-    let mut shown = String::new();
-    while backup.try_wait().unwrap().is_none() {
-        for file in ["cmdline", "environ"] {
-            shown += &String::from_utf8_lossy(&fs::read(format!("/proc/{}/{file}", backup.id())).unwrap_or_default());
-        }
-        sleep(Duration::from_millis(20));
-    }
-    assert!(backup.wait().unwrap().success(), "{}", remote.said());
-    assert!(shown.contains("BRACKFS_REPOSITORY"));
-    shown += &remote.said();
-    shown += &fs::read_to_string(log).unwrap();
     let sent = openssl::base64::encode_block(format!("{USER}:{PASSWORD}").as_bytes());
-    assert!(!shown.contains(PASSWORD) && !shown.contains(&sent), "{shown}");
+    remote.no_secret_is_shown(&[PASSWORD, &sent]);
 
-    fs::set_permissions(remote.server.file(), fs::Permissions::from_mode(0o644)).unwrap();
-    fs::remove_dir_all(remote.repository()).unwrap();
+    set_mode(&remote.server.file(), 0o644);
+    fs::remove_dir_all(remote.server.folder().unwrap()).unwrap();
     let noted = remote.init().ok();
     assert!(noted.stderr.contains("other users can read the file with the password"), "{noted}");
 }
 
 #[test]
 fn refused_logins_and_missing_folders_end_a_command_at_once() {
-    let mut remote = Remote::ready(&[("file", b"content".to_vec())]);
+    let mut remote = ready(&[("file", b"content".to_vec())]);
     let start = Instant::now();
     let mut wrong = remote.bare(&["snapshots"]);
     wrong.env("WEBDAV_USER", USER).env("WEBDAV_PASSWORD", "hunter2");
@@ -263,7 +135,7 @@ fn a_password_is_never_taken_from_a_location_nor_sent_unencrypted_to_another_mac
         }
     }
     // Through a proxy, a connection without TLS leaves this machine even if its other end is there.
-    let remote = Remote::new(&[], Server::start());
+    let remote = RemoteSite::new(Server::start(), &NO_FILES);
     let mut proxied = remote.command(&["snapshots"]);
     let tunnel = Tunnel::start();
     proxied.env("HTTP_PROXY", format!("http://127.0.0.1:{}", tunnel.port)).env("NO_PROXY", "");
@@ -278,7 +150,7 @@ fn a_password_is_never_taken_from_a_location_nor_sent_unencrypted_to_another_mac
 
 #[test]
 fn answers_that_trying_again_cannot_change_say_what_to_do() {
-    let remote = Remote::ready(&[]);
+    let remote = ready(&NO_FILES);
     let elsewhere = TcpListener::bind(("127.0.0.1", 0)).unwrap();
     elsewhere.set_nonblocking(true).unwrap();
     let location = format!("Location: http://{}/\r\n", elsewhere.local_addr().unwrap());
@@ -300,8 +172,8 @@ fn answers_that_trying_again_cannot_change_say_what_to_do() {
 
 #[test]
 fn an_answer_of_a_hostile_server_is_an_error_and_never_a_panic() {
-    let remote = Remote::ready(&[("file", noise("file", MIB))]);
-    remote.backup().ok();
+    let remote = ready(&[("file", noise("file", MIB))]);
+    remote.backup(&[]).ok();
     let list = |inner: &str| format!("<multistatus xmlns=\"DAV:\">{inner}</multistatus>");
     let file = |href: &str| {
         format!(
@@ -328,7 +200,7 @@ fn an_answer_of_a_hostile_server_is_an_error_and_never_a_panic() {
         "HTTP/1.1 401 No\r\nWWW-Authenticate: Digest realm=\"\\\r\nContent-Length: 0\r\n\r\n".to_owned(),
         "HTTP/1.1 207 OK\r\nTransfer-Encoding: chunked\r\n\r\nffffffffffffffffff\r\n".to_owned(),
     ]);
-    let storage = remote.storage();
+    let storage = open(&remote);
     for answer in answers.chain(heads) {
         let flaw = Flaw::Answer(answer.clone() + &"\0".repeat(100_000));
         let shown: String = answer.chars().take(120).collect();
@@ -346,29 +218,29 @@ fn an_answer_of_a_hostile_server_is_an_error_and_never_a_panic() {
 
 #[test]
 fn a_busy_server_is_waited_for_and_cut_uploads_are_made_again() {
-    let remote = Remote::ready(&borrowed(&many(2)));
+    let remote = ready(&borrowed(&many(2)));
     remote.server.proxy.fail("PUT", "packs/", 3, answer("503 Busy", "Retry-After: 1\r\n"));
     let mut backup = remote.begin_backup(&["--connections", "1"]);
-    assert!(backup.wait().unwrap().success(), "{}", remote.said());
+    backup.succeeds();
     assert_eq!(remote.server.proxy.failures_left(), 0);
-    assert_eq!(remote.said().matches("waiting for webdav://").count(), 1, "{}", remote.said());
-    assert!(remote.said().contains("the server is busy"), "{}", remote.said());
+    assert_eq!(backup.said().matches("waiting for webdav://").count(), 1, "{}", backup.said());
+    assert!(backup.said().contains("the server is busy"), "{}", backup.said());
 
     fs::write(remote.site.source().join("file0"), noise("other", 20 * MIB)).unwrap();
     age(&remote.site.source());
     settle();
-    let packs = remote.files("/packs/").len();
+    let packs = remote.packs();
     remote.server.proxy.fail("PUT", "packs/", 1, Flaw::CutRequest(6 << 20));
     remote.server.proxy.fail("PUT", "packs/", 1, Flaw::LoseAnswer);
     remote.server.proxy.fail("MOVE", "packs/", 1, Flaw::LoseAnswer);
     remote.server.proxy.fail("MOVE", "index/", 1, Flaw::LoseAnswer);
     remote.server.proxy.fail("MOVE", "generation/", 1, Flaw::LoseAnswer);
     remote.server.proxy.fail("MOVE", "snapshots/", 1, answer("423 Locked", ""));
-    remote.backup().ok();
+    remote.backup(&[]).ok();
     assert_eq!(remote.server.proxy.failures_left(), 0);
-    assert!((2..=3).contains(&(remote.files("/packs/").len() - packs)), "no pack is stored twice");
+    assert!((2..=3).contains(&(remote.packs() - packs)), "no pack is stored twice");
     assert_eq!(remote.brackfs(&["snapshots"]).ok().stdout.lines().count(), 2);
-    assert_eq!(remote.files(".tmp-"), [] as [PathBuf; 0]);
+    assert_eq!(remote.temporary_files(), [] as [PathBuf; 0]);
 
     for bytes in [0, 1, 100_000] {
         remote.server.proxy.fail("GET", "packs/", 1, Flaw::CutAnswer(bytes));
@@ -380,8 +252,8 @@ fn a_busy_server_is_waited_for_and_cut_uploads_are_made_again() {
 
 #[test]
 fn an_upload_that_is_cut_leaves_nothing_under_its_name_and_the_rest_is_removed_later() {
-    let remote = Remote::ready(&[]);
-    let storage = remote.storage();
+    let remote = ready(&NO_FILES);
+    let storage = open(&remote);
     let bytes = noise("object", 4 * MIB);
     put(&storage, "packs/ab/first", b"x").unwrap();
     // The server cannot be asked to remove what it has.
@@ -396,7 +268,7 @@ fn an_upload_that_is_cut_leaves_nothing_under_its_name_and_the_rest_is_removed_l
 
     // Temporary files of a run that was killed.
     let dead = Uuid::from_u128(9);
-    let folder = remote.repository().join("packs/ab");
+    let folder = remote.server.folder().unwrap().join("packs/ab");
     for run in [dead, Uuid::from_u128(8)] {
         fs::write(folder.join(format!(".tmp-{run}-{}", Uuid::new_v4())), "x").unwrap();
     }
@@ -407,14 +279,14 @@ fn an_upload_that_is_cut_leaves_nothing_under_its_name_and_the_rest_is_removed_l
     storage.visit("packs/", &mut |object| listed.push(object.name)).unwrap();
     assert_eq!(listed, ["packs/ab/first"]);
     assert_eq!(storage.discard(&["packs/", "none/"], &[dead]).unwrap(), 1);
-    assert_eq!(remote.files(&dead.to_string()), [] as [PathBuf; 0]);
-    assert_eq!(remote.files(".tmp-").len(), 1);
+    let left = remote.temporary_files();
+    assert!(left.len() == 1 && !left[0].to_str().unwrap().contains(&dead.to_string()), "{left:?}");
 }
 
 #[test]
 fn servers_that_know_less_or_another_address_are_used_as_well() {
-    let remote = Remote::ready(&[]);
-    let storage = remote.storage();
+    let remote = ready(&NO_FILES);
+    let storage = open(&remote);
     let bytes = noise("object", MIB);
     put(&storage, "index/a", &bytes).unwrap();
     // nginx reports a missing folder like an error of its own.
@@ -456,12 +328,12 @@ fn servers_that_know_less_or_another_address_are_used_as_well() {
 
 #[test]
 fn a_folder_whose_disk_is_not_mounted_is_away_and_not_empty() {
-    let remote = Remote::ready(&[("file", b"content".to_vec())]);
-    let storage = remote.storage();
+    let remote = ready(&[("file", b"content".to_vec())]);
+    let storage = open(&remote);
     assert_eq!(storage.length("none").unwrap_err().kind, ErrorKind::NotFound);
     storage.length("brackfs.toml").unwrap();
     let aside = remote.server.data().join("aside");
-    fs::rename(remote.repository(), &aside).unwrap();
+    fs::rename(remote.server.folder().unwrap(), &aside).unwrap();
     let check = || {
         assert_eq!(storage.length("brackfs.toml").unwrap_err().kind, ErrorKind::Unavailable);
         assert_eq!(storage.get("brackfs.toml", 1000).unwrap_err().kind, ErrorKind::Unavailable);
@@ -470,63 +342,93 @@ fn a_folder_whose_disk_is_not_mounted_is_away_and_not_empty() {
     };
     check();
     assert_eq!(put(&storage, "index/x", b"x"), Err(ErrorKind::Unavailable));
-    assert!(!remote.repository().exists(), "the folder was made again");
-    fs::create_dir(remote.repository()).unwrap();
+    assert!(!remote.server.folder().unwrap().exists(), "the folder was made again");
+    fs::create_dir(remote.server.folder().unwrap()).unwrap();
     check();
-    fs::remove_dir(remote.repository()).unwrap();
-    fs::rename(aside, remote.repository()).unwrap();
+    fs::remove_dir(remote.server.folder().unwrap()).unwrap();
+    fs::rename(aside, remote.server.folder().unwrap()).unwrap();
     storage.length("brackfs.toml").unwrap();
 }
 
 #[test]
 fn a_full_server_ends_a_backup_with_words() {
-    let remote = Remote::ready(&borrowed(&many(1)));
+    let remote = ready(&borrowed(&many(1)));
     remote.server.proxy.fail("PUT", "packs/", 100, answer("507 Insufficient Storage", ""));
     let start = Instant::now();
-    let full = remote.backup();
+    let full = remote.backup(&[]);
     assert_eq!(full.code, 1, "{full}");
     assert!(full.stderr.contains("the server has no more room"), "{full}");
     assert!(start.elapsed() < Duration::from_secs(30), "{:?}", start.elapsed());
     remote.server.proxy.forgive();
-    remote.backup().ok();
+    remote.backup(&[]).ok();
     remote.is_whole();
 }
 
 #[test]
-fn a_backup_and_a_mount_wait_for_a_server_that_is_restarted() {
-    let mut remote = Remote::ready(&borrowed(&many(5)));
-    let mut backup = remote.begin_backup(&["--limit-upload", "12MiB"]);
-    until("a pack is stored", || remote.repository().join("packs").exists() && !remote.files("/packs/").is_empty());
-    remote.server.stop();
-    sleep(Duration::from_secs(1));
-    remote.server.start_again();
-    assert!(backup.wait().unwrap().success(), "{}", remote.said());
-    assert!(remote.said().contains("waiting for webdav://"), "{}", remote.said());
-    remote.is_whole();
-    assert_eq!(remote.files(".tmp-"), [] as [PathBuf; 0]);
+fn a_backup_waits_for_a_server_that_is_restarted() {
+    let mut remote = ready(&borrowed(&many(3)));
+    remote.a_backup_waits_for_the_server();
+    assert_eq!(remote.temporary_files(), [] as [PathBuf; 0]);
+}
 
-    let mnt = remote.site.mnt();
-    remote.brackfs(&["mount", "--cache-size", "1MiB", mnt.to_str().unwrap()]).ok();
-    let file = mnt.join("source/latest/file1");
-    let expected = fs::read(remote.site.source().join("file1")).unwrap();
-    assert!(fs::read(&file).unwrap() == expected);
-    remote.server.stop();
-    let reader = std::thread::spawn(move || fs::read(mnt.join("source/latest/file2")));
-    sleep(Duration::from_secs(1));
-    remote.server.start_again();
-    assert!(reader.join().unwrap().unwrap() == fs::read(remote.site.source().join("file2")).unwrap());
-    remote.brackfs(&["umount", remote.site.mnt().to_str().unwrap()]).ok();
+#[test]
+fn a_mount_waits_for_a_server_that_is_restarted() {
+    ready(&borrowed(&many(2))).a_mount_waits_for_the_server();
 }
 
 #[test]
 fn a_killed_backup_is_followed_by_one_that_removes_its_temporary_files() {
-    let remote = Remote::ready(&borrowed(&many(3)));
-    let mut backup = remote.begin_backup(&["--limit-upload", "8MiB"]);
-    until("an upload has begun", || remote.repository().join("packs").exists() && !remote.files("/.tmp-").is_empty());
-    backup.kill().unwrap();
-    backup.wait().unwrap();
-    remote.backup().ok();
-    assert_eq!(remote.files(".tmp-"), [] as [PathBuf; 0]);
+    let remote = ready(&borrowed(&many(2)));
+    // The server has all of the upload when the backup is killed, and was not asked yet to give it its name.
+    remote.server.proxy.fail("MOVE", "packs/", 100, answer("503 Busy", "Retry-After: 60\r\n"));
+    let mut backup = remote.begin_backup(&[]);
+    until("an upload has no name yet", || backup.said().contains("waiting for"));
+    backup.kill();
+    remote.server.proxy.forgive();
+    assert!(!remote.temporary_files().is_empty());
+    remote.backup(&[]).ok();
+    assert_eq!(remote.temporary_files(), [] as [PathBuf; 0]);
+    remote.is_whole();
+    // The server removes what it has of an upload in which the client is killed.
+    remote.site.write("more", noise("more", 16 * MIB));
+    settle();
+    remote.a_killed_backup_leaves_nothing();
+}
+
+#[test]
+fn two_machines_with_one_state_that_write_at_the_same_time_lose_nothing() {
+    ready(&[("file", noise("file", MIB))]).two_machines_lose_nothing();
+}
+
+#[test]
+fn init_accepts_only_an_empty_folder() {
+    let remote = RemoteSite::new(Server::start(), &NO_FILES);
+    let folder = remote.server.folder().unwrap();
+    let put = || {
+        fs::create_dir(&folder).unwrap();
+        chown(&folder, Some(NOBODY), Some(NOBODY)).unwrap();
+        fs::write(folder.join("mine"), "mine").unwrap();
+    };
+    remote.init_accepts_only_an_empty_place(put, || fs::remove_file(folder.join("mine")).unwrap());
+}
+
+#[test]
+fn a_user_that_may_only_read_can_restore_and_not_back_up() {
+    let mut remote = ready(&[("file", noise("file", MIB))]);
+    remote.backup(&[]).ok();
+    remote.server.stop();
+    remote.server.forbid_writing();
+    remote.server.start_again();
+    remote.can_be_read_and_not_written("denies access");
+}
+
+#[test]
+fn a_silent_server_is_given_up_and_the_backup_goes_on() {
+    let remote = ready(&borrowed(&many(2)));
+    remote.server.proxy.fail("PUT", "packs/", 1, Flaw::Stall);
+    remote.server.proxy.fail("GET", "keys/host", 1, Flaw::StallAnswer(10));
+    remote.a_silent_server_is_given_up(|| ());
+    assert_eq!(remote.server.proxy.failures_left(), 0);
     remote.is_whole();
 }
 
