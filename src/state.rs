@@ -7,6 +7,7 @@
 //! <state>/<repository id>/catalog.sqlite       the catalog (hosts only)
 //! <state>/<repository id>/catalog.sqlite.old   the previous catalog, after a rebuild
 //! <state>/<repository id>/adopting             the id under which an unfinished adoption writes
+//! <state>/<repository id>/looked               the server where a backup looked for lost documents last, and when (its mtime)
 //! <state>/<repository id>/lock                 locked while a run writes; the kernel unlocks it when the process ends
 //! <state>/<repository id>/lock.waiting         locked by a run that waits for the lock
 //! <state>/<repository id>/reserve              space for commands that free space when the disk is full (hosts only)
@@ -268,6 +269,33 @@ impl RepositoryState {
     pub fn end_adoption(&self) -> Result<(), Error> {
         self.remove(&self.new_host_key_path())?;
         self.remove(&self.adoption_path())
+    }
+
+    fn looked_path(&self) -> PathBuf {
+        self.folder.join("looked")
+    }
+
+    /// Notes that a backup has looked for lost documents at a server. `place` identifies it
+    /// ([`Location::identity`](crate::storage::Location::identity)).
+    pub fn note_look(&self, place: &str) -> Result<(), Error> {
+        self.write(&self.looked_path(), place.as_bytes(), IfExists::Replace)
+    }
+
+    /// Whether a backup looked there within this time.
+    pub fn has_looked(&self, place: &str, within: Duration) -> bool {
+        let modified = || fs::metadata(self.looked_path()).and_then(|found| found.modified());
+        fs::read(self.looked_path()).is_ok_and(|noted| noted == place.as_bytes())
+            && modified().is_ok_and(|at| at.elapsed().is_ok_and(|ago| ago < within))
+    }
+
+    /// The repository at which a backup looked there within this time; `None` if there is none, or several.
+    pub fn looked_at(state: &Path, place: &str, within: Duration) -> Option<(RepositoryId, RepositoryState)> {
+        let folders = fs::read_dir(state).into_iter().flatten().flatten();
+        let ids = folders.filter_map(|folder| folder.file_name().to_str()?.parse().ok());
+        let all = ids.map(|id| (id, RepositoryState::new(state, id)));
+        let mut found = all.filter(|(_, known)| known.has_looked(place, within));
+        let first = found.next();
+        first.filter(|_| found.next().is_none())
     }
 
     /// Writes a file that only its user can read, atomically and durably.

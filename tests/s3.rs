@@ -12,7 +12,7 @@ use std::process::{Child, Command, Stdio};
 use std::sync::atomic::AtomicBool;
 use std::sync::{Arc, Mutex};
 use std::thread::sleep;
-use std::time::{Duration, Instant};
+use std::time::{Duration, Instant, SystemTime};
 
 use brackfs::backup::{Options, Selection, back_up};
 use brackfs::monitor::Silent;
@@ -626,16 +626,70 @@ fn wrong_bytes_in_the_cache_on_disk_are_read_from_the_server_again() {
 
 #[test]
 fn a_backup_of_nothing_new_makes_few_requests() {
-    let remote = Remote::ready(&[("file", noise("file", MIB))]);
+    let remote = Remote::ready(&[("file", noise("file", MIB)), ("folder/other", b"other".to_vec())]);
     remote.backup(&[]).ok();
     settle();
     remote.backup(&[]).ok();
     remote.server.proxy.requests();
     remote.backup(&[]).ok();
     let requests = remote.server.proxy.requests();
-    assert!(requests.len() <= 18, "{} requests: {requests:#?}", requests.len());
+    assert!(requests.len() <= 12, "{} requests: {requests:#?}", requests.len());
     assert!(requests.iter().all(|request| !request.starts_with("HEAD ")), "{requests:#?}");
-    remote.backup(&["--skip-if-unchanged"]).ok();
-    let requests = remote.server.proxy.requests();
-    assert!(requests.len() <= 12 && requests.iter().all(|request| request.starts_with("GET ")), "{requests:#?}");
+}
+
+#[test]
+fn a_server_is_not_asked_whether_the_source_changed_but_once_a_day() {
+    let remote = Remote::ready(&[("file", noise("file", MIB)), ("folder/other", b"other".to_vec())]);
+    remote.backup(&[]).ok();
+    settle();
+    remote.backup(&[]).ok();
+    let snapshots = || remote.brackfs(&["snapshots"]).ok().stdout.lines().count();
+    let requests = |arguments: &[&str]| {
+        settle();
+        remote.server.proxy.requests();
+        remote.backup(&[&["--skip-if-unchanged"], arguments].concat()).ok();
+        remote.server.proxy.requests().len()
+    };
+    assert_eq!(requests(&[]), 0);
+    assert_eq!(requests(&["--exclude", "nothing"]), 0);
+    assert!(requests(&["--ignore-ctime", "--reread"]) > 0, "all files are to be read");
+    requests(&[]);
+    assert_eq!(requests(&[]), 0);
+    let before = snapshots();
+    // Everything that a backup would notice.
+    let source = remote.site.source();
+    let changes: [&dyn Fn(); 6] = [
+        &|| _ = remote.site.write("folder/other", "OTHER"),
+        &|| _ = remote.site.write("folder/new", "new"),
+        &|| fs::remove_file(source.join("folder/new")).unwrap(),
+        &|| fs::set_permissions(source.join("folder"), fs::Permissions::from_mode(0o700)).unwrap(),
+        &|| fs::set_permissions(&source, fs::Permissions::from_mode(0o700)).unwrap(),
+        &|| fs::rename(source.join("folder"), source.join("renamed")).unwrap(),
+    ];
+    for (at, change) in changes.into_iter().enumerate() {
+        change();
+        assert!(requests(&[]) > 0, "change {at}");
+        assert_eq!(snapshots(), before + 1 + at, "change {at}");
+        requests(&[]);
+        assert_eq!(requests(&[]), 0, "after change {at}");
+    }
+    // Another selection, source or place is another question.
+    assert!(requests(&["--exclude", "file"]) > 0);
+    assert!(requests(&["--source", "other"]) > 0);
+    requests(&[]);
+    assert_eq!(requests(&[]), 0);
+    let mut elsewhere = remote.command(&["backup", "--skip-if-unchanged", &remote.source()]);
+    elsewhere.env("AWS_PROFILE", "default");
+    remote.server.proxy.requests();
+    run(elsewhere).ok();
+    assert!(!remote.server.proxy.requests().is_empty());
+    // A day later, the server is asked.
+    let states = fs::read_dir(remote.site.state()).unwrap().map(|state| state.unwrap().path().join("looked"));
+    let looked = states.filter(|path| path.exists()).next().unwrap();
+    requests(&[]);
+    assert_eq!(requests(&[]), 0);
+    let long_ago = SystemTime::now() - Duration::from_secs(25 * 60 * 60);
+    fs::File::options().write(true).open(looked).unwrap().set_modified(long_ago).unwrap();
+    let all = requests(&[]);
+    assert!(all > 0 && requests(&[]) == 0, "{all}");
 }

@@ -51,6 +51,9 @@ pub enum Error {
     /// A dry run was interrupted.
     #[error("interrupted; a dry run stores nothing")]
     PreviewInterrupted,
+    /// The source is not as in the last snapshot: the end of a look at it.
+    #[error("the source has changed since the last backup")]
+    Changed,
     /// A temporary file failed.
     #[error("cannot use a temporary file in {folder}: {source} (TMPDIR chooses another folder)")]
     Temporary {

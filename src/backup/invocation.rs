@@ -7,11 +7,14 @@ use std::sync::atomic::AtomicBool;
 use std::thread;
 use std::time::Instant;
 
+use tracing::debug;
+
 use super::calls::Calls;
 use super::error::Error;
+use super::glance::Glance;
 use super::limits::workers;
-use super::options::Options;
-use super::pipeline::{Pipeline, Readers, Watch};
+use super::options::{Options, RunPolicy};
+use super::pipeline::{Follower, Pipeline, Readers, Watch};
 use super::preview::Preview;
 use super::read::files::ReadSetup;
 use super::read::hard_links::HardLinkCache;
@@ -29,13 +32,14 @@ use super::walk::rules::Rules;
 use super::walk::scope::{Origin, Scope, identify};
 use crate::catalog::{Catalog, Parent, SourceRow};
 use crate::crypt::SecretKey;
+use crate::failure::{Failure, FailureKind};
 use crate::format::Timestamp;
 use crate::format::id::SourceId;
 use crate::format::source::Source;
 use crate::inventory::host_key;
-use crate::monitor::{Monitor, Total};
+use crate::monitor::{Monitor, Silent, Total};
 use crate::repository::Repository;
-use crate::session::{self, Checks, Mend, Priority, Publisher, Session, look};
+use crate::session::{self, Checks, LOOK_AGAIN, Mend, Priority, Publisher, Session, look};
 use crate::source::{Chunker, Inode, MountTable, now};
 use crate::state::{Lock, RepositoryState};
 
@@ -47,17 +51,60 @@ pub fn back_up(
     monitor: &dyn Monitor,
     stop: &AtomicBool,
 ) -> Result<Summary, Error> {
+    with_calls(monitor, stop, |calls| {
+        let watch = Watch { monitor, stop, calls };
+        let local = repository.target().local_path();
+        let invocation = Invocation::new(local.as_deref(), state, options, watch)?;
+        let mut summary = if options.policy.dry_run {
+            invocation.preview(repository)?
+        } else {
+            invocation.write_or_mend(repository)?
+        };
+        summary.problems += invocation.scope.missing;
+        Ok(summary)
+    })
+}
+
+/// Looks whether the source is as in its last snapshot, without the repository: only at the source and the catalog. Returns
+/// `None` if something changed, if no backup has used the server for a day, or if anything else needs a backup.
+pub fn find_unchanged(
+    state: &Path,
+    options: &Options,
+    monitor: &dyn Monitor,
+    stop: &AtomicBool,
+) -> Result<Option<Summary>, Error> {
+    let Some(place) = &options.policy.daily_at else { return Ok(None) };
+    let Some((repository, known)) = RepositoryState::looked_at(state, place, LOOK_AGAIN) else { return Ok(None) };
+    let found = with_calls(monitor, stop, |calls| {
+        // A backup that follows reports everything.
+        let watch = Watch { monitor: &Silent, stop, calls };
+        let catalog = Catalog::view(&known.catalog_path(), repository)?;
+        Invocation::new(None, state, options, watch)?.glance(catalog)
+    });
+    match found {
+        Ok(summary) => Ok(Some(summary)),
+        Err(error) if error.kind() == FailureKind::Interrupted => Err(error),
+        Err(error) => {
+            debug!(%error, "a backup is needed");
+            Ok(None)
+        }
+    }
+}
+
+/// Does `work`, whose calls to the source are watched, and notes its duration.
+fn with_calls(
+    monitor: &dyn Monitor,
+    stop: &AtomicBool,
+    work: impl FnOnce(&Arc<Calls>) -> Result<Summary, Error>,
+) -> Result<Summary, Error> {
+    let begin = Instant::now();
     let calls = Arc::new(Calls::default());
     thread::scope(|threads| {
         // If the thread can't be started, calls that hang are not reported.
         let _watcher = thread::Builder::new().name("calls".into()).spawn_scoped(threads, || calls.watch(monitor, stop));
         let _close = CloseCalls(&calls);
-        let begin = Instant::now();
-        let started = now();
-        let watch = Watch { monitor, stop, calls: &calls };
-        let mut summary = Invocation::new(repository, state, options, watch, started)?.make()?;
-        summary.duration = begin.elapsed();
-        Ok(summary)
+        let summary = work(&calls)?;
+        Ok(Summary { duration: begin.elapsed(), ..summary })
     })
 }
 
@@ -86,14 +133,14 @@ impl Drop for CloseQueues<'_> {
 }
 
 /// This machine's state, while this run alone may write.
-struct Hold {
+struct Hold<'r> {
+    repository: &'r Repository,
     key: SecretKey,
     lock: Lock,
 }
 
 /// The parameters of a backup, with its paths resolved.
 struct Invocation<'a> {
-    repository: &'a Repository,
     state: &'a Path,
     options: &'a Options,
     scope: Scope,
@@ -105,25 +152,14 @@ struct Invocation<'a> {
 }
 
 impl<'a> Invocation<'a> {
-    fn new(
-        repository: &'a Repository,
-        state: &'a Path,
-        options: &'a Options,
-        watch: Watch<'a>,
-        started: Timestamp,
-    ) -> Result<Self, Error> {
+    /// `local`: the directory of the repository, if it is on this machine.
+    fn new(local: Option<&Path>, state: &'a Path, options: &'a Options, watch: Watch<'a>) -> Result<Self, Error> {
+        let started = now();
         let mounts = MountTable::read()?;
         let scope = Scope::of(&options.selection, &mounts, watch.calls, watch.monitor)?;
-        let local = repository.target().local_path();
-        let forbidden = local.as_deref().into_iter().chain([state]).filter_map(identify).collect();
+        let forbidden = local.into_iter().chain([state]).filter_map(identify).collect();
         scope.stay_out_of(&forbidden)?;
-        Ok(Invocation { repository, state, options, scope, mounts, forbidden, watch, started })
-    }
-
-    fn make(&self) -> Result<Summary, Error> {
-        let mut summary = if self.options.policy.dry_run { self.preview()? } else { self.write_or_mend()? };
-        summary.problems += self.scope.missing;
-        Ok(summary)
+        Ok(Invocation { state, options, scope, mounts, forbidden, watch, started })
     }
 
     fn rules(&self) -> Rules {
@@ -133,13 +169,33 @@ impl<'a> Invocation<'a> {
         Rules::new(selection, reading, exclude, large, self.mounts.clone(), self.forbidden.clone())
     }
 
-    /// Walks, and reports the files that a backup would read.
-    fn preview(&self) -> Result<Summary, Error> {
+    /// Reports the files that a backup would read.
+    fn preview(&self, repository: &Repository) -> Result<Summary, Error> {
         let Watch { monitor, stop, .. } = self.watch;
-        let catalog = look(self.repository, &self.repository_state(), monitor, stop)?;
-        let past = catalog.past()?;
+        let catalog = look(repository, &self.repository_state(repository), monitor, stop)?;
         let source = catalog.source(&self.scope.name)?.map(|(row, _)| row);
         expect_as_before(&catalog, source, monitor)?;
+        self.walk(catalog, source, Preview::new(&self.scope.name, self.scope.root(), monitor))
+    }
+
+    /// Fails with [`Error::Changed`] unless a backup would find the source as in its last snapshot, and have nothing else
+    /// to do.
+    fn glance(&self, catalog: Catalog) -> Result<Summary, Error> {
+        let Some((source, _)) = catalog.source(&self.scope.name)? else { return Err(Error::Changed) };
+        let Some(last) = catalog.latest_snapshot(source)? else { return Err(Error::Changed) };
+        // Otherwise the catalog has the tree of another one.
+        let is_base = catalog.newest_base(source)?.is_some_and(|(name, _)| name == last.name);
+        let is_tree = matches!(self.scope.origin, Origin::Tree { .. });
+        if !is_base || !is_tree || self.scope.missing > 0 || !catalog.unfinished()?.is_empty() {
+            return Err(Error::Changed);
+        }
+        let compared = self.options.reading.identity;
+        self.walk(catalog, Some(source), Glance { source: &self.scope.name, root: last.root, compared, depth: 0 })
+    }
+
+    /// Walks with a follower that stores nothing.
+    fn walk(&self, catalog: Catalog, source: Option<SourceRow>, follower: impl Follower) -> Result<Summary, Error> {
+        let past = catalog.past()?;
         // The walk has a connection of its own.
         drop(catalog);
         let ahead = Readahead::default();
@@ -157,18 +213,18 @@ impl<'a> Invocation<'a> {
             };
             let (following, more) = pipeline.start(threads)?;
             more.start(threads);
-            following.follow(Preview::new(&self.scope.name, self.scope.root(), monitor))
+            following.follow(follower)
         })
     }
 
     /// Makes the backup. If the catalog turns out to be damaged, mends it and begins again.
-    fn write_or_mend(&self) -> Result<Summary, Error> {
+    fn write_or_mend(&self, repository: &Repository) -> Result<Summary, Error> {
         let Watch { monitor, stop, .. } = self.watch;
-        let state = self.repository_state();
+        let state = self.repository_state(repository);
         let key = host_key(&state).map_err(session::Error::from)?;
         let lock = session::lock(&state, self.options.policy.wait_lock, Priority::Normal, monitor, stop)
             .map_err(session::Error::from)?;
-        let hold = Hold { key, lock };
+        let hold = Hold { repository, key, lock };
         // Packs that were found lost are reported once, also if the run begins again.
         let mut lost_packs = 0;
         let result = match self.write(&hold, Mend::No, &mut lost_packs) {
@@ -187,27 +243,28 @@ impl<'a> Invocation<'a> {
         };
         let mut summary = result?;
         summary.problems += lost_packs;
-        session::keep_reserve(self.repository, &state);
+        session::keep_reserve(repository, &state);
         Ok(summary)
     }
 
-    fn repository_state(&self) -> RepositoryState {
-        RepositoryState::new(self.state, self.repository.id())
+    fn repository_state(&self, repository: &Repository) -> RepositoryState {
+        RepositoryState::new(self.state, repository.id())
     }
 
     fn open_session<'s>(
         &'s self,
-        Hold { key, lock }: &'s Hold,
+        Hold { repository, key, lock }: &'s Hold<'_>,
         mend: Mend,
         lost_packs: &mut u64,
     ) -> Result<(Session<'s>, Catalog), Error> {
         let Watch { monitor, stop, .. } = self.watch;
-        let checks = Checks { mend, recheck: self.options.policy.recheck };
-        Ok(Session::open(self.repository, lock, key.clone(), checks, lost_packs, monitor, stop)?)
+        let RunPolicy { recheck, daily_at, .. } = &self.options.policy;
+        let checks = Checks { mend, recheck: *recheck, daily_at: daily_at.as_deref() };
+        Ok(Session::open(repository, lock, key.clone(), checks, lost_packs, monitor, stop)?)
     }
 
     /// Makes the backup.
-    fn write(&self, hold: &Hold, mend: Mend, lost_packs: &mut u64) -> Result<Summary, Error> {
+    fn write(&self, hold: &Hold<'_>, mend: Mend, lost_packs: &mut u64) -> Result<Summary, Error> {
         let (session, mut catalog) = self.open_session(hold, mend, lost_packs)?;
         let source = find_source(&session, &mut catalog, &self.scope.name)?;
         expect_as_before(&catalog, Some(source.row), self.watch.monitor)?;

@@ -9,7 +9,7 @@
 //! - [`options`], [`summary`], [`error`]: input and output
 //! - [`invocation`]: one backup from start to end
 //! - [`pipeline`]: starts the walk and the readers, and hands their events to a follower
-//! - [`snapshot`]: the follower of a backup; [`preview`]: that of a dry run
+//! - [`snapshot`]: the follower of a backup; [`preview`]: that of a dry run; [`glance`]: that of a look for changes
 //! - [`walk`]: finds out which directories and files there are, and which of them changed
 //! - [`read`]: reads files
 //! - [`store`]: makes tree nodes and blocks, and stores them
@@ -20,6 +20,7 @@
 mod calls;
 mod entry;
 mod error;
+mod glance;
 mod invocation;
 mod limits;
 mod options;
@@ -32,7 +33,7 @@ mod summary;
 mod walk;
 
 pub use error::Error;
-pub use invocation::back_up;
+pub use invocation::{back_up, find_unchanged};
 pub use options::{
     CHUNK_SIZE, COMMIT_INTERVAL, COMPRESSION, MERGE_FILES_UNDER, Options, RETRIES, Reading, RunPolicy, SETTLE_MAX,
     Selection, Storing,

@@ -109,6 +109,9 @@ pub struct RunPolicy {
     pub host: Option<String>,
     /// Make no snapshot if nothing changed.
     pub skip_if_unchanged: bool,
+    /// The server, if it is enough to look for lost documents there once a day
+    /// ([`Location::identity`](crate::storage::Location::identity)).
+    pub daily_at: Option<String>,
     /// Only report new and changed files. No file is opened, and nothing is written.
     pub dry_run: bool,
     /// Use a single worker, and keep chunks that wait in unnamed temporary files.
@@ -128,6 +131,7 @@ impl Default for RunPolicy {
             time: None,
             host: None,
             skip_if_unchanged: false,
+            daily_at: None,
             dry_run: false,
             low_memory: false,
             commit_interval: COMMIT_INTERVAL,

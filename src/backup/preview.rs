@@ -4,7 +4,6 @@
 //! transaction is taken, so a backup may run at the same time.
 
 use std::path::Path;
-use std::time::Duration;
 
 use super::entry::change;
 use super::error::Error;
@@ -79,25 +78,10 @@ impl Follower for Preview<'_> {
 
     fn finish(self, counts: WalkCounts) -> Result<Summary, Error> {
         Ok(Summary {
-            snapshot: None,
-            source: self.source.to_owned(),
             dry_run: true,
-            new_files: counts.new,
-            changed_files: counts.changed,
-            unmodified_files: counts.unmodified,
             read_files: counts.new + counts.changed,
-            files: counts.files,
-            directories: counts.directories,
-            others: counts.others,
-            bytes: counts.bytes,
             read_bytes: self.read_bytes,
-            added_bytes: 0,
-            data_packs: 0,
-            tree_packs: 0,
-            data_bytes: 0,
-            tree_bytes: 0,
-            problems: counts.problems,
-            duration: Duration::ZERO,
+            ..Summary::of_walk(self.source, &counts)
         })
     }
 

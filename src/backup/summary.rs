@@ -2,6 +2,7 @@
 
 use std::time::Duration;
 
+use super::walk::tree::WalkCounts;
 use crate::format::name::SnapshotName;
 
 /// The result of a backup.
@@ -45,4 +46,31 @@ pub struct Summary {
     pub problems: u64,
     /// Time from start to end.
     pub duration: Duration,
+}
+
+impl Summary {
+    /// The result of a run that stored nothing.
+    pub(super) fn of_walk(source: &str, counts: &WalkCounts) -> Summary {
+        Summary {
+            snapshot: None,
+            source: source.to_owned(),
+            dry_run: false,
+            new_files: counts.new,
+            changed_files: counts.changed,
+            unmodified_files: counts.unmodified,
+            read_files: 0,
+            files: counts.files,
+            directories: counts.directories,
+            others: counts.others,
+            bytes: counts.bytes,
+            read_bytes: 0,
+            added_bytes: 0,
+            data_packs: 0,
+            tree_packs: 0,
+            data_bytes: 0,
+            tree_bytes: 0,
+            problems: counts.problems,
+            duration: Duration::ZERO,
+        }
+    }
 }

@@ -176,6 +176,9 @@ pub(super) struct Args {
     #[arg(long, value_name = "DURATION", default_value = "60s", value_parser = parse_duration)]
     commit_interval: Duration,
     /// Make no snapshot if nothing changed since the source's last snapshot
+    ///
+    /// If the repository is on a server, the server is not even asked: whether something changed is known from the catalog.
+    /// Once a day it is, to see that the repository is there.
     #[arg(long)]
     skip_if_unchanged: bool,
     /// Ignore inode numbers in the detection of changes
@@ -247,7 +250,7 @@ pub(super) struct Args {
 }
 
 pub(super) fn run(args: &Args, global: &Global) -> Result<ExitCode> {
-    let options = args.options()?;
+    let options = args.options(global)?;
     for (count, limit, what) in
         [(options.policy.tags.len(), TAGS, "tags"), (options.selection.paths.len(), PATHS, "paths")]
     {
@@ -256,13 +259,21 @@ pub(super) fn run(args: &Args, global: &Global) -> Result<ExitCode> {
             return Err(Usage(why).into());
         }
     }
-    let repository = args.repository.open(global)?;
     let monitor = global.monitor(args.json);
     let stop = stop_on_signals()?;
-    monitor.start();
-    let result = backup::back_up(&repository, &global.state()?, &options, &monitor, &stop);
-    monitor.finish();
-    let summary = result?;
+    let state = global.state()?;
+    let may_skip = args.skip_if_unchanged && !args.dry_run;
+    let unchanged = if may_skip { backup::find_unchanged(&state, &options, &monitor, &stop)? } else { None };
+    let summary = match unchanged {
+        Some(summary) => summary,
+        None => {
+            let repository = args.repository.open(global)?;
+            monitor.start();
+            let result = backup::back_up(&repository, &state, &options, &monitor, &stop);
+            monitor.finish();
+            result?
+        }
+    };
     if args.json {
         output::result(as_json(&summary))?;
     } else if !global.quiet && (is_interactive() || global.verbose || args.dry_run) {
@@ -331,7 +342,9 @@ impl Args {
         tags
     }
 
-    fn options(&self) -> Result<Options> {
+    fn options(&self, global: &Global) -> Result<Options> {
+        let location = self.repository.located(global);
+        let daily_at = location.is_remote().then(|| location.identity());
         let within = |name: &str, value: u64, least: u64, most: u64| {
             let why = || Usage(format!("--{name} must be from {} to {}", size(least), size(most)));
             if (least..=most).contains(&value) { Ok(value as usize) } else { Err(why()) }
@@ -365,6 +378,7 @@ impl Args {
                 time: self.time,
                 host: self.host.clone(),
                 skip_if_unchanged: self.skip_if_unchanged,
+                daily_at,
                 dry_run: self.dry_run,
                 low_memory: self.low_memory,
                 commit_interval: self.commit_interval,

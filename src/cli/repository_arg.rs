@@ -154,6 +154,11 @@ impl RepositoryArg {
         self.location.is_remote()
     }
 
+    /// The location with the options for it.
+    pub(super) fn located(&self, global: &Global) -> Location {
+        self.target.locate(&self.location, global)
+    }
+
     /// Opens the repository. This waits for nothing; later operations wait for a target that is away.
     pub(super) fn open(&self, global: &Global) -> Result<Repository> {
         self.open_for(Use::Command, global)
@@ -161,7 +166,7 @@ impl RepositoryArg {
 
     /// The same for any use.
     pub(super) fn open_for(&self, usage: Use, global: &Global) -> Result<Repository> {
-        let location = self.target.locate(&self.location, global);
+        let location = self.located(global);
         let policy = policy(usage, location.is_remote());
         let rates = Rates { upload: self.target.limit_upload, download: self.target.limit_download };
         let (shown, is_silent) = (location.to_string(), global.quiet);

@@ -72,7 +72,7 @@ impl Site {
         let (repository, stop) = (&self.repository, AtomicBool::new(false));
         let state = RepositoryState::new(&self.folder.path().join("state"), repository.id());
         let lock = lock(&state, Duration::ZERO, Priority::Normal, &Silent, &stop).unwrap();
-        let (key, checks) = (host_key(&state).unwrap(), Checks { mend: Mend::No, recheck: READ_AGAIN });
+        let (key, checks) = (host_key(&state).unwrap(), Checks { mend: Mend::No, recheck: READ_AGAIN, daily_at: None });
         let (session, catalog) = Session::open(repository, &lock, key, checks, &mut 0, &Silent, &stop).unwrap();
         test(&session, catalog)
     }

@@ -32,7 +32,7 @@ use std::time::Duration;
 
 pub use adopt::{Adopted, adopt_with_host_key, adopt_with_owner_key};
 pub use error::Error;
-pub use open::{Checks, Mend, NOTHING_YET, Session, look};
+pub use open::{Checks, LOOK_AGAIN, Mend, NOTHING_YET, Session, look};
 pub use packs::{FullPack, PackWriter, Packs, PlacedBlock, StoredPack};
 pub use publish::{NewSnapshot, Publisher};
 pub use remover::Remover;

@@ -41,13 +41,19 @@ pub enum Mend {
     Yes,
 }
 
+/// How long a backup relies on the look of another one for lost documents at the same server.
+pub const LOOK_AGAIN: Duration = Duration::from_secs(24 * 60 * 60);
+
 /// Checks before a run.
 #[derive(Debug, Clone, Copy)]
-pub struct Checks {
+pub struct Checks<'c> {
     /// Whether to look for damage in the catalog.
     pub mend: Mend,
     /// Bytes of packs to verify again, oldest check first.
     pub recheck: u64,
+    /// The server, if it is enough to look for lost documents there once a day
+    /// ([`Location::identity`](crate::storage::Location::identity)).
+    pub daily_at: Option<&'c str>,
 }
 
 /// A run that may write to a repository.
@@ -82,7 +88,7 @@ impl<'r> Session<'r> {
         repository: &'r Repository,
         lock: &'r Lock,
         key: SecretKey,
-        checks: Checks,
+        checks: Checks<'_>,
         lost_packs: &mut u64,
         monitor: &dyn Monitor,
         stop: &AtomicBool,
@@ -94,14 +100,17 @@ impl<'r> Session<'r> {
         let (mut catalog, built) = open_catalog(&inventory, lock, &host, checks.mend)?;
         let trust = catalog.trust().clone();
         compare(repository, &trust, &host)?;
-        let mut reads = inventory.reads_for_upkeep(&trust.recipients, &host);
+        let is_look_due = checks.daily_at.is_none_or(|place| !lock.state().has_looked(place, LOOK_AGAIN));
+        let mut reads = if is_look_due { inventory.reads_for_upkeep(&trust.recipients, &host) } else { Vec::new() };
         reads.push(Ahead::List(name::GENERATION.to_owned()));
         if let (LastRun { number, run: Some(run) }, _) = catalog.runs()? {
             reads.push(Access::read_of_generation(GenerationName::of_run(number, run)));
         }
         repository.target().reading_ahead(reads, move || {
             let inventory = Inventory { repository, access: &access, monitor, stop };
-            inventory.report_unknown_recipients(&trust.recipients)?;
+            if is_look_due {
+                inventory.report_unknown_recipients(&trust.recipients)?;
+            }
             warn_of_expiry(&trust.recipients, monitor);
             let mut number = choose_number(&inventory, &mut catalog, 0)?;
             if number.is_outdated {
@@ -135,12 +144,17 @@ impl<'r> Session<'r> {
                 catalog.commit()?;
             }
             let inventory = Inventory { repository, access: &session.access, monitor, stop };
-            let lost = inventory.lost(&catalog, lock.state(), &host)?;
-            if !lost.is_empty() {
-                // A run that finds a document lost removes nothing.
-                session.reconciled |= inventory.accept_loss(&lost, &catalog, session.generation)?;
-                session.announce(&mut catalog)?;
-                inventory.put_back(lost, &catalog, &session.writer, &host)?;
+            if is_look_due || session.reconciled {
+                let lost = inventory.lost(&catalog, lock.state(), &host)?;
+                if !lost.is_empty() {
+                    // A run that finds a document lost removes nothing.
+                    session.reconciled |= inventory.accept_loss(&lost, &catalog, session.generation)?;
+                    session.announce(&mut catalog)?;
+                    inventory.put_back(lost, &catalog, &session.writer, &host)?;
+                }
+                if let Some(place) = checks.daily_at {
+                    lock.state().note_look(place)?;
+                }
             }
             report_clock_behind(&catalog, monitor)?;
             session.recover(&mut catalog, checks.recheck, &inventory, lost_packs)?;

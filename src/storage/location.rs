@@ -1,6 +1,8 @@
 //! Where a target is, as users write it.
 
+use std::ffi::OsStr;
 use std::fmt;
+use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 use std::str::FromStr;
 
@@ -58,6 +60,25 @@ impl Location {
     /// How to use the target, if it is on another machine.
     pub fn remote(&self) -> &Remote {
         &self.remote
+    }
+
+    /// A hash that differs for different targets: of the location, its options, and the variables of the environment that
+    /// choose a server or an account. Secrets are left out.
+    pub fn identity(&self) -> String {
+        let Remote { ssh, rclone, endpoint, credentials, ca, .. } = &self.remote;
+        let mut hash = blake3::Hasher::new();
+        let mut add = |part: &[u8]| {
+            hash.update(&(part.len() as u64).to_le_bytes()).update(part);
+        };
+        add(self.to_string().as_bytes());
+        add(format!("{ssh:?} {rclone:?} {endpoint:?} {credentials:?} {ca:?}").as_bytes());
+        let mut variables: Vec<_> = std::env::vars_os().filter(|(name, _)| chooses_account(name)).collect();
+        variables.sort_unstable();
+        for (name, value) in &variables {
+            add(name.as_bytes());
+            add(value.as_bytes());
+        }
+        hash.finalize().to_hex().to_string()
     }
 
     /// Whether the target is on another machine.
@@ -144,6 +165,15 @@ impl fmt::Display for Location {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(&self.given)
     }
+}
+
+/// Whether a variable of the environment may choose a server or an account, and is not secret.
+fn chooses_account(name: &OsStr) -> bool {
+    const PROGRAMS: [&str; 5] = ["AWS_", "OS_", "ST_", "RCLONE_", "FTP_"];
+    const SECRETS: [&str; 5] = ["SECRET", "PASS", "TOKEN", "KEY", "ACCESS"];
+    let name = name.to_string_lossy();
+    let is_listed = PROGRAMS.iter().any(|program| name.starts_with(program)) || name == "HOME" || name == "NETRC";
+    is_listed && !SECRETS.iter().any(|secret| name.contains(secret))
 }
 
 #[cfg(test)]
