@@ -64,37 +64,37 @@ impl<'r> Writer<'r> {
 
     /// Writes a snapshot. Only the recipients can read it.
     pub fn put_snapshot(&self, snapshot: &Snapshot) -> Result<(), Error> {
-        self.put(&snapshot.name.object(), &snapshot.encode(self.repository.id), self.owners.as_ref())
+        self.put(&snapshot.name.object(), snapshot.encode(self.repository.id), self.owners.as_ref())
     }
 
     /// Writes an index.
     pub fn put_index(&self, id: ObjectId, index: &Index) -> Result<(), Error> {
-        self.put(&name::index(id), &index.encode(self.repository.id, id), self.shared.as_ref())
+        self.put(&name::index(id), index.encode(self.repository.id, id), self.shared.as_ref())
     }
 
     /// Writes a secrets document.
     pub fn put_secrets(&self, id: ObjectId, secrets: &Secrets) -> Result<(), Error> {
-        self.put(&name::secrets(id), &secrets.encode(self.repository.id, id), self.shared.as_ref())
+        self.put(&name::secrets(id), secrets.encode(self.repository.id, id), self.shared.as_ref())
     }
 
     /// Writes a generation.
     pub fn put_generation(&self, generation: &Generation) -> Result<(), Error> {
-        self.put(&generation.name().object(), &generation.encode(self.repository.id), self.shared.as_ref())
+        self.put(&generation.name().object(), generation.encode(self.repository.id), self.shared.as_ref())
     }
 
     /// Writes the shard of moves of packs whose ids begin with `prefix`.
     pub fn put_moved(&self, prefix: u8, id: ObjectId, moved: &Moved) -> Result<(), Error> {
-        self.put(&name::moved(prefix, id), &moved.encode(self.repository.id, prefix, id), self.shared.as_ref())
+        self.put(&name::moved(prefix, id), moved.encode(self.repository.id, prefix, id), self.shared.as_ref())
     }
 
     /// Writes a document of tombstones.
     pub fn put_forgotten(&self, id: ObjectId, forgotten: &Forgotten) -> Result<(), Error> {
-        self.put(&name::forgotten(id), &forgotten.encode(self.repository.id, id), self.shared.as_ref())
+        self.put(&name::forgotten(id), forgotten.encode(self.repository.id, id), self.shared.as_ref())
     }
 
     /// Writes a source document.
     pub fn put_source(&self, source: &Source) -> Result<(), Error> {
-        self.put(&name::source(source.id), &source.encode(self.repository.id), self.shared.as_ref())
+        self.put(&name::source(source.id), source.encode(self.repository.id), self.shared.as_ref())
     }
 
     /// Writes the digests of packs in the format of `b3sum --check`. This object is neither signed nor sealed, so that the
@@ -103,16 +103,18 @@ impl<'r> Writer<'r> {
         Ok(self.repository.target.put(&name::sums(id), sums::encode(sums).as_bytes())?)
     }
 
-    fn put(&self, object: &str, document: &[u8], audience: Option<&Sealer>) -> Result<(), Error> {
+    fn put(&self, object: &str, document: Vec<u8>, audience: Option<&Sealer>) -> Result<(), Error> {
         Ok(self.repository.target.put(object, &self.seal(object, document, audience)?)?)
     }
 
-    /// Signs a document and seals it to its audience.
-    fn seal(&self, object: &str, document: &[u8], audience: Option<&Sealer>) -> Result<Vec<u8>, Error> {
+    /// Signs a document and seals it to its audience. An index may have many megabytes, so no step keeps what it started
+    /// with.
+    fn seal(&self, object: &str, document: Vec<u8>, audience: Option<&Sealer>) -> Result<Vec<u8>, Error> {
         let failed = |source| Error::Crypt { object: object.to_owned(), source };
-        let signed = self.signer.sign(document).map_err(failed)?;
+        let signed = self.signer.sign(&document).map_err(failed)?;
+        drop(document);
         let Some(sealer) = audience else { return Ok(signed) };
-        let mut sealed = Vec::new();
+        let mut sealed = Vec::with_capacity(signed.len() + FRAMING);
         sealer.seal_message(&signed, &mut sealed).map_err(failed)?;
         Ok(sealed)
     }
