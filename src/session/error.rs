@@ -63,7 +63,7 @@ pub enum Error {
     },
     /// A snapshot may lack data, and was not removed.
     #[error(
-        "{reason}. The backup is stored as {object}; data that it needs may have been removed by the other machine, and this could not be found out or the object not be removed: {error}. Run `brackfs check`, and remove the object if data is missing"
+        "{reason}. The other machine may have removed data of this backup, which could not be checked or withdrawn: {error}. Run `brackfs check`, and remove {object} from the repository if data is missing"
     )]
     NotWithdrawn {
         /// The object of the snapshot.

@@ -29,7 +29,7 @@ pub const NOTHING_YET: &str = "nothing was backed up yet";
 /// Seconds that the clock may be behind the last backup without a warning. Clocks of two machines differ by less.
 const CLOCK_TOLERANCE: i64 = 60;
 
-/// How often a wait looks whether it should end.
+/// The interval at which a wait checks for an interruption.
 const GLANCE: Duration = Duration::from_millis(100);
 
 /// Whether the whole catalog is verified before the run, and damaged rows are dropped.
