@@ -67,17 +67,16 @@ pub(super) struct ReaderArgs {
 
 /// The cache on disk.
 #[derive(Debug, Args)]
-#[command(next_help_heading = HEADING)]
 struct DiskCacheArgs {
     /// Cache about SIZE of data from a server on this machine's disk; 0 turns the cache off
     ///
     /// The limit is for each repository. The cache holds data as it is on the server: it is encrypted only if the repository
     /// is. Data is verified when it is read. The cache can be removed at any time. restore and dump read from it and add
     /// nothing; snapshots, check and adopt do not use it.
-    #[arg(long, value_name = "SIZE", value_parser = super::show::parse_size, default_value = "1GiB")]
+    #[arg(long, help_heading = HEADING, value_name = "SIZE", value_parser = super::show::parse_size, default_value = "1GiB")]
     disk_cache: u64,
     /// Keep that cache in DIR [default: /var/cache/brackfs for root, else $XDG_CACHE_HOME/brackfs or ~/.cache/brackfs]
-    #[arg(long, env = "BRACKFS_CACHE_DIR", value_name = "DIR", value_hint = ValueHint::DirPath)]
+    #[arg(long, help_heading = HEADING, env = "BRACKFS_CACHE_DIR", value_name = "DIR", value_hint = ValueHint::DirPath)]
     cache_dir: Option<PathBuf>,
 }
 

@@ -17,7 +17,8 @@ use super::{show, signals, terminal};
 use crate::repository::Repository;
 use crate::storage::{Limit, Location, Rates, Remote, RetryPolicy, RetryStorage, Storage, Waiting, parse_endpoint};
 
-/// Heading of these options in help and manual pages.
+/// Heading of these options in help and manual pages. Each option names it: a heading for the whole struct would also apply to
+/// the options after it.
 pub(super) const HEADING: &str = "Target options";
 
 /// The longest wait of a command for a server.
@@ -49,48 +50,47 @@ pub(super) struct RepositoryArg {
 
 /// How to use a repository on a server.
 #[derive(Debug, Args)]
-#[command(next_help_heading = HEADING)]
 pub(super) struct TargetArgs {
     /// Connect to SFTP servers with COMMAND: a program and its options, separated by spaces
-    #[arg(long, env = "BRACKFS_SSH", value_name = "COMMAND", default_value = "ssh")]
+    #[arg(long, help_heading = HEADING, env = "BRACKFS_SSH", value_name = "COMMAND", default_value = "ssh")]
     ssh: String,
     /// Run COMMAND instead of rclone: a program and its options, separated by spaces
-    #[arg(long, env = "BRACKFS_RCLONE", value_name = "COMMAND", default_value = "rclone")]
+    #[arg(long, help_heading = HEADING, env = "BRACKFS_RCLONE", value_name = "COMMAND", default_value = "rclone")]
     rclone: String,
     /// Use the S3 service at URL instead of Amazon's, such as https://HOST:PORT
     ///
     /// Without this option, the first of these is used: AWS_ENDPOINT_URL_S3, AWS_ENDPOINT_URL, endpoint_url in ~/.aws/config.
-    #[arg(long, env = "BRACKFS_ENDPOINT", hide_env_values = true, value_name = "URL", value_parser = EndpointParser)]
+    #[arg(long, help_heading = HEADING, env = "BRACKFS_ENDPOINT", hide_env_values = true, value_name = "URL", value_parser = EndpointParser)]
     endpoint: Option<String>,
     /// Read the login for S3, Swift, WebDAV or FTP from FILE
     ///
     /// FILE has the format of ~/.aws/credentials for S3 (the profile is that of AWS_PROFILE, or else default), of an openrc
     /// file for Swift, and of ~/.netrc for WebDAV and FTP. Without this option, the login is found in environment variables or
     /// in files in the home directory; see brackfs-targets(7).
-    #[arg(long, env = "BRACKFS_CREDENTIALS", hide_env_values = true, value_name = "FILE", value_hint = ValueHint::FilePath)]
+    #[arg(long, help_heading = HEADING, env = "BRACKFS_CREDENTIALS", hide_env_values = true, value_name = "FILE", value_hint = ValueHint::FilePath)]
     credentials: Option<PathBuf>,
     /// Trust the certificates in FILE (PEM) instead of the system's, for servers over HTTPS or FTPS
-    #[arg(long, env = "BRACKFS_CA", hide_env_values = true, value_name = "FILE", value_hint = ValueHint::FilePath)]
+    #[arg(long, help_heading = HEADING, env = "BRACKFS_CA", hide_env_values = true, value_name = "FILE", value_hint = ValueHint::FilePath)]
     ca: Option<PathBuf>,
     /// Assume that listings of Swift lag behind by at most DURATION
-    #[arg(long, env = "BRACKFS_LISTING_LAG", hide = true, hide_env_values = true, value_name = "DURATION", value_parser = show::parse_duration)]
+    #[arg(long, help_heading = HEADING, env = "BRACKFS_LISTING_LAG", hide = true, hide_env_values = true, value_name = "DURATION", value_parser = show::parse_duration)]
     listing_lag: Option<Duration>,
     /// Open up to N connections to a server
     ///
     /// A backup stores up to N packs at the same time. If the server allows fewer connections, brackfs uses fewer.
-    #[arg(long, value_name = "N", default_value_t = Remote::default().connections)]
+    #[arg(long, help_heading = HEADING, value_name = "N", default_value_t = Remote::default().connections)]
     connections: NonZeroUsize,
     /// Send at most SIZE per second to the repository
-    #[arg(long, value_name = "SIZE", value_parser = parse_rate)]
+    #[arg(long, help_heading = HEADING, value_name = "SIZE", value_parser = parse_rate)]
     limit_upload: Option<NonZeroU64>,
     /// Read at most SIZE per second from the repository
-    #[arg(long, value_name = "SIZE", value_parser = parse_rate)]
+    #[arg(long, help_heading = HEADING, value_name = "SIZE", value_parser = parse_rate)]
     limit_download: Option<NonZeroU64>,
     /// Use about SIZE of the state directory for packs that wait for a server [default: 128MiB]
     ///
     /// The packs are in unnamed files. When they take SIZE, a backup reads no more files until one is stored. Values below
     /// 64MiB count as 64MiB.
-    #[arg(long, value_name = "SIZE", value_parser = show::parse_size)]
+    #[arg(long, help_heading = HEADING, value_name = "SIZE", value_parser = show::parse_size)]
     spool_size: Option<u64>,
 }
 

@@ -80,7 +80,10 @@ pub(super) fn run(args: &Args, global: &Global) -> Result<ExitCode> {
         let listed = if args.forgotten { Presence::Forgotten } else { Presence::There };
         rows.into_iter().filter(|row| row.presence == listed).map(ListedSnapshot::from).collect()
     } else if args.forgotten {
-        return Err(Usage("--forgotten needs the catalog of the machine that is backed up, and no --key".into()).into());
+        return Err(Usage(
+            "--forgotten works only on the machine that is backed up, and without --key and BRACKFS_KEY_FILE".into(),
+        )
+        .into());
     } else {
         from_repository(&args.reader.open(global, &monitor, SMALL_CACHE)?, &monitor, &mut problems)?
     };

@@ -148,7 +148,7 @@ impl FromStr for Location {
             _ => format!("./{text}"),
         };
         Err(LocationError(format!(
-            "this names another machine or a service, but a repository must be a local directory, on an SFTP, FTP or WebDAV server, or in S3 or Swift: {help}. For a local directory of this name, write {shown}"
+            "this looks like a server or a service in the notation of another program: {help}. For a local directory of this name, write {shown}"
         )))
     }
 }

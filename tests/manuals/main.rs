@@ -72,6 +72,40 @@ fn every_page_of_a_command_has_its_sections() {
 }
 
 #[test]
+fn a_heading_covers_only_options_that_commands_share() {
+    let mut headings: BTreeMap<String, BTreeSet<String>> = BTreeMap::new();
+    let mut root = brackfs::cli::command().disable_help_subcommand(true);
+    root.build();
+    for command in root.get_subcommands() {
+        for argument in command.get_arguments() {
+            if let Some(heading) = argument.get_help_heading() {
+                headings.entry(heading.to_owned()).or_default().insert(argument.get_id().to_string());
+            }
+        }
+    }
+    let shared = |ids: &[&str]| BTreeSet::from_iter(ids.iter().map(ToString::to_string));
+    let target = [
+        "ssh",
+        "rclone",
+        "endpoint",
+        "credentials",
+        "ca",
+        "listing_lag",
+        "connections",
+        "limit_upload",
+        "limit_download",
+        "spool_size",
+        "disk_cache",
+        "cache_dir",
+    ];
+    let expected = [
+        ("Common options".to_owned(), shared(&["quiet", "verbose", "log", "state_dir"])),
+        ("Target options".to_owned(), shared(&target)),
+    ];
+    assert_eq!(headings, BTreeMap::from(expected));
+}
+
+#[test]
 fn no_page_describes_a_hidden_argument() {
     fn collect(command: &clap::Command, found: &mut BTreeSet<String>) {
         for argument in command.get_arguments().filter(|argument| argument.is_hide_set()) {
