@@ -16,7 +16,7 @@ use crate::catalog::{Catalog, Presence, SnapshotRow};
 use crate::failure::Failure;
 use crate::format::snapshot::Snapshot;
 use crate::format::usage::Labels;
-use crate::monitor::Monitor;
+use crate::monitor::{Monitor, count};
 use crate::reader::Reader;
 use crate::state::RepositoryState;
 
@@ -180,10 +180,10 @@ impl ListedSnapshot {
         let held = if self.is_held == Some(true) { "  [held]" } else { "" };
         let labels = format!("{}{tags}{held}", show::shown(&paths));
         format!(
-            "{short}  {}  {:<12}  {:>9} files  {:>9}  {labels}",
+            "{short}  {}  {:<12}  {:>15}  {:>9}  {labels}",
             self.time,
             show::shown(&self.source),
-            self.files,
+            count(self.files, "file", "files"),
             size(self.bytes),
         )
     }
