@@ -177,8 +177,8 @@ pub(super) struct Args {
     commit_interval: Duration,
     /// Make no snapshot if nothing changed since the source's last snapshot
     ///
-    /// If the repository is on a server, the server is not even asked: whether something changed is known from the catalog.
-    /// Once a day it is, to see that the repository is there.
+    /// Files are compared with the catalog. If the repository is on a server and nothing changed, the server is contacted only
+    /// once in 24 hours, to check that the repository is still there.
     #[arg(long)]
     skip_if_unchanged: bool,
     /// Ignore inode numbers in the detection of changes

@@ -352,6 +352,10 @@ While
 .BR brackfs\-adopt (1)
 runs on a new machine: the id in the names of its temporary files, so that they are removed if it was interrupted.
 .TP
+.I looked
+Which server a backup last searched for lost documents; the time of the file is the time of the search.
+It can be removed.
+.TP
 .I lock
 Locked by a run that writes; contains its process id.
 The kernel releases the lock when the process ends; the file remains.
