@@ -175,6 +175,13 @@ impl<S: RemoteServer> RemoteSite<S> {
         }
     }
 
+    /// The bytes of all packs.
+    pub fn pack_bytes(&self) -> u64 {
+        let target = Target::open(&self.server.repository()).unwrap_or_else(|error| panic!("{error}"));
+        let packs = target.list("packs/").unwrap_or_else(|error| panic!("{error}"));
+        packs.iter().map(|pack| pack.length).sum()
+    }
+
     /// Temporary files of uploads, if the server has a folder.
     pub fn temporary_files(&self) -> Vec<PathBuf> {
         let files = self.server.folder().map(|folder| files_below(&folder)).unwrap_or_default();
@@ -510,6 +517,20 @@ impl Begun {
         assert_eq!(status.signal(), Some(Signal::KILL.as_raw()), "it had ended: {}", self.said());
     }
 
+    /// Kills it, if it has not ended.
+    pub fn stop(&mut self) {
+        let _ = self.child.kill();
+        self.child.wait().expect("waiting for a child");
+    }
+
+    pub fn id(&self) -> u32 {
+        self.child.id()
+    }
+
+    pub fn has_ended(&mut self) -> bool {
+        self.child.try_wait().expect("waiting for a child").is_some()
+    }
+
     #[track_caller]
     pub fn send(&self, signal: Signal) {
         wait::send(&self.child, signal);
@@ -535,9 +556,7 @@ impl Begun {
 
 impl Drop for Begun {
     fn drop(&mut self) {
-        // It may have ended.
-        let _ = self.child.kill();
-        let _ = self.child.wait();
+        self.stop();
     }
 }
 
