@@ -52,7 +52,8 @@ pub trait Archive: Send + Sync {
     /// Returns entries from position `from` on: those of one list, so that memory stays bounded. Empty at the end.
     fn list(&self, directory: &SnapshotDirectory, from: u64) -> Result<Page, Error>;
 
-    /// How many places with small files may be passed to [`Archive::prefetch`] before they are read. 0: none needs to be.
+    /// Returns how many blocks with small files may be passed to [`Archive::prefetch`] before they are read; 0 if prefetching
+    /// does not help.
     fn prefetch_limit(&self) -> usize {
         0
     }

@@ -155,17 +155,19 @@ pub fn exit_codes(command: &Command) -> Vec<(String, String)> {
 pub fn environment(command: &Command, commands: &[Command]) -> Vec<(String, String)> {
     let root = is_root(command);
     let mut found: Vec<(String, String)> = Vec::new();
-    for command in if root { commands } else { std::slice::from_ref(command) } {
-        for argument in described(command) {
-            let Some(variable) = argument.get_env() else { continue };
-            let variable = variable.to_string_lossy().into_owned();
-            let option = match argument.get_long() {
-                Some(long) => format!(".BR \\-\\-{} .", escaped(long)),
-                None => format!(".IR {} .", argument.get_value_names().unwrap_or_default().join(" ")),
-            };
-            if !found.iter().any(|(known, _)| *known == variable) {
-                found.push((variable, format!("Default for\n{option}")));
-            }
+    let commands = if root { commands } else { std::slice::from_ref(command) };
+    let mut arguments: Vec<_> = commands.iter().flat_map(described).collect();
+    // REPO is an option of most commands.
+    arguments.sort_by_key(|argument| argument.get_long().is_none());
+    for argument in arguments {
+        let Some(variable) = argument.get_env() else { continue };
+        let variable = variable.to_string_lossy().into_owned();
+        let option = match argument.get_long() {
+            Some(long) => format!(".BR \\-\\-{} .", escaped(long)),
+            None => format!(".IR {} .", argument.get_value_names().unwrap_or_default().join(" ")),
+        };
+        if !found.iter().any(|(known, _)| *known == variable) {
+            found.push((variable, format!("Default for\n{option}")));
         }
     }
     found.sort();

@@ -75,7 +75,7 @@ pub struct Session<'r> {
     run: RunId,
     /// The generation of this run is at the target.
     announced: AtomicBool,
-    /// When it was written, until [`Session::outlast_lag`] has found no other run.
+    /// The time at which it was written; `None` before that, and once [`Session::outlast_lag`] has found no other run.
     fresh: Mutex<Option<Instant>>,
     _lock: &'r Lock,
 }
