@@ -10,7 +10,7 @@ use clap::Command;
 use clap_mangen::Man;
 
 /// Fixed, so that the pages do not depend on the day on which they are made. Updated by hand.
-const DATE: &str = "2026-11-21";
+const DATE: &str = "2026-11-29";
 
 /// Every page, by file name.
 pub fn all() -> BTreeMap<String, String> {
