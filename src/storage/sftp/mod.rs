@@ -37,7 +37,7 @@ use uuid::Uuid;
 pub use address::Address;
 use failure::Failure;
 use pool::{Lease, Pool};
-use session::{Session, WriteError};
+use session::{Folder, Session, WriteError};
 use ssh::Ssh;
 use wire::{Attributes, Extension, FileKind, Mode, Request, Status};
 
@@ -232,10 +232,15 @@ impl SftpStorage {
 
     /// Syncs folders, if the server can.
     fn sync_folders(&self, session: &Session, folders: &[String]) -> Result<(), Failure> {
-        if !session.sync_folders(folders)? {
+        self.note_sync(session.sync_folders(folders)?);
+        Ok(())
+    }
+
+    /// Notes whether the server could sync a folder.
+    fn note_sync(&self, is_synced: bool) {
+        if !is_synced {
             self.folders_unsynced.store(true, Ordering::Relaxed);
         }
-        Ok(())
     }
 
     /// Makes the folder of an object, durably.
@@ -280,22 +285,26 @@ impl SftpStorage {
         Ok(true)
     }
 
-    /// Gives a temporary file the name of its object, and removes the temporary name. Returns false if the name is taken.
-    fn publish(&self, session: &Session, temporary: &str, object: &str) -> Result<bool, Failure> {
+    /// Gives a temporary file the name of its object, removes the temporary name, and syncs the folder. Returns false if the
+    /// name is taken.
+    fn publish(&self, session: &Session, temporary: &str, object: &str, folder: &Folder<'_>) -> Result<bool, Failure> {
         let link = Request::Hardlink { from: temporary, to: object };
         let remove = Request::Remove { path: temporary };
         if session.has(Extension::Hardlink) {
-            let linked = if self.links.load(Ordering::Relaxed) {
-                // Both in one round trip: the temporary is not needed again, whatever the result.
-                session.act_both(&link, &remove)?
+            let (linked, is_synced) = if self.links.load(Ordering::Relaxed) {
+                // The temporary is not needed again, whatever the result.
+                session.act_and_sync(&link, &remove, folder)?
             } else {
-                session.act(&link)
+                (session.act(&link), false)
             };
             match linked {
                 Ok(()) => {
                     if !self.links.swap(true, Ordering::Relaxed) {
                         // Best effort: listings skip the name.
                         let _ = session.act(&remove);
+                        self.note_sync(folder.sync()?);
+                    } else {
+                        self.note_sync(is_synced);
                     }
                     return Ok(true);
                 }
@@ -315,34 +324,29 @@ impl SftpStorage {
             Err(failure) => return Err(failure),
         }
         match session.act(&Request::Rename { from: temporary, to: object }) {
-            Ok(()) => Ok(true),
-            Err(failure) if failure.is_lost() => Err(failure),
-            Err(failure) => {
-                if session.attributes(object).is_ok() {
-                    Ok(false)
-                } else {
-                    Err(failure)
-                }
+            Ok(()) => {
+                self.note_sync(folder.sync()?);
+                Ok(true)
             }
+            Err(failure) if failure.is_lost() => Err(failure),
+            Err(_) if session.attributes(object).is_ok() => Ok(false),
+            Err(failure) => Err(failure),
         }
     }
 
     fn store_over(&self, session: &Session, spool: &Spool, temporary: &str) -> Result<(), Error> {
         let name = spool.object();
         let failed = |failure| self.explain_write(session, failure, "store", name, spool.length());
-        let folder = self.path(name.rsplit_once('/').map_or("", |(folder, _)| folder));
+        let path = self.path(name.rsplit_once('/').map_or("", |(folder, _)| folder));
+        let mut folder = session.open_folder(&path).map_err(failed)?;
         let stored = match self.upload(session, spool, temporary) {
             Ok(true) => {
-                let folder = session.open_folder(&folder).map_err(failed)?;
-                let stored = self.publish(session, temporary, &self.path(name)).map_err(failed)?;
-                let is_synced = match folder {
-                    Some(folder) => session.sync_folder(folder).map_err(failed)?,
-                    None => false,
-                };
-                if !is_synced {
-                    self.folders_unsynced.store(true, Ordering::Relaxed);
+                if !folder.is_there().map_err(failed)? {
+                    // It was made with the temporary file.
+                    folder = session.open_folder(&path).map_err(failed)?;
+                    folder.is_there().map_err(failed)?;
                 }
-                stored
+                self.publish(session, temporary, &self.path(name), &folder).map_err(failed)?
             }
             Ok(false) => false,
             Err(WriteError::Failed(failure)) => return Err(failed(failure)),
@@ -560,13 +564,10 @@ impl Storage for SftpStorage {
         let session = self.take("remove", name)?;
         let failed = |failure| self.explain(&session, failure, "remove", name);
         let folder = self.path(name.rsplit_once('/').map_or("", |(folder, _)| folder));
-        let folder = session.open_folder(&folder).map_err(failed)?;
+        let mut folder = session.open_folder(&folder).map_err(failed)?;
         session.act(&Request::Remove { path: &path }).map_err(failed)?;
-        if let Some(folder) = folder
-            && !session.sync_folder(folder).map_err(failed)?
-        {
-            self.folders_unsynced.store(true, Ordering::Relaxed);
-        }
+        folder.is_there().map_err(failed)?;
+        self.note_sync(folder.sync().map_err(failed)?);
         Ok(())
     }
 

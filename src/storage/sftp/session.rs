@@ -267,34 +267,36 @@ impl Session {
         Ok(Look(self.connection.send(&Request::Lstat { path })?))
     }
 
-    /// Makes two requests that return nothing, one after the other, in one round trip. Returns the result of the first.
-    pub(super) fn act_both(&self, first: &Request<'_>, second: &Request<'_>) -> Result<Result<(), Failure>, Failure> {
+    /// Makes two requests that return nothing, and syncs a folder, one after the other, in one round trip. Returns the result
+    /// of the first, and whether the folder is synced.
+    pub(super) fn act_and_sync(
+        &self,
+        first: &Request<'_>,
+        second: &Request<'_>,
+        folder: &Folder<'_>,
+    ) -> Result<(Result<(), Failure>, bool), Failure> {
         let (first, second) = (self.connection.send(first)?, self.connection.send(second)?);
+        let sync = folder.begin_sync()?;
         let result = done(first);
         match done(second) {
-            Err(failure) if failure.is_lost() => result.map(|()| Err(failure)),
-            _ => Ok(result),
+            Err(failure) if failure.is_lost() => return Err(result.err().unwrap_or(failure)),
+            _ => {}
         }
-    }
-
-    /// Begins to open a folder, to be synced later. `None` if the server cannot sync.
-    pub(super) fn open_folder(&self, path: &str) -> Result<Option<OpenFolder<'_>>, Failure> {
-        if !self.has(Extension::Fsync) {
-            return Ok(None);
-        }
-        // OpenSSH opens a folder like a file, which is all that syncing needs.
-        Ok(Some(OpenFolder(self.connection.send(&Request::Open { path, mode: Mode::Read })?)))
-    }
-
-    /// Syncs a folder. Returns false if the server cannot.
-    pub(super) fn sync_folder(&self, folder: OpenFolder<'_>) -> Result<bool, Failure> {
-        let handle = match handle(folder.0) {
-            Err(failure) if !failure.is_lost() => return Ok(false),
-            handle => handle?,
+        let is_synced = match sync {
+            Some(sync) => is_synced(sync)?,
+            None => false,
         };
-        let sync = self.connection.send(&Request::Fsync { handle: &handle })?;
-        self.close(&handle);
-        is_synced(sync)
+        Ok((result, is_synced))
+    }
+
+    /// Begins to open a folder, to be synced later.
+    pub(super) fn open_folder(&self, path: &str) -> Result<Folder<'_>, Failure> {
+        let opening = match self.has(Extension::Fsync) {
+            // OpenSSH opens a folder like a file, which is all that syncing needs.
+            true => Some(self.connection.send(&Request::Open { path, mode: Mode::Read })?),
+            false => None,
+        };
+        Ok(Folder { session: self, opening, handle: None })
     }
 
     /// Syncs folders, so that the names in them are durable. Returns false if the server cannot. A missing folder counts as
@@ -414,9 +416,48 @@ impl Session {
 #[derive(Debug)]
 pub(super) struct Opening<'c>(Pending<'c>);
 
-/// A folder that is being opened.
+/// A folder to be synced. Closed on drop.
 #[derive(Debug)]
-pub(super) struct OpenFolder<'c>(Pending<'c>);
+pub(super) struct Folder<'c> {
+    session: &'c Session,
+    /// The request to open it, until its answer is there.
+    opening: Option<Pending<'c>>,
+    /// `None` if it cannot be synced.
+    handle: Option<Vec<u8>>,
+}
+
+impl Folder<'_> {
+    /// Waits until it is open. Returns false if it is missing.
+    pub(super) fn is_there(&mut self) -> Result<bool, Failure> {
+        match self.opening.take().map(handle) {
+            Some(Ok(handle)) => self.handle = Some(handle),
+            Some(Err(failure)) if failure.is_lost() => return Err(failure),
+            Some(Err(failure)) if failure.is_missing() => return Ok(false),
+            Some(Err(_)) | None => {}
+        }
+        Ok(true)
+    }
+
+    /// Syncs it. Returns false if the server cannot.
+    pub(super) fn sync(&self) -> Result<bool, Failure> {
+        self.begin_sync()?.map_or(Ok(false), is_synced)
+    }
+
+    fn begin_sync(&self) -> Result<Option<Pending<'_>>, Failure> {
+        let begin = |handle| self.session.connection.send(&Request::Fsync { handle });
+        self.handle.as_deref().map(begin).transpose()
+    }
+}
+
+impl Drop for Folder<'_> {
+    fn drop(&mut self) {
+        // Best effort: the server closes everything with the connection.
+        let _ = self.is_there();
+        if let Some(handle) = &self.handle {
+            self.session.close(handle);
+        }
+    }
+}
 
 /// A request for attributes under way.
 #[derive(Debug)]
