@@ -7,143 +7,27 @@ mod common;
 
 use std::fs;
 use std::net::TcpListener;
-use std::os::unix::fs::PermissionsExt;
-use std::process::{Child, Command, Stdio};
-use std::sync::atomic::AtomicBool;
-use std::sync::{Arc, Mutex};
-use std::thread::sleep;
+use std::os::unix::fs::{MetadataExt, PermissionsExt, chown};
+use std::process::Command;
 use std::time::{Duration, Instant, SystemTime};
 
-use brackfs::backup::{Options, Selection, back_up};
-use brackfs::monitor::Silent;
-use brackfs::repository::Repository;
-use brackfs::storage::{self, LocationKind, RetryPolicy, RetryStorage, S3Storage, Storage, Waiting};
+use brackfs::storage::{LocationKind, S3Storage, Storage, Target};
 use common::http_proxy::Flaw;
+use common::remote::{MIB, NO_FILES, RemoteServer, RemoteSite, borrowed, many, round_files};
 use common::s3::Server;
-use common::{Run, Site, age, noise, paths_below, run, settle, tree};
-
-const MIB: usize = 1 << 20;
-
-/// A site whose repository is in a bucket.
-struct Remote {
-    site: Site,
-    server: Server,
-}
-
-impl Remote {
-    /// A site with these files, and without a repository.
-    fn new(files: &[(&str, Vec<u8>)]) -> Remote {
-        let site = Site::with_files(files);
-        site.key("rfc9580");
-        Remote { site, server: Server::start() }
-    }
-
-    /// The same with a repository.
-    fn ready(files: &[(&str, Vec<u8>)]) -> Remote {
-        let remote = Remote::new(files);
-        remote.init().ok();
-        remote
-    }
-
-    fn init(&self) -> Run {
-        let certificate = self.site.keys().join("owner.pub");
-        self.brackfs(&["init", URL, "--recipient", certificate.to_str().unwrap()])
-    }
-
-    /// A run that finds keys and settings nowhere.
-    fn bare(&self, arguments: &[&str]) -> Command {
-        let mut command = self.site.command(arguments);
-        for (name, _) in std::env::vars_os() {
-            let text = name.to_string_lossy().to_uppercase();
-            if text.starts_with("AWS_") || text.ends_with("_PROXY") {
-                command.env_remove(name);
-            }
-        }
-        command.env("BRACKFS_REPOSITORY", URL).env("HOME", self.site.path());
-        command
-    }
-
-    fn command(&self, arguments: &[&str]) -> Command {
-        let mut command = self.bare(arguments);
-        command.env("BRACKFS_ENDPOINT", self.server.endpoint()).env("BRACKFS_CREDENTIALS", self.server.file());
-        command
-    }
-
-    fn brackfs(&self, arguments: &[&str]) -> Run {
-        run(self.command(arguments))
-    }
-
-    fn source(&self) -> String {
-        self.site.source().to_str().unwrap().to_owned()
-    }
-
-    fn backup(&self, extra: &[&str]) -> Run {
-        self.brackfs(&[&["backup", &self.source(), "--json"], extra].concat())
-    }
-
-    /// A backup under way. Its messages go to a file.
-    fn begin_backup(&self, extra: &[&str]) -> Child {
-        let log = fs::File::create(self.site.path().join("messages")).unwrap();
-        let mut command = self.command(&[&["backup", &self.source()], extra].concat());
-        command.stdout(Stdio::null()).stderr(log).spawn().unwrap()
-    }
-
-    /// What the backup under way has said.
-    fn said(&self) -> String {
-        fs::read_to_string(self.site.path().join("messages")).unwrap()
-    }
-
-    /// Restores the newest snapshot and compares it with the source.
-    fn holds(&self) {
-        let out = self.site.path().join("out");
-        self.brackfs(&["restore", "latest", "--to", out.to_str().unwrap()]).ok();
-        assert!(tree(&out) == tree(&self.site.source()), "the restored files differ");
-        fs::remove_dir_all(out).unwrap();
-    }
-
-    /// Checks and restores everything.
-    fn is_whole(&self) {
-        self.brackfs(&["check", "--read-data"]).ok();
-        self.holds();
-    }
-
-    fn storage(&self) -> S3Storage {
-        let location = self.server.location("repo");
-        let LocationKind::S3(address) = location.kind() else { panic!("{location}") };
-        S3Storage::open(address, location.remote()).unwrap()
-    }
-
-    fn packs(&self) -> usize {
-        let mut packs = 0;
-        self.storage().visit("packs/", &mut |_| packs += 1).unwrap();
-        packs
-    }
-
-    /// Requests to store packs so far.
-    fn pack_requests(&self, seen: &mut Vec<String>) -> usize {
-        seen.extend(self.server.proxy.requests());
-        seen.iter().filter(|request| request.starts_with("PUT ") && request.contains("/packs/")).count()
-    }
-}
+use common::{NOBODY, Site, in_mount_namespace, noise, paths_below, run, set_mode, settle};
 
 const URL: &str = "s3://backups/repo";
 
-/// Files of random bytes: many packs.
-fn many(prefix: &str, count: usize) -> Vec<(String, Vec<u8>)> {
-    (0..count).map(|at| (format!("{prefix}{at}"), noise(&format!("{prefix}{at}"), 8 * MIB))).collect()
+/// A site with a repository.
+fn ready(files: &[(&str, impl AsRef<[u8]>)]) -> RemoteSite<Server> {
+    RemoteSite::ready(Server::start(), files)
 }
 
-fn borrowed(files: &[(String, Vec<u8>)]) -> Vec<(&str, Vec<u8>)> {
-    files.iter().map(|(name, bytes)| (name.as_str(), bytes.clone())).collect()
-}
-
-#[track_caller]
-fn until(what: &str, mut is_so: impl FnMut() -> bool) {
-    let start = Instant::now();
-    while !is_so() {
-        assert!(start.elapsed() < Duration::from_secs(120), "{what}");
-        sleep(Duration::from_millis(5));
-    }
+fn open(remote: &RemoteSite<Server>) -> S3Storage {
+    let location = remote.server.repository();
+    let LocationKind::S3(address) = location.kind() else { panic!("{location}") };
+    S3Storage::open(address, location.remote()).unwrap()
 }
 
 /// An answer with an error of S3.
@@ -154,39 +38,12 @@ fn refusal(status: &str, headers: &str, code: &str, more: &str) -> Flaw {
 
 #[test]
 fn a_whole_round_works_as_on_a_directory() {
-    let remote = Remote::ready(&[("file", b"content".to_vec()), ("large", noise("large", 20 * MIB))]);
-    let again = remote.init().code(1);
-    assert!(again.stderr.contains("already"), "{again}");
-    remote.backup(&[]).ok();
-    remote.holds();
-    remote.site.write("new", noise("new", MIB));
-    fs::remove_file(remote.site.source().join("large")).unwrap();
-    age(&remote.site.source());
-    settle();
-    remote.backup(&[]).ok();
-    remote.is_whole();
-    assert_eq!(remote.brackfs(&["snapshots"]).ok().stdout.lines().count(), 2);
-    remote.brackfs(&["catalog", "verify"]).ok();
-
-    let mnt = remote.site.mnt();
-    remote.brackfs(&["mount", mnt.to_str().unwrap()]).ok();
-    let copy = remote.site.path().join("copy");
-    assert!(Command::new("cp").arg("-a").args([&mnt.join("source/latest/."), &copy]).status().unwrap().success());
-    assert!(tree(&copy) == tree(&remote.site.source()));
-    remote.brackfs(&["umount", mnt.to_str().unwrap()]).ok();
-
-    let before = remote.packs();
-    remote.brackfs(&["forget", "--keep-last", "1"]).ok();
-    remote.brackfs(&["prune", "--grace", "0"]).ok();
-    assert!(remote.packs() < before, "{before} packs before, {} after", remote.packs());
-    assert_eq!(remote.brackfs(&["snapshots"]).ok().stdout.lines().count(), 1);
-    remote.is_whole();
-    assert_eq!(fs::read_dir(remote.site.state().join("spool")).unwrap().count(), 0);
+    ready(&round_files()).a_whole_round_works();
 }
 
 #[test]
 fn keys_and_settings_are_found_where_other_programs_look() {
-    let remote = Remote::ready(&[("file", b"content".to_vec())]);
+    let remote = ready(&[("file", b"content".to_vec())]);
     let (id, secret) = &remote.server.writer;
     let none = run(remote.bare(&["snapshots", "--endpoint", &remote.server.endpoint()])).code(1);
     assert!(none.stderr.contains("AWS_ACCESS_KEY_ID") && none.stderr.contains("~/.aws/credentials"), "{none}");
@@ -212,15 +69,15 @@ fn keys_and_settings_are_found_where_other_programs_look() {
 
 #[test]
 fn a_file_with_keys_that_others_can_read_is_noted() {
-    let remote = Remote::new(&[]);
-    fs::set_permissions(remote.server.file(), fs::Permissions::from_mode(0o644)).unwrap();
+    let remote = RemoteSite::new(Server::start(), &NO_FILES);
+    set_mode(&remote.server.file(), 0o644);
     let noted = remote.init().ok();
     assert!(noted.stderr.contains("other users can read the file with the secret key"), "{noted}");
 }
 
 #[test]
 fn refused_keys_and_missing_buckets_end_a_command_at_once() {
-    let remote = Remote::ready(&[("file", b"content".to_vec())]);
+    let remote = ready(&[("file", b"content".to_vec())]);
     let (id, secret) = remote.server.writer.clone();
     let start = Instant::now();
     let wrong_secret = (id.clone(), format!("{}X", &secret[1..]));
@@ -246,16 +103,10 @@ fn refused_keys_and_missing_buckets_end_a_command_at_once() {
 
 #[test]
 fn a_read_only_key_can_restore_and_not_back_up() {
-    let remote = Remote::ready(&[("file", noise("file", MIB))]);
+    let remote = ready(&[("file", noise("file", MIB))]);
     remote.backup(&[]).ok();
     remote.server.credentials(&remote.server.reader.clone());
-    remote.is_whole();
-    remote.site.write("new", "new");
-    settle();
-    let start = Instant::now();
-    let refused = remote.backup(&[]).code(1);
-    assert!(refused.stderr.contains("the server denies access"), "{refused}");
-    assert!(start.elapsed() < Duration::from_secs(30), "{:?}", start.elapsed());
+    remote.can_be_read_and_not_written("the server denies access");
 }
 
 #[test]
@@ -278,7 +129,7 @@ fn keys_in_locations_and_endpoints_are_refused_and_never_repeated() {
 
 #[test]
 fn answers_that_trying_again_cannot_change_say_what_to_do() {
-    let remote = Remote::ready(&[]);
+    let remote = ready(&NO_FILES);
     for (flaw, words) in [
         (refusal("403 Forbidden", "", "RequestTimeTooSkewed", ""), "set the clock"),
         (refusal("403 Forbidden", "", "ExpiredToken", ""), "get a new one"),
@@ -300,7 +151,7 @@ fn answers_that_trying_again_cannot_change_say_what_to_do() {
 
 #[test]
 fn an_answer_of_a_hostile_server_is_an_error_and_never_a_panic() {
-    let remote = Remote::ready(&[("file", noise("file", MIB))]);
+    let remote = ready(&[("file", noise("file", MIB))]);
     remote.backup(&[]).ok();
     let page = |inner: &str| format!("<ListBucketResult>{inner}</ListBucketResult>");
     let long = "x".repeat(100_000);
@@ -337,7 +188,7 @@ fn an_answer_of_a_hostile_server_is_an_error_and_never_a_panic() {
 
 #[test]
 fn a_redirect_is_not_followed() {
-    let remote = Remote::ready(&[]);
+    let remote = ready(&NO_FILES);
     let elsewhere = TcpListener::bind(("127.0.0.1", 0)).unwrap();
     elsewhere.set_nonblocking(true).unwrap();
     for status in ["301 Moved", "302 Found", "307 Temporary Redirect", "308 Permanent Redirect"] {
@@ -351,9 +202,7 @@ fn a_redirect_is_not_followed() {
 
 #[test]
 fn a_certificate_is_trusted_only_with_its_authority() {
-    let site = Site::with_files(&[("file", noise("file", MIB))]);
-    site.key("rfc9580");
-    let remote = Remote { site, server: Server::with_tls() };
+    let remote = RemoteSite::new(Server::with_tls(), &[("file", noise("file", MIB))]);
     let with_tls = |arguments: &[&str]| {
         let mut command = remote.command(arguments);
         command.env("BRACKFS_ENDPOINT", remote.server.tls_endpoint());
@@ -385,32 +234,19 @@ fn a_certificate_is_trusted_only_with_its_authority() {
 
 #[test]
 fn no_secret_is_shown_by_processes_messages_and_logs() {
-    let remote = Remote::ready(&borrowed(&many("file", 4)));
-    let log = remote.site.path().join("log");
+    let remote = ready(&borrowed(&many(1)));
     remote.server.proxy.fail("PUT", "packs/", 1, refusal("503 Busy", "", "SlowDown", ""));
     remote.server.proxy.heads();
-    let mut backup = remote.begin_backup(&["--log", log.to_str().unwrap(), "-v"]);
-    let mut shown = String::new();
-    while backup.try_wait().unwrap().is_none() {
-        for file in ["cmdline", "environ"] {
-            shown += &String::from_utf8_lossy(&fs::read(format!("/proc/{}/{file}", backup.id())).unwrap_or_default());
-        }
-        sleep(Duration::from_millis(20));
-    }
-    assert!(backup.wait().unwrap().success(), "{}", remote.said());
-    let heads = remote.server.proxy.heads();
-    assert!(shown.contains("BRACKFS_ENDPOINT") && heads.len() > 5);
-    shown += &remote.said();
-    shown += &fs::read_to_string(log).unwrap();
     let (id, secret) = &remote.server.writer;
-    assert!(!shown.contains(secret) && !shown.contains(id) && !shown.contains("Signature="), "{shown}");
+    remote.no_secret_is_shown(&[id, secret, "Signature="]);
+    let heads = remote.server.proxy.heads();
     // Nor does the server see it.
-    assert!(heads.iter().all(|head| !head.contains(secret) && head.contains("Signature=")));
+    assert!(heads.len() > 5 && heads.iter().all(|head| !head.contains(secret) && head.contains("Signature=")));
 }
 
 #[test]
 fn a_busy_server_is_waited_for() {
-    let remote = Remote::ready(&borrowed(&many("file", 4)));
+    let remote = ready(&borrowed(&many(4)));
     remote.server.proxy.fail("PUT", "packs/", 6, refusal("503 Busy", "Retry-After: 1\r\n", "SlowDown", ""));
     remote.server.proxy.fail(
         "GET",
@@ -419,16 +255,16 @@ fn a_busy_server_is_waited_for() {
         Flaw::Answer("HTTP/1.1 500 Oops\r\nContent-Length: 0\r\n\r\n".into()),
     );
     let mut backup = remote.begin_backup(&["--connections", "1"]);
-    assert!(backup.wait().unwrap().success(), "{}", remote.said());
+    backup.succeeds();
     assert_eq!(remote.server.proxy.failures_left(), 0);
-    assert_eq!(remote.said().matches("waiting for s3://backups/repo").count(), 1, "{}", remote.said());
-    assert!(remote.said().contains("the server is busy"), "{}", remote.said());
+    assert_eq!(backup.said().matches("waiting for s3://backups/repo").count(), 1, "{}", backup.said());
+    assert!(backup.said().contains("the server is busy"), "{}", backup.said());
     remote.is_whole();
 }
 
 #[test]
 fn uploads_that_are_cut_off_are_made_again() {
-    let remote = Remote::ready(&borrowed(&many("file", 6)));
+    let remote = ready(&borrowed(&many(6)));
     // In the middle of a pack, and after its last byte: then the server has it, and it is not stored twice.
     remote.server.proxy.fail("PUT", "packs/", 2, Flaw::CutRequest(6 << 20));
     remote.server.proxy.fail("PUT", "packs/", 2, Flaw::CutAnswer(0));
@@ -442,80 +278,39 @@ fn uploads_that_are_cut_off_are_made_again() {
 
 #[test]
 fn downloads_that_are_cut_off_are_made_again() {
-    let remote = Remote::ready(&borrowed(&many("file", 4)));
+    let remote = ready(&borrowed(&many(4)));
     remote.backup(&[]).ok();
     for bytes in [0, 1, 100_000] {
         remote.server.proxy.fail("GET", "packs/", 2, Flaw::CutAnswer(bytes));
     }
     remote.server.proxy.fail("GET", "snapshots%2F", 1, Flaw::CutAnswer(100));
-    remote.holds();
+    remote.restores();
     assert_eq!(remote.server.proxy.failures_left(), 0);
 }
 
 #[test]
 fn a_silent_server_is_given_up_and_the_backup_goes_on() {
-    let remote = Remote::ready(&borrowed(&many("file", 4)));
-    let location = remote.server.location("repo");
-    let options = storage::Remote { stall: Duration::from_secs(3), ..location.remote().clone() };
-    let said = Arc::new(Mutex::new(Vec::new()));
-    let repository = Repository::open_wrapped(&location.with_remote(options), |storage| {
-        let [longest, first_wait, longest_wait] = [60_000, 100, 1000].map(Duration::from_millis);
-        let said = said.clone();
-        let note = move |waiting: &Waiting<'_>| said.lock().unwrap().push(waiting.error.to_string());
-        Box::new(RetryStorage::new(storage, RetryPolicy { longest, first_wait, longest_wait }).with_notice(note))
-    });
-    let repository = repository.unwrap();
+    let remote = ready(&borrowed(&many(2)));
     remote.server.proxy.fail("PUT", "packs/", 1, Flaw::Stall);
     remote.server.proxy.fail("GET", "keys/host", 1, Flaw::StallAnswer(10));
-    let selection = Selection { paths: vec![remote.site.source()], ..Selection::default() };
-    let options = Options { selection, ..Options::default() };
-    let result = back_up(&repository, &remote.site.state(), &options, &Silent, &AtomicBool::new(false));
-    assert_eq!(result.unwrap().problems, 0);
+    remote.a_silent_server_is_given_up(|| ());
     assert_eq!(remote.server.proxy.failures_left(), 0);
-    let said = said.lock().unwrap();
-    assert!(said.iter().any(|said| said.contains("the server was silent for 3 s")), "{said:?}");
     remote.is_whole();
 }
 
 #[test]
 fn a_backup_waits_for_a_server_that_is_restarted() {
-    let remote = Remote::ready(&borrowed(&many("file", 10)));
-    remote.server.proxy.requests();
-    let mut backup = remote.begin_backup(&["--limit-upload", "32MiB"]);
-    let mut seen = Vec::new();
-    until("a pack is stored", || remote.pack_requests(&mut seen) > 0);
-    remote.server.proxy.stop();
-    sleep(Duration::from_secs(2));
-    remote.server.proxy.start_again();
-    assert!(backup.wait().unwrap().success(), "{}", remote.said());
-    assert_eq!(remote.said().matches("waiting for").count(), 1, "said once in a minute: {}", remote.said());
-    remote.is_whole();
+    ready(&borrowed(&many(3))).a_backup_waits_for_the_server();
 }
 
 #[test]
 fn a_mount_waits_for_a_server_that_is_restarted() {
-    let large = noise("large", 30 * MIB);
-    let remote = Remote::ready(&[("large", large.clone()), ("small", b"small".to_vec())]);
-    remote.backup(&[]).ok();
-    let mnt = remote.site.mnt();
-    remote.brackfs(&["mount", "--cache-size", "1MiB", mnt.to_str().unwrap()]).ok();
-    let file = mnt.join("source/latest/large");
-    assert!(fs::read(&file).unwrap() == large);
-    remote.server.proxy.stop();
-    let reader = std::thread::spawn({
-        let file = file.clone();
-        move || fs::read(file)
-    });
-    sleep(Duration::from_secs(2));
-    remote.server.proxy.start_again();
-    assert!(reader.join().unwrap().unwrap() == large);
-    assert_eq!(fs::read(mnt.join("source/latest/small")).unwrap(), b"small");
-    remote.brackfs(&["umount", mnt.to_str().unwrap()]).ok();
+    ready(&borrowed(&many(2))).a_mount_waits_for_the_server();
 }
 
 #[test]
 fn a_server_that_is_away_when_a_command_starts_ends_it() {
-    let remote = Remote::ready(&[]);
+    let remote = ready(&NO_FILES);
     remote.server.proxy.stop();
     let start = Instant::now();
     let away = remote.brackfs(&["snapshots"]).code(1);
@@ -529,34 +324,27 @@ fn a_server_that_is_away_when_a_command_starts_ends_it() {
 
 #[test]
 fn two_machines_with_one_state_that_start_together_lose_nothing() {
-    let remote = Remote::ready(&[("file", noise("file", MIB))]);
-    remote.backup(&[]).ok();
-    let clone = remote.site.path().join("clone");
-    assert!(Command::new("cp").arg("-a").args([remote.site.state(), clone.clone()]).status().unwrap().success());
-    for round in 0..3 {
-        remote.site.write("file", noise(&format!("round {round}"), MIB));
-        settle();
-        let mut runs = [remote.site.state(), clone.clone()].map(|state| {
-            let mut command = remote.command(&["backup", &remote.source()]);
-            command.env("BRACKFS_STATE_DIR", state).stdout(Stdio::null()).stderr(Stdio::piped());
-            command.spawn().unwrap()
-        });
-        let codes = runs.each_mut().map(|run| run.wait().unwrap().code().unwrap());
-        assert!(codes.iter().all(|code| matches!(code, 0 | 1)), "{codes:?}");
-        remote.brackfs(&["check", "--read-data"]).ok();
-    }
-    // After the clone is gone, backups go on.
-    fs::remove_dir_all(clone).unwrap();
-    remote.site.write("file", "last");
-    settle();
-    remote.backup(&[]).ok();
-    remote.is_whole();
+    ready(&[("file", noise("file", MIB))]).two_machines_lose_nothing();
+}
+
+#[test]
+fn a_killed_backup_leaves_nothing() {
+    ready(&borrowed(&many(2))).a_killed_backup_leaves_nothing();
+}
+
+#[test]
+fn init_accepts_only_an_empty_prefix() {
+    let remote = RemoteSite::new(Server::start(), &NO_FILES);
+    let storage = open(&remote);
+    let target = Target::open(&remote.server.repository()).unwrap();
+    remote
+        .init_accepts_only_an_empty_place(|| target.put("mine", b"mine").unwrap(), || storage.remove("mine").unwrap());
 }
 
 #[test]
 fn blocks_are_read_from_the_server_once_and_then_from_the_cache_on_disk() {
     let large: String = noise("large", 3 * MIB).iter().map(|byte| format!("{byte:02x}")).collect();
-    let remote = Remote::ready(&[("large", large.clone().into_bytes()), ("folder/small", b"small".to_vec())]);
+    let remote = ready(&[("large", large.clone().into_bytes()), ("folder/small", b"small".to_vec())]);
     remote.backup(&[]).ok();
     let pack_reads = || {
         let requests = remote.server.proxy.requests();
@@ -570,6 +358,9 @@ fn blocks_are_read_from_the_server_once_and_then_from_the_cache_on_disk() {
         pack_reads()
     };
     assert!(cat(&["--disk-cache", "0"]) > 0);
+    // Commands that read everything once add nothing.
+    remote.restores();
+    remote.brackfs(&["dump", "latest"]).ok();
     assert!(!cache.exists());
     assert!(cat(&[]) > 0);
     assert_eq!(cat(&[]), 0);
@@ -581,7 +372,7 @@ fn blocks_are_read_from_the_server_once_and_then_from_the_cache_on_disk() {
     assert_eq!(fs::read(mnt.join("source/latest/folder/small")).unwrap(), b"small");
     remote.brackfs(&["umount", mnt.to_str().unwrap()]).ok();
     // A check does not use it: it finds what is lost on the server.
-    let storage = remote.storage();
+    let storage = open(&remote);
     let mut packs = Vec::new();
     storage.visit("packs/", &mut |pack| packs.push(pack.name)).unwrap();
     packs.iter().for_each(|pack| storage.remove(pack).unwrap());
@@ -595,8 +386,8 @@ fn blocks_are_read_from_the_server_once_and_then_from_the_cache_on_disk() {
 #[test]
 fn wrong_bytes_in_the_cache_on_disk_are_read_from_the_server_again() {
     let text: String = noise("text", MIB).iter().map(|byte| format!("{byte:02x}")).collect();
-    let encrypted = Remote::ready(&[("text", text.clone().into_bytes())]);
-    let plain = Remote::new(&[("text", text.clone().into_bytes())]);
+    let encrypted = ready(&[("text", text.clone().into_bytes())]);
+    let plain = RemoteSite::new(Server::start(), &[("text", text.clone().into_bytes())]);
     plain.brackfs(&["init", URL, "--no-encryption"]).ok();
     for remote in [encrypted, plain] {
         remote.backup(&[]).ok();
@@ -626,7 +417,7 @@ fn wrong_bytes_in_the_cache_on_disk_are_read_from_the_server_again() {
 
 #[test]
 fn a_backup_of_nothing_new_makes_few_requests() {
-    let remote = Remote::ready(&[("file", noise("file", MIB)), ("folder/other", b"other".to_vec())]);
+    let remote = ready(&[("file", noise("file", MIB)), ("folder/other", b"other".to_vec())]);
     remote.backup(&[]).ok();
     settle();
     remote.backup(&[]).ok();
@@ -639,7 +430,7 @@ fn a_backup_of_nothing_new_makes_few_requests() {
 
 #[test]
 fn a_server_is_not_asked_whether_the_source_changed_but_once_a_day() {
-    let remote = Remote::ready(&[("file", noise("file", MIB)), ("folder/other", b"other".to_vec())]);
+    let remote = ready(&[("file", noise("file", MIB)), ("folder/other", b"other".to_vec())]);
     remote.backup(&[]).ok();
     settle();
     remote.backup(&[]).ok();
@@ -692,4 +483,50 @@ fn a_server_is_not_asked_whether_the_source_changed_but_once_a_day() {
     fs::File::options().write(true).open(looked).unwrap().set_modified(long_ago).unwrap();
     let all = requests(&[]);
     assert!(all > 0 && requests(&[]) == 0, "{all}");
+}
+
+#[test]
+fn the_cache_on_disk_is_private_and_in_the_standard_place() {
+    let remote = RemoteSite::new(Server::start(), &[("file", noise("file", MIB))]);
+    remote.brackfs(&["init", URL, "--no-encryption"]).ok();
+    remote.backup(&[]).ok();
+    let reach = |mut command: Command| {
+        let (id, secret) = &remote.server.writer;
+        command.env("BRACKFS_REPOSITORY", URL).env("BRACKFS_ENDPOINT", remote.server.endpoint());
+        command.env("AWS_ACCESS_KEY_ID", id).env("AWS_SECRET_ACCESS_KEY", secret);
+        command
+            .env_remove("BRACKFS_CACHE_DIR")
+            .env_remove("XDG_CACHE_HOME")
+            .env("HOME", remote.site.path().join("home"));
+        command
+    };
+    for (name, variable) in [("xdg/brackfs", Some("xdg")), ("home/.cache/brackfs", None)] {
+        for folder in ["home", "xdg"].map(|name| remote.site.path().join(name)) {
+            fs::create_dir_all(&folder).unwrap();
+            chown(folder, Some(NOBODY), Some(NOBODY)).unwrap();
+        }
+        let mut command = reach(remote.site.command_as_nobody(&["cat", "latest:file"]));
+        command.env("BRACKFS_STATE_DIR", remote.site.path().join("home/state"));
+        variable.map(|variable| command.env("XDG_CACHE_HOME", remote.site.path().join(variable)));
+        run(command).ok();
+        let caches: Vec<_> =
+            fs::read_dir(remote.site.path().join(name)).unwrap().map(|entry| entry.unwrap().path()).collect();
+        assert_eq!(caches.len(), 1, "one for each repository: {caches:?}");
+        let mut files = 0;
+        for path in paths_below(&caches[0]).into_iter().filter(|path| !path.ends_with("CACHEDIR.TAG")) {
+            let found = fs::metadata(&path).unwrap();
+            let is_file = found.is_file();
+            files += usize::from(is_file);
+            assert_eq!(found.mode() & 0o7777, if is_file { 0o600 } else { 0o700 }, "{}", path.display());
+        }
+        assert!(files > 0, "nothing is cached");
+    }
+    // That of root.
+    let program = remote.site.program_for_everyone();
+    let script =
+        "mount -t tmpfs tmpfs /var/cache && \"$0\" cat latest:file >/dev/null && find /var/cache/brackfs -mindepth 2";
+    let mut command = reach(in_mount_namespace("sh"));
+    command.args(["-c", script]).arg(program).env("BRACKFS_STATE_DIR", remote.site.state());
+    let listed = run(command).ok().stdout;
+    assert!(listed.lines().any(|line| line.ends_with("/CACHEDIR.TAG")), "{listed}");
 }
