@@ -156,7 +156,7 @@ fn an_upload_that_is_cut_off_is_made_again_and_leaves_nothing() {
 
 #[test]
 fn a_backup_waits_for_a_server_that_is_restarted() {
-    let mut remote = ready(&borrowed(&many(3)));
+    let mut remote = ready(&borrowed(&many(2)));
     remote.a_backup_waits_for_the_server();
     remote.server.stop();
     let away = remote.brackfs(&["snapshots"]).code(1);
@@ -401,7 +401,7 @@ fn data_connections_go_to_the_server_and_replies_stay_in_step() {
 #[test]
 fn a_silent_server_is_given_up_and_the_backup_goes_on() {
     let remote = ready(&borrowed(&many(2)));
-    remote.a_silent_server_is_given_up(|| remote.server.freeze());
+    remote.a_silent_server_is_given_up(|| remote.server.freeze(), || ());
     // The frozen sessions.
     remote.server.cut();
     remote.is_whole();

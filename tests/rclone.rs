@@ -108,16 +108,12 @@ fn a_full_disk_ends_a_backup_at_once() {
 #[test]
 fn a_silent_rclone_is_given_up_and_the_backup_goes_on() {
     let remote = ready(&borrowed(&many(2)));
-    let signal = |signal| remote.server.processes().iter().for_each(|process| kill_process(*process, signal).unwrap());
-    std::thread::scope(|threads| {
-        remote.a_silent_server_is_given_up(|| {
-            signal(Signal::STOP);
-            threads.spawn(|| {
-                std::thread::sleep(Duration::from_secs(5));
-                signal(Signal::CONT);
-            });
-        });
-    });
+    let send = |signal| {
+        let processes = remote.server.processes();
+        assert_eq!(processes.len(), 1, "{processes:?}");
+        kill_process(processes[0], signal).unwrap();
+    };
+    remote.a_silent_server_is_given_up(|| send(Signal::STOP), || send(Signal::CONT));
     remote.is_whole();
 }
 

@@ -74,13 +74,13 @@ fn passwords_in_locations_are_refused_and_never_repeated() {
 
 #[test]
 fn connections_are_bounded_and_no_process_shows_a_secret() {
-    let remote = ready(&borrowed(&many(6)));
-    let mut backup = remote.begin_slow_backup();
+    let remote = ready(&borrowed(&many(4)));
+    let mut backup = remote.begin_backup(&["--connections", "2", "--limit-upload", "16MiB"]);
     let mut most = 0;
     let program = format!("{} -o", remote.server.ssh());
     let secret = fs::read_to_string(remote.server.key()).unwrap();
     let secret = secret.lines().nth(1).unwrap();
-    while backup.child.try_wait().unwrap().is_none() {
+    while !backup.has_ended() {
         let shown = Command::new("ps").args(["-eo", "args"]).output().unwrap();
         let shown = String::from_utf8_lossy(&shown.stdout).into_owned();
         let is_ours = |line: &&str| line.starts_with(&program) && line.contains("-s -- 127.0.0.1 sftp");
@@ -160,7 +160,7 @@ fn a_connection_cut_while_a_restore_reads_is_made_again() {
 
 #[test]
 fn a_backup_waits_for_a_server_that_is_restarted() {
-    ready(&borrowed(&many(3))).a_backup_waits_for_the_server();
+    ready(&borrowed(&many(2))).a_backup_waits_for_the_server();
 }
 
 #[test]
@@ -171,7 +171,7 @@ fn a_mount_waits_for_a_server_that_is_restarted() {
 #[test]
 fn a_server_that_freezes_is_given_up_and_the_backup_goes_on() {
     let remote = ready(&borrowed(&many(2)));
-    remote.a_silent_server_is_given_up(|| remote.server.freeze());
+    remote.a_silent_server_is_given_up(|| remote.server.freeze(), || ());
     // The frozen sessions.
     remote.server.cut();
     remote.is_whole();

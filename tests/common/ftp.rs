@@ -19,6 +19,7 @@ use brackfs::storage::{Location, Remote};
 use rustix::process::{Pid, Signal, kill_process};
 use tempfile::TempDir;
 
+use super::machine::make_certificate;
 use super::remote::{RemoteServer, uploads_below};
 use super::sftp::{below, end, end_all, free_port};
 use super::wait::LIMIT;
@@ -83,7 +84,8 @@ impl Server {
         fs::create_dir(server.at("empty")).expect("folder");
         let owner = server.owner();
         chown(server.data(), Some(owner), Some(owner)).expect("owner of the folder");
-        server.certify();
+        make_certificate(&server.certificate(), &server.at("key.pem"));
+        fs::set_permissions(server.at("key.pem"), fs::Permissions::from_mode(0o600)).expect("mode");
         server.accept(PASSWORD);
         server.log_in_with(PASSWORD);
         server.configure(options);
@@ -106,16 +108,6 @@ impl Server {
 
     fn executable(&self) -> PathBuf {
         self.unpacked().join(if self.program == Program::ProFtpd { "usr/sbin/proftpd" } else { "usr/sbin/vsftpd" })
-    }
-
-    /// Makes a certificate, which is its own authority.
-    fn certify(&self) {
-        let mut openssl = Command::new("openssl");
-        openssl.args(["req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:P-256", "-nodes", "-days", "2"]);
-        openssl.args(["-subj", "/CN=localhost", "-addext", "subjectAltName=DNS:localhost,IP:127.0.0.1"]);
-        openssl.arg("-keyout").arg(self.at("key.pem")).arg("-out").arg(self.certificate()).stderr(Stdio::null());
-        assert!(openssl.status().expect("openssl").success());
-        fs::set_permissions(self.at("key.pem"), fs::Permissions::from_mode(0o600)).expect("mode");
     }
 
     /// The file with the server's certificate.

@@ -5,7 +5,7 @@ use std::ffi::CStr;
 use std::fmt::Display;
 use std::io;
 use std::path::Path;
-use std::process::{Child, Command};
+use std::process::{Child, Command, Stdio};
 use std::thread::yield_now;
 use std::time::Instant;
 
@@ -75,6 +75,15 @@ pub fn spawn(command: &mut Command) -> Child {
 pub fn succeed(command: &mut Command) {
     let status = spawn(command).wait().expect("waiting for a child");
     assert!(status.success(), "{command:?}: {status}");
+}
+
+/// Makes a certificate for this machine, which is its own authority, and its secret key.
+#[track_caller]
+pub fn make_certificate(certificate: &Path, key: &Path) {
+    let mut openssl = Command::new("openssl");
+    openssl.args("req -x509 -newkey ec -pkeyopt ec_paramgen_curve:P-256 -nodes -days 2 -subj /CN=localhost".split(' '));
+    openssl.args(["-addext", "subjectAltName=DNS:localhost,IP:127.0.0.1"]);
+    succeed(openssl.arg("-keyout").arg(key).arg("-out").arg(certificate).stderr(Stdio::null()));
 }
 
 /// Copies a file or a directory with all attributes to a path that does not exist.

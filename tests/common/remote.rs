@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 use std::fs;
 use std::io::ErrorKind;
+use std::num::NonZeroU64;
 use std::os::unix::process::ExitStatusExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
@@ -15,7 +16,7 @@ use brackfs::backup::{Options, Selection, back_up};
 use brackfs::monitor::Silent;
 use brackfs::repository::Repository;
 use brackfs::storage::{
-    Interrupt, Limit, Location, Rates, Remote, RetryPolicy, RetryStorage, Storage, Target, Waiting,
+    Interrupt, Limit, Location, ObjectInfo, Rates, Remote, RetryPolicy, RetryStorage, Storage, Target, Waiting,
 };
 use rustix::io::Errno;
 use rustix::process::{Pid, Signal};
@@ -31,8 +32,8 @@ pub const MIB: usize = 1 << 20;
 /// An empty source.
 pub const NO_FILES: [(&str, &str); 0] = [];
 
-/// A backup of this many bytes per second takes long enough to be disturbed in an upload.
-const SLOW: &str = "8MiB";
+/// Bytes per second of a backup that is disturbed in an upload: a pack takes four seconds.
+const SLOW: &str = "4MiB";
 
 /// A server, or a service, that has the repository of a [`RemoteSite`].
 pub trait RemoteServer {
@@ -168,18 +169,18 @@ impl<S: RemoteServer> RemoteSite<S> {
     pub fn packs(&self) -> usize {
         match self.server.folder() {
             Some(folder) => packs_below(&folder).len(),
-            None => {
-                let target = Target::open(&self.server.repository()).unwrap_or_else(|error| panic!("{error}"));
-                target.list("packs/").unwrap_or_else(|error| panic!("{error}")).len()
-            }
+            None => self.listed_packs().len(),
         }
     }
 
     /// The bytes of all packs.
     pub fn pack_bytes(&self) -> u64 {
+        self.listed_packs().iter().map(|pack| pack.length).sum()
+    }
+
+    fn listed_packs(&self) -> Vec<ObjectInfo> {
         let target = Target::open(&self.server.repository()).unwrap_or_else(|error| panic!("{error}"));
-        let packs = target.list("packs/").unwrap_or_else(|error| panic!("{error}"));
-        packs.iter().map(|pack| pack.length).sum()
+        target.list("packs/").unwrap_or_else(|error| panic!("{error}"))
     }
 
     /// Temporary files of uploads, if the server has a folder.
@@ -420,14 +421,15 @@ impl<S: RemoteServer> RemoteSite<S> {
         assert!(start.elapsed() < Duration::from_secs(30), "{:?}", start.elapsed());
     }
 
-    /// A backup gives up connections on which the server is silent, and uploads again. `silence` is called in an upload.
+    /// A backup gives up connections on which the server is silent, and uploads again. `silence` is called in an upload, and
+    /// `resume` when the backup has noticed it.
     #[track_caller]
-    pub fn a_silent_server_is_given_up(&self, silence: impl FnOnce()) {
+    pub fn a_silent_server_is_given_up(&self, silence: impl FnOnce(), resume: impl FnOnce()) {
         let location = self.server.repository();
         let options = Remote { stall: Duration::from_secs(3), ..location.remote().clone() };
         let said = Arc::new(Mutex::new(Vec::new()));
         let repository = Repository::open_wrapped(&location.with_remote(options), |storage| {
-            let upload = std::num::NonZeroU64::new(16 << 20);
+            let upload = NonZeroU64::new(4 << 20);
             let limited = Limit::new(storage, Rates { upload, download: None }, &Interrupt::default());
             let [longest, first_wait, longest_wait] = [120_000, 100, 1000].map(Duration::from_millis);
             let said = said.clone();
@@ -445,12 +447,13 @@ impl<S: RemoteServer> RemoteSite<S> {
             });
             until("a pack is uploaded", || self.server.is_receiving());
             silence();
+            until("the backup gives up", || {
+                said.lock().expect("lock").iter().any(|said| said.contains("was silent for 3 s"))
+            });
+            resume();
             let summary = backup.join().expect("the backup").unwrap_or_else(|error| panic!("{error}"));
             assert_eq!(summary.problems, 0);
         });
-        drop(repository);
-        let said = said.lock().expect("lock");
-        assert!(said.iter().any(|said| said.contains("was silent for 3 s")), "{said:?}");
     }
 
     /// Neither the processes of a backup nor its messages and its log show one of these secrets.
@@ -459,7 +462,7 @@ impl<S: RemoteServer> RemoteSite<S> {
         let log = self.site.path().join("log");
         let mut backup = self.begin_backup(&["--limit-upload", SLOW, "--log", log.to_str().expect("a path"), "-v"]);
         let mut shown = String::new();
-        while backup.child.try_wait().expect("the backup").is_none() {
+        while !backup.has_ended() {
             let processes = below(&backup.child).into_iter().chain([Pid::from_child(&backup.child)]);
             for process in processes.map(Pid::as_raw_nonzero) {
                 for file in ["cmdline", "environ"] {

@@ -15,6 +15,7 @@ use brackfs::storage::{Location, Remote};
 use tempfile::TempDir;
 
 use super::http_proxy::Proxy;
+use super::machine::make_certificate;
 use super::remote::RemoteServer;
 use super::sftp::free_port;
 use super::wait::LIMIT;
@@ -47,23 +48,9 @@ impl Server {
     /// authority, in [`Server::certificate`].
     pub fn with_tls() -> Server {
         Server::with_options(|folder| {
-            let [certificate, key] = ["cert.pem", "key.pem"].map(|name| folder.join(name).display().to_string());
-            let mut openssl = Command::new("openssl");
-            openssl.args([
-                "req",
-                "-x509",
-                "-newkey",
-                "ec",
-                "-pkeyopt",
-                "ec_paramgen_curve:P-256",
-                "-nodes",
-                "-days",
-                "2",
-            ]);
-            openssl.args(["-subj", "/CN=localhost", "-addext", "subjectAltName=DNS:localhost,IP:127.0.0.1"]);
-            openssl.args(["-keyout", &key, "-out", &certificate]).stderr(Stdio::null());
-            assert!(openssl.status().expect("openssl").success());
-            vec![certificate, key]
+            let [certificate, key] = ["cert.pem", "key.pem"].map(|name| folder.join(name));
+            make_certificate(&certificate, &key);
+            [certificate, key].map(|path| path.display().to_string()).into()
         })
     }
 

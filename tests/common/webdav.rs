@@ -22,6 +22,7 @@ use tempfile::TempDir;
 
 use super::NOBODY;
 use super::http_proxy::Proxy;
+use super::machine::make_certificate;
 use super::remote::RemoteServer;
 use super::sftp::free_port;
 use super::wait::LIMIT;
@@ -98,7 +99,7 @@ impl Server {
         let mut more = String::new();
         if tls {
             modules.extend(["socache_shmcb", "ssl"]);
-            self.make_certificate();
+            make_certificate(&self.certificate(), &at.join("key.pem"));
             more = format!(
                 "SSLEngine On\nSSLCertificateFile {0}/cert.pem\nSSLCertificateKeyFile {0}/key.pem\n",
                 at.display()
@@ -125,17 +126,6 @@ impl Server {
             "<Limit {reading}>\nRequire valid-user\n</Limit>\n<LimitExcept {reading}>\nRequire all denied\n</LimitExcept>"
         );
         fs::write(path, text.replace("Require valid-user", &limited)).expect("configuration");
-    }
-
-    fn make_certificate(&self) {
-        let [certificate, key] = ["cert.pem", "key.pem"].map(|name| self.folder.path().join(name));
-        let mut openssl = Command::new("openssl");
-        openssl.args(
-            "req -x509 -newkey ec -pkeyopt ec_paramgen_curve:P-256 -nodes -days 2 -subj /CN=localhost".split(' '),
-        );
-        openssl.args(["-addext", "subjectAltName=DNS:localhost,IP:127.0.0.1"]);
-        openssl.arg("-keyout").arg(key).arg("-out").arg(certificate).stderr(Stdio::null());
-        assert!(openssl.status().expect("openssl").success());
     }
 
     /// The folder that it serves.
