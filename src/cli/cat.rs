@@ -9,7 +9,7 @@ use anyhow::Result;
 
 use super::exit::Usage;
 use super::global::Global;
-use super::reader_args::{DiskCaching, ReaderArgs, SMALL_CACHE, select};
+use super::reader_args::{DiskCacheArgs, DiskCaching, ReaderArgs, SMALL_CACHE, select};
 use super::signals::end_on_signals;
 use crate::archive::{FileData, Selector};
 use crate::format::Kind;
@@ -28,6 +28,8 @@ Examples:
 pub(super) struct Args {
     #[command(flatten)]
     reader: ReaderArgs,
+    #[command(flatten)]
+    disk: DiskCacheArgs,
     /// Write this file
     #[arg(value_name = "SNAP:PATH")]
     what: OsString,
@@ -36,7 +38,7 @@ pub(super) struct Args {
 pub(super) fn run(args: &Args, global: &Global) -> Result<ExitCode> {
     let selector = Selector::parse(args.what.as_bytes()).map_err(Usage)?;
     let monitor = global.monitor(false);
-    let archive = args.reader.open_archive(global, &monitor, SMALL_CACHE, DiskCaching::Fill)?;
+    let archive = args.reader.open_archive(global, &monitor, SMALL_CACHE, (&args.disk, DiskCaching::Fill))?;
     end_on_signals()?;
     let snapshot = select(&*archive, &selector, &monitor)?;
     let listed = archive.at_path(&snapshot, &selector.path)?;

@@ -11,7 +11,7 @@ use serde_json::{Value, json};
 use super::entry;
 use super::exit::Usage;
 use super::global::Global;
-use super::reader_args::{DiskCaching, ReaderArgs, SMALL_CACHE, select};
+use super::reader_args::{DiskCacheArgs, DiskCaching, ReaderArgs, SMALL_CACHE, select};
 use super::show::{self, size};
 use super::signals::end_on_signals;
 use crate::archive::{EntryHandle, EntryRef, Selector};
@@ -50,6 +50,8 @@ Examples:
 pub(super) struct Args {
     #[command(flatten)]
     reader: ReaderArgs,
+    #[command(flatten)]
+    disk: DiskCacheArgs,
     /// Compare this snapshot, or this file or directory in it: SNAP or SNAP:PATH
     #[arg(value_name = "A")]
     before: OsString,
@@ -77,7 +79,7 @@ pub(super) fn run(args: &Args, global: &Global) -> Result<ExitCode> {
     let parse = |text: &OsString| Selector::parse(text.as_bytes()).map_err(Usage);
     let selectors = (parse(&args.before)?, parse(&args.after)?);
     let monitor = global.monitor(args.json);
-    let archive = args.reader.open_archive(global, &monitor, SMALL_CACHE, DiskCaching::Fill)?;
+    let archive = args.reader.open_archive(global, &monitor, SMALL_CACHE, (&args.disk, DiskCaching::Fill))?;
     end_on_signals()?;
     let before = select(&*archive, &selectors.0, &monitor)?;
     let after = select(&*archive, &selectors.1, &monitor)?;

@@ -12,7 +12,7 @@ use anyhow::{Context, Result};
 use super::exit::Usage;
 use super::global::Global;
 use super::output;
-use super::reader_args::{DiskCaching, LARGE_CACHE, ReaderArgs, select};
+use super::reader_args::{DiskCacheArgs, DiskCaching, LARGE_CACHE, ReaderArgs, select};
 use super::show::size;
 use super::signals::end_on_signals;
 use super::terminal::is_interactive;
@@ -42,6 +42,8 @@ the user namespace, such as capabilities, only with --xattrs-include='*'. It war
 pub(super) struct Args {
     #[command(flatten)]
     reader: ReaderArgs,
+    #[command(flatten)]
+    disk: DiskCacheArgs,
     /// Write this snapshot, or this file or directory in it
     #[arg(value_name = "SNAP[:PATH]")]
     what: OsString,
@@ -63,7 +65,7 @@ pub(super) fn run(args: &Args, global: &Global) -> Result<ExitCode> {
     // std's Stdout is line-buffered, which costs time for binary data.
     let out = File::from(stdout.as_fd().try_clone_to_owned().context("cannot write to standard output")?);
     let monitor = global.monitor(false);
-    let archive = args.reader.open_archive(global, &monitor, LARGE_CACHE, DiskCaching::Read)?;
+    let archive = args.reader.open_archive(global, &monitor, LARGE_CACHE, (&args.disk, DiskCaching::Read))?;
     end_on_signals()?;
     let snapshot = select(&*archive, &selector, &monitor)?;
     let listed = archive.at_path(&snapshot, &selector.path)?;

@@ -10,7 +10,7 @@ use serde_json::json;
 use super::entry;
 use super::exit::Usage;
 use super::global::Global;
-use super::reader_args::{DiskCaching, ReaderArgs, SMALL_CACHE, select};
+use super::reader_args::{DiskCacheArgs, DiskCaching, ReaderArgs, SMALL_CACHE, select};
 use super::show;
 use super::signals::end_on_signals;
 use crate::archive::Selector;
@@ -38,6 +38,8 @@ Examples:
 pub(super) struct Args {
     #[command(flatten)]
     reader: ReaderArgs,
+    #[command(flatten)]
+    disk: DiskCacheArgs,
     /// Find names or paths that match this pattern
     #[arg(value_name = "PATTERN", required = true)]
     patterns: Vec<String>,
@@ -114,7 +116,7 @@ pub(super) fn run(args: &Args, global: &Global) -> Result<ExitCode> {
         return Err(Usage("--snapshot does not accept a path; put the path into the pattern".into()).into());
     }
     let monitor = global.monitor(args.json);
-    let archive = args.reader.open_archive(global, &monitor, SMALL_CACHE, DiskCaching::Fill)?;
+    let archive = args.reader.open_archive(global, &monitor, SMALL_CACHE, (&args.disk, DiskCaching::Fill))?;
     end_on_signals()?;
     let within = match selector {
         Some(selector) => SearchScope::One(select(&*archive, &selector, &monitor)?),

@@ -11,7 +11,7 @@ use serde_json::json;
 use super::entry;
 use super::exit::Usage;
 use super::global::Global;
-use super::reader_args::{DiskCaching, ReaderArgs, SMALL_CACHE, select};
+use super::reader_args::{DiskCacheArgs, DiskCaching, ReaderArgs, SMALL_CACHE, select};
 use super::show;
 use super::signals::end_on_signals;
 use crate::archive::{Archive, EntryHandle, Selector, SnapshotDirectory, TreeWalk, WalkStep};
@@ -30,6 +30,8 @@ Examples:
 pub(super) struct Args {
     #[command(flatten)]
     reader: ReaderArgs,
+    #[command(flatten)]
+    disk: DiskCacheArgs,
     /// List this snapshot, or this file or directory in it
     #[arg(value_name = "SNAP[:PATH]")]
     what: OsString,
@@ -52,7 +54,7 @@ pub(super) struct Args {
 pub(super) fn run(args: &Args, global: &Global) -> Result<ExitCode> {
     let selector = Selector::parse(args.what.as_bytes()).map_err(Usage)?;
     let monitor = global.monitor(false);
-    let archive = args.reader.open_archive(global, &monitor, SMALL_CACHE, DiskCaching::Fill)?;
+    let archive = args.reader.open_archive(global, &monitor, SMALL_CACHE, (&args.disk, DiskCaching::Fill))?;
     end_on_signals()?;
     let snapshot = select(&*archive, &selector, &monitor)?;
     let listed = archive.at_path(&snapshot, &selector.path)?;

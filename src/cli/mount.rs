@@ -14,7 +14,7 @@ use nix::unistd::{Group, User};
 use super::exit::Usage;
 use super::global::Global;
 use super::mount_log::Log;
-use super::reader_args::{LARGE_CACHE, ReaderArgs, select};
+use super::reader_args::{DiskCacheArgs, LARGE_CACHE, ReaderArgs, select};
 use super::terminal::Terminal;
 use crate::archive::{Archive, Selector};
 use crate::failure::Failure;
@@ -70,6 +70,8 @@ pub(super) struct Args {
     mountpoint: PathBuf,
     #[command(flatten)]
     reader: ReaderArgs,
+    #[command(flatten)]
+    disk: DiskCacheArgs,
     /// Allow other users access, subject to the permissions in the snapshots
     ///
     /// Requires root, or user_allow_other in /etc/fuse.conf.
@@ -174,7 +176,7 @@ fn serve(args: &Args, global: &Global) -> Result<ExitCode> {
     let options = Options::parse(&args.options).map_err(Usage)?.allowing_other(args.allow_other);
     let selector = args.what.as_ref().map(|what| Selector::parse(what.as_bytes())).transpose().map_err(Usage)?;
     let terminal = global.monitor(false);
-    let reader = args.reader.open_for_mount(global, &terminal, LARGE_CACHE)?;
+    let reader = args.reader.open_for_mount(global, &terminal, LARGE_CACHE, &args.disk)?;
     let local = reader.repository().target().local_path();
     let state = RepositoryState::new(&global.state()?, reader.repository().id());
     let log = if args.daemon { log(&state, &terminal) } else { Log::default() };

@@ -61,18 +61,16 @@ pub(super) struct ReaderArgs {
     /// (a container, or a systemd service with MemoryMax=), and of the limit of ulimit -v.
     #[arg(long, value_name = "SIZE", value_parser = super::show::parse_size)]
     pub(super) cache_size: Option<u64>,
-    #[command(flatten)]
-    disk: DiskCacheArgs,
 }
 
-/// The cache on disk.
+/// Options of commands that read blocks through the cache on disk.
 #[derive(Debug, Args)]
-struct DiskCacheArgs {
+pub(super) struct DiskCacheArgs {
     /// Cache about SIZE of data from a server on this machine's disk; 0 turns the cache off
     ///
     /// The limit is for each repository. The cache holds data as it is on the server: it is encrypted only if the repository
     /// is. Data is verified when it is read. The cache can be removed at any time. restore and dump read from it and add
-    /// nothing; snapshots, check and adopt do not use it.
+    /// nothing.
     #[arg(long, help_heading = HEADING, value_name = "SIZE", value_parser = super::show::parse_size, default_value = "1GiB")]
     disk_cache: u64,
     /// Keep that cache in DIR [default: /var/cache/brackfs for root, else $XDG_CACHE_HOME/brackfs or ~/.cache/brackfs]
@@ -125,10 +123,10 @@ impl ReaderArgs {
         global: &Global,
         monitor: &dyn Monitor,
         cache: u64,
-        disk: DiskCaching,
+        (disk, caching): (&DiskCacheArgs, DiskCaching),
     ) -> Result<Arc<dyn Archive>> {
         let parts = self.open_parts(Use::Command, FirstUse::Trusted, global, monitor, cache)?;
-        Ok(Arc::new(parts.reader(&self.disk, disk)?))
+        Ok(Arc::new(parts.reader(disk, caching)?))
     }
 
     /// Opens a reader without a cache on disk: finds the key and the trusted host keys. `cache` is the default size of its
@@ -151,9 +149,15 @@ impl ReaderArgs {
     }
 
     /// Opens a reader for a mount.
-    pub(super) fn open_for_mount(&self, global: &Global, monitor: &dyn Monitor, cache: u64) -> Result<Reader> {
+    pub(super) fn open_for_mount(
+        &self,
+        global: &Global,
+        monitor: &dyn Monitor,
+        cache: u64,
+        disk: &DiskCacheArgs,
+    ) -> Result<Reader> {
         let parts = self.open_parts(Use::Mount, FirstUse::Trusted, global, monitor, cache)?;
-        parts.reader(&self.disk, DiskCaching::Fill)
+        parts.reader(disk, DiskCaching::Fill)
     }
 
     fn open_parts(

@@ -12,7 +12,7 @@ use serde_json::json;
 use super::exit::Usage;
 use super::global::Global;
 use super::output;
-use super::reader_args::{DiskCaching, ReaderArgs, SMALL_CACHE, select};
+use super::reader_args::{DiskCacheArgs, DiskCaching, ReaderArgs, SMALL_CACHE, select};
 use super::show::size;
 use super::signals::stop_soon_on_signals;
 use super::terminal::is_interactive;
@@ -48,6 +48,8 @@ Examples:
 pub(super) struct Args {
     #[command(flatten)]
     reader: ReaderArgs,
+    #[command(flatten)]
+    disk: DiskCacheArgs,
     /// Restore this snapshot, or this file or directory in it
     #[arg(value_name = "SNAP[:PATH]")]
     what: OsString,
@@ -118,7 +120,7 @@ impl Args {
 pub(super) fn run(args: &Args, global: &Global) -> Result<ExitCode> {
     let selector = Selector::parse(args.what.as_bytes()).map_err(Usage)?;
     let monitor = global.monitor(args.json);
-    let archive = args.reader.open_archive(global, &monitor, SMALL_CACHE, DiskCaching::Read)?;
+    let archive = args.reader.open_archive(global, &monitor, SMALL_CACHE, (&args.disk, DiskCaching::Read))?;
     let snapshot = select(&*archive, &selector, &monitor)?;
     let listed = archive.at_path(&snapshot, &selector.path)?;
     if args.is_whole(&selector) {

@@ -10,7 +10,7 @@ use serde_json::json;
 
 use super::entry;
 use super::global::Global;
-use super::reader_args::{DiskCaching, ReaderArgs, SMALL_CACHE};
+use super::reader_args::{DiskCacheArgs, DiskCaching, ReaderArgs, SMALL_CACHE};
 use super::show::{self, name_time, rfc3339, size};
 use super::signals::end_on_signals;
 use crate::archive::EntryHandle;
@@ -38,6 +38,8 @@ Examples:
 pub(super) struct Args {
     #[command(flatten)]
     reader: ReaderArgs,
+    #[command(flatten)]
+    disk: DiskCacheArgs,
     /// Show the versions of this file or directory
     #[arg(value_name = "PATH")]
     path: OsString,
@@ -56,7 +58,7 @@ pub(super) struct Args {
 
 pub(super) fn run(args: &Args, global: &Global) -> Result<ExitCode> {
     let monitor = global.monitor(args.json);
-    let archive = args.reader.open_archive(global, &monitor, SMALL_CACHE, DiskCaching::Fill)?;
+    let archive = args.reader.open_archive(global, &monitor, SMALL_CACHE, (&args.disk, DiskCaching::Fill))?;
     end_on_signals()?;
     let path = args.path.as_bytes();
     // Unbuffered, since the search for the next version can take long.
