@@ -219,7 +219,7 @@ impl<S: RemoteServer> RemoteSite<S> {
     }
 }
 
-/// Promises. Each is a test of every target.
+/// Promises. The tests of each kind of server hold it to them.
 impl<S: RemoteServer> RemoteSite<S> {
     /// Runs all common commands on [`round_files`]. The repository was just made. Returns the run of `prune`.
     #[track_caller]
@@ -313,7 +313,8 @@ impl<S: RemoteServer> RemoteSite<S> {
         self.backup(&[]).ok();
         let mounted = self.mount();
         let [first, second] = ["file0", "file1"].map(|name| mounted.latest().join(name));
-        let expected = |path: &Path| fs::read(self.site.source().join(path.file_name().expect("a name"))).expect("it");
+        let expected =
+            |path: &Path| fs::read(self.site.source().join(path.file_name().expect("a name"))).expect("a source file");
         assert!(fs::read(&first).expect("a file in the mount") == expected(&first));
         let content = expected(&second);
         self.server.stop();
