@@ -546,7 +546,7 @@ mod tests {
         for is_late in [false, true] {
             memory.set_late(is_late);
             for _ in 0..3 {
-                let number = site.with_session(|session, catalog| announced(session, catalog));
+                let number = site.with_session(announced);
                 site.with_session(|session, _| {
                     assert!(!session.reconciled);
                     assert_eq!(session.generation(), number + 1);

@@ -291,21 +291,16 @@ impl SftpStorage {
         let link = Request::Hardlink { from: temporary, to: object };
         let remove = Request::Remove { path: temporary };
         if session.has(Extension::Hardlink) {
-            let (linked, is_synced) = if self.links.load(Ordering::Relaxed) {
-                // The temporary is not needed again, whatever the result.
-                session.act_and_sync(&link, &remove, folder)?
-            } else {
-                (session.act(&link), false)
-            };
+            let has_links = self.links.load(Ordering::Relaxed);
+            // Once links work, the temporary is not needed again, whatever the result. That it is removed is best effort:
+            // listings skip its name.
+            let (linked, is_synced) = session.act_and_sync(&link, has_links.then_some(&remove), folder)?;
             match linked {
                 Ok(()) => {
                     if !self.links.swap(true, Ordering::Relaxed) {
-                        // Best effort: listings skip the name.
-                        let _ = session.act(&remove);
-                        self.note_sync(folder.sync()?);
-                    } else {
-                        self.note_sync(is_synced);
+                        session.begin_act(&remove)?;
                     }
+                    self.note_sync(is_synced);
                     return Ok(true);
                 }
                 Err(failure) if failure.is_lost() => return Err(failure),

@@ -267,26 +267,30 @@ impl Session {
         Ok(Look(self.connection.send(&Request::Lstat { path })?))
     }
 
-    /// Makes two requests that return nothing, and syncs a folder, one after the other, in one round trip. Returns the result
-    /// of the first, and whether the folder is synced.
+    /// Makes a request that returns nothing, another one whose result does not matter, and syncs a folder: one after the
+    /// other, in one round trip. Returns the result of the first, and whether the folder is synced.
     pub(super) fn act_and_sync(
         &self,
         first: &Request<'_>,
-        second: &Request<'_>,
+        second: Option<&Request<'_>>,
         folder: &Folder<'_>,
     ) -> Result<(Result<(), Failure>, bool), Failure> {
-        let (first, second) = (self.connection.send(first)?, self.connection.send(second)?);
+        let first = self.connection.send(first)?;
+        if let Some(second) = second {
+            self.begin_act(second)?;
+        }
         let sync = folder.begin_sync()?;
         let result = done(first);
-        match done(second) {
-            Err(failure) if failure.is_lost() => return Err(result.err().unwrap_or(failure)),
-            _ => {}
-        }
         let is_synced = match sync {
             Some(sync) => is_synced(sync)?,
             None => false,
         };
         Ok((result, is_synced))
+    }
+
+    /// Makes a request whose result does not matter, and does not wait for it.
+    pub(super) fn begin_act(&self, request: &Request<'_>) -> Result<(), Failure> {
+        self.connection.send(request).map(drop)
     }
 
     /// Begins to open a folder, to be synced later.
