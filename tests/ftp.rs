@@ -406,3 +406,55 @@ fn a_silent_server_is_given_up_and_the_backup_goes_on() {
     remote.server.cut();
     remote.is_whole();
 }
+
+#[test]
+fn a_folder_that_cannot_be_listed_is_never_empty() {
+    for program in [Program::ProFtpd, Program::Vsftpd] {
+        let server = Server::with(program, Tls::Never, "");
+        let folder = server.new_folder();
+        let packs = server.data().join(&folder).join("packs/ab");
+        fs::create_dir_all(&packs).unwrap();
+        fs::write(packs.join("x"), "object").unwrap();
+        // It can be entered.
+        fs::set_permissions(&packs, fs::Permissions::from_mode(0o711)).unwrap();
+        let location = server.location(&folder);
+        let LocationKind::Ftp(address) = location.kind() else { panic!("{location}") };
+        let storage = FtpStorage::open(address, location.remote()).unwrap();
+        let listed = storage.visit("packs/", &mut |_| ()).unwrap_err();
+        assert_eq!(listed.kind, ErrorKind::PermissionDenied, "{program:?}: {listed}");
+        assert_eq!(storage.length("packs/ab/x").unwrap(), 6, "{program:?}");
+        assert_eq!(storage.length("packs/ab/y").unwrap_err().kind, ErrorKind::PermissionDenied, "{program:?}");
+    }
+}
+
+#[test]
+fn an_object_behind_a_link_to_a_folder_is_not_missing() {
+    let hostile = Hostile::start(vec![
+        ("SIZE", b"550 no\r\n".to_vec()),
+        ("MLSD /repo/packs", b"DATAtype=cdir; .\r\ntype=file;size=5; x\r\n|226 x\r\n".to_vec()),
+        ("MLSD /repo", b"DATAtype=cdir; .\r\ntype=OS.unix=slink:/disk; packs\r\n|226 x\r\n".to_vec()),
+    ]);
+    let storage = hostile.open().unwrap();
+    assert_eq!(storage.length("packs/x").unwrap_err().kind, ErrorKind::Other);
+    assert_eq!(storage.length("packs/y").unwrap_err().kind, ErrorKind::NotFound);
+}
+
+#[test]
+fn a_server_that_aborts_all_uploads_is_not_full() {
+    let hostile = Hostile::start(vec![("STOR", b"426 busy\r\n".to_vec()), ("SIZE", b"550 no\r\n".to_vec())]);
+    let storage = hostile.open().unwrap();
+    let mut spool = storage.spool("packs/x", uuid::Uuid::nil()).unwrap();
+    spool.append(b"bytes").unwrap();
+    let error = storage.store(&spool, Rivals::None).unwrap_err();
+    assert_eq!(error.kind, ErrorKind::Unavailable, "{error}");
+}
+
+#[test]
+fn a_server_that_ends_a_handshake_is_away() {
+    let hostile = Hostile::start(vec![("AUTH TLS", b"234 go\r\n".to_vec())]);
+    let location: brackfs::storage::Location = format!("ftps://127.0.0.1:{}/repo", hostile.port).parse().unwrap();
+    let LocationKind::Ftp(address) = location.kind() else { panic!("{location}") };
+    let credentials = Some(hostile.folder.path().join("netrc"));
+    let error = FtpStorage::open(address, &Options { credentials, ..Options::default() }).unwrap_err();
+    assert_eq!(error.kind, ErrorKind::Unavailable, "{error}");
+}

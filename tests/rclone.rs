@@ -6,17 +6,19 @@
 mod common;
 
 use std::fs;
+use std::net::TcpStream;
 use std::process::Command;
 use std::time::{Duration, Instant};
 
-use brackfs::storage::{ErrorKind, LocationKind, RcloneStorage, Storage};
+use brackfs::storage::{Error, ErrorKind, Location, LocationKind, RcloneStorage, Rivals, Storage};
 use common::machine::copy;
 use common::rclone::{RCLONE, Rclone};
 use common::remote::{MIB, NO_FILES, RemoteServer, RemoteSite, borrowed, is_alive, many, round_files};
-use common::sftp::below;
+use common::sftp::{below, free_port};
 use common::wait::until;
 use common::{noise, run, set_mode, webdav};
 use rustix::process::{Signal, kill_process};
+use uuid::Uuid;
 
 /// A site with a repository.
 fn ready(files: &[(&str, impl AsRef<[u8]>)]) -> RemoteSite<Rclone> {
@@ -65,7 +67,7 @@ fn an_rclone_that_cannot_start_ends_a_command_at_once_with_the_reason() {
         ("BRACKFS_RCLONE", "/missing/rclone", 1, "install rclone 1.75 or later"),
         ("BRACKFS_RCLONE", old.to_str().unwrap(), 1, "rclone is too old"),
         ("BRACKFS_REPOSITORY", "rclone:elsewhere:repo", 1, "didn't find section in config file"),
-        ("BRACKFS_REPOSITORY", "rclone:there:none", 10, "no such directory"),
+        ("BRACKFS_REPOSITORY", "rclone:there:none", 10, "no such directory (rclone says: "),
         ("BRACKFS_REPOSITORY", "rclone::sftp,host=h,pass=hunter2:x", 2, "secrets do not belong"),
     ] {
         let mut command = remote.command(&["snapshots"]);
@@ -190,4 +192,86 @@ fn a_login_that_the_remote_refuses_ends_a_command_at_once_and_none_is_shown() {
         }
     }
     assert!(start.elapsed() < Duration::from_secs(30), "{:?}", start.elapsed());
+}
+
+/// A storage on this remote, with the configuration of another one.
+fn storage_on(remote: &str, rclone: &Rclone) -> Result<RcloneStorage, Error> {
+    let location: Location = format!("rclone:{remote}").parse().unwrap();
+    let LocationKind::Rclone(address) = location.kind() else { panic!("{location}") };
+    RcloneStorage::open(address, &rclone.remote())
+}
+
+fn put(storage: &RcloneStorage, name: &str, bytes: &[u8]) -> Result<(), Error> {
+    let mut spool = storage.spool(name, Uuid::from_u128(7))?;
+    spool.append(bytes)?;
+    storage.store(&spool, Rivals::None)
+}
+
+#[test]
+fn a_part_of_a_remote_that_is_away_is_never_an_empty_list() {
+    let rclone = Rclone::new();
+    let index = rclone.data().join("index");
+    fs::create_dir(&index).unwrap();
+    fs::write(index.join("a"), "object").unwrap();
+    // The other part lies on a disk that is not mounted.
+    let remote =
+        format!(":combine,upstreams='index={} packs={}':", index.display(), rclone.data().join("packs").display());
+    let storage = storage_on(&remote, &rclone).unwrap();
+    for prefix in ["packs/", ""] {
+        let error = storage.visit(prefix, &mut |_| ()).unwrap_err();
+        assert!(error.kind == ErrorKind::Unavailable && error.to_string().contains("not found"), "{prefix}: {error}");
+    }
+    let mut found = Vec::new();
+    storage.visit("index/", &mut |object| found.push(object.name)).unwrap();
+    storage.visit("none/", &mut |object| found.push(object.name)).unwrap();
+    assert_eq!(found, ["index/a"]);
+    assert_eq!(storage.length("index/b").unwrap_err().kind, ErrorKind::NotFound);
+    assert_eq!(storage.length("index").unwrap_err().kind, ErrorKind::NotAFile);
+}
+
+#[test]
+fn an_object_is_not_stored_where_the_directory_vanished() {
+    let rclone = Rclone::new();
+    fs::create_dir(rclone.data().join("repo")).unwrap();
+    let storage = storage_on("there:repo", &rclone).unwrap();
+    put(&storage, "packs/ab/x", b"bytes").unwrap();
+    // The disk is unmounted: at first the empty mount point stays.
+    fs::remove_dir_all(rclone.data().join("repo")).unwrap();
+    fs::create_dir(rclone.data().join("repo")).unwrap();
+    for _ in 0..2 {
+        let error = put(&storage, "packs/ab/y", b"bytes").unwrap_err();
+        assert!(error.kind == ErrorKind::Unavailable && error.to_string().contains("empty or missing"), "{error}");
+        let _ = fs::remove_dir(rclone.data().join("repo"));
+    }
+    assert!(!rclone.data().join("repo").exists());
+}
+
+#[test]
+fn variables_of_rclone_neither_hide_files_nor_open_ports() {
+    let remote = ready(&[("file", noise("file", MIB))]);
+    let (port, log) = (free_port(), remote.site.path().join("log"));
+    let with_variables = |arguments: &[&str]| {
+        let mut command = remote.command(arguments);
+        for (variable, value) in [
+            ("EXCLUDE", "packs/**"),
+            ("MAX_AGE", "1ms"),
+            ("MAX_DEPTH", "1"),
+            ("MAX_SIZE", "1"),
+            ("DRY_RUN", "true"),
+            ("LOG_FILE", log.to_str().unwrap()),
+            ("RC_ADDR", &format!("127.0.0.1:{port}")),
+        ] {
+            command.env(format!("RCLONE_{variable}"), value);
+        }
+        run(command).ok()
+    };
+    with_variables(&["backup", &remote.source()]);
+    with_variables(&["check", "--read-data"]);
+    let mnt = remote.site.mnt();
+    with_variables(&["mount", mnt.to_str().unwrap()]);
+    let is_open = TcpStream::connect(("127.0.0.1", port)).is_ok();
+    remote.brackfs(&["umount", mnt.to_str().unwrap()]).ok();
+    assert!(!is_open, "every user can command rclone");
+    assert!(!log.exists());
+    remote.is_whole();
 }

@@ -1086,3 +1086,33 @@ fn a_target_that_goes_away_is_never_taken_for_a_damaged_one() {
     }
     remote.holds();
 }
+
+#[test]
+fn a_listing_during_which_the_disk_goes_is_whole_or_an_error() {
+    for is_mount_point_left in [false, true] {
+        for Empty { name, storage, objects, .. } in &kinds() {
+            let Some(objects) = objects else { continue };
+            put(&**storage, "top", b"x", Rivals::None).unwrap();
+            put(&**storage, "packs/ab/x", b"x", Rivals::None).unwrap();
+            let aside = objects.with_extension("aside");
+            let (mut found, mut is_gone) = (Vec::new(), false);
+            let listed = storage.visit("", &mut |object| {
+                if !is_gone {
+                    fs::rename(objects, &aside).unwrap();
+                    is_gone = true;
+                    if is_mount_point_left {
+                        fs::create_dir(objects).unwrap();
+                    }
+                }
+                found.push(object.name);
+            });
+            match listed {
+                Ok(()) => assert_eq!(found.len(), 2, "{name}: {found:?}"),
+                // A wrapper that tries again waits.
+                Err(error) => assert_eq!(error.kind, ErrorKind::Unavailable, "{name}: {error}"),
+            }
+            let _ = fs::remove_dir(objects);
+            fs::rename(aside, objects).unwrap();
+        }
+    }
+}

@@ -1,4 +1,4 @@
-//! What targets over HTTP share: connections, TLS, patience with a silent server, and errors of connections.
+//! What targets over HTTP share: connections, TLS, timeouts, and errors of connections.
 //!
 //! TLS is OpenSSL's, which the OpenPGP library uses as well. It trusts the system's certificates, or those of
 //! [`Remote::ca`] only. Redirects are not followed: a request and its credentials go to the configured server or nowhere.
@@ -22,16 +22,17 @@ use super::error::ErrorKind;
 use super::remote::Remote;
 use super::socket::SocketConnector;
 
-/// How long to wait for a connection, unless the patience with silence is shorter.
+/// How long to wait for a connection at most. [`Remote::stall`] may be shorter.
 const CONNECT: Duration = Duration::from_secs(30);
-/// How long to wait for leave to send a body, before it is sent without.
-const LEAVE: Duration = Duration::from_secs(1);
+/// How long to wait for `100 Continue` before a body is sent all the same.
+const CONTINUE: Duration = Duration::from_secs(1);
 /// Bytes of headers of an answer.
 const HEADERS: usize = 64 << 10;
 /// Bytes of each buffer of a connection.
 const BUFFER: usize = 64 << 10;
 /// The longest wait that a server can ask for.
 const LONGEST_WAIT: u64 = 600;
+const CLOSED: &str = "the server closed the connection";
 
 /// Makes requests over at most a number of connections.
 #[derive(Debug)]
@@ -160,31 +161,34 @@ impl Client {
                 io::ErrorKind::UnexpectedEof
                 | io::ErrorKind::ConnectionReset
                 | io::ErrorKind::ConnectionAborted
-                | io::ErrorKind::BrokenPipe => "the server closed the connection".to_owned(),
+                | io::ErrorKind::BrokenPipe => CLOSED.to_owned(),
                 io::ErrorKind::ConnectionRefused => {
                     "the server cannot be reached: it refuses the connection".to_owned()
                 }
                 _ => format!("the connection failed: {error}"),
             }),
-            ureq::Error::NativeTls(error) => {
-                let words = error.to_string();
-                let words = words.rsplit(": ").next().unwrap_or(&words).trim().to_owned();
-                let why = format!(
-                    "the server's certificate is not trusted ({words}); if that is the right server, give the certificate of \
-                     its authority with --ca"
-                );
-                match error.to_string().contains("certificate") {
-                    true => Lost { kind: ErrorKind::Refused, why },
-                    false => Lost {
-                        kind: ErrorKind::Refused,
-                        why: format!("no encrypted connection can be made to the server: {error}"),
-                    },
-                }
-            }
+            ureq::Error::NativeTls(error) => lost_handshake(&error.to_string()),
             ureq::Error::ConnectProxyFailed(why) => away(format!("the proxy does not connect to the server: {why}")),
             ureq::Error::Protocol(error) => away(format!("the server sent something that is not HTTP: {error}")),
             error => Lost { kind: ErrorKind::Other, why: format!("the request failed: {error}") },
         }
+    }
+}
+
+/// Why TLS failed, from OpenSSL's words.
+fn lost_handshake(said: &str) -> Lost {
+    let last = said.rsplit(": ").next().unwrap_or(said).trim();
+    let refused = |why: String| Lost { kind: ErrorKind::Refused, why };
+    // OpenSSL says `unexpected EOF`, and since version 3 `unexpected eof while reading`.
+    if said.to_ascii_lowercase().contains("unexpected eof") {
+        Lost { kind: ErrorKind::Unavailable, why: CLOSED.to_owned() }
+    } else if said.contains("certificate") {
+        refused(format!(
+            "the server's certificate is not trusted ({last}); if that is the right server, give the certificate of its \
+             authority with --ca"
+        ))
+    } else {
+        refused(format!("no encrypted connection can be made to the server: {said}"))
     }
 }
 
@@ -204,7 +208,7 @@ fn settings(remote: &Remote) -> ConfigBuilder<AgentScope> {
         .max_idle_connections_per_host(remote.connections.get())
         .timeout_resolve(Some(remote.stall))
         .timeout_connect(Some(remote.stall.min(CONNECT)))
-        .timeout_await_100(Some(remote.stall.min(LEAVE)))
+        .timeout_await_100(Some(remote.stall.min(CONTINUE)))
         .timeout_per_read(Some(remote.stall))
         .timeout_per_write(Some(remote.stall))
 }
@@ -239,8 +243,8 @@ impl Answer<'_> {
         Some(Duration::from_secs(seconds.min(LONGEST_WAIT)))
     }
 
-    /// Appends the body to `bytes`, and at most `limit` bytes of it. Returns whether that is all. Then the connection can be
-    /// used again.
+    /// Appends at most `limit` bytes of the body to `bytes`. Returns whether the body ends there, in which case the connection
+    /// can be used again.
     pub(super) fn read(&mut self, limit: u64, bytes: &mut Vec<u8>) -> Result<bool, Lost> {
         let failed = |e: io::Error| self.client.lost(ureq::Error::from(e));
         let body = self.body.by_ref();
@@ -273,5 +277,43 @@ impl Drop for Turn<'_> {
     fn drop(&mut self) {
         *self.0.busy.lock().unwrap_or_else(PoisonError::into_inner) -= 1;
         self.0.freed.notify_one();
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::io::Write;
+    use std::net::TcpListener;
+
+    use super::*;
+
+    /// Why a request over TLS fails if the server sends these bytes and closes the connection, or is silent.
+    fn handshake(answer: Option<&'static [u8]>) -> Lost {
+        let listener = TcpListener::bind(("127.0.0.1", 0)).unwrap();
+        let url = format!("https://{}/", listener.local_addr().unwrap());
+        let server = std::thread::spawn(move || {
+            let (mut stream, _) = listener.accept().unwrap();
+            let _ = stream.read(&mut [0; 4096]);
+            match answer {
+                Some(bytes) => stream.write_all(bytes).unwrap(),
+                None => _ = stream.read(&mut [0]),
+            }
+        });
+        let client = Client::new(&Remote { stall: Duration::from_secs(1), ..Remote::default() }).unwrap();
+        let lost = client.send(Request::get(url).body(()).unwrap()).err().unwrap();
+        server.join().unwrap();
+        lost
+    }
+
+    #[test]
+    fn a_server_that_ends_a_handshake_is_away_and_one_without_tls_is_refused() {
+        for (answer, kind, words) in [
+            (Some(&b""[..]), ErrorKind::Unavailable, "closed the connection"),
+            (None, ErrorKind::Unavailable, ""),
+            (Some(b"HTTP/1.1 400 Bad Request\r\n\r\n"), ErrorKind::Refused, "no encrypted connection"),
+        ] {
+            let lost = handshake(answer);
+            assert!(lost.kind == kind && lost.why.contains(words), "{answer:?}: {lost:?}");
+        }
     }
 }

@@ -10,6 +10,9 @@ pub(super) const LOST_AND_FOUND: &str = "lost+found";
 /// The depth of folders below a listed folder: `packs/ab/` for packs, and one folder per source for snapshots.
 pub(super) const DEPTH: usize = 1;
 
+/// Files or folders of a listing that are remembered. The repository has far fewer; a hostile server may list any number.
+pub(super) const MOST: usize = 100_000;
+
 /// The name of a temporary file that `run` writes.
 pub(super) fn temporary_name(run: Uuid) -> String {
     format!("{TEMPORARY}{run}-{}", Uuid::new_v4())

@@ -101,56 +101,54 @@ impl FromStr for Location {
     /// Parses a path or a URL. A colon before the first slash is how other programs name a machine or a service, so it is
     /// refused; `./` in front makes it a path. The error does not repeat a possible password.
     fn from_str(text: &str) -> Result<Self, LocationError> {
-        let directory = |path: &str| Location::new(text, LocationKind::Directory(path.into()));
-        if let Some(path) = text.strip_prefix("file://") {
-            return Ok(directory(path));
-        }
-        if text.starts_with("ftp://") || text.starts_with("ftps://") {
-            let address = ftp::Address::parse(text).map_err(LocationError)?;
-            return Ok(Location::new(text, LocationKind::Ftp(address)));
-        }
-        if text.starts_with("rclone:") {
-            let address = rclone::Address::parse(text).map_err(|why| LocationError(why.to_owned()))?;
-            return Ok(Location::new(text, LocationKind::Rclone(address)));
-        }
-        if text.starts_with("sftp://") {
-            let address = sftp::Address::parse(text).map_err(LocationError)?;
-            return Ok(Location::new(text, LocationKind::Sftp(address)));
-        }
-        if text.starts_with("s3://") {
-            let address = s3::Address::parse(text).map_err(|why| LocationError(why.to_owned()))?;
-            return Ok(Location::new(text, LocationKind::S3(address)));
-        }
-        if text.starts_with("swift://") {
-            let address = swift::Address::parse(text).map_err(|why| LocationError(why.to_owned()))?;
-            return Ok(Location::new(text, LocationKind::Swift(address)));
-        }
-        if text.starts_with("webdav://") || text.starts_with("webdavs://") {
-            let address = webdav::Address::parse(text).map_err(LocationError)?;
-            return Ok(Location::new(text, LocationKind::Webdav(address)));
-        }
-        let head = text.split('/').next().unwrap_or_default();
-        let Some((place, _)) = head.split_once(':') else { return Ok(directory(text)) };
-        let help = match place {
-            "sftp" | "ssh" | "scp" => "write sftp://[USER@]HOST[:PORT]/PATH",
-            "ftp" | "ftps" => "write ftps://[USER@]HOST[:PORT]/PATH",
-            "s3" => "write s3://BUCKET/PREFIX",
-            "swift" => "write swift://CONTAINER/PREFIX",
-            "http" | "https" | "dav" | "davs" | "webdav" | "webdavs" => {
-                "write webdavs://[USER@]HOST/PATH for a WebDAV server"
+        let begins = |schemes: &[&str]| schemes.iter().any(|scheme| text.starts_with(scheme));
+        let kind = if let Some(path) = text.strip_prefix("file://") {
+            Ok(LocationKind::Directory(path.into()))
+        } else if begins(&["ftp://", "ftps://"]) {
+            ftp::Address::parse(text).map(LocationKind::Ftp)
+        } else if begins(&["rclone:"]) {
+            rclone::Address::parse(text).map(LocationKind::Rclone).map_err(str::to_owned)
+        } else if begins(&["sftp://"]) {
+            sftp::Address::parse(text).map(LocationKind::Sftp)
+        } else if begins(&["s3://"]) {
+            s3::Address::parse(text).map(LocationKind::S3).map_err(str::to_owned)
+        } else if begins(&["swift://"]) {
+            swift::Address::parse(text).map(LocationKind::Swift).map_err(str::to_owned)
+        } else if begins(&["webdav://", "webdavs://"]) {
+            webdav::Address::parse(text).map(LocationKind::Webdav)
+        } else {
+            match text.split('/').next().and_then(|head| head.split_once(':')) {
+                None => Ok(LocationKind::Directory(text.into())),
+                Some((place, _)) => Err(refusal(place, text)),
             }
-            "b2" | "gs" | "azure" | "rest" => "make a remote with `rclone config`, and write rclone:REMOTE:PATH",
-            _ => "for an SSH server, write sftp://[USER@]HOST[:PORT]/PATH",
         };
-        let user = text.split_once("://").and_then(|(_, rest)| Some(rest.split('/').next()?.rsplit_once('@')?.0));
-        let shown = match user {
-            Some(user) if user.contains(':') => "a path that begins with ./".to_owned(),
-            _ => format!("./{text}"),
-        };
-        Err(LocationError(format!(
-            "this looks like a server or a service in the notation of another program: {help}. For a local directory of this name, write {shown}"
-        )))
+        kind.map(|kind| Location::new(text, kind)).map_err(LocationError)
     }
+}
+
+/// Why a text that begins with the name of another machine or a service is no location, and what to write instead.
+fn refusal(place: &str, text: &str) -> String {
+    let (is_service, help) = match place {
+        "sftp" | "ssh" | "scp" => (true, "write sftp://[USER@]HOST[:PORT]/PATH"),
+        "ftp" | "ftps" => (true, "write ftps://[USER@]HOST[:PORT]/PATH"),
+        "s3" => (true, "write s3://BUCKET/PREFIX"),
+        "swift" => (true, "write swift://CONTAINER/PREFIX"),
+        "http" | "https" | "dav" | "davs" | "webdav" | "webdavs" => {
+            (true, "write webdavs://[USER@]HOST/PATH for a WebDAV server")
+        }
+        "b2" | "gs" | "azure" | "rest" => (true, "make a remote with `rclone config`, and write rclone:REMOTE:PATH"),
+        _ => (false, "for an SSH server, write sftp://[USER@]HOST[:PORT]/PATH"),
+    };
+    // A colon before the last at sign, other than that of the service, separates a user from a password.
+    let rest = text.get(if is_service { place.len() + 1 } else { 0 }..).unwrap_or_default();
+    let shown = match rest.rsplit_once('@') {
+        Some((user, _)) if user.contains(':') => "a path that begins with ./".to_owned(),
+        _ => format!("./{text}"),
+    };
+    format!(
+        "this looks like a server or a service in the notation of another program: {help}. For a local directory of this \
+         name, write {shown}"
+    )
 }
 
 impl From<&Path> for Location {
@@ -213,6 +211,8 @@ mod tests {
             ("b2:bucket:repo", "write rclone:"),
             ("host:repo", "for an SSH server, write sftp://"),
             ("user@host:/repo", "for an SSH server, write sftp://"),
+            ("sftp:user@host:/repo", "write sftp://"),
+            ("ssh://user@host/repo", "write sftp://"),
         ] {
             let refused = parse(text).unwrap_err().to_string();
             assert!(refused.contains(help) && refused.ends_with(&format!("write ./{text}")), "{refused}");
@@ -224,6 +224,13 @@ mod tests {
             "swift://me:secret@container/repo",
             "webdavs://me:secret@host/repo",
             "https://me:secret@host/repo",
+            "https://me:sec/secret@host/repo",
+            "sftp:me:secret@host:/repo",
+            "sftp:me:secret@host/repo",
+            "s3:id:secret@bucket/repo",
+            "me:secret@host:/repo",
+            "me:secret@corp@host:/repo",
+            "sshfs://me:secret@host/repo",
         ] {
             assert!(!parse(text).unwrap_err().to_string().contains("secret"), "{text}");
         }

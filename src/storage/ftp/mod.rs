@@ -14,7 +14,8 @@
 //! From the wire up:
 //!
 //! - [`address`]: where the directory is
-//! - [`wire`]: connections, commands and replies; [`tls`]: encrypted connections; [`failure`]: why a command failed
+//! - [`socket`]: connections without encryption; [`tls`]: encrypted ones
+//! - [`wire`]: commands and replies; [`failure`]: why a command failed
 //! - [`session`]: operations on files over one control connection; [`listing`]: lines of listings
 //! - [`pool`]: several sessions
 
@@ -23,10 +24,11 @@ mod failure;
 mod listing;
 mod pool;
 mod session;
+mod socket;
 mod tls;
 mod wire;
 
-use std::io::Read;
+use std::io::{self, Read};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
@@ -43,14 +45,10 @@ use wire::Reply;
 
 use super::contract::{Capabilities, ObjectInfo, Rivals, Stamp, Storage};
 use super::error::{Error, ErrorKind};
-use super::layout::{DEPTH, LOST_AND_FOUND, TEMPORARY, temporary_name, writer_of};
+use super::layout::{DEPTH, LOST_AND_FOUND, MOST, TEMPORARY, temporary_name, writer_of};
 use super::netrc::Login;
 use super::remote::Remote;
 use super::spool::{Spool, Spools};
-
-/// Folders, and temporary files of killed runs, that are remembered from a listing. The repository has far fewer; a hostile
-/// server may list any number.
-const MOST: usize = 100_000;
 
 /// Bytes of a file that shows whether a disk is full.
 const PROBE: u64 = 64 << 10;
@@ -60,7 +58,7 @@ const PROBE: u64 = 64 << 10;
 pub struct FtpStorage {
     pool: Pool,
     spools: Spools,
-    /// An object was read or stored, so the directory cannot be empty unless its disk was unmounted.
+    /// The directory had an entry, so it cannot be empty unless its disk was unmounted.
     seen: AtomicBool,
     /// Temporary files that stayed when a connection broke.
     left: Mutex<Vec<String>>,
@@ -190,15 +188,16 @@ impl FtpStorage {
             match found {
                 None => return Ok(Place::Missing),
                 Some(Kind::File) if is_last => return Ok(Place::Object),
-                Some(Kind::Folder) if !is_last => folder = format!("{folder}{part}/"),
                 Some(_) if is_last => return Ok(Place::NotAFile),
+                // What is neither may be a link to a folder.
+                Some(Kind::Folder | Kind::Other) => folder = format!("{folder}{part}/"),
                 Some(_) => return Ok(Place::Missing),
             }
         }
         Ok(Place::NotAFile)
     }
 
-    /// Notes that the directory has an object.
+    /// Notes that the directory has an entry.
     fn note_seen(&self) {
         if !self.seen.load(Ordering::Relaxed) {
             self.seen.store(true, Ordering::Relaxed);
@@ -272,13 +271,16 @@ impl FtpStorage {
         }
     }
 
-    /// Whether the server cannot write a small file either. Many report a full disk only as a transfer that was aborted.
-    fn is_full(session: &mut Session, spool: &Spool, probe: &str) -> bool {
-        let written = session.write(probe, &mut spool.contents().take(PROBE));
-        let is_full =
-            matches!(written, Err(WriteError::Failed(Failure::Reply(Reply { code: 426 | 451 | 452 | 552, .. }))));
+    /// Whether the server can write an empty file, but no small one. Many report a full disk only as a transfer that was
+    /// aborted, as they do all transfers while they are busy.
+    fn is_full(session: &mut Session, spool: &Spool, probes: [&str; 2]) -> bool {
+        let [empty, small] = probes;
+        let is_full = session.write(empty, &mut io::empty()).is_ok() && {
+            let written = session.write(small, &mut spool.contents().take(PROBE));
+            matches!(written, Err(WriteError::Failed(Failure::Reply(Reply { code: 426 | 451 | 452 | 552, .. }))))
+        };
         // Best effort, like that of the temporary file.
-        let _ = session.remove(probe);
+        probes.iter().for_each(|probe| drop(session.remove(probe)));
         is_full
     }
 
@@ -349,6 +351,7 @@ impl FtpStorage {
         self.walk(session, &[""], 1, &mut |folder, entry| {
             let object = format!("{folder}{}", entry.name);
             match entry.kind {
+                _ if !may_all_go || files.len() == MOST => may_all_go = false,
                 Kind::File if writer_of(entry.name).is_some() || may_go(&object) => files.push(object),
                 Kind::Folder if folder.is_empty() && may_go(&format!("{object}/")) => folders.push(object),
                 _ => may_all_go = false,
@@ -465,8 +468,8 @@ impl Storage for FtpStorage {
         // The temporary file still takes its room.
         let is_full = match &stored {
             Err(WriteError::Failed(Failure::Reply(Reply { code: 426 | 451, .. }))) => {
-                let probe = session.path(&format!("{folder}{}", temporary_name(spool.run())));
-                Self::is_full(&mut session, spool, &probe)
+                let probes = [(); 2].map(|()| session.path(&format!("{folder}{}", temporary_name(spool.run()))));
+                Self::is_full(&mut session, spool, probes.each_ref().map(String::as_str))
             }
             _ => false,
         };
@@ -509,6 +512,7 @@ impl Storage for FtpStorage {
         let mut is_empty = true;
         let walked = self.walk(&mut session, &[prefix], depth, &mut |folder, entry| {
             is_empty = false;
+            self.note_seen();
             if entry.kind == Kind::File && !entry.name.starts_with(TEMPORARY) {
                 found(ObjectInfo { name: format!("{folder}{}", entry.name), length: entry.length });
             }

@@ -10,12 +10,13 @@ use tracing::debug;
 use super::address::{Address, Security};
 use super::failure::{Failure, explain, shown};
 use super::listing::{Entry, Kind, parse_machine, parse_unix};
+use super::socket::Socket;
 use super::tls::{Tls, TlsSession};
 use super::wire::{Control, Reply, Stream};
 use crate::storage::error::ErrorKind;
 use crate::storage::netrc::Login;
 
-/// How long to wait for a connection, unless the patience with silence is shorter.
+/// How long to wait for a connection at most. [`Server::stall`] may be shorter.
 const CONNECT: Duration = Duration::from_secs(30);
 /// How long to wait for a reply that only explains a failure, and for the end of a connection.
 const LAST_WORDS: Duration = Duration::from_secs(5);
@@ -25,6 +26,10 @@ const IDLE: Duration = Duration::from_secs(45);
 const PIECE: usize = 64 << 10;
 /// Bytes of a line of a listing.
 const LONGEST_LINE: u64 = 8 << 10;
+/// Bytes of a listing of a folder: some million files.
+const LONGEST_LISTING: u64 = 1 << 30;
+/// Bytes that are read from a server that should only receive, such as messages of TLS.
+const LONGEST_REST: u64 = 64 << 10;
 
 /// How to open sessions on a server.
 #[derive(Debug)]
@@ -85,7 +90,7 @@ impl Session {
     fn open_once(server: &Arc<Server>) -> Result<Self, Failure> {
         let Address { security, host, port, path, .. } = &server.address;
         let socket = connect_to(host, *port, server.stall)?;
-        let peer = socket.peer_addr().map_err(|error| Failure::io(&error, server.stall))?.ip();
+        let peer = socket.0.peer_addr().map_err(|error| Failure::io(&error, server.stall))?.ip();
         let encrypt = |stream: Stream| match (&server.tls, stream) {
             (Some(tls), Stream::Plain(socket)) => Ok(Stream::Tls(tls.connect(host, socket, None, server.stall)?)),
             (_, stream) => Ok(stream),
@@ -215,13 +220,13 @@ impl Session {
 
     fn send(&mut self, command: &str) -> Result<(), Failure> {
         let sent = self.control().and_then(|control| {
-            // A reply that no command asked for would be taken for the one to this command.
+            // An unexpected reply would otherwise be taken for the reply to this command.
             if control.is_in_step() { control.send(command) } else { Err(control.receive().map_or_else(|e| e, lost)) }
         });
         self.note(sent)
     }
 
-    /// Receives a reply. The one that the server closes the connection ends the session.
+    /// Receives a reply. Code 421, with which the server closes the connection, ends the session.
     fn receive(&mut self) -> Result<Reply, Failure> {
         let received = self.control().and_then(|control| match control.receive()? {
             reply if reply.code == 421 => Err(lost(reply)),
@@ -290,7 +295,7 @@ impl Session {
     }
 
     /// Opens a connection for data. It goes to the same machine, whatever the server says.
-    fn connect(&mut self) -> Result<TcpStream, Failure> {
+    fn connect(&mut self) -> Result<Socket, Failure> {
         let port = if self.is_old {
             None
         } else {
@@ -388,7 +393,6 @@ impl Session {
                     return Ok(filled);
                 }
                 Ok(read) => filled += read,
-                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
                 Err(error) => {
                     drop(data);
                     let failure = Failure::io(&error, self.server.stall);
@@ -443,7 +447,7 @@ impl Session {
         }
         // A socket that is closed with unread bytes, such as those of TLS, resets the connection.
         let _ = data.socket().set_read_timeout(Some(LAST_WORDS.min(self.server.stall)));
-        while data.read(&mut piece).is_ok_and(|read| read > 0) {}
+        let _ = io::copy(&mut (&mut data).take(LONGEST_REST), &mut io::sink());
         drop(data);
         self.complete()?;
         Ok(())
@@ -457,13 +461,14 @@ impl Session {
             Err(failure) if failure.may_be_missing() => return Ok(false),
             data => data?,
         };
-        let (mut data, mut line, mut exists) = (BufReader::with_capacity(PIECE, data), Vec::new(), false);
+        let mut data = BufReader::with_capacity(PIECE, data);
+        let (mut line, mut exists, mut length) = (Vec::new(), false, 0);
         loop {
             line.clear();
             match (&mut data).take(LONGEST_LINE).read_until(b'\n', &mut line) {
                 Ok(0) => break,
-                Ok(_) if line.ends_with(b"\n") => {}
-                // The rest of a line that is cut off or too long.
+                Ok(read) if line.ends_with(b"\n") && length < LONGEST_LISTING => length += read as u64,
+                // The rest of a line that is cut off or too long, or a list that is too long.
                 Ok(_) => return Err(self.end_with(Failure::malformed())),
                 Err(error) => {
                     let failure = Failure::io(&error, self.server.stall);
@@ -493,17 +498,25 @@ impl Session {
         // Best effort: the server has sent everything.
         let _ = data.get_mut().end();
         drop(data);
-        let text = match self.complete() {
+        let reply = match self.complete() {
             Err(failure) if failure.may_be_missing() => return Ok(false),
-            reply => reply?.text.to_ascii_lowercase(),
+            reply => reply?,
         };
+        let text = reply.text.to_ascii_lowercase();
         // Servers cut off long lists, and say so only here.
         if text.contains("truncated") {
             let why = "the server cuts off its lists of files; its limit must be raised";
             return Err(Failure::Wrong(ErrorKind::Other, why.to_owned()));
         }
+        let is_failed = ["failed", "denied"].iter().any(|word| text.contains(word));
         // An empty list may be that of a missing folder.
-        if exists && !text.contains("failed") { Ok(true) } else { self.enters(path) }
+        match (exists && !is_failed) || self.enters(path)? {
+            true if is_failed => {
+                let why = format!("the server does not list {path} ({})", shown(&reply));
+                Err(Failure::Wrong(ErrorKind::PermissionDenied, why))
+            }
+            exists => Ok(exists),
+        }
     }
 }
 
@@ -532,7 +545,7 @@ fn refused(failure: Failure) -> Failure {
 }
 
 /// Connects to a server.
-fn connect_to(host: &str, port: u16, stall: Duration) -> Result<TcpStream, Failure> {
+fn connect_to(host: &str, port: u16, stall: Duration) -> Result<Socket, Failure> {
     let away = |why: String| Failure::Lost(ErrorKind::Unavailable, why);
     let addresses = (host, port).to_socket_addrs();
     let addresses = addresses.map_err(|e| away(format!("the server's name cannot be looked up: {e}")))?;
@@ -546,11 +559,11 @@ fn connect_to(host: &str, port: u16, stall: Duration) -> Result<TcpStream, Failu
     Err(away(why))
 }
 
-fn set_up(socket: TcpStream, stall: Duration) -> io::Result<TcpStream> {
+fn set_up(socket: TcpStream, stall: Duration) -> io::Result<Socket> {
     socket.set_read_timeout(Some(stall))?;
     socket.set_write_timeout(Some(stall))?;
     socket.set_nodelay(true)?;
-    Ok(socket)
+    Ok(Socket(socket))
 }
 
 /// The port in `Entering Extended Passive Mode (|||12345|)`.

@@ -5,20 +5,24 @@
 //! the end of the handshake, and some servers fail transfers, since sessions are sent after the handshake there.
 
 use std::fs;
-use std::net::TcpStream;
 use std::path::Path;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use openssl::error::ErrorStack;
-use openssl::ssl::{HandshakeError, ShutdownState, SslConnector, SslMethod, SslSession, SslStream, SslVersion};
+use openssl::ssl::{
+    ErrorCode, HandshakeError, ShutdownState, SslConnector, SslMethod, SslSession, SslStream, SslVersion,
+};
 use openssl::x509::{X509, X509VerifyResult, store::X509StoreBuilder};
 
 use super::failure::Failure;
+use super::socket::Socket;
 use crate::storage::error::ErrorKind;
 
 /// OpenSSL's code of the server's message that it does not have the version of TLS.
 const PROTOCOL_VERSION: i32 = 1070;
+/// OpenSSL's code of a connection that ended.
+const UNEXPECTED_END: i32 = 294;
 
 /// Makes connections with TLS.
 pub(super) struct Tls {
@@ -30,22 +34,29 @@ pub(super) struct Tls {
 
 /// A connection with TLS.
 #[derive(Debug)]
-pub(super) struct TlsStream(pub(super) SslStream<TcpStream>);
+pub(super) struct TlsStream {
+    pub(super) ssl: SslStream<Socket>,
+    /// It was made by the connector for the newest version.
+    is_newest: bool,
+}
 
 impl Drop for TlsStream {
     fn drop(&mut self) {
         // Otherwise OpenSSL takes the end of a transfer for an attack, and no other connection can continue the session.
-        self.0.set_shutdown(ShutdownState::SENT | ShutdownState::RECEIVED);
+        self.ssl.set_shutdown(ShutdownState::SENT | ShutdownState::RECEIVED);
     }
 }
 
 /// The session of a connection, which others continue.
-pub(super) struct TlsSession(SslSession);
+pub(super) struct TlsSession {
+    session: SslSession,
+    is_newest: bool,
+}
 
 impl TlsSession {
     /// With TLS 1.3, the server sends it after the handshake, before its first reply.
-    pub(super) fn of(TlsStream(stream): &TlsStream) -> Option<Self> {
-        stream.ssl().session().map(|session| TlsSession(session.to_owned()))
+    pub(super) fn of(TlsStream { ssl, is_newest }: &TlsStream) -> Option<Self> {
+        ssl.ssl().session().map(|session| TlsSession { session: session.to_owned(), is_newest: *is_newest })
     }
 }
 
@@ -76,30 +87,31 @@ impl Tls {
         self.needs_newest.load(Ordering::Relaxed)
     }
 
-    /// Makes a connection to `host`, and checks its certificate. Continues a session of this connector, if there is one.
+    /// Makes a connection to `host`, and checks its certificate. Continues a session with the same version.
     pub(super) fn connect(
         &self,
         host: &str,
-        socket: TcpStream,
+        socket: Socket,
         session: Option<&TlsSession>,
         stall: Duration,
     ) -> Result<TlsStream, Failure> {
         let failed = |e: &dyn std::fmt::Display| {
             Failure::Lost(ErrorKind::Refused, format!("no encrypted connection can be made to the server: {e}"))
         };
-        let connector = if self.needs_newest() { &self.newest } else { &self.usual };
+        let is_newest = self.needs_newest();
+        let connector = if is_newest { &self.newest } else { &self.usual };
         let mut ssl = connector.configure().and_then(|configured| configured.into_ssl(host)).map_err(|e| failed(&e))?;
-        if let Some(TlsSession(session)) = session {
+        if let Some(session) = session.filter(|session| session.is_newest == is_newest) {
             #[expect(
                 unsafe_code,
                 reason = "the session was made by the same connector, which is what the caller must ensure"
             )]
-            // SAFETY: sessions are those of control connections of the same server. If the connector has changed since, OpenSSL
-            // makes a new session.
-            let continued = unsafe { ssl.set_session(session) };
+            // SAFETY: sessions are those of control connections of this `Tls`, which has one connector for each value of
+            // `is_newest`.
+            let continued = unsafe { ssl.set_session(&session.session) };
             continued.map_err(|e| failed(&e))?;
         }
-        ssl.connect(socket).map(TlsStream).map_err(|error| match error {
+        ssl.connect(socket).map(|ssl| TlsStream { ssl, is_newest }).map_err(|error| match error {
             HandshakeError::SetupFailure(error) => failed(&error),
             // The socket has a timeout.
             HandshakeError::WouldBlock(_) => Failure::io(&std::io::ErrorKind::WouldBlock.into(), stall),
@@ -117,8 +129,11 @@ impl Tls {
                 if stack.iter().any(|error| error.reason_code() == PROTOCOL_VERSION) {
                     self.needs_newest.store(true, Ordering::Relaxed);
                 }
+                let has_ended = stream.error().code() == ErrorCode::SYSCALL
+                    || stack.iter().any(|error| error.reason_code() == UNEXPECTED_END);
                 match stream.error().io_error() {
                     Some(error) => Failure::io(error, stall),
+                    None if has_ended => Failure::io(&std::io::ErrorKind::UnexpectedEof.into(), stall),
                     None => failed(stream.error()),
                 }
             }

@@ -1,4 +1,4 @@
-//! Connections, and commands and replies on the control connection.
+//! Commands and replies on the control connection, and connections with and without encryption.
 
 use std::io::{self, Read, Write};
 use std::net::TcpStream;
@@ -8,6 +8,7 @@ use openssl::ssl::ShutdownState;
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 
 use super::failure::Failure;
+use super::socket::Socket;
 use super::tls::TlsStream;
 
 /// Bytes of a line of a reply.
@@ -18,15 +19,15 @@ const LONGEST_REPLY: usize = 64 << 10;
 /// A connection.
 #[derive(Debug)]
 pub(super) enum Stream {
-    Plain(TcpStream),
+    Plain(Socket),
     Tls(TlsStream),
 }
 
 impl Stream {
     pub(super) fn socket(&self) -> &TcpStream {
         match self {
-            Stream::Plain(socket) => socket,
-            Stream::Tls(TlsStream(stream)) => stream.get_ref(),
+            Stream::Plain(Socket(socket)) => socket,
+            Stream::Tls(stream) => &stream.ssl.get_ref().0,
         }
     }
 
@@ -36,14 +37,14 @@ impl Stream {
         let arrived = poll(&mut socket, Some(&Timespec { tv_sec: 0, tv_nsec: 0 }));
         let decrypted = match self {
             Stream::Plain(_) => 0,
-            Stream::Tls(TlsStream(stream)) => stream.ssl().pending(),
+            Stream::Tls(stream) => stream.ssl.ssl().pending(),
         };
         arrived == Ok(0) && decrypted == 0
     }
 
     /// Says that nothing more is sent.
     pub(super) fn end(&mut self) -> io::Result<()> {
-        if let Stream::Tls(TlsStream(stream)) = self
+        if let Stream::Tls(TlsStream { ssl: stream, .. }) = self
             && !stream.get_shutdown().contains(ShutdownState::SENT)
         {
             // Without it, a server takes the end for an attack.
@@ -57,7 +58,7 @@ impl Read for Stream {
     fn read(&mut self, bytes: &mut [u8]) -> io::Result<usize> {
         match self {
             Stream::Plain(socket) => socket.read(bytes),
-            Stream::Tls(TlsStream(stream)) => stream.read(bytes),
+            Stream::Tls(stream) => stream.ssl.read(bytes),
         }
     }
 }
@@ -66,14 +67,14 @@ impl Write for Stream {
     fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
         match self {
             Stream::Plain(socket) => socket.write(bytes),
-            Stream::Tls(TlsStream(stream)) => stream.write(bytes),
+            Stream::Tls(stream) => stream.ssl.write(bytes),
         }
     }
 
     fn flush(&mut self) -> io::Result<()> {
         match self {
             Stream::Plain(socket) => socket.flush(),
-            Stream::Tls(TlsStream(stream)) => stream.flush(),
+            Stream::Tls(stream) => stream.ssl.flush(),
         }
     }
 }
@@ -202,7 +203,7 @@ mod tests {
         let (mut server, _) = listener.accept().unwrap();
         let bytes = bytes.to_owned();
         let writer = std::thread::spawn(move || server.write_all(&bytes).ok());
-        let mut control = Control::new(Stream::Plain(client), Duration::from_secs(9));
+        let mut control = Control::new(Stream::Plain(Socket(client)), Duration::from_secs(9));
         let replies = (0..count).map(|_| control.receive().ok()).collect();
         drop(control);
         writer.join().unwrap();

@@ -32,12 +32,9 @@ use requests::{Features, Item, Rclone};
 use super::contract::{Capabilities, ObjectInfo, Rivals, Stamp, Storage};
 use super::error::{Error, ErrorKind};
 use super::http::version;
-use super::layout::{LOST_AND_FOUND, TEMPORARY, temporary_name, writer_of};
+use super::layout::{LOST_AND_FOUND, MOST, TEMPORARY, temporary_name, writer_of};
 use super::remote::Remote;
 use super::spool::{Spool, Spools};
-
-/// Temporary files of killed runs, and files of an interrupted `create`, that are remembered from a listing.
-const MOST: usize = 100_000;
 
 /// A target that is a directory on a remote of rclone.
 #[derive(Debug)]
@@ -45,7 +42,7 @@ pub struct RcloneStorage {
     rclone: Rclone,
     address: Address,
     spools: Spools,
-    /// An object was read or stored, so the directory cannot be empty unless its disk was unmounted.
+    /// The directory had an entry, so it cannot be empty unless its disk was unmounted.
     seen: AtomicBool,
     features: OnceLock<Features>,
     /// After `create`: whether it made the directory.
@@ -57,13 +54,16 @@ impl RcloneStorage {
     pub fn open(address: &Address, remote: &Remote) -> Result<Self, Error> {
         let storage = RcloneStorage::new(address, remote, "open")?;
         let failed = |failure: Failure| failure.into_error("open", &shown(address));
-        // Buckets have no directories: one without objects is missing.
-        if storage.rclone.list("", false, &mut |_| ()).map_err(failed)?
-            || storage.features().map_err(failed)?.has_buckets
-        {
-            return Ok(storage);
+        match storage.rclone.list("", false, &mut |_| ()) {
+            Err(failure) if failure.kind == ErrorKind::NotFound => {
+                if storage.features().map_err(failed)?.keeps_empty_folders {
+                    let why = format!("the remote has no such directory ({})", failure.why);
+                    return Err(failed(Failure { why, ..failure }));
+                }
+            }
+            listed => listed.map_err(failed)?,
         }
-        Err(Error::new(ErrorKind::NotFound, "open", &shown(address), "the remote has no such directory"))
+        Ok(storage)
     }
 
     fn new(address: &Address, remote: &Remote, action: &'static str) -> Result<Self, Error> {
@@ -86,10 +86,14 @@ impl RcloneStorage {
     ) -> Result<Self, Error> {
         let mut storage = RcloneStorage::new(address, remote, "create")?;
         let failed = |failure: Failure| failure.into_error("create", &shown(address));
-        let exists = storage.rclone.list("", false, &mut |_| ()).map_err(failed)?;
+        let exists = match storage.rclone.list("", false, &mut |_| ()) {
+            Err(failure) if failure.kind == ErrorKind::NotFound => false,
+            listed => listed.map(|()| true).map_err(failed)?,
+        };
         if !exists {
             storage.rclone.make_root().map_err(failed)?;
-        } else if !storage.clear(is_leftover).map_err(failed)? {
+        }
+        if !storage.clear(is_leftover).map_err(failed)? {
             let why = "the directory is not empty";
             return Err(Error::new(ErrorKind::AlreadyExists, "create", &shown(address), why));
         }
@@ -97,7 +101,7 @@ impl RcloneStorage {
         Ok(storage)
     }
 
-    /// Notes that the directory has an object.
+    /// Notes that the directory has an entry.
     fn note_seen(&self) {
         if !self.seen.load(Ordering::Relaxed) {
             self.seen.store(true, Ordering::Relaxed);
@@ -105,28 +109,26 @@ impl RcloneStorage {
     }
 
     /// Fails if the directory is missing, or is the empty mount point of an unplugged disk: then an object may not be
-    /// missing. A directory that no object was seen in may be empty.
-    fn make_sure_of_root(&self) -> Result<(), Failure> {
-        let mut is_empty = true;
-        if self.seen.load(Ordering::Relaxed) {
-            self.rclone.list("", false, &mut |_| is_empty = false)?;
-            if is_empty {
-                return Err(Failure::new(ErrorKind::Unavailable, "the repository's directory is empty or missing"));
-            }
+    /// missing. Returns whether the directory exists: one of a remote without folders does not before the first object.
+    fn make_sure_of_root(&self) -> Result<bool, Failure> {
+        let (mut is_empty, seen) = (true, self.seen.load(Ordering::Relaxed));
+        let exists = match self.rclone.list("", false, &mut |_| is_empty = false) {
+            Err(failure) if failure.kind == ErrorKind::NotFound => false,
+            listed => listed.map(|()| true)?,
+        };
+        if (is_empty && seen) || (!exists && self.features()?.keeps_empty_folders) {
+            return Err(Failure::new(ErrorKind::Unavailable, "the repository's directory is empty or missing"));
         }
-        Ok(())
+        Ok(exists)
     }
 
-    /// The file of an object; `None` if it is missing.
+    /// The file of an object; `None` if it is missing or not a file.
     fn find(&self, name: &str) -> Result<Option<Item>, Failure> {
-        match self.rclone.stat(name)? {
-            Some(item) if item.is_dir => Err(Failure::new(ErrorKind::NotAFile, "it is not a file")),
-            Some(item) => {
-                self.note_seen();
-                Ok(Some(item))
-            }
-            None => Ok(None),
+        let found = self.rclone.file(name)?;
+        if found.is_some() {
+            self.note_seen();
         }
+        Ok(found)
     }
 
     /// The file of an object.
@@ -135,7 +137,35 @@ impl RcloneStorage {
             return Ok(item);
         }
         self.make_sure_of_root()?;
-        Err(Failure::new(ErrorKind::NotFound, "the remote has no such file"))
+        match self.rclone.entry(name)? {
+            Some(item) if item.is_dir => Err(Failure::new(ErrorKind::NotAFile, "it is not a file")),
+            Some(item) => Ok(item),
+            None => Err(Failure::new(ErrorKind::NotFound, "the remote has no such file")),
+        }
+    }
+
+    /// Calls `found` with all entries of a folder (`packs/`) and of folders in it. A missing folder has none.
+    fn each(&self, folder: &str, found: &mut dyn FnMut(Item)) -> Result<(), Failure> {
+        let (folder, mut is_empty) = (folder.trim_end_matches('/'), true);
+        let listed = self.rclone.list(folder, true, &mut |item| {
+            is_empty = false;
+            found(item);
+        });
+        let missing = match listed {
+            Err(failure) if failure.kind == ErrorKind::NotFound => Some(failure),
+            listed => listed.map(|()| None)?,
+        };
+        // A missing folder has no objects, but one of a missing disk may have.
+        if is_empty || missing.is_some() {
+            let has_root = self.make_sure_of_root()?;
+            if let Some(failure) = missing
+                && has_root
+                && (folder.is_empty() || self.rclone.entry(folder)?.is_some())
+            {
+                return Err(Failure { kind: ErrorKind::Unavailable, ..failure });
+            }
+        }
+        Ok(())
     }
 
     fn read_range(&self, name: &str, offset: u64, length: usize, bytes: &mut Vec<u8>) -> Result<(), Failure> {
@@ -190,13 +220,19 @@ impl RcloneStorage {
         if self.find(name)?.is_some() {
             return Ok(false);
         }
-        let renames = self.renames()?;
+        let (features, renames) = (self.features()?, self.renames()?);
+        // rclone makes missing folders, also the repository's own, such as on a disk that is not mounted.
+        if features.keeps_empty_folders {
+            self.make_sure_of_root()?;
+        }
         let folder = name.rfind('/').map_or("", |end| name.get(..=end).unwrap_or_default());
         let temporary = format!("{folder}{}", temporary_name(spool.run()));
         let path = if renames { temporary.as_str() } else { name };
+        let mut may_be_ours = features.shows_partial_files;
         let stored = self.rclone.store(path, spool.length(), &mut spool.upload()).and_then(|()| {
-            let stored = self.rclone.stat(path)?.map(|item| item.length()).transpose()?;
+            let stored = self.rclone.file(path)?.map(|item| item.length()).transpose()?;
             if stored != Some(spool.length()) {
+                may_be_ours = true;
                 let why = format!("the remote has {} of {} bytes", stored.unwrap_or_default(), spool.length());
                 return Err(Failure::new(ErrorKind::Unavailable, why));
             }
@@ -217,10 +253,12 @@ impl RcloneStorage {
         });
         match &stored {
             Ok(true) => self.note_seen(),
-            // Best effort: listings skip a temporary file. An object of another size is removed before it is stored again.
+            // Best effort: listings skip a temporary file.
             Ok(false) => drop(self.rclone.remove(&temporary)),
             Err(_) if renames => drop(self.rclone.remove(&temporary)),
-            Err(_) => self.remove_short(name, spool.length()),
+            Err(_) if may_be_ours => self.remove_short(name, spool.length()),
+            // The remote stores a file as a whole or not at all: one of another size is another writer's.
+            Err(_) => {}
         }
         stored
     }
@@ -238,7 +276,7 @@ impl RcloneStorage {
     /// nothing and returns false.
     fn clear(&self, may_go: &dyn Fn(&str) -> bool) -> Result<bool, Failure> {
         let (mut files, mut may_all_go) = (Vec::new(), true);
-        self.rclone.list("", true, &mut |item| {
+        self.each("", &mut |item| {
             if item.path == LOST_AND_FOUND || !may_all_go {
                 return;
             }
@@ -289,6 +327,12 @@ impl Storage for RcloneStorage {
         match self.upload(spool, rivals) {
             Ok(true) => Ok(()),
             Ok(false) => Err(Error::new(ErrorKind::AlreadyExists, "store", name, "the object exists")),
+            // It is a part of the remote that is missing, and not the object.
+            Err(failure) if failure.kind == ErrorKind::NotFound => {
+                let away = self.make_sure_of_root().err();
+                let failure = away.unwrap_or(Failure { kind: ErrorKind::Other, ..failure });
+                Err(failure.into_error("store", name))
+            }
             Err(failure) => Err(failure.into_error("store", name)),
         }
     }
@@ -312,9 +356,9 @@ impl Storage for RcloneStorage {
     fn visit(&self, prefix: &str, found: &mut dyn FnMut(ObjectInfo)) -> Result<(), Error> {
         let shown = if prefix.is_empty() { "the repository" } else { prefix };
         let failed = |failure: Failure| failure.into_error("list", shown);
-        let (mut problem, mut is_empty) = (None, true);
-        let listed = self.rclone.list(prefix.trim_end_matches('/'), true, &mut |item| {
-            is_empty = false;
+        let mut problem = None;
+        let listed = self.each(prefix, &mut |item| {
+            self.note_seen();
             let base = item.path.rsplit('/').next().unwrap_or_default();
             if item.is_dir || base.starts_with(TEMPORARY) || !item.path.starts_with(prefix) {
                 return;
@@ -324,12 +368,7 @@ impl Storage for RcloneStorage {
                 Err(failure) => problem = Some(failure),
             }
         });
-        listed.map_err(failed)?;
-        if let Some(failure) = problem {
-            return Err(failed(failure));
-        }
-        // A missing folder has no objects, but one of a missing disk may have.
-        if is_empty { self.make_sure_of_root().map_err(failed) } else { Ok(()) }
+        listed.and_then(|()| problem.map_or(Ok(()), Err)).map_err(failed)
     }
 
     fn remove(&self, name: &str) -> Result<(), Error> {
@@ -354,15 +393,14 @@ impl Storage for RcloneStorage {
         }
         let mut temporaries = Vec::new();
         for prefix in prefixes {
-            self.rclone
-                .list(prefix.trim_end_matches('/'), true, &mut |item| {
-                    let base = item.path.rsplit('/').next().unwrap_or_default();
-                    let is_left = !item.is_dir && writer_of(base).is_some_and(|run| runs.contains(&run));
-                    if is_left && temporaries.len() < MOST {
-                        temporaries.push(item.path);
-                    }
-                })
-                .map_err(failed)?;
+            let listed = self.each(prefix, &mut |item| {
+                let base = item.path.rsplit('/').next().unwrap_or_default();
+                let is_left = !item.is_dir && writer_of(base).is_some_and(|run| runs.contains(&run));
+                if is_left && temporaries.len() < MOST {
+                    temporaries.push(item.path);
+                }
+            });
+            listed.map_err(failed)?;
         }
         for temporary in &temporaries {
             match self.rclone.remove(temporary) {

@@ -2,6 +2,7 @@
 //!
 //! It serves on two Unix sockets in a folder that only this user can enter, so it needs no password.
 
+use std::ffi::OsStr;
 use std::fs;
 use std::io::{self, Read};
 use std::os::unix::fs::MetadataExt;
@@ -29,6 +30,56 @@ const ENDING: Duration = Duration::from_secs(2);
 const MESSAGE: Duration = Duration::from_millis(300);
 /// The prefix of the names of folders with sockets; the number of the process follows.
 const PREFIX: &str = "brackfs-rclone-";
+/// Options of rclone that are not taken from its variables (`RCLONE_DRY_RUN`): they hide or keep files, serve on other
+/// addresses as well, or send messages elsewhere.
+const UNSET: [&str; 43] = [
+    "ADDR",
+    "ALLOW_ORIGIN",
+    "APPEND_ONLY",
+    "BACKUP_DIR",
+    "BASEURL",
+    "CERT",
+    "CLIENT_CA",
+    "COMPARE_DEST",
+    "COPY_DEST",
+    "CUTOFF_MODE",
+    "DRY_RUN",
+    "HASH_FILTER",
+    "HTPASSWD",
+    "IGNORE_CASE",
+    "IGNORE_EXISTING",
+    "IMMUTABLE",
+    "INTERACTIVE",
+    "KEY",
+    "MAX_AGE",
+    "MAX_DEPTH",
+    "MAX_DURATION",
+    "MAX_SIZE",
+    "MAX_TRANSFER",
+    "MIN_AGE",
+    "MIN_SIZE",
+    "MIN_TLS_VERSION",
+    "NAME_TRANSFORM",
+    "PASS",
+    "PRIVATE_REPOS",
+    "QUIET",
+    "RC",
+    "REALM",
+    "RESPONSE_HEADER",
+    "SALT",
+    "STDIO",
+    "SUFFIX",
+    "SUFFIX_KEEP_EXTENSION",
+    "SYSLOG",
+    "SYSLOG_FACILITY",
+    "UPDATE",
+    "USER",
+    "USER_FROM_HEADER",
+    "USE_JSON_LOG",
+];
+/// The beginnings of names of more such options.
+const UNSET_FAMILIES: [&str; 8] =
+    ["EXCLUDE", "FILES_FROM", "FILTER", "INCLUDE", "LOG_", "METADATA_", "METRICS_", "RC_"];
 
 /// How to start rclone, and the process that runs now.
 #[derive(Debug)]
@@ -133,13 +184,14 @@ impl Process {
             "--rc-no-auth",
             "--ask-password=false",
         ]);
-        // Objects change without restic's protocol, too.
+        // Commands on the other socket change objects as well, which a cache would not notice.
         command.args(["--cache-objects=false", "--user=", "--pass="]);
         command.arg(format!("--addr=unix://{}", self.objects().display()));
         command.arg(format!("--rc-addr=unix://{}", self.commands().display()));
         command.arg("--").arg(&self.remote);
         // Ctrl-C in the terminal ends brackfs in order, and not rclone under it.
         command.process_group(0).stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::piped());
+        std::env::vars_os().filter(|(name, _)| is_unset(name)).for_each(|(name, _)| _ = command.env_remove(name));
         end_with_parent(&mut command);
         command
     }
@@ -230,7 +282,7 @@ impl Shared {
                 self.changed.notify_all();
             }
         }
-        // Not reaped before the flag is set: the number of the process stays its own until then.
+        // Cleared before the process is reaped, after which another one can get its number.
         let mut state = lock(&self.state);
         state.process = None;
         drop(state);
@@ -270,6 +322,13 @@ impl Drop for Running {
     }
 }
 
+/// Whether rclone does not get a variable of this name.
+fn is_unset(name: &OsStr) -> bool {
+    let option = name.to_str().and_then(|name| name.strip_prefix("RCLONE_"));
+    option
+        .is_some_and(|option| UNSET.contains(&option) || UNSET_FAMILIES.iter().any(|family| option.starts_with(family)))
+}
+
 /// A line of rclone's log without the time.
 fn without_time(line: &str) -> String {
     let is_time =
@@ -294,4 +353,33 @@ fn sweep(base: &Path) {
 
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn variables_of_remotes_and_of_the_network_are_passed_on_and_filters_are_not() {
+        for name in [
+            "RCLONE_CONFIG",
+            "RCLONE_CONFIG_B2_KEY",
+            "RCLONE_S3_ENDPOINT",
+            "RCLONE_USER_AGENT",
+            "RCLONE_BWLIMIT",
+            "FILTER",
+        ] {
+            assert!(!is_unset(name.as_ref()), "{name}");
+        }
+        for name in [
+            "RCLONE_FILTER_FROM",
+            "RCLONE_FILES_FROM0",
+            "RCLONE_MAX_AGE",
+            "RCLONE_RC_ADDR",
+            "RCLONE_ADDR",
+            "RCLONE_LOG_FILE",
+        ] {
+            assert!(is_unset(name.as_ref()), "{name}");
+        }
+    }
 }

@@ -40,8 +40,8 @@ pub(super) struct Features {
     pub(super) shows_partial_files: bool,
     /// Files can be renamed without a copy.
     pub(super) renames: bool,
-    /// Folders exist only as parts of names.
-    pub(super) has_buckets: bool,
+    /// A folder without files exists. Elsewhere, folders are only parts of names.
+    pub(super) keeps_empty_folders: bool,
 }
 
 /// A file or a folder in a listing.
@@ -131,13 +131,23 @@ impl Rclone {
         Ok(Features {
             shows_partial_files: has("PartialUploads"),
             renames: has("Move"),
-            has_buckets: has("BucketBased"),
+            keeps_empty_folders: has("CanHaveEmptyDirectories"),
         })
     }
 
-    /// A file or a folder; `None` if it is missing.
-    pub(super) fn stat(&self, path: &str) -> Result<Option<Item>, Failure> {
-        let mut answer = self.ask("operations/stat", &json!({ "fs": self.remote, "remote": path }))?;
+    /// A file; `None` if it is missing, or is a folder.
+    pub(super) fn file(&self, path: &str) -> Result<Option<Item>, Failure> {
+        self.stat(path, true)
+    }
+
+    /// A file or a folder; `None` if it is missing. Lists the whole folder around a path that is not a file.
+    pub(super) fn entry(&self, path: &str) -> Result<Option<Item>, Failure> {
+        self.stat(path, false)
+    }
+
+    fn stat(&self, path: &str, files_only: bool) -> Result<Option<Item>, Failure> {
+        let parameters = json!({ "fs": self.remote, "remote": path, "opt": { "filesOnly": files_only } });
+        let mut answer = self.ask("operations/stat", &parameters)?;
         match answer.get_mut("item").map(Value::take) {
             None => Err(malformed()),
             Some(Value::Null) => Ok(None),
@@ -165,20 +175,18 @@ impl Rclone {
         self.ask("operations/rmdirs", &parameters).map(drop)
     }
 
-    /// Calls `found` with all entries of a folder, and of folders in it if it is `deep`. Returns false if it is missing.
-    pub(super) fn list(&self, folder: &str, deep: bool, found: &mut dyn FnMut(Item)) -> Result<bool, Failure> {
+    /// Calls `found` with all entries of a folder, and of folders in it if it is `deep`. A missing folder is
+    /// [`ErrorKind::NotFound`], but so is a folder in it that vanishes during a deep listing.
+    pub(super) fn list(&self, folder: &str, deep: bool, found: &mut dyn FnMut(Item)) -> Result<(), Failure> {
         let options = json!({ "recurse": deep, "noModTime": true, "noMimeType": true });
         let parameters = json!({ "fs": self.remote, "remote": folder, "opt": options });
-        let mut answer = match self.command("operations/list", &parameters) {
-            Err(failure) if failure.kind == ErrorKind::NotFound => return Ok(false),
-            answer => answer?,
-        };
+        let mut answer = self.command("operations/list", &parameters)?;
         let mut body = BufReader::new(answer.body());
         let listed = {
             let mut parser = serde_json::Deserializer::from_reader(&mut body);
             parser.deserialize_map(Listing(found)).and_then(|()| parser.end())
         };
-        listed.map(|()| true).map_err(|error| match error.is_io() {
+        listed.map_err(|error| match error.is_io() {
             true => Failure::new(ErrorKind::Unavailable, "rclone did not send the whole list"),
             false => malformed(),
         })

@@ -31,11 +31,14 @@ use requests::{Bucket, Content};
 use super::contract::{Capabilities, ObjectInfo, Rivals, Stamp, Storage};
 use super::error::{Error, ErrorKind};
 use super::http::version;
+use super::layout::MOST;
 use super::remote::Remote;
 use super::spool::{Spool, Spools};
 
 /// Objects of a page of a listing.
 const PAGE: usize = 1000;
+/// Pages of a listing. Pages of a hostile server might never end.
+const MOST_PAGES: usize = 1_000_000;
 
 /// A target that is a prefix in a bucket.
 #[derive(Debug)]
@@ -100,7 +103,7 @@ impl S3Storage {
     fn each(&self, prefix: &str, found: &mut dyn FnMut(&str, u64)) -> Result<(), Failure> {
         let root = self.address.key_of("");
         let (prefix, mut token): (_, Option<String>) = (self.address.key_of(prefix), None);
-        loop {
+        for _ in 0..MOST_PAGES {
             let page = self.bucket.list(&prefix, token.as_deref(), PAGE)?;
             for (key, length) in &page.objects {
                 let name = key.get(root.len()..).unwrap_or_default();
@@ -117,13 +120,14 @@ impl S3Storage {
                 next => token = next,
             }
         }
+        Err(Failure::new(ErrorKind::Other, "the server's list does not end"))
     }
 
     /// Removes all objects if `may_go` accepts them all. Otherwise removes nothing and returns false.
     fn clear(&self, may_go: &dyn Fn(&str) -> bool) -> Result<bool, Failure> {
         let (mut names, mut may_all_go) = (Vec::new(), true);
         self.each("", &mut |name, _| {
-            if may_all_go && may_go(name) {
+            if may_all_go && names.len() < MOST && may_go(name) {
                 names.push(name.to_owned());
             } else {
                 may_all_go = false;
@@ -170,11 +174,17 @@ impl S3Storage {
     /// Reads a whole object in one request. `Err` with a length: it is larger than `limit`.
     fn read_all(&self, name: &str, limit: usize) -> Result<Result<Vec<u8>, u64>, Failure> {
         let mut answer = self.bucket.get_all(&self.address.key_of(name))?;
-        if let Some(length) = answer.length().filter(|length| *length > limit as u64) {
+        let length = answer.length();
+        if let Some(length) = length.filter(|length| *length > limit as u64) {
             return Ok(Err(length));
         }
         let mut bytes = Vec::new();
         let is_all = answer.read(limit as u64, &mut bytes)?;
+        drop(answer);
+        // Without a length, the end of the connection may be that of the object.
+        if is_all && length.is_none() && self.object(name)?.0 != bytes.len() as u64 {
+            return Err(Failure::new(ErrorKind::Unavailable, "the server did not send the whole object"));
+        }
         Ok(if is_all { Ok(bytes) } else { Err(limit as u64 + 1) })
     }
 

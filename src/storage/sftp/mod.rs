@@ -43,13 +43,9 @@ use wire::{Attributes, Extension, FileKind, Mode, Request, Status};
 
 use super::contract::{Capabilities, ObjectInfo, Rivals, Stamp, Storage};
 use super::error::{Error, ErrorKind};
-use super::layout::{DEPTH, LOST_AND_FOUND, TEMPORARY, temporary_name, writer_of};
+use super::layout::{DEPTH, LOST_AND_FOUND, MOST, TEMPORARY, temporary_name, writer_of};
 use super::remote::Remote;
 use super::spool::{Spool, Spools};
-
-/// Folders, and temporary files of killed runs, that are remembered from a listing. The repository has far fewer; a hostile
-/// server may list any number.
-const MOST: usize = 100_000;
 
 /// If a write fails, the disk counts as full if it has less space than for the object and these bytes.
 const MARGIN: u64 = 1 << 20;
@@ -60,7 +56,7 @@ pub struct SftpStorage {
     pool: Pool,
     address: Address,
     spools: Spools,
-    /// An object was read or stored, so the directory cannot be empty unless its disk was unmounted.
+    /// The directory had an entry, so it cannot be empty unless its disk was unmounted.
     seen: AtomicBool,
     /// A hard link was made, so a link that fails is not an unsupported one.
     links: AtomicBool,
@@ -201,7 +197,7 @@ impl SftpStorage {
         is_listed && !(is_empty && self.seen.load(Ordering::Relaxed))
     }
 
-    /// Notes that the directory has an object.
+    /// Notes that the directory has an entry.
     fn note_seen(&self) {
         if !self.seen.load(Ordering::Relaxed) {
             self.seen.store(true, Ordering::Relaxed);
@@ -366,14 +362,14 @@ impl SftpStorage {
     }
 
     /// Calls `visit` with the entries of the folders (`packs/`), and of folders in them, at most `depth` levels down. The
-    /// arguments are the entry's folder, its name, its kind and its length. Returns the folders, and those that exist.
+    /// arguments are the entry's folder, its name, its kind and its length. Returns all folders, and whether each exists.
     fn walk(
         &self,
         session: &Session,
         folders: &[&str],
         depth: usize,
         visit: &mut dyn FnMut(&str, &str, FileKind, u64),
-    ) -> Result<Vec<String>, Failure> {
+    ) -> Result<Vec<(String, bool)>, Failure> {
         let mut folders: Vec<String> = folders.iter().map(|&folder| folder.to_owned()).collect();
         let mut all = Vec::new();
         for level in 0..=depth {
@@ -395,8 +391,7 @@ impl SftpStorage {
             if too_many {
                 return Err(Failure::Status(Status::Failure, "there are too many folders".to_owned()));
             }
-            let there = folders.into_iter().zip(exist).filter(|(_, exists)| *exists);
-            all.extend(there.map(|(folder, _)| folder));
+            all.extend(folders.into_iter().zip(exist));
             folders = below;
         }
         Ok(all)
@@ -409,6 +404,7 @@ impl SftpStorage {
         self.walk(session, &[""], 1, &mut |folder, name, kind, _| {
             let object = format!("{folder}{name}");
             match kind {
+                _ if !may_all_go || files.len() == MOST => may_all_go = false,
                 FileKind::File if writer_of(name).is_some() || may_go(&object) => files.push(object),
                 FileKind::Directory if folder.is_empty() && may_go(&format!("{object}/")) => folders.push(object),
                 _ => may_all_go = false,
@@ -536,13 +532,14 @@ impl Storage for SftpStorage {
         let session = self.share("list", shown)?;
         let depth = if prefix.is_empty() { DEPTH + 1 } else { DEPTH };
         let walked = self.walk(&session, &[prefix], depth, &mut |folder, name, kind, length| {
+            self.note_seen();
             if kind == FileKind::File && !name.starts_with(TEMPORARY) {
                 found(ObjectInfo { name: format!("{folder}{name}"), length });
             }
         });
         let folders = walked.map_err(|failure| self.explain(&session, failure, "list", shown))?;
-        // A missing folder has no objects, but one of a missing disk may have.
-        if folders.is_empty() && !self.is_there(&session) {
+        // A missing folder has no objects, but one of a disk that went missing may have.
+        if folders.iter().any(|(_, exists)| !exists) && !self.is_there(&session) {
             return Err(Error::new(
                 ErrorKind::Unavailable,
                 "list",
@@ -572,7 +569,7 @@ impl Storage for SftpStorage {
         let failed = |failure| self.explain(&session, failure, "sync", &self.address.path);
         let mut folders = vec![self.address.path.clone()];
         let listed = self.walk(&session, prefixes, DEPTH, &mut |_, _, _, _| ()).map_err(failed)?;
-        folders.extend(listed.iter().map(|folder| self.path(folder)));
+        folders.extend(listed.iter().filter(|(_, exists)| *exists).map(|(folder, _)| self.path(folder)));
         self.sync_folders(&session, &folders).map_err(failed)
     }
 

@@ -31,6 +31,7 @@ use requests::Container;
 use super::contract::{Capabilities, ObjectInfo, Rivals, Stamp, Storage};
 use super::error::{Error, ErrorKind};
 use super::http::version;
+use super::layout::MOST;
 use super::remote::Remote;
 use super::spool::{Spool, Spools};
 
@@ -124,7 +125,7 @@ impl SwiftStorage {
     fn clear(&self, may_go: &dyn Fn(&str) -> bool) -> Result<bool, Failure> {
         let (mut names, mut may_all_go) = (Vec::new(), true);
         self.each("", &mut |name, _| {
-            if may_all_go && may_go(name) {
+            if may_all_go && names.len() < MOST && may_go(name) {
                 names.push(name.to_owned());
             } else {
                 may_all_go = false;

@@ -26,8 +26,8 @@ impl Failure {
         Failure { kind, why: why.into(), status: None, retry_after: None }
     }
 
-    /// The failure of an answer with this status. Reads its text, so that the connection can be used again.
-    pub(super) fn of(answer: &mut Answer<'_>) -> Self {
+    /// The failure of a request with this method. Reads the answer's text, so that the connection can be used again.
+    pub(super) fn of(method: &str, answer: &mut Answer<'_>) -> Self {
         let mut text = Vec::new();
         // A text that is cut off has no meaning, and the status remains.
         let _ = answer.read(LONGEST_PROBLEM, &mut text);
@@ -38,18 +38,19 @@ impl Failure {
             }
             Ok(())
         });
-        let failure = Failure::explain(answer.status, &said);
+        let failure = Failure::explain(method, answer.status, &said);
         Failure { retry_after: answer.retry_after(), ..failure }
     }
 
     /// `said` is the server's text, which may be empty.
-    fn explain(status: u16, said: &str) -> Self {
+    fn explain(method: &str, status: u16, said: &str) -> Self {
         let said: String = said.trim().chars().filter(|c| !c.is_control()).take(LONGEST_TEXT).collect();
         let said = if said.is_empty() { format!("status {status}") } else { format!("status {status}: {said}") };
         let (kind, why) = match status {
             404 | 410 => (ErrorKind::NotFound, "the server has no such file".to_owned()),
-            // That of a request that stores, moves or makes something.
-            409 => (ErrorKind::NotFound, "the folder does not exist on the server".to_owned()),
+            409 if matches!(method, "PUT" | "MOVE" | "MKCOL") => {
+                (ErrorKind::NotFound, "the folder does not exist on the server".to_owned())
+            }
             412 => (ErrorKind::AlreadyExists, "the object exists".to_owned()),
             416 => (ErrorKind::Truncated, "it is shorter than expected".to_owned()),
             403 => (
@@ -109,7 +110,6 @@ mod tests {
     fn statuses_have_kinds() {
         for (status, kind, words) in [
             (404, ErrorKind::NotFound, "no such file"),
-            (409, ErrorKind::NotFound, "folder does not exist"),
             (412, ErrorKind::AlreadyExists, "exists"),
             (416, ErrorKind::Truncated, "shorter"),
             (403, ErrorKind::PermissionDenied, "permissions"),
@@ -123,12 +123,26 @@ mod tests {
             (405, ErrorKind::Other, "does not support WebDAV"),
             (400, ErrorKind::Other, "status 400: as told"),
         ] {
-            let failure = Failure::explain(status, " as told\n");
+            let failure = Failure::explain("GET", status, " as told\n");
             assert_eq!((failure.kind, failure.status), (kind, Some(status)));
             let error = failure.into_error("read", "packs/x").to_string();
             assert!(error.contains(words), "{error}");
         }
-        let hostile = Failure::explain(400, &format!("\u{1b}[2J{}", "é".repeat(100_000)));
+        let hostile = Failure::explain("GET", 400, &format!("\u{1b}[2J{}", "é".repeat(100_000)));
         assert!(hostile.why.len() < 600 && !hostile.why.contains('\u{1b}'));
+    }
+
+    #[test]
+    fn a_conflict_is_a_missing_folder_only_where_something_is_stored() {
+        for (method, kind) in [
+            ("PUT", ErrorKind::NotFound),
+            ("MOVE", ErrorKind::NotFound),
+            ("MKCOL", ErrorKind::NotFound),
+            ("GET", ErrorKind::Other),
+            ("PROPFIND", ErrorKind::Other),
+            ("DELETE", ErrorKind::Other),
+        ] {
+            assert_eq!(Failure::explain(method, 409, "").kind, kind, "{method}");
+        }
     }
 }

@@ -34,15 +34,12 @@ use requests::{Depth, Server};
 use super::contract::{Capabilities, ObjectInfo, Rivals, Stamp, Storage};
 use super::error::{Error, ErrorKind};
 use super::http::version;
-use super::layout::{DEPTH, LOST_AND_FOUND, TEMPORARY, temporary_name, writer_of};
+use super::layout::{DEPTH, LOST_AND_FOUND, MOST, TEMPORARY, temporary_name, writer_of};
 use super::netrc::Login;
 use super::remote::Remote;
 use super::spool::{Spool, Spools};
 use super::xml::Malformed;
 
-/// Folders, and temporary files of killed runs, that are remembered from a listing. The repository has far fewer; a hostile
-/// server may list any number.
-const MOST: usize = 100_000;
 /// Entries of a listing that wait to be processed.
 const QUEUE: usize = 1000;
 
@@ -52,7 +49,7 @@ pub struct WebdavStorage {
     server: Server,
     address: Address,
     spools: Spools,
-    /// An object was read or stored, so the folder cannot be empty unless its disk was unmounted.
+    /// The folder had an entry, so it cannot be empty unless its disk was unmounted.
     seen: AtomicBool,
     /// Temporary files that stayed when a connection broke.
     left: Mutex<Vec<String>>,
@@ -159,7 +156,7 @@ impl WebdavStorage {
         listed.is_ok_and(|exists| exists) && !(is_empty && self.seen.load(Ordering::Relaxed))
     }
 
-    /// Notes that the folder has an object.
+    /// Notes that the folder has an entry.
     fn note_seen(&self) {
         if !self.seen.load(Ordering::Relaxed) {
             self.seen.store(true, Ordering::Relaxed);
@@ -272,15 +269,15 @@ impl WebdavStorage {
     }
 
     /// Calls `visit` with the entries of the folders (`packs/`), and of folders in them, at most `depth` levels down. The
-    /// first argument is the entry's folder. Returns the number of folders that exist.
+    /// first argument is the entry's folder. Returns whether no folder was missing.
     fn walk(
         &self,
         folders: &[&str],
         depth: usize,
         visit: &mut dyn FnMut(&str, &Found) -> Result<(), Failure>,
-    ) -> Result<usize, Failure> {
+    ) -> Result<bool, Failure> {
         let mut folders: Vec<String> = folders.iter().map(|&folder| folder.to_owned()).collect();
-        let (mut count, mut result) = (0, Ok(()));
+        let (mut is_whole, mut result) = (true, Ok(()));
         for level in 0..=depth {
             if folders.is_empty() {
                 break;
@@ -301,10 +298,10 @@ impl WebdavStorage {
                 result = visit(folder, &found);
             })?;
             std::mem::replace(&mut result, Ok(()))?;
-            count += exist.iter().filter(|exists| **exists).count();
+            is_whole &= exist.iter().all(|exists| *exists);
             folders = below;
         }
-        Ok(count)
+        Ok(is_whole)
     }
 
     /// Makes the folder of an object, and those above it. The target's own folder must exist.
@@ -397,8 +394,9 @@ impl WebdavStorage {
         self.walk(&[""], 1, &mut |folder, found| {
             let object = format!("{folder}{}", found.name);
             match found.is_folder {
-                false if may_all_go && (writer_of(&found.name).is_some() || may_go(&object)) => files.push(object),
-                true if may_all_go && folder.is_empty() && may_go(&format!("{object}/")) => folders.push(object),
+                _ if !may_all_go || files.len() == MOST => may_all_go = false,
+                false if writer_of(&found.name).is_some() || may_go(&object) => files.push(object),
+                true if folder.is_empty() && may_go(&format!("{object}/")) => folders.push(object),
                 _ => may_all_go = false,
             }
             Ok(())
@@ -539,6 +537,7 @@ impl Storage for WebdavStorage {
         let shown = if prefix.is_empty() { "the repository" } else { prefix };
         let depth = if prefix.is_empty() { DEPTH + 1 } else { DEPTH };
         let walked = self.walk(&[prefix], depth, &mut |folder, entry| {
+            self.note_seen();
             if !entry.is_folder && !entry.name.starts_with(TEMPORARY) {
                 let unclear = || Failure::new(ErrorKind::Other, "the server does not tell the sizes of files");
                 let length = entry.length.ok_or_else(unclear)?;
@@ -546,9 +545,9 @@ impl Storage for WebdavStorage {
             }
             Ok(())
         });
-        let folders = walked.map_err(|failure| self.explain(failure, "list", shown))?;
-        // A missing folder has no objects, but one of a missing disk may have.
-        if folders == 0 && !self.is_there() {
+        let is_whole = walked.map_err(|failure| self.explain(failure, "list", shown))?;
+        // A missing folder has no objects, but one of a disk that went missing may have.
+        if !is_whole && !self.is_there() {
             let why = "the repository's folder is empty or missing";
             return Err(Error::new(ErrorKind::Unavailable, "list", shown, why));
         }

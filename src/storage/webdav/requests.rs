@@ -125,7 +125,7 @@ impl Server {
                 }
                 _ => {
                     self.door.accepted(round);
-                    return Err(Failure::of(&mut answer));
+                    return Err(Failure::of(method, &mut answer));
                 }
             }
         }
