@@ -455,8 +455,14 @@ impl Session {
 
     /// Calls `found` with all entries of a folder, without `.` and `..`. Returns false if it is missing or cannot be entered.
     pub(super) fn list(&mut self, path: &str, found: &mut dyn FnMut(Entry<'_>)) -> Result<bool, Failure> {
-        // Servers without listings for programs hide temporary files, unless they are asked as by `ls -a`.
-        let command = if self.lists { format!("MLSD {path}") } else { format!("LIST -a {path}") };
+        let command = if self.lists {
+            format!("MLSD {path}")
+        } else if self.enters(path)? {
+            // Of a path that cannot be opened, some list the entry in its parent. Without `-a`, they hide temporary files.
+            "LIST -a".to_owned()
+        } else {
+            return Ok(false);
+        };
         let data = match self.begin(&command, 0) {
             Err(failure) if failure.may_be_missing() => return Ok(false),
             data => data?,
@@ -508,15 +514,13 @@ impl Session {
             let why = "the server cuts off its lists of files; its limit must be raised";
             return Err(Failure::Wrong(ErrorKind::Other, why.to_owned()));
         }
-        let is_failed = ["failed", "denied"].iter().any(|word| text.contains(word));
         // An empty list may be that of a missing folder.
-        match (exists && !is_failed) || self.enters(path)? {
-            true if is_failed => {
-                let why = format!("the server does not list {path} ({})", shown(&reply));
-                Err(Failure::Wrong(ErrorKind::PermissionDenied, why))
-            }
-            exists => Ok(exists),
+        let is_there = exists || !self.lists || self.enters(path)?;
+        if is_there && ["failed", "denied"].iter().any(|word| text.contains(word)) {
+            let why = format!("the server does not list {path} ({})", shown(&reply));
+            return Err(Failure::Wrong(ErrorKind::PermissionDenied, why));
         }
+        Ok(is_there)
     }
 }
 
