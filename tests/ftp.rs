@@ -416,10 +416,8 @@ fn a_folder_that_cannot_be_listed_is_never_empty() {
         fs::create_dir_all(&packs).unwrap();
         fs::write(packs.join("x"), "object").unwrap();
         // It can be entered.
-        fs::set_permissions(&packs, fs::Permissions::from_mode(0o711)).unwrap();
-        let location = server.location(&folder);
-        let LocationKind::Ftp(address) = location.kind() else { panic!("{location}") };
-        let storage = FtpStorage::open(address, location.remote()).unwrap();
+        set_mode(&packs, 0o711);
+        let storage = open(&server.location(&folder));
         let listed = storage.visit("packs/", &mut |_| ()).unwrap_err();
         assert_eq!(listed.kind, ErrorKind::PermissionDenied, "{program:?}: {listed}");
         assert_eq!(storage.length("packs/ab/x").unwrap(), 6, "{program:?}");
@@ -452,7 +450,7 @@ fn a_server_that_aborts_all_uploads_is_not_full() {
 #[test]
 fn a_server_that_ends_a_handshake_is_away() {
     let hostile = Hostile::start(vec![("AUTH TLS", b"234 go\r\n".to_vec())]);
-    let location: brackfs::storage::Location = format!("ftps://127.0.0.1:{}/repo", hostile.port).parse().unwrap();
+    let location: Location = format!("ftps://127.0.0.1:{}/repo", hostile.port).parse().unwrap();
     let LocationKind::Ftp(address) = location.kind() else { panic!("{location}") };
     let credentials = Some(hostile.folder.path().join("netrc"));
     let error = FtpStorage::open(address, &Options { credentials, ..Options::default() }).unwrap_err();
