@@ -45,7 +45,7 @@ pub(super) struct Client {
     freed: Condvar,
 }
 
-/// A request that got no complete answer. The server may have carried it out.
+/// A request that got no complete or no fitting answer. The server may have carried it out.
 #[derive(Debug, Clone)]
 pub(super) struct Lost {
     pub(super) kind: ErrorKind,
@@ -250,6 +250,32 @@ impl Answer<'_> {
         let body = self.body.by_ref();
         body.by_ref().take(limit).read_to_end(bytes).map_err(failed)?;
         Ok(body.read(&mut [0]).map_err(failed)? == 0)
+    }
+
+    /// Reads `length` bytes from `offset` on, which is the range that was asked for.
+    pub(super) fn read_range(&mut self, offset: u64, length: u64, bytes: &mut Vec<u8>) -> Result<(), Lost> {
+        let lost = |kind, why: &str| Err(Lost { kind, why: why.to_owned() });
+        let Some(whole) = self.length_of_whole(offset) else {
+            return lost(ErrorKind::Other, "the server did not send the range that was asked for");
+        };
+        if offset.checked_add(length).is_none_or(|end| whole < end) {
+            return lost(ErrorKind::Truncated, "it is shorter than expected");
+        }
+        let is_all = self.read(length, bytes)?;
+        if bytes.len() as u64 != length || !is_all {
+            return lost(ErrorKind::Unavailable, "the server did not send the whole range");
+        }
+        Ok(())
+    }
+
+    /// Reads a whole object. `Err` with a length: it is larger than `limit`.
+    pub(super) fn read_whole(&mut self, limit: usize) -> Result<Result<Vec<u8>, u64>, Lost> {
+        if let Some(length) = self.length().filter(|length| *length > limit as u64) {
+            return Ok(Err(length));
+        }
+        let mut bytes = Vec::new();
+        let is_all = self.read(limit as u64, &mut bytes)?;
+        Ok(if is_all { Ok(bytes) } else { Err(limit as u64 + 1) })
     }
 
     /// The body, to be read piece by piece.

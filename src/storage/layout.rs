@@ -13,6 +13,16 @@ pub(super) const DEPTH: usize = 1;
 /// Files or folders of a listing that are remembered. The repository has far fewer; a hostile server may list any number.
 pub(super) const MOST: usize = 100_000;
 
+/// The folder of an object (`packs/ab/`), and thereby the prefix of the objects in it. Empty if the object is in none.
+pub(super) fn folder_of(object: &str) -> &str {
+    object.rfind('/').and_then(|end| object.get(..=end)).unwrap_or_default()
+}
+
+/// A new name for a temporary file of `run` in the folder of an object.
+pub(super) fn temporary_beside(object: &str, run: Uuid) -> String {
+    format!("{}{}", folder_of(object), temporary_name(run))
+}
+
 /// The name of a temporary file that `run` writes.
 pub(super) fn temporary_name(run: Uuid) -> String {
     format!("{TEMPORARY}{run}-{}", Uuid::new_v4())

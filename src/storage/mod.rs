@@ -13,10 +13,11 @@
 //! - [`s3`]: objects in a bucket of S3
 //! - [`swift`]: objects in a container of OpenStack Swift
 //! - [`webdav`]: objects as files on a WebDAV server
-//! - [`http`]: what targets over HTTP share; [`netrc`]: logins of servers; [`url`](mod@url) and [`xml`]: parts of both
+//! - [`http`]: what targets over HTTP share; [`url`](mod@url) and [`xml`]: parts of both
+//! - [`netrc`]: logins of servers; [`secret`]: files with logins or keys
 //! - [`rclone`]: objects as files on a remote of rclone, through [`socket`]
 //! - [`remote`]: options of targets on other machines
-//! - [`layout`]: names of files that are not objects, in either
+//! - [`layout`]: folders and temporary files of storage that keeps objects as files
 //! - [`wrapper`]: storage that adds something to another one: [`retry`] waits for a target that is away, [`limit`] bounds
 //!   the bytes per second, [`log`] logs operations
 //! - [`disk_cache`]: a cache on disk of blocks of a target on another machine
@@ -43,6 +44,7 @@ mod rclone;
 mod remote;
 mod retry;
 mod s3;
+mod secret;
 mod sftp;
 mod socket;
 mod spool;

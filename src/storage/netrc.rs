@@ -1,15 +1,10 @@
 //! Logins of servers: from variables, or from a file in the format of netrc, which curl and ftp read as well.
 
 use std::fmt;
-use std::fs;
-use std::io;
-use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 
 use super::remote::Remote;
-
-/// Bytes of a file with logins.
-const LONGEST_FILE: u64 = 1 << 20;
+use super::secret::read_secret;
 
 /// A user and a password.
 #[derive(Clone, PartialEq, Eq)]
@@ -76,22 +71,14 @@ impl Login {
 
     /// A missing file has no logins, unless it is `required`.
     fn in_file(file: &Path, host: &str, user: Option<&str>, required: bool) -> Result<Option<Login>, String> {
-        let failed = |why: String| format!("cannot read {}: {why}", file.display());
-        let found = match fs::metadata(file) {
-            Err(e) if e.kind() == io::ErrorKind::NotFound && !required => return Ok(None),
-            found => found.map_err(|e| failed(e.to_string()))?,
-        };
-        if !found.is_file() || found.len() > LONGEST_FILE {
-            return Err(failed("it is not a file of a few lines".to_owned()));
-        }
-        let text = fs::read_to_string(file).map_err(|e| failed(e.to_string()))?;
+        let failed = |why: &str| format!("cannot read {}: {why}", file.display());
+        let Some((text, is_exposed)) = read_secret(file, required)? else { return Ok(None) };
         let fits = |entry: &Entry| {
             let is_machine = entry.machine.as_ref().is_none_or(|machine| machine.eq_ignore_ascii_case(host));
             let is_user = user.is_none() || entry.user.is_none() || entry.user.as_deref() == user;
             is_machine && is_user && entry.password.is_some()
         };
-        let entry = parse(&text).map_err(|why| failed(why.to_owned()))?.into_iter().find(fits);
-        let is_exposed = found.permissions().mode() & 0o077 != 0;
+        let entry = parse(&text).map_err(failed)?.into_iter().find(fits);
         Ok(entry.and_then(|Entry { user: named, password, .. }| {
             Some(Login { user: named.or(user.map(str::to_owned))?, password: password?, is_exposed })
         }))
@@ -191,6 +178,9 @@ fn next_word(rest: &mut &str) -> Result<Option<String>, &'static str> {
 
 #[cfg(test)]
 mod tests {
+    use std::fs;
+    use std::os::unix::fs::PermissionsExt;
+
     use super::*;
 
     fn entry(machine: Option<&str>, user: Option<&str>, password: Option<&str>) -> Entry {

@@ -23,10 +23,10 @@ pub struct Remote {
     pub connections: NonZeroUsize,
     /// How long a connection may be silent while an answer is due, before it is closed.
     pub stall: Duration,
-    /// How long to expect listings of services to lag behind that promise nothing else.
+    /// How long listings may lag behind, for services that promise nothing about it.
     pub lag: Duration,
-    /// The folder for objects that are being stored; `None` for that of the system's temporary files. It is made if it is
-    /// missing.
+    /// The folder for objects that are being stored; `None` for the system's folder for temporary files. A missing one is
+    /// made.
     pub spool: Option<PathBuf>,
     /// The bytes of packs in that folder.
     pub spool_size: u64,

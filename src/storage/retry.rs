@@ -12,6 +12,7 @@ use tracing::debug;
 use super::contract::Storage;
 use super::error::{Error, ErrorKind};
 use super::interrupt::Interrupt;
+use super::layout::folder_of;
 use super::spool::Spool;
 use super::wrapper::{Call, Operation, Try, Wrapper};
 
@@ -50,11 +51,6 @@ thread_local! {
 /// Returns how long this thread has waited in all its retries.
 pub fn waited() -> Duration {
     WAITED.get()
-}
-
-/// The prefix of the objects in the same folder.
-fn folder(object: &str) -> &str {
-    object.rfind('/').map_or("", |end| &object[..=end])
 }
 
 /// Is told of each wait before it begins.
@@ -160,9 +156,9 @@ impl Wrapper for RetryStorage {
                 // The effect of an earlier try whose answer was lost.
                 Err(error) if tries > 0 => match (call.operation, call.spool, error.kind) {
                     // The earlier try may have failed before its effect was durable.
-                    (Operation::Remove, _, ErrorKind::NotFound) => self.inner.settle(&[folder(call.name)]),
+                    (Operation::Remove, _, ErrorKind::NotFound) => self.inner.settle(&[folder_of(call.name)]),
                     (Operation::Store, Some(spool), ErrorKind::AlreadyExists) => match self.holds(spool) {
-                        Ok(true) => self.inner.settle(&[folder(call.name)]),
+                        Ok(true) => self.inner.settle(&[folder_of(call.name)]),
                         Ok(false) => Err(error),
                         Err(error) => Err(error),
                     },
@@ -270,6 +266,6 @@ mod tests {
         faults.add(lost(Operation::Remove));
         retry.remove("packs/ab/x").unwrap();
         assert!(settled(records.take()));
-        assert_eq!([folder("packs/ab/x"), folder("x")], ["packs/ab/", ""]);
+        assert_eq!([folder_of("packs/ab/x"), folder_of("x")], ["packs/ab/", ""]);
     }
 }

@@ -1,5 +1,7 @@
 //! Parts of URLs.
 
+use std::net::IpAddr;
+
 /// The part of a URL that names a server: `[USER@]HOST[:PORT]`.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) struct Authority {
@@ -44,6 +46,11 @@ impl Authority {
         }
         Ok(Authority { user, host: host.to_owned(), port })
     }
+}
+
+/// Whether a host, without the brackets of IPv6, is this machine.
+pub(super) fn is_loopback(host: &str) -> bool {
+    host == "localhost" || host.parse().is_ok_and(|address: IpAddr| address.is_loopback())
 }
 
 /// Decodes `%20` and the like.

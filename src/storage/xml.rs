@@ -34,7 +34,7 @@ struct Parts<R> {
 }
 
 /// Calls `take` at the end of each element.
-pub(super) fn leaves(source: impl BufRead, take: Take<'_>) -> Result<(), Problem> {
+pub(super) fn elements(source: impl BufRead, take: Take<'_>) -> Result<(), Problem> {
     let mut reader = Reader::from_reader(Parts { source, left: LONGEST_PART });
     reader.config_mut().expand_empty_elements = true;
     let (mut path, mut value, mut ended): (Vec<String>, String, bool) = (Vec::new(), String::new(), false);
@@ -136,7 +136,7 @@ mod tests {
     fn read(source: impl Read) -> Result<Vec<(String, String)>, Problem> {
         let mut found = Vec::new();
         let source = BufReader::with_capacity(100, source);
-        leaves(source, &mut |path, text| {
+        elements(source, &mut |path, text| {
             found.push((path.join("/"), text));
             Ok(())
         })?;

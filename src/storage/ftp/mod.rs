@@ -45,7 +45,7 @@ use wire::Reply;
 
 use super::contract::{Capabilities, ObjectInfo, Rivals, Stamp, Storage};
 use super::error::{Error, ErrorKind};
-use super::layout::{DEPTH, LOST_AND_FOUND, MOST, TEMPORARY, temporary_name, writer_of};
+use super::layout::{DEPTH, LOST_AND_FOUND, MOST, TEMPORARY, temporary_beside, writer_of};
 use super::netrc::Login;
 use super::remote::Remote;
 use super::spool::{Spool, Spools};
@@ -378,7 +378,7 @@ impl FtpStorage {
         range: (u64, usize),
         bytes: &mut Vec<u8>,
     ) -> Result<(), Error> {
-        let short = || Error::new(ErrorKind::Truncated, "read", name, "it is shorter than expected");
+        let short = || Error::truncated(name);
         let (offset, length) = range;
         let end = offset.checked_add(length as u64);
         bytes.clear();
@@ -458,8 +458,7 @@ impl Storage for FtpStorage {
         let mut session = self.take("store", name)?;
         let left = std::mem::take(&mut *self.left.lock().unwrap_or_else(PoisonError::into_inner));
         left.into_iter().for_each(|temporary| self.remove_temporary(&mut session, temporary));
-        let folder = name.rfind('/').map_or("", |end| name.get(..=end).unwrap_or_default());
-        let temporary = session.path(&format!("{folder}{}", temporary_name(spool.run())));
+        let temporary = session.path(&temporary_beside(name, spool.run()));
         let stored = Self::upload(&mut session, spool, &temporary, rivals);
         if let Ok(true) = stored {
             self.note_seen();
@@ -468,7 +467,7 @@ impl Storage for FtpStorage {
         // The temporary file still takes its room.
         let is_full = match &stored {
             Err(WriteError::Failed(Failure::Reply(Reply { code: 426 | 451, .. }))) => {
-                let probes = [(); 2].map(|()| session.path(&format!("{folder}{}", temporary_name(spool.run()))));
+                let probes = [(); 2].map(|()| session.path(&temporary_beside(name, spool.run())));
                 Self::is_full(&mut session, spool, probes.each_ref().map(String::as_str))
             }
             _ => false,

@@ -11,7 +11,7 @@ use super::failure::Failure;
 use super::session::{Server, Session};
 
 /// How long to do with fewer sessions after the server refused one.
-const CONTENT: Duration = Duration::from_secs(60);
+const PAUSE: Duration = Duration::from_secs(60);
 
 /// Up to a number of sessions.
 #[derive(Debug)]
@@ -28,7 +28,7 @@ struct Open {
     /// The number of sessions that are free, in use or being opened.
     count: usize,
     /// No more sessions are opened until then, unless there is none.
-    content_until: Option<Instant>,
+    paused_until: Option<Instant>,
 }
 
 /// The use of a session for an operation. An operation must not take a second one.
@@ -66,8 +66,8 @@ impl Pool {
                 open = self.lock();
                 continue;
             }
-            let is_content = open.content_until.is_some_and(|until| Instant::now() < until);
-            if open.count >= self.most.get() || (open.count > 0 && is_content) {
+            let is_paused = open.paused_until.is_some_and(|until| Instant::now() < until);
+            if open.count >= self.most.get() || (open.count > 0 && is_paused) {
                 open = self.freed.wait(open).unwrap_or_else(PoisonError::into_inner);
                 continue;
             }
@@ -85,7 +85,7 @@ impl Pool {
                     }
                     // Servers limit the number of sessions, so those that exist have to do.
                     debug!(sessions = open.count, ?failure, "no further session");
-                    open.content_until = Some(Instant::now() + CONTENT);
+                    open.paused_until = Some(Instant::now() + PAUSE);
                 }
             }
         }

@@ -42,7 +42,7 @@ pub(super) struct TlsStream {
 
 impl Drop for TlsStream {
     fn drop(&mut self) {
-        // Otherwise OpenSSL takes the end of a transfer for an attack, and no other connection can continue the session.
+        // OpenSSL lets no other connection continue the session of one that was dropped without a shutdown.
         self.ssl.set_shutdown(ShutdownState::SENT | ShutdownState::RECEIVED);
     }
 }

@@ -32,7 +32,7 @@ use requests::{Features, Item, Rclone};
 use super::contract::{Capabilities, ObjectInfo, Rivals, Stamp, Storage};
 use super::error::{Error, ErrorKind};
 use super::http::version;
-use super::layout::{LOST_AND_FOUND, MOST, TEMPORARY, temporary_name, writer_of};
+use super::layout::{LOST_AND_FOUND, MOST, TEMPORARY, temporary_beside, writer_of};
 use super::remote::Remote;
 use super::spool::{Spool, Spools};
 
@@ -225,8 +225,7 @@ impl RcloneStorage {
         if features.keeps_empty_folders {
             self.make_sure_of_root()?;
         }
-        let folder = name.rfind('/').map_or("", |end| name.get(..=end).unwrap_or_default());
-        let temporary = format!("{folder}{}", temporary_name(spool.run()));
+        let temporary = temporary_beside(name, spool.run());
         let path = if renames { temporary.as_str() } else { name };
         let mut may_be_ours = features.shows_partial_files;
         let stored = self.rclone.store(path, spool.length(), &mut spool.upload()).and_then(|()| {

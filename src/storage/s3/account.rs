@@ -1,16 +1,13 @@
 //! Keys, region and endpoint, found where other programs for S3 look for them.
 
-use std::fs;
-use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 
 use super::signature::Credentials;
 use crate::storage::remote::Remote;
+use crate::storage::secret::read_secret;
 
 /// The region if none is given.
 const REGION: &str = "us-east-1";
-/// Bytes of a file with credentials or settings.
-const LONGEST_FILE: u64 = 1 << 20;
 
 /// How to reach an account.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -101,16 +98,8 @@ impl Profile {
     /// Reads the section with one of these names from a file, and whether other users can read the file. A missing file is
     /// empty, unless it is `required`.
     fn read(file: &Path, names: &[&str], required: bool) -> Result<(Profile, bool), String> {
-        let failed = |why: String| format!("cannot read {}: {why}", file.display());
-        let found = match fs::metadata(file) {
-            Err(e) if e.kind() == std::io::ErrorKind::NotFound && !required => return Ok((Profile::default(), false)),
-            found => found.map_err(|e| failed(e.to_string()))?,
-        };
-        if !found.is_file() || found.len() > LONGEST_FILE {
-            return Err(failed("it is not a file of a few lines".to_owned()));
-        }
-        let text = fs::read_to_string(file).map_err(|e| failed(e.to_string()))?;
-        Ok((Profile::parse(&text, names), found.permissions().mode() & 0o077 != 0))
+        let (text, is_exposed) = read_secret(file, required)?.unwrap_or_default();
+        Ok((Profile::parse(&text, names), is_exposed))
     }
 
     fn parse(text: &str, names: &[&str]) -> Profile {
@@ -177,6 +166,9 @@ pub fn parse_endpoint(url: &str) -> Result<String, &'static str> {
 
 #[cfg(test)]
 mod tests {
+    use std::fs;
+    use std::os::unix::fs::PermissionsExt;
+
     use super::*;
 
     fn find(remote: &Remote, variables: &[(&str, &str)]) -> Result<Account, String> {

@@ -158,34 +158,21 @@ impl S3Storage {
         }
         let last = offset.checked_add(length - 1).ok_or_else(short)?;
         let mut answer = self.bucket.get(&self.address.key_of(name), &format!("bytes={offset}-{last}"))?;
-        let Some(total) = answer.length_of_whole(offset) else {
-            return Err(Failure::new(ErrorKind::Other, "the server did not send the range that was asked for"));
-        };
-        if total <= last {
-            return Err(short());
-        }
-        let is_all = answer.read(length, bytes)?;
-        if bytes.len() as u64 != length || !is_all {
-            return Err(Failure::new(ErrorKind::Unavailable, "the server did not send the whole range"));
-        }
-        Ok(())
+        Ok(answer.read_range(offset, length, bytes)?)
     }
 
     /// Reads a whole object in one request. `Err` with a length: it is larger than `limit`.
     fn read_all(&self, name: &str, limit: usize) -> Result<Result<Vec<u8>, u64>, Failure> {
         let mut answer = self.bucket.get_all(&self.address.key_of(name))?;
-        let length = answer.length();
-        if let Some(length) = length.filter(|length| *length > limit as u64) {
-            return Ok(Err(length));
-        }
-        let mut bytes = Vec::new();
-        let is_all = answer.read(limit as u64, &mut bytes)?;
+        let (length, read) = (answer.length(), answer.read_whole(limit)?);
         drop(answer);
         // Without a length, the end of the connection may be that of the object.
-        if is_all && length.is_none() && self.object(name)?.0 != bytes.len() as u64 {
+        if let (None, Ok(bytes)) = (length, &read)
+            && self.object(name)?.0 != bytes.len() as u64
+        {
             return Err(Failure::new(ErrorKind::Unavailable, "the server did not send the whole object"));
         }
-        Ok(if is_all { Ok(bytes) } else { Err(limit as u64 + 1) })
+        Ok(read)
     }
 
     fn upload(&self, spool: &Spool) -> Result<(), Failure> {

@@ -1,6 +1,6 @@
 //! The server's documents: pages of listings, and errors.
 
-use crate::storage::xml::{Malformed, leaves};
+use crate::storage::xml::{Malformed, elements};
 
 /// The longest name, once decoded: what S3 allows for a key.
 const LONGEST_KEY: usize = 1024;
@@ -31,7 +31,7 @@ impl Page {
     pub(super) fn parse(text: &[u8], prefix: &str) -> Result<Page, Malformed> {
         let (mut page, mut key, mut length) = (Page::default(), None, None);
         let (mut truncated, mut encoded, mut raw) = (None, false, Vec::new());
-        leaves(text, &mut |path, text| {
+        elements(text, &mut |path, text| {
             match path {
                 ["ListBucketResult"] => {}
                 ["ListBucketResult", "IsTruncated"] => truncated = Some(text == "true"),
@@ -71,7 +71,7 @@ impl Problem {
     /// Parses an error; `None` if the text is none of S3.
     pub(super) fn parse(text: &[u8]) -> Option<Problem> {
         let mut problem = Problem::default();
-        let parsed = leaves(text, &mut |path, text| {
+        let parsed = elements(text, &mut |path, text| {
             match path {
                 ["Error", "Code"] => problem.code = text,
                 ["Error", "Message"] => problem.message = text,

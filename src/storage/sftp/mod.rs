@@ -43,7 +43,7 @@ use wire::{Attributes, Extension, FileKind, Mode, Request, Status};
 
 use super::contract::{Capabilities, ObjectInfo, Rivals, Stamp, Storage};
 use super::error::{Error, ErrorKind};
-use super::layout::{DEPTH, LOST_AND_FOUND, MOST, TEMPORARY, temporary_name, writer_of};
+use super::layout::{DEPTH, LOST_AND_FOUND, MOST, TEMPORARY, folder_of, temporary_beside, writer_of};
 use super::remote::Remote;
 use super::spool::{Spool, Spools};
 
@@ -328,7 +328,7 @@ impl SftpStorage {
     fn store_over(&self, session: &Session, spool: &Spool, temporary: &str) -> Result<(), Error> {
         let name = spool.object();
         let failed = |failure| self.explain_write(session, failure, "store", name, spool.length());
-        let path = self.path(name.rsplit_once('/').map_or("", |(folder, _)| folder));
+        let path = self.path(folder_of(name));
         let mut folder = session.open_folder(&path).map_err(failed)?;
         let stored = match self.upload(session, spool, temporary) {
             Ok(true) => {
@@ -471,8 +471,7 @@ impl Storage for SftpStorage {
         let left = std::mem::take(&mut *self.left.lock().unwrap_or_else(PoisonError::into_inner));
         left.into_iter().for_each(|temporary| self.remove_temporary(&session, temporary));
         let name = spool.object();
-        let folder = name.rfind('/').map_or("", |end| name.get(..=end).unwrap_or_default());
-        let temporary = self.path(&format!("{folder}{}", temporary_name(spool.run())));
+        let temporary = self.path(&temporary_beside(name, spool.run()));
         let stored = self.store_over(&session, spool, &temporary);
         match &stored {
             Ok(()) => self.note_seen(),
@@ -494,7 +493,7 @@ impl Storage for SftpStorage {
         }
     }
 
-    /// Takes two round trips: a small document is read often, and never again.
+    /// Asks for the length and opens the file at the same time: most such objects are small, and round trips take the time.
     fn get(&self, name: &str, limit: usize) -> Result<Vec<u8>, Error> {
         let (session, path) = (self.share("read", name)?, self.path(name));
         let failed = |failure| self.explain(&session, failure, "read", name);
@@ -555,7 +554,7 @@ impl Storage for SftpStorage {
         self.pool.forget(&path);
         let session = self.take("remove", name)?;
         let failed = |failure| self.explain(&session, failure, "remove", name);
-        let folder = self.path(name.rsplit_once('/').map_or("", |(folder, _)| folder));
+        let folder = self.path(folder_of(name));
         let mut folder = session.open_folder(&folder).map_err(failed)?;
         session.act(&Request::Remove { path: &path }).map_err(failed)?;
         folder.is_there().map_err(failed)?;

@@ -13,7 +13,7 @@ use super::session::Session;
 use super::ssh::Ssh;
 
 /// How long to do with fewer connections after the server refused one.
-const CONTENT: Duration = Duration::from_secs(60);
+const PAUSE: Duration = Duration::from_secs(60);
 
 /// Up to a number of connections. An operation takes a free one, or a new one, or shares the one with the fewest users.
 #[derive(Debug)]
@@ -32,7 +32,7 @@ struct Open {
     /// The number of connections that are being opened.
     opening: usize,
     /// No more connections are opened until then, unless there is none.
-    content_until: Option<Instant>,
+    paused_until: Option<Instant>,
 }
 
 /// A connection, and the number of operations that use it.
@@ -75,7 +75,7 @@ impl Pool {
             let least = open.lanes.iter().min_by_key(|lane| lane.users.load(Ordering::Relaxed)).cloned();
             let is_free = least.as_ref().is_some_and(|lane| lane.users.load(Ordering::Relaxed) == 0);
             let may_open = open.lanes.len() + open.opening < self.most.get()
-                && (least.is_none() || open.content_until.is_none_or(|until| until < Instant::now()));
+                && (least.is_none() || open.paused_until.is_none_or(|until| until < Instant::now()));
             match least {
                 Some(lane) if is_free || !may_open => return Ok(Lease::new(lane)),
                 None if !may_open => {
@@ -99,7 +99,7 @@ impl Pool {
                 // Servers limit the number of connections, so those that exist have to do.
                 Err(failure) if open.lanes.iter().any(|lane| !lane.session.is_lost()) => {
                     debug!(connections = open.lanes.len(), ?failure, "no further connection");
-                    open.content_until = Some(Instant::now() + CONTENT);
+                    open.paused_until = Some(Instant::now() + PAUSE);
                 }
                 Err(failure) => return Err(failure),
             }

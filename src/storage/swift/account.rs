@@ -1,14 +1,10 @@
 //! The login of an account: from the variables of OpenStack's programs, or from a file with such variables.
 
 use std::fmt;
-use std::fs;
-use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
 
 use crate::storage::remote::Remote;
-
-/// Bytes of a file with variables.
-const LONGEST_FILE: u64 = 1 << 20;
+use crate::storage::secret::read_secret;
 
 /// How to log in, and which of the account's servers to use.
 #[derive(Clone, PartialEq, Eq)]
@@ -154,13 +150,8 @@ pub(super) fn check(url: &str) -> Result<(), String> {
 
 /// Reads variables from a file with lines such as `export NAME="value"`, and whether other users can read it.
 fn read(file: &Path) -> Result<(Vec<(String, String)>, bool), String> {
-    let failed = |why: String| format!("cannot read {}: {why}", file.display());
-    let found = fs::metadata(file).map_err(|e| failed(e.to_string()))?;
-    if !found.is_file() || found.len() > LONGEST_FILE {
-        return Err(failed("it is not a file of a few lines".to_owned()));
-    }
-    let text = fs::read_to_string(file).map_err(|e| failed(e.to_string()))?;
-    Ok((text.lines().filter_map(parse).collect(), found.permissions().mode() & 0o077 != 0))
+    let (text, is_exposed) = read_secret(file, true)?.unwrap_or_default();
+    Ok((text.lines().filter_map(parse).collect(), is_exposed))
 }
 
 /// Parses a line. Other lines than those of variables do not count.
@@ -175,6 +166,9 @@ fn parse(line: &str) -> Option<(String, String)> {
 
 #[cfg(test)]
 mod tests {
+    use std::fs;
+    use std::os::unix::fs::PermissionsExt;
+
     use super::*;
 
     fn of(variables: &[(&str, &str)]) -> Result<Account, String> {

@@ -163,34 +163,20 @@ impl SwiftStorage {
         let last = offset.checked_add(length - 1).ok_or_else(short)?;
         let range = format!("bytes={offset}-{last}");
         let mut answer = self.container.get(&self.address.name_of(name), Some(&range))?;
-        let Some(whole) = answer.length_of_whole(offset) else {
-            // An empty object has no ranges.
-            if answer.status == 200 && answer.length() == Some(0) {
-                return Err(short());
-            }
-            return Err(Failure::new(ErrorKind::Other, "the server did not send the range that was asked for"));
-        };
-        if whole <= last {
+        // An empty object has no ranges.
+        if answer.status == 200 && answer.length() == Some(0) {
             return Err(short());
         }
-        let is_all = answer.read(length, bytes)?;
-        if bytes.len() as u64 != length || !is_all {
-            return Err(Failure::new(ErrorKind::Unavailable, "the server did not send the whole range"));
-        }
-        Ok(())
+        Ok(answer.read_range(offset, length, bytes)?)
     }
 
     /// Reads a whole object in one request. `Err` with a length: it is larger than `limit`.
     fn read_all(&self, name: &str, limit: usize) -> Result<Result<Vec<u8>, u64>, Failure> {
         let mut answer = self.container.get(&self.address.name_of(name), None)?;
-        let unclear = || Failure::new(ErrorKind::Other, "the server does not tell its size");
-        let length = answer.length().ok_or_else(unclear)?;
-        if length > limit as u64 {
-            return Ok(Err(length));
+        if answer.length().is_none() {
+            return Err(Failure::new(ErrorKind::Other, "the server does not tell its size"));
         }
-        let mut bytes = Vec::new();
-        let is_all = answer.read(limit as u64, &mut bytes)?;
-        Ok(if is_all { Ok(bytes) } else { Err(limit as u64 + 1) })
+        Ok(answer.read_whole(limit)?)
     }
 }
 

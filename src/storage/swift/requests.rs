@@ -16,7 +16,7 @@ use crate::storage::error::ErrorKind;
 use crate::storage::http::{Answer, Client};
 use crate::storage::remote::Remote;
 use crate::storage::spool::Spool;
-use crate::storage::url::encode;
+use crate::storage::url::{Authority, encode, is_loopback};
 
 /// Bytes from which on the server is asked before a body is sent. An error then costs no upload.
 const ASK: u64 = 128 << 10;
@@ -75,7 +75,7 @@ impl Container {
     pub(super) fn is_open(&self) -> bool {
         let token = self.token.lock().unwrap_or_else(PoisonError::into_inner);
         let urls = [Some(self.account.url.as_str()), token.as_ref().map(|token| token.url.as_str())];
-        urls.into_iter().flatten().any(|url| url.starts_with("http://") && !is_loopback(url))
+        urls.into_iter().flatten().any(|url| url.starts_with("http://") && !is_here(url))
     }
 
     /// The token, after a login if there is none, or if it is `old` or expires soon.
@@ -251,11 +251,9 @@ fn md5(body: &mut impl Read) -> io::Result<Option<String>> {
 }
 
 /// Whether a URL is that of this machine.
-fn is_loopback(url: &str) -> bool {
-    let host = url.split("://").nth(1).and_then(|rest| rest.split('/').next()).unwrap_or_default();
-    ["localhost", "127.0.0.1", "[::1]"]
-        .iter()
-        .any(|name| host.strip_prefix(name).is_some_and(|port| port.is_empty() || port.starts_with(':')))
+fn is_here(url: &str) -> bool {
+    let place = url.split("://").nth(1).and_then(|rest| rest.split('/').next()).unwrap_or_default();
+    Authority::parse(place, "", "").is_ok_and(|authority| is_loopback(&authority.host))
 }
 
 #[cfg(test)]
@@ -308,11 +306,12 @@ mod tests {
         for (url, is) in [
             ("http://localhost:80/v1", true),
             ("http://127.0.0.1", true),
+            ("http://127.1.2.3:80", true),
             ("http://[::1]:8080/v1", true),
             ("http://localhost.example/v1", false),
             ("http://127.0.0.1.example/v1", false),
         ] {
-            assert_eq!(is_loopback(url), is, "{url}");
+            assert_eq!(is_here(url), is, "{url}");
         }
     }
 }

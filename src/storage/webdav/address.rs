@@ -1,8 +1,6 @@
 //! The address of a folder on a WebDAV server: `webdav://[USER@]HOST[:PORT]/PATH`, or `webdavs://` for TLS.
 
-use std::net::IpAddr;
-
-use crate::storage::url::{Authority, decode};
+use crate::storage::url::{Authority, decode, is_loopback};
 
 /// A folder on a server.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -66,7 +64,7 @@ impl Address {
 
     /// Whether the server is on this machine.
     pub(super) fn is_loopback(&self) -> bool {
-        self.host == "localhost" || self.host.parse().is_ok_and(|address: IpAddr| address.is_loopback())
+        is_loopback(&self.host)
     }
 }
 

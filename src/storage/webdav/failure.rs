@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use crate::storage::error::{Error, ErrorKind};
 use crate::storage::http::{Answer, Lost};
-use crate::storage::xml::leaves;
+use crate::storage::xml::elements;
 
 /// Characters of a server's text that are shown.
 const LONGEST_TEXT: usize = 200;
@@ -32,7 +32,7 @@ impl Failure {
         // A text that is cut off has no meaning, and the status remains.
         let _ = answer.read(LONGEST_PROBLEM, &mut text);
         let mut said = String::new();
-        let _ = leaves(text.as_slice(), &mut |path, text| {
+        let _ = elements(text.as_slice(), &mut |path, text| {
             if let [_, .., "message" | "responsedescription"] = path {
                 said = text;
             }

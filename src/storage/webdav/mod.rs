@@ -34,7 +34,7 @@ use requests::{Depth, Server};
 use super::contract::{Capabilities, ObjectInfo, Rivals, Stamp, Storage};
 use super::error::{Error, ErrorKind};
 use super::http::version;
-use super::layout::{DEPTH, LOST_AND_FOUND, MOST, TEMPORARY, temporary_name, writer_of};
+use super::layout::{DEPTH, LOST_AND_FOUND, MOST, TEMPORARY, temporary_beside, writer_of};
 use super::netrc::Login;
 use super::remote::Remote;
 use super::spool::{Spool, Spools};
@@ -417,17 +417,7 @@ impl WebdavStorage {
         let last = offset.checked_add(length.saturating_sub(1)).ok_or_else(short)?;
         let mut answer = self.server.get(&self.path(name), Some(&format!("bytes={offset}-{last}")))?;
         if answer.status == 206 {
-            let Some(whole) = answer.length_of_whole(offset) else {
-                return Err(Failure::new(ErrorKind::Other, "the server did not send the range that was asked for"));
-            };
-            if whole <= last {
-                return Err(short());
-            }
-            let is_all = answer.read(length, bytes)?;
-            if bytes.len() as u64 != length || !is_all {
-                return Err(Failure::new(ErrorKind::Unavailable, "the server did not send the whole range"));
-            }
-            return Ok(());
+            return Ok(answer.read_range(offset, length, bytes)?);
         }
         // The server sends all of it.
         if answer.length().is_some_and(|whole| whole <= last) {
@@ -448,18 +438,15 @@ impl WebdavStorage {
     /// Reads a whole object. `Err` with a length: it is larger than `limit`.
     fn read_all(&self, name: &str, limit: usize) -> Result<Result<Vec<u8>, u64>, Failure> {
         let mut answer = self.server.get(&self.path(name), None)?;
-        let length = answer.length();
-        if let Some(length) = length.filter(|length| *length > limit as u64) {
-            return Ok(Err(length));
-        }
-        let mut bytes = Vec::new();
-        let is_all = answer.read(limit as u64, &mut bytes)?;
+        let (length, read) = (answer.length(), answer.read_whole(limit)?);
         drop(answer);
         // Without a length, the end of the connection may be that of the file.
-        if is_all && length.is_none() && self.look(name)?.length != Some(bytes.len() as u64) {
+        if let (None, Ok(bytes)) = (length, &read)
+            && self.look(name)?.length != Some(bytes.len() as u64)
+        {
             return Err(Failure::new(ErrorKind::Unavailable, "the server did not send the whole object"));
         }
-        Ok(if is_all { Ok(bytes) } else { Err(limit as u64 + 1) })
+        Ok(read)
     }
 }
 
@@ -494,8 +481,7 @@ impl Storage for WebdavStorage {
         let left = std::mem::take(&mut *self.left.lock().unwrap_or_else(PoisonError::into_inner));
         left.into_iter().for_each(|temporary| self.remove_temporary(temporary));
         let name = spool.object();
-        let folder = name.rfind('/').map_or("", |end| name.get(..=end).unwrap_or_default());
-        let temporary = format!("{folder}{}", temporary_name(spool.run()));
+        let temporary = temporary_beside(name, spool.run());
         let stored = self.upload(spool, &temporary).and_then(|()| self.publish(spool, &temporary, rivals));
         match &stored {
             Ok(()) => self.note_seen(),

@@ -3,7 +3,7 @@
 use std::io::BufRead;
 
 use crate::storage::url::decode;
-use crate::storage::xml::{Malformed, Problem, leaves};
+use crate::storage::xml::{Malformed, Problem, elements};
 
 /// The body of a request: it asks for the properties of an [`Entry`].
 pub(super) const QUESTION: &str = "<?xml version=\"1.0\" encoding=\"utf-8\"?><propfind xmlns=\"DAV:\"><prop><resourcetype/>\
@@ -27,7 +27,7 @@ pub(super) struct Entry {
 pub(super) fn each(source: impl BufRead, take: &mut dyn FnMut(Entry) -> Result<(), Malformed>) -> Result<(), Problem> {
     // Known properties are in one group, unknown ones in another.
     let (mut entry, mut group, mut path, mut is_known) = (Entry::default(), Entry::default(), None, true);
-    leaves(source, &mut |names, text| {
+    elements(source, &mut |names, text| {
         let ["multistatus", inner @ ..] = names else { return Err(Malformed) };
         match inner {
             ["response", "href"] => path = Some(path_of(&text)?),
