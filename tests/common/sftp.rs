@@ -54,6 +54,8 @@ impl Server {
         server.trust_host_key();
         server.configure(options);
         server.start_again();
+        // The connection that found it listening. Later, a client that waits may connect at once.
+        server.wait_for_sessions(0);
         server
     }
 
@@ -188,8 +190,6 @@ impl RemoteServer for Server {
             assert!(start.elapsed() < LIMIT, "sshd does not listen: {}", self.log());
             sleep(Duration::from_millis(10));
         }
-        // The connection above.
-        self.wait_for_sessions(0);
     }
 
     fn stop(&mut self) {
