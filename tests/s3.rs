@@ -12,7 +12,7 @@ use std::os::unix::fs::{MetadataExt, chown};
 use std::process::Command;
 use std::time::{Duration, Instant, SystemTime};
 
-use brackfs::storage::{LocationKind, S3Storage, Storage, Target};
+use brackfs::storage::{ErrorKind, Location, LocationKind, Remote, S3Storage, Storage, Target};
 use common::http_proxy::Flaw;
 use common::remote::{MIB, NO_FILES, RemoteServer, RemoteSite, borrowed, many, round_files};
 use common::s3::Server;
@@ -529,4 +529,35 @@ fn the_cache_on_disk_is_private_and_in_the_standard_place() {
     command.args(["-c", script]).arg(program).env("BRACKFS_STATE_DIR", remote.site.state());
     let listed = run(command).ok().stdout;
     assert!(listed.lines().any(|line| line.ends_with("/CACHEDIR.TAG")), "{listed}");
+}
+
+#[test]
+fn an_object_of_unknown_length_is_read_as_a_whole() {
+    let listener = TcpListener::bind(("127.0.0.1", 0)).unwrap();
+    let endpoint = format!("http://{}", listener.local_addr().unwrap());
+    std::thread::spawn(move || {
+        for stream in listener.incoming().map_while(Result::ok) {
+            let mut line = String::new();
+            let mut lines = BufReader::new(&stream);
+            lines.read_line(&mut line).unwrap();
+            while lines.by_ref().lines().next().is_some_and(|line| line.is_ok_and(|line| !line.is_empty())) {}
+            let answer = match line.split(' ').take(2).collect::<Vec<_>>()[..] {
+                ["HEAD", _] => "Content-Length: 6\r\n\r\n",
+                // Without a length, the object ends with the connection.
+                ["GET", path] if path.ends_with("/whole") => "\r\nobject",
+                ["GET", path] if path.ends_with("/half") => "\r\nobj",
+                _ => "\r\n<ListBucketResult><IsTruncated>false</IsTruncated></ListBucketResult>",
+            };
+            let answer = format!("HTTP/1.1 200 OK\r\nConnection: close\r\n{answer}");
+            // The client may have ended the connection.
+            let _ = (&stream).write_all(answer.as_bytes());
+        }
+    });
+    let server = Server::start();
+    let location: Location = "s3://bucket".parse().unwrap();
+    let LocationKind::S3(address) = location.kind() else { panic!("{location}") };
+    let options = Remote { endpoint: Some(endpoint), ..server.remote() };
+    let storage = S3Storage::open(address, &options).unwrap();
+    assert_eq!(storage.get("whole", 100).unwrap(), b"object");
+    assert_eq!(storage.get("half", 100).unwrap_err().kind, ErrorKind::Unavailable);
 }
