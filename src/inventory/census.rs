@@ -15,6 +15,9 @@ use crate::format::name::{self, SnapshotName};
 /// What an object is that no known run wrote, and what to do.
 const UNKNOWN: &str = "is not in the catalog. If this machine wrote it, run `brackfs catalog rebuild`";
 
+/// The folders whose documents a census counts.
+pub(super) const CENSUS_FOLDERS: [&str; 4] = [name::INDEX, name::MOVED, name::FORGOTTEN, name::SECRETS];
+
 impl Inventory<'_> {
     /// Compares a catalog that was rebuilt or reconciled with the census of the last generation. If they do not agree, the
     /// catalog remembers the census: later generations count only what is known by then.
@@ -23,7 +26,7 @@ impl Inventory<'_> {
     /// repository was set back.
     pub fn prove(&self, catalog: &Catalog, last: Option<&Generation>) -> Result<(), Error> {
         let mut listed = HashSet::new();
-        for folder in [name::INDEX, name::MOVED, name::FORGOTTEN, name::SECRETS] {
+        for folder in CENSUS_FOLDERS {
             listed.extend(self.repository.target().list(folder)?.into_iter().map(|object| object.name));
         }
         let mut unlisted = catalog.documents()?;
@@ -44,6 +47,25 @@ impl Inventory<'_> {
             catalog.set_unproved(number, &last.census)?;
         }
         Ok(())
+    }
+
+    /// Whether the catalog knows all documents that are listed, and no others that are valid.
+    pub fn knows_listed_documents(&self, catalog: &Catalog) -> Result<bool, Error> {
+        let (mut known, mut missing) = (HashSet::new(), HashSet::new());
+        for document in catalog.documents()? {
+            if document.replaced.is_none() {
+                missing.insert(document.object());
+            }
+            known.insert(document.object());
+        }
+        let mut knows_all = true;
+        for folder in CENSUS_FOLDERS {
+            for object in self.repository.target().list(folder)? {
+                missing.remove(&object.name);
+                knows_all &= known.contains(&object.name);
+            }
+        }
+        Ok(knows_all && missing.is_empty())
     }
 
     /// Compares the catalog with the census of the last generation, and listings with the catalog. Returns a reason to doubt
@@ -74,7 +96,7 @@ impl Inventory<'_> {
         let documents = catalog.documents()?;
         let known: HashSet<String> = documents.iter().map(|document| document.object()).collect();
         let mut listed = HashSet::new();
-        for folder in [name::INDEX, name::MOVED, name::FORGOTTEN, name::SECRETS] {
+        for folder in CENSUS_FOLDERS {
             self.check_interrupted()?;
             for object in self.repository.target().list(folder)?.into_iter().map(|object| object.name) {
                 if name::is_object(&object) {

@@ -5,6 +5,7 @@ use std::path::Path;
 
 use roaring::RoaringTreemap;
 
+use super::census::CENSUS_FOLDERS;
 use super::context::Inventory;
 use super::error::Error;
 use super::reconcile::is_foreign;
@@ -153,7 +154,7 @@ impl Inventory<'_> {
     pub fn learn_new_documents(&self, catalog: &Catalog) -> Result<(), Error> {
         let known: HashSet<_> = catalog.documents()?.into_iter().map(|document| document.object()).collect();
         let mut has_tombstones = false;
-        for folder in [name::INDEX, name::MOVED, name::FORGOTTEN, name::SECRETS] {
+        for folder in CENSUS_FOLDERS {
             for object in self.repository.target().list(folder)?.into_iter().map(|object| object.name) {
                 self.check_interrupted()?;
                 if known.contains(&object) {

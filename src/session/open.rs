@@ -142,6 +142,14 @@ impl<'r> Session<'r> {
                 // So that the next run, or another machine, finds a generation that explains the difference.
                 session.announce(&mut catalog)?;
                 catalog.commit()?;
+                let inventory = Inventory { repository, access: &session.access, monitor, stop };
+                // A run that had begun before may have written until now. From now on it finds this one, and stops.
+                if !inventory.knows_listed_documents(&catalog)? {
+                    inventory.reconcile(&mut catalog)?;
+                    inventory.prove(&catalog, session.last.as_ref())?;
+                    session.announce_again(&mut catalog)?;
+                    catalog.commit()?;
+                }
             }
             let inventory = Inventory { repository, access: &session.access, monitor, stop };
             if is_look_due || session.reconciled {
