@@ -191,14 +191,12 @@ fn serve(args: &Args, global: &Global) -> Result<ExitCode> {
             FileSystem::of_one(archive, snapshot, &top, monitor)
         }
         None => {
-            // Detect a wrong key now, not when a file is read.
-            if let Some(newest) = archive.snapshots()?.last()
-                && let Err(error) = archive.open(newest)
-            {
+            let filesystem = FileSystem::of_all(archive, monitor);
+            if let Err(error) = filesystem.open_newest()? {
                 anyhow::ensure!(!error.is_key_problem(), error);
                 terminal.note(&format!("cannot show the newest snapshot: {error}"));
             }
-            FileSystem::of_all(archive, monitor)
+            filesystem
         }
     };
     let ready = |path: &Path| {

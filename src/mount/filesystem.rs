@@ -77,6 +77,15 @@ impl FileSystem {
         FileSystem::new(archive, monitor, Shown::All(Box::new(tree)))
     }
 
+    /// Lists the snapshots and opens the newest one, so that a wrong key is found at once, and the first access need not do
+    /// it. The inner error is that of the newest snapshot, which the first access tries again.
+    pub fn open_newest(&self) -> Result<Result<(), archive::Error>, archive::Error> {
+        match &self.shown {
+            Shown::All(tree) => tree.open_newest(),
+            Shown::One(..) => Ok(Ok(())),
+        }
+    }
+
     /// Creates a file system of the directory `entry` of one snapshot.
     pub fn of_one(
         archive: Arc<dyn Archive>,

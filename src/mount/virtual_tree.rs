@@ -119,6 +119,17 @@ impl VirtualTree {
         }
     }
 
+    /// See [`FileSystem::open_newest`](super::FileSystem::open_newest).
+    pub(super) fn open_newest(&self) -> Result<Result<(), archive::Error>, archive::Error> {
+        let newest = {
+            let index = self.refreshed()?;
+            index.there().last().and_then(|number| Some((*number, index.name(*number)?.clone())))
+        };
+        let Some((number, name)) = newest else { return Ok(Ok(())) };
+        let opened = self.archive.open(&name);
+        Ok(opened.map(|snapshot| lock(&self.index).keep(number, snapshot)))
+    }
+
     /// Looks up a name in a directory.
     pub(super) fn lookup(&self, place: VirtualNode, name: &[u8]) -> Result<LookupResult, Error> {
         // All names here are UTF-8.
@@ -298,13 +309,13 @@ impl VirtualTree {
     }
 
     /// Returns the index, updated by a new listing if the last one has expired.
-    fn refreshed(&self) -> Result<MutexGuard<'_, SnapshotIndex>, Error> {
+    fn refreshed(&self) -> Result<MutexGuard<'_, SnapshotIndex>, archive::Error> {
         let mut listed = lock(&self.listed);
         if listed.is_none_or(|until| Instant::now() >= until) {
             let watch = self.stopwatch();
             let there = self.archive.snapshots()?;
             if there.is_empty() && !self.archive.is_available() {
-                return Err(archive::Error::NotFound("the repository is not available".into()).into());
+                return Err(archive::Error::NotFound("the repository is not available".into()));
             }
             let unnamed = lock(&self.index).unnamed(&there);
             let names = unnamed.into_iter().filter_map(|id| Some((id, self.source_name(id)?))).collect();
