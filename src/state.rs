@@ -275,7 +275,7 @@ impl RepositoryState {
         self.folder.join("looked")
     }
 
-    /// Notes that a backup has looked for lost documents at a server. `place` identifies it
+    /// Notes that a backup has looked for lost documents at a server. `place` identifies the target
     /// ([`Location::identity`](crate::storage::Location::identity)).
     pub fn note_look(&self, place: &str) -> Result<(), Error> {
         self.write(&self.looked_path(), place.as_bytes(), IfExists::Replace)
@@ -284,18 +284,33 @@ impl RepositoryState {
     /// Whether a backup looked there within this time.
     pub fn has_looked(&self, place: &str, within: Duration) -> bool {
         let modified = || fs::metadata(self.looked_path()).and_then(|found| found.modified());
-        fs::read(self.looked_path()).is_ok_and(|noted| noted == place.as_bytes())
-            && modified().is_ok_and(|at| at.elapsed().is_ok_and(|ago| ago < within))
+        self.looked_last_at(place) && modified().is_ok_and(|at| at.elapsed().is_ok_and(|ago| ago < within))
     }
 
-    /// The repository at which a backup looked there within this time; `None` if there is none, or several.
+    /// Whether the last look of a backup was there.
+    fn looked_last_at(&self, place: &str) -> bool {
+        fs::read(self.looked_path()).is_ok_and(|noted| noted == place.as_bytes())
+    }
+
+    /// The repository of which a backup looked there within this time. `None` if there is none, or if another repository was
+    /// there once.
     pub fn looked_at(state: &Path, place: &str, within: Duration) -> Option<(RepositoryId, RepositoryState)> {
+        let mut known = RepositoryState::all_looked_at(state, place);
+        let first = known.next();
+        first.filter(|(_, first)| known.next().is_none() && first.has_looked(place, within))
+    }
+
+    /// Forgets all looks at a place where a repository is made or adopted: there may have been another one.
+    pub fn forget_looks(state: &Path, place: &str) {
+        // Without the files, nothing is assumed about the place.
+        RepositoryState::all_looked_at(state, place).for_each(|(_, known)| _ = fs::remove_file(known.looked_path()));
+    }
+
+    fn all_looked_at(state: &Path, place: &str) -> impl Iterator<Item = (RepositoryId, RepositoryState)> {
         let folders = fs::read_dir(state).into_iter().flatten().flatten();
         let ids = folders.filter_map(|folder| folder.file_name().to_str()?.parse().ok());
         let all = ids.map(|id| (id, RepositoryState::new(state, id)));
-        let mut found = all.filter(|(_, known)| known.has_looked(place, within));
-        let first = found.next();
-        first.filter(|_| found.next().is_none())
+        all.filter(move |(_, known)| known.looked_last_at(place))
     }
 
     /// Writes a file that only its user can read, atomically and durably.

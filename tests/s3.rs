@@ -430,6 +430,37 @@ fn a_backup_of_nothing_new_makes_few_requests() {
 }
 
 #[test]
+fn lists_from_pipes_are_read_once() {
+    let remote = ready(&[("file", "first"), ("secret", "hidden")]);
+    let source = remote.site.source();
+    let backup = || {
+        settle();
+        remote.server.proxy.requests();
+        let mut command = Command::new("bash");
+        let script =
+            "printf '%s\\0' \"$1\" | \"$0\" backup --skip-if-unchanged --files-from - --exclude-from <(echo secret)";
+        let brackfs = remote.command(&[]);
+        command.arg("-c").arg(script).arg(brackfs.get_program()).arg(&source).current_dir(remote.site.path());
+        for (name, value) in brackfs.get_envs() {
+            match value {
+                Some(value) => command.env(name, value),
+                None => command.env_remove(name),
+            };
+        }
+        run(command).ok();
+        remote.server.proxy.requests().len()
+    };
+    assert!(backup() > 0);
+    backup();
+    assert_eq!(backup(), 0);
+    remote.site.write("file", "second");
+    assert!(backup() > 0);
+    let listed = remote.brackfs(&["ls", "-R", "latest"]).ok();
+    assert!(listed.stdout.contains("file") && !listed.stdout.contains("secret"), "{listed}");
+    assert_eq!(remote.brackfs(&["cat", &format!("latest:{source}/file")]).ok().stdout, "second");
+}
+
+#[test]
 fn a_server_is_not_asked_whether_the_source_changed_but_once_a_day() {
     let remote = ready(&[("file", noise("file", MIB)), ("folder/other", b"other".to_vec())]);
     remote.backup(&[]).ok();
@@ -464,6 +495,8 @@ fn a_server_is_not_asked_whether_the_source_changed_but_once_a_day() {
         requests(&[]);
         assert_eq!(requests(&[]), 0, "after change {at}");
     }
+    // What is verified again is on the server.
+    assert!(requests(&["--recheck", "1GiB"]) > 0);
     // Another selection, source or place is another question.
     assert!(requests(&["--exclude", "file"]) > 0);
     assert!(requests(&["--source", "other"]) > 0);

@@ -51,7 +51,7 @@ pub enum Error {
     /// A dry run was interrupted.
     #[error("interrupted; a dry run stores nothing")]
     PreviewInterrupted,
-    /// The source is not as in the last snapshot: the end of a look at it.
+    /// The source may not be as in the last snapshot. Ends a glance at it, and is never shown.
     #[error("the source has changed since the last backup")]
     Changed,
     /// A temporary file failed.

@@ -24,14 +24,13 @@ pub(super) struct Glance<'a> {
 }
 
 impl Glance<'_> {
-    /// Whether a directory is where it was, with the content that the last backup has, as far as the directory itself
-    /// tells.
+    /// Whether the catalog has this directory in this place, complete and in a snapshot.
     fn is_as_before(&self, found: &EnterDirectory) -> bool {
         let Some(DirectoryRow { subtree: Some(_), linked: true, in_place: true, inode, .. }) = &found.row else {
             return false;
         };
-        let is_same =
-            (inode.device, inode.number) == (found.device, found.stat.ino) && !found.untrusted && !found.again;
+        let is_same_inode = (inode.device, inode.number) == (found.device, found.stat.ino);
+        let is_same = (is_same_inode || !self.compared.inode) && !found.untrusted && !found.again;
         if self.depth > 0 {
             return is_same;
         }
@@ -53,7 +52,9 @@ impl Follower for Glance<'_> {
                 self.depth = self.depth.saturating_sub(1);
                 removed.is_empty()
             }
-            Event::OldSegment(_) | Event::EndSegment => true,
+            // A backup notes other stats, even in fields that are not compared.
+            Event::OldSegment(old) => old.stats.is_none(),
+            Event::EndSegment => true,
             Event::NewSegment { .. }
             | Event::Reused(_)
             | Event::Kept(_)

@@ -30,7 +30,7 @@ use super::walk::readahead::Readahead;
 use super::walk::retry::Settling;
 use super::walk::rules::Rules;
 use super::walk::scope::{Origin, Scope, identify};
-use crate::catalog::{Catalog, Parent, SourceRow};
+use crate::catalog::{Catalog, Parent, SnapshotRow, SourceRow};
 use crate::crypt::SecretKey;
 use crate::failure::{Failure, FailureKind};
 use crate::format::Timestamp;
@@ -52,51 +52,37 @@ pub fn back_up(
     stop: &AtomicBool,
 ) -> Result<Summary, Error> {
     with_calls(monitor, stop, |calls| {
-        let watch = Watch { monitor, stop, calls };
         let local = repository.target().local_path();
-        let invocation = Invocation::new(local.as_deref(), state, options, watch)?;
-        let mut summary = if options.policy.dry_run {
-            invocation.preview(repository)?
-        } else {
-            invocation.write_or_mend(repository)?
-        };
-        summary.problems += invocation.scope.missing;
-        Ok(summary)
+        let invocation = Invocation::new(local.as_deref(), state, options, Watch { monitor, stop, calls })?;
+        invocation.make(repository)
     })
 }
 
-/// Looks whether the source is as in its last snapshot, without the repository: only at the source and the catalog. Returns
-/// `None` if something changed, if no backup has used the server for a day, or if anything else needs a backup.
-pub fn find_unchanged(
+/// The same for a repository on a server, which is not even opened if it is known without it that the source is as in its last
+/// snapshot. That is not known if the last search for lost documents at this target is older than a day.
+pub fn back_up_if_changed<E: From<Error>>(
+    open: impl FnOnce() -> Result<Repository, E>,
     state: &Path,
     options: &Options,
     monitor: &dyn Monitor,
     stop: &AtomicBool,
-) -> Result<Option<Summary>, Error> {
-    let Some(place) = &options.policy.daily_at else { return Ok(None) };
-    let Some((repository, known)) = RepositoryState::looked_at(state, place, LOOK_AGAIN) else { return Ok(None) };
-    let found = with_calls(monitor, stop, |calls| {
-        // A backup that follows reports everything.
-        let watch = Watch { monitor: &Silent, stop, calls };
-        let catalog = Catalog::view(&known.catalog_path(), repository)?;
-        Invocation::new(None, state, options, watch)?.glance(catalog)
-    });
-    match found {
-        Ok(summary) => Ok(Some(summary)),
-        Err(error) if error.kind() == FailureKind::Interrupted => Err(error),
-        Err(error) => {
-            debug!(%error, "a backup is needed");
-            Ok(None)
+) -> Result<Summary, E> {
+    with_calls(monitor, stop, |calls| {
+        // Lists of files may be pipes, so they are read only once.
+        let invocation = Invocation::new(None, state, options, Watch { monitor, stop, calls })?;
+        match invocation.find_unchanged()? {
+            Some(summary) => Ok(summary),
+            None => Ok(invocation.make(&open()?)?),
         }
-    }
+    })
 }
 
 /// Does `work`, whose calls to the source are watched, and notes its duration.
-fn with_calls(
+fn with_calls<E>(
     monitor: &dyn Monitor,
     stop: &AtomicBool,
-    work: impl FnOnce(&Arc<Calls>) -> Result<Summary, Error>,
-) -> Result<Summary, Error> {
+    work: impl FnOnce(&Arc<Calls>) -> Result<Summary, E>,
+) -> Result<Summary, E> {
     let begin = Instant::now();
     let calls = Arc::new(Calls::default());
     thread::scope(|threads| {
@@ -169,32 +155,75 @@ impl<'a> Invocation<'a> {
         Rules::new(selection, reading, exclude, large, self.mounts.clone(), self.forbidden.clone())
     }
 
+    /// Makes the backup, or the dry run.
+    fn make(&self, repository: &Repository) -> Result<Summary, Error> {
+        let is_dry_run = self.options.policy.dry_run;
+        let mut summary = if is_dry_run { self.preview(repository)? } else { self.write_or_mend(repository)? };
+        summary.problems += self.scope.missing;
+        Ok(summary)
+    }
+
     /// Reports the files that a backup would read.
     fn preview(&self, repository: &Repository) -> Result<Summary, Error> {
         let Watch { monitor, stop, .. } = self.watch;
         let catalog = look(repository, &self.repository_state(repository), monitor, stop)?;
         let source = catalog.source(&self.scope.name)?.map(|(row, _)| row);
         expect_as_before(&catalog, source, monitor)?;
-        self.walk(catalog, source, Preview::new(&self.scope.name, self.scope.root(), monitor))
+        self.walk(self.watch, catalog, source, Preview::new(&self.scope.name, self.scope.root(), monitor))
     }
 
-    /// Fails with [`Error::Changed`] unless a backup would find the source as in its last snapshot, and have nothing else
-    /// to do.
-    fn glance(&self, catalog: Catalog) -> Result<Summary, Error> {
+    /// Returns the result of a backup that finds the source as in its last snapshot, and has nothing else to do. `None` if a
+    /// backup is needed to know that.
+    fn find_unchanged(&self) -> Result<Option<Summary>, Error> {
+        let Some(place) = &self.options.policy.daily_at else { return Ok(None) };
+        let Some((repository, known)) = RepositoryState::looked_at(self.state, place, LOOK_AGAIN) else {
+            return Ok(None);
+        };
+        let open = || Ok(Catalog::view(&known.catalog_path(), repository)?);
+        match open().and_then(|catalog| self.glance(catalog, open)) {
+            Ok(summary) => Ok(Some(summary)),
+            Err(error) if error.kind() == FailureKind::Interrupted => Err(error),
+            Err(error) => {
+                debug!(%error, "a backup is needed");
+                Ok(None)
+            }
+        }
+    }
+
+    /// Fails with [`Error::Changed`] unless the source is as in its last snapshot.
+    fn glance(&self, catalog: Catalog, open: impl Fn() -> Result<Catalog, Error>) -> Result<Summary, Error> {
+        let (source, last) = self.last_snapshot(&catalog)?;
+        let compared = self.options.reading.identity;
+        let glance = Glance { source: &self.scope.name, root: last.root, compared, depth: 0 };
+        // A backup that follows reports everything.
+        let watch = Watch { monitor: &Silent, ..self.watch };
+        let summary = self.walk(watch, catalog, Some(source), glance)?;
+        // Another backup may have changed the catalog during the walk, and then failed.
+        let is_same = self.last_snapshot(&open()?)?.1.name == last.name;
+        if is_same { Ok(summary) } else { Err(Error::Changed) }
+    }
+
+    /// Returns the last snapshot of the source if the catalog has its tree, and no run is unfinished.
+    fn last_snapshot(&self, catalog: &Catalog) -> Result<(SourceRow, SnapshotRow), Error> {
         let Some((source, _)) = catalog.source(&self.scope.name)? else { return Err(Error::Changed) };
         let Some(last) = catalog.latest_snapshot(source)? else { return Err(Error::Changed) };
-        // Otherwise the catalog has the tree of another one.
         let is_base = catalog.newest_base(source)?.is_some_and(|(name, _)| name == last.name);
         let is_tree = matches!(self.scope.origin, Origin::Tree { .. });
-        if !is_base || !is_tree || self.scope.missing > 0 || !catalog.unfinished()?.is_empty() {
-            return Err(Error::Changed);
+        if is_base && is_tree && self.scope.missing == 0 && catalog.unfinished()?.is_empty() {
+            Ok((source, last))
+        } else {
+            Err(Error::Changed)
         }
-        let compared = self.options.reading.identity;
-        self.walk(catalog, Some(source), Glance { source: &self.scope.name, root: last.root, compared, depth: 0 })
     }
 
     /// Walks with a follower that stores nothing.
-    fn walk(&self, catalog: Catalog, source: Option<SourceRow>, follower: impl Follower) -> Result<Summary, Error> {
+    fn walk(
+        &self,
+        watch: Watch<'_>,
+        catalog: Catalog,
+        source: Option<SourceRow>,
+        follower: impl Follower,
+    ) -> Result<Summary, Error> {
         let past = catalog.past()?;
         // The walk has a connection of its own.
         drop(catalog);
@@ -208,7 +237,7 @@ impl<'a> Invocation<'a> {
                 rules: self.rules(),
                 readers: None,
                 started: self.started,
-                watch: self.watch,
+                watch,
                 ahead: &ahead,
             };
             let (following, more) = pipeline.start(threads)?;

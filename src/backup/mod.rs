@@ -33,7 +33,7 @@ mod summary;
 mod walk;
 
 pub use error::Error;
-pub use invocation::{back_up, find_unchanged};
+pub use invocation::{back_up, back_up_if_changed};
 pub use options::{
     CHUNK_SIZE, COMMIT_INTERVAL, COMPRESSION, MERGE_FILES_UNDER, Options, RETRIES, Reading, RunPolicy, SETTLE_MAX,
     Selection, Storing,

@@ -74,6 +74,7 @@ pub(super) struct Args {
 
 pub(super) fn run(args: &Args, global: &Global) -> Result<ExitCode> {
     let repository = args.reader.repository.open(global)?;
+    RepositoryState::forget_looks(&global.state()?, &args.reader.repository.located(global).identity());
     let state = RepositoryState::new(&global.state()?, repository.id());
     let recipients = args.recipient.iter().map(|path| read_certificate(path)).collect::<Result<Vec<_>>>()?;
     let (monitor, stop) = (global.monitor(args.json), stop_on_signals()?);

@@ -262,18 +262,20 @@ pub(super) fn run(args: &Args, global: &Global) -> Result<ExitCode> {
     let monitor = global.monitor(args.json);
     let stop = stop_on_signals()?;
     let state = global.state()?;
-    let may_skip = args.skip_if_unchanged && !args.dry_run;
-    let unchanged = if may_skip { backup::find_unchanged(&state, &options, &monitor, &stop)? } else { None };
-    let summary = match unchanged {
-        Some(summary) => summary,
-        None => {
-            let repository = args.repository.open(global)?;
-            monitor.start();
-            let result = backup::back_up(&repository, &state, &options, &monitor, &stop);
-            monitor.finish();
-            result?
-        }
+    let open = || {
+        let repository = args.repository.open(global)?;
+        monitor.start();
+        anyhow::Ok(repository)
     };
+    // Packs are verified again only by a backup that opens the repository.
+    let may_skip = args.skip_if_unchanged && !args.dry_run && args.recheck == RunPolicy::default().recheck;
+    let result = if may_skip && args.repository.is_remote() {
+        backup::back_up_if_changed(open, &state, &options, &monitor, &stop)
+    } else {
+        backup::back_up(&open()?, &state, &options, &monitor, &stop).map_err(anyhow::Error::from)
+    };
+    monitor.finish();
+    let summary = result?;
     if args.json {
         output::result(as_json(&summary))?;
     } else if !global.quiet && (is_interactive() || global.verbose || args.dry_run) {

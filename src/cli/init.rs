@@ -13,6 +13,7 @@ use super::recipients::read_certificate;
 use super::repository_arg::{LocationParser, TargetArgs};
 use crate::init::{Made, Owner, init};
 use crate::monitor::Monitor;
+use crate::state::RepositoryState;
 use crate::storage::Location;
 
 /// Make a repository that this machine writes to
@@ -78,7 +79,9 @@ pub(super) fn run(args: &Args, global: &Global) -> Result<ExitCode> {
         (false, paths) => Owner::Recipients(paths.iter().map(|path| read_certificate(path)).collect::<Result<_>>()?),
     };
     let location = args.target.locate(&args.repository, global);
-    let Made { id, host, recipients, shortcomings } = init(&location, &global.state()?, owner)?;
+    let state = global.state()?;
+    let Made { id, host, recipients, shortcomings } = init(&location, &state, owner)?;
+    RepositoryState::forget_looks(&state, &location.identity());
     let monitor = global.monitor(args.json);
     shortcomings.iter().for_each(|why| monitor.note(&format!("{}: {why}", args.repository)));
     if args.json {

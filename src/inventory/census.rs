@@ -49,25 +49,6 @@ impl Inventory<'_> {
         Ok(())
     }
 
-    /// Whether the catalog knows all documents that are listed, and no others that are valid.
-    pub fn knows_listed_documents(&self, catalog: &Catalog) -> Result<bool, Error> {
-        let (mut known, mut missing) = (HashSet::new(), HashSet::new());
-        for document in catalog.documents()? {
-            if document.replaced.is_none() {
-                missing.insert(document.object());
-            }
-            known.insert(document.object());
-        }
-        let mut knows_all = true;
-        for folder in CENSUS_FOLDERS {
-            for object in self.repository.target().list(folder)? {
-                missing.remove(&object.name);
-                knows_all &= known.contains(&object.name);
-            }
-        }
-        Ok(knows_all && missing.is_empty())
-    }
-
     /// Compares the catalog with the census of the last generation, and listings with the catalog. Returns a reason to doubt
     /// that all documents are known and present, if there is one.
     pub fn doubt_of_listings(&self, catalog: &Catalog, last: &Generation) -> Result<Option<String>, Error> {

@@ -45,6 +45,14 @@ impl Generations {
         self.last.push(generation);
     }
 
+    /// Adds an object that does not verify.
+    fn add_strange(&mut self, name: GenerationName, length: u64) {
+        if name.number >= self.number() && self.strange.iter().all(|(known, _)| *known != name) {
+            self.strange.push((name, length));
+            self.strange.sort_unstable();
+        }
+    }
+
     /// A warning about objects that do not verify, or `None` if there are none.
     pub fn warning(&self) -> Option<String> {
         let (last, _) = self.strange.last()?;
@@ -79,9 +87,10 @@ impl Inventory<'_> {
             }
             match self.access.generation(self.repository, name) {
                 Ok(generation) => found.add(generation),
-                Err(error) if error.kind() == FailureKind::Unavailable => return Err(error.into()),
                 // It is gone, or never was there.
-                Err(_) => {}
+                Err(repository::Error::Target(error)) if error.kind == ErrorKind::NotFound => {}
+                Err(error @ repository::Error::Target(_)) => return Err(error.into()),
+                Err(_) => found.add_strange(name, self.repository.target().length(&name.object())?),
             }
         }
         Ok(found)

@@ -210,7 +210,7 @@ impl Core {
     }
 
     /// Returns a block, and whether it has this chunk at this offset. If not, and the bytes came from a cache on disk, it is
-    /// loaded once more.
+    /// loaded once more; likewise if another thread has dropped it, as it may have found the same.
     fn block_with(
         &self,
         location: &BlockLocation,
@@ -219,8 +219,12 @@ impl Core {
     ) -> Result<(Arc<Block>, Result<(), Error>), Error> {
         let mut block = self.blocks.blocks.get(location, &load, abandoned)?;
         let mut verified = block.chunk(start, chunk).map(drop);
-        if verified.is_err() && self.repository.drop_copy(&block.place) {
-            self.blocks.blocks.remove(location, &block);
+        if verified.is_err() {
+            if self.repository.drop_copy(&block.place) {
+                self.blocks.blocks.remove(location, &block);
+            } else if self.blocks.blocks.is_current(location, &block) {
+                return Ok((block, verified));
+            }
             block = self.blocks.blocks.get(location, &load, abandoned)?;
             verified = block.chunk(start, chunk).map(drop);
         }

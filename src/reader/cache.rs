@@ -106,6 +106,11 @@ impl<K: Hash + Eq + Clone, V: Weigh, E: Clone> Cache<K, V, E> {
         }
     }
 
+    /// Whether the cached value of `key` is this one.
+    pub(super) fn is_current(&self, key: &K, value: &Arc<V>) -> bool {
+        self.state().entries.peek(key).is_some_and(|cached| Arc::ptr_eq(cached, value))
+    }
+
     /// Removes the value of `key` if it still is this one.
     pub(super) fn remove(&self, key: &K, value: &Arc<V>) {
         let mut state = self.state();

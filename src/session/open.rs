@@ -30,7 +30,7 @@ pub const NOTHING_YET: &str = "nothing was backed up yet";
 const CLOCK_TOLERANCE: i64 = 60;
 
 /// The interval at which a wait checks for an interruption.
-const GLANCE: Duration = Duration::from_millis(100);
+const POLL: Duration = Duration::from_millis(100);
 
 /// Whether the whole catalog is verified before the run, and damaged rows are dropped.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -143,10 +143,11 @@ impl<'r> Session<'r> {
                 session.announce(&mut catalog)?;
                 catalog.commit()?;
                 let inventory = Inventory { repository, access: &session.access, monitor, stop };
-                // A run that had begun before may have written until now. From now on it finds this one, and stops.
-                if !inventory.knows_listed_documents(&catalog)? {
-                    inventory.reconcile(&mut catalog)?;
-                    inventory.prove(&catalog, session.last.as_ref())?;
+                // A run that had begun before may have written until now. From now on it finds this one, and stops. Listings
+                // that lag behind tell nothing about that.
+                let is_listed_at_once = repository.target().capabilities().lag.is_zero();
+                if is_listed_at_once && inventory.doubt_of_documents(&catalog)?.is_some() {
+                    agree(&inventory, &mut catalog, session.last.as_ref())?;
                     session.announce_again(&mut catalog)?;
                     catalog.commit()?;
                 }
@@ -160,8 +161,11 @@ impl<'r> Session<'r> {
                     session.announce(&mut catalog)?;
                     inventory.put_back(lost, &catalog, &session.writer, &host)?;
                 }
-                if let Some(place) = checks.daily_at {
-                    lock.state().note_look(place)?;
+                if let Some(place) = checks.daily_at.filter(|_| is_look_due)
+                    && let Err(error) = lock.state().note_look(place)
+                {
+                    // The next backup looks again.
+                    debug!(%error, "cannot note the search for lost documents");
                 }
             }
             report_clock_behind(&catalog, monitor)?;
@@ -260,7 +264,7 @@ impl<'r> Session<'r> {
         }
         while !left().is_zero() {
             inventory.check_interrupted()?;
-            sleep(left().min(GLANCE));
+            sleep(left().min(POLL));
         }
         self.still_alone()?;
         *self.fresh() = None;
@@ -389,15 +393,21 @@ fn choose_number(inventory: &Inventory<'_>, catalog: &mut Catalog, above: u64) -
     let message = divergence.message();
     if let Some(message) = &message {
         monitor.note(&format!("{message}. Packs are compared with the catalog before anything is stored"));
-        let found = inventory.reconcile(catalog)?;
-        is_outdated = found.is_outdated;
-        inventory.prove(catalog, generations.last.first())?;
-        monitor.note(&format!("the catalog agrees with the repository now: {}", found.summary()));
+        is_outdated = agree(inventory, catalog, generations.last.first())?;
     }
     // Generations may have been lost too.
     let generation = generations.next(last.max(catalog.last_sequence()?).max(above))?;
     let last = generations.last.into_iter().next();
     Ok(RunNumber { generation, last, strange: generations.strange, diverged: message.is_some(), is_outdated })
+}
+
+/// Brings the catalog into agreement with the repository, whose last generation is `last`. Returns whether it is outdated:
+/// see [`inventory::Reconciled::is_outdated`].
+fn agree(inventory: &Inventory<'_>, catalog: &mut Catalog, last: Option<&Generation>) -> Result<bool, Error> {
+    let found = inventory.reconcile(catalog)?;
+    inventory.prove(catalog, last)?;
+    inventory.monitor.note(&format!("the catalog agrees with the repository now: {}", found.summary()));
+    Ok(found.is_outdated)
 }
 
 /// Opens the catalog. Returns true if it had to be rebuilt.

@@ -62,8 +62,8 @@ impl Location {
         &self.remote
     }
 
-    /// A hash that differs for different targets: of the location, its options, and the variables of the environment that
-    /// choose a server or an account. Secrets are left out.
+    /// A hash that differs for different targets: of the location, its options, the current directory, and the variables of
+    /// the environment that choose a server or an account. Passwords are left out.
     pub fn identity(&self) -> String {
         let Remote { ssh, rclone, endpoint, credentials, ca, .. } = &self.remote;
         let mut hash = blake3::Hasher::new();
@@ -72,6 +72,8 @@ impl Location {
         };
         add(self.to_string().as_bytes());
         add(format!("{ssh:?} {rclone:?} {endpoint:?} {credentials:?} {ca:?}").as_bytes());
+        // A path on a remote of rclone may be relative.
+        add(std::env::current_dir().unwrap_or_default().as_os_str().as_bytes());
         let mut variables: Vec<_> = std::env::vars_os().filter(|(name, _)| chooses_account(name)).collect();
         variables.sort_unstable();
         for (name, value) in &variables {
@@ -165,13 +167,14 @@ impl fmt::Display for Location {
     }
 }
 
-/// Whether a variable of the environment may choose a server or an account, and is not secret.
+/// Whether a variable of the environment may choose a server or an account, and is no password.
 fn chooses_account(name: &OsStr) -> bool {
-    const PROGRAMS: [&str; 5] = ["AWS_", "OS_", "ST_", "RCLONE_", "FTP_"];
-    const SECRETS: [&str; 5] = ["SECRET", "PASS", "TOKEN", "KEY", "ACCESS"];
+    const PROGRAMS: [&str; 6] = ["AWS_", "FTP_", "OS_", "RCLONE_", "ST_", "WEBDAV_"];
+    const FILES: [&str; 4] = ["HOME", "NETRC", "SSH_AUTH_SOCK", "XDG_CONFIG_HOME"];
+    const SECRETS: [&str; 5] = ["PASS", "PASSWORD", "SECRET_ACCESS_KEY", "ST_KEY", "TOKEN"];
     let name = name.to_string_lossy();
-    let is_listed = PROGRAMS.iter().any(|program| name.starts_with(program)) || name == "HOME" || name == "NETRC";
-    is_listed && !SECRETS.iter().any(|secret| name.contains(secret))
+    let is_listed = PROGRAMS.iter().any(|program| name.starts_with(program)) || FILES.contains(&&*name);
+    is_listed && !SECRETS.iter().any(|secret| name.ends_with(secret))
 }
 
 #[cfg(test)]

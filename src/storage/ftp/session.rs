@@ -508,7 +508,7 @@ impl Session {
             Err(failure) if failure.may_be_missing() => return Ok(false),
             reply => reply?,
         };
-        let text = reply.text.to_ascii_lowercase();
+        let text = without_paths(&reply.text, path);
         // Servers cut off long lists, and say so only here.
         if text.contains("truncated") {
             let why = "the server cuts off its lists of files; its limit must be raised";
@@ -522,6 +522,12 @@ impl Session {
         }
         Ok(is_there)
     }
+}
+
+/// The words of a reply in lower case, without the path of the folder and what is in quotes: servers repeat the path.
+fn without_paths(text: &str, path: &str) -> String {
+    let unquoted: Vec<_> = text.split('"').step_by(2).collect();
+    unquoted.join(" ").replace(path, " ").to_ascii_lowercase()
 }
 
 impl Drop for Session {

@@ -92,8 +92,7 @@ impl RcloneStorage {
         };
         if !exists {
             storage.rclone.make_root().map_err(failed)?;
-        }
-        if !storage.clear(is_leftover).map_err(failed)? {
+        } else if !storage.clear(is_leftover).map_err(failed)? {
             let why = "the directory is not empty";
             return Err(Error::new(ErrorKind::AlreadyExists, "create", &shown(address), why));
         }

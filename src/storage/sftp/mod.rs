@@ -332,10 +332,10 @@ impl SftpStorage {
         let mut folder = session.open_folder(&path).map_err(failed)?;
         let stored = match self.upload(session, spool, temporary) {
             Ok(true) => {
-                if !folder.is_there().map_err(failed)? {
+                if !folder.wait().map_err(failed)? {
                     // It was made with the temporary file.
                     folder = session.open_folder(&path).map_err(failed)?;
-                    folder.is_there().map_err(failed)?;
+                    folder.wait().map_err(failed)?;
                 }
                 self.publish(session, temporary, &self.path(name), &folder).map_err(failed)?
             }
@@ -557,7 +557,7 @@ impl Storage for SftpStorage {
         let folder = self.path(folder_of(name));
         let mut folder = session.open_folder(&folder).map_err(failed)?;
         session.act(&Request::Remove { path: &path }).map_err(failed)?;
-        folder.is_there().map_err(failed)?;
+        folder.wait().map_err(failed)?;
         self.note_sync(folder.sync().map_err(failed)?);
         Ok(())
     }

@@ -267,8 +267,9 @@ impl Session {
         Ok(Look(self.connection.send(&Request::Lstat { path })?))
     }
 
-    /// Makes a request that returns nothing, another one whose result does not matter, and syncs a folder: one after the
-    /// other, in one round trip. Returns the result of the first, and whether the folder is synced.
+    /// Makes a request that returns nothing, another one whose result does not matter, and syncs a folder, in one round trip.
+    /// Returns the result of the first, and whether the folder is synced after it: servers carry out requests in the order
+    /// in which they arrive, or as if they did (draft-ietf-secsh-filexfer-02, section 6).
     pub(super) fn act_and_sync(
         &self,
         first: &Request<'_>,
@@ -282,8 +283,8 @@ impl Session {
         let sync = folder.begin_sync()?;
         let result = done(first);
         let is_synced = match sync {
-            Some(sync) => is_synced(sync)?,
-            None => false,
+            Some(sync) if result.is_ok() => is_synced(sync)?,
+            _ => false,
         };
         Ok((result, is_synced))
     }
@@ -431,8 +432,8 @@ pub(super) struct Folder<'c> {
 }
 
 impl Folder<'_> {
-    /// Waits until it is open. Returns false if it is missing.
-    pub(super) fn is_there(&mut self) -> Result<bool, Failure> {
+    /// Waits until it is open, so that it can be synced. Returns false if it is missing.
+    pub(super) fn wait(&mut self) -> Result<bool, Failure> {
         match self.opening.take().map(handle) {
             Some(Ok(handle)) => self.handle = Some(handle),
             Some(Err(failure)) if failure.is_lost() => return Err(failure),
@@ -456,7 +457,7 @@ impl Folder<'_> {
 impl Drop for Folder<'_> {
     fn drop(&mut self) {
         // Best effort: the server closes everything with the connection.
-        let _ = self.is_there();
+        let _ = self.wait();
         if let Some(handle) = &self.handle {
             self.session.close(handle);
         }
