@@ -457,7 +457,7 @@ fn lists_from_pipes_are_read_once() {
     assert!(backup() > 0);
     let listed = remote.brackfs(&["ls", "-R", "latest"]).ok();
     assert!(listed.stdout.contains("file") && !listed.stdout.contains("secret"), "{listed}");
-    assert_eq!(remote.brackfs(&["cat", &format!("latest:{source}/file")]).ok().stdout, "second");
+    assert_eq!(remote.brackfs(&["cat", &format!("latest:{}/file", source.display())]).ok().stdout, "second");
 }
 
 #[test]

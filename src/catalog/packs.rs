@@ -7,6 +7,7 @@
 
 use roaring::{RoaringBitmap, RoaringTreemap};
 use rusqlite::{OptionalExtension, Row, params};
+use smallvec::smallvec;
 
 use super::chunks::{PackRow, block_sum, check_number, chunk_sum, pack_sum, tail};
 use super::database::Catalog;
@@ -284,7 +285,7 @@ impl Catalog {
             let (pack, ordinal) = self.ordinal(BlockId(block))?;
             match packs.last_mut() {
                 Some((last, runs)) if *last == pack && end_of(runs) <= ordinal => add_to_runs(runs, ordinal),
-                _ => packs.push((pack, vec![(ordinal, 1)])),
+                _ => packs.push((pack, smallvec![(ordinal, 1)])),
             }
         }
         packs.sort_by_key(|(pack, _)| *pack);
@@ -524,14 +525,14 @@ mod tests {
         let mut used = RoaringTreemap::new();
         assert!(
             catalog
-                .apply_runs(&mut used, &[(missing.id, vec![(0, 2), (5, 1)]), (there.id, vec![(0, 4)])], true)
+                .apply_runs(&mut used, &[(missing.id, smallvec![(0, 2), (5, 1)]), (there.id, smallvec![(0, 4)])], true)
                 .unwrap()
         );
         assert_eq!(used.len(), 7);
-        assert!(catalog.apply_runs(&mut used, &[(there.id, vec![(1, 3)])], false).unwrap());
+        assert!(catalog.apply_runs(&mut used, &[(there.id, smallvec![(1, 3)])], false).unwrap());
         assert_eq!(used.len(), 4);
-        assert!(!catalog.apply_runs(&mut used, &[(there.id, vec![(3, 2)])], true).unwrap());
-        assert!(!catalog.apply_runs(&mut used, &[(PackId::random(), vec![(0, 1)])], true).unwrap());
+        assert!(!catalog.apply_runs(&mut used, &[(there.id, smallvec![(3, 2)])], true).unwrap());
+        assert!(!catalog.apply_runs(&mut used, &[(PackId::random(), smallvec![(0, 1)])], true).unwrap());
     }
 
     #[test]

@@ -101,6 +101,8 @@ pub(super) fn write_ids(w: &mut CborWriter, ids: &[ObjectId]) {
 
 #[cfg(test)]
 mod tests {
+    use smallvec::smallvec;
+
     use super::*;
     use crate::format::id::{Check, Digest, PackId, SnapshotId, SourceId};
     use crate::format::name::SnapshotName;
@@ -131,7 +133,7 @@ mod tests {
         let usage = SnapshotUsage {
             snapshot: name.clone(),
             base: Some(name.clone()),
-            added: vec![(birth, vec![(0, 2), (5, 1)])],
+            added: vec![(birth, smallvec![(0, 2), (5, 1)])],
             removed: vec![],
             source: "home".into(),
             files: 3,

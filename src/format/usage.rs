@@ -2,6 +2,8 @@
 
 use std::collections::BTreeMap;
 
+use smallvec::SmallVec;
+
 use super::cbor::{CborReader, CborWriter};
 use super::error::Error;
 use super::id::{PackId, SnapshotId};
@@ -9,8 +11,9 @@ use super::name::SnapshotName;
 use super::snapshot::{PATHS, TAGS};
 use super::source::is_source_name;
 
-/// Blocks of one birth pack, as runs of (ordinal of the first block, number of blocks).
-pub type BlockRuns = Vec<(u32, u32)>;
+/// Blocks of one birth pack, as runs of (ordinal of the first block, number of blocks). Most packs have one run, and an index
+/// may list hundreds of thousands of packs, so the first one takes no allocation.
+pub type BlockRuns = SmallVec<[(u32, u32); 1]>;
 
 /// The labels by which users select snapshots.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]

@@ -142,14 +142,15 @@ impl Forgery {
     /// The blocks that the `n`-th of `snapshots` uses, as the difference to the one before. The first uses half of the
     /// data; each later one adds some packs of the other half, and removes some blocks from packs of the first.
     fn usage(&self, n: usize, snapshots: usize, name: &SnapshotName, base: Option<&SnapshotName>) -> SnapshotUsage {
-        let whole = |packs: &[(PackId, u32)]| packs.iter().map(|(pack, count)| (*pack, vec![(0, *count)])).collect();
+        let whole = |packs: &[(PackId, u32)]| packs.iter().map(|(pack, count)| (*pack, [(0, *count)].into())).collect();
         let (first, later) = self.data.split_at(self.data.len() / 2);
         let changed = CHANGED.min(later.len() / snapshots);
         let (added, removed) = match base {
             None => (whole(&[&self.trees, first].concat()), Vec::new()),
             Some(_) => {
                 let part = n * changed..(n + 1) * changed;
-                let removed = first[part.clone()].iter().map(|(pack, count)| (*pack, vec![(0, 1 + n as u32 % count)]));
+                let removed =
+                    first[part.clone()].iter().map(|(pack, count)| (*pack, [(0, 1 + n as u32 % count)].into()));
                 (whole(&later[part]), removed.collect())
             }
         };
