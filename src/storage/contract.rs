@@ -114,7 +114,8 @@ pub trait Storage: Send + Sync + fmt::Debug {
     /// listing. The prefix ends in `/`, or is empty for all objects. An incomplete listing is an error.
     fn visit(&self, prefix: &str, found: &mut dyn FnMut(ObjectInfo)) -> Result<(), Error>;
 
-    /// Removes an object, durably. A missing object is [`NotFound`](super::ErrorKind::NotFound).
+    /// Removes an object, durably. A missing object is [`NotFound`](super::ErrorKind::NotFound), unless the storage does not
+    /// tell, and returns success.
     fn remove(&self, name: &str) -> Result<(), Error>;
 
     /// Makes every object that a listing of these prefixes shows durable, including those of killed writers.

@@ -214,7 +214,8 @@ impl Target {
         self.storage.settle(prefixes)
     }
 
-    /// Removes an object, durably. A missing object is [`ErrorKind::NotFound`](super::ErrorKind::NotFound).
+    /// Removes an object, durably. A missing object is [`ErrorKind::NotFound`](super::ErrorKind::NotFound), unless the target
+    /// does not tell.
     pub fn remove(&self, name: &str) -> Result<(), Error> {
         self.storage.remove(name)
     }

@@ -248,11 +248,9 @@ impl Storage for S3Storage {
             .map_err(|failure| failure.into_error("list", shown))
     }
 
-    /// Asks first, since the server does not tell whether it had the object.
+    /// Most servers do not tell whether they had the object.
     fn remove(&self, name: &str) -> Result<(), Error> {
-        let failed = |failure: Failure| failure.into_error("remove", name);
-        self.object(name).map_err(failed)?;
-        self.bucket.delete(&self.address.key_of(name)).map_err(failed)
+        self.bucket.delete(&self.address.key_of(name)).map_err(|failure| failure.into_error("remove", name))
     }
 
     /// Every object that the server has acknowledged is as durable as it gets.
