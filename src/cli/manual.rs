@@ -203,7 +203,7 @@ pub fn environment(command: &Command, commands: &[Command]) -> Vec<(String, Stri
         ),
         (
             "AWS_ACCESS_KEY_ID, FTP_USER, OS_AUTH_URL, ST_AUTH, WEBDAV_USER and others",
-            "The login for a server, and its proxy; see\n.BR brackfs\\-targets (7).",
+            "The login for a server.\nThe HTTP proxy\n.RB ( HTTPS_PROXY\nand others) is read too; see\n.BR brackfs\\-targets (7).",
             root || has(command, "credentials"),
         ),
     ]));
@@ -355,7 +355,7 @@ While
 runs on a new machine: the id in the names of its temporary files, so that they are removed if it was interrupted.
 .TP
 .I looked
-Which server a backup last searched for lost documents; the time of the file is the time of the search.
+A hash of the server at which a backup last searched for lost documents; the time of the file is the time of the search.
 It can be removed.
 .TP
 .I lock
