@@ -178,7 +178,8 @@ pub(super) struct Args {
     /// Make no snapshot if nothing changed since the source's last snapshot
     ///
     /// Files are compared with the catalog. If the repository is on a server and nothing changed, the server is contacted only
-    /// once in 24 hours. In between, a lost repository is not noticed, and no packs are checked again unless --recheck is given.
+    /// once in 24 hours. In between, a lost repository is not noticed, and no packs are checked again unless --recheck has
+    /// another SIZE than its default.
     #[arg(long)]
     skip_if_unchanged: bool,
     /// Ignore inode numbers in the detection of changes
