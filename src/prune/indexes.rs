@@ -19,6 +19,8 @@ const RUNS: usize = 256_000;
 const SMALL_INDEXES: usize = 64;
 /// Chunks below which an index is small.
 const FEW_CHUNKS: usize = 4_000;
+/// Chunks and runs of small indexes that are kept until they are joined, so that they are read only once.
+const KEPT: usize = 8_000;
 
 /// What a rewrite removes.
 pub(super) struct Removals<'a> {
@@ -36,6 +38,8 @@ struct Candidate {
     must: bool,
     is_small: bool,
     has_holds: bool,
+    /// Its content, if that is kept.
+    index: Option<Index>,
     /// Kept snapshots in it whose base is removed, in their order.
     orphans: Vec<Orphan>,
 }
@@ -51,12 +55,19 @@ pub(super) fn rewrite(pruner: &Pruner<'_>, catalog: &mut Catalog, removals: &Rem
     let mut candidates = Vec::new();
     let mut bases = Bases::new(removals.snapshots);
     let mut last_holds = Holds::default();
+    let mut kept = 0;
     for known in valid {
         pruner.inventory.check_interrupted()?;
         let index = session.access().index(session.repository(), known.id)?;
         let orphans = bases.learn(&index.snapshots);
-        candidates.push(candidate(catalog, known.id, &index, removals, orphans)?);
+        let mut candidate = candidate(catalog, known.id, &index, removals, orphans)?;
         last_holds.add(index.generation, &index.holds);
+        let size = 1 + chunks(&index) + index.snapshots.iter().map(runs).sum::<usize>();
+        if kept + size <= KEPT {
+            kept += size;
+            candidate.index = Some(index);
+        }
+        candidates.push(candidate);
     }
     let join = candidates.iter().filter(|candidate| candidate.is_small).count() >= SMALL_INDEXES;
     let holds =
@@ -76,7 +87,10 @@ pub(super) fn rewrite(pruner: &Pruner<'_>, catalog: &mut Catalog, removals: &Rem
         if !candidate.orphans.is_empty() && successor.chunks > FEW_CHUNKS {
             successor.write(catalog)?;
         }
-        let index = session.access().index(session.repository(), candidate.id)?;
+        let index = match candidate.index {
+            Some(index) => index,
+            None => session.access().index(session.repository(), candidate.id)?,
+        };
         successor.add(catalog, candidate.id, index)?;
     }
     successor.finish(catalog)
@@ -130,6 +144,7 @@ fn candidate(
         must,
         is_small: chunks(index) < FEW_CHUNKS,
         has_holds: !index.holds.is_empty(),
+        index: None,
         orphans,
     })
 }
@@ -137,6 +152,11 @@ fn candidate(
 fn chunks(index: &Index) -> usize {
     let packs: usize = index.packs.iter().flat_map(|pack| &pack.blocks).map(|block| block.chunks.len()).sum();
     packs + index.carriers.iter().map(|carrier| carrier.blocks.len()).sum::<usize>()
+}
+
+/// The number of packs and of runs of blocks in a usage.
+fn runs(usage: &SnapshotUsage) -> usize {
+    usage.added.iter().chain(&usage.removed).map(|(_, runs)| 1 + runs.len()).sum()
 }
 
 /// Collects the contents of indexes, and writes them as few new ones.
@@ -195,7 +215,7 @@ impl<'p, 's> Successor<'p, 's> {
             usage.base = base;
             (usage.added, usage.removed) = (catalog.block_runs(&change.added)?, catalog.block_runs(&change.removed)?);
         }
-        self.runs += usage.added.iter().chain(&usage.removed).map(|(_, runs)| 1 + runs.len()).sum::<usize>();
+        self.runs += runs(&usage);
         self.index.snapshots.push(usage);
         Ok(())
     }
