@@ -526,8 +526,9 @@ impl Session {
 
 /// The words of a reply in lower case, without the path of the folder and what is in quotes: servers repeat the path.
 fn without_paths(text: &str, path: &str) -> String {
-    let unquoted: Vec<_> = text.split('"').step_by(2).collect();
-    unquoted.join(" ").replace(path, " ").to_ascii_lowercase()
+    let unquoted = text.split('"').step_by(2).collect::<Vec<_>>().join(" ");
+    let words = if path.is_empty() { unquoted } else { unquoted.replace(path, " ") };
+    words.to_ascii_lowercase()
 }
 
 impl Drop for Session {
@@ -612,6 +613,18 @@ fn parse_quoted(text: &str) -> Option<String> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn paths_in_replies_say_nothing() {
+        let path = "failed/repo";
+        for text in ["Successfully transferred \"/srv/failed disks/failed/repo\"", "Done with failed/repo"] {
+            assert!(!without_paths(text, path).contains("failed"), "{text}");
+        }
+        assert_eq!(
+            without_paths("Transfer done, but FAILED to open directory", ""),
+            "transfer done, but failed to open directory"
+        );
+    }
 
     #[test]
     fn ports_and_paths_in_replies_are_parsed() {
