@@ -8,7 +8,6 @@ mod common;
 use std::fs;
 use std::net::TcpStream;
 use std::process::Command;
-use std::time::{Duration, Instant};
 
 use brackfs::storage::{Error, ErrorKind, Location, LocationKind, RcloneStorage, Rivals, Storage};
 use common::machine::copy;
@@ -62,7 +61,6 @@ fn an_rclone_that_cannot_start_ends_a_command_at_once_with_the_reason() {
     let old = remote.site.path().join("old");
     fs::write(&old, "#!/bin/sh\necho 'listen tcp: address tcp////x: unknown port' >&2\nexit 1\n").unwrap();
     set_mode(&old, 0o755);
-    let start = Instant::now();
     for (variable, value, code, words) in [
         ("BRACKFS_RCLONE", "/missing/rclone", 1, "install rclone 1.75 or later"),
         ("BRACKFS_RCLONE", old.to_str().unwrap(), 1, "rclone is too old"),
@@ -76,7 +74,6 @@ fn an_rclone_that_cannot_start_ends_a_command_at_once_with_the_reason() {
         assert!(refused.stderr.contains(words), "{words}: {refused}");
         assert!(!refused.stderr.contains("hunter2") && !refused.stderr.contains("waiting for"), "{refused}");
     }
-    assert!(start.elapsed() < Duration::from_secs(30), "{:?}", start.elapsed());
     assert_eq!(sockets(&remote), 0);
 }
 
@@ -84,7 +81,7 @@ fn an_rclone_that_cannot_start_ends_a_command_at_once_with_the_reason() {
 fn an_rclone_that_ends_is_started_again() {
     let remote = ready(&borrowed(&many(2)));
     let mut backup = remote.begin_slow_backup();
-    until("a pack is uploaded", || remote.server.is_receiving());
+    backup.until("a pack is uploaded", |_| remote.server.is_receiving());
     let processes = below(&backup.child);
     assert_eq!(processes.len(), 1, "{processes:?}");
     kill_process(processes[0], Signal::KILL).unwrap();
@@ -182,7 +179,6 @@ fn a_login_that_the_remote_refuses_ends_a_command_at_once_and_none_is_shown() {
     remote.no_secret_is_shown(&[webdav::PASSWORD, &stored]);
     remote.is_whole();
 
-    let start = Instant::now();
     let stored = log_in("hunter2");
     for arguments in [&["snapshots"][..], &["backup", &remote.source(), "-v"]] {
         let refused = remote.brackfs(arguments).code(1);
@@ -191,7 +187,6 @@ fn a_login_that_the_remote_refuses_ends_a_command_at_once_and_none_is_shown() {
             assert!(!refused.stderr.contains(word), "{refused}");
         }
     }
-    assert!(start.elapsed() < Duration::from_secs(30), "{:?}", start.elapsed());
 }
 
 /// A storage on this remote, with the configuration of another one.

@@ -10,13 +10,14 @@ use std::io::{BufRead, BufReader, Read, Write};
 use std::net::TcpListener;
 use std::os::unix::fs::{MetadataExt, chown};
 use std::process::Command;
-use std::time::{Duration, Instant, SystemTime};
+use std::time::{Duration, SystemTime};
 
 use brackfs::storage::{ErrorKind, Location, LocationKind, Remote, S3Storage, Storage, Target};
 use common::http_proxy::Flaw;
-use common::remote::{MIB, NO_FILES, RemoteServer, RemoteSite, borrowed, many, round_files};
+use common::remote::{MIB, NO_FILES, RemoteServer, RemoteSite, borrowed, many, remove_settings, round_files};
 use common::s3::Server;
 use common::{NOBODY, Site, in_mount_namespace, noise, paths_below, run, set_mode, settle};
+use tempfile::NamedTempFile;
 
 const URL: &str = "s3://backups/repo";
 
@@ -80,7 +81,6 @@ fn a_file_with_keys_that_others_can_read_is_noted() {
 fn refused_keys_and_missing_buckets_end_a_command_at_once() {
     let remote = ready(&[("file", b"content".to_vec())]);
     let (id, secret) = remote.server.writer.clone();
-    let start = Instant::now();
     let wrong_secret = (id.clone(), format!("{}X", &secret[1..]));
     remote.server.credentials(&wrong_secret);
     let refused = remote.backup(&[]).code(1);
@@ -88,7 +88,7 @@ fn refused_keys_and_missing_buckets_end_a_command_at_once() {
     assert!(!refused.stderr.contains(&wrong_secret.1) && !refused.stderr.contains("waiting for"), "{refused}");
     remote.server.credentials(&("AKIAUNKNOWN".into(), secret.clone()));
     let refused = remote.backup(&[]).code(1);
-    assert!(refused.stderr.contains("check AWS_ACCESS_KEY_ID"), "{refused}");
+    assert!(refused.stderr.contains("check AWS_ACCESS_KEY_ID") && !refused.stderr.contains("waiting for"), "{refused}");
     remote.server.credentials(&(id, secret));
 
     let mut missing = remote.command(&["snapshots"]);
@@ -98,7 +98,6 @@ fn refused_keys_and_missing_buckets_end_a_command_at_once() {
     let mut empty = remote.command(&["snapshots"]);
     empty.env("BRACKFS_REPOSITORY", "s3://backups/other");
     run(empty).code(10);
-    assert!(start.elapsed() < Duration::from_secs(60), "{:?}", start.elapsed());
     remote.backup(&[]).ok();
 }
 
@@ -313,14 +312,14 @@ fn a_mount_waits_for_a_server_that_is_restarted() {
 fn a_server_that_is_away_when_a_command_starts_ends_it() {
     let remote = ready(&NO_FILES);
     remote.server.proxy.stop();
-    let start = Instant::now();
     let away = remote.brackfs(&["snapshots"]).code(1);
     assert!(away.stderr.contains("the server closed the connection"), "{away}");
+    assert!(!away.stderr.contains("waiting for"), "{away}");
     let mut nowhere = remote.command(&["snapshots"]);
     nowhere.env("BRACKFS_ENDPOINT", format!("http://127.0.0.1:{}", common::sftp::free_port()));
     let nowhere = run(nowhere).code(1);
     assert!(nowhere.stderr.contains("refuses the connection"), "{nowhere}");
-    assert!(start.elapsed() < Duration::from_secs(20), "{:?}", start.elapsed());
+    assert!(!nowhere.stderr.contains("waiting for"), "{nowhere}");
 }
 
 #[test]
@@ -484,8 +483,9 @@ fn a_server_is_not_asked_whether_the_source_changed_but_once_a_day() {
         &|| _ = remote.site.write("folder/other", "OTHER"),
         &|| _ = remote.site.write("folder/new", "new"),
         &|| fs::remove_file(source.join("folder/new")).unwrap(),
-        &|| set_mode(&source.join("folder"), 0o700),
-        &|| set_mode(&source, 0o700),
+        // Not the mode that a umask of 077 gives.
+        &|| set_mode(&source.join("folder"), 0o711),
+        &|| set_mode(&source, 0o711),
         &|| fs::rename(source.join("folder"), source.join("renamed")).unwrap(),
     ];
     for (at, change) in changes.into_iter().enumerate() {
@@ -525,6 +525,7 @@ fn the_cache_on_disk_is_private_and_in_the_standard_place() {
     remote.backup(&[]).ok();
     let reach = |mut command: Command| {
         let (id, secret) = &remote.server.writer;
+        remove_settings(&mut command);
         command.env("BRACKFS_REPOSITORY", URL).env("BRACKFS_ENDPOINT", remote.server.endpoint());
         command.env("AWS_ACCESS_KEY_ID", id).env("AWS_SECRET_ACCESS_KEY", secret);
         command
@@ -586,10 +587,12 @@ fn an_object_of_unknown_length_is_read_as_a_whole() {
             let _ = (&stream).write_all(answer.as_bytes());
         }
     });
-    let server = Server::start();
+    let credentials = NamedTempFile::new().unwrap();
+    fs::write(credentials.path(), "[default]\naws_access_key_id = id\naws_secret_access_key = secret\n").unwrap();
     let location: Location = "s3://bucket".parse().unwrap();
     let LocationKind::S3(address) = location.kind() else { panic!("{location}") };
-    let options = Remote { endpoint: Some(endpoint), ..server.remote() };
+    let credentials = Some(credentials.path().to_owned());
+    let options = Remote { endpoint: Some(endpoint), credentials, ..Remote::default() };
     let storage = S3Storage::open(address, &options).unwrap();
     assert_eq!(storage.get("whole", 100).unwrap(), b"object");
     assert_eq!(storage.get("half", 100).unwrap_err().kind, ErrorKind::Unavailable);

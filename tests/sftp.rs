@@ -7,16 +7,16 @@ mod common;
 
 use std::fs;
 use std::os::unix::fs::chown;
-use std::process::{Command, Stdio};
+use std::process::Command;
 use std::thread::sleep;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use common::machine::{copy, mount_tmpfs, succeed};
-use common::remote::{MIB, NO_FILES, RemoteServer, RemoteSite, borrowed, many, round_files};
-use common::sftp::Server;
-use common::wait::{ended, until};
+use common::remote::{Begun, MIB, NO_FILES, RemoteServer, RemoteSite, borrowed, files_below, many, round_files};
+use common::sftp::{Server, below};
+use common::wait::ended;
 use common::{Site, age, noise, run, settle, tree};
-use rustix::process::Signal;
+use rustix::process::{Pid, Signal};
 
 /// A site with a repository.
 fn ready(files: &[(&str, impl AsRef<[u8]>)]) -> RemoteSite<Server> {
@@ -81,11 +81,15 @@ fn connections_are_bounded_and_no_process_shows_a_secret() {
     let secret = fs::read_to_string(remote.server.key()).unwrap();
     let secret = secret.lines().nth(1).unwrap();
     while !backup.has_ended() {
-        let shown = Command::new("ps").args(["-eo", "args"]).output().unwrap();
-        let shown = String::from_utf8_lossy(&shown.stdout).into_owned();
-        let is_ours = |line: &&str| line.starts_with(&program) && line.contains("-s -- 127.0.0.1 sftp");
-        most = most.max(shown.lines().filter(is_ours).count());
-        assert!(!shown.contains(secret));
+        let arguments = |process: Pid| {
+            let words = fs::read(format!("/proc/{}/cmdline", process.as_raw_nonzero())).unwrap_or_default();
+            String::from_utf8_lossy(&words).replace('\0', " ")
+        };
+        let shown: Vec<_> = below(&backup.child).into_iter().map(arguments).collect();
+        let is_ours = |line: &&String| line.starts_with(&program) && line.contains("-s -- 127.0.0.1 sftp");
+        most = most.max(shown.iter().filter(is_ours).count());
+        assert!(!shown.concat().contains(secret));
+        sleep(Duration::from_millis(20));
     }
     assert_eq!(most, 2);
     backup.succeeds();
@@ -97,9 +101,8 @@ fn a_changed_host_key_ends_a_command_at_once() {
     remote.server.stop();
     remote.server.new_host_key();
     remote.server.start_again();
-    let start = Instant::now();
     let refused = remote.backup(&[]).code(1);
-    assert!(start.elapsed() < Duration::from_secs(20), "{:?}", start.elapsed());
+    assert!(!refused.stderr.contains("waiting for"), "{refused}");
     for words in ["host key is not the one that ssh knows", "SHA256:", "ssh-keygen -R '[127.0.0.1]:"] {
         assert!(refused.stderr.contains(words), "{words}: {refused}");
     }
@@ -115,17 +118,16 @@ fn a_changed_host_key_ends_a_command_at_once() {
 fn a_refused_login_ends_a_command_at_once() {
     let remote = ready(&[("file", b"content".to_vec())]);
     remote.server.refuse_logins();
-    let start = Instant::now();
     let refused = remote.backup(&[]).code(1);
     assert!(refused.stderr.contains("the server refuses the login"), "{refused}");
-    assert!(start.elapsed() < Duration::from_secs(20), "{:?}", start.elapsed());
+    assert!(!refused.stderr.contains("waiting for"), "{refused}");
 }
 
 #[test]
 fn a_host_key_that_changes_during_a_run_condemns_nothing() {
     let mut remote = ready(&borrowed(&many(2)));
     let mut backup = remote.begin_slow_backup();
-    until("a pack is uploaded", || remote.server.is_receiving());
+    backup.until("a pack is uploaded", |_| remote.server.is_receiving());
     remote.server.stop();
     remote.server.new_host_key();
     remote.server.start_again();
@@ -147,14 +149,14 @@ fn a_connection_cut_while_a_restore_reads_is_made_again() {
     let remote = ready(&borrowed(&many(3)));
     remote.backup(&[]).ok();
     let out = remote.site.path().join("out");
-    let mut restore =
-        remote.command(&["restore", "latest", "-q", "--limit-download", "10MiB", "--to", out.to_str().unwrap()]);
-    let mut restore = restore.stdout(Stdio::null()).stderr(Stdio::piped()).spawn().unwrap();
-    until("the restore begins", || out.join("file0").exists());
+    let arguments = ["restore", "latest", "-q", "--limit-download", "2MiB", "--to", out.to_str().unwrap()];
+    let mut restore = Begun::start(remote.command(&arguments));
+    // A file has its name when it is whole. Another takes four seconds.
+    restore.until("a file is restored", |_| !files_below(&out).is_empty());
     remote.server.cut();
-    assert_eq!(restore.try_wait().unwrap(), None, "it ended before the cut");
-    let restore = restore.wait_with_output().unwrap();
-    assert!(restore.status.success() && restore.stderr.is_empty(), "{restore:?}");
+    assert!(!restore.has_ended(), "it ended before the cut");
+    restore.succeeds();
+    assert_eq!(restore.said(), "");
     assert!(tree(&out) == tree(&remote.site.source()));
 }
 
@@ -193,7 +195,7 @@ fn a_clone_that_prunes_during_a_backup_removes_nothing_that_the_backup_needs() {
     remote.backup(&[]).ok();
     let clone = remote.site.path().join("clone");
     let (mut stopped, mut ended) = (0, 0);
-    for round in 0..6u64 {
+    for round in 0..4u64 {
         // Unneeded content comes back while it is being removed.
         for content in ["odd", "even"] {
             remote.site.write("changing", noise(content, 4 * MIB));
@@ -231,11 +233,9 @@ fn a_clone_that_prunes_during_a_backup_removes_nothing_that_the_backup_needs() {
 fn an_interrupt_ends_a_backup_with_a_low_rate() {
     let remote = ready(&borrowed(&many(3)));
     let mut backup = remote.begin_backup(&["--limit-upload", "10KiB"]);
-    until("an upload begins", || !remote.temporary_files().is_empty());
-    let start = Instant::now();
+    backup.until("an upload begins", |_| !remote.temporary_files().is_empty());
     backup.send(Signal::INT);
     backup.ends_with(130);
-    assert!(start.elapsed() < Duration::from_secs(30), "{:?}", start.elapsed());
     remote.backup(&[]).ok();
     remote.restores();
 }
@@ -279,14 +279,12 @@ fn a_killed_backup_leaves_nothing_partial_and_its_temporaries_are_removed() {
 fn an_interrupt_ends_a_wait_and_ssh_in_order() {
     let mut remote = ready(&borrowed(&many(2)));
     let mut backup = remote.begin_slow_backup();
-    until("a pack is uploaded", || remote.server.is_receiving());
+    backup.until("a pack is uploaded", |_| remote.server.is_receiving());
     remote.server.stop();
-    until("the backup waits", || backup.said().contains("waiting for"));
-    let start = Instant::now();
+    backup.until("the backup waits", |backup| backup.said().contains("waiting for"));
     backup.send(Signal::INT);
     let code = ended(&mut backup.child).code();
     assert!(matches!(code, Some(1 | 130)), "{code:?}: {}", backup.said());
-    assert!(start.elapsed() < Duration::from_secs(30), "{:?}", start.elapsed());
     remote.server.start_again();
     remote.backup(&[]).ok();
     remote.restores();

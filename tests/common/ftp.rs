@@ -7,13 +7,10 @@
 //! ```
 
 use std::fs;
-use std::net::TcpStream;
 use std::os::unix::fs::{PermissionsExt, chown};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::sync::atomic::{AtomicU32, Ordering};
-use std::thread::sleep;
-use std::time::{Duration, Instant};
 
 use brackfs::storage::{Location, Remote};
 use rustix::process::{Pid, Signal, kill_process};
@@ -21,8 +18,7 @@ use tempfile::TempDir;
 
 use super::machine::make_certificate;
 use super::remote::{RemoteServer, uploads_below};
-use super::sftp::{below, end, end_all, free_port};
-use super::wait::LIMIT;
+use super::sftp::{below, end, end_all, free_port, listening};
 use super::{NOBODY, mounts_below, unmount};
 
 /// Where `scripts/setup --tests` unpacks the servers.
@@ -264,14 +260,7 @@ impl RemoteServer for Server {
         let libraries: Vec<_> = libraries.map(|entry| entry.expect("entry").path().display().to_string()).collect();
         server.env("LD_LIBRARY_PATH", libraries.join(":"));
         server.stdin(Stdio::null()).stdout(Stdio::null()).stderr(log);
-        // Owned before anything can fail, so that it never outlives the test.
-        self.listener = Some(server.spawn().expect("server"));
-        let start = Instant::now();
-        while TcpStream::connect(("127.0.0.1", self.port)).is_err() {
-            let has_ended = self.listener.as_mut().is_some_and(|child| child.try_wait().expect("server").is_some());
-            assert!(!has_ended && start.elapsed() < LIMIT, "the server does not listen: {}", self.log());
-            sleep(Duration::from_millis(10));
-        }
+        self.listener = Some(listening(&mut server, self.port, || self.log()));
     }
 
     fn stop(&mut self) {

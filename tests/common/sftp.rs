@@ -184,12 +184,7 @@ impl RemoteServer for Server {
         let mut sshd = Command::new(SSHD);
         sshd.args(["-D", "-e", "-f"]).arg(self.folder.path().join("sshd_config"));
         sshd.stdin(Stdio::null()).stdout(Stdio::null()).stderr(log);
-        self.listener = Some(sshd.spawn().expect("sshd"));
-        let start = Instant::now();
-        while TcpStream::connect(("127.0.0.1", self.port)).is_err() {
-            assert!(start.elapsed() < LIMIT, "sshd does not listen: {}", self.log());
-            sleep(Duration::from_millis(10));
-        }
+        self.listener = Some(listening(&mut sshd, self.port, || self.log()));
     }
 
     fn stop(&mut self) {
@@ -210,6 +205,31 @@ impl Drop for Server {
         }
         self.stop();
         mounts_below(self.folder.path()).iter().for_each(|path| unmount(path));
+    }
+}
+
+/// Starts a server, and waits until it listens. If it ends before, as its port may still be in use, it is started again.
+#[track_caller]
+pub fn listening(server: &mut Command, port: u16, log: impl Fn() -> String) -> Child {
+    let start = Instant::now();
+    let mut child = server.spawn().expect("a server");
+    loop {
+        // While nothing listens, a connection may have the same port at both ends.
+        let is_server = |found: TcpStream| found.local_addr().ok() != found.peer_addr().ok();
+        let listens = TcpStream::connect(("127.0.0.1", port)).is_ok_and(is_server);
+        let has_ended = child.try_wait().expect("waiting for a server").is_some();
+        if listens && !has_ended {
+            return child;
+        }
+        if start.elapsed() > LIMIT {
+            // Never outlives the test.
+            let _ = child.kill();
+            panic!("{server:?} does not listen: {}", log());
+        }
+        sleep(Duration::from_millis(10));
+        if has_ended {
+            child = server.spawn().expect("a server");
+        }
     }
 }
 

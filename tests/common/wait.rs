@@ -2,6 +2,7 @@
 //! reaches only turns a hang into a failure.
 
 use std::fs;
+use std::path::Path;
 use std::process::{Child, ExitStatus};
 use std::thread::sleep;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
@@ -66,8 +67,23 @@ pub fn until_delivered(child: &Child, signal: Signal) {
 pub fn until_it_waits_for_fuse(child: &mut Child) {
     until("it waits for a file system", || {
         assert!(child.try_wait().expect("waiting for a child").is_none(), "it ended");
-        threads(child.id(), "wchan").iter().any(|place| place.contains("fuse") || place == "request_wait_answer")
+        threads(child.id(), "wchan").iter().any(|place| is_in_fuse(place))
     });
+}
+
+/// Waits until a thread waits for an answer of a FUSE file system, or for a page that is read from it. The thread is given
+/// by its folder in `/proc`.
+#[track_caller]
+pub fn until_thread_waits_for_fuse(thread: &Path) {
+    until("the thread waits for a file system", || {
+        let place = fs::read_to_string(thread.join("wchan")).expect("a thread");
+        is_in_fuse(&place) || place.starts_with("folio_wait")
+    });
+}
+
+/// Whether the function of the kernel that a thread waits in is one of FUSE.
+fn is_in_fuse(place: &str) -> bool {
+    place.contains("fuse") || place == "request_wait_answer"
 }
 
 /// A file in `/proc` of each thread of a program.

@@ -6,13 +6,10 @@
 //! ```
 
 use std::fs;
-use std::net::TcpStream;
 use std::os::unix::fs::{PermissionsExt, chown};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::sync::atomic::{AtomicU32, Ordering};
-use std::thread::sleep;
-use std::time::{Duration, Instant};
 
 use brackfs::storage::{Location, Remote};
 use openssl::base64::encode_block;
@@ -24,8 +21,7 @@ use super::NOBODY;
 use super::http_proxy::Proxy;
 use super::machine::make_certificate;
 use super::remote::RemoteServer;
-use super::sftp::free_port;
-use super::wait::LIMIT;
+use super::sftp::{free_port, listening};
 
 const APACHE: &str = "/usr/sbin/apache2";
 const MODULES: &str = "/usr/lib/apache2/modules";
@@ -57,7 +53,7 @@ impl Server {
         Server::with_options(Login::Basic, false)
     }
 
-    /// Starts a server. With TLS, it is reached at [`Server::tls_location`] and without the proxy; its certificate is its own
+    /// Starts a server. With TLS, it is reached at [`Server::tls_url`] and without the proxy; its certificate is its own
     /// authority, in [`Server::certificate`].
     pub fn with_options(login: Login, tls: bool) -> Server {
         assert!(Path::new(APACHE).exists(), "{APACHE} is missing: install apache2-bin, as scripts/setup --tests does");
@@ -200,12 +196,7 @@ impl RemoteServer for Server {
         apache.arg("-X").arg("-d").arg(self.folder.path()).arg("-f").arg(self.folder.path().join("conf"));
         let log = fs::File::create(self.folder.path().join("start")).expect("log");
         apache.stdin(Stdio::null()).stdout(Stdio::null()).stderr(log);
-        self.child = Some(apache.spawn().expect("apache2"));
-        let start = Instant::now();
-        while TcpStream::connect(("127.0.0.1", self.port)).is_err() {
-            assert!(start.elapsed() < LIMIT, "Apache does not listen: {}", self.log());
-            sleep(Duration::from_millis(10));
-        }
+        self.child = Some(listening(&mut apache, self.port, || self.log()));
     }
 
     fn stop(&mut self) {

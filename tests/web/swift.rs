@@ -12,7 +12,7 @@ use crate::answer;
 use crate::common::http_proxy::Flaw;
 use crate::common::remote::{Begun, MIB, NO_FILES, RemoteServer, RemoteSite, borrowed, many, round_files};
 use crate::common::swift::{Keystone, READER, Server, WRITER};
-use crate::common::wait::{LIMIT, until};
+use crate::common::wait::LIMIT;
 use crate::common::webdav::{self, Login};
 use crate::common::{noise, run, set_mode, settle};
 
@@ -47,16 +47,14 @@ fn a_prune_waits_for_late_listings_and_stops_for_a_backup_of_a_clone() {
     let begin_prune = |lag: Duration| {
         let mut prune = remote.command(&["prune", "--grace", "0"]);
         prune.env("BRACKFS_LISTING_LAG", lag.as_secs().to_string());
-        let prune = Begun::start(prune);
-        until("the prune waits", || prune.said().contains("before anything is removed"));
+        let mut prune = Begun::start(prune);
+        prune.until("the prune waits", |prune| prune.said().contains("before anything is removed"));
         prune
     };
     // It can be ended.
     let mut prune = begin_prune(LIMIT * 10);
     prune.send(Signal::INT);
-    let start = Instant::now();
     prune.ends_with(130);
-    assert!(start.elapsed() < Duration::from_secs(20), "{:?}", start.elapsed());
     assert!(remote.packs() >= before, "packs were removed");
 
     let mut prune = begin_prune(Duration::from_secs(5));
@@ -133,10 +131,10 @@ fn logins_of_both_versions_are_found_and_never_shown() {
 
 #[test]
 fn tokens_are_renewed_before_and_after_they_expire() {
-    const LIFE: Duration = Duration::from_secs(12);
+    const LIFE: Duration = Duration::from_secs(6);
     let remote = RemoteSite::ready(Server::with_token_life(LIFE), &borrowed(&many(2)));
     let start = Instant::now();
-    remote.backup(&["--limit-upload", "1MiB"]).ok();
+    remote.backup(&["--limit-upload", "2MiB"]).ok();
     assert!(start.elapsed() > LIFE, "no token has expired");
     remote.server.proxy.requests();
     let storage = open(&remote);
@@ -164,7 +162,6 @@ fn tokens_are_renewed_before_and_after_they_expire() {
 #[test]
 fn errors_that_trying_again_cannot_change_end_a_command_at_once() {
     let remote = ready(&[("file", noise("file", MIB))]);
-    let start = Instant::now();
     let mut missing = remote.command(&["snapshots"]);
     missing.env("BRACKFS_REPOSITORY", "swift://no-such-container/repo");
     let missing = run(missing).code(10);
@@ -182,7 +179,7 @@ fn errors_that_trying_again_cannot_change_end_a_command_at_once() {
     }
     remote.server.proxy.fail("PUT", "packs/", 100, answer("413 Request Entity Too Large", ""));
     let full = remote.backup(&[]).code(1);
-    assert!(full.stderr.contains("the server has no more room"), "{full}");
+    assert!(full.stderr.contains("the server has no more room") && !full.stderr.contains("waiting for"), "{full}");
     remote.server.proxy.forgive();
     remote.backup(&[]).ok();
 
@@ -192,7 +189,7 @@ fn errors_that_trying_again_cannot_change_end_a_command_at_once() {
     remote.server.proxy.stop();
     let away = remote.brackfs(&["snapshots"]).code(1);
     assert!(away.stderr.contains("the server closed the connection"), "{away}");
-    assert!(start.elapsed() < Duration::from_secs(60), "{:?}", start.elapsed());
+    assert!(!away.stderr.contains("waiting for"), "{away}");
 }
 
 #[test]
