@@ -10,7 +10,7 @@ use std::thread::sleep;
 use std::time::Duration;
 
 use common::ordeal::{Random, rounds};
-use common::remote::{Begun, MIB, NO_FILES, RemoteServer, RemoteSite};
+use common::remote::{Begun, MIB, NO_FILES, RemoteServer, RemoteSite, is_locked_by};
 use common::wait::until;
 use common::{age, run, s3, settle, sftp};
 
@@ -35,7 +35,7 @@ impl<S: RemoteServer> Cut<S> {
     fn disturb(&mut self, mut run: Begun, random: &mut Random) -> bool {
         self.counts[0] += 1;
         // A command does not wait for a server that is away when it begins.
-        until("the run holds the lock", || run.has_ended() || self.is_locked_by(run.id()));
+        until("the run holds the lock", || run.has_ended() || is_locked_by(&self.remote.site.state(), run.id()));
         for _ in 0..random.within(1, 4) {
             sleep(Duration::from_millis(random.below(400)));
             if run.has_ended() {
@@ -53,11 +53,6 @@ impl<S: RemoteServer> Cut<S> {
         }
         run.succeeds();
         true
-    }
-
-    fn is_locked_by(&self, process: u32) -> bool {
-        let locks = fs::read_dir(self.remote.site.state()).unwrap().map(|state| state.unwrap().path().join("lock"));
-        locks.map(fs::read_to_string).any(|holder| holder.is_ok_and(|holder| holder == process.to_string()))
     }
 
     /// Changes the source, and backs it up until a backup goes through. Prunes now and then.
@@ -78,14 +73,19 @@ impl<S: RemoteServer> Cut<S> {
         assert!(there > before, "{there} snapshots, and {before} before");
         self.remote.restores();
         if random.one_in(4) {
-            self.remote.brackfs(&["forget", "--keep-last", "2", "--force"]).ok();
-            let prune = Begun::start(self.remote.command(&["prune", "--grace", "0", "--max-waste", "0"]));
-            self.disturb(prune, random);
+            self.prune(random);
         }
     }
 
+    /// Prunes, and disturbs that.
+    fn prune(&mut self, random: &mut Random) {
+        self.remote.brackfs(&["forget", "--keep-last", "2", "--force"]).ok();
+        let prune = Begun::start(self.remote.command(&["prune", "--grace", "0", "--max-waste", "0"]));
+        self.disturb(prune, random);
+    }
+
     /// Everything that is stored is needed.
-    fn finish(mut self) {
+    fn finish(self) {
         self.remote.brackfs(&["forget", "--keep-last", "2", "--force"]).ok();
         // The first one after a kill may only bring the catalog into agreement with the repository.
         for _ in 0..2 {
@@ -102,13 +102,21 @@ impl<S: RemoteServer> Cut<S> {
         assert_eq!(self.remote.temporary_files().len(), 0);
         let [runs, killed, cuts] = self.counts;
         println!("{runs} runs, {killed} killed, {cuts} cuts: {}", self.remote.url());
-        self.remote.server.stop();
+        assert!(cuts > 0, "the network was never cut");
     }
 }
 
 fn of<S: RemoteServer>(name: &str, server: S) {
     let mut cut = Cut::new(server);
-    rounds(name, 3, |mut random| cut.round(&mut random));
+    let mut last = None;
+    rounds(name, 3, |mut random| {
+        cut.round(&mut random);
+        last = Some(random);
+    });
+    // The rounds of a short run may have no prune.
+    if let Some(mut random) = last {
+        cut.prune(&mut random);
+    }
     cut.finish();
 }
 

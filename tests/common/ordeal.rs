@@ -43,7 +43,7 @@ pub fn rounds(name: &str, short: u64, mut round: impl FnMut(Random)) {
         }
         done += 1;
     }
-    eprintln!("{name}: {done} rounds, seeds from {first} on");
+    eprintln!("{name}: BRACKFS_SOAK_SEED={first} BRACKFS_SOAK_ROUNDS={done} repeats these rounds");
 }
 
 /// The number in an environment variable.
