@@ -18,7 +18,7 @@ use brackfs::storage::{
 };
 use common::ftp::{PASSWORD, Program, Server, Tls, USER};
 use common::remote::{MIB, NO_FILES, RemoteServer, RemoteSite, borrowed, many, packs_below, round_files};
-use common::wait::until;
+use common::wait::{LIMIT, until};
 use common::{Site, noise, run, set_mode};
 use tempfile::TempDir;
 
@@ -32,19 +32,29 @@ fn open(location: &Location) -> FtpStorage {
     FtpStorage::open(address, location.remote()).unwrap()
 }
 
+fn a_whole_round_works(program: Program, tls: Tls) {
+    let remote = RemoteSite::new(Server::with(program, tls, ""), &round_files());
+    let made = remote.init().ok();
+    // The login is not protected without TLS, which is noted once.
+    assert_eq!(made.stderr.contains("sent unencrypted"), tls == Tls::Never, "{made}");
+    remote.a_whole_round_works();
+    let later = remote.backup(&[]).ok();
+    assert!(!later.stderr.contains("unencrypted"), "{later}");
+}
+
 #[test]
-fn a_whole_round_works_as_on_a_directory() {
-    for (program, tls) in
-        [(Program::ProFtpd, Tls::Never), (Program::ProFtpd, Tls::Explicit), (Program::Vsftpd, Tls::Explicit)]
-    {
-        let remote = RemoteSite::new(Server::with(program, tls, ""), &round_files());
-        let made = remote.init().ok();
-        // The login is not protected without TLS, which is noted once.
-        assert_eq!(made.stderr.contains("sent unencrypted"), tls == Tls::Never, "{made}");
-        remote.a_whole_round_works();
-        let later = remote.backup(&[]).ok();
-        assert!(!later.stderr.contains("unencrypted"), "{later}");
-    }
+fn a_whole_round_works_without_tls() {
+    a_whole_round_works(Program::ProFtpd, Tls::Never);
+}
+
+#[test]
+fn a_whole_round_works_with_tls() {
+    a_whole_round_works(Program::ProFtpd, Tls::Explicit);
+}
+
+#[test]
+fn a_whole_round_works_on_vsftpd() {
+    a_whole_round_works(Program::Vsftpd, Tls::Explicit);
 }
 
 #[test]
@@ -58,7 +68,6 @@ fn logins_are_found_where_other_programs_look_and_refused_ones_end_a_command_at_
     fs::copy(remote.server.credentials(), remote.site.path().join(".netrc")).unwrap();
     run(remote.bare(&["snapshots"])).ok();
 
-    let start = Instant::now();
     remote.server.log_in_with("hunter2");
     let refused = remote.backup(&["-v"]).code(1);
     assert!(refused.stderr.contains("refuses the login") && !refused.stderr.contains("waiting for"), "{refused}");
@@ -67,7 +76,6 @@ fn logins_are_found_where_other_programs_look_and_refused_ones_end_a_command_at_
     let mut missing = remote.command(&["snapshots"]);
     missing.env("BRACKFS_REPOSITORY", remote.server.url("none"));
     assert!(run(missing).code(10).stderr.contains("no such directory"));
-    assert!(start.elapsed() < Duration::from_secs(30), "{:?}", start.elapsed());
     remote.backup(&[]).ok();
 }
 
@@ -118,19 +126,22 @@ fn a_certificate_is_trusted_only_with_its_authority() {
     assert!(run(clear).code(1).stderr.contains("SSL/TLS required"));
 }
 
+fn one_version_is_used(version: &str) {
+    let server = Server::with(Program::ProFtpd, Tls::Explicit, &format!("TLSProtocol {version}"));
+    let remote = RemoteSite::ready(server, &[("file", noise("file", 3 * MIB))]);
+    remote.backup(&[]).ok();
+    remote.is_whole();
+    assert!(remote.server.log().contains("reused TLS session"), "{}", remote.server.log());
+}
+
 #[test]
-fn servers_with_one_version_of_tls_are_used() {
-    for version in ["TLSv1.2", "TLSv1.3"] {
-        let options = format!("TLSProtocol {version}");
-        let remote = RemoteSite::new(
-            Server::with(Program::ProFtpd, Tls::Explicit, &options),
-            &[("file", noise("file", 3 * MIB))],
-        );
-        remote.init().ok();
-        remote.backup(&[]).ok();
-        remote.is_whole();
-        assert!(remote.server.log().contains("reused TLS session"), "{}", remote.server.log());
-    }
+fn a_server_with_only_tls_1_2_is_used() {
+    one_version_is_used("TLSv1.2");
+}
+
+#[test]
+fn a_server_with_only_tls_1_3_is_used() {
+    one_version_is_used("TLSv1.3");
 }
 
 #[test]
@@ -168,18 +179,25 @@ fn a_mount_waits_for_a_server_that_is_restarted() {
     ready(&borrowed(&many(2))).a_mount_waits_for_the_server();
 }
 
+fn init_accepts_only_an_empty_directory(program: Program) {
+    let remote = RemoteSite::new(Server::with(program, Tls::Never, ""), &NO_FILES);
+    let folder = remote.server.folder().unwrap();
+    let put = || {
+        fs::create_dir(&folder).unwrap();
+        chown(&folder, Some(remote.server.owner()), None).unwrap();
+        fs::write(folder.join("mine"), "mine").unwrap();
+    };
+    remote.init_accepts_only_an_empty_place(put, || fs::remove_file(folder.join("mine")).unwrap());
+}
+
 #[test]
-fn init_accepts_only_an_empty_directory() {
-    for program in [Program::ProFtpd, Program::Vsftpd] {
-        let remote = RemoteSite::new(Server::with(program, Tls::Never, ""), &NO_FILES);
-        let folder = remote.server.folder().unwrap();
-        let put = || {
-            fs::create_dir(&folder).unwrap();
-            chown(&folder, Some(remote.server.owner()), None).unwrap();
-            fs::write(folder.join("mine"), "mine").unwrap();
-        };
-        remote.init_accepts_only_an_empty_place(put, || fs::remove_file(folder.join("mine")).unwrap());
-    }
+fn init_accepts_only_an_empty_directory_on_proftpd() {
+    init_accepts_only_an_empty_directory(Program::ProFtpd);
+}
+
+#[test]
+fn init_accepts_only_an_empty_directory_on_vsftpd() {
+    init_accepts_only_an_empty_directory(Program::Vsftpd);
 }
 
 #[test]
@@ -197,34 +215,53 @@ fn a_read_only_server_can_be_restored_from_and_not_backed_up_to() {
     remote.can_be_read_and_not_written("denies permission");
 }
 
-#[test]
-fn a_full_disk_on_the_server_ends_a_backup_at_once() {
-    for program in [Program::ProFtpd, Program::Vsftpd] {
-        let remote = RemoteSite::new(Server::with(program, Tls::Never, ""), &borrowed(&many(6)));
-        remote.a_full_disk_ends_a_backup("the server has no more room");
-    }
+fn a_full_disk_ends_a_backup_at_once(program: Program) {
+    let remote = RemoteSite::new(Server::with(program, Tls::Never, ""), &borrowed(&many(6)));
+    remote.a_full_disk_ends_a_backup("the server has no more room");
 }
 
 #[test]
-fn a_killed_backup_leaves_nothing_partial_and_its_temporaries_are_removed() {
-    // vsftpd shows temporary files only when it is asked for hidden ones.
-    for program in [Program::ProFtpd, Program::Vsftpd] {
-        let remote = RemoteSite::ready(Server::with(program, Tls::Never, ""), &borrowed(&many(2)));
-        assert!(remote.a_killed_backup_leaves_nothing() > 0, "the kill hit no upload");
-    }
+fn a_full_disk_of_proftpd_ends_a_backup_at_once() {
+    a_full_disk_ends_a_backup_at_once(Program::ProFtpd);
 }
 
 #[test]
-fn a_server_that_allows_few_sessions_is_used_with_those() {
-    for (program, options, refusal) in
-        [(Program::ProFtpd, "MaxClientsPerHost 1", "MaxClientsPerHost"), (Program::Vsftpd, "max_per_ip=1", "421 ")]
-    {
-        let remote = RemoteSite::ready(Server::with(program, Tls::Explicit, options), &borrowed(&many(4)));
-        remote.backup(&["--connections", "4"]).ok();
-        assert!(remote.server.log().contains(refusal), "no session was refused: {}", remote.server.log());
-        until("sessions end", || remote.server.sessions().len() <= 1);
-        remote.is_whole();
-    }
+fn a_full_disk_of_vsftpd_ends_a_backup_at_once() {
+    a_full_disk_ends_a_backup_at_once(Program::Vsftpd);
+}
+
+fn temporaries_of_a_killed_backup_are_removed(program: Program) {
+    let remote = RemoteSite::ready(Server::with(program, Tls::Never, ""), &borrowed(&many(2)));
+    assert!(remote.a_killed_backup_leaves_nothing() > 0, "the kill hit no upload");
+}
+
+#[test]
+fn temporaries_of_a_killed_backup_are_removed_on_proftpd() {
+    temporaries_of_a_killed_backup_are_removed(Program::ProFtpd);
+}
+
+/// vsftpd shows temporary files only when it is asked for hidden ones.
+#[test]
+fn temporaries_of_a_killed_backup_are_removed_on_vsftpd() {
+    temporaries_of_a_killed_backup_are_removed(Program::Vsftpd);
+}
+
+fn few_sessions_are_enough(program: Program, options: &str, refusal: &str) {
+    let remote = RemoteSite::ready(Server::with(program, Tls::Explicit, options), &borrowed(&many(4)));
+    remote.backup(&["--connections", "4"]).ok();
+    assert!(remote.server.log().contains(refusal), "no session was refused: {}", remote.server.log());
+    until("sessions end", || remote.server.sessions().len() <= 1);
+    remote.is_whole();
+}
+
+#[test]
+fn a_proftpd_that_allows_one_session_is_used_with_that() {
+    few_sessions_are_enough(Program::ProFtpd, "MaxClientsPerHost 1", "MaxClientsPerHost");
+}
+
+#[test]
+fn a_vsftpd_that_allows_one_session_is_used_with_that() {
+    few_sessions_are_enough(Program::Vsftpd, "max_per_ip=1", "421 ");
 }
 
 #[test]
@@ -357,7 +394,7 @@ fn a_hostile_server_is_an_error_and_never_a_panic() {
         let shown = String::from_utf8_lossy(&reply[..reply.len().min(60)]).into_owned();
         let error = hostile.open().map(|_| ()).unwrap_err();
         assert!(error.to_string().len() < 600 && !error.to_string().contains("secret"), "{shown}: {error}");
-        assert!(begun.elapsed() < Duration::from_secs(15), "{shown}: {:?}", begun.elapsed());
+        assert!(begun.elapsed() < LIMIT, "{shown}: {:?}", begun.elapsed());
     }
 }
 

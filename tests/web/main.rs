@@ -1,10 +1,12 @@
-//! Repositories on WebDAV servers and in Swift, through the real program and real servers.
+//! Repositories on WebDAV servers and in Swift, and mounts of servers of every kind that stay away, through the real program
+//! and real servers.
 
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::print_stdout, clippy::print_stderr)]
 
 #[path = "../common/mod.rs"]
 mod common;
 
+mod away;
 mod swift;
 mod webdav;
 

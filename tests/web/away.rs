@@ -1,13 +1,9 @@
 //! Mounts of repositories on servers of every kind that stay away.
 
-#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::print_stdout, clippy::print_stderr)]
-
-mod common;
-
 use std::thread;
 
-use common::remote::{RemoteServer, RemoteSite, borrowed, many};
-use common::{ftp, rclone, s3, sftp, swift, webdav};
+use crate::common::remote::{RemoteServer, RemoteSite, borrowed, many};
+use crate::common::{ftp, rclone, s3, sftp, swift, webdav};
 
 /// All kinds at the same time, since each takes a minute.
 #[test]
