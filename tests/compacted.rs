@@ -10,8 +10,6 @@ use std::collections::BTreeMap;
 use std::fs;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
-use std::thread::sleep;
-use std::time::{Duration, Instant};
 
 use brackfs::crypt::{Certificate, Opener, SecretKey, Signer};
 use brackfs::format::block::Encoder;
@@ -23,6 +21,7 @@ use brackfs::format::name::{self, SnapshotName};
 use brackfs::format::pack::{CarriedBlock, IndexedCarrier, IndexedPack};
 use brackfs::format::{BlockLocation, Check, Digest, PackId};
 use brackfs::repository::{Access, Repository, Writer};
+use common::wait::until;
 use common::{Run, Site, noise, snapshot_objects, tree};
 
 /// A block, and where it lies now.
@@ -477,15 +476,6 @@ fn a_chunk_that_was_stored_again_replaces_a_lost_or_damaged_block() {
     }
 }
 
-#[track_caller]
-fn wait_until(what: &str, is_so: impl Fn() -> bool) {
-    let start = Instant::now();
-    while !is_so() {
-        assert!(start.elapsed() < Duration::from_secs(60), "{what}");
-        sleep(Duration::from_millis(100));
-    }
-}
-
 #[test]
 fn forgotten_snapshots_are_hidden() {
     let site = site(true);
@@ -515,7 +505,7 @@ fn forgotten_snapshots_are_hidden() {
 
     compactor.forget(100, std::slice::from_ref(&old));
     assert_eq!(listed(), [short(&new_id)]);
-    wait_until("the mount still shows the forgotten snapshot", || times() == 1);
+    until("the mount hides the forgotten snapshot", || times() == 1);
     assert!(!site.brackfs(&["versions", "d/old"]).stdout.contains("70000"));
     assert_eq!(site.brackfs(&["find", "old"]).ok().stdout, "");
     // A check names those that are not valid, and nothing else.
@@ -531,7 +521,7 @@ fn forgotten_snapshots_are_hidden() {
     compactor.forget(101, std::slice::from_ref(&new));
     compactor.forget(99, std::slice::from_ref(&old));
     assert_eq!(listed(), [short(&old_id)]);
-    wait_until("latest is a forgotten snapshot", || site.mnt().join("source/latest/d/old").exists());
+    until("latest is the older snapshot", || site.mnt().join("source/latest/d/old").exists());
     site.brackfs(&["ls", "latest:d/old"]).ok();
     drop(mount);
 
@@ -552,11 +542,11 @@ fn a_mounted_snapshot_that_is_forgotten_works_until_its_data_is_removed() {
     for pack in compactor.repository.target().list(name::PACKS).unwrap() {
         compactor.remove(&pack.name);
     }
-    wait_until("data that was removed is still read", || {
+    until("data that was removed is not read", || {
         drop_caches();
         fs::read(site.mnt().join("large")).is_err()
     });
     let log = site.state().join(compactor.repository.id().to_string()).join("mount.log");
     let says = |words: &str| fs::read_to_string(&log).is_ok_and(|log| log.contains(words));
-    wait_until("the log does not say why", || says("the snapshot was forgotten and its data was removed"));
+    until("the log says why", || says("the snapshot was forgotten and its data was removed"));
 }

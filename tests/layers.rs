@@ -32,7 +32,7 @@ use syn::{ItemExternCrate, ItemMod, ItemUse, UseTree, Visibility};
 /// Maximum number of files in a dependency cycle. `mod.rs` counts, tests do not.
 const LARGEST_CIRCLE: usize = 3;
 
-/// The files that allow `unsafe` code, which Cargo.toml denies elsewhere. That in `source` is in a test.
+/// The files that allow `unsafe` code, which Cargo.toml denies elsewhere. `source` has it only in its tests.
 const UNSAFE: [&str; 3] = ["src/source/directory.rs", "src/storage/ftp/tls.rs", "src/sys/mod.rs"];
 
 /// The path of `extern crate self`. Paths through its name would not be followed, so it is never allowed.

@@ -813,7 +813,7 @@ fn programs_other_than_ssh_are_errors_with_their_last_messages() {
         let begun = Instant::now();
         let error = open(&flawed.location(program.iter().map(|&word| word.to_owned()).collect())).unwrap_err();
         assert!(error.kind == kind && error.to_string().contains(why), "{program:?}: {error}");
-        assert!(begun.elapsed() < Duration::from_secs(30) && error.to_string().len() < 1000, "{program:?}");
+        assert!(begun.elapsed() < common::wait::LIMIT && error.to_string().len() < 1000, "{program:?}");
     }
     let held = fs::read_to_string(held).unwrap().trim().parse().unwrap();
     rustix::process::kill_process(rustix::process::Pid::from_raw(held).unwrap(), rustix::process::Signal::KILL)
