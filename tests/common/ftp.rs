@@ -137,14 +137,18 @@ impl Server {
         let (port, at) = (self.port, self.folder.path().display());
         let (certificate, key) = (self.certificate(), self.at("key.pem"));
         let (certificate, key) = (certificate.display(), key.display());
+        let modules = self.unpacked().join("usr/lib/proftpd");
+        // Parts of the program in some releases of Debian.
+        let parts = ["mod_ls", "mod_xfer"].into_iter().filter(|part| modules.join(format!("{part}.so")).exists());
+        let loads: String = parts.map(|part| format!("LoadModule {part}.c\n")).collect();
         let mut text = match self.program {
             Program::ProFtpd => format!(
-                "ModulePath {}\nServerName test\nServerType standalone\nDefaultAddress 127.0.0.1\nPort {port}\nUser nobody\n\
+                "ModulePath {modules}\n{loads}ServerName test\nServerType standalone\nDefaultAddress 127.0.0.1\nPort {port}\nUser nobody\n\
                  Group nogroup\nUseIPv6 off\nWtmpLog off\nMaxInstances 100\nRequireValidShell off\nAuthPAM off\n\
                  AuthOrder mod_auth_file.c\nAuthUserFile {at}/passwd\nDefaultRoot ~\nUmask 022\nAllowOverwrite on\n\
                  AllowRetrieveRestart on\nPidFile {at}/pid\nScoreboardFile {at}/scoreboard\nSystemLog {at}/log\n\
                  TransferLog none\nExtendedLog {at}/commands ALL\nUseReverseDNS off\n",
-                self.unpacked().join("usr/lib/proftpd").display()
+                modules = modules.display()
             ),
             Program::Vsftpd => format!(
                 "listen=YES\nlisten_address=127.0.0.1\nlisten_port={port}\nbackground=NO\nlocal_enable=NO\n\
