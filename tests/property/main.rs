@@ -316,11 +316,16 @@ impl Play {
                         fs::remove_file(pack).unwrap();
                     }
                 }
-                if let Some(last) = objects(&self.site.repo().join("generation")).last() {
+                let generations = objects(&self.site.repo().join("generation"));
+                if let Some(last) = generations.last() {
                     fs::remove_file(last).unwrap();
                 }
                 if catalog {
                     self.lose_catalog();
+                    if generations.len() < 2 {
+                        // Nothing tells that the next catalog is that of the copies, so they are of another writer.
+                        self.saved = None;
+                    }
                 }
                 self.taken.iter_mut().for_each(|taken| taken.damaged = true);
             }
