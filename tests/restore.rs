@@ -367,7 +367,10 @@ fn broken_off(signal: Signal) -> (Site, PathBuf, i32) {
     let out = site.path().join("out");
     fs::create_dir(&out).unwrap();
     let files = || fs::read_dir(out.join("d0")).map_or(0, |names| names.count());
-    let mut child = site.command(&["restore", "latest", "--to", out.to_str().unwrap()]).spawn().unwrap();
+    // Slow enough for a signal in the middle.
+    let slow = ["--limit-download", "100MiB"];
+    let arguments = [&["restore", "latest", "--to", out.to_str().unwrap()], &slow[..]].concat();
+    let mut child = site.command(&arguments).spawn().unwrap();
     while files() < 3 && child.try_wait().unwrap().is_none() {
         std::thread::sleep(std::time::Duration::from_millis(1));
     }
