@@ -158,7 +158,8 @@ fn plain(page: &str) -> String {
     // Versions hyphenate and adjust differently, so text is neither hyphenated nor adjusted. 1.23 takes the adjustment
     // from the string AD, 1.22 from the request below.
     groff.args(["-rHY=0", "-dAD=l"]);
-    let page = page.replacen(".SH NAME", ".ad l\n.SH NAME", 1);
+    // One long page: each version breaks pages in other places.
+    let page = page.replacen(".SH NAME", ".pl 30000v\n.ad l\n.SH NAME", 1);
     let mut groff =
         groff.stdin(Stdio::piped()).stdout(Stdio::piped()).spawn().expect("groff, of the package groff-base");
     let mut stdin = groff.stdin.take().expect("standard input of groff");
