@@ -294,7 +294,7 @@ impl SftpStorage {
             match linked {
                 Ok(()) => {
                     if !self.links.swap(true, Ordering::Relaxed) {
-                        session.begin_act(&remove)?;
+                        let _ = session.act(&remove);
                     }
                     self.note_sync(is_synced);
                     return Ok(true);

@@ -277,21 +277,20 @@ impl Session {
         folder: &Folder<'_>,
     ) -> Result<(Result<(), Failure>, bool), Failure> {
         let first = self.connection.send(first)?;
-        if let Some(second) = second {
-            self.begin_act(second)?;
-        }
+        let second = second.map(|second| self.connection.send(second)).transpose()?;
         let sync = folder.begin_sync()?;
         let result = done(first);
         let is_synced = match sync {
             Some(sync) if result.is_ok() => is_synced(sync)?,
             _ => false,
         };
+        // Its result is waited for, so that it is done when this returns.
+        if let Some(Err(failure)) = second.map(done)
+            && failure.is_lost()
+        {
+            return Err(failure);
+        }
         Ok((result, is_synced))
-    }
-
-    /// Makes a request whose result does not matter, and does not wait for it.
-    pub(super) fn begin_act(&self, request: &Request<'_>) -> Result<(), Failure> {
-        self.connection.send(request).map(drop)
     }
 
     /// Begins to open a folder, to be synced later.
