@@ -275,7 +275,7 @@ impl RepositoryState {
         self.folder.join("looked")
     }
 
-    /// Notes that a backup has looked for lost documents at a server. `place` identifies the target
+    /// Notes that a backup has looked for lost documents at a target on a server. `place` is the identity of the target
     /// ([`Location::identity`](crate::storage::Location::identity)).
     pub fn note_look(&self, place: &str) -> Result<(), Error> {
         self.write(&self.looked_path(), place.as_bytes(), IfExists::Replace)
@@ -292,8 +292,8 @@ impl RepositoryState {
         fs::read(self.looked_path()).is_ok_and(|noted| noted == place.as_bytes())
     }
 
-    /// The repository of which a backup looked there within this time. `None` if there is none, or if another repository was
-    /// there once.
+    /// The repository whose last backup with such a look was there, within this time. `None` if there is none, or if several
+    /// repositories were there.
     pub fn looked_at(state: &Path, place: &str, within: Duration) -> Option<(RepositoryId, RepositoryState)> {
         let mut known = RepositoryState::all_looked_at(state, place);
         let first = known.next();
@@ -490,6 +490,30 @@ mod tests {
         let files: Vec<_> = fs::read_dir(state.folder()).unwrap().map(|entry| entry.unwrap()).collect();
         assert_eq!(files.len(), 1);
         assert_eq!(files[0].metadata().unwrap().permissions().mode() & 0o7777, 0o600);
+    }
+
+    #[test]
+    fn a_repository_is_found_by_the_last_look_unless_another_one_was_there() {
+        let folder = tempfile::tempdir().unwrap();
+        let [one, other] = [(); 2].map(|()| RepositoryId::random());
+        let [state, other_state] = [one, other].map(|id| RepositoryState::new(folder.path(), id));
+        let day = Duration::from_secs(24 * 60 * 60);
+        let found = |place: &str, within| RepositoryState::looked_at(folder.path(), place, within).map(|(id, _)| id);
+        [&state, &other_state].iter().for_each(|state| state.create().unwrap());
+        assert_eq!(found("here", day), None);
+        state.note_look("here").unwrap();
+        other_state.note_look("there").unwrap();
+        assert_eq!([found("here", day), found("there", day), found("nowhere", day)], [Some(one), Some(other), None]);
+        assert_eq!(found("here", Duration::ZERO), None);
+        other_state.note_look("here").unwrap();
+        assert_eq!([found("here", day), found("there", day)], [None; 2]);
+        RepositoryState::forget_looks(folder.path(), "here");
+        state.note_look("here").unwrap();
+        assert_eq!(found("here", day), Some(one));
+        // A clock that was set back.
+        let later = std::time::SystemTime::now() + day;
+        File::options().write(true).open(state.looked_path()).unwrap().set_modified(later).unwrap();
+        assert_eq!(found("here", day), None);
     }
 
     #[test]

@@ -247,13 +247,14 @@ fn the_mount_has_the_expected_type_and_options() {
 
 /// Starts a mount in the foreground, and waits for it.
 fn in_foreground(site: &Site) -> Child {
-    let mnt = site.mnt();
+    let (mnt, said) = (site.mnt(), site.path().join("said"));
     let mut command = site.command(&["mount", "--foreground", mnt.to_str().unwrap()]);
-    let mut child = command.stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap();
+    let mut child = command.stdout(Stdio::null()).stderr(File::create(&said).unwrap()).spawn().unwrap();
     until("it is mounted", || {
         assert!(child.try_wait().unwrap().is_none(), "mount --foreground ended");
-        is_mounted(&mnt)
+        fs::read_to_string(&said).unwrap().contains("mounted on")
     });
+    assert!(is_mounted(&mnt));
     child
 }
 

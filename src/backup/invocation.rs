@@ -58,8 +58,8 @@ pub fn back_up(
     })
 }
 
-/// The same for a repository on a server, which is not even opened if it is known without it that the source is as in its last
-/// snapshot. That is not known if the last search for lost documents at this target is older than a day.
+/// The same for a repository on a server, which is opened only if the source may have changed since its last snapshot, or if
+/// the last search for lost documents at this target is older than a day.
 pub fn back_up_if_changed<E: From<Error>>(
     open: impl FnOnce() -> Result<Repository, E>,
     state: &Path,

@@ -109,8 +109,8 @@ pub struct RunPolicy {
     pub host: Option<String>,
     /// Make no snapshot if nothing changed.
     pub skip_if_unchanged: bool,
-    /// The server, if it is enough to look for lost documents there once a day
-    /// ([`Location::identity`](crate::storage::Location::identity)).
+    /// The identity of the target ([`Location::identity`](crate::storage::Location::identity)), if it is enough to look for
+    /// lost documents there once a day.
     pub daily_at: Option<String>,
     /// Only report new and changed files. No file is opened, and nothing is written.
     pub dry_run: bool,

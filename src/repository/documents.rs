@@ -107,8 +107,7 @@ impl<'r> Writer<'r> {
         Ok(self.repository.target.put(object, &self.seal(object, document, audience)?)?)
     }
 
-    /// Signs a document and seals it to its audience. An index may have many megabytes, so no step keeps what it started
-    /// with.
+    /// Signs a document and seals it to its audience. Each step frees its input, since an index may have many megabytes.
     fn seal(&self, object: &str, document: Vec<u8>, audience: Option<&Sealer>) -> Result<Vec<u8>, Error> {
         let failed = |source| Error::Crypt { object: object.to_owned(), source };
         let signed = self.signer.sign(&document).map_err(failed)?;

@@ -51,8 +51,8 @@ pub struct Checks<'c> {
     pub mend: Mend,
     /// Bytes of packs to verify again, oldest check first.
     pub recheck: u64,
-    /// The server, if it is enough to look for lost documents there once a day
-    /// ([`Location::identity`](crate::storage::Location::identity)).
+    /// The identity of the target ([`Location::identity`](crate::storage::Location::identity)), if it is enough to look for
+    /// lost documents there once a day.
     pub daily_at: Option<&'c str>,
 }
 
@@ -147,7 +147,10 @@ impl<'r> Session<'r> {
                 // that lag behind tell nothing about that.
                 let is_listed_at_once = repository.target().capabilities().lag.is_zero();
                 if is_listed_at_once && inventory.doubt_of_documents(&catalog)?.is_some() {
-                    agree(&inventory, &mut catalog, session.last.as_ref())?;
+                    if agree(&inventory, &mut catalog, session.last.as_ref())? {
+                        drop(catalog);
+                        catalog = inventory::rebuild(&inventory, lock, &host.fingerprint())?.0;
+                    }
                     session.announce_again(&mut catalog)?;
                     catalog.commit()?;
                 }

@@ -128,7 +128,8 @@ impl FromStr for Location {
     }
 }
 
-/// Why a text that begins with the name of another machine or a service is no location, and what to write instead.
+/// The error for a text that begins with the name of a machine or a service in the notation of other programs. Says what to
+/// write instead.
 fn refusal(place: &str, text: &str) -> String {
     let (is_service, help) = match place {
         "sftp" | "ssh" | "scp" => (true, "write sftp://[USER@]HOST[:PORT]/PATH"),
@@ -141,10 +142,12 @@ fn refusal(place: &str, text: &str) -> String {
         "b2" | "gs" | "azure" | "rest" => (true, "make a remote with `rclone config`, and write rclone:REMOTE:PATH"),
         _ => (false, "for an SSH server, write sftp://[USER@]HOST[:PORT]/PATH"),
     };
-    // A colon before the last at sign, other than that of the service, separates a user from a password.
+    // A colon before the last at sign, other than that of the service, separates a user from a password. A user may also be a
+    // token, but not that of an SSH server.
     let rest = text.get(if is_service { place.len() + 1 } else { 0 }..).unwrap_or_default();
+    let has_tokens = is_service && !matches!(place, "sftp" | "ssh" | "scp");
     let shown = match rest.rsplit_once('@') {
-        Some((user, _)) if user.contains(':') => "a path that begins with ./".to_owned(),
+        Some((user, _)) if user.contains(':') || has_tokens => "a path that begins with ./".to_owned(),
         _ => format!("./{text}"),
     };
     format!(
@@ -167,7 +170,7 @@ impl fmt::Display for Location {
     }
 }
 
-/// Whether a variable of the environment may choose a server or an account, and is no password.
+/// Whether an environment variable may select a server or an account. Passwords are not counted.
 fn chooses_account(name: &OsStr) -> bool {
     const PROGRAMS: [&str; 6] = ["AWS_", "FTP_", "OS_", "RCLONE_", "ST_", "WEBDAV_"];
     const FILES: [&str; 4] = ["HOME", "NETRC", "SSH_AUTH_SOCK", "XDG_CONFIG_HOME"];
@@ -234,9 +237,37 @@ mod tests {
             "me:secret@host:/repo",
             "me:secret@corp@host:/repo",
             "sshfs://me:secret@host/repo",
+            "https://secret@host/repo",
+            "b2:secret@bucket",
         ] {
             assert!(!parse(text).unwrap_err().to_string().contains("secret"), "{text}");
         }
+    }
+
+    #[test]
+    fn targets_with_other_options_have_other_identities() {
+        let location = parse("s3://bucket/repo").unwrap();
+        let with = |remote| parse("s3://bucket/repo").unwrap().with_remote(remote).identity();
+        assert_eq!(location.identity(), with(Remote::default()));
+        let others = [
+            parse("s3://bucket/other").unwrap().identity(),
+            with(Remote { endpoint: Some("https://host".into()), ..Remote::default() }),
+            with(Remote { credentials: Some("/keys".into()), ..Remote::default() }),
+        ];
+        for (at, other) in others.iter().enumerate() {
+            assert!(*other != location.identity() && !others[..at].contains(other), "{at}");
+        }
+    }
+
+    #[test]
+    fn variables_of_an_account_count_and_passwords_do_not() {
+        let counts = |name: &str| chooses_account(OsStr::new(name));
+        let accounts =
+            ["AWS_PROFILE", "AWS_ACCESS_KEY_ID", "OS_AUTH_URL", "ST_USER", "WEBDAV_USER", "FTP_USER", "HOME"];
+        assert!(accounts.into_iter().chain(["RCLONE_CONFIG", "RCLONE_CONFIG_KEYS_TYPE"]).all(counts));
+        let others =
+            ["AWS_SECRET_ACCESS_KEY", "AWS_SESSION_TOKEN", "OS_PASSWORD", "ST_KEY", "FTP_PASSWORD", "PATH", "LANG"];
+        assert!(!others.into_iter().any(counts));
     }
 
     #[test]

@@ -41,8 +41,10 @@ impl Foreground {
         let mut mounted = Foreground { child: command.spawn().expect("brackfs"), mnt, said };
         mounted.until("it is mounted", |mounted| {
             assert!(mounted.is_running(), "it ended: {}", mounted.said());
-            is_mounted(&mounted.mnt)
+            // Not earlier, since the program first looks at the mount itself.
+            mounted.said().contains("mounted on")
         });
+        assert!(is_mounted(&mounted.mnt));
         mounted
     }
 

@@ -189,7 +189,7 @@ impl FtpStorage {
                 None => return Ok(Place::Missing),
                 Some(Kind::File) if is_last => return Ok(Place::Object),
                 Some(_) if is_last => return Ok(Place::NotAFile),
-                // What is neither may be a link to a folder.
+                // An entry of another kind may be a link to a folder.
                 Some(Kind::Folder | Kind::Other) => folder = format!("{folder}{part}/"),
                 Some(_) => return Ok(Place::Missing),
             }

@@ -458,7 +458,8 @@ impl Session {
         let command = if self.lists {
             format!("MLSD {path}")
         } else if self.enters(path)? {
-            // Of a path that cannot be opened, some list the entry in its parent. Without `-a`, they hide temporary files.
+            // Given a path that cannot be opened, some servers list its entry in the parent. Without `-a`, they hide temporary
+            // files.
             "LIST -a".to_owned()
         } else {
             return Ok(false);
@@ -524,7 +525,8 @@ impl Session {
     }
 }
 
-/// The words of a reply in lower case, without the path of the folder and what is in quotes: servers repeat the path.
+/// A reply in lower case, without the path of the folder and without text in quotes. Servers repeat the path, which may
+/// contain any words.
 fn without_paths(text: &str, path: &str) -> String {
     let unquoted = text.split('"').step_by(2).collect::<Vec<_>>().join(" ");
     let words = if path.is_empty() { unquoted } else { unquoted.replace(path, " ") };
