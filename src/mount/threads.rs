@@ -23,6 +23,8 @@ const OTHERS: usize = 3;
 const ROOM: usize = 24 << 20;
 /// Address space for small values on the heap and for stacks of other threads, in bytes.
 const SPARE: usize = 8 << 20;
+/// Address space of a thread that starts, in bytes: its stack, and what the standard library allocates in it.
+const START: usize = (2 << 20) + (1 << 18);
 
 /// Returns the number of threads that can serve if the archive uses its maximum; an error if none can.
 pub(super) fn serving(archive: &Needs) -> io::Result<usize> {
@@ -58,7 +60,11 @@ fn try_to_start(rooms: &[usize]) -> (usize, Option<io::Error>) {
                 let _ = tell.send(room.as_ref().err().map(|error| io::Error::new(error.kind(), error.to_string())));
                 let _ = held.recv();
             };
-            let started = Builder::new().name("probe".into()).spawn_scoped(scope, probe);
+            // A thread whose stack takes the last memory would end the process when it starts.
+            let started = take(START).and_then(|room| {
+                drop(room);
+                Builder::new().name("probe".into()).spawn_scoped(scope, probe)
+            });
             let failed = match started {
                 Ok(_) => told.recv().ok().flatten(),
                 Err(error) => Some(error),
