@@ -10,7 +10,6 @@ use std::os::unix::fs::symlink;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
-use brackfs::storage::{ErrorKind, Target};
 use common::disk::{Disk, Operation};
 use common::machine::copy;
 use common::ordeal::{place_one, under_strace};
@@ -68,27 +67,6 @@ fn a_repository_needs_neither_hard_links_nor_sync_of_folders() {
         // `init` reports it; backups do not repeat it.
         assert_eq!(site.backup(&[]).ok().stderr, "");
         assert!(disk.relent() > 0);
-    }
-}
-
-#[test]
-fn one_of_two_writers_gets_a_name_without_exclusive_renames() {
-    let site = files();
-    let at = site.path().join("disk");
-    fs::create_dir(&at).unwrap();
-    let disk = Disk::mount(&at);
-    disk.rename_plainly();
-    let target = Target::open(&at.as_path().into()).unwrap();
-    for round in 0..20 {
-        let name = format!("generation/{round}");
-        let made = std::thread::scope(|threads| {
-            let claims = [b"one", b"two"].map(|bytes| threads.spawn(|| target.claim(&name, bytes)));
-            claims.map(|claim| claim.join().unwrap())
-        });
-        let failed: Vec<_> = made.iter().filter_map(|made| made.as_ref().err()).collect();
-        assert!(failed.len() == 1 && failed[0].kind == ErrorKind::AlreadyExists, "{made:?}");
-        assert_eq!(target.get(&name, 10).unwrap(), if made[0].is_ok() { b"one" } else { b"two" });
-        target.put(&name, b"three").unwrap_err();
     }
 }
 

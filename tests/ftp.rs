@@ -14,7 +14,7 @@ use std::thread::sleep;
 use std::time::{Duration, Instant};
 
 use brackfs::storage::{
-    ErrorKind, FtpAddress, FtpSecurity, FtpStorage, Location, LocationKind, Remote as Options, Rivals, Storage,
+    ErrorKind, FtpAddress, FtpSecurity, FtpStorage, Location, LocationKind, Remote as Options, Storage,
 };
 use common::ftp::{PASSWORD, Program, Server, Tls, USER};
 use common::remote::{MIB, NO_FILES, RemoteServer, RemoteSite, borrowed, many, packs_below, round_files};
@@ -154,7 +154,7 @@ fn a_server_can_begin_with_tls_at_once() {
     let storage = FtpStorage::open(&address, location.remote()).unwrap();
     let mut spool = storage.spool("x", uuid::Uuid::nil()).unwrap();
     spool.append(b"bytes").unwrap();
-    storage.store(&spool, Rivals::None).unwrap();
+    storage.store(&spool).unwrap();
     assert_eq!(storage.get("x", 9).unwrap(), b"bytes");
     assert!(server.log().contains("reused TLS session"), "{}", server.log());
 }
@@ -481,7 +481,7 @@ fn a_server_that_aborts_all_uploads_is_not_full() {
     let storage = hostile.open().unwrap();
     let mut spool = storage.spool("packs/x", uuid::Uuid::nil()).unwrap();
     spool.append(b"bytes").unwrap();
-    let error = storage.store(&spool, Rivals::None).unwrap_err();
+    let error = storage.store(&spool).unwrap_err();
     assert_eq!(error.kind, ErrorKind::Unavailable, "{error}");
 }
 

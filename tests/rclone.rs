@@ -9,7 +9,7 @@ use std::fs;
 use std::net::TcpStream;
 use std::process::Command;
 
-use brackfs::storage::{Error, ErrorKind, Location, LocationKind, RcloneStorage, Rivals, Storage};
+use brackfs::storage::{Error, ErrorKind, Location, LocationKind, RcloneStorage, Storage};
 use common::machine::copy;
 use common::rclone::{RCLONE, Rclone};
 use common::remote::{MIB, NO_FILES, RemoteServer, RemoteSite, borrowed, is_alive, many, round_files};
@@ -199,7 +199,7 @@ fn storage_on(remote: &str, rclone: &Rclone) -> Result<RcloneStorage, Error> {
 fn put(storage: &RcloneStorage, name: &str, bytes: &[u8]) -> Result<(), Error> {
     let mut spool = storage.spool(name, Uuid::from_u128(7))?;
     spool.append(bytes)?;
-    storage.store(&spool, Rivals::None)
+    storage.store(&spool)
 }
 
 #[test]

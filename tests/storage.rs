@@ -30,8 +30,8 @@ use brackfs::state::RepositoryState;
 use brackfs::storage::testing::{Fault, Faults, Faulty, Memory, Record, Recording};
 use brackfs::storage::{
     DirectoryStorage, Error, ErrorKind, FtpStorage, Interrupt, Limit, Location, LocationKind, ObjectInfo, Operation,
-    Rates, RcloneStorage, Remote, RetryPolicy, RetryStorage, Rivals, S3Storage, SftpStorage, Storage, SwiftStorage,
-    Target, WebdavStorage,
+    Rates, RcloneStorage, Remote, RetryPolicy, RetryStorage, S3Storage, SftpStorage, Storage, SwiftStorage, Target,
+    WebdavStorage,
 };
 use common::ftp::{self, Program, Tls};
 use common::rclone::Rclone;
@@ -200,10 +200,10 @@ fn kinds() -> Vec<Empty> {
     ]
 }
 
-fn put(storage: &dyn Storage, name: &str, bytes: &[u8], rivals: Rivals) -> Result<(), Error> {
+fn put(storage: &dyn Storage, name: &str, bytes: &[u8]) -> Result<(), Error> {
     let mut spool = storage.spool(name, RUN)?;
     spool.append(bytes)?;
-    storage.store(&spool, rivals)
+    storage.store(&spool)
 }
 
 fn get(storage: &dyn Storage, name: &str, offset: u64, length: usize) -> Result<Vec<u8>, ErrorKind> {
@@ -228,13 +228,11 @@ fn a_stored_object_exists_at_once_and_is_never_replaced() {
         assert_eq!((spool.object(), spool.run(), spool.length()), ("packs/ab/x", RUN, 5), "{name}");
         assert_eq!(list(storage, ""), [], "{name}");
         assert_eq!(get(storage, "packs/ab/x", 0, 1), Err(ErrorKind::NotFound), "{name}");
-        storage.store(&spool, Rivals::None).unwrap();
+        storage.store(&spool).unwrap();
         assert_eq!(get(storage, "packs/ab/x", 0, 5).unwrap(), b"hello", "{name}");
-        for rivals in [Rivals::None, Rivals::Possible] {
-            let again = put(storage, "packs/ab/x", b"other", rivals).unwrap_err();
-            assert_eq!(again.kind, ErrorKind::AlreadyExists, "{name}");
-            assert!(again.to_string().contains("packs/ab/x"), "{name}: {again}");
-        }
+        let again = put(storage, "packs/ab/x", b"other").unwrap_err();
+        assert_eq!(again.kind, ErrorKind::AlreadyExists, "{name}");
+        assert!(again.to_string().contains("packs/ab/x"), "{name}: {again}");
         assert_eq!(get(storage, "packs/ab/x", 0, 5).unwrap(), b"hello", "{name}");
         assert_eq!(list(storage, ""), [("packs/ab/x".into(), 5)], "{name}");
     }
@@ -245,7 +243,7 @@ fn ranges_are_read_completely_or_fail() {
     for Empty { name, storage, .. } in &kinds() {
         let storage = &**storage;
         let bytes: Vec<u8> = (0..3_000_000u32).flat_map(u32::to_le_bytes).collect();
-        put(storage, "packs/ab/x", &bytes, Rivals::None).unwrap();
+        put(storage, "packs/ab/x", &bytes).unwrap();
         let length = bytes.len();
         assert_eq!(storage.length("packs/ab/x").unwrap(), length as u64, "{name}");
         for range in [0..0, 0..length, 17..18, 999_999..2_000_001, length - 1..length, length..length] {
@@ -257,7 +255,7 @@ fn ranges_are_read_completely_or_fail() {
         }
         assert!(storage.get("packs/ab/x", length).unwrap() == bytes, "{name}");
         assert_eq!(storage.get("packs/ab/x", length - 1).unwrap_err().kind, ErrorKind::TooLarge, "{name}");
-        put(storage, "empty", b"", Rivals::None).unwrap();
+        put(storage, "empty", b"").unwrap();
         assert_eq!(storage.get("empty", 0).unwrap(), b"", "{name}");
         assert_eq!(storage.length("empty").unwrap(), 0, "{name}");
         assert_eq!(get(storage, "empty", 0, 1), Err(ErrorKind::Truncated), "{name}");
@@ -271,7 +269,7 @@ fn ranges_are_read_completely_or_fail() {
 #[test]
 fn every_operation_reports_missing_objects() {
     for Empty { name, storage, .. } in &kinds() {
-        put(&**storage, "there", b"x", Rivals::None).unwrap();
+        put(&**storage, "there", b"x").unwrap();
         for object in ["missing", "packs/ab/x"] {
             assert_eq!(storage.length(object).unwrap_err().kind, ErrorKind::NotFound, "{name}");
             assert_eq!(get(&**storage, object, 0, 0), Err(ErrorKind::NotFound), "{name}");
@@ -291,7 +289,7 @@ fn listings_show_all_objects_below_a_prefix_and_no_others() {
         let storage = &**storage;
         let objects = ["brackfs.toml", "index/a", "index/b", "packs/00/x", "packs/ff/y"];
         for object in objects {
-            put(storage, object, object.as_bytes(), Rivals::None).unwrap();
+            put(storage, object, object.as_bytes()).unwrap();
         }
         let expected = |prefix: &str| -> Vec<_> {
             let below = objects.iter().filter(|object| object.starts_with(prefix));
@@ -303,7 +301,7 @@ fn listings_show_all_objects_below_a_prefix_and_no_others() {
         storage.remove("packs/00/x").unwrap();
         assert_eq!(list(storage, "packs/"), [("packs/ff/y".into(), 10)], "{name}");
         // A removed name is free.
-        put(storage, "packs/00/x", b"new", Rivals::None).unwrap();
+        put(storage, "packs/00/x", b"new").unwrap();
         assert_eq!(get(storage, "packs/00/x", 0, 3).unwrap(), b"new", "{name}");
         assert!(!storage.abandon(&|object| object != "index/a"), "{name}");
         assert_eq!(list(storage, "").len(), objects.len(), "{name}");
@@ -314,47 +312,17 @@ fn listings_show_all_objects_below_a_prefix_and_no_others() {
 fn a_stamp_changes_when_an_object_is_replaced() {
     for Empty { name, storage, .. } in &kinds() {
         let storage = &**storage;
-        put(storage, "x", b"one", Rivals::None).unwrap();
+        put(storage, "x", b"one").unwrap();
         let before = storage.stamp("x").unwrap();
-        put(storage, "y", b"one", Rivals::None).unwrap();
+        put(storage, "y", b"one").unwrap();
         get(storage, "x", 0, 3).unwrap();
         assert_eq!(storage.stamp("x").unwrap(), before, "{name}");
         storage.remove("x").unwrap();
         assert_eq!(storage.stamp("x").unwrap_err().kind, ErrorKind::NotFound, "{name}");
         // SFTP tells times in seconds.
         thread::sleep(Duration::from_millis(1100));
-        put(storage, "x", b"two", Rivals::None).unwrap();
+        put(storage, "x", b"two").unwrap();
         assert_ne!(storage.stamp("x").unwrap(), before, "{name}");
-    }
-}
-
-#[test]
-fn one_of_several_writers_of_a_name_succeeds() {
-    for Empty { name, storage, .. } in &kinds() {
-        let rounds = (0..20).map(|round| {
-            let object = format!("generation/{round}");
-            let claims = thread::scope(|threads| {
-                let claim = |writer: u8| put(&**storage, &object, &[writer], Rivals::Possible).map_err(|e| e.kind);
-                let writers = [0, 1, 2].map(|writer| threads.spawn(move || claim(writer)));
-                writers.map(|writer| writer.join().unwrap())
-            });
-            (claims, get(&**storage, &object, 0, 1).unwrap())
-        });
-        let rounds: Vec<_> = rounds.collect();
-        // S3 is known to be exclusive after a claim that failed. Others look before they store.
-        let is_exclusive = storage.capabilities().exclusive;
-        assert_eq!(
-            is_exclusive,
-            !["ftp", "rclone", "swift", "webdav"].iter().any(|kind| name.starts_with(kind)),
-            "{name}"
-        );
-        for (claims, stored) in rounds {
-            let winners = claims.iter().filter(|claim| claim.is_ok()).count();
-            assert!(winners == 1 || (winners > 1 && !is_exclusive), "{name}: {claims:?}");
-            let mut lost = claims.iter().filter_map(|claim| claim.err());
-            assert!(lost.all(|kind| kind == ErrorKind::AlreadyExists), "{name}: {claims:?}");
-            assert!(claims[usize::from(stored[0])].is_ok(), "{name}: {claims:?}, {stored:?}");
-        }
     }
 }
 
@@ -362,12 +330,12 @@ fn one_of_several_writers_of_a_name_succeeds() {
 fn a_spool_can_be_stored_after_a_failure_and_cleans_up_on_drop() {
     for Empty { name, storage, objects, .. } in &kinds() {
         let storage = &**storage;
-        put(storage, "index/a", b"old", Rivals::None).unwrap();
+        put(storage, "index/a", b"old").unwrap();
         let mut spool = storage.spool("index/a", RUN).unwrap();
         spool.append(b"new").unwrap();
-        assert_eq!(storage.store(&spool, Rivals::None).unwrap_err().kind, ErrorKind::AlreadyExists, "{name}");
+        assert_eq!(storage.store(&spool).unwrap_err().kind, ErrorKind::AlreadyExists, "{name}");
         storage.remove("index/a").unwrap();
-        storage.store(&spool, Rivals::None).unwrap();
+        storage.store(&spool).unwrap();
         let mut text = String::new();
         spool.contents().read_to_string(&mut text).unwrap();
         assert_eq!(text, "new", "{name}");
@@ -391,7 +359,7 @@ fn threads_use_a_storage_at_the_same_time() {
                 threads.spawn(move || {
                     for object in 0..20 {
                         let object = format!("packs/{object:02x}/{writer}");
-                        put(storage, &object, &[writer; 1000], Rivals::None).unwrap();
+                        put(storage, &object, &[writer; 1000]).unwrap();
                         assert_eq!(get(storage, &object, 0, 1000).unwrap(), [writer; 1000], "{name}");
                     }
                 });
@@ -420,7 +388,7 @@ impl Trial {
             assert!(waiting.wait <= patience.longest_wait, "{waiting:?}");
             noted.lock().unwrap().push((waiting.tries, waiting.error.kind));
         });
-        put(&memory, "x", b"bytes", Rivals::None).unwrap();
+        put(&memory, "x", b"bytes").unwrap();
         Trial { storage, faults, memory, waits }
     }
 
@@ -529,21 +497,19 @@ fn an_interrupt_ends_all_waits() {
 fn an_operation_whose_reply_was_lost_succeeds() {
     let trial = Trial::new(PATIENT);
     let lost = |operation| Fault { takes_effect: true, ..Fault::next(operation, ErrorKind::Unavailable) };
-    for rivals in [Rivals::None, Rivals::Possible] {
-        trial.faults.add(lost(Operation::Store));
-        put(&trial.storage, "generation/1", &[1; 3 << 20], rivals).unwrap();
-        assert_eq!(trial.storage.length("generation/1").unwrap(), 3 << 20);
-        trial.faults.add(lost(Operation::Remove));
-        trial.storage.remove("generation/1").unwrap();
-        assert_eq!(trial.memory.names(), ["x"]);
-        // Objects of others stay theirs, even those of the same length.
-        for theirs in [&b"other"[..], b"longer than ours"] {
-            put(&trial.memory, "generation/1", theirs, Rivals::None).unwrap();
-            trial.faults.add(Fault::next(Operation::Store, ErrorKind::Unavailable));
-            let claimed = put(&trial.storage, "generation/1", b"bytes", rivals);
-            assert_eq!(claimed.unwrap_err().kind, ErrorKind::AlreadyExists);
-            trial.memory.remove("generation/1").unwrap();
-        }
+    trial.faults.add(lost(Operation::Store));
+    put(&trial.storage, "generation/1", &[1; 3 << 20]).unwrap();
+    assert_eq!(trial.storage.length("generation/1").unwrap(), 3 << 20);
+    trial.faults.add(lost(Operation::Remove));
+    trial.storage.remove("generation/1").unwrap();
+    assert_eq!(trial.memory.names(), ["x"]);
+    // Objects of others stay theirs, even those of the same length.
+    for theirs in [&b"other"[..], b"longer than ours"] {
+        put(&trial.memory, "generation/1", theirs).unwrap();
+        trial.faults.add(Fault::next(Operation::Store, ErrorKind::Unavailable));
+        let claimed = put(&trial.storage, "generation/1", b"bytes");
+        assert_eq!(claimed.unwrap_err().kind, ErrorKind::AlreadyExists);
+        trial.memory.remove("generation/1").unwrap();
     }
     trial.storage.remove("generation/1").unwrap_err();
 }
@@ -565,8 +531,8 @@ fn bytes_per_second_are_bounded_in_each_direction() {
     ] {
         let storage = Limit::new(Box::new(Memory::default()), rates, &Interrupt::default());
         let begun = Instant::now();
-        put(&storage, "x", &[0; 200_000], Rivals::None).unwrap();
-        put(&storage, "y", &[0; 100_000], Rivals::None).unwrap();
+        put(&storage, "x", &[0; 200_000]).unwrap();
+        put(&storage, "y", &[0; 100_000]).unwrap();
         let stored = begun.elapsed();
         get(&storage, "x", 0, 200_000).unwrap();
         get(&storage, "y", 0, 100_000).unwrap();
@@ -579,8 +545,8 @@ fn bytes_per_second_are_bounded_in_each_direction() {
 #[test]
 fn operations_are_recorded() {
     let (storage, records) = Recording::new(Box::new(Memory::default()));
-    put(&storage, "index/a", b"bytes", Rivals::None).unwrap();
-    put(&storage, "index/a", b"bytes", Rivals::None).unwrap_err();
+    put(&storage, "index/a", b"bytes").unwrap();
+    put(&storage, "index/a", b"bytes").unwrap_err();
     get(&storage, "index/a", 1, 3).unwrap();
     list(&storage, "index/");
     storage.remove("index/a").unwrap();
@@ -650,7 +616,7 @@ fn an_upload_that_is_cut_off_or_stalls_is_made_again() {
     for fault in [&["cut", "6291456"][..], &["stall", "6291456"], &["cut", "16777216"], &["link"]] {
         let flawed = Flawed::new(fault);
         let storage = RetryStorage::new(Box::new(flawed.open()), PATIENT);
-        put(&storage, "packs/ab/x", &pack, Rivals::None).unwrap();
+        put(&storage, "packs/ab/x", &pack).unwrap();
         assert!(flawed.directory.path().join("mark").exists(), "{fault:?}: the fault did not happen");
         flawed.holds(&[("packs/ab/x", &pack)]);
     }
@@ -666,11 +632,11 @@ fn a_cut_or_silent_connection_is_unavailable_and_shows_nothing_partial() {
     ] {
         let flawed = Flawed::new(fault);
         let storage = flawed.open();
-        let error = put(&storage, "packs/ab/x", &pack, Rivals::None).unwrap_err();
+        let error = put(&storage, "packs/ab/x", &pack).unwrap_err();
         assert!(error.kind == ErrorKind::Unavailable && error.to_string().contains(why), "{fault:?}: {error}");
         assert_eq!(list(&storage, ""), [], "{fault:?}");
         // The partial upload is removed with the next object.
-        put(&storage, "index/a", b"bytes", Rivals::None).unwrap();
+        put(&storage, "index/a", b"bytes").unwrap();
         flawed.holds(&[("index/a", b"bytes")]);
     }
 }
@@ -685,7 +651,7 @@ fn an_upload_with_a_limit_flows_at_that_rate() {
     let begun = Instant::now();
     let mut seen = Vec::new();
     thread::scope(|threads| {
-        let upload = threads.spawn(|| put(&storage, "packs/ab/x", &bytes, Rivals::None).unwrap());
+        let upload = threads.spawn(|| put(&storage, "packs/ab/x", &bytes).unwrap());
         while !upload.is_finished() {
             let files = common::paths_below(&flawed.objects().join("packs/ab"));
             let sizes = files.iter().filter_map(|path| fs::metadata(path).ok()).filter(|found| found.is_file());
@@ -705,17 +671,17 @@ fn an_upload_with_a_limit_flows_at_that_rate() {
 fn an_effect_whose_reply_was_lost_is_looked_at() {
     let flawed = Flawed::new(&["link"]);
     let storage = flawed.open();
-    let error = put(&storage, "generation/1", b"ours", Rivals::Possible).unwrap_err();
+    let error = put(&storage, "generation/1", b"ours").unwrap_err();
     assert_eq!(error.kind, ErrorKind::Unavailable, "{error}");
     // The object is whole. Another writer with other content does not take it for its own.
     flawed.holds(&[("generation/1", b"ours"), (temporary(&flawed).as_str(), b"ours")]);
     let retry = RetryStorage::new(Box::new(storage), PATIENT);
-    assert_eq!(put(&retry, "generation/1", b"else", Rivals::Possible).unwrap_err().kind, ErrorKind::AlreadyExists);
+    assert_eq!(put(&retry, "generation/1", b"else").unwrap_err().kind, ErrorKind::AlreadyExists);
     flawed.holds(&[("generation/1", b"ours")]);
 
     let flawed = Flawed::new(&["remove"]);
     let storage = RetryStorage::new(Box::new(flawed.open()), PATIENT);
-    put(&storage, "index/a", b"bytes", Rivals::None).unwrap();
+    put(&storage, "index/a", b"bytes").unwrap();
     storage.remove("index/a").unwrap();
     flawed.holds(&[]);
     assert!(flawed.directory.path().join("mark").exists());
@@ -782,7 +748,7 @@ fn a_server_that_allows_one_connection_is_used_with_one() {
                 let (storage, bytes) = (&storage, &bytes);
                 threads.spawn(move || {
                     let name = format!("packs/ab/{round}-{writer}");
-                    put(storage, &name, bytes, Rivals::None).unwrap();
+                    put(storage, &name, bytes).unwrap();
                     assert!(get(storage, &name, 0, bytes.len()).unwrap() == *bytes);
                 });
             }
@@ -1096,8 +1062,8 @@ fn a_listing_during_which_the_disk_goes_is_whole_or_an_error() {
     for is_mount_point_left in [false, true] {
         for Empty { name, storage, objects, .. } in &kinds() {
             let Some(objects) = objects else { continue };
-            put(&**storage, "top", b"x", Rivals::None).unwrap();
-            put(&**storage, "packs/ab/x", b"x", Rivals::None).unwrap();
+            put(&**storage, "top", b"x").unwrap();
+            put(&**storage, "packs/ab/x", b"x").unwrap();
             let aside = objects.with_extension("aside");
             let (mut found, mut is_gone) = (Vec::new(), false);
             let listed = storage.visit("", &mut |object| {

@@ -32,22 +32,11 @@ impl Stamp {
     }
 }
 
-/// Whether another writer may store an object under the same name at the same time.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Rivals {
-    /// No, because the name is random.
-    None,
-    /// Yes: at most one writer may succeed.
-    Possible,
-}
-
 /// What a storage can do, and what it turned out to lack.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Capabilities {
     /// The directory with the objects, if they are files on this machine.
     pub directory: Option<PathBuf>,
-    /// Of several writers with [`Rivals::Possible`], at most one succeeds. Otherwise the caller has to find rivals itself.
-    pub exclusive: bool,
     /// How many objects to store at the same time; more gain nothing.
     pub lanes: usize,
     /// How long a listing may lack a new object or show a removed one.
@@ -58,7 +47,7 @@ pub struct Capabilities {
 
 impl Default for Capabilities {
     fn default() -> Self {
-        Capabilities { directory: None, exclusive: false, lanes: 1, lag: Duration::ZERO, shortcomings: Vec::new() }
+        Capabilities { directory: None, lanes: 1, lag: Duration::ZERO, shortcomings: Vec::new() }
     }
 }
 
@@ -73,10 +62,10 @@ pub trait Storage: Send + Sync + fmt::Debug {
     /// Opens a spool for the object `name`, which `run` writes. Dropping the spool discards the object.
     fn spool(&self, name: &str, run: Uuid) -> Result<Spool, Error>;
 
-    /// Stores a spooled object, atomically and durably. If the name is taken, the existing object stays unchanged and the
-    /// error is [`AlreadyExists`](super::ErrorKind::AlreadyExists). After another error the object may exist, but only as
+    /// Stores a spooled object, atomically and durably. No other run may store the same name at the same time: names of
+    /// objects are random or contain the run. If the name is taken, the existing object stays unchanged and the error is [`AlreadyExists`](super::ErrorKind::AlreadyExists). After another error the object may exist, but only as
     /// a whole; the same spool can be stored again.
-    fn store(&self, spool: &Spool, rivals: Rivals) -> Result<(), Error>;
+    fn store(&self, spool: &Spool) -> Result<(), Error>;
 
     /// Replaces the content of `bytes` with `length` bytes of the object from `offset` on. A shorter object is
     /// [`Truncated`](super::ErrorKind::Truncated).

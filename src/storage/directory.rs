@@ -6,8 +6,7 @@
 //! Fallbacks for file systems that lack some of this:
 //! - no unnamed files, or they cannot be linked: a temporary file `.tmp-<run>-<uuid>` is renamed with `RENAME_NOREPLACE`
 //! - no `RENAME_NOREPLACE`: the temporary is hard-linked to its name and then unlinked
-//! - no hard links: the temporary is renamed after checking that the name is free. If another writer may store the same
-//!   name ([`Rivals::Possible`]), an empty file reserves the name first.
+//! - no hard links: the temporary is renamed after checking that the name is free
 //! - folders cannot be synced: the file system decides when names become durable
 //!
 //! [`place`](super::place) opens folders and files without following links.
@@ -30,7 +29,7 @@ use uuid::Uuid;
 
 use crate::sys::{append_at, sync_folder};
 
-use super::contract::{Capabilities, ObjectInfo, Rivals, Stamp, Storage};
+use super::contract::{Capabilities, ObjectInfo, Stamp, Storage};
 use super::error::{Error, ErrorKind};
 use super::layout::{DEPTH, LOST_AND_FOUND, TEMPORARY, temporary_name, writer_of};
 use super::place::{FOLDER, Root, beneath, is_empty};
@@ -263,7 +262,7 @@ impl DirectoryStorage {
     }
 
     /// Renames a temporary file to its object's name; fails if the name is taken. An unnamed file is left as it is.
-    fn rename(&self, home: &Home, leaf: &str, rivals: Rivals) -> Result<(), Errno> {
+    fn rename(&self, home: &Home, leaf: &str) -> Result<(), Errno> {
         let Some(temporary) = &home.temporary else { return Ok(()) };
         // By an earlier try, after which the folder could not be synced.
         if home.renamed.load(Ordering::Relaxed) {
@@ -284,19 +283,10 @@ impl DirectoryStorage {
             // Dropping the spool removes the temporary's own name.
             other => return other,
         }
-        match rivals {
-            Rivals::None => match statat(folder, leaf, AtFlags::SYMLINK_NOFOLLOW) {
-                Err(Errno::NOENT) => renameat(folder, temporary, folder, leaf)?,
-                Err(e) => return Err(e),
-                Ok(_) => return Err(Errno::EXIST),
-            },
-            Rivals::Possible => {
-                openat(folder, leaf, OFlags::WRONLY | OFlags::CREATE | OFlags::EXCL | OFlags::CLOEXEC, MODE)?;
-                renameat(folder, temporary, folder, leaf).inspect_err(|_| {
-                    // Best effort: the file is empty, which no object is.
-                    let _ = unlinkat(folder, leaf, AtFlags::empty());
-                })?;
-            }
+        match statat(folder, leaf, AtFlags::SYMLINK_NOFOLLOW) {
+            Err(Errno::NOENT) => renameat(folder, temporary, folder, leaf)?,
+            Err(e) => return Err(e),
+            Ok(_) => return Err(Errno::EXIST),
         }
         self.unlinked.store(true, Ordering::Relaxed);
         home.renamed.store(true, Ordering::Relaxed);
@@ -360,7 +350,6 @@ impl Storage for DirectoryStorage {
         let lacking = known.into_iter().filter(|(lacks, _)| lacks.load(Ordering::Relaxed));
         Capabilities {
             directory: Some(self.root.path().clone()),
-            exclusive: true,
             lanes: 1,
             lag: Duration::ZERO,
             shortcomings: lacking.map(|(_, words)| words).collect(),
@@ -379,7 +368,7 @@ impl Storage for DirectoryStorage {
         temporary_file(name, folder, run).map_err(|e| self.failed("write", name, e))
     }
 
-    fn store(&self, spool: &Spool, rivals: Rivals) -> Result<(), Error> {
+    fn store(&self, spool: &Spool) -> Result<(), Error> {
         let name = spool.object();
         let failed = |e| self.failed("store", name, e);
         let length = spool.file.metadata().map_err(failed)?.len();
@@ -389,7 +378,7 @@ impl Storage for DirectoryStorage {
         }
         let leaf = name.rsplit('/').next().unwrap_or(name);
         let place = |home: &Home| {
-            self.rename(home, leaf, rivals).map_err(|e| failed(e.into()))?;
+            self.rename(home, leaf).map_err(|e| failed(e.into()))?;
             self.sync_folder(home.folder.as_fd()).map_err(failed)
         };
         if let Some(home) = &spool.home {
@@ -556,11 +545,11 @@ mod tests {
         let mut spool = target.spool("packs/ab/x", RUN).unwrap();
         spool.append(b"hello").unwrap();
         assert!(list(&target, "packs/").unwrap().is_empty());
-        target.store(&spool, Rivals::None).unwrap();
+        target.store(&spool).unwrap();
         let listed = list(&target, "packs/").unwrap();
         assert_eq!(listed, [ObjectInfo { name: "packs/ab/x".into(), length: 5 }]);
         let again = target.spool("packs/ab/x", RUN).unwrap();
-        assert_eq!(target.store(&again, Rivals::None).unwrap_err().kind, ErrorKind::AlreadyExists);
+        assert_eq!(target.store(&again).unwrap_err().kind, ErrorKind::AlreadyExists);
         let mut bytes = b"what was there before".to_vec();
         target.read("packs/ab/x", 1, 3, &mut bytes).unwrap();
         assert_eq!(bytes, b"ell");
@@ -683,7 +672,7 @@ mod tests {
         let target = DirectoryStorage::open(dir.path()).unwrap();
         let mut spool = target.spool("packs/ab/x", RUN).unwrap();
         spool.append(&[7; 500_000]).unwrap();
-        target.store(&spool, Rivals::None).unwrap();
+        target.store(&spool).unwrap();
         let is_cached = || {
             let file = target.file("packs/ab/x").unwrap();
             preadv2(&file, &mut [io::IoSliceMut::new(&mut [0])], 0, ReadWriteFlags::NOWAIT).is_ok()
@@ -716,11 +705,9 @@ mod tests {
         fs::write(dir.path().join("taken"), "old").unwrap();
         for nameless in [true, false] {
             target.nameless.store(nameless, Ordering::Relaxed);
-            for rivals in [Rivals::None, Rivals::Possible] {
-                let spool = target.spool("taken", RUN).unwrap();
-                assert_eq!(spool.home.as_ref().unwrap().temporary.is_none(), nameless);
-                assert_eq!(target.store(&spool, rivals).unwrap_err().kind, ErrorKind::AlreadyExists);
-            }
+            let spool = target.spool("taken", RUN).unwrap();
+            assert_eq!(spool.home.as_ref().unwrap().temporary.is_none(), nameless);
+            assert_eq!(target.store(&spool).unwrap_err().kind, ErrorKind::AlreadyExists);
         }
         assert_eq!(fs::read(dir.path().join("taken")).unwrap(), b"old");
         assert_eq!(fs::read_dir(dir.path()).unwrap().count(), 1, "temporaries are left");
@@ -734,8 +721,8 @@ mod tests {
         let mut spool = target.spool("packs/ab/x", RUN).unwrap();
         spool.append(b"hello").unwrap();
         // As after a rename whose folder could not be synced.
-        target.store(&spool, Rivals::Possible).unwrap();
-        target.store(&spool, Rivals::Possible).unwrap();
+        target.store(&spool).unwrap();
+        target.store(&spool).unwrap();
         drop(spool);
         assert_eq!(list(&target, "packs/").unwrap(), [ObjectInfo { name: "packs/ab/x".into(), length: 5 }]);
     }
@@ -758,8 +745,8 @@ mod tests {
         // A spool that is not in the directory can never be linked.
         let mut spool = Spools::new(None, 1, 100).open("x", RUN).unwrap();
         spool.append(b"bytes").unwrap();
-        for (rivals, failure) in [(Rivals::None, None), (Rivals::Possible, Some(ErrorKind::AlreadyExists))] {
-            assert_eq!(target.store(&spool, rivals).err().map(|e| e.kind), failure);
+        for failure in [None, Some(ErrorKind::AlreadyExists)] {
+            assert_eq!(target.store(&spool).err().map(|e| e.kind), failure);
             assert_eq!(fs::read(dir.path().join("x")).unwrap(), b"bytes");
             assert_eq!(fs::read_dir(dir.path()).unwrap().count(), 1);
         }
@@ -796,7 +783,7 @@ mod tests {
         let link = outside.path().join("link");
         std::os::unix::fs::symlink(dir.path(), &link).unwrap();
         let target = DirectoryStorage::open(&link).unwrap();
-        target.store(&target.spool("packs/cd/y", RUN).unwrap(), Rivals::None).unwrap();
+        target.store(&target.spool("packs/cd/y", RUN).unwrap()).unwrap();
         assert_eq!(list(&target, "packs/").unwrap().len(), 1);
     }
 

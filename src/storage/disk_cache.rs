@@ -20,7 +20,7 @@ use std::time::{Duration, SystemTime};
 use tracing::debug;
 use uuid::Uuid;
 
-use super::contract::{Capabilities, ObjectInfo, Rivals, Stamp, Storage};
+use super::contract::{Capabilities, ObjectInfo, Stamp, Storage};
 use super::error::Error;
 use super::spool::Spool;
 
@@ -147,8 +147,8 @@ impl Storage for DiskCache {
         self.inner.spool(name, run)
     }
 
-    fn store(&self, spool: &Spool, rivals: Rivals) -> Result<(), Error> {
-        self.inner.store(spool, rivals)
+    fn store(&self, spool: &Spool) -> Result<(), Error> {
+        self.inner.store(spool)
     }
 
     fn get(&self, name: &str, limit: usize) -> Result<Vec<u8>, Error> {
@@ -292,7 +292,7 @@ mod tests {
             for name in PACKS.into_iter().chain([INDEX]) {
                 let mut spool = memory.spool(name, Uuid::new_v4()).unwrap();
                 spool.append(&content(name)).unwrap();
-                memory.store(&spool, Rivals::None).unwrap();
+                memory.store(&spool).unwrap();
             }
             Cached { place: tempfile::tempdir().unwrap(), memory }
         }

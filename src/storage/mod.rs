@@ -57,7 +57,7 @@ mod wrapper;
 mod xml;
 
 pub use ahead::Ahead;
-pub use contract::{Capabilities, ObjectInfo, Rivals, Stamp, Storage};
+pub use contract::{Capabilities, ObjectInfo, Stamp, Storage};
 pub use directory::DirectoryStorage;
 pub use disk_cache::DiskCache;
 pub use error::{Error, ErrorKind};

@@ -211,7 +211,6 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 mod tests {
     use uuid::Uuid;
 
-    use super::super::contract::Rivals;
     use super::super::testing::{Fault, Faulty, Memory, Record, Recording};
     use super::*;
 
@@ -261,7 +260,7 @@ mod tests {
         let mut spool = retry.spool("packs/ab/x", Uuid::nil()).unwrap();
         spool.append(b"hello").unwrap();
         faults.add(lost(Operation::Store));
-        retry.store(&spool, Rivals::None).unwrap();
+        retry.store(&spool).unwrap();
         assert!(settled(records.take()));
         faults.add(lost(Operation::Remove));
         retry.remove("packs/ab/x").unwrap();

@@ -7,7 +7,7 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 use uuid::Uuid;
 
 use super::ahead::{Ahead, UnderWay};
-use super::contract::{Capabilities, ObjectInfo, Rivals, Stamp, Storage};
+use super::contract::{Capabilities, ObjectInfo, Stamp, Storage};
 use super::directory::DirectoryStorage;
 use super::error::Error;
 use super::ftp::FtpStorage;
@@ -108,24 +108,14 @@ impl Target {
     /// Stores a spooled object, atomically and durably. If the name is taken, the existing object stays unchanged and the
     /// error is [`ErrorKind::AlreadyExists`](super::ErrorKind::AlreadyExists).
     pub fn store(&self, spool: &Spool) -> Result<(), Error> {
-        self.storage.store(spool, Rivals::None)
+        self.storage.store(spool)
     }
 
     /// Stores `bytes` under `name`, with the guarantees of [`Target::store`].
     pub fn put(&self, name: &str, bytes: &[u8]) -> Result<(), Error> {
-        self.store(&self.filled(name, bytes)?)
-    }
-
-    /// Like [`Target::put`], for a name that another writer may store at the same time: only one of the two succeeds, on
-    /// any target that is exclusive.
-    pub fn claim(&self, name: &str, bytes: &[u8]) -> Result<(), Error> {
-        self.storage.store(&self.filled(name, bytes)?, Rivals::Possible)
-    }
-
-    fn filled(&self, name: &str, bytes: &[u8]) -> Result<Spool, Error> {
         let mut spool = self.spool(name)?;
         spool.append(bytes)?;
-        Ok(spool)
+        self.store(&spool)
     }
 
     /// Replaces the content of `bytes` with `length` bytes of the object from `offset` on. A shorter object is

@@ -4,7 +4,7 @@ use std::fmt;
 
 use uuid::Uuid;
 
-use super::contract::{Capabilities, ObjectInfo, Rivals, Stamp, Storage};
+use super::contract::{Capabilities, ObjectInfo, Stamp, Storage};
 use super::error::{Error, ErrorKind};
 use super::listing::Listing;
 use super::spool::Spool;
@@ -75,9 +75,9 @@ impl<W: Wrapper> Storage for W {
         spool.ok_or_else(|| Error::new(ErrorKind::Other, "write", name, "the storage did not open a temporary file"))
     }
 
-    fn store(&self, spool: &Spool, rivals: Rivals) -> Result<(), Error> {
+    fn store(&self, spool: &Spool) -> Result<(), Error> {
         let call = Call { spool: Some(spool), ..Call::new(Operation::Store, spool.object()) };
-        self.around(call, &mut || self.inner().store(spool, rivals).map(|()| spool.length()))
+        self.around(call, &mut || self.inner().store(spool).map(|()| spool.length()))
     }
 
     fn read(&self, name: &str, offset: u64, length: usize, bytes: &mut Vec<u8>) -> Result<(), Error> {

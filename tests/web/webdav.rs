@@ -6,7 +6,7 @@ use std::net::TcpListener;
 use std::os::unix::fs::chown;
 use std::path::PathBuf;
 
-use brackfs::storage::{ErrorKind, LocationKind, Rivals, Storage, WebdavStorage};
+use brackfs::storage::{ErrorKind, LocationKind, Storage, WebdavStorage};
 use uuid::Uuid;
 
 use crate::answer;
@@ -31,7 +31,7 @@ fn open(remote: &RemoteSite<Server>) -> WebdavStorage {
 fn put(storage: &dyn Storage, name: &str, bytes: &[u8]) -> Result<(), ErrorKind> {
     let mut spool = storage.spool(name, Uuid::from_u128(7)).unwrap();
     spool.append(bytes).unwrap();
-    storage.store(&spool, Rivals::None).map_err(|error| error.kind)
+    storage.store(&spool).map_err(|error| error.kind)
 }
 
 #[test]

@@ -43,7 +43,7 @@ use session::{Server, Session, WriteError};
 use tls::Tls;
 use wire::Reply;
 
-use super::contract::{Capabilities, ObjectInfo, Rivals, Stamp, Storage};
+use super::contract::{Capabilities, ObjectInfo, Stamp, Storage};
 use super::error::{Error, ErrorKind};
 use super::layout::{DEPTH, LOST_AND_FOUND, MOST, TEMPORARY, temporary_beside, writer_of};
 use super::netrc::Login;
@@ -235,7 +235,7 @@ impl FtpStorage {
     }
 
     /// Writes a spool to a new temporary file, and gives it its name. Returns false if the name is taken.
-    fn upload(session: &mut Session, spool: &Spool, temporary: &str, rivals: Rivals) -> Result<bool, WriteError> {
+    fn upload(session: &mut Session, spool: &Spool, temporary: &str) -> Result<bool, WriteError> {
         let object = session.path(spool.object());
         if session.size(&object)?.is_some() {
             return Ok(false);
@@ -252,10 +252,6 @@ impl FtpStorage {
             let stored = stored.unwrap_or_default();
             let why = format!("the server has {stored} of {} bytes", spool.length());
             return Err(Failure::Wrong(ErrorKind::Unavailable, why).into());
-        }
-        // A rename replaces an existing file.
-        if rivals == Rivals::Possible && session.size(&object)?.is_some() {
-            return Ok(false);
         }
         match session.rename(temporary, &object) {
             Ok(()) => Ok(true),
@@ -442,7 +438,6 @@ impl Storage for FtpStorage {
         ];
         Capabilities {
             directory: None,
-            exclusive: false,
             lanes: self.pool.most(),
             lag: Duration::ZERO,
             shortcomings: known.into_iter().filter(|(is_so, _)| *is_so).map(|(_, words)| words).collect(),
@@ -453,13 +448,13 @@ impl Storage for FtpStorage {
         self.spools.open(name, run)
     }
 
-    fn store(&self, spool: &Spool, rivals: Rivals) -> Result<(), Error> {
+    fn store(&self, spool: &Spool) -> Result<(), Error> {
         let name = spool.object();
         let mut session = self.take("store", name)?;
         let left = std::mem::take(&mut *self.left.lock().unwrap_or_else(PoisonError::into_inner));
         left.into_iter().for_each(|temporary| self.remove_temporary(&mut session, temporary));
         let temporary = session.path(&temporary_beside(name, spool.run()));
-        let stored = Self::upload(&mut session, spool, &temporary, rivals);
+        let stored = Self::upload(&mut session, spool, &temporary);
         if let Ok(true) = stored {
             self.note_seen();
             return Ok(());

@@ -29,7 +29,7 @@ pub use address::Address;
 use failure::Failure;
 use requests::{Features, Item, Rclone};
 
-use super::contract::{Capabilities, ObjectInfo, Rivals, Stamp, Storage};
+use super::contract::{Capabilities, ObjectInfo, Stamp, Storage};
 use super::error::{Error, ErrorKind};
 use super::http::version;
 use super::layout::{LOST_AND_FOUND, MOST, TEMPORARY, temporary_beside, writer_of};
@@ -214,7 +214,7 @@ impl RcloneStorage {
     }
 
     /// Stores a spool. Returns false if the name is taken.
-    fn upload(&self, spool: &Spool, rivals: Rivals) -> Result<bool, Failure> {
+    fn upload(&self, spool: &Spool) -> Result<bool, Failure> {
         let name = spool.object();
         if self.find(name)?.is_some() {
             return Ok(false);
@@ -234,20 +234,10 @@ impl RcloneStorage {
                 let why = format!("the remote has {} of {} bytes", stored.unwrap_or_default(), spool.length());
                 return Err(Failure::new(ErrorKind::Unavailable, why));
             }
-            match renames {
-                true if rivals == Rivals::Possible && self.find(name)?.is_some() => Ok(false),
-                // Another writer of the name may have moved its file there in between.
-                true => match self.rclone.rename(&temporary, name) {
-                    Err(failure) if rivals == Rivals::Possible && !failure.kind.is_temporary() => {
-                        match self.find(name)? {
-                            Some(_) => Ok(false),
-                            None => Err(failure),
-                        }
-                    }
-                    renamed => renamed.map(|()| true),
-                },
-                false => Ok(true),
+            if renames {
+                self.rclone.rename(&temporary, name)?;
             }
+            Ok(true)
         });
         match &stored {
             Ok(true) => self.note_seen(),
@@ -309,7 +299,6 @@ impl Storage for RcloneStorage {
         let shortcomings = self.features.get().filter(|features| is_partial(features)).map(|_| partial);
         Capabilities {
             directory: None,
-            exclusive: false,
             lanes: self.rclone.lanes(),
             lag: Duration::ZERO,
             shortcomings: shortcomings.into_iter().collect(),
@@ -320,9 +309,9 @@ impl Storage for RcloneStorage {
         self.spools.open(name, run)
     }
 
-    fn store(&self, spool: &Spool, rivals: Rivals) -> Result<(), Error> {
+    fn store(&self, spool: &Spool) -> Result<(), Error> {
         let name = spool.object();
-        match self.upload(spool, rivals) {
+        match self.upload(spool) {
             Ok(true) => Ok(()),
             Ok(false) => Err(Error::new(ErrorKind::AlreadyExists, "store", name, "the object exists")),
             // It is a part of the remote that is missing, and not the object.

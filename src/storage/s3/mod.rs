@@ -28,7 +28,7 @@ pub use address::Address;
 use failure::Failure;
 use requests::{Bucket, Content};
 
-use super::contract::{Capabilities, ObjectInfo, Rivals, Stamp, Storage};
+use super::contract::{Capabilities, ObjectInfo, Stamp, Storage};
 use super::error::{Error, ErrorKind};
 use super::http::version;
 use super::layout::MOST;
@@ -46,8 +46,6 @@ pub struct S3Storage {
     bucket: Bucket,
     address: Address,
     spools: Spools,
-    /// The server refused to replace an object.
-    refuses: AtomicBool,
     /// The server does not know conditions.
     unconditional: AtomicBool,
     /// The storage was made by `create`.
@@ -78,7 +76,6 @@ impl S3Storage {
             bucket: bucket.map_err(|failure| failure.into_error(action, &shown(address)))?,
             address: address.clone(),
             spools: remote.spools(),
-            refuses: AtomicBool::default(),
             unconditional: AtomicBool::default(),
             is_new: false,
         })
@@ -188,10 +185,6 @@ impl S3Storage {
                 Err(failure) if only_new && failure.code == "NotImplemented" => {
                     self.unconditional.store(true, Ordering::Relaxed);
                 }
-                Err(failure) if failure.kind == ErrorKind::AlreadyExists => {
-                    self.refuses.store(true, Ordering::Relaxed);
-                    return Err(failure);
-                }
                 stored => return stored,
             }
         }
@@ -208,7 +201,6 @@ impl Storage for S3Storage {
         let exposed = "other users can read the file with the secret key; run chmod go= on it";
         Capabilities {
             directory: None,
-            exclusive: self.refuses.load(Ordering::Relaxed),
             lanes: self.bucket.lanes(),
             lag: Duration::ZERO,
             shortcomings: self.bucket.is_exposed().then_some(exposed).into_iter().collect(),
@@ -219,8 +211,7 @@ impl Storage for S3Storage {
         self.spools.open(name, run)
     }
 
-    /// Any name may have rivals.
-    fn store(&self, spool: &Spool, _rivals: Rivals) -> Result<(), Error> {
+    fn store(&self, spool: &Spool) -> Result<(), Error> {
         self.upload(spool).map_err(|failure| failure.into_error("store", spool.object()))
     }
 

@@ -41,7 +41,7 @@ use session::{Folder, Session, WriteError};
 use ssh::Ssh;
 use wire::{Attributes, Extension, FileKind, Mode, Request, Status};
 
-use super::contract::{Capabilities, ObjectInfo, Rivals, Stamp, Storage};
+use super::contract::{Capabilities, ObjectInfo, Stamp, Storage};
 use super::error::{Error, ErrorKind};
 use super::layout::{DEPTH, LOST_AND_FOUND, MOST, TEMPORARY, folder_of, temporary_beside, writer_of};
 use super::remote::Remote;
@@ -452,21 +452,14 @@ impl Storage for SftpStorage {
         if self.unsynced.load(Ordering::Relaxed) {
             lacking.retain(|words| *words != known[2].1);
         }
-        Capabilities {
-            directory: None,
-            exclusive: !self.unlinked.load(Ordering::Relaxed),
-            lanes: self.pool.most(),
-            lag: Duration::ZERO,
-            shortcomings: lacking,
-        }
+        Capabilities { directory: None, lanes: self.pool.most(), lag: Duration::ZERO, shortcomings: lacking }
     }
 
     fn spool(&self, name: &str, run: Uuid) -> Result<Spool, Error> {
         self.spools.open(name, run)
     }
 
-    /// Any name may have rivals: a hard link never replaces a file.
-    fn store(&self, spool: &Spool, _rivals: Rivals) -> Result<(), Error> {
+    fn store(&self, spool: &Spool) -> Result<(), Error> {
         let session = self.take("store", spool.object())?;
         let left = std::mem::take(&mut *self.left.lock().unwrap_or_else(PoisonError::into_inner));
         left.into_iter().for_each(|temporary| self.remove_temporary(&session, temporary));

@@ -28,7 +28,7 @@ pub use address::Address;
 use failure::Failure;
 use requests::Container;
 
-use super::contract::{Capabilities, ObjectInfo, Rivals, Stamp, Storage};
+use super::contract::{Capabilities, ObjectInfo, Stamp, Storage};
 use super::error::{Error, ErrorKind};
 use super::http::version;
 use super::layout::MOST;
@@ -193,7 +193,6 @@ impl Storage for SwiftStorage {
         let known = [(self.container.is_exposed(), exposed), (self.container.is_open(), open)];
         Capabilities {
             directory: None,
-            exclusive: false,
             lanes: self.container.lanes(),
             lag: self.lag,
             shortcomings: known.iter().filter(|(is_so, _)| *is_so).map(|(_, words)| *words).collect(),
@@ -204,8 +203,7 @@ impl Storage for SwiftStorage {
         self.spools.open(name, run)
     }
 
-    /// Any name may have rivals.
-    fn store(&self, spool: &Spool, _rivals: Rivals) -> Result<(), Error> {
+    fn store(&self, spool: &Spool) -> Result<(), Error> {
         let stored = self.container.put(&self.address.name_of(spool.object()), spool);
         stored.map_err(|failure| failure.into_error("store", spool.object()))
     }

@@ -8,7 +8,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use uuid::Uuid;
 
-use crate::storage::{Capabilities, Error, ErrorKind, ObjectInfo, Rivals, Spool, Spools, Stamp, Storage};
+use crate::storage::{Capabilities, Error, ErrorKind, ObjectInfo, Spool, Spools, Stamp, Storage};
 
 /// The number of spools at a time.
 const SPOOLS: usize = 8;
@@ -86,14 +86,14 @@ fn missing(action: &'static str, name: &str) -> Error {
 
 impl Storage for Memory {
     fn capabilities(&self) -> Capabilities {
-        Capabilities { exclusive: true, lanes: LANES, ..Capabilities::default() }
+        Capabilities { lanes: LANES, ..Capabilities::default() }
     }
 
     fn spool(&self, name: &str, run: Uuid) -> Result<Spool, Error> {
         self.spools.open(name, run)
     }
 
-    fn store(&self, spool: &Spool, _rivals: Rivals) -> Result<(), Error> {
+    fn store(&self, spool: &Spool) -> Result<(), Error> {
         let name = spool.object();
         let mut bytes = Vec::new();
         spool.upload().read_to_end(&mut bytes).map_err(|e| Error::io("store", name, e))?;

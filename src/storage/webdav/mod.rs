@@ -31,7 +31,7 @@ use failure::Failure;
 use multistatus::Entry;
 use requests::{Depth, Server};
 
-use super::contract::{Capabilities, ObjectInfo, Rivals, Stamp, Storage};
+use super::contract::{Capabilities, ObjectInfo, Stamp, Storage};
 use super::error::{Error, ErrorKind};
 use super::http::version;
 use super::layout::{DEPTH, LOST_AND_FOUND, MOST, TEMPORARY, temporary_beside, writer_of};
@@ -350,7 +350,7 @@ impl WebdavStorage {
     }
 
     /// Gives a temporary file the name of its object.
-    fn publish(&self, spool: &Spool, temporary: &str, rivals: Rivals) -> Result<(), Error> {
+    fn publish(&self, spool: &Spool, temporary: &str) -> Result<(), Error> {
         let name = spool.object();
         let failure = match self.server.rename(&self.path(temporary), &self.path(name)) {
             Ok(()) => return Ok(()),
@@ -358,7 +358,6 @@ impl WebdavStorage {
         };
         // The answer was lost, and perhaps the request was not. Only this run knows a random name.
         if failure.kind.is_temporary()
-            && rivals == Rivals::None
             && self.look(name).is_ok_and(|found| !found.is_folder && found.length == Some(spool.length()))
         {
             return Ok(());
@@ -466,7 +465,6 @@ impl Storage for WebdavStorage {
         let known = [(self.server.is_exposed(), exposed), (is_open, open)];
         Capabilities {
             directory: None,
-            exclusive: false,
             lanes: self.server.lanes(),
             lag: Duration::ZERO,
             shortcomings: known.iter().filter(|(is_so, _)| *is_so).map(|(_, words)| *words).collect(),
@@ -477,12 +475,12 @@ impl Storage for WebdavStorage {
         self.spools.open(name, run)
     }
 
-    fn store(&self, spool: &Spool, rivals: Rivals) -> Result<(), Error> {
+    fn store(&self, spool: &Spool) -> Result<(), Error> {
         let left = std::mem::take(&mut *self.left.lock().unwrap_or_else(PoisonError::into_inner));
         left.into_iter().for_each(|temporary| self.remove_temporary(temporary));
         let name = spool.object();
         let temporary = temporary_beside(name, spool.run());
-        let stored = self.upload(spool, &temporary).and_then(|()| self.publish(spool, &temporary, rivals));
+        let stored = self.upload(spool, &temporary).and_then(|()| self.publish(spool, &temporary));
         match &stored {
             Ok(()) => self.note_seen(),
             Err(_) => self.remove_temporary(temporary),
