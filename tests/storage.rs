@@ -283,6 +283,53 @@ fn every_operation_reports_missing_objects() {
     }
 }
 
+/// Removes objects, and returns the result of each in the order of the names.
+#[track_caller]
+fn remove_all(storage: &dyn Storage, names: &[&str]) -> Vec<Result<(), ErrorKind>> {
+    let mut results = vec![None; names.len()];
+    let mut ended = |at: usize, result: Result<(), Error>| {
+        let result = result.map_err(|error| {
+            assert!(error.to_string().contains(names[at]), "{error}");
+            error.kind
+        });
+        assert_eq!(results[at].replace(result), None, "{}", names[at]);
+    };
+    storage.remove_all(names, &mut ended).unwrap();
+    results.into_iter().map(Option::unwrap).collect()
+}
+
+#[test]
+fn many_objects_are_removed_and_each_result_is_told_once() {
+    for Empty { name, storage, objects, .. } in &kinds() {
+        let storage = &**storage;
+        let there: Vec<_> = (0..140).map(|object| format!("packs/{:02x}/{object}", object % 3)).collect();
+        for object in there.iter().map(String::as_str).chain(["index/a", "index/kept", "top"]) {
+            put(storage, object, b"x").unwrap();
+        }
+        let mut names: Vec<_> = there.iter().map(String::as_str).collect();
+        for (at, object) in [(0, "packs/00/none"), (70, "none/x"), (100, "index/a"), (143, "none"), (144, "top")] {
+            names.insert(at, object);
+        }
+        for (object, result) in names.iter().zip(remove_all(storage, &names)) {
+            // S3 does not tell.
+            let is_missing = object.contains("none") && *name != "s3";
+            assert_eq!(result, if is_missing { Err(ErrorKind::NotFound) } else { Ok(()) }, "{name}: {object}");
+        }
+        assert_eq!(list(storage, ""), [("index/kept".into(), 1)], "{name}");
+        assert_eq!(remove_all(storage, &[]), []);
+        // A removed name is free.
+        put(storage, &there[0], b"new").unwrap();
+        assert_eq!(get(storage, &there[0], 0, 3).unwrap(), b"new", "{name}");
+        // A folder is no object, and does not stop the others.
+        if let Some(objects) = objects.as_ref().filter(|_| *name != "webdav") {
+            fs::create_dir(objects.join("index/folder")).unwrap();
+            let results = remove_all(storage, &["index/folder", "index/kept", &there[0]]);
+            assert!(results[0].is_err() && results[1..] == [Ok(()), Ok(())], "{name}: {results:?}");
+            assert_eq!(list(storage, ""), [], "{name}");
+        }
+    }
+}
+
 #[test]
 fn listings_show_all_objects_below_a_prefix_and_no_others() {
     for Empty { name, storage, .. } in &kinds() {
@@ -515,6 +562,33 @@ fn an_operation_whose_reply_was_lost_succeeds() {
 }
 
 #[test]
+fn removals_are_tried_again_only_for_those_that_did_not_end() {
+    let trial = Trial::new(PATIENT);
+    let objects = ["packs/ab/a", "packs/ab/b", "packs/ab/c", "packs/cd/d", "packs/cd/missing"];
+    for object in &objects[..4] {
+        put(&trial.memory, object, b"x").unwrap();
+    }
+    // The first is removed, and the second one, too, but its reply is lost. The fourth is refused.
+    let lost = Fault { after: 1, takes_effect: true, ..Fault::next(Operation::Remove, ErrorKind::Unavailable) };
+    trial.faults.add(lost);
+    // Counted from the second try on.
+    trial.faults.add(Fault { after: 2, ..Fault::next(Operation::Remove, ErrorKind::PermissionDenied) });
+    let results = remove_all(&trial.storage, &objects);
+    assert_eq!(results, [Ok(()), Ok(()), Ok(()), Err(ErrorKind::PermissionDenied), Ok(())]);
+    assert_eq!(trial.waits(), [(1, ErrorKind::Unavailable)]);
+    assert_eq!(trial.memory.names(), ["packs/cd/d", "x"]);
+    // At the first try, it is missing.
+    assert_eq!(remove_all(&trial.storage, &["missing"]), [Err(ErrorKind::NotFound)]);
+    // A target that stays away ends the call, and what was removed until then is told.
+    let trial = Trial::new(RetryPolicy { longest: Duration::from_millis(20), ..PATIENT });
+    put(&trial.memory, "y", b"x").unwrap();
+    trial.faults.add(Fault { after: 1, times: u64::MAX, ..Fault::next(Operation::Remove, ErrorKind::Unavailable) });
+    let mut ended = Vec::new();
+    let away = trial.storage.remove_all(&["y", "x"], &mut |at, result| ended.push((at, result.is_ok()))).unwrap_err();
+    assert_eq!((away.kind, ended), (ErrorKind::Unavailable, vec![(0, true)]));
+}
+
+#[test]
 fn a_retried_listing_shows_each_object_once() {
     let trial = Trial::new(PATIENT);
     trial.faults.add(Fault { times: 2, takes_effect: true, ..Fault::next(Operation::List, ErrorKind::Throttled) });
@@ -550,6 +624,8 @@ fn operations_are_recorded() {
     get(&storage, "index/a", 1, 3).unwrap();
     list(&storage, "index/");
     storage.remove("index/a").unwrap();
+    put(&storage, "index/b", b"x").unwrap();
+    remove_all(&storage, &["index/b", "index/c"]);
     let record = |operation, name: &str, bytes, error| Record { operation, name: name.into(), bytes, error };
     assert_eq!(
         records.take(),
@@ -561,6 +637,10 @@ fn operations_are_recorded() {
             record(Operation::Read, "index/a", 3, None),
             record(Operation::List, "index/", 0, None),
             record(Operation::Remove, "index/a", 0, None),
+            record(Operation::Spool, "index/b", 0, None),
+            record(Operation::Store, "index/b", 1, None),
+            record(Operation::Remove, "index/b", 0, None),
+            record(Operation::Remove, "index/c", 0, Some(ErrorKind::NotFound)),
         ]
     );
     assert_eq!(records.take(), []);

@@ -48,6 +48,25 @@ impl<'s> Remover<'s> {
         }
     }
 
+    /// Removes objects, durably, and in any order. Calls `ended` with the position of each name, and whether the object is
+    /// gone now. An error of a target that is away ends the call.
+    #[expect(clippy::disallowed_methods, reason = "the place that others must use")]
+    pub fn remove_all(
+        &self,
+        objects: &[&str],
+        mut ended: impl FnMut(usize, Result<(), storage::Error>),
+    ) -> Result<(), storage::Error> {
+        self.target.remove_all(objects, &mut |at, result| match result {
+            Err(error) if error.kind == ErrorKind::NotFound => ended(at, Ok(())),
+            other => ended(at, other),
+        })
+    }
+
+    /// The number of objects to remove with one call of [`Remover::remove_all`].
+    pub fn batch(&self) -> usize {
+        self.target.capabilities().removals.max(1)
+    }
+
     /// Removes the temporary files of these runs, which must not be active.
     #[expect(clippy::disallowed_methods, reason = "the place that others must use")]
     pub(super) fn remove_temporaries(&self, runs: &[RunId]) -> Result<(), storage::Error> {

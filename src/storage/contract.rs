@@ -7,7 +7,14 @@ use std::time::Duration;
 use uuid::Uuid;
 
 use super::error::Error;
+use super::removal::one_by_one;
 use super::spool::Spool;
+
+/// Removals between two looks at an interruption, where each takes a request.
+const REMOVALS: usize = 64;
+
+/// Is told that the removal of the object at this position ended.
+pub type Ended<'e> = &'e mut dyn FnMut(usize, Result<(), Error>);
 
 /// An object in a listing.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -39,6 +46,8 @@ pub struct Capabilities {
     pub directory: Option<PathBuf>,
     /// How many objects to store at the same time; more gain nothing.
     pub lanes: usize,
+    /// How many objects to remove with one call of [`Storage::remove_all`]; more gain nothing.
+    pub removals: usize,
     /// How long a listing may lack a new object or show a removed one.
     pub lag: Duration,
     /// Messages about missing guarantees, to print after the location. Complete only after an object was stored.
@@ -47,7 +56,13 @@ pub struct Capabilities {
 
 impl Default for Capabilities {
     fn default() -> Self {
-        Capabilities { directory: None, lanes: 1, lag: Duration::ZERO, shortcomings: Vec::new() }
+        Capabilities {
+            directory: None,
+            lanes: 1,
+            removals: REMOVALS,
+            lag: Duration::ZERO,
+            shortcomings: Vec::new(),
+        }
     }
 }
 
@@ -106,6 +121,15 @@ pub trait Storage: Send + Sync + fmt::Debug {
     /// Removes an object, durably. A missing object is [`NotFound`](super::ErrorKind::NotFound), unless the storage does not
     /// tell, and returns success.
     fn remove(&self, name: &str) -> Result<(), Error>;
+
+    /// Removes objects, durably, and in any order. Calls `ended` once for each name, with its position in `names` and the result
+    /// of its removal, as of [`Storage::remove`].
+    ///
+    /// An error of a target that is away ([`is_away`](super::ErrorKind::is_away)) ends the call. Names whose removal has not
+    /// ended by then may be removed or not.
+    fn remove_all(&self, names: &[&str], ended: Ended<'_>) -> Result<(), Error> {
+        one_by_one(self.capabilities().lanes, names, &|name| self.remove(name), ended)
+    }
 
     /// Makes every object that a listing of these prefixes shows durable, including those of killed writers.
     fn settle(&self, prefixes: &[&str]) -> Result<(), Error>;

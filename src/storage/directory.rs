@@ -11,6 +11,7 @@
 //!
 //! [`place`](super::place) opens folders and files without following links.
 
+use std::collections::BTreeMap;
 use std::fs::{self, File};
 use std::io;
 use std::num::NonZeroU64;
@@ -29,9 +30,9 @@ use uuid::Uuid;
 
 use crate::sys::{append_at, sync_folder};
 
-use super::contract::{Capabilities, ObjectInfo, Stamp, Storage};
+use super::contract::{Capabilities, Ended, ObjectInfo, Stamp, Storage};
 use super::error::{Error, ErrorKind};
-use super::layout::{DEPTH, LOST_AND_FOUND, TEMPORARY, temporary_name, writer_of};
+use super::layout::{DEPTH, LOST_AND_FOUND, TEMPORARY, folder_of, temporary_name, writer_of};
 use super::place::{FOLDER, Root, beneath, is_empty};
 use super::spool::Home;
 use super::spool::Spool;
@@ -353,6 +354,7 @@ impl Storage for DirectoryStorage {
             lanes: 1,
             lag: Duration::ZERO,
             shortcomings: lacking.map(|(_, words)| words).collect(),
+            ..Capabilities::default()
         }
     }
 
@@ -448,6 +450,42 @@ impl Storage for DirectoryStorage {
         self.sync_folder(folder.as_fd()).map_err(failed)
     }
 
+    /// Syncs each folder once.
+    fn remove_all(&self, names: &[&str], ended: Ended<'_>) -> Result<(), Error> {
+        let mut folders: BTreeMap<&str, Vec<usize>> = BTreeMap::new();
+        for (at, name) in names.iter().enumerate() {
+            folders.entry(folder_of(name)).or_default().push(at);
+        }
+        for (folder, all) in folders {
+            let folder = if folder.is_empty() { "." } else { folder.trim_end_matches('/') };
+            let opened = self.root.open().and_then(|root| Ok(beneath(root.as_fd(), folder, FOLDER)?));
+            let mut results: Vec<_> = all
+                .iter()
+                .filter_map(|at| Some((*at, names.get(*at)?)))
+                .map(|(at, name)| {
+                    let leaf = name.rsplit_once('/').map_or(*name, |(_, leaf)| leaf);
+                    let removed = match &opened {
+                        Ok(folder) => unlinkat(folder, leaf, AtFlags::empty()),
+                        Err(error) => Err(errno(error)),
+                    };
+                    (at, *name, removed)
+                })
+                .collect();
+            if let (Ok(folder), true) = (&opened, results.iter().any(|(_, _, removed)| removed.is_ok()))
+                && let Err(error) = self.sync_folder(folder.as_fd())
+            {
+                results.iter_mut().for_each(|(_, _, removed)| *removed = removed.and(Err(errno(&error))));
+            }
+            for (at, name, removed) in results {
+                match removed.map_err(|error| self.failed("remove", name, error)) {
+                    Err(error) if error.is_away() => return Err(error),
+                    removed => ended(at, removed),
+                }
+            }
+        }
+        Ok(())
+    }
+
     /// A killed writer may have linked objects without syncing their folders.
     fn settle(&self, prefixes: &[&str]) -> Result<(), Error> {
         let root = self.root.open().and_then(|root| self.sync_folder(root.as_fd()));
@@ -482,6 +520,11 @@ impl Storage for DirectoryStorage {
         }
         cleared
     }
+}
+
+/// The number of an error of the system.
+fn errno(error: &io::Error) -> Errno {
+    Errno::from_io_error(error).unwrap_or(Errno::IO)
 }
 
 /// Whether a link failed because the file system has no hard links. Some file systems report EIO for this, which may also

@@ -20,7 +20,7 @@ use std::time::{Duration, SystemTime};
 use tracing::debug;
 use uuid::Uuid;
 
-use super::contract::{Capabilities, ObjectInfo, Stamp, Storage};
+use super::contract::{Capabilities, Ended, ObjectInfo, Stamp, Storage};
 use super::error::Error;
 use super::spool::Spool;
 
@@ -137,6 +137,15 @@ impl Storage for DiskCache {
             _ = fs::remove_dir_all(folder);
         }
         Ok(())
+    }
+
+    fn remove_all(&self, names: &[&str], ended: Ended<'_>) -> Result<(), Error> {
+        self.inner.remove_all(names, &mut |at, result| {
+            if let (Ok(()), Some(folder)) = (&result, names.get(at).and_then(|name| self.folder(name))) {
+                _ = fs::remove_dir_all(folder);
+            }
+            ended(at, result);
+        })
     }
 
     fn capabilities(&self) -> Capabilities {

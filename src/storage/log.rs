@@ -4,7 +4,7 @@ use std::time::Instant;
 
 use tracing::{Level, debug, enabled};
 
-use super::contract::Storage;
+use super::contract::{Ended, Storage};
 use super::error::Error;
 use super::wrapper::{Call, Operation, Try, Wrapper};
 
@@ -34,5 +34,25 @@ impl Wrapper for Logged {
             Err(error) => debug!(?operation, object, micros, error = ?error.kind, "storage failed"),
         }
         result.map(drop)
+    }
+
+    /// Logs each removal. The durations count from the beginning of all of them.
+    fn around_removals(&self, names: &[&str], ended: Ended<'_>) -> Result<(), Error> {
+        let (start, operation) = (Instant::now(), Operation::Remove);
+        let log = |object: &str, result: &Result<(), Error>| {
+            let micros = start.elapsed().as_micros();
+            match result {
+                Ok(()) => debug!(?operation, object, bytes = 0, micros, "storage"),
+                Err(error) => debug!(?operation, object, micros, error = ?error.kind, "storage failed"),
+            }
+        };
+        let removed = self.0.remove_all(names, &mut |at, result| {
+            log(names.get(at).copied().unwrap_or_default(), &result);
+            ended(at, result);
+        });
+        if removed.is_err() {
+            log("", &removed);
+        }
+        removed
     }
 }

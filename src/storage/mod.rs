@@ -6,6 +6,7 @@
 //! - [`location`]: where a target is, as users write it
 //! - [`target`]: an open target, with operations that are made of those of the storage
 //! - [`ahead`]: reads that begin before their results are needed
+//! - [`removal`]: removal of many objects, one by one
 //! - [`spool`]: an object that is still being written, in a temporary file
 //! - [`directory`]: objects as files in a directory; [`place`]: opens files in it without following symbolic links
 //! - [`sftp`]: objects as files on an SFTP server
@@ -42,6 +43,7 @@ mod pace;
 mod place;
 mod rclone;
 mod remote;
+mod removal;
 mod retry;
 mod s3;
 mod secret;
@@ -57,7 +59,7 @@ mod wrapper;
 mod xml;
 
 pub use ahead::Ahead;
-pub use contract::{Capabilities, ObjectInfo, Stamp, Storage};
+pub use contract::{Capabilities, Ended, ObjectInfo, Stamp, Storage};
 pub use directory::DirectoryStorage;
 pub use disk_cache::DiskCache;
 pub use error::{Error, ErrorKind};

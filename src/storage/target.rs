@@ -7,7 +7,7 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 use uuid::Uuid;
 
 use super::ahead::{Ahead, UnderWay};
-use super::contract::{Capabilities, ObjectInfo, Stamp, Storage};
+use super::contract::{Capabilities, Ended, ObjectInfo, Stamp, Storage};
 use super::directory::DirectoryStorage;
 use super::error::Error;
 use super::ftp::FtpStorage;
@@ -160,8 +160,8 @@ impl Target {
         self.ahead.bytes(name, limit).unwrap_or_else(|| self.storage.get(name, limit))
     }
 
-    /// Runs `work`, which makes these reads. Over a network they are made at the same time, from the beginning of `work` on,
-    /// so their results may be as old as that.
+    /// Runs `work`, which makes these reads, in this order if there are many. Over a network some are made at the same time, so
+    /// their results may be as old as the beginning of `work`.
     pub fn reading_ahead<T>(&self, reads: Vec<Ahead>, work: impl FnOnce() -> T) -> T {
         match self.local_path() {
             Some(_) => work(),
@@ -208,6 +208,11 @@ impl Target {
     /// does not tell.
     pub fn remove(&self, name: &str) -> Result<(), Error> {
         self.storage.remove(name)
+    }
+
+    /// Removes objects, durably, and in any order; see [`Storage::remove_all`].
+    pub fn remove_all(&self, names: &[&str], ended: Ended<'_>) -> Result<(), Error> {
+        self.storage.remove_all(names, ended)
     }
 
     /// Removes what these runs left below the prefixes when they were killed and what no listing shows. None of the runs

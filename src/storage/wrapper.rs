@@ -1,11 +1,13 @@
 //! Storage that adds something to another storage: one method around all operations.
 
+use std::collections::BTreeSet;
 use std::fmt;
 
 use uuid::Uuid;
 
-use super::contract::{Capabilities, ObjectInfo, Stamp, Storage};
+use super::contract::{Capabilities, Ended, ObjectInfo, Stamp, Storage};
 use super::error::{Error, ErrorKind};
+use super::layout::folder_of;
 use super::listing::Listing;
 use super::spool::Spool;
 
@@ -22,7 +24,7 @@ pub enum Operation {
     Length,
     /// [`Storage::visit`]
     List,
-    /// [`Storage::remove`]
+    /// [`Storage::remove`] and [`Storage::remove_all`]
     Remove,
     /// [`Storage::settle`]
     Settle,
@@ -59,6 +61,38 @@ pub(super) trait Wrapper: Send + Sync + fmt::Debug {
 
     /// Makes an operation on the inner storage by calling `attempt`, once or more. On success the operation took effect.
     fn around(&self, call: Call<'_>, attempt: Try<'_>) -> Result<(), Error>;
+
+    /// Makes [`Storage::remove_all`] on the inner storage. Each try is for the names whose removal has not ended.
+    fn around_removals(&self, names: &[&str], ended: Ended<'_>) -> Result<(), Error> {
+        let (mut left, mut tries): (Vec<usize>, _) = ((0..names.len()).collect(), 0);
+        self.around(Call::new(Operation::Remove, ""), &mut || {
+            tries += 1;
+            let tried: Vec<_> = left.iter().filter_map(|at| names.get(*at).copied()).collect();
+            let (mut has_ended, mut gone) = (vec![false; tried.len()], Vec::new());
+            let mut end = |at: usize, result| {
+                if let (Some(has_ended), Some(position)) = (has_ended.get_mut(at), left.get(at)) {
+                    *has_ended = true;
+                    ended(*position, result);
+                }
+            };
+            let result = self.inner().remove_all(&tried, &mut |at, result| match result {
+                // An earlier try removed it, and may have failed before that was durable.
+                Err(error) if tries > 1 && error.kind == ErrorKind::NotFound => gone.push(at),
+                result => end(at, result),
+            });
+            let folders: BTreeSet<_> = gone.iter().filter_map(|at| Some(folder_of(tried.get(*at)?))).collect();
+            let settled = match folders.len() {
+                0 => Ok(()),
+                _ => self.inner().settle(&Vec::from_iter(folders)),
+            };
+            if settled.is_ok() {
+                gone.into_iter().for_each(|at| end(at, Ok(())));
+            }
+            let mut has_ended = has_ended.into_iter();
+            left.retain(|_| has_ended.next() == Some(false));
+            result.and(settled).map(|()| 0)
+        })
+    }
 }
 
 impl<W: Wrapper> Storage for W {
@@ -141,6 +175,10 @@ impl<W: Wrapper> Storage for W {
 
     fn remove(&self, name: &str) -> Result<(), Error> {
         self.around(Call::new(Operation::Remove, name), &mut || self.inner().remove(name).map(|()| 0))
+    }
+
+    fn remove_all(&self, names: &[&str], ended: Ended<'_>) -> Result<(), Error> {
+        self.around_removals(names, ended)
     }
 
     fn settle(&self, prefixes: &[&str]) -> Result<(), Error> {

@@ -441,6 +441,7 @@ impl Storage for FtpStorage {
             lanes: self.pool.most(),
             lag: Duration::ZERO,
             shortcomings: known.into_iter().filter(|(is_so, _)| *is_so).map(|(_, words)| words).collect(),
+            ..Capabilities::default()
         }
     }
 

@@ -302,6 +302,7 @@ impl Storage for RcloneStorage {
             lanes: self.rclone.lanes(),
             lag: Duration::ZERO,
             shortcomings: shortcomings.into_iter().collect(),
+            ..Capabilities::default()
         }
     }
 

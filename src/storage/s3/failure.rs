@@ -40,6 +40,19 @@ impl Failure {
         Failure { retry_after: answer.retry_after(), ..failure }
     }
 
+    /// The failure of one of several keys. `None` if its code alone does not tell what it means.
+    pub(super) fn of_key(problem: Problem) -> Option<Self> {
+        let status = match problem.code.as_str() {
+            "AccessDenied" => 403,
+            "NoSuchKey" => 404,
+            "OperationAborted" => 409,
+            "InternalError" => 500,
+            "ServiceUnavailable" | "SlowDown" => 503,
+            _ => return None,
+        };
+        Some(Failure::explain(status, Some(problem)))
+    }
+
     fn explain(status: u16, problem: Option<Problem>) -> Self {
         let is_known = problem.is_some();
         let Problem { code, message, region } = problem.unwrap_or_default();

@@ -17,6 +17,7 @@ mod requests;
 mod signature;
 mod xml;
 
+use std::collections::HashMap;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
@@ -28,14 +29,15 @@ pub use address::Address;
 use failure::Failure;
 use requests::{Bucket, Content};
 
-use super::contract::{Capabilities, ObjectInfo, Stamp, Storage};
+use super::contract::{Capabilities, Ended, ObjectInfo, Stamp, Storage};
 use super::error::{Error, ErrorKind};
 use super::http::version;
 use super::layout::MOST;
 use super::remote::Remote;
+use super::removal::one_by_one;
 use super::spool::{Spool, Spools};
 
-/// Objects of a page of a listing.
+/// Objects of a page of a listing, and of a request that removes some.
 const PAGE: usize = 1000;
 /// Pages of a listing. Pages of a hostile server might never end.
 const MOST_PAGES: usize = 1_000_000;
@@ -48,6 +50,8 @@ pub struct S3Storage {
     spools: Spools,
     /// The server does not know conditions.
     unconditional: AtomicBool,
+    /// The server does not remove several objects with one request.
+    one_by_one: AtomicBool,
     /// The storage was made by `create`.
     is_new: bool,
 }
@@ -77,6 +81,7 @@ impl S3Storage {
             address: address.clone(),
             spools: remote.spools(),
             unconditional: AtomicBool::default(),
+            one_by_one: AtomicBool::default(),
             is_new: false,
         })
     }
@@ -134,6 +139,43 @@ impl S3Storage {
             names.iter().try_for_each(|name| self.bucket.delete(&self.address.key_of(name)))?;
         }
         Ok(may_all_go)
+    }
+
+    /// Removes objects, at most a page, with one request. Returns the positions of those that are left to be removed one by
+    /// one: the server does not know such requests, or does not tell enough about them.
+    fn remove_page(&self, names: &[&str], ended: Ended<'_>) -> Result<Vec<usize>, Error> {
+        let keys: Vec<_> = names.iter().map(|name| self.address.key_of(name)).collect();
+        let failed =
+            |at: usize, failure: Failure| failure.into_error("remove", names.get(at).copied().unwrap_or_default());
+        let removals = match self.bucket.delete_all(&keys) {
+            Ok(removals) => removals,
+            Err(failure) if failure.kind.is_temporary() && failure.code != "NotImplemented" => {
+                return Err(failed(0, failure));
+            }
+            // If the reason is another one, a single removal fails with it.
+            Err(_) => {
+                self.one_by_one.store(true, Ordering::Relaxed);
+                return Ok((0..names.len()).collect());
+            }
+        };
+        let mut left: HashMap<_, _> = keys.iter().enumerate().map(|(at, key)| (key.as_str(), at)).collect();
+        let mut away = None;
+        let mut unclear = Vec::new();
+        for key in removals.removed {
+            if let Some(at) = left.remove(key.as_str()) {
+                ended(at, Ok(()));
+            }
+        }
+        for (key, problem) in removals.kept {
+            let Some(at) = left.remove(key.as_str()) else { continue };
+            match Failure::of_key(problem) {
+                Some(failure) if failure.kind.is_away() => _ = away.get_or_insert(failed(at, failure)),
+                Some(failure) => ended(at, Err(failed(at, failure))),
+                None => unclear.push(at),
+            }
+        }
+        unclear.extend(left.into_values());
+        away.map_or(Ok(unclear), Err)
     }
 
     /// The length of an object and the stamp of its content.
@@ -202,6 +244,7 @@ impl Storage for S3Storage {
         Capabilities {
             directory: None,
             lanes: self.bucket.lanes(),
+            removals: if self.one_by_one.load(Ordering::Relaxed) { Capabilities::default().removals } else { PAGE },
             lag: Duration::ZERO,
             shortcomings: self.bucket.is_exposed().then_some(exposed).into_iter().collect(),
         }
@@ -242,6 +285,22 @@ impl Storage for S3Storage {
     /// Most servers do not tell whether they had the object.
     fn remove(&self, name: &str) -> Result<(), Error> {
         self.bucket.delete(&self.address.key_of(name)).map_err(|failure| failure.into_error("remove", name))
+    }
+
+    fn remove_all(&self, names: &[&str], ended: Ended<'_>) -> Result<(), Error> {
+        for first in (0..names.len()).step_by(PAGE) {
+            let page = names.get(first..names.len().min(first + PAGE)).unwrap_or_default();
+            let mut end = |at: usize, result| ended(first + at, result);
+            let left = match self.one_by_one.load(Ordering::Relaxed) {
+                true => (0..page.len()).collect(),
+                false => self.remove_page(page, &mut end)?,
+            };
+            let singles: Vec<_> = left.iter().filter_map(|at| page.get(*at).copied()).collect();
+            one_by_one(self.bucket.lanes(), &singles, &|name| self.remove(name), &mut |at, result| {
+                end(left.get(at).copied().unwrap_or_default(), result);
+            })?;
+        }
+        Ok(())
     }
 
     /// Every object that the server has acknowledged is as durable as it gets.

@@ -3,12 +3,14 @@
 use std::io::Read;
 
 use jiff::Timestamp;
+use openssl::base64::encode_block;
+use openssl::hash::MessageDigest;
 use ureq::http::{Method, Request};
 
 use super::account::Account;
 use super::failure::Failure;
 use super::signature::{Signed, hash};
-use super::xml::Page;
+use super::xml::{Page, Removals};
 use crate::storage::error::ErrorKind;
 use crate::storage::http::{Answer, Client};
 use crate::storage::remote::Remote;
@@ -142,6 +144,27 @@ impl Bucket {
         let mut answer = self.send(Method::DELETE, key, "", &[])?;
         answer.read(0, &mut Vec::new())?;
         Ok(())
+    }
+
+    /// Removes objects with one request. Missing ones count as removed.
+    pub(super) fn delete_all(&self, keys: &[String]) -> Result<Removals, Failure> {
+        let text = Removals::request(keys);
+        let failed =
+            |why: &dyn std::fmt::Display| Failure::new(ErrorKind::Other, format!("cannot make the request: {why}"));
+        // Servers require it, although the signature covers the body.
+        let sum = openssl::hash::hash(MessageDigest::md5(), text.as_bytes()).map_err(|e| failed(&e))?;
+        let content = Content::new(text.len() as u64, text.as_bytes(), text.as_bytes());
+        let Content { mut body, length, hash } = content.map_err(|e| failed(&e))?;
+        let (length, sum) = (length.to_string(), encode_block(&sum));
+        let headers = [("content-length", length.as_str()), ("content-md5", &sum), ("content-type", "application/xml")];
+        let head = self.head(Method::POST, "", "delete=", &hash, &headers)?;
+        let mut answer = self.client.send_body(head, &mut body)?;
+        if !(200..300).contains(&answer.status) {
+            return Err(Failure::of(&mut answer));
+        }
+        let mut text = Vec::new();
+        answer.read(LONGEST_PAGE, &mut text)?;
+        Ok(Removals::parse(&text)?)
     }
 
     /// Stores an object in one request. With `only_new`, an existing object stays as it is, if the server can do that.

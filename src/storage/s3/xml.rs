@@ -16,6 +16,14 @@ pub(super) struct Page {
     pub(super) next: Option<String>,
 }
 
+/// What became of the keys in a request that removes objects.
+#[derive(Debug, Default, PartialEq, Eq)]
+pub(super) struct Removals {
+    pub(super) removed: Vec<String>,
+    /// Keys, and why they are not removed.
+    pub(super) kept: Vec<(String, Problem)>,
+}
+
 /// An error of the server.
 #[derive(Debug, Default, PartialEq, Eq)]
 pub(super) struct Problem {
@@ -67,6 +75,42 @@ impl Page {
     }
 }
 
+impl Removals {
+    /// The document that asks for the removal of these keys.
+    pub(super) fn request(keys: &[String]) -> String {
+        let mut text = String::from("<Delete xmlns=\"http://s3.amazonaws.com/doc/2006-03-01/\">");
+        for key in keys {
+            text.push_str("<Object><Key>");
+            text.push_str(&escape(key));
+            text.push_str("</Key></Object>");
+        }
+        text.push_str("</Delete>");
+        text
+    }
+
+    /// Parses the answer.
+    pub(super) fn parse(text: &[u8]) -> Result<Removals, Malformed> {
+        let (mut removals, mut key, mut problem) = (Removals::default(), None, Problem::default());
+        elements(text, &mut |path, text| {
+            match path {
+                ["DeleteResult", "Deleted" | "Error", "Key"] => key = Some(text),
+                ["DeleteResult", "Error", "Code"] => problem.code = text,
+                ["DeleteResult", "Error", "Message"] => problem.message = text,
+                ["DeleteResult", "Deleted"] => removals.removed.push(key.take().ok_or(Malformed)?),
+                ["DeleteResult", "Error"] => {
+                    removals.kept.push((key.take().ok_or(Malformed)?, std::mem::take(&mut problem)));
+                }
+                ["DeleteResult", ..] => {}
+                _ => return Err(Malformed),
+            }
+            let count = removals.removed.len() + removals.kept.len();
+            if count > MOST_KEYS { Err(Malformed) } else { Ok(()) }
+        })
+        .map_err(|_| Malformed)?;
+        Ok(removals)
+    }
+}
+
 impl Problem {
     /// Parses an error; `None` if the text is none of S3.
     pub(super) fn parse(text: &[u8]) -> Option<Problem> {
@@ -83,6 +127,11 @@ impl Problem {
         });
         parsed.ok().filter(|()| !problem.code.is_empty()).map(|()| problem)
     }
+}
+
+/// Writes a key as the text of an element. It has no control characters.
+fn escape(key: &str) -> String {
+    key.replace('&', "&amp;").replace('<', "&lt;").replace('>', "&gt;")
 }
 
 /// Decodes a key of a listing with `encoding-type=url`.
@@ -153,6 +202,25 @@ mod tests {
             assert_eq!(Page::parse(text.as_bytes(), ""), Err(Malformed), "{text}");
         }
         assert_eq!(Page::parse(b"<ListBucketResult>\xff</ListBucketResult>", ""), Err(Malformed));
+    }
+
+    #[test]
+    fn removals_are_asked_for_and_their_answers_parsed() {
+        let keys = ["a/x", "<a> & b"].map(str::to_owned);
+        let text = Removals::request(&keys);
+        assert!(text.contains("<Object><Key>a/x</Key></Object><Object><Key>&lt;a&gt; &amp; b</Key></Object></Delete>"));
+        let answer = "<?xml version='1.0'?>\n<DeleteResult xmlns='http://s3.amazonaws.com/doc/2006-03-01/'><Deleted>\
+                      <Key>a/x</Key><VersionId>1</VersionId></Deleted><Error><Key>&lt;a> &amp; b</Key><Code>AccessDenied\
+                      </Code><Message>no</Message></Error><Error><Key>c</Key></Error></DeleteResult>";
+        let denied = Problem { code: "AccessDenied".into(), message: "no".into(), region: None };
+        let [x, b] = keys;
+        let kept = vec![(b, denied), ("c".to_owned(), Problem::default())];
+        assert_eq!(Removals::parse(answer.as_bytes()), Ok(Removals { removed: vec![x], kept }));
+        assert_eq!(Removals::parse(b"<DeleteResult/>"), Ok(Removals::default()));
+        let many = format!("<DeleteResult>{}</DeleteResult>", "<Deleted><Key>a</Key></Deleted>".repeat(1001));
+        for text in ["", "<html></html>", "<DeleteResult>", "<DeleteResult><Deleted></Deleted></DeleteResult>", &many] {
+            assert_eq!(Removals::parse(text.as_bytes()), Err(Malformed), "{text:.100}");
+        }
     }
 
     #[test]

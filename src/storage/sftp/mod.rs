@@ -41,11 +41,14 @@ use session::{Folder, Session, WriteError};
 use ssh::Ssh;
 use wire::{Attributes, Extension, FileKind, Mode, Request, Status};
 
-use super::contract::{Capabilities, ObjectInfo, Stamp, Storage};
+use super::contract::{Capabilities, Ended, ObjectInfo, Stamp, Storage};
 use super::error::{Error, ErrorKind};
 use super::layout::{DEPTH, LOST_AND_FOUND, MOST, TEMPORARY, folder_of, temporary_beside, writer_of};
 use super::remote::Remote;
 use super::spool::{Spool, Spools};
+
+/// Objects whose removal is under way at the same time. Servers allow at least as many open folders.
+const REMOVALS: usize = 64;
 
 /// If a write fails, the disk counts as full if it has less space than for the object and these bytes.
 const MARGIN: u64 = 1 << 20;
@@ -361,6 +364,32 @@ impl SftpStorage {
         }
     }
 
+    /// Removes objects with all requests under way at the same time.
+    fn remove_some(&self, names: &[&str], ended: Ended<'_>) -> Result<(), Error> {
+        let shown = names.first().copied().unwrap_or_default();
+        let (mut folders, mut files) = (Vec::new(), Vec::new());
+        for name in names {
+            let (path, folder) = (self.path(name), self.path(folder_of(name)));
+            self.pool.forget(&path);
+            let at = folders.iter().position(|known| *known == folder).unwrap_or(folders.len());
+            if at == folders.len() {
+                folders.push(folder);
+            }
+            files.push((path, at));
+        }
+        let session = self.take("remove", shown)?;
+        let removed = session.remove_all(&folders, &files);
+        let removed = removed.map_err(|failure| self.explain(&session, failure, "remove", shown))?;
+        for ((at, name), removed) in names.iter().enumerate().zip(removed) {
+            let removed = removed.map_err(|failure| self.explain(&session, failure, "remove", name));
+            match removed.map(|is_synced| self.note_sync(is_synced)) {
+                Err(error) if error.is_away() => return Err(error),
+                removed => ended(at, removed),
+            }
+        }
+        Ok(())
+    }
+
     /// Calls `visit` with the entries of the folders (`packs/`), and of folders in them, at most `depth` levels down. The
     /// arguments are the entry's folder, its name, its kind and its length. Returns all folders, and whether each exists.
     fn walk(
@@ -452,7 +481,13 @@ impl Storage for SftpStorage {
         if self.unsynced.load(Ordering::Relaxed) {
             lacking.retain(|words| *words != known[2].1);
         }
-        Capabilities { directory: None, lanes: self.pool.most(), lag: Duration::ZERO, shortcomings: lacking }
+        Capabilities {
+            directory: None,
+            lanes: self.pool.most(),
+            lag: Duration::ZERO,
+            shortcomings: lacking,
+            ..Capabilities::default()
+        }
     }
 
     fn spool(&self, name: &str, run: Uuid) -> Result<Spool, Error> {
@@ -552,6 +587,14 @@ impl Storage for SftpStorage {
         session.act(&Request::Remove { path: &path }).map_err(failed)?;
         folder.wait().map_err(failed)?;
         self.note_sync(folder.sync().map_err(failed)?);
+        Ok(())
+    }
+
+    fn remove_all(&self, names: &[&str], ended: Ended<'_>) -> Result<(), Error> {
+        for first in (0..names.len()).step_by(REMOVALS) {
+            let part = names.get(first..names.len().min(first + REMOVALS)).unwrap_or_default();
+            self.remove_some(part, &mut |at, result| ended(first + at, result))?;
+        }
         Ok(())
     }
 

@@ -332,6 +332,29 @@ impl Session {
         Ok(synced)
     }
 
+    /// Removes files in these folders, each given with the position of its folder, and syncs the folders, in two round trips.
+    /// Returns the result for each file: whether its folder is synced, too.
+    pub(super) fn remove_all(
+        &self,
+        folders: &[String],
+        files: &[(String, usize)],
+    ) -> Result<Vec<Result<bool, Failure>>, Failure> {
+        let open = |folder: &String| self.open_folder(folder);
+        let mut opened = folders.iter().map(open).collect::<Result<Vec<_>, _>>()?;
+        let remove = |(path, _): &(String, usize)| self.connection.send(&Request::Remove { path });
+        let pending = files.iter().map(remove).collect::<Result<Vec<_>, _>>()?;
+        let removed: Vec<_> = pending.into_iter().map(done).collect();
+        for folder in &mut opened {
+            folder.wait()?;
+        }
+        let begun = opened.iter().map(Folder::begin_sync).collect::<Result<Vec<_>, _>>()?;
+        let synced: Vec<_> = begun.into_iter().map(|sync| sync.map_or(Ok(false), is_synced)).collect();
+        let result = |(removed, (_, folder)): (Result<(), Failure>, &(String, usize))| {
+            removed.and_then(|()| synced.get(*folder).cloned().unwrap_or(Ok(false)))
+        };
+        Ok(removed.into_iter().zip(files).map(result).collect())
+    }
+
     /// Calls `found` with all entries of these folders, without `.` and `..`. Returns for each folder whether it exists.
     pub(super) fn list(&self, folders: &[String], found: &mut dyn FnMut(Found<'_>)) -> Result<Vec<bool>, Failure> {
         let mut exist = vec![true; folders.len()];

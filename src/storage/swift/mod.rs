@@ -196,6 +196,7 @@ impl Storage for SwiftStorage {
             lanes: self.container.lanes(),
             lag: self.lag,
             shortcomings: known.iter().filter(|(is_so, _)| *is_so).map(|(_, words)| *words).collect(),
+            ..Capabilities::default()
         }
     }
 

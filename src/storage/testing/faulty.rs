@@ -2,8 +2,9 @@
 
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
+use crate::storage::removal::one_by_one;
 use crate::storage::wrapper::{Call, Try, Wrapper};
-use crate::storage::{Error, ErrorKind, Operation, Storage};
+use crate::storage::{Ended, Error, ErrorKind, Operation, Storage};
 
 /// Operations that fail.
 #[derive(Debug, Clone, Copy)]
@@ -120,5 +121,10 @@ impl Wrapper for Faulty {
             Operation::Discard => "discard remains in",
         };
         Err(Error::new(kind, action, call.name, "the test wants it to fail"))
+    }
+
+    /// One after the other, so that each removal can fail.
+    fn around_removals(&self, names: &[&str], ended: Ended<'_>) -> Result<(), Error> {
+        one_by_one(1, names, &|name| self.remove(name), ended)
     }
 }

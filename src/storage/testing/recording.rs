@@ -3,7 +3,7 @@
 use std::sync::{Arc, Mutex, PoisonError};
 
 use crate::storage::wrapper::{Call, Try, Wrapper};
-use crate::storage::{Error, ErrorKind, Operation, Storage};
+use crate::storage::{Ended, Error, ErrorKind, Operation, Storage};
 
 /// An operation that was made.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -23,6 +23,12 @@ pub struct Record {
 pub struct Records(Arc<Mutex<Vec<Record>>>);
 
 impl Records {
+    fn add(&self, operation: Operation, name: &str, result: &Result<u64, Error>) {
+        let error = result.as_ref().err().map(|error| error.kind);
+        let record = Record { operation, name: name.to_owned(), bytes: *result.as_ref().unwrap_or(&0), error };
+        self.0.lock().unwrap_or_else(PoisonError::into_inner).push(record);
+    }
+
     /// Returns the records so far and removes them.
     pub fn take(&self) -> Vec<Record> {
         std::mem::take(&mut *self.0.lock().unwrap_or_else(PoisonError::into_inner))
@@ -51,10 +57,22 @@ impl Wrapper for Recording {
 
     fn around(&self, call: Call<'_>, attempt: Try<'_>) -> Result<(), Error> {
         let result = attempt();
-        let error = result.as_ref().err().map(|error| error.kind);
-        let bytes = *result.as_ref().unwrap_or(&0);
-        let record = Record { operation: call.operation, name: call.name.to_owned(), bytes, error };
-        self.records.0.lock().unwrap_or_else(PoisonError::into_inner).push(record);
+        self.records.add(call.operation, call.name, &result);
         result.map(drop)
+    }
+
+    /// Records each removal, and an error that ends all of them.
+    fn around_removals(&self, names: &[&str], ended: Ended<'_>) -> Result<(), Error> {
+        let removed = self.inner.remove_all(names, &mut |at, result| {
+            let result = result.map(|()| 0);
+            self.records.add(Operation::Remove, names.get(at).copied().unwrap_or_default(), &result);
+            ended(at, result.map(drop));
+        });
+        if let Err(error) = removed {
+            let result = Err(error);
+            self.records.add(Operation::Remove, "", &result);
+            return result.map(drop);
+        }
+        Ok(())
     }
 }

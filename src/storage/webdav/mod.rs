@@ -468,6 +468,7 @@ impl Storage for WebdavStorage {
             lanes: self.server.lanes(),
             lag: Duration::ZERO,
             shortcomings: known.iter().filter(|(is_so, _)| *is_so).map(|(_, words)| *words).collect(),
+            ..Capabilities::default()
         }
     }
 
