@@ -12,12 +12,13 @@ use std::os::unix::fs::{MetadataExt, chown};
 use std::process::Command;
 use std::time::{Duration, SystemTime};
 
-use brackfs::storage::{ErrorKind, Location, LocationKind, Remote, S3Storage, Storage, Target};
+use brackfs::storage::{ErrorKind, Location, LocationKind, Remote, Rivals, S3Storage, Storage, Target};
 use common::http_proxy::Flaw;
 use common::remote::{MIB, NO_FILES, RemoteServer, RemoteSite, borrowed, many, remove_settings, round_files};
 use common::s3::Server;
 use common::{NOBODY, Site, in_mount_namespace, noise, paths_below, run, set_mode, settle};
 use tempfile::NamedTempFile;
+use uuid::Uuid;
 
 const URL: &str = "s3://backups/repo";
 
@@ -426,6 +427,101 @@ fn a_backup_of_nothing_new_makes_few_requests() {
     let requests = remote.server.proxy.requests();
     assert!(requests.len() <= 12, "{} requests: {requests:#?}", requests.len());
     assert!(requests.iter().all(|request| !request.starts_with("HEAD ")), "{requests:#?}");
+}
+
+#[test]
+fn a_prune_of_many_snapshots_makes_few_requests() {
+    const SNAPSHOTS: usize = 70;
+    let remote = ready(&[("file", noise("file", MIB))]);
+    for day in 0..SNAPSHOTS {
+        remote.site.write("day", noise(&day.to_string(), 20_000));
+        remote.backup(&[]).ok();
+    }
+    remote.brackfs(&["forget", "--keep-last", "10", "--force"]).ok();
+    remote.server.proxy.requests();
+    let pruned = remote.brackfs(&["prune", "--grace", "0", "--json"]).ok().json();
+    let requests = remote.server.proxy.requests();
+    assert_eq!(pruned["removed_snapshots"], SNAPSHOTS - 10);
+    // Each index is read once. What is removed, and the sums, add no request for each snapshot.
+    assert!(requests.len() <= SNAPSHOTS + 50, "{} requests: {requests:#?}", requests.len());
+    assert!(requests.iter().all(|request| !request.starts_with("DELETE ")), "{requests:#?}");
+    remote.brackfs(&["check"]).ok();
+    // Small indexes and lists were joined.
+    for (prefix, most) in [("index/", 2), ("sums/", 1), ("snapshots/", 10), ("generation/", 66)] {
+        let mut found = 0;
+        open(&remote).visit(prefix, &mut |_| found += 1).unwrap();
+        assert!(found <= most, "{found} objects in {prefix}");
+    }
+}
+
+/// An answer about keys of the objects `a`, `b` and so on.
+fn removal(body: &str) -> Flaw {
+    let body = format!("<DeleteResult>{body}</DeleteResult>");
+    Flaw::Answer(format!("HTTP/1.1 200 OK\r\nContent-Length: {}\r\n\r\n{body}", body.len()))
+}
+
+#[test]
+fn many_objects_are_removed_with_one_request_if_the_server_can() {
+    let server = Server::start();
+    let location = server.location("a & <b>");
+    let LocationKind::S3(address) = location.kind() else { panic!("{location}") };
+    let remove = |names: &[&str]| {
+        let storage = S3Storage::open(address, location.remote()).unwrap();
+        for name in names {
+            let mut spool = storage.spool(name, Uuid::nil()).unwrap();
+            spool.append(b"x").unwrap();
+            match storage.store(&spool, Rivals::None) {
+                Err(error) if error.kind == ErrorKind::AlreadyExists => {}
+                stored => stored.unwrap(),
+            }
+        }
+        server.proxy.requests();
+        let mut results = vec![None; names.len()];
+        let removed = storage.remove_all(names, &mut |at, result| {
+            assert_eq!(results[at].replace(result.map_err(|error| error.kind)), None);
+        });
+        let methods: Vec<_> = server.proxy.requests().iter().map(|line| line[..4].to_owned()).collect();
+        let mut left = Vec::new();
+        storage.visit("", &mut |object| left.push(object.name)).unwrap();
+        (removed.map_err(|error| error.kind), results, methods.concat(), left.concat())
+    };
+    let names = ["a", "b", "c"];
+    let all = || vec![Some(Ok(())); 3];
+    assert_eq!(remove(&names), (Ok(()), all(), "POST".into(), String::new()));
+    // A server that does not know such requests, and those that say something else.
+    for (flaw, requests) in [
+        (refusal("501 Not Implemented", "", "NotImplemented", ""), "POSTDELEDELEDELE"),
+        (refusal("500 Internal Server Error", "", "NotImplemented", ""), "POSTDELEDELEDELE"),
+        (refusal("405 Method Not Allowed", "", "MethodNotAllowed", ""), "POSTDELEDELEDELE"),
+        (refusal("403 Forbidden", "", "SignatureDoesNotMatch", ""), "POSTDELEDELEDELE"),
+        (Flaw::Answer("HTTP/1.1 200 OK\r\nContent-Length: 13\r\n\r\n<html></html>".into()), "POSTDELEDELEDELE"),
+        (removal("<Deleted><Key>other</Key></Deleted>"), "POSTDELEDELEDELE"),
+        // What the code of a key means depends on the status, which only a single removal has.
+        (removal("<Error><Key>a &amp; &lt;b>/c</Key><Code>Strange</Code></Error>"), "POSTDELEDELEDELE"),
+    ] {
+        server.proxy.fail("POST", "", 1, flaw);
+        assert_eq!(remove(&names), (Ok(()), all(), requests.into(), String::new()));
+    }
+    // Some keys are refused, and others are not answered yet.
+    let told = "<Error><Key>a &amp; &lt;b>/a</Key><Code>AccessDenied</Code></Error><Error><Key>a &amp; &lt;b>/b</Key>\
+                <Code>SlowDown</Code></Error><Deleted><Key>a &amp; &lt;b>/c</Key></Deleted>";
+    server.proxy.fail("POST", "", 1, removal(told));
+    let (removed, results, requests, _) = remove(&names);
+    assert_eq!((removed, requests.as_str()), (Err(ErrorKind::Throttled), "POST"));
+    assert_eq!(results, [Some(Err(ErrorKind::PermissionDenied)), None, Some(Ok(()))]);
+    // A busy server is asked again, and loses nothing.
+    for flaw in [refusal("503 Slow Down", "", "SlowDown", ""), refusal("500 Oops", "", "InternalError", "")] {
+        server.proxy.fail("POST", "", 1, flaw);
+        let (removed, results, requests, left) = remove(&names);
+        assert_eq!((removed, requests.as_str(), left.as_str()), (Err(ErrorKind::Throttled), "POST", "abc"));
+        assert_eq!(results, vec![None; 3]);
+    }
+    // A key that may only read.
+    server.credentials(&server.reader.clone());
+    let storage = S3Storage::open(address, location.remote()).unwrap();
+    let mut results = Vec::new();
+    storage.remove_all(&names, &mut |_, result| results.push(result.map_err(|error| error.kind))).unwrap();
+    assert_eq!(results, [Err(ErrorKind::PermissionDenied); 3]);
 }
 
 #[test]

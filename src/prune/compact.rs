@@ -230,9 +230,9 @@ impl<'p, 's> Compactor<'p, 's> {
         let session = self.pruner.session;
         session.still_alone()?;
         let sums: Vec<_> = carriers.iter().map(|carrier| (carrier.id, carrier.digest)).collect();
-        session.writer().put_sums(ObjectId::random(), &sums)?;
         let (id, index) =
             (ObjectId::random(), Index { generation: session.generation(), carriers, ..Index::default() });
+        session.writer().put_sums(id, &sums)?;
         session.writer().put_index(id, &index)?;
         catalog.add_index(id, &index)?;
         Ok(catalog.commit()?)

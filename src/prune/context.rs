@@ -15,9 +15,9 @@ use crate::state::Lock;
 use crate::storage::ErrorKind;
 
 /// Number of removals after which a run looks for other runs again.
-const LOOK_AFTER: u64 = 1000;
+const LOOK_AFTER: usize = 1000;
 /// Number of refused removals in a row after which a run tries no other.
-const MAX_REFUSALS: u64 = 16;
+const MAX_REFUSALS: usize = 16;
 
 /// The options of a prune.
 #[derive(Debug, Clone, Copy)]
@@ -40,7 +40,7 @@ impl Options {
         Clock {
             now: self.now.unwrap_or_else(|| now().seconds),
             before,
-            removals: Cell::new(0),
+            unseen: Cell::new(LOOK_AFTER),
             refusals: Cell::new(0),
             retained: Cell::new(0),
         }
@@ -105,9 +105,10 @@ pub(super) struct Clock {
     pub(super) now: i64,
     /// The last generation before this run.
     pub(super) before: u64,
-    pub(super) removals: Cell<u64>,
+    /// Removals since the run looked for other runs.
+    pub(super) unseen: Cell<usize>,
     /// Removals in a row that the target refused.
-    pub(super) refusals: Cell<u64>,
+    pub(super) refusals: Cell<usize>,
     /// All objects that the target refused to remove.
     pub(super) retained: Cell<u64>,
 }
@@ -140,32 +141,50 @@ impl<'s> Pruner<'s> {
         Ok(self.session.remover(catalog)?)
     }
 
-    /// Removes an object, unless it is gone. Returns false if the target refuses that.
+    /// Removes objects in any order, unless they are gone. Returns for each whether it is gone now; otherwise the target refuses
+    /// to remove it.
     ///
-    /// Looks for other runs every [`LOOK_AFTER`] calls: another run may build on what is removed here.
-    pub(super) fn remove(&self, remover: &Remover<'_>, object: &str) -> Result<bool, Error> {
-        self.inventory.check_interrupted()?;
-        let Clock { removals, refusals, retained, .. } = self.clock;
-        if removals.replace(removals.get() + 1).is_multiple_of(LOOK_AFTER) {
-            self.session.still_alone()?;
+    /// Looks for other runs every [`LOOK_AFTER`] removals: another run may build on what is removed here.
+    pub(super) fn remove_all(&self, remover: &Remover<'_>, objects: &[String]) -> Result<Vec<bool>, Error> {
+        let mut gone = Vec::new();
+        for batch in objects.chunks(remover.batch()) {
+            gone.extend(self.remove_batch(remover, batch)?);
         }
+        Ok(gone)
+    }
+
+    /// The same for at most [`Remover::batch`] objects.
+    pub(super) fn remove_batch(&self, remover: &Remover<'_>, objects: &[String]) -> Result<Vec<bool>, Error> {
+        self.inventory.check_interrupted()?;
+        let Clock { unseen, refusals, retained, .. } = self.clock;
+        let mut gone = vec![false; objects.len()];
+        if unseen.get() + objects.len() > LOOK_AFTER {
+            self.session.still_alone()?;
+            unseen.set(0);
+        }
+        unseen.set(unseen.get() + objects.len());
         if refusals.get() < MAX_REFUSALS {
-            match remover.remove_if_there(object) {
+            let mut failed = None;
+            let names: Vec<_> = objects.iter().map(String::as_str).collect();
+            remover.remove_all(&names, |at, result| match result {
+                Ok(()) => gone.iter_mut().skip(at).take(1).for_each(|gone| *gone = true),
                 Err(error) if error.kind == ErrorKind::PermissionDenied => {
                     if retained.get() == 0 {
                         self.inventory.monitor.note(&format!("{error}; objects that cannot be removed stay"));
                     }
+                    retained.set(retained.get() + 1);
                 }
-                other => {
-                    other?;
-                    refusals.set(0);
-                    return Ok(true);
-                }
+                Err(error) => failed = failed.take().or(Some(error)),
+            })?;
+            if let Some(error) = failed {
+                return Err(error.into());
             }
+        } else {
+            retained.set(retained.get() + objects.len() as u64);
         }
-        refusals.set(refusals.get() + 1);
-        retained.set(retained.get() + 1);
-        Ok(false)
+        let refused = gone.iter().rev().take_while(|gone| !**gone).count();
+        refusals.set(if refused == gone.len() { refusals.get() + refused } else { refused });
+        Ok(gone)
     }
 
     /// Ends the run if another one waits for the lock. The work so far must be committed.

@@ -5,11 +5,12 @@ use std::collections::HashSet;
 use super::bases::{Bases, NewBase, NewBases, Orphan};
 use super::context::Pruner;
 use super::error::Error;
-use crate::catalog::{Catalog, Folder};
+use crate::catalog::{Catalog, Folder, KnownDocument};
 use crate::format::PackId;
 use crate::format::id::{ObjectId, SnapshotId};
 use crate::format::index::Index;
 use crate::format::usage::{Holds, SnapshotUsage};
+use crate::repository::Access;
 
 /// Chunks after which a successor ends, so that no index grows without bound.
 const CHUNKS: usize = 64_000;
@@ -20,7 +21,7 @@ const SMALL_INDEXES: usize = 64;
 /// Chunks below which an index is small.
 const FEW_CHUNKS: usize = 4_000;
 /// Chunks and runs of small indexes that are kept until they are joined, so that they are read only once.
-const KEPT: usize = 8_000;
+const KEPT: usize = 32_000;
 
 /// What a rewrite removes.
 pub(super) struct Removals<'a> {
@@ -44,31 +45,59 @@ struct Candidate {
     orphans: Vec<Orphan>,
 }
 
-/// Writes successors of the indexes that name what is removed, then removes these indexes. Many small ones are joined.
-pub(super) fn rewrite(pruner: &Pruner<'_>, catalog: &mut Catalog, removals: &Removals<'_>) -> Result<(), Error> {
-    let session = pruner.session;
+/// The indexes that may be rewritten.
+pub(super) struct Candidates<'a> {
+    all: Vec<Candidate>,
+    bases: Bases<'a>,
+    last_holds: Holds,
+}
+
+/// Reads all indexes, and calls `found` with each.
+pub(super) fn read<'a>(
+    pruner: &Pruner<'_>,
+    catalog: &mut Catalog,
+    packs: &HashSet<PackId>,
+    snapshots: &'a HashSet<SnapshotId>,
+    mut found: impl FnMut(ObjectId, &Index),
+) -> Result<Candidates<'a>, Error> {
+    let (session, removals) = (pruner.session, Removals { packs, snapshots });
     // First of all, what a killed prune replaced: a successor names only the documents that it replaces itself.
     remove_replaced(pruner, catalog, |folder| folder == Folder::Index)?;
     let known = catalog.documents()?;
     let valid = known.iter().filter(|known| known.folder == Folder::Index && known.replaced.is_none());
-    let valid = valid.filter(|known| known.generation < session.generation());
-    let mut candidates = Vec::new();
-    let mut bases = Bases::new(removals.snapshots);
-    let mut last_holds = Holds::default();
+    let valid: Vec<_> = valid.filter(|known| known.generation < session.generation()).map(|known| known.id).collect();
+    let (bases, last_holds) = (Bases::new(snapshots), Holds::default());
+    let mut candidates = Candidates { all: Vec::new(), bases, last_holds };
     let mut kept = 0;
-    for known in valid {
-        pruner.inventory.check_interrupted()?;
-        let index = session.access().index(session.repository(), known.id)?;
-        let orphans = bases.learn(&index.snapshots);
-        let mut candidate = candidate(catalog, known.id, &index, removals, orphans)?;
-        last_holds.add(index.generation, &index.holds);
-        let size = 1 + chunks(&index) + index.snapshots.iter().map(runs).sum::<usize>();
-        if kept + size <= KEPT {
-            kept += size;
-            candidate.index = Some(index);
+    let reads = valid.iter().map(|id| Access::read_of_index(*id)).collect();
+    session.repository().target().reading_ahead(reads, || {
+        for id in valid {
+            pruner.inventory.check_interrupted()?;
+            let index = session.access().index(session.repository(), id)?;
+            found(id, &index);
+            let orphans = candidates.bases.learn(&index.snapshots);
+            let mut candidate = candidate(catalog, id, &index, &removals, orphans)?;
+            candidates.last_holds.add(index.generation, &index.holds);
+            let size = 1 + chunks(&index) + index.snapshots.iter().map(runs).sum::<usize>();
+            if kept + size <= KEPT {
+                kept += size;
+                candidate.index = Some(index);
+            }
+            candidates.all.push(candidate);
         }
-        candidates.push(candidate);
-    }
+        Ok(candidates)
+    })
+}
+
+/// Writes successors of the indexes that name what is removed, then removes these indexes. Many small ones are joined.
+pub(super) fn rewrite(
+    pruner: &Pruner<'_>,
+    catalog: &mut Catalog,
+    candidates: Candidates<'_>,
+    removals: &Removals<'_>,
+) -> Result<(), Error> {
+    let session = pruner.session;
+    let Candidates { all: mut candidates, bases, last_holds } = candidates;
     let join = candidates.iter().filter(|candidate| candidate.is_small).count() >= SMALL_INDEXES;
     let holds =
         candidates.iter().any(|candidate| candidate.has_holds && (candidate.must || (join && candidate.is_small)));
@@ -81,19 +110,23 @@ pub(super) fn rewrite(pruner: &Pruner<'_>, catalog: &mut Catalog, removals: &Rem
         successor.index.holds = last_holds.to_vec();
         successor.index.holds.retain(|hold| !removals.snapshots.contains(&hold.snapshot.id));
     }
-    for candidate in candidates {
-        pruner.inventory.check_interrupted()?;
-        // The usage of a snapshot without a base may take as much memory as a whole index.
-        if !candidate.orphans.is_empty() && successor.chunks > FEW_CHUNKS {
-            successor.write(catalog)?;
+    let unread = candidates.iter().filter(|candidate| candidate.index.is_none());
+    let reads = unread.map(|candidate| Access::read_of_index(candidate.id)).collect();
+    session.repository().target().reading_ahead(reads, || {
+        for candidate in candidates {
+            pruner.inventory.check_interrupted()?;
+            // The usage of a snapshot without a base may take as much memory as a whole index.
+            if !candidate.orphans.is_empty() && successor.chunks > FEW_CHUNKS {
+                successor.write(catalog)?;
+            }
+            let index = match candidate.index {
+                Some(index) => index,
+                None => session.access().index(session.repository(), candidate.id)?,
+            };
+            successor.add(catalog, candidate.id, index)?;
         }
-        let index = match candidate.index {
-            Some(index) => index,
-            None => session.access().index(session.repository(), candidate.id)?,
-        };
-        successor.add(catalog, candidate.id, index)?;
-    }
-    successor.finish(catalog)
+        successor.finish(catalog)
+    })
 }
 
 /// Removes documents that others replaced.
@@ -106,20 +139,40 @@ pub(super) fn remove_replaced(
     let mut replaced: Vec<_> = known.filter_map(|known| Some((known.replaced?, known))).collect();
     // A document that replaced others is removed after them: without it, they would be valid again.
     replaced.sort_unstable_by_key(|(replaced, _)| *replaced);
-    for (replaced, known) in replaced {
-        if !known.is_removed {
-            let remover = pruner.remover(catalog)?;
-            if !pruner.remove(&remover, &known.object())? {
-                break;
-            }
-            catalog.set_document_removed(&known)?;
-        }
-        // Until then, the census of the last generation counts it.
-        if replaced < pruner.clock.before {
-            catalog.remove_document(&known)?;
+    for documents in replaced.chunk_by(|(one, _), (next, _)| one == next) {
+        if !remove_documents(pruner, catalog, documents)? {
+            break;
         }
     }
     Ok(catalog.commit()?)
+}
+
+/// Removes documents that were replaced by the same generation. Returns whether all are gone.
+fn remove_documents(
+    pruner: &Pruner<'_>,
+    catalog: &mut Catalog,
+    documents: &[(u64, KnownDocument)],
+) -> Result<bool, Error> {
+    let there: Vec<_> = documents.iter().map(|(_, known)| known).filter(|known| !known.is_removed).collect();
+    let mut refused = HashSet::new();
+    if !there.is_empty() {
+        let remover = pruner.remover(catalog)?;
+        let objects: Vec<_> = there.iter().map(|known| known.object()).collect();
+        for (known, is_gone) in there.into_iter().zip(pruner.remove_all(&remover, &objects)?) {
+            if is_gone {
+                catalog.set_document_removed(known)?;
+            } else {
+                refused.insert(known.id);
+            }
+        }
+    }
+    for (replaced, known) in documents {
+        // Until then, the census of the last generation counts it.
+        if *replaced < pruner.clock.before && !refused.contains(&known.id) {
+            catalog.remove_document(known)?;
+        }
+    }
+    Ok(refused.is_empty())
 }
 
 fn candidate(

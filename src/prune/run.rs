@@ -109,7 +109,6 @@ impl Round<'_> {
         }
         remove_retained(&pruner, catalog, summary)?;
         self.compact_and_condemn(&pruner, catalog, &mut marked, summary)?;
-        remove_old_tombstones(&pruner, catalog)?;
         if grace == 0 && has_work(catalog)? {
             session.announce(catalog)?;
             // From the second generation on, no run is left that could build on what the first one condemned.
@@ -125,8 +124,8 @@ impl Round<'_> {
             if catalog.has_stale_tombstones()? {
                 session.put_tombstones(catalog)?;
             }
-            remove_old_tombstones(&pruner, catalog)?;
         }
+        remove_old_tombstones(&Pruner::new(session, lock, &clock, monitor, stop), catalog)?;
         let retained: u64 = catalog.retained_packs()?.iter().map(|pack| pack.length).sum();
         summary.pending_bytes = catalog.doomed_bytes()? + retained;
         summary.retained = clock.retained.get();

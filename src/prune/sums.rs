@@ -1,18 +1,29 @@
 //! Lists of sums without removed packs. Many small lists are joined.
+//!
+//! Most lists are not read: the index that was written with a list has the same id, and is read in any case.
 
-use std::collections::HashSet;
+use std::collections::{HashMap, HashSet};
 
 use super::context::Pruner;
 use super::error::Error;
 use crate::format::id::ObjectId;
-use crate::format::sums::{PackSum, SUMS_SIZE, lines};
+use crate::format::index::Index;
+use crate::format::sums::{PackSum, SUMS_SIZE, encode, lines};
 use crate::format::{Digest, PackId, name};
 use crate::session::Remover;
+use crate::storage::{Ahead, ObjectInfo, Target};
 
 /// The maximum number of packs in a joined list.
 const LINES: usize = 4096;
 /// Lists with fewer packs than that are joined if there are at least this many.
 const SMALL_LISTS: usize = 64;
+
+/// The lists in the repository.
+pub(super) struct Lists {
+    found: Vec<ObjectInfo>,
+    /// The content of lists that need not be read: an index has their id, and the digests of the same packs.
+    known: HashMap<String, Vec<(PackId, Digest)>>,
+}
 
 /// A list that has a successor.
 struct Replaced {
@@ -21,43 +32,74 @@ struct Replaced {
     gone: Vec<PackId>,
 }
 
-/// Writes successors of the lists that name packs in `gone`, then removes these lists. Takes the packs out of `gone` whose
-/// list cannot be removed: no list may name a pack that is gone.
-pub(super) fn rewrite(pruner: &Pruner<'_>, remover: &Remover<'_>, gone: &mut HashSet<PackId>) -> Result<(), Error> {
-    let target = pruner.session.repository().target();
-    let mut lists = Vec::new();
-    for object in target.list(name::SUMS)? {
-        if name::parse_sums(&object.name).is_some() {
-            lists.push(object);
+impl Lists {
+    /// Finds the lists.
+    pub(super) fn find(target: &Target) -> Result<Self, Error> {
+        let mut found = target.list(name::SUMS)?;
+        found.retain(|object| name::parse_sums(&object.name).is_some());
+        Ok(Lists { found, known: HashMap::new() })
+    }
+
+    /// Learns the content of the list that was written with this index.
+    pub(super) fn learn(&mut self, id: ObjectId, index: &Index) {
+        let object = name::sums(id);
+        let Ok(at) = self.found.binary_search_by(|list| list.name.cmp(&object)) else { return };
+        let packs = index.packs.iter().filter_map(|pack| Some((pack.id, pack.digest?)));
+        let sums: Vec<_> = packs.chain(index.carriers.iter().map(|carrier| (carrier.id, carrier.digest))).collect();
+        // A list of another length is damaged, or was not written with the index.
+        if self.found.get(at).is_some_and(|list| list.length == encode(&sums).len() as u64) {
+            self.known.insert(object, sums);
         }
     }
+
+    /// The sums of a list. `None` if it is damaged.
+    fn sums(&mut self, target: &Target, object: &str) -> Result<Option<Vec<(PackId, Digest)>>, Error> {
+        if let Some(known) = self.known.remove(object) {
+            return Ok(Some(known));
+        }
+        let bytes = target.get(object, SUMS_SIZE)?;
+        Ok(lines(&bytes).map(|line| line.and_then(|PackSum { pack, digest }| Some((pack, digest?)))).collect())
+    }
+}
+
+/// Writes successors of the lists that name packs in `gone`, then removes these lists. Takes the packs out of `gone` whose
+/// list cannot be removed: no list may name a pack that is gone.
+pub(super) fn rewrite(
+    pruner: &Pruner<'_>,
+    remover: &Remover<'_>,
+    mut lists: Lists,
+    gone: &mut HashSet<PackId>,
+) -> Result<(), Error> {
+    let target = pruner.session.repository().target();
+    let found = std::mem::take(&mut lists.found);
     // About the length of a line.
     let is_small = |length: u64| length < LINES as u64 * 100;
     // Where lists cannot be removed, each join would only add another one.
     let join =
-        pruner.clock.retained.get() == 0 && lists.iter().filter(|list| is_small(list.length)).count() >= SMALL_LISTS;
-    let mut rest: Vec<(PackId, Digest)> = Vec::new();
-    let mut replaced = Vec::new();
-    for list in lists {
-        pruner.inventory.check_interrupted()?;
-        let bytes = target.get(&list.name, SUMS_SIZE)?;
-        let found: Vec<_> = lines(&bytes).collect();
-        let named: Vec<_> = found.iter().flatten().map(|line| line.pack).filter(|pack| gone.contains(pack)).collect();
-        // A list that is damaged stays: `check` reports it.
-        let whole = found.iter().all(|line| matches!(line, Some(PackSum { digest: Some(_), .. })));
-        if !whole || !(!named.is_empty() || (join && is_small(list.length))) {
-            continue;
+        pruner.clock.retained.get() == 0 && found.iter().filter(|list| is_small(list.length)).count() >= SMALL_LISTS;
+    let unknown = found.iter().filter(|list| !lists.known.contains_key(&list.name));
+    let reads = unknown.map(|list| Ahead::Get(list.name.clone(), SUMS_SIZE)).collect();
+    target.reading_ahead(reads, || {
+        let mut rest: Vec<(PackId, Digest)> = Vec::new();
+        let mut replaced = Vec::new();
+        for list in found {
+            pruner.inventory.check_interrupted()?;
+            // A list that is damaged stays: `check` reports it.
+            let Some(sums) = lists.sums(target, &list.name)? else { continue };
+            let named: Vec<_> = sums.iter().map(|(pack, _)| *pack).filter(|pack| gone.contains(pack)).collect();
+            if named.is_empty() && !(join && is_small(list.length)) {
+                continue;
+            }
+            rest.extend(sums.into_iter().filter(|(pack, _)| !gone.contains(pack)));
+            replaced.push(Replaced { object: list.name, gone: named });
+            if rest.len() >= LINES {
+                put(pruner, &mut rest)?;
+                remove(pruner, remover, &mut replaced, gone)?;
+            }
         }
-        let sums = found.into_iter().flatten().filter(|line| !gone.contains(&line.pack));
-        rest.extend(sums.filter_map(|line| Some((line.pack, line.digest?))));
-        replaced.push(Replaced { object: list.name, gone: named });
-        if rest.len() >= LINES {
-            put(pruner, &mut rest)?;
-            remove(pruner, remover, &mut replaced, gone)?;
-        }
-    }
-    put(pruner, &mut rest)?;
-    remove(pruner, remover, &mut replaced, gone)
+        put(pruner, &mut rest)?;
+        remove(pruner, remover, &mut replaced, gone)
+    })
 }
 
 fn put(pruner: &Pruner<'_>, sums: &mut Vec<(PackId, Digest)>) -> Result<(), Error> {
@@ -76,8 +118,9 @@ fn remove(
     lists: &mut Vec<Replaced>,
     gone: &mut HashSet<PackId>,
 ) -> Result<(), Error> {
-    for list in lists.drain(..) {
-        if !pruner.remove(remover, &list.object)? {
+    let objects: Vec<_> = lists.iter().map(|list| list.object.clone()).collect();
+    for (list, is_gone) in lists.drain(..).zip(pruner.remove_all(remover, &objects)?) {
+        if !is_gone {
             list.gone.iter().for_each(|pack| _ = gone.remove(pack));
         }
     }

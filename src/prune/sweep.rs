@@ -11,15 +11,13 @@ use super::context::{Pruner, Summary};
 use super::error::Error;
 use super::indexes::{self, Removals};
 use super::mark::Marked;
-use super::sums;
+use super::sums::{self, Lists};
 use crate::catalog::{Catalog, DoomedPack, Folder, PackRow, Presence, RetainedPack, SnapshotRow};
 use crate::format::name;
 use crate::session::Remover;
 
 /// Number of generations that stay, so that copies of this machine's state are noticed.
 const GENERATIONS: usize = 64;
-/// Number of packs after whose removal the catalog is committed.
-const REMOVALS: usize = 64;
 
 /// Snapshots and packs that may be removed now.
 #[derive(Debug, Default)]
@@ -126,8 +124,9 @@ pub(super) fn note_forgotten(pruner: &Pruner<'_>, catalog: &mut Catalog) -> Resu
 fn sweep(pruner: &Pruner<'_>, catalog: &mut Catalog, mut due: Due, summary: &mut Summary) -> Result<(), Error> {
     let remover = pruner.remover(catalog)?;
     let mut retained = Vec::new();
-    for row in &due.snapshots {
-        if pruner.remove(&remover, &row.name.object())? {
+    let objects: Vec<_> = due.snapshots.iter().map(|row| row.name.object()).collect();
+    for (row, is_gone) in due.snapshots.iter().zip(pruner.remove_all(&remover, &objects)?) {
+        if is_gone {
             catalog.set_missing(row.name.id, Presence::Swept)?;
             summary.removed_snapshots += 1;
         } else if catalog.is_recorded(row.name.sequence)? {
@@ -140,9 +139,11 @@ fn sweep(pruner: &Pruner<'_>, catalog: &mut Catalog, mut due: Due, summary: &mut
     let mut packs: HashSet<_> = due.packs.iter().map(|pack| pack.id).collect();
     let swept = catalog.snapshots()?.into_iter().filter(|row| row.presence == Presence::Swept);
     let (snapshots, sequences): (HashSet<_>, Vec<_>) = swept.map(|row| (row.name.id, row.name.sequence)).unzip();
-    sums::rewrite(pruner, &remover, &mut packs)?;
+    let mut lists = Lists::find(pruner.session.repository().target())?;
+    let candidates = indexes::read(pruner, catalog, &packs, &snapshots, |id, index| lists.learn(id, index))?;
+    sums::rewrite(pruner, &remover, lists, &mut packs)?;
     due.packs.retain(|pack| packs.contains(&pack.id));
-    indexes::rewrite(pruner, catalog, &Removals { packs: &packs, snapshots: &snapshots })?;
+    indexes::rewrite(pruner, catalog, candidates, &Removals { packs: &packs, snapshots: &snapshots })?;
     indexes::remove_replaced(pruner, catalog, |folder| matches!(folder, Folder::Moved(_)))?;
     let mut recorded = Vec::new();
     for sequence in sequences {
@@ -150,10 +151,11 @@ fn sweep(pruner: &Pruner<'_>, catalog: &mut Catalog, mut due: Due, summary: &mut
     }
     // Even if there are no new ones, to finish the work of a killed prune.
     catalog.forget_usage(&recorded)?;
-    let mut batches = due.packs.chunks(REMOVALS).peekable();
+    let mut batches = due.packs.chunks(remover.batch()).peekable();
     while let Some(batch) = batches.next() {
-        for pack in batch {
-            if pruner.remove(&remover, &name::pack(pack.id))? {
+        let objects: Vec<_> = batch.iter().map(|pack| name::pack(pack.id)).collect();
+        for (pack, is_gone) in batch.iter().zip(pruner.remove_batch(&remover, &objects)?) {
+            if is_gone {
                 summary.removed_packs += 1;
                 summary.freed_bytes += pack.length;
             } else {
@@ -175,9 +177,13 @@ pub(super) fn remove_retained(pruner: &Pruner<'_>, catalog: &mut Catalog, summar
     // Another beginning each time: a run gives up after some refusals.
     let first = usize::try_from(pruner.clock.now).unwrap_or_default().checked_rem(packs.len()).unwrap_or_default();
     packs.rotate_left(first);
-    for pack in packs {
-        let remover = pruner.remover(catalog)?;
-        if pruner.remove(&remover, &name::pack(pack.id))? {
+    if packs.is_empty() {
+        return Ok(catalog.commit()?);
+    }
+    let remover = pruner.remover(catalog)?;
+    let objects: Vec<_> = packs.iter().map(|pack| name::pack(pack.id)).collect();
+    for (pack, is_gone) in packs.into_iter().zip(pruner.remove_all(&remover, &objects)?) {
+        if is_gone {
             catalog.drop_retained(pack.id)?;
             summary.removed_packs += 1;
             summary.freed_bytes += pack.length;
@@ -195,5 +201,7 @@ pub(super) fn remove_old_tombstones(pruner: &Pruner<'_>, catalog: &mut Catalog) 
 /// Removes all but the last generations.
 fn remove_generations(pruner: &Pruner<'_>, remover: &Remover<'_>) -> Result<(), Error> {
     let names = pruner.session.repository().generations()?;
-    names.iter().rev().skip(GENERATIONS).try_for_each(|(name, _)| pruner.remove(remover, &name.object()).map(drop))
+    // The oldest first, so that a killed run leaves no gap where removals have an order.
+    let old = names.iter().take(names.len().saturating_sub(GENERATIONS)).map(|(name, _)| name.object());
+    pruner.remove_all(remover, &Vec::from_iter(old)).map(drop)
 }

@@ -200,6 +200,11 @@ impl Access {
         Ahead::Get(name.object(), DOCUMENT_SIZE + FRAMING)
     }
 
+    /// The read of [`Access::index`].
+    pub fn read_of_index(id: ObjectId) -> Ahead {
+        Ahead::Get(name::index(id), DOCUMENT_SIZE + FRAMING)
+    }
+
     /// Reads a shard of moves.
     pub fn moved(&self, repository: &Repository, prefix: u8, id: ObjectId) -> Result<Moved, Error> {
         let read = self.read(repository, name::moved(prefix, id), DOCUMENT_SIZE, |bytes| {

@@ -154,9 +154,15 @@ fn remove(
     orphans: impl Iterator<Item = PackId>,
     remover: &Remover<'_>,
 ) -> Result<(), Error> {
-    for pack in orphans {
+    let objects: Vec<_> = orphans.map(name::pack).collect();
+    for objects in objects.chunks(remover.batch()) {
         inventory.check_interrupted()?;
-        remover.remove(&name::pack(pack))?;
+        let objects: Vec<_> = objects.iter().map(String::as_str).collect();
+        let mut failed = None;
+        remover.remove_all(&objects, |_, result| failed = failed.take().or(result.err()))?;
+        if let Some(error) = failed {
+            return Err(error.into());
+        }
     }
     Ok(())
 }

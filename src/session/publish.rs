@@ -234,7 +234,8 @@ impl<'s> Publisher<'s> {
             // Another run may have removed packs that are in no index yet.
             self.session.still_alone()?;
             let sums: Vec<_> = packs.iter().filter_map(|pack| Some((pack.id, pack.digest?))).collect();
-            self.session.writer().put_sums(ObjectId::random(), &sums)?;
+            // With the same id, so that a prune need not read them.
+            self.session.writer().put_sums(id, &sums)?;
         }
         let index = Index {
             generation: self.session.generation(),
