@@ -12,7 +12,7 @@ use std::os::unix::fs::{MetadataExt, chown};
 use std::process::Command;
 use std::time::{Duration, SystemTime};
 
-use brackfs::storage::{ErrorKind, Location, LocationKind, Remote, Rivals, S3Storage, Storage, Target};
+use brackfs::storage::{ErrorKind, Location, LocationKind, Remote, S3Storage, Storage, Target};
 use common::http_proxy::Flaw;
 use common::remote::{MIB, NO_FILES, RemoteServer, RemoteSite, borrowed, many, remove_settings, round_files};
 use common::s3::Server;
@@ -454,10 +454,16 @@ fn a_prune_of_many_snapshots_makes_few_requests() {
     }
 }
 
-/// An answer about keys of the objects `a`, `b` and so on.
+/// The proxy closes a connection after an answer of its own.
+const CLOSE: &str = "Connection: close\r\n";
+
+fn closing(body: &str) -> Flaw {
+    Flaw::Answer(format!("HTTP/1.1 200 OK\r\n{CLOSE}Content-Length: {}\r\n\r\n{body}", body.len()))
+}
+
+/// An answer to a request that removes many objects.
 fn removal(body: &str) -> Flaw {
-    let body = format!("<DeleteResult>{body}</DeleteResult>");
-    Flaw::Answer(format!("HTTP/1.1 200 OK\r\nContent-Length: {}\r\n\r\n{body}", body.len()))
+    closing(&format!("<DeleteResult>{body}</DeleteResult>"))
 }
 
 #[test]
@@ -470,7 +476,7 @@ fn many_objects_are_removed_with_one_request_if_the_server_can() {
         for name in names {
             let mut spool = storage.spool(name, Uuid::nil()).unwrap();
             spool.append(b"x").unwrap();
-            match storage.store(&spool, Rivals::None) {
+            match storage.store(&spool) {
                 Err(error) if error.kind == ErrorKind::AlreadyExists => {}
                 stored => stored.unwrap(),
             }
@@ -490,11 +496,11 @@ fn many_objects_are_removed_with_one_request_if_the_server_can() {
     assert_eq!(remove(&names), (Ok(()), all(), "POST".into(), String::new()));
     // A server that does not know such requests, and those that say something else.
     for (flaw, requests) in [
-        (refusal("501 Not Implemented", "", "NotImplemented", ""), "POSTDELEDELEDELE"),
-        (refusal("500 Internal Server Error", "", "NotImplemented", ""), "POSTDELEDELEDELE"),
-        (refusal("405 Method Not Allowed", "", "MethodNotAllowed", ""), "POSTDELEDELEDELE"),
-        (refusal("403 Forbidden", "", "SignatureDoesNotMatch", ""), "POSTDELEDELEDELE"),
-        (Flaw::Answer("HTTP/1.1 200 OK\r\nContent-Length: 13\r\n\r\n<html></html>".into()), "POSTDELEDELEDELE"),
+        (refusal("501 Not Implemented", CLOSE, "NotImplemented", ""), "POSTDELEDELEDELE"),
+        (refusal("500 Internal Server Error", CLOSE, "NotImplemented", ""), "POSTDELEDELEDELE"),
+        (refusal("405 Method Not Allowed", CLOSE, "MethodNotAllowed", ""), "POSTDELEDELEDELE"),
+        (refusal("403 Forbidden", CLOSE, "SignatureDoesNotMatch", ""), "POSTDELEDELEDELE"),
+        (closing("<html></html>"), "POSTDELEDELEDELE"),
         (removal("<Deleted><Key>other</Key></Deleted>"), "POSTDELEDELEDELE"),
         // What the code of a key means depends on the status, which only a single removal has.
         (removal("<Error><Key>a &amp; &lt;b>/c</Key><Code>Strange</Code></Error>"), "POSTDELEDELEDELE"),
@@ -510,7 +516,7 @@ fn many_objects_are_removed_with_one_request_if_the_server_can() {
     assert_eq!((removed, requests.as_str()), (Err(ErrorKind::Throttled), "POST"));
     assert_eq!(results, [Some(Err(ErrorKind::PermissionDenied)), None, Some(Ok(()))]);
     // A busy server is asked again, and loses nothing.
-    for flaw in [refusal("503 Slow Down", "", "SlowDown", ""), refusal("500 Oops", "", "InternalError", "")] {
+    for flaw in [refusal("503 Slow Down", CLOSE, "SlowDown", ""), refusal("500 Oops", CLOSE, "InternalError", "")] {
         server.proxy.fail("POST", "", 1, flaw);
         let (removed, results, requests, left) = remove(&names);
         assert_eq!((removed, requests.as_str(), left.as_str()), (Err(ErrorKind::Throttled), "POST", "abc"));

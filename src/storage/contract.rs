@@ -56,13 +56,7 @@ pub struct Capabilities {
 
 impl Default for Capabilities {
     fn default() -> Self {
-        Capabilities {
-            directory: None,
-            lanes: 1,
-            removals: REMOVALS,
-            lag: Duration::ZERO,
-            shortcomings: Vec::new(),
-        }
+        Capabilities { directory: None, lanes: 1, removals: REMOVALS, lag: Duration::ZERO, shortcomings: Vec::new() }
     }
 }
 
