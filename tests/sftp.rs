@@ -7,6 +7,7 @@ mod common;
 
 use std::fs;
 use std::os::unix::fs::chown;
+use std::path::PathBuf;
 use std::process::Command;
 use std::thread::sleep;
 use std::time::Duration;
@@ -55,6 +56,72 @@ fn init_accepts_only_an_empty_directory() {
     let mut missing = remote.command(&["snapshots"]);
     missing.env("BRACKFS_REPOSITORY", remote.server.url(&remote.server.data().join("none")));
     assert!(run(missing).code(10).stderr.contains("no such file"));
+}
+
+/// Runs a command on a repository of a distant server. Returns how often it waited for the server.
+fn waits(site: &Site, arguments: &[&str]) -> usize {
+    run(distant(site, arguments)).ok();
+    waits_so_far(site)
+}
+
+/// A command on a repository of a distant server.
+fn distant(site: &Site, arguments: &[&str]) -> Command {
+    let (mark, server) = (mark(site), concat!(env!("CARGO_MANIFEST_DIR"), "/tests/common/sftp_server.py"));
+    let _ = fs::remove_file(&mark);
+    let mut command = site.command(arguments);
+    command.env("BRACKFS_REPOSITORY", format!("sftp://host{}", site.repo().display()));
+    command.env("BRACKFS_SSH", format!("python3 {server} {} rounds", mark.display()));
+    command
+}
+
+fn mark(site: &Site) -> PathBuf {
+    site.path().join("waits")
+}
+
+fn waits_so_far(site: &Site) -> usize {
+    fs::read(mark(site)).unwrap().len()
+}
+
+#[test]
+fn a_mount_and_its_first_listing_wait_few_times_for_the_server() {
+    let site = Site::with_files(&[("file", "file")]);
+    site.init();
+    site.backup(&[]).ok();
+    let mounted = site.mount_by(distant(&site, &["mount", site.mnt().to_str().unwrap()]));
+    let listed = fs::read_dir(mounted.path().join("source/latest/")).unwrap().map(|entry| entry.unwrap().file_name());
+    assert_eq!(listed.collect::<Vec<_>>(), ["file"]);
+    let waits = waits_so_far(&site);
+    assert!(waits <= 10, "{waits}");
+}
+
+#[test]
+fn snapshots_are_read_together() {
+    let site = Site::with_files(&[("file", "file")]);
+    site.init();
+    for _ in 0..24 {
+        site.backup(&[]).ok();
+    }
+    // On the machine that is backed up, the catalog has them.
+    let key = site.keys().join("owner");
+    let waits_of = |arguments: &[&str]| waits(&site, &[arguments, &["--key", key.to_str().unwrap()]].concat());
+    for arguments in [&["snapshots"][..], &["find", "nothing"], &["versions", "file"]] {
+        let waits = waits_of(arguments);
+        assert!(waits <= 20, "{arguments:?}: {waits}");
+    }
+}
+
+#[test]
+fn a_backup_of_nothing_new_waits_few_times_for_the_server() {
+    let site = Site::with_files(&[("file", "file")]);
+    site.init();
+    site.backup(&[]).ok();
+    settle();
+    let source = site.source();
+    let backup = ["backup", source.to_str().unwrap()];
+    // The first one of a day looks for lost documents.
+    waits(&site, &backup);
+    let waits = waits(&site, &backup);
+    assert!(waits <= 17, "{waits}");
 }
 
 #[test]

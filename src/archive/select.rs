@@ -82,11 +82,11 @@ impl dyn Archive + '_ {
         selector: &Selector,
         passed_over: &mut dyn FnMut(&SnapshotName, &Error),
     ) -> Result<Arc<OpenSnapshot>, Error> {
+        let names = self.snapshots()?;
         let wanted = match &selector.source {
-            Some(source) => Some(self.source_called(source)?),
+            Some(source) => Some(self.source_called(source, &names)?),
             None => None,
         };
-        let names = self.snapshots()?;
         let fitting: Vec<_> = names
             .iter()
             .filter(|name| wanted.as_ref().is_none_or(|ids| ids.contains(&name.source)))
@@ -129,10 +129,13 @@ impl dyn Archive + '_ {
         }))
     }
 
-    fn source_called(&self, name: &str) -> Result<Vec<SourceId>, Error> {
-        let mut ids: Vec<_> = self.snapshots()?.iter().map(|name| name.source).collect();
+    fn source_called(&self, name: &str, snapshots: &[SnapshotName]) -> Result<Vec<SourceId>, Error> {
+        let mut ids: Vec<_> = snapshots.iter().map(|name| name.source).collect();
         ids.sort_unstable();
         ids.dedup();
+        // One of the newest snapshots is needed next.
+        let newest: Vec<_> = snapshots.last().cloned().into_iter().collect();
+        self.begin(&newest, &ids);
         let (mut called, mut failed) = (Vec::new(), None);
         for id in ids {
             match self.source_name(id) {

@@ -14,6 +14,9 @@ use crate::storage::Stamp;
 /// Maximum number of snapshots tried with a key that opens none of them, if each try is slow.
 const SLOW_TRIES: usize = 64;
 
+/// Snapshots that are fetched at the same time.
+const AT_ONCE: usize = 8;
+
 /// Snapshots that can be read. Threads share it.
 ///
 /// Handles and directories have a meaning only for the archive that made them.
@@ -33,6 +36,9 @@ pub trait Archive: Send + Sync {
     fn is_forgotten(&self, _name: &SnapshotName, _error: &Error) -> bool {
         false
     }
+
+    /// A hint that a few snapshots will be opened soon, and names of sources be read: they may be fetched at the same time.
+    fn begin(&self, _snapshots: &[SnapshotName], _sources: &[SourceId]) {}
 
     /// Opens a snapshot and verifies it.
     fn open(&self, name: &SnapshotName) -> Result<Arc<OpenSnapshot>, Error>;
@@ -118,6 +124,20 @@ pub trait Archive: Send + Sync {
             at = next.ok_or_else(|| Error::NotFound(format!("no entry with rank {rank} in the snapshot")))?;
         }
         Ok(at)
+    }
+}
+
+impl dyn Archive + '_ {
+    /// Goes through snapshots that are opened one after the other, and begins to fetch those that come next.
+    pub fn in_turn<'n>(&'n self, names: &'n [SnapshotName]) -> impl Iterator<Item = &'n SnapshotName> {
+        names
+            .iter()
+            .enumerate()
+            .inspect(|(at, _)| {
+                let next: Vec<_> = names.iter().skip(*at).take(AT_ONCE).cloned().collect();
+                self.begin(&next, &[]);
+            })
+            .map(|(_, name)| name)
     }
 }
 

@@ -287,8 +287,8 @@ impl<'a> Invocation<'a> {
         lost_packs: &mut u64,
     ) -> Result<(Session<'s>, Catalog), Error> {
         let Watch { monitor, stop, .. } = self.watch;
-        let RunPolicy { recheck, daily_at, .. } = &self.options.policy;
-        let checks = Checks { mend, recheck: *recheck, daily_at: daily_at.as_deref() };
+        let RunPolicy { recheck, daily_at, early, .. } = &self.options.policy;
+        let checks = Checks { mend, recheck: *recheck, daily_at: daily_at.as_deref(), early: *early };
         Ok(Session::open(repository, lock, key.clone(), checks, lost_packs, monitor, stop)?)
     }
 

@@ -7,6 +7,7 @@ use std::time::Duration;
 use crate::catalog::stats::ComparedFields;
 use crate::format::Timestamp;
 use crate::inventory::READ_AGAIN;
+use crate::session::EarlyRuns;
 
 /// Default average size of a chunk in bytes.
 pub const CHUNK_SIZE: usize = 512 << 10;
@@ -112,6 +113,8 @@ pub struct RunPolicy {
     /// The identity of the target ([`Location::identity`](crate::storage::Location::identity)), if it is enough to look for
     /// lost documents there once a day.
     pub daily_at: Option<String>,
+    /// If the reads of the session were begun when the repository was opened, the runs that were known before.
+    pub early: Option<EarlyRuns>,
     /// Only report new and changed files. No file is opened, and nothing is written.
     pub dry_run: bool,
     /// Use a single worker, and keep chunks that wait in unnamed temporary files.
@@ -132,6 +135,7 @@ impl Default for RunPolicy {
             host: None,
             skip_if_unchanged: false,
             daily_at: None,
+            early: None,
             dry_run: false,
             low_memory: false,
             commit_interval: COMMIT_INTERVAL,

@@ -11,13 +11,15 @@ use crate::format::census::{DatedName, Documents, KnownDocuments, are_counted_ex
 use crate::format::generation::{Generation, NameSet};
 use crate::format::name::{self, GenerationName, SnapshotName};
 use crate::monitor;
+use crate::repository::Access;
+use crate::storage::ObjectInfo;
 
 impl Checker<'_> {
     /// Opens these generations. Returns the last one that verifies.
-    pub(super) fn generations(&mut self, objects: &[String]) -> Result<Option<Generation>, Error> {
+    pub(super) fn generations(&mut self, objects: &[ObjectInfo]) -> Result<Option<Generation>, Error> {
         let (access, repository) = (self.reader.access(), self.reader.repository());
         let mut last: Option<Generation> = None;
-        for object in objects {
+        for ObjectInfo { name: object, .. } in repository.target().in_turn(objects, Access::read_of_document) {
             self.check_interrupted()?;
             let Some(name) = GenerationName::parse(object) else { continue };
             match access.generation(repository, name) {
@@ -60,7 +62,8 @@ impl Checker<'_> {
         let KnownDocuments { index, moved, forgotten: tombstones, secrets } = &self.known;
         let documents = [index, moved, tombstones, secrets].map(Documents::newest);
         if let Some(later) = documents.into_iter().max().filter(|later| *later > number) {
-            let newest = self.list(name::GENERATION)?.iter().filter_map(|object| GenerationName::parse(object)).max();
+            let listed = self.list(name::GENERATION)?;
+            let newest = listed.iter().filter_map(|object| GenerationName::parse(&object.name)).max();
             if newest.is_some_and(|newest| newest.number > number) {
                 // A run that began meanwhile. An older one that does not verify was reported.
                 return Ok(());

@@ -7,21 +7,24 @@ use crate::crypt::Certificate;
 use crate::format::name;
 use crate::format::secrets::Secrets;
 use crate::monitor;
+use crate::repository::{Access, Keys};
+use crate::storage::ObjectInfo;
 use crate::{reader, repository};
 
 impl Checker<'_> {
     /// Opens the documents that only writers need. Ignores objects whose names are not those of documents.
     pub(super) fn documents(&mut self) -> Result<(), Error> {
         let (access, repository) = (self.reader.access(), self.reader.repository());
-        for object in self.list(name::SOURCES)? {
+        let sources = self.list(name::SOURCES)?;
+        for ObjectInfo { name: object, .. } in repository.target().in_turn(&sources, Access::read_of_document) {
             self.check_interrupted()?;
-            let Some(id) = name::parse_source(&object) else { continue };
+            let Some(id) = name::parse_source(object) else { continue };
             if let Err(error) = access.source(repository, id) {
-                self.unopened(Path::new(&object), error.into())?;
+                self.unopened(Path::new(object), error.into())?;
             }
         }
         let mut last: Option<Secrets> = None;
-        for object in self.list(name::SECRETS)? {
+        for ObjectInfo { name: object, .. } in self.list(name::SECRETS)? {
             self.check_interrupted()?;
             let Some(id) = name::parse_secrets(&object) else { continue };
             match access.secrets(repository, id) {
@@ -67,7 +70,8 @@ impl Checker<'_> {
     /// Reports files that brackfs did not write, such as those of file managers: `found` and those in other folders.
     pub(super) fn foreign(&mut self, mut found: Vec<String>) -> Result<(), Error> {
         for folder in name::FOLDERS.into_iter().filter(|folder| *folder != name::PACKS) {
-            found.extend(self.list(folder)?.into_iter().filter(|object| !name::is_object(object)));
+            let names = self.list(folder)?.into_iter().map(|object| object.name);
+            found.extend(names.filter(|object| !name::is_object(object)));
         }
         found.sort();
         if let Some(first) = found.first() {
@@ -82,12 +86,14 @@ impl Checker<'_> {
         for object in self.reader.repository().lost_descriptions().map_err(reader::Error::from)? {
             self.problem(Path::new(object), "it is missing or damaged; the next backup puts it back");
         }
-        for object in self.list(name::KEYS)? {
+        let (objects, repository) = (self.list(name::KEYS)?, self.reader.repository());
+        let read = |object: &ObjectInfo| Some(Keys::read(object.name.clone()));
+        for ObjectInfo { name: object, .. } in repository.target().in_turn(&objects, read) {
             self.check_interrupted()?;
-            match self.reader.repository().keys().check(&object) {
+            match repository.keys().check(object) {
                 Ok(()) => {}
-                Err(repository::Error::Target(error)) => self.unread(Path::new(&object), error)?,
-                Err(error) => self.problem(Path::new(&object), &error.to_string()),
+                Err(repository::Error::Target(error)) => self.unread(Path::new(object), error)?,
+                Err(error) => self.problem(Path::new(object), &error.to_string()),
             }
         }
         Ok(())

@@ -11,14 +11,16 @@ use crate::format::forgotten::{Forgotten, Newest};
 use crate::format::id::{ObjectId, SnapshotId};
 use crate::format::name::{self, SnapshotName};
 use crate::reader;
+use crate::repository::Access;
+use crate::storage::ObjectInfo;
 
 impl Checker<'_> {
     /// Reads indexes. Those that another one replaces are ignored, and so are objects whose names are not those of
     /// indexes.
-    pub(super) fn indexes(&mut self, objects: &[String]) -> Result<(), Error> {
+    pub(super) fn indexes(&mut self, objects: &[ObjectInfo]) -> Result<(), Error> {
         let (access, repository) = (self.reader.access(), self.reader.repository());
         let (mut unopened, mut replaced) = (Vec::new(), HashSet::<ObjectId>::new());
-        for object in objects {
+        for ObjectInfo { name: object, .. } in repository.target().in_turn(objects, Access::read_of_document) {
             let Some(id) = name::parse_index(object) else { continue };
             self.check_interrupted()?;
             let number = self.indexes.len() as u32;
@@ -65,10 +67,10 @@ impl Checker<'_> {
 
     /// Reads tombstones. Returns the forgotten snapshots. The census counts all documents; only the newest ones hide
     /// anything.
-    pub(super) fn tombstones(&mut self, objects: &[String]) -> Result<Vec<SnapshotName>, Error> {
+    pub(super) fn tombstones(&mut self, objects: &[ObjectInfo]) -> Result<Vec<SnapshotName>, Error> {
         let (access, repository) = (self.reader.access(), self.reader.repository());
         let mut newest = Newest::<(Vec<_>, Vec<_>)>::default();
-        for object in objects {
+        for ObjectInfo { name: object, .. } in repository.target().in_turn(objects, Access::read_of_document) {
             let Some(id) = name::parse_forgotten(object) else { continue };
             self.check_interrupted()?;
             match access.forgotten(repository, id) {

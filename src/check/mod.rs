@@ -229,13 +229,13 @@ impl<'a> Checker<'a> {
         Ok(packs)
     }
 
-    /// Lists the names of objects, unless the check was interrupted.
-    fn list(&mut self, prefix: &str) -> Result<Vec<String>, Error> {
+    /// Lists objects, unless the check was interrupted.
+    fn list(&mut self, prefix: &str) -> Result<Vec<ObjectInfo>, Error> {
         self.check_interrupted()?;
-        let objects = self.reader.repository().target().list(prefix);
-        let names: Vec<_> = objects.map_err(of_target)?.into_iter().map(|object| object.name).collect();
+        let objects = self.reader.repository().target().list(prefix).map_err(of_target)?;
+        let names: Vec<_> = objects.iter().map(|object| object.name.clone()).collect();
         self.report.listed(prefix, &names);
-        Ok(names)
+        Ok(objects)
     }
 
     /// Reports the number of packs that are neither in an index nor needed by a snapshot.

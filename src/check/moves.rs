@@ -11,6 +11,8 @@ use crate::format::moved::Moved;
 use crate::format::{BlockLocation, PackId, name};
 use crate::monitor;
 use crate::reader;
+use crate::repository::Access;
+use crate::storage::ObjectInfo;
 
 impl Checker<'_> {
     /// Compares each block of the carriers with its birth pack, and notes which blocks of birth packs are carried.
@@ -44,10 +46,10 @@ impl Checker<'_> {
 
     /// Compares the shards in this listing with the carriers in indexes. Of several shards of a prefix, the one of the
     /// highest generation counts.
-    pub(super) fn shards(&mut self, objects: &[String]) -> Result<(), Error> {
+    pub(super) fn shards(&mut self, objects: &[ObjectInfo]) -> Result<(), Error> {
         let (access, repository) = (self.reader.access(), self.reader.repository());
         let mut last: BTreeMap<u8, (u64, ObjectId)> = BTreeMap::new();
-        for object in objects {
+        for ObjectInfo { name: object, .. } in repository.target().in_turn(objects, Access::read_of_document) {
             let Some((prefix, id)) = name::parse_moved(object) else { continue };
             self.check_interrupted()?;
             match access.moved(repository, prefix, id) {

@@ -1,22 +1,26 @@
 //! Compares lists of sums with indexes.
 
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
 use super::record::RecordHeader;
 use super::{Checker, Error};
 use crate::format::sums::{PackSum, SUMS_SIZE};
 use crate::format::{name, sums};
-use crate::storage::ErrorKind;
+use crate::storage::{Ahead, ErrorKind, ObjectInfo};
 
 impl Checker<'_> {
     /// Compares the digests of packs in lists of sums with those in indexes. Each pack of an index is in a list.
     pub(super) fn sums(&mut self) -> Result<(), Error> {
-        for object in self.list(name::SUMS)?.into_iter().filter(|name| name::parse_sums(name).is_some()) {
-            match self.reader.repository().target().get(&object, SUMS_SIZE) {
-                Ok(list) => self.sums_of(&PathBuf::from(&object), &list)?,
+        let mut objects = self.list(name::SUMS)?;
+        objects.retain(|object| name::parse_sums(&object.name).is_some());
+        let target = self.reader.repository().target();
+        let read = |object: &ObjectInfo| Some(Ahead::Get(object.name.clone(), SUMS_SIZE));
+        for ObjectInfo { name: object, .. } in target.in_turn(&objects, read) {
+            match target.get(object, SUMS_SIZE) {
+                Ok(list) => self.sums_of(Path::new(object), &list)?,
                 // A concurrent run may remove leftovers of a killed one.
                 Err(error) if error.kind == ErrorKind::NotFound => {}
-                Err(error) => self.unread(Path::new(&object), error)?,
+                Err(error) => self.unread(Path::new(object), error)?,
             }
         }
         for row in 0..self.packs.len() {

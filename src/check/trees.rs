@@ -38,7 +38,8 @@ impl Checker<'_> {
         let (mut there, mut chained) = (HashSet::new(), Vec::new());
         // Snapshots that the key does not open. The key is wrong only if it opens none at all.
         let mut closed = Vec::new();
-        for name in names {
+        let reader = self.reader;
+        for name in (reader as &dyn Archive).in_turn(names) {
             self.check_interrupted()?;
             self.summary.snapshots += 1;
             let object = PathBuf::from(name.object());

@@ -95,11 +95,11 @@ pub(super) fn run(args: &Args, global: &Global) -> Result<ExitCode> {
         let inventory = Inventory { repository: &repository, access: &access, monitor: &monitor, stop: &stop };
         adopt_with_host_key(&inventory, &lock, key)?
     } else {
-        let reader = args.reader.open_trusting(FirstUse::Refused, global, &monitor, SMALL_CACHE)?;
+        let reader = args.reader.open_in(repository, FirstUse::Refused, global, &monitor, SMALL_CACHE)?;
         state.create()?;
         let lock = lock()?;
-        let access = reader.access();
-        let inventory = Inventory { repository: &repository, access, monitor: &monitor, stop: &stop };
+        let (repository, access) = (reader.repository(), reader.access());
+        let inventory = Inventory { repository, access, monitor: &monitor, stop: &stop };
         adopt_with_owner_key(&inventory, &lock, &recipients, args.accept_missing)?
     };
     let found = &adopted.found;

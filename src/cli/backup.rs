@@ -11,7 +11,7 @@ use serde_json::json;
 use super::exit::{self, Usage};
 use super::global::Global;
 use super::output;
-use super::repository_arg::RepositoryArg;
+use super::repository_arg::{RepositoryArg, Use};
 use super::show::{name_time, parse_duration, parse_size, parse_time, rate, size};
 use super::signals::stop_on_signals;
 use super::terminal::is_interactive;
@@ -21,6 +21,7 @@ use crate::failure::FailureKind;
 use crate::format::snapshot::{PATHS, TAGS};
 use crate::format::{Timestamp, name};
 use crate::monitor::count;
+use crate::session::EarlyRuns;
 
 /// Back up files
 ///
@@ -264,7 +265,8 @@ pub(super) fn run(args: &Args, global: &Global) -> Result<ExitCode> {
     let stop = stop_on_signals()?;
     let state = global.state()?;
     let open = || {
-        let repository = args.repository.open(global)?;
+        let ahead = options.policy.early.map(|runs| runs.reads()).unwrap_or_default();
+        let repository = args.repository.open_for(Use::Command, global, ahead)?;
         monitor.start();
         anyhow::Ok(repository)
     };
@@ -348,6 +350,9 @@ impl Args {
     fn options(&self, global: &Global) -> Result<Options> {
         let location = self.repository.located(global);
         let daily_at = location.is_remote().then(|| location.identity());
+        // A dry run opens no session.
+        let place = daily_at.as_deref().filter(|_| !self.dry_run);
+        let early = place.and_then(|place| EarlyRuns::at(&global.state().ok()?, place));
         let within = |name: &str, value: u64, least: u64, most: u64| {
             let why = || Usage(format!("--{name} must be from {} to {}", size(least), size(most)));
             if (least..=most).contains(&value) { Ok(value as usize) } else { Err(why()) }
@@ -382,6 +387,7 @@ impl Args {
                 host: self.host.clone(),
                 skip_if_unchanged: self.skip_if_unchanged,
                 daily_at,
+                early,
                 dry_run: self.dry_run,
                 low_memory: self.low_memory,
                 commit_interval: self.commit_interval,

@@ -16,7 +16,7 @@ use crate::catalog;
 use crate::crypt::{Certificate, Fingerprint, KeyStore, Opener, SecretKey};
 use crate::monitor::Monitor;
 use crate::reader::Reader;
-use crate::repository::{Access, Repository};
+use crate::repository::{Access, Keys, Repository};
 use crate::state::RepositoryState;
 
 /// Default cache size, in bytes, of commands that read each block about once.
@@ -132,19 +132,21 @@ impl ReaderArgs {
     /// Opens a reader without a cache on disk: finds the key and the trusted host keys. `cache` is the default size of its
     /// cache in memory, in bytes.
     pub(super) fn open(&self, global: &Global, monitor: &dyn Monitor, cache: u64) -> Result<Reader> {
-        self.open_trusting(FirstUse::Trusted, global, monitor, cache)
+        let repository = self.repository.open_for(Use::Command, global, Repository::reads_of_readers())?;
+        self.open_in(repository, FirstUse::Trusted, global, monitor, cache)
     }
 
-    /// The same; `first_use` decides if no host key is known yet.
-    pub(super) fn open_trusting(
+    /// The same for a repository that is open; `first_use` decides if no host key is known yet.
+    pub(super) fn open_in(
         &self,
+        repository: Repository,
         first_use: FirstUse,
         global: &Global,
         monitor: &dyn Monitor,
         cache: u64,
     ) -> Result<Reader> {
-        let Opened { repository, access, cache, .. } =
-            self.open_parts(Use::Command, first_use, global, monitor, cache)?;
+        repository.target().begin(Repository::reads_of_readers());
+        let Opened { repository, access, cache, .. } = self.parts_of(repository, first_use, global, monitor, cache)?;
         Ok(Reader::new(repository, access, cache))
     }
 
@@ -168,20 +170,38 @@ impl ReaderArgs {
         monitor: &dyn Monitor,
         cache: u64,
     ) -> Result<Opened> {
-        let repository = self.repository.open_for(usage, global)?;
+        let repository = self.repository.open_for(usage, global, Repository::reads_of_readers())?;
+        self.parts_of(repository, first_use, global, monitor, cache)
+    }
+
+    fn parts_of(
+        &self,
+        repository: Repository,
+        first_use: FirstUse,
+        global: &Global,
+        monitor: &dyn Monitor,
+        cache: u64,
+    ) -> Result<Opened> {
         let state = RepositoryState::new(&global.state_to_read(), repository.id());
-        let opener = if repository.encrypted() { Some(self.opener(&state, &repository, monitor)?) } else { None };
-        let signers = Signers { repository: &repository, state: &state, opener: opener.as_ref(), monitor };
-        let signers = signers.find(&self.signer, first_use)?;
+        let keys = repository.keys();
+        let known = KnownSigners::find(&repository, &state, &self.signer, monitor)?;
+        match known.is_empty() {
+            true => keys.begin_all()?,
+            false => keys.begin_hosts(&known.others),
+        }
+        let opener = if repository.encrypted() { Some(self.opener(&state, &keys, monitor)?) } else { None };
+        let signers = Signers { keys: &keys, state: &state, opener: opener.as_ref(), monitor };
+        let signers = signers.find(known, first_use)?;
+        drop(keys);
         let cache = usize::try_from(self.cache_size.unwrap_or_else(|| memory::cache(cache)))
             .context("the value of --cache-size is too large")?;
         let is_remote = self.repository.is_remote();
         Ok(Opened { repository, access: Access::new(opener, signers), cache, is_remote })
     }
 
-    fn opener(&self, state: &RepositoryState, repository: &Repository, monitor: &dyn Monitor) -> Result<Opener> {
+    fn opener(&self, state: &RepositoryState, keys: &Keys<'_>, monitor: &dyn Monitor) -> Result<Opener> {
         let Some(path) = &self.key else {
-            let owners = owners(state, repository, monitor)?;
+            let owners = owners(state, keys, monitor)?;
             return if owners.is_empty() { Ok(Opener::gpg(self.key_store(state))) } else { unlock_any(owners) };
         };
         let shown = path.display();
@@ -202,10 +222,10 @@ impl ReaderArgs {
 
 /// The owner's keys in the repository, keys of recipients first, and the copy in the host's state. Anyone with write access
 /// to the repository can add such a file, so each key is only a candidate.
-fn owners(state: &RepositoryState, repository: &Repository, monitor: &dyn Monitor) -> Result<Vec<SecretKey>> {
+fn owners(state: &RepositoryState, keys: &Keys<'_>, monitor: &dyn Monitor) -> Result<Vec<SecretKey>> {
     let mut owners: Vec<SecretKey> = Vec::new();
     owners.extend(state.owner_key()?.and_then(|bytes| SecretKey::parse(&bytes).ok()));
-    for (object, key) in repository.keys().owners()? {
+    for (object, key) in keys.owners()? {
         match key {
             Ok(key) if owners.iter().any(|known| known.fingerprint() == key.fingerprint()) => {}
             Ok(key) => owners.push(key),
@@ -213,7 +233,7 @@ fn owners(state: &RepositoryState, repository: &Repository, monitor: &dyn Monito
         }
     }
     if owners.len() > 1 {
-        let recipients = repository.keys().recipients()?;
+        let recipients = keys.recipients()?;
         // The sort is stable, so the copy in the state stays first among its equals.
         owners.sort_by_key(|key| recipients.iter().all(|recipient| recipient.fingerprint() != key.fingerprint()));
         owners.truncate(MAX_OWNER_KEYS);
@@ -255,43 +275,65 @@ pub(super) enum FirstUse {
     Refused,
 }
 
+/// The host keys that this machine trusts.
+struct KnownSigners {
+    /// The certificate of its own.
+    own: Option<Certificate>,
+    others: Vec<Fingerprint>,
+}
+
+impl KnownSigners {
+    /// Its own key, those that it remembers, and those that are `given`.
+    fn find(
+        repository: &Repository,
+        state: &RepositoryState,
+        given: &[Fingerprint],
+        monitor: &dyn Monitor,
+    ) -> Result<Self> {
+        let mut others = given.to_vec();
+        others.extend(state.signers()?);
+        match catalog::trust_of(&state.catalog_path(), repository.id()) {
+            Ok(trust) => others.extend(trust.map(|trust| trust.host)),
+            Err(error) => monitor.note(&format!("cannot read the trusted host key from the catalog: {error}")),
+        }
+        // The certificate of this machine's own key is derived from the key, so the repository need not have it.
+        let own = state.host_key()?.and_then(|key| SecretKey::parse(&key).ok()).map(|key| key.certificate());
+        others.retain(|signer| own.as_ref().is_none_or(|own| own.fingerprint() != *signer));
+        others.sort();
+        others.dedup();
+        Ok(KnownSigners { own, others })
+    }
+
+    fn is_empty(&self) -> bool {
+        self.own.is_none() && self.others.is_empty()
+    }
+}
+
 /// Finds the certificates of the trusted host keys.
 struct Signers<'s> {
-    repository: &'s Repository,
+    keys: &'s Keys<'s>,
     state: &'s RepositoryState,
     opener: Option<&'s Opener>,
     monitor: &'s dyn Monitor,
 }
 
 impl Signers<'_> {
-    /// Certificates of this machine's own host key, of the remembered ones, and of the `given` ones. If there are none, the
-    /// one in the repository, if `first_use` allows it.
-    fn find(&self, given: &[Fingerprint], first_use: FirstUse) -> Result<Vec<Certificate>> {
-        let mut known = given.to_vec();
-        known.extend(self.state.signers()?);
-        match catalog::trust_of(&self.state.catalog_path(), self.repository.id()) {
-            Ok(trust) => known.extend(trust.map(|trust| trust.host)),
-            Err(error) => self.monitor.note(&format!("cannot read the trusted host key from the catalog: {error}")),
-        }
-        // The certificate of this machine's own key is derived from the key, so the repository need not have it.
-        let own = self.state.host_key()?.and_then(|key| SecretKey::parse(&key).ok()).map(|key| key.certificate());
-        known.retain(|signer| own.as_ref().is_none_or(|own| own.fingerprint() != *signer));
-        known.sort();
-        known.dedup();
-        if known.is_empty() && own.is_none() { self.first(first_use) } else { self.certificates(own, known) }
+    /// The certificates of the known host keys. If there are none, the one in the repository, if `first_use` allows it.
+    fn find(&self, known: KnownSigners, first_use: FirstUse) -> Result<Vec<Certificate>> {
+        if known.is_empty() { self.first(first_use) } else { self.certificates(known) }
     }
 
-    fn certificates(&self, own: Option<Certificate>, known: Vec<Fingerprint>) -> Result<Vec<Certificate>> {
+    fn certificates(&self, KnownSigners { own, others }: KnownSigners) -> Result<Vec<Certificate>> {
         let mut found = Vec::from_iter(own);
         let mut missing = Vec::new();
-        for signer in known {
-            match self.repository.keys().host(&signer) {
+        for signer in others {
+            match self.keys.host(&signer) {
                 Ok(certificate) => found.push(certificate),
                 Err(error) => missing.push((signer, error)),
             }
         }
         if !missing.is_empty() {
-            let hosts = self.repository.keys().hosts_in_secrets(self.opener)?;
+            let hosts = self.keys.hosts_in_secrets(self.opener)?;
             missing.retain(|(signer, _)| match hosts.iter().find(|host| host.fingerprint() == *signer) {
                 Some(certificate) => {
                     found.push(certificate.clone());
@@ -309,9 +351,9 @@ impl Signers<'_> {
 
     /// Trust on first use: the only host key in the repository.
     fn first(&self, first_use: FirstUse) -> Result<Vec<Certificate>> {
-        let mut hosts = self.repository.keys().hosts()?;
+        let mut hosts = self.keys.hosts()?;
         if hosts.is_empty() {
-            hosts = self.repository.keys().hosts_in_secrets(self.opener)?;
+            hosts = self.keys.hosts_in_secrets(self.opener)?;
         }
         let shown: Vec<_> = hosts.iter().map(|host| host.fingerprint().to_string()).collect();
         let shown = if shown.is_empty() { "none".to_owned() } else { shown.join(", ") };

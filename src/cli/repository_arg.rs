@@ -15,7 +15,9 @@ use clap::{Arg, Args, Command, ValueHint};
 use super::global::Global;
 use super::{show, signals, terminal};
 use crate::repository::Repository;
-use crate::storage::{Limit, Location, Rates, Remote, RetryPolicy, RetryStorage, Storage, Waiting, parse_endpoint};
+use crate::storage::{
+    Ahead, Limit, Location, Rates, Remote, RetryPolicy, RetryStorage, Storage, Waiting, parse_endpoint,
+};
 
 /// Heading of these options in help and manual pages. Each option names it: a heading for the whole struct would also apply to
 /// the options after it.
@@ -161,11 +163,11 @@ impl RepositoryArg {
 
     /// Opens the repository. This waits for nothing; later operations wait for a target that is away.
     pub(super) fn open(&self, global: &Global) -> Result<Repository> {
-        self.open_for(Use::Command, global)
+        self.open_for(Use::Command, global, Vec::new())
     }
 
-    /// The same for any use.
-    pub(super) fn open_for(&self, usage: Use, global: &Global) -> Result<Repository> {
+    /// The same for any use. The reads `ahead` begin at once.
+    pub(super) fn open_for(&self, usage: Use, global: &Global, ahead: Vec<Ahead>) -> Result<Repository> {
         let location = self.located(global);
         let policy = policy(usage, location.is_remote());
         let rates = Rates { upload: self.target.limit_upload, download: self.target.limit_download };
@@ -187,7 +189,7 @@ impl RepositoryArg {
                 }
             }
         };
-        Ok(Repository::open_wrapped(&location, wrap)?)
+        Ok(Repository::open_wrapped(&location, ahead, wrap)?)
     }
 }
 

@@ -8,7 +8,8 @@ use serde_json::{Value, json};
 
 use super::exit::Usage;
 use super::global::Global;
-use super::reader_args::{ReaderArgs, SMALL_CACHE};
+use super::reader_args::{FirstUse, ReaderArgs, SMALL_CACHE};
+use super::repository_arg::Use;
 use super::show::{self, name_time, size};
 use super::signals::end_on_signals;
 use crate::archive::Archive;
@@ -18,6 +19,7 @@ use crate::format::snapshot::Snapshot;
 use crate::format::usage::Labels;
 use crate::monitor::{Monitor, count};
 use crate::reader::Reader;
+use crate::repository::Repository;
 use crate::state::RepositoryState;
 
 /// List snapshots, oldest first
@@ -72,7 +74,8 @@ struct ListedSnapshot {
 pub(super) fn run(args: &Args, global: &Global) -> Result<ExitCode> {
     let monitor = global.monitor(args.json);
     end_on_signals()?;
-    let repository = args.reader.repository.open(global)?;
+    let ahead = if args.reader.key.is_some() { Repository::reads_of_readers() } else { Vec::new() };
+    let repository = args.reader.repository.open_for(Use::Command, global, ahead)?;
     let state = RepositoryState::new(&global.state()?, repository.id());
     let mut problems = 0;
     let mut lines: Vec<ListedSnapshot> = if args.reader.key.is_none() && state.catalog_path().exists() {
@@ -85,7 +88,8 @@ pub(super) fn run(args: &Args, global: &Global) -> Result<ExitCode> {
         )
         .into());
     } else {
-        from_repository(&args.reader.open(global, &monitor, SMALL_CACHE)?, &monitor, &mut problems)?
+        let reader = args.reader.open_in(repository, FirstUse::Trusted, global, &monitor, SMALL_CACHE)?;
+        from_repository(&reader, &monitor, &mut problems)?
     };
     lines.retain(|line| args.source.as_ref().is_none_or(|source| *source == line.source));
     let mut out = std::io::stdout().lock();
@@ -99,8 +103,9 @@ pub(super) fn run(args: &Args, global: &Global) -> Result<ExitCode> {
 
 fn from_repository(reader: &Reader, monitor: &dyn Monitor, problems: &mut u64) -> Result<Vec<ListedSnapshot>> {
     let (mut lines, mut failed) = (Vec::new(), Vec::new());
-    for name in reader.snapshots()? {
-        match reader.snapshot(&name) {
+    let names = reader.snapshots()?;
+    for name in (reader as &dyn Archive).in_turn(&names) {
+        match reader.snapshot(name) {
             Ok((snapshot, _)) => lines.push(ListedSnapshot::from(&*snapshot)),
             Err(error) => failed.push((name, error)),
         }

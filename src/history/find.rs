@@ -94,8 +94,9 @@ impl Search<'_> {
     fn search_lineages(&mut self, source: Option<&str>) -> Result<(), Error> {
         for lineage in self.scan.lineages(source)? {
             let mut newer: Option<Arc<OpenSnapshot>> = None;
-            for name in lineage {
-                if let Some(snapshot) = self.scan.snapshot(&name)? {
+            let archive = self.scan.archive;
+            for name in archive.in_turn(&lineage) {
+                if let Some(snapshot) = self.scan.snapshot(name)? {
                     self.search_snapshot(&snapshot, newer.as_ref())?;
                     newer = Some(snapshot);
                 }

@@ -90,6 +90,8 @@ impl<'l> SnapshotScan<'l> {
         let Some(wanted) = source else {
             return Ok(lineages.into_iter().map(|(_, lineage)| lineage).collect());
         };
+        let ids: Vec<_> = lineages.iter().map(|(id, _)| *id).collect();
+        self.archive.begin(&[], &ids);
         let mut called = Vec::new();
         for (id, lineage) in lineages {
             match self.archive.source_name(id) {

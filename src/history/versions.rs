@@ -42,8 +42,8 @@ pub fn versions(
     let mut seen = false;
     for lineage in scan.lineages(source)? {
         let mut stretch: Option<VersionSpan> = None;
-        for name in lineage {
-            let Some(snapshot) = scan.snapshot(&name)? else { continue };
+        for name in archive.in_turn(&lineage) {
+            let Some(snapshot) = scan.snapshot(name)? else { continue };
             let version = match locate(archive, &snapshot, path) {
                 Ok(version) => version,
                 Err(error) => {
@@ -53,13 +53,14 @@ pub fn versions(
             };
             match &mut stretch {
                 Some(stretch) if continues(stretch.version.as_ref(), version.as_ref()) => {
-                    stretch.oldest = name;
+                    stretch.oldest = name.clone();
                     stretch.snapshots += 1;
                 }
                 _ => {
                     seen |= version.is_some();
                     let source = snapshot.source.clone();
-                    let next = VersionSpan { source, version, newest: name.clone(), oldest: name, snapshots: 1 };
+                    let next =
+                        VersionSpan { source, version, newest: name.clone(), oldest: name.clone(), snapshots: 1 };
                     if let Some(done) = stretch.replace(next) {
                         found(&done)?;
                     }

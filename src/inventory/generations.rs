@@ -11,7 +11,7 @@ use crate::catalog::{Catalog, LastRun};
 use crate::failure::{Failure, FailureKind};
 use crate::format::generation::{Generation, Role};
 use crate::format::name::{self, GenerationName};
-use crate::repository;
+use crate::repository::{self, Access};
 use crate::storage::ErrorKind;
 
 /// The content of the folder of generations.
@@ -133,7 +133,9 @@ impl Inventory<'_> {
     /// Opens every generation. Returns a reason to doubt that all of them are present and ours, if there is one.
     pub fn doubt_of_generations(&self) -> Result<Option<String>, Error> {
         let mut before = None;
-        for (name, _) in self.repository.generations()? {
+        let generations = self.repository.generations()?;
+        let read = |(name, _): &(GenerationName, u64)| Some(Access::read_of_generation(*name));
+        for &(name, _) in self.repository.target().in_turn(&generations, read) {
             self.check_interrupted()?;
             let object = name.object();
             if let Err(error) = self.access.generation(self.repository, name) {

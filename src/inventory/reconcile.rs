@@ -19,7 +19,7 @@ use crate::format::id::{ObjectId, SnapshotId};
 use crate::format::name;
 use crate::format::usage::SnapshotUsage;
 use crate::monitor::count;
-use crate::repository;
+use crate::repository::{self, Access};
 use crate::storage::ObjectInfo;
 
 /// The differences that were found.
@@ -133,7 +133,10 @@ impl Inventory<'_> {
         let mut unknown = Vec::new();
         let (mut carriers, mut gone) = (Vec::new(), Vec::new());
         let mut foreign = 0;
-        for id in self.indexes()? {
+        let target = self.repository.target();
+        let listed = target.list(name::INDEX)?;
+        for object in target.in_turn(&listed, Access::read_of_document) {
+            let Some(id) = name::parse_index(&object.name) else { continue };
             self.check_interrupted()?;
             let index = match self.access.index(self.repository, id) {
                 Ok(index) => index,

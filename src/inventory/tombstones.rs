@@ -16,7 +16,7 @@ use crate::format::forgotten::{Forgotten, Newest};
 use crate::format::id::SnapshotId;
 use crate::format::name::{self, SnapshotName};
 use crate::format::usage::Labels;
-use crate::repository;
+use crate::repository::{self, Access};
 use crate::storage::ErrorKind;
 
 /// The tombstones of a repository, from the documents that count.
@@ -57,7 +57,8 @@ impl Inventory<'_> {
     pub(super) fn learn_tombstones(&self, catalog: &Catalog) -> Result<Tombstones, Error> {
         let mut newest = Newest::<(BTreeMap<_, _>, Vec<_>)>::default();
         let mut read = HashSet::new();
-        for object in self.repository.target().list(name::FORGOTTEN)? {
+        let listed = self.repository.target().list(name::FORGOTTEN)?;
+        for object in self.repository.target().in_turn(&listed, Access::read_of_document) {
             let Some(id) = name::parse_forgotten(&object.name) else { continue };
             self.check_interrupted()?;
             match self.access.forgotten(self.repository, id) {

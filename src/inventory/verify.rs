@@ -12,6 +12,7 @@ use crate::failure::{Failure, FailureKind};
 use crate::format::sums::{PackSum, SUMS_SIZE};
 use crate::format::{Digest, name, sums};
 use crate::monitor::count;
+use crate::repository::Access;
 use crate::state::RepositoryState;
 use crate::storage::ObjectInfo;
 
@@ -198,7 +199,10 @@ impl Inventory<'_> {
             }
             Ok(())
         };
-        for id in self.indexes()? {
+        let target = self.repository.target();
+        let listed = target.list(name::INDEX)?;
+        for object in target.in_turn(&listed, Access::read_of_document) {
+            let Some(id) = name::parse_index(&object.name) else { continue };
             self.check_interrupted()?;
             match self.access.index(self.repository, id) {
                 Ok(index) => {

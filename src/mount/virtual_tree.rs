@@ -317,7 +317,12 @@ impl VirtualTree {
             if there.is_empty() && !self.archive.is_available() {
                 return Err(archive::Error::NotFound("the repository is not available".into()));
             }
-            let unnamed = lock(&self.index).unnamed(&there);
+            let (unnamed, is_first) = {
+                let index = lock(&self.index);
+                (index.unnamed(&there), index.there().is_empty())
+            };
+            // A mount opens the newest snapshot first.
+            self.archive.begin(there.last().filter(|_| is_first).map_or(&[], std::slice::from_ref), &unnamed);
             let names = unnamed.into_iter().filter_map(|id| Some((id, self.source_name(id)?))).collect();
             if lock(&self.index).update(there, names) {
                 self.change();
@@ -475,8 +480,10 @@ impl VirtualTree {
             };
             tagged.all_readable = true;
             let mut failed = Vec::new();
-            for (number, name) in unknown {
-                match self.try_to_open(number, &name) {
+            let names: Vec<_> = unknown.iter().map(|(_, name)| name.clone()).collect();
+            for ((number, _), name) in unknown.iter().zip(self.archive.in_turn(&names)) {
+                let number = *number;
+                match self.try_to_open(number, name) {
                     Ok(snapshot) => {
                         tagged.tags.add(number, &snapshot.tags);
                         found = true;

@@ -72,7 +72,7 @@ impl Round<'_> {
     fn run(&self, key: SecretKey, summary: &mut Option<Summary>) -> Result<(), Error> {
         let _span = debug_span!("prune").entered();
         let Round { repository, limits, monitor, stop, .. } = self;
-        let checks = Checks { mend: Mend::No, recheck: 0, daily_at: None };
+        let checks = Checks { mend: Mend::No, recheck: 0, daily_at: None, early: None };
         let (mut session, mut catalog) = Session::open(repository, limits.lock, key, checks, &mut 0, *monitor, stop)?;
         let result = self.work(&mut session, &mut catalog, summary);
         if matches!(result, Ok(()) | Err(Error::Wanted)) {

@@ -8,7 +8,7 @@ use crate::failure::Failure;
 use crate::format::forgotten::{Forgotten, Newest};
 use crate::format::id::{ObjectId, SnapshotId, SourceId};
 use crate::format::name::{self, SnapshotName};
-use crate::repository::{self, Access, Repository};
+use crate::repository::{self, Access, ObjectInfo, Repository};
 
 /// The tombstones read so far. Each document is read once.
 #[derive(Default)]
@@ -37,27 +37,29 @@ impl Tombstones {
     /// A listing may be incomplete. So a document that is no longer listed still counts, until one of a higher generation is
     /// found. Otherwise forgotten snapshots would be shown, or those that were shown again would be hidden.
     pub(super) fn refresh(&self, repository: &Repository, access: &Access) -> Result<(), repository::Error> {
-        let listed = repository.target().list(name::FORGOTTEN)?;
-        let listed: HashSet<_> = listed.iter().filter_map(|object| name::parse_forgotten(&object.name)).collect();
-        let unknown: Vec<_> = {
+        let mut objects = repository.target().list(name::FORGOTTEN)?;
+        let id_of = |object: &ObjectInfo| name::parse_forgotten(&object.name);
+        let listed: HashSet<_> = objects.iter().filter_map(id_of).collect();
+        {
             let mut state = self.state();
             state.known.retain(|id| listed.contains(id));
-            listed.difference(&state.known).copied().collect()
-        };
+            objects.retain(|object| id_of(object).is_some_and(|id| !state.known.contains(&id)));
+        }
         // Not locked: reading may wait for the target.
         let (mut found, mut ignored) = (Vec::new(), Vec::new());
-        for id in &unknown {
-            match access.forgotten(repository, *id) {
-                Ok(forgotten) => found.push((*id, forgotten)),
+        for object in repository.target().in_turn(&objects, Access::read_of_document) {
+            let Some(id) = id_of(object) else { continue };
+            match access.forgotten(repository, id) {
+                Ok(forgotten) => found.push((id, forgotten)),
                 Err(repository::Error::Target(error)) if error.is_away() => return Err(error.into()),
                 // Such as a document that was just removed.
                 Err(repository::Error::Target(_)) => {}
                 Err(error) if error.is_key_problem() && access.opener().is_some_and(Opener::is_slow) => {
                     // Do not ask for a card or a passphrase again for each document.
-                    ignored.extend_from_slice(&unknown);
+                    ignored.extend(objects.iter().filter_map(id_of));
                     break;
                 }
-                Err(_) => ignored.push(*id),
+                Err(_) => ignored.push(id),
             }
         }
         self.state().add(found, ignored);

@@ -36,6 +36,10 @@ impl Archive for Reader {
         }))
     }
 
+    fn begin(&self, snapshots: &[SnapshotName], sources: &[SourceId]) {
+        Reader::begin(self, snapshots, sources);
+    }
+
     fn source_name(&self, id: SourceId) -> Result<String, archive::Error> {
         Ok(Reader::source_name(self, id)?)
     }

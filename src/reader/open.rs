@@ -58,6 +58,13 @@ impl Reader {
         Ok(names)
     }
 
+    /// Begins to read documents that will be opened soon.
+    pub(super) fn begin(&self, snapshots: &[SnapshotName], sources: &[SourceId]) {
+        let snapshots = snapshots.iter().map(Access::read_of_snapshot);
+        let sources = sources.iter().copied().map(Access::read_of_source);
+        self.core.repository.target().begin(snapshots.chain(sources).collect());
+    }
+
     /// Returns a forgotten snapshot whose id begins with `prefix`, as of the last call of [`Reader::snapshots`].
     pub fn forgotten_with_id(&self, prefix: &str) -> Option<SnapshotId> {
         self.tombstones.with_id(prefix)

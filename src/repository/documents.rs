@@ -13,7 +13,10 @@ use crate::format::secrets::Secrets;
 use crate::format::snapshot::{SNAPSHOT_SIZE, Snapshot};
 use crate::format::source::Source;
 use crate::format::{self, DOCUMENT_SIZE, sums};
-use crate::storage::Ahead;
+use crate::storage::{Ahead, ObjectInfo};
+
+/// The size of documents, in bytes, that are read before they are needed.
+const SMALL: u64 = 1 << 20;
 
 /// The most bytes that signature and encryption add to a document.
 const FRAMING: usize = 1 << 20;
@@ -195,14 +198,29 @@ impl Access {
         Ok(read.0)
     }
 
-    /// The read of a generation, for [`Target::reading_ahead`](crate::storage::Target::reading_ahead).
+    /// The read of a generation, for [`Target::begin`](crate::storage::Target::begin).
     pub fn read_of_generation(name: GenerationName) -> Ahead {
         Ahead::Get(name.object(), DOCUMENT_SIZE + FRAMING)
     }
 
-    /// The read of [`Access::index`].
+    /// The read of [`Access::index`], likewise.
     pub fn read_of_index(id: ObjectId) -> Ahead {
         Ahead::Get(name::index(id), DOCUMENT_SIZE + FRAMING)
+    }
+
+    /// The read of a snapshot, likewise.
+    pub fn read_of_snapshot(name: &SnapshotName) -> Ahead {
+        Ahead::Get(name.object(), SNAPSHOT_SIZE + FRAMING)
+    }
+
+    /// The read of a source document, likewise.
+    pub fn read_of_source(id: SourceId) -> Ahead {
+        Ahead::Get(name::source(id), DOCUMENT_SIZE + FRAMING)
+    }
+
+    /// The read of any other document, likewise; `None` if it is large.
+    pub fn read_of_document(object: &ObjectInfo) -> Option<Ahead> {
+        (object.length <= SMALL).then(|| Ahead::Get(object.name.clone(), DOCUMENT_SIZE + FRAMING))
     }
 
     /// Reads a shard of moves.

@@ -3,6 +3,8 @@
 //! The certificates in `keys/` are not trusted: callers must compare fingerprints. If `init` generated the owner's secret
 //! key, it is stored there as well, under its passphrase.
 
+use std::cell::OnceCell;
+
 use super::error::Error;
 use super::open::Repository;
 use super::open::is_damage;
@@ -15,9 +17,13 @@ use crate::storage::Ahead;
 /// The largest key file in bytes. Certificates with many signatures are large.
 const KEY_SIZE: usize = 4 << 20;
 
-/// The keys of a repository.
+/// Key files that are read at the same time.
+const READ_AHEAD: usize = 16;
+
+/// The keys of a repository. Their names are listed once, when they are first needed.
 pub struct Keys<'r> {
     repository: &'r Repository,
+    names: OnceCell<Vec<String>>,
 }
 
 /// The name of a key file, and its key or the reason why it cannot be parsed.
@@ -25,7 +31,7 @@ pub type KeyFile<T> = (String, Result<T, Error>);
 
 impl<'r> Keys<'r> {
     pub(super) fn new(repository: &'r Repository) -> Self {
-        Keys { repository }
+        Keys { repository, names: OnceCell::new() }
     }
 
     /// Stores a recipient's certificate. Replaces a damaged file.
@@ -99,7 +105,9 @@ impl<'r> Keys<'r> {
             let key = self.get(&object).and_then(|bytes| SecretKey::parse(&bytes).map_err(failed));
             (object, key)
         };
-        Ok(self.objects("owner-")?.into_iter().map(read).collect())
+        let objects = self.objects("owner-")?;
+        self.begin(&objects);
+        Ok(objects.into_iter().map(read).collect())
     }
 
     /// Whether the certificate of this host is stored and undamaged.
@@ -117,7 +125,18 @@ impl<'r> Keys<'r> {
         self.holds(&name::owner(&key.fingerprint().to_string()))
     }
 
-    /// The read of a key file, for [`Target::reading_ahead`](crate::storage::Target::reading_ahead).
+    /// Begins to read the certificates of these hosts.
+    pub fn begin_hosts(&self, hosts: &[Fingerprint]) {
+        self.begin(&hosts.iter().map(|host| name::host(&host.to_string())).collect::<Vec<_>>());
+    }
+
+    /// Begins to read all keys of owners and hosts.
+    pub fn begin_all(&self) -> Result<(), Error> {
+        self.begin(&[self.objects("owner-")?, self.objects("host-")?].concat());
+        Ok(())
+    }
+
+    /// The read of a key file, for [`Target::begin`](crate::storage::Target::begin).
     pub fn read(object: String) -> Ahead {
         Ahead::Get(object, KEY_SIZE)
     }
@@ -165,16 +184,29 @@ impl<'r> Keys<'r> {
     }
 
     fn certificates(&self, role: &str) -> Result<Vec<Certificate>, Error> {
+        let objects = self.objects(role)?;
+        self.begin(&objects);
         let mut found = Vec::new();
-        for object in self.objects(role)? {
+        for object in objects {
             found.extend(Certificate::parse(&self.get(&object)?).ok());
         }
         Ok(found)
     }
 
+    /// Begins to read key files.
+    fn begin(&self, objects: &[String]) {
+        self.repository.target.begin(objects.iter().take(READ_AHEAD).cloned().map(Keys::read).collect());
+    }
+
     fn objects(&self, role: &str) -> Result<Vec<String>, Error> {
         let prefix = format!("{}{role}", name::KEYS);
-        let objects = self.repository.target.list(name::KEYS)?;
-        Ok(objects.into_iter().map(|object| object.name).filter(|name| name.starts_with(&prefix)).collect())
+        let names = match self.names.get() {
+            Some(names) => names,
+            None => {
+                let objects = self.repository.target.list(name::KEYS)?;
+                self.names.get_or_init(|| objects.into_iter().map(|object| object.name).collect())
+            }
+        };
+        Ok(names.iter().filter(|name| name.starts_with(&prefix)).cloned().collect())
     }
 }

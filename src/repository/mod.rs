@@ -16,7 +16,7 @@ mod open;
 mod readme;
 mod rewrapped;
 
-pub use crate::storage::{Ahead, Stamp, waited};
+pub use crate::storage::{Ahead, ObjectInfo, Stamp, waited};
 pub use description::reads as reads_of_description;
 pub use documents::{Access, Writer};
 pub use error::Error;

@@ -9,7 +9,7 @@ use super::readme::{self, ReadmeKeys};
 use crate::format::id::RepositoryId;
 use crate::format::name::GenerationName;
 use crate::format::{SEALED_SIZE, name};
-use crate::storage::{DiskCache, ErrorKind, Location, ObjectInfo, Storage, Target};
+use crate::storage::{Ahead, DiskCache, ErrorKind, Location, ObjectInfo, Storage, Target};
 
 /// An open repository.
 #[derive(Debug)]
@@ -22,13 +22,14 @@ pub struct Repository {
 impl Repository {
     /// Opens the repository at `location`.
     pub fn open(location: &Location) -> Result<Self, Error> {
-        Repository::open_wrapped(location, |storage| storage)
+        Repository::open_wrapped(location, Vec::new(), |storage| storage)
     }
 
     /// Opens the repository at `location` with its storage in a wrapper, such as
-    /// [`RetryStorage`](crate::storage::RetryStorage).
+    /// [`RetryStorage`](crate::storage::RetryStorage). The reads `ahead` begin at once: see [`Target::begin`].
     pub fn open_wrapped(
         location: &Location,
+        ahead: Vec<Ahead>,
         wrap: impl FnOnce(Box<dyn Storage>) -> Box<dyn Storage>,
     ) -> Result<Self, Error> {
         let missing = |why: String| Error::Missing { location: location.to_string(), why };
@@ -36,7 +37,11 @@ impl Repository {
             ErrorKind::NotFound => missing(e.to_string()),
             _ => Error::Target(e),
         })?;
-        Repository::at(target.wrapped(wrap))
+        let target = target.wrapped(wrap);
+        // First what is needed first.
+        target.begin(description::reads());
+        target.begin(ahead);
+        Repository::at(target)
     }
 
     /// Opens the repository at a target.
@@ -162,6 +167,11 @@ impl Repository {
         let mut found: Vec<_> = names.flatten().collect();
         found.sort_unstable();
         Ok(found)
+    }
+
+    /// The listings that commands need which read snapshots, for [`Repository::open_wrapped`].
+    pub fn reads_of_readers() -> Vec<Ahead> {
+        [name::SNAPSHOTS, name::KEYS, name::FORGOTTEN].map(|folder| Ahead::List(folder.to_owned())).into()
     }
 
     /// Returns the names of all snapshots, oldest first, without opening them. Skips other objects.

@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use tempfile::TempDir;
 
-use super::{Checks, Mend, Priority, Session, lock};
+use super::{Checks, EarlyRuns, Mend, Priority, Session, lock};
 use crate::catalog::{Catalog, Folder, Trust};
 use crate::crypt::{SecretKey, Signer};
 use crate::format::id::{CatalogId, ObjectId};
@@ -69,10 +69,21 @@ impl Site {
 
     /// Runs a test with a session.
     pub(crate) fn with_session<T>(&self, test: impl FnOnce(&Session<'_>, Catalog) -> T) -> T {
-        let (repository, stop) = (&self.repository, AtomicBool::new(false));
+        self.with_session_in(&self.repository, None, test)
+    }
+
+    /// The same with a repository that may have begun the reads of a session.
+    pub(crate) fn with_session_in<T>(
+        &self,
+        repository: &Repository,
+        early: Option<EarlyRuns>,
+        test: impl FnOnce(&Session<'_>, Catalog) -> T,
+    ) -> T {
+        let stop = AtomicBool::new(false);
         let state = RepositoryState::new(&self.folder.path().join("state"), repository.id());
         let lock = lock(&state, Duration::ZERO, Priority::Normal, &Silent, &stop).unwrap();
-        let (key, checks) = (host_key(&state).unwrap(), Checks { mend: Mend::No, recheck: READ_AGAIN, daily_at: None });
+        let key = host_key(&state).unwrap();
+        let checks = Checks { mend: Mend::No, recheck: READ_AGAIN, daily_at: None, early };
         let (session, catalog) = Session::open(repository, &lock, key, checks, &mut 0, &Silent, &stop).unwrap();
         test(&session, catalog)
     }

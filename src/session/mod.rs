@@ -4,6 +4,7 @@
 //! repository before anything is written, announces the run, and checks that no other machine writes at the same time.
 //!
 //! - [`mod@open`]: opens a session, or looks at the catalog for a dry run
+//! - [`early`]: reads of a session that begin while the repository is being opened
 //! - [`mod@announce`]: announces a run that writes
 //! - [`packs`]: the packs that a run writes
 //! - [`mod@publish`]: the order of durability
@@ -15,6 +16,7 @@
 
 mod adopt;
 mod announce;
+mod early;
 mod error;
 #[cfg(test)]
 pub(crate) mod fixture;
@@ -31,6 +33,7 @@ use std::sync::atomic::AtomicBool;
 use std::time::Duration;
 
 pub use adopt::{Adopted, adopt_with_host_key, adopt_with_owner_key};
+pub use early::EarlyRuns;
 pub use error::Error;
 pub use open::{Checks, LOOK_AGAIN, Mend, NOTHING_YET, Session, look};
 pub use packs::{FullPack, PackWriter, Packs, PlacedBlock, StoredPack};

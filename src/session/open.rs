@@ -9,9 +9,10 @@ use std::time::{Duration, Instant, SystemTime};
 use tracing::{debug, debug_span};
 
 use super::announce::{Rivals, announce};
+use super::early::EarlyRuns;
 use super::error::Error;
 use super::orphans::clean_up_unfinished;
-use crate::catalog::{Catalog, Claims, LastRun, Presence, Trust};
+use crate::catalog::{Catalog, Claims, Presence, Trust};
 use crate::crypt::{Certificate, SecretKey, Signer};
 use crate::format::generation::Generation;
 use crate::format::id::RunId;
@@ -54,6 +55,8 @@ pub struct Checks<'c> {
     /// The identity of the target ([`Location::identity`](crate::storage::Location::identity)), if it is enough to look for
     /// lost documents there once a day.
     pub daily_at: Option<&'c str>,
+    /// If the reads of the session were begun, the runs that were known before.
+    pub early: Option<EarlyRuns>,
 }
 
 /// A run that may write to a repository.
@@ -102,10 +105,11 @@ impl<'r> Session<'r> {
         compare(repository, &trust, &host)?;
         let is_look_due = checks.daily_at.is_none_or(|place| !lock.state().has_looked(place, LOOK_AGAIN));
         let mut reads = if is_look_due { inventory.reads_for_upkeep(&trust.recipients, &host) } else { Vec::new() };
-        reads.push(Ahead::List(name::GENERATION.to_owned()));
-        if let (LastRun { number, run: Some(run) }, _) = catalog.runs()? {
-            reads.push(Access::read_of_generation(GenerationName::of_run(number, run)));
+        let runs = EarlyRuns::of(&catalog)?;
+        if checks.early != Some(runs) {
+            repository.target().forget_begun(&[Ahead::List(name::GENERATION.to_owned())]);
         }
+        reads.extend(runs.reads());
         repository.target().reading_ahead(reads, move || {
             let inventory = Inventory { repository, access: &access, monitor, stop };
             if is_look_due {
@@ -286,6 +290,11 @@ impl<'r> Session<'r> {
     /// Opens documents that this machine may read.
     pub fn access(&self) -> &Access {
         &self.access
+    }
+
+    /// Begins the listing of the next call of [`Session::still_alone`], over a network.
+    pub(super) fn begin_to_look(&self) {
+        self.repository.target().begin(vec![Ahead::List(name::GENERATION.to_owned())]);
     }
 
     /// Fails if another machine with a copy of this catalog has started a run: it may have deleted packs that no index

@@ -244,6 +244,11 @@ impl<'s> Publisher<'s> {
             session_keys: self.session.writer().session_keys(),
             ..Index::default()
         };
+        if !index.snapshots.is_empty() {
+            // The next step is to look for other runs. This may be while the index is stored, since a run that begins later is
+            // found after the snapshot is written.
+            self.session.begin_to_look();
+        }
         self.session.writer().put_index(id, &index)?;
         Ok(self.catalog.add_index(id, &index)?)
     }

@@ -53,6 +53,11 @@ pub fn waited() -> Duration {
     WAITED.get()
 }
 
+/// Counts a wait of another thread as one of this thread, which waited for the other one.
+pub(super) fn add_waited(wait: Duration) {
+    WAITED.set(WAITED.get() + wait);
+}
+
 /// Is told of each wait before it begins.
 type Notice = Box<dyn Fn(&Waiting<'_>) + Send + Sync>;
 
@@ -186,7 +191,7 @@ impl Wrapper for RetryStorage {
             (self.notice)(&Waiting { error: &error, tries, away, wait });
             let asleep = Instant::now();
             let goes_on = self.interrupt.sleep(wait);
-            WAITED.set(WAITED.get() + asleep.elapsed());
+            add_waited(asleep.elapsed());
             if !goes_on {
                 return Err(error);
             }

@@ -2,11 +2,11 @@
 
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use uuid::Uuid;
 
-use super::ahead::{Ahead, UnderWay};
+use super::ahead::{Ahead, IN_TURN, UnderWay};
 use super::contract::{Capabilities, Ended, ObjectInfo, Stamp, Storage};
 use super::directory::DirectoryStorage;
 use super::error::Error;
@@ -19,6 +19,7 @@ use super::sftp::SftpStorage;
 use super::spool::Spool;
 use super::swift::SwiftStorage;
 use super::webdav::WebdavStorage;
+use super::wrapper::{Call, Try, Wrapper};
 
 /// Bytes per read in [`Target::pieces`].
 const PIECE: usize = 1 << 20;
@@ -26,7 +27,7 @@ const PIECE: usize = 1 << 20;
 /// An open target.
 #[derive(Debug)]
 pub struct Target {
-    storage: Box<dyn Storage>,
+    storage: Arc<dyn Storage>,
     location: String,
     /// The run that writes.
     run: Mutex<Uuid>,
@@ -65,13 +66,14 @@ impl Target {
 
     /// A target on `storage`. Messages name it by `location`.
     pub fn new(storage: Box<dyn Storage>, location: String) -> Self {
-        Target { storage: logged(storage), location, run: Mutex::new(Uuid::new_v4()), ahead: UnderWay::default() }
+        let storage = Arc::from(logged(storage));
+        Target { storage, location, run: Mutex::new(Uuid::new_v4()), ahead: UnderWay::default() }
     }
 
     /// The same target with its storage in a wrapper, such as [`RetryStorage`](super::RetryStorage).
     #[must_use]
     pub fn wrapped(self, wrap: impl FnOnce(Box<dyn Storage>) -> Box<dyn Storage>) -> Self {
-        Target { storage: wrap(self.storage), ..self }
+        Target { storage: Arc::from(wrap(Box::new(Shared(self.storage)))), ..self }
     }
 
     /// The location as it was given.
@@ -157,16 +159,44 @@ impl Target {
 
     /// Reads a whole object of at most `limit` bytes.
     pub fn get(&self, name: &str, limit: usize) -> Result<Vec<u8>, Error> {
-        self.ahead.bytes(name, limit).unwrap_or_else(|| self.storage.get(name, limit))
+        self.ahead.bytes(&self.storage, name, limit).unwrap_or_else(|| self.storage.get(name, limit))
     }
 
-    /// Runs `work`, which makes these reads, in this order if there are many. Over a network some are made at the same time, so
-    /// their results may be as old as the beginning of `work`.
-    pub fn reading_ahead<T>(&self, reads: Vec<Ahead>, work: impl FnOnce() -> T) -> T {
-        match self.local_path() {
-            Some(_) => work(),
-            None => self.ahead.during(&*self.storage, reads, work),
+    /// Begins reads whose results will be needed soon, over a network. The next read of the same object or prefix takes the
+    /// result, which may be as old as this call. Of many reads, some are made at a time, in this order.
+    pub fn begin(&self, reads: Vec<Ahead>) {
+        if !reads.is_empty() && self.local_path().is_none() {
+            self.ahead.begin(&self.storage, reads);
         }
+    }
+
+    /// Drops the results of these reads, which were begun.
+    pub fn forget_begun(&self, reads: &[Ahead]) {
+        self.ahead.drop(reads);
+    }
+
+    /// Goes through `items` in order. Before each, begins its read and those of the next ones, unless `read` returns `None`,
+    /// as it should for large objects.
+    pub fn in_turn<'t, I>(
+        &'t self,
+        items: &'t [I],
+        read: impl Fn(&I) -> Option<Ahead> + 't,
+    ) -> impl Iterator<Item = &'t I> {
+        items
+            .iter()
+            .enumerate()
+            .inspect(move |(at, _)| {
+                self.begin(items.iter().skip(*at).take(IN_TURN).filter_map(&read).collect());
+            })
+            .map(|(_, item)| item)
+    }
+
+    /// Runs `work`, which makes these reads. They begin with it; results that it did not use are dropped.
+    pub fn reading_ahead<T>(&self, reads: Vec<Ahead>, work: impl FnOnce() -> T) -> T {
+        self.begin(reads.clone());
+        let result = work();
+        self.forget_begun(&reads);
+        result
     }
 
     /// Returns the object's size in bytes. A missing object is [`ErrorKind::NotFound`](super::ErrorKind::NotFound).
@@ -182,7 +212,7 @@ impl Target {
 
     /// Lists the objects whose names begin with `prefix` (which ends in `/`), sorted by name.
     pub fn list(&self, prefix: &str) -> Result<Vec<ObjectInfo>, Error> {
-        let mut objects = match self.ahead.objects(prefix) {
+        let mut objects = match self.ahead.objects(&self.storage, prefix) {
             Some(objects) => objects?,
             None => {
                 let mut objects = Vec::new();
@@ -225,5 +255,19 @@ impl Target {
     /// that `create` made. Returns whether the target is now empty or gone.
     pub fn abandon(&self, is_ours: &dyn Fn(&str) -> bool) -> bool {
         self.storage.abandon(is_ours)
+    }
+}
+
+/// A storage that reads under way may outlive.
+#[derive(Debug)]
+struct Shared(Arc<dyn Storage>);
+
+impl Wrapper for Shared {
+    fn inner(&self) -> &dyn Storage {
+        &*self.0
+    }
+
+    fn around(&self, _: Call<'_>, attempt: Try<'_>) -> Result<(), Error> {
+        attempt().map(drop)
     }
 }

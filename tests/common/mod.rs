@@ -236,8 +236,13 @@ impl Site {
         let mut arguments: Vec<OsString> = vec!["mount".into()];
         arguments.extend(extra.iter().map(OsString::from));
         arguments.push(self.mnt().into());
+        self.mount_by(self.command(&arguments))
+    }
+
+    /// Runs a command that mounts at the usual place.
+    pub fn mount_by(&self, command: Command) -> Mounted {
         let guard = Mounted { path: self.mnt() };
-        let run = self.brackfs(&arguments).ok();
+        let run = run(command).ok();
         assert!(is_mounted(&guard.path), "mount was done, but nothing is mounted\n{run}");
         guard
     }

@@ -444,7 +444,7 @@ impl<S: RemoteServer> RemoteSite<S> {
         let location = self.server.repository();
         let options = Remote { stall: STALL, ..location.remote().clone() };
         let said = Arc::new(Mutex::new(Vec::new()));
-        let repository = Repository::open_wrapped(&location.with_remote(options), |storage| {
+        let repository = Repository::open_wrapped(&location.with_remote(options), Vec::new(), |storage| {
             let upload = NonZeroU64::new(4 << 20);
             let limited = Limit::new(storage, Rates { upload, download: None }, &Interrupt::default());
             let [longest, first_wait, longest_wait] = [120_000, 100, 1000].map(Duration::from_millis);

@@ -9,11 +9,14 @@ those for ssh, are ignored.
     stall N      is silent after N bytes of content
     link         ends when a hard link is made, before the reply
     remove       ends when an object is removed, before the reply
+    no-links     has no hard links, although it says so
+    rounds       is far away: answers when the client has waited for a while, and adds a byte to MARK each time
     length, id, kind, handle, much-data, no-data, text, names, many-names, many-folders
                  changes replies, as a hostile server could
 """
 
 import os
+import queue
 import struct
 import subprocess
 import sys
@@ -21,9 +24,12 @@ import threading
 import time
 
 SERVER = "/usr/lib/openssh/sftp-server"
-OPEN, READ, WRITE, READDIR, REMOVE, EXTENDED = 3, 5, 6, 12, 13, 200
+OPEN, CLOSE, READ, WRITE, READDIR, REMOVE, EXTENDED = 3, 4, 5, 6, 12, 13, 200
 VERSION, STATUS, HANDLE, DATA, NAMES = 2, 101, 102, 103, 104
 BATCHES = 1000
+
+# The time, in seconds, after which a client waits for an answer.
+PATIENCE = 0.25
 
 mark, fault = sys.argv[1:3]
 number = int(sys.argv[3]) if fault in ("cut", "stall") else 0
@@ -98,8 +104,32 @@ def answer():
     os._exit(0)
 
 
+def in_rounds(requests):
+    """Hands on requests, those that arrive together at the same time."""
+    while True:
+        together = [requests.get()]
+        try:
+            while together[-1] is not None:
+                together.append(requests.get(timeout=PATIENCE))
+        except queue.Empty:
+            pass
+        messages = [message for message in together if message is not None]
+        # Nobody waits until a file is closed.
+        if any(message[0] != CLOSE for message in messages):
+            with open(mark, "ab") as rounds:
+                rounds.write(b".")
+        child.stdin.write(b"".join(map(text, messages)))
+        child.stdin.flush()
+        if together[-1] is None:
+            child.stdin.close()
+            return
+
+
 child = subprocess.Popen([SERVER], stdin=subprocess.PIPE, stdout=subprocess.PIPE)
 threading.Thread(target=answer, daemon=True).start()
+requests = queue.Queue()
+if fault == "rounds":
+    threading.Thread(target=in_rounds, args=(requests,), daemon=True).start()
 written = 0
 while (request := take(sys.stdin.buffer)) is not None:
     kind, id = request[0], request[1:5]
@@ -119,7 +149,15 @@ while (request := take(sys.stdin.buffer)) is not None:
     is_link = kind == EXTENDED and b"hardlink@openssh.com" in request[:40]
     if (is_link and fault == "link" or kind == REMOVE and fault == "remove" and b".tmp-" not in request) and is_first():
         lost.add(id)
+    if is_link and fault == "no-links":
+        send(text(bytes([STATUS]) + id + struct.pack(">I", 4) + text(b"no links") + text(b"")))
+        continue
+    if fault == "rounds":
+        requests.put(request)
+        continue
     child.stdin.write(text(request))
     child.stdin.flush()
-child.stdin.close()
+requests.put(None)
+if fault != "rounds":
+    child.stdin.close()
 child.wait()

@@ -24,6 +24,9 @@ use crate::storage::error::ErrorKind;
 
 /// How long ssh may take to end once it is told to, before it is killed.
 const ENDING: Duration = Duration::from_secs(2);
+/// The same for a connection that is not needed any more. Every reply that matters is there, and a distant server takes
+/// longer than this to close its end.
+const CLOSING: Duration = Duration::from_millis(50);
 /// How long to wait for the rest of ssh's messages after its end: a master process of the user may keep the pipe open.
 const LAST_WORDS: Duration = Duration::from_millis(200);
 
@@ -76,8 +79,12 @@ pub(super) struct Pending<'c> {
 }
 
 impl Connection {
-    /// Starts ssh and greets the server. The connection may be silent for at most `stall` while a reply is due.
-    pub(super) fn open(ssh: &Arc<Ssh>, stall: Duration) -> Result<Self, Failure> {
+    /// Starts ssh, greets the server, and makes a first request. The connection may be silent for at most `stall` while a
+    /// reply is due. Returns the reply to the request as well.
+    ///
+    /// The request follows the greeting at once, which saves a round trip: its meaning is the same in every version, and
+    /// servers answer in order.
+    pub(super) fn open(ssh: &Arc<Ssh>, stall: Duration, first: &Request<'_>) -> Result<(Self, Reply), Failure> {
         let mut child = ssh.start()?;
         let pipes = (child.stdin.take(), child.stdout.take(), child.stderr.take());
         let (Some(input), Some(output), Some(words)) = pipes else {
@@ -104,12 +111,13 @@ impl Connection {
         let receiver = receiver.map_err(failed)?;
         let mut connection =
             Connection { shared, input: Mutex::new(Some(input)), receiver: Some(receiver), extensions: Vec::new() };
-        connection.extensions = connection.greet()?;
-        debug!(extensions = ?connection.extensions, "connected");
-        Ok(connection)
+        let (extensions, reply) = connection.greet(first)?;
+        debug!(?extensions, "connected");
+        connection.extensions = extensions;
+        Ok((connection, reply))
     }
 
-    fn greet(&self) -> Result<Vec<Extension>, Failure> {
+    fn greet(&self, first: &Request<'_>) -> Result<(Vec<Extension>, Reply), Failure> {
         if let Some(input) = &*lock(&self.input) {
             // A full pipe must not block, as a stalled server would then never be given up.
             let flags = fcntl_getfl(input).map(|flags| flags | OFlags::NONBLOCK);
@@ -118,15 +126,17 @@ impl Connection {
             })?;
         }
         self.write(&hello())?;
+        let first = self.send(first)?;
         let message = self.shared.wait(|state| state.hello.take())?;
-        match parse_hello(&message) {
-            Ok((VERSION.., extensions)) => Ok(extensions),
+        let extensions = match parse_hello(&message) {
+            Ok((VERSION.., extensions)) => extensions,
             Ok((version, _)) => {
                 let why = format!("the server speaks version {version} of SFTP; brackfs needs version 3");
-                Err(Failure::Lost(ErrorKind::Refused, why))
+                return Err(Failure::Lost(ErrorKind::Refused, why));
             }
-            Err(malformed) => Err(malformed.into()),
-        }
+            Err(malformed) => return Err(malformed.into()),
+        };
+        Ok((extensions, first.wait()?))
     }
 
     /// Whether the server has an extension.
@@ -190,7 +200,7 @@ impl Drop for Connection {
             }
             receiver.is_finished()
         };
-        if !ends(ENDING) {
+        if !ends(CLOSING) {
             self.shared.lose(ErrorKind::Unavailable, "the connection is closed");
             // If a process that ssh started keeps the pipes open, the receiver is abandoned.
             ends(2 * ENDING);

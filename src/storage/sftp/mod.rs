@@ -53,6 +53,9 @@ const REMOVALS: usize = 64;
 /// If a write fails, the disk counts as full if it has less space than for the object and these bytes.
 const MARGIN: u64 = 1 << 20;
 
+/// An object of at most this many bytes shares a connection: a new one takes longer.
+const SHORT: u64 = 256 << 10;
+
 /// A target that is a directory on an SFTP server.
 #[derive(Debug)]
 pub struct SftpStorage {
@@ -81,8 +84,7 @@ impl SftpStorage {
         let storage = SftpStorage::new(address, remote);
         let failed = |failure: Failure| failure.into_error("open", &shown(address));
         let session = storage.pool.take().map_err(failed)?;
-        let found = session.attributes_behind(&address.path).map_err(failed)?;
-        if found.kind() == Some(FileKind::Directory) {
+        if session.began_at_directory().map_err(failed)? {
             return Ok(storage);
         }
         Err(Error::new(ErrorKind::NotFound, "open", &shown(address), "it is not a directory"))
@@ -284,76 +286,101 @@ impl SftpStorage {
         Ok(true)
     }
 
-    /// Gives a temporary file the name of its object, removes the temporary name, and syncs the folder. Returns false if the
-    /// name is taken.
-    fn publish(&self, session: &Session, temporary: &str, object: &str, folder: &Folder<'_>) -> Result<bool, Failure> {
-        let link = Request::Hardlink { from: temporary, to: object };
-        let remove = Request::Remove { path: temporary };
-        if session.has(Extension::Hardlink) {
-            let has_links = self.links.load(Ordering::Relaxed);
-            // Once links work, the temporary is not needed again, whatever the result. That it is removed is best effort:
-            // listings skip its name.
-            let (linked, is_synced) = session.act_and_sync(&link, has_links.then_some(&remove), folder)?;
-            match linked {
-                Ok(()) => {
-                    if !self.links.swap(true, Ordering::Relaxed) {
-                        let _ = session.act(&remove);
-                    }
-                    self.note_sync(is_synced);
-                    return Ok(true);
-                }
-                Err(failure) if failure.is_lost() => return Err(failure),
-                Err(failure) => match session.attributes(object) {
-                    Ok(_) => return Ok(false),
-                    Err(missing) if missing.is_missing() && !self.links.load(Ordering::Relaxed) => {}
-                    Err(_) => return Err(failure),
-                },
-            }
+    /// Gives a temporary file the name of its object, and syncs the folder. The temporary name is gone then, unless this
+    /// fails.
+    fn publish(
+        &self,
+        session: &Session,
+        temporary: &str,
+        object: &str,
+        folder: &Folder<'_>,
+    ) -> Result<Published, Failure> {
+        if !session.has(Extension::Hardlink) || self.unlinked.load(Ordering::Relaxed) {
+            return self.rename(session, temporary, object, folder);
         }
+        let link = Request::Hardlink { from: temporary, to: object };
+        // Whatever the result, the temporary is not needed again, except once on a server without links. That it is removed is
+        // best effort: listings skip its name.
+        let (linked, is_synced) = session.act_and_sync(&link, &Request::Remove { path: temporary }, folder)?;
+        match linked {
+            Ok(()) => {
+                self.links.store(true, Ordering::Relaxed);
+                self.note_sync(is_synced);
+                Ok(Published::Yes)
+            }
+            Err(failure) if failure.is_lost() => Err(failure),
+            Err(failure) => match session.attributes(object) {
+                Ok(_) => Ok(Published::Taken),
+                Err(missing) if missing.is_missing() && !self.links.load(Ordering::Relaxed) => {
+                    self.unlinked.store(true, Ordering::Relaxed);
+                    Ok(Published::NoLinks)
+                }
+                Err(_) => Err(failure),
+            },
+        }
+    }
+
+    /// The same on a server without hard links.
+    fn rename(
+        &self,
+        session: &Session,
+        temporary: &str,
+        object: &str,
+        folder: &Folder<'_>,
+    ) -> Result<Published, Failure> {
         self.unlinked.store(true, Ordering::Relaxed);
         // Some servers replace an existing file.
         match session.attributes(object) {
-            Ok(_) => return Ok(false),
+            Ok(_) => return Ok(Published::Taken),
             Err(failure) if failure.is_missing() => {}
             Err(failure) => return Err(failure),
         }
         match session.act(&Request::Rename { from: temporary, to: object }) {
             Ok(()) => {
                 self.note_sync(folder.sync()?);
-                Ok(true)
+                Ok(Published::Yes)
             }
             Err(failure) if failure.is_lost() => Err(failure),
-            Err(_) if session.attributes(object).is_ok() => Ok(false),
+            Err(_) if session.attributes(object).is_ok() => Ok(Published::Taken),
             Err(failure) => Err(failure),
         }
     }
 
     fn store_over(&self, session: &Session, spool: &Spool, temporary: &str) -> Result<(), Error> {
+        let taken = || Err(Error::new(ErrorKind::AlreadyExists, "store", spool.object(), "the object exists"));
+        match self.try_to_store(session, spool, temporary)? {
+            Published::Yes => Ok(()),
+            Published::Taken => taken(),
+            // The temporary was removed together with the try to link it.
+            Published::NoLinks => match self.try_to_store(session, spool, temporary)? {
+                Published::Yes => Ok(()),
+                Published::Taken | Published::NoLinks => taken(),
+            },
+        }
+    }
+
+    fn try_to_store(&self, session: &Session, spool: &Spool, temporary: &str) -> Result<Published, Error> {
         let name = spool.object();
         let failed = |failure| self.explain_write(session, failure, "store", name, spool.length());
         let path = self.path(folder_of(name));
         let mut folder = session.open_folder(&path).map_err(failed)?;
-        let stored = match self.upload(session, spool, temporary) {
+        match self.upload(session, spool, temporary) {
             Ok(true) => {
                 if !folder.wait().map_err(failed)? {
                     // It was made with the temporary file.
                     folder = session.open_folder(&path).map_err(failed)?;
                     folder.wait().map_err(failed)?;
                 }
-                self.publish(session, temporary, &self.path(name), &folder).map_err(failed)?
+                self.publish(session, temporary, &self.path(name), &folder).map_err(failed)
             }
-            Ok(false) => false,
-            Err(WriteError::Failed(failure)) => return Err(failed(failure)),
-            Err(WriteError::Spool(error)) => return Err(Error::io("read the temporary file of", name, error)),
+            Ok(false) => Ok(Published::Taken),
+            Err(WriteError::Failed(failure)) => Err(failed(failure)),
+            Err(WriteError::Spool(error)) => Err(Error::io("read the temporary file of", name, error)),
             Err(WriteError::Short { stored }) => {
                 let why = format!("the server has {stored} of {} bytes; run again", spool.length());
-                return Err(Error::new(ErrorKind::Other, "store", name, why));
+                Err(Error::new(ErrorKind::Other, "store", name, why))
             }
-        };
-        if stored {
-            return Ok(());
         }
-        Err(Error::new(ErrorKind::AlreadyExists, "store", name, "the object exists"))
     }
 
     /// Removes a temporary file that is not needed, now or with the next object.
@@ -452,6 +479,15 @@ impl SftpStorage {
     }
 }
 
+/// The result of giving an object its name.
+enum Published {
+    Yes,
+    /// The name is taken.
+    Taken,
+    /// The server lacks hard links, as it turned out. The temporary is gone.
+    NoLinks,
+}
+
 /// The directory and its server in errors.
 fn shown(address: &Address) -> String {
     format!("{} on {}", address.path, address.host)
@@ -495,7 +531,8 @@ impl Storage for SftpStorage {
     }
 
     fn store(&self, spool: &Spool) -> Result<(), Error> {
-        let session = self.take("store", spool.object())?;
+        let is_short = spool.length() <= SHORT;
+        let session = if is_short { self.share("store", spool.object())? } else { self.take("store", spool.object())? };
         let left = std::mem::take(&mut *self.left.lock().unwrap_or_else(PoisonError::into_inner));
         left.into_iter().for_each(|temporary| self.remove_temporary(&session, temporary));
         let name = spool.object();

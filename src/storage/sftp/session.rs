@@ -33,6 +33,8 @@ const KEPT: Duration = Duration::from_secs(30);
 #[derive(Debug)]
 pub(super) struct Session {
     connection: Connection,
+    /// Whether the repository's path was a directory when the connection was made.
+    root: Result<bool, Failure>,
     files: Mutex<LruCache<String, Arc<OpenFile>>>,
 }
 
@@ -54,8 +56,19 @@ pub(super) struct Found<'f> {
 }
 
 impl Session {
+    /// Connects, and looks at the repository's path.
     pub(super) fn open(ssh: &Arc<Ssh>, stall: Duration) -> Result<Self, Failure> {
-        Ok(Session { connection: Connection::open(ssh, stall)?, files: Mutex::new(LruCache::new(FILES)) })
+        let (connection, reply) = Connection::open(ssh, stall, &Request::Stat { path: ssh.path() })?;
+        let root = match reply {
+            Reply::Attributes(found) => Ok(found.kind() == Some(FileKind::Directory)),
+            other => Err(Failure::unexpected(other)),
+        };
+        Ok(Session { connection, root, files: Mutex::new(LruCache::new(FILES)) })
+    }
+
+    /// Whether the repository's path was a directory when the connection was made.
+    pub(super) fn began_at_directory(&self) -> Result<bool, Failure> {
+        self.root.clone()
     }
 
     pub(super) fn is_lost(&self) -> bool {
@@ -273,11 +286,11 @@ impl Session {
     pub(super) fn act_and_sync(
         &self,
         first: &Request<'_>,
-        second: Option<&Request<'_>>,
+        second: &Request<'_>,
         folder: &Folder<'_>,
     ) -> Result<(Result<(), Failure>, bool), Failure> {
         let first = self.connection.send(first)?;
-        let second = second.map(|second| self.connection.send(second)).transpose()?;
+        let second = self.connection.send(second)?;
         let sync = folder.begin_sync()?;
         let result = done(first);
         let is_synced = match sync {
@@ -285,7 +298,7 @@ impl Session {
             _ => false,
         };
         // Its result is waited for, so that it is done when this returns.
-        if let Some(Err(failure)) = second.map(done)
+        if let Err(failure) = done(second)
             && failure.is_lost()
         {
             return Err(failure);

@@ -37,6 +37,11 @@ impl Ssh {
         Ssh { program, address }
     }
 
+    /// The directory on the server.
+    pub(super) fn path(&self) -> &str {
+        &self.address.path
+    }
+
     fn arguments(&self) -> Vec<String> {
         let mut arguments: Vec<_> = self.program.iter().skip(1).cloned().collect();
         arguments.extend(OPTIONS.map(str::to_owned));
