@@ -609,6 +609,7 @@ fn prunes_continue_after_a_backup_and_a_prune_that_were_killed() {
             assert!(nth > 3, "linkat is called too seldom");
             break;
         }
+        world.site.brackfs(&["check"]).ok();
         let _ = world.prune(&["--grace", "0", "--max-waste", "0"]);
         world.prune_all();
         world.assert_whole();

@@ -3,16 +3,13 @@
 use super::context::{Pruner, Summary};
 use super::error::Error;
 use crate::catalog::{Catalog, PackRow, Presence};
+use crate::session::Session;
 
-/// Forgets snapshots that were never written, so that they stay hidden if they appear after all. Returns whether there are
-/// any.
-pub(super) fn forget_unwritten(catalog: &Catalog) -> Result<bool, Error> {
+/// Forgets snapshots that were never written, so that they stay hidden if they appear after all.
+pub(super) fn forget_unwritten(session: &mut Session<'_>, catalog: &mut Catalog) -> Result<(), Error> {
     let rows = catalog.snapshots()?.into_iter();
-    let unwritten: Vec<_> = rows.filter(|row| row.presence == Presence::NeverWritten).collect();
-    for row in &unwritten {
-        catalog.set_missing(row.name.id, Presence::Forgotten)?;
-    }
-    Ok(!unwritten.is_empty())
+    let unwritten: Vec<_> = rows.filter(|row| row.presence == Presence::NeverWritten).map(|row| row.name.id).collect();
+    Ok(session.forget_missing(catalog, &unwritten)?)
 }
 
 /// Condemns packs without live blocks. Writes tombstones if those in the repository differ from the catalog.

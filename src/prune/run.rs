@@ -96,9 +96,7 @@ impl Round<'_> {
             return Err(Error::Doubt(doubt));
         }
         pruner.inventory.find_copies(catalog)?;
-        if forget_unwritten(catalog)? {
-            session.announce_changes(catalog)?;
-        }
+        forget_unwritten(session, catalog)?;
         let mut marked = mark(catalog)?;
         let summary = summary.insert(Summary::new(&marked));
         let grace = seconds(options.grace);

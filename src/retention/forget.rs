@@ -110,17 +110,11 @@ impl Scene<'_> {
             }
             let (there, missing): (Vec<_>, Vec<_>) =
                 chosen.plan.removed().partition(|snapshot| snapshot.state == State::There);
-            let forget = |catalog: &Catalog, snapshots: Vec<&Snapshot>| {
-                snapshots.iter().try_for_each(|one| catalog.set_missing(one.name.id, Presence::Forgotten))
-            };
-            if !there.is_empty() || !missing.is_empty() {
-                if !missing.is_empty() {
-                    // The census of a run counts missing ones only if they are forgotten before.
-                    forget(catalog, missing)?;
-                    session.announce_changes(catalog)?;
-                }
+            let missing: Vec<_> = missing.iter().map(|snapshot| snapshot.name.id).collect();
+            session.forget_missing(catalog, &missing)?;
+            if !there.is_empty() {
                 session.announce(catalog)?;
-                forget(catalog, there)?;
+                there.iter().try_for_each(|one| catalog.set_missing(one.name.id, Presence::Forgotten))?;
                 session.put_tombstones(catalog)?;
             }
             Ok(chosen)

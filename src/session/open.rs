@@ -325,11 +325,6 @@ impl<'r> Session<'r> {
         self.announce(catalog)
     }
 
-    /// Announces this run after snapshots changed that its census counts; again if it is announced already.
-    pub fn announce_changes(&mut self, catalog: &mut Catalog) -> Result<(), Error> {
-        if self.is_announced() { self.announce_again(catalog) } else { self.announce(catalog) }
-    }
-
     /// Returns the reason why this run may not remove data, if there is one. Otherwise the catalog counts as complete from
     /// now on.
     ///

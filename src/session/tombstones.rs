@@ -5,9 +5,9 @@
 
 use super::error::Error;
 use super::open::Session;
-use crate::catalog::{Catalog, Folder};
+use crate::catalog::{Catalog, Folder, Presence};
 use crate::format::forgotten::Forgotten;
-use crate::format::id::ObjectId;
+use crate::format::id::{ObjectId, SnapshotId};
 use crate::format::index::Index;
 use crate::format::usage::Hold;
 
@@ -40,6 +40,20 @@ impl Session<'_> {
         Ok(catalog.commit()?)
     }
 
+    /// Forgets snapshots that are not in the repository, and commits.
+    ///
+    /// Their tombstones are written before a run is announced whose census counts them: snapshots that are counted, and have
+    /// neither an object nor a tombstone, are lost.
+    pub fn forget_missing(&mut self, catalog: &mut Catalog, snapshots: &[SnapshotId]) -> Result<(), Error> {
+        if snapshots.is_empty() {
+            return Ok(());
+        }
+        self.announce(catalog)?;
+        snapshots.iter().try_for_each(|id| catalog.set_missing(*id, Presence::Forgotten))?;
+        self.put_tombstones(catalog)?;
+        self.announce_again(catalog)
+    }
+
     /// Holds or releases snapshots, and commits.
     pub fn put_holds(&self, catalog: &mut Catalog, holds: Vec<Hold>) -> Result<(), Error> {
         self.announce(catalog)?;
@@ -54,8 +68,8 @@ impl Session<'_> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::catalog::{Presence, SnapshotRow};
-    use crate::format::id::{SnapshotId, SourceId};
+    use crate::catalog::SnapshotRow;
+    use crate::format::id::SourceId;
     use crate::format::name::{self, SnapshotName};
     use crate::session::fixture::Site;
 
