@@ -82,6 +82,7 @@ fn logins_of_both_versions_are_found_and_never_shown() {
     first(WRITER.1).ok();
     let wrong = first("hunter2").code(1);
     assert!(wrong.stderr.contains("the server refuses the login") && !wrong.stderr.contains("hunter2"), "{wrong}");
+    assert!(wrong.stderr.contains("check ST_USER and ST_KEY"), "{wrong}");
 
     let keystone = Keystone::start(&remote.server, "pass word");
     let third = |variables: &[(&str, &str)]| {
@@ -110,6 +111,7 @@ fn logins_of_both_versions_are_found_and_never_shown() {
     .ok();
     let wrong = third(&[password[0], ("OS_PASSWORD", "hunter2"), password[2]]).code(1);
     assert!(wrong.stderr.contains("requires authentication") && !wrong.stderr.contains("hunter2"), "{wrong}");
+    assert!(wrong.stderr.contains("check OS_USERNAME, OS_PASSWORD, OS_PROJECT_NAME"), "{wrong}");
     let nowhere = third(&[password[0], password[1], password[2], ("OS_REGION_NAME", "nowhere")]).code(1);
     assert!(nowhere.stderr.contains("check OS_REGION_NAME"), "{nowhere}");
 

@@ -69,11 +69,11 @@ impl Failure {
             (_, "NoSuchBucket") => {
                 (ErrorKind::Refused, "the bucket does not exist; create it, or correct the location".to_owned())
             }
-            (_, "InvalidAccessKeyId") => (
+            _ if code == "InvalidAccessKeyId" || (code == "AccessDenied" && message.contains("No such key")) => (
                 ErrorKind::Refused,
                 "the server does not know the access key; check AWS_ACCESS_KEY_ID or the file with credentials".to_owned(),
             ),
-            (_, "SignatureDoesNotMatch") => (
+            _ if code == "SignatureDoesNotMatch" || (code == "AccessDenied" && message.contains("Invalid signature")) => (
                 ErrorKind::Refused,
                 "the secret key is not the one of the access key; check AWS_SECRET_ACCESS_KEY or the file with credentials"
                     .to_owned(),
@@ -190,6 +190,15 @@ mod tests {
         }
         let quota = of(403, "AccessDenied", "Bucket size quota is reached", None);
         assert_eq!(quota.kind, ErrorKind::Full);
+        // Garage has one code for all refusals.
+        for (message, words) in [
+            ("Forbidden: No such key: GK0123", "AWS_ACCESS_KEY_ID"),
+            ("Forbidden: Invalid signature", "AWS_SECRET_ACCESS_KEY"),
+        ] {
+            let refused = of(403, "AccessDenied", message, None);
+            assert_eq!(refused.kind, ErrorKind::Refused, "{message}");
+            assert!(refused.to_string().contains(words), "{refused}");
+        }
         let region = of(301, "PermanentRedirect", "", Some("eu-central-1"));
         assert!(region.to_string().contains("set AWS_REGION=eu-central-1"), "{region}");
         let hostile = of(400, "X", &format!("{}\u{1b}[2J", "é".repeat(100_000)), Some("$(reboot)"));

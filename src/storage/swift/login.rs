@@ -89,8 +89,8 @@ impl Token {
     }
 }
 
-/// The failure of a refused login.
-fn refused(answer: &mut Answer<'_>) -> Failure {
+/// The failure of a refused login. Keystone does not tell a wrong password from an unknown user or project.
+fn refused(answer: &mut Answer<'_>, secret: &Secret) -> Failure {
     if matches!(answer.status, 408 | 429 | 498 | 500..) {
         return Failure::of(answer);
     }
@@ -98,10 +98,13 @@ fn refused(answer: &mut Answer<'_>) -> Failure {
     // The status remains.
     let _ = answer.read(64 << 10, &mut text);
     let said = said(answer.status, &String::from_utf8_lossy(&text));
+    let settings = match secret {
+        Secret::Key { .. } => "ST_USER and ST_KEY",
+        Secret::Password { .. } => "OS_USERNAME, OS_PASSWORD, OS_PROJECT_NAME and the domains of user and project",
+        Secret::Application { .. } => "OS_APPLICATION_CREDENTIAL_ID and OS_APPLICATION_CREDENTIAL_SECRET",
+    };
     let why = match answer.status {
-        401 | 403 => format!(
-            "the server refuses the login ({said}); check the ST_ or OS_ variables or the file with credentials"
-        ),
+        401 | 403 => format!("the server refuses the login ({said}); check {settings}"),
         _ => format!("the server does not answer logins at this URL ({said}); check ST_AUTH or OS_AUTH_URL"),
     };
     Failure::new(ErrorKind::Refused, why)
@@ -112,7 +115,7 @@ fn first_version(client: &Client, account: &Account, user: &str, key: &str) -> R
     let request = request.map_err(|_| Failure::new(ErrorKind::Refused, "ST_AUTH, ST_USER or ST_KEY is not valid"))?;
     let mut answer = client.send(request)?;
     if !(200..300).contains(&answer.status) {
-        return Err(refused(&mut answer));
+        return Err(refused(&mut answer, &account.secret));
     }
     let header = |name: &str| answer.header(name).unwrap_or_default();
     let lifetime = header("x-auth-token-expires").trim().parse().ok().map(Duration::from_secs);
@@ -131,7 +134,7 @@ fn third_version(client: &Client, account: &Account, secret: &Secret) -> Result<
     let body: &mut dyn Read = &mut question.as_bytes();
     let mut answer = client.send_body(request, body)?;
     if !(200..300).contains(&answer.status) {
-        return Err(refused(&mut answer));
+        return Err(refused(&mut answer, secret));
     }
     let text = answer.header("x-subject-token").unwrap_or_default().to_owned();
     let mut document = Vec::new();
