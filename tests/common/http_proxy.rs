@@ -3,7 +3,7 @@
 use std::collections::HashMap;
 use std::io::{self, BufRead, BufReader, Read, Write};
 use std::net::{Shutdown, TcpListener, TcpStream};
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU16, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard};
 use std::thread::{self, sleep};
 use std::time::Duration;
@@ -36,6 +36,8 @@ struct Rule {
 
 #[derive(Debug, Default)]
 struct State {
+    /// The port of the server.
+    server: AtomicU16,
     rules: Mutex<Vec<Rule>>,
     /// Methods and targets.
     seen: Mutex<Vec<String>>,
@@ -61,7 +63,7 @@ impl Proxy {
     pub fn start(server: u16) -> Proxy {
         let listener = TcpListener::bind(("127.0.0.1", 0)).expect("a port");
         let port = listener.local_addr().expect("address").port();
-        let state = Arc::new(State::default());
+        let state = Arc::new(State { server: server.into(), ..State::default() });
         let shared = state.clone();
         thread::spawn(move || {
             for (number, stream) in listener.incoming().map_while(Result::ok).enumerate() {
@@ -75,7 +77,7 @@ impl Proxy {
                 let shared = shared.clone();
                 thread::spawn(move || {
                     // A connection that ends is no failure of the test.
-                    let _ = serve(&shared, number, &stream, server);
+                    let _ = serve(&shared, number, &stream);
                     // The last handle goes with the stream: a client that is sending then finds the connection reset.
                     lock(&shared.open).retain(|(other, _)| *other != number);
                     lock(&shared.received).remove(&number);
@@ -129,6 +131,12 @@ impl Proxy {
     /// Lets requests through again.
     pub fn start_again(&self) {
         self.state.is_down.store(false, Ordering::Relaxed);
+    }
+
+    /// Cuts all connections. New ones lead to the server at another port.
+    pub fn lead_to(&self, server: u16) {
+        self.state.server.store(server, Ordering::Relaxed);
+        self.cut();
     }
 
     /// Cuts all connections.
@@ -228,8 +236,8 @@ fn wait_for_end(state: &State, mut client: &TcpStream) {
     }
 }
 
-fn serve(state: &State, number: usize, client: &TcpStream, server: u16) -> io::Result<()> {
-    let upstream = TcpStream::connect(("127.0.0.1", server))?;
+fn serve(state: &State, number: usize, client: &TcpStream) -> io::Result<()> {
+    let upstream = TcpStream::connect(("127.0.0.1", state.server.load(Ordering::Relaxed)))?;
     lock(&state.open).push((number, upstream.try_clone()?));
     let (mut requests, mut answers) = (BufReader::new(client), BufReader::new(&upstream));
     let (mut to_client, mut to_server) = (client, &upstream);

@@ -44,15 +44,17 @@ impl Server {
 
     /// Starts a server whose tokens live for so many seconds.
     pub fn with_token_life(life: Duration) -> Server {
-        assert!(
-            fs::exists(PYTHON).is_ok_and(|is| is),
-            "{PYTHON} is missing: run scripts/setup --tests, which installs Swift"
-        );
+        Server::with(PYTHON, &[life.as_secs().to_string()])
+    }
+
+    /// Starts a server that is run by this Python, with more arguments.
+    pub fn with(python: &str, arguments: &[String]) -> Server {
+        assert!(fs::exists(python).is_ok_and(|is| is), "{python} is missing: run scripts/setup, which installs Swift");
         let folder = TempDir::with_prefix("brackfs-swift-").expect("temporary directory");
         let port = free_port();
         let log = fs::File::create(folder.path().join("log")).expect("log");
-        let mut python = Command::new(PYTHON);
-        python.arg(SCRIPT).arg(folder.path()).args([port.to_string(), life.as_secs().to_string()]);
+        let mut python = Command::new(python);
+        python.arg(SCRIPT).arg(folder.path()).arg(port.to_string()).args(arguments);
         python.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(log);
         let mut child = python.spawn().expect("python");
         let mut line = String::new();
@@ -71,8 +73,13 @@ impl Server {
 
     /// Writes this user and key to the file of [`Server::file`].
     pub fn log_in_as(&self, (user, key): (&str, &str)) {
-        let text = format!("export ST_AUTH={}\nexport ST_USER={user}\nexport ST_KEY=\"{key}\"\n", self.login());
-        fs::write(self.file(), text).expect("credentials");
+        self.set_variables(&[("ST_AUTH", &self.login()), ("ST_USER", user), ("ST_KEY", key)]);
+    }
+
+    /// Writes these variables to the file of [`Server::file`].
+    pub fn set_variables(&self, variables: &[(&str, &str)]) {
+        let lines = variables.iter().map(|(name, value)| format!("export {name}=\"{value}\"\n"));
+        fs::write(self.file(), lines.collect::<String>()).expect("credentials");
         fs::set_permissions(self.file(), fs::Permissions::from_mode(0o600)).expect("mode");
     }
 

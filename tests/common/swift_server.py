@@ -1,9 +1,14 @@
 """A Swift server for tests: OpenStack Swift with one replica, all of its servers in one process. Ends when its input does.
 
     swift_server.py FOLDER PORT TOKEN_LIFE
+    swift_server.py FOLDER PORT --keystone URL TOKEN ACCOUNT
 
 Logins are those of version 1: test:writer with the key `writer-secret`, who owns everything, and test:reader with the key
-`reader-secret`. There is the container `backups`, which the reader may read. Tokens live for TOKEN_LIFE seconds.
+`reader-secret`. There is the container `backups`, which the reader may read. Tokens live for TOKEN_LIFE seconds. The server
+also speaks S3, with the same users and keys.
+
+With --keystone, users and tokens are those of the Keystone at the URL. The token is one of the user `admin`; the account is
+that of the project `admin`.
 """
 
 import os
@@ -20,6 +25,7 @@ from swift.account.server import AccountController
 from swift.common import utils
 from swift.common.middleware.catch_errors import CatchErrorMiddleware
 from swift.common.middleware.listing_formats import ListingFilter
+from swift.common.middleware.s3api.s3api import S3ApiMiddleware
 from swift.common.middleware.tempauth import TempAuth
 from swift.common.ring import RingBuilder
 from swift.common.swob import Request
@@ -72,7 +78,26 @@ def serve(listener, app):
     eventlet.spawn(eventlet.wsgi.server, listener, app, log, max_size=1000, log_output=False, keepalive=30)
 
 
-folder, port, life = sys.argv[1], int(sys.argv[2]), sys.argv[3]
+def with_tempauth(app):
+    users = {"user_test_writer": "writer-secret .admin", "user_test_reader": "reader-secret", "token_life": sys.argv[3]}
+    return S3ApiMiddleware(TempAuth(app, {**shared, **users}), shared)
+
+
+def with_keystone(app):
+    from keystonemiddleware.auth_token import AuthProtocol
+    from swift.common.middleware.keystoneauth import KeystoneAuth
+
+    url = sys.argv[4]
+    login = {"username": "admin", "password": "admin-secret", "project_name": "admin"}
+    domains = {"user_domain_id": "default", "project_domain_id": "default"}
+    # Revoked tokens end after a second.
+    cache = {"cache": "swift.cache", "token_cache_time": "1"}
+    settings = {**cache, "delay_auth_decision": "true", "service_type": "object-store"}
+    conf = {"auth_url": url, "www_authenticate_uri": url, "auth_type": "password", **login, **domains, **settings}
+    return AuthProtocol(KeystoneAuth(app, {**shared, "operator_roles": "admin"}), conf)
+
+
+folder, port = sys.argv[1], int(sys.argv[2])
 utils.HASH_PATH_SUFFIX = b"test"
 os.makedirs(f"{folder}/disk/d1")
 # Containers are updated before an upload is answered, however busy the machine is.
@@ -100,8 +125,9 @@ for kind, controller in controllers.items():
     serve(listener, controller(shared))
 
 proxy = Application({**shared, "account_autocreate": "true", "allow_account_management": "true"})
-auth = {"user_test_writer": "writer-secret .admin", "user_test_reader": "reader-secret", "token_life": life}
-app = CatchErrorMiddleware(with_cache(ListingFilter(TempAuth(proxy, {**shared, **auth}), shared)), shared)
+has_keystone = sys.argv[3] == "--keystone"
+guarded = (with_keystone if has_keystone else with_tempauth)(proxy)
+app = CatchErrorMiddleware(with_cache(ListingFilter(guarded, shared)), shared)
 
 
 def ask(method, path, headers):
@@ -111,9 +137,12 @@ def ask(method, path, headers):
     return answer
 
 
-login = ask("GET", "/auth/v1.0", {"X-Auth-User": "test:writer", "X-Auth-Key": "writer-secret"})
-token = login.headers["X-Auth-Token"]
-ask("PUT", "/v1/AUTH_test/backups", {"X-Auth-Token": token, "X-Container-Read": "test:reader"})
+if has_keystone:
+    token, account = sys.argv[5:]
+else:
+    login = ask("GET", "/auth/v1.0", {"X-Auth-User": "test:writer", "X-Auth-Key": "writer-secret"})
+    token, account = login.headers["X-Auth-Token"], "AUTH_test"
+ask("PUT", f"/v1/{account}/backups", {"X-Auth-Token": token, "X-Container-Read": "test:reader"})
 serve(listen(port), app)
 print("ready", flush=True)
 eventlet.tpool.execute(sys.stdin.read)
