@@ -95,6 +95,23 @@ fn a_mount_and_its_first_listing_wait_few_times_for_the_server() {
 }
 
 #[test]
+fn a_cache_on_disk_prefers_packs_with_directories() {
+    let site = Site::with_files(&[("file", noise("file", MIB))]);
+    site.init();
+    site.backup(&[]).ok();
+    waits(&site, &["cat", "latest:file"]);
+    let files = files_below(&site.path().join("cache"));
+    let ranges = files.iter().filter(|path| path.file_name().unwrap().to_str().unwrap().contains('-'));
+    let preferred: Vec<_> = files.iter().filter(|path| path.ends_with("preferred")).collect();
+    // The content is in another pack.
+    let of_trees = ranges.clone().filter(|path| path.parent() == preferred[0].parent());
+    let bytes = |path: &PathBuf| fs::metadata(path).unwrap().len();
+    assert_eq!(preferred.len(), 1, "{files:?}");
+    assert!(of_trees.clone().count() > 0 && of_trees.clone().all(|path| bytes(path) < 64 << 10), "{files:?}");
+    assert!(ranges.map(bytes).sum::<u64>() > MIB as u64, "{files:?}");
+}
+
+#[test]
 fn snapshots_are_read_together() {
     let site = Site::with_files(&[("file", "file")]);
     site.init();

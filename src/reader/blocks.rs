@@ -282,7 +282,9 @@ impl Core {
     /// Returns a tree node, verified and decoded.
     pub(super) fn node(&self, location: &BlockLocation, chunk: &ChunkRef) -> Result<Arc<NodeValue>, Error> {
         let load = || {
-            let node = self.with_chunk(location, chunk, Node::decode)?;
+            let (block, start) = self.find(location, chunk)?;
+            self.repository.prefer_block(&block.place);
+            let node = Node::decode(block.chunk(start, chunk)?);
             let node = node.map_err(|e| {
                 Error::Tree(format!("{e} (in the block at {} of pack {})", location.offset, location.pack))
             })?;

@@ -154,6 +154,11 @@ impl Repository {
         self.target.drop_copy(&name::pack(block.pack), block.offset, block.length as usize)
     }
 
+    /// Hint that a block has a node of a tree. Caches keep its pack longer than others, which have content of files.
+    pub fn prefer_block(&self, block: &crate::format::BlockLocation) {
+        self.target.prefer(&name::pack(block.pack));
+    }
+
     /// Hint that a block will not be read again soon; caches may drop it.
     pub fn forget_block(&self, block: &crate::format::BlockLocation) {
         self.target.evict(&name::pack(block.pack), block.offset, block.length as usize);

@@ -96,6 +96,9 @@ pub trait Storage: Send + Sync + fmt::Debug {
     /// Hint that these bytes will not be read again soon; caches may drop them. Reading them still works.
     fn evict(&self, _name: &str, _offset: u64, _length: usize) {}
 
+    /// Hint that caches should keep this object longer than others: every access to what is stored needs it.
+    fn prefer(&self, _name: &str) {}
+
     /// Drops the copy of these bytes that is kept elsewhere than in the object, because they turned out to be wrong. Returns
     /// whether there was one, so that reading them again may help.
     fn drop_copy(&self, _name: &str, _offset: u64, _length: usize) -> bool {

@@ -6,15 +6,17 @@
 //! have sent them so, once.
 //!
 //! Processes share a cache without locks: a file gets its name when it is complete, and may vanish at any time. If files
-//! take more than the limit, those of the objects whose ranges were used least recently are removed. The cache is best
-//! effort: if it cannot be read or written, everything is read from the target.
+//! take more than the limit, those of the objects whose ranges were used least recently are removed, and preferred objects
+//! (packs with trees, without which no file is found) last. The cache is best effort: if it cannot be read or written,
+//! everything is read from the target.
 
+use std::collections::HashSet;
 use std::fs::{self, DirBuilder, File, OpenOptions};
 use std::io::{self, Read, Write};
 use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
-use std::sync::Mutex;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, SystemTime};
 
 use tracing::debug;
@@ -32,6 +34,8 @@ const USE_TIME: Duration = Duration::from_secs(60);
 const ABANDONED: Duration = Duration::from_secs(3600);
 /// Prefix of files that are being written.
 const UNFINISHED: &str = ".tmp-";
+/// An empty file with this name marks a preferred object.
+const PREFERRED: &str = "preferred";
 /// Marks the folder for backup programs, which then leave it out. See <https://bford.info/cachedir/>.
 const TAG: &str = "Signature: 8a477f597d28d172789f06886806bc55\n# This folder is a cache of brackfs.\n";
 
@@ -50,11 +54,14 @@ pub struct DiskCache {
     used: AtomicU64,
     /// Held while files are removed.
     removal: Mutex<()>,
+    /// Objects that this process has marked as preferred.
+    marked: Mutex<HashSet<String>>,
 }
 
 /// The files with ranges of an object.
 struct CachedObject {
     directory: PathBuf,
+    is_preferred: bool,
     used_at: SystemTime,
     bytes: u64,
 }
@@ -63,8 +70,8 @@ impl DiskCache {
     /// Caches reads of objects below `prefix`, which ends in `/` and has one level of folders, in at most `limit` bytes of
     /// files in `directory`. Unless it `fills`, the cache is only read.
     pub fn new(inner: Box<dyn Storage>, directory: PathBuf, prefix: &'static str, limit: u64, fills: bool) -> Self {
-        let cache =
-            DiskCache { inner, directory, prefix, limit, fills, used: AtomicU64::new(0), removal: Mutex::new(()) };
+        let (used, removal, marked) = (AtomicU64::new(0), Mutex::new(()), Mutex::default());
+        let cache = DiskCache { inner, directory, prefix, limit, fills, used, removal, marked };
         if fills {
             let made = DirBuilder::new().recursive(true).mode(0o700).create(&cache.directory);
             _ = made.and_then(|()| fs::write(cache.directory.join("CACHEDIR.TAG"), TAG));
@@ -79,6 +86,10 @@ impl DiskCache {
         let (folder, object) = name.strip_prefix(self.prefix)?.split_once('/')?;
         let is_plain = |part: &str| !part.starts_with('.') && !part.is_empty() && !part.contains('/');
         (is_plain(folder) && is_plain(object)).then(|| self.directory.join(folder).join(object))
+    }
+
+    fn marked(&self) -> MutexGuard<'_, HashSet<String>> {
+        self.marked.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Adds a range.
@@ -96,12 +107,13 @@ impl DiskCache {
         }
     }
 
-    /// Removes the objects that were used least recently if files take more than the limit, until a tenth of it is free.
+    /// Removes the objects that were used least recently if files take more than the limit, until a tenth of it is free, and
+    /// preferred ones after all others.
     fn make_room(&self) {
         // Another thread is at it.
         let Ok(_alone) = self.removal.try_lock() else { return };
         let mut objects = cached_objects(&self.directory);
-        objects.sort_unstable_by_key(|object| object.used_at);
+        objects.sort_unstable_by_key(|object| (object.is_preferred, object.used_at));
         let mut used: u64 = objects.iter().map(|object| object.bytes).sum();
         let most = if used > self.limit { self.limit / 10 * 9 } else { self.limit };
         for object in objects {
@@ -112,6 +124,7 @@ impl DiskCache {
                 used -= object.bytes;
             }
         }
+        self.marked().clear();
         debug!(bytes = used, "the cache was looked through");
         self.used.store(used, Ordering::Relaxed);
     }
@@ -166,6 +179,13 @@ impl Storage for DiskCache {
 
     fn evict(&self, name: &str, offset: u64, length: usize) {
         self.inner.evict(name, offset, length);
+    }
+
+    fn prefer(&self, name: &str) {
+        let Some(folder) = self.folder(name).filter(|_| self.fills) else { return };
+        if !self.marked().contains(name) && File::create(folder.join(PREFERRED)).is_ok() {
+            self.marked().insert(name.to_owned());
+        }
     }
 
     fn drop_copy(&self, name: &str, offset: u64, length: usize) -> bool {
@@ -257,7 +277,7 @@ fn cached_objects(directory: &Path) -> Vec<CachedObject> {
     for folder in folders(directory) {
         for object in folders(&folder) {
             let Ok(used_at) = fs::metadata(&object).and_then(|found| found.modified()) else { continue };
-            let mut bytes = 0;
+            let (mut bytes, is_preferred) = (0, object.join(PREFERRED).exists());
             for file in fs::read_dir(&object).into_iter().flatten().flatten() {
                 let Ok(found) = file.metadata() else { continue };
                 let is_old = |at: SystemTime| at.elapsed().is_ok_and(|age| age > ABANDONED);
@@ -268,7 +288,7 @@ fn cached_objects(directory: &Path) -> Vec<CachedObject> {
                     bytes += found.len();
                 }
             }
-            objects.push(CachedObject { directory: object, used_at, bytes });
+            objects.push(CachedObject { directory: object, is_preferred, used_at, bytes });
         }
     }
     objects
@@ -451,6 +471,36 @@ mod tests {
             assert_reads(&cache, PACKS[0], 0, 100);
         }
         assert_eq!(records.take().len(), 2);
+    }
+
+    #[test]
+    fn preferred_objects_are_removed_last() {
+        let cached = Cached::new();
+        let (cache, records) = cached.open(3000, true);
+        assert_reads(&cache, PACKS[0], 0, 1000);
+        cache.prefer(PACKS[0]);
+        let folder = File::open(cache.folder(PACKS[0]).unwrap()).unwrap();
+        folder.set_modified(SystemTime::now() - Duration::from_secs(300)).unwrap();
+        // Nothing is marked that is not there.
+        cache.prefer(PACKS[1]);
+        for name in [PACKS[1], PACKS[2]] {
+            assert_reads(&cache, name, 0, 1000);
+        }
+        records.take();
+        assert_reads(&cache, PACKS[0], 0, 1000);
+        assert_eq!(records.take().len(), 0);
+        assert_reads(&cache, PACKS[1], 0, 1000);
+        assert_eq!(records.take().len(), 1);
+        // The limit holds for them, too, and they are marked again when they come back.
+        cached.open(500, true);
+        assert_eq!(cached.files(), [] as [PathBuf; 0]);
+        let (cache, _) = cached.open(3000, true);
+        assert_reads(&cache, PACKS[0], 0, 1000);
+        cache.prefer(PACKS[0]);
+        assert_eq!(cached.files().len(), 2);
+        let (reading, _) = cached.open(3000, false);
+        reading.prefer(PACKS[2]);
+        assert_eq!(cached.files().len(), 2);
     }
 
     #[test]

@@ -131,6 +131,11 @@ impl Target {
         self.storage.evict(name, offset, length);
     }
 
+    /// Hint that caches should keep this object longer than others: every access to what is stored needs it.
+    pub fn prefer(&self, name: &str) {
+        self.storage.prefer(name);
+    }
+
     /// Drops the copy of these bytes in a cache on disk, because they turned out to be wrong. Returns whether there was one.
     pub fn drop_copy(&self, name: &str, offset: u64, length: usize) -> bool {
         self.storage.drop_copy(name, offset, length)

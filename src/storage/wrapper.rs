@@ -133,6 +133,10 @@ impl<W: Wrapper> Storage for W {
         self.inner().evict(name, offset, length);
     }
 
+    fn prefer(&self, name: &str) {
+        self.inner().prefer(name);
+    }
+
     fn drop_copy(&self, name: &str, offset: u64, length: usize) -> bool {
         self.inner().drop_copy(name, offset, length)
     }
