@@ -11,6 +11,7 @@ use super::error::Error;
 use crate::catalog::{Catalog, Presence};
 use crate::format::generation::Generation;
 use crate::format::name::{self, SnapshotName};
+use crate::repository::Ahead;
 
 /// What an object is that no known run wrote, and what to do.
 const UNKNOWN: &str = "is not in the catalog. If this machine wrote it, run `brackfs catalog rebuild`";
@@ -74,6 +75,12 @@ impl Inventory<'_> {
     /// Compares listings with the catalog. Returns a reason to doubt that all documents are known and present, if there is
     /// one.
     pub fn doubt_of_documents(&self, catalog: &Catalog) -> Result<Option<String>, Error> {
+        let folders = CENSUS_FOLDERS.into_iter().chain([name::SNAPSHOTS]);
+        let reads = folders.map(|folder| Ahead::List(folder.to_owned())).collect();
+        self.repository.target().reading_ahead(reads, || self.compare_documents(catalog))
+    }
+
+    fn compare_documents(&self, catalog: &Catalog) -> Result<Option<String>, Error> {
         let documents = catalog.documents()?;
         let known: HashSet<String> = documents.iter().map(|document| document.object()).collect();
         let mut listed = HashSet::new();

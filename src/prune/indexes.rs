@@ -116,7 +116,7 @@ pub(super) fn rewrite(
         for candidate in candidates {
             pruner.inventory.check_interrupted()?;
             // The usage of a snapshot without a base may take as much memory as a whole index.
-            if !candidate.orphans.is_empty() && successor.chunks > FEW_CHUNKS {
+            if !candidate.orphans.is_empty() && successor.chunks > CHUNKS / 4 {
                 successor.write(catalog)?;
             }
             let index = match candidate.index {

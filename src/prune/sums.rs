@@ -84,7 +84,7 @@ pub(super) fn rewrite(
         let mut replaced = Vec::new();
         for list in found {
             pruner.inventory.check_interrupted()?;
-            // A list that is damaged stays: `check` reports it.
+            // A list that was read and is damaged stays: `check` reports it.
             let Some(sums) = lists.sums(target, &list.name)? else { continue };
             let named: Vec<_> = sums.iter().map(|(pack, _)| *pack).filter(|pack| gone.contains(pack)).collect();
             if named.is_empty() && !(join && is_small(list.length)) {
@@ -125,4 +125,42 @@ fn remove(
         }
     }
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::format::pack::{IndexedCarrier, IndexedPack, PackKind};
+    use crate::storage::testing::Memory;
+
+    #[test]
+    fn a_list_is_not_read_if_an_index_has_its_id_and_as_many_packs() {
+        let target = Target::new(Box::new(Memory::default()), "memory".to_owned());
+        let ids = [(); 3].map(|()| ObjectId::random());
+        let [pack, carrier, other] = [1, 2, 3].map(|byte| (PackId::random(), Digest::of(&[byte])));
+        for (id, sums) in ids.iter().zip([&[pack, carrier][..], &[other], &[other]]) {
+            target.put(&name::sums(*id), encode(sums).as_bytes()).unwrap();
+        }
+        let index = |(id, digest): (PackId, Digest), carriers: Vec<IndexedCarrier>| {
+            let birth =
+                |digest| IndexedPack { id, kind: PackKind::Data, digest, count: 0, length: 0, blocks: Vec::new() };
+            // A pack that is gone has no digest.
+            Index { packs: vec![birth(Some(digest)), birth(None)], carriers, ..Index::default() }
+        };
+        let mut lists = Lists::find(&target).unwrap();
+        lists
+            .learn(ids[0], &index(pack, vec![IndexedCarrier { id: carrier.0, digest: carrier.1, blocks: Vec::new() }]));
+        lists
+            .learn(ids[1], &index(pack, vec![IndexedCarrier { id: carrier.0, digest: carrier.1, blocks: Vec::new() }]));
+        lists.learn(ObjectId::random(), &index(pack, Vec::new()));
+        assert_eq!(Vec::from_iter(lists.known.keys()), [&name::sums(ids[0])]);
+        // Of another index, or of none: the list itself tells.
+        for id in &ids[1..] {
+            assert_eq!(lists.sums(&target, &name::sums(*id)).unwrap(), Some(vec![other]));
+        }
+        assert_eq!(lists.sums(&target, &name::sums(ids[0])).unwrap(), Some(vec![pack, carrier]));
+        let damaged = ObjectId::random();
+        target.put(&name::sums(damaged), &encode(&[other]).as_bytes()[1..]).unwrap();
+        assert_eq!(lists.sums(&target, &name::sums(damaged)).unwrap(), None);
+    }
 }

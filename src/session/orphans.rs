@@ -30,6 +30,8 @@ use crate::format::sums::SUMS_SIZE;
 use crate::format::{PackId, name, sums};
 use crate::inventory::{self, Inventory};
 use crate::monitor::count;
+use crate::repository::Access;
+use crate::storage::{Ahead, ObjectInfo};
 
 /// A number of objects and their total size.
 #[derive(Debug, Default, Clone, Copy)]
@@ -201,7 +203,10 @@ fn account(
     doubt: &mut Option<String>,
 ) -> Result<(), Error> {
     let mut named: HashSet<SnapshotId> = HashSet::new();
-    for id in inventory.indexes()? {
+    let target = inventory.repository.target();
+    let listed = target.list(name::INDEX)?;
+    for object in target.in_turn(&listed, Access::read_of_document) {
+        let Some(id) = name::parse_index(&object.name) else { continue };
         inventory.check_interrupted()?;
         match inventory.access.index(inventory.repository, id) {
             Ok(index) => {
@@ -253,15 +258,16 @@ fn account_for_snapshots(
 /// A list of sums is written just before the index of the same packs. If only the list is found, either the run was
 /// killed between the two, or the index is missing from the listing; these cases cannot be told apart.
 fn account_for_sums(inventory: &Inventory<'_>, packs: &FoundPacks, doubt: &mut Option<String>) -> Result<(), Error> {
-    for object in inventory.repository.target().list(name::SUMS)? {
-        if name::parse_sums(&object.name).is_none() {
-            continue;
-        }
+    let target = inventory.repository.target();
+    let mut lists = target.list(name::SUMS)?;
+    lists.retain(|object| name::parse_sums(&object.name).is_some());
+    let read = |list: &ObjectInfo| Some(Ahead::Get(list.name.clone(), SUMS_SIZE));
+    for object in target.in_turn(&lists, read) {
         if doubt.is_some() {
             break;
         }
         inventory.check_interrupted()?;
-        let list = inventory.repository.target().get(&object.name, SUMS_SIZE)?;
+        let list = target.get(&object.name, SUMS_SIZE)?;
         if !sums::lines(&list).flatten().all(|line| packs.is_indexed(line.pack)) {
             *doubt = Some(format!("{} contains packs that are in no index", object.name));
         }
