@@ -21,6 +21,7 @@
 //! | `threads` | – |
 //! | `crypt` | `failure` |
 //! | `format` | – |
+//! | `quantity` | – |
 //! | `monitor` | – |
 //! | `source` | `format` `sys` `failure` |
 //! | `repository` | `storage` `crypt` `format` `failure` |
@@ -37,9 +38,10 @@
 //! | `restore` | `archive` `source` `format` `monitor` `failure` |
 //! | `dump` | `archive` `format` `monitor` `failure` |
 //! | `retention` | `archive` `session` `inventory` `catalog` `state` `repository` `format` `monitor` `failure` |
+//! | `config` | `backup` `prune` `retention` `storage` `quantity` `failure` |
 //! | `history` | `archive` `source` `format` `monitor` `failure` |
 //! | `check` | `archive` `reader` `repository` `source` `storage` `crypt` `format` `monitor` `failure` |
-//! | `cli` | `archive` `backup` `catalog` `check` `crypt` `dump` `format` `history` `init` `inventory` `sys` `monitor` `mount` `prune` `reader` `repository` `restore` `retention` `session` `state` `storage` `failure` |
+//! | `cli` | `archive` `backup` `catalog` `check` `config` `crypt` `dump` `format` `history` `init` `inventory` `sys` `monitor` `mount` `prune` `quantity` `reader` `repository` `restore` `retention` `session` `state` `storage` `failure` |
 //! <!-- /layers -->
 
 // Tests of targets remove objects without a session.
@@ -50,6 +52,7 @@ pub mod backup;
 pub mod catalog;
 pub mod check;
 pub mod cli;
+pub mod config;
 pub mod crypt;
 pub mod dump;
 pub mod failure;
@@ -60,6 +63,7 @@ pub mod inventory;
 pub mod monitor;
 pub mod mount;
 pub mod prune;
+pub mod quantity;
 pub mod reader;
 pub mod repository;
 pub mod restore;

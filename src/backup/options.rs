@@ -22,6 +22,21 @@ pub const RETRIES: u32 = 3;
 /// Default total time to wait for files that have just changed.
 pub const SETTLE_MAX: Duration = Duration::from_secs(5);
 
+/// Maximum length of a tag in bytes.
+const TAG_SIZE: usize = 255;
+
+/// Checks a tag. Lists of tags are printed with commas, so a tag must not have one.
+pub fn check_tag(text: &str) -> Result<String, String> {
+    match text {
+        "" => Err("a tag can't be empty".into()),
+        _ if text.trim() != text => Err("a tag can't begin or end with a blank".into()),
+        _ if text.len() > TAG_SIZE => Err(format!("a tag has at most {TAG_SIZE} bytes")),
+        _ if text.contains(',') => Err("a tag can't have a comma".into()),
+        _ if text.contains(char::is_control) => Err("a tag is one line of text".into()),
+        _ => Ok(text.to_owned()),
+    }
+}
+
 /// The options of a backup.
 #[derive(Debug, Clone, Default)]
 pub struct Options {

@@ -12,9 +12,10 @@ use super::global::Global;
 use super::output;
 use super::reader_args::{FirstUse, ReaderArgs, SMALL_CACHE};
 use super::recipients::read_certificate;
-use super::show::{parse_duration, printable};
+use super::show::printable;
 use super::signals::stop_on_signals;
 use crate::inventory::{Inventory, host_access, host_key};
+use crate::quantity::parse_duration;
 use crate::session::{self, Priority, adopt_with_host_key, adopt_with_owner_key};
 use crate::state::RepositoryState;
 
@@ -48,7 +49,7 @@ pub(super) struct Args {
     reader: ReaderArgs,
     /// If another run is writing to the repository, wait up to DURATION, then exit with code 11
     ///
-    /// DURATION is a number with ms, s, m or h, such as 90s, 10m or 1h30m.
+    /// DURATION is a number with ms, s, m, h or d, such as 90s, 10m or 1h30m.
     #[arg(long, value_name = "DURATION", default_value = "0s", value_parser = parse_duration)]
     wait_lock: Duration,
     /// Fail unless the repository is encrypted to exactly these certificates (repeatable)

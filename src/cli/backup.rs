@@ -12,7 +12,7 @@ use super::exit::{self, Usage};
 use super::global::Global;
 use super::output;
 use super::repository_arg::{RepositoryArg, Use};
-use super::show::{name_time, parse_duration, parse_size, parse_time, rate, size};
+use super::show::{name_time, parse_time, rate, size};
 use super::signals::stop_on_signals;
 use super::terminal::is_interactive;
 use crate::backup::{self, COMPRESSION, Options, RETRIES, Reading, RunPolicy, Selection, Storing, Summary};
@@ -21,6 +21,7 @@ use crate::failure::FailureKind;
 use crate::format::snapshot::{PATHS, TAGS};
 use crate::format::{Timestamp, name};
 use crate::monitor::count;
+use crate::quantity::{parse_duration, parse_size};
 use crate::session::EarlyRuns;
 
 /// Back up files
@@ -143,7 +144,7 @@ pub(super) struct Args {
     #[arg(short = 'x', long)]
     one_file_system: bool,
     /// Add this tag to the snapshot (repeatable)
-    #[arg(long, value_name = "T", value_parser = parse_tag)]
+    #[arg(long, value_name = "T", value_parser = backup::check_tag)]
     tag: Vec<String>,
     /// Record the snapshot as made at this time
     ///
@@ -173,7 +174,7 @@ pub(super) struct Args {
     compression: i32,
     /// Commit stored data this often; a killed run loses at most this much work
     ///
-    /// DURATION is a number with ms, s, m or h. Shorter intervals make more objects in the repository and more disk syncs.
+    /// DURATION is a number with ms, s, m, h or d. Shorter intervals make more objects in the repository and more disk syncs.
     #[arg(long, value_name = "DURATION", default_value = "60s", value_parser = parse_duration)]
     commit_interval: Duration,
     /// Make no snapshot if nothing changed since the source's last snapshot
@@ -213,7 +214,7 @@ pub(super) struct Args {
     settle_max: Duration,
     /// If another run is writing to the repository, wait up to DURATION, then exit with code 11
     ///
-    /// DURATION is a number with ms, s, m or h, such as 90s, 10m or 1h30m.
+    /// DURATION is a number with ms, s, m, h or d, such as 90s, 10m or 1h30m.
     #[arg(long, value_name = "DURATION", default_value = "0s", value_parser = parse_duration)]
     wait_lock: Duration,
     /// Read and verify up to SIZE of packs that have not been checked for a month; 0 disables this
@@ -298,21 +299,6 @@ const CHOOSING: [&str; 8] = [
     "exclude_nodump",
     "one_file_system",
 ];
-
-/// Maximum length of a tag in bytes.
-const TAG_SIZE: usize = 255;
-
-/// Checks a tag. Lists of tags are printed with commas, so a tag must not have one.
-fn parse_tag(text: &str) -> Result<String, String> {
-    match text {
-        "" => Err("a tag can't be empty".into()),
-        _ if text.trim() != text => Err("a tag can't begin or end with a blank".into()),
-        _ if text.len() > TAG_SIZE => Err(format!("a tag has at most {TAG_SIZE} bytes")),
-        _ if text.contains(',') => Err("a tag can't have a comma; give --tag once for each tag".into()),
-        _ if text.contains(char::is_control) => Err("a tag is one line of text".into()),
-        _ => Ok(text.to_owned()),
-    }
-}
 
 /// Parses a time that the name of a snapshot can have.
 fn parse_snapshot_time(text: &str) -> Result<Timestamp, String> {

@@ -16,6 +16,7 @@ use super::signals::end_on_signals;
 use crate::archive::Selector;
 use crate::format::{Kind, Timestamp};
 use crate::history::{Match, Query, SearchScope, find};
+use crate::quantity::parse_size;
 
 /// Find files by name in all snapshots
 ///
@@ -62,10 +63,10 @@ pub(super) struct Args {
     #[arg(long, value_name = "TIME", value_parser = show::parse_time)]
     older: Option<Timestamp>,
     /// Print only files of more than SIZE bytes
-    #[arg(long, value_name = "SIZE", value_parser = show::parse_size)]
+    #[arg(long, value_name = "SIZE", value_parser = parse_size)]
     larger: Option<u64>,
     /// Print only files of less than SIZE bytes
-    #[arg(long, value_name = "SIZE", value_parser = show::parse_size)]
+    #[arg(long, value_name = "SIZE", value_parser = parse_size)]
     smaller: Option<u64>,
     /// Print mode, link count, owner, group, size in bytes, and modification time in UTC
     #[arg(short)]

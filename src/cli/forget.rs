@@ -15,13 +15,14 @@ use super::global::Global;
 use super::output;
 use super::prune;
 use super::repository_arg::RepositoryArg;
-use super::show::{self, name_time, parse_duration, parse_time};
+use super::show::{self, name_time, parse_time};
 use super::signals::stop_on_signals;
 use super::terminal::is_interactive;
 use crate::archive::Selector;
 use crate::catalog::SnapshotRow;
 use crate::format::Timestamp;
 use crate::monitor::count;
+use crate::quantity::parse_duration;
 use crate::retention::{
     Age, Calendar, Caution, Choice, Chosen, Count, Decision, Grouping, Period, Policy, Reason, Rule, Scene,
 };
@@ -194,7 +195,7 @@ pub(super) struct ReleaseArgs {
 struct RunArgs {
     /// If another run is writing to the repository, wait up to DURATION, then exit with code 11
     ///
-    /// DURATION is a number with ms, s, m or h, such as 90s, 10m or 1h30m.
+    /// DURATION is a number with ms, s, m, h or d, such as 90s, 10m or 1h30m.
     #[arg(long, value_name = "DURATION", default_value = "0s", value_parser = parse_duration)]
     wait_lock: Duration,
     /// Print one JSON object for each snapshot, and one with the result

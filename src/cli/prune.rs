@@ -9,12 +9,13 @@ use serde_json::json;
 use super::global::Global;
 use super::output;
 use super::repository_arg::RepositoryArg;
-use super::show::{parse_duration, parse_size, parse_time, size};
+use super::show::{parse_time, size};
 use super::signals::stop_on_signals;
 use super::terminal::is_interactive;
 use crate::format::Timestamp;
 use crate::monitor::count;
 use crate::prune::{self, Options, Summary};
+use crate::quantity::{parse_duration, parse_percent, parse_size};
 use crate::state::RepositoryState;
 
 /// Remove data that no snapshot needs any more
@@ -58,7 +59,7 @@ pub(super) struct Args {
     limits: Limits,
     /// If another run is writing to the repository, wait up to DURATION, then exit with code 11
     ///
-    /// DURATION is a number with ms, s, m or h, such as 90s, 10m or 1h30m.
+    /// DURATION is a number with ms, s, m, h or d, such as 90s, 10m or 1h30m.
     #[arg(long, value_name = "DURATION", default_value = "0s", value_parser = parse_duration)]
     wait_lock: Duration,
     /// Print what would be done, and change nothing
@@ -81,7 +82,7 @@ pub(super) struct Limits {
     /// Let packs waste up to this percentage of the size of needed data
     ///
     /// A lower percentage saves space, but copies more.
-    #[arg(long, value_name = "PERCENT", default_value = "20%", value_parser = parse_percent)]
+    #[arg(long, value_name = "PERCENT", default_value = "20%", value_parser = parse_waste)]
     max_waste: f64,
     /// Copy at most SIZE of needed data [default: no limit]
     ///
@@ -94,7 +95,7 @@ pub(super) struct Limits {
     /// Keep unneeded data for DURATION after a prune condemned it
     ///
     /// With 0, data is removed in the same run, and open mounts of forgotten snapshots fail.
-    #[arg(long, value_name = "DURATION", default_value = "1d", value_parser = parse_grace)]
+    #[arg(long, value_name = "DURATION", default_value = "1d", value_parser = parse_duration)]
     grace: Duration,
     /// Use this as the current time
     #[arg(long, value_name = "TIME", value_parser = parse_time, hide = true)]
@@ -102,21 +103,8 @@ pub(super) struct Limits {
 }
 
 /// Parses a percentage, such as 20%.
-fn parse_percent(text: &str) -> Result<f64, String> {
-    let number = text.strip_suffix('%').unwrap_or(text).trim().parse::<f64>();
-    let number = number.map_err(|_| "expected a percentage, such as 20%".to_owned())?;
-    if (0.0..=1000.0).contains(&number) { Ok(number / 100.0) } else { Err("expected 0% to 1000%".to_owned()) }
-}
-
-/// Parses a duration that may also be given in days or weeks.
-fn parse_grace(text: &str) -> Result<Duration, String> {
-    const DAY: u64 = 24 * 60 * 60;
-    for (unit, seconds) in [('d', DAY), ('w', 7 * DAY)] {
-        if let Some(number) = text.strip_suffix(unit).and_then(|number| number.parse::<u64>().ok()) {
-            return number.checked_mul(seconds).map(Duration::from_secs).ok_or_else(|| "too long".to_owned());
-        }
-    }
-    parse_duration(text).map_err(|_| "not a duration; write a number with s, m, h, d or w".to_owned())
+fn parse_waste(text: &str) -> Result<f64, String> {
+    parse_percent(text, 1000)
 }
 
 impl Default for Limits {

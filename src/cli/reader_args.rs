@@ -15,6 +15,7 @@ use crate::archive::{Archive, OpenSnapshot, Selector};
 use crate::catalog;
 use crate::crypt::{Certificate, Fingerprint, KeyStore, Opener, SecretKey};
 use crate::monitor::Monitor;
+use crate::quantity::parse_size;
 use crate::reader::Reader;
 use crate::repository::{Access, Keys, Repository};
 use crate::state::RepositoryState;
@@ -59,7 +60,7 @@ pub(super) struct ReaderArgs {
     ///
     /// The default is less if memory is short: at most a quarter of the machine's memory, of the memory limit of the cgroup
     /// (a container, or a systemd service with MemoryMax=), and of the limit of ulimit -v.
-    #[arg(long, value_name = "SIZE", value_parser = super::show::parse_size)]
+    #[arg(long, value_name = "SIZE", value_parser = parse_size)]
     pub(super) cache_size: Option<u64>,
 }
 
@@ -71,7 +72,7 @@ pub(super) struct DiskCacheArgs {
     /// The limit is for each repository. The cache holds data as it is on the server: it is encrypted only if the repository
     /// is. Data is verified when it is read. The cache can be removed at any time. restore and dump read from it and add
     /// nothing.
-    #[arg(long, help_heading = HEADING, value_name = "SIZE", value_parser = super::show::parse_size, default_value = "1GiB")]
+    #[arg(long, help_heading = HEADING, value_name = "SIZE", value_parser = parse_size, default_value = "1GiB")]
     disk_cache: u64,
     /// Keep that cache in DIR [default: /var/cache/brackfs for root, else $XDG_CACHE_HOME/brackfs or ~/.cache/brackfs]
     #[arg(long, help_heading = HEADING, env = "BRACKFS_CACHE_DIR", value_name = "DIR", value_hint = ValueHint::DirPath)]

@@ -10,11 +10,12 @@ use serde_json::json;
 use super::global::Global;
 use super::output;
 use super::repository_arg::RepositoryArg;
-use super::show::{parse_duration, rfc3339_of};
+use super::show::rfc3339_of;
 use super::signals::stop_on_signals;
 use crate::catalog::Catalog;
 use crate::crypt::Certificate;
 use crate::inventory::{Inventory, host_access, host_key};
+use crate::quantity::parse_duration;
 use crate::session::{self, Priority};
 use crate::state::RepositoryState;
 
@@ -67,7 +68,7 @@ pub(super) struct UpdateArgs {
     repository: RepositoryArg,
     /// If another run is writing to the repository, wait up to DURATION, then exit with code 11
     ///
-    /// DURATION is a number with ms, s, m or h, such as 90s, 10m or 1h30m.
+    /// DURATION is a number with ms, s, m, h or d, such as 90s, 10m or 1h30m.
     #[arg(long, value_name = "DURATION", default_value = "0s", value_parser = parse_duration)]
     wait_lock: Duration,
     /// Print one JSON object per certificate

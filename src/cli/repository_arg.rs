@@ -13,7 +13,8 @@ use clap::error::ErrorKind;
 use clap::{Arg, Args, Command, ValueHint};
 
 use super::global::Global;
-use super::{show, signals, terminal};
+use super::{signals, terminal};
+use crate::quantity::{parse_duration, parse_size};
 use crate::repository::Repository;
 use crate::storage::{
     Ahead, Limit, Location, Rates, Remote, RetryPolicy, RetryStorage, Storage, Waiting, parse_endpoint,
@@ -75,7 +76,7 @@ pub(super) struct TargetArgs {
     #[arg(long, help_heading = HEADING, env = "BRACKFS_CA", hide_env_values = true, value_name = "FILE", value_hint = ValueHint::FilePath)]
     ca: Option<PathBuf>,
     /// Assume that listings of Swift lag behind by at most DURATION
-    #[arg(long, help_heading = HEADING, env = "BRACKFS_LISTING_LAG", hide = true, hide_env_values = true, value_name = "DURATION", value_parser = show::parse_duration)]
+    #[arg(long, help_heading = HEADING, env = "BRACKFS_LISTING_LAG", hide = true, hide_env_values = true, value_name = "DURATION", value_parser = parse_duration)]
     listing_lag: Option<Duration>,
     /// Open up to N connections to a server
     ///
@@ -92,12 +93,12 @@ pub(super) struct TargetArgs {
     ///
     /// The packs are in unnamed files. When they take SIZE, a backup reads no more files until one is stored. Values below
     /// 64MiB count as 64MiB.
-    #[arg(long, help_heading = HEADING, value_name = "SIZE", value_parser = show::parse_size)]
+    #[arg(long, help_heading = HEADING, value_name = "SIZE", value_parser = parse_size)]
     spool_size: Option<u64>,
 }
 
 fn parse_rate(text: &str) -> Result<NonZeroU64, String> {
-    NonZeroU64::new(show::parse_size(text)?).ok_or_else(|| "must not be 0".to_owned())
+    NonZeroU64::new(parse_size(text)?).ok_or_else(|| "must not be 0".to_owned())
 }
 
 /// Parses a location. Unlike clap's own message, the error does not repeat the value, which may have a password.

@@ -95,32 +95,6 @@ pub(super) fn clock(time: Duration) -> String {
     }
 }
 
-/// Parses a size: a number of bytes, or a number with K, M, G or T (KiB, KB and kb mean the same as K).
-pub(super) fn parse_size(text: &str) -> Result<u64, String> {
-    let end = text.find(|c: char| !c.is_ascii_digit()).unwrap_or(text.len());
-    let (number, unit) = text.split_at(end);
-    let shift = match unit.trim().to_ascii_lowercase().as_str() {
-        "" | "b" => 0,
-        "k" | "kb" | "kib" => 10,
-        "m" | "mb" | "mib" => 20,
-        "g" | "gb" | "gib" => 30,
-        "t" | "tb" | "tib" => 40,
-        _ => return Err(format!("unknown unit {unit:?}; write a number with K, M, G or T")),
-    };
-    let number: u64 = number.parse().map_err(|_| "expected a number, such as 100 or 32MiB".to_owned())?;
-    number.checked_mul(1 << shift).ok_or_else(|| "the size is too large".to_owned())
-}
-
-/// Parses a duration: a number of seconds, or numbers with units (500ms, 5s, 10m, 1h30m).
-pub(super) fn parse_duration(text: &str) -> Result<Duration, String> {
-    if let Ok(seconds) = text.parse() {
-        return Ok(Duration::from_secs(seconds));
-    }
-    let span: jiff::SignedDuration =
-        text.parse().map_err(|_| "not a duration; write a number with ms, s, m or h".to_owned())?;
-    Duration::try_from(span).map_err(|_| "a duration cannot be negative".to_owned())
-}
-
 /// Parses a date, or a date and time, in UTC unless it has an offset.
 pub(super) fn parse_time(text: &str) -> Result<Timestamp, String> {
     let utc = || text.parse::<jiff::civil::DateTime>().ok()?.to_zoned(jiff::tz::TimeZone::UTC).ok();
@@ -205,12 +179,6 @@ mod tests {
             [0, 999, 1000, 1 << 20, 10 << 20, 1023 << 20].map(size),
             ["0 B", "999 B", "0.98 KiB", "1.00 MiB", "10.0 MiB", "1.00 GiB"]
         );
-        assert_eq!(parse_size("128MiB"), Ok(128 << 20));
-        assert_eq!(parse_size("4k"), Ok(4096));
-        assert_eq!(parse_size("7"), Ok(7));
-        for bad in ["", "MiB", "-1", "1x", "99999999999T"] {
-            assert!(parse_size(bad).is_err(), "{bad}");
-        }
     }
 
     #[test]
@@ -236,15 +204,6 @@ mod tests {
         let written = json(&value);
         assert!(!written.contains(is_command), "{written}");
         assert_eq!(serde_json::from_str::<serde_json::Value>(&written).unwrap(), value);
-    }
-
-    #[test]
-    fn durations() {
-        let read = |text| parse_duration(text).map(|time| time.as_millis());
-        assert_eq!(["0", "7", "250ms", "5s", "1h30m"].map(read), [0, 7000, 250, 5000, 5_400_000].map(Ok));
-        for bad in ["", "s", "-5s", "5 parsecs", "1.5"] {
-            assert!(parse_duration(bad).is_err(), "{bad}");
-        }
     }
 
     #[test]

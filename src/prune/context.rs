@@ -34,6 +34,13 @@ pub struct Options {
     pub now: Option<i64>,
 }
 
+impl Default for Options {
+    fn default() -> Self {
+        const DAY: Duration = Duration::from_secs(24 * 60 * 60);
+        Options { max_waste: 0.2, max_copy: u64::MAX, max_duration: None, grace: DAY, now: None }
+    }
+}
+
 impl Options {
     /// `before` is the last generation before the run.
     pub(super) fn clock(&self, before: u64) -> Clock {

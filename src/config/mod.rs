@@ -1,0 +1,240 @@
+//! Configuration files: what is backed up, where to, how long it stays, and what happens beside it.
+//!
+//! A [`Config`] is read from `config.toml` and the files in `conf.d` beside it, which may each have any part. The form is
+//! described in brackfs-config(5). Every mistake is found at once, and is named with its place, FILE:LINE:COLUMN.
+//!
+//! - [`files`]: finding and reading the files
+//! - [`value`]: TOML values with their places; [`place`]: places and mistakes
+//! - [`settings`]: the settings of one thing, from all tables that may have them
+//! - [`source`], [`target`], [`hook`], [`report`]: the parts of a configuration
+//! - [`secret`]: values that are elsewhere; [`name`]: names of sources and targets
+
+mod error;
+mod files;
+mod hook;
+mod name;
+mod place;
+mod report;
+mod secret;
+mod settings;
+mod source;
+mod target;
+#[cfg(test)]
+mod tests;
+mod value;
+
+use std::path::{Path, PathBuf};
+
+pub use error::Error;
+pub use files::usual;
+pub use hook::{Hook, Moment, OnFailure};
+pub use place::{Mistake, Place};
+pub use report::{Check, Ping, Report};
+pub use secret::Secret;
+pub use settings::Used;
+pub use source::{Command, Source};
+pub use target::{Conditions, Missing, Prune, Target};
+
+use place::{Mistakes, suggestion};
+use settings::Settings;
+use value::{Kind, Table, Value};
+
+/// The version of the form of the files.
+const VERSION: &str = "1";
+
+/// A configuration without mistakes.
+#[derive(Debug, Clone)]
+pub struct Config {
+    /// The targets, in the order of the files.
+    pub targets: Vec<Target>,
+    /// The sources, in the order of the files.
+    pub sources: Vec<Source>,
+    /// The hooks, in the order of the files.
+    pub hooks: Vec<Hook>,
+    /// How often data of targets is read again; `None` for never.
+    pub check: Option<Check>,
+    /// Where a run is reported.
+    pub report: Report,
+}
+
+/// A named table, such as `[source.home]`.
+struct Part<'a> {
+    name: &'a str,
+    place: &'a Place,
+    table: &'a Table,
+}
+
+/// The parts of all files.
+#[derive(Default)]
+struct Parts<'a> {
+    defaults: Option<&'a Table>,
+    targets: Vec<Part<'a>>,
+    sources: Vec<Part<'a>>,
+    hooks: Vec<(&'a Place, &'a Table)>,
+    check: Option<&'a Table>,
+    report: Option<&'a Table>,
+}
+
+impl Config {
+    /// Reads a file, and those in `conf.d` beside it.
+    pub fn load(file: &Path) -> Result<Self, Error> {
+        let file = std::path::absolute(file).map_err(|source| Error::Read { path: file.to_owned(), source })?;
+        let texts = files::read(&file)?;
+        let mut mistakes = Mistakes::default();
+        let tables: Vec<_> = texts.iter().map(|text| Table::parse(&text.file, &text.text, &mut mistakes)).collect();
+        // Other mistakes in a file that is not TOML may be none.
+        mistakes.end()?;
+        let (mut mistakes, mut parts) = (Mistakes::default(), Parts::default());
+        tables.iter().for_each(|table| parts.add(table, &mut mistakes));
+        let config = parts.read(&mut mistakes);
+        mistakes.end()?;
+        Ok(config)
+    }
+
+    /// The target of this name.
+    pub fn target(&self, name: &str) -> Result<&Target, Error> {
+        let found = self.targets.iter().find(|target| target.name == name);
+        found.ok_or_else(|| unknown("target", name, self.targets.iter().map(|target| target.name.as_str())))
+    }
+
+    /// The source of this name.
+    pub fn source(&self, name: &str) -> Result<&Source, Error> {
+        let found = self.sources.iter().find(|source| source.name == name);
+        found.ok_or_else(|| unknown("source", name, self.sources.iter().map(|source| source.name.as_str())))
+    }
+}
+
+fn unknown<'a>(kind: &'static str, name: &str, names: impl Iterator<Item = &'a str>) -> Error {
+    Error::Unknown { kind, name: name.to_owned(), suggestion: suggestion(name, names) }
+}
+
+impl<'a> Parts<'a> {
+    /// Adds the parts of a file.
+    fn add(&mut self, file: &'a Table, mistakes: &mut Mistakes) {
+        for (key, value) in &file.0 {
+            match key.name.as_str() {
+                "version" => match &value.kind {
+                    Kind::Number(version) if version == VERSION => {}
+                    _ => mistakes.add(&value.place, format!("version: this program knows version {VERSION}")),
+                },
+                "defaults" => only(&mut self.defaults, &key.name, value, mistakes),
+                "check" => only(&mut self.check, &key.name, value, mistakes),
+                "report" => only(&mut self.report, &key.name, value, mistakes),
+                "source" => named(&mut self.sources, &key.name, value, mistakes),
+                "target" => named(&mut self.targets, &key.name, value, mistakes),
+                "hook" => match &value.kind {
+                    Kind::List(values) => {
+                        for value in values {
+                            self.hooks.extend(table(value, "hook", mistakes).map(|table| (&value.place, table)));
+                        }
+                    }
+                    _ => mistakes.add(&value.place, "hook: write [[hook]], with two pairs of brackets"),
+                },
+                unknown => {
+                    let known = ["version", "defaults", "target", "source", "hook", "check", "report"];
+                    mistakes.add(&key.place, format!("{unknown}: unknown key{}", suggestion(unknown, known)));
+                }
+            }
+        }
+    }
+
+    fn read(&self, mistakes: &mut Mistakes) -> Config {
+        let names = |parts: &[Part<'a>]| parts.iter().map(|part| part.name).collect::<Vec<_>>();
+        let (target_names, source_names) = (names(&self.targets), names(&self.sources));
+        if let Some(defaults) = self.defaults {
+            Source::check_defaults(defaults, &target_names, mistakes);
+        }
+        let target =
+            |part: &Part<'_>, mistakes: &mut Mistakes| Target::read(part.name, part.place, part.table, mistakes);
+        let targets = self.targets.iter().filter_map(|part| target(part, mistakes)).collect();
+        let mut sources = Vec::new();
+        for part in &self.sources {
+            if let Some(mut tables) = self.inherited(part, &source_names, mistakes) {
+                tables.extend(self.defaults);
+                sources.extend(Source::read(part.name, part.place, tables, &target_names, mistakes));
+            }
+        }
+        let hooks = self.hooks.iter().filter_map(|(place, table)| Hook::read(place, table, &source_names, mistakes));
+        let hooks = hooks.collect();
+        let mut section = |what: &str, table: Option<&Table>, read: &mut dyn FnMut(&mut Settings<'_>)| {
+            if let Some(table) = table {
+                let mut settings = Settings::new(what, vec![table], mistakes);
+                read(&mut settings);
+                settings.end();
+            }
+        };
+        let (mut check, mut report) = (None, Report::default());
+        section("check", self.check, &mut |settings| check = Some(Check::read(settings)));
+        section("report", self.report, &mut |settings| report = Report::read(settings));
+        Config { targets, sources, hooks, check, report }
+    }
+
+    /// The tables of a source and of those that it inherits from, nearest first. `None` if they go round in a circle or one
+    /// does not exist, which is noted.
+    fn inherited(&self, part: &Part<'a>, names: &[&str], mistakes: &mut Mistakes) -> Option<Vec<&'a Table>> {
+        let mut chain = vec![part.name];
+        let mut tables = vec![part.table];
+        while let Some(inherit) = tables.last().and_then(|table| table.get("inherit")) {
+            let what = format!("source.{}.inherit", chain.last().copied().unwrap_or_default());
+            let Kind::Text(name) = &inherit.kind else {
+                let found = inherit.described();
+                mistakes.add(&inherit.place, format!("{what}: expected the name of a source, found {found}"));
+                return None;
+            };
+            let Some(parent) = self.sources.iter().find(|part| part.name == name) else {
+                let suggestion = suggestion(name, names.iter().copied());
+                mistakes.add(&inherit.place, format!("{what}: there is no source.{name}{suggestion}"));
+                return None;
+            };
+            if chain.contains(&parent.name) {
+                mistakes.add(&inherit.place, format!("{what}: {name} inherits from itself"));
+                return None;
+            }
+            chain.push(parent.name);
+            tables.push(parent.table);
+        }
+        Some(tables)
+    }
+}
+
+/// The table that a value must be.
+fn table<'a>(value: &'a Value, what: &str, mistakes: &mut Mistakes) -> Option<&'a Table> {
+    match &value.kind {
+        Kind::Table(table) => Some(table),
+        _ => {
+            mistakes.add(&value.place, format!("{what}: expected a table, found {}", value.described()));
+            None
+        }
+    }
+}
+
+/// Notes a table that only one file may have.
+fn only<'a>(part: &mut Option<&'a Table>, what: &str, value: &'a Value, mistakes: &mut Mistakes) {
+    if part.is_some() {
+        mistakes.add(&value.place, format!("{what}: another file has this table already"));
+    }
+    *part = table(value, what, mistakes);
+}
+
+/// Notes tables with names.
+fn named<'a>(parts: &mut Vec<Part<'a>>, what: &str, value: &'a Value, mistakes: &mut Mistakes) {
+    for (key, value) in table(value, what, mistakes).map(|table| table.0.as_slice()).unwrap_or_default() {
+        let what = format!("{what}.{}", key.name);
+        if let Err(why) = name::check(&key.name) {
+            mistakes.add(&key.place, format!("{what}: {why}"));
+        }
+        if let Some(other) = parts.iter().find(|part| part.name == key.name) {
+            mistakes.add(&key.place, format!("{what}: it is at {} already", other.place));
+            continue;
+        }
+        if let Some(table) = table(value, &what, mistakes) {
+            parts.push(Part { name: &key.name, place: &key.place, table });
+        }
+    }
+}
+
+/// Parses an absolute path.
+fn absolute(text: &str) -> Result<PathBuf, &'static str> {
+    let path = PathBuf::from(text);
+    if path.is_absolute() { Ok(path) } else { Err("write an absolute path") }
+}

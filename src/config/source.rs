@@ -1,0 +1,258 @@
+//! Sources: `[source.NAME]`, with what they inherit.
+
+use std::ffi::OsString;
+use std::fmt::Display;
+use std::str::FromStr;
+
+use super::absolute;
+use super::place::{Mistakes, Place, suggestion};
+use super::settings::{Settings, Used};
+use super::target::Conditions;
+use super::value::Table;
+use crate::backup::{Options, check_tag};
+use crate::quantity::{parse_duration, parse_size};
+use crate::retention::{Age, Count, Period, Policy, Rule};
+
+/// What is backed up, and where to.
+#[derive(Debug, Clone)]
+pub struct Source {
+    /// Its name.
+    pub name: String,
+    /// The names of its targets.
+    pub to: Vec<String>,
+    /// The options of its backups.
+    pub options: Options,
+    /// The command whose output is backed up; `None` for files.
+    pub command: Option<Command>,
+    /// Which snapshots stay; `None` for all.
+    pub keep: Option<Policy>,
+    /// When it is skipped.
+    pub conditions: Conditions,
+    /// The settings of the files.
+    pub used: Vec<Used>,
+    /// Where it is configured.
+    pub place: Place,
+}
+
+/// A command whose output is backed up.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Command {
+    /// The program and its arguments.
+    pub words: Vec<String>,
+    /// The user that runs it; `None` for the one that runs this program.
+    pub user: Option<String>,
+}
+
+/// The keys that say what is backed up.
+const CONTENT: [&str; 4] = ["paths", "command", "user", "filename"];
+
+impl Source {
+    /// Reads a source from its own table, those that it inherits, and `[defaults]`.
+    pub(super) fn read(
+        name: &str,
+        place: &Place,
+        tables: Vec<&Table>,
+        targets: &[&str],
+        mistakes: &mut Mistakes,
+    ) -> Option<Self> {
+        let what = format!("source.{name}");
+        let inherited: Vec<_> = tables.iter().filter_map(|table| table.get("exclude-also")).cloned().collect();
+        let mut settings = Settings::new(what, tables, mistakes);
+        let mut options = Options::default();
+        let (to, keep, conditions) = shared(&mut settings, &mut options, targets);
+        options.selection.source = Some(name.to_owned());
+        options.selection.exclude.extend(super::value::texts(&inherited));
+        settings.accept("inherit");
+        let command = content(place, &mut settings, &mut options);
+        if to.is_none() && settings.find("to").is_none() {
+            settings.missing(place, "to", "the names of targets, such as to = [\"nas\"]");
+        }
+        let used = settings.end();
+        Some(Source {
+            name: name.to_owned(),
+            to: to?,
+            options,
+            command: command?,
+            keep,
+            conditions,
+            used,
+            place: place.clone(),
+        })
+    }
+
+    /// Notes the mistakes of `[defaults]`.
+    pub(super) fn check_defaults(table: &Table, targets: &[&str], mistakes: &mut Mistakes) {
+        let mut settings = Settings::new("defaults", vec![table], mistakes);
+        shared(&mut settings, &mut Options::default(), targets);
+        for key in CONTENT.into_iter().chain(["inherit"]) {
+            if let Some(value) = settings.find(key) {
+                settings.wrong(&value.place, key, "belongs in a source");
+            }
+        }
+        settings.end();
+    }
+}
+
+/// Reads the settings that a source and the defaults may have.
+fn shared(
+    settings: &mut Settings<'_>,
+    options: &mut Options,
+    targets: &[&str],
+) -> (Option<Vec<String>>, Option<Policy>, Conditions) {
+    let Options { selection, reading, storing, policy } = options;
+    let set = |to: &mut bool, from: Option<bool>| *to = from.unwrap_or(*to);
+    let words = |settings: &mut Settings<'_>, key| {
+        let texts = settings.texts(key).unwrap_or_default();
+        texts.into_iter().map(|(text, _)| text.to_owned()).collect::<Vec<_>>()
+    };
+    selection.exclude = words(settings, "exclude");
+    settings.texts("exclude-also");
+    let files = settings.texts("exclude-from").unwrap_or_default();
+    selection.exclude_from = files.into_iter().map(|(path, place)| place.path(path)).collect();
+    set(&mut selection.exclude_caches, settings.flag("exclude-caches"));
+    selection.exclude_if_present = words(settings, "exclude-if-present").into_iter().map(OsString::from).collect();
+    set(&mut selection.exclude_nodump, settings.flag("exclude-nodump"));
+    set(&mut selection.one_file_system, settings.flag("one-file-system"));
+    reading.identity.inode = !settings.flag("ignore-inode").unwrap_or(false);
+    reading.identity.ctime = !settings.flag("ignore-ctime").unwrap_or(false);
+    reading.retries = settings.quantity("retries", number).unwrap_or(reading.retries);
+    reading.settle_max = settings.quantity("settle-max", parse_duration).unwrap_or(reading.settle_max);
+    storing.compression = settings.quantity("compression", level).unwrap_or(storing.compression);
+    policy.tags = settings.list("tags", check_tag).unwrap_or_default();
+    policy.tags.dedup();
+    set(&mut policy.skip_if_unchanged, settings.flag("skip-if-unchanged"));
+    set(&mut policy.low_memory, settings.flag("low-memory"));
+    policy.commit_interval = settings.quantity("commit-interval", parse_duration).unwrap_or(policy.commit_interval);
+    policy.recheck = settings.quantity("recheck", parse_size).unwrap_or(policy.recheck);
+    (to(settings, targets), keep(settings), Conditions::read(settings))
+}
+
+fn number(text: &str) -> Result<u32, &'static str> {
+    text.parse().map_err(|_| "write a whole number")
+}
+
+fn level(text: &str) -> Result<i32, &'static str> {
+    text.parse().ok().filter(|level| (1..=19).contains(level)).ok_or("write a level from 1 to 19")
+}
+
+/// The targets of a source.
+fn to(settings: &mut Settings<'_>, targets: &[&str]) -> Option<Vec<String>> {
+    let names = settings.texts("to")?;
+    if names.is_empty()
+        && let Some(value) = settings.find("to")
+    {
+        settings.wrong(&value.place, "to", "names no target");
+    }
+    let mut known: Vec<String> = Vec::new();
+    for (name, place) in names {
+        if !targets.contains(&name) {
+            let suggestion = suggestion(name, targets.iter().copied());
+            settings.wrong(place, "to", format!("there is no target.{name}{suggestion}"));
+        } else if known.iter().any(|known| known == name) {
+            settings.wrong(place, "to", format!("{name} is there twice"));
+        } else {
+            known.push(name.to_owned());
+        }
+    }
+    Some(known)
+}
+
+/// The rules about which snapshots stay.
+fn keep(settings: &mut Settings<'_>) -> Option<Policy> {
+    let place = settings.find("keep")?.place.clone();
+    let before = settings.mistakes();
+    let rules = settings.table("keep", |settings| {
+        let counts = [
+            (Period::Hour, "hourly"),
+            (Period::Day, "daily"),
+            (Period::Week, "weekly"),
+            (Period::Month, "monthly"),
+            (Period::Quarter, "quarterly"),
+            (Period::Year, "yearly"),
+        ];
+        let ages = [
+            (Period::Hour, "within-hourly"),
+            (Period::Day, "within-daily"),
+            (Period::Week, "within-weekly"),
+            (Period::Month, "within-monthly"),
+            (Period::Quarter, "within-quarterly"),
+            (Period::Year, "within-yearly"),
+        ];
+        let mut rules = Vec::new();
+        rules.extend(settings.quantity("last", Count::from_str).map(Rule::Last));
+        for (period, key) in counts {
+            rules.extend(settings.quantity(key, Count::from_str).map(|count| Rule::Each(period, count)));
+        }
+        rules.extend(settings.parsed("within", Age::from_str).map(Rule::Within));
+        for (period, key) in ages {
+            rules.extend(settings.parsed(key, Age::from_str).map(|age| Rule::EachWithin(period, age)));
+        }
+        rules.extend(settings.list("tags", check_tag).unwrap_or_default().into_iter().map(Rule::Tag));
+        rules
+    })?;
+    let policy = Policy::new(rules).ok();
+    // A wrong rule is none, which was noted.
+    if policy.is_none() && settings.mistakes() == before {
+        settings.wrong(&place, "keep", "keeps no snapshot; write rules with numbers above 0, such as { daily = 7 }");
+    }
+    policy
+}
+
+/// Reads what is backed up. The outer `None` means that it is missing or wrong.
+fn content(place: &Place, settings: &mut Settings<'_>, options: &mut Options) -> Option<Option<Command>> {
+    let nearest = settings.nearest(&["paths", "command"]);
+    CONTENT.iter().for_each(|key| settings.accept(key));
+    match nearest.as_slice() {
+        ["paths"] => {
+            let given = settings.nearest(&["paths", "user", "filename"]);
+            for key in given.iter().filter(|key| **key != "paths") {
+                if let Some(value) = settings.find(key) {
+                    settings.wrong(&value.place, key, "belongs to a command");
+                }
+            }
+            options.selection.paths = nonempty(settings, "paths", absolute)?;
+            Some(None)
+        }
+        ["command"] => {
+            let words = nonempty(settings, "command", |word| Ok::<_, String>(word.to_owned()))?;
+            let user = settings.text("user").map(|(user, _)| user.to_owned());
+            let filename = settings.parsed("filename", |name| match name.is_empty() || name.contains('/') {
+                true => Err("write the name of a file, without slashes"),
+                false => Ok(name.to_owned()),
+            });
+            if filename.is_none() && settings.find("filename").is_none() {
+                settings.missing(place, "filename", "the name of the file in the snapshot");
+            }
+            options.selection.stdin = Some(filename?.into());
+            Some(Some(Command { words, user }))
+        }
+        [] => {
+            settings.missing(
+                place,
+                "paths",
+                "what to back up: paths = [\"/home\"], or command = [\"pg_dump\", \"shop\"]",
+            );
+            None
+        }
+        _ => {
+            settings.wrong(place, "paths", "write either paths or command: a source has one of them");
+            None
+        }
+    }
+}
+
+/// A list that has something.
+fn nonempty<T, E: Display>(
+    settings: &mut Settings<'_>,
+    key: &'static str,
+    parse: impl Fn(&str) -> Result<T, E>,
+) -> Option<Vec<T>> {
+    let list = settings.list(key, parse)?;
+    if list.is_empty()
+        && let Some(value) = settings.find(key)
+        && value.to_string() == "[]"
+    {
+        settings.wrong(&value.place, key, "the list is empty");
+    }
+    (!list.is_empty()).then_some(list)
+}

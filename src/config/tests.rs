@@ -1,0 +1,343 @@
+//! Configurations as users write them, with and without mistakes.
+
+use std::fs::{self, Permissions};
+use std::os::unix::fs::PermissionsExt;
+use std::path::Path;
+use std::time::Duration;
+
+use tempfile::TempDir;
+
+use super::*;
+use crate::retention::{Count, Period, Policy, Rule};
+
+/// A folder with these files.
+fn folder(files: &[(&str, &str)]) -> TempDir {
+    let folder = tempfile::tempdir().unwrap();
+    for (name, text) in files {
+        let path = folder.path().join(name);
+        fs::create_dir_all(path.parent().unwrap()).unwrap();
+        fs::write(&path, text).unwrap();
+        fs::set_permissions(path, Permissions::from_mode(0o644)).unwrap();
+    }
+    folder
+}
+
+fn load(folder: &TempDir) -> Result<Config, Error> {
+    Config::load(&folder.path().join("config.toml"))
+}
+
+/// The mistakes of a file, without its folder.
+fn mistakes(text: &str) -> Vec<String> {
+    let folder = folder(&[("config.toml", text)]);
+    match load(&folder).unwrap_err() {
+        Error::Mistakes(mistakes) => {
+            let prefix = format!("{}/", folder.path().display());
+            mistakes.iter().map(|mistake| mistake.to_string().replace(&prefix, "")).collect()
+        }
+        other => panic!("{other}"),
+    }
+}
+
+const WHOLE: &str = r#"
+version = 1
+
+[defaults]
+exclude-caches = true
+exclude = ["*.tmp"]
+keep = { last = 3, daily = 7, yearly = "unlimited" }
+
+[target.nas]
+repository = "/mnt/nas/brackfs"
+require-mount = "/mnt/nas"
+when-missing = "skip"
+prune = { every = "3d", max-waste = "10%", grace = 0 }
+
+[target.offsite]
+repository = "s3://bucket/web1"
+credentials = "s3.credentials"
+limit-upload = "2MiB"
+when = { ac-power = true, metered = false }
+
+[source.system]
+paths = ["/etc", "/home"]
+to = ["nas", "offsite"]
+exclude-also = ["/home/*/.cache"]
+
+[source.photos]
+inherit = "system"
+paths = ["/srv/photos"]
+to = ["nas"]
+exclude = []
+keep = { within = "1y6m", tags = ["best"] }
+
+[source.shop-db]
+command = ["pg_dump", "-Fc", "shop"]
+user = "postgres"
+filename = "shop.dump"
+to = ["nas"]
+
+[[hook]]
+on = ["before"]
+for = ["system"]
+run = ["/etc/brackfs/quiesce"]
+timeout = "5m"
+on-failure = "warn"
+
+[check]
+read-data = "1.5G"
+
+[report]
+metrics = "/var/lib/node-exporter/brackfs.prom"
+ping = { url = { credential = "healthchecks" } }
+"#;
+
+#[test]
+fn a_whole_file_is_read() {
+    let folder = folder(&[("config.toml", WHOLE)]);
+    let config = load(&folder).unwrap();
+    let nas = config.target("nas").unwrap();
+    assert_eq!(nas.location.to_string(), "/mnt/nas/brackfs");
+    assert_eq!((nas.conditions.mount.as_deref(), nas.conditions.missing), (Some(Path::new("/mnt/nas")), Missing::Skip));
+    assert_eq!((nas.prune.every.as_secs(), nas.prune.options.grace), (259_200, Duration::ZERO));
+    let offsite = config.target("offsite").unwrap();
+    assert_eq!(offsite.location.remote().credentials, Some(folder.path().join("s3.credentials")));
+    assert_eq!(offsite.rates.upload.unwrap().get(), 2 << 20);
+    assert!(offsite.conditions.ac_power && offsite.conditions.unmetered);
+
+    let system = config.source("system").unwrap();
+    assert_eq!((&system.to[..], &system.command), (&["nas".to_owned(), "offsite".to_owned()][..], &None));
+    let selection = &system.options.selection;
+    assert_eq!(selection.source.as_deref(), Some("system"));
+    assert_eq!(selection.exclude, ["*.tmp", "/home/*/.cache"]);
+    assert!(selection.exclude_caches && !selection.one_file_system);
+    let each = |period, count| Rule::Each(period, count);
+    let rules = vec![Rule::Last(3.into()), each(Period::Day, 7.into()), each(Period::Year, Count::UNLIMITED)];
+    assert_eq!(system.keep, Some(Policy::new(rules).unwrap()));
+
+    // Lists and tables replace those that are inherited; only exclude-also adds to them.
+    let photos = config.source("photos").unwrap();
+    assert_eq!(photos.options.selection.paths, [Path::new("/srv/photos")]);
+    assert_eq!(photos.options.selection.exclude, ["/home/*/.cache"]);
+    let rules = vec![Rule::Within("1y6m".parse().unwrap()), Rule::Tag("best".into())];
+    assert_eq!(photos.keep, Some(Policy::new(rules).unwrap()));
+    assert_eq!((&photos.to[..], photos.options.selection.exclude_caches), (&["nas".to_owned()][..], true));
+
+    let dump = config.source("shop-db").unwrap();
+    let command = dump.command.as_ref().unwrap();
+    assert_eq!((command.words.len(), command.user.as_deref()), (3, Some("postgres")));
+    assert_eq!(dump.options.selection.stdin.as_deref(), Some("shop.dump".as_ref()));
+    let hook = &config.hooks[0];
+    assert_eq!((&hook.on[..], hook.timeout.as_secs(), hook.on_failure), (&[Moment::Before][..], 300, OnFailure::Warn));
+    assert_eq!(config.check.unwrap().read, 3 << 29);
+    assert_eq!(config.report.ping.unwrap().url, Secret::Credential("healthchecks".into()));
+}
+
+#[test]
+fn each_setting_has_the_place_it_comes_from() {
+    let folder = folder(&[("config.toml", WHOLE)]);
+    let config = load(&folder).unwrap();
+    let of = |key| {
+        let used = &config.source("photos").unwrap().used;
+        let used: Vec<_> = used.iter().filter(|used| used.key == key).collect();
+        let [used] = used[..] else { panic!("{key}: {used:?}") };
+        (used.value.clone(), used.place.line)
+    };
+    assert_eq!(of("paths"), ("[\"/srv/photos\"]".into(), 28));
+    assert_eq!(of("exclude-also"), ("[\"/home/*/.cache\"]".into(), 24));
+    assert_eq!(of("exclude-caches"), ("true".into(), 5));
+    assert_eq!(of("keep"), ("{ within = \"1y6m\", tags = [\"best\"] }".into(), 31));
+}
+
+#[test]
+fn the_files_in_conf_d_belong_to_it() {
+    let target = "[target.nas]\nrepository = \"/mnt\"\n";
+    let files = [
+        ("config.toml", "[source.one]\npaths = [\"/a\"]\nto = [\"nas\"]\n"),
+        ("conf.d/20-more.toml", "[source.two]\ninherit = \"one\"\n"),
+        ("conf.d/10-target.toml", target),
+        ("conf.d/.10-target.toml.swp", "not TOML"),
+        ("conf.d/README", "not TOML"),
+    ];
+    let config = load(&folder(&files)).unwrap();
+    assert_eq!(config.sources.iter().map(|source| source.name.as_str()).collect::<Vec<_>>(), ["one", "two"]);
+    assert_eq!(config.sources[1].options.selection.paths, [Path::new("/a")]);
+    // The same target twice, and two tables of defaults.
+    let defaults = "[defaults]\nlow-memory = true\n";
+    let twice = folder(&[
+        ("config.toml", defaults),
+        ("conf.d/a.toml", target),
+        ("conf.d/b.toml", &format!("{target}{defaults}")),
+    ]);
+    let said = load(&twice).unwrap_err().to_string();
+    let lines: Vec<_> = said.lines().collect();
+    assert!(lines.len() == 2 && lines[0].contains("conf.d/b.toml:1:9: target.nas: it is at "), "{said}");
+    assert!(
+        lines[0].ends_with("conf.d/a.toml:1:9 already") && lines[1].contains("conf.d/b.toml:3:1: defaults"),
+        "{said}"
+    );
+}
+
+/// Files with a mistake, and what is said about it.
+const WRONG: &[(&str, &str)] = &[
+    ("[source.home\n", "config.toml:1:13: unclosed table, expected `]`"),
+    ("a = \n", "config.toml:1:5: string values must be quoted"),
+    ("version = 2\n", "config.toml:1:11: version: this program knows version 1"),
+    ("[targt.nas]\n", "config.toml:1:2: targt: unknown key (did you mean target?)"),
+    ("source = 1\n", "config.toml:1:10: source: expected a table, found a number"),
+    (
+        "[target.NAS]\nrepository = \"/x\"\n",
+        "config.toml:1:9: target.NAS: \"NAS\" is not a name: write a small letter, then small letters, digits, _ and -",
+    ),
+    (
+        "[target.nas]\n",
+        "config.toml:1:9: target.nas: repository is missing; write the path or the URL of the repository",
+    ),
+    ("[target.nas]\nrepository = \"backup\"\n", "config.toml:2:14: repository: write an absolute path, or a URL"),
+    ("[target.nas]\nrepository = \"s3:x\"\n", "config.toml:2:14: repository: "),
+    (
+        "[target.nas]\nrepository = \"/x\"\nlimit-uplod = 1\n",
+        "config.toml:3:1: limit-uplod: unknown key (did you mean limit-upload?)",
+    ),
+    ("[target.nas]\nrepository = \"/x\"\nconnections = 0\n", "config.toml:3:15: connections: write a number from 1 on"),
+    (
+        "[target.nas]\nrepository = \"/x\"\nwhen-missing = \"skp\"\n",
+        "config.toml:3:16: when-missing: \"skp\" is none of fail, skip (did you mean skip?)",
+    ),
+    (
+        "[target.nas]\nrepository = \"/x\"\nprune = { evry = \"1d\" }\n",
+        "config.toml:3:11: prune.evry: unknown key (did you mean every?)",
+    ),
+    (
+        "[target.nas]\nrepository = \"/x\"\nprune = \"1d\"\n",
+        "config.toml:3:9: prune: expected a table, such as { key = \"value\" }, found a string",
+    ),
+    ("[source.home]\nto = [\"x\"]\npaths = [\"/\"]\n", "config.toml:2:7: to: there is no target.x"),
+    (
+        "[source.home]\npaths = [\"/\"]\n",
+        "config.toml:1:9: source.home: to is missing; write the names of targets, such as to = [\"nas\"]",
+    ),
+    ("[source.home]\npaths = [\"/\"]\nto = []\n", "config.toml:3:6: to: names no target"),
+    (
+        "[defaults]\nexclude = \"*.o\"\n",
+        "config.toml:2:11: exclude: expected a list, such as [\"one\", \"two\"], found a string",
+    ),
+    ("[defaults]\nexclude = [1]\n", "config.toml:2:12: exclude: expected a string in quotes, found a number"),
+    ("[defaults]\npaths = [\"/\"]\n", "config.toml:2:9: paths: belongs in a source"),
+    ("[defaults]\nlow-memory = \"yes\"\n", "config.toml:2:14: low-memory: expected true or false, found a string"),
+    ("[defaults]\ncompression = 20\n", "config.toml:2:15: compression: write a level from 1 to 19"),
+    (
+        "[defaults]\nsettle-max = \"5 parsecs\"\n",
+        "config.toml:2:14: settle-max: not a duration; write a number with ms, s, m, h, d or w",
+    ),
+    ("[defaults]\ntags = [\"a,b\"]\n", "config.toml:2:9: tags: a tag can't have a comma"),
+    ("[defaults]\nkeep = { dayly = 7 }\n", "config.toml:2:10: keep.dayly: unknown key (did you mean daily?)"),
+    ("[defaults]\nkeep = { daily = \"some\" }\n", "config.toml:2:18: keep.daily: write a number, or unlimited"),
+    ("[defaults]\nkeep = { last = 0 }\n", "config.toml:2:8: keep: keeps no snapshot"),
+    ("[hook]\non = [\"before\"]\n", "config.toml:1:1: hook: write [[hook]], with two pairs of brackets"),
+    (
+        "[[hook]]\non = [\"befor\"]\nrun = [\"x\"]\n",
+        "config.toml:2:7: on: \"befor\" is none of before, success, warning, failure, finally (did you mean before?)",
+    ),
+    ("[[hook]]\non = [\"before\"]\n", "config.toml:1:1: hook: run is missing; write run = [\"/path/of/program\"]"),
+    ("[[hook]]\non = [\"before\"]\nrun = [\"x\"]\nfor = [\"hme\"]\n", "config.toml:4:8: for: there is no source.hme"),
+    (
+        "[report]\nping = { url = \"https://x\" }\n",
+        "config.toml:2:16: ping.url: expected a table, such as { key = \"value\" }, found a string",
+    ),
+    (
+        "[report]\nping = { url = { file = \"a\", env = \"B\" } }\n",
+        "config.toml:2:16: ping.url: write one of file, env, command and credential",
+    ),
+    ("[report]\nmetrics = \"x.prom\"\n", "config.toml:2:11: metrics: write an absolute path"),
+    (
+        "[check]\nevery = 2020-01-01\n",
+        "config.toml:2:9: every: expected a number, or a string in quotes, found a date or time",
+    ),
+];
+
+#[test]
+fn each_mistake_is_named_with_its_place() {
+    let mut wrong = Vec::new();
+    for (text, expected) in WRONG {
+        let said = mistakes(text);
+        if said.len() != 1 || !said[0].starts_with(expected) {
+            wrong.push(format!("{text:?}\nexpected {expected}\nsaid     {said:#?}"));
+        }
+    }
+    assert!(wrong.is_empty(), "{}", wrong.join("\n"));
+}
+
+#[test]
+fn mistakes_of_what_a_source_needs_are_named() {
+    let target = "[target.nas]\nrepository = \"/x\"\n[source.home]\nto = [\"nas\"]\n";
+    for (text, expected) in [
+        ("", "3:9: source.home: paths is missing; write what to back up"),
+        ("paths = []\n", "5:9: paths: the list is empty"),
+        ("paths = [\"home\"]\n", "5:10: paths: write an absolute path"),
+        ("paths = [\"/\"]\nuser = \"x\"\n", "6:8: user: belongs to a command"),
+        ("paths = [\"/\"]\ncommand = [\"x\"]\n", "3:9: paths: write either paths or command"),
+        ("command = [\"x\"]\n", "3:9: source.home: filename is missing"),
+        ("command = [\"x\"]\nfilename = \"a/b\"\n", "6:12: filename: write the name of a file, without slashes"),
+        (
+            "paths = [\"/\"]\ninherit = \"hme\"\n",
+            "6:11: source.home.inherit: there is no source.hme (did you mean home?)",
+        ),
+        ("paths = [\"/\"]\ninherit = \"home\"\n", "6:11: source.home.inherit: home inherits from itself"),
+        ("paths = [\"/\"]\ninherit = 7\n", "6:11: source.home.inherit: expected the name of a source, found a number"),
+    ] {
+        let said = mistakes(&format!("{target}{text}"));
+        assert!(said.len() == 1 && said[0].starts_with(&format!("config.toml:{expected}")), "{text:?}\n{said:#?}");
+    }
+}
+
+#[test]
+fn an_inherited_mistake_is_named_once_and_all_are_named_together() {
+    let text = "[target.nas]\nrepository = \"/x\"\n[source.a]\npaths = [\"/\"]\nto = [\"nas\", \"nas\"]\nretries = -1\n\
+                [source.b]\ninherit = \"a\"\nqux = 1\n[source.c]\ninherit = \"b\"\n";
+    assert_eq!(
+        mistakes(text),
+        [
+            "config.toml:5:14: to: nas is there twice",
+            "config.toml:6:11: retries: write a whole number",
+            "config.toml:9:1: qux: unknown key",
+        ]
+    );
+}
+
+#[test]
+fn a_file_that_others_can_change_is_refused() {
+    let folder = folder(&[("config.toml", ""), ("conf.d/a.toml", "")]);
+    for name in ["config.toml", "conf.d/a.toml"] {
+        let path = folder.path().join(name);
+        fs::set_permissions(&path, Permissions::from_mode(0o664)).unwrap();
+        let error = load(&folder).unwrap_err();
+        assert!(matches!(&error, Error::Exposed { path: it } if *it == path), "{error}");
+        fs::set_permissions(&path, Permissions::from_mode(0o600)).unwrap();
+    }
+    load(&folder).unwrap();
+}
+
+#[test]
+fn files_that_are_no_text_are_errors() {
+    let folder = folder(&[]);
+    let file = folder.path().join("config.toml");
+    assert!(matches!(load(&folder), Err(Error::Missing { .. })));
+    fs::write(&file, b"a = \"\xff\"").unwrap();
+    fs::set_permissions(&file, Permissions::from_mode(0o600)).unwrap();
+    assert!(matches!(load(&folder), Err(Error::NotText { .. })));
+    fs::write(&file, vec![b'#'; (1 << 20) + 1]).unwrap();
+    assert!(matches!(load(&folder), Err(Error::TooLarge { .. })));
+    fs::remove_file(&file).unwrap();
+    fs::create_dir(&file).unwrap();
+    assert!(matches!(load(&folder), Err(Error::Read { .. } | Error::Exposed { .. })));
+}
+
+#[test]
+fn names_that_are_unknown_get_a_suggestion() {
+    let config = load(&folder(&[("config.toml", WHOLE)])).unwrap();
+    assert_eq!(
+        config.source("photo").unwrap_err().to_string(),
+        "the configuration has no source photo (did you mean photos?)"
+    );
+    assert_eq!(config.target("x").unwrap_err().to_string(), "the configuration has no target x");
+}
