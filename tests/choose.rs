@@ -687,10 +687,12 @@ fn standard_input_becomes_the_only_file_of_a_snapshot() {
 }
 
 #[test]
-fn an_empty_pipe_becomes_an_empty_file_with_a_note() {
+fn an_empty_pipe_makes_no_snapshot_unless_it_may() {
     let site = ready::<&str>(&[]);
-    let run = run(fed(&mut dump_command(&site, &[]), Vec::new())).ok();
-    says(&run, "standard input was empty");
+    let refused = run(fed(&mut dump_command(&site, &[]), Vec::new())).code(1);
+    says(&refused, "there were no bytes to back up");
+    assert!(snapshots(&site).is_empty());
+    run(fed(&mut dump_command(&site, &["--allow-empty"]), Vec::new())).ok();
     assert_eq!(names(&site, "latest"), ["db.sql"]);
     assert_eq!(cat(&site, "latest:db.sql"), "");
 }
@@ -725,14 +727,22 @@ fn skip_if_unchanged_makes_no_snapshot_of_an_unchanged_pipe() {
         (b"", true),
         (b"", false),
     ] {
-        let summary = dump(&site, bytes, &["--skip-if-unchanged"]);
+        let summary = dump(&site, bytes, &["--skip-if-unchanged", "--allow-empty"]);
         assert_eq!(summary["snapshot_id"].is_string(), is_new, "{summary}");
         count += usize::from(is_new);
         assert_eq!(snapshots(&site).len(), count);
     }
     // Under another name, it is another file.
-    let mut command =
-        site.command(&["backup", "--stdin-filename", "x", "--source", "db.sql", "--skip-if-unchanged", "--json"]);
+    let mut command = site.command(&[
+        "backup",
+        "--stdin-filename",
+        "x",
+        "--source",
+        "db.sql",
+        "--skip-if-unchanged",
+        "--json",
+        "--allow-empty",
+    ]);
     let summary = run(fed(&mut command, Vec::new())).ok().json();
     assert!(summary["snapshot_id"].is_string(), "{summary}");
     assert_eq!(names(&site, "latest"), ["x"]);
@@ -853,7 +863,7 @@ fn a_pipe_excludes_paths_and_rules_and_needs_a_plain_name() {
     let before = objects(&site);
     let source = site.source();
     let with_path = ["--stdin-filename", "x", text(&source)];
-    let wrong: [&[&str]; 8] = [
+    let wrong: [&[&str]; 12] = [
         &with_path,
         &["--stdin-filename", "x", "--files-from", "-"],
         &["--stdin-filename", "x", "--exclude", "y"],
@@ -862,12 +872,108 @@ fn a_pipe_excludes_paths_and_rules_and_needs_a_plain_name() {
         &["--stdin-filename", ".."],
         &["--stdin-filename", ""],
         &["--stdin-filename", "latest"],
+        &["--stdin-filename", "x", "--stdin-from-command"],
+        &["--stdin-from-command", "--", "true"],
+        &["--allow-empty", text(&source)],
+        &["--stdin-filename", "x", "--stdin-from-command", "-n", "--", "true"],
     ];
     for arguments in wrong {
         let run = backup_of(&site, arguments).code(2);
         assert!(!run.stderr.is_empty(), "{run}");
     }
     assert_eq!(objects(&site), before, "the repository was changed");
+}
+
+// --- the output of commands ---
+
+fn command_backup(site: &Site, extra: &[&str], script: &str) -> Command {
+    let before = ["backup", "--json", "--stdin-filename", "db.sql", "--stdin-from-command"];
+    site.command(&[&before, extra, &["--", "sh", "-c", script]].concat())
+}
+
+#[test]
+fn the_output_of_a_command_that_succeeds_becomes_a_snapshot() {
+    let site = ready::<&str>(&[]);
+    let script = "echo begun >&2; head -c 3000000 /dev/zero; sleep 0.3; echo end";
+    let run = run(command_backup(&site, &[], script)).ok();
+    says(&run, "begun");
+    let summary = run.json();
+    assert_eq!((number(&summary, "bytes"), &summary["source"]), (3_000_004, &"db.sql".into()));
+    assert!(cat(&site, "latest:db.sql").ends_with("\0end\n"));
+    site.brackfs(&["check", "--read-data"]).ok();
+}
+
+#[test]
+fn a_command_that_fails_or_prints_nothing_makes_no_snapshot() {
+    let site = ready::<&str>(&[]);
+    for (script, why) in [
+        ("echo part; exit 7", "sh failed (exit status: 7)"),
+        ("echo part; kill -9 $$", "sh failed (signal: 9"),
+        ("exit 1", "sh failed (exit status: 1)"),
+        // It closes its output long before it fails.
+        ("echo part; exec >&-; sleep 0.3; exit 3", "sh failed (exit status: 3)"),
+        ("true", "there were no bytes to back up"),
+    ] {
+        says(&run(command_backup(&site, &[], script)).code(1), why);
+        assert!(snapshots(&site).is_empty(), "{script}");
+    }
+    let missing = site.command(&["backup", "--stdin-filename", "x", "--stdin-from-command", "--", "no-such-program"]);
+    says(&run(missing).code(1), "cannot run no-such-program");
+    assert!(snapshots(&site).is_empty());
+    run(command_backup(&site, &["--allow-empty"], "true")).ok();
+    assert_eq!(cat(&site, "latest:db.sql"), "");
+}
+
+/// A script whose processes ignore SIGTERM if `stubborn`, and write their numbers to a file before they wait.
+fn waiting_script(site: &Site, stubborn: bool) -> String {
+    let trap = if stubborn { "trap '' TERM; " } else { "" };
+    let path = site.path().join("processes");
+    format!("{trap}echo part; (echo $$; exec sleep 1000) >&2 & echo $! > {0}; echo $$ >> {0}; wait", text(&path))
+}
+
+/// The numbers of the processes of the script, once it has written them.
+fn processes(site: &Site) -> Vec<String> {
+    let path = site.path().join("processes");
+    let lines = || fs::read_to_string(&path).unwrap_or_default().lines().map(str::to_owned).collect::<Vec<_>>();
+    until("the command runs", || lines().len() == 2);
+    lines()
+}
+
+fn is_running(process: &str) -> bool {
+    let state = fs::read_to_string(format!("/proc/{process}/stat")).unwrap_or_default();
+    !state.is_empty() && !state.contains(") Z ")
+}
+
+#[test]
+fn an_interrupt_ends_the_command_and_all_that_it_started() {
+    for (signal, stubborn) in [(Signal::INT, false), (Signal::TERM, true)] {
+        let site = ready::<&str>(&[]);
+        let mut command = command_backup(&site, &[], &waiting_script(&site, stubborn));
+        let mut child = command.stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap();
+        let processes = processes(&site);
+        send(&child, signal);
+        assert_eq!(ended(&mut child).code(), Some(130));
+        until("the command's processes end", || !processes.iter().any(|process| is_running(process)));
+        assert!(snapshots(&site).is_empty());
+    }
+}
+
+#[test]
+fn a_command_ends_with_a_killed_backup() {
+    let site = ready::<&str>(&[]);
+    let mut command = command_backup(&site, &[], &waiting_script(&site, false));
+    let mut child = command.stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap();
+    let processes = processes(&site);
+    send(&child, Signal::KILL);
+    ended(&mut child);
+    until("the command ends", || !is_running(&processes[1]));
+    // What it started is on its own.
+    run({
+        let mut command = Command::new("kill");
+        command.arg(&processes[0]);
+        command
+    })
+    .ok();
 }
 
 // --- tags ---

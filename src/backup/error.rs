@@ -42,6 +42,25 @@ pub enum Error {
     /// Standard input failed. How much of it is missing is unknown.
     #[error("cannot read standard input: {0}; no snapshot was made")]
     Stdin(#[source] std::io::Error),
+    /// There was nothing to back up on standard input, or the command printed nothing.
+    #[error("there were no bytes to back up, so no snapshot was made; --allow-empty makes one")]
+    EmptyStream,
+    /// The command whose output is backed up cannot be started.
+    #[error("cannot run {command}: {source}; no snapshot was made")]
+    CommandStart {
+        /// The program.
+        command: String,
+        /// The error of the system.
+        source: std::io::Error,
+    },
+    /// The command whose output is backed up failed. How much of its output is missing is unknown.
+    #[error("{command} failed ({status}); no snapshot was made")]
+    CommandFailed {
+        /// The program.
+        command: String,
+        /// How it ended.
+        status: std::process::ExitStatus,
+    },
     /// Wrong usage: paths that can't be backed up, or an invalid option.
     #[error("{0}")]
     Usage(String),

@@ -262,7 +262,7 @@ impl<'a> Invocation<'a> {
                 match self.scope.origin {
                     Origin::Tree { .. } => self.write(&hold, Mend::Yes, &mut lost_packs),
                     // The content of the pipe is gone: only mend the catalog.
-                    Origin::Stdin(_) => {
+                    Origin::Stream(_) => {
                         self.open_session(&hold, Mend::Yes, &mut lost_packs)?;
                         Err(error)
                     }

@@ -36,6 +36,6 @@ pub use error::Error;
 pub use invocation::{back_up, back_up_if_changed};
 pub use options::{
     CHUNK_SIZE, COMMIT_INTERVAL, COMPRESSION, MERGE_FILES_UNDER, Options, RETRIES, Reading, RunPolicy, SETTLE_MAX,
-    Selection, Storing, check_tag,
+    Selection, Storing, Stream, StreamSource, check_tag,
 };
 pub use summary::Summary;

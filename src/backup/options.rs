@@ -61,8 +61,8 @@ pub struct Selection {
     /// Files that list more paths, one per line or NUL-terminated; `-` is standard input. With a list the root is always
     /// `/`. A listed directory is taken with everything below it; a listed symbolic link is never followed.
     pub files_from: Vec<PathBuf>,
-    /// Back up standard input instead of paths, as a file of this name. It is the only file in the snapshot.
-    pub stdin: Option<OsString>,
+    /// Back up these bytes instead of paths.
+    pub stream: Option<Stream>,
     /// Patterns to leave out, as in a `.gitignore` at the root of the snapshot. Like every exclusion they also apply to
     /// the directories on the way to a path, and to listed paths.
     pub exclude: Vec<String>,
@@ -76,6 +76,26 @@ pub struct Selection {
     pub exclude_nodump: bool,
     /// Leave mount points below the paths empty. Each path has its own file system.
     pub one_file_system: bool,
+}
+
+/// Bytes that become the only file in a snapshot.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Stream {
+    /// The name of the file.
+    pub filename: OsString,
+    /// Where the bytes come from.
+    pub source: StreamSource,
+    /// Make a snapshot even if there are none, which is usually a failure.
+    pub allow_empty: bool,
+}
+
+/// Where the bytes of a [`Stream`] come from.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum StreamSource {
+    /// Standard input. The program at its other end may fail, which cannot be noticed.
+    StandardInput,
+    /// The output of a command, with its arguments. If it fails, no snapshot is made.
+    Command(Vec<OsString>),
 }
 
 /// How files are recognized and read.

@@ -168,16 +168,16 @@ impl<'a> Pipeline<'a> {
                     (walk.counts(), result.and_then(|()| walk.flush()))
                 })
             }
-            (Origin::Stdin(name), Some(readers), Some(source)) => {
+            (Origin::Stream(stream), Some(readers), Some(source)) => {
                 let (chunker, lane) = (&readers.setup.chunker, &readers.lanes.large);
-                let mut walk = PipeWalk { past, source, outbox, chunker, lane, started, monitor, stop };
-                Box::new(move || match walk.send(name) {
+                let mut walk = PipeWalk { past, source, outbox, chunker, lane, started, stop };
+                Box::new(move || match walk.send(stream) {
                     Ok(counts) => (counts, Ok(())),
                     Err(stop) => (WalkCounts::default(), Err(stop)),
                 })
             }
-            (Origin::Stdin(_), _, _) => {
-                return Err(Error::Usage("a dry run can't tell what standard input will hold".into()));
+            (Origin::Stream(_), _, _) => {
+                return Err(Error::Usage("a dry run can't tell what standard input or a command will hold".into()));
             }
         })
     }

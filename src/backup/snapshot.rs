@@ -125,7 +125,7 @@ impl SnapshotPlan<'_> {
     fn is_unchanged(&self, root: &FinishedDirectory, walked: &WalkCounts, previous: Option<&SnapshotRow>) -> bool {
         match self.scope.origin {
             // The file of a pipe is always written again, with another time.
-            Origin::Stdin(_) => walked.unmodified == 1 || !root.changed,
+            Origin::Stream(_) => walked.unmodified == 1 || !root.changed,
             Origin::Tree { .. } => {
                 let now = identity(root, false);
                 !root.changed && previous.is_some_and(|row| now.same_as(&row.root, self.reading.identity))

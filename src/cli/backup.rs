@@ -15,7 +15,9 @@ use super::repository_arg::{RepositoryArg, Use};
 use super::show::{name_time, parse_time, rate, size};
 use super::signals::stop_on_signals;
 use super::terminal::is_interactive;
-use crate::backup::{self, COMPRESSION, Options, RETRIES, Reading, RunPolicy, Selection, Storing, Summary};
+use crate::backup::{
+    self, COMPRESSION, Options, RETRIES, Reading, RunPolicy, Selection, Storing, Stream, StreamSource, Summary,
+};
 use crate::catalog::stats::ComparedFields;
 use crate::failure::FailureKind;
 use crate::format::snapshot::{PATHS, TAGS};
@@ -69,11 +71,11 @@ Examples:
   brackfs backup / --repo /backup -x --exclude /tmp --dry-run -v
   brackfs backup /etc /home /srv --repo /backup --source server
   find /srv -name '*.conf' -print0 | brackfs backup --files-from - --repo /backup
-  pg_dump shop | brackfs backup --stdin-filename shop.sql --repo /backup
+  brackfs backup --repo /backup --stdin-filename shop.sql --stdin-from-command -- pg_dump shop
+  ssh nas cat db.sql | brackfs backup --stdin-filename db.sql --repo /backup
 
 brackfs can't tell whether the program at the other end of a pipe succeeded: the snapshot holds the bytes that \
-arrived, possibly none. Begin a script that uses a pipe with `set -o pipefail`, or check the exit code of that program, \
-and do not rely on the snapshot if it failed.
+arrived. Use --stdin-from-command where possible: it makes no snapshot if the program failed.
 
 Patterns are written as in .gitignore. A pattern with a / at the start or in the middle is relative to the \
 snapshot's root; others match at any depth. A / at the end matches only directories. The last matching pattern \
@@ -98,9 +100,19 @@ pub(super) struct Args {
     files_from: Vec<PathBuf>,
     /// Back up standard input as the only file in the snapshot, with this name
     ///
-    /// Only data that the repository does not have is stored. If reading fails, no snapshot is made.
+    /// Only data that the repository does not have is stored. If reading fails, or if there is nothing to read, no snapshot is
+    /// made.
     #[arg(long, value_name = "NAME", conflicts_with_all = CHOOSING)]
     stdin_filename: Option<OsString>,
+    /// Run the command after -- and back up its output instead of standard input
+    ///
+    /// If the command fails, or prints nothing, no snapshot is made, and the exit code is 1. What it writes to standard error is
+    /// shown. The command and everything that it started in its process group ends when brackfs ends.
+    #[arg(long, requires = "stdin_filename")]
+    stdin_from_command: bool,
+    /// Make a snapshot even if standard input or the output of the command is empty
+    #[arg(long, requires = "stdin_filename")]
+    allow_empty: bool,
     #[command(flatten)]
     repository: RepositoryArg,
     /// Set the name of the source [default: the last component of the path]
@@ -289,8 +301,7 @@ pub(super) fn run(args: &Args, global: &Global) -> Result<ExitCode> {
 }
 
 /// Options that select files, and conflict with --stdin-filename.
-const CHOOSING: [&str; 8] = [
-    "paths",
+const CHOOSING: [&str; 7] = [
     "files_from",
     "exclude",
     "exclude_from",
@@ -322,6 +333,19 @@ fn parse_host(text: &str) -> Result<String, String> {
 }
 
 impl Args {
+    /// What is backed up instead of paths.
+    fn stream(&self) -> Result<Option<Stream>> {
+        let Some(filename) = self.stdin_filename.clone() else { return Ok(None) };
+        let words: Vec<_> = self.paths.iter().map(|path| path.clone().into_os_string()).collect();
+        let source = match (self.stdin_from_command, words.is_empty()) {
+            (false, true) => StreamSource::StandardInput,
+            (false, false) => return Err(Usage("a PATH cannot be used with --stdin-filename".into()).into()),
+            (true, true) => return Err(Usage("--stdin-from-command needs a command after --".into()).into()),
+            (true, false) => StreamSource::Command(words),
+        };
+        Ok(Some(Stream { filename, source, allow_empty: self.allow_empty }))
+    }
+
     /// The tags without duplicates.
     fn tags(&self) -> Vec<String> {
         let mut tags: Vec<String> = Vec::new();
@@ -343,12 +367,13 @@ impl Args {
             let why = || Usage(format!("--{name} must be from {} to {}", size(least), size(most)));
             if (least..=most).contains(&value) { Ok(value as usize) } else { Err(why()) }
         };
+        let stream = self.stream()?;
         Ok(Options {
             selection: Selection {
                 source: self.source.clone(),
-                paths: self.paths.clone(),
+                paths: if stream.is_some() { Vec::new() } else { self.paths.clone() },
                 files_from: self.files_from.clone(),
-                stdin: self.stdin_filename.clone(),
+                stream,
                 exclude: self.exclude.clone(),
                 exclude_from: self.exclude_from.clone(),
                 exclude_caches: self.exclude_caches,

@@ -32,7 +32,7 @@ pub use place::{Mistake, Place};
 pub use report::{Check, Ping, Report};
 pub use secret::Secret;
 pub use settings::Used;
-pub use source::{Command, Source};
+pub use source::Source;
 pub use target::{Conditions, Missing, Prune, Target};
 
 use place::{Mistakes, suggestion};

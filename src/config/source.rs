@@ -9,7 +9,7 @@ use super::place::{Mistakes, Place, suggestion};
 use super::settings::{Settings, Used};
 use super::target::Conditions;
 use super::value::Table;
-use crate::backup::{Options, check_tag};
+use crate::backup::{Options, Stream, StreamSource, check_tag};
 use crate::quantity::{parse_duration, parse_size};
 use crate::retention::{Age, Count, Period, Policy, Rule};
 
@@ -22,8 +22,6 @@ pub struct Source {
     pub to: Vec<String>,
     /// The options of its backups.
     pub options: Options,
-    /// The command whose output is backed up; `None` for files.
-    pub command: Option<Command>,
     /// Which snapshots stay; `None` for all.
     pub keep: Option<Policy>,
     /// When it is skipped.
@@ -32,15 +30,6 @@ pub struct Source {
     pub used: Vec<Used>,
     /// Where it is configured.
     pub place: Place,
-}
-
-/// A command whose output is backed up.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Command {
-    /// The program and its arguments.
-    pub words: Vec<String>,
-    /// The user that runs it; `None` for the one that runs this program.
-    pub user: Option<String>,
 }
 
 /// The keys that say what is backed up.
@@ -63,21 +52,13 @@ impl Source {
         options.selection.source = Some(name.to_owned());
         options.selection.exclude.extend(super::value::texts(&inherited));
         settings.accept("inherit");
-        let command = content(place, &mut settings, &mut options);
+        let content = content(place, &mut settings, &mut options);
         if to.is_none() && settings.find("to").is_none() {
             settings.missing(place, "to", "the names of targets, such as to = [\"nas\"]");
         }
         let used = settings.end();
-        Some(Source {
-            name: name.to_owned(),
-            to: to?,
-            options,
-            command: command?,
-            keep,
-            conditions,
-            used,
-            place: place.clone(),
-        })
+        content?;
+        Some(Source { name: name.to_owned(), to: to?, options, keep, conditions, used, place: place.clone() })
     }
 
     /// Notes the mistakes of `[defaults]`.
@@ -198,8 +179,8 @@ fn keep(settings: &mut Settings<'_>) -> Option<Policy> {
     policy
 }
 
-/// Reads what is backed up. The outer `None` means that it is missing or wrong.
-fn content(place: &Place, settings: &mut Settings<'_>, options: &mut Options) -> Option<Option<Command>> {
+/// Reads what is backed up. `None` means that it is missing or wrong.
+fn content(place: &Place, settings: &mut Settings<'_>, options: &mut Options) -> Option<()> {
     let nearest = settings.nearest(&["paths", "command"]);
     CONTENT.iter().for_each(|key| settings.accept(key));
     match nearest.as_slice() {
@@ -211,7 +192,7 @@ fn content(place: &Place, settings: &mut Settings<'_>, options: &mut Options) ->
                 }
             }
             options.selection.paths = nonempty(settings, "paths", absolute)?;
-            Some(None)
+            Some(())
         }
         ["command"] => {
             let words = nonempty(settings, "command", |word| Ok::<_, String>(word.to_owned()))?;
@@ -223,8 +204,8 @@ fn content(place: &Place, settings: &mut Settings<'_>, options: &mut Options) ->
             if filename.is_none() && settings.find("filename").is_none() {
                 settings.missing(place, "filename", "the name of the file in the snapshot");
             }
-            options.selection.stdin = Some(filename?.into());
-            Some(Some(Command { words, user }))
+            options.selection.stream = Some(stream(filename?, words, user));
+            Some(())
         }
         [] => {
             settings.missing(
@@ -239,6 +220,13 @@ fn content(place: &Place, settings: &mut Settings<'_>, options: &mut Options) ->
             None
         }
     }
+}
+
+/// The output of a command, which another user may run.
+fn stream(filename: String, words: Vec<String>, user: Option<String>) -> Stream {
+    let before = user.map(|user| ["runuser".into(), "-u".into(), user, "--".into()]);
+    let words = before.into_iter().flatten().chain(words).map(OsString::from).collect();
+    Stream { filename: filename.into(), source: StreamSource::Command(words), allow_empty: false }
 }
 
 /// A list that has something.

@@ -8,6 +8,7 @@ use std::time::Duration;
 use tempfile::TempDir;
 
 use super::*;
+use crate::backup::StreamSource;
 use crate::retention::{Count, Period, Policy, Rule};
 
 /// A folder with these files.
@@ -105,7 +106,7 @@ fn a_whole_file_is_read() {
     assert!(offsite.conditions.ac_power && offsite.conditions.unmetered);
 
     let system = config.source("system").unwrap();
-    assert_eq!((&system.to[..], &system.command), (&["nas".to_owned(), "offsite".to_owned()][..], &None));
+    assert_eq!(system.to, ["nas", "offsite"]);
     let selection = &system.options.selection;
     assert_eq!(selection.source.as_deref(), Some("system"));
     assert_eq!(selection.exclude, ["*.tmp", "/home/*/.cache"]);
@@ -123,9 +124,9 @@ fn a_whole_file_is_read() {
     assert_eq!((&photos.to[..], photos.options.selection.exclude_caches), (&["nas".to_owned()][..], true));
 
     let dump = config.source("shop-db").unwrap();
-    let command = dump.command.as_ref().unwrap();
-    assert_eq!((command.words.len(), command.user.as_deref()), (3, Some("postgres")));
-    assert_eq!(dump.options.selection.stdin.as_deref(), Some("shop.dump".as_ref()));
+    let stream = dump.options.selection.stream.as_ref().unwrap();
+    let words = ["runuser", "-u", "postgres", "--", "pg_dump", "-Fc", "shop"].map(Into::into).to_vec();
+    assert_eq!((stream.filename.to_str(), &stream.source), (Some("shop.dump"), &StreamSource::Command(words)));
     let hook = &config.hooks[0];
     assert_eq!((&hook.on[..], hook.timeout.as_secs(), hook.on_failure), (&[Moment::Before][..], 300, OnFailure::Warn));
     assert_eq!(config.check.unwrap().read, 3 << 29);

@@ -13,6 +13,7 @@
 
 mod devices;
 pub(super) mod event;
+mod input;
 mod list;
 mod listing;
 pub(super) mod outbox;

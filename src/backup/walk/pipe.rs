@@ -1,34 +1,29 @@
-//! The backup of a pipe: standard input as the only file of a snapshot.
+//! The backup of a pipe: standard input, or the output of a command, as the only file of a snapshot.
 //!
 //! It replaces the walk: the same events, and content that is read in the walk's thread. The file is marked as one that
 //! can't be recognized, so the next backup reads all of its own input; content that the repository has is not stored again.
 
-use std::fs::File;
-use std::io::{self, Read};
-use std::os::fd::AsFd;
+use std::io;
+use std::os::unix::ffi::OsStrExt;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use crossbeam_channel::{Sender, bounded};
-use rustix::event::{PollFd, PollFlags, Timespec, poll};
-use rustix::io::Errno;
 
 use super::event::{EnterDirectory, Event, NewFile, NewFiles};
+use super::input::Input;
 use super::outbox::Outbox;
 use super::stop::WalkStop;
 use super::tree::WalkCounts;
 use crate::backup::error::Error;
 use crate::backup::limits::CONTENT_AHEAD;
+use crate::backup::options::Stream;
 use crate::backup::read::content::{FileContent, FileEnd};
 use crate::backup::read::lanes::Lane;
 use crate::backup::read::sink::{ContentSender, ReadStop, Sink};
 use crate::catalog::{DirectoryRow, Parent, Past, SegmentId, SourceRow};
 use crate::format::entry::Content;
 use crate::format::{Digest, Items, Kind, Timestamp};
-use crate::monitor::Monitor;
 use crate::source::{Chunker, Extended, Stat};
-
-/// How often a wait for input checks whether the run is to stop, in nanoseconds.
-const STOP_POLL: i64 = 100_000_000;
 
 /// Sends standard input as a file.
 pub(in crate::backup) struct PipeWalk<'a> {
@@ -38,7 +33,6 @@ pub(in crate::backup) struct PipeWalk<'a> {
     pub(in crate::backup) chunker: &'a Chunker,
     pub(in crate::backup) lane: &'a Lane,
     pub(in crate::backup) started: Timestamp,
-    pub(in crate::backup) monitor: &'a dyn Monitor,
     pub(in crate::backup) stop: &'a AtomicBool,
 }
 
@@ -57,20 +51,18 @@ struct PipeContent {
 }
 
 impl PipeWalk<'_> {
-    /// Sends a directory with one file `name`, whose content is standard input, and returns the counts. If the input fails,
-    /// no snapshot may be made of it: how much is missing is unknown.
-    pub(in crate::backup) fn send(&mut self, name: &[u8]) -> Result<WalkCounts, WalkStop> {
+    /// Sends a directory with one file, and returns the counts. If the input fails, no snapshot may be made of it: how much
+    /// is missing is unknown.
+    pub(in crate::backup) fn send(&mut self, stream: &Stream) -> Result<WalkCounts, WalkStop> {
+        let name = stream.filename.as_bytes();
         let LastBackup { row, segments, file: before } = self.last_backup(name)?;
         self.enter(row)?;
         self.outbox.send(Event::NewSegment { replaces: segments })?;
         let content = self.send_file(name, before.is_some())?;
-        let now = self.send_content(&content)?;
+        let now = self.send_content(&content, stream)?;
         self.outbox.send(Event::EndSegment)?;
         self.outbox.send(Event::Leave { removed: Vec::new() })?;
         self.outbox.flush()?;
-        if now.size == 0 {
-            self.monitor.note("standard input was empty; the snapshot's file is, too");
-        }
         let mut counts = WalkCounts { directories: 1, files: 1, bytes: now.size, ..WalkCounts::default() };
         match before {
             Some(before) if before == now => counts.unmodified = 1,
@@ -117,11 +109,11 @@ impl PipeWalk<'_> {
         Ok(sender)
     }
 
-    /// Reads standard input to its end.
-    fn send_content(&mut self, content: &Sender<Vec<FileContent>>) -> Result<PipeContent, WalkStop> {
+    /// Reads the input to its end.
+    fn send_content(&mut self, content: &Sender<Vec<FileContent>>, stream: &Stream) -> Result<PipeContent, WalkStop> {
         let mut out = ContentSender::new(content);
         let mut sink = Sink::new(&mut out, self.lane, u64::MAX);
-        match read_all(&mut sink, self.chunker, self.stop) {
+        match read_all(&mut sink, self.chunker, stream, self.stop) {
             Ok(()) => {}
             Err(WalkStop::Gone) => return Err(WalkStop::Gone),
             Err(failed) => {
@@ -181,40 +173,18 @@ fn content_of(items: &Items, name: &[u8]) -> Option<PipeContent> {
     (entry.name == name && entry.kind == Kind::File).then_some(PipeContent { size: entry.size, digest })
 }
 
-fn read_all(sink: &mut Sink<'_, '_>, chunker: &Chunker, stop: &AtomicBool) -> Result<(), WalkStop> {
-    let stdin = rustix::stdio::stdin().try_clone_to_owned().map_err(Error::Stdin)?;
-    let mut input = Input { file: File::from(stdin), stop };
+fn read_all(sink: &mut Sink<'_, '_>, chunker: &Chunker, stream: &Stream, stop: &AtomicBool) -> Result<(), WalkStop> {
+    let mut input = Input::open(&stream.source, stop)?;
     let result = chunker.cut_stream(&mut input, &mut |piece| sink.piece(piece));
-    // An interrupt also ends the program that fills the pipe, so the end of the pipe proves nothing then.
-    if stop.load(Ordering::Relaxed) {
-        return Err(Error::Interrupted.into());
-    }
     match result {
-        Ok(_) => Ok(()),
-        Err(ReadStop::Gone) => Err(WalkStop::Gone),
-        Err(ReadStop::Broken(error)) => Err(error.into()),
-        Err(ReadStop::Failed(why)) => Err(Error::Stdin(io::Error::other(why)).into()),
+        Ok(_) => input.finish()?,
+        Err(ReadStop::Gone) => return Err(WalkStop::Gone),
+        Err(ReadStop::Broken(error)) => return Err(error.into()),
+        Err(ReadStop::Failed(_)) if stop.load(Ordering::Relaxed) => return Err(Error::Interrupted.into()),
+        Err(ReadStop::Failed(why)) => return Err(Error::Stdin(io::Error::other(why)).into()),
     }
-}
-
-/// Standard input, until it ends or the run is to stop.
-struct Input<'s> {
-    file: File,
-    stop: &'s AtomicBool,
-}
-
-impl Read for Input<'_> {
-    fn read(&mut self, room: &mut [u8]) -> io::Result<usize> {
-        loop {
-            if self.stop.load(Ordering::Relaxed) {
-                return Err(io::Error::other("interrupted"));
-            }
-            let timeout = Timespec { tv_sec: 0, tv_nsec: STOP_POLL };
-            match poll(&mut [PollFd::from_borrowed_fd(self.file.as_fd(), PollFlags::IN)], Some(&timeout)) {
-                Ok(0) | Err(Errno::INTR) => {}
-                Ok(_) => return self.file.read(room),
-                Err(e) => return Err(e.into()),
-            }
-        }
+    match sink.size() == 0 && !stream.allow_empty {
+        true => Err(Error::EmptyStream.into()),
+        false => Ok(()),
     }
 }

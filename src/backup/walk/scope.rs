@@ -14,7 +14,7 @@ use super::list;
 use super::path_set::PathSet;
 use crate::backup::calls::Calls;
 use crate::backup::error::Error;
-use crate::backup::options::Selection;
+use crate::backup::options::{Selection, Stream};
 use crate::format::entry::is_name;
 use crate::format::source::is_source_name;
 use crate::monitor::Monitor;
@@ -43,8 +43,8 @@ pub(in crate::backup) enum Origin {
         /// The wanted paths below it.
         selection: PathSet,
     },
-    /// Standard input, as a file of this name.
-    Stdin(Vec<u8>),
+    /// Standard input or the output of a command.
+    Stream(Stream),
 }
 
 impl Scope {
@@ -58,20 +58,21 @@ impl Scope {
         if let Some(bad) = given.exclude_if_present.iter().find(|name| !is_name(name.as_bytes())) {
             return Err(Error::Usage(format!("{bad:?} can't be the name of an entry of a directory")));
         }
-        match &given.stdin {
-            Some(name) => Scope::of_stdin(name, given),
+        match &given.stream {
+            Some(stream) => Scope::of_stream(stream, given),
             None => Scope::of_tree(given, mounts, calls, monitor),
         }
     }
 
-    fn of_stdin(name: &OsStr, given: &Selection) -> Result<Self, Error> {
+    fn of_stream(stream: &Stream, given: &Selection) -> Result<Self, Error> {
+        let name = stream.filename.as_os_str();
         if !is_name(name.as_bytes()) {
             return Err(Error::Usage(format!("{name:?} can't be the name of a file in a snapshot")));
         }
         Ok(Scope {
             name: source_name(given, Some(name))?,
             paths: vec![name.into()],
-            origin: Origin::Stdin(name.as_bytes().to_vec()),
+            origin: Origin::Stream(stream.clone()),
             exclude: Patterns::new(Path::new("/"), &[])?,
             missing: 0,
             wanted: Vec::new(),
@@ -140,7 +141,7 @@ impl Scope {
     pub(in crate::backup) fn root_path(&self) -> Option<Vec<u8>> {
         match &self.origin {
             Origin::Tree { root, .. } => Some(root.as_os_str().as_bytes().to_vec()),
-            Origin::Stdin(_) => None,
+            Origin::Stream(_) => None,
         }
     }
 
@@ -148,7 +149,7 @@ impl Scope {
     pub(in crate::backup) fn root(&self) -> &Path {
         match &self.origin {
             Origin::Tree { root, .. } => root,
-            Origin::Stdin(_) => Path::new(""),
+            Origin::Stream(_) => Path::new(""),
         }
     }
 
